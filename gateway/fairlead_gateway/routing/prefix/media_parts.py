@@ -12,6 +12,7 @@ The module is pure.
 """
 
 import re
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import xxhash
@@ -22,6 +23,12 @@ _DATA_URL: Final = b";base64,"
 _MIN_BYTES: Final = 256
 _MAX_PREFIX: Final = 128
 """The longest start of a data URL, and how far from its data the type of a part may stand."""
+MAX_PARTS: Final = 512
+"""Parts that are counted by part; engines take fewer. What is beyond counts as text."""
+_MAX_PLACES: Final = 4_096
+"""Places of one sign that are looked at, of parts or not."""
+_SLICE_BYTES: Final = 1 << 20
+"""A search goes in steps of this size, so that other threads get their turn."""
 _KEY: Final = re.compile(rb'"([a-z_]{1,32})"[ \t\r\n]*:[ \t\r\n]*$')
 _URL_KEYS: Final = frozenset(
     {
@@ -33,12 +40,14 @@ _RAW_KEYS: Final = ((b'"data"', ""), (b'"file_data"', "file"), (b'"image_embeds"
 _VALUE: Final = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*"')
 _MEDIA_TYPE: Final = re.compile(rb'"media_type"[ \t\r\n]*:[ \t\r\n]*"([a-z]{1,16})/')
 _AUDIO_FORMAT: Final = re.compile(rb'"format"[ \t\r\n]*:[ \t\r\n]*"[a-z0-9]{1,8}"')
-_REFERENCE: Final = re.compile(
-    rb'"(image|audio|video|file)_url"[ \t\r\n]*:[ \t\r\n]*(?:\{[^{}]{0,64}?"url"[ \t\r\n]*:[ \t\r\n]*)?"https?:'
-    rb'|"source"[ \t\r\n]*:[ \t\r\n]*\{[^{}]{0,64}?"type"[ \t\r\n]*:[ \t\r\n]*"url"'
-    rb'|"file_id"[ \t\r\n]*:[ \t\r\n]*"'
+_ADDRESS: Final = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*(?:\{[^{}]{0,64}?"url"[ \t\r\n]*:[ \t\r\n]*)?"https?:')
+_SOURCE: Final = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*\{[^{}]{0,64}?"type"[ \t\r\n]*:[ \t\r\n]*"url"')
+_REFERENCES: Final = (
+    *((b'"%b_url"' % kind.encode(), kind, _ADDRESS) for kind in ("image", "audio", "video", "file")),
+    (b'"source"', "image", _SOURCE),
+    (b'"file_id"', "file", _VALUE),
 )
-_REFERENCE_SIGNS: Final = (b'_url"', b'"source"', b'"file_id"')
+"""The keys of parts that are named by an address, with their kind and what follows the key."""
 _KINDS: Final = {b"image": "image", b"audio": "audio", b"video": "video"}
 _CLASS_BYTES: Final = (64 << 10, 512 << 10, 4 << 20)
 """The bounds of the size classes, in bytes of base64."""
@@ -72,14 +81,20 @@ class MediaPart(NamedTuple):
 
 
 def find_media(text: bytes, start: int, end: int) -> list[MediaPart]:
-    """Returns the parts in a text that are not text themselves, in order."""
-    parts = _data_urls(text, start, end)
-    inline = len(parts)
+    """Returns the parts in a text that are not text themselves, in order.
+
+    A caller chooses the text. So the time for it grows with its length alone, and the parts are at
+    most `MAX_PARTS`.
+    """
+    inline = _data_urls(text, start, end)
+    parts = list(inline)
     for key, kind in _RAW_KEYS:
-        _add_raw_data(text, (start, end), (key, kind), parts, inline)
-    if any(text.find(sign, start, end) >= 0 for sign in _REFERENCE_SIGNS):
-        parts += _references(text, start, end, sorted(parts, key=lambda part: part.start))
-    return sorted(parts, key=lambda part: part.start)
+        parts += _raw_data(text, (start, end), (key, kind), inline)
+    parts.sort(key=_start_of)
+    parts += _references(text, start, end, list(parts))
+    parts.sort(key=_start_of)
+    del parts[MAX_PARTS:]
+    return parts
 
 
 def without_media(text: bytes, start: int, end: int, parts: list[MediaPart]) -> bytes:
@@ -106,50 +121,80 @@ def _size_class(size: int) -> int:
     return sum(size >= bound for bound in _CLASS_BYTES)
 
 
+def _start_of(part: MediaPart) -> int:
+    return part.start
+
+
+def _places(text: bytes, sign: bytes, start: int, end: int) -> Iterator[int]:
+    """Yields where a sign stands in a text, in order and without overlaps."""
+    at, overlap = start, len(sign) - 1
+    for _ in range(_MAX_PLACES):
+        found = -1
+        while found < 0 and at < end:
+            found = text.find(sign, at, min(end, at + _SLICE_BYTES + overlap))
+            at = at + _SLICE_BYTES if found < 0 else found + len(sign)
+        if found < 0:
+            return
+        yield found
+
+
+class _Data:
+    """The data of some parts, in order, for questions about places that only grow."""
+
+    def __init__(self, parts: Sequence[MediaPart]) -> None:
+        self._parts = parts
+        self._next = 0
+
+    def holds(self, at: int) -> bool:
+        """Returns whether the data of a part holds a place."""
+        parts = self._parts
+        while self._next < len(parts) and parts[self._next].end <= at:
+            self._next = self._next + 1
+        return self._next < len(parts) and parts[self._next].start <= at
+
+
 def _data_urls(text: bytes, start: int, end: int) -> list[MediaPart]:
     parts: list[MediaPart] = []
-    at = start
-    while (at := text.find(_DATA_URL, at, end)) >= 0:
+    close = start
+    for at in _places(text, _DATA_URL, start, end):
         data = at + len(_DATA_URL)
         opening = text.rfind(b'"', max(start, at - _MAX_PREFIX), at)
-        close = text.find(b'"', data, end)
-        at = data
-        if opening < 0 or close < 0 or not text.startswith(b"data:", opening + 1):
+        if at < close or opening < 0 or not text.startswith(b"data:", opening + 1):
             continue
         key = _KEY.search(text[max(start, opening - _MAX_PREFIX) : opening])
         if key is None or key[1] not in _URL_KEYS:
             continue
+        close = text.find(b'"', data, end)
+        if close < 0:
+            return parts
         kind = _KINDS.get(text[opening + 6 : data].partition(b"/")[0], "file")
         parts.append(MediaPart(kind, _size_class(close - data), data, close))
-        at = close
     return parts
 
 
-def _add_raw_data(
-    text: bytes, bounds: tuple[int, int], sign: tuple[bytes, str], parts: list[MediaPart], inline: int
-) -> None:
-    """Adds the parts with base64 under a key without the form of a URL.
+def _raw_data(
+    text: bytes, bounds: tuple[int, int], sign: tuple[bytes, str], inline: Sequence[MediaPart]
+) -> list[MediaPart]:
+    """Returns the parts with base64 under a key without the form of a URL.
 
-    inline: the parts from the front that are data URLs; nothing is looked for in them.
+    inline: the parts that are data URLs; nothing is looked for in them.
     """
     start, end = bounds
-    at = start
-    while (at := text.find(sign[0], at, end)) >= 0:
-        skipped = next((part.end for part in parts[:inline] if part.start <= at < part.end), 0)
-        value = _VALUE.match(text, at + len(sign[0]), end)
-        key_start = at
-        at = skipped or at + len(sign[0])
-        if skipped or value is None:
+    parts: list[MediaPart] = []
+    urls, close = _Data(inline), start
+    for at in _places(text, sign[0], start, end):
+        value = None if at < close or urls.holds(at) else _VALUE.match(text, at + len(sign[0]), end)
+        if value is None:
             continue
         close = text.find(b'"', value.end(), end)
+        if close < 0:
+            return parts
         if close - value.end() < _MIN_BYTES or text.startswith(b"data:", value.end()):
             continue
-        kind = sign[1] or _kind_near(
-            text[max(start, key_start - _MAX_PREFIX) : key_start], text[close + 1 : close + _MAX_PREFIX]
-        )
+        kind = sign[1] or _kind_near(text[max(start, at - _MAX_PREFIX) : at], text[close + 1 : close + _MAX_PREFIX])
         if kind:
             parts.append(MediaPart(kind, _size_class(close - value.end()), value.end(), close))
-            at = close
+    return parts
 
 
 def _kind_near(before: bytes, after: bytes) -> str:
@@ -163,12 +208,13 @@ def _kind_near(before: bytes, after: bytes) -> str:
     return ""
 
 
-def _references(text: bytes, start: int, end: int, inline: list[MediaPart]) -> list[MediaPart]:
+def _references(text: bytes, start: int, end: int, inline: Sequence[MediaPart]) -> list[MediaPart]:
     """Returns the parts that are named by an address, outside of the data of others."""
     found: list[MediaPart] = []
-    for gap_end, next_start in [*((part.start, part.end) for part in inline), (end, end)]:
-        for match in _REFERENCE.finditer(text, start, gap_end):
-            kind = (match[1] or b"file").decode() if match[0].startswith(b'"file_id"') or match[1] else "image"
-            found.append(MediaPart(kind, _REFERENCE_CLASS, match.end(), match.end()))
-        start = next_start
+    for sign, kind, follows in _REFERENCES:
+        data = _Data(inline)
+        for at in _places(text, sign, start, end):
+            match = None if data.holds(at) else follows.match(text, at + len(sign), end)
+            if match is not None:
+                found.append(MediaPart(kind, _REFERENCE_CLASS, match.end(), match.end()))
     return found

@@ -11,15 +11,15 @@ from fairlead_gateway.worker.request_context import RequestContext, RoutedChoice
 from fairlead_gateway.worker.resilience.retry import ADAPTER_MISSING, FIELD_REFUSED, AttemptFailure
 from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.response import EngineResponse
-from fairlead_gateway.worker.upstream.response_schemas import PLAIN_RESPONSE_DECODER, USAGE_DECODER
+from fairlead_gateway.worker.upstream.response_schemas import PLAIN_RESPONSE_DECODER
 from fairlead_gateway.worker.upstream.sse import GARBAGE, has_failed_finish
 from fairlead_gateway.worker.upstream.usage import (
     InBandError,
     Usage,
+    counts_of_long_answer,
     engine_words,
     error_in,
     parse_in_band_error,
-    parse_usage,
     read_usage,
     scanned_usage,
 )
@@ -149,13 +149,7 @@ def external_refusal(status: int, body: bytes, request_id: str) -> bytes:
 def _parse_usage(body: bytes) -> tuple[Usage | None, bool]:
     """Returns the usage of a plain response, and whether the body looks like a JSON object."""
     if len(body) > _MAX_PARSED_BYTES:
-        at = body.rfind(b'"usage"', len(body) - _TAIL_BYTES)
-        start = body.find(b"{", at) if at >= 0 else -1
-        try:
-            usage = USAGE_DECODER.decode(body[start : body.find(b"}", start) + 1]) if start >= 0 else None
-        except msgspec.DecodeError:
-            usage = None
-        return parse_usage(usage), body.lstrip()[:1] == b"{" and body.rstrip()[-1:] == b"}"
+        return counts_of_long_answer(body), body.lstrip()[:1] == b"{" and body.rstrip()[-1:] == b"}"
     if _SCAN_USAGE is not None:
         found = _SCAN_USAGE(body)
         if found is not None:

@@ -255,6 +255,9 @@ class EngineResponse(ResponseSink):
             is_too_long = self._size > self._limits.response_buffer_bytes  # no error object is that long
             self.on_error(UpstreamError("garbage" if is_too_long else _OUT_OF_MEMORY))
         elif self.is_complete or self._flows or self._is_too_long():
+            if not (self.is_complete or self._flows or self._passed_usage is not None):
+                self._passed_usage = PassedUsage(is_stream=False)
+                self._passed_usage.add(self._buffer, is_last=False)
             self._on_first_chunk(now)
 
     def _is_too_long(self) -> bool:

@@ -21,6 +21,7 @@ Engines, and what stands before them, send errors in these forms:
 Pages of HTML have no words for a client: a proxy wrote them for people.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -57,6 +58,14 @@ _DELTA_TYPES: Final = (b'.delta"', b'"content_block_delta"')
 _FINAL_EVENTS: Final = ("message_delta", "response.completed", "response.incomplete", "response.failed")
 _MAX_LINE_BYTES: Final = 65_536
 _TAIL_BYTES: Final = 4_096
+"""The end of a long line that is kept; no object of token counts is longer."""
+_USAGE_OBJECT: Final = re.compile(
+    rb'"usage"[ \t\r\n]{0,8}:[ \t\r\n]{0,8}(\{[^{}]{0,512}(?:\{[^{}]{0,256}\}[^{}]{0,256}){0,6}\})'
+)
+_FIRST_TYPE: Final = re.compile(rb'data:\s{0,8}\{\s{0,8}"type"\s{0,8}:\s{0,8}"([a-z_.]{1,64})"')
+_LAST_TYPE: Final = re.compile(rb'"type"\s{0,8}:\s{0,8}"([a-z_.]{1,64})"\s{0,8}\}\s{0,8}\Z')
+_TYPE_BYTES: Final = 128
+"""The distance from the start or the end of a long event within which its type is looked for."""
 _DEAD_ENGINE: Final = "EngineCore encountered an issue"
 """The text of a dead vLLM. In streams, releases 0.8 to 0.11 give it the code 400."""
 _MAX_TOKENS: Final = 1 << 31  # more than the largest `n` times the largest `max_tokens`
@@ -126,25 +135,65 @@ def scanned_usage(found: ScannedUsage) -> Usage | None:
     return Usage(_valid_count(prompt_tokens), _valid_count(completion_tokens), _valid_count(cached_tokens))
 
 
-class PassedUsage:
-    """The token counts of an answer that is passed on, read as it passes.
+class _Counts:
+    """Token counts of an answer, or of a part of one."""
 
-    Of a line that is longer than most answers, only the end is searched.
+    __slots__ = ("cached", "output", "prompt")
+
+    def __init__(self) -> None:
+        self.prompt: int | None = None
+        self.output: int | None = None
+        self.cached: int | None = None
+
+    def add_object(self, prompt: int | None, output: int | None, cached: int | None) -> None:
+        """Adds one of the objects with counts in a part; the largest hold.
+
+        The cached tokens are those of the largest prompt, since they make it cheaper.
+        """
+        if prompt is None:
+            self.cached = cached if self.prompt is None else self.cached
+        elif self.prompt is None or prompt > self.prompt:
+            self.prompt, self.cached = prompt, cached
+        elif prompt == self.prompt:
+            self.cached = None if cached is None or self.cached is None else min(cached, self.cached)
+        self.output = _larger(self.output, output)
+
+    def add_part(self, part: "_Counts") -> None:
+        """Adds the counts of a later part; each number is that of the whole answer by then."""
+        self.prompt = _larger(self.prompt, part.prompt)
+        self.output = _larger(self.output, part.output)
+        self.cached = _larger(self.cached, part.cached)
+
+
+def _larger(first: int | None, second: int | None) -> int | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return max(first, second)
+
+
+class PassedUsage:
+    """The token counts of an answer that is too long to be decoded, or is passed on, read as it
+    passes.
+
+    A line that is longer than most answers is not decoded: all counts in it are looked for, and the
+    largest hold.
+
+    Why the largest: engines repeat fields of the request in their answers. So a client can write
+    counts into a long answer, before or behind those of the engine.
 
     is_stream: the answer is an event stream; otherwise it is one JSON object.
     event_count: events with a part of the answer.
     """
 
-    __slots__ = ("_cached", "_is_cut", "_is_final", "_is_stream", "_line", "_output", "_prompt", "event_count")
+    __slots__ = ("_counts", "_found", "_is_final", "_is_stream", "_line", "_line_start", "event_count")
 
     def __init__(self, *, is_stream: bool) -> None:
         self._is_stream = is_stream
         self._line = bytearray()
-        self._is_cut = False
+        self._line_start = b""  # of a long line, whose counts are in `_found`
+        self._found = _Counts()
         self._is_final = not is_stream
-        self._prompt: int | None = None
-        self._output: int | None = None
-        self._cached: int | None = None
+        self._counts = _Counts()
         self.event_count = 0
 
     @property
@@ -153,9 +202,10 @@ class PassedUsage:
 
         The output is unknown until the event that ends the answer: the first one says 0 or 1.
         """
-        if self._prompt is None and self._output is None:
+        counts = self._counts
+        if counts.prompt is None and counts.output is None:
             return None
-        return Usage(self._prompt, self._output if self._is_final else None, self._cached)
+        return Usage(counts.prompt, counts.output if self._is_final else None, counts.cached)
 
     def add(self, chunks: list[bytes], *, is_last: bool) -> None:
         """Reads parts of the answer, as the network has cut them."""
@@ -182,17 +232,21 @@ class PassedUsage:
         line = self._line
         line += part
         if len(line) > _MAX_LINE_BYTES:
-            self._is_cut = True
+            self._line_start = self._line_start or bytes(line[:_TYPE_BYTES])
+            _find_counts(bytes(line), self._found)
             del line[:-_TAIL_BYTES]
 
     def _end_line(self) -> None:
-        line, is_cut = bytes(self._line), self._is_cut
+        line, start, found = bytes(self._line), self._line_start, self._found
         self._line.clear()
-        self._is_cut = False
-        if line.find(_USAGE_KEY) < 0:
+        if start:
+            self._line_start, self._found = b"", _Counts()
+            _find_counts(line, found)
+            # An event before the last one has no counts, except those that the client has sent.
+            if not self._is_stream or _long_event_type(start, line) in _FINAL_EVENTS:
+                self._count(found, is_final=True)
             return
-        if is_cut:
-            self._count(_last_usage(line), is_final=True)  # only the last event holds the whole answer
+        if line.find(_USAGE_KEY) < 0:
             return
         data = line[5:] if self._is_stream and line.startswith(b"data:") else line
         try:
@@ -201,43 +255,54 @@ class PassedUsage:
             return
         for holder in (answer, answer.message, answer.response):
             if holder is not None and holder.usage is not msgspec.UNSET:
-                self._count(bytes(holder.usage), is_final=not self._is_stream or answer.type in _FINAL_EVENTS)
+                _add_counts(bytes(holder.usage), found)
+                self._count(found, is_final=not self._is_stream or answer.type in _FINAL_EVENTS)
+                self._found = found = _Counts()
 
-    def _count(self, raw: bytes, *, is_final: bool) -> None:
-        """Counts a usage. Each number is that of the whole answer by then, so the largest holds."""
-        try:
-            fields = PASSED_USAGE_DECODER.decode(raw)
-        except _DECODE_ERRORS:
-            return
-        prompt = _valid_count(fields.prompt_tokens if fields.input_tokens is None else fields.input_tokens)
-        output = _valid_count(fields.completion_tokens if fields.output_tokens is None else fields.output_tokens)
-        read, created = _valid_count(fields.cache_read_input_tokens), _valid_count(fields.cache_creation_input_tokens)
-        details = fields.input_tokens_details or fields.prompt_tokens_details
-        cached = read if details is None else _valid_count(details.cached_tokens)
-        if prompt is not None:
-            self._prompt = max(self._prompt or 0, prompt + (read or 0) + (created or 0))
-        if cached is not None:
-            self._cached = max(self._cached or 0, cached)
-        if output is not None:
-            self._output = max(self._output or 0, output)
-            self._is_final = self._is_final or is_final
+    def _count(self, found: _Counts, *, is_final: bool) -> None:
+        self._counts.add_part(found)
+        self._is_final = self._is_final or (is_final and found.output is not None)
 
 
-def _last_usage(text: bytes) -> bytes:
-    """Returns the last object under a key `usage` in the end of an answer; empty without one."""
-    from json import JSONDecoder  # most workers never need it
+def counts_of_long_answer(body: bytes) -> Usage | None:
+    """Returns the token counts of a whole plain answer that is too long to be decoded."""
+    passed = PassedUsage(is_stream=False)
+    passed.add([body], is_last=True)
+    return passed.usage
 
-    at = len(text)
-    while (at := text.rfind(_USAGE_KEY, 0, at)) >= 0:
-        value = text[at + len(_USAGE_KEY) :].lstrip(b" \t\r\n:")
-        if value.startswith(b"null"):
-            return b""
-        if value.startswith(b"{"):
-            try:
-                return msgspec.json.encode(JSONDecoder().raw_decode(value.decode("utf-8", "replace"))[0])
-            except ValueError:
-                return b""
-    return b""
+
+def _long_event_type(start: bytes, end: bytes) -> str:
+    """Returns the type of an event of which only start and end are known; empty if it is neither
+    the first nor the last field.
+
+    Why only there: elsewhere stand fields that the client has sent.
+    """
+    match = _FIRST_TYPE.match(start) or _LAST_TYPE.search(end, max(0, len(end) - _TYPE_BYTES))
+    return "" if match is None else match[1].decode()
+
+
+def _find_counts(text: bytes, counts: _Counts) -> None:
+    """Adds all counts in a part of an answer."""
+    at, last = -1, b""
+    while (at := text.find(_USAGE_KEY, at + 1)) >= 0:
+        match = _USAGE_OBJECT.match(text, at)
+        if match is not None and match[1] != last:  # a client may repeat the same one very often
+            last = match[1]
+            _add_counts(last, counts)
+
+
+def _add_counts(raw: bytes, counts: _Counts) -> None:
+    """Adds the counts of one object. The parts of a prompt add up."""
+    try:
+        fields = PASSED_USAGE_DECODER.decode(raw)
+    except _DECODE_ERRORS:
+        return
+    prompt = _valid_count(fields.prompt_tokens if fields.input_tokens is None else fields.input_tokens)
+    output = _valid_count(fields.completion_tokens if fields.output_tokens is None else fields.output_tokens)
+    read, created = _valid_count(fields.cache_read_input_tokens), _valid_count(fields.cache_creation_input_tokens)
+    details = fields.input_tokens_details or fields.prompt_tokens_details
+    cached = read if details is None else _valid_count(details.cached_tokens)
+    counts.add_object(None if prompt is None else prompt + (read or 0) + (created or 0), output, cached)
 
 
 def _valid_count(count: int | None) -> int | None:

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from fairlead_gateway.routing.load.prompt_sizes import PromptSizes
-from fairlead_gateway.routing.prefix.media_parts import NOMINAL_TOKENS, estimated_tokens, find_media, without_media
+from fairlead_gateway.routing.prefix.media_parts import (
+    MAX_PARTS,
+    NOMINAL_TOKENS,
+    estimated_tokens,
+    find_media,
+    without_media,
+)
 from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain
 from fairlead_gateway.routing.request import RouteRequest
 
@@ -86,6 +92,58 @@ def test_a_part_outside_of_the_bounds_is_none() -> None:
     text = json.dumps({"image_url": url()}).encode()
     assert find_media(text, 0, 30) == []
     assert find_media(text, len(text) - 5, len(text)) == []
+
+
+SMALL_PARTS = {
+    "addresses": '{"file_id":""}',
+    "repeated keys": '"file_id":"","file_id":""',
+    "links": '{"image_url":"https:"}',
+    "sources": '{"source":{"type":"url"}}',
+    "empty data": '{"url":"data:x;base64,"}',
+    "raw data": '{"file_data":"' + "A" * 256 + '"}',
+}
+
+
+@pytest.mark.parametrize("part", SMALL_PARTS.values(), ids=SMALL_PARTS.keys())
+def test_a_prompt_of_tiny_parts_does_not_grow_by_their_number(part: str) -> None:
+    text = ("[" + ",".join([part] * 40_000) + "]").encode()
+    found = find_media(text, 0, len(text))
+    assert len(found) == MAX_PARTS
+    assert len(without_media(text, 0, len(text), found)) <= len(text) + MAX_PARTS * 4 * 2_048
+
+
+class CountedText(bytes):
+    """A text that counts the bytes that its searches may have read."""
+
+    read = 0
+
+    def find(self, *arguments: Any) -> int:
+        at = super().find(*arguments)
+        type(self).read += (arguments[2] if at < 0 else at) - arguments[1]
+        return at
+
+
+SIGNS = {
+    "markers in a text": (b";base64,", b""),
+    "data keys beside pictures": (b'"data",', b'{"url":"data:x;base64,"},'),
+    "embeddings beside pictures": (b'"image_embeds",', b'{"url":"data:x;base64,"},'),
+    "open texts": (b'"file_data":"', b""),
+    "addresses": (b'"source":{', b'{"url":"data:x;base64,"},'),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(("sign", "picture"), SIGNS.values(), ids=SIGNS.keys())
+def test_parts_are_found_in_time_that_grows_with_the_text(sign: bytes, picture: bytes) -> None:
+    text = CountedText(b"[" + picture * 20_000 + sign * 200_000 + b"]")
+    CountedText.read = 0
+    assert len(find_media(text, 0, len(text))) == (MAX_PARTS if picture else 0)
+    assert CountedText.read <= 12 * len(text)
+
+
+def test_what_is_beyond_the_last_part_counts_as_text() -> None:
+    text = ("[" + ",".join(['{"file_id":""}'] * (MAX_PARTS + 400)) + "]").encode()
+    assert estimated_tokens(text) == len(text) // 4 + MAX_PARTS * NOMINAL_TOKENS["file"][1]
 
 
 def test_equal_pictures_have_equal_texts_and_others_do_not() -> None:

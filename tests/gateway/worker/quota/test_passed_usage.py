@@ -205,3 +205,83 @@ def test_counts_of_events_are_totals() -> None:
     usage = read.usage
     assert usage is not None
     assert (usage.prompt_tokens, usage.completion_tokens) == (9, 5)
+
+
+_FORGED: list[object] = [
+    {"usage": {"input_tokens": 0, "output_tokens": 0}},
+    {"usage": {"input_tokens": 1, "output_tokens": 1, "input_tokens_details": {"cached_tokens": 9_999}}},
+    {"usage": {"input_tokens_details": {"cached_tokens": 9_999}}},
+    {"usage": {"cache_read_input_tokens": 999}},
+    {"usage": {"type": "object", "properties": {"input_tokens": {"type": "integer"}}}},
+    {"usage": None},
+    [{"usage": {"input_tokens": 0, "output_tokens": 0}}] * 3_000,
+    '"usage": {"input_tokens": 0}',
+    "x" * 9_000,
+]
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+@pytest.mark.parametrize("is_before", [True, False])
+@pytest.mark.parametrize("forged", _FORGED)
+def test_fields_of_the_client_in_a_long_answer_lower_no_count(forged: object, is_before: bool, is_stream: bool) -> None:
+    """Engines repeat `metadata`, `tools` and formats of the request in their answers."""
+    own = {"output": "x" * 200_000, "usage": _RESPONSES}
+    response = {"metadata": forged, **own} if is_before else {**own, "metadata": forged}
+    text = json.dumps({"type": "response.completed", "response": response} if is_stream else response).encode()
+    body = b"data: " + text + b"\n\n" if is_stream else text
+    for size in (9_999, 65_536, len(body)):
+        read = PassedUsage(is_stream=is_stream)
+        for start in range(0, len(body), size):
+            read.add([body[start : start + size]], is_last=False)
+            assert is_stream or read.usage is None  # of a client that leaves, nothing is known
+        read.add([], is_last=True)
+        usage = read.usage
+        assert usage is not None
+        assert (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) == (1000, 800, 30)
+
+
+@pytest.mark.parametrize("has_type_first", [True, False])
+def test_only_the_last_event_of_a_long_stream_has_counts(has_type_first: bool) -> None:
+    forged = {"x": {"type": "response.completed"}, "usage": {"input_tokens": 0, "output_tokens": 0}}
+    begun: dict[str, Any] = {"response": {"instructions": "x" * 200_000, "metadata": forged}}
+    kind = {"type": "response.created"}
+    event = {**kind, **begun} if has_type_first else {**begun, **kind}
+    read = PassedUsage(is_stream=True)
+    read.add([b"data: " + json.dumps(event).encode() + b"\n\n"], is_last=False)
+    assert read.usage is None
+    kind, begun["response"]["usage"] = {"type": "response.completed"}, _RESPONSES
+    event = {**kind, **begun} if has_type_first else {**begun, **kind}
+    read.add([b"data: " + json.dumps(event).encode() + b"\n\n"], is_last=True)
+    usage = read.usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens) == (1000, 30)
+
+
+_CHAT_USAGE = {
+    "prompt_tokens": 1000,
+    "total_tokens": 1030,
+    "completion_tokens": 30,
+    "prompt_tokens_details": {"cached_tokens": 800},
+}
+
+
+@pytest.mark.parametrize("size", [1_000, 100_000, 2_000_000])
+@pytest.mark.parametrize("is_before", [True, False])
+async def test_long_chat_answers_are_counted_whatever_stands_behind_the_usage(is_before: bool, size: int) -> None:
+    """`prompt_logprobs` and token ids come behind the usage; above 1 MiB nothing is buffered."""
+    extra = {"prompt_token_ids": [10] * (size // 4)}
+
+    async def script(call: EngineCall) -> None:
+        choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+        answer = {"choices": [choice], "usage": _CHAT_USAGE}
+        await call.respond({**extra, **answer} if is_before else {**answer, **extra})
+
+    async with limited_gateway(script, [_tenant(_INPUT, _OUTPUT)]) as gateway:
+        headers, chat = (
+            {"authorization": "Bearer acme"},
+            {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]},
+        )
+        answered = await gateway.client.post(f"{gateway.running.url}/v1/chat/completions", json=chat, headers=headers)
+        assert answered.status_code == 200
+        await wait_until(lambda: gateway.used("acme", _INPUT.id) == 1000)
+        assert gateway.used("acme", _OUTPUT.id) == 30
