@@ -32,6 +32,7 @@ from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body
 from fairlead_gateway.worker.openai.field_policy import (
     ACCOUNT_FIELDS,
     MAX_ARGUMENT_BYTES,
+    PART_FIELDS,
     REFUSED_FIELDS,
     SEARCHED_FIELDS,
     TOKEN_PROMPT_FIELDS,
@@ -127,7 +128,7 @@ def _describe_members(parsed: ParsedBody, body: bytes) -> dict[str, bytes]:
             described[name] = _CLIENT_TOOLS if are_client_tools(raw) else _SERVER_TOOLS
         elif name in TOKEN_PROMPT_FIELDS and has_token_ids(raw):
             described[name] = _TOKEN_IDS
-        elif name in SEARCHED_FIELDS or len(described) < _MAX_DESCRIBED_FIELDS:
+        elif name in SEARCHED_FIELDS or name in PART_FIELDS or len(described) < _MAX_DESCRIBED_FIELDS:
             described[name[:_MAX_NAME_CHARACTERS]] = _PRESENT_TEXT
     return described
 

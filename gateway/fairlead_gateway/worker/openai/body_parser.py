@@ -17,7 +17,7 @@ from msgspec.structs import astuple
 
 from fairlead.limits import Limits
 from fairlead_gateway.native import SCAN_CHAT, ChatScan
-from fairlead_gateway.worker.openai.field_policy import has_token_ids
+from fairlead_gateway.worker.openai.field_policy import has_token_ids, special_parts
 from fairlead_gateway.worker.openai.schemas import (
     BODY_DECODERS,
     LISTED_DECODERS,
@@ -32,7 +32,7 @@ from fairlead_gateway.worker.openai.schemas import (
     GenerationFields,
     GenericRequest,
 )
-from fairlead_gateway.worker.openai.validation import check_depth, check_generation, decode_body
+from fairlead_gateway.worker.openai.validation import check_depth, check_generation, check_grammars, decode_body
 
 # Why constants: compiled code reads those of its own module directly, and looks up others.
 _CHAT: Final = ChatRequest
@@ -76,6 +76,7 @@ _SPACE: Final = ord(" ")
 _OPENING: Final = ord("[")
 _MAX_COPIED_BYTES: Final = 4_096
 _SCAN_CHAT: Final = SCAN_CHAT
+_PART_HOLDERS: Final = ("messages", "input")
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -87,7 +88,8 @@ class ParsedBody:
     has_session_id: that name is the field `session_id`, not `user`.
     has_cache_variants: more than the model decides what an engine caches for the prompt.
     cache_variant: digest of the fields in `_CACHE_FIELDS`; empty without one.
-    members: the top-level fields if some are not listed as safe (`schemas`); None otherwise.
+    members: the top-level fields if some are not listed as safe (`schemas`), with those of
+        `special_parts`; None otherwise.
     is_passthrough: the gateway reads neither prompt nor response.
     sequences: answers that an engine computes for the prompt.
     messages_start, messages_end: where the text between the brackets of the messages lies in the
@@ -186,6 +188,17 @@ def parse_body(
     else:
         fields = decode_body(kind, body, limits)
         parsed = parsed_body(fields, body)
+    parts: dict[str, Raw] = {}
+    if kind is _CHAT:
+        parts = special_parts(fields.messages)
+    elif kind is GenericRequest and parsed.members is not None:
+        for name in _PART_HOLDERS:
+            if name in parsed.members:
+                parts |= special_parts(parsed.members[name])
+    if parts:
+        parsed.members = (_DECODE_MEMBERS(body) if parsed.members is None else parsed.members) | parts
+    if parsed.members is not None:
+        check_grammars(parsed.members, limits)
     parsed.set_cache_variant(_cache_variant(parsed, fields))
     return parsed
 
@@ -324,6 +337,8 @@ def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
     if limits.json_depth < _PLAIN_MESSAGES_DEPTH:
         return None
     check_depth(rest, limits)
+    if members is not None:
+        check_grammars(members, limits)
     parsed = _parsed_chat(fields, members, limits)
     parsed.messages_start, parsed.messages_end = start + 1, end - 1
     if members is not None or _has_listed_variant(fields):

@@ -17,6 +17,8 @@
   `engine.allowedFields` names `input_ids` or `stop_token_ids`.
 - Of an API that others run, `ACCOUNT_FIELDS` and tools that its servers run are refused as well:
   they choose a dearer model or tier, or use what belongs to the whole account.
+- Parts of messages may hold tensors, or name a picture that the engine has cached (`PART_FIELDS`).
+  `special_parts` finds them; they are judged like fields, by the name `content[].NAME`.
 - Other fields pass. With `engine.unknownFields: Refuse`, only those pass that the engine or the
   OpenAI API has (`engine_fields`).
 
@@ -28,6 +30,7 @@ lists as safe; for them nothing is done here.
 Source: docs/decisions/0022.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache, partial
 from typing import Final
@@ -38,7 +41,12 @@ from fairlead.fleet.model import EXTERNAL_API, Model, RequestPolicy, UnknownFiel
 from fairlead_gateway.errors import FieldRefused, UnknownPath
 from fairlead_gateway.worker.openai.engine_fields import FIELDS
 from fairlead_gateway.worker.openai.json_edit import rewrite_members
-from fairlead_gateway.worker.openai.schemas import MEMBERS_DECODER, TOOL_KINDS_DECODER
+from fairlead_gateway.worker.openai.schemas import (
+    MEMBERS_DECODER,
+    PARTS_DECODER,
+    TOOL_KINDS_DECODER,
+    SpecialPart,
+)
 from fairlead_gateway.worker.openai.validation import check_priority
 
 Members = Mapping[str, msgspec.Raw]
@@ -48,6 +56,7 @@ REMOVED_FIELDS: Final = frozenset(
         *("kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode"),
         *("bootstrap_host", "bootstrap_port", "bootstrap_room", "bootstrap_pair_key"),
         *("data_parallel_rank", "routed_dp_rank", "disagg_prefill_dp_rank"),
+        *("disaggregated_params", "id_slot"),
         *("request_id", "rid"),
     }
 )
@@ -57,16 +66,34 @@ REFUSED_FIELDS: Final[Mapping[str, str]] = {
     "custom_logit_processor": "runs code of the client in the engine",
     "logits_processors": "runs code of the client in the engine",
     "lora_path": "chooses an adapter by its path",
+    "lora_request": "chooses an adapter by its path",
+    "lora": "chooses adapters by their numbers in the engine",
+    "n_predict": "replaces max_tokens in the engine, and is not counted in limits",
+    "n_cmpl": "replaces n in the engine, and is not counted in limits",
     "prompt_embeds": "is a tensor that the engine loads",
     "mm_payload": "holds tensors that the engine loads",
     "session_params": "continues the state of another request",
     "stop_regex": "is an expression that the engine's scheduler searches after every token",
     "input_ids": "is a prompt of token ids, which the engine does not check",
+    "prompt_token_ids": "replaces the prompt by token ids",
     "embed_overrides": "are tensors that the engine loads",
     "query_embed_overrides": "are tensors that the engine loads",
     "item_embed_overrides": "are tensors that the engine loads",
 }
 """The effect of each field, for the error."""
+
+PART_PREFIX: Final = "content[]."
+PART_FIELDS: Final[Mapping[str, str]] = {
+    f"{PART_PREFIX}uuid": "names a picture in the engine's cache, which all callers share",
+    **dict.fromkeys(
+        [f"{PART_PREFIX}{kind}_embeds" for kind in ("image", "audio", "video")], "is a tensor that the engine loads"
+    ),
+    PART_PREFIX: "cannot be read, and may be a tensor or name a picture in the engine's cache",
+}
+"""The effect of each field of a part of a message, for the error. The last one is any of them."""
+_PART_SIGNS: Final = (b'"uuid"', b'_embeds"')
+_ESCAPED_LETTER: Final = re.compile(rb"\\u00(?:5[fF]|[67])")
+"""A letter or `_` of a name that is written as an escape."""
 
 ACCOUNT_FIELDS: Final[Mapping[str, tuple[str, tuple[bytes, ...]]]] = {
     **dict.fromkeys(("models", "fallbacks", "provider", "route", "preset"), ("chooses another model or provider", ())),
@@ -115,6 +142,7 @@ SEARCHED_FIELDS: Final = REMOVED_FIELDS | {_OVERLAY_FIELD}
 """The fields that make a body be searched and edited."""
 
 _NULL: Final = b"null"
+_PRESENT: Final = msgspec.Raw(b"true")
 _NO_STOP_TOKENS: Final = (_NULL, b"[]")
 _NO_MINIMUM: Final = (_NULL, b"0")
 _MAX_SHOWN_CHARACTERS: Final = 64
@@ -171,6 +199,10 @@ def _apply(body: bytes, members: Members | None, path: str, policy: RequestPolic
             raise _not_allowed(name, REFUSED_FIELDS[name])
         elif name == "priority":
             check_priority(members[name])
+    for name in PART_FIELDS.keys() & members.keys():
+        setting = name.removeprefix(PART_PREFIX) or "uuid"
+        if setting not in policy.allowed_fields:
+            raise _not_allowed(name.rstrip("."), PART_FIELDS[name], setting)
     _check_token_ids(members, policy)
     if is_external:
         _check_account(members, policy.allowed_fields)
@@ -180,6 +212,38 @@ def _apply(body: bytes, members: Members | None, path: str, policy: RequestPolic
     if removed or _OVERLAY_FIELD in members:
         return remove_fields(body, REMOVED_FIELDS | removed)
     return body
+
+
+def special_parts(raw: msgspec.Raw) -> dict[str, msgspec.Raw]:
+    """Returns the fields in `PART_FIELDS` that the parts of some messages have.
+
+    raw: messages or items, as JSON text.
+    """
+    text = bytes(raw)
+    has_sign = any(text.find(sign) >= 0 for sign in _PART_SIGNS) or (
+        text.find(b"\\u00") >= 0 and _ESCAPED_LETTER.search(text) is not None
+    )
+    if not has_sign or text[:1] != b"[":
+        return {}
+    try:
+        items = PARTS_DECODER.decode(text)
+    except _DECODE_ERRORS:
+        return {PART_PREFIX: _PRESENT}
+    messages = [message for item in items for message in (item if isinstance(item, list) else (item,))]
+    parts = [
+        part for message in messages if not isinstance(message, str) and message.content for part in message.content
+    ]
+    return {
+        name: _PRESENT
+        for name in PART_FIELDS
+        if name != PART_PREFIX
+        and any(not isinstance(part, str) and _is_set(part, name.removeprefix(PART_PREFIX)) for part in parts)
+    }
+
+
+def _is_set(part: SpecialPart, name: str) -> bool:
+    value = getattr(part, name)
+    return value is not msgspec.UNSET and bytes(value) != _NULL
 
 
 def check_external_path(path: str, policy: RequestPolicy) -> None:
@@ -252,7 +316,7 @@ def _check_known(members: Members, path: str, engines: Iterable[str], allowed: f
             return
         known |= fields
     for name in members:
-        if name not in known and name not in allowed:
+        if name not in known and name not in allowed and name not in PART_FIELDS:
             raise _not_allowed(name if _is_shown(name) else None, "is not a field of this engine's API")
 
 

@@ -76,6 +76,21 @@ class Message(Struct):
     tool_calls: list[ToolCall] | None = None
 
 
+class SpecialPart(Struct, gc=False):
+    """The fields of a part of a message that `field_policy` judges."""
+
+    uuid: Raw | UnsetType = UNSET
+    image_embeds: Raw | UnsetType = UNSET
+    audio_embeds: Raw | UnsetType = UNSET
+    video_embeds: Raw | UnsetType = UNSET
+
+
+class PartMessage(Struct, gc=False):
+    """A message, or an item of `/v1/responses`, of which only such fields are read."""
+
+    content: str | list[str | SpecialPart] | None = None
+
+
 class PlainPart(Struct, forbid_unknown_fields=True, gc=False):
     """A part of a message's content that is only text."""
 
@@ -266,6 +281,7 @@ LISTED_DECODERS: dict[type[CommonFields], msgspec.json.Decoder[Any]] = {
 }
 MEMBERS_DECODER = msgspec.json.Decoder(dict[str, Raw])
 CONVERSATIONS_DECODER = msgspec.json.Decoder(list[Raw])
+PARTS_DECODER = msgspec.json.Decoder(list[PartMessage | list[PartMessage] | str])
 MESSAGES_DECODER = msgspec.json.Decoder(list[Message])
 PLAIN_MESSAGES_DECODER = msgspec.json.Decoder(list[PlainMessage])
 STREAM_OPTIONS_DECODER = msgspec.json.Decoder(StreamOptions | None)

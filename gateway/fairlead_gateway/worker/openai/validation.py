@@ -17,6 +17,7 @@ avoids that for most chats.
 
 import math
 import re
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -65,6 +66,12 @@ _TRUTH_VALUES = {
     **dict.fromkeys((b"false", b"f", b"no", b"n", b"off", b"0", b"0.0"), False),
 }
 """The texts that pydantic reads as truth values, with which vLLM and SGLang check requests."""
+_GRAMMARS = (
+    *("response_format", "structured_outputs", "text", "output_config"),  # the third one of /v1/responses
+    *("regex", "ebnf", "grammar", "json_schema"),
+    *("guided_json", "guided_regex", "guided_grammar", "guided_choice"),
+)
+"""The fields of all engines and paths that hold a grammar, a schema or an expression."""
 _MAX_INT32 = (1 << 31) - 1
 _MAX_INT64 = (1 << 63) - 1
 _DEPTH_CHANGES = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
@@ -306,6 +313,19 @@ def check_generation(fields: GenerationFields, limits: Limits) -> None:
     _decode_bounded(LOGIT_BIAS_DECODER, fields.logit_bias, "logit_bias", limits.schema_bytes, limits)
     for name in ("response_format", "structured_outputs"):
         _decode_bounded(None, getattr(fields, name), name, limits.schema_bytes, limits)
+
+
+def check_grammars(members: Mapping[str, Raw], limits: Limits) -> None:
+    """Raises BadRequest if a grammar is too long, under whatever name: engines compile it.
+
+    members: the top-level fields of a body.
+    """
+    for name in _GRAMMARS:
+        raw = members.get(name)
+        if raw is not None and (name != "text" or bytes(memoryview(raw)[:1]) == b"{"):
+            _decode_bounded(None, raw, name, limits.schema_bytes, limits)
+    if "tools" in members:
+        _decode_bounded(None, members["tools"], "tools", limits.tools_bytes, limits)
 
 
 def _check_stop(field: str, raw: Raw | UnsetType, limits: Limits) -> None:

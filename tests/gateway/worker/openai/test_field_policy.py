@@ -110,6 +110,7 @@ def test_byte_for_byte(body: str, left: str) -> None:
         *("kv_transfer_params", "ec_transfer_params", "kv\\u005ftransfer_params", "kv_cache_report_mode"),
         *("request_id", "rid", "r\\u0069d", "bootstrap_host", "bootstrap_port", "bootstrap_room"),
         *("bootstrap\\u005froom", "routed_dp_rank", "data_parallel_rank", "disagg_prefill_dp_rank"),
+        *("disaggregated_params", "id_slot"),
     ],
 )
 async def test_no_route_lets_them_through(path: str, name: str) -> None:
@@ -246,6 +247,78 @@ def test_an_argument_that_the_model_allows_passes(allowed: str) -> None:
     assert apply(body, allowed_fields=frozenset({allowed})) == body
 
 
+PICTURE = {"type": "image_url", "image_url": None, "uuid": "photo-1"}
+PARTS: list[tuple[dict[str, Any], str]] = [
+    (PICTURE, "uuid"),
+    ({"uuid": "photo-1"}, "uuid"),
+    ({"type": "text", "text": "x", "image_embeds": "AAAA"}, "image_embeds"),
+    ({"type": "image_embeds", "image_embeds": {"image_grid_thw": "AAAA"}}, "image_embeds"),
+    ({"type": "audio_embeds", "audio_embeds": "AAAA"}, "audio_embeds"),
+]
+PART_PATHS = ["/v1/chat/completions", "/tokenize", "/v1/pooling", "/v1/messages", "/v1/responses"]
+
+
+def _with_part(path: str, part: object, filler: int = 0) -> dict[str, Any]:
+    message = {"role": "user", "content": [{"type": "text", "text": "x" * filler}, "y", part]}
+    held: list[Any] = [{"role": "user", "content": "hi"}, message]
+    return {"model": "tiny", "input" if path == "/v1/responses" else "messages": held}
+
+
+def _escaped(name: str) -> str:
+    return f"\\u{ord(name[0]):04x}{name[1:-3]}\\u{ord(name[-3]):04X}{name[-2:]}"
+
+
+@pytest.mark.parametrize("path", [*PART_PATHS, "/v1/chat/completions/batch"])
+async def test_parts_with_tensors_or_names_of_cached_pictures_are_refused(path: str) -> None:
+    async with scripted_engine() as engine:
+        async with running_gateway(fleet_of([engine.url])) as running:
+            for part, name in PARTS:
+                for filler in (0, 300_000):  # a large body is checked in a process
+                    body = _with_part(path, part, filler)
+                    if path.endswith("batch"):
+                        body["messages"] = [body["messages"]]
+                    text = json.dumps(body)
+                    for sent in (text, text.replace(f'"{name}"', f'"{_escaped(name)}"')):
+                        answer = await request(running.url, sent.encode(), path=path)
+                        error = answer.error
+                        assert (answer.status, error["param"]) == (400, f"content[].{name}")
+                        assert f"engine.allowedFields: [{name}]" in error["message"]
+            assert engine.calls == []
+        async with running_gateway(fleet_with(engine.url, allowed_fields=frozenset({"uuid"}))) as running:
+            body = json.dumps(_with_part(path, PICTURE)).encode()
+            assert (await request(running.url, body, path=path)).status == 200
+            assert engine.calls[0].body == body
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "text", "text": '"uuid": 1, "image_embeds": 2'},
+        {"type": "text", "text": "uuid"},
+        {"type": "image_url", "image_url": {"url": "data:x"}, "uuid": None},
+        {"type": "tool_use", "name": "f", "input": {"uuid": "a", "image_embeds": "b"}},
+    ],
+)
+@pytest.mark.parametrize("path", PART_PATHS)
+async def test_parts_without_such_fields_pass_unchanged(path: str, part: object) -> None:
+    schema = {"type": "object", "properties": {"uuid": {}, "image_embeds": {}}}
+    body = {**_with_part(path, part), "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}]}
+    text = json.dumps(body).replace("hi", "\\u0068i").encode()
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        assert (await request(running.url, text, path=path)).status == 200
+        assert engine.calls[0].body == text
+
+
+async def test_parts_that_the_gateway_cannot_read_do_not_hide_others() -> None:
+    odd = {"role": "user", "content": {"a": 1}}
+    body = {"model": "tiny", "messages": [odd, {"role": "user", "content": [PICTURE]}]}
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        for path in ("/tokenize", "/v1/pooling"):
+            answer = await request(running.url, body, path=path)
+            assert (answer.status, answer.error["param"]) == (400, "content[]")
+        assert engine.calls == []
+
+
 def test_an_argument_that_no_parser_agrees_on_is_refused() -> None:
     for text in ('{"a":1e999}', '{"a":"\\ud800"}'):
         members = {"chat_template_kwargs": msgspec.Raw(text.encode())}
@@ -358,6 +431,8 @@ def test_fields_that_are_listed_as_safe_are_public_and_need_no_check() -> None:
 def test_every_internal_field_is_one_of_an_engine() -> None:
     known = {name for paths in FIELDS.values() for names in paths.values() for name in names.split()}
     others = {"kv_cache_report_mode", "bootstrap_pair_key", "logits_processors"}
+    others |= {"disaggregated_params", "lora_request", "prompt_token_ids"}  # of TensorRT-LLM
+    others |= {"id_slot", "lora", "n_predict", "n_cmpl"}  # of llama.cpp
     assert (REMOVED_FIELDS | REFUSED_FIELDS.keys()) - known == others
 
 

@@ -145,6 +145,11 @@ async def test_a_bad_body_gets_a_4xx_that_names_the_field(name: str) -> None:
         assert (await request(running.url, GOOD)).status == 200
 
 
+HI = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]}]
+LONG = "(a|b)" * 60_000
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
@@ -168,6 +173,15 @@ async def test_a_bad_body_gets_a_4xx_that_names_the_field(name: str) -> None:
         ("/v1/messages", {"model": "tiny", "messages": [], "stop_sequences": ["a"] * 65}, "stop_sequences"),
         ("/v1/messages", {"model": "tiny", "messages": [], "stop_sequences": ["a" * 65_536]}, "stop_sequences"),
         ("/v1/chat/completions/batch", {"model": "tiny", "messages": [[]] * 2_049}, "messages"),
+        ("/v1/chat/completions", {**HI, "regex": LONG}, "regex"),
+        ("/v1/chat/completions", {**HI, "ebnf": LONG, "top_k": 5}, "ebnf"),
+        ("/v1/chat/completions", {**HI, "messages": PARTS, "guided_regex": LONG}, "guided_regex"),
+        ("/v1/completions", {"model": "tiny", "prompt": "x", "json_schema": LONG}, "json_schema"),
+        ("/v1/completions", {"model": "tiny", "prompt": "x", "grammar": LONG}, "grammar"),
+        ("/v1/responses", {"model": "tiny", "input": "x", "text": {"format": {"schema": LONG}}}, "text"),
+        ("/v1/responses", {"model": "tiny", "input": "x", "structured_outputs": {"regex": LONG}}, "structured_outputs"),
+        ("/v1/messages", {**HI, "output_config": {"format": {"schema": LONG}}}, "output_config"),
+        ("/v1/messages", {**HI, "tools": [{"name": "f", "input_schema": {"a": LONG * 16}}]}, "tools"),
         ("/v1/embeddings", {"model": "tiny"}, "input"),
         ("/v1/embeddings", {"model": "tiny", "input": 7}, "input"),
         ("/v1/embeddings", {"model": "tiny", "input": [[1]] * 3_000}, "input"),
