@@ -41,7 +41,7 @@ MODEL = {
 }
 
 
-GUARDS = ("charted-fairlead-operator", "charted-fairlead-operator-objects")
+GUARDS = tuple(f"charted-fairlead-operator{end}" for end in ("", "-objects", "-accounts"))
 
 
 def api_of(server: ApiServer) -> KubeApi:

@@ -45,9 +45,9 @@ async def guarded(server: ApiServer, program: Path, folder: Path) -> AsyncIterat
     found = render_chart(program, f"--namespace={PLACE}", "--set=operator.serviceAccounts={cloud}")
     async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as admin:
         await apply_rights(admin, found, PLACE)
-        names = ("-operator", "-operator-objects")
+        names = ("-operator", "-operator-objects", "-operator-accounts")
         policy = [one for one in found if one["kind"] in POLICY and one["metadata"]["name"].endswith(names)]
-        assert len(policy) == 4
+        assert len(policy) == 6
         await asyncio.to_thread(kubectl, server, "apply", "-f", "-", text=yaml.safe_dump_all(policy))
         config = folder / "kubeconfig"
         config.write_text(await kubeconfig_for_account(server, PLACE, "fairlead-operator"))
@@ -207,6 +207,29 @@ async def test_guard_keeps_the_operator_from_the_pods_and_accounts_of_others(
         assert select in await apply(operator, child("NetworkPolicy", "p", {"podSelector": {}}))
         for spec in ({"externalIPs": ["192.0.2.1"]}, {"type": "NodePort"}):
             assert "only Services within the cluster" in await apply(operator, child("Service", "s", spec))
+
+
+async def test_a_deployment_with_the_name_of_an_account_does_not_get_it(
+    api_server: ApiServer, program: Path, tmp_path: Path
+) -> None:
+    """An attacker chooses the name of a workload, and so that of its account."""
+    async with guarded(api_server, program, tmp_path) as (admin, operator):
+        foreign = "that belongs to others"
+        for name, labels in (("cluster-admin", {}), ("builder", {"app.kubernetes.io/managed-by": "Helm"})):
+            account = {"apiVersion": "v1", "kind": "ServiceAccount"}
+            await admin.apply(account | {"metadata": {"name": name, "namespace": PLACE, "labels": labels}}, "test")
+
+        async def is_guarded() -> bool:
+            return foreign in await apply(operator, child("Deployment", "cluster-admin"))
+
+        await wait_until(is_guarded)
+        assert foreign in await apply(operator, child("Deployment", "builder"))
+        assert "may change only objects of models" in await apply(operator, child("ServiceAccount", "builder"))
+        assert await apply(operator, child("ServiceAccount", "m-own")) == ""
+        assert await apply(operator, child("Deployment", "m-own")) == ""
+        assert await apply(operator, _with_account("cloud")) == ""
+        system = child("Deployment", "m-main", namespace="kube-system")
+        assert "namespaces of the cluster itself" in await apply(operator, system)
 
 
 def _with_account(name: str) -> Manifest:

@@ -189,7 +189,7 @@ def parse_body(
         fields = decode_body(kind, body, limits)
         parsed = parsed_body(fields, body)
     parts: dict[str, Raw] = {}
-    if kind is _CHAT:
+    if isinstance(fields, ChatRequest):
         parts = special_parts(fields.messages)
     elif kind is GenericRequest and parsed.members is not None:
         for name in _PART_HOLDERS:

@@ -285,9 +285,9 @@ async def test_parts_with_tensors_or_names_of_cached_pictures_are_refused(path: 
                         assert f"engine.allowedFields: [{name}]" in error["message"]
             assert engine.calls == []
         async with running_gateway(fleet_with(engine.url, allowed_fields=frozenset({"uuid"}))) as running:
-            body = json.dumps(_with_part(path, PICTURE)).encode()
-            assert (await request(running.url, body, path=path)).status == 200
-            assert engine.calls[0].body == body
+            allowed = json.dumps(_with_part(path, PICTURE)).encode()
+            assert (await request(running.url, allowed, path=path)).status == 200
+            assert engine.calls[0].body == allowed
 
 
 @pytest.mark.parametrize(
