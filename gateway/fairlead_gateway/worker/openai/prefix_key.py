@@ -14,7 +14,6 @@ import xxhash
 
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.routing import RouteRequest
-from fairlead_gateway.routing.load.prompt_sizes import PromptSizes
 from fairlead_gateway.routing.prefix.media_parts import MediaPart, find_media, without_media
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, ChainStarts, hash_blocks
 from fairlead_gateway.worker.openai.body_parser import reads_no_cache
@@ -60,12 +59,12 @@ def build_route_request(
     request_id: str,
     chain_starts: ChainStarts,
     scope: CacheScope | None = None,
-    sizes: PromptSizes | None = None,
 ) -> RouteRequest:
     """Returns what routing needs: the prefix hashes, the size and the session of a request.
 
+    Parts that are not text have their nominal tokens.
+
     scope: of the request's tenant; None if it shares caches with all others.
-    sizes: of parts that are not text, as learned.
     """
     text, start, end = request.client_body, request.messages_start, request.messages_end
     if end == 0:
@@ -101,19 +100,9 @@ def build_route_request(
     route_request = RouteRequest(request_id, chain, tokens, max_tokens, session, pinned_session)
     route_request.sequences = request.sequences
     if media:
-        _set_media(route_request, request.model_key, media, sizes)
+        route_request.media = tuple(media)
+        route_request.media_tokens = float(sum([part.nominal_tokens for part in media]))
     return route_request
-
-
-def _set_media(route_request: RouteRequest, model_key: str, media: list[MediaPart], sizes: PromptSizes | None) -> None:
-    """Sets the parts that are not text, with the tokens that they have at the model."""
-    nominal = float(sum(part.nominal_tokens for part in media))
-    tokens = nominal
-    if sizes is not None:
-        tokens = sum(sizes.media_tokens(model_key, part.kind, part.size_class, part.nominal_tokens) for part in media)
-    route_request.media = tuple(media)
-    route_request.media_tokens = tokens
-    route_request.prompt_tokens += tokens - nominal
 
 
 def session_hash(session: str, key: str, secret: bytes, salt: str = "") -> int:

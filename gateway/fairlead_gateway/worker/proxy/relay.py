@@ -312,7 +312,9 @@ def _shown_headers(context: RequestContext, engine_response: EngineResponse) -> 
 def _body_rewriter(context: RequestContext, engine_response: EngineResponse) -> BodyRewriter | None:
     """Returns the rewriter of a response's body; None if it goes to the client as it is."""
     rewriter = _served_name_rewriter(context, engine_response)
-    return rewriter if context.policy.shows_placement else CachedTokensFilter(rewriter)
+    if context.policy.shows_cached(context.request.entry.rules, context.http_request.head.path):
+        return rewriter
+    return CachedTokensFilter(rewriter) if _has_text(engine_response) else rewriter
 
 
 def _served_name_rewriter(context: RequestContext, engine_response: EngineResponse) -> ServedNameRewriter | None:
@@ -328,11 +330,15 @@ def _served_name_rewriter(context: RequestContext, engine_response: EngineRespon
         name = None if context.request.fields.model == sent else sent
     elif name is None and route is not None:
         name = context.request.model.name
-    if name is None or not (
-        engine_response.is_stream or _JSON_OR_EVENTS.search(engine_response.headers.get(b"content-type", b""))
-    ):
+    if name is None or not _has_text(engine_response):
         return None
     return ServedNameRewriter(name, context.request.fields.model if route is None else route.name)
+
+
+def _has_text(engine_response: EngineResponse) -> bool:
+    """Whether a response is JSON or an event stream."""
+    content_type = engine_response.headers.get(b"content-type", b"")
+    return engine_response.is_stream or _JSON_OR_EVENTS.search(content_type) is not None
 
 
 def _can_resume(attempt: Attempt) -> bool:

@@ -64,7 +64,8 @@ class StreamResume:
                 await attempt.acquire_adapter()
             attempt.attach_engine_message(body)
             splice = partial(splice_events, sent=sent)
-            rewrite = splice if context.policy.shows_placement else partial(hide_in_events, splice)
+            shows_cached = context.policy.shows_cached(context.request.entry.rules, context.http_request.head.path)
+            rewrite = splice if shows_cached else partial(hide_in_events, splice)
             engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
             if error is None and is_usage_refused(context, engine_response):
                 self._without_usage(attempt, sent)

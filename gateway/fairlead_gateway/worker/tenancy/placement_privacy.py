@@ -13,10 +13,12 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 _COUNT: Final = re.compile(
-    rb'("(?:prompt_cached_tokens|num_cached_tokens|cached_tokens|cache_read_input_tokens|cache_creation_input_tokens)"'
+    rb'("(?:prompt_cached_tokens|num_cached_tokens|cached_tokens|cache_read_input_tokens|cache_creation_input_tokens'
+    rb'|prompt_cache_hit_tokens|prompt_cache_miss_tokens|tokens_cached|cache_n|prompt_n)"'
     rb"[ \t]{0,4}:[ \t]{0,4})[0-9]{1,20}"
 )
-_DETAILS: Final = re.compile(rb'("cached_tokens_details"[ \t]{0,4}:[ \t]{0,4})\{[^{}]{0,256}\}')
+"""The last three are llama.cpp's: of `timings`, what was cached and what was computed."""
+_DETAILS: Final = re.compile(rb'("(?:cached_tokens_details|prompt_progress)"[ \t]{0,4}:[ \t]{0,4})\{[^{}]{0,256}\}')
 _LONGEST: Final = 320
 """No field that is replaced is longer, in bytes."""
 _HIDDEN: Final = rb"\1null"
@@ -35,7 +37,7 @@ class BodyRewriter(Protocol):
 
 def hide_cached_tokens(data: bytes) -> bytes:
     """Returns a body or an event without numbers of cached tokens."""
-    if b"cache" not in data:
+    if data.find(b"cache") < 0 and data.find(b'"prompt_n"') < 0:
         return data
     return _DETAILS.sub(_HIDDEN, _COUNT.sub(_HIDDEN, data))
 
@@ -64,13 +66,13 @@ class CachedTokensFilter:
     def rewrite_chunks(self, chunks: list[bytes], last: bool) -> list[bytes]:
         """Returns chunks, as the network cut them, without them.
 
-        What may be the start of a field waits for the next chunk.
+        What may be the start of a field waits for the next chunk. A line that is complete does not.
 
         last: no chunk follows.
         """
         chunks = chunks if self._before is None else self._before.rewrite_chunks(chunks, last)
         data = self._pending + b"".join(chunks)
-        end = len(data) if last else _complete_end(data)
+        end = len(data) if last or data.endswith(b"\n") else _complete_end(data)
         self._pending = data[end:]
         complete = hide_cached_tokens(data[:end])
         return [complete] if complete else []

@@ -10,7 +10,7 @@ from fairlead.fleet.model import RequestPolicy
 from fairlead.tenants.model import CacheSharing, Tenant, Tier
 from fairlead_gateway.admission.caller_bounds import CallerClass
 from fairlead_gateway.admission.request_queue import TIER_WEIGHTS
-from fairlead_gateway.caller_key import Caller
+from fairlead_gateway.caller_key import ANONYMOUS, Caller, CallerKey, caller_key
 from fairlead_gateway.errors import ExternalRefused
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.routing import RouteRequest
@@ -42,7 +42,8 @@ class TenantPolicy:
     caller_class: tier and weight for the bounds of queues.
     scope: the requests that share cached blocks with it; None: all of the cluster.
     is_sheddable: its requests are refused early if they cannot be served in time.
-    shows_placement: responses name the instance, the reason, times and cached tokens.
+    shows_placement: responses name the instance, the reason, times and cached tokens, unless these
+        are of others as well (`shows_cached`).
     may_wake: its requests start a model that has no instance.
     has_limits: what it uses is limited.
     refuses_external: its requests do not leave the cluster.
@@ -52,6 +53,9 @@ class TenantPolicy:
         "_members",
         "_path",
         "_rules",
+        "_shown_path",
+        "_shown_rules",
+        "_shows_cached",
         "caller_class",
         "has_limits",
         "is_sheddable",
@@ -78,6 +82,21 @@ class TenantPolicy:
         self._rules: RequestPolicy | None = None
         self._path = ""
         self._members = b""
+        self._shown_rules: RequestPolicy | None = None
+        self._shown_path = ""
+        self._shows_cached = False
+
+    def shows_cached(self, rules: RequestPolicy, path: str) -> bool:
+        """Returns whether responses have their counts of cached tokens.
+
+        They do not if the engine takes no salt on the path: they would show the prompts of others.
+        """
+        if self.scope is None or not self.shows_placement:
+            return self.shows_placement
+        if rules is not self._shown_rules or path != self._shown_path:
+            self._shows_cached = takes_cache_salt(rules, path)
+            self._shown_rules, self._shown_path = rules, path
+        return self._shows_cached
 
     def members(self, rules: RequestPolicy, path: str) -> bytes:
         """Returns the salt and the priority of the tenant, as members of a body; empty if engines
@@ -125,12 +144,13 @@ class TenantPolicies:
         """
         head = http_request.head
         if http_request.caller is None:
-            return build_route_request(request, head, request_id, self._chain_starts, None, self._sizes)
+            return self._routed(ANONYMOUS, request, build_route_request(request, head, request_id, self._chain_starts))
         policy = self.of(http_request.caller)
         if policy.refuses_external and request.model.leaves_cluster:
             raise _refusal(request)
         _set_fields(request, policy, head.path)
-        return build_route_request(request, head, request_id, self._chain_starts, policy.scope, self._sizes)
+        routed = build_route_request(request, head, request_id, self._chain_starts, policy.scope)
+        return self._routed(http_request.caller.name, request, routed)
 
     def build_copy_request(self, request: ModelRequest, http_request: HttpRequest, request_id: str) -> RouteRequest:
         """Like `build_route_request`, for a copy: in its tenant's scope, and behind all tiers."""
@@ -139,7 +159,14 @@ class TenantPolicies:
         policy.tier = engine_priority.COPY_TIER
         _set_fields(request, policy, http_request.head.path)
         head = http_request.head
-        return build_route_request(request, head, request_id, self._chain_starts, own.scope, self._sizes)
+        routed = build_route_request(request, head, request_id, self._chain_starts, own.scope)
+        return self._routed(caller_key(http_request.caller), request, routed)
+
+    def _routed(self, caller: CallerKey, request: ModelRequest, routed: RouteRequest) -> RouteRequest:
+        """Returns the request with the sizes of its parts, as learned from its caller."""
+        if routed.media:
+            self._sizes.measure_media(caller, request.model_key, routed)
+        return routed
 
 
 def _refusal(request: ModelRequest) -> ExternalRefused:

@@ -162,14 +162,30 @@ def _request(size: int) -> RouteRequest:
     return request
 
 
+def _measured(sizes: PromptSizes, caller: str, model: str, size: int = 30_000) -> float:
+    request = _request(size)
+    text = request.prompt_tokens - request.media_tokens
+    sizes.measure_media(caller, model, request)
+    assert request.prompt_tokens == pytest.approx(text + request.media_tokens)
+    return request.media_tokens
+
+
 def test_tokens_of_parts_are_learned_by_model_and_size_class() -> None:
     sizes, request = PromptSizes(), _request(30_000)
     for _ in range(20):
         sizes.learn("acme", "default/vlm", request, request.prompt_tokens, 110 + 2_600)
     nominal = NOMINAL_TOKENS["image"]
-    assert abs(sizes.media_tokens("default/vlm", "image", 0, nominal[0]) - 2_600) < 100
-    assert sizes.media_tokens("default/vlm", "image", 3, nominal[3]) == nominal[3]
-    assert sizes.media_tokens("default/other", "image", 0, nominal[0]) == nominal[0]
+    assert abs(_measured(sizes, "acme", "default/vlm") - 2_600) < 100
+    assert _measured(sizes, "acme", "default/vlm", 4_000_000) == nominal[3]
+    assert _measured(sizes, "acme", "default/other") == nominal[0]
+
+
+def test_dense_text_of_a_caller_makes_no_pictures_of_others_large() -> None:
+    sizes, request = PromptSizes(), _request(30_000)
+    for _ in range(50):
+        sizes.learn("mallory", "default/vlm", request, request.prompt_tokens, 400_000)
+    assert _measured(sizes, "mallory", "default/vlm") > 10_000
+    assert _measured(sizes, "acme", "default/vlm") == NOMINAL_TOKENS["image"][0]
 
 
 def test_text_density_is_learned_by_caller_and_model() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from fairlead.fleet.model import RequestPolicy
 from fairlead.limits import Limits
 from fairlead.tenants.model import CacheSharing, Tenant
 from fairlead_testing.engines.disaggregated import DisaggregatedModel, killable_engine
@@ -145,3 +146,35 @@ async def test_requests_without_keys_are_not_changed() -> None:
     async with scripted_engine(well_behaved) as engine, running_gateway(fleet_of([engine.url])) as running:
         await request(running.url, CHAT)
         assert engine.calls[0].json == CHAT
+
+
+CHAT_PATH, MESSAGES_PATH = "/v1/chat/completions", "/v1/messages"
+
+
+@pytest.mark.parametrize(
+    ("engine", "path", "allowed", "is_shown"),
+    [
+        ("vllm", CHAT_PATH, [], True),
+        ("vllm", MESSAGES_PATH, [], True),
+        ("sglang", CHAT_PATH, [], True),
+        ("sglang", MESSAGES_PATH, [], False),
+        ("llamacpp", CHAT_PATH, [], False),
+        ("trtllm", CHAT_PATH, [], False),
+        ("custom", CHAT_PATH, [], False),
+        ("custom", CHAT_PATH, ["cache_salt"], True),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_counts_of_a_cache_that_all_share_are_not_shown(
+    engine: str, path: str, allowed: list[str], is_shown: bool, stream: bool
+) -> None:
+    """An engine without a salt finds the prompts of other tenants."""
+    policy = RequestPolicy(engines=frozenset({engine}), allowed_fields=frozenset(allowed))
+    async with scripted_engine(stream_with_usage) as scripted:
+        fleet = fleet_of([scripted.url], requests=policy)
+        async with running_gateway(fleet, api_keys=keys_of(ACME)) as running:
+            fields = {"stream": stream, "stream_options": {"include_usage": True}} if stream else {}
+            answer = await request(running.url, CHAT | fields, path=path, more=authorization("acme"))
+            assert answer.status == 200
+            assert (b'"cached_tokens": null' in answer.body or b'"cached_tokens":null' in answer.body) is not is_shown
+            assert (b"640" in answer.body) is is_shown

@@ -33,6 +33,25 @@ def test_counts_become_null_and_every_other_value_stays() -> None:
     assert after["sglext"] == {"cached_tokens_details": None}
 
 
+def test_counts_of_other_engines_are_hidden() -> None:
+    timings = {"cache_n": 236, "prompt_n": 1, "prompt_ms": 30.5, "predicted_n": 35}
+    told = {"timings": timings, "tokens_cached": 40, "prompt_progress": {"total": 900, "cache": 640, "processed": 700}}
+    told |= {"usage": {"prompt_cache_hit_tokens": 64, "prompt_cache_miss_tokens": 8, "prompt_tokens": 72}}
+    after = json.loads(hide_cached_tokens(json.dumps(told).encode()))
+    assert after["timings"] == {**timings, "cache_n": None, "prompt_n": None}
+    assert (after["tokens_cached"], after["prompt_progress"]) == (None, None)
+    assert after["usage"] == {"prompt_cache_hit_tokens": None, "prompt_cache_miss_tokens": None, "prompt_tokens": 72}
+    assert hide_cached_tokens(b'{"timings":{"prompt_n":5}}') == b'{"timings":{"prompt_n":null}}'
+
+
+def test_whole_events_do_not_wait_for_the_next_ones() -> None:
+    rewriter = CachedTokensFilter()
+    event = b'event: message_delta\ndata: {"usage":{"cache_read_input_tokens":7}}\n\n'
+    shown = b'event: message_delta\ndata: {"usage":{"cache_read_input_tokens":null}}\n\n'
+    for _ in range(3):
+        assert rewriter.rewrite_chunks([event], False) == [shown]
+
+
 @given(st.lists(st.integers(0, 3 * len(BODY)), max_size=8), st.integers(0, 2))
 def test_chunks_hide_the_same_wherever_they_are_cut(cuts: list[int], repeated: int) -> None:
     data = BODY * (repeated + 1)
