@@ -17,7 +17,7 @@ from msgspec.structs import astuple
 
 from fairlead.limits import Limits
 from fairlead_gateway.native import SCAN_CHAT, ChatScan
-from fairlead_gateway.worker.openai.field_policy import has_token_ids, special_parts
+from fairlead_gateway.worker.openai.field_policy import PART_HOLDERS, has_token_ids, special_parts
 from fairlead_gateway.worker.openai.schemas import (
     BODY_DECODERS,
     LISTED_DECODERS,
@@ -76,7 +76,6 @@ _SPACE: Final = ord(" ")
 _OPENING: Final = ord("[")
 _MAX_COPIED_BYTES: Final = 4_096
 _SCAN_CHAT: Final = SCAN_CHAT
-_PART_HOLDERS: Final = ("messages", "input")
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -192,7 +191,7 @@ def parse_body(
     if isinstance(fields, ChatRequest):
         parts = special_parts(fields.messages)
     elif kind is GenericRequest and parsed.members is not None:
-        for name in _PART_HOLDERS:
+        for name in PART_HOLDERS:
             if name in parsed.members:
                 parts |= special_parts(parsed.members[name])
     if parts:

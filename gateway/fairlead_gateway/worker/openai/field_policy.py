@@ -19,6 +19,7 @@
   they choose a dearer model or tier, or use what belongs to the whole account.
 - Parts of messages may hold tensors, or name a picture that the engine has cached (`PART_FIELDS`).
   `special_parts` finds them; they are judged like fields, by the name `content[].NAME`.
+- Media are named by `data:` URLs alone where the engine fetches any other one (`FETCHING_ENGINES`).
 - Other fields pass. With `engine.unknownFields: Refuse`, only those pass that the engine or the
   OpenAI API has (`engine_fields`).
 
@@ -33,7 +34,7 @@ Source: docs/decisions/0022.
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache, partial
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -45,7 +46,8 @@ from fairlead_gateway.worker.openai.schemas import (
     MEMBERS_DECODER,
     PARTS_DECODER,
     TOOL_KINDS_DECODER,
-    SpecialPart,
+    URL_DECODER,
+    URLS_DECODER,
 )
 from fairlead_gateway.worker.openai.validation import check_priority
 
@@ -91,6 +93,17 @@ PART_FIELDS: Final[Mapping[str, str]] = {
     PART_PREFIX: "cannot be read, and may be a tensor or name a picture in the engine's cache",
 }
 """The effect of each field of a part of a message, for the error. The last one is any of them."""
+FETCHING_ENGINES: Final = frozenset({"trtllm", "llamacpp"})
+"""The engines that have no list of hosts from which they fetch media, unlike vLLM and SGLang. They
+also open files.
+
+Source: `tensorrt_llm/inputs/utils.py`; llama.cpp fetches if it has a projector.
+"""
+_URL_FIELDS: Final = ("image_url", "video_url", "audio_url", "source")
+"""The fields of parts; the last one is that of `/v1/messages`."""
+_URL_SIGNS: Final = (b'_url"', b'"source"')
+PART_HOLDERS: Final = ("messages", "input")
+"""The fields that hold messages, or items with content."""
 _PART_SIGNS: Final = (b'"uuid"', b'_embeds"')
 _ESCAPED_LETTER: Final = re.compile(rb"\\u00(?:5[fF]|[67])")
 """A letter or `_` of a name that is written as an escape."""
@@ -143,6 +156,7 @@ SEARCHED_FIELDS: Final = REMOVED_FIELDS | {_OVERLAY_FIELD}
 
 _NULL: Final = b"null"
 _PRESENT: Final = msgspec.Raw(b"true")
+_MEDIA_EFFECT: Final = "names what this engine would fetch from any host, so only data: URLs pass"
 _NO_STOP_TOKENS: Final = (_NULL, b"[]")
 _NO_MINIMUM: Final = (_NULL, b"0")
 _MAX_SHOWN_CHARACTERS: Final = 64
@@ -184,6 +198,8 @@ def removed_fields(members: Members | None) -> tuple[str, ...]:
 
 def _apply(body: bytes, members: Members | None, path: str, policy: RequestPolicy) -> bytes:
     is_strict, is_external = policy.unknown_fields is UnknownFields.REFUSE, EXTERNAL_API in policy.engines
+    if policy.engines & FETCHING_ENGINES:
+        _check_media_urls(body, policy.allowed_fields)
     if members is None:
         if not is_strict and not is_external:
             return body
@@ -220,30 +236,65 @@ def special_parts(raw: msgspec.Raw) -> dict[str, msgspec.Raw]:
     raw: messages or items, as JSON text.
     """
     text = bytes(raw)
-    has_sign = any(text.find(sign) >= 0 for sign in _PART_SIGNS) or (
-        text.find(b"\\u00") >= 0 and _ESCAPED_LETTER.search(text) is not None
-    )
-    if not has_sign or text[:1] != b"[":
+    if text[:1] != b"[" or not _may_have(text, *_PART_SIGNS):
         return {}
     try:
         items = PARTS_DECODER.decode(text)
     except _DECODE_ERRORS:
         return {PART_PREFIX: _PRESENT}
-    messages = [message for item in items for message in (item if isinstance(item, list) else (item,))]
-    parts = [
-        part for message in messages if not isinstance(message, str) and message.content for part in message.content
-    ]
+    parts = _parts_of(items)
     return {
         name: _PRESENT
         for name in PART_FIELDS
-        if name != PART_PREFIX
-        and any(not isinstance(part, str) and _is_set(part, name.removeprefix(PART_PREFIX)) for part in parts)
+        if name != PART_PREFIX and any(_has_value(part, name.removeprefix(PART_PREFIX)) for part in parts)
     }
 
 
-def _is_set(part: SpecialPart, name: str) -> bool:
+def _may_have(text: bytes, *signs: bytes) -> bool:
+    """Returns False if none of the keys is in a text, however it is escaped."""
+    if any(text.find(sign) >= 0 for sign in signs):
+        return True
+    return text.find(b"\\u00") >= 0 and _ESCAPED_LETTER.search(text) is not None
+
+
+def _parts_of(items: list[Any]) -> list[Any]:
+    """Returns the parts of decoded messages, also of lists of conversations, that are objects."""
+    messages = [message for item in items for message in (item if isinstance(item, list) else (item,))]
+    contents = [message.content for message in messages if not isinstance(message, str)]
+    return [part for content in contents if isinstance(content, list) for part in content if not isinstance(part, str)]
+
+
+def _has_value(part: Any, name: str) -> bool:
     value = getattr(part, name)
     return value is not msgspec.UNSET and bytes(value) != _NULL
+
+
+def _check_media_urls(body: bytes, allowed: frozenset[str]) -> None:
+    """Raises FieldRefused for media that the engine would fetch, or read from its disk."""
+    if not body or not _may_have(body, *_URL_SIGNS) or allowed.issuperset(_URL_FIELDS):
+        return
+    members = MEMBERS_DECODER.decode(body)
+    for holder in PART_HOLDERS:
+        text = bytes(members.get(holder, _NULL))
+        if text[:1] != b"[" or not _may_have(text, *_URL_SIGNS):
+            continue
+        try:
+            parts = _parts_of(URLS_DECODER.decode(text))
+        except _DECODE_ERRORS:
+            raise _not_allowed(holder, _MEDIA_EFFECT, _URL_FIELDS[0]) from None
+        for part in parts:
+            for name in _URL_FIELDS:
+                if name not in allowed and _has_value(part, name) and not _is_data_url(getattr(part, name)):
+                    raise _not_allowed(f"{PART_PREFIX}{name}", _MEDIA_EFFECT, name)
+
+
+def _is_data_url(raw: msgspec.Raw) -> bool:
+    try:
+        named = URL_DECODER.decode(raw)
+    except _DECODE_ERRORS:
+        return False
+    url = named if isinstance(named, str) else None if named is None else named.url
+    return url is None or url[:5].lower() == "data:"
 
 
 def check_external_path(path: str, policy: RequestPolicy) -> None:

@@ -16,6 +16,7 @@ from fairlead.errors import BadInput
 from fairlead.fleet.model import Fleet, Model, RequestPolicy, UnknownFields
 from fairlead.names import closest_matches, normalize_model_name
 from fairlead_gateway.errors import BadRequest, UnknownModel
+from fairlead_gateway.worker.openai.field_policy import FETCHING_ENGINES
 
 _MAX_COMPARED_CHARACTERS = 64
 _MAX_COMPARED_NAMES = 40
@@ -66,7 +67,8 @@ class ModelEntry:
         self.name_text: bytes = msgspec.json.encode(self.name)
         self.rules: RequestPolicy = model.requests
         self.is_external: bool = model.leaves_cluster
-        self.passes_unknown_fields: bool = self.rules.unknown_fields is UnknownFields.PASS and not self.is_external
+        is_open = self.rules.unknown_fields is UnknownFields.PASS and not self.is_external
+        self.passes_unknown_fields: bool = is_open and not self.rules.engines & FETCHING_ENGINES
         self.allowed_headers: frozenset[bytes] = frozenset(name.encode() for name in self.rules.allowed_headers)
         self.canary_weight: int = model.canary_weight
 

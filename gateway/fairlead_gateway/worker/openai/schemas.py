@@ -91,6 +91,27 @@ class PartMessage(Struct, gc=False):
     content: str | list[str | SpecialPart] | None = None
 
 
+class UrlPart(Struct, gc=False):
+    """The fields of a part of a message that name images, videos and audio."""
+
+    image_url: Raw | UnsetType = UNSET
+    video_url: Raw | UnsetType = UNSET
+    audio_url: Raw | UnsetType = UNSET
+    source: Raw | UnsetType = UNSET
+
+
+class UrlMessage(Struct, gc=False):
+    """A message, or an item of `/v1/responses`, of which only such fields are read."""
+
+    content: str | list[str | UrlPart] | None = None
+
+
+class UrlObject(Struct, gc=False):
+    """The name of an image, a video or audio; in `/v1/responses` it is the text alone."""
+
+    url: OptionalText = None
+
+
 class PlainPart(Struct, forbid_unknown_fields=True, gc=False):
     """A part of a message's content that is only text."""
 
@@ -281,6 +302,8 @@ LISTED_DECODERS: dict[type[CommonFields], msgspec.json.Decoder[Any]] = {
 }
 MEMBERS_DECODER = msgspec.json.Decoder(dict[str, Raw])
 CONVERSATIONS_DECODER = msgspec.json.Decoder(list[Raw])
+URLS_DECODER = msgspec.json.Decoder(list[UrlMessage | list[UrlMessage] | str])
+URL_DECODER = msgspec.json.Decoder(UrlObject | str | None)
 PARTS_DECODER = msgspec.json.Decoder(list[PartMessage | list[PartMessage] | str])
 MESSAGES_DECODER = msgspec.json.Decoder(list[Message])
 PLAIN_MESSAGES_DECODER = msgspec.json.Decoder(list[PlainMessage])

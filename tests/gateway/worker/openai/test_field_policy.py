@@ -319,6 +319,47 @@ async def test_parts_that_the_gateway_cannot_read_do_not_hide_others() -> None:
         assert engine.calls == []
 
 
+INSIDE = "http://10.0.0.1/latest/meta-data"
+FETCHED: list[tuple[dict[str, Any], str]] = [
+    ({"type": "image_url", "image_url": {"url": INSIDE}}, "image_url"),
+    ({"type": "image_url", "image_url": {"url": "/etc/passwd"}}, "image_url"),
+    ({"type": "image_url", "image_url": {"detail": "low", "url": " data:x"}}, "image_url"),
+    ({"type": "input_image", "image_url": INSIDE}, "image_url"),
+    ({"type": "video_url", "video_url": {"url": "FILE:///a.mp4"}}, "video_url"),
+    ({"type": "audio_url", "audio_url": {"url": "https://example.com/a.wav"}}, "audio_url"),
+    ({"type": "image_url", "image_url": [INSIDE]}, "image_url"),
+    ({"type": "image", "source": {"type": "url", "url": INSIDE}}, "source"),
+]
+NOT_FETCHED = [
+    {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+    {"type": "input_image", "image_url": "DATA:image/png;base64,AAAA"},
+    {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}},
+    {"type": "text", "text": f'"image_url": {{"url": "{INSIDE}"}}'},
+    {"type": "image_url", "image_url": None},
+]
+
+
+@pytest.mark.parametrize("kind", ["trtllm", "llamacpp"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+async def test_engines_without_a_list_of_hosts_fetch_no_media(path: str, kind: str) -> None:
+    async with scripted_engine() as engine:
+        async with running_gateway(fleet_with(engine.url, engines=frozenset({kind}))) as running:
+            for part, name in FETCHED:
+                for filler in (0, 300_000):
+                    text = json.dumps(_with_part(path, part, filler))
+                    for sent in (text, text.replace(f'"{name}"', f'"{_escaped(name)}"')):
+                        answer = await request(running.url, sent.encode(), path=path)
+                        assert (answer.status, answer.error["param"]) == (400, f"content[].{name}"), part
+            assert engine.calls == []
+            for allowed in NOT_FETCHED:
+                assert (await request(running.url, _with_part(path, allowed), path=path)).status == 200
+        policy = {"engines": frozenset({kind}), "allowed_fields": frozenset({"image_url"})}
+        async with running_gateway(fleet_with(engine.url, **policy)) as running:
+            assert (await request(running.url, _with_part(path, FETCHED[0][0]), path=path)).status == 200
+        async with running_gateway(fleet_with(engine.url, engines=frozenset({"vllm"}))) as running:
+            assert (await request(running.url, _with_part(path, FETCHED[0][0]), path=path)).status == 200
+
+
 def test_an_argument_that_no_parser_agrees_on_is_refused() -> None:
     for text in ('{"a":1e999}', '{"a":"\\ud800"}'):
         members = {"chat_template_kwargs": msgspec.Raw(text.encode())}
