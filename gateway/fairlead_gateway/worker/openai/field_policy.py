@@ -4,6 +4,7 @@
   body. Fields of a KV transfer name blocks in another engine's memory. Forty bytes of them crash a
   vLLM engine, and copied ones fetch the cache of another client. Engines crash when two live
   requests have one id. `kv_cache_report_mode` makes an engine report blocks that it did not store.
+  `stream_interval` puts many tokens into an event, and events are counted where a client leaves.
 - `REFUSED_FIELDS` change how an engine treats a request compared with others, or make it load
   something. A request with one of them is refused, unless `engine.allowedFields` of its model names
   the field. A field that is null counts as absent.
@@ -58,7 +59,7 @@ REMOVED_FIELDS: Final = frozenset(
         *("kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode"),
         *("bootstrap_host", "bootstrap_port", "bootstrap_room", "bootstrap_pair_key"),
         *("data_parallel_rank", "routed_dp_rank", "disagg_prefill_dp_rank"),
-        *("disaggregated_params", "id_slot"),
+        *("disaggregated_params", "id_slot", "stream_interval"),
         *("request_id", "rid"),
     }
 )

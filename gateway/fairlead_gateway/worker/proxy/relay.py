@@ -135,7 +135,8 @@ class ResponseRelay(StreamEnding):
             return False
         result.error = cause
         error = engine_response.scanner.error if engine_response.is_stream else None
-        result.is_charged = error is not None and error.status < 500  # the request is at fault, says its engine
+        # The request is at fault, as its engine or the gateway says.
+        result.is_charged = error is not None and (error.status < 500 or error.is_charged)
         if engine_response.is_stream:
             text = f"{_STREAM_ERROR_TEXTS.get(cause, 'the engine failed')}; the answer is incomplete"
             response.end_with_error(error_event(text, f"stream_{cause.replace('-', '_')}", context.http_request.id))

@@ -70,7 +70,9 @@ def check_response(
     if response_error.status in _OVERLOAD_STATUSES:
         raise AttemptFailure("overloaded", is_overload=True)
     if response_error.status >= 500:
-        raise AttemptFailure(response_error.cause or f"status-{response_error.status}")
+        context.result.is_charged = response_error.is_charged
+        cause = response_error.cause or f"status-{response_error.status}"
+        raise AttemptFailure(cause, is_final=response_error.is_charged)
 
 
 def _response_error(context: RequestContext, engine_response: EngineResponse) -> InBandError | None:

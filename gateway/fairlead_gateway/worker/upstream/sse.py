@@ -200,7 +200,8 @@ class SseScanner:
         if len(partial) > _LONG_EVENT_BYTES:
             self.has_long_event = True
         if len(partial) > self._max_event_bytes:
-            self.error = InBandError(502, "an event of the engine's stream is too long", GARBAGE)
+            # The client chooses the size of an event, by log probabilities and token ids.
+            self.error = InBandError(502, "an event of the engine's stream is too long", GARBAGE, is_charged=True)
         return complete
 
     def _inspect_events(self, events: bytes) -> bytes:

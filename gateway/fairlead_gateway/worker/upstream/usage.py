@@ -91,11 +91,13 @@ class InBandError:
 
     status: the HTTP status that the engine means.
     cause: the gateway's own verdict in one word; empty for an error that the engine reports.
+    is_charged: the request is at fault, so what was computed is charged.
     """
 
     status: int
     message: str
     cause: str = ""
+    is_charged: bool = False
 
 
 @dataclass(slots=True)

@@ -110,7 +110,7 @@ def test_byte_for_byte(body: str, left: str) -> None:
         *("kv_transfer_params", "ec_transfer_params", "kv\\u005ftransfer_params", "kv_cache_report_mode"),
         *("request_id", "rid", "r\\u0069d", "bootstrap_host", "bootstrap_port", "bootstrap_room"),
         *("bootstrap\\u005froom", "routed_dp_rank", "data_parallel_rank", "disagg_prefill_dp_rank"),
-        *("disaggregated_params", "id_slot"),
+        *("disaggregated_params", "id_slot", "stream_interval"),
     ],
 )
 async def test_no_route_lets_them_through(path: str, name: str) -> None:

@@ -75,6 +75,26 @@ async def test_a_stream_that_its_engine_fails_is_refunded(error: dict[str, objec
         assert await _used(gateway) == (0, 0)
 
 
+@pytest.mark.parametrize("tokens", [0, 5])
+async def test_an_event_that_the_client_made_too_long_is_paid(tokens: int) -> None:
+    """Log probabilities, token ids and tools make an event as long as a client wants."""
+
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        for _ in range(tokens):
+            await call.event(token("a"))
+        await call.event({**token("b"), "prompt_token_ids": [12_345] * 200_000})
+        await call.wait_closed()
+
+    async with limited_gateway(script, [_ACME]) as gateway:
+        answered = await _post(gateway, stream=True, n=2)
+        assert answered.status_code == (200 if tokens else 502)
+        prompt, output = await _used(gateway)
+        assert prompt > 0
+        assert output == tokens
+        assert len(gateway.calls) == 1
+
+
 async def test_a_stream_that_outlasts_its_own_timeout_pays_for_its_tokens() -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()
