@@ -29,6 +29,8 @@ _ANSWER_SECONDS = "nested gzip bomb as a control answer: time of a read, at most
 _UNREAD_OPEN = "clients that never read: connections open after 60 s"
 _UNREAD_PEAK = "clients that never read: growth of the worker's memory, at most"
 _UNREAD_SECOND = "clients that never read: further growth of the worker's memory, the second time"
+_STREAMS_OPEN = "200 streams that clients never read: connections open after 60 s"
+_STREAMS_KEPT = "200 streams that clients never read: memory of the worker afterwards ÷ before"
 _FLOOD = "a flood: lost requests of a caller below its share"
 _ENDPOINTS = "4,096 endpoints of one manifest: instances that other namespaces lose"
 _POISON = "a poison request of one caller: ejected engines"
@@ -55,6 +57,16 @@ def unread_rows(result: UnreadResult, goals: Mapping[str, str]) -> Iterator[Resu
     yield value_row(_UNREAD_OPEN, "connections", float(result.still_open), goals[_UNREAD_OPEN])
     yield value_row(_UNREAD_PEAK, "MB", result.peak_growth_bytes / _MEGABYTE, goals[_UNREAD_PEAK])
     yield value_row(_UNREAD_SECOND, "MB", result.second_growth_bytes / _MEGABYTE, goals[_UNREAD_SECOND])
+    yield value_row("clients that never read: memory of the worker afterwards ÷ before", "×", result.kept_share, None)
+
+
+def stream_rows(result: UnreadResult, goals: Mapping[str, str]) -> Iterator[ResultRow]:
+    """Yields the rows of clients that never read their streams."""
+    yield value_row("200 streams that clients never read: until the last was closed", "s", result.closed_seconds, None)
+    yield value_row(_STREAMS_OPEN, "connections", float(result.still_open), goals[_STREAMS_OPEN])
+    peak = result.peak_growth_bytes / _MEGABYTE
+    yield value_row("200 streams that clients never read: growth of the worker's memory", "MB", peak, None)
+    yield value_row(_STREAMS_KEPT, "×", result.kept_share, goals[_STREAMS_KEPT])
 
 
 def count_rows(counts: Mapping[str, float], goals: Mapping[str, str]) -> Iterator[ResultRow]:
@@ -95,6 +107,7 @@ def main(arguments: Sequence[str]) -> int:
     rows = [
         *answer_rows(control_answers.measure(given.repeats), goals),
         *unread_rows(unread_connections.measure(given.clients), goals),
+        *stream_rows(unread_connections.measure_streams(), goals),
         *count_rows(counts, goals),
         *stall_rows(body_stalls.measure(given.seed, given.repeats), goals),
         *turn_rows(index_turns.measure(min(2, given.repeats)), goals),

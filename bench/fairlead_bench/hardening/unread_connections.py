@@ -8,6 +8,9 @@ The worker closes a connection 30 s after it has begun to answer. So the time un
 closed also has the time in which the worker answers, some seconds where it has a processor.
 
 The clients come twice. The second time shows whether the gateway needs more memory each time.
+
+Fewer clients come before another gateway, and each begins a stream that never ends. The memory of
+its worker is compared with that before, as soon as an idle worker has returned what was freed.
 """
 
 import asyncio
@@ -25,12 +28,18 @@ from urllib.parse import urlsplit
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import Fleet, Instance, Model, SloTargets
 from fairlead.runtime import process_tuning
+from fairlead_testing.engines.scripted import EngineCall, event, scripted_engine, token
 from fairlead_testing.gateway.gateway_process import gateway_process
+from fairlead_testing.gateway.running_gateway import fleet_of
+from fairlead_testing.http.raw_client import post_request
 
 CLIENTS = 5_000
+STREAM_CLIENTS = 200
 _MODELS = 500
-_REQUEST = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n"
-_REQUESTS_OF_A_CLIENT = 5
+_LISTS = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n" * 5
+_STREAM = {"model": "tiny", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+_EVENTS_AT_ONCE = 10
+_RELEASE_SECONDS = 10.0
 _RECEIVE_BUFFER_BYTES = 4_096
 _CONNECT_SECONDS = 30.0
 _MAX_WAIT_SECONDS = 120.0
@@ -48,6 +57,7 @@ class UnreadResult:
     still_open: connections that were open 60 seconds after the last connect.
     peak_growth_bytes: the largest memory of the worker, beyond that before the first connect.
     second_growth_bytes: the growth of that by the second time.
+    kept_share: the memory of the worker ten seconds after the last time, by that before.
     """
 
     clients: int
@@ -55,6 +65,7 @@ class UnreadResult:
     still_open: int
     peak_growth_bytes: int
     second_growth_bytes: int
+    kept_share: float
 
 
 def measure(clients: int = CLIENTS, limit_seconds: float = 60.0) -> UnreadResult:
@@ -63,13 +74,33 @@ def measure(clients: int = CLIENTS, limit_seconds: float = 60.0) -> UnreadResult
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
         clients = min(clients, soft - _OWN_DESCRIPTORS)
-    return asyncio.run(_measure(clients, limit_seconds))
+    return asyncio.run(_measure(_fleet(), _LISTS, clients, limit_seconds))
 
 
-async def _measure(clients: int, limit_seconds: float) -> UnreadResult:
+def measure_streams(clients: int = STREAM_CLIENTS, limit_seconds: float = 60.0) -> UnreadResult:
+    """Runs a gateway, an engine and the clients of streams that never end."""
+    return asyncio.run(_measure_streams(clients, limit_seconds))
+
+
+async def _measure_streams(clients: int, limit_seconds: float) -> UnreadResult:
+    async with scripted_engine(_never_ending) as engine:
+        request = post_request(_STREAM, close=False)
+        return await _measure(fleet_of([engine.url]), request, clients, limit_seconds)
+
+
+async def _never_ending(call: EngineCall) -> None:
+    """Sends events until the gateway takes no more."""
+    await call.start_stream()
+    events = event(token("a few words of an answer")) * _EVENTS_AT_ONCE
+    while True:
+        await call.chunk(events)
+        await asyncio.sleep(0)
+
+
+async def _measure(fleet: Fleet, requests: bytes, clients: int, limit_seconds: float) -> UnreadResult:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "fleet.yaml"
-        write_fleet_file(path, _fleet())
+        write_fleet_file(path, fleet)
         async with gateway_process(path, "--workers", "1") as gateway:
             (worker,) = gateway.worker_pids()
             host, port = urlsplit(gateway.url).hostname or "", urlsplit(gateway.url).port or 0
@@ -77,21 +108,25 @@ async def _measure(clients: int, limit_seconds: float) -> UnreadResult:
             closed: list[float | None] = []
             still_open = 0
             for _ in range(_TIMES):
-                seconds, opened = await asyncio.to_thread(_run_clients, (host, port), clients, limit_seconds)
+                seconds, opened = await asyncio.to_thread(_run_clients, (host, port), requests, clients, limit_seconds)
                 closed.append(seconds)
                 still_open = max(still_open, opened)
                 peaks.append(_memory_bytes(worker, "VmHWM"))
+            await asyncio.sleep(_RELEASE_SECONDS)
+            kept = _memory_bytes(worker, "VmRSS")
     known = [seconds for seconds in closed if seconds is not None]
     before, first, second = peaks
     closed_seconds = max(known) if len(known) == _TIMES else None
-    return UnreadResult(clients, closed_seconds, still_open, first - before, second - first)
+    return UnreadResult(clients, closed_seconds, still_open, first - before, second - first, kept / before)
 
 
-def _run_clients(address: tuple[str, int], clients: int, limit_seconds: float) -> tuple[float | None, int]:
+def _run_clients(
+    address: tuple[str, int], requests: bytes, clients: int, limit_seconds: float
+) -> tuple[float | None, int]:
     """Returns when the last connection was closed, and how many were open after the limit."""
     with contextlib.ExitStack() as stack, select.epoll() as events:
         left: set[int] = set()
-        for connection in _connect(address, clients, stack):
+        for connection in _connect(address, requests, clients, stack):
             events.register(connection, select.EPOLLRDHUP)  # a reset is reported in any case
             left.add(connection.fileno())
         started = time.monotonic()
@@ -105,14 +140,16 @@ def _run_clients(address: tuple[str, int], clients: int, limit_seconds: float) -
         return None if left else time.monotonic() - started, still_open
 
 
-def _connect(address: tuple[str, int], clients: int, stack: contextlib.ExitStack) -> Iterator[socket.socket]:
+def _connect(
+    address: tuple[str, int], requests: bytes, clients: int, stack: contextlib.ExitStack
+) -> Iterator[socket.socket]:
     """Yields connections that have sent their requests."""
     for _ in range(clients):
         connection = stack.enter_context(socket.socket())
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
         connection.settimeout(_CONNECT_SECONDS)
         connection.connect(address)
-        connection.sendall(_REQUEST * _REQUESTS_OF_A_CLIENT)
+        connection.sendall(requests)
         yield connection
 
 

@@ -15,6 +15,7 @@ from fairlead.settings import GatewaySettings
 from fairlead_gateway.http.sockets import ListenAddress
 from fairlead_gateway.ipc import messages
 from fairlead_gateway.ipc.channel import Channel
+from fairlead_gateway.worker.memory_pressure import IdleRelease
 from fairlead_gateway.worker.proxy import forwarder
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.server import PublicServer
@@ -77,6 +78,7 @@ class Worker:
         services.gateway.update_fleet(configuration.fleet)
         process_tuning.freeze_heap()  # takes tens of milliseconds, so before the first request
         process_tuning.relax_gc()
+        IdleRelease().start(self._runtime.loop)
         public = ListenAddress(configuration.host, configuration.port).bind(shared=True)
         server = PublicServer(services.gateway, public, services.certificate)
         await server.start()

@@ -20,10 +20,11 @@ COUNTS = (benchmark._FLOOD, benchmark._ENDPOINTS, benchmark._POISON, benchmark._
 
 def made(*, worse: float) -> list[ResultRow]:
     """Returns the rows of a run at its goals, or worse than them by `worse`."""
-    bound = UnreadResult(5_000, 40.0, int(worse), int(400e6 * (1 + worse)), int(30e6 * (1 + worse)))
+    bound = UnreadResult(5_000, 40.0, int(worse), int(400e6 * (1 + worse)), int(30e6 * (1 + worse)), 1.2 * (1 + worse))
     return [
         *benchmark.answer_rows({"read": AnswerCost(int(5e6 * (1 + worse)), 0.01 * (1 + worse))}, GOALS),
         *benchmark.unread_rows(bound, GOALS),
+        *benchmark.stream_rows(bound, GOALS),
         *benchmark.count_rows(dict.fromkeys(COUNTS, worse), GOALS),
         *benchmark.stall_rows({IDLE: 0.0, "body": 0.02 * (1 + worse)}, GOALS),
         *benchmark.turn_rows({"attack": 0.02 * (1 + worse)}, GOALS),

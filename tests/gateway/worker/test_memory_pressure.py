@@ -11,9 +11,11 @@ import pytest
 from fairlead.errors import SettingsError
 from fairlead.fleet.file import write_fleet_file
 from fairlead.limits import Limits
+from fairlead.runtime.process_tuning import heap_free_bytes
 from fairlead_gateway.errors import Overloaded
 from fairlead_gateway.worker.memory_pressure import (
     LARGE_BODY_BYTES,
+    IdleRelease,
     MemoryPressure,
     memory_share_reader,
     parse_memory_limit,
@@ -64,6 +66,51 @@ def test_what_is_free_is_given_back_before_anything_is_refused_and_not_at_every_
     assert told == [False, False, True, True, True, True, True, False]
     assert given == [1, 2, 6]  # of a short spell the first look, and every fourth after it
     assert memory.warnings() == []
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("seconds", "released_at"),
+    [
+        # each second: free bytes before a release, CPU seconds
+        ([(2, 0.0), (3, 0.0), (2, 0.0)], []),  # little
+        ([(2, 0.0), (70, 0.0), (70, 0.0), (71, 0.0)], [1]),  # released bytes still count as free
+        ([(70, 0.9), (70, 0.9), (70, 0.1), (70, 0.0)], [2]),  # under load, it is used again
+        ([(70, 0.0), (5, 0.9), (6, 0.0), (70, 0.0)], [0, 3]),  # used again, and free again
+    ],
+)
+def test_memory_that_became_free_is_released_by_an_idle_process(
+    seconds: list[tuple[int, float]], released_at: list[int]
+) -> None:
+    free_mib, cpu, released = 1, 0.0, list[None]()
+    release = IdleRelease(lambda: free_mib * MIB, lambda: released.append(None), lambda: cpu)
+    counts = []
+    for free, used in seconds:
+        free_mib, cpu = free, cpu + used
+        release.check()
+        counts.append(len(released))
+    assert [
+        second for second, count in enumerate(counts) if count > (counts[second - 1] if second else 0)
+    ] == released_at
+
+
+def test_a_system_that_does_not_report_free_memory_gets_none_back() -> None:
+    released: list[None] = []
+    IdleRelease(lambda: None, lambda: released.append(None), lambda: 0.0).check()
+    assert released == []
+
+
+@pytest.mark.skipif(heap_free_bytes() is None, reason="only glibc reports free bytes")
+def test_freed_memory_of_small_objects_counts_as_free() -> None:
+    before = heap_free_bytes()
+    objects = [bytearray(50_000) for _ in range(400)]
+    del objects[::2]
+    after = heap_free_bytes()
+    assert before is not None
+    assert after is not None
+    assert after - before >= 200 * 50_000 - MIB
 
 
 def test_the_share_is_the_process_s_own_or_the_container_s_without_cached_files(tmp_path: Path) -> None:
