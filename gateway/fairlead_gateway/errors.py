@@ -34,6 +34,7 @@ A message never repeats bytes of a request: it names the field, and known names 
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
@@ -46,6 +47,7 @@ class GatewayError(FairleadError):
 
     route: how a route chose the model, if the error came before the request had one.
     next_route: the same with a further fallback, which takes the request instead of the error.
+    path: of the request, if its head was refused; empty if the request has an accepted one.
     """
 
     status = 500
@@ -66,6 +68,7 @@ class GatewayError(FairleadError):
         self.headers = tuple(headers)
         self.route: RouteDecision | None = None
         self.next_route: RouteDecision | None = None
+        self.path = ""
         if code is not None:
             self.code = code
 
@@ -342,6 +345,27 @@ class Overloaded(GatewayError):
     code = "overloaded"
 
 
+class EngineLimited(Overloaded):
+    """Raised if the last engine that was tried limits requests.
+
+    engine_body: its error object.
+    retry_after: in seconds.
+    """
+
+    status = 429
+    error_type = "rate_limit_error"
+    code = "engine_refused"
+
+    def __init__(self, engine_body: bytes, retry_after: int) -> None:
+        super().__init__("the engine limits requests", headers=(("retry-after", str(retry_after)),))
+        self._engine_body = engine_body
+
+    def body(self, request_id: str) -> bytes:
+        """Returns the error object of the engine."""
+        del request_id
+        return self._engine_body
+
+
 class GatewayLoop(GatewayError):
     """Raised if a request has passed this gateway before, or too many gateways."""
 
@@ -364,6 +388,21 @@ class EngineTimeout(GatewayError):
 
 
 _encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_ANTHROPIC_PATH = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
 
 
 def error_body(message: str, error_type: str, param: str | None, code: str | int | None, request_id: str) -> bytes:
@@ -371,6 +410,38 @@ def error_body(message: str, error_type: str, param: str | None, code: str | int
     return _encode(
         {"error": {"message": message, "type": error_type, "param": param, "code": code}, "request_id": request_id}
     )
+
+
+def client_dialect(path: str, status: int, body: bytes) -> bytes:
+    """Returns an error object as clients of the path expect it: that of Anthropic under
+    `/v1/messages`, elsewhere as it is.
+
+    body: an error object of an engine or of the gateway.
+    """
+    if not is_anthropic_path(path):
+        return body
+    decoded = _decode(body)
+    fields = decoded["error"]
+    if decoded.get("type") == "error" and "type" in fields:
+        return body
+    kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    error = {"type": "error", "error": {"type": kind, "message": fields.get("message")}}
+    request_id = decoded.get("request_id")
+    return _encode(error if request_id is None else error | {"request_id": request_id})
+
+
+def is_anthropic_path(path: str) -> bool:
+    """Whether clients of the path expect the errors of Anthropic."""
+    return path == _ANTHROPIC_PATH or path.startswith(_ANTHROPIC_PATH + "/")
+
+
+def anthropic_error_event(message: str, status: int, request_id: str) -> bytes:
+    """Returns an error object of Anthropic as the last SSE event of a broken stream.
+
+    The empty lines end an event of which only a part has come.
+    """
+    body = client_dialect(_ANTHROPIC_PATH, status, error_body(message, "", None, None, request_id))
+    return b"\n\nevent: error\ndata: " + body + b"\n\n"
 
 
 def error_event(message: str, code: str, request_id: str) -> bytes:

@@ -31,6 +31,7 @@ class Situation:
 
     says: texts in the right answer. never: texts that must not be in it.
     attempts: engines that are asked.
+    path: of the request.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Situation:
     never: tuple[str, ...] = ()
     request: dict[str, Any] | None = None
     attempts: int = 1
+    path: str = "/v1/chat/completions"
 
 
 def _error(body: bytes, status: str = "400 Bad Request", content_type: str = "application/json") -> EngineAnswer:
@@ -54,6 +56,11 @@ def _stream(*events: bytes) -> EngineAnswer:
 def _plain(finish: str) -> EngineAnswer:
     choice = f'{{"index":0,"message":{{"role":"assistant","content":"half"}},"finish_reason":{finish}}}'
     return EngineAnswer((f'{{"object":"chat.completion","choices":[{choice}],"usage":null}}'.encode(),))
+
+
+def _members(**members: object) -> bytes:
+    """The usage event of a stream, with members that no event before it has."""
+    return event(usage(7, 0, 2) | {"choices": []} | members)
 
 
 _GOOD = _plain('"stop"')
@@ -114,14 +121,6 @@ REFUSALS = (
         ('"message":"Failed to parse the request body"',),
     ),
     Situation(
-        "a page of a proxy",
-        "nginx: 413 Request Entity Too Large",
-        (_error(b"<html><title>413</title></html>", "413 Request Entity Too Large", "text/html"),),
-        413,
-        ("the engine does not serve this request",),
-        ("html",),
-    ),
-    Situation(
         "an unknown path",
         "fastapi: Not Found",
         (_error(b'{"detail":"Not Found"}', "404 Not Found"),),
@@ -180,24 +179,6 @@ ADDED = (
 )
 STREAMS = (
     Situation(
-        "a stream without [DONE]",
-        "gt_ai_gateway 25; litellm 40266",
-        (_stream(_FIRST, _LAST, event(usage(7, 0, 2))),),
-        200,
-        (" two", "data: [DONE]"),
-        ('"error"',),
-        request=STREAM,
-    ),
-    Situation(
-        "[DONE] without its empty line",
-        "WHATWG HTML: a last event may lack it for clients that read lines",
-        (_stream(_FIRST, _LAST, b"data: [DONE]\n"),),
-        200,
-        (" two", "data: [DONE]"),
-        ('"error"',),
-        request=STREAM,
-    ),
-    Situation(
         "one of two choices has not finished",
         "gt_ai_gateway 25, the other side of it",
         (_stream(_FIRST, _LAST),),
@@ -216,22 +197,6 @@ STREAMS = (
         attempts=2,
     ),
     Situation(
-        "lines that end with CR",
-        "WHATWG HTML: end-of-line",
-        (_stream((_FIRST + _LAST).replace(b"\n", b"\r"), _DONE.replace(b"\n", b"\r")),),
-        200,
-        (" two", "data: [DONE]"),
-        request=STREAM,
-    ),
-    Situation(
-        "a byte order mark",
-        "WHATWG HTML: event streams may begin with one",
-        (_stream(b"\xef\xbb\xbf" + _FIRST, _LAST, _DONE),),
-        200,
-        (" two", "data: [DONE]"),
-        request=STREAM,
-    ),
-    Situation(
         "an error that is empty is none",
         "OpenAI-compatible providers with a member error in each chunk",
         (_stream(event(token("one") | {"error": {}}), event(token(" two", "stop") | {"error": ""}), _DONE),),
@@ -243,53 +208,11 @@ STREAMS = (
 _OVERLOADED = b'{"error":{"message":"busy","type":"overloaded_error","code":503}}'
 FAULTS = (
     Situation(
-        "a comment is no answer yet",
-        "llama.cpp: keep-alive comments every 30 s; vllm 0.33; OpenRouter",
-        (_stream(b":\n\n", event(_OVERLOADED.decode()), _DONE), _GOOD_STREAM),
-        200,
-        (" two", "data: [DONE]"),
-        request=STREAM,
-        attempts=2,
-    ),
-    Situation(
-        "an error in a field of its own",
-        "llama.cpp until the summer of 2025",
-        (_stream(b'error: {"code":500,"message":"failed to decode","type":"server_error"}\n\n', _DONE), _GOOD_STREAM),
-        200,
-        (" two", "data: [DONE]"),
-        request=STREAM,
-        attempts=2,
-    ),
-    Situation(
-        "a function that the engine lacks",
-        "vllm, llama.cpp, TensorRT-LLM: 501 for embeddings of a model that has none",
-        (_error(b'{"error":{"message":"no embeddings","type":"NotImplementedError"}}', "501 Not Implemented"),),
-        501,
-        ("no embeddings",),
-    ),
-    Situation(
-        "full, in the words of Anthropic",
-        "Anthropic: overloaded_error",
-        (_error(_OVERLOADED, "529 Overloaded"), _GOOD),
-        200,
-        ('"finish_reason":"stop"',),
-        attempts=2,
-    ),
-    Situation(
         "a time limit of the engine",
         "TensorRT-LLM: finish_reason timeout",
         (_plain('"timeout"'), _GOOD),
         200,
         ('"finish_reason":"stop"',),
-        attempts=2,
-    ),
-    Situation(
-        "half an answer of a draining engine",
-        "smg 2565; vllm: FinishReason.ABORT",
-        (_plain('"abort"'), _GOOD),
-        200,
-        ('"finish_reason":"stop"',),
-        ('"abort"',),
         attempts=2,
     ),
     Situation(
@@ -313,14 +236,6 @@ FAULTS = (
         "a failure of the engine is its finish reason",
         "vllm: FinishReason.ERROR, a lost transfer of the KV cache",
         (_plain('"error"'), _GOOD),
-        200,
-        ('"finish_reason":"stop"',),
-        attempts=2,
-    ),
-    Situation(
-        "an error with status 200",
-        "sglang, older: errors in bodies with status 200",
-        (EngineAnswer((b'{"error":{"message":"out of memory","code":500}}',)), _GOOD),
         200,
         ('"finish_reason":"stop"',),
         attempts=2,
@@ -356,5 +271,156 @@ FAULTS = (
         ("last: garbage",),
         ("status-502",),
         attempts=3,
+    ),
+    Situation(
+        "an engine limits requests while another has room",
+        "TGI: 429 Model is overloaded",
+        (_error(b'{"error":"Model is overloaded","error_type":"overloaded"}', "429 Too Many Requests"), _GOOD),
+        200,
+        ('"finish_reason":"stop"',),
+        attempts=2,
+    ),
+    Situation(
+        "all engines limit requests",
+        "TGI: 429 Model is overloaded",
+        (_error(b'{"error":"Model is overloaded","error_type":"overloaded"}', "429 Too Many Requests"),),
+        429,
+        ('"message":"Model is overloaded"', '"code":"engine_refused"', "rate_limit_error"),
+        attempts=3,
+    ),
+    Situation(
+        "an error that repeats the request is longer than any error should be",
+        "vllm 0.11: 12,001 entries of pydantic; FastAPI: input of each field",
+        (
+            EngineAnswer(
+                (
+                    b'{"detail":[{"type":"missing","msg":"Field \\"x\\" required","input":"',
+                    *(b"y" * 65_536,) * 20,
+                    b'"}]}',
+                ),
+                "422 Unprocessable Entity",
+            ),
+        ),
+        422,
+        ('"message":"Field \\"x\\" required"',),
+        ("yyyy",),
+    ),
+)
+USAGE_EVENTS = (
+    Situation(
+        "timings in the usage event that the client did not ask for",
+        "llama.cpp: tools/server/server-task.cpp, timings are in the last event",
+        (_stream(_FIRST, _LAST, _members(timings={"prompt_n": 7}), _DONE),),
+        200,
+        ('"finish_reason":"stop"', '"timings":{"prompt_n":7}}\n\ndata: [DONE]'),
+        ('"usage"', '"choices":[]'),
+        request=STREAM,
+    ),
+    Situation(
+        "a fingerprint and metrics in the usage event, in one read with the end",
+        "vllm 0.32, 0.33: system_fingerprint, metrics",
+        (_stream(_FIRST + _LAST + _members(system_fingerprint="vllm-0.33", metrics=[1]) + _DONE),),
+        200,
+        ('"system_fingerprint":"vllm-0.33","metrics":[1]}\n\ndata: [DONE]',),
+        ('"usage"', '"choices":[]'),
+        request=STREAM,
+    ),
+    Situation(
+        "nothing but a usage in the usage event",
+        "the other side of the timings of llama.cpp",
+        (_stream(_FIRST, _LAST, _members(), _DONE),),
+        200,
+        ((_FIRST + _LAST + _DONE).decode(),),
+        request=STREAM,
+    ),
+    Situation(
+        "no usage event after the last one",
+        "the other side of the timings of llama.cpp: an engine that ignores stream_options",
+        (_stream(_FIRST, _LAST, _DONE),),
+        200,
+        ((_FIRST + _LAST + _DONE).decode(),),
+        request=STREAM,
+    ),
+    Situation(
+        "the client asked for the usage event",
+        "the other side of the timings of llama.cpp",
+        (_stream(_FIRST, _LAST, _members(timings={"prompt_n": 7}), _DONE),),
+        200,
+        (_members(timings={"prompt_n": 7}).decode(),),
+        request=STREAM | {"stream_options": {"include_usage": True}},
+    ),
+    Situation(
+        "an event between the last one and the usage",
+        "llama.cpp: keep-alive comments",
+        (_stream(_FIRST, _LAST, b":\n\n", _members(timings={"prompt_n": 7}), _DONE),),
+        200,
+        ((_FIRST + _LAST).decode(), "data: [DONE]"),
+        ('"usage"',),
+        request=STREAM,
+    ),
+)
+MESSAGES = (
+    Situation(
+        "a refusal of llama.cpp under the path of Anthropic",
+        "llama.cpp: tools/server/server-context.cpp",
+        (_error(b'{"error":{"code":400,"message":"too long","type":"exceed_context_size_error"}}'),),
+        400,
+        ('{"type":"error","error":{"type":"invalid_request_error","message":"too long"}',),
+        path="/v1/messages",
+    ),
+    Situation(
+        "words without an error object under the path of Anthropic",
+        "fastapi: HTTPException",
+        (_error(b'{"detail":"Not Found"}', "404 Not Found"),),
+        404,
+        ('"type":"error"', '"type":"not_found_error","message":"the model\'s engine does not serve this path"'),
+        path="/v1/messages",
+    ),
+    Situation(
+        "all engines are full under the path of Anthropic",
+        "vllm: anthropic/serving.py",
+        (_error(_OVERLOADED, "503 Service Unavailable"),),
+        503,
+        ('{"type":"error","error":{"type":"overloaded_error","message":"the engines are full',),
+        attempts=3,
+        path="/v1/messages",
+    ),
+    Situation(
+        "all engines fail under the path of Anthropic",
+        "vllm: anthropic/serving.py",
+        (_error(b"no", "500 Internal Server Error"),),
+        502,
+        ('{"type":"error","error":{"type":"api_error","message":"no engine answered', '"request_id":"req-'),
+        attempts=3,
+        path="/v1/messages",
+    ),
+    Situation(
+        "a refusal is the first event under the path of Anthropic",
+        "vllm: anthropic/serving.py",
+        (
+            _stream(
+                b'event: error\ndata: {"type":"error","error":{"type":"invalid_request_error","message":"too long"}}\n\n'
+            ),
+        ),
+        400,
+        ('{"type":"error","error":{"type":"invalid_request_error","message":"too long"}',),
+        request=STREAM,
+        path="/v1/messages",
+    ),
+    Situation(
+        "a failure is the first event of a response",
+        "OpenAI: response.failed",
+        (
+            _stream(
+                event({"type": "response.failed", "response": {"error": {"code": "server_error", "message": "no"}}})
+            ),
+            _stream(event({"type": "response.completed"})),
+        ),
+        200,
+        ("response.completed",),
+        ("response.failed",),
+        request={"model": "tiny", "input": "hi", "stream": True},
+        attempts=2,
+        path="/v1/responses",
     ),
 )

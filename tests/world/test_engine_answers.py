@@ -3,14 +3,25 @@
 import itertools
 
 import pytest
-from engine_answers import ADDED, FAULTS, PLAIN, REFUSALS, STREAM, STREAMS, EngineAnswer, Situation
+from engine_answers import (
+    ADDED,
+    FAULTS,
+    MESSAGES,
+    PLAIN,
+    REFUSALS,
+    STREAM,
+    STREAMS,
+    USAGE_EVENTS,
+    EngineAnswer,
+    Situation,
+)
 
 from fairlead_testing.engines.scripted import EngineCall, Script
 from fairlead_testing.gateway.running_gateway import gateway_before
 from fairlead_testing.http.raw_client import request
 
 pytestmark = pytest.mark.simulated
-SITUATIONS = (*REFUSALS, *ADDED, *STREAMS, *FAULTS)
+SITUATIONS = (*REFUSALS, *ADDED, *STREAMS, *FAULTS, *USAGE_EVENTS, *MESSAGES)
 
 
 def replay(situation: Situation) -> tuple[Script, list[EngineCall]]:
@@ -39,7 +50,7 @@ async def send(call: EngineCall, answer: EngineAnswer) -> None:
 async def test_an_answer_of_the_world_becomes_the_right_one(situation: Situation) -> None:
     script, calls = replay(situation)
     async with gateway_before([script] * 3) as running:
-        answer = await request(running.url, situation.request or PLAIN)
+        answer = await request(running.url, situation.request or PLAIN, path=situation.path)
     text = answer.body.decode()
     assert answer.status == situation.status, text
     assert [words for words in situation.says if words not in text] == [], text

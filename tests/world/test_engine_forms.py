@@ -14,6 +14,7 @@ import pytest
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, well_behaved
 from fairlead_testing.gateway.running_gateway import gateway_before
 from fairlead_testing.http.raw_client import RawResponse, request
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 FORMS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "engine_forms.json").read_text())
@@ -21,26 +22,41 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "completions": ("/v1/completions", {"model": "tiny", "prompt": "hi"}),
     "embeddings": ("/v1/embeddings", {"model": "tiny", "input": "hi"}),
+    "responses": ("/v1/responses", {"model": "tiny", "input": "hi"}),
+    "messages": ("/v1/messages", CHAT | {"max_tokens": 9}),
 }
+PASSED_ON = ("responses", "messages")
 _WITH_WORDS = ("error", "message", "detail", "msg")
 _OF_ACCOUNTS = (401, 402, 403)
+_TRIED_ELSEWHERE = (429, 500, 502, 503, 504, 529)
 _OTHER_PATHS = {"Not Found", "Method Not Allowed"}
 
 
-def is_(kind: str, *, stream: bool) -> list[Any]:
-    """The rows of a kind, as parameters."""
+def is_(kind: str, *, stream: bool, passed_on: bool = False) -> list[Any]:
+    """The rows of a kind, as parameters. Of streams, those that are passed on have other ends."""
     rows = [row for row in FORMS if row["stream"] is stream and row["kind"].startswith(kind)]
+    if stream:
+        rows = [row for row in rows if (row["dialect"] in PASSED_ON) is passed_on]
     return [pytest.param(row, id=row["id"]) for row in rows]
 
 
 async def responses_to(row: dict[str, Any]) -> tuple[RawResponse, list[EngineCall]]:
     """Sends a request to engines of which the first answers with the row, the others well."""
+    answer, calls, _ = await outcome_of(row)
+    return answer, calls
+
+
+async def outcome_of(row: dict[str, Any]) -> tuple[RawResponse, list[EngineCall], str | None]:
+    """The same, with the error that the gateway records."""
     calls: list[EngineCall] = []
     path, body = REQUESTS.get(row["dialect"], ("/v1/chat/completions", CHAT))
     if row["stream"]:
         body = body | {"stream": True}
     async with gateway_before([replay(row, calls)] * 2) as running:
-        return await request(running.url, body, path=path), calls
+        answer = await request(running.url, body, path=path)
+        await wait_until(lambda: running.gateway.inflight_count() == 0)
+        outcome = running.gateway.decisions.latest(1)[0].outcome
+        return answer, calls, None if outcome is None else outcome.error
 
 
 def replay(row: dict[str, Any], calls: list[EngineCall]) -> Script:
@@ -83,14 +99,34 @@ async def test_a_refusal_has_the_engines_words_and_a_fault_goes_to_another_engin
         code = error["error"].get("code") if isinstance(error.get("error"), dict) else error.get("code")
         status = code or 500
     is_lost = row["kind"] == "error.unknown_model" and row["engine"] == "vllm"
-    if is_lost or status in (500, 502, 503, 504, 529):
+    if is_lost or status in _TRIED_ELSEWHERE:
         assert (answer.status, len(calls)) == (200, 2)
         return
     assert (answer.status, len(calls)) == (status, 1)
-    assert isinstance(answer.json["error"]["message"], str)
+    assert not answer.json["error"]["message"].startswith("<")
+    assert (answer.json.get("type") == "error") == (row["dialect"] == "messages")
     if row["kind"] != "error.proxy_html" and "html" not in row["content_type"] and status not in _OF_ACCOUNTS:
         text = words(error)
         assert text in _OTHER_PATHS or text in answer.json["error"]["message"]
+
+
+@pytest.mark.parametrize("row", [*is_("garbage", stream=False), *is_("abort.plain", stream=False)])
+async def test_what_is_no_whole_answer_goes_to_another_engine(row: dict[str, Any]) -> None:
+    answer, calls = await responses_to(row)
+    assert (answer.status, len(calls)) == (200, 2)
+
+
+@pytest.mark.parametrize("row", is_("stream", stream=True, passed_on=True))
+async def test_a_stream_that_is_passed_on_is_judged_by_its_events(row: dict[str, Any]) -> None:
+    answer, calls, error = await outcome_of(row)
+    assert answer.status == 200
+    if "event: error" in row["body"]:  # nothing of the read has been sent
+        assert (len(calls), error) == (2, None)
+        return
+    assert len(calls) == 1
+    assert answer.body.decode().startswith(row["body"])
+    is_cut = row.get("end") == "cut"
+    assert (answer.complete, error) == (not is_cut, "cut" if is_cut else None)
 
 
 @pytest.mark.parametrize("row", is_("framing", stream=True))

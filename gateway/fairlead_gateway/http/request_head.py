@@ -11,6 +11,7 @@ Clients send nearly the same head with every request of a connection; only Conte
 `HeadTemplate` recognizes such a head without parsing it again.
 """
 
+import contextlib
 import re
 from typing import Final
 from urllib.parse import unquote_to_bytes
@@ -266,7 +267,13 @@ def parse_head(raw: bytes, limits: Limits) -> RequestHead:
         fields.append((name.lower(), value.strip(b" \t")))
     if len(fields) > limits.headers_count:
         raise HeadTooLarge(f"the request has more than {limits.headers_count} header fields")
-    return _parse_framing(method.decode("ascii"), target, 11 if minor == b"1" else 10, fields, limits)
+    method_name = method.decode("ascii")
+    try:
+        return _parse_framing(method_name, target, 11 if minor == b"1" else 10, fields, limits)
+    except BadRequest as error:
+        with contextlib.suppress(BadRequest):
+            error.path = _parse_path(method_name, target)
+        raise
 
 
 def _parse_framing(method: str, target: bytes, version: int, fields: HeaderFields, limits: Limits) -> RequestHead:

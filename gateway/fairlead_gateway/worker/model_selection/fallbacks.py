@@ -273,12 +273,12 @@ def _failure_kind(context: RequestContext, error: GatewayError, now: float) -> s
 
 def _refusal_kind(engine_response: EngineResponse) -> str | None:
     """Returns the kind of an engine's refusal; None if it has not refused the request."""
-    if engine_response.is_stream:
-        error = engine_response.scanner.error
-        if error is None or error.status >= 500:
+    error = engine_response.in_band_error
+    if error is not None:
+        if error.status >= 500:
             return None
         status, text = error.status, error.message.encode("utf-8", "replace")
-    elif 400 <= engine_response.status < 500 and engine_response.is_complete:
+    elif 400 <= engine_response.status < 500:
         status, text = engine_response.status, engine_response.buffered_body
     else:
         return None

@@ -260,8 +260,8 @@ def build_entry_request(path: str, parsed: ParsedBody, body: bytes, entry: Model
             added["stream_options"] = _WITH_USAGE
     elif parsed.stream and isinstance(fields, GenerationFields):
         options = decode_stream_options(fields, limits)
-        # With continuous statistics, the client's own events have the usage already.
-        strip_usage = options is None or not (options.include_usage or options.continuous_usage_stats)
+        # For `continuous_usage_stats` alone, vLLM counts nothing: it needs both.
+        strip_usage = options is None or not options.include_usage
         if strip_usage:
             options_text = bytes(fields.stream_options) if options is not None and fields.stream_options else b"{}"
             options_with_usage = set_members(options_text, {"include_usage": b"true"})

@@ -17,6 +17,7 @@ from fairlead_gateway.errors import (
     MethodNotAllowed,
     NotPermitted,
     UnknownPath,
+    client_dialect,
 )
 from fairlead_gateway.http.response_writer import ResponseWriter
 from fairlead_gateway.worker.model_selection.context_lengths import ContextLengths, shortest
@@ -247,9 +248,11 @@ def local_headers(reason: str) -> str:
 
 
 def send_error(error: GatewayError, response: ResponseWriter, headers: str) -> None:
-    """Sends an error of the gateway as the response."""
+    """Sends an error of the gateway as the response, in the dialect of its path."""
     own_headers = "".join(f"{name}: {value}\r\n" for name, value in error.headers)
-    response.send(error.status, own_headers + headers, error.body(response.request_id))
+    path = error.path if response.head is None else response.head.path
+    body = client_dialect(path, error.status, error.body(response.request_id))
+    response.send(error.status, own_headers + headers, body)
 
 
 def log_internal_error(request_id: str, error: Exception) -> None:

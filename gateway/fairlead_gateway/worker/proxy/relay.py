@@ -4,7 +4,14 @@ import asyncio
 import re
 from typing import Final
 
-from fairlead_gateway.errors import GatewayError, error_body, error_event
+from fairlead_gateway.errors import (
+    GatewayError,
+    anthropic_error_event,
+    client_dialect,
+    error_body,
+    error_event,
+    is_anthropic_path,
+)
 from fairlead_gateway.http.timers import TimeoutQueue
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.outcome import ENGINE_REFUSED
@@ -93,12 +100,11 @@ class ResponseRelay(StreamEnding):
         response, result = context.response, context.result
         result.status = engine_response.status
         result.first_at, result.last_at = engine_response.first_at, engine_response.last_at
-        if not engine_response.is_stream:
-            if engine_response.is_complete:
-                self.relay_buffered(context, engine_response, self._now())
-                return True
-        elif engine_response.scanner.error is not None:
+        if engine_response.in_band_error is not None:
             self._refuse_stream(context, engine_response)
+            return True
+        if not engine_response.is_stream and (engine_response.is_complete or engine_response.status >= 400):
+            self.relay_buffered(context, engine_response, self._now())
             return True
         rewriter = _body_rewriter(context, engine_response)
         if rewriter is not None:
@@ -134,14 +140,11 @@ class ResponseRelay(StreamEnding):
             response.abort()
             return False
         result.error = cause
-        error = engine_response.scanner.error if engine_response.is_stream else None
+        error = engine_response.in_band_error
         # The request is at fault, as its engine or the gateway says.
         result.is_charged = error is not None and (error.status < 500 or error.is_charged)
-        if engine_response.is_stream:
-            text = f"{_STREAM_ERROR_TEXTS.get(cause, 'the engine failed')}; the answer is incomplete"
-            response.end_with_error(error_event(text, f"stream_{cause.replace('-', '_')}", context.http_request.id))
-        else:
-            response.abort()
+        text = f"{_STREAM_ERROR_TEXTS.get(cause, 'the engine failed')}; the answer is incomplete"
+        _end_with_error(context, text, f"stream_{cause.replace('-', '_')}")
         return False
 
     def relay_buffered(self, context: RequestContext, engine_response: EngineResponse, now: float) -> None:
@@ -159,6 +162,7 @@ class ResponseRelay(StreamEnding):
                 content_type, body = JSON_TYPE, external_refusal(status, body, context.http_request.id)
             if not is_error_object(body):
                 content_type, body = JSON_TYPE, refusal_body(status, body, context.http_request.id)
+            body = client_dialect(context.http_request.head.path, status, body)
         rewriter = _body_rewriter(context, engine_response)
         body = body if rewriter is None else rewriter.rewrite(body)
         context.response.send(status, headers, body, content_type=content_type)
@@ -191,12 +195,13 @@ class ResponseRelay(StreamEnding):
 
     def _refuse_stream(self, context: RequestContext, engine_response: EngineResponse) -> None:
         """Answers with the error that the stream began with, instead of a stream."""
-        error, result = engine_response.scanner.error, context.result
+        error, result = engine_response.in_band_error, context.result
         assert error is not None
         result.status, result.error = error.status, ENGINE_REFUSED
         body = error_body(error.message, "invalid_request_error", None, "engine_refused", context.http_request.id)
         if _is_external(context):
             body = external_refusal(error.status, body, context.http_request.id)
+        body = client_dialect(context.http_request.head.path, error.status, body)
         context.response.send(error.status, self.response_headers(context, self._now()), body)
 
     def _record_first_token(self, attempt: Attempt, engine_response: EngineResponse) -> None:
@@ -289,16 +294,23 @@ class ResponseRelay(StreamEnding):
 
 
 def end_incomplete(context: RequestContext, error: GatewayError) -> None:
-    """Ends a response that has started and cannot be completed.
-
-    A stream gets the error as its last event. Anything else is reset, so that it cannot look whole.
-    """
+    """Ends a response that has started and cannot be completed."""
     context.result.error = error.code
-    if context.request.stream:
-        text = f"{error}; the answer is incomplete"
-        context.response.end_with_error(error_event(text, error.code, context.http_request.id))
+    _end_with_error(context, f"{error}; the answer is incomplete", error.code)
+
+
+def _end_with_error(context: RequestContext, text: str, code: str) -> None:
+    """Ends a stream with an error as its last event, in the dialect of its path.
+
+    Anything else is reset, so that it cannot look whole.
+    """
+    request, response, request_id = context.request, context.response, context.http_request.id
+    if request.stream:
+        response.end_with_error(error_event(text, code, request_id))
+    elif request.passes_stream and response.is_between_chunks and is_anthropic_path(context.http_request.head.path):
+        response.end_with_error(anthropic_error_event(text, 500, request_id))
     else:
-        context.response.abort()
+        response.abort()
 
 
 def _is_external(context: RequestContext) -> bool:

@@ -5,11 +5,12 @@ from typing import Final
 
 import msgspec
 
-from fairlead_gateway.errors import error_body
+from fairlead_gateway.errors import EngineLimited, error_body
 from fairlead_gateway.native import SCAN_USAGE
 from fairlead_gateway.worker.request_context import RequestContext, RoutedChoice
 from fairlead_gateway.worker.resilience.retry import ADAPTER_MISSING, FIELD_REFUSED, AttemptFailure
 from fairlead_gateway.worker.upstream.connection import UpstreamError
+from fairlead_gateway.worker.upstream.request_encoder import retry_after_of
 from fairlead_gateway.worker.upstream.response import EngineResponse
 from fairlead_gateway.worker.upstream.response_schemas import PLAIN_RESPONSE_DECODER
 from fairlead_gateway.worker.upstream.sse import GARBAGE, has_failed_finish
@@ -36,11 +37,14 @@ _ACCOUNT_NAMES: Final = re.compile(
 _UNKNOWN_PATH_WORDS: Final = ("", "Not Found", "Method Not Allowed")
 _OVERLOAD_STATUSES: Final = frozenset({429, 503, 529})
 _WRONG_MODEL = re.compile(rb'"param"\s*:\s*"model"|The model `[^`]{1,512}` does not exist')  # embeddings name no param
+_NOT_FOUND: Final = re.compile(rb'"(?:NotFoundError|not_found_error|model_not_found)"')
+"""The types of vLLM, those under `/v1/messages`, and the code of OpenAI."""
 _MISSING_ADAPTERS: Final = (b"LoRA adapter that has never been loaded", b"requested LoRA adapters are not loaded")
 """Words of SGLang, with status 400."""
 _USAGE_FIELD: Final = b"stream_options"
-_CLIENT_STATUSES: Final = frozenset({429, 501})
-"""501: the engine has no such function, for whatever request. vLLM, llama.cpp and TensorRT-LLM."""
+_LIMITED: Final = 429
+_NO_SUCH_FUNCTION: Final = 501
+"""For whatever request, so the client's business like every 4xx. vLLM, llama.cpp, TensorRT-LLM."""
 _REFUSALS: Final = (400, 422)
 _SCAN_USAGE: Final = SCAN_USAGE
 _DECODE_RESPONSE: Final = PLAIN_RESPONSE_DECODER.decode
@@ -52,12 +56,14 @@ def check_response(
 ) -> None:
     """Raises AttemptFailure unless the response can be relayed.
 
-    The usage of a whole plain response becomes the request's.
+    The usage of a whole plain response becomes the request's, and a refusal with status 200 gets
+    the status that it means.
     is_final: no time is left for another instance.
     """
     if error is not None:
         raise AttemptFailure(error.cause, crashed=error.is_crash, is_final=is_final)
-    if engine_response.status == 404 and engine_response.is_complete and _is_wrong_model(engine_response.buffered_body):
+    is_external = context.choice is not None and context.choice.address.leaves_cluster
+    if engine_response.status == 404 and not is_external and _is_wrong_model(engine_response.buffered_body):
         # Without an adapter, another server has taken over the address.
         raise AttemptFailure("wrong-model" if context.request.adapter is None else ADAPTER_MISSING)
     if context.request.adapter is not None and _is_adapter_missing(_refusal_words(engine_response)):
@@ -65,17 +71,25 @@ def check_response(
     if is_usage_refused(context, engine_response):
         raise AttemptFailure(FIELD_REFUSED)
     response_error = _response_error(context, engine_response)
+    if response_error is None and engine_response.has_whole_answer:
+        usage, response_error = _read_answer(engine_response, is_passthrough=context.request.is_passthrough)
+        if response_error is None:
+            context.result.record_usage(usage)
     if response_error is None:
         return
-    if response_error.status in _OVERLOAD_STATUSES:
-        raise AttemptFailure("overloaded", is_overload=True)
-    if response_error.status >= 500:
+    status = response_error.status
+    if status in _OVERLOAD_STATUSES and not (status == _LIMITED and is_external):
+        refusal = _limit_error(engine_response, response_error, context.http_request.id) if status == _LIMITED else None
+        raise AttemptFailure("overloaded", is_overload=True, refusal=refusal)
+    if status >= 500 and status != _NO_SUCH_FUNCTION:
         context.result.is_charged = response_error.is_charged
-        cause = response_error.cause or f"status-{response_error.status}"
-        raise AttemptFailure(cause, is_final=response_error.is_charged)
+        raise AttemptFailure(response_error.cause or f"status-{status}", is_final=response_error.is_charged)
+    if not engine_response.is_stream:
+        engine_response.status = status
 
 
 def _response_error(context: RequestContext, engine_response: EngineResponse) -> InBandError | None:
+    """Returns the error in the status or in the first event of a response."""
     if engine_response.is_stream:
         scanner = engine_response.scanner
         if scanner.error is not None:
@@ -85,30 +99,35 @@ def _response_error(context: RequestContext, engine_response: EngineResponse) ->
         is_empty = engine_response.is_complete and not scanner.is_done
         return InBandError(502, "an empty stream", "cut") if is_empty else None
     status, request, choice = engine_response.status, context.request, context.choice
-    if status in _CLIENT_STATUSES:
-        return None  # like every 4xx, the client's business
     if status in _ACCOUNT_STATUSES and choice is not None and _is_about_account(choice, status):
         return InBandError(502, "the engine refuses the gateway's own token")
     if status >= 400:
         return InBandError(status, "")
     if request.stream or not (status == 200 or (request.is_passthrough and 200 < status < 300)):
         return InBandError(502, "not what was asked for", GARBAGE)
-    if not engine_response.is_complete:
-        return None
-    body = engine_response.buffered_body
+    return engine_response.in_band_error
+
+
+def _read_answer(engine_response: EngineResponse, *, is_passthrough: bool) -> tuple[Usage | None, InBandError | None]:
+    """Returns the usage of a whole plain answer, and the error in it."""
     if engine_response.counts_passed:
-        context.result.record_usage(engine_response.usage)
-        return None
+        return engine_response.usage, None
+    body = engine_response.buffered_body
     usage, is_readable = _parse_usage(body)
-    if not request.is_passthrough:
-        error = _plain_error(body) if is_readable else InBandError(502, "not JSON", GARBAGE)
-        if error is not None and error.status < 500 and error.status not in _OVERLOAD_STATUSES:
-            engine_response.status = error.status  # it means a refusal, whatever status it sent
-            return None
-        if error is not None:
-            return error
-    context.result.record_usage(usage)
-    return None
+    if is_passthrough:
+        return usage, None
+    return usage, _plain_error(body) if is_readable else InBandError(502, "not JSON", GARBAGE)
+
+
+def _limit_error(engine_response: EngineResponse, error: InBandError, request_id: str) -> EngineLimited:
+    """Returns the words with which an engine limits requests, for a client whom no engine takes."""
+    if error.message:
+        body = error_body(error.message, "rate_limit_error", None, "engine_refused", request_id)
+    else:
+        body = engine_response.buffered_body
+        body = body if is_error_object(body) else refusal_body(_LIMITED, body, request_id)
+    max_seconds = int(engine_response.limits.max_retry_after_seconds)
+    return EngineLimited(body, retry_after_of(engine_response.headers, max_seconds) or 1)
 
 
 def _plain_error(body: bytes) -> InBandError | None:
@@ -179,7 +198,7 @@ def refusal_body(status: int, body: bytes, request_id: str) -> bytes:
 
 def _is_wrong_model(body: bytes) -> bool:
     """Whether the engine does not serve the model that the fleet lists for it."""
-    return len(body) < _TAIL_BYTES and b'"NotFoundError"' in body and _WRONG_MODEL.search(body) is not None
+    return len(body) < _TAIL_BYTES and _NOT_FOUND.search(body) is not None and _WRONG_MODEL.search(body) is not None
 
 
 def _is_adapter_missing(refusal: bytes) -> bool:
@@ -194,11 +213,10 @@ def is_usage_refused(context: RequestContext, engine_response: EngineResponse) -
 
 def _refusal_words(engine_response: EngineResponse) -> bytes:
     """Returns what an engine says that refuses a request; empty if it does not."""
-    if engine_response.is_stream:
-        error = engine_response.scanner.error
-        return error.message.encode() if error is not None else b""
-    is_refusal = engine_response.status in _REFUSALS and engine_response.is_complete
-    return engine_response.buffered_body if is_refusal else b""
+    error = engine_response.in_band_error
+    if error is not None:
+        return error.message.encode()
+    return engine_response.buffered_body if engine_response.status in _REFUSALS else b""
 
 
 def is_error_object(body: bytes) -> bool:

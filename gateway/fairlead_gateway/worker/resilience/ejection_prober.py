@@ -10,8 +10,9 @@ These say nothing about the engine: 429, 503, any other 4xx, and failures of the
 a 4xx ends a record of 5xx alone: such an engine fails requests, and does not hang. An engine that
 sent bytes to another request meanwhile is slow, and does not hang.
 
-A probe's prompt is shorter than a block of any engine, and its `cache_salt` is private to the
-process. So it changes no cache. An API that others run gets a chat, which every one of them has.
+A probe's prompt is shorter than a block of any engine. Where engines have the field, its
+`cache_salt` is private to the process. So it changes no cache. An API that others run gets a chat,
+which every one of them has.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from typing import Final
 import msgspec
 
 from fairlead.fleet.model import Fleet, Instance, InstanceState
+from fairlead.tenants.cache_isolation import SALTED_ENGINES
 from fairlead_gateway.worker.resilience.ejection_records import EjectionRecords, is_hang_cause
 from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution
 from fairlead_gateway.worker.runtime import WorkerRuntime
@@ -132,7 +134,10 @@ class EjectionProber:
             body = _encode({"model": model, "messages": [message], "max_tokens": 1})
             prefix = request_prefix("POST", _CHAT_PATH, instance.url, self._hop_id)
             return encode_external_request(prefix, body, _PROBE_ID)
-        body = _encode({"model": model, "prompt": _PROMPT, "max_tokens": 1, "temperature": 0, "cache_salt": self._salt})
+        fields: dict[str, object] = {"model": model, "prompt": _PROMPT, "max_tokens": 1, "temperature": 0}
+        if instance.engine in SALTED_ENGINES:  # TensorRT-LLM refuses a completion with a salt
+            fields["cache_salt"] = self._salt
+        body = _encode(fields)
         prefix = request_prefix("POST", _PATH, instance.url, self._hop_id)
         rank = f"x-data-parallel-rank: {instance.dp_rank}\r\n" if instance.dp_rank is not None else ""
         return [f"{prefix.text}{len(body)}\r\n{rank}\r\n".encode("latin-1") + body]

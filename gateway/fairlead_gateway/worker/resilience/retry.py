@@ -56,6 +56,7 @@ class AttemptFailure(Exception):
     is_final: another instance would do no better.
     is_overload: the engine is full.
     was_sent: the request reached the engine.
+    refusal: the engine's own words, for a client whom no other engine takes.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class AttemptFailure(Exception):
         is_final: bool = False,
         is_overload: bool = False,
         was_sent: bool = True,
+        refusal: GatewayError | None = None,
     ) -> None:
         super().__init__(cause)
         self.cause = cause
@@ -73,6 +75,7 @@ class AttemptFailure(Exception):
         self.is_final = is_final
         self.is_overload = is_overload
         self.was_sent = was_sent
+        self.refusal = refusal
         self.instance_id = ""
 
     @property
@@ -212,6 +215,9 @@ def to_client_error(failures: list[AttemptFailure], retry_after_seconds: int = 1
             hint="try again later",
             headers=(("retry-after", str(retry_after_seconds)),),
         )
+    refusal = failures[-1].refusal
+    if refusal is not None:
+        return refusal
     if all(failure.is_overload for failure in failures):
         return Overloaded(
             f"the engines are full ({attempts})",

@@ -222,13 +222,21 @@ def relayed_headers(fields: dict[bytes, bytes], *, exclude: bytes = b"") -> str:
 def relayed_retry_after(status: int, fields: dict[bytes, bytes], max_seconds: int) -> str:
     """Returns the header with which an engine asks a client to wait, as header text.
 
-    Empty unless the response is an error. More than `max_seconds` are cut to that; a date, and
-    whatever else is no number, is left out.
+    Empty unless the response is an error.
+    """
+    seconds = retry_after_of(fields, max_seconds) if status >= 400 else None
+    return "" if seconds is None else f"retry-after: {seconds}\r\n"
+
+
+def retry_after_of(fields: dict[bytes, bytes], max_seconds: int) -> int | None:
+    """Returns the seconds for which an engine asks to wait, at most `max_seconds`.
+
+    None without the header, and for a date or whatever else is no number.
     """
     value = fields.get(b"retry-after")
-    if value is None or status < 400 or not value.isdigit():
-        return ""
-    return f"retry-after: {max_seconds if len(value) > _MAX_NUMBER_DIGITS else min(int(value), max_seconds)}\r\n"
+    if value is None or not value.isdigit():
+        return None
+    return max_seconds if len(value) > _MAX_NUMBER_DIGITS else min(int(value), max_seconds)
 
 
 def sanitize_header_value(text: str) -> str:

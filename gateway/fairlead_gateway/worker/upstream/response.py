@@ -2,9 +2,10 @@
 
 Nothing is sent to the client before the verdict. A plain response has its verdict when it is whole,
 or too long to buffer. A stream has it with its first event, which must be no error: a full engine
-answers a stream with 200 and an error event. So has what is passed on and is no JSON, such as
-speech. Until the verdict, the request can go to another instance. From then on, chunks pass from
-connection to connection, and `finished` says how it ended.
+answers a stream with 200 and an error event. What is passed on and is no JSON, such as speech, has
+it with its first bytes. Of an error that is too long, only the start is kept. Until the verdict,
+the request can go to another instance. From then on, chunks pass from connection to connection, and
+`finished` says how it ended.
 """
 
 import asyncio
@@ -17,11 +18,12 @@ from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import ResponseSink, UpstreamError
 from fairlead_gateway.worker.upstream.response_memory import BufferedBytes, compact
 from fairlead_gateway.worker.upstream.sse import SseScanner, filter_first_chunks
-from fairlead_gateway.worker.upstream.usage import PassedUsage, Usage
+from fairlead_gateway.worker.upstream.usage import InBandError, PassedUsage, Usage
 
 _OUT_OF_MEMORY: Final = "gateway-full"  # a local cause: the engine is not to blame
 CLIENT_SILENT: Final = "client-silent"
 """The client has not read for so long that its engine was paused until its time was over."""
+_ERROR_EVENT: Final = "error-event"
 _NO_HEADERS: Final[dict[bytes, bytes]] = {}
 
 
@@ -74,7 +76,7 @@ class EngineResponse(ResponseSink):
         self._stream_requested = stream_requested
         self._strip_usage = strip_usage
         self._now = runtime.now
-        self._limits = runtime.limits
+        self.limits = runtime.limits
         self._loop = runtime.loop
         self._seconds_left = on_silence
         self.rewrite_events: Callable[[list[bytes]], list[bytes]] | None = None
@@ -113,7 +115,7 @@ class EngineResponse(ResponseSink):
         """The scanner of the event stream."""
         scanner = self._scanner
         if scanner is None:
-            max_event_bytes = self._limits.sse_event_bytes
+            max_event_bytes = self.limits.sse_event_bytes
             scanner = self._scanner = SseScanner(
                 strip_usage=self._strip_usage, max_event_bytes=max_event_bytes, choices=self.choices
             )
@@ -128,6 +130,18 @@ class EngineResponse(ResponseSink):
     def event_count(self) -> int:
         """The events with parts of the answer by now."""
         return self.scanner.event_count if self._passed_usage is None else self._passed_usage.event_count
+
+    @property
+    def in_band_error(self) -> InBandError | None:
+        """The error in a stream, or in an answer that is passed on and counted."""
+        if self._passed_usage is not None:
+            return self._passed_usage.error
+        return self.scanner.error if self.is_stream else None
+
+    @property
+    def has_whole_answer(self) -> bool:
+        """Whether a plain response without an error status is complete."""
+        return self.is_complete and not self.is_stream and self.status < 400
 
     @property
     def finished(self) -> "asyncio.Future[str | None]":
@@ -234,7 +248,10 @@ class EngineResponse(ResponseSink):
         """Receives an error of the connection: the verdict if there is none yet, else the end."""
         if self._awaits_verdict:
             self._finish_verdict(error)
-        else:
+            return
+        if self.is_stream and self._response is not None and (held := self.scanner.release_held()):
+            self._send_events(held)
+        if not self._is_finished:
             self._finish(CLIENT_SILENT if error.cause == "timeout" and self.is_paused else error.cause)
 
     def on_silence(self) -> float:
@@ -250,19 +267,28 @@ class EngineResponse(ResponseSink):
         self._buffer += chunks
         for chunk in chunks:
             self._size += len(chunk)
-        if self.status != 200 and self._is_too_long():
-            self._buffer = []
-            is_too_long = self._size > self._limits.response_buffer_bytes  # no error object is that long
-            self.on_error(UpstreamError("garbage" if is_too_long else _OUT_OF_MEMORY))
-        elif self.is_complete or self._flows or self._is_too_long():
-            if not (self.is_complete or self._flows or self._passed_usage is not None):
+        if self.is_complete or (self._flows and not self._awaits_event):
+            self._on_first_chunk(now)
+        elif self._is_too_long():
+            if self.status == 200 and self._passed_usage is None:
                 self._passed_usage = PassedUsage(is_stream=False)
                 self._passed_usage.add(self._buffer, is_last=False)
-            self._on_first_chunk(now)
+            if self.status == 200 or self.status >= 400:
+                self._on_first_chunk(now)  # of an error, the words come first
+            else:
+                self._buffer = []
+                is_too_long = self._size > self.limits.response_buffer_bytes
+                self.on_error(UpstreamError("garbage" if is_too_long else _OUT_OF_MEMORY))
+
+    @property
+    def _awaits_event(self) -> bool:
+        """Whether the first event of a stream that is passed on is not complete yet."""
+        passed = self._passed_usage
+        return passed is not None and not passed.has_event
 
     def _is_too_long(self) -> bool:
         """Whether the response is not buffered further: for its own size, or for that of all."""
-        if self._size > self._limits.response_buffer_bytes:
+        if self._size > self.limits.response_buffer_bytes:
             return True
         if self.is_complete:
             return False
@@ -309,7 +335,8 @@ class EngineResponse(ResponseSink):
             chunks = self.rewrite_chunks(chunks, self.is_complete)
         self._response.write_chunks(chunks, final=self.is_complete)
         if self.is_complete:
-            self._finish(None)
+            error = self.in_band_error
+            self._finish(None if error is None else error.cause or _ERROR_EVENT)
 
     def _send_events(self, events: list[bytes]) -> None:
         assert self._response is not None
@@ -325,7 +352,7 @@ class EngineResponse(ResponseSink):
         if events:
             self._response.write_chunks(events)
         if scanner.error is not None:
-            self._finish(scanner.error.cause or "error-event")
+            self._finish(scanner.error.cause or _ERROR_EVENT)
         elif self._is_out_of_memory:
             self._finish(_OUT_OF_MEMORY)
         elif scanner.is_aborted:

@@ -38,17 +38,24 @@ class PassedUsageFields(Struct, gc=False):
 
 
 class UsageHolder(Struct):
-    """A part of an event that holds a usage: the message that begins, or a response."""
+    """A part of an event that holds a usage: the message that begins, or a response.
+
+    error: of a response that has failed.
+    """
 
     usage: Raw | UnsetType = UNSET
+    error: Raw | UnsetType = UNSET
 
 
 class PassedAnswer(Struct):
-    """The fields of an answer that is passed on, or of one of its events, that are read."""
+    """The fields of an answer that is passed on, or of one of its events, that are read.
+
+    message: an object with a usage, or the text of an error.
+    """
 
     type: str | None = None
     usage: Raw | UnsetType = UNSET
-    message: UsageHolder | None = None
+    message: UsageHolder | str | None = None
     response: UsageHolder | None = None
 
 
@@ -73,4 +80,5 @@ USAGE_DECODER = Decoder(UsageFields, strict=False)  # some engines count in floa
 PASSED_USAGE_DECODER = Decoder(PassedUsageFields, strict=False)
 PASSED_ANSWER_DECODER = Decoder(PassedAnswer)
 EVENT_DECODER = Decoder(StreamEvent)
+MEMBERS_DECODER = Decoder(dict[str, Raw])
 PLAIN_RESPONSE_DECODER = Decoder(PlainResponse)

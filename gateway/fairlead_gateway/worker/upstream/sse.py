@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from fairlead_gateway.worker.upstream.response_schemas import EVENT_DECODER
+from fairlead_gateway.worker.upstream.response_schemas import EVENT_DECODER, MEMBERS_DECODER, StreamEvent
 from fairlead_gateway.worker.upstream.usage import InBandError, Usage, error_in, parse_in_band_error, read_usage
 
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\n\r\n", b"\r\r")
@@ -37,7 +37,9 @@ _FIELD: Final = re.compile(rb"[\w-]*:|data[\r\n]")
 """The start of an event: a comment, or a field. Fields that clients do not know are ignored."""
 _ERROR_FIELD: Final = b"error:"
 """The field in which llama.cpp sent errors until the summer of 2025."""
+_END: Final = b"[DONE]"
 _DONE: Final = b"data: [DONE]\n\n"
+_DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
 _FAILED_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"(?:abort|error|cancelled|timeout)"')
 """Ends that no model and no client has chosen: of vLLM and SGLang, the last two of TensorRT-LLM."""
@@ -48,7 +50,8 @@ GARBAGE: Final = "garbage"
 class SseScanner:
     """The scanner of one stream.
 
-    strip_usage: drops the usage event, which the client did not ask for.
+    strip_usage: drops the usage event, which the client did not ask for. What else that event has
+        moves to the last event before it, which is held until then.
     choices: answers that the request has; 1 or more.
     has_long_event: a part of an event was longer than most events are.
     """
@@ -58,6 +61,7 @@ class SseScanner:
         "_finished_choices",
         "_head",
         "_head_bytes",
+        "_held",
         "_inspected_bytes",
         "_inspected_count",
         "_max_event_bytes",
@@ -81,6 +85,7 @@ class SseScanner:
         self._finished_choices = 0
         self._head = self._tail = b""  # around the text of an event that was searched
         self._head_bytes = self._tail_bytes = 0
+        self._held = b""
         self.has_long_event = False
         self.strip_usage = strip_usage
         self.usage: Usage | None = None
@@ -118,6 +123,8 @@ class SseScanner:
                 chunk = self._inspect_events(chunk)
             else:
                 self.event_count += 1
+                if self._held:
+                    passed += self.release_held()
                 self._remember_frame(chunk)
             if chunk:
                 passed.append(chunk)
@@ -169,12 +176,15 @@ class SseScanner:
         Clients read a last event without its empty line, and an answer whose choices have all
         finished is whole without `[DONE]`, which it gets here.
         """
-        passed = []
+        passed: list[bytes] = []
         if self._partial and not self.is_finished:
             event = bytes(self._partial) + b"\n\n"
-            if _is_whole(event) and self._inspect_event(event):
-                passed.append(event)
+            data = _event_data(event)
+            fields = None if data is None or data == _END else _decode_event(data)
+            if data == _END or fields is not None:
                 self._partial.clear()
+                self._take_event(event, data, fields, passed)
+        passed += self.release_held()
         if not self.is_finished and self._finished_choices >= self._choices:
             passed.append(_DONE)
             self.is_done = True
@@ -220,12 +230,33 @@ class SseScanner:
         for event in parts:
             if self.is_finished:
                 break
-            if self._inspect_event(event):
-                passed.append(event)
+            data = _event_data(event)
+            self._take_event(event, data, None if not data or data == _END else _decode_event(data), passed)
         return b"".join(passed)
 
-    def _inspect_event(self, event: bytes) -> bool:
-        data = _event_data(event)
+    def release_held(self) -> list[bytes]:
+        """Returns the event that was held, if there is one."""
+        held, self._held = self._held, b""
+        return [held] if held else []
+
+    def _take_event(self, event: bytes, data: bytes | None, fields: StreamEvent | None, passed: list[bytes]) -> None:
+        """Inspects an event, and adds to `passed` what may pass now."""
+        finished = self._finished_choices
+        passes = self._inspect_event(event, data, fields)
+        if self._held and (passes or self.is_finished):
+            passed += self.release_held()
+        elif passes and self.strip_usage and finished < self._choices <= self._finished_choices:
+            self._held = event
+            self._head_bytes = 0  # what follows is searched
+            return
+        if passes:
+            passed.append(event)
+
+    def _inspect_event(self, event: bytes, data: bytes | None, fields: StreamEvent | None) -> bool:
+        """Reads an event; returns whether it may pass.
+
+        fields: None if it has no data, is the end or is no JSON.
+        """
         if not data:
             text = event.lstrip()
             if text.startswith(_ERROR_FIELD):
@@ -235,12 +266,10 @@ class SseScanner:
                 self.error = InBandError(502, "the engine's stream is not an event stream", GARBAGE)
                 return False
             return True
-        if data == b"[DONE]":
+        if data == _END:
             self.is_done = True
             return True
-        try:
-            fields = EVENT_DECODER.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        if fields is None:
             self.error = InBandError(502, "the engine's stream holds an event that is not JSON", GARBAGE)
             return False
         error = error_in(fields.error, fields.object, data)
@@ -251,6 +280,8 @@ class SseScanner:
         if usage is not None:
             self.usage = usage
             if self.strip_usage and not fields.choices:
+                if self._held:
+                    self._held = _with_members(self._held, data)
                 return False
         if has_failed_finish(data):
             self.is_aborted = True
@@ -288,16 +319,38 @@ def _split_events(events: bytes) -> list[bytes]:
     return [part + b"\n\n" for part in events.split(b"\n\n") if part]
 
 
-def _is_whole(event: bytes) -> bool:
-    """Whether an event is one without its empty line, and no part of one."""
-    data = _event_data(event)
-    if data is None or data == b"[DONE]":
-        return data is not None
+def _decode_event(data: bytes) -> StreamEvent | None:
+    """Returns the fields of an event that are read; None if its data is no JSON object."""
     try:
-        EVENT_DECODER.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return True
+        return EVENT_DECODER.decode(data)
+    except _DECODE_ERRORS:
+        return None
+
+
+def _with_members(event: bytes, usage_data: bytes) -> bytes:
+    """Returns an event with the members that only the usage event has.
+
+    llama.cpp sends its timings there, and vLLM its fingerprint and metrics.
+    """
+    own, others = (_decode_members(data) for data in (_event_data(event) or b"", usage_data))
+    if not own or others is None:
+        return event
+    added = b"".join(
+        [
+            b",%b:%b" % (msgspec.json.encode(name), value)
+            for name, value in others.items()
+            if name not in own and name != "usage"
+        ]
+    )
+    end = event.rfind(b"}")
+    return event[:end] + added + event[end:]
+
+
+def _decode_members(data: bytes) -> dict[str, msgspec.Raw] | None:
+    try:
+        return MEMBERS_DECODER.decode(data)
+    except _DECODE_ERRORS:
+        return None
 
 
 def _event_data(event: bytes) -> bytes | None:

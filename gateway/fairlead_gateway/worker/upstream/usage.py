@@ -39,6 +39,7 @@ _MAX_TEXT: Final = 4_096
 _MAX_ITEMS: Final = 8
 _MAX_DEPTH: Final = 4
 _TEXT_FIELDS: Final = ("message", "msg", "error", "detail", "errors", "title")
+_TEXT_MEMBER: Final = re.compile(rb'"(?:message|msg|error|detail|title)"\s*:\s*("(?:[^"\\]|\\.)+")')
 _NO_ERRORS: Final = (b"null", b'""', b"{}", b"[]", b"false")
 _ERROR_KIND: Final = b'"error"'
 _DECODE_USAGE: Final = USAGE_DECODER.decode
@@ -55,7 +56,11 @@ _STATUSES: Final = {
 _USAGE_KEY: Final = b'"usage"'
 _DELTA_TYPES: Final = (b'.delta"', b'"content_block_delta"')
 """The ends of the types of events with text: of `/v1/responses`, and of `/v1/messages`."""
-_FINAL_EVENTS: Final = ("message_delta", "response.completed", "response.incomplete", "response.failed")
+_FAILED: Final = "response.failed"
+_FINAL_EVENTS: Final = ("message_delta", "response.completed", "response.incomplete", _FAILED)
+_ERROR_MARK: Final = re.compile(rb'^event: ?error|"type": ?"(?:error|response\.failed)"', re.MULTILINE)
+_DATA_FIELD: Final = b"data:"
+_EVENT_FIELD: Final = b"event:"
 _MAX_LINE_BYTES: Final = 65_536
 _TAIL_BYTES: Final = 4_096
 """The end of a long line that is kept; no object of token counts is longer."""
@@ -185,17 +190,32 @@ class PassedUsage:
 
     is_stream: the answer is an event stream; otherwise it is one JSON object.
     event_count: events with a part of the answer.
+    has_event: the first event of the stream has come.
+    error: that the answer reports, in an event or instead of an answer.
     """
 
-    __slots__ = ("_counts", "_found", "_is_final", "_is_stream", "_line", "_line_start", "event_count")
+    __slots__ = (
+        "_counts",
+        "_found",
+        "_is_error_event",
+        "_is_final",
+        "_is_stream",
+        "_line",
+        "_line_start",
+        "error",
+        "event_count",
+        "has_event",
+    )
 
     def __init__(self, *, is_stream: bool) -> None:
         self._is_stream = is_stream
         self._line = bytearray()
         self._line_start = b""  # of a long line, whose counts are in `_found`
         self._found = _Counts()
-        self._is_final = not is_stream
+        self._is_error_event = False
+        self._is_final = self.has_event = not is_stream
         self._counts = _Counts()
+        self.error: InBandError | None = None
         self.event_count = 0
 
     @property
@@ -221,7 +241,14 @@ class PassedUsage:
             self._end_line()
 
     def _add_lines(self, chunk: bytes) -> None:
-        if not self._line and chunk.endswith(b"\n") and chunk.find(_USAGE_KEY) < 0:
+        if (
+            self.has_event
+            and not self._line
+            and not self._is_error_event
+            and chunk.endswith(b"\n")
+            and chunk.find(_USAGE_KEY) < 0
+            and _ERROR_MARK.search(chunk) is None
+        ):
             return
         start = 0
         while (end := chunk.find(b"\n", start)) >= 0:
@@ -242,24 +269,39 @@ class PassedUsage:
         line, start, found = bytes(self._line), self._line_start, self._found
         self._line.clear()
         if start:
+            self.has_event = True
             self._line_start, self._found = b"", _Counts()
             _find_counts(line, found)
             # An event before the last one has no counts, except those that the client has sent.
             if not self._is_stream or _long_event_type(start, line) in _FINAL_EVENTS:
                 self._count(found, is_final=True)
+        elif not self._is_stream:
+            self._read(line)
+        elif line.startswith(_DATA_FIELD):
+            self.has_event = True
+            self._read(line[len(_DATA_FIELD) :])
+            self._is_error_event = False
+        elif line.startswith(_EVENT_FIELD):
+            self._is_error_event = line[len(_EVENT_FIELD) :].strip() == b"error"
+
+    def _read(self, data: bytes) -> None:
+        """Reads an event or a whole answer that may have a usage or an error."""
+        if not self._is_error_event and data.find(_USAGE_KEY) < 0 and _ERROR_MARK.search(data) is None:
             return
-        if line.find(_USAGE_KEY) < 0:
-            return
-        data = line[5:] if self._is_stream and line.startswith(b"data:") else line
         try:
             answer = PASSED_ANSWER_DECODER.decode(data.strip())
         except _DECODE_ERRORS:
             return
+        failed = answer.response.error if answer.response is not None and answer.type == _FAILED else msgspec.UNSET
+        if failed is not msgspec.UNSET:
+            self.error = parse_in_band_error(bytes(failed), 500)
+        elif self._is_error_event or answer.type == "error":
+            self.error = parse_in_band_error(data, 500)
         for holder in (answer, answer.message, answer.response):
-            if holder is not None and holder.usage is not msgspec.UNSET:
-                _add_counts(bytes(holder.usage), found)
-                self._count(found, is_final=not self._is_stream or answer.type in _FINAL_EVENTS)
-                self._found = found = _Counts()
+            if holder is not None and not isinstance(holder, str) and holder.usage is not msgspec.UNSET:
+                counts = _Counts()
+                _add_counts(bytes(holder.usage), counts)
+                self._count(counts, is_final=not self._is_stream or answer.type in _FINAL_EVENTS)
 
     def _count(self, found: _Counts, *, is_final: bool) -> None:
         self._counts.add_part(found)
@@ -316,7 +358,7 @@ def engine_words(body: bytes) -> EngineWords:
     try:
         decoded = msgspec.json.decode(body)
     except _DECODE_ERRORS:
-        return EngineWords(_plain_text(body))
+        return EngineWords(_plain_text(body) or _first_text(body))
     if not isinstance(decoded, dict):
         return EngineWords(_text(decoded, _MAX_DEPTH))
     fields = _error_fields(decoded)
@@ -355,8 +397,8 @@ def parse_in_band_error(raw: bytes, status: int) -> InBandError:
         code = int(code)
     if isinstance(code, int) and 400 <= code <= 599:
         status = 500 if _DEAD_ENGINE in message else code
-    elif isinstance(kind, str):
-        status = _STATUSES.get(kind, status)
+    else:
+        status = next((_STATUSES[name] for name in (kind, code) if isinstance(name, str) and name in _STATUSES), status)
     return InBandError(status, message)
 
 
@@ -373,6 +415,17 @@ def _plain_text(body: bytes) -> str:
     except UnicodeDecodeError:
         return ""
     return "" if text.startswith(("<", "{", "[")) or not text.isprintable() else text[:_MAX_TEXT]
+
+
+def _first_text(body: bytes) -> str:
+    """Returns the first text for people in the start of an object, such as one that repeats the
+    request.
+    """
+    found = _TEXT_MEMBER.search(body, 0, _MAX_LINE_BYTES) if body.startswith((b"{", b"[")) else None
+    try:
+        return "" if found is None else str(msgspec.json.decode(found[1]))[:_MAX_TEXT]
+    except _DECODE_ERRORS:
+        return ""
 
 
 def _text(value: object, depth: int) -> str:

@@ -281,9 +281,21 @@ async def test_retries_are_bounded_by_the_budget() -> None:
         assert len(met) == 10 + 3
 
 
-@pytest.mark.parametrize(
-    "status", ["400 Bad Request", "404 Not Found", "422 Unprocessable Entity", "429 Too Many Requests"]
-)
+async def test_a_limit_of_all_engines_is_the_clients_in_the_words_of_the_last() -> None:
+    met = []
+
+    async def script(call: EngineCall) -> None:
+        met.append(call)
+        await call.respond(BAD_VALUE, "429 Too Many Requests", more="retry-after: 7\r\n")
+
+    async with gateway_before([script] * 2) as running:
+        for body in (GOOD, STREAM):
+            answer = await request(running.url, body)
+            assert (answer.status, answer.json, answer.fields["retry-after"]) == (429, BAD_VALUE, "7")
+        assert len(met) == 4
+
+
+@pytest.mark.parametrize("status", ["400 Bad Request", "404 Not Found", "422 Unprocessable Entity"])
 async def test_a_4xx_of_an_engine_is_the_clients_and_never_retried(status: str) -> None:
     met = []
 

@@ -168,6 +168,27 @@ async def test_usage_that_the_engine_reports_in_each_event_is_charged() -> None:
         assert await _used(gateway) == (7, 8)
 
 
+async def test_continuous_counts_alone_are_asked_for_with_the_last_one() -> None:
+    """vLLM counts nothing for `continuous_usage_stats` alone, SGLang does in each event."""
+    calls: list[EngineCall] = []
+
+    async def script(call: EngineCall) -> None:
+        calls.append(call)
+        await call.start_stream()
+        counts = {"usage": usage(7, 0, 1)["usage"]}
+        await call.event(token("word", "stop") | counts)
+        if call.json["stream_options"].get("include_usage"):
+            await call.event(usage(7, 0, 1))
+        await call.finish()
+
+    async with limited_gateway(script, [_ACME]) as gateway:
+        found = await _post(gateway, stream=True, stream_options={"continuous_usage_stats": True})
+        assert calls[0].json["stream_options"] == {"continuous_usage_stats": True, "include_usage": True}
+        assert found.text.count("data: ") == 2  # with the end
+        assert found.text.count('"usage"') == 1
+        assert await _used(gateway) == (7, 1)
+
+
 async def test_an_answer_in_time_pays_what_its_engine_reported() -> None:
     async def script(call: EngineCall) -> None:
         await call.respond(answer(prompt=9, output=4))

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -18,7 +19,7 @@ from fairlead_gateway.worker.resilience.ejection_records import EjectionRecord
 from fairlead_gateway.worker.resilience.fault_evidence import FaultSource
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine, scripted_engine, silent
-from fairlead_testing.gateway.running_gateway import fleet_of
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
@@ -92,6 +93,28 @@ async def test_hanging_engine_gets_spaced_probes_for_one_token_which_fail() -> N
         }
         assert len({body["cache_salt"] for body in bodies}) == 1
         assert len(bodies[0]["cache_salt"]) == 32
+
+
+@pytest.mark.parametrize(
+    ("engine", "has_salt"),
+    [("vllm", True), ("sglang", True), ("sim", True), ("tensorrt_llm", False), ("llama_cpp", False)],
+)
+async def test_engines_that_may_refuse_a_salt_get_a_probe_without_one(engine: str, has_salt: bool) -> None:
+    async def refuses_unknown_fields(call: EngineCall) -> None:
+        if not has_salt and "cache_salt" in call.json:
+            await call.respond({"error": "cache_salt: Extra inputs are not permitted"}, "400 Bad Request")
+        await answers(call)
+
+    async with prober(refuses_unknown_fields, Limits(ejection_probe_after_seconds=10.0)) as (fixture, server):
+        fleet = fleet_of(fixture.urls)
+        instances = tuple(replace(one, engine=engine) for one in fleet.instances[MODEL_KEY])
+        fixture.gateway.update_fleet(replace(fleet, instances={MODEL_KEY: instances}))
+        fixture.clock.advance(10.0)
+        assert fixture.state() is HealthState.PROBING
+        fixture.poll_at(10.0)
+        await wait_until(lambda: fixture.record is None)
+        assert fixture.state() is HealthState.WARMING
+        assert ["cache_salt" in call.json for call in server.calls] == [has_salt]
 
 
 async def test_failed_probe_ejects_an_instance_that_was_to_return() -> None:

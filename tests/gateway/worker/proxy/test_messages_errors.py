@@ -1,0 +1,145 @@
+"""Errors of the gateway itself under `/v1/messages` are those of Anthropic."""
+
+import asyncio
+
+import pytest
+
+from fairlead.limits import Limits
+from fairlead.tenants.model import Limit, LimitUnit, Tenant, Window
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, well_behaved
+from fairlead_testing.gateway.limited_gateway import limited_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, gateway_before, running_gateway
+from fairlead_testing.gateway.tenant_keys import authorization, keys_of
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, send
+from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.simulated
+PATH = "/v1/messages"
+BODY = {"model": "tiny", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+STREAM = BODY | {"stream": True}
+START = (
+    b'event: message_start\ndata: {"type":"message_start","message":{"usage":{"input_tokens":7,"output_tokens":1}}}\n\n'
+)
+DELTA = b'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"type":"text_delta","text":"a"}}\n\n'
+
+
+def error_of(answer: RawResponse) -> tuple[int, str]:
+    """The status and the type of an error of Anthropic."""
+    assert set(answer.json) == {"type", "error", "request_id"}
+    assert answer.json["type"] == "error"
+    assert set(answer.json["error"]) == {"type", "message"}
+    assert answer.json["error"]["message"]
+    assert answer.json["request_id"] == answer.fields["x-request-id"]
+    return answer.status, answer.json["error"]["type"]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (post_request(BODY, path=PATH), (401, "authentication_error")),
+        (post_request(BODY, path=PATH, more=authorization("stopped")), (403, "permission_error")),
+        (post_request(BODY | {"model": "no"}, path=PATH, more=authorization("acme")), (404, "not_found_error")),
+        (post_request(BODY, path=f"{PATH}/batches", more=authorization("acme")), (404, "not_found_error")),
+        (post_request(b"{", path=PATH, more=authorization("acme")), (400, "invalid_request_error")),
+        (post_request(BODY, path=f"{PATH}/", more=authorization("acme")), (503, "overloaded_error")),
+        (post_request(BODY, path=f"{PATH}/count_tokens", more=authorization("acme")), (503, "overloaded_error")),
+        (post_request(b" " * 999, path=PATH, more=authorization("acme")), (413, "request_too_large")),
+        (post_request(BODY, path=PATH, more="content-encoding: gzip\r\n"), (415, "invalid_request_error")),
+    ],
+)
+async def test_an_error_before_any_engine_has_the_type_of_its_status(data: bytes, expected: tuple[int, str]) -> None:
+    keys = keys_of(Tenant("acme"), Tenant("stopped", is_suspended=True))
+    async with running_gateway(fleet_of([]), Limits(body_bytes=500), api_keys=keys) as running:
+        assert error_of((await send(running.url, data))[0]) == expected
+
+
+async def test_other_paths_keep_the_errors_of_openai() -> None:
+    async with running_gateway(fleet_of([])) as running:
+        for path in ("/v1/chat/completions", "/v1/responses", "/v1/messagesx"):
+            (answer,) = await send(running.url, post_request(BODY | {"input": "x"}, path=path))
+            assert answer.error["code"] in ("no_ready_instance", "unknown_url")
+
+
+async def test_a_limit_of_a_tenant_is_a_rate_limit_error() -> None:
+    tenant = Tenant("acme", limits=(Limit(LimitUnit.REQUESTS, 1, Window.DAY),))
+    async with limited_gateway(well_behaved, [tenant]) as gateway:
+        data = post_request(BODY, path=PATH, more=authorization("acme"))
+        (first,) = await send(gateway.running.url, data)
+        (second,) = await send(gateway.running.url, data)
+        assert first.status == 200
+        assert error_of(second) == (429, "rate_limit_error")
+        assert int(second.fields["retry-after"]) > 0
+
+
+async def after_start(call: EngineCall) -> None:
+    await call.start_stream()
+    await call.chunk(START + DELTA)
+
+
+async def breaks_off(call: EngineCall) -> None:
+    await after_start(call)
+    raise HangUp
+
+
+async def breaks_off_in_an_event(call: EngineCall) -> None:
+    await after_start(call)
+    await call.chunk(DELTA[:50])
+    raise HangUp
+
+
+async def falls_silent(call: EngineCall) -> None:
+    await after_start(call)
+    await call.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (breaks_off, "the engine broke off; the answer is incomplete"),
+        (breaks_off_in_an_event, "the engine broke off; the answer is incomplete"),
+        (falls_silent, "deadline (1s); the answer is incomplete"),
+    ],
+)
+async def test_a_stream_that_breaks_ends_with_an_error_event(script: Script, words: str) -> None:
+    async with gateway_before([script]) as running:
+        data = post_request(STREAM, path=PATH, more="x-request-timeout: 1\r\n" if script is falls_silent else "")
+        (answer,) = await send(running.url, data)
+        assert (answer.status, answer.complete) == (200, True)
+        last = answer.body.decode().removeprefix((START + DELTA).decode()).rsplit("\n\n", 2)[-2]
+        assert last.startswith('event: error\ndata: {"type":"error","error":{"type":"api_error","message":"')
+        assert words in last
+        outcome = running.gateway.decisions.latest(1)[0].outcome
+        assert outcome is not None
+        assert outcome.error is not None
+
+
+async def test_an_error_event_in_a_stream_counts_as_a_failure_and_passes_as_it_is() -> None:
+    event = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}\n\n'
+    is_read = asyncio.Event()
+
+    async def script(call: EngineCall) -> None:
+        await after_start(call)
+        await is_read.wait()
+        await call.chunk(event)
+        await call.chunk(b"")
+
+    async with gateway_before([script] * 2) as running:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request(STREAM, path=PATH))
+        start = await connection.reader.readuntil(b"text_delta")
+        is_read.set()
+        rest = await connection.reader.read()
+        await connection.close()
+        assert START in start
+        assert rest.count(b"event: error") == 1
+        assert event in rest
+        await wait_until(lambda: running.gateway.inflight_count() == 0)
+        outcome = running.gateway.decisions.latest(1)[0].outcome
+        assert outcome is not None
+        assert outcome.error == "error-event"
+
+
+async def test_a_head_that_cannot_be_read_has_an_error_of_openai() -> None:
+    async with running_gateway(fleet_of([])) as running:
+        (answer,) = await send(running.url, get_request(PATH).replace(b"HTTP/1.1", b"HTTP/9.9"))
+        assert answer.error["code"] == "http_version_not_supported"
