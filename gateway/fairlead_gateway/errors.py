@@ -413,8 +413,9 @@ def error_body(message: str, error_type: str, param: str | None, code: str | int
 
 
 def client_dialect(path: str, status: int, body: bytes) -> bytes:
-    """Returns an error object as clients of the path expect it: that of Anthropic under
-    `/v1/messages`, elsewhere as it is.
+    """Returns an error object in the dialect of the path: that of Anthropic under `/v1/messages`.
+
+    It keeps its code and its field there.
 
     body: an error object of an engine or of the gateway.
     """
@@ -425,9 +426,7 @@ def client_dialect(path: str, status: int, body: bytes) -> bytes:
     if decoded.get("type") == "error" and "type" in fields:
         return body
     kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    error = {"type": "error", "error": {"type": kind, "message": fields.get("message")}}
-    request_id = decoded.get("request_id")
-    return _encode(error if request_id is None else error | {"request_id": request_id})
+    return _encode({"type": "error", **decoded, "error": {"type": kind} | fields | {"type": kind}})
 
 
 def is_anthropic_path(path: str) -> bool:
@@ -435,12 +434,12 @@ def is_anthropic_path(path: str) -> bool:
     return path == _ANTHROPIC_PATH or path.startswith(_ANTHROPIC_PATH + "/")
 
 
-def anthropic_error_event(message: str, status: int, request_id: str) -> bytes:
+def anthropic_error_event(message: str, code: str, request_id: str) -> bytes:
     """Returns an error object of Anthropic as the last SSE event of a broken stream.
 
     The empty lines end an event of which only a part has come.
     """
-    body = client_dialect(_ANTHROPIC_PATH, status, error_body(message, "", None, None, request_id))
+    body = client_dialect(_ANTHROPIC_PATH, 500, error_body(message, "", None, code, request_id))
     return b"\n\nevent: error\ndata: " + body + b"\n\n"
 
 

@@ -365,7 +365,7 @@ MESSAGES = (
         "llama.cpp: tools/server/server-context.cpp",
         (_error(b'{"error":{"code":400,"message":"too long","type":"exceed_context_size_error"}}'),),
         400,
-        ('{"type":"error","error":{"type":"invalid_request_error","message":"too long"}',),
+        ('{"type":"error","error":{"type":"invalid_request_error","code":400,"message":"too long"}',),
         path="/v1/messages",
     ),
     Situation(
@@ -403,7 +403,7 @@ MESSAGES = (
             ),
         ),
         400,
-        ('{"type":"error","error":{"type":"invalid_request_error","message":"too long"}',),
+        ('{"type":"error","error":{"type":"invalid_request_error","message":"too long"',),
         request=STREAM,
         path="/v1/messages",
     ),

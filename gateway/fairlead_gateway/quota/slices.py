@@ -102,10 +102,12 @@ class LeasedLimit:
         self._changed = False
 
     def has(self, amount: int, now: float) -> bool:
-        """Returns whether a request that needs an amount can start now."""
+        """Returns whether a request that needs an amount can start now. 0 needs no slice."""
         slice_ = self.current
-        return now < self.open_until or (
-            now < slice_.valid_until and slice_.granted - slice_.returned - slice_.spent - slice_.busy >= amount
+        return (
+            now < self.open_until
+            or (now < slice_.valid_until and slice_.granted - slice_.returned - slice_.spent - slice_.busy >= amount)
+            or amount == 0
         )
 
     def is_used_up(self, amount: int, now: float) -> bool:

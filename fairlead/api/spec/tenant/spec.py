@@ -117,7 +117,8 @@ class ModelTenantSpec(StrictModel):
         Field(
             strict=False,
             description="whether the tenant may use paths that are forwarded without being understood, so that their "
-            "tokens are not counted; `/v1/responses` and `/v1/messages` are counted, and always open; left out = "
+            "tokens are not counted; `/v1/responses` and `/v1/messages` are counted, and always open, as are "
+            "paths that only tokenize; left out = "
             "Refuse if it has limits of tokens or dollars, else Admit",
             examples=["Admit"],
         ),

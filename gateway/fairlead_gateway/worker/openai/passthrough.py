@@ -47,6 +47,10 @@ OUTPUT_LIMITS = {"/v1/messages": "max_tokens", "/v1/responses": "max_output_toke
 """The paths whose tokens are counted though they are passed on, with the field that bounds the
 output there.
 """
+TOKENIZING_PATHS = frozenset(
+    {"/v1/messages/count_tokens", "/tokenize", "/detokenize", "/v1/tokenize", "/v1/detokenize"}
+)
+"""The paths on which a model computes nothing, so that they use no tokens."""
 _MAX_QUERY_FIELDS = 50
 _CLOSED_HINT = "the operator of the model opens paths with engine.allowedPaths"
 _HINT = "other paths under /v1 go to the engine of the model that the JSON body, or ?model=, names"

@@ -26,6 +26,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from fairlead.limits import Limits
 from fairlead_gateway.errors import BadRequest
+from fairlead_gateway.worker.openai.json_edit import set_members
 from fairlead_gateway.worker.openai.schemas import (
     BODY_DECODERS,
     CONVERSATIONS_DECODER,
@@ -60,6 +61,9 @@ _HALF_PAIR = re.compile(
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
 )
 _MAX_SCALAR_BYTES = 64
+_INPUT_WORDS = {"input": "inputs"}
+_STREAM_OPTIONS = "stream_options"
+_OPTION_FIELDS = dict.fromkeys(StreamOptions.__struct_fields__, bool)
 _NULL = Raw(b"null")
 _TRUTH_VALUES = {
     **dict.fromkeys((b"true", b"t", b"yes", b"y", b"on", b"1", b"1.0"), True),
@@ -121,12 +125,28 @@ def repairs(kind: type[CommonFields], body: bytes) -> dict[str, bytes]:
 
     A body gets these texts before it is parsed again, so engines and gateway read the same values.
     """
+    changes = _scalar_repairs(SCALAR_FIELDS[kind], body)
+    if issubclass(kind, GenerationFields):
+        options = bytes(_members(body).get(_STREAM_OPTIONS, _NULL))
+        option_changes = _scalar_repairs(_OPTION_FIELDS, options)
+        if option_changes:
+            changes[_STREAM_OPTIONS] = set_members(options, option_changes)
+    return changes
+
+
+def _members(text: bytes) -> dict[str, Raw]:
+    """Returns the members of a JSON object; none if the text is something else."""
     try:
-        members: dict[str, Raw] = MEMBERS_DECODER.decode(body)
+        members: dict[str, Raw] = MEMBERS_DECODER.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
-    changes: dict[str, bytes] = {}
-    for name, scalar in SCALAR_FIELDS[kind].items():
+    return members
+
+
+def _scalar_repairs(scalars: Mapping[str, type], text: bytes) -> dict[str, bytes]:
+    """Returns the usual JSON texts of those members that are numbers or truth values."""
+    members, changes = _members(text), dict[str, bytes]()
+    for name, scalar in scalars.items():
         text = bytes(members.get(name, _NULL))
         if text == b"null" or len(text) > _MAX_SCALAR_BYTES or _is_read(scalar, text):
             continue
@@ -280,8 +300,8 @@ def _check_prompts(field: str, raw: Raw, choices: int, limits: Limits) -> None:
         raise BadRequest(f"{field}: texts and tokens cannot be mixed", param=field, code="invalid_type")
     if kinds != {int} and len(prompts) * choices > limits.prompts:
         times = " times n" if choices > 1 else ""
-        message = f"{field}: at most {limits.prompts} prompts{times} are accepted"
-        raise BadRequest(message, param=field, code="out_of_range")
+        message = f"{field}: at most {limits.prompts} {_INPUT_WORDS.get(field, 'prompts')}{times} are accepted"
+        raise BadRequest(message, param=field, code="out_of_range", hint="send the rest in further requests")
 
 
 def check_priority(raw: Raw) -> None:

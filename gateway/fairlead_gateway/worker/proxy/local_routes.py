@@ -28,7 +28,12 @@ from fairlead_gateway.worker.openai.model_names import (
     public_names,
     resolve_model_entry,
 )
-from fairlead_gateway.worker.openai.passthrough import OUTPUT_LIMITS, PASSTHROUGH_METHODS, is_passthrough_path
+from fairlead_gateway.worker.openai.passthrough import (
+    OUTPUT_LIMITS,
+    PASSTHROUGH_METHODS,
+    TOKENIZING_PATHS,
+    is_passthrough_path,
+)
 from fairlead_gateway.worker.openai.request import BODY_TYPES
 from fairlead_gateway.worker.openai.schemas import GenericRequest
 from fairlead_gateway.worker.tenancy.visible_models import VisibleModels
@@ -194,6 +199,8 @@ def takes_body(path: str) -> bool:
 
 def check_counted_path(path: str) -> None:
     """Raises NotPermitted for a path whose tokens the gateway does not count."""
+    if path in TOKENIZING_PATHS:
+        return
     if BODY_TYPES.get(path) is GenericRequest or (
         path not in BODY_TYPES and path not in OUTPUT_LIMITS and not is_local_path(path) and is_passthrough_path(path)
     ):

@@ -308,7 +308,7 @@ def _end_with_error(context: RequestContext, text: str, code: str) -> None:
     if request.stream:
         response.end_with_error(error_event(text, code, request_id))
     elif request.passes_stream and response.is_between_chunks and is_anthropic_path(context.http_request.head.path):
-        response.end_with_error(anthropic_error_event(text, 500, request_id))
+        response.end_with_error(anthropic_error_event(text, code, request_id))
     else:
         response.abort()
 

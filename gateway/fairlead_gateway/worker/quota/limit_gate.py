@@ -13,6 +13,7 @@ from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.timers import TaskDeadline
 from fairlead_gateway.quota.exchange import CLOSED, CONTENDED, EXHAUSTED, GRANTED, NOT_YET, UNAVAILABLE
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
+from fairlead_gateway.worker.openai.passthrough import TOKENIZING_PATHS
 from fairlead_gateway.worker.quota.amounts import expected_amounts, is_generating, most_amounts, used_amounts
 from fairlead_gateway.worker.quota.limit_plan import LimitPlan, PlannedLimit
 from fairlead_gateway.worker.quota.output_estimate import TABLE_SECONDS, OutputEstimator, prompt_class
@@ -219,6 +220,8 @@ class LimitGate:
             self._request_slices(limits)
 
     def _estimate(self, context: RequestContext, plan: LimitPlan, now: float) -> Amounts:
+        if not context.request.is_counted and context.http_request.head.path in TOKENIZING_PATHS:
+            return Amounts(1, 0, 0, 0, len(context.request.client_body))
         if plan.is_strict:
             return most_amounts(context, plan, self._prompt_margin)
         request = context.request

@@ -50,6 +50,60 @@ async def test_a_stream_in_another_form_is_a_stream(text: str) -> None:
         assert (received["stream"], received["temperature"], received["top_k"]) == (True, 0.5, 4)
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("more", ["", LONG])
+@pytest.mark.parametrize(
+    ("text", "received", "has_usage"),
+    [
+        ('{"include_usage":"true"}', {"include_usage": True}, True),
+        ('{"include_usage":1,"x":2}', {"include_usage": True, "x": 2}, True),
+        ('{"include_usage":"off"}', {"include_usage": True}, False),
+        (
+            '{"include_usage":0.0,"continuous_usage_stats":"no"}',
+            {"include_usage": True, "continuous_usage_stats": False},
+            False,
+        ),
+        ('{"include_usage":null}', {"include_usage": True}, False),
+    ],
+)
+async def test_options_of_a_stream_in_another_form_are_those_options(
+    path: str, more: str, text: str, received: dict[str, Any], has_usage: bool
+) -> None:
+    body = json.dumps(PATHS[path] | {"stream": True, "metadata": {"a": more}})[:-1] + f', "stream_options": {text}}}'
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        found = await request(running.url, body.encode(), path=path)
+        assert found.events[-1] == "[DONE]"
+        assert (b'"usage"' in found.body) is has_usage
+        assert engine.calls[0].json["stream_options"] == received
+
+
+@pytest.mark.parametrize(
+    ("text", "param"),
+    [
+        ('"yes"', "stream_options"),
+        ("true", "stream_options"),
+        ("[]", "stream_options"),
+        ('{"include_usage":"maybe"}', "stream_options.include_usage"),
+        ('{"include_usage":2}', "stream_options.include_usage"),
+        ('{"continuous_usage_stats":{}}', "stream_options.continuous_usage_stats"),
+    ],
+)
+async def test_options_of_a_stream_that_no_engine_accepts_are_refused_by_name(text: str, param: str) -> None:
+    body = json.dumps(CHAT | {"stream": True})[:-1] + f', "stream_options": {text}}}'
+    async with running_gateway(fleet_of(["http://127.0.0.1:9"])) as running:
+        found = await request(running.url, body.encode())
+        assert (found.status, found.error["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("item", ["x", [1]])
+async def test_more_inputs_than_openai_takes_are_refused_by_name_and_with_the_way_out(item: object) -> None:
+    body = {"model": "tiny", "input": [item] * 2_049}
+    async with running_gateway(fleet_of(["http://127.0.0.1:9"])) as running:
+        found = await request(running.url, body, path="/v1/embeddings")
+        assert (found.status, found.error["param"]) == (400, "input")
+        assert found.error["message"] == "input: at most 2048 inputs are accepted (send the rest in further requests)"
+
+
 @pytest.mark.parametrize(
     ("field", "text"),
     [

@@ -27,10 +27,9 @@ def error_of(answer: RawResponse) -> tuple[int, str]:
     """The status and the type of an error of Anthropic."""
     assert set(answer.json) == {"type", "error", "request_id"}
     assert answer.json["type"] == "error"
-    assert set(answer.json["error"]) == {"type", "message"}
-    assert answer.json["error"]["message"]
-    assert answer.json["request_id"] == answer.fields["x-request-id"]
-    return answer.status, answer.json["error"]["type"]
+    assert answer.error["message"]
+    assert answer.error["code"] == answer.fields["x-fairlead-reason"]
+    return answer.status, answer.error["type"]
 
 
 @pytest.mark.parametrize(

@@ -294,6 +294,27 @@ async def test_a_tenant_with_limits_of_tokens_may_not_use_paths_without_counts()
         assert gateway.used("free", _REQUESTS.id) == 1
 
 
+@pytest.mark.parametrize("enforcement", Enforcement)
+@pytest.mark.parametrize(
+    "path", ["/v1/messages/count_tokens", "/v1/messages/count_tokens/", "/tokenize", "/detokenize", "/v1/tokenize"]
+)
+async def test_tokens_are_counted_for_clients_at_no_cost(path: str, enforcement: Enforcement) -> None:
+    async def counts(call: EngineCall) -> None:
+        await call.respond({"input_tokens": 25, "count": 25, "tokens": []})
+
+    limits = (_REQUESTS, Limit(LimitUnit.TOKENS, 10, Window.DAY), Limit(LimitUnit.COST, 90, Window.DAY))
+    tenant = Tenant("acme", limits=limits, enforcement=enforcement, may_use_other_paths=False)
+    async with limited_gateway(counts, [tenant], price=TokenPrice(9, 9, 9)) as gateway:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "hi " * 50}]}
+        url, headers = f"{gateway.running.url}{path}", {"authorization": "Bearer acme"}
+        for _ in range(_REQUESTS.amount):
+            found = await gateway.client.post(url, json=body, headers=headers)
+            assert found.status_code == 200, found.text
+        await wait_until(lambda: gateway.used("acme", _REQUESTS.id) == _REQUESTS.amount)
+        assert [gateway.used("acme", limit.id) for limit in limits[1:]] == [0, 0]
+        assert (await gateway.client.post(url, json=body, headers=headers)).status_code == 429
+
+
 async def test_other_tenants_and_keys_are_not_limited() -> None:
     only_ci = Limit(LimitUnit.REQUESTS, 1, Window.DAY, key="ci")
     tenants = [Tenant("acme", limits=(only_ci,)), Tenant("free")]

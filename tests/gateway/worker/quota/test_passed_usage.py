@@ -157,9 +157,7 @@ async def test_strict_limits_take_only_requests_with_a_bound(path: str, fields: 
         answered = await _post(gateway, path, **fields)
         assert answered.status_code == (400 if named else 200)
         if named:
-            error = answered.json()["error"]
-            assert error.get("param", named) == named
-            assert error["message"].startswith(named)
+            assert answered.json()["error"]["param"] == named
         else:
             assert gateway.used("acme", _INPUT.id) == 1000
 
