@@ -2,14 +2,17 @@
 
 Why: a page of another site can make a browser send requests to a port. By DNS rebinding (its own
 name resolves to our address) it can even read the answers. The management port, the autoscaler's
-port, and the client port of a gateway without keys use the same rules.
+port, and the client port of a gateway without keys use the same rules. So do all ports on loopback
+that ask for no key: simulated engines, and those with probes and metrics.
 """
 
 import hmac
 import ipaddress
-from collections.abc import Collection, Iterable
+from asyncio import BaseTransport
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
+FOREIGN_PAGE_MESSAGE: Final = "this port asks for no key, so it answers no page of another site"
 _PRIVATE_SUFFIXES: Final = (".localhost", ".svc", ".cluster.local", ".internal")
 
 
@@ -46,6 +49,30 @@ def is_foreign_fetch(site: str | None, mode: str | None) -> bool:
     site, mode: `Sec-Fetch-Site` and `Sec-Fetch-Mode`; None without these headers.
     """
     return site == "cross-site" and mode != "navigate"
+
+
+def is_foreign_page(header: Callable[[str], str | None]) -> bool:
+    """Returns whether a page of another site may have sent the request with these headers.
+
+    header: returns the value of a header by its name in lower case; None without it.
+    """
+    host = header("host")
+    if host is None:
+        return False  # HTTP/1.0, which no browser speaks
+    return (
+        not is_trusted_host(host)
+        or is_foreign_origin(header("origin"), host)
+        or is_foreign_fetch(header("sec-fetch-site"), header("sec-fetch-mode"))
+    )
+
+
+def is_loopback_socket(transport: BaseTransport | None) -> bool:
+    """Returns whether a connection has ended on the loopback interface."""
+    address = None if transport is None else transport.get_extra_info("sockname")
+    try:
+        return isinstance(address, tuple) and ipaddress.ip_address(address[0]).is_loopback
+    except ValueError:
+        return False
 
 
 def is_authorized(authorization: bytes, token: bytes) -> bool:

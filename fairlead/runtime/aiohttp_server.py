@@ -7,9 +7,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.registry import Collector
 
+from fairlead import http_access
 from fairlead.runtime.event_loop import close_server
 from fairlead.runtime.process_tuning import limit_kernel_unsent
 
@@ -75,10 +77,13 @@ class MetricsPage:
 async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[str]:
     """Serves until the block ends, and yields the listening address as `HOST:PORT`.
 
+    On loopback, pages of other sites get 403.
+
     Raises OSError if the port is in use.
 
     host: empty for all addresses.
     """
+    app.middlewares.append(_refuse_foreign_pages)
     runner = web.AppRunner(app, access_log=None)  # probes come every few seconds
     await runner.setup()
     handlers = runner.server
@@ -102,6 +107,14 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[str
             await close_server(server)
     finally:
         await runner.cleanup()
+
+
+@web.middleware
+async def _refuse_foreign_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answers 403 to a page of another site that a browser on this machine has loaded."""
+    if http_access.is_loopback_socket(request.transport) and http_access.is_foreign_page(request.headers.get):
+        return web.Response(status=403, text=http_access.FOREIGN_PAGE_MESSAGE + "\n")
+    return await handler(request)
 
 
 def _probe_response(result: ProbeResult) -> web.Response:

@@ -18,7 +18,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import httptools
 
-from fairlead_sim.http.errors import ApiError, DropConnection, InternalError, RouteNotFound
+from fairlead import http_access
+from fairlead_sim.http.errors import ApiError, DropConnection, ForeignPage, InternalError, RouteNotFound
 from fairlead_sim.http.headers import JSON_TYPE, LAST_CHUNK, HeaderBuilder, http_chunk
 
 INVALID_HTTP_BODY = b"Invalid HTTP request received."
@@ -190,11 +191,12 @@ class ServerConnection(asyncio.Protocol):
         self._keep_alive = True
         self._idle_timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self._never_answers = False
+        self._never_answers = self._refuses_pages = False
         self._reset()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
+        self._refuses_pages = http_access.is_loopback_socket(self._transport)
         if not self.app.on_connection_made(self):
             self._transport.abort()
 
@@ -327,6 +329,9 @@ class ServerConnection(asyncio.Protocol):
         self._writer = reply
         if request.is_oversize:
             reply.send(413, b'{"detail":"There was an error parsing the body"}')
+            return
+        if self._refuses_pages and http_access.is_foreign_page(request.headers.get):
+            reply.fail(ForeignPage(http_access.FOREIGN_PAGE_MESSAGE))
             return
         try:
             self.app.handle(request, reply)

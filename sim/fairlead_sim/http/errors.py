@@ -7,6 +7,7 @@ The subclasses of ``ApiError``:
 - InvalidRequest: 400 ``BadRequestError``. Well-formed but impossible; may name the parameter.
 - ResourceNotFound: 404 ``NotFoundError``. No such model or adapter.
 - EndpointDisabled: 403 ``PermissionDeniedError``. A switch of the surface is off.
+- ForeignPage: 403 ``PermissionDeniedError``. Not of vLLM.
 - EngineBusy: 503 ``Service Unavailable``. The queue is full.
 - InternalError: 500 ``InternalServerError``.
 """
@@ -128,6 +129,13 @@ class ResourceNotFound(ApiError):
 
 class EndpointDisabled(ApiError):
     """Raised for an endpoint whose switch is off."""
+
+    status = 403
+    kind = "PermissionDeniedError"
+
+
+class ForeignPage(ApiError):
+    """Raised for a request that a page of another site may have sent, which vLLM would answer."""
 
     status = 403
     kind = "PermissionDeniedError"

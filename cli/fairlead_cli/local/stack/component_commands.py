@@ -11,6 +11,7 @@ from fairlead_cli.addresses import Address
 from fairlead_cli.local.processes.child_process import ProcessCommand
 from fairlead_cli.local.processes.embedded_redis import RedisServer
 from fairlead_cli.local.stack.config import StackConfig
+from fairlead_cli.local.stack.engine_plan import ENGINE_TOKEN_VARIABLE
 
 SECRET_VARIABLE = "FAIRLEAD_HASH_SECRET"
 
@@ -49,6 +50,7 @@ def gateway_command(
     if config.tenant_files:
         environment[PEPPER_VARIABLE] = config.key_pepper
     environment[USAGE_VARIABLE] = os.environ.get(USAGE_VARIABLE) or str(fleet_file.parent / "usage")
+    environment |= _engine_token(config)
     if redis is not None:
         environment[REDIS_VARIABLE] = redis.url
     if autoscaler is not None:
@@ -72,4 +74,9 @@ def indexer_command(fleet_file: Path, config: StackConfig, redis: RedisServer | 
     if redis is None:
         return None
     argv = (sys.executable, "-m", "fairlead_kvstore", "--fleet", str(fleet_file))
-    return ProcessCommand(argv, {SECRET_VARIABLE: config.secret, REDIS_VARIABLE: redis.url})
+    environment = {SECRET_VARIABLE: config.secret, REDIS_VARIABLE: redis.url}
+    return ProcessCommand(argv, environment | _engine_token(config))
+
+
+def _engine_token(config: StackConfig) -> dict[str, str]:
+    return {ENGINE_TOKEN_VARIABLE: config.engine_token} if config.engine_token else {}

@@ -17,6 +17,7 @@ class StackConfig:
 
     tenant_files: with the tenants that may call; without one, the gateway asks for no API key.
     key_pepper: under which these files hold digests of API keys.
+    engine_token: the API key of real engines; empty if all are simulated.
     """
 
     plan: EnginePlan
@@ -32,3 +33,4 @@ class StackConfig:
     program: str = "fairlead"
     tenant_files: tuple[Path, ...] = ()
     key_pepper: str = LOCAL_PEPPER
+    engine_token: str = ""

@@ -45,6 +45,9 @@ the same.
 """
 _KV_EVENT_ARGUMENTS = ("--kv-events", "0", "--kv-replay", "0")
 """Arguments of a simulated engine that publish KV events on free ports."""
+ENGINE_TOKEN_VARIABLE = "ENGINE_TOKEN"
+"""Environment variable of gateway and indexer with the API key of real engines."""
+_VLLM_KEY_VARIABLE = "VLLM_API_KEY"
 _ADAPTER_VARIABLES = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 MIN_SPEED, MAX_SPEED = 0.001, 1000
 """Beyond these, a step of an engine is too short for a clock or too long for a person."""
@@ -52,13 +55,17 @@ MIN_SPEED, MAX_SPEED = 0.001, 1000
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """Options that change the engines of a stack."""
+    """Options that change the engines of a stack.
+
+    engine_token: the API key of real engines, by which they refuse web pages; empty without any.
+    """
 
     speed: float = 1.0
     seed: int = 0
     preset: str | None = None
     engines_per_process: int = 1
     real: bool = False
+    engine_token: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +218,9 @@ def _plan_pool(
         profile=profile,
         kind=spec.engine.type.label,
         args=(*spec.engine.args, *(() if is_simulated else adapter_arguments)),
-        env=variables | (_ADAPTER_VARIABLES if adapter_arguments and not is_simulated else {}),
+        env=variables
+        | (_ADAPTER_VARIABLES if adapter_arguments and not is_simulated else {})
+        | ({_VLLM_KEY_VARIABLE: options.engine_token} if options.engine_token else {}),
         speed=options.speed,
         sleeps=spec.can_sleep,
     )
@@ -234,6 +243,7 @@ def _plan_pool(
     template = replace(
         _template(deployment, pool, model),
         engine=engine_type,
+        access=EngineAuth(token_env=ENGINE_TOKEN_VARIABLE if options.engine_token else None),
         profile=profile.sped_up(options.speed) if options.speed != 1.0 else profile,
         transfer=transfer if transfer_arguments else None,
         replica_nano_usd_per_hour=_replica_price(manifests, pool),

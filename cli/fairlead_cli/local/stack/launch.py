@@ -39,8 +39,9 @@ def build_config(options: UpOptions) -> StackConfig:
     folder for logs.
     """
     listen, manage = claim_addresses(options.listen, options.manage, insecure=options.insecure)
+    engine_token = secrets.token_hex(32) if options.real else ""
     plan_options = PlanOptions(
-        options.speed, options.seed or 0, options.preset, options.engines_per_process, options.real
+        options.speed, options.seed or 0, options.preset, options.engines_per_process, options.real, engine_token
     )
     manifests = load_manifests(options.files or (bundled_example(),))
     plan = plan_engines(manifests, plan_options, find_program=shutil.which)
@@ -62,6 +63,7 @@ def build_config(options: UpOptions) -> StackConfig:
         program=program_name(),
         tenant_files=find_tenant_files(manifests),
         key_pepper=settings.key_pepper or LOCAL_PEPPER,
+        engine_token=engine_token,
     )
 
 

@@ -11,7 +11,14 @@ from fairlead.limits import Limits
 from fairlead.manifests.loader import Manifests
 from fairlead.settings import GatewaySettings, read_settings
 from fairlead_cli.addresses import Address
-from fairlead_cli.local.stack.component_commands import DRAIN_VARIABLE, PEPPER_VARIABLE, gateway_command
+from fairlead_cli.local.processes.embedded_redis import RedisServer
+from fairlead_cli.local.stack.component_commands import (
+    DRAIN_VARIABLE,
+    PEPPER_VARIABLE,
+    autoscaler_command,
+    gateway_command,
+    indexer_command,
+)
 from fairlead_cli.local.stack.config import LOCAL_PEPPER, StackConfig
 from fairlead_cli.local.stack.engine_plan import EnginePlan
 from fairlead_cli.local.stack.launch import find_tenant_files
@@ -23,6 +30,20 @@ def test_stack_kills_no_gateway_that_still_drains(tmp_path: Path) -> None:
     environment = gateway_command(tmp_path, config, None).environment
     settings = read_settings(GatewaySettings, {DRAIN_VARIABLE: str(environment[DRAIN_VARIABLE])})
     assert 0 < settings.drain_seconds() < GATEWAY_STOP_SECONDS < Limits().drain_seconds
+
+
+def test_only_gateway_and_indexer_get_the_key_of_real_engines(tmp_path: Path) -> None:
+    config = StackConfig(EnginePlan(()), Address("127.0.0.1", 8080), Address("127.0.0.1", 8081), "secret")
+    redis = RedisServer((), "redis://127.0.0.1:1/0", port=1)
+    for token, expected in (("", None), ("k" * 64, "k" * 64)):
+        config = replace(config, engine_token=token)
+        indexer = indexer_command(tmp_path, config, redis)
+        autoscaler = autoscaler_command(tmp_path, config, Address("127.0.0.1", 8082))
+        assert indexer is not None
+        assert autoscaler is not None
+        assert gateway_command(tmp_path, config, redis).environment.get("ENGINE_TOKEN") == expected
+        assert indexer.environment.get("ENGINE_TOKEN") == expected
+        assert "ENGINE_TOKEN" not in autoscaler.environment
 
 
 def test_gateway_follows_the_files_with_tenants(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from fairlead.engines.registry import engine_adapter
 from fairlead.errors import BadInput
+from fairlead.fleet.model import EngineAuth
 from fairlead.manifests.loader import Manifests, load_manifests
 from fairlead_cli.local.stack.engine_plan import EnginePlan, PlanOptions, plan_engines
 from fairlead_cli.local.stack.launch import (
@@ -203,6 +204,17 @@ def test_real_option_starts_installed_vllm(tmp_path: Path) -> None:
     assert plan.notes == ()
     assert pool.template.engine == "vllm"
     assert engine_adapter("vllm").health_path == "/health"
+
+
+def test_real_engines_ask_for_a_key_that_only_the_stack_knows(tmp_path: Path) -> None:
+    options = PlanOptions(real=True, engine_token="k" * 64)
+    pool = plan_engines(manifests(tmp_path), options, find_program=find_any_program).pools[0]
+    assert pool.command((9001,), 0).environment["VLLM_API_KEY"] == "k" * 64
+    assert "k" * 64 not in pool.command((9001,), 0).argv
+    assert pool.template.access == EngineAuth(token_env="ENGINE_TOKEN")
+    simulated = make_plan(tmp_path).pools[0]
+    assert "VLLM_API_KEY" not in simulated.command((9001,), 0).environment
+    assert not simulated.template.access.has_token
 
 
 def test_unloadable_model_source_is_refused_before_start(tmp_path: Path) -> None:
