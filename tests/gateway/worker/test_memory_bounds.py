@@ -168,8 +168,11 @@ async def test_a_body_of_empty_lines_in_chunks_does_not_hold_up_others() -> None
         await light.close()
 
 
-@pytest.mark.parametrize("status", ["400 Bad Request", "500 Internal Server Error"])
-async def test_an_error_without_an_end_is_given_up(status: str) -> None:
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [("400 Bad Request", (400, "engine_refused")), ("500 Internal Server Error", (502, "engine_failed"))],
+)
+async def test_an_error_without_an_end_is_given_up(status: str, expected: tuple[int, str]) -> None:
     async def endless(call: EngineCall) -> None:
         await call.send(f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\n\r\n".encode())
         while not call.writer.is_closing():
@@ -177,7 +180,8 @@ async def test_an_error_without_an_end_is_given_up(status: str) -> None:
 
     async with scripted_engine(endless) as engine, running_gateway(fleet_of([engine.url])) as running:
         answer = await request(running.url, GOOD)
-        assert (answer.status, answer.error["code"]) == (502, "engine_failed")
+        assert (answer.status, answer.error["code"]) == expected
+        await wait_until(lambda: engine.open == 0)
 
 
 async def test_a_status_that_does_not_exist_is_no_answer() -> None:

@@ -63,6 +63,19 @@ class EndpointLoad:
         """Requests in flight that the instance has."""
         return self.inflight - self.queued
 
+    def plus(
+        self, inflight: int, waiting: int, backlog_seconds: float, inflight_tokens: float, queued: int
+    ) -> "EndpointLoad":
+        """Returns this load with that of other processes at the same endpoint."""
+        return EndpointLoad(
+            self.instance,
+            self.inflight + inflight,
+            self.waiting + waiting,
+            self.backlog_seconds + backlog_seconds,
+            self.inflight_tokens + inflight_tokens,
+            self.queued + queued,
+        )
+
     def is_busier_than(self, other: "EndpointLoad") -> bool:
         """Returns whether this endpoint is busier: by backlog, then tokens in flight, then id."""
         if self.backlog_seconds != other.backlog_seconds:
@@ -237,7 +250,11 @@ class InflightTracker:
             return self._undeferred(local)
         if self._shared_loads is None:
             return local if self._load_override is None else self._load_override(local)
-        return _add_load(local, self._shared_loads.sum_other_rows(local.instance))
+        other = self._shared_loads.sum_other_rows(local.instance)
+        if other is None:
+            return local
+        inflight, waiting, backlog, tokens, queued = other
+        return local.plus(inflight, waiting, backlog, tokens, queued)
 
     def total_loads(self, local: list[EndpointLoad]) -> list[EndpointLoad]:
         """Returns the total load of each endpoint, in their order."""
@@ -323,20 +340,6 @@ def compensated_backlog_seconds(loads: list[EndpointLoad]) -> float:
     part = found - total
     rest = (total - (found - part)) + (error - part)
     return found if found + (rest + bound) == found and found + (rest - bound) == found else nan
-
-
-def _add_load(local: EndpointLoad, other: tuple[int, int, float, float, int] | None) -> EndpointLoad:
-    if other is None:
-        return local
-    inflight, waiting, backlog, tokens, queued = other
-    return EndpointLoad(
-        local.instance,
-        local.inflight + inflight,
-        local.waiting + waiting,
-        local.backlog_seconds + backlog,
-        local.inflight_tokens + tokens,
-        local.queued + queued,
-    )
 
 
 def _end_prefill(inflight: InflightRequest) -> None:

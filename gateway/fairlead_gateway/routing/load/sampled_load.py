@@ -55,7 +55,9 @@ class SampledLoads:
         if not self._is_large:
             return self._inflight.total_load(local)
         other = self._other_loads.get(local.instance)
-        return local if other is None else _add_load(local, other)
+        if other is None:
+            return local
+        return local.plus(other.inflight, other.waiting, other.backlog_seconds, other.inflight_tokens, other.queued)
 
     def summarize(self, local: list[EndpointLoad]) -> tuple[float, EndpointLoad]:
         """Returns the mean backlog in seconds and the least busy load. In a large fleet, both are
@@ -84,14 +86,3 @@ class SampledLoads:
             max(0.0, total.inflight_tokens - local.inflight_tokens),
             max(0, total.queued - local.queued),
         )
-
-
-def _add_load(local: EndpointLoad, other: EndpointLoad) -> EndpointLoad:
-    return EndpointLoad(
-        local.instance,
-        local.inflight + other.inflight,
-        local.waiting + other.waiting,
-        local.backlog_seconds + other.backlog_seconds,
-        local.inflight_tokens + other.inflight_tokens,
-        local.queued + other.queued,
-    )

@@ -28,7 +28,7 @@ from fairlead_gateway.worker.proxy.relayed_stream import (
     StreamLifecycle,
     record_relayed,
 )
-from fairlead_gateway.worker.proxy.response_check import external_refusal, is_error_object, refusal_body
+from fairlead_gateway.worker.proxy.response_check import external_refusal, is_error_object, is_external, refusal_body
 from fairlead_gateway.worker.proxy.stream_resume import StreamResume
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.request_context import RequestContext
@@ -158,7 +158,7 @@ class ResponseRelay(StreamEnding):
         if status >= 400:
             headers += relayed_retry_after(status, shown, int(self._limits.max_retry_after_seconds))
             context.result.error = ENGINE_REFUSED
-            if _is_external(context):
+            if is_external(context):
                 content_type, body = JSON_TYPE, external_refusal(status, body, context.http_request.id)
             if not is_error_object(body):
                 content_type, body = JSON_TYPE, refusal_body(status, body, context.http_request.id)
@@ -199,7 +199,7 @@ class ResponseRelay(StreamEnding):
         assert error is not None
         result.status, result.error = error.status, ENGINE_REFUSED
         body = error_body(error.message, "invalid_request_error", None, "engine_refused", context.http_request.id)
-        if _is_external(context):
+        if is_external(context):
             body = external_refusal(error.status, body, context.http_request.id)
         body = client_dialect(context.http_request.head.path, error.status, body)
         context.response.send(error.status, self.response_headers(context, self._now()), body)
@@ -311,10 +311,6 @@ def _end_with_error(context: RequestContext, text: str, code: str) -> None:
         response.end_with_error(anthropic_error_event(text, code, request_id))
     else:
         response.abort()
-
-
-def _is_external(context: RequestContext) -> bool:
-    return context.choice is not None and context.choice.address.leaves_cluster
 
 
 def _shown_headers(context: RequestContext, engine_response: EngineResponse) -> dict[bytes, bytes]:

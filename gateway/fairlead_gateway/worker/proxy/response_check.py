@@ -62,8 +62,7 @@ def check_response(
     """
     if error is not None:
         raise AttemptFailure(error.cause, crashed=error.is_crash, is_final=is_final)
-    is_external = context.choice is not None and context.choice.address.leaves_cluster
-    if engine_response.status == 404 and not is_external and _is_wrong_model(engine_response.buffered_body):
+    if engine_response.status == 404 and not is_external(context) and _is_wrong_model(engine_response.buffered_body):
         # Without an adapter, another server has taken over the address.
         raise AttemptFailure("wrong-model" if context.request.adapter is None else ADAPTER_MISSING)
     if context.request.adapter is not None and _is_adapter_missing(_refusal_words(engine_response)):
@@ -78,7 +77,7 @@ def check_response(
     if response_error is None:
         return
     status = response_error.status
-    if status in _OVERLOAD_STATUSES and not (status == _LIMITED and is_external):
+    if status in _OVERLOAD_STATUSES and not (status == _LIMITED and is_external(context)):
         refusal = _limit_error(engine_response, response_error, context.http_request.id) if status == _LIMITED else None
         raise AttemptFailure("overloaded", is_overload=True, refusal=refusal)
     if status >= 500 and status != _NO_SUCH_FUNCTION:
@@ -105,7 +104,12 @@ def _response_error(context: RequestContext, engine_response: EngineResponse) ->
         return InBandError(status, "")
     if request.stream or not (status == 200 or (request.is_passthrough and 200 < status < 300)):
         return InBandError(502, "not what was asked for", GARBAGE)
-    return engine_response.in_band_error
+    return engine_response.in_band_error if engine_response.counts_passed else None
+
+
+def is_external(context: RequestContext) -> bool:
+    """Whether the request has gone to an API that others run."""
+    return context.choice is not None and context.choice.address.leaves_cluster
 
 
 def _read_answer(engine_response: EngineResponse, *, is_passthrough: bool) -> tuple[Usage | None, InBandError | None]:

@@ -270,14 +270,14 @@ class EngineResponse(ResponseSink):
         if self.is_complete or (self._flows and not self._awaits_event):
             self._on_first_chunk(now)
         elif self._is_too_long():
+            is_too_long = self._size > self.limits.response_buffer_bytes
             if self.status == 200 and self._passed_usage is None:
                 self._passed_usage = PassedUsage(is_stream=False)
                 self._passed_usage.add(self._buffer, is_last=False)
-            if self.status == 200 or self.status >= 400:
+            if self.status == 200 or 400 <= self.status < (600 if is_too_long else 500):
                 self._on_first_chunk(now)  # of an error, the words come first
             else:
                 self._buffer = []
-                is_too_long = self._size > self.limits.response_buffer_bytes
                 self.on_error(UpstreamError("garbage" if is_too_long else _OUT_OF_MEMORY))
 
     @property
