@@ -164,10 +164,11 @@ def read_probes(container: FieldReader, pool: PoolDraft) -> None:
     container.skip(*found)
     first = found.get("startupProbe") or found.get("livenessProbe")
     seconds = 0 if first is None else _probe_seconds(first)
-    for name in found:
+    kept = "startupProbe" if seconds > START_SECONDS else ""
+    for name in [one for one in found if one != kept]:
         container.note(name, "Fairlead sets the probes of its engines; pools[].template changes them", Outcome.DROPPED)
-    if seconds > START_SECONDS:
-        container.note("", f"pools[].template gives engines {seconds} s to start, as before")
+    if kept:
+        container.note(kept, f"pools[].template gives engines {seconds} s to start, as before")
         limit = {"periodSeconds": _PROBE_SECONDS, "failureThreshold": math.ceil(seconds / _PROBE_SECONDS)}
         pool.container["startupProbe"] = limit
 

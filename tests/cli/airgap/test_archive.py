@@ -106,6 +106,67 @@ def test_loading_pushes_everything_and_says_how_to_install(
     assert f"--set global.imageRegistry={registry.address}/mirror" in lines[-1]
 
 
+def signing_key(folder: Path) -> Path:
+    """Writes a private key, and its public part with the ending .pub."""
+    key = folder / "key.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(key)], check=True, capture_output=True)
+    subprocess.run(["openssl", "pkey", "-in", str(key), "-pubout", "-out", str(key.with_suffix(".pub"))], check=True)
+    return key
+
+
+def sign(archive: Path, key: Path) -> None:
+    """Signs an archive as the guide says."""
+    subprocess.run(["tar", "-xf", archive.name, CHECKSUMS], cwd=archive.parent, check=True)
+    command = ["openssl", "pkeyutl", "-sign", "-rawin", "-inkey", str(key), "-in", CHECKSUMS]
+    subprocess.run([*command, "-out", f"{archive.name}.sig"], cwd=archive.parent, check=True)
+
+
+def test_signed_archive_is_loaded_with_its_key(tmp_path: Path, release: Path, registry: MemoryRegistry) -> None:
+    archive, key = created(str(release), tmp_path / "a.tar"), signing_key(tmp_path)
+    sign(archive, key)
+    lines: list[str] = []
+    public = key.with_suffix(".pub")
+    load_archive(archive, f"{registry.address}/mirror", plain_http=False, report=lines.append, key=public)
+    assert ("mirror/sim", VERSION) in registry.manifests
+    assert "not checked" not in "\n".join(lines)
+
+
+def test_loading_without_a_key_says_that_the_maker_is_unknown(
+    tmp_path: Path, release: Path, registry: MemoryRegistry
+) -> None:
+    lines: list[str] = []
+    archive = created(str(release), tmp_path / "a.tar")
+    load_archive(archive, f"{registry.address}/mirror", plain_http=False, report=lines.append)
+    assert "Who made it was not checked" in lines[0]
+
+
+@pytest.mark.parametrize("forged", ["other archive", "other key", "no signature", "no key", "key is text"])
+def test_archive_of_someone_else_is_refused_before_anything_is_pushed(
+    tmp_path: Path, release: Path, registry: MemoryRegistry, forged: str
+) -> None:
+    """An attacker can write an archive whose own checksums are right, but not the signature."""
+    archive, key = created(str(release), tmp_path / "a.tar"), signing_key(tmp_path)
+    public, signature = key.with_suffix(".pub"), archive.with_name("a.tar.sig")
+    sign(archive, key)
+    match forged:
+        case "other archive":
+            layout = OciLayout(release / "oci")
+            layout.set_entries({**layout.entries(), f"more:{VERSION}": layout.entries()[f"sim:{VERSION}"]})
+            created(str(release), archive)
+        case "other key":
+            (tmp_path / "other").mkdir()
+            public = signing_key(tmp_path / "other").with_suffix(".pub")
+        case "no signature":
+            signature.unlink()
+        case "no key":
+            public.unlink()
+        case "key is text":
+            public.write_text("ssh-ed25519 AAAA")
+    with pytest.raises(BadInput, match=r"is no signature of the archive|is missing"):
+        load_archive(archive, registry.address, plain_http=False, report=lambda _: None, key=public)
+    assert registry.requests == []
+
+
 def test_images_of_engines_can_be_added(tmp_path: Path, release: Path, registry: MemoryRegistry) -> None:
     engines = OciLayout(tmp_path / "engines")
     gateway = OciLayout(release / "oci").entries()[f"gateway:{VERSION}"]

@@ -41,16 +41,19 @@ def airgap_load(
     archive: Annotated[Path, Parameter(help="The file of `fairlead airgap create`.")],
     *,
     registry: Annotated[str, Parameter(help="Registry, and the path below which everything goes: HOST[:PORT][/PATH].")],
+    key: Annotated[
+        Path | None, Parameter(help="Public key that ARCHIVE.sig must be made with. Default: no signature is checked.")
+    ] = None,
     plain_http: PlainHttpFlag = False,
 ) -> int:
     """Push the content of an archive into a registry, and print the command that installs it.
 
-    Nothing is pushed unless the archive is complete and undamaged. What the registry has already is
-    not sent again.
+    Nothing is pushed unless the archive is complete and undamaged, and with `--key` signed by its
+    owner. What the registry has already is not sent again.
 
     Exits 0 when everything is in the registry, 2 when not.
     """
     from fairlead_cli.airgap.load import load_archive
 
-    load_archive(archive, registry, plain_http=plain_http, report=print)
+    load_archive(archive, registry, plain_http=plain_http, report=print, key=key)
     return 0
