@@ -64,6 +64,17 @@ def _unseen(report: ModelReport, program: str) -> Advice | None:
     return Advice(True, f"no operator has seen {subject}: {program} check says why")
 
 
+def _blocked(report: ModelReport, program: str) -> Advice | None:
+    """Returns the advice on a pod whose node cannot start it.
+
+    Why before a stall: no condition names this cause, and a start that took too long is its effect.
+    """
+    blocked = next((instance for instance in report.instances() if instance.remedy), None)
+    if blocked is None:
+        return None
+    return Advice(True, f"{blocked.name} cannot start: {blocked.remedy} ({shorten(blocked.why, _CAUSE)})")
+
+
 def _stalled(report: ModelReport, program: str) -> Advice | None:
     stalled = _true(report.condition(ConditionType.STALLED))
     if stalled is None:
@@ -184,7 +195,21 @@ def _unheard(report: ModelReport, program: str) -> Advice | None:
 
 
 _RULES: Final[tuple[_Rule, ...]] = (
-    *(_deleted, _unseen, _stalled, _not_ready, _zero, _unrouted, _name, _moving, _restarting, _full, _missed, _unheard),
+    *(
+        _deleted,
+        _unseen,
+        _blocked,
+        _stalled,
+        _not_ready,
+        _zero,
+        _unrouted,
+        _name,
+        _moving,
+        _restarting,
+        _full,
+        _missed,
+        _unheard,
+    ),
 )
 
 

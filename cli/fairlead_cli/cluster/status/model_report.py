@@ -30,6 +30,7 @@ from fairlead_cli.cluster.object_fields import (
 from fairlead_cli.cluster.pod_http import PodReport
 from fairlead_cli.cluster.status import engine_signals as signals
 from fairlead_cli.cluster.status.engine_signals import EngineSignals
+from fairlead_cli.cluster.status.start_obstacles import find_obstacle
 from fairlead_cli.cluster.timestamps import parse_time
 
 _STARTUP_PROBE: Final = "Startup probe failed"
@@ -52,7 +53,8 @@ class ModelFacts:
 @dataclass(frozen=True, slots=True)
 class InstanceReport:
     """A pod, or an adopted engine. ``why``: the reason why it is not ready. ``signals``: one for
-    each rank. ``is_unscheduled``: the pod has no node yet.
+    each rank. ``is_unscheduled``: the pod has no node yet. ``remedy``: what lets its containers
+    start; empty when nothing keeps them from it.
     """
 
     name: str
@@ -63,6 +65,7 @@ class InstanceReport:
     since: float | None = None
     signals: tuple[EngineSignals, ...] = ()
     is_unscheduled: bool = False
+    remedy: str = ""
 
     @property
     def is_ready(self) -> bool:
@@ -170,11 +173,12 @@ def _pools(facts: ModelFacts, signals: Mapping[str, EngineSignals]) -> Iterator[
     pods: dict[str, list[Manifest]] = {}
     for pool in () if isinstance(facts.pods, MissingValue) else facts.pods:
         pods.setdefault(label_of(pool, POOL_LABEL), []).append(pool)
+    events = () if isinstance(facts.events, MissingValue) else sorted(facts.events, key=_event_time)
     uids = {uid_of(pool) for group in pods.values() for pool in group}
     adopted_signals = {name: pool for name, pool in signals.items() if name.partition("/")[0] not in uids}
     for name in dict.fromkeys((*spec_pools, *numbers, *pods)):
         numbers_, pool_spec = numbers.get(name, {}), spec_pools.get(name, {})
-        instances = [_instance(pool, signals) for pool in sorted(pods.get(name, []), key=name_of)]
+        instances = [_instance(pod, signals, events) for pod in sorted(pods.get(name, []), key=name_of)]
         adopted = bool(pool_spec.get("endpoints") or pool_spec.get("selector"))
         if adopted:
             instances += [
@@ -193,17 +197,18 @@ def _pools(facts: ModelFacts, signals: Mapping[str, EngineSignals]) -> Iterator[
         )
 
 
-def _instance(pod: Manifest, signals: Mapping[str, EngineSignals]) -> InstanceReport:
-    uid = uid_of(pod)
+def _instance(pod: Manifest, signals: Mapping[str, EngineSignals], events: Sequence[Manifest]) -> InstanceReport:
+    uid, obstacle = uid_of(pod), find_obstacle(pod, events)
     return InstanceReport(
         name=name_of(pod),
         state=_state(pod),
-        why="" if is_deleting(pod) else waiting_reason(pod),
+        why="" if is_deleting(pod) else obstacle.message if obstacle else waiting_reason(pod),
         node=str(spec_of(pod).get("nodeName") or ""),
         restarts=restart_count(pod),
         since=parse_time(metadata_of(pod).get("creationTimestamp")),
         signals=tuple(rank_signals for instance, rank_signals in signals.items() if instance.partition("/")[0] == uid),
         is_unscheduled=(condition_of(pod, "PodScheduled") or {}).get("status") == "False",
+        remedy=obstacle.remedy if obstacle else "",
     )
 
 
@@ -239,13 +244,19 @@ def _events(facts: ModelFacts) -> Iterator[EventReport]:
     yield from events[-MAX_EVENTS:]
 
 
-def _event(event: Manifest) -> EventReport:
-    series, regarding = event.get("series") or {}, event.get("regarding") or {}
+def _event_time(event: Manifest) -> float:
+    """Returns the Unix time of an event; 0 where it has none."""
+    series = event.get("series") or {}
     times = [series.get("lastObservedTime"), event.get("deprecatedLastTimestamp"), event.get("eventTime")]
     known = [at for at in map(parse_time, filter(None, times)) if at is not None]
+    return (known[0] if known else parse_time(metadata_of(event).get("creationTimestamp"))) or 0.0
+
+
+def _event(event: Manifest) -> EventReport:
+    series, regarding = event.get("series") or {}, event.get("regarding") or {}
     kind = str(regarding.get("kind") or "")
     return EventReport(
-        at=known[0] if known else parse_time(metadata_of(event).get("creationTimestamp")),
+        at=_event_time(event) or None,
         warning=event.get("type") == "Warning",
         about="" if kind == "ModelDeployment" else f"{kind.lower()} {regarding.get('name')}",
         reason=str(event.get("reason") or ""),

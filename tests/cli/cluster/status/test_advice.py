@@ -125,6 +125,106 @@ def test_advice_follows_conditions_and_pods(builders: Build, name: str) -> None:
     assert words in found[1]
 
 
+MULTI_ATTACH = (
+    'Multi-Attach error for volume "pvc-1" Volume is already exclusively attached to one node and '
+    "can't be attached to another"
+)
+STUCK = {
+    "a volume on another node": ("FailedAttachVolume", MULTI_ATTACH, "ReadWriteMany"),
+    "a volume that another pod has": (
+        "FailedAttachVolume",
+        'Multi-Attach error for volume "pvc-1" Volume is already used by pod(s) tiny-main-b',
+        "ReadWriteMany",
+    ),
+    "a missing Secret": (
+        "FailedMount",
+        'MountVolume.SetUp failed for volume "certs" : secret "engine-certs" not found',
+        "create the Secret engine-certs in chat",
+    ),
+    "a missing ConfigMap": (
+        "FailedMount",
+        'MountVolume.SetUp failed for volume "t" : configmap "templates" not found',
+        "create the ConfigMap templates in chat",
+    ),
+    "a missing entry": (
+        "FailedMount",
+        'MountVolume.SetUp failed for volume "certs" : references non-existent secret key: ca.crt',
+        "add the entry ca.crt",
+    ),
+    "storage that does not answer": (
+        "FailedMount",
+        'MountVolume.SetUp failed for volume "nfs" : mount failed: mount.nfs: Connection timed out',
+        "kubectl describe pvc",
+    ),
+    "no driver": (
+        "FailedMount",
+        "MountVolume.MountDevice failed : driver name efs.csi.aws.com not found in the list of registered CSI drivers",
+        "install the CSI driver efs.csi.aws.com",
+    ),
+    "no runtime": (
+        "FailedCreatePodSandBox",
+        'Failed to create pod sandbox: failed to get sandbox runtime: no runtime for "nvidia" is configured',
+        "install the container runtime nvidia",
+    ),
+    "no network": ("FailedCreatePodSandBox", "plugin type=calico failed (add)", "network plugin"),
+}
+
+
+def creating(state: str = "ContainerCreating", **conditions: str) -> Manifest:
+    """A pod with a node, whose containers were not started."""
+    found = pod("Starting")
+    listed = [{"type": "Ready", "status": "False"}, *({"type": k, "status": v} for k, v in conditions.items())]
+    waiting = [{"name": "engine", "state": {"waiting": {"reason": state}}}]
+    return {**found, "status": {"phase": "Pending", "conditions": listed, "containerStatuses": waiting}}
+
+
+def warning(reason: str, note: str, uid: str = "u1", at: str = "2027-01-15T07:59:00Z") -> Manifest:
+    regarding = {"kind": "Pod", "name": "tiny-main-a", "uid": uid}
+    return {"type": "Warning", "reason": reason, "note": note, "regarding": regarding, "eventTime": at}
+
+
+def stuck(builders: Build, found: Manifest, *events: Manifest) -> tuple[bool, str]:
+    model = builders["model"](ready=False, Ready=("False", "Starting", ""))
+    return says(ModelFacts(model, [found], list(events), [], NOW))
+
+
+@pytest.mark.parametrize("name", STUCK)
+def test_node_that_cannot_start_a_pod_is_explained(builders: Build, name: str) -> None:
+    """Such a pod has no logs, and its status has no reason."""
+    reason, note, words = STUCK[name]
+    problem, text = stuck(builders, creating(), warning(reason, note))
+    assert problem
+    assert "tiny-main-a cannot start: " in text
+    assert words in text
+    assert note[:40] in text
+
+
+def test_last_warning_about_the_pod_itself_explains_its_start(builders: Build) -> None:
+    newer = warning("FailedMount", 'secret "engine-certs" not found')
+    older = warning("FailedAttachVolume", MULTI_ATTACH, at="2027-01-15T07:40:00Z")
+    assert "engine-certs" in stuck(builders, creating(), newer, older)[1]
+    assert "cannot start" not in stuck(builders, creating(), warning("FailedMount", "x", uid="u2"))[1]
+    assert "cannot start" not in stuck(builders, creating(), warning("Unhealthy", "x"))[1]
+
+
+def test_blocked_pod_is_named_whatever_the_condition_says(builders: Build) -> None:
+    """A second pod that waits for the first one's volume degrades a model, or holds its rollout."""
+    for conditions in (
+        {"Ready": ("False", "Degraded", "pool main has 1 of 2 ready")},
+        {"Ready": ("True", "AllReady", ""), "Reconciling": ("True", "RollingOut", "0 of 1 replaced")},
+        {"Ready": ("False", "StartTimeout", ""), "Stalled": ("True", "StartTimeout", "")},
+    ):
+        model = builders["model"](**conditions)
+        found = ModelFacts(model, [creating()], [warning("FailedAttachVolume", MULTI_ATTACH)], [], NOW)
+        assert "ReadWriteMany" in says(found)[1]
+
+
+def test_pod_whose_image_is_being_pulled_waits_for_no_volume(builders: Build) -> None:
+    event = warning("FailedAttachVolume", MULTI_ATTACH)
+    for found in (creating(PodReadyToStartContainers="True"), creating("ImagePullBackOff")):
+        assert "cannot start" not in stuck(builders, found, event)[1]
+
+
 def test_unobserved_change_comes_before_other_advice(builders: Build) -> None:
     model = builders["model"](ready=False, Stalled=("True", "ImagePullFailed", "x"))
     model["metadata"]["generation"] = 3
