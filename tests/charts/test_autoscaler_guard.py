@@ -20,6 +20,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import render_chart
 from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account, kubectl
+from fairlead_testing.kube.worker_sets import worker_set, worker_set_crd
 from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
@@ -29,24 +30,6 @@ MANAGED = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "m"}
 ONLY_MANAGED = "only objects that Fairlead manages"
 OWNERS = "may not change owner references or finalizers"
 REPLICAS_ONLY = "only the replica count of a LeaderWorkerSet"
-LWS_CRD: Manifest = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": "leaderworkersets.leaderworkerset.x-k8s.io"},
-    "spec": {
-        "group": "leaderworkerset.x-k8s.io",
-        "names": {"kind": "LeaderWorkerSet", "plural": "leaderworkersets", "singular": "leaderworkerset"},
-        "scope": "Namespaced",
-        "versions": [
-            {
-                "name": "v1",
-                "served": True,
-                "storage": True,
-                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
-            }
-        ],
-    },
-}
 
 
 def pod(name: str, labels: dict[str, str]) -> Manifest:
@@ -60,9 +43,11 @@ def deployment(name: str, labels: dict[str, str]) -> Manifest:
     return {**_kind(DEPLOYMENTS), "metadata": {"name": name, "namespace": PLACE, "labels": labels}, "spec": spec}
 
 
-def worker_set(name: str, labels: dict[str, str]) -> Manifest:
-    spec = {"replicas": 2, "startupPolicy": "LeaderCreated", "leaderWorkerTemplate": {"size": 2}}
-    return {**_kind(LEADER_WORKER_SETS), "metadata": {"name": name, "namespace": PLACE, "labels": labels}, "spec": spec}
+def group(name: str, labels: dict[str, str]) -> Manifest:
+    template = {"spec": {"containers": [{"name": "engine", "image": "a"}]}}
+    found = worker_set({"name": name, "namespace": PLACE, "labels": labels}, template)
+    found["spec"]["networkConfig"] = {"subdomainPolicy": "Shared"}
+    return found
 
 
 def _kind(resource: Resource) -> Manifest:
@@ -81,7 +66,7 @@ def account(api_server: ApiServer, program: Path, tmp_path_factory: pytest.TempP
         found = render_chart(program, f"--namespace={PLACE}")
         async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as admin:
             await apply_rights(admin, found, PLACE)
-            await admin.apply(LWS_CRD, "test")
+            await admin.apply(worker_set_crd(), "test")
             await wait_until(lambda: admin.has_resource(LEADER_WORKER_SETS))
             policy = yaml.safe_dump_all(one for one in found if one["kind"] in POLICY)
             await asyncio.to_thread(kubectl, api_server, "apply", "-f", "-", text=policy)
@@ -143,7 +128,7 @@ async def test_admission_guard_leaves_no_way_to_delete_pods_by_their_owners(
     api_server: ApiServer, account: ClusterConfig
 ) -> None:
     owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "gone", "uid": "7b1a3b1e-0000-4000-8000-000000000000"}
-    objects = (pod("pod", MANAGED), worker_set("set", MANAGED))
+    objects = (pod("pod", MANAGED), group("set", MANAGED))
     async with guarded(api_server, account, *objects) as patched:
         for kind, name in ((PODS, "pod"), (LEADER_WORKER_SETS, "set")):
             for metadata in ({"ownerReferences": [owner]}, {"finalizers": ["fairlead.io/keep"]}):
@@ -156,7 +141,7 @@ async def test_admission_guard_lets_only_replicas_of_fairleads_workloads_change(
 ) -> None:
     theirs = {"app": "web"}
     objects = [deployment("ours", MANAGED), deployment("theirs", theirs)]
-    objects += [worker_set("ours", MANAGED), worker_set("theirs", theirs)]
+    objects += [group("ours", MANAGED), group("theirs", theirs)]
     async with guarded(api_server, account, *objects) as patched:
         replicas = {"spec": {"replicas": 0}}
         assert await patched(DEPLOYMENTS, "ours", replicas, subresource="scale") == ""
@@ -165,9 +150,10 @@ async def test_admission_guard_lets_only_replicas_of_fairleads_workloads_change(
         assert ONLY_MANAGED in await patched(LEADER_WORKER_SETS, "theirs", replicas)
         for spec in (
             {"startupPolicy": "LeaderReady"},
-            {"startupPolicy": None},
-            {"networkConfig": {"subdomainPolicy": "Shared"}},
+            {"networkConfig": None},
+            {"networkConfig": {"subdomainPolicy": "UniquePerReplica"}},
             {"leaderWorkerTemplate": {"size": 9}},
+            {"leaderWorkerTemplate": {"subGroupPolicy": {"subGroupSize": 1}}},
         ):
             assert REPLICAS_ONLY in await patched(LEADER_WORKER_SETS, "ours", {"spec": spec}), spec
 

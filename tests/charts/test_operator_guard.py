@@ -11,12 +11,13 @@ import yaml
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import KubeError
-from fairlead.kube.resources import PODS, Manifest, resource_of
+from fairlead.kube.resources import LEADER_WORKER_SETS, PODS, Manifest, resource_of
 from fairlead.kube.transport.kubeconfig import config_from_kubeconfig
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import render_chart
 from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account, kubectl
+from fairlead_testing.kube.worker_sets import worker_set, worker_set_crd
 from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
@@ -45,6 +46,8 @@ async def guarded(server: ApiServer, program: Path, folder: Path) -> AsyncIterat
     found = render_chart(program, f"--namespace={PLACE}", "--set=operator.serviceAccounts={cloud}")
     async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as admin:
         await apply_rights(admin, found, PLACE)
+        await admin.apply(worker_set_crd(), "test")
+        await wait_until(lambda: admin.has_resource(LEADER_WORKER_SETS))
         names = ("-operator", "-operator-objects", "-operator-accounts")
         policy = [one for one in found if one["kind"] in POLICY and one["metadata"]["name"].endswith(names)]
         assert len(policy) == 6
@@ -124,10 +127,12 @@ LABELS = {"fairlead.io/model": "m"}
 
 def child(kind: str, name: str = "m-main", spec: dict[str, Any] | None = None, **metadata: Any) -> Manifest:
     """Returns an object as the operator makes it, but for what is given."""
-    pods = {
+    pods: Manifest = {
         "metadata": {"labels": LABELS},
         "spec": {"serviceAccountName": name, "containers": [{"name": "a", "image": "a"}]},
     }
+    if kind == "LeaderWorkerSet":
+        return worker_set(OURS | {"name": name} | metadata, pods, pods)
     version, own = {
         "Deployment": ("apps/v1", {"selector": {"matchLabels": LABELS}, "template": pods}),
         "Service": ("v1", {"selector": LABELS, "ports": [{"port": 80}]}),
@@ -160,7 +165,10 @@ async def remove(api: KubeApi, manifest: Manifest) -> str:
     return ""
 
 
-KINDS = ("Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "ControllerRevision")
+KINDS = (
+    *("Deployment", "LeaderWorkerSet", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy"),
+    "ControllerRevision",
+)
 
 
 async def test_guard_leaves_objects_of_others_alone(api_server: ApiServer, program: Path, tmp_path: Path) -> None:
@@ -230,6 +238,32 @@ async def test_a_deployment_with_the_name_of_an_account_does_not_get_it(
         assert await apply(operator, _with_account("cloud")) == ""
         system = child("Deployment", "m-main", namespace="kube-system")
         assert "namespaces of the cluster itself" in await apply(operator, system)
+
+
+async def test_both_templates_of_a_worker_set_have_listed_accounts(
+    api_server: ApiServer, program: Path, tmp_path: Path
+) -> None:
+    """A group has a leader and workers, and each could run as another account."""
+    async with guarded(api_server, program, tmp_path) as (_, operator):
+
+        async def is_guarded() -> bool:
+            return "ServiceAccount" in await apply(operator, _group("builder", "builder"))
+
+        await wait_until(is_guarded)
+        for leader, worker in (("builder", "m-group"), ("m-group", "builder"), (None, "builder"), (None, None)):
+            assert "only the ServiceAccount" in await apply(operator, _group(leader, worker)), (leader, worker)
+        for leader, worker in (("m-group", "cloud"), (None, "m-group"), ("m-group", "m-group")):
+            assert await apply(operator, _group(leader, worker)) == "", (leader, worker)
+
+
+def _group(leader: str | None, worker: str | None) -> Manifest:
+    """Returns a LeaderWorkerSet with these accounts; without a leader's template for None."""
+    templates: list[Manifest] = [
+        {"metadata": {"labels": LABELS}, "spec": {"containers": [{"name": "a", "image": "a"}]} | account}
+        for account in ({} if name is None else {"serviceAccountName": name} for name in (leader, worker))
+    ]
+    metadata = OURS | {"name": "m-group"}
+    return worker_set(metadata, templates[1], None if leader is None else templates[0])
 
 
 def _with_account(name: str) -> Manifest:
