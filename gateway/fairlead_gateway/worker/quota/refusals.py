@@ -18,6 +18,12 @@ _UNIT_NAMES: Final = {
     LimitUnit.BYTES_IN_FLIGHT: "bytes in flight",
 }
 _RETURNED_RETRY_SECONDS: Final = 1
+_FOLLOWED_SECONDS: Final = 60
+"""Longest wait that all SDKs follow. Of longer ones, some send again at once and others sleep for
+days.
+
+Source: openai-python 3555, earendil-works/pi 6912.
+"""
 
 
 def describe_limit(limit: Limit, tenant: str) -> str:
@@ -54,11 +60,10 @@ def limit_reached(planned: PlannedLimit, amount: int, tenant: Tenant, now: float
     else:
         needs = ""
     seconds = leased.ends_at - now if limit.window is not None else _RETURNED_RETRY_SECONDS
-    retry_after = str(max(1, math.ceil(min(seconds, 40 * 86_400.0))))
     return kind(
         f"the limit of {describe_limit(limit, tenant.name)} is reached{needs}",
         hint=hint,
-        headers=(("retry-after", retry_after),),
+        headers=_retry_headers(seconds, is_possible=not needs),
     )
 
 
@@ -75,9 +80,19 @@ def limit_contended(planned: PlannedLimit, tenant: Tenant) -> GatewayError:
 
 def limits_unavailable(reason: str, seconds: float = 1.0) -> LimitsUnavailable:
     """Returns the error for a request whose limits are not known."""
-    retry_after = str(max(1, math.ceil(min(seconds, 40 * 86_400.0))))
     return LimitsUnavailable(
         f"the limits of this tenant cannot be read: {reason}",
         hint="the operator of the gateway sees the cause on its management port",
-        headers=(("retry-after", retry_after),),
+        headers=_retry_headers(seconds),
+    )
+
+
+def _retry_headers(seconds: float, *, is_possible: bool = True) -> tuple[tuple[str, str], ...]:
+    """Returns when to send again, and `x-should-retry: false` if SDKs should not do it themselves.
+
+    is_possible: False for a request that is refused at any time.
+    """
+    retry_after = ("retry-after", str(max(1, math.ceil(min(seconds, 40 * 86_400.0)))))
+    return (
+        (retry_after,) if is_possible and seconds <= _FOLLOWED_SECONDS else (retry_after, ("x-should-retry", "false"))
     )

@@ -70,6 +70,25 @@ async def test_a_request_beyond_the_limit_gets_429_with_the_headers_of_openai() 
 
 
 @pytest.mark.parametrize(
+    ("limit", "says"),
+    [
+        (Limit(LimitUnit.REQUESTS, 1, Window.MINUTE), None),
+        (Limit(LimitUnit.REQUESTS, 1, Window.MONTH), "false"),
+        (Limit(LimitUnit.COST, 15_000, Window.MONTH), "false"),
+        (Limit(LimitUnit.TOKENS, 2, Window.MINUTE), "false"),
+    ],
+    ids=["a minute", "a month", "the budget", "more than the whole limit"],
+)
+async def test_sdks_do_not_send_again_what_is_refused_for_long(limit: Limit, says: str | None) -> None:
+    """Some sleep as long as retry-after says, and others ignore a long wait and ask at once."""
+    async with limited_gateway(_answer, [Tenant("acme", limits=(limit,))], price=TokenPrice(10, 1, 20)) as gateway:
+        answers = [await gateway.chat("acme") for _ in range(20)]
+        refused = answers[-1]
+        assert refused.status_code == 429
+        assert refused.headers.get("x-should-retry") == says
+
+
+@pytest.mark.parametrize(
     "largest", [Limit(LimitUnit.REQUESTS, 2, Window.DAY), Limit(LimitUnit.REQUESTS, 600, Window.DAY)]
 )
 async def test_the_headers_of_a_refusal_are_those_of_the_limit_that_refused(largest: Limit) -> None:
