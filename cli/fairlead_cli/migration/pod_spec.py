@@ -281,9 +281,8 @@ def _read_volumes(pod: FieldReader, container: FieldReader, pool: PoolDraft) -> 
             volume.note("", _HOST_PATH)
         if fields.get("name") not in shared:
             volumes.append(fields)
-        elif (size := _greater_size(fields.get("emptyDir"))) is not None:
-            volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": size}})
-            volume.note("", f"shared memory keeps its size of {size}")
+        elif kept := shared_memory((fields.get("emptyDir") or {}).get("sizeLimit"), volume):
+            volumes.append(kept)
     if mounts:
         pool.container["volumeMounts"] = mounts
     if volumes:
@@ -295,14 +294,16 @@ def _read_volumes(pod: FieldReader, container: FieldReader, pool: PoolDraft) -> 
             pool.mounted_claims[path] = f"{claim}/{folder}" if folder else str(claim)
 
 
-def _greater_size(source: Any) -> str | None:
-    """Returns the size of a volume in memory that is greater than Fairlead's own."""
-    size = source.get("sizeLimit") if isinstance(source, dict) else None
+def shared_memory(size: Any, reader: FieldReader, field: str = "") -> dict[str, Any] | None:
+    """Returns a volume in memory that is greater than Fairlead's own, and notes it; else None."""
     try:
-        is_greater = size is not None and units.parse_size(str(size)) > units.parse_size(SHARED_MEMORY_SIZE)
+        if size is None or units.parse_size(str(size)) <= units.parse_size(SHARED_MEMORY_SIZE):
+            return None
     except BadInput:
+        reader.note(field, f"shared memory: {size!r} is no size, so it becomes {SHARED_MEMORY_SIZE}", Outcome.DROPPED)
         return None
-    return str(size) if is_greater else None
+    reader.note(field, f"shared memory keeps its size of {size}")
+    return {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": str(size)}}
 
 
 def claim_of_path(path: str, pool: PoolDraft) -> str:

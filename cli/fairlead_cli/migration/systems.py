@@ -28,7 +28,7 @@ _OTHER_GROUPS: Final = (
     "inference.networking.k8s.io",
     "inference.networking.x-k8s.io",
 )
-_NO_FIELD: Final = "Fairlead has no such field"
+_NO_FIELD: Final = "convert does not read this field: see the reference of the API for one that says it"
 
 
 @dataclass(frozen=True, slots=True)

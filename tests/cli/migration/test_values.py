@@ -120,3 +120,55 @@ def test_llm_d_names_where_pod_fields_belong() -> None:
     assert "pools[].template.spec" in notes_of(migration, "decode.extraConfig")[0].reason
     assert "pools[].template.metadata" in notes_of(migration, "decode.annotations")[0].reason
     assert notes_of(migration, "modelArtifacts.authSecretName")
+
+
+RAY = {"headNode": {"requestCPU": 1, "requestMemory": "20Gi", "requestGPU": 4}}
+
+
+def pipeline(**fields: Any) -> Migration:
+    config = {"enablePrefixCaching": True, "tensorParallelSize": 4, "pipelineParallelSize": 2}
+    return convert(production_stack(replicaCount=1, requestGPU=4, vllmConfig=config, **fields))
+
+
+@pytest.mark.parametrize(
+    ("ray", "nodes"), [(RAY, 2), (RAY | {"enabled": True}, 2), (RAY | {"enabled": False}, None), (None, None)]
+)
+def test_ray_cluster_of_the_chart_is_one_instance_on_several_nodes(ray: dict[str, Any] | None, nodes: int) -> None:
+    """The first charts had no `enabled`. The head is one node more than there are replicas."""
+    migration = pipeline(**({} if ray is None else {"raySpec": ray}))
+    [pool] = migration.manifests[0]["spec"]["pools"]
+    assert pool["parallelism"] == {"tensor": 4, "pipeline": 2} | ({"nodes": nodes} if nodes else {})
+    assert pool["minReplicas"] == 1
+    noted = notes_of(migration, "servingEngineSpec.modelSpec[0].raySpec")
+    assert [note.outcome for note in noted] == ([Outcome.CHANGED] if nodes else [])
+
+
+def test_ray_nodes_that_do_not_share_the_ranks_are_refused() -> None:
+    config = {"tensorParallelSize": 4}
+    with pytest.raises(BadInput, match="4 ranks of 3 Ray nodes"):
+        convert(production_stack(replicaCount=2, vllmConfig=config, raySpec=RAY))
+
+
+@pytest.mark.parametrize(("size", "kept"), [("128Gi", True), ("20Gi", True), ("16Gi", False), ("8Gi", False)])
+def test_greater_shared_memory_of_the_chart_is_kept(size: str, kept: bool) -> None:
+    volumes = [{"name": "certs", "secret": {"secretName": "a"}}]
+    migration = pipeline(shmSize=size, extraVolumes=volumes)
+    found = migration.manifests[0]["spec"]["pools"][0]["template"]["spec"]["volumes"]
+    own = {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": size}}
+    assert found == [*volumes, *([own] if kept else [])]
+
+
+def test_volumes_of_all_engines_of_the_chart_are_kept() -> None:
+    document = production_stack(extraVolumeMounts=[{"name": "b", "mountPath": "/b"}])
+    document["servingEngineSpec"]["extraVolumes"] = [{"name": "a", "emptyDir": {}}]
+    document["servingEngineSpec"]["extraVolumeMounts"] = [{"name": "a", "mountPath": "/a"}]
+    spec = convert(document).manifests[0]["spec"]["pools"][0]["template"]["spec"]
+    assert spec["volumes"] == [{"name": "a", "emptyDir": {}}]
+    assert [one["mountPath"] for one in spec["containers"][0]["volumeMounts"]] == ["/a", "/b"]
+
+
+def test_field_that_convert_does_not_know_is_not_called_missing_in_the_api() -> None:
+    [note] = [
+        note for note in convert(production_stack(topologyKey="zone")).notes if note.field.endswith("topologyKey")
+    ]
+    assert (note.outcome, note.reason.startswith("convert does not read this field")) == (Outcome.DROPPED, True)

@@ -19,6 +19,7 @@ from fairlead_cli.migration.pod_spec import (
     read_environment,
     read_probes,
     read_resources,
+    shared_memory,
     store_flags,
 )
 
@@ -31,6 +32,12 @@ _FLAGS: Final = {
     "runner": "--runner",
     "convert": "--convert",
 }
+_SIZES: Final = {
+    "tensorParallelSize": "--tensor-parallel-size",
+    "pipelineParallelSize": "--pipeline-parallel-size",
+    "dataParallelSize": "--data-parallel-size",
+    "maxLoras": "--max-loras",
+}
 _ROLES: Final = {"kv_producer": "Prefill", "kv_consumer": "Decode"}
 _MOUNT: Final = "/data/"
 """The folder of a model's claim in the chart's pods."""
@@ -40,11 +47,11 @@ _MODEL_REASONS: Final = {
     "labels": "Fairlead labels its objects itself",
     "annotations": "Fairlead labels its objects itself",
     "serviceAnnotations": "Fairlead's gateway finds pods itself",
-    "shmSize": "Fairlead sizes shared memory itself",
     "initContainer": _TEMPLATE,
     "nodeName": _TEMPLATE,
     "chatTemplate": "mount it in pools[].template, and add --chat-template to engine.args",
-    "pvcAccessMode": "a cache of one pod needs no access mode",
+    "pvcAccessMode": "a claim that exists has its own, and a cache of one pod needs none",
+    "limitGPU": "Fairlead counts devices from parallelism",
     "pvcMatchLabels": "name a StorageClass or an existing claim in model.cache",
     "pvcLabels": "the volume belongs to the pod",
     "pvcAnnotations": "the volume belongs to the pod",
@@ -56,7 +63,8 @@ REASONS: Final = {
     "sharedPvcStorage": "name an existing claim in model.cache.claimName",
     "loraController": _ADAPTERS,
     "loraAdapters": _ADAPTERS,
-    "servingEngineSpec.labels": "Fairlead labels its pods itself",
+    "servingEngineSpec.labels": "the chart's router finds its engines by them, and would take the new pods, too; write "
+    "labels that others read into pools[].template.metadata.labels",
     "servingEngineSpec.vllmApiKey": "the gateway checks keys, and a NetworkPolicy protects the engines",
     "servingEngineSpec.strategy": "set spec.rollout",
     "servingEngineSpec.sidecar": _ADAPTERS,
@@ -114,12 +122,28 @@ def _read_model(values: FieldReader, engines: FieldReader, spec: FieldReader) ->
     read_probes(engines, pool)
     _read_lmcache(spec.section("lmcacheConfig"), pool, draft)
     _read_scaling(spec.section("keda"), pool, draft)
-    if spec.section("raySpec").peek("enabled"):
-        raise spec.error("raySpec", "Fairlead starts no Ray clusters", "write pools[].parallelism.nodes by hand")
-    spec.skip("raySpec")
+    _read_ray(spec.section("raySpec"), spec, pool)
     for field, reason in _MODEL_REASONS.items():
         spec.drop(field, reason)
     return draft
+
+
+def _read_ray(ray: FieldReader, spec: FieldReader, pool: PoolDraft) -> None:
+    """Stores the nodes of a Ray cluster: its head, and as many workers as there are replicas.
+
+    Charts before 0.1.8 have no `enabled`, and start Ray where the section is.
+    """
+    if not ray or ("enabled" in ray and not ray.flag("enabled")):
+        spec.skip("raySpec")
+        return
+    nodes, shape = 1 + pool.min_replicas, pool.engine.flags.parallelism
+    ranks = shape.get("tensor", 1) * shape.get("pipeline", 1)
+    if ranks % nodes:
+        message = f"{ranks} ranks of {nodes} Ray nodes cannot be shared evenly by the nodes of an instance"
+        raise spec.error("raySpec", message, "write pools[].parallelism by hand, without Ray")
+    pool.nodes, pool.min_replicas = nodes, 1
+    spec.note("raySpec", f"one instance on {nodes} nodes, which a LeaderWorkerSet runs in the place of Ray")
+    ray.drop("headNode", "the pods of an instance have one template")
 
 
 def _claim_uri(url: str, spec: FieldReader) -> str:
@@ -145,7 +169,7 @@ def _arguments(spec: FieldReader) -> list[str]:
         words.append(f"--{'' if config.flag('enableChunkedPrefill') else 'no-'}enable-chunked-prefill")
     if not config.flag("enablePrefixCaching"):
         config.note("enablePrefixCaching", "Fairlead turns prefix caching on: its routing builds on it")
-    for name, flag in (("tensorParallelSize", "--tensor-parallel-size"), ("maxLoras", "--max-loras")):
+    for name, flag in _SIZES.items():
         if name in config:
             words.append(f"{flag}={config.text(name)}")
     for name in ("v0", "v1"):
@@ -235,8 +259,11 @@ def _read_pod(engines: FieldReader, spec: FieldReader, pool: PoolDraft) -> None:
         ("extraVolumes", "volumes", pool.pod),
         ("extraVolumeMounts", "volumeMounts", pool.container),
     ):
-        if spec.peek(source):
-            holder[target] = spec.value(source)
+        entries = [*engines.entries(source), *spec.entries(source)]
+        if entries:
+            holder[target] = [{name: entry.value(name) for name in entry.names()} for entry in entries]
+    if volume := shared_memory(spec.value("shmSize"), spec, "shmSize"):
+        pool.pod["volumes"] = [*pool.pod.get("volumes", []), volume]
     for source, target, holder in (
         ("securityContext", "securityContext", pool.pod),
         ("containerSecurityContext", "securityContext", pool.container),
