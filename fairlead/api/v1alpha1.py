@@ -72,6 +72,7 @@ def _unsupported_external_fields(spec: "ModelDeploymentSpec") -> FieldPath | boo
             "minReplicas": pool.min_replicas != 1,
             "maxReplicas": pool.max_replicas is not None,
             "parallelism": pool.parallelism != Parallelism(),
+            "args": bool(pool.args),
             "template": pool.template is not None,
         }
         if field := next((name for name, is_given in given.items() if is_given), None):
@@ -140,8 +141,8 @@ class ModelDeploymentSpec(StrictModel):
         Rule(
             cel=f"!({_EXTERNAL_CEL}) || self.pools.all(pool, !has(pool.template) && pool.minReplicas == 1 && "
             "!has(pool.maxReplicas) && pool.parallelism.tensor == 1 && pool.parallelism.pipeline == 1 && "
-            "pool.parallelism.data == 1 && pool.parallelism.nodes == 1)",
-            message="Fairlead does not run an external engine and cannot set its replicas, parallelism or template",
+            "pool.parallelism.data == 1 && pool.parallelism.nodes == 1 && (!has(pool.args) || pool.args.size() == 0))",
+            message="Fairlead does not run an external engine and cannot set its replicas, parallelism, args or template",
             fix="remove them",
             at=("pools",),
             violation=_unsupported_external_fields,

@@ -1,5 +1,5 @@
-"""Lint rules on `engine.args`: arguments that Fairlead sets itself, that break routing, or that the
-engine does not know.
+"""Lint rules on `engine.args` and `args` of pools: arguments that Fairlead sets itself, that break
+routing, or that the engine does not know.
 
 Arguments follow Fairlead's own and win. The engine then may not be reached, or differ from the rest
 of the spec.
@@ -21,7 +21,7 @@ _REMOVE: Final = "remove it"
 class Argument(NamedTuple):
     """An argument of an engine: `--name=value`, or `--name` with a value in the next argument.
 
-    position: its index in `engine.args`.
+    position: its index in the list.
     value: None without one.
     """
 
@@ -43,9 +43,9 @@ class _Conflict:
 
 
 class ArgumentNote(NamedTuple):
-    """A note on the argument at `position` of `engine.args`."""
+    """A note on the argument at `path` of a spec."""
 
-    position: int
+    path: tuple[str | int, ...]
     message: str
     fix: str
 
@@ -118,6 +118,13 @@ _BOTH: Final[Mapping[str, _Conflict]] = {
     "--data-parallel-size": _size("data"),
     "--model": _MODEL,
 }
+_WHOLE_MODEL: Final = "gateways treat the engines of all pools alike"
+_OF_ALL_POOLS: Final[Mapping[str, _Conflict]] = {
+    "--served-model-name": _Conflict(_WHOLE_MODEL, "remove it; see `model.servedNames`"),
+    "--scheduling-policy": _Conflict(_WHOLE_MODEL, "write it in `engine.args`"),
+    "--enable-priority-scheduling": _Conflict(_WHOLE_MODEL, "write it in `engine.args`"),
+}
+"""Arguments that are no pool's own."""
 _CONFLICTS: Final[Mapping[EngineType, Mapping[str, _Conflict]]] = {
     EngineType.VLLM: {
         **_BOTH,
@@ -207,15 +214,25 @@ _CONFLICTS: Final[Mapping[EngineType, Mapping[str, _Conflict]]] = {
 
 
 def lint_engine_arguments(spec: ModelDeploymentSpec) -> Iterator[ArgumentNote]:
-    """Yields notes on `engine.args`; none for engines whose arguments Fairlead does not know."""
-    conflicts = _CONFLICTS.get(spec.engine.type, {})
+    """Yields notes on arguments; none for engines whose arguments Fairlead does not know."""
+    yield from _lint_arguments(spec, spec.engine.args, ("engine", "args"), {})
+    for index, pool in enumerate(spec.pools):
+        yield from _lint_arguments(spec, pool.args, ("pools", index, "args"), _OF_ALL_POOLS)
+
+
+def _lint_arguments(
+    spec: ModelDeploymentSpec, args: Sequence[str], path: tuple[str | int, ...], more: Mapping[str, _Conflict]
+) -> Iterator[ArgumentNote]:
+    """Yields notes on one list. ``more``: conflicts of the place where it is."""
+    known = _CONFLICTS.get(spec.engine.type)
+    conflicts = {} if known is None else {**more, **known}
     is_checked = is_checked_image(spec.engine.type, spec.engine.image)
-    for argument in parse_arguments(spec.engine.args):
-        conflict = conflicts.get(argument.name)
+    for argument in parse_arguments(args):
+        place, conflict = (*path, argument.position), conflicts.get(argument.name)
         if conflict is not None and conflict.is_wrong(spec, argument.value):
-            yield ArgumentNote(argument.position, f"{argument.name}: {conflict.message}", conflict.fix)
+            yield ArgumentNote(place, f"{argument.name}: {conflict.message}", conflict.fix)
         elif is_checked and (problem := flag_problem(spec.engine.type, argument.name, argument.value)):
-            yield ArgumentNote(argument.position, f"{problem}, so the engine does not start", _REMOVE)
+            yield ArgumentNote(place, f"{problem}, so the engine does not start", _REMOVE)
 
 
 def conflicting_arguments(engine: EngineType) -> tuple[str, ...]:

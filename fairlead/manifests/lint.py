@@ -42,7 +42,7 @@ def lint_spec(
     classes: AcceleratorClasses by name.
     """
     for note in lint_engine_arguments(spec):
-        yield LintNote(("spec", "engine", "args", note.position), note.message, note.fix)
+        yield LintNote(("spec", *note.path), note.message, note.fix)
     yield from _lint_images(spec, classes)
     if spec.autoscaling.mode is not ScalingMode.AUTO:
         yield from _lint_disabled_mode(spec)

@@ -147,6 +147,14 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[Flag]]:
     return positionals, flags
 
 
+def split_shared(lists: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """Returns the flags that all lists of flags have, and the others of each."""
+    groups = [[flag.words for flag in split_flags(words)[1]] for words in lists]
+    shared = [words for words in groups[0] if all(words in others for others in groups[1:])]
+    own = [[word for words in group if words not in shared for word in words] for group in groups]
+    return [word for words in shared for word in words], own
+
+
 def _to_flag(words: list[str]) -> Flag:
     name, equals, first = words[0].partition("=")
     values = ([first] if equals else []) + words[1:]

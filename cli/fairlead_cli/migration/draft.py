@@ -14,7 +14,7 @@ from fairlead.errors import BadInput
 from fairlead.manifests.known_flags import checked_version, image_version
 from fairlead.manifests.lint import NVIDIA_PREFIX
 from fairlead.names import EXTERNAL_SUFFIX, shorten_name
-from fairlead_cli.migration.command_line import EngineFlags
+from fairlead_cli.migration.command_line import EngineFlags, split_shared
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 
 _ACCELERATORS: Final = (
@@ -48,7 +48,6 @@ _NEEDS_KEY: Final = (
 )
 _ENGINE_NAMES: Final = {"VLLM": "vLLM", "SGLang": "SGLang"}
 _TRANSFER_FLAG: Final = "--kv-transfer-config"
-_DECODE_FIRST: Final = "Fairlead has one engine for all pools, and the decode pool's settings are used"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +113,7 @@ class PoolDraft:
     secrets: URL of an endpoint to the Secret with its token.
     mounted_claims: folder in the engine to the claim that is mounted there, and its folder if any.
     reader: the fields of the pool, for notes.
+    args: of its engines alone.
     """
 
     reader: FieldReader
@@ -132,6 +132,7 @@ class PoolDraft:
     metadata: dict[str, dict[str, str]] = field(default_factory=dict)
     pod: dict[str, Any] = field(default_factory=dict)
     container: dict[str, Any] = field(default_factory=dict)
+    args: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -279,11 +280,13 @@ def _served_names(draft: ModelDraft, name: str) -> list[str]:
 
 
 def _engine(draft: ModelDraft) -> dict[str, Any]:
-    engine, *others = (pool.engine for pool in draft.pools)
-    for pool, other in zip(draft.pools[1:], others, strict=True):
-        _note_differences(pool, other, engine)
-    flags = engine.flags
-    words = flags.kept if _hands_over(draft) else flags.kept + flags.transfer_words
+    engine = draft.pools[0].engine
+    for pool in draft.pools[1:]:
+        _keep_differences(pool, engine)
+    every = [pool.engine.flags for pool in draft.pools]
+    words, own = split_shared([one.kept if _hands_over(draft) else one.kept + one.transfer_words for one in every])
+    for pool, args in zip(draft.pools, own, strict=True):
+        pool.args = args
     return {"type": engine.type} | _without_empty(
         {
             "image": engine.image,
@@ -329,16 +332,13 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
-def _note_differences(pool: PoolDraft, other: EngineDraft, engine: EngineDraft) -> None:
-    """Keeps other variables and another image of a pool in its template, and notes other flags."""
-    variables = [variable for variable in other.env if variable not in engine.env]
+def _keep_differences(pool: PoolDraft, engine: EngineDraft) -> None:
+    """Keeps other variables and another image of a pool in its template."""
+    variables = [variable for variable in pool.engine.env if variable not in engine.env]
     if variables:
         pool.container["env"] = variables
-    if other.image != engine.image:
-        pool.container["image"] = other.image
-    extra = [word for word in other.flags.kept if word not in engine.flags.kept]
-    if extra:
-        pool.reader.note("", f"{' '.join(extra)}: {_DECODE_FIRST}", Outcome.DROPPED)
+    if pool.engine.image != engine.image:
+        pool.container["image"] = pool.engine.image
 
 
 def _pool(pool: PoolDraft, draft: ModelDraft, options: MigrationOptions) -> dict[str, Any]:
@@ -355,7 +355,7 @@ def _pool(pool: PoolDraft, draft: ModelDraft, options: MigrationOptions) -> dict
     if pool.container:
         spec["containers"] = [{"name": "engine", **pool.container}, *spec.get("containers", [])]
     template = _without_empty({"metadata": _without_empty(pool.metadata), "spec": spec})
-    return entry | _without_empty({"parallelism": parallelism, "template": template})
+    return entry | _without_empty({"parallelism": parallelism, "args": pool.args, "template": template})
 
 
 def _unknown_accelerator(pool: PoolDraft) -> BadInput:

@@ -280,6 +280,12 @@ class Pool(StrictModel):
         ),
     ] = None
     parallelism: Annotated[Parallelism, Field(examples=["{tensor: 4}"])] = Parallelism()
+    args: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field(
+        default_factory=list,
+        max_length=64,
+        description="arguments of this pool's engines alone; they come after engine.args, and win",
+        examples=['["--max-num-seqs=16"]'],
+    )
     template: Annotated[PodTemplate | None, Field(examples=["{spec: {priorityClassName: high}}"])] = None
     endpoints: list[ExternalEndpoint] = Field(
         default_factory=list,

@@ -90,7 +90,7 @@ def _render_pool(
         message = (
             f"an object of this pool would have {size:,} bytes, of which at most {MAX_MANIFEST_BYTES:,} can be stored"
         )
-        fix = "shorten engine.args, engine.env or template; put long texts into a ConfigMap"
+        fix = "shorten args, engine.env or template; put long texts into a ConfigMap"
         return RenderProblem(Reason.TOO_LARGE, f"spec.pools[{pool.name}]", message, fix, pool.name)
     return manifests
 
@@ -128,16 +128,24 @@ def _pool_context(
     )
 
 
+def _with_pool_arguments(model: ModelDeployment, pool: Pool) -> ModelDeployment:
+    """Returns the model with the arguments that the engines of one pool get."""
+    if not pool.args:
+        return model
+    engine = model.spec.engine.model_copy(update={"args": [*model.spec.engine.args, *pool.args]})
+    return model.model_copy(update={"spec": model.spec.model_copy(update={"engine": engine})})
+
+
 def _pool_manifests(pool: PoolContext, accelerator: AcceleratorClassSpec) -> list[Manifest]:
     profile = accelerator.profile.to_engine_profile(pool.pool.accelerator_class_name or "")
     host = "::" if pool.pin.ipv6 else "0.0.0.0"
-    is_multi_node = pool.pool.parallelism.nodes > 1
+    is_multi_node, model = pool.pool.parallelism.nodes > 1, _with_pool_arguments(pool.model, pool.pool)
     leader = InstancePod(
-        pool.model, pool.pool, accelerator, profile, NodeRole.LEADER if is_multi_node else NodeRole.ALONE, host
+        model, pool.pool, accelerator, profile, NodeRole.LEADER if is_multi_node else NodeRole.ALONE, host
     )
     leader_template = render_template(leader, pool.pin, pool.name)
     if is_multi_node:
-        worker = InstancePod(pool.model, pool.pool, accelerator, profile, NodeRole.WORKER, host)
+        worker = InstancePod(model, pool.pool, accelerator, profile, NodeRole.WORKER, host)
         workload = leader_worker_set(pool, leader_template, render_template(worker, pool.pin, pool.name))
     else:
         workload = deployment(pool, leader_template)

@@ -137,3 +137,34 @@ def test_devices_that_kserve_claims_by_annotations_are_noted() -> None:
     claimed = text.replace("namespace: chat", "annotations: {serving.kserve.io/exp-dra-device-count: '2'}")
     reason = "the pods had serving.kserve.io/exp-dra-device-count, and pods of nvidia-a100 request nvidia.com/gpu"
     assert f"before you apply the output: {reason}" in said(convert(claimed))
+
+
+def test_flags_of_one_role_are_those_of_its_pool() -> None:
+    """A prefill pool batches few requests, and a decode pool many."""
+
+    def role(text: str) -> dict[str, Any]:
+        variable = {"name": "VLLM_ADDITIONAL_ARGS", "value": text}
+        container = {"name": "main", "image": "vllm/vllm-openai:v0.32.0", "env": [variable]}
+        return {"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H200"}, "containers": [container]}
+
+    decode = "--max-num-seqs 128 --dtype bfloat16 --enforce-eager"
+    prefill = "--dtype bfloat16 --max-num-seqs 16 --max-num-batched-tokens=32768"
+    spec = {
+        "model": {"uri": "hf://a/b", "name": "a/b"},
+        "template": role(decode),
+        "prefill": {"template": role(prefill)},
+    }
+    service = {
+        "apiVersion": "serving.kserve.io/v1alpha2",
+        "kind": "LLMInferenceService",
+        "metadata": {"name": "split"},
+        "spec": spec,
+    }
+    migration = migrate([("f.yaml", service)], MigrationOptions())
+    found = migration.manifests[0]["spec"]
+    assert found["engine"]["args"] == ["--dtype", "bfloat16"]
+    assert [pool["args"] for pool in found["pools"]] == [
+        ["--max-num-seqs", "128", "--enforce-eager"],
+        ["--max-num-seqs", "16", "--max-num-batched-tokens=32768"],
+    ]
+    assert not [note for note in migration.notes if "--max-num-seqs" in note.reason]

@@ -19,8 +19,13 @@ def noted(*args: str, engine: str = "VLLM", **fields: object) -> list[str]:
         **fields,
     }
     found = list(lint_engine_arguments(ModelDeploymentSpec.model_validate(spec, by_alias=True, by_name=False)))
-    assert all(args[note.position].replace("_", "-").startswith(note.message.partition(":")[0]) for note in found)
-    return [args[note.position] for note in found]
+    assert all(note.path[:2] == ("engine", "args") for note in found)
+    named = [args[int(note.path[-1])] for note in found]
+    assert all(
+        name.replace("_", "-").startswith(note.message.partition(":")[0])
+        for name, note in zip(named, found, strict=True)
+    )
+    return named
 
 
 @pytest.mark.parametrize(
@@ -113,6 +118,24 @@ def test_arguments_that_the_spec_sets_are_noted_only_where_it_does() -> None:
     ]
     model = {"uri": "hf://a/b", "revision": "main"}
     assert noted("--revision=main", "--revision=old", model=model) == ["--revision=old"]
+
+
+def test_arguments_of_a_pool_are_noted_at_their_place() -> None:
+    """Arguments for the whole model are noted there alone."""
+    own = [
+        "--max-num-seqs=16",
+        "--port=9000",
+        "--served-model-name=a",
+        "--scheduling-policy=priority",
+        "--no-such-flag",
+    ]
+    pools = [{"acceleratorClassName": "cpu"}, {"name": "more", "acceleratorClassName": "cpu", "args": own}]
+    spec = {"model": {"uri": "hf://a/b"}, "engine": {"type": "VLLM"}, "pools": pools}
+    found = list(lint_engine_arguments(ModelDeploymentSpec.model_validate(spec, by_alias=True, by_name=False)))
+    assert [note.path for note in found] == [("pools", 1, "args", place) for place in (1, 2, 3, 4)]
+    assert noted("--scheduling-policy=priority", "--max-num-seqs=16") == []
+    custom = spec | {"engine": {"type": "Custom", "image": "a/b:1"}}
+    assert list(lint_engine_arguments(ModelDeploymentSpec.model_validate(custom, by_alias=True, by_name=False))) == []
 
 
 def test_arguments_of_a_custom_engine_are_its_own_affair() -> None:

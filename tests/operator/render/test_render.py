@@ -118,6 +118,35 @@ def arguments_of(found: Manifest) -> list[str]:
     return arguments
 
 
+@pytest.mark.parametrize("kind", ["VLLM", "SGLang", "Sim", "Custom", "LlamaCpp", "TRTLLM"])
+def test_arguments_of_a_pool_come_last_and_are_its_own(kind: str) -> None:
+    image = {"image": "a/b:1"} if kind in ("Custom", "LlamaCpp", "TRTLLM") else {}
+    engine = {"type": kind, "args": ["--a=1"], **image}
+    pools = [_POOL | {"name": "small", "args": ["--b=2"]}, _POOL | {"name": "large"}]
+    rendered = render_model(model_of(engine=engine, pools=pools), {}, default_context())
+    assert rendered.problems == ()
+    small, large = (arguments_of(one) for one in rendered.manifests if one["kind"] == "Deployment")
+    assert (small[-2:], large[-1]) == (["--a=1", "--b=2"], "--a=1")
+
+
+def test_arguments_of_both_pods_of_a_group_are_those_of_the_pool() -> None:
+    pool = _POOL | {"parallelism": {"tensor": 2, "nodes": 2}, "args": ["--b=2"]}
+    found = workload(model_of(pools=[pool]), replace(default_context(), leader_worker_sets=True))
+    template = found["spec"]["leaderWorkerTemplate"]
+    for name in ("leaderTemplate", "workerTemplate"):
+        assert "--b=2" in template[name]["spec"]["containers"][0]["args"]
+
+
+def test_new_arguments_of_a_pool_restart_that_pool_alone() -> None:
+    accelerator = AcceleratorClassSpec.model_validate({"resource": "nvidia.com/gpu", "profile": {"preset": "910b4"}})
+    pools = [_POOL | {"name": "small"}, _POOL | {"name": "large"}]
+    before, after = model_of(pools=pools), model_of(pools=[pools[0] | {"args": ["--b=2"]}, pools[1]])
+    small, large = (
+        [pool_revision(model, model.spec.pools[place], accelerator) for model in (before, after)] for place in (0, 1)
+    )
+    assert (len(set(small)), len(set(large))) == (2, 1)
+
+
 def media_switch(**engine: Any) -> list[str]:
     """The arguments from the switch of media domains to the next switch."""
     arguments = arguments_of(workload(model_of(engine=engine)))

@@ -217,7 +217,7 @@ def _plan_pool(
         source=spec.model.uri,
         profile=profile,
         kind=spec.engine.type.label,
-        args=(*spec.engine.args, *(() if is_simulated else adapter_arguments)),
+        args=(*spec.engine.args, *pool.args, *(() if is_simulated else adapter_arguments)),
         env=variables
         | (_ADAPTER_VARIABLES if adapter_arguments and not is_simulated else {})
         | ({_VLLM_KEY_VARIABLE: options.engine_token} if options.engine_token else {}),

@@ -122,6 +122,17 @@ def test_engine_command_has_the_served_name(tmp_path: Path) -> None:
     assert [pool.template.served_name for pool in plan.pools] == ["org/a-name", "org/a-name", None]
 
 
+def test_engines_of_a_pool_get_its_arguments(tmp_path: Path) -> None:
+    pools = "{name: more, acceleratorClassName: cpu}"
+    given = TWO_MODELS.replace(pools, "{name: more, acceleratorClassName: cpu, args: [--max-model-len=1024]}")
+    plan = plan_engines(manifests(tmp_path, given), PlanOptions(), find_program=find_no_program)
+    lengths = []
+    for pool in plan.pools[:2]:
+        argv = pool.command((9001,), 0).argv
+        lengths.append([word for word in argv if word.rpartition("=")[2] in ("4096", "1024")])
+    assert [found[-1].rpartition("=")[2] for found in lengths] == ["4096", "1024"]
+
+
 def test_arguments_for_real_engines_become_a_note(tmp_path: Path) -> None:
     plan = make_plan(tmp_path)
     assert "--max-model-len=4096" in plan.pools[0].command((9001,), 0).argv
