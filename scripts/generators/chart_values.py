@@ -318,7 +318,7 @@ class Auth(ValuesPart):
     )
 
 
-class Redis(ValuesPart):
+class Redis(Placement):
     enabled: bool = _value("run a Redis without persistence, for trials", True)
     url: Annotated[str, Field(pattern=r"^$|^(rediss?(\+sentinel|\+cluster)?|unix)://[^@]*$")] = _value(
         "URL of your own Redis without a password: `redis://`, `redis+sentinel://`, `redis+cluster://`, or `rediss…` for TLS; "
@@ -335,8 +335,6 @@ class Redis(ValuesPart):
         "The container needs half as much again (`resources`)",
         1024,
     )
-    node_selector: Texts = _value("node labels that its pods require", {})
-    tolerations: list[Toleration] = _value("tolerations of its pods", [])
 
 
 class Rbac(ValuesPart):

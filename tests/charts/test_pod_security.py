@@ -2,6 +2,7 @@
 requests.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,24 @@ def test_only_api_server_clients_get_a_token(program: Path, case: Path) -> None:
     for name, pod in pod_specs(render_chart(program, f"--values={case}")).items():
         speaks = name.endswith("-operator") or any("--kube" in one for one in pod["containers"][0].get("args", []))
         assert pod["automountServiceAccountToken"] is speaks, name
+
+
+def test_every_pod_goes_where_the_values_place_it(program: Path) -> None:
+    """A cluster whose nodes all have taints starts no pod without tolerations, such as that of
+    `helm test`.
+    """
+    placed = {
+        "nodeSelector": {"pool": "system"},
+        "tolerations": [{"operator": "Exists"}],
+        "affinity": {"podAntiAffinity": {}},
+        "priorityClassName": "high",
+    }
+    components = ("operator", "gateway", "indexer", "autoscaler", "redis")
+    values = [f"--set-json={name}={json.dumps(placed)}" for name in components]
+    found = pod_specs(render_chart(program, *values))
+    assert {name.partition("fairlead-")[2] for name in found} == {*components, "test"}
+    for name, pod in found.items():
+        assert {field: pod.get(field) for field in placed} == placed, name
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
