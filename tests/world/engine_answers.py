@@ -14,6 +14,10 @@ STREAM = PLAIN | {"stream": True}
 _FIRST = event(token("one"))
 _LAST = event(token(" two", "stop"))
 _DONE = event("[DONE]")
+_LAST_CHOICE = {"index": 0, "delta": {}, "finish_reason": "stop"}
+_EMPTY = {
+    "choices": [{"index": 0, "delta": {"content": None, "role": None, "tool_calls": None}, "finish_reason": None}]
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +199,31 @@ STREAMS = (
         (" two", "data: [DONE]"),
         request=STREAM,
         attempts=2,
+    ),
+    Situation(
+        "chunks after the finish reason",
+        "agno 3826: LiteLLM sends empty deltas, stream_options and usage after it",
+        (
+            _stream(
+                _FIRST,
+                _LAST,
+                event(_EMPTY | {"stream_options": {"include_usage": True}}),
+                event(_EMPTY | {"usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}}),
+                _DONE,
+            ),
+        ),
+        200,
+        (" two", '"tool_calls":null', '"completion_tokens":2', "data: [DONE]"),
+        ('"error"',),
+        request=STREAM,
+    ),
+    Situation(
+        "the stop sequence that matched",
+        "agentgateway 3283; vllm 45807: stop_reason of vLLM, matched_stop of SGLang",
+        (_stream(_FIRST, event({"choices": [_LAST_CHOICE | {"stop_reason": "END", "matched_stop": "END"}]}), _DONE),),
+        200,
+        ('"stop_reason":"END"', '"matched_stop":"END"'),
+        request=STREAM | {"stop": ["END"]},
     ),
     Situation(
         "an error that is empty is none",
