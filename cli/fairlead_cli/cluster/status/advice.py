@@ -65,14 +65,16 @@ def _unseen(report: ModelReport, program: str) -> Advice | None:
 
 
 def _blocked(report: ModelReport, program: str) -> Advice | None:
-    """Returns the advice on a pod whose node cannot start it.
+    """Returns the advice on a pod whose node cannot start it, or that is refused.
 
     Why before a stall: no condition names this cause, and a start that took too long is its effect.
     """
     blocked = next((instance for instance in report.instances() if instance.remedy), None)
-    if blocked is None:
+    if blocked is not None:
+        return Advice(True, f"{blocked.name} cannot start: {blocked.remedy} ({shorten(blocked.why, _CAUSE)})")
+    if report.rejection is None:
         return None
-    return Advice(True, f"{blocked.name} cannot start: {blocked.remedy} ({shorten(blocked.why, _CAUSE)})")
+    return Advice(True, f"pods are refused: {report.rejection.remedy} ({shorten(report.rejection.message, _CAUSE)})")
 
 
 def _stalled(report: ModelReport, program: str) -> Advice | None:

@@ -22,6 +22,7 @@ from fairlead_cli.cluster.object_fields import namespace_name
 from fairlead_cli.cluster.pod_http import PodReport
 from fairlead_cli.cluster.status.advice import advise
 from fairlead_cli.cluster.status.model_report import ModelFacts, ModelReport, build_report
+from fairlead_cli.cluster.status.start_obstacles import group_names, is_about_group
 from fairlead_cli.cluster.status.tree import render_table, render_tree, to_plain
 from fairlead_cli.console import program_name, stdout_console, terminal_text
 from fairlead_cli.errors import ClusterUnreachable
@@ -154,28 +155,36 @@ async def collect_model_facts(
         _gateways(api, install_namespace),
     )
     uids = {uid_of(model)} | (set() if isinstance(pods, MissingValue) else {uid_of(pod) for pod in pods})
-    return ModelFacts(model, pods, _related_events(events, uids), gateways, now)
+    return ModelFacts(model, pods, _related_events(events, uids, model), gateways, now)
 
 
 async def _events(api: KubeApi, model: Manifest) -> Sequence[Manifest] | MissingValue:
-    """Returns the events of the model and the warnings of all pods in its namespace."""
-    model_events, warnings = await asyncio.gather(
-        list_objects(api, EVENTS, namespace_name(model), fields=f"regarding.uid={uid_of(model)}"),
-        list_objects(api, EVENTS, namespace_name(model), fields="regarding.kind=Pod,type=Warning"),
-    )
+    """Returns the events of the model, the warnings of all pods in its namespace, and the events of
+    StatefulSets if the model has groups.
+    """
+    selectors = [f"regarding.uid={uid_of(model)}", "regarding.kind=Pod,type=Warning"]
+    selectors += ["regarding.kind=StatefulSet"] if group_names(model) else []
+    found = [list_objects(api, EVENTS, namespace_name(model), fields=one) for one in selectors]
+    model_events, *warnings = await asyncio.gather(*found)
     if isinstance(model_events, MissingValue):
         return model_events
-    return [*model_events, *(() if isinstance(warnings, MissingValue) else warnings)]
+    return [*model_events, *(event for one in warnings if not isinstance(one, MissingValue) for event in one)]
 
 
-def _related_events(events: Sequence[Manifest] | MissingValue, uids: set[str]) -> Sequence[Manifest] | MissingValue:
-    """Returns the events about the objects with these UIDs.
+def _related_events(
+    events: Sequence[Manifest] | MissingValue, uids: set[str], model: Manifest
+) -> Sequence[Manifest] | MissingValue:
+    """Returns the events about the objects with these UIDs, and about the model's groups.
 
     Why: events outlive their objects by an hour, and a new object may have the same name.
     """
     if isinstance(events, MissingValue):
         return events
-    return [event for event in events if (event.get("regarding") or {}).get("uid") in uids]
+    return [
+        event
+        for event in events
+        if (event.get("regarding") or {}).get("uid") in uids or is_about_group(event, group_names(model))
+    ]
 
 
 async def _gateways(api: KubeApi, install_namespace: str | None) -> Sequence[PodReport] | MissingValue:

@@ -30,7 +30,7 @@ from fairlead_cli.cluster.object_fields import (
 from fairlead_cli.cluster.pod_http import PodReport
 from fairlead_cli.cluster.status import engine_signals as signals
 from fairlead_cli.cluster.status.engine_signals import EngineSignals
-from fairlead_cli.cluster.status.start_obstacles import find_obstacle
+from fairlead_cli.cluster.status.start_obstacles import StartObstacle, find_obstacle, find_rejection
 from fairlead_cli.cluster.timestamps import parse_time
 
 _STARTUP_PROBE: Final = "Startup probe failed"
@@ -103,7 +103,7 @@ class EventReport:
 @dataclass(frozen=True, slots=True)
 class ModelReport:
     """The report of one model for ``status``. ``signals_problem``: why engine signals are missing;
-    empty when they are not.
+    empty when they are not. ``rejection``: why pods of groups are refused.
     """
 
     key: str
@@ -120,6 +120,7 @@ class ModelReport:
     routed_instances: float | None
     pods_problem: str
     facts: ModelFacts
+    rejection: StartObstacle | None = None
 
     def condition(self, type: ConditionType) -> Condition | None:
         """Returns the condition of a type with any status, or None."""
@@ -153,7 +154,13 @@ def build_report(facts: ModelFacts) -> ModelReport:
         routed_instances=max(routed) if routed else None,
         pods_problem=facts.pods.reason if isinstance(facts.pods, MissingValue) else "",
         facts=facts,
+        rejection=find_rejection(model, _sorted_events(facts)),
     )
+
+
+def _sorted_events(facts: ModelFacts) -> Sequence[Manifest]:
+    """Returns the events, the newest last; none where they could not be read."""
+    return () if isinstance(facts.events, MissingValue) else sorted(facts.events, key=_event_time)
 
 
 def _signals_problem(gateways: Sequence[PodReport] | MissingValue) -> str:
@@ -173,7 +180,7 @@ def _pools(facts: ModelFacts, signals: Mapping[str, EngineSignals]) -> Iterator[
     pods: dict[str, list[Manifest]] = {}
     for pool in () if isinstance(facts.pods, MissingValue) else facts.pods:
         pods.setdefault(label_of(pool, POOL_LABEL), []).append(pool)
-    events = () if isinstance(facts.events, MissingValue) else sorted(facts.events, key=_event_time)
+    events = _sorted_events(facts)
     uids = {uid_of(pool) for group in pods.values() for pool in group}
     adopted_signals = {name: pool for name, pool in signals.items() if name.partition("/")[0] not in uids}
     for name in dict.fromkeys((*spec_pools, *numbers, *pods)):
@@ -239,6 +246,7 @@ def _events(facts: ModelFacts) -> Iterator[EventReport]:
     pods = () if isinstance(facts.pods, MissingValue) else facts.pods
     ready = {f"pod {name_of(pod)}" for pod in pods if is_ready(pod)}
     events = [_event(event) for event in facts.events]
+    events = [event for event in events if event.warning or not event.about.startswith("statefulset ")]
     events = [event for event in events if event.about not in ready or not event.note.startswith(_STARTUP_PROBE)]
     events.sort(key=lambda event: event.at or 0.0)
     yield from events[-MAX_EVENTS:]

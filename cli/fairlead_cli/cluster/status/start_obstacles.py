@@ -1,16 +1,20 @@
-"""Explains pods whose containers do not start, by the warnings of their nodes: volumes, sandboxes.
+"""Explains pods that are not made, and pods whose containers do not start, by warnings.
 
-Pure. The operator reads no events, and a pod in `ContainerCreating` says nothing of its own.
+Pure. The operator reads no events. A pod in `ContainerCreating` says nothing of its own. The same
+is true of a LeaderWorkerSet whose pods are refused: only its StatefulSets have events.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fairlead.kube.resources import Manifest, is_deleting, namespace_of, uid_of
-from fairlead_cli.cluster.object_fields import condition_of, shorten, status_of
+from fairlead.kube.resources import Manifest, is_deleting, name_of, namespace_of, uid_of
+from fairlead_cli.cluster.object_fields import condition_of, shorten, spec_of, status_of
+from fairlead_operator.status.diagnosis import advice_for, rejection_reason
 
+_REFUSED: Final = "FailedCreate"
+_PODS_OF_GROUPS: Final = (_REFUSED, "SuccessfulCreate")
 _CREATING: Final = ("ContainerCreating", "PodInitializing")
 _KINDS: Final = {
     "FailedAttachVolume": "look at the volume with kubectl describe pvc, and at its storage",
@@ -41,6 +45,34 @@ class StartObstacle:
 
     message: str
     remedy: str
+
+
+def group_names(model: Manifest) -> frozenset[str]:
+    """Returns the beginnings of the names of the StatefulSets that run pools on several nodes."""
+    pools = spec_of(model).get("pools") or []
+    several = [pool for pool in pools if int((pool.get("parallelism") or {}).get("nodes") or 1) > 1]
+    return frozenset(f"{name_of(model)}-{pool.get('name') or 'main'}" for pool in several)
+
+
+def is_about_group(event: Manifest, names: Collection[str]) -> bool:
+    """Whether an event is about a StatefulSet of a group with one of these names."""
+    regarding = event.get("regarding") or {}
+    name = f"{regarding.get('name')}-"
+    return regarding.get("kind") == "StatefulSet" and any(name.startswith(f"{one}-") for one in names)
+
+
+def find_rejection(model: Manifest, events: Sequence[Manifest]) -> StartObstacle | None:
+    """Returns why the pods of a model's groups are refused, by its last event.
+
+    events: the newest last.
+    """
+    names = group_names(model)
+    about = [event for event in events if event.get("reason") in _PODS_OF_GROUPS and is_about_group(event, names)]
+    if not about or about[-1]["reason"] != _REFUSED:
+        return None
+    note = shorten(" ".join(str(about[-1].get("note") or "").split()))
+    reason = rejection_reason(note)
+    return StartObstacle(note, advice_for(reason).rstrip(".") if reason else "read what the API server says")
 
 
 def find_obstacle(pod: Manifest, events: Sequence[Manifest]) -> StartObstacle | None:

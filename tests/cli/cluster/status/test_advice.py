@@ -219,6 +219,44 @@ def test_blocked_pod_is_named_whatever_the_condition_says(builders: Build) -> No
         assert "ReadWriteMany" in says(found)[1]
 
 
+QUOTA = (
+    'create Pod tiny-main-0 in StatefulSet tiny-main failed error: pods "tiny-main-0" is forbidden: exceeded quota: '
+    "gpus, requested: requests.nvidia.com/gpu=8, used: requests.nvidia.com/gpu=16, limited: requests.nvidia.com/gpu=16"
+)
+
+
+def group_event(reason: str, note: str, name: str = "tiny-main", at: str = "2027-01-15T07:59:00Z") -> Manifest:
+    kind = "Warning" if reason == "FailedCreate" else "Normal"
+    regarding = {"kind": "StatefulSet", "name": name, "uid": "s1"}
+    return {"type": kind, "reason": reason, "note": note, "regarding": regarding, "eventTime": at}
+
+
+def of_groups(builders: Build, *events: Manifest, nodes: int = 2) -> str:
+    model = builders["model"](ready=False, Ready=("False", "Starting", ""))
+    model["spec"]["pools"][0]["parallelism"] = {"nodes": nodes}
+    report = build_report(ModelFacts(model, [], list(events), [], NOW))
+    assert len(report.events) == sum(event["type"] == "Warning" for event in events)
+    return advise(report).text
+
+
+def test_refused_pods_of_a_group_are_explained(builders: Build) -> None:
+    """A Deployment has a condition for it, and a LeaderWorkerSet has none."""
+    for name in ("tiny-main", "tiny-main-0"):
+        text = of_groups(builders, group_event("FailedCreate", QUOTA, name))
+        assert text.startswith("pods are refused: ")
+        assert "exceeded quota: gpus" in text
+    policy = 'pods "tiny-main-0" is forbidden: violates PodSecurity "restricted:latest"'
+    assert "violates PodSecurity" in of_groups(builders, group_event("FailedCreate", policy))
+
+
+def test_group_whose_pods_were_made_since_is_not_refused(builders: Build) -> None:
+    made = group_event("SuccessfulCreate", "create Pod tiny-main-0 in StatefulSet tiny-main successful")
+    earlier = group_event("FailedCreate", QUOTA, at="2027-01-15T07:30:00Z")
+    assert "refused" not in of_groups(builders, made, earlier)
+    assert "refused" not in of_groups(builders, group_event("FailedCreate", QUOTA, "tiny-mainframe"))
+    assert "refused" not in of_groups(builders, group_event("FailedCreate", QUOTA), nodes=1)
+
+
 def test_pod_whose_image_is_being_pulled_waits_for_no_volume(builders: Build) -> None:
     event = warning("FailedAttachVolume", MULTI_ATTACH)
     for found in (creating(PodReadyToStartContainers="True"), creating("ImagePullBackOff")):
