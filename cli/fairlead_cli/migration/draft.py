@@ -261,7 +261,7 @@ def _external_spec(draft: ModelDraft, name: str, options: MigrationOptions) -> d
     model = {"uri": draft.uri, "servedNames": _served_names(draft, name)}
     engine = {"type": "OpenAI" if draft.is_api else "External"}
     spec = {"model": _without_empty(model), "engine": engine, "pools": pools}
-    return spec | _without_empty({"routing": draft.spec.get("routing")})
+    return spec | _without_empty({name: draft.spec.get(name) for name in ("routing", "price")})
 
 
 def _endpoint(url: str, secret: str | None) -> dict[str, Any]:

@@ -172,3 +172,47 @@ def test_field_that_convert_does_not_know_is_not_called_missing_in_the_api() -> 
         note for note in convert(production_stack(topologyKey="zone")).notes if note.field.endswith("topologyKey")
     ]
     assert (note.outcome, note.reason.startswith("convert does not read this field")) == (Outcome.DROPPED, True)
+
+
+def litellm(*entries: dict[str, Any]) -> Migration:
+    return convert({"model_list": [{"model_name": "chat", **entry} for entry in entries]})
+
+
+@pytest.mark.parametrize("place", ["litellm_params", "model_info"])
+@pytest.mark.parametrize(
+    ("costs", "price"),
+    [
+        (
+            {"input_cost_per_token": 4e-07, "output_cost_per_token": "0.0000012"},
+            {"input": "0.4", "output": "1.2"},
+        ),
+        (
+            {
+                "input_cost_per_token": 3e-06,
+                "output_cost_per_token": 0.000015,
+                "cache_read_input_token_cost": 3e-07,
+            },
+            {"input": "3", "cachedInput": "0.3", "output": "15"},
+        ),
+        ({"input_cost_per_token": 3.75e-08, "output_cost_per_token": 0}, {"input": "0.038", "output": "0"}),
+    ],
+)
+def test_prices_of_litellm_are_those_of_the_model(place: str, costs: dict[str, Any], price: dict[str, str]) -> None:
+    entry = {"litellm_params": ENGINE, "model_info": {"max_tokens": 4096}}
+    migration = litellm({**entry, place: {**entry[place], **costs}})
+    assert migration.manifests[0]["spec"]["price"] == price
+    [note] = notes_of(migration, "model_list[0].model_info")
+    assert note.reason.startswith("max_tokens: ")
+
+
+def test_price_that_a_model_cannot_have_is_named() -> None:
+    half = litellm({"litellm_params": ENGINE | {"input_cost_per_token": 1e-06}})
+    assert "price" not in half.manifests[0]["spec"]
+    assert any("one of input and one of output" in note.reason for note in half.notes)
+    prices = ({"input_cost_per_token": cost, "output_cost_per_token": cost} for cost in (1e-06, 2e-06))
+    two = litellm(*({"litellm_params": ENGINE | price} for price in prices))
+    assert two.manifests[0]["spec"]["price"] == {"input": "1", "output": "1"}
+    assert any("differs from that of an earlier server" in note.reason for note in two.notes)
+    for wrong in ("much", -1e-06, "Infinity"):
+        with pytest.raises(BadInput, match="is no price"):
+            litellm({"litellm_params": ENGINE | {"input_cost_per_token": wrong, "output_cost_per_token": 0}})

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from fairlead import units
 from fairlead.errors import BadInput
 from fairlead.fleet.engine_url import normalize_endpoint_url
 from fairlead.names import shorten_name
@@ -37,6 +39,12 @@ _API_HOST: Final = "api.openai.com"
 _ENVIRONMENT: Final = "os.environ/"
 _PRESETS: Final = {"least-busy": "least-request"}
 _SHARES: Final = ("weight", "rpm", "tpm")
+_PRICES: Final = {
+    "input": "input_cost_per_token",
+    "cachedInput": "cache_read_input_token_cost",
+    "output": "output_cost_per_token",
+}
+_NANO: Final = 1_000_000_000
 _NO_LIMITS: Final = "a server has no limit of its own: set spec.limits of a ModelTenant"
 _NO_RETRIES: Final = "Fairlead's gateway has its own retries and deadlines"
 _NO_BUDGETS: Final = "budgets belong to tenants: set spec.budget of a ModelTenant"
@@ -295,7 +303,7 @@ def _read_entry(config: FieldReader, entry: FieldReader, groups: dict[str, _Mode
     if (provider not in _ENGINES and not is_api) or not url:
         return False
     secret = _secret_of(parameters, name)
-    entry.drop("model_info", "the gateway learns lengths and prices from engines and AcceleratorClasses")
+    price = _read_price(entry, parameters)
     group = groups.setdefault(name, _ModelGroup(name))
     group.entries.append((engine_name, entry))
     draft = group.drafts.get(engine_name)
@@ -306,12 +314,36 @@ def _read_entry(config: FieldReader, entry: FieldReader, groups: dict[str, _Mode
         names = [name] if is_api else list(dict.fromkeys([engine_name, name]))
         draft = ModelDraft(config, name, uri=uri, served_names=names, is_api=is_api)
         draft.pools = [PoolDraft(entry)]
+        draft.spec |= {"price": price} if price else {}
         group.drafts[engine_name] = draft
+    if price and price != draft.spec.get("price"):
+        entry.note("", "its price differs from that of an earlier server of the model, which is kept", Outcome.DROPPED)
     if url not in draft.pools[0].endpoints:
         draft.pools[0].endpoints.append(url)
     if secret:
         draft.pools[0].secrets[url] = secret
     return True
+
+
+def _read_price(entry: FieldReader, parameters: FieldReader) -> dict[str, str]:
+    """Returns the price of an entry, in US dollars per million tokens; empty without one."""
+    info = entry.section("model_info")
+    found: dict[str, str] = {}
+    for kind, name in _PRICES.items():
+        holder = parameters if name in parameters else info
+        if text := holder.text(name):
+            try:
+                found[kind] = units.format_token_price(round(Decimal(text) * _NANO))
+                units.parse_token_price(found[kind])
+            except (InvalidOperation, ValueError, OverflowError, BadInput):
+                raise holder.error(name, f"{text!r} is no price", "write US dollars per token") from None
+    if others := [name for name in info.names() if name not in _PRICES.values()]:
+        info.skip(*others)
+        entry.note("model_info", f"{', '.join(others)}: gateways learn them from engines", Outcome.DROPPED)
+    if not found or {"input", "output"} <= found.keys():
+        return found
+    entry.note("", "its price is not carried over: spec.price has one of input and one of output", Outcome.DROPPED)
+    return {}
 
 
 def _secret_of(parameters: FieldReader, name: str) -> str:
