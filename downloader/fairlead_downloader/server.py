@@ -17,6 +17,7 @@ from fairlead.adapters.download import (
     REVISION_PATTERN,
     AdapterDownload,
 )
+from fairlead.runtime.aiohttp_server import refuse_foreign_pages
 from fairlead_downloader.adapter_store import AdapterStore
 from fairlead_downloader.errors import DownloadError, InvalidRequest
 
@@ -60,7 +61,7 @@ def make_application(store: AdapterStore) -> web.Application:
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
-    app = web.Application(client_max_size=_MAX_BODY_BYTES)
+    app = web.Application(middlewares=[refuse_foreign_pages], client_max_size=_MAX_BODY_BYTES)
     app.add_routes([web.post(DOWNLOADER_PATH, download), web.get("/healthz", healthz)])
     return app
 

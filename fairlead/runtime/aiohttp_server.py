@@ -77,13 +77,10 @@ class MetricsPage:
 async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[str]:
     """Serves until the block ends, and yields the listening address as `HOST:PORT`.
 
-    On loopback, pages of other sites get 403.
-
     Raises OSError if the port is in use.
 
     host: empty for all addresses.
     """
-    app.middlewares.append(_refuse_foreign_pages)
     runner = web.AppRunner(app, access_log=None)  # probes come every few seconds
     await runner.setup()
     handlers = runner.server
@@ -110,8 +107,8 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[str
 
 
 @web.middleware
-async def _refuse_foreign_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answers 403 to a page of another site that a browser on this machine has loaded."""
+async def refuse_foreign_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answers 403 on loopback to pages of other sites, for a port without rules of its own."""
     if http_access.is_loopback_socket(request.transport) and http_access.is_foreign_page(request.headers.get):
         return web.Response(status=403, text=http_access.FOREIGN_PAGE_MESSAGE + "\n")
     return await handler(request)

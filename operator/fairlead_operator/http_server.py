@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from fairlead.kube.resources import Manifest, key_of
-from fairlead.runtime.aiohttp_server import add_probes
+from fairlead.runtime.aiohttp_server import add_probes, refuse_foreign_pages
 from fairlead_operator.health import HealthState, check_liveness, check_readiness
 
 
@@ -64,6 +64,6 @@ def condition_metric(models: Iterable[Manifest]) -> Metric:
 
 def make_application(metrics: MetricsCollector, health: Callable[[], HealthState]) -> web.Application:
     """Returns the application with the three endpoints."""
-    app = web.Application()
+    app = web.Application(middlewares=[refuse_foreign_pages])
     add_probes(app, metrics, lambda: check_liveness(health()), lambda: check_readiness(health()))
     return app

@@ -2,13 +2,17 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 from aiohttp import web
 from prometheus_client.registry import Collector
 
 from fairlead import http_access
-from fairlead.runtime.aiohttp_server import ProbeResult, add_probes, serve
+from fairlead.runtime.aiohttp_server import ProbeResult, add_probes, refuse_foreign_pages, serve
+from fairlead_downloader.server import make_application as downloader_app
+from fairlead_kvstore.indexer.metrics import create_app as indexer_app
+from fairlead_operator.http_server import make_application as operator_app
 from fairlead_testing.http.raw_client import send
 from fairlead_testing.sim.engines import running_engine
 
@@ -53,12 +57,18 @@ async def test_a_simulated_engine_refuses_pages_of_other_sites_on_every_path(met
 
 
 async def test_a_port_with_probes_refuses_pages_of_other_sites() -> None:
-    app = web.Application()
+    app = web.Application(middlewares=[refuse_foreign_pages])
     add_probes(app, _NoMetrics(), lambda: ProbeResult(True, "well"), lambda: ProbeResult(True, "well"))
     async with serve(app, "127.0.0.1", 0) as address:
         for path in ("/healthz", "/readyz", "/metrics", "/nowhere"):
             assert set(await _statuses(f"http://{address}", FOREIGN, path)) == {403}
         assert set(await _statuses(f"http://{address}", OWN, "/healthz")) == {200}
+
+
+def test_each_port_without_rules_of_its_own_has_these() -> None:
+    nothing = cast(Any, None)
+    apps = [indexer_app(nothing, nothing), operator_app(nothing, nothing), downloader_app(nothing)]
+    assert [app for app in apps if refuse_foreign_pages not in app.middlewares] == []
 
 
 @pytest.mark.parametrize(("address", "expected"), [("127.0.0.1", True), ("::1", True), ("10.0.0.7", False)])

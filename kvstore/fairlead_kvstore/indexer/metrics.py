@@ -7,7 +7,7 @@ from aiohttp import web
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from fairlead.runtime.aiohttp_server import ProbeResult, add_probes
+from fairlead.runtime.aiohttp_server import ProbeResult, add_probes, refuse_foreign_pages
 from fairlead_kvstore.indexer.counters import COUNTER_FAMILIES
 from fairlead_kvstore.indexer.engine_member import EngineStatus
 from fairlead_kvstore.indexer.indexer import Indexer
@@ -143,6 +143,6 @@ def create_app(indexer: Indexer, health: Callable[[], IndexerHealth]) -> web.App
         text = "\n".join([now.startup_blocker or "ready", *now.notes])
         return ProbeResult(not now.startup_blocker, text)
 
-    app = web.Application()
+    app = web.Application(middlewares=[refuse_foreign_pages])
     add_probes(app, IndexerMetrics(indexer, health), lambda: ProbeResult(True, "the loop runs"), ready)
     return app
