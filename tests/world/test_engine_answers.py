@@ -73,6 +73,21 @@ async def test_a_field_that_an_instance_refused_is_not_sent_to_it_again() -> Non
     assert calls[1].json == STREAM
 
 
+async def test_headers_by_which_engines_read_bodies_otherwise_pass_in_no_direction() -> None:
+    """SGLang decompresses a body with `x-body-compressed`."""
+    calls: list[EngineCall] = []
+
+    async def script(call: EngineCall) -> None:
+        calls.append(call)
+        await call.respond({"choices": []}, more="x-body-compressed: zstd\r\n")
+
+    async with gateway_before([script]) as running:
+        answer = await request(running.url, PLAIN, more="x-body-compressed: zstd\r\n")
+        assert answer.status == 200
+        assert "x-body-compressed" not in answer.fields
+        assert b"x-body-compressed" not in calls[0].head
+
+
 def test_each_situation_says_where_it_was_seen() -> None:
     assert [situation.name for situation in SITUATIONS if not situation.source] == []
     assert len({situation.name for situation in SITUATIONS}) == len(SITUATIONS)
