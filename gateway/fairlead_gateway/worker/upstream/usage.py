@@ -256,6 +256,8 @@ class PassedUsage:
             self._end_line()
             start = end + 1
         self._extend(chunk[start:])
+        if not self.has_event and self._line.find(b"\r", 0, -1) >= 0:
+            self.has_event = True  # lines end with CR alone, and pass unread
 
     def _extend(self, part: bytes) -> None:
         line = self._line

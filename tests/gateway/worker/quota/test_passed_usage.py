@@ -285,3 +285,45 @@ async def test_long_chat_answers_are_counted_whatever_stands_behind_the_usage(is
         assert answered.status_code == 200
         await wait_until(lambda: gateway.used("acme", _INPUT.id) == 1000)
         assert gateway.used("acme", _OUTPUT.id) == 30
+
+
+@pytest.mark.parametrize(
+    ("parts", "counts"),
+    [
+        ([b"event: x\n", b"data: {}", b"\n\n"], [False, False, True]),
+        ([b": waits\n\n", b"data: {}\r\n"], [False, True]),
+        ([b"data: {}\rdata"], [True]),  # CR alone: nothing is held back
+        ([b"data: {", b'"a":1}\r', b"\n"], [False, False, True]),
+        ([b"x" * 70_000, b"\n"], [False, True]),
+    ],
+)
+def test_the_first_event_of_a_stream_is_awaited(parts: list[bytes], counts: list[bool]) -> None:
+    read, found = PassedUsage(is_stream=True), []
+    for part in parts:
+        read.add([part], is_last=False)
+        found.append(read.has_event)
+    assert found == counts
+    assert PassedUsage(is_stream=False).has_event
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b'event: error\ndata: {"code":429,"message":"slow"}\n\n', 429),
+        (b'event:error\r\ndata: {"message":"x"}\r\n\r\n', 500),
+        (b'data: {"type": "error", "error": {"type": "overloaded_error", "message": "x"}}\n\n', 529),
+        (
+            b'data: {"type":"response.failed","response":{"error":{"code":"rate_limit_exceeded","message":"x"}}}\n\n',
+            429,
+        ),
+        (b'data: {"type":"response.failed","response":{"status":"failed"}}\n\n', None),
+        (b'data: {"type":"content_block_delta","delta":{"text":"event: error"}}\n\n', None),
+        (b'event: ping\ndata: {"type":"ping","error":{"type":"error"}}\n\n', None),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_an_error_event_of_a_stream_is_found_however_it_is_cut(data: bytes, status: int | None, size: int) -> None:
+    read = PassedUsage(is_stream=True)
+    for start in range(0, len(data), size):
+        read.add([data[start : start + size]], is_last=False)
+    assert (None if read.error is None else read.error.status) == status
