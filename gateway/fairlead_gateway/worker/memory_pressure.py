@@ -122,43 +122,59 @@ class MemoryPressure:
 class IdleRelease:
     """Returns free memory of the heap to the system while the process has little to do.
 
-    Once a second it compares the free bytes with the fewest since the last release. Memory that has
-    become free since then is returned, unless it is little.
+    After a second with little work, two sizes are compared with those after the last release. These
+    are the memory of the process and the free bytes of its heap. If either has grown, there is a
+    further release.
+
     free_bytes: None if the system does not report them; then nothing is done.
 
     Why not under load: the memory is soon used again, and a release stops all requests for some
-    milliseconds. Why the fewest: released bytes still count as free.
+    milliseconds. Why both: memory that was in use at the last release may be free now. What was
+    released then may have been filled and freed again, and always counts as free.
     """
 
     def __init__(
         self,
         free_bytes: Callable[[], int | None] = heap_free_bytes,
+        resident_bytes: Callable[[], int] | None = None,
         release: Callable[[], None] = trim_heap,
         cpu_seconds: Callable[[], float] = time.process_time,
     ) -> None:
         self._free_bytes = free_bytes
+        self._resident_bytes = resident_bytes or partial(_resident_bytes, _STATM)
         self._release = release
         self._cpu_seconds = cpu_seconds
-        self._least_free = free_bytes()
+        self._free = self._resident = 0
         self._cpu_before = cpu_seconds()
+        self._is_known = self._remember()
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Checks once a second, where the system reports free bytes."""
-        if self._least_free is not None and not loop.is_closed():
+        if self._is_known and not loop.is_closed():
             loop.call_later(_RELEASE_CHECK_SECONDS, self._on_timer, loop)
 
     def check(self) -> None:
-        """Releases free memory, if there is more and the last second had little work."""
-        free, cpu = self._free_bytes(), self._cpu_seconds()
+        """Releases free memory, if there may be more and the last second had little work."""
+        cpu = self._cpu_seconds()
         is_idle = cpu - self._cpu_before < _MAX_IDLE_CPU_SHARE * _RELEASE_CHECK_SECONDS
         self._cpu_before = cpu
-        if free is None or self._least_free is None:
+        if not is_idle or not self._is_known:
             return
-        self._least_free = min(self._least_free, free)
-        if is_idle and free - self._least_free >= _MIN_RELEASED_BYTES:
+        grown = self._resident_bytes() - self._resident
+        if grown < _MIN_RELEASED_BYTES:
+            grown = (self._free_bytes() or 0) - self._free
+        if grown >= _MIN_RELEASED_BYTES:
             self._release()
-            self._least_free = self._free_bytes()
+            self._remember()
             self._cpu_before = self._cpu_seconds()
+
+    def _remember(self) -> bool:
+        """Keeps what later checks compare with; returns whether the system reports it."""
+        free = self._free_bytes()
+        if free is None:
+            return False
+        self._free, self._resident = free, self._resident_bytes()
+        return True
 
     def _on_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         self.check()
@@ -239,9 +255,13 @@ def parse_memory_limit(text: str) -> int:
     return size
 
 
+def _resident_bytes(statm: Path) -> int:
+    return int(statm.read_bytes().split()[1]) * _PAGE_BYTES
+
+
 def _process_share(statm: Path, limit_bytes: int) -> float | None:
     try:
-        return int(statm.read_bytes().split()[1]) * _PAGE_BYTES / limit_bytes
+        return _resident_bytes(statm) / limit_bytes
     except (OSError, ValueError, IndexError):
         return None
 

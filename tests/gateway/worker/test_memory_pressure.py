@@ -71,34 +71,82 @@ def test_what_is_free_is_given_back_before_anything_is_refused_and_not_at_every_
 MIB = 1 << 20
 
 
-@pytest.mark.parametrize(
-    ("seconds", "released_at"),
-    [
-        # each second: free bytes before a release, CPU seconds
-        ([(2, 0.0), (3, 0.0), (2, 0.0)], []),  # little
-        ([(2, 0.0), (70, 0.0), (70, 0.0), (71, 0.0)], [1]),  # released bytes still count as free
-        ([(70, 0.9), (70, 0.9), (70, 0.1), (70, 0.0)], [2]),  # under load, it is used again
-        ([(70, 0.0), (5, 0.9), (6, 0.0), (70, 0.0)], [0, 3]),  # used again, and free again
-    ],
-)
-def test_memory_that_became_free_is_released_by_an_idle_process(
-    seconds: list[tuple[int, float]], released_at: list[int]
-) -> None:
-    free_mib, cpu, released = 1, 0.0, list[None]()
-    release = IdleRelease(lambda: free_mib * MIB, lambda: released.append(None), lambda: cpu)
-    counts = []
-    for free, used in seconds:
-        free_mib, cpu = free, cpu + used
-        release.check()
-        counts.append(len(released))
-    assert [
-        second for second, count in enumerate(counts) if count > (counts[second - 1] if second else 0)
-    ] == released_at
+class Heap:
+    """The memory of a process in MiB: used, free in memory, and free but returned."""
+
+    def __init__(self) -> None:
+        self.used, self.free, self.returned = 20, 1, 0
+        self.cpu = 0.0
+        self.released = 0
+        self.check = IdleRelease(
+            lambda: (self.free + self.returned) * MIB,
+            lambda: (self.used + self.free) * MIB,
+            self.release,
+            lambda: self.cpu,
+        ).check
+
+    def fill(self, amount: int) -> None:
+        self.used += amount
+        taken = min(amount, self.free)
+        self.free -= taken
+        self.returned = max(0, self.returned - (amount - taken))
+
+    def drop(self, amount: int) -> None:
+        self.used -= amount
+        self.free += amount
+
+    def release(self) -> None:
+        self.released += self.free
+        self.returned += self.free
+        self.free = 0
+
+
+def test_memory_that_became_free_is_released_by_an_idle_process() -> None:
+    heap = Heap()
+    for fills in (70, 70, 30):
+        before = heap.released
+        heap.fill(fills)
+        heap.check()  # in use
+        heap.drop(fills)
+        heap.check()
+        assert heap.released >= before + fills
+        released = heap.released
+        for _ in range(3):
+            heap.check()
+        assert heap.released == released
+
+
+def test_memory_that_is_used_again_meanwhile_is_released_again() -> None:
+    heap = Heap()
+    heap.fill(70)
+    heap.drop(70)
+    heap.check()
+    heap.fill(60)
+    heap.drop(60)  # between two checks
+    heap.check()
+    assert heap.free == 0
+    heap.fill(2)
+    heap.drop(2)
+    heap.check()
+    assert heap.free == 2  # too little
+
+
+def test_a_process_under_load_keeps_what_it_will_use_again() -> None:
+    heap = Heap()
+    heap.fill(70)
+    heap.drop(70)
+    for _ in range(3):
+        heap.cpu += 0.5
+        heap.check()
+    assert not heap.released
+    heap.cpu += 0.1
+    heap.check()
+    assert heap.free == 0
 
 
 def test_a_system_that_does_not_report_free_memory_gets_none_back() -> None:
     released: list[None] = []
-    IdleRelease(lambda: None, lambda: released.append(None), lambda: 0.0).check()
+    IdleRelease(lambda: None, lambda: 1, lambda: released.append(None), lambda: 0.0).check()
     assert released == []
 
 
