@@ -11,7 +11,7 @@ produces snapshots: from a file, which the local supervisor writes, or from a wa
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from fairlead.adapters.model import DEFAULT_ADAPTER_SLOTS, LoraAdapter
 from fairlead.engine_profile import EngineProfile
@@ -229,6 +229,12 @@ class RequestPolicy:
     sets_priority: bool = False
 
 
+MAX_REQUEST_COST: Final = 10**14
+"""100,000 US dollars. An engine that reports impossible counts at an impossible price cannot make
+sums overflow that belong to all tenants.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenPrice:
     """The price of one token of a model, in billionths of a US dollar.
@@ -243,11 +249,11 @@ class TokenPrice:
     def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> int:
         """Returns the cost of a request. `cached_tokens` are a part of `input_tokens`."""
         uncached = (input_tokens - cached_tokens) * self.input
-        return uncached + cached_tokens * self.cached_input + output_tokens * self.output
+        return min(MAX_REQUEST_COST, uncached + cached_tokens * self.cached_input + output_tokens * self.output)
 
     def saved(self, cached_tokens: int) -> int:
         """Returns how much more the request would have cost without its cached tokens."""
-        return cached_tokens * (self.input - self.cached_input)
+        return min(MAX_REQUEST_COST, cached_tokens * (self.input - self.cached_input))
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ def read_content(file: LedgerFile) -> FileContent:
 def write_checkpoint(file: LedgerFile) -> FileContent:
     """Writes a checkpoint of everything that a file holds now. Raises OSError."""
     content = read_content(file)
-    write_atomic(file.checkpoint, msgspec.json.encode(content.to_checkpoint()), mode=0o644)
+    write_atomic(file.checkpoint, msgspec.json.encode(content.to_checkpoint()), mode=0o640)
     for path in (file.checkpoint, file.folder):  # it replaces the lines, which may be removed next
         descriptor = os.open(path, os.O_RDONLY)
         try:

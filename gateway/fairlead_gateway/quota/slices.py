@@ -20,6 +20,8 @@ OPEN_SECONDS: Final = 1.0
 _DECAY_SECONDS: Final = 0.02
 """Demand decays in steps of at least so long. Why: an exponential costs as much as all the rest."""
 _STEPS_OF_A_LIMIT: Final = 256
+MAX_COUNT: Final = 1 << 60
+"""A counter of one holder grows no further, so that sums of them fit into messages."""
 
 
 def report_step(amount: int) -> int:
@@ -140,6 +142,8 @@ class LeasedLimit:
         else:  # the window of the request is over
             slice_.spent += taken
             self.current.spent += used - taken
+        if self.current.spent > MAX_COUNT:
+            self.current.spent = MAX_COUNT
 
     def least_and_wish(self, amount: int, now: float) -> tuple[int, int]:
         """Returns what to ask for, so that waiting requests of an amount in total can start."""

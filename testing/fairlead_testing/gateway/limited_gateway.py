@@ -51,6 +51,7 @@ class LoopbackWorker:
         """Sends a message of the worker."""
         assert isinstance(message, QuotaReport)
         assert self.service is not None
+        msgspec.msgpack.encode(message)  # raises as a channel does
         self.reports.append(message)
         self.service.on_report(self, message)
         return True
@@ -58,6 +59,7 @@ class LoopbackWorker:
     def send(self, message: msgspec.Struct) -> bool:
         """Sends a message of the supervisor."""
         assert isinstance(message, QuotaUpdates)
+        msgspec.msgpack.encode(message)  # raises as a channel does
         assert self.reporter is not None
         assert self.running is not None
         for limits in self.reporter.apply(message):

@@ -1,6 +1,8 @@
 """A worker's slices report what is in flight until it is settled."""
 
-from fairlead_gateway.quota.slices import LeasedLimit
+import msgspec
+
+from fairlead_gateway.quota.slices import MAX_COUNT, LeasedLimit
 
 
 def test_a_limit_without_a_slice_is_reported_until_its_requests_end() -> None:
@@ -29,3 +31,12 @@ def test_a_slice_that_others_wait_for_is_given_back() -> None:
     limit.is_contended = True
     limit.give_back(2.0)
     assert (limit.current.returned, limit.current.free) == (6, 0)
+
+
+def test_a_counter_grows_no_further_than_messages_can_hold() -> None:
+    limit = LeasedLimit(has_window=True)
+    limit.on_grant(60_000, 10, 9.0)
+    for _ in range(20):
+        limit.settle(limit.take(1, 1.0), 1, 1 << 62)
+    (report,) = limit.take_report(is_due=True)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(report.spent)) == MAX_COUNT

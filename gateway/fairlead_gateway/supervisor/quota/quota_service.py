@@ -35,6 +35,7 @@ _CONTENDED_SECONDS: Final = 0.1
 _CHECKPOINT_SECONDS: Final = 5.0
 _FINAL_SECONDS: Final = 2.0
 _REFRESH_SECONDS: Final = 1.0
+_MAX_MESSAGE_NUMBER: Final = 1 << 62
 
 
 class QuotaWorker(Protocol):
@@ -365,8 +366,8 @@ def _encoded(tenant: str, update: HolderUpdate) -> QuotaUpdate:
         update.granted,
         update.valid_until,
         update.status,
-        update.available,
-        update.used,
+        max(-_MAX_MESSAGE_NUMBER, min(_MAX_MESSAGE_NUMBER, update.available)),
+        min(_MAX_MESSAGE_NUMBER, update.used),
         update.ends_at,
         update.is_contended,
         update.is_folded,

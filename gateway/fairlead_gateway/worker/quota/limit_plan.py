@@ -7,7 +7,7 @@ that is read there costs 140 instructions, and each call ten times that.
 import math
 from typing import Final
 
-from fairlead.fleet.model import Model, TokenPrice
+from fairlead.fleet.model import MAX_REQUEST_COST, Model, TokenPrice
 from fairlead.tenants.model import Limit, LimitUnit
 from fairlead_gateway.quota.slices import LeasedLimit, report_step
 
@@ -18,6 +18,7 @@ TOKENS: Final = 3
 COST: Final = 4
 CONCURRENCY: Final = 5
 BYTES_IN_FLIGHT: Final = 6
+_MAX_COST: Final[int] = MAX_REQUEST_COST
 UNITS: Final = (
     LimitUnit.REQUESTS,
     LimitUnit.INPUT_TOKENS,
@@ -138,7 +139,8 @@ class LimitPlan:
             self._input_price = 0 if price is None else price.input
             self._cached_price = 0 if price is None else price.cached_input
             self._output_price = 0 if price is None else price.output
-        return (prompt - cached) * self._input_price + cached * self._cached_price + output * self._output_price
+        cost = (prompt - cached) * self._input_price + cached * self._cached_price + output * self._output_price
+        return _MAX_COST if cost > _MAX_COST else cost
 
     def headers(self, now: float) -> str:
         """Returns the `x-ratelimit` headers as lines; empty without a limit of requests or

@@ -6,9 +6,10 @@ import asyncio
 import httpx
 import pytest
 
+from fairlead.fleet.model import TokenPrice
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_testing.engines.scripted import EngineCall, Script, silent, token, usage
-from fairlead_testing.gateway.limited_gateway import LimitedGateway, answer, limited_gateway
+from fairlead_testing.gateway.limited_gateway import QUICK_LIMITS, LimitedGateway, answer, limited_gateway
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
@@ -115,6 +116,31 @@ async def test_another_answer_that_outlasts_its_own_timeout_pays_for_its_time() 
         prompt, output = await _used(gateway)
         assert prompt > 0
         assert 1 <= output <= 50
+
+
+async def test_impossible_counts_of_an_engine_stop_no_limits_of_others() -> None:
+    """Many requests end at once, each with the largest counts at the largest price."""
+    most, everyone = 1 << 31, asyncio.Barrier(30)
+
+    async def script(call: EngineCall) -> None:
+        is_acme = call.json["user"] == "acme"
+        if is_acme:
+            await everyone.wait()
+        await call.respond(answer(prompt=most, output=most) if is_acme else answer())
+
+    cost = Limit(LimitUnit.COST, 10**15, Window.MONTH)
+    tenants = [Tenant("acme", limits=(cost,)), Tenant("zeta", limits=(cost, _OUTPUT))]
+    price = TokenPrice(10**9, 10**9, 10**9)
+    async with limited_gateway(script, tenants, price=price) as gateway:
+        gateway.service.start()
+        await asyncio.gather(*(_post(gateway, user="acme") for _ in range(30)))
+        for _ in range(3):
+            sent = await _post(gateway, user="acme")
+            assert sent.status_code == 429
+            url, headers = f"{gateway.running.url}/v1/chat/completions", {"authorization": "Bearer zeta"}
+            chat = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "user": "zeta"}
+            assert (await gateway.client.post(url, json=chat, headers=headers)).status_code == 200
+            await asyncio.sleep(QUICK_LIMITS.quota_report_seconds)
 
 
 async def test_strict_limits_charge_no_more_than_was_reserved() -> None:
