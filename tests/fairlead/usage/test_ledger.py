@@ -58,6 +58,12 @@ def test_checkpoint_and_the_lines_behind_it_are_the_whole(tmp_path: Path) -> Non
     ]
 
 
+def test_totals_are_not_readable_for_everyone(tmp_path: Path) -> None:
+    file = append(tmp_path, [record("a")])
+    write_checkpoint(file)
+    assert file.checkpoint.stat().st_mode & 0o777 == 0o640
+
+
 def test_lines_of_old_days_are_removed_and_their_totals_stay(tmp_path: Path) -> None:
     days = ["2026-10-01", "2026-11-23", "2026-11-24"]
     for day in days:
