@@ -15,12 +15,13 @@ _SHELLS = {"sh", "bash"}
 _SEPARATORS = {";", "&&", "||", "|", "&", "\n"}
 _SHELL_VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
 _SHELL_EXPRESSION = re.compile(
-    r"`[^`]*`|\$\(\((?:[^()]|\([^()]*\))*\)\)|\$\((?!\w+\))(?:[^()]|\([^()]*\))*\)|\$\{\w*[^\w}][^}]*\}"
+    r"`[^`]*`|\$\(\((?:[^()]|\([^()]*\))*\)\)|\$\((?!\w+\))(?:[^()]|\([^()]*\))*\)|\$\{\w*+[^\w}][^}]{0,1024}\}"
 )
 _EXPRESSION_MARK = re.compile("\ue000(\\d+)\ue001")
 """Stands for an expression of the shell while a script is split into words."""
 _COMMENT = re.compile(r"(?:^|(?<=\s))#.*$", re.MULTILINE)
 _NUMBER = re.compile(r"-\d")
+_COUNT = re.compile(r"[0-9]{1,9}")
 _SET_BY_FAIRLEAD: Final = "Fairlead sets this flag itself"
 _VLLM_NAMES: Final = {
     "--model": "model",
@@ -296,7 +297,7 @@ def _apply(read: EngineFlags, meaning: str, flag: Flag) -> bool:
             read.transfer = _SGLANG_TRANSFERS.get(value)
             return read.transfer is not None
         case _:
-            if not value.isdigit():
+            if _COUNT.fullmatch(value) is None:
                 return False
             _apply_number(read, meaning, int(value))
     return True

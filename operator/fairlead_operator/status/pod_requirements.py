@@ -3,12 +3,15 @@
 The operator keeps no specs of pods, so it reads the templates of their workloads.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from fairlead.fleet.labels import POOL_LABEL
 from fairlead.kube.resources import Manifest, labels_of
+
+_COUNT: Final = re.compile(r"[0-9]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ def _resources(pod_spec: Mapping[str, Any]) -> list[tuple[str, str]]:
     for container in containers:
         resources = container.get("resources") or {}
         for name, amount in {**(resources.get("limits") or {}), **(resources.get("requests") or {})}.items():
-            if "/" in name and str(amount).isdigit():
+            if "/" in name and _COUNT.fullmatch(str(amount)):
                 totals[name] = totals.get(name, 0) + int(amount)
             elif name in ("cpu", "memory") and len(containers) == 1:
                 plain[name] = str(amount)

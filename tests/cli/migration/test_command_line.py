@@ -63,3 +63,15 @@ def test_transfer_and_offload_are_read_from_the_connector() -> None:
     other = '--kv-transfer-config={"kv_connector": "OtherConnector"}'
     assert read_flags([other], "VLLM").kept == [other]
     assert read_flags(["--kv-transfer-config=broken"], "VLLM").kept == ["--kv-transfer-config=broken"]
+
+
+@pytest.mark.parametrize("count", ["²", "٣", "9" * 5_000, "", "-1", "1e3"])
+def test_a_count_that_is_no_number_stays_as_it_is_written(count: str) -> None:
+    read = read_flags(["m", "--tensor-parallel-size", count], "VLLM")
+    assert read.parallelism == {}
+    assert read.kept == ["--tensor-parallel-size", count]
+
+
+@pytest.mark.timeout(20)
+def test_a_script_of_open_expressions_is_read_in_time_that_grows_with_it() -> None:
+    assert engine_command(["sh", "-c", "vllm serve m " + "${ " * 100_000], []).program == "VLLM"

@@ -186,6 +186,14 @@ def test_lack_of_capacity_names_what_the_pool_asks_for(kind: str) -> None:
     assert found.message_with_advice.endswith("tolerations of the AcceleratorClass.")
 
 
+@pytest.mark.parametrize("amount", ["²", "9" * 5_000, {"a": 1}, None])
+def test_an_amount_of_a_template_that_is_no_number_is_left_out(amount: object) -> None:
+    template = workload()
+    template["spec"]["template"]["spec"]["containers"] = [{"name": "e", "resources": {"limits": {"x/gpu": amount}}}]
+    (requirements,) = requirements_by_pool([template], {}).values()
+    assert requirements.resources == ()
+
+
 def test_pool_without_devices_names_processors_and_memory() -> None:
     engine = {"name": "engine", "resources": {"requests": {"memory": "8Gi", "cpu": "4"}}}
     requirements = requirements_by_pool([workload(containers=[engine])], {})

@@ -57,7 +57,10 @@ def _convert(document: FieldReader, options: MigrationOptions) -> list[dict[str,
     pool.devices.is_cpu = profile.startswith("cpu")
     if profile and not pool.devices.is_cpu:
         pool.devices.hints.append(profile)
-        pool.devices.resource, pool.devices.count = "gpu", int(count) if count.isdigit() else 1
+        pool.devices.resource, pool.devices.count = (
+            "gpu",
+            int(count) if count.isascii() and count.isdigit() and len(count) < 6 else 1,
+        )
     if profile:
         spec.note("resourceProfile", "its CPU, memory, node labels and tolerations are in KubeAI's configuration")
     _read_scaling(spec, pool, draft)
