@@ -6,8 +6,10 @@ takes microseconds. Callers put a line break in front of the page.
 """
 
 from collections.abc import Callable
-from math import isfinite
+from typing import Final
 
+_MAX_VALUE: Final = float(1 << 53)
+"""No number of requests or tokens, and no share, is larger."""
 Sample = tuple[bytes, float]
 """The labels of a sample, with their braces, and its value."""
 SampleLookup = Callable[[bytes], list[Sample]]
@@ -15,7 +17,7 @@ SampleLookup = Callable[[bytes], list[Sample]]
 
 
 def parse_samples(page: bytes, name: bytes, max_lines: int) -> list[Sample]:
-    """Returns each sample of the series `name`. Skips values that are not finite.
+    """Returns each sample of the series `name`. Skips negative and impossible values.
 
     max_lines: with more lines that begin with `name`, nothing is returned.
 
@@ -40,7 +42,7 @@ def parse_samples(page: bytes, name: bytes, max_lines: int) -> list[Sample]:
             value = float(number)
         except ValueError:
             continue
-        if isfinite(value):  # skips NaN and infinity
+        if 0.0 <= value <= _MAX_VALUE:  # skips NaN, too
             samples.append((labels, value))
     return samples
 
@@ -57,14 +59,12 @@ def first_values(lookup: SampleLookup, names: tuple[bytes, ...]) -> list[float]:
 
 
 def sum_samples(lookup: SampleLookup, names: tuple[bytes, ...]) -> float | None:
-    """Returns the sum of `first_values`; None if there are none or the sum is not finite."""
+    """Returns the sum of `first_values`; None if there are none."""
     read = first_values(lookup, names)
-    found = sum(read)
-    return found if read and isfinite(found) else None
+    return sum(read) if read else None
 
 
 def mean_samples(lookup: SampleLookup, names: tuple[bytes, ...]) -> float | None:
-    """Returns the mean of `first_values`; None if there are none or their sum is not finite."""
+    """Returns the mean of `first_values`; None if there are none."""
     read = first_values(lookup, names)
-    found = sum(read)
-    return found / len(read) if read and isfinite(found) else None
+    return sum(read) / len(read) if read else None

@@ -6,6 +6,7 @@ spread over the interval, so that a large fleet causes no bursts.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -20,7 +21,9 @@ from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.http_client import fetch
-from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
+
+_log = logging.getLogger("fairlead.gateway")
 
 _PAGE_BYTES: Final = 1024 * 1024
 _PAGE_BYTES_OF_RANK: Final = 64 * 1024
@@ -84,7 +87,8 @@ class MetricsScraper:
     def start(self) -> None:
         """Starts the task on the running loop."""
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="scrape engines")
+            work = run_despite_defects(self._run, _log, "metrics of engines")
+            self._task = asyncio.create_task(work, name="scrape engines")
 
     async def stop(self) -> None:
         """Stops the task. The last readings stay."""
@@ -135,6 +139,10 @@ class MetricsScraper:
         except (BadInput, Unavailable) as error:
             for instance in instances:
                 self._errors[instance.id] = error.message
+        except Exception as defect:  # noqa: BLE001  # it is logged; other engines are read
+            _log.exception("a defect interrupted the reading of the metrics of %s", instances[0].id)
+            for instance in instances:
+                self._errors[instance.id] = f"a defect of the gateway: {type(defect).__name__}"
         finally:
             received.close()
 

@@ -185,6 +185,34 @@ async def test_an_engine_kind_without_an_adapter_is_named_as_the_problem() -> No
     assert scraper.errors == {"main-0/1/0": "the metrics of engine type external cannot be read"}
 
 
+@pytest.mark.parametrize("value", ["1e308", "-5", "9007199254740994", "NaN", "-Inf"])
+async def test_impossible_values_of_an_engine_count_as_missing(value: str) -> None:
+    page = PAGE.replace(b" 3.0", b" " + value.encode()).replace(b" 0.5", b" " + value.encode())
+    async with _engine(b"HTTP/1.1 200 OK\r\n\r\n" + page) as url:
+        instance = _instance(url)
+        scraper = MetricsScraper(lambda: _fleet(instance), ManualClock(), Limits())
+        await scraper.scrape_once()
+        signals = scraper.readings[instance.id].signals
+        assert (signals.running, signals.kv_usage) == (None, None)
+
+
+async def test_a_defect_at_one_engine_ends_the_reading_of_no_other() -> None:
+    """A value that no rule can take, such as one that fits into no message."""
+
+    def fail_for_first(name: str, _: object, __: float) -> None:
+        if name == "first":
+            raise OverflowError
+
+    async with _engine(PLAIN) as one, _engine(PLAIN) as two:
+        fleet = _fleet(_instance(one, "first"), _instance(two, "second"))
+        scraper = MetricsScraper(lambda: fleet, ManualClock(), Limits())
+        scraper.on_reading = fail_for_first
+        for _ in range(2):
+            await scraper.scrape_once()
+        assert "second" in scraper.readings
+        assert set(scraper.errors) == {"first"}
+
+
 async def test_a_running_scraper_keeps_asking_until_it_is_stopped() -> None:
     asked = asyncio.Queue[None]()
 

@@ -9,6 +9,7 @@ later, from the state at that time.
 """
 
 import asyncio
+import logging
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -21,7 +22,7 @@ from fairlead.fleet.model import Fleet, Instance, InstanceState, Role
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.http_client import fetch
-from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead_gateway.ipc.channel import encode_message
 from fairlead_gateway.ipc.messages import IndexCorrections, IndexReport, PromptDispatched, PromptSamples, SampleRequest
 from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment
@@ -66,6 +67,7 @@ IndexSourceFactory: TypeAlias = (
 """Returns a source. The arguments are callbacks: on changes of a model, and on a new index replica
 of a model.
 """
+_log = logging.getLogger("fairlead.gateway")
 
 
 class AlignmentStoreLike(Protocol):
@@ -153,7 +155,8 @@ class KvIndexService:
 
     def start(self) -> None:
         """Starts on the running loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="corrections of the KV-cache index")
+        work = run_despite_defects(self._run, _log, "corrections of the KV-cache index")
+        self._task = asyncio.get_running_loop().create_task(work, name="corrections of the KV-cache index")
         self.update_fleet(self._fleet)
 
     async def stop(self) -> None:

@@ -5,15 +5,18 @@ stops. `fairlead_kvstore.analysis.replication_hints` defines the hints.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead_kvstore.analysis.replication_hints import ReplicationHint, encode_replication_hints
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
+
+_log = logging.getLogger("fairlead.gateway")
 
 
 class ReplicationHintPublisher:
@@ -42,7 +45,9 @@ class ReplicationHintPublisher:
     def start(self) -> None:
         """Starts on the running loop."""
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="replication hints")
+            self._task = asyncio.create_task(
+                run_despite_defects(self._run, _log, "hints of replication"), name="replication hints"
+            )
 
     async def stop(self) -> None:
         """Stops publishing; what was published expires."""

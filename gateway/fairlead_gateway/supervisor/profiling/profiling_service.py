@@ -4,19 +4,22 @@ be planned for.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 
 from fairlead.fleet.model import Fleet
 from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead_gateway.ipc.messages import ProfileUpdate
 from fairlead_gateway.ipc.timing_events import TimingEvents
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, block_ends
 from fairlead_gateway.supervisor.profiling.memory_shares import MemoryShares
 from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile, ProfileEstimator
 from fairlead_gateway.supervisor.profiling.sequence_bounds import SequenceBounds
+
+_log = logging.getLogger("fairlead.gateway")
 
 
 class ProfilingService:
@@ -69,7 +72,8 @@ class ProfilingService:
 
     def start(self) -> None:
         """Starts the task on the running loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="learning")
+        work = run_despite_defects(self._run, _log, "profiles of engines")
+        self._task = asyncio.get_running_loop().create_task(work, name="learning")
 
     async def stop(self) -> None:
         """Stops the task."""

@@ -23,6 +23,8 @@ from fairlead.fleet.model import Fleet
 MIN_TRY_SECONDS: Final = 4.0
 MAX_TRY_SECONDS: Final = 64.0
 _GROWTH: Final = 4
+_MAX_SEQUENCES: Final = 1 << 20
+"""No engine computes more at a time, whatever it reports."""
 
 
 class SequenceBound:
@@ -53,7 +55,7 @@ class SequenceBound:
         if self._was_tried:  # the last try was right
             self._floor, self._tries_after = self.value, MIN_TRY_SECONDS
         self._was_tried = True
-        self.value += max(1, self.value // _GROWTH)
+        self.value = min(_MAX_SEQUENCES, self.value + max(1, self.value // _GROWTH))
 
     def _on_queue(self, running: float, now: float) -> None:
         before, self._ran = self._ran, max(running, self._ran or 0.0)
@@ -63,7 +65,7 @@ class SequenceBound:
             self._next_try_at = now + self._tries_after
             self._tries_after = min(MAX_TRY_SECONDS, 2 * self._tries_after)
         elif before is not None and self.stated is None:
-            found = max(1, round(self._ran))
+            found = max(1, round(min(_MAX_SEQUENCES, self._ran)))
             if self.value is None or found < self.value:
                 self.value = self._floor = found
 

@@ -16,7 +16,7 @@ import msgspec
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead.usage.checkpoints import Retention, maintain
 from fairlead.usage.ledger_files import REPLICAS, USAGE, file_gateway_name, ledger_id
 from fairlead.usage.ledger_reader import LedgerContent, read_ledger
@@ -68,7 +68,8 @@ class UsageService:
 
     def start(self) -> None:
         """Starts the task on the running loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="usage")
+        work = run_despite_defects(self._run, _log, "usage ledger")
+        self._task = asyncio.get_running_loop().create_task(work, name="usage")
 
     async def stop(self) -> None:
         """Stops the task, and writes what is pending."""

@@ -69,6 +69,14 @@ def test_missing_values_teach_nothing(report: tuple[float | None, float | None])
     assert observe(SequenceBound(8), report, report, report) == [8] * 3
 
 
+def test_impossible_reports_make_no_bound_that_fits_into_no_message() -> None:
+    assert observe(SequenceBound(None), (1e308, 5), (1e308, 5)) == [None, 1 << 20]
+    bound = SequenceBound(8)
+    for number in range(1_000):
+        bound.observe(1e300, 0.0, number * SCRAPE_SECONDS)
+    assert bound.value == 1 << 20
+
+
 def test_number_that_is_too_low_grows_to_what_the_engine_can() -> None:
     bound = SequenceBound(256)
     engine_of(bound, able=1_024, seconds=60.0)
