@@ -42,7 +42,7 @@ _POLLS_PER_RELEASE = 4
 """Releasing takes milliseconds, in which nothing else runs."""
 _RELEASE_CHECK_SECONDS = 1.0
 _MAX_IDLE_CPU_SHARE = 0.2
-_MIN_RELEASED_BYTES = 4 << 20
+_MIN_RELEASED_BYTES = 1 << 20
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 MemoryShare = Callable[[], float | None]

@@ -75,23 +75,22 @@ class Heap:
     """The memory of a process in MiB: used, free in memory, and free but returned."""
 
     def __init__(self) -> None:
-        self.used, self.free, self.returned = 20, 1, 0
-        self.cpu = 0.0
-        self.released = 0
+        self.used, self.free, self.returned = 20.0, 0.5, 0.0
+        self.cpu = self.released = 0.0
         self.check = IdleRelease(
-            lambda: (self.free + self.returned) * MIB,
-            lambda: (self.used + self.free) * MIB,
+            lambda: int((self.free + self.returned) * MIB),
+            lambda: int((self.used + self.free) * MIB),
             self.release,
             lambda: self.cpu,
         ).check
 
-    def fill(self, amount: int) -> None:
+    def fill(self, amount: float) -> None:
         self.used += amount
         taken = min(amount, self.free)
         self.free -= taken
         self.returned = max(0, self.returned - (amount - taken))
 
-    def drop(self, amount: int) -> None:
+    def drop(self, amount: float) -> None:
         self.used -= amount
         self.free += amount
 
@@ -125,10 +124,10 @@ def test_memory_that_is_used_again_meanwhile_is_released_again() -> None:
     heap.drop(60)  # between two checks
     heap.check()
     assert heap.free == 0
-    heap.fill(2)
-    heap.drop(2)
+    heap.fill(0.5)
+    heap.drop(0.5)
     heap.check()
-    assert heap.free == 2  # too little
+    assert heap.free == 0.5  # too little
 
 
 def test_a_process_under_load_keeps_what_it_will_use_again() -> None:
