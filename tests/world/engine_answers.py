@@ -363,6 +363,35 @@ USAGE_EVENTS = (
         request=STREAM,
     ),
     Situation(
+        "timings before and behind a usage with details",
+        "llama.cpp: tools/server/server-task.cpp; the order of members is free",
+        (
+            _stream(
+                _FIRST,
+                _LAST,
+                b'data: {"mine":1,"choices":[],"usage":{"prompt_tokens_details":{"cached_tokens":1}},"timings":{"a":{}}}\n\n',
+                _DONE,
+            ),
+        ),
+        200,
+        ('"mine":1,"timings":{"a":{}}}\n\ndata: [DONE]',),
+        ('"usage"',),
+        request=STREAM,
+    ),
+    Situation(
+        "a fingerprint before a usage that is the last member",
+        "vllm 0.32: system_fingerprint; the order of members is free",
+        (
+            _stream(
+                _FIRST, _LAST, b'data: {"system_fingerprint":"v","choices":[],"usage":{"total_tokens":1}}\n\n', _DONE
+            ),
+        ),
+        200,
+        ('"system_fingerprint":"v"}\n\ndata: [DONE]',),
+        ('"usage"',),
+        request=STREAM,
+    ),
+    Situation(
         "no usage event after the last one",
         "the other side of the timings of llama.cpp: an engine that ignores stream_options",
         (_stream(_FIRST, _LAST, _DONE),),
