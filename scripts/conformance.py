@@ -267,8 +267,10 @@ async def dead_within(rig: ProbeRig, endpoint: Endpoint) -> str:
     answer = await rig.send(endpoint, {"stream": True} if endpoint.streams else None)
     if not endpoint.streams:
         return await _elsewhere(rig, endpoint, answer)
+    if not endpoint.events and answer.complete:
+        return "`event: error`" if b"\nevent: error\n" in answer.body else "looks whole"
     if not endpoint.events:
-        return "looks whole" if answer.complete else "connection cut"
+        return "connection cut"
     code = json.loads(answer.events[-1]).get("error", {}).get("code") if answer.events[-1] != "[DONE]" else None
     return f"`{code}`" if code else "looks whole"
 

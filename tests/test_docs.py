@@ -401,7 +401,9 @@ def test_every_path_of_the_management_port_is_documented() -> None:
 def test_every_status_of_the_gateways_errors_is_the_one_that_is_documented() -> None:
     from fairlead_gateway import errors
 
-    rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", text_of(REFERENCE / "errors.md"), re.MULTILINE)
+    text = text_of(REFERENCE / "errors.md")
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", text, re.MULTILINE)
+    engines_own = set(re.findall(r"^\| `(\w+)` \| the engine's \|", text, re.MULTILINE))
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.GatewayError)]
     documented = {code: int(status) for code, status in rows}
-    assert {kind.code: kind.status for kind in kinds}.items() <= documented.items()
+    assert {kind.code: kind.status for kind in kinds if kind.code not in engines_own}.items() <= documented.items()

@@ -99,9 +99,7 @@ class AdmissionVerdict:
 
 
 class Admitted:
-    """A request released from the queue: the rule, instances to avoid, and how long it
-    was queued.
-    """
+    """A released request: the rule, instances to avoid, and how long it was queued."""
 
     __slots__ = ("full_instances", "id", "reason", "rule", "waited_seconds")
 
