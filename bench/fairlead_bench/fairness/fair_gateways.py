@@ -6,7 +6,7 @@ credit go first, and of their requests the first in the preset's order. Memory i
 """
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
 from fairlead.limits import Limits
@@ -43,6 +43,7 @@ class FairCluster(GatewayCluster):
     shares: they tell one another what they served.
     waits: time, tenant and change of the number of its requests that wait.
     dispatches: time, tenant and request.
+    on_end: called with each request that has ended, and the time.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class FairCluster(GatewayCluster):
         self.shares = shares
         self.waits: list[tuple[float, str, int]] = []
         self.dispatches: list[tuple[float, str, str]] = []
+        self.on_end: Callable[[TraceRequest, float], None] = lambda *_: None
         super().__init__(fleet, routing, options)
 
     def _start_gateway(self) -> SimulatedGateway:
@@ -154,6 +156,7 @@ class FairGateway(SimulatedGateway):
         seconds = decode_seconds(self._profile, sequence.prompt_tokens, sequence.generated, 1)
         self._fair_share.settle(assigned.tenant, seconds - assigned.decode_seconds, assigned.weight)
         self._release(assigned.instance, now)
+        self._fair_cluster.on_end(assigned.request, now)
 
     def _publish(self, now: float) -> None:
         if self._fair_cluster.shares:

@@ -73,7 +73,7 @@ def _flood_rows(bound: str, gateways: int, seconds: float, seed: int, goals: dic
     lost = float(sum(one.status != 200 for one in run.answers if one.tenant in STEADY))
     rows.append(value_row(metric, "requests", lost, goals.get(metric)))
     if bound == "sequences":
-        simulated = simulated_waits(run.answers, gateways, STEADY, seconds)
+        simulated = simulated_waits(run.answers, {FLOOD: IN_FLIGHT}, gateways, seconds)
         waits = [wait - run.alone_seconds for wait in run.first_tokens(STEADY)]
         metric = f"wait of the steady tenants, median, processes ÷ simulator: {title}"
         rows.append(
@@ -91,7 +91,7 @@ def _weight_rows(bound: str, gateways: int, seconds: float, seed: int, goals: di
     metric = f"service of weight 3: {title}"
     rows = [ratio_row(metric, "tokens", heavy, "3 × that of weight 1", 3 * light, goals.get(metric))]
     if bound == "sequences":
-        simulated = simulated_service(weights, floods, gateways, seconds, seed)
+        simulated = simulated_service(weights, floods, gateways, seconds)
         metric = f"share of weight 3, processes ÷ simulator: {title}"
         versus = simulated[_HEAVY] / sum(simulated.values())
         rows.append(ratio_row(metric, "share", heavy / (light + heavy), "simulator", versus, goals.get(metric)))
