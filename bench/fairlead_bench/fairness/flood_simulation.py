@@ -1,7 +1,7 @@
 """The flood of `flood_processes` in the simulator: the same engines, tenants and arrivals.
 
-Requests of steady tenants arrive when those of the processes did. Floods are closed loops, as there.
-A message of an engine takes a millisecond here, and nothing else takes time.
+Requests of steady tenants arrive when those of the processes did. Floods are closed loops, as
+there. A message of an engine takes a millisecond here, and nothing else takes time.
 """
 
 from collections.abc import Callable, Mapping, Sequence
