@@ -125,11 +125,16 @@ OURS: dict[str, Any] = {
 LABELS = {"fairlead.io/model": "m"}
 
 
-def child(kind: str, name: str = "m-main", spec: dict[str, Any] | None = None, **metadata: Any) -> Manifest:
-    """Returns an object as the operator makes it, but for what is given."""
+def child(
+    kind: str, name: str = "m-main", spec: dict[str, Any] | None = None, account: str = "cloud", **metadata: Any
+) -> Manifest:
+    """Returns an object as the operator makes it, but for what is given.
+
+    account: of its pods. By default one that the chart lists, since two policies look at others.
+    """
     pods: Manifest = {
         "metadata": {"labels": LABELS},
-        "spec": {"serviceAccountName": name, "containers": [{"name": "a", "image": "a"}]},
+        "spec": {"serviceAccountName": account, "containers": [{"name": "a", "image": "a"}]},
     }
     if kind == "LeaderWorkerSet":
         return worker_set(OURS | {"name": name} | metadata, pods, pods)
@@ -228,13 +233,13 @@ async def test_a_deployment_with_the_name_of_an_account_does_not_get_it(
             await admin.apply(account | {"metadata": {"name": name, "namespace": PLACE, "labels": labels}}, "test")
 
         async def is_guarded() -> bool:
-            return foreign in await apply(operator, child("Deployment", "cluster-admin"))
+            return foreign in await apply(operator, child("Deployment", "cluster-admin", account="cluster-admin"))
 
         await wait_until(is_guarded)
-        assert foreign in await apply(operator, child("Deployment", "builder"))
+        assert foreign in await apply(operator, child("Deployment", "builder", account="builder"))
         assert "may change only objects of models" in await apply(operator, child("ServiceAccount", "builder"))
         assert await apply(operator, child("ServiceAccount", "m-own")) == ""
-        assert await apply(operator, child("Deployment", "m-own")) == ""
+        assert await apply(operator, child("Deployment", "m-own", account="m-own")) == ""
         assert await apply(operator, _with_account("cloud")) == ""
         system = child("Deployment", "m-main", namespace="kube-system")
         assert "namespaces of the cluster itself" in await apply(operator, system)
@@ -247,10 +252,10 @@ async def test_both_templates_of_a_worker_set_have_listed_accounts(
     async with guarded(api_server, program, tmp_path) as (_, operator):
 
         async def is_guarded() -> bool:
-            return "ServiceAccount" in await apply(operator, _group("builder", "builder"))
+            return "ServiceAccount" in await apply(operator, _group("nobody", "nobody"))
 
         await wait_until(is_guarded)
-        for leader, worker in (("builder", "m-group"), ("m-group", "builder"), (None, "builder"), (None, None)):
+        for leader, worker in (("nobody", "m-group"), ("m-group", "nobody"), (None, "nobody"), (None, None)):
             assert "only the ServiceAccount" in await apply(operator, _group(leader, worker)), (leader, worker)
         for leader, worker in (("m-group", "cloud"), (None, "m-group"), ("m-group", "m-group")):
             assert await apply(operator, _group(leader, worker)) == "", (leader, worker)
@@ -267,6 +272,4 @@ def _group(leader: str | None, worker: str | None) -> Manifest:
 
 
 def _with_account(name: str) -> Manifest:
-    found = child("Deployment", "m-account")
-    found["spec"]["template"]["spec"]["serviceAccountName"] = name
-    return found
+    return child("Deployment", "m-account", account=name)
