@@ -57,7 +57,7 @@ async def test_oversized_spec_names_what_to_shorten(api_server: ApiServer, tmp_p
         await here.model("qwen", engine={"type": "Sim", "args": [LARGE] * 128, "env": env})
         message = await wait_stalled(here, "TooLarge")
         assert "spec.pools[main]: an object of this pool would have" in message
-        assert "shorten engine.args, engine.env or template" in message
+        assert "shorten engine.args, engine.env, template or the pool's args" in message
         assert (await conditions(here, "qwen"))["Ready"][:2] == ("True", "AllReady")
         assert (await deployment(here))["spec"] == before["spec"]
         await here.model("qwen", "--max-num-seqs=3")  # mended

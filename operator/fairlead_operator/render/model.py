@@ -90,7 +90,7 @@ def _render_pool(
         message = (
             f"an object of this pool would have {size:,} bytes, of which at most {MAX_MANIFEST_BYTES:,} can be stored"
         )
-        fix = "shorten args, engine.env or template; put long texts into a ConfigMap"
+        fix = "shorten engine.args, engine.env, template or the pool's args; put long texts into a ConfigMap"
         return RenderProblem(Reason.TOO_LARGE, f"spec.pools[{pool.name}]", message, fix, pool.name)
     return manifests
 
