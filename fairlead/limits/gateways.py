@@ -150,7 +150,9 @@ class PeerLimits:
         4_096, "tenants of a model whose service gateways tell one another; that of more counts in one gateway only"
     )
     peer_load_rows: int = limit(
-        20_000, "loads of instances that one other gateway may report per second; a report beyond is passed over"
+        20_000,
+        "loads of instances that one other gateway may report per second, and services of tenants; a report beyond is "
+        "passed over",
     )
     peers_load_rows: int = limit(50_000, "the same of all other gateways: some 0.2 s of the supervisor")
     hot_prefix_poll_seconds: float = limit(0.5, "interval at which the hot-prefix table is written or read")

@@ -29,6 +29,8 @@ LAG_SECONDS: Final = 2.0
 """A tenant that got so much less than another one that waits has a small share, too."""
 _MAX_COMPARED: Final = 32
 _MIN_COMPACTED: Final = 64
+_MAX_REPORTED: Final = 16_384
+"""With so many tenants, only those that this process knows are counted for other processes."""
 _MIN_RECENT_SECONDS: Final = 0.001
 
 
@@ -170,6 +172,11 @@ class FairShare:
 
     def _add_recent(self, tenant: Hashable, seconds: float) -> None:
         """Adds recent service. Each `RECENT_SECONDS` of it, all counts are halved."""
+        self._count_recent(tenant, seconds)
+        if self._recent_total >= RECENT_SECONDS:
+            self._halve_recent()
+
+    def _count_recent(self, tenant: Hashable, seconds: float) -> None:
         recent = self._recent.get(tenant)
         if recent is None:
             recent = self._recent[tenant] = _Service()
@@ -177,8 +184,8 @@ class FairShare:
         if total > self._recent_most:
             self._recent_most = total
         self._recent_total = self._recent_total + seconds
-        if self._recent_total < RECENT_SECONDS:
-            return
+
+    def _halve_recent(self) -> None:
         self._recent_total = self._recent_most = 0.0
         kept: dict[Hashable, _Service] = {}
         for name, service in self._recent.items():
@@ -189,11 +196,18 @@ class FairShare:
         self._recent = kept
 
     def add_reported(self, served: Mapping[str, float]) -> None:
-        """Adds what other processes served, in seconds divided by weights, by tenant."""
+        """Adds what other processes served, in seconds divided by weights, by tenant.
+
+        Why the counts are halved once for all: each halving takes time for each tenant.
+        """
         for tenant, seconds in served.items():
+            if len(self._served) >= _MAX_REPORTED and tenant not in self._served:
+                continue
             if seconds > 0.0:
-                self._add_recent(tenant, seconds)
+                self._count_recent(tenant, seconds)
             self._served[tenant] = _Service(max(0.0, self.served_seconds(tenant) + seconds))
+        if self._recent_total >= RECENT_SECONDS:
+            self._halve_recent()
         self._compact()
 
     def take_unreported(self) -> dict[str, float]:

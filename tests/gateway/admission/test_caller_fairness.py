@@ -228,6 +228,19 @@ def test_what_other_processes_served_counts_for_shares_and_old_service_fades() -
     assert not share.has_small_share("here")
 
 
+def test_reports_of_very_many_callers_fill_no_memory() -> None:
+    share = FairShare()
+    share.on_join("here")
+    share.on_join("flood")
+    for batch in range(10):
+        share.add_reported({f"false-{batch}-{number}": 1e6 for number in range(4_096)})
+    assert share.served_seconds("false-0-0") == 1e6
+    assert share.served_seconds("false-9-0") == 0.0
+    share.charge("late", 3.0, 1.0)
+    share.add_reported({"late": 1.0})
+    assert share.served_seconds("late") == 4.0, "it is served here"
+
+
 def test_caller_that_lags_behind_another_that_waits_has_a_small_share() -> None:
     share = FairShare()
     share.charge("ahead", 10.0, 1.0)

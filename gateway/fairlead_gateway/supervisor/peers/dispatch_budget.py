@@ -8,6 +8,9 @@ What a gateway reads back at its start comes at once. It has budgets of its own,
 
 Reports of loads have budgets in instances. A report beyond them is passed over. The next one
 counts: a gateway with requests in flight reports all of its loads at least twice a second.
+
+Reports of the service of tenants have budgets in tenants. What is beyond them counts in its own
+gateway only.
 """
 
 from collections.abc import Sequence
@@ -24,7 +27,7 @@ class DispatchBudget:
     """The budgets of all senders.
 
     dropped: number of prompts that were over a budget.
-    dropped_loads: number of reports of loads that were.
+    dropped_loads, dropped_service: number of reports of loads and of service that were.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -34,8 +37,9 @@ class DispatchBudget:
         self._history = _SenderBudgets(*rates, most, senders, limits.dispatch_history_seconds)
         rows = (limits.peer_load_rows, limits.peers_load_rows)
         self._loads = _SenderBudgets(*rows, limits.peer_loads, senders, limits.dispatch_burst_seconds)
+        self._service = _SenderBudgets(*rows, limits.peer_tenants, senders, limits.dispatch_burst_seconds)
         self.dropped = 0
-        self.dropped_loads = 0
+        self.dropped_loads = self.dropped_service = 0
 
     def admits(self, sender: bytes, prompts: Sequence[SentPrompt], now: float, *, is_live: bool) -> bool:
         """Returns whether a batch of prompts is to be applied, and counts it if not.
@@ -56,6 +60,15 @@ class DispatchBudget:
         if self._loads.take(sender, instances, now):
             return True
         self.dropped_loads += 1
+        return False
+
+    def admits_service(self, sender: bytes, tenants: int, now: float) -> bool:
+        """Returns whether a report of the service of so many tenants is to be applied, and counts
+        it if not.
+        """
+        if self._service.take(sender, tenants, now):
+            return True
+        self.dropped_service += 1
         return False
 
 

@@ -389,12 +389,14 @@ class PeerExchange:
                 self.stats.undecodable += 1
                 continue
             self._rotation.on_activity(model, now)
-            if is_live and batch.service:
+            if is_live and batch.service and self.budget.admits_service(name, len(batch.service), now):
                 self._hooks.on_service(model, batch.service)
             if is_live and batch.loads is not None:
                 batch = self._with_known_loads(batch, name, instances, now)
+            if not self.budget.admits(name, batch.sent, now, is_live=is_live):
+                batch = structs.replace(batch, sent=())
             items = self.peer_state.apply_batch(model, name.decode(errors="replace"), batch, now, is_live=is_live)
-            if items and self.budget.admits(name, items, now, is_live=is_live):
+            if items:
                 self.stats.received += len(items)
                 self._hooks.on_dispatches(model, items)
         cursor.is_caught_up = is_live or len(entries) < PAGE_ENTRIES

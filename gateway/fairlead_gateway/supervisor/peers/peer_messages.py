@@ -43,6 +43,9 @@ SentPrompt: TypeAlias = tuple[_Name, bytes, _Hash, _Hash]
 """A dispatch: the instance's id, hashes of the prompt's blocks, of its end, and of the session (0:
 none).
 """
+_MAX_PROMPTS: Final = 2 * Limits().dispatch_entry_bytes // ENTRY_OVERHEAD_BYTES
+"""Twice as many as a gateway puts into a batch: a prompt without hashes takes a dozen bytes."""
+_Sent = Annotated[tuple[SentPrompt, ...], msgspec.Meta(max_length=_MAX_PROMPTS)]
 
 
 class PeerBatch(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -62,7 +65,7 @@ class PeerBatch(msgspec.Struct, frozen=True, omit_defaults=True):
     number: _Count
     within: _BatchSeconds
     secret: bytes = b""
-    sent: tuple[SentPrompt, ...] = ()
+    sent: _Sent = ()
     loads: _Loads | None = None
     leaves: bool = False
     service: _Service = {}

@@ -87,3 +87,12 @@ def test_reports_of_loads_have_a_budget_of_their_own() -> None:
     assert budget.admits_loads(b"gateway", 10, 0.0)
     assert admitted(budget, b"flood", 0.0) == 10, "its dispatches"
     assert budget.admits_loads(b"flood", 10, 0.2), "a later report counts"
+
+
+def test_reports_of_service_have_a_budget_of_their_own() -> None:
+    budget = DispatchBudget(replace(LIMITS, peer_load_rows=100, peers_load_rows=200))
+    assert sum(budget.admits_service(b"flood", 10, 0.0) for _ in range(50)) == 10
+    assert budget.dropped_service == 40
+    assert budget.admits_service(b"gateway", 10, 0.0)
+    assert budget.admits_loads(b"flood", 10, 0.0), "its loads"
+    assert budget.admits_service(b"flood", 10, 0.2), "a later report counts"

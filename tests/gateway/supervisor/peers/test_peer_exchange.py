@@ -13,7 +13,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead_gateway.supervisor.peers.dispatch_budget import DispatchBudget
 from fairlead_gateway.supervisor.peers.peer_exchange import PAGE_ENTRIES, ExchangeHooks, PeerExchange
-from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD, PeerLoad, SentPrompt
+from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD, PeerBatch, PeerLoad, SentPrompt
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
@@ -139,6 +139,39 @@ async def test_flood_of_dispatches_is_not_applied_and_the_loads_of_its_sender_ar
         assert len(two.sent) == 10
         assert two.exchange.peer_state.reported_loads() == {"e-0": ONE}
         assert (two.exchange.stats.received, two.exchange.budget.dropped) == (10, 10)
+
+
+async def test_dispatches_over_a_budget_are_not_looked_at(server: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their instances have any names, and each was counted before the budget."""
+    async with connected_sides(server.url) as (_, one, two):
+        two.exchange.budget = DispatchBudget(replace(LIMITS, dispatch_peer_bytes=1_280, dispatch_burst_seconds=1.0))
+        apply, applied = two.exchange.peer_state.apply_batch, list[str]()
+
+        def record(model: str, name: str, batch: PeerBatch, now: float, *, is_live: bool) -> tuple[SentPrompt, ...]:
+            applied.extend(sent[0] for sent in batch.sent)
+            return apply(model, name, batch, now, is_live=is_live)
+
+        monkeypatch.setattr(two.exchange.peer_state, "apply_batch", record)
+        for number in range(20):
+            one.exchange.add_dispatch(KEY, f"false-{number}", b"", number)
+            await one.exchange.flush()
+        await two.exchange.read_once()
+        assert applied == [f"false-{number}" for number in range(10)]
+
+
+async def test_flood_of_service_is_thinned_out(server: Valkey) -> None:
+    async with connected_sides(server.url) as (clock, one, two):
+        two.exchange.budget = DispatchBudget(replace(LIMITS, peer_load_rows=50, dispatch_burst_seconds=1.0))
+        for number in range(20):
+            one.exchange.outbox.add_service(KEY, {f"{number}-{index}": 1e6 for index in range(10)})
+            await one.exchange.flush()
+        await two.exchange.read_once()
+        assert (len(two.service), two.exchange.budget.dropped_service) == (5, 15)
+        clock.advance(1.0)
+        one.exchange.outbox.add_service(KEY, {"acme": 1.0})
+        await one.exchange.flush()
+        await two.exchange.read_once()
+        assert two.service[5:] == [(KEY, {"acme": 1.0})], "the next report counts"
 
 
 async def test_flood_of_loads_is_thinned_out_and_those_of_unknown_instances_are_left_out(server: Valkey) -> None:

@@ -42,6 +42,7 @@ def test_what_was_written_is_read() -> None:
         {"sent": [["x" * 2_000, b"", 0, 0]]},
         {"sent": [["e-0", b"", 0, 2**64]]},
         {"sent": "prompts"},
+        {"sent": [["e-0", b"", 0, 0]] * 1_025},
         {"loads": {"e-0": [1, 1, math.inf, 0.0]}},
         {"loads": {"e-0": [-1, 0, 0.0, 0.0]}},
         {"loads": {"e-0": [2**62, 0, 0.0, 0.0]}},
