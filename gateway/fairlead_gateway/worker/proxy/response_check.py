@@ -13,8 +13,9 @@ from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.request_encoder import retry_after_of
 from fairlead_gateway.worker.upstream.response import EngineResponse
 from fairlead_gateway.worker.upstream.response_schemas import PLAIN_RESPONSE_DECODER
-from fairlead_gateway.worker.upstream.sse import GARBAGE, has_failed_finish
+from fairlead_gateway.worker.upstream.sse import has_failed_finish
 from fairlead_gateway.worker.upstream.usage import (
+    GARBAGE,
     InBandError,
     Usage,
     counts_of_long_answer,

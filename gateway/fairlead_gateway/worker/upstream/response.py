@@ -333,10 +333,13 @@ class EngineResponse(ResponseSink):
         assert self._response is not None
         if self.rewrite_chunks is not None:
             chunks = self.rewrite_chunks(chunks, self.is_complete)
+        error = self.in_band_error
+        if error is not None and error.cause:
+            self._finish(error.cause)
+            return
         self._response.write_chunks(chunks, final=self.is_complete)
         if self.is_complete:
-            error = self.in_band_error
-            self._finish(None if error is None else error.cause or _ERROR_EVENT)
+            self._finish(None if error is None else _ERROR_EVENT)
 
     def _send_events(self, events: list[bytes]) -> None:
         assert self._response is not None

@@ -16,7 +16,14 @@ from typing import Final
 import msgspec
 
 from fairlead_gateway.worker.upstream.response_schemas import EVENT_DECODER, MEMBERS_DECODER, StreamEvent
-from fairlead_gateway.worker.upstream.usage import InBandError, Usage, error_in, parse_in_band_error, read_usage
+from fairlead_gateway.worker.upstream.usage import (
+    GARBAGE,
+    InBandError,
+    Usage,
+    error_in,
+    parse_in_band_error,
+    read_usage,
+)
 
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\n\r\n", b"\r\r")
 _LONGEST_END: Final = 4
@@ -45,8 +52,6 @@ _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
 _FAILED_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"(?:abort|error|cancelled|timeout)"')
 """Ends that no model and no client has chosen: of vLLM and SGLang, the last two of TensorRT-LLM."""
-GARBAGE: Final = "garbage"
-"""The cause of a response that cannot be read, as docs/reference/errors.md lists it."""
 
 
 class SseScanner:

@@ -73,6 +73,10 @@ _TYPE_BYTES: Final = 128
 """The distance from the start or the end of a long event within which its type is looked for."""
 _DEAD_ENGINE: Final = "EngineCore encountered an issue"
 """The text of a dead vLLM. In streams, releases 0.8 to 0.11 give it the code 400."""
+_MAX_TINY_LINES: Final = 256
+_MIN_MEAN_LINE_BYTES: Final = 8  # of more lines than that at once; comments are few
+GARBAGE: Final = "garbage"
+"""The cause of a response that cannot be read, as docs/reference/errors.md lists it."""
 _MAX_TOKENS: Final = 1 << 31  # more than the largest `n` times the largest `max_tokens`
 
 
@@ -230,7 +234,16 @@ class PassedUsage:
         return Usage(counts.prompt, counts.output if self._is_final else None, counts.cached)
 
     def add(self, chunks: list[bytes], *, is_last: bool) -> None:
-        """Reads parts of the answer, as the network has cut them."""
+        """Reads parts of the answer, as the network has cut them. Nothing counts behind an error.
+
+        Sets `error` if a read has very many lines for their bytes, since each costs a microsecond.
+        """
+        if self.error is not None:
+            return
+        if self._is_stream and _is_flood(chunks):
+            self.error = InBandError(502, "the engine's stream is a flood of empty lines", GARBAGE)
+            self.has_event = True
+            return
         for chunk in chunks:
             if self._is_stream:
                 self.event_count += sum(chunk.count(end) for end in _DELTA_TYPES)
@@ -308,6 +321,12 @@ class PassedUsage:
     def _count(self, found: _Counts, *, is_final: bool) -> None:
         self._counts.add_part(found)
         self._is_final = self._is_final or (is_final and found.output is not None)
+
+
+def _is_flood(chunks: list[bytes]) -> bool:
+    """Returns whether a read has very many lines, and hardly more than these."""
+    lines = sum([chunk.count(b"\n") for chunk in chunks])
+    return lines > _MAX_TINY_LINES and sum(map(len, chunks)) < _MIN_MEAN_LINE_BYTES * lines
 
 
 def counts_of_long_answer(body: bytes) -> Usage | None:

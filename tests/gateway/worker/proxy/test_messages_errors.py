@@ -138,6 +138,34 @@ async def test_an_error_event_in_a_stream_counts_as_a_failure_and_passes_as_it_i
         assert outcome.error == "error-event"
 
 
+@pytest.mark.parametrize("has_begun", [True, False])
+async def test_a_flood_of_empty_lines_ends_the_stream(has_begun: bool) -> None:
+    is_read = asyncio.Event()
+
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        if has_begun:
+            await call.chunk(START + DELTA)
+            await is_read.wait()
+        await call.chunk(b"\n" * 9_000)
+        await call.wait_closed()
+
+    async with gateway_before([script]) as running:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request(STREAM, path=PATH))
+        if has_begun:
+            await connection.reader.readuntil(b"text_delta")
+            is_read.set()
+        rest = await connection.reader.readuntil(b'"request_id"')
+        await connection.close()
+        assert b"\n" * 99 not in rest
+        assert (b"cannot be read; the answer is incomplete" if has_begun else b"HTTP/1.1 502") in rest
+        await wait_until(lambda: running.gateway.inflight_count() == 0)
+        outcome = running.gateway.decisions.latest(1)[0].outcome
+        assert outcome is not None
+        assert outcome.error == ("garbage" if has_begun else "engine_failed")
+
+
 async def test_a_head_that_cannot_be_read_has_an_error_of_openai() -> None:
     async with running_gateway(fleet_of([])) as running:
         (answer,) = await send(running.url, get_request(PATH).replace(b"HTTP/1.1", b"HTTP/9.9"))
