@@ -303,7 +303,7 @@ class EngineResponse(ResponseSink):
         if self.is_complete:
             events += scanner.end()
         if scanner.has_long_event or self._buffered is not None:
-            is_too_long = self._count_buffered(scanner.partial_bytes)
+            is_too_long = self._count_buffered(scanner.waiting_bytes)
             if is_too_long and not scanner.is_finished:
                 self._is_out_of_memory = True
         return events

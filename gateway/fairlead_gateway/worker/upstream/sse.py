@@ -60,7 +60,7 @@ class SseScanner:
     strip_usage: drops the usage event, which the client did not ask for. What else that event has
         moves to the last event before it, which is held until then.
     choices: answers that the request has; 1 or more.
-    has_long_event: a part of an event was longer than most events are.
+    has_long_event: what waits was longer than most events are.
     """
 
     __slots__ = (
@@ -168,9 +168,9 @@ class SseScanner:
                 return
 
     @property
-    def partial_bytes(self) -> int:
-        """The size of the event that is not complete yet."""
-        return len(self._partial)
+    def waiting_bytes(self) -> int:
+        """The size of the event that is not complete yet, and of the one that is held."""
+        return len(self._partial) + len(self._held)
 
     @property
     def is_finished(self) -> bool:
@@ -254,6 +254,7 @@ class SseScanner:
             passed += self.release_held()
         elif passes and self.strip_usage and finished < self._choices <= self._finished_choices:
             self._held = event
+            self.has_long_event = self.has_long_event or len(event) > _LONG_EVENT_BYTES
             self._head_bytes = 0  # what follows is searched
             return
         if passes:

@@ -109,6 +109,19 @@ async def test_streams_whose_events_never_end_fill_no_memory_together() -> None:
     await _with_stalled_responses(start, STREAM, use)
 
 
+async def test_last_events_that_are_held_for_a_usage_fill_no_memory_together() -> None:
+    async def start(call: EngineCall) -> None:
+        await call.start_stream()
+        await call.event(token("x" * PART, "stop"))
+
+    async def use(running: RunningGateway, clients: list[RawConnection], calls: list[EngineCall]) -> None:
+        response = await clients[2].read_response()
+        assert response.status == 503 or b"stream_gateway_full" in response.body
+        assert running.gateway.runtime.response_memory.used_bytes < MAX_BYTES
+
+    await _with_stalled_responses(start, STREAM, use)
+
+
 async def test_engine_of_a_stream_is_not_blamed_when_the_gateway_lacks_memory() -> None:
     async def start(call: EngineCall) -> None:
         await call.start_stream()

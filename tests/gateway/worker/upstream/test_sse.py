@@ -72,7 +72,7 @@ def test_event_with_a_known_frame_ends_as_if_it_were_searched(texts: list[list[b
         chunk = b"".join(text).join(FRAME)
         searched._head_bytes = 0
         assert known.filter_chunks([chunk]) == searched.filter_chunks([chunk])
-        for name in ("event_count", "is_done", "is_aborted", "error", "partial_bytes"):
+        for name in ("event_count", "is_done", "is_aborted", "error", "waiting_bytes"):
             assert getattr(known, name) == getattr(searched, name)
         assert (known.usage is None) == (searched.usage is None)
 
