@@ -191,7 +191,7 @@ class UpstreamLimits:
         64, "attempts of one request, with those that are refused: each costs a decision, and a fleet has thousands"
     )
     retry_share: float = limit(
-        0.2, "retries per request over the last 10 s, of one caller and of all; 3 more of all, at least 3 of a caller"
+        0.2, "retries per request over the last 10 s, of one caller and of all; 10 more of all, at least 10 of a caller"
     )
     retry_callers: int = limit(1_024, "callers whose retries are counted apart in a worker; the idle one is dropped")
     breaker_consecutive_faults: int = limit(3, "consecutive faults of one engine until it is ejected; load is no fault")

@@ -21,7 +21,10 @@ from fairlead_gateway.errors import AdapterNotLoaded, EngineFailed, EngineTimeou
 from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
 
 _WINDOW_SECONDS: Final = 10
-_MIN_RETRIES: Final = 3
+MIN_RETRIES: Final = 10
+"""Retries in ten seconds that need no share of the requests. An engine that drains or hangs ends as
+many answers at once as it computes, and a small installation has few other requests.
+"""
 MAX_CRASHES: Final = 2
 """Instances that may break off on a request before it ends."""
 ADAPTER_LOAD: Final = "adapter-load"
@@ -138,7 +141,7 @@ class _RetryCounts:
 class RetryBudget:
     """The retries that are left, to each caller and to all.
 
-    Why all have `_MIN_RETRIES` more than their share: one caller may take so many without a share,
+    Why all have `MIN_RETRIES` more than their share: one caller may take so many without a share,
     and the others keep theirs. A gateway with one caller is bounded by that caller's budget.
     """
 
@@ -156,10 +159,10 @@ class RetryBudget:
     def has_left(self, caller: CallerKey, now: float) -> bool:
         """Whether one more retry of the caller is allowed."""
         requests, retries = self._counts(caller).counts(now)
-        if retries >= max(_MIN_RETRIES, self._share * requests):
+        if retries >= max(MIN_RETRIES, self._share * requests):
             return False
         requests, retries = self._total.counts(now)
-        return retries < _MIN_RETRIES + self._share * requests
+        return retries < MIN_RETRIES + self._share * requests
 
     def take(self, caller: CallerKey, now: float) -> bool:
         """Counts a retry, if one more is allowed; returns whether it is."""

@@ -6,6 +6,7 @@ from typing import cast
 import pytest
 
 from fairlead.limits import Limits
+from fairlead_gateway.worker.resilience.retry import MIN_RETRIES
 from fairlead_testing.engines.scripted import (
     EngineCall,
     HangUp,
@@ -276,9 +277,9 @@ async def test_retries_are_bounded_by_the_budget() -> None:
         await status_500(call)
 
     async with gateway_before([script] * 2, Limits(retry_share=0.0)) as running:
-        for _ in range(10):
+        for _ in range(20):
             assert (await request(running.url, GOOD)).status == 502
-        assert len(met) == 10 + 3
+        assert len(met) == 20 + MIN_RETRIES
 
 
 async def test_a_limit_of_all_engines_is_the_clients_in_the_words_of_the_last() -> None:

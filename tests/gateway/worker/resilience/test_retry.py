@@ -7,22 +7,28 @@ from hypothesis import strategies as st
 
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
-from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget, should_retry, to_client_error
+from fairlead_gateway.worker.resilience.retry import (
+    MIN_RETRIES,
+    AttemptFailure,
+    RetryBudget,
+    should_retry,
+    to_client_error,
+)
 
 LIMITS = Limits()
 
 
-def test_three_are_always_allowed_and_then_a_share() -> None:
+def test_a_few_are_always_allowed_and_then_a_share() -> None:
     budget = RetryBudget(LIMITS)
-    assert [budget.take(ANONYMOUS, 100.0) for _ in range(4)] == [True, True, True, False]
-    for _ in range(50):
+    assert [budget.take(ANONYMOUS, 100.0) for _ in range(MIN_RETRIES + 1)] == [True] * MIN_RETRIES + [False]
+    for _ in range(100):
         budget.on_request(ANONYMOUS, 101.0)
-    assert sum(budget.take(ANONYMOUS, 101.0) for _ in range(50)) == 10 - 3
+    assert sum(budget.take(ANONYMOUS, 101.0) for _ in range(50)) == 20 - MIN_RETRIES
 
 
 def test_what_is_ten_seconds_old_is_forgotten() -> None:
     budget = RetryBudget(LIMITS)
-    assert [budget.take(ANONYMOUS, 5.0) for _ in range(4)].count(True) == 3
+    assert [budget.take(ANONYMOUS, 5.0) for _ in range(MIN_RETRIES + 1)].count(True) == MIN_RETRIES
     assert not budget.take(ANONYMOUS, 14.9)
     assert budget.take(ANONYMOUS, 15.0)
 
@@ -42,8 +48,8 @@ def test_in_no_ten_seconds_there_are_more_than_allowed(steps: list[tuple[float, 
         else:
             seen = sum(second - 10 < one for one in requests)
             used = sum(second - 10 < one for one in retries)
-            assert budget.take(ANONYMOUS, now) is (used < max(3, LIMITS.retry_share * seen))
-            retries += [second] if used < max(3, LIMITS.retry_share * seen) else []
+            assert budget.take(ANONYMOUS, now) is (used < max(MIN_RETRIES, LIMITS.retry_share * seen))
+            retries += [second] if used < max(MIN_RETRIES, LIMITS.retry_share * seen) else []
 
 
 def test_one_caller_does_not_spend_the_retries_of_others() -> None:
@@ -54,13 +60,13 @@ def test_one_caller_does_not_spend_the_retries_of_others() -> None:
             budget.take(flood, float(second))
         budget.on_request(steady, float(second))
     assert not budget.has_left(flood, 9.5)
-    assert [budget.take(steady, 9.5) for _ in range(4)] == [True, True, True, False]
+    assert [budget.take(steady, 9.5) for _ in range(MIN_RETRIES + 1)] == [True] * MIN_RETRIES + [False]
 
 
 def test_retry_counts_of_callers_are_bounded() -> None:
     budget = RetryBudget(replace(LIMITS, retry_callers=2))
     first, second, third = CallerKey("a"), CallerKey("b"), CallerKey("c")
-    assert [budget.take(first, 1.0) for _ in range(4)].count(True) == 3
+    assert [budget.take(first, 1.0) for _ in range(MIN_RETRIES + 1)].count(True) == MIN_RETRIES
     budget.on_request(second, 1.0)
     budget.on_request(first, 1.0)
     budget.on_request(third, 1.0)
