@@ -46,7 +46,7 @@ class RedisLimitStore:
         if isinstance(reply, bytes):
             try:
                 return msgspec.msgpack.decode(reply, type=ExchangeReply)
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 self.problem = f"Redis answered what no gateway wrote: {error}"
                 return None
         self.problem = f"Redis refused: {first_line(reply)}" if isinstance(reply, Exception) else "no reply of Redis"

@@ -3,10 +3,16 @@
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from redis import Redis
 
+from fairlead.runtime.clock import SystemClock
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
+from fairlead_gateway.quota.exchange import GRANTED, Exchange, LimitReport, Need
+from fairlead_gateway.supervisor.quota.redis_limit_store import RedisLimitStore
+from fairlead_kvstore.index import redis_keys
+from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.gateway.limited_gateway import known_use, limited_gateways, send_chats
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
@@ -71,3 +77,24 @@ async def test_strict_windows_open_again_once_checkpoints_are_merged(server: Val
         codes = await send_chats(gateways, 20)
         assert codes.count(200) == 10
     assert sum(name.endswith(".quota") for name in os.listdir(tmp_path)) == 2
+
+
+async def test_holder_whose_name_is_no_text_stops_the_limits_of_its_tenant_alone(server: Valkey) -> None:
+    report = LimitReport("requests", "Day", 100, needs=[Need("gateway", 1, 1)])
+    exchange = Exchange(False, 10_000, 60_000, "", is_merged=False, wants_rows=True, limits=[report])
+    link = RedisLink(server.url, SystemClock())
+    link.start()
+    store = RedisLimitStore(link)
+    try:
+        await link.wait_connected()
+        await store.apply([("acme", exchange)])
+        with Redis(unix_socket_path=str(server.path)) as redis:
+            (key,) = redis.keys(f"{redis_keys.tenant_limits('acme')}|*")
+            redis.hset(key, b"h\xff", b"\x01" + msgspec.msgpack.encode([1, 0, 1, 0, 1 << 50]))
+        acme, zeta = await store.apply([("acme", exchange), ("zeta", exchange)])
+    finally:
+        await link.stop()
+    assert acme is None
+    assert zeta is not None
+    assert zeta.limits[0].grants[0].status == GRANTED
+    assert store.problem is not None
