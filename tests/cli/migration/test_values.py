@@ -149,6 +149,11 @@ def test_ray_nodes_that_do_not_share_the_ranks_are_refused() -> None:
         convert(production_stack(replicaCount=2, vllmConfig=config, raySpec=RAY))
 
 
+def test_ray_cluster_without_nodes_is_refused() -> None:
+    with pytest.raises(BadInput, match="of 0 Ray nodes"):
+        convert(production_stack(replicaCount=-1, raySpec=RAY))
+
+
 @pytest.mark.parametrize(("size", "kept"), [("128Gi", True), ("20Gi", True), ("16Gi", False), ("8Gi", False)])
 def test_greater_shared_memory_of_the_chart_is_kept(size: str, kept: bool) -> None:
     volumes = [{"name": "certs", "secret": {"secretName": "a"}}]
@@ -213,6 +218,6 @@ def test_price_that_a_model_cannot_have_is_named() -> None:
     two = litellm(*({"litellm_params": ENGINE | price} for price in prices))
     assert two.manifests[0]["spec"]["price"] == {"input": "1", "output": "1"}
     assert any("differs from that of an earlier server" in note.reason for note in two.notes)
-    for wrong in ("much", -1e-06, "Infinity"):
+    for wrong in ("much", -1e-06, "Infinity", "1e900000000"):
         with pytest.raises(BadInput, match="is no price"):
             litellm({"litellm_params": ENGINE | {"input_cost_per_token": wrong, "output_cost_per_token": 0}})

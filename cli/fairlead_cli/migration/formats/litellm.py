@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -335,7 +335,7 @@ def _read_price(entry: FieldReader, parameters: FieldReader) -> dict[str, str]:
             try:
                 found[kind] = units.format_token_price(round(Decimal(text) * _NANO))
                 units.parse_token_price(found[kind])
-            except (InvalidOperation, ValueError, OverflowError, BadInput):
+            except (ArithmeticError, ValueError, BadInput):
                 raise holder.error(name, f"{text!r} is no price", "write US dollars per token") from None
     if others := [name for name in info.names() if name not in _PRICES.values()]:
         info.skip(*others)

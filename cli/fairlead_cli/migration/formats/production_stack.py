@@ -138,7 +138,7 @@ def _read_ray(ray: FieldReader, spec: FieldReader, pool: PoolDraft) -> None:
         return
     nodes, shape = 1 + pool.min_replicas, pool.engine.flags.parallelism
     ranks = shape.get("tensor", 1) * shape.get("pipeline", 1)
-    if ranks % nodes:
+    if nodes < 1 or ranks % nodes:
         message = f"{ranks} ranks of {nodes} Ray nodes cannot be shared evenly by the nodes of an instance"
         raise spec.error("raySpec", message, "write pools[].parallelism by hand, without Ray")
     pool.nodes, pool.min_replicas = nodes, 1

@@ -77,7 +77,7 @@ class DownloaderClient:
             downloaded = _decode_downloaded(await call_engine(self._pool, address, message, self._seconds))
         except EngineCallFailed as failure:
             raise AttemptFailure(_cause_of(failure.body), was_sent=False) from None
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise AttemptFailure(DOWNLOAD_FAILED, was_sent=False) from None
         if downloaded.path != adapter.source:  # its folder is another one than the engine's
             raise AttemptFailure(DOWNLOAD_FAILED, was_sent=False)
@@ -88,5 +88,5 @@ def _cause_of(body: bytes) -> str:
     """Returns the cause of a failure by the downloader's answer; empty without one."""
     try:
         return DOWNLOAD_REFUSALS.get(_decode_refusal(body).error.code, DOWNLOAD_FAILED)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return DOWNLOAD_FAILED

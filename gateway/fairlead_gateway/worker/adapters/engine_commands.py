@@ -59,7 +59,7 @@ class EngineCommands:
         body = await call_engine(self._pool, instance.address, message, self._list_seconds, instance=instance)
         try:
             cards = _decode_models(body).data
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             reason = "its list of models cannot be read"
             raise EngineCallFailed(reason, cause="garbage", is_suspicious=False) from None
         return {card.id: card.root or "" for card in cards if card.parent is not None}
@@ -82,7 +82,7 @@ class EngineCommands:
             return
         try:
             result = _decode_result(answer)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return
         if not result.success:
             reason = result.error_message or "the engine gives no reason"

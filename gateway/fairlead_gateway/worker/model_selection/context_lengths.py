@@ -103,7 +103,7 @@ class ContextLengths:
                 self._pool, instance.address, message, _CALL_SECONDS, instance=instance, needs_core=False
             )
             cards = _decode_cards(body).data
-        except (EngineCallFailed, msgspec.MsgspecError):
+        except (EngineCallFailed, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
         name = instance.model if instance.served_name is None else instance.served_name
         lengths = {card.id: card.max_model_len for card in cards if card.max_model_len is not None}

@@ -227,6 +227,7 @@ def _refusal_words(engine_response: EngineResponse) -> bytes:
 def is_error_object(body: bytes) -> bool:
     """Whether the body is an error object with a message, as OpenAI and Anthropic define one."""
     try:
+        body.decode()  # also of fields not read here
         error = _DECODE_RESPONSE(body).error
         fields = msgspec.json.decode(error) if error is not msgspec.UNSET else None
     except _DECODE_ERRORS:

@@ -7,6 +7,7 @@ import pytest
 
 from fairlead.fleet.model import InstanceState
 from fairlead.routes.model import Route, RouteTarget
+from fairlead_gateway.worker.model_selection import context_lengths
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import get_request, send
@@ -71,3 +72,22 @@ async def test_impossible_lengths_are_not_shown(value: int) -> None:
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
         engine.max_model_len = value
         assert "max_model_len" not in await _entry(running)
+
+
+@pytest.mark.parametrize(
+    "answer", [b'{"data":[{"id":"\xff"}]}', b'{"x":' + b"[" * 9_000 + b"]" * 9_000 + b',"data":[]}']
+)
+async def test_an_engine_whose_answer_cannot_be_read_is_not_asked_each_time(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[object] = []
+
+    async def call_engine(*arguments: object, **options: object) -> bytes:
+        calls.append((arguments, options))
+        return answer
+
+    monkeypatch.setattr(context_lengths, "call_engine", call_engine)
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        for _ in range(3):
+            assert "max_model_len" not in await _entry(running)
+    assert len(calls) == 1

@@ -138,6 +138,19 @@ async def test_an_error_event_in_a_stream_counts_as_a_failure_and_passes_as_it_i
         assert outcome.error == "error-event"
 
 
+async def test_a_refusal_with_a_field_that_is_no_text_keeps_its_words() -> None:
+    body = b'{"error":{"type":"invalid_request_error","message":"too long"},"detail":"\xff"}'
+
+    async def script(call: EngineCall) -> None:
+        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        await call.send(head % len(body) + body)
+
+    async with gateway_before([script] * 2) as running:
+        for path in (PATH, "/v1/chat/completions"):
+            (answer,) = await send(running.url, post_request(BODY, path=path))
+            assert (answer.status, answer.error["message"]) == (400, "too long")
+
+
 @pytest.mark.parametrize("has_begun", [True, False])
 async def test_a_flood_of_empty_lines_ends_the_stream(has_begun: bool) -> None:
     is_read = asyncio.Event()
