@@ -17,7 +17,7 @@ from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.limits import Limits
 from fairlead.runtime.aiohttp_server import serve
 from fairlead.runtime.clock import Clock, Pacing
-from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead_operator import action_audit, health, http_server
 from fairlead_operator.canary.judge import Judgement
 from fairlead_operator.canary.observer import CanaryObserver
@@ -198,7 +198,7 @@ class Manager:
         if follower is None:
             await asyncio.Event().wait()
         else:
-            await follower.run()
+            await run_despite_defects(follower.run, _LOG, f"followers of gateways ({type(follower).__name__})")
 
     async def _reconcile(self, key: str) -> float | None:
         if not self._elector.is_leading:

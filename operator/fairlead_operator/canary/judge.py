@@ -25,7 +25,7 @@ Statistics and Safe Anytime-Valid Inference", 2023 (evidence that multiplies).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import StrEnum
 from math import exp, log, sqrt
 from typing import Final
@@ -39,6 +39,11 @@ _TESTS: Final = 6
 """Tests that may each cause a rollback; they share the chance of a false one."""
 _INCIDENT_ERRORS: Final = 3
 """Errors of the running revision in one interval that count as an incident, which affects both."""
+_MAX_SUM: Final = 1e12
+_MAX_LOG_TOKENS: Final = 64.0
+"""No interval has more requests, tokens or seconds, and no answer so many tokens."""
+_ROUNDING: Final = 1e-6
+"""Sums of the same seconds in another order differ by less."""
 _PRIOR_REQUESTS: Final = 100.0
 """Requests without an error that the running revision is assumed to have had."""
 
@@ -80,6 +85,16 @@ class RevisionSums:
     answers: int = 0
     log_tokens: float = 0.0
     computed_tokens: int = 0
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether an instance can have had these requests since an earlier reading.
+
+        A number falls if the gateway has restarted.
+        """
+        numbers = astuple(self)
+        is_within = min(numbers) > -_ROUNDING and max(numbers) <= _MAX_SUM
+        return is_within and self.log_tokens <= _MAX_LOG_TOKENS * self.answers + _ROUNDING
 
     def __add__(self, other: "RevisionSums") -> "RevisionSums":
         return RevisionSums(

@@ -70,12 +70,13 @@ class CanaryRecord:
                     continue
                 latest[gateway, instance] = found.totals
                 before = self._latest.get((gateway, instance))
-                if before is None or found.totals.attempts < before.attempts or wall < self.settled:
+                growth = None if before is None else found.totals - before
+                if growth is None or not growth.is_possible or wall < self.settled:
                     continue  # the first report, or the gateway has restarted
                 if is_canary:
-                    self._canary += found.totals - before
+                    self._canary += growth
                 else:
-                    self._running += found.totals - before
+                    self._running += growth
         self._latest = self._latest | latest
         if self._canary.attempts >= _MIN_ATTEMPTS and self._running.attempts:
             self.intervals.append(RevisionInterval(self._running, self._canary))

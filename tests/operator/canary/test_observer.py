@@ -184,6 +184,34 @@ def test_an_answer_that_cannot_be_read_is_missing(body: bytes, monkeypatch: pyte
     assert here.verdict() == (Verdict.ROLLBACK, Measure.TPOT)
 
 
+def test_a_gateway_that_starts_anew_has_no_errors_less_than_none() -> None:
+    """It has more requests than before, and fewer errors."""
+    here = Round()
+    here.run(1)
+    for totals in here.gateways.totals.values():
+        totals["old/8000/0"]["errors"] = 5_000
+    here.run(int(SETTLE_SECONDS / 15.0))
+    for totals in here.gateways.totals.values():
+        totals["old/8000/0"]["errors"] = 0
+    here.run(20)
+    assert here.verdict()[0] is Verdict.CONTINUE
+
+
+@pytest.mark.parametrize(
+    "more", [{"log_tokens": 1e308}, {"errors": 1 << 62}, {"ttft_seconds": 1e300}, {"gaps": -(1 << 40)}]
+)
+def test_impossible_numbers_of_a_gateway_are_left_out(more: dict[str, float]) -> None:
+    """An error would end the operator."""
+    here = Round()
+    here.run(int(SETTLE_SECONDS / 15.0) + 2)
+    for _ in range(6):
+        totals = here.gateways.totals["gateway-0"]["new/8000/0"]
+        for name, amount in more.items():
+            totals[name] = amount - totals[name]  # another number each time
+        here.run(1)
+    assert here.verdict() == (Verdict.CONTINUE, None)
+
+
 def test_settings_of_a_later_release_are_not_judged() -> None:
     """The model is stalled. An error would end the operator, for all models."""
     here = Round()
