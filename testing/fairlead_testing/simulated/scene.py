@@ -261,7 +261,7 @@ class Scene:
                 if unsent > self._max_unsent:
                     self.problems.append(f"{unsent} bytes wait for a client")
             elif isinstance(sink, EngineResponse):
-                held = sum(map(len, sink._buffer)) + (sink._scanner.partial_bytes if sink._scanner is not None else 0)
+                held = sum(map(len, sink._buffer)) + (sink._scanner.waiting_bytes if sink._scanner is not None else 0)
                 if held > self._max_held:
                     self.problems.append(f"{held} bytes of one response are in memory")
 
