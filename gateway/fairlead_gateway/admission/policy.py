@@ -54,7 +54,7 @@ LEARNED_ANSWER_INTERVAL: Final = 8
 """The first `ALL_LEARNED_ANSWERS` answers are learned, then one of this number."""
 _MAX_LENGTH_CLASSES: Final = 256
 _LONG_CLOSED: Final = (True,)
-_MAX_PASSED_OVER: Final = 8
+MAX_PASSED_OVER: Final = 8
 """Callers whose requests one check passes over, since each costs a look at all instances."""
 Refusals = Sequence[tuple[str, "AdmissionVerdict"]]  # by id of the request
 
@@ -446,7 +446,7 @@ class AdmissionPolicy:
         if ordered and not any(engine.has_room(long=False) for engine in engines):
             return None
         passed_over: list[Hashable] = []
-        while len(passed_over) <= _MAX_PASSED_OVER:
+        while len(passed_over) <= MAX_PASSED_OVER:
             candidate, reserved = self._next_candidate(engines, now, passed_over)
             if candidate is None:
                 return None

@@ -30,7 +30,7 @@ from fairlead_gateway.admission.backlog_decay import MIN_BACKLOG_SECONDS, Backlo
 from fairlead_gateway.admission.caller_bounds import CallerClass
 from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.admission.kv_capacity import MAX_WAITING_STEP_SHARE
-from fairlead_gateway.admission.policy import POLL_SECONDS
+from fairlead_gateway.admission.policy import MAX_PASSED_OVER, POLL_SECONDS
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import Overloaded, RequestShed
 from fairlead_gateway.routing import ModelRouter
@@ -274,6 +274,8 @@ class LateBindingQueue:
             if router is None or endpoint is None or self._fits(router, endpoint, admission, queued.context):
                 return queued
             if admission is None or admission.may_hold_memory(queued.caller, now):
+                return None
+            if len(passed_over) == MAX_PASSED_OVER:
                 return None
             passed_over.append(queued.caller)
 
