@@ -27,7 +27,8 @@ SMALL_SHARE: Final = 0.5
 """A tenant that got less than this part of what another got has a small share."""
 LAG_SECONDS: Final = 2.0
 """A tenant that got so much less than another one that waits has a small share, too."""
-_MAX_COMPARED: Final = 32
+MAX_COMPARED: Final = 32
+"""Tenants that wait, above which none is compared with the others: it would take too long."""
 _MIN_COMPACTED: Final = 64
 _MAX_REPORTED: Final = 16_384
 """With so many tenants, only those that this process knows are counted for other processes."""
@@ -165,7 +166,7 @@ class FairShare:
         if (0.0 if recent is None else recent.seconds) < SMALL_SHARE * self._recent_most:
             return True
         waiting = self._present
-        if len(waiting) < 2 or len(waiting) > _MAX_COMPARED:
+        if len(waiting) < 2 or len(waiting) > MAX_COMPARED:
             return False
         most = max([self.served_seconds(other) for other in waiting])
         return most - self.served_seconds(tenant) > LAG_SECONDS

@@ -266,7 +266,7 @@ class LateBindingQueue:
             self._routers.router(key),
         )
         passed_over: list[CallerKey] = []
-        while True:
+        while len(passed_over) <= MAX_PASSED_OVER:
             request_id = queue.first(share, passed_over)
             if request_id is None:
                 return None
@@ -275,9 +275,8 @@ class LateBindingQueue:
                 return queued
             if admission is None or admission.may_hold_memory(queued.caller, now):
                 return None
-            if len(passed_over) == MAX_PASSED_OVER:
-                return None
             passed_over.append(queued.caller)
+        return None
 
     def _end_wait(self, context: RequestContext, cause: str) -> QueuedDispatch | None:
         """Removes a request that will not start at its instance, and returns it; None if it does

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Final
 
 from fairlead_gateway.admission.caller_bounds import CallerBounds, CallerClass
-from fairlead_gateway.admission.fair_share import FairShare
+from fairlead_gateway.admission.fair_share import MAX_COMPARED, FairShare
 from fairlead_gateway.admission.request_queue import has_credit, waits_behind
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import GatewayError
@@ -17,7 +17,6 @@ from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.worker.request_context import RequestContext
 
 _MIN_REMOVED: Final = 32
-_MAX_COMPARED: Final = 32
 _NOBODY: Final[frozenset[Hashable]] = frozenset()
 _SortKey = tuple[float, float, str]
 OnRoom = Callable[[bool, GatewayError | None], None]
@@ -174,9 +173,9 @@ class WaitingCallers:
     def behind(self, caller: CallerKey, weight: float) -> frozenset[Hashable]:
         """Returns the callers whose requests surely wait behind one of this caller's.
 
-        Empty with more than `_MAX_COMPARED` callers: then a decision would take too long.
+        Empty with more than `MAX_COMPARED` callers: then a decision would take too long.
         """
-        if len(self.bounds.callers()) > _MAX_COMPARED:
+        if len(self.bounds.callers()) > MAX_COMPARED:
             return _NOBODY
         share = self.fair_share
         least = share.seconds_at_join(caller, weight)
