@@ -14,11 +14,14 @@ TIMEOUT_SECONDS = 2.0
 
 async def get_http_status(url: str) -> int | None:
     """Returns the status of one GET, or None without a valid answer."""
-    parts = urlsplit(url)
-    head = f"GET {parts.path or '/'} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n"
-    answer = await _exchange(parts.hostname, parts.port, None, head.encode(), b"\r\n")
-    fields = answer.split(b" ", 2)
-    return int(fields[1]) if len(fields) > 1 and fields[1].isdigit() else None
+    return _status(await _get(url, "", b"\r\n"))
+
+
+async def get_http_body(url: str, token: str | None) -> bytes | None:
+    """Returns the body of one GET, or None without a whole answer of status 200."""
+    answer = await _get(url, f"Authorization: Bearer {token}\r\n" if token else "", None)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return body if _status(head) == 200 else None
 
 
 async def is_redis_up(socket_path: str | None, port: int | None) -> bool:
@@ -35,14 +38,28 @@ async def wait_until(condition: Callable[[], Awaitable[bool]], poll_seconds: flo
         await asyncio.sleep(poll_seconds)
 
 
-async def _exchange(host: str | None, port: int | None, path: str | None, request: bytes, terminator: bytes) -> bytes:
+async def _get(url: str, headers: str, terminator: bytes | None) -> bytes:
+    parts = urlsplit(url)
+    head = f"GET {parts.path or '/'} HTTP/1.1\r\nHost: {parts.netloc}\r\n{headers}Connection: close\r\n\r\n"
+    return await _exchange(parts.hostname, parts.port, None, head.encode(), terminator)
+
+
+def _status(answer: bytes) -> int | None:
+    fields = answer.split(b" ", 2)
+    return int(fields[1]) if len(fields) > 1 and fields[1].isdigit() else None
+
+
+async def _exchange(
+    host: str | None, port: int | None, path: str | None, request: bytes, terminator: bytes | None
+) -> bytes:
+    """Returns what is sent up to the terminator, without one up to the end; nothing on a failure."""
     try:
         async with asyncio.timeout(TIMEOUT_SECONDS):
             opening = asyncio.open_unix_connection(path) if path else asyncio.open_connection(host, port)
             reader, writer = await opening
             try:
                 writer.write(request)
-                return await reader.readuntil(terminator)
+                return await (reader.readuntil(terminator) if terminator else reader.read())
             finally:
                 writer.close()
                 with contextlib.suppress(OSError):

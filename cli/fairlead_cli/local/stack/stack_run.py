@@ -12,10 +12,13 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import msgspec
 
 from fairlead.engines.sleep_mode import EngineSleepClient
 from fairlead.errors import Unavailable
+from fairlead.fleet.model import Fleet, InstanceState
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_cli.addresses import Address, find_free_ports
@@ -23,7 +26,7 @@ from fairlead_cli.errors import StackUnreachable, StartFailed
 from fairlead_cli.formatting import pluralize
 from fairlead_cli.local.hung_engine_watch import HungEngineHooks, HungEngineWatch
 from fairlead_cli.local.processes.embedded_redis import RedisServer, find_redis_program, redis_server_command
-from fairlead_cli.local.processes.readiness_probe import get_http_status, wait_until
+from fairlead_cli.local.processes.readiness_probe import get_http_body, wait_until
 from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.run_directory import RunningStack, make_run_directory, process_start, write_stack_file
 from fairlead_cli.local.stack.autoscaler_sync import AutoscalerSync
@@ -33,9 +36,7 @@ from fairlead_cli.local.stack.engine_plan import SIMULATED_ENGINE, EnginePlan
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
 from fairlead_cli.local.view.banner import StackSummary
 from fairlead_cli.local.view.screen import Screen
-
-if TYPE_CHECKING:  # it loads an HTTP client, which a stack needs late
-    from fairlead_cli.management import api_types
+from fairlead_cli.management import api_types
 
 REDRAW_INTERVAL_SECONDS = 1.0
 FIRST_ROUTE_TIMEOUT_SECONDS = 15.0
@@ -173,7 +174,7 @@ class StackRun:
         await supervisor.wait_ready()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_ROUTE_TIMEOUT_SECONDS):
-                await wait_until(self._is_routing, 0.02)
+                await wait_until(lambda: self._is_routing(supervisor.fleet()), 0.02)
         pools = self._config.plan.pools
         summary = StackSummary(
             url=self._config.listen.url,
@@ -189,8 +190,9 @@ class StackRun:
         )
         self._show_safely(lambda: self._screen.show_ready(summary))
 
-    async def _is_routing(self) -> bool:
-        return await get_http_status(f"{self._config.manage.url}/readyz") == 200
+    async def _is_routing(self, fleet: Fleet) -> bool:
+        body = await get_http_body(f"{self._config.manage.url}/api/fleet", self._config.token)
+        return body is not None and has_all_ready(fleet, body)
 
     async def _watch_hung_engines(self, supervisor: StackSupervisor) -> None:
         routing = LazyGatewayRouting(self._config.manage.url, self._config.token)
@@ -271,7 +273,7 @@ class LazyGatewayRouting:
         self._manage_url = manage_url
         self._token = token
 
-    async def fleet(self) -> "api_types.Fleet":
+    async def fleet(self) -> api_types.Fleet:
         """Returns the gateway's fleet. Raises StackUnreachable when the gateway does not answer."""
         from fairlead_cli.management.client import ManagementClient
 
@@ -308,6 +310,17 @@ class LazySleepCalls:
         from fairlead.engines.sleep_mode import sleep_client
 
         return sleep_client(Limits())
+
+
+def has_all_ready(fleet: Fleet, answer: bytes) -> bool:
+    """Whether a gateway's answer about its fleet has all engines of this one that are ready.
+
+    Why: a gateway reads the fleet's file a while after it is written, and refuses requests until then.
+    """
+    models = msgspec.json.decode(answer, type=api_types.Fleet).models
+    known = {instance.id for model in models for instance in model.instances if instance.state == InstanceState.READY}
+    wanted = (instance for instances in fleet.instances.values() for instance in instances)
+    return all(instance.id in known for instance in wanted if instance.state is InstanceState.READY)
 
 
 def _autoscaler_address(plan: EnginePlan) -> Address | None:
