@@ -16,17 +16,17 @@ python=$("$python" -c 'import os, sys; print(os.path.realpath(sys._base_executab
 stamp=$("$python" - <<'PY'
 import hashlib, pathlib, sys
 lock = pathlib.Path("requirements/dev.txt").read_bytes()
-print(hashlib.sha256(lock + sys.version.encode() + sys.executable.encode()).hexdigest()[:16])
+print(hashlib.sha256(b"site-packages" + lock + sys.version.encode() + sys.executable.encode()).hexdigest()[:16])
 PY
 )
-deps=$cache/deps-$stamp
+deps=$cache/deps-$stamp  # in it a folder site-packages: by that name, tools know that the code is not this project's
 if [ ! -f "$deps/complete" ]; then
   mkdir -p "$cache"
   work=$(mktemp -d "$cache/deps-new-XXXXXX")
   echo "installing the locked dependencies (once per lock file) ..." >&2
   "$python" -m venv "$work/tool"
   "$work/tool/bin/python" -m pip install -q --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
-    --target "$work/site" -r requirements/dev.txt
+    --target "$work/site-packages" -r requirements/dev.txt
   rm -rf "$work/tool"
   touch "$work/complete"
   # Two checkouts may race: the first rename wins, the loser's copy is dropped.
@@ -38,7 +38,7 @@ if [ "$(cat .venv/fairlead-stamp 2>/dev/null || true)" != "$want" ]; then
   rm -rf .venv
   "$python" -m venv .venv
   site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-  echo "$deps/site" >"$site/fairlead-dependencies.pth"
+  echo "$deps/site-packages" >"$site/fairlead-dependencies.pth"
   .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
   echo "$want" >.venv/fairlead-stamp
 fi

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 
+from fairlead.runtime.compiled_build import cache_folder
 from fairlead_testing.collected_errors import label_transports
 from fairlead_testing.forks import process
 from fairlead_testing.http.certificates import first_public_certificate
@@ -37,6 +39,8 @@ settings.register_profile(
     database=None,
 )
 settings.load_profile("fairlead")
+# It parses all sources for constants once: 16 s of each new checkout, were they kept in it.
+set_hypothesis_home_dir(cache_folder(os.environ) / "hypothesis")
 label_transports()
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from e2e.kube.cluster_access.kubectl import Kubectl, eventually
 from e2e.kube.cluster_access.prometheus_server import PrometheusServer
@@ -21,6 +20,7 @@ from e2e.kube.workloads.helm_release import CHART, NAMESPACE, HelmRelease
 from e2e.kube.workloads.manifests import API, Manifest, model
 from e2e.kube.workloads.model_deployments import DeployedModel
 from fairlead_testing.kube.helm import render_chart
+from fairlead_testing.yaml_documents import load_document
 
 pytestmark = [pytest.mark.lane("dashboards"), pytest.mark.extended]
 
@@ -28,7 +28,7 @@ BOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((CHART / "d
 ALERTS = [
     rule
     for path in sorted((CHART / "alerts").glob("*.yaml"))
-    for group in yaml.safe_load(path.read_text())["groups"]
+    for group in load_document(path.read_text())["groups"]
     for rule in group["rules"]
 ]
 CLASS = "e2e-priced"

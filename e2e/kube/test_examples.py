@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from e2e.kube.cluster_access.index_status import IndexStatus
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest
 from e2e.kube.workloads.client_pods import HOST, ClientPod
 from e2e.kube.workloads.helm_release import HelmRelease
 from e2e.kube.workloads.model_deployments import DeployedModel
+from fairlead_testing.yaml_documents import load_document
 
 pytestmark = pytest.mark.lane("models", position=20)
 
@@ -166,7 +166,7 @@ def serving(here: Kubectl, installed: HelmRelease, file: str) -> AppliedExample:
     if theirs.exists():
         here.run("apply", "-f", str(theirs))
     here.run("apply", "-f", str(EXAMPLES / file))
-    name = yaml.safe_load((EXAMPLES / file).read_text())["metadata"]["name"]
+    name = load_document((EXAMPLES / file).read_text())["metadata"]["name"]
     client, model = ClientPod(here, installed).start(), DeployedModel(here, name)
     client.first_token(f"{here.namespace}/{name}")
     return AppliedExample(here, installed, client, model, model.wait_until_settled())

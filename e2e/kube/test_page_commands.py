@@ -13,6 +13,7 @@ import yaml
 from e2e.kube.cluster_access.kubectl import Kubectl
 from e2e.kube.workloads.helm_release import VALUES, HelmRelease
 from fairlead_testing.pages import CommandPage, parse_page, run_page
+from fairlead_testing.yaml_documents import load_document, load_documents
 
 ROOT = Path(__file__).parents[2]
 PAGES = [parse_page(path) for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]]
@@ -50,7 +51,7 @@ def _environment(here: Kubectl, folder: Path) -> Mapping[str, str]:
         "XDG_RUNTIME_DIR": str(folder),
         "PYTHONUNBUFFERED": "1",
     }
-    config = yaml.safe_load(kubeconfig.read_text())
+    config = load_document(kubeconfig.read_text())
     for context in config["contexts"]:
         context["context"]["namespace"] = here.namespace
     kubeconfig.write_text(yaml.safe_dump(config))
@@ -110,7 +111,7 @@ def test_the_api_server_accepts_every_manifest_of_the_pages(here: Kubectl, insta
         for block in page.blocks:
             if block.language != "yaml" or block.skipped or (block.file and "values" in block.file):
                 continue
-            documents = [document for document in yaml.safe_load_all(block.text) if isinstance(document, dict)]
+            documents = [document for document in load_documents(block.text) if isinstance(document, dict)]
             for document in documents:
                 if document.get("apiVersion") not in KNOWN_GROUPS:
                     continue

@@ -25,6 +25,7 @@ from e2e.kube.workloads.published_release import PublishedRelease, publish_build
 from e2e.resource_locks import INSTALLATION_LOCK, file_lock
 from fairlead import __version__
 from fairlead_testing.reports import ReportLine
+from fairlead_testing.yaml_documents import load_documents
 
 pytestmark = [pytest.mark.lane("release"), pytest.mark.extended]
 
@@ -73,7 +74,7 @@ def pod_count(file: Path) -> int:
     """Returns the pods that an example starts with."""
     pools = [
         pool
-        for document in yaml.safe_load_all(file.read_text())
+        for document in load_documents(file.read_text())
         if document["kind"] == "ModelDeployment"
         for pool in document["spec"]["pools"]
     ]
@@ -192,7 +193,7 @@ def test_an_archive_carries_a_release_to_another_registry(tmp_path: Path, builds
 def _apply(here: Kubectl, file: Path) -> list[Kubectl]:
     """Applies an example as it stands, in a namespace of its own and those that it names; returns
     them."""
-    documents = [one for one in yaml.safe_load_all(file.read_text()) if one["kind"] == "ModelDeployment"]
+    documents = [one for one in load_documents(file.read_text()) if one["kind"] == "ModelDeployment"]
     own = f"{here.namespace}-{FILES.index(file)}"
     spaces = list(dict.fromkeys(one["metadata"].get("namespace", own) for one in documents))
     for name in spaces:
@@ -201,7 +202,7 @@ def _apply(here: Kubectl, file: Path) -> list[Kubectl]:
     if file.parent == THEIRS.parent:
         space.run("apply", "-f", str(THEIRS))
     # Objects that name their namespace are refused by a command that names another.
-    document = "\n---\n".join(yaml.safe_dump(_in_namespace(one, own)) for one in yaml.safe_load_all(file.read_text()))
+    document = "\n---\n".join(yaml.safe_dump(_in_namespace(one, own)) for one in load_documents(file.read_text()))
     here.in_namespace("").run("apply", "-f", "-", given=document)
     return [here.in_namespace(name) for name in spaces]
 
@@ -212,7 +213,7 @@ def _remove(spaces: list[Kubectl], file: Path) -> None:
         space.delete_models()
         space.run("delete", "namespace", space.namespace, "--wait=false")
         space.run("delete", "pods", "--all", "--force", "--grace-period=0")
-    classes = [one for one in yaml.safe_load_all(file.read_text()) if one["kind"] == "AcceleratorClass"]
+    classes = [one for one in load_documents(file.read_text()) if one["kind"] == "AcceleratorClass"]
     for one in classes:
         spaces[0].run("delete", "acceleratorclass", one["metadata"]["name"], "--wait=false")
 

@@ -27,6 +27,8 @@ from typing import Any
 
 import yaml
 
+from fairlead_testing.yaml_documents import load_documents
+
 SETTINGS = ("local", "checkout", "cluster", "installation", "none")
 _DIRECTIVE = re.compile(r"^<!-- commands: (\w+)(, simulated)?(?:: (.+?))? -->", re.DOTALL | re.MULTILINE)
 _BLOCK = re.compile(
@@ -180,7 +182,7 @@ def missing_line(expected: str, output: str) -> str | None:
 
 def simulated_manifest(text: str) -> str:
     """Returns a manifest with simulated engines instead of real ones, on nodes without devices."""
-    return yaml.safe_dump_all([_simulated(document) for document in yaml.safe_load_all(text)], sort_keys=False)
+    return yaml.safe_dump_all([_simulated(document) for document in load_documents(text)], sort_keys=False)
 
 
 def _simulated(document: dict[str, Any]) -> dict[str, Any]:

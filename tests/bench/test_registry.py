@@ -6,11 +6,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import yaml
 
 from fairlead_bench import __main__ as entry
 from fairlead_bench.registry import BENCHMARKS, Benchmark
 from fairlead_bench.results import GOALS
+from fairlead_testing.yaml_documents import load_document
 
 OTHERS = {"asleep", "decision", "cache-timing"}
 """Sections of goals whose benchmark has another name, or is a part of `e2e/vllm`."""
@@ -21,7 +21,7 @@ def test_every_benchmark_has_a_module() -> None:
 
 
 def test_every_section_of_goals_belongs_to_a_benchmark() -> None:
-    assert set(yaml.safe_load(GOALS.read_text(encoding="utf-8"))) - OTHERS <= BENCHMARKS.keys()
+    assert set(load_document(GOALS.read_text(encoding="utf-8"))) - OTHERS <= BENCHMARKS.keys()
 
 
 def test_arguments_and_the_trace_reach_the_benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

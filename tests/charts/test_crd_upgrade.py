@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from fairlead.api.kinds import served_kinds
 from fairlead.kube.client import KubeApi
@@ -23,6 +22,7 @@ from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
 from fairlead_testing.kube.helm import CHART_FOLDER, HelmRelease
 from fairlead_testing.kube.installed_chart import kubectl
 from fairlead_testing.waiting import wait_until
+from fairlead_testing.yaml_documents import load_document
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 OLDER = Path(__file__).parent / "older"
@@ -146,4 +146,4 @@ async def is_refused(api: KubeApi, wrong: Manifest) -> bool:
 
 def versions(said: str) -> list[str]:
     """The resource versions in a list that kubectl printed."""
-    return [one["metadata"]["resourceVersion"] for one in yaml.safe_load(said)["items"]]
+    return [one["metadata"]["resourceVersion"] for one in load_document(said)["items"]]

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import yaml
-
 from fairlead import __version__
 from fairlead_testing.kube.helm import CHART_FOLDER, pod_specs, render_chart
+from fairlead_testing.yaml_documents import load_document
 
 ROOT = CHART_FOLDER.parents[1]
 
@@ -16,7 +15,7 @@ def test_chart_crds_equal_the_generated_ones() -> None:
 
 
 def test_chart_version_equals_the_package_version() -> None:
-    described = yaml.safe_load((CHART_FOLDER / "Chart.yaml").read_text())
+    described = load_document((CHART_FOLDER / "Chart.yaml").read_text())
     assert (described["version"], described["appVersion"]) == (__version__, __version__)
 
 

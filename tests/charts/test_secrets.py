@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from fairlead.fleet.endpoint_address import ENDPOINT_SECRETS_FOLDER
 from fairlead.fleet.file import parse_fleet_file
@@ -21,6 +20,7 @@ from fairlead_kvstore.redis.address import parse_redis_url
 from fairlead_operator.__main__ import _flags as operator_options
 from fairlead_operator.settings import parse_options
 from fairlead_testing.kube.helm import HelmError, pod_specs, render_chart
+from fairlead_testing.yaml_documents import load_document
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 NAMES = [case.stem for case in CASES]
@@ -43,7 +43,7 @@ def test_gateway_knows_the_first_key_by_its_digest(program: Path, turn: int) -> 
     """Each rendering generates a key, and the template computes its digest."""
     drawn = secrets(render_chart(program, fresh=True))["fairlead-keys"]
     digest = hmac.new(drawn["pepper"].encode(), drawn["first-key"].encode(), hashlib.sha256).hexdigest()
-    assert yaml.safe_load(drawn["keys.yaml"]) == {"keys": [{"name": "first", "digest": digest}]}
+    assert load_document(drawn["keys.yaml"]) == {"keys": [{"name": "first", "digest": digest}]}
     assert len(drawn["first-key"]) > 40
 
 

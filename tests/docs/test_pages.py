@@ -14,6 +14,7 @@ import yaml
 from fairlead.limits import Limits
 from fairlead.manifests.loader import combine_texts
 from fairlead_testing.pages import Block, CommandPage, missing_line, parse_page, run_page, simulated_manifest
+from fairlead_testing.yaml_documents import load_document, load_documents
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -48,7 +49,7 @@ def accelerators_of(path: Path) -> list[dict[str, Any]]:
         document
         for block in parse_page(path).blocks
         if block.language == "yaml" and not block.skipped
-        for document in yaml.safe_load_all(block.text)
+        for document in load_documents(block.text)
         if isinstance(document, dict)
     ]
     return [document for document in documents if document.get("kind") == "AcceleratorClass"]
@@ -104,13 +105,13 @@ def test_manifests_are_complete_and_valid() -> None:
         if block.skipped:
             continue
         if block.file and "values" in block.file:
-            jsonschema.validate(yaml.safe_load(block.text), VALUES_SCHEMA)
+            jsonschema.validate(load_document(block.text), VALUES_SCHEMA)
         else:
             check_manifest(path, block)
 
 
 def check_manifest(path: Path, block: Block) -> None:
-    documents = [document for document in yaml.safe_load_all(block.text) if document]
+    documents = [document for document in load_documents(block.text) if document]
     for document in documents:
         assert {"apiVersion", "kind"} <= document.keys(), f"{path.name}:{block.line}: no complete manifest"
     own = [document for document in documents if document["apiVersion"].startswith("serving.fairlead.io/")]
@@ -169,7 +170,7 @@ def test_expected_lines_are_found_in_their_order_with_any_text_for_an_ellipsis()
 
 def test_a_simulated_manifest_keeps_the_pools_and_drops_what_needs_hardware() -> None:
     shown = (ROOT / "examples" / "single-model" / "gpu.yaml").read_text(encoding="utf-8")
-    accelerator, model = yaml.safe_load_all(simulated_manifest(shown))
+    accelerator, model = load_documents(simulated_manifest(shown))
     assert accelerator["spec"].keys() == {"costPerHour", "profile"}
     assert model["spec"]["engine"] == {"type": "Sim"}
     assert model["spec"]["pools"] == [{"acceleratorClassName": "nvidia-l40s", "minReplicas": 2, "maxReplicas": 8}]

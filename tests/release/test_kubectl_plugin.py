@@ -5,10 +5,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
-import yaml
 
 from fairlead import __version__
 from fairlead.distribution import WHEEL, RegisteredAddresses
+from fairlead_testing.yaml_documents import load_document
 from scripts.release import kubectl_plugin
 from scripts.release.kubectl_plugin import build_plugin, krew_manifest, plugin_archive
 from scripts.release.release_run import ROOT, ReleaseError, ReleaseRun, sha256_of
@@ -23,7 +23,7 @@ def run(tmp_path: Path) -> ReleaseRun:
 
 def test_the_manifest_names_the_archive_by_its_checksum(run: ReleaseRun) -> None:
     archive, manifest = build_plugin(run)
-    document = yaml.safe_load(manifest.read_text())
+    document = load_document(manifest.read_text())
     assert document["metadata"]["name"] == "fairlead"
     assert document["spec"]["version"] == f"v{__version__}"
     (platform,) = document["spec"]["platforms"]

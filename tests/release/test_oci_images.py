@@ -8,9 +8,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
-import yaml
 
 from fairlead_cli.oci.layout import LayoutError, OciLayout
+from fairlead_testing.yaml_documents import load_document
 from scripts.release import chart
 from scripts.release.artefacts import add_chart, add_images
 from scripts.release.images.layers import ImageLayer, LayerStore, read_layer, write_layer
@@ -113,7 +113,7 @@ def test_a_released_chart_names_its_version_and_the_digests_of_its_images(tmp_pa
     layout = released(tmp_path, layer)
     with tarfile.open(tmp_path / "fairlead-1.2.3.tgz") as tar:
         texts = {name: tar.extractfile(f"fairlead/{name}") for name in ("Chart.yaml", chart.RELEASE_FILE)}
-        head, pinned = (yaml.safe_load(file.read()) for file in texts.values() if file)
+        head, pinned = (load_document(file.read()) for file in texts.values() if file)
     assert (head["version"], head["appVersion"]) == ("1.2.3", "1.2.3")
     assert pinned == {"registry": "example.org/team", "images": {"sim": layout.entries()["sim:1.2.3"]["digest"]}}
 

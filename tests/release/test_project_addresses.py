@@ -3,11 +3,11 @@
 import re
 import tomllib
 
-import yaml
 from generators.project_addresses import address_files, with_chart_part, with_urls
 
 from fairlead import __version__
 from fairlead.distribution import ADDRESSES, RegisteredAddresses
+from fairlead_testing.yaml_documents import load_document
 from scripts.release.release_run import ROOT
 
 REGISTERED = RegisteredAddresses(repository="https://code.example/fairlead", site="https://docs.example")
@@ -22,7 +22,7 @@ def test_the_committed_files_have_the_addresses_of_the_code() -> None:
 def test_nothing_is_named_that_is_not_registered() -> None:
     files = address_files(ROOT, RegisteredAddresses())
     assert "urls" not in tomllib.loads(files["pyproject.toml"])["project"]
-    assert {"home", "sources", "icon", "maintainers"} & yaml.safe_load(files[CHART]).keys() == set()
+    assert {"home", "sources", "icon", "maintainers"} & load_document(files[CHART]).keys() == set()
     assert re.findall(r"https?://", files[CHART]) == []
 
 
@@ -39,7 +39,7 @@ def test_registered_addresses_stand_in_both_files_and_can_be_removed_again() -> 
         "Documentation": "https://docs.example",
         "Source": "https://code.example/fairlead",
     }
-    chart = yaml.safe_load(with_chart_part((ROOT / CHART).read_text(), REGISTERED))
+    chart = load_document(with_chart_part((ROOT / CHART).read_text(), REGISTERED))
     assert (chart["home"], chart["sources"]) == ("https://docs.example", ["https://code.example/fairlead"])
 
 
@@ -50,8 +50,8 @@ def test_pages_are_those_of_the_release_line_where_a_site_is_registered() -> Non
 
 
 def test_the_chart_lists_its_kinds_for_registries() -> None:
-    annotations = yaml.safe_load((ROOT / CHART).read_text())["annotations"]
-    kinds = yaml.safe_load(annotations["artifacthub.io/crds"])
+    annotations = load_document((ROOT / CHART).read_text())["annotations"]
+    kinds = load_document(annotations["artifacthub.io/crds"])
     assert {kind["name"] for kind in kinds} == {
-        yaml.safe_load(path.read_text())["metadata"]["name"] for path in (ROOT / "crds").glob("*.yaml")
+        load_document(path.read_text())["metadata"]["name"] for path in (ROOT / "crds").glob("*.yaml")
     }

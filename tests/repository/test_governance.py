@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 from repository_rules import ROOT
+
+from fairlead_testing.yaml_documents import load_document
 
 PAGES = ("CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "MAINTAINERS.md", "ROADMAP.md", "SECURITY.md", "SUPPORT.md")
 FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
@@ -22,7 +23,7 @@ def test_a_page_names_no_person_and_no_address_of_ours(name: str) -> None:
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form.name != "config.yml"], ids=lambda form: form.name)
 def test_a_form_has_a_name_and_unique_fields(form: Path) -> None:
-    document = yaml.safe_load(form.read_text())
+    document = load_document(form.read_text())
     assert {"name", "description", "body"} <= document.keys()
     ids = [field["id"] for field in document["body"] if field["type"] != "markdown"]
     assert ids
@@ -31,5 +32,5 @@ def test_a_form_has_a_name_and_unique_fields(form: Path) -> None:
 
 
 def test_the_support_page_names_the_forms_that_exist() -> None:
-    names = {yaml.safe_load(form.read_text()).get("name") for form in FORMS}
+    names = {load_document(form.read_text()).get("name") for form in FORMS}
     assert set(re.findall(r'the form "([^"]+)"', (ROOT / "SUPPORT.md").read_text())) == names - {None}

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+
+from fairlead_testing.yaml_documents import load_document
 
 ROOT = Path(__file__).parents[2]
 COMPONENTS = ("autoscaler", "gateway", "kvstore", "operator", "sim")
@@ -22,7 +23,7 @@ def named(path: Path) -> str:
 
 
 def steps(workflow: Path) -> list[dict[str, Any]]:
-    jobs = yaml.safe_load(workflow.read_text())["jobs"]
+    jobs = load_document(workflow.read_text())["jobs"]
     return [step for job in jobs.values() for step in job["steps"]]
 
 
@@ -108,7 +109,7 @@ def test_an_action_has_one_commit_in_all_workflows() -> None:
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=named)
 def test_a_workflow_may_only_read(workflow: Path) -> None:
-    document = yaml.safe_load(workflow.read_text())
+    document = load_document(workflow.read_text())
     assert document["permissions"] == {"contents": "read"}
     for job in document["jobs"].values():
         uploads = any("/codeql-action/analyze@" in step.get("uses", "") for step in job["steps"])
@@ -121,7 +122,7 @@ def test_a_workflow_may_only_read(workflow: Path) -> None:
 
 
 def test_only_a_tag_or_a_maintainer_starts_a_release() -> None:
-    document = yaml.safe_load(RELEASE.read_text())
+    document = load_document(RELEASE.read_text())
     assert document[True] == {"push": {"tags": ["v*"]}, "workflow_dispatch": None}
     (job,) = document["jobs"].values()
     assert job["environment"] == "release"
@@ -145,14 +146,14 @@ def test_a_checkout_leaves_no_credentials_behind(workflow: Path) -> None:
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=named)
 def test_no_text_of_an_event_becomes_a_command(workflow: Path) -> None:
-    triggers = yaml.safe_load(workflow.read_text())[True]  # YAML 1.1 reads `on` as true
+    triggers = load_document(workflow.read_text())[True]  # YAML 1.1 reads `on` as true
     assert {"pull_request_target", "workflow_run", "issue_comment"}.isdisjoint(triggers)
     for step in steps(workflow):
         assert "${{" not in step.get("run", "")
 
 
 def test_locks_are_audited_every_day() -> None:
-    document = yaml.safe_load((ROOT / ".github" / "workflows" / "audit.yaml").read_text())
+    document = load_document((ROOT / ".github" / "workflows" / "audit.yaml").read_text())
     assert re.fullmatch(r"\d+ \d+ \* \* \*", document[True]["schedule"][0]["cron"])
     assert any(step.get("run") == "make audit" for step in document["jobs"]["python"]["steps"])
     makefile = (ROOT / "Makefile").read_text()
@@ -163,7 +164,7 @@ def test_locks_are_audited_every_day() -> None:
 
 
 def test_updates_of_actions_images_and_modules_are_proposed() -> None:
-    updates = yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text())["updates"]
+    updates = load_document((ROOT / ".github" / "dependabot.yml").read_text())["updates"]
     folders = {
         entry["package-ecosystem"]: {folder.strip("/") for folder in entry.get("directories", [entry.get("directory")])}
         for entry in updates

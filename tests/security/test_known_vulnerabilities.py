@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from packaging.requirements import Requirement
@@ -44,6 +43,7 @@ from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, post_request, send
 from fairlead_testing.kube.render_cases import default_context
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
+from fairlead_testing.yaml_documents import load_documents
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [
@@ -105,11 +105,10 @@ def locked(lock: str) -> dict[str, Version]:
 
 
 def golden_objects(kind: str, name: str = "") -> Iterator[dict[str, Any]]:
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     for path in GOLDEN:
         if name not in ("", path.name):
             continue
-        yield from (one for one in yaml.load_all(path.read_text(), Loader=loader) if one and one["kind"] == kind)
+        yield from (one for one in load_documents(path.read_text()) if one and one["kind"] == kind)
 
 
 def engine_pod(kind: str = "VLLM", **model: Any) -> dict[str, Any]:

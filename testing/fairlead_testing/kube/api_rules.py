@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from fairlead_testing.yaml_documents import load_document
 
 Manifest = dict[str, Any]
 
@@ -88,6 +88,6 @@ def without_empty(value: Any) -> Any:
 
 
 def _table(path: Path) -> Manifest:
-    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    found = load_document(path.read_text(encoding="utf-8"))
     assert isinstance(found, dict)
     return found

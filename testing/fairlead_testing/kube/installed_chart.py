@@ -71,7 +71,7 @@ async def apply_rights(api: KubeApi, found: Iterable[Manifest], namespace_name: 
 async def kubeconfig_for_account(server: ApiServer, namespace_name: str, account: str) -> str:
     """Returns the administrator's kubeconfig with a token of this service account."""
     token = await asyncio.to_thread(kubectl, server, "-n", namespace_name, "create", "token", account)
-    config: dict[str, Any] = yaml.safe_load(server.kubeconfig.read_text(encoding="utf-8"))
+    config: dict[str, Any] = load_document(server.kubeconfig.read_text(encoding="utf-8"))
     config["users"] = [{"name": one["name"], "user": {"token": token.strip()}} for one in config["users"]]
     for one in config["contexts"]:
         one["context"]["namespace"] = namespace_name

@@ -9,11 +9,12 @@ from fairlead.api.spec.engine import EngineType
 from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeployment
 from fairlead.kube.resources import Manifest
 from fairlead_operator.render import AllowedPeer, InstallationDefaults, RenderContext
+from fairlead_testing.yaml_documents import load_documents
 
 
 def read_case(path: Path) -> tuple[ModelDeployment, dict[str, AcceleratorClass]]:
     """Returns the ModelDeployment of a file, and its AcceleratorClasses."""
-    documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    documents = list(load_documents(path.read_text(encoding="utf-8")))
     (model,) = (ModelDeployment.model_validate(one) for one in documents if one["kind"] == "ModelDeployment")
     classes = [AcceleratorClass.model_validate(one) for one in documents if one["kind"] == "AcceleratorClass"]
     return model, {one.metadata.name: one for one in classes}

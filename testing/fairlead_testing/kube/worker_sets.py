@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import yaml
-
 from fairlead.kube.resources import LEADER_WORKER_SETS, Manifest
 from fairlead_testing.kube.api_server import binaries_folder
+from fairlead_testing.yaml_documents import load_document
 
 _PLAIN_CRD: Manifest = {
     "apiVersion": "apiextensions.k8s.io/v1",
@@ -36,7 +35,7 @@ def worker_set_crd() -> Manifest:
     """
     folder = binaries_folder()
     found = [] if folder is None else sorted(folder.parent.glob(_CHART))
-    return _without_descriptions(yaml.safe_load(found[-1].read_text())) if found else _PLAIN_CRD
+    return _without_descriptions(load_document(found[-1].read_text())) if found else _PLAIN_CRD
 
 
 def _without_descriptions(value: Any) -> Any:

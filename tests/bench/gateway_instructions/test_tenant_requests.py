@@ -1,7 +1,6 @@
 """Counts of a plain request by its caller: every ratio has a row, and the goals are about them."""
 
 import pytest
-import yaml
 
 from fairlead_bench.gateway_instructions.tenant_requests import (
     LIMITED,
@@ -14,6 +13,7 @@ from fairlead_bench.gateway_instructions.tenant_requests import (
     rows,
 )
 from fairlead_bench.results import load_goals
+from fairlead_testing.yaml_documents import load_document
 
 COUNTS = {NO_KEYS: 100.0, WITH_KEY: 110.0, TENANT: 115.0, LIMITED: 120.0, STRICT: 132.0}
 
@@ -35,6 +35,6 @@ def test_limits_beyond_the_goal_do_not_hold() -> None:
 
 def test_limits_are_a_document_of_a_tenant_with_four_limits() -> None:
     for unit, enforcement in ((LIMITED, None), (STRICT, "Strict")):
-        spec = yaml.safe_load(callers_by_unit()[unit].file)["spec"]
+        spec = load_document(callers_by_unit()[unit].file)["spec"]
         assert [sorted(limit) for limit in spec["limits"]] == [["per", "requests", "tokens"], ["per", "tokens"]]
         assert (spec["budget"]["per"], spec.get("enforcement")) == ("Month", enforcement)

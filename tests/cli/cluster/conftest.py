@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from fairlead import __version__
 from fairlead.api.crd import crd_manifest
@@ -24,6 +23,7 @@ from fairlead_cli.cluster.components import COMPONENT_LABEL, secret_references, 
 from fairlead_cli.cluster.facts import ClusterFacts, SecretSummary
 from fairlead_cli.cluster.metrics_page import parse_metrics
 from fairlead_cli.cluster.pod_http import PodReport, Readiness
+from fairlead_testing.yaml_documents import load_documents
 
 GOLDEN = Path(__file__).parents[2] / "charts" / "golden" / "defaults.yaml"
 NOW = 1_800_000_000.0
@@ -49,8 +49,7 @@ def chart() -> list[Manifest]:
 
 @cache
 def _chart() -> list[Manifest]:
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return [one for one in yaml.load_all(GOLDEN.read_text(encoding="utf-8"), Loader=loader) if one is not None]
+    return [one for one in load_documents(GOLDEN.read_text(encoding="utf-8")) if one is not None]
 
 
 def named(kind: str, found: list[Manifest]) -> list[Manifest]:

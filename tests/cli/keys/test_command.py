@@ -10,11 +10,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-import yaml
 
 from fairlead_cli.keys.api_key import key_digest
 from fairlead_testing.cli.command_line import run_command_line
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.yaml_documents import load_documents
 
 PEPPER = "p" * 64
 FILE = """\
@@ -66,7 +66,7 @@ def fairlead_process(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def keys_in(file: Path) -> list[dict[str, str]]:
-    documents = [document for document in yaml.safe_load_all(file.read_text()) if document]
+    documents = [document for document in load_documents(file.read_text()) if document]
     return list(documents[0]["spec"].get("keys") or [])
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.spec.engine import EngineType
@@ -13,6 +12,7 @@ from fairlead.manifests.known_flags import checked_version
 from fairlead_cli.migration.draft import OLDEST_VLLM, MigrationOptions
 from fairlead_cli.migration.field_reader import Outcome
 from fairlead_cli.migration.systems import Migration, migrate
+from fairlead_testing.yaml_documents import load_document
 
 DEPLOYMENT = """
 apiVersion: apps/v1
@@ -45,7 +45,7 @@ spec:
 
 
 def deployment(name: str = "llama", product: str = "NVIDIA-A100-SXM4-80GB") -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(DEPLOYMENT.replace("NAME", name).replace("PRODUCT", product))
+    loaded: dict[str, Any] = load_document(DEPLOYMENT.replace("NAME", name).replace("PRODUCT", product))
     return loaded
 
 
@@ -155,7 +155,7 @@ def test_version_of_the_engine_is_noted(image: str, outcome: Outcome | None, tex
 
 
 def test_versions_are_those_of_the_chart() -> None:
-    values = yaml.safe_load((Path(__file__).parents[3] / "charts" / "fairlead" / "values.yaml").read_text())
+    values = load_document((Path(__file__).parents[3] / "charts" / "fairlead" / "values.yaml").read_text())
     images = values["engines"]["images"]
     assert images["vllm"].endswith(f":v{checked_version(EngineType.VLLM)}")
     assert images["sglang"].partition(":")[2].startswith(f"v{checked_version(EngineType.SGLANG)}")

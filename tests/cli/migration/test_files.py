@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from fairlead_testing.cli.command_line import run_command_line, run_program
+from fairlead_testing.yaml_documents import load_document, load_documents
 
 MANIFEST = """\
 apiVersion: serving.fairlead.io/v1alpha1
@@ -42,14 +43,14 @@ def test_no_file_is_wrong_usage() -> None:
 
 def test_stdin_is_converted_by_the_program() -> None:
     done = run_program("convert", "-", stdin=MODEL)
-    assert (done.returncode, yaml.safe_load(done.stdout)["metadata"]["name"]) == (0, "phi")
+    assert (done.returncode, load_document(done.stdout)["metadata"]["name"]) == (0, "phi")
 
 
 def test_other_systems_are_converted_together_with_own_manifests(file: Path) -> None:
     file.write_text(f"{MODEL}---\n{SECRET}---\n{MANIFEST}")
     done = run_command_line("convert", str(file))
     assert done.returncode == 0, done.stderr
-    assert [one["metadata"]["name"] for one in yaml.safe_load_all(done.stdout)] == ["tiny", "phi"]
+    assert [one["metadata"]["name"] for one in load_documents(done.stdout)] == ["tiny", "phi"]
     assert f"{file}: Secret token: not carried over: it stays as it is" in done.stderr
     assert f"{file}: Model phi: spec.owner: not carried over: /v1/models names Fairlead" in done.stderr
 
@@ -85,7 +86,7 @@ def test_output_file_is_written_only_when_all_is_converted(file: Path, tmp_path:
     file.write_text(MODEL)
     done = run_command_line("convert", "--out", str(output), str(file))
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert yaml.safe_load(output.read_text())["metadata"]["name"] == "phi"
+    assert load_document(output.read_text())["metadata"]["name"] == "phi"
     before = output.read_text()
     file.write_text(MODEL.replace("VLLM", "OLlama"))
     assert run_command_line("convert", "--out", str(output), str(file)).returncode == 1
@@ -149,11 +150,11 @@ def test_document_whose_fields_have_another_form_is_a_problem(tmp_path: Path, te
 
 
 def test_list_of_kubectl_is_converted(file: Path) -> None:
-    items = [yaml.safe_load(text) for text in (MODEL, SECRET)]
+    items = [load_document(text) for text in (MODEL, SECRET)]
     items[0]["status"] = {"replicas": {"all": 1}}
     file.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": items}))
     done = run_command_line("convert", str(file))
-    assert (done.returncode, yaml.safe_load(done.stdout)["metadata"]["name"]) == (0, "phi")
+    assert (done.returncode, load_document(done.stdout)["metadata"]["name"]) == (0, "phi")
     assert "Secret token: not carried over" in done.stderr
 
 
@@ -188,7 +189,7 @@ def test_two_models_of_one_name_are_refused(first: str, second: str, file: Path)
 def test_kubeai_model_without_a_maximum_keeps_its_minimum(fields: str, bounds: tuple[int, int], file: Path) -> None:
     file.write_text(MODEL.replace("minReplicas: 1, maxReplicas: 1", fields))
     done = run_command_line("convert", str(file))
-    pool = yaml.safe_load(done.stdout)["spec"]["pools"][0]
+    pool = load_document(done.stdout)["spec"]["pools"][0]
     assert (pool["minReplicas"], pool["maxReplicas"]) == bounds
     assert f"it is left out, so it becomes {bounds[1]}" in done.stderr
 

@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-import yaml
 
 from fairlead_cli.migration.draft import MigrationOptions
 from fairlead_cli.migration.field_reader import Outcome
 from fairlead_cli.migration.systems import Migration, migrate
+from fairlead_testing.yaml_documents import load_documents
 
 CONFIG = """
 apiVersion: serving.kserve.io/v1alpha2
@@ -56,7 +56,7 @@ spec:
 
 
 def convert(text: str, *, external: bool = False) -> Migration:
-    documents: list[dict[str, Any]] = list(yaml.safe_load_all(text))
+    documents: list[dict[str, Any]] = list(load_documents(text))
     return migrate([("f.yaml", document) for document in documents], MigrationOptions("nvidia-a100", external))
 
 

@@ -20,12 +20,13 @@ from fairlead_cli.migration.draft import MigrationOptions
 from fairlead_cli.migration.field_reader import Note, Outcome
 from fairlead_cli.migration.routes import whole_weights
 from fairlead_cli.migration.systems import Migration, migrate
+from fairlead_testing.yaml_documents import load_documents
 
 FOLDER = Path(__file__).parent / "manifests"
 
 
 def load(name: str) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")))
+    return list(load_documents((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
 def convert(documents: list[dict[str, Any]], *, external: bool = False) -> Migration:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from fairlead.errors import BadInput
 from fairlead.manifests.loader import read_object
 from fairlead_cli.migration.draft import MigrationOptions
 from fairlead_cli.migration.field_reader import WHOLE_OBJECT, Note, Outcome
 from fairlead_cli.migration.systems import Migration, migrate, system_of
+from fairlead_testing.yaml_documents import load_documents
 
 FOLDER = Path(__file__).parent / "manifests"
 """Manifests of other systems, written after their formats, beyond those of `docs/migrate`."""
@@ -23,7 +23,7 @@ H100 = MigrationOptions(accelerator="nvidia-h100")
 
 
 def load(name: str) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")))
+    return list(load_documents((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
 def convert(name: str, options: MigrationOptions = H100) -> Migration:

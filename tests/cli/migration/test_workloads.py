@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import yaml
 
 from fairlead.errors import BadInput
 from fairlead.manifests.loader import read_object
@@ -12,6 +11,7 @@ from fairlead_cli.migration.draft import MigrationOptions
 from fairlead_cli.migration.field_reader import Outcome
 from fairlead_cli.migration.systems import Migration, migrate, system_of
 from fairlead_operator.render import pod_template
+from fairlead_testing.yaml_documents import load_document
 
 POD = """
 nodeSelector: {nvidia.com/gpu.product: NVIDIA-H100-80GB-HBM3}
@@ -38,7 +38,7 @@ KINDS = {
 
 def pod(**changed: Any) -> dict[str, Any]:
     """Returns a pod; fields with the names of a container's are set in its container."""
-    found: dict[str, Any] = yaml.safe_load(POD)
+    found: dict[str, Any] = load_document(POD)
     container = found["containers"][0]
     for name, value in changed.items():
         (container if name in ("image", "command", "args", "env", "resources") or "Probe" in name else found)[name] = (
@@ -51,7 +51,7 @@ def pod(**changed: Any) -> dict[str, Any]:
 
 def workload(spec: dict[str, Any] | None = None, kind: str = "Deployment", **metadata: Any) -> dict[str, Any]:
     version, text = KINDS[kind]
-    found = _fill(yaml.safe_load(text), pod() if spec is None else spec)
+    found = _fill(load_document(text), pod() if spec is None else spec)
     return {"apiVersion": version, "kind": kind, "metadata": {"name": "house"} | metadata, "spec": found}
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fairlead.errors import BadInput, ManifestError
 from fairlead_cli.tenants.yaml_edit import replace_keys
+from fairlead_testing.yaml_documents import load_documents
 
 A, B, C = ({"name": name, "digest": name * 64} for name in "abc")
 HEAD = "apiVersion: serving.fairlead.io/v1alpha1\nkind: ModelTenant\nmetadata: {name: acme}\n"
@@ -35,7 +36,7 @@ def _by_digest(entry: dict[str, Any]) -> str:
 
 
 def keys_of(text: str) -> list[dict[str, Any]]:
-    (document,) = yaml.safe_load_all(text)
+    (document,) = load_documents(text)
     return list(document["spec"].get("keys") or [])
 
 

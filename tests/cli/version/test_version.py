@@ -17,6 +17,7 @@ from fairlead_cli.output import OutputFormat
 from fairlead_cli.target import InstallationOptions
 from fairlead_cli.version.command import run
 from fairlead_testing.kube.fake_server import FakeApiServer, fake_api_server
+from fairlead_testing.yaml_documents import load_documents
 
 GOLDEN = Path(__file__).parents[2] / "charts" / "golden" / "defaults.yaml"
 
@@ -47,7 +48,7 @@ def install(fake: FakeApiServer) -> None:
     for kind in served_kinds():
         manifest = crd_manifest(kind)
         fake.put(CUSTOM_RESOURCE_DEFINITIONS, None, manifest["metadata"]["name"], spec=manifest["spec"])
-    for one in yaml.safe_load_all(GOLDEN.read_text()):
+    for one in load_documents(GOLDEN.read_text()):
         if one and one["kind"] == "Deployment":
             fake.put(DEPLOYMENTS, "fairlead", one["metadata"]["name"], spec=one["spec"], status={"readyReplicas": 1})
             fake.objects[DEPLOYMENTS.path("fairlead", one["metadata"]["name"])]["metadata"]["labels"] = one["metadata"][

@@ -9,7 +9,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-import yaml
 
 from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeployment
 from fairlead.kube.client import KubeApi
@@ -18,6 +17,7 @@ from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, Mani
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
 from fairlead_testing.waiting import wait_until
+from fairlead_testing.yaml_documents import load_document, load_documents
 
 EARLIER, CRDS = Path(__file__).parent / "earlier", Path(__file__).parents[3] / "crds"
 RELEASES = ("first", "second")
@@ -27,7 +27,7 @@ KINDS = {"ModelDeployment": ModelDeployment, "AcceleratorClass": AcceleratorClas
 
 def recorded(file: str) -> list[Manifest]:
     found = []
-    for one in yaml.safe_load_all((EARLIER / f"{file}.yaml").read_text()):
+    for one in load_documents((EARLIER / f"{file}.yaml").read_text()):
         placed = {**one["metadata"], "namespace": SPACE} if resource_of(one).namespaced else one["metadata"]
         found.append({**one, "metadata": placed})
     return found
@@ -49,7 +49,7 @@ async def define(api: KubeApi, definitions: list[Manifest]) -> None:
 
 
 def todays() -> list[Manifest]:
-    return [yaml.safe_load(file.read_text()) for file in sorted(CRDS.glob("*.yaml"))]
+    return [load_document(file.read_text()) for file in sorted(CRDS.glob("*.yaml"))]
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -73,7 +73,7 @@ async def test_stored_objects_survive_a_crd_upgrade(tmp_path: Path) -> None:
     # its own API server: kinds are the whole cluster's
     with api_server_for_test(tmp_path / "run") as server:
         async with client(server) as api:
-            await define(api, list(yaml.safe_load_all((EARLIER / "first-crds.yaml").read_text())))
+            await define(api, list(load_documents((EARLIER / "first-crds.yaml").read_text())))
             stored = [await api.apply(one, "kubectl") for one in recorded("first")]
             await define(api, todays())
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-import yaml
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Invalid
@@ -23,6 +22,7 @@ from fairlead_testing.kube.api_rules import (
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
+from fairlead_testing.yaml_documents import load_document
 
 ROOT = Path(__file__).parents[3]
 TABLE = Path(__file__).parent / "rules"
@@ -41,7 +41,7 @@ def server(api_server: ApiServer) -> ApiServer:
     async def prepare() -> None:
         async with client(api_server) as api:
             for file in sorted((ROOT / "crds").glob("*.yaml")):
-                await api.apply(yaml.safe_load(file.read_text()), ME)
+                await api.apply(load_document(file.read_text()), ME)
             await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}}, ME)
             for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
                 await wait_until(partial(api.has_resource, resource))

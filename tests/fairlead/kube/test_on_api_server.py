@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import (
@@ -51,6 +50,7 @@ from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.waiting import wait_until
+from fairlead_testing.yaml_documents import load_document
 
 pytestmark = pytest.mark.api_server
 ROOT = Path(__file__).parents[3]
@@ -214,7 +214,7 @@ async def test_custom_kinds_are_served_after_their_definition(
         assert (await api.version()).startswith("v1.")
         assert await api.has_resource(PODS)
         for file in sorted((ROOT / "crds").glob("*.yaml")):
-            await api.apply(yaml.safe_load(file.read_text()), "test")
+            await api.apply(load_document(file.read_text()), "test")
         await wait_until(lambda: api.has_resource(MODEL_DEPLOYMENTS))
         assert (await api.list(MODEL_DEPLOYMENTS, namespace)).items == []
         with pytest.raises(Invalid, match=r"spec\.unheard"):

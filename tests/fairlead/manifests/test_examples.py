@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from fairlead import __version__
 from fairlead.api.spec.engine import EngineType
@@ -29,6 +28,7 @@ from fairlead_operator.render import render_model
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.render_cases import default_context
 from fairlead_testing.waiting import wait_until
+from fairlead_testing.yaml_documents import load_document, load_documents
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"
@@ -199,7 +199,7 @@ def test_operator_renders_the_example(path: Path) -> None:
 
 
 def test_external_engines_match_the_simulated_manifest_and_release() -> None:
-    theirs = yaml.safe_load(THEIRS.read_text())
+    theirs = load_document(THEIRS.read_text())
     (pool,) = load_only_model(THEIRS.with_name("simulated.yaml")).spec.pools
     template = theirs["spec"]["template"]
     (container,) = template["spec"]["containers"]
@@ -215,11 +215,11 @@ def test_external_engines_match_the_simulated_manifest_and_release() -> None:
 async def test_api_server_accepts_every_example(api_server: ApiServer) -> None:
     async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
         for crd in sorted((ROOT / "crds").glob("*.yaml")):
-            await api.apply(yaml.safe_load(crd.read_text()), "test")
+            await api.apply(load_document(crd.read_text()), "test")
         for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES, MODEL_ADAPTERS):
             await wait_until(partial(api.has_resource, resource))
         for path in [*FILES, *ON_GPUS, *SIMULATED, THEIRS, CLUSTER_ADAPTERS, STORED_ADAPTER]:
-            for one in yaml.safe_load_all(path.read_text()):
+            for one in load_documents(path.read_text()):
                 if resource_of(one).namespaced:
                     one["metadata"]["namespace"] = "default"
                 await api.apply(one, "test", dry_run=True)

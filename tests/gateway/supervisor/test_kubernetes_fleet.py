@@ -18,6 +18,7 @@ from fairlead_testing.http.raw_client import request
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.fake_server import fake_api_server
 from fairlead_testing.waiting import wait_until
+from fairlead_testing.yaml_documents import load_document
 
 pytestmark = pytest.mark.sockets
 
@@ -169,7 +170,7 @@ def model(namespace: str) -> Manifest:
 async def prepared(api: KubeApi, namespace: str) -> None:
     """Creates our CRDs, and a namespace with the service account that pods need."""
     for path in sorted((ROOT / "crds").glob("*.yaml")):
-        await api.apply(yaml.safe_load(path.read_text()), "test")
+        await api.apply(load_document(path.read_text()), "test")
     await api.apply({"apiVersion": "v1", "kind": NAMESPACES.kind, "metadata": {"name": namespace}}, "test")
     account: dict[str, Any] = {"name": "default", "namespace": namespace}
     await api.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account}, "test")

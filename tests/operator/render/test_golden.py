@@ -6,15 +6,14 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
 from fairlead.kube.resources import Manifest
 from fairlead_operator.render import CURRENT_VERSION, ExistingWorkload, RenderPin, render_model
 from fairlead_operator.render.template_versions import supported_versions
 from fairlead_testing.kube.render_cases import default_context, golden_text, read_case
+from fairlead_testing.yaml_documents import load_documents
 
 FOLDER = Path(__file__).parent
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 CASES = sorted(path.name for path in (FOLDER / "cases").glob("*.yaml"))
 
 
@@ -53,7 +52,7 @@ def test_rendering_of_older_releases_is_unchanged(case: str, version: int) -> No
     again = render_model(model, classes, default_context(workloads=pins))
     golden = FOLDER / "golden" / f"v{version}" / case
     if golden.exists():  # a case that is newer than the version has none
-        was = [one for one in yaml.load_all(golden.read_text(encoding="utf-8"), Loader=LOADER) if one is not None]
+        was = [one for one in load_documents(golden.read_text(encoding="utf-8")) if one is not None]
         assert [pods(one) for one in again.manifests] == [pods(one) for one in was]
 
 

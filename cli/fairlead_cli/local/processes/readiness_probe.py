@@ -52,7 +52,7 @@ def _status(answer: bytes) -> int | None:
 async def _exchange(
     host: str | None, port: int | None, path: str | None, request: bytes, terminator: bytes | None
 ) -> bytes:
-    """Returns what is sent up to the terminator, without one up to the end; nothing on a failure."""
+    """Returns what is sent up to the terminator, or else up to the end; nothing on a failure."""
     try:
         async with asyncio.timeout(TIMEOUT_SECONDS):
             opening = asyncio.open_unix_connection(path) if path else asyncio.open_connection(host, port)

@@ -315,7 +315,8 @@ class LazySleepCalls:
 def has_all_ready(fleet: Fleet, answer: bytes) -> bool:
     """Whether a gateway's answer about its fleet has all engines of this one that are ready.
 
-    Why: a gateway reads the fleet's file a while after it is written, and refuses requests until then.
+    Why: a gateway reads the fleet's file a while after it is written; until then it refuses
+    requests.
     """
     models = msgspec.json.decode(answer, type=api_types.Fleet).models
     known = {instance.id for model in models for instance in model.instances if instance.state == InstanceState.READY}

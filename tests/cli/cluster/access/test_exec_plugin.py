@@ -15,6 +15,7 @@ from fairlead_cli.cluster.access.connection import resolve_access
 from fairlead_cli.cluster.access.exec_plugin import run_exec_plugin
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.target import ClusterOptions, kubeconfig_paths
+from fairlead_testing.yaml_documents import load_document
 
 V1 = "client.authentication.k8s.io/v1"
 
@@ -145,5 +146,5 @@ def test_missing_kubeconfig_error_has_a_hint(tmp_path: Path, way: ClusterOptions
 
 
 def test_json_kubeconfig_is_accepted(tmp_path: Path) -> None:
-    (tmp_path / "json").write_text(json.dumps(yaml.safe_load(kubeconfig(tmp_path, token="t").read_text())))
+    (tmp_path / "json").write_text(json.dumps(load_document(kubeconfig(tmp_path, token="t").read_text())))
     assert resolve_access(ClusterOptions(kubeconfig=tmp_path / "json"), {}, tmp_path).token == "t"

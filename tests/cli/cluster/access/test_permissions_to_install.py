@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import yaml
-
 from fairlead_cli.cluster.access.permissions import permissions_to_install
+from fairlead_testing.yaml_documents import load_documents
 
 ROOT = Path(__file__).resolve().parents[4]
 PLURALS = {
@@ -18,7 +17,7 @@ TEST_POD = "Pod"
 
 def test_user_needs_to_create_every_kind_of_the_default_chart() -> None:
     text = (ROOT / "tests" / "charts" / "golden" / "defaults.yaml").read_text(encoding="utf-8")
-    kinds = {document["kind"] for document in yaml.safe_load_all(text) if document} - {TEST_POD}
+    kinds = {document["kind"] for document in load_documents(text) if document} - {TEST_POD}
     expected = {PLURALS.get(kind, f"{kind.lower()}s") for kind in kinds}
     reviewed = {permission.resource for permission in permissions_to_install("fairlead", exists=True)}
     assert expected <= reviewed

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from fairlead.api.conditions import condition_types, reasons
 from fairlead_cli.cluster.access.permissions import COMPONENTS_WITH_PERMISSIONS, component_permissions
@@ -19,6 +18,7 @@ from fairlead_cli.cluster.checks.verdict import MAX_LINES, CheckOutcome, CheckRe
 from fairlead_cli.cluster.components import GATEWAY, OPERATOR
 from fairlead_cli.cluster.facts_collector import dry_run_pod
 from fairlead_operator.kube.leader_election import LEASE_NAME
+from fairlead_testing.yaml_documents import load_document
 
 ROOT = Path(__file__).parents[4]
 Build = Mapping[str, Callable[..., Any]]
@@ -47,7 +47,7 @@ def test_every_check_has_meaning_and_remedy() -> None:
 
 
 def test_oldest_kubernetes_is_that_of_the_chart() -> None:
-    chart = yaml.safe_load((ROOT / "charts" / "fairlead" / "Chart.yaml").read_text(encoding="utf-8"))
+    chart = load_document((ROOT / "charts" / "fairlead" / "Chart.yaml").read_text(encoding="utf-8"))
     assert chart["kubeVersion"] == f">={OLDEST_KUBERNETES[0]}.{OLDEST_KUBERNETES[1]}.0-0"
 
 
