@@ -38,6 +38,7 @@ class Kubelet:
         self._runner: web.AppRunner | None = None
         self.port = 0
         self.forwarded: list[tuple[str, int]] = []
+        self._transports: list[asyncio.Transport] = []
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -80,11 +81,8 @@ class Kubelet:
         Why: a connection that is not closed is reported when it is collected, in any later test.
         """
         assert self._runner is not None
-        server = self._runner.server
-        assert server is not None
-        transports = [handler.transport for handler in server.connections if handler.transport is not None]
         await self._runner.cleanup()
-        for transport in transports:
+        for transport in self._transports:
             transport.abort()  # a client that does not answer the end of TLS would keep it open
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
@@ -96,6 +94,8 @@ class Kubelet:
     async def _forward(self, request: web.Request) -> web.WebSocketResponse:
         pod, port = request.match_info["pod"], int(request.query["port"])
         self.forwarded.append((pod, port))
+        if request.transport is not None:  # the server forgets it when it begins to close it
+            self._transports.append(request.transport)
         client = web.WebSocketResponse(protocols=(PROTOCOL,))
         await client.prepare(request)
         for channel in (0, 1):

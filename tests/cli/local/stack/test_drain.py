@@ -78,6 +78,18 @@ class Load:
                 self.answered.set()
 
 
+class PatientClient(ManagementClient):
+    """Lets no engine leave before it has been seen draining."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.has_seen = asyncio.Event()
+
+    async def in_flight_requests(self, instance_id: str) -> int:
+        await self.has_seen.wait()
+        return await super().in_flight_requests(instance_id)
+
+
 class LeavingEngine:
     """Observations of the engine that leaves: its id, the time at which the gateway noticed it, and
     its own metrics.
@@ -90,7 +102,7 @@ class LeavingEngine:
         self.is_watched = asyncio.Event()
         self.states: list[dict[str, int]] = []
 
-    async def watch(self, management: ManagementClient) -> None:
+    async def watch(self, management: PatientClient) -> None:
         """Records the engine's state until it ends. A stream of its own keeps it until then."""
         async with httpx.AsyncClient(timeout=PATIENCE, trust_env=False) as client:
             async with client.stream("POST", f"{self.url}/v1/chat/completions", json=CHAT | ENDLESS) as stream:
@@ -99,6 +111,7 @@ class LeavingEngine:
                 await wait_until(lambda: management.has_stopped_routing(self.id), 0.0)
                 self.noticed_at = asyncio.get_running_loop().time()
                 self.states.append((await client.get(f"{self.url}/sim/state")).json())
+                management.has_seen.set()
             while True:
                 try:
                     self.states.append((await client.get(f"{self.url}/sim/state")).json())
@@ -117,7 +130,7 @@ async def scale_down_under_load(directory: Path) -> tuple[Load, LeavingEngine]:
     template = Instance("", "default", "tiny", "main", "", engine="sim")
     pool = EnginePoolSpec(Model("default", "tiny", preset="round-robin"), "main", 3, template, engine, "main")
     url = f"http://127.0.0.1:{manage}"
-    async with ManagementClient(url) as management:
+    async with PatientClient(url) as management:
         spec = StackSpec((pool,), gateway, url, file)
         supervisor = StackSupervisor(
             spec, reaper=reaper, clock=SystemClock(), routing=management, on_event=lambda line: None
