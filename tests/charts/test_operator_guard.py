@@ -40,22 +40,35 @@ def serving(status: str = "False") -> dict[str, Any]:
     return {"type": "fairlead.io/Serving", "status": status, "lastTransitionTime": "2026-11-20T17:43:20Z"}
 
 
-@asynccontextmanager
-async def guarded(server: ApiServer, program: Path, folder: Path) -> AsyncIterator[tuple[KubeApi, KubeApi]]:
-    """Installs rights and guard, and yields clients of the administrator and of the operator."""
+@pytest.fixture(scope="module")
+def guarded(api_server: ApiServer, program: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A kubeconfig of the operator's account on a server with its rights and its guard."""
+    config = tmp_path_factory.mktemp("operator") / "kubeconfig"
+    config.write_text(asyncio.run(_install(api_server, program)))
+    return config
+
+
+async def _install(server: ApiServer, program: Path) -> str:
     found = render_chart(program, f"--namespace={PLACE}", "--set=operator.serviceAccounts={cloud}")
     async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as admin:
         await apply_rights(admin, found, PLACE)
         await admin.apply(worker_set_crd(), "test")
         await wait_until(lambda: admin.has_resource(LEADER_WORKER_SETS))
-        names = ("-operator", "-operator-objects", "-operator-accounts")
-        policy = [one for one in found if one["kind"] in POLICY and one["metadata"]["name"].endswith(names)]
-        assert len(policy) == 6
-        await asyncio.to_thread(kubectl, server, "apply", "-f", "-", text=yaml.safe_dump_all(policy))
-        config = folder / "kubeconfig"
-        config.write_text(await kubeconfig_for_account(server, PLACE, "fairlead-operator"))
-        async with KubeApi(config_from_kubeconfig([config]), SystemClock(), lambda: 0.5) as operator:
-            yield admin, operator
+    names = ("-operator", "-operator-objects", "-operator-accounts")
+    policy = [one for one in found if one["kind"] in POLICY and one["metadata"]["name"].endswith(names)]
+    assert len(policy) == 6
+    await asyncio.to_thread(kubectl, server, "apply", "-f", "-", text=yaml.safe_dump_all(policy))
+    return await kubeconfig_for_account(server, PLACE, "fairlead-operator")
+
+
+@asynccontextmanager
+async def clients(server: ApiServer, config: Path) -> AsyncIterator[tuple[KubeApi, KubeApi]]:
+    """Yields those of the administrator and of the operator."""
+    async with (
+        KubeApi(server.config(), SystemClock(), lambda: 0.5) as admin,
+        KubeApi(config_from_kubeconfig([config]), SystemClock(), lambda: 0.5) as operator,
+    ):
+        yield admin, operator
 
 
 async def write_status(api: KubeApi, name: str, status: dict[str, Any]) -> str:
@@ -88,9 +101,9 @@ async def delete(api: KubeApi, name: str) -> str:
 
 
 async def test_guard_lets_the_operator_mark_and_delete_only_pods_of_models(
-    api_server: ApiServer, program: Path, tmp_path: Path
+    api_server: ApiServer, guarded: Path
 ) -> None:
-    async with guarded(api_server, program, tmp_path) as (admin, operator):
+    async with clients(api_server, guarded) as (admin, operator):
         for name, labels in (("ours", MANAGED), ("theirs", {"app": "web"})):
             await admin.apply(pod(name, labels), "test")
             ready = {"type": "Ready", "status": "True"}
@@ -176,8 +189,8 @@ KINDS = (
 )
 
 
-async def test_guard_leaves_objects_of_others_alone(api_server: ApiServer, program: Path, tmp_path: Path) -> None:
-    async with guarded(api_server, program, tmp_path) as (admin, operator):
+async def test_guard_leaves_objects_of_others_alone(api_server: ApiServer, guarded: Path) -> None:
+    async with clients(api_server, guarded) as (admin, operator):
         for kind in KINDS:
             await admin.apply(child(kind, "theirs", labels={"app": "web"}, ownerReferences=[]), "test")
             other = {"labels": MANAGED | {"fairlead.io/installation": "other"}}
@@ -203,9 +216,9 @@ async def test_guard_leaves_objects_of_others_alone(api_server: ApiServer, progr
 
 
 async def test_guard_keeps_the_operator_from_the_pods_and_accounts_of_others(
-    api_server: ApiServer, program: Path, tmp_path: Path
+    api_server: ApiServer, guarded: Path
 ) -> None:
-    async with guarded(api_server, program, tmp_path) as (_, operator):
+    async with clients(api_server, guarded) as (_, operator):
 
         async def is_guarded() -> bool:
             return "ServiceAccount" in await apply(operator, _with_account("builder"))
@@ -222,11 +235,9 @@ async def test_guard_keeps_the_operator_from_the_pods_and_accounts_of_others(
             assert "only Services within the cluster" in await apply(operator, child("Service", "s", spec))
 
 
-async def test_a_deployment_with_the_name_of_an_account_does_not_get_it(
-    api_server: ApiServer, program: Path, tmp_path: Path
-) -> None:
+async def test_a_deployment_with_the_name_of_an_account_does_not_get_it(api_server: ApiServer, guarded: Path) -> None:
     """An attacker chooses the name of a workload, and so that of its account."""
-    async with guarded(api_server, program, tmp_path) as (admin, operator):
+    async with clients(api_server, guarded) as (admin, operator):
         foreign = "that belongs to others"
         for name, labels in (("cluster-admin", {}), ("builder", {"app.kubernetes.io/managed-by": "Helm"})):
             account = {"apiVersion": "v1", "kind": "ServiceAccount"}
@@ -245,11 +256,9 @@ async def test_a_deployment_with_the_name_of_an_account_does_not_get_it(
         assert "namespaces of the cluster itself" in await apply(operator, system)
 
 
-async def test_both_templates_of_a_worker_set_have_listed_accounts(
-    api_server: ApiServer, program: Path, tmp_path: Path
-) -> None:
+async def test_both_templates_of_a_worker_set_have_listed_accounts(api_server: ApiServer, guarded: Path) -> None:
     """A group has a leader and workers, and each could run as another account."""
-    async with guarded(api_server, program, tmp_path) as (_, operator):
+    async with clients(api_server, guarded) as (_, operator):
 
         async def is_guarded() -> bool:
             return "ServiceAccount" in await apply(operator, _group("nobody", "nobody"))
