@@ -14,12 +14,11 @@ from fairlead_gateway.admission.backlog_decay import MIN_BACKLOG_SECONDS
 from fairlead_gateway.admission.caller_bounds import CallerBounds, CallerClass
 from fairlead_gateway.admission.decode_work import decode_seconds
 from fairlead_gateway.admission.fair_share import FairShare
-from fairlead_gateway.admission.kv_capacity import MAX_WAITING_STEP_SHARE
+from fairlead_gateway.admission.kv_capacity import MAX_WAITING_STEP_SHARE, EngineLoad
 from fairlead_gateway.admission.policy import POLL_SECONDS
 from fairlead_gateway.admission.request_queue import TIER_WEIGHTS, has_credit, waits_behind
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch
-from fairlead_gateway.worker.dispatch.free_sequences import has_free_sequence
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.router_front import QUEUED
@@ -175,10 +174,12 @@ class FairGateway(SimulatedGateway):
         endpoint = self.router.endpoint(instance)
         if endpoint is None:
             return True
-        local, small_share = endpoint.load, self._fair_share.has_small_share(tenant)
-        return has_free_sequence(
-            self._profile.max_sequences, local, self.router.total_load(local), small_share=small_share
-        )
+        bound, local = self._profile.max_sequences, endpoint.load
+        total = self.router.total_load(local)
+        engine = EngineLoad(instance, 0.0, 0.0, other_tokens=local.tokens_of_others(total))
+        if bound is not None:
+            engine.free_sequences = float(bound - total.sent)
+        return engine.has_free_sequence(small_share=self._fair_share.has_small_share(tenant))
 
     def _start_timer(self, now: float) -> None:
         """Arms a check of all queues, since requests of other gateways end unseen."""

@@ -91,6 +91,17 @@ class EngineLoad:
         seconds = self.backlog_seconds
         return seconds <= 0.0 if long else seconds < MAX_WAITING_STEP_SHARE * self.step_seconds
 
+    def has_free_sequence(self, *, small_share: bool) -> bool:
+        """Returns whether it can start one more request of a caller.
+
+        More of them would wait in its own queue, in the order of their arrival. So where callers
+        are distinguished, the gateway keeps them, in its own order. Where other processes have
+        requests, `REQUESTS_AHEAD` of callers with a small share may wait inside.
+
+        small_share: the caller was served much less than another one.
+        """
+        return self.free_sequences > (-REQUESTS_AHEAD if small_share and self.other_tokens > 0.0 else 0)
+
     def may_queue_for_memory(self, needed_tokens: float, missing_tokens: float) -> bool:
         """Returns whether a request of a caller with a small share may wait for memory inside.
 

@@ -38,7 +38,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.admission.backlog_decay import BacklogDecay
 from fairlead_gateway.admission.caller_bounds import CallerBounds, CallerClass
 from fairlead_gateway.admission.drain_rate import DrainRate
-from fairlead_gateway.admission.kv_capacity import REQUESTS_AHEAD, EngineLoad, KvCapacityPlanner
+from fairlead_gateway.admission.kv_capacity import EngineLoad, KvCapacityPlanner
 from fairlead_gateway.admission.length_classes import LengthClasses
 from fairlead_gateway.admission.memory_hold import MemoryHold
 from fairlead_gateway.admission.output_lengths import OutputForecast, OutputLengths
@@ -294,13 +294,13 @@ class AdmissionPolicy:
         ordered, long = self.is_order_relevant(), self._has_own_engines(request.queued)
         if long and self._is_closed_to_long(engines, now):
             return [engine.id for engine in engines]
-        least_free = -REQUESTS_AHEAD if self._queue.has_small_share(request.queued.tenant) else 0
+        small_share = self._queue.has_small_share(request.queued.tenant)
         full: list[str] | None = None  # most requests find room everywhere
         for engine in engines:
             if (
                 (ordered and not engine.has_room(long=long))
                 or engine.id == reserved
-                or engine.free_sequences <= (least_free if engine.other_tokens > 0.0 else 0)
+                or not engine.has_free_sequence(small_share=small_share)
                 or self.lacks_memory(request, engine, now)
             ):
                 full = full or []

@@ -76,6 +76,18 @@ class EndpointLoad:
             self.queued + queued,
         )
 
+    def tokens_of_others(self, total: "EndpointLoad") -> float:
+        """Returns the tokens of other processes that the endpoint has, from the load of all.
+
+        Processes report the tokens of all their requests, and how many of these wait in them. Those
+        are taken to be as large as the others.
+        """
+        inflight = total.inflight - self.inflight
+        if total is self or inflight <= 0:
+            return 0.0
+        sent_share = max(0.0, min(1.0, (total.sent - self.sent) / inflight))
+        return max(0.0, sent_share * (total.inflight_tokens - self.inflight_tokens))
+
     def is_busier_than(self, other: "EndpointLoad") -> bool:
         """Returns whether this endpoint is busier: by backlog, then tokens in flight, then id."""
         if self.backlog_seconds != other.backlog_seconds:

@@ -5,6 +5,5 @@
 - `router_registry`: the routers of all models, and the fleet.
 - `late_binding_queue`: when requests that wait for their chosen instance start.
 - `waiting_requests`: these requests, by caller and in the preset's order.
-- `free_sequences`: whether an instance computes fewer requests than it can.
 - `engine_address`: the fields of an instance that requests read.
 """

@@ -184,11 +184,14 @@ class AdmissionController:
             if admission is not None:
                 admission.fair_share.add_reported(served)
 
-    def on_dispatch(self, context: RequestContext, now: float) -> None:
-        """Records that the request was dispatched to its chosen instance."""
+    def on_dispatch(self, context: RequestContext, now: float, *, is_planned: bool) -> None:
+        """Records that the request was dispatched to its chosen instance.
+
+        is_planned: its memory there was planned when its wait ended.
+        """
         admission = self._models.get(context.request.model_key)
         if admission is not None:
-            admission.on_dispatch(context, now)
+            admission.on_dispatch(context, now, is_planned=is_planned)
 
     def on_first_token(self, context: RequestContext, now: float) -> None:
         """Records that the prefill of the request is over."""

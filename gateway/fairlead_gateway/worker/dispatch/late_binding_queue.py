@@ -17,7 +17,7 @@ computes nothing. No event shows when the prefill of a plain response ends; it i
 (`admission.backlog_decay`).
 
 Why only this process's prefill counts: two processes that count what each of them queues would wait
-for each other. If callers are distinguished, a sequence must be free, too (`free_sequences`).
+for each other. If callers are distinguished, a sequence and the request's memory must be free, too.
 """
 
 import asyncio
@@ -33,10 +33,8 @@ from fairlead_gateway.admission.kv_capacity import MAX_WAITING_STEP_SHARE
 from fairlead_gateway.admission.policy import MAX_PASSED_OVER, POLL_SECONDS
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import Overloaded, RequestShed
-from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.routing.endpoint import Endpoint
 from fairlead_gateway.routing.load.inflight import NOTHING_DEFERRED
-from fairlead_gateway.worker.dispatch.free_sequences import has_free_sequence
 from fairlead_gateway.worker.dispatch.model_admission import ModelAdmission, end_wait
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.dispatch.waiting_requests import InstanceQueue, OnRoom, QueuedDispatch, WaitingCallers
@@ -72,6 +70,7 @@ class LateBindingQueue:
         self._callers: dict[str, WaitingCallers] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._dispatch_scheduled = False
+        self._on_dispatch = self._dispatch_ready  # bound once, not for each check
 
     def queued(self) -> dict[str, int]:
         """Returns the number of waiting requests by model."""
@@ -105,7 +104,7 @@ class LateBindingQueue:
             return False
         if endpoint is None:
             return True
-        if not self._fits(router, endpoint, admission, context):
+        if admission is not None and not admission.can_start(context, endpoint.load, self._now()):
             return False
         # Most have room, whatever the time is.
         return endpoint.load.waiting <= 0 or self._has_room(endpoint, queue, self._now())
@@ -176,7 +175,7 @@ class LateBindingQueue:
         """Schedules one check of the queue for all events of this iteration of the event loop."""
         if key in self._waiting and not self._dispatch_scheduled:
             self._dispatch_scheduled = True
-            self._loop.call_soon(self._dispatch_ready)
+            self._loop.call_soon(self._on_dispatch)
 
     def on_fleet_update(self) -> None:
         """Ends the wait of the requests whose instances are no longer ready."""
@@ -195,24 +194,6 @@ class LateBindingQueue:
         sent_seconds = endpoint.load.backlog_seconds - seconds
         limit = max(MAX_WAITING_STEP_SHARE * endpoint.full_step_seconds, MIN_BACKLOG_SECONDS)
         return self._backlogs.remaining_seconds(endpoint.id, sent_seconds, now) < limit
-
-    def _fits(
-        self, router: ModelRouter, endpoint: Endpoint, admission: ModelAdmission | None, context: RequestContext
-    ) -> bool:
-        """Returns whether an instance has a free sequence and memory for a request of a caller.
-
-        True if callers are not distinguished.
-        """
-        if admission is None or not admission.fair_share.distinguishes_callers:
-            return True
-        local = endpoint.load
-        total = router.total_load(local)
-        bound = self._routers.sequence_bound(context.request.model_key, endpoint.id)
-        if not has_free_sequence(bound, local, total, small_share=False):
-            goes_ahead = has_free_sequence(bound, local, total, small_share=True)
-            if not goes_ahead or not admission.fair_share.has_small_share(context.caller):
-                return False
-        return not admission.lacks_memory(context, local, total, self._now())
 
     def _start_timer(self) -> None:
         """Arms the timer of the next check, unless it is armed already.
@@ -234,49 +215,26 @@ class LateBindingQueue:
         now = self._now()
         started: list[QueuedDispatch] = []
         for key, instances in list(self._waiting.items()):
-            router = self._routers.router(key)
+            router, callers, admission = self._routers.router(key), self._callers[key], self._admissions.get(key)
             for name, queue in list(instances.items()):
                 endpoint = None if router is None else router.endpoint(name)
                 while queue.requests and (endpoint is None or self._has_room(endpoint, queue, now)):
-                    queued = self._next(key, endpoint, queue, now)
+                    queued = _next(queue, callers.fair_share, admission, endpoint, now)
                     if queued is None:
                         break
-                    self._callers_of(key).charge(queued)
-                    self._remove(key, name, queued.context.route_request.id)
+                    callers.charge(queued)
                     context = queued.context
+                    self._remove(key, name, context.route_request.id)
                     context.admission.queued_seconds += now - queued.queued_at
                     context.admission.counted_at = name
-                    if key in self._admissions:
-                        self._admissions[key].plan_memory(context, name, now)
+                    if admission is not None:
+                        admission.plan_memory(context, name, now)
                     self._on_exit(key, "dispatch-queue")
                     started.append(queued)
         if self._waiting:
             self._start_timer()
         for queued in started:  # last: each may send, answer and enqueue
             queued.on_end(True, None)
-
-    def _next(self, key: str, endpoint: Endpoint | None, queue: InstanceQueue, now: float) -> QueuedDispatch | None:
-        """Returns the next request that an instance can start; None if it can start none.
-
-        The first one that does not fit holds back those of other callers for a while.
-        """
-        share, admission, router = (
-            self._callers_of(key).fair_share,
-            self._admissions.get(key),
-            self._routers.router(key),
-        )
-        passed_over: list[CallerKey] = []
-        while len(passed_over) <= MAX_PASSED_OVER:
-            request_id = queue.first(share, passed_over)
-            if request_id is None:
-                return None
-            queued = queue.requests[request_id]
-            if router is None or endpoint is None or self._fits(router, endpoint, admission, queued.context):
-                return queued
-            if admission is None or admission.may_hold_memory(queued.caller, now):
-                return None
-            passed_over.append(queued.caller)
-        return None
 
     def _end_wait(self, context: RequestContext, cause: str) -> QueuedDispatch | None:
         """Removes a request that will not start at its instance, and returns it; None if it does
@@ -351,3 +309,23 @@ class LateBindingQueue:
             hint="try again later",
             headers=(("retry-after", str(self._routers.drain_seconds(key))),),
         )
+
+
+def _next(
+    queue: InstanceQueue, share: FairShare, admission: ModelAdmission | None, endpoint: Endpoint | None, now: float
+) -> QueuedDispatch | None:
+    """Returns the next request that an instance can start; None if it can start none.
+
+    The first one that does not fit holds back those of other callers for a while.
+    """
+    passed_over: list[CallerKey] = []
+    while len(passed_over) <= MAX_PASSED_OVER:
+        queued = queue.first(share, passed_over)
+        if queued is None:
+            return None
+        if admission is None or endpoint is None or admission.can_start(queued.context, endpoint.load, now):
+            return queued
+        if admission.may_hold_memory(queued.caller, now):
+            return None
+        passed_over.append(queued.caller)
+    return None

@@ -26,7 +26,6 @@ from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
 from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_gateway.telemetry import MetricsRecorder
-from fairlead_gateway.worker.dispatch.free_sequences import tokens_of_others
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.retry_after import retry_after_seconds
@@ -203,28 +202,46 @@ class ModelAdmission:
         )
         request.queued.decode_seconds = self._decode_seconds(context, tokens)
 
-    def on_dispatch(self, context: RequestContext, now: float) -> None:
-        """Adds the request to the planned KV of its chosen instance."""
+    def on_dispatch(self, context: RequestContext, now: float, *, is_planned: bool = False) -> None:
+        """Charges the caller, and adds the request to the planned KV of its chosen instance.
+
+        is_planned: it is in the plan already, since it waited for the instance.
+        """
         assert context.choice is not None
-        self.plan_memory(context, context.choice.instance_id, now)
+        if not is_planned:
+            self.plan_memory(context, context.choice.instance_id, now)
         if context.admission.request is not None:
             if context.admission.request.queued.decode_seconds <= 0.0:
                 self.expect_answer(context)  # it did not wait
             self._queue.charge(context.admission.request.queued)
 
-    def lacks_memory(self, context: RequestContext, local: EndpointLoad, total: EndpointLoad, now: float) -> bool:
-        """Whether an instance lacks memory for a request that late binding would start there.
+    def can_start(self, context: RequestContext, local: EndpointLoad, now: float) -> bool:
+        """Whether an instance has a free sequence and memory for a request that late binding would
+        start there.
 
-        False if admission has looked at the memory: where callers are not distinguished.
+        local: the load of this process there.
+        True if callers are not distinguished: then admission has looked at the memory.
         """
+        router = self._router
+        if router is None or not self._has_api_keys:
+            return True
+        bound = self._routers.sequence_bound(local.instance)
         kv_tokens = self._usable_tokens(local.instance) if self._binds_memory_late else None
-        if kv_tokens is None:
-            return False
-        other_tokens = tokens_of_others(local, total)
-        if other_tokens <= 0.0 and self._policy.kv_capacity.has_headroom(context.route_request, kv_tokens):
-            return False
+        if bound is None and kv_tokens is None:
+            return True
+        total = router.total_load(local)
+        other_tokens = local.tokens_of_others(total)
+        engine = EngineLoad(local.instance, 0.0, 0.0, kv_tokens, other_tokens)
+        if bound is not None and bound <= total.sent:
+            engine.free_sequences = float(bound - total.sent)
+            if not engine.has_free_sequence(small_share=self.fair_share.has_small_share(context.caller)):
+                return False
+        if kv_tokens is None or (
+            other_tokens <= 0.0 and self._policy.kv_capacity.has_headroom(context.route_request, kv_tokens)
+        ):
+            return True
         request = context.admission.request or self._admission_request(context)
-        return self._policy.lacks_memory(request, EngineLoad(local.instance, 0.0, 0.0, kv_tokens, other_tokens), now)
+        return not self._policy.lacks_memory(request, engine, now)
 
     def may_hold_memory(self, caller: CallerKey, now: float) -> bool:
         """Whether a request that lacks memory holds back those of other callers, until it fits."""
@@ -334,12 +351,12 @@ class ModelAdmission:
         for endpoint in router.endpoints:
             local = endpoint.load
             load = router.total_load(local)
-            other_tokens = tokens_of_others(local, load)
+            other_tokens = local.tokens_of_others(load)
             kv_tokens = None if self._binds_memory_late else self._usable_tokens(endpoint.id)
             engine = self._policy.engine_load(
                 endpoint.id, load.backlog_seconds, endpoint.full_step_seconds, kv_tokens, other_tokens, now
             )
-            bound = self._routers.sequence_bound(self._key, endpoint.id) if self._bounds_sequences else None
+            bound = self._routers.sequence_bound(endpoint.id) if self._bounds_sequences else None
             if bound is not None:
                 engine.free_sequences = float(bound - load.sent)
             loads.append(engine)

@@ -83,6 +83,7 @@ class RoleRouters:
         self._has_instances: dict[str, bool] = {}
         self._canaries: dict[str, RevisionSplit] = {}
         self.sizes = PromptSizes()
+        self._learned_bounds: dict[str, int] = {}
         self._sequence_bounds: dict[str, int] = {}
         self._memory_shares: dict[str, float] = {}
 
@@ -113,23 +114,21 @@ class RoleRouters:
                 self._canaries[key] = split
         self.fleet = fleet
         present = _instances(fleet)
-        self._sequence_bounds = {name: bound for name, bound in self._sequence_bounds.items() if name in present}
+        self._learned_bounds = {name: bound for name, bound in self._learned_bounds.items() if name in present}
+        self._sequence_bounds = stated_sequence_bounds(present.values()) | self._learned_bounds
         self._memory_shares = {name: share for name, share in self._memory_shares.items() if name in present}
 
     def set_sequence_bounds(self, bounds: Mapping[str, int]) -> None:
         """Adds learned numbers of requests that an instance computes at a time."""
+        self._learned_bounds.update(bounds)
         self._sequence_bounds.update(bounds)
 
-    def sequence_bound(self, key: str, instance_id: str) -> int | None:
+    def sequence_bound(self, instance_id: str) -> int | None:
         """Returns how many requests an instance computes at a time; None if nothing says it.
 
         What was learned goes before what the fleet states. Other profiles do not count.
         """
-        learned = self._sequence_bounds.get(instance_id)
-        if learned is not None:
-            return learned
-        instance = self.ready_instance(key, instance_id)
-        return None if instance is None or instance.profile is None else instance.profile.max_sequences
+        return self._sequence_bounds.get(instance_id)
 
     def set_memory_shares(self, shares: Mapping[str, float]) -> None:
         """Adds learned shares of an instance's memory that may be planned for."""
@@ -319,6 +318,15 @@ class RouterRegistry:
             for router in routers.all_routers()
             for name, load in router.loads().items()
         }
+
+
+def stated_sequence_bounds(instances: Iterable[Instance]) -> dict[str, int]:
+    """Returns how many requests each instance computes at a time, where its profile says it."""
+    return {
+        instance.id: instance.profile.max_sequences
+        for instance in instances
+        if instance.profile is not None and instance.profile.max_sequences is not None
+    }
 
 
 def as_retry_decision(decision: Decision, retries: int, cause: str) -> Decision:

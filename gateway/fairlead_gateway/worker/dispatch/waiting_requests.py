@@ -65,6 +65,10 @@ class QueuedDispatch:
         self.decode_seconds = 0.0
 
 
+_HeapEntry = tuple[_SortKey, int, str, QueuedDispatch]
+"""Place, number and id of a request, and the request. No two have the same number."""
+
+
 class InstanceQueue:
     """The requests that wait for one instance, by id, and by caller in the preset's order.
 
@@ -108,7 +112,7 @@ class InstanceQueue:
             heapify(heap.entries)
         return queued
 
-    def first(self, fair_share: FairShare, passed_over: Collection[CallerKey] = ()) -> str | None:
+    def first(self, fair_share: FairShare, passed_over: Collection[CallerKey] = ()) -> QueuedDispatch | None:
         """Returns the next request of the callers that were served least; None if none waits.
 
         passed_over: callers that do not count.
@@ -120,17 +124,21 @@ class InstanceQueue:
             served = fair_share.served_seconds
             least = min(map(served, callers))
             callers = [caller for caller in callers if has_credit(served(caller), least, self._heaps[caller].weight)]
-        return min([self._first_of(caller) for caller in callers])[2] if callers else None
+        if len(callers) == 1:
+            return self._first_of(self._heaps[callers[0]])[3]
+        return min([self._first_of(self._heaps[caller]) for caller in callers])[3] if callers else None
 
     def seconds_of(self, callers: Collection[Hashable]) -> float:
         """Returns the prefill of the requests of some callers."""
         return sum([heap.prefill_seconds for caller, heap in self._heaps.items() if caller in callers])
 
-    def _first_of(self, caller: CallerKey) -> tuple[_SortKey, int, str]:
-        entries = self._heaps[caller].entries
-        while self.requests.get(entries[0][2]) is not entries[0][3]:
+    def _first_of(self, heap: "CallerHeap") -> _HeapEntry:
+        entries = heap.entries
+        while True:
+            entry = entries[0]
+            if self.requests.get(entry[2]) is entry[3]:
+                return entry
             heappop(entries)
-        return entries[0][:3]
 
 
 class CallerHeap:
@@ -140,7 +148,7 @@ class CallerHeap:
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
-        self.entries: list[tuple[_SortKey, int, str, QueuedDispatch]] = []
+        self.entries: list[_HeapEntry] = []
         self.live_count = 0
         self.prefill_seconds = 0.0
 

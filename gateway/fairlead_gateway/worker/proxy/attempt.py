@@ -174,9 +174,10 @@ class Attempt:
         router = self._router = dispatcher.routers.router(context.request.model_key)
         assert router is not None
         has_transfer = context.transfer is not None
-        if context.admission.counted_at != self.instance_id:
+        is_counted = context.admission.counted_at == self.instance_id
+        if not is_counted:
             router.on_dispatch(route_request, self.instance_id, now, prefilled_elsewhere=has_transfer, is_waiting=False)
-        dispatcher.admission.on_dispatch(context, now)
+        dispatcher.admission.on_dispatch(context, now, is_planned=is_counted)
         if dispatcher.prompt_samples is not None and router.is_indexed and context.request.adapter is None:
             dispatcher.prompt_samples.offer(context.request, route_request)
         timings = dispatcher.timings

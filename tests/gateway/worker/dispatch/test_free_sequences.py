@@ -1,19 +1,21 @@
 """Engines that compute a few requests at a time: the gateway keeps the others, in its own order."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet
-from fairlead_gateway.admission.kv_capacity import REQUESTS_AHEAD
+from fairlead_gateway.admission.kv_capacity import REQUESTS_AHEAD, EngineLoad, KvCapacityPlanner
 from fairlead_gateway.admission.memory_hold import HOLD_SECONDS
 from fairlead_gateway.routing.load.inflight import EndpointLoad
+from fairlead_gateway.routing.request import RouteRequest
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
-from fairlead_gateway.worker.dispatch.free_sequences import has_free_sequence, tokens_of_others
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine
 from fairlead_testing.gateway.limited_gateway import answer
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
@@ -117,24 +119,25 @@ async def test_flood_waits_in_the_gateway_and_a_caller_with_a_small_share_is_nex
         assert {"s0", "s1", "s2", "s3"} <= set(now.engine.order[:-2]), "callers with equal shares take turns"
 
 
-def test_callers_with_small_shares_go_ahead_of_what_other_processes_would_take() -> None:
-    def may_start(sent: int, *, elsewhere: int, small_share: bool = False) -> bool:
-        local = EndpointLoad("e", inflight=sent + 3, queued=3)
-        total = EndpointLoad("e", inflight=local.inflight + elsewhere + 9, queued=local.queued + 9)
-        return has_free_sequence(SEQUENCES, local, total, small_share=small_share)
+@pytest.mark.parametrize(("others", "most_ahead"), [(0.0, 0), (100.0, REQUESTS_AHEAD)])
+def test_callers_with_small_shares_go_ahead_of_what_other_processes_would_take(others: float, most_ahead: int) -> None:
+    """A sequence that becomes free is seen at once where no other process takes it."""
 
-    assert may_start(1, elsewhere=2), "what waits in a gateway takes no sequence"
-    assert not may_start(2, elsewhere=2)
-    ahead = [may_start(2, elsewhere=2 + more, small_share=True) for more in (0, REQUESTS_AHEAD - 1, REQUESTS_AHEAD)]
-    assert ahead == [True, True, False]
-    assert not may_start(SEQUENCES, elsewhere=0, small_share=True), "what becomes free is seen at once here"
+    def may_start(free: int, *, small_share: bool) -> bool:
+        engine = EngineLoad("e", 0.0, 1.0, other_tokens=others)
+        engine.free_sequences = float(free)
+        return engine.has_free_sequence(small_share=small_share)
+
+    assert [may_start(free, small_share=False) for free in (1, 0, -1)] == [True, False, False]
+    assert may_start(1 - most_ahead, small_share=True)
+    assert not may_start(-most_ahead, small_share=True)
 
 
 def test_tokens_of_others_are_those_of_requests_that_an_instance_has() -> None:
     local = EndpointLoad("e", inflight=3, inflight_tokens=300.0, queued=1)
     total = EndpointLoad("e", inflight=3 + 8, inflight_tokens=300.0 + 4_000.0, queued=1 + 6)
-    assert tokens_of_others(local, total) == 1_000.0, "six of their eight requests wait in a process"
-    assert tokens_of_others(local, local) == 0.0
+    assert local.tokens_of_others(total) == 1_000.0, "six of their eight requests wait in a process"
+    assert local.tokens_of_others(local) == 0.0
 
 
 async def test_a_burst_larger_than_the_memory_waits_in_the_gateway() -> None:
@@ -146,6 +149,23 @@ async def test_a_burst_larger_than_the_memory_waits_in_the_gateway() -> None:
         await wait_until(lambda: now.queued() + now.engine.running == 21)
         await now.finish()
         assert now.engine.order[3] == "s0"
+
+
+async def test_the_memory_of_each_request_is_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: Counter[str] = Counter()
+    plan = KvCapacityPlanner.on_dispatch
+
+    def count(planner: KvCapacityPlanner, request: RouteRequest, *rest: Any) -> None:
+        planned[request.id] += 1
+        plan(planner, request, *rest)
+
+    monkeypatch.setattr(KvCapacityPlanner, "on_dispatch", count)
+    async with scene("dual-hash", "flood", profile=SMALL) as now:
+        now.send("flood", *[f"f{number}" for number in range(8)], max_tokens=FOURTH)
+        await wait_until(lambda: now.engine.running == 3 and now.queued() == 5)
+        assert len(planned) == 3, "a waiting request has no memory"
+        await now.finish()
+        assert [*planned.values()] == [1] * 8
 
 
 async def test_a_request_too_large_for_what_is_free_holds_back_a_flood_for_a_while() -> None:
