@@ -13,7 +13,7 @@ warns of them (`fairlead.tenants.cache_isolation`).
 """
 
 import hmac
-from functools import cache
+from functools import lru_cache
 from typing import Final
 
 from fairlead.fleet.model import RequestPolicy
@@ -56,7 +56,7 @@ def takes_cache_salt(policy: RequestPolicy, path: str) -> bool:
     return FIELD in policy.allowed_fields or _all_take_salt(policy.engines or _UNKNOWN_ENGINES, path)
 
 
-@cache
+@lru_cache(maxsize=256)
 def _all_take_salt(engines: frozenset[str], path: str) -> bool:
     return engines <= SALTED_ENGINES and all(FIELD in (known_fields(engine, path) or ()) for engine in engines)
 

@@ -4,7 +4,7 @@ vLLM starts the smallest number first, SGLang the largest. A client's own priori
 engine, since any client could go before all others with it.
 """
 
-from functools import cache
+from functools import lru_cache
 from typing import Final
 
 from fairlead.fleet.model import RequestPolicy
@@ -23,7 +23,7 @@ def engine_priority(tier: int, policy: RequestPolicy, path: str) -> bytes | None
     return _priority(tier, policy.engines, path) if policy.sets_priority else None
 
 
-@cache
+@lru_cache(maxsize=256)
 def _priority(tier: int, engines: frozenset[str], path: str) -> bytes | None:
     if not engines or any(FIELD not in (known_fields(engine, path) or ()) for engine in engines):
         return None

@@ -29,9 +29,26 @@ from fairlead_gateway.worker.tenancy import cache_salt, engine_priority
 from fairlead_gateway.worker.tenancy.cache_salt import apply_scope, scope_of, takes_cache_salt
 
 _MAX_CACHED: Final = 16_384
+_MAX_PATHS: Final = 16
+"""Of models and paths that one tenant uses at the same time."""
 _PRIORITY: Final = frozenset({engine_priority.FIELD})
 _FIELD_SIGNS: Final = (cache_salt.FIELD.encode(), b'"priority"', b"\\u")
 _TIER_NUMBERS: Final = {Tier.INTERACTIVE: 0, Tier.STANDARD: 1, Tier.BATCH: 2}
+
+
+class _PathFields:
+    """Members that a tenant adds to the bodies of requests of a model on a path.
+
+    takes_salt: the engines have the field of the salt there.
+    """
+
+    __slots__ = ("members", "path", "rules", "takes_salt")
+
+    def __init__(self, rules: RequestPolicy, path: str, members: bytes, takes_salt: bool) -> None:
+        self.rules = rules
+        self.path = path
+        self.members = members
+        self.takes_salt = takes_salt
 
 
 class TenantPolicy:
@@ -50,12 +67,8 @@ class TenantPolicy:
     """
 
     __slots__ = (
-        "_members",
-        "_path",
-        "_rules",
-        "_shown_path",
-        "_shown_rules",
-        "_shows_cached",
+        "_last",
+        "_paths",
         "caller_class",
         "has_limits",
         "is_sheddable",
@@ -79,12 +92,8 @@ class TenantPolicy:
         self.may_wake: bool = tenant.may_wake_models
         self.has_limits: bool = bool(tenant.limits)
         self.refuses_external: bool = not tenant.may_leave_cluster
-        self._rules: RequestPolicy | None = None
-        self._path = ""
-        self._members = b""
-        self._shown_rules: RequestPolicy | None = None
-        self._shown_path = ""
-        self._shows_cached = False
+        self._last: _PathFields | None = None
+        self._paths: dict[tuple[int, str], _PathFields] = {}
 
     def shows_cached(self, rules: RequestPolicy, path: str) -> bool:
         """Returns whether responses have their counts of cached tokens.
@@ -93,19 +102,28 @@ class TenantPolicy:
         """
         if self.scope is None or not self.shows_placement:
             return self.shows_placement
-        if rules is not self._shown_rules or path != self._shown_path:
-            self._shows_cached = takes_cache_salt(rules, path)
-            self._shown_rules, self._shown_path = rules, path
-        return self._shows_cached
+        return self._fields(rules, path).takes_salt
 
     def members(self, rules: RequestPolicy, path: str) -> bytes:
         """Returns the salt and the priority of the tenant, as members of a body; empty if engines
         take neither.
         """
-        if rules is not self._rules or path != self._path:
-            self._members = members_text(_changes(self, rules, path, "" if self.scope is None else self.scope.salt))
-            self._rules, self._path = rules, path
-        return self._members
+        return self._fields(rules, path).members
+
+    def _fields(self, rules: RequestPolicy, path: str) -> _PathFields:
+        """Returns what the tenant sets in requests of a model on a path, which is made once."""
+        last = self._last
+        if last is not None and last.rules is rules and last.path == path:
+            return last
+        key = (id(rules), path)
+        found = self._paths.get(key)
+        if found is None or found.rules is not rules:
+            if len(self._paths) >= _MAX_PATHS:
+                self._paths.clear()
+            members = members_text(_changes(self, rules, path, "" if self.scope is None else self.scope.salt))
+            found = self._paths[key] = _PathFields(rules, path, members, takes_cache_salt(rules, path))
+        self._last = found
+        return found
 
 
 NO_TENANT: Final = TenantPolicy(Tenant("", cache_sharing=CacheSharing.CLUSTER), None)

@@ -12,8 +12,9 @@ from fairlead.tenants.model import Tenant, Tier
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.worker.openai.prefix_key import CacheScope
 from fairlead_gateway.worker.openai.request import parse_request
-from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies
+from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies, TenantPolicy
 from fairlead_testing.gateway.running_gateway import fleet_of
 
 PATH = "/v1/chat/completions"
@@ -65,3 +66,17 @@ def test_priority_of_a_client_never_reaches_an_engine(sets: bool, expected: int 
 )
 def test_command_line_says_whether_engines_order_by_priority(args: list[str], sets: bool) -> None:
     assert Engine(type="VLLM", args=args).to_request_policy().sets_priority is sets
+
+
+def test_models_and_paths_in_turns_get_their_own_fields() -> None:
+    policy = TenantPolicy(Tenant("acme", Tier.BATCH), CacheScope("salt"))
+    vllm, sglang = (RequestPolicy(frozenset({engine}), sets_priority=True) for engine in ("vllm", "sglang"))
+    silent, unsalted = RequestPolicy(frozenset({"vllm"})), RequestPolicy(frozenset({"llama.cpp"}))
+    expected = [(vllm, b'"priority":2'), (sglang, b'"priority":0'), (silent, b""), (unsalted, b"")]
+    for number in range(40):  # more paths than are remembered
+        for rules, priority in expected:
+            members = policy.members(rules, PATH)
+            assert members.endswith(priority)
+            assert (b'"priority"' in members, b'"salt"' in members) == (bool(priority), rules is not unsalted)
+            assert policy.shows_cached(rules, PATH) == (rules is not unsalted)
+            assert policy.members(rules, f"/v1/other/{number}") == b""
