@@ -144,8 +144,8 @@ class AdmissionController:
     async def wait_for_instance_room(self, context: RequestContext) -> bool:
         """Waits until the chosen instance can start the request; False if it stops being ready.
 
-        Returns True at once without late binding. The wait has no limit of its own: it ends with
-        the request's timeout, if there is one, or when the client disconnects.
+        Returns True at once without late binding. The wait ends with the request's timeout, or when
+        the client disconnects, and if callers are distinguished, after `queue_seconds`.
         """
         context.admission.counted_at = ""
         if self.can_start(context):

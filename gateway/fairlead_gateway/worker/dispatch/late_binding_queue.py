@@ -16,6 +16,8 @@ gets the next request before it has finished one, since an engine that waits for
 computes nothing. No event shows when the prefill of a plain response ends; it is estimated
 (`admission.backlog_decay`).
 
+If callers are distinguished, a request that has waited for `queue_seconds` is refused.
+
 Why only this process's prefill counts: two processes that count what each of them queues would wait
 for each other. If callers are distinguished, a sequence and the request's memory must be free, too.
 """
@@ -23,6 +25,7 @@ for each other. If callers are distinguished, a sequence and the request's memor
 import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import takewhile
 from types import MappingProxyType
 from typing import Final
 
@@ -32,7 +35,7 @@ from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.admission.kv_capacity import MAX_WAITING_STEP_SHARE
 from fairlead_gateway.admission.policy import MAX_PASSED_OVER, POLL_SECONDS
 from fairlead_gateway.caller_key import CallerKey
-from fairlead_gateway.errors import Overloaded, RequestShed
+from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
 from fairlead_gateway.routing.endpoint import Endpoint
 from fairlead_gateway.routing.load.inflight import NOTHING_DEFERRED
 from fairlead_gateway.worker.dispatch.model_admission import ModelAdmission, end_wait
@@ -65,7 +68,7 @@ class LateBindingQueue:
         self._loop = runtime.loop
         self._backlogs = BacklogDecay()
         self._max_requests = runtime.limits.queued_requests
-        self._max_shed_seconds: float = runtime.limits.queue_seconds
+        self._queue_seconds: float = runtime.limits.queue_seconds
         self._waiting: dict[str, dict[str, InstanceQueue]] = {}
         self._callers: dict[str, WaitingCallers] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -123,7 +126,7 @@ class LateBindingQueue:
         endpoint = None if router is None else router.endpoint(name)
         if router is None or endpoint is None:
             return False
-        if context.policy.is_sheddable and endpoint.load.backlog_seconds > self._max_shed_seconds:
+        if context.policy.is_sheddable and endpoint.load.backlog_seconds > self._queue_seconds:
             raise self._shed_error(key, endpoint.load.backlog_seconds)
         self._make_room(key, context.caller, context.policy.caller_class)
         backlog_before, queued_at = endpoint.load.backlog_seconds, self._now()
@@ -206,6 +209,7 @@ class LateBindingQueue:
     def _on_timer(self) -> None:
         self._timer = None
         self._dispatch_ready()
+        self._refuse_expired(self._now())
 
     def _dispatch_ready(self) -> None:
         """Starts the requests that can start, one at a time, since each counts for the next."""
@@ -235,6 +239,25 @@ class LateBindingQueue:
             self._start_timer()
         for queued in started:  # last: each may send, answer and enqueue
             queued.on_end(True, None)
+
+    def _refuse_expired(self, now: float) -> None:
+        """Refuses the requests that have waited for `queue_seconds`, if callers are distinguished.
+
+        Why not others: they wait for prefill alone, in the preset's order, and an engine would let
+        them wait as long.
+        """
+        before = now - self._queue_seconds
+        for key, instances in list(self._waiting.items()):
+            admission = self._admissions.get(key)
+            if admission is None or not admission.fair_share.distinguishes_callers:
+                continue
+            for queue in list(instances.values()):
+                expired = [*takewhile(lambda queued: queued.queued_at <= before, queue.requests.values())]
+                for queued in expired:
+                    is_shed = queued.context.policy.is_sheddable
+                    self._end_wait(queued.context, "shed-late" if is_shed else "held-too-long")
+                    error = self._expired_error(key, now - queued.queued_at, is_shed=is_shed)
+                    self._loop.call_soon(queued.on_end, False, error)
 
     def _end_wait(self, context: RequestContext, cause: str) -> QueuedDispatch | None:
         """Removes a request that will not start at its instance, and returns it; None if it does
@@ -297,6 +320,14 @@ class LateBindingQueue:
         self._on_exit(key, "shed")
         return RequestShed(
             f"{seconds:.0f} s of work wait at the instance, more than requests of this tier wait for",
+            hint="try again later",
+            headers=(("retry-after", str(self._routers.drain_seconds(key))),),
+        )
+
+    def _expired_error(self, key: str, seconds: float, *, is_shed: bool) -> GatewayError:
+        kind = RequestShed if is_shed else Overloaded
+        return kind(
+            f"the request waited for {seconds:.1f} s, and its instance had no room for it",
             hint="try again later",
             headers=(("retry-after", str(self._routers.drain_seconds(key))),),
         )

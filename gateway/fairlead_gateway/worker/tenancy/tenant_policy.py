@@ -30,7 +30,7 @@ from fairlead_gateway.worker.tenancy.cache_salt import apply_scope, scope_of, ta
 
 _MAX_CACHED: Final = 16_384
 _MAX_PATHS: Final = 16
-"""Of models and paths that one tenant uses at the same time."""
+"""The number of models and paths that one tenant uses at the same time."""
 _PRIORITY: Final = frozenset({engine_priority.FIELD})
 _FIELD_SIGNS: Final = (cache_salt.FIELD.encode(), b'"priority"', b"\\u")
 _TIER_NUMBERS: Final = {Tier.INTERACTIVE: 0, Tier.STANDARD: 1, Tier.BATCH: 2}

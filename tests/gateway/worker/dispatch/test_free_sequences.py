@@ -11,6 +11,7 @@ import pytest
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet
+from fairlead.limits import Limits
 from fairlead_gateway.admission.kv_capacity import REQUESTS_AHEAD, EngineLoad, KvCapacityPlanner
 from fairlead_gateway.admission.memory_hold import HOLD_SECONDS
 from fairlead_gateway.routing.load.inflight import EndpointLoad
@@ -182,6 +183,31 @@ async def test_a_request_too_large_for_what_is_free_holds_back_a_flood_for_a_whi
         assert now.engine.order[3:] == ["f3"]
         await now.finish()
         assert now.engine.order[4:] == ["all"]
+
+
+@pytest.mark.parametrize("profile", [QUICK, SMALL], ids=["sequences", "memory"])
+async def test_a_request_waits_for_no_longer_than_the_limit(profile: EngineProfile) -> None:
+    seconds = Limits().queue_seconds
+    async with scene("dual-hash", "flood", profile=profile) as now:
+        now.send("flood", "f0", max_tokens=FOURTH)
+        await wait_until(lambda: now.engine.running == 1)
+        now.send("flood", *[f"f{number}" for number in range(1, 6)], max_tokens=2 * FOURTH)
+        await wait_until(lambda: now.queued() + now.engine.running == 6)
+        waiting = now.queued()
+        assert waiting > 0
+        await asyncio.sleep(seconds - 1)
+        assert now.queued() == waiting
+        now.send("flood", "late", max_tokens=2 * FOURTH)
+        await asyncio.sleep(1.1)
+        refused = [task.result() for task in now.tasks if task.done()]
+        assert [response.status for response in refused] == [503] * waiting
+        assert refused[0].error["code"] == "overloaded"
+        assert f"for {seconds:.0f}." in refused[0].error["message"]
+        assert int(refused[0].fields["retry-after"]) > 0
+        assert now.queued() == 1, "the last one has not waited for long"
+        while not all(task.done() for task in now.tasks):
+            await now.finish_one()
+        assert now.engine.order[-1] == "late"
 
 
 @EITHER_QUEUE

@@ -11,8 +11,11 @@ import pytest
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead.tenants.model import Tenant, Tier
+from fairlead_gateway.admission.fair_share import FairShare
+from fairlead_gateway.admission.policy import POLL_SECONDS
 from fairlead_gateway.errors import Overloaded, RequestShed
 from fairlead_gateway.worker.dispatch.late_binding_queue import LateBindingQueue
+from fairlead_gateway.worker.dispatch.model_admission import ModelAdmission
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
@@ -64,8 +67,15 @@ class OneEngine:
         self.instance.load.waiting -= 1
 
 
+class AnyMemory:
+    """The admission of a model whose callers are distinguished, and whose engine has memory."""
+
+    def __init__(self) -> None:
+        self.fair_share = FairShare(reports=True)
+
+
 class Scene:
-    def __init__(self, limits: Limits, *tenants: Tenant) -> None:
+    def __init__(self, limits: Limits, *tenants: Tenant, has_keys: bool = False) -> None:
         self.policies = {tenant.name: TenantPolicy(tenant, None) for tenant in tenants}
         self.engine = OneEngine()
         self.exits: list[str] = []
@@ -76,7 +86,7 @@ class Scene:
             WorkerRuntime(self.clock, limits, loop),
             cast(RoleRouters, self.engine),
             lambda key, cause: self.exits.append(cause),
-            {},
+            {KEY: cast(ModelAdmission, AnyMemory())} if has_keys else {},
         )
         self.engine.on_dispatch(None, "e", 0.0)
 
@@ -195,6 +205,25 @@ async def test_batch_is_shed_early_where_more_work_waits_than_it_waits_for() -> 
     for _ in tasks:
         await scene.finish_one()
     await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize("has_keys", [False, True])
+async def test_only_requests_of_callers_have_a_longest_wait(has_keys: bool) -> None:
+    scene = Scene(replace(Limits(), queue_seconds=30.0), Tenant("batch", tier=Tier.BATCH), has_keys=has_keys)
+    tasks = {name: await scene.add(name, 0) for name in ("batch", "steady")}
+    scene.clock.advance(29.0)
+    tasks["late"] = await scene.add("steady", 1)
+    await asyncio.sleep(2 * POLL_SECONDS)
+    assert not any(task.done() for task in tasks.values())
+    scene.clock.advance(1.0)
+    await asyncio.sleep(2 * POLL_SECONDS)
+    assert [name for name, task in tasks.items() if task.done()] == (["batch", "steady"] if has_keys else [])
+    if has_keys:
+        assert [type(tasks[name].exception()) for name in ("batch", "steady")] == [RequestShed, Overloaded]
+        assert scene.exits == ["shed-late", "held-too-long"]
+    for task in tasks.values():
+        task.cancel()
+    await asyncio.gather(*tasks.values(), return_exceptions=True)
 
 
 async def test_full_queue_of_assigned_requests_refuses_batch_first() -> None:
