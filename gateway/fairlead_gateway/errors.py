@@ -390,6 +390,7 @@ class EngineTimeout(GatewayError):
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _ANTHROPIC_PATH = "/v1/messages"
+_RESPONSES_PATH = "/v1/responses"
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -434,15 +435,28 @@ def is_anthropic_path(path: str) -> bool:
     return path == _ANTHROPIC_PATH or path.startswith(_ANTHROPIC_PATH + "/")
 
 
-def anthropic_error_event(message: str, code: str, request_id: str) -> bytes:
-    """Returns an error object of Anthropic as the last SSE event of a broken stream.
+def has_error_events(path: str) -> bool:
+    """Whether clients of a path that is passed on know an error event in its streams."""
+    return path == _RESPONSES_PATH or is_anthropic_path(path)
 
-    The empty lines end an event of which only a part has come.
+
+def error_event(path: str, message: str, code: str, request_id: str, *, sequence_number: int = 0) -> bytes:
+    """Returns an error as the last SSE event of a broken stream, in the dialect of the path.
+
+    Under `/v1/responses` it has the fields of OpenAI's reference, and those that its API sends in
+    `error`, on which SDKs raise an exception. Where streams are passed on, empty lines end an event
+    of which only a part has come.
+
+    sequence_number: of the event under `/v1/responses`.
+
+    Source: platform.openai.com/docs/api-reference/responses-streaming/error.
     """
-    body = client_dialect(_ANTHROPIC_PATH, 500, error_body(message, "", None, code, request_id))
+    body = error_body(message, GatewayError.error_type, None, code, request_id)
+    if is_anthropic_path(path):
+        body = client_dialect(path, 500, error_body(message, "", None, code, request_id))
+    elif path == _RESPONSES_PATH:
+        flat = {"code": code, "message": message, "param": None, "sequence_number": sequence_number}
+        body = _encode({"type": "error", **flat, **_decode(body)})
+    else:
+        return b"data: " + body + b"\n\n"
     return b"\n\nevent: error\ndata: " + body + b"\n\n"
-
-
-def error_event(message: str, code: str, request_id: str) -> bytes:
-    """Returns an OpenAI error object as the last SSE event of a broken stream."""
-    return b"data: " + error_body(message, GatewayError.error_type, None, code, request_id) + b"\n\n"

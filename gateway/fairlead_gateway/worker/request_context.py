@@ -81,6 +81,7 @@ class RequestResult:
     Token counts are the engine's; None if it did not report them.
     estimated_tokens, estimated_prompt: of the output and the prompt, at the end of a request whose
         engine reported none.
+    next_sequence_number: of the next event of a stream that is passed on, if its events have numbers.
     is_charged: the request failed because of itself, so what was computed is charged.
     """
 
@@ -95,6 +96,7 @@ class RequestResult:
         "first_at",
         "is_charged",
         "last_at",
+        "next_sequence_number",
         "output_tokens",
         "prompt_tokens",
         "status",
@@ -107,6 +109,7 @@ class RequestResult:
         self.first_at: float | None = None
         self.last_at: float | None = None
         self.event_count: int = 0
+        self.next_sequence_number: int = 0
         self.prompt_tokens: int | None = None
         self.output_tokens: int | None = None
         self.cached_tokens: int | None = None

@@ -6,11 +6,10 @@ from typing import Final
 
 from fairlead_gateway.errors import (
     GatewayError,
-    anthropic_error_event,
     client_dialect,
     error_body,
     error_event,
-    is_anthropic_path,
+    has_error_events,
 )
 from fairlead_gateway.http.timers import TimeoutQueue
 from fairlead_gateway.telemetry import MetricsRecorder
@@ -285,8 +284,8 @@ class ResponseRelay(StreamEnding):
     def _record_end(self, attempt: Attempt, engine_response: EngineResponse, cause: str | None) -> bool:
         """Records how the relay ended; returns whether the rest must not be resumed."""
         result = attempt.context.result
-        result.last_at, result.event_count = engine_response.last_at, engine_response.event_count
-        result.record_usage(engine_response.usage)
+        result.last_at = engine_response.last_at
+        record_relayed(attempt.context, engine_response)
         if cause is None or cause == CLIENT_SILENT:
             return True
         self._failures.on_stream_failed(attempt.context, attempt.instance_id, cause)
@@ -304,11 +303,10 @@ def _end_with_error(context: RequestContext, text: str, code: str) -> None:
 
     Anything else is reset, so that it cannot look whole.
     """
-    request, response, request_id = context.request, context.response, context.http_request.id
-    if request.stream:
-        response.end_with_error(error_event(text, code, request_id))
-    elif request.passes_stream and response.is_between_chunks and is_anthropic_path(context.http_request.head.path):
-        response.end_with_error(anthropic_error_event(text, code, request_id))
+    request, response, path = context.request, context.response, context.http_request.head.path
+    if request.stream or (request.passes_stream and response.is_between_chunks and has_error_events(path)):
+        number = context.result.next_sequence_number
+        response.end_with_error(error_event(path, text, code, context.http_request.id, sequence_number=number))
     else:
         response.abort()
 

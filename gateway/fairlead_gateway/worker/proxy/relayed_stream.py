@@ -185,4 +185,5 @@ class RelayedStream(GapRecorder):
 def record_relayed(context: RequestContext, engine_response: EngineResponse) -> None:
     """Records what was relayed of a response by now: its events, and the engine's token counts."""
     context.result.event_count = engine_response.event_count
+    context.result.next_sequence_number = engine_response.next_sequence_number
     context.result.record_usage(engine_response.usage)

@@ -132,6 +132,11 @@ class EngineResponse(ResponseSink):
         return self.scanner.event_count if self._passed_usage is None else self._passed_usage.event_count
 
     @property
+    def next_sequence_number(self) -> int:
+        """The number of a next event, where the events of a stream that is passed on have one."""
+        return 0 if self._passed_usage is None else self._passed_usage.next_sequence_number
+
+    @property
     def in_band_error(self) -> InBandError | None:
         """The error in a stream, or in an answer that is passed on and counted."""
         if self._passed_usage is not None:

@@ -54,6 +54,9 @@ _STATUSES: Final = {
 }
 """The statuses of types that OpenAI and Anthropic define, for errors without one."""
 _USAGE_KEY: Final = b'"usage"'
+_NUMBER_KEY: Final = b'"sequence_number"'
+_SEQUENCE_NUMBER: Final = re.compile(rb'"sequence_number"\s*:\s*(\d{1,15})\b')
+_NUMBER_BYTES: Final = 48
 _DELTA_TYPES: Final = (b'.delta"', b'"content_block_delta"')
 """The ends of the types of events with text: of `/v1/responses`, and of `/v1/messages`."""
 _FAILED: Final = "response.failed"
@@ -206,6 +209,7 @@ class PassedUsage:
         "_is_stream",
         "_line",
         "_line_start",
+        "_numbered",
         "error",
         "event_count",
         "has_event",
@@ -216,6 +220,7 @@ class PassedUsage:
         self._line = bytearray()
         self._line_start = b""  # of a long line, whose counts are in `_found`
         self._found = _Counts()
+        self._numbered = b""
         self._is_error_event = False
         self._is_final = self.has_event = not is_stream
         self._counts = _Counts()
@@ -233,6 +238,12 @@ class PassedUsage:
             return None
         return Usage(counts.prompt, counts.output if self._is_final else None, counts.cached)
 
+    @property
+    def next_sequence_number(self) -> int:
+        """One more than the last `sequence_number` of an event; 0 without one."""
+        match = _SEQUENCE_NUMBER.match(self._numbered)
+        return 0 if match is None else int(match[1]) + 1
+
     def add(self, chunks: list[bytes], *, is_last: bool) -> None:
         """Reads parts of the answer, as the network has cut them. Nothing counts behind an error.
 
@@ -248,6 +259,8 @@ class PassedUsage:
             if self._is_stream:
                 self.event_count += sum(chunk.count(end) for end in _DELTA_TYPES)
                 self._add_lines(chunk)
+                if (at := chunk.rfind(_NUMBER_KEY)) >= 0:
+                    self._numbered = chunk[at : at + _NUMBER_BYTES]
             else:
                 self._extend(chunk)
         if is_last:
