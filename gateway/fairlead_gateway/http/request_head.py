@@ -47,6 +47,7 @@ _SINGLE_FIELDS: Final = (
 )
 RARE_FIELDS: Final = frozenset((b"x-request-id", b"x-request-timeout", b"x-session-id", b"x-fairlead-hops"))
 """Fields that every request is asked for and few have."""
+_MODEL_PATH: Final = b"/v1/models/"
 _STRAY_CONTROL: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
 _STRAY_CONTROL_PARTIAL: Final = re.compile(rb"(?<!\r)\n|\r[^\n]|\x00")
 
@@ -54,8 +55,8 @@ _STRAY_CONTROL_PARTIAL: Final = re.compile(rb"(?<!\r)\n|\r[^\n]|\x00")
 class RequestHead:
     """A parsed request head.
 
-    path: without query and scheme, percent-decoded; slashes at its end, and further ones in a row,
-        are left out.
+    path: without query and scheme, percent-decoded, except slashes outside of the names of models;
+        slashes at its end, and further ones in a row, are left out.
     query: as received.
     version: 10 or 11.
     length: None for a chunked body.
@@ -344,10 +345,20 @@ def _parse_path(method: str, target: bytes) -> str:
     if not target.startswith(b"/"):
         raise BadRequest("the request target must be a path or an absolute URL", code="malformed_http")
     path = target.partition(b"?")[0].partition(b"#")[0]
-    text = unquote_to_bytes(path).decode("utf-8", "replace") if b"%" in path else path.decode("ascii")
+    text = _decode(path) if b"%" in path else path.decode("ascii")
     if text.endswith("/") or text.find("//") >= 0:
         text = "/" + "/".join([part for part in text.split("/") if part])
     return text
+
+
+def _decode(path: bytes) -> str:
+    """Returns a path percent-decoded. Slashes stay encoded, except in the name of a model.
+
+    Why: a proxy in front that closes paths may not read them as slashes.
+    """
+    if not path.startswith(_MODEL_PATH):
+        path = path.replace(b"%2f", b"%252F").replace(b"%2F", b"%252F")
+    return unquote_to_bytes(path).decode("utf-8", "replace")
 
 
 def _malformed_head(raw: bytes, in_request_line: bool) -> BadRequest:

@@ -81,7 +81,7 @@ class RequestResult:
     Token counts are the engine's; None if it did not report them.
     estimated_tokens, estimated_prompt: of the output and the prompt, at the end of a request whose
         engine reported none.
-    next_sequence_number: of the next event of a stream that is passed on, if its events have numbers.
+    next_sequence_number: of the next event of a stream that is passed on, if events have numbers.
     is_charged: the request failed because of itself, so what was computed is charged.
     """
 

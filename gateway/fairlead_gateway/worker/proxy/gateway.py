@@ -269,7 +269,7 @@ class Gateway(RequestLifecycle):
             elif path == "*":
                 check_method(method, ("GET", "HEAD", "POST"), response)
             else:
-                raise unknown_path()
+                raise unknown_path(path)
             if observers is not None and method == "OPTIONS":
                 observers.on_answered_locally(http_request, response, 200, None)
         except GatewayError as error:

@@ -224,7 +224,7 @@ def refuse_body(method: str, path: str) -> None:
     elif is_passthrough_path(path):
         allowed = PASSTHROUGH_METHODS
     elif path != "*":
-        raise unknown_path()
+        raise unknown_path(path)
     if allowed is not None and method != "OPTIONS" and method not in allowed:
         raise _method_not_allowed(allowed)
     raise BodyTooLarge(
@@ -232,9 +232,10 @@ def refuse_body(method: str, path: str) -> None:
     )
 
 
-def unknown_path() -> UnknownPath:
+def unknown_path(path: str) -> UnknownPath:
     """Returns the error of a path under which nothing is served."""
-    return UnknownPath("nothing is served under this path", hint="the API lies under /v1")
+    hint = "the API lies under /v1" if "%" not in path else "write a path without percent signs"
+    return UnknownPath("nothing is served under this path", hint=hint)
 
 
 def _method_not_allowed(allowed: Sequence[str]) -> MethodNotAllowed:

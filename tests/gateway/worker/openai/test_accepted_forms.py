@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fairlead.fleet.model import RequestPolicy
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, well_behaved
 from fairlead_testing.gateway.limited_gateway import answer, limited_gateway
@@ -180,13 +181,40 @@ async def test_half_a_character_is_named(text: str) -> None:
         ("//v1/chat/completions", "/v1/chat/completions"),
         ("/v1//chat///completions//", "/v1/chat/completions"),
         ("/v1/responses/", "/v1/responses"),
-        ("/v1%2Fchat/completions%2F", "/v1/chat/completions"),
+        ("/v1/%63hat/completion%73", "/v1/chat/completions"),
     ],
 )
 async def test_slashes_too_many_change_no_path(written: str, path: str) -> None:
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
         assert (await request(running.url, PATHS[path], path=written)).status == 200
         assert engine.calls[0].path == path
+
+
+ENCODED = [
+    *("/v1%2fchat/completions", "/v1%2Fchat/completions", "/v1/chat%2fcompletions", "/v1%252fchat/completions"),
+    *("%2fv1/chat/completions", "/%2fv1/chat/completions", "/v1/chat/completions%2f", "/v1/chat%5ccompletions"),
+    *("/v1/chat/completions%00", "/v1/chat/completions%3f", "/v1/chat/completions%23", "/v1/chat/completions%20"),
+    *("/v1/x/%2e%2e/chat/completions", "/v1/%2e/chat/completions", "/v1/chat/completions%", "/v1/chat/completions%zz"),
+    *("/v1/models/..%2fchat/completions", "/v1/models/%2e%2e/chat/completions", "/v1/chat/completions%c0%af"),
+    *("/v1%2fresponses", "/v1/responses%2finput_tokens", "/v1/load_lora%5fadapter", "/tokenize%2f"),
+]
+
+
+@pytest.mark.parametrize("has_all_paths", [False, True])
+async def test_no_path_has_another_reading(has_all_paths: bool) -> None:
+    requests = RequestPolicy(allowed_paths=frozenset({"/v1/*"} if has_all_paths else ()))
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url], requests=requests)) as running:
+        for written in ENCODED:
+            found = await request(running.url, CHAT, path=written)
+            expected = (404, "unknown_url") if written.startswith("/") else (400, "malformed_http")
+            if written.startswith("/v1/models/"):
+                expected = (405, "method_not_allowed")
+            assert (found.status, found.error["code"]) == expected, written
+        assert not engine.calls
+        (found,) = await send(running.url, get_request("/v1/models/default%2Ftiny"))
+        assert found.status == 200
+        found = await request(running.url, CHAT, path="/v1%2fchat/completions")
+        assert "percent" in found.error["message"]
 
 
 @pytest.mark.parametrize("written", ["/v1/models/", "//v1/models", "/readyz/"])
