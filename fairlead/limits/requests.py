@@ -101,7 +101,9 @@ class RequestLimits:
     choices: int = limit(128, "n and best_of: each costs a whole response; a billion of them has crashed engines")
     logprobs: int = limit(100, "logprobs and top_logprobs: each is a sort over the vocabulary")
     max_tokens: int = limit(16_777_216, "max_tokens and max_completion_tokens; the engine's context is the real bound")
-    prompts: int = limit(2_048, "prompts or inputs of one request, times n; each is a request of its own to the engine")
+    prompts: int = limit(
+        2_048, "prompts, inputs or documents of one request, times n; each is a request of its own to the engine"
+    )
     stop_strings: int = limit(64, "stop strings of one request; engines search each after every token")
     stop_bytes: int = limit(65_536, "all stop strings of one request; engines search each after every token")
     tools: int = limit(1_024, "tools of one request")

@@ -219,7 +219,7 @@ class GenericRequest(CommonFields, kw_only=True):
     """A request whose other fields are neither read nor changed.
 
     Only what has crashed engines, or occupied them for all, is bounded: counts, stop strings, and
-    the number of conversations.
+    the number of conversations, documents and other inputs.
     """
 
     stream: bool | None = None
@@ -232,6 +232,13 @@ class GenericRequest(CommonFields, kw_only=True):
     stop: Raw | UnsetType = UNSET
     stop_sequences: Raw | UnsetType = UNSET
     messages: Raw | UnsetType = UNSET
+    input: Raw | UnsetType = UNSET
+    documents: Raw | UnsetType = UNSET
+    items: Raw | UnsetType = UNSET
+    text_1: Raw | UnsetType = UNSET
+    text_2: Raw | UnsetType = UNSET
+    data_1: Raw | UnsetType = UNSET
+    data_2: Raw | UnsetType = UNSET
 
 
 class ListedChatRequest(ChatRequest, kw_only=True, gc=False, forbid_unknown_fields=True):
@@ -301,7 +308,7 @@ LISTED_DECODERS: dict[type[CommonFields], msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(listed) for kind, listed in LISTED_KINDS.items()
 }
 MEMBERS_DECODER = msgspec.json.Decoder(dict[str, Raw])
-CONVERSATIONS_DECODER = msgspec.json.Decoder(list[Raw])
+ITEMS_DECODER = msgspec.json.Decoder(list[Raw])
 URLS_DECODER = msgspec.json.Decoder(list[UrlMessage | list[UrlMessage] | str])
 URL_DECODER = msgspec.json.Decoder(UrlObject | str | None)
 PARTS_DECODER = msgspec.json.Decoder(list[PartMessage | list[PartMessage] | str])

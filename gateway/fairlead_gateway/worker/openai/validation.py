@@ -29,7 +29,7 @@ from fairlead_gateway.errors import BadRequest
 from fairlead_gateway.worker.openai.json_edit import set_members
 from fairlead_gateway.worker.openai.schemas import (
     BODY_DECODERS,
-    CONVERSATIONS_DECODER,
+    ITEMS_DECODER,
     LAX_DECODERS,
     LISTED_DECODERS,
     LOGIT_BIAS_DECODER,
@@ -61,7 +61,13 @@ _HALF_PAIR = re.compile(
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
 )
 _MAX_SCALAR_BYTES = 64
-_INPUT_WORDS = {"input": "inputs"}
+_BATCHES = {
+    "messages": ("conversations", b"["),
+    "input": ("inputs", b'"['),
+    **dict.fromkeys(("documents", "items"), ("documents", b'"[{')),
+    **dict.fromkeys(("text_1", "text_2", "data_1", "data_2"), ("inputs", b'"[{')),
+}
+"""Lists of which each item is a request of its own to the engine, and how such items begin."""
 _STREAM_OPTIONS = "stream_options"
 _OPTION_FIELDS = dict.fromkeys(StreamOptions.__struct_fields__, bool)
 _NULL = Raw(b"null")
@@ -116,7 +122,8 @@ def decode_body(kind: type[CommonFields], body: bytes, limits: Limits) -> Common
         _check_range("top_logprobs", fields.top_logprobs, 0, limits.logprobs)
         _check_stop("stop", fields.stop, limits)
         _check_stop("stop_sequences", fields.stop_sequences, limits)
-        _check_conversations(fields.messages, limits)
+        for name in _BATCHES:
+            _check_batch(name, getattr(fields, name), limits)
     return fields
 
 
@@ -299,9 +306,7 @@ def _check_prompts(field: str, raw: Raw, choices: int, limits: Limits) -> None:
     if len(kinds) > 1:
         raise BadRequest(f"{field}: texts and tokens cannot be mixed", param=field, code="invalid_type")
     if kinds != {int} and len(prompts) * choices > limits.prompts:
-        times = " times n" if choices > 1 else ""
-        message = f"{field}: at most {limits.prompts} {_INPUT_WORDS.get(field, 'prompts')}{times} are accepted"
-        raise BadRequest(message, param=field, code="out_of_range", hint="send the rest in further requests")
+        raise _too_many(field, "inputs" if field == "input" else "prompts", limits, " times n" if choices > 1 else "")
 
 
 def check_priority(raw: Raw) -> None:
@@ -355,14 +360,22 @@ def _check_stop(field: str, raw: Raw | UnsetType, limits: Limits) -> None:
         raise BadRequest(f"{field}: at most {limits.stop_strings} strings are accepted", param=field)
 
 
-def _check_conversations(raw: Raw | UnsetType, limits: Limits) -> None:
-    """Raises BadRequest if `messages` is a list of too many conversations."""
-    if raw is UNSET or bytes(memoryview(raw)[:1]) != b"[":
+def _check_batch(field: str, raw: Raw | UnsetType, limits: Limits) -> None:
+    """Raises BadRequest if a list of requests, or the one in its `content`, is too long."""
+    if raw is UNSET or not (start := bytes(memoryview(raw)[:1])) or start not in b"[{":
         return
-    conversations = CONVERSATIONS_DECODER.decode(raw)
-    if len(conversations) > limits.prompts and bytes(memoryview(conversations[0])[:1]) == b"[":
-        message = f"messages: at most {limits.prompts} conversations are accepted"
-        raise BadRequest(message, param="messages", code="out_of_range")
+    if start == b"{":
+        raw = MEMBERS_DECODER.decode(raw).get("content", _NULL)
+        if bytes(memoryview(raw)[:1]) != b"[":
+            return
+    items, (words, starts) = ITEMS_DECODER.decode(raw), _BATCHES[field]
+    if len(items) > limits.prompts and bytes(memoryview(items[0])[:1]) in starts:
+        raise _too_many(field, words, limits)
+
+
+def _too_many(field: str, words: str, limits: Limits, times: str = "") -> BadRequest:
+    message = f"{field}: at most {limits.prompts} {words}{times} are accepted"
+    return BadRequest(message, param=field, code="out_of_range", hint="send the rest in further requests")
 
 
 def _check_tools(raw: Raw | UnsetType, limits: Limits) -> None:

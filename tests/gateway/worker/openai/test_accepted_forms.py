@@ -105,6 +105,42 @@ async def test_more_inputs_than_openai_takes_are_refused_by_name_and_with_the_wa
         assert found.error["message"] == "input: at most 2048 inputs are accepted (send the rest in further requests)"
 
 
+BATCHES: dict[str, list[dict[str, Any]]] = {
+    "/v1/rerank": [{"query": "q", "documents": ["x"]}, {"query": "q", "documents": [{"content": []}]}],
+    "/rerank": [{"query": "q", "documents": {"content": [{"type": "text", "text": "x"}]}}],
+    "/v1/score": [{"text_1": "q", "text_2": ["x"]}, {"data_1": ["x"], "data_2": "x"}, {"query": "q", "items": ["x"]}],
+    "/classify": [{"input": ["x"]}, {"input": [[1]]}],
+}
+
+
+@pytest.mark.parametrize(("path", "fields"), [(path, fields) for path in BATCHES for fields in BATCHES[path]])
+async def test_more_documents_than_a_request_may_have_are_refused_by_name(path: str, fields: dict[str, Any]) -> None:
+    def with_items(value: Any, count: int) -> Any:
+        return value * count if isinstance(value, list) else {"content": value["content"] * count}
+
+    (name,) = [name for name, value in fields.items() if isinstance(value, list | dict)]
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        body = {"model": "tiny"} | fields | {name: with_items(fields[name], 2_049)}
+        found = await request(running.url, body, path=path)
+        assert (found.status, found.error["param"]) == (400, name)
+        assert f"{name}: at most 2048 " in found.error["message"]
+        assert "further requests" in found.error["message"]
+        assert (await request(running.url, body | {name: with_items(fields[name], 2_048)}, path=path)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/detokenize", {"tokens": [1] * 3_000}),
+        ("/v1/responses", {"input": [{"role": "user", "content": "x"}] * 3_000}),
+        ("/classify", {"input": [1] * 3_000}),
+    ],
+)
+async def test_one_long_prompt_is_no_list_of_requests(path: str, fields: dict[str, Any]) -> None:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        assert (await request(running.url, {"model": "tiny"} | fields, path=path)).status == 200
+
+
 @pytest.mark.parametrize(
     ("field", "text"),
     [
