@@ -84,8 +84,7 @@ class LateBindingQueue:
     def deferred_seconds(self, context: RequestContext) -> Mapping[str, float]:
         """Returns the prefill that waits behind this request if it is placed now, by instance."""
         key = context.request.model_key
-        callers = self._callers.get(key)
-        if callers is None or callers.is_alone(context.caller):
+        if key not in self._waiting or (callers := self._callers[key]).is_alone(context.caller):
             return NOTHING_DEFERRED
         behind = callers.behind(context.caller, context.policy.weight)
         if not behind:
@@ -182,6 +181,8 @@ class LateBindingQueue:
 
     def on_fleet_update(self) -> None:
         """Ends the wait of the requests whose instances are no longer ready."""
+        for key in [key for key in self._callers if key not in self._waiting]:
+            del self._callers[key]
         for key, instances in list(self._waiting.items()):
             ready = self._routers.ready_instances(key)
             lost = [queue for name, queue in instances.items() if name not in ready]
@@ -288,13 +289,14 @@ class LateBindingQueue:
         if not queue.requests:
             del instances[name]
         if not instances:
-            del self._waiting[key], self._callers[key]
+            del self._waiting[key]
 
     def _callers_of(self, key: str) -> WaitingCallers:
-        callers = self._callers.get(key)
-        if callers is None:
-            fair_share = self._admissions[key].fair_share if key in self._admissions else FairShare()
-            callers = self._callers[key] = WaitingCallers(self._max_requests, fair_share)
+        """Returns the waiting callers of a model, which are made once."""
+        callers, admission = self._callers.get(key), self._admissions.get(key)
+        share = None if admission is None else admission.fair_share
+        if callers is None or (callers.fair_share is not share and key not in self._waiting):
+            callers = self._callers[key] = WaitingCallers(self._max_requests, share or FairShare())
         return callers
 
     def _make_room(self, key: str, caller: CallerKey, caller_class: CallerClass) -> None:

@@ -365,7 +365,9 @@ class ModelAdmission:
     def _usable_tokens(self, instance: str) -> float | None:
         """Returns the tokens of an instance's memory that may be planned for; None: unknown."""
         tokens = self._kv_tokens.get(instance)
-        return None if tokens is None else tokens * self._routers.memory_share(instance)
+        if tokens is None or not self._routers.has_memory_shares:
+            return tokens
+        return tokens * self._routers.memory_share(instance)
 
     def _schedule_release(self) -> None:
         """Schedules one check of the queue for all events of this iteration of the event loop.

@@ -67,7 +67,6 @@ class TenantPolicy:
     """
 
     __slots__ = (
-        "_last",
         "_paths",
         "caller_class",
         "has_limits",
@@ -92,8 +91,7 @@ class TenantPolicy:
         self.may_wake: bool = tenant.may_wake_models
         self.has_limits: bool = bool(tenant.limits)
         self.refuses_external: bool = not tenant.may_leave_cluster
-        self._last: _PathFields | None = None
-        self._paths: dict[tuple[int, str], _PathFields] = {}
+        self._paths: list[_PathFields] = []
 
     def shows_cached(self, rules: RequestPolicy, path: str) -> bool:
         """Returns whether responses have their counts of cached tokens.
@@ -112,17 +110,14 @@ class TenantPolicy:
 
     def _fields(self, rules: RequestPolicy, path: str) -> _PathFields:
         """Returns what the tenant sets in requests of a model on a path, which is made once."""
-        last = self._last
-        if last is not None and last.rules is rules and last.path == path:
-            return last
-        key = (id(rules), path)
-        found = self._paths.get(key)
-        if found is None or found.rules is not rules:
-            if len(self._paths) >= _MAX_PATHS:
-                self._paths.clear()
-            members = members_text(_changes(self, rules, path, "" if self.scope is None else self.scope.salt))
-            found = self._paths[key] = _PathFields(rules, path, members, takes_cache_salt(rules, path))
-        self._last = found
+        for known in self._paths:
+            if known.rules is rules and known.path == path:
+                return known
+        if len(self._paths) >= _MAX_PATHS:
+            del self._paths[0]
+        members = members_text(_changes(self, rules, path, "" if self.scope is None else self.scope.salt))
+        found = _PathFields(rules, path, members, takes_cache_salt(rules, path))
+        self._paths.append(found)
         return found
 
 

@@ -143,6 +143,8 @@ async def test_assigned_requests_go_by_credit_between_callers_and_by_order_withi
     expected = ["0", "10", "1", "11", "2", "3", "4", "5"] if len(callers) > 1 else [*"012345", "10", "11"]
     assert order == expected
     await asyncio.gather(*tasks)
+    assert scene.queue._waiting == {}
+    scene.queue.on_fleet_update()
     assert scene.queue._callers == {}
 
 
@@ -301,4 +303,5 @@ async def test_waiting_requests_whose_clients_leave_keep_order_and_take_no_memor
     assert scene.started == ["steady/400", "steady/500"]
     await asyncio.gather(*stays)
     assert not scene.queue._waiting
+    scene.queue.on_fleet_update()
     assert not scene.queue._callers
