@@ -55,6 +55,8 @@ _STREAM_ERROR_TEXTS: Final = {
     "garbage": "the engine's answer cannot be read",
     "gateway-full": "the gateway lacks memory for its events",
 }
+_NO_SNIFFING: Final = "x-content-type-options: nosniff\r\n"
+"""Of answers whose type is the engine's, or missing: no browser takes them for a web page."""
 _JSON_OR_EVENTS: Final = re.compile(rb"json|text/event-stream", re.IGNORECASE)
 
 
@@ -117,6 +119,8 @@ class ResponseRelay(StreamEnding):
         response.on_backpressure = attempt.set_paused
         headers = relayed_headers(_shown_headers(context, engine_response))
         headers += self.response_headers(context, self._now())
+        if context.request.is_passthrough:
+            headers += _NO_SNIFFING
         response.start_stream(engine_response.status, headers, length=length)
         response.accepts_comments = response.accepts_comments and engine_response.is_stream
         if self._hand_over(attempt, engine_response):
@@ -152,8 +156,10 @@ class ResponseRelay(StreamEnding):
         shown, status = _shown_headers(context, engine_response), engine_response.status
         headers = relayed_headers(shown, exclude=b"content-type")
         headers += self.response_headers(context, now)
-        if context.request.is_passthrough and b"content-type" in engine_response.headers:
-            content_type = engine_response.headers[b"content-type"].decode("latin-1")
+        if context.request.is_passthrough:
+            headers += _NO_SNIFFING
+            if b"content-type" in engine_response.headers:
+                content_type = engine_response.headers[b"content-type"].decode("latin-1")
         if status >= 400:
             headers += relayed_retry_after(status, shown, int(self._limits.max_retry_after_seconds))
             context.result.error = ENGINE_REFUSED

@@ -7,7 +7,7 @@ import pytest
 
 from fairlead.fleet.model import Fleet, Model, RequestPolicy
 from fairlead_gateway.worker.openai.passthrough import is_passthrough_path, open_paths
-from fairlead_testing.engines.scripted import EngineCall, scripted_engine
+from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 
@@ -67,6 +67,18 @@ async def test_a_get_names_its_model_in_the_query_which_the_engine_gets_with_its
         cancelled = await request(running.url, b"", path="/v1/responses/resp_1/cancel?model=tiny")
         assert cancelled.status == 200
         assert engine.calls[1].path == "/v1/responses/resp_1/cancel?model=tiny"
+
+
+@pytest.mark.parametrize("kind", [b"content-type: text/plain\r\n", b"content-type: application/json\r\n", b""])
+@pytest.mark.parametrize("length", [b"content-length: 8\r\n", b""])
+async def test_no_browser_takes_an_answer_that_is_passed_on_for_a_web_page(kind: bytes, length: bytes) -> None:
+    async def script(call: EngineCall) -> None:
+        await call.send(b"HTTP/1.1 200 OK\r\nconnection: close\r\n" + kind + length + b"\r\n<script>")
+        raise HangUp
+
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        (answer,) = await send(running.url, post_request({"model": "tiny"}, path="/v1/audio/speech"))
+        assert answer.fields["x-content-type-options"] == "nosniff"
 
 
 async def test_clients_reach_nothing_else_of_an_account() -> None:
