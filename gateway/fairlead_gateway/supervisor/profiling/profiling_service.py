@@ -15,9 +15,8 @@ from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead_gateway.ipc.messages import ProfileUpdate
 from fairlead_gateway.ipc.timing_events import TimingEvents
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, block_ends
-from fairlead_gateway.supervisor.profiling.memory_shares import MemoryShares
+from fairlead_gateway.supervisor.profiling.engine_capacity import EngineCapacities
 from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile, ProfileEstimator
-from fairlead_gateway.supervisor.profiling.sequence_bounds import SequenceBounds
 
 _log = logging.getLogger("fairlead.gateway")
 
@@ -32,23 +31,20 @@ class ProfilingService:
         self._clock = clock
         self._seconds = limits.timing_report_seconds
         self._estimator = ProfileEstimator(limits)
-        self._sequence_bounds = SequenceBounds()
-        self._memory_shares = MemoryShares()
+        self._capacities = EngineCapacities()
         self._resend_all = False
         self._task: asyncio.Task[None] | None = None
 
     def update_fleet(self, fleet: Fleet) -> None:
         """Adds instances that are new and drops those that left."""
         self._estimator.update_fleet(fleet)
-        self._sequence_bounds.update_fleet(fleet)
-        self._memory_shares.update_fleet(fleet)
+        self._capacities.update_fleet(fleet)
 
     def on_signals(self, instance: str, signals: EngineSignals, now: float) -> None:
         """Learns from a report of an engine how many requests it computes at a time, and how much
         of its memory may be planned for.
         """
-        bound = self._sequence_bounds.observe(instance, signals.running, signals.waiting, now)
-        share = self._memory_shares.observe(instance, signals)
+        bound, share = self._capacities.observe(instance, signals, now)
         if bound is not None or share is not None:
             bounds = {} if bound is None else {instance: bound}
             self._broadcast(ProfileUpdate({}, bounds, {} if share is None else {instance: share}))
@@ -86,7 +82,7 @@ class ProfilingService:
             changed = self._estimator.update(self._clock.now())
             if self._resend_all:
                 self._resend_all = False
-                profiles, bounds = dict(self._estimator.sent_profiles()), dict(self._sequence_bounds.values())
-                self._broadcast(ProfileUpdate(profiles, bounds, dict(self._memory_shares.values)))
+                profiles, bounds = dict(self._estimator.sent_profiles()), self._capacities.sequence_bounds()
+                self._broadcast(ProfileUpdate(profiles, bounds, dict(self._capacities.memory_shares)))
             elif changed:
                 self._broadcast(ProfileUpdate(dict(changed)))

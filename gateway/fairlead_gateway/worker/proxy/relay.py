@@ -56,7 +56,7 @@ _STREAM_ERROR_TEXTS: Final = {
     "gateway-full": "the gateway lacks memory for its events",
 }
 _NO_SNIFFING: Final = "x-content-type-options: nosniff\r\n"
-"""Of answers whose type is the engine's, or missing: no browser takes them for a web page."""
+"""The header of answers whose type is the engine's, or missing."""
 _JSON_OR_EVENTS: Final = re.compile(rb"json|text/event-stream", re.IGNORECASE)
 
 

@@ -7,7 +7,7 @@ from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.ipc.messages import ProfileUpdate
-from fairlead_gateway.supervisor.profiling.memory_shares import FALL, MIN_SHARE, RISE, MemoryShares, next_share
+from fairlead_gateway.supervisor.profiling.engine_capacity import FALL, MIN_SHARE, RISE, EngineCapacities, next_share
 from fairlead_gateway.supervisor.profiling.profiling_service import ProfilingService
 from fairlead_testing.gateway.running_gateway import fleet_of
 
@@ -76,8 +76,8 @@ def test_workers_learn_shares_of_instances_of_the_fleet() -> None:
 
 
 def test_shares_of_instances_that_leave_are_dropped() -> None:
-    shares = MemoryShares()
-    shares.update_fleet(fleet_of(["http://127.0.0.1:1"]))
-    shares.observe(ENGINE, EngineSignals(running=8, waiting=3, kv_usage=0.99))
-    shares.update_fleet(Fleet())
-    assert shares.values == {}
+    capacities, full = EngineCapacities(), EngineSignals(running=8, waiting=3, kv_usage=0.99)
+    capacities.update_fleet(fleet_of(["http://127.0.0.1:1"]))
+    assert capacities.observe(ENGINE, full, 0.0) == (None, 1.0 - FALL)
+    capacities.update_fleet(Fleet())
+    assert capacities.memory_shares == {}

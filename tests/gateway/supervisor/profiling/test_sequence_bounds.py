@@ -11,13 +11,13 @@ from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.ipc.messages import ProfileUpdate
-from fairlead_gateway.supervisor.profiling.profiling_service import ProfilingService
-from fairlead_gateway.supervisor.profiling.sequence_bounds import (
+from fairlead_gateway.supervisor.profiling.engine_capacity import (
     MAX_TRY_SECONDS,
     MIN_TRY_SECONDS,
+    EngineCapacities,
     SequenceBound,
-    SequenceBounds,
 )
+from fairlead_gateway.supervisor.profiling.profiling_service import ProfilingService
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
 
 ENGINE = "e-0/0/0"
@@ -98,20 +98,20 @@ def test_an_engine_that_is_not_full_teaches_nothing() -> None:
 
 
 def test_bounds_of_a_fleet_come_and_go_and_begin_anew_with_another_profile() -> None:
-    bounds = SequenceBounds()
-    assert bounds.observe(ENGINE, 8, 0, 0.0) is None, "unknown"
+    bounds, full = EngineCapacities(), EngineSignals(running=8, waiting=0)
+    assert bounds.observe(ENGINE, full, 0.0) == (None, None), "unknown"
     bounds.update_fleet(fleet(8))
-    assert bounds.values() == {ENGINE: 8}
-    assert bounds.observe(ENGINE, 7, 0, 0.0) is None, "unchanged"
-    assert bounds.observe(ENGINE, 8, 0, 0.0) == 10
+    assert bounds.sequence_bounds() == {ENGINE: 8}
+    assert bounds.observe(ENGINE, EngineSignals(running=7, waiting=0), 0.0) == (None, None), "unchanged"
+    assert bounds.observe(ENGINE, full, 0.0) == (10, None)
     bounds.update_fleet(fleet(8))
-    assert bounds.values() == {ENGINE: 10}
+    assert bounds.sequence_bounds() == {ENGINE: 10}
     bounds.update_fleet(fleet(32))
-    assert bounds.values() == {ENGINE: 32}
+    assert bounds.sequence_bounds() == {ENGINE: 32}
     bounds.update_fleet(fleet(None))
-    assert bounds.values() == {}
+    assert bounds.sequence_bounds() == {}
     bounds.update_fleet(Fleet())
-    assert bounds.observe(ENGINE, 8, 0, 0.0) is None
+    assert bounds.observe(ENGINE, full, 0.0) == (None, None)
 
 
 def test_workers_are_told_what_changes() -> None:

@@ -1,9 +1,10 @@
-"""Bounds on the requests that an engine computes at a time, from its profile and its reports.
+"""The capacity of engines, from their profiles and reports: sequences, and memory.
 
-The gateway keeps further requests of callers until a sequence is free, so that its order counts and
-not that of the engine's queue. The bound is that of the engine's profile. An engine without one
-has no bound until it reports waiting requests twice in a row. Then it is the most that it ran
-meanwhile.
+The gateway keeps further requests of callers until there is room, so that its order counts and not
+that of the engine's queue.
+
+**Sequences.** The bound is that of the engine's profile. An engine without one has no bound until
+it reports waiting requests twice in a row. Then it is the most that it ran meanwhile.
 
 A bound that is too low costs throughput, and shows: the engine runs as many and has none waiting.
 Then the bound grows by a quarter. If requests wait in the engine after that, it falls back, and the
@@ -12,16 +13,29 @@ next try comes later, at `MIN_TRY_SECONDS` first, and at most `MAX_TRY_SECONDS`.
 An engine that reports nothing has the bound of its profile. Without a profile it has none: all
 requests are sent there, and wait in its own queue.
 
+**Memory.** The plan counts the tokens of requests. An engine may have less room: it rounds to
+blocks, reserves the longest answer, or has other users. That shows: requests wait in it, and less
+is free than `SHORT_SHARE`, or than one of the running ones has on average. Then the share that may
+be planned for falls by `FALL`. With a report of none waiting it rises by `RISE`, up to the whole.
+
+So a plan that is too large shows in one of three reports. Requests of callers with a small share
+wait in engines on purpose (`may_queue_for_memory`); as few of them change nothing. An engine that
+does not report its memory has the whole share.
+
 Pure: callers pass the time and the reports.
 """
 
-from collections.abc import Mapping
 from typing import Final
 
 from fairlead.fleet.model import Fleet
+from fairlead.fleet.signals import EngineSignals
 
 MIN_TRY_SECONDS: Final = 4.0
 MAX_TRY_SECONDS: Final = 64.0
+FALL: Final = 0.02
+RISE: Final = 0.01
+MIN_SHARE: Final = 0.5
+SHORT_SHARE: Final = 0.15
 _GROWTH: Final = 4
 _MAX_SEQUENCES: Final = 1 << 20
 """No engine computes more at a time, whatever it reports."""
@@ -70,14 +84,26 @@ class SequenceBound:
                 self.value = self._floor = found
 
 
-class SequenceBounds:
-    """The bounds of all engines of a fleet, by instance."""
+def next_share(share: float, signals: EngineSignals) -> float:
+    """Returns the share of memory after a report. A missing value changes nothing."""
+    running, waiting, usage = signals.running, signals.waiting, signals.kv_usage
+    if running is None or waiting is None or usage is None:
+        return share
+    if waiting <= 0.0:
+        return min(1.0, share + RISE)
+    is_memory_short = running > 0.0 and 1.0 - usage < max(SHORT_SHARE, usage / running)
+    return max(MIN_SHARE, share - FALL) if is_memory_short else share
+
+
+class EngineCapacities:
+    """The bounds and shares of all engines of a fleet, by instance."""
 
     def __init__(self) -> None:
         self._bounds: dict[str, SequenceBound] = {}
+        self.memory_shares: dict[str, float] = {}
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """Adds and drops instances. One whose profile states another number begins again."""
+        """Adds and drops instances. The bound of one whose profile states another begins again."""
         bounds: dict[str, SequenceBound] = {}
         for instances in fleet.instances.values():
             for instance in instances:
@@ -85,16 +111,18 @@ class SequenceBounds:
                 known = self._bounds.get(instance.id)
                 bounds[instance.id] = SequenceBound(stated) if known is None or known.stated != stated else known
         self._bounds = bounds
+        self.memory_shares = {name: self.memory_shares.get(name, 1.0) for name in bounds}
 
-    def observe(self, instance: str, running: float | None, waiting: float | None, now: float) -> int | None:
-        """Returns the bound of an instance if the report changes it, else None."""
+    def observe(self, instance: str, signals: EngineSignals, now: float) -> tuple[int | None, float | None]:
+        """Returns the bound and the share of an instance that a report changes, each else None."""
         bound = self._bounds.get(instance)
         if bound is None:
-            return None
-        before = bound.value
-        bound.observe(running, waiting, now)
-        return None if bound.value == before else bound.value
+            return None, None
+        before, share_before = bound.value, self.memory_shares[instance]
+        bound.observe(signals.running, signals.waiting, now)
+        share = self.memory_shares[instance] = next_share(share_before, signals)
+        return None if bound.value == before else bound.value, None if share == share_before else share
 
-    def values(self) -> Mapping[str, int]:
+    def sequence_bounds(self) -> dict[str, int]:
         """Returns all known bounds."""
         return {name: bound.value for name, bound in self._bounds.items() if bound.value is not None}
