@@ -126,7 +126,8 @@ async def test_a_stream_that_is_passed_on_is_judged_by_its_events(row: dict[str,
     assert len(calls) == 1
     assert answer.body.decode().startswith(row["body"])
     is_cut = row.get("end") == "cut"
-    assert (answer.complete, error) == (not is_cut, "cut" if is_cut else None)
+    assert (answer.complete, error) == (True, "cut" if is_cut else None)
+    assert ("event: error" in answer.body.decode()) == is_cut
 
 
 @pytest.mark.parametrize("row", is_("framing", stream=True))
