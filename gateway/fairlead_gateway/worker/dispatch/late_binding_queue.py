@@ -106,7 +106,7 @@ class LateBindingQueue:
             return False
         if endpoint is None:
             return True
-        if admission is not None and not admission.can_start(context, endpoint.load, self._now()):
+        if admission is not None and not admission.can_start(context, endpoint.load):
             return False
         # Most have room, whatever the time is.
         return endpoint.load.waiting <= 0 or self._has_room(endpoint, queue, self._now())

@@ -215,11 +215,12 @@ class ModelAdmission:
                 self.expect_answer(context)  # it did not wait
             self._queue.charge(context.admission.request.queued)
 
-    def can_start(self, context: RequestContext, local: EndpointLoad, now: float) -> bool:
+    def can_start(self, context: RequestContext, local: EndpointLoad, now: float | None = None) -> bool:
         """Whether an instance has a free sequence and memory for a request that late binding would
         start there.
 
         local: the load of this process there.
+        now: None: the clock is read if the answer depends on it.
         True if callers are not distinguished: then admission has looked at the memory.
         """
         router = self._router
@@ -241,7 +242,7 @@ class ModelAdmission:
         ):
             return True
         request = context.admission.request or self._admission_request(context)
-        return not self._policy.lacks_memory(request, engine, now)
+        return not self._policy.lacks_memory(request, engine, self._now() if now is None else now)
 
     def may_hold_memory(self, caller: CallerKey, now: float) -> bool:
         """Whether a request that lacks memory holds back those of other callers, until it fits."""
