@@ -235,7 +235,8 @@ class ModelAdmission:
         engine = EngineLoad(local.instance, 0.0, 0.0, kv_tokens, other_tokens)
         if bound is not None and bound <= total.sent:
             engine.free_sequences = float(bound - total.sent)
-            if not engine.has_free_sequence(small_share=self.fair_share.has_small_share(context.caller)):
+            small_share = other_tokens > 0.0 and self.fair_share.has_small_share(context.caller)
+            if not engine.has_free_sequence(small_share=small_share):
                 return False
         if kv_tokens is None or (
             other_tokens <= 0.0 and self._policy.kv_capacity.has_headroom(context.route_request, kv_tokens)
