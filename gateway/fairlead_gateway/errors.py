@@ -424,10 +424,11 @@ def client_dialect(path: str, status: int, body: bytes) -> bytes:
         return body
     decoded = _decode(body)
     fields = decoded["error"]
-    if decoded.get("type") == "error" and "type" in fields:
+    if decoded.get("type") == "error" and isinstance(fields.get("type"), str):
         return body
     kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    return _encode({"type": "error", **decoded, "error": {"type": kind} | fields | {"type": kind}})
+    error = {"type": kind} | fields | {"type": kind}
+    return _encode({"type": "error"} | decoded | {"type": "error", "error": error})
 
 
 def is_anthropic_path(path: str) -> bool:

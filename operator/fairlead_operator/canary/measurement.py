@@ -77,7 +77,8 @@ class CanaryRecord:
                     self._canary += growth
                 else:
                     self._running += growth
-        self._latest = self._latest | latest
+        missing = {found: totals for found, totals in self._latest.items() if found[0] not in reports}
+        self._latest = missing | latest
         if self._canary.attempts >= _MIN_ATTEMPTS and self._running.attempts:
             self.intervals.append(RevisionInterval(self._running, self._canary))
             self._running = self._canary = RevisionSums()

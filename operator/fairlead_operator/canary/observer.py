@@ -19,6 +19,7 @@ from fairlead.runtime.clock import Pacing
 from fairlead_operator.canary.judge import Judgement
 from fairlead_operator.canary.measurement import CanaryRecord, GatewayReports, GatewayStats
 from fairlead_operator.canary.progress import CanaryState, parse_state
+from fairlead_operator.hung_engines.gateway_reports import check_instance_count, decode_report
 from fairlead_operator.kube.object_cache import ModelSnapshot, ObjectCache
 from fairlead_operator.object_metadata import is_of_canary
 
@@ -133,9 +134,9 @@ class CanaryObserver:
             try:
                 if isinstance(body, FairleadError):
                     raise body
-                reports[name] = _DECODER.decode(body)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                _LOG.warning("gateway %s is missing from the judgement on canaries: %s", name, error)
+                report = decode_report(body, _DECODER)
+                check_instance_count(sum(len(model.instances) for model in report.models.values()))
+                reports[name] = report
             except FairleadError as error:
                 _LOG.warning("gateway %s is missing from the judgement on canaries: %s", name, error.message)
         return reports

@@ -6,7 +6,7 @@ neither for nor against an engine.
 
 import asyncio
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -18,6 +18,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.http_client import fetch
 from fairlead_operator.render.context import AllowedPeer
 
+_Answer = TypeVar("_Answer")
 MANAGE_PORT_NAME: Final = "manage"
 _DEFAULT_MANAGE_PORT: Final = 8_081
 
@@ -65,16 +66,26 @@ class GatewayReport:
 
 def parse_fleet(body: bytes) -> tuple[InstanceReport, ...]:
     """Returns the instances of a gateway's `/api/fleet`. Raises Unavailable if it is none."""
-    if body.count(b"{") > _MAX_OBJECTS:
-        raise Unavailable(f"its fleet has more than {_MAX_OBJECTS} objects")
-    try:
-        fleet = _FLEET_DECODER.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Unavailable(f"its answer is not a fleet: {error}") from error
+    fleet = decode_report(body, _FLEET_DECODER)
     instances = tuple(instance for model in fleet.models for instance in model.instances)
-    if len(instances) > _MAX_INSTANCES:
-        raise Unavailable(f"its fleet has more than {_MAX_INSTANCES} instances")
+    check_instance_count(len(instances))
     return instances
+
+
+def decode_report(body: bytes, decoder: msgspec.json.Decoder[_Answer]) -> _Answer:
+    """Returns the answer of a gateway. Raises Unavailable if it is another, or too large."""
+    if body.count(b"{") > _MAX_OBJECTS:
+        raise Unavailable(f"its answer has more than {_MAX_OBJECTS} objects")
+    try:
+        return decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Unavailable(f"its answer cannot be read: {error}") from error
+
+
+def check_instance_count(count: int) -> None:
+    """Raises Unavailable if an answer has more instances than a fleet can have."""
+    if count > _MAX_INSTANCES:
+        raise Unavailable(f"its answer has more than {_MAX_INSTANCES} instances")
 
 
 def management_url(pod: Manifest) -> str | None:

@@ -17,6 +17,7 @@ from fairlead_operator.canary.progress import parse_state
 from fairlead_operator.kube.object_cache import ObjectCache
 
 KEY = "chat/qwen"
+MANY = "{" + ",".join(f'"old/{number}":{{}}' for number in range(8_193)) + "}"
 CANARY = {
     "revision": 2,
     "hash": "h2",
@@ -182,6 +183,35 @@ def test_an_answer_that_cannot_be_read_is_missing(body: bytes, monkeypatch: pyte
     monkeypatch.setattr(here.gateways, "fetch_all", spoil)
     here.run(20, tpot=0.026)
     assert here.verdict() == (Verdict.ROLLBACK, Measure.TPOT)
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [(",".join(['"m":{}'] * 300_000), "objects"), (f'"m":{{"instances":{MANY}}}', "instances")],
+    ids=["objects", "instances"],
+)
+def test_an_answer_with_more_than_a_fleet_is_missing(
+    members: str, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = Round()
+
+    async def fetch_all(path: str) -> dict[str, bytes | FairleadError]:
+        return {"gateway-1": b'{"models":{%s}}' % members.encode()}
+
+    monkeypatch.setattr(here.gateways, "fetch_all", fetch_all)
+    here.run(1)
+    assert "gateway-1 is missing from the judgement on canaries: its answer has more than" in caplog.text
+    assert reason in caplog.text
+
+
+def test_instances_that_a_gateway_names_once_are_not_kept() -> None:
+    """A gateway in an attacker's hands can invent others in each report."""
+    here = Round()
+    for number in range(5):
+        here.gateways.totals["gateway-0"] = {f"old/{number}/{rank}": {"attempts": 1} for rank in range(100)}
+        here.run(1)
+    (record,) = here.observer._records.values()
+    assert len(record._latest) == 104
 
 
 def test_a_gateway_that_starts_anew_has_no_errors_less_than_none() -> None:

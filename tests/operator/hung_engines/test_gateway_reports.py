@@ -75,7 +75,7 @@ DEEP = b'{"x":' + b"[" * 100_000
     "body", [b"", b"[]", b"<html>", b'{"models": [{"instances": [{"ejection": null}]}]}', b"\xff", DEEP]
 )
 def test_other_pages_are_no_report(body: bytes) -> None:
-    with pytest.raises(Unavailable, match="not a fleet"):
+    with pytest.raises(Unavailable, match="cannot be read"):
         parse_fleet(body)
 
 
@@ -88,7 +88,7 @@ def test_other_pages_are_no_report(body: bytes) -> None:
     ids=["models", "instances"],
 )
 def test_report_with_more_objects_than_a_fleet_is_none(body: bytes) -> None:
-    with pytest.raises(Unavailable, match="its fleet has more than"):
+    with pytest.raises(Unavailable, match="its answer has more than"):
         parse_fleet(body)
 
 

@@ -151,6 +151,25 @@ async def test_a_refusal_with_a_field_that_is_no_text_keeps_its_words() -> None:
             assert (answer.status, answer.error["message"]) == (400, "too long")
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"type":7,"error":{"message":"too long"}}',
+        b'{"type":"oops","error":{"message":"too long","type":["x"]}}',
+        b'{"type":"error","error":{"message":"too long","type":null}}',
+        b'{"error":{"message":"too long","type":"BadRequestError"},"type":{"a":1},"type":null}',
+    ],
+)
+async def test_a_refusal_with_other_types_has_those_of_anthropic(body: bytes) -> None:
+    async def script(call: EngineCall) -> None:
+        await call.respond(body, status="400 Bad Request")
+
+    async with gateway_before([script]) as running:
+        (answer,) = await send(running.url, post_request(BODY, path=PATH))
+        assert (answer.status, answer.json["type"]) == (400, "error")
+        assert answer.json["error"] == {"type": "invalid_request_error", "message": "too long"}
+
+
 @pytest.mark.parametrize("has_begun", [True, False])
 async def test_a_flood_of_empty_lines_ends_the_stream(has_begun: bool) -> None:
     is_read = asyncio.Event()
