@@ -104,8 +104,11 @@ class RequestLimits:
     prompts: int = limit(
         2_048, "prompts, inputs or documents of one request, times n; each is a request of its own to the engine"
     )
-    stop_strings: int = limit(64, "stop strings of one request; engines search each after every token")
+    stop_strings: int = limit(64, "stop strings, and bad_words, of one request; engines search each after every token")
     stop_bytes: int = limit(65_536, "all stop strings of one request; engines search each after every token")
+    repetition_pattern: int = limit(
+        256, "tokens of a pattern in repetition_detection; vLLM compares each length after every token"
+    )
     tools: int = limit(1_024, "tools of one request")
     tools_bytes: int = limit(4 * 1024 * 1024, "tools of one request, as JSON text")
     schema_bytes: int = limit(262_144, "response_format and other grammars of one request; engines compile them")

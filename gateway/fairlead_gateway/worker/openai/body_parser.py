@@ -32,7 +32,7 @@ from fairlead_gateway.worker.openai.schemas import (
     GenerationFields,
     GenericRequest,
 )
-from fairlead_gateway.worker.openai.validation import check_depth, check_generation, check_grammars, decode_body
+from fairlead_gateway.worker.openai.validation import check_costly_fields, check_depth, check_generation, decode_body
 
 # Why constants: compiled code reads those of its own module directly, and looks up others.
 _CHAT: Final = ChatRequest
@@ -197,7 +197,7 @@ def parse_body(
     if parts:
         parsed.members = (_DECODE_MEMBERS(body) if parsed.members is None else parsed.members) | parts
     if parsed.members is not None:
-        check_grammars(parsed.members, limits)
+        check_costly_fields(parsed.members, limits)
     parsed.set_cache_variant(_cache_variant(parsed, fields))
     return parsed
 
@@ -337,7 +337,7 @@ def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
         return None
     check_depth(rest, limits)
     if members is not None:
-        check_grammars(members, limits)
+        check_costly_fields(members, limits)
     parsed = _parsed_chat(fields, members, limits)
     parsed.messages_start, parsed.messages_end = start + 1, end - 1
     if members is not None or _has_listed_variant(fields):

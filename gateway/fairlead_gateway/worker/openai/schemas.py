@@ -25,6 +25,12 @@ class StreamOptions(Struct):
     continuous_usage_stats: bool | None = None
 
 
+class RepetitionDetection(Struct):
+    """`repetition_detection` of vLLM."""
+
+    max_pattern_size: OptionalNumber = None
+
+
 class MessagePart(Struct):
     """One part of a message's content."""
 
@@ -250,7 +256,6 @@ class ListedChatRequest(ChatRequest, kw_only=True, gc=False, forbid_unknown_fiel
     is_listed: ClassVar[bool] = True
 
     add_generation_prompt: Raw | UnsetType = UNSET
-    bad_words: Raw | UnsetType = UNSET
     continue_final_message: Raw | UnsetType = UNSET
     function_call: Raw | UnsetType = UNSET
     functions: Raw | UnsetType = UNSET
@@ -318,6 +323,8 @@ STREAM_OPTIONS_DECODER = msgspec.json.Decoder(StreamOptions | None)
 PROMPT_INPUT_DECODER = msgspec.json.Decoder(PromptInput)
 STOP_DECODER = msgspec.json.Decoder(str | list[str] | None)
 LOGIT_BIAS_DECODER = msgspec.json.Decoder(dict[str, float] | None)
+NUMBER_DECODER = msgspec.json.Decoder(float | None)
+REPETITION_DECODER = msgspec.json.Decoder(RepetitionDetection | None)
 TOOL_KINDS_DECODER = msgspec.json.Decoder(list[ToolKind] | None)
 TOOLS_DECODER = msgspec.json.Decoder(list[Tool] | None)
 

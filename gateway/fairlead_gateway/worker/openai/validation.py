@@ -35,7 +35,9 @@ from fairlead_gateway.worker.openai.schemas import (
     LOGIT_BIAS_DECODER,
     MEMBERS_DECODER,
     MESSAGES_DECODER,
+    NUMBER_DECODER,
     PROMPT_INPUT_DECODER,
+    REPETITION_DECODER,
     SCALAR_FIELDS,
     STOP_DECODER,
     STREAM_OPTIONS_DECODER,
@@ -82,6 +84,13 @@ _GRAMMARS = (
     *("guided_json", "guided_regex", "guided_grammar", "guided_choice"),
 )
 """The fields of all engines and paths that hold a grammar, a schema or an expression."""
+_TEXT_LISTS = ("bad_words", "dry_sequence_breakers")
+"""The fields with texts that engines search after every token, besides stop strings."""
+_REPETITION = "repetition_detection"
+_SAMPLERS = "samplers"
+_MAX_SAMPLERS_BYTES = 1_024
+_MAX_WINDOW = 1 << 20
+"""Tokens that a penalty of llama.cpp looks back; it allocates as many, whatever its context is."""
 _MAX_INT32 = (1 << 31) - 1
 _MAX_INT64 = (1 << 63) - 1
 _DEPTH_CHANGES = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
@@ -340,8 +349,10 @@ def check_generation(fields: GenerationFields, limits: Limits) -> None:
         _decode_bounded(None, getattr(fields, name), name, limits.schema_bytes, limits)
 
 
-def check_grammars(members: Mapping[str, Raw], limits: Limits) -> None:
-    """Raises BadRequest if a grammar is too long, under whatever name: engines compile it.
+def check_costly_fields(members: Mapping[str, Raw], limits: Limits) -> None:
+    """Raises BadRequest if a field makes an engine compile, search or allocate too much.
+
+    The gateway reads none of them: they are those of all engines, under whatever name.
 
     members: the top-level fields of a body.
     """
@@ -351,6 +362,22 @@ def check_grammars(members: Mapping[str, Raw], limits: Limits) -> None:
             _decode_bounded(None, raw, name, limits.schema_bytes, limits)
     if "tools" in members:
         _decode_bounded(None, members["tools"], "tools", limits.tools_bytes, limits)
+    for name in _TEXT_LISTS:
+        if name in members:
+            _check_stop(name, members[name], limits)
+    if _SAMPLERS in members:
+        _decode_bounded(None, members[_SAMPLERS], _SAMPLERS, _MAX_SAMPLERS_BYTES, limits)
+    for name, low, high in (
+        ("n_probs", 0, limits.logprobs),
+        ("repeat_last_n", -1, _MAX_WINDOW),
+        ("dry_penalty_last_n", -1, _MAX_WINDOW),
+    ):
+        if name in members:
+            _check_range(name, _decode_field(NUMBER_DECODER, members[name], name, limits), low, high)
+    if _REPETITION in members:
+        found = _decode_field(REPETITION_DECODER, members[_REPETITION], _REPETITION, limits)
+        if found is not None:
+            _check_range(f"{_REPETITION}.max_pattern_size", found.max_pattern_size, 0, limits.repetition_pattern)
 
 
 def _check_stop(field: str, raw: Raw | UnsetType, limits: Limits) -> None:
@@ -402,6 +429,6 @@ def _decode_bounded(
     return _decode_field(decoder, raw, field, limits) if decoder is not None else None
 
 
-def _check_range(name: str, value: int | None, low: int, high: int) -> None:
+def _check_range(name: str, value: float | None, low: int, high: int) -> None:
     if value is not None and not low <= value <= high:
         raise BadRequest(f"{name}: must be a whole number from {low} to {high}", param=name, code="out_of_range")

@@ -20,6 +20,8 @@ from fairlead_gateway.worker.upstream.request_encoder import forward_headers
 
 CLIENT_CLOSED_STATUS: Final = 499
 LOGGED_REFUSAL_SECONDS: Final = 0.1
+_MAX_NAME_BYTES: Final = 64
+"""Bytes of a header's name that are recorded. Clients choose names, and thousands are kept."""
 """Between two refused requests in the log: a flood of them must not fill it."""
 
 OnFinished = Callable[[RequestContext, RequestOutcome], None]
@@ -94,7 +96,9 @@ class RequestRecorder:
     def _record_kept_back(self, context: RequestContext, is_first: bool) -> tuple[str, ...]:
         """Returns the fields and headers that engines do not get; counts them once a request."""
         removed, allowed = context.request.removed, context.request.entry.allowed_headers
-        dropped = [name.decode() for name in context.http_request.head.dropped_fields if name not in allowed]
+        dropped = [
+            name[:_MAX_NAME_BYTES].decode() for name in context.http_request.head.dropped_fields if name not in allowed
+        ]
         if is_first and not context.earlier_attempts:
             for name in removed:
                 self.telemetry.record_kept_back(context.request.model_key, "removed-field", name)

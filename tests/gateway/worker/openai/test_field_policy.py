@@ -472,8 +472,8 @@ def test_fields_that_are_listed_as_safe_are_public_and_need_no_check() -> None:
 def test_every_internal_field_is_one_of_an_engine() -> None:
     known = {name for paths in FIELDS.values() for names in paths.values() for name in names.split()}
     others = {"kv_cache_report_mode", "bootstrap_pair_key", "logits_processors"}
-    others |= {"disaggregated_params", "lora_request", "prompt_token_ids"}  # of TensorRT-LLM
-    others |= {"id_slot", "lora", "n_predict", "n_cmpl"}  # of llama.cpp
+    others |= {"disaggregated_params", "lora_request", "prompt_token_ids", "prompt_token_ids_b64"}  # of TensorRT-LLM
+    others |= {"id_slot", "lora", "n_predict", "n_cmpl", "grammar_triggers", "chat_parser"}  # of llama.cpp
     assert (REMOVED_FIELDS | REFUSED_FIELDS.keys()) - known == others
 
 

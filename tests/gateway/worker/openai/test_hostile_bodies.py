@@ -147,6 +147,7 @@ async def test_a_bad_body_gets_a_4xx_that_names_the_field(name: str) -> None:
 
 HI = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 PARTS = [{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]}]
+BREAKERS, PATTERN = "dry_sequence_breakers", "repetition_detection.max_pattern_size"
 LONG = "(a|b)" * 60_000
 
 
@@ -182,6 +183,20 @@ LONG = "(a|b)" * 60_000
         ("/v1/responses", {"model": "tiny", "input": "x", "structured_outputs": {"regex": LONG}}, "structured_outputs"),
         ("/v1/messages", {**HI, "output_config": {"format": {"schema": LONG}}}, "output_config"),
         ("/v1/messages", {**HI, "tools": [{"name": "f", "input_schema": {"a": LONG * 16}}]}, "tools"),
+        ("/v1/chat/completions", {**HI, "bad_words": ["a"] * 65}, "bad_words"),
+        ("/v1/chat/completions", {**HI, "messages": PARTS, "bad_words": ["a" * 65_536]}, "bad_words"),
+        ("/v1/completions", {"model": "tiny", "prompt": "x", "bad_words": ["a"] * 65}, "bad_words"),
+        ("/v1/responses", {"model": "tiny", "input": "x", "bad_words": ["a"] * 65}, "bad_words"),
+        ("/v1/completions", {"model": "tiny", "prompt": "x", "dry_sequence_breakers": ["a"] * 65}, BREAKERS),
+        ("/v1/chat/completions", {**HI, "repetition_detection": {"max_pattern_size": 257}}, PATTERN),
+        ("/v1/responses", {"model": "tiny", "input": "x", "repetition_detection": {"max_pattern_size": "9"}}, PATTERN),
+        ("/v1/chat/completions", {**HI, "samplers": ["penalties"] * 100}, "samplers"),
+        ("/v1/chat/completions", {**HI, "samplers": "k" * 1_024}, "samplers"),
+        ("/v1/chat/completions", {**HI, "n_probs": 101}, "n_probs"),
+        ("/v1/chat/completions", {**HI, "repeat_last_n": 2**31 - 1}, "repeat_last_n"),
+        ("/v1/completions", {"model": "tiny", "prompt": "x", "repeat_last_n": 1e9}, "repeat_last_n"),
+        ("/v1/messages", {**HI, "dry_penalty_last_n": 2**31 - 1}, "dry_penalty_last_n"),
+        ("/v1/messages", {**HI, "dry_penalty_last_n": "9"}, "dry_penalty_last_n"),
         ("/v1/embeddings", {"model": "tiny"}, "input"),
         ("/v1/embeddings", {"model": "tiny", "input": 7}, "input"),
         ("/v1/embeddings", {"model": "tiny", "input": [[1]] * 3_000}, "input"),
@@ -213,6 +228,9 @@ GOOD_ONES = {
     "one stop string": chat(stop="x"),
     "tools": chat(tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}, {"type": "other"}]),
     "a bias": chat(logit_bias={"5": -100, "6": 0.5}),
+    "fields of vLLM": chat(bad_words=["a"] * 64, repetition_detection={"max_pattern_size": 256, "min_count": 2}),
+    "fields of vLLM that are null": chat(bad_words=None, repetition_detection=None),
+    "fields of llama.cpp": chat(samplers=["top_k"], n_probs=5, repeat_last_n=-1, dry_penalty_last_n=None),
     "the largest seed": chat(seed=2**63 - 1, top_k=-1, prompt_logprobs=-1),
     "a prompt of 2 MiB": chat(messages=[{"role": "user", "content": "x" * 2_097_152}]),
 }

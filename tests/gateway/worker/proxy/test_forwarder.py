@@ -102,6 +102,19 @@ async def test_what_an_engine_does_not_get_is_counted_and_explained() -> None:
         }
 
 
+async def test_long_names_of_headers_are_not_kept() -> None:
+    """Thousands of requests are kept, and their names were as long as a whole head."""
+    more = "".join(f"x-{number}-{'a' * 1_990}: 1\r\n" for number in range(16))
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        answer = await request(running.url, GOOD, more=more)
+        assert answer.status == 200
+        (logged,) = running.gateway.decisions.find(answer.fields["x-fairlead-decision"])
+        names = [f"x-{number}-{'a' * 1_990}"[:64] for number in range(16)]
+        assert logged.latest.kept_back == tuple(f"header {name}" for name in names)
+        counted = running.gateway.telemetry.models[MODEL_KEY].kept_back
+        assert set(counted) == {("dropped-header", name) for name in names}
+
+
 async def test_a_header_that_the_model_allows_reaches_its_engines() -> None:
     policy = RequestPolicy(allowed_headers=frozenset({"x-custom", "origin", "x-absent", "x-hop"}))
     more = "X-Custom: 1\r\norigin: http://x\r\nx-other: 1\r\nx-hop: 1\r\nconnection: x-hop\r\n"
