@@ -84,7 +84,7 @@ async def _measure(fleet: Fleet, requests: list[HttpRequest]) -> dict[str, float
 
 
 async def _batch(gateway: Gateway, requests: list[HttpRequest]) -> Mapping[str, float]:
-    contexts = [_context(gateway, request, str(number)) for number, request in enumerate(requests)]
+    contexts = [await _context(gateway, request, str(number)) for number, request in enumerate(requests)]
     parser = ModelRequestParser(gateway.runtime.limits, TenantPolicies(b"bench"), cast(Any, None))
     copies = gateway.stack.create_shadow_traffic(parser, lambda: False)
     with frozen_heap():
@@ -109,9 +109,9 @@ async def _batch(gateway: Gateway, requests: list[HttpRequest]) -> Mapping[str, 
     return {COPY_MADE: made - started, END_NOTED: noted - ended}
 
 
-def _context(gateway: Gateway, http_request: HttpRequest, name: str) -> RequestContext:
+async def _context(gateway: Gateway, http_request: HttpRequest, name: str) -> RequestContext:
     """Returns a request whose first instance was just chosen."""
-    request, route_request = gateway.parse(http_request, name)
+    request, route_request = await gateway.parse(http_request, name)
     response = ResponseWriter(ClientConnection(gateway.listener), None, name)
     context = RequestContext(http_request, response, name, request, route_request)
     (instance,) = gateway.stack.routers.fleet.instances[request.model_key]

@@ -69,7 +69,7 @@ class QueryHandler:
             latest = self._gateway.decisions.latest(query.limit, query.model, query.callers)
             await self._send_decisions(query.query_id, latest)
         elif isinstance(query, messages.PreviewRoute):
-            await self._send_chunk(query.query_id, _encode(self._preview(query)), is_last=True)
+            await self._send_chunk(query.query_id, _encode(await self._preview(query)), is_last=True)
         else:
             found = self._gateway.decisions.find(query.request_id, query.callers)[:_DECISIONS_PER_CHUNK]
             await self._send_decisions(query.query_id, found)
@@ -88,9 +88,9 @@ class QueryHandler:
     async def _send_end(self, query_id: int) -> None:
         await self._send_chunk(query_id, b"", is_last=True)
 
-    def _preview(self, query: messages.PreviewRoute) -> messages.RoutePreview:
+    async def _preview(self, query: messages.PreviewRoute) -> messages.RoutePreview:
         try:
-            logged = self._previewer.preview(query)
+            logged = await self._previewer.preview(query)
             return messages.RoutePreview(encode_logged_request(logged))
         except GatewayError as error:
             return messages.RoutePreview(None, (error.status, str(error), error.param, error.code))

@@ -6,23 +6,27 @@ its route would depend on what is known when it leaves the queue. So are limits.
 instances the request's id decides, so another request with this prompt may go elsewhere.
 """
 
+import asyncio
 from typing import Final
 
 from fairlead_gateway.caller_key import Caller
-from fairlead_gateway.errors import BadRequest, UnknownPath
+from fairlead_gateway.errors import BadRequest, Overloaded, UnknownPath
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.ipc.messages import PreviewRoute
+from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES
 from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import BYPASSED, HandoffRecord
 from fairlead_gateway.worker.adapters.adapter_use import AdapterUse
 from fairlead_gateway.worker.disaggregation import kv_connectors
-from fairlead_gateway.worker.openai.request import BODY_TYPES
+from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest
 from fairlead_gateway.worker.proxy.gateway import Gateway
 
 _PREVIEW_ID: Final = "asked"
+_PARSE_SHARE: Final = 0.5
+"""Of the time of a query, for its body; others may be checked before it."""
 
 
 class RoutePreviewer:
@@ -34,15 +38,16 @@ class RoutePreviewer:
         self._routers = gateway.stack.routers
         self._prefill_coordinator = gateway.stack.prefill_coordinator
 
-    def preview(self, query: PreviewRoute) -> LoggedRequest:
+    async def preview(self, query: PreviewRoute) -> LoggedRequest:
         """Returns the choices that a request would get: the prefill instance, if any, then
         the instance that answers.
 
-        Raises GatewayError as for a request of a client, and for an unknown tenant.
+        Raises GatewayError as for a request of a client, for an unknown tenant, and for a body that
+        cannot be checked before the supervisor takes the worker for hung.
         """
         routers, prefilling = self._routers.serving, self._routers.prefilling
         http_request = self._http_request(query)
-        request, route_request = self._gateway.parse(http_request, _PREVIEW_ID)
+        request, route_request = await self._parse(http_request)
         key = request.model_key
         now = self._clock.now()
         excluded, loader = NO_INSTANCES, self._gateway.stack.adapter_loader
@@ -78,6 +83,13 @@ class RoutePreviewer:
         for found in records:
             found.route = request.route
         return LoggedRequest(records)
+
+    async def _parse(self, http_request: HttpRequest) -> tuple[ModelRequest, RouteRequest]:
+        seconds = _PARSE_SHARE * self._gateway.runtime.limits.worker_query_seconds
+        try:
+            return await asyncio.wait_for(self._gateway.parse(http_request, _PREVIEW_ID), seconds)
+        except TimeoutError:
+            raise Overloaded("the body could not be checked in time", hint="try again later") from None
 
     def _http_request(self, query: PreviewRoute) -> HttpRequest:
         """Returns the request as if a client had sent it with a key of the tenant."""

@@ -43,7 +43,7 @@ class RunningGateway:
         """Returns the load by instance."""
         return self.gateway.stack.routers.loads()
 
-    def preview_route(
+    async def preview_route(
         self,
         path: str,
         body: bytes,
@@ -52,7 +52,7 @@ class RunningGateway:
         headers: Sequence[tuple[str, str]] = (),
     ) -> LoggedRequest:
         """Returns where a request would go."""
-        return RoutePreviewer(self.gateway).preview(PreviewRoute(0, path, body, session, tenant, list(headers)))
+        return await RoutePreviewer(self.gateway).preview(PreviewRoute(0, path, body, session, tenant, list(headers)))
 
 
 def fleet_of(

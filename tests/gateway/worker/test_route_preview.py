@@ -9,8 +9,10 @@ import pytest
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import InstanceState, RoutingPreset
 from fairlead.tenants.model import ApiKey, Tenant
-from fairlead_gateway.errors import BadRequest, NoReadyInstance, NotPermitted, UnknownModel, UnknownPath
+from fairlead_gateway.caller_key import CallerKey
+from fairlead_gateway.errors import BadRequest, NoReadyInstance, NotPermitted, Overloaded, UnknownModel, UnknownPath
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
+from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
@@ -26,10 +28,9 @@ def body(text: str, **more: object) -> dict[str, object]:
     return {"model": "tiny", "messages": [{"role": "user", "content": text}], **more}
 
 
-def said(running: RunningGateway, text: str, session: str | None = None) -> str | None:
-    return running.preview_route(
-        CHAT, json.dumps(body(text), separators=(",", ":")).encode(), session
-    ).latest.decision.chosen
+async def said(running: RunningGateway, text: str, session: str | None = None) -> str | None:
+    content = json.dumps(body(text), separators=(",", ":")).encode()
+    return (await running.preview_route(CHAT, content, session)).latest.decision.chosen
 
 
 @pytest.mark.parametrize("preset", [preset.value for preset in RoutingPreset if preset is not RoutingPreset.DUALMAP])
@@ -41,7 +42,7 @@ async def test_what_is_said_is_what_the_next_request_gets(preset: str) -> None:
             for number in range(12):
                 text = f"{'a long prompt ' * 200} {number % 4}"
                 await wait_until(lambda: not running.gateway.inflight_count())
-                asked = {said(running, text) for _ in range(3)}
+                asked = {await said(running, text) for _ in range(3)}
                 answer = await request(running.url, body(text))
                 assert answer.status == 200
                 assert asked == {answer.fields["x-fairlead-instance"]}
@@ -53,15 +54,15 @@ async def test_what_would_be_refused_is_refused() -> None:
         async with running_gateway(fleet_of([engine.url])) as running:
             would = running.preview_route
             with pytest.raises(UnknownModel, match="tiny"):
-                would(CHAT, json.dumps(body("x") | {"model": "tinny"}).encode(), None)
+                await would(CHAT, json.dumps(body("x") | {"model": "tinny"}).encode(), None)
             with pytest.raises(BadRequest):
-                would(CHAT, b"{", None)
+                await would(CHAT, b"{", None)
             with pytest.raises(UnknownPath, match="/v1/completions"):
-                would("/v1/models", b"{}", None)
+                await would("/v1/models", b"{}", None)
         starting = fleet_of([engine.url], states=[InstanceState.STARTING])
         async with running_gateway(starting) as running:
             with pytest.raises(NoReadyInstance, match="1 starting"):
-                said(running, "x")
+                await said(running, "x")
 
 
 async def test_preview_for_a_tenant_has_its_models_and_its_cached_prompts() -> None:
@@ -81,28 +82,48 @@ async def test_preview_for_a_tenant_has_its_models_and_its_cached_prompts() -> N
     ):
         content = json.dumps(body("a long prompt " * 400), separators=(",", ":")).encode()
 
-        def matched(tenant: str | None) -> float:
-            decision = running.preview_route(CHAT, content, None, tenant).latest.decision
+        async def matched(tenant: str | None) -> float:
+            decision = (await running.preview_route(CHAT, content, None, tenant)).latest.decision
             return max(found.value or 0.0 for name, found in decision.inputs.items() if "matched" in name)
 
-        assert (matched(None), matched("acme"), matched("of-the-file")) == (0.0, 0.0, 0.0)
+        assert (await matched(None), await matched("acme"), await matched("of-the-file")) == (0.0, 0.0, 0.0)
         answer = await request(running.url, json.loads(content), more="authorization: Bearer key\r\n")
         assert answer.status == 200
         await wait_until(lambda: not running.gateway.inflight_count())
-        assert matched("acme") > 500
-        assert (matched(None), matched("of-the-file")) == (0.0, 0.0)
+        assert await matched("acme") > 500
+        assert (await matched(None), await matched("of-the-file")) == (0.0, 0.0)
         with pytest.raises(UnknownModel):
-            matched("zeta")
+            await matched("zeta")
         with pytest.raises(NotPermitted, match="suspended"):
-            matched("stopped")
+            await matched("stopped")
         with pytest.raises(BadRequest, match="no tenant is called 'nobody'"):
-            matched("nobody")
+            await matched("nobody")
 
 
 async def test_preview_for_a_tenant_is_refused_where_no_key_is_asked_for() -> None:
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
         with pytest.raises(BadRequest, match="no tenant is called 'acme'"):
-            running.preview_route(CHAT, json.dumps(body("x")).encode(), None, "acme")
+            await running.preview_route(CHAT, json.dumps(body("x")).encode(), None, "acme")
+
+
+async def test_a_large_body_is_checked_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker has streams of clients: 6 MB of messages took a quarter of a second of it."""
+    content = json.dumps(body("x") | {"messages": [{"role": "user", "content": "a" * 99}] * 9_000}).encode()
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        monkeypatch.setattr(ModelRequestParser, "parse", None)
+        preview = await running.preview_route(CHAT, content, None)
+        assert preview.latest.decision.chosen == "e-0/0/0"
+        assert preview.latest.prompt_tokens > 200_000
+
+
+async def test_a_body_that_is_not_checked_in_time_is_refused() -> None:
+    """Without a reply in time, the supervisor takes the worker for hung."""
+    content = json.dumps(body("x" * 300_000)).encode()
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+        async with running.gateway._large_body_turns.turn(CallerKey("other")):
+            with pytest.raises(Overloaded, match="in time"):
+                await running.preview_route(CHAT, content, None)
+        assert (await running.preview_route(CHAT, content, None)).latest.decision.chosen == "e-0/0/0"
 
 
 def question(path: str, content: object, more: str = "") -> bytes:

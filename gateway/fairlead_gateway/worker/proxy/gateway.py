@@ -333,9 +333,21 @@ class Gateway(RequestLifecycle):
             self._start_request(http_request, response, fallback)
         return fallback is not None
 
-    def parse(self, http_request: HttpRequest, request_id: str) -> tuple[ModelRequest, RouteRequest]:
-        """Returns a request as engines get it, and as routing sees it. Raises GatewayError."""
-        return self._request_parser.parse(http_request, self._visible_models.of(http_request.caller), request_id)
+    async def parse(
+        self, http_request: HttpRequest, request_id: str, fallback: FallbackRequest | None = None
+    ) -> tuple[ModelRequest, RouteRequest]:
+        """Returns a request as engines get it, and as routing sees it. Raises GatewayError.
+
+        A large body is checked in a process, in the turn of its caller.
+        """
+        caller, models = caller_key(http_request.caller), self._visible_models.of(http_request.caller)
+        if len(http_request.body) <= _MIN_CHECKED_BYTES:
+            return self._request_parser.parse(http_request, models, request_id, fallback)
+        with self._large_bodies.reserve(caller, len(http_request.body)):
+            async with self._large_body_turns.turn(caller):
+                return await self.runtime.loop.run_in_executor(
+                    self._parser_thread, self._request_parser.parse_large, http_request, models, request_id, fallback
+                )
 
     def _create_context(
         self,
@@ -366,13 +378,7 @@ class Gateway(RequestLifecycle):
     ) -> None:
         context: RequestContext | None = None
         try:
-            caller, models = caller_key(http_request.caller), self._visible_models.of(http_request.caller)
-            with self._large_bodies.reserve(caller, len(http_request.body)):
-                async with self._large_body_turns.turn(caller):
-                    parse, request_id = self._request_parser.parse_large, http_request.internal_id
-                    request, route_request = await self.runtime.loop.run_in_executor(
-                        self._parser_thread, parse, http_request, models, request_id, fallback
-                    )
+            request, route_request = await self.parse(http_request, http_request.internal_id, fallback)
             context = self._create_context(http_request, response, request, route_request, fallback)
         except GatewayError as error:
             if not self._fall_back(None, error, response, http_request):

@@ -139,7 +139,7 @@ async def test_prefills_at_decode_engines_count_once_and_at_prefill_engines_not_
 async def test_both_predictions_are_shown_and_a_prompt_that_was_not_sent_is_told_the_same() -> None:
     async with split(0.05) as (gateway, _):
         asked = body(make_prompt(LONG, "aab"))
-        would = decision_out(gateway.preview_route(PATH, json.dumps(asked).encode(), None))
+        would = decision_out(await gateway.preview_route(PATH, json.dumps(asked).encode(), None))
         assert (await request(gateway.url, asked, path=PATH)).status == 200
         shown = decision_out(gateway.gateway.decisions.latest(1)[0])
         for told in (would, shown):
@@ -156,7 +156,7 @@ async def test_both_predictions_are_shown_and_a_prompt_that_was_not_sent_is_told
 async def test_an_asked_prompt_that_would_travel_is_told_with_both_engines() -> None:
     async with split(TIGHT) as (gateway, _):
         asked = json.dumps(body(make_prompt(LONG, "aab"))).encode()
-        told = decision_out(gateway.preview_route(PATH, asked, None))
+        told = decision_out(await gateway.preview_route(PATH, asked, None))
         assert [choice.instance for choice in told.choices] == ["prefill-0", "decode-0"]
         assert told.handoff is not None
         assert told.handoff.reason == "step-full"

@@ -134,13 +134,13 @@ async def test_override_takes_requests_with_its_header() -> None:
     async with routed(route) as running:
         assert model_of(await request(running.url, chat(), more="X-Canary: yes\r\n")) == "chat/canary"
         assert model_of(await request(running.url, chat(), more="X-Canary: no\r\n")) == "chat/stable"
-        preview = running.preview_route(
+        preview = await running.preview_route(
             "/v1/chat/completions", b'{"model":"assistant","messages":[{"role":"user","content":"a"}]}', None
         )
         assert preview.records[0].route is not None
         assert preview.records[0].route.target == preview.records[0].model_key == "chat/stable"
         body = b'{"model":"assistant","messages":[{"role":"user","content":"a"}]}'
-        preview = running.preview_route("/v1/chat/completions", body, None, headers=[("x-canary", "yes")])
+        preview = await running.preview_route("/v1/chat/completions", body, None, headers=[("x-canary", "yes")])
         assert preview.records[0].model_key == "chat/canary"
         counted = running.gateway.telemetry.models
         assert {key: series.by_route for key, series in counted.items() if series.by_route} == {
