@@ -106,7 +106,7 @@ async def least_stall(
         await asyncio.sleep(0.02)
         probe.reset()
         loop, models = gateway.runtime.loop, VisibleModels(gateway.stack.routers.fleet)
-        await loop.run_in_executor(gateway._parser_thread, read, request, models, "bench")
+        await loop.run_in_executor(gateway._large_bodies.thread, read, request, models, "bench")
         await asyncio.sleep(2 * _PROBE_SECONDS)  # a stall at the end is seen with the next turn
         stalls.append(probe.longest_seconds)
     return min(stalls)

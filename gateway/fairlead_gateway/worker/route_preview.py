@@ -26,7 +26,7 @@ from fairlead_gateway.worker.proxy.gateway import Gateway
 
 _PREVIEW_ID: Final = "asked"
 _PARSE_SHARE: Final = 0.5
-"""Of the time of a query, for its body; others may be checked before it."""
+"""The part of a query's time that its body may take; others may be checked before it."""
 
 
 class RoutePreviewer:
@@ -42,8 +42,8 @@ class RoutePreviewer:
         """Returns the choices that a request would get: the prefill instance, if any, then
         the instance that answers.
 
-        Raises GatewayError as for a request of a client, for an unknown tenant, and for a body that
-        cannot be checked before the supervisor takes the worker for hung.
+        Raises GatewayError as for a request of a client, and for an unknown tenant. Raises
+        Overloaded if the body is not checked before the supervisor takes the worker for hung.
         """
         routers, prefilling = self._routers.serving, self._routers.prefilling
         http_request = self._http_request(query)

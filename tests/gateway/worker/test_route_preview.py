@@ -120,7 +120,7 @@ async def test_a_body_that_is_not_checked_in_time_is_refused() -> None:
     """Without a reply in time, the supervisor takes the worker for hung."""
     content = json.dumps(body("x" * 300_000)).encode()
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-        async with running.gateway._large_body_turns.turn(CallerKey("other")):
+        async with running.gateway._large_bodies.turns.turn(CallerKey("other")):
             with pytest.raises(Overloaded, match="in time"):
                 await running.preview_route(CHAT, content, None)
         assert (await running.preview_route(CHAT, content, None)).latest.decision.chosen == "e-0/0/0"

@@ -1,12 +1,39 @@
-"""The limit of large bodies that wait to be checked, for each caller, and their turns."""
+"""The queue of large bodies before their check: a limit for each caller, and turns."""
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
 
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.errors import TooManyLargeBodies
+
+T = TypeVar("T")
+
+
+class LargeBodyQueue:
+    """The queue of large bodies, and the thread that waits for the checking process."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, max_bytes_of_caller: int) -> None:
+        self._loop = loop
+        self.limit = LargeBodyLimit(max_bytes_of_caller)
+        self.turns = LargeBodyTurns()
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
+
+    async def run(self, caller: CallerKey, size: int, check: Callable[[], T]) -> T:
+        """Returns what `check` does in the thread, in the turn of the caller.
+
+        Raises TooManyLargeBodies.
+        """
+        with self.limit.reserve(caller, size):
+            async with self.turns.turn(caller):
+                return await self._loop.run_in_executor(self.thread, check)
+
+    def close(self) -> None:
+        """Ends the thread after the body that it checks."""
+        self.thread.shutdown(wait=False, cancel_futures=True)
 
 
 class LargeBodyLimit:

@@ -7,7 +7,6 @@ and relays the response; `request_recorder` records the outcome.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +22,7 @@ from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.telemetry import UNKNOWN, MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import DecisionLog
 from fairlead_gateway.worker.api_keys import GatewaySecrets
-from fairlead_gateway.worker.body_check.caller_limit import LargeBodyLimit, LargeBodyTurns
+from fairlead_gateway.worker.body_check.caller_limit import LargeBodyQueue
 from fairlead_gateway.worker.body_check.client import BodyChecker
 from fairlead_gateway.worker.browser_access import BrowserAccess
 from fairlead_gateway.worker.memory_pressure import MemoryPressure, MemoryShare
@@ -123,12 +122,9 @@ class Gateway(RequestLifecycle):
         self._policies = TenantPolicies(secrets.hash_secret, self.stack.routers.serving.sizes)
         self._fast_path = self.stack.create_fast_path(self)
         self._local_routes = LocalRoutes(self.readiness, self.stack.context_lengths, int(runtime.clock.wall()))
-        # One thread: it waits for the checking process, which takes one body at a time.
-        self._parser_thread = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
         self._body_checker = BodyChecker(limits)
         self._request_parser = ModelRequestParser(limits, self._policies, self._body_checker)
-        self._large_bodies = LargeBodyLimit(limits.caller_large_bodies_bytes)
-        self._large_body_turns = LargeBodyTurns()
+        self._large_bodies = LargeBodyQueue(runtime.loop, limits.caller_large_bodies_bytes)
         self._is_loaded = self._is_draining = self._has_drain_ended = False
         self._visible_models = ModelVisibility()
         self._fallbacks = self.stack.create_fallbacks(self._visible_models)
@@ -206,7 +202,7 @@ class Gateway(RequestLifecycle):
         self.memory_pressure.close()
         if self._observers is not None:
             self._observers.close()
-        self._parser_thread.shutdown(wait=False, cancel_futures=True)
+        self._large_bodies.close()
         self._body_checker.close()
 
     # Requests, from the listener.
@@ -340,14 +336,11 @@ class Gateway(RequestLifecycle):
 
         A large body is checked in a process, in the turn of its caller.
         """
-        caller, models = caller_key(http_request.caller), self._visible_models.of(http_request.caller)
+        parser, models = self._request_parser, self._visible_models.of(http_request.caller)
         if len(http_request.body) <= _MIN_CHECKED_BYTES:
-            return self._request_parser.parse(http_request, models, request_id, fallback)
-        with self._large_bodies.reserve(caller, len(http_request.body)):
-            async with self._large_body_turns.turn(caller):
-                return await self.runtime.loop.run_in_executor(
-                    self._parser_thread, self._request_parser.parse_large, http_request, models, request_id, fallback
-                )
+            return parser.parse(http_request, models, request_id, fallback)
+        check = partial(parser.parse_large, http_request, models, request_id, fallback)
+        return await self._large_bodies.run(caller_key(http_request.caller), len(http_request.body), check)
 
     def _create_context(
         self,

@@ -261,7 +261,7 @@ async def test_large_bodies_of_callers_are_checked_in_turn() -> None:
 
 async def test_large_body_waits_for_its_turn() -> None:
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-        turns = running.gateway._large_body_turns
+        turns = running.gateway._large_bodies.turns
         async with turns.turn(A):
             answer = asyncio.create_task(request(running.url, LARGE_CHAT))
             await wait_until(lambda: ANONYMOUS in turns._waiting)
@@ -291,7 +291,7 @@ async def test_large_body_beyond_the_limit_of_its_caller_gets_429() -> None:
     limits = Limits(caller_large_bodies_bytes=1)
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
         body = json.dumps(LARGE_CHAT).encode()
-        with running.gateway._large_bodies.reserve(ANONYMOUS, 1):
+        with running.gateway._large_bodies.limit.reserve(ANONYMOUS, 1):
             answer = await request(running.url, body)
             assert (answer.status, answer.error["code"]) == (429, "too_many_large_bodies")
             assert answer.fields["retry-after"] == "1"
@@ -305,4 +305,4 @@ async def test_client_that_disconnects_frees_its_share_of_the_limit() -> None:
             await connection.send(post_request(LARGE_CHAT))
             connection.writer.transport.abort()
         assert (await request(running.url, LARGE_CHAT)).status == 200
-        assert running.gateway._large_bodies.count_callers() == 0
+        assert running.gateway._large_bodies.limit.count_callers() == 0
