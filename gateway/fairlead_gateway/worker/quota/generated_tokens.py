@@ -2,7 +2,8 @@
 
 - Of a stream that ends before its usage, the events are counted. An engine that decodes
   speculatively sends several tokens in one event. How many these are on average is learned, from
-  streams of the same model whose engine has reported its tokens.
+  streams of the same model whose engine has reported its tokens: those of the caller, or of all
+  callers where there are none.
 - Another response comes when it is complete. How much of it was computed follows from the time
   since its dispatch.
 """
@@ -13,7 +14,15 @@ from fairlead.limits import Limits
 from fairlead_gateway.worker.quota.amounts import answer_count, is_generating
 from fairlead_gateway.worker.request_context import RequestContext
 
+_MAX_CALLERS: Final = 16_384
+"""Pairs of a model and a caller; then all are forgotten."""
 _MAX_MODELS: Final = 1_024
+_MAX_PER_EVENT: Final = 16.0
+"""Tokens of an event of other callers. No engine drafts more in a step.
+
+Why: reasoning that a client does not want is in no event. One caller's streams could make the
+events of all others look hundreds of times as large.
+"""
 _MAX_EVENTS: Final = 65_536.0
 """Events from which on all counts are halved, so that later streams weigh more."""
 
@@ -27,6 +36,13 @@ class _StreamCounts:
         self.events = 0.0
         self.tokens = 0.0
 
+    def add(self, events: float, tokens: float) -> None:
+        """Adds those of a stream."""
+        self.events = self.events + events  # not `+=`, which mypyc adds as objects
+        self.tokens = self.tokens + tokens
+        if self.events > _MAX_EVENTS:
+            self.events, self.tokens = self.events / 2, self.tokens / 2
+
 
 class GeneratedTokens:
     """The estimate of output tokens that no engine has reported."""
@@ -34,24 +50,27 @@ class GeneratedTokens:
     def __init__(self, limits: Limits) -> None:
         self._tokens_per_second: int = limits.disconnected_tokens_per_second
         self._default_tokens: int = limits.quota_output_tokens
-        self._streams: dict[str, _StreamCounts] = {}
+        self._models: dict[str, _StreamCounts] = {}
+        self._callers: dict[tuple[str, str], _StreamCounts] = {}
 
     def learn(self, context: RequestContext) -> None:
         """Counts a stream whose engine has reported its tokens."""
-        result, streams = context.result, self._streams
-        tokens = result.output_tokens
-        if tokens is None or result.error is not None or result.event_count < 1:
+        result, key = context.result, context.request.model_key
+        tokens, events = result.output_tokens, float(result.event_count)
+        if tokens is None or result.error is not None or events < 1.0:
             return
-        key = context.request.model_key
-        counts = streams.get(key)
-        if counts is None:
-            if len(streams) >= _MAX_MODELS:
-                streams.clear()
-            counts = streams[key] = _StreamCounts()
-        counts.events = counts.events + result.event_count  # not `+=`, which mypyc adds as objects
-        counts.tokens = counts.tokens + tokens
-        if counts.events > _MAX_EVENTS:
-            counts.events, counts.tokens = counts.events / 2, counts.tokens / 2
+        own = self._callers.get((key, context.caller))
+        if own is None:
+            if len(self._callers) >= _MAX_CALLERS:
+                self._callers.clear()
+            own = self._callers[key, context.caller] = _StreamCounts()
+        of_all = self._models.get(key)
+        if of_all is None:
+            if len(self._models) >= _MAX_MODELS:
+                self._models.clear()
+            of_all = self._models[key] = _StreamCounts()
+        own.add(events, float(tokens))
+        of_all.add(events, min(float(tokens), events * _MAX_PER_EVENT))
 
     def estimate(self, context: RequestContext, now: float) -> int:
         """Returns the tokens that were probably computed until now; no more than the request
@@ -60,7 +79,7 @@ class GeneratedTokens:
         request, result = context.request, context.result
         most = request.max_tokens
         if request.stream or request.passes_stream:
-            tokens = self.of_events(request.model_key, result.event_count)
+            tokens = self.of_events(request.model_key, context.caller, result.event_count)
             # The prompts of a text completion may be many, and its body is gone by now.
             is_bounded = most is not None and context.http_request.head.path != "/v1/completions"
             return min(tokens, (most or 0) * request.sequences) if is_bounded else tokens
@@ -70,12 +89,12 @@ class GeneratedTokens:
         tokens = int((now - result.dispatched_at) * self._tokens_per_second)
         return min(tokens, most or self._default_tokens) * answers
 
-    def of_events(self, model_key: str, events: int) -> int:
-        """Returns the tokens that so many events of a model's streams probably hold.
+    def of_events(self, model_key: str, caller: str, events: int) -> int:
+        """Returns the tokens that so many events of a caller's streams probably hold.
 
         They are one for each event, at least.
         """
-        counts = self._streams.get(model_key)
+        counts = self._callers.get((model_key, caller)) or self._models.get(model_key)
         if counts is None or counts.tokens <= counts.events:
             return events
         return int(events * counts.tokens / counts.events + 0.5)

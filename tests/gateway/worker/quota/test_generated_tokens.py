@@ -19,10 +19,12 @@ def context(
     events: int = 0,
     max_tokens: int | None = None,
     output: int | None = None,
+    caller: str = "acme",
 ) -> Any:
     """Returns the parts of a chat that has ended."""
     head = SimpleNamespace(path="/v1/chat/completions")
     return SimpleNamespace(
+        caller=caller,
         http_request=SimpleNamespace(head=head),
         request=SimpleNamespace(
             model_key="default/tiny", stream=stream, sequences=sequences, max_tokens=max_tokens, passes_stream=False
@@ -43,7 +45,7 @@ def test_events_of_speculative_decoding_hold_as_many_tokens_as_earlier_ones() ->
     for events, output in ((10, 32), (30, 88)):
         generated.learn(context(stream=True, events=events, output=output))
     assert generated.estimate(context(stream=True, events=20), 99.0) == 60
-    assert generated.of_events("default/other", 20) == 20
+    assert generated.of_events("default/other", "acme", 20) == 20
 
 
 def test_a_stream_is_no_longer_than_it_may_be() -> None:
@@ -58,7 +60,7 @@ def test_later_streams_weigh_more() -> None:
         generated.learn(context(stream=True, events=10_000, output=10_000))
     for _ in range(100):
         generated.learn(context(stream=True, events=10_000, output=30_000))
-    assert generated.of_events("default/tiny", 100) >= 290
+    assert generated.of_events("default/tiny", "acme", 100) >= 290
 
 
 def test_what_is_learned_of_models_is_bounded() -> None:
@@ -67,8 +69,22 @@ def test_what_is_learned_of_models_is_bounded() -> None:
         stream = context(stream=True, events=1, output=2)
         stream.request.model_key = f"default/{number}"
         generated.learn(stream)
-    assert len(generated._streams) <= 1_024
-    assert generated.of_events("default/2999", 1) == 2
+    for number in range(20_000):
+        generated.learn(context(stream=True, events=1, output=2, caller=str(number)))
+    assert len(generated._models) <= 1_024
+    assert len(generated._callers) <= 16_384
+    assert generated.of_events("default/tiny", "19999", 1) == generated.of_events("default/2999", "other", 1) == 2
+
+
+def test_streams_of_one_caller_make_no_events_of_others_larger() -> None:
+    """Reasoning that a client does not want is in no event: 20 events, and 9,000 tokens."""
+    generated = GeneratedTokens(LIMITS)
+    for _ in range(9):
+        generated.learn(context(stream=True, events=20, output=9_000, caller="attacker"))
+    generated.learn(context(stream=True, events=100, output=100))
+    assert generated.estimate(context(stream=True, events=300), 99.0) == 300
+    assert generated.estimate(context(stream=True, events=300, caller="new"), 99.0) <= 16 * 300
+    assert generated.estimate(context(stream=True, events=20, caller="attacker"), 99.0) == 9_000
 
 
 @pytest.mark.parametrize(("seconds", "sequences", "tokens"), [(0.0, 1, 0), (0.5, 1, 25), (0.5, 2, 50), (60.0, 1, 100)])
