@@ -35,6 +35,7 @@ _TEXT_SECRETS: Final = frozenset({"password", "passwd", "authorization"})
 
 Why: ``MissingSecret: pod a waits`` is the reason of a condition.
 """
+_TEXT_SEPARATORS: Final = frozenset(" \t\r\n:")
 _PATTERNS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (
         re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
@@ -48,7 +49,8 @@ _PATTERNS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
         ),
         REDACTED_PLACEHOLDER,
     ),
-    (re.compile(r"\bAIza[\w-]{16,}"), REDACTED_PLACEHOLDER),
+    (re.compile(r"\bAIza[\w-]{16,}|\bSG\.[\w-]{16,}\.[\w-]{16,}"), REDACTED_PLACEHOLDER),
+    (re.compile(r"(?i)\b((?:requirepass|masterauth)\s++)(?!\[redacted\])\S+"), rf"\1{REDACTED_PLACEHOLDER}"),
     (
         re.compile(r"(?i)\b(hooks\.slack\.com/(?:services|workflows)/|discord(?:app)?\.com/api/webhooks/)[^\s\"'<>]+"),
         rf"\1{REDACTED_PLACEHOLDER}",
@@ -214,7 +216,8 @@ def _is_secret_name(name: str, separator: str) -> bool:
         return True
     if not _SECRET_WORD.search(lowered):
         return False
-    return name in (lowered, name.upper()) or "=" in separator or "-" in name or lowered in _TEXT_SECRETS
+    is_name = name in (lowered, name.upper()) or "-" in name or lowered in _TEXT_SECRETS
+    return is_name or not _TEXT_SEPARATORS.issuperset(separator)
 
 
 def _is_harmless(name: str, value: str) -> bool:
