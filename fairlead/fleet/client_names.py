@@ -15,8 +15,8 @@ inherit it. A model whose status records that it did not get its own name gets i
 An owner releases its names by the annotation `fairlead.io/release-names`, or a served name by
 leaving it out. Then the rules 4 and 5 decide among the others.
 
-A served name that begins with a namespace that has models is refused, because it could shadow a
-`namespace/name`.
+A served name is refused if it begins with a namespace of models, routes or adapters, because it
+could shadow a `namespace/name`. Namespaces of remembered owners count, too.
 """
 
 from collections import Counter
@@ -139,7 +139,7 @@ def name_owners(claims: Iterable[NameClaim], namespaces: Container[str], history
     """Returns the owner (`namespace/name`) of each name; longest remembered names first.
 
     claims: all claims of the names in question, the oldest model first.
-    namespaces: the namespaces that have models.
+    namespaces: the namespaces that have models, routes or adapters, or had those of `remembered`.
     """
     oldest_first = list(claims)
     claims_by_key = {claim.key: claim for claim in oldest_first}

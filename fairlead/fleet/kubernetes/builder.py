@@ -20,7 +20,7 @@ from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.pools import EndpointSecretKey, ExternalEndpoint, Pool
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.engine_profile import EngineProfile, builtin_profiles
-from fairlead.fleet.client_names import GrantedNames, NameClaim, NameHistory, grant_names, name_owners
+from fairlead.fleet.client_names import GrantedNames, NameClaim, NameHistory, grant_names, name_owners, object_key
 from fairlead.fleet.endpoint_address import ENDPOINT_SECRETS_FOLDER, address_refusal, canonical_address
 from fairlead.fleet.engine_url import endpoint_id
 from fairlead.fleet.kubernetes.adapter_objects import ParsedAdapter, granted_adapters
@@ -248,9 +248,10 @@ class _FleetBuilder:
             kept = before.served_names if before is not None else ()
             served = kept if one.spec is None else tuple(one.spec.model.served_names)
             claims.append(NameClaim(one.namespace, one.name, served, one.recorded_names, one.releases_names))
-        namespaces = {claim.namespace for claim in claims}
         routes = self._limit_claimants(self._objects.routes, self._limits.routes, "routes")
         adapters = self._limit_claimants(self._objects.adapters, self._limits.adapters, "adapters")
+        keys = (*self._objects.name_history.remembered.values(), *(one.claim.key for one in (*routes, *adapters)))
+        namespaces = {object_key(key).partition("/")[0] for key in (*keys, *(claim.key for claim in claims))}
         if routes or adapters:
             aged = [(one.created, claim.key, claim) for one, claim in zip(self._served, claims, strict=True)]
             aged += [(one.created, one.claim.key, one.claim) for one in routes]

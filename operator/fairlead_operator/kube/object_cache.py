@@ -19,6 +19,7 @@ from fairlead.fleet.client_names import (
     is_model_claim,
     name_owners,
     names_to_remember,
+    object_key,
 )
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
@@ -325,7 +326,7 @@ class ObjectCache:
         Why names: any number of models may claim one, and each of them may be stored in turn.
         """
         key = claim_key(manifest)
-        is_model, trimmed = is_model_claim(key), trim_model(manifest)
+        trimmed = trim_model(manifest)
         objects = self._objects_with(key)
         before = objects.get(key)
         claim_before = claim_of(before) if before is not None else NO_CLAIM
@@ -354,11 +355,14 @@ class ObjectCache:
         if after is None:
             owned = {name for name in claimed if self._name_owners.get(name) == key}
             if owned:
-                self._deleted_owners[key] = owned
-        elif before is None and key in self._deleted_owners:
-            affected |= self._release_names(key, claims)
-        if is_model and (before is None) != (after is None):
-            affected |= self._count_namespace(key.partition("/")[0], 1 if before is None else -1)
+                self._deleted_owners[key] = owned  # its namespace counts until its names are forgotten
+            elif before is not None:
+                affected |= self._count_namespace(key, -1)
+        elif before is None:
+            if key in self._deleted_owners:
+                affected |= self._release_names(key, claims)
+            else:
+                affected |= self._count_namespace(key, 1)
         return affected
 
     def _release_names(self, key: str, claims: frozenset[str]) -> set[str]:
@@ -397,12 +401,15 @@ class ObjectCache:
             return self.models
         return self.routes if adapter_key(key) is None else self.adapters
 
-    def _count_namespace(self, namespace: str, change: int) -> set[str]:
-        """Adds `change` (1 or -1) to the number of models in a namespace.
+    def _count_namespace(self, key: str, change: int) -> set[str]:
+        """Adds `change` (1 or -1) to the number of models, routes and adapters in a namespace.
 
-        If the first model came or the last one went, served names that begin with the namespace are
+        If the first one came or the last one went, served names that begin with the namespace are
         now taken or free. Returns these names.
+
+        key: of the claim of the object that came or went.
         """
+        namespace = object_key(key).partition("/")[0]
         self._namespaces[namespace] += change
         number = self._namespaces[namespace]
         if number == 0:
@@ -462,7 +469,9 @@ class ObjectCache:
             self._name_owners = names_to_remember(self._name_owners, live)
             self._settled_names &= self._name_owners.keys()
             remembered = set(self._name_owners.values())
-            self._deleted_owners = {key: names for key, names in self._deleted_owners.items() if key in remembered}
+            for key in self._deleted_owners.keys() - remembered:
+                del self._deleted_owners[key]
+                self._count_namespace(key, -1)
 
 
 def _drop_empty(objects: dict[str, Any], key: str) -> None:

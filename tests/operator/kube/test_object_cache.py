@@ -176,6 +176,26 @@ def test_served_name_that_begins_with_a_namespace_of_models_is_refused() -> None
     assert refused(cache, "x/a") == ()
 
 
+def test_deleted_owner_of_a_name_keeps_its_namespace_from_others() -> None:
+    """Else another namespace gets the requests for `chat/b` once its last model is deleted."""
+    cache = ObjectCache()
+    take(cache, with_names("chat/b", namespace="x", name="a", born="1"))
+    take(cache, model("b", namespace="chat", born="2"))
+    assert cache.snapshot("chat/b") is not None  # its names are decided
+    assert take(cache, model("b", namespace="chat", version=4), WatchEventType.DELETED) == ["chat/b"]
+    assert refused(cache, "x/a") == (RefusedName("chat/b", None),)
+    assert take(cache, model("b", namespace="chat", born="9", version=5)) == ["chat/b"]
+    assert cache._namespaces == {"x": 1, "chat": 1}
+
+
+def test_namespace_of_routes_and_adapters_alone_is_kept_from_others() -> None:
+    for kind in ("ModelRoute", "ModelAdapter"):
+        cache = ObjectCache()
+        take(cache, with_names("chat/b", namespace="x", name="a", born="1"))
+        take(cache, {**model("b", namespace="chat", born="2"), "kind": kind})
+        assert refused(cache, "x/a") == (RefusedName("chat/b", None),), kind
+
+
 def test_accelerator_affects_every_model() -> None:
     shelf = ObjectCache()
     shelf.replace_models([model("a"), model("b")])

@@ -27,6 +27,14 @@ def test_a_name_that_begins_with_a_namespace_of_models_is_nobodys() -> None:
     assert fleet.resolve_model("y/new") is None
 
 
+def test_no_other_namespace_gets_the_requests_for_a_deleted_model() -> None:
+    owner, other = named("a", namespace="y"), named("b", "y/a", born="2")
+    before = build([owner, other])
+    after = build([other], name_history=NameHistory(remembered=before.name_owners))
+    assert before.fleet.resolve_model("y/a") == "y/a"
+    assert after.fleet.resolve_model("y/a") is None
+
+
 def test_oldest_model_has_the_bare_name() -> None:
     fleet = build([model(), model(namespace="a", created="2026-02-01T00:00:00Z")]).fleet
     assert (fleet.resolve_model("tiny"), fleet.resolve_model("a/tiny"), fleet.resolve_model("x/tiny")) == (

@@ -44,6 +44,14 @@ def test_an_older_model_keeps_its_names_and_a_younger_one_takes_none() -> None:
     assert found.fleet.resolve_model("b") is None
 
 
+def test_a_namespace_with_routes_alone_is_kept_from_models_of_others() -> None:
+    models = [named("tiny", namespace="y"), named("b", "x/a", namespace="z")]
+    found = built(models, [route("a", targets=[{"model": "y/tiny"}])])
+    assert found.fleet.resolve_model("x/a") is None
+    history = NameHistory(remembered=found.name_owners)
+    assert built(models, [], name_history=history).fleet.resolve_model("x/a") is None
+
+
 def test_a_name_belongs_to_the_route_whose_status_has_it() -> None:
     recorded = {**route("b", born="7"), "status": {"clientName": "b", "servedNames": ["shared"]}}
     recorded["spec"]["servedNames"] = ["shared"]
