@@ -36,6 +36,7 @@ from fairlead_gateway.worker.resilience.retry import (
 from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
 from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
+from fairlead_gateway.worker.upstream.response import EngineResponse
 
 _MAX_WITHOUT_USAGE: Final = 4_096
 
@@ -131,17 +132,24 @@ class Forwarder:
                     context.trace.finish_span(ATTEMPT, failure.cause)
                 if not self._prefill_coordinator.retry_without_transfer(context, failure):
                     if failure.cause == FIELD_REFUSED:
-                        self._on_usage_refused(attempt)
+                        context.request.take_back_usage()
                     elif not self._is_adapter_to_reload(attempt, failure):
                         excluded |= {attempt.instance_id}
                     self._check_retry(attempt, failure)
             attempt = None
 
-    def _on_usage_refused(self, attempt: Attempt) -> None:
-        """Removes what the gateway added to the request, and remembers the instance for later
-        ones.
+    def _note_usage_refused(self, attempt: Attempt, engine_response: EngineResponse) -> None:
+        """Remembers an instance for later requests that took this one only without what the gateway
+        had added.
+
+        Why only then: the words of a refusal can be those of the client, and then say nothing of
+        the engine.
         """
-        attempt.context.request.take_back_usage()
+        last = attempt.context.failures[-1]
+        if last.cause != FIELD_REFUSED or last.instance_id != attempt.instance_id:
+            return
+        if engine_response.status >= 400 or engine_response.in_band_error is not None:
+            return
         if len(self._without_usage) == _MAX_WITHOUT_USAGE:
             self._without_usage.clear()
         self._without_usage[attempt.instance_id] = None
@@ -288,6 +296,8 @@ class Forwarder:
                     is_final = stall_timeout is not None and stall_timeout.is_exhausted
                     check_response(context, engine_response, attempt.error, is_final)
                     self._failures.on_answered(context, engine_response.status, self._now())
+                    if context.failures:
+                        self._note_usage_refused(attempt, engine_response)
                     if context.request.route is not None and self.fallbacks is not None:
                         self.fallbacks.check_refusal(context, engine_response, self._now())
                     self._prefill_coordinator.on_decode_accepted(context)

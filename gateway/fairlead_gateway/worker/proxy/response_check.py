@@ -42,6 +42,8 @@ _NOT_FOUND: Final = re.compile(rb'"(?:NotFoundError|not_found_error|model_not_fo
 """The types of vLLM, those under `/v1/messages`, and the code of OpenAI."""
 _MISSING_ADAPTERS: Final = (b"LoRA adapter that has never been loaded", b"requested LoRA adapters are not loaded")
 """Words of SGLang, with status 400."""
+_MAX_RELOADS: Final = 3
+"""Loads of an adapter for one request, since engines had lost it."""
 _USAGE_FIELD: Final = b"stream_options"
 _LIMITED: Final = 429
 _NO_SUCH_FUNCTION: Final = 501
@@ -66,7 +68,7 @@ def check_response(
     if engine_response.status == 404 and not is_external(context) and _is_wrong_model(engine_response.buffered_body):
         # Without an adapter, another server has taken over the address.
         raise AttemptFailure("wrong-model" if context.request.adapter is None else ADAPTER_MISSING)
-    if context.request.adapter is not None and _is_adapter_missing(_refusal_words(engine_response)):
+    if context.request.adapter is not None and _is_adapter_missing(context, engine_response):
         raise AttemptFailure(ADAPTER_MISSING)
     if is_usage_refused(context, engine_response):
         raise AttemptFailure(FIELD_REFUSED)
@@ -206,9 +208,15 @@ def _is_wrong_model(body: bytes) -> bool:
     return len(body) < _TAIL_BYTES and _NOT_FOUND.search(body) is not None and _WRONG_MODEL.search(body) is not None
 
 
-def _is_adapter_missing(refusal: bytes) -> bool:
-    """Whether an SGLang engine has not loaded the adapter: it has started again."""
-    return any(words in refusal for words in _MISSING_ADAPTERS)
+def _is_adapter_missing(context: RequestContext, engine_response: EngineResponse) -> bool:
+    """Whether an SGLang engine has not loaded the adapter: it has started again.
+
+    Not for ever: engines quote what they refuse, so the words can be those of the client.
+    """
+    refusal = _refusal_words(engine_response)
+    if not any(words in refusal for words in _MISSING_ADAPTERS):
+        return False
+    return sum(failure.cause == ADAPTER_MISSING for failure in context.failures) < _MAX_RELOADS
 
 
 def is_usage_refused(context: RequestContext, engine_response: EngineResponse) -> bool:

@@ -151,3 +151,23 @@ async def test_refused_load_is_no_loaded_adapter(refusal: str) -> None:
 def test_base_with_a_colon_does_not_change_the_adapter() -> None:
     assert adapter_prefix("sglang", "qwen:7b") == "qwen:"
     assert adapter_prefix("vllm", "qwen:7b") == adapter_prefix("llamacpp", "tiny") == ""
+
+
+async def test_words_of_a_client_in_a_refusal_are_no_lost_adapter() -> None:
+    """SGLang quotes what it refuses: one such request was sent 64 times."""
+    message = "tool_choice: 'requested LoRA adapters are not loaded' is not a valid choice"
+
+    async def script(call: EngineCall) -> None:
+        if call.path == "/v1/chat/completions":
+            engine.asked.append(call.json["model"])
+            await call.respond({"object": "error", "message": message, "code": 400}, "400 Bad Request")
+        else:
+            await engine.script(call)
+
+    engine = SglangEngine()
+    async with scripted_engine(script) as running_engine:
+        running_engine.scripts_models = True
+        async with running_gateway(with_sglang(fleet_of([running_engine.url]))) as running:
+            answer = await request(running.url, chat("sql"))
+    assert (answer.status, answer.error["message"]) == (400, message)
+    assert len(engine.asked) == 4

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from fairlead.fleet.model import Fleet, Instance, Model, RequestPolicy, SloTargets
-from fairlead_testing.engines.scripted import EngineCall, event, scripted_engine, token, usage
+from fairlead_testing.engines.scripted import EngineCall, event, scripted_engine, token, usage, well_behaved
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
@@ -312,6 +312,45 @@ async def test_usage_is_always_asked_for_and_shown_only_to_those_who_asked() -> 
             outcome = running.gateway.decisions.latest(1)[0].outcome
             assert outcome is not None
             assert (outcome.prompt_tokens, outcome.cached_tokens, outcome.output_tokens) == (7, 4, 3)
+
+
+@pytest.mark.parametrize("is_in_stream", [False, True])
+async def test_words_of_a_client_in_a_refusal_end_no_counting_of_others(is_in_stream: bool) -> None:
+    """Engines quote what they refuse: one such stream made all later ones of the engine uncounted."""
+    refusal = {"message": "tool_choice: 'stream_options' is not a valid choice", "code": 400}
+
+    async def script(call: EngineCall) -> None:
+        if "tool_choice" not in call.json:
+            await well_behaved(call)
+        elif is_in_stream:
+            await call.start_stream()
+            await call.event({"error": refusal})
+            await call.finish()
+        else:
+            await call.respond({"error": refusal}, status="400 Bad Request")
+
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        refused = await request(running.url, GOOD | {"stream": True, "tool_choice": "stream_options"})
+        assert refused.status == 400
+        assert (await request(running.url, GOOD | {"stream": True})).status == 200
+        assert [call.json.get("stream_options") for call in engine.calls] == [
+            {"include_usage": True},
+            None,
+            {"include_usage": True},
+        ]
+
+
+async def test_an_engine_that_counts_no_streams_is_remembered() -> None:
+    async def script(call: EngineCall) -> None:
+        if "stream_options" in call.json:
+            await call.respond({"error": {"message": "stream_options: extra field", "code": 400}}, status="400 Bad")
+        else:
+            await well_behaved(call)
+
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        for _ in range(2):
+            assert (await request(running.url, GOOD | {"stream": True})).status == 200
+        assert ["stream_options" in call.json for call in engine.calls] == [True, False, False]
 
 
 async def test_an_old_client_gets_a_stream_without_chunks() -> None:
