@@ -316,7 +316,7 @@ async def test_usage_is_always_asked_for_and_shown_only_to_those_who_asked() -> 
 
 @pytest.mark.parametrize("is_in_stream", [False, True])
 async def test_words_of_a_client_in_a_refusal_end_no_counting_of_others(is_in_stream: bool) -> None:
-    """Engines quote what they refuse: one such stream made all later ones of the engine uncounted."""
+    """Engines quote what they refuse: one such stream made all later ones uncounted."""
     refusal = {"message": "tool_choice: 'stream_options' is not a valid choice", "code": 400}
 
     async def script(call: EngineCall) -> None:
