@@ -3,5 +3,6 @@
 - `protocol`: the messages between a worker and its checking process.
 - `process`: the checking process.
 - `client`: the worker's client of it, used from a thread.
-- `caller_limit`: the bytes of large bodies of each caller that wait for it.
+- `caller_limit`: the queue of large bodies before it, with a limit for each caller.
+- `text_bounds`: the bound that the bytes of a body set to its tokens. Pure.
 """

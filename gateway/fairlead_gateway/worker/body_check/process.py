@@ -28,6 +28,7 @@ from fairlead_gateway.worker.body_check.protocol import (
     decode_limits,
     encode_frame,
 )
+from fairlead_gateway.worker.body_check.text_bounds import text_bounds
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body
 from fairlead_gateway.worker.openai.field_policy import (
     ACCOUNT_FIELDS,
@@ -105,7 +106,8 @@ def _describe(parsed: ParsedBody, prompt_field: str | None, body: bytes, limits:
     if isinstance(options, Raw):
         _check_length("stream_options", memoryview(options).nbytes, limits.schema_bytes)
     members = _describe_members(parsed, body)
-    return BodyReply(None, msgspec.json.encode(fields), members, prompt_start, prompt_end, parsed.cache_variant)
+    bounds = text_bounds(body, is_passed_on=parsed.is_passthrough)
+    return BodyReply(None, msgspec.json.encode(fields), members, prompt_start, prompt_end, parsed.cache_variant, bounds)
 
 
 def _describe_members(parsed: ParsedBody, body: bytes) -> dict[str, bytes]:

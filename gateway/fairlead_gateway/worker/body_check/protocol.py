@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import msgspec
 
 from fairlead.limits import Limits
+from fairlead_gateway.worker.body_check.text_bounds import TextBounds
 
 
 class BodyQuery(msgspec.Struct, array_like=True):
@@ -42,7 +43,7 @@ class BodyReply(msgspec.Struct, array_like=True):
       presence is left.
     - members: the names of all top-level fields. A value is left of those only that `field_policy`
       reads, and only a short one.
-    - cache_variant: as in `ParsedBody`.
+    - cache_variant, bounds: as in `ParsedBody`.
     - prompt_start, prompt_end: where the JSON text of the prompt lies in the body; both 0 for
       requests without a prompt that the gateway reads.
     """
@@ -53,6 +54,7 @@ class BodyReply(msgspec.Struct, array_like=True):
     prompt_start: int = 0
     prompt_end: int = 0
     cache_variant: bytes = b""
+    bounds: TextBounds | None = None
 
 
 LENGTH_BYTES = 4

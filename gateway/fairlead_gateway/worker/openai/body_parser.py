@@ -17,6 +17,7 @@ from msgspec.structs import astuple
 
 from fairlead.limits import Limits
 from fairlead_gateway.native import SCAN_CHAT, ChatScan
+from fairlead_gateway.worker.body_check.text_bounds import TextBounds
 from fairlead_gateway.worker.openai.field_policy import PART_HOLDERS, has_token_ids, special_parts
 from fairlead_gateway.worker.openai.schemas import (
     BODY_DECODERS,
@@ -90,6 +91,7 @@ class ParsedBody:
     members: the top-level fields if some are not listed as safe (`schemas`), with those of
         `special_parts`; None otherwise.
     is_passthrough: the gateway reads neither prompt nor response.
+    bounds: of a large body, of its tokens by its bytes; else None.
     sequences: answers that an engine computes for the prompt.
     messages_start, messages_end: where the text between the brackets of the messages lies in the
         body; both 0 if the fields hold the prompt. Of a large body, that of any prompt.
@@ -99,6 +101,7 @@ class ParsedBody:
     """
 
     __slots__ = (
+        "bounds",
         "cache_variant",
         "decoded_fields",
         "has_cache_variants",
@@ -135,6 +138,7 @@ class ParsedBody:
         self.members = members
         self.is_passthrough = is_passthrough
         self.cache_variant = b""
+        self.bounds: TextBounds | None = None
         self.has_session_id = False
         self.sequences: int = 1
         self.messages_start: int = 0

@@ -61,6 +61,7 @@ class ModelRequest:
     passes_stream: the client asked for a stream that is passed on.
     max_tokens: the client's limit of the response.
     sequences: answers that an engine computes for the prompt.
+    bounds: of its tokens by its bytes; None if nothing has looked for them yet.
     resumable: whether `can_resume`; None if that was not computed when the body was parsed.
     cache_salt: the salt of the tenant's cache scope; None without one.
     parameters: the fields that a route has set in the body; None if it has set none.
@@ -74,6 +75,7 @@ class ModelRequest:
     __slots__ = (
         "adapter",
         "body",
+        "bounds",
         "cache_key",
         "cache_salt",
         "cache_variant",
@@ -135,6 +137,7 @@ class ModelRequest:
         self.method = method
         self.target = target
         self.resumable: bool | None = None
+        self.bounds = parsed.bounds
         self.cache_salt: str | None = None
         self.parameters: dict[str, int | float] | None = None
         self.removed: tuple[str, ...] = () if parsed.members is None else removed_fields(parsed.members)

@@ -6,27 +6,17 @@ from typing import Final
 import msgspec
 
 from fairlead_gateway.errors import BadRequest
+from fairlead_gateway.worker.body_check.text_bounds import TextBounds, text_bounds
 from fairlead_gateway.worker.openai.passthrough import OUTPUT_LIMITS
-from fairlead_gateway.worker.openai.schemas import MEMBERS_DECODER, CompletionRequest
+from fairlead_gateway.worker.openai.request import ModelRequest
+from fairlead_gateway.worker.openai.schemas import CompletionRequest
 from fairlead_gateway.worker.quota.limit_plan import LimitPlan
 from fairlead_gateway.worker.quota.reservation import Amounts
 from fairlead_gateway.worker.request_context import RequestContext
 
-_NULL: Final = msgspec.Raw(b"null")
 _SEVERAL_PROMPTS: Final = re.compile(rb'\[[ \t\r\n]*["\[]')
 """The beginning of a list of texts, or of lists of token ids."""
-_MEDIA: Final = re.compile(rb'"(?:input_|prompt_)?(?:image|audio|video|file)[a-z_]*"[ \t\r\n]*:')
-"""A key of a part of a message that is not text."""
-_ESCAPED_KEY: Final = re.compile(rb'"[^"\\]*\\u[^"]*"[ \t\r\n]*:')
-"""A key with an escaped letter, which could be one of `_MEDIA`."""
 _GENERATING_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions", *OUTPUT_LIMITS})
-_OUTSIDE_INPUT: Final = ("previous_response_id", "conversation", "prompt", "mcp_servers", "container")
-"""Fields of passed-on requests that name input which is not in the body."""
-_MEDIA_TYPE: Final = re.compile(
-    rb'"type"[ \t\r\n]*:[ \t\r\n]*"(?:(?:input_)?(?:image|audio|video|file)[a-z_]*|document|item_reference)"'
-)
-"""A part of a passed-on request whose tokens have no bound in its bytes."""
-_OWN_TOOLS: Final = ("function", "custom")
 
 
 def is_generating(context: RequestContext) -> bool:
@@ -60,7 +50,9 @@ def most_amounts(context: RequestContext, plan: LimitPlan, margin: int) -> Amoun
     request = context.request
     body_bytes = len(request.client_body)
     if request.is_passthrough and request.is_counted and (plan.counts_input or plan.counts_output):
-        _check_bounded(request.client_body)
+        unbounded = _bounds(request).unbounded
+        if unbounded is not None:
+            raise _unbounded(*unbounded)
     if plan.counts_input and (not request.is_passthrough or not request.is_counted) and _has_media(context):
         raise BadRequest(
             "messages: images, audio, video and files have no bound in tokens, and the limits of this tenant are strict",
@@ -84,24 +76,13 @@ def most_amounts(context: RequestContext, plan: LimitPlan, margin: int) -> Amoun
     return Amounts(1, tokens, output, plan.cost(request.model, tokens, 0, output), body_bytes)
 
 
-def _check_bounded(body: bytes) -> None:
-    """Raises BadRequest for a passed-on request with tokens that its bytes do not bound.
-
-    Tools that a server runs add their results to the prompt, and start the model again.
+def _bounds(request: ModelRequest) -> TextBounds:
+    """Returns what is not bounded by the bytes of a body; of a large one, the checking process has
+    looked for it.
     """
-    members = MEMBERS_DECODER.decode(body)
-    for name in _OUTSIDE_INPUT:
-        if bytes(members.get(name, _NULL)) != b"null":
-            raise _unbounded(name, "names input outside of the request")
-    try:
-        tools = msgspec.json.decode(members.get("tools", _NULL), type=list[dict[str, msgspec.Raw]] | None) or []
-    except msgspec.ValidationError:
-        raise _unbounded("tools", "cannot be read") from None
-    for tool in tools:
-        if "input_schema" not in tool and bytes(tool.get("type", _NULL)).strip(b'"').decode() not in _OWN_TOOLS:
-            raise _unbounded("tools", "holds a tool that a server runs")
-    if _MEDIA_TYPE.search(msgspec.json.encode(msgspec.json.decode(body))) is not None:  # without escapes
-        raise _unbounded("input" if "input" in members else "messages", "holds parts that are not text")
+    if request.bounds is None:
+        request.bounds = text_bounds(request.client_body, is_passed_on=request.is_passthrough)
+    return request.bounds
 
 
 def _unbounded(name: str, reason: str) -> BadRequest:
@@ -116,8 +97,7 @@ def _has_media(context: RequestContext) -> bool:
     request = context.request
     if request.decoded_fields is None and not request.is_passthrough:
         return False  # a scanned chat, which has text only
-    body = request.client_body
-    return _MEDIA.search(body) is not None or (b"\\u" in body and _ESCAPED_KEY.search(body) is not None)
+    return _bounds(request).has_media
 
 
 def expected_amounts(context: RequestContext, plan: LimitPlan, prompt_tokens: int, output_tokens: int) -> Amounts:

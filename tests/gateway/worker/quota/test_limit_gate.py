@@ -17,6 +17,7 @@ from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_gateway.quota.exchange import CONTENDED, GRANTED, NOT_YET, Exchange, ExchangeReply
 from fairlead_gateway.supervisor.quota.limit_stores import MemoryLimitStore
 from fairlead_gateway.supervisor.quota.quota_service import QuotaService
+from fairlead_gateway.worker.quota import amounts
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.quota.reservation import Amounts
 from fairlead_gateway.worker.quota.tenant_limits import QuotaLink, TenantLimits, Waiter
@@ -282,6 +283,28 @@ async def test_strict_limits_of_tokens_take_text_only(key: str) -> None:
         ]
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
         assert passed.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 300_000}]}, 200),
+        ("/v1/responses", {"input": "x" * 300_000, "max_output_tokens": 9}, 200),
+        ("/v1/responses", {"input": [{"type": "input_file"}, "x" * 300_000], "max_output_tokens": 9}, 400),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": ["x" * 300_000, {"image": 1}]}]}, 400),
+    ],
+)
+async def test_strict_limits_have_no_large_body_searched_in_the_worker(
+    path: str, body: dict[str, Any], status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """29 MB took half a second of the worker, before any refusal, and up to three times."""
+    monkeypatch.setattr(amounts, "text_bounds", None)
+    limits = (Limit(LimitUnit.TOKENS, 10_000_000, Window.DAY),)
+    tenants = [Tenant("acme", limits=limits, enforcement=Enforcement.STRICT)]
+    async with limited_gateway(_answer, tenants) as gateway:
+        url, headers = f"{gateway.running.url}{path}", {"authorization": "Bearer acme"}
+        fields = {"model": "tiny", "max_tokens": 9, **body}
+        assert (await gateway.client.post(url, json=fields, headers=headers)).status_code == status
 
 
 async def test_strict_limits_of_requests_take_images() -> None:

@@ -1,0 +1,69 @@
+"""The bound that the bytes of a body set to the tokens of its prompt, for strict limits. Pure."""
+
+import re
+from typing import Final, NamedTuple
+
+import msgspec
+
+from fairlead_gateway.worker.openai.schemas import MEMBERS_DECODER
+
+_NULL: Final = msgspec.Raw(b"null")
+_MEDIA: Final = re.compile(rb'"(?:input_|prompt_)?(?:image|audio|video|file)[a-z_]*"[ \t\r\n]*:')
+"""A key of a part of a message that is not text."""
+_ESCAPED_KEY: Final = re.compile(rb'"[^"\\]*\\u[^"]*"[ \t\r\n]*:')
+"""A key with an escaped letter, which could be one of `_MEDIA`."""
+_OUTSIDE_INPUT: Final = ("previous_response_id", "conversation", "prompt", "mcp_servers", "container")
+"""Fields of passed-on requests that name input which is not in the body."""
+_MEDIA_TYPE: Final = re.compile(
+    rb'"type"[ \t\r\n]*:[ \t\r\n]*"(?:(?:input_)?(?:image|audio|video|file)[a-z_]*|document|item_reference)"'
+)
+"""A part of a passed-on request whose tokens have no bound in its bytes."""
+_OWN_TOOLS: Final = ("function", "custom")
+
+
+class UnboundedField(NamedTuple):
+    """A field of a passed-on request with tokens that its bytes do not bound."""
+
+    name: str
+    reason: str
+
+
+class TextBounds(NamedTuple):
+    """Parts of a body whose tokens are not bounded by its bytes.
+
+    has_media: it may have parts that are not text.
+    unbounded: of a passed-on request; None without one.
+    """
+
+    has_media: bool
+    unbounded: UnboundedField | None
+
+
+def text_bounds(body: bytes, *, is_passed_on: bool) -> TextBounds:
+    """Returns whether the bytes of a valid body bound its tokens.
+
+    is_passed_on: the gateway does not read its prompt.
+    """
+    has_media = _MEDIA.search(body) is not None or (b"\\u" in body and _ESCAPED_KEY.search(body) is not None)
+    return TextBounds(has_media, _unbounded_field(body) if is_passed_on and body else None)
+
+
+def _unbounded_field(body: bytes) -> UnboundedField | None:
+    """Returns a field with tokens that the bytes of a passed-on request do not bound.
+
+    Tools that a server runs add their results to the prompt, and start the model again.
+    """
+    members = MEMBERS_DECODER.decode(body)
+    for name in _OUTSIDE_INPUT:
+        if bytes(members.get(name, _NULL)) != b"null":
+            return UnboundedField(name, "names input outside of the request")
+    try:
+        tools = msgspec.json.decode(members.get("tools", _NULL), type=list[dict[str, msgspec.Raw]] | None) or []
+    except msgspec.ValidationError:
+        return UnboundedField("tools", "cannot be read")
+    for tool in tools:
+        if "input_schema" not in tool and bytes(tool.get("type", _NULL)).strip(b'"').decode() not in _OWN_TOOLS:
+            return UnboundedField("tools", "holds a tool that a server runs")
+    if _MEDIA_TYPE.search(msgspec.json.encode(msgspec.json.decode(body))) is not None:  # without escapes
+        return UnboundedField("input" if "input" in members else "messages", "holds parts that are not text")
+    return None
