@@ -250,13 +250,13 @@ class _FleetBuilder:
             claims.append(NameClaim(one.namespace, one.name, served, one.recorded_names, one.releases_names))
         routes = self._limit_claimants(self._objects.routes, self._limits.routes, "routes")
         adapters = self._limit_claimants(self._objects.adapters, self._limits.adapters, "adapters")
-        keys = (*self._objects.name_history.remembered.values(), *(one.claim.key for one in (*routes, *adapters)))
-        namespaces = {object_key(key).partition("/")[0] for key in (*keys, *(claim.key for claim in claims))}
         if routes or adapters:
             aged = [(one.created, claim.key, claim) for one, claim in zip(self._served, claims, strict=True)]
             aged += [(one.created, one.claim.key, one.claim) for one in routes]
             aged += [(one.created, one.claim.key, one.claim) for one in adapters]
             claims = [claim for _, _, claim in sorted(aged, key=lambda one: one[:2])]
+        keys = [*self._objects.name_history.remembered.values(), *[claim.key for claim in claims]]
+        namespaces = {object_key(key).partition("/")[0] for key in keys}
         self.name_owners = name_owners(claims, namespaces, self._objects.name_history)
         granted = grant_names(claims, namespaces, self.name_owners)
         self.routes = granted_routes(routes, granted, self._previous.routes)
