@@ -20,9 +20,9 @@ from fairlead_gateway.worker.upstream.request_encoder import forward_headers
 
 CLIENT_CLOSED_STATUS: Final = 499
 LOGGED_REFUSAL_SECONDS: Final = 0.1
+"""Between two refused requests in the log: a flood of them must not fill it."""
 _MAX_NAME_BYTES: Final = 64
 """Bytes of a header's name that are recorded. Clients choose names, and thousands are kept."""
-"""Between two refused requests in the log: a flood of them must not fill it."""
 
 OnFinished = Callable[[RequestContext, RequestOutcome], None]
 
