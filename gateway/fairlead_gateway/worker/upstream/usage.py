@@ -162,14 +162,15 @@ class _Counts:
     def add_object(self, prompt: int | None, output: int | None, cached: int | None) -> None:
         """Adds one of the objects with counts in a part; the largest hold.
 
-        The cached tokens are those of the largest prompt, since they make it cheaper.
+        If they differ, the cached tokens are unknown, since they make a prompt cheaper: any but one
+        of the objects can be the client's.
         """
         if prompt is None:
             self.cached = cached if self.prompt is None else self.cached
-        elif self.prompt is None or prompt > self.prompt:
+        elif self.prompt is None:
             self.prompt, self.cached = prompt, cached
-        elif prompt == self.prompt:
-            self.cached = None if cached is None or self.cached is None else min(cached, self.cached)
+        elif prompt != self.prompt or cached != self.cached:
+            self.prompt, self.cached = max(prompt, self.prompt), None
         self.output = _larger(self.output, output)
 
     def add_part(self, part: "_Counts") -> None:

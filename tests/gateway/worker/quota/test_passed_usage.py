@@ -7,7 +7,7 @@ import pytest
 
 from fairlead.fleet.model import TokenPrice
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
-from fairlead_gateway.worker.upstream.usage import PassedUsage
+from fairlead_gateway.worker.upstream.usage import PassedUsage, counts_of_long_answer
 from fairlead_testing.engines.scripted import EngineCall
 from fairlead_testing.gateway.limited_gateway import LimitedGateway, limited_gateway
 from fairlead_testing.waiting import wait_until
@@ -237,7 +237,20 @@ def test_fields_of_the_client_in_a_long_answer_lower_no_count(forged: object, is
         read.add([], is_last=True)
         usage = read.usage
         assert usage is not None
-        assert (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) == (1000, 800, 30)
+        cached = None if '"input_tokens": ' in json.dumps(forged).replace('"input_tokens": {', "") else 800
+        assert (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) == (1000, cached, 30)
+
+
+@pytest.mark.parametrize("is_before", [True, False])
+@pytest.mark.parametrize("own", [_RESPONSES, {"input_tokens": 1000, "output_tokens": 30}])
+def test_fields_of_the_client_in_a_long_answer_make_no_prompt_cached(own: dict[str, Any], is_before: bool) -> None:
+    """A tool of the client says that a prompt of one token more was cached as a whole."""
+    counts = {"input_tokens": 1_001, "output_tokens": 1, "input_tokens_details": {"cached_tokens": 1_001}}
+    tools = {"tools": [{"parameters": {"usage": counts}}], "instructions": "x" * 200_000}
+    answer = {**tools, "usage": own} if is_before else {"usage": own, **tools}
+    usage = counts_of_long_answer(json.dumps(answer).encode())
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) == (1001, None, 30)
 
 
 @pytest.mark.parametrize("has_type_first", [True, False])
