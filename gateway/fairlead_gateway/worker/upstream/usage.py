@@ -431,7 +431,7 @@ def parse_in_band_error(raw: bytes, status: int) -> InBandError:
     if isinstance(code, str) and len(code) == 3 and code.isascii() and code.isdigit():
         code = int(code)
     if isinstance(code, int) and 400 <= code <= 599:
-        status = 500 if _DEAD_ENGINE in message else code
+        status = 500 if message.startswith(_DEAD_ENGINE) else code
     else:
         status = next((_STATUSES[name] for name in (kind, code) if isinstance(name, str) and name in _STATUSES), status)
     return InBandError(status, message)

@@ -340,6 +340,21 @@ async def test_words_of_a_client_in_a_refusal_end_no_counting_of_others(is_in_st
         ]
 
 
+async def test_words_of_a_client_in_a_refusal_are_no_dead_engine() -> None:
+    """One such stream was sent to three engines, as if each had died."""
+    refusal = {"message": "tool_choice: 'EngineCore encountered an issue' is not a valid choice", "code": 400}
+
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        await call.event({"error": refusal})
+        await call.finish()
+
+    async with scripted_engine(script) as one, scripted_engine(script) as two:
+        async with running_gateway(fleet_of([one.url, two.url])) as running:
+            assert (await request(running.url, GOOD | {"stream": True})).status == 400
+        assert len(one.calls) + len(two.calls) == 1
+
+
 async def test_an_engine_that_counts_no_streams_is_remembered() -> None:
     async def script(call: EngineCall) -> None:
         if "stream_options" in call.json:
