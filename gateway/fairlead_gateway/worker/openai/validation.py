@@ -67,7 +67,7 @@ _BATCHES = {
     "messages": ("conversations", b"["),
     "input": ("inputs", b'"['),
     **dict.fromkeys(("documents", "items"), ("documents", b'"[{')),
-    **dict.fromkeys(("text_1", "text_2", "data_1", "data_2"), ("inputs", b'"[{')),
+    **dict.fromkeys(("queries", "data", "text_1", "text_2", "data_1", "data_2"), ("inputs", b'"[{')),
 }
 """Lists of which each item is a request of its own to the engine, and how such items begin."""
 _STREAM_OPTIONS = "stream_options"
