@@ -19,6 +19,7 @@ _MEDIA_TYPE: Final = re.compile(
 )
 """A part of a passed-on request whose tokens have no bound in its bytes."""
 _OWN_TOOLS: Final = ("function", "custom")
+_DECODE_ERRORS: Final = (msgspec.MsgspecError, RecursionError)
 
 
 class UnboundedField(NamedTuple):
@@ -59,11 +60,14 @@ def _unbounded_field(body: bytes) -> UnboundedField | None:
             return UnboundedField(name, "names input outside of the request")
     try:
         tools = msgspec.json.decode(members.get("tools", _NULL), type=list[dict[str, msgspec.Raw]] | None) or []
-    except msgspec.ValidationError:
+    except _DECODE_ERRORS:
         return UnboundedField("tools", "cannot be read")
     for tool in tools:
         if "input_schema" not in tool and bytes(tool.get("type", _NULL)).strip(b'"').decode() not in _OWN_TOOLS:
             return UnboundedField("tools", "holds a tool that a server runs")
-    if _MEDIA_TYPE.search(msgspec.json.encode(msgspec.json.decode(body))) is not None:  # without escapes
-        return UnboundedField("input" if "input" in members else "messages", "holds parts that are not text")
-    return None
+    name = "input" if "input" in members else "messages"
+    try:
+        text = msgspec.json.encode(msgspec.json.decode(body))  # without escapes
+    except _DECODE_ERRORS:
+        return UnboundedField(name, "is in a body with a number that cannot be read")
+    return None if _MEDIA_TYPE.search(text) is None else UnboundedField(name, "holds parts that are not text")
