@@ -1,6 +1,7 @@
 """A ModelDeployment while a conversion puts it together."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -378,15 +379,15 @@ def _unknown_accelerator(pool: PoolDraft) -> BadInput:
 
 
 def _note_devices(pool: PoolDraft, parallelism: Mapping[str, int]) -> None:
-    ranks = 1
-    for name in ("tensor", "pipeline", "data"):
-        ranks *= parallelism.get(name, 1)
-    wanted = pool.devices.count * pool.nodes
-    if wanted > 1 and wanted != ranks:
-        pool.reader.note(
-            "",
-            f"a pod requested {pool.devices.count} devices; with Fairlead an instance gets {ranks}, one for each rank",
-        )
+    count, ranks = pool.devices.count, count_ranks(parallelism)
+    if count and count * pool.nodes != ranks:
+        devices = f"{count} device{'' if count == 1 else 's'}"
+        pool.reader.note("", f"a pod requested {devices}; with Fairlead an instance gets {ranks}, one for each rank")
+
+
+def count_ranks(parallelism: Mapping[str, int]) -> int:
+    """Returns the number of ranks of an instance; each has a device of its own."""
+    return math.prod(parallelism.get(name, 1) for name in ("tensor", "pipeline", "data"))
 
 
 def _kv_cache(draft: ModelDraft) -> dict[str, Any]:

@@ -96,6 +96,39 @@ def test_templates_of_a_service_without_configurations_are_filled_in() -> None:
     assert "KServe fills it in" not in said(migration)
 
 
+SPREAD = """
+apiVersion: serving.kserve.io/v1alpha1
+kind: LLMInferenceService
+metadata: {name: spread}
+spec:
+  model: {uri: "pvc://models/a", name: a}
+  parallelism: PARALLELISM
+  template: {containers: [{name: main, image: "vllm/vllm-openai:v0.32.0", resources: {limits: {nvidia.com/gpu: "1"}}}]}
+"""
+WORKER = "  worker: {containers: [{name: main}]}"
+
+
+@pytest.mark.parametrize(
+    ("parallelism", "nodes"),
+    [
+        ("{tensor: 2, data: 1, dataLocal: 1}", 2),
+        ("{tensor: 4}", 4),
+        ("{tensor: 2, pipeline: 2}", 4),
+        ("{data: 4, dataLocal: 1}", 4),
+    ],
+)
+def test_workers_are_as_many_nodes_as_the_devices_of_a_pod_need(parallelism: str, nodes: int) -> None:
+    migration = convert(SPREAD.replace("PARALLELISM", parallelism) + WORKER)
+    assert migration.manifests[0]["spec"]["pools"][0]["parallelism"]["nodes"] == nodes
+    assert "requested" not in said(migration)
+
+
+def test_more_devices_than_the_pod_requested_are_noted() -> None:
+    migration = convert(SPREAD.replace("PARALLELISM", "{tensor: 2, data: 1, dataLocal: 1}"))
+    assert migration.manifests[0]["spec"]["pools"][0]["parallelism"] == {"tensor": 2}
+    assert "a pod requested 1 device; with Fairlead an instance gets 2, one for each rank" in said(migration)
+
+
 def test_key_in_extra_arguments_is_noted_for_an_external_model() -> None:
     migration = convert(SERVICE.replace("WORDS", "--api-key k"), external=True)
     assert "refuse requests without --api-key" in said(migration)

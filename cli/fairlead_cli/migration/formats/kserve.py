@@ -11,6 +11,7 @@ from fairlead_cli.migration.draft import (
     ModelDraft,
     PoolDraft,
     assemble,
+    count_ranks,
     manifest_name,
     metadata_of,
     model_uri,
@@ -187,6 +188,8 @@ def _read_parallelism(sizes: FieldReader, workload: FieldReader, pool: PoolDraft
     elif "worker" in workload:
         pool.nodes = found.get("pipeline", 1)
     if "worker" in workload:
+        if pool.devices.count:
+            pool.nodes = max(1, count_ranks(found) // pool.devices.count)
         workload.drop("worker", "Fairlead's pods of one instance have one template")
     if sizes.flag("expert"):
         pool.engine.flags.kept.append("--enable-expert-parallel")
