@@ -213,7 +213,7 @@ _READY_ADAPTER = (
     (
         Reason.LOADABLE,
         "The base is there, and its engines can load the adapter. A gateway loads it when a request names it.",
-        "Nothing. A wrong path shows with the first request: 503 `adapter_not_loaded`.",
+        "Nothing. A wrong path shows with the first request: 503 `adapter_not_loaded`; the gateway's log says why.",
     ),
     (
         Reason.BASE_NOT_FOUND,

@@ -9,6 +9,7 @@ since others may wait for it.
 """
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Final
@@ -30,7 +31,7 @@ from fairlead_gateway.adapters.placement import (
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.worker.adapters.adapter_use import AdapterUse
 from fairlead_gateway.worker.adapters.downloader_client import DownloaderClient
-from fairlead_gateway.worker.adapters.engine_commands import EngineCommands
+from fairlead_gateway.worker.adapters.engine_commands import EngineCommands, refusal_words
 from fairlead_gateway.worker.adapters.instance_adapters import AdapterLease, InstanceAdapters, ResidentAdapter
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.resilience.retry import ADAPTER_LOAD, ADAPTER_SLOTS, AttemptFailure
@@ -38,15 +39,19 @@ from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.engine_call import EngineCallFailed
 
+_log = logging.getLogger("fairlead.gateway")
 _MAX_TRIES: Final = 4
-"""Other workers may take a slot that was just freed; so often it is tried again."""
+"""Other workers may take a slot that was just freed; so often it is tried again.
+
+A load that the engine refuses so often, with the same adapters in it each time, has failed.
+"""
 _MAX_CACHED_ORDERS: Final = 16_384
 _NO_ADAPTERS: Final[Mapping[str, LoraAdapter]] = {}
 _NO_INSTANCES: Final[Mapping[str, Instance]] = {}
 _NOTHING_KEPT: Final[frozenset[str]] = frozenset()
 _NOT_FOUND: Final = "status-404"
 """The engine does not find the source of the adapter."""
-_MAX_PAUSE_SECONDS: Final = 0.25
+_FIRST_PAUSE_SECONDS: Final = 0.25
 _UNREACHABLE: Final = frozenset({"refused", "connect-timeout", "reset", "cut"})
 
 
@@ -295,7 +300,7 @@ class AdapterLoader:
         async with found.lock:
             model = self._models.get(key)
             deadline = self._now() + self._max_wait_seconds
-            pause = 0.0 if model is None else model.demand.load_seconds(adapter.name)
+            refusals, refused_beside = 0, _NOTHING_KEPT
             while model is not None:
                 if not found.is_listed:
                     found.set_listed(await self._commands.list_loaded(instance))
@@ -309,11 +314,16 @@ class AdapterLoader:
                     if not failure.is_final:
                         raise
                     found.is_listed = False
-                    if failure.cause == _NOT_FOUND or started_at >= deadline:
+                    is_same = refused_beside == found.residents.keys()
+                    refusals, refused_beside = refusals + 1 if is_same else 1, frozenset(found.residents)
+                    if failure.cause == _NOT_FOUND or refusals >= _MAX_TRIES or started_at >= deadline:
+                        _log.warning(
+                            "%s does not load the adapter %s: %s", instance.id, adapter.name, refusal_words(failure)
+                        )
                         break
                     # Others load there now, or have loaded this very adapter.
-                    await asyncio.sleep(min(_MAX_PAUSE_SECONDS, pause))
-                    pause *= 2.0
+                    pause = min(_FIRST_PAUSE_SECONDS, model.demand.load_seconds(adapter.name))
+                    await asyncio.sleep(pause * 2.0 ** (refusals - 1))
                     continue
                 found.residents[adapter.name] = ResidentAdapter(adapter.name, adapter.source)
                 seconds = self._now() - started_at

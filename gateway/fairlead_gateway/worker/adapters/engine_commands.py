@@ -6,12 +6,16 @@ import msgspec
 
 from fairlead.adapters.model import LoraAdapter
 from fairlead.engines.lora_api import lora_api
+from fairlead.errors import first_line, plain_text
 from fairlead.fleet.model import Instance
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.engine_call import EngineCallFailed, call_engine
 from fairlead_gateway.worker.upstream.request_encoder import request_prefix
+from fairlead_gateway.worker.upstream.usage import engine_words
 
 _MODELS_PATH: Final = "/v1/models"
+_MAX_WORDS: Final = 400
+"""Characters of an engine's words on a load that it refuses."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -38,6 +42,15 @@ class _CommandResult(msgspec.Struct):
 
 _decode_models = msgspec.json.Decoder(_AdapterList).decode
 _decode_result = msgspec.json.Decoder(_CommandResult).decode
+
+
+def refusal_words(failure: EngineCallFailed) -> str:
+    """Returns the engine's own words on a load that it refuses, in one line."""
+    try:
+        own = _decode_result(failure.body).error_message
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        own = None
+    return plain_text(first_line(own or engine_words(failure.body).message or failure.reason, _MAX_WORDS))
 
 
 class EngineCommands:

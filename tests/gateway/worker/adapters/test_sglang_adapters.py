@@ -35,6 +35,7 @@ class SglangEngine:
     refused: frozenset[str] = frozenset()
     loaded: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    refusals: int = 0
 
     async def script(self, call: EngineCall) -> None:
         if call.path == "/v1/models":
@@ -52,6 +53,7 @@ class SglangEngine:
     async def _load(self, call: EngineCall) -> None:
         name, path = call.json["lora_name"], call.json["lora_path"]
         if name in self.refused:
+            self.refusals += 1
             why = f"Failed to load LoRA adapter '{name}' from path '{path}'"
             await call.respond(self._result(why), self.refusal)
             return
@@ -146,6 +148,22 @@ async def test_refused_load_is_no_loaded_adapter(refusal: str) -> None:
         assert (found.status, found.error["code"]) == (503, "adapter_not_loaded")
         assert engine.asked == []  # else the base would have answered
         assert (await request(running.url, chat("acme/legal"))).status == 200
+
+
+@pytest.mark.parametrize("refusal", ["400 Bad Request", "200 OK"])
+async def test_load_that_is_always_refused_is_given_up_with_the_reason(
+    refusal: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = SglangEngine(refusal, frozenset({"sql"}))
+    async with before(engine) as running:
+        for _ in range(2):  # the second request does not try it again
+            found = await request(running.url, chat("sql"))
+            assert (found.status, found.error["code"]) == (503, "adapter_not_loaded")
+    assert engine.refusals == 4
+    reason = "Failed to load LoRA adapter 'sql' from path '/adapters/sql'"
+    assert [line.message for line in caplog.records if "adapter" in line.message] == [
+        f"e-0/0/0 does not load the adapter sql: {reason}"
+    ]
 
 
 def test_base_with_a_colon_does_not_change_the_adapter() -> None:
