@@ -269,6 +269,7 @@ class Model:
     canary_weight: percentage of the conversations that canary instances get.
     adapters_only: clients may name its adapters, and not the model itself.
     route_namespaces: those whose routes may lead to it, besides its own; `*` stands for all.
+    max_attempts: instances tried for one request; None for the gateway's own number.
     """
 
     namespace: str
@@ -285,6 +286,7 @@ class Model:
     canary_weight: int = 0
     adapters_only: bool = False
     route_namespaces: frozenset[str] = frozenset()
+    max_attempts: int | None = None
 
     def takes_routes_of(self, namespace: str) -> bool:
         """Returns True if a route of the namespace may lead to the model."""

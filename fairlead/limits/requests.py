@@ -191,7 +191,9 @@ class UpstreamLimits:
         10.0, "the wait for a slot, while all adapters of an engine have requests; then another engine is tried"
     )
     adapter_pause_seconds: float = limit(10.0, "an adapter that an engine refused to load is not loaded there again")
-    max_attempts: int = limit(3, "engines tried for one request before the first byte")
+    max_attempts: int = limit(
+        3, "engines tried for one request before the first byte, unless `routing.maxAttempts` of its model says another"
+    )
     max_refusals: int = limit(
         64, "attempts of one request, with those that are refused: each costs a decision, and a fleet has thousands"
     )

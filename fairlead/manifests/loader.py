@@ -117,6 +117,7 @@ def to_fleet_model(deployment: ModelDeployment) -> Model:
         requests=deployment.spec.engine.to_request_policy(),
         price=deployment.spec.token_price,
         route_namespaces=frozenset(deployment.spec.allowed_routes),
+        max_attempts=deployment.spec.routing.max_attempts,
     )
 
 

@@ -1,6 +1,6 @@
 """`spec.routing`: the routing policy."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import (
     Field,
@@ -8,6 +8,8 @@ from pydantic import (
 
 from fairlead.api.strict_model import StrictModel
 from fairlead.fleet.model import RoutingPreset
+
+MAX_ATTEMPTS: Final = 10
 
 
 class Routing(StrictModel):
@@ -24,3 +26,14 @@ class Routing(StrictModel):
             examples=["dual-hash"],
         ),
     ] = RoutingPreset.DUAL_HASH
+    max_attempts: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=MAX_ATTEMPTS,
+            description="instances tried for one request before the first byte of its answer, the first included; "
+            "refused connections do not count. Left out = 3",
+            examples=["1"],
+            json_schema_extra={"format": "int32"},
+        ),
+    ] = None

@@ -85,6 +85,7 @@ def _to_model(item: FileModel, names: GrantedNames) -> Model:
         adapters=tuple(adapter.to_adapter() for adapter in item.adapters),
         adapter_slots=item.adapter_slots,
         route_namespaces=frozenset(item.allowed_routes),
+        max_attempts=item.routing.max_attempts,
     )
 
 

@@ -24,7 +24,8 @@ def format_fleet_file(fleet: Fleet) -> str:
         lines.append(f"  - name: {_format_flow(model.name)}")
         lines.append(f"    namespace: {_format_flow(model.namespace)}")
         lines.append(f"    slo: {_format_flow(_slo_fields(model))}")
-        lines.append(f"    routing: {_format_flow({'preset': model.preset})}")
+        attempts = {} if model.max_attempts is None else {"maxAttempts": model.max_attempts}
+        lines.append(f"    routing: {_format_flow({'preset': model.preset} | attempts)}")
         if model.served_names:
             lines.append(f"    servedNames: {_format_flow(list(model.served_names))}")
         if model.route_namespaces:

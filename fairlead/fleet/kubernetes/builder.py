@@ -209,6 +209,7 @@ class _FleetBuilder:
                     requests=spec.engine.to_request_policy(),
                     price=spec.token_price,
                     route_namespaces=frozenset(spec.allowed_routes),
+                    max_attempts=spec.routing.max_attempts,
                 )
             else:
                 model = before or Model(one.namespace, one.name)

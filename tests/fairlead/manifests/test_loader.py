@@ -66,12 +66,12 @@ def test_every_field_is_understood() -> None:
         "  pools:\n    - {name: one, role: Serve, acceleratorClassName: mine, minReplicas: 3}\n"
         "    - {name: two, acceleratorClassName: 910b4}\n"
         "  slo: {target: '90%', ttft: 800ms, ttftPerKiloToken: 120ms, tpot: 40ms}\n"
-        "  routing: {preset: session}\n",
+        "  routing: {preset: session, maxAttempts: 1}\n",
     )
     manifests = load_valid(text, CLASS)
     (deployment,) = manifests.models
     objectives = SloTargets(0.9, 0.8, 0.12, 0.04)
-    assert to_fleet_model(deployment) == Model("chat", "a", objectives, "session")
+    assert to_fleet_model(deployment) == Model("chat", "a", objectives, "session", max_attempts=1)
     assert [(one.name, one.value) for one in deployment.spec.engine.env] == [("A", "b"), ("C", "")]
     assert [manifests.engine_profile(pool) for pool in deployment.spec.pools] == [
         builtin_profile("910b4"),

@@ -24,7 +24,7 @@ REASONS: Final = {
     "spec.rateLimit": "limits belong to tenants: set spec.limits of a ModelTenant",
     "spec.loraAdapters": _NO_ADAPTERS,
     "spec.kvConnector": "an external model hands no KV over between pods",
-    "spec.trafficPolicy": "Fairlead's gateway has its own retries and deadlines",
+    "spec.trafficPolicy": "set spec.routing.maxAttempts for its retries; deadlines are the gateway's own",
 }
 
 

@@ -46,7 +46,8 @@ _PRICES: Final = {
 }
 _NANO: Final = 1_000_000_000
 _NO_LIMITS: Final = "a server has no limit of its own: set spec.limits of a ModelTenant"
-_NO_RETRIES: Final = "Fairlead's gateway has its own retries and deadlines"
+_NO_DEADLINES: Final = "Fairlead's gateway has its own deadlines, and leaves engines that fail by itself"
+_RETRIES: Final = "set spec.routing.maxAttempts, which counts the first try and every other engine"
 _NO_BUDGETS: Final = "budgets belong to tenants: set spec.budget of a ModelTenant"
 _NO_KEYS: Final = ("none", "empty", "no-key", "not-needed", "dummy", "fake", "anything")
 """Usual values of `api_key` for servers that ask for none."""
@@ -58,10 +59,10 @@ REASONS: Final = {
     "litellm_settings": "they are settings of LiteLLM's library; keep LiteLLM in front for callbacks and caching",
     "general_settings": "API keys and limits are objects of Fairlead's gateway; keep LiteLLM in front for its user database",
     "environment_variables": "keys of endpoints are in Secrets",
-    "router_settings.num_retries": _NO_RETRIES,
-    "router_settings.timeout": _NO_RETRIES,
-    "router_settings.allowed_fails": _NO_RETRIES,
-    "router_settings.cooldown_time": _NO_RETRIES,
+    "router_settings.num_retries": _RETRIES,
+    "router_settings.timeout": _NO_DEADLINES,
+    "router_settings.allowed_fails": _NO_DEADLINES,
+    "router_settings.cooldown_time": _NO_DEADLINES,
     "router_settings.redis_host": "gateways share state in the Redis of the chart's values",
     "router_settings.redis_port": "gateways share state in the Redis of the chart's values",
     "router_settings.redis_password": "gateways share state in the Redis of the chart's values",
@@ -71,8 +72,8 @@ _LIBRARY: Final = {
     "budget_duration": _NO_BUDGETS,
     "max_user_budget": _NO_BUDGETS,
     "max_internal_user_budget": _NO_BUDGETS,
-    "num_retries": _NO_RETRIES,
-    "request_timeout": _NO_RETRIES,
+    "num_retries": _RETRIES,
+    "request_timeout": _NO_DEADLINES,
 }
 _PARAMETERS: Final = {
     "max_budget": _NO_BUDGETS,
@@ -80,9 +81,9 @@ _PARAMETERS: Final = {
     "rpm": _NO_LIMITS,
     "tpm": _NO_LIMITS,
     "max_parallel_requests": _NO_LIMITS,
-    "timeout": _NO_RETRIES,
-    "stream_timeout": _NO_RETRIES,
-    "max_retries": _NO_RETRIES,
+    "timeout": _NO_DEADLINES,
+    "stream_timeout": _NO_DEADLINES,
+    "max_retries": _RETRIES,
     "weight": "routing follows load and cached prefixes",
     "order": "routing follows load and cached prefixes",
 }

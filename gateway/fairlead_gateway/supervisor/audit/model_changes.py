@@ -53,6 +53,7 @@ def _values(model: Model) -> dict[str, Value]:
     policy = model.requests
     return {
         "preset": model.preset,
+        "maxAttempts": model.max_attempts,
         "servedNames": ", ".join(sorted(model.served_names)),
         "bareName": not model.shadowed,
         "wakes": model.wakes,

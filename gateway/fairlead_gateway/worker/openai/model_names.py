@@ -41,6 +41,7 @@ class ModelEntry:
     passes_unknown_fields: fields that are listed as safe (`schemas`) need no look at its rules.
     canary_weight: as in `Model`.
     allowed_headers: further headers of clients that its engines get.
+    max_attempts: as in `Model`.
 
     Why: the module of `Model` is not compiled. Each attribute that is read there costs 140
     instructions.
@@ -52,6 +53,7 @@ class ModelEntry:
         "canary_weight",
         "is_external",
         "key",
+        "max_attempts",
         "model",
         "name",
         "name_text",
@@ -71,6 +73,7 @@ class ModelEntry:
         self.passes_unknown_fields: bool = is_open and not self.rules.engines & FETCHING_ENGINES
         self.allowed_headers: frozenset[bytes] = frozenset(name.encode() for name in self.rules.allowed_headers)
         self.canary_weight: int = model.canary_weight
+        self.max_attempts: int | None = model.max_attempts
 
 
 def client_names(fleet: Fleet) -> dict[str, ModelEntry]:

@@ -169,7 +169,7 @@ class Forwarder:
         context.failures.append(failure)
         self._failures.on_attempt_failed(context, failure)
         is_blocked = failure.crashed and attempt.on_crash()
-        if not should_retry(context.failures, self._limits):
+        if not should_retry(context.failures, self._limits, context.request.entry.max_attempts):
             raise self._give_up(context) from None
         if is_blocked:  # copies of it have crashed another engine
             raise QuarantinedRequest(self._limits.quarantine_seconds) from None

@@ -240,7 +240,8 @@ class FailureAttribution:
             name != timeout.instance_id and name not in tried and self.outlier_detector.is_usable(name, now)
             for name in self._ready_instances(timeout.request.model_key)
         )
-        if has_other and should_retry([*timeout.failures, AttemptFailure("timeout")], self._limits):
+        failures, max_attempts = [*timeout.failures, AttemptFailure("timeout")], timeout.request.entry.max_attempts
+        if has_other and should_retry(failures, self._limits, max_attempts):
             timeout.has_retry = self._retry_budget.take(timeout.caller, now)
             return timeout.has_retry
         self._count_stall_once(timeout)

@@ -183,12 +183,16 @@ class RetryBudget:
         return counts
 
 
-def should_retry(failures: list[AttemptFailure], limits: Limits) -> bool:
-    """Whether the failures of a request allow another attempt."""
+def should_retry(failures: list[AttemptFailure], limits: Limits, max_attempts: int | None = None) -> bool:
+    """Whether the failures of a request allow another attempt.
+
+    max_attempts: of the request's model; None for that of `limits`.
+    """
     if len(failures) >= limits.max_refusals:
         return False
     # Refusals take little time, as do answers of engines that lack an adapter; others are counted.
-    if failures[-1].is_final or sum(failure.cause not in _QUICK_CAUSES for failure in failures) >= limits.max_attempts:
+    attempts = sum(failure.cause not in _QUICK_CAUSES for failure in failures)
+    if failures[-1].is_final or attempts >= (limits.max_attempts if max_attempts is None else max_attempts):
         return False
     return sum(failure.crashed for failure in failures) < MAX_CRASHES
 

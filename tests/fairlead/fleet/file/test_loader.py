@@ -299,6 +299,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
             objectives,
             draw(st.sampled_from(["session", "dual-hash"])),
             wakes=draw(st.booleans()),
+            max_attempts=draw(st.none() | st.integers(1, 10)),
         )
         policy = RequestPolicy(
             unknown_fields=draw(st.sampled_from(UnknownFields)),

@@ -28,12 +28,13 @@ def only_instance(outcome: FleetResult, key: str = "x/tiny") -> Instance:
     return one
 
 
-def test_a_model_says_which_fields_of_requests_its_engines_get() -> None:
+def test_a_model_says_which_fields_its_engines_get_and_how_many_are_tried() -> None:
     engine = {"type": "SGLang", "unknownFields": "Refuse", "allowedFields": ["priority"]}
     policy = build([model(engine=engine)]).fleet.models["x/tiny"].requests
     assert policy == RequestPolicy(frozenset(), UnknownFields.REFUSE, frozenset({"priority"}))
     assert policy.engines == {"sglang"}
     assert build([model()]).fleet.models["x/tiny"].requests == RequestPolicy()
+    assert build([model(routing={"maxAttempts": 1})]).fleet.models["x/tiny"].max_attempts == 1
 
 
 def test_ready_pod_is_an_instance_with_its_annotations() -> None:

@@ -1,6 +1,7 @@
 """Dead, full or faulty engines: unstarted requests survive, started ones end with an error."""
 
 import asyncio
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -17,7 +18,13 @@ from fairlead_testing.engines.scripted import (
     token,
     well_behaved,
 )
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, gateway_before, running_gateway
+from fairlead_testing.gateway.running_gateway import (
+    MODEL_KEY,
+    RunningGateway,
+    fleet_of,
+    gateway_before,
+    running_gateway,
+)
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 
 pytestmark = pytest.mark.simulated
@@ -267,6 +274,32 @@ async def test_retries_are_bounded_by_attempts() -> None:
     async with gateway_before([script] * 4, Limits(max_attempts=2)) as running:
         assert (await request(running.url, GOOD)).status == 502
         assert len(met) == 2
+
+
+@pytest.mark.parametrize(("max_attempts", "tried"), [(None, 3), (1, 1), (2, 2), (5, 5)])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_model_states_how_many_instances_are_tried(max_attempts: int | None, tried: int, stream: bool) -> None:
+    met = []
+
+    async def script(call: EngineCall) -> None:
+        met.append(call)
+        await status_500(call)
+
+    async with gateway_before([script] * 6) as running:
+        fleet = running.gateway.stack.routers.fleet
+        model = replace(fleet.models[MODEL_KEY], max_attempts=max_attempts)
+        running.gateway.update_fleet(replace(fleet, version=2, models={MODEL_KEY: model}))
+        assert (await request(running.url, {**GOOD, "stream": stream})).status == 502
+        assert len(met) == tried
+
+
+async def test_refused_connections_are_no_attempts_of_a_model() -> None:
+    async with scripted_engine(well_behaved) as engine:
+        fleet = fleet_of(["http://127.0.0.1:1", "http://127.0.0.1:2", engine.url])
+        model = replace(fleet.models[MODEL_KEY], max_attempts=1)
+        async with running_gateway(replace(fleet, models={MODEL_KEY: model})) as running:
+            for _ in range(3):
+                assert (await request(running.url, GOOD)).status == 200
 
 
 async def test_retries_are_bounded_by_the_budget() -> None:
