@@ -226,6 +226,22 @@ STREAMS = (
         request=STREAM | {"stop": ["END"]},
     ),
     Situation(
+        "members of a delta that the OpenAI API lacks",
+        "litellm 38907: a proxy that builds chunks anew drops reasoning_items",
+        (
+            _stream(
+                event(
+                    {"choices": [{"index": 0, "delta": {"reasoning_items": [{"id": "rs_1"}]}, "finish_reason": None}]}
+                ),
+                _LAST,
+                _DONE,
+            ),
+        ),
+        200,
+        ('"reasoning_items":[{"id":"rs_1"}]', " two", "data: [DONE]"),
+        request=STREAM,
+    ),
+    Situation(
         "an error that is empty is none",
         "OpenAI-compatible providers with a member error in each chunk",
         (_stream(event(token("one") | {"error": {}}), event(token(" two", "stop") | {"error": ""}), _DONE),),
