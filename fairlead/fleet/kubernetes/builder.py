@@ -246,8 +246,7 @@ class _FleetBuilder:
         claims = []
         for one in self._served:
             before = self._previous.models.get(one.key)
-            kept = before.served_names if before is not None else ()
-            served = kept if one.spec is None else tuple(one.spec.model.served_names)
+            served = tuple(one.spec.model.served_names) if one.spec else before.served_names if before else ()
             claims.append(NameClaim(one.namespace, one.name, served, one.recorded_names, one.releases_names))
         routes = self._limit_claimants(self._objects.routes, self._limits.routes, "routes")
         adapters = self._limit_claimants(self._objects.adapters, self._limits.adapters, "adapters")
