@@ -147,6 +147,7 @@ class LeasedLimiter(Limiter):
                 max_tokens=request.max_tokens,
                 sequences=1,
                 client_body=b"x" * request.prompt_bytes,
+                bounds=None,
                 stream=True,
                 fields=None,
                 decoded_fields={},
