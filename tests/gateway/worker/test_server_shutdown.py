@@ -69,9 +69,13 @@ def outcome(client: socket.socket, code: int) -> str:
 
 async def answered(client: socket.socket) -> None:
     """A good request gets its answer, which says that it is the connection's last."""
+    client.sendall(post_request(GOOD))
     client.setblocking(False)
     connection = await RawConnection.from_socket(client)
-    await connection.send(post_request(GOOD))
+    await finished(connection)
+
+
+async def finished(connection: RawConnection) -> None:
     answer = await connection.read_response()
     assert (answer.status, answer.fields["connection"]) == (200, "close")
     await connection.close()
@@ -121,7 +125,11 @@ async def test_a_handshake_under_way_when_the_drain_begins_ends_well(host: str) 
         await asyncio.sleep(0)  # it has begun
         with socket.socket(public.family) as late:
             found = outcome(late, try_connect(late, address))
-        await asyncio.gather(*(answered(one) for one in half))
+        for one in half:  # before the drain has its next turn
+            one.sendall(post_request(GOOD))
+            one.setblocking(False)
+        for one in half:
+            await finished(await RawConnection.from_socket(one))
         await drain
         assert found == os.strerror(errno.ECONNREFUSED)
         running.gateway.loop_lag.stop()
