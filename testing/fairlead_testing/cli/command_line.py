@@ -31,6 +31,7 @@ def run_command_line(*words: str, stdin: str = "") -> subprocess.CompletedProces
     code = 0
     with (
         patch.object(sys, "argv", ["fairlead", *words]),
+        patch.dict(os.environ, FAIRLEAD_COMPILED="0"),  # a verb would restart this process from a compiled copy
         patch.object(sys, "stdin", given),
         redirect_stdout(out),
         redirect_stderr(error),
