@@ -14,12 +14,12 @@ TIMEOUT_SECONDS = 2.0
 
 async def get_http_status(url: str) -> int | None:
     """Returns the status of one GET, or None without a valid answer."""
-    return _status(await _get(url, "", b"\r\n"))
+    return _status(await _get(url, b"\r\n"))
 
 
-async def get_http_body(url: str, token: str | None) -> bytes | None:
-    """Returns the body of one GET, or None without a whole answer of status 200."""
-    answer = await _get(url, f"Authorization: Bearer {token}\r\n" if token else "", None)
+async def get_http_body(url: str) -> bytes | None:
+    """Returns the body of one GET, or None without an answer of status 200."""
+    answer = await _get(url, None)
     head, _, body = answer.partition(b"\r\n\r\n")
     return body if _status(head) == 200 else None
 
@@ -38,9 +38,9 @@ async def wait_until(condition: Callable[[], Awaitable[bool]], poll_seconds: flo
         await asyncio.sleep(poll_seconds)
 
 
-async def _get(url: str, headers: str, terminator: bytes | None) -> bytes:
+async def _get(url: str, terminator: bytes | None) -> bytes:
     parts = urlsplit(url)
-    head = f"GET {parts.path or '/'} HTTP/1.1\r\nHost: {parts.netloc}\r\n{headers}Connection: close\r\n\r\n"
+    head = f"GET {parts.path or '/'} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n"
     return await _exchange(parts.hostname, parts.port, None, head.encode(), terminator)
 
 
