@@ -50,12 +50,14 @@ class BodyChecker:
         self._channel: socket.socket | None = None
         self.start_count = 0
 
-    def parse_body(self, kind: type[CommonFields], body: bytes) -> ParsedBody:
+    def parse_body(self, kind: type[CommonFields], body: bytes, *, wants_bounds: bool = False) -> ParsedBody:
         """Parses a body as `kind`.
+
+        wants_bounds: the result has its `bounds`, which strict limits read.
 
         Raises BadRequest, which names the field, and Overloaded if the body cannot be checked.
         """
-        reply = self._check(kind, body)
+        reply = self._check(BodyQuery(kind.__name__, len(body), wants_bounds), body)
         fields = _decode_fields(kind, reply)
         if isinstance(fields, CompletionRequest):
             fields.prompt = Raw(memoryview(body)[reply.prompt_start : reply.prompt_end])
@@ -75,9 +77,9 @@ class BodyChecker:
 
     # --- internal
 
-    def _check(self, kind: type[CommonFields], body: bytes) -> BodyReply:
+    def _check(self, query: BodyQuery, body: bytes) -> BodyReply:
         try:
-            reply = self._exchange(BodyQuery(kind.__name__, len(body)), body)
+            reply = self._exchange(query, body)
         except (OSError, EOFError, msgspec.MsgspecError):
             self._end_process()
             raise Overloaded(

@@ -72,11 +72,14 @@ _CLIENT_TOOLS = b"[]"
 _SERVER_TOOLS = b'[{"type":"server"}]'
 
 
-def check_body(kind: str, body: bytes, limits: Limits) -> BodyReply:
+def check_body(kind: str, body: bytes, limits: Limits, *, wants_bounds: bool = False) -> BodyReply:
     """Returns the reply for one body."""
     try:
         parsed = parse_body(_KINDS[kind], body, limits)
-        return _describe(parsed, PROMPT_FIELDS.get(_KINDS[kind]), body, limits)
+        reply = _describe(parsed, PROMPT_FIELDS.get(_KINDS[kind]), body, limits)
+        if wants_bounds:
+            reply.bounds = text_bounds(body, is_passed_on=parsed.is_passthrough)
+        return reply
     except BadRequest as error:
         changes = repairs(_KINDS[kind], body) if error.code == "invalid_type" else {}
         return BodyReply(BodyProblem(error.message, error.param, error.code, error.hint, changes))
@@ -106,8 +109,7 @@ def _describe(parsed: ParsedBody, prompt_field: str | None, body: bytes, limits:
     if isinstance(options, Raw):
         _check_length("stream_options", memoryview(options).nbytes, limits.schema_bytes)
     members = _describe_members(parsed, body)
-    bounds = text_bounds(body, is_passed_on=parsed.is_passthrough)
-    return BodyReply(None, msgspec.json.encode(fields), members, prompt_start, prompt_end, parsed.cache_variant, bounds)
+    return BodyReply(None, msgspec.json.encode(fields), members, prompt_start, prompt_end, parsed.cache_variant)
 
 
 def _describe_members(parsed: ParsedBody, body: bytes) -> dict[str, bytes]:
@@ -150,7 +152,7 @@ def serve(queries: BinaryIO, replies: BinaryIO, limits: Limits) -> None:
         body = queries.read(query.body_bytes)
         if len(body) < query.body_bytes:
             return
-        replies.write(encode_frame(check_body(query.kind, body, limits)))
+        replies.write(encode_frame(check_body(query.kind, body, limits, wants_bounds=query.wants_bounds)))
         replies.flush()
         del body
 

@@ -16,10 +16,12 @@ class BodyQuery(msgspec.Struct, array_like=True):
 
     - kind: the name of the request type, as in `BODY_DECODERS`.
     - body_bytes: the size of the body that follows.
+    - wants_bounds: the reply says what its bytes do not bound, for which all of it is searched.
     """
 
     kind: str
     body_bytes: int
+    wants_bounds: bool
 
 
 class BodyProblem(msgspec.Struct, array_like=True):

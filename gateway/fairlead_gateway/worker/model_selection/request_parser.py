@@ -105,19 +105,21 @@ class ModelRequestParser:
     def _parse_large(
         self, http_request: HttpRequest, models: VisibleModels, request_id: str, fallback: FallbackRequest | None
     ) -> tuple[ModelRequest, RouteRequest]:
-        head, body, limits, checker = http_request.head, http_request.body, self._limits, self._body_checker
+        head, body, limits = http_request.head, http_request.body, self._limits
         fleet, names, routes = models.fleet, models.names, models.routes
+        is_strict = self._policies.of(http_request.caller).is_strict
+        check = partial(self._body_checker.parse_body, wants_bounds=is_strict)
         if fallback is not None:
-            request = self._parse_fallback(http_request, fallback, fleet, checker.parse_body)
+            request = self._parse_fallback(http_request, fallback, fleet, check)
         elif head.path in _BODY_TYPES:
-            parsed = checker.parse_body(_BODY_TYPES[head.path], body)
+            parsed = check(_BODY_TYPES[head.path], body)
             chosen = None if routes is None else choose_entry(routes, http_request, parsed, fleet, names)
             routed = self._build(http_request, parsed, chosen)
             request = routed or build_model_request(head.path, parsed, body, fleet, limits, names)
         elif routes is not None:
-            request = self._parse_routed_passthrough(http_request, models, routes, checker.parse_body)
+            request = self._parse_routed_passthrough(http_request, models, routes, check)
         else:
-            request = build_passthrough_request(head, body, fleet, checker.parse_body, names)
+            request = build_passthrough_request(head, body, fleet, check, names)
         request.resumable = can_resume(request)  # it searches the whole body
         return request, self._build_route_request(request, http_request, request_id)
 

@@ -7,7 +7,7 @@ instructions. A policy is computed once per tenant and version of the table.
 from typing import Final
 
 from fairlead.fleet.model import RequestPolicy
-from fairlead.tenants.model import CacheSharing, Tenant, Tier
+from fairlead.tenants.model import CacheSharing, Enforcement, Tenant, Tier
 from fairlead_gateway.admission.caller_bounds import CallerClass
 from fairlead_gateway.admission.request_queue import TIER_WEIGHTS
 from fairlead_gateway.caller_key import ANONYMOUS, Caller, CallerKey, caller_key
@@ -71,6 +71,7 @@ class TenantPolicy:
         "caller_class",
         "has_limits",
         "is_sheddable",
+        "is_strict",
         "may_wake",
         "refuses_external",
         "scope",
@@ -90,6 +91,7 @@ class TenantPolicy:
         self.shows_placement: bool = tenant.shows_placement
         self.may_wake: bool = tenant.may_wake_models
         self.has_limits: bool = bool(tenant.limits)
+        self.is_strict: bool = self.has_limits and tenant.enforcement is Enforcement.STRICT
         self.refuses_external: bool = not tenant.may_leave_cluster
         self._paths: list[_PathFields] = []
 

@@ -193,6 +193,12 @@ def test_field_that_the_worker_decodes_is_bounded(field: str) -> None:
     assert (reply.problem.param, reply.problem.code) == (field, "out_of_range")
 
 
+@pytest.mark.parametrize("wants_bounds", [False, True])
+def test_a_body_is_searched_for_what_it_does_not_bound_only_for_strict_limits(wants_bounds: bool) -> None:
+    reply = check_body("ChatRequest", json.dumps(LARGE_CHAT).encode(), LIMITS, wants_bounds=wants_bounds)
+    assert (reply.bounds is not None) is wants_bounds
+
+
 def test_reply_does_not_grow_with_the_names_of_fields() -> None:
     many = {f"{number}": 1 for number in range(50_000)}
     reply = check_body("ChatRequest", json.dumps({FILLER: 1} | many | CHAT | {"rid": "a"}).encode(), LIMITS)
