@@ -452,12 +452,9 @@ def error_event(path: str, message: str, code: str, request_id: str, *, sequence
 
     Source: platform.openai.com/docs/api-reference/responses-streaming/error.
     """
-    body = error_body(message, GatewayError.error_type, None, code, request_id)
-    if is_anthropic_path(path):
-        body = client_dialect(path, 500, error_body(message, "", None, code, request_id))
-    elif path == _RESPONSES_PATH:
+    body = client_dialect(path, 500, error_body(message, GatewayError.error_type, None, code, request_id))
+    if path == _RESPONSES_PATH:
         flat = {"code": code, "message": message, "param": None, "sequence_number": sequence_number}
         body = _encode({"type": "error", **flat, **_decode(body)})
-    else:
-        return b"data: " + body + b"\n\n"
-    return b"\n\nevent: error\ndata: " + body + b"\n\n"
+    start = b"\n\nevent: error\n" if has_error_events(path) else b""
+    return start + b"data: " + body + b"\n\n"

@@ -174,11 +174,10 @@ class FairGateway(SimulatedGateway):
         endpoint = self.router.endpoint(instance)
         if endpoint is None:
             return True
-        bound, local = self._profile.max_sequences, endpoint.load
+        local = endpoint.load
         total = self.router.total_load(local)
         engine = EngineLoad(instance, 0.0, 0.0, other_tokens=local.tokens_of_others(total))
-        if bound is not None:
-            engine.free_sequences = float(bound - total.sent)
+        engine.limit_sequences(self._profile.max_sequences, total.sent)
         return engine.has_free_sequence(small_share=self._fair_share.has_small_share(tenant))
 
     def _start_timer(self, now: float) -> None:

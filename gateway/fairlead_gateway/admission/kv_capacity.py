@@ -91,6 +91,15 @@ class EngineLoad:
         seconds = self.backlog_seconds
         return seconds <= 0.0 if long else seconds < MAX_WAITING_STEP_SHARE * self.step_seconds
 
+    def limit_sequences(self, bound: int | None, sent: int) -> None:
+        """Sets the free sequences.
+
+        bound: how many requests it computes at a time; None if nothing says it.
+        sent: requests of all processes that it has.
+        """
+        if bound is not None:
+            self.free_sequences = float(bound - sent)
+
     def has_free_sequence(self, *, small_share: bool) -> bool:
         """Returns whether it can start one more request of a caller.
 

@@ -67,15 +67,16 @@ def outcome(client: socket.socket, code: int) -> str:
     return os.strerror(code)
 
 
-async def answered(client: socket.socket) -> None:
-    """A good request gets its answer, which says that it is the connection's last."""
+def send_request(client: socket.socket) -> socket.socket:
+    """Sends a good request, and returns the client."""
     client.sendall(post_request(GOOD))
     client.setblocking(False)
+    return client
+
+
+async def answered(client: socket.socket) -> None:
+    """The request gets its answer, which says that it is the connection's last."""
     connection = await RawConnection.from_socket(client)
-    await finished(connection)
-
-
-async def finished(connection: RawConnection) -> None:
     answer = await connection.read_response()
     assert (answer.status, answer.fields["connection"]) == (200, "close")
     await connection.close()
@@ -93,7 +94,7 @@ async def test_connections_that_wait_when_the_port_closes_are_answered(host: str
         assert server._server is not None
         server._server.close()
         for one in knocked:
-            await answered(one)
+            await answered(send_request(one))
         running.gateway.loop_lag.stop()
 
 
@@ -126,10 +127,9 @@ async def test_a_handshake_under_way_when_the_drain_begins_ends_well(host: str) 
         with socket.socket(public.family) as late:
             found = outcome(late, try_connect(late, address))
         for one in half:  # before the drain has its next turn
-            one.sendall(post_request(GOOD))
-            one.setblocking(False)
+            send_request(one)
         for one in half:
-            await finished(await RawConnection.from_socket(one))
+            await answered(one)
         await drain
         assert found == os.strerror(errno.ECONNREFUSED)
         running.gateway.loop_lag.stop()
@@ -179,7 +179,7 @@ async def test_where_the_system_cannot_turn_away_a_drain_is_as_it_was(caplog: py
             await server.start()
             drain = asyncio.create_task(server.drain())
             await asyncio.sleep(0)  # it has begun
-            await answered(socket.create_connection(address))
+            await answered(send_request(socket.create_connection(address)))
             await drain
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(address)

@@ -233,8 +233,8 @@ class ModelAdmission:
         total = router.total_load(local)
         other_tokens = local.tokens_of_others(total)
         engine = EngineLoad(local.instance, 0.0, 0.0, kv_tokens, other_tokens)
-        if bound is not None and bound <= total.sent:
-            engine.free_sequences = float(bound - total.sent)
+        engine.limit_sequences(bound, total.sent)
+        if engine.free_sequences <= 0.0:
             small_share = other_tokens > 0.0 and self.fair_share.has_small_share(context.caller)
             if not engine.has_free_sequence(small_share=small_share):
                 return False
@@ -359,17 +359,14 @@ class ModelAdmission:
                 endpoint.id, load.backlog_seconds, endpoint.full_step_seconds, kv_tokens, other_tokens, now
             )
             bound = self._routers.sequence_bound(endpoint.id) if self._bounds_sequences else None
-            if bound is not None:
-                engine.free_sequences = float(bound - load.sent)
+            engine.limit_sequences(bound, load.sent)
             loads.append(engine)
         return loads
 
     def _usable_tokens(self, instance: str) -> float | None:
         """Returns the tokens of an instance's memory that may be planned for; None: unknown."""
         tokens = self._kv_tokens.get(instance)
-        if tokens is None or not self._routers.has_memory_shares:
-            return tokens
-        return tokens * self._routers.memory_share(instance)
+        return None if tokens is None else tokens * self._routers.memory_share(instance)
 
     def _schedule_release(self) -> None:
         """Schedules one check of the queue for all events of this iteration of the event loop.

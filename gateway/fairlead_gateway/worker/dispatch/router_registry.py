@@ -134,11 +134,6 @@ class RoleRouters:
         """Adds learned shares of an instance's memory that may be planned for."""
         self._memory_shares.update(shares)
 
-    @property
-    def has_memory_shares(self) -> bool:
-        """Whether a share of memory was learned of any instance."""
-        return bool(self._memory_shares)
-
     def memory_share(self, instance_id: str) -> float:
         """Returns the share of an instance's memory that may be planned for; 1 if not learned."""
         return self._memory_shares.get(instance_id, 1.0)

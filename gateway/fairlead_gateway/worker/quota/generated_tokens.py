@@ -8,12 +8,14 @@
   since its dispatch.
 """
 
-from typing import Final
+from collections.abc import Hashable
+from typing import Final, TypeVar
 
 from fairlead.limits import Limits
 from fairlead_gateway.worker.quota.amounts import answer_count, is_generating
 from fairlead_gateway.worker.request_context import RequestContext
 
+_Key = TypeVar("_Key", bound=Hashable)
 _MAX_CALLERS: Final = 16_384
 """Pairs of a model and a caller; then all are forgotten."""
 _MAX_MODELS: Final = 1_024
@@ -59,18 +61,8 @@ class GeneratedTokens:
         tokens, events = result.output_tokens, float(result.event_count)
         if tokens is None or result.error is not None or events < 1.0:
             return
-        own = self._callers.get((key, context.caller))
-        if own is None:
-            if len(self._callers) >= _MAX_CALLERS:
-                self._callers.clear()
-            own = self._callers[key, context.caller] = _StreamCounts()
-        of_all = self._models.get(key)
-        if of_all is None:
-            if len(self._models) >= _MAX_MODELS:
-                self._models.clear()
-            of_all = self._models[key] = _StreamCounts()
-        own.add(events, float(tokens))
-        of_all.add(events, min(float(tokens), events * _MAX_PER_EVENT))
+        _counts(self._callers, (key, context.caller), _MAX_CALLERS).add(events, float(tokens))
+        _counts(self._models, key, _MAX_MODELS).add(events, min(float(tokens), events * _MAX_PER_EVENT))
 
     def estimate(self, context: RequestContext, now: float) -> int:
         """Returns the tokens that were probably computed until now; no more than the request
@@ -98,3 +90,13 @@ class GeneratedTokens:
         if counts is None or counts.tokens <= counts.events:
             return events
         return int(events * counts.tokens / counts.events + 0.5)
+
+
+def _counts(counts: dict[_Key, _StreamCounts], key: _Key, max_keys: int) -> _StreamCounts:
+    """Returns the counts of a key, from now on. If there are too many, all are forgotten."""
+    found = counts.get(key)
+    if found is None:
+        if len(counts) >= max_keys:
+            counts.clear()
+        found = counts[key] = _StreamCounts()
+    return found
