@@ -444,11 +444,11 @@ def has_error_events(path: str) -> bool:
 def error_event(path: str, message: str, code: str, request_id: str, *, sequence_number: int = 0) -> bytes:
     """Returns an error as the last SSE event of a broken stream, in the dialect of the path.
 
-    Under `/v1/responses` it has the fields of OpenAI's reference, and those that its API sends in
-    `error`, on which SDKs raise an exception. Where streams are passed on, empty lines end an event
-    of which only a part has come.
+    Under `/v1/responses`, it has the fields of OpenAI's reference. It also has the object `error`
+    that OpenAI's API sends, on which SDKs raise an exception. Where `has_error_events` is true, two
+    line breaks come first, and end an event of which only a part was sent.
 
-    sequence_number: of the event under `/v1/responses`.
+    sequence_number: of the event in its stream, for `/v1/responses` alone.
 
     Source: platform.openai.com/docs/api-reference/responses-streaming/error.
     """

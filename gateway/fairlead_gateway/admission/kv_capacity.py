@@ -92,20 +92,20 @@ class EngineLoad:
         return seconds <= 0.0 if long else seconds < MAX_WAITING_STEP_SHARE * self.step_seconds
 
     def limit_sequences(self, bound: int | None, sent: int) -> None:
-        """Sets the free sequences.
+        """Sets `free_sequences`; without a bound, it stays as it is.
 
-        bound: how many requests it computes at a time; None if nothing says it.
-        sent: requests of all processes that it has.
+        bound: requests that the instance computes at a time; None if unknown.
+        sent: requests of all processes at the instance.
         """
         if bound is not None:
             self.free_sequences = float(bound - sent)
 
     def has_free_sequence(self, *, small_share: bool) -> bool:
-        """Returns whether it can start one more request of a caller.
+        """Whether the instance can start one more request of a caller.
 
-        More of them would wait in its own queue, in the order of their arrival. So where callers
-        are distinguished, the gateway keeps them, in its own order. Where other processes have
-        requests, `REQUESTS_AHEAD` of callers with a small share may wait inside.
+        Where callers are distinguished, further requests wait in the gateway, since the engine
+        would order them by arrival. If other processes have requests there, callers with a small
+        share may exceed the bound by `REQUESTS_AHEAD`.
 
         small_share: the caller was served much less than another one.
         """

@@ -352,9 +352,10 @@ def _parse_path(method: str, target: bytes) -> str:
 
 
 def _decode(path: bytes) -> str:
-    """Returns a path percent-decoded. Slashes stay encoded, except in the name of a model.
+    """Returns a path percent-decoded. Slashes stay encoded, except under `/v1/models/`.
 
-    Why: a proxy in front that closes paths may not read them as slashes.
+    Why: a proxy in front that blocks paths might not read `%2F` as a slash. Decoded here, such a
+    path could reach a blocked one.
     """
     if not path.startswith(_MODEL_PATH):
         path = path.replace(b"%2f", b"%252F").replace(b"%2F", b"%252F")

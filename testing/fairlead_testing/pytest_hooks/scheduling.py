@@ -1,9 +1,11 @@
-"""Divides the tests among the processes that run them, and orders them.
+"""The distribution of tests among the processes that run them, the workers, and their order.
 
-A file's tests stay together. All tests of the API server run in one process, since each process
-would start an etcd and a kube-apiserver of its own. They begin first. Files that start processes,
-which wait, come among those that compute, since waiting together they leave processors idle. They
-end before the others, so that no process ends long after the rest.
+The tests of a file run in one worker. So do all tests of the API server, since each worker would
+start an etcd and a kube-apiserver of its own. These begin first.
+
+Files that start processes mostly wait, and leave processors idle if they run together. So they are
+spread among the other files, over the first `_WAITING_SHARE` of the run. Thus no worker should end
+long after the others.
 """
 
 import os
@@ -39,12 +41,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         places: dict[str, float] = dict(zip(files, draw.sample(range(len(files)), len(files)), strict=True))
         draw.shuffle(items)
     else:
-        places = _mixed(list(dict.fromkeys(map(_file, items))))
+        places = _file_places(list(dict.fromkeys(map(_file, items))))
     items.sort(key=lambda item: places[_file(item)])
 
 
-def _mixed(files: list[str]) -> dict[str, float]:
-    """Returns the place of each file in a run, from 0 to 1."""
+def _file_places(files: list[str]) -> dict[str, float]:
+    """Returns the place of each file in the order of the run, from 0 (first) to 1 (last)."""
     waiting = [file for file in files if _rank(file) == 1]
     others = [file for file in files if _rank(file) == 2]
     places = dict.fromkeys(files, 0.0)

@@ -317,10 +317,10 @@ class LazySleepCalls:
 
 
 def has_all_ready(fleet: Fleet, metrics: bytes) -> bool:
-    """Whether a gateway's metrics count all engines of a fleet that are ready.
+    """Whether a gateway's metrics count at least as many ready instances of each model as a fleet.
 
-    Why: a gateway reads the fleet's file a while after it is written; until then it refuses
-    requests. Its API would load a web framework, which takes a third of a second of the start.
+    Why: a gateway reads the fleet's file some time after it is written, and refuses requests until
+    then. To answer in its API, it would load a web framework, which takes a third of a second.
     """
     known = {key.decode(): int(number) for key, number in _READY_INSTANCES.findall(metrics)}
     return all(

@@ -1,10 +1,11 @@
-"""The capacity of engines, from their profiles and reports: sequences, and memory.
+"""The gateway's bounds of each engine: its sequences, and the share of its memory to plan for.
 
-The gateway keeps further requests of callers until there is room, so that its order counts and not
-that of the engine's queue.
+Requests above a bound wait in the gateway, so that its order counts and not that of the engine's
+queue.
 
 **Sequences.** The bound is that of the engine's profile. An engine without one has no bound until
-it reports waiting requests twice in a row. Then it is the most that it ran meanwhile.
+it reports waiting requests twice in a row. Then it is the largest number of running requests in
+those reports.
 
 A bound that is too low costs throughput, and shows: the engine runs as many and has none waiting.
 Then the bound grows by a quarter. If requests wait in the engine after that, it falls back, and the
@@ -18,9 +19,9 @@ blocks, reserves the longest answer, or has other users. That shows: requests wa
 is free than `SHORT_SHARE`, or than one of the running ones has on average. Then the share that may
 be planned for falls by `FALL`. With a report of none waiting it rises by `RISE`, up to the whole.
 
-So a plan that is too large shows in one of three reports. Requests of callers with a small share
-wait in engines on purpose (`may_queue_for_memory`); as few of them change nothing. An engine that
-does not report its memory has the whole share.
+So the share settles at one report of short memory for every two without waiting requests, and is at
+least `MIN_SHARE`. Rarer ones have no lasting effect, such as those of requests that wait in engines
+on purpose (`may_queue_for_memory`). An engine that does not report its memory has the whole share.
 
 Pure: callers pass the time and the reports.
 """

@@ -30,10 +30,10 @@ class UnboundedField(NamedTuple):
 
 
 class TextBounds(NamedTuple):
-    """Parts of a body whose tokens are not bounded by its bytes.
+    """Causes of tokens that the bytes of a body do not bound.
 
-    has_media: it may have parts that are not text.
-    unbounded: of a passed-on request; None without one.
+    has_media: the body may have parts that are not text.
+    unbounded: the first such field; None if there is none, or if the gateway reads the prompt.
     """
 
     has_media: bool
@@ -41,18 +41,19 @@ class TextBounds(NamedTuple):
 
 
 def text_bounds(body: bytes, *, is_passed_on: bool) -> TextBounds:
-    """Returns whether the bytes of a valid body bound its tokens.
+    """Returns the causes of tokens that the bytes of a valid body do not bound.
 
-    is_passed_on: the gateway does not read its prompt.
+    is_passed_on: the gateway does not read its prompt. Otherwise `unbounded` is None.
     """
     has_media = _MEDIA.search(body) is not None or (b"\\u" in body and _ESCAPED_KEY.search(body) is not None)
     return TextBounds(has_media, _unbounded_field(body) if is_passed_on and body else None)
 
 
 def _unbounded_field(body: bytes) -> UnboundedField | None:
-    """Returns a field with tokens that the bytes of a passed-on request do not bound.
+    """Returns the first field of a passed-on body with unbounded tokens; None if all are bounded.
 
-    Tools that a server runs add their results to the prompt, and start the model again.
+    A field that cannot be read counts as unbounded. So does a tool that a server runs, since its
+    results enter the prompt, and the model starts again.
     """
     members = MEMBERS_DECODER.decode(body)
     for name in _OUTSIDE_INPUT:

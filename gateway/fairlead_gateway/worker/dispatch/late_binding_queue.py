@@ -244,8 +244,8 @@ class LateBindingQueue:
     def _refuse_expired(self, now: float) -> None:
         """Refuses the requests that have waited for `queue_seconds`, if callers are distinguished.
 
-        Why not others: they wait for prefill alone, in the preset's order, and an engine would let
-        them wait as long.
+        Why: without API keys, requests wait for prefill alone, in the preset's order, and an engine
+        would let them wait as long.
         """
         before = now - self._queue_seconds
         for key, instances in list(self._waiting.items()):

@@ -216,12 +216,14 @@ class ModelAdmission:
             self._queue.charge(context.admission.request.queued)
 
     def can_start(self, context: RequestContext, local: EndpointLoad, now: float | None = None) -> bool:
-        """Whether an instance has a free sequence and memory for a request that late binding would
-        start there.
+        """Whether the sequences and the memory of an instance let a request start there.
+
+        If other processes have requests there, callers with a small share may exceed both. True if
+        callers are not distinguished: then admission has looked at the memory, and sequences have
+        no bound.
 
         local: the load of this process there.
-        now: None: the clock is read if the answer depends on it.
-        True if callers are not distinguished: then admission has looked at the memory.
+        now: if None, the clock is read where the answer depends on it.
         """
         router = self._router
         if router is None or not self._has_api_keys:

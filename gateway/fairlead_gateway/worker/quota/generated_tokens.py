@@ -20,10 +20,11 @@ _MAX_CALLERS: Final = 16_384
 """Pairs of a model and a caller; then all are forgotten."""
 _MAX_MODELS: Final = 1_024
 _MAX_PER_EVENT: Final = 16.0
-"""Tokens of an event of other callers. No engine drafts more in a step.
+"""Maximum of tokens per event that a stream adds to the average of its model. No engine drafts more
+in a step.
 
-Why: reasoning that a client does not want is in no event. One caller's streams could make the
-events of all others look hundreds of times as large.
+Why: events lack the reasoning that a client does not want. Without a maximum, one caller's streams
+could raise the estimates of other callers hundreds of times.
 """
 _MAX_EVENTS: Final = 65_536.0
 """Events from which on all counts are halved, so that later streams weigh more."""
@@ -61,8 +62,8 @@ class GeneratedTokens:
         tokens, events = result.output_tokens, float(result.event_count)
         if tokens is None or result.error is not None or events < 1.0:
             return
-        _counts(self._callers, (key, context.caller), _MAX_CALLERS).add(events, float(tokens))
-        _counts(self._models, key, _MAX_MODELS).add(events, min(float(tokens), events * _MAX_PER_EVENT))
+        _find_or_add(self._callers, (key, context.caller), _MAX_CALLERS).add(events, float(tokens))
+        _find_or_add(self._models, key, _MAX_MODELS).add(events, min(float(tokens), events * _MAX_PER_EVENT))
 
     def estimate(self, context: RequestContext, now: float) -> int:
         """Returns the tokens that were probably computed until now; no more than the request
@@ -92,8 +93,8 @@ class GeneratedTokens:
         return int(events * counts.tokens / counts.events + 0.5)
 
 
-def _counts(counts: dict[_Key, _StreamCounts], key: _Key, max_keys: int) -> _StreamCounts:
-    """Returns the counts of a key, from now on. If there are too many, all are forgotten."""
+def _find_or_add(counts: dict[_Key, _StreamCounts], key: _Key, max_keys: int) -> _StreamCounts:
+    """Returns the counts of a key. A new key gets empty ones; at `max_keys`, all others go."""
     found = counts.get(key)
     if found is None:
         if len(counts) >= max_keys:
