@@ -119,7 +119,7 @@ def _routing_row(preset: str, run: str, found: Mapping[str, Any]) -> str:
 
 def _gpu_table(results: Path) -> str:
     parts, rows = _load(results / "gpu.json")["parts"], []
-    for suffix in ("", "-load-0.9"):
+    for suffix in ("-load-0.6", "", "-load-0.9"):
         checks = parts[f"fleet{suffix}"]["checks"]
         load = checks["step costs, all engines at once"]["load"]
         simulated = parts[f"simulator{suffix}"]["checks"]["the presets' order, live and simulated"]
