@@ -63,13 +63,22 @@ class EngineLoad:
 
     - backlog_seconds: prefill that waits there, sent by all gateways.
     - step_seconds: prefill time of a full step.
-    - kv_tokens: size of its KV cache; None if unknown.
+    - kv_tokens: size of its KV cache, as far as it may be planned for; None if unknown.
+    - withheld_tokens: the rest of its KV cache.
     - other_tokens: tokens there that belong to requests of other processes.
     - free_sequences: how many more requests it computes at a time; negative if some wait there.
       Infinite if that is not known, or decided elsewhere.
     """
 
-    __slots__ = ("backlog_seconds", "free_sequences", "id", "kv_tokens", "other_tokens", "step_seconds")
+    __slots__ = (
+        "backlog_seconds",
+        "free_sequences",
+        "id",
+        "kv_tokens",
+        "other_tokens",
+        "step_seconds",
+        "withheld_tokens",
+    )
 
     def __init__(
         self,
@@ -80,6 +89,7 @@ class EngineLoad:
         other_tokens: float = 0.0,
     ) -> None:
         self.free_sequences = math.inf
+        self.withheld_tokens = 0.0
         self.id = id
         self.backlog_seconds = backlog_seconds
         self.step_seconds = step_seconds
@@ -100,6 +110,12 @@ class EngineLoad:
         if bound is not None:
             self.free_sequences = float(bound - sent)
 
+    def withhold_memory(self, usable_share: float) -> None:
+        """Leaves in `kv_tokens` the share that may be planned for; the rest is withheld."""
+        if self.kv_tokens is not None:
+            self.withheld_tokens = (1.0 - usable_share) * self.kv_tokens
+            self.kv_tokens -= self.withheld_tokens
+
     def has_free_sequence(self, *, small_share: bool) -> bool:
         """Whether the instance can start one more request of a caller.
 
@@ -116,12 +132,14 @@ class EngineLoad:
 
         Only where other processes have requests, which may get what becomes free first.
         Why not a large one: inside the instance, all later ones would wait behind it.
+        Why what is withheld counts as free: each process learns it for itself, and one that
+        withholds less fills it with requests of others.
         """
         return (
             self.kv_tokens is not None
             and self.other_tokens > 0.0
             and needed_tokens <= MAX_SHARE_AHEAD * self.kv_tokens
-            and missing_tokens <= REQUESTS_AHEAD * needed_tokens
+            and missing_tokens - self.withheld_tokens <= REQUESTS_AHEAD * needed_tokens
         )
 
 

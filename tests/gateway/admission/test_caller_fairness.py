@@ -259,10 +259,17 @@ def test_caller_that_lags_behind_another_that_waits_has_a_small_share() -> None:
 
 def test_caller_with_a_small_share_may_wait_inside_a_full_instance() -> None:
     def admits(
-        caller: str, free: float, *, kv_tokens: float | None = None, tokens: float = 100.0, other_tokens: float = 1.0
+        caller: str,
+        free: float,
+        *,
+        kv_tokens: float | None = None,
+        tokens: float = 100.0,
+        other_tokens: float = 1.0,
+        usable_share: float = 1.0,
     ) -> bool:
         policy = AdmissionPolicy(Limits())
         engine = EngineLoad("e", 0.0, 0.3, kv_tokens, other_tokens)
+        engine.withhold_memory(usable_share)
         engine.free_sequences = free
         flood = QueuedRequest("f", 0.0, 5.0, 3.0, tenant="flood")
         policy._queue.charge(flood)
@@ -280,3 +287,5 @@ def test_caller_with_a_small_share_may_wait_inside_a_full_instance() -> None:
     assert not admits("steady", 9.0, kv_tokens=10_000.0, tokens=1_000.0, other_tokens=0.0)
     assert admits("steady", 9.0, kv_tokens=10_000.0, tokens=1_000.0)
     assert not admits("steady", 9.0, kv_tokens=10_000.0, tokens=3_000.0), "it would stop the instance's queue"
+    assert admits("steady", 9.0, kv_tokens=10_000.0, tokens=1_000.0, usable_share=0.8), "others may use the rest"
+    assert not admits("steady", 9.0, kv_tokens=10_000.0, tokens=1_000.0, other_tokens=1_001.0, usable_share=0.8)

@@ -8,8 +8,12 @@ it reports waiting requests twice in a row. Then it is the largest number of run
 those reports.
 
 A bound that is too low costs throughput, and shows: the engine runs as many and has none waiting.
-Then the bound grows by a quarter. If requests wait in the engine after that, it falls back, and the
-next try comes later, at `MIN_TRY_SECONDS` first, and at most `MAX_TRY_SECONDS`.
+Then the bound grows by one, and after each try that was right by twice as much, up to a quarter. If
+requests wait in the engine after that, it falls back to what ran. The next try comes later: after
+`MIN_TRY_SECONDS` first, then four times as long each time, and at most `MAX_TRY_SECONDS`.
+
+Why so small and so rare: a try lasts until the next report, and every gateway tries for itself.
+Meanwhile, the engine's own queue decides who goes first.
 
 An engine that reports nothing has the bound of its profile. Without a profile it has none: all
 requests are sent there, and wait in its own queue.
@@ -17,11 +21,14 @@ requests are sent there, and wait in its own queue.
 **Memory.** The plan counts the tokens of requests. An engine may have less room: it rounds to
 blocks, reserves the longest answer, or has other users. That shows: requests wait in it, and less
 is free than `SHORT_SHARE`, or than one of the running ones has on average. Then the share that may
-be planned for falls by `FALL`. With a report of none waiting it rises by `RISE`, up to the whole.
+be planned for falls by `FALL` of itself. With a report of none waiting it rises by `RISE` of what
+is withheld.
 
-So the share settles at one report of short memory for every two without waiting requests, and is at
-least `MIN_SHARE`. Rarer ones have no lasting effect, such as those of requests that wait in engines
-on purpose (`may_queue_for_memory`). An engine that does not report its memory has the whole share.
+So the share settles where memory is short in few reports: in a quarter of them, if a twentieth is
+withheld. Each gateway learns for itself. Shares that differ approach one another: the smaller one
+rises faster. It is at least `MIN_SHARE`. Requests that wait in engines on purpose
+(`may_queue_for_memory`) lower it, too. An engine that does not report its memory has the whole
+share.
 
 Pure: callers pass the time and the reports.
 """
@@ -32,12 +39,15 @@ from fairlead.fleet.model import Fleet
 from fairlead.fleet.signals import EngineSignals
 
 MIN_TRY_SECONDS: Final = 4.0
-MAX_TRY_SECONDS: Final = 64.0
+MAX_TRY_SECONDS: Final = 512.0
 FALL: Final = 0.02
-RISE: Final = 0.01
+RISE: Final = 0.15
 MIN_SHARE: Final = 0.5
+_WHOLE_SHARE: Final = 0.999
+"""A share from which the next rise makes it whole, so that it changes no more."""
 SHORT_SHARE: Final = 0.15
-_GROWTH: Final = 4
+_PAUSE_GROWTH: Final = 4
+_MAX_GROWTH_SHARE: Final = 4
 _MAX_SEQUENCES: Final = 1 << 20
 """No engine computes more at a time, whatever it reports."""
 
@@ -48,7 +58,7 @@ class SequenceBound:
     stated: that of its profile; None without a profile.
     """
 
-    __slots__ = ("_floor", "_next_try_at", "_ran", "_tries_after", "_was_tried", "stated", "value")
+    __slots__ = ("_floor", "_growth", "_next_try_at", "_ran", "_tries_after", "_was_tried", "stated", "value")
 
     def __init__(self, stated: int | None) -> None:
         self.stated = self.value = self._floor = stated
@@ -56,6 +66,7 @@ class SequenceBound:
         self._next_try_at = float("-inf")
         self._tries_after = MIN_TRY_SECONDS
         self._was_tried = False
+        self._growth = 1
 
     def observe(self, running: float | None, waiting: float | None, now: float) -> None:
         """Learns from one report. A missing value teaches nothing."""
@@ -69,16 +80,17 @@ class SequenceBound:
             return
         if self._was_tried:  # the last try was right
             self._floor, self._tries_after = self.value, MIN_TRY_SECONDS
+            self._growth = min(2 * self._growth, max(1, self.value // _MAX_GROWTH_SHARE))
         self._was_tried = True
-        self.value = min(_MAX_SEQUENCES, self.value + max(1, self.value // _GROWTH))
+        self.value = min(_MAX_SEQUENCES, self.value + self._growth)
 
     def _on_queue(self, running: float, now: float) -> None:
         before, self._ran = self._ran, max(running, self._ran or 0.0)
         if self._was_tried:
-            self._was_tried = False
-            self.value = self._floor
+            self._was_tried, self._growth = False, 1
+            self.value = self._floor = max(self._floor or 0, int(min(self.value or 0, running)))
             self._next_try_at = now + self._tries_after
-            self._tries_after = min(MAX_TRY_SECONDS, 2 * self._tries_after)
+            self._tries_after = min(MAX_TRY_SECONDS, _PAUSE_GROWTH * self._tries_after)
         elif before is not None and self.stated is None:
             found = max(1, round(min(_MAX_SEQUENCES, self._ran)))
             if self.value is None or found < self.value:
@@ -91,9 +103,9 @@ def next_share(share: float, signals: EngineSignals) -> float:
     if running is None or waiting is None or usage is None:
         return share
     if waiting <= 0.0:
-        return min(1.0, share + RISE)
+        return 1.0 if share > _WHOLE_SHARE else share + RISE * (1.0 - share)
     is_memory_short = running > 0.0 and 1.0 - usage < max(SHORT_SHARE, usage / running)
-    return max(MIN_SHARE, share - FALL) if is_memory_short else share
+    return max(MIN_SHARE, share - FALL * share) if is_memory_short else share
 
 
 class EngineCapacities:

@@ -229,19 +229,20 @@ class ModelAdmission:
         if router is None or not self._has_api_keys:
             return True
         bound = self._routers.sequence_bound(local.instance)
-        kv_tokens = self._usable_tokens(local.instance) if self._binds_memory_late else None
-        if bound is None and kv_tokens is None:
+        memory = self._kv_tokens.get(local.instance) if self._binds_memory_late else None
+        if bound is None and memory is None:
             return True
         total = router.total_load(local)
         other_tokens = local.tokens_of_others(total)
-        engine = EngineLoad(local.instance, 0.0, 0.0, kv_tokens, other_tokens)
+        engine = EngineLoad(local.instance, 0.0, 0.0, memory, other_tokens)
         engine.limit_sequences(bound, total.sent)
+        engine.withhold_memory(self._routers.memory_share(local.instance))
         if engine.free_sequences <= 0.0:
             small_share = other_tokens > 0.0 and self.fair_share.has_small_share(context.caller)
             if not engine.has_free_sequence(small_share=small_share):
                 return False
-        if kv_tokens is None or (
-            other_tokens <= 0.0 and self._policy.kv_capacity.has_headroom(context.route_request, kv_tokens)
+        if engine.kv_tokens is None or (
+            other_tokens <= 0.0 and self._policy.kv_capacity.has_headroom(context.route_request, engine.kv_tokens)
         ):
             return True
         request = context.admission.request or self._admission_request(context)
@@ -356,19 +357,15 @@ class ModelAdmission:
             local = endpoint.load
             load = router.total_load(local)
             other_tokens = local.tokens_of_others(load)
-            kv_tokens = None if self._binds_memory_late else self._usable_tokens(endpoint.id)
+            memory = None if self._binds_memory_late else self._kv_tokens.get(endpoint.id)
             engine = self._policy.engine_load(
-                endpoint.id, load.backlog_seconds, endpoint.full_step_seconds, kv_tokens, other_tokens, now
+                endpoint.id, load.backlog_seconds, endpoint.full_step_seconds, memory, other_tokens, now
             )
+            engine.withhold_memory(self._routers.memory_share(endpoint.id))
             bound = self._routers.sequence_bound(endpoint.id) if self._bounds_sequences else None
             engine.limit_sequences(bound, load.sent)
             loads.append(engine)
         return loads
-
-    def _usable_tokens(self, instance: str) -> float | None:
-        """Returns the tokens of an instance's memory that may be planned for; None: unknown."""
-        tokens = self._kv_tokens.get(instance)
-        return None if tokens is None else tokens * self._routers.memory_share(instance)
 
     def _schedule_release(self) -> None:
         """Schedules one check of the queue for all events of this iteration of the event loop.

@@ -31,11 +31,21 @@ def share_of(able: int, planned: int, reports: int) -> list[float]:
 def test_share_falls_to_what_the_engine_can_and_stays_there() -> None:
     shares = share_of(able=80, planned=100, reports=200)
     assert min(shares) >= 0.8 - 2 * FALL
-    assert max(shares[30:]) <= 0.8 + 2 * RISE
+    assert max(shares[30:]) <= 0.8 + RISE / 2
 
 
 def test_share_of_an_engine_that_can_all_of_it_stays_whole() -> None:
     assert share_of(able=100, planned=100, reports=50) == [1.0] * 50
+
+
+def test_shares_that_gateways_learn_of_one_engine_approach_one_another() -> None:
+    shares = [0.6, 1.0]
+    for _ in range(200):
+        waiting = max(0, int(100 * max(shares)) - 90)
+        report = EngineSignals(running=90, waiting=waiting, kv_usage=0.95)
+        shares = [next_share(share, report) for share in shares]
+    assert shares[0] == pytest.approx(shares[1], abs=0.01)
+    assert 0.88 < shares[0] < 0.93
 
 
 def test_requests_that_wait_while_memory_is_free_teach_nothing() -> None:
