@@ -4,7 +4,7 @@ import subprocess
 import sys
 import tempfile
 
-from e2e.kube.cluster_access.kubectl import Kubectl
+from e2e.kube.cluster_access.kubectl import Kubectl, eventually
 
 
 def run_fairlead(here: Kubectl, *words: str, codes: tuple[int, ...] = (0,)) -> tuple[int, str]:
@@ -19,3 +19,19 @@ def run_fairlead(here: Kubectl, *words: str, codes: tuple[int, ...] = (0,)) -> t
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode in codes, (words, done.returncode, done.stdout, done.stderr)
     return done.returncode, done.stdout
+
+
+def explain_request(here: Kubectl, request_id: str) -> str:
+    """Returns what ``fairlead explain request`` says of a request that was just answered.
+
+    A gateway may know its decision only a moment after the answer.
+    """
+    code, shown = 1, ""
+
+    def is_known() -> bool:
+        nonlocal code, shown
+        code, shown = run_fairlead(here, "explain", "request", request_id, codes=(0, 1))
+        return code == 0
+
+    eventually(f"request {request_id} is explained", is_known)
+    return shown

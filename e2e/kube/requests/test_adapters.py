@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.kube.cluster_access.command_line import run_fairlead
+from e2e.kube.cluster_access.command_line import explain_request
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
 from e2e.kube.workloads.client_pods import ClientPod, GatewayRequest
 from e2e.kube.workloads.helm_release import HelmRelease
@@ -99,7 +99,7 @@ def test_adapters_are_applied_requested_changed_and_deleted(here: Kubectl, insta
         assert set(adapters.parents()) >= {alias}
         explained = f"explained-{here.namespace}"  # the last request may be another test's
         adapters.chat(alias, x_request_id=explained)
-        assert "adapter sql loaded at 1 of 1" in run_fairlead(here, "explain", "request", explained)[1]
+        assert "adapter sql loaded at 1 of 1" in explain_request(here, explained)
         shown = here.run("get", "madp", "sql").splitlines()[1].split()
         assert shown[2:5] == ["tiny", "True", "Loadable"], shown
 
@@ -183,7 +183,7 @@ def test_adapter_of_an_object_store_is_downloaded_checked_and_swapped(here: Kube
             return adapters.chat(name, x_request_id=ids[-1]) == [(200, name)]
 
         eventually("it is served", is_served)
-        said = run_fairlead(here, "explain", "request", ids[-1])[1]
+        said = explain_request(here, ids[-1])
         assert "adapter sql cold, downloaded in " in said, said
         assert engine_files() == files_of(1)
 

@@ -4,7 +4,7 @@ does not answer a tenant that refuses it.
 
 import pytest
 
-from e2e.kube.cluster_access.command_line import run_fairlead
+from e2e.kube.cluster_access.command_line import explain_request, run_fairlead
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
 from e2e.kube.workloads.client_pods import ClientPod, GatewayAnswer, GatewayRequest
 from e2e.kube.workloads.helm_release import HelmRelease
@@ -89,7 +89,7 @@ def test_a_route_leaves_the_cluster_when_all_its_engines_are_gone(outside: Kubec
         outside.apply(model("first", replicas=0))
         answer = outward.wait((200, second, f"{first} Unavailable"))
         assert answer.body["usage"]["completion_tokens"] == 3
-        shown = run_fairlead(outside, "explain", "request", answer.headers["x-fairlead-decision"])[1]
+        shown = explain_request(outside, answer.headers["x-fairlead-decision"])
         assert f"{first} Unavailable → {second}, of the least weight" in shown, shown
 
         outside.apply(model("second", replicas=0))
@@ -98,7 +98,7 @@ def test_a_route_leaves_the_cluster_when_all_its_engines_are_gone(outside: Kubec
         sent = answer.body["choices"][0]["message"]["content"].split(",")
         assert "authorization" in sent
         assert "x-team" not in sent
-        shown = run_fairlead(outside, "explain", "request", answer.headers["x-fairlead-decision"])[1]
+        shown = explain_request(outside, answer.headers["x-fairlead-decision"])
         assert f"past {second} without a ready instance" in shown, shown
 
         refuses = {"externalEndpoints": "Refuse"}

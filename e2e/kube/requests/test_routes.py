@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from e2e.kube.cluster_access.command_line import run_fairlead
+from e2e.kube.cluster_access.command_line import explain_request, run_fairlead
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
 from e2e.kube.workloads.client_pods import ClientPod, GatewayRequest
 from e2e.kube.workloads.helm_release import HelmRelease
@@ -83,7 +83,7 @@ def test_a_route_is_created_split_overridden_and_deleted(here: Kubectl, installe
         assert {one[1] for one in routes.answers(alias, *sessions, x_canary="yes")} == {canary}
         explained = f"explained-{here.namespace}"  # the last request may be another test's
         routes.answers(alias, x_canary="yes", x_request_id=explained)
-        shown = run_fairlead(here, "explain", "request", explained)[1]
+        shown = explain_request(here, explained)
         assert f"{alias} is the route {here.namespace}/assistant, overrides[0] → {canary}" in shown, shown
 
         here.apply(route("assistant", servedNames=[alias], targets=[{"model": "gone"}]))
