@@ -8,6 +8,7 @@ and from there on nothing may grow.
 import json
 import subprocess
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ STREAMED = 4  # every fourth stretch of the load is streams
 EVENTS = 8
 SECONDS = 5.0 if FULL else 1.0
 REQUESTS = ("FAIRLEAD_SOAK_REQUESTS", 20_000, 1_000_000)
-STRETCHES = 6
-"""The least number of stretches, however fast the machine is.
-
-Why: memory grows for the first 15,000 requests or so (99 to 111 MB, then 108 to 114 for 150,000).
-At 10,000 requests a second, 20,000 make two stretches, too few to leave out the first third."""
+WARM = 15_000
+"""Requests before memory is looked at. While tables fill, it grows (99 to 111 MB, then 108 to 114
+for 150,000 requests). A fast machine needs two stretches for them, a busy one five."""
+SAMPLES = 6
+"""The least number of stretches after that, however fast the machine is."""
 
 
 async def run(folder: Path) -> list[ReportLine]:
@@ -38,16 +39,19 @@ async def run(folder: Path) -> list[ReportLine]:
     files = [_bodies(folder, stream) for stream in (False, True)]
     totals = {"requests": 0, "errors": 0, "wrong": 0, "unfinished": 0, "events": 0}
     sizes: list[int] = []
+    stretches = count()
     with MockEngine(programs.engine, ports=ENGINES) as mock:
         mock.set_pace(0)
         write_fleet(folder / "fleet.yaml", [f"http://127.0.0.1:{port}" for port in mock.ports], model="bench-model")
         async with running_gateway(folder / "fleet.yaml") as running:
-            while totals["requests"] < requests or len(sizes) < STRETCHES:
-                stream = len(sizes) % STREAMED == STREAMED - 1
-                found = _load(programs.load, running.url, files[stream], stream, len(sizes))
+            while totals["requests"] < requests or len(sizes) < SAMPLES:
+                number = next(stretches)
+                stream = number % STREAMED == STREAMED - 1
+                found = _load(programs.load, running.url, files[stream], stream, number)
                 for name in totals:
                     totals[name] += int(found[name])
-                sizes.append(resident_bytes(running.pid))
+                if totals["requests"] >= WARM:
+                    sizes.append(resident_bytes(running.pid))
         left = mock.stats()["open"]
     bad = {name: totals[name] for name in ("errors", "wrong", "unfinished") if totals[name]}
     lines = [
