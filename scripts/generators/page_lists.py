@@ -50,17 +50,22 @@ def _alert_row(rule: dict[str, Any]) -> str:
     return f"| [{name}](#{name.lower()}) | {severity} | {rule.get('for', 'at once')} | {summary} |\n"
 
 
+def _situations(text: str) -> list[ast.Call]:
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    return [node for node in calls if getattr(node.func, "id", "") == "Situation"]
+
+
 def engine_answers_page(root: Path) -> str:
     """Returns the page of what engines say, with the situations and forms of the tests."""
     world = root / "tests" / "world"
     before = (root / ENGINE_ANSWERS_PAGE).read_text(encoding="utf-8").partition(_ANSWERS_BEGIN)[0]
     situations = [
         node
-        for node in ast.walk(ast.parse((world / "engine_answers.py").read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Situation"
+        for name in ("engine_answers.py", "passed_answers.py")
+        for node in sorted(_situations((world / name).read_text(encoding="utf-8")), key=lambda one: one.lineno)
     ]
     rows = []
-    for node in sorted(situations, key=lambda one: one.lineno):
+    for node in situations:
         name, source, status = (ast.literal_eval(node.args[place]) for place in (0, 1, 3))
         rows.append(f"| {name} | {source.replace('|', '/')} | {status} |\n")
     forms: Counter[tuple[str, str]] = Counter(

@@ -49,11 +49,11 @@ class Situation:
     path: str = "/v1/chat/completions"
 
 
-def _error(body: bytes, status: str = "400 Bad Request", content_type: str = "application/json") -> EngineAnswer:
+def error_answer(body: bytes, status: str = "400 Bad Request", content_type: str = "application/json") -> EngineAnswer:
     return EngineAnswer((body,), status, content_type)
 
 
-def _stream(*events: bytes) -> EngineAnswer:
+def stream_answer(*events: bytes) -> EngineAnswer:
     return EngineAnswer(events, content_type="text/event-stream; charset=utf-8")
 
 
@@ -68,14 +68,14 @@ def _members(**members: object) -> bytes:
 
 
 _GOOD = _plain('"stop"')
-_GOOD_STREAM = _stream(_FIRST, _LAST, _DONE)
+_GOOD_STREAM = stream_answer(_FIRST, _LAST, _DONE)
 
 REFUSALS = (
     Situation(
         "the error object of SGLang",
         "sglang: python/sglang/srt/entrypoints/openai/serving_base.py; claude-code-router 1799",
         (
-            _error(
+            error_answer(
                 b'{"object":"error","message":"5000 tokens, context 4096","type":"BadRequest","param":null,"code":400}'
             ),
         ),
@@ -85,63 +85,63 @@ REFUSALS = (
     Situation(
         "a code in words is kept",
         "OpenAI: context_length_exceeded",
-        (_error(b'{"object":"error","message":"too long","code":"context_length_exceeded"}'),),
+        (error_answer(b'{"object":"error","message":"too long","code":"context_length_exceeded"}'),),
         400,
         ('"code":"context_length_exceeded"',),
     ),
     Situation(
         "one text of FastAPI",
         "fastapi: HTTPException",
-        (_error(b'{"detail":"Prompt is too long"}', "422 Unprocessable Entity"),),
+        (error_answer(b'{"detail":"Prompt is too long"}', "422 Unprocessable Entity"),),
         422,
         ('"message":"Prompt is too long"',),
     ),
     Situation(
         "fields of FastAPI",
         "fastapi: RequestValidationError",
-        (_error(b'{"detail":[{"type":"missing","loc":["body","messages"],"msg":"Field required","input":{}}]}'),),
+        (error_answer(b'{"detail":[{"type":"missing","loc":["body","messages"],"msg":"Field required","input":{}}]}'),),
         400,
         ('"message":"messages: Field required"',),
     ),
     Situation(
         "an error that is a text",
         "text-generation-inference: ErrorResponse; tritonserver",
-        (_error(b'{"error":"Input validation error: inputs too long","error_type":"validation"}'),),
+        (error_answer(b'{"error":"Input validation error: inputs too long","error_type":"validation"}'),),
         400,
         ('"message":"Input validation error: inputs too long"',),
     ),
     Situation(
         "a message alone",
         "kserve: InferenceError",
-        (_error(b'{"message":"no adapter of this name"}', "404 Not Found"),),
+        (error_answer(b'{"message":"no adapter of this name"}', "404 Not Found"),),
         404,
         ('"message":"no adapter of this name"',),
     ),
     Situation(
         "plain text",
         "axum, nginx: rejections are text/plain",
-        (_error(b"Failed to parse the request body\n", "422 Unprocessable Entity", "text/plain"),),
+        (error_answer(b"Failed to parse the request body\n", "422 Unprocessable Entity", "text/plain"),),
         422,
         ('"message":"Failed to parse the request body"',),
     ),
     Situation(
         "an unknown path",
         "fastapi: Not Found",
-        (_error(b'{"detail":"Not Found"}', "404 Not Found"),),
+        (error_answer(b'{"detail":"Not Found"}', "404 Not Found"),),
         404,
         ("the model's engine does not serve this path", '"code":"unknown_url"'),
     ),
     Situation(
         "the object of Anthropic stays as it is",
         "vllm: /v1/messages",
-        (_error(b'{"type":"error","error":{"type":"invalid_request_error","message":"too long"}}'),),
+        (error_answer(b'{"type":"error","error":{"type":"invalid_request_error","message":"too long"}}'),),
         400,
         ('{"type":"error","error":{"type":"invalid_request_error","message":"too long"}}',),
     ),
     Situation(
         "a refusal that is the first event",
         "vllm: stream errors are events",
-        (_stream(event({"object": "error", "message": "too long", "code": 400}), _DONE),),
+        (stream_answer(event({"object": "error", "message": "too long", "code": 400}), _DONE),),
         400,
         ('"message":"too long"',),
         request=STREAM,
@@ -151,7 +151,10 @@ ADDED = (
     Situation(
         "a stream whose usage the engine does not count",
         "litellm 28735, 23847: providers that refuse stream_options",
-        (_error(b'{"error":{"message":"unknown argument stream_options","type":"x","param":null}}'), _GOOD_STREAM),
+        (
+            error_answer(b'{"error":{"message":"unknown argument stream_options","type":"x","param":null}}'),
+            _GOOD_STREAM,
+        ),
         200,
         (" two", "data: [DONE]"),
         request=STREAM,
@@ -161,7 +164,7 @@ ADDED = (
         "the field in a refusal of FastAPI",
         "fastapi: extra_forbidden",
         (
-            _error(
+            error_answer(
                 b'{"detail":[{"loc":["body","stream_options"],"msg":"Extra inputs are not permitted"}]}',
                 "422 Unprocessable Entity",
             ),
@@ -175,7 +178,7 @@ ADDED = (
     Situation(
         "a field of the client's own is refused to it",
         "the other side of litellm 23847",
-        (_error(b'{"error":{"message":"unknown argument stream_options","type":"x","param":null}}'),),
+        (error_answer(b'{"error":{"message":"unknown argument stream_options","type":"x","param":null}}'),),
         400,
         ("unknown argument stream_options",),
         request=STREAM | {"stream_options": {"include_usage": True}},
@@ -185,7 +188,7 @@ STREAMS = (
     Situation(
         "one of two choices has not finished",
         "gt_ai_gateway 25, the other side of it",
-        (_stream(_FIRST, _LAST),),
+        (stream_answer(_FIRST, _LAST),),
         502,
         ("last: cut",),
         request=STREAM | {"n": 2},
@@ -194,7 +197,7 @@ STREAMS = (
     Situation(
         "no choice has finished",
         "preloop 117; open-webui 29628",
-        (_stream(_FIRST), _GOOD_STREAM),
+        (stream_answer(_FIRST), _GOOD_STREAM),
         200,
         (" two", "data: [DONE]"),
         request=STREAM,
@@ -204,7 +207,7 @@ STREAMS = (
         "chunks after the finish reason",
         "agno 3826: LiteLLM sends empty deltas, stream_options and usage after it",
         (
-            _stream(
+            stream_answer(
                 _FIRST,
                 _LAST,
                 event(_EMPTY | {"stream_options": {"include_usage": True}}),
@@ -220,7 +223,11 @@ STREAMS = (
     Situation(
         "the stop sequence that matched",
         "agentgateway 3283; vllm 45807: stop_reason of vLLM, matched_stop of SGLang",
-        (_stream(_FIRST, event({"choices": [_LAST_CHOICE | {"stop_reason": "END", "matched_stop": "END"}]}), _DONE),),
+        (
+            stream_answer(
+                _FIRST, event({"choices": [_LAST_CHOICE | {"stop_reason": "END", "matched_stop": "END"}]}), _DONE
+            ),
+        ),
         200,
         ('"stop_reason":"END"', '"matched_stop":"END"'),
         request=STREAM | {"stop": ["END"]},
@@ -229,7 +236,7 @@ STREAMS = (
         "members of a delta that the OpenAI API lacks",
         "litellm 38907: a proxy that builds chunks anew drops reasoning_items",
         (
-            _stream(
+            stream_answer(
                 event(
                     {"choices": [{"index": 0, "delta": {"reasoning_items": [{"id": "rs_1"}]}, "finish_reason": None}]}
                 ),
@@ -244,13 +251,13 @@ STREAMS = (
     Situation(
         "an error that is empty is none",
         "OpenAI-compatible providers with a member error in each chunk",
-        (_stream(event(token("one") | {"error": {}}), event(token(" two", "stop") | {"error": ""}), _DONE),),
+        (stream_answer(event(token("one") | {"error": {}}), event(token(" two", "stop") | {"error": ""}), _DONE),),
         200,
         (" two", "data: [DONE]"),
         request=STREAM,
     ),
 )
-_OVERLOADED = b'{"error":{"message":"busy","type":"overloaded_error","code":503}}'
+OVERLOADED = b'{"error":{"message":"busy","type":"overloaded_error","code":503}}'
 FAULTS = (
     Situation(
         "a time limit of the engine",
@@ -271,7 +278,10 @@ FAULTS = (
     Situation(
         "an abort in a stream, written with spaces",
         "json.dumps without separators",
-        (_stream(b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "abort"}]}\n\n', _DONE), _GOOD_STREAM),
+        (
+            stream_answer(b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "abort"}]}\n\n', _DONE),
+            _GOOD_STREAM,
+        ),
         200,
         (" two", "data: [DONE]"),
         request=STREAM,
@@ -320,7 +330,7 @@ FAULTS = (
     Situation(
         "an engine limits requests while another has room",
         "TGI: 429 Model is overloaded",
-        (_error(b'{"error":"Model is overloaded","error_type":"overloaded"}', "429 Too Many Requests"), _GOOD),
+        (error_answer(b'{"error":"Model is overloaded","error_type":"overloaded"}', "429 Too Many Requests"), _GOOD),
         200,
         ('"finish_reason":"stop"',),
         attempts=2,
@@ -328,7 +338,7 @@ FAULTS = (
     Situation(
         "all engines limit requests",
         "TGI: 429 Model is overloaded",
-        (_error(b'{"error":"Model is overloaded","error_type":"overloaded"}', "429 Too Many Requests"),),
+        (error_answer(b'{"error":"Model is overloaded","error_type":"overloaded"}', "429 Too Many Requests"),),
         429,
         ('"message":"Model is overloaded"', '"code":"engine_refused"', "rate_limit_error"),
         attempts=3,
@@ -355,7 +365,7 @@ USAGE_EVENTS = (
     Situation(
         "timings in the usage event that the client did not ask for",
         "llama.cpp: tools/server/server-task.cpp, timings are in the last event",
-        (_stream(_FIRST, _LAST, _members(timings={"prompt_n": 7}), _DONE),),
+        (stream_answer(_FIRST, _LAST, _members(timings={"prompt_n": 7}), _DONE),),
         200,
         ('"finish_reason":"stop"', '"timings":{"prompt_n":7}}\n\ndata: [DONE]'),
         ('"usage"', '"choices":[]'),
@@ -364,7 +374,7 @@ USAGE_EVENTS = (
     Situation(
         "a fingerprint and metrics in the usage event, in one read with the end",
         "vllm 0.32, 0.33: system_fingerprint, metrics",
-        (_stream(_FIRST + _LAST + _members(system_fingerprint="vllm-0.33", metrics=[1]) + _DONE),),
+        (stream_answer(_FIRST + _LAST + _members(system_fingerprint="vllm-0.33", metrics=[1]) + _DONE),),
         200,
         ('"system_fingerprint":"vllm-0.33","metrics":[1]}\n\ndata: [DONE]',),
         ('"usage"', '"choices":[]'),
@@ -373,7 +383,7 @@ USAGE_EVENTS = (
     Situation(
         "nothing but a usage in the usage event",
         "the other side of the timings of llama.cpp",
-        (_stream(_FIRST, _LAST, _members(), _DONE),),
+        (stream_answer(_FIRST, _LAST, _members(), _DONE),),
         200,
         ((_FIRST + _LAST + _DONE).decode(),),
         request=STREAM,
@@ -382,7 +392,7 @@ USAGE_EVENTS = (
         "timings before and behind a usage with details",
         "llama.cpp: tools/server/server-task.cpp; the order of members is free",
         (
-            _stream(
+            stream_answer(
                 _FIRST,
                 _LAST,
                 b'data: {"mine":1,"choices":[],"usage":{"prompt_tokens_details":{"cached_tokens":1}},"timings":{"a":{}}}\n\n',
@@ -398,7 +408,7 @@ USAGE_EVENTS = (
         "a fingerprint before a usage that is the last member",
         "vllm 0.32: system_fingerprint; the order of members is free",
         (
-            _stream(
+            stream_answer(
                 _FIRST, _LAST, b'data: {"system_fingerprint":"v","choices":[],"usage":{"total_tokens":1}}\n\n', _DONE
             ),
         ),
@@ -410,7 +420,7 @@ USAGE_EVENTS = (
     Situation(
         "no usage event after the last one",
         "the other side of the timings of llama.cpp: an engine that ignores stream_options",
-        (_stream(_FIRST, _LAST, _DONE),),
+        (stream_answer(_FIRST, _LAST, _DONE),),
         200,
         ((_FIRST + _LAST + _DONE).decode(),),
         request=STREAM,
@@ -418,7 +428,7 @@ USAGE_EVENTS = (
     Situation(
         "the client asked for the usage event",
         "the other side of the timings of llama.cpp",
-        (_stream(_FIRST, _LAST, _members(timings={"prompt_n": 7}), _DONE),),
+        (stream_answer(_FIRST, _LAST, _members(timings={"prompt_n": 7}), _DONE),),
         200,
         (_members(timings={"prompt_n": 7}).decode(),),
         request=STREAM | {"stream_options": {"include_usage": True}},
@@ -426,75 +436,10 @@ USAGE_EVENTS = (
     Situation(
         "an event between the last one and the usage",
         "llama.cpp: keep-alive comments",
-        (_stream(_FIRST, _LAST, b":\n\n", _members(timings={"prompt_n": 7}), _DONE),),
+        (stream_answer(_FIRST, _LAST, b":\n\n", _members(timings={"prompt_n": 7}), _DONE),),
         200,
         ((_FIRST + _LAST).decode(), "data: [DONE]"),
         ('"usage"',),
         request=STREAM,
-    ),
-)
-MESSAGES = (
-    Situation(
-        "a refusal of llama.cpp under the path of Anthropic",
-        "llama.cpp: tools/server/server-context.cpp",
-        (_error(b'{"error":{"code":400,"message":"too long","type":"exceed_context_size_error"}}'),),
-        400,
-        ('{"type":"error","error":{"type":"invalid_request_error","code":400,"message":"too long"}',),
-        path="/v1/messages",
-    ),
-    Situation(
-        "words without an error object under the path of Anthropic",
-        "fastapi: HTTPException",
-        (_error(b'{"detail":"Not Found"}', "404 Not Found"),),
-        404,
-        ('"type":"error"', '"type":"not_found_error","message":"the model\'s engine does not serve this path"'),
-        path="/v1/messages",
-    ),
-    Situation(
-        "all engines are full under the path of Anthropic",
-        "vllm: anthropic/serving.py",
-        (_error(_OVERLOADED, "503 Service Unavailable"),),
-        503,
-        ('{"type":"error","error":{"type":"overloaded_error","message":"the engines are full',),
-        attempts=3,
-        path="/v1/messages",
-    ),
-    Situation(
-        "all engines fail under the path of Anthropic",
-        "vllm: anthropic/serving.py",
-        (_error(b"no", "500 Internal Server Error"),),
-        502,
-        ('{"type":"error","error":{"type":"api_error","message":"no engine answered', '"request_id":"req-'),
-        attempts=3,
-        path="/v1/messages",
-    ),
-    Situation(
-        "a refusal is the first event under the path of Anthropic",
-        "vllm: anthropic/serving.py",
-        (
-            _stream(
-                b'event: error\ndata: {"type":"error","error":{"type":"invalid_request_error","message":"too long"}}\n\n'
-            ),
-        ),
-        400,
-        ('{"type":"error","error":{"type":"invalid_request_error","message":"too long"',),
-        request=STREAM,
-        path="/v1/messages",
-    ),
-    Situation(
-        "a failure is the first event of a response",
-        "OpenAI: response.failed",
-        (
-            _stream(
-                event({"type": "response.failed", "response": {"error": {"code": "server_error", "message": "no"}}})
-            ),
-            _stream(event({"type": "response.completed"})),
-        ),
-        200,
-        ("response.completed",),
-        ("response.failed",),
-        request={"model": "tiny", "input": "hi", "stream": True},
-        attempts=2,
-        path="/v1/responses",
     ),
 )

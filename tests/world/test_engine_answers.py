@@ -6,7 +6,6 @@ import pytest
 from engine_answers import (
     ADDED,
     FAULTS,
-    MESSAGES,
     PLAIN,
     REFUSALS,
     STREAM,
@@ -15,13 +14,14 @@ from engine_answers import (
     EngineAnswer,
     Situation,
 )
+from passed_answers import PASSED_ANSWERS
 
 from fairlead_testing.engines.scripted import EngineCall, Script
 from fairlead_testing.gateway.running_gateway import gateway_before
 from fairlead_testing.http.raw_client import request
 
 pytestmark = pytest.mark.simulated
-SITUATIONS = (*REFUSALS, *ADDED, *STREAMS, *FAULTS, *USAGE_EVENTS, *MESSAGES)
+SITUATIONS = (*REFUSALS, *ADDED, *STREAMS, *FAULTS, *USAGE_EVENTS, *PASSED_ANSWERS)
 
 
 def replay(situation: Situation) -> tuple[Script, list[EngineCall]]:

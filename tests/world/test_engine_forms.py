@@ -120,12 +120,12 @@ async def test_what_is_no_whole_answer_goes_to_another_engine(row: dict[str, Any
 async def test_a_stream_that_is_passed_on_is_judged_by_its_events(row: dict[str, Any]) -> None:
     answer, calls, error = await outcome_of(row)
     assert answer.status == 200
-    if "event: error" in row["body"]:  # nothing of the read has been sent
+    is_cut = row.get("end") == "cut"
+    if "event: error" in row["body"] or (is_cut and "delta" not in row["body"]):  # nothing has been sent
         assert (len(calls), error) == (2, None)
         return
     assert len(calls) == 1
     assert answer.body.decode().startswith(row["body"])
-    is_cut = row.get("end") == "cut"
     assert (answer.complete, error) == (True, "cut" if is_cut else None)
     assert ("event: error" in answer.body.decode()) == is_cut
 

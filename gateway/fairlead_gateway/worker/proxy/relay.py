@@ -268,7 +268,7 @@ class ResponseRelay(StreamEnding):
         engine_response.relay_to(context.response, observer)
         keep_alive = SseKeepAlive(context.response, self._comment_times)
         try:
-            if engine_response.is_stream:
+            if engine_response.is_stream or (engine_response.is_passed_stream and context.response.is_between_chunks):
                 keep_alive.start(engine_response)
             cause = await engine_response.finished
             is_final = self._record_end(attempt, engine_response, cause)

@@ -3,9 +3,10 @@
 Nothing is sent to the client before the verdict. A plain response has its verdict when it is whole,
 or too long to buffer. A stream has it with its first event, which must be no error: a full engine
 answers a stream with 200 and an error event. What is passed on and is no JSON, such as speech, has
-it with its first bytes. Of an error that is too long, only the start is kept. Until the verdict,
-the request can go to another instance. From then on, chunks pass from connection to connection, and
-`finished` says how it ended.
+it with its first bytes. Events that only open an answer wait for `keep_alive_seconds` at most,
+since an engine can still fail on the prompt. Of an error that is too long, only the start is kept.
+Until the verdict, the request can go to another instance. From then on, chunks pass from connection
+to connection, and `finished` says how it ended.
 """
 
 import asyncio
@@ -24,6 +25,8 @@ _OUT_OF_MEMORY: Final = "gateway-full"  # a local cause: the engine is not to bl
 CLIENT_SILENT: Final = "client-silent"
 """The client has not read for so long that its engine was paused until its time was over."""
 _ERROR_EVENT: Final = "error-event"
+_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_LONGEST_END: Final = 4
 _NO_HEADERS: Final[dict[bytes, bytes]] = {}
 
 
@@ -89,6 +92,9 @@ class EngineResponse(ResponseSink):
         self.choices = 1
         self.counts_passed = False
         self._passed_usage: PassedUsage | None = None
+        self._opening_timer: asyncio.TimerHandle | None = None
+        self._sent_end = b""
+        self._sent_count = 0
         self._buffered: BufferedBytes | None = None
         self._response: ResponseWriter | None = None
         self._observer: StreamObserver | None = None
@@ -149,6 +155,21 @@ class EngineResponse(ResponseSink):
         return self.is_complete and not self.is_stream and self.status < 400
 
     @property
+    def is_passed_stream(self) -> bool:
+        """Whether this is an event stream that is passed on and counted."""
+        return self._passed_usage is not None and self._passed_usage.is_stream
+
+    @property
+    def is_between_events(self) -> bool:
+        """Whether the client has whole events of the stream so far."""
+        return self.is_stream or self._sent_end.endswith(_EVENT_ENDS)
+
+    @property
+    def progress(self) -> float | None:
+        """A value that changes with everything that the engine adds to a stream."""
+        return self.last_at if self.is_stream else self._sent_count
+
+    @property
     def finished(self) -> "asyncio.Future[str | None]":
         """A future that ends when the response has been relayed or has failed.
 
@@ -193,6 +214,7 @@ class EngineResponse(ResponseSink):
 
     def release_buffer(self) -> None:
         """Counts nothing of the response as buffered any more. May be called twice."""
+        self._stop_opening_timer()
         if self._buffered is not None:
             self._buffered.set_size(0)
 
@@ -274,6 +296,8 @@ class EngineResponse(ResponseSink):
             self._size += len(chunk)
         if self.is_complete or (self._flows and not self._awaits_event):
             self._on_first_chunk(now)
+        elif self._has_opening and self._opening_timer is None and self._awaits_verdict:
+            self._opening_timer = self._loop.call_later(self.limits.keep_alive_seconds, self._on_late_answer)
         elif self._is_too_long():
             is_too_long = self._size > self.limits.response_buffer_bytes
             if self.status == 200 and self._passed_usage is None:
@@ -290,6 +314,20 @@ class EngineResponse(ResponseSink):
         """Whether the first event of a stream that is passed on is not complete yet."""
         passed = self._passed_usage
         return passed is not None and not passed.has_event
+
+    @property
+    def _has_opening(self) -> bool:
+        """Whether the answer has been opened, in a stream that is passed on."""
+        return self._passed_usage is not None and self._passed_usage.has_opening
+
+    def _on_late_answer(self) -> None:
+        """Passes the opening on, so that neither the client nor a proxy gives up."""
+        self._on_first_chunk(self._now())
+
+    def _stop_opening_timer(self) -> None:
+        if self._opening_timer is not None:
+            self._opening_timer.cancel()
+            self._opening_timer = None
 
     def _is_too_long(self) -> bool:
         """Whether the response is not buffered further: for its own size, or for that of all."""
@@ -327,6 +365,7 @@ class EngineResponse(ResponseSink):
 
     def _finish_verdict(self, error: UpstreamError | None) -> None:
         self._awaits_verdict = False
+        self._stop_opening_timer()
         if self._verdict is None:
             assert self._on_verdict is not None
             on_verdict, self._on_verdict = self._on_verdict, None
@@ -342,6 +381,10 @@ class EngineResponse(ResponseSink):
         if error is not None and error.cause:
             self._finish(error.cause)
             return
+        if self.is_passed_stream:
+            ends = [self._sent_end, *(chunk[-_LONGEST_END:] for chunk in chunks)]
+            self._sent_end = b"".join(ends)[-_LONGEST_END:]
+            self._sent_count += 1
         self._response.write_chunks(chunks, final=self.is_complete)
         if self.is_complete:
             self._finish(None if error is None else _ERROR_EVENT)

@@ -59,6 +59,10 @@ _SEQUENCE_NUMBER: Final = re.compile(rb'"sequence_number"\s*:\s*(\d{1,15})\b')
 _NUMBER_BYTES: Final = 48
 _DELTA_TYPES: Final = (b'.delta"', b'"content_block_delta"')
 """The ends of the types of events with text: of `/v1/responses`, and of `/v1/messages`."""
+_OPENINGS: Final = frozenset(
+    {b"response.created", b"response.queued", b"response.in_progress", b"message_start", b"ping"}
+)
+"""The types of events that engines send before they have computed the prompt."""
 _FAILED: Final = "response.failed"
 _FINAL_EVENTS: Final = ("message_delta", "response.completed", "response.incomplete", _FAILED)
 _ERROR_MARK: Final = re.compile(rb'^event: ?error|"type": ?"(?:error|response\.failed)"', re.MULTILINE)
@@ -198,7 +202,8 @@ class PassedUsage:
 
     is_stream: the answer is an event stream; otherwise it is one JSON object.
     event_count: events with a part of the answer.
-    has_event: the first event of the stream has come.
+    has_event: the first event of the stream that does more than open the answer has come.
+    has_opening: an event that opens the answer has come.
     error: that the answer reports, in an event or instead of an answer.
     """
 
@@ -207,22 +212,24 @@ class PassedUsage:
         "_found",
         "_is_error_event",
         "_is_final",
-        "_is_stream",
+        "_is_opening",
         "_line",
         "_line_start",
         "_numbered",
         "error",
         "event_count",
         "has_event",
+        "has_opening",
+        "is_stream",
     )
 
     def __init__(self, *, is_stream: bool) -> None:
-        self._is_stream = is_stream
+        self.is_stream = is_stream
         self._line = bytearray()
         self._line_start = b""  # of a long line, whose counts are in `_found`
         self._found = _Counts()
         self._numbered = b""
-        self._is_error_event = False
+        self._is_error_event = self._is_opening = self.has_opening = False
         self._is_final = self.has_event = not is_stream
         self._counts = _Counts()
         self.error: InBandError | None = None
@@ -252,12 +259,12 @@ class PassedUsage:
         """
         if self.error is not None:
             return
-        if self._is_stream and _is_flood(chunks):
+        if self.is_stream and _is_flood(chunks):
             self.error = InBandError(502, "the engine's stream is a flood of empty lines", GARBAGE)
             self.has_event = True
             return
         for chunk in chunks:
-            if self._is_stream:
+            if self.is_stream:
                 self.event_count += sum(chunk.count(end) for end in _DELTA_TYPES)
                 self._add_lines(chunk)
                 if (at := chunk.rfind(_NUMBER_KEY)) >= 0:
@@ -302,16 +309,18 @@ class PassedUsage:
             self._line_start, self._found = b"", _Counts()
             _find_counts(line, found)
             # An event before the last one has no counts, except those that the client has sent.
-            if not self._is_stream or _long_event_type(start, line) in _FINAL_EVENTS:
+            if not self.is_stream or _long_event_type(start, line) in _FINAL_EVENTS:
                 self._count(found, is_final=True)
-        elif not self._is_stream:
+        elif not self.is_stream:
             self._read(line)
         elif line.startswith(_DATA_FIELD):
-            self.has_event = True
+            self.has_opening = self.has_opening or self._is_opening
+            self.has_event = self.has_event or not self._is_opening
             self._read(line[len(_DATA_FIELD) :])
-            self._is_error_event = False
+            self._is_error_event = self._is_opening = False
         elif line.startswith(_EVENT_FIELD):
-            self._is_error_event = line[len(_EVENT_FIELD) :].strip() == b"error"
+            kind = line[len(_EVENT_FIELD) :].strip()
+            self._is_error_event, self._is_opening = kind == b"error", kind in _OPENINGS
 
     def _read(self, data: bytes) -> None:
         """Reads an event or a whole answer that may have a usage or an error."""
@@ -330,7 +339,7 @@ class PassedUsage:
             if holder is not None and not isinstance(holder, str) and holder.usage is not msgspec.UNSET:
                 counts = _Counts()
                 _add_counts(bytes(holder.usage), counts)
-                self._count(counts, is_final=not self._is_stream or answer.type in _FINAL_EVENTS)
+                self._count(counts, is_final=not self.is_stream or answer.type in _FINAL_EVENTS)
 
     def _count(self, found: _Counts, *, is_final: bool) -> None:
         self._counts.add_part(found)

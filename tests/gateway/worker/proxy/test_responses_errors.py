@@ -41,7 +41,7 @@ async def breaks_off_in_an_event(call: EngineCall) -> None:
 
 async def breaks_off_without_numbers(call: EngineCall) -> None:
     await call.start_stream()
-    await call.chunk(event("response.created"))
+    await call.chunk(event("response.output_text.delta"))
     raise HangUp
 
 

@@ -308,6 +308,10 @@ async def test_long_chat_answers_are_counted_whatever_stands_behind_the_usage(is
         ([b"data: {}\rdata"], [True]),  # CR alone: nothing is held back
         ([b"data: {", b'"a":1}\r', b"\n"], [False, False, True]),
         ([b"x" * 70_000, b"\n"], [False, True]),
+        ([b"event: response.created\ndata: {}\n\n", b"event: response.x.delta\ndata: {}\n\n"], [False, True]),
+        ([b"event: message_start\ndata: {}\n", b"\nevent: ping\ndata: {}\n\n", b"data: {}\n"], [False, False, True]),
+        ([b"event: response.in_progress\n", b"event: error\ndata: {}\n\n"], [False, True]),
+        ([b"event: response.queued\ndata: " + b"x" * 70_000, b"\n"], [False, True]),
     ],
 )
 def test_the_first_event_of_a_stream_is_awaited(parts: list[bytes], counts: list[bool]) -> None:
