@@ -21,6 +21,7 @@ from fairlead.manifests.yaml_nodes import parse_documents
 from fairlead.runtime.atomic_write import write_atomic
 from fairlead_cli.migration.draft import MigrationOptions
 from fairlead_cli.migration.field_reader import WHOLE_OBJECT, Note, Outcome
+from fairlead_cli.migration.formats.workloads import other_engine_of
 from fairlead_cli.migration.systems import is_unsupported, migrate, system_of
 from fairlead_cli.output import format_document
 
@@ -113,9 +114,12 @@ def _sort_documents(file: str, text: str, result: _Converted, *, is_named: bool)
         else:
             kind = document["kind"]
             name = (document.get("metadata") or {}).get("name", "")
+            other = other_engine_of(document)
             reason = (
                 "Fairlead does not convert this kind: write it by hand"
                 if is_unsupported(document)
+                else f"{other.problem}: {other.hint}"
+                if other is not None
                 else _OLD_ENGINES
                 if kind in _FOR_OLD_ENGINES
                 else "it stays as it is: apply it as before"

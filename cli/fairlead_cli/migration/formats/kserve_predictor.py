@@ -17,6 +17,7 @@ from fairlead_cli.migration.draft import (
 )
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 from fairlead_cli.migration.formats.kserve import OWN_PREFIXES
+from fairlead_cli.migration.other_engines import other_engine
 from fairlead_cli.migration.pod_spec import read_pod
 from fairlead_cli.migration.routes import BY_CONVERSATION, RouteDraft, assemble_route, whole_weights
 
@@ -164,6 +165,9 @@ def _note_external(document: FieldReader, *, wrapped: bool) -> None:
 
 
 def _read_engine(predictor: FieldReader, container: FieldReader, pool: PoolDraft, wrapped: bool) -> None:
+    other = other_engine([container])
+    if other is not None:
+        raise container.error("image", other.problem, other.hint)
     read_pod(predictor, container, pool, _to_vllm(container.texts("args"), container) if wrapped else None)
     if wrapped:
         container.drop("image", "vLLM's own image runs instead of KServe's Hugging Face server")

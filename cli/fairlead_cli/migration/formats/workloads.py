@@ -15,6 +15,7 @@ from fairlead_cli.migration.draft import (
     model_uri,
 )
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
+from fairlead_cli.migration.other_engines import OtherEngine, other_engine
 from fairlead_cli.migration.pod_spec import claim_of_path, find_engine, read_pod
 
 KTHENA_GROUP: Final = "workload.serving.volcano.sh"
@@ -50,15 +51,16 @@ REASONS: Final = {
 
 def is_workload(document: Mapping[str, Any]) -> bool:
     """Returns True for a workload whose pods have a container that runs vLLM or SGLang."""
-    group, kind = str(document.get("apiVersion", "")).partition("/")[0], str(document.get("kind", ""))
+    group, kind = _group_and_kind(document)
     if group == KTHENA_GROUP:
         return kind == "ModelServing"
-    if _KINDS.get(kind) != group:
-        return False
-    return (
-        find_engine(_template_of(FieldReader.of_document(document, "").section("spec"), kind).section("spec"))
-        is not None
-    )
+    return _KINDS.get(kind) == group and find_engine(_pod_of(document, kind)) is not None
+
+
+def other_engine_of(document: Mapping[str, Any]) -> OtherEngine | None:
+    """Returns the engine in a workload that no conversion reads; None for other workloads."""
+    group, kind = _group_and_kind(document)
+    return other_engine(_pod_of(document, kind).entries("containers")) if _KINDS.get(kind) == group else None
 
 
 def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
@@ -90,6 +92,14 @@ def _read_workload(workload: FieldReader) -> ModelDraft:
         pool.selector = {name: value.format(draft.name) for name, value in _OWN_LABELS[kind].items()}
     read_source(draft, spec)
     return draft
+
+
+def _group_and_kind(document: Mapping[str, Any]) -> tuple[str, str]:
+    return str(document.get("apiVersion", "")).partition("/")[0], str(document.get("kind", ""))
+
+
+def _pod_of(document: Mapping[str, Any], kind: str) -> FieldReader:
+    return _template_of(FieldReader.of_document(document, "").section("spec"), kind).section("spec")
 
 
 def _template_of(spec: FieldReader, kind: str) -> FieldReader:
@@ -133,6 +143,9 @@ def read_template(
     pod = template.section("spec")
     engine = find_engine(pod, mentioned=True)
     if engine is None:
+        other = other_engine(pod.entries("containers"))
+        if other is not None:
+            raise pod.error("containers", other.problem, other.hint)
         raise pod.error("containers", "no container runs vLLM or SGLang", "write the model by hand, as type: Custom")
     ports = {str(port.get("name")): port.get("containerPort") for port in engine.peek("ports") or ()}
     pool.port = int(ports.get("http") or next(iter(ports.values()), None) or pool.port)
