@@ -34,7 +34,7 @@ from fairlead_gateway.worker.openai.schemas import CommonFields, GenericRequest
 
 BodyParser = Callable[[type[CommonFields], bytes], ParsedBody]
 PASSTHROUGH_METHODS = ("GET", "POST")
-_PLAIN_PATH = re.compile(r"/v1(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~:@-]+)+")
+_PLAIN_PATH = re.compile(r"/v1(?!/v1(?:/|$))(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~:@-]+)+")
 _ENGINE_ADMIN_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 _COMMON_PATHS = frozenset(
     {

@@ -234,6 +234,8 @@ def refuse_body(method: str, path: str) -> None:
 
 def unknown_path(path: str) -> UnknownPath:
     """Returns the error of a path under which nothing is served."""
+    if f"{path}/".startswith("/v1/v1/"):
+        return UnknownPath("/v1 stands twice in this path", hint="leave it out of the client's base URL")
     hint = "the API lies under /v1" if "%" not in path else "write a path without percent signs"
     return UnknownPath("nothing is served under this path", hint=hint)
 

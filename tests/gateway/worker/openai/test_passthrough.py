@@ -268,3 +268,14 @@ async def test_bodies_that_differ_are_spread() -> None:
             assert (await request(running.url, body, path="/v1/rerank")).status == 200
         assert one.calls
         assert two.calls
+
+
+@pytest.mark.parametrize("path", ["/v1/v1/chat/completions", "/v1/v1/messages", "/v1/v1/models", "/v1/v1"])
+async def test_a_base_url_with_the_version_twice_is_named(path: str) -> None:
+    """Anthropic's SDK adds `/v1` to its base URL; that of OpenAI does not."""
+    async with running_gateway(fleet_of([])) as running:
+        for data in (post_request({"model": "tiny", "messages": []}, path=path), get_request(path)):
+            (answer,) = await send(running.url, data)
+            assert (answer.status, answer.error["code"]) == (404, "unknown_url")
+            assert "/v1 stands twice in this path" in answer.error["message"]
+            assert "base URL" in answer.error["message"]
