@@ -33,20 +33,20 @@ class SseKeepAlive(TimeoutEntry):
     timeouts: a queue whose timeout is the time between two comments.
     """
 
-    __slots__ = ("_engine_response", "_is_queued", "_progress", "_response", "_timeouts")
+    __slots__ = ("_added_at", "_engine_response", "_is_queued", "_response", "_timeouts")
 
     def __init__(self, response: ResponseWriter, timeouts: TimeoutQueue) -> None:
         super().__init__()
         self._response = response
         self._timeouts = timeouts
         self._engine_response: EngineResponse | None = None
-        self._progress: float | None = None
+        self._added_at: float | None = None
         self._is_queued = False
 
     def start(self, engine_response: EngineResponse) -> None:
         """Starts the comments of a stream, or continues them with another engine's response."""
         self._engine_response = engine_response
-        self._progress = engine_response.progress
+        self._added_at = engine_response.added_at
         if not self._is_queued:
             self._is_queued = True
             self._timeouts.add(self, self._timeouts.now())
@@ -62,10 +62,10 @@ class SseKeepAlive(TimeoutEntry):
         engine_response, self._is_queued = self._engine_response, False
         if engine_response is None or self._response.finished:
             return
-        is_silent = engine_response.progress == self._progress and engine_response.is_between_events
+        is_silent = engine_response.added_at == self._added_at and engine_response.is_between_events
         if is_silent and not engine_response.is_paused:
             self._response.write_chunks([COMMENT])
-        self._progress = engine_response.progress
+        self._added_at = engine_response.added_at
         self._is_queued = True
         self._timeouts.add(self, self._timeouts.now())
 

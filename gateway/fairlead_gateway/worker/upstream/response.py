@@ -94,7 +94,7 @@ class EngineResponse(ResponseSink):
         self._passed_usage: PassedUsage | None = None
         self._opening_timer: asyncio.TimerHandle | None = None
         self._sent_end = b""
-        self._sent_count = 0
+        self._sent_at: float | None = None
         self._buffered: BufferedBytes | None = None
         self._response: ResponseWriter | None = None
         self._observer: StreamObserver | None = None
@@ -165,9 +165,9 @@ class EngineResponse(ResponseSink):
         return self.is_stream or self._sent_end.endswith(_EVENT_ENDS)
 
     @property
-    def progress(self) -> float | None:
-        """A value that changes with everything that the engine adds to a stream."""
-        return self.last_at if self.is_stream else self._sent_count
+    def added_at(self) -> float | None:
+        """When the engine has last added to the stream, in monotonic seconds."""
+        return self.last_at if self.is_stream else self._sent_at
 
     @property
     def finished(self) -> "asyncio.Future[str | None]":
@@ -384,7 +384,7 @@ class EngineResponse(ResponseSink):
         if self.is_passed_stream:
             ends = [self._sent_end, *(chunk[-_LONGEST_END:] for chunk in chunks)]
             self._sent_end = b"".join(ends)[-_LONGEST_END:]
-            self._sent_count += 1
+            self._sent_at = self._now()
         self._response.write_chunks(chunks, final=self.is_complete)
         if self.is_complete:
             self._finish(None if error is None else _ERROR_EVENT)
