@@ -145,7 +145,7 @@ def _migrate(result: _Converted, options: ConversionOptions) -> None:
     )
     for (kind, _, name), count in names.items():
         if count > 1:
-            reason = "convert the files of one alone, and give it another name"
+            reason = "give all but one another name in their files, or convert each alone and rename it"
             result.problems.append(f"{kind} {name}: {count} objects would have this name ({reason})")
 
 

@@ -180,7 +180,7 @@ def test_two_models_of_one_name_are_refused(first: str, second: str, file: Path)
     file.write_text("---\n".join(MODEL.replace("name: phi", f'name: "{name}"') for name in (first, second)))
     done = run_command_line("convert", str(file))
     assert (done.returncode, done.stdout) == (1, "")
-    assert "2 objects would have this name" in done.stderr
+    assert "2 objects would have this name (give all but one another name in their files" in done.stderr
 
 
 @pytest.mark.parametrize(
