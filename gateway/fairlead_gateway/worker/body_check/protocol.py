@@ -48,6 +48,7 @@ class BodyReply(msgspec.Struct, array_like=True):
     - cache_variant, bounds: as in `ParsedBody`.
     - prompt_start, prompt_end: where the JSON text of the prompt lies in the body; both 0 for
       requests without a prompt that the gateway reads.
+    - context: where the other texts lie that engines put into the prompt.
     """
 
     problem: BodyProblem | None = None
@@ -57,6 +58,7 @@ class BodyReply(msgspec.Struct, array_like=True):
     prompt_end: int = 0
     cache_variant: bytes = b""
     bounds: TextBounds | None = None
+    context: list[tuple[int, int]] = []
 
 
 LENGTH_BYTES = 4

@@ -59,6 +59,9 @@ _CACHE_FIELDS: Final = (
 """Fields that change the tokens of a prompt or where they are cached, besides the prompt itself and
 those of `schemas`.
 """
+_CONTEXT_FIELDS: Final = ("tools", "functions", "documents")
+"""Fields of a chat whose texts engines put into the prompt, besides the messages."""
+_NO_CONTEXT: Final = (b"null", b"[]")
 _LISTED_CACHE_FIELDS: Final = {
     kind: tuple(name for name in _CACHE_FIELDS if name in kind.__struct_fields__) for kind in LISTED_KINDS.values()
 }
@@ -88,6 +91,7 @@ class ParsedBody:
     has_session_id: that name is the field `session_id`, not `user`.
     has_cache_variants: more than the model decides what an engine caches for the prompt.
     cache_variant: digest of the fields in `_CACHE_FIELDS`; empty without one.
+    context: the texts that engines put into the prompt, besides it (`context_texts`).
     members: the top-level fields if some are not listed as safe (`schemas`), with those of
         `special_parts`; None otherwise.
     is_passthrough: the gateway reads neither prompt nor response.
@@ -103,6 +107,7 @@ class ParsedBody:
     __slots__ = (
         "bounds",
         "cache_variant",
+        "context",
         "decoded_fields",
         "has_cache_variants",
         "has_session_id",
@@ -138,6 +143,7 @@ class ParsedBody:
         self.members = members
         self.is_passthrough = is_passthrough
         self.cache_variant = b""
+        self.context = b""
         self.bounds: TextBounds | None = None
         self.has_session_id = False
         self.sequences: int = 1
@@ -203,6 +209,7 @@ def parse_body(
     if parsed.members is not None:
         check_costly_fields(parsed.members, limits)
     parsed.set_cache_variant(_cache_variant(parsed, fields))
+    parsed.context = b"".join(context_texts(fields, parsed.members, body))
     return parsed
 
 
@@ -346,7 +353,35 @@ def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
     parsed.messages_start, parsed.messages_end = start + 1, end - 1
     if members is not None or _has_listed_variant(fields):
         parsed.set_cache_variant(_cache_variant(parsed, fields))
+    if members is not None or _has_listed_context(fields):
+        parsed.context = b"".join(context_texts(fields, members, body))
     return parsed
+
+
+def context_texts(fields: CommonFields, members: dict[str, Raw] | None, body: bytes) -> list[bytes]:
+    """Returns the texts that engines put into a prompt besides it, as JSON.
+
+    They are tools and documents of a chat, and what follows the text that a completion inserts.
+
+    Why: a caller would else send a prompt of any size as a tool, and it would count as nothing.
+
+    members: as in `ParsedBody`.
+    """
+    if isinstance(fields, CompletionRequest):
+        return [bytes((_DECODE_MEMBERS(body) if members is None else members)["suffix"])] if fields.suffix else []
+    texts: list[bytes] = []
+    if not isinstance(fields, ChatRequest):
+        return texts
+    for name in _CONTEXT_FIELDS:
+        raw = getattr(fields, name, _UNSET) if members is None else members.get(name, _UNSET)
+        if raw is not _UNSET and bytes(raw) not in _NO_CONTEXT:
+            texts.append(bytes(raw))
+    return texts
+
+
+def _has_listed_context(listed: Any) -> bool:
+    """Whether a listed chat has one of the fields in `_CONTEXT_FIELDS` that are listed."""
+    return listed.tools is not _UNSET or listed.functions is not _UNSET
 
 
 def _has_listed_variant(listed: Any) -> bool:

@@ -1,8 +1,9 @@
 """The prompt as routing sees it: hashes that tell where its KV may be cached.
 
 They are made from the raw JSON text of the messages (or prompt, or input), as a chain of keyed
-hashes. In place of pictures and other parts stand their digests (`media_parts`). The chain starts
-from everything else that decides what an engine caches: model, cache salt, tools, response format,
+hashes. In place of pictures and other parts stand their digests (`media_parts`). Tools and
+documents of a chat come before its messages, since engines put them into the prompt. The chain
+starts from everything else that decides what an engine caches: model, cache salt, response format,
 template and truncation. A prompt for whose log probabilities an engine computes all of it has a
 chain of its own.
 """
@@ -80,6 +81,9 @@ def build_route_request(
         if media:
             text = without_media(text, start, end, media)
             start, end = 0, len(text)
+    if request.context:
+        text = _with_context(request, text[start:end])
+        start, end = 0, len(text)
     if request.has_cache_variants:
         chain_start = chain_starts.of_seed(_chain_seed(request, request_id))
     elif scope is not None:
@@ -103,6 +107,12 @@ def build_route_request(
         route_request.media = tuple(media)
         route_request.media_tokens = float(sum([part.nominal_tokens for part in media]))
     return route_request
+
+
+def _with_context(request: ModelRequest, text: bytes) -> bytes:
+    """Returns a prompt with the other texts that engines put into it, which are not needed then."""
+    context, request.context = request.context, b""
+    return text + context if isinstance(request.fields, CompletionRequest) else context + text
 
 
 def session_hash(session: str, key: str, secret: bytes, salt: str = "") -> int:

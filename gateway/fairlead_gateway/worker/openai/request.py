@@ -62,6 +62,7 @@ class ModelRequest:
     max_tokens: the client's limit of the response.
     sequences: answers that an engine computes for the prompt.
     bounds: of its tokens by its bytes; None if nothing has looked for them yet.
+    context: as in `ParsedBody`, until the prompt is hashed.
     resumable: whether `can_resume`; None if that was not computed when the body was parsed.
     cache_salt: the salt of the tenant's cache scope; None without one.
     parameters: the fields that a route has set in the body; None if it has set none.
@@ -80,6 +81,7 @@ class ModelRequest:
         "cache_salt",
         "cache_variant",
         "client_body",
+        "context",
         "decoded_fields",
         "entry",
         "has_cache_variants",
@@ -131,6 +133,7 @@ class ModelRequest:
         self.sequences: int = parsed.sequences
         self.has_cache_variants: bool = parsed.has_cache_variants
         self.cache_variant: bytes = parsed.cache_variant
+        self.context: bytes = parsed.context
         self.is_passthrough: bool = parsed.is_passthrough
         self.is_counted = not self.is_passthrough
         self.passes_stream = False

@@ -48,6 +48,8 @@ CHATS, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1
 VALID: dict[str, tuple[str, object]] = {
     "chat": (CHATS, LARGE_CHAT),
     "chat with tools": (CHATS, LARGE_CHAT | {"tools": [TOOL], "tool_choice": "auto", "max_completion_tokens": 7}),
+    "chat with large tools": (CHATS, CHAT | {"tools": [TOOL | {"description": FILLER}]}),
+    "chat with large functions and documents": (CHATS, CHAT | {"functions": [{"a": FILLER}], "documents": [FILLER]}),
     "chat with unknown parts": (CHATS, CHAT | {"messages": [{"role": "user", "content": FILLER, "x": [1, {}]}]}),
     "chat with fields of the template": (CHATS, LARGE_CHAT | {"chat_template_kwargs": {"a": 1}, "documents": [{}]}),
     "chat with a template field alone": (CHATS, LARGE_CHAT | {"chat_template_kwargs": {"a": 1}}),

@@ -9,7 +9,7 @@ from fairlead.fleet.model import RequestPolicy
 from fairlead.limits import Limits
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.routing import PrefixChain, RouteRequest
-from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, ChainStarts, shared_bytes
 from fairlead_gateway.worker.openai.prefix_key import build_route_request
 from fairlead_gateway.worker.openai.request import parse_request
 from fairlead_testing.gateway.running_gateway import fleet_of
@@ -69,3 +69,36 @@ def test_prompt_that_is_computed_for_its_logprobs_never_passes_for_cached(body: 
     assert chain_of(body, "one").hashes != chain_of(body, "two").hashes
     plain = {name: value for name, value in body.items() if name in ("model", "messages", "prompt")}
     assert chain_of(plain, "one").hashes == chain_of(plain, "two").hashes
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "description": "long " * 5_000}}]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        CHAT | {"tools": TOOLS},
+        CHAT | {"tools": TOOLS, "temperature": 1, "priority": None},
+        CHAT | {"functions": [TOOLS[0]["function"]]},
+        CHAT | {"documents": [{"text": "long " * 5_000}]},
+        CHAT | {"messages": [{"role": "user", "content": "a", "x": 1}], "tools": TOOLS},
+        TEXT | {"suffix": "long " * 5_000},
+        TEXT | {"suffix": "long " * 5_000, "x": 1},
+    ],
+)
+def test_every_text_of_the_prompt_counts_in_its_size(body: dict[str, Any]) -> None:
+    prompt = body.get("messages") or body["prompt"]
+    others = {name: value for name, value in body.items() if name not in ("model", "messages", "prompt")}
+    size = len(json.dumps(prompt)) + max(len(json.dumps(value)) for value in others.values())
+    assert route_request_of(body).prompt_tokens == pytest.approx(size / BYTES_PER_TOKEN, abs=8)
+
+
+@pytest.mark.parametrize("body", [CHAT | {"tools": []}, CHAT | {"documents": None}, TEXT | {"suffix": ""}])
+def test_empty_text_beside_a_prompt_changes_nothing_of_its_size(body: dict[str, Any]) -> None:
+    plain = CHAT if "messages" in body else TEXT
+    assert route_request_of(body).prompt_tokens == route_request_of(plain).prompt_tokens
+
+
+def test_conversations_with_equal_tools_share_the_tools() -> None:
+    one, other = (CHAT | {"messages": [{"role": "user", "content": text}], "tools": TOOLS} for text in ("a", "b"))
+    assert shared_bytes(chain_of(one), chain_of(other)) > 0.9 * len(json.dumps(TOOLS))
