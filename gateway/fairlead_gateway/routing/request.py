@@ -20,11 +20,13 @@ class RouteRequest:
     - session: the client's conversation id, after the salt of its cache scope.
     - sequences: answers that an engine computes for it; `max_tokens` is of each.
     - media, media_tokens: the parts that are not text, and how many of the tokens are theirs.
+    - caller: whose request it is; the tokens of a byte of text are learned by caller.
     - takes_canary: it belongs to the conversations that a canary gets; set before it is routed.
     - session_hash: a keyed 64-bit hash of `session`, by which gateways share session affinity.
     """
 
     __slots__ = (
+        "caller",
         "chain",
         "id",
         "max_tokens",
@@ -55,4 +57,5 @@ class RouteRequest:
         self.sequences = 1
         self.media: Sequence[MediaPart] = ()
         self.media_tokens = 0.0
+        self.caller: Hashable = ""
         self.takes_canary = False

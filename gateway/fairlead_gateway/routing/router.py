@@ -117,7 +117,7 @@ class ModelRouter(RouterState):
         """Returns the decision inside the request's kind of accelerator, or among all instances if
         no kind meets the objective.
         """
-        scale, loads = self._calibration.scale, self._sampled
+        scale, loads = self._calibration.scale_of(request.caller), self._sampled
         loads.begin_decision(len(self._endpoint_list))
         prompt, match = request.prompt_tokens * scale, self._cache.match(request)
         ranked = self._accelerators.rank(prompt, request.max_tokens, match, scale / _BYTES_PER_TOKEN, loads)
@@ -151,7 +151,7 @@ class ModelRouter(RouterState):
             return []
         objective = self.ttft_objective(0.0)
         moves = self._assigned.plan_moves(
-            queued, self._endpoint_list, self.homes, self._calibration.scale, objective_seconds=objective, now=now
+            queued, self._endpoint_list, self.homes, self._calibration.scale_of, objective_seconds=objective, now=now
         )
         for request_id, target in moves:
             flight = self._inflight.get(request_id)
@@ -167,11 +167,9 @@ class ModelRouter(RouterState):
         endpoint = self._endpoints.get(instance_id)
         if endpoint is None:
             return None
-        prompt = self.prompt_tokens(request)
-        cached = min(
-            prompt,
-            self._cache.match(request).bytes_at(endpoint.cache_bit) * (self._calibration.scale / _BYTES_PER_TOKEN),
-        )
+        scale = self._calibration.scale_of(request.caller)
+        prompt = request.prompt_tokens * scale
+        cached = min(prompt, self._cache.match(request).bytes_at(endpoint.cache_bit) * (scale / _BYTES_PER_TOKEN))
         self._cache.drop_match()
         load, has_profile = self._inflight.total_load(endpoint.load), instance_id in self._profiled_ids
         return estimate_prefill(endpoint, load, prompt, cached, has_profile, self._inter_token, now)
@@ -186,8 +184,8 @@ class ModelRouter(RouterState):
     ) -> Decision:
         ready, loads = self._endpoints, self._sampled
         loads.begin_decision(len(endpoints))
-        prompt = request.prompt_tokens * self._calibration.scale
-        tokens_per_byte = self._calibration.scale / _BYTES_PER_TOKEN
+        scale = self._calibration.scale_of(request.caller)
+        prompt, tokens_per_byte = request.prompt_tokens * scale, scale / _BYTES_PER_TOKEN
         match = self._cache.match(request)
         is_whole_fleet = endpoints is self._endpoint_list
         holder = (
@@ -244,7 +242,7 @@ class ModelRouter(RouterState):
     def _policy_input(
         self, request: RouteRequest, homes: tuple[str, ...], endpoints: list[Endpoint], now: float
     ) -> PolicyInput:
-        scale = self._calibration.scale
+        scale = self._calibration.scale_of(request.caller)
         prompt = request.prompt_tokens * scale
         candidates = policy_candidates(
             request, endpoints, self._inflight, self._cache, self._window, token_scale=scale, now=now

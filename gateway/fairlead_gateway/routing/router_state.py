@@ -170,14 +170,11 @@ class RouterState:
             self._affinity.put(request.session_hash, instance_id, now)
         endpoint, cache = self._endpoints.get(instance_id), self._cache
         profile = self._profile_default if endpoint is None else endpoint.profile
-        prompt = request.prompt_tokens * self._calibration.scale
+        scale = self._calibration.scale_of(request.caller)
+        prompt = request.prompt_tokens * scale
         match = cache.match(request)
         bit = cache.bit_of(instance_id) if endpoint is None else endpoint.cache_bit
-        matched = (
-            prompt
-            if prefilled_elsewhere
-            else min(prompt, match.bytes_at(bit) * (self._calibration.scale / _BYTES_PER_TOKEN))
-        )
+        matched = prompt if prefilled_elsewhere else min(prompt, match.bytes_at(bit) * (scale / _BYTES_PER_TOKEN))
         cache.drop_match()
         max_tokens = request.max_tokens
         tokens = prompt + (
@@ -284,7 +281,9 @@ class RouterState:
         request = inflight.request
         # A prompt with pictures says nothing about the tokens of a byte.
         text_tokens = None if request.media else prompt_tokens
-        self._calibration.observe(request.prompt_tokens, inflight.matched_share, text_tokens, cached_tokens)
+        self._calibration.observe(
+            request.caller, request.prompt_tokens, inflight.matched_share, text_tokens, cached_tokens
+        )
         endpoint = self._endpoints.get(inflight.load.instance) if output_tokens else None
         if endpoint is not None and output_tokens:
             self._cache.reserve(endpoint, self._text_bytes(output_tokens), self._text_bytes(endpoint.kv_tokens))
@@ -349,16 +348,17 @@ class RouterState:
 
     def prompt_tokens(self, request: RouteRequest) -> float:
         """Returns the prompt's length in tokens as this model's engines count them, by
-        calibration.
+        calibration of its caller.
         """
-        return request.prompt_tokens * self._calibration.scale
+        return request.prompt_tokens * self._calibration.scale_of(request.caller)
 
     def uncached_tokens(self, request: RouteRequest) -> float:
         """Returns the prompt tokens that even the instance with the longest cached prefix would
         compute.
         """
-        prompt = self.prompt_tokens(request)
-        return prompt - min(prompt, self._cache.longest_match(request) * (self._calibration.scale / _BYTES_PER_TOKEN))
+        scale = self._calibration.scale_of(request.caller)
+        prompt = request.prompt_tokens * scale
+        return prompt - min(prompt, self._cache.longest_match(request) * (scale / _BYTES_PER_TOKEN))
 
     def _text_bytes(self, tokens: int) -> int:
         """Returns the bytes of prompt text that `tokens` engine tokens correspond to."""

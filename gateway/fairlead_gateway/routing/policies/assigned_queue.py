@@ -6,7 +6,7 @@ which requests are still queued.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from fairlead_gateway.routing.endpoint import Endpoint
 from fairlead_gateway.routing.load.inflight import InflightTracker
@@ -84,7 +84,7 @@ class AssignedQueue:
         queued: Mapping[str, Sequence[str]],
         endpoints: Sequence[Endpoint],
         homes: Callable[[RouteRequest], tuple[str, ...]],
-        scale: float,
+        scale_of: Callable[[Hashable], float],
         *,
         objective_seconds: float,
         now: float,
@@ -95,7 +95,7 @@ class AssignedQueue:
 
         - queued: ids of the queued requests by instance.
         - homes: returns the homes of a request.
-        - scale: prompt tokens per estimated token.
+        - scale_of: returns the prompt tokens per estimated token of a caller.
         """
         if not self._rebalances:
             return []
@@ -120,7 +120,9 @@ class AssignedQueue:
                     alternate = next((known[home] for home in homes(entry.request) if home != endpoint.id), None)
                     for other in (alternate, neighbour):
                         if other is not None and other is not endpoint:
-                            costs[other.id] = self._cached_and_cost(entry.request, other, scale)
+                            costs[other.id] = self._cached_and_cost(
+                                entry.request, other, scale_of(entry.request.caller)
+                            )
                 assignments.append(
                     dualmap.QueuedAssignment(
                         request_id, entry.assignment.assigned_at, None if alternate is None else alternate.id, costs

@@ -178,7 +178,10 @@ class TenantPolicies:
         return self._routed(caller_key(http_request.caller), request, routed)
 
     def _routed(self, caller: CallerKey, request: ModelRequest, routed: RouteRequest) -> RouteRequest:
-        """Returns the request with the sizes of its parts, as learned from its caller."""
+        """Returns the request with its caller, and with the sizes of its parts, as learned from
+        it.
+        """
+        routed.caller = caller
         if routed.media:
             self._sizes.measure_media(caller, request.model_key, routed)
         return routed

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fairlead.tenants.model import Limit, LimitUnit, Tenant, Window
+from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_testing.engines.scripted import EngineCall
 from fairlead_testing.gateway.limited_gateway import LimitedGateway, answer, limited_gateway
 from fairlead_testing.waiting import wait_until
@@ -102,3 +103,27 @@ async def test_a_client_who_leaves_pays_its_prompt_as_dense_as_its_earlier_ones(
                 break
         await wait_until(lambda: gateway.busy("acme", _INPUT.id) == 0)
         assert gateway.used("acme", _INPUT.id) - before == pytest.approx(2_500, rel=0.02)
+
+
+async def test_dense_text_of_a_caller_takes_no_memory_from_others() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.respond(answer(prompt=1_600 if b"123" in call.body else 500))
+
+    async with limited_gateway(script, [Tenant("dense"), Tenant("acme")]) as gateway:
+        texts = {"dense": "1234567890" * 160, "acme": "word " * 400}
+        for name in ["dense"] * 40 + ["acme", "dense", "acme"]:
+            body = {"model": "tiny", "messages": [{"role": "user", "content": texts[name]}]}
+            headers = {"authorization": f"Bearer {name}"}
+            answered = await gateway.client.post(
+                f"{gateway.running.url}/v1/chat/completions", json=body, headers=headers
+            )
+            assert answered.status_code == 200
+        router = gateway.running.gateway.stack.routers.serving.router("default/tiny")
+        assert router is not None
+        tokens = {}
+        for name in ("dense", "acme"):
+            request = RouteRequest("r", PrefixChain((), (), 0), 400.0)
+            request.caller = name
+            tokens[name] = router.prompt_tokens(request)
+        assert tokens["dense"] > 1_000
+        assert tokens["acme"] < 500
