@@ -21,6 +21,7 @@ from fairlead_gateway.worker.body_check.text_bounds import TextBounds
 from fairlead_gateway.worker.openai.field_policy import PART_HOLDERS, has_token_ids, special_parts
 from fairlead_gateway.worker.openai.schemas import (
     BODY_DECODERS,
+    ITEMS_DECODER,
     LISTED_DECODERS,
     LISTED_KINDS,
     MEMBERS_DECODER,
@@ -62,6 +63,12 @@ those of `schemas`.
 _CONTEXT_FIELDS: Final = ("tools", "functions", "documents")
 """Fields of a chat whose texts engines put into the prompt, besides the messages."""
 _NO_CONTEXT: Final = (b"null", b"[]")
+_RANKED_FIELDS: Final = (
+    *("query", "queries", "instruction", "documents", "items"),
+    *("text_1", "text_2", "data_1", "data_2"),
+)
+"""Fields of rankings and scores. An engine computes one text with each item of a list."""
+_OPENING_LIST: Final = b"["
 _LISTED_CACHE_FIELDS: Final = {
     kind: tuple(name for name in _CACHE_FIELDS if name in kind.__struct_fields__) for kind in LISTED_KINDS.values()
 }
@@ -94,6 +101,7 @@ class ParsedBody:
     context: the texts that engines put into the prompt, besides it (`context_texts`).
     members: the top-level fields if some are not listed as safe (`schemas`), with those of
         `special_parts`; None otherwise.
+    repeated_bytes: those that the engine computes again for each further item of a list.
     is_passthrough: the gateway reads neither prompt nor response.
     bounds: of a large body, of its tokens by its bytes; else None.
     sequences: answers that an engine computes for the prompt.
@@ -117,6 +125,7 @@ class ParsedBody:
         "messages_end",
         "messages_start",
         "model",
+        "repeated_bytes",
         "sequences",
         "session",
         "stream",
@@ -144,6 +153,7 @@ class ParsedBody:
         self.is_passthrough = is_passthrough
         self.cache_variant = b""
         self.context = b""
+        self.repeated_bytes: int = 0
         self.bounds: TextBounds | None = None
         self.has_session_id = False
         self.sequences: int = 1
@@ -210,6 +220,7 @@ def parse_body(
         check_costly_fields(parsed.members, limits)
     parsed.set_cache_variant(_cache_variant(parsed, fields))
     parsed.context = b"".join(context_texts(fields, parsed.members, body))
+    parsed.repeated_bytes = repeated_bytes(fields, parsed.members, len(parsed.context))
     return parsed
 
 
@@ -377,6 +388,50 @@ def context_texts(fields: CommonFields, members: dict[str, Raw] | None, body: by
         if raw is not _UNSET and bytes(raw) not in _NO_CONTEXT:
             texts.append(bytes(raw))
     return texts
+
+
+def repeated_bytes(fields: CommonFields, members: dict[str, Raw] | None, context_bytes: int) -> int:
+    """Returns the bytes that an engine computes again for each item of a list after the first.
+
+    They are the query of a ranking, the tools of a batch of chats, and what follows the text that
+    a completion inserts.
+
+    Why: 100 documents of a letter would else hide a query of megabytes.
+
+    members: as in `ParsedBody`.
+    context_bytes: of the texts in `context_texts`.
+    """
+    if isinstance(fields, CompletionRequest):
+        return context_bytes * (_item_count(fields.prompt) - 1) if context_bytes else 0
+    if not isinstance(fields, GenericRequest) or members is None:
+        return 0
+    if fields.messages is not _UNSET:
+        conversations = _item_count(fields.messages)
+        tools = sum([len(bytes(members[name])) for name in _CONTEXT_FIELDS if name in members])
+        return tools * (conversations - 1)
+    found = [members[name] for name in _RANKED_FIELDS if name in members]
+    if len(found) < 2:
+        return 0
+    counts = [_item_count(raw, of_lists=False) for raw in found]
+    most = max(counts)
+    single = sum([len(bytes(raw)) for raw, count in zip(found, counts, strict=True) if count == 1])
+    return single * (most - 1)
+
+
+def _item_count(raw: Raw, *, of_lists: bool = True) -> int:
+    """Returns the number of items of a list; 1 for anything else.
+
+    of_lists: items are lists or texts, as conversations and prompts; a list of others is one item.
+    """
+    text = bytes(raw)
+    if text[:1] == b"{" and not of_lists:  # documents with their parts in `content`
+        text = bytes(_DECODE_MEMBERS(text).get("content", b""))
+    if text[:1] != _OPENING_LIST:
+        return 1
+    items = ITEMS_DECODER.decode(text)
+    if of_lists and items and bytes(items[0])[:1] not in (_OPENING_LIST, b'"'):
+        return 1
+    return max(1, len(items))
 
 
 def _has_listed_context(listed: Any) -> bool:

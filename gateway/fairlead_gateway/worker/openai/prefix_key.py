@@ -98,7 +98,7 @@ def build_route_request(
         if _is_one_conversation(request, head):
             pinned_session = session_hash(session, request.cache_key, chain_starts.secret, salt)
         session = salt + session
-    tokens = (end - start) / BYTES_PER_TOKEN
+    tokens = (end - start + request.repeated_bytes) / BYTES_PER_TOKEN
     # A float, as the field's type says: compiled, an integer there costs each use 300 instructions.
     max_tokens = None if request.max_tokens is None else float(request.max_tokens)
     route_request = RouteRequest(request_id, chain, tokens, max_tokens, session, pinned_session)

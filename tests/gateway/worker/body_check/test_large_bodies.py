@@ -50,6 +50,8 @@ VALID: dict[str, tuple[str, object]] = {
     "chat with tools": (CHATS, LARGE_CHAT | {"tools": [TOOL], "tool_choice": "auto", "max_completion_tokens": 7}),
     "chat with large tools": (CHATS, CHAT | {"tools": [TOOL | {"description": FILLER}]}),
     "chat with large functions and documents": (CHATS, CHAT | {"functions": [{"a": FILLER}], "documents": [FILLER]}),
+    "completion of texts with a suffix": (COMPLETIONS, {"model": "tiny", "prompt": ["a"] * 3, "suffix": FILLER}),
+    "ranking of documents": ("/v1/rerank", {"model": "tiny", "query": FILLER, "documents": ["a"] * 3}),
     "chat with unknown parts": (CHATS, CHAT | {"messages": [{"role": "user", "content": FILLER, "x": [1, {}]}]}),
     "chat with fields of the template": (CHATS, LARGE_CHAT | {"chat_template_kwargs": {"a": 1}, "documents": [{}]}),
     "chat with a template field alone": (CHATS, LARGE_CHAT | {"chat_template_kwargs": {"a": 1}}),

@@ -10,8 +10,10 @@ from fairlead.limits import Limits
 from fairlead_gateway.http.request_head import RequestHead
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, ChainStarts, shared_bytes
+from fairlead_gateway.worker.openai.body_parser import repeated_bytes
 from fairlead_gateway.worker.openai.prefix_key import build_route_request
 from fairlead_gateway.worker.openai.request import parse_request
+from fairlead_gateway.worker.openai.schemas import BODY_DECODERS, MEMBERS_DECODER, GenericRequest
 from fairlead_testing.gateway.running_gateway import fleet_of
 
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "long " * 500}]}
@@ -19,7 +21,7 @@ TEXT: dict[str, Any] = {"model": "tiny", "prompt": "long " * 500}
 
 
 def route_request_of(body: dict[str, Any], request_id: str = "r") -> RouteRequest:
-    path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
+    path = "/v1/completions" if "prompt" in body else "/v1/chat/completions" if "messages" in body else "/v1/rerank"
     data = json.dumps(body).encode()
     head = RequestHead("POST", path, [], 11, len(data), keep_alive=True, expects_continue=False)
     allowed = RequestPolicy(allowed_fields=frozenset({"chat_template", "input_ids", "lora_path", "prompt_embeds"}))
@@ -102,3 +104,39 @@ def test_empty_text_beside_a_prompt_changes_nothing_of_its_size(body: dict[str, 
 def test_conversations_with_equal_tools_share_the_tools() -> None:
     one, other = (CHAT | {"messages": [{"role": "user", "content": text}], "tools": TOOLS} for text in ("a", "b"))
     assert shared_bytes(chain_of(one), chain_of(other)) > 0.9 * len(json.dumps(TOOLS))
+
+
+LONG = "long " * 1_000
+
+
+@pytest.mark.parametrize(
+    ("body", "texts"),
+    [
+        ({"query": LONG, "documents": ["a"] * 10}, 10),
+        ({"query": LONG, "documents": ["a"]}, 1),
+        ({"query": LONG, "documents": {"content": []}}, 1),
+        ({"query": LONG, "documents": {"content": ["a"] * 10}}, 10),
+        ({"query": "a", "documents": [LONG] * 10}, 10),
+        ({"query": LONG, "documents": ["a"] * 10, "instruction": LONG}, 20),
+        ({"text_1": LONG, "text_2": ["a"] * 10}, 10),
+        ({"text_1": [LONG], "text_2": ["a"] * 10}, 10),
+        ({"text_1": ["a"] * 10, "text_2": LONG}, 10),
+        ({"text_1": [LONG] * 10, "text_2": ["a"] * 10}, 10),
+        ({"data_1": LONG, "data_2": ["a"] * 10}, 10),
+        ({"queries": LONG, "documents": ["a"] * 10}, 10),
+        ({"query": LONG, "items": [[1, 2]] * 10}, 10),
+        ({"input": [LONG] * 10}, 10),
+        ({"prompt": ["a"] * 10, "suffix": LONG}, 10),
+        ({"prompt": [1, 2, 3], "suffix": LONG}, 1),
+    ],
+)
+def test_text_that_is_computed_with_each_item_counts_with_each(body: dict[str, Any], texts: int) -> None:
+    tokens = route_request_of({"model": "tiny", **body}).prompt_tokens
+    assert tokens == pytest.approx(texts * len(LONG) / BYTES_PER_TOKEN, rel=0.02, abs=60)
+
+
+def test_tools_of_a_batch_of_chats_count_for_each_conversation() -> None:
+    body = {"model": "tiny", "messages": [CHAT["messages"]] * 3, "tools": TOOLS}
+    members = MEMBERS_DECODER.decode(json.dumps(body).encode())
+    fields = BODY_DECODERS[GenericRequest].decode(json.dumps(body).encode())
+    assert repeated_bytes(fields, members, 0) == 2 * len(json.dumps(TOOLS))
