@@ -18,7 +18,8 @@ class RouteRequest:
 
     - prompt_tokens: may be an estimate.
     - session: the client's conversation id, after the salt of its cache scope.
-    - sequences: answers that an engine computes for it; `max_tokens` is of each.
+    - sequences: answers that an engine computes for it, for all of its prompts; `max_tokens` is of
+        each.
     - media, media_tokens: the parts that are not text, and how many of the tokens are theirs.
     - caller: whose request it is; the tokens of a byte of text are learned by caller.
     - takes_canary: it belongs to the conversations that a canary gets; set before it is routed.

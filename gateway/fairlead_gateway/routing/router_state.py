@@ -301,8 +301,9 @@ class RouterState:
             self._report_finish(inflight, None, None)
 
     def on_queued(self, instance_id: str, change: int) -> None:
-        """Counts requests that wait for an instance in this process: 1 for one that begins to, -1
-        for one that does not any more.
+        """Counts answers that wait for an instance in this process.
+
+        change: the answers of a request; negative if it does not wait any more.
         """
         self._inflight.on_queued(instance_id, change)
 

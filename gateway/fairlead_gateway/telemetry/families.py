@@ -173,7 +173,11 @@ FAMILIES: Final = (
     _summary("adapter_load_seconds", _ADAPTER, "Loads of the adapter into engines, by this gateway: sum and count."),
     _counter("adapter_load_failures_total", _ADAPTER, "Loads of the adapter that did not succeed."),
     _counter("adapter_evictions_total", _ADAPTER, "Times that the adapter was unloaded to make room for another."),
-    _gauge("instance_in_flight", _INSTANCE, "Requests sent to the instance and not ended."),
+    _gauge(
+        "instance_in_flight",
+        _INSTANCE,
+        "Requests sent to the instance and not ended. One with several answers counts as many.",
+    ),
     _gauge("instance_waiting", _INSTANCE, "Of those, the ones without a first token."),
     _gauge("instance_backlog_seconds", _INSTANCE, "Engine time of the work already sent to the instance."),
     _gauge("instance_in_flight_tokens", _INSTANCE, "Tokens that the requests in flight hold."),

@@ -26,6 +26,7 @@ _ERROR_SHARE: Final = 2.0**-104
 class InstanceLoad:
     """A snapshot of the load that this process has in flight on one instance.
 
+    inflight: a request counts once for each answer that the instance computes for it.
     backlog_seconds: prefill of the requests without a first token.
     queued: requests that wait in this process until the instance can start them.
     """
@@ -38,7 +39,11 @@ class InstanceLoad:
 
 
 class EndpointLoad:
-    """The running sums of one endpoint. Only the tracker changes them."""
+    """The running sums of one endpoint. Only the tracker changes them.
+
+    inflight, queued: answers of the requests, since each is a sequence of the engine.
+    waiting: requests.
+    """
 
     __slots__ = ("backlog_seconds", "inflight", "inflight_tokens", "instance", "queued", "waiting")
 
@@ -60,7 +65,7 @@ class EndpointLoad:
 
     @property
     def sent(self) -> int:
-        """Requests in flight that the instance has."""
+        """Answers in flight that the instance computes, or has in its queue."""
         return self.inflight - self.queued
 
     def plus(
@@ -105,7 +110,16 @@ class InflightRequest:
     - matched_share: share of the prompt that should be cached, from all sources.
     """
 
-    __slots__ = ("indexed_share", "load", "matched_share", "prefill_seconds", "request", "tokens", "waiting")
+    __slots__ = (
+        "indexed_share",
+        "load",
+        "matched_share",
+        "prefill_seconds",
+        "request",
+        "sequences",
+        "tokens",
+        "waiting",
+    )
 
     def __init__(
         self,
@@ -117,6 +131,7 @@ class InflightRequest:
         matched_share: float = 0.0,
     ) -> None:
         self.request = request
+        self.sequences: int = request.sequences
         self.load = load
         self.prefill_seconds = prefill_seconds
         self.tokens = tokens
@@ -180,7 +195,7 @@ class InflightTracker:
         self._requests[request_id] = InflightRequest(
             request, load, prefill_seconds, tokens, indexed_share, matched_share
         )
-        load.inflight += 1
+        load.inflight += request.sequences
         load.waiting += 1
         load.backlog_seconds += prefill_seconds
         load.inflight_tokens += tokens
@@ -188,8 +203,9 @@ class InflightTracker:
             self._publish(load)
 
     def on_queued(self, instance: str, change: int) -> None:
-        """Counts requests in flight that wait in this process: 1 for one that begins to, -1 for one
-        that does not any more.
+        """Counts answers in flight that wait in this process.
+
+        change: the answers of a request; negative if it does not wait any more.
         """
         load = self._loads.get(instance)
         if load is not None:
@@ -225,7 +241,7 @@ class InflightTracker:
         load = inflight.load
         if inflight.waiting:
             _end_prefill(inflight)
-        load.inflight -= 1
+        load.inflight -= inflight.sequences
         load.inflight_tokens = load.inflight_tokens - inflight.tokens if load.inflight else 0.0
         if not load.inflight and load.instance not in self._retained:
             del self._loads[load.instance]

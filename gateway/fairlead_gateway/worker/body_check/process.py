@@ -113,7 +113,7 @@ def _describe(parsed: ParsedBody, prompt_field: str | None, body: bytes, limits:
         _check_length("stream_options", memoryview(options).nbytes, limits.schema_bytes)
     reply = BodyReply(None, msgspec.json.encode(fields), _describe_members(members), prompt_start, prompt_end)
     reply.cache_variant, reply.context = parsed.cache_variant, context
-    reply.repeated_bytes = parsed.repeated_bytes
+    reply.repeated_bytes, reply.prompts = parsed.repeated_bytes, parsed.prompts
     return reply
 
 

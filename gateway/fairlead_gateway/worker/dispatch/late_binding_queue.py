@@ -141,7 +141,7 @@ class LateBindingQueue:
         if queue is None:
             queue = instances[name] = InstanceQueue()
         queue.add(request_id, queued)
-        router.on_queued(name, 1)
+        router.on_queued(name, context.route_request.sequences)
         self._callers_of(key).add(request_id, context.caller, context.policy.caller_class)
         self._start_timer()
         return True
@@ -284,7 +284,7 @@ class LateBindingQueue:
             return
         queued = queue.pop(request_id)
         if queued is not None:
-            queued.router.on_queued(name, -1)
+            queued.router.on_queued(name, -queued.context.route_request.sequences)
             self._callers[key].remove(request_id, queued.caller)
         if not queue.requests:
             del instances[name]

@@ -8,6 +8,7 @@ Where the data plane is compiled, a scanner reads the most usual chats (`native`
 fields are decoded only if something reads them.
 """
 
+import re
 from typing import Any, Final
 
 import msgspec
@@ -68,7 +69,8 @@ _RANKED_FIELDS: Final = (
     *("text_1", "text_2", "data_1", "data_2"),
 )
 """Fields of rankings and scores. An engine computes one text with each item of a list."""
-_OPENING_LIST: Final = b"["
+_SEVERAL_TEXTS: Final = re.compile(rb'\[[ \t\r\n]*["\[]')
+"""The beginning of a list of texts, or of lists of token ids or of messages."""
 _LISTED_CACHE_FIELDS: Final = {
     kind: tuple(name for name in _CACHE_FIELDS if name in kind.__struct_fields__) for kind in LISTED_KINDS.values()
 }
@@ -101,6 +103,7 @@ class ParsedBody:
     context: the texts that engines put into the prompt, besides it (`context_texts`).
     members: the top-level fields if some are not listed as safe (`schemas`), with those of
         `special_parts`; None otherwise.
+    prompts: those of a text completion, which may be a list.
     repeated_bytes: those that the engine computes again for each further item of a list.
     is_passthrough: the gateway reads neither prompt nor response.
     bounds: of a large body, of its tokens by its bytes; else None.
@@ -125,6 +128,7 @@ class ParsedBody:
         "messages_end",
         "messages_start",
         "model",
+        "prompts",
         "repeated_bytes",
         "sequences",
         "session",
@@ -154,6 +158,7 @@ class ParsedBody:
         self.cache_variant = b""
         self.context = b""
         self.repeated_bytes: int = 0
+        self.prompts: int = 1
         self.bounds: TextBounds | None = None
         self.has_session_id = False
         self.sequences: int = 1
@@ -221,6 +226,8 @@ def parse_body(
     parsed.set_cache_variant(_cache_variant(parsed, fields))
     parsed.context = b"".join(context_texts(fields, parsed.members, body))
     parsed.repeated_bytes = repeated_bytes(fields, parsed.members, len(parsed.context))
+    if isinstance(fields, CompletionRequest):
+        parsed.prompts = _item_count(fields.prompt)
     return parsed
 
 
@@ -426,12 +433,9 @@ def _item_count(raw: Raw, *, of_lists: bool = True) -> int:
     text = bytes(raw)
     if text[:1] == b"{" and not of_lists:  # documents with their parts in `content`
         text = bytes(_DECODE_MEMBERS(text).get("content", b""))
-    if text[:1] != _OPENING_LIST:
-        return 1
-    items = ITEMS_DECODER.decode(text)
-    if of_lists and items and bytes(items[0])[:1] not in (_OPENING_LIST, b'"'):
-        return 1
-    return max(1, len(items))
+    if text[:1] != b"[" or (of_lists and _SEVERAL_TEXTS.match(text) is None):
+        return 1  # one text, or millions of token ids of one prompt
+    return max(1, len(ITEMS_DECODER.decode(text)))
 
 
 def _has_listed_context(listed: Any) -> bool:

@@ -63,7 +63,7 @@ class ModelRequest:
     sequences: answers that an engine computes for the prompt.
     bounds: of its tokens by its bytes; None if nothing has looked for them yet.
     context: as in `ParsedBody`, until the prompt is hashed.
-    repeated_bytes: as in `ParsedBody`.
+    prompts, repeated_bytes: as in `ParsedBody`.
     resumable: whether `can_resume`; None if that was not computed when the body was parsed.
     cache_salt: the salt of the tenant's cache scope; None without one.
     parameters: the fields that a route has set in the body; None if it has set none.
@@ -97,6 +97,7 @@ class ModelRequest:
         "model_key",
         "parameters",
         "passes_stream",
+        "prompts",
         "removed",
         "repeated_bytes",
         "resumable",
@@ -136,6 +137,7 @@ class ModelRequest:
         self.has_cache_variants: bool = parsed.has_cache_variants
         self.cache_variant: bytes = parsed.cache_variant
         self.context: bytes = parsed.context
+        self.prompts: int = parsed.prompts
         self.repeated_bytes: int = parsed.repeated_bytes
         self.is_passthrough: bool = parsed.is_passthrough
         self.is_counted = not self.is_passthrough

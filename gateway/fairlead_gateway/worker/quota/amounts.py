@@ -1,21 +1,15 @@
 """The use of a request in each unit of limits: as expected before it starts, and as it was."""
 
-import re
 from typing import Final
-
-import msgspec
 
 from fairlead_gateway.errors import BadRequest
 from fairlead_gateway.worker.body_check.text_bounds import TextBounds, text_bounds
 from fairlead_gateway.worker.openai.passthrough import OUTPUT_LIMITS
 from fairlead_gateway.worker.openai.request import ModelRequest
-from fairlead_gateway.worker.openai.schemas import CompletionRequest
 from fairlead_gateway.worker.quota.limit_plan import LimitPlan
 from fairlead_gateway.worker.quota.reservation import Amounts
 from fairlead_gateway.worker.request_context import RequestContext
 
-_SEVERAL_PROMPTS: Final = re.compile(rb'\[[ \t\r\n]*["\[]')
-"""The beginning of a list of texts, or of lists of token ids."""
 _GENERATING_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions", *OUTPUT_LIMITS})
 
 
@@ -27,14 +21,7 @@ def is_generating(context: RequestContext) -> bool:
 def answer_count(context: RequestContext) -> int:
     """Returns how many answers the request gets: `n` or `best_of`, for each prompt."""
     request = context.request
-    if context.http_request.head.path != "/v1/completions":
-        return request.sequences
-    fields = request.fields
-    prompt = bytes(fields.prompt) if isinstance(fields, CompletionRequest) else b""
-    if _SEVERAL_PROMPTS.match(prompt) is None:  # one text, or millions of token ids of one prompt
-        return request.sequences
-    prompts = msgspec.json.decode(prompt, type=list[msgspec.Raw])
-    return request.sequences * max(1, len(prompts))
+    return request.sequences * request.prompts
 
 
 def most_amounts(context: RequestContext, plan: LimitPlan, margin: int) -> Amounts:

@@ -240,7 +240,7 @@ class LimitGate:
 
         prompt_tokens: as estimated.
         """
-        length = max(1, output_tokens // max(1, context.request.sequences))
+        length = max(1, output_tokens // context.route_request.sequences)
         prompt = context.result.prompt_tokens or prompt_tokens
         self._estimator.learn(context.request.model_key, context.caller, prompt, length, self._now())
 

@@ -120,6 +120,28 @@ async def test_flood_waits_in_the_gateway_and_a_caller_with_a_small_share_is_nex
         assert {"s0", "s1", "s2", "s3"} <= set(now.engine.order[:-2]), "callers with equal shares take turns"
 
 
+@EITHER_QUEUE
+@pytest.mark.parametrize(
+    ("path", "several"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "w"}], "n": SEQUENCES}),
+        ("/v1/completions", {"prompt": ["w"] * SEQUENCES}),
+        ("/v1/completions", {"prompt": [[1], [2]], "n": SEQUENCES // 2}),
+    ],
+)
+async def test_each_answer_of_a_request_takes_a_sequence(preset: str, path: str, several: dict[str, Any]) -> None:
+    async with scene(preset, "flood", "steady") as now:
+        for number in range(3):
+            body = {"model": "tiny", "user": f"f{number}", "max_tokens": 2, **several}
+            more = "authorization: Bearer flood\r\n"
+            now.tasks.append(asyncio.ensure_future(request(now.gateway.url, body, path=path, more=more)))
+            await wait_until(lambda number=number: now.queued() == number and now.engine.running == 1)  # type: ignore[misc]
+        now.send("steady", "s0")
+        await wait_until(lambda: now.queued() == 3)
+        await now.finish()
+        assert "s0" in now.engine.order[:3], "callers with equal shares take turns"
+
+
 @pytest.mark.parametrize(("others", "most_ahead"), [(0.0, 0), (100.0, REQUESTS_AHEAD)])
 def test_callers_with_small_shares_go_ahead_of_what_other_processes_would_take(others: float, most_ahead: int) -> None:
     """A sequence that becomes free is seen at once where no other process takes it."""

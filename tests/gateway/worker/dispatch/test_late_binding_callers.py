@@ -94,7 +94,7 @@ class Scene:
         context = SimpleNamespace(
             choice=SimpleNamespace(instance_id="e"),
             request=SimpleNamespace(model_key=KEY),
-            route_request=SimpleNamespace(id=f"{caller}/{number}"),
+            route_request=SimpleNamespace(id=f"{caller}/{number}", sequences=1),
             caller=caller,
             admission=SimpleNamespace(counted_at="", request=None, queued_seconds=0.0),
             policy=self.policies.get(caller, NO_TENANT),

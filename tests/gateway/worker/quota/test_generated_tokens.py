@@ -27,7 +27,12 @@ def context(
         caller=caller,
         http_request=SimpleNamespace(head=head),
         request=SimpleNamespace(
-            model_key="default/tiny", stream=stream, sequences=sequences, max_tokens=max_tokens, passes_stream=False
+            model_key="default/tiny",
+            stream=stream,
+            sequences=sequences,
+            prompts=1,
+            max_tokens=max_tokens,
+            passes_stream=False,
         ),
         result=SimpleNamespace(dispatched_at=dispatched_at, event_count=events, output_tokens=output, error=None),
     )
