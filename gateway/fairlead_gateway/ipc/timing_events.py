@@ -6,12 +6,16 @@ import msgspec
 
 
 class TimingEventKind(IntEnum):
-    """The kind of a timing event."""
+    """The kind of a timing event.
+
+    UNMEASURED: a complete response whose tokens say nothing of the time of a step.
+    """
 
     DISPATCHED = 0
     FIRST_TOKEN = 1
     FINISHED = 2
     ABANDONED = 3
+    UNMEASURED = 4
 
 
 class TimingEvent(msgspec.Struct, array_like=True, gc=False):

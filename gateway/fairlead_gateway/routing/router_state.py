@@ -369,6 +369,8 @@ class RouterState:
         if self._assigned is not None:
             self._assigned.forget(request_id)
         inflight = self._inflight.on_finish(request_id)
+        if inflight is not None and output_tokens and inflight.sequences > 1:
+            output_tokens = max(1, output_tokens // inflight.sequences)  # answers share each step
         if self._window is not None and inflight is not None:
             self._window.on_finish(request_id, inflight.load.instance, output_tokens, now)
         if self._accelerators.has_choice and inflight is not None and output_tokens:

@@ -278,6 +278,17 @@ class EngineObserver:
             if not run.unreported and run is self._run:
                 self._run = None  # the next prompt begins another run
 
+    def on_unmeasured(self, request: str, now: float) -> None:
+        """Removes a request whose tokens say nothing of a step, and the run that has its prompt.
+
+        Why: several answers share each step. Reasoning that no event shows comes before the first
+        token, which then looks like a slow prefill.
+        """
+        prompt = self._inflight.get(request)
+        if prompt is not None and prompt.run is not None:
+            prompt.run.is_blurred = True
+        self.on_abandoned(request, now)
+
     def _finish_unseen_prefills(self, prompt: _TrackedPrompt, now: float) -> bool:
         """Ends the prefill of prompts dispatched earlier whose first token was not reported.
 

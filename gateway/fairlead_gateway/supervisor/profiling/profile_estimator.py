@@ -182,6 +182,9 @@ class ProfileEstimator:
             engine.observer.on_first_token(event.request, event.at)
             return
         del self._engine_of_request[event.request]
+        if event.kind == TimingEventKind.UNMEASURED:
+            engine.observer.on_unmeasured(event.request, event.at)
+            return
         if event.kind == TimingEventKind.ABANDONED:
             engine.observer.on_abandoned(event.request, event.at)
             return

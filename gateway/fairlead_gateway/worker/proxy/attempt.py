@@ -19,6 +19,7 @@ from fairlead_gateway.worker.openai.request_timeout import TIMEOUT_HEADER, remai
 from fairlead_gateway.worker.openai.served_name import body_with_model, target_with_model
 from fairlead_gateway.worker.proxy.continuation import SentText
 from fairlead_gateway.worker.proxy.request_recorder import RequestRecorder
+from fairlead_gateway.worker.quota.generated_tokens import MAX_TOKENS_PER_EVENT
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.request_context import RequestContext, RoutedChoice
 from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution, needs_core
@@ -281,7 +282,10 @@ class Attempt:
                     context.request.model_key, context.caller, context.route_request, result.prompt_tokens
                 )
             if self._is_timed and dispatcher.timings is not None:
-                dispatcher.timings.on_finish(request_id, now, result.cached_tokens, output)
+                if self._is_measurable(output):
+                    dispatcher.timings.on_finish(request_id, now, result.cached_tokens, output)
+                else:
+                    dispatcher.timings.on_unmeasured(request_id, now)
         else:
             engine_response = self.engine_response
             if engine_response is not None:
@@ -292,6 +296,15 @@ class Attempt:
                 dispatcher.timings.on_abandoned(request_id, now)
         dispatcher.outlier_detector.on_inconclusive(self.instance_id)
         dispatcher.admission.on_finish(context, is_complete, output, now)
+
+    def _is_measurable(self, output: int | None) -> bool:
+        """Whether each output token of a response took a step of its own, and an event shows it."""
+        context, engine_response = self.context, self.engine_response
+        if context.route_request.sequences > 1:
+            return False
+        if output is None or engine_response is None or not context.request.stream:
+            return True
+        return output <= engine_response.event_count * MAX_TOKENS_PER_EVENT
 
     def _count_events(self, engine_response: EngineResponse) -> None:
         """Records the events of a stream that was not relayed to its end."""

@@ -19,7 +19,7 @@ _Key = TypeVar("_Key", bound=Hashable)
 _MAX_CALLERS: Final = 16_384
 """Pairs of a model and a caller; then all are forgotten."""
 _MAX_MODELS: Final = 1_024
-_MAX_PER_EVENT: Final = 16.0
+MAX_TOKENS_PER_EVENT: Final = 16.0
 """Maximum of tokens per event that a stream adds to the average of its model. No engine drafts more
 in a step.
 
@@ -63,7 +63,7 @@ class GeneratedTokens:
         if tokens is None or result.error is not None or events < 1.0:
             return
         _find_or_add(self._callers, (key, context.caller), _MAX_CALLERS).add(events, float(tokens))
-        _find_or_add(self._models, key, _MAX_MODELS).add(events, min(float(tokens), events * _MAX_PER_EVENT))
+        _find_or_add(self._models, key, _MAX_MODELS).add(events, min(float(tokens), events * MAX_TOKENS_PER_EVENT))
 
     def estimate(self, context: RequestContext, now: float) -> int:
         """Returns the tokens that were probably computed until now; no more than the request

@@ -16,6 +16,7 @@ _DISPATCHED: Final = int(TimingEventKind.DISPATCHED)
 _FIRST_TOKEN: Final = int(TimingEventKind.FIRST_TOKEN)
 _FINISHED: Final = int(TimingEventKind.FINISHED)
 _ABANDONED: Final = int(TimingEventKind.ABANDONED)
+_UNMEASURED: Final = int(TimingEventKind.UNMEASURED)
 _EVENT: Final = TimingEvent
 
 
@@ -50,6 +51,10 @@ class TimingReporter:
     def on_abandoned(self, request_id: str, now: float) -> None:
         """Reports a failed attempt, or a client that disconnected."""
         self._add(_EVENT(_ABANDONED, now, request_id))
+
+    def on_unmeasured(self, request_id: str, now: float) -> None:
+        """Reports a complete response whose tokens say nothing of the time of a step."""
+        self._add(_EVENT(_UNMEASURED, now, request_id))
 
     def _add(self, event: TimingEvent) -> None:
         if len(self._events) >= self._max_events:

@@ -145,3 +145,17 @@ def test_what_another_gateways_prompt_was_beside_is_not_measured() -> None:
     watch.on_dispatch("c", 5.0, 1_000, 0)
     watch.on_first_token("c", 5.2)
     assert [span.steps for span in watch.on_finish("c", 6.0, cached_tokens=0, output_tokens=11)] == [10, None]
+
+
+def test_a_response_that_is_not_measured_takes_its_run_with_it_and_leaves_later_ones() -> None:
+    watch = EngineObserver(8_192)
+    watch.on_dispatch("several", 0.0, 1_000, 0)
+    watch.on_dispatch("beside", 0.1, 1_000, 0)
+    watch.on_first_token("several", 1.0)
+    watch.on_first_token("beside", 2.0)
+    watch.on_unmeasured("several", 3.0)
+    assert ended(watch, "beside", 4.0) == []
+    watch.on_dispatch("later", 5.0, 1_000, 0)
+    watch.on_first_token("later", 5.5)
+    (span,) = ended(watch, "later", 6.0)
+    assert (span.seconds, span.sequences) == (0.5, 0.0)

@@ -192,6 +192,34 @@ async def test_each_engine_of_a_resumed_stream_is_credited_with_its_own_tokens()
     assert sender.events[-1].output == 2  # the second engine's own; the client was sent four
 
 
+@pytest.mark.parametrize(
+    ("fields", "output", "kind"),
+    [
+        ({}, 2, TimingEventKind.FINISHED),
+        ({}, 2_000, TimingEventKind.UNMEASURED),  # reasoning that no event shows
+        ({"n": 2}, 4, TimingEventKind.UNMEASURED),
+    ],
+)
+async def test_only_tokens_with_steps_of_their_own_teach_the_speed_of_an_engine(
+    fields: dict[str, object], output: int, kind: TimingEventKind
+) -> None:
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        for sent in (role(), token("a"), token("b", "stop"), usage(7, 0, output)):
+            await call.event(sent)
+        await call.finish()
+
+    sender = RecordingSender()
+    reporter = TimingReporter(sender, asyncio.get_running_loop(), Limits(timing_report_seconds=0.01))
+    async with (
+        scripted_engine(script) as engine,
+        running_gateway(fleet_of([engine.url]), reporters=Reporters(timings=reporter)) as running,
+    ):
+        assert (await request(running.url, CHAT | fields)).events[-1] == "[DONE]"
+        await wait_until(lambda: len(sender.events) == 3)
+    assert [event.kind for event in sender.events][1:] == [TimingEventKind.FIRST_TOKEN, kind]
+
+
 def planned_sequences(running: RunningGateway) -> dict[str, int]:
     """Returns the number of sequences that the KV planner counts at each instance."""
     planner = running.gateway.stack.admission._models[MODEL_KEY]._policy.kv_capacity
