@@ -172,7 +172,8 @@ class RequestRecorder:
         prompt, output = result.prompt_tokens, result.output_tokens
         received_at, is_stream = context.http_request.received_at, context.request.stream
         ttft = result.first_at - received_at if is_stream and result.first_at is not None else None
-        tpot = None if ttft is None else tpot_seconds(result, output or result.event_count)
+        tokens = (output or result.event_count) // context.route_request.sequences  # answers share each step
+        tpot = None if ttft is None else tpot_seconds(result, tokens)
         failed = result.status >= 500 or result.error is not None
         refused = 400 <= result.status < 500
         attainment = None

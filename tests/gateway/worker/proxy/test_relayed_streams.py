@@ -7,9 +7,9 @@ import pytest
 
 from fairlead_gateway.worker.proxy.relayed_stream import RelayedStream
 from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_testing.engines.scripted import PausedStream, scripted_engine
+from fairlead_testing.engines.scripted import EngineCall, PausedStream, role, scripted_engine, token, usage
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
-from fairlead_testing.http.raw_client import RawConnection, post_request
+from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
@@ -90,3 +90,18 @@ async def test_nothing_of_a_stream_waits_for_the_garbage_collector(end: str) -> 
 
 def _living() -> int:
     return sum(isinstance(found, RelayedStream | RequestContext) for found in gc.get_objects())
+
+
+@pytest.mark.parametrize(("answers", "is_known"), [(1, True), (2, False)])
+async def test_time_per_token_is_that_of_one_answer(answers: int, is_known: bool) -> None:
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        for sent in (role(), token("a"), token("b", "stop"), usage(7, 0, 2)):
+            await call.event(sent)
+        await call.finish()
+
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        await request(running.url, STREAM | {"n": answers})
+        outcome = running.gateway.decisions.latest(1)[0].outcome
+        assert outcome is not None
+        assert (outcome.itl_mean_seconds is not None) is is_known
