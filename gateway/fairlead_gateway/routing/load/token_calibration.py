@@ -78,7 +78,11 @@ class TokenCalibration:
             # of them, and a wrong scale makes caches look larger or smaller than they are.
             means.samples += 1
             means.scale += max(SCALE_SMOOTHING, 1.0 / means.samples) * (ratio - scale)
-        self._add(means.scale - scale, means.unforeseen_share - unforeseen_share)
+        if len(self._callers) == 1:  # without rounding, so that decisions replay
+            self._scale_sum = self.scale = means.scale
+            self._unforeseen_sum = self.unforeseen_share = means.unforeseen_share
+        else:
+            self._add(means.scale - scale, means.unforeseen_share - unforeseen_share)
 
     def _means_of(self, caller: Hashable) -> _CallerMeans:
         """Returns the means of a caller; a new one counts in the model's at once."""

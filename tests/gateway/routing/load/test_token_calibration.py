@@ -47,3 +47,10 @@ def test_means_of_callers_are_bounded_in_number() -> None:
     assert calibration.scale_of(2_999) == 2.0
     calibration.observe(2_999, 100.0, 0.0, 300, None)
     assert calibration.scale_of(0) == calibration.scale
+
+
+def test_the_model_has_exactly_the_means_of_its_only_caller() -> None:
+    calibration = TokenCalibration()
+    for number in range(500):
+        calibration.observe("", 100.0, 0.1, 60 + number % 37, number % 50)
+        assert calibration.scale == calibration.scale_of("")
