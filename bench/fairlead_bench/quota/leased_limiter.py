@@ -138,7 +138,7 @@ class LeasedLimiter(Limiter):
             key_name="k",
             reservation=None,
             http_request=SimpleNamespace(head=SimpleNamespace(path="/v1/chat/completions")),
-            route_request=SimpleNamespace(prompt_tokens=estimate),
+            route_request=SimpleNamespace(prompt_tokens=estimate, sequences=1),
             request=SimpleNamespace(
                 adapter=None,
                 model_key=_MODEL,
@@ -146,6 +146,7 @@ class LeasedLimiter(Limiter):
                 is_counted=True,
                 max_tokens=request.max_tokens,
                 sequences=1,
+                prompts=1,
                 client_body=b"x" * request.prompt_bytes,
                 bounds=None,
                 stream=True,
