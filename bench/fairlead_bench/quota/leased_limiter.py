@@ -146,7 +146,7 @@ class LeasedLimiter(Limiter):
                 is_counted=True,
                 max_tokens=request.max_tokens,
                 sequences=1,
-                prompts=1,
+                answers=1,
                 client_body=b"x" * request.prompt_bytes,
                 bounds=None,
                 stream=True,

@@ -26,10 +26,10 @@ def explain_request(here: Kubectl, request_id: str) -> str:
 
     A gateway may know its decision only a moment after the answer.
     """
-    code, shown = 1, ""
+    shown = ""
 
     def is_known() -> bool:
-        nonlocal code, shown
+        nonlocal shown
         code, shown = run_fairlead(here, "explain", "request", request_id, codes=(0, 1))
         return code == 0
 

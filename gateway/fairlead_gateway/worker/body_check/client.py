@@ -66,7 +66,7 @@ class BodyChecker:
         parsed = parsed_checked_body(fields, {name: Raw(value) for name, value in reply.members.items()})
         parsed.set_cache_variant(reply.cache_variant)
         parsed.bounds = reply.bounds
-        parsed.context = b"".join([body[start:end] for start, end in reply.context])
+        parsed.context = [body[start:end] for start, end in reply.context]
         parsed.repeated_bytes, parsed.prompts = reply.repeated_bytes, reply.prompts
         if reply.prompt_end:
             parsed.messages_start, parsed.messages_end = reply.prompt_start + 1, reply.prompt_end - 1

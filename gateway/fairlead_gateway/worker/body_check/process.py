@@ -12,7 +12,6 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Mapping
 from typing import BinaryIO
 
 import msgspec
@@ -30,7 +29,7 @@ from fairlead_gateway.worker.body_check.protocol import (
     encode_frame,
 )
 from fairlead_gateway.worker.body_check.text_bounds import text_bounds
-from fairlead_gateway.worker.openai.body_parser import ParsedBody, context_texts, parse_body
+from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body
 from fairlead_gateway.worker.openai.field_policy import (
     ACCOUNT_FIELDS,
     MAX_ARGUMENT_BYTES,
@@ -96,8 +95,6 @@ def _describe(parsed: ParsedBody, prompt_field: str | None, body: bytes, limits:
         prompt = bytes(getattr(fields, prompt_field))
         prompt_start = body.find(prompt)  # an equal text before it serves as well
         prompt_end = prompt_start + len(prompt)
-    members = MEMBERS_DECODER.decode(body) if parsed.members is None else parsed.members
-    context = [(start := body.find(text), start + len(text)) for text in context_texts(fields, members, body)]
     if isinstance(fields, ChatRequest):
         fields.tool_choice = None
     elif isinstance(fields, CompletionRequest):
@@ -111,19 +108,21 @@ def _describe(parsed: ParsedBody, prompt_field: str | None, body: bytes, limits:
     options = getattr(fields, "stream_options", UNSET)
     if isinstance(options, Raw):
         _check_length("stream_options", memoryview(options).nbytes, limits.schema_bytes)
-    reply = BodyReply(None, msgspec.json.encode(fields), _describe_members(members), prompt_start, prompt_end)
-    reply.cache_variant, reply.context = parsed.cache_variant, context
+    members = _describe_members(parsed, body)
+    reply = BodyReply(None, msgspec.json.encode(fields), members, prompt_start, prompt_end, parsed.cache_variant)
+    reply.context = [(start := body.find(text), start + len(text)) for text in parsed.context]
     reply.repeated_bytes, reply.prompts = parsed.repeated_bytes, parsed.prompts
     return reply
 
 
-def _describe_members(members: Mapping[str, Raw]) -> dict[str, bytes]:
+def _describe_members(parsed: ParsedBody, body: bytes) -> dict[str, bytes]:
     """Returns the top-level fields; those that `field_policy` judges by value have it if it is
     short.
 
     Of very many fields, only the first are returned, and those that `field_policy` names. No API
     has so many, so a policy that refuses unknown fields finds one.
     """
+    members = MEMBERS_DECODER.decode(body) if parsed.members is None else parsed.members
     described: dict[str, bytes] = {}
     for name, raw in members.items():
         if name in REFUSED_FIELDS or name in ACCOUNT_FIELDS or name in UNCHECKED_STOP_FIELDS:

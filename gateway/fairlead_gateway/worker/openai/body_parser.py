@@ -9,6 +9,7 @@ fields are decoded only if something reads them.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -100,7 +101,7 @@ class ParsedBody:
     has_session_id: that name is the field `session_id`, not `user`.
     has_cache_variants: more than the model decides what an engine caches for the prompt.
     cache_variant: digest of the fields in `_CACHE_FIELDS`; empty without one.
-    context: the texts that engines put into the prompt, besides it (`context_texts`).
+    context: the texts that engines put into the prompt, besides it (`_context_texts`).
     members: the top-level fields if some are not listed as safe (`schemas`), with those of
         `special_parts`; None otherwise.
     prompts: those of a text completion, which may be a list.
@@ -156,7 +157,7 @@ class ParsedBody:
         self.members = members
         self.is_passthrough = is_passthrough
         self.cache_variant = b""
-        self.context = b""
+        self.context: Sequence[bytes] = ()
         self.repeated_bytes: int = 0
         self.prompts: int = 1
         self.bounds: TextBounds | None = None
@@ -224,10 +225,12 @@ def parse_body(
     if parsed.members is not None:
         check_costly_fields(parsed.members, limits)
     parsed.set_cache_variant(_cache_variant(parsed, fields))
-    parsed.context = b"".join(context_texts(fields, parsed.members, body))
-    parsed.repeated_bytes = repeated_bytes(fields, parsed.members, len(parsed.context))
+    parsed.context = _context_texts(fields, parsed.members, body)
     if isinstance(fields, CompletionRequest):
         parsed.prompts = _item_count(fields.prompt)
+        parsed.repeated_bytes = sum([len(text) for text in parsed.context]) * (parsed.prompts - 1)
+    elif isinstance(fields, GenericRequest) and parsed.members is not None:
+        parsed.repeated_bytes = repeated_bytes(fields, parsed.members)
     return parsed
 
 
@@ -372,11 +375,11 @@ def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
     if members is not None or _has_listed_variant(fields):
         parsed.set_cache_variant(_cache_variant(parsed, fields))
     if members is not None or _has_listed_context(fields):
-        parsed.context = b"".join(context_texts(fields, members, body))
+        parsed.context = _context_texts(fields, members, body)
     return parsed
 
 
-def context_texts(fields: CommonFields, members: dict[str, Raw] | None, body: bytes) -> list[bytes]:
+def _context_texts(fields: CommonFields, members: dict[str, Raw] | None, body: bytes) -> list[bytes]:
     """Returns the texts that engines put into a prompt besides it, as JSON.
 
     They are tools and documents of a chat, and what follows the text that a completion inserts.
@@ -397,21 +400,15 @@ def context_texts(fields: CommonFields, members: dict[str, Raw] | None, body: by
     return texts
 
 
-def repeated_bytes(fields: CommonFields, members: dict[str, Raw] | None, context_bytes: int) -> int:
+def repeated_bytes(fields: GenericRequest, members: dict[str, Raw]) -> int:
     """Returns the bytes that an engine computes again for each item of a list after the first.
 
-    They are the query of a ranking, the tools of a batch of chats, and what follows the text that
-    a completion inserts.
+    They are the query of a ranking, or the tools of a batch of chats.
 
     Why: 100 documents of a letter would else hide a query of megabytes.
 
     members: as in `ParsedBody`.
-    context_bytes: of the texts in `context_texts`.
     """
-    if isinstance(fields, CompletionRequest):
-        return context_bytes * (_item_count(fields.prompt) - 1) if context_bytes else 0
-    if not isinstance(fields, GenericRequest) or members is None:
-        return 0
     if fields.messages is not _UNSET:
         conversations = _item_count(fields.messages)
         tools = sum([len(bytes(members[name])) for name in _CONTEXT_FIELDS if name in members])

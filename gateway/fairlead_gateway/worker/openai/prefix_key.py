@@ -102,7 +102,7 @@ def build_route_request(
     # A float, as the field's type says: compiled, an integer there costs each use 300 instructions.
     max_tokens = None if request.max_tokens is None else float(request.max_tokens)
     route_request = RouteRequest(request_id, chain, tokens, max_tokens, session, pinned_session)
-    route_request.sequences = request.sequences * request.prompts
+    route_request.sequences = request.answers
     if media:
         route_request.media = tuple(media)
         route_request.media_tokens = float(sum([part.nominal_tokens for part in media]))
@@ -111,7 +111,7 @@ def build_route_request(
 
 def _with_context(request: ModelRequest, text: bytes) -> bytes:
     """Returns a prompt with the other texts that engines put into it, which are not needed then."""
-    context, request.context = request.context, b""
+    context, request.context = b"".join(request.context), ()
     return text + context if isinstance(request.fields, CompletionRequest) else context + text
 
 

@@ -5,7 +5,7 @@ only. Two more changes are made to a body. The usage of a stream is requested, s
 on request only. `field_policy` removes fields, or refuses the request.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from msgspec import UNSET
@@ -136,7 +136,7 @@ class ModelRequest:
         self.sequences: int = parsed.sequences
         self.has_cache_variants: bool = parsed.has_cache_variants
         self.cache_variant: bytes = parsed.cache_variant
-        self.context: bytes = parsed.context
+        self.context: Sequence[bytes] = parsed.context
         self.prompts: int = parsed.prompts
         self.repeated_bytes: int = parsed.repeated_bytes
         self.is_passthrough: bool = parsed.is_passthrough
@@ -157,6 +157,11 @@ class ModelRequest:
         """Makes this a request for an adapter, which shares no cached block with its base."""
         self.adapter = adapter
         self.cache_key = f"{self.model_key}\0{adapter.name}\0{adapter.source}"
+
+    @property
+    def answers(self) -> int:
+        """Returns how many answers an engine computes: `n` or `best_of`, for each prompt."""
+        return self.sequences * self.prompts
 
     @property
     def fields(self) -> CommonFields:

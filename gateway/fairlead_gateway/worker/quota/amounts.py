@@ -18,12 +18,6 @@ def is_generating(context: RequestContext) -> bool:
     return context.http_request.head.path in _GENERATING_PATHS
 
 
-def answer_count(context: RequestContext) -> int:
-    """Returns how many answers the request gets: `n` or `best_of`, for each prompt."""
-    request = context.request
-    return request.sequences * request.prompts
-
-
 def most_amounts(context: RequestContext, plan: LimitPlan, margin: int) -> Amounts:
     """Returns the most that a request can use.
 
@@ -58,7 +52,7 @@ def most_amounts(context: RequestContext, plan: LimitPlan, margin: int) -> Amoun
                 code="missing_field",
                 hint="set it to the most tokens that you want",
             )
-        output = request.max_tokens * answer_count(context)
+        output = request.max_tokens * request.answers
     tokens = body_bytes + margin
     return Amounts(1, tokens, output, plan.cost(request.model, tokens, 0, output), body_bytes)
 
@@ -96,7 +90,7 @@ def expected_amounts(context: RequestContext, plan: LimitPlan, prompt_tokens: in
     output = 0
     if output_tokens and is_generating(context):
         most = request.max_tokens
-        output = (output_tokens if most is None or most > output_tokens else most) * answer_count(context)
+        output = (output_tokens if most is None or most > output_tokens else most) * request.answers
     cost = plan.cost(request.model, prompt_tokens, 0, output)
     return Amounts(1, prompt_tokens, output, cost, len(request.client_body))
 

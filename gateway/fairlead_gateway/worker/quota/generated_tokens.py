@@ -12,7 +12,7 @@ from collections.abc import Hashable
 from typing import Final, TypeVar
 
 from fairlead.limits import Limits
-from fairlead_gateway.worker.quota.amounts import answer_count, is_generating
+from fairlead_gateway.worker.quota.amounts import is_generating
 from fairlead_gateway.worker.request_context import RequestContext
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -78,9 +78,8 @@ class GeneratedTokens:
             return min(tokens, (most or 0) * request.sequences) if is_bounded else tokens
         if result.dispatched_at is None or not is_generating(context):
             return 0
-        answers = answer_count(context)
         tokens = int((now - result.dispatched_at) * self._tokens_per_second)
-        return min(tokens, most or self._default_tokens) * answers
+        return min(tokens, most or self._default_tokens) * request.answers
 
     def of_events(self, model_key: str, caller: str, events: int) -> int:
         """Returns the tokens that so many events of a caller's streams probably hold.

@@ -139,4 +139,4 @@ def test_tools_of_a_batch_of_chats_count_for_each_conversation() -> None:
     body = {"model": "tiny", "messages": [CHAT["messages"]] * 3, "tools": TOOLS}
     members = MEMBERS_DECODER.decode(json.dumps(body).encode())
     fields = BODY_DECODERS[GenericRequest].decode(json.dumps(body).encode())
-    assert repeated_bytes(fields, members, 0) == 2 * len(json.dumps(TOOLS))
+    assert repeated_bytes(fields, members) == 2 * len(json.dumps(TOOLS))

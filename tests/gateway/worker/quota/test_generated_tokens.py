@@ -30,7 +30,7 @@ def context(
             model_key="default/tiny",
             stream=stream,
             sequences=sequences,
-            prompts=1,
+            answers=sequences,
             max_tokens=max_tokens,
             passes_stream=False,
         ),
