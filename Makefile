@@ -10,7 +10,7 @@ JOBS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) + 1
 CLUSTER ?=
 # `make test FAST=1`: tests of pure code, without processes, clusters and property tests.
 FAST ?=
-PURE_TESTS := $(addprefix tests/,autoscaler/collector autoscaler/core autoscaler/presets cli/explain cli/rollouts cli/scaling \
+PURE_TESTS := $(addprefix tests/,autoscaler/collector autoscaler/core sim/autoscalers cli/explain cli/rollouts cli/scaling \
   fairlead/api fairlead/engines fairlead/fleet fairlead/manifests gateway/admission gateway/prefix_map gateway/routing \
   gateway/telemetry kvstore/analysis kvstore/blockstore kvstore/events operator/render operator/status repository sim/engine \
   sim/generation sim/workload)

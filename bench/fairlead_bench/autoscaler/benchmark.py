@@ -9,7 +9,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fairlead_autoscaler.presets import PRESETS
 from fairlead_bench.autoscaler import plots
 from fairlead_bench.autoscaler.indicators import indicators
 from fairlead_bench.autoscaler.measurement import (
@@ -41,6 +40,7 @@ from fairlead_bench.autoscaler.result_rows import (
 from fairlead_bench.autoscaler.selected_scenarios import run_selected, scenario_names
 from fairlead_bench.measurement_cache import Measured, MeasurementCache, print_progress
 from fairlead_bench.results import ResultRow, write_results
+from fairlead_sim.autoscalers import PRESETS
 from fairlead_sim.autoscaling import traffic as loads
 from fairlead_sim.autoscaling.closed_loop import ScheduleController, run_controller, run_schedule
 from fairlead_sim.autoscaling.offline_optimum import OptimumSchedule as Oracle

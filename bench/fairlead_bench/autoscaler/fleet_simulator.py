@@ -23,7 +23,6 @@ from typing import Any
 
 import fairlead_autoscaler
 from fairlead.runtime.compiled_build import sources_digest
-from fairlead_autoscaler.presets import PRESETS
 from fairlead_bench.autoscaler.indicators import indicators
 from fairlead_bench.autoscaler.measurement import FAIRLEAD, AutoscalerCell, knob_values, run_scenario, scenario_of
 from fairlead_bench.autoscaler.offline_optimum import FILE as KNOWN_OPTIMA
@@ -40,6 +39,7 @@ from fairlead_bench.autoscaler.result_rows import (
 from fairlead_bench.autoscaler.unseen_seeds import COMPARED_PRESETS
 from fairlead_bench.measurement_cache import Measured, MeasurementCache, print_progress
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
+from fairlead_sim.autoscalers import PRESETS
 from fairlead_sim.autoscaling.closed_loop import run_schedule
 from fairlead_sim.autoscaling.fleet_plant.plant import FleetPlant
 from fairlead_sim.autoscaling.fleet_plant.scaled_schedule import DEFAULT_RUNS, scale_steps, scaled_schedule_bound

@@ -23,7 +23,6 @@ import fairlead_autoscaler
 import fairlead_sim
 from fairlead.runtime.compiled_build import sources_digest
 from fairlead_autoscaler.mix import simulation_solver
-from fairlead_autoscaler.presets import PRESETS
 from fairlead_bench.autoscaler.measurement import FAIRLEAD, knob_values, preset_at
 from fairlead_bench.autoscaler.result_rows import (
     TunedPreset,
@@ -45,6 +44,7 @@ from fairlead_bench.outside_plant.scenario import Scenario
 from fairlead_bench.results import ResultRow, ratio_row, value_row, write_results
 from fairlead_sim.adapters.autoscaler_adapter import AutoscalerAdapter
 from fairlead_sim.adapters.autoscaler_model_info import parse_model
+from fairlead_sim.autoscalers import PRESETS
 
 NAME = "autoscaler-outside-presets"
 COMPARED_FAMILIES = (

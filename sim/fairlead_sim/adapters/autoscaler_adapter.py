@@ -31,7 +31,7 @@ from fairlead_sim.adapters.field_parsing import (
     require_mapping,
     require_object,
 )
-from fairlead_sim.autoscaling.closed_loop import Controller
+from fairlead_sim.autoscalers import Controller
 
 _REPLICA_STATES = (ReplicaState.PENDING, ReplicaState.READY, ReplicaState.DRAINING)
 _COUNTER_FIELDS = {  # field of the seam → field of ReplicaMetrics

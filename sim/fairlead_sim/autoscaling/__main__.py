@@ -21,9 +21,8 @@ from pathlib import Path
 from fairlead.errors import BadInput, FairleadError
 from fairlead_autoscaler.core import ModelSpec, ScalingCore, ScalingSettings
 from fairlead_autoscaler.history.replay import parse_changes
-from fairlead_autoscaler.presets import PRESETS, build
+from fairlead_sim.autoscalers import PRESETS, Controller, build
 from fairlead_sim.autoscaling.closed_loop import (
-    Controller,
     ControllerOutcome,
     ScheduleController,
     SimulatedPlant,

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Protocol
 
 from fairlead_autoscaler.core.types import MixRequest, MixResult, Observation, PoolPlan, ScalingPlan
+from fairlead_sim.autoscalers.controller import Controller
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, Plant
 from fairlead_sim.autoscaling.pool import Pool
 from fairlead_sim.autoscaling.request_table import RequestTable
@@ -49,14 +50,6 @@ class SimulatedPlant(Protocol):
 
     def finish(self) -> None:
         """Stops counting cost, and simulates until all requests have ended."""
-        ...
-
-
-class Controller(Protocol):
-    """The interface of what sets the replicas of pools: the core, a preset, an outside tool."""
-
-    def step(self, observation: Observation) -> ScalingPlan:
-        """Returns the plan for this tick."""
         ...
 
 

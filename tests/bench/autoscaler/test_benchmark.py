@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from fairlead_autoscaler.presets import PRESETS
 from fairlead_bench.autoscaler.indicators import in_windows, indicators, recovery_seconds, wake_seconds
 from fairlead_bench.autoscaler.measurement import AutoscalerCell, measure
 from fairlead_bench.autoscaler.result_rows import (
@@ -27,6 +26,7 @@ from fairlead_bench.autoscaler.result_rows import (
 )
 from fairlead_bench.measurement_cache import Measured, MeasurementCache
 from fairlead_bench.results import load_goals
+from fairlead_sim.autoscalers import PRESETS
 from fairlead_sim.autoscaling import reference_pools
 from fairlead_sim.autoscaling.closed_loop import ScheduleController, run_controller
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, PlantFaults

@@ -37,7 +37,7 @@ from fairlead_autoscaler.core.types import (
     ReplicaState,
     ScalingPlan,
 )
-from fairlead_autoscaler.presets.metrics import is_due
+from fairlead_sim.autoscalers.metrics import is_due
 
 _MIN_UNSATURATED = 2  # to go down
 

@@ -38,8 +38,8 @@ from dataclasses import dataclass, replace
 from fairlead.decision import DecisionInput
 from fairlead.errors import BadInput
 from fairlead_autoscaler.core.types import ModelSpec, PoolPlan, ReplicaState
-from fairlead_autoscaler.presets.controller import PerPoolController
-from fairlead_autoscaler.presets.metrics import Metric, PoolSample, replica_metric
+from fairlead_sim.autoscalers.controller import PerPoolController
+from fairlead_sim.autoscalers.metrics import Metric, PoolSample, replica_metric
 
 
 @dataclass(frozen=True, slots=True)

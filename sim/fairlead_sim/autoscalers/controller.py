@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from fairlead_autoscaler.core.types import ModelSpec, Observation, PoolPlan, ScalingPlan
-from fairlead_autoscaler.presets.metrics import ArrivalRate, PoolSample, is_due, pool_samples
+from fairlead_sim.autoscalers.metrics import ArrivalRate, PoolSample, is_due, pool_samples
 
 ControllerState = TypeVar("ControllerState")
 

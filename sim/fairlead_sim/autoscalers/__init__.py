@@ -12,8 +12,8 @@ All decisions are pure functions of a state and an observation: no clock, no ran
 Uses and failures of each: docs/concepts/autoscaling-presets.md.
 """
 
-from fairlead_autoscaler.presets.controller import Controller
-from fairlead_autoscaler.presets.metrics import Metric
-from fairlead_autoscaler.presets.registry import PRESETS, Parameter, Preset, build
+from fairlead_sim.autoscalers.controller import Controller
+from fairlead_sim.autoscalers.metrics import Metric
+from fairlead_sim.autoscalers.registry import PRESETS, Parameter, Preset, build
 
 __all__ = ["PRESETS", "Controller", "Metric", "Parameter", "Preset", "build"]

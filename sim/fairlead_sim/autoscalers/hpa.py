@@ -24,7 +24,7 @@ Source: kubernetes/kubernetes v1.36.3, pkg/controller/podautoscaler: replica_cal
 (calcPlainMetricReplicas, GetExternalPerPodMetricReplicas, groupPods), metrics/utilization.go
 (GetMetricUsageRatio), horizontal.go (reconcileAutoscaler, normalizeDesiredReplicas,
 stabilizeRecommendation, convertDesiredReplicasWithRules). Apache-2.0. Facts, not code: the results
-equal those of the Go functions on 200 vectors (tests/autoscaler/presets/golden).
+equal those of the Go functions on 200 vectors (tests/sim/autoscalers/golden).
 
 Changed: there is one metric instead of a list. A replica that starts is a running pod without a
 metric: an engine's container runs for nearly all of the time it loads. Users of an HPA deploy at
@@ -39,8 +39,8 @@ from enum import StrEnum
 
 from fairlead.decision import DecisionInput
 from fairlead_autoscaler.core.types import ModelSpec, PoolPlan, ReplicaState
-from fairlead_autoscaler.presets.controller import PerPoolController
-from fairlead_autoscaler.presets.hpa_behavior import (
+from fairlead_sim.autoscalers.controller import PerPoolController
+from fairlead_sim.autoscalers.hpa_behavior import (
     History,
     ScaleEvents,
     ScalingBehavior,
@@ -48,7 +48,7 @@ from fairlead_autoscaler.presets.hpa_behavior import (
     limit_rate,
     stabilize,
 )
-from fairlead_autoscaler.presets.metrics import Metric, PoolSample, pool_metric, replica_metric
+from fairlead_sim.autoscalers.metrics import Metric, PoolSample, pool_metric, replica_metric
 
 
 class PodPhase(StrEnum):

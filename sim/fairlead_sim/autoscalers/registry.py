@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from fairlead.errors import BadInput
 from fairlead_autoscaler.core.types import ModelSpec
-from fairlead_autoscaler.presets.apa import ApaSettings, apa
-from fairlead_autoscaler.presets.controller import Controller
-from fairlead_autoscaler.presets.dynamo import DynamoPlanner, DynamoSettings
-from fairlead_autoscaler.presets.hpa import HpaSettings, hpa
-from fairlead_autoscaler.presets.keda import KedaSettings, keda
-from fairlead_autoscaler.presets.kpa import KpaSettings, kpa
-from fairlead_autoscaler.presets.metrics import Metric
-from fairlead_autoscaler.presets.wva import WvaController, WvaSettings
+from fairlead_sim.autoscalers.apa import ApaSettings, apa
+from fairlead_sim.autoscalers.controller import Controller
+from fairlead_sim.autoscalers.dynamo import DynamoPlanner, DynamoSettings
+from fairlead_sim.autoscalers.hpa import HpaSettings, hpa
+from fairlead_sim.autoscalers.keda import KedaSettings, keda
+from fairlead_sim.autoscalers.kpa import KpaSettings, kpa
+from fairlead_sim.autoscalers.metrics import Metric
+from fairlead_sim.autoscalers.wva import WvaController, WvaSettings
 
 
 @dataclass(frozen=True, slots=True)

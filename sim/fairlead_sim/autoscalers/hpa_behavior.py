@@ -15,7 +15,7 @@ calculateScale{Up,Down}LimitWith…, storeScaleEvent; defaults from
 pkg/apis/autoscaling/v2/defaults.go. Apache-2.0.
 
 Changed: histories are values that are pruned, not slices that reuse old places. The decisions equal
-those of the Go code on 200 vectors (tests/autoscaler/presets/golden).
+those of the Go code on 200 vectors (tests/sim/autoscalers/golden).
 """
 
 import math

@@ -8,7 +8,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from fairlead_autoscaler.core.types import Observation
-from fairlead_autoscaler.presets import PRESETS, build
+from fairlead_sim.autoscalers import PRESETS, build
 from fairlead_testing.autoscaler.presets import (
     POOL,
     build_observation,

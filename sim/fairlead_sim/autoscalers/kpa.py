@@ -19,7 +19,7 @@ Source: knative/serving v0.47.0, pkg/autoscaler/scaling/autoscaler.go (newAutosc
 pkg/autoscaler/config/config.go (defaults), pkg/autoscaler/metrics/collector.go (windows,
 ErrNoData), pkg/reconciler/autoscaling/kpa/scaler.go (applyBounds, handleScaleToZero). Apache-2.0.
 Facts, not code: the results equal those of the Go functions on 200 vectors
-(tests/autoscaler/presets/golden).
+(tests/sim/autoscalers/golden).
 
 A quirk of the original is kept. When the last data is exactly as old as the window, the average is
 already 0, but the window is not yet empty. A decision in that second scales down.
@@ -40,9 +40,9 @@ from dataclasses import dataclass, replace
 
 from fairlead.decision import DecisionInput
 from fairlead_autoscaler.core.types import ModelSpec, PoolPlan
-from fairlead_autoscaler.presets.controller import PerPoolController
-from fairlead_autoscaler.presets.kpa_window import WindowAverage, WindowMaximum
-from fairlead_autoscaler.presets.metrics import Metric, PoolSample, pool_metric
+from fairlead_sim.autoscalers.controller import PerPoolController
+from fairlead_sim.autoscalers.kpa_window import WindowAverage, WindowMaximum
+from fairlead_sim.autoscalers.metrics import Metric, PoolSample, pool_metric
 
 _TICK_SECONDS = 2  # Knative's; the down delay counts in it
 

@@ -40,8 +40,8 @@ from fairlead.decision import DecisionInput
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.types import ModelSpec, Observation, PoolPlan, PoolSpec, ScalingPlan
-from fairlead_autoscaler.presets.dynamo_forecast import ForecastMethod, LevelTrendSeries
-from fairlead_autoscaler.presets.metrics import is_due
+from fairlead_sim.autoscalers.dynamo_forecast import ForecastMethod, LevelTrendSeries
+from fairlead_sim.autoscalers.metrics import is_due
 
 
 @dataclass(frozen=True, slots=True)

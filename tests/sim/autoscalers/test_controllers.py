@@ -8,10 +8,10 @@ import pytest
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.types import PoolObservation, ReplicaMetrics
-from fairlead_autoscaler.presets import PRESETS, Controller, Metric, build
-from fairlead_autoscaler.presets.apa import ApaSettings, apa
-from fairlead_autoscaler.presets.dynamo import decode_rate, prefill_rate, serve_rate
-from fairlead_autoscaler.presets.dynamo_forecast import ForecastMethod, LevelTrendSeries
+from fairlead_sim.autoscalers import PRESETS, Controller, Metric, build
+from fairlead_sim.autoscalers.apa import ApaSettings, apa
+from fairlead_sim.autoscalers.dynamo import decode_rate, prefill_rate, serve_rate
+from fairlead_sim.autoscalers.dynamo_forecast import ForecastMethod, LevelTrendSeries
 from fairlead_testing.autoscaler.presets import (
     POOL,
     PROFILE,

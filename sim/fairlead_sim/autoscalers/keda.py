@@ -24,9 +24,9 @@ from dataclasses import dataclass, field, replace
 
 from fairlead.decision import DecisionInput
 from fairlead_autoscaler.core.types import ModelSpec, PoolPlan
-from fairlead_autoscaler.presets.controller import PerPoolController
-from fairlead_autoscaler.presets.hpa import HpaObservation, HpaSettings, HpaState, milli, reconcile, with_pool_bounds
-from fairlead_autoscaler.presets.metrics import Metric, PoolSample, is_due, pool_metric
+from fairlead_sim.autoscalers.controller import PerPoolController
+from fairlead_sim.autoscalers.hpa import HpaObservation, HpaSettings, HpaState, milli, reconcile, with_pool_bounds
+from fairlead_sim.autoscalers.metrics import Metric, PoolSample, is_due, pool_metric
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from fairlead_autoscaler.presets import build
+from fairlead_sim.autoscalers import build
 from fairlead_sim.autoscaling import traffic as loads
 from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, run_controller
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, PlantFaults

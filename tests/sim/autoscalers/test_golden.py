@@ -1,5 +1,5 @@
 """HPA and KPA against what Kubernetes' and Knative's own Go code did: 200 vectors each, see
-tests/autoscaler/presets/golden/README.md."""
+tests/sim/autoscalers/golden/README.md."""
 
 import json
 from collections import Counter
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fairlead_autoscaler.presets import hpa, kpa
-from fairlead_autoscaler.presets.hpa_behavior import (
+from fairlead_sim.autoscalers import hpa, kpa
+from fairlead_sim.autoscalers.hpa_behavior import (
     PolicyKind,
     PolicySelect,
     ScalingBehavior,
