@@ -70,6 +70,9 @@ FOREIGN = {
     "--exclude",
     "--reset-then-reuse-values",
     "--model_id",
+    "--plain-http",
+    "--from-plain-http",
+    "--to-plain-http",
 }
 """Options of other people's programs that the pages speak of."""
 

@@ -112,10 +112,7 @@ VERBS: Final = {
         "operations.support_bundle:support_bundle",
         "Write a redacted archive of an installation, for support.",
     ),
-    "airgap create": Verb(
-        OPERATE, "operations.airgap:airgap_create", "Write chart, images and CRDs of a release into one file."
-    ),
-    "airgap load": Verb(OPERATE, "operations.airgap:airgap_load", "Push the content of such a file into a registry."),
+    "airgap images": Verb(OPERATE, "operations.airgap:airgap_images", "Print the images that a release consists of."),
     "version": Verb(
         OPERATE, "version:version", "Show the version of this program, and of the installation in a cluster."
     ),

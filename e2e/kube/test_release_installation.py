@@ -4,9 +4,6 @@ tree, default values.
 The tests share one installation, which they have alone, and are in the order of the story.
 """
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,23 +168,6 @@ def test_upgrade_and_rollback_lose_no_stream(
     assert lost == []
     assert set(outcomes) == {"complete"}
     assert found.wait_until_settled(pods=2).keys() == engines
-
-
-def test_an_archive_carries_a_release_to_another_registry(tmp_path: Path, builds: list[PublishedRelease]) -> None:
-    build = builds[0]
-    registry = build.prefix.partition("/")[0]
-    program = [sys.executable, "-m", "fairlead_cli", "airgap"]
-    archive = tmp_path / "fairlead.tar"
-    source = build.chart.partition("@")[0] + f":{build.version}"
-    subprocess.run([*program, "create", source, "--out", str(archive)], check=True, capture_output=True)
-    loading = [*program, "load", str(archive), "--registry", f"{registry}/mirror"]
-    loaded = subprocess.run(loading, check=True, capture_output=True, text=True).stdout
-    assert f"oci://{registry}/mirror/charts/fairlead@{build.chart_digest}" in loaded
-    listed = subprocess.run(
-        ["curl", "-sf", f"http://{registry}/v2/_catalog?n=100"], check=True, capture_output=True, text=True
-    )
-    there = {name for name in json.loads(listed.stdout)["repositories"] if name.startswith("mirror/")}
-    assert there == {"mirror/charts/fairlead", *(f"mirror/{name}" for name in build.images)}
 
 
 def _apply(here: Kubectl, file: Path) -> list[Kubectl]:

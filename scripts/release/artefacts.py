@@ -8,12 +8,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fairlead_cli.oci.documents import CONFIG, INDEX, MANIFEST, Descriptor
-from fairlead_cli.oci.layout import OciLayout
 from scripts.release import chart
 from scripts.release.images.components import ImageBuild
 from scripts.release.images.descriptions import write_descriptions
 from scripts.release.images.oci_images import OciImage, distinct_layers, image_documents, index_document
+from scripts.release.oci.documents import CONFIG, INDEX, MANIFEST, Descriptor
+from scripts.release.oci.layout import OciLayout
 from scripts.release.progress import progress_step
 from scripts.release.release_run import ReleaseError, ReleaseRun
 

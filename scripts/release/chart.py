@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from fairlead_cli.oci.documents import CHART_CONFIG, CHART_CONTENT, MANIFEST, Descriptor, descriptor, encode
-from fairlead_cli.oci.layout import OciLayout
+from scripts.release.oci.documents import CHART_CONFIG, CHART_CONTENT, MANIFEST, Descriptor, descriptor, encode
+from scripts.release.oci.layout import OciLayout
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "fairlead"
 RELEASE_FILE = "files/release.yaml"

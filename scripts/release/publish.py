@@ -8,16 +8,15 @@ Source: the OCI distribution specification, version 1.1, "listing referrers".
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from fairlead_cli.airgap.archive import read_chart
-from fairlead_cli.oci.documents import EMPTY, INDEX, MANIFEST, Descriptor, descriptor, encode
-from fairlead_cli.oci.layout import OciLayout
-from fairlead_cli.oci.reference import Reference, parse_prefix
-from fairlead_cli.oci.registry import RegistryClient
-from fairlead_cli.oci.transfer import push_entries
+from fairlead_cli.commands.operations.airgap import read_release
 from scripts.release import chart
 from scripts.release.artefacts import LAYOUT
+from scripts.release.oci.documents import EMPTY, INDEX, MANIFEST, Descriptor, descriptor, encode
+from scripts.release.oci.layout import OciLayout
+from scripts.release.oci.registry import Reference, RegistryClient
 from scripts.release.release_run import ReleaseError, ReleaseRun
 
 BILL = "application/vnd.cyclonedx+json"
@@ -37,22 +36,21 @@ def publish(run: ReleaseRun) -> Iterator[str]:
         raise ReleaseError(
             f"{run.folder} has no release {run.version}: run `make release` with the same REGISTRY first"
         )
-    written = read_chart(layout).registry
+    written, _ = read_release(run.folder / f"fairlead-{run.version}.tgz")
     if written != run.registry:
         raise ReleaseError(
             f"the chart in {run.folder} is for {written or 'no registry'}: run `REGISTRY={run.registry} make release` first"
         )
     with RegistryClient() as client:
-        for name, described in push_entries(client, layout, run.registry).items():
+        for name, described in client.push_entries(layout, run.registry).items():
             yield f"{run.registry}/{name}@{described['digest']}"
             if described["mediaType"] == INDEX:
                 _push_bills(client, layout, run, name, described)
 
 
 def _push_bills(client: RegistryClient, layout: OciLayout, run: ReleaseRun, name: str, index: Descriptor) -> None:
-    host, path = parse_prefix(run.registry or "")
     component = name.rpartition(":")[0]
-    repository = Reference(host, f"{path}/{component}" if path else component)
+    repository = Reference.below(run.registry or "", component)
     for image in layout.document(index["digest"])["manifests"]:
         architecture = image["platform"]["architecture"]
         file = run.folder / "sbom" / f"{component}-{run.version}-{architecture}.cdx.json"
@@ -65,9 +63,7 @@ def _push_referrer(client: RegistryClient, repository: Reference, subject: Descr
     empty.write_bytes(b"{}")
     try:
         for path in (file, empty):
-            blob = repository.with_version(digest=descriptor(path.read_bytes(), BILL)["digest"])
-            if not client.has_blob(blob):
-                client.push_blob(blob, path)
+            client.push_blob(replace(repository, version=descriptor(path.read_bytes(), BILL)["digest"]), path)
     finally:
         empty.unlink()
     manifest = encode(
@@ -81,4 +77,4 @@ def _push_referrer(client: RegistryClient, repository: Reference, subject: Descr
         }
     )
     digest = descriptor(manifest, MANIFEST)["digest"]
-    client.push_manifest(repository.with_version(digest=digest), manifest, MANIFEST)
+    client.push_manifest(replace(repository, version=digest), manifest, MANIFEST)

@@ -88,7 +88,7 @@ def test_output_has_the_same_formats_everywhere() -> None:
         assert output.get_choices() == ("table", "wide", "json", "yaml"), words
         assert "-o" in output.names
     operating = {words for words, verb in VERBS.items() if verb.group == "Operate"}
-    assert operating - set(verbs) == {"airgap create", "airgap load", "chat", "support-bundle"}
+    assert operating - set(verbs) == {"airgap images", "chat", "support-bundle"}
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairlead_cli.oci.layout import OciLayout
 from scripts.release.artefacts import LAYOUT, build_chart, build_images, image_digests
 from scripts.release.chart import REPOSITORY
 from scripts.release.images.oci_images import machine_architecture
+from scripts.release.oci.layout import OciLayout
 from scripts.release.publish import publish
 from scripts.release.release_run import ROOT, ReleaseRun
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fairlead_cli.oci.documents import CONFIG, INDEX, LAYER, MANIFEST, Descriptor, descriptor, encode
 from scripts.release.images.layers import ImageLayer
+from scripts.release.oci.documents import CONFIG, INDEX, LAYER, MANIFEST, Descriptor, descriptor, encode
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 """This machine's name of an architecture → that of images and of Debian."""

@@ -1,59 +1,63 @@
-"""``fairlead airgap``: chart, images and CRDs as one file, for clusters without internet."""
+"""``fairlead airgap``: carries a release to a cluster without internet."""
 
+import tarfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from cyclopts import Parameter
 
-PlainHttpFlag = Annotated[
-    bool, Parameter(negative=(), help="Reach registries without TLS. Those of this machine are without TLS anyway.")
-]
+from fairlead.errors import BadInput
+
+_RELEASE_FILE: Final = "fairlead/files/release.yaml"
+_MAX_RELEASE_BYTES: Final = 64 << 10
 
 
-def airgap_create(
-    source: Annotated[
-        str,
-        Parameter(help="The chart of a release in a registry (oci://HOST/PATH:VERSION), or a folder with its files."),
-    ],
+def airgap_images(
+    chart: Annotated[Path, Parameter(help="The chart of a release, as `helm pull` writes it.")],
     *,
-    out: Annotated[Path | None, Parameter(help="The file. Default: fairlead-VERSION-airgap.tar, here.")] = None,
-    image: Annotated[
-        list[str] | None, Parameter(help="An image to add, such as that of an engine. May be repeated.")
+    registry: Annotated[
+        str | None, Parameter(help="Registry and path that have the images. Default: those that the chart names.")
     ] = None,
-    plain_http: PlainHttpFlag = False,
 ) -> int:
-    """Write an archive with the chart, the images and the CRDs of a release.
+    """Print the images that a release consists of: component, digest and address, in a line each.
 
-    It holds all architectures of the images, and the checksum of each file. Images of engines are
-    added with `--image`, since a cluster needs only those of the engines that it runs.
+    `oras copy` takes the addresses. Images of engines are not among them, since a cluster needs
+    only those of the engines that it runs.
 
-    Registries ask for the credentials of `docker login` or `helm registry login`.
-
-    Exits 0 when it was written, 2 when it could not be.
+    Exits 0 when they were printed, 2 when the chart is none of a release.
     """
-    from fairlead_cli.airgap.create import create_archive
-
-    print(create_archive(source, out, image or (), plain_http=plain_http, report=print))
+    written, images = read_release(chart)
+    prefix = registry or written
+    if not prefix:
+        raise BadInput(f"{chart} names no registry", field="--registry", hint="Name the one that has the images.")
+    for component, digest in images.items():
+        print(component, digest, f"{prefix.removeprefix('oci://').rstrip('/')}/{component}@{digest}")
     return 0
 
 
-def airgap_load(
-    archive: Annotated[Path, Parameter(help="The file of `fairlead airgap create`.")],
-    *,
-    registry: Annotated[str, Parameter(help="Registry, and the path below which everything goes: HOST[:PORT][/PATH].")],
-    key: Annotated[
-        Path | None, Parameter(help="Public key that ARCHIVE.sig must be made with. Default: no signature is checked.")
-    ] = None,
-    plain_http: PlainHttpFlag = False,
-) -> int:
-    """Push the content of an archive into a registry, and print the command that installs it.
+def read_release(chart: Path) -> tuple[str, dict[str, str]]:
+    """Returns what the packaged chart of a release names: the registry of its images, empty where
+    it names none, and component → digest.
 
-    Nothing is pushed unless the archive is complete and undamaged, and with `--key` signed by its
-    owner. What the registry has already is not sent again.
-
-    Exits 0 when everything is in the registry, 2 when not.
+    Raises BadInput for another file.
     """
-    from fairlead_cli.airgap.load import load_archive
+    import yaml
 
-    load_archive(archive, registry, plain_http=plain_http, report=print, key=key)
-    return 0
+    try:
+        with tarfile.open(chart, "r:gz") as tar:
+            member = tar.extractfile(_RELEASE_FILE)
+            found = yaml.safe_load(member.read(_MAX_RELEASE_BYTES) if member else b"")
+        images = {str(name): str(digest) for name, digest in found["images"].items()}
+        return str(found.get("registry", "")), images
+    except (
+        OSError,
+        EOFError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        tarfile.TarError,
+        yaml.YAMLError,
+    ) as error:
+        hint = "Get it with `helm pull oci://REGISTRY/charts/fairlead`, or from the folder of `make release`."
+        raise BadInput(f"{chart} is no chart of a release: {error}", field="chart", hint=hint) from error
