@@ -446,4 +446,4 @@ def settings_for(settings: ScalingSettings, policy: Autoscaling) -> ScalingSetti
     if policy.stabilization_window is None:
         return settings
     window = parse_duration(policy.stabilization_window)
-    return settings.with_values({"window_seconds": window, "window_least_seconds": window})
+    return settings.with_values({"window_seconds": window, "min_window_seconds": window})

@@ -204,8 +204,8 @@ def test_what_was_learned_stays_when_the_facts_of_a_model_change(made: Any) -> N
     made.tick(loop)
     (core,) = made.cores
     assert core.model.pools[0].maximum == 20
-    window = core.settings.scale_down
-    assert (window.window_seconds, window.window_least_seconds) == (120.0, 120.0)
+    window = core.settings
+    assert (window.window_seconds, window.min_window_seconds) == (120.0, 120.0)
 
 
 def test_a_model_that_is_gone_is_forgotten(made: Any) -> None:

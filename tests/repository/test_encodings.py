@@ -45,7 +45,13 @@ def test_tick_records_keep_their_fields_and_flat_settings() -> None:
     recorded = msgspec.msgpack.decode(bytes.fromhex(RECORDED["tick_records"]))["models"]
     records = msgspec.convert(recorded, dict[str, TickRecord])
     assert msgspec.json.decode(msgspec.json.encode(records)) == recorded
-    assert [set(record["settings"]) for record in recorded.values()] == [set(DEFAULT_VALUES)]
+    renamed = {"min_goal", "max_goal", "min_window_seconds"}
+    assert [set(DEFAULT_VALUES) - set(record["settings"]) for record in recorded.values()] == [renamed]
+    for record in records.values():
+        read = record.scaling_settings.flat()
+        assert {name: read[name] for name in DEFAULT_VALUES.keys() - renamed} == {
+            name: record.settings[name] for name in DEFAULT_VALUES.keys() - renamed
+        }
 
 
 def test_models_of_the_management_api_keep_their_fields() -> None:

@@ -21,7 +21,7 @@ from fairlead_autoscaler.core.limits.sleep_tier import apply_sleep_tier
 from fairlead_autoscaler.core.plan_inputs import add_cost, add_decode_slack
 from fairlead_autoscaler.core.settings import ScalingSettings
 from fairlead_autoscaler.core.signals.tick import CountedArrivals, Tick, take_sample
-from fairlead_autoscaler.core.sizing.group_sizer import plan_group
+from fairlead_autoscaler.core.sizing.group_sizer import BACKLOG_SECONDS, plan_group
 from fairlead_autoscaler.core.state import CoreState
 from fairlead_autoscaler.core.types import (
     MixRequest,
@@ -73,7 +73,7 @@ def _roles_with_missing_pools(state: CoreState, tick: Tick) -> frozenset[Role]:
     Its replicas may still serve, so no other pool takes its place yet. If groups share a limit, all
     roles are returned.
     """
-    settings, now = tick.settings.signals, tick.now
+    settings, now = tick.settings, tick.now
     missing = {
         pool.role
         for pool in tick.model.pools
@@ -101,7 +101,7 @@ def _limit_all_pools(
         memory = groups[group.role.value]
         need = None
         if memory.need is not None:
-            seconds = tick.settings.demand.backlog_seconds
+            seconds = BACKLOG_SECONDS
             window = recent_need(memory.shared, tick.now, memory.need, state.lengths.turned_at, seconds)
             groups[group.role.value] = replace(memory, shared=window)
             need = window.largest
@@ -109,6 +109,6 @@ def _limit_all_pools(
     limit = SharedLimit(
         most,
         can_lower=not tick.forbids_scale_down and not tick.settings.freeze,
-        is_shifting=is_shifting(state.lengths, tick.now, tick.settings.lengths),
+        is_shifting=is_shifting(state.lengths, tick.now),
     )
     return replace(state, groups=groups), apply_shared_limit(limit, shares, plans, tick.pools)

@@ -6,7 +6,6 @@ from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.performance.measured_slowdown import update_engine_speed
 from fairlead_autoscaler.core.performance.running_answers import update_running_answers
 from fairlead_autoscaler.core.performance.startup_time import update_startup_times, update_wake_times
-from fairlead_autoscaler.core.settings import LengthSettings
 from fairlead_autoscaler.core.signals.tick import Tick
 from fairlead_autoscaler.core.state import CoreState, PoolMemory
 from fairlead_autoscaler.core.types import Observation, has_pool_choice
@@ -50,7 +49,7 @@ def _learn_pools(state: CoreState, tick: Tick) -> dict[str, PoolMemory]:
         speed, answers = memory.speed, memory.answers
         totals = tick.signals.pools.get(spec.name)
         if totals is not None and spec.role is not Role.PREFILL:
-            speed = update_engine_speed(speed, totals.gap_samples, spec, tick.seconds, tick.settings.speed)
+            speed = update_engine_speed(speed, totals.gap_samples, spec, tick.seconds)
             request = mean_request(state.lengths, Role.SERVE)
             answers = update_running_answers(
                 answers, totals.resident_tokens, totals.resident_sequences, request, tick.seconds
@@ -71,15 +70,15 @@ def _learn_traffic(state: CoreState, tick: Tick) -> CoreState:
     settings, arrivals = tick.settings, tick.arrivals
     lengths, load = state.lengths, state.load
     if arrivals is not None:
-        lengths, load = detect_shift(lengths, load, settings.lengths)
-    lengths = _learn_answers(lengths, tick, settings.lengths)
+        lengths, load = detect_shift(lengths, load)
+    lengths = _learn_answers(lengths, tick)
     if tick.signals.gateway is not None:
-        lengths = update_decode_prefill_share(lengths, tick.signals.gateway, tick.seconds, settings.lengths)
+        lengths = update_decode_prefill_share(lengths, tick.signals.gateway, tick.seconds)
     if arrivals is not None:
         settled = lengths.prompt, lengths.prompt_variance
         tokens, requests = arrivals.prompt_tokens, arrivals.requests
         if requests:
-            lengths = update_prompt_lengths(lengths, tokens, requests, arrivals.seconds, settings.lengths)
+            lengths = update_prompt_lengths(lengths, tokens, requests, arrivals.seconds)
         output = mean_request(lengths, Role.SERVE).output_tokens
         load = record_tick(load, ArrivalBin(arrivals.at, arrivals.seconds, requests, tokens, output), settings)
         if load.past[-1:] != state.load.past[-1:]:
@@ -87,7 +86,7 @@ def _learn_traffic(state: CoreState, tick: Tick) -> CoreState:
     return replace(state, lengths=lengths, load=load)
 
 
-def _learn_answers(lengths: RequestLengths, tick: Tick, settings: LengthSettings) -> RequestLengths:
+def _learn_answers(lengths: RequestLengths, tick: Tick) -> RequestLengths:
     """Returns the lengths with the outputs, starts and cached tokens of all pools."""
     generated = finished = began = queued = prompt = cached = 0.0
     for spec in tick.model.pools:
@@ -100,9 +99,9 @@ def _learn_answers(lengths: RequestLengths, tick: Tick, settings: LengthSettings
         queued += totals.waiting if spec.role is Role.DECODE else 0.0
         prompt, cached = prompt + totals.prompt_tokens, cached + totals.cached_tokens
     if finished or generated:
-        output = lengths.output.plus(generated, finished, tick.seconds, settings)
-        started = lengths.began.plus(began - (queued - lengths.queued), 0.0, tick.seconds, settings)
+        output = lengths.output.plus(generated, finished, tick.seconds)
+        started = lengths.began.plus(began - (queued - lengths.queued), 0.0, tick.seconds)
         lengths = replace(lengths, output=output, began=started, queued=queued)
     if prompt:
-        lengths = replace(lengths, cached=lengths.cached.plus(min(cached, prompt), prompt, tick.seconds, settings))
+        lengths = replace(lengths, cached=lengths.cached.plus(min(cached, prompt), prompt, tick.seconds))
     return lengths

@@ -139,13 +139,11 @@ def _parse_value(name: str, text: str, default: Any) -> Any:
     """Returns a value of the type of `default`. Raises BadInput for other types, and for numbers
     that are infinite or negative.
     """
-    kind = (
-        "true or false" if isinstance(default, bool) else "a whole number" if isinstance(default, int) else "a number"
-    )
+    kind = "true or false" if isinstance(default, bool) else "a number"
     try:
         if isinstance(default, bool):
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        value = int(text) if isinstance(default, int) else float(text)
+        value = float(text)
     except (ValueError, KeyError):
         raise BadInput(f"--set: {name} is {kind}, not {text!r}", field="--set") from None
     if not 0.0 <= value < math.inf:
@@ -218,7 +216,7 @@ class _CoreRun:
 
 def _step_changed(run: _CoreRun, record: TickRecord, changes: SettingChanges) -> Mapping[str, PoolPlan]:
     """Returns the plans with the changed settings. Raises BadInput if these make a decision
-    impossible, such as bins without duration.
+    impossible, such as a queue that ends in no time.
     """
     try:
         return run.step(record, *changes.apply_to(record))

@@ -9,13 +9,10 @@ Shapes share an engine: r_1/R_1 + r_2/R_2 + … ≤ 1. The program of the mix as
 does.
 """
 
-from dataclasses import replace
-
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import SloTargets
 from fairlead_autoscaler.core.performance.replica_capacity import ReplicaModel
 from fairlead_autoscaler.core.performance.step_model import LatencyTargets, MeanRequest, StepModel
-from fairlead_autoscaler.core.settings import CapacitySettings
 
 
 def throughput(
@@ -23,7 +20,6 @@ def throughput(
     prompt_tokens: float,
     output_tokens: float,
     targets: SloTargets,
-    settings: CapacitySettings | None = None,
 ) -> float:
     """Returns the requests per second of this shape on one engine; 0 if it cannot meet the targets
     even alone.
@@ -40,5 +36,4 @@ def throughput(
     latency_targets = LatencyTargets(limit, itl, max(1e-4, 1.0 - targets.target))
     shape = MeanRequest(prompt, output, prompt_variability=0.0)
     step = StepModel.from_profile(profile)
-    strict = replace(settings or CapacitySettings(), busy_least=0.0)
-    return ReplicaModel(step, shape, latency_targets, strict).capacity(1.0).requests_per_second
+    return ReplicaModel(step, shape, latency_targets, min_busy=0.0).capacity(1.0).requests_per_second

@@ -67,11 +67,8 @@ def parse_settings(changes: Mapping[str, Any]) -> ScalingSettings:
         if isinstance(DEFAULT_VALUES[name], bool):
             if not isinstance(value, bool):
                 raise BadInput(f"{name}: {value!r} is neither True nor False", field=name)
-        elif not 0.0 <= parse_number(value, name) < math.inf or (
-            isinstance(DEFAULT_VALUES[name], int) and not isinstance(value, int)
-        ):
-            kind = "whole number" if isinstance(DEFAULT_VALUES[name], int) else "number"
-            raise BadInput(f"{name}: {value!r} is not a finite {kind} of 0 or more", field=name)
+        elif not 0.0 <= parse_number(value, name) < math.inf:
+            raise BadInput(f"{name}: {value!r} is not a finite number of 0 or more", field=name)
     return ScalingSettings().with_values(changes)
 
 

@@ -33,8 +33,8 @@ def test_new_replicas_do_not_make_busy_ones_seem_slow(slower: float) -> None:
     new = _pace(0.0, 1.0, _gap(0.0, 1.0, slower))
     known = EngineSpeed()
     for _ in range(20):
-        known = update_engine_speed(known, (busy, new, new, new), _POOL, 5.0, _SETTINGS.speed)
-    assert known.slowdown(_SETTINGS.speed) == pytest.approx(slower, rel=0.02)
+        known = update_engine_speed(known, (busy, new, new, new), _POOL, 5.0)
+    assert known.slowdown() == pytest.approx(slower, rel=0.02)
 
 
 def _counted(ticks: list[float]) -> ArrivalHistory:
@@ -89,5 +89,5 @@ def test_one_burst_much_above_all_others_is_not_kept_room_for_as_a_whole() -> No
 
 def test_a_look_in_which_nothing_was_generated_says_nothing_of_speed() -> None:
     known = EngineSpeed(30.0, 20.0)
-    assert update_engine_speed(known, (), _POOL, 5.0, _SETTINGS.speed) == known
-    assert update_engine_speed(known, (TokenGapSample(0.0, 500.0, 0.0, 0.0),), _POOL, 5.0, _SETTINGS.speed) == known
+    assert update_engine_speed(known, (), _POOL, 5.0) == known
+    assert update_engine_speed(known, (TokenGapSample(0.0, 500.0, 0.0, 0.0),), _POOL, 5.0) == known

@@ -233,7 +233,6 @@ def test_settings_are_the_cores() -> None:
         ({"goal_usua": 2}, r"goal_usua: there is no such setting \(did you mean goal_usual\?\)"),
         ({"goal_usual": "2"}, "goal_usual: str where a number belongs"),
         ({"goal_usual": float("nan")}, "goal_usual: nan is not a finite number of 0 or more"),
-        ({"trend_bins": 2.5}, "trend_bins: 2.5 is not a finite whole number of 0 or more"),
         ({"freeze": 1}, "freeze: 1 is neither True nor False"),
     ],
 )

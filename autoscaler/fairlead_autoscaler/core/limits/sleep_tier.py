@@ -17,11 +17,12 @@ bounds, since it keeps its accelerator.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 from fairlead.decision import DecisionInput
 from fairlead.units import format_duration
 from fairlead_autoscaler.core.performance.startup_time import median_startup_seconds, wake_seconds
-from fairlead_autoscaler.core.settings import IdleSettings
+from fairlead_autoscaler.core.settings import ScalingSettings
 from fairlead_autoscaler.core.signals.tick import Tick
 from fairlead_autoscaler.core.sizing import stabilization_window
 from fairlead_autoscaler.core.sizing.group_sizer import WHOLE_REPLICAS_INPUT
@@ -30,6 +31,9 @@ from fairlead_autoscaler.core.sizing.schedule_bounds import replica_bounds
 from fairlead_autoscaler.core.state import CoreState, PoolMemory
 from fairlead_autoscaler.core.types import PoolObservation, PoolPlan, PoolSpec, SleepTier
 from fairlead_autoscaler.core.workload.idle_gaps import IdleGaps, is_worth_keeping
+
+SLEEP_PRICE: Final = 0.1
+"""Price of a sleeping replica, as a share of a serving one."""
 
 
 def apply_sleep_tier(
@@ -51,13 +55,13 @@ def apply_sleep_tier(
     return replace(state, pools=pools), tiered
 
 
-def keep_asleep_seconds(memory: PoolMemory, spec: PoolSpec, tier: SleepTier, settings: IdleSettings) -> float:
+def keep_asleep_seconds(memory: PoolMemory, spec: PoolSpec, tier: SleepTier, settings: ScalingSettings) -> float:
     """Returns the seconds for which a replica that is not needed stays asleep."""
     if tier.after_seconds is not None:
         return tier.after_seconds
     startup = median_startup_seconds(memory.starts, spec)
     saved = max(0.0, startup - wake_seconds(memory.wakes, memory.starts, spec, tier, 0.5))
-    return settings.cold_start_price * saved / settings.sleep_price
+    return settings.cold_start_price * saved / SLEEP_PRICE
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ class _SleepPlanner:
         tick, tier, observed, awake = self.tick, self.tier, self.observed, self.plan.replicas
         if tick.settings.freeze:
             return self.memory, replace(self.plan, asleep=observed.asleep_desired)
-        seconds = keep_asleep_seconds(self.memory, self.spec, tier, tick.settings.idle)
+        seconds = keep_asleep_seconds(self.memory, self.spec, tier, tick.settings)
         whole = max(awake - self.memory.hedged, self._whole_replicas())
         window = stabilization_window.add_need(self.memory.rest, tick.now, float(whole), seconds)
         idle = max(0, observed.ready + observed.waking + observed.asleep - awake)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from fairlead_autoscaler.core.performance.counted_misses import CountedMisses
 from fairlead_autoscaler.core.performance.miss_corrections import MissCorrections, MissEvidence
 from fairlead_autoscaler.core.performance.missed_share import MissedShares
-from fairlead_autoscaler.core.settings import BudgetSettings
+from fairlead_autoscaler.core.settings import ScalingSettings
 
 DAY_SECONDS = 86_400.0
 """The usual period."""
@@ -38,7 +38,7 @@ class ErrorBudget:
     hour_requests: float = 0.0
     evidence: MissEvidence = field(default_factory=MissEvidence)
 
-    def corrections(self, settings: BudgetSettings) -> MissCorrections:
+    def corrections(self, settings: ScalingSettings) -> MissCorrections:
         """Returns the factors on predicted misses."""
         return self.evidence.corrections(settings)
 
@@ -51,7 +51,7 @@ class ErrorBudget:
         """Returns how many more requests of the period may miss; negative if too many did."""
         return allowed * self.period.requests - self.period.missed
 
-    def goal(self, allowed: float, settings: BudgetSettings) -> float:
+    def goal(self, allowed: float, settings: ScalingSettings) -> float:
         """Returns the share of requests that may miss next.
 
         allowed: the share that may miss by the SLO.
@@ -59,7 +59,7 @@ class ErrorBudget:
         goal = settings.goal_usual
         if self.hour_requests >= _MIN_REQUESTS:
             goal += self.left(allowed) / self.hour_requests / allowed
-        return allowed * min(settings.goal_most, max(settings.goal_least, goal))
+        return allowed * min(settings.max_goal, max(settings.min_goal, goal))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class BudgetSample:
 
 
 def update_error_budget(
-    before: ErrorBudget, sample: BudgetSample, settings: BudgetSettings, period_seconds: float = DAY_SECONDS
+    before: ErrorBudget, sample: BudgetSample, settings: ScalingSettings, period_seconds: float = DAY_SECONDS
 ) -> ErrorBudget:
     """Returns the budget after one tick.
 

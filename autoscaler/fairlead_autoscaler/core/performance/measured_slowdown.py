@@ -13,11 +13,18 @@ worked off a queue next to new ones seemed up to three times as slow.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from fairlead_autoscaler.core.performance.step_model import StepModel
-from fairlead_autoscaler.core.settings import SpeedSettings
 from fairlead_autoscaler.core.signals.validation import TokenGapSample
 from fairlead_autoscaler.core.types import PoolSpec
+
+SPEED_SECONDS: Final = 20.0
+"""Memory of the measured speed."""
+ODD_SLOWDOWN: Final = 0.12
+"""A ratio that differs from the mean by more counts only if the next one does too."""
+MIN_SLOWDOWN: Final = 0.5
+MAX_SLOWDOWN: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +40,11 @@ class EngineSpeed:
     odd_seen: float = 0.0
     odd_expected: float = 0.0
 
-    def slowdown(self, settings: SpeedSettings) -> float:
+    def slowdown(self) -> float:
         """Returns how many times as long as its profile an engine takes; 1 without measurements."""
         if self.expected <= 1.0:
             return 1.0
-        return min(settings.speed_most, max(settings.speed_least, self.seen / self.expected))
+        return min(MAX_SLOWDOWN, max(MIN_SLOWDOWN, self.seen / self.expected))
 
 
 def update_engine_speed(
@@ -45,7 +52,6 @@ def update_engine_speed(
     samples: Sequence[TokenGapSample],
     pool: PoolSpec,
     seconds: float,
-    settings: SpeedSettings,
 ) -> EngineSpeed:
     """Returns the speed after one tick of `seconds`.
 
@@ -68,10 +74,10 @@ def update_engine_speed(
     if predicted <= 0.0:
         return before
     factor, odd = before.seen / max(before.expected, 1e-9), measured / predicted
-    if before.expected > 1.0 and abs(odd / factor - 1.0) > settings.speed_odd:
+    if before.expected > 1.0 and abs(odd / factor - 1.0) > ODD_SLOWDOWN:
         if before.odd_expected and (odd - factor) * (before.odd_seen / before.odd_expected - factor) > 0.0:
             # Two consecutive ticks differ in the same direction: the engine has changed.
             return EngineSpeed(before.odd_seen + measured, before.odd_expected + predicted)
         return replace(before, odd_seen=measured, odd_expected=predicted)
-    keep = math.exp(-seconds / settings.speed_seconds)
+    keep = math.exp(-seconds / SPEED_SECONDS)
     return EngineSpeed(before.seen * keep + measured, before.expected * keep + predicted)

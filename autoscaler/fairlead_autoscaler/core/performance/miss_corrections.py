@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from fairlead_autoscaler.core.performance.counted_misses import CountedMisses
 from fairlead_autoscaler.core.performance.missed_share import MissedShares
-from fairlead_autoscaler.core.settings import BudgetSettings
+from fairlead_autoscaler.core.settings import ScalingSettings
 
 _LEAST, _MOST = 0.1, 10.0
 
@@ -43,7 +43,7 @@ class MissEvidence:
     predicted_gaps: float = 0.0
 
     def plus(
-        self, counted: CountedMisses, predicted: MissedShares, seconds: float, settings: BudgetSettings
+        self, counted: CountedMisses, predicted: MissedShares, seconds: float, settings: ScalingSettings
     ) -> "MissEvidence":
         """Returns the evidence with that of one tick of `seconds`."""
         keep = math.exp(-seconds / settings.evidence_seconds)
@@ -54,7 +54,7 @@ class MissEvidence:
             self.predicted_gaps * keep + counted.requests * predicted.gaps,
         )
 
-    def corrections(self, settings: BudgetSettings) -> MissCorrections:
+    def corrections(self, settings: ScalingSettings) -> MissCorrections:
         """Returns the factors that the evidence supports."""
         prior = settings.evidence_prior
         counted = (self.counted.late_first_tokens, self.counted.slow_answers)

@@ -31,11 +31,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from fairlead_autoscaler.core.performance.miss_corrections import NO_CORRECTIONS, MissCorrections, scale_odds
 from fairlead_autoscaler.core.performance.missed_share import FleetMisses, MissedShares, MissPredictor
 from fairlead_autoscaler.core.performance.step_model import LatencyTargets, MeanRequest, StepModel
-from fairlead_autoscaler.core.settings import CapacitySettings
+
+MIN_BUSY: Final = 0.2
+"""Share of an engine's time in use from which its answers can be too slow."""
 
 _SEARCH_BITS = 18
 _MIN_REPLICAS, _MIN_RATE, _SEARCH_STEP = 1e-4, 1e-9, 1e-4
@@ -113,13 +116,14 @@ class ReplicaModel:
     """One replica of a pool under a workload: its steps, the mean request and the targets.
 
     corrections: factors on predicted misses, as learned from those that were counted.
+    min_busy: share of an engine's time in use below which no answer counts as too slow.
     """
 
     step: StepModel
     request: MeanRequest
     targets: LatencyTargets
-    settings: CapacitySettings
     corrections: MissCorrections = NO_CORRECTIONS
+    min_busy: float = MIN_BUSY
 
     def missed(self, load: ExpectedLoad, replicas: float) -> MissedShares:
         """Returns the missed shares of `load` on `replicas`, as predicted, without corrections."""
@@ -209,7 +213,7 @@ class ReplicaModel:
         """Returns the shares that miss by each bound, in the order of `_BOUNDS`."""
         prompts, batch, memory, slow, _ = fleet.shares(rate)
         first_tokens, gaps = self.corrections.first_tokens, self.corrections.gaps
-        is_busy = rate * engine_seconds > self.settings.busy_least
+        is_busy = rate * engine_seconds > self.min_busy
         return (
             scale_odds(prompts, first_tokens),
             scale_odds(slow, gaps) if is_busy else 0.0,

@@ -17,11 +17,16 @@ Why one sample is enough: a moving average needs minutes and still accepts short
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from fairlead_autoscaler.core.float_sum import float_sum
-from fairlead_autoscaler.core.settings import SignalSettings
 from fairlead_autoscaler.core.signals.validation import PoolTotals
 from fairlead_autoscaler.core.types import GatewayTraffic
+
+MAX_INCONSISTENT_SHARE: Final = 0.5
+"""Share of a count that may be missing before signals contradict one another."""
+MAX_INCONSISTENT_SECONDS: Final = 900.0
+"""Signals that contradict one another for longer are believed."""
 
 _MAX_UNEXPLAINED = 3.0
 """Requests whose disappearance is no evidence."""
@@ -61,20 +66,19 @@ def check_consistency(
     now: float,
     traffic: GatewayTraffic | None,
     pools: Mapping[str, PoolTotals | None],
-    settings: SignalSettings,
 ) -> tuple[ConsistencyState, TrustedSignals]:
     """Returns the next memory, and the signals that can be trusted."""
     known = [totals for totals in pools.values() if totals is not None]
     before, vanished = _vanished_requests(memory.in_flight_of, pools)
     abandoned = traffic.abandoned if traffic is not None else 0.0
-    is_recent = memory.inconsistent_since is None or now - memory.inconsistent_since < settings.max_inconsistent_seconds
+    is_recent = memory.inconsistent_since is None or now - memory.inconsistent_since < MAX_INCONSISTENT_SECONDS
     stalled = _stalled_requests(traffic, known)
     is_lost = before > _MAX_UNEXPLAINED and vanished - abandoned > max(
-        _MAX_UNEXPLAINED, settings.inconsistent_share * before
+        _MAX_UNEXPLAINED, MAX_INCONSISTENT_SHARE * before
     )
     persists = (
         memory.inconsistent_since is not None
-        and now - memory.inconsistent_since < settings.max_inconsistent_seconds
+        and now - memory.inconsistent_since < MAX_INCONSISTENT_SECONDS
         and not _has_activity(known)
     )
     # Pools without metrics now keep their last known requests.
@@ -93,7 +97,7 @@ def check_consistency(
         return replace(memory, in_flight_of=in_flight, inconsistent_since=since), TrustedSignals(
             arrivals, dict.fromkeys(pools), found
         )
-    queued, began, began_at = _track_starts(memory, now, traffic, known, settings)
+    queued, began, began_at = _track_starts(memory, now, traffic, known)
     # Counters that still stand after that time must not begin another such time.
     memory = ConsistencyState(in_flight, memory.inconsistent_since if stalled else None, queued, began, began_at)
     if queued is not None and began > queued + _MAX_UNEXPLAINED:
@@ -106,7 +110,6 @@ def _track_starts(
     now: float,
     traffic: GatewayTraffic | None,
     known: list[PoolTotals],
-    settings: SignalSettings,
 ) -> tuple[float | None, float, float]:
     """Returns the requests queued when arrivals stopped, those begun since, and when one last
     began.
@@ -119,7 +122,7 @@ def _track_starts(
     present = float_sum([totals.waiting + totals.running for totals in entries])
     if traffic is None:
         return max(memory.queued or 0.0, present) if known else None, 0.0, now
-    if traffic.arrivals > 0.0 or traffic.held > 0.0 or now - memory.began_at > settings.max_inconsistent_seconds:
+    if traffic.arrivals > 0.0 or traffic.held > 0.0 or now - memory.began_at > MAX_INCONSISTENT_SECONDS:
         return present + traffic.held, 0.0, now
     begins = float_sum([totals.first_tokens for totals in entries])
     if memory.queued is None:

@@ -9,11 +9,15 @@ Why: the time that the counters cover after such a jump is unknown.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
-from fairlead_autoscaler.core.settings import ScalingSettings, SignalSettings
+from fairlead_autoscaler.core.settings import ScalingSettings
 from fairlead_autoscaler.core.signals.consistency import ConsistencyState, TrustedSignals, check_consistency
 from fairlead_autoscaler.core.signals.validation import pool_totals, valid_count, valid_number, valid_traffic
 from fairlead_autoscaler.core.types import GatewayTraffic, MixResult, ModelSpec, Observation, PoolObservation
+
+MAX_GAP_INTERVALS: Final = 3.5
+"""Counters after a longer gap between two ticks are left out."""
 
 _COUNT_FIELDS = ("desired", "ready", "pending", "draining", "asleep_desired", "asleep", "waking")
 
@@ -102,7 +106,7 @@ def take_sample(
     pools = {
         pool.name: _valid_pool(observation.pools[pool.name]) for pool in model.pools if pool.name in observation.pools
     }
-    clock, seconds, has_gap = _advance_clock(clock, observation.now, model, settings.signals)
+    clock, seconds, has_gap = _advance_clock(clock, observation.now, model, settings)
     is_counted = not has_gap and seconds > 0.0
     totals = {
         pool.name: pool_totals(pools[pool.name], pool, model.itl_seconds) if is_counted else None
@@ -110,10 +114,10 @@ def take_sample(
         if pool.name in pools
     }
     traffic = valid_traffic(observation.gateway) if is_counted else None
-    memory, signals = check_consistency(memory, clock.now, traffic, totals, settings.signals)
+    memory, signals = check_consistency(memory, clock.now, traffic, totals)
     clock, arrivals = _collect_arrivals(clock, signals.gateway, seconds, model, usual)
     if seconds > 0.0 and (signals.inconsistency is not None or clock.blind_since is not None):
-        clock = replace(clock, calm_at=max(clock.calm_at, clock.now + settings.signals.doubt_seconds))
+        clock = replace(clock, calm_at=max(clock.calm_at, clock.now + settings.doubt_seconds))
     tick = Tick(
         model=model,
         settings=settings,
@@ -139,7 +143,7 @@ def _valid_pool(pool: PoolObservation) -> PoolObservation:
 
 
 def _advance_clock(
-    clock: TickClock, time: float, model: ModelSpec, settings: SignalSettings
+    clock: TickClock, time: float, model: ModelSpec, settings: ScalingSettings
 ) -> tuple[TickClock, float, bool]:
     """Returns the clock after an observation at `time`, the seconds to count, and whether there is
     a gap.
@@ -154,7 +158,7 @@ def _advance_clock(
     seconds = time - clock.told
     if seconds <= 0.0:
         return replace(clock, told=time), 0.0, False
-    if seconds > settings.gap_intervals * model.interval_seconds:
+    if seconds > MAX_GAP_INTERVALS * model.interval_seconds:
         now = clock.now + model.interval_seconds
         calm_at = max(clock.calm_at, now + settings.restart_seconds)
         return replace(clock, told=time, now=now, calm_at=calm_at), model.interval_seconds, True

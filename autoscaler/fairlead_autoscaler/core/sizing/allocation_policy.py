@@ -11,10 +11,11 @@ of demand never adds up to it.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from fairlead.decision import DecisionInput
-from fairlead_autoscaler.core.settings import AllocationSettings
-from fairlead_autoscaler.core.sizing.mix_requests import FollowedMix, MixQuestion, update_mix
+from fairlead_autoscaler.core.settings import ScalingSettings
+from fairlead_autoscaler.core.sizing.mix_requests import MIX_SECONDS, FollowedMix, MixQuestion, update_mix
 from fairlead_autoscaler.core.sizing.pool_allocation import (
     AllocationOptions,
     PoolShare,
@@ -25,6 +26,11 @@ from fairlead_autoscaler.core.sizing.pool_allocation import (
     transition_targets,
 )
 from fairlead_autoscaler.core.types import MixRequest, MixResult
+
+SWITCH_STARTS: Final = 1.0
+"""An allocation is left once it has cost this multiple of the starts for the best."""
+MIX_SWITCH_SHARE: Final = 0.15
+"""A mix is followed in place of another if it saves this share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,7 @@ class AllocationPolicy:
     followed_mix: FollowedMix
     previous: PreviousAllocation
     now: float
-    settings: AllocationSettings
+    settings: ScalingSettings
 
     def allocate(self, demand: float, question: MixQuestion | None, result: MixResult | None) -> Allocation:
         """Returns the targets for `demand`, in replicas of the first pool.
@@ -68,7 +74,7 @@ class AllocationPolicy:
         if len(self.pools) < 2:
             best = allocation_options(demand, self.pools, {}).best
             return Allocation(transition_targets(demand, self.pools, best), FollowedMix())
-        mix, request = update_mix(self.followed_mix, self.now, question, result, self.settings)
+        mix, request = update_mix(self.followed_mix, self.now, question, result)
         base = self._replicas(mix)
         if base is None:
             previous = self._keep_or_switch(demand)
@@ -78,7 +84,7 @@ class AllocationPolicy:
         former = self._replicas(self.followed_mix)
         if former is not None and mix.changed_at != self.followed_mix.changed_at:
             cost, new_cost = (mix_cost(demand, self.pools, counts) for counts in (former, base))
-            if cost * (1.0 - self.settings.mix_switch_share) <= new_cost:
+            if cost * (1.0 - MIX_SWITCH_SHARE) <= new_cost:
                 kept = self.followed_mix
                 mix = replace(mix, replicas=kept.replicas, rule=kept.rule, changed_at=kept.changed_at)
                 base = former
@@ -102,7 +108,7 @@ class AllocationPolicy:
         """Returns the allocation by the mean request that is kept, or switched to now."""
         options = allocation_options(demand, self.pools, self.previous.base)
         regret = self._regret(options)
-        if options.staying is None or regret > self.settings.switch_starts * options.switch_cost:
+        if options.staying is None or regret > SWITCH_STARTS * options.switch_cost:
             return PreviousAllocation(options.best, 0.0, self.now)
         return PreviousAllocation(options.staying, regret, self.now)
 
@@ -112,5 +118,5 @@ class AllocationPolicy:
         It decays while a switch would save nothing.
         """
         seconds = 0.0 if self.previous.at is None else self.now - self.previous.at
-        keep = math.exp(-seconds / self.settings.mix_seconds) if options.savings_per_hour <= 0.0 else 1.0
+        keep = math.exp(-seconds / MIX_SECONDS) if options.savings_per_hour <= 0.0 else 1.0
         return self.previous.regret * keep + max(0.0, options.savings_per_hour) * seconds / 3_600.0

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Final
 
 from fairlead.decision import DecisionInput
 from fairlead.fleet.model import Role
@@ -27,6 +28,9 @@ from fairlead_autoscaler.core.workload.load_forecast import (
 )
 from fairlead_autoscaler.core.workload.mean_request import output_growth, prompt_growth
 
+RECUR_SHARE: Final = 3.0
+"""Bursts recur within this multiple of startup time and window."""
+
 
 def estimate_group_demand(
     state: CoreState, memory: GroupMemory, tick: Tick, inputs: GroupInputs
@@ -39,15 +43,15 @@ def estimate_group_demand(
     price = inputs.bin_price(tick, has_settled_prompts=state.lengths.settled_prompt is not None)
     bin_end = memory.past_at
     memory = _learn_bursts(state.load, memory, tick, inputs, price)
-    load, level = _load_level(state.load, memory, tick, inputs, price)
+    load, level = _load_level(state.load, memory, inputs, price)
     state = replace(state, load=load)
     if level is None:
         return state, memory, None
     outputs = prompts = 1.0
     if inputs.group.role is not Role.PREFILL:
-        outputs = output_growth(state.lengths, load, inputs.ahead_seconds, settings.lengths)
+        outputs = output_growth(state.lengths, load, inputs.ahead_seconds)
     if level.slope <= 0.0:
-        prompts = prompt_growth(load, inputs.ahead_seconds, settings)
+        prompts = prompt_growth(load, inputs.ahead_seconds)
     expected = replace(
         inputs.mean_request,
         prompt_tokens=inputs.mean_request.prompt_tokens * prompts,
@@ -56,10 +60,10 @@ def estimate_group_demand(
     patience = math.inf if tick.model.patience_seconds is None else tick.model.patience_seconds
     demand_inputs = DemandInputs(
         level=level,
-        deviation=settings.bursts.deviation_guess if memory.deviation is None else memory.deviation,
+        deviation=settings.deviation_guess if memory.deviation is None else memory.deviation,
         bursts=memory.bursts,
         capacity=inputs.capacity,
-        replica=replace(inputs.replica_model(inputs.first_pool, tick), request=expected),
+        replica=replace(inputs.replica_model(inputs.first_pool), request=expected),
         ahead_seconds=inputs.ahead_seconds,
         backlog=Backlog(
             waiting_requests(tick, inputs.group),
@@ -70,7 +74,7 @@ def estimate_group_demand(
     )
     demand = estimate_demand(demand_inputs, settings)
     if demand.replicas > 0.0 and (memory.past_at > bin_end or not memory.other_needs):
-        others = relative_needs(demand_inputs, demand, inputs.other_goals, settings)
+        others = relative_needs(demand_inputs, demand, inputs.other_goals)
         memory = replace(memory, other_needs=others)
     shown = {name: DecisionInput(need * demand.replicas) for name, need in memory.other_needs.items()}
     growth = {"output_growth": DecisionInput(outputs), "prompt_growth": DecisionInput(prompts)}
@@ -84,7 +88,7 @@ def _learn_bursts(
     settings = tick.settings
     if not load.past or load.past[-1].at <= memory.past_at:
         return memory
-    within = settings.bursts.recur_share * (inputs.startup_seconds + settings.scale_down.window_seconds)
+    within = RECUR_SHARE * (inputs.startup_seconds + settings.window_seconds)
     request_seconds = 1.0 / inputs.capacity.requests_per_second
     return replace(
         memory,
@@ -95,18 +99,18 @@ def _learn_bursts(
 
 
 def _load_level(
-    load: ArrivalHistory, memory: GroupMemory, tick: Tick, inputs: GroupInputs, price: BinPrice
+    load: ArrivalHistory, memory: GroupMemory, inputs: GroupInputs, price: BinPrice
 ) -> tuple[ArrivalHistory, LoadLevel | None]:
     """Returns the arrivals since the last change point, and their level."""
-    settings, request_seconds = tick.settings.load, 1.0 / inputs.capacity.requests_per_second
-    level = estimate_level(load, price, request_seconds, settings)
+    request_seconds = 1.0 / inputs.capacity.requests_per_second
+    level = estimate_level(load, price, request_seconds)
     if level is None:
         return load, None
-    ticks = change_point_ticks(load, level, price, request_seconds, memory.bursts > 0.0, settings)
+    ticks = change_point_ticks(load, level, price, request_seconds, memory.bursts > 0.0)
     if not ticks:
         return load, level
     load = keep_last_ticks(load, ticks)
-    after = estimate_level(load, price, request_seconds, settings)
+    after = estimate_level(load, price, request_seconds)
     if after is not None and after.current > level.current:
         after = replace(after, floor=level.expected(inputs.ahead_seconds))
     return load, after

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.float_sum import float_sum
@@ -11,7 +12,7 @@ from fairlead_autoscaler.core.performance.miss_corrections import MissCorrection
 from fairlead_autoscaler.core.performance.replica_capacity import ReplicaCapacity, ReplicaModel
 from fairlead_autoscaler.core.performance.startup_time import DEFAULT_STARTUP_SECONDS
 from fairlead_autoscaler.core.performance.step_model import LatencyTargets, MeanRequest
-from fairlead_autoscaler.core.settings import DemandSettings
+from fairlead_autoscaler.core.settings import ScalingSettings
 from fairlead_autoscaler.core.signals.tick import Tick
 from fairlead_autoscaler.core.sizing.pool_capacity import (
     GroupService,
@@ -23,6 +24,7 @@ from fairlead_autoscaler.core.sizing.schedule_bounds import replica_bounds
 from fairlead_autoscaler.core.state import CoreState, GroupMemory
 from fairlead_autoscaler.core.types import ModelSpec, PoolGroup, PoolObservation, PoolSpec
 from fairlead_autoscaler.core.workload.arrivals import ArrivalBin
+from fairlead_autoscaler.core.workload.length_shift import MIN_SHIFT_FACTOR
 from fairlead_autoscaler.core.workload.load_forecast import BinPrice
 from fairlead_autoscaler.core.workload.mean_request import (
     NO_DECODE_PREFILL,
@@ -30,6 +32,9 @@ from fairlead_autoscaler.core.workload.mean_request import (
     decode_prefill_share,
     mean_request,
 )
+
+READY_EXTRA_SECONDS: Final = 10.0
+"""Seconds from the start of an engine to its first requests."""
 
 _OTHER_TARGETS: Mapping[str, float] = {"need_at_95_replicas": 0.95, "need_at_99_9_replicas": 0.999}
 """Targets whose demand is shown next to that at the model's own, by the name of the input."""
@@ -69,10 +74,10 @@ class GroupInputs:
         """The capacity of a replica of the first pool."""
         return self.capacities[self.first_pool.name]
 
-    def replica_model(self, pool: PoolSpec, tick: Tick) -> ReplicaModel:
+    def replica_model(self, pool: PoolSpec) -> ReplicaModel:
         """Returns the model of one replica of `pool` under the mean request."""
         service = GroupService(self.mean_request, self.targets, self.corrections)
-        return replica_model(pool, service, self.slowdowns[pool.name], tick.settings.capacity)
+        return replica_model(pool, service, self.slowdowns[pool.name])
 
     def ready_replicas(self, tick: Tick) -> float:
         """Returns the number of ready replicas, counted in replicas of the first pool."""
@@ -114,11 +119,11 @@ class GroupInputs:
         if not has_settled_prompts:
             share = 1.0 - self.decode_prefill.requests if role is Role.PREFILL else 1.0
             return lambda arrivals: arrivals.requests / arrivals.seconds * share / rate
-        step = self.replica_model(self.first_pool, tick).step
+        step = self.replica_model(self.first_pool).step
         per_prompt_token = step.prompt_seconds(request) / request.prompt_tokens
         per_request = request.output_tokens * step.token_seconds(request.context_tokens)
         per_resident_token = 0.0
-        max_prompt_tokens = request.prompt_tokens * tick.settings.lengths.turn_times
+        max_prompt_tokens = request.prompt_tokens * MIN_SHIFT_FACTOR
         replicas_per_second = 1.0 / (rate * capacity.engine_seconds)
         if role is Role.PREFILL:
             per_prompt_token *= 1.0 - self.decode_prefill.tokens
@@ -149,19 +154,18 @@ def group_inputs(state: CoreState, tick: Tick, group: PoolGroup) -> GroupInputs:
     request = mean_request(state.lengths, group.role, decode_prefill)
     answers = state.pools[group.pools[0].name].answers.factor(request.output_tokens)
     request = replace(request, running_answer=answers)
-    slowdowns = {pool.name: state.pools[pool.name].speed.slowdown(settings.speed) for pool in group.pools}
+    slowdowns = {pool.name: state.pools[pool.name].speed.slowdown() for pool in group.pools}
     memory = state.groups.get(group.role.value)
     budget = ErrorBudget() if memory is None else memory.budget
-    goal = budget.goal(allowed_miss_share(tick.model), settings.budget)
+    goal = budget.goal(allowed_miss_share(tick.model), settings)
     targets = replace(latency_targets(tick.model, group.role, request.prompt_tokens), allowed_miss_share=goal)
-    corrections = budget.corrections(settings.budget)
+    corrections = budget.corrections(settings)
     service = GroupService(request, targets, corrections)
     sharing = float(sum([tick.pools[pool.name].desired for pool in group.pools]))
     if memory is not None and memory.need is not None:
         sharing = memory.need
     capacities = {
-        pool.name: replica_model(pool, service, slowdowns[pool.name], settings.capacity).capacity(sharing)
-        for pool in group.pools
+        pool.name: replica_model(pool, service, slowdowns[pool.name]).capacity(sharing) for pool in group.pools
     }
     return GroupInputs(
         group,
@@ -172,7 +176,7 @@ def group_inputs(state: CoreState, tick: Tick, group: PoolGroup) -> GroupInputs:
         slowdowns,
         capacities,
         _replica_equivalents(memory, capacities, group, tick),
-        *_startup_times(state, group, settings.demand),
+        *_startup_times(state, group, settings),
         _other_goals(tick.model, targets),
     )
 
@@ -199,7 +203,7 @@ def _replica_equivalents(
     """
     first = capacities[group.pools[0].name].requests_per_second
     before = {} if memory is None else memory.worths
-    keep = math.exp(-tick.seconds / tick.settings.scale_down.window_seconds)
+    keep = math.exp(-tick.seconds / tick.settings.window_seconds)
     equivalents = {}
     for pool in group.pools:
         now = capacities[pool.name].requests_per_second / first
@@ -207,7 +211,7 @@ def _replica_equivalents(
     return equivalents
 
 
-def _startup_times(state: CoreState, group: PoolGroup, settings: DemandSettings) -> tuple[float, float]:
+def _startup_times(state: CoreState, group: PoolGroup, settings: ScalingSettings) -> tuple[float, float]:
     """Returns the seconds of slow starts of the group, and its forecast horizon."""
     slow = usual = 0.0
     for pool in group.pools:
@@ -215,4 +219,4 @@ def _startup_times(state: CoreState, group: PoolGroup, settings: DemandSettings)
         slow = max(slow, starts.quantile(0.9, pool.startup_p90_seconds, DEFAULT_STARTUP_SECONDS))
         prior = pool.startup_p50_seconds if settings.ahead_quantile < 0.9 else pool.startup_p90_seconds
         usual = max(usual, starts.quantile(settings.ahead_quantile, prior, DEFAULT_STARTUP_SECONDS))
-    return slow, usual + settings.ready_extra_seconds
+    return slow, usual + READY_EXTRA_SECONDS

@@ -11,6 +11,7 @@ serves, and the rest sleeps as far as the tier has room.
 
 import math
 from dataclasses import dataclass, replace
+from typing import Final
 
 from fairlead.decision import DecisionInput
 from fairlead.fleet.model import Role
@@ -23,7 +24,7 @@ from fairlead_autoscaler.core.signals.tick import Tick
 from fairlead_autoscaler.core.sizing import stabilization_window
 from fairlead_autoscaler.core.sizing.allocation_policy import Allocation, AllocationPolicy
 from fairlead_autoscaler.core.sizing.group_demand import estimate_group_demand
-from fairlead_autoscaler.core.sizing.group_inputs import GroupInputs, group_inputs
+from fairlead_autoscaler.core.sizing.group_inputs import READY_EXTRA_SECONDS, GroupInputs, group_inputs
 from fairlead_autoscaler.core.sizing.load_conditions import (
     can_scale_to_zero,
     counted_misses,
@@ -31,7 +32,7 @@ from fairlead_autoscaler.core.sizing.load_conditions import (
     is_overloaded,
     is_short_of_replicas,
 )
-from fairlead_autoscaler.core.sizing.mix_requests import MixQuestion
+from fairlead_autoscaler.core.sizing.mix_requests import MIX_SECONDS, MixQuestion
 from fairlead_autoscaler.core.sizing.pool_allocation import PoolShare, demand_of_pool
 from fairlead_autoscaler.core.sizing.pool_capacity import allowed_miss_share, latency_targets
 from fairlead_autoscaler.core.sizing.pool_planner import PoolDemand, SignalDoubt, StatelessPoolPlanner
@@ -40,6 +41,13 @@ from fairlead_autoscaler.core.sizing.schedule_bounds import replica_bounds
 from fairlead_autoscaler.core.state import CoreState, GroupMemory
 from fairlead_autoscaler.core.types import MixRequest, PoolCandidate, PoolGroup, PoolPlan, PoolSpec
 from fairlead_autoscaler.core.workload.mean_request import request_for_role
+
+SHORT_SECONDS: Final = 60.0
+"""Late requests teach nothing for so long after replicas were short."""
+BACKLOG_SECONDS: Final = 60.0
+"""The largest backlog of these seconds counts."""
+START_PRICE: Final = 0.3
+"""Price of a start, in startup times of a replica."""
 
 WHOLE_REPLICAS_INPUT = "whole_replicas"
 """The input that says how many replicas should exist, serving or asleep."""
@@ -94,7 +102,7 @@ class _GroupSizer:
         after = replace(after, budget=self._error_budget(after, demand))
         state, stable = self._stable_demand(state, after, held)
         shares = [self._pool_share(pool) for pool in self.group.pools]
-        policy = AllocationPolicy(shares, before.blend, before.kept, tick.now, tick.settings.allocation)
+        policy = AllocationPolicy(shares, before.blend, before.kept, tick.now, tick.settings)
         question = self._mix_question(state, shares, stable.serving)
         allocation = policy.allocate(stable.serving, question, tick.mix_results.get(role))
         after = replace(
@@ -103,7 +111,7 @@ class _GroupSizer:
         shown = self._shown_inputs(before, demand, stable)
         pools = dict(state.pools)
         plans: dict[str, PoolPlan] = {}
-        usual = max(1.0, inputs.ahead_seconds - tick.settings.demand.ready_extra_seconds)
+        usual = max(1.0, inputs.ahead_seconds - READY_EXTRA_SECONDS)
         for pool in self.group.pools:
             name, bounds = pool.name, replica_bounds(pool, tick.wall)
             doubt = SignalDoubt(tick.missing_seconds, tick.signals.inconsistency, tick.warming_up)
@@ -133,7 +141,7 @@ class _GroupSizer:
         tick = self.tick
         if self.inputs.ready_replicas(tick) <= 0.0 or tick.warming_up:
             return True
-        return memory.is_excused and tick.now - memory.short_at <= tick.settings.budget.short_seconds
+        return memory.is_excused and tick.now - memory.short_at <= SHORT_SECONDS
 
     def _error_budget(self, memory: GroupMemory, demand: Demand | None) -> ErrorBudget:
         """Returns the error budget after the tick.
@@ -148,12 +156,12 @@ class _GroupSizer:
         predicted = MissedShares()
         if ready > 0.0 and demand.current_level > 0.0:
             load = ExpectedLoad(demand.current_level * inputs.capacity.requests_per_second)
-            predicted = inputs.replica_model(inputs.first_pool, tick).missed(load, ready)
-        is_representative = ready > 0.0 and tick.now - memory.short_at > tick.settings.budget.short_seconds
+            predicted = inputs.replica_model(inputs.first_pool).missed(load, ready)
+        is_representative = ready > 0.0 and tick.now - memory.short_at > SHORT_SECONDS
         sample = BudgetSample(
             counted_misses(tick, inputs, known), predicted, tick.seconds, is_representative, memory.is_excused
         )
-        return update_error_budget(memory.budget, sample, tick.settings.budget, tick.model.period_seconds)
+        return update_error_budget(memory.budget, sample, tick.settings, tick.model.period_seconds)
 
     def _stable_demand(self, state: CoreState, memory: GroupMemory, held: float) -> tuple[CoreState, _StableDemand]:
         """Returns the next state, and the demand `held` split into serving and sleeping
@@ -183,7 +191,7 @@ class _GroupSizer:
             # A request that waits for a wake misses its target, too: windows and bursts stay those
             # of a start.
             slow = inputs.startup_seconds
-        ahead = usual + tick.settings.demand.ready_extra_seconds
+        ahead = usual + READY_EXTRA_SECONDS
         quick = replace(inputs, startup_seconds=slow, ahead_seconds=ahead, other_goals={})
         key = f"{self.group.role.value} awake"
         before = state.groups.get(key) or GroupMemory(window=memory.window, need=memory.need)
@@ -218,7 +226,7 @@ class _GroupSizer:
             maximum=maximum,
             desired=observed.desired,
             ready=observed.ready,
-            start_price=tick.settings.allocation.start_price * inputs.startup_seconds / 3_600.0,
+            start_price=START_PRICE * inputs.startup_seconds / 3_600.0,
         )
 
     def _mix_question(self, state: CoreState, shares: list[PoolShare], demand: float) -> MixQuestion | None:
@@ -227,7 +235,7 @@ class _GroupSizer:
         None without a choice of pools, without load or metrics, or without recent shapes.
         """
         tick, inputs, shapes = self.tick, self.inputs, state.shapes
-        mix_seconds = tick.settings.allocation.mix_seconds
+        mix_seconds = MIX_SECONDS
         if len(shares) < 2 or demand <= 0.0 or shapes is None or tick.missing_seconds is not None:
             return None
         if shapes.watched_seconds < mix_seconds / 2.0 or tick.now - shapes.at > mix_seconds:
@@ -249,7 +257,7 @@ class _GroupSizer:
                 for share in shares
             ],
             capacities=inputs.capacities,
-            steps={pool.name: inputs.replica_model(pool, tick).step for pool in self.group.pools},
+            steps={pool.name: inputs.replica_model(pool).step for pool in self.group.pools},
             request_of_shape=lambda prompt, output: request_for_role(role, MeanRequest(prompt, output, cached_share)),
             targets_of_prompt=lambda prompt: latency_targets(tick.model, role, prompt),
         )
@@ -288,7 +296,7 @@ class _GroupSizer:
 
     def _with_unreachable_target(self, plan: PoolPlan, pool: PoolSpec) -> PoolPlan:
         """Returns the plan; its reason names the target that no number of replicas can meet."""
-        target = self.inputs.replica_model(pool, self.tick).unreachable_target()
+        target = self.inputs.replica_model(pool).unreachable_target()
         return plan if target is None else replace(plan, reason=f"{plan.reason}; {target}")
 
     def _capacity_share_after_removal(self, pool: PoolSpec) -> float:
@@ -296,7 +304,7 @@ class _GroupSizer:
         count, request = self.tick.pools[pool.name].ready, self.inputs.mean_request
         if request.cached_share <= 0.0 or count <= 1 or pool.role is Role.DECODE:
             return 1.0
-        replica = self.inputs.replica_model(pool, self.tick)
+        replica = self.inputs.replica_model(pool)
         fewer = replace(replica, request=replace(request, cached_share=request.cached_share * (1.0 - 1.0 / count)))
         return fewer.capacity(count).requests_per_second / replica.capacity(count).requests_per_second
 
@@ -314,27 +322,25 @@ def _stabilize(
         did not allow, is not remembered.
     """
     settings = tick.settings
-    length = stabilization_window.window_length(inputs.startup_seconds, settings.scale_down)
+    length = stabilization_window.window_length(inputs.startup_seconds, settings)
     most = inputs.max_replicas(tick)
     known = stabilization_window.cap_newest_need(before.window, present)
     if demand is None:
         last = before.need or 0.0
-        if tick.missing_seconds is not None and tick.missing_seconds >= settings.signals.missing_hold_seconds:
+        if tick.missing_seconds is not None and tick.missing_seconds >= settings.missing_hold_seconds:
             known_until = tick.now - tick.missing_seconds
             kept = before.recent_needs[-1][1] if before.recent_needs else last
             # The window lacks the error of forecasts, by which a known demand is larger.
             allowance = last / kept if kept > 0.0 else 1.0
             highest = max([last, *[need * allowance for at, need in known.needs if at <= known_until]])
-            last = highest * settings.signals.missing_rise + max(0.0, before.trend) * tick.missing_seconds
+            last = highest * settings.missing_rise + max(0.0, before.trend) * tick.missing_seconds
         window = stabilization_window.add_need(known, tick.now, min(last, most), length)
         held = max(_window_need(window, inputs, present), last + before.backlog.largest)
         return held, replace(before, window=window)
     lasting = demand.certain if len(inputs.group.pools) == 1 else demand.replicas
-    recent = stabilization_window.keep_recent(before.recent_needs, tick.now, min(lasting, most), settings.scale_down)
+    recent = stabilization_window.keep_recent(before.recent_needs, tick.now, min(lasting, most), settings)
     window = stabilization_window.add_need(known, tick.now, min(need for _, need in recent), length)
-    backlog = stabilization_window.add_need(
-        before.backlog, tick.now, min(demand.backlog, most), settings.demand.backlog_seconds
-    )
+    backlog = stabilization_window.add_need(before.backlog, tick.now, min(demand.backlog, most), BACKLOG_SECONDS)
     held = max(_window_need(window, inputs, present), demand.replicas + backlog.largest)
     return held, replace(
         before, window=window, recent_needs=recent, backlog=backlog, need=demand.replicas, trend=demand.trend

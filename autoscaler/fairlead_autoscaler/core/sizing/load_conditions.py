@@ -1,6 +1,7 @@
 """Load conditions: what queues, idle time and late requests say about a group, beyond demand."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.float_sum import float_sum
@@ -8,10 +9,13 @@ from fairlead_autoscaler.core.performance.counted_misses import CountedMisses, C
 from fairlead_autoscaler.core.signals.tick import Tick
 from fairlead_autoscaler.core.signals.validation import PoolTotals
 from fairlead_autoscaler.core.sizing.group_inputs import GroupInputs
-from fairlead_autoscaler.core.sizing.replicas_needed import Demand
+from fairlead_autoscaler.core.sizing.replicas_needed import USUAL_QUEUE, Demand
 from fairlead_autoscaler.core.state import CoreState
 from fairlead_autoscaler.core.types import PoolGroup
 from fairlead_autoscaler.core.workload import idle_gaps
+
+OVERLOADED_SHARE: Final = 1.25
+"""A load of this multiple of the ready replicas is an overload."""
 
 
 def waiting_requests(tick: Tick, group: PoolGroup) -> float:
@@ -24,7 +28,7 @@ def waiting_requests(tick: Tick, group: PoolGroup) -> float:
 def has_long_queue(tick: Tick, inputs: GroupInputs) -> bool:
     """Whether more requests wait than is usual."""
     ready = inputs.ready_replicas(tick)
-    return waiting_requests(tick, inputs.group) > tick.settings.demand.queue_usual * max(1.0, ready)
+    return waiting_requests(tick, inputs.group) > USUAL_QUEUE * max(1.0, ready)
 
 
 def is_short_of_replicas(tick: Tick, inputs: GroupInputs, demand: Demand) -> bool:
@@ -48,7 +52,7 @@ def is_overloaded(tick: Tick, inputs: GroupInputs, demand: Demand | None) -> boo
     """
     if demand is None or inputs.group.role is not Role.SERVE:
         return False
-    return demand.current_level > tick.settings.hedging.overloaded_share * inputs.ready_replicas(tick)
+    return demand.current_level > OVERLOADED_SHARE * inputs.ready_replicas(tick)
 
 
 def can_scale_to_zero(state: CoreState, tick: Tick, return_seconds: float) -> bool:
@@ -64,7 +68,7 @@ def can_scale_to_zero(state: CoreState, tick: Tick, return_seconds: float) -> bo
     if any(totals is None or totals.unread_replicas or totals.running + totals.waiting > 0.0 for totals in known):
         return all(totals is None and tick.pools[name].ready == 0 for name, totals in tick.signals.pools.items())
     last = state.silence.last_arrival
-    cost = return_seconds * tick.settings.idle.cold_start_price
+    cost = return_seconds * tick.settings.cold_start_price
     if tick.model.ttft_seconds is not None and return_seconds < tick.model.ttft_seconds:
         cost = return_seconds
     return last is not None and not idle_gaps.is_worth_keeping(state.silence, tick.now - last, cost)

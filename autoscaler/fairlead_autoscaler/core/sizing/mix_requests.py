@@ -22,14 +22,17 @@ request.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from fairlead_autoscaler.core.float_sum import float_sum
 from fairlead_autoscaler.core.performance.replica_capacity import ReplicaCapacity, find_unreachable_target
 from fairlead_autoscaler.core.performance.step_model import LatencyTargets, MeanRequest, StepModel
-from fairlead_autoscaler.core.settings import AllocationSettings
 from fairlead_autoscaler.core.signals.validation import valid_count
 from fairlead_autoscaler.core.types import MixRequest, MixResult, PoolCandidate
 from fairlead_autoscaler.core.workload.shape_histogram import ShapeHistogram
+
+MIX_SECONDS: Final = 300.0
+"""Seconds between two queries about the mix."""
 
 NO_REQUEST, REQUESTED, NO_RESULT, NO_SHAPES = "unasked", "asked", "unanswered", "no-shapes"
 """The rules of a group that follows no mix."""
@@ -77,17 +80,16 @@ def update_mix(
     now: float,
     question: MixQuestion | None,
     result: MixResult | None,
-    settings: AllocationSettings,
 ) -> tuple[FollowedMix, MixRequest | None]:
     """Returns the mix to follow at `now`, and the query that is due.
 
     question: None: there is nothing to query.
     result: the reply that came since the last tick.
     """
-    mix = _accept_result(before, now, result, settings)
-    if mix.told_at is not None and now - mix.told_at >= 2.0 * settings.mix_seconds:
+    mix = _accept_result(before, now, result)
+    if mix.told_at is not None and now - mix.told_at >= 2.0 * MIX_SECONDS:
         mix = FollowedMix(rule=NO_RESULT if mix.waiting else NO_REQUEST, asked_at=mix.asked_at, waiting=mix.waiting)
-    is_due = mix.asked_at is None or now - mix.asked_at >= settings.mix_seconds
+    is_due = mix.asked_at is None or now - mix.asked_at >= MIX_SECONDS
     if question is None or not is_due:
         return mix, None
     rates, candidates = _rates_and_candidates(question)
@@ -98,11 +100,9 @@ def update_mix(
     return replace(mix, asked_at=now, waiting=True), MixRequest(now, tuple(rates), tuple(candidates))
 
 
-def _accept_result(
-    before: FollowedMix, now: float, result: MixResult | None, settings: AllocationSettings
-) -> FollowedMix:
+def _accept_result(before: FollowedMix, now: float, result: MixResult | None) -> FollowedMix:
     """Returns `before`, or the mix of `result` if it replies to the last query in time."""
-    is_late = before.asked_at is None or now - before.asked_at > settings.mix_seconds
+    is_late = before.asked_at is None or now - before.asked_at > MIX_SECONDS
     if result is None or is_late or not before.waiting or result.asked_at != before.asked_at:
         return before
     replicas = None

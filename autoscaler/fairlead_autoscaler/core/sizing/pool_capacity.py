@@ -7,7 +7,6 @@ from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.performance.miss_corrections import NO_CORRECTIONS, MissCorrections
 from fairlead_autoscaler.core.performance.replica_capacity import ReplicaModel
 from fairlead_autoscaler.core.performance.step_model import LatencyTargets, MeanRequest, StepModel
-from fairlead_autoscaler.core.settings import CapacitySettings
 from fairlead_autoscaler.core.types import ModelSpec, PoolSpec
 
 _FALLBACK_PROFILE = "a100-qwen7b"
@@ -44,7 +43,7 @@ class GroupService:
     corrections: MissCorrections = NO_CORRECTIONS
 
 
-def replica_model(pool: PoolSpec, service: GroupService, slowdown: float, settings: CapacitySettings) -> ReplicaModel:
+def replica_model(pool: PoolSpec, service: GroupService, slowdown: float) -> ReplicaModel:
     """Returns a replica of `pool` that is `slowdown` times as slow as its profile."""
     step = StepModel.from_profile(pool_profile(pool), slowdown)
-    return ReplicaModel(step, service.request, service.targets, settings, service.corrections)
+    return ReplicaModel(step, service.request, service.targets, service.corrections)

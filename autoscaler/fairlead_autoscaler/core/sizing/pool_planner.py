@@ -28,11 +28,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Final
 
 from fairlead.decision import DecisionInput
 from fairlead_autoscaler.core.settings import ScalingSettings
 from fairlead_autoscaler.core.state import PoolMemory
 from fairlead_autoscaler.core.types import PoolObservation, PoolPlan
+
+MIN_HEDGED_SHARE: Final = 0.1
+"""Missing share of the target from which more replicas start."""
+MIN_LONE_SHARE: Final = 0.25
+"""The same for a pool of one role, if its starts vary."""
+MIN_LONE_SLOWNESS: Final = 1.5
+"""Slow startup time, in usual ones, from which starts vary."""
+MIN_DOWN_SECONDS: Final = 15.0
+"""Shortest time between two steps down."""
 
 
 class Rule(StrEnum):
@@ -204,7 +214,7 @@ class StatelessPoolPlanner:
         if doubt.missing_seconds is not None:
             cause = doubt.inconsistency or "arrivals are unknown"
             rule = Rule.METRICS_INCONSISTENT if doubt.inconsistency else Rule.METRICS_MISSING
-            if target > plain and doubt.missing_seconds >= self.settings.signals.missing_hold_seconds:
+            if target > plain and doubt.missing_seconds >= self.settings.missing_hold_seconds:
                 reason = f"{cause} for {doubt.missing_seconds:.0f} s: a quarter more than the recent demand"
                 return target, Rule.METRICS_MISSING_UP, reason
             return plain, rule, f"{cause}: no change"
@@ -224,7 +234,7 @@ class StatelessPoolPlanner:
 
     def _scale_down(self, demand: PoolDemand) -> tuple[int, Rule, str]:
         """Returns the replicas to which the pool may be lowered, with the rule and the reason."""
-        settings, plain = self.settings.scale_down, self._plain
+        settings, plain = self.settings, self._plain
         floor = max(demand.target, 1 if demand.needed > 0.0 else 0)
         # A replica that is kept to have room is one that another group under the same limit lacks.
         room = 0.0 if demand.shares_limit else settings.down_room
@@ -238,7 +248,7 @@ class StatelessPoolPlanner:
             caches = "without the caches that go, " if demand.capacity_after < 1.0 else ""
             reason = f"{caches}{plain - 1} would only just carry {demand.needed_text}, limited by {demand.bound}"
             return plain, Rule.WHAT_IF, reason
-        pause = min(settings.down_every_seconds, max(settings.down_least_seconds, demand.startup_seconds[1]))
+        pause = min(settings.down_every_seconds, max(MIN_DOWN_SECONDS, demand.startup_seconds[1]))
         lowered_at = self.memory.lowered_at
         if lowered_at is not None and self.now - lowered_at < pause:
             return plain, Rule.STEP, f"lowered {self.now - lowered_at:.0f} s ago"
@@ -250,7 +260,7 @@ class StatelessPoolPlanner:
 
     def _hedged_starts(self, target: int, demand: PoolDemand) -> int:
         """Returns how many replicas to start beyond `target`."""
-        observed, doubt, settings = self.observed, self.doubt, self.settings.hedging
+        observed, doubt, settings = self.observed, self.doubt, self.settings
         # Sleeping replicas are ready sooner than starts.
         missing = target - observed.ready - observed.asleep - observed.waking
         room = max(0, self.bounds[1] - target)
@@ -260,19 +270,17 @@ class StatelessPoolPlanner:
         extra = math.ceil((times - 1.0) * min(1.0, slow / usual - 1.0) * missing)
         more = min(room, max(self._hedged, extra))
         if doubt.missing_seconds is not None:
-            is_long = doubt.missing_seconds >= self.settings.signals.missing_hold_seconds
+            is_long = doubt.missing_seconds >= self.settings.missing_hold_seconds
             return more if target > self._plain and is_long and missing > 0 else kept
         if doubt.inconsistency is not None:
             return kept
         if missing <= 0:
             return kept if doubt.warming_up else 0
         is_large_part = (
-            demand.is_separate_role
-            and slow > settings.hedge_lone_slow * usual
-            and missing >= settings.hedge_lone_share * target
+            demand.is_separate_role and slow > MIN_LONE_SLOWNESS * usual and missing >= MIN_LONE_SHARE * target
         )
         is_alone = is_large_part or observed.ready == 0
-        few = 1.0 if is_alone else max(2.0, settings.hedge_missing_share * target)
+        few = 1.0 if is_alone else max(2.0, MIN_HEDGED_SHARE * target)
         return more if demand.is_urgent and missing >= few else kept
 
     def _pool_plan(self, replicas: int, rule: Rule, reason: str, demand: PoolDemand, hedged: int) -> PoolPlan:

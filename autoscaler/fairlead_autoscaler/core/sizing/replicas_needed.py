@@ -11,11 +11,17 @@ level stands for, since more replicas carry more each.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 from fairlead.decision import DecisionInput
 from fairlead_autoscaler.core.performance.replica_capacity import ExpectedLoad, ReplicaCapacity, ReplicaModel
 from fairlead_autoscaler.core.settings import ScalingSettings
 from fairlead_autoscaler.core.workload.load_forecast import LoadLevel
+
+USUAL_QUEUE: Final = 2.0
+"""Queued requests for each ready replica that are usual."""
+BACKLOG_AHEAD: Final = 1.0
+"""Share of the growth of a queue during starts that counts."""
 
 _USUAL_BACKLOG_REPLICAS = 0.5
 """A backlog of this many replicas is usual and adds no demand."""
@@ -80,15 +86,15 @@ def estimate_demand(inputs: DemandInputs, settings: ScalingSettings) -> Demand:
 
     If more requests wait than usual, the last seconds count as the level.
     """
-    level, backlog = _level_with_queue(inputs, settings), inputs.backlog
+    level, backlog = _level_with_queue(inputs), inputs.backlog
     rate_per_replica, ahead = inputs.capacity.requests_per_second, inputs.ahead_seconds
     expected = level.expected(ahead)
     certain = inputs.replica.replicas_for(ExpectedLoad(expected * rate_per_replica), expected)
     replicas = _replicas_at_goal(inputs, expected, inputs.replica.targets.allowed_miss_share, certain)
     shortage = max(0.0, level.current - backlog.desired_replicas)
-    growth = shortage * backlog.growth_seconds * settings.demand.backlog_ahead
+    growth = shortage * backlog.growth_seconds * BACKLOG_AHEAD
     waiting = backlog.requests / rate_per_replica + growth
-    backlog_replicas = max(0.0, waiting / settings.demand.drain_seconds - _USUAL_BACKLOG_REPLICAS)
+    backlog_replicas = max(0.0, waiting / settings.drain_seconds - _USUAL_BACKLOG_REPLICAS)
     values = {
         "level_replicas": level.current,
         "spread_replicas": level.spread,
@@ -113,23 +119,21 @@ def estimate_demand(inputs: DemandInputs, settings: ScalingSettings) -> Demand:
     )
 
 
-def relative_needs(
-    inputs: DemandInputs, demand: Demand, goals: Mapping[str, float], settings: ScalingSettings
-) -> dict[str, float]:
+def relative_needs(inputs: DemandInputs, demand: Demand, goals: Mapping[str, float]) -> dict[str, float]:
     """Returns the replicas needed at other goals, as multiples of those of `demand`, by name.
 
     demand: at least some replicas.
     goals: shares (0..1) of requests that may miss, by name.
     """
-    expected = _level_with_queue(inputs, settings).expected(inputs.ahead_seconds)
+    expected = _level_with_queue(inputs).expected(inputs.ahead_seconds)
     need = demand.replicas
     return {name: _replicas_at_goal(inputs, expected, goal, need) / need for name, goal in goals.items()}
 
 
-def _level_with_queue(inputs: DemandInputs, settings: ScalingSettings) -> LoadLevel:
+def _level_with_queue(inputs: DemandInputs) -> LoadLevel:
     """Returns the level, or that of the last seconds if it is higher and many requests wait."""
     level, backlog = inputs.level, inputs.backlog
-    if backlog.requests > settings.demand.queue_usual * max(1.0, backlog.ready_replicas):
+    if backlog.requests > USUAL_QUEUE * max(1.0, backlog.ready_replicas):
         return replace(level, current=max(level.current, level.recent))
     return level
 

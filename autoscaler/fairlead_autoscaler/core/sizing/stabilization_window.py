@@ -15,7 +15,7 @@ its removal pays.
 
 from dataclasses import dataclass
 
-from fairlead_autoscaler.core.settings import ScaleDownSettings
+from fairlead_autoscaler.core.settings import ScalingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class NeedWindow:
         return self.needs[0][1] if self.needs else 0.0
 
 
-def window_length(startup_seconds: float, settings: ScaleDownSettings) -> float:
+def window_length(startup_seconds: float, settings: ScalingSettings) -> float:
     """Returns the seconds of the window for replicas that start in `startup_seconds`."""
-    return min(settings.window_seconds, max(settings.window_least_seconds, settings.window_startups * startup_seconds))
+    return min(settings.window_seconds, max(settings.min_window_seconds, settings.window_startups * startup_seconds))
 
 
 def cap_newest_need(before: NeedWindow, replicas: float) -> NeedWindow:
@@ -51,7 +51,7 @@ def add_need(before: NeedWindow, now: float, need: float, seconds: float) -> Nee
 
 
 def keep_recent(
-    before: tuple[tuple[float, float], ...], now: float, need: float, settings: ScaleDownSettings
+    before: tuple[tuple[float, float], ...], now: float, need: float, settings: ScalingSettings
 ) -> tuple[tuple[float, float], ...]:
     """Returns the demands of the last seconds, with that of `now`.
 

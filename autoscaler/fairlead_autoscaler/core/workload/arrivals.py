@@ -6,8 +6,17 @@ So more requests now never lead to fewer replicas now.
 
 import math
 from dataclasses import dataclass, replace
+from typing import Final
 
-from fairlead_autoscaler.core.settings import BurstSettings, ScalingSettings
+from fairlead_autoscaler.core.settings import ScalingSettings
+
+BIN_SECONDS: Final = 30.0
+RECENT_SECONDS: Final = 30.0
+"""The last seconds, whose ticks show a change."""
+PAST_SECONDS: Final = 2_400.0
+"""Memory of bins, across change points."""
+CLUMP_SECONDS: Final = 600.0
+"""Memory of the burstiness."""
 
 _MIN_REQUESTS = 50.0
 """Requests on which the burstiness must rest."""
@@ -69,23 +78,22 @@ def record_tick(history: ArrivalHistory, tick: ArrivalBin, settings: ScalingSett
     """Returns the history with the arrivals of one tick. A tick without duration is ignored."""
     if tick.seconds <= 0.0:
         return history
-    load = settings.load
     bins, opened, past = history.bins, history.open, history.past
-    if opened is not None and opened.seconds >= load.bin_seconds - 1e-6:
-        bins = tuple(closed for closed in (*bins, opened) if closed.at > tick.at - load.level_seconds)
-        past = (*(closed for closed in past if closed.at > tick.at - load.past_seconds), opened)
+    if opened is not None and opened.seconds >= BIN_SECONDS - 1e-6:
+        bins = tuple(closed for closed in (*bins, opened) if closed.at > tick.at - settings.level_seconds)
+        past = (*(closed for closed in past if closed.at > tick.at - PAST_SECONDS), opened)
         opened = None
     opened = tick if opened is None else opened.plus(tick)
-    recent = tuple(former for former in history.recent if former.at > tick.at - load.recent_seconds)
-    return ArrivalHistory(bins, opened, (*recent, tick), past, *_update_burstiness(history, settings.bursts))
+    recent = tuple(former for former in history.recent if former.at > tick.at - RECENT_SECONDS)
+    return ArrivalHistory(bins, opened, (*recent, tick), past, *_update_burstiness(history))
 
 
-def _update_burstiness(history: ArrivalHistory, settings: BurstSettings) -> tuple[float, float]:
+def _update_burstiness(history: ArrivalHistory) -> tuple[float, float]:
     """Returns the burstiness sums with the two ticks before this one; this one counts later."""
     if len(history.recent) < 2 or not (history.recent[-2].requests and history.recent[-1].requests):
         return history.clumps, history.clumps_of
     before, last = history.recent[-2:]
-    keep = math.exp(-last.seconds / settings.clump_seconds)
+    keep = math.exp(-last.seconds / CLUMP_SECONDS)
     difference = last.requests - before.requests
     return history.clumps * keep + difference * difference / 2.0, history.clumps_of * keep + last.requests
 

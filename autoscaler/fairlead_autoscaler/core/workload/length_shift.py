@@ -24,10 +24,20 @@ more.
 """
 
 from dataclasses import replace
+from typing import Final
 
-from fairlead_autoscaler.core.settings import LengthSettings
 from fairlead_autoscaler.core.workload.arrivals import ArrivalBin, ArrivalHistory, keep_last_ticks
-from fairlead_autoscaler.core.workload.request_lengths import SETTLED_REQUESTS, DecayingRatio, RequestLengths
+from fairlead_autoscaler.core.workload.request_lengths import (
+    LENGTH_SECONDS,
+    SETTLED_REQUESTS,
+    DecayingRatio,
+    RequestLengths,
+)
+
+MIN_SHIFT_FACTOR: Final = 1.5
+"""Prompts of another length differ by this factor."""
+SHIFT_SIGMAS: Final = 5.0
+"""The same in standard errors."""
 
 _MIN_TICKS = 2
 """Ticks that must show longer prompts: one of them may be a single long one."""
@@ -35,9 +45,7 @@ _SETTLE_FACTOR = 2.0
 """Time that a fast mean takes to reach another length, in multiples of its memory."""
 
 
-def detect_shift(
-    lengths: RequestLengths, history: ArrivalHistory, settings: LengthSettings
-) -> tuple[RequestLengths, ArrivalHistory]:
+def detect_shift(lengths: RequestLengths, history: ArrivalHistory) -> tuple[RequestLengths, ArrivalHistory]:
     """Returns lengths and arrivals since the last shift, or both unchanged if there is none."""
     if lengths.settled_prompt is None:
         return lengths, history
@@ -47,19 +55,19 @@ def detect_shift(
     requests = tokens = 0.0
     directions: set[bool] = set()
     for count, tick in enumerate(reversed(history.recent), start=1):
-        if not tick.requests or not _is_other_length(tick.prompt / tick.requests, known, settings):
+        if not tick.requests or not _is_other_length(tick.prompt / tick.requests, known):
             break
         directions.add(tick.prompt > known * tick.requests)
         requests, tokens = requests + tick.requests, tokens + tick.prompt
         if requests < SETTLED_REQUESTS or (count < _MIN_TICKS and tokens > known * requests):
             continue
-        if len(directions) == 1 and (tokens / requests - known) ** 2 > settings.turn_sigmas**2 * spread / requests:
+        if len(directions) == 1 and (tokens / requests - known) ** 2 > SHIFT_SIGMAS**2 * spread / requests:
             return _restart_lengths(lengths, history, tokens, requests), keep_last_ticks(history, count)
     return lengths, history
 
 
-def _is_other_length(prompt: float, known: float, settings: LengthSettings) -> bool:
-    return prompt > known * settings.turn_times or prompt * settings.turn_times < known
+def _is_other_length(prompt: float, known: float) -> bool:
+    return prompt > known * MIN_SHIFT_FACTOR or prompt * MIN_SHIFT_FACTOR < known
 
 
 def _restart_lengths(
@@ -90,9 +98,9 @@ def _restart_lengths(
     )
 
 
-def is_shifting(lengths: RequestLengths, now: float, settings: LengthSettings) -> bool:
+def is_shifting(lengths: RequestLengths, now: float) -> bool:
     """Whether the last shift is so recent that the mean output length still moves."""
-    return lengths.turned_at is not None and now - lengths.turned_at <= _SETTLE_FACTOR * settings.length_seconds
+    return lengths.turned_at is not None and now - lengths.turned_at <= _SETTLE_FACTOR * LENGTH_SECONDS
 
 
 def unfinished_share(lengths: RequestLengths) -> float:
@@ -101,6 +109,6 @@ def unfinished_share(lengths: RequestLengths) -> float:
     return max(0.0, started - finished) / started if started > 0.0 else 0.0
 
 
-def bins_for_growth(lengths: RequestLengths, history: ArrivalHistory, settings: LengthSettings) -> list[ArrivalBin]:
+def bins_for_growth(lengths: RequestLengths, history: ArrivalHistory) -> list[ArrivalBin]:
     """Returns the bins in which a growth of outputs is no effect of a shift."""
-    return [closed for closed in history.bins if not is_shifting(lengths, closed.at, settings)]
+    return [closed for closed in history.bins if not is_shifting(lengths, closed.at)]

@@ -21,10 +21,36 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Final
 
 from fairlead_autoscaler.core.float_sum import float_sum
-from fairlead_autoscaler.core.settings import BurstSettings, LoadSettings, ScalingSettings
-from fairlead_autoscaler.core.workload.arrivals import ArrivalBin, ArrivalHistory
+from fairlead_autoscaler.core.settings import ScalingSettings
+from fairlead_autoscaler.core.workload.arrivals import BIN_SECONDS, RECENT_SECONDS, ArrivalBin, ArrivalHistory
+
+SHORT_BINS: Final = 3
+"""Newest bins that can raise the level."""
+CHANGE_SIGMAS: Final = 5.0
+"""A change differs from the level by so many spreads."""
+CHANGE_SHARE: Final = 0.25
+"""The same as a share of the level."""
+MIN_CHANGE_ODDS: Final = 6.0
+"""Logarithm of the odds against chance that a rise needs."""
+MIN_TREND_T: Final = 4.0
+"""A trend is its error, multiplied by this, at least."""
+TREND_SECONDS: Final = 300.0
+"""Length of the line of a trend."""
+MIN_TREND_BINS: Final = 8
+FEW_BURSTS_ROOM: Final = 4.0
+"""Room above a burst, divided by the number of busy bins."""
+BURST_SPARE: Final = 0.03
+"""Share of the load that may lie above the level of bursts."""
+MIN_CLUMPING: Final = 6.0
+"""Burstiness from which requests come in clumps."""
+GUESS_STRETCHES: Final = 4.0
+"""Stretches of the past that the guess of the deviation is worth."""
+MAX_DEVIATION: Final = 0.5
+FALL_SIGMAS: Final = 3.0
+"""Chance spreads by which a load is below the half of a burst."""
 
 _MAD_TO_SIGMA = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation."""
@@ -61,9 +87,7 @@ class LoadLevel:
         return max(self.current + self.slope * ahead_seconds, self.current, self.floor)
 
 
-def estimate_level(
-    history: ArrivalHistory, price: BinPrice, request_seconds: float, settings: LoadSettings
-) -> LoadLevel | None:
+def estimate_level(history: ArrivalHistory, price: BinPrice, request_seconds: float) -> LoadLevel | None:
     """Returns the level of the load; None before the first tick.
 
     request_seconds: replica-seconds of one request.
@@ -75,20 +99,18 @@ def estimate_level(
     if not closed:
         requests = float_sum([tick.requests for tick in history.recent])
         level = recent * max(0.0, requests - 1.0) / requests if requests > 0.0 else 0.0
-        return LoadLevel(
-            level, _chance_spread(level, request_seconds, settings.bin_seconds), 0.0, recent, is_recent_only=True
-        )
+        return LoadLevel(level, _chance_spread(level, request_seconds, BIN_SECONDS), 0.0, recent, is_recent_only=True)
     values = [price(closed_bin) for closed_bin in closed]
-    slope, fitted, residuals = fit_line(closed, values, settings)
+    slope, fitted, residuals = fit_line(closed, values)
     if slope == 0.0:
         mean = sum(values) / len(values)
         residuals = [value - mean for value in values]
-        newest = values[-settings.short_bins :]
+        newest = values[-SHORT_BINS:]
         short_mean = sum(newest) / len(newest)
         fitted = max(mean, short_mean)
     spread = max(
         _MAD_TO_SIGMA * _median([abs(residual) for residual in residuals]),
-        _chance_spread(fitted, request_seconds, settings.bin_seconds),
+        _chance_spread(fitted, request_seconds, BIN_SECONDS),
     )
     return LoadLevel(max(0.0, fitted), spread, max(0.0, slope), recent)
 
@@ -99,7 +121,6 @@ def change_point_ticks(
     price: BinPrice,
     request_seconds: float,
     is_bursty: bool,
-    settings: LoadSettings,
 ) -> int:
     """Returns how many ticks ago another load began than that of `level`; 0: it did not.
 
@@ -114,15 +135,15 @@ def change_point_ticks(
     for count, tick in enumerate(reversed(history.recent), start=1):
         seconds += tick.seconds
         replica_seconds += price(tick) * tick.seconds
-        shortness = math.sqrt(max(1.0, settings.bin_seconds / seconds))
+        shortness = math.sqrt(max(1.0, BIN_SECONDS / seconds))
         difference = replica_seconds / seconds - level.current
-        limit = max(settings.change_sigmas * level.spread, settings.change_share * level.current) * shortness
-        is_all = count == len(history.recent) and seconds >= settings.recent_seconds / 2
+        limit = max(CHANGE_SIGMAS * level.spread, CHANGE_SHARE * level.current) * shortness
+        is_all = count == len(history.recent) and seconds >= RECENT_SECONDS / 2
         if is_all and -difference > limit and not found:
             return count
         if difference > max(limit, highest) and (is_all or not is_bursty):
             requests = (level.current * watched / request_seconds, replica_seconds / request_seconds)
-            if _log_odds(*requests, seconds / (seconds + watched)) > settings.change_odds:
+            if _log_odds(*requests, seconds / (seconds + watched)) > MIN_CHANGE_ODDS:
                 found, highest = count, difference
     return found
 
@@ -144,8 +165,8 @@ def recurring_burst_level(
     values = [price(closed) for closed in history.past]
     now = history.past[-1].at
     recent = [value for value, closed in zip(values, history.past, strict=True) if now - closed.at <= within_seconds]
-    if history.burstiness > settings.bursts.clump_least:
-        return _burst_level(recent, settings.bursts)
+    if history.burstiness > MIN_CLUMPING:
+        return _burst_level(recent, settings)
     for peak in sorted({value for value in values if value > 0.0}, reverse=True):
         bursts, first, last, is_above = 0, 0.0, 0.0, False
         for value, closed in zip(values, history.past, strict=True):
@@ -154,32 +175,32 @@ def recurring_burst_level(
                     bursts += 1
                     first = first or closed.at
                 last, is_above = closed.at, True
-            elif _has_fallen(peak, value, request_seconds, settings):
+            elif _has_fallen(peak, value, request_seconds):
                 is_above = False
         if bursts >= 2 and (last - first) / (bursts - 1) <= within_seconds and now - last <= within_seconds:
-            return _burst_level(recent, settings.bursts)
+            return _burst_level(recent, settings)
     return 0.0
 
 
-def _has_fallen(peak: float, value: float, request_seconds: float, settings: ScalingSettings) -> bool:
+def _has_fallen(peak: float, value: float, request_seconds: float) -> bool:
     """Whether the load fell from `peak` to less than half of it by more than chance explains.
 
     Why also the half: among the bins of half an hour there is soon one that chance made large, and
     one that it made small. So `value` must be below the half with certainty, too.
     """
-    half, seconds = peak / 2, settings.load.bin_seconds
-    return half - value > settings.bursts.fall_sigmas * _chance_spread(half, request_seconds, seconds) and (
-        peak - value > settings.load.change_sigmas * _chance_spread(half + value / 2, request_seconds, seconds)
+    half, seconds = peak / 2, BIN_SECONDS
+    return half - value > FALL_SIGMAS * _chance_spread(half, request_seconds, seconds) and (
+        peak - value > CHANGE_SIGMAS * _chance_spread(half + value / 2, request_seconds, seconds)
     )
 
 
-def _burst_level(values: Sequence[float], settings: BurstSettings) -> float:
+def _burst_level(values: Sequence[float], settings: ScalingSettings) -> float:
     """Returns the level above which only the spare share of the load lies, with room on top.
 
     The fewer bins are busy, the more room: the largest of a few is soon exceeded.
     """
     ordered = sorted(values, reverse=True)
-    spare = settings.burst_spare * sum(ordered)
+    spare = BURST_SPARE * sum(ordered)
     level, above = ordered[0], 0.0
     for count, lower in enumerate([*ordered[1:], 0.0], start=1):
         if above + count * (level - lower) >= spare:
@@ -188,7 +209,7 @@ def _burst_level(values: Sequence[float], settings: BurstSettings) -> float:
         above += count * (level - lower)
         level = lower
     busy = sum([value > _BUSY_SHARE * ordered[0] for value in ordered])
-    return level * (settings.burst_room + settings.burst_few / max(_MIN_BUSY_BINS, busy))
+    return level * (settings.burst_room + FEW_BURSTS_ROOM / max(_MIN_BUSY_BINS, busy))
 
 
 def forecast_deviation(
@@ -206,10 +227,9 @@ def forecast_deviation(
     `change_share` is a change, not a habit, and does not count. Few stretches of the past count
     less than a guess does. It is at least what chance makes of the present load.
     """
-    load, bursts = settings.load, settings.bursts
     values = [price(closed) for closed in history.past]
-    long, short = round(load.level_seconds / load.bin_seconds), load.short_bins
-    lag = max(1, round(ahead_seconds / load.bin_seconds))
+    long, short = round(settings.level_seconds / BIN_SECONDS), SHORT_BINS
+    lag = max(1, round(ahead_seconds / BIN_SECONDS))
     sums = [0.0, *accumulate(values)]
     squares = count = 0.0
     for end in range(long, len(values) - lag + 1):
@@ -217,32 +237,28 @@ def forecast_deviation(
         if predicted > 0.0:
             actual = (sums[end + lag] - sums[end + lag - short]) / short
             error = max(0.0, actual / predicted - 1.0)
-            if error <= load.change_share:
+            if error <= CHANGE_SHARE:
                 squares += error * error
                 count += 1.0
     stretches = count / (lag + short)
     known = 2.0 * squares / count if count else 0.0
-    variance = (bursts.deviation_guess**2 * bursts.deviation_few + known * stretches) / (
-        bursts.deviation_few + stretches
-    )
+    variance = (settings.deviation_guess**2 * GUESS_STRETCHES + known * stretches) / (GUESS_STRETCHES + stretches)
     newest = sum(values[-long:]) / long
-    chance = _chance_spread(newest, request_seconds, short * load.bin_seconds) / newest if newest > 0.0 else 0.0
-    return min(bursts.deviation_most, max(math.sqrt(variance), chance))
+    chance = _chance_spread(newest, request_seconds, short * BIN_SECONDS) / newest if newest > 0.0 else 0.0
+    return min(MAX_DEVIATION, max(math.sqrt(variance), chance))
 
 
-def fit_line(
-    bins: Sequence[ArrivalBin], values: Sequence[float], settings: LoadSettings
-) -> tuple[float, float, list[float]]:
+def fit_line(bins: Sequence[ArrivalBin], values: Sequence[float]) -> tuple[float, float, list[float]]:
     """Returns slope per second, last value and residuals of a line through the newest bins.
 
     The slope is 0 if it is not significant.
     """
-    first = bins[-1].at - settings.trend_seconds
+    first = bins[-1].at - TREND_SECONDS
     start = next(index for index, closed in enumerate(bins) if closed.at > first)
     times = [closed.at - bins[-1].at for closed in bins[start:]]
     chosen = values[start:]
     count = len(times)
-    if count < settings.trend_bins:
+    if count < MIN_TREND_BINS:
         return 0.0, 0.0, []
     mean_time, mean = sum(times) / count, sum(chosen) / count
     variation = float_sum([(time - mean_time) ** 2 for time in times])
@@ -251,7 +267,7 @@ def fit_line(
     )
     residuals = [value - mean - slope * (time - mean_time) for time, value in zip(times, chosen, strict=True)]
     error = math.sqrt(float_sum([residual * residual for residual in residuals]) / (count - 2) / variation)
-    if slope <= settings.trend_t * error:
+    if slope <= MIN_TREND_T * error:
         return 0.0, 0.0, []
     return slope, mean - slope * mean_time, residuals
 

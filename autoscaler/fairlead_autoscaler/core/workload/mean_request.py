@@ -6,15 +6,20 @@ are work of decode alone, so every token counts once.
 """
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.float_sum import float_sum
 from fairlead_autoscaler.core.performance.step_model import MeanRequest
-from fairlead_autoscaler.core.settings import LengthSettings, ScalingSettings
 from fairlead_autoscaler.core.workload.arrivals import ArrivalHistory
 from fairlead_autoscaler.core.workload.length_shift import bins_for_growth, is_shifting, unfinished_share
-from fairlead_autoscaler.core.workload.load_forecast import fit_line
-from fairlead_autoscaler.core.workload.request_lengths import RequestLengths
+from fairlead_autoscaler.core.workload.load_forecast import MIN_TREND_BINS, fit_line
+from fairlead_autoscaler.core.workload.request_lengths import LENGTH_SECONDS, RequestLengths
+
+DRIFT_SIGMAS: Final = 3.0
+"""Standard errors by which lengths that drift differ."""
+MAX_GROWTH: Final = 2.0
+"""Largest growth of lengths that is expected."""
 
 _DEFAULT_PROMPT_TOKENS, _DEFAULT_OUTPUT_TOKENS = 1_000.0, 250.0
 """Lengths before the first request."""
@@ -74,7 +79,7 @@ def request_for_role(role: Role, request: MeanRequest) -> MeanRequest:
     return replace(request, cached_share=1.0) if role is Role.DECODE else request
 
 
-def prompt_growth(history: ArrivalHistory, ahead_seconds: float, settings: ScalingSettings) -> float:
+def prompt_growth(history: ArrivalHistory, ahead_seconds: float) -> float:
     """Returns the ratio of prompt lengths `ahead_seconds` from now to those in the level's bins.
 
     It is 1 without significant growth.
@@ -83,32 +88,30 @@ def prompt_growth(history: ArrivalHistory, ahead_seconds: float, settings: Scali
     before the slope of the load is significant.
     """
     bins = [closed for closed in history.bins if closed.requests > 0.0 and closed.prompt > 0.0]
-    if len(bins) < settings.load.trend_bins:
+    if len(bins) < MIN_TREND_BINS:
         return 1.0
-    slope, fitted, _ = fit_line(bins, [closed.prompt / closed.requests for closed in bins], settings.load)
+    slope, fitted, _ = fit_line(bins, [closed.prompt / closed.requests for closed in bins])
     mean = float_sum([closed.prompt for closed in bins]) / float_sum([closed.requests for closed in bins])
     if slope <= 0.0:
         return 1.0
-    return min(settings.lengths.drift_most, max(1.0, (fitted + slope * ahead_seconds) / mean))
+    return min(MAX_GROWTH, max(1.0, (fitted + slope * ahead_seconds) / mean))
 
 
-def output_growth(
-    lengths: RequestLengths, history: ArrivalHistory, ahead_seconds: float, settings: LengthSettings
-) -> float:
+def output_growth(lengths: RequestLengths, history: ArrivalHistory, ahead_seconds: float) -> float:
     """Returns the ratio of output lengths `ahead_seconds` from now to the current mean.
 
     It is 1 without significant growth. After a recent length shift, unfinished requests are
     expected to take as much longer as one of unknown length.
     """
     tokens = lengths.mean_output_tokens(_DEFAULT_OUTPUT_TOKENS)
-    if history.recent and is_shifting(lengths, history.recent[-1].at, settings):
+    if history.recent and is_shifting(lengths, history.recent[-1].at):
         return 1.0 + unfinished_share(lengths) * _DEFAULT_OUTPUT_TOKENS / tokens
-    bins = bins_for_growth(lengths, history, settings)
-    is_drifting = lengths.output.fast_of >= _MIN_REQUESTS and lengths.output.has_shifted(settings.drift_sigmas)
+    bins = bins_for_growth(lengths, history)
+    is_drifting = lengths.output.fast_of >= _MIN_REQUESTS and lengths.output.has_shifted(DRIFT_SIGMAS)
     if len(bins) < 4 or not is_drifting:
         return 1.0
     growth = (tokens - bins[0].output) / (bins[-1].at - bins[0].at)
     if growth <= 0.0:
         return 1.0
     # The known length is as old as the mean that it comes from.
-    return min(settings.drift_most, 1.0 + growth * (ahead_seconds + settings.length_seconds) / tokens)
+    return min(MAX_GROWTH, 1.0 + growth * (ahead_seconds + LENGTH_SECONDS) / tokens)

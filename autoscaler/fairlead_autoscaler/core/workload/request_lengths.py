@@ -9,9 +9,14 @@ known of them when a bin closes (`settled`), so that current arrivals can only a
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Final
 
-from fairlead_autoscaler.core.settings import LengthSettings
 from fairlead_autoscaler.core.types import GatewayTraffic
+
+LENGTH_SECONDS: Final = 60.0
+"""Memory of the fast mean."""
+LENGTH_SLOW_SECONDS: Final = 900.0
+"""Memory of the slow mean."""
 
 _MIN_REQUESTS = 150.0
 """Requests whose mean length is precise enough."""
@@ -36,10 +41,10 @@ class DecayingRatio:
     slow: float = 0.0
     slow_of: float = 0.0
 
-    def plus(self, value: float, count: float, seconds: float, settings: LengthSettings) -> "DecayingRatio":
+    def plus(self, value: float, count: float, seconds: float) -> "DecayingRatio":
         """Returns the ratio with `value` over `count` added, measured in the last `seconds`."""
-        fast = math.exp(-seconds / settings.length_seconds)
-        slow = math.exp(-seconds / settings.length_slow_seconds)
+        fast = math.exp(-seconds / LENGTH_SECONDS)
+        slow = math.exp(-seconds / LENGTH_SLOW_SECONDS)
         return DecayingRatio(
             self.fast * fast + value, self.fast_of * fast + count, self.slow * slow + value, self.slow_of * slow + count
         )
@@ -119,9 +124,7 @@ def _half_of_unfinished(started: float, finished: float) -> float:
     return max(0.0, (started - finished - _SIGMAS * math.sqrt(max(0.0, finished))) / 2.0)
 
 
-def update_prompt_lengths(
-    before: RequestLengths, tokens: float, requests: float, seconds: float, settings: LengthSettings
-) -> RequestLengths:
+def update_prompt_lengths(before: RequestLengths, tokens: float, requests: float, seconds: float) -> RequestLengths:
     """Returns the lengths with the prompts of a tick.
 
     The variance of one prompt follows from the squared difference of the means of two successive
@@ -133,24 +136,22 @@ def update_prompt_lengths(
     variance, last = before.prompt_variance, before.last_prompts
     if last is not None:
         difference = tokens / requests - last[0] / last[1]
-        variance = variance.plus(difference * difference / (1.0 / requests + 1.0 / last[1]), 1.0, seconds, settings)
+        variance = variance.plus(difference * difference / (1.0 / requests + 1.0 / last[1]), 1.0, seconds)
     return replace(
         before,
-        prompt=before.prompt.plus(tokens, requests, seconds, settings),
+        prompt=before.prompt.plus(tokens, requests, seconds),
         prompt_variance=variance,
         last_prompts=(tokens, requests),
     )
 
 
-def update_decode_prefill_share(
-    before: RequestLengths, traffic: GatewayTraffic, seconds: float, settings: LengthSettings
-) -> RequestLengths:
+def update_decode_prefill_share(before: RequestLengths, traffic: GatewayTraffic, seconds: float) -> RequestLengths:
     """Returns the lengths with the prompts of a tick that decode instances computed themselves."""
     if traffic.kept is None or traffic.kept_tokens is None or not traffic.arrivals or not traffic.prompt_tokens:
         return before
     requests, tokens = min(traffic.kept, traffic.arrivals), min(traffic.kept_tokens, traffic.prompt_tokens)
     return replace(
         before,
-        kept=before.kept.plus(requests, traffic.arrivals, seconds, settings),
-        kept_tokens=before.kept_tokens.plus(tokens, traffic.prompt_tokens, seconds, settings),
+        kept=before.kept.plus(requests, traffic.arrivals, seconds),
+        kept_tokens=before.kept_tokens.plus(tokens, traffic.prompt_tokens, seconds),
     )

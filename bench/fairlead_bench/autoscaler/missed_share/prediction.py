@@ -15,6 +15,7 @@ from fairlead_autoscaler.core.performance.miss_corrections import MissCorrection
 from fairlead_autoscaler.core.performance.missed_share import MissedShares, missed_shares
 from fairlead_autoscaler.core.performance.replica_capacity import ExpectedLoad, ReplicaModel
 from fairlead_autoscaler.core.performance.step_model import LatencyTargets, MeanRequest, StepModel
+from fairlead_autoscaler.core.sizing.group_sizer import SHORT_SECONDS
 from fairlead_autoscaler.core.sizing.pool_capacity import GroupService, latency_targets, pool_profile, replica_model
 from fairlead_autoscaler.core.workload.mean_request import mean_request
 
@@ -105,17 +106,17 @@ class PredictingController:
         memory = state.groups[Role.SERVE.value]
         request = mean_request(state.lengths, Role.SERVE)
         targets = latency_targets(model, Role.SERVE, request.prompt_tokens)
-        slowdown = state.pools[pool.name].speed.slowdown(settings.speed)
-        replica = replica_model(pool, GroupService(request, targets), slowdown, settings.capacity)
+        slowdown = state.pools[pool.name].speed.slowdown()
+        replica = replica_model(pool, GroupService(request, targets), slowdown)
         level = (plan.inputs["level_replicas"].value or 0.0) * (
             plan.inputs["capacity_requests_per_second"].value or 0.0
         )
-        corrections = memory.budget.corrections(settings.budget)
+        corrections = memory.budget.corrections(settings)
         known = replica.missed(ExpectedLoad(self._rate), self._replicas)
         believed = known
         if level > 0.0:
             believed = replica.missed(ExpectedLoad(level, memory.deviation or 0.0), self._replicas)
-        is_learning = now - memory.short_at > settings.budget.short_seconds
+        is_learning = now - memory.short_at > SHORT_SECONDS
         share = PredictedShare(
             known.total,
             _corrected(known, corrections),

@@ -8,9 +8,9 @@ from fairlead_autoscaler.core.performance.counted_misses import CountedMisses, C
 from fairlead_autoscaler.core.performance.error_budget import BudgetSample, ErrorBudget, update_error_budget
 from fairlead_autoscaler.core.performance.miss_corrections import NO_CORRECTIONS
 from fairlead_autoscaler.core.performance.missed_share import MissedShares
-from fairlead_autoscaler.core.settings import BudgetSettings
+from fairlead_autoscaler.core.settings import ScalingSettings
 
-_SETTINGS = BudgetSettings()
+_SETTINGS = ScalingSettings()
 _ALLOWED = 0.01
 
 
@@ -54,8 +54,8 @@ def test_a_plan_that_comes_true_overspends_only_until_the_goal_is_the_allowed_sh
 
 
 def test_the_goal_stays_within_multiples_of_the_allowed_share() -> None:
-    assert _budget(1e6, 0.0, 1_000.0).goal(_ALLOWED, _SETTINGS) == _ALLOWED * _SETTINGS.goal_most
-    assert _budget(1e6, 1e6, 1_000.0).goal(_ALLOWED, _SETTINGS) == _ALLOWED * _SETTINGS.goal_least
+    assert _budget(1e6, 0.0, 1_000.0).goal(_ALLOWED, _SETTINGS) == _ALLOWED * _SETTINGS.max_goal
+    assert _budget(1e6, 1e6, 1_000.0).goal(_ALLOWED, _SETTINGS) == _ALLOWED * _SETTINGS.min_goal
 
 
 @given(
@@ -71,8 +71,8 @@ def test_more_misses_never_raise_the_goal(
     low, high = sorted((one, other))
     few, many = (_budget(requests, requests * share, hour).goal(allowed, _SETTINGS) for share in (low, high))
     assert many <= few * (1.0 + 1e-9)
-    assert allowed * _SETTINGS.goal_least <= many
-    assert few <= allowed * _SETTINGS.goal_most
+    assert allowed * _SETTINGS.min_goal <= many
+    assert few <= allowed * _SETTINGS.max_goal
 
 
 def _sample(missed: float, *, is_representative: bool = True, is_excused: bool = False) -> BudgetSample:
@@ -116,4 +116,4 @@ def test_after_good_hours_more_may_miss_and_after_bad_ones_less() -> None:
         goals.append(budget.goal(_ALLOWED, _SETTINGS))
     assert goals[0] > 1.5 * _ALLOWED
     assert goals[1] == pytest.approx(_ALLOWED * _SETTINGS.goal_usual)
-    assert goals[2] == _ALLOWED * _SETTINGS.goal_least
+    assert goals[2] == _ALLOWED * _SETTINGS.min_goal

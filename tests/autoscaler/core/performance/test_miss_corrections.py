@@ -12,9 +12,9 @@ from fairlead_autoscaler.core.performance.miss_corrections import (
     scale_odds,
 )
 from fairlead_autoscaler.core.performance.missed_share import MissedShares
-from fairlead_autoscaler.core.settings import BudgetSettings
+from fairlead_autoscaler.core.settings import ScalingSettings
 
-_SETTINGS = BudgetSettings()
+_SETTINGS = ScalingSettings()
 
 
 def _counted(requests: float, late: float = 0.0, slow: float = 0.0) -> CountedMisses:

@@ -13,16 +13,15 @@ from fairlead.engine_profile import EngineProfile
 from fairlead_autoscaler.core.performance.miss_corrections import MissCorrections
 from fairlead_autoscaler.core.performance.missed_share import missed_shares
 from fairlead_autoscaler.core.performance.replica_capacity import (
+    MIN_BUSY,
     Bound,
     ExpectedLoad,
     ReplicaModel,
     find_unreachable_target,
 )
 from fairlead_autoscaler.core.performance.step_model import LatencyTargets, MeanRequest, StepModel
-from fairlead_autoscaler.core.settings import CapacitySettings
 from fairlead_testing.autoscaler.strategies import MIXES, OBJECTIVES, PROFILES
 
-_SETTINGS = CapacitySettings()
 _SMALL = StepModel.from_profile(
     EngineProfile(
         "S",
@@ -54,7 +53,7 @@ SHARE_OF_STEP = 2e-4
 
 def model_of(step: StepModel, mix: MeanRequest, objectives: LatencyTargets) -> ReplicaModel:
     """Returns a replica without corrections."""
-    return ReplicaModel(step, mix, objectives, _SETTINGS)
+    return ReplicaModel(step, mix, objectives)
 
 
 def needed(step: StepModel, mix: MeanRequest, objectives: LatencyTargets, rate: float, near: float = 1.0) -> float:
@@ -113,7 +112,7 @@ def test_fewer_misses_than_predicted_never_take_more_replicas(
 ) -> None:
     step, load = StepModel.from_profile(profile), ExpectedLoad(rate, deviation)
     counts = [
-        ReplicaModel(step, mix, objectives, _SETTINGS, MissCorrections(factor, factor)).replicas_for(load, 1.0)
+        ReplicaModel(step, mix, objectives, MissCorrections(factor, factor)).replicas_for(load, 1.0)
         for factor in (0.1, 1.0, 10.0)
     ]
     assert counts == sorted(counts)
@@ -188,8 +187,8 @@ def test_no_objective_takes_more_than_engines_that_are_free_or_a_fifth_busy(
     """
     step = StepModel.from_profile(profile)
     roomy = replace(step, attention_seconds=0.0, max_sequences=10**9, kv_tokens=10**13)
-    fifth_busy = rate * roomy.engine_seconds(mix) / _SETTINGS.busy_least
-    turn = roomy.base_seconds / (1.0 - _SETTINGS.busy_least)
+    fifth_busy = rate * roomy.engine_seconds(mix) / MIN_BUSY
+    turn = roomy.base_seconds / (1.0 - MIN_BUSY)
     chunks = mix.computed_tokens / roomy.chunk_tokens
     prompts = rate * (max(1.0, chunks) * turn + roomy.prompt_seconds(mix))
     free = min(90.0 + 2.0 * prompts, prompts / 0.01)
@@ -211,7 +210,7 @@ def test_towards_a_gap_that_cannot_be_met_nothing_jumps() -> None:
     mix, rate = MeanRequest(500.0, 200.0), 5.0
     counts = [needed(_SMALL, mix, LatencyTargets(3.0, 1e-3 * itl), rate) for itl in range(200, 9, -1)]
     assert counts == sorted(counts)
-    assert counts[-1] < rate * _SMALL.engine_seconds(mix) / _SETTINGS.busy_least * 1.01
+    assert counts[-1] < rate * _SMALL.engine_seconds(mix) / MIN_BUSY * 1.01
     found = find_unreachable_target(_SMALL, mix, LatencyTargets(3.0, 0.02))
     assert found is not None
     assert found.bound is Bound.ITL

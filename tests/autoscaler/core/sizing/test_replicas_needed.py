@@ -29,7 +29,7 @@ _LEVEL = LoadLevel(10.0, 0.0, 0.0, 10.0)
 
 def _inputs(mix: MeanRequest = _CHAT, objectives: LatencyTargets = _USUAL) -> DemandInputs:
     """Returns the inputs of a steady load of ten replicas that is known exactly."""
-    replica = replica_model(PoolSpec("main", profile=_LARGE), GroupService(mix, objectives), 1.0, _SETTINGS.capacity)
+    replica = replica_model(PoolSpec("main", profile=_LARGE), GroupService(mix, objectives), 1.0)
     return DemandInputs(
         level=_LEVEL,
         deviation=0.0,

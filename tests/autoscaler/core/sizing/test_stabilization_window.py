@@ -14,7 +14,7 @@ from fairlead_autoscaler.core import (
     PoolSpec,
     ScalingCore,
 )
-from fairlead_autoscaler.core.settings import ScaleDownSettings
+from fairlead_autoscaler.core.settings import ScalingSettings
 from fairlead_autoscaler.core.sizing.stabilization_window import NeedWindow, add_need, cap_newest_need, keep_recent
 
 _PROFILE = EngineProfile("S", 3.3e-4, step_seconds=28e-3, kv_tokens=40_000, max_sequences=64, step_tokens=512)
@@ -91,7 +91,7 @@ def test_only_the_newest_need_is_cut() -> None:
 def test_only_needs_of_the_last_minute_are_recent() -> None:
     recent: tuple[tuple[float, float], ...] = ()
     for tick in range(30):
-        recent = keep_recent(recent, 5.0 * tick, float(tick), ScaleDownSettings())
+        recent = keep_recent(recent, 5.0 * tick, float(tick), ScalingSettings())
     assert recent == tuple((5.0 * tick, float(tick)) for tick in range(18, 30))
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from fairlead_autoscaler.core.settings import ScalingSettings
 from fairlead_autoscaler.core.workload.arrivals import ArrivalBin, ArrivalHistory
-from fairlead_autoscaler.core.workload.load_forecast import forecast_deviation
+from fairlead_autoscaler.core.workload.load_forecast import MAX_DEVIATION, forecast_deviation
 
 _SETTINGS = ScalingSettings()
-_GUESS, _MOST = _SETTINGS.bursts.deviation_guess, _SETTINGS.bursts.deviation_most
+_GUESS, _MOST = _SETTINGS.deviation_guess, MAX_DEVIATION
 _SMALL_REQUESTS = 1e-6
 """Replica-seconds of requests that are so many that chance changes nothing."""
 

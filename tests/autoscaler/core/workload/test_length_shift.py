@@ -7,7 +7,6 @@ import pytest
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core import ScalingCore
 from fairlead_autoscaler.core.limits.shared_replica_limit import recent_need
-from fairlead_autoscaler.core.settings import LengthSettings
 from fairlead_autoscaler.core.sizing.stabilization_window import NeedWindow
 from fairlead_autoscaler.core.workload.arrivals import ArrivalBin, ArrivalHistory
 from fairlead_autoscaler.core.workload.length_shift import bins_for_growth, detect_shift
@@ -18,7 +17,6 @@ from fairlead_sim.autoscaling.plant import AutoscalingScenario
 from fairlead_sim.autoscaling.reference_pools import COLD_START, large_profile, reference_model, reference_pool
 from fairlead_sim.autoscaling.request_table import ArrivalTrace as Arriving
 
-SETTINGS = LengthSettings()
 KNOWN = DecayingRatio(4e6, 1_000.0, 4e7, 10_000.0)
 """Prompts of 4,000 tokens."""
 
@@ -35,9 +33,7 @@ def after(*ticks: tuple[float, float], times: float = 0.25) -> RequestLengths:
         ArrivalBin(5.0 * place, 5.0, requests, requests * prompt, 100.0)
         for place, (requests, prompt) in enumerate(ticks, start=1)
     )
-    return detect_shift(
-        before, ArrivalHistory(bins=(ArrivalBin(0.0, 30.0, 600.0, 2.4e6, 100.0),), recent=recent), SETTINGS
-    )[0]
+    return detect_shift(before, ArrivalHistory(bins=(ArrivalBin(0.0, 30.0, 600.0, 2.4e6, 100.0),), recent=recent))[0]
 
 
 @pytest.mark.parametrize(
@@ -85,10 +81,12 @@ def test_lengths_that_vary_much_take_more_requests_to_tell() -> None:
 
 def test_while_it_turns_answers_are_not_said_to_grow() -> None:
     bins = tuple(ArrivalBin(30.0 * place, 30.0, 100.0, 1e5, 100.0 * place) for place in range(1, 11))
-    assert bins_for_growth(RequestLengths(), ArrivalHistory(bins=bins), SETTINGS) == list(bins)
-    assert [
-        each.at for each in bins_for_growth(RequestLengths(turned_at=90.0), ArrivalHistory(bins=bins), SETTINGS)
-    ] == [240.0, 270.0, 300.0]
+    assert bins_for_growth(RequestLengths(), ArrivalHistory(bins=bins)) == list(bins)
+    assert [each.at for each in bins_for_growth(RequestLengths(turned_at=90.0), ArrivalHistory(bins=bins))] == [
+        240.0,
+        270.0,
+        300.0,
+    ]
 
 
 def test_answers_of_which_none_has_ended_are_expected_to_take_longer() -> None:
@@ -97,14 +95,11 @@ def test_answers_of_which_none_has_ended_are_expected_to_take_longer() -> None:
     for ended, more in ((0.0, 250.0), (100.0, 125.0), (200.0, 0.0)):
         lengths = RequestLengths(output=DecayingRatio(5e4, ended, 5e4, ended), began=began, turned_at=60.0)
         by_now = lengths.mean_output_tokens(250.0)
-        assert by_now * output_growth(lengths, load, 120.0, SETTINGS) == pytest.approx(by_now + more)
+        assert by_now * output_growth(lengths, load, 120.0) == pytest.approx(by_now + more)
     later = ArrivalHistory(recent=(ArrivalBin(300.0, 5.0, 80.0, 8e4, 100.0),))
     assert (
         output_growth(
-            RequestLengths(output=DecayingRatio(3e4, 0.0, 3e4, 0.0), began=began, turned_at=60.0),
-            later,
-            120.0,
-            SETTINGS,
+            RequestLengths(output=DecayingRatio(3e4, 0.0, 3e4, 0.0), began=began, turned_at=60.0), later, 120.0
         )
         == 1.0
     )

@@ -5,17 +5,14 @@ from random import Random
 
 import pytest
 
-from fairlead_autoscaler.core.settings import LengthSettings
 from fairlead_autoscaler.core.workload.request_lengths import RequestLengths, update_prompt_lengths
-
-_SETTINGS = LengthSettings()
 
 
 def _variability(ticks: Sequence[tuple[float, float]]) -> float:
     """Returns the variance in squares of the mean, after ticks with these tokens and requests."""
     lengths = RequestLengths()
     for tokens, requests in ticks:
-        lengths = update_prompt_lengths(lengths, tokens, requests, 5.0, _SETTINGS)
+        lengths = update_prompt_lengths(lengths, tokens, requests, 5.0)
     mean = lengths.prompt.mean(0.0)
     return lengths.prompt_variance.slow_mean(0.0) / mean**2
 
@@ -45,6 +42,6 @@ def test_lengths_that_drift_are_not_unlike() -> None:
 
 
 def test_one_tick_has_no_variance() -> None:
-    lengths = update_prompt_lengths(RequestLengths(), 5_000.0, 5.0, 5.0, _SETTINGS)
+    lengths = update_prompt_lengths(RequestLengths(), 5_000.0, 5.0, 5.0)
     assert lengths.prompt_variance.slow_of == 0.0
     assert lengths.last_prompts == (5_000.0, 5.0)
