@@ -28,7 +28,7 @@ from fuzzing.campaign import Report, campaign  # noqa: E402 - found through the 
 from fuzzing.targets import TARGETS  # noqa: E402
 
 from fairlead.runtime.compiled_build import is_compiled, worker_environment  # noqa: E402
-from fairlead_gateway.http import request_head  # noqa: E402 - one of those that may be compiled
+from fairlead_gateway.http import request_parser  # noqa: E402 - one of those that may be compiled
 from fairlead_testing.reports import commit, machine  # noqa: E402
 
 INPUTS = 10_000_000
@@ -40,7 +40,7 @@ def main() -> int:
     """Runs the fuzzers; returns 1 when something was found."""
     options = _options()
     environ = worker_environment(os.environ)
-    if environ != os.environ and not is_compiled(request_head.__file__):
+    if environ != os.environ and not is_compiled(request_parser.__file__):
         os.execve(sys.executable, [sys.executable, *sys.argv], environ)
     if options.replay:
         name, file = options.replay
@@ -53,7 +53,7 @@ def main() -> int:
         for target_inputs in [round(options.inputs * target.share)]
         for number in range(-(-target_inputs // _PART))
     ]
-    mode = "compiled" if is_compiled(request_head.__file__) else "interpreted"
+    mode = "compiled" if is_compiled(request_parser.__file__) else "interpreted"
     print(f"seed {seed}, {mode}: {options.inputs:,} inputs in {len(batches)} parts, {options.jobs} at once", flush=True)
     started, cpu_seconds = time.monotonic(), 0.0
     reports: list[Report] = []
@@ -102,7 +102,7 @@ def _result(seed: str, jobs: int, reports: list[Report], seconds: float, used: f
     return {
         "machine": machine(),
         "commit": commit(ROOT),
-        "compiled": is_compiled(request_head.__file__),
+        "compiled": is_compiled(request_parser.__file__),
         "seed": seed,
         "jobs": jobs,
         "inputs": sum(report.inputs for report in reports),

@@ -37,7 +37,6 @@ COMPILED_MODULES = (
     "fairlead_gateway/telemetry/recorder.py",
     "fairlead_gateway/worker/api_keys.py",
     "fairlead_gateway/worker/request_context.py",
-    "fairlead_gateway/worker/request_ids.py",
     "fairlead_gateway/worker/runtime.py",
     "fairlead_gateway/worker/disaggregation/*.py",
     "fairlead_gateway/worker/dispatch/*.py",

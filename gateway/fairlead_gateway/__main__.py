@@ -26,7 +26,7 @@ from fairlead_gateway.supervisor.worker_spawn import PreforkedWorkers
 if TYPE_CHECKING:
     from fairlead.fleet.model import FleetSource
     from fairlead.runtime.clock import Clock
-    from fairlead_gateway.http.tls import TlsCertificate
+    from fairlead_gateway.http.sockets import TlsCertificate
     from fairlead_gateway.supervisor.file_parsing.client import FileParser
     from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
     from fairlead_gateway.supervisor.tenancy.access_service import AccessSources, TenantSource
@@ -414,7 +414,7 @@ def _manage_tokens(settings: GatewaySettings) -> "ManageTokens":
 
 def _certificate_files(certificate: str | None, key: str | None) -> "TlsCertificate | None":
     """Returns what `--tls-cert` and `--tls-key` name; it is read when the gateway starts."""
-    from fairlead_gateway.http.tls import TlsCertificate
+    from fairlead_gateway.http.sockets import TlsCertificate
 
     if certificate is None and key is None:
         return None

@@ -29,7 +29,7 @@ from fairlead_gateway import __main__ as gateway_main
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.errors import BadRequest, InvalidApiKey
 from fairlead_gateway.http.listener import HttpRequest
-from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.routing import prefix_chain
 from fairlead_gateway.supervisor.management.access.access_guard import AccessGuard
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens

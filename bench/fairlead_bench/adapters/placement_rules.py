@@ -12,9 +12,9 @@ import random
 from collections.abc import Sequence
 
 from fairlead_bench.adapters.adapter_fleet import AdapterRequest, SlottedEngine
-from fairlead_gateway.adapters.demand import AdapterDemand
 from fairlead_gateway.adapters.placement import (
     AdapterCandidate,
+    AdapterDemand,
     ResidentValue,
     choose_eviction,
     home_count,

@@ -10,12 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
 from fairlead.limits import Limits
-from fairlead_gateway.admission.backlog_decay import MIN_BACKLOG_SECONDS
 from fairlead_gateway.admission.caller_bounds import CallerBounds, CallerClass
-from fairlead_gateway.admission.decode_work import decode_seconds
-from fairlead_gateway.admission.fair_share import FairShare
+from fairlead_gateway.admission.fair_share import FairShare, decode_seconds
 from fairlead_gateway.admission.kv_capacity import MAX_WAITING_STEP_SHARE, EngineLoad
-from fairlead_gateway.admission.policy import POLL_SECONDS
+from fairlead_gateway.admission.policy import MIN_BACKLOG_SECONDS, POLL_SECONDS
 from fairlead_gateway.admission.request_queue import TIER_WEIGHTS, has_credit, waits_behind
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Final
 
 from fairlead.engine_profile import EngineProfile
-from fairlead_gateway.admission.decode_work import decode_seconds
+from fairlead_gateway.admission.fair_share import decode_seconds
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
 
 STEADY: Final = ("steady-1", "steady-2", "steady-3")

@@ -29,11 +29,10 @@ from fairlead.runtime import process_tuning
 from fairlead.runtime.compiled_build import worker_environment
 from fairlead_bench.gateway.load_cases import WITH_KV_EVENTS
 from fairlead_bench.gateway.request_bodies import SIZES, UNIQUE, make_bodies
-from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
-from fairlead_gateway.worker.openai.prefix_key import build_route_request
-from fairlead_gateway.worker.openai.request import parse_request
+from fairlead_gateway.worker.openai.request import build_route_request, parse_request
 from fairlead_gateway.worker.reporting.index_reporter import IndexReporter
 
 INSTANCES = 10

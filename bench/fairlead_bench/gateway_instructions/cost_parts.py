@@ -22,13 +22,13 @@ EVENT_LOOP = "event loop"
 """The part of instructions without a compiled function among their callers."""
 OTHER = "request life cycle"
 PARTS: Mapping[str, tuple[str, ...]] = {
-    "prefix": ("fairlead_gateway.routing.prefix.", "fairlead_gateway.worker.openai.prefix_key"),
+    "prefix": ("fairlead_gateway.routing.prefix.",),
     "parse": (
         "fairlead_gateway.http.request_",
         "fairlead_gateway.worker.openai.",
         "fairlead_gateway.worker.api_keys",
     ),
-    "ledger": ("fairlead_gateway.routing.load.", "fairlead_gateway.routing.router_state"),
+    "ledger": ("fairlead_gateway.routing.load.",),
     "route": (
         "fairlead_gateway.routing.",
         "fairlead_gateway.worker.dispatch.router_registry",
@@ -37,16 +37,8 @@ PARTS: Mapping[str, tuple[str, ...]] = {
         "fairlead.engine_profile",
     ),
     "admission": ("fairlead_gateway.admission.", "fairlead_gateway.worker.dispatch."),
-    "encode": (
-        "fairlead_gateway.worker.upstream.request_encoder",
-        "fairlead_gateway.worker.upstream.hop_header",
-        "fairlead_gateway.http.response_writer",
-    ),
-    "relay": (
-        "fairlead_gateway.worker.upstream.",
-        "fairlead_gateway.worker.proxy.relay",
-        "fairlead_gateway.worker.proxy.response_check",
-    ),
+    "encode": ("fairlead_gateway.worker.upstream.request_encoder", "fairlead_gateway.http.listener"),
+    "relay": ("fairlead_gateway.worker.upstream.", "fairlead_gateway.worker.proxy.relay"),
     "settle": ("fairlead_gateway.worker.resilience.", "fairlead_gateway.worker.proxy.request_recorder"),
     "telemetry": ("fairlead_gateway.telemetry.", "fairlead_gateway.worker.reporting.", "fairlead.request_shapes"),
     "client connection": ("fairlead_gateway.http.",),

@@ -24,7 +24,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.event_loop import loop_factory
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
 from fairlead_gateway.http.listener import HttpRequest
-from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.worker.api_keys import GatewaySecrets
 from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.runtime import WorkerRuntime

@@ -24,7 +24,7 @@ from fairlead_bench.quota.tenant_traffic import (
     TenantRequest,
 )
 from fairlead_gateway.errors import GatewayError
-from fairlead_gateway.ipc.quota_messages import QuotaReport, QuotaUpdates
+from fairlead_gateway.ipc.messages import QuotaReport, QuotaUpdates
 from fairlead_gateway.quota.exchange import Exchange, ExchangeReply
 from fairlead_gateway.quota.store import QuotaStore
 from fairlead_gateway.supervisor.quota.quota_service import QuotaService

@@ -33,9 +33,8 @@ from fairlead_bench.gateway.routing_decision import frozen_heap, run_like_worker
 from fairlead_bench.results import ResultRow, load_goals, value_row
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.http.connection import ClientConnection
-from fairlead_gateway.http.listener import HttpRequest, Listener
-from fairlead_gateway.http.request_head import RequestHead
-from fairlead_gateway.http.response_writer import ResponseWriter
+from fairlead_gateway.http.listener import HttpRequest, Listener, ResponseWriter
+from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.quota.exchange import GRANTED
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry

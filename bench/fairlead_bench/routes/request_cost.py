@@ -29,7 +29,7 @@ from fairlead_bench.gateway.routing_decision import frozen_heap, run_like_worker
 from fairlead_bench.results import ResultRow, load_goals, value_row, write_results
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.http.listener import HttpRequest
-from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.worker.model_selection import request_parser
 from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
 from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies

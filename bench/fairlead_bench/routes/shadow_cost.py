@@ -32,13 +32,11 @@ from fairlead_bench.gateway.routing_decision import frozen_heap
 from fairlead_bench.results import ResultRow, load_goals, value_row
 from fairlead_bench.routes.request_cost import BATCH, NamedRequests, run_cost_benchmark
 from fairlead_gateway.http.connection import ClientConnection
-from fairlead_gateway.http.listener import HttpRequest
-from fairlead_gateway.http.response_writer import ResponseWriter
+from fairlead_gateway.http.listener import HttpRequest, ResponseWriter
 from fairlead_gateway.worker.api_keys import GatewaySecrets
-from fairlead_gateway.worker.dispatch.engine_address import EngineAddress
 from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
 from fairlead_gateway.worker.proxy.gateway import Gateway
-from fairlead_gateway.worker.request_context import RequestContext, RoutedChoice
+from fairlead_gateway.worker.request_context import EngineAddress, RequestContext, RoutedChoice
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.shadow import shadow_traffic
 from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies

@@ -41,7 +41,7 @@ from e2e.vllm.observation.token_prompts import (
     wait_until_quiet,
 )
 from e2e.vllm.report import Numbers, VllmReport, require
-from fairlead_gateway.prefix_map.inflight_blocks import InflightBlocks
+from fairlead_gateway.prefix_map.translator import InflightBlocks
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_testing.ports import unused_port

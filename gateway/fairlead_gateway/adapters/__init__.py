@@ -1,7 +1,5 @@
 """The placement of LoRA adapters: pure functions, which return a choice and its reason.
 
-- `placement`: the homes of an adapter, the instances that may take a request, and what is evicted.
-- `demand`: what adapters are worth: their request rates and load times.
-- `adapter_replicas`: the instances that keep an adapter loaded.
+- `placement`: the homes of an adapter, its replicas, and what is evicted for it.
 - `metric_series`: the adapters that have metrics of their own.
 """

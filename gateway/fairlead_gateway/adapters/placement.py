@@ -17,6 +17,13 @@ the highest value: the greedy choice solves this knapsack.
 
 Source: weighted rendezvous hashing (Schindelhauer and Schomaker, SPAA 2005); two homes as in
 DualMap (arXiv 2602.06502); adapters on demand as in S-LoRA (arXiv 2311.03285).
+
+The demand of LoRA adapters: how often requests name them, and how long loading them takes.
+
+Chooses the instances that keep an adapter loaded, also while no request names it. Pure.
+
+They are the first homes of the adapter, so all gateways choose alike. An instance with several
+slots leaves one to adapters that are loaded on demand.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -188,3 +195,103 @@ def _next_to_evict(residents: Iterable[ResidentValue]) -> ResidentValue | None:
     """Returns the resident that is evicted next; None without any."""
     others = (resident for resident in residents if not resident.is_kept)
     return min(others, key=lambda resident: (resident.is_busy, resident.value, resident.name), default=None)
+
+
+HALF_LIFE_SECONDS: Final = 60.0
+"""A request counts half as much after this time."""
+FIRST_LOAD_SECONDS: Final = 1.0
+"""The load time of an adapter while none has been measured."""
+_DECAY: Final = log(2.0) / HALF_LIFE_SECONDS
+_LEARNING_SHARE: Final = 0.3
+
+
+class _DecayingCount:
+    """A decaying count of requests, as of `at`."""
+
+    __slots__ = ("at", "value")
+
+    def __init__(self, now: float) -> None:
+        self.value = 0.0
+        self.at = now
+
+    def value_at(self, now: float) -> float:
+        """Returns the count as of `now`."""
+        return float(self.value * 2.0 ** (-max(0.0, now - self.at) / HALF_LIFE_SECONDS))
+
+
+class AdapterDemand:
+    """The request rates and load times of the adapters of one model."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, _DecayingCount] = {}
+        self._total = _DecayingCount(0.0)
+        self._load_seconds: dict[str, float] = {}
+        self._mean_load_seconds = 0.0
+
+    def on_request(self, name: str, now: float) -> None:
+        """Counts a request for an adapter."""
+        count = self._counts.get(name)
+        if count is None:
+            count = self._counts[name] = _DecayingCount(now)
+        for counted in (count, self._total):
+            counted.value, counted.at = counted.value_at(now) + 1.0, now
+
+    def rate(self, name: str, now: float) -> float:
+        """Returns the requests a second for an adapter."""
+        count = self._counts.get(name)
+        return 0.0 if count is None else count.value_at(now) * _DECAY
+
+    def share(self, name: str, now: float) -> float:
+        """Returns the share of the model's adapter requests that name this one, from 0 to 1."""
+        total, count = self._total.value_at(now), self._counts.get(name)
+        return 0.0 if count is None or total <= 0.0 else min(1.0, count.value_at(now) / total)
+
+    def on_loaded(self, name: str, seconds: float) -> None:
+        """Learns the time that a load took."""
+        self._load_seconds[name] = _smoothed(self._load_seconds.get(name, 0.0), seconds)
+        self._mean_load_seconds = _smoothed(self._mean_load_seconds, seconds)
+
+    def load_seconds(self, name: str) -> float:
+        """Returns the expected time to load an adapter; that of others if it was never loaded."""
+        return self._load_seconds.get(name) or self._mean_load_seconds or FIRST_LOAD_SECONDS
+
+    def retain(self, names: frozenset[str]) -> None:
+        """Forgets adapters that the model has no longer."""
+        for known in (self._counts, self._load_seconds):
+            for name in known.keys() - names:
+                del known[name]
+
+
+def _smoothed(known: float, seconds: float) -> float:
+    return seconds if known == 0.0 else known + _LEARNING_SHARE * (seconds - known)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAdapter:
+    """An adapter with a fixed number of replicas.
+
+    homes: the instances in the order in which they are its homes.
+    """
+
+    name: str
+    replicas: int
+    homes: tuple[str, ...]
+
+
+def choose_keepers(adapters: Iterable[KeptAdapter], slots: int) -> Mapping[str, frozenset[str]]:
+    """Returns the names of the adapters that each instance keeps, by its id.
+
+    An adapter gets fewer replicas if there are fewer instances, or if other adapters of an earlier
+    name fill their slots.
+
+    slots: adapters that one instance holds at a time.
+    """
+    kept: dict[str, set[str]] = {}
+    for adapter in sorted(adapters, key=lambda adapter: adapter.name):
+        missing = adapter.replicas
+        for instance_id in adapter.homes:
+            names = kept.setdefault(instance_id, set())
+            if missing > 0 and len(names) < max(1, slots - 1):
+                names.add(adapter.name)
+                missing -= 1
+    return {instance_id: frozenset(names) for instance_id, names in kept.items() if names}

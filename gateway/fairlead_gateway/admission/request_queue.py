@@ -4,7 +4,7 @@
    times their objective. This bounds the waits of a tenant that takes no more than its share.
 2. Then the highest **tier** with a queued request.
 3. In it, the tenants with **credit**: those served least for their weight, by the engine time of
-   prompts and answers (`decode_work`). An answer counts as expected, and from its end on as it was.
+   prompts and answers. An answer counts as expected, and from its end on as it was.
    A tenant has credit until it got `QUANTUM_SECONDS` more than the least served one. So deadlines
    are compared among several tenants. A tier's weight is ten times that of the next
    (`TIER_WEIGHTS`). So credit decides between tiers under overload, and none starves.

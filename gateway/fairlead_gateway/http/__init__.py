@@ -2,8 +2,9 @@
 
 In reading order:
 
-- `listener`: what the connections of a port share; `connection`: one client connection.
-- `request_parser`, `request_head`, `chunked_body`: bytes to requests.
-- `response_writer`: responses to bytes; `send_rate`: closes connections that do not read them.
-- `disconnect_detector`, `timers`, `sockets`, `tls`, `trace_context`.
+- `listener`: what the connections of a port share, and responses.
+- `connection`: one client connection.
+- `request_parser`: bytes to requests.
+- `send_rate`: closes connections that do not read their responses.
+- `timers`, `sockets`, `trace_context`.
 """

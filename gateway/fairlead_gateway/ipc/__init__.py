@@ -1,6 +1,5 @@
 """The messages between the supervisor and its workers, and their channel.
 
 In reading order: `channel` (messages over a socket pair), `messages` (all messages),
-`batch_sender` (items sent together) and `timing_events` (for learning profiles). Decisions are
-`decision_messages`, which `decision_codec` makes and reads.
+`batch_sender` (items sent together) and `decision_codec` (decisions as messages).
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.routes.resolution import FallbackStep, RouteDecision
-from fairlead_gateway.ipc.decision_messages import (
+from fairlead_gateway.ipc.messages import (
     EncodedDecision,
     EncodedDecisionRecord,
     EncodedHandoff,

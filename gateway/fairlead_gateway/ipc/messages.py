@@ -1,8 +1,23 @@
 """All messages between supervisor and workers.
 
 Times are monotonic seconds of the machine's clock unless their name says `wall`.
+
+Messages about who may call: issuers of bearer tokens with their public keys, and what workers
+report of keys.
+
+Messages between supervisor and workers about tenants' limits.
+
+Counters only grow, and grants are absolute. So a dropped message costs nothing once the next one
+has arrived. Times are monotonic seconds of the machine's clock.
+
+The use of requests, from which the supervisor makes usage records.
+
+Timing events of requests, from which the supervisor learns engine profiles.
+
+Decisions, as they go from workers to their supervisor and to Redis.
 """
 
+from enum import IntEnum
 from typing import Final, TypeAlias
 
 import msgspec
@@ -10,13 +25,262 @@ import msgspec
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet
 from fairlead.tenants.model import Tenant
-from fairlead_gateway.ipc.access_messages import AccessReport, TokenIssuer, TokenIssuerUpdate
-from fairlead_gateway.ipc.decision_messages import EncodedDecisionRecord, EncodedLoggedRequest
-from fairlead_gateway.ipc.quota_messages import QuotaReport, QuotaUpdates
-from fairlead_gateway.ipc.timing_events import TimingEvents
-from fairlead_gateway.ipc.usage_rows import UsageRows
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
+
+
+class EncodedDecision(msgspec.Struct, array_like=True):
+    """An encoded `Decision`."""
+
+    chosen: str | None
+    rule: str
+    reason: str
+    rejected: list[tuple[str, str]]
+    inputs: dict[str, tuple[float | None, float | None]]
+    cost_seconds: float | None
+
+
+class EncodedPrefillAttempt(msgspec.Struct, array_like=True):
+    """An encoded `PrefillAttempt`."""
+
+    instance_id: str
+    decision: EncodedDecision
+    started_at: float
+    seconds: float | None
+    result: str
+
+
+class EncodedHandoff(msgspec.Struct, array_like=True):
+    """An encoded `HandoffRecord`."""
+
+    outcome: str
+    reason: str
+    message: str
+    waited_seconds: float
+    attempts: list[EncodedPrefillAttempt]
+    placement: EncodedDecision | None
+
+
+class EncodedRoute(msgspec.Struct, array_like=True):
+    """An encoded `RouteDecision`."""
+
+    name: str
+    route: str
+    target: str | None
+    basis: str
+    override: int | None
+    weights: tuple[int, int]
+    changes: list[str] = []
+    steps: list[tuple[str, str, str, str]] = []
+    withheld: list[str] = []
+    shadow: str | None = None
+    context_tokens: int = 0
+
+
+class EncodedDecisionRecord(msgspec.Struct, array_like=True):
+    """An encoded `DecisionRecord`."""
+
+    request_id: str
+    wall: float
+    model_key: str
+    decision: EncodedDecision
+    attempt: int
+    prompt_tokens: float
+    caller: str | None
+    handoff: EncodedHandoff | None
+    route: EncodedRoute | None = None
+    kept_back: list[str] = []
+
+
+class EncodedLoggedRequest(msgspec.Struct, array_like=True):
+    """An encoded `LoggedRequest`; `outcome` has the outcome's fields by name."""
+
+    records: list[EncodedDecisionRecord]
+    outcome: dict[str, object] | None
+
+
+class TimingEventKind(IntEnum):
+    """The kind of a timing event.
+
+    UNMEASURED: a complete response whose tokens say nothing of the time of a step.
+    """
+
+    DISPATCHED = 0
+    FIRST_TOKEN = 1
+    FINISHED = 2
+    ABANDONED = 3
+    UNMEASURED = 4
+
+
+class TimingEvent(msgspec.Struct, array_like=True, gc=False):
+    """One event in the life of a request.
+
+    - at: monotonic seconds.
+    - request, instance: ids; `instance` is empty unless DISPATCHED.
+    - tokens, cached: of the prompt, as expected (DISPATCHED) or as reported (FINISHED); negative
+      if not reported.
+    - output: generated tokens (FINISHED); negative if unknown.
+    """
+
+    kind: int
+    at: float
+    request: str
+    instance: str = ""
+    tokens: float = 0.0
+    cached: float = -1.0
+    output: float = -1.0
+
+
+class TimingEvents(msgspec.Struct, tag=True):
+    """Worker → supervisor: timing events. `dropped` is the number of those that did not fit."""
+
+    rows: list[TimingEvent]
+    dropped: int
+
+
+class UsageRow(msgspec.Struct, array_like=True, gc=False):
+    """The use of one request that was sent to an instance or was about to be.
+
+    - ended_wall: Unix seconds of the end.
+    - tenant, key: empty for a gateway without API keys.
+    - prefill_instance: where another instance computed the prompt; else empty.
+    - is_estimated: the engine reported no tokens.
+    - adapter: the LoRA adapter of `model`; empty for the model itself.
+    """
+
+    id: str
+    ended_wall: float
+    tenant: str
+    key: str
+    tier: str
+    model: str
+    instance: str
+    pool: str
+    prefill_instance: str
+    status: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    is_estimated: bool
+    adapter: str = ""
+
+
+class UsageRows(msgspec.Struct, tag=True):
+    """Worker → supervisor: the use of requests. `dropped` is the number of those that are lost."""
+
+    rows: list[UsageRow]
+    dropped: int
+
+
+class QuotaRow(msgspec.Struct, array_like=True, frozen=True):
+    """A worker's counters for one limit in one window; see `quota.exchange.Row`."""
+
+    limit: str
+    start: int
+    granted: int
+    returned: int
+    spent: int
+    busy: int
+
+
+class QuotaNeed(msgspec.Struct, array_like=True, frozen=True):
+    """A worker's need of more of a limit; see `quota.exchange.Need`."""
+
+    limit: str
+    least: int
+    wish: int
+
+
+class TenantQuotaReport(msgspec.Struct, array_like=True, frozen=True):
+    """The counters and needs of one tenant in a worker."""
+
+    tenant: str
+    rows: list[QuotaRow]
+    needs: list[QuotaNeed]
+
+
+class QuotaReport(msgspec.Struct, tag=True):
+    """Worker → supervisor: what tenants have used, and what their requests need."""
+
+    tenants: list[TenantQuotaReport]
+
+
+class QuotaUpdate(msgspec.Struct, array_like=True, frozen=True):
+    """A change of one limit for a worker.
+
+    - granted: absolute; None if nothing is known but the status.
+    - is_restart: the worker is another holder from now on, and drops the tenant's slices.
+    """
+
+    tenant: str
+    limit: str
+    start: int
+    granted: int | None
+    valid_until: float
+    status: int
+    available: int
+    used: int
+    ends_at: float
+    is_contended: bool
+    is_restart: bool
+
+
+class QuotaUpdates(msgspec.Struct, tag=True):
+    """Supervisor → worker: grants."""
+
+    updates: list[QuotaUpdate]
+
+
+ALGORITHMS: Final = (
+    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    *("ES256", "ES384", "ES512", "EdDSA"),
+)
+"""The algorithms that may sign a token. All are asymmetric: a key that verifies cannot sign."""
+
+
+class SigningKey(msgspec.Struct, array_like=True, frozen=True):
+    """A public key of an issuer.
+
+    key_id: as tokens name it; None if they do not.
+    algorithms: those for which the key may be used.
+    numbers: the key's parameters of the JWK: `n` and `e`, or `x` and `y`, in big-endian bytes.
+    """
+
+    key_id: str | None
+    key_type: str
+    curve: str | None
+    algorithms: tuple[str, ...]
+    numbers: dict[str, bytes]
+
+
+class TokenIssuer(msgspec.Struct, array_like=True, frozen=True):
+    """An issuer whose tokens are accepted if they are meant for one of the audiences.
+
+    token_type: the header `typ` that tokens must have; None: the usual ones.
+    """
+
+    issuer: str
+    audiences: tuple[str, ...]
+    keys: tuple[SigningKey, ...]
+    token_type: str | None = None
+
+
+class TokenIssuerUpdate(msgspec.Struct, tag=True):
+    """Supervisor → worker: all issuers of bearer tokens, with the keys that are known."""
+
+    issuers: list[TokenIssuer]
+
+
+class AccessReport(msgspec.Struct, tag=True):
+    """Worker → supervisor: which keys callers have used since the last report.
+
+    - used_keys: digests of API keys.
+    - unknown_key_issuers: issuers of bearer tokens that name a key that is not in their key set.
+    """
+
+    used_keys: list[bytes] = []
+    unknown_key_issuers: list[str] = []
+
 
 # --- supervisor → worker
 

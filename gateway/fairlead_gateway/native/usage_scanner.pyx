@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
 """Reads the token counts in a whole response of an engine, without objects for the rest.
 
-Every response that is accepted is valid for `response_check`, with the same counts. Others are left
+Every response that is accepted is valid for `attempt`, with the same counts. Others are left
 to it, in particular each invalid one.
 """
 

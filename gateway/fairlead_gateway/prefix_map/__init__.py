@@ -7,5 +7,5 @@ In reading order:
 - `translator`: engine reports in terms of byte prefixes
 - `prefix_table`: links from byte blocks to token blocks
 - `prompt_alignment`: what links are learned from
-- `inflight_blocks`, `recent_blocks`, `index_view`, `cache_correction`: values and interfaces
+- `cache_correction`: a change of what an instance caches
 """

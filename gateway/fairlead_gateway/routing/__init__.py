@@ -10,8 +10,7 @@ In reading order:
 - `hash_ring`: the two homes of a prefix
 - `policies`: one file per preset
 - `candidates`: what a policy compares
-- `session_affinity`, `accelerator_selection`, `kv_pull`, `prefill_placement`: parts of the default
-  policy
+- `accelerator_selection`, `prefill_placement`: parts of the default policy
 - `router`: the state between decisions
 - `hooks`: the router's callbacks
 """

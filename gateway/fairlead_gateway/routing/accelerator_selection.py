@@ -43,8 +43,8 @@ from fairlead.fleet.model import Instance, Role, SloTargets
 from fairlead.units import format_duration
 from fairlead_gateway.routing.endpoint import Endpoint
 from fairlead_gateway.routing.hash_ring import HomeRings
-from fairlead_gateway.routing.load.sampled_load import SampledLoads
-from fairlead_gateway.routing.prefix.approximate_index import PrefixMatch
+from fairlead_gateway.routing.load.inflight import SampledLoads
+from fairlead_gateway.routing.prefix.cache_view import PrefixMatch
 from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS, DEFAULT_TTFT_SECONDS
 
 SAME_KIND_RATIO: Final = 1.25

@@ -3,8 +3,7 @@
 from collections.abc import Hashable, Sequence
 from typing import Final
 
-from fairlead_gateway.routing.prefix.media_parts import MediaPart
-from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain
+from fairlead_gateway.routing.prefix.prefix_hash import MediaPart, PrefixChain
 
 DEFAULT_OUTPUT_TOKENS: Final = 256.0
 """The expected output of a request, while nothing is known."""

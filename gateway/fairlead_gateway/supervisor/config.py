@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fairlead.audit import AuditLog
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import FleetSource
-from fairlead_gateway.http.tls import TlsCertificate
+from fairlead_gateway.http.sockets import TlsCertificate
 from fairlead_gateway.supervisor.kv_index.token_source import TokenSource
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
 

@@ -24,9 +24,7 @@ from fairlead_gateway.errors import RelayedError
 from fairlead_gateway.http.sockets import socket_url
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.decision_codec import decode_logged_request, decode_record
-from fairlead_gateway.ipc.decision_messages import EncodedLoggedRequest
-from fairlead_gateway.ipc.quota_messages import QuotaReport
-from fairlead_gateway.ipc.usage_rows import UsageRows
+from fairlead_gateway.ipc.messages import EncodedLoggedRequest, QuotaReport, UsageRows
 from fairlead_gateway.supervisor import worker_reports as reports
 from fairlead_gateway.supervisor.audit.audit_service import AuditService
 from fairlead_gateway.supervisor.audit.token_watcher import manage_token_watchers

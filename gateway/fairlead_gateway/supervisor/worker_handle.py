@@ -17,11 +17,8 @@ import msgspec
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.ipc import messages as say
-from fairlead_gateway.ipc.access_messages import AccessReport
 from fairlead_gateway.ipc.channel import Channel
-from fairlead_gateway.ipc.quota_messages import QuotaReport
-from fairlead_gateway.ipc.timing_events import TimingEvents
-from fairlead_gateway.ipc.usage_rows import UsageRows
+from fairlead_gateway.ipc.messages import AccessReport, QuotaReport, TimingEvents, UsageRows
 from fairlead_gateway.supervisor.worker_spawn import SpawnedWorker
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
 

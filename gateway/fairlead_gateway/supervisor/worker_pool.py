@@ -25,7 +25,7 @@ from fairlead.runtime.clock import Clock
 from fairlead.units import format_duration
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import encode_message
-from fairlead_gateway.ipc.timing_events import TimingEvents
+from fairlead_gateway.ipc.messages import TimingEvents
 from fairlead_gateway.routing.load import shared_memory
 from fairlead_gateway.supervisor.peers.peer_load_row import PeerLoadRow
 from fairlead_gateway.supervisor.slot_allocator import SlotAllocator

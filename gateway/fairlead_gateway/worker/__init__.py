@@ -1,11 +1,11 @@
 """A worker process: serves requests, from receipt to record. See `docs/architecture.md`.
 
-- `worker`, `services`: the process and its parts; `server`, `tls_acceptor`: its public port.
+- `worker`, `services`: the process and its parts; `server`: its public port.
 - `proxy`: one request from start to end; `request_context` is its state.
 - `openai`: parses requests; `dispatch`: admits and routes them.
 - `upstream`: connections to engines; `disaggregation`: prefill on another engine.
 - `resilience`: retries, ejection, poison requests.
 - `reporting`: messages to the supervisor; `observability`: access log and traces.
 - `body_check`: checks large bodies in a process.
-- `api_keys`, `memory_pressure`, `request_ids`, `route_preview`, `query_handler`, `runtime`.
+- `api_keys`, `memory_pressure`, `route_preview`, `query_handler`, `runtime`.
 """

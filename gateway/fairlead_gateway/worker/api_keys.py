@@ -20,7 +20,7 @@ from fairlead.engines.credentials import EngineCredentials
 from fairlead.tenants.model import CacheSharing, Tenant
 from fairlead_gateway.caller_key import NEVER, Caller
 from fairlead_gateway.errors import ApiKeysUnavailable, InvalidApiKey, NotPermitted
-from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.request_parser import RequestHead
 
 if TYPE_CHECKING:  # loaded only with issuers of bearer tokens
     from fairlead_gateway.worker.bearer_tokens.token_callers import TokenCallers

@@ -23,8 +23,8 @@ from fairlead import http_access
 from fairlead.errors import SettingsError
 from fairlead.settings import GatewaySettings
 from fairlead_gateway.errors import ForeignPage, UnsupportedBodyType
-from fairlead_gateway.http.request_head import RequestHead
-from fairlead_gateway.http.response_writer import ResponseWriter
+from fairlead_gateway.http.listener import ResponseWriter
+from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.worker.proxy.local_routes import READINESS_PATH, local_headers
 
 ANY_ORIGIN: Final = "*"

@@ -12,17 +12,17 @@ from typing import Final
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.errors import BadRequest, Overloaded, UnknownPath
 from fairlead_gateway.http.listener import HttpRequest
-from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.ipc.messages import PreviewRoute
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES
 from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import BYPASSED, HandoffRecord
-from fairlead_gateway.worker.adapters.adapter_use import AdapterUse
 from fairlead_gateway.worker.disaggregation import kv_connectors
 from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest
 from fairlead_gateway.worker.proxy.gateway import Gateway
+from fairlead_gateway.worker.request_context import AdapterUse
 
 _PREVIEW_ID: Final = "asked"
 _PARSE_SHARE: Final = 0.5

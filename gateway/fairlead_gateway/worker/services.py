@@ -14,11 +14,10 @@ from fairlead.engines.credentials import EngineCredentials
 from fairlead.errors import FairleadError
 from fairlead.fleet.model import Fleet
 from fairlead.settings import GatewaySettings
-from fairlead_gateway.http.tls import TlsCertificate
+from fairlead_gateway.http.sockets import TlsCertificate
 from fairlead_gateway.ipc import messages
-from fairlead_gateway.ipc.access_messages import TokenIssuer, TokenIssuerUpdate
 from fairlead_gateway.ipc.channel import Channel
-from fairlead_gateway.ipc.quota_messages import QuotaUpdates
+from fairlead_gateway.ipc.messages import QuotaUpdates, TokenIssuer, TokenIssuerUpdate
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.routing.hooks import SiblingWorkers
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
@@ -36,7 +35,7 @@ from fairlead_gateway.worker.reporting.peer_updates import PeerUpdateApplier
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.reporting.timing_reporter import TimingReporter
 from fairlead_gateway.worker.reporting.usage_reporter import UsageReporter
-from fairlead_gateway.worker.request_ids import RequestIds
+from fairlead_gateway.worker.request_context import RequestIds
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
 if TYPE_CHECKING:  # most gateways observe nothing, and then load none of it

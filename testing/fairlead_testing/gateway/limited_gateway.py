@@ -14,7 +14,7 @@ from fairlead.fleet.model import Model, TokenPrice
 from fairlead.limits import Limits
 from fairlead.routes.model import Route
 from fairlead.tenants.model import Tenant
-from fairlead_gateway.ipc.quota_messages import QuotaReport, QuotaUpdates
+from fairlead_gateway.ipc.messages import QuotaReport, QuotaUpdates
 from fairlead_gateway.supervisor.quota.limit_stores import MemoryLimitStore
 from fairlead_gateway.supervisor.quota.quota_service import QuotaService
 from fairlead_gateway.supervisor.quota.redis_limit_store import RedisLimitStore

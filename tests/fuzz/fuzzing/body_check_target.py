@@ -22,8 +22,7 @@ from fairlead_gateway.worker.body_check.client import BodyChecker
 from fairlead_gateway.worker.body_check.process import serve
 from fairlead_gateway.worker.body_check.protocol import LENGTH_BYTES, BodyQuery, BodyReply, encode_frame
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body
-from fairlead_gateway.worker.openai.prefix_key import build_route_request
-from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest, build_model_request
+from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest, build_model_request, build_route_request
 
 LIMITS = Limits(name_bytes=200, json_depth=12, json_values=200, json_containers=60, stop_bytes=60)
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/chat/completions")

@@ -12,7 +12,7 @@ from fuzzing.target import CANARY, Target, cuttings, refused
 
 from fairlead.limits import Limits
 from fairlead_gateway.errors import GatewayError
-from fairlead_gateway.http.chunked_body import ChunkedBody
+from fairlead_gateway.http.request_parser import ChunkedBody
 
 LIMITS = Limits(body_bytes=64, chunk_extension_bytes=12, trailer_bytes=40, body_wire_factor=1_000)
 FRUGAL = Limits(body_bytes=64, chunk_extension_bytes=12, trailer_bytes=40, body_wire_factor=2)

@@ -17,10 +17,9 @@ from fuzzing.target import CANARY, Target, cuttings, refused
 
 from fairlead.limits import Limits
 from fairlead_gateway.errors import GatewayError
-from fairlead_gateway.http.request_head import RequestHead, SharedTemplates
-from fairlead_gateway.http.request_parser import RequestParser
+from fairlead_gateway.http.request_parser import RequestHead, RequestParser, SharedTemplates
 from fairlead_gateway.worker.openai.passthrough import is_passthrough_path, parse_passthrough_request
-from fairlead_gateway.worker.openai.request_timeout import total_timeout
+from fairlead_gateway.worker.openai.request import total_timeout
 from fairlead_gateway.worker.upstream.request_encoder import encode_request, request_prefix
 
 LIMITS = Limits()

@@ -12,9 +12,14 @@ from fuzzing.target import Target, refused
 
 from fairlead.limits import Limits
 from fairlead_gateway.errors import BadRequest, GatewayLoop
-from fairlead_gateway.http.request_head import RequestHead
-from fairlead_gateway.worker.upstream.hop_header import HOP_HEADER, check_hops, create_hop_id
-from fairlead_gateway.worker.upstream.request_encoder import encode_request, request_prefix
+from fairlead_gateway.http.request_parser import RequestHead
+from fairlead_gateway.worker.upstream.request_encoder import (
+    HOP_HEADER,
+    check_hops,
+    create_hop_id,
+    encode_request,
+    request_prefix,
+)
 
 LIMITS = Limits()
 OWN = create_hop_id(b"this gateway")

@@ -1,7 +1,12 @@
 """Instances that keep adapters loaded: the first homes, as far as slots reach."""
 
-from fairlead_gateway.adapters.adapter_replicas import KeptAdapter, choose_keepers
-from fairlead_gateway.adapters.placement import ResidentValue, choose_eviction, eviction_seconds
+from fairlead_gateway.adapters.placement import (
+    KeptAdapter,
+    ResidentValue,
+    choose_eviction,
+    choose_keepers,
+    eviction_seconds,
+)
 
 
 def test_the_first_homes_keep_an_adapter() -> None:

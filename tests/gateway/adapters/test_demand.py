@@ -2,7 +2,7 @@
 
 import pytest
 
-from fairlead_gateway.adapters.demand import FIRST_LOAD_SECONDS, HALF_LIFE_SECONDS, AdapterDemand
+from fairlead_gateway.adapters.placement import FIRST_LOAD_SECONDS, HALF_LIFE_SECONDS, AdapterDemand
 
 
 def test_steady_requests_are_counted_as_they_are() -> None:

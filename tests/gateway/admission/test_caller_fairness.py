@@ -9,8 +9,7 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_gateway.admission.fair_share import LAG_SECONDS, SAVED_SECONDS, FairShare
-from fairlead_gateway.admission.kv_capacity import EngineLoad
-from fairlead_gateway.admission.memory_hold import HOLD_SECONDS, PAUSE_SECONDS
+from fairlead_gateway.admission.kv_capacity import HOLD_SECONDS, PAUSE_SECONDS, EngineLoad
 from fairlead_gateway.admission.policy import AdmissionAction, AdmissionPolicy, AdmissionRequest
 from fairlead_gateway.admission.request_queue import QUANTUM_SECONDS, TIER_WEIGHTS, QueuedRequest, RequestQueue
 from fairlead_gateway.routing import PrefixChain, RouteRequest

@@ -7,8 +7,7 @@ import pytest
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.limits import Limits
-from fairlead_gateway.admission.decode_work import decode_seconds
-from fairlead_gateway.admission.fair_share import FairShare
+from fairlead_gateway.admission.fair_share import FairShare, decode_seconds
 from fairlead_gateway.admission.kv_capacity import EngineLoad, KvCapacityPlanner
 from fairlead_gateway.admission.output_lengths import OutputForecast, OutputLengths
 from fairlead_gateway.admission.policy import AdmissionAction, AdmissionPolicy, AdmissionRequest

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.admission.kv_peak import SequenceForecast, peak_tokens
+from fairlead_gateway.admission.kv_capacity import SequenceForecast, peak_tokens
 
 SEQUENCE = st.builds(SequenceForecast, st.integers(1, 500), st.integers(1, 60))
 SEQUENCES = st.lists(SEQUENCE, max_size=12)

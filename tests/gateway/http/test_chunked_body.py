@@ -7,12 +7,12 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_gateway.errors import BodyTooLarge, GatewayError, HeadTooLarge
-from fairlead_gateway.http import chunked_body
-from fairlead_gateway.http.chunked_body import ChunkedBody
+from fairlead_gateway.http import request_parser
+from fairlead_gateway.http.request_parser import ChunkedBody
 
 LIMITS = Limits()
 pytestmark = pytest.mark.skipif(
-    not (chunked_body.__file__ or "").endswith(".py"), reason="patterns of a compiled module cannot be counted"
+    not (request_parser.__file__ or "").endswith(".py"), reason="patterns of a compiled module cannot be counted"
 )
 
 
@@ -37,10 +37,10 @@ def examined_bytes(monkeypatch: pytest.MonkeyPatch, data: bytes) -> int:
     """Returns how many bytes patterns read while `data` arrives byte by byte."""
     counts: list[int] = []
     with monkeypatch.context() as patches:
-        for name, value in list(vars(chunked_body).items()):
+        for name, value in list(vars(request_parser).items()):
             if isinstance(value, re.Pattern):
                 counted: Any = CountedPattern(value, counts)
-                patches.setattr(chunked_body, name, counted)
+                patches.setattr(request_parser, name, counted)
         feed_bytes(ChunkedBody(LIMITS), data)
     return sum(counts)
 

@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.limits import Limits
-from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.worker.openai.body_parser import ScanBounds, parse_body, parse_scanned_chat
-from fairlead_gateway.worker.openai.prefix_key import build_route_request
-from fairlead_gateway.worker.openai.request import build_model_request
+from fairlead_gateway.worker.openai.request import build_model_request, build_route_request
 from fairlead_gateway.worker.openai.schemas import ChatRequest, CommonFields
 from fairlead_gateway.worker.openai.validation import decode_body
 from fairlead_testing.gateway.running_gateway import fleet_of

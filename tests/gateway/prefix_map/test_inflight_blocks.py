@@ -1,6 +1,6 @@
 """Blocks that are in flight to an instance."""
 
-from fairlead_gateway.prefix_map.inflight_blocks import InflightBlocks
+from fairlead_gateway.prefix_map.translator import InflightBlocks
 
 
 def test_a_block_is_on_its_way_until_the_last_prompt_with_it_is_answered() -> None:

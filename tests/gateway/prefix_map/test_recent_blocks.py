@@ -1,6 +1,6 @@
 """The recently used blocks of a gateway."""
 
-from fairlead_gateway.prefix_map.recent_blocks import RecentBlocks
+from fairlead_gateway.prefix_map.translator import RecentBlocks
 
 
 def test_block_counts_as_used_for_one_to_two_periods() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import Instance, KvPullSource, Model, SloTargets
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
-from fairlead_gateway.routing.kv_pull import MAX_TIME_SHARE, pull_prefill_seconds
+from fairlead_gateway.routing.candidates import MAX_TIME_SHARE, pull_prefill_seconds
 
 SLOW = builtin_profile("l4-qwen8b")  # 0.3 ms a token
 FAST = builtin_profile("h100-llama8b")  # 0.036 ms

@@ -8,8 +8,8 @@ from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Instance, Model, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
-from fairlead_gateway.routing.session_affinity import SessionAffinity
-from fairlead_gateway.worker.openai.prefix_key import session_hash
+from fairlead_gateway.routing.router import SessionAffinity
+from fairlead_gateway.worker.openai.request import session_hash
 from fairlead_testing.engines.scripted import well_behaved
 from fairlead_testing.gateway.running_gateway import gateway_before
 from fairlead_testing.http.raw_client import post_request, send

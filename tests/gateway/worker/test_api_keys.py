@@ -17,8 +17,7 @@ from fairlead.limits import Limits
 from fairlead.tenants.model import CacheSharing, Tenant
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.errors import InvalidApiKey
-from fairlead_gateway.http.request_head import RequestHead, SharedTemplates
-from fairlead_gateway.http.request_parser import RequestParser
+from fairlead_gateway.http.request_parser import RequestHead, RequestParser, SharedTemplates
 from fairlead_gateway.supervisor.file_parsing.key_list import parse_key_file
 from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
 from fairlead_gateway.worker.api_keys import ApiKeys

@@ -9,7 +9,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead.tenants.model import ApiKey, Limit, LimitUnit, Tenant, Window
 from fairlead_gateway.errors import ApiKeysUnavailable, InvalidApiKey, NotPermitted
-from fairlead_gateway.http.request_head import RequestHead, parse_head
+from fairlead_gateway.http.request_parser import RequestHead, parse_head
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway

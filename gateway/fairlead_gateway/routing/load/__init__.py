@@ -2,11 +2,9 @@
 
 In reading order:
 
-- `inflight`: this process's requests in flight
+- `inflight`: this process's requests in flight; of a large fleet, a sample
 - `shared_memory`: those of sibling workers
-- `sampled_load`: the load of a large fleet
 - `load_window`: dispatches of the last minutes
 - `inter_token_times`: observed token gaps
-- `token_calibration`: estimated tokens against reported ones, of a model
-- `prompt_sizes`: the same of each caller, and of pictures and other parts
+- `prompt_sizes`: estimated tokens against reported ones, of models, callers and media parts
 """

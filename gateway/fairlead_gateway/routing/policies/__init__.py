@@ -1,7 +1,7 @@
 """The routing policies, one file per preset: pure functions from endpoints to a decision.
 
 - `dual_hash`: the default.
-- `policy_input`, `score_explanation`: input and result of the published policies.
+- `policy_input`: input and result of the published policies.
 - `dualmap`, `preble`, `baselines`: the published policies.
 - `registry`: presets by name.
 - `assigned_queue`: requests that wait for their instance.

@@ -24,8 +24,7 @@ from typing import Final
 
 from fairlead.decision import Decision
 from fairlead_gateway.routing.candidates import Candidate
-from fairlead_gateway.routing.policies.policy_input import PolicyInput
-from fairlead_gateway.routing.policies.score_explanation import least_inflight, scored_decision
+from fairlead_gateway.routing.policies.policy_input import PolicyInput, least_inflight, scored_decision
 
 CHWBL_MAX_LOAD_RATIO: Final = 1.25
 AIBRIX_SPREAD: Final = 16

@@ -31,8 +31,7 @@ from typing import Final
 
 from fairlead.decision import Decision
 from fairlead.units import format_duration
-from fairlead_gateway.routing.policies.policy_input import AssignedRequest, PolicyInput, QueueKey
-from fairlead_gateway.routing.policies.score_explanation import scored_decision
+from fairlead_gateway.routing.policies.policy_input import AssignedRequest, PolicyInput, QueueKey, scored_decision
 
 SWITCH_SHARE: Final = 0.5
 """Share of the objective above which the predicted first token counts more than the match."""

@@ -22,8 +22,7 @@ commented out in the code and left out here.
 
 from fairlead.decision import Decision
 from fairlead_gateway.routing.candidates import Candidate
-from fairlead_gateway.routing.policies.policy_input import PolicyInput
-from fairlead_gateway.routing.policies.score_explanation import scored_decision
+from fairlead_gateway.routing.policies.policy_input import PolicyInput, scored_decision
 
 
 def choose(policy_input: PolicyInput) -> Decision:

@@ -2,9 +2,7 @@
 
 In reading order:
 
-- `prefix_hash`: a prompt as a chain of hashes
-- `media_parts`: pictures and other parts in it that are not text
-- `approximate_index`: the index that a gateway builds from its own dispatches
-- `cache_view`: that index and the KV-cache index together
+- `prefix_hash`: a prompt as a chain of hashes, with its pictures and other media parts
+- `cache_view`: the index that a gateway builds from its own dispatches, with the KV-cache index
 - `hot_prefixes`: how long a routing key is
 """

@@ -2,19 +2,408 @@
 
 Each ready instance has one bit for prompts dispatched to it, and one for what the index reports. A
 block with either bit should be cached there.
+
+The approximate prefix index: which instance probably has which prefix cached.
+
+It maps a block hash to a bit mask of instances. Equal hashes mean equal prompts up to there, and
+the tail of a prompt is evicted before its head. So an instance with a block has all blocks before
+it, and a match is found by bisection.
+
+Each instance has an LRU order of its blocks, bounded by its KV memory: what the engine must have
+evicted is dropped here too. The order is kept in *runs*, stretches of a chain that were always used
+together. So a prompt of a hundred known blocks moves two or three entries.
+
+Entries come from this gateway's own dispatches. A wrong one costs a recomputation, never a request.
+
+Why: hashes are typed `Hashable`, not `int`, so that compiled code passes 64-bit numbers on
+unconverted.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Final
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import KvPullSource
 from fairlead_gateway.routing.endpoint import Endpoint
-from fairlead_gateway.routing.load.inflight import EndpointLoad
-from fairlead_gateway.routing.load.sampled_load import SampledLoads
-from fairlead_gateway.routing.prefix.approximate_index import ApproximatePrefixIndex, PrefixMatch
+from fairlead_gateway.routing.load.inflight import EndpointLoad, SampledLoads
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain, block_ends
 from fairlead_gateway.routing.request import RouteRequest
+
+
+class PrefixMatch:
+    """The match of a prompt: the instances in `masks[i]` have its first `matched_bytes[i]` bytes.
+
+    The lengths rise with `i`. An instance is in the mask of its longest match only.
+    """
+
+    __slots__ = ("masks", "matched_bytes")
+
+    def __init__(self) -> None:
+        self.matched_bytes: list[int] = []
+        self.masks: list[int] = []
+
+    def bytes_at(self, bit: int) -> int:
+        """Returns the bytes from the start of the prompt that the instance with this bit has
+        cached.
+        """
+        masks = self.masks
+        index = len(masks)
+        while index:
+            index -= 1
+            if masks[index] & bit:
+                return self.matched_bytes[index]
+        return 0
+
+
+class _Run:
+    """A run: `count` blocks of a chain from index `first`, last used at the same time.
+
+    - previous: the block before the run; None at the start of a chain.
+    - ends: the ends of the whole chain's blocks, in bytes.
+    - branched: prompts continue differently after the end of the run.
+    - extra_bytes: cache used by other content, for a run without blocks.
+    """
+
+    __slots__ = ("branched", "count", "ends", "extra_bytes", "first", "hashes", "newer", "older", "previous")
+
+    def __init__(
+        self, previous: Hashable, hashes: tuple[Hashable, ...], ends: tuple[int, ...], first: int, extra_bytes: int = 0
+    ) -> None:
+        self.previous = previous
+        self.hashes = hashes
+        self.ends = ends
+        self.first = first
+        self.count = len(hashes)
+        self.extra_bytes = extra_bytes
+        self.branched = False
+        self.newer: _Run | None = None  # both are None outside of the LRU order
+        self.older: _Run | None = None
+
+    def bytes_before(self, index: int) -> int:
+        """Returns the end in bytes of what lies before the run's block `index`."""
+        end = self.first + index
+        return self.ends[end - 1] if end else 0
+
+    def move_behind(self, older: "_Run | None") -> None:
+        """Moves the run behind `older` in the LRU order."""
+        if older is self or older is None:
+            return
+        self.unlink()
+        newer = older.newer
+        assert newer is not None
+        self.older, self.newer = older, newer
+        older.newer = newer.older = self
+
+    def unlink(self) -> None:
+        """Removes the run from the LRU order, so that it is in no cycle of references."""
+        newer, older = self.newer, self.older
+        if newer is not None and older is not None:
+            newer.older, older.newer = older, newer
+            self.newer = self.older = None
+
+
+class _InstanceCache:
+    """The blocks of one instance: its runs by block, by the block before them, and in LRU order.
+
+    The LRU order is a ring; `lru.newer` is the oldest run.
+    """
+
+    __slots__ = ("bit", "blocks", "lru", "runs", "runs_after", "size")
+
+    def __init__(self, bit: int) -> None:
+        self.bit = bit
+        self.runs: dict[Hashable, _Run] = {}
+        self.runs_after: dict[Hashable, list[_Run]] = {}
+        self.lru = order = _Run(None, (), (), 0)
+        order.newer = order.older = order
+        self.size = 0
+        self.blocks = 0
+
+    def cached_blocks(self, hashes: tuple[Hashable, ...]) -> int:
+        """Returns how many blocks from the start of the chain are cached."""
+        runs = self.runs
+        low, high = 0, len(hashes)
+        while low < high:
+            middle = (low + high) >> 1
+            if hashes[middle] in runs:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def touch(self, hashes: tuple[Hashable, ...], count: int) -> "_Run | None":
+        """Marks the first `count` blocks as used.
+
+        Returns the run that ends with the last of them; None if `count` is 0.
+        """
+        runs, order = self.runs, self.lru
+        deepest: _Run | None = None
+        at = count
+        while at:
+            run = runs.get(hashes[at - 1])
+            if run is None or run.first >= at:
+                break  # a collision of 64-bit hashes
+            if run.first + run.count > at:
+                run = self._split(run, at - run.first)
+            # Tail first, head last: the head becomes the most recently used, as in an engine.
+            run.move_behind(order.older)
+            if deepest is None:
+                deepest = run
+            at = run.first
+        return deepest
+
+    def extend(self, deepest: _Run | None, hashes: tuple[Hashable, ...], ends: tuple[int, ...], known: int) -> None:
+        """Adds the blocks of a chain from index `known` on.
+
+        deepest: the run before them, which was just used; None at the start of the chain.
+        """
+        runs = self.runs
+        if deepest is None or deepest.branched or deepest.first + deepest.count != known:
+            run = _Run(hashes[known - 1] if known else None, hashes[known:] if known else hashes, ends, known)
+            run.move_behind(self.lru.older if deepest is None else deepest.older)
+            if known:
+                self._link_run(run)
+        else:
+            run = deepest
+            run.hashes = run.hashes[: run.count] + hashes[known:]
+            run.ends = ends
+            run.count = len(run.hashes)
+        index, count = known, len(hashes)
+        while index < count:
+            runs[hashes[index]] = run
+            index += 1
+        self.blocks += count - known
+        self.size += ends[count - 1] - (ends[known - 1] if known else 0)
+
+    def _link_run(self, run: _Run) -> None:
+        """Adds the run to those that follow `run.previous`."""
+        known = self.runs_after.get(run.previous)
+        if known is None:
+            self.runs_after[run.previous] = [run]
+        else:
+            known.append(run)
+
+    def unlink_run(self, run: _Run) -> None:
+        """Removes the run from those that follow `run.previous`."""
+        known = self.runs_after.get(run.previous)
+        if known is not None and run in known:
+            known.remove(run)
+            if not known:
+                del self.runs_after[run.previous]
+
+    def _split(self, run: _Run, head_count: int) -> _Run:
+        """Cuts a run after its first `head_count` blocks and returns the run of these.
+
+        The longer part stays the same object, since its blocks point to it.
+        """
+        runs, count = self.runs, run.count
+        head, tail = run.hashes[:head_count], run.hashes[head_count:count]
+        if head_count * 2 <= count:
+            other = _Run(run.previous, head, run.ends, run.first)
+            other.branched = True
+            self.unlink_run(run)
+            if run.first:
+                self._link_run(other)
+            run.previous, run.hashes, run.count = head[head_count - 1], tail, count - head_count
+            run.first += head_count
+            self._link_run(run)
+            for digest in head:
+                runs[digest] = other
+            return other
+        other = _Run(head[head_count - 1], tail, run.ends, run.first + head_count)
+        other.branched = run.branched
+        other.move_behind(run.older)
+        self._link_run(other)
+        run.hashes, run.count, run.branched = head, head_count, True
+        for digest in tail:
+            runs[digest] = other
+        return run
+
+
+class ApproximatePrefixIndex:
+    """The approximate prefix index of one model. Sizes and capacities are bytes of prompt text.
+
+    version: grows with every change of a match.
+    """
+
+    def __init__(self, max_blocks: int) -> None:
+        self._max_blocks = max_blocks
+        self.version = 0
+        self._masks: dict[Hashable, int] = {}
+        self._instances: dict[str, _InstanceCache] = {}
+        self._free_bits: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def register(self, instance: str) -> int:
+        """Adds an instance if it is new. Returns its bit in matches, valid until it is removed."""
+        return self._instance_cache(instance).bit
+
+    def bit_of(self, instance: str) -> int:
+        """Returns the bit of an instance; 0 if it is unknown."""
+        cache = self._instances.get(instance)
+        return 0 if cache is None else cache.bit
+
+    def cached_bytes(self, instance: str) -> int:
+        """Returns the bytes of all blocks that an instance has cached; 0 if it is unknown."""
+        cache = self._instances.get(instance)
+        return 0 if cache is None else cache.size
+
+    def match(self, hashes: tuple[Hashable, ...], ends: tuple[int, ...]) -> PrefixMatch:
+        """Returns how far each instance has the prompt cached."""
+        result = PrefixMatch()
+        masks, count = self._masks, len(hashes)
+        holders = (masks.get(hashes[0]) or 0) if count else 0
+        low = 0  # all of ``alive`` hold this block
+        while holders:
+            high, deeper = count, 0  # not all of them hold that one, only those in ``behind``
+            while high - low > 1:
+                middle = (low + high) >> 1
+                still = (masks.get(hashes[middle]) or 0) & holders
+                if still == holders:
+                    low = middle
+                else:
+                    high, deeper = middle, still
+            result.matched_bytes.append(ends[low])
+            result.masks.append(holders ^ deeper)
+            holders, low = deeper, high
+        return result
+
+    def add(self, instance: str, hashes: tuple[Hashable, ...], ends: tuple[int, ...], *, capacity: int) -> None:
+        """Adds the blocks of a prompt to an instance, as the most recently used.
+
+        Evicts the least recently used blocks beyond `capacity` bytes, or beyond the maximum number
+        of blocks.
+        """
+        cache = self._instance_cache(instance)
+        count = len(hashes)
+        if count:
+            known = cache.cached_blocks(hashes)
+            deepest = cache.touch(hashes, known)
+            if known < count:
+                cache.extend(deepest, hashes, ends, known)
+                self._set_bit(hashes, known, cache.bit)
+        if cache.size > capacity or cache.blocks > self._max_blocks:
+            self._evict(cache, capacity)
+
+    def reserve(self, instance: str, size: int, *, capacity: int) -> None:
+        """Counts `size` bytes of other content, which evicts blocks beyond `capacity`."""
+        cache = self._instance_cache(instance)
+        _Run(None, (), (), 0, size).move_behind(cache.lru.older)
+        cache.blocks += 1
+        cache.size += size
+        if cache.size > capacity or cache.blocks > self._max_blocks:
+            self._evict(cache, capacity)
+
+    def remove(self, instance: str, hashes: Sequence[Hashable]) -> None:
+        """Removes blocks, and those that continue from them, from an instance."""
+        cache = self._instances.get(instance)
+        if cache is None:
+            return
+        removed: list[Hashable] = list(hashes)
+        while removed:
+            digest = removed.pop()
+            run = cache.runs.get(digest)
+            if run is not None:
+                removed += self._truncate(cache, run, run.hashes.index(digest))
+            for child in cache.runs_after.pop(digest, ()):
+                removed += self._truncate(cache, child, 0)
+
+    def retain(self, instances: Collection[str]) -> None:
+        """Removes all other instances."""
+        for gone in [name for name in self._instances if name not in instances]:
+            self.remove_instance(gone)
+
+    def remove_instance(self, instance: str) -> None:
+        """Removes an instance that left or lost its cache."""
+        cache = self._instances.pop(instance, None)
+        if cache is None:
+            return
+        self.version += 1
+        for digest in cache.runs:
+            _clear_bit(self._masks, digest, cache.bit)
+        cache.runs.clear()
+        cache.runs_after.clear()
+        while (run := cache.lru.newer) is not None:
+            run.unlink()  # the ring is a cycle of references; its head is unlinked last
+        self._free_bits.append(cache.bit)
+
+    def _instance_cache(self, instance: str) -> _InstanceCache:
+        cache = self._instances.get(instance)
+        if cache is None:
+            cache = self._instances[instance] = _InstanceCache(
+                self._free_bits.pop() if self._free_bits else 1 << len(self._instances)
+            )
+        return cache
+
+    def _set_bit(self, hashes: tuple[Hashable, ...], known: int, bit: int) -> None:
+        masks, is_only = self._masks, len(self._instances) == 1
+        index, count = known, len(hashes)
+        self.version += 1
+        while index < count:
+            digest = hashes[index]
+            masks[digest] = bit if is_only else (masks.get(digest) or 0) | bit
+            index += 1
+
+    def _evict(self, cache: _InstanceCache, capacity: int) -> None:
+        max_blocks, order = self._max_blocks, cache.lru
+        while cache.size > capacity or cache.blocks > max_blocks:
+            run = order.newer
+            if run is None or run is order:
+                break
+            if not run.count:
+                cache.size -= run.extra_bytes
+                cache.blocks -= 1
+                run.unlink()
+                continue
+            count, excess_blocks = run.count, cache.blocks - max_blocks
+            max_size = capacity + run.bytes_before(count)
+            while count and (cache.size + run.bytes_before(count) > max_size or excess_blocks > 0):
+                count -= 1
+                excess_blocks -= 1
+            self._drop_blocks(cache, run, count)
+
+    def _drop_blocks(self, cache: _InstanceCache, run: _Run, count: int) -> None:
+        """Removes the run's blocks from `count` on, and a run without blocks."""
+        runs, masks, hashes, bit = cache.runs, self._masks, run.hashes, cache.bit
+        index = run.count
+        cache.size -= run.bytes_before(index) - run.bytes_before(count)
+        cache.blocks -= index - count
+        self.version += 1
+        is_only = len(self._instances) == 1
+        while index > count:
+            index -= 1
+            digest = hashes[index]
+            try:  # a lookup before it would cost as much
+                del runs[digest]
+                if is_only:
+                    del masks[digest]
+            except KeyError:  # a collision of 64-bit hashes
+                pass
+            if not is_only:
+                _clear_bit(masks, digest, bit)
+        run.count = count
+        if not count:
+            run.unlink()
+            if run.first:
+                cache.unlink_run(run)
+
+    def _truncate(self, cache: _InstanceCache, run: _Run, count: int) -> tuple[Hashable, ...]:
+        """Shortens a run to `count` blocks and returns the removed ones."""
+        removed = run.hashes[count : run.count]
+        if removed:
+            self._drop_blocks(cache, run, count)
+        return removed
+
+
+def _clear_bit(masks: dict[Hashable, int], digest: Hashable, bit: int) -> None:
+    mask = masks.get(digest) or 0
+    if mask == bit:
+        del masks[digest]
+    elif mask & bit:
+        masks[digest] = mask & ~bit
+
 
 _BYTES_PER_TOKEN: Final = float(BYTES_PER_TOKEN)
 _INDEX_SUFFIX: Final = "\0"

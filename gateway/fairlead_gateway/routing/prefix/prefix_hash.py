@@ -11,12 +11,25 @@ The hash is XXH3-64.
 
 Why: hashing tokens would cost hundreds of times more, and the engine's tokens are a function of
 this text.
+
+Pictures, audio, video and files in the JSON text of a prompt, which are work by part and not by
+byte.
+
+A picture of a megabyte is a thousand tokens or so, whatever its encoding. In the text that is
+hashed and measured, a digest stands for it, repeated to the size that such a part usually has. So
+equal pictures share a prefix, on every gateway.
+
+A part is found by its key and form, never in a text: what a client writes into a message counts as
+text.
+
+The module is pure.
 """
 
+import re
 from array import array
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import xxhash
 
@@ -196,3 +209,204 @@ def shared_bytes(chain: PrefixChain, other: PrefixChain) -> int:
 def unpack_hashes(packed: bytes) -> frozenset[Hashable]:
     """Returns 64-bit hashes from their packed bytes, in native order."""
     return frozenset(array("Q", packed))
+
+
+_DATA_URL: Final = b";base64,"
+_MIN_BYTES: Final = 256
+_MAX_PREFIX: Final = 128
+"""The longest start of a data URL, and how far from its data the type of a part may stand."""
+MAX_PARTS: Final = 512
+"""Parts that are counted by part; engines take fewer. What is beyond counts as text."""
+_MAX_PLACES: Final = 4_096
+"""Places of one sign that are looked at, of parts or not."""
+_SLICE_BYTES: Final = 1 << 20
+"""A search goes in steps of this size, so that other threads get their turn."""
+_KEY: Final = re.compile(rb'"([a-z_]{1,32})"[ \t\r\n]*:[ \t\r\n]*$')
+_URL_KEYS: Final = frozenset(
+    {
+        *(b"url", b"data", b"image", b"file_data", b"file_url", b"input_image"),
+        *(b"image_url", b"audio_url", b"video_url"),
+    }
+)
+_RAW_KEYS: Final = ((b'"data"', ""), (b'"file_data"', "file"), (b'"image_embeds"', "image"))
+_VALUE: Final = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*"')
+_MEDIA_TYPE: Final = re.compile(rb'"media_type"[ \t\r\n]*:[ \t\r\n]*"([a-z]{1,16})/')
+_AUDIO_FORMAT: Final = re.compile(rb'"format"[ \t\r\n]*:[ \t\r\n]*"[a-z0-9]{1,8}"')
+_ADDRESS: Final = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*(?:\{[^{}]{0,64}?"url"[ \t\r\n]*:[ \t\r\n]*)?"https?:')
+_SOURCE: Final = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*\{[^{}]{0,64}?"type"[ \t\r\n]*:[ \t\r\n]*"url"')
+_REFERENCES: Final = (
+    *((b'"%b_url"' % kind.encode(), kind, _ADDRESS) for kind in ("image", "audio", "video", "file")),
+    (b'"source"', "image", _SOURCE),
+    (b'"file_id"', "file", _VALUE),
+)
+"""The keys of parts that are named by an address, with their kind and what follows the key."""
+_KINDS: Final = {b"image": "image", b"audio": "audio", b"video": "video"}
+_CLASS_BYTES: Final = (64 << 10, 512 << 10, 4 << 20)
+"""The bounds of the size classes, in bytes of base64."""
+NOMINAL_TOKENS: Final[dict[str, tuple[int, ...]]] = {
+    "image": (256, 768, 1_536, 3_072),
+    "audio": (128, 512, 3_072, 8_192),
+    "video": (512, 2_048, 8_192, 16_384),
+    "file": (512, 2_048, 8_192, 16_384),
+}
+"""The tokens of a part by size class, before an engine has reported any. Parts that are named by an
+address have the second class.
+"""
+_REFERENCE_CLASS: Final = 1
+
+
+class MediaPart(NamedTuple):
+    """A part that is not text: its kind and size class, and where its data lies in the text.
+
+    start, end: equal for a part that is named by its address.
+    """
+
+    kind: str
+    size_class: int
+    start: int
+    end: int
+
+    @property
+    def nominal_tokens(self) -> int:
+        """The tokens of such a part, before an engine has reported any."""
+        return NOMINAL_TOKENS[self.kind][self.size_class]
+
+
+def find_media(text: bytes, start: int, end: int) -> list[MediaPart]:
+    """Returns the parts in a text that are not text themselves, in order.
+
+    A caller chooses the text. So the time for it grows with its length alone, and the parts are at
+    most `MAX_PARTS`.
+    """
+    inline = _data_urls(text, start, end)
+    parts = list(inline)
+    for key, kind in _RAW_KEYS:
+        parts += _raw_data(text, (start, end), (key, kind), inline)
+    parts.sort(key=_start_of)
+    parts += _references(text, start, end, list(parts))
+    parts.sort(key=_start_of)
+    del parts[MAX_PARTS:]
+    return parts
+
+
+def without_media(text: bytes, start: int, end: int, parts: list[MediaPart]) -> bytes:
+    """Returns the text with a digest in place of each part, as long as its nominal tokens are."""
+    pieces: list[bytes] = []
+    for part in parts:
+        pieces.append(text[start : part.start])
+        size = part.nominal_tokens * BYTES_PER_TOKEN
+        digest = xxhash.xxh3_128_digest(memoryview(text)[part.start : part.end]) if part.end > part.start else b"-" * 16
+        pieces.append((digest * (size // len(digest) + 1))[:size])
+        start = part.end
+    pieces.append(text[start:end])
+    return b"".join(pieces)
+
+
+def estimated_tokens(body: bytes) -> int:
+    """Returns the tokens of a whole body, by its text and its parts, for any model."""
+    parts = find_media(body, 0, len(body))
+    inline = sum(part.end - part.start for part in parts)
+    return (len(body) - inline) // BYTES_PER_TOKEN + sum(part.nominal_tokens for part in parts)
+
+
+def _size_class(size: int) -> int:
+    return sum(size >= bound for bound in _CLASS_BYTES)
+
+
+def _start_of(part: MediaPart) -> int:
+    return part.start
+
+
+def _places(text: bytes, sign: bytes, start: int, end: int) -> Iterator[int]:
+    """Yields where a sign stands in a text, in order and without overlaps."""
+    at, overlap = start, len(sign) - 1
+    for _ in range(_MAX_PLACES):
+        found = -1
+        while found < 0 and at < end:
+            found = text.find(sign, at, min(end, at + _SLICE_BYTES + overlap))
+            at = at + _SLICE_BYTES if found < 0 else found + len(sign)
+        if found < 0:
+            return
+        yield found
+
+
+class _Data:
+    """The data of some parts, in order, for questions about places that only grow."""
+
+    def __init__(self, parts: Sequence[MediaPart]) -> None:
+        self._parts = parts
+        self._next = 0
+
+    def holds(self, at: int) -> bool:
+        """Returns whether the data of a part holds a place."""
+        parts = self._parts
+        while self._next < len(parts) and parts[self._next].end <= at:
+            self._next = self._next + 1
+        return self._next < len(parts) and parts[self._next].start <= at
+
+
+def _data_urls(text: bytes, start: int, end: int) -> list[MediaPart]:
+    parts: list[MediaPart] = []
+    close = start
+    for at in _places(text, _DATA_URL, start, end):
+        data = at + len(_DATA_URL)
+        opening = text.rfind(b'"', max(start, at - _MAX_PREFIX), at)
+        if at < close or opening < 0 or not text.startswith(b"data:", opening + 1):
+            continue
+        key = _KEY.search(text[max(start, opening - _MAX_PREFIX) : opening])
+        if key is None or key[1] not in _URL_KEYS:
+            continue
+        close = text.find(b'"', data, end)
+        if close < 0:
+            return parts
+        kind = _KINDS.get(text[opening + 6 : data].partition(b"/")[0], "file")
+        parts.append(MediaPart(kind, _size_class(close - data), data, close))
+    return parts
+
+
+def _raw_data(
+    text: bytes, bounds: tuple[int, int], sign: tuple[bytes, str], inline: Sequence[MediaPart]
+) -> list[MediaPart]:
+    """Returns the parts with base64 under a key without the form of a URL.
+
+    inline: the parts that are data URLs; nothing is looked for in them.
+    """
+    start, end = bounds
+    parts: list[MediaPart] = []
+    urls, close = _Data(inline), start
+    for at in _places(text, sign[0], start, end):
+        value = None if at < close or urls.holds(at) else _VALUE.match(text, at + len(sign[0]), end)
+        if value is None:
+            continue
+        close = text.find(b'"', value.end(), end)
+        if close < 0:
+            return parts
+        if close - value.end() < _MIN_BYTES or text.startswith(b"data:", value.end()):
+            continue
+        kind = sign[1] or _kind_near(text[max(start, at - _MAX_PREFIX) : at], text[close + 1 : close + _MAX_PREFIX])
+        if kind:
+            parts.append(MediaPart(kind, _size_class(close - value.end()), value.end(), close))
+    return parts
+
+
+def _kind_near(before: bytes, after: bytes) -> str:
+    """Returns the kind of data by its neighbours, in the same object; empty for none."""
+    for fields in (before.rpartition(b"{")[2], after.partition(b"}")[0]):
+        media_type = _MEDIA_TYPE.search(fields)
+        if media_type is not None:
+            return _KINDS.get(media_type[1], "file")
+        if _AUDIO_FORMAT.search(fields) is not None:
+            return "audio"
+    return ""
+
+
+def _references(text: bytes, start: int, end: int, inline: Sequence[MediaPart]) -> list[MediaPart]:
+    """Returns the parts that are named by an address, outside of the data of others."""
+    found: list[MediaPart] = []
+    for sign, kind, follows in _REFERENCES:
+        data = _Data(inline)
+        for at in _places(text, sign, start, end):
+            match = None if data.holds(at) else follows.match(text, at + len(sign), end)
+            if match is not None:
+                found.append(MediaPart(kind, _REFERENCE_CLASS, match.end(), match.end()))
+    return found

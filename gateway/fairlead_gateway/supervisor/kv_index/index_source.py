@@ -9,7 +9,7 @@ from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead_gateway.prefix_map.index_view import IndexView
+from fairlead_gateway.prefix_map.translator import IndexView
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.index.replica import IndexReplica

@@ -7,8 +7,7 @@ from typing import NamedTuple
 from fairlead.limits import Limits
 from fairlead_gateway.ipc.messages import PromptFinished
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection
-from fairlead_gateway.prefix_map.index_view import IndexView
-from fairlead_gateway.prefix_map.translator import PrefixTranslator
+from fairlead_gateway.prefix_map.translator import IndexView, PrefixTranslator
 from fairlead_gateway.supervisor.kv_index.drift_detector import CacheOutcome, DriftDetector
 from fairlead_gateway.supervisor.peers.hot_prefix_counter import HotShare
 from fairlead_gateway.telemetry.status_types import IndexState, InstanceIndexStatus

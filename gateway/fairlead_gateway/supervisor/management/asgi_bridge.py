@@ -5,9 +5,8 @@ It passes one whole request and one whole answer: no streams, no lifespan, no up
 
 import asyncio
 
-from fairlead_gateway.http.listener import HttpRequest
-from fairlead_gateway.http.request_head import RequestHead
-from fairlead_gateway.http.response_writer import ResponseWriter
+from fairlead_gateway.http.listener import HttpRequest, ResponseWriter
+from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.supervisor.management.access.access_guard import REQUEST_ID_KEY, App, Message, Scope
 
 _UNKNOWN_ADDRESS = "0.0.0.0"

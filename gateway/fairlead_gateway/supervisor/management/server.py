@@ -21,9 +21,8 @@ from fairlead.runtime.event_loop import close_server
 from fairlead.runtime.process_tuning import limit_kernel_unsent
 from fairlead_gateway.errors import GatewayError, MethodNotAllowed
 from fairlead_gateway.http.connection import connection_factory
-from fairlead_gateway.http.listener import HttpRequest, Listener
-from fairlead_gateway.http.request_head import RequestHead
-from fairlead_gateway.http.response_writer import ResponseWriter
+from fairlead_gateway.http.listener import HttpRequest, Listener, ResponseWriter
+from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.http.sockets import LISTEN_BACKLOG
 from fairlead_gateway.supervisor.management.access.access_guard import AccessGuard, OnAccess, refusal_headers
 from fairlead_gateway.supervisor.management.access.access_scope import ROUTE_PREVIEW_PATH

@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import Fleet, Instance, Role
 from fairlead.limits import Limits
-from fairlead_gateway.ipc.timing_events import TimingEvent, TimingEventKind
+from fairlead_gateway.ipc.messages import TimingEvent, TimingEventKind
 from fairlead_gateway.routing.load.load_window import median
 from fairlead_gateway.supervisor.profiling.observations import EngineObserver, Observation
 from fairlead_gateway.supervisor.profiling.profile_regression import MIN_OBSERVATIONS, ProfileRegression

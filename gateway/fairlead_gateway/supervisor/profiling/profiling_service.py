@@ -12,8 +12,7 @@ from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
-from fairlead_gateway.ipc.messages import ProfileUpdate
-from fairlead_gateway.ipc.timing_events import TimingEvents
+from fairlead_gateway.ipc.messages import ProfileUpdate, TimingEvents
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, block_ends
 from fairlead_gateway.supervisor.profiling.engine_capacity import EngineCapacities
 from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile, ProfileEstimator

@@ -22,7 +22,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead.tenants.model import Enforcement, Tenant, WithoutRedis
-from fairlead_gateway.ipc.quota_messages import QuotaReport, QuotaUpdate, QuotaUpdates
+from fairlead_gateway.ipc.messages import QuotaReport, QuotaUpdate, QuotaUpdates
 from fairlead_gateway.quota.exchange import OPEN, UNAVAILABLE, Exchange, ExchangeReply, Need, Row
 from fairlead_gateway.quota.ledger import HolderUpdate, LeaseTimes, LimitTerms, TenantLedger
 from fairlead_gateway.supervisor.quota.budget_watch import BudgetWatch

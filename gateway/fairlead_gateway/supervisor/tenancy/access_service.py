@@ -18,7 +18,7 @@ from fairlead.tenants.cache_isolation import shared_caches
 from fairlead.tenants.documents import merge_sources
 from fairlead.tenants.model import ApiKey, Tenant, TenantTable
 from fairlead_gateway.ipc import messages as say
-from fairlead_gateway.ipc.access_messages import AccessReport, TokenIssuer, TokenIssuerUpdate
+from fairlead_gateway.ipc.messages import AccessReport, TokenIssuer, TokenIssuerUpdate
 from fairlead_gateway.supervisor.audit.tenant_changes import LIST_ACTOR
 from fairlead_gateway.supervisor.management.view import TenantsSnapshot
 from fairlead_gateway.supervisor.tenancy.key_file import KeyFile

@@ -18,7 +18,7 @@ from fairlead.errors import FileProblem, ManifestError
 from fairlead.limits import Limits
 from fairlead.manifests.validation_messages import validation_problems
 from fairlead.manifests.yaml_nodes import decode_file, parse_documents
-from fairlead_gateway.ipc.access_messages import ALGORITHMS
+from fairlead_gateway.ipc.messages import ALGORITHMS
 
 _FIX: Final = "begin with `issuers:`, and give issuer, audiences and jwksUrl of each"
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")

@@ -20,7 +20,7 @@ from fairlead.runtime import http_client
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.units import format_duration
-from fairlead_gateway.ipc.access_messages import SigningKey, TokenIssuer
+from fairlead_gateway.ipc.messages import SigningKey, TokenIssuer
 from fairlead_gateway.supervisor.token_issuers.issuer_file import IssuerConfig, parse_issuer_file
 from fairlead_gateway.supervisor.token_issuers.key_set import parse_key_set
 

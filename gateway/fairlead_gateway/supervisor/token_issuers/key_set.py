@@ -13,7 +13,7 @@ import msgspec
 
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead_gateway.ipc.access_messages import SigningKey
+from fairlead_gateway.ipc.messages import SigningKey
 
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+")
 _MIN_RSA_BITS: Final = 2_048

@@ -7,7 +7,7 @@ from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import Fleet, Instance
 from fairlead.usage.engine_time import decode_microseconds, prefill_microseconds
 from fairlead.usage.record import UsageRecord, format_time
-from fairlead_gateway.ipc.usage_rows import UsageRow
+from fairlead_gateway.ipc.messages import UsageRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from fairlead.usage.ledger_files import REPLICAS, USAGE, file_gateway_name, ledg
 from fairlead.usage.ledger_reader import LedgerContent, read_ledger
 from fairlead.usage.record import UsageRecord, day_of
 from fairlead.usage.replica_log import ReplicaLog, replicas_of
-from fairlead_gateway.ipc.usage_rows import UsageRows
+from fairlead_gateway.ipc.messages import UsageRows
 from fairlead_gateway.supervisor.usage.ledger_writer import LedgerWriter
 from fairlead_gateway.supervisor.usage.pricing import EngineReadings, RequestPricing
 from fairlead_gateway.supervisor.usage.tenant_counters import TenantCounters

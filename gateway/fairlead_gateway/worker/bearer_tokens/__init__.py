@@ -1,8 +1,6 @@
 """Bearer tokens (JWT) of issuers, which identify tenants as API keys do.
 
-- `token_parts`: takes a token apart, without trusting any of it.
-- `signatures`: verifies signatures with public keys.
-- `verifier`: the claims of a token that an accepted issuer has signed.
+- `verifier`: takes a token apart, and verifies its signature and claims.
 - `token_callers`: the caller of a token, remembered until it expires.
 
 A worker imports it when there is an issuer.

@@ -12,7 +12,7 @@ from fairlead.limits import Limits
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.errors import InvalidApiKey
-from fairlead_gateway.ipc.access_messages import TokenIssuer
+from fairlead_gateway.ipc.messages import TokenIssuer
 from fairlead_gateway.worker.bearer_tokens.verifier import TokenVerifier, VerifiedToken
 
 

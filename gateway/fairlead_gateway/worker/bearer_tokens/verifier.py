@@ -1,16 +1,182 @@
-"""Verifies bearer tokens: that an accepted issuer has signed them, for this gateway, for now."""
+"""Verifies bearer tokens: that an accepted issuer has signed them, for this gateway, for now.
 
+Takes a bearer token (JWS in compact form, RFC 7515) apart. Nothing in it is trusted yet.
+
+Of the header, only algorithm, key id and type are read. Fields that name keys or addresses (`jwk`,
+`jku`, `x5c`, `x5u`) are ignored: keys come from the issuers' key sets alone.
+
+Verifies the signatures of bearer tokens with the public keys of their issuers (RFC 7518).
+
+The algorithm decides how a signature is verified only if the key is for it. A key never serves
+another algorithm than those that its type allows, so no token turns a public key into a secret.
+"""
+
+import base64
 import logging
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
 from fairlead.limits import Limits
 from fairlead_gateway.errors import InvalidApiKey
-from fairlead_gateway.ipc.access_messages import TokenIssuer
-from fairlead_gateway.worker.bearer_tokens.signatures import SignatureCheck, signature_checks
-from fairlead_gateway.worker.bearer_tokens.token_parts import MALFORMED, TokenParts, split_token
+from fairlead_gateway.ipc.messages import SigningKey, TokenIssuer
+
+SignatureCheck = Callable[[bytes, bytes], bool]
+"""Returns whether a signature of some bytes is right: (signature, signed bytes)."""
+_HASHES: Final[Mapping[str, type[hashes.HashAlgorithm]]] = {
+    "256": hashes.SHA256,
+    "384": hashes.SHA384,
+    "512": hashes.SHA512,
+}
+_CURVES: Final[Mapping[str, type[ec.EllipticCurve]]] = {
+    "P-256": ec.SECP256R1,
+    "P-384": ec.SECP384R1,
+    "P-521": ec.SECP521R1,
+}
+
+
+def signature_checks(key: SigningKey) -> dict[str, SignatureCheck]:
+    """Returns a check for each algorithm of a key. Raises ValueError for impossible numbers."""
+    numbers = {name: int.from_bytes(value, "big") for name, value in key.numbers.items()}
+    if key.key_type == "RSA":
+        public = rsa.RSAPublicNumbers(numbers["e"], numbers["n"]).public_key()
+        return {algorithm: _rsa_check(public, algorithm) for algorithm in key.algorithms}
+    if key.key_type == "EC":
+        curve = _CURVES[key.curve or ""]()
+        point = ec.EllipticCurvePublicNumbers(numbers["x"], numbers["y"], curve).public_key()
+        return {algorithm: _ecdsa_check(point, algorithm) for algorithm in key.algorithms}
+    edwards = ed25519.Ed25519PublicKey.from_public_bytes(key.numbers["x"])
+    return dict.fromkeys(key.algorithms, _edwards_check(edwards))
+
+
+def _rsa_check(public: rsa.RSAPublicKey, algorithm: str) -> SignatureCheck:
+    digest = _HASHES[algorithm[2:]]()
+    form: padding.AsymmetricPadding = padding.PKCS1v15()
+    if algorithm.startswith("PS"):
+        form = padding.PSS(mgf=padding.MGF1(digest), salt_length=digest.digest_size)
+
+    def check(signature: bytes, signed: bytes) -> bool:
+        try:
+            public.verify(signature, signed, form, digest)
+        except InvalidSignature:
+            return False
+        return True
+
+    return check
+
+
+def _ecdsa_check(public: ec.EllipticCurvePublicKey, algorithm: str) -> SignatureCheck:
+    scheme = ec.ECDSA(_HASHES[algorithm[2:]]())
+    size = (public.curve.key_size + 7) // 8
+
+    def check(signature: bytes, signed: bytes) -> bool:
+        if len(signature) != 2 * size:
+            return False
+        r, s = int.from_bytes(signature[:size], "big"), int.from_bytes(signature[size:], "big")
+        if not r or not s:
+            return False
+        try:
+            public.verify(encode_dss_signature(r, s), signed, scheme)
+        except InvalidSignature:
+            return False
+        return True
+
+    return check
+
+
+def _edwards_check(public: ed25519.Ed25519PublicKey) -> SignatureCheck:
+    def check(signature: bytes, signed: bytes) -> bool:
+        try:
+            public.verify(signature, signed)
+        except InvalidSignature:
+            return False
+        return True
+
+    return check
+
+
+_COMPACT: Final = re.compile(rb"[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]+")
+_MAX_KEY_ID: Final = 256
+MALFORMED: Final = "this bearer token is malformed"
+
+
+class _Header(msgspec.Struct):
+    """The protected header. `crit` and `cty` are there only in tokens that are refused."""
+
+    alg: str
+    kid: str | None = None
+    typ: str | None = None
+    crit: Any = None
+    cty: str | None = None
+    zip: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenParts:
+    """A token whose signature was not verified.
+
+    type: in lower case and without `application/`; empty without one.
+    signed: the bytes that the signature covers.
+    claims: unverified.
+    """
+
+    algorithm: str
+    key_id: str | None
+    type: str
+    claims: dict[str, Any]
+    signed: bytes
+    signature: bytes
+
+
+def is_compact_token(key: bytes) -> bool:
+    """Returns whether a key has the form of a bearer token: three parts, of which the first is the
+    beginning of a JSON object.
+    """
+    return key.startswith(b"eyJ") and key.count(b".") == 2
+
+
+def split_token(token: bytes, max_bytes: int) -> TokenParts:
+    """Returns the parts of a token. Raises InvalidApiKey if it is malformed, too long or nested."""
+    if len(token) > max_bytes:
+        raise InvalidApiKey(f"this bearer token is longer than {max_bytes:,} bytes")
+    if not _COMPACT.fullmatch(token):
+        raise InvalidApiKey(MALFORMED)
+    signed, _, signature = token.rpartition(b".")
+    header_text, _, claims_text = signed.partition(b".")
+    try:
+        header = msgspec.json.decode(_decode(header_text), type=_Header)
+        claims = msgspec.json.decode(_decode(claims_text), type=dict[str, Any])
+        signature_bytes = _decode(signature)
+    except (ValueError, RecursionError):
+        raise InvalidApiKey(MALFORMED) from None
+    if header.crit is not None or header.zip is not None:
+        raise InvalidApiKey("this bearer token needs an extension that is not supported")
+    if header.cty is not None:
+        raise InvalidApiKey("this bearer token holds another token", hint="send the inner token")
+    if header.kid is not None and len(header.kid) > _MAX_KEY_ID:
+        raise InvalidApiKey(MALFORMED)
+    kind = (header.typ or "").lower().removeprefix("application/")
+    return TokenParts(header.alg, header.kid, kind, claims, signed, signature_bytes)
+
+
+def _decode(text: bytes) -> bytes:
+    """Returns the bytes of base64url without padding. Raises ValueError for other forms.
+
+    Why the second step: some texts differ in bits that no byte has, and mean the same token.
+    """
+    raw = base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4))
+    if base64.urlsafe_b64encode(raw).rstrip(b"=") != text:
+        raise ValueError("not in canonical form")
+    return raw
+
 
 _log = logging.getLogger("fairlead.gateway")
 _NO_KEY: Final = "the key that signed this bearer token is unknown"

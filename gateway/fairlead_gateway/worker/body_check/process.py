@@ -27,8 +27,8 @@ from fairlead_gateway.worker.body_check.protocol import (
     BodyReply,
     decode_limits,
     encode_frame,
+    text_bounds,
 )
-from fairlead_gateway.worker.body_check.text_bounds import text_bounds
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body
 from fairlead_gateway.worker.openai.field_policy import (
     ACCOUNT_FIELDS,

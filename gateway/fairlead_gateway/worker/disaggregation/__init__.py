@@ -2,6 +2,4 @@
 
 - `prefill_coordinator`: the two calls, and what happens when one fails.
 - `kv_connectors`: the fields that each kind of KV transfer needs.
-- `pair_health`: pairs of engines that failed lately.
-- `transfer_estimator`: how long a transfer takes.
 """

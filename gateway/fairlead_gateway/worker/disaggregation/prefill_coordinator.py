@@ -10,17 +10,39 @@ the best prefill instance. If the prefill goes elsewhere:
 
 If any of this fails, the request goes on as a plain one. Another prefill engine is tried once. A
 decode that failed, or sent nothing in time, is tried again without the transfer. Prefill instances
-and pairs that failed are avoided for a while (`pair_health`). A prefill engine that broke off on a
+and pairs that failed are avoided for a while. A prefill engine that broke off on a
 prompt counts against the prompt like any engine (`resilience.poison_requests`).
+
+Pairs of prefill and decode instances that failed lately, and are avoided.
+
+A request can fail on every pair that gets it. So a failure that may depend on the request makes a
+pair suspect for its caller only. Once enough callers had one, the pair is suspect for all. Failures
+that depend on no request, such as a refused connection, count for all at once. Ejections follow the
+same evidence (`resilience.fault_evidence`).
+
+The duration of KV transfers, learned per model as seconds per token.
+
+After a remote prefill, a decode engine's first event comes once it has the KV and has made a step.
+The time beyond two of its steps and a fixed part, divided by the prompt's tokens, is averaged.
+Before the first observation only the fixed part counts, so in doubt prompts are transferred.
+
+The prefills that run at the same time as their decodes, as those of SGLang.
+
+A prefill runs to its end even if its request ends, since to cancel it would abort the transfer. Of
+those without a request, each caller has a few. Beyond, the oldest is cancelled.
+
+Why: a caller could send requests and leave at once. Each left a connection and a body for as long
+as a prefill may take.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 from fairlead.decision import Decision
 from fairlead.fleet.model import Fleet, Instance
+from fairlead.limits import Limits
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.errors import NoReadyInstance, QuarantinedRequest
 from fairlead_gateway.routing.load.inflight import NOTHING_DEFERRED
@@ -29,27 +51,168 @@ from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
 from fairlead_gateway.telemetry import OK, MetricsRecorder
 from fairlead_gateway.telemetry.handoff_record import BYPASSED, DONE, FAILED, PrefillAttempt
 from fairlead_gateway.worker.disaggregation import kv_connectors
-from fairlead_gateway.worker.disaggregation.concurrent_prefills import ConcurrentPrefills
 from fairlead_gateway.worker.disaggregation.kv_connectors import Handoff
-from fairlead_gateway.worker.disaggregation.pair_health import PairHealth
-from fairlead_gateway.worker.disaggregation.transfer_estimator import TransferEstimator
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.observability.trace_record import PREFILL
 from fairlead_gateway.worker.openai.json_edit import prepend_members, set_members
+from fairlead_gateway.worker.openai.model_names import body_with_model
 from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.openai.schemas import GenerationFields
-from fairlead_gateway.worker.openai.served_name import body_with_model
 from fairlead_gateway.worker.request_context import HandoffState, RequestContext
-from fairlead_gateway.worker.resilience.fault_evidence import REQUEST_INDEPENDENT_CAUSES
+from fairlead_gateway.worker.resilience.outlier_detection import REQUEST_INDEPENDENT_CAUSES
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.worker.resilience.retry import AttemptFailure
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.engine_call import EngineCallFailed, call_engine
-from fairlead_gateway.worker.upstream.hop_header import create_hop_id
-from fairlead_gateway.worker.upstream.request_encoder import allowed_header_text, encode_request, request_prefix
+from fairlead_gateway.worker.upstream.request_encoder import (
+    allowed_header_text,
+    create_hop_id,
+    encode_request,
+    request_prefix,
+)
 from fairlead_gateway.worker.upstream.response import EngineResponse
+
+MAX_WITHOUT_REQUEST: Final = 16
+
+
+class ConcurrentPrefills:
+    """The tasks of these prefills in one worker."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._without_request: dict[CallerKey, dict[asyncio.Task[None], None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self, prefill: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Starts a prefill."""
+        task = self._loop.create_task(prefill)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def on_request_ended(self, task: asyncio.Task[None], caller: CallerKey) -> None:
+        """Counts a prefill that runs on without its request. Cancels the caller's oldest one if
+        there are too many.
+        """
+        if task.done():
+            return
+        tasks = self._without_request.setdefault(caller, {})
+        tasks[task] = None
+        task.add_done_callback(lambda ended: self._forget(ended, caller))
+        if len(tasks) > MAX_WITHOUT_REQUEST:
+            oldest = next(iter(tasks))
+            del tasks[oldest]
+            oldest.cancel()
+
+    def close(self) -> None:
+        """Cancels all prefills."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _forget(self, task: asyncio.Task[None], caller: CallerKey) -> None:
+        tasks = self._without_request.get(caller)
+        if tasks is not None:
+            tasks.pop(task, None)
+            if not tasks:
+                del self._without_request[caller]
+
+
+SMOOTHING: Final = 0.1
+"""Weight of the newest transfer in the mean; it follows in about ten transfers."""
+
+
+class TransferEstimator:
+    """The transfer times of all models of one process."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._fixed_seconds = limits.handoff_transfer_seconds
+        self._token_seconds: dict[str, float] = {}
+
+    def retain(self, models: Collection[str]) -> None:
+        """Forgets the transfer times of all other models."""
+        self._token_seconds = {key: seconds for key, seconds in self._token_seconds.items() if key in models}
+
+    def predict_seconds(self, model: str, prompt_tokens: float) -> float:
+        """Returns the expected transfer time of a prompt's KV, in seconds."""
+        return self._fixed_seconds + self._token_seconds.get(model, 0.0) * prompt_tokens
+
+    def observe(self, model: str, prompt_tokens: float, seconds: float) -> None:
+        """Adds a transfer to the mean of its model.
+
+        seconds: from the dispatch to the decode engine's first event, without its two steps.
+        """
+        if prompt_tokens <= 0.0:
+            return
+        seconds_per_token = max(0.0, seconds - self._fixed_seconds) / prompt_tokens
+        mean = self._token_seconds.get(model)
+        self._token_seconds[model] = (
+            seconds_per_token if mean is None else mean + SMOOTHING * (seconds_per_token - mean)
+        )
+
+
+_Pair = tuple[str, str | None]
+
+
+class PairHealth:
+    """Prefill instances and pairs that failed less than `handoff_suspect_seconds` ago."""
+
+    def __init__(self, runtime: WorkerRuntime) -> None:
+        self._now = runtime.now
+        self._suspect_seconds = runtime.limits.handoff_suspect_seconds
+        self._min_callers = runtime.limits.breaker_fault_sources
+        self._suspect_until: dict[_Pair, float] = {}
+        self._suspect_of: dict[_Pair, dict[CallerKey, float]] = {}
+
+    def mark_suspect(self, prefill_id: str, decode_id: str | None = None, caller: CallerKey | None = None) -> None:
+        """Avoids a pair for a while, or the whole prefill instance if `decode_id` is None.
+
+        caller: whose request failed; None if the failure does not depend on the request.
+        """
+        self._forget_old(now := self._now())
+        pair, until = (prefill_id, decode_id), now + self._suspect_seconds
+        if caller is not None:
+            callers = self._suspect_of.setdefault(pair, {})
+            callers[caller] = until
+            if len(callers) < self._min_callers:
+                return
+            del self._suspect_of[pair]
+        self._suspect_until[pair] = until
+
+    def is_usable(self, prefill: Instance, decode: Instance, caller: CallerKey) -> bool:
+        """Whether both use the same connector and have not failed together lately."""
+        return decode.transfer == prefill.transfer and not self._is_suspect((prefill.id, decode.id), caller)
+
+    def unusable_prefills(
+        self, prefills: Mapping[str, Instance], decodes: Iterable[Instance], caller: CallerKey
+    ) -> frozenset[str]:
+        """Returns the prefill instances that failed lately, or have no usable decode instance."""
+        decodes = tuple(decodes)
+        return frozenset(
+            name
+            for name, prefill in prefills.items()
+            if self._is_suspect((name, None), caller)
+            or not any(self.is_usable(prefill, decode, caller) for decode in decodes)
+        )
+
+    def _is_suspect(self, pair: _Pair, caller: CallerKey) -> bool:
+        if not self._suspect_until and not self._suspect_of:
+            return False
+        now = self._now()
+        return self._suspect_until.get(pair, now) > now or self._suspect_of.get(pair, {}).get(caller, now) > now
+
+    def _forget_old(self, now: float) -> None:
+        self._suspect_until = {pair: until for pair, until in self._suspect_until.items() if until > now}
+        recent = {
+            pair: {caller: until for caller, until in callers.items() if until > now}
+            for pair, callers in self._suspect_of.items()
+        }
+        self._suspect_of = {pair: callers for pair, callers in recent.items() if callers}
+
 
 _MAX_PREFILL_ATTEMPTS: Final = 2
 _QUARANTINED: Final = "quarantined"

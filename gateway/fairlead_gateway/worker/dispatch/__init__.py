@@ -4,6 +4,4 @@
 - `model_admission`: the queue of one model.
 - `router_registry`: the routers of all models, and the fleet.
 - `late_binding_queue`: when requests that wait for their chosen instance start.
-- `waiting_requests`: these requests, by caller and in the preset's order.
-- `engine_address`: the fields of an instance that requests read.
 """

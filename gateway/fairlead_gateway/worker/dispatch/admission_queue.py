@@ -27,10 +27,9 @@ from collections.abc import Callable, Mapping
 
 from fairlead.fleet.model import Fleet, InstanceState, Model
 from fairlead_gateway.telemetry import MetricsRecorder
-from fairlead_gateway.worker.dispatch.late_binding_queue import LateBindingQueue
+from fairlead_gateway.worker.dispatch.late_binding_queue import LateBindingQueue, OnRoom
 from fairlead_gateway.worker.dispatch.model_admission import ModelAdmission, OnAdmission, is_disaggregated
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
-from fairlead_gateway.worker.dispatch.waiting_requests import OnRoom
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
 

@@ -10,8 +10,7 @@ from functools import partial
 from typing import Final
 
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, Role
-from fairlead_gateway.admission.decode_work import decode_seconds
-from fairlead_gateway.admission.fair_share import FairShare
+from fairlead_gateway.admission.fair_share import FairShare, decode_seconds
 from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.admission.policy import (
     POLL_SECONDS,
@@ -28,11 +27,10 @@ from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.resilience.retry_after import retry_after_seconds
+from fairlead_gateway.worker.resilience.retry import retry_after_seconds
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
 DEFAULT_TTFT_SECONDS: Final = 5.0
-
 OnAdmission = Callable[[GatewayError | None], None]
 """Called once when a queued request is admitted, or with the error with which it is refused."""
 

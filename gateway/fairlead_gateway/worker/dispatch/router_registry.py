@@ -20,7 +20,7 @@ from fairlead_gateway.routing.load.inflight import NOTHING_DEFERRED
 from fairlead_gateway.routing.load.prompt_sizes import PromptSizes
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.resilience.outlier_detection import MAX_REASONS, OutlierDetector
-from fairlead_gateway.worker.resilience.retry_after import StartupTimes, retry_after_for_backlog
+from fairlead_gateway.worker.resilience.retry import StartupTimes, retry_after_for_backlog
 
 _NO_INSTANCES: Final[dict[str, Instance]] = {}
 _NONE_EJECTED: Final[Mapping[str, str]] = {}

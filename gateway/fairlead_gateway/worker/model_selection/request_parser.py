@@ -10,10 +10,13 @@ from fairlead_gateway.errors import BadRequest, GatewayError
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.worker.body_check.client import BodyChecker
-from fairlead_gateway.worker.model_selection.canary_choice import takes_canary
 from fairlead_gateway.worker.model_selection.fallbacks import FallbackRequest
-from fairlead_gateway.worker.model_selection.request_rewrite import apply_rewrite
-from fairlead_gateway.worker.model_selection.route_choice import choose_entry, fallback_entry
+from fairlead_gateway.worker.model_selection.route_choice import (
+    apply_rewrite,
+    choose_entry,
+    fallback_entry,
+    takes_canary,
+)
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, parse_body
 from fairlead_gateway.worker.openai.json_edit import set_members
 from fairlead_gateway.worker.openai.model_names import ModelEntry

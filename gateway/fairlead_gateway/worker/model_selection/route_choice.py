@@ -1,16 +1,161 @@
-"""The model behind a route's name, for one request."""
+"""The model behind a route's name, for one request.
 
-from typing import Final
+The revision that serves a conversation while a rollout has a canary.
+
+The choice is a pure function of the model, the conversation and the weight, so all gateways agree,
+and nothing is stored. A weight that grows moves conversations to the canary only.
+
+Sets the parameters of a route in the body of a request.
+
+The texts of other members stay as they are, and so does their order. New members stand in front;
+those that the client wrote get another value in their place.
+
+Identifies the conversation of a request, so that a route sends all of its turns to one model.
+
+The client's name for the conversation counts first. Without one, a chat is identified by its text
+up to the end of the first message of a user: later turns begin with the same bytes. Of any other
+request, the whole prompt counts.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+import xxhash
+from xxhash import xxh3_64_digest
 
 from fairlead.fleet.model import Fleet
-from fairlead.routes.resolution import RequestFacts, RouteDecision, RouteTable
+from fairlead.routes.resolution import RequestFacts, RouteDecision, RouteTable, is_drawn
+from fairlead.routes.rewriting import BODY_FORMS, BodyForm, Number, RewritePlan
 from fairlead_gateway.errors import RouteWithoutTarget
 from fairlead_gateway.http.listener import HttpRequest
-from fairlead_gateway.routing.prefix.media_parts import estimated_tokens
-from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
-from fairlead_gateway.worker.model_selection.conversation import prompt_digest, session_digest, text_digest
-from fairlead_gateway.worker.openai.body_parser import ParsedBody
+from fairlead_gateway.native import USER_MESSAGE_END
+from fairlead_gateway.routing import RouteRequest
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, estimated_tokens
+from fairlead_gateway.worker.openai.body_parser import ParsedBody, chat_fields
+from fairlead_gateway.worker.openai.json_edit import contains_any, prepend_members, set_members, string_end
 from fairlead_gateway.worker.openai.model_names import ModelEntry
+from fairlead_gateway.worker.openai.request import ModelRequest, prompt_text
+from fairlead_gateway.worker.openai.schemas import MEMBERS_DECODER, CommonFields
+
+_DIGEST: Final = xxh3_64_digest
+_USER_MESSAGE_END: Final = USER_MESSAGE_END
+_QUOTE: Final = ord('"')
+_OPENING: Final = ord("{")
+_CLOSING: Final = ord("}")
+_ROLE: Final = b'"role"'
+_USER: Final = b'"user"'
+_COMPACT_OPENING: Final = b'{"role":"user","content":"'
+_SPACED_OPENING: Final = b'{"role": "user", "content": "'
+"""A message of a user, as most clients begin it."""
+_MAX_MESSAGES: Final = 64
+MAX_MESSAGE_BYTES: Final = 16_384
+"""Bytes of the first message of a user that count; more would only cost time."""
+
+
+def session_digest(session: bytes, tenant: str | None) -> bytes:
+    """Returns the digest of a client's name for a conversation; tenants do not share names."""
+    return _DIGEST(session if tenant is None else b"%b\0%b" % (tenant.encode(), session))
+
+
+def prompt_digest(text: bytes, start: int, end: int) -> bytes:
+    """Returns the digest of the part of a prompt that all turns of its conversation begin with.
+
+    start, end: where the prompt lies; of a chat, the text between the brackets of its messages.
+    """
+    return _DIGEST(text[start : conversation_end(text, start, end)])
+
+
+def text_digest(fields: CommonFields | None, body: bytes) -> bytes:
+    """Returns what identifies the conversation of a request that is no chat.
+
+    fields: of its body; None if they are not known. Without a prompt in them, the body counts.
+    """
+    text = b"" if fields is None else prompt_text(fields)
+    text = text or body
+    return prompt_digest(text, 0, len(text))
+
+
+def conversation_end(text: bytes, start: int, end: int) -> int:
+    """Returns the end of the first message of a user, or of the part of it that counts.
+
+    It is `end` if none is among the first messages.
+    """
+    scan = _USER_MESSAGE_END
+    usual = usual_end(text, start, end) if scan is None else scan(text, start, end, MAX_MESSAGE_BYTES)
+    if usual:
+        return usual
+    position = start
+    for _ in range(_MAX_MESSAGES):
+        begin = text.find(b"{", position, end)
+        if begin < 0:
+            return end
+        position, is_user = _read_object(text, begin, end)
+        if is_user:
+            return min(position, begin + MAX_MESSAGE_BYTES)
+    return end
+
+
+def usual_end(text: bytes, start: int, end: int) -> int:
+    """Returns the end of the first message of a user, if it is written as most clients do; else 0.
+
+    It is the reference for `native.conversation_scanner`, which replaces it where it is compiled.
+
+    Why: to read all messages before it takes several times as long. Inside texts, quotes are
+    escaped, so only an object begins like this. All turns of a conversation have it at one place,
+    since no message of a user in another form comes before it.
+    """
+    opening = _COMPACT_OPENING
+    begin = text.find(opening, start, end)
+    spaced = text.find(_SPACED_OPENING, start, end if begin < 0 else begin)
+    if spaced >= 0:
+        begin, opening = spaced, _SPACED_OPENING
+    if begin < 0 or text.find(_USER, start, begin) >= 0:
+        return 0
+    content = begin + len(opening) - 1
+    limit = begin + MAX_MESSAGE_BYTES
+    close = text.find(b'"', content + 1, limit)
+    if close >= 0 and text.find(b"\\", content, close) < 0:
+        behind = close + 1
+    else:
+        behind = limit if close < 0 and limit <= end else string_end(text, content)
+    if behind >= limit:
+        return limit if limit < end else end
+    if behind < end and text[behind] == _CLOSING:
+        return behind + 1
+    return 0
+
+
+def _read_object(text: bytes, start: int, end: int) -> tuple[int, bool]:
+    """Returns the end of the object that starts at `start`, and whether it is of a user.
+
+    Of a long message of a user, any end beyond the part that counts.
+    """
+    depth = 0
+    position = start
+    is_role = is_user = False
+    while position < end:
+        char = text[position]
+        if char == _QUOTE:
+            behind = string_end(text, position)
+            if is_role:
+                is_user = text[position:behind] == _USER
+                is_role = False
+            elif depth == 1 and behind - position == 6:
+                is_role = text[position:behind] == _ROLE
+            position = behind
+            if is_user and position - start > MAX_MESSAGE_BYTES:
+                return position, True
+            continue
+        position += 1
+        if char == _OPENING:
+            depth += 1
+        elif char == _CLOSING:
+            depth -= 1
+            if depth == 0:
+                return position, is_user
+    return end, is_user
+
 
 _SESSION_HEADER: Final = b"x-session-id"
 BY_SESSION: Final = "session"
@@ -100,3 +245,104 @@ def choose_entry(
         error.route = decision
         raise error
     return ModelEntry(decision.target, model), decision
+
+
+_SEED: Final = xxhash.xxh3_64_intdigest(b"canary")
+
+
+def takes_canary(request: ModelRequest, routed: RouteRequest, weight: int) -> bool:
+    """Returns whether the canary serves the conversation of a request.
+
+    weight: percentage of the conversations that it serves.
+    """
+    seed = xxhash.xxh3_64_intdigest(request.model_key.encode(), _SEED)
+    return is_drawn(_conversation(request, routed), seed, weight)
+
+
+def _conversation(request: ModelRequest, routed: RouteRequest) -> bytes:
+    if routed.session_hash is not None:
+        return str(routed.session_hash).encode()
+    if request.messages_end:
+        return prompt_digest(request.client_body, request.messages_start, request.messages_end)
+    return text_digest(None if request.is_passthrough else request.fields, request.body)
+
+
+_FORMS: Final = BODY_FORMS
+_ESCAPE: Final = b"\\u"
+_NO_NUMBER: Final = float("inf")
+_DECODE_NUMBER: Final = msgspec.json.Decoder(int | float | None).decode
+
+
+def apply_rewrite(request: ModelRequest, decision: RouteDecision, path: str) -> None:
+    """Sets the parameters of the route that has chosen the model of a request.
+
+    Changes the body for the engine, and what the gateway itself reads of these parameters.
+    """
+    form = _FORMS.get(path)
+    plan = decision.rewrite
+    if form is None or plan is None or not request.body:
+        return
+    rewrite = _rewrite_members if request.is_passthrough else _rewrite_generation
+    changes = rewrite(request, plan, form)
+    if changes:
+        decision.changes = tuple([f"{name}={number}" for name, number in changes.items()])
+
+
+def _rewrite_generation(request: ModelRequest, plan: RewritePlan, form: BodyForm) -> dict[str, Number]:
+    """Rewrites a chat or a completion. Returns the new values."""
+    scanned = request.decoded_fields is None
+    start, end = request.messages_start, request.messages_end
+    fields: Any = chat_fields(request.client_body, start, end) if scanned else request.fields
+    changes = plan.changes(form, lambda name: getattr(fields, name))
+    if not changes:
+        return changes
+    texts = {name: msgspec.json.encode(number) for name, number in changes.items()}
+    if any(getattr(fields, name) is not None for name in changes):
+        is_set = True
+    elif scanned:  # its keys are plain, and stand outside the messages
+        body = request.client_body
+        is_set = any(_has_key(body, name, start, end) for name in changes)
+    else:
+        is_set = contains_any(request.body, [_ESCAPE, *[b'"%b"' % name.encode() for name in changes]])
+    request.body = set_members(request.body, texts) if is_set else prepend_members(request.body, texts)
+    request.set_parameters(changes)
+    for name in form.limits:
+        limit = changes.get(name, getattr(fields, name))
+        if limit is not None:
+            request.max_tokens = int(limit)
+            break
+    answers = [changes.get(name, getattr(fields, name)) for name in form.counts]
+    request.sequences = max(1, *[int(count or 1) for count in answers])
+    return changes
+
+
+def _has_key(body: bytes, name: str, start: int, end: int) -> bool:
+    key = b'"%b"' % name.encode()
+    return body.find(key, 0, start) >= 0 or body.find(key, end) >= 0
+
+
+def _rewrite_members(request: ModelRequest, plan: RewritePlan, form: BodyForm) -> dict[str, Number]:
+    """Rewrites a body that is only passed on. Returns the new values."""
+    members: Mapping[str, msgspec.Raw] = MEMBERS_DECODER.decode(request.body)
+    changes = plan.changes(form, lambda name: _number(members.get(name)))
+    if changes:
+        request.body = set_members(
+            request.body, {name: msgspec.json.encode(number) for name, number in changes.items()}
+        )
+    if request.is_counted and form.limit in changes:
+        request.max_tokens = int(changes[form.limit])
+    return changes
+
+
+def _number(raw: msgspec.Raw | None) -> Number | None:
+    """Returns a parameter's number; None if it is absent or null.
+
+    A text counts as more than any number: some engines read numbers in texts.
+    """
+    if raw is None:
+        return None
+    try:
+        number: Number | None = _DECODE_NUMBER(raw)
+    except msgspec.DecodeError:
+        return _NO_NUMBER
+    return number

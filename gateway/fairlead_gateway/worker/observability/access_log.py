@@ -17,8 +17,7 @@ import msgspec
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import caller_name
 from fairlead_gateway.http import trace_context
-from fairlead_gateway.http.listener import HttpRequest
-from fairlead_gateway.http.response_writer import ResponseWriter
+from fairlead_gateway.http.listener import HttpRequest, ResponseWriter
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_gateway.worker.observability.background_writer import BackgroundWriter, QueueBounds

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead_gateway.http.listener import HttpRequest
-from fairlead_gateway.http.response_writer import ResponseWriter
+from fairlead_gateway.http.listener import HttpRequest, ResponseWriter
 from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome
 from fairlead_gateway.worker.observability.settings import ObservabilitySettings
 from fairlead_gateway.worker.request_context import RequestContext

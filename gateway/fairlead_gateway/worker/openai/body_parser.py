@@ -19,7 +19,7 @@ from msgspec.structs import astuple
 
 from fairlead.limits import Limits
 from fairlead_gateway.native import SCAN_CHAT, ChatScan
-from fairlead_gateway.worker.body_check.text_bounds import TextBounds
+from fairlead_gateway.worker.body_check.protocol import TextBounds
 from fairlead_gateway.worker.openai.field_policy import PART_HOLDERS, has_token_ids, special_parts
 from fairlead_gateway.worker.openai.schemas import (
     BODY_DECODERS,

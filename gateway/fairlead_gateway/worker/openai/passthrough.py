@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl, urlencode
 from fairlead.fleet.model import EXTERNAL_API, Fleet, RequestPolicy
 from fairlead.limits import Limits
 from fairlead_gateway.errors import BadRequest, UnknownPath, UnsupportedBodyType
-from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body, parsed_body
 from fairlead_gateway.worker.openai.field_policy import REMOVED_FIELDS, apply_field_policy, engine_tables
 from fairlead_gateway.worker.openai.json_edit import set_members

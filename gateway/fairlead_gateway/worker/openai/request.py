@@ -3,18 +3,49 @@
 A client writes `namespace/name`, or the bare name if it is unique; an engine knows the bare name
 only. Two more changes are made to a body. The usage of a stream is requested, since engines send it
 on request only. `field_policy` removes fields, or refuses the request.
+
+The prompt as routing sees it: hashes that tell where its KV may be cached.
+
+They are made from the raw JSON text of the messages (or prompt, or input), as a chain of keyed
+hashes. In place of pictures and other parts stand their digests. Tools and
+documents of a chat come before its messages, since engines put them into the prompt. The chain
+starts from everything else that decides what an engine caches: model, cache salt, response format,
+template and truncation. A prompt for whose log probabilities an engine computes all of it has a
+chain of its own.
+
+The deadline of a request: the client's own, and the longest time of a plain response.
+
+`x-request-timeout` holds seconds (`2.5`) or a duration (`800ms`, `1m30s`), from the last byte of
+the request. An engine gets what is left of it in the same header. A stream without the header has
+no deadline, only stall timeouts.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
+import msgspec
+import xxhash
 from msgspec import UNSET
 
 from fairlead.adapters.model import LoraAdapter
+from fairlead.errors import BadInput
 from fairlead.fleet.model import Fleet, Model
 from fairlead.limits import Limits
 from fairlead.routes.resolution import RouteDecision
-from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, chat_fields, parse_body
+from fairlead.units import format_duration, parse_duration
+from fairlead_gateway.errors import BadRequest, EngineTimeout, GatewayError
+from fairlead_gateway.http.request_parser import RequestHead
+from fairlead_gateway.routing import RouteRequest
+from fairlead_gateway.routing.prefix.prefix_hash import (
+    BYTES_PER_TOKEN,
+    ChainStarts,
+    MediaPart,
+    find_media,
+    hash_blocks,
+    without_media,
+)
+from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, chat_fields, parse_body, reads_no_cache
 from fairlead_gateway.worker.openai.field_policy import apply_field_policy, check_external_path, removed_fields
 from fairlead_gateway.worker.openai.json_edit import (
     prepend_members,
@@ -290,3 +321,214 @@ def build_entry_request(path: str, parsed: ParsedBody, body: bytes, entry: Model
         client_body=client_body,
         strip_usage=strip_usage,
     )
+
+
+_MAX_SESSION_CHARACTERS: Final = 256
+_NO_TOOLS: Final = (b"null", b"[]")
+_MAX_CACHED_STARTS: Final = 1_024
+
+
+class CacheScope:
+    """The requests that share cached blocks with one another, and with no others.
+
+    salt: the cache salt that all of them have.
+    """
+
+    __slots__ = ("_starts", "salt")
+
+    def __init__(self, salt: str) -> None:
+        self.salt = salt
+        self._starts: dict[str, Any] = {}
+
+    def chain_start(self, model_key: str, chain_starts: ChainStarts) -> Any:
+        """Returns the start of the scope's prefix hashes that only the model decides."""
+        start = self._starts.get(model_key)
+        if start is None:
+            if len(self._starts) >= _MAX_CACHED_STARTS:
+                self._starts.clear()
+            start = self._starts[model_key] = chain_starts.of_seed(_joined([model_key.encode(), _salt_part(self.salt)]))
+        return start
+
+
+def build_route_request(
+    request: ModelRequest,
+    head: RequestHead,
+    request_id: str,
+    chain_starts: ChainStarts,
+    scope: CacheScope | None = None,
+) -> RouteRequest:
+    """Returns what routing needs: the prefix hashes, the size and the session of a request.
+
+    Parts that are not text have their nominal tokens.
+
+    scope: of the request's tenant; None if it shares caches with all others.
+    """
+    text, start, end = request.client_body, request.messages_start, request.messages_end
+    if end == 0:
+        text = (
+            prompt_text(request.fields)
+            if not request.is_passthrough
+            else request.body or (request.target or "").encode()
+        )
+        end = len(text)
+    media: list[MediaPart] | None = None
+    if request.decoded_fields is not None:  # else a scanned chat, which has text only
+        media = find_media(text, start, end)
+        if media:
+            text = without_media(text, start, end, media)
+            start, end = 0, len(text)
+    if request.context:
+        text = _with_context(request, text[start:end])
+        start, end = 0, len(text)
+    if request.has_cache_variants:
+        chain_start = chain_starts.of_seed(_chain_seed(request, request_id))
+    elif scope is not None:
+        chain_start = scope.chain_start(request.cache_key, chain_starts)
+    else:
+        chain_start = chain_starts.of_model(request.cache_key)
+    chain = hash_blocks(text, chain_start, start=start, end=end)
+    session = _session_id(request, head)
+    pinned_session = None
+    if session is not None:
+        salt = "" if scope is None else scope.salt
+        if _is_one_conversation(request, head):
+            pinned_session = session_hash(session, request.cache_key, chain_starts.secret, salt)
+        session = salt + session
+    tokens = (end - start + request.repeated_bytes) / BYTES_PER_TOKEN
+    # A float, as the field's type says: compiled, an integer there costs each use 300 instructions.
+    max_tokens = None if request.max_tokens is None else float(request.max_tokens)
+    route_request = RouteRequest(request_id, chain, tokens, max_tokens, session, pinned_session)
+    route_request.sequences = request.answers
+    if media:
+        route_request.media = tuple(media)
+        route_request.media_tokens = float(sum([part.nominal_tokens for part in media]))
+    return route_request
+
+
+def _with_context(request: ModelRequest, text: bytes) -> bytes:
+    """Returns a prompt with the other texts that engines put into it, which are not needed then."""
+    context, request.context = b"".join(request.context), ()
+    return text + context if isinstance(request.fields, CompletionRequest) else context + text
+
+
+def session_hash(session: str, key: str, secret: bytes, salt: str = "") -> int:
+    """Returns the hash of a conversation that gateways exchange; it reveals nothing without the
+    secret.
+
+    key: the model's.
+    salt: of the cache scope.
+    """
+    return xxhash.xxh3_64_intdigest(session.encode(), xxhash.xxh3_64_intdigest(key.encode() + secret + salt.encode()))
+
+
+def prompt_text(fields: CommonFields) -> bytes:
+    """Returns the text between the outermost brackets or quotes of the prompt."""
+    if isinstance(fields, ChatRequest):
+        return bytes(memoryview(fields.messages)[1:-1])
+    if isinstance(fields, CompletionRequest):
+        return bytes(memoryview(fields.prompt)[1:-1])
+    if isinstance(fields, EmbeddingRequest):
+        return bytes(memoryview(fields.input)[1:-1])
+    return b""
+
+
+def _chain_seed(request: ModelRequest, request_id: str) -> bytes:
+    """Returns the seed of the hash chain; equal seeds mean that equal prompts share cached blocks.
+
+    The parts are hashed one by one, so that no part can look like another.
+    """
+    key = request.cache_key.encode()
+    parts = [key]
+    fields = request.fields
+    salt = request.cache_salt or fields.cache_salt
+    if salt:
+        parts.append(_salt_part(salt))
+    if isinstance(fields, ChatRequest) and fields.tools is not msgspec.UNSET and bytes(fields.tools) not in _NO_TOOLS:
+        parts.append(b"tools" + bytes(fields.tools))
+    if isinstance(fields, GenerationFields) and fields.response_format is not msgspec.UNSET:
+        parts.append(b"format" + bytes(fields.response_format))
+    if request.cache_variant:
+        parts.append(b"fields" + request.cache_variant)
+    if reads_no_cache(fields):
+        parts.append(b"id" + request_id.encode())
+    return key if len(parts) == 1 else _joined(parts)
+
+
+def _salt_part(salt: str) -> bytes:
+    return b"salt" + salt.encode()
+
+
+def _joined(parts: list[bytes]) -> bytes:
+    return b"".join([xxhash.xxh3_64_digest(part) for part in parts])
+
+
+def _session_id(request: ModelRequest, head: RequestHead) -> str | None:
+    """Returns the client's name for the conversation, from a header or the body."""
+    header = head.get_rare(b"x-session-id")
+    text = header.decode("latin-1") if header else request.session
+    return text[:_MAX_SESSION_CHARACTERS] if text else None
+
+
+def _is_one_conversation(request: ModelRequest, head: RequestHead) -> bool:
+    """Whether the client's name for the conversation stands for one conversation only.
+
+    Why: a `user` has many conversations, and some clients send the same one with every request.
+    """
+    return request.has_session_id or bool(head.get_rare(b"x-session-id"))
+
+
+TIMEOUT_HEADER: Final = b"x-request-timeout"
+_MAX_CHARACTERS = 32
+
+
+def client_timeout(head: RequestHead) -> float | None:
+    """Returns the client's timeout in seconds; None without the header. Raises BadRequest."""
+    value = head.get_rare(TIMEOUT_HEADER)
+    if value is None:
+        return None
+    text = value.decode("latin-1")
+    try:
+        seconds = _parse_seconds(text) if len(text) <= _MAX_CHARACTERS else 0.0
+    except (BadInput, ValueError):
+        seconds = 0.0
+    if not 0.0 < seconds < math.inf:
+        name = TIMEOUT_HEADER.decode()
+        raise BadRequest(
+            f"{name}: a positive number of seconds or a duration is expected",
+            param=name,
+            code="invalid_value",
+            hint="write it like 30, 2.5, 800ms or 1m30s",
+        )
+    return seconds
+
+
+def total_timeout(head: RequestHead, stream: bool, limits: Limits) -> float | None:
+    """Returns the seconds for the whole response; None for a stream without the header.
+
+    Raises BadRequest.
+    """
+    seconds = client_timeout(head)
+    if stream:
+        return seconds
+    return limits.response_seconds if seconds is None else min(seconds, limits.response_seconds)
+
+
+def remaining_timeout_header(head: RequestHead, deadline: float | None, now: float) -> str:
+    """Returns the header line with what is left of the client's timeout; empty without one."""
+    if deadline is None or head.get_rare(TIMEOUT_HEADER) is None:
+        return ""
+    return f"{TIMEOUT_HEADER.decode()}: {max(0.001, deadline - now):.3f}\r\n"
+
+
+def timeout_error(head: RequestHead, allowed_seconds: float) -> GatewayError:
+    """Returns the error for a request that took too long."""
+    if head.get_rare(TIMEOUT_HEADER) is not None:
+        return EngineTimeout(
+            f"no answer within the request's own deadline ({format_duration(allowed_seconds)})",
+            code="deadline_exceeded",
+        )
+    return EngineTimeout(f"the answer was not complete after {format_duration(allowed_seconds)}", code="answer_timeout")
+
+
+def _parse_seconds(text: str) -> float:
+    return float(text) if text[-1:].isdigit() or text[-1:] == "." else parse_duration(text)

@@ -29,12 +29,10 @@ from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
 from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
-from fairlead_gateway.worker.openai.request_timeout import TIMEOUT_HEADER, timeout_error
-from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher
+from fairlead_gateway.worker.openai.request import TIMEOUT_HEADER, timeout_error
+from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher, check_response
 from fairlead_gateway.worker.proxy.forwarder import Forwarder
-from fairlead_gateway.worker.proxy.relay import ResponseRelay
-from fairlead_gateway.worker.proxy.relayed_stream import StreamLifecycle
-from fairlead_gateway.worker.proxy.response_check import check_response
+from fairlead_gateway.worker.proxy.relay import ResponseRelay, StreamLifecycle
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.retry import AttemptFailure
 from fairlead_gateway.worker.upstream.connection import UpstreamError

@@ -5,7 +5,7 @@ first byte sends the request to another instance, if `resilience.retry` allows t
 disconnects, the task is cancelled and the engine's connection closed at once.
 
 After the first byte nothing is retried. A stream that breaks is resumed elsewhere if its request
-allows that (`stream_resume`). Otherwise it ends with an error event and without `[DONE]`.
+allows that (`continuation`). Otherwise it ends with an error event and without `[DONE]`.
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,9 @@ from fairlead_gateway.worker.disaggregation.prefill_coordinator import PrefillCo
 from fairlead_gateway.worker.dispatch.router_registry import as_retry_decision
 from fairlead_gateway.worker.model_selection.fallbacks import Fallbacks
 from fairlead_gateway.worker.observability.trace_record import ATTEMPT
-from fairlead_gateway.worker.openai.request_timeout import timeout_error, total_timeout
-from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher
+from fairlead_gateway.worker.openai.request import timeout_error, total_timeout
+from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher, check_response
 from fairlead_gateway.worker.proxy.relay import ResponseRelay, end_incomplete
-from fairlead_gateway.worker.proxy.response_check import check_response
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.retry import (
@@ -33,8 +32,7 @@ from fairlead_gateway.worker.resilience.retry import (
     should_retry,
     to_client_error,
 )
-from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
-from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
+from fairlead_gateway.worker.upstream.connection import LOCAL_CAUSES, EngineConnection, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.response import EngineResponse
 

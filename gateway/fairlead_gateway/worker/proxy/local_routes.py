@@ -19,7 +19,7 @@ from fairlead_gateway.errors import (
     UnknownPath,
     client_dialect,
 )
-from fairlead_gateway.http.response_writer import ResponseWriter
+from fairlead_gateway.http.listener import ResponseWriter
 from fairlead_gateway.worker.model_selection.context_lengths import ContextLengths, shortest
 from fairlead_gateway.worker.openai.model_names import (
     NOTHING_HIDDEN,

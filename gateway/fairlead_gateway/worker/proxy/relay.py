@@ -1,40 +1,79 @@
-"""Relays the response of an attempt to the client, and resumes a stream that broke."""
+"""Relays the response of an attempt to the client, and resumes a stream that broke.
+
+Streams from their first event to their end: comments, times, and relays without a task.
+
+A stream waits for its engine for minutes. Its task has nothing to do until then, if
+
+- the request has no timeout of its own, and
+- no other instance can resume the stream.
+
+`forwarder` then hands the stream over to a `RelayedStream` and ends its task.
+
+Why: a waiting task, with its coroutines and futures, takes 2.5 KB of memory for each open stream.
+
+Resumes a stream that broke after its first byte: another instance generates the rest.
+
+A stream is resumed at most once. The text that clients have is parsed for one stream at a time, and
+in slices.
+
+Why: an engine that ends breaks hundreds of streams at once. To parse 1 MiB of short events takes
+0.1 s, and requests of all callers would wait for the sum.
+"""
 
 import asyncio
 import re
+from abc import abstractmethod
+from functools import partial
 from typing import Final
 
 from fairlead_gateway.errors import (
     GatewayError,
+    NoReadyInstance,
     client_dialect,
     error_body,
     error_event,
     has_error_events,
 )
-from fairlead_gateway.http.timers import TimeoutQueue
+from fairlead_gateway.http.listener import ResponseWriter
+from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
 from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE
 from fairlead_gateway.telemetry.outcome import ENGINE_REFUSED
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.model_selection.fallbacks import fallback_header
-from fairlead_gateway.worker.openai.served_name import ServedNameRewriter
-from fairlead_gateway.worker.proxy.attempt import Attempt
-from fairlead_gateway.worker.proxy.continuation import SentText, SentTextMemory, can_resume
-from fairlead_gateway.worker.proxy.relayed_stream import (
-    GapRecorder,
-    RelayedStream,
-    SseKeepAlive,
-    StreamEnding,
-    StreamLifecycle,
-    record_relayed,
+from fairlead_gateway.worker.observability.trace_record import ATTEMPT
+from fairlead_gateway.worker.openai.model_names import ServedNameRewriter
+from fairlead_gateway.worker.proxy.attempt import (
+    Attempt,
+    Dispatcher,
+    external_refusal,
+    is_error_object,
+    is_external,
+    is_usage_refused,
+    refusal_body,
 )
-from fairlead_gateway.worker.proxy.response_check import external_refusal, is_error_object, is_external, refusal_body
-from fairlead_gateway.worker.proxy.stream_resume import StreamResume
+from fairlead_gateway.worker.proxy.continuation import (
+    SentText,
+    SentTextMemory,
+    can_resume,
+    resume_body,
+    splice_events,
+    total_usage,
+)
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
+from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget
 from fairlead_gateway.worker.runtime import WorkerRuntime
-from fairlead_gateway.worker.tenancy.placement_privacy import BodyRewriter, CachedTokensFilter, shown_headers
+from fairlead_gateway.worker.tenancy.tenant_policy import (
+    BodyRewriter,
+    CachedTokensFilter,
+    hide_in_events,
+    shown_headers,
+)
+from fairlead_gateway.worker.upstream.connection import UpstreamError
+from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.request_encoder import (
     JSON_TYPE,
     RouteHeaderCache,
@@ -44,7 +83,313 @@ from fairlead_gateway.worker.upstream.request_encoder import (
     sanitize_header_value,
     server_timing,
 )
-from fairlead_gateway.worker.upstream.response import CLIENT_SILENT, EngineResponse
+from fairlead_gateway.worker.upstream.response import CLIENT_SILENT, EngineResponse, StreamObserver
+
+_FREE_CAUSES = ("cut", "gone")  # the engine went: its work is free, and resuming charges no budget
+
+
+COMMENT: Final = b": keep-alive\n\n"
+
+
+class SseKeepAlive(TimeoutEntry):
+    """The sender of comments into one silent stream, from `start` to `stop`.
+
+    Then no proxy or client in between closes the stream. A comment goes out only after the head and
+    between two whole events. A client that does not read gets none.
+
+    timeouts: a queue whose timeout is the time between two comments.
+    """
+
+    __slots__ = ("_added_at", "_engine_response", "_is_queued", "_response", "_timeouts")
+
+    def __init__(self, response: ResponseWriter, timeouts: TimeoutQueue) -> None:
+        super().__init__()
+        self._response = response
+        self._timeouts = timeouts
+        self._engine_response: EngineResponse | None = None
+        self._added_at: float | None = None
+        self._is_queued = False
+
+    def start(self, engine_response: EngineResponse) -> None:
+        """Starts the comments of a stream, or continues them with another engine's response."""
+        self._engine_response = engine_response
+        self._added_at = engine_response.added_at
+        if not self._is_queued:
+            self._is_queued = True
+            self._timeouts.add(self, self._timeouts.now())
+
+    def stop(self) -> None:
+        """Ends the comments."""
+        self._engine_response = None
+        self._is_queued = False
+        self._timeouts.remove(self)
+
+    def on_timeout(self) -> None:
+        """Sends a comment if the stream was silent, and waits again."""
+        engine_response, self._is_queued = self._engine_response, False
+        if engine_response is None or self._response.finished:
+            return
+        is_silent = engine_response.added_at == self._added_at and engine_response.is_between_events
+        if is_silent and not engine_response.is_paused:
+            self._response.write_chunks([COMMENT])
+        self._added_at = engine_response.added_at
+        self._is_queued = True
+        self._timeouts.add(self, self._timeouts.now())
+
+
+class StreamLifecycle:
+    """The owner of relayed streams; its methods are called as a stream proceeds.
+
+    Why a base class and not a Protocol: compiled, its methods are called directly.
+    """
+
+    @abstractmethod
+    def on_relayed(self, stream: "RelayedStream") -> None:
+        """Notes a stream that its task has handed over; `stream.cancel` ends it."""
+
+    @abstractmethod
+    def on_cancelled(self, context: RequestContext) -> None:
+        """Notes the end of a stream whose client has disconnected, or that outlasts the drain."""
+
+    @abstractmethod
+    def on_finished(self, context: RequestContext, error: GatewayError | None = None) -> None:
+        """Notes the end of a request; sends `error` to the client, if there is one."""
+
+    @abstractmethod
+    def on_internal_error(self, context: RequestContext, error: Exception) -> None:
+        """Ends a request after a defect of the gateway."""
+
+
+class StreamEnding:
+    """The stage that ends a relayed response towards its client and the records."""
+
+    @abstractmethod
+    def end_response(self, attempt: Attempt, engine_response: EngineResponse) -> bool:
+        """Ends the response after the last byte of the engine; returns whether it was complete."""
+
+
+class GapRecorder(StreamObserver):
+    """The observer of a stream that records the times between its chunks."""
+
+    __slots__ = ("_instance_id", "_model_key", "_telemetry")
+
+    def __init__(self, telemetry: MetricsRecorder, model_key: str, instance_id: str) -> None:
+        super().__init__()
+        self._telemetry = telemetry
+        self._model_key = model_key
+        self._instance_id = instance_id
+
+    def on_gap(self, seconds: float) -> None:
+        """Records the seconds between two chunks."""
+        self._telemetry.record_inter_token(self._model_key, self._instance_id, seconds)
+
+
+class RelayedStream(GapRecorder):
+    """One stream without a task."""
+
+    __slots__ = ("_attempt", "_ending", "_engine_response", "_has_ended", "_keep_alive", "_lifecycle")
+
+    def __init__(
+        self,
+        telemetry: MetricsRecorder,
+        attempt: Attempt,
+        engine_response: EngineResponse,
+        keep_alive: SseKeepAlive,
+        *,
+        lifecycle: StreamLifecycle,
+        ending: StreamEnding,
+    ) -> None:
+        super().__init__(telemetry, attempt.context.request.model_key, attempt.instance_id)
+        self.reports_end = True
+        self._attempt = attempt
+        self._engine_response = engine_response
+        self._keep_alive = keep_alive
+        self._lifecycle = lifecycle
+        self._ending = ending
+        self._has_ended = False
+
+    @property
+    def context(self) -> RequestContext:
+        """The request."""
+        return self._attempt.context
+
+    def on_end(self) -> None:
+        """Ends the response: the engine has sent all, or has failed."""
+        if self._has_ended:
+            return
+        attempt = self._attempt
+        is_complete = False
+        try:
+            try:
+                self._stop()
+                is_complete = self._ending.end_response(attempt, self._engine_response)
+            finally:
+                self._finish_attempt(is_complete)
+            self._lifecycle.on_finished(attempt.context)
+        except Exception as defect:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
+            self._lifecycle.on_internal_error(attempt.context, defect)
+
+    def cancel(self) -> None:
+        """Ends the stream at once: its client has disconnected, or the drain is over."""
+        if self._has_ended:
+            return
+        self._stop()
+        record_relayed(self._attempt.context, self._engine_response)
+        self._finish_attempt(False)
+        self._lifecycle.on_cancelled(self._attempt.context)
+
+    def _stop(self) -> None:
+        self._has_ended = True
+        self._engine_response.end_relay()
+        self._keep_alive.stop()
+        self._attempt.context.response.on_backpressure = None
+
+    def _finish_attempt(self, is_complete: bool) -> None:
+        attempt = self._attempt
+        attempt.abort_unfinished()
+        attempt.finish(is_complete, attempt.now())
+
+
+class StreamResume:
+    """The stage that resumes broken streams. One object serves all requests of a worker."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, *, pool: ConnectionPool, telemetry: MetricsRecorder, retry_budget: RetryBudget
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._pool = pool
+        self._telemetry = telemetry
+        self._retry_budget = retry_budget
+        self._now = dispatcher.now
+        self._routers = dispatcher.routers
+        self._failures = dispatcher.failures
+        self._parsing = asyncio.Lock()
+
+    async def resume(self, broken: Attempt, sent: SentText, cause: str, keep_alive: SseKeepAlive) -> str | None:
+        """Relays the rest of the response from another instance.
+
+        sent: the text that the client has.
+        cause: why the stream of `broken` ended.
+        Returns None if the response is complete now, else the cause of the failure.
+        """
+        context = broken.context
+        if context.trace is not None:
+            context.trace.finish_span(ATTEMPT, cause)
+        body = resume_body(context.request, sent) if await self._parse(sent) else None
+        attempt = self._choose(broken, sent, cause) if body is not None else None
+        if body is None or attempt is None:
+            return cause
+        broken.finish(False, self._now())
+        attempt.on_dispatch(self._now())
+        is_complete = False
+        try:
+            if context.request.adapter is not None:
+                await attempt.acquire_adapter()
+            attempt.attach_engine_message(body)
+            splice = partial(splice_events, sent=sent)
+            shows_cached = context.policy.shows_cached(context.request.entry.rules, context.http_request.head.path)
+            rewrite = splice if shows_cached else partial(hide_in_events, splice)
+            engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
+            if error is None and is_usage_refused(context, engine_response):
+                self._without_usage(attempt, sent)
+                engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
+            if error is not None:
+                self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
+                if error.is_crash:
+                    attempt.on_crash()
+            scanner = engine_response.scanner
+            if error is not None or not engine_response.is_stream or scanner.error is not None or scanner.is_aborted:
+                return cause
+            self._failures.outlier_detector.on_success(attempt.instance_id, self._now(), context.caller)
+            cause_of_rest = await self._relay(attempt, engine_response, sent, keep_alive)
+            is_complete = cause_of_rest is None
+            if cause_of_rest == "cut":
+                attempt.on_crash()
+            return cause_of_rest
+        except UpstreamError as error:
+            self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
+            return cause
+        except AttemptFailure:
+            return cause
+        finally:
+            attempt.abort_unfinished()
+            attempt.finish(is_complete, self._now())
+            self._telemetry.record_resumption(context.request.model_key, "whole" if is_complete else "broken")
+
+    def _without_usage(self, attempt: Attempt, sent: SentText) -> None:
+        """Makes the attempt one without the request for token counts, which its engine refuses."""
+        if attempt.engine_response is not None:
+            attempt.engine_response.release_buffer()
+        attempt.abort_unfinished()
+        attempt.reset()
+        request = attempt.context.request
+        request.take_back_usage()
+        attempt.attach_engine_message(resume_body(request, sent) or b"")
+
+    async def _parse(self, sent: SentText) -> bool:
+        """Parses the text that the client has; returns whether the stream can be resumed."""
+        async with self._parsing:
+            for is_text in sent.parse_slices():
+                if not is_text:
+                    return False
+                await asyncio.sleep(0)
+        return True
+
+    def _choose(self, broken: Attempt, sent: SentText, cause: str) -> Attempt | None:
+        context, now = broken.context, self._now()
+        key, choice = context.request.model_key, context.choice
+        assert choice is not None
+        if cause not in _FREE_CAUSES and not self._retry_budget.take(context.caller, now):
+            return None
+        try:
+            excluded = self._excluded_instances(broken)
+            decision = self._routers.choose(key, context.route_request, now, excluded)
+        except NoReadyInstance:
+            return None
+        instance = self._routers.ready_instance(key, decision.chosen) if decision.chosen is not None else None
+        if instance is None:
+            return None
+        reason = f"continued after {cause}; {decision.rule}: {decision.reason}"
+        decision = decision.with_text(rule=CONTINUATION_RULE, reason=reason)
+        return self._dispatcher.create_attempt(context, instance, decision, choice.number + 1, now, sent)
+
+    def _excluded_instances(self, broken: Attempt) -> frozenset[str]:
+        """Returns the instances that may not resume the stream."""
+        context, excluded = broken.context, frozenset({broken.instance_id})
+        loader, adapter = self._dispatcher.adapter_loader, context.request.adapter
+        if loader is None or adapter is None:
+            return excluded
+        use = context.adapter_use = loader.place(context.request.model_key, adapter, excluded)
+        return excluded | loader.restrict(context.request.model_key, use)
+
+    async def _relay(
+        self, attempt: Attempt, engine_response: EngineResponse, sent: SentText, keep_alive: SseKeepAlive
+    ) -> str | None:
+        context, telemetry, now = attempt.context, self._telemetry, self._now()
+        key, name, result = context.request.model_key, attempt.instance_id, context.result
+        attempt.on_first_token(now)
+        if result.last_at is not None:
+            telemetry.record_inter_token(key, name, now - result.last_at)
+        context.response.on_backpressure = attempt.set_paused
+        keep_alive.start(engine_response)
+        engine_response.relay_to(context.response, GapRecorder(telemetry, key, name))
+        cause = await engine_response.finished
+        result.last_at, result.event_count = (
+            engine_response.last_at,
+            result.event_count + engine_response.scanner.event_count,
+        )
+        result.record_usage(total_usage(engine_response.scanner.usage, sent))
+        if cause is not None and cause != CLIENT_SILENT:
+            self._failures.on_stream_failed(context, name, cause)
+        return cause
+
+
+def record_relayed(context: RequestContext, engine_response: EngineResponse) -> None:
+    """Records what was relayed of a response by now: its events, and the engine's token counts."""
+    context.result.event_count = engine_response.event_count
+    context.result.next_sequence_number = engine_response.next_sequence_number
+    context.result.record_usage(engine_response.usage)
+
 
 _STREAM_ERROR_TEXTS: Final = {
     "cut": "the engine broke off",

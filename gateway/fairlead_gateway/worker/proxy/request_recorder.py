@@ -9,7 +9,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.caller_key import caller_name
 from fairlead_gateway.errors import ExternalRefused, FieldRefused, GatewayError
 from fairlead_gateway.http.listener import HttpRequest
-from fairlead_gateway.routing.prefix.media_parts import estimated_tokens
+from fairlead_gateway.routing.prefix.prefix_hash import estimated_tokens
 from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome, assess_attainment
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.telemetry.handoff_record import FAILED

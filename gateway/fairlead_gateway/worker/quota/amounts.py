@@ -3,7 +3,7 @@
 from typing import Final
 
 from fairlead_gateway.errors import BadRequest
-from fairlead_gateway.worker.body_check.text_bounds import TextBounds, text_bounds
+from fairlead_gateway.worker.body_check.protocol import TextBounds, text_bounds
 from fairlead_gateway.worker.openai.passthrough import OUTPUT_LIMITS
 from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.quota.limit_plan import LimitPlan

@@ -6,9 +6,8 @@ Why: a request sets one flag, and most set none. A timer runs only after a use.
 import asyncio
 
 from fairlead.limits import Limits
-from fairlead_gateway.ipc.access_messages import AccessReport
 from fairlead_gateway.ipc.channel import Channel
-from fairlead_gateway.ipc.messages import ToWorker
+from fairlead_gateway.ipc.messages import AccessReport, ToWorker
 from fairlead_gateway.worker.api_keys import ApiKeys
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from fairlead.limits import Limits
 from fairlead_gateway.ipc.batch_sender import BatchSender, MessageSender
-from fairlead_gateway.ipc.timing_events import TimingEvent, TimingEventKind, TimingEvents
+from fairlead_gateway.ipc.messages import TimingEvent, TimingEventKind, TimingEvents
 
 # Why: compiled code looks up the members of an Enum, and the names of other modules, each time.
 _DISPATCHED: Final = int(TimingEventKind.DISPATCHED)

@@ -12,7 +12,7 @@ from typing import Final
 
 from fairlead.limits import Limits
 from fairlead_gateway.ipc.batch_sender import BatchSender, MessageSender
-from fairlead_gateway.ipc.usage_rows import UsageRow, UsageRows
+from fairlead_gateway.ipc.messages import UsageRow, UsageRows
 from fairlead_gateway.telemetry.handoff_record import OK
 from fairlead_gateway.telemetry.outcome import RequestOutcome
 from fairlead_gateway.worker.request_context import RequestContext

@@ -23,8 +23,8 @@ import msgspec
 
 from fairlead.fleet.model import Fleet, Instance, InstanceState
 from fairlead.tenants.cache_isolation import SALTED_ENGINES
-from fairlead_gateway.worker.resilience.ejection_records import EjectionRecords, is_hang_cause
 from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution
+from fairlead_gateway.worker.resilience.outlier_detection import EjectionRecords, is_hang_cause
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import activity_key
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool

@@ -30,13 +30,15 @@ from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.engine_progress import EngineProgress
-from fairlead_gateway.worker.resilience.fault_evidence import REQUEST_INDEPENDENT_CAUSES, FaultSource
-from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
+from fairlead_gateway.worker.resilience.outlier_detection import (
+    REQUEST_INDEPENDENT_CAUSES,
+    FaultSource,
+    OutlierDetector,
+)
 from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget, should_retry
 from fairlead_gateway.worker.resilience.stall_timeout import AnswerTimes, StallTimeout
 from fairlead_gateway.worker.runtime import WorkerRuntime
-from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
-from fairlead_gateway.worker.upstream.connection import EndpointActivity
+from fairlead_gateway.worker.upstream.connection import LOCAL_CAUSES, EndpointActivity
 
 _MIN_STALL_SECONDS = 1.0
 _UNKNOWN_ANSWER_SECONDS: Final = 200.0

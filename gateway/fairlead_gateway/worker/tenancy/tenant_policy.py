@@ -2,11 +2,43 @@
 
 Why: the module of `Tenant` is not compiled, and each attribute that is read there costs 140
 instructions. A policy is computed once per tenant and version of the table.
+
+The field `priority` of a request: engines that start requests by it get the tenant's tier.
+
+vLLM starts the smallest number first, SGLang the largest. A client's own priority never reaches an
+engine, since any client could go before all others with it.
+
+Cache salts: an engine shares cached blocks only between requests with the same salt.
+
+The salt of a scope (a tenant, or a group of tenants) is an HMAC of its name under the
+installation's secret. So it is equal on all gateways and after a restart, and clients cannot
+compute that of another scope. It takes the place of a client's own `cache_salt`; that one is mixed
+in, and divides the cache of the scope further.
+
+The same salt is part of the prefix hash (`openai.prefix_key`) and of the session's hash. So scopes
+also differ in routing, in the hints of other gateways and in the links to the KV-cache index.
+
+Engines without this field share their cache between all clients (`takes_cache_salt`). A gateway
+warns of them (`fairlead.tenants.cache_isolation`).
+
+Removes from responses what shows where a prompt was cached, and how busy engines are.
+
+A tenant that shares its cache with others could read from these numbers which prompts they sent.
+Numbers of cached tokens become null; null is not zero, and says that they are not known. Headers
+with the instance, the reason and the times are left out. How long a response takes stays visible.
+
+Inside a JSON string quotes are escaped, so the bytes that are replaced are always a field. Every
+other byte stays, and nothing is parsed.
 """
 
-from typing import Final
+import hmac
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final, Protocol
 
 from fairlead.fleet.model import RequestPolicy
+from fairlead.tenants.cache_isolation import SALT_FIELD, SALTED_ENGINES
 from fairlead.tenants.model import CacheSharing, Enforcement, Tenant, Tier
 from fairlead_gateway.admission.caller_bounds import CallerClass
 from fairlead_gateway.admission.request_queue import TIER_WEIGHTS
@@ -16,23 +48,62 @@ from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.load.prompt_sizes import PromptSizes
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
-from fairlead_gateway.worker.openai.field_policy import remove_fields
-from fairlead_gateway.worker.openai.json_edit import (
-    contains_any,
-    members_text,
-    prepend_text,
-    set_members,
-)
-from fairlead_gateway.worker.openai.prefix_key import CacheScope, build_route_request
-from fairlead_gateway.worker.openai.request import ModelRequest
-from fairlead_gateway.worker.tenancy import cache_salt, engine_priority
-from fairlead_gateway.worker.tenancy.cache_salt import apply_scope, scope_of, takes_cache_salt
+from fairlead_gateway.worker.openai.field_policy import known_fields, remove_fields
+from fairlead_gateway.worker.openai.json_edit import contains_any, members_text, prepend_text, set_members
+from fairlead_gateway.worker.openai.request import CacheScope, ModelRequest, build_route_request
+
+PRIORITY_FIELD: Final = "priority"
+_LOWEST_TIER: Final = 2
+COPY_TIER: Final = _LOWEST_TIER + 1
+"""The tier of copies for a route's shadow, behind those of tenants."""
+_SMALLEST_FIRST: Final = frozenset({"vllm", "sim"})
+_LARGEST_FIRST: Final = frozenset({"sglang"})
+_SALT_CHARACTERS: Final = 32
+_DIGEST: Final = "sha256"
+_UNKNOWN_ENGINES: Final = frozenset({"vllm"})
+
+
+def scope_of(tenant: Tenant, secret: bytes) -> CacheScope | None:
+    """Returns the scope of a tenant; None if it shares the cache with the whole cluster."""
+    if tenant.cache_sharing is CacheSharing.CLUSTER:
+        return None
+    if tenant.cache_sharing is CacheSharing.GROUP and tenant.cache_group is not None:
+        return CacheScope(_keyed_salt(secret, f"group\0{tenant.cache_group}"))
+    return CacheScope(_keyed_salt(secret, f"tenant\0{tenant.name}"))
+
+
+def apply_scope(request: ModelRequest, scope: CacheScope) -> str:
+    """Gives the request the salt of its scope for its prefix hash, and returns it."""
+    fields = request.decoded_fields  # None: a scanned chat, which has no salt
+    client_salt = None if fields is None else fields.cache_salt
+    salt = _keyed_salt(scope.salt.encode(), client_salt) if client_salt else scope.salt
+    request.cache_salt = salt
+    return salt
+
+
+def takes_cache_salt(policy: RequestPolicy, path: str) -> bool:
+    """Returns whether all engines of a model have the field `cache_salt` on a path.
+
+    Of an engine that is not vLLM, SGLang or the simulator that is not known. It gets a salt if
+    `engine.allowedFields` of its model names the field.
+    """
+    return SALT_FIELD in policy.allowed_fields or _all_take_salt(policy.engines or _UNKNOWN_ENGINES, path)
+
+
+@lru_cache(maxsize=256)
+def _all_take_salt(engines: frozenset[str], path: str) -> bool:
+    return engines <= SALTED_ENGINES and all(SALT_FIELD in (known_fields(engine, path) or ()) for engine in engines)
+
+
+def _keyed_salt(key: bytes, text: str) -> str:
+    return hmac.digest(key, text.encode(), _DIGEST).hex()[:_SALT_CHARACTERS]
+
 
 _MAX_CACHED: Final = 16_384
 _MAX_PATHS: Final = 16
 """The number of models and paths that one tenant uses at the same time."""
-_PRIORITY: Final = frozenset({engine_priority.FIELD})
-_FIELD_SIGNS: Final = (cache_salt.FIELD.encode(), b'"priority"', b"\\u")
+_PRIORITY: Final = frozenset({PRIORITY_FIELD})
+_FIELD_SIGNS: Final = (SALT_FIELD.encode(), b'"priority"', b"\\u")
 _TIER_NUMBERS: Final = {Tier.INTERACTIVE: 0, Tier.STANDARD: 1, Tier.BATCH: 2}
 
 
@@ -171,7 +242,7 @@ class TenantPolicies:
         """Like `build_route_request`, for a copy: in its tenant's scope, and behind all tiers."""
         own = self.of(http_request.caller)
         policy = TenantPolicy(own.tenant, own.scope)
-        policy.tier = engine_priority.COPY_TIER
+        policy.tier = COPY_TIER
         _set_fields(request, policy, http_request.head.path)
         head = http_request.head
         routed = build_route_request(request, head, request_id, self._chain_starts, own.scope)
@@ -210,7 +281,7 @@ def _set_fields(request: ModelRequest, policy: TenantPolicy, path: str) -> None:
     if not request.body:
         return
     changes = _changes(policy, rules, path, salt)
-    if engine_priority.FIELD in rules.allowed_fields and engine_priority.FIELD not in changes:
+    if PRIORITY_FIELD in rules.allowed_fields and PRIORITY_FIELD not in changes:
         request.body = remove_fields(request.body, _PRIORITY)
     if not changes:
         return
@@ -228,8 +299,103 @@ def _changes(policy: TenantPolicy, rules: RequestPolicy, path: str, salt: str) -
     """
     changes: dict[str, bytes] = {}
     if salt and takes_cache_salt(rules, path):
-        changes[cache_salt.FIELD] = b'"%b"' % salt.encode()
-    priority = engine_priority.engine_priority(policy.tier, rules, path)
+        changes[SALT_FIELD] = b'"%b"' % salt.encode()
+    priority = engine_priority(policy.tier, rules, path)
     if priority is not None:
-        changes[engine_priority.FIELD] = priority
+        changes[PRIORITY_FIELD] = priority
     return changes
+
+
+def engine_priority(tier: int, policy: RequestPolicy, path: str) -> bytes | None:
+    """Returns the priority of a tier as JSON; None if the engines of the model take none there."""
+    return _priority(tier, policy.engines, path) if policy.sets_priority else None
+
+
+@lru_cache(maxsize=256)
+def _priority(tier: int, engines: frozenset[str], path: str) -> bytes | None:
+    if not engines or any(PRIORITY_FIELD not in (known_fields(engine, path) or ()) for engine in engines):
+        return None
+    if engines <= _SMALLEST_FIRST:
+        return b"%d" % tier
+    return b"%d" % (_LOWEST_TIER - tier) if engines <= _LARGEST_FIRST else None
+
+
+_COUNT: Final = re.compile(
+    rb'("(?:prompt_cached_tokens|num_cached_tokens|cached_tokens|cache_read_input_tokens|cache_creation_input_tokens'
+    rb'|prompt_cache_hit_tokens|prompt_cache_miss_tokens|tokens_cached|cache_n|prompt_n)"'
+    rb"[ \t]{0,4}:[ \t]{0,4})[0-9]{1,20}"
+)
+"""The last three are llama.cpp's: of `timings`, what was cached and what was computed."""
+_DETAILS: Final = re.compile(rb'("(?:cached_tokens_details|prompt_progress)"[ \t]{0,4}:[ \t]{0,4})\{[^{}]{0,256}\}')
+_LONGEST: Final = 320
+"""No field that is replaced is longer, in bytes."""
+_HIDDEN: Final = rb"\1null"
+_HIDDEN_HEADERS: Final = (b"endpoint-load-metrics", b"openai-processing-ms")
+
+
+class BodyRewriter(Protocol):
+    """Another rewriter of the same response."""
+
+    def rewrite(self, data: bytes) -> bytes: ...
+
+    def rewrite_events(self, events: list[bytes]) -> list[bytes]: ...
+
+    def rewrite_chunks(self, chunks: list[bytes], last: bool) -> list[bytes]: ...
+
+
+def hide_cached_tokens(data: bytes) -> bytes:
+    """Returns a body or an event without numbers of cached tokens."""
+    if data.find(b"cache") < 0 and data.find(b'"prompt_n"') < 0:
+        return data
+    return _DETAILS.sub(_HIDDEN, _COUNT.sub(_HIDDEN, data))
+
+
+def shown_headers(fields: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """Returns an engine's headers without those about its load and time."""
+    return {name: value for name, value in fields.items() if name not in _HIDDEN_HEADERS}
+
+
+class CachedTokensFilter:
+    """The rewriter that hides cached tokens in one response, after another rewriter."""
+
+    def __init__(self, before: BodyRewriter | None = None) -> None:
+        self._before = before
+        self._pending = b""
+
+    def rewrite(self, data: bytes) -> bytes:
+        """Returns a whole body without them."""
+        return hide_cached_tokens(data if self._before is None else self._before.rewrite(data))
+
+    def rewrite_events(self, events: list[bytes]) -> list[bytes]:
+        """Returns whole events without them."""
+        events = events if self._before is None else self._before.rewrite_events(events)
+        return [hide_cached_tokens(event) for event in events]
+
+    def rewrite_chunks(self, chunks: list[bytes], last: bool) -> list[bytes]:
+        """Returns chunks, as the network cut them, without them.
+
+        What may be the start of a field waits for the next chunk. A line that is complete does not.
+
+        last: no chunk follows.
+        """
+        chunks = chunks if self._before is None else self._before.rewrite_chunks(chunks, last)
+        data = self._pending + b"".join(chunks)
+        end = len(data) if last or data.endswith(b"\n") else _complete_end(data)
+        self._pending = data[end:]
+        complete = hide_cached_tokens(data[:end])
+        return [complete] if complete else []
+
+
+def hide_in_events(rewrite: Callable[[list[bytes]], list[bytes]], events: list[bytes]) -> list[bytes]:
+    """Returns the events that `rewrite` makes, without cached tokens."""
+    return [hide_cached_tokens(event) for event in rewrite(events)]
+
+
+def _complete_end(data: bytes) -> int:
+    """Returns the end of the part in which no field is cut."""
+    end = max(0, len(data) - _LONGEST)
+    for pattern in (_COUNT, _DETAILS):
+        for match in pattern.finditer(data, max(0, end - _LONGEST)):
+            if match.start() < end < match.end():
+                end = match.start()
+    return end

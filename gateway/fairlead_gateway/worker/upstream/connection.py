@@ -10,9 +10,24 @@ sent again over a new connection.
 Real engines do so when their core ends first. Such an engine no longer listens. So when an address
 has been silent for a while, its owner probes whether it still accepts connections. An engine that
 refuses is `gone`.
+
+The cause of a connection that could not be opened: the engine, or this gateway.
+
+A refusal, an unreachable host and a timeout say something about the engine. A lack of descriptors,
+ports or memory, or a name that cannot be resolved, says nothing about it. Such failures are
+*local*: no instance is blamed for them, and no silent stream is given up.
+
+Recognizes an engine's response whose head differs from an earlier one only in its length.
+
+llhttp parses the head of the first response on a connection. Further responses with the same bytes,
+except the digits of Content-Length, need no parser if each arrives whole in one read. Anything else
+goes to llhttp. A server that writes the date gets a new template each second.
 """
 
 import asyncio
+import errno
+import re
+import socket
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Final, cast
@@ -21,7 +36,73 @@ import httptools
 
 from fairlead.limits import Limits
 from fairlead_gateway.http.timers import IdleTimer, TimerQueue
-from fairlead_gateway.worker.upstream.response_template import ResponseTemplate, create_template
+
+_LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})(?=\r\n)", re.IGNORECASE)
+_HEAD_END: Final = b"\r\n\r\n"
+_DIGIT_ZERO: Final = 0x30
+
+
+class ResponseTemplate:
+    """The text of an accepted head with Content-Length, before and after its digits.
+
+    body_start: offset of the body in the last data that matched.
+    """
+
+    __slots__ = ("_digits", "_fields", "_prefix", "_prefix_bytes", "_suffix", "_suffix_bytes", "body_start")
+
+    def __init__(self, prefix: bytes, suffix: bytes, digits: int, fields: dict[bytes, bytes]) -> None:
+        self._prefix = prefix
+        self._prefix_bytes = len(prefix)
+        self._suffix = suffix
+        self._suffix_bytes = len(suffix)
+        self._digits = digits
+        self._fields = fields
+        self.body_start = 0
+
+    def match(self, data: bytes) -> bool:
+        """Returns whether `data` is one whole response with this head, and a body."""
+        if not data.startswith(self._prefix):
+            return False
+        position, length, size = self._prefix_bytes, 0, len(data)
+        end_of_digits = min(size, position + self._digits)
+        while position < end_of_digits:  # faster than cutting the digits out and converting them
+            digit = data[position] - _DIGIT_ZERO
+            if digit < 0 or digit > 9:
+                break
+            length = length * 10 + digit
+            position += 1
+        start = position + self._suffix_bytes
+        if position == self._prefix_bytes or not length or start + length != size:
+            return False
+        self.body_start = start
+        return data[position:start] == self._suffix
+
+    def fields(self, data: bytes) -> dict[bytes, bytes]:
+        """Returns the header fields of data that matched."""
+        fields = self._fields.copy()
+        fields[b"content-length"] = data[self._prefix_bytes : self.body_start - self._suffix_bytes]
+        return fields
+
+
+def create_template(data: bytes, fields: dict[bytes, bytes]) -> ResponseTemplate | None:
+    """Returns the template of a complete response that was accepted.
+
+    None unless `data` is the whole response, with a body of the length that its head states.
+
+    fields: the header fields by lower-case name.
+    """
+    end = data.find(_HEAD_END) + len(_HEAD_END)
+    if end < len(_HEAD_END) or b"content-length" not in fields or b"transfer-encoding" in fields:
+        return None
+    found = _LENGTH_FIELD.search(data, 0, end)
+    if found is None or _LENGTH_FIELD.search(data, found.end(), end) is not None:
+        return None
+    length = int(found[1])
+    if not length or len(data) != end + length:
+        return None
+    digits = found.end(1) - found.start(1)
+    return ResponseTemplate(data[: found.start(1)], data[found.end(1) : end], digits, fields)
+
 
 _YIELD_BYTES: Final = 16_384  # after one read of this size, other connections have their turn
 _MAX_CHUNKS: Final = 64  # of one read; more are joined, since each costs time and memory
@@ -467,3 +548,51 @@ def _insert_header(field: bytes, message: Sequence[bytes]) -> list[bytes]:
     """Returns the request with one more header line, behind the request line."""
     line, _, rest = message[0].partition(b"\r\n")
     return [b"%b\r\n%b%b" % (line, field, rest), *message[1:]]
+
+
+LOCAL_CAUSES: Final = frozenset({"gateway-full", "unresolved", "gateway-error"})
+"""Causes of failed attempts that say nothing about the instance."""
+_ENGINE_ERRNOS: Final = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.ETIMEDOUT,
+        errno.EHOSTDOWN,
+        errno.ECONNRESET,
+        errno.ECONNABORTED,
+        errno.EPIPE,
+    }
+)
+_EXHAUSTION_ERRNOS: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN}
+)
+_ERRNO_IN_TEXT: Final = re.compile(r"\[Errno (\d+)\]")
+
+
+def connect_error(error: OSError) -> UpstreamError:
+    """Returns the error of an attempt to connect; its request was not sent."""
+    if isinstance(error, TimeoutError):
+        return UpstreamError("connect-timeout", was_sent=False)
+    if isinstance(error, socket.gaierror):
+        return UpstreamError("unresolved", was_sent=False)
+    numbers = _error_numbers(error)
+    if isinstance(error, ConnectionError) or numbers & _ENGINE_ERRNOS:
+        return UpstreamError("refused", was_sent=False)
+    if numbers & _EXHAUSTION_ERRNOS:
+        return UpstreamError("gateway-full", was_sent=False)
+    return UpstreamError("gateway-error", was_sent=False)
+
+
+def is_exhaustion(error: BaseException | None) -> bool:
+    """Whether this process or its host lacks descriptors, ports or memory."""
+    return isinstance(error, OSError) and error.errno in _EXHAUSTION_ERRNOS
+
+
+def _error_numbers(error: OSError) -> set[int]:
+    """Returns the error numbers; several if a host has several addresses, which then only the text
+    names.
+    """
+    if error.errno is not None:
+        return {error.errno}
+    return {int(number) for number in _ERRNO_IN_TEXT.findall(str(error))}

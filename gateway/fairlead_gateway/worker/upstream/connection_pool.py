@@ -9,14 +9,15 @@ from urllib.parse import urlsplit
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.limits import Limits
 from fairlead_gateway.http.timers import TaskDeadline, TimerQueue
-from fairlead_gateway.worker.upstream.connect_errors import connect_error, is_exhaustion
+from fairlead_gateway.worker.runtime import ResponseMemory
 from fairlead_gateway.worker.upstream.connection import (
     ConnectionOwner,
     EndpointActivity,
     EngineConnection,
     UpstreamError,
+    connect_error,
+    is_exhaustion,
 )
-from fairlead_gateway.worker.upstream.response_memory import ResponseMemory
 
 
 class ConnectionPool(ConnectionOwner):

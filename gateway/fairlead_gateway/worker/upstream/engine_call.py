@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from fairlead.errors import FairleadError
 from fairlead.fleet.model import Instance
 from fairlead_gateway.http.timers import TaskDeadline
-from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES
-from fairlead_gateway.worker.upstream.connection import ResponseSink, UpstreamError
+from fairlead_gateway.worker.runtime import BufferedBytes
+from fairlead_gateway.worker.upstream.connection import LOCAL_CAUSES, ResponseSink, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
-from fairlead_gateway.worker.upstream.response_memory import BufferedBytes
 
 
 class EngineCallFailed(FairleadError):

@@ -6,13 +6,22 @@ API that others run gets no header of a client at all.
 
 Why a list of what may pass: engines run behind sidecars and proxies. Each of them has headers that
 choose a host, a model or an account, and no list of those is complete.
+
+The header that names the gateways which a request has passed; it ends loops.
+
+An endpoint of a model may be a gateway, and by mistake the very gateway that forwards the request.
+Every gateway adds its id to the requests that it sends. A request that shows the gateway's own id,
+or more ids than the limit `hops`, is refused.
 """
 
+import hashlib
+import re
 from typing import Final
 
+from fairlead.limits import Limits
+from fairlead_gateway.errors import BadRequest, GatewayLoop
 from fairlead_gateway.http import trace_context
-from fairlead_gateway.http.request_head import RequestHead
-from fairlead_gateway.worker.upstream import hop_header
+from fairlead_gateway.http.request_parser import RequestHead
 
 _ALLOWED_HEADERS: Final = frozenset(
     b"accept accept-language user-agent openai-beta anthropic-version anthropic-beta x-session-id".split()
@@ -34,8 +43,8 @@ _MAX_CACHED: Final = 4_096
 _THOUSANDTHS: Final[tuple[str, ...]] = tuple(f"{number:03d}" for number in range(1_000))
 _NUMBERS: Final[tuple[str, ...]] = tuple(f"{number}" for number in range(1_000))
 JSON_TYPE: Final = "application/json"
-_HOP_LINE: Final[str] = f"{hop_header.HOP_HEADER.decode()}: "
-_HOP_HEADER: Final[bytes] = hop_header.HOP_HEADER
+HOP_HEADER: Final[bytes] = b"x-fairlead-hops"
+_HOP_LINE: Final[str] = f"{HOP_HEADER.decode()}: "
 _EXTERNAL_HEADERS: Final = "accept: application/json, text/event-stream\r\nuser-agent: fairlead-gateway\r\n"
 _RELAYED_HEADERS: Final[tuple[bytes, ...]] = (
     b"content-type",
@@ -182,7 +191,7 @@ def forward_headers(head: RequestHead, *, traced: bool = False) -> bytes:
     dropped: list[bytes] = []
     context = b""
     for name, value in head.fields:
-        if name == _HOP_HEADER or (name in _ALLOWED_HEADERS and name not in hop_by_hop):
+        if name == HOP_HEADER or (name in _ALLOWED_HEADERS and name not in hop_by_hop):
             lines += (name, b": ", value, b"\r\n")
         elif name == trace_context.TRACEPARENT and not traced and name not in hop_by_hop:
             context = trace_context.forwarded_header(head.fields)
@@ -244,3 +253,32 @@ def sanitize_header_value(text: str) -> str:
     if text.isascii() and text.isprintable() and " " not in text:
         return text
     return "".join(char if "!" <= char <= "~" else "?" for char in text)
+
+
+_HOP_IDS: Final = re.compile(rb"[0-9a-f]{12}(?:[ \t]*,[ \t]*[0-9a-f]{12})*")
+
+
+def create_hop_id(secret: bytes) -> str:
+    """Returns the id of the gateways that share a secret; it does not reveal the secret."""
+    return hashlib.blake2b(secret, digest_size=6, person=b"fairlead-hop").hexdigest()
+
+
+def check_hops(head: RequestHead, hop_id: str, limits: Limits) -> None:
+    """Raises GatewayLoop if the request was here before, or has passed too many gateways.
+
+    Raises BadRequest if the header does not hold ids.
+    """
+    if head.get_rare(HOP_HEADER) is None:
+        return
+    value = b",".join([field for name, field in head.fields if name == HOP_HEADER])
+    if _HOP_IDS.fullmatch(value) is None:
+        raise BadRequest(f"{HOP_HEADER.decode()}: only gateways set this header", param=HOP_HEADER.decode())
+    ids = [part.strip(b" \t").decode("ascii") for part in value.split(b",")]
+    if hop_id in ids:
+        message, hint = "the request has passed this gateway before", "an endpoint of the model is this gateway itself"
+    elif len(ids) > limits.hops:
+        message = f"the request has passed more than {limits.hops} gateways"
+        hint = "look for endpoints of models that are gateways"
+    else:
+        return
+    raise GatewayLoop(message, hint=hint, headers=(("x-should-retry", "false"),))

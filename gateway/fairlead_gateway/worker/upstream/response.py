@@ -14,10 +14,9 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Final
 
-from fairlead_gateway.http.response_writer import ResponseWriter
-from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.http.listener import ResponseWriter
+from fairlead_gateway.worker.runtime import BufferedBytes, WorkerRuntime, compact
 from fairlead_gateway.worker.upstream.connection import ResponseSink, UpstreamError
-from fairlead_gateway.worker.upstream.response_memory import BufferedBytes, compact
 from fairlead_gateway.worker.upstream.sse import SseScanner, filter_first_chunks
 from fairlead_gateway.worker.upstream.usage import InBandError, PassedUsage, Usage
 

@@ -6,9 +6,8 @@ from fairlead.fleet.model import Instance, SloTargets
 from fairlead_autoscaler.core.types import ModelSpec
 from fairlead_gateway.routing.accelerator_selection import AcceleratorSelector
 from fairlead_gateway.routing.endpoint import Endpoint
-from fairlead_gateway.routing.load.inflight import EndpointLoad, InflightTracker
-from fairlead_gateway.routing.load.sampled_load import SampledLoads
-from fairlead_gateway.routing.prefix.approximate_index import PrefixMatch
+from fairlead_gateway.routing.load.inflight import EndpointLoad, InflightTracker, SampledLoads
+from fairlead_gateway.routing.prefix.cache_view import PrefixMatch
 from fairlead_sim.autoscaling.pool import Pool, Replica
 
 PoolReplica = tuple[Pool, Replica]

@@ -8,8 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.routing.load.inflight import EndpointLoad, InflightTracker
-from fairlead_gateway.routing.load.sampled_load import MAX_FULL_SCAN, MAX_SAMPLES, SampledLoads
+from fairlead_gateway.routing.load.inflight import (
+    MAX_FULL_SCAN,
+    MAX_SAMPLES,
+    EndpointLoad,
+    InflightTracker,
+    SampledLoads,
+)
 from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain
 from fairlead_gateway.routing.request import RouteRequest
 

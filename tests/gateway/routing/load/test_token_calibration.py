@@ -2,7 +2,7 @@
 
 import pytest
 
-from fairlead_gateway.routing.load.token_calibration import MAX_SCALE, UNFORESEEN_SMOOTHING, TokenCalibration
+from fairlead_gateway.routing.load.prompt_sizes import MAX_SCALE, UNFORESEEN_SMOOTHING, TokenCalibration
 
 
 @pytest.mark.parametrize("cached_tokens", [101, 2**31])

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.routing.prefix.approximate_index import ApproximatePrefixIndex
+from fairlead_gateway.routing.prefix.cache_view import ApproximatePrefixIndex
 
 ENDS = tuple(range(256, 256 * 41, 256))
 PLENTY = 10**9

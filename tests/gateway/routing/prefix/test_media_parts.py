@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from fairlead_gateway.routing.load.prompt_sizes import PromptSizes
-from fairlead_gateway.routing.prefix.media_parts import (
+from fairlead_gateway.routing.prefix.prefix_hash import (
     MAX_PARTS,
     NOMINAL_TOKENS,
+    PrefixChain,
     estimated_tokens,
     find_media,
     without_media,
 )
-from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain
 from fairlead_gateway.routing.request import RouteRequest
 
 

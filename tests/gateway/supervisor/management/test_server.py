@@ -10,10 +10,9 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
-from fairlead_gateway.http.connection import ClientConnection
+from fairlead_gateway.http.connection import ClientConnection, ResponseWriter
 from fairlead_gateway.http.listener import HttpRequest, Listener
-from fairlead_gateway.http.request_head import parse_head
-from fairlead_gateway.http.response_writer import ResponseWriter
+from fairlead_gateway.http.request_parser import parse_head
 from fairlead_gateway.supervisor.management.access.access_guard import AccessGuard
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
 from fairlead_gateway.supervisor.management.asgi_bridge import serve_request

@@ -9,7 +9,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
-from fairlead_gateway.ipc.quota_messages import QuotaNeed, QuotaReport, QuotaRow, QuotaUpdates, TenantQuotaReport
+from fairlead_gateway.ipc.messages import QuotaNeed, QuotaReport, QuotaRow, QuotaUpdates, TenantQuotaReport
 from fairlead_gateway.supervisor.quota.checkpoint_files import CheckpointFiles
 from fairlead_gateway.supervisor.quota.limit_stores import MemoryLimitStore
 from fairlead_gateway.supervisor.quota.quota_service import QuotaService

@@ -6,7 +6,7 @@ import pytest
 
 from fairlead.errors import ManifestError
 from fairlead.limits import Limits
-from fairlead_gateway.ipc.access_messages import ALGORITHMS
+from fairlead_gateway.ipc.messages import ALGORITHMS
 from fairlead_gateway.supervisor.token_issuers.issuer_file import IssuerConfig, parse_issuer_file
 
 PATH = Path("/etc/fairlead/issuers.yaml")

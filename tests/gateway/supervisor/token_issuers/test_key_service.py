@@ -11,7 +11,7 @@ import pytest
 from fairlead.errors import ManifestError, Unavailable
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
-from fairlead_gateway.ipc.access_messages import TokenIssuer
+from fairlead_gateway.ipc.messages import TokenIssuer
 from fairlead_gateway.supervisor.token_issuers.issuer_file import IssuerConfig
 from fairlead_gateway.supervisor.token_issuers.key_service import IssuerKeyService, fetch_key_set
 from fairlead_testing.gateway.token_issuer import ISSUER, SigningKeyPair, TestIssuer

@@ -15,7 +15,7 @@ from fairlead.runtime.clock import ManualClock
 from fairlead.usage.checkpoints import Retention, maintain
 from fairlead.usage.ledger_files import USAGE, list_files
 from fairlead.usage.ledger_reader import read_ledger
-from fairlead_gateway.ipc.usage_rows import UsageRow, UsageRows
+from fairlead_gateway.ipc.messages import UsageRow, UsageRows
 from fairlead_gateway.supervisor.usage.ledger_writer import LedgerWriter
 from fairlead_gateway.supervisor.usage.pricing import EngineReadings, RequestPricing
 from fairlead_gateway.supervisor.usage.tenant_counters import TenantCounters

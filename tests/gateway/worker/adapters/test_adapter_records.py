@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from fairlead.limits import Limits
-from fairlead_gateway.ipc.usage_rows import UsageRow, UsageRows
+from fairlead_gateway.ipc.messages import UsageRow, UsageRows
 from fairlead_gateway.telemetry.snapshot import restore_counters, snapshot_of
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.reporting.usage_reporter import UsageReporter

@@ -12,7 +12,7 @@ from fairlead.fleet.model import Model, RequestPolicy
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.errors import BadRequest, Overloaded, TooManyLargeBodies
-from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.worker.body_check.caller_limit import LargeBodyLimit, LargeBodyTurns
 from fairlead_gateway.worker.body_check.client import BodyChecker
@@ -21,8 +21,7 @@ from fairlead_gateway.worker.body_check.protocol import decode_limits, encode_li
 from fairlead_gateway.worker.openai import body_parser
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body
 from fairlead_gateway.worker.openai.field_policy import apply_field_policy
-from fairlead_gateway.worker.openai.prefix_key import build_route_request
-from fairlead_gateway.worker.openai.request import BODY_TYPES, build_model_request
+from fairlead_gateway.worker.openai.request import BODY_TYPES, build_model_request, build_route_request
 from fairlead_gateway.worker.openai.schemas import (
     ChatRequest,
     CommonFields,

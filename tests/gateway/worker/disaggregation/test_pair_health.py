@@ -6,7 +6,7 @@ from fairlead.fleet.model import Instance, Role
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
-from fairlead_gateway.worker.disaggregation.pair_health import PairHealth
+from fairlead_gateway.worker.disaggregation.prefill_coordinator import PairHealth
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
 FLOOD, STEADY, OTHER = CallerKey("flood"), CallerKey("steady"), CallerKey("other")

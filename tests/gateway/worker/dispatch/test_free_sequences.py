@@ -12,8 +12,7 @@ import pytest
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
-from fairlead_gateway.admission.kv_capacity import REQUESTS_AHEAD, EngineLoad, KvCapacityPlanner
-from fairlead_gateway.admission.memory_hold import HOLD_SECONDS
+from fairlead_gateway.admission.kv_capacity import HOLD_SECONDS, REQUESTS_AHEAD, EngineLoad, KvCapacityPlanner
 from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_gateway.routing.request import RouteRequest
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest

@@ -3,7 +3,7 @@
 from fairlead.fleet.model import Model
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts, hash_blocks
-from fairlead_gateway.worker.model_selection.canary_choice import takes_canary
+from fairlead_gateway.worker.model_selection.route_choice import takes_canary
 from fairlead_gateway.worker.openai.body_parser import parsed_body
 from fairlead_gateway.worker.openai.model_names import ModelEntry
 from fairlead_gateway.worker.openai.request import ModelRequest

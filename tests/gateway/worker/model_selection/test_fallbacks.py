@@ -14,7 +14,7 @@ from fairlead.limits import Limits
 from fairlead.routes.model import FailureKind, Fallback, RequestRewrite, Route, RouteTarget
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.decision_codec import decode_logged_request, encode_logged_request
-from fairlead_gateway.ipc.timing_events import TimingEvent, TimingEventKind, TimingEvents
+from fairlead_gateway.ipc.messages import TimingEvent, TimingEventKind, TimingEvents
 from fairlead_gateway.worker.reporting.timing_reporter import TimingReporter
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, silent, token
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway

@@ -12,7 +12,7 @@ from fairlead.limits import Limits
 from fairlead.routes.model import RequestRewrite, Route, RouteTarget
 from fairlead.routes.resolution import RouteDecision
 from fairlead.routes.rewriting import RewritePlan
-from fairlead_gateway.worker.model_selection.request_rewrite import apply_rewrite
+from fairlead_gateway.worker.model_selection.route_choice import apply_rewrite
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, parse_body, parse_scanned_chat
 from fairlead_gateway.worker.openai.model_names import ModelEntry
 from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest, build_entry_request

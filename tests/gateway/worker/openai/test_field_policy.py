@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from fairlead.fleet.model import Fleet, Model, RequestPolicy, UnknownFields
 from fairlead_gateway.errors import BadRequest
-from fairlead_gateway.worker.openai.engine_fields import FIELDS
 from fairlead_gateway.worker.openai.field_policy import (
+    FIELDS,
     REFUSED_FIELDS,
     REMOVED_FIELDS,
     _known_by_path,

@@ -7,12 +7,11 @@ import pytest
 
 from fairlead.fleet.model import RequestPolicy
 from fairlead.limits import Limits
-from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, ChainStarts, shared_bytes
 from fairlead_gateway.worker.openai.body_parser import repeated_bytes
-from fairlead_gateway.worker.openai.prefix_key import build_route_request
-from fairlead_gateway.worker.openai.request import parse_request
+from fairlead_gateway.worker.openai.request import build_route_request, parse_request
 from fairlead_gateway.worker.openai.schemas import BODY_DECODERS, MEMBERS_DECODER, GenericRequest
 from fairlead_testing.gateway.running_gateway import fleet_of
 

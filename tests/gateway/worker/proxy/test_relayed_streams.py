@@ -5,7 +5,7 @@ import gc
 
 import pytest
 
-from fairlead_gateway.worker.proxy.relayed_stream import RelayedStream
+from fairlead_gateway.worker.proxy.relay import RelayedStream
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_testing.engines.scripted import EngineCall, PausedStream, role, scripted_engine, token, usage
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway

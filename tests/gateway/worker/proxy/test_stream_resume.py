@@ -12,7 +12,7 @@ import pytest
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.limits import Limits
-from fairlead_gateway.ipc.timing_events import TimingEvent, TimingEventKind, TimingEvents
+from fairlead_gateway.ipc.messages import TimingEvent, TimingEventKind, TimingEvents
 from fairlead_gateway.worker.proxy.continuation import SentText, SentTextMemory, splice_events
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.reporting.timing_reporter import TimingReporter

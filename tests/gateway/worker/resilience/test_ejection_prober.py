@@ -15,8 +15,7 @@ from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.api_keys import GatewaySecrets
 from fairlead_gateway.worker.proxy.gateway import Gateway
-from fairlead_gateway.worker.resilience.ejection_records import EjectionRecord
-from fairlead_gateway.worker.resilience.fault_evidence import FaultSource
+from fairlead_gateway.worker.resilience.outlier_detection import EjectionRecord, FaultSource
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine, scripted_engine, silent
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of

@@ -4,8 +4,7 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_gateway.telemetry.status_types import HealthState
-from fairlead_gateway.worker.resilience.ejection_records import EjectionRecord, EjectionRecords
-from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
+from fairlead_gateway.worker.resilience.outlier_detection import EjectionRecord, EjectionRecords, OutlierDetector
 
 LIMITS = Limits(ejection_probe_after_seconds=10.0, ejection_probe_interval_seconds=15.0)
 FOUR = ("a", "b", "c", "d")

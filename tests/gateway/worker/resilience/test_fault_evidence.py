@@ -5,8 +5,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.telemetry.status_types import HealthState
-from fairlead_gateway.worker.resilience.fault_evidence import FaultEvidence, FaultSource
-from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
+from fairlead_gateway.worker.resilience.outlier_detection import FaultEvidence, FaultSource, OutlierDetector
 
 FOUR = ("a", "b", "c", "d")
 FLOOD, STEADY = CallerKey("flood"), CallerKey("steady")

@@ -2,7 +2,7 @@
 
 from fairlead.fleet.model import InstanceState
 from fairlead.limits import Limits
-from fairlead_gateway.worker.resilience.retry_after import StartupTimes, retry_after_for_backlog
+from fairlead_gateway.worker.resilience.retry import StartupTimes, retry_after_for_backlog
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
 
 STARTING, READY = InstanceState.STARTING, InstanceState.READY

@@ -10,12 +10,11 @@ from fairlead.limits import Limits
 from fairlead.tenants.model import CacheSharing, Tenant
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.http.listener import HttpRequest
-from fairlead_gateway.http.request_head import RequestHead
+from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.worker.openai.passthrough import parse_passthrough_request
 from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest, parse_request
-from fairlead_gateway.worker.tenancy.cache_salt import takes_cache_salt
-from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies
+from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies, takes_cache_salt
 from fairlead_testing.gateway.running_gateway import fleet_of
 
 TEXT = "long " * 500

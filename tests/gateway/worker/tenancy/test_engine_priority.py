@@ -11,9 +11,8 @@ from fairlead.limits import Limits
 from fairlead.tenants.model import Tenant, Tier
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.http.listener import HttpRequest
-from fairlead_gateway.http.request_head import RequestHead
-from fairlead_gateway.worker.openai.prefix_key import CacheScope
-from fairlead_gateway.worker.openai.request import parse_request
+from fairlead_gateway.http.request_parser import RequestHead
+from fairlead_gateway.worker.openai.request import CacheScope, parse_request
 from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies, TenantPolicy
 from fairlead_testing.gateway.running_gateway import fleet_of
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.worker.openai.served_name import ServedNameRewriter
-from fairlead_gateway.worker.tenancy.placement_privacy import CachedTokensFilter, hide_cached_tokens
+from fairlead_gateway.worker.openai.model_names import ServedNameRewriter
+from fairlead_gateway.worker.tenancy.tenant_policy import CachedTokensFilter, hide_cached_tokens
 
 BODY = json.dumps(
     {

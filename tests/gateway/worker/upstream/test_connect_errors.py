@@ -14,8 +14,13 @@ from fairlead.fleet.model import Fleet, Instance
 from fairlead.limits import Limits
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.resilience.retry import AttemptFailure, to_client_error
-from fairlead_gateway.worker.upstream.connect_errors import LOCAL_CAUSES, connect_error, is_exhaustion
-from fairlead_gateway.worker.upstream.connection import ResponseSink, UpstreamError
+from fairlead_gateway.worker.upstream.connection import (
+    LOCAL_CAUSES,
+    ResponseSink,
+    UpstreamError,
+    connect_error,
+    is_exhaustion,
+)
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, silent
 from fairlead_testing.gateway.running_gateway import (

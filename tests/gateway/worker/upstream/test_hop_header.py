@@ -3,7 +3,7 @@
 import pytest
 
 from fairlead.limits import Limits
-from fairlead_gateway.worker.upstream.hop_header import create_hop_id
+from fairlead_gateway.worker.upstream.request_encoder import create_hop_id
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import request

@@ -10,12 +10,11 @@ import pytest
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
-from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.worker.runtime import BufferedBytes, ResponseMemory, WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.engine_call import call_engine
 from fairlead_gateway.worker.upstream.response import EngineResponse
-from fairlead_gateway.worker.upstream.response_memory import BufferedBytes, ResponseMemory
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request

@@ -14,8 +14,8 @@ from fairlead_gateway.worker.upstream.connection import (
     EngineConnection,
     ResponseSink,
     UpstreamError,
+    create_template,
 )
-from fairlead_gateway.worker.upstream.response_template import create_template
 
 HEAD = b"HTTP/1.1 200 OK\r\nserver: one\r\nContent-Length: %d\r\ncontent-type: application/json\r\n\r\n"
 FIRST = HEAD % 11 + b'{"a":"bcde"}'[:11]
