@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from generators.api_reference import NOTE, api_page, conditions_page, limits_page, settings_page
+from generators.api_reference import NOTE, api_page, conditions_page, settings_page
 from generators.benchmarks_page import BENCHMARKS_PAGE, benchmarks_page
 from generators.chart_files import CHART, chart_files
 from generators.checks_reference import checks_page
@@ -18,6 +18,7 @@ from generators.cli_reference import cli_pages
 from generators.deployment_reference import deployment_pages
 from generators.engines_reference import catalog_example, catalog_page, engines_page
 from generators.image_locks import image_requirements
+from generators.limits_reference import limits_page
 from generators.page_lists import ALERTS_PAGE, ENGINE_ANSWERS_PAGE, alerts_page, decisions_page, engine_answers_page
 from generators.project_addresses import address_files
 from generators.redis_commands import redis_page
@@ -54,7 +55,7 @@ def outputs() -> dict[str, str]:
         "docs/reference/checks.md": checks_page(NOTE),
         "docs/reference/conditions.md": conditions_page(),
         "docs/reference/engines.md": engines_page(NOTE),
-        "docs/reference/limits.md": limits_page(),
+        "docs/reference/limits.md": limits_page(ROOT, NOTE),
         "docs/reference/redis.md": redis_page(ROOT),
         "docs/reference/settings.md": settings_page(),
     }

@@ -18,7 +18,6 @@ from e2e.vllm.engine.engine_processes import GatewayProcess, fetch
 from e2e.vllm.report import Numbers, VllmReport, require, spread
 from e2e.vllm.text_prompts import TextPrompt
 from fairlead.engines.sleep_mode import sleep_client
-from fairlead.limits import Limits
 
 STREAMS: Final = 48
 STREAM_TOKENS: Final = 800
@@ -116,7 +115,7 @@ class EngineFaults:
     async def _sleep_and_wake(self, gateway: GatewayProcess) -> Numbers:
         engine = self._group.engines[_VICTIM]
         prompt = _prompt("which tokens follow" + " abc def" * 300, 16)
-        sleeper = sleep_client(Limits())
+        sleeper = sleep_client()
         async with openai_client(engine.url) as direct:
             before = await send_prompt(direct, prompt)
             memory = used_memory_bytes()

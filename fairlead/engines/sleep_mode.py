@@ -14,8 +14,14 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from fairlead.errors import Unavailable
-from fairlead.limits import Limits
 from fairlead.runtime.http_client import HttpReply, send
+
+ENGINE_QUERY_SECONDS: Final = 5.0
+"""Limit: an engine's reply about its sleep state and its health."""
+ENGINE_SLEEP_SECONDS: Final = 120.0
+"""Limit: until an idle engine sleeps: weights are moved to the host's memory."""
+ENGINE_WAKE_SECONDS: Final = 900.0
+"""Limit: an engine that is not awake by then is restarted: weights may be loaded again."""
 
 SLEEP_CAPABLE_KINDS: Final = ("vllm", "sim")
 """Engines with sleep mode. SGLang can release its memory but does not report whether it has done
@@ -110,9 +116,9 @@ async def send_request(method: str, url: str, body: bytes | None, seconds: float
     return await send(method, url, timeout_seconds=seconds, max_bytes=_MAX_RESPONSE_BYTES, json_body=body)
 
 
-def sleep_client(limits: Limits) -> EngineSleepClient:
+def sleep_client() -> EngineSleepClient:
     """Returns a sleep-mode client that uses HTTP and the timeouts of `limits`."""
-    timeouts = SleepTimeouts(limits.engine_query_seconds, limits.engine_sleep_seconds, limits.engine_wake_seconds)
+    timeouts = SleepTimeouts(ENGINE_QUERY_SECONDS, ENGINE_SLEEP_SECONDS, ENGINE_WAKE_SECONDS)
     return EngineSleepClient(send_request, timeouts)
 
 

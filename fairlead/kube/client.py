@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
 
@@ -46,6 +46,11 @@ from fairlead.kube.transport.watch_stream import CONNECTION_ERRORS, WatchStream,
 from fairlead.kube.watch_events import KnownObjectFinder, LineSplitter, WatchEvent, parse_watch_event
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
+
+KUBE_PAGE_ITEMS: Final = 500
+"""Limit: objects in one page of a list."""
+KUBE_TOKEN_SECONDS: Final = 10.0
+"""Limit: interval at which a token file is read again; clusters rotate it."""
 
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
@@ -98,7 +103,7 @@ class KubeApi:
         self._chance = chance
         self._pause = pause
         self.limits = limits or Limits()
-        self._credentials = ClusterCredentials(config, clock, self.limits.kube_token_seconds)
+        self._credentials = ClusterCredentials(config, clock, KUBE_TOKEN_SECONDS)
         seconds = self.limits.kube_connect_seconds
         self._transport = HttpTransport(config.server, self._credentials.tls_context, config.server_name, seconds)
         self._watch_transport = WatchTransport(config.server, self._credentials, config.server_name, seconds)
@@ -144,7 +149,7 @@ class KubeApi:
         path, query = resource.path(namespace), _query(labelSelector=labels, fieldSelector=fields)
         decode = partial(decode_page, resource=resource, trim=trim)
         try:
-            return await self._list_pages(path, query, limit or self.limits.kube_page_items, decode)
+            return await self._list_pages(path, query, limit or KUBE_PAGE_ITEMS, decode)
         except Gone:  # the snapshot of the pages has expired: list again without pages
             return await self._list_pages(path, query, None, decode)
 
@@ -381,7 +386,7 @@ class KubeApi:
             except ResponseTooLarge:
                 if limit == 1:
                     raise
-                limit = max(1, (limit or self.limits.kube_page_items) // _PAGE_REDUCTION)
+                limit = max(1, (limit or KUBE_PAGE_ITEMS) // _PAGE_REDUCTION)
                 continue
             items += page.items
             more = page.metadata.get("continue") or ""

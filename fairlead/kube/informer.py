@@ -18,17 +18,27 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Final
 
 from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Forbidden, Gone, KubeError, TooManyRequests, Unauthenticated, Unreachable
 from fairlead.kube.resources import Manifest, ObjectSelection, Resource, metadata_of
 from fairlead.kube.store import ObjectStore
-from fairlead.kube.transport.retry import backoff_seconds
+from fairlead.kube.transport.retry import KUBE_RETRY_AFTER_SECONDS, backoff_seconds
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Pacing
 from fairlead.runtime.tasks import cancel_and_wait
+
+KUBE_WATCH_SECONDS: Final = 300.0
+"""Limit: requested duration of a watch, at random up to twice as long."""
+KUBE_WATCH_SILENCE_SECONDS: Final = 90.0
+"""Limit: a watch without event or bookmark (one a minute) for this long is frozen, and replaced."""
+KUBE_RELIST_SPREAD_SECONDS: Final = 2.0
+"""Limit: random delay of informers that must list again."""
+KUBE_MAX_RESUMES: Final = 3
+"""Limit: consecutive watches that a responding API server refuses, until it is listed again."""
 
 _REFUSED_LISTS = 5
 """Refused lists, one after the other, after which a namespace counts as refused. One may be chance:
@@ -73,25 +83,23 @@ def step_after_watch(end: WatchEnd, failures: int, chance: float, limits: Limits
     error = end.error
     if end.silent:
         if failures > 1:  # a cluster restored from a backup is behind our version, and silent until it reaches it
-            return InformerStep(
-                InformerAction.RELIST, chance * limits.kube_relist_spread_seconds, "watches stay silent"
-            )
-        return InformerStep(InformerAction.RESUME, 0.0, f"no event for {limits.kube_watch_silence_seconds:g} s")
+            return InformerStep(InformerAction.RELIST, chance * KUBE_RELIST_SPREAD_SECONDS, "watches stay silent")
+        return InformerStep(InformerAction.RESUME, 0.0, f"no event for {KUBE_WATCH_SILENCE_SECONDS:g} s")
     pause = backoff_seconds(failures, chance, limits) if failures else 0.0
     if error is None:
         return InformerStep(InformerAction.RESUME, pause, "the API server ended the watch")
     if isinstance(error, Gone):
         return InformerStep(
             InformerAction.RELIST,
-            pause + chance * limits.kube_relist_spread_seconds,
+            pause + chance * KUBE_RELIST_SPREAD_SECONDS,
             "the API server no longer has our version",
         )
     if not isinstance(error, Unreachable):
         return InformerStep(InformerAction.RELIST, pause, f"the API server does not allow this watch: {error}")
     overloaded = isinstance(error, TooManyRequests)  # listing would increase the load
-    if error.status and not overloaded and failures >= limits.kube_max_resumes:
+    if error.status and not overloaded and failures >= KUBE_MAX_RESUMES:
         return InformerStep(InformerAction.RELIST, pause, f"refused {failures} times: {error}")
-    return InformerStep(InformerAction.RESUME, pause + _retry_after_seconds(error, limits), str(error))
+    return InformerStep(InformerAction.RESUME, pause + _retry_after_seconds(error), str(error))
 
 
 def step_after_list(error: FairleadError, failures: int, chance: float, limits: Limits) -> InformerStep:
@@ -100,12 +108,12 @@ def step_after_list(error: FairleadError, failures: int, chance: float, limits: 
     failures: consecutive failed lists, including this one.
     """
     pause = backoff_seconds(failures, chance, limits)
-    return InformerStep(InformerAction.RELIST, pause + _retry_after_seconds(error, limits), str(error))
+    return InformerStep(InformerAction.RELIST, pause + _retry_after_seconds(error), str(error))
 
 
-def _retry_after_seconds(error: FairleadError, limits: Limits) -> float:
+def _retry_after_seconds(error: FairleadError) -> float:
     seconds = error.retry_after_seconds if isinstance(error, KubeError) else None
-    return min(seconds or 0.0, limits.kube_retry_after_seconds)
+    return min(seconds or 0.0, KUBE_RETRY_AFTER_SECONDS)
 
 
 class Informer:
@@ -240,7 +248,7 @@ class Informer:
         try:
             while not reader.done():
                 heard_at = self._contact_at if self._received and self._contact_at is not None else opened_at
-                left = heard_at + self._limits.kube_watch_silence_seconds - self._clock.now()
+                left = heard_at + KUBE_WATCH_SILENCE_SECONDS - self._clock.now()
                 if left <= 0:
                     return WatchEnd(silent=True, received=self._received)
                 timer = asyncio.ensure_future(self._pause(left))
@@ -257,7 +265,7 @@ class Informer:
         return WatchEnd(received=self._received)
 
     async def _read(self) -> None:
-        longest = self._limits.kube_watch_seconds * (1.0 + self._chance())
+        longest = KUBE_WATCH_SECONDS * (1.0 + self._chance())
         watch = self._api.watch(
             self._selection,
             resource_version=self._version,

@@ -1,7 +1,7 @@
-"""All limits of Fairlead: name, value and reason. docs/reference/limits.md is generated from here.
+"""The limits that something other than a test sets: name, value and reason.
 
-A request or file beyond a limit gets an error. A full buffer drops entries or pauses its
-source, and a wait that is too long ends. `Limits` combines the groups:
+Every other limit is a constant of the module that enforces it; its docstring begins with
+``Limit:``. docs/reference/limits.md is generated from both. `Limits` combines the groups:
 
 - `requests`: client HTTP, request content, queues, upstream connections, KV transfers.
 - `gateways`: fleet, telemetry, worker processes, Redis and peers.
@@ -11,7 +11,7 @@ source, and a wait that is too long ends. `Limits` combines the groups:
 - `control_plane`: Kubernetes client, sleeping and hung engines, audit logs, autoscaler.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from fairlead.limits.control_plane import AuditLimits, AutoscalerLimits, HungEngineLimits, KubeLimits, SleepLimits
 from fairlead.limits.credentials import BearerTokenLimits
@@ -20,16 +20,7 @@ from fairlead.limits.index import IndexLimits, KvEventLimits, PrefixMapLimits
 from fairlead.limits.requests import HandoffLimits, HttpLimits, QueueLimits, RequestLimits, UpstreamLimits
 from fairlead.limits.tenants import QuotaLimits
 
-__all__ = ["Limits", "limits_table"]
-
-GROUPS = (
-    *(HttpLimits, RequestLimits, QueueLimits, UpstreamLimits, HandoffLimits),
-    *(FleetLimits, TelemetryLimits, ProcessLimits, LedgerLimits, PeerLimits),
-    *(BearerTokenLimits,),
-    *(KvEventLimits, IndexLimits, PrefixMapLimits),
-    QuotaLimits,
-    *(KubeLimits, SleepLimits, AuditLimits, HungEngineLimits, AutoscalerLimits),
-)
+__all__ = ["Limits"]
 
 
 @dataclass(frozen=True)
@@ -56,11 +47,3 @@ class Limits(
     AutoscalerLimits,
 ):
     """All limits: sizes in bytes, times in seconds, and plain counts. Tests pass a changed copy."""
-
-
-def limits_table() -> list[tuple[str, int | float, str]]:
-    """Returns (name, value, reason) of every limit, in order of the groups."""
-    defaults = Limits()
-    return [
-        (item.name, getattr(defaults, item.name), item.metadata["why"]) for group in GROUPS for item in fields(group)
-    ]

@@ -18,39 +18,11 @@ class KubeLimits:
     kube_event_bytes: int = limit(16 * 1024 * 1024, "one event of a watch; etcd takes objects of about 1.5 MB")
     kube_attempts: int = limit(5, "attempts of a request to the API server before it fails")
     kube_pause_seconds: float = limit(0.2, "first pause between them; doubles each time, half of it jitter")
-    max_kube_pause_seconds: float = limit(5.0, "longest such pause, also between attempts to watch")
-    kube_retry_after_seconds: float = limit(30.0, "longest Retry-After that is respected; else the request fails")
-    kube_page_items: int = limit(500, "objects in one page of a list")
-    kube_token_seconds: float = limit(10.0, "interval at which a token file is read again; clusters rotate it")
-    kube_watch_seconds: float = limit(300.0, "requested duration of a watch, at random up to twice as long")
-    kube_watch_silence_seconds: float = limit(
-        90.0, "a watch without event or bookmark (one a minute) for this long is frozen, and replaced"
-    )
-    kube_relist_spread_seconds: float = limit(2.0, "random delay of informers that must list again")
-    kube_max_resumes: int = limit(
-        3, "consecutive watches that a responding API server refuses, until it is listed again"
-    )
-    kube_fleet_batch_seconds: float = limit(0.05, "changes of the cluster are batched this long for a new fleet")
-    kube_events: int = limit(4_096, "different events remembered; a repeated one is counted, not written again")
-    kube_events_pending: int = limit(
-        1_024, "events that wait to be written, shared by namespaces; more are dropped and counted"
-    )
-    kube_event_burst: int = limit(25, "different events about one object at once; then they are dropped and counted")
-    kube_event_refill_seconds: float = limit(30.0, "one more is allowed after each of these")
-    kube_series_seconds: float = limit(10.0, "repetitions of an event are batched this long, doubling up to ...")
-    max_kube_series_seconds: float = limit(300.0, "... this, until their number is written")
-    kube_series_end_seconds: float = limit(360.0, "an event without repetition for this long is a new one")
 
 
 @dataclass(frozen=True)
 class SleepLimits:
     """Limits of putting engines to sleep."""
-
-    engine_query_seconds: float = limit(5.0, "an engine's reply about its sleep state and its health")
-    engine_sleep_seconds: float = limit(120.0, "until an idle engine sleeps: weights are moved to the host's memory")
-    engine_wake_seconds: float = limit(
-        900.0, "an engine that is not awake by then is restarted: weights may be loaded again"
-    )
 
 
 @dataclass(frozen=True)

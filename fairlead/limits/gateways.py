@@ -14,7 +14,6 @@ class FleetLimits:
     adapters: int = limit(20_000, "LoRA adapters in a fleet")
     routes: int = limit(1_000, "routes in a fleet; the oldest ones of a cluster count")
     fleet_file_bytes: int = limit(16 * 1024 * 1024, "a fleet or manifest file")
-    yaml_nodes: int = limit(500_000, "values in a YAML file with aliases expanded; stops alias bombs")
     sim_engines_per_process: int = limit(256, "simulated engines in one process")
     sim_queue: int = limit(100_000, "requests waiting in one simulated engine")
     prefix_blocks: int = limit(4_096, "hashed blocks of one prompt; later ones never decide a route")
@@ -97,14 +96,12 @@ class LedgerLimits:
     usage_lines_bytes: int = limit(
         2 * 1024 * 1024 * 1024, "records in complete files of a ledger; of more, the oldest become totals earlier"
     )
-    usage_query_days: int = limit(400, "days that one report may span")
 
 
 @dataclass(frozen=True)
 class PeerLimits:
     """Limits of Redis and of the exchange with other gateways."""
 
-    redis_scan_seconds: float = limit(10.0, "until a listing of a Redis' keys finds the next one")
     redis_timeout_seconds: float = limit(1.0, "an exchange with Redis; no request waits for one")
     redis_reply_bytes: int = limit(
         256 * 1024 * 1024, "one reply of Redis; a larger one ends the connection. Streams of all models have less"
@@ -114,7 +111,6 @@ class PeerLimits:
     redis_pause_seconds: float = limit(
         1.5, "longest pause between attempts to reach Redis: it is used again within 2 s of its return"
     )
-    redis_stale_seconds: float = limit(60.0, "data from Redis is stale this long after Redis went away, then dropped")
     published_decisions: int = limit(10_000, "entries of one model's decision stream in Redis, about 1 kB each")
     published_decision_seconds: float = limit(900.0, "older entries of the decision stream are trimmed")
     published_decisions_pending: int = limit(4_096, "decisions buffered while Redis is away; the oldest are dropped")

@@ -24,9 +24,6 @@ class KvEventLimits:
     kv_replays_buffered_bytes: int = limit(
         128 * 1024 * 1024, "the same of all engines; beyond, those of the namespaces with most of them are abandoned"
     )
-    kv_replay_batches: int = limit(
-        131_072, "batches of one replay whose digests are kept until it ends; vLLM's buffer has 10,000 by default"
-    )
     kv_sequences_known: int = limit(128, "last batches whose digest is kept, to tell a repetition from a restart")
     kv_blocks: int = limit(
         12_000_000, "blocks of all instances in one indexer, some 60 bytes each; namespaces get equal shares"
@@ -42,10 +39,6 @@ class KvEventLimits:
     kv_shared_seconds: float = limit(
         600.0, "how long a block counts as stored after its last write: a shared store reports no evictions"
     )
-    kv_clear_echo_seconds: float = limit(
-        2.0, "until an engine reports a clear that Fairlead requested; earlier events precede the clear"
-    )
-    kv_frames: int = limit(8, "parts of one message of KV events; valid ones have three or five")
     kv_pending_bytes: int = limit(
         16 * 1024 * 1024, "events of one engine that were read and not applied; beyond, it has to replay them"
     )
@@ -62,37 +55,9 @@ class KvEventLimits:
     kv_replays: int = limit(8, "replays at the same time: each has some 10,000 batches; the others wait")
     kv_turn_bytes: int = limit(16_384, "events of one engine processed before the next engine's")
     kv_loop_bytes: int = limit(262_144, "events of all engines processed before other work of the indexer")
-    kv_loop_seconds: float = limit(0.004, "the same in seconds, since a write to Redis takes several loop iterations")
     kv_backpressure_seconds: float = limit(0.002, "pause of a model's engines while the index writer is behind with it")
-    kv_connect_seconds: float = limit(5.0, "from a connection to an engine's events until the handshake is complete")
     kv_reconnect_seconds: float = limit(0.1, "first pause before a reconnect to an engine's events; doubles each time")
-    max_kv_reconnect_seconds: float = limit(2.0, "longest such pause, half of it jitter")
-    kv_heartbeat_seconds: float = limit(
-        5.0, "interval of probes (TCP keepalive) on a silent connection to an engine's events"
-    )
-    kv_heartbeat_timeout_seconds: float = limit(
-        15.0, "a connection whose probes were not answered for this long is broken"
-    )
-    kv_restart_seconds: float = limit(
-        10.0, "an engine whose events were away for this long counts as restarted when it returns"
-    )
-    kv_replay_seconds: float = limit(10.0, "a replay without a batch for this long has failed")
-    max_kv_replay_seconds: float = limit(
-        30.0, "a whole replay; beyond, it is cut, and its rest waits behind the replays of other engines"
-    )
-    kv_settle_seconds: float = limit(
-        1.0, "after connecting, until events from before the subscription took effect are requested"
-    )
-    kv_idle_check_seconds: float = limit(
-        15.0, "an engine without events for this long is asked whether any were missed, and whether it restarted"
-    )
-    kv_expire_seconds: float = limit(5.0, "interval at which expired blocks of shared stores are dropped")
-    kv_query_seconds: float = limit(3.0, "an engine's reply about its event endpoints or its adapters")
-    kv_query_bytes: int = limit(4 * 1024 * 1024, "the same in bytes; an adapter takes some 300 of them")
     kv_query_pause_seconds: float = limit(1.0, "first pause before an engine is queried again; doubles each time")
-    max_kv_query_pause_seconds: float = limit(60.0, "longest such pause; an engine may have no events at all")
-    kv_adapter_poll_seconds: float = limit(30.0, "interval of queries for the sources of an engine's adapters")
-    kv_adapter_pause_seconds: float = limit(1.0, "minimum pause between them if a new adapter appears")
     kv_inbound_connections: int = limit(4_096, "connections of engines that connect to the indexer themselves")
 
 
@@ -103,25 +68,9 @@ class IndexLimits:
     index_lease_seconds: float = limit(
         1.5, "an indexer that does not renew its lease for this long may be replaced; renewed three times as often"
     )
-    index_flush_seconds: float = limit(
-        0.02, "longest time that changes of the index are batched; less while writing takes little"
-    )
-    index_batch_seconds: float = limit(0.002, "time that changes after a pause wait for others of the same step")
     index_entry_blocks: int = limit(32_768, "blocks of one entry of the change stream, some 300 kB; then the next")
-    index_entry_bytes: int = limit(8 * 1024 * 1024, "an entry of that stream; a longer one is damaged")
     index_stream_entries: int = limit(
         16_384, "entries of that stream; before it grows longer, the oldest parts of the index are stored"
-    )
-    index_stream_bytes: int = limit(64 * 1024 * 1024, "the same in bytes")
-    index_memory_bytes_per_block: int = limit(
-        128,
-        "part of Redis' `maxmemory` for one block of an indexer; a stored one takes 34 bytes, other indexers and data too",
-    )
-    index_memory_stream_fraction: int = limit(
-        8, "the streams of all models that an indexer writes take at most one part of so many of `maxmemory`"
-    )
-    index_memory_seconds: float = limit(
-        30.0, "interval at which the indexer reads `maxmemory`, besides at each connect"
     )
     index_pending_blocks: int = limit(
         262_144, "changed blocks buffered while Redis is away; beyond, everything is stored again at its return"
@@ -132,16 +81,10 @@ class IndexLimits:
     index_kept_batches: int = limit(
         4_096, "batches of an instance until it is stored again: an engine can replay its last 10,000"
     )
-    index_expire_seconds: float = limit(900.0, "an index without a writer expires in Redis after this long")
     index_wait_seconds: float = limit(
         0.1, "blocking read of a mirror for changes of the index; a new model is noticed after that"
     )
-    index_poll_seconds: float = limit(
-        0.02, "interval of polls of a cluster, where one command cannot wait for all models"
-    )
-    index_poll_busy_seconds: float = limit(0.004, "the same while changes arrive: caches change quickly")
     index_status_seconds: float = limit(0.5, "interval at which a mirror checks for a writer and its position")
-    index_reload_seconds: float = limit(1.0, "pause between two attempts to load an index")
     index_note_seconds: float = limit(
         1.0, "interval at which the indexer writes the state of its instances, if it has changed"
     )

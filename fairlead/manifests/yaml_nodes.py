@@ -18,6 +18,9 @@ import yaml
 from fairlead.errors import FileProblem, ManifestError
 from fairlead.limits import Limits
 
+YAML_NODES: Final = 500_000
+"""Limit: values in a YAML file with aliases expanded; stops alias bombs."""
+
 UNRENDERED_TEMPLATE = "the file is a template that has not been rendered"
 """Message of the problem of a file that is no YAML because it is a template."""
 
@@ -207,8 +210,8 @@ class _Composer:
         text: a scalar as written, which is used for keys.
         """
         self._node_count += new
-        if self._node_count > self._limits.yaml_nodes:
-            message = f"the file has more than {self._limits.yaml_nodes:,} values once aliases are expanded"
+        if self._node_count > YAML_NODES:
+            message = f"the file has more than {YAML_NODES:,} values once aliases are expanded"
             raise self._error_at(node.line, message, "split the file, or use fewer aliases")
         if not self._stack:
             self._root = node

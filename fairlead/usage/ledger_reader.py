@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -11,6 +12,9 @@ from fairlead.usage.checkpoints import read_content
 from fairlead.usage.ledger_files import USAGE, known_ledger_id, list_files
 from fairlead.usage.record import UsageTable, UsageTotals
 from fairlead.usage.replica_log import ReplicaSpan
+
+USAGE_QUERY_DAYS: Final = 400
+"""Limit: days that one report may span."""
 
 
 class LedgerContent(msgspec.Struct, rename="camel"):

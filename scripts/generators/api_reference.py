@@ -1,4 +1,4 @@
-"""Reference pages as text: the API, conditions, limits and settings."""
+"""Reference pages as text: the API, conditions and settings."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,6 @@ from fairlead.api.kinds import CustomResourceKind, served_kinds
 from fairlead.api.serving_conditions import serving_reasons
 from fairlead.api.v1alpha1 import API_VERSION
 from fairlead.engine_profile import EngineProfile, builtin_profiles
-from fairlead.limits import limits_table
 from fairlead.settings import TOOL_VARIABLES, settings_table
 from fairlead.units import QUANTITY_PATTERN
 
@@ -175,25 +174,6 @@ def _profile_cells(profile: EngineProfile) -> str:
     )
     counts = (f"{profile.kv_tokens:,}", str(profile.max_sequences), f"{profile.step_tokens:,}")
     return " | ".join((*(f"{value:g}" for value in seconds), *counts))
-
-
-def limits_page() -> str:
-    """Returns docs/reference/limits.md."""
-    rows = "\n".join(f"| `{name}` | {_number(name, value)} | {_cell(why)} |" for name, value, why in limits_table())
-    return (
-        f"{NOTE}# Limits\n\nEvery limit of Fairlead, with its reason. A request or file beyond a limit gets an\n"
-        "error. A full buffer drops entries or pauses its source, and a wait that is too long ends. Limits are\n"
-        "constants of a release, not settings.\n\n"
-        f"| Limit | Value | Why |\n|---|---|---|\n{rows}\n"
-    )
-
-
-def _number(name: str, value: float) -> str:
-    if name.endswith("_bytes") and value % 1024 == 0:
-        return f"{value // 1024**2:,} MiB" if value % 1024**2 == 0 else f"{value // 1024:,} KiB"
-    if name.endswith("_seconds"):
-        return f"{value:g} s"
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def settings_page() -> str:

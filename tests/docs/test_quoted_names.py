@@ -18,11 +18,11 @@ LISTED = DOCS / "reference" / "metrics.md"
 
 @pytest.fixture(scope="session")
 def words() -> frozenset[str]:
-    """Every word of the programs' sources, and of the list of metrics."""
+    """Every word of the programs' sources in lower case, and of the list of metrics."""
     found: set[str] = set(re.findall(r"\w+", LISTED.read_text(encoding="utf-8")))
     for program in PROGRAMS:
         for source in (ROOT / program).rglob("*.py"):
-            found.update(re.findall(r"\w+", source.read_text(encoding="utf-8")))
+            found.update(re.findall(r"\w+", source.read_text(encoding="utf-8").lower()))
     return frozenset(found)
 
 

@@ -25,14 +25,11 @@ PACKAGES = ("fairlead", *(f"{name}/fairlead_{name}" for name in COMPONENTS))
 SUPPORT = ("e2e", "bench", "scripts", "testing")
 TOP_LEVEL = ("fairlead", *COMPONENTS, *SUPPORT, "tests", "docs", "charts", "crds", "examples")
 
-MAX_PRODUCT_MODULES = 12
-MAX_SUPPORT_MODULES = 16
 MAX_LINES = 800
 MAX_FUNCTION_LINES = 70
 MANY_PARAMETERS = 6
 MAX_PARAMETERS = 8
 MAX_TEST_NAME = 80
-UNCOUNTED = ("__init__.py", "__main__.py")
 
 Finding = tuple[str, str]
 """The key under which a finding is counted, and its description."""
@@ -96,19 +93,6 @@ def sources() -> list[Source]:
 def reviewed() -> list[Source]:
     """Returns all files but the tests."""
     return [source for source in sources() if source.package or source.is_support]
-
-
-def modules_per_folder() -> Iterator[Finding]:
-    """Yields folders with more modules than a reader takes in at a glance."""
-    counts: dict[str, list[str]] = defaultdict(list)
-    for source in reviewed():
-        folder, _, name = source.path.rpartition("/")
-        if name not in UNCOUNTED:
-            counts[folder].append(name)
-    for folder, names in counts.items():
-        bound = MAX_SUPPORT_MODULES if folder.split("/")[0] in SUPPORT else MAX_PRODUCT_MODULES
-        for name in names[bound:]:
-            yield folder, f"{name} is beyond the {bound} modules of a folder"
 
 
 def lines() -> Iterator[Finding]:
@@ -203,7 +187,6 @@ def test_names() -> Iterator[Finding]:
 RULES: dict[str, Callable[[], Iterator[Finding]]] = {
     rule.__name__: rule
     for rule in (
-        modules_per_folder,
         lines,
         function_lines,
         banned_names,

@@ -77,15 +77,14 @@ class Manager:
         candidate = LeaseCandidate(cluster.lease_namespace or cluster.access.namespace, LEASE_NAME, cluster.identity)
         self._election = LeaderElector(self._lease_api, candidate, Pacing(clock, random))
         self._api.restrict_writes(lambda: self._election.is_leading)
-        self._recorder = EventRecorder(self._api, EVENT_SOURCE, cluster.identity, clock, limits=limits)
+        self._recorder = EventRecorder(self._api, EVENT_SOURCE, cluster.identity, clock)
         scaler = ScaleWriter(self._api, self._target)
         self._sleep_controller = SleepController(
             self._target,
-            sleep_client(limits),
+            sleep_client(),
             scaler,
             lambda: self._process.control_loop.gateways,
             clock,
-            limits,
             is_leader=lambda: self._election.is_leading,
         )
         config = make_config(self._target, scaler)

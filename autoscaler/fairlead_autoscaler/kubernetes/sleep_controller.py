@@ -20,11 +20,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from fairlead.engines.sleep_mode import SleepRefused
+from fairlead.engines.sleep_mode import ENGINE_WAKE_SECONDS, SleepRefused
 from fairlead.errors import FairleadError
 from fairlead.fleet.labels import POOL_LABEL, SleepMark, SleepPhase, parse_engine_info, parse_sleep_mark
 from fairlead.kube.resources import Manifest, annotations_of, is_deleting, is_ready, labels_of, name_of, uid_of
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_autoscaler.collector.observation import GatewaySnapshot
 from fairlead_autoscaler.core import WakeTiming
@@ -94,7 +93,6 @@ class SleepController:
         marks: SleepMarks,
         gateways: Callable[[], GatewaySnapshot],
         clock: Clock,
-        limits: Limits,
         *,
         is_leader: Callable[[], bool],
     ) -> None:
@@ -103,7 +101,6 @@ class SleepController:
         self._marks = marks
         self._gateways = gateways
         self._clock = clock
-        self._limits = limits
         self._is_leader = is_leader
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._asleep: set[str] = set()
@@ -254,7 +251,7 @@ class SleepController:
 
     def _is_overdue(self, uid: str) -> bool:
         since = self._waking_since.setdefault(uid, self._clock.now())
-        return self._clock.now() - since >= self._limits.engine_wake_seconds
+        return self._clock.now() - since >= ENGINE_WAKE_SECONDS
 
     def _set_problem(self, name: str, problem: str) -> None:
         if self.problems.get(name) != problem:

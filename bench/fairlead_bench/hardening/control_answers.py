@@ -44,7 +44,7 @@ async def _scrape_engine(url: str) -> str:
 
 
 async def _query_engine(url: str) -> str:
-    query = HttpEngineQuery(EngineCredentials({}, SystemClock().now), _LIMITS)
+    query = HttpEngineQuery(EngineCredentials({}, SystemClock().now))
     return await _refusal(query(_instance(url), "/kv_event_sources"))
 
 

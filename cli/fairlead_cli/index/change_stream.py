@@ -15,7 +15,6 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from fairlead.errors import first_line
-from fairlead.limits import Limits
 from fairlead_cli.errors import UnusableIndex
 from fairlead_cli.index.connection import unreachable_error
 from fairlead_kvstore.blockstore.changes import (
@@ -30,8 +29,9 @@ from fairlead_kvstore.blockstore.changes import (
 )
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
-from fairlead_kvstore.index.bootstrap import parse_entries, read_command
+from fairlead_kvstore.index.bootstrap import INDEX_ENTRY_BYTES, parse_entries, read_command
 from fairlead_kvstore.index.format import POSITION_FIELD, decode_entry_with_time, decode_position
+from fairlead_kvstore.index.subscriber import INDEX_POLL_SECONDS
 from fairlead_kvstore.redis.link import RedisLink
 
 _CHANGE_KINDS: Final[dict[str, tuple[type[Any], ...]]] = {
@@ -151,7 +151,6 @@ async def follow_changes(
     link: RedisLink,
     model_key: str,
     filter_: ChangeFilter,
-    limits: Limits,
     on_batch: Callable[[ChangeBatch], None],
     count: int | None = None,
 ) -> None:
@@ -181,14 +180,14 @@ async def follow_changes(
                     f"entries {epoch}-{position[1] + 1} to {epoch}-{sequence - 1} were removed before they could be read"
                 )
             position = (epoch, sequence)
-            shown_batch = _batch(position, data, model_key, filter_, limits)
+            shown_batch = _batch(position, data, model_key, filter_)
             if shown_batch is not None and shown_batch.instances:
                 on_batch(shown_batch)
                 shown += 1
                 if shown == count:
                     return
         if not new_entries:
-            await asyncio.sleep(limits.index_poll_seconds)
+            await asyncio.sleep(INDEX_POLL_SECONDS)
 
 
 async def _start_position(link: RedisLink, model_key: str) -> tuple[int, int]:
@@ -211,9 +210,8 @@ def _batch(
     data: bytes,
     model_key: str,
     filter_: ChangeFilter,
-    limits: Limits,
 ) -> ChangeBatch | None:
-    if len(data) > limits.index_entry_bytes:
+    if len(data) > INDEX_ENTRY_BYTES:
         _print_notice(f"{position[0]}-{position[1]} cannot be read: it has {len(data)} bytes")
         return None
     try:

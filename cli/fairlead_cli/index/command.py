@@ -46,11 +46,11 @@ async def _run(options: IndexOptions, address: IndexAddress, clock: Clock, limit
             return await _stats(options, snapshots, address)
         key = choose_model(options.qualified_model, models_, address.namespace)
         if options.action == "watch":
-            return await _watch(options, link, key, limits)
+            return await _watch(options, link, key)
         snapshot = await take_snapshot(link, key, clock, limits)
         if options.action == "verify":
             return await _verify(options, link, snapshot, secret, clock, limits)
-        return await _match(options, link, snapshot, prompt, secret, limits)
+        return await _match(options, link, snapshot, prompt, secret)
 
 
 async def _stats(options: IndexOptions, snapshots: list[IndexSnapshot], address: IndexAddress) -> int:
@@ -76,13 +76,13 @@ async def _stats(options: IndexOptions, snapshots: list[IndexSnapshot], address:
 
 
 async def _match(
-    options: IndexOptions, link: RedisLink, snapshot: IndexSnapshot, tokens: list[int], secret: bytes, limits: Limits
+    options: IndexOptions, link: RedisLink, snapshot: IndexSnapshot, tokens: list[int], secret: bytes
 ) -> int:
     from fairlead_cli.index.prefix_match import TokenPrompt, check_secret, match_prompt, read_ages, render_match
 
     check_secret(snapshot, secret)
     answer, last = match_prompt(snapshot, TokenPrompt(tokens, options.adapter, options.salt), secret)
-    answer.set_ages(await read_ages(link, snapshot, last, limits))
+    answer.set_ages(await read_ages(link, snapshot, last))
     print(
         format_document(answer, options.output) if is_document(options.output) else terminal_text(render_match(answer))
     )
@@ -96,7 +96,7 @@ async def _match(
     return OK
 
 
-async def _watch(options: IndexOptions, link: RedisLink, key: str, limits: Limits) -> int:
+async def _watch(options: IndexOptions, link: RedisLink, key: str) -> int:
     from fairlead_cli.index.change_stream import ChangeBatch, ChangeFilter, follow_changes, format_batch
 
     def show(batch: ChangeBatch) -> None:
@@ -107,7 +107,7 @@ async def _watch(options: IndexOptions, link: RedisLink, key: str, limits: Limit
         else:
             print(terminal_text(format_batch(batch)), flush=True)
 
-    await follow_changes(link, key, ChangeFilter(options.instance, options.kind), limits, show, options.count)
+    await follow_changes(link, key, ChangeFilter(options.instance, options.kind), show, options.count)
     return OK
 
 

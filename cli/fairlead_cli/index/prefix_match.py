@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import msgspec
 
-from fairlead.limits import Limits
 from fairlead.units import format_duration
 from fairlead_cli.errors import UnusableIndex
 from fairlead_cli.formatting import UNKNOWN, align_columns
@@ -26,6 +25,7 @@ from fairlead_kvstore.blockstore.snapshot import decode_replica_part, decode_tic
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.errors import SnapshotError, UnreadableError
 from fairlead_kvstore.index import redis_keys
+from fairlead_kvstore.index.bootstrap import INDEX_ENTRY_BYTES
 from fairlead_kvstore.index.format import ENTRY_FIELD, InstanceHeader, decode_entry_with_time, decode_part
 from fairlead_kvstore.index.instance_status import secret_fingerprint
 from fairlead_kvstore.index.recovery import read_fields
@@ -118,9 +118,7 @@ def match_prompt(snapshot: IndexSnapshot, prompt: TokenPrompt, secret: bytes) ->
     return answer, last
 
 
-async def read_ages(
-    link: RedisLink, snapshot: IndexSnapshot, last_blocks: Mapping[str, int], limits: Limits
-) -> dict[str, float]:
+async def read_ages(link: RedisLink, snapshot: IndexSnapshot, last_blocks: Mapping[str, int]) -> dict[str, float]:
     """Returns the age of each instance's last matched block in seconds, for those that Redis knows.
 
     Raises IndexUnreachable.
@@ -131,7 +129,7 @@ async def read_ages(
         names = sorted_names[start : start + _PART_BATCH]
         written = await asyncio.gather(*(_written_time(link, snapshot, name, last_blocks[name]) for name in names))
         times.update({name: unix_time for name, unix_time in zip(names, written, strict=True) if unix_time is not None})
-    await _add_streamed_times(link, snapshot, last_blocks, times, limits)
+    await _add_streamed_times(link, snapshot, last_blocks, times)
     return {name: max(0.0, snapshot.wall - unix_time) for name, unix_time in times.items()}
 
 
@@ -182,7 +180,7 @@ async def _read_time(link: RedisLink, idx: str, field: bytes, row: int, header: 
 
 
 async def _add_streamed_times(
-    link: RedisLink, snapshot: IndexSnapshot, last_blocks: Mapping[str, int], times: dict[str, float], limits: Limits
+    link: RedisLink, snapshot: IndexSnapshot, last_blocks: Mapping[str, int], times: dict[str, float]
 ) -> None:
     """Updates ``times`` (Unix) from the stream: stores of these blocks since the last write."""
     if snapshot.at is None or not last_blocks:
@@ -198,16 +196,16 @@ async def _add_streamed_times(
         for name, values in entries:
             since = int(bytes(name).partition(b"-")[2])
             _add_entry_times(
-                values.get(ENTRY_FIELD) if isinstance(values, dict) else None, snapshot, last_blocks, times, limits
+                values.get(ENTRY_FIELD) if isinstance(values, dict) else None, snapshot, last_blocks, times
             )
         if len(entries) < _ENTRY_BATCH or since >= upto:
             return
 
 
 def _add_entry_times(
-    data: Any, snapshot: IndexSnapshot, last_blocks: Mapping[str, int], times: dict[str, float], limits: Limits
+    data: Any, snapshot: IndexSnapshot, last_blocks: Mapping[str, int], times: dict[str, float]
 ) -> None:
-    if not isinstance(data, bytes) or len(data) > limits.index_entry_bytes:
+    if not isinstance(data, bytes) or len(data) > INDEX_ENTRY_BYTES:
         return
     try:
         wall, changes = decode_entry_with_time(data, snapshot.model_key, snapshot.ahead)

@@ -30,6 +30,7 @@ from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.snapshot import restore_table
 from fairlead_kvstore.errors import SnapshotError, UnreadableError
 from fairlead_kvstore.index import redis_keys
+from fairlead_kvstore.index.bootstrap import INDEX_ENTRY_BYTES
 from fairlead_kvstore.index.format import (
     ENTRY_FIELD,
     HINTS_FIELD,
@@ -196,7 +197,7 @@ async def _check_stream(link: RedisLink, snapshot: IndexSnapshot, clock: Clock, 
                 break
             if number != sequence + 1:
                 return f"after {before.epoch}-{sequence} comes {before.epoch}-{number}"
-            before.replica.apply(_changes(data, snapshot, limits))
+            before.replica.apply(_changes(data, snapshot))
             sequence = number
     if sequence != later.sequence:
         return f"it ends at {before.epoch}-{sequence}, the index is at {before.epoch}-{later.sequence}"
@@ -206,8 +207,8 @@ async def _check_stream(link: RedisLink, snapshot: IndexSnapshot, clock: Clock, 
     return f"{differing} blocks differ between what was written down and the changes since" if differing else ""
 
 
-def _changes(data: bytes, picture: IndexSnapshot, limits: Limits) -> list[Change]:
-    if len(data) > limits.index_entry_bytes:
+def _changes(data: bytes, picture: IndexSnapshot) -> list[Change]:
+    if len(data) > INDEX_ENTRY_BYTES:
         return []
     try:
         return decode_entry_with_time(data, picture.model_key, picture.ahead)[1]

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fairlead.errors import BadInput
-from fairlead.limits import Limits
-from fairlead.usage.ledger_reader import days_until, parse_day
+from fairlead.usage.ledger_reader import USAGE_QUERY_DAYS, days_until, parse_day
 from fairlead_cli.output import OutputFormat
 from fairlead_cli.target import ClusterOptions
 
@@ -45,8 +44,8 @@ class ReportOptions:
         first = days_until(last, span)[0] if self.first is None else parse_day(self.first, "--from")
         if first > last:
             raise BadInput(f"{first} is after {last}", field="--from", hint="give the earlier day as --from")
-        if (last - first).days >= Limits().usage_query_days:
-            most = Limits().usage_query_days
+        if (last - first).days >= USAGE_QUERY_DAYS:
+            most = USAGE_QUERY_DAYS
             raise BadInput(f"a report spans at most {most} days", field="--from", hint="give a later day")
         return first.isoformat(), last.isoformat()
 

@@ -91,7 +91,7 @@ class InProcessIndex:
         self._indexer = Indexer(
             BlockStore(secret=SECRET),
             self._sink,
-            HttpEngineQuery(EngineCredentials({}, clock.now), Limits()),
+            HttpEngineQuery(EngineCredentials({}, clock.now)),
             ReaderRuntime(asyncio.get_running_loop(), clock, random.Random(1).random, Limits()),
         )
 

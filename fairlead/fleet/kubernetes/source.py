@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from fairlead.errors import FairleadError
 from fairlead.fleet.client_names import NameHistory
@@ -27,7 +28,7 @@ from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache, trim_mo
 from fairlead.fleet.labels import MODEL_LABEL
 from fairlead.fleet.model import Fleet
 from fairlead.kube.client import KubeApi
-from fairlead.kube.informer import Informer, InformerStep
+from fairlead.kube.informer import KUBE_WATCH_SILENCE_SECONDS, Informer, InformerStep
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
     MODEL_ADAPTERS,
@@ -43,6 +44,9 @@ from fairlead.kube.store import ObjectStore
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Pacing
 from fairlead.runtime.tasks import cancel_and_wait
+
+KUBE_FLEET_BATCH_SECONDS: Final = 0.05
+"""Limit: changes of the cluster are batched this long for a new fleet."""
 
 _LOG = logging.getLogger("fairlead.fleet.model")
 _MAX_SHOWN_PROBLEMS = 5
@@ -136,7 +140,7 @@ class KubeFleetSource:
                 fleet = await self._next_fleet_or_none()
                 if fleet is not None:
                     yield fleet
-                await self._pacing.pause(self._limits.kube_fleet_batch_seconds)
+                await self._pacing.pause(KUBE_FLEET_BATCH_SECONDS)
         finally:
             for kept in (*self._informers.values(), *self._selection_informers.values()):
                 await cancel_and_wait(kept.task)
@@ -183,7 +187,7 @@ class KubeFleetSource:
             if informer.resource in _CLAIMANTS:
                 continue
             age, problem = informer.age_seconds(), informer.problem
-            stale = age is not None and age > 2 * self._limits.kube_watch_silence_seconds
+            stale = age is not None and age > 2 * KUBE_WATCH_SILENCE_SECONDS
             if problem is None and not stale:
                 continue
             since = "was never listed" if age is None else f"had its last event {_format_age(age)} ago"

@@ -10,10 +10,26 @@ newest one of the namespace with the most.
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Final
 
 from fairlead.kube.events.event import EventKey, ObjectReference
 from fairlead.kube.resources import EVENTS, Manifest, format_micro_time
-from fairlead.limits import Limits
+
+KUBE_EVENTS: Final = 4_096
+"""Limit: different events remembered; a repeated one is counted, not written again."""
+KUBE_EVENTS_PENDING: Final = 1_024
+"""Limit: events that wait to be written, shared by namespaces; more are dropped and counted."""
+KUBE_EVENT_BURST: Final = 25
+"""Limit: different events about one object at once; then they are dropped and counted."""
+KUBE_EVENT_REFILL_SECONDS: Final = 30.0
+"""Limit: time after which an object with a full burst may have one more event."""
+KUBE_SERIES_SECONDS: Final = 10.0
+"""Limit: repetitions of an event are batched this long at first; the time doubles with each batch.
+"""
+MAX_KUBE_SERIES_SECONDS: Final = 300.0
+"""Limit: longest time for which repetitions of an event are batched."""
+KUBE_SERIES_END_SECONDS: Final = 360.0
+"""Limit: an event without repetition for this long is a new one."""
 
 MAX_NOTE_BYTES = 1024
 MAX_WORD_BYTES = 128
@@ -92,7 +108,8 @@ class EventAggregator:
 
     controller: str
     instance: str
-    limits: Limits
+    max_events: int = KUBE_EVENTS
+    max_pending: int = KUBE_EVENTS_PENDING
     dropped: int = 0
     _waiting: _WaitingEvents = field(default_factory=_WaitingEvents)
     _states: "OrderedDict[EventKey, _EventState]" = field(default_factory=OrderedDict)
@@ -112,7 +129,7 @@ class EventAggregator:
         empty.
         """
         state = self._states.get(key)
-        if state is not None and state.written and now - state.last_at > self.limits.kube_series_end_seconds:
+        if state is not None and state.written and now - state.last_at > KUBE_SERIES_END_SECONDS:
             del self._states[key]
             self._unwritten.pop(key, None)
             state = None
@@ -126,7 +143,7 @@ class EventAggregator:
             self.dropped += 1
         else:
             name = _event_name(key, self.instance, wall)
-            state = _EventState(name, wall, wall, now, now, self.limits.kube_series_seconds)
+            state = _EventState(name, wall, wall, now, now, KUBE_SERIES_SECONDS)
             self._make_room(key.regarding.namespace)
             self._states[key] = self._unwritten[key] = state
             self._waiting.add(key)
@@ -189,7 +206,7 @@ class EventAggregator:
 
     def _defer(self, state: _EventState, now: float) -> None:
         state.due_at = now + state.gather_seconds
-        state.gather_seconds = min(self.limits.max_kube_series_seconds, 2 * state.gather_seconds)
+        state.gather_seconds = min(MAX_KUBE_SERIES_SECONDS, 2 * state.gather_seconds)
 
     def _to_write(self, key: EventKey, state: _EventState) -> EventWrite:
         about = key.regarding
@@ -222,11 +239,11 @@ class EventAggregator:
 
     def _can_wait(self, namespace: str) -> bool:
         """Returns True if an event of a namespace has a place, or may take one of another."""
-        return self.waiting < self.limits.kube_events_pending or self._waiting.newest_to_displace(namespace) is not None
+        return self.waiting < self.max_pending or self._waiting.newest_to_displace(namespace) is not None
 
     def _make_room(self, namespace: str) -> None:
         """Drops the newest event of the namespace with the most if no place is free."""
-        if self.waiting < self.limits.kube_events_pending:
+        if self.waiting < self.max_pending:
             return
         displaced = self._waiting.newest_to_displace(namespace)
         if displaced is not None:
@@ -237,12 +254,12 @@ class EventAggregator:
 
     def _take_token(self, about: ObjectReference, now: float) -> bool:
         """Takes one token from the object's token bucket. Returns False if it is empty."""
-        full = float(self.limits.kube_event_burst)
+        full = float(KUBE_EVENT_BURST)
         bucket = self._buckets.pop(about, None) or _TokenBucket(full, now)
-        bucket.tokens = min(full, bucket.tokens + (now - bucket.updated_at) / self.limits.kube_event_refill_seconds)
+        bucket.tokens = min(full, bucket.tokens + (now - bucket.updated_at) / KUBE_EVENT_REFILL_SECONDS)
         bucket.updated_at = now
         self._buckets[about] = bucket
-        if len(self._buckets) > self.limits.kube_events:
+        if len(self._buckets) > self.max_events:
             self._buckets.popitem(last=False)
         if bucket.tokens < 1.0:
             return False
@@ -250,7 +267,7 @@ class EventAggregator:
         return True
 
     def _forget_oldest(self) -> None:
-        while len(self._states) > self.limits.kube_events:
+        while len(self._states) > self.max_events:
             key, state = self._states.popitem(last=False)
             self._unwritten.pop(key, None)
             self._waiting.discard(key)

@@ -14,7 +14,6 @@ from fairlead.kube.errors import AlreadyExists, NotFound, Unreachable
 from fairlead.kube.events.aggregator import EventAggregator, EventWrite, write_count
 from fairlead.kube.events.event import EventKey, EventType, object_reference
 from fairlead.kube.resources import EVENTS, Manifest
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 
@@ -35,7 +34,6 @@ class EventRecorder:
         instance: str,
         clock: Clock,
         *,
-        limits: Limits | None = None,
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.problem: FairleadError | None = None
@@ -43,7 +41,7 @@ class EventRecorder:
         self._manager = controller.rpartition("/")[2]
         self._clock = clock
         self._pause = pause
-        self._aggregator = EventAggregator(controller, instance, limits or Limits())
+        self._aggregator = EventAggregator(controller, instance)
         self._wakeup = asyncio.Event()
 
     @property

@@ -6,9 +6,15 @@ rejection) is never repeated.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from fairlead.kube.errors import KubeError, TooManyRequests, Unreachable
 from fairlead.limits import Limits
+
+MAX_KUBE_PAUSE_SECONDS: Final = 5.0
+"""Limit: longest pause between attempts of a request or a watch."""
+KUBE_RETRY_AFTER_SECONDS: Final = 30.0
+"""Limit: longest Retry-After that is respected; else the request fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ def decide_retry(
         return RetryDecision(None, "the answer is final")
     if attempt >= limits.kube_attempts:
         return RetryDecision(None, f"it was tried {attempt} times")
-    if requested_pause is not None and requested_pause > limits.kube_retry_after_seconds:
+    if requested_pause is not None and requested_pause > KUBE_RETRY_AFTER_SECONDS:
         return RetryDecision(None, f"the API server asks for {requested_pause:g} s")
     was_refused = isinstance(error, TooManyRequests) or requested_pause is not None
     if sent and not repeatable and not was_refused:
@@ -48,5 +54,5 @@ def backoff_seconds(attempt: int, chance: float, limits: Limits) -> float:
 
     The pause doubles with each failure up to a maximum, and half of it is random.
     """
-    longest = min(limits.max_kube_pause_seconds, limits.kube_pause_seconds * 2.0 ** min(attempt - 1, 16))
+    longest = min(MAX_KUBE_PAUSE_SECONDS, limits.kube_pause_seconds * 2.0 ** min(attempt - 1, 16))
     return longest * (0.5 + 0.5 * chance)

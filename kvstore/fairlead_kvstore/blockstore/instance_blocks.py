@@ -41,6 +41,10 @@ from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, MediumTier
 from fairlead_kvstore.blockstore.types import EventCounters
 from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, EventSlice, RemovedEvent, StoredEvent
 
+KV_CLEAR_ECHO_SECONDS: Final = 2.0
+"""Limit: until an engine reports a clear that Fairlead requested; earlier events precede the clear.
+"""
+
 _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 _SMOOTHING: Final = 0.05
 _TOO_MANY_SCANS: Final = "its events clear tiers or reload adapters too often"
@@ -195,7 +199,7 @@ class InstanceBlocks(ScannedEvents):
 
     def on_cleared_by_fairlead(self, now: float, out: list[Change]) -> None:
         """Drops all blocks after a confirmed clear; skips events until the engine reports it."""
-        echo = self.limits.kv_clear_echo_seconds
+        echo = KV_CLEAR_ECHO_SECONDS
         if self.last_clear is None or now - self.last_clear > echo:
             self.awaited_until = now + echo
         self._drop_all("cleared by Fairlead", out)

@@ -58,6 +58,11 @@ from fairlead_kvstore.events.types import (
     StreamSuspended,
 )
 
+KV_REPLAY_BATCHES: Final = 131_072
+"""Limit: batches of one replay whose digests are kept until it ends; vLLM's buffer has 10,000 by
+default.
+"""
+
 _LIMITS: Final = Limits()
 _NUMBER_BYTES: Final = 8
 _END_OF_REPLAY: Final = b"\xff" * _NUMBER_BYTES
@@ -352,7 +357,7 @@ class EventSequencer:
         # Live frames are compared with replayed ones, so a replay needs more digests.
         most = self._limits.kv_sequences_known
         if self._is_replaying:
-            most = self._limits.kv_replay_batches
+            most = KV_REPLAY_BATCHES
         elif self._held_frames or self._is_live_behind:
             most = _MAX_KNOWN_BEHIND
         if len(known) > most:

@@ -39,6 +39,9 @@ from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 
+INDEX_ENTRY_BYTES: Final = 8 * 1024 * 1024
+"""Limit: an entry of that stream; a longer one is damaged."""
+
 ENTRIES_PER_READ: Final = 256
 _MAX_ATTEMPTS: Final = 3
 
@@ -91,7 +94,7 @@ async def load_index(
         away = await _load_instance(link, model_key, field, loaded, wall_offset)
         if away is not None:
             return away
-    why = await _apply_stream(link, model_key, at[1], loaded, wall_offset, limits)
+    why = await _apply_stream(link, model_key, at[1], loaded, wall_offset)
     if why is not None:
         return why
     loaded.replica.expire(now)
@@ -148,11 +151,11 @@ def wait_command(places: Mapping[str, tuple[int, int]], seconds: float) -> Comma
     return ("XREAD", "COUNT", ENTRIES_PER_READ, "BLOCK", max(1, int(seconds * 1000)), "STREAMS", *names, *at)
 
 
-def decode_changes(data: bytes, model_key: str, wall_offset: float, limits: Limits) -> list[Change]:
+def decode_changes(data: bytes, model_key: str, wall_offset: float) -> list[Change]:
     """Returns the changes in the bytes of one entry, with times in monotonic seconds. Raises
     UnreadableError.
     """
-    if len(data) > limits.index_entry_bytes:
+    if len(data) > INDEX_ENTRY_BYTES:
         raise UnreadableError(f"an entry of {len(data)} bytes is too large", reason="bytes")
     return decode_entry(data, model_key, wall_offset)
 
@@ -215,7 +218,7 @@ def _apply_parts(
 
 
 async def _apply_stream(
-    link: RedisLink, model_key: str, upto: int, loaded: LoadedIndex, wall_offset: float, limits: Limits
+    link: RedisLink, model_key: str, upto: int, loaded: LoadedIndex, wall_offset: float
 ) -> LoadFailure | None:
     """Applies the entries of the stream, at least up to ``upto``. Returns the failure if that is
     not possible, else None.
@@ -231,7 +234,7 @@ async def _apply_stream(
             for epoch, sequence, data in entries:
                 if (epoch, sequence) != (loaded.epoch, loaded.sequence + 1):
                     return LoadFailure("the stream of changes has a gap")
-                loaded.replica.apply(decode_changes(data, model_key, wall_offset, limits))
+                loaded.replica.apply(decode_changes(data, model_key, wall_offset))
                 loaded.sequence = sequence
         except UnreadableError as error:
             return LoadFailure(f"entry {loaded.epoch}-{loaded.sequence + 1} cannot be read: {error.message}")

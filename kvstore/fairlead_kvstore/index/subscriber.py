@@ -47,6 +47,13 @@ from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 
+INDEX_POLL_SECONDS: Final = 0.02
+"""Limit: interval of polls of a cluster, where one command cannot wait for all models."""
+INDEX_POLL_BUSY_SECONDS: Final = 0.004
+"""Limit: the same while changes arrive: caches change quickly."""
+INDEX_RELOAD_SECONDS: Final = 1.0
+"""Limit: pause between two attempts to load an index."""
+
 _LIMITS: Final = Limits()
 _LOG: Final = logging.getLogger("fairlead.index")
 _SWEPT_BLOCKS: Final = 10_000
@@ -236,15 +243,15 @@ class IndexSubscriber:
                 follows = False
                 await self._load(model, self._clock.now())
         if not follows:
-            await asyncio.sleep(self._limits.index_poll_seconds)
+            await asyncio.sleep(INDEX_POLL_SECONDS)
         return follows and bool(received)
 
     def _poll_pause(self) -> float:
         """Returns the pause until the next poll: short after changes, longer with many models."""
-        limits, many = self._limits, max(1.0, len(self._models) / 4)
+        many = max(1.0, len(self._models) / 4)
         if self._clock.now() - self._last_change_at > _ACTIVE_SECONDS:
-            return limits.index_poll_seconds
-        return min(limits.index_poll_seconds, limits.index_poll_busy_seconds * many)
+            return INDEX_POLL_SECONDS
+        return min(INDEX_POLL_SECONDS, INDEX_POLL_BUSY_SECONDS * many)
 
     # --- helpers --------------------------------------------------------------------------------------------------------
 
@@ -267,7 +274,7 @@ class IndexSubscriber:
                     why = "another indexer leads" if epoch != model.epoch else "entries are missing"
                     why = why if model.epoch else model.why  # it waits to be loaded again
                     break
-                changes = decode_changes(data, model.key, self._wall_offset(), self._limits)
+                changes = decode_changes(data, model.key, self._wall_offset())
                 replica.apply(changes)
                 applied += changes
                 model.sequence = sequence
@@ -324,7 +331,7 @@ class IndexSubscriber:
         """Loads the replica again, unless that was tried just now."""
         if now < model.load_at:
             return
-        pause = self._limits.index_reload_seconds
+        pause = INDEX_RELOAD_SECONDS
         model.load_at = now + pause
         found = await load_index(self._link, model.key, self._wall_offset(), now, self._limits)
         if isinstance(found, LoadFailure):

@@ -54,8 +54,15 @@ from fairlead_kvstore.index.format import (
 )
 from fairlead_kvstore.index.instance_status import STATUSES_FIELD, InstanceStatus, InstanceStatuses
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, PartialCheckpoint, RecoveredIndex, recover_index
-from fairlead_kvstore.index.writer_state import HINTS_ITEM, ModelWriteState, StreamBound
+from fairlead_kvstore.index.writer_state import HINTS_ITEM, INDEX_STREAM_BYTES, ModelWriteState, StreamBound
 from fairlead_kvstore.redis.link import RedisLink
+
+INDEX_FLUSH_SECONDS: Final = 0.02
+"""Limit: longest time that changes of the index are batched; less while writing takes little."""
+INDEX_BATCH_SECONDS: Final = 0.002
+"""Limit: time that changes after a pause wait for others of the same step."""
+INDEX_EXPIRE_SECONDS: Final = 900.0
+"""Limit: an index without a writer expires in Redis after this long."""
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
 _LIMITS: Final = Limits()
@@ -137,9 +144,9 @@ class IndexWriter:
         self._limits = limits
         self._salt = xxh3_64_intdigest(holder.encode()) % _SALTS
         self._lease_ms = int(limits.index_lease_seconds * 1000)
-        self._expire_ms = int(limits.index_expire_seconds * 1000)
+        self._expire_ms = int(INDEX_EXPIRE_SECONDS * 1000)
         self._models: dict[str, ModelWriteState] = {}
-        self.stream_bound = StreamBound(limits.index_stream_bytes)
+        self.stream_bound = StreamBound(INDEX_STREAM_BYTES)
         self._offered = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._turns = KeyedTasks()
@@ -250,13 +257,13 @@ class IndexWriter:
             spent = self._clock.now() - begun
             until = min((state.renew_at for state in self._models.values()), default=self._clock.now() + 1.0)
             try:
-                async with asyncio.timeout(max(self._limits.index_flush_seconds, until - self._clock.now())):
+                async with asyncio.timeout(max(INDEX_FLUSH_SECONDS, until - self._clock.now())):
                     await self._offered.wait()
             except TimeoutError:
                 continue
             if not self.backlogged_models():
-                rest = min(self._limits.index_flush_seconds, _REST_FACTOR * spent) - (self._clock.now() - begun - spent)
-                await asyncio.sleep(max(self._limits.index_batch_seconds, rest))
+                rest = min(INDEX_FLUSH_SECONDS, _REST_FACTOR * spent) - (self._clock.now() - begun - spent)
+                await asyncio.sleep(max(INDEX_BATCH_SECONDS, rest))
 
     # --- the lease ------------------------------------------------------------------------------------------------------
 

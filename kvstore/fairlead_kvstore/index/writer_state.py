@@ -28,6 +28,9 @@ from fairlead_kvstore.blockstore.changes import (
 from fairlead_kvstore.index.format import encode_part, encode_position, header_field, part_field
 from fairlead_kvstore.index.instance_status import InstanceStatus
 
+INDEX_STREAM_BYTES: Final = 64 * 1024 * 1024
+"""Limit: the same in bytes."""
+
 HINTS_ITEM: Final = ""
 """The name of the model's hints among its instances, whose names are not empty."""
 _MODEL_CHANGES: Final = (HintsAdded, HintsExpired)
@@ -81,7 +84,7 @@ class ModelWriteState:
     def __init__(self, model_key: str, limits: Limits, stream_bound: StreamBound | None = None) -> None:
         self.model_key = model_key
         self._limits = limits
-        self._stream_bound = stream_bound or StreamBound(limits.index_stream_bytes)
+        self._stream_bound = stream_bound or StreamBound(INDEX_STREAM_BYTES)
         self.is_active = False  # the indexer reads this model
         self.lease = b""
         self.epoch = 0

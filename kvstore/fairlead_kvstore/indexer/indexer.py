@@ -42,13 +42,26 @@ from fairlead_kvstore.reader.endpoints import (
     endpoints_from_fleet,
     instance_address,
 )
-from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH, MODELS_PATH, EngineQuery, adapter_sources
-from fairlead_kvstore.reader.engine_subscription import EngineSubscription, ReaderContext
+from fairlead_kvstore.reader.engine_info_client import (
+    EVENT_SOURCES_PATH,
+    KV_ADAPTER_POLL_SECONDS,
+    MODELS_PATH,
+    EngineQuery,
+    adapter_sources,
+)
+from fairlead_kvstore.reader.engine_subscription import KV_RESTART_SECONDS, EngineSubscription, ReaderContext
 from fairlead_kvstore.reader.event_application import AppliedEvents
 from fairlead_kvstore.reader.event_listener import EventListener
 from fairlead_kvstore.reader.fair_scheduler import FairScheduler
 from fairlead_kvstore.reader.namespace_slots import NamespaceSlots
 from fairlead_kvstore.reader.timers import OneShotTimer, ReaderRuntime
+
+KV_EXPIRE_SECONDS: Final = 5.0
+"""Limit: interval at which expired blocks of shared stores are dropped."""
+MAX_KV_QUERY_PAUSE_SECONDS: Final = 60.0
+"""Limit: longest pause between queries for an engine's KV events; it may have none at all."""
+KV_ADAPTER_PAUSE_SECONDS: Final = 1.0
+"""Limit: minimum pause between queries for the sources of adapters if a new adapter appears."""
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
 _MAX_CONCURRENT_QUERIES: Final = 16
@@ -377,8 +390,8 @@ class Indexer:
                     pause = limits.kv_query_pause_seconds
                 except (Unavailable, BadInput) as error:
                     member.problem = error.message
-                    pause = min(limits.max_kv_query_pause_seconds, pause * 2.0)
-            if member.position is not None and self._clock.now() - began >= limits.kv_restart_seconds:
+                    pause = min(MAX_KV_QUERY_PAUSE_SECONDS, pause * 2.0)
+            if member.position is not None and self._clock.now() - began >= KV_RESTART_SECONDS:
                 self._drop_restored_blocks(member, "the endpoint of its events is unknown")
             member.wake.clear()
             if has_moved:
@@ -410,17 +423,17 @@ class Indexer:
         """Starts the due queries for the sources of adapters: often while one is unknown, else
         rarely. Runs again after a pause.
         """
-        limits, now = self._limits, self._clock.now()
-        self._adapter_timer.set(limits.kv_adapter_pause_seconds, self._refresh_adapters)
+        now = self._clock.now()
+        self._adapter_timer.set(KV_ADAPTER_PAUSE_SECONDS, self._refresh_adapters)
         for name, member in self._members.items():
             if member.is_querying_adapters or member.subscription is None or member.subscription.is_replaying:
                 continue
             unplaced = frozenset(self.store.unsourced_adapters(name))
             if unplaced - member.unsourced_adapters:  # a new adapter
                 member.adapters_due_at = min(
-                    member.adapters_due_at, member.adapters_queried_at + limits.kv_adapter_pause_seconds
+                    member.adapters_due_at, member.adapters_queried_at + KV_ADAPTER_PAUSE_SECONDS
                 )
-                member.adapters_pause_seconds = limits.kv_adapter_pause_seconds
+                member.adapters_pause_seconds = KV_ADAPTER_PAUSE_SECONDS
             member.has_adapters, member.unsourced_adapters = member.has_adapters or bool(unplaced), unplaced
             if member.has_adapters and now >= member.adapters_due_at:
                 member.is_querying_adapters = True
@@ -431,10 +444,10 @@ class Indexer:
 
         The pause to the next query doubles while a source stays unknown.
         """
-        limits, name = self._limits, member.instance.id
-        pause = member.adapters_pause_seconds if member.unsourced_adapters else limits.kv_adapter_poll_seconds
+        name = member.instance.id
+        pause = member.adapters_pause_seconds if member.unsourced_adapters else KV_ADAPTER_POLL_SECONDS
         member.adapters_queried_at, member.adapters_due_at = now, now + pause
-        member.adapters_pause_seconds = min(limits.kv_adapter_poll_seconds, member.adapters_pause_seconds * 2.0)
+        member.adapters_pause_seconds = min(KV_ADAPTER_POLL_SECONDS, member.adapters_pause_seconds * 2.0)
         try:
             found = adapter_sources(await self._query_in_turn(member.instance, MODELS_PATH))
         except FairleadError as error:
@@ -468,7 +481,7 @@ class Indexer:
             self._sink.offer(model_key, changes)
 
     def _expire_hints(self) -> None:
-        self._expiry_timer.set(self._limits.kv_expire_seconds, self._expire_hints)
+        self._expiry_timer.set(KV_EXPIRE_SECONDS, self._expire_hints)
         by_model: dict[str, list[Change]] = {}
         for change in self.store.expire(self._clock.now()):
             if isinstance(change, HintsExpired | HintsAdded):

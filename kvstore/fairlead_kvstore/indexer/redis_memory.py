@@ -19,8 +19,20 @@ from fairlead.errors import first_line
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_kvstore.index.writer import IndexWriter
+from fairlead_kvstore.index.writer_state import INDEX_STREAM_BYTES
 from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.redis.link import RedisLink
+
+INDEX_MEMORY_BYTES_PER_BLOCK: Final = 128
+"""Limit: part of Redis' `maxmemory` for one block of an indexer; a stored one takes 34 bytes, other
+indexers and data too.
+"""
+INDEX_MEMORY_STREAM_FRACTION: Final = 8
+"""Limit: the streams of all models that an indexer writes take at most one part of so many of
+`maxmemory`.
+"""
+INDEX_MEMORY_SECONDS: Final = 30.0
+"""Limit: interval at which the indexer reads `maxmemory`, besides at each connect."""
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
 _BLOCKS_PER_STEP: Final = 16_384
@@ -63,7 +75,7 @@ class RedisMemoryBound:
             await self._link.wait_connected()
             await self.read_once()
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._limits.index_memory_seconds):
+                async with asyncio.timeout(INDEX_MEMORY_SECONDS):
                     await self._link.wait_lost()
 
     async def read_once(self) -> None:
@@ -77,11 +89,11 @@ class RedisMemoryBound:
                 return
             self.max_memory, self.problem = found, ""
         limits = self._limits
-        blocks, hints, stream_bytes = limits.kv_blocks, None, limits.index_stream_bytes
+        blocks, hints, stream_bytes = limits.kv_blocks, None, INDEX_STREAM_BYTES
         if self.max_memory:
-            hints = max(_MIN_BLOCKS, self.max_memory // limits.index_memory_bytes_per_block)
+            hints = max(_MIN_BLOCKS, self.max_memory // INDEX_MEMORY_BYTES_PER_BLOCK)
             blocks = min(blocks, hints)
-            shared = self.max_memory // limits.index_memory_stream_fraction
+            shared = self.max_memory // INDEX_MEMORY_STREAM_FRACTION
             stream_bytes = min(stream_bytes, shared // max(1, self._led_models()))
         self._writer.stream_bound.max_bytes = stream_bytes
         if blocks != self._indexer.store.max_blocks:

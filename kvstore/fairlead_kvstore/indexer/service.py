@@ -86,7 +86,7 @@ class IndexerService:
         self.indexer = Indexer(
             BlockStore(secret=config.secret, limits=limits),
             self,
-            HttpEngineQuery(self._credentials, limits),
+            HttpEngineQuery(self._credentials),
             ReaderRuntime(asyncio.get_running_loop(), clock, random, limits),
             listen=config.events,
             leased=True,

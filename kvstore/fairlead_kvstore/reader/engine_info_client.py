@@ -7,8 +7,14 @@ import msgspec
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.errors import Unavailable
 from fairlead.fleet.model import Instance
-from fairlead.limits import Limits
 from fairlead.runtime.http_client import fetch
+
+KV_QUERY_SECONDS: Final = 3.0
+"""Limit: an engine's reply about its event endpoints or its adapters."""
+KV_QUERY_BYTES: Final = 4 * 1024 * 1024
+"""Limit: an engine's reply about its adapters; one adapter takes some 300 bytes."""
+KV_ADAPTER_POLL_SECONDS: Final = 30.0
+"""Limit: interval of queries for the sources of an engine's adapters."""
 
 EVENT_SOURCES_PATH: Final = "/kv_event_sources"
 MODELS_PATH: Final = "/v1/models"
@@ -49,9 +55,8 @@ def adapter_sources(answer: bytes) -> dict[str, str]:
 class HttpEngineQuery:
     """The ``EngineQuery`` that sends requests over HTTP, with the instance's credentials."""
 
-    def __init__(self, credentials: EngineCredentials, limits: Limits) -> None:
+    def __init__(self, credentials: EngineCredentials) -> None:
         self._credentials = credentials
-        self._limits = limits
 
     async def __call__(self, instance: Instance, path: str) -> bytes:
         """Returns the body of a response with status 200. Raises Unavailable with a short
@@ -60,8 +65,8 @@ class HttpEngineQuery:
         try:
             return await fetch(
                 instance.url.rstrip("/") + path,
-                timeout_seconds=self._limits.kv_query_seconds,
-                max_bytes=self._limits.kv_query_bytes,
+                timeout_seconds=KV_QUERY_SECONDS,
+                max_bytes=KV_QUERY_BYTES,
                 headers=self._credentials.headers(instance.access),
                 rules=self._credentials.connection_rules(instance),
             )

@@ -40,6 +40,22 @@ from fairlead_kvstore.reader.replay_client import ReplayClient
 from fairlead_kvstore.reader.timers import OneShotTimer
 from fairlead_kvstore.reader.zmtp_connection import ConnectionContext, message_size
 
+MAX_KV_RECONNECT_SECONDS: Final = 2.0
+"""Limit: longest pause between attempts to connect, half of it jitter."""
+KV_RESTART_SECONDS: Final = 10.0
+"""Limit: an engine whose events were away for this long counts as restarted when it returns."""
+KV_REPLAY_SECONDS: Final = 10.0
+"""Limit: a replay without a batch for this long has failed."""
+MAX_KV_REPLAY_SECONDS: Final = 30.0
+"""Limit: a whole replay; beyond, it is cut, and its rest waits behind the replays of other engines.
+"""
+KV_SETTLE_SECONDS: Final = 1.0
+"""Limit: after connecting, until events from before the subscription took effect are requested."""
+KV_IDLE_CHECK_SECONDS: Final = 15.0
+"""Limit: an engine without events for this long is asked whether any were missed, and whether it
+restarted.
+"""
+
 _LOG: Final = logging.getLogger("fairlead.indexer")
 _MAX_FAILURES: Final = 16
 """Pauses between connections grow no further after so many failures."""
@@ -210,7 +226,7 @@ class EngineSubscription:
         self.is_connected, self.problem, self._has_received = True, "", False
         self.counters.connects += 1
         self._away_timer.clear()
-        self._quiet_timer.set(self._context.limits.kv_settle_seconds, self._on_quiet_timer)
+        self._quiet_timer.set(KV_SETTLE_SECONDS, self._on_quiet_timer)
         self._apply(self._sequencer.on_connected())
 
     def on_disconnected(self, reason: str) -> None:
@@ -227,9 +243,9 @@ class EngineSubscription:
         self._end_replay(close=True)
         self._apply(self._sequencer.on_disconnected())
         if known and not self._away_timer.is_set:
-            self._away_timer.set(limits.kv_restart_seconds, self._on_away_timeout)
+            self._away_timer.set(KV_RESTART_SECONDS, self._on_away_timeout)
         if self.endpoints.events is not None:
-            pause = min(limits.max_kv_reconnect_seconds, limits.kv_reconnect_seconds * 2.0**self._failures)
+            pause = min(MAX_KV_RECONNECT_SECONDS, limits.kv_reconnect_seconds * 2.0**self._failures)
             self._failures = min(self._failures + 1, _MAX_FAILURES)
             self._reconnect_timer.set(pause * (0.5 + 0.5 * self._context.random()), self.start)
 
@@ -289,7 +305,7 @@ class EngineSubscription:
             self._buffered_bytes = size
 
     def _on_away_timeout(self) -> None:
-        self._on_replaced(f"no KV events for {self._context.limits.kv_restart_seconds:g} s")
+        self._on_replaced(f"no KV events for {KV_RESTART_SECONDS:g} s")
 
     def _on_replaced(self, reason: str) -> None:
         """Begins a new epoch; what waits to be applied belongs to the last one."""
@@ -297,7 +313,7 @@ class EngineSubscription:
         self._apply(self._sequencer.on_replaced(reason))
 
     def _on_quiet_timer(self) -> None:
-        self._quiet_timer.set(self._context.limits.kv_idle_check_seconds, self._on_quiet_timer)
+        self._quiet_timer.set(KV_IDLE_CHECK_SECONDS, self._on_quiet_timer)
         self._failures = 0  # the connection has lasted
         self._sequencer.on_interval()
         if not self._has_received:
@@ -339,7 +355,7 @@ class EngineSubscription:
 
     def _send_first_request(self) -> None:
         if self._replay_slot is not None and self._sequencer.is_replaying and not self._is_replay_sent:
-            self._replay_until = self._context.clock.now() + self._context.limits.max_kv_replay_seconds
+            self._replay_until = self._context.clock.now() + MAX_KV_REPLAY_SECONDS
             self._send_request()
 
     def _send_request(self) -> None:
@@ -361,9 +377,9 @@ class EngineSubscription:
         """Schedules the end of a replay without a further message, at the latest when its time is
         over.
         """
-        limits, left = self._context.limits, self._replay_until - self._context.clock.now()
-        if left > limits.kv_replay_seconds:
-            self._replay_timer.set(limits.kv_replay_seconds, self._on_replay_timeout)
+        left = self._replay_until - self._context.clock.now()
+        if left > KV_REPLAY_SECONDS:
+            self._replay_timer.set(KV_REPLAY_SECONDS, self._on_replay_timeout)
         else:
             self._replay_timer.set(max(0.0, left), self._on_replay_too_long)
 
@@ -371,7 +387,7 @@ class EngineSubscription:
         self._fail_replay("the replay did not arrive")
 
     def _on_replay_too_long(self) -> None:
-        limit = self._context.limits.max_kv_replay_seconds
+        limit = MAX_KV_REPLAY_SECONDS
         self._fail_replay(f"the replay took more than {limit:g} s", is_cut=True)
 
     def _fail_replay(self, reason: str, *, is_cut: bool = False) -> None:

@@ -17,11 +17,14 @@ begin a new epoch.
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_kvstore.reader.timers import ReaderLoop
+
+KV_LOOP_SECONDS: Final = 0.004
+"""Limit: the same in seconds, since a write to Redis takes several loop iterations."""
 
 MESSAGE_OVERHEAD_BYTES = 256
 """The fixed cost of a message, in bytes."""
@@ -65,7 +68,7 @@ class FairScheduler:
         self._clock = clock
         self._quantum = limits.kv_turn_bytes
         self._round_bytes = limits.kv_loop_bytes
-        self._round_seconds = limits.kv_loop_seconds
+        self._round_seconds = KV_LOOP_SECONDS
         self._pause_seconds = limits.kv_backpressure_seconds
         self._is_backlogged = is_backlogged
         self._ring: deque[ReadSource] = deque()

@@ -21,6 +21,15 @@ from fairlead_kvstore.reader.buffered_bytes import BufferedBytes
 from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES, FairScheduler, ReadSource
 from fairlead_kvstore.reader.timers import ReaderLoop
 
+KV_FRAMES: Final = 8
+"""Limit: parts of one message of KV events; valid ones have three or five."""
+KV_CONNECT_SECONDS: Final = 5.0
+"""Limit: from a connection to an engine's events until the handshake is complete."""
+KV_HEARTBEAT_SECONDS: Final = 5.0
+"""Limit: interval of probes (TCP keepalive) on a silent connection to an engine's events."""
+KV_HEARTBEAT_TIMEOUT_SECONDS: Final = 15.0
+"""Limit: a connection whose probes were not answered for this long is broken."""
+
 _READ_BYTES: Final = 32_768
 """The bytes of one read. A connection without a bound of its own pauses at as many unread bytes."""
 _EAGER_READ_BYTES: Final = 262_144
@@ -70,7 +79,7 @@ def host_and_port(endpoint: str) -> tuple[str, int]:
 
 def new_stream(kind: str, limits: Limits) -> ZmtpStream:
     """Returns the stream of a new connection. ``kind``: ``SUB`` or ``DEALER``."""
-    return ZmtpStream(kind, max_bytes=limits.kv_events_bytes + _ENVELOPE_BYTES, max_parts=limits.kv_frames)
+    return ZmtpStream(kind, max_bytes=limits.kv_events_bytes + _ENVELOPE_BYTES, max_parts=KV_FRAMES)
 
 
 async def open_connection(host: str, port: int, kind: str, limits: Limits) -> tuple[socket.socket, ZmtpStream]:
@@ -79,7 +88,7 @@ async def open_connection(host: str, port: int, kind: str, limits: Limits) -> tu
     Raises OSError (TimeoutError among them) and ProtocolError.
     """
     error: OSError | None = None
-    async with asyncio.timeout(limits.kv_connect_seconds):
+    async with asyncio.timeout(KV_CONNECT_SECONDS):
         for family, address in await _resolve(host, port):
             connection = socket.socket(family, socket.SOCK_STREAM)
             connection.setblocking(False)
@@ -103,7 +112,7 @@ async def accept_connection(connection: socket.socket, limits: Limits) -> ZmtpSt
     Raises OSError (TimeoutError among them) and ProtocolError; the connection is closed then.
     """
     try:
-        async with asyncio.timeout(limits.kv_connect_seconds):
+        async with asyncio.timeout(KV_CONNECT_SECONDS):
             return await _shake_hands(connection, "SUB", limits)
     except BaseException:
         connection.close()
@@ -112,7 +121,7 @@ async def accept_connection(connection: socket.socket, limits: Limits) -> ZmtpSt
 
 async def _shake_hands(connection: socket.socket, kind: str, limits: Limits) -> ZmtpStream:
     """Writes and reads until the handshake is over. Raises OSError and ProtocolError."""
-    _set_keepalive(connection, limits)
+    _set_keepalive(connection)
     stream = new_stream(kind, limits)
     loop = asyncio.get_running_loop()
     left = _MAX_HANDSHAKE_BYTES
@@ -325,12 +334,12 @@ async def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, Any
     return [(family, address) for family, _, _, _, address in found]
 
 
-def _set_keepalive(connection: socket.socket, limits: Limits) -> None:
+def _set_keepalive(connection: socket.socket) -> None:
     """Lets TCP notice a peer whose machine is gone."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    interval = max(1, round(limits.kv_heartbeat_seconds))
-    probes = max(1, round(limits.kv_heartbeat_timeout_seconds / interval))
+    interval = max(1, round(KV_HEARTBEAT_SECONDS))
+    probes = max(1, round(KV_HEARTBEAT_TIMEOUT_SECONDS / interval))
     for option, value in (("TCP_KEEPIDLE", interval), ("TCP_KEEPINTVL", interval), ("TCP_KEEPCNT", probes)):
         with contextlib.suppress(AttributeError):  # not on every system
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

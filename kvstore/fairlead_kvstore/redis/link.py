@@ -34,6 +34,11 @@ from fairlead.units import format_duration
 from fairlead_kvstore.redis.address import CLUSTER, parse_redis_url
 from fairlead_kvstore.redis.backends import Command, create_backend
 
+REDIS_SCAN_SECONDS: Final = 10.0
+"""Limit: until a listing of a Redis' keys finds the next one."""
+REDIS_STALE_SECONDS: Final = 60.0
+"""Limit: data from Redis is stale this long after Redis went away, then dropped."""
+
 FIRST_PAUSE_SECONDS: Final = 0.1
 READ_ONLY_SECONDS: Final = 10.0
 """A read-only server is left at most so often: it may be one for good, and can be read."""
@@ -94,7 +99,7 @@ class RedisLink:
         """The current state of the link."""
         if self._is_up:
             return LinkState("connected", self._since, "")
-        short = self._clock.now() - self._since <= self._limits.redis_stale_seconds
+        short = self._clock.now() - self._since <= REDIS_STALE_SECONDS
         return LinkState("stale" if self._was_connected and short else "away", self._since, self._reason)
 
     def describe(self) -> str:
@@ -179,7 +184,7 @@ class RedisLink:
         names = self._server.scan_keys(pattern)
         try:
             while len(found) < max_keys:
-                async with asyncio.timeout(self._limits.redis_scan_seconds):
+                async with asyncio.timeout(REDIS_SCAN_SECONDS):
                     name = await anext(names, None)
                 if name is None:
                     break

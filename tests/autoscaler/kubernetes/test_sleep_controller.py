@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from fairlead.engines.sleep_mode import SleepRefused
+from fairlead.engines.sleep_mode import ENGINE_WAKE_SECONDS, SleepRefused
 from fairlead.errors import Unavailable
 from fairlead.fleet.labels import SLEEP_ANNOTATION, SleepMark, parse_sleep_mark
-from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot
 from fairlead_autoscaler.core import WakeTiming
@@ -75,7 +74,6 @@ class Harness:
             self,
             lambda: GatewaySnapshot(tuple(self.gateways)),
             self.clock,
-            Limits(),
             is_leader=lambda: self.leads,
         )
         return self.nursing
@@ -236,7 +234,7 @@ def test_an_engine_that_does_not_wake_is_marked_as_stuck_until_it_wakes(a_pod: M
     ward.reconcile()
     assert ward.mark == "1-waking"
     assert ward.nursing.status().rejecting_pools == frozenset()
-    ward.clock.advance(Limits().engine_wake_seconds)
+    ward.clock.advance(ENGINE_WAKE_SECONDS)
     ward.reconcile()
     assert ward.mark == "1-stuck"
     ward.beds.raises.clear()

@@ -11,7 +11,13 @@ from urllib.parse import urlsplit
 import pytest
 
 from fairlead.kube.client import KubeApi
-from fairlead.kube.informer import Informer, InformerAction, InformerStep
+from fairlead.kube.informer import (
+    KUBE_RELIST_SPREAD_SECONDS,
+    KUBE_WATCH_SILENCE_SECONDS,
+    Informer,
+    InformerAction,
+    InformerStep,
+)
 from fairlead.kube.resources import CONFIG_MAPS, PODS, ObjectSelection
 from fairlead.kube.watch_events import WatchEvent
 from fairlead.limits import Limits
@@ -47,7 +53,7 @@ class InformerHarness:
 
     async def passing(self, condition: Callable[[], bool]) -> None:
         """Let every pause but the watch for silence be over, until ``condition`` holds."""
-        await self.time.advance_until(condition, LIMITS.kube_watch_silence_seconds / 2)
+        await self.time.advance_until(condition, KUBE_WATCH_SILENCE_SECONDS / 2)
 
 
 @asynccontextmanager
@@ -161,7 +167,7 @@ async def test_expired_version_is_relisted_with_only_differences() -> None:
             InformerAction.RELIST,
             "the API server no longer has our version",
         )
-        assert lab.steps[-1].pause_seconds >= LIMITS.kube_relist_spread_seconds / 2
+        assert lab.steps[-1].pause_seconds >= KUBE_RELIST_SPREAD_SECONDS / 2
 
 
 async def test_frozen_watch_is_replaced() -> None:
@@ -169,9 +175,9 @@ async def test_frozen_watch_is_replaced() -> None:
         await lab.watched()
         lab.fake.frozen = True
         lab.fake.put(PODS, "x", "a")
-        lab.time.advance(LIMITS.kube_watch_silence_seconds / 2)
+        lab.time.advance(KUBE_WATCH_SILENCE_SECONDS / 2)
         assert lab.names() == []
-        lab.time.advance(LIMITS.kube_watch_silence_seconds / 2)
+        lab.time.advance(KUBE_WATCH_SILENCE_SECONDS / 2)
         await lab.have("a")
         assert (lab.informer.list_count, lab.informer.watch_count) == (1, 2)
         assert lab.steps[0].reason == "no event for 90 s"
@@ -181,8 +187,8 @@ async def test_unanswered_watch_is_replaced() -> None:
     async with running_informer() as lab:
         lab.fake.ordered_watch_responses.append(OrderedResponse(mute=True))
         await wait_until(lambda: not lab.fake.ordered_watch_responses)
-        await wait_until(lambda: LIMITS.kube_watch_silence_seconds in lab.time.pending_pauses)
-        lab.time.advance(LIMITS.kube_watch_silence_seconds)
+        await wait_until(lambda: KUBE_WATCH_SILENCE_SECONDS in lab.time.pending_pauses)
+        lab.time.advance(KUBE_WATCH_SILENCE_SECONDS)
         await lab.watched()
         assert (lab.informer.list_count, lab.informer.watch_count) == (1, 2)
 
@@ -192,8 +198,8 @@ async def test_second_silence_causes_a_relist() -> None:
         for watches in (1, 2):
             await wait_until(lambda: lab.informer.watch_count == watches)  # noqa: B023
             await lab.watched()
-            await wait_until(lambda: LIMITS.kube_watch_silence_seconds in lab.time.pending_pauses)
-            lab.time.advance(LIMITS.kube_watch_silence_seconds)
+            await wait_until(lambda: KUBE_WATCH_SILENCE_SECONDS in lab.time.pending_pauses)
+            lab.time.advance(KUBE_WATCH_SILENCE_SECONDS)
         await lab.passing(lambda: lab.informer.list_count == 2)
         assert [step.action for step in lab.steps] == [InformerAction.RESUME, InformerAction.RELIST]
 

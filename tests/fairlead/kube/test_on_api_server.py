@@ -23,7 +23,7 @@ from fairlead.kube.errors import (
 )
 from fairlead.kube.events.event import EventType
 from fairlead.kube.events.recorder import EventRecorder
-from fairlead.kube.informer import Informer, InformerAction, InformerStep
+from fairlead.kube.informer import KUBE_WATCH_SILENCE_SECONDS, Informer, InformerAction, InformerStep
 from fairlead.kube.leader_election import LeaderElector, LeaseCandidate, LeaseTiming
 from fairlead.kube.resources import (
     CONFIG_MAPS,
@@ -363,7 +363,7 @@ class ServerHarness:
         wanted = {f"{self.namespace}/{name}" for name in names}
 
         def there() -> bool:
-            short = [left for left in self.time.pending_pauses if left < Limits().kube_watch_silence_seconds / 2]
+            short = [left for left in self.time.pending_pauses if left < KUBE_WATCH_SILENCE_SECONDS / 2]
             if short:
                 self.time.advance(short[0])
             return set(self.informer.items) == wanted
@@ -416,10 +416,10 @@ async def test_frozen_api_server_is_noticed_and_nothing_is_lost(
     async with running_informer(api_server, request) as lab:
         await lab.write("a")
         await lab.have("a")
-        await wait_until(lambda: Limits().kube_watch_silence_seconds in lab.time.pending_pauses)
+        await wait_until(lambda: KUBE_WATCH_SILENCE_SECONDS in lab.time.pending_pauses)
         api_server.freeze()
         try:
-            lab.time.advance(Limits().kube_watch_silence_seconds)
+            lab.time.advance(KUBE_WATCH_SILENCE_SECONDS)
             await wait_until(lambda: lab.informer.watch_count == 2)
         finally:
             api_server.thaw()

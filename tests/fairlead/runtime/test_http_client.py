@@ -46,9 +46,8 @@ async def _awaited(reply: Awaitable[object]) -> object:
 
 
 async def _query_engine(url: str) -> object:
-    limits = Limits()
     instance = Instance("main-0/8000/0", "default", "tiny", "main", url, "vllm")
-    return await HttpEngineQuery(EngineCredentials({}, lambda: 0.0), limits)(instance, "/kv_event_sources")
+    return await HttpEngineQuery(EngineCredentials({}, lambda: 0.0))(instance, "/kv_event_sources")
 
 
 async def _query_sleep_mode(url: str) -> object:

@@ -3,7 +3,7 @@
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.changes import BlocksStored, Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
-from fairlead_kvstore.index.writer_state import MAX_CHANGES_PER_ENTRY, ModelWriteState, StreamBound
+from fairlead_kvstore.index.writer_state import INDEX_STREAM_BYTES, MAX_CHANGES_PER_ENTRY, ModelWriteState, StreamBound
 
 LIMITS = Limits()
 
@@ -26,7 +26,7 @@ def led_state(bound: StreamBound) -> ModelWriteState:
 
 
 def test_stream_of_a_small_redis_is_cut_at_its_share() -> None:
-    bound = StreamBound(LIMITS.index_stream_bytes)
+    bound = StreamBound(INDEX_STREAM_BYTES)
     state = led_state(bound)
     write_entry(state, "a", 600)
     assert state.next_due_item() is None

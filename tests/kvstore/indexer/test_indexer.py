@@ -12,7 +12,14 @@ from fairlead.fleet.model import EXTERNAL_API, Fleet, InstanceState, Model
 from fairlead.limits import Limits
 from fairlead_kvstore.events.types import EventFrame
 from fairlead_kvstore.index.recovery import RecoveredIndex
-from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH, MODELS_PATH
+from fairlead_kvstore.indexer.indexer import KV_ADAPTER_PAUSE_SECONDS
+from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH, KV_ADAPTER_POLL_SECONDS, MODELS_PATH
+from fairlead_kvstore.reader.engine_subscription import (
+    KV_IDLE_CHECK_SECONDS,
+    KV_REPLAY_SECONDS,
+    KV_RESTART_SECONDS,
+    MAX_KV_REPLAY_SECONDS,
+)
 from fairlead_kvstore.reader.namespace_slots import NamespaceSlots
 from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
@@ -154,7 +161,7 @@ async def test_requested_clear_drops_blocks_at_once() -> None:
         assert not stage.indexer.on_cache_cleared("nobody")
         assert stage.indexer.on_engine_restarted("a", "its supervisor says so")
         assert stage.credited_blocks("a", B) == 0
-        await wait_until(lambda: stage.loop.advance(LIMITS.kv_idle_check_seconds) or stage.credited_blocks("a", B) == 4)
+        await wait_until(lambda: stage.loop.advance(KV_IDLE_CHECK_SECONDS) or stage.credited_blocks("a", B) == 4)
 
 
 async def test_restart_of_an_engine_without_known_endpoints_drops_its_restored_blocks() -> None:
@@ -200,7 +207,7 @@ async def test_dialing_engines_are_identified_by_topic_and_disconnects_detected(
         stage.engines["a"].close()
         await wait_until(lambda: not stage.status("a").connected)
         assert (stage.status("b").connected, stage.status("a").state.complete) == (True, False)
-        stage.loop.advance(LIMITS.kv_restart_seconds)
+        stage.loop.advance(KV_RESTART_SECONDS)
         assert (stage.credited_blocks("a", A), stage.credited_blocks("b", B)) == (0, 4)
 
 
@@ -334,11 +341,11 @@ async def test_adapter_source_is_queried_and_restores_its_blocks() -> None:
         engine.publish()
         await wait_until(lambda: stage.status("a").state.blocks == 2)
         assert ("a", MODELS_PATH) not in stage.queries
-        stage.loop.advance(LIMITS.kv_adapter_pause_seconds)
+        stage.loop.advance(KV_ADAPTER_PAUSE_SECONDS)
         await wait_until(lambda: ("a", MODELS_PATH) in stage.queries)
         await wait_until(lambda: not stage.store.unsourced_adapters("a"))
         count = len(stage.queries)
-        stage.loop.advance(LIMITS.kv_adapter_poll_seconds / 2)
+        stage.loop.advance(KV_ADAPTER_POLL_SECONDS / 2)
         assert len(stage.queries) == count
 
 
@@ -373,8 +380,8 @@ async def test_endless_replay_of_one_engine_keeps_no_other_from_its_own() -> Non
         stage.start_engine("other").serve_prompt(*B)
         stage.add_instance("other")
         await wait_until(lambda: stage.status("other").replaying)
-        between = LIMITS.kv_replay_seconds * 0.9
-        for pause in (between, between, between, LIMITS.max_kv_replay_seconds - 3 * between):
+        between = KV_REPLAY_SECONDS * 0.9
+        for pause in (between, between, between, MAX_KV_REPLAY_SECONDS - 3 * between):
             read = stage.status("endless").counters.bytes
             endless.answer_in_part()
             await wait_until(lambda read=read: stage.status("endless").counters.bytes > read)  # type: ignore[misc]

@@ -11,7 +11,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.payloads import EventBatch, StoredEvent
-from fairlead_kvstore.index.writer_state import StreamBound
+from fairlead_kvstore.index.writer_state import INDEX_STREAM_BYTES, StreamBound
 from fairlead_kvstore.indexer.redis_memory import RedisMemoryBound
 from fairlead_testing.kvstore.block_store import MODEL, SingleInstanceStore, stored_event
 from fairlead_testing.kvstore.index_harness import harness_with_redis
@@ -41,7 +41,7 @@ class Process:
 
     def __init__(self, limits: Limits = LIMITS) -> None:
         self.store = BlockStore(limits=limits)
-        self.stream_bound = StreamBound(limits.index_stream_bytes)
+        self.stream_bound = StreamBound(INDEX_STREAM_BYTES)
         self.offers: list[int] = []
         self.backlogged: list[str] = []
 
@@ -77,7 +77,7 @@ async def test_redis_without_maxmemory_leaves_the_limits_alone() -> None:
     process = Process()
     memory = bound(Link(0), process)
     await memory.read_once()
-    assert (process.store.max_blocks, process.stream_bound.max_bytes) == (LIMITS.kv_blocks, LIMITS.index_stream_bytes)
+    assert (process.store.max_blocks, process.stream_bound.max_bytes) == (LIMITS.kv_blocks, INDEX_STREAM_BYTES)
     assert (memory.max_memory, memory.warnings()) == (0, [])
 
 

@@ -17,6 +17,7 @@ from fairlead_kvstore.errors import ProtocolError
 from fairlead_kvstore.index.sink import LocalSink
 from fairlead_kvstore.reader.buffered_bytes import BufferedBytes
 from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH
+from fairlead_kvstore.reader.engine_subscription import MAX_KV_RECONNECT_SECONDS
 from fairlead_kvstore.reader.zmtp_connection import accept_connection, host_and_port
 from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
@@ -174,7 +175,7 @@ async def test_engine_ended_for_its_unread_bytes_returns_after_the_longest_pause
         assert subscription._connection is not None
         subscription._connection.close()
         subscription._connection.on_ended("too many bytes", is_overflow=True)
-        stage.loop.advance(LIMITS.max_kv_reconnect_seconds - 0.01)
+        stage.loop.advance(MAX_KV_RECONNECT_SECONDS - 0.01)
         assert subscription._connection is None
         assert stage.status("a").problem == "too many bytes"
         stage.loop.advance(0.02)

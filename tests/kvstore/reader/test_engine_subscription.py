@@ -14,6 +14,7 @@ from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.events.types import EventFrame
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, PartialCheckpoint
+from fairlead_kvstore.reader.engine_subscription import KV_REPLAY_SECONDS, KV_RESTART_SECONDS, KV_SETTLE_SECONDS
 from fairlead_testing.kvstore.indexer_harness import frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.waiting import wait_until
@@ -84,9 +85,9 @@ async def test_missing_replay_drops_the_instance_which_is_learned_again(fault: s
         engine.serve_prompt(*B, lose=True)
         engine.serve_prompt(*C)
         await wait_until(lambda: len(engine.replay_requests) == 2 and stage.status("a").replaying)
-        stage.loop.advance(LIMITS.kv_replay_seconds / 2)
+        stage.loop.advance(KV_REPLAY_SECONDS / 2)
         assert stage.status("a").replaying
-        await wait_until(lambda: stage.loop.advance(LIMITS.kv_replay_seconds) or not stage.status("a").replaying)
+        await wait_until(lambda: stage.loop.advance(KV_REPLAY_SECONDS) or not stage.status("a").replaying)
         seen = stage.status("a")
         assert (seen.counters.lost, seen.counters.replays_failed, seen.state.complete) == (1, 1, False)
         assert (stage.credited_blocks("a", A), stage.credited_blocks("a", C)) == (0, 2)
@@ -137,7 +138,7 @@ async def test_frames_held_during_a_replay_are_applied_in_turns(monkeypatch: pyt
         monkeypatch.setattr(stage.sink, "offer", record)
         while not turns:
             await asyncio.sleep(0)
-            stage.loop.advance(LIMITS.kv_replay_seconds)
+            stage.loop.advance(KV_REPLAY_SECONDS)
         assert stage.status("a").replaying, "frames are still held"
         await wait_until(lambda: stage.credited_blocks("a", range(2_200, 2_209)) == 2)
         assert max(turns) == 1
@@ -207,9 +208,9 @@ async def test_engine_that_stays_away_loses_its_blocks() -> None:
         await stage.wait_exact("a")
         engine.close()
         await wait_until(lambda: not stage.status("a").connected)
-        stage.loop.advance(LIMITS.kv_restart_seconds / 2)
+        stage.loop.advance(KV_RESTART_SECONDS / 2)
         assert stage.credited_blocks("a", A) == 2
-        stage.loop.advance(LIMITS.kv_restart_seconds)
+        stage.loop.advance(KV_RESTART_SECONDS)
         assert stage.credited_blocks("a", A) == 0
         assert "no KV events for" in stage.status("a").state.reason
         assert "connected" in stage.status("a").problem
@@ -233,7 +234,7 @@ async def test_batches_before_the_subscription_are_replayed_soon() -> None:
         engine = await stage.connect_engine("a")
         await wait_until(lambda: engine.replay_requests == [0] and not stage.status("a").replaying)
         engine.serve_prompt(*A, lose=True)
-        stage.loop.advance(LIMITS.kv_settle_seconds)
+        stage.loop.advance(KV_SETTLE_SECONDS)
         await stage.wait_exact("a")
         assert stage.credited_blocks("a", A) == 2
 
@@ -338,7 +339,7 @@ async def test_large_batch_leaves_turns_to_the_events_of_another_engine(monkeypa
             whole(model_key, changes, batches)
 
         await stage.wait_connected("a")
-        stage.loop.advance(LIMITS.kv_settle_seconds)
+        stage.loop.advance(KV_SETTLE_SECONDS)
         monkeypatch.setattr(stage.sink, "offer", offer)
         large.serve_prompt(*range(1, 12_001))
         await stage.wait_exact("a", "b")

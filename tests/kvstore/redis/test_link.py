@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
-from fairlead_kvstore.redis.link import RedisLink
+from fairlead_kvstore.redis.link import REDIS_STALE_SECONDS, RedisLink
 from fairlead_testing.http.slow_link import slow_link
 from fairlead_testing.redis.valkey import Valkey, connected_link
 from fairlead_testing.waiting import wait_until
@@ -103,7 +103,7 @@ async def test_stale_becomes_away_with_time() -> None:
     link._on_connected()
     link._on_lost("closed")
     assert link.state.kind == "stale"
-    clock.advance(FAST.redis_stale_seconds + 1)
+    clock.advance(REDIS_STALE_SECONDS + 1)
     assert link.state.kind == "away"
     await link.stop()
 

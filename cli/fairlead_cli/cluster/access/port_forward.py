@@ -24,6 +24,7 @@ import aiohttp
 from yarl import URL
 
 from fairlead.errors import BadInput, FairleadError
+from fairlead.kube.client import KUBE_TOKEN_SECONDS
 from fairlead.kube.resources import PODS
 from fairlead.kube.transport.credentials import ClusterCredentials
 from fairlead.kube.transport.kubeconfig import ClusterConfig
@@ -63,7 +64,7 @@ class PortForwarder:
 
     def __init__(self, access: ClusterConfig) -> None:
         self._access = access
-        self._credentials = ClusterCredentials(access, SystemClock(), CLI_LIMITS.kube_token_seconds)
+        self._credentials = ClusterCredentials(access, SystemClock(), KUBE_TOKEN_SECONDS)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="port-forward", daemon=True)
         self._session: aiohttp.ClientSession | None = None

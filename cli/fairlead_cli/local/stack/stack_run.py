@@ -313,7 +313,7 @@ class LazySleepCalls:
     def _client(self) -> EngineSleepClient:
         from fairlead.engines.sleep_mode import sleep_client
 
-        return sleep_client(Limits())
+        return sleep_client()
 
 
 def has_all_ready(fleet: Fleet, metrics: bytes) -> bool:

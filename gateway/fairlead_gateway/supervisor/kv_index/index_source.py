@@ -125,7 +125,7 @@ class LocalIndexSource:
         self._indexer = Indexer(
             BlockStore(secret=secret, limits=limits),
             self._sink,
-            HttpEngineQuery(self._credentials, limits),
+            HttpEngineQuery(self._credentials),
             ReaderRuntime(asyncio.get_running_loop(), clock, random.random, limits),
         )
 

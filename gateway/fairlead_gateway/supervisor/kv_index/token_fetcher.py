@@ -27,6 +27,7 @@ from fairlead_gateway.ipc.messages import PromptDispatched, PromptSample
 from fairlead_gateway.supervisor.kv_index.local_tokenizer import LocalTokenizer
 from fairlead_gateway.supervisor.kv_index.token_source import ENGINE_DESCRIPTION
 from fairlead_gateway.supervisor.kv_index.tokenize_api import TokenizeQuery, adapter_names, parse_tokens, tokenize_query
+from fairlead_kvstore.reader.engine_info_client import KV_ADAPTER_POLL_SECONDS
 
 _MAX_PENDING: Final = 4_096
 _LASTING_ERRORS: Final = frozenset(f"answered {status}" for status in (401, 403, 404, 405, 501))
@@ -200,5 +201,5 @@ class TokenFetcher:
             is_adapter = name in adapter_names(await self._post(instance, None))
             while len(self._adapters) >= _MAX_PENDING:
                 del self._adapters[next(iter(self._adapters))]
-            known = self._adapters[key] = now + self._limits.kv_adapter_poll_seconds, is_adapter
+            known = self._adapters[key] = now + KV_ADAPTER_POLL_SECONDS, is_adapter
         return known[1]

@@ -29,7 +29,7 @@ from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable, deco
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.codec import encode
-from fairlead_kvstore.redis.link import RedisLink
+from fairlead_kvstore.redis.link import REDIS_STALE_SECONDS, RedisLink
 
 _log = logging.getLogger("fairlead.gateway")
 _LEASE_SCRIPT: Final = """
@@ -241,7 +241,7 @@ class HotPrefixLeases:
         for model, lease in list(self._leases.items()):
             if lease.table is None or lease.confirmed_at is None:
                 continue
-            if lease.asking_since is not None and now - lease.asking_since > self._limits.redis_stale_seconds:
+            if lease.asking_since is not None and now - lease.asking_since > REDIS_STALE_SECONDS:
                 lease.table, lease.is_ours = None, False
                 self._hooks.on_table(model, 0, None)
             elif model not in active:

@@ -8,8 +8,7 @@ from fastapi import FastAPI, Query
 from pydantic import BeforeValidator, Field
 from starlette.exceptions import HTTPException
 
-from fairlead.limits import Limits
-from fairlead.usage.ledger_reader import LedgerContent, days_until
+from fairlead.usage.ledger_reader import USAGE_QUERY_DAYS, LedgerContent, days_until
 from fairlead.usage.record import DIMENSIONS, UsageTotals, day_of
 from fairlead.usage.replica_log import ReplicaSpan
 from fairlead.usage.report import group_usage, parse_dimensions
@@ -118,7 +117,7 @@ def add_usage_route(app: FastAPI, view: GatewayView) -> None:
         if replicas and (access.tenants is not None or Permission.FLEET not in access.may):
             raise HTTPException(403, "replicas: the token may not see the whole fleet")
         last_day = last or date.fromisoformat(day_of(view.clock.wall()))
-        earliest = days_until(last_day, Limits().usage_query_days)[0]
+        earliest = days_until(last_day, USAGE_QUERY_DAYS)[0]
         first_day = max(first or last_day, earliest)
         dimensions = parse_dimensions(by, field="by") if by else ()
         content = await view.tenant_reports.usage_content(first_day.isoformat(), last_day.isoformat())

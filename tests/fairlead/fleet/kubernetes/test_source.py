@@ -15,6 +15,7 @@ from fairlead.fleet.kubernetes.pod_instances import trim_pod
 from fairlead.fleet.kubernetes.source import KubeFleetSource
 from fairlead.fleet.model import Fleet, FleetSource, InstanceState
 from fairlead.kube.client import KubeApi
+from fairlead.kube.informer import KUBE_WATCH_SILENCE_SECONDS
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
     CONFIG_MAPS,
@@ -72,7 +73,7 @@ class SourceHarness:
 
     async def passing(self, condition: Callable[[], bool]) -> None:
         """Let every pause but the watch for silence be over, until ``condition`` holds."""
-        await self.time.advance_until(condition, LIMITS.kube_watch_silence_seconds / 2)
+        await self.time.advance_until(condition, KUBE_WATCH_SILENCE_SECONDS / 2)
 
 
 @asynccontextmanager
@@ -259,7 +260,7 @@ async def test_frozen_watch_is_a_warning_and_reopened() -> None:
         await lab.passing(lambda: lab.states() == ["Ready"] and lab.fake.watch_count == 3)
         lab.fake.frozen = True
         lab.pod("b")
-        lab.time.advance(LIMITS.kube_watch_silence_seconds)
+        lab.time.advance(KUBE_WATCH_SILENCE_SECONDS)
         await lab.passing(lambda: len(lab.states()) == 2)
         lab.fake.frozen = False
 

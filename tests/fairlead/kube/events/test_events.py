@@ -5,18 +5,24 @@ forgets.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.kube.client import KubeApi
-from fairlead.kube.events.aggregator import EventAggregator, truncate_utf8, write_count
+from fairlead.kube.events.aggregator import (
+    KUBE_EVENT_BURST,
+    KUBE_EVENT_REFILL_SECONDS,
+    KUBE_SERIES_END_SECONDS,
+    KUBE_SERIES_SECONDS,
+    EventAggregator,
+    truncate_utf8,
+    write_count,
+)
 from fairlead.kube.events.event import EventKey, EventType, ObjectReference
 from fairlead.kube.events.recorder import EventRecorder
 from fairlead.kube.resources import Manifest
-from fairlead.limits import Limits
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
@@ -24,7 +30,6 @@ from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 
-LIMITS = Limits()
 POD: Manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "x", "uid": "u"}}
 WALL = 1_800_000_000.0
 
@@ -33,8 +38,8 @@ def event_key(note: str = "it is", name: str = "p", namespace: str = "x") -> Eve
     return EventKey(ObjectReference("v1", "Pod", namespace, name, "u"), EventType.NORMAL, "Reason", "Act", note)
 
 
-def aggregator(**changed: float) -> EventAggregator:
-    return EventAggregator("fairlead.io/operator", "pod-1", replace(LIMITS, **changed))
+def aggregator(**changed: int) -> EventAggregator:
+    return EventAggregator("fairlead.io/operator", "pod-1", **changed)
 
 
 def test_event_has_all_required_fields() -> None:
@@ -78,8 +83,8 @@ def test_event_after_a_long_pause_is_new() -> None:
     table.add(event_key(), 0.0, WALL)
     (first,) = table.due_writes(0.0)
     table.on_written(first, 1, 0.0)
-    table.add(event_key(), LIMITS.kube_series_end_seconds + 1, WALL + 400)
-    (second,) = table.due_writes(LIMITS.kube_series_end_seconds + 1)
+    table.add(event_key(), KUBE_SERIES_END_SECONDS + 1, WALL + 400)
+    (second,) = table.due_writes(KUBE_SERIES_END_SECONDS + 1)
     assert second.manifest is not None
     assert second.name != first.name
 
@@ -89,14 +94,14 @@ def test_one_object_cannot_crowd_out_others() -> None:
     for number in range(100):
         table.add(event_key(f"note {number}"), 0.0, WALL)
     table.add(event_key(name="other"), 0.0, WALL)
-    assert len(table.due_writes(0.0)) == LIMITS.kube_event_burst + 1
-    assert table.dropped == 100 - LIMITS.kube_event_burst
-    table.add(event_key("later"), LIMITS.kube_event_refill_seconds, WALL)
-    assert len(table.due_writes(LIMITS.kube_event_refill_seconds)) == LIMITS.kube_event_burst + 2
+    assert len(table.due_writes(0.0)) == KUBE_EVENT_BURST + 1
+    assert table.dropped == 100 - KUBE_EVENT_BURST
+    table.add(event_key("later"), KUBE_EVENT_REFILL_SECONDS, WALL)
+    assert len(table.due_writes(KUBE_EVENT_REFILL_SECONDS)) == KUBE_EVENT_BURST + 2
 
 
 def test_pending_and_remembered_events_are_bounded() -> None:
-    table = aggregator(kube_events=10, kube_events_pending=5)
+    table = aggregator(max_events=10, max_pending=5)
     for number in range(8):
         table.add(event_key(name=f"p{number}"), 0.0, WALL)
     assert (table.waiting, table.dropped) == (5, 3)
@@ -110,7 +115,7 @@ def test_pending_and_remembered_events_are_bounded() -> None:
 
 
 def test_one_namespace_cannot_fill_the_queue_of_events_of_others() -> None:
-    table = aggregator(kube_events_pending=8)
+    table = aggregator(max_pending=8)
     for number in range(20):
         table.add(event_key(name=f"p{number}", namespace="flood"), 0.0, WALL)
     for number in range(20):
@@ -129,7 +134,7 @@ def test_result_of_a_write_is_remembered() -> None:
     (write,) = table.due_writes(0.0)
     table.on_postponed(write, 0.0)
     assert table.due_writes(0.0) == []
-    assert table.next_due_at() == LIMITS.kube_series_seconds
+    assert table.next_due_at() == KUBE_SERIES_SECONDS
     table.on_rejected(write)
     assert (table.waiting, table.dropped, table.next_due_at()) == (0, 1, None)
     for done in (table.on_rejected, table.on_deleted):
@@ -147,7 +152,7 @@ def test_text_is_cut_at_whole_characters(text: str, most: int) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("wlgn"), st.integers(0, 5)), max_size=60))
 def test_pending_count_is_exact(steps: list[tuple[str, int]]) -> None:
-    table, now = aggregator(kube_events=4, kube_events_pending=3), 0.0
+    table, now = aggregator(max_events=4, max_pending=3), 0.0
     for what, number in steps:
         now += 20.0
         if what == "n":

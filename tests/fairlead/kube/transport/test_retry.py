@@ -5,7 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.kube.errors import Conflict, EvictionBlocked, Forbidden, TooManyRequests, Unreachable
-from fairlead.kube.transport.retry import backoff_seconds, decide_retry
+from fairlead.kube.transport.retry import (
+    KUBE_RETRY_AFTER_SECONDS,
+    MAX_KUBE_PAUSE_SECONDS,
+    backoff_seconds,
+    decide_retry,
+)
 from fairlead.limits import Limits
 
 LIMITS = Limits()
@@ -39,7 +44,7 @@ def test_requested_pause_is_respected() -> None:
     then = decide_retry(later, 1, repeatable=True, chance=0.0, limits=LIMITS)
     assert then.pause_seconds is not None
     assert then.pause_seconds >= 7.0
-    much_later = TooManyRequests("later", retry_after_seconds=LIMITS.kube_retry_after_seconds + 1)
+    much_later = TooManyRequests("later", retry_after_seconds=KUBE_RETRY_AFTER_SECONDS + 1)
     assert decide_retry(much_later, 1, repeatable=True, chance=0.0, limits=LIMITS).pause_seconds is None
 
 
@@ -52,5 +57,5 @@ def test_attempts_are_bounded() -> None:
 @given(st.integers(1, 10_000), st.floats(0, 1))
 def test_pause_grows_and_is_bounded(attempt: int, chance: float) -> None:
     pause = backoff_seconds(attempt, chance, LIMITS)
-    assert LIMITS.kube_pause_seconds / 2 <= pause <= LIMITS.max_kube_pause_seconds
+    assert LIMITS.kube_pause_seconds / 2 <= pause <= MAX_KUBE_PAUSE_SECONDS
     assert pause <= backoff_seconds(attempt, 1.0, LIMITS) <= 2 * backoff_seconds(attempt + 1, 0.0, LIMITS)

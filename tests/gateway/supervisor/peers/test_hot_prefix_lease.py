@@ -16,7 +16,7 @@ from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.codec import encode
-from fairlead_kvstore.redis.link import RedisLink
+from fairlead_kvstore.redis.link import REDIS_STALE_SECONDS, RedisLink
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
 
@@ -138,7 +138,7 @@ async def test_a_stale_table_is_a_warning_and_is_dropped_after_a_minute(server: 
         clock.advance(10.0)
         await one.tables.run_once()
         assert "is 10s old" in one.tables.warnings()[0]
-        clock.advance(LIMITS.redis_stale_seconds)
+        clock.advance(REDIS_STALE_SECONDS)
         await one.tables.run_once()
         assert one.told[-1] == (0, None)
         assert one.tables.owned_tables == 0
@@ -159,7 +159,7 @@ async def test_a_dropped_table_is_taken_again(server: Valkey) -> None:
         await link.stop()
         clock.advance(1.0)
         await one.tables.run_once()
-        clock.advance(LIMITS.redis_stale_seconds + 1.0)
+        clock.advance(REDIS_STALE_SECONDS + 1.0)
         await one.tables.run_once()
         assert one.told[1:] == [(0, None)]
         link.start()
