@@ -7,8 +7,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Final
 
-from fairlead_bench.autoscaler.page_tables import fleet_table, goal_rows, judging_table, preset_table
-
 BENCHMARKS_PAGE: Final = "docs/benchmarks.md"
 _MARKER: Final = re.compile(r"(<!-- Table: ([a-z-]+)\. -->\n).*?(<!-- End of the table\. -->\n)", re.S)
 
@@ -68,19 +66,9 @@ def benchmarks_page(root: Path) -> str:
         "gateway": _gateway_table,
         "crowded": _crowded_table,
         "scenarios": _scenario_table,
-        "targets": _target_table,
         "controllers": _controller_table,
-        "usual-settings": lambda folder: _every_controller_table(folder, "fixed"),
-        "best-settings": lambda folder: _every_controller_table(folder, "best"),
-        "judging-seeds": lambda folder: judging_table(_load(folder / "autoscaler-judging.json")["table"]),
-        "outside-usual-settings": lambda folder: _other_plant_table(
-            folder / "autoscaler-outside-presets.json", "fixed"
-        ),
-        "outside-best-settings": lambda folder: _other_plant_table(folder / "autoscaler-outside-presets.json", "best"),
-        "fleet-simulator": lambda folder: fleet_table(_load(folder / "autoscaler-fleet.json")),
-        "fleet-best-settings": lambda folder: _other_plant_table(folder / "autoscaler-fleet.json", "best"),
-        "fleet-usual-settings": lambda folder: _other_plant_table(folder / "autoscaler-fleet.json", "fixed"),
-        "goals": _goal_table,
+        "fleet-simulator": _fleet_table,
+        "missed": _missed_table,
         "limits": _limit_table,
         "shadow": _shadow_table,
     }
@@ -173,21 +161,6 @@ def _scenario_table(results: Path) -> str:
     return _table("| scenario | requests within the SLO | cost ÷ offline optimum |", rows)
 
 
-def _target_table(results: Path) -> str:
-    """Returns the attained share and the cost by day and target; a missed goal is bold."""
-    rows: dict[str, list[str]] = {}
-    found = iter(_load(results / "autoscaler-targets.json")["rows"])
-    for share, cost in zip(found, found, strict=True):
-        day, target = share["metric"].partition(":")[0].split(", target ")
-        attained = f"{share['value'] + float(target.removesuffix(' %')):.2f}%"
-        cell = f"{attained if share['holds'] else f'**{attained}**'}, {cost['value']:.0f}"
-        rows.setdefault(day, []).append(f"{cell} |")
-    return _table(
-        "| scenario | target 95% | target 99% | target 99.9% |",
-        [f"| {day} | {' '.join(cells)}\n" for day, cells in rows.items()],
-    )
-
-
 def _controller_table(results: Path) -> str:
     table = _load(results / "autoscaler.json")["table"]
     fairlead = table["fairlead"]
@@ -205,17 +178,29 @@ def _controller_table(results: Path) -> str:
     )
 
 
-def _every_controller_table(results: Path, kind: str) -> str:
-    return preset_table(_load(results / "autoscaler.json")["table"], dict(_CONTROLLERS), kind)
+def _fleet_table(results: Path) -> str:
+    """Returns Fairlead's figures in the fleet simulator; a missed SLO is bold."""
+    report = _load(results / "autoscaler-fleet.json")
+    rows = []
+    for name, found in report["table"]["fairlead"].items():
+        share = f"{found['attainment']:.2%}"
+        rows.append(
+            f"| `{name}` | {share if found['attainment'] >= _GOOD else f'**{share}**'} "
+            f"| {found['cost'] / report['bounds'][name]['cost']:.2f} × | {found['cached_share']:.0%} |\n"
+        )
+    return _table("| scenario | within the SLO | cost ÷ bound of the optimum | prompt tokens cached |", rows)
 
 
-def _other_plant_table(report: Path, kind: str) -> str:
-    return preset_table(_load(report)["table"], dict(_CONTROLLERS), kind, digits=2)
-
-
-def _goal_table(results: Path) -> str:
-    lines = "".join(row.line() for row in goal_rows(results))
-    return f"| goal | measured | holds |\n|---|---|---|\n{lines}"
+def _missed_table(results: Path) -> str:
+    """Returns every row with a goal that does not hold."""
+    rows = []
+    for path in sorted(results.glob("*.json")):
+        for row in _load(path).get("rows", ()):
+            if row["goal"] is not None and not row["holds"]:
+                value, unit = (row["value"], row["unit"]) if row["ratio"] is None else (row["ratio"], "×")
+                measured = "–" if value is None else f"{value:.3g} {unit}"
+                rows.append(f"| `{path.stem}` | {row['metric']} | {measured} | {row['goal']} |\n")
+    return _table("| result | row | measured | goal |", rows)
 
 
 def _limit_table(results: Path) -> str:

@@ -9,25 +9,21 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fairlead_bench.autoscaler import plots
 from fairlead_bench.autoscaler.indicators import indicators
 from fairlead_bench.autoscaler.measurement import (
     FAIRLEAD,
     AutoscalerCell,
     knob_values,
     measure,
-    run_scenario,
     scenario_of,
     source_digest,
     unservable_of,
 )
 from fairlead_bench.autoscaler.result_rows import (
     ALL_SCENARIOS,
-    COMPARED_SCENARIOS,
     HARD,
     METRICS_OUTAGES,
     NAME,
-    STRETCH_SCENARIOS,
     UNSTABLE_PRESETS,
     TunedPreset,
     best_knob,
@@ -68,8 +64,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 2))
     parser.add_argument("--presets", default=",".join(PRESETS), help="presets to compare with; empty for none")
     parser.add_argument("--out", type=Path, help="default: a file in out/bench named after the run")
-    parser.add_argument("--plots", type=Path, default=Path("out/bench"))
-    selection = parser.add_argument_group("selection", "with one of these, a table without goals and pictures")
+    selection = parser.add_argument_group("selection", "with one of these, a table without goals")
     selection.add_argument(
         "--scenarios", type=scenario_names, metavar="NAME,…", help="names, or the groups reference, wider and all"
     )
@@ -106,7 +101,6 @@ def main(arguments: list[str]) -> int:
         *_plant_rows(),
     ]
     table = {FAIRLEAD: found} | {chosen.name: cells for chosen, cells in others.items()}
-    bench.draw(table, given.plots)
     load_average.append(os.getloadavg()[0])
     more: dict[str, Any] = {
         "traces": bench.traces != "",
@@ -197,28 +191,6 @@ class AutoscalerBenchmark:
             chosen.append(TunedPreset(name, best_knob(searched[name]), True))
             chosen.append(TunedPreset(name, PRESETS[name].parameters[0].default, False))
         return dict(zip(chosen, self.cells(chosen, ALL_SCENARIOS), strict=True)), searched
-
-    def draw(self, table: Mapping[str, Mapping[str, Measured]], folder: Path) -> None:
-        """Draws both pictures. The core runs again for them, since cells store no series."""
-        runs: list[plots.ReplicaTimeline] = []
-        for name in (*COMPARED_SCENARIOS, *STRETCH_SCENARIOS):
-            scenario = scenario_of(name, self._seed, self.traces)
-            outcome = run_scenario(AutoscalerCell(name, self._seed, FAIRLEAD), scenario)
-            pools = tuple([setup.facts.name for setup in scenario.pools])
-            oracle = self.oracles.get(name)
-            runs.append(
-                plots.ReplicaTimeline(name, scenario.seconds, pools, outcome.attainment, outcome.samples, oracle)
-            )
-        plots.draw_timelines(runs, folder / f"{NAME}-courses.png")
-        points = {
-            scenario: {
-                name: (cells[scenario]["attainment"], cells[scenario]["cost"] / self.costs[scenario])
-                for name, cells in table.items()
-            }
-            for scenario in ALL_SCENARIOS
-            if scenario in self.costs
-        }
-        plots.draw_controllers(points, FAIRLEAD, folder / f"{NAME}-field.png")
 
 
 def _plant_rows() -> Iterator[ResultRow]:

@@ -27,6 +27,7 @@ from fairlead_bench.autoscaler.indicators import indicators
 from fairlead_bench.autoscaler.measurement import FAIRLEAD, AutoscalerCell, knob_values, run_scenario, scenario_of
 from fairlead_bench.autoscaler.offline_optimum import FILE as KNOWN_OPTIMA
 from fairlead_bench.autoscaler.result_rows import (
+    COMPARED_PRESETS,
     HARD,
     METRICS_OUTAGES,
     SMOOTH,
@@ -36,7 +37,6 @@ from fairlead_bench.autoscaler.result_rows import (
     geometric_mean,
     meets_slo,
 )
-from fairlead_bench.autoscaler.unseen_seeds import COMPARED_PRESETS
 from fairlead_bench.measurement_cache import Measured, MeasurementCache, print_progress
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
 from fairlead_sim.autoscalers import PRESETS

@@ -4,6 +4,8 @@ plant. Pure."""
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, fsum, log
+from pathlib import Path
+from typing import Any
 
 from fairlead_bench.autoscaler.measurement import FAIRLEAD
 from fairlead_bench.measurement_cache import Measured
@@ -21,6 +23,16 @@ STRETCH_SCENARIOS = ("step-cold", "step-warm", "on-off", "zero-warm", "zero-cold
 ALL_SCENARIOS = (*COMPARED_SCENARIOS, *STRETCH_SCENARIOS)
 UNSTABLE_PRESETS = ("noisy-hour", "failures", "slow-engine", "drift", "step-warm")
 """Scenarios that also run on engines that preempt: their memory bounds what a replica serves."""
+COMPARED_PRESETS = (
+    "hpa-concurrency",
+    "kpa-concurrency",
+    "keda-request-rate",
+    "apa-concurrency",
+    "wva-saturation",
+    "dynamo",
+)
+"""One preset per project, as that project ships it: the signal that keeps the SLO most often."""
+TUNED = Path("bench/results/autoscaler.json")
 EXCEL, STRETCH = ", to excel", ", at a stretch"
 
 
@@ -37,6 +49,17 @@ class TunedPreset:
     def name(self) -> str:
         """As rows and plots call it."""
         return f"{self.preset} at {self.knob:g}{' (best)' if self.best else ' (fixed)'}"
+
+
+def tuned_presets(table: dict[str, Any], presets: Sequence[str]) -> list[TunedPreset]:
+    """Returns these presets with the knobs of the committed run, best and fixed."""
+    found = []
+    for name in table:
+        preset, _, rest = name.partition(" at ")
+        if preset in presets:
+            knob, kind = rest.split()
+            found.append(TunedPreset(preset, float(knob), kind == "(best)"))
+    return found
 
 
 def geometric_mean(values: Sequence[float]) -> float | None:

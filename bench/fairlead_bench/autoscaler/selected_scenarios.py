@@ -19,8 +19,7 @@ from fairlead_bench.autoscaler.measurement import (
     source_digest,
     unservable_of,
 )
-from fairlead_bench.autoscaler.result_rows import TARGET, TunedPreset, geometric_mean
-from fairlead_bench.autoscaler.unseen_seeds import TUNED, tuned_presets
+from fairlead_bench.autoscaler.result_rows import TARGET, TUNED, TunedPreset, geometric_mean, tuned_presets
 from fairlead_bench.judging_seeds import judging_seeds_of
 from fairlead_bench.measurement_cache import Measured, MeasurementCache, print_progress
 from fairlead_bench.results import ResultRow, value_row, write_results

@@ -6,29 +6,27 @@ were tuned and on seeds on which nothing was chosen.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairlead_bench.autoscaler.result_rows import TARGET
-from fairlead_bench.autoscaler.unseen_seeds import COMPARED_PRESETS
+from fairlead_bench.autoscaler.result_rows import COMPARED_PRESETS, TARGET
 
 RESULTS = Path("bench/results")
-SOURCES = (RESULTS / "autoscaler.json", RESULTS / "autoscaler-seeds.json")
+SOURCES = (RESULTS / "autoscaler.json", RESULTS / "autoscaler-judging.json")
 PICTURE = Path("docs/images/autoscaler-summary.svg")
 FAIRLEAD = "fairlead"
 _OURS, _OTHERS = "#0b7a75", "#9aa5b1"
 _LEAST_SHARE = 0.6
 """Shares below it are drawn at it."""
-Table = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 @dataclass(frozen=True, slots=True)
 class ScenarioRow:
     """A scenario. Shares are of requests within the SLO.
 
-    unseen: Fairlead's on seeds on which nothing was chosen; empty where none was measured.
+    unseen: Fairlead's on seeds on which nothing was chosen.
 
     others: share, and cost as a multiple of Fairlead's, of each preset at its best setting.
     """
@@ -39,9 +37,9 @@ class ScenarioRow:
     others: tuple[tuple[float, float], ...]
 
 
-def scenario_rows(tables: Sequence[Table]) -> list[ScenarioRow]:
-    """Returns the rows of the picture. The first table is that of the tuned seed."""
-    tuned, *unseen = tables
+def scenario_rows(root: Path = Path()) -> list[ScenarioRow]:
+    """Returns the rows of the picture, from the committed tables below the repository's root."""
+    tuned, unseen = (json.loads((root / path).read_text(encoding="utf-8"))["table"] for path in SOURCES)
     best = [
         next(name for name in tuned if name.startswith(f"{preset} at ") and name.endswith("(best)"))
         for preset in COMPARED_PRESETS
@@ -50,17 +48,11 @@ def scenario_rows(tables: Sequence[Table]) -> list[ScenarioRow]:
         ScenarioRow(
             scenario,
             ours["attainment"],
-            tuple(table[FAIRLEAD][scenario]["attainment"] for table in unseen if scenario in table[FAIRLEAD]),
+            tuple(run["attainment"] for run in unseen[FAIRLEAD][scenario].values()),
             tuple((tuned[one][scenario]["attainment"], tuned[one][scenario]["cost"] / ours["cost"]) for one in best),
         )
         for scenario, ours in tuned[FAIRLEAD].items()
     ]
-
-
-def read_tables(root: Path = Path()) -> list[Table]:
-    """Returns the committed tables below the repository's root, that of the tuned seed first."""
-    tuned, unseen = (json.loads((root / path).read_text(encoding="utf-8")) for path in SOURCES)
-    return [tuned["table"], *unseen["tables"].values()]
 
 
 def figures_digest(rows: Sequence[ScenarioRow]) -> str:
@@ -89,7 +81,7 @@ def draw(rows: Sequence[ScenarioRow], path: Path) -> None:
             meeting = [cost for share, cost in row.others if share >= TARGET]
             costs.plot(meeting, [place] * len(meeting), **grey)
         shares.plot([], [], "o", color=_OURS, label="Fairlead, the seed of the comparison")
-        shares.plot([], [], "o", mfc="none", color=_OURS, label="Fairlead, two unseen seeds")
+        shares.plot([], [], "o", mfc="none", color=_OURS, label="Fairlead, twenty unseen seeds")
         shares.plot([], [], "|", color=_OTHERS, mew=1.6, label="six others, each at its best setting")
         shares.legend(loc="lower center", bbox_to_anchor=(0.5, -0.27), frameon=False, fontsize=9)
         shares.axvline(TARGET, color="#17202a", lw=0.8, ls=":")
@@ -119,7 +111,7 @@ def _drawn(share: float) -> float:
 
 
 def main() -> None:
-    draw(scenario_rows(read_tables()), PICTURE)
+    draw(scenario_rows(), PICTURE)
 
 
 if __name__ == "__main__":

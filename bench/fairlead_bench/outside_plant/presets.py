@@ -25,14 +25,16 @@ from fairlead.runtime.compiled_build import sources_digest
 from fairlead_autoscaler.mix import simulation_solver
 from fairlead_bench.autoscaler.measurement import FAIRLEAD, knob_values, preset_at
 from fairlead_bench.autoscaler.result_rows import (
+    COMPARED_PRESETS,
+    TUNED,
     TunedPreset,
     best_knob,
     costs_where_both_meet,
     geometric_mean,
     meets_slo,
     tune,
+    tuned_presets,
 )
-from fairlead_bench.autoscaler.unseen_seeds import COMPARED_PRESETS, TUNED, tuned_presets
 from fairlead_bench.measurement_cache import Measured, MeasurementCache, print_progress
 from fairlead_bench.outside_plant.benchmark import known_names
 from fairlead_bench.outside_plant.core_seam import Controller, core_controller, core_info
