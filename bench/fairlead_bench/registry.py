@@ -86,13 +86,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         ),
         Benchmark(
             "scheduling",
-            "fairlead_bench.scheduling.benchmark",
+            "fairlead_bench.scheduling",
             "admission before simulated engines: two SLOs, long prompts among short ones, memory",
             10,
         ),
         Benchmark(
             "canary",
-            "fairlead_bench.canary.benchmark",
+            "fairlead_bench.canary",
             "the judge of canaries: false rollbacks, and the time until a regression is found",
             4,
         ),
@@ -111,7 +111,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         ),
         Benchmark(
             "adapters",
-            "fairlead_bench.adapters.benchmark",
+            "fairlead_bench.adapters",
             "placement of LoRA adapters by the gateway's rule and by published ones, on a virtual clock",
             2,
         ),
@@ -229,13 +229,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             30,
         ),
         Benchmark(
-            "operator-soak",
-            "fairlead_bench.operator.soak",
-            "operators that hand over, lose the API server and are killed around every write",
-            30,
-            in_all=False,
-        ),
-        Benchmark(
             "index",
             "fairlead_bench.index.benchmark",
             "the indexer, replicas of the index and Redis, compared with a Redis hash per block",
@@ -244,13 +237,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         ),
         Benchmark(
             "large-bodies",
-            "fairlead_bench.large_bodies.benchmark",
+            "fairlead_bench.large_bodies",
             "stalls of a worker's event loop by large bodies, compared with parsing in a thread",
             2,
         ),
         Benchmark(
             "hardening",
-            "fairlead_bench.hardening.benchmark",
+            "fairlead_bench.hardening",
             "attacks on control requests, connections, callers, namespaces, engines and the event loop",
             5,
         ),

@@ -14,9 +14,8 @@ from typing import Any
 
 from e2e.soak.gateway_processes import running_gateway, write_fleet
 from e2e.soak.report import FULL, SEED, is_flat, resident_bytes, scaled_count, write
-from fairlead_bench.gateway.mock_engine import MockEngine
-from fairlead_bench.gateway.native_programs import build
-from fairlead_bench.gateway.request_bodies import UNIQUE, make_bodies
+from fairlead_bench.gateway.load_cases import UNIQUE, make_bodies
+from fairlead_bench.gateway.native_programs import MockEngine, build
 from fairlead_testing.reports import ReportLine
 
 ENGINES = 2

@@ -9,7 +9,7 @@ import pytest
 
 from fairlead.kube.errors import Invalid
 from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, SERVICES, labels_of
-from fairlead_bench.operator.trials.cluster_setup import TrialCluster, open_cluster
+from fairlead_bench.operator.fault_trials import TrialCluster, open_cluster
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.operators import run_deployments
 

@@ -8,7 +8,7 @@ import pytest
 
 from fairlead.kube.errors import Invalid
 from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, PODS, RESOURCE_QUOTAS, SERVICES, Manifest
-from fairlead_bench.operator.trials.cluster_setup import TrialCluster, open_cluster
+from fairlead_bench.operator.fault_trials import TrialCluster, open_cluster
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.operators import apply_crds_and_namespaces, run_deployments
 

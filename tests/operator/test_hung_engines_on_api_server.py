@@ -15,7 +15,7 @@ from fairlead.kube.resources import EVENTS, MODEL_DEPLOYMENTS, PODS, Manifest, u
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Pacing, SystemClock
-from fairlead_bench.operator.trials.cluster_setup import TrialCluster, open_cluster
+from fairlead_bench.operator.fault_trials import TrialCluster, open_cluster
 from fairlead_operator.hung_engines.engine_restarter import EngineRestarter, RestartOptions
 from fairlead_operator.hung_engines.gateway_reports import GatewayReader
 from fairlead_operator.kube.object_cache import ObjectCache

@@ -23,8 +23,14 @@ from typing import Any
 
 import fairlead_autoscaler
 from fairlead.runtime.compiled_build import sources_digest
-from fairlead_bench.autoscaler.indicators import indicators
-from fairlead_bench.autoscaler.measurement import FAIRLEAD, AutoscalerCell, knob_values, run_scenario, scenario_of
+from fairlead_bench.autoscaler.measurement import (
+    FAIRLEAD,
+    AutoscalerCell,
+    indicators,
+    knob_values,
+    run_scenario,
+    scenario_of,
+)
 from fairlead_bench.autoscaler.offline_optimum import FILE as KNOWN_OPTIMA
 from fairlead_bench.autoscaler.result_rows import (
     COMPARED_PRESETS,

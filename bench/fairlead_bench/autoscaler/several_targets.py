@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from fairlead_bench.autoscaler.indicators import indicators
-from fairlead_bench.autoscaler.measurement import FAIRLEAD, AutoscalerCell, run_scenario, scenario_of
+from fairlead_bench.autoscaler.measurement import FAIRLEAD, AutoscalerCell, indicators, run_scenario, scenario_of
 from fairlead_bench.results import ResultRow, load_goals, value_row, write_results
 
 NAME = "autoscaler-targets"

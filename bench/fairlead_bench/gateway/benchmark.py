@@ -21,18 +21,23 @@ from fairlead_bench.gateway.load_cases import (
     LoadCase,
     MeasurementPlan,
 )
+from fairlead_bench.gateway.load_cases import write_bodies as write_bodies
 from fairlead_bench.gateway.measurement import CaseRun, LoadGenerator, measure
-from fairlead_bench.gateway.mock_engine import MockEngine
-from fairlead_bench.gateway.native_programs import BuildError, NativePrograms, build, memory_load
-from fairlead_bench.gateway.peer_installation import InstalledPeer, PeerUnavailable, install_peer
-from fairlead_bench.gateway.plot import draw
-from fairlead_bench.gateway.report import RunConditions, print_report, write
-from fairlead_bench.gateway.request_bodies import write_bodies as write_bodies
-from fairlead_bench.gateway.result_rows import decision_rows, rows
+from fairlead_bench.gateway.native_programs import BuildError, MockEngine, NativePrograms, build, memory_load
+from fairlead_bench.gateway.result_rows import RunConditions, decision_rows, print_report, rows, write
 from fairlead_bench.gateway.routing_decision import decisions_seconds
 from fairlead_bench.gateway.tail_latency import DecisionTails, measure_tail
 from fairlead_bench.gateway.target_process import TargetDied, TargetProcess, start
-from fairlead_bench.gateway.targets import DIRECT, TARGETS, Target, gateway_help, gateway_options
+from fairlead_bench.gateway.targets import (
+    DIRECT,
+    TARGETS,
+    InstalledPeer,
+    PeerUnavailable,
+    Target,
+    gateway_help,
+    gateway_options,
+    install_peer,
+)
 from fairlead_bench.results import write_results as write_alone
 
 _ENGINES = 4
@@ -142,7 +147,7 @@ def schedule(plan: MeasurementPlan, targets: Sequence[str]) -> Iterator[tuple[Lo
 
 
 def main(arguments: list[str]) -> int:
-    """Measures, writes, prints and draws. A goal that does not hold stays in the table.
+    """Measures, writes and prints. A goal that does not hold stays in the table.
 
     The exit code does not depend on the goals.
     """
@@ -185,9 +190,8 @@ def main(arguments: list[str]) -> int:
     }
     peers = {name: peer.version for name, peer in session.peers.items()}
     write(given.out, found, session.runs, RunConditions(given.seed, settings, peers, session.absent))
-    draw(session.runs, given.out.with_suffix(".png"), title=_title(settings))
     print_report(found, session.runs, session.absent, console)
-    print(f"written: {given.out}, {given.out.with_suffix('.png')}")
+    print(f"written: {given.out}")
     return 0
 
 
@@ -277,11 +281,6 @@ def _require_known(names: Sequence[str], known: Mapping[str, object], what: str)
         if name not in known:
             sys.exit(f"no {what} is called {name!r}; known: {'; '.join(known)}")
     return stripped
-
-
-def _title(settings: Mapping[str, object]) -> str:
-    label = {"smoke": "smoke run, settles nothing", "quick": "quick run"}.get(str(settings["plan"]), "full run")
-    return f"Fairlead compared with its peers ({label}): {settings['rounds']} × {settings['seconds']:g} s"
 
 
 def _keep_logs(folder: Path, wanted: Path) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fairlead_bench.gateway.load_cases import LoadCase
-from fairlead_bench.gateway.mock_engine import MockEngine
-from fairlead_bench.gateway.process_usage import ProcessUsage
-from fairlead_bench.gateway.target_process import TargetProcess
+from fairlead_bench.gateway.native_programs import MockEngine
+from fairlead_bench.gateway.target_process import ProcessUsage, TargetProcess
 from fairlead_bench.gateway.targets import DIRECT, KEY
 
 _CLIENTS_LEFT_SECONDS = 0.5

@@ -27,8 +27,7 @@ from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
 from fairlead.runtime import process_tuning
 from fairlead.runtime.compiled_build import worker_environment
-from fairlead_bench.gateway.load_cases import WITH_KV_EVENTS
-from fairlead_bench.gateway.request_bodies import SIZES, UNIQUE, make_bodies
+from fairlead_bench.gateway.load_cases import SIZES, UNIQUE, WITH_KV_EVENTS, make_bodies
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts

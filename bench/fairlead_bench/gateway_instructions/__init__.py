@@ -1,13 +1,10 @@
 """Instruction counts of the compiled gateway.
 
-benchmark: the command line and the order of the run
+benchmark: the command line, the order of the run, and counts as rows with goals
+tenant_requests: plain requests by their caller
 source_tree: a state of the sources, exported and compiled
-callgrind: a program under valgrind, and counts of what it does between two moments
-cost_parts: events by metric, and instructions by part of the request path, from a dump
-gateway_process: a gateway whose worker runs under callgrind
-counted_gateway: the cost of each unit, window by window
-scripted_engine, client: both ends of a request, moved step by step
-scenarios: what is counted, as scripts
+instruction_counts: a program under valgrind, and what its dumps count by part of the request path
+counted_gateway: a gateway whose worker runs under callgrind, and the cost of each unit
+scenarios: what is counted, as scripts that move both ends of a request step by step
 routing_program: the routing decision without HTTP
-result_rows: counts as rows with goals
 """

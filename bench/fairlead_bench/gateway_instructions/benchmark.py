@@ -11,13 +11,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fairlead_bench.gateway_instructions import callgrind
-from fairlead_bench.gateway_instructions.cost_parts import METRICS, PartTable, compiled_module_names
-from fairlead_bench.gateway_instructions.counted_gateway import WITH_KEYS, WITHOUT_KEYS, CountedGateway
-from fairlead_bench.gateway_instructions.gateway_process import GatewayFailed
-from fairlead_bench.gateway_instructions.result_rows import DECISION, print_parts, rows, standard_errors
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fairlead_bench.gateway_instructions import instruction_counts
+from fairlead_bench.gateway_instructions.counted_gateway import WITH_KEYS, WITHOUT_KEYS, CountedGateway, GatewayFailed
+from fairlead_bench.gateway_instructions.instruction_counts import (
+    EVENT_LOOP,
+    METRICS,
+    OTHER,
+    PARTS,
+    PartTable,
+    compiled_module_names,
+)
+from fairlead_bench.gateway_instructions.scenarios import PLAIN, WAITING
 from fairlead_bench.gateway_instructions.source_tree import SourceTree, export_commit, export_working_tree
-from fairlead_bench.results import write_results
+from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
 
 BASE = "7ff6b5ed"
 """The commit before the data plane was cut for crowded machines."""
@@ -50,15 +60,67 @@ class Counts:
         return found
 
 
+DECISION = "routing decision"
+Windows = Mapping[str, Sequence[float]]
+"""Unit → cost of one such unit, in each window."""
+
+
+def rows(new: Mapping[str, Windows], base: Mapping[str, Windows], revision: str) -> list[ResultRow]:
+    """Returns a row per metric and unit: means of the windows, and the new one ÷ the base.
+
+    new, base: windows by metric.
+    """
+    wanted = load_goals("gateway-instructions")
+    found = []
+    for metric in METRICS:
+        for unit, counts in new.get(metric, {}).items():
+            before = base.get(metric, {}).get(unit)
+            name = f"{metric} per {unit}"
+            versus = None if before is None else statistics.fmean(before)
+            value = statistics.fmean(counts)
+            found.append(ratio_row(name, "", value, revision, versus, wanted.get(name)))
+    instructions = new["instructions"]
+    if PLAIN in instructions and WAITING in instructions:
+        ratio = statistics.fmean(instructions[WAITING]) / statistics.fmean(instructions[PLAIN])
+        name = f"instructions of a {WAITING} ÷ {PLAIN}"
+        found.append(value_row(name, "", ratio, wanted.get(name)))
+    return found
+
+
+def print_parts(new: Mapping[str, Mapping[str, float]], base: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints the instructions of each part by unit, those of the base in brackets."""
+    units = list(new)
+    table = Table(title="instructions by part (base)", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("part")
+    for unit in units:
+        table.add_column(unit, justify="right")
+    for part in (*PARTS, OTHER, EVENT_LOOP):
+        cells = [f"{new[unit].get(part, 0):,.0f} ({base.get(unit, {}).get(part, 0):,.0f})" for unit in units]
+        table.add_row(part, *cells)
+    Console().print(table)
+
+
+def standard_errors(new: Windows, base: Windows) -> dict[str, float]:
+    """Returns unit → standard error of new ÷ base, from the quotients window by window.
+
+    Why: equal windows do equal work, so quotients vary less than counts.
+    """
+    found = {}
+    for unit, counts in new.items():
+        quotients = [one / other for one, other in zip(counts, base.get(unit, ()), strict=False)]
+        found[unit] = statistics.stdev(quotients) / len(quotients) ** 0.5 if len(quotients) > 1 else 0.0
+    return found
+
+
 def main(arguments: Sequence[str]) -> int:
     """Counts, writes, prints; 0 when every goal holds, 2 when counting was impossible."""
     options = _options(arguments)
     try:
-        valgrind = callgrind.ensure_installed()
+        valgrind = instruction_counts.ensure_installed()
         base = export_commit(ROOT, options.base, "base")
         new = export_commit(ROOT, options.new, "head") if options.new else export_working_tree(ROOT, "head")
         base_counts, new_counts = _count(base, options), _count(new, options)
-    except (callgrind.ValgrindMissing, GatewayFailed) as error:
+    except (instruction_counts.ValgrindMissing, GatewayFailed) as error:
         print(error, file=sys.stderr)
         return 2
     except subprocess.CalledProcessError as error:
@@ -99,7 +161,7 @@ def _count_decisions(tree: SourceTree, copy: Path, folder: Path, counts: Counts,
     folder.mkdir(parents=True)
     environ = tree.environment(os.environ)
     environ["PYTHONPATH"] = f"{copy}{os.pathsep}{environ['PYTHONPATH']}"
-    command = [*callgrind.command(folder), sys.executable, str(_PROGRAM)]
+    command = [*instruction_counts.command(folder), sys.executable, str(_PROGRAM)]
     with subprocess.Popen(
         command, env=environ, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     ) as program:
@@ -115,7 +177,7 @@ def _count_decisions(tree: SourceTree, copy: Path, folder: Path, counts: Counts,
 
         if program.stdout.readline().strip() != "ready":
             raise GatewayFailed(f"the routing program of {tree.revision} does not start")
-        counter = callgrind.Counter(program.pid, folder, keep_dumps=options.keep is not None)
+        counter = instruction_counts.InstructionCounter(program.pid, folder, keep_dumps=options.keep is not None)
         say(str(_DECISIONS_BEFORE), "drawn")
         say("", "done")
         counter.start()

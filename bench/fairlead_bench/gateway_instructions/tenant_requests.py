@@ -19,11 +19,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from fairlead_bench.gateway_instructions import callgrind
-from fairlead_bench.gateway_instructions.cost_parts import METRICS, PartTable, compiled_module_names
-from fairlead_bench.gateway_instructions.counted_gateway import KEY_DIGEST, Callers, CountedGateway
-from fairlead_bench.gateway_instructions.gateway_process import GatewayFailed
-from fairlead_bench.gateway_instructions.result_rows import print_parts
+from fairlead_bench.gateway_instructions import instruction_counts
+from fairlead_bench.gateway_instructions.benchmark import print_parts
+from fairlead_bench.gateway_instructions.counted_gateway import KEY_DIGEST, Callers, CountedGateway, GatewayFailed
+from fairlead_bench.gateway_instructions.instruction_counts import (
+    METRICS,
+    PartTable,
+    compiled_module_names,
+)
 from fairlead_bench.gateway_instructions.scenarios import PLAIN, plain_scenario
 from fairlead_bench.gateway_instructions.source_tree import SourceTree, export_commit, export_working_tree
 from fairlead_bench.quota.request_cost import cost_rows, request_cost
@@ -78,10 +81,10 @@ def main(arguments: Sequence[str]) -> int:
     """Counts, writes, prints; 0 when every goal holds, 2 when counting was impossible."""
     options = _options(arguments)
     try:
-        valgrind = callgrind.ensure_installed()
+        valgrind = instruction_counts.ensure_installed()
         tree = export_commit(ROOT, options.new, NAME) if options.new else export_working_tree(ROOT, NAME)
         windows = _count(tree, options)
-    except (callgrind.ValgrindMissing, GatewayFailed) as error:
+    except (instruction_counts.ValgrindMissing, GatewayFailed) as error:
         print(error, file=sys.stderr)
         return 2
     except subprocess.CalledProcessError as error:

@@ -1,20 +1,212 @@
 """The index benchmark's command line: each kind of traffic several times in turn, then ten million
-blocks, then the baseline."""
+blocks, then the baseline.
+
+Result rows of the index: goals, then the costs of the other processes, then the baseline.
+
+The mirror's answers alone: 128 blocks and 64 instances, in a mirror with a million other blocks.
+Processor time, one core.
+"""
 
 import argparse
 import json
 import os
+import random
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 from fairlead.runtime.compiled_build import is_compiled
 from fairlead_bench.index.index_processes import EventTraffic, run, run_baseline
-from fairlead_bench.index.mirror_lookup import measure_matches
-from fairlead_bench.index.result_rows import TEN_MILLION, IndexFigures, rows
-from fairlead_bench.results import write_results
+from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
 from fairlead_kvstore.blockstore import block_table as blocks
+from fairlead_kvstore.blockstore.changes import BlocksStored
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.index.replica import IndexReplica
+
+KINDS: Mapping[str, str] = {
+    "prompts": "prompts that fill a cache",
+    "eviction": "a full cache, half of them removals",
+    "decoding": "32 answers being decoded",
+    "alone": "every block a batch of its own",
+}
+BASELINE = "a hash for each block"
+TEN_MILLION = 10_000_000
+
+
+@dataclass(slots=True)
+class IndexFigures:
+    """Measured figures. ``runs`` are those of ``IndexRun.plain``, by kind; what was not measured is
+    missing."""
+
+    runs: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
+    many: Mapping[str, Any] | None = None
+    naive: Mapping[str, Any] | None = None
+    matches: Mapping[str, float] = field(default_factory=dict)
+
+
+def rows(found: IndexFigures) -> list[ResultRow]:
+    """Returns all rows. A goal without its figure does not hold."""
+    return [*_goal_rows(found), *_cost_rows(found), *_baseline_rows(found)]
+
+
+def _goal_rows(found: IndexFigures) -> Iterator[ResultRow]:
+    wanted = load_goals("index")
+
+    def row(metric: str, unit: str, value: float | None) -> ResultRow:
+        return value_row(metric, unit, value, wanted[metric])
+
+    for kind in ("prompts", "eviction", "decoding"):
+        yield row(f"blocks per CPU-second of the indexer: {KINDS[kind]}", "/s", _rate(found.runs.get(kind, ())))
+    for how in ("all of it everywhere", "a random depth on each"):
+        yield row(f"128 blocks × 64 instances: {how}", "µs", found.matches.get(how))
+    full = found.runs.get("prompts", ())
+    for name in ("indexer", "mirror"):
+        yield row(
+            f"memory of the {name} per million blocks",
+            "MB",
+            _median_of(full, lambda one, name=name: _memory_per_block(one, name)),
+        )
+    yield row("cold mirror of a million blocks", "s", _median_of(full, _cold_million))
+    many = found.many or {}
+    yield row("blocks of ten million that a cold mirror serves", "", (many.get("cold") or {}).get("held"))
+
+
+def _cost_rows(found: IndexFigures) -> Iterator[ResultRow]:
+    yield value_row(
+        f"blocks per CPU-second of the indexer: {KINDS['alone']}", "/s", _rate(found.runs.get("alone", ())), None
+    )
+    for kind, words in KINDS.items():
+        some = found.runs.get(kind, ())
+        for name, who in (("mirror", "a mirror's"), ("redis", "Redis'")):
+            value = _median_of(some, lambda one, name=name: one[name]["cpu"] / one["blocks"] * 1e6)
+            yield value_row(f"{who} CPU per million blocks: {words}", "s", value, None)
+    for how, value in found.matches.items():
+        if how not in ("all of it everywhere", "a random depth on each"):
+            yield value_row(f"128 blocks × 64 instances: {how}", "µs", value, None)
+    many = found.many or {}
+    cold = many.get("cold") or {}
+    yield value_row("ten million blocks: instances of 16 that the cold mirror has", "", cold.get("marks"), None)
+    yield value_row("ten million blocks: cold mirror", "s", cold.get("seconds"), None)
+    yield value_row("ten million blocks: memory of a cold mirror", "MB", _megabytes(cold.get("memory")), None)
+    yield value_row(
+        "ten million blocks: the indexer grew by", "MB", _megabytes((many.get("indexer") or {}).get("grew")), None
+    )
+    yield value_row("ten million blocks: memory of Redis", "MB", _megabytes(many.get("redis_bytes")), None)
+
+
+def _baseline_rows(found: IndexFigures) -> Iterator[ResultRow]:
+    """Yields rows of the same traffic (a cache that fills) in both layouts."""
+    some, naive = found.runs.get("prompts", ()), found.naive or {}
+    blocks = naive.get("changed")
+
+    def other(name: str, scale: float = 1e6) -> float | None:
+        return None if not blocks or naive.get(name) is None else naive[name] / blocks * scale
+
+    pairs = [
+        (
+            "Redis' CPU per million blocks",
+            "s",
+            _median_of(some, lambda one: one["redis"]["cpu"] / one["blocks"] * 1e6),
+            other("redis_cpu"),
+        ),
+        (
+            "memory of Redis per million blocks",
+            "MB",
+            _median_of(some, lambda one: one["redis_bytes"] / one["blocks"]),
+            other("redis_bytes", 1.0),
+        ),
+        (
+            "CPU of who writes, decoding and truth too, per million blocks",
+            "s",
+            _median_of(some, lambda one: one["indexer"]["cpu"] / one["blocks"] * 1e6),
+            other("cpu"),
+        ),
+        ("cold mirror of a million blocks", "s", _median_of(some, _cold_million), other("load_seconds")),
+    ]
+    for metric, unit, ours, theirs in pairs:
+        yield ratio_row(f"{metric} | compared with {BASELINE}", unit, ours, BASELINE, theirs, None)
+
+
+def _rate(some: Sequence[Mapping[str, Any]]) -> float | None:
+    return _median_of(some, lambda one: one["blocks"] / one["indexer"]["cpu"])
+
+
+def _memory_per_block(one: Mapping[str, Any], name: str) -> float:
+    """Bytes a block are megabytes a million."""
+    return float(one[name]["grew"] / one["held"])
+
+
+def _cold_million(one: Mapping[str, Any]) -> float | None:
+    cold = one.get("cold")
+    return None if cold is None else cold["seconds"] / cold["held"] * 1e6
+
+
+def _median_of(some: Sequence[Mapping[str, Any]], figure: Any) -> float | None:
+    values = [value for one in some if (value := figure(one)) is not None]
+    return median(values) if values else None
+
+
+def _megabytes(size: float | None) -> float | None:
+    return None if size is None else size / 1e6
+
+
+BLOCKS: Final = 128
+INSTANCES: Final = 64
+_OTHERS: Final = 1_000_000
+_CALLS: Final = 2_000
+_ROUNDS: Final = 15
+
+
+def measure_matches(seed: int) -> dict[str, float]:
+    """Microseconds of one answer by how the prompt is held: the best of 15 rounds of 2,000."""
+    draw = random.Random(seed)
+    mirror = IndexReplica()
+    names = [f"e-{number}/8000/0" for number in range(INSTANCES)]
+    for name in names:
+        mirror.apply(
+            [BlocksStored(name, StorageTier.GPU, 0, [draw.getrandbits(64) for _ in range(_OTHERS // INSTANCES)])]
+        )
+    chains = [[draw.getrandbits(64) for _ in range(BLOCKS)] for _ in range(4)]
+    everywhere, depths, nobody, slower = chains
+    for name in names:
+        mirror.apply([BlocksStored(name, StorageTier.GPU, 0, everywhere)])
+        mirror.apply([BlocksStored(name, StorageTier.GPU, 0, depths[: draw.randrange(1, BLOCKS + 1)])])
+    found = {
+        "all of it everywhere": _fastest_round(mirror, everywhere),
+        "a random depth on each": _fastest_round(mirror, depths),
+        "a random depth on each, for the first time": _fastest_round(mirror, depths, first=True),
+        "nobody": _fastest_round(mirror, nobody),
+    }
+    for name in names:
+        half = draw.randrange(1, BLOCKS)
+        mirror.apply(
+            [
+                BlocksStored(name, StorageTier.GPU, 0, slower[:half]),
+                BlocksStored(name, StorageTier.CPU, 0, slower[half:]),
+            ]
+        )
+    found["in the GPU, then in CPU memory"] = _fastest_round(mirror, slower)
+    found["in the GPU, then in CPU memory, for the first time"] = _fastest_round(mirror, slower, first=True)
+    return found
+
+
+def _fastest_round(mirror: IndexReplica, chain: list[int], *, first: bool = False) -> float:
+    """Returns the fastest round. ``first`` measures as if the chain had changed since the last
+    lookup."""
+    match, best, kept = mirror.match, float("inf"), mirror._chain_results
+    for _ in range(_ROUNDS):
+        begun = time.process_time()
+        for _ in range(_CALLS):
+            if first:
+                kept.clear()
+            match(chain)
+        best = min(best, (time.process_time() - begun) / _CALLS)
+    return best * 1e6
+
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 _BLOCKS: Final = {"prompts": 1_000_000, "eviction": 600_000, "decoding": 200_000, "alone": 100_000}

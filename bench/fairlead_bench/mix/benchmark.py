@@ -11,6 +11,18 @@ there are cores). The figures do not depend on their number.
 
 ``--table`` solves an imported table instead and prints the result. The R requests a second are
 spread as the file says (Mélange's do), or else evenly.
+
+A model on two kinds of accelerator, scaled for two hours: with the mix, without it, and on one
+kind alone.
+
+The plant is the simulator's, with the profiles and prices of the roofline table for L4 and H100,
+which differ most. The traffic is short chat and a fifth of documents. The gateway routes by shape,
+as the real one does, or by load alone.
+
+Fleets of several kinds of accelerator behind the gateway's router, engine by engine.
+
+The router does not know the lengths of answers. Engines are token-level ones with their caches; the
+requests share nothing.
 """
 
 import argparse
@@ -27,21 +39,123 @@ from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 
+from fairlead.engine_profile import EngineProfile
 from fairlead.errors import FairleadError
+from fairlead.fleet.model import Instance, Model, SloTargets
 from fairlead.request_shapes import RequestShapeGrid
-from fairlead_autoscaler.mix import AcceleratorMix, MixSettings, PoolCandidate, candidates_of, solve_mix
+from fairlead_autoscaler.core import ScalingCore
+from fairlead_autoscaler.mix import (
+    AcceleratorMix,
+    MixSettings,
+    PoolCandidate,
+    candidates_of,
+    simulation_solver,
+    solve_mix,
+)
 from fairlead_autoscaler.mix.greedy import solve_greedily
 from fairlead_autoscaler.mix.milp import solve_milp
 from fairlead_autoscaler.mix.profile_tables import flatten, load_profile_table
-from fairlead_bench.mix.closed_loop import FLEETS, run_fleet
 from fairlead_bench.mix.prefill_decode_rows import ROLE_ROWS
-from fairlead_bench.mix.roofline import ITL_SECONDS, objectives, price_lists, throughput_at_knee
-from fairlead_bench.mix.routed_fleet import slo_attainment
-from fairlead_bench.mix.throughput_tables import tabled_throughput
-from fairlead_bench.mix.workloads import WORKLOADS, dense, histogram, homogeneous, skewed, traffic
+from fairlead_bench.mix.throughput_tables import (
+    ITL_SECONDS,
+    WORKLOADS,
+    dense,
+    histogram,
+    homogeneous,
+    objectives,
+    price_lists,
+    skewed,
+    tabled_throughput,
+    throughput_at_knee,
+    traffic,
+)
 from fairlead_bench.results import MapFunction, ResultRow, load_goals, ratio_row, value_row, write_results
+from fairlead_gateway.routing import ModelRouter
+from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, run_controller
+from fairlead_sim.autoscaling.pool import PoolSetup
+from fairlead_sim.autoscaling.reference_pools import reference_pool
+from fairlead_sim.autoscaling.scenarios import mixed_shapes
 from fairlead_sim.experiments.capacity_search import search_capacity
-from fairlead_sim.workload.traces import at_rate
+from fairlead_sim.fleet.fleet_options import FleetOptions
+from fairlead_sim.fleet.request import RequestResult
+from fairlead_sim.fleet.results import without_warmup
+from fairlead_sim.fleet.simulation import FleetSimulation
+from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway
+from fairlead_sim.workload.trace_prompts import TracePromptCache
+from fairlead_sim.workload.traces import TraceRequest, at_rate
+
+PRICES = "hyperscalers"
+SMALL, LARGE = "L4", "H100-80GB"
+FLEETS = ("mix, by shape", "mean request, by shape", "mix, by load", "mean request, by load", SMALL, LARGE)
+
+
+def run_fleet(way: str, seed: int) -> ControllerOutcome:
+    """Runs the two hours in one of ``WAYS``, or on the only accelerator.
+
+    A way divides the demand among pools and sets the gateway's choice between them.
+    """
+    pools = (_pool(way, 3, 1),) if way in (SMALL, LARGE) else (_pool(SMALL, 8, 0), _pool(LARGE, 1, 0))
+    scenario = replace(mixed_shapes(seed, pools), by_shape=way.endswith("by shape"))
+    return run_controller(
+        scenario, ScalingCore(scenario.model), solver=simulation_solver() if way.startswith("mix") else None
+    )
+
+
+def _pool(name: str, initial: int, minimum: int) -> PoolSetup:
+    one = next(one for one in price_lists()[PRICES] if one.profile.name == name)
+    return reference_pool(one.profile, initial, cost=one.cost_per_hour, minimum=minimum, name=name)
+
+
+BLOCK_TOKENS = 128
+_SECRET = b"mix"
+
+
+class UnknownLengthRouter(SingleGateway):
+    """As of clients that do not say how long an answer may be."""
+
+    def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
+        """Routes without the length of the answer."""
+        return super().route(replace(request, output_tokens=0), now)
+
+
+def slo_attainment(
+    fleet: Mapping[str, tuple[EngineProfile, int]],
+    requests: Sequence[TraceRequest],
+    objectives: SloTargets,
+    *,
+    apart: bool,
+    seed: int,
+) -> float:
+    """Returns the share within the SLO of ``fleet`` (profile and replicas by accelerator).
+
+    apart: each accelerator is a pool of its own, as in a manifest. Otherwise all are one pool, and
+    the router does not go by shape.
+    """
+    ones = [
+        Instance(f"{name}-{number}/0/0", NAMESPACE, MODEL, name if apart else "all", "", profile=profile)
+        for name, (profile, count) in sorted(fleet.items())
+        for number in range(count)
+    ]
+    model = Model(NAMESPACE, MODEL, objectives)
+    router = ModelRouter(secret=_SECRET, seed=seed)
+    router.update(model, ones)
+    prompts = TracePromptCache(BLOCK_TOKENS, secret=_SECRET, seed=model.key.encode())
+    profiles = {one.id: one.profile for one in ones if one.profile is not None}
+    first = next(iter(profiles.values()))
+    front = UnknownLengthRouter(router, prompts.prefix_chain, {}, model, first)
+    options = FleetOptions(list(profiles), first, BLOCK_TOKENS, profiles)
+    course = FleetSimulation(front, options, prompts=prompts)
+    served = without_warmup(course.run(requests))
+    return sum([_meets_slo(one, objectives) for one in served]) / len(served)
+
+
+def _meets_slo(one: RequestResult, objectives: SloTargets) -> bool:
+    limit, itl = objectives.ttft_limit_seconds(one.prompt_tokens), objectives.itl_seconds
+    if one.error is not None or one.ttft_seconds is None:
+        return False
+    late = limit is not None and one.ttft_seconds > limit
+    return not late and (itl is None or (one.tpot_seconds or 0.0) <= itl)
+
 
 RESULTS = Path(__file__).parents[2] / "results" / "mix.json"
 ROW_GROUPS = MIX, ROLES = "mix", "roles"

@@ -2,29 +2,269 @@
 take prompts (``convertible``).
 
 Every number comes of a call by itself, so that they can be worked out side by side (``each``).
+
+Prefill on decode engines with slack: eight engines, under short and long prompts.
+
+One fleet gets one traffic in four ways:
+
+- Every prompt goes to a prefill engine, as in the fixed division of the traffic shift.
+- Prompts under the gateway's token limit stay on the engine that answers.
+- The gateway decides by slack.
+- There is no division: eight engines do both.
+
+Attainment is at one rate. Capacity is the highest rate at which 99 % meet both SLOs.
+
+Sixteen engines with separate prefill and decode: a shift from long prompts to long answers.
+
+The simulator's engines are those of `large_profile` in both roles, under the production core.
+The core may have 16 replicas in all: an engine that one role releases starts for the other and is
+ready ten seconds later. Decode engines compute the prompts that the gateway leaves to them. The
+baselines are fixed divisions, and engines that only do what their role says.
 """
 
 import math
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import repeat
+from itertools import product, repeat
 
-from fairlead_bench.mix.decode_slack import convertible_rows
-from fairlead_bench.mix.traffic_shift import (
-    ENGINES,
-    LONG,
-    OPTIMUM_SHARE,
-    SHORT_PROMPTS,
-    STARTUP_SECONDS,
-    balanced_controller,
-    fixed_controller,
-    run_shift,
-    saturated_throughput,
-    settling_seconds,
-    throughput,
-)
+from fairlead.fleet.model import Role
+from fairlead_autoscaler.core import ScalingCore
 from fairlead_bench.results import MapFunction, ResultRow, ratio_row, value_row
+from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, ScheduleController, run_controller
+from fairlead_sim.autoscaling.plant import AutoscalingScenario
+from fairlead_sim.autoscaling.reference_pools import (
+    PATIENCE_SECONDS,
+    WARM_START,
+    large_profile,
+    reference_model,
+    reference_pool,
+)
+from fairlead_sim.autoscaling.request_table import ArrivalTrace
 from fairlead_sim.autoscaling.routing.prefill_placement import PrefillPolicy
+
+SLACK_ENGINES = 8
+TTFT_SECONDS, ITL_SECONDS = 2.0, 0.1
+SECONDS = 180.0
+RATE = 16.0
+"""Requests per second at which attainment is compared."""
+MIXED_DIVISIONS = (3, 4, 5, 6)
+LONG_SHARE = 0.25
+KEPT_SHARE = 0.99
+_RATES = (4.0, 32.0)
+_STEP = 1.0
+NAMES: Mapping[PrefillPolicy, str] = {
+    PrefillPolicy.APART: "always handed over",
+    PrefillPolicy.BY_LENGTH: "handed over by length",
+    PrefillPolicy.SLACK: "decided from slack",
+}
+
+
+def mixed_requests(rate: float, seed: int) -> ArrivalTrace:
+    """Returns Poisson arrivals.
+
+    A quarter has 4,000 to 12,000 tokens and answers of 150 on average. The others have 100 to 1,500
+    and 300.
+    """
+    draw = random.Random(f"convertible {seed}")
+    arrivals: list[float] = []
+    prompts: list[int] = []
+    outputs: list[int] = []
+    at = 0.0
+    while (at := at + draw.expovariate(rate)) < SECONDS:
+        long = draw.random() < LONG_SHARE
+        arrivals.append(at)
+        prompts.append(draw.randint(4_000, 12_000) if long else draw.randint(100, 1_500))
+        outputs.append(max(1, min(2_000, round(draw.expovariate(1.0 / (150.0 if long else 300.0))))))
+    return ArrivalTrace(arrivals, prompts, outputs)
+
+
+def serve(rate: float, prefill: int | None, computing: PrefillPolicy, seed: int) -> ControllerOutcome:
+    """Serves with so many engines for prefill; None if each does both."""
+    split = (
+        ((Role.SERVE, SLACK_ENGINES),)
+        if prefill is None
+        else ((Role.PREFILL, prefill), (Role.DECODE, SLACK_ENGINES - prefill))
+    )
+    pools = [
+        reference_pool(large_profile(), count, role=role, name=role.value.lower(), startup=WARM_START)
+        for role, count in split
+    ]
+    facts = reference_model(pools, TTFT_SECONDS, ITL_SECONDS)
+    made = AutoscalingScenario(
+        "convertible", seed, SECONDS, facts, tuple(pools), mixed_requests(rate, seed), prefill_policy=computing
+    )
+    return run_controller(made, ScheduleController([]))
+
+
+def capacity(prefill: int | None, computing: PrefillPolicy, seed: int) -> float:
+    """Returns the highest rate at which enough are within both SLOs.
+
+    It is exact to one request a second; 0 if there is none.
+    """
+    low, high = 0, round((_RATES[1] - _RATES[0]) / _STEP)
+    while low < high:
+        middle = (low + high + 1) // 2
+        kept = serve(_RATES[0] + _STEP * middle, prefill, computing, seed).attainment >= KEPT_SHARE
+        low, high = (middle, high) if kept else (low, middle - 1)
+    return _RATES[0] + _STEP * low
+
+
+def slo_attainment(prefill: int | None, computing: PrefillPolicy, seed: int) -> float:
+    """Returns the share within the SLOs at one rate."""
+    return serve(RATE, prefill, computing, seed).attainment
+
+
+def convertible_rows(seed: int, bars: Mapping[str, str], each: MapFunction) -> list[ResultRow]:
+    """Yields attainment of each division at one rate.
+
+    Capacities of each way at its best and its worst division follow; none has a goal.
+    """
+    rows: list[ResultRow] = []
+    what = f"{ENGINES} engines, short and long prompts"
+    calls = [*product(MIXED_DIVISIONS, PrefillPolicy), (None, PrefillPolicy.APART)]
+    prefills, ways = zip(*calls, strict=True)
+    shares, most = (each(call, prefills, ways, repeat(seed)) for call in (slo_attainment, capacity))
+    share, carried = (dict(zip(calls, found, strict=True)) for found in (shares, most))
+    for prefill in MIXED_DIVISIONS:
+        for how in (PrefillPolicy.APART, PrefillPolicy.BY_LENGTH):
+            metric = f"P/D, {what}: within the objectives at {RATE:.0f}/s, {prefill} prefill: slack ÷ {NAMES[how]}"
+            slack, other = share[prefill, PrefillPolicy.SLACK], share[prefill, how]
+            rows.append(ratio_row(metric, "share", slack, NAMES[how], other, bars.get(metric)))
+    metric = f"P/D, {what}: within the objectives at {RATE:.0f}/s, each engine does both"
+    rows.append(value_row(metric, "share", share[None, PrefillPolicy.APART], None))
+    rows += _capacities(what, {how: [carried[prefill, how] for prefill in MIXED_DIVISIONS] for how in PrefillPolicy})
+    metric = f"P/D, {what}: capacity at the best division: slack ÷ each engine does both"
+    best = max(carried[prefill, PrefillPolicy.SLACK] for prefill in MIXED_DIVISIONS)
+    rows.append(
+        ratio_row(metric, "requests/s", best, "each engine does both", carried[None, PrefillPolicy.APART], None)
+    )
+    return rows
+
+
+def _capacities(what: str, carried: Mapping[PrefillPolicy, Sequence[float]]) -> list[ResultRow]:
+    rows: list[ResultRow] = []
+    ours = carried[PrefillPolicy.SLACK]
+    for how in (PrefillPolicy.APART, PrefillPolicy.BY_LENGTH):
+        for name, pick in (("best", max), ("worst", min)):
+            metric = f"P/D, {what}: capacity at the {name} of {len(DIVISIONS)} divisions: slack ÷ {NAMES[how]}"
+            rows.append(ratio_row(metric, "requests/s", pick(ours), NAMES[how], pick(carried[how]), None))
+    return rows
+
+
+LONG, SHORT_PROMPTS = (8_000, 100), (1_000, 800)
+ENGINES = 16
+STARTUP_SECONDS = WARM_START.min_seconds
+OPTIMUM_SHARE = {LONG: 14, SHORT_PROMPTS: 6}
+"""Engines that prefill in the division that carries most of each kind, where each does what its
+role says."""
+SATURATED = {LONG: 17.2, SHORT_PROMPTS: 57.0}
+"""Requests per second that it carries, about."""
+
+TrafficPart = tuple[tuple[int, int], float, float]
+"""A shape (prompt and answer tokens), its requests per second, and for how many seconds."""
+
+
+def shift_scenario(
+    parts: Sequence[TrafficPart],
+    prefill: int,
+    seed: int,
+    *,
+    patience: float = PATIENCE_SECONDS,
+    computing: PrefillPolicy = PrefillPolicy.SLACK,
+) -> AutoscalingScenario:
+    """Returns Poisson arrivals, one kind after the other, with time to finish the rest."""
+    draw = random.Random(seed)
+    arrivals: list[float] = []
+    prompts: list[int] = []
+    outputs: list[int] = []
+    begin = 0.0
+    for (prompt, output), rate, seconds in parts:
+        at = begin
+        while (at := at + draw.expovariate(rate)) < begin + seconds:
+            arrivals.append(at)
+            prompts.append(prompt)
+            outputs.append(output)
+        begin += seconds
+    pools = [
+        reference_pool(large_profile(), count, role=role, name=role.value.lower(), startup=WARM_START)
+        for role, count in ((Role.PREFILL, prefill), (Role.DECODE, ENGINES - prefill))
+    ]
+    facts = replace(reference_model(pools, TTFT_SECONDS, ITL_SECONDS, patience=patience), replicas_most=ENGINES)
+    return AutoscalingScenario(
+        "flip", seed, begin, facts, tuple(pools), ArrivalTrace(arrivals, prompts, outputs), prefill_policy=computing
+    )
+
+
+def balanced_controller(made: AutoscalingScenario) -> ControllerOutcome:
+    """Returns the production core."""
+    return run_controller(made, ScalingCore(made.model))
+
+
+def fixed_controller(made: AutoscalingScenario) -> ControllerOutcome:
+    """Returns a controller that keeps the first division."""
+    return run_controller(made, ScheduleController([]))
+
+
+def run_shift(
+    load: float,
+    requests: int,
+    prefill: int,
+    seed: int,
+    *,
+    patience: float = PATIENCE_SECONDS,
+    computing: PrefillPolicy = PrefillPolicy.SLACK,
+) -> tuple[AutoscalingScenario, float]:
+    """Returns equally many requests of both kinds, and the time at which the second kind begins.
+
+    They arrive at ``load`` times the rate that the best division of each carries.
+    """
+    long, chatty = ((shape, load * SATURATED[shape], requests / (load * SATURATED[shape])) for shape in OPTIMUM_SHARE)
+    return shift_scenario([long, chatty], prefill, seed, patience=patience, computing=computing), long[2]
+
+
+def throughput(outcome: ControllerOutcome, begin: float = 0.0) -> float:
+    """Returns the requests per second of those that arrived from ``begin`` on."""
+    ends = [
+        end - begin
+        for arrival, end in zip(outcome.request_table.arrival, outcome.request_table.end, strict=True)
+        if arrival >= begin
+    ]
+    return len(ends) / max(ends)
+
+
+def settling_seconds(outcome: ControllerOutcome, begin: float, best: int, within: int = 1) -> float | None:
+    """Returns the seconds from ``begin`` until the ready engines are near a division.
+
+    The division has ``best`` of 16 for prefill. The engines must stay that near for two
+    minutes; None if they never do. Where fewer than 16 are desired, the ratios are compared.
+    """
+    looks = [
+        (look.now, abs(ENGINES * look.ready[0] / sum(look.ready) - best) <= within)
+        for look in outcome.samples
+        if look.now >= begin
+    ]
+    for at, _ in looks:
+        if all(near for now, near in looks if at <= now <= at + 120.0):
+            return at - begin
+    return None
+
+
+def saturated_throughput(
+    prefill: int,
+    shape: tuple[int, int],
+    seed: int,
+    *,
+    begin: float = 100.0,
+    end: float = 400.0,
+    computing: PrefillPolicy = PrefillPolicy.APART,
+) -> float:
+    """Requests per second that a division finishes between ``begin`` and ``end`` seconds, when more
+    arrive all the time than it can."""
+    made = shift_scenario([(shape, 1.3 * SATURATED[shape], end)], prefill, seed, patience=1e9, computing=computing)
+    ends = run_controller(made, ScheduleController([])).request_table.end
+    return sum([begin < at <= end for at in ends]) / (end - begin)
+
 
 SEEDS = 5
 QUIET_SECONDS = 8_000

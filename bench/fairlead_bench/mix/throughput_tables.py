@@ -16,28 +16,131 @@ queue to show.
 
 ``tabled`` reads the table by a digest of the inputs of each line, so that no line of another
 profile is taken.
+
+Step profiles from public peak figures alone, and the throughput of accelerators by shape.
+
+The throughput is that of the knee by which the autoscaler sizes. ``throughput_tables.py`` has that
+of simulated engines with the same profiles.
+
+The model has P weights and K bytes of keys and values per token. The accelerator has M bytes of
+memory. It does F operations and moves B bytes a second, each times the share that engines reach:
+
+    p = 2·P / F                   two operations per weight and token
+    w = 2·P / B                   BF16 weights, read once a step
+    c = K / B                     a resident token's keys and values, read once a step
+    q = 4·layers·hidden / F       scores and values of one pair of tokens, two operations each
+    KV tokens = (M·share - 2·P - reserved) / K
+
+Chunks of prefill are 2,048 tokens below 40 GB and 8,192 from there on, as vLLM's defaults go by
+memory.
+
+Histograms of requests for the mix: six kinds of traffic on the 10 × 10 grid, and tables in which
+every type is best somewhere.
+
+Lengths are log-normal, drawn with the seed. Medians and spreads follow the studies' figures where
+there are any; the rest are round numbers. Azure's conversation hour has prompts of 1,020 tokens in
+the middle and 4,083 at 95 %; its code hour has 2,048 and 28 on average.
 """
 
 import argparse
 import json
+import math
+import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import astuple, fields
+from dataclasses import astuple, dataclass, fields
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from random import Random
+from typing import Any
+
+import yaml
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Role, SloTargets
 from fairlead.request_shapes import RequestShapeGrid
 from fairlead_autoscaler.mix import PoolCandidate, throughput
-from fairlead_bench.mix.roofline import ITL_SECONDS, PricedProfile, objectives, profiles
 from fairlead_sim.autoscaling.aggregated_engine import AggregatedEngine
 from fairlead_sim.autoscaling.closed_loop import is_within_slo
 from fairlead_sim.autoscaling.plant_engine import StepTotals
 from fairlead_sim.autoscaling.request_table import ArrivalTrace, RequestTable
+from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
+
+ITL_SECONDS = (0.12, 0.04)
+ACCELERATORS_FILE = Path(__file__).with_name("accelerators.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class PricedProfile:
+    """An accelerator of a price list: its profile and USD per hour."""
+
+    profile: EngineProfile
+    cost_per_hour: float
+
+
+def price_lists() -> Mapping[str, list[PricedProfile]]:
+    """Returns the price lists of the committed figures, by name."""
+    read, known = _read(), profiles()
+    return {
+        name: [PricedProfile(known[accelerator], price) for accelerator, price in prices.items()]
+        for name, prices in read["prices"].items()
+    }
+
+
+def profiles() -> dict[str, EngineProfile]:
+    """Returns the step profiles of all accelerators, by name."""
+    read = _read()
+    return {one["name"]: profile(one, read["model"], read["reached"]) for one in read["accelerators"]}
+
+
+def _read() -> Any:
+    return yaml.safe_load(ACCELERATORS_FILE.read_text(encoding="utf-8"))
+
+
+def profile(one: Mapping[str, Any], model: Mapping[str, Any], reached: Mapping[str, Any]) -> EngineProfile:
+    """Returns the step profile of one accelerator."""
+    weights = model["weights_billion"] * 1e9
+    operations = one["tflops"] * 1e12 * reached["compute"]
+    bandwidth = one["gbps"] * 1e9 * reached["bandwidth"]
+    free = one["gb"] * 1e9 * reached["memory"] - 2.0 * weights - reached["reserved_gb"] * 1e9
+    return EngineProfile(
+        one["name"],
+        prefill_token_seconds=2.0 * weights / operations,
+        attention_seconds=4.0 * model["layers"] * model["hidden"] / operations,
+        weights_seconds=2.0 * weights / bandwidth,
+        step_seconds=reached["step_seconds"],
+        sequence_seconds=reached["sequence_seconds"],
+        resident_token_seconds=model["kv_bytes_per_token"] / bandwidth,
+        kv_tokens=int(free / model["kv_bytes_per_token"]),
+        max_sequences=256,
+        step_tokens=2_048 if one["gb"] < 40 else 8_192,
+    )
+
+
+def objectives(itl_seconds: float) -> SloTargets:
+    """Returns the SLO: first tokens within 3 s, and 0.5 s more per 1,000 prompt tokens."""
+    return SloTargets(target=0.99, ttft_seconds=3.0, ttft_per_kilo_token_seconds=0.5, itl_seconds=itl_seconds)
+
+
+def throughput_at_knee(
+    priced: Sequence[PricedProfile], grid: RequestShapeGrid, objectives: SloTargets
+) -> list[PoolCandidate]:
+    """Returns every accelerator with its throughput of every shape at the core's knee.
+
+    A shape is the middle of its bucket.
+    """
+    shapes = [grid.bucket_center(index) for index in range(grid.size)]
+    return [
+        PoolCandidate(
+            one.profile.name,
+            one.cost_per_hour,
+            tuple(throughput(one.profile, prompt, output, objectives) for prompt, output in shapes),
+        )
+        for one in priced
+    ]
+
 
 FILE = Path(__file__).with_name("tables") / "measured.json"
 REQUESTS, FILLING = 10_000, 2_000
@@ -179,6 +282,106 @@ def main(arguments: Sequence[str] | None = None) -> int:
     body = ",\n".join(lines)
     FILE.write_text(f'{{"seed": {asked.seed}, "rows": [\n{body}\n]}}\n', encoding="utf-8")
     return 0
+
+
+DRAWN = 20_000
+LONGEST_PROMPT, LONGEST_OUTPUT = 16_000.0, 2_000.0
+_LENGTHS = {
+    "short chat": ((120.0, 1.2), (160.0, 0.9)),
+    "documents": ((4_000.0, 0.8), (250.0, 0.6)),
+    "conversation": ((1_020.0, 0.84), (150.0, 0.83)),
+    "code": ((1_500.0, 0.79), (20.0, 0.82)),
+}
+"""Median and spread (of the logarithm) of prompts and of answers."""
+WORKLOADS = {
+    **{name: {name: 1.0} for name in _LENGTHS},
+    "80 % short chat, 20 % documents": {"short chat": 0.8, "documents": 0.2},
+    "a quarter of each": dict.fromkeys(_LENGTHS, 0.25),
+}
+"""Shares of requests by kind."""
+
+
+def histogram(workload: str, grid: RequestShapeGrid, seed: int) -> tuple[float, ...]:
+    """Returns the share of requests in each bucket."""
+    draw = random.Random(f"{workload} {seed}")
+    counts = [0] * grid.size
+    for kind, share in WORKLOADS[workload].items():
+        for _ in range(round(DRAWN * share)):
+            counts[grid.bucket_index(*lengths(kind, draw))] += 1
+    total = sum(counts)
+    return tuple(count / total for count in counts)
+
+
+def lengths(kind: str, draw: random.Random) -> tuple[float, float]:
+    """Tokens of a prompt and of its answer."""
+    (prompt, prompt_spread), (output, output_spread) = _LENGTHS[kind]
+    long = min(LONGEST_PROMPT, draw.lognormvariate(math.log(prompt), prompt_spread))
+    return long, min(LONGEST_OUTPUT, draw.lognormvariate(math.log(output), output_spread))
+
+
+def traffic(workload: str, rate: float, count: int, seed: int) -> list[TraceRequest]:
+    """Requests of these lengths that share nothing, at random moments, ``rate`` a second."""
+    draw, at, block, found = random.Random(f"traffic {workload} {seed}"), 0.0, 0, []
+    kinds = WORKLOADS[workload]
+    for number in range(count):
+        at += draw.expovariate(rate)
+        (kind,) = draw.choices(list(kinds), list(kinds.values()))
+        prompt, output = (max(1, round(tokens)) for tokens in lengths(kind, draw))
+        blocks = -(-prompt // TRACE_BLOCK_TOKENS)
+        found.append(TraceRequest(f"r{number}", at, prompt, output, tuple(range(block, block + blocks))))
+        block += blocks
+    return found
+
+
+def skewed(grid: RequestShapeGrid, seed: int, types: int = 6) -> list[PoolCandidate]:
+    """Returns types of rising price, each the cheapest in a band of shapes.
+
+    It is cheaper by a factor of two or more. The bands of small types are those of short requests.
+    """
+    draw = random.Random(f"skewed {seed}")
+    rows, columns = len(grid.prompt) - 1, len(grid.output) - 1
+    costs = [0.5 * 1.6**place * draw.uniform(0.9, 1.1) for place in range(types)]
+    cheapest = [divmod(index, columns) for index in range(grid.size)]
+    owner = [(row + column) * types // (rows + columns - 1) for row, column in cheapest]
+    throughput: list[list[float]] = [[] for _ in range(types)]
+    for index in range(grid.size):
+        prompt, output = grid.bucket_center(index)
+        each = (
+            (prompt + 20.0 * output) * draw.uniform(0.8, 1.2) * 4e-5
+        )  # USD × seconds an hour that a request costs at best
+        for place in range(types):
+            worse = 1.0 if place == owner[index] else draw.uniform(2.0, 5.0)
+            throughput[place].append(costs[place] / (each * worse))
+    return [PoolCandidate(f"type-{place + 1}", costs[place], tuple(throughput[place])) for place in range(types)]
+
+
+def dense(grid: RequestShapeGrid, draw: random.Random, types: int = 6) -> tuple[list[float], list[PoolCandidate]]:
+    """Rates of all shapes and types that are best here and there by chance: hard to solve, like
+    nothing in particular."""
+    rates = [draw.expovariate(1.0) * 0.3 for _ in range(grid.size)]
+    candidates = []
+    for place in range(types):
+        cost = 0.5 * 1.6**place
+        each = [
+            (prompt + 20.0 * output) * 1e-4 * draw.uniform(0.5, 2.0)
+            for prompt, output in map(grid.bucket_center, range(grid.size))
+        ]
+        candidates.append(PoolCandidate(f"type-{place + 1}", cost, tuple(cost / one for one in each)))
+    return rates, candidates
+
+
+def homogeneous(rates: Sequence[float], candidates: Sequence[PoolCandidate]) -> float:
+    """Returns USD per hour of the cheapest fleet of one type that serves all shapes.
+
+    It is infinite if there is none.
+    """
+    costs = [math.inf]
+    for one in candidates:
+        pairs = [(rate, each) for rate, each in zip(rates, one.throughput, strict=True) if rate > 0.0]
+        if all(each > 0.0 for _, each in pairs):
+            load = sum([rate / each for rate, each in pairs])
+            costs.append(math.ceil(load - 1e-9) * one.cost_per_hour)
+    return min(costs)
 
 
 if __name__ == "__main__":

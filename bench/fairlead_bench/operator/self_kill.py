@@ -12,7 +12,7 @@ from typing import Any
 
 from fairlead.kube import client
 from fairlead.kube.transport.http_transport import HttpRequest
-from fairlead_bench.operator.subject_process import CHILDREN
+from fairlead_bench.operator.benchmark import CHILDREN
 from fairlead_operator.__main__ import main
 
 _KINDS = (*CHILDREN, "modeldeployments")

@@ -10,22 +10,12 @@ One prompt is computed at a time, first come, first served; answers go on in the
 import math
 from bisect import bisect_left
 from collections import deque
-from enum import Enum
 from heapq import heappop, heappush
 from typing import Final
 
-from fairlead_bench.outside_plant.profiles import EngineProfile
-from fairlead_bench.outside_plant.requests import RequestList
+from fairlead_bench.outside_plant.scenario import EngineProfile, RequestList, Role
 
 NO_REQUEST: Final = -1
-
-
-class Role(Enum):
-    """The part of a request that a pool computes. Values are those of the seam."""
-
-    BOTH = "both"
-    PREFILL = "prefill"
-    DECODE = "decode"
 
 
 class EngineCounters:

@@ -13,18 +13,24 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from fairlead_bench.outside_plant.engine import Role
-from fairlead_bench.outside_plant.profiles import LARGE, SMALL
-from fairlead_bench.outside_plant.requests import (
+from fairlead_bench.outside_plant.scenario import (
+    LARGE,
+    SMALL,
+    Crash,
     Curve,
     Lengths,
+    MetricFault,
+    MetricWindow,
+    PoolSetup,
     RequestList,
+    Role,
+    Scenario,
+    Slowdown,
     draw_requests,
     minute_noise,
     piecewise,
     poisson_arrivals,
 )
-from fairlead_bench.outside_plant.scenario import Crash, MetricFault, MetricWindow, PoolSetup, Scenario, Slowdown
 
 MINUTE, HOUR = 60.0, 3600.0
 CHAT_TTFT, CHAT_GAP = 3.0, 0.15

@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead_bench.outside_plant.plant import Plant, PlantOptions, ScheduledSize
-from fairlead_bench.outside_plant.requests import RequestList
-from fairlead_bench.outside_plant.scenario import Scenario
+from fairlead_bench.outside_plant.scenario import RequestList, Scenario
 
 TARGET_SHARE = 0.99
 OPTIMUM_FILE = Path(__file__).with_name("offline_optima.json")

@@ -1,4 +1,11 @@
-"""The plant: traffic through a gateway to engines, under a controller or a schedule."""
+"""The plant: traffic through a gateway to engines, under a controller or a schedule.
+
+The replicas of one pool: starts that are paid from the order, drains and crashes.
+
+Rules by which the gateway chooses an engine for a request.
+
+The seam between plant and core: observations for a core, and what chooses the sizes of pools.
+"""
 
 import math
 import random
@@ -6,21 +13,334 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from typing import Any
+from typing import Any, Protocol
 
-from fairlead_bench.outside_plant.core_seam import Controller, GatewayCounters, pool_observation
-from fairlead_bench.outside_plant.engine import Engine, Role
-from fairlead_bench.outside_plant.gateway_rules import GATEWAY_RULES, least_reserved
-from fairlead_bench.outside_plant.replica_pool import Replica, ReplicaPool
+from fairlead_bench.outside_plant.engine import Engine, EngineCounters
 from fairlead_bench.outside_plant.scenario import (
     GAP_EDGES,
     INTERVAL_SECONDS,
+    MAX_REPLICAS,
+    STARTUP_P50,
+    STARTUP_P90,
     TTFT_EDGES,
     Crash,
+    MetricFault,
     PoolSetup,
+    Role,
     Scenario,
     Slowdown,
+    startup_times,
 )
+from fairlead_sim.seams import autoscaler
+
+_MAX_ORDERS = 20_000
+
+
+class Replica:
+    """One replica with its engine.
+
+    ordered_at: seconds; before 0 where the offline optimum orders ahead
+    startup: None for a replica of the first moment
+    """
+
+    __slots__ = ("engine", "number", "ordered_at", "startup", "state")
+
+    def __init__(self, number: int, engine: Engine, ordered_at: float, startup: float | None) -> None:
+        self.number, self.engine = number, engine
+        self.ordered_at, self.startup = ordered_at, startup
+        self.state = "pending"
+
+
+class ReplicaPool:
+    """Replicas by state. Times are seconds.
+
+    routable: engines of the ready replicas
+    replica_seconds: of the replicas that are gone
+    """
+
+    def __init__(self, setup: PoolSetup, seed: int, make_engine: Callable[[], Engine], end: float) -> None:
+        self.setup = setup
+        self.desired = setup.initial
+        self.replicas: list[Replica] = []
+        self.routable: list[Engine] = []
+        self.replica_seconds = 0.0
+        self.orders = 0
+        self._make_engine, self._end = make_engine, end
+        self._startups: Sequence[float] = startup_times(seed, setup.name, _MAX_ORDERS)
+        self._numbers = 0
+        for _ in range(setup.initial):
+            self.become_ready(self._add(0.0, None))
+
+    def count(self, state: str) -> int:
+        """Returns the replicas in a state."""
+        return sum(replica.state == state for replica in self.replicas)
+
+    def order(self, now: float) -> Replica:
+        """Begins a start; it is ready after its start-up time."""
+        startup = self._next_startup()
+        return self._add(now, startup)
+
+    def order_ahead(self, now: float) -> Replica:
+        """Adds a replica that was ordered early enough to be ready now."""
+        startup = self._next_startup()
+        return self._add(now - startup, startup)
+
+    def become_ready(self, replica: Replica) -> None:
+        """Makes a replica routable."""
+        replica.state = "ready"
+        self.routable.append(replica.engine)
+
+    def shrink(self, surplus: int, now: float) -> None:
+        """Takes replicas away: first the youngest that start, then the least busy ready ones."""
+        pending = [replica for replica in self.replicas if replica.state == "pending"]
+        for replica in pending[::-1][:surplus]:
+            self.remove(replica, now)
+        surplus -= min(surplus, len(pending))
+        ready = sorted(
+            (replica for replica in self.replicas if replica.state == "ready"),
+            key=lambda replica: (replica.engine.inflight, -replica.number),
+        )
+        for replica in ready[:surplus]:
+            self.routable.remove(replica.engine)
+            replica.state = "draining"
+            if replica.engine.is_idle:
+                self.remove(replica, now)
+
+    def remove(self, replica: Replica, now: float) -> None:
+        """Ends a replica and counts what it has cost."""
+        if replica.state == "ready":
+            self.routable.remove(replica.engine)
+        replica.state = "gone"
+        self.replicas.remove(replica)
+        self.replica_seconds += max(min(now, self._end) - replica.ordered_at, 0.0)
+
+    def paid_seconds(self) -> float:
+        """Returns the replica-seconds until the end of the run."""
+        return self.replica_seconds + sum(max(self._end - replica.ordered_at, 0.0) for replica in self.replicas)
+
+    def _next_startup(self) -> float:
+        self.orders += 1
+        return self._startups[(self.orders - 1) % _MAX_ORDERS]
+
+    def _add(self, ordered_at: float, startup: float | None) -> Replica:
+        self._numbers += 1
+        replica = Replica(self._numbers, self._make_engine(), ordered_at, startup)
+        self.replicas.append(replica)
+        return replica
+
+
+GatewayRule = Callable[[Sequence[Engine], float, random.Random], Engine]
+"""Chooses one of at least one engine, at a time in seconds."""
+
+TOKENS_PER_REQUEST = 220
+"""Prompt tokens that weigh as much as one request in flight."""
+
+
+def least_work(engines: Sequence[Engine], now: float, random_source: random.Random) -> Engine:
+    """Returns the engine with the fewest prompt tokens to compute, plus 220 for each request."""
+    scores = [
+        engine.backlog_tokens + TOKENS_PER_REQUEST * engine.inflight - engine.prompt_rate * (now - engine.phase_start)
+        for engine in engines
+    ]
+    return engines[scores.index(min(scores))]
+
+
+def least_resident(engines: Sequence[Engine], now: float, random_source: random.Random) -> Engine:
+    """Returns the engine with the fewest tokens in its memory and in its queue."""
+    scores = [engine.resident_tokens + engine.backlog_tokens for engine in engines]
+    return engines[scores.index(min(scores))]
+
+
+def random_two(engines: Sequence[Engine], now: float, random_source: random.Random) -> Engine:
+    """Returns the one of two random engines that has fewer requests in flight."""
+    count = len(engines)
+    first, second = engines[int(random_source.random() * count)], engines[int(random_source.random() * count)]
+    return first if first.inflight <= second.inflight else second
+
+
+def least_reserved(engines: Sequence[Engine], now: float, random_source: random.Random) -> Engine:
+    """Returns the decode engine with the fewest reserved tokens, plus 1,000 for each that waits."""
+    scores = [engine.reserved_tokens + 1000 * len(engine.waiting) for engine in engines]
+    return engines[scores.index(min(scores))]
+
+
+GATEWAY_RULES: Mapping[str, GatewayRule] = {
+    "work": least_work,
+    "resident": least_resident,
+    "random-two": random_two,
+}
+
+
+RESCUE_SECONDS = 330.0
+"""Length of the help after a sudden change: the longest start, and half a minute."""
+
+_SMOOTHING_SECONDS = 60.0
+_STABLE_LOOKS = 60
+_USUAL_BATCH = 16
+
+
+class Controller(Protocol):
+    """Chooses the desired replicas of each pool."""
+
+    def step(self, observation: Mapping[str, Any]) -> Mapping[str, int]:
+        """Returns desired replicas by pool; a pool that is missing stays as it is."""
+
+
+ControllerFactory = Callable[[Scenario], Controller]
+"""Makes the controller of a run."""
+
+
+def core_info(scenario: Scenario) -> Mapping[str, Any]:
+    """Returns the ``info`` of the autoscaler seam."""
+    return {
+        "slo": {"ttft": scenario.ttft, "itl": scenario.gap},
+        "timeout": scenario.patience,
+        "interval": INTERVAL_SECONDS,
+        "ttft_le": TTFT_EDGES,
+        "itl_le": GAP_EDGES,
+        "pools": {setup.name: _pool_info(setup) for setup in scenario.pools},
+    }
+
+
+def _pool_info(setup: PoolSetup) -> Mapping[str, Any]:
+    return {
+        "role": setup.role.value,
+        "cost": 1.0,
+        "min": setup.minimum,
+        "max": setup.maximum,
+        "max_num_seqs": setup.profile.max_seqs,
+        "kv_tokens": setup.profile.kv_tokens,
+        "startup_p50": STARTUP_P50,
+        "startup_p90": STARTUP_P90,
+        "profile": setup.profile.described(),
+    }
+
+
+def pool_observation(pool: ReplicaPool, now: float, fault: MetricFault | None) -> dict[str, Any]:
+    """Returns a pool as a core sees it, and starts new counters."""
+    replicas = [_replica_observation(replica, now, fault) for replica in pool.replicas]
+    pending = [now - replica.ordered_at for replica in pool.replicas if replica.state == "pending"]
+    return {
+        "desired": pool.desired,
+        "ready": pool.count("ready"),
+        "pending": len(pending),
+        "draining": pool.count("draining"),
+        "pending_age": pending,
+        "replicas": None if fault is MetricFault.MISSING else replicas,
+    }
+
+
+def _replica_observation(replica: Replica, now: float, fault: MetricFault | None) -> dict[str, Any]:
+    engine = replica.engine
+    engine.synchronize(now)
+    counters = engine.take_counters()
+    if fault is not None:
+        counters = EngineCounters(len(counters.ttft_histogram), len(counters.gap_histogram))
+    is_blank = fault is MetricFault.ZERO_ALL
+    return {
+        "id": replica.number,
+        "state": replica.state,
+        "age": now - replica.ordered_at,
+        "startup_s": None if replica.state == "pending" else replica.startup,
+        "running": 0 if is_blank else engine.running,
+        "waiting": 0 if is_blank else len(engine.waiting),
+        "kv": 0.0 if is_blank else engine.kv_share(now),
+        "d_prompt": counters.prompt,
+        "d_gen": counters.generated,
+        "d_gen_time": counters.generated_seconds,
+        "d_finished": counters.finished,
+        "d_first": counters.first,
+        "d_ttft_sum": counters.ttft_sum,
+        "ttft_hist": counters.ttft_histogram,
+        "itl_hist": counters.gap_histogram,
+    }
+
+
+class GatewayCounters:
+    """Counts of the gateway since the last look."""
+
+    def __init__(self) -> None:
+        self.arrivals = self.prompt_tokens = self.abandoned = 0
+
+    def observation(self, held: int, fault: MetricFault | None) -> dict[str, int] | None:
+        """Returns the ``gateway`` of an observation, and resets the counts."""
+        seen = {
+            "d_arrivals": self.arrivals,
+            "d_prompt": self.prompt_tokens,
+            "held": held,
+            "d_abandoned": self.abandoned,
+        }
+        self.arrivals = self.prompt_tokens = self.abandoned = 0
+        if fault is MetricFault.MISSING:
+            return None
+        return seen if fault is None else dict.fromkeys(seen, 0)
+
+
+def core_controller(scenario: Scenario, settings: Mapping[str, Any]) -> Controller:
+    """Returns Fairlead's core as an outside tool gets it."""
+    controller: Controller = autoscaler(core_info(scenario), **settings)
+    return controller
+
+
+class RescuedReplay:
+    """A recorded run that orders the whole maximum at the first look after each sudden change.
+
+    Why: what is late even so, no start ordered at that look could have served.
+    """
+
+    def __init__(self, scenario: Scenario, desired: Sequence[tuple[int, ...]]) -> None:
+        self._scenario, self._desired = scenario, desired
+        self._looks = 0
+
+    def step(self, observation: Mapping[str, Any]) -> Mapping[str, int]:
+        """Returns the recorded sizes, or the maximum soon after a sudden change."""
+        now = observation["t"]
+        sizes = self._desired[min(self._looks, len(self._desired) - 1)]
+        self._looks += 1
+        is_rescue = any(shock < now <= shock + RESCUE_SECONDS for shock in self._scenario.shocks)
+        names = [setup.name for setup in self._scenario.pools]
+        return {name: MAX_REPLICAS if is_rescue else size for name, size in zip(names, sizes, strict=True)}
+
+
+class WorkRule:
+    """A plain rule for comparison: the work that arrives, divided by a target load of a replica.
+
+    Work is seconds of an engine: prompt tokens as they arrive, and generated tokens at a batch of
+    16. It is smoothed over a minute; the most of the last five minutes counts. Requests that the
+    gateway holds ask for a replica per 20. Without metrics a pool stays as it is.
+    """
+
+    def __init__(self, scenario: Scenario, target: float) -> None:
+        self._setups = scenario.pools
+        self._target = target
+        self._smoothed: dict[str, float] = {}
+        self._wanted: dict[str, deque[int]] = {setup.name: deque(maxlen=_STABLE_LOOKS) for setup in scenario.pools}
+
+    def step(self, observation: Mapping[str, Any]) -> Mapping[str, int]:
+        """Returns the sizes by the work that arrives."""
+        gateway = observation["gateway"]
+        if gateway is None:
+            return {}
+        desired = {}
+        generated = sum(
+            replica["d_gen"] for pool in observation["pools"].values() for replica in pool["replicas"] or ()
+        )
+        for setup in self._setups:
+            profile = setup.profile
+            work = 0.0
+            if setup.role is not Role.DECODE:
+                work += gateway["d_prompt"] * (profile.per_prompt_token + profile.base / profile.chunk)
+            if setup.role is not Role.PREFILL:
+                work += generated * (profile.base / _USUAL_BATCH + profile.per_seq)
+            load = work / INTERVAL_SECONDS
+            before = self._smoothed.get(setup.name, load)
+            smoothed = before + (load - before) * INTERVAL_SECONDS / _SMOOTHING_SECONDS
+            self._smoothed[setup.name] = smoothed
+            wanted = self._wanted[setup.name]
+            wanted.append(math.ceil(smoothed / self._target - 0.02) + math.ceil(gateway["held"] / 20))
+            desired[setup.name] = max(wanted)
+        return desired
+
 
 _PATIENCE_CHECK_SECONDS = 1.0
 

@@ -36,12 +36,10 @@ from fairlead_bench.autoscaler.result_rows import (
     tuned_presets,
 )
 from fairlead_bench.measurement_cache import Measured, MeasurementCache, print_progress
-from fairlead_bench.outside_plant.benchmark import known_names
-from fairlead_bench.outside_plant.core_seam import Controller, core_controller, core_info
+from fairlead_bench.outside_plant.benchmark import known_names, measure
 from fairlead_bench.outside_plant.families import FAMILIES
-from fairlead_bench.outside_plant.measurement import measure
 from fairlead_bench.outside_plant.offline_optimum import OPTIMUM_FILE, OptimumFile
-from fairlead_bench.outside_plant.plant import PlantOptions
+from fairlead_bench.outside_plant.plant import Controller, PlantOptions, core_controller, core_info
 from fairlead_bench.outside_plant.scenario import Scenario
 from fairlead_bench.results import ResultRow, ratio_row, value_row, write_results
 from fairlead_sim.adapters.autoscaler_adapter import AutoscalerAdapter

@@ -6,29 +6,518 @@
 
 Each product has its own windows, and it may count a request in the window in which it was admitted,
 or in which it ended. The better of both counts. A budget has one window, the whole run.
+
+Traffic of one tenant that wants more than its limits: the same requests for every product.
+
+The limiters of AIBrix, Envoy AI Gateway and LiteLLM as presets, in simulated time.
+
+Each has the keys, windows and order of commands of the published source. Each command takes a round
+trip to a shared Redis. Refusals leave behind what they leave there.
+
+Source:
+
+- AIBrix (e3e10f9e): `pkg/plugins/gateway/gateway_ratelimit.go`, `ratelimiter/redis.go`.
+- Envoy's rate limit service (f2fb1577): `src/redis/fixed_cache_impl.go`,
+  `src/limiter/base_limiter.go`. Costs are those of the documentation of Envoy AI Gateway
+  (c217da8a): nothing for a request, the reported tokens at its end.
+- LiteLLM 1.106.2: `proxy/hooks/parallel_request_limiter_v3.py`; budgets, which need its database,
+  `proxy/spend_tracking/budget_reservation.py` with the default policy.
+
+Fairlead's own limits in simulated time: gates, reporters and services of several gateways.
+
+All of it is the code of the product. Only the requests are stand-ins with the fields that it reads,
+and the store is the reference of the script, a round trip away.
 """
 
 import asyncio
+import math
+import random
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, Final, cast
 
-from fairlead_bench.quota.leased_limiter import LeasedLimiter
-from fairlead_bench.quota.published_limiters import (
-    AibrixLimiter,
-    EnvoyLimiter,
-    Limiter,
-    LitellmBudget,
-    LitellmLimiter,
-)
-from fairlead_bench.quota.tenant_traffic import (
-    WINDOW_SECONDS,
-    TenantLimits,
-    TenantRequest,
-    TrafficCase,
-    tenant_requests,
-)
+import msgspec
+
+from fairlead.fleet.model import TokenPrice
+from fairlead.limits import Limits
+from fairlead.runtime.clock import Clock
+from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
+from fairlead_gateway.errors import GatewayError
+from fairlead_gateway.ipc.messages import QuotaReport, QuotaUpdates
+from fairlead_gateway.quota.exchange import Exchange, ExchangeReply
+from fairlead_gateway.quota.store import QuotaStore
+from fairlead_gateway.supervisor.quota.quota_service import QuotaService
+from fairlead_gateway.worker.quota.limit_gate import LimitGate
+from fairlead_gateway.worker.quota.quota_reporter import QuotaReporter
+from fairlead_gateway.worker.request_context import RequestContext
+from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_testing.simulated.event_loop import SimulatedLoop
+
+BYTES_PER_TOKEN = 4.0
+"""The estimate of every product that estimates prompts."""
+TTFT_SECONDS = 0.15
+TPOT_SECONDS = 0.02
+WINDOW_SECONDS = 60.0
+_PROMPT_TOKENS = (5.0, 0.7)
+_OUTPUT_TOKENS = (5.0, 0.8)
+"""Mean and deviation of the logarithm: a median of 148 tokens."""
+_MAX_OUTPUT_TOKENS = 4_000
+INPUT_TOKEN_NANO_USD = 500
+OUTPUT_TOKEN_NANO_USD = 1_500
+"""Prices of a token, in billionths of a US dollar."""
+_MAX_FAN_OUT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TenantRequest:
+    """One request, with what its answer will turn out to be.
+
+    at: seconds after the beginning.
+    replica: the gateway that gets it.
+    max_tokens: None if its client states none.
+    """
+
+    at: float
+    replica: int
+    prompt_bytes: int
+    prompt_tokens: int
+    output_tokens: int
+    max_tokens: int | None
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that the engine will report."""
+        return self.prompt_tokens + self.output_tokens
+
+    @property
+    def nano_usd(self) -> int:
+        """The cost of the tokens that the engine will report, in billionths of a US dollar."""
+        return self.prompt_tokens * INPUT_TOKEN_NANO_USD + self.output_tokens * OUTPUT_TOKEN_NANO_USD
+
+    @property
+    def seconds(self) -> float:
+        """The duration of its answer."""
+        return TTFT_SECONDS + TPOT_SECONDS * self.output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TenantLimits:
+    """The limits of a tenant in one minute, or the budget of a day; None: not limited.
+
+    budget: in billionths of a US dollar.
+    """
+
+    requests: int | None = None
+    tokens: int | None = None
+    budget: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficCase:
+    """Limits and the traffic that meets them.
+
+    requests_per_minute: how much the tenant sends, on average.
+    max_tokens: what its clients state.
+    """
+
+    name: str
+    limits: TenantLimits
+    requests_per_minute: float
+    max_tokens: int | None = None
+
+
+def tenant_requests(case: TrafficCase, seconds: float, replicas: int, seed: int) -> Sequence[TenantRequest]:
+    """Returns the requests of a case in the order of their times.
+
+    Clients send one to eight requests at once, as agents do, at random times.
+    """
+    draw = random.Random(f"{case.name} {seed}")
+    rate = case.requests_per_minute / WINDOW_SECONDS / ((1 + _MAX_FAN_OUT) / 2)
+    found = []
+    at = draw.expovariate(rate)
+    while at < seconds:
+        found += [_request(case, draw, at, replicas) for _ in range(draw.randrange(1, _MAX_FAN_OUT + 1))]
+        at += draw.expovariate(rate)
+    return found
+
+
+def _request(case: TrafficCase, draw: random.Random, at: float, replicas: int) -> TenantRequest:
+    prompt_bytes = max(40, int(BYTES_PER_TOKEN * draw.lognormvariate(*_PROMPT_TOKENS)))
+    prompt_tokens = max(1, round(prompt_bytes / draw.uniform(3.4, 4.6)))
+    output_tokens = min(_MAX_OUTPUT_TOKENS, max(1, round(draw.lognormvariate(*_OUTPUT_TOKENS))))
+    if case.max_tokens is not None:
+        output_tokens = min(output_tokens, case.max_tokens)
+    return TenantRequest(at, draw.randrange(replicas), prompt_bytes, prompt_tokens, output_tokens, case.max_tokens)
+
+
+ROUND_TRIP_SECONDS: Final = 0.0005
+_UNLIMITED: Final = 1 << 60
+_NO_MAX_TOKENS: Final = 1_024
+"""LiteLLM's output estimate for a request without `max_tokens`, if the limit is above 4,096."""
+_NO_MAX_TOKENS_IN_BUDGETS: Final = 16_384
+"""LiteLLM's output estimate for budgets, for a model without `max_output_tokens`."""
+
+
+class Limiter(ABC):
+    """A limiter of one tenant over several gateways.
+
+    wall: returns the time in Unix seconds.
+    starts: the beginnings of its windows, in the order of time.
+    """
+
+    def __init__(self, limits: TenantLimits, wall: Callable[[], float]) -> None:
+        self.requests = _UNLIMITED if limits.requests is None else limits.requests
+        self.tokens = _UNLIMITED if limits.tokens is None else limits.tokens
+        self.wall = wall
+        self.starts: list[float] = []
+
+    @abstractmethod
+    async def admit(self, request: TenantRequest) -> object | None:
+        """Returns a ticket for a request, or None if it is refused."""
+
+    @abstractmethod
+    async def settle(self, request: TenantRequest, ticket: object) -> None:
+        """Counts what an answer used, after its end."""
+
+    async def stop(self) -> None:  # noqa: B027  # most have nothing to stop
+        """Ends what runs for the limiter."""
+
+    def _calendar_window(self) -> int:
+        """Returns the number of the minute, and notes its beginning."""
+        number = int(self.wall() // WINDOW_SECONDS)
+        start = number * WINDOW_SECONDS
+        if not self.starts or self.starts[-1] < start:
+            self.starts.append(start)
+        return number
+
+
+class SimulatedRedis:
+    """Integers that expire."""
+
+    def __init__(self, wall: Callable[[], float]) -> None:
+        self._wall = wall
+        self._values: dict[str, int] = {}
+        self._expiry: dict[str, float] = {}
+
+    def get(self, key: str) -> int | None:
+        """Returns a value; None if there is none."""
+        if self._wall() >= self._expiry.get(key, math.inf):
+            self.remove(key)
+        return self._values.get(key)
+
+    def remove(self, key: str) -> None:
+        """Removes a value."""
+        self._values.pop(key, None)
+        self._expiry.pop(key, None)
+
+    def set(self, key: str, value: int, seconds: float) -> None:
+        """Sets a value and when it expires."""
+        self._values[key] = value
+        self._expiry[key] = self._wall() + seconds
+
+    def increment(self, key: str, amount: int, seconds: float, *, renews: bool) -> int:
+        """Adds to a value and returns it.
+
+        renews: it expires that many seconds from now; else only if it has no expiry.
+        """
+        value = self._values[key] = (self.get(key) or 0) + amount
+        if renews or key not in self._expiry:
+            self._expiry[key] = self._wall() + seconds
+        return value
+
+
+class AibrixLimiter(Limiter):
+    """AIBrix: reads, then increments; tokens are counted when the answer has ended."""
+
+    def __init__(self, limits: TenantLimits, wall: Callable[[], float]) -> None:
+        super().__init__(limits, wall)
+        self.redis = SimulatedRedis(wall)
+
+    async def admit(self, request: TenantRequest) -> object | None:
+        """Checks and counts requests, then checks tokens; the request stays counted if refused."""
+        await asyncio.sleep(ROUND_TRIP_SECONDS)
+        if (self.redis.get(f"rpm{self._calendar_window() % 64}") or 0) >= self.requests:
+            return None
+        await asyncio.sleep(ROUND_TRIP_SECONDS)
+        self.redis.increment(f"rpm{self._calendar_window() % 64}", 1, WINDOW_SECONDS, renews=True)
+        await asyncio.sleep(ROUND_TRIP_SECONDS)
+        if (self.redis.get(f"tpm{self._calendar_window() % 64}") or 0) >= self.tokens:
+            return None
+        return True
+
+    async def settle(self, request: TenantRequest, ticket: object) -> None:
+        """Counts tokens in the minute in which the answer ends."""
+        await asyncio.sleep(ROUND_TRIP_SECONDS)
+        self.redis.increment(f"tpm{self._calendar_window() % 64}", request.tokens, WINDOW_SECONDS, renews=True)
+
+
+class EnvoyLimiter(Limiter):
+    """Envoy AI Gateway with Envoy's rate limit service: one increment, then a comparison."""
+
+    def __init__(self, limits: TenantLimits, wall: Callable[[], float]) -> None:
+        super().__init__(limits, wall)
+        self.redis = SimulatedRedis(wall)
+
+    async def admit(self, request: TenantRequest) -> object | None:
+        """Adds one to requests and nothing to tokens, also if it refuses the request then."""
+        await asyncio.sleep(ROUND_TRIP_SECONDS)
+        window = self._calendar_window()
+        requests = self.redis.increment(f"rpm{window}", 1, WINDOW_SECONDS, renews=True)
+        tokens = self.redis.increment(f"tpm{window}", 0, WINDOW_SECONDS, renews=True)
+        return True if requests <= self.requests and tokens <= self.tokens else None
+
+    async def settle(self, request: TenantRequest, ticket: object) -> None:
+        """Counts tokens in the minute in which the stream is done."""
+        await asyncio.sleep(ROUND_TRIP_SECONDS)
+        self.redis.increment(f"tpm{self._calendar_window()}", request.tokens, WINDOW_SECONDS, renews=True)
+
+
+class LitellmLimiter(Limiter):
+    """LiteLLM's third limiter: reserves an estimate, and settles the difference.
+
+    Its windows begin with their first request. A refund goes to the window of that moment.
+    """
+
+    def __init__(self, limits: TenantLimits, wall: Callable[[], float]) -> None:
+        super().__init__(limits, wall)
+        self.redis = SimulatedRedis(wall)
+        self._mirrors: dict[int, SimulatedRedis] = {}
+
+    async def admit(self, request: TenantRequest) -> object | None:
+        """Counts the request, also if it is refused; then reserves tokens, or leaves them."""
+        if self.requests < _UNLIMITED:
+            mirror = self._mirrors.setdefault(request.replica, SimulatedRedis(self.wall))
+            if (mirror.get("requests") or 0) > self.requests:
+                return None
+            await asyncio.sleep(ROUND_TRIP_SECONDS)
+            counted = self._count_request()
+            known = mirror.get("requests")
+            mirror.increment("requests", counted - (known or 0), WINDOW_SECONDS, renews=False)
+            if counted > self.requests:
+                return None
+        if self.tokens == _UNLIMITED:
+            return 0
+        await asyncio.sleep(ROUND_TRIP_SECONDS)
+        return self._reserve(request)
+
+    async def settle(self, request: TenantRequest, ticket: object) -> None:
+        """Adds what was used beyond the reservation, or takes back what was not."""
+        assert isinstance(ticket, int)
+        if self.tokens == _UNLIMITED or request.tokens == ticket:
+            return
+        await asyncio.sleep(ROUND_TRIP_SECONDS)
+        self.redis.increment("tokens", request.tokens - ticket, WINDOW_SECONDS, renews=False)
+
+    def _count_request(self) -> int:
+        if self._begins_window():
+            self.redis.set("requests", 1, WINDOW_SECONDS)
+            return 1
+        return self.redis.increment("requests", 1, WINDOW_SECONDS, renews=False)
+
+    def _reserve(self, request: TenantRequest) -> int | None:
+        prompt = max(1, int(request.prompt_bytes // BYTES_PER_TOKEN))
+        output = max(prompt, _NO_MAX_TOKENS) if request.max_tokens is None else request.max_tokens
+        estimate = prompt + output
+        window = self.redis.get("window")
+        is_over = window is None or int(self.wall()) - window >= WINDOW_SECONDS
+        used = 0 if is_over else self.redis.get("tokens") or 0
+        if used + estimate > self.tokens:
+            return None
+        if self._begins_window():
+            self.redis.set("tokens", estimate, WINDOW_SECONDS)
+        else:
+            self.redis.increment("tokens", estimate, WINDOW_SECONDS, renews=False)
+        return estimate
+
+    def _begins_window(self) -> bool:
+        """Returns whether a new window begins now; then it has begun."""
+        now = int(self.wall())
+        start = self.redis.get("window")
+        if start is not None and now - start < WINDOW_SECONDS:
+            return False
+        self.redis.remove("requests")
+        self.redis.remove("tokens")
+        self.redis.set("window", now, WINDOW_SECONDS)
+        self.starts.append(self.wall())
+        return True
+
+
+class LitellmBudget(Limiter):
+    """LiteLLM's budget: adds an estimated cost to a counter, and settles the difference.
+
+    An estimate that exceeds what is left becomes what is left. So one request may hold it all, and
+    may cost more.
+    """
+
+    def __init__(self, limits: TenantLimits, wall: Callable[[], float]) -> None:
+        super().__init__(limits, wall)
+        assert limits.budget is not None
+        self._budget = limits.budget
+        self.spent = 0
+
+    async def admit(self, request: TenantRequest) -> object | None:
+        """Reads the counter, adds the estimate, then takes back what exceeds the budget."""
+        await asyncio.sleep(ROUND_TRIP_SECONDS)
+        if self.spent >= self._budget:
+            return None
+        output = _NO_MAX_TOKENS_IN_BUDGETS if request.max_tokens is None else request.max_tokens
+        estimate = request.prompt_tokens * INPUT_TOKEN_NANO_USD + output * OUTPUT_TOKEN_NANO_USD
+        await asyncio.sleep(ROUND_TRIP_SECONDS)
+        self.spent += estimate
+        before = self.spent - estimate
+        if self.spent <= self._budget:
+            return estimate
+        reserved = max(0, self._budget - before)
+        await asyncio.sleep(ROUND_TRIP_SECONDS)
+        self.spent -= estimate - reserved
+        return reserved or None
+
+    async def settle(self, request: TenantRequest, ticket: object) -> None:
+        """Replaces the reservation by the cost."""
+        assert isinstance(ticket, int)
+        await asyncio.sleep(ROUND_TRIP_SECONDS)
+        self.spent += request.nano_usd - ticket
+
+
+_MODEL = "bench"
+_PRICE = TokenPrice(INPUT_TOKEN_NANO_USD, INPUT_TOKEN_NANO_USD, OUTPUT_TOKEN_NANO_USD)
+_ROUTERS = SimpleNamespace(caller_tokens=lambda model_key, caller, request: request.prompt_tokens)
+
+
+class _DistantStore:
+    """The store of all gateways."""
+
+    def __init__(self, store: QuotaStore, wall: Callable[[], float]) -> None:
+        self.problem: str | None = None
+        self._store = store
+        self._wall = wall
+
+    async def apply(self, exchanges: Sequence[tuple[str, Exchange]]) -> list[ExchangeReply | None]:
+        """Applies exchanges half a round trip from here."""
+        await asyncio.sleep(ROUND_TRIP_SECONDS / 2)
+        now_ms = int(self._wall() * 1000)
+        replies: list[ExchangeReply | None] = [self._store.apply(tenant, one, now_ms) for tenant, one in exchanges]
+        await asyncio.sleep(ROUND_TRIP_SECONDS / 2)
+        return replies
+
+
+class _Gateway:
+    """One gateway with one worker; messages between them arrive at once."""
+
+    number = 0
+
+    def __init__(self, name: str, tenant: Tenant, store: _DistantStore, clock: Clock, limits: Limits) -> None:
+        loop = asyncio.get_running_loop()
+        self.service = QuotaService(store, name, clock=clock, limits=limits)
+        self.service.set_tenants([tenant])
+        self.reporter = QuotaReporter(cast(Any, SimpleNamespace(send=self._report)), loop, clock, limits)
+        runtime = WorkerRuntime(clock, limits, loop)
+        self.gate = LimitGate(runtime, cast(Any, _ROUTERS), self.reporter, lambda context, error: None)
+        self.reporter.tenants = self.gate.tenants
+        self.service.start()
+
+    def _report(self, message: msgspec.Struct) -> bool:
+        assert isinstance(message, QuotaReport)
+        self.service.on_report(self, message)
+        return True
+
+    def send(self, message: msgspec.Struct) -> bool:
+        """Takes grants of the service."""
+        assert isinstance(message, QuotaUpdates)
+        for limits in self.reporter.apply(message):
+            self.gate.serve_waiting(limits)
+        return True
+
+
+class LeasedLimiter(Limiter):
+    """The limits of one tenant, leased to the workers of several gateways."""
+
+    def __init__(self, limits: TenantLimits, clock: Clock, replicas: int, *, is_strict: bool) -> None:
+        super().__init__(limits, clock.wall)
+        units = (
+            (LimitUnit.REQUESTS, limits.requests, Window.MINUTE),
+            (LimitUnit.TOKENS, limits.tokens, Window.MINUTE),
+            (LimitUnit.COST, limits.budget, Window.DAY),
+        )
+        self._tenant = Tenant(
+            "acme",
+            limits=tuple(Limit(unit, amount, window) for unit, amount, window in units if amount is not None),
+            enforcement=Enforcement.STRICT if is_strict else Enforcement.ESTIMATED,
+        )
+        self._clock = clock
+        store = _DistantStore(QuotaStore("bench"), clock.wall)
+        self._gateways = [_Gateway(f"gw{number}", self._tenant, store, clock, Limits()) for number in range(replicas)]
+
+    async def admit(self, request: TenantRequest) -> object | None:
+        """Reserves as a worker does; waits for a slice if it must."""
+        gate = self._gateways[request.replica].gate
+        context = self._context(request)
+        try:
+            if not gate.reserve(context):
+                await gate.ensure_reserved(context)
+        except GatewayError:
+            return None
+        self._calendar_window()
+        return context
+
+    async def settle(self, request: TenantRequest, ticket: object) -> None:
+        """Settles with what the engine reports."""
+        self._calendar_window()
+        context = cast(RequestContext, ticket)
+        context.result.prompt_tokens = request.prompt_tokens
+        context.result.output_tokens = request.output_tokens
+        self._gateways[request.replica].gate.settle(context)
+
+    async def stop(self) -> None:
+        """Gives all slices back and stops the services."""
+        for gateway in self._gateways:
+            gateway.reporter.close()
+            await gateway.service.stop()
+
+    def _context(self, request: TenantRequest) -> RequestContext:
+        """Returns a chat as the gate sees it."""
+        estimate = request.prompt_bytes / BYTES_PER_TOKEN
+        fields = SimpleNamespace(
+            tenant=self._tenant,
+            caller=self._tenant.name,
+            policy=SimpleNamespace(tenant=self._tenant, has_limits=True),
+            key_name="k",
+            reservation=None,
+            http_request=SimpleNamespace(head=SimpleNamespace(path="/v1/chat/completions")),
+            route_request=SimpleNamespace(prompt_tokens=estimate, sequences=1),
+            request=SimpleNamespace(
+                adapter=None,
+                model_key=_MODEL,
+                is_passthrough=False,
+                is_counted=True,
+                max_tokens=request.max_tokens,
+                sequences=1,
+                answers=1,
+                client_body=b"x" * request.prompt_bytes,
+                bounds=None,
+                stream=True,
+                fields=None,
+                decoded_fields={},
+                model=SimpleNamespace(price=_PRICE),
+            ),
+            result=SimpleNamespace(
+                dispatched_at=self._clock.now(),
+                prompt_tokens=None,
+                output_tokens=None,
+                cached_tokens=None,
+                client_disconnected=False,
+                error=None,
+                status=200,
+                event_count=0,
+                is_refunded=False,
+                is_complete=True,
+            ),
+        )
+        return cast(RequestContext, fields)
+
 
 REPLICAS = 3
 _WARM_UP_WINDOWS = 1

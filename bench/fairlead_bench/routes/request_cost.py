@@ -24,7 +24,7 @@ from fairlead.routes.model import RequestRewrite, Route, RouteRule, RouteTarget
 from fairlead.runtime import process_tuning
 from fairlead.runtime.compiled_build import is_compiled
 from fairlead.tenants.model import Tenant
-from fairlead_bench.gateway.request_bodies import SIZES, UNIQUE, make_bodies
+from fairlead_bench.gateway.load_cases import SIZES, UNIQUE, make_bodies
 from fairlead_bench.gateway.routing_decision import frozen_heap, run_like_worker
 from fairlead_bench.results import ResultRow, load_goals, value_row, write_results
 from fairlead_gateway.caller_key import Caller

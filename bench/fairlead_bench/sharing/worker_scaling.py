@@ -20,11 +20,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fairlead_bench.gateway.load_cases import CASES, LoadCase
+from fairlead_bench.gateway.load_cases import CASES, LoadCase, write_bodies
 from fairlead_bench.gateway.measurement import MAX_WRONG_SHARE, bad_requests, counted_units, load_arguments
-from fairlead_bench.gateway.mock_engine import EngineGroup, MockEngine
-from fairlead_bench.gateway.native_programs import NativePrograms, build
-from fairlead_bench.gateway.request_bodies import write_bodies
+from fairlead_bench.gateway.native_programs import EngineGroup, MockEngine, NativePrograms, build
 from fairlead_bench.gateway.target_process import start
 from fairlead_bench.gateway.targets import FAIRLEAD, TARGETS, fairlead_command
 from fairlead_bench.measurement_cache import print_progress

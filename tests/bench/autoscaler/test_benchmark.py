@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from fairlead_bench.autoscaler.indicators import in_windows, indicators, recovery_seconds, wake_seconds
-from fairlead_bench.autoscaler.measurement import AutoscalerCell, measure
+from fairlead_bench.autoscaler.measurement import (
+    AutoscalerCell,
+    in_windows,
+    indicators,
+    measure,
+    recovery_seconds,
+    wake_seconds,
+)
 from fairlead_bench.autoscaler.result_rows import (
     ALL_SCENARIOS,
     COMPARED_SCENARIOS,

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from fairlead_bench.autoscaler import benchmark
-from fairlead_bench.autoscaler.measurement import FAIRLEAD
-from fairlead_bench.autoscaler.selected_scenarios import (
+from fairlead_bench.autoscaler.benchmark import (
     OPTIMUM,
     drawn_judging_seeds,
     judging_seeds,
@@ -16,6 +15,7 @@ from fairlead_bench.autoscaler.selected_scenarios import (
     selected_rows,
     selected_runs,
 )
+from fairlead_bench.autoscaler.measurement import FAIRLEAD
 from fairlead_bench.judging_seeds import TUNING_SEEDS
 from fairlead_sim.autoscaling.scenarios import ALL_SCENARIOS, SCENARIOS, WIDER_SCENARIOS
 

@@ -13,15 +13,12 @@ from typing import Any
 
 import pytest
 
-from fairlead_bench.gateway import peer_installation, process_usage, report, routing_decision, tail_latency
+from fairlead_bench.gateway import result_rows, routing_decision, tail_latency, target_process, targets
 from fairlead_bench.gateway.benchmark import schedule
-from fairlead_bench.gateway.load_cases import CASES, FULL, QUICK
+from fairlead_bench.gateway.load_cases import CASES, FULL, QUICK, SIZES, UNIQUE, make_bodies
+from fairlead_bench.gateway.load_cases import write_bodies as write_bodies
 from fairlead_bench.gateway.measurement import CaseRun, LoadGenerator, RunObservations, measure, summarize
-from fairlead_bench.gateway.mock_engine import MockEngine
-from fairlead_bench.gateway.native_programs import NativePrograms, build, memory_load
-from fairlead_bench.gateway.process_usage import ProcessUsage
-from fairlead_bench.gateway.request_bodies import SIZES, UNIQUE, make_bodies
-from fairlead_bench.gateway.request_bodies import write_bodies as write_bodies
+from fairlead_bench.gateway.native_programs import MockEngine, NativePrograms, build, memory_load
 from fairlead_bench.gateway.result_rows import (
     SEPARATOR,
     RunTable,
@@ -32,6 +29,7 @@ from fairlead_bench.gateway.result_rows import (
     rows,
     under_way,
 )
+from fairlead_bench.gateway.target_process import ProcessUsage
 from fairlead_bench.gateway.targets import DIRECT, ENVOY, FAIRLEAD, SGLANG, TARGETS, gateway_options
 from fairlead_bench.results import load_goals
 from fairlead_testing.pytest_hooks.nightly import shortened
@@ -140,8 +138,8 @@ def test_the_result_file_has_the_shape_that_outside_tools_read(tmp_path: Path) -
     runs = [_run("request-2k", FAIRLEAD, cpu_microseconds=30.0)]
     found = rows(runs, idle_bytes={FAIRLEAD: 6e7}, decisions={"2k": 9e-6})
     file = tmp_path / "gateway.json"
-    conditions = report.RunConditions(3, {"plan": "quick"}, {"envoy": "1.40.0"}, {"smg": "no"})
-    report.write(file, found, runs, conditions)
+    conditions = result_rows.RunConditions(3, {"plan": "quick"}, {"envoy": "1.40.0"}, {"smg": "no"})
+    result_rows.write(file, found, runs, conditions)
     content = json.loads(file.read_text())
     assert {"machine", "versions", "seed", "rows"} <= content.keys()
     assert content["versions"]["envoy"] == "1.40.0"
@@ -209,7 +207,7 @@ def test_prompts_are_the_same_for_the_same_seed() -> None:
 
 
 def test_every_target_names_a_peer_that_can_be_installed() -> None:
-    assert {target.peer for target in TARGETS.values()} <= {None, *peer_installation.PEERS}
+    assert {target.peer for target in TARGETS.values()} <= {None, *targets.PEERS}
     assert QUICK.targets is not None
     assert set(QUICK.targets) <= set(TARGETS)
 
@@ -248,9 +246,9 @@ def test_a_run_of_the_decision_alone_has_its_goals_and_what_counting_takes() -> 
 
 
 def test_the_usage_of_a_process_tree_grows_with_its_work() -> None:
-    before = process_usage.tree_usage(os.getpid())
+    before = target_process.tree_usage(os.getpid())
     total = sum(number * number for number in range(200_000))
-    after = process_usage.tree_usage(os.getpid())
+    after = target_process.tree_usage(os.getpid())
     assert total > 0
     assert after.cpu_seconds > before.cpu_seconds
     assert os.getpid() in after.processes
@@ -261,10 +259,10 @@ def test_a_port_has_the_listeners_that_its_owner_opened() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        found = process_usage.listening_inodes(listener.getsockname()[1])
+        found = target_process.listening_inodes(listener.getsockname()[1])
         assert len(found) == 1
-        assert process_usage.owns_sockets(os.getpid(), found)
-        assert not process_usage.owns_sockets(os.getpid(), {"0"})
+        assert target_process.owns_sockets(os.getpid(), found)
+        assert not target_process.owns_sockets(os.getpid(), {"0"})
 
 
 # The programs.
@@ -280,11 +278,11 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> NativePrograms:
 
 
 def test_a_memory_load_runs_as_long_as_its_context(programs: NativePrograms) -> None:
-    children = set(process_usage.process_tree(os.getpid()))
+    children = set(target_process.process_tree(os.getpid()))
     with memory_load(programs.memory_load):
-        (pid,) = set(process_usage.process_tree(os.getpid())) - children
-        assert process_usage.tree_usage(pid).rss_bytes > 256 << 20
-    assert set(process_usage.process_tree(os.getpid())) == children
+        (pid,) = set(target_process.process_tree(os.getpid())) - children
+        assert target_process.tree_usage(pid).rss_bytes > 256 << 20
+    assert set(target_process.process_tree(os.getpid())) == children
 
 
 def test_a_memory_load_that_does_not_start_is_an_error() -> None:

@@ -5,10 +5,13 @@ import socket
 
 import pytest
 
-from fairlead_bench.gateway_instructions.cost_parts import METRICS, PartTable, cost_of
-from fairlead_bench.gateway_instructions.result_rows import DECISION, rows, standard_errors
-from fairlead_bench.gateway_instructions.scenarios import cost_per_unit, cost_without_keys
-from fairlead_bench.gateway_instructions.scripted_engine import Call, read_request
+from fairlead_bench.gateway_instructions.benchmark import DECISION, rows, standard_errors
+from fairlead_bench.gateway_instructions.instruction_counts import (
+    METRICS,
+    PartTable,
+    cost_of,
+)
+from fairlead_bench.gateway_instructions.scenarios import Call, cost_per_unit, cost_without_keys, read_request
 from fairlead_bench.gateway_instructions.source_tree import is_source
 from fairlead_bench.results import load_goals, meets_goal
 

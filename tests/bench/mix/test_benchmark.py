@@ -9,22 +9,33 @@ import pytest
 
 from fairlead_bench.mix import benchmark
 from fairlead_bench.mix.benchmark import GRID, best_single, import_rates, main, solve, solve_sliced
-from fairlead_bench.mix.decode_slack import RATE, serve
-from fairlead_bench.mix.roofline import objectives, price_lists, profiles, throughput_at_knee
-from fairlead_bench.mix.throughput_tables import measure_shape, slo_attainment, tabled_throughput
-from fairlead_bench.mix.traffic_shift import (
+from fairlead_bench.mix.prefill_decode_rows import (
     ENGINES,
     LONG,
     OPTIMUM_SHARE,
+    RATE,
     SHORT_PROMPTS,
     STARTUP_SECONDS,
     balanced_controller,
     fixed_controller,
     run_shift,
     saturated_throughput,
+    serve,
     settling_seconds,
 )
-from fairlead_bench.mix.workloads import WORKLOADS, histogram, homogeneous, skewed
+from fairlead_bench.mix.throughput_tables import (
+    WORKLOADS,
+    histogram,
+    homogeneous,
+    measure_shape,
+    objectives,
+    price_lists,
+    profiles,
+    skewed,
+    slo_attainment,
+    tabled_throughput,
+    throughput_at_knee,
+)
 from fairlead_bench.results import load_goals
 from fairlead_sim.autoscaling.routing.prefill_placement import PrefillPolicy
 from fairlead_testing.pytest_hooks.nightly import shortened

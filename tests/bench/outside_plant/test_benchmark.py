@@ -8,7 +8,7 @@ import pytest
 
 from fairlead.errors import BadInput
 from fairlead_bench.judging_seeds import TUNING_SEEDS
-from fairlead_bench.outside_plant import benchmark, measurement, profiles
+from fairlead_bench.outside_plant import benchmark, scenario
 from fairlead_bench.outside_plant.families import FAMILIES, noisy_chat
 from fairlead_bench.outside_plant.offline_optimum import (
     OfflineOptimum,
@@ -20,7 +20,7 @@ from fairlead_bench.outside_plant.plant import PlantOptions
 from fairlead_bench.outside_plant.scenario import MetricFault, MetricWindow, Scenario
 from fairlead_testing.pytest_hooks.nightly import shortened
 
-JUDGING_FILE = Path(profiles.__file__).with_name("judging_seeds.json")
+JUDGING_FILE = Path(scenario.__file__).with_name("judging_seeds.json")
 
 
 def short_chat(seed: int) -> Scenario:
@@ -34,7 +34,7 @@ def short_chat(seed: int) -> Scenario:
 
 def test_judging_seeds_are_those_of_the_written_rule() -> None:
     committed = json.loads(JUDGING_FILE.read_text(encoding="utf-8"))
-    assert committed["seeds"] == profiles.judging_seeds()
+    assert committed["seeds"] == scenario.judging_seeds()
     assert len(set(committed["seeds"])) == 20
     assert not set(committed["seeds"]) & set(TUNING_SEEDS)
 
@@ -82,7 +82,7 @@ def test_run_prints_a_line_and_writes_its_rows(
 
 def test_cost_ratio_is_that_to_the_optimum() -> None:
     optimum = OfflineOptimum(2.0, 0.01, {"main": {3: 0.02, 4: 0.01}}, 1)
-    run = measurement.CoreMeasurement(
+    run = benchmark.CoreMeasurement(
         family="short-chat",
         seed=1,
         gateway_rule="work",
@@ -123,7 +123,7 @@ def test_window_of_faulty_metrics_has_a_share_of_its_own() -> None:
     scenario = replace(short_chat(1), windows=(MetricWindow(120.0, 180.0, MetricFault.MISSING),))
     arrivals = scenario.requests.arrivals
     late = [arrival < 120.0 or (arrival >= 480.0 and index % 2 == 0) for index, arrival in enumerate(arrivals)]
-    assert measurement._window_share(scenario, late) == 1.0
+    assert benchmark._window_share(scenario, late) == 1.0
     late = [120.0 <= arrival < 480.0 for arrival in arrivals]
-    assert measurement._window_share(scenario, late) == 0.0
-    assert measurement._window_share(short_chat(1), late) is None
+    assert benchmark._window_share(scenario, late) == 0.0
+    assert benchmark._window_share(short_chat(1), late) is None

@@ -6,9 +6,8 @@ from collections import deque
 
 import pytest
 
-from fairlead_bench.outside_plant.engine import Engine, Role
-from fairlead_bench.outside_plant.profiles import LARGE, SMALL, EngineProfile
-from fairlead_bench.outside_plant.requests import RequestList
+from fairlead_bench.outside_plant.engine import Engine
+from fairlead_bench.outside_plant.scenario import LARGE, SMALL, EngineProfile, RequestList, Role
 
 EDGES = ([0.5, 1.0, 3.0], [0.02, 0.05, 0.15])
 TIGHT = EngineProfile(0.02, 1e-4, 1e-6, 2e-4, 128, 4, 3_000)

@@ -10,21 +10,31 @@ from typing import Any
 
 import pytest
 
-from fairlead_bench.outside_plant.core_seam import GatewayCounters, RescuedReplay, WorkRule, core_controller
-from fairlead_bench.outside_plant.engine import Engine, Role
+from fairlead_bench.outside_plant.engine import Engine
 from fairlead_bench.outside_plant.families import FAMILIES, noisy_chat, prefill_decode
-from fairlead_bench.outside_plant.gateway_rules import least_resident, least_work
 from fairlead_bench.outside_plant.offline_optimum import cut
-from fairlead_bench.outside_plant.plant import Plant, PlantOptions, ScheduledSize
-from fairlead_bench.outside_plant.profiles import SMALL, startup_times
-from fairlead_bench.outside_plant.requests import RequestList
+from fairlead_bench.outside_plant.plant import (
+    GatewayCounters,
+    Plant,
+    PlantOptions,
+    RescuedReplay,
+    ScheduledSize,
+    WorkRule,
+    core_controller,
+    least_resident,
+    least_work,
+)
 from fairlead_bench.outside_plant.scenario import (
+    SMALL,
     Crash,
     MetricFault,
     MetricWindow,
     PoolSetup,
+    RequestList,
+    Role,
     Scenario,
     Slowdown,
+    startup_times,
 )
 from fairlead_testing.pytest_hooks.nightly import shortened
 

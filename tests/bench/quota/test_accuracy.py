@@ -5,8 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from fairlead_bench.quota.accuracy import STRICT, AdmittedRequests, accuracy, can_serve, play
-from fairlead_bench.quota.tenant_traffic import TenantLimits, TrafficCase, tenant_requests
+from fairlead_bench.quota.accuracy import (
+    STRICT,
+    AdmittedRequests,
+    TenantLimits,
+    TrafficCase,
+    accuracy,
+    can_serve,
+    play,
+    tenant_requests,
+)
 from fairlead_bench.results import load_goals
 
 _BENCH = Path(__file__).parents[3] / "bench"

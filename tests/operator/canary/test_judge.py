@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from fairlead_bench.canary.traffic import SimulatedRevision, simulate
+from fairlead_bench.canary import SimulatedRevision, simulate
 from fairlead_operator.canary.judge import (
     Judgement,
     Measure,

@@ -7,15 +7,19 @@ from pathlib import Path
 import pytest
 
 from fairlead_bench.autoscaler.missed_share import benchmark
-from fairlead_bench.autoscaler.missed_share.benchmark import NAME, PLANTS, REPLICAS, case_rows, summary_rows
-from fairlead_bench.autoscaler.missed_share.fixed_fleet_case import (
+from fairlead_bench.autoscaler.missed_share.benchmark import (
+    NAME,
+    PLANTS,
+    REPLICAS,
     FixedFleetCase,
     FleetComparison,
+    PredictedShare,
+    case_rows,
     committed_rates,
     is_within,
     load_cases,
+    summary_rows,
 )
-from fairlead_bench.autoscaler.missed_share.prediction import PredictedShare
 from fairlead_bench.results import load_goals
 
 GOALS = load_goals(NAME)

@@ -8,10 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from fairlead_bench.autoscaler.missed_share.benchmark import compare_fleet
-from fairlead_bench.autoscaler.missed_share.fixed_fleet_case import FixedFleetCase, FleetComparison, is_within
-from fairlead_bench.autoscaler.missed_share.outside_fleet import outside_fleet_scenario
-from fairlead_bench.autoscaler.missed_share.prediction import PredictingController
+from fairlead_bench.autoscaler.missed_share.benchmark import (
+    FixedFleetCase,
+    FleetComparison,
+    PredictingController,
+    compare_fleet,
+    is_within,
+    outside_fleet_scenario,
+)
 from fairlead_sim.autoscaling.capacity.fixed_fleet import CASES, fixed_fleet_scenario
 from fairlead_sim.autoscaling.closed_loop import run_controller
 from fairlead_testing.pytest_hooks.nightly import shortened

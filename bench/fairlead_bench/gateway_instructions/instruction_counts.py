@@ -1,13 +1,26 @@
-"""Costs of a callgrind dump: events by metric, and instructions by part of the request path.
+"""Programs under valgrind's callgrind, and what they execute between two moments: instructions,
+branches, and misses of simulated caches.
+
+A program starts without counting, which takes five times its time instead of fifty. Counting is
+switched on when it is ready.
+
+Costs of a callgrind dump: events by metric, and instructions by part of the request path.
 
 mypyc names the C function of a Python function `CPyDef_<end of its module>___<name>`. An
 instruction belongs to the part of the nearest such function among its callers: a dict lookup to the
 module that looks up.
+
+Counts of both states as rows with goals.
 """
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 METRICS: Mapping[str, tuple[str, ...]] = {
@@ -132,3 +145,83 @@ class PartTable:
 def part_of_module(module: str) -> str:
     """Returns the part that a module belongs to."""
     return next((part for part, starts in PARTS.items() if module.startswith(starts)), OTHER)
+
+
+_REST_SECONDS = 0.05
+"""A program is at rest this long after its last answer: what it does behind the answer is counted
+with it."""
+_COMMAND_SECONDS = 60.0
+_SIMULATED = ("--cache-sim=yes", "--branch-sim=yes", "--I1=32768,8,64", "--D1=32768,8,64", "--LL=1048576,16,64")
+"""Caches of a fixed size, so that machines agree. The last level is what neighbours on a crowded
+machine leave to one core."""
+_CALLERS = ("--separate-callers=14", "--separate-recs=1")
+"""Costs are kept by chain of callers: so each belongs to the nearest compiled function."""
+
+
+class ValgrindMissing(Exception):
+    """Raised where valgrind is missing and cannot be installed; the text says what to do."""
+
+
+class InstructionCounter:
+    """The counter of one process. ``folder`` holds its dumps."""
+
+    def __init__(self, pid: int, folder: Path, *, keep_dumps: bool = False) -> None:
+        self._pid = pid
+        self._folder = folder
+        self._keep_dumps = keep_dumps
+        self._dumps = 0
+
+    def start(self) -> None:
+        """Begins to count."""
+        self._command("instrumentation on")
+
+    def count(self, work: Callable[[], object]) -> Cost:
+        """Returns what the process executes during ``work``."""
+        time.sleep(_REST_SECONDS)
+        self._command("zero")
+        work()
+        time.sleep(_REST_SECONDS)
+        self._command("dump")
+        self._dumps += 1
+        dump = self._folder / f"callgrind.out.{self._pid}.{self._dumps}"
+        with dump.open(encoding="utf-8", errors="replace") as lines:
+            cost = cost_of(lines)
+        if not self._keep_dumps:
+            dump.unlink()
+        return cost
+
+    def _command(self, command: str) -> None:
+        subprocess.run(
+            ["vgdb", f"--pid={self._pid}", f"--vgdb-prefix={self._folder / 'vgdb'}", *command.split()],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=_COMMAND_SECONDS,
+        )
+
+
+def command(folder: Path) -> list[str]:
+    """Returns the words that precede the command of a counted program."""
+    return [
+        "valgrind",
+        "-q",
+        "--tool=callgrind",
+        "--instr-atstart=no",
+        *_SIMULATED,
+        *_CALLERS,
+        f"--vgdb-prefix={folder / 'vgdb'}",
+        f"--callgrind-out-file={folder / 'callgrind.out.%p'}",
+        f"--log-file={folder / 'valgrind.log'}",
+    ]
+
+
+def ensure_installed() -> str:
+    """Returns the version of valgrind, and installs it if possible. Raises ValgrindMissing."""
+    if shutil.which("valgrind") is None:
+        if shutil.which("apt-get") is None or os.geteuid() != 0:
+            raise ValgrindMissing("valgrind is not installed; on Debian: apt-get install valgrind")
+        print("installing valgrind ...", file=sys.stderr)
+        for step in (["update"], ["install", "-y", "--no-install-recommends", "valgrind"]):
+            if subprocess.run(["apt-get", "-qq", *step], stdout=subprocess.DEVNULL, check=False).returncode:
+                raise ValgrindMissing(f"apt-get {' '.join(step)} failed; install valgrind and try again")
+    return subprocess.run(["valgrind", "--version"], check=True, capture_output=True, text=True).stdout.strip()

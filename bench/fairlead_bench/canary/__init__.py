@@ -1,1 +1,0 @@
-"""Benchmark of the judge of canaries, in simulated traffic."""

@@ -1,1 +1,0 @@
-"""Stalls of a worker by large request bodies: `benchmark` measures and reports them."""

@@ -1,1 +1,0 @@
-"""Admission before simulated engines; everything is in ``benchmark``."""
