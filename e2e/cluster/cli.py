@@ -22,7 +22,7 @@ from pathlib import Path
 from e2e.cluster import levels
 from e2e.cluster.artifacts import chart_tools, image_set, pinned_versions
 from e2e.cluster.artifacts.go_builds import GoMissing, assets, is_built
-from e2e.cluster.progress import print_progress
+from e2e.cluster.run_record import print_progress
 from fairlead import __version__
 from scripts.release.release_run import ReleaseError
 

@@ -7,14 +7,12 @@ import subprocess
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from e2e.cluster.artifacts import debian_packages, image_set, pinned_versions
+from e2e.cluster.artifacts import image_set, pinned_versions
 from e2e.cluster.artifacts.go_builds import build, compile_missing
 from e2e.cluster.nodes import control_plane, full_level, kind_cluster, network
 from e2e.cluster.nodes.control_plane import LOOPBACK, ControlPlane
 from e2e.cluster.nodes.node import ClusterNode
-from e2e.cluster.progress import ClusterError, print_progress, progress_step
-from e2e.cluster.run_record import RunRecord
-from e2e.cluster.running_cluster import RunningCluster
+from e2e.cluster.run_record import ClusterError, RunningCluster, RunRecord, print_progress, progress_step
 from fairlead_testing.ports import unused_port
 from scripts.release.images.layers import build_lock
 from scripts.release.images.oci_images import OciImage
@@ -26,7 +24,7 @@ def prepare(level: str) -> tuple[Path, list[OciImage]]:
     """All that takes long, before anything runs: packages, programs, layers. The programs' folder,
     and the images to give."""
     if level == "full":
-        debian_packages.install()
+        pinned_versions.install()
     binaries = build(level)
     given = [image_set.pause()] if level == "full" else []
     return binaries, given if level == "api" else [*given, image_set.lws(), *image_set.write_set()]

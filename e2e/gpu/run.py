@@ -40,12 +40,18 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 
 from e2e.gpu.control_plane import ControlPlane  # noqa: E402
-from e2e.gpu.engine_faults import EngineFaults  # noqa: E402
+from e2e.gpu.engine_faults import EngineFaults, PrefillDecode  # noqa: E402
 from e2e.gpu.engines import CURVE_STEP_TOKENS, EngineGroup, EngineSettings, list_accelerators  # noqa: E402
-from e2e.gpu.fleet_routing import LOAD, FleetRouting, RoutingOptions  # noqa: E402
-from e2e.gpu.prefill_decode import PrefillDecode  # noqa: E402
 from e2e.gpu.simulated_fleet import CURVES_FILE, SimulatedFleet  # noqa: E402
-from e2e.gpu.step_costs import FULL_GRID, QUICK_GRID, compare_profiles, measure_step_costs  # noqa: E402
+from e2e.gpu.step_costs import (  # noqa: E402
+    FULL_GRID,
+    LOAD,
+    QUICK_GRID,
+    FleetRouting,
+    RoutingOptions,
+    compare_profiles,
+    measure_step_costs,
+)
 from e2e.vllm.report import Numbers, VllmReport, require  # noqa: E402
 
 FLEET_PARTS: Final = ("fleet", "kill", "sleep", "adapter")

@@ -17,10 +17,8 @@ import pytest
 
 from e2e.cluster import levels
 from e2e.cluster.artifacts import pinned_versions
-from e2e.cluster.run_record import RunRecord
-from e2e.cluster.running_cluster import RunningCluster
-from e2e.kube.cluster_access.api_reader import ApiReader
-from e2e.kube.cluster_access.kubectl import Kubectl, temporary_namespace
+from e2e.cluster.run_record import RunningCluster, RunRecord
+from e2e.kube.cluster_access.kubectl import ApiReader, Kubectl, temporary_namespace
 from e2e.kube.workloads.helm_release import HelmRelease
 from e2e.resource_locks import INSTALLATION_LOCK, SETUP_LOCK, file_lock
 

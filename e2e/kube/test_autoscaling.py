@@ -14,7 +14,7 @@ import pytest
 from e2e.cluster.artifacts import pinned_versions
 from e2e.cluster.run_record import RunRecord
 from e2e.kube.cluster_access.kubectl import Kubectl, eventually
-from e2e.kube.workloads import report
+from e2e.kube.workloads import client_pods
 from e2e.kube.workloads.autoscaled_models import (
     ONE,
     RESULTS,
@@ -71,7 +71,7 @@ def test_somebody_else_takes_the_number_and_gives_it_back(here: Kubectl, install
 
 
 @pytest.mark.load
-@pytest.mark.skipif(not report.FULL, reason="`make e2e LOAD=1` runs it")
+@pytest.mark.skipif(not client_pods.FULL, reason="`make e2e LOAD=1` runs it")
 def test_an_engine_sleeps_while_nobody_asks_and_wakes_with_the_next_request(
     here: Kubectl, installed: HelmRelease
 ) -> None:
@@ -106,7 +106,7 @@ def _says_asleep(here: Kubectl, name: str) -> bool:
 
 
 @pytest.mark.load
-@pytest.mark.skipif(not report.FULL, reason="`make e2e LOAD=1` runs it")
+@pytest.mark.skipif(not client_pods.FULL, reason="`make e2e LOAD=1` runs it")
 def test_a_group_of_nodes_is_started_by_the_first_request(here: Kubectl, installed: HelmRelease) -> None:
     pool = {
         "acceleratorClassName": "nvidia-a100",
@@ -123,7 +123,7 @@ def test_a_group_of_nodes_is_started_by_the_first_request(here: Kubectl, install
 
 
 @pytest.mark.load
-@pytest.mark.skipif(not report.FULL, reason="`make e2e LOAD=1` runs it")
+@pytest.mark.skipif(not client_pods.FULL, reason="`make e2e LOAD=1` runs it")
 @pytest.mark.timeout(1_800, func_only=True)
 def test_the_number_follows_one_five_and_one_times_what_an_engine_carries(
     here: Kubectl, installation: HelmRelease
@@ -147,12 +147,12 @@ def test_the_number_follows_one_five_and_one_times_what_an_engine_carries(
     crowd = phase("five", 5 * ONE, lambda count: count > usual, 300.0)
     phase("one_again", ONE, lambda count: count <= usual < crowd, 900.0)
     bars = [ReportLine("0 failed streams while the load goes 1 x, 5 x, 1 x", len(failures), not failures)]
-    report.record_result("one_five_one", bars, into=RESULTS, **figures)
+    client_pods.record_result("one_five_one", bars, into=RESULTS, **figures)
     assert failures == []
 
 
 @pytest.mark.load
-@pytest.mark.skipif(not report.FULL, reason="`make e2e LOAD=1` runs it")
+@pytest.mark.skipif(not client_pods.FULL, reason="`make e2e LOAD=1` runs it")
 @pytest.mark.timeout(1_800, func_only=True)
 @pytest.mark.parametrize("what", ["autoscaler", "signals"])
 def test_nothing_is_lost_when_it_is_killed_or_blind_in_the_midst_of_a_ramp(
@@ -176,12 +176,12 @@ def test_nothing_is_lost_when_it_is_killed_or_blind_in_the_midst_of_a_ramp(
             _set_gateway(installation, f"http://fairlead-gateway-manage.{NAMESPACE}.svc:8081")
         took = until("it has as many as it needs", found, lambda: ready_replicas(found) >= 3, 300)
     bars = [ReportLine(f"0 failed streams when it loses its {what}", len(streams.failures), streams.failures == [])]
-    report.record_result(f"without_{what}", bars, into=RESULTS, before=before, seconds_to_grow=took, **streams.end)
+    client_pods.record_result(f"without_{what}", bars, into=RESULTS, before=before, seconds_to_grow=took, **streams.end)
     assert streams.failures == []
 
 
 @pytest.mark.load
-@pytest.mark.skipif(not report.FULL, reason="`make e2e LOAD=1` runs it")
+@pytest.mark.skipif(not client_pods.FULL, reason="`make e2e LOAD=1` runs it")
 @pytest.mark.skipif("KUBECONFIG" in os.environ, reason="somebody else's API server is not killed")
 @pytest.mark.timeout(1_800, func_only=True)
 def test_nothing_is_lost_when_the_api_server_is_killed_in_the_midst_of_a_ramp(
@@ -198,7 +198,7 @@ def test_nothing_is_lost_when_the_api_server_is_killed_in_the_midst_of_a_ramp(
     figures = end()
     failed = sum(count for outcome, count in figures["outcomes"].items() if outcome != "complete")
     bars = [ReportLine("0 failed streams when the API server is killed", failed, failed == 0)]
-    report.record_result("without_the_api_server", bars, into=RESULTS, seconds_to_grow=took, **figures)
+    client_pods.record_result("without_the_api_server", bars, into=RESULTS, seconds_to_grow=took, **figures)
     assert failed == 0, figures["outcomes"]
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from e2e.kube.cluster_access.command_line import run_fairlead
 from e2e.kube.cluster_access.index_status import IndexStatus
-from e2e.kube.cluster_access.kubectl import Kubectl, eventually
+from e2e.kube.cluster_access.kubectl import Kubectl, eventually, run_fairlead
 from e2e.kube.workloads.autoscaled_models import ready_replicas
 from e2e.kube.workloads.client_pods import ClientPod
 from e2e.kube.workloads.helm_release import HelmRelease
@@ -73,4 +72,4 @@ def _fill_caches(client: ClientPod, model: str, *, engines: int) -> None:
         answered.add(client.send(model, prompt=prompt).instance)
         return len(answered - {None}) >= engines
 
-    eventually("each engine has answered", have_answered, told=lambda: str(answered))
+    eventually("each engine has answered", have_answered, describe=lambda: str(answered))

@@ -135,7 +135,7 @@ def test_every_query_of_dashboards_and_alerts_returns_series(here: Kubectl, inst
     client.first_token(name)
     watched = DeployedModel(here, "watched")  # never settled, since its scaling is a condition, too
     eventually(
-        "it is ready", lambda: watched.condition("Ready").get("status") == "True", told=lambda: str(watched.get())
+        "it is ready", lambda: watched.condition("Ready").get("status") == "True", describe=lambda: str(watched.get())
     )
     long = {"repeats": 400, "conversations": 3}
     with PrometheusServer(installed.here, monitors(here)) as prometheus:
@@ -158,7 +158,7 @@ def test_every_query_of_dashboards_and_alerts_returns_series(here: Kubectl, inst
                 return not empty
 
             eventually(
-                "every query returns series", all_answer, seconds=_SECONDS, every=2.0, told=lambda: "\n".join(empty)
+                "every query returns series", all_answer, seconds=_SECONDS, every=2.0, describe=lambda: "\n".join(empty)
             )
         assert all(prometheus.series(selector) for selector in variables())
         for rule in ALERTS:

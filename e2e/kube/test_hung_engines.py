@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from e2e.kube.cluster_access.kubectl import Kubectl, eventually
-from e2e.kube.workloads import report
+from e2e.kube.workloads import client_pods
 from e2e.kube.workloads.autoscaled_models import autoscaled_model, desired, ready_replicas
 from e2e.kube.workloads.client_pods import ClientPod, StreamSession
 from e2e.kube.workloads.helm_release import HelmRelease
@@ -30,7 +30,7 @@ print(urllib.request.urlopen("http://127.0.0.1:8000/health", timeout=10).status)
 
 @pytest.mark.load
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(not report.FULL, reason="`make e2e LOAD=1` runs it")
+@pytest.mark.skipif(not client_pods.FULL, reason="`make e2e LOAD=1` runs it")
 def test_engine_whose_core_hangs_is_marked_and_replaced(here: Kubectl, installed: HelmRelease) -> None:
     pool = {"acceleratorClassName": SMALL_ENGINE, "minReplicas": 2}
     found, client = _serve(here, installed, model("stuck", pools=[pool]))
@@ -55,7 +55,7 @@ def test_engine_whose_core_hangs_is_marked_and_replaced(here: Kubectl, installed
 
 @pytest.mark.load
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(not report.FULL, reason="`make e2e LOAD=1` runs it")
+@pytest.mark.skipif(not client_pods.FULL, reason="`make e2e LOAD=1` runs it")
 def test_autoscaler_orders_one_engine_for_one_that_hangs(here: Kubectl, installed: HelmRelease) -> None:
     found, client = _serve(here, installed, autoscaled_model("scaled", least=2, most=6))
     before = found.pods()

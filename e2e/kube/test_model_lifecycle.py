@@ -8,7 +8,7 @@ import time
 import pytest
 
 from e2e.kube.cluster_access.kubectl import Kubectl, eventually
-from e2e.kube.workloads import report
+from e2e.kube.workloads import client_pods
 from e2e.kube.workloads.client_pods import ClientPod
 from e2e.kube.workloads.helm_release import KINDS, HelmRelease
 from e2e.kube.workloads.lifecycle_changes import LifecycleChanges, run_lifecycle_changes
@@ -18,7 +18,7 @@ from fairlead_testing.reports import ReportLine
 
 pytestmark = pytest.mark.lane("changes")
 
-RATE, TOKENS, STILL = (20.0, 200, 40.0) if report.FULL else (2.0, 60, 4.0)
+RATE, TOKENS, STILL = (20.0, 200, 40.0) if client_pods.FULL else (2.0, 60, 4.0)
 
 
 def served(here: Kubectl, release: HelmRelease, name: str, replicas: int = 1) -> tuple[ClientPod, DeployedModel]:
@@ -46,7 +46,7 @@ def test_a_model_is_served_soon_after_it_is_applied(here: Kubectl, empty: HelmRe
     found.wait_until_settled(pods=1)
     seconds = {"installation": ready - begun, "apply_to_first_token": first}
     bar = ReportLine("from apply to the first streamed token: at most 30 s", round(first, 1), first <= 30.0)
-    report.record_result("first_token", [bar], seconds={name: round(value, 1) for name, value in seconds.items()})
+    client_pods.record_result("first_token", [bar], seconds={name: round(value, 1) for name, value in seconds.items()})
     empty.upgrade(test={"model": f"{here.namespace}/tiny"})
     assert "completion 200" in empty.test()
     shown = here.run("get", "modeldeployment", "tiny").splitlines()[1].split()
@@ -65,7 +65,7 @@ def test_nothing_is_lost_while_everything_moves(here: Kubectl, installed: HelmRe
         ReportLine("every stream is whole", outcomes, lost == [] and set(outcomes) == {"complete"}),
         ReportLine(f"a constant {RATE:g} streams a second", figures["per_second"], figures["per_second"] > 0.98 * RATE),
     ]
-    report.record_result("under_load", bars, **figures)
+    client_pods.record_result("under_load", bars, **figures)
     assert lost == []
 
 
@@ -109,7 +109,7 @@ def test_a_backup_put_into_an_empty_cluster_serves(here: Kubectl, installation: 
     backup = here.run("get", ",".join(KINDS), "-o", "yaml")
     begun = time.monotonic()
     installation.remove()
-    report.record_result("removal", [], seconds=round(time.monotonic() - begun, 1))
+    client_pods.record_result("removal", [], seconds=round(time.monotonic() - begun, 1))
     labels = ("-l", "app.kubernetes.io/managed-by=fairlead")
     eventually("the engines are gone", lambda: not here.get("pods", *labels)["items"], seconds=120)
     installation.install()

@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from e2e.cluster.addons.oci_registry import oci_registry
+from e2e.cluster.addons import oci_registry
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest
-from e2e.kube.workloads import report
+from e2e.kube.workloads import client_pods
 from e2e.kube.workloads.client_pods import ClientPod, StreamSession
-from e2e.kube.workloads.helm_release import VALUES, HelmRelease
+from e2e.kube.workloads.helm_release import VALUES, HelmRelease, PublishedRelease, publish_build
 from e2e.kube.workloads.manifests import model, paced_engine
 from e2e.kube.workloads.model_deployments import DeployedModel
-from e2e.kube.workloads.published_release import PublishedRelease, publish_build
 from e2e.resource_locks import INSTALLATION_LOCK, file_lock
 from fairlead import __version__
 from fairlead_testing.reports import ReportLine
@@ -117,7 +116,7 @@ def test_the_first_token_comes_soon_after_the_installation(
     first = ClientPod(here, released).start().first_token("tiny") - begun
     bar = ReportLine("from helm install to the first token, images present: at most 60 s", round(first, 1), first <= 60)
     seconds = {"helm_install": round(installed, 1), "helm_install_to_first_token": round(first, 1)}
-    report.record_result("installation", [bar], into="e2e-release", seconds=seconds)
+    client_pods.record_result("installation", [bar], into="e2e-release", seconds=seconds)
     assert "200" in released.test()
 
 
@@ -133,7 +132,7 @@ def test_every_example_becomes_ready_with_default_values(here: Kubectl, released
         for file, found in zip(group, spaces, strict=True):
             _remove(found, file)
     here.wait("delete", "namespace/chat", "namespace/code", seconds=120)  # for a run that follows on this cluster
-    report.record_result("examples", [], into="e2e-release", seconds_to_ready=waited)
+    client_pods.record_result("examples", [], into="e2e-release", seconds_to_ready=waited)
     assert len(waited) == len(FILES) >= 11
 
 
@@ -164,7 +163,7 @@ def test_upgrade_and_rollback_lose_no_stream(
     bar = ReportLine(
         "every stream is whole over upgrade and rollback", outcomes, not lost and set(outcomes) == {"complete"}
     )
-    report.record_result("upgrade", [bar], into="e2e-release", steps=streams.steps, failures=lost, **streams.end)
+    client_pods.record_result("upgrade", [bar], into="e2e-release", steps=streams.steps, failures=lost, **streams.end)
     assert lost == []
     assert set(outcomes) == {"complete"}
     assert found.wait_until_settled(pods=2).keys() == engines

@@ -7,9 +7,8 @@ raises to its least and lowers to its most by itself, without metrics.
 
 import pytest
 
-from e2e.kube.cluster_access.kubectl import Kubectl
-from e2e.kube.cluster_access.kubectl_watch import ReplicaWatch
-from e2e.kube.workloads import report
+from e2e.kube.cluster_access.kubectl import Kubectl, ReplicaWatch
+from e2e.kube.workloads import client_pods
 from e2e.kube.workloads.autoscaled_models import (
     OBJECTIVES,
     ONE,
@@ -87,7 +86,7 @@ def test_who_sets_the_number_of_a_pools_instances_is_left_alone(here: Kubectl, i
 
 
 @pytest.mark.load
-@pytest.mark.skipif(not report.FULL, reason="`make e2e LOAD=1` runs it")
+@pytest.mark.skipif(not client_pods.FULL, reason="`make e2e LOAD=1` runs it")
 @pytest.mark.timeout(1_200, func_only=True)
 def test_an_hpa_takes_the_number_under_load_and_gives_it_back(here: Kubectl, installed: HelmRelease) -> None:
     here.apply(small_engine())
@@ -114,14 +113,14 @@ def test_an_hpa_takes_the_number_under_load_and_gives_it_back(here: Kubectl, ins
         assert writers(here, f"deployment/{name}") == {OURS}
     lost = len(streams.failures)
     bars = [ReportLine("0 failed streams while an HPA takes the number and gives it back", lost, lost == 0)]
-    report.record_result(
+    client_pods.record_result(
         "beside_an_hpa", bars, into=RESULTS, numbers=numbers.changes, seconds_to_take_over=took, **streams.end
     )
     assert streams.failures == []
 
 
 @pytest.mark.load
-@pytest.mark.skipif(not report.FULL, reason="`make e2e LOAD=1` runs it")
+@pytest.mark.skipif(not client_pods.FULL, reason="`make e2e LOAD=1` runs it")
 @pytest.mark.timeout(1_200, func_only=True)
 def test_switched_to_advise_and_off_in_the_midst_of_a_ramp(here: Kubectl, installed: HelmRelease) -> None:
     here.apply(small_engine())
@@ -155,7 +154,9 @@ def test_switched_to_advise_and_off_in_the_midst_of_a_ramp(here: Kubectl, instal
             "0 failed streams while the mode is Advise, Off and Auto again in the midst of a ramp", lost, lost == 0
         )
     ]
-    report.record_result("switched", bars, into=RESULTS, numbers=numbers.changes, seconds_to_go_on=took, **streams.end)
+    client_pods.record_result(
+        "switched", bars, into=RESULTS, numbers=numbers.changes, seconds_to_go_on=took, **streams.end
+    )
     assert streams.failures == []
 
 
@@ -178,7 +179,7 @@ def split(name: str) -> list[dict[str, object]]:
 
 
 @pytest.mark.load
-@pytest.mark.skipif(not report.FULL, reason="`make e2e LOAD=1` runs it")
+@pytest.mark.skipif(not client_pods.FULL, reason="`make e2e LOAD=1` runs it")
 @pytest.mark.timeout(1_800, func_only=True)
 def test_prefill_and_decode_share_a_number_of_engines_and_change_sides(here: Kubectl, installed: HelmRelease) -> None:
     here.apply(*split("sides"))
@@ -208,6 +209,6 @@ def test_prefill_and_decode_share_a_number_of_engines_and_change_sides(here: Kub
             numbers.most_together <= TOGETHER,
         ),
     ]
-    report.record_result("prefill_and_decode", bars, into=RESULTS, numbers=numbers.changes, **figures)
+    client_pods.record_result("prefill_and_decode", bars, into=RESULTS, numbers=numbers.changes, **figures)
     assert failures == []
     assert numbers.most_together <= TOGETHER

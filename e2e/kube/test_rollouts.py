@@ -15,13 +15,10 @@ from typing import Self
 
 import pytest
 
-from e2e.kube.cluster_access.command_line import run_fairlead
-from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
-from e2e.kube.cluster_access.kubectl_watch import KubectlWatch
-from e2e.kube.workloads.client_pods import HOST, ClientPod
+from e2e.kube.cluster_access.kubectl import Kubectl, KubectlWatch, Manifest, eventually, run_fairlead
+from e2e.kube.workloads.client_pods import FULL, HOST, ClientPod
 from e2e.kube.workloads.helm_release import HelmRelease
 from e2e.kube.workloads.model_deployments import DeployedModel
-from e2e.kube.workloads.report import FULL
 
 pytestmark = pytest.mark.lane("engines", position=50)
 

@@ -14,9 +14,18 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from e2e.soak.forked_engines import ForkedEngines, start_engines
-from e2e.soak.gateway_processes import chat_body, metric, running_gateway, send_request, write_fleet
-from e2e.soak.report import SEED, scaled_count, write
+from e2e.soak.gateway_processes import (
+    SEED,
+    ForkedEngines,
+    chat_body,
+    metric,
+    running_gateway,
+    scaled_count,
+    send_request,
+    start_engines,
+    write,
+    write_fleet,
+)
 from fairlead_testing.reports import ReportLine
 
 ENGINES = 8

@@ -1,5 +1,16 @@
 """Gateways as processes, and clients that do not forgive: whatever is not a whole and right answer
-is counted by name."""
+is counted by name.
+
+Simulated engines that can be killed a thousand times: forks of one process that has everything
+loaded.
+
+Each engine is a process of its own, as if started by ``python -m fairlead_sim engine``. A start as
+a fork takes milliseconds in place of a second of CPU.
+
+Report of the soak: machine, seed, amounts, and a verdict for each goal.
+
+In full (``make soak``) it is bench/results/soak.json, else out/soak.json.
+"""
 
 import asyncio
 import contextlib
@@ -7,7 +18,9 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,7 +29,10 @@ from typing import Any
 
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
+from fairlead_testing.forks.process import ForkingPopen
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request
+from fairlead_testing.ports import unused_ports
+from fairlead_testing.reports import ReportLine, commit, lines_as_json, machine
 
 TIMEOUT_SECONDS = 30.0
 _READY = re.compile(r"ready (http://\S+) manage (http://\S+)")
@@ -157,3 +173,104 @@ async def send_request(url: str, body: dict[str, Any]) -> tuple[str, str, str]:
     except (OSError, asyncio.IncompleteReadError) as error:
         return f"no answer: {type(error).__name__}", "", ""
     return *check_answer(answer, body["max_tokens"]), answer.fields.get("x-fairlead-instance", "")
+
+
+READY_SECONDS = 60.0
+
+
+class ForkedEngines:
+    """Engines on fixed ports; ``kill`` ends one as a crash does, ``start`` starts it again."""
+
+    def __init__(self, count: int, *arguments: str) -> None:
+        self.ports = unused_ports(count)
+        self.running: dict[int, ForkingPopen] = {}
+        self.kills = 0
+        self._arguments = arguments
+
+    @property
+    def urls(self) -> list[str]:
+        """The engines' URLs, whether or not they run."""
+        return [f"http://127.0.0.1:{port}" for port in self.ports]
+
+    async def start(self, number: int) -> None:
+        """Returns once engine ``number`` listens."""
+        listen = f"127.0.0.1:{self.ports[number]}"
+        command = [sys.executable, "-m", "fairlead_sim", "engine", "--listen", listen, *self._arguments]
+        process = self.running[number] = ForkingPopen(command, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        line = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), READY_SECONDS)
+        assert line.startswith(b"ready"), line
+
+    def kill(self, number: int) -> None:
+        """Sends SIGKILL."""
+        with self.running.pop(number) as process:  # waits for its end
+            process.kill()
+        self.kills += 1
+
+
+@asynccontextmanager
+async def start_engines(count: int, *arguments: str) -> AsyncIterator[ForkedEngines]:
+    """Runs engines until the end of the block."""
+    found = ForkedEngines(count, *arguments)
+    try:
+        for number in range(count):
+            await found.start(number)
+        yield found
+    finally:
+        for process in found.running.values():
+            with process:
+                process.kill()
+
+
+ROOT = Path(__file__).parents[2]
+SEED = int(os.environ.get("FAIRLEAD_SOAK_SEED", "7"))
+FULL = os.environ.get("FAIRLEAD_SOAK", "") == "full"
+REPORT = ROOT / "bench" / "results" / "soak.json" if FULL else ROOT / "out" / "soak.json"
+
+
+def write(part: str, begun: float, figures: Mapping[str, Any], lines: list[ReportLine]) -> list[ReportLine]:
+    """Add one part, begun at that monotonic time, to the report; the lines that do not hold."""
+    REPORT.parent.mkdir(parents=True, exist_ok=True)
+    report = json.loads(REPORT.read_text()) if REPORT.exists() else {}
+    parts = report.get("parts", {}) if report.get("machine") == machine() else {}
+    parts[part] = {
+        "commit": commit(ROOT),
+        "seed": SEED,
+        "seconds": round(time.monotonic() - begun, 1),
+        **figures,
+        "verdict": lines_as_json(lines),
+    }
+    holds = all(line["holds"] for one in parts.values() for line in one["verdict"])
+    text = json.dumps(
+        {"machine": machine(), "full": FULL, "holds": holds, "parts": dict(sorted(parts.items()))}, indent=2
+    )
+    REPORT.write_text(text + "\n")
+    return [line for line in lines if not line.holds]
+
+
+def scaled_count(variable: str, small: int, full: int) -> int:
+    """Returns an amount: small in tests, full in ``make soak``, or that of a variable."""
+    return int(os.environ.get(variable, full if FULL else small))
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process and of everything that it started, in bytes."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            parents[int(entry.name)] = (int(fields[1]), int(fields[21]))
+    tree, fresh = {pid}, {pid}
+    while fresh := {child for child, (parent, _) in parents.items() if parent in fresh} - tree:
+        tree |= fresh
+    return sum(parents[one][1] for one in tree if one in parents) * os.sysconf("SC_PAGESIZE")
+
+
+def is_flat(samples: list[int], share: float = 0.10, least: int = 8 << 20) -> bool:
+    """Whether memory stays what it was after the first third, within a tenth or 8 MiB: until then
+    bounded tables fill."""
+    steady = samples[len(samples) // 3 :]
+    return max(steady) - steady[0] <= max(least, share * steady[0])

@@ -9,6 +9,19 @@ right answer is an error: a reset, a cut, a 503. Every gateway must exit with 0.
 
 Some streams of each gateway last longer than its drain. Each must end with the error event of a
 drain, and its connection in order.
+
+A thousand streams before gateways that are all restarted twice, with a short drain.
+
+Each client asks for one stream after the other. The streams are longer and shorter than a drain, so
+some end within the drain of their gateway and some outlast it. A restart is that of a rolling
+update: the successor is ready, then the old gateway gets SIGTERM.
+
+A stream must end whole, or with the error event of a drain and its connection in order. Anything
+else is counted by name: a stream that just ends, a reset, an answer that looks complete.
+
+The engines send a token a second and are tasks of this process: they cost next to nothing.
+
+`run_long` is the same with the drain of the product, ten minutes: every stream ends whole.
 """
 
 import asyncio
@@ -16,18 +29,25 @@ import contextlib
 import random
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from e2e.soak.forked_engines import start_engines
 from e2e.soak.gateway_processes import (
+    SEED,
     TIMEOUT_SECONDS,
     GatewayProcess,
     chat_body,
     check_answer,
+    scaled_count,
+    start_engines,
     start_gateway,
+    write,
     write_fleet,
 )
-from e2e.soak.report import SEED, scaled_count, write
+from fairlead.runtime import process_tuning
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.reports import ReportLine
 
@@ -147,7 +167,7 @@ async def restart_gateway(
     return new, asyncio.create_task(old.wait())
 
 
-async def run(folder: Path) -> list[ReportLine]:
+async def run_restarts(folder: Path) -> list[ReportLine]:
     """The part; the lines that do not hold."""
     begun, restarts = time.monotonic(), scaled_count(*RESTARTS)
     outcomes: Counter[str] = Counter()
@@ -198,3 +218,225 @@ async def _stop_all(living: list[GatewayProcess]) -> None:
         if one.process.returncode is None:
             one.process.kill()
         await one.process.wait()
+
+
+ENGINES = 2
+GATEWAYS = 3
+ROUNDS = 2
+TOKEN_SECONDS = 1.0
+"""The time for which clients may still connect to a gateway after its SIGTERM."""
+STREAMS = ("FAIRLEAD_SOAK_STREAMS", 60, 1_000)
+PATIENCE_SECONDS = 90.0
+"""The time that a stream may take beyond its tokens."""
+WHOLE = "complete"
+
+
+@dataclass(frozen=True, slots=True)
+class DrainScenario:
+    """One scenario.
+
+    part: its name in the report.
+    drain: of the gateways, as in FAIRLEAD_DRAIN_TIMEOUT.
+    tokens: the fewest and the most tokens of a stream, a second each.
+    rounds: how often all gateways are restarted.
+    repeats: clients ask again until the last restart; else each asks once, before the first.
+    """
+
+    part: str
+    drain: str
+    tokens: tuple[int, int]
+    rounds: int
+    repeats: bool
+
+
+SHORT = DrainScenario("drain", "4s", (2, 24), ROUNDS, repeats=True)
+LONG = DrainScenario("drain_ten_minutes", "10m", (540, 585), 1, repeats=False)
+
+
+async def send_tokens(call: EngineCall) -> None:
+    """Answers a stream with a token a second, and a probe with nothing."""
+    if not call.body:
+        await call.respond({})
+        return
+    await call.start_stream()
+    count, clock = call.json["max_tokens"], asyncio.get_running_loop().time
+    begun = clock()
+    for number in range(count):
+        await call.event(token("a", "length" if number == count - 1 else None))
+        if number < count - 1:  # by the clock, so that a late token does not delay all after it
+            await asyncio.sleep(begun + (number + 1) * TOKEN_SECONDS - clock())
+    await call.finish()
+
+
+class StreamClients:
+    """The clients, and how their streams ended."""
+
+    def __init__(self, scenario: DrainScenario, addresses: GatewayAddresses, draw: random.Random) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.open = 0
+        self.sent = 0
+        self._scenario = scenario
+        self._addresses = addresses
+        self._draw = draw
+        self._is_over = False
+
+    async def run_drains(self, count: int) -> None:
+        """Runs clients until `stop` and the end of their streams."""
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(count):
+                tasks.create_task(self._client())
+
+    def stop(self) -> None:
+        """Lets no client ask again."""
+        self._is_over = True
+
+    async def _client(self) -> None:
+        while not self._is_over:
+            tokens = self._draw.randint(*self._scenario.tokens)
+            self.sent += 1
+            self.open += 1
+            self.outcomes[await self._stream(self.sent, tokens)] += 1
+            self.open -= 1
+            if not self._scenario.repeats:
+                return
+
+    async def _stream(self, number: int, tokens: int) -> str:
+        body = chat_body(number, stream=True, tokens=tokens, greedy=False)
+        try:
+            connection, _ = await self._addresses.connect()
+            return await _read_stream(connection, body, tokens)
+        except TimeoutError:
+            return "hangs"
+        except (OSError, asyncio.IncompleteReadError) as error:
+            return f"no answer: {type(error).__name__}"
+
+
+async def _read_stream(connection: RawConnection, body: dict[str, object], tokens: int) -> str:
+    """Returns how the stream ended."""
+    try:
+        await connection.send(post_request(body, close=False))
+        answer = await connection.read_response(patience_seconds=tokens * TOKEN_SECONDS + PATIENCE_SECONDS)
+        verdict, _ = check_answer(answer, tokens)
+        if verdict != "ended with an error event":
+            return verdict
+        if '"gateway_draining"' not in answer.events[-1]:
+            return "ended with another error event"
+        after = await connection.reader.read()
+        return OUTLASTED if answer.complete and not after else "closed out of order"
+    finally:
+        connection.writer.transport.abort()
+
+
+class GatewayFleet:
+    """The gateways, which are restarted one after the other. `codes` are their ends."""
+
+    def __init__(self, fleet: Path, drain: str, addresses: GatewayAddresses) -> None:
+        self.codes: list[asyncio.Task[int]] = []
+        self._fleet = fleet
+        self._environ = {"FAIRLEAD_DRAIN_TIMEOUT": drain}
+        self._addresses = addresses
+        self._all: list[GatewayProcess] = []
+        self._living: list[GatewayProcess] = []
+
+    async def start(self) -> None:
+        """Starts one more gateway."""
+        gateway = await start_gateway(self._fleet, environ=self._environ)
+        self._all.append(gateway)
+        self._living.append(gateway)
+        self._addresses.urls.append(gateway.url)
+
+    async def restart_oldest(self, patience_seconds: float) -> None:
+        """Starts a successor, and ends the oldest gateway."""
+        await self.start()
+        old = self._living.pop(0)
+        old.terminate()
+        await asyncio.sleep(LATE_SECONDS)
+        self._addresses.urls.remove(old.url)
+        self.codes.append(asyncio.create_task(asyncio.wait_for(old.process.wait(), patience_seconds)))
+
+    async def kill_all(self) -> None:
+        """Ends what is left."""
+        for gateway in self._all:
+            if gateway.process.returncode is None:
+                gateway.process.kill()
+            await gateway.process.wait()
+
+
+@asynccontextmanager
+async def _engines(folder: Path) -> AsyncIterator[Path]:
+    """Runs the engines; yields their fleet file."""
+    async with contextlib.AsyncExitStack() as stack:
+        engines = [await stack.enter_async_context(scripted_engine(send_tokens)) for _ in range(ENGINES)]
+        write_fleet(folder / "fleet.yaml", [engine.url for engine in engines])
+        yield folder / "fleet.yaml"
+
+
+async def run_drains(folder: Path) -> list[ReportLine]:
+    """The part with the short drain; the lines that do not hold."""
+    return await _run(folder, SHORT)
+
+
+async def run_long(folder: Path) -> list[ReportLine]:
+    """The part of ten minutes; the lines that do not hold."""
+    return await _run(folder, LONG)
+
+
+async def _run(folder: Path, scenario: DrainScenario) -> list[ReportLine]:
+    begun, count = time.monotonic(), scaled_count(*STREAMS)
+    process_tuning.raise_open_file_limit()
+    patience_seconds = scenario.tokens[1] * TOKEN_SECONDS + PATIENCE_SECONDS
+    addresses = GatewayAddresses(random.Random(SEED))
+    clients = StreamClients(scenario, addresses, random.Random(SEED + 1))
+    open_at_restarts = []
+    async with _engines(folder) as fleet:
+        gateways = GatewayFleet(fleet, scenario.drain, addresses)
+        try:
+            for _ in range(GATEWAYS):
+                await gateways.start()
+            streaming = asyncio.create_task(clients.run(count))
+            await asyncio.sleep(3 * TOKEN_SECONDS)
+            for _ in range(GATEWAYS * scenario.rounds):
+                open_at_restarts.append(clients.open)
+                await gateways.restart_oldest(patience_seconds)
+            clients.stop()
+            await streaming
+            codes = Counter(await asyncio.gather(*gateways.codes))
+        finally:
+            await gateways.kill_all()
+    figures = {
+        "streams_at_once": count,
+        "gateways": GATEWAYS,
+        "drain": scenario.drain,
+        "streams": clients.sent,
+        "streams_open_at_each_restart": open_at_restarts,
+        "outcomes": dict(sorted(clients.outcomes.items())),
+        "refused_before_anything_was_sent": addresses.refused,
+    }
+    lines = _verdict(scenario, clients.outcomes, open_at_restarts, codes)
+    return write(scenario.part, begun, figures, lines)
+
+
+def _verdict(
+    scenario: DrainScenario, outcomes: Counter[str], open_at_restarts: list[int], codes: Counter[int]
+) -> list[ReportLine]:
+    permitted = {WHOLE, OUTLASTED} if scenario.repeats else {WHOLE}
+    bad = {name: number for name, number in outcomes.items() if name not in permitted}
+    cut = outcomes["cut silently"] + outcomes["looks complete and is not"]
+    lines = [
+        ReportLine("0 silent cuts", cut, not cut),
+        ReportLine(f"every stream ended {' or '.join(sorted(permitted))}", bad, not bad),
+        ReportLine(
+            f"{GATEWAYS} gateways were restarted {scenario.rounds} times under streams",
+            open_at_restarts,
+            len(open_at_restarts) == GATEWAYS * scenario.rounds and min(open_at_restarts) > 0,
+        ),
+        ReportLine(
+            "every gateway drained and exited with 0",
+            {str(code): number for code, number in codes.items()},
+            set(codes) == {0},
+        ),
+    ]
+    if scenario.repeats:
+        outlasted = outcomes[OUTLASTED]
+        lines.append(ReportLine("streams outlasted their gateway's drain", outlasted, outlasted > 0))
+    return lines

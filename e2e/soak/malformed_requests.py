@@ -18,16 +18,22 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from e2e.soak.forked_engines import start_engines
 from e2e.soak.gateway_processes import (
+    FULL,
+    ROOT,
+    SEED,
     TIMEOUT_SECONDS,
     GatewayProcess,
     get_management,
+    is_flat,
     metric,
+    resident_bytes,
     running_gateway,
+    scaled_count,
+    start_engines,
+    write,
     write_fleet,
 )
-from e2e.soak.report import FULL, ROOT, SEED, is_flat, resident_bytes, scaled_count, write
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.reports import ReportLine
 

@@ -12,8 +12,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from e2e.soak.gateway_processes import running_gateway, write_fleet
-from e2e.soak.report import FULL, SEED, is_flat, resident_bytes, scaled_count, write
+from e2e.soak.gateway_processes import (
+    FULL,
+    SEED,
+    is_flat,
+    resident_bytes,
+    running_gateway,
+    scaled_count,
+    write,
+    write_fleet,
+)
 from fairlead_bench.gateway.load_cases import UNIQUE, make_bodies
 from fairlead_bench.gateway.native_programs import MockEngine, build
 from fairlead_testing.reports import ReportLine

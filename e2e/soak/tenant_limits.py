@@ -6,7 +6,7 @@ Traffic and faults are those of the benchmark `quota`.
 import time
 from pathlib import Path
 
-from e2e.soak.report import SEED, write
+from e2e.soak.gateway_processes import SEED, write
 from fairlead_bench.quota.gateway_faults import (
     CLIENTS,
     FAULTS,

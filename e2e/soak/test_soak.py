@@ -7,15 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from e2e.soak import (
-    engine_kills,
-    gateway_drains,
-    gateway_restarts,
-    malformed_requests,
-    request_volume,
-    tenant_limits,
-)
-from e2e.soak.report import FULL
+from e2e.soak import engine_kills, gateway_restarts, malformed_requests, request_volume, tenant_limits
+from e2e.soak.gateway_processes import FULL
 
 pytestmark = [pytest.mark.timeout(2_400), pytest.mark.alone]
 
@@ -29,12 +22,12 @@ def test_gateways_that_are_restarted_one_after_the_other_make_no_errors(tmp_path
 
 
 def test_streams_that_outlast_a_drain_are_not_cut_silently(tmp_path: Path) -> None:
-    assert asyncio.run(gateway_drains.run(tmp_path)) == []
+    assert asyncio.run(gateway_restarts.run_drains(tmp_path)) == []
 
 
 @pytest.mark.skipif(not FULL, reason="ten minutes")
 def test_streams_of_ten_minutes_end_whole_while_gateways_restart(tmp_path: Path) -> None:
-    assert asyncio.run(gateway_drains.run_long(tmp_path)) == []
+    assert asyncio.run(gateway_restarts.run_long(tmp_path)) == []
 
 
 def test_malformed_requests_make_no_5xx_no_stall_and_no_growth(tmp_path: Path) -> None:

@@ -1,17 +1,96 @@
 """Asking an OpenAI server and keeping what it said: the tokens, how the answer ended, how long it
-took."""
+took.
+
+Prompts of chosen lengths, different from the first word on: the standard library's source,
+counted in the model's tokens.
+
+Tolerance for greedy answers that differ where the engine rates both tokens about equally.
+"""
 
 import asyncio
 import itertools
 import json
+import math
+import sysconfig
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
 
-from e2e.vllm.text_prompts import TextPrompt
+SHORTEST, LONGEST, PROMPTS = 20, 3_900, 50
+OUTPUT_TOKENS = 16
+_CHARACTERS_PER_TOKEN = 8  # more than any piece of source text has
+KINDS = ("text", "ids", "chat")
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """One request: how long its prompt is, and where and what is sent."""
+
+    tokens: int
+    kind: str
+    path: str
+    body: Mapping[str, Any]
+
+    def as_stream(self) -> "TextPrompt":
+        """The same as a stream."""
+        return TextPrompt(self.tokens, self.kind, self.path, {**self.body, "stream": True})
+
+
+async def make_prompts(
+    url: str, model: str, *, count: int = PROMPTS, seed: int = 1, least: int = SHORTEST
+) -> list[TextPrompt]:
+    """Greedy requests with prompts from ``least`` to 3,900 tokens, by turns as text, as token ids
+    and as a chat."""
+    draw = Random(seed)
+    pieces = _pieces(draw)
+    found = []
+    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+        for number in range(count):
+            tokens = least + round(number * (LONGEST - least) / max(1, count - 1))
+            ids = await _ids(client, model, next(pieces), tokens)
+            kind = KINDS[number % 3]
+            found.append(await _request(client, model, kind, ids))
+    draw.shuffle(found)
+    return found
+
+
+async def _request(client: httpx.AsyncClient, model: str, kind: str, ids: list[int]) -> TextPrompt:
+    fixed = {
+        "model": model,
+        "max_tokens": OUTPUT_TOKENS,
+        "temperature": 0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
+    if kind == "ids":
+        return TextPrompt(len(ids), kind, "/v1/completions", fixed | {"prompt": ids})
+    text = (await client.post("/detokenize", json={"model": model, "tokens": ids})).json()["prompt"]
+    if kind == "text":
+        return TextPrompt(len(ids), kind, "/v1/completions", fixed | {"prompt": text})
+    return TextPrompt(len(ids), kind, "/v1/chat/completions", fixed | {"messages": [{"role": "user", "content": text}]})
+
+
+async def _ids(client: httpx.AsyncClient, model: str, text: str, tokens: int) -> list[int]:
+    asked = {"model": model, "prompt": text[: tokens * _CHARACTERS_PER_TOKEN], "add_special_tokens": False}
+    ids: list[int] = (await client.post("/tokenize", json=asked)).json()["tokens"]
+    if len(ids) < tokens:
+        raise ValueError(f"{len(ids)} tokens instead of {tokens}: the piece is too short")
+    return ids[:tokens]
+
+
+def _pieces(draw: Random) -> Iterator[str]:
+    """Text that is long enough, each piece from another place."""
+    files = sorted(path for path in Path(sysconfig.get_path("stdlib")).glob("*.py") if path.stat().st_size > 60_000)
+    while True:
+        text = draw.choice(files).read_text(encoding="utf-8")
+        at = draw.randrange(len(text) - LONGEST * _CHARACTERS_PER_TOKEN)
+        yield text[at : at + LONGEST * _CHARACTERS_PER_TOKEN]
+
 
 TIMEOUT_SECONDS = 300.0
 
@@ -117,3 +196,37 @@ def _streamed(answer: httpx.Response, events: list[str], seconds: float) -> Engi
 def _text(choice: dict[str, Any]) -> str:
     said = choice.get("message") or choice.get("delta") or {}
     return str(choice.get("text") or said.get("content") or "")
+
+
+MAX_TIE_NATS = (
+    0.13  # two steps of a bfloat16 between 8 and 16, as large as this model's logits are; one is what is mostly seen
+)
+_BEST = 5
+
+
+def first_difference(want: Sequence[int], got: Sequence[int]) -> int:
+    """The first place with another token; -1 where one answer begins with the other."""
+    return next((at for at, pair in enumerate(zip(want, got, strict=False)) if pair[0] != pair[1]), -1)
+
+
+async def logprob_gap(client: httpx.AsyncClient, one: TextPrompt, want: Sequence[int], got: Sequence[int]) -> float:
+    """Returns the nats by which the engine prefers ``want``'s token to ``got``'s where they differ.
+
+    It is 0 for equal answers, and infinite where the token is not among the best few.
+    """
+    if list(want) == list(got):
+        return 0.0
+    at = first_difference(want, got)
+    if at < 0:
+        return math.inf
+    chat = one.kind == "chat"
+    more = {"logprobs": True, "top_logprobs": _BEST} if chat else {"logprobs": _BEST}
+    fixed = {"stream": False, "max_tokens": at + 1, "return_tokens_as_token_ids": True, "cache_salt": "alike"}
+    answer = await client.post(one.path, json={**one.body, **fixed, **more})
+    told = answer.raise_for_status().json()["choices"][0]["logprobs"]
+    best = _of_chat(told["content"][at]) if chat else told["top_logprobs"][at]
+    return float(best.get(f"token_id:{want[at]}", math.inf)) - float(best.get(f"token_id:{got[at]}", -math.inf))
+
+
+def _of_chat(place: dict[str, Any]) -> dict[str, float]:
+    return {one["token"]: one["logprob"] for one in place["top_logprobs"]}

@@ -33,9 +33,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))  # the conformance probes
 
 from e2e.cluster.artifacts import pinned_versions  # noqa: E402
-from e2e.vllm.engine.engine_processes import EngineStage  # noqa: E402
+from e2e.vllm.engine.engine_processes import (  # noqa: E402
+    EngineStage,
+    mooncake,
+    nixl,
+)
 from e2e.vllm.engine.installation import Installation, install  # noqa: E402
-from e2e.vllm.engine.kv_connectors import mooncake, nixl  # noqa: E402
 from e2e.vllm.pods import engine_code, pod_environment  # noqa: E402
 from e2e.vllm.pods.pod_stage import PodStage, pod_stage  # noqa: E402
 from e2e.vllm.report import VllmReport  # noqa: E402

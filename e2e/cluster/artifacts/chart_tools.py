@@ -13,7 +13,7 @@ from pathlib import Path
 
 from e2e.cluster.artifacts import go_builds, pinned_versions
 from e2e.cluster.artifacts.go_builds import assets, compile_missing, path_of
-from e2e.cluster.progress import ClusterError, progress_step
+from e2e.cluster.run_record import ClusterError, progress_step
 from scripts.release.images.layers import build_lock
 
 RELEASES = {

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from e2e.cluster.artifacts import pinned_versions
 from e2e.cluster.artifacts.pinned_versions import Program
-from e2e.cluster.progress import ClusterError, print_progress, progress_step
+from e2e.cluster.run_record import ClusterError, print_progress, progress_step
 from scripts.release.images.layers import build_lock
 
 

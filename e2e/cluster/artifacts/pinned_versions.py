@@ -6,15 +6,29 @@ lists what to build. Kubernetes 1.36 is the last line for Debian 12's containerd
 LeaderWorkerSet has a module of its own: it does not compile together with client-go 0.36.
 Prometheus and the registry have one each, since they are for tests and no part of a cluster. All
 else shares one module, so that no dependency is compiled twice.
+
+Debian packages of level *full*: container runtime, network plugins, and the few commands that
+are called.
+
+The Prometheus server of the dashboards' test: Debian's, unpacked into the cache, not installed.
+
+Why Debian's: the modules of Prometheus' own release lack the server's user interface, without which
+it does not compile.
 """
 
 import hashlib
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from e2e.cluster.run_record import ClusterError, print_progress, progress_step
 from fairlead.runtime import compiled_build
+from scripts.release.images.layers import build_lock
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -132,3 +146,85 @@ def binaries(module: str = "kubernetes") -> Path:
     versions = {"kubernetes": KUBERNETES, "lws": LWS, "prometheus": PROMETHEUS, "registry": REGISTRY}
     name = f"{'k8s' if module == 'kubernetes' else module}-{versions[module]}"
     return cache_folder() / f"{name}-{digest(module)}"
+
+
+_POLICY = Path("/usr/sbin/policy-rc.d")
+
+
+def install() -> None:
+    """Install what is missing; nothing that comes with it is started."""
+    missing = [name for name in DEBIAN if not _installed(name)]
+    if not missing:
+        return
+    if os.geteuid() != 0:
+        raise ClusterError(f"not root, and missing: {' '.join(missing)}")
+    print_progress(f"installing from Debian: {' '.join(missing)}")
+    # On a machine with an init system, the package's own containerd must not start, too.
+    ours = not _POLICY.exists()
+    if ours:
+        _POLICY.write_text("#!/bin/sh\nexit 101\n")
+        _POLICY.chmod(0o755)
+    try:
+        with progress_step("packages"):
+            environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+            install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing]
+            for command in (["apt-get", "update", "-qq"], install):
+                done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    raise ClusterError(f"{' '.join(command[:2])} failed:\n{done.stdout[-2_000:]}{done.stderr[-2_000:]}")
+    finally:
+        if ours:
+            _POLICY.unlink()
+
+
+def _installed(name: str) -> bool:
+    if sys.platform != "linux":
+        raise ClusterError(
+            "level full needs Linux; elsewhere kind does the same in docker, see docs/contributing/cluster-from-source.md"
+        )
+    asked = ["dpkg-query", "-W", "-f", "${db:Status-Status}", name]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise ClusterError(
+            "level full takes its container runtime from Debian's packages, and this is no Debian"
+        ) from None
+    return done.stdout == "installed"
+
+
+_PACKAGE = "prometheus"
+
+
+def prometheus_program() -> Path:
+    """Returns the path of the server, which is downloaded the first time.
+
+    Raises ClusterError when it cannot be.
+    """
+    folder = cache_folder() / "prometheus-server"
+    program = folder / "prometheus"
+    with build_lock("cluster-prometheus-server"):
+        if not program.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with progress_step("Prometheus from Debian"), tempfile.TemporaryDirectory(dir=folder) as work:
+                _download(Path(work), program)
+    return program
+
+
+def _download(work: Path, program: Path) -> None:
+    work.chmod(0o755)  # apt downloads as a user of its own
+    if _run(work, "apt-get", "-qq", "download", _PACKAGE).returncode:
+        _run(work, "apt-get", "-qq", "update")
+        done = _run(work, "apt-get", "-qq", "download", _PACKAGE)
+        if done.returncode:
+            raise ClusterError(f"Debian's package {_PACKAGE} cannot be downloaded:\n{done.stderr[-2_000:]}")
+    archive = next(work.glob("*.deb"))
+    unpacked = _run(work, "dpkg-deb", "-x", archive.name, "unpacked")
+    if unpacked.returncode:
+        raise ClusterError(f"{archive.name} cannot be unpacked:\n{unpacked.stderr[-2_000:]}")
+    partial = program.with_suffix(".partial")
+    shutil.move(work / "unpacked" / "usr" / "bin" / "prometheus", partial)
+    partial.replace(program)
+
+
+def _run(folder: Path, *command: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

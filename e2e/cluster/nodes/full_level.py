@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from e2e.cluster.addons import leader_worker_set, metrics_server
+from e2e.cluster import addons
 from e2e.cluster.nodes import control_plane, network
 from e2e.cluster.nodes.control_plane import ControlPlane
 from e2e.cluster.nodes.network import GATEWAY
 from e2e.cluster.nodes.node import ClusterNode, dns_manifests
-from e2e.cluster.progress import progress_step
-from e2e.cluster.run_record import RunRecord
-from e2e.cluster.running_cluster import RunningCluster
+from e2e.cluster.run_record import RunningCluster, RunRecord, progress_step
 from scripts.release.images.oci_images import OciImage, write_archive
 
 PORT = 6443
@@ -42,7 +40,7 @@ def start(record: RunRecord, cluster: RunningCluster, given: Sequence[OciImage])
         record.wait("the first service account", READY_SECONDS, lambda: plane.get_text(account) is not None)
         record.wait("DNS", READY_SECONDS, node.is_dns_ready)
     with progress_step("LeaderWorkerSet"):
-        leader_worker_set.install(cluster)
+        addons.install(cluster)
 
 
 def load_images(node: ClusterNode, given: Sequence[OciImage]) -> None:
@@ -58,7 +56,7 @@ def stop(record: RunRecord) -> None:
     a whole one."""
     node = ClusterNode(record, Path(record.get("binaries")))
     with progress_step("kubelet, kube-proxy, DNS stopped"):
-        for name in (metrics_server.NAME, "kubelet", "kube-proxy", "coredns"):
+        for name in (addons.NAME, "kubelet", "kube-proxy", "coredns"):
             record.stop(name)
     with progress_step("containers removed"):
         node.remove_containers()
@@ -72,9 +70,9 @@ def stop(record: RunRecord) -> None:
 
 def memory_usage(record: RunRecord, cluster: RunningCluster) -> None:
     """Add metrics-server to a cluster that is up."""
-    if not record.is_alive(metrics_server.NAME):
+    if not record.is_alive(addons.NAME):
         with progress_step("metrics-server"):
-            metrics_server.start(record, cluster, ControlPlane(record, cluster.binaries, GATEWAY, PORT, whole=True))
+            addons.start(record, cluster, ControlPlane(record, cluster.binaries, GATEWAY, PORT, whole=True))
 
 
 def _node_ready(plane: ControlPlane) -> bool:

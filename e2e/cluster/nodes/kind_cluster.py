@@ -6,10 +6,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from e2e.cluster.addons import leader_worker_set
+from e2e.cluster import addons
 from e2e.cluster.artifacts import pinned_versions
-from e2e.cluster.progress import ClusterError, progress_step
-from e2e.cluster.running_cluster import RunningCluster
+from e2e.cluster.run_record import ClusterError, RunningCluster, progress_step
 from scripts.release.images.oci_images import OciImage, write_archive
 
 NAME = "fairlead-e2e"
@@ -46,16 +45,16 @@ def start(cluster: RunningCluster, given: Sequence[OciImage]) -> None:
     with progress_step("images"):
         load_images(cluster.run, given)
     with progress_step("LeaderWorkerSet"):
-        leader_worker_set.install(cluster)
+        addons.install(cluster)
 
 
 def equip(cluster: RunningCluster, name: str, given: Sequence[OciImage]) -> None:
     """Gives a user's cluster of kind's these images, and LeaderWorkerSet if it has none."""
     with progress_step(f"images of kind's cluster {name}"):
         load_images(cluster.run, given, name)
-    if not leader_worker_set.is_installed(cluster):
+    if not addons.is_installed(cluster):
         with progress_step("LeaderWorkerSet"):
-            leader_worker_set.install(cluster)
+            addons.install(cluster)
 
 
 def load_images(run: Path, given: Sequence[OciImage], name: str = NAME) -> None:

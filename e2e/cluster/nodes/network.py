@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from e2e.cluster.progress import print_progress
+from e2e.cluster.run_record import print_progress
 
 BRIDGE = "fairlead0"
 NETWORK = "10.244.0"

@@ -40,8 +40,8 @@ class IndexStatus:
             states = self._values(pages, "fairlead_gateway_index_instances", state="index")
             return bool(pages) and states == [float(instances)] * len(pages)
 
-        eventually("an indexer reads the model's engines", read, told=lambda: self._page_texts("indexer"))
-        eventually("the gateways follow the index", known, told=lambda: self._page_texts("gateway"))
+        eventually("an indexer reads the model's engines", read, describe=lambda: self._page_texts("indexer"))
+        eventually("the gateways follow the index", known, describe=lambda: self._page_texts("gateway"))
 
     def _values(self, pages: Iterable[str], name: str, **labels: str) -> list[float]:
         """Returns a metric of this model, a number per page that has it."""

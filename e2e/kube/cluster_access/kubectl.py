@@ -1,16 +1,109 @@
 """A ``kubectl`` for tests: one namespace, errors that name the command, and a dump of everything
-after a failed test."""
+after a failed test.
 
+Reader of the API server over one connection. Why: tests read a few objects several times a
+second, and each ``kubectl get`` takes 70 ms of a processor that the pods need too. All but plain
+reads of known kinds go through kubectl.
+
+The command line with the cluster's kubeconfig, as an operator runs it.
+
+Processor use of pods and their node, as the kubelet counts it: the cost of a rate, and its
+cause.
+
+Watches of ``kubectl`` during a test: the changes of objects line by line, none missed.
+"""
+
+import http.client
 import json
+import ssl
 import subprocess
+import sys
+import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
 
-from e2e.kube.cluster_access.api_reader import ApiReader, path_of
+from fairlead.kube.resources import RESOURCES_BY_KIND, Resource
+from fairlead.kube.transport.credentials import ClusterCredentials
+from fairlead.kube.transport.kubeconfig import load_config
+from fairlead.runtime.clock import SystemClock
+
+RESOURCE_PATHS: Mapping[str, Resource] = {
+    word: one for one in RESOURCES_BY_KIND.values() if one.namespaced for word in (one.plural, one.kind.lower())
+}
+"""Kinds by their names for ``kubectl``."""
+TIMEOUT_SECONDS = 30.0
+REREAD_SECONDS = 60.0
+
+
+def path_of(namespace: str, words: tuple[str, ...]) -> str | None:
+    """Returns the API path that answers ``kubectl get`` with these words; None for what only
+    kubectl understands."""
+    match words:
+        case (kind,) if kind in RESOURCE_PATHS:
+            return RESOURCE_PATHS[kind].path(namespace)
+        case (kind, name) if kind in RESOURCE_PATHS and not name.startswith("-"):
+            return RESOURCE_PATHS[kind].path(namespace, name)
+        case (kind, "-l", labels) if kind in RESOURCE_PATHS:
+            return f"{RESOURCE_PATHS[kind].path(namespace)}?labelSelector={quote(labels)}"
+    return None
+
+
+class ApiReader:
+    """Reads as whom the environment's KUBECONFIG names."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        access = load_config(environ, Path.home())
+        self._credentials = ClusterCredentials(access, SystemClock(), REREAD_SECONDS)
+        self._server = urlsplit(access.server)
+        self._one = threading.Lock()
+        self._connection: http.client.HTTPConnection | None = None
+
+    def read(self, path: str) -> dict[str, Any]:
+        """The object or the list there. Raises AssertionError with what the API server says, or why
+        it says nothing."""
+        with self._one:
+            for first in (True, False):
+                kept = self._connection is not None
+                try:
+                    status, body = self._get(path)
+                    break
+                except (OSError, http.client.HTTPException) as error:
+                    self.close()
+                    if not (first and kept):  # one that was kept may have been closed meanwhile
+                        raise AssertionError(f"{path}: {error!r}") from error
+        assert status == 200, f"{path}: {status} {body[:500]!r}"
+        found: dict[str, Any] = json.loads(body)
+        return found
+
+    def _get(self, path: str) -> tuple[int, bytes]:
+        if self._connection is None:
+            self._connection = self._opened()
+        self._connection.request(
+            "GET", path, headers={"Accept": "application/json", **dict(self._credentials.headers())}
+        )
+        answer = self._connection.getresponse()
+        return answer.status, answer.read()
+
+    def _opened(self) -> http.client.HTTPConnection:
+        host, port, tls = self._server.hostname or "", self._server.port, self._credentials.tls_context()
+        if isinstance(tls, ssl.SSLContext):
+            return http.client.HTTPSConnection(host, port, timeout=TIMEOUT_SECONDS, context=tls)
+        return http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
 
 Manifest = dict[str, Any]
 
@@ -129,15 +222,132 @@ def eventually(
     *,
     seconds: float = 60.0,
     every: float = 0.3,
-    told: Callable[[], str] = lambda: "",
+    describe: Callable[[], str] = lambda: "",
 ) -> None:
-    """Ask again and again until it holds; a failure only after ``seconds``, with what ``told`` then
-    says.
+    """Waits until it holds. Raises AssertionError after ``seconds``, with the text of ``describe``.
 
     A look by ``kubectl`` takes tens of milliseconds of a processor that pods need too, hence
     ``every``, seconds.
     """
     end = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what} {told()}"
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what} {describe()}"
         time.sleep(every)
+
+
+def run_fairlead(here: Kubectl, *words: str, codes: tuple[int, ...] = (0,)) -> tuple[int, str]:
+    """Returns the exit code, one of `codes`, and the output of ``fairlead …`` with the kubeconfig.
+
+    Stacks on this machine, which other tests run, are out of its sight: without options a command
+    means them before a cluster.
+    """
+    command = [sys.executable, "-m", "fairlead_cli", *words]
+    with tempfile.TemporaryDirectory(prefix="fairlead-runtime-") as runtime:
+        environment = {**here.environ, "XDG_RUNTIME_DIR": runtime}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode in codes, (words, done.returncode, done.stdout, done.stderr)
+    return done.returncode, done.stdout
+
+
+def explain_request(here: Kubectl, request_id: str) -> str:
+    """Returns what ``fairlead explain request`` says of a request that was just answered.
+
+    A gateway may know its decision only a moment after the answer.
+    """
+    shown = ""
+
+    def is_known() -> bool:
+        nonlocal shown
+        code, shown = run_fairlead(here, "explain", "request", request_id, codes=(0, 1))
+        return code == 0
+
+    eventually(f"request {request_id} is explained", is_known)
+    return shown
+
+
+def cpu_seconds(kubectl: Kubectl) -> dict[str, tuple[float, float]]:
+    """Name of a pod, or ``node`` for everything → (when, processor seconds until then). The kubelet
+    looks every ten seconds or so."""
+    found: dict[str, tuple[float, float]] = {}
+    for node in kubectl.get("nodes")["items"]:
+        path = f"/api/v1/nodes/{node['metadata']['name']}/proxy/stats/summary?only_cpu_and_memory=true"
+        told = json.loads(kubectl.run("get", "--raw", path))
+        for name, cpu in [("node", told["node"]["cpu"]), *((_name(pod), pod.get("cpu", {})) for pod in told["pods"])]:
+            if "usageCoreNanoSeconds" in cpu:
+                found[name] = (_moment(cpu["time"]), cpu["usageCoreNanoSeconds"] / 1e9)
+    return found
+
+
+def cores_used(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> dict[str, float]:
+    """Processors that were busy in between, on average: of the node, and of the pods of each
+    Deployment together."""
+    taken: Counter[str] = Counter()
+    for name in before.keys() & after.keys():
+        elapsed = after[name][0] - before[name][0]
+        if elapsed > 0:
+            taken["-".join(name.split("-")[:2])] += (after[name][1] - before[name][1]) / elapsed
+    return {name: round(share, 3) for name, share in taken.most_common(10)}
+
+
+def _name(pod: dict[str, Any]) -> str:
+    return str(pod["podRef"]["name"])
+
+
+def _moment(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+class KubectlWatch:
+    """Each watch is (who takes a line, the words behind ``kubectl get``), for as long as the block
+    lasts."""
+
+    def __init__(self, here: Kubectl, *watches: tuple[Callable[[str], None], tuple[str, ...]]) -> None:
+        self._here = here
+        self._watches = watches
+
+    def __enter__(self) -> Self:
+        command = ("kubectl", "-n", self._here.namespace, "get")
+        environ = dict(self._here.environ)
+        self._processes = [
+            subprocess.Popen([*command, *words, "--watch"], env=environ, stdout=subprocess.PIPE, text=True)
+            for _, words in self._watches
+        ]
+        self._readers = [
+            threading.Thread(target=self._read, args=(process, take))
+            for process, (take, _) in zip(self._processes, self._watches, strict=True)
+        ]
+        for reader in self._readers:
+            reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process, reader in zip(self._processes, self._readers, strict=True):
+            process.terminate()
+            reader.join()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+    @staticmethod
+    def _read(process: "subprocess.Popen[str]", take: Callable[[str], None]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            take(line.rstrip("\n"))
+
+
+class ReplicaWatch(KubectlWatch):
+    """The wanted replicas of each Deployment of a model: the first value and every change."""
+
+    def __init__(self, here: Kubectl, model: str) -> None:
+        shown = "jsonpath={.metadata.name} {.spec.replicas}{'\\n'}"
+        super().__init__(here, (self._take, ("deployments", "-l", f"fairlead.io/model={model}", "-o", shown)))
+        self.changes: list[tuple[str, int]] = []
+        self.now: dict[str, int] = {}
+        self.most_together = 0
+
+    def _take(self, line: str) -> None:
+        name, number = line.split(" ")
+        if self.now.get(name) != int(number):
+            self.now[name] = int(number)
+            self.changes.append((name, int(number)))
+            self.most_together = max(self.most_together, sum(self.now.values()))

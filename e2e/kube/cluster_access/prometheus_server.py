@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from e2e.cluster.artifacts.prometheus_program import prometheus_program
+from e2e.cluster.artifacts.pinned_versions import prometheus_program
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
 from fairlead_testing.ports import unused_port
 
@@ -51,7 +51,7 @@ class PrometheusServer:
         ]
         with (folder / "prometheus.log").open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
-        eventually("Prometheus is ready", self._is_ready, seconds=_START_SECONDS, told=self._log)
+        eventually("Prometheus is ready", self._is_ready, seconds=_START_SECONDS, describe=self._log)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -81,7 +81,7 @@ class PrometheusServer:
             return [(one["labels"]["job"], one["health"], one["lastError"]) for one in targets]
 
         is_done = lambda: bool(found := states()) and all(health == "up" for _, health, _ in found)  # noqa: E731
-        eventually("every target is up", is_done, seconds=seconds, told=lambda: str(states()))
+        eventually("every target is up", is_done, seconds=seconds, describe=lambda: str(states()))
         jobs = [job for job, _, _ in states()]
         return {job: jobs.count(job) for job in sorted(set(jobs))}
 

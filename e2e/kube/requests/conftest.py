@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from e2e.kube.cluster_access.kubectl import Kubectl, temporary_namespace
-from e2e.kube.workloads.gateway_settings import external_engines, management_tokens, token_issuers
-from e2e.kube.workloads.helm_release import HelmRelease
+from e2e.kube.workloads.helm_release import HelmRelease, external_engines, management_tokens, token_issuers
 from e2e.resource_locks import INSTALLATION_LOCK, file_lock
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.kube.cluster_access.command_line import explain_request
-from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
+from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually, explain_request
 from e2e.kube.workloads.client_pods import ClientPod, GatewayRequest
 from e2e.kube.workloads.helm_release import HelmRelease
 from e2e.kube.workloads.manifests import API, PORT, deployment, model, paced_engine, pod_spec, service

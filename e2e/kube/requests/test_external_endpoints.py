@@ -4,8 +4,7 @@ does not answer a tenant that refuses it.
 
 import pytest
 
-from e2e.kube.cluster_access.command_line import explain_request, run_fairlead
-from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
+from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually, explain_request, run_fairlead
 from e2e.kube.workloads.client_pods import ClientPod, GatewayAnswer, GatewayRequest
 from e2e.kube.workloads.helm_release import HelmRelease
 from e2e.kube.workloads.manifests import (

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from e2e.kube.cluster_access.command_line import explain_request, run_fairlead
-from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
+from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually, explain_request, run_fairlead
 from e2e.kube.workloads.client_pods import ClientPod, GatewayRequest
 from e2e.kube.workloads.helm_release import HelmRelease
 from e2e.kube.workloads.manifests import API, model, paced_engine
@@ -66,7 +65,7 @@ def test_a_route_is_created_split_overridden_and_deleted(here: Kubectl, installe
         eventually(
             "its conditions say so",
             lambda: conditions(here, "assistant") == expected,
-            told=lambda: str(conditions(here, "assistant")),
+            describe=lambda: str(conditions(here, "assistant")),
         )
         assert alias in json.dumps(here.get("modelroute", "assistant")["status"])
         assert f"{stable} 1" in here.run("get", "mroute", "assistant")

@@ -7,13 +7,10 @@ from typing import Any
 
 import pytest
 
-from e2e.kube.cluster_access.command_line import run_fairlead
-from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
-from e2e.kube.workloads.client_pods import ClientPod
-from e2e.kube.workloads.gateway_settings import AUDIENCE, MANAGEMENT_TOKEN, service_account_issuer
-from e2e.kube.workloads.helm_release import GATEWAY, HelmRelease
+from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually, run_fairlead
+from e2e.kube.workloads.client_pods import ClientPod, record_result
+from e2e.kube.workloads.helm_release import AUDIENCE, GATEWAY, MANAGEMENT_TOKEN, HelmRelease, service_account_issuer
 from e2e.kube.workloads.manifests import API, model, paced_engine
-from e2e.kube.workloads.report import record_result
 from fairlead_testing.reports import ReportLine
 
 _UNTIL = """

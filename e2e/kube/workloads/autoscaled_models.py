@@ -51,7 +51,7 @@ def condition_reason(found: DeployedModel) -> str:
 def until(what: str, found: DeployedModel, so: Callable[[], bool], seconds: float) -> float:
     """Waits until a condition holds and returns the seconds that it took."""
     begun = time.monotonic()
-    eventually(what, so, seconds=seconds, told=lambda: str(found.get().get("status")))
+    eventually(what, so, seconds=seconds, describe=lambda: str(found.get().get("status")))
     return round(time.monotonic() - begun, 1)
 
 

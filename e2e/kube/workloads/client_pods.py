@@ -1,6 +1,13 @@
-"""A client inside the cluster: a pod that asks the gateway by its Service, as applications do."""
+"""A client inside the cluster: a pod that asks the gateway by its Service, as applications do.
+
+Results of the tests on a cluster, written to out/e2e.json, and by ``make e2e LOAD=1`` to
+bench/results/e2e.json.
+
+Readers compare times with the goals, never a test: a machine with other work would fail it.
+"""
 
 import json
+import os
 import subprocess
 import threading
 import time
@@ -14,6 +21,7 @@ from typing import Any, Self
 from e2e.kube.cluster_access.kubectl import Kubectl
 from e2e.kube.workloads.helm_release import GATEWAY, NAMESPACE, HelmRelease
 from e2e.kube.workloads.manifests import config_map, pod, pod_spec
+from fairlead_testing.reports import ReportLine, commit, lines_as_json, machine
 
 HOST = f"{GATEWAY}.{NAMESPACE}.svc"
 STREAMS = Path(__file__).with_name("streaming_load.py")
@@ -270,3 +278,23 @@ def _url(path: str) -> str:
 def _question(model: str, tokens: int, prompt: str = "Why?") -> dict[str, Any]:
     messages = [{"role": "user", "content": prompt}]
     return {"model": model, "messages": messages, "max_tokens": tokens, "ignore_eos": True}
+
+
+ROOT = Path(__file__).parents[3]
+FULL = os.environ.get("FAIRLEAD_E2E", "") == "full"
+REPORTS = ROOT / "bench" / "results" if FULL else ROOT / "out"
+
+
+def record_result(part: str, lines: list[ReportLine], *, into: str = "e2e", **figures: Any) -> None:
+    """Add one part to the report of this name; its parts of another machine, or of another state of
+    the sources, are dropped."""
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    path = REPORTS / f"{into}.json"
+    report = json.loads(path.read_text()) if path.exists() else {}
+    head = {"machine": machine(), "commit": commit(ROOT)}
+    if {name: report.get(name) for name in head} != head:
+        report = head | {"full": FULL, "holds": True, "parts": {}}
+    report["parts"][part] = {**figures, "verdict": lines_as_json(lines)}
+    report["parts"] = dict(sorted(report["parts"].items()))
+    report["holds"] = all(line["holds"] for one in report["parts"].values() for line in one["verdict"])
+    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")

@@ -1,15 +1,31 @@
 """Fairlead as its chart installs it on the cluster of the tests, and what tests do with the whole
-of it."""
+of it.
+
+Builds of Fairlead, published to a registry as a release is.
+
+Settings of gateways for the tests that need other ones than the defaults, and the objects that
+they name.
+"""
 
 import base64
+import hmac
 import json
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
+from e2e.kube.workloads.manifests import config_map, deployment, pod_spec, service
+from fairlead_testing.http.certificates import CertificateAuthority
+from scripts.release.artefacts import LAYOUT, build_chart, build_images, image_digests
+from scripts.release.chart import REPOSITORY
+from scripts.release.images.oci_images import machine_architecture
+from scripts.release.oci.layout import OciLayout
+from scripts.release.publish import publish
+from scripts.release.release_run import ROOT, ReleaseRun
 
 CHART = Path(__file__).parents[3] / "charts" / "fairlead"
 NAME = "fairlead"
@@ -134,3 +150,118 @@ def _merge(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
         before = found.get(name)
         found[name] = _merge(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRelease:
+    """A build in a registry.
+
+    prefix: registry and path of its artefacts.
+    chart_digest: of the chart's manifest.
+    images: component → digest.
+    """
+
+    version: str
+    prefix: str
+    chart_digest: str
+    images: dict[str, str]
+
+    @property
+    def chart(self) -> str:
+        """Returns the chart's address, by digest."""
+        return f"oci://{self.prefix}/{REPOSITORY}@{self.chart_digest}"
+
+    @property
+    def helm_words(self) -> tuple[str, ...]:
+        """Returns how helm gets the chart from a registry of this machine."""
+        return (self.chart, "--plain-http")
+
+
+def publish_build(folder: Path, prefix: str, version: str) -> PublishedRelease:
+    """Builds images of this machine's architecture and the chart from the working tree, and
+    publishes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run = ReleaseRun(ROOT, folder, version, (machine_architecture(),), prefix)
+    for _ in (*build_images(run), *build_chart(run), *publish(run)):
+        pass
+    entries = OciLayout(folder / LAYOUT).entries()
+    return PublishedRelease(
+        version, prefix, entries[f"{REPOSITORY}:{version}"]["digest"], image_digests(entries, version)
+    )
+
+
+AUDIENCE = "fairlead-e2e"
+"""The audience of tokens of service accounts that gateways accept."""
+MANAGEMENT_TOKEN = "token of the team"
+"""A management token that reads the audit records of the tenant ``acme``."""
+_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+_API = """
+import json, ssl
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        allowed = self.headers["authorization"] == "Bearer of-the-provider" and self.path == "/openai/v1/chat/completions"
+        names = ",".join(sorted(name.lower() for name in self.headers))
+        answer = {"model": body["model"], "choices": [{"index": 0, "message": {"content": names}}],
+                  "usage": {"prompt_tokens": 5, "completion_tokens": 2}}
+        text = json.dumps(answer if allowed else {"error": {"message": "no"}}).encode()
+        self.send_response(200 if allowed else 401)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain("/etc/fairlead/tls.crt", "/etc/fairlead/tls.key")
+server = ThreadingHTTPServer(("0.0.0.0", 8000), Handler)
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+"""
+
+
+def external_engines(here: Kubectl, release: HelmRelease, folder: Path) -> Manifest:
+    """Runs an API outside of Fairlead, and makes the Secret that gateways have for it. Returns
+    their settings."""
+    authority = CertificateAuthority(folder)
+    made = authority.issue("api", names=f"DNS:api.{here.namespace}.svc")
+    files = {"api__py": _API, "tls__crt": made.certificate.read_text(), "tls__key": made.key.read_text()}
+    spec = pod_spec("gateway", command=("python3", "/etc/fairlead/api.py"), files="api")
+    here.apply(config_map("api", **files), deployment("api", spec), service("api"))
+    data = {"token": "of-the-provider", "ca.crt": authority.ca_file.read_text()}
+    metadata = {"name": "provider"}
+    release.here.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data})
+    return {"namespaces": [here.namespace], "secrets": {here.namespace: ["provider"]}}
+
+
+def management_tokens(release: HelmRelease) -> Manifest:
+    """Makes a Secret with the management token of a team. Returns the settings that name it."""
+    pepper = base64.b64decode(release.here.get("secret", "fairlead-keys")["data"]["pepper"])
+    digest = hmac.digest(pepper, MANAGEMENT_TOKEN.encode(), "sha256").hex()
+    text = f"tokens: [{{name: acme-team, digest: '{digest}', tenants: [acme], may: [Audit]}}]\n"
+    metadata = {"name": "manage-tokens"}
+    release.here.apply(
+        {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {"tokens.yaml": text}}
+    )
+    return {"manageTokens": "manage-tokens"}
+
+
+def token_issuers(kubectl: Kubectl) -> Manifest:
+    """Returns settings that accept tokens of the cluster's service accounts."""
+    entry = {
+        "issuer": service_account_issuer(kubectl),
+        "audiences": [AUDIENCE],
+        "jwksUrl": "https://kubernetes.default.svc/openid/v1/jwks",
+        "caFile": f"{_ACCOUNT}/ca.crt",
+        "tokenFile": f"{_ACCOUNT}/token",
+    }
+    return {"tokenIssuers": [entry]}
+
+
+def service_account_issuer(kubectl: Kubectl) -> str:
+    """Returns who issues the tokens of the cluster's service accounts."""
+    issuer: str = json.loads(kubectl.run("get", "--raw", "/.well-known/openid-configuration"))["issuer"]
+    return issuer

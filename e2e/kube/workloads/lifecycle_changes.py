@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from e2e.kube.cluster_access import cpu_usage
 from e2e.kube.workloads.client_pods import ClientPod, StreamSession
 from e2e.kube.workloads.helm_release import GATEWAY, OPERATOR, HelmRelease
 from e2e.kube.workloads.model_deployments import DeployedModel
@@ -96,9 +95,9 @@ def run_lifecycle_changes(moves: LifecycleChanges, *, rate: float, tokens: int, 
     with StreamSession(moves.client, moves.model.name, rate=rate, tokens=tokens) as streams:
         with streams.step("nothing moves"):
             time.sleep(still / 2)
-            before = cpu_usage.cpu_seconds(kubectl)
+            before = kubectl.cpu_seconds(kubectl)
             time.sleep(still)
-            cores = cpu_usage.cores_used(before, cpu_usage.cpu_seconds(kubectl))
+            cores = kubectl.cores_used(before, kubectl.cpu_seconds(kubectl))
         for move in moves.all():
             with streams.step(move.__name__.replace("_", " ")):
                 move()

@@ -49,11 +49,11 @@ class DeployedModel:
             }
             return ready and (pods is None or len(found) == pods)
 
-        eventually(f"{self.name} is settled", is_so, seconds=seconds, told=lambda: str(self.get().get("status")))
+        eventually(f"{self.name} is settled", is_so, seconds=seconds, describe=lambda: str(self.get().get("status")))
         return found
 
     def wait_until_stalled(self, reason: str, seconds: float = 60.0) -> str:
         """Waits until it is stalled for this reason; returns the message."""
         is_so = lambda: self.condition("Stalled").get("reason") == reason  # noqa: E731
-        eventually(f"{self.name} says {reason}", is_so, seconds=seconds, told=lambda: str(self.get().get("status")))
+        eventually(f"{self.name} says {reason}", is_so, seconds=seconds, describe=lambda: str(self.get().get("status")))
         return str(self.condition("Stalled")["message"])

@@ -26,14 +26,12 @@ from e2e.vllm.observation.index_under_test import (
     SECRET,
     EventSource,
     IndexUnderTest,
-    blocks,
-    completeness,
-    content,
-)
-from e2e.vllm.observation.token_prompts import (
     PredictionRow,
     PromptAnswer,
     TokenPrompt,
+    blocks,
+    completeness,
+    content,
     count_outcomes,
     predict_cached,
     send_prompt,
@@ -119,7 +117,7 @@ class ObservedEngine:
         self._stage = stage
         self._report = report
         self._context = zmq.asyncio.Context()
-        self._flying = [InflightBlocks() for _ in self.sources]
+        self._inflight = [InflightBlocks() for _ in self.sources]
 
     async def __aenter__(self) -> "ObservedEngine":
         self.recorders = [EventRecorder(one.events, self._context, self.loaded) for one in self.sources]
@@ -160,10 +158,10 @@ class ObservedEngine:
         """Returns the cached tokens that a gateway expects of a prompt that it sends now: those of
         the index, and those in flight."""
         chain = prompt.chain(MODEL_KEY, BLOCK_TOKENS, SECRET)
-        flying, mirror = self._flying[prompt.rank or 0], index.mirror()
+        inflight, mirror = self._inflight[prompt.rank or 0], index.mirror()
         instance = self.sources[prompt.rank or 0].instance
         expected = matched_tokens(
-            chain, lambda own: own in flying or (mirror is not None and _cached_blocks(mirror, own, instance))
+            chain, lambda own: own in inflight or (mirror is not None and _cached_blocks(mirror, own, instance))
         )
         return max(self.predict(prompt, index), predict_cached(expected, prompt, BLOCK_TOKENS))
 
@@ -188,14 +186,14 @@ class ObservedEngine:
         told = {name: self.predict(prompt, index) for name, index in self.indexes.items()}
         guesses = {name: self.expect(prompt, index) for name, index in self.indexes.items()}
         reference, chain = self.reference(prompt), prompt.chain(MODEL_KEY, BLOCK_TOKENS, SECRET)
-        rank, flying = prompt.rank or 0, self._flying[prompt.rank or 0]
+        rank, inflight = prompt.rank or 0, self._inflight[prompt.rank or 0]
         there = self.recorders[rank].is_cached(prompt.tokens, BLOCK_TOKENS, prompt.adapter, prompt.salt)
-        both = matched_tokens(range(len(chain)), lambda number: there[number] or chain[number] in flying)
-        flying.add(chain)
+        both = matched_tokens(range(len(chain)), lambda number: there[number] or chain[number] in inflight)
+        inflight.add(chain)
         try:
             answer = await send_prompt(self.client, MODEL, prompt)
         finally:
-            flying.remove(chain)
+            inflight.remove(chain)
         expected = max(reference, predict_cached(both, prompt, BLOCK_TOKENS))
         return PredictionRow(len(prompt.tokens), guesses, answer.cached, reference, excused, told, expected), answer
 

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from e2e.kube.workloads.manifests import API, Manifest, image
+from e2e.vllm.engine.engine_processes import KvConnector
 from e2e.vllm.engine.installation import Installation
-from e2e.vllm.engine.kv_connectors import KvConnector
 
 MOUNT = "/opt/vllm"
 CLASS = "e2e-cpu"

@@ -10,8 +10,7 @@ from pathlib import Path
 from e2e.cluster import levels
 from e2e.cluster.artifacts import pinned_versions
 from e2e.cluster.run_record import RunRecord
-from e2e.kube.cluster_access.api_reader import ApiReader
-from e2e.kube.cluster_access.kubectl import Kubectl, eventually
+from e2e.kube.cluster_access.kubectl import ApiReader, Kubectl, eventually
 from e2e.kube.workloads.client_pods import ClientPod
 from e2e.kube.workloads.helm_release import GATEWAY, HelmRelease
 from e2e.kube.workloads.manifests import API, Manifest
@@ -128,7 +127,9 @@ class ModelStage:
             is_whole = len(found) == pods and all(map(is_ready, found.values())) and not found.keys() & set(replaced)
             return is_seen and is_whole and self.model.condition("Ready").get("status") == "True"
 
-        eventually(f"{pods} pods are ready", is_so, seconds=seconds, told=lambda: str(self.model.get().get("status")))
+        eventually(
+            f"{pods} pods are ready", is_so, seconds=seconds, describe=lambda: str(self.model.get().get("status"))
+        )
         return found
 
     def wait_until_gone(self, seconds: float) -> None:

@@ -18,10 +18,9 @@ from random import Random
 
 import httpx
 
-from e2e.vllm.client import EngineAnswer, openai_client, send_prompt
+from e2e.vllm.client import EngineAnswer, TextPrompt, openai_client, send_prompt
 from e2e.vllm.engine.engine_processes import EngineProcess, EngineStage, GatewayProcess, fleet_of
 from e2e.vllm.report import Numbers, VllmReport, require, spread
-from e2e.vllm.text_prompts import TextPrompt
 from fairlead_testing.ports import unused_port
 from fairlead_testing.waiting import wait_until
 

@@ -23,10 +23,9 @@ import conformance
 import httpx
 import openai
 
-from e2e.vllm.client import EngineAnswer, openai_client, send_prompts
+from e2e.vllm.client import EngineAnswer, TextPrompt, make_prompts, openai_client, send_prompts
 from e2e.vllm.engine.engine_processes import EngineProcess, EngineStage, GatewayProcess, fetch, fleet_of
 from e2e.vllm.report import Numbers, VllmReport, require, spread
-from e2e.vllm.text_prompts import TextPrompt, make_prompts
 
 MODEL = "tiny"
 EMBEDDING = "tiny-embed"

@@ -10,8 +10,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from random import Random
 
-from e2e.vllm.observation.observed_engine import ObservedEngine
-from e2e.vllm.observation.token_prompts import (
+from e2e.vllm.observation.index_under_test import (
     PredictionRow,
     TokenPrompt,
     count_by_kind,
@@ -19,6 +18,7 @@ from e2e.vllm.observation.token_prompts import (
     run_concurrently,
     tokens,
 )
+from e2e.vllm.observation.observed_engine import ObservedEngine
 from e2e.vllm.report import Numbers, require, spread
 
 HEADS = 6

@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from e2e.vllm.client import EngineAnswer, openai_client, send_prompt
+from e2e.vllm.client import EngineAnswer, TextPrompt, openai_client, send_prompt
 from e2e.vllm.engine.engine_processes import CONTEXT_TOKENS, START_SECONDS, EngineStage, fetch
 from e2e.vllm.report import Numbers, VllmReport, require
-from e2e.vllm.text_prompts import TextPrompt
 from fairlead.limits import Limits
 from fairlead_testing.local_stack import LocalStack
 from fairlead_testing.processes import descendants

@@ -22,19 +22,21 @@ from pathlib import Path
 
 import httpx
 
-from e2e.vllm.engine.engine_processes import EngineStage
+from e2e.vllm.engine.engine_processes import EngineStage, cpu_tier
 from e2e.vllm.engine.installation import HERE
-from e2e.vllm.engine.kv_connectors import cpu_tier
 from e2e.vllm.observation.index_under_test import (
     MODEL,
     IndexUnderTest,
     InProcessIndex,
     RedisIndex,
+    TokenPrompt,
     completeness,
     content,
+    send_prompt,
+    tokens,
+    until,
 )
 from e2e.vllm.observation.observed_engine import EngineShape, ObservedEngine
-from e2e.vllm.observation.token_prompts import TokenPrompt, send_prompt, tokens, until
 from e2e.vllm.report import Numbers, VllmReport, require
 from e2e.vllm.scenarios.concurrent_traffic import LONG, SHORT, mixed_prompts, under_eviction, without_eviction
 from e2e.vllm.scenarios.tiered_cache import TieredCache

@@ -15,12 +15,19 @@ import httpx
 
 from e2e.kube.cluster_access.index_status import IndexStatus
 from e2e.kube.cluster_access.kubectl import eventually
-from e2e.vllm.client import TIMEOUT_SECONDS, EngineAnswer, openai_client, send_prompts
+from e2e.vllm.client import (
+    MAX_TIE_NATS,
+    TIMEOUT_SECONDS,
+    EngineAnswer,
+    TextPrompt,
+    logprob_gap,
+    make_prompts,
+    openai_client,
+    send_prompts,
+)
 from e2e.vllm.pods import pod_environment
 from e2e.vllm.pods.pod_stage import MODEL, START_SECONDS, PodStage, is_ready, metric, step
 from e2e.vllm.report import Numbers, VllmReport, require, spread
-from e2e.vllm.text_prompts import TextPrompt, make_prompts
-from e2e.vllm.tie_tolerance import MAX_TIE_NATS, logprob_gap
 
 _LONG_TOKENS = 1_300
 _PROMPTS = 12

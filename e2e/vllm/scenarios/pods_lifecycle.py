@@ -9,9 +9,8 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from e2e.kube.cluster_access.command_line import run_fairlead
 from e2e.kube.cluster_access.index_status import IndexStatus
-from e2e.kube.cluster_access.kubectl import eventually
+from e2e.kube.cluster_access.kubectl import eventually, run_fairlead
 from e2e.kube.workloads.client_pods import HOST, StreamSession
 from e2e.vllm.engine.engine_processes import BLOCK_TOKENS
 from e2e.vllm.pods import pod_environment
@@ -97,7 +96,7 @@ class PodsLifecycle:
             answered.add(here.client.send(here.name, prompt=f"{len(answered)} {time.monotonic()} ").instance)
             return len(answered - {None}) == 2
 
-        eventually("both engines answer", have_answered, told=lambda: str(answered))
+        eventually("both engines answer", have_answered, describe=lambda: str(answered))
         return numbers
 
     def _scale_down(self) -> Numbers:

@@ -3,7 +3,7 @@
 The right answer is that of the decode engine alone. Every prompt goes to it directly first, under a
 salt of its own, so that no cache affects either side. Batches round differently: one engine with
 several prompts at once differs from itself where two tokens are about as likely. A different answer
-is wrong unless it differs there (``tie_tolerance.py``).
+is wrong unless it differs there (``logprob_gap``).
 """
 
 import asyncio
@@ -14,12 +14,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from e2e.vllm.client import EngineAnswer, openai_client, send_prompts
-from e2e.vllm.engine.engine_processes import EngineProcess, EngineStage, fleet_of
-from e2e.vllm.engine.kv_connectors import KvConnector
+from e2e.vllm.client import (
+    MAX_TIE_NATS,
+    EngineAnswer,
+    TextPrompt,
+    first_difference,
+    logprob_gap,
+    make_prompts,
+    openai_client,
+    send_prompts,
+)
+from e2e.vllm.engine.engine_processes import EngineProcess, EngineStage, KvConnector, fleet_of
 from e2e.vllm.report import Numbers, VllmReport, require, spread
-from e2e.vllm.text_prompts import TextPrompt, make_prompts
-from e2e.vllm.tie_tolerance import MAX_TIE_NATS, first_difference, logprob_gap
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, Role
 from fairlead.limits import Limits
 from fairlead_testing.gateway.running_gateway import running_gateway

@@ -3,8 +3,8 @@ events of both tiers."""
 
 from collections.abc import Awaitable, Callable
 
+from e2e.vllm.observation.index_under_test import TokenPrompt, tokens
 from e2e.vllm.observation.observed_engine import ObservedEngine
-from e2e.vllm.observation.token_prompts import TokenPrompt, tokens
 from e2e.vllm.report import Numbers, require
 from e2e.vllm.scenarios.concurrent_traffic import LONG, mixed_prompts
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from e2e.cluster import levels
-from e2e.cluster.progress import ClusterError
-from e2e.cluster.run_record import RunRecord
+from e2e.cluster.run_record import ClusterError, RunRecord
 from fairlead_testing.kube import api_server
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster.progress import ClusterError
-from e2e.cluster.run_record import RunRecord, start_time
+from e2e.cluster.run_record import ClusterError, RunRecord, start_time
 
 SLEEP = "import time; print('here', flush=True); time.sleep(600)"
 STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEP}"

@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from e2e.gpu.random_model import ADAPTER_RANK, SHAPES, ModelShape, read_shape, write_adapter, write_model, write_weights
+from e2e.gpu.engines import ADAPTER_RANK, SHAPES, ModelShape, read_shape, write_adapter, write_model, write_weights
 from fairlead_sim.engine.tokenizer import Tokenizer
 
 SMALL = ModelShape(2, 64, 4, 2, 96, 512, ties_embeddings=False)

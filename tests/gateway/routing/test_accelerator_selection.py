@@ -21,7 +21,7 @@ from fairlead_sim.workload.traces import TraceRequest
 
 L4 = EngineProfile("L4", 2.2e-4, 7e-9, 6.7e-2, 3e-3, 2e-5, 5.5e-7, 0.0, 31_000, 256, 2_048)
 H100 = EngineProfile("H100", 2.7e-5, 9e-10, 6e-3, 3e-3, 2e-5, 4.9e-8, 0.0, 415_000, 256, 8_192)
-"""Rooflines of an 8B model (bench/mix/roofline.py)."""
+"""Rooflines of an 8B model (bench/mix/throughput_tables.py)."""
 OBJECTIVES = SloTargets(target=0.99, ttft_seconds=3.0, ttft_per_kilo_token_seconds=0.5, itl_seconds=0.12)
 MODEL = Model("default", "m", OBJECTIVES)
 

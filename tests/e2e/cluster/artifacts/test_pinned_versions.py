@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from e2e.cluster.artifacts import chart_tools, go_builds, pinned_versions
-from e2e.cluster.progress import ClusterError
+from e2e.cluster.run_record import ClusterError
 
 MODULES = {name: pinned_versions.HERE / name / "go.mod" for name in ("kubernetes", "lws", "prometheus")}
 PROGRAMS = (*pinned_versions.LEVELS["full"], pinned_versions.METRICS, pinned_versions.PROMTOOL)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster.nodes import containerd_shims
+from e2e.cluster.nodes import node
 from e2e.cluster.run_record import start_time
 
 Shim = Callable[[Path], "tuple[subprocess.Popen[str], int]"]
@@ -42,14 +42,14 @@ def test_only_the_shims_of_that_containerd_end_with_what_they_started(shim: Shim
     ours, container = shim(tmp_path / "ours.sock")
     others, kept = shim(tmp_path / "others.sock")
     moment = start_time(kept)
-    assert containerd_shims.end_shims(tmp_path / "ours.sock") == 1
+    assert node.end_shims(tmp_path / "ours.sock") == 1
     assert ours.wait() == -signal.SIGKILL
     assert start_time(container) is None
     assert others.poll() is None
     assert start_time(kept) == moment is not None
-    assert containerd_shims.end_shims(tmp_path / "ours.sock") == 0
+    assert node.end_shims(tmp_path / "ours.sock") == 0
 
 
 def test_what_a_shim_started_is_found_however_deep() -> None:
     parents = {2: 1, 3: 2, 4: 3, 5: 1, 6: 5, 7: 0, 8: 7}
-    assert containerd_shims.descendants([2, 7], parents) == [3, 8, 4]
+    assert node.descendants([2, 7], parents) == [3, 8, 4]

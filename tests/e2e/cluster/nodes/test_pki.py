@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster.nodes.pki import KUBECONFIGS, CertificateAuthority
+from e2e.cluster.nodes.control_plane import KUBECONFIGS, CertificateAuthority
 from fairlead_testing.http.certificates import has_openssl
 
 pytestmark = pytest.mark.skipif(not has_openssl(), reason="no openssl")

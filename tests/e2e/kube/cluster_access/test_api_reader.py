@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.kube.cluster_access.api_reader import ApiReader, path_of
+from e2e.kube.cluster_access.kubectl import ApiReader, path_of
 
 
 @pytest.mark.parametrize(
