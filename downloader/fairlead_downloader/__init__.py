@@ -2,8 +2,7 @@
 
 - `server`: the API for gateways.
 - `adapter_store`: downloads that are shared, and folders that are evicted.
-- `folder_writer`: files of a download: safe names, limits, hashes.
-- `folder_digest`: the digest of a folder, by which an adapter is pinned.
+- `folder_writer`: files of a download: safe names, limits, hashes, and the digest of the folder.
 - `sources`: S3, Google Cloud Storage, hubs like Hugging Face, OCI registries.
 - `errors`: why a download fails.
 """

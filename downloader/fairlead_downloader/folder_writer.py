@@ -1,21 +1,40 @@
-"""Writes the files of one download: safe names, limits, hashes."""
+"""Writes the files of one download: safe names, limits, hashes.
+
+The digest of a folder is that of a list, which `sha256sum` prints: for each file its SHA-256, two
+spaces, its name relative to the folder, and a newline. The list is sorted by the bytes of the
+names:
+
+    find . -type f -not -path '*/.*' -printf '%P\n' | LC_ALL=C sort |
+      xargs -d '\n' sha256sum | sha256sum
+
+Hidden files, and files in hidden folders, are left out, as in downloads.
+"""
 
 import hashlib
 import re
 import shutil
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
 from fairlead_downloader.errors import InvalidContent, SourceFailed
-from fairlead_downloader.folder_digest import folder_digest
 
+PREFIX: Final = "sha256:"
 CONFIG_FILE: Final = "adapter_config.json"
 """The file that makes a folder an adapter in the format of PEFT."""
 MAX_FILES: Final = 1_000
 _SAFE_PART: Final = re.compile(r"[A-Za-z0-9_+@=,()\[\]{} -][A-Za-z0-9._+@=,()\[\]{} -]{0,199}")
 _MAX_DEPTH: Final = 8
+
+
+def folder_digest(files: Mapping[str, str]) -> str:
+    """Returns the digest of a folder.
+
+    files: the SHA-256 of each file as hexadecimal digits, by its relative name.
+    """
+    lines = (f"{files[name]}  {name}\n".encode() for name in sorted(files, key=str.encode))
+    return PREFIX + hashlib.sha256(b"".join(lines)).hexdigest()
 
 
 def is_hidden(name: str) -> bool:

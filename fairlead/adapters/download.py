@@ -33,7 +33,7 @@ class AdapterDownload:
 
     source: an address of the scheme hf, s3, gs or oci.
     revision: the commit of an hf:// repository; empty for its branch `main`.
-    digest: the digest of the folder, as `fairlead_downloader.folder_digest` defines it; empty if
+    digest: the digest of the folder, as `fairlead_downloader.folder_writer` defines it; empty if
         any content is taken.
     """
 

@@ -22,8 +22,8 @@ from fairlead_operator import action_audit, health, http_server
 from fairlead_operator.canary.judge import Judgement
 from fairlead_operator.canary.observer import CanaryObserver
 from fairlead_operator.canary.progress import CanaryState
-from fairlead_operator.controller.name_status_writer import NameStatusWriter
 from fairlead_operator.controller.reconciler import Reconciler
+from fairlead_operator.controller.status_writer import NameStatusWriter
 from fairlead_operator.controller.workqueue import WorkQueue
 from fairlead_operator.hung_engines.engine_restarter import EngineRestarter, RestartCounts, RestartOptions
 from fairlead_operator.hung_engines.gateway_reports import GatewayReader

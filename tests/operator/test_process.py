@@ -21,7 +21,7 @@ from fairlead.settings import OperatorSettings, read_settings
 from fairlead_operator.__main__ import main
 from fairlead_operator.health import HealthState, check_liveness, check_readiness, stale_cache_reason
 from fairlead_operator.http_server import MetricsCollector, OperatorMetrics, make_application
-from fairlead_operator.kube.kopf_login import TOKEN_REFRESH_SECONDS, connection_info
+from fairlead_operator.kube.kopf_watch import TOKEN_REFRESH_SECONDS, connection_info
 from fairlead_operator.kube.leader_election import run_while_leading
 from fairlead_operator.kube.object_cache import STANDARD_CHILD_KINDS, ObjectCache
 from fairlead_operator.kube.watches import ClusterWatcher, is_ipv6_first

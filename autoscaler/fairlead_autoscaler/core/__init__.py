@@ -10,8 +10,7 @@
 - `decide`: all of this for one tick; `learning`, `state`: what is remembered.
 """
 
-from fairlead_autoscaler.core.decide import decide
-from fairlead_autoscaler.core.scaling_core import ScalingCore
+from fairlead_autoscaler.core.decide import ScalingCore, decide
 from fairlead_autoscaler.core.settings import ScalingSettings
 from fairlead_autoscaler.core.sizing.pool_planner import Rule
 from fairlead_autoscaler.core.state import CoreState

@@ -35,6 +35,24 @@ from fairlead_autoscaler.core.types import (
 from fairlead_autoscaler.core.workload.length_shift import is_shifting
 
 
+class ScalingCore:
+    """The scaling core of one model. Its state, model and settings may be replaced between two
+    ticks.
+    """
+
+    def __init__(
+        self, model: ModelSpec, settings: ScalingSettings | None = None, state: CoreState | None = None
+    ) -> None:
+        self.model = model
+        self.settings = settings or ScalingSettings()
+        self.state = state or CoreState()
+
+    def step(self, observation: Observation) -> ScalingPlan:
+        """Returns the plan of one tick."""
+        self.state, plan = decide(self.state, observation, self.model, self.settings)
+        return plan
+
+
 def decide(
     state: CoreState, observation: Observation, model: ModelSpec, settings: ScalingSettings
 ) -> tuple[CoreState, ScalingPlan]:

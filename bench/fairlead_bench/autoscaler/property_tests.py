@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fairlead.runtime.compiled_build import is_compiled
-from fairlead_autoscaler.core import scaling_core
+from fairlead_autoscaler.core import learning
 from fairlead_bench.measurement_cache import print_progress
 from fairlead_bench.results import ResultRow, load_goals, value_row, write_results
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     runs = {test: run_test(test, given.examples) for test in listed.splitlines() if "::" in test and given.only in test}
     more = {
-        "compiled": is_compiled(scaling_core.__file__),
+        "compiled": is_compiled(learning.__file__),
         "tests": {test: asdict(run) for test, run in runs.items()},
     }
     write_results(NAME, property_rows(runs.values(), given.examples), seed=1, file=given.out, more=more)

@@ -20,7 +20,7 @@ from fairlead.kube.transport.kubeconfig import load_config
 from fairlead.runtime.clock import SystemClock
 from fairlead_operator.controller import revisions
 from fairlead_operator.controller.desired_state import parse_model
-from fairlead_operator.kube.kopf_login import connection_info
+from fairlead_operator.kube.kopf_watch import connection_info
 from fairlead_operator.object_metadata import with_ownership, with_revision
 from fairlead_operator.render import InstallationDefaults, RenderContext, render_model
 

@@ -3,6 +3,5 @@
 - `instances`: the pools of a canary, with the new revision. Pure.
 - `judge`: from the measurements of both revisions to a verdict. Pure.
 - `progress`: from a verdict to the next step. Pure.
-- `measurement`: both revisions, measured by the counters of all gateways.
-- `observer`: reads the gateways and judges each canary, until it is cancelled.
+- `observer`: measures both revisions by the counters of all gateways, until a canary is cancelled.
 """

@@ -1,25 +1,118 @@
-"""Watches models with kopf, in its own thread and event loop."""
+"""Watches models with kopf, in its own thread and event loop.
+
+Why: decoded, a model takes up to 25 times its bytes. kopf decodes all models of a page, and holds
+them until each is handled. Some 15 models of the largest size exceeded the operator's memory.
+
+kopf gets the token with an expiration. So it logs in again in time, or when the API server rejects
+the token.
+
+Why: kopf keeps a token in memory. Service account tokens are rotated long before they expire (an
+hour after creation, at the earliest).
+"""
 
 import asyncio
+import base64
 import sys
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import aiohttp
 import kopf
 
 from fairlead.errors import FairleadError
+from fairlead.kube.json_decoding import decode_page
 from fairlead.kube.resources import (
     MODEL_DEPLOYMENTS,
     Manifest,
 )
-from fairlead.kube.transport.kubeconfig import ClusterConfig
+from fairlead.kube.transport.kubeconfig import ClusterConfig, ClusterConfigError
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.event_loop import loop_factory
 from fairlead.runtime.tasks import cancel_and_wait
-from fairlead_operator.kube.kopf_session import MODELS_PER_PAGE, open_session
 from fairlead_operator.kube.object_trimming import trim_model
 from fairlead_operator.kube.watches import ClusterWatcher
+
+TOKEN_REFRESH_SECONDS = 1_200.0
+
+
+def connection_info(access: ClusterConfig, wall: float) -> kopf.ConnectionInfo:
+    """Returns the configuration for kopf.
+
+    Raises ClusterConfigError for options that kopf lacks, or an unreadable token.
+
+    wall: Unix seconds.
+    """
+    for value, name in ((access.server_name, "tls-server-name"), (access.impersonate_user, "as")):
+        if value:
+            raise ClusterConfigError(f"the operator cannot use {name} of a kubeconfig", field=name, hint="remove it")
+    token = access.token
+    if access.token_file is not None:
+        try:
+            token = access.token_file.read_text().strip()
+        except OSError as error:
+            raise ClusterConfigError(f"cannot read the token {access.token_file}: {error.strerror or error}") from error
+    return kopf.ConnectionInfo(
+        server=access.server,
+        ca_path=access.ca_file,
+        ca_data=_to_base64(access.ca_data),
+        insecure=not access.verify_tls,
+        scheme="Bearer" if token else None,
+        token=token,
+        certificate_path=access.certificate_file,
+        certificate_data=_to_base64(access.certificate),
+        private_key_path=access.key_file,
+        private_key_data=_to_base64(access.key),
+        default_namespace=access.namespace,
+        expiration=None if access.token_file is None else _expiration(wall),
+    )
+
+
+def _expiration(wall: float) -> datetime:
+    return datetime.fromtimestamp(wall, UTC) + timedelta(seconds=TOKEN_REFRESH_SECONDS)
+
+
+def _to_base64(pem: bytes | None) -> str | None:
+    """Returns PEM data in base64, as a kubeconfig has it; None for None."""
+    return None if pem is None else base64.b64encode(pem).decode()
+
+
+MODELS_PER_PAGE = 16
+"""Models in one page of kopf's list: at most 24 MiB, since etcd takes objects of about 1.5 MiB."""
+
+
+class TrimmedResponse(aiohttp.ClientResponse):
+    """A response that decodes the models of a list one at a time, and trims each."""
+
+    async def json(self, **options: Any) -> Any:
+        """Returns the decoded body."""
+        if self.status != 200 or not self.url.path.endswith(f"/{MODEL_DEPLOYMENTS.plural}"):
+            return await super().json(**options)
+        page = decode_page(await self.read(), MODEL_DEPLOYMENTS, trim_model)
+        return {"metadata": page.metadata, "items": page.items}
+
+
+def open_session(access: ClusterConfig, wall: float) -> kopf.AiohttpSession:
+    """Returns a session with our credentials. kopf closes it, and opens another one in time.
+
+    Raises ClusterConfigError for options that kopf lacks, or an unreadable token.
+
+    wall: Unix seconds.
+    """
+    info = connection_info(access, wall)
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=info.as_ssl_context()),
+        headers=info.as_http_headers(),
+        response_class=TrimmedResponse,
+    )
+    return kopf.AiohttpSession(
+        server=info.server,
+        default_namespace=info.default_namespace,
+        expiration=info.expiration,
+        aiohttp_session=session,
+    )
+
 
 RETRY_DELAYS_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0)
 

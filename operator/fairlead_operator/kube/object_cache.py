@@ -7,11 +7,14 @@ sees them. Events older than a stored object (a watch behind our own writes) are
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from fairlead.fleet.client_names import (
     MAX_NAMES_OF_DELETED_MODELS,
+    MODEL_CLAIM,
+    ClaimKind,
     GrantedNames,
+    NameClaim,
     NameHistory,
     RefusedName,
     adapter_key,
@@ -19,8 +22,11 @@ from fairlead.fleet.client_names import (
     is_model_claim,
     name_owners,
     names_to_remember,
+    object_claim,
     object_key,
+    recorded_names,
 )
+from fairlead.fleet.labels import RELEASE_NAMES_ANNOTATION
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
     CONTROLLER_REVISIONS,
@@ -35,17 +41,61 @@ from fairlead.kube.resources import (
     SERVICE_ACCOUNTS,
     SERVICES,
     Manifest,
+    annotations_of,
     key_of,
+    metadata_of,
     name_of,
     resource_version_of,
     uid_of,
 )
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
-from fairlead_operator.kube.name_claims import NO_CLAIM, ObjectClaim, claim_key, claim_of, created_at
 from fairlead_operator.kube.object_trimming import trim_child, trim_model
 from fairlead_operator.object_metadata import ChildKey, child_key, owner_model_key
 from fairlead_operator.status.adapter_status import base_key
 from fairlead_operator.status.route_status import allowed_namespaces, target_keys
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectClaim:
+    """The names that an object claims: as `grant_names` takes them, and as a set."""
+
+    claim: NameClaim
+    names: frozenset[str]
+
+
+_CLAIM_KINDS: Final[Mapping[str, ClaimKind]] = {MODEL_ROUTES.kind: "route", MODEL_ADAPTERS.kind: "adapter"}
+
+
+def claim_of(manifest: Manifest) -> ObjectClaim:
+    """Returns the names that a model, a route or an adapter claims."""
+    namespace, _, name = key_of(manifest).partition("/")
+    kind = _claim_kind(manifest)
+    spec = manifest.get("spec") or {}
+    given = (spec.get("model") or {} if kind == MODEL_CLAIM else spec).get("servedNames")
+    served = tuple(str(one) for one in given) if isinstance(given, list) else ()
+    releasing = annotations_of(manifest).get(RELEASE_NAMES_ANNOTATION) == "true"
+    recorded = recorded_names(manifest.get("status") or {})
+    claim = object_claim(kind, namespace, name, served, recorded, is_releasing=releasing)
+    return ObjectClaim(claim, frozenset((name, *served)))
+
+
+def claim_key(manifest: Manifest) -> str:
+    """Returns the key of the claim of a model, a route or an adapter."""
+    namespace, _, name = key_of(manifest).partition("/")
+    return object_claim(_claim_kind(manifest), namespace, name).key
+
+
+def _claim_kind(manifest: Manifest) -> ClaimKind:
+    return _CLAIM_KINDS.get(str(manifest.get("kind")), MODEL_CLAIM)
+
+
+NO_CLAIM: Final = ObjectClaim(NameClaim("", ""), frozenset())
+
+
+def created_at(model: Manifest | None) -> str:
+    """Returns `metadata.creationTimestamp`; empty if there is none."""
+    return "" if model is None else str(metadata_of(model).get("creationTimestamp", ""))
+
 
 STANDARD_CHILD_KINDS = (
     DEPLOYMENTS,

@@ -6,7 +6,7 @@ from typing import Any
 from fairlead.fleet.client_names import ClaimKind
 from fairlead.kube.watch_events import WatchEvent
 from fairlead.runtime.clock import ManualClock
-from fairlead_operator.controller.name_status_writer import NameStatusWriter
+from fairlead_operator.controller.status_writer import NameStatusWriter
 from fairlead_operator.kube.object_cache import ObjectCache
 from fairlead_operator.kube.writer import WriteCounts
 from fairlead_testing.kube.in_memory import InMemoryKube

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
-from fairlead_autoscaler.kubernetes.model_index import ModelIndex
+from fairlead_autoscaler.kubernetes.target import ModelIndex
 
 
 def pod(name: str, model: str, namespace: str = "chat") -> dict[str, Any]:

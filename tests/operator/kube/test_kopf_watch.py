@@ -8,8 +8,7 @@ from typing import Any, cast
 from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION
 from fairlead.kube.resources import CUSTOM_RESOURCE_DEFINITIONS, MODEL_DEPLOYMENTS, NAMESPACES, Manifest, name_of
 from fairlead.runtime.tasks import cancel_and_wait
-from fairlead_operator.kube.kopf_session import MODELS_PER_PAGE
-from fairlead_operator.kube.kopf_watch import KopfWatch
+from fairlead_operator.kube.kopf_watch import MODELS_PER_PAGE, KopfWatch
 from fairlead_operator.kube.watches import ClusterWatcher
 from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.fake_server import FakeApiServer, fake_api_server

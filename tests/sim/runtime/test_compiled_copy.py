@@ -42,7 +42,7 @@ def test_the_script_puts_the_copy_where_it_is_looked_for(
     assert capsys.readouterr().out.split() == [str(copy)]
 
 
-@pytest.mark.parametrize("module", ["fairlead_autoscaler/core/scaling_core.py", "fairlead_sim/fleet/simulation.py"])
+@pytest.mark.parametrize("module", ["fairlead_autoscaler/core/decide.py", "fairlead_sim/fleet/simulation.py"])
 def test_plans_and_simulated_requests_are_compiled(module: str) -> None:
     (root,) = (folder.parent for folder in compiled.package_folders() if folder.name == module.partition("/")[0])
     assert module in script.compiled_modules(root, compiled.COMPILED_MODULES)

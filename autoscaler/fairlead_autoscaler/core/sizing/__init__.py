@@ -1,9 +1,9 @@
 """Sizing: the number of replicas of each pool, from workload and performance.
 
 - `group_sizer`: one group of pools, through the following steps.
-- `group_inputs`: capacities and targets of the group, by `pool_capacity`.
+- `group_inputs`: capacities, bounds and targets of the group, by `pool_capacity`.
 - `group_demand`: what the group needs, by `replicas_needed` and `load_conditions`.
 - `stabilization_window`: the highest demand of the last minutes holds.
 - `allocation_policy`: demand divided among pools, by `pool_allocation` and `mix_requests`.
-- `pool_planner`: the number of one pool, within `schedule_bounds`.
+- `pool_planner`: the number of one pool.
 """

@@ -18,9 +18,9 @@ from fairlead_autoscaler.core.sizing.pool_capacity import (
     GroupService,
     allowed_miss_share,
     latency_targets,
+    replica_bounds,
     replica_model,
 )
-from fairlead_autoscaler.core.sizing.schedule_bounds import replica_bounds
 from fairlead_autoscaler.core.state import CoreState, GroupMemory
 from fairlead_autoscaler.core.types import ModelSpec, PoolGroup, PoolObservation, PoolSpec
 from fairlead_autoscaler.core.workload.arrivals import ArrivalBin

@@ -221,7 +221,7 @@ def test_a_library_that_fails_costs_the_mix_and_nothing_else(monkeypatch: pytest
     def broken(*_: object) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr("fairlead_autoscaler.mix.solver_adapter.solve_mix", broken)
+    monkeypatch.setattr("fairlead_autoscaler.mix.solver_queue.solve_mix", broken)
     assert create_solver()(MixRequest(5.0, (1.0,), ())) == MixResult(5.0, None, "failed: RuntimeError")
 
 

@@ -19,7 +19,7 @@ from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler.collector import metrics_parser
 from fairlead_gateway.supervisor.management import GatewayView, create_management_app
 from fairlead_gateway.telemetry.decision_log import DecisionRecord
-from fairlead_operator.canary.measurement import GatewayStats
+from fairlead_operator.canary.observer import GatewayStats
 from fairlead_operator.hung_engines.gateway_reports import InstanceReport, parse_fleet
 
 
