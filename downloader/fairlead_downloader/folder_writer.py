@@ -1,8 +1,7 @@
 """Writes the files of one download: safe names, limits, hashes.
 
-The digest of a folder is that of a list, which `sha256sum` prints: for each file its SHA-256, two
-spaces, its name relative to the folder, and a newline. The list is sorted by the bytes of the
-names:
+The digest of a folder is that of a list, which `sha256sum` prints. A line has the SHA-256 of a
+file, two spaces, and its name relative to the folder. Lines are sorted by the bytes of the names:
 
     find . -type f -not -path '*/.*' -printf '%P\n' | LC_ALL=C sort |
       xargs -d '\n' sha256sum | sha256sum
