@@ -10,11 +10,10 @@ from cyclopts import App, Group, Parameter
 from fairlead import __version__
 
 LOCAL, OPERATE, TOOLS = "Run locally", "Operate", "Tools"
-_COMMANDS: Final = "fairlead_cli.commands"
 
 
 class Verb(NamedTuple):
-    """A verb: its function (``module:name`` below the commands), and one sentence for the help."""
+    """A verb: its function (``module:name`` in this package), and one sentence for the help."""
 
     group: str
     function: str
@@ -24,113 +23,115 @@ class Verb(NamedTuple):
 VERBS: Final = {
     "up": Verb(
         LOCAL,
-        "local.up:up",
+        "local.stack.launch:up",
         "Serve models on this machine: engines, Redis, gateway, live view. Ctrl-C ends it.",
     ),
     "demo": Verb(
-        LOCAL, "local.demo:demo", "Compare routing presets on real traffic, live and simulated, with a report."
+        LOCAL, "replay.demo:demo", "Compare routing presets on real traffic, live and simulated, with a report."
     ),
     "local status": Verb(
         LOCAL,
-        "local.status:local_status",
+        "local.status.command:local_status",
         "Show models, pools, instances and the next step of the stack on this machine.",
     ),
     "status": Verb(
-        OPERATE, "operations.status:status", "Show models, pools, instances and the next step of a cluster."
+        OPERATE, "cluster.status.command:status", "Show models, pools, instances and the next step of a cluster."
     ),
     "check": Verb(
         OPERATE,
-        "operations.check:check",
+        "cluster.checks.command:check",
         "Check that a cluster is fit for Fairlead, and that the installation is healthy.",
     ),
     "explain request": Verb(
-        OPERATE, "operations.explain:explain_request", "Explain why a request went to its instance, and how it ended."
+        OPERATE, "explain.command:explain_request", "Explain why a request went to its instance, and how it ended."
     ),
     "explain route": Verb(
-        OPERATE, "operations.explain:explain_route", "Explain where a prompt would go now, and why. Nothing is sent."
+        OPERATE, "explain.command:explain_route", "Explain where a prompt would go now, and why. Nothing is sent."
     ),
     "explain scaling": Verb(
-        OPERATE, "operations.explain:explain_scaling", "Explain why a model has as many replicas as it has."
+        OPERATE, "scaling.explain_command:explain_scaling", "Explain why a model has as many replicas as it has."
     ),
     "explain shadow": Verb(
-        OPERATE, "operations.explain:explain_shadow", "Explain how a model answers copies of requests for another."
+        OPERATE, "explain.shadow:explain_shadow", "Explain how a model answers copies of requests for another."
     ),
     "index stats": Verb(
-        OPERATE, "operations.index:index_stats", "Show who writes the index, and what each instance has cached."
+        OPERATE, "index.command:index_stats", "Show who writes the index, and what each instance has cached."
     ),
     "index match": Verb(
         OPERATE,
-        "operations.index:index_match",
+        "index.command:index_match",
         "Show which instances have a prompt cached, how far, and in which tier.",
     ),
     "index verify": Verb(
-        OPERATE, "operations.index:index_verify", "Compare the index with itself and with what engines can replay."
+        OPERATE, "index.command:index_verify", "Compare the index with itself and with what engines can replay."
     ),
-    "index watch": Verb(OPERATE, "operations.index:index_watch", "Print changes of the index as they happen."),
+    "index watch": Verb(OPERATE, "index.command:index_watch", "Print changes of the index as they happen."),
     "rollout status": Verb(
-        OPERATE, "operations.rollout:rollout_status", "Show which revision of a model runs, and how far it is."
+        OPERATE, "rollouts.command:rollout_status", "Show which revision of a model runs, and how far it is."
     ),
     "rollout pause": Verb(
-        OPERATE, "operations.rollout:rollout_pause", "Pause the rollouts of a model: changes of its spec wait."
+        OPERATE, "rollouts.command:rollout_pause", "Pause the rollouts of a model: changes of its spec wait."
     ),
     "rollout resume": Verb(
-        OPERATE, "operations.rollout:rollout_resume", "Run what the spec says: ends a pause and an undo."
+        OPERATE, "rollouts.command:rollout_resume", "Run what the spec says: ends a pause and an undo."
     ),
     "rollout undo": Verb(
-        OPERATE, "operations.rollout:rollout_undo", "Run an earlier revision of a model, or end its canary."
+        OPERATE, "rollouts.command:rollout_undo", "Run an earlier revision of a model, or end its canary."
     ),
     "rollout promote": Verb(
-        OPERATE, "operations.rollout:rollout_promote", "Run what the spec says, without or in spite of a canary."
+        OPERATE, "rollouts.command:rollout_promote", "Run what the spec says, without or in spite of a canary."
     ),
     "tenants list": Verb(
-        OPERATE, "access.tenants:tenants_list", "Show the tenants: tier, weight, models, keys and limits."
+        OPERATE, "tenants.command:tenants_list", "Show the tenants: tier, weight, models, keys and limits."
     ),
     "tenants show": Verb(
-        OPERATE, "access.tenants:tenants_show", "Show one tenant with its keys, limits and when they were last used."
+        OPERATE, "tenants.command:tenants_show", "Show one tenant with its keys, limits and when they were last used."
     ),
-    "keys create": Verb(OPERATE, "access.keys:keys_create", "Create an API key of a tenant, and print it once."),
-    "keys list": Verb(OPERATE, "access.keys:keys_list", "Show API keys: expiry and last use."),
-    "keys rotate": Verb(OPERATE, "access.keys:keys_rotate", "Replace an API key: the old one stays valid for a while."),
-    "keys revoke": Verb(OPERATE, "access.keys:keys_revoke", "Revoke an API key of a tenant."),
+    "keys create": Verb(OPERATE, "keys.command:keys_create", "Create an API key of a tenant, and print it once."),
+    "keys list": Verb(OPERATE, "keys.command:keys_list", "Show API keys: expiry and last use."),
+    "keys rotate": Verb(
+        OPERATE, "keys.command:keys_rotate", "Replace an API key: the old one stays valid for a while."
+    ),
+    "keys revoke": Verb(OPERATE, "keys.command:keys_revoke", "Revoke an API key of a tenant."),
     "audit": Verb(
-        OPERATE, "access.audit:audit", "Show who changed or read what: keys, limits, scaling, data of tenants."
+        OPERATE, "audit.command:audit", "Show who changed or read what: keys, limits, scaling, data of tenants."
     ),
     "usage": Verb(
-        OPERATE, "access.usage:usage", "Show what tenants used: requests, tokens, and cost by the prices of models."
+        OPERATE, "usage.command:usage", "Show what tenants used: requests, tokens, and cost by the prices of models."
     ),
-    "cost": Verb(OPERATE, "access.usage:cost", "Show what replicas cost, divided among tenants. The sum is the bill."),
+    "cost": Verb(OPERATE, "usage.command:cost", "Show what replicas cost, divided among tenants. The sum is the bill."),
     "chat": Verb(
-        OPERATE, "operations.chat:chat", "Talk to a model in the terminal; /why explains where the answer came from."
+        OPERATE, "chat.command:chat", "Talk to a model in the terminal; /why explains where the answer came from."
     ),
     "replay-scaling": Verb(
         OPERATE,
-        "operations.replay_scaling:replay_scaling",
+        "scaling.replay_command:replay_scaling",
         "Replay the autoscaler's decisions on its observations, with other settings.",
     ),
     "support-bundle": Verb(
         OPERATE,
-        "operations.support_bundle:support_bundle",
+        "cluster.bundle.command:support_bundle",
         "Write a redacted archive of an installation, for support.",
     ),
-    "airgap images": Verb(OPERATE, "operations.airgap:airgap_images", "Print the images that a release consists of."),
+    "airgap images": Verb(OPERATE, "airgap:airgap_images", "Print the images that a release consists of."),
     "version": Verb(
-        OPERATE, "version:version", "Show the version of this program, and of the installation in a cluster."
+        OPERATE, "version.command:version", "Show the version of this program, and of the installation in a cluster."
     ),
     "lint": Verb(
-        TOOLS, "manifests.lint:lint", "Check manifests and fleet files: line, field and fix for every problem."
+        TOOLS, "manifest_lint:lint", "Check manifests and fleet files: line, field and fix for every problem."
     ),
-    "convert": Verb(TOOLS, "manifests.convert:convert", "Convert manifests of other systems."),
+    "convert": Verb(TOOLS, "manifest_conversion:convert", "Convert manifests of other systems."),
     "catalog list": Verb(
-        TOOLS, "manifests.catalog:catalog_list", "Show the models of the catalogue: parameters, weights and context."
+        TOOLS, "catalog.command:catalog_list", "Show the models of the catalogue: parameters, weights and context."
     ),
     "catalog show": Verb(
-        TOOLS, "manifests.catalog:catalog_show", "Write the manifest of a model, with a checked sum of its memory."
+        TOOLS, "catalog.command:catalog_show", "Write the manifest of a model, with a checked sum of its memory."
     ),
     "replay": Verb(
-        TOOLS, "traffic.replay:replay", "Send a trace's requests to a running gateway and report the results."
+        TOOLS, "replay.command:replay", "Send a trace's requests to a running gateway and report the results."
     ),
     "simulate": Verb(
-        TOOLS, "traffic.simulate:simulate", "Simulate traffic under other routing presets, without a cluster."
+        TOOLS, "simulation.command:simulate", "Simulate traffic under other routing presets, without a cluster."
     ),
     "completion": Verb(
         TOOLS, "completion:completion", "Print a script that completes commands and options in a shell."
@@ -184,7 +185,7 @@ def build_app(program: str = "fairlead", arguments: Sequence[str] = ()) -> App:
             app.command(nouns[noun])
         is_requested = words.split() == list(arguments[: 2 if noun else 1])
         (nouns[noun] if noun else app).command(
-            f"{_COMMANDS}.{verb.function}",
+            f"fairlead_cli.{verb.function}",
             name=name,
             help=None if is_requested else verb.sentence,
             group=None if noun else groups[verb.group],

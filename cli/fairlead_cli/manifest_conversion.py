@@ -1,14 +1,15 @@
-"""Conversion of manifest files of other systems."""
+"""``fairlead convert``: writes Fairlead's manifests from those of other systems."""
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import yaml
+from cyclopts import Parameter
 
 from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.v1alpha1 import API_VERSION
@@ -19,6 +20,7 @@ from fairlead.manifests.files import read_texts
 from fairlead.manifests.loader import read_object
 from fairlead.manifests.yaml_nodes import parse_documents
 from fairlead.runtime.atomic_write import write_atomic
+from fairlead_cli.manifest_arguments import collect_paths
 from fairlead_cli.migration.draft import MigrationOptions
 from fairlead_cli.migration.field_reader import WHOLE_OBJECT, Note, Outcome
 from fairlead_cli.migration.formats.workloads import other_engine_of
@@ -32,17 +34,31 @@ _FOR_OLD_ENGINES: Final = (
 _OLD_ENGINES: Final = "it serves the old engines: keep it until the cut-over, then delete it with them"
 
 
+@Parameter(name="*")
 @dataclass(frozen=True, slots=True)
 class ConversionOptions:
-    """The output of a conversion.
+    """Options of the command."""
 
-    as_json: True for one JSON object with the manifests and the notes.
-    output: path of a file to write; None for standard output.
-    """
+    out: Annotated[
+        str | None,
+        Parameter(
+            name="--out",
+            help="A file for the converted manifests. It stays as it is when one cannot be converted.",
+        ),
+    ] = None
+    json: Annotated[
+        bool, Parameter(negative=(), help="Print one JSON object with the manifests and the notes about their fields.")
+    ] = False
+    accelerator: Annotated[
+        str | None, Parameter(help="The AcceleratorClass of all pools. Default: as the manifests suggest.")
+    ] = None
+    external: Annotated[
+        bool,
+        Parameter(negative=(), help="Write models that route to the engines that already run."),
+    ] = False
 
-    as_json: bool = False
-    migration: MigrationOptions = field(default_factory=MigrationOptions)
-    output: str | None = None
+
+_DEFAULTS: Final = ConversionOptions()
 
 
 @dataclass(slots=True)
@@ -58,23 +74,47 @@ class _Converted:
     problems: list[str] = field(default_factory=list)
 
 
-def convert_files(paths: Sequence[str], options: ConversionOptions) -> int:
-    """Converts all files, or none when one has a problem. Returns the exit code."""
+def convert(
+    *files: Annotated[
+        str, Parameter(allow_leading_hyphen=True, help="Files, folders of YAML files, or - for standard input.")
+    ],
+    file: Annotated[
+        list[str] | None,
+        Parameter(name=["--file", "-f"], allow_leading_hyphen=True, help="More FILES, given as with kubectl."),
+    ] = None,
+    how: ConversionOptions = _DEFAULTS,
+) -> int:
+    """Convert manifests of other systems.
+
+    Manifests of KServe, AIBrix, KubeAI, kthena, llm-d, LiteLLM and vLLM's production-stack become
+    ModelDeployments, as do other Deployments and LeaderWorkerSets with vLLM or SGLang. Splits by
+    weight, rules by header and fallbacks become ModelRoutes, and LoRA adapters become
+    ModelAdapters. Standard error names each field that was not carried over, with
+    the reason. Give all files of a model together: autoscalers and runtimes are separate objects.
+    Fairlead's own objects among the files are checked, and stay as they are.
+
+    Exits 0 when all is converted, and 1 when a manifest cannot be: nothing is written then. Prefer
+    --out FILE to a redirection of the shell, which empties its file in any case.
+    Exits 2 on wrong usage.
+    """
+    paths = collect_paths(convert, files, file)
+    if not paths:
+        raise BadInput("no file was given", field="FILES", hint="fairlead convert FILE, or - for standard input")
     texts, found = read_texts(paths, limits=Limits())
     result = _Converted(problems=[str(problem) for problem in found])
-    for file, text in texts:
-        with _form_problems(file, result):
-            _sort_documents(file, text, result, is_named=file in paths)
+    for name, text in texts:
+        with _form_problems(name, result):
+            _sort_documents(name, text, result, is_named=name in paths)
     if result.foreign:
-        with _form_problems(", ".join(dict.fromkeys(file for file, _ in result.foreign)), result):
-            _migrate(result, options)
+        with _form_problems(", ".join(dict.fromkeys(name for name, _ in result.foreign)), result):
+            _migrate(result, MigrationOptions(how.accelerator, how.external))
     elif not result.problems:
         result.problems = [note.describe() for note in result.notes]
         result.problems.append("there is nothing to convert: no object is of another system")
     if result.problems:
         print(*(plain_text(str(one)) for one in result.problems), sep="\n", file=sys.stderr)
         return 1
-    _write(result, options)
+    _write(result, how)
     return 0
 
 
@@ -127,10 +167,10 @@ def _sort_documents(file: str, text: str, result: _Converted, *, is_named: bool)
             result.notes.append(Note(f"{file}: {kind} {name}".rstrip(), WHOLE_OBJECT, Outcome.DROPPED, reason))
 
 
-def _migrate(result: _Converted, options: ConversionOptions) -> None:
+def _migrate(result: _Converted, options: MigrationOptions) -> None:
     try:
-        _check_accelerator(result, options.migration.accelerator)
-        migration = migrate(result.foreign, options.migration)
+        _check_accelerator(result, options.accelerator)
+        migration = migrate(result.foreign, options)
     except BadInput as error:
         place = f"{error.field}: " if error.field else ""
         result.problems.append(f"{place}{error.message}" + (f" ({error.hint})" if error.hint else ""))
@@ -161,13 +201,13 @@ def _check_accelerator(result: _Converted, accelerator: str | None) -> None:
         )
 
 
-def _write(result: _Converted, options: ConversionOptions) -> None:
-    if options.as_json:
+def _write(result: _Converted, how: ConversionOptions) -> None:
+    if how.json:
         notes = [
             {"place": note.place, "field": note.field, "outcome": note.outcome, "reason": note.reason}
             for note in result.notes
         ]
-        _print(format_document({"manifests": result.manifests, "notes": notes}, "json"), options)
+        _print(format_document({"manifests": result.manifests, "notes": notes}, "json"), how)
         return
     ordered = sorted(result.notes, key=lambda note: note.outcome is Outcome.REQUIRED)  # read most surely at the end
     lines = [plain_text(note.describe()) for note in ordered]
@@ -176,14 +216,14 @@ def _write(result: _Converted, options: ConversionOptions) -> None:
         yaml.safe_dump(manifest, sort_keys=False, width=100, allow_unicode=True).rstrip("\n")
         for manifest in result.manifests
     ]
-    _print("\n---\n".join(texts), options)
+    _print("\n---\n".join(texts), how)
 
 
-def _print(text: str, options: ConversionOptions) -> None:
-    if options.output is None:
+def _print(text: str, how: ConversionOptions) -> None:
+    if how.out is None:
         print(text)
     else:
-        write_atomic(Path(options.output), f"{text}\n".encode(), mode=0o644)
+        write_atomic(Path(how.out), f"{text}\n".encode(), mode=0o644)
 
 
 def _object_problems(manifest: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from fairlead_cli.commands.operations.airgap import read_release
+from fairlead_cli.airgap import read_release
 from scripts.release import chart
 from scripts.release.artefacts import LAYOUT
 from scripts.release.oci.documents import EMPTY, INDEX, MANIFEST, Descriptor, descriptor, encode

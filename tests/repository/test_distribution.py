@@ -61,7 +61,7 @@ REGISTRY_INSTALL = re.compile(
 
 
 def verb_module(words: str) -> str:
-    return f"fairlead_cli.commands.{VERBS[words].function.partition(':')[0]}"
+    return f"fairlead_cli.{VERBS[words].function.partition(':')[0]}"
 
 
 @cache

@@ -1,6 +1,6 @@
 """``fairlead audit``: the audit records of gateways or of a folder.
 
-- `command`: from the options to the exit code.
+- `command`: the verb.
 - `sources`: reads the records.
 - `text_output`: renders them for people.
 """

@@ -6,6 +6,6 @@
 - `architecture`: parameters, bytes of weights and bytes of KV from the figures of a config.json.
 - `memory_plan`: the devices that a model needs, and what does not fit.
 - `manifest`: the manifest of an entry.
-- `command`: from the options to the exit code.
+- `command`: the verb.
 - `text_output`: the table of models.
 """

@@ -1,10 +1,13 @@
-"""``fairlead chat``: from the options to the exit code."""
+"""``fairlead chat``: a dialogue with a model through the gateway."""
 
 import asyncio
 import contextlib
 import os
 import sys
 from dataclasses import dataclass
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from fairlead.errors import BadInput, FairleadError
 from fairlead_cli.chat.conversation import Conversation
@@ -16,40 +19,53 @@ from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, USAGE, report_fail
 from fairlead_cli.explain.summary import summarize_decision
 from fairlead_cli.management.client import ManagementClient
 from fairlead_cli.management.endpoints import ManagementEndpoint
-from fairlead_cli.target import ClusterOptions
+from fairlead_cli.target import ClusterOptions, ModelFlag, qualified_name
 
 _CLUSTER = ClusterOptions()
 
 
 @dataclass(frozen=True, slots=True)
-class ChatOptions:
-    """Options of ``fairlead chat``."""
+class ChatSource:
+    """Flags that select the gateway: by its address, or by its cluster."""
 
-    model: str | None
-    url: str | None
-    manage: str | None
-    message: str | None
-    system: str | None
-    max_tokens: int | None
-    cluster: ClusterOptions = _CLUSTER
+    url: Annotated[
+        str | None, Parameter(help="The gateway. Default: that of the running `fairlead up`, else of the cluster.")
+    ] = None
+    manage: Annotated[str | None, Parameter(help="Its management address, for /why.")] = None
+    cluster: Annotated[ClusterOptions, Parameter(name="*")] = _CLUSTER
 
 
-def run(options: ChatOptions) -> int:
-    """Prints one answer or runs a dialogue; returns the exit code."""
+_DEFAULTS = ChatSource()
+
+
+def chat(
+    model: ModelFlag = None,
+    *,
+    message: Annotated[str | None, Parameter(help="Send this message, print the answer and exit.")] = None,
+    system: Annotated[str | None, Parameter(help="A system message.")] = None,
+    max_tokens: Annotated[int | None, Parameter(help="Maximum length of the answer, in tokens.")] = None,
+    source: Annotated[ChatSource, Parameter(name="*")] = _DEFAULTS,
+) -> int:
+    """Chat with a model. Piped text, or --message, is sent once; otherwise a dialogue: /why, /new,
+    /quit.
+
+    Exits 0 when answered, 1 on an error answer, 2 on wrong usage, 3 when no gateway can be reached.
+    """
+    name = qualified_name(model, source.cluster.namespace)
     try:
         with (
-            open_gateway(options.url, options.manage, options.cluster) as gateway,
+            open_gateway(source.url, source.manage, source.cluster) as gateway,
             Conversation(
                 gateway.url,
-                options.model and gateway.qualify_model(options.model),
+                name and gateway.qualify_model(name),
                 key=gateway.key,
-                system=options.system,
-                max_tokens=options.max_tokens,
+                system=system,
+                max_tokens=max_tokens,
                 verify=not gateway.is_forwarded,
             ) as conversation,
         ):
-            if options.message is not None or not sys.stdin.isatty():
-                return _once(conversation, sys.stdin.read() if options.message is None else options.message)
+            if message is not None or not sys.stdin.isatty():
+                return _once(conversation, sys.stdin.read() if message is None else message)
             return _dialogue(conversation, gateway)
     except BadInput:
         raise  # wrong usage

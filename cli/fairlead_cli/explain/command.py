@@ -1,4 +1,4 @@
-"""``fairlead explain request`` and ``route``: from the options to the exit code."""
+"""``fairlead explain request`` and ``route``: routing of a request or a prompt."""
 
 import asyncio
 import contextlib
@@ -7,18 +7,19 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
+from cyclopts import Parameter
 
 from fairlead.errors import BadInput
 from fairlead_cli.exit_codes import run_query
 from fairlead_cli.explain.decision_text import render_decision, render_preview
 from fairlead_cli.management import api_types
 from fairlead_cli.management.client import ManagementClient
-from fairlead_cli.management.endpoints import ManagementEndpoint, open_endpoints
-from fairlead_cli.output import OutputFormat, format_document, is_document
-from fairlead_cli.target import ClusterOptions
+from fairlead_cli.management.endpoints import GatewaySource, GatewaysSource, ManagementEndpoint, open_endpoints
+from fairlead_cli.output import OutputFlag, OutputFormat, format_document, is_document
+from fairlead_cli.target import ModelFlag, qualified_name
 
 T = TypeVar("T")
 _HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x1f\x7f]*")
@@ -31,11 +32,51 @@ _REQUEST_PATHS: Final[Mapping[str, str]] = {
 """Field of a request's body → the path of its endpoint."""
 
 
-def run_request(request_id: str | None, manage: str | None, cluster: ClusterOptions, output: OutputFormat) -> int:
-    """Queries one request, prints it and returns the exit code."""
+@dataclass(frozen=True, slots=True)
+class SenderFlags:
+    """Flags that say who would send a request, and with which headers."""
+
+    session: Annotated[str | None, Parameter(help="The conversation, as in the header x-session-id.")] = None
+    tenant: Annotated[
+        str | None,
+        Parameter(help="The tenant that would send it: with its models and its cached prompts. Default: no tenant."),
+    ] = None
+    header: Annotated[
+        tuple[str, ...],
+        Parameter(help='A further header, like "x-canary: yes", by which a route may choose. Repeatable.', negative=()),
+    ] = ()
+
+
+_GATEWAY, _GATEWAYS, _SENDER = GatewaySource(), GatewaysSource(), SenderFlags()
+
+
+def explain_request(
+    request_id: Annotated[
+        str | None,
+        Parameter(
+            name="ID",
+            help="Its id: from the header x-fairlead-decision, the answer's own id, or the x-request-id that the "
+            "client sent. Default: the last request.",
+        ),
+    ] = None,
+    /,
+    *,
+    source: Annotated[GatewaysSource, Parameter(name="*")] = _GATEWAYS,
+    output: OutputFlag = "table",
+) -> int:
+    """Explain why a request went to its instance.
+
+    Shows every attempt with all candidates, their inputs and ages, the rule, and why other
+    candidates were not chosen. Also shows the KV transfer from prefill to decode, and the outcome.
+    In a cluster, all gateways are asked. Tokens of prompts are estimates from bytes. JSON and YAML
+    are the management API's own answer.
+
+    Exits 0 with an answer, 1 when the request is not in the log, 2 on wrong usage, 3 when no
+    gateway can be reached.
+    """
 
     def fetch() -> _Explained:
-        with open_endpoints(manage, cluster) as endpoints:
+        with open_endpoints(source.manage, source.installation.cluster) as endpoints:
             content, endpoint = _find_request(endpoints, request_id)
             if is_document(output):
                 return _Explained(content)
@@ -123,29 +164,39 @@ async def _decision(endpoint: ManagementEndpoint, request_id: str) -> bytes:
         return await management.decision_json(request_id)
 
 
-@dataclass(frozen=True, slots=True)
-class RouteQuery:
-    """Query of ``explain route``: model, file of the prompt (``-``: standard input), session,
-    tenant and further headers, each as ``NAME: VALUE``.
+def explain_route(
+    model: ModelFlag = None,
+    *,
+    file: Annotated[
+        str,
+        Parameter(
+            name=["--file", "-f"],
+            allow_leading_hyphen=True,
+            help="A file with the prompt, or with a whole request in JSON; - is standard input.",
+        ),
+    ],
+    sender: Annotated[SenderFlags, Parameter(name="*")] = _SENDER,
+    source: Annotated[GatewaySource, Parameter(name="*")] = _GATEWAY,
+    output: OutputFlag = "table",
+) -> int:
+    """Explain where a prompt would go now, and why. Nothing is sent to an engine or stored.
+
+    Text becomes one user message. A prompt finds only what a request in the same form left: for a
+    request with several messages or tools, give its whole JSON body. Tokens are estimates from
+    bytes. Of a route, it shows the target that this request would get, and the fallbacks.
+
+    Exits 0 with an answer, 1 when the request would be refused, 2 on wrong usage, 3 when no gateway
+    can be reached.
     """
-
-    model: str | None
-    file: str
-    session: str | None
-    tenant: str | None = None
-    headers: Sequence[str] = ()
-
-
-def run_route(query: RouteQuery, manage: str | None, cluster: ClusterOptions, output: OutputFormat) -> int:
-    """Queries where a prompt would go, prints it and returns the exit code."""
+    name = qualified_name(model, source.cluster.namespace)
 
     def fetch() -> bytes:
-        path, body = build_request(query)
-        _check_headers(query.headers)
-        with open_endpoints(manage, cluster) as endpoints:
-            if query.model is not None:
-                body = _name_model(body, endpoints[0].qualify_model(query.model))
-            content = asyncio.run(_preview(endpoints[0], path, body, query))
+        path, body = build_request(file, name)
+        _check_headers(sender.header)
+        with open_endpoints(source.manage, source.cluster) as endpoints:
+            if name is not None:
+                body = _name_model(body, endpoints[0].qualify_model(name))
+            content = asyncio.run(_preview(endpoints[0], path, body, sender))
             return content if is_document(output) else _name_pods(content, endpoints[0])
 
     def show(content: bytes) -> str:
@@ -155,17 +206,17 @@ def run_route(query: RouteQuery, manage: str | None, cluster: ClusterOptions, ou
     return run_query("explain route", fetch, show, misuse=(BadInput,))
 
 
-def build_request(query: RouteQuery) -> tuple[str, bytes]:
+def build_request(file: str, model: str | None) -> tuple[str, bytes]:
     """Returns path and body of the request to preview. Raises BadInput.
 
-    A file with a JSON request gives the request, with the model of the query if there is one. Other
+    A file with a JSON request gives the request, with the given model if there is one. Other
     text becomes one user message.
     """
     try:
-        data = sys.stdin.buffer.read() if query.file == "-" else Path(query.file).read_bytes()
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         text = data.decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{query.file} cannot be read as text: {error}", field="--file") from None
+        raise BadInput(f"{file} cannot be read as text: {error}", field="--file") from None
     try:  # values stay as they are written: where a prompt goes is decided by its very bytes
         body = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     except ValueError:
@@ -174,10 +225,10 @@ def build_request(query: RouteQuery) -> tuple[str, bytes]:
     if path is None:
         path = _REQUEST_PATHS["messages"]
         body = {"messages": msgspec.Raw(msgspec.json.encode([{"role": "user", "content": text}]))}
-    if query.model is None and "model" not in body:
+    if model is None and "model" not in body:
         raise BadInput("the request names no model", field="--model", hint="--model MODEL")
     content = msgspec.json.encode(body)
-    return path, content if query.model is None else _name_model(content, query.model)
+    return path, content if model is None else _name_model(content, model)
 
 
 def _check_headers(headers: Sequence[str]) -> None:
@@ -209,6 +260,6 @@ def _name_pods(content: bytes, endpoint: ManagementEndpoint) -> bytes:
     return content
 
 
-async def _preview(endpoint: ManagementEndpoint, path: str, body: bytes, route: RouteQuery) -> bytes:
+async def _preview(endpoint: ManagementEndpoint, path: str, body: bytes, sender: SenderFlags) -> bytes:
     async with ManagementClient(endpoint.url(), endpoint.token) as management:
-        return await management.preview_route(path, body, route.session, route.tenant, route.headers)
+        return await management.preview_route(path, body, sender.session, sender.tenant, sender.header)

@@ -2,26 +2,44 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from fairlead_cli.exit_codes import run_query
 from fairlead_cli.formatting import UNKNOWN, align_columns, format_count, format_seconds
 from fairlead_cli.management import api_types
 from fairlead_cli.management.client import ManagementClient
-from fairlead_cli.management.endpoints import ManagementEndpoint, open_endpoints
-from fairlead_cli.output import OutputFormat, format_document, is_document
-from fairlead_cli.target import ClusterOptions
+from fairlead_cli.management.endpoints import GatewaySource, ManagementEndpoint, open_endpoints
+from fairlead_cli.output import OutputFlag, format_document, is_document
+from fairlead_cli.target import ModelFlag, qualified_name
 
+_GATEWAY = GatewaySource()
 _COMPARED = ("answered", "failed")
 Comparisons = Mapping[str, Sequence[api_types.Shadow]]
 """By the model that gets the copies."""
 
 
-def run_shadow(model: str | None, manage: str | None, cluster: ClusterOptions, output: OutputFormat) -> int:
-    """Queries the comparisons of all gateways, prints them and returns the exit code."""
+def explain_shadow(
+    model: ModelFlag = None,
+    *,
+    source: Annotated[GatewaySource, Parameter(name="*")] = _GATEWAY,
+    output: OutputFlag = "table",
+) -> int:
+    """Explain how a model answers copies of requests for another model.
+
+    The model is the `shadow` of a route. Shows errors, TTFT, TPOT and the length of answers, of the
+    same requests on both sides, since each gateway has started. Also shows why other requests were
+    not copied. In a cluster, each gateway has a table of its own.
+
+    Exits 0 with an answer, 1 when no request was copied, 2 on wrong usage, 3 when no gateway can be
+    reached.
+    """
+    wanted = qualified_name(model, source.cluster.namespace)
 
     def fetch() -> Mapping[str, Comparisons]:
-        with open_endpoints(manage, cluster) as endpoints:
-            name = None if model is None else endpoints[0].qualify_model(model)
+        with open_endpoints(source.manage, source.cluster) as endpoints:
+            name = None if wanted is None else endpoints[0].qualify_model(wanted)
             found = {endpoint.name: _of_model(asyncio.run(_shadows(endpoint)), name) for endpoint in endpoints}
         if not any(found.values()):
             where = ", ".join(found)

@@ -1,10 +1,17 @@
-"""``fairlead index``: from the options to the exit code."""
+"""``fairlead index``: state, consistency and changes of the index in Redis.
+
+The verbs read Redis as a gateway does and change nothing. Hashes of prompts need the installation's
+secret, the same as gateways and the indexer have.
+"""
 
 import asyncio
 import sys
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
+from cyclopts import Parameter
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock, SystemClock
@@ -14,27 +21,103 @@ from fairlead_cli.errors import ClusterUnreachable, IndexUnreachable, UnusableIn
 from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
 from fairlead_cli.index.address import IndexAddress, open_index
 from fairlead_cli.index.connection import choose_model, connect, list_models
-from fairlead_cli.index.options import IndexOptions, read_token_ids
+from fairlead_cli.index.options import IndexOptions, IndexSource, read_token_ids
 from fairlead_cli.index.snapshot import IndexSnapshot, take_snapshot
-from fairlead_cli.output import format_document, is_document
+from fairlead_cli.output import OutputFlag, OutputFormat, format_document, is_document
+from fairlead_cli.target import ModelFlag
 from fairlead_kvstore.redis.link import RedisLink
 
+_Source = Annotated[IndexSource, Parameter(name="*")]
+_HERE = IndexSource()
+_InstanceFlag = Annotated[str | None, Parameter(help="Only instances whose id begins like this.")]
 
-def run(options: IndexOptions) -> int:
+
+def index_stats(model: ModelFlag = None, *, source: _Source = _HERE, output: OutputFlag = "table") -> int:
+    """Show who writes the index of each model, and what each instance has cached.
+
+    Exits 0 when all is well, 1 when an index is unusable, incomplete or not written. Exits 2 on
+    wrong usage or an unknown model, 3 when Redis cannot be reached.
+    """
+    return run_index(IndexOptions("stats", model, source, output=output))
+
+
+def index_match(
+    *,
+    model: ModelFlag = None,
+    tokens: Annotated[
+        Path,
+        Parameter(
+            allow_leading_hyphen=True, help="A file with the prompt's token ids, a JSON list; - is standard input."
+        ),
+    ],
+    adapter: Annotated[str | None, Parameter(help="The LoRA adapter that the request names.")] = None,
+    salt: Annotated[str | None, Parameter(help="The request's cache_salt.")] = None,
+    source: _Source = _HERE,
+    output: Annotated[OutputFormat, Parameter(name=["--output", "-o"], help="JSON, YAML or a table.")] = "json",
+) -> int:
+    """Show which instances have a prompt cached, how far, and in which tier.
+
+    The hashes need the secret of the installation: FAIRLEAD_HASH_SECRET, else that of the stack or
+    the cluster.
+
+    Exits 0 with an answer, 1 when the index is unusable or not written. Exits 2 on wrong usage or
+    an unknown model, 3 when Redis cannot be reached.
+    """
+    return run_index(IndexOptions("match", model, source, tokens, adapter, salt, output=output))
+
+
+def index_verify(
+    model: ModelFlag = None,
+    *,
+    instance: _InstanceFlag = None,
+    source: _Source = _HERE,
+    output: OutputFlag = "table",
+) -> int:
+    """Compare the index with itself, and with what engines can replay.
+
+    Engines whose addresses can be reached from here are queried for their published events.
+
+    Exits 0 when nothing differs, 1 when something does or the index is unusable. Exits 2 on wrong
+    usage or an unknown model, 3 when Redis cannot be reached.
+    """
+    return run_index(IndexOptions("verify", model, source, instance=instance, output=output))
+
+
+def index_watch(
+    model: ModelFlag = None,
+    *,
+    instance: _InstanceFlag = None,
+    kind: Annotated[
+        Literal["stored", "removed", "cleared", "marked"] | None,
+        Parameter(help="Only batches that have such a change, and only these."),
+    ] = None,
+    count: Annotated[int | None, Parameter(help="End after so many batches.")] = None,
+    source: _Source = _HERE,
+    output: OutputFlag = "table",
+) -> int:
+    """Print changes of the index as they happen, one batch a line, until Ctrl-C.
+
+    Exits 0 after --count batches, 1 when the index is not written. Exits 2 on wrong usage or an
+    unknown model, 3 when Redis cannot be reached.
+    """
+    return run_index(IndexOptions("watch", model, source, instance=instance, kind=kind, count=count, output=output))
+
+
+def run_index(options: IndexOptions) -> int:
     """Queries, prints and returns the exit code. Raises BadInput for wrong usage and for an unknown
     model.
     """
     options.validate()
     try:
         with open_index(options.source) as address:
-            return asyncio.run(_run(options, address, SystemClock(), Limits()))
+            return asyncio.run(_query(options, address, SystemClock(), Limits()))
     except (IndexUnreachable, ClusterUnreachable) as error:
         return report_failure("index", error, UNREACHABLE)
     except UnusableIndex as error:
         return report_failure("index", error, PROBLEM)
 
 
-async def _run(options: IndexOptions, address: IndexAddress, clock: Clock, limits: Limits) -> int:
+async def _query(options: IndexOptions, address: IndexAddress, clock: Clock, limits: Limits) -> int:
     secret = address.hash_secret.encode()
     prompt = read_token_ids(options.tokens, limits) if options.tokens is not None else []
     async with connect(address.redis, clock, limits) as link:

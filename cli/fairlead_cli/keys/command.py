@@ -1,12 +1,13 @@
-"""``fairlead keys``: from the options to the exit code.
+"""``fairlead keys``: creates, lists, rotates and revokes the API keys of tenants.
 
 A new key goes to standard output, alone and once. All else goes to standard error.
 """
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from fairlead.errors import BadInput, FairleadError, plain_text
 from fairlead.kube.errors import KubeError
@@ -20,91 +21,136 @@ from fairlead_cli.exit_codes import OK, UNREACHABLE, report_failure
 from fairlead_cli.keys.api_key import create_key, format_time, key_digest, parse_expiry, parse_lifetime
 from fairlead_cli.keys.key_entries import KeyOwner, add_key, revoke_key, rotate_key, short_digest
 from fairlead_cli.keys.text_output import ListedKey, render_keys
-from fairlead_cli.output import OutputFormat, format_document, is_document
+from fairlead_cli.output import OutputFlag, OutputFormat, format_document, is_document
 from fairlead_cli.tenants.key_use import read_key_uses
-from fairlead_cli.tenants.selection import TenantsOptions, TenantsPlace, open_tenants
+from fairlead_cli.tenants.selection import (
+    DEFAULT_FLAGS,
+    ManageFlag,
+    RevokedFlag,
+    TenantFlags,
+    TenantFlagsParameter,
+    TenantsOptions,
+    TenantsPlace,
+    open_tenants,
+)
 from fairlead_cli.tenants.store import Entry, KeyEdit, TenantStore, keys_of
 
-
-@dataclass(frozen=True, slots=True)
-class KeyOptions:
-    """Options of the verbs that change keys."""
-
-    tenant: str
-    name: str
-    output: OutputFormat = "table"
-    expires: str | None = None
-    overlap: str = "24h"
-    digest: str | None = None
+_Tenant = Annotated[str, Parameter(help="The name of a ModelTenant.")]
+_Key = Annotated[str, Parameter(help="The name of a key of the tenant.")]
+_Expires = Annotated[
+    str | None,
+    Parameter(help="When the key expires: a duration from now such as 90d, or a date. Default: never."),
+]
 
 
-def run_create(where: TenantsOptions, asked: KeyOptions) -> int:
-    """Creates a key, prints it and returns the exit code. Raises BadInput and KubeError."""
-    _check_name(asked.name)
-    now = SystemClock().wall()
-    expires_at = None if asked.expires is None else parse_expiry(asked.expires, now, field="--expires")
-    owner = KeyOwner(asked.tenant, program_name())
-    return _issue(where, asked, expires_at, lambda new: lambda entries: add_key(entries, new, now, owner))
+def keys_create(
+    tenant: _Tenant,
+    name: _Key,
+    *,
+    expires: _Expires = None,
+    flags: TenantFlagsParameter = DEFAULT_FLAGS,
+    output: OutputFlag = "table",
+) -> int:
+    """Create an API key of a tenant, and print it once.
 
+    Only the key goes to standard output, and only now: the tenant gets its digest alone. Gateways
+    accept it within two seconds.
 
-def run_rotate(where: TenantsOptions, asked: KeyOptions) -> int:
-    """Replaces a key, prints the new one and returns the exit code.
-
-    Raises BadInput and KubeError.
+    Exits 0 when done, 2 on wrong usage or without a permission, 3 when no cluster can be reached.
     """
-    now = SystemClock().wall()
-    expires_at = None if asked.expires is None else parse_expiry(asked.expires, now, field="--expires")
-    overlap = parse_lifetime(asked.overlap, field="--overlap")
-    owner = KeyOwner(asked.tenant, program_name())
-    code = _issue(where, asked, expires_at, lambda new: lambda entries: rotate_key(entries, new, now, overlap, owner))
+    if not DNS_LABEL_PATTERN.fullmatch(name):
+        raise BadInput(
+            f"{name!r} cannot be the name of a key",
+            field="NAME",
+            hint="use at most 63 lower-case letters, digits and hyphens",
+        )
+    now, owner = SystemClock().wall(), KeyOwner(tenant, program_name())
+    return _issue(flags, owner, name, expires, output, lambda new: lambda entries: add_key(entries, new, now, owner))
+
+
+def keys_rotate(
+    tenant: _Tenant,
+    name: _Key,
+    *,
+    overlap: Annotated[str, Parameter(help="How long the old key stays valid, such as 24h; 0s: not at all.")] = "24h",
+    expires: _Expires = None,
+    flags: TenantFlagsParameter = DEFAULT_FLAGS,
+    output: OutputFlag = "table",
+) -> int:
+    """Replace an API key by a new one of the same name. The old one stays valid for a while.
+
+    The new key is printed once. Limits of this name hold for both together.
+
+    Exits 0 when done, 2 on wrong usage or without a permission, 3 when no cluster can be reached.
+    """
+    now, owner = SystemClock().wall(), KeyOwner(tenant, program_name())
+    seconds = parse_lifetime(overlap, field="--overlap")
+
+    def edit(new: Entry) -> KeyEdit:
+        return lambda entries: rotate_key(entries, new, now, seconds, owner)
+
+    code = _issue(flags, owner, name, expires, output, edit)
     if code == OK:
-        end = f"is valid until {format_time(now + overlap)} at the latest" if overlap > 0 else "is no longer valid"
-        _note(f"the old key {asked.name} {end}")
+        end = f"is valid until {format_time(now + seconds)} at the latest" if seconds > 0 else "is no longer valid"
+        _note(f"the old key {name} {end}")
     return code
 
 
-def run_revoke(where: TenantsOptions, asked: KeyOptions) -> int:
-    """Removes keys and returns the exit code. Raises BadInput and KubeError."""
+def keys_revoke(
+    tenant: _Tenant,
+    name: _Key,
+    *,
+    digest: Annotated[
+        str | None, Parameter(help="Only the key whose digest begins so. Default: all keys of the name.")
+    ] = None,
+    revoked: RevokedFlag = None,
+    flags: TenantFlagsParameter = DEFAULT_FLAGS,
+    output: OutputFlag = "table",
+) -> int:
+    """Revoke the API keys of a name. Gateways refuse them within two seconds.
+
+    Exits 0 when done, 2 on wrong usage or without a permission, 3 when no cluster can be reached.
+    """
     removed: list[Entry] = []
-    owner = KeyOwner(asked.tenant, program_name())
+    owner = KeyOwner(tenant, program_name())
 
     def edit(entries: Any) -> list[Entry]:
-        remaining, removed[:] = revoke_key(entries, asked.name, asked.digest, owner)
+        remaining, removed[:] = revoke_key(entries, name, digest, owner)
         return remaining
 
     def run(place: TenantsPlace) -> int:
         # First the list of revoked keys: it is effective even if the tenants cannot be written.
-        revoked_in = _add_to_revocation_list(place.store, asked, owner)
+        revoked_in = _add_to_revocation_list(place.store, name, digest, owner)
         try:
-            place.store.edit_keys(asked.tenant, edit)
+            place.store.edit_keys(tenant, edit)
         except FairleadError:
             if revoked_in is not None:
-                _note(f"gateways refuse the key by {revoked_in}; the ModelTenant {asked.tenant} was not changed")
+                _note(f"gateways refuse the key by {revoked_in}; the ModelTenant {tenant} was not changed")
             raise
         for entry in removed:
-            _note(f"revoked the key {asked.name} ({short_digest(entry)}) of {asked.tenant}")
+            _note(f"revoked the key {name} ({short_digest(entry)}) of {tenant}")
         if revoked_in is not None:
             _note(f"added to {revoked_in}, which gateways follow even if the tenants are broken")
-        if is_document(asked.output):
-            value = {"tenant": asked.tenant, "name": asked.name, "revoked": [entry["digest"] for entry in removed]}
-            print(format_document(value, asked.output))
+        if is_document(output):
+            value = {"tenant": tenant, "name": name, "revoked": [entry["digest"] for entry in removed]}
+            print(format_document(value, output))
         return OK
 
-    return _run("keys revoke", where, run)
+    return _run("keys revoke", flags.options(revoked=revoked), run)
 
 
-def _add_to_revocation_list(store: TenantStore, asked: KeyOptions, owner: KeyOwner) -> str | None:
+def _add_to_revocation_list(store: TenantStore, name: str, digest: str | None, owner: KeyOwner) -> str | None:
     """Adds the digests of a tenant's keys to the list of revoked keys, and returns where it is.
 
     A whole digest is added without a look at the tenant, which may be unreadable. In a cluster, a
     list that cannot be written is a note: the ModelTenant is changed nevertheless.
     """
     try:
-        _, listed = revoke_key(keys_of(store.tenant(asked.tenant)), asked.name, asked.digest, owner)
+        _, listed = revoke_key(keys_of(store.tenant(owner.tenant)), name, digest, owner)
     except FairleadError:
-        if not parse_revocations(asked.digest or "")[0]:
+        if not parse_revocations(digest or "")[0]:
             raise
-        listed = [{"name": asked.name, "digest": asked.digest}]
+        listed = [{"name": name, "digest": digest}]
     try:
         return store.add_revoked(listed)
     except KubeError as error:
@@ -112,8 +158,19 @@ def _add_to_revocation_list(store: TenantStore, asked: KeyOptions, owner: KeyOwn
         return None
 
 
-def run_list(where: TenantsOptions, tenant: str | None, output: OutputFormat) -> int:
-    """Prints keys and returns the exit code. Raises BadInput and KubeError."""
+def keys_list(
+    tenant: Annotated[str | None, Parameter(help="Only the keys of this ModelTenant.")] = None,
+    *,
+    flags: TenantFlagsParameter = DEFAULT_FLAGS,
+    manage: ManageFlag = None,
+    output: OutputFlag = "table",
+) -> int:
+    """Show API keys with their digests, expiry and last use.
+
+    The last use is the latest that any gateway counted since it started, to the minute.
+
+    Exits 0 when done, 2 on wrong usage or without a permission, 3 when no cluster can be reached.
+    """
 
     def run(place: TenantsPlace) -> int:
         tenants = place.store.tenants() if tenant is None else [place.store.tenant(tenant)]
@@ -127,30 +184,36 @@ def run_list(where: TenantsOptions, tenant: str | None, output: OutputFormat) ->
             print(terminal_text(render_keys(keys, uses, SystemClock().wall(), is_wide=output == "wide")))
         return OK
 
-    return _run("keys list", where, run)
+    return _run("keys list", flags.options(manage=manage), run)
 
 
 def _issue(
-    where: TenantsOptions, asked: KeyOptions, expires_at: float | None, edit_with: Callable[[Entry], KeyEdit]
+    flags: TenantFlags,
+    owner: KeyOwner,
+    name: str,
+    expires: str | None,
+    output: OutputFormat,
+    edit_with: Callable[[Entry], KeyEdit],
 ) -> int:
     """Draws a key, stores its digest by an edit with its entry, and prints it."""
+    expires_at = None if expires is None else parse_expiry(expires, SystemClock().wall(), field="--expires")
 
     def run(place: TenantsPlace) -> int:
         key = create_key()
-        entry: Entry = {"name": asked.name, "digest": key_digest(key, place.store.pepper())}
+        entry: Entry = {"name": name, "digest": key_digest(key, place.store.pepper())}
         if expires_at is not None:
             entry["expiresAt"] = format_time(expires_at)
-        place.store.edit_keys(asked.tenant, edit_with(entry))
-        if is_document(asked.output):
-            print(format_document({"tenant": asked.tenant, "key": key, **entry}, asked.output))
+        place.store.edit_keys(owner.tenant, edit_with(entry))
+        if is_document(output):
+            print(format_document({"tenant": owner.tenant, "key": key, **entry}, output))
         else:
             print(key)
         end = f", valid until {entry['expiresAt']}" if expires_at is not None else ""
-        _note(f"stored the digest {short_digest(entry)} of the key {asked.name} of {asked.tenant}{end}")
+        _note(f"stored the digest {short_digest(entry)} of the key {name} of {owner.tenant}{end}")
         _note("the key is shown only here: give it to the tenant over a safe channel")
         return OK
 
-    return _run("keys", where, run)
+    return _run("keys", flags.options(), run)
 
 
 def _run(verb: str, where: TenantsOptions, run: Callable[[TenantsPlace], int]) -> int:
@@ -159,15 +222,6 @@ def _run(verb: str, where: TenantsOptions, run: Callable[[TenantsPlace], int]) -
             return run(place)
     except ClusterUnreachable as error:
         return report_failure(verb, error, UNREACHABLE)
-
-
-def _check_name(name: str) -> None:
-    if not DNS_LABEL_PATTERN.fullmatch(name):
-        raise BadInput(
-            f"{name!r} cannot be the name of a key",
-            field="NAME",
-            hint="use at most 63 lower-case letters, digits and hyphens",
-        )
 
 
 def _note(text: str) -> None:

@@ -5,16 +5,40 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from fairlead.kube.resources import name_of
 from fairlead.settings import CliSettings, read_settings
 from fairlead_cli.addresses import service_url
 from fairlead_cli.local.run_directory import newest_stack
-from fairlead_cli.target import ClusterOptions, is_cluster_target
+from fairlead_cli.target import ClusterOptions, InstallationOptions, is_cluster_target
 
 if TYPE_CHECKING:
     from fairlead_cli.cluster.installation import Installation
+
+ManageFlag = Annotated[
+    str | None,
+    Parameter(help="A gateway's management address. Default: that of the running `fairlead up`, else of the cluster."),
+]
+_CLUSTER, _INSTALLATION = ClusterOptions(), InstallationOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySource:
+    """Flags that select the gateway to query: by its address, or by its cluster."""
+
+    manage: ManageFlag = None
+    cluster: Annotated[ClusterOptions, Parameter(name="*")] = _CLUSTER
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaysSource:
+    """Flags that select the gateways to query: by an address, or by their installation."""
+
+    manage: ManageFlag = None
+    installation: Annotated[InstallationOptions, Parameter(name="*")] = _INSTALLATION
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,15 @@
-"""``fairlead rollout``: from the options to the exit code."""
+"""``fairlead rollout``: follows, pauses, resumes, undoes and promotes the rollout of a model.
+
+The verbs write one field and one annotation of the ModelDeployment. kubectl can write them too, as
+the operator's guide shows.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
+
+from cyclopts import Parameter
 
 from fairlead import units
 from fairlead.errors import BadInput
@@ -21,63 +27,114 @@ from fairlead.kube.resources import (
     name_of,
     uid_of,
 )
-from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.names import closest_matches
 from fairlead.runtime.clock import Clock, SystemClock
 from fairlead_cli.cluster.access.connection import connect, local_user, resolve_access
 from fairlead_cli.console import terminal_text
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
-from fairlead_cli.output import OutputFormat, format_document, is_document
+from fairlead_cli.output import OutputFlag, format_document, is_document
 from fairlead_cli.rollouts.revisions import (
     RolloutStatus,
     choose_undo_revision,
     pause_patch,
     promote_patch,
     resume_patch,
-    rollout_status,
+    summarize_rollout,
     undo_patch,
     with_author,
 )
 from fairlead_cli.rollouts.text_output import render_status, to_plain
-from fairlead_cli.target import ClusterOptions
+from fairlead_cli.target import ClusterOptions, ContextFlag, KubeconfigFlag, ModelFlag, NamespaceFlag
 from fairlead_operator.object_metadata import controller_uid
 
 _POLL_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class RolloutOptions:
-    """Options of ``fairlead rollout``."""
+class RolloutFlags:
+    """The flags of all verbs of a rollout."""
 
-    cluster: ClusterOptions
-    action: str
-    model: str | None = None
-    to: int | None = None
-    wait: str | None = None
-    output: OutputFormat = "table"
+    wait: Annotated[
+        str | None,
+        Parameter(help="Wait until all instances have the running revision, for at most this long, such as 10m."),
+    ] = None
+    namespace: NamespaceFlag = None
+    context: ContextFlag = None
+    kubeconfig: KubeconfigFlag = None
+    output: OutputFlag = "table"
 
 
-def run(options: RolloutOptions) -> int:
-    """Applies the action, prints the status and returns the exit code.
+_Flags = Annotated[RolloutFlags, Parameter(name="*")]
+_DEFAULTS = RolloutFlags()
 
-    Raises BadInput for wrong usage, KubeError when the API server refuses.
+
+def rollout_status(model: ModelFlag = None, *, flags: _Flags = _DEFAULTS) -> int:
+    """Show which revision of a model runs, how far it is, and which revisions are stored.
+
+    Exits 0 when every instance has the running revision and is ready, and 1 until then. Exits 2 on
+    wrong usage, 3 when no API server can be reached.
     """
-    seconds = None if options.wait is None else units.parse_duration(options.wait)
+    return _run("status", model, flags)
+
+
+def rollout_pause(model: ModelFlag = None, *, flags: _Flags = _DEFAULTS) -> int:
+    """Pause the rollouts of a model: changes of its spec wait; numbers of instances still follow.
+
+    Exits 0 when done, 1 when --wait ended first, 2 on wrong usage, 3 when no API server can be
+    reached.
+    """
+    return _run("pause", model, flags)
+
+
+def rollout_resume(model: ModelFlag = None, *, flags: _Flags = _DEFAULTS) -> int:
+    """Run what the spec of a model says. This ends a pause and an undo.
+
+    Exits 0 when done, 1 when --wait ended first, 2 on wrong usage, 3 when no API server can be
+    reached.
+    """
+    return _run("resume", model, flags)
+
+
+def rollout_undo(
+    model: ModelFlag = None,
+    *,
+    to: Annotated[int | None, Parameter(help="The revision to run. Default: the one before what runs.")] = None,
+    flags: _Flags = _DEFAULTS,
+) -> int:
+    """Run an earlier revision of a model, or end its canary. The spec stays as it is.
+
+    Exits 0 when done, 1 when --wait ended first, 2 on wrong usage, 3 when no API server can be
+    reached.
+    """
+    return _run("undo", model, flags, to)
+
+
+def rollout_promote(model: ModelFlag = None, *, flags: _Flags = _DEFAULTS) -> int:
+    """Run what the spec of a model says on all instances, without a canary or in spite of one.
+
+    Exits 0 when done, 1 when --wait ended first, 2 on wrong usage, 3 when no API server can be
+    reached.
+    """
+    return _run("promote", model, flags)
+
+
+def _run(action: str, model: str | None, flags: RolloutFlags, to: int | None = None) -> int:
+    seconds = None if flags.wait is None else units.parse_duration(flags.wait)
     try:
-        return asyncio.run(_run(options, resolve_access(options.cluster), seconds))
+        return asyncio.run(_apply(action, model, flags, to, seconds))
     except ClusterUnreachable as error:
         return report_failure("rollout", error, UNREACHABLE)
 
 
-async def _run(asked: RolloutOptions, access: ClusterConfig, seconds: float | None) -> int:
-    clock = SystemClock()
-    given_namespace, _, given_name = (asked.model or "").rpartition("/")
-    namespace = given_namespace or asked.cluster.namespace or access.namespace
+async def _apply(action: str, model: str | None, flags: RolloutFlags, to: int | None, seconds: float | None) -> int:
+    clock, access = SystemClock(), resolve_access(ClusterOptions(flags.kubeconfig, flags.context, flags.namespace))
+    given_namespace, _, given_name = (model or "").rpartition("/")
+    namespace = given_namespace or flags.namespace or access.namespace
     async with connect(access, clock) as (api, _):
         name = given_name or await _only_model_name(api, namespace)
         status = await read_status(api, namespace, name)
-        patch = _patch(asked, status)
+        patch = _patch(action, to, status)
         if patch is not None:
             await api.patch_merge(MODEL_DEPLOYMENTS, namespace, name, patch, CLI_FIELD_MANAGER)
             status = await read_status(api, namespace, name)
@@ -85,23 +142,23 @@ async def _run(asked: RolloutOptions, access: ClusterConfig, seconds: float | No
             status = await wait_until_settled(
                 lambda: read_status(api, namespace, name), status, seconds, clock, asyncio.sleep
             )
-    if is_document(asked.output):
-        print(format_document(to_plain(status), asked.output))
+    if is_document(flags.output):
+        print(format_document(to_plain(status), flags.output))
     else:
-        print(terminal_text("\n".join(render_status(status, clock.wall(), is_wide=asked.output == "wide"))))
-    followed = asked.action == "status" or seconds is not None
+        print(terminal_text("\n".join(render_status(status, clock.wall(), is_wide=flags.output == "wide"))))
+    followed = action == "status" or seconds is not None
     return PROBLEM if followed and not status.is_settled else OK
 
 
-def _patch(asked: RolloutOptions, status: RolloutStatus) -> Manifest | None:
-    if asked.action == "pause":
+def _patch(action: str, to: int | None, status: RolloutStatus) -> Manifest | None:
+    if action == "pause":
         return with_author(pause_patch(), local_user())
-    if asked.action == "resume":
+    if action == "resume":
         return with_author(resume_patch(), local_user())
-    if asked.action == "promote":
+    if action == "promote":
         return with_author(promote_patch(status), local_user())
-    if asked.action == "undo":
-        return with_author(undo_patch(status, choose_undo_revision(status, asked.to)), local_user())
+    if action == "undo":
+        return with_author(undo_patch(status, choose_undo_revision(status, to)), local_user())
     return None
 
 
@@ -143,7 +200,7 @@ async def read_status(api: KubeApi, namespace: str, name: str) -> RolloutStatus:
     records = (await api.list(CONTROLLER_REVISIONS, namespace, labels)).items
     workloads = (await api.list(DEPLOYMENTS, namespace, labels)).items + await _groups(api, namespace, labels)
     own = [[found for found in listed if controller_uid(found) == uid_of(model)] for listed in (records, workloads)]
-    return rollout_status(model, *own)
+    return summarize_rollout(model, *own)
 
 
 async def _groups(api: KubeApi, namespace: str, labels: str) -> list[Manifest]:

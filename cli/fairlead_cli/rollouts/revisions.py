@@ -46,7 +46,7 @@ class RolloutStatus:
     is_settled: bool
 
 
-def rollout_status(model: Manifest, records: Sequence[Manifest], workloads: Sequence[Manifest]) -> RolloutStatus:
+def summarize_rollout(model: Manifest, records: Sequence[Manifest], workloads: Sequence[Manifest]) -> RolloutStatus:
     """Returns the status from a model, its ControllerRevisions and its workloads."""
     stored = stored_revisions(records)
     choice = choose_revision(model, stored, running_hashes(workloads))

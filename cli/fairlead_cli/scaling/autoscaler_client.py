@@ -4,10 +4,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
 import httpx
 import msgspec
+from cyclopts import Parameter
 
 from fairlead.settings import CliSettings, read_settings
 from fairlead_autoscaler.history.recorder import TickRecord
@@ -25,6 +26,20 @@ _ADDRESS_HINT: Final = (
     "--autoscaler is the address of an autoscaler's own port: `fairlead up` prints that of its own, "
     "and `fairlead local status` shows whether it runs"
 )
+
+
+_CLUSTER = ClusterOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class AutoscalerSource:
+    """Flags that select the autoscaler to query: by its address, or by its cluster."""
+
+    autoscaler: Annotated[
+        str | None,
+        Parameter(help="An autoscaler's address. Default: that of the running `fairlead up`, else of the cluster."),
+    ] = None
+    cluster: Annotated[ClusterOptions, Parameter(name="*")] = _CLUSTER
 
 
 @dataclass(frozen=True, slots=True)

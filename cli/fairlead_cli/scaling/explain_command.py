@@ -1,46 +1,53 @@
-"""``fairlead explain scaling``: from the options to the exit code."""
+"""``fairlead explain scaling``: scaling of a model."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
+from cyclopts import Parameter
 
 from fairlead.errors import BadInput
 from fairlead_autoscaler.history.recorder import decode_record
 from fairlead_cli.exit_codes import run_query
-from fairlead_cli.output import OutputFormat, format_document, is_document
-from fairlead_cli.scaling.autoscaler_client import AutoscalerEndpoint, open_autoscaler, query
+from fairlead_cli.output import OutputFlag, format_document, is_document
+from fairlead_cli.scaling.autoscaler_client import AutoscalerEndpoint, AutoscalerSource, open_autoscaler, query
 from fairlead_cli.scaling.decision_text import render_look
 from fairlead_cli.scaling.time_argument import parse_moment
-from fairlead_cli.target import ClusterOptions
+from fairlead_cli.target import ModelFlag, qualified_name
+
+_AUTOSCALER = AutoscalerSource()
 
 
-@dataclass(frozen=True, slots=True)
-class ScalingQuery:
-    """Query of ``explain scaling``.
+def explain_scaling(
+    model: ModelFlag = None,
+    *,
+    at: Annotated[
+        str | None, Parameter(help="The time to explain: 5m (ago), 14:05, an ISO date and time, or Unix seconds.")
+    ] = None,
+    source: Annotated[AutoscalerSource, Parameter(name="*")] = _AUTOSCALER,
+    output: OutputFlag = "table",
+) -> int:
+    """Explain why a model has as many replicas as it has.
 
-    model: a name, with or without namespace; None for the only model.
-    at: a time as text (``parse_moment``); None for the last decision.
+    Shows the autoscaler's observation, the inputs of its decision line by line, the rule, and
+    whether the decision was written.
+
+    Exits 0 with an answer, 1 when nothing is known of the model, 2 on wrong usage, 3 when no
+    autoscaler can be reached.
     """
-
-    model: str | None
-    at: str | None
-
-
-def run(asked: ScalingQuery, autoscaler: str | None, cluster: ClusterOptions, output: OutputFormat) -> int:
-    """Queries the autoscaler, prints the decision and returns the exit code."""
+    name = qualified_name(model, source.cluster.namespace)
 
     def fetch() -> tuple[str, bytes]:
-        with open_autoscaler(autoscaler, cluster) as endpoint:
-            when = None if asked.at is None else parse_moment(asked.at, time.time())
-            return endpoint.source, query(endpoint, "/autoscaling/look", _query(endpoint, asked.model, when))
+        with open_autoscaler(source.autoscaler, source.cluster) as endpoint:
+            when = None if at is None else parse_moment(at, time.time())
+            return endpoint.source, query(endpoint, "/autoscaling/look", _query(endpoint, name, when))
 
     def show(answer: tuple[str, bytes]) -> str:
-        source, content = answer
+        origin, content = answer
         if is_document(output):
             return format_document(content, output)
-        return "\n".join([*render_look(decode_record(content)), f"read from the autoscaler of {source}"])
+        return "\n".join([*render_look(decode_record(content)), f"read from the autoscaler of {origin}"])
 
     return run_query("explain scaling", fetch, show, misuse=(BadInput,))
 

@@ -1,4 +1,4 @@
-"""``fairlead replay-scaling``: from the options to the exit code, with the differences as text."""
+"""``fairlead replay-scaling``: the autoscaler's decisions with other settings."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from cyclopts import Parameter
 
 from fairlead.errors import BadInput
 from fairlead.units import parse_duration, parse_percentage
@@ -14,10 +16,10 @@ from fairlead_autoscaler.history.recorder import TickRecord, decode_record, read
 from fairlead_autoscaler.history.replay import PoolReplay, ReplayMoment, ReplayVariant, parse_changes, replay
 from fairlead_cli import formatting
 from fairlead_cli.exit_codes import run_query
-from fairlead_cli.output import OutputFormat, format_document, is_document
-from fairlead_cli.scaling.autoscaler_client import open_autoscaler, query
+from fairlead_cli.output import OutputFlag, format_document, is_document
+from fairlead_cli.scaling.autoscaler_client import AutoscalerSource, open_autoscaler, query
 from fairlead_cli.scaling.time_argument import parse_moment
-from fairlead_cli.target import ClusterOptions
+from fairlead_cli.target import ModelFlag, qualified_name
 
 MAX_SHOWN_MOMENTS = 20
 """Differences shown for one pool; the JSON output has all."""
@@ -29,6 +31,9 @@ _CORE_NAMES: Final[Mapping[str, str]] = MappingProxyType({"tpot": "itl"})
 """Names of targets in the core, where they differ from those of `spec.slo`."""
 
 
+_AUTOSCALER = AutoscalerSource()
+
+
 @dataclass(frozen=True, slots=True)
 class ReplayScalingOptions:
     """Options of ``fairlead replay-scaling``."""
@@ -37,17 +42,47 @@ class ReplayScalingOptions:
     changes: Sequence[str]
     model: str | None
     since: str | None
-    autoscaler: str | None
-    cluster: ClusterOptions
-    output: OutputFormat
+    source: AutoscalerSource
 
 
-def run(options: ReplayScalingOptions) -> int:
-    """Replays recorded decisions, prints the differences and returns the exit code."""
+def replay_scaling(
+    recording: Annotated[
+        Path | None,
+        Parameter(help="A recording: a file or a folder. Default: the autoscaler's memory of the last hours."),
+    ] = None,
+    /,
+    *,
+    set: Annotated[
+        tuple[str, ...],
+        Parameter(
+            name="--set",
+            help="A change, such as target=99%, tpot=100ms or window_seconds=120. Can be given again.",
+        ),
+    ] = (),
+    model: ModelFlag = None,
+    since: Annotated[
+        str | None, Parameter(help="Only from then on: 20m (ago), 14:05, an ISO date and time, or Unix seconds.")
+    ] = None,
+    source: Annotated[AutoscalerSource, Parameter(name="*")] = _AUTOSCALER,
+    output: OutputFlag = "table",
+) -> int:
+    """Replay the autoscaler's decisions on its observations, with other settings.
+
+    Shows how many replicas would have been needed, and where decisions differ. The observations
+    stay as they were: a replay shows what would have been decided at each moment, not its
+    consequences. JSON and YAML have every moment, with the numbers that decided.
+
+    --set takes target, ttft, tpot and period as in spec.slo, and the settings of the core. The
+    reference page of the autoscaler lists these.
+
+    Exits 0 with a result, 1 when nothing of that model is recorded, 2 on wrong usage, 3 when no
+    autoscaler can be reached.
+    """
+    options = ReplayScalingOptions(recording, set, qualified_name(model, source.cluster.namespace), since, source)
 
     def show(replayed: Sequence[PoolReplay]) -> str:
-        if is_document(options.output):
-            return format_document([_to_plain(pool) for pool in replayed], options.output)
+        if is_document(output):
+            return format_document([_to_plain(pool) for pool in replayed], output)
         return "\n".join(render_differences(replayed, options.changes))
 
     return run_query("replay-scaling", lambda: _replay(options), show, misuse=(BadInput,))
@@ -124,7 +159,7 @@ def _looks(wish: ReplayScalingOptions) -> Iterator[TickRecord]:
     since = 0.0 if wish.since is None else parse_moment(wish.since, time.time(), "--since")
     if wish.recording is not None:
         return (look for look in _read(wish.recording) if look.wall >= since)
-    with open_autoscaler(wish.autoscaler, wish.cluster) as endpoint:
+    with open_autoscaler(wish.source.autoscaler, wish.source.cluster) as endpoint:
         lines = query(endpoint, "/autoscaling/recording", {"since": repr(since)}).splitlines()
     return (decode_record(line) for line in lines)
 

@@ -1,6 +1,9 @@
-"""``fairlead tenants``: from the options to the exit code."""
+"""``fairlead tenants``: shows who may call models, with which limits."""
 
 import sys
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from fairlead.errors import plain_text
 from fairlead.kube.resources import Manifest, metadata_of
@@ -9,18 +12,21 @@ from fairlead_cli.console import terminal_text
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.exit_codes import OK, UNREACHABLE, report_failure
 from fairlead_cli.keys.text_output import ListedKey
-from fairlead_cli.output import OutputFormat, format_document, is_document
+from fairlead_cli.output import OutputFlag, format_document, is_document
 from fairlead_cli.tenants.budget_use import read_budget
 from fairlead_cli.tenants.key_use import read_key_uses
-from fairlead_cli.tenants.selection import TenantsOptions, open_tenants
+from fairlead_cli.tenants.selection import DEFAULT_FLAGS, ManageFlag, TenantFlagsParameter, open_tenants
 from fairlead_cli.tenants.store import keys_of
 from fairlead_cli.tenants.text_output import render_tenant, render_tenants
 
 
-def run_list(where: TenantsOptions, output: OutputFormat) -> int:
-    """Prints all tenants and returns the exit code. Raises BadInput and KubeError."""
+def tenants_list(*, flags: TenantFlagsParameter = DEFAULT_FLAGS, output: OutputFlag = "table") -> int:
+    """Show the tenants: tier, weight, models, keys and limits.
+
+    Exits 0 when done, 2 on wrong usage or without a permission, 3 when no cluster can be reached.
+    """
     try:
-        with open_tenants(where) as place:
+        with open_tenants(flags.options()) as place:
             tenants = place.store.tenants()
     except ClusterUnreachable as error:
         return report_failure("tenants", error, UNREACHABLE)
@@ -31,10 +37,19 @@ def run_list(where: TenantsOptions, output: OutputFormat) -> int:
     return OK
 
 
-def run_show(where: TenantsOptions, name: str, output: OutputFormat) -> int:
-    """Prints one tenant and returns the exit code. Raises BadInput and KubeError."""
+def tenants_show(
+    name: Annotated[str, Parameter(help="The name of a ModelTenant.")],
+    *,
+    flags: TenantFlagsParameter = DEFAULT_FLAGS,
+    manage: ManageFlag = None,
+    output: OutputFlag = "table",
+) -> int:
+    """Show one tenant with its models, limits, budget and keys.
+
+    Exits 0 when done, 2 on wrong usage or without a permission, 3 when no cluster can be reached.
+    """
     try:
-        with open_tenants(where) as place:
+        with open_tenants(flags.options(manage=manage)) as place:
             tenant = place.store.tenant(name)
             uses = read_key_uses(place)
             budget = read_budget(place, name) if (tenant.get("spec") or {}).get("budget") else None

@@ -5,14 +5,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from fairlead.errors import BadInput
 from fairlead.settings import CliSettings, read_settings
 from fairlead_cli.addresses import service_url
 from fairlead_cli.management.endpoints import ManagementEndpoint, gateway_endpoints
-from fairlead_cli.target import ClusterOptions, is_cluster_target
+from fairlead_cli.target import ClusterOptions, ContextFlag, InstallationFlag, KubeconfigFlag, is_cluster_target
 from fairlead_cli.tenants.file_store import FileTenantStore
 from fairlead_cli.tenants.store import TenantStore
+
+FileFlag = Annotated[
+    Path | None,
+    Parameter(name=["--file", "-f"], help="A file of ModelTenants, instead of a cluster. FAIRLEAD_KEY_PEPPER is set."),
+]
+RevokedFlag = Annotated[
+    Path | None, Parameter(help="With --file: the file of revoked keys, to which the digest is added.")
+]
+ManageFlag = Annotated[
+    str | None, Parameter(help="With --file: management address of a gateway, for the last use of keys.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +41,25 @@ class TenantsOptions:
     file: Path | None = None
     revoked: Path | None = None
     manage: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantFlags:
+    """The flags of all verbs about tenants and keys."""
+
+    file: FileFlag = None
+    context: ContextFlag = None
+    kubeconfig: KubeconfigFlag = None
+    install_namespace: InstallationFlag = None
+
+    def options(self, *, revoked: Path | None = None, manage: str | None = None) -> TenantsOptions:
+        """Returns where the tenants are."""
+        cluster = ClusterOptions(self.kubeconfig, self.context, install_namespace=self.install_namespace)
+        return TenantsOptions(cluster, self.file, revoked, manage)
+
+
+TenantFlagsParameter = Annotated[TenantFlags, Parameter(name="*")]
+DEFAULT_FLAGS = TenantFlags()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,13 @@
-"""``fairlead usage`` and ``fairlead cost``: from the options to the exit code."""
+"""``fairlead usage`` and ``fairlead cost``: reports from the ledgers of gateways."""
 
 import sys
 from datetime import UTC, datetime
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from fairlead.errors import plain_text
+from fairlead.runtime.clock import SystemClock
 from fairlead.usage import focus
 from fairlead.usage.ledger_reader import LedgerContent
 from fairlead.usage.report import cost_report, group_usage, parse_dimensions
@@ -16,47 +20,54 @@ from fairlead_cli.usage.ledger_sources import read_ledgers
 from fairlead_cli.usage.options import ReportOptions
 from fairlead_cli.usage.text_output import cost_notes, render_cost, render_usage
 
+_ByFlag = Annotated[str, Parameter(help="What to group by, with commas: tenant, key, model, adapter, day.")]
+_Options = Annotated[ReportOptions, Parameter(name="*")]
+_DEFAULTS = ReportOptions()
 
-def run_usage(options: ReportOptions, wall: float) -> int:
-    """Prints what tenants used and returns the exit code. Raises BadInput and KubeError.
 
-    wall: the present time in Unix seconds.
+def usage(*, by: _ByFlag = "tenant", flags: _Options = _DEFAULTS) -> int:
+    """Show what tenants used: requests, tokens, and their cost by the prices of the models.
+
+    Gateways that share a ledger count once. Documents and CSV have exact amounts.
+
+    Exits 0 when done, 2 on wrong usage or without a permission, 3 when no gateway can be reached.
     """
-    dimensions = parse_dimensions(options.by)
-    first, last = options.days(datetime.fromtimestamp(wall, UTC).date())
+    dimensions = parse_dimensions(by)
+    first, last = flags.days(datetime.fromtimestamp(SystemClock().wall(), UTC).date())
     try:
-        content = read_ledgers(options, first, last)
+        content = read_ledgers(flags, first, last)
     except (ClusterUnreachable, StackUnreachable) as error:
         return report_failure("usage", error, UNREACHABLE)
     rows = group_usage(content.usage, dimensions)
-    if is_document(options.output):
+    if is_document(flags.output):
         document = {"from": first, "to": last, "usage": usage_rows(rows, dimensions)}
-        print(format_document(document, options.output))
-    elif options.text == "focus":
+        print(format_document(document, flags.output))
+    elif flags.focus:
         print(focus.format_csv(focus.usage_rows(content.usage)), end="")
-    elif options.text == "csv":
+    elif flags.csv:
         print(format_rows(usage_rows(rows, dimensions)))
     else:
-        print(terminal_text(render_usage(rows, dimensions, is_wide=options.output == "wide")))
+        print(terminal_text(render_usage(rows, dimensions, is_wide=flags.output == "wide")))
     _print_notes(_loss_notes(content))
     return OK
 
 
-def run_cost(options: ReportOptions, wall: float) -> int:
-    """Prints what replicas cost, by those who used them; returns the exit code.
+def cost(*, by: _ByFlag = "tenant", flags: _Options = _DEFAULTS) -> int:
+    """Show what replicas cost, divided among tenants by engine time. The sum is the bill.
 
-    Raises BadInput and KubeError.
+    The price of a replica is costPerHour of its AcceleratorClass times its devices. Unused replicas
+    are shown by state: idle, starting, sleeping. Documents and CSV have exact amounts.
 
-    wall: the present time in Unix seconds.
+    Exits 0 when done, 2 on wrong usage or without a permission, 3 when no gateway can be reached.
     """
-    dimensions = parse_dimensions(options.by)
-    first, last = options.days(datetime.fromtimestamp(wall, UTC).date())
+    dimensions = parse_dimensions(by)
+    first, last = flags.days(datetime.fromtimestamp(SystemClock().wall(), UTC).date())
     try:
-        content = read_ledgers(options, first, last)
+        content = read_ledgers(flags, first, last)
     except (ClusterUnreachable, StackUnreachable) as error:
         return report_failure("cost", error, UNREACHABLE)
     report = cost_report(content, dimensions)
-    if is_document(options.output):
+    if is_document(flags.output):
         document = {
             "from": first,
             "to": last,
@@ -64,10 +75,10 @@ def run_cost(options: ReportOptions, wall: float) -> int:
             "unpricedReplicaSeconds": report.unpriced_seconds,
             "cost": cost_rows(report),
         }
-        print(format_document(document, options.output))
-    elif options.text == "focus":
+        print(format_document(document, flags.output))
+    elif flags.focus:
         print(focus.format_csv(focus.cost_rows(content)), end="")
-    elif options.text == "csv":
+    elif flags.csv:
         print(format_rows(cost_rows(report)))
     else:
         print(terminal_text(render_cost(report)))

@@ -18,8 +18,8 @@ def read_ledgers(options: ReportOptions, first_day: str, last_day: str) -> Ledge
 
     Raises BadInput, StackUnreachable, and ClusterUnreachable.
     """
-    if options.folders:
-        return merge_ledgers(_read_folder(folder, first_day, last_day) for folder in options.folders)
+    if options.dir:
+        return merge_ledgers(_read_folder(folder, first_day, last_day) for folder in options.dir)
     with open_endpoints(options.manage, options.cluster) as endpoints:
         return merge_ledgers(asyncio.run(_query_all(endpoints, first_day, last_day)))
 

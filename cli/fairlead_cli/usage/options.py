@@ -1,39 +1,44 @@
 """The options of a report."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from fairlead.errors import BadInput
 from fairlead.usage.ledger_reader import USAGE_QUERY_DAYS, days_until, parse_day
-from fairlead_cli.output import OutputFormat
-from fairlead_cli.target import ClusterOptions
-
-TextFormat = Literal["table", "csv", "focus"]
+from fairlead_cli.output import OutputFlag
+from fairlead_cli.target import ClusterOptions, ContextFlag, InstallationFlag, KubeconfigFlag
 
 
 @dataclass(frozen=True, slots=True)
 class ReportOptions:
-    """The place of ledgers, and the form of the report.
+    """Options of a report: the place of ledgers, its days, and its form."""
 
-    folders: ledgers to read; empty for those of gateways.
-    first, last: days as text; None for the default.
-    span: such as `7d`, up to `last`.
-    text: the form of the output if it is no document; `focus` is CSV with the columns of FOCUS.
-    """
+    first: Annotated[str | None, Parameter(name="--from", help="The first day, in UTC, such as 2026-11-01.")] = None
+    last: Annotated[str | None, Parameter(name="--to", help="The last day, included. Default: today.")] = None
+    span: Annotated[str | None, Parameter(name="--last", help="So many days up to the last one. Default: 7d.")] = None
+    dir: Annotated[
+        list[Path] | None,
+        Parameter(help="A ledger's folder on this machine, instead of gateways; can be given again."),
+    ] = None
+    manage: Annotated[
+        str | None, Parameter(help="Management address of a gateway. Default: the newest stack on this machine.")
+    ] = None
+    context: ContextFlag = None
+    kubeconfig: KubeconfigFlag = None
+    install_namespace: InstallationFlag = None
+    csv: Annotated[bool, Parameter(negative=(), help="Print CSV instead of a table.")] = False
+    focus: Annotated[bool, Parameter(negative=(), help="Print CSV with the columns of FOCUS, for cost tools.")] = False
+    output: OutputFlag = "table"
 
-    by: str
-    first: str | None
-    last: str | None
-    span: str | None
-    folders: Sequence[Path]
-    manage: str | None
-    cluster: ClusterOptions
-    output: OutputFormat
-    text: TextFormat
+    @property
+    def cluster(self) -> ClusterOptions:
+        """The cluster whose gateways have ledgers."""
+        return ClusterOptions(self.kubeconfig, self.context, install_namespace=self.install_namespace)
 
     def days(self, today: date) -> tuple[str, str]:
         """Returns the first and the last day of the report. Raises BadInput."""

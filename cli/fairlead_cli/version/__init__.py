@@ -1,3 +1,3 @@
-"""``fairlead version``: `command` (from the options to the exit code), `report` (what is installed
+"""``fairlead version``: `command` (the verb), `report` (what is installed
 here and in a cluster).
 """

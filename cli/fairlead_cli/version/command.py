@@ -1,8 +1,11 @@
-"""``fairlead version``: reads the cluster if there is one, and prints."""
+"""``fairlead version``: of the command line, and of what a cluster runs."""
 
 import asyncio
 import os
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from fairlead.api.kinds import served_kinds
 from fairlead.api.v1alpha1 import GROUP
@@ -14,7 +17,7 @@ from fairlead_cli.cluster.missing_value import MissingValue, value_or_missing
 from fairlead_cli.console import terminal_text
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.exit_codes import OK, UNREACHABLE
-from fairlead_cli.output import OutputFormat, format_document, is_document
+from fairlead_cli.output import OutputFlag, format_document, is_document
 from fairlead_cli.target import ClusterOptions, InstallationOptions, kubeconfig_paths
 from fairlead_cli.version.report import (
     ServerVersions,
@@ -25,16 +28,27 @@ from fairlead_cli.version.report import (
     describe_versions,
 )
 
+_DEFAULTS = InstallationOptions()
 
-def run(options: InstallationOptions, output: OutputFormat, *, client_only: bool) -> int:
-    """Prints the versions and returns the exit code.
 
-    A missing kubeconfig is no error: there is no server then.
+def version(
+    *,
+    client: Annotated[bool, Parameter(help="Do not ask the cluster.", negative=())] = False,
+    cluster: Annotated[InstallationOptions, Parameter(name="*")] = _DEFAULTS,
+    output: OutputFlag = "table",
+) -> int:
+    """Show the version of this program, and of the installation in a cluster.
+
+    The server's part has the versions and images of the components, and the API versions that the
+    cluster serves and stores. Without a kubeconfig only the client is shown.
+
+    Exits 0, 2 on wrong usage, 3 when the API server cannot be reached; the client is shown then,
+    too.
     """
     report, code = VersionReport(client_version()), OK
-    if not client_only and _has_cluster(options.cluster):
+    if not client and _has_cluster(cluster.cluster):
         try:
-            report = VersionReport(report.client, asyncio.run(_server(options.cluster)))
+            report = VersionReport(report.client, asyncio.run(_server(cluster.cluster)))
         except ClusterUnreachable as error:
             report, code = VersionReport(report.client, problem=str(error)), UNREACHABLE
     print(format_document(report, output) if is_document(output) else terminal_text(describe_versions(report)))

@@ -10,7 +10,7 @@ import zmq
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
-from fairlead_cli.index.command import run
+from fairlead_cli.index.command import run_index
 from fairlead_cli.index.options import IndexOptions, IndexSource
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.index.instance_status import InstanceStatus, secret_fingerprint
@@ -82,7 +82,7 @@ class IndexScene:
         """Runs the command in a thread; returns its exit code."""
         output = more.pop("output", "json" if action == "match" else "table")
         options = IndexOptions(action, source=IndexSource(self.url), output=output, **more)
-        return await asyncio.to_thread(run, options)
+        return await asyncio.to_thread(run_index, options)
 
 
 @asynccontextmanager

@@ -11,12 +11,11 @@ from fairlead.audit import Action, AuditEvent, AuditLog, AuditOptions, AuditReco
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
-from fairlead_cli.audit.command import AuditSelection, run_audit
+from fairlead_cli.audit.command import audit
 from fairlead_cli.audit.sources import read_gateways
 from fairlead_cli.audit.text_output import describe_change, merge_gateways, render_records
 from fairlead_cli.errors import StackUnreachable
 from fairlead_cli.management.endpoints import ManagementEndpoint
-from fairlead_cli.target import ClusterOptions
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 
 WALL = 1_800_000_000.0
@@ -38,9 +37,7 @@ def _log(
 
 
 def _run(folder: Path, output: Any = "table", **selection: Any) -> int:
-    return run_audit(
-        AuditSelection(selection.pop("since", "0"), folder=folder, **selection), None, ClusterOptions(), output
-    )
+    return audit(dir=folder, output=output, **{"since": "0", **selection})
 
 
 def test_a_folder_is_shown_as_a_table_of_one_tenant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

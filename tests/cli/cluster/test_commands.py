@@ -57,7 +57,7 @@ def test_wait_ends_when_checks_pass_or_time_is_over(monkeypatch: pytest.MonkeyPa
 
 def test_invalid_wait_is_refused() -> None:
     with pytest.raises(BadInput) as refused:
-        command.run(CheckOptions(ClusterOptions(), wait="soon"))
+        command.check(wait="soon")
     assert refused.value.field == "--wait"
 
 
@@ -102,4 +102,4 @@ def test_bundle_never_overwrites_a_file(tmp_path: Path) -> None:
     there = tmp_path / "b.tar.gz"
     there.touch()
     with pytest.raises(BadInput, match="already exists"):
-        bundle_command.run(ClusterOptions(), there)
+        bundle_command.support_bundle(out=there)

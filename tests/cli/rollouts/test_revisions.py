@@ -14,7 +14,7 @@ from fairlead_cli.rollouts.revisions import (
     choose_undo_revision,
     pause_patch,
     resume_patch,
-    rollout_status,
+    summarize_rollout,
     undo_patch,
 )
 from fairlead_cli.rollouts.text_output import render_status
@@ -62,7 +62,7 @@ def workload(image: str, **status: int) -> Manifest:
 
 
 def found(image: str = "c", runs: str = "c", undo: str = "", **more: Any) -> RolloutStatus:
-    return rollout_status(model(image, undo, **more), records("a", "b", "c"), [workload(runs)])
+    return summarize_rollout(model(image, undo, **more), records("a", "b", "c"), [workload(runs)])
 
 
 def refused(one: RolloutStatus, to: int | None) -> str:
@@ -130,7 +130,7 @@ def test_changed_pools_are_named_and_replicas_are_ignored() -> None:
 )
 def test_rollout_is_settled_when_all_instances_have_the_revision(counts: dict[str, int]) -> None:
     assert found().is_settled
-    assert not rollout_status(model("c"), records("c"), [workload("c", **counts)]).is_settled
+    assert not summarize_rollout(model("c"), records("c"), [workload("c", **counts)]).is_settled
 
 
 def test_status_of_an_older_generation_is_not_settled() -> None:
@@ -139,10 +139,10 @@ def test_status_of_an_older_generation_is_not_settled() -> None:
     assert found(runs="a", undo="1/3").is_settled
     old = model("c")
     old["status"]["observedGeneration"] = 3
-    assert not rollout_status(old, records("c"), [workload("c")]).is_settled
+    assert not summarize_rollout(old, records("c"), [workload("c")]).is_settled
     moving = model("c")
     moving["status"]["conditions"].append({"type": "Reconciling", "status": "True", "reason": "Draining"})
-    assert not rollout_status(moving, records("c"), [workload("c")]).is_settled
+    assert not summarize_rollout(moving, records("c"), [workload("c")]).is_settled
 
 
 def test_leader_worker_set_conditions_decide_whether_it_is_settled() -> None:
@@ -151,9 +151,9 @@ def test_leader_worker_set_conditions_decide_whether_it_is_settled() -> None:
         one["status"] = {**one["status"], "conditions": [{"type": type, "status": holds}]}
         return one
 
-    assert rollout_status(model("c"), records("c"), [group("Available", "True")]).is_settled
-    assert rollout_status(model("c"), records("c"), [group("UpdateInProgress", "False")]).is_settled
-    assert not rollout_status(model("c"), records("c"), [group("UpdateInProgress", "True")]).is_settled
+    assert summarize_rollout(model("c"), records("c"), [group("Available", "True")]).is_settled
+    assert summarize_rollout(model("c"), records("c"), [group("UpdateInProgress", "False")]).is_settled
+    assert not summarize_rollout(model("c"), records("c"), [group("UpdateInProgress", "True")]).is_settled
 
 
 # --- what is written ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from fairlead.api.kinds import served_kinds
 from fairlead.kube.resources import CUSTOM_RESOURCE_DEFINITIONS, DEPLOYMENTS
 from fairlead_cli.output import OutputFormat
 from fairlead_cli.target import InstallationOptions
-from fairlead_cli.version.command import run
+from fairlead_cli.version.command import version
 from fairlead_testing.kube.fake_server import FakeApiServer, fake_api_server
 from fairlead_testing.yaml_documents import load_documents
 
@@ -65,18 +65,18 @@ def versions_of(
         async with fake_api_server() as fake:
             fill(fake)
             options = InstallationOptions(kubeconfig=kubeconfig(folder, fake.config().server))
-            return await asyncio.to_thread(run, options, output, client_only=False)
+            return await asyncio.to_thread(version, cluster=options, output=output)
 
     code = asyncio.run(main())
     return code, capsys.readouterr().out
 
 
 def test_without_a_kubeconfig_only_the_client_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(InstallationOptions(), "json", client_only=False) == 0
+    assert version(output="json") == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["client"]["version"] == __version__
     assert shown["server"] is None
-    assert run(InstallationOptions(), "table", client_only=False) == 0
+    assert version() == 0
     assert capsys.readouterr().out.startswith(f"client      {__version__}  (Python 3.")
 
 
@@ -116,8 +116,8 @@ def test_a_cluster_without_fairlead_says_so(tmp_path: Path, capsys: pytest.Captu
 
 def test_an_unreachable_cluster_leaves_the_client(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = InstallationOptions(kubeconfig=kubeconfig(tmp_path, "http://127.0.0.1:9"))
-    assert run(options, "json", client_only=False) == 3
+    assert version(cluster=options, output="json") == 3
     shown = json.loads(capsys.readouterr().out)
     assert shown["client"]["version"] == __version__
     assert "does not answer" in shown["problem"]
-    assert run(options, "json", client_only=True) == 0
+    assert version(client=True, cluster=options, output="json") == 0

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_cli.commands.manifests.lint import MAX_SHOWN, lint
+from fairlead_cli.manifest_lint import MAX_SHOWN, lint
 from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.pytest_hooks.nightly import shortened
 

@@ -1,13 +1,14 @@
-"""``fairlead support-bundle``: from the options to the exit code."""
+"""``fairlead support-bundle``: a redacted archive of an installation, for support."""
 
 import asyncio
 import io
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from cyclopts import Parameter
 
 from fairlead import __version__
 from fairlead.errors import BadInput
@@ -25,22 +26,41 @@ from fairlead_cli.cluster.facts_collector import collect_facts
 from fairlead_cli.console import terminal_text
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.exit_codes import OK, UNREACHABLE, report_failure
-from fairlead_cli.target import ClusterOptions
+from fairlead_cli.target import ClusterOptions, InstallationOptions
 
 _SHOWN: Final = 5
 
 
-def run(options: ClusterOptions, target: Path | None) -> int:
-    """Collects, packs and writes the bundle. Raises BadInput for an existing file."""
+_DEFAULTS = InstallationOptions()
+
+
+def support_bundle(
+    *,
+    out: Annotated[
+        Path | None, Parameter(help="The file, or a folder for it. Default: one named by the time, here.")
+    ] = None,
+    installation: Annotated[InstallationOptions, Parameter(name="*")] = _DEFAULTS,
+) -> int:
+    """Write a redacted archive of what Fairlead has in a cluster.
+
+    It holds the result of `fairlead check`, versions, models and their objects, pods and events. It
+    also holds the end of the control plane's logs, and the pages of gateways and operators. A
+    manifest lists the content, and what is missing and why.
+
+    It does not hold values of Secrets and environment variables, API keys, prompts, or logs of
+    engines.
+
+    Exits 0 when it was written, 2 on wrong usage, 3 when no API server can be reached.
+    """
     clock = SystemClock()
     name = f"fairlead-support-{datetime.fromtimestamp(clock.wall(), UTC):%Y%m%dT%H%M%SZ}"
-    path = target or Path(f"{name}.tar.gz")
+    path = out or Path(f"{name}.tar.gz")
     if path.is_dir():
         path = path / f"{name}.tar.gz"
     if path.exists():
         raise BadInput(f"{path} already exists", field="--out", hint="name another file, or remove it")
     try:
-        packed = asyncio.run(_build(options, clock))
+        packed = asyncio.run(_build(installation.cluster, clock))
     except ClusterUnreachable as error:
         return report_failure("support-bundle", error, UNREACHABLE)
     size = write_archive(packed, path, name, clock.wall())

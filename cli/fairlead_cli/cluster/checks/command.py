@@ -1,10 +1,12 @@
-"""``fairlead check``: from the options to the exit code."""
+"""``fairlead check``: is a cluster fit for Fairlead, and is the installation healthy?"""
 
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
+
+from cyclopts import Parameter
 
 from fairlead.runtime.clock import Clock, SystemClock
 from fairlead.units import parse_duration
@@ -16,8 +18,8 @@ from fairlead_cli.cluster.facts_collector import DEFAULT_NAMESPACE, collect_fact
 from fairlead_cli.console import stdout_console
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
-from fairlead_cli.output import OutputFormat, format_document, is_document
-from fairlead_cli.target import ClusterOptions
+from fairlead_cli.output import OutputFlag, format_document, is_document
+from fairlead_cli.target import ClusterOptions, InstallationOptions
 
 RETRY_SECONDS: Final = 2.0
 Sleep = Callable[[float], Awaitable[object]]
@@ -29,23 +31,39 @@ class CheckOptions:
 
     cluster: ClusterOptions
     pre: bool = False
-    wait: str | None = None
-    output: OutputFormat = "table"
 
 
-def run(options: CheckOptions) -> int:
-    """Collects facts, runs the checks, prints the results and returns the exit code.
+_DEFAULTS = InstallationOptions()
 
-    Raises BadInput when ``--wait`` is not a duration.
+
+def check(
+    *,
+    pre: Annotated[
+        bool, Parameter(negative=(), help="Look at the cluster before Fairlead is installed there.")
+    ] = False,
+    wait: Annotated[
+        str | None, Parameter(help="Look again until nothing fails, for at most this long, such as 60s.")
+    ] = None,
+    installation: Annotated[InstallationOptions, Parameter(name="*")] = _DEFAULTS,
+    output: OutputFlag = "table",
+) -> int:
+    """Check a cluster, and say how to fix each failure.
+
+    A line begins with √ (passed), ‼ (a warning), × (failed) or ? (unknown, with the reason).
+    Nothing is changed; with --pre, one pod is sent as a dry run, to the namespace fairlead unless
+    --install-namespace names another.
+
+    Exits 0 when nothing failed, 1 when something did, 2 on wrong usage, 3 when no API server can be
+    reached.
     """
-    limit = None if options.wait is None else parse_duration(options.wait, field="--wait")
+    limit = None if wait is None else parse_duration(wait, field="--wait")
     clock = SystemClock()
     try:
-        results = asyncio.run(_check_until_passed(options, limit, clock, asyncio.sleep))
+        results = asyncio.run(_check_until_passed(CheckOptions(installation.cluster, pre), limit, clock, asyncio.sleep))
     except ClusterUnreachable as error:
         return report_failure("check", error, UNREACHABLE)
-    if is_document(options.output):
-        print(format_document(to_plain(results, before_install=options.pre), options.output))
+    if is_document(output):
+        print(format_document(to_plain(results, before_install=pre), output))
     else:
         print_results(results)
     return PROBLEM if has_failures(results) else OK

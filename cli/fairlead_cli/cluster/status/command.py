@@ -1,9 +1,11 @@
-"""``fairlead status`` of a cluster: from the options to the exit code."""
+"""``fairlead status``: models of a cluster, their pools, instances, and a line of advice."""
 
 import asyncio
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Annotated, Final
+
+from cyclopts import Parameter
 
 from fairlead.errors import BadInput
 from fairlead.fleet.labels import MODEL_LABEL
@@ -28,16 +30,31 @@ from fairlead_cli.console import program_name, stdout_console, terminal_text
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
 from fairlead_cli.local.run_directory import running_stacks
-from fairlead_cli.output import OutputFormat, format_document, is_document
-from fairlead_cli.target import ClusterOptions
+from fairlead_cli.output import OutputFlag, OutputFormat, format_document, is_document
+from fairlead_cli.target import ClusterOptions, ModelFlag
 
 _MAX_GATEWAYS: Final = 8
 
 
-def run(model: str | None, options: ClusterOptions, output: OutputFormat) -> int:
-    """Collects, reports, prints and returns the exit code. Raises BadInput for an unknown model."""
+_DEFAULTS = ClusterOptions()
+
+
+def status(
+    model: ModelFlag = None,
+    *,
+    cluster: Annotated[ClusterOptions, Parameter(name="*")] = _DEFAULTS,
+    output: OutputFlag = "table",
+) -> int:
+    """Show what a cluster serves, how well, and what to do next.
+
+    Without a model it is a table of all models, or of those in the namespace of -n. With one, it is
+    the model with its pools, pods, engine signals, conditions and last events. `fairlead local
+    status` shows the stack of `fairlead up`.
+
+    Exits 0 when all is well, 1 on a problem, 2 on wrong usage, 3 when no API server can be reached.
+    """
     try:
-        return asyncio.run(_run(model, options, output, SystemClock()))
+        return asyncio.run(_run(model, cluster, output, SystemClock()))
     except ClusterUnreachable as error:
         code = report_failure("status", error, UNREACHABLE)
         if running_stacks():

@@ -1,10 +1,14 @@
-"""Launches a stack: checks everything before the first process starts."""
+"""``fairlead up``: checks everything, then starts all of Fairlead on this machine."""
 
 import os
 import secrets
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 import fairlead
 from fairlead.errors import BadInput
@@ -22,10 +26,30 @@ from fairlead_cli.local.stack.engine_plan import PlanOptions, plan_engines
 from fairlead_cli.local.stack.options import UpOptions
 from fairlead_cli.local.stack.stack_run import run
 from fairlead_cli.local.view.screen import choose_screen
+from fairlead_cli.manifest_arguments import collect_paths
+
+_DEFAULTS = UpOptions()
 
 
-def launch(options: UpOptions) -> int:
-    """Checks, runs and returns the exit code. Raises BadInput for a wrong argument or manifest."""
+def up(
+    *files: Annotated[
+        str,
+        Parameter(
+            allow_leading_hyphen=True,
+            help="Manifests or folders of them; - is standard input. Without: an example of eight engines.",
+        ),
+    ],
+    file: Annotated[
+        list[str] | None,
+        Parameter(name=["--file", "-f"], allow_leading_hyphen=True, help="More FILES, given as with kubectl."),
+    ] = None,
+    options: Annotated[UpOptions, Parameter(name="*")] = _DEFAULTS,
+) -> int:
+    """Serve models on this machine: engines, gateway, Redis and a live view, until Ctrl-C.
+
+    Engines are simulated unless --real is given. Nothing is left behind, however it ends.
+    """
+    options = replace(options, files=collect_paths(up, files, file))
     clock = SystemClock()
     try:
         config = build_config(options)

@@ -1,9 +1,12 @@
-"""``fairlead local status``: from the options to the exit code."""
+"""``fairlead local status``: the stack on this machine, and a line of advice."""
 
 import asyncio
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from fairlead.errors import BadInput
 from fairlead.names import closest_matches
@@ -16,13 +19,25 @@ from fairlead_cli.local.run_directory import newest_stack, running_stacks
 from fairlead_cli.local.status.report import PoolScaling, build_report
 from fairlead_cli.management import api_types
 from fairlead_cli.management.client import GatewaySnapshot, ManagementClient
-from fairlead_cli.output import OutputFormat, format_document, is_document
+from fairlead_cli.output import OutputFlag, OutputFormat, format_document, is_document
+from fairlead_cli.target import ModelFlag
 
 DECISIONS = 5
 
 
-def run(model: str | None, manage: str | None, output: OutputFormat) -> int:
-    """Queries, prints and returns the exit code. Raises BadInput for an unknown model."""
+def local_status(
+    model: ModelFlag = None,
+    *,
+    manage: Annotated[
+        str | None, Parameter(help="A gateway's management address. Default: that of the running `fairlead up`.")
+    ] = None,
+    output: OutputFlag = "table",
+) -> int:
+    """Show what the stack of `fairlead up` serves, how well, its last decisions, and what to do
+    next.
+
+    Exits 0 when all is well, 1 on a problem, 2 on wrong usage, 3 when no gateway can be reached.
+    """
     try:
         stack = None if manage else newest_stack("--manage")
         address = stack.manage if stack else service_url(manage or "", flag="--manage")

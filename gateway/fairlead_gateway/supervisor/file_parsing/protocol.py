@@ -11,7 +11,7 @@ from fairlead.tenants.documents import TenantDocument
 
 LENGTH_BYTES: Final = 4
 """Bytes of the length in front of a message."""
-LIMITS: Final = ("fleet_file_bytes", "instances", "json_depth", "keys", "models", "tenants", "yaml_nodes")
+LIMITS: Final = ("fleet_file_bytes", "instances", "json_depth", "keys", "models", "tenants")
 """The limits that the parsers read."""
 FLEET: Final = "fleet"
 KEYS: Final = "keys"

@@ -1,1 +1,0 @@
-"""Verbs that show tenants, and create and revoke their API keys."""

@@ -1,1 +1,0 @@
-"""Verbs of this machine: ``up``, ``demo``, ``local status``."""

@@ -1,1 +1,0 @@
-"""Verbs that replay or simulate traffic: ``replay``, ``simulate``."""
