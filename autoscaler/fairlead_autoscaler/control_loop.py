@@ -7,7 +7,7 @@ solver are solved between ticks, and the next tick brings the reply. While the s
 unavailable nothing is decided.
 
 If a core fails, its model keeps its replicas for that tick, and a new core begins. A hint that a
-request is queued makes the next tick come early, `Limits.autoscaler_hinted_ticks_per_minute` times
+request is queued makes the next tick come early, `AUTOSCALER_HINTED_TICKS_PER_MINUTE` times
 a minute at most.
 
 Why the limit: every tick requests all gateways and records every model, so too many ticks would
@@ -20,7 +20,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from fairlead.api.spec.autoscaling import Autoscaling, ScalingMode
 from fairlead.audit import Action, AuditEvent
@@ -44,6 +44,15 @@ from fairlead_autoscaler.enforcer import EnforcedPlan, PolicyState
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_autoscaler.scale_down_order import removal_order
 from fairlead_autoscaler.target import ModelState, ReplicaScaler, ScaleTarget
+
+AUTOSCALER_HINTED_TICKS_PER_MINUTE: Final = 12
+"""Limit: additional ticks per minute because of hints, as many as without: a flood keeps half of
+the history.
+"""
+AUTOSCALER_EJECTED_SECONDS: Final = 60.0
+"""Limit: an instance that every gateway has ejected for longer is no capacity, and is replaced."""
+AUTOSCALER_SIGNALS_SECONDS: Final = 10.0
+"""Limit: older signals of an engine count as missing."""
 
 STATE_EVERY = 60
 """Every 60th record carries the core's state before it, so that a replay can begin there."""
@@ -219,7 +228,7 @@ class ControlLoop:
         self.counters.wakes += 1
         self._hints[model] = now
         self._early_ticks = [at for at in self._early_ticks if now - at < _MINUTE]
-        if not self._tick_now.is_set() and len(self._early_ticks) < self._limits.autoscaler_hinted_ticks_per_minute:
+        if not self._tick_now.is_set() and len(self._early_ticks) < AUTOSCALER_HINTED_TICKS_PER_MINUTE:
             self._early_ticks.append(now)
             self._tick_now.set()
         return True
@@ -326,8 +335,7 @@ class ControlLoop:
     def _decide(self, key: str, state: ModelState, now: float) -> dict[str, EnforcedPlan]:
         """Returns the enforced plan of each pool of a model, and records the decision."""
         run, wall, solver = self._model_run(key, state), self._clock.wall(), self._parts.mix_solver
-        limits = self._limits
-        ages = SignalAges(limits.autoscaler_signals_seconds, limits.autoscaler_ejected_seconds)
+        ages = SignalAges(AUTOSCALER_SIGNALS_SECONDS, AUTOSCALER_EJECTED_SECONDS)
         observation = build_observation(state, self.gateways, now, ages, wall)
         if solver is not None:
             observation = replace(observation, mixes=solver.take_results(key))

@@ -4,12 +4,16 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
+from typing import Final
 
 from fairlead.engine_profile import EngineProfile, builtin_profiles
 from fairlead.engines.adapter_protocol import LocalEngineCommand, LocalEngineReplica
 from fairlead.engines.metric_names import VLLM_METRICS, read_rank_signals, read_signals
 from fairlead.errors import BadInput
 from fairlead.fleet.signals import EngineSignals
+
+SIM_ENGINES_PER_PROCESS: Final = 256
+"""Limit: simulated engines in one process."""
 
 _SHARED_VLLM_FLAGS = {
     "--block-size": re.compile(r"\d+"),

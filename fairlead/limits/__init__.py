@@ -13,7 +13,7 @@ Every other limit is a constant of the module that enforces it; its docstring be
 
 from dataclasses import dataclass
 
-from fairlead.limits.control_plane import AuditLimits, AutoscalerLimits, HungEngineLimits, KubeLimits, SleepLimits
+from fairlead.limits.control_plane import AuditLimits, AutoscalerLimits, KubeLimits
 from fairlead.limits.credentials import BearerTokenLimits
 from fairlead.limits.gateways import FleetLimits, LedgerLimits, PeerLimits, ProcessLimits, TelemetryLimits
 from fairlead.limits.index import IndexLimits, KvEventLimits, PrefixMapLimits
@@ -41,9 +41,7 @@ class Limits(
     PrefixMapLimits,
     QuotaLimits,
     KubeLimits,
-    SleepLimits,
     AuditLimits,
-    HungEngineLimits,
     AutoscalerLimits,
 ):
     """All limits: sizes in bytes, times in seconds, and plain counts. Tests pass a changed copy."""

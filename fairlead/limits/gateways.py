@@ -14,11 +14,8 @@ class FleetLimits:
     adapters: int = limit(20_000, "LoRA adapters in a fleet")
     routes: int = limit(1_000, "routes in a fleet; the oldest ones of a cluster count")
     fleet_file_bytes: int = limit(16 * 1024 * 1024, "a fleet or manifest file")
-    sim_engines_per_process: int = limit(256, "simulated engines in one process")
-    sim_queue: int = limit(100_000, "requests waiting in one simulated engine")
     prefix_blocks: int = limit(4_096, "hashed blocks of one prompt; later ones never decide a route")
     mirror_blocks_per_instance: int = limit(262_144, "prefix blocks that the prefix map remembers per instance")
-    hot_prefixes: int = limit(10_000, "entries of the hot-prefix table of one model")
     decision_log: int = limit(4_096, "decisions kept in memory by a worker")
 
 
@@ -29,9 +26,6 @@ class TelemetryLimits:
     metric_models: int = limit(1_000, "models with metrics of their own; the rest are counted as `other`")
     metric_instances: int = limit(4_096, "instances of one model with metrics of their own; then the oldest is dropped")
     metric_label_values: int = limit(64, "values of a label such as `kind` or `rule`; the rest are counted as `other`")
-    metric_tenants: int = limit(100, "tenants with metrics of their own, those that use most; the rest are `other`")
-    metric_adapters: int = limit(100, "LoRA adapters with metrics of their own, those with most requests")
-    metric_counted_adapters: int = limit(10_000, "LoRA adapters of a model that a worker counts separately")
     metric_retention_seconds: float = limit(300.0, "an instance's counters stay this long after it left the fleet")
     scrape_seconds: float = limit(2.0, "interval of scrapes of each engine's metrics page")
     scrape_timeout_seconds: float = limit(1.5, "an engine that takes longer is scraped again in the next round")
@@ -53,13 +47,6 @@ class ProcessLimits:
     """Limits of a gateway's workers and of the channel between supervisor and workers."""
 
     workers: int = limit(64, "worker processes of one gateway; more only compete for processors")
-    worker_start_seconds: float = limit(60.0, "a worker that does not listen by then is killed and started again")
-    worker_query_seconds: float = limit(2.0, "a worker's reply to a query; then it is shown as unresponsive")
-    worker_frozen_seconds: float = limit(
-        30.0, "a worker without an answer for this long is killed, and a drain ends early without any answer"
-    )
-    worker_restart_seconds: float = limit(0.1, "pause before a crashed worker is started again; doubles each time")
-    max_worker_restart_seconds: float = limit(10.0, "longest such pause; ten seconds of life reset it")
     channel_message_bytes: int = limit(
         64 * 1024 * 1024, "one message between supervisor and worker; a fleet has a few MB"
     )
@@ -72,7 +59,6 @@ class ProcessLimits:
     timing_rows: int = limit(16_384, "request timings that a worker buffers for the supervisor, which fits profiles")
     timing_report_seconds: float = limit(1.0, "interval of these reports")
     timing_rows_pending: int = limit(131_072, "timings of all workers that wait to be sorted")
-    timing_settle_seconds: float = limit(2.5, "the wait before sorting: a worker may be late")
     timing_inflight: int = limit(65_536, "requests in flight that are timed; beyond, the oldest is not measured")
 
 
@@ -88,14 +74,7 @@ class LedgerLimits:
         200_000, "usage records that wait for a ledger that cannot be written; the next are lost and counted"
     )
     usage_flush_seconds: float = limit(1.0, "interval at which records are written and forced to the disk")
-    usage_heartbeat_seconds: float = limit(10.0, "interval at which the replica log says that replicas still exist")
-    usage_gap_seconds: float = limit(60.0, "replicas do not count for a longer pause of a gateway than this")
-    usage_maintenance_seconds: float = limit(3_600.0, "interval at which checkpoints are written and old lines removed")
     usage_lines_days: int = limit(31, "full days for which single usage records are kept; their totals stay")
-    usage_file_bytes: int = limit(256 * 1024 * 1024, "a file of a ledger; a longer one is continued in the next")
-    usage_lines_bytes: int = limit(
-        2 * 1024 * 1024 * 1024, "records in complete files of a ledger; of more, the oldest become totals earlier"
-    )
 
 
 @dataclass(frozen=True)
@@ -112,16 +91,13 @@ class PeerLimits:
         1.5, "longest pause between attempts to reach Redis: it is used again within 2 s of its return"
     )
     published_decisions: int = limit(10_000, "entries of one model's decision stream in Redis, about 1 kB each")
-    published_decision_seconds: float = limit(900.0, "older entries of the decision stream are trimmed")
     published_decisions_pending: int = limit(4_096, "decisions buffered while Redis is away; the oldest are dropped")
-    dispatch_batch_seconds: float = limit(0.05, "dispatches of the workers are batched this long for other gateways")
     dispatches_pending: int = limit(
         4_096, "dispatches buffered for other gateways while Redis is away; the oldest are dropped"
     )
     dispatch_blocks: int = limit(512, "prompt hashes sent to other gateways: the first 450,000 tokens")
     dispatch_entry_bytes: int = limit(65_536, "one entry of the dispatch stream; more become several")
     dispatch_entries: int = limit(10_000, "entries of one model's dispatch stream, some 3 kB each")
-    dispatch_retention_seconds: float = limit(300.0, "how long they are kept, for gateways that start")
     dispatch_peer_bytes: int = limit(
         2 * 1024 * 1024,
         "dispatches of one other gateway applied per second, each 128 bytes and 8 a block: some 8,000; more are dropped",
@@ -129,33 +105,10 @@ class PeerLimits:
     dispatch_peers_bytes: int = limit(8 * 1024 * 1024, "the same of all other gateways, which share it equally")
     dispatch_burst_seconds: float = limit(5.0, "of these rates, what may come at once")
     dispatch_history_seconds: float = limit(60.0, "the same of what a gateway reads back at its start")
-    dispatch_poll_seconds: float = limit(0.05, "interval of polls for dispatches of other gateways")
-    dispatch_idle_poll_seconds: float = limit(0.5, "the same without other gateways")
-    dispatch_streams: int = limit(200, "streams read in one poll; beyond, quiet models are read in rotation")
-    heartbeat_seconds: float = limit(
-        0.5, "heartbeats of a gateway with requests in flight; after three missed ones its load counts no more"
-    )
-    idle_heartbeat_seconds: float = limit(5.0, "the same for a model without requests in flight")
-    busy_heartbeats: int = limit(500, "models with requests in flight that one gateway reports per second")
-    idle_heartbeats: int = limit(200, "the same for models without")
     peers: int = limit(256, "other gateways that are tracked; the load of more is unknown")
-    peer_loads: int = limit(
-        4_096, "instances whose load one message of another gateway states; a message with more is dropped"
-    )
-    peer_tenants: int = limit(
-        4_096, "tenants of a model whose service gateways tell one another; that of more counts in one gateway only"
-    )
     peer_load_rows: int = limit(
         20_000,
         "loads of instances that one other gateway may report per second, and services of tenants; a report beyond is "
         "passed over",
     )
     peers_load_rows: int = limit(50_000, "the same of all other gateways: some 0.2 s of the supervisor")
-    hot_prefix_poll_seconds: float = limit(0.5, "interval at which the hot-prefix table is written or read")
-    hot_prefix_lease_seconds: float = limit(
-        2.0, "a gateway that has not written the table for this long loses its lease"
-    )
-    rehome_hint_seconds: float = limit(
-        5.0, "interval of hints for hot prefixes that need another home; a hint expires after three intervals"
-    )
-    rehome_hints: int = limit(16, "such hints of one model: the most valuable ones")

@@ -88,21 +88,8 @@ class IndexLimits:
     index_note_seconds: float = limit(
         1.0, "interval at which the indexer writes the state of its instances, if it has changed"
     )
-    index_models: int = limit(10_000, "models that `fairlead index` finds in one Redis")
-    index_tokens_bytes: int = limit(64 * 1024 * 1024, "a file of token ids that `fairlead index match` reads")
-    index_engine_seconds: float = limit(
-        30.0, "`fairlead index verify` waits this long for all that one engine can replay"
-    )
-    index_engine_bytes: int = limit(1024 * 1024 * 1024, "and reads at most this much of it")
     index_mirror_blocks: int = limit(
         12_000_000, "different blocks of one model in a mirror, 90 bytes to 1.8 kB each; more are not credited"
-    )
-    index_census_seconds: float = limit(
-        10.0, "blocks that only one instance has are counted at most this often per million blocks (50 ms)"
-    )
-    index_recent_seconds: float = limit(300.0, "blocks of prompts sent within this time count as recently used")
-    index_recent_blocks: int = limit(
-        262_144, "such blocks of one model, some 80 bytes each; beyond, the older half is dropped"
     )
 
 
@@ -110,64 +97,17 @@ class IndexLimits:
 class PrefixMapLimits:
     """Limits of the prefix map from prompt text to blocks, and of tokenization."""
 
-    prefix_map_blocks: int = limit(
-        131_072, "text blocks per model with known index blocks, some 300 bytes each; the oldest go"
-    )
-    prefix_map_token_blocks: int = limit(4_194_304, "token blocks of the prompts that taught them, 8 bytes each")
-    prefix_map_inflight: int = limit(16_384, "prompts of one model in flight; the oldest count as arrived")
-    prefix_map_inflight_seconds: float = limit(600.0, "a prompt in flight counts as cached this long at most")
-    prefix_map_provisional_seconds: float = limit(
-        30.0, "the same for another gateway's prompt, whose end is not reported"
-    )
-    prefix_map_settle_seconds: float = limit(
-        2.0, "from a prompt's end until blocks that the engine did not report count as not cached"
-    )
-    prefix_map_evicted_blocks: int = limit(
-        65_536, "recently evicted text blocks of one instance: responses that missed them had late events"
-    )
-    prefix_map_late_event_seconds: float = limit(
-        0.25, "longest delay of a KV event to the router; older mispredictions are real"
-    )
-    prefix_map_judge_seconds: float = limit(
-        0.5, "from a response's end until its prediction is judged, so that its events have arrived"
-    )
     prefix_map_corrections: int = limit(16_384, "blocks checked for one batch of corrections; the rest is in the next")
-    prefix_map_correction_seconds: float = limit(0.05, "corrections are batched this long for the workers")
     prefix_map_reports_pending: int = limit(4_096, "prompts sent and ended that a worker buffers for the index")
     prefix_map_samples: int = limit(256, "last prompts of a worker that the index may query")
     prefix_map_sample_bytes: int = limit(8 * 1024 * 1024, "the same in bytes; none over a quarter of it is kept")
-    tokenize_queries_per_second: float = limit(20.0, "prompts of one model sent to its engines' /tokenize")
-    tokenize_queries_pending: int = limit(64, "prompts of one model that wait for that; more are dropped")
-    tokenize_repeat_seconds: float = limit(5.0, "until the same prompt may be sent again")
-    tokenize_response_seconds: float = limit(5.0, "an engine's response with a prompt's tokens")
-    tokenize_response_bytes: int = limit(16 * 1024 * 1024, "such a response; a token takes some 7 bytes")
-    tokenize_refused_seconds: float = limit(60.0, "until an engine that refused is queried again")
-    tokenizer_unverified_prompts: int = limit(
-        8, "consecutive prompts of our tokenizer that no engine confirms, until engines are queried for a minute"
-    )
     prefix_map_stored_prompts: int = limit(
         1_024, "prompts of one model whose map is in Redis, 1 to 10 KB each; the oldest go"
     )
     prefix_map_stored_bytes: int = limit(
         65_536, "one of them, stored or loaded: some 130,000 tokens in blocks of 16; longer prompts are not stored"
     )
-    prefix_map_stores_pending: int = limit(256, "learned prompts that wait to be stored there; the oldest go")
-    prefix_map_sync_seconds: float = limit(2.0, "interval of storing them and loading those of other gateways")
-    prefix_map_retention_seconds: float = limit(
-        86_400.0, "until the map of a model without new prompts expires in Redis"
-    )
     tokenizing_seconds: float = limit(
         10.0, "a reply of the tokenizer process, including the loading of a tokenizer; then it is replaced"
     )
     tokenizing_pending: int = limit(64, "prompts that wait for that process; more are not tokenized there")
-    tokenizing_pause_seconds: float = limit(
-        60.0, "longest pause before a file that crashed it is tried again, after 1 s, 2 s and so on"
-    )
-    tokenizing_file_bytes: int = limit(64 * 1024 * 1024, "a tokenizer.json; the large ones have some 20 MB")
-    tokenizing_models: int = limit(8, "tokenizers loaded at the same time, up to some 200 MB each; the oldest go")
-    tokenizing_cached_tokens: int = limit(
-        1_048_576, "tokens of the last texts of one tokenizer, 8 bytes each: a known prefix costs less"
-    )
-    tokenizing_memory_bytes: int = limit(
-        3 * 1024 * 1024 * 1024, "address space of the tokenizer process; beyond it crashes and is restarted"
-    )

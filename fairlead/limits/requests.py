@@ -65,8 +65,6 @@ class HttpLimits:
     unparsed_bytes: int = limit(
         64 * 1024 * 1024, "incomplete heads and bytes read ahead of one worker, all together; then they get 503"
     )
-    manage_body_bytes: int = limit(1024 * 1024, "a body on the management port without a token; with one, `body_bytes`")
-    manage_bodies_bytes: int = limit(64 * 1024 * 1024, "all requests of the management port together; then 503")
     caller_large_bodies_bytes: int = limit(
         64 * 1024 * 1024, "bodies over 256 KiB of one caller that wait to be checked in a worker; the next gets 429"
     )
@@ -80,9 +78,6 @@ class HttpLimits:
         600.0, "requests in flight at SIGTERM may finish for this long, unless FAIRLEAD_DRAIN_TIMEOUT says otherwise"
     )
     drain_idle_seconds: float = limit(5.0, "an idle client connection of a gateway that drains is closed")
-    drain_end_seconds: float = limit(
-        5.0, "from the end of a drain, when the rest is answered with an error, until connections are reset"
-    )
     keys: int = limit(100_000, "API keys in a keys file")
     tenants: int = limit(20_000, "tenants of a gateway; 10,000 with 50,000 keys take 20 MB of each worker")
 
@@ -134,9 +129,6 @@ class QueueLimits:
     )
     queue_waking_seconds: float = limit(
         600.0, "the same for a model that scales from zero: a node may have to be added first"
-    )
-    wake_hint_seconds: float = limit(
-        2.0, "interval of wake hints to the autoscaler while requests wait for a first instance"
     )
     max_retry_after_seconds: float = limit(60.0, "longest Retry-After in a response")
     session_pins: int = limit(65_536, "sessions of one model whose last instance is remembered; the oldest are dropped")

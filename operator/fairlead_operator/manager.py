@@ -100,12 +100,11 @@ class Manager:
         """
         if options is None:
             return None, None
-        limits = Limits()
-        gateways = GatewayReader(self._api, options.gateways, options.token, limits)
-        times = RestartOptions(options.grace_seconds, options.restart_seconds, limits)
+        gateways = GatewayReader(self._api, options.gateways, options.token)
+        times = RestartOptions(options.grace_seconds, options.restart_seconds)
         return (
             EngineRestarter(self._api, self._cache, gateways, self, pacing, times),
-            CanaryObserver(self._cache, gateways, pacing, limits, self._queue.add),
+            CanaryObserver(self._cache, gateways, pacing, self._queue.add),
         )
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 
 from fairlead.limits import Limits
 from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot
+from fairlead_autoscaler.control_loop import AUTOSCALER_HINTED_TICKS_PER_MINUTE
 from fairlead_autoscaler.core import MixRequest, MixResult, PoolSpec, ScalingCore
 from fairlead_testing.waiting import wait_until
 
@@ -183,7 +184,7 @@ async def test_a_flood_of_hints_hastens_no_more_looks_than_come_anyway(made: Any
         running = asyncio.create_task(loop.run())
         for minute in range(2):
             made.clock.advance(60.0 * minute)
-            for _ in range(10 * limits.autoscaler_hinted_ticks_per_minute):
+            for _ in range(10 * AUTOSCALER_HINTED_TICKS_PER_MINUTE):
                 assert loop.wake(KEY) or not found
                 for _ in range(20):  # a tick takes fewer turns of the event loop
                     await asyncio.sleep(0)
@@ -191,7 +192,7 @@ async def test_a_flood_of_hints_hastens_no_more_looks_than_come_anyway(made: Any
         running.cancel()
         return found
 
-    most = limits.autoscaler_hinted_ticks_per_minute
+    most = AUTOSCALER_HINTED_TICKS_PER_MINUTE
     assert await flooded() == [1 + most, 1 + 2 * most]  # the first came by itself
     assert len(made.records) == 1 + 2 * most
     assert made.records[-1].rulings["main"].replicas == 2

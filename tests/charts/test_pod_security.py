@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fairlead.limits import Limits
 from fairlead.settings import GatewaySettings
+from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS, WORKER_QUERY_SECONDS
 from fairlead_testing.kube.helm import pod_specs, render_chart
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
@@ -67,8 +67,7 @@ def test_every_server_has_probes_and_requests_by_default(program: Path) -> None:
 
 def test_terminating_pod_has_time_for_requests_in_flight(program: Path) -> None:
     """SIGKILL comes after the drain, the errors at its end, and slow exits."""
-    limits = Limits()
-    exit_seconds = limits.drain_end_seconds + 2 * limits.worker_query_seconds
+    exit_seconds = DRAIN_END_SECONDS + 2 * WORKER_QUERY_SECONDS
     for values, drain_seconds in (("gateway.leaveSeconds=20", 600), ("gateway.drainSeconds=7200", 7_200)):
         gateway = pod_specs(render_chart(program, f"--set={values}"))["Deployment fairlead-gateway"]
         container = gateway["containers"][0]

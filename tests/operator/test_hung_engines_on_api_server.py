@@ -13,7 +13,6 @@ from fairlead.kube.errors import NotFound
 from fairlead.kube.events.event import EventDraft
 from fairlead.kube.resources import EVENTS, MODEL_DEPLOYMENTS, PODS, Manifest, uid_of
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Pacing, SystemClock
 from fairlead_bench.operator.fault_trials import TrialCluster, open_cluster
 from fairlead_operator.hung_engines.engine_restarter import EngineRestarter, RestartOptions
@@ -26,9 +25,8 @@ from fairlead_testing.kube.api_server import ApiServer
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 FREQUENT_ROUNDS = """
 from functools import partial
-from fairlead.limits import Limits
 from fairlead_operator import __main__, manager
-manager.Limits = partial(Limits, hung_poll_seconds=1.0)
+manager.RestartOptions = partial(manager.RestartOptions, poll_seconds=1.0)
 raise SystemExit(__main__.main())
 """
 """The operator, which reads its gateways every second, not every 15."""
@@ -164,10 +162,10 @@ def test_one_gateway_of_two_without_probes_has_no_effect(api_server: ApiServer, 
         restarter = EngineRestarter(
             here.api,
             cache,
-            GatewayReader(here.api, AllowedPeer(here.namespace, GATEWAY), None, Limits()),
+            GatewayReader(here.api, AllowedPeer(here.namespace, GATEWAY), None),
             host,
             Pacing(clock, lambda: 0.5),
-            RestartOptions(60.0, 0.0, Limits()),
+            RestartOptions(60.0, 0.0),
         )
         servers[0].responses["/api/fleet"] = fleet(one, ejected())
         for other in (fleet(one, None), CannedResponse((b"{}",), 401), CannedResponse((b"nonsense",))):

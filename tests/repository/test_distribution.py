@@ -18,7 +18,6 @@ from repository_rules import ROOT
 
 from fairlead import __version__
 from fairlead.distribution import DISTRIBUTION, EXTRAS, WHEEL
-from fairlead.limits import Limits
 from fairlead_cli.app import VERBS
 from fairlead_gateway.supervisor.tokenizer import process
 
@@ -170,7 +169,7 @@ def test_a_command_names_the_wheel_when_a_dependency_is_missing() -> None:
 def test_a_tokenizer_that_cannot_be_loaded_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(process.UnusableTokenizer) as refused:
-        process._load(str(tmp_path / "tokenizer.json"), (0, 0, 0), Limits())
+        process._load(str(tmp_path / "tokenizer.json"), (0, 0, 0))
     assert str(refused.value) == f"this needs the extra tokenize: pip install '{WHEEL}[tokenize]'"
 
 

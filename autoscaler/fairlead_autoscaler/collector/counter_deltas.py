@@ -9,7 +9,7 @@ is only a point to start from.
 
 A gateway that does not answer still has its requests. For a while its counters are taken to rise as
 they did. When it answers again, what it counted is spread over the missed ticks, so no false burst
-appears. Nothing is assumed any more after `Limits.autoscaler_carry_forward_seconds`: by then the
+appears. Nothing is assumed any more after `AUTOSCALER_CARRY_FORWARD_SECONDS`: by then the
 clients use other gateways.
 """
 

@@ -28,6 +28,13 @@ from fairlead_autoscaler.collector.counter_deltas import (
 from fairlead_autoscaler.collector.metrics_parser import GatewayPage
 from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot
 
+AUTOSCALER_PAGE_BYTES: Final = 64 * 1024 * 1024
+"""Limit: a gateway's metrics page; one with 4,096 engines has about 12 MB."""
+AUTOSCALER_GATEWAYS: Final = 256
+"""Limit: gateways that are scraped; a warning names the number of others."""
+AUTOSCALER_CARRY_FORWARD_SECONDS: Final = 60.0
+"""Limit: the last values of a missing gateway are used this long, then it counts as gone."""
+
 _PARSE_SECONDS: Final = 5.0
 """A gateway whose page takes longer to parse is missing, and is not read until that ends."""
 
@@ -122,7 +129,7 @@ class GatewayScraper:
             for address in self._addresses.get(url, []):
                 shown = f"[{address}]" if ":" in address else address
                 urls[f"{parts.scheme}://{shown}:{port}"] = None
-        most = self._limits.autoscaler_gateways
+        most = AUTOSCALER_GATEWAYS
         if len(urls) > most:
             notes.append(f"of {len(urls)} gateways only {most} are read")
         return list(urls)[:most]
@@ -160,7 +167,7 @@ class GatewayScraper:
         if isinstance(page, str):
             if known is None:
                 return GatewayMetrics(name, error=page)
-            known.counted, counted = extrapolate(known.counted, now, self._limits.autoscaler_carry_forward_seconds)
+            known.counted, counted = extrapolate(known.counted, now, AUTOSCALER_CARRY_FORWARD_SECONDS)
             return GatewayMetrics(name, counted, None, {} if counted is None else known.page.gauges, error=page)
         if known is None:
             return self._first_metrics(name, page, now)
@@ -205,7 +212,7 @@ class HttpPageFetcher:
         body = await fetch(
             url,
             timeout_seconds=self._limits.autoscaler_read_seconds,
-            max_bytes=self._limits.autoscaler_page_bytes,
+            max_bytes=AUTOSCALER_PAGE_BYTES,
             headers={"accept": "text/plain"},
         )
         return body.decode(errors="replace")

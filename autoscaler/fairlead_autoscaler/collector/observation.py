@@ -2,7 +2,7 @@
 
 Counts of gateways are added up, since each gateway counts its own requests. Every gateway reports
 every engine, so the freshest report of an engine counts; one older than
-`Limits.autoscaler_signals_seconds` is missing. Requests in flight are those that the gateways
+`AUTOSCALER_SIGNALS_SECONDS` is missing. Requests in flight are those that the gateways
 count. A missing value is None.
 """
 

@@ -4,14 +4,19 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from fairlead.audit.reader import AuditQuery, read_folder
 from fairlead.audit.record import AuditRecord
 from fairlead.errors import BadInput, first_line
-from fairlead.limits import Limits
 from fairlead_cli.errors import StackUnreachable
 from fairlead_cli.management.client import ManagementClient
 from fairlead_cli.management.endpoints import ManagementEndpoint
+
+AUDIT_ANSWER: Final = 1_000
+"""Limit: audit records in one answer of `/api/audit`."""
+AUDIT_READ: Final = 100_000
+"""Limit: audit records that `fairlead audit` shows of a folder, the newest ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,7 @@ def read_files(folder: Path, since: float, tenant: str | None) -> FoundRecords:
     Raises Unavailable if it cannot be listed, and LookupError if it has no audit file.
     """
     query = AuditQuery(since, None if tenant is None else frozenset({tenant}))
-    limit = Limits().audit_read
+    limit = AUDIT_READ
     try:
         content = read_folder(folder, query, max_records=limit)
     except BadInput as error:
@@ -59,7 +64,7 @@ def read_gateways(endpoints: Sequence[ManagementEndpoint], since: float, tenant:
             problems.append(f"{endpoint.name}: {first_line(error, 200)}")
             continue
         records += found
-        if len(found) == Limits().audit_answer:
+        if len(found) == AUDIT_ANSWER:
             problems.append(f"{endpoint.name} may have older records: these are its newest {len(found):,}")
     if failures and len(failures) == len(endpoints):
         raise failures[0]
@@ -69,4 +74,4 @@ def read_gateways(endpoints: Sequence[ManagementEndpoint], since: float, tenant:
 
 async def _read(endpoint: ManagementEndpoint, since: float, tenant: str | None) -> Sequence[AuditRecord]:
     async with ManagementClient(endpoint.url(), endpoint.token) as client:
-        return await client.audit(since, tenant, Limits().audit_answer)
+        return await client.audit(since, tenant, AUDIT_ANSWER)

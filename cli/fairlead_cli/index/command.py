@@ -119,9 +119,9 @@ def run_index(options: IndexOptions) -> int:
 
 async def _query(options: IndexOptions, address: IndexAddress, clock: Clock, limits: Limits) -> int:
     secret = address.hash_secret.encode()
-    prompt = read_token_ids(options.tokens, limits) if options.tokens is not None else []
+    prompt = read_token_ids(options.tokens) if options.tokens is not None else []
     async with connect(address.redis, clock, limits) as link:
-        models_ = await list_models(link, limits)
+        models_ = await list_models(link)
         if options.action == "stats":
             if options.model is not None:
                 models_ = [choose_model(options.qualified_model, models_, address.namespace)]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Final
 
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
@@ -11,6 +12,9 @@ from fairlead.runtime.clock import Clock
 from fairlead_cli.errors import IndexUnreachable
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.link import RedisLink
+
+INDEX_MODELS: Final = 10_000
+"""Limit: models that `fairlead index` finds in one Redis."""
 
 
 @asynccontextmanager
@@ -41,9 +45,9 @@ def unreachable_error(link: RedisLink) -> IndexUnreachable:
     )
 
 
-async def list_models(link: RedisLink, limits: Limits) -> list[str]:
+async def list_models(link: RedisLink) -> list[str]:
     """Returns all models that have an index, sorted. Raises IndexUnreachable."""
-    names = await link.scan_keys(redis_keys.index_pattern(), limits.index_models)
+    names = await link.scan_keys(redis_keys.index_pattern(), INDEX_MODELS)
     if names is None:
         raise unreachable_error(link)
     return sorted({key for name in names if (key := redis_keys.model_of_index_key(name)) is not None})

@@ -24,6 +24,11 @@ from fairlead_kvstore.events.zmtp import message
 from fairlead_kvstore.reader.event_application import apply_outcomes
 from fairlead_kvstore.reader.zmtp_connection import host_and_port, new_stream
 
+INDEX_ENGINE_SECONDS: Final = 30.0
+"""Limit: `fairlead index verify` waits this long for all that one engine can replay."""
+INDEX_ENGINE_BYTES: Final = 1024 * 1024 * 1024
+"""Limit: bytes of one engine's replay that `fairlead index verify` reads."""
+
 Content = frozenset[tuple[int, StorageTier]]
 _READ_BYTES: Final = 65_536
 
@@ -44,7 +49,7 @@ def replay_engine(
 ) -> ReplayedContent:
     """Requests a replay and returns the blocks by it. Raises Unavailable.
 
-    The call blocks for up to ``limits.index_engine_seconds``, so call it in a thread.
+    The call blocks for up to `INDEX_ENGINE_SECONDS`, so call it in a thread.
     """
     truth, stream = BlockStore(secret=secret, limits=limits), EventSequencer(replayable=True, limits=limits)
     truth.attach(instance, model_key, clock.now())
@@ -71,10 +76,10 @@ class _Connection:
 
     def __init__(self, endpoint: str, clock: Clock, limits: Limits) -> None:
         self.endpoint = endpoint
-        self._clock, self._limits = clock, limits
-        self._until = clock.now() + limits.index_engine_seconds
+        self._clock = clock
+        self._until = clock.now() + INDEX_ENGINE_SECONDS
         self._stream = new_stream("DEALER", limits)
-        self._socket = socket.create_connection(host_and_port(endpoint), limits.index_engine_seconds)
+        self._socket = socket.create_connection(host_and_port(endpoint), INDEX_ENGINE_SECONDS)
         self._received = 0
 
     def __enter__(self) -> Self:
@@ -100,7 +105,7 @@ class _Connection:
     def _exchange(self) -> None:
         """Sends what is to be sent, and takes some bytes of the engine."""
         left = self._until - self._clock.now()
-        if left <= 0 or self._received > self._limits.index_engine_bytes:
+        if left <= 0 or self._received > INDEX_ENGINE_BYTES:
             raise Unavailable(f"{self.endpoint} does not end its replay ({self._received} bytes)")
         self._socket.settimeout(left)
         self._socket.sendall(self._stream.outgoing)

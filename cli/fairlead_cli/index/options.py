@@ -9,10 +9,12 @@ import msgspec
 from cyclopts import Parameter
 
 from fairlead.errors import BadInput
-from fairlead.limits import Limits
 from fairlead.manifests.files import STDIN_PATH
 from fairlead_cli.output import OutputFormat
 from fairlead_cli.target import ClusterOptions, qualified_name
+
+INDEX_TOKENS_BYTES: Final = 64 * 1024 * 1024
+"""Limit: a file of token ids that `fairlead index match` reads."""
 
 _CLUSTER: Final = ClusterOptions()
 _TOKEN_DECODER: Final = msgspec.json.Decoder(list[int])
@@ -60,18 +62,18 @@ class IndexOptions:
             )
 
 
-def read_token_ids(path: Path, limits: Limits) -> list[int]:
+def read_token_ids(path: Path) -> list[int]:
     """Returns the token ids of a prompt from a JSON list in a file. ``-`` is standard input.
 
     Raises BadInput for other content, OSError for an unreadable file.
     """
     if str(path) == STDIN_PATH:
-        data = sys.stdin.buffer.read(limits.index_tokens_bytes + 1)
+        data = sys.stdin.buffer.read(INDEX_TOKENS_BYTES + 1)
     else:
         with path.open("rb") as file:
-            data = file.read(limits.index_tokens_bytes + 1)
-    if len(data) > limits.index_tokens_bytes:
-        text = f"{path} has more than {limits.index_tokens_bytes} bytes"
+            data = file.read(INDEX_TOKENS_BYTES + 1)
+    if len(data) > INDEX_TOKENS_BYTES:
+        text = f"{path} has more than {INDEX_TOKENS_BYTES} bytes"
         raise BadInput(text, field="--tokens", hint="no prompt is that long")
     try:
         return _TOKEN_DECODER.decode(data)

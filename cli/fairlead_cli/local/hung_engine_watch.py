@@ -11,13 +11,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from fairlead.fleet.hung_engines import EjectionReport, hung_verdict
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_cli.errors import StackUnreachable
 from fairlead_cli.local.stack.engine_process import EngineProcess, SleepState
 
 if TYPE_CHECKING:  # it loads an HTTP client, which a stack needs late
     from fairlead_cli.management import api_types
+
+HUNG_ENGINE_GRACE_SECONDS: Final = 60.0
+"""Limit: an engine that has answered no request for this long after its ejection is restarted by
+local mode.
+"""
+HUNG_ENGINE_POLL_SECONDS: Final = 5.0
+"""Limit: interval at which local mode asks its gateway about hung engines."""
 
 _GATEWAY: Final = "gateway"
 
@@ -52,16 +58,15 @@ class HungEngineHooks:
 class HungEngineWatch:
     """The watch over the engines of one stack."""
 
-    def __init__(self, hooks: HungEngineHooks, clock: Clock, limits: Limits) -> None:
+    def __init__(self, hooks: HungEngineHooks, clock: Clock) -> None:
         self._hooks = hooks
         self._clock = clock
-        self._limits = limits
         self._restarted: EngineProcess | None = None
 
     async def run(self) -> None:
         """Polls until it is cancelled."""
         while True:
-            await asyncio.sleep(self._limits.hung_engine_poll_seconds)
+            await asyncio.sleep(HUNG_ENGINE_POLL_SECONDS)
             await self.poll()
 
     async def poll(self) -> None:
@@ -81,7 +86,7 @@ class HungEngineWatch:
             for instance in model.instances
             if instance.ejection is not None
         }
-        found = hung_engine(engines, reports, self._clock.now(), self._limits.hung_engine_grace_seconds)
+        found = hung_engine(engines, reports, self._clock.now(), HUNG_ENGINE_GRACE_SECONDS)
         if found is not None:
             self._hooks.on_event(f"{found.engine.name} hangs and is restarted: {found.reason}")
             self._restarted = found.engine

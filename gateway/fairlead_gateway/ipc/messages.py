@@ -28,6 +28,19 @@ from fairlead.tenants.model import Tenant
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
 
+BEARER_TOKEN_BYTES: Final = 16_384
+"""Limit: a bearer token; those of Kubernetes have about 1 kB."""
+WORKER_QUERY_SECONDS: Final = 2.0
+"""Limit: a worker's reply to a query; then it is shown as unresponsive."""
+PREFIX_MAP_CORRECTION_SECONDS: Final = 0.05
+"""Limit: corrections are batched this long for the workers."""
+DRAIN_END_SECONDS: Final = 5.0
+"""Limit: from the end of a drain, when the rest is answered with an error, until connections are
+reset.
+"""
+WAKE_HINT_SECONDS: Final = 2.0
+"""Limit: interval of wake hints to the autoscaler while requests wait for a first instance."""
+
 
 class EncodedDecision(msgspec.Struct, array_like=True):
     """An encoded `Decision`."""

@@ -49,6 +49,27 @@ from fairlead_kvstore.blockstore import block_hash
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, InstanceCleared, InstanceDetached
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 
+INDEX_RECENT_SECONDS: Final = 300.0
+"""Limit: blocks of prompts sent within this time count as recently used."""
+INDEX_RECENT_BLOCKS: Final = 262_144
+"""Limit: recently used blocks of one model, some 80 bytes each; beyond, the older half is dropped.
+"""
+PREFIX_MAP_BLOCKS: Final = 131_072
+"""Limit: text blocks per model with known index blocks, some 300 bytes each; the oldest go."""
+PREFIX_MAP_TOKEN_BLOCKS: Final = 4_194_304
+"""Limit: token blocks of the prompts that taught the text blocks, 8 bytes each."""
+PREFIX_MAP_INFLIGHT: Final = 16_384
+"""Limit: prompts of one model in flight; the oldest count as arrived."""
+PREFIX_MAP_INFLIGHT_SECONDS: Final = 600.0
+"""Limit: a prompt in flight counts as cached this long at most."""
+PREFIX_MAP_PROVISIONAL_SECONDS: Final = 30.0
+"""Limit: the same for another gateway's prompt, whose end is not reported."""
+PREFIX_MAP_SETTLE_SECONDS: Final = 2.0
+"""Limit: from a prompt's end until blocks that the engine did not report count as not cached."""
+PREFIX_MAP_EVICTED_BLOCKS: Final = 65_536
+"""Limit: recently evicted text blocks of one instance: responses that missed them had late events.
+"""
+
 
 class CompletenessView(Protocol):
     """The completeness mark of an instance: complete or not, why, and since when."""
@@ -199,8 +220,8 @@ class PrefixTranslator:
 
     def __init__(self, model_key: str, index: IndexView, *, secret: bytes, limits: Limits = _LIMITS) -> None:
         self.index = index
-        self.table = PrefixTable(max_links=limits.prefix_map_blocks, max_token_hashes=limits.prefix_map_token_blocks)
-        self.recent = RecentBlocks(max_blocks=limits.index_recent_blocks, seconds=limits.index_recent_seconds)
+        self.table = PrefixTable(max_links=PREFIX_MAP_BLOCKS, max_token_hashes=PREFIX_MAP_TOKEN_BLOCKS)
+        self.recent = RecentBlocks(max_blocks=INDEX_RECENT_BLOCKS, seconds=INDEX_RECENT_SECONDS)
         self._last_sent_at = float("-inf")
         self.block_size: int | None = None
         self._model_key = model_key
@@ -224,18 +245,17 @@ class PrefixTranslator:
         key = (instance, tail)
         sent = self._sent.get(key)
         if sent is None:
-            if len(self._sent) >= self._limits.prefix_map_inflight:
+            if len(self._sent) >= PREFIX_MAP_INFLIGHT:
                 self._end_sent(next(iter(self._sent)))
             sent = self._sent[key] = _SentPrompt(hashes)
         if not sent.is_inflight:
             sent.is_inflight = True
             self._pending(instance).inflight.add(sent.hashes)
-        limits = self._limits
         if reports_end:
             sent.open_requests += 1
-            self._schedule_recheck(key, sent, now + limits.prefix_map_inflight_seconds)
+            self._schedule_recheck(key, sent, now + PREFIX_MAP_INFLIGHT_SECONDS)
         else:
-            self._schedule_recheck(key, sent, max(sent.recheck_at, now + limits.prefix_map_provisional_seconds))
+            self._schedule_recheck(key, sent, max(sent.recheck_at, now + PREFIX_MAP_PROVISIONAL_SECONDS))
         linked = self.table.linked_count(hashes)
         if linked:
             self.recent.add(self.table.token_hashes_of(hashes[linked - 1]), now)
@@ -249,7 +269,7 @@ class PrefixTranslator:
             sent.open_requests -= 1
             if not sent.open_requests:
                 self._clear_inflight(instance, sent)
-                self._schedule_recheck(key, sent, now + self._limits.prefix_map_settle_seconds)
+                self._schedule_recheck(key, sent, now + PREFIX_MAP_SETTLE_SECONDS)
 
     def learn(
         self,
@@ -425,7 +445,7 @@ class PrefixTranslator:
         for digest in pending.removed:
             removed_at[digest] = now
             removed_at.move_to_end(digest)
-        while len(removed_at) > self._limits.prefix_map_evicted_blocks:
+        while len(removed_at) > PREFIX_MAP_EVICTED_BLOCKS:
             removed_at.popitem(last=False)
 
     def _cached_depth(self, chain: Sequence[int], instance: str) -> int:

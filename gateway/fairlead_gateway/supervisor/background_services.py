@@ -14,7 +14,9 @@ from fairlead_gateway.adapters.metric_series import AdapterSeries
 from fairlead_gateway.ipc.messages import QuotaReport, UsageRows
 from fairlead_gateway.supervisor.config import GatewayConfig
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
+from fairlead_gateway.supervisor.usage.usage_service import METRIC_TENANTS
 from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.telemetry.recorder import METRIC_ADAPTERS
 
 if TYPE_CHECKING:  # without Redis, its client is not loaded; without a ledger, nor is what keeps it
     from fairlead.engine_profile import EngineProfile
@@ -73,7 +75,7 @@ class BackgroundServices:
         self._fleet = workers.applied_fleet
         self._clock = clock
         self._limits = limits
-        self._adapter_series = AdapterSeries(limits.metric_adapters)
+        self._adapter_series = AdapterSeries(METRIC_ADAPTERS)
         self.scraper = MetricsScraper(self._fleet, clock, limits, credentials)
         self.quota: QuotaService | None = None
         self._limit_sharing = limit_sharing
@@ -190,7 +192,7 @@ class BackgroundServices:
             values = self.usage.tenants.metric_values()
             telemetry.non_model_counters.update(self.usage.metrics())
         shares: dict[str, float] = {}
-        for state in self.budgets()[: self._limits.metric_tenants]:
+        for state in self.budgets()[:METRIC_TENANTS]:
             shares.setdefault(state.tenant, state.used_share)
         telemetry.tenant_values = {**values, "budget_used_ratio": list(shares.items())}
 

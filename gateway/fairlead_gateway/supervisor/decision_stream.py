@@ -26,6 +26,9 @@ from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.codec import encode
 from fairlead_kvstore.redis.link import RedisLink
 
+PUBLISHED_DECISION_SECONDS: Final = 900.0
+"""Limit: older entries of the decision stream are trimmed."""
+
 _log = logging.getLogger("fairlead.gateway")
 FLUSH_SECONDS: Final = 0.1
 TRIM_SECONDS: Final = 10.0
@@ -182,7 +185,7 @@ class DecisionStream:
         for key in {record.model_key for record in batch}:
             if self._last_entry_ms is not None and now - self._trimmed_at.get(key, -TRIM_SECONDS) >= TRIM_SECONDS:
                 self._trimmed_at[key] = now
-                seconds = self._limits.published_decision_seconds
+                seconds = PUBLISHED_DECISION_SECONDS
                 oldest = max(0, self._last_entry_ms - int(seconds * 1000))
                 commands.append(("XTRIM", redis_keys.decisions(key), "MINID", "~", oldest))
                 commands.append(("EXPIRE", redis_keys.decisions(key), max(1, int(seconds))))

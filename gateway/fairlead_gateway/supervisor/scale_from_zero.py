@@ -10,9 +10,9 @@ import msgspec
 
 from fairlead.errors import SettingsError, Unavailable
 from fairlead.fleet.engine_url import is_http_url
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.http_client import fetch
+from fairlead_gateway.ipc.messages import WAKE_HINT_SECONDS
 
 _MAX_RESPONSE_BYTES = 4_096
 
@@ -35,11 +35,10 @@ class ScaleUpNotifier:
     token: the management token, if there is one.
     """
 
-    def __init__(self, url: str, token: str | None, clock: Clock, limits: Limits) -> None:
+    def __init__(self, url: str, token: str | None, clock: Clock) -> None:
         self._url = f"{url}/wake"
         self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
         self._clock = clock
-        self._limits = limits
         self._notified_at: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._warning: str | None = None
@@ -47,9 +46,7 @@ class ScaleUpNotifier:
     def notify(self, model: str) -> None:
         """Sends a hint for a model, at most one per `wake_hint_seconds`."""
         now = self._clock.now()
-        self._notified_at = {
-            key: at for key, at in self._notified_at.items() if now - at < self._limits.wake_hint_seconds
-        }
+        self._notified_at = {key: at for key, at in self._notified_at.items() if now - at < WAKE_HINT_SECONDS}
         if model not in self._notified_at:
             self._notified_at[model] = now
             task = asyncio.get_running_loop().create_task(self._post(model))
@@ -67,11 +64,10 @@ class ScaleUpNotifier:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _post(self, model: str) -> None:
-        limits = self._limits
         try:
             await fetch(
                 self._url,
-                timeout_seconds=limits.wake_hint_seconds,
+                timeout_seconds=WAKE_HINT_SECONDS,
                 max_bytes=_MAX_RESPONSE_BYTES,
                 headers=self._headers,
                 json_body=msgspec.json.encode({"model": model}),

@@ -90,7 +90,7 @@ class Supervisor:
         self._scale_up_notifier = (
             None
             if config.autoscaler_url is None
-            else ScaleUpNotifier(config.autoscaler_url, config.manage_token, clock, limits)
+            else ScaleUpNotifier(config.autoscaler_url, config.manage_token, clock)
         )
         self.started_at = clock.now()
         hooks = WorkerPoolHooks(

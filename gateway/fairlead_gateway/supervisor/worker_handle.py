@@ -10,7 +10,7 @@ import logging
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -18,9 +18,14 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import Channel
-from fairlead_gateway.ipc.messages import AccessReport, QuotaReport, TimingEvents, UsageRows
+from fairlead_gateway.ipc.messages import WORKER_QUERY_SECONDS, AccessReport, QuotaReport, TimingEvents, UsageRows
 from fairlead_gateway.supervisor.worker_spawn import SpawnedWorker
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
+
+WORKER_FROZEN_SECONDS: Final = 30.0
+"""Limit: a worker without an answer for this long is killed, and a drain ends early without any
+answer.
+"""
 
 T = TypeVar("T")
 _log = logging.getLogger("fairlead.gateway")
@@ -81,7 +86,6 @@ class WorkerHandle:
         self._sock = spawned.channel_socket
         self._listener = listener
         self._clock = clock
-        self._limits = limits
         self._pending_queries: dict[int, _PendingQuery] = {}
         self._query_count = 0
         self._channel: Channel[say.FromWorker] = Channel(
@@ -131,7 +135,7 @@ class WorkerHandle:
         if not self._channel.send(make_query(number)):
             del self._pending_queries[number]
             return None
-        await asyncio.wait({pending.reply}, timeout=self._limits.worker_query_seconds)
+        await asyncio.wait({pending.reply}, timeout=WORKER_QUERY_SECONDS)
         if not pending.reply.done():
             self.unresponsive_since = pending.sent_at
             _log.warning("worker %d does not answer", self.number)
@@ -156,7 +160,7 @@ class WorkerHandle:
         of the machine does not count, since the worker then goes on like this process.
         """
         self._silent_seconds = 0.0 if self.unresponsive_since is None else self._silent_seconds + seconds
-        if self._silent_seconds >= self._limits.worker_frozen_seconds:
+        if self._silent_seconds >= WORKER_FROZEN_SECONDS:
             self._silent_seconds = 0.0
             _log.error("worker %d hangs and is killed", self.number)
             self.kill()
@@ -231,7 +235,7 @@ class WorkerHandle:
 
     def _wait_for_exit(self) -> int:
         try:
-            return self.process.wait(self._limits.worker_query_seconds)
+            return self.process.wait(WORKER_QUERY_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()

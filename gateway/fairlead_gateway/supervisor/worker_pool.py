@@ -14,7 +14,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -25,11 +25,11 @@ from fairlead.runtime.clock import Clock
 from fairlead.units import format_duration
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import encode_message
-from fairlead_gateway.ipc.messages import TimingEvents
+from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS, WORKER_QUERY_SECONDS, TimingEvents
 from fairlead_gateway.routing.load import shared_memory
 from fairlead_gateway.supervisor.peers.peer_load_row import PeerLoadRow
 from fairlead_gateway.supervisor.slot_allocator import SlotAllocator
-from fairlead_gateway.supervisor.worker_handle import RoutedMessage, WorkerHandle, WorkerListener
+from fairlead_gateway.supervisor.worker_handle import WORKER_FROZEN_SECONDS, RoutedMessage, WorkerHandle, WorkerListener
 from fairlead_gateway.supervisor.worker_reports import _without_windows, merge_counts, merge_loads
 from fairlead_gateway.supervisor.worker_spawn import (
     ROWS_PER_WORKER,
@@ -39,6 +39,13 @@ from fairlead_gateway.supervisor.worker_spawn import (
     spawn_worker,
 )
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot, sum_snapshots
+
+WORKER_START_SECONDS: Final = 60.0
+"""Limit: a worker that does not listen by then is killed and started again."""
+WORKER_RESTART_SECONDS: Final = 0.1
+"""Limit: pause before a crashed worker is started again; doubles each time."""
+MAX_WORKER_RESTART_SECONDS: Final = 10.0
+"""Limit: longest pause before a worker is started again; ten seconds of life reset it."""
 
 T = TypeVar("T")
 _log = logging.getLogger("fairlead.gateway")
@@ -160,7 +167,7 @@ class WorkerPool:
         for worker in self.workers:
             if not worker.send(say.StartDrain()) and not worker.is_connected:
                 worker.kill()  # without a channel it has no requests
-        exit_seconds = self._limits.drain_end_seconds + 2 * self._limits.worker_query_seconds
+        exit_seconds = DRAIN_END_SECONDS + 2 * WORKER_QUERY_SECONDS
         end = self._clock.now() + self._limits.drain_seconds + exit_seconds
         is_hurried = False
         while self._clock.now() < end and not all(self._is_frozen(worker) for worker in self.workers):
@@ -190,7 +197,7 @@ class WorkerPool:
 
     def _is_frozen(self, worker: WorkerHandle) -> bool:
         since = worker.unresponsive_since
-        return since is not None and self._clock.now() - since >= self._limits.worker_frozen_seconds
+        return since is not None and self._clock.now() - since >= WORKER_FROZEN_SECONDS
 
     def _create_handle(self, number: int, spawned: SpawnedWorker) -> WorkerHandle:
         events = WorkerListener(
@@ -209,7 +216,7 @@ class WorkerPool:
         await worker.open()
         worker.send(self._hooks.configure(worker.number, worker.row, self._rows_of_others(worker), self._slot_of))
         self._broadcast_active_rows()
-        self._call_later(self._limits.worker_start_seconds, lambda: None if worker.is_ready else worker.kill())
+        self._call_later(WORKER_START_SECONDS, lambda: None if worker.is_ready else worker.kill())
 
     # Life cycle ----------------------------------------------------------------------------------------------------------
 
@@ -241,7 +248,7 @@ class WorkerPool:
         if self.is_stopping or worker.is_leaving or not self._started:
             return
         if worker.process.returncode == -signal.SIGTERM:  # stopped before it handled signals
-            self._start_replacement(worker.number, self._limits.worker_restart_seconds)
+            self._start_replacement(worker.number, WORKER_RESTART_SECONDS)
             return
         now = self._clock.now()
         self.crash_count += 1
@@ -249,10 +256,9 @@ class WorkerPool:
         _log.error("worker %d crashed: %s", worker.number, worker.exit_cause())
         streak = self._crash_streaks.get(worker.number, 0) if now - worker.started_at < _STABLE_SECONDS else 0
         self._crash_streaks[worker.number] = streak + 1
-        limits = self._limits
         self._start_replacement(
             worker.number,
-            min(limits.max_worker_restart_seconds, limits.worker_restart_seconds * 2.0 ** min(streak, 16)),
+            min(MAX_WORKER_RESTART_SECONDS, WORKER_RESTART_SECONDS * 2.0 ** min(streak, 16)),
         )
 
     def _release_worker(self, worker: WorkerHandle) -> None:
@@ -279,7 +285,7 @@ class WorkerPool:
                 )
             except OSError as error:
                 _log.error("worker %d cannot be started: %s", number, error)
-                self._start_replacement(number, self._limits.max_worker_restart_seconds)
+                self._start_replacement(number, MAX_WORKER_RESTART_SECONDS)
                 return
             worker = self._create_handle(number, spawned)
             self.workers.append(worker)

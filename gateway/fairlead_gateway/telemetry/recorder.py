@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     from fairlead_gateway.adapters.metric_series import AdapterSeries
     from fairlead_gateway.telemetry import exposition
 
+METRIC_ADAPTERS: Final = 100
+"""Limit: LoRA adapters with metrics of their own, those with most requests."""
+METRIC_COUNTED_ADAPTERS: Final = 10_000
+"""Limit: LoRA adapters of a model that a worker counts separately."""
+
 OTHER: Final = "other"
 UNKNOWN: Final = "unknown"
 OK: Final = "ok"
@@ -55,8 +60,8 @@ class MetricsRecorder:
         self._max_models = limits.metric_models
         self._max_instances = limits.metric_instances
         self._max_label_values = limits.metric_label_values
-        self._max_adapters = limits.metric_adapters
-        self._max_counted_adapters = limits.metric_counted_adapters
+        self._max_adapters = METRIC_ADAPTERS
+        self._max_counted_adapters = METRIC_COUNTED_ADAPTERS
         self._departed_seconds = limits.metric_retention_seconds
         self.loop_lag = loop_lag
         self.publish_stats: PublishStats | None = None

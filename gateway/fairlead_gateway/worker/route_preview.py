@@ -13,7 +13,7 @@ from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.errors import BadRequest, Overloaded, UnknownPath
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_parser import RequestHead
-from fairlead_gateway.ipc.messages import PreviewRoute
+from fairlead_gateway.ipc.messages import WORKER_QUERY_SECONDS, PreviewRoute
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES
 from fairlead_gateway.routing.request import NO_INSTANCES
@@ -85,7 +85,7 @@ class RoutePreviewer:
         return LoggedRequest(records)
 
     async def _parse(self, http_request: HttpRequest) -> tuple[ModelRequest, RouteRequest]:
-        seconds = _PARSE_SHARE * self._gateway.runtime.limits.worker_query_seconds
+        seconds = _PARSE_SHARE * WORKER_QUERY_SECONDS
         try:
             return await asyncio.wait_for(self._gateway.parse(http_request, _PREVIEW_ID), seconds)
         except TimeoutError:

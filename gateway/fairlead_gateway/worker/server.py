@@ -26,6 +26,7 @@ from fairlead.runtime.process_tuning import limit_kernel_unsent
 from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.http.listener import Listener
 from fairlead_gateway.http.sockets import LISTEN_BACKLOG, TlsCertificate, refuse_new_connections
+from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS
 from fairlead_gateway.worker.proxy.gateway import Gateway
 
 _log = logging.getLogger("fairlead.gateway")
@@ -188,7 +189,7 @@ class PublicServer:
         if not await self._wait_until_idle(end):
             self._gateway.end_drain()
             self._ends_drain_now = False
-            await self._wait_until_idle(now() + limits.drain_end_seconds)
+            await self._wait_until_idle(now() + DRAIN_END_SECONDS)
 
     def end_drain(self) -> None:
         """Ends a drain now; requests in flight get an error."""

@@ -52,7 +52,7 @@ class FairScheduler:
 
     is_backlogged: called with a model before each turn of its sources; while it is true, they are
     paused.
-    limits: ``kv_turn_bytes`` is the quantum of a source; ``kv_loop_bytes`` or ``kv_loop_seconds``
+    limits: ``kv_turn_bytes`` is the quantum of a source; ``kv_loop_bytes`` or `KV_LOOP_SECONDS`
     end a round.
     """
 

@@ -15,13 +15,15 @@ from pydantic import ValidationError
 from fairlead.api.spec.rollout import Canary
 from fairlead.errors import FairleadError
 from fairlead.kube.resources import is_deleting, uid_of
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Pacing
 from fairlead_operator.canary.judge import Judgement, RevisionInterval, RevisionSums, judge
 from fairlead_operator.canary.progress import CanaryState, parse_state
 from fairlead_operator.hung_engines.gateway_reports import check_instance_count, decode_report
 from fairlead_operator.kube.object_cache import ModelSnapshot, ObjectCache
 from fairlead_operator.object_metadata import is_of_canary
+
+CANARY_POLL_SECONDS: Final = 15.0
+"""Limit: interval at which the operator compares a canary with what runs."""
 
 _MIN_ATTEMPTS = 10
 """Requests of the canary in an interval; with fewer, it goes on."""
@@ -140,12 +142,11 @@ class CanaryObserver:
     """The observer of all canaries."""
 
     def __init__(
-        self, cache: ObjectCache, gateways: StatsReader, pacing: Pacing, limits: Limits, on_judgement: JudgementListener
+        self, cache: ObjectCache, gateways: StatsReader, pacing: Pacing, on_judgement: JudgementListener
     ) -> None:
         self._cache = cache
         self._gateways = gateways
         self._pacing = pacing
-        self._limits = limits
         self._on_judgement = on_judgement
         self._records: dict[str, CanaryRecord] = {}
         self._judgements: dict[str, _StepJudgement] = {}
@@ -160,7 +161,7 @@ class CanaryObserver:
     async def run(self) -> None:
         """Runs a round at each interval until it is cancelled."""
         while True:
-            await self._pacing.pause(self._limits.canary_poll_seconds)
+            await self._pacing.pause(CANARY_POLL_SECONDS)
             try:
                 await self.run_once()
             except FairleadError as error:

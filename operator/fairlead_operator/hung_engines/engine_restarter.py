@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Final, Protocol
 
 from fairlead.errors import FairleadError
 from fairlead.kube.client_protocol import KubeClient
@@ -17,7 +17,6 @@ from fairlead.kube.conditions import format_time
 from fairlead.kube.errors import Conflict, KubeError, NotFound
 from fairlead.kube.events.event import EventDraft, EventType
 from fairlead.kube.resources import PODS, Manifest, is_deleting, metadata_of, name_of, namespace_of, uid_of
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Pacing
 from fairlead_operator.hung_engines.gateway_reports import GatewayReport
 from fairlead_operator.hung_engines.pod_verdicts import pod_verdicts
@@ -31,6 +30,17 @@ from fairlead_operator.hung_engines.restart_plan import (
 )
 from fairlead_operator.kube.object_cache import ObjectCache
 from fairlead_operator.object_metadata import STATUS_FIELD_MANAGER, WORKLOAD_KINDS
+
+HUNG_POLL_SECONDS: Final = 15.0
+"""Limit: interval at which the operator reads what gateways report of engines."""
+HUNG_PODS_PER_RESTART: Final = 10
+"""Limit: one of so many pods of a pool is restarted at a time, at least one: gateways may be wrong
+about many.
+"""
+HUNG_STOP_SECONDS: Final = 30
+"""Limit: from the deletion of a pod that hangs to SIGKILL; there is nothing to drain, and it has
+devices.
+"""
 
 _LOG = logging.getLogger("fairlead.operator")
 _MARKS_OF_NAMESPACE = 64
@@ -85,7 +95,7 @@ class RestartOptions:
 
     grace_seconds: float
     restart_seconds: float | None
-    limits: Limits
+    poll_seconds: float = HUNG_POLL_SECONDS
 
 
 class EngineRestarter:
@@ -107,15 +117,15 @@ class EngineRestarter:
         self._host = host
         self._pacing = pacing
         self._grace_seconds = options.grace_seconds
-        self._limits = options.limits
-        self._rules = RestartRules(options.restart_seconds, options.limits.hung_pods_per_restart)
+        self._poll_seconds = options.poll_seconds
+        self._rules = RestartRules(options.restart_seconds, HUNG_PODS_PER_RESTART)
         self._deleted: set[str] = set()
         self._missing: dict[str, str] = {}
 
     async def run(self) -> None:
         """Runs a round at each interval until it is cancelled."""
         while True:
-            await self._pacing.pause(self._limits.hung_poll_seconds * (0.9 + 0.2 * self._pacing.chance()))
+            await self._pacing.pause(self._poll_seconds * (0.9 + 0.2 * self._pacing.chance()))
             try:
                 await self.run_once()
             except FairleadError as error:
@@ -197,7 +207,7 @@ class EngineRestarter:
         """
         uid, propagation = uid_of(pod), "Foreground" if is_group_leader(pod) else "Background"
         is_deleted = await self._api.delete(
-            PODS, namespace_of(pod), name_of(pod), uid, propagation, grace_seconds=self._limits.hung_stop_seconds
+            PODS, namespace_of(pod), name_of(pod), uid, propagation, grace_seconds=HUNG_STOP_SECONDS
         )
         self._deleted.add(uid)
         if is_deleted:

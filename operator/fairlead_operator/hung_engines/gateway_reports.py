@@ -18,6 +18,15 @@ from fairlead.limits import Limits
 from fairlead.runtime.http_client import fetch
 from fairlead_operator.render.context import AllowedPeer
 
+HUNG_READ_SECONDS: Final = 5.0
+"""Limit: a gateway whose report takes longer is missing, and does not vote."""
+HUNG_FLEET_BYTES: Final = 16 * 1024 * 1024
+"""Limit: a gateway's report; one with 4,096 engines has about 6 MB."""
+HUNG_GATEWAYS: Final = 256
+"""Limit: gateways that are read; the first ones by name."""
+HUNG_CONCURRENT_READS: Final = 4
+"""Limit: reports that are read at the same time, which bounds their memory."""
+
 _Answer = TypeVar("_Answer")
 MANAGE_PORT_NAME: Final = "manage"
 _DEFAULT_MANAGE_PORT: Final = 8_081
@@ -112,14 +121,23 @@ class GatewayReader:
     token: of the management port; None sends none.
     """
 
-    def __init__(self, api: KubeClient, gateways: AllowedPeer, token: str | None, limits: Limits) -> None:
+    def __init__(
+        self,
+        api: KubeClient,
+        gateways: AllowedPeer,
+        token: str | None,
+        max_bytes: int = HUNG_FLEET_BYTES,
+        max_gateways: int = HUNG_GATEWAYS,
+        max_reads: int = HUNG_CONCURRENT_READS,
+    ) -> None:
         self._api = api
         self._gateways = gateways
         self._headers = {"accept": "application/json"}
         if token:
             self._headers["authorization"] = f"Bearer {token}"
-        self._limits = limits
-        self._free_reads = asyncio.Semaphore(limits.hung_concurrent_reads)
+        self._max_bytes = max_bytes
+        self._max_gateways = max_gateways
+        self._free_reads = asyncio.Semaphore(max_reads)
 
     async def read(self) -> list[GatewayReport]:
         """Returns the report of every ready gateway, by name. Raises KubeError if the pods cannot
@@ -133,7 +151,7 @@ class GatewayReader:
         """
         listed = await self._api.list(PODS, self._gateways.namespace, label_selector(self._gateways.labels))
         urls = {name_of(pod): url for pod in listed.items if (url := management_url(pod)) is not None}
-        chosen = sorted(urls.items())[: self._limits.hung_gateways]
+        chosen = sorted(urls.items())[: self._max_gateways]
         bodies = await asyncio.gather(*(self._fetch(f"{url}{path}") for _, url in chosen))
         return {name: body for (name, _), body in zip(chosen, bodies, strict=True)}
 
@@ -142,8 +160,8 @@ class GatewayReader:
             async with self._free_reads:
                 return await fetch(
                     url,
-                    timeout_seconds=self._limits.hung_read_seconds,
-                    max_bytes=self._limits.hung_fleet_bytes,
+                    timeout_seconds=HUNG_READ_SECONDS,
+                    max_bytes=self._max_bytes,
                     headers=self._headers,
                 )
         except FairleadError as error:

@@ -25,14 +25,17 @@ token ids.
 import heapq
 from array import array
 from itertools import count
+from typing import Final
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput, Unavailable
-from fairlead.limits import Limits
 from fairlead_sim.engine.block_pool import BlockPool
 from fairlead_sim.engine.sequence import EngineSequence, EngineStats, EngineStep, SequenceState
 
 __all__ = ["EngineCore", "EngineSequence", "EngineStats", "EngineStep", "QueueFull", "SequenceState"]
+
+SIM_QUEUE: Final = 100_000
+"""Limit: requests waiting in one simulated engine."""
 
 _RUNNING = SequenceState.RUNNING
 
@@ -65,7 +68,7 @@ class EngineCore:
         self.profile = profile
         self.block_tokens = block_tokens
         self.pool = pool or BlockPool(profile.kv_tokens // block_tokens, block_tokens, events=events)
-        self._max_unfinished = Limits().sim_queue if max_queue is None else max_queue
+        self._max_unfinished = SIM_QUEUE if max_queue is None else max_queue
         self._by_priority = scheduling == "priority"
         self._max_sequences = max(1, min(profile.max_sequences, profile.step_tokens))
         self._arrival_numbers = count()

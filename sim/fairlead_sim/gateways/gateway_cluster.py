@@ -27,6 +27,8 @@ from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.load.inflight import InstanceLoad
+from fairlead_gateway.supervisor.peers.hot_prefix_counter import HOT_PREFIXES
+from fairlead_gateway.supervisor.peers.hot_prefix_lease import HOT_PREFIX_LEASE_SECONDS, HOT_PREFIX_POLL_SECONDS
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch
 from fairlead_kvstore.blockstore import changes as said
 from fairlead_sim.engine.block_pool import KvEvent
@@ -88,7 +90,7 @@ class GatewayCluster:
         for index, gateway in enumerate(self._gateways):
             gateway.start(self.sharing.round_seconds * (1 + index / len(self._gateways)), shares=has_peers)
         if self.sharing.hot and has_peers:
-            simulation.schedule(_LIMITS.hot_prefix_poll_seconds, self._publish_hot_prefixes)
+            simulation.schedule(HOT_PREFIX_POLL_SECONDS, self._publish_hot_prefixes)
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
         """Routes the request through one of the gateways."""
@@ -227,7 +229,7 @@ class GatewayCluster:
         if self._hot_table.refresh(self._gateways, now):
             for at in self._network.delivery_times(now, self.sharing.publish_seconds):
                 self.schedule(at, partial(self._deliver_hot_prefixes, self._hot_table.epoch, self._hot_table.table))
-        self.schedule(now + _LIMITS.hot_prefix_poll_seconds, self._publish_hot_prefixes)
+        self.schedule(now + HOT_PREFIX_POLL_SECONDS, self._publish_hot_prefixes)
 
     def _deliver_hot_prefixes(self, epoch: int, table: frozenset[int], now: float) -> None:
         for gateway in self._all:
@@ -286,8 +288,8 @@ class _HotPrefixTable:
             self._owner = gateways[0]
             if self.epoch:
                 self._owner.hot_prefixes.start_from_table(self.table)
-        self._lease_until = now + _LIMITS.hot_prefix_lease_seconds
-        table = frozenset(self._owner.hot_prefixes.top_prefixes(_LIMITS.hot_prefixes))
+        self._lease_until = now + HOT_PREFIX_LEASE_SECONDS
+        table = frozenset(self._owner.hot_prefixes.top_prefixes(HOT_PREFIXES))
         if self.epoch and table == self.table:
             return False
         self.table = table  # type: ignore[assignment]

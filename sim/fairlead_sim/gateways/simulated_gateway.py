@@ -12,6 +12,7 @@ from typing import Protocol
 import xxhash
 
 from fairlead.limits import Limits
+from fairlead_gateway.ipc.messages import PREFIX_MAP_CORRECTION_SECONDS
 from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment
 from fairlead_gateway.prefix_map.translator import PrefixTranslator
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
@@ -19,9 +20,10 @@ from fairlead_gateway.routing.hooks import SiblingWorkers
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable, table_bytes
 from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends
+from fairlead_gateway.supervisor.peers.peer_exchange import DISPATCH_RETENTION_SECONDS
 from fairlead_gateway.supervisor.peers.peer_load_row import PeerLoadRow
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, SentPrompt
-from fairlead_gateway.supervisor.peers.peer_outbox import PeerOutbox
+from fairlead_gateway.supervisor.peers.peer_outbox import HEARTBEAT_SECONDS, PeerOutbox
 from fairlead_gateway.supervisor.peers.peer_state import PeerState
 from fairlead_sim.engine.scheduler import EngineCore, EngineSequence
 from fairlead_sim.fleet.fleet_options import FleetOptions
@@ -111,7 +113,7 @@ class SimulatedGateway:
     def read_history(self, now: float) -> None:
         """Reads the stream, the hot-prefix table and the index, as a new gateway reads Redis."""
         for at, name, batch in self._cluster.stream:
-            if now - at <= _LIMITS.dispatch_retention_seconds:
+            if now - at <= DISPATCH_RETENTION_SECONDS:
                 self.receive(name, batch, now, live=False)
         epoch, table = self._cluster.hot_prefixes()
         if self._cluster.sharing.hot and epoch:
@@ -212,7 +214,7 @@ class SimulatedGateway:
                         load.inflight_tokens,
                         load.queued,
                     )
-        is_beat = now - self._last_beat >= _LIMITS.heartbeat_seconds / 2
+        is_beat = now - self._last_beat >= HEARTBEAT_SECONDS / 2
         if is_beat:
             self._last_beat = now
         for model, batch in self.outbox.take_due([MODEL], {MODEL: loads} if loads else {}, now, is_beat=is_beat):
@@ -264,4 +266,4 @@ class SimulatedGateway:
             self.router.apply_correction(
                 correction.instance, correction.forget.value, array("Q", correction.removed), cached
             )
-        self._cluster.schedule(now + _LIMITS.prefix_map_correction_seconds, self._apply_corrections)
+        self._cluster.schedule(now + PREFIX_MAP_CORRECTION_SECONDS, self._apply_corrections)

@@ -10,8 +10,8 @@ from random import Random
 
 import zmq
 
+from fairlead.engines.sim import SIM_ENGINES_PER_PROCESS
 from fairlead.errors import SettingsError
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.event_loop import close_server
 from fairlead.runtime.loop_lag import LoopLag
@@ -154,10 +154,9 @@ async def run_engines(
     Raises SettingsError for a wrong number of engines, or an address that cannot be bound.
     """
     settings, port, count = options.settings, options.port, options.count
-    if not 1 <= count <= Limits().sim_engines_per_process:
-        max_engines = Limits().sim_engines_per_process
+    if not 1 <= count <= SIM_ENGINES_PER_PROCESS:
         raise SettingsError(
-            f"one process cannot have {count} engines", field="--count", hint=f"from 1 to {max_engines}"
+            f"one process cannot have {count} engines", field="--count", hint=f"from 1 to {SIM_ENGINES_PER_PROCESS}"
         )
     engines: list[RunningEngine] = []
     signalled = _listen_for_signals(engines)

@@ -12,7 +12,7 @@ from fairlead.errors import Unavailable
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler.collector import gateway_scraper, metrics_parser
-from fairlead_autoscaler.collector.gateway_scraper import GatewayScraper, HttpPageFetcher
+from fairlead_autoscaler.collector.gateway_scraper import AUTOSCALER_GATEWAYS, GatewayScraper, HttpPageFetcher
 from fairlead_autoscaler.collector.metrics_parser import GatewayPage
 from fairlead_autoscaler.collector.observation import GatewaySnapshot, gateway_traffic
 from fairlead_autoscaler.core import GatewayTraffic
@@ -150,7 +150,7 @@ def test_a_name_that_is_not_found_in_time_holds_nobody_up() -> None:
 
 
 def test_no_more_gateways_are_read_than_the_limit_allows() -> None:
-    most = Limits().autoscaler_gateways
+    most = AUTOSCALER_GATEWAYS
     urls = [f"http://10.0.{n // 256}.{n % 256}:9091" for n in range(most + 1)]
     world = World(pages=dict.fromkeys(urls, (900.0, 0.0)))
     found = looks(world, world.gateways(*urls))

@@ -166,9 +166,7 @@ async def test_stats_shows_hot_prefixes_that_need_another_home(
         assert await scene.run_command("stats", output="json") == 0
         assert printed(capsys)["models"][0]["wanted"] is None
         found = replication_hints([HotPrefix(7, 0.9, 10.0, 2_000, 1)], ready=2, incomplete=0, max_hints=16)
-        gateway = ReplicationHintPublisher(
-            scene.link, SystemClock(), models=lambda: [MODEL], hints=lambda _: found, limits=Limits()
-        )
+        gateway = ReplicationHintPublisher(scene.link, SystemClock(), models=lambda: [MODEL], hints=lambda _: found)
         await gateway.publish()
         assert await scene.run_command("stats", output="json") == 0
         (told,) = printed(capsys)["models"][0]["wanted"]

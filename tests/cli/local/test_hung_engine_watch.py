@@ -9,7 +9,6 @@ import pytest
 
 from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.fleet.model import Instance, Model
-from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_cli.errors import StackUnreachable
 from fairlead_cli.local.hung_engine_watch import HungEngineHooks, HungEngineWatch
@@ -37,7 +36,7 @@ class WatchFixture:
         self.restarted: list[EngineProcess] = []
         self.events: list[str] = []
         hooks = HungEngineHooks(lambda: self.engines, self.fleet, self.restart, self.events.append)
-        self.watch = HungEngineWatch(hooks, ManualClock(1_000.0), Limits())
+        self.watch = HungEngineWatch(hooks, ManualClock(1_000.0))
 
     def set_phase(self, engine: EngineProcess, phase: ProcessPhase, ready_at: float = 0.0) -> None:
         engine.process = cast(ManagedProcess, SimpleNamespace(phase=phase, ready_at=ready_at))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fairlead.limits import Limits
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection, ForgetScope
-from fairlead_gateway.prefix_map.translator import PrefixTranslator
+from fairlead_gateway.prefix_map.translator import PREFIX_MAP_SETTLE_SECONDS, PrefixTranslator
 from fairlead_kvstore.blockstore import block_hash
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
@@ -81,7 +81,7 @@ class Place:
         self.mirror.apply(changes)
         self.bridge.on_changes(changes)
 
-    def settle(self, seconds: float = LIMITS.prefix_map_settle_seconds) -> list[CacheCorrection]:
+    def settle(self, seconds: float = PREFIX_MAP_SETTLE_SECONDS) -> list[CacheCorrection]:
         """Lets time pass, and applies the corrections to the worker's knowledge."""
         self.now += seconds
         found = self.bridge.take_corrections(self.now)
@@ -171,7 +171,7 @@ def test_a_prompt_on_its_way_is_not_taken_back_and_one_that_never_came_is() -> N
     place.bridge.on_finish("a", prompt.tail, place.now)
     place.settle(0.0)
     assert place.credited("a", prompt)
-    place.settle(LIMITS.prefix_map_settle_seconds)
+    place.settle(PREFIX_MAP_SETTLE_SECONDS)
     assert place.credited("a", prompt) <= BYTES
 
 
@@ -246,7 +246,7 @@ def test_after_all_corrections_workers_know_what_is_cached(served: list[tuple[st
         place.serve(name, prompt)
         if turns % 2:
             place.settle(0.5)
-    place.settle(LIMITS.prefix_map_settle_seconds)
+    place.settle(PREFIX_MAP_SETTLE_SECONDS)
     place.settle()
     slack = (2 * BLOCK + 4) / 17 + 0.1
     for name in "ab":

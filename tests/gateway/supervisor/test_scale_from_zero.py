@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from fairlead.errors import SettingsError
-from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
+from fairlead_gateway.ipc.messages import WAKE_HINT_SECONDS
 from fairlead_gateway.supervisor.scale_from_zero import ScaleUpNotifier, check_autoscaler_url
 from fairlead_testing.http.tcp_server import tcp_server
 from fairlead_testing.waiting import wait_until
@@ -39,7 +39,7 @@ async def running_notifier(answer: bytes = OK) -> AsyncIterator[tuple[ScaleUpNot
     async with asyncio.timeout(120), tcp_server(serve) as server:
         port = server.sockets[0].getsockname()[1]
         clock = ManualClock(100.0)
-        waker = ScaleUpNotifier(f"http://127.0.0.1:{port}", "secret", clock, Limits())
+        waker = ScaleUpNotifier(f"http://127.0.0.1:{port}", "secret", clock)
         yield waker, clock, heard
         await waker.close()
 
@@ -62,7 +62,7 @@ async def test_what_several_workers_say_is_told_once_and_again_after_a_while() -
             waker.notify(KEY)
         waker.notify("default/other")
         await wait_until(lambda: len(heard) == 2)
-        clock.advance(Limits().wake_hint_seconds)
+        clock.advance(WAKE_HINT_SECONDS)
         waker.notify(KEY)
         await wait_until(lambda: len(heard) == 3)
 

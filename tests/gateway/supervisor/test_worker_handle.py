@@ -12,12 +12,12 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
-from fairlead_gateway.supervisor.worker_handle import WorkerHandle, WorkerListener
+from fairlead_gateway.supervisor.worker_handle import WORKER_FROZEN_SECONDS, WorkerHandle, WorkerListener
 from fairlead_gateway.supervisor.worker_spawn import SpawnedWorker
 
 pytestmark = pytest.mark.sockets
 
-FROZEN_SECONDS = Limits().worker_frozen_seconds
+FROZEN_SECONDS = WORKER_FROZEN_SECONDS
 
 
 class Listener:

@@ -18,7 +18,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.http.sockets import ListenAddress
-from fairlead_gateway.supervisor.worker_handle import WorkerHandle
+from fairlead_gateway.supervisor.worker_handle import WORKER_FROZEN_SECONDS, WorkerHandle
 from fairlead_gateway.supervisor.worker_pool import WorkerPool, WorkerPoolHooks
 from fairlead_gateway.supervisor.worker_spawn import PreforkedWorkers
 from fairlead_testing.engines.scripted import (
@@ -382,6 +382,6 @@ async def test_drain_waits_for_a_worker_that_has_paused_for_some_seconds() -> No
         looks = worker.looks
         await wait_until(lambda looks=looks: worker.looks > looks + 1 or draining.done())  # type: ignore[misc]
         assert not worker.exited.done()
-    clock.advance(limits.worker_frozen_seconds)
+    clock.advance(WORKER_FROZEN_SECONDS)
     await draining
     assert worker.exited.done()

@@ -12,6 +12,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.http.sockets import ListenAddress, socket_url
+from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.server import PublicServer
 from fairlead_testing.engines.scripted import (
@@ -219,7 +220,7 @@ async def test_client_that_reads_nothing_does_not_prolong_the_end_of_a_drain() -
         await wait_until(lambda: it.running.gateway.inflight_count() > 0)
         drain = await it.outlast_drain()
         await wait_until(lambda: it.running.gateway.inflight_count() == 0)
-        it.clock.advance(it.limits.drain_end_seconds)
+        it.clock.advance(DRAIN_END_SECONDS)
         await drain
         connection.writer.transport.abort()
 

@@ -9,7 +9,6 @@ import pytest
 from fairlead.errors import FairleadError, Unavailable
 from fairlead.kube.resources import Manifest
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
-from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, Pacing
 from fairlead_operator.canary.judge import Measure, Verdict
 from fairlead_operator.canary.observer import SETTLE_SECONDS, CanaryObserver
@@ -96,9 +95,7 @@ class Round:
         self.cache.replace_models([model(**canary)])
         for one in (pod("old", "main"), pod("new", "main.canary")):
             self.cache.apply(WatchEvent(WatchEventType.ADDED, one))
-        self.observer = CanaryObserver(
-            self.cache, self.gateways, Pacing(self.clock, lambda: 0.5), Limits(), self.keys.append
-        )
+        self.observer = CanaryObserver(self.cache, self.gateways, Pacing(self.clock, lambda: 0.5), self.keys.append)
 
     def run(self, rounds: int, *, tpot: float = 0.02, errors: int = 0) -> None:
         for number in range(rounds):

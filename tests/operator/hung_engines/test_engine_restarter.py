@@ -12,7 +12,6 @@ from fairlead.kube.conditions import find_condition
 from fairlead.kube.errors import Unreachable
 from fairlead.kube.events.event import EventDraft
 from fairlead.kube.resources import Manifest, name_of, uid_of
-from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, Pacing
 from fairlead_operator.hung_engines.engine_restarter import EngineRestarter, RestartOptions
 from fairlead_operator.hung_engines.gateway_reports import GatewayReport, InstanceReport
@@ -49,7 +48,7 @@ class Scene:
             self,
             self,
             Pacing(self.clock, lambda: 0.5),
-            RestartOptions(60.0, 60.0, Limits()),
+            RestartOptions(60.0, 60.0),
         )
 
     def _on_change(self, change: Any) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -11,7 +10,6 @@ import pytest
 from fairlead.errors import Unavailable
 from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.kube.resources import Manifest
-from fairlead.limits import Limits
 from fairlead_operator.hung_engines import gateway_reports
 from fairlead_operator.hung_engines.gateway_reports import (
     GatewayReader,
@@ -50,7 +48,7 @@ def read(*pods: Manifest, token: str | None = None, **limits: Any) -> list[Gatew
     kube = InMemoryKube()
     for one in pods:
         kube.put(one)
-    return asyncio.run(GatewayReader(kube, GATEWAYS, token, replace(Limits(), **limits)).read())
+    return asyncio.run(GatewayReader(kube, GATEWAYS, token, **limits).read())
 
 
 def test_fleet_page_gives_ejections_and_ages_of_answers() -> None:
@@ -131,8 +129,8 @@ def test_gateway_that_refuses_or_sends_too_much_is_missing_and_others_are_read()
     ):
         ports = [int(server.url.rpartition(":")[2]) for server in (first, second, third)]
         pods = [gateway_pod(f"gateway-{number}", port) for number, port in enumerate(ports)]
-        found = read(*pods, hung_fleet_bytes=1_000, hung_concurrent_reads=1)
-        (only,) = read(*pods, hung_gateways=1)
+        found = read(*pods, max_bytes=1_000, max_reads=1)
+        (only,) = read(*pods, max_gateways=1)
     assert [report.error for report in found] == ["", "the answer is longer than 1000 bytes", "answered 401"]
     assert found[0].instances == (InstanceReport("u/1/0", None),)
     assert only.name == "gateway-0"

@@ -17,6 +17,7 @@ from fairlead.api.spec.pools import ExternalEndpoint, Pool, PoolRole
 from fairlead.api.v1alpha1 import ModelAdapter, ModelDeployment, ModelDeploymentSpec
 from fairlead.engines.adapter_protocol import LocalEngineCommand, LocalEngineReplica
 from fairlead.engines.registry import engine_adapter
+from fairlead.engines.sim import SIM_ENGINES_PER_PROCESS
 from fairlead.errors import BadInput
 from fairlead.fleet.engine_url import endpoint_id
 from fairlead.fleet.model import (
@@ -29,7 +30,6 @@ from fairlead.fleet.model import (
     SloTargets,
     served_name_override,
 )
-from fairlead.limits import Limits
 from fairlead.manifests.loader import Manifests, to_fleet_model
 from fairlead.manifests.routes import plan_routes
 from fairlead.routes.model import Route
@@ -188,9 +188,10 @@ def _check_options(options: PlanOptions, find_program: Callable[[str], str | Non
         )
     if not MIN_SPEED <= options.speed <= MAX_SPEED:  # NaN too
         raise BadInput(f"--speed must be from {MIN_SPEED} to {MAX_SPEED}, not {options.speed:g}", field="--speed")
-    maximum = Limits().sim_engines_per_process
-    if not 1 <= options.engines_per_process <= maximum:
-        raise BadInput(f"--engines-per-process must be from 1 to {maximum}", field="--engines-per-process")
+    if not 1 <= options.engines_per_process <= SIM_ENGINES_PER_PROCESS:
+        raise BadInput(
+            f"--engines-per-process must be from 1 to {SIM_ENGINES_PER_PROCESS}", field="--engines-per-process"
+        )
     if options.real and options.speed != 1.0:
         raise BadInput("--speed is for simulated engines; real engines run at their own speed", field="--speed")
     if options.real and options.engines_per_process != 1:

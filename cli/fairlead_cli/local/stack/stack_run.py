@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from fairlead.engines.sleep_mode import EngineSleepClient
 from fairlead.errors import Unavailable
 from fairlead.fleet.model import Fleet, InstanceState
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_cli.addresses import Address, find_free_ports
 from fairlead_cli.errors import StackUnreachable, StartFailed
@@ -201,7 +200,7 @@ class StackRun:
     async def _watch_hung_engines(self, supervisor: StackSupervisor) -> None:
         routing = LazyGatewayRouting(self._config.manage.url, self._config.token)
         hooks = HungEngineHooks(lambda: supervisor.engines, routing.fleet, supervisor.restart_engine, self.report_event)
-        await HungEngineWatch(hooks, self._clock, Limits()).run()
+        await HungEngineWatch(hooks, self._clock).run()
 
     async def _draw(self, supervisor: StackSupervisor) -> None:
         from fairlead_cli.local.view.live_view import Frame

@@ -15,6 +15,11 @@ from fairlead.limits import Limits
 from fairlead_gateway.supervisor.management.access.access_guard import AnsweredRequest
 from fairlead_gateway.supervisor.management.access.access_scope import AccessScope, Permission, needed_permission
 
+AUDIT_REPEAT_SECONDS: Final = 300.0
+"""Limit: equal reads of the management API by the same token are one record in this time, with
+their number.
+"""
+
 _RECORDED: Final = (Permission.READ, Permission.AUDIT)
 
 
@@ -70,7 +75,7 @@ class AccessAudit:
         """Records an access, or counts it if an equal one was recorded a moment ago."""
         key = (access.actor, access.method, access.route, access.status, access.tenant)
         now, repeats = self._now(), self._repeats.get(key)
-        if repeats is not None and now - repeats.recorded_at < self._limits.audit_repeat_seconds:
+        if repeats is not None and now - repeats.recorded_at < AUDIT_REPEAT_SECONDS:
             repeats.count += 1
             return
         self._add(_event(access, 0 if repeats is None else repeats.count))
@@ -81,7 +86,7 @@ class AccessAudit:
         self._repeats[key] = _Repeats(now)
 
     def _forget_old(self, now: float) -> None:
-        seconds = self._limits.audit_repeat_seconds
+        seconds = AUDIT_REPEAT_SECONDS
         old = [key for key, repeats in self._repeats.items() if now - repeats.recorded_at >= seconds]
         for key in old:
             repeats = self._repeats.pop(key)

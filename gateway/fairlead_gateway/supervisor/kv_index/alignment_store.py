@@ -31,6 +31,13 @@ from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 
+PREFIX_MAP_STORES_PENDING: Final = 256
+"""Limit: learned prompts that wait to be stored there; the oldest go."""
+PREFIX_MAP_SYNC_SECONDS: Final = 2.0
+"""Limit: interval of storing prompts and of loading those of other gateways."""
+PREFIX_MAP_RETENTION_SECONDS: Final = 86_400.0
+"""Limit: until the map of a model without new prompts expires in Redis."""
+
 _log = logging.getLogger("fairlead.gateway")
 PAGE_ENTRIES: Final = 32
 _MAX_ROUNDS: Final = 64
@@ -70,7 +77,7 @@ class AlignmentStore:
         self._secret_fingerprint = secret_fingerprint(secret)
         self._limits = limits
         self._streams: dict[str, _ModelStream] = {}
-        self._pending: deque[tuple[str, int, bytes, Sequence[int]]] = deque(maxlen=limits.prefix_map_stores_pending)
+        self._pending: deque[tuple[str, int, bytes, Sequence[int]]] = deque(maxlen=PREFIX_MAP_STORES_PENDING)
         self._deleted_models: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self.received: dict[str, int] = {}
@@ -120,7 +127,7 @@ class AlignmentStore:
             await self._link.wait_connected()
             await self.read()
             await self.write()
-            await asyncio.sleep(self._limits.prefix_map_sync_seconds)
+            await asyncio.sleep(PREFIX_MAP_SYNC_SECONDS)
 
     async def read(self) -> None:
         """Reads what was written since the last time, one page per model at a time."""
@@ -201,7 +208,7 @@ class AlignmentStore:
                     data,
                 )
             )
-        seconds = int(self._limits.prefix_map_retention_seconds)
+        seconds = int(PREFIX_MAP_RETENTION_SECONDS)
         commands += [
             ("EXPIRE", redis_keys.prompt_alignments(model), seconds) for model in {entry[0] for entry in written}
         ]

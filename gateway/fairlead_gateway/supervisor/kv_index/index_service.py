@@ -24,7 +24,14 @@ from fairlead.runtime.clock import Clock
 from fairlead.runtime.http_client import fetch
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead_gateway.ipc.channel import encode_message
-from fairlead_gateway.ipc.messages import IndexCorrections, IndexReport, PromptDispatched, PromptSamples, SampleRequest
+from fairlead_gateway.ipc.messages import (
+    PREFIX_MAP_CORRECTION_SECONDS,
+    IndexCorrections,
+    IndexReport,
+    PromptDispatched,
+    PromptSamples,
+    SampleRequest,
+)
 from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends
 from fairlead_gateway.supervisor.kv_index.local_tokenizer import LocalTokenizer, Tokenization
@@ -34,6 +41,7 @@ from fairlead_gateway.supervisor.kv_index.token_source import TokenSource
 from fairlead_gateway.supervisor.kv_index.tokenize_api import (
     MODELS_PATH,
     TOKENIZE_PATH,
+    TOKENIZE_RESPONSE_BYTES,
     TokenizeQuery,
     max_tokenize_response_bytes,
     numbers_before,
@@ -45,6 +53,9 @@ from fairlead_kvstore.blockstore.changes import Change
 
 if TYPE_CHECKING:  # imported when the first engine has KV events
     from fairlead_gateway.supervisor.kv_index.index_source import IndexSource
+
+TOKENIZE_RESPONSE_SECONDS: Final = 5.0
+"""Limit: an engine's response with a prompt's tokens."""
 
 _SWEEP_SECONDS: Final = 1.0
 
@@ -304,8 +315,8 @@ class KvIndexService:
             local = None
             how = self._tokenization
             if how.source is TokenSource.PROCESS and how.tokenize is not None:
-                local = LocalTokenizer(how.tokenize, how.folder, key, self._clock, self._limits)
-            self._token_fetchers[key] = TokenFetcher(self._post_to_engine, learn, self._clock, self._limits, local)
+                local = LocalTokenizer(how.tokenize, how.folder, key, self._clock)
+            self._token_fetchers[key] = TokenFetcher(self._post_to_engine, learn, self._clock, local)
         return model
 
     def _describe_alignment(self, key: str) -> str:
@@ -375,10 +386,10 @@ class KvIndexService:
         return blocks
 
     async def _post_to_engine(self, instance: Instance, body: bytes | None) -> bytes:
-        limit = self._limits.tokenize_response_bytes
+        limit = TOKENIZE_RESPONSE_BYTES
         return await fetch(
             instance.url.rstrip("/") + (MODELS_PATH if body is None else TOKENIZE_PATH),
-            timeout_seconds=self._limits.tokenize_response_seconds,
+            timeout_seconds=TOKENIZE_RESPONSE_SECONDS,
             max_bytes=limit if body is None else max_tokenize_response_bytes(body, limit),
             rules=self._credentials.connection_rules(instance),
             headers=self._credentials.headers(instance.access),
@@ -391,7 +402,7 @@ class KvIndexService:
             try:
                 async with asyncio.timeout(_SWEEP_SECONDS):
                     await self._wake.wait()
-                await asyncio.sleep(self._limits.prefix_map_correction_seconds)
+                await asyncio.sleep(PREFIX_MAP_CORRECTION_SECONDS)
             except TimeoutError:
                 self._changed_models.update(self._models)
             self._wake.clear()

@@ -15,13 +15,19 @@ engine's. The chain of hashes proves all blocks before the reported one.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from fairlead.errors import Unavailable
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.supervisor.kv_index.token_source import ENGINE_DESCRIPTION, TokenSource
 from fairlead_gateway.supervisor.kv_index.tokenize_api import TokenizeQuery
+
+TOKENIZE_REFUSED_SECONDS: Final = 60.0
+"""Limit: until an engine that refused is queried again."""
+TOKENIZER_UNVERIFIED_PROMPTS: Final = 8
+"""Limit: consecutive prompts of our tokenizer that no engine confirms, until engines are queried
+for a minute.
+"""
 
 
 class Tokenize(Protocol):
@@ -55,13 +61,12 @@ class LocalTokenizer:
     - key: the model's `namespace/model`.
     """
 
-    def __init__(self, tokenize: Tokenize, folder: str, key: str, clock: Clock, limits: Limits) -> None:
+    def __init__(self, tokenize: Tokenize, folder: str, key: str, clock: Clock) -> None:
         parts = key.split("/")
         safe = len(parts) == 2 and not {*parts} & {"", ".", ".."} and "\0" not in key
         self.path = os.path.join(folder, *parts, "tokenizer.json") if safe else ""
         self._tokenize = tokenize
         self._clock = clock
-        self._limits = limits
         self._error = "" if safe else "the model's name is not usable as a path"
         self._unverified_count = 0
         self._distrusted_until = float("-inf")
@@ -95,15 +100,15 @@ class LocalTokenizer:
         After too many in a row, the tokenizer is not trusted for `tokenize_refused_seconds`.
         """
         self._unverified_count += 1
-        if self._unverified_count >= self._limits.tokenizer_unverified_prompts:
+        if self._unverified_count >= TOKENIZER_UNVERIFIED_PROMPTS:
             self._unverified_count = 0
-            self._distrusted_until = self._clock.now() + self._limits.tokenize_refused_seconds
+            self._distrusted_until = self._clock.now() + TOKENIZE_REFUSED_SECONDS
 
     @property
     def description(self) -> str:
         """A text that says how the model's prompts are tokenized and, if not here, why not."""
         if self.path and not self.is_trusted:
-            prompts = self._limits.tokenizer_unverified_prompts
+            prompts = TOKENIZER_UNVERIFIED_PROMPTS
             return f"{ENGINE_DESCRIPTION}: no engine reported the tokens of {self.path} for {prompts} prompts in a row"
         if self._error:
             return f"{ENGINE_DESCRIPTION}: {self.path or 'no tokenizer'}: {self._error}"

@@ -2,12 +2,12 @@
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from fairlead.limits import Limits
 from fairlead_gateway.ipc.messages import PromptFinished
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection
-from fairlead_gateway.prefix_map.translator import IndexView, PrefixTranslator
+from fairlead_gateway.prefix_map.translator import PREFIX_MAP_INFLIGHT, IndexView, PrefixTranslator
 from fairlead_gateway.supervisor.kv_index.drift_detector import CacheOutcome, DriftDetector
 from fairlead_gateway.supervisor.peers.hot_prefix_counter import HotShare
 from fairlead_gateway.telemetry.status_types import IndexState, InstanceIndexStatus
@@ -15,6 +15,17 @@ from fairlead_kvstore.analysis.block_counts import BlockCounts, count_blocks
 from fairlead_kvstore.analysis.removal_ranking import RemovalRank, rank_removals
 from fairlead_kvstore.analysis.replication_hints import HotPrefix, ReplicationHint, replication_hints
 from fairlead_kvstore.blockstore.changes import Change, InstanceCleared
+
+REHOME_HINTS: Final = 16
+"""Limit: hints of one model to compute a prefix again: the most valuable ones."""
+INDEX_CENSUS_SECONDS: Final = 10.0
+"""Limit: blocks that only one instance has are counted at most this often per million blocks (50
+ms).
+"""
+PREFIX_MAP_LATE_EVENT_SECONDS: Final = 0.25
+"""Limit: longest delay of a KV event to the router; older mispredictions are real."""
+PREFIX_MAP_JUDGE_SECONDS: Final = 0.5
+"""Limit: from a response's end until its prediction is judged, so that its events have arrived."""
 
 _RESET_SHARE = 0.5
 _MIN_CENSUS_SECONDS = 0.5
@@ -60,17 +71,17 @@ class ModelIndex:
     ) -> None:
         self._on_relearn = on_relearn
         self.bridge = PrefixTranslator(key, mirror, secret=secret, limits=limits)
-        self._max_inflight = limits.prefix_map_inflight
-        self._max_hints = limits.rehome_hints
-        self._census_seconds = limits.index_census_seconds
+        self._max_inflight = PREFIX_MAP_INFLIGHT
+        self._max_hints = REHOME_HINTS
+        self._census_seconds = INDEX_CENSUS_SECONDS
         self._census_due_at = float("-inf")
         self._census: Mapping[str, BlockCounts] = {}
         self._victims: Mapping[str, RemovalRank] = {}
         self._drifts: dict[str, DriftDetector] = {}
         self._inflight: dict[tuple[str, int], _InflightPrompt] = {}
         self._predictions: deque[_Prediction] = deque()
-        self._check_after_seconds = limits.prefix_map_judge_seconds
-        self._late_seconds = limits.prefix_map_late_event_seconds
+        self._check_after_seconds = PREFIX_MAP_JUDGE_SECONDS
+        self._late_seconds = PREFIX_MAP_LATE_EVENT_SECONDS
 
     def on_dispatch(
         self, instance: str, tail: int, hashes: Sequence[int], ends: Sequence[int], size: int, now: float

@@ -21,13 +21,19 @@ from typing import Final, Protocol
 
 from fairlead.errors import Unavailable
 from fairlead.fleet.model import Instance
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.ipc.messages import PromptDispatched, PromptSample
-from fairlead_gateway.supervisor.kv_index.local_tokenizer import LocalTokenizer
+from fairlead_gateway.supervisor.kv_index.local_tokenizer import TOKENIZE_REFUSED_SECONDS, LocalTokenizer
 from fairlead_gateway.supervisor.kv_index.token_source import ENGINE_DESCRIPTION
 from fairlead_gateway.supervisor.kv_index.tokenize_api import TokenizeQuery, adapter_names, parse_tokens, tokenize_query
 from fairlead_kvstore.reader.engine_info_client import KV_ADAPTER_POLL_SECONDS
+
+TOKENIZE_QUERIES_PER_SECOND: Final = 20.0
+"""Limit: prompts of one model sent to its engines' /tokenize."""
+TOKENIZE_QUERIES_PENDING: Final = 64
+"""Limit: prompts of one model that wait for that; more are dropped."""
+TOKENIZE_REPEAT_SECONDS: Final = 5.0
+"""Limit: until the same prompt may be sent again."""
 
 _MAX_PENDING: Final = 4_096
 _LASTING_ERRORS: Final = frozenset(f"answered {status}" for status in (401, 403, 404, 405, 501))
@@ -68,7 +74,6 @@ class TokenFetcher:
         post: EnginePost,
         learn: LearnTokens,
         clock: Clock,
-        limits: Limits,
         local_tokenizer: LocalTokenizer | None = None,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -77,8 +82,7 @@ class TokenFetcher:
         self._local_tokenizer = local_tokenizer
         self._learn = learn
         self._clock = clock
-        self._limits = limits
-        self._allowance = limits.tokenize_queries_per_second
+        self._allowance = TOKENIZE_QUERIES_PER_SECOND
         self._allowance_at = clock.now()
         self._pending: OrderedDict[int, tuple[float, PromptDispatched]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -93,15 +97,13 @@ class TokenFetcher:
 
         If so, it counts against the allowed queries per second.
         """
-        now, limits = self._clock.now(), self._limits
-        if len(self._tasks) >= limits.tokenize_queries_pending or not (
-            self._can_ask_engines or self._can_tokenize_locally
-        ):
+        now = self._clock.now()
+        if len(self._tasks) >= TOKENIZE_QUERIES_PENDING or not (self._can_ask_engines or self._can_tokenize_locally):
             return False
         known = self._pending.get(row.tail)
-        if known is not None and now < known[0] + limits.tokenize_repeat_seconds:
+        if known is not None and now < known[0] + TOKENIZE_REPEAT_SECONDS:
             return False
-        rate = limits.tokenize_queries_per_second
+        rate = TOKENIZE_QUERIES_PER_SECOND
         self._allowance = min(rate, self._allowance + (now - self._allowance_at) * rate)
         self._allowance_at = now
         if self._allowance < 1.0:
@@ -120,7 +122,7 @@ class TokenFetcher:
         """
         known = self._pending.get(sample.tail)
         instance = None if known is None else instances.get(known[1].instance)
-        if known is None or instance is None or len(self._tasks) >= self._limits.tokenize_queries_pending:
+        if known is None or instance is None or len(self._tasks) >= TOKENIZE_QUERIES_PENDING:
             return
         task = asyncio.get_running_loop().create_task(self._fetch(sample, known[1], instance))
         self._tasks.add(task)
@@ -163,7 +165,7 @@ class TokenFetcher:
         except Unavailable as error:
             self.warning = f"{instance.id}: {error.message}"
             lasting = error.message in _LASTING_ERRORS
-            pause = self._limits.tokenize_refused_seconds if lasting else self._limits.tokenize_repeat_seconds
+            pause = TOKENIZE_REFUSED_SECONDS if lasting else TOKENIZE_REPEAT_SECONDS
             self._refused_until = self._clock.now() + pause
             return
         await self._learn_alignment(row, tokens, query, adapter, None if local is None else self._local_tokenizer)

@@ -16,6 +16,9 @@ from msgspec import UNSET, Raw, UnsetType
 from fairlead.errors import Unavailable
 from fairlead_gateway.ipc.messages import CHAT_SAMPLE
 
+TOKENIZE_RESPONSE_BYTES: Final = 16 * 1024 * 1024
+"""Limit: a response with the tokens of a prompt; a token takes some 7 bytes."""
+
 TOKENIZE_PATH: Final = "/tokenize"
 MODELS_PATH: Final = "/v1/models"
 _MEDIA_PATTERN: Final = re.compile(rb'"(?:image|audio|video|file)[a-z_]*"|"input_(?:image|audio|file)"')

@@ -12,6 +12,7 @@ import itertools
 import logging
 import socket
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
@@ -30,6 +31,11 @@ from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTo
 from fairlead_gateway.supervisor.management.app import create_management_app
 from fairlead_gateway.supervisor.management.asgi_bridge import request_scope, serve_request
 from fairlead_gateway.supervisor.management.view import GatewayView
+
+MANAGE_BODY_BYTES: Final = 1024 * 1024
+"""Limit: a body on the management port without a token; with one, `body_bytes`."""
+MANAGE_BODIES_BYTES: Final = 64 * 1024 * 1024
+"""Limit: all requests of the management port together; then 503."""
 
 _log = logging.getLogger("fairlead.gateway")
 _DRAIN_SECONDS = 1.0
@@ -53,9 +59,9 @@ class ManagementServer:
         self._clock = view.clock
         self._limits = dataclasses.replace(
             limits,
-            body_bytes=limits.body_bytes if tokens.are_required else limits.manage_body_bytes,
-            bodies_bytes=limits.manage_bodies_bytes,
-            unparsed_bytes=limits.manage_bodies_bytes,
+            body_bytes=limits.body_bytes if tokens.are_required else MANAGE_BODY_BYTES,
+            bodies_bytes=MANAGE_BODIES_BYTES,
+            unparsed_bytes=MANAGE_BODIES_BYTES,
         )
         self._private = private
         self._listener: Listener | None = None

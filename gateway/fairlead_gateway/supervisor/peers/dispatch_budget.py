@@ -16,7 +16,7 @@ gateway only.
 from collections.abc import Sequence
 
 from fairlead.limits import Limits
-from fairlead_gateway.supervisor.peers.peer_messages import ENTRY_OVERHEAD_BYTES, SentPrompt
+from fairlead_gateway.supervisor.peers.peer_messages import ENTRY_OVERHEAD_BYTES, PEER_LOADS, PEER_TENANTS, SentPrompt
 
 _OTHER_SENDERS = b""
 """The sender that stands for all beyond ``peers``; no gateway has an empty name."""
@@ -36,8 +36,8 @@ class DispatchBudget:
         self._live = _SenderBudgets(*rates, most, senders, limits.dispatch_burst_seconds)
         self._history = _SenderBudgets(*rates, most, senders, limits.dispatch_history_seconds)
         rows = (limits.peer_load_rows, limits.peers_load_rows)
-        self._loads = _SenderBudgets(*rows, limits.peer_loads, senders, limits.dispatch_burst_seconds)
-        self._service = _SenderBudgets(*rows, limits.peer_tenants, senders, limits.dispatch_burst_seconds)
+        self._loads = _SenderBudgets(*rows, PEER_LOADS, senders, limits.dispatch_burst_seconds)
+        self._service = _SenderBudgets(*rows, PEER_TENANTS, senders, limits.dispatch_burst_seconds)
         self.dropped = 0
         self.dropped_loads = self.dropped_service = 0
 

@@ -9,13 +9,15 @@ for instances that only prefill are counted apart, since these instances are hom
 from array import array
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from fairlead.fleet.model import Fleet, InstanceState, Role
-from fairlead.limits import Limits
 from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes, level_blocks, window_size
 from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain, unpack_hashes
 from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable
+
+HOT_PREFIXES: Final = 10_000
+"""Limit: entries of the hot-prefix table of one model."""
 
 ACTIVE_SECONDS = 60.0
 
@@ -67,8 +69,8 @@ class _ModelCounts:
 class HotPrefixCounter:
     """The counts of all models of the fleet."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._max_prefixes = limits.hot_prefixes
+    def __init__(self) -> None:
+        self._max_prefixes = HOT_PREFIXES
         self._models: dict[str, _ModelCounts] = {}
 
     def update_fleet(self, fleet: Fleet) -> None:

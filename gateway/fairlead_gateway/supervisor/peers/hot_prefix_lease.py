@@ -21,15 +21,20 @@ from typing import Any, Final
 from redis.exceptions import ResponseError
 
 from fairlead.errors import first_line
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead.units import format_duration
+from fairlead_gateway.supervisor.peers.hot_prefix_counter import HOT_PREFIXES
 from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable, decode_table
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.codec import encode
 from fairlead_kvstore.redis.link import REDIS_STALE_SECONDS, RedisLink
+
+HOT_PREFIX_POLL_SECONDS: Final = 0.5
+"""Limit: interval at which the hot-prefix table is written or read."""
+HOT_PREFIX_LEASE_SECONDS: Final = 2.0
+"""Limit: a gateway that has not written the table for this long loses its lease."""
 
 _log = logging.getLogger("fairlead.gateway")
 _LEASE_SCRIPT: Final = """
@@ -128,12 +133,11 @@ class LeaseHooks:
 class HotPrefixLeases:
     """The leases of this gateway on the hot-prefix tables of all models."""
 
-    def __init__(self, link: RedisLink, name: str, clock: Clock, hooks: LeaseHooks, limits: Limits) -> None:
+    def __init__(self, link: RedisLink, name: str, clock: Clock, hooks: LeaseHooks) -> None:
         self._link = link
         self._name = name
         self._clock = clock
         self._hooks = hooks
-        self._limits = limits
         self._leases: dict[str, TableLease] = {}
         self._task: asyncio.Task[None] | None = None
         self.undecodable = 0
@@ -168,7 +172,7 @@ class HotPrefixLeases:
 
     def stale_seconds(self) -> float | None:
         """Returns the age of the oldest table that is late; None if none is."""
-        now, lease_seconds = self._clock.now(), self._limits.hot_prefix_lease_seconds
+        now, lease_seconds = self._clock.now(), HOT_PREFIX_LEASE_SECONDS
         ages = [
             now - lease.confirmed_at
             for lease in self._leases.values()
@@ -189,7 +193,7 @@ class HotPrefixLeases:
     async def _run(self) -> None:
         while True:
             await self.run_once()
-            await asyncio.sleep(self._limits.hot_prefix_poll_seconds)
+            await asyncio.sleep(HOT_PREFIX_POLL_SECONDS)
 
     async def run_once(self) -> None:
         """Offers and requests tables, applies replies, and drops tables that are too old."""
@@ -215,7 +219,7 @@ class HotPrefixLeases:
     def _command(self, model: str, lease: TableLease, wall_ms: int) -> Command:
         offer = lease.make_offer(self._hooks.local_table(model), wall_ms)
         epoch, table = ("", b"") if offer is None else (str(offer[0]), encode(offer[1]))
-        lease_ms = int(self._limits.hot_prefix_lease_seconds * 1000)
+        lease_ms = int(HOT_PREFIX_LEASE_SECONDS * 1000)
         known = "" if lease.table is None else str(lease.epoch)
         arguments = (epoch, table, known, lease_ms, _MAX_EPOCH)
         return ("EVAL", _LEASE_SCRIPT, 1, redis_keys.hot_prefixes(model), self._name, *arguments)
@@ -228,7 +232,7 @@ class HotPrefixLeases:
             return
         table = None
         if len(reply) > 2:
-            table = decode_table(bytes(reply[2] or b""), self._limits.hot_prefixes)
+            table = decode_table(bytes(reply[2] or b""), HOT_PREFIXES)
             self.undecodable += table is None
         was_ours = lease.is_ours
         if 0 < epoch < _MAX_EPOCH and lease.on_reply(holder == self._name, epoch, table, now):

@@ -37,13 +37,26 @@ from fairlead_gateway.supervisor.peers.peer_messages import (
     SentPrompt,
     decode_batch,
 )
-from fairlead_gateway.supervisor.peers.peer_outbox import PeerOutbox
-from fairlead_gateway.supervisor.peers.peer_state import InstanceGroups, KnownPeer, PeerState
+from fairlead_gateway.supervisor.peers.peer_outbox import HEARTBEAT_SECONDS, PeerOutbox
+from fairlead_gateway.supervisor.peers.peer_state import (
+    DISPATCH_BATCH_SECONDS,
+    DISPATCH_POLL_SECONDS,
+    InstanceGroups,
+    KnownPeer,
+    PeerState,
+)
 from fairlead_gateway.supervisor.peers.stream_rotation import StreamRotation
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.codec import encode
 from fairlead_kvstore.redis.link import RedisLink
+
+DISPATCH_RETENTION_SECONDS: Final = 300.0
+"""Limit: how long they are kept, for gateways that start."""
+DISPATCH_IDLE_POLL_SECONDS: Final = 0.5
+"""Limit: the same without other gateways."""
+DISPATCH_STREAMS: Final = 200
+"""Limit: streams read in one poll; beyond, quiet models are read in rotation."""
 
 _log = logging.getLogger("fairlead.gateway")
 TRIM_SECONDS: Final = 10.0
@@ -124,7 +137,7 @@ class PeerExchange:
         self._clock = clock
         self._hooks = hooks
         self._cursors: dict[str, _Cursor] = {}
-        self._rotation = StreamRotation(self._limits.dispatch_streams)
+        self._rotation = StreamRotation(DISPATCH_STREAMS)
         self._trimmed_at: dict[str, float] = {}
         self._last_entry_ms: dict[str, int] = {}  # time of the own last entry, by the server's clock
         self._write_due = asyncio.Event()
@@ -197,7 +210,7 @@ class PeerExchange:
         if rounds > 1:
             warnings.append(
                 f"{len(self._cursors)} models: the dispatches of other gateways for an idle model are applied after "
-                f"up to {format_duration(rounds * self._limits.dispatch_poll_seconds)}"
+                f"up to {format_duration(rounds * DISPATCH_POLL_SECONDS)}"
             )
         if self._link.state.connected:
             catching_up = [
@@ -217,16 +230,16 @@ class PeerExchange:
         while True:
             await self._link.wait_connected()
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._limits.heartbeat_seconds / 2):
+                async with asyncio.timeout(HEARTBEAT_SECONDS / 2):
                     await self._write_due.wait()
             self._write_due.clear()
             await self.flush()
-            await asyncio.sleep(self._limits.dispatch_batch_seconds)
+            await asyncio.sleep(DISPATCH_BATCH_SECONDS)
 
     async def flush(self) -> None:
         """Writes the batches that are due now."""
         now, models = self._clock.now(), self._hooks.models()
-        is_beat = now - self._last_beat >= self._limits.heartbeat_seconds / 2
+        is_beat = now - self._last_beat >= HEARTBEAT_SECONDS / 2
         batches = self.outbox.take_due(models, self._hooks.loads(), now, is_beat=is_beat)
         if is_beat:
             self._last_beat = now
@@ -293,7 +306,7 @@ class PeerExchange:
     def _trim_commands(self, models: Collection[str], now: float) -> list[Command]:
         """Returns commands that drop old entries and let an unused stream expire."""
         commands: list[Command] = []
-        seconds = self._limits.dispatch_retention_seconds
+        seconds = DISPATCH_RETENTION_SECONDS
         for model in models:
             written = self._last_entry_ms.get(model)
             if written is None or now - self._trimmed_at.get(model, -TRIM_SECONDS) < TRIM_SECONDS:
@@ -311,9 +324,7 @@ class PeerExchange:
             await self._link.wait_connected()
             await self.read_once()
             has_no_peers = not len(self.peer_state) and self.is_caught_up
-            await asyncio.sleep(
-                self._limits.dispatch_idle_poll_seconds if has_no_peers else self._limits.dispatch_poll_seconds
-            )
+            await asyncio.sleep(DISPATCH_IDLE_POLL_SECONDS if has_no_peers else DISPATCH_POLL_SECONDS)
 
     async def read_once(self) -> None:
         """Reads the new entries of one round of models, and reports changed loads."""
@@ -339,7 +350,7 @@ class PeerExchange:
     async def _expire_loop(self) -> None:
         """Drops the loads of late gateways, also while a read waits for Redis."""
         while True:
-            await asyncio.sleep(self._limits.heartbeat_seconds / 2)
+            await asyncio.sleep(HEARTBEAT_SECONDS / 2)
             self.update_loads()
 
     def update_loads(self) -> None:

@@ -15,6 +15,15 @@ import msgspec
 from fairlead.limits import Limits
 from fairlead_kvstore.redis.codec import SCHEMA
 
+PEER_LOADS: Final = 4_096
+"""Limit: instances whose load one message of another gateway states; a message with more is
+dropped.
+"""
+PEER_TENANTS: Final = 4_096
+"""Limit: tenants of a model whose service gateways tell one another; that of more counts in one
+gateway only.
+"""
+
 GATEWAY_FIELD: Final = b"g"
 DATA_FIELD: Final = b"d"
 HASH_BYTES: Final = 8
@@ -34,10 +43,10 @@ PeerLoad: TypeAlias = tuple[int, int, float, float, int]
 """Load of one instance: requests in flight, those without a first token, seconds of prefill,
 tokens, and requests that wait in their gateway.
 """
-_Loads = Annotated[dict[_Name, tuple[_Count, _Count, _Seconds, _Tokens]], msgspec.Meta(max_length=Limits().peer_loads)]
-_Queued = Annotated[dict[_Name, _Count], msgspec.Meta(max_length=Limits().peer_loads)]
+_Loads = Annotated[dict[_Name, tuple[_Count, _Count, _Seconds, _Tokens]], msgspec.Meta(max_length=PEER_LOADS)]
+_Queued = Annotated[dict[_Name, _Count], msgspec.Meta(max_length=PEER_LOADS)]
 _Service = Annotated[
-    dict[_Name, Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]], msgspec.Meta(max_length=Limits().peer_tenants)
+    dict[_Name, Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]], msgspec.Meta(max_length=PEER_TENANTS)
 ]
 SentPrompt: TypeAlias = tuple[_Name, bytes, _Hash, _Hash]
 """A dispatch: the instance's id, hashes of the prompt's blocks, of its end, and of the session (0:

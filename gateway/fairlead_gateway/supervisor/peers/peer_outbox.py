@@ -9,6 +9,7 @@ be written is queued again; beyond the bound, the newest prompts are kept.
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from msgspec import structs
 
@@ -16,11 +17,23 @@ from fairlead.limits import Limits
 from fairlead_gateway.supervisor.peers.peer_messages import (
     ENTRY_OVERHEAD_BYTES,
     HASH_BYTES,
+    PEER_TENANTS,
     PeerBatch,
     PeerLoad,
     SentPrompt,
     split_loads,
 )
+
+HEARTBEAT_SECONDS: Final = 0.5
+"""Limit: heartbeats of a gateway with requests in flight; after three missed ones its load counts
+no more.
+"""
+IDLE_HEARTBEAT_SECONDS: Final = 5.0
+"""Limit: the same for a model without requests in flight."""
+BUSY_HEARTBEATS: Final = 500
+"""Limit: models with requests in flight that one gateway reports per second."""
+IDLE_HEARTBEATS: Final = 200
+"""Limit: the same for models without."""
 
 
 @dataclass(slots=True)
@@ -62,7 +75,7 @@ class PeerOutbox:
         """Adds what was served of each tenant; it goes with the model's next batch."""
         total = self._service.setdefault(model, {})
         for tenant, seconds in service.items():
-            if tenant in total or len(total) < self._limits.peer_tenants:
+            if tenant in total or len(total) < PEER_TENANTS:
                 total[tenant] = total.get(tenant, 0.0) + seconds
 
     def __len__(self) -> int:
@@ -77,9 +90,8 @@ class PeerOutbox:
 
         Each batch must then be passed to `on_written`, `on_refused` or `requeue`.
         """
-        limits = self._limits
-        quiet_seconds = max(limits.idle_heartbeat_seconds, len(models) / limits.idle_heartbeats)
-        busy_seconds = max(limits.heartbeat_seconds, len(loads) / limits.busy_heartbeats)
+        quiet_seconds = max(IDLE_HEARTBEAT_SECONDS, len(models) / IDLE_HEARTBEATS)
+        busy_seconds = max(HEARTBEAT_SECONDS, len(loads) / BUSY_HEARTBEATS)
         considered = (
             models
             if is_beat

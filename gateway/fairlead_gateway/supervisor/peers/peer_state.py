@@ -15,6 +15,11 @@ from fairlead.limits import Limits
 from fairlead_gateway.supervisor.peers.load_decay import ResidenceTimes, SteadyLoad, add_load
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, SentPrompt
 
+DISPATCH_BATCH_SECONDS: Final = 0.05
+"""Limit: dispatches of the workers are batched this long for other gateways."""
+DISPATCH_POLL_SECONDS: Final = 0.05
+"""Limit: interval of polls for dispatches of other gateways."""
+
 InstanceGroups: TypeAlias = Sequence[Collection[str]]
 """The instances of a model, in groups of interchangeable ones."""
 LATE_FACTOR: Final = 3.0
@@ -62,7 +67,7 @@ class PeerState:
     def __init__(self, secret_fingerprint: bytes, limits: Limits) -> None:
         self._secret_fingerprint = secret_fingerprint
         self._limits = limits
-        self._report_age = limits.dispatch_batch_seconds + limits.dispatch_poll_seconds
+        self._report_age = DISPATCH_BATCH_SECONDS + DISPATCH_POLL_SECONDS
         self._peers: dict[str, _PeerEntry] = {}
         self._residence_times: dict[str, ResidenceTimes] = {}
         self.missed_batches = 0

@@ -88,7 +88,7 @@ class PeerSync:
         self._applied_fleet: Fleet | None = None
         self._model_of: dict[str, str] = {}
         self._ready_groups: dict[str, InstanceGroups] = {}
-        self._hot_prefix_counter = HotPrefixCounter(limits)
+        self._hot_prefix_counter = HotPrefixCounter()
         name = f"{gateway_id}/{secrets.token_hex(4)}"  # another run of the same gateway is another peer
         hooks = ExchangeHooks(
             self._models, self._own_loads, self._on_peer_dispatches, workers.set_peer_loads, self._on_peer_service
@@ -99,7 +99,7 @@ class PeerSync:
         lease_hooks = LeaseHooks(
             self._active_models, self._hot_table, self._hot_prefix_counter.start_from_table, self._on_hot_table
         )
-        self.tables = HotPrefixLeases(link, name, clock, lease_hooks, limits)
+        self.tables = HotPrefixLeases(link, name, clock, lease_hooks)
         self._hint_publisher = ReplicationHintPublisher(
             link,
             clock,
@@ -107,7 +107,6 @@ class PeerSync:
                 key for key in self._active_models() if (term := self.tables.lease(key)) is not None and term.is_ours
             ],
             hints=lambda key: self.hints_of(key),
-            limits=limits,
         )
 
     def start(self) -> None:

@@ -7,14 +7,19 @@ stops. `fairlead_kvstore.analysis.replication_hints` defines the hints.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead_kvstore.analysis.replication_hints import ReplicationHint, encode_replication_hints
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
+
+REHOME_HINT_SECONDS: Final = 5.0
+"""Limit: interval of hints for hot prefixes that need another home; a hint expires after three
+intervals.
+"""
 
 _log = logging.getLogger("fairlead.gateway")
 
@@ -33,13 +38,11 @@ class ReplicationHintPublisher:
         *,
         models: Callable[[], Iterable[str]],
         hints: Callable[[str], Sequence[ReplicationHint]],
-        limits: Limits,
     ) -> None:
         self._link = link
         self._clock = clock
         self._models = models
         self._hints = hints
-        self._limits = limits
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -56,7 +59,7 @@ class ReplicationHintPublisher:
 
     async def publish(self) -> None:
         """Writes the hints of all models."""
-        milliseconds = int(3_000 * self._limits.rehome_hint_seconds)
+        milliseconds = int(3_000 * REHOME_HINT_SECONDS)
         commands: list[Command] = [
             (
                 "SET",
@@ -72,5 +75,5 @@ class ReplicationHintPublisher:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(self._limits.rehome_hint_seconds)
+            await asyncio.sleep(REHOME_HINT_SECONDS)
             await self.publish()

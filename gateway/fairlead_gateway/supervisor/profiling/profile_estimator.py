@@ -28,6 +28,9 @@ from fairlead_gateway.routing.load.load_window import median
 from fairlead_gateway.supervisor.profiling.observations import EngineObserver, Observation
 from fairlead_gateway.supervisor.profiling.profile_regression import MIN_OBSERVATIONS, ProfileRegression
 
+TIMING_SETTLE_SECONDS: Final = 2.5
+"""Limit: the wait before sorting: a worker may be late."""
+
 SOLVE_INTERVAL_SECONDS: Final = 10.0
 MIN_REPORTED_CHANGE: Final = 0.02
 """Smallest relative change of a prefill or decode step time for which workers get a new profile."""
@@ -130,7 +133,7 @@ class ProfileEstimator:
         Returns, by instance, the reliable profiles that changed enough for workers to get them.
         Empty if the last solution is younger than `SOLVE_INTERVAL_SECONDS`.
         """
-        until = now - self._limits.timing_settle_seconds
+        until = now - TIMING_SETTLE_SECONDS
         while self._events and self._events[0][0] <= until:
             self._apply_event(heapq.heappop(self._events)[2])
         if now - self._solved_at < SOLVE_INTERVAL_SECONDS:

@@ -30,6 +30,11 @@ from fairlead_gateway.supervisor.quota.checkpoint_files import CheckpointFiles
 from fairlead_gateway.supervisor.quota.limit_stores import LimitStore
 from fairlead_gateway.supervisor.quota.quota_status import LimitState, closed_limits, limit_states
 
+QUOTA_FOLD_SECONDS: Final = 60.0
+"""Limit: a worker without a lease for this long has no row of its own any more."""
+QUOTA_CHECKPOINT_BYTES: Final = 16 * 1024 * 1024
+"""Limit: a checkpoint of granted amounts; one larger was not written by a gateway."""
+
 _log = logging.getLogger("fairlead.gateway")
 _CONTENDED_SECONDS: Final = 0.1
 _CHECKPOINT_SECONDS: Final = 5.0
@@ -67,11 +72,11 @@ class QuotaService:
         self._gateway_id = gateway_id
         self._clock = clock
         self._limits = limits
-        self._times = LeaseTimes(int(limits.quota_lease_seconds * 1000), int(limits.quota_fold_seconds * 1000))
+        self._times = LeaseTimes(int(limits.quota_lease_seconds * 1000), int(QUOTA_FOLD_SECONDS * 1000))
         self._checkpoints = (
             None
             if checkpoint_folder is None
-            else CheckpointFiles(checkpoint_folder, gateway_id, limits.quota_checkpoint_bytes)
+            else CheckpointFiles(checkpoint_folder, gateway_id, QUOTA_CHECKPOINT_BYTES)
         )
         self.budgets = BudgetWatch(gateway_id)
         self._tenants: dict[str, Tenant] = {}

@@ -20,6 +20,9 @@ from fairlead.manifests.validation_messages import validation_problems
 from fairlead.manifests.yaml_nodes import decode_file, parse_documents
 from fairlead_gateway.ipc.messages import ALGORITHMS
 
+TOKEN_ISSUERS: Final = 16
+"""Limit: issuers of bearer tokens of one gateway."""
+
 _FIX: Final = "begin with `issuers:`, and give issuer, audiences and jwksUrl of each"
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
@@ -63,8 +66,8 @@ def parse_issuer_file(raw: bytes, path: Path, limits: Limits) -> tuple[IssuerCon
         content = _IssuerFile.model_validate(documents[0].to_python(), by_alias=True, by_name=False)
     except ValidationError as error:
         raise ManifestError(tuple(validation_problems(error, _IssuerFile, documents[0], file))) from None
-    if len(content.issuers) > limits.token_issuers:
-        message = f"{len(content.issuers)} issuers; the limit is {limits.token_issuers}"
+    if len(content.issuers) > TOKEN_ISSUERS:
+        message = f"{len(content.issuers)} issuers; the limit is {TOKEN_ISSUERS}"
         line = documents[0].locate(("issuers",)).line
         raise ManifestError((FileProblem(file, line, "issuers", message, "remove those not in use"),))
     return tuple(issuer.to_config(path.parent) for issuer in content.issuers)

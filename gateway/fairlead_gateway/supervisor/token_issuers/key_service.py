@@ -20,9 +20,16 @@ from fairlead.runtime import http_client
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.units import format_duration
-from fairlead_gateway.ipc.messages import SigningKey, TokenIssuer
+from fairlead_gateway.ipc.messages import BEARER_TOKEN_BYTES, SigningKey, TokenIssuer
 from fairlead_gateway.supervisor.token_issuers.issuer_file import IssuerConfig, parse_issuer_file
 from fairlead_gateway.supervisor.token_issuers.key_set import parse_key_set
+
+JWKS_TIMEOUT_SECONDS: Final = 5.0
+"""Limit: an issuer's response with its key set."""
+JWKS_REFRESH_SECONDS: Final = 300.0
+"""Limit: interval at which key sets are read again; files: 2 s."""
+JWKS_STALE_SECONDS: Final = 900.0
+"""Limit: a key set that is older gets a warning; it stays in use."""
 
 KeySetReader = Callable[[IssuerConfig, Limits], Awaitable[bytes]]
 _FILE_SECONDS: Final = 2.0
@@ -117,7 +124,7 @@ class IssuerKeyService:
             name = f"the key set of the token issuer {state.config.issuer}"
             if state.read_at is None and state.tried_at is not None:
                 texts.append(f"{name} could not be read, its tokens are refused: {state.problem}")
-            elif state.read_at is not None and now - state.read_at > self._limits.jwks_stale_seconds:
+            elif state.read_at is not None and now - state.read_at > JWKS_STALE_SECONDS:
                 age = format_duration(now - state.read_at)
                 texts.append(f"{name} is {age} old and stays in use: {state.problem or 'it is not read again'}")
         return texts
@@ -135,7 +142,7 @@ class IssuerKeyService:
 
     async def _follow(self, state: _IssuerState) -> None:
         is_file = state.config.jwks_file is not None
-        interval = _FILE_SECONDS if is_file else self._limits.jwks_refresh_seconds
+        interval = _FILE_SECONDS if is_file else JWKS_REFRESH_SECONDS
         while True:
             await self._wait(state, interval)
             if await self._refresh(state):
@@ -179,12 +186,12 @@ async def fetch_key_set(config: IssuerConfig, limits: Limits) -> bytes:
     assert config.jwks_url is not None
     headers = {"accept": "application/jwk-set+json, application/json"}  # a Kubernetes API server knows the first only
     if config.token_file is not None:
-        token = await asyncio.to_thread(_read_bounded, config.token_file, limits.bearer_token_bytes)
+        token = await asyncio.to_thread(_read_bounded, config.token_file, BEARER_TOKEN_BYTES)
         headers["authorization"] = f"Bearer {token.decode('ascii').strip()}"
     context = partial(ssl.create_default_context, cafile=None if config.ca_file is None else str(config.ca_file))
     return await http_client.fetch(
         config.jwks_url,
-        timeout_seconds=limits.jwks_timeout_seconds,
+        timeout_seconds=JWKS_TIMEOUT_SECONDS,
         max_bytes=limits.jwks_bytes,
         headers=headers,
         rules=http_client.ConnectionRules(tls_context=context),

@@ -19,7 +19,11 @@ import msgspec
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
+from fairlead_gateway.supervisor.kv_index.tokenize_api import TOKENIZE_RESPONSE_BYTES
 from fairlead_gateway.supervisor.tokenizer.protocol import LENGTH_BYTES, TokenizeReply, TokenizeRequest, encode_frame
+
+TOKENIZING_PAUSE_SECONDS: Final = 60.0
+"""Limit: longest pause before a file that crashed it is tried again, after 1 s, 2 s and so on."""
 
 COMMAND: Final = (sys.executable, "-m", "fairlead_gateway.supervisor.tokenizer.process")
 _PASSED_VARIABLES: Final = frozenset({"PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "HOME", "LANG"})
@@ -113,7 +117,7 @@ class TokenizerClient:
         count = 1 if previous is None else previous.count + 1
         while len(self._failures) >= _MAX_FILES:
             del self._failures[next(iter(self._failures))]
-        pause = min(self._limits.tokenizing_pause_seconds, 2.0 ** (count - 1))
+        pause = min(TOKENIZING_PAUSE_SECONDS, 2.0 ** (count - 1))
         self._failures[path] = _FileFailures(count, self._clock.now() + pause, reason)
         raise Unavailable(reason)
 
@@ -123,7 +127,7 @@ class TokenizerClient:
         process.stdin.write(encode_frame(request))
         await process.stdin.drain()
         size = int.from_bytes(await process.stdout.readexactly(LENGTH_BYTES), "big")
-        if size > self._limits.tokenize_response_bytes:
+        if size > TOKENIZE_RESPONSE_BYTES:
             raise msgspec.ValidationError("the tokenizing process sent a reply that is too large")
         reply = msgspec.msgpack.decode(await process.stdout.readexactly(size), type=TokenizeReply)
         if reply.number != request.number or len(reply.tokens) % array("I").itemsize:

@@ -23,6 +23,15 @@ from fairlead.limits import Limits
 from fairlead_gateway.supervisor.tokenizer.incremental_tokenizer import IncrementalTokenizer
 from fairlead_gateway.supervisor.tokenizer.protocol import LENGTH_BYTES, TokenizeReply, TokenizeRequest, encode_frame
 
+TOKENIZING_FILE_BYTES: Final = 64 * 1024 * 1024
+"""Limit: a tokenizer.json; the large ones have some 20 MB."""
+TOKENIZING_MODELS: Final = 8
+"""Limit: tokenizers loaded at the same time, up to some 200 MB each; the oldest go."""
+TOKENIZING_CACHED_TOKENS: Final = 1_048_576
+"""Limit: tokens of the last texts of one tokenizer, 8 bytes each: a known prefix costs less."""
+TOKENIZING_MEMORY_BYTES: Final = 3 * 1024 * 1024 * 1024
+"""Limit: address space of the tokenizer process; beyond it crashes and is restarted."""
+
 _PROBE_TEXT: Final = "a"
 _MISMATCH_WARNING: Final = (
     "the tokens of a known prefix differed from those of the whole text; every text is now tokenized whole"
@@ -44,8 +53,7 @@ class _LoadedTokenizer:
 class TokenizerCache:
     """The tokenizers that were used last, each loaded from its file."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self) -> None:
         self._loaded: OrderedDict[str, _LoadedTokenizer] = OrderedDict()
 
     def tokenize(self, request: TokenizeRequest) -> TokenizeReply:
@@ -74,16 +82,16 @@ class TokenizerCache:
         stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         known = self._loaded.get(path)
         if known is None or known.stamp != stamp:
-            if stat.st_size > self._limits.tokenizing_file_bytes:
-                raise UnusableTokenizer(f"the file is larger than {self._limits.tokenizing_file_bytes} bytes")
-            known = self._loaded[path] = _load(path, stamp, self._limits)
+            if stat.st_size > TOKENIZING_FILE_BYTES:
+                raise UnusableTokenizer(f"the file is larger than {TOKENIZING_FILE_BYTES} bytes")
+            known = self._loaded[path] = _load(path, stamp)
         self._loaded.move_to_end(path)
-        while len(self._loaded) > self._limits.tokenizing_models:
+        while len(self._loaded) > TOKENIZING_MODELS:
             self._loaded.popitem(last=False)
         return known
 
 
-def _load(path: str, stamp: tuple[int, int, int], limits: Limits) -> _LoadedTokenizer:
+def _load(path: str, stamp: tuple[int, int, int]) -> _LoadedTokenizer:
     """Loads a tokenizer from its file. Raises UnusableTokenizer."""
     try:
         from tokenizers import Tokenizer
@@ -104,13 +112,13 @@ def _load(path: str, stamp: tuple[int, int, int], limits: Limits) -> _LoadedToke
     at = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), None)
     if at is None or not plain:
         raise UnusableTokenizer("the tokenizer's special tokens are not at the start and the end of a text")
-    texts = IncrementalTokenizer(encode, max_tokens=limits.tokenizing_cached_tokens)
+    texts = IncrementalTokenizer(encode, max_tokens=TOKENIZING_CACHED_TOKENS)
     return _LoadedTokenizer(stamp, texts, whole[:at], whole[at + len(plain) :])
 
 
-def serve(requests: BinaryIO, replies: BinaryIO, limits: Limits) -> None:
+def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     """Replies to queries until the input ends."""
-    tokenizers = TokenizerCache(limits)
+    tokenizers = TokenizerCache()
     while True:
         head = requests.read(LENGTH_BYTES)
         if len(head) < LENGTH_BYTES:
@@ -120,10 +128,10 @@ def serve(requests: BinaryIO, replies: BinaryIO, limits: Limits) -> None:
         replies.flush()
 
 
-def _limit_resources(limits: Limits) -> None:
+def _limit_resources() -> None:
     """Forbids core dumps, threads and downloads from a hub; on Linux, limits the memory."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    max_bytes = limits.tokenizing_memory_bytes
+    max_bytes = TOKENIZING_MEMORY_BYTES
     if sys.platform == "linux":  # macOS accepts the limit and does not enforce it
         resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -132,8 +140,8 @@ def _limit_resources(limits: Limits) -> None:
 
 if __name__ == "__main__":
     _limits = Limits()
-    _limit_resources(_limits)
+    _limit_resources()
     try:
-        serve(sys.stdin.buffer, sys.stdout.buffer, _limits)
+        serve(sys.stdin.buffer, sys.stdout.buffer)
     except (BrokenPipeError, KeyboardInterrupt):
         sys.exit(0)

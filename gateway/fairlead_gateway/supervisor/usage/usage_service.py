@@ -10,6 +10,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -26,6 +27,19 @@ from fairlead_gateway.ipc.messages import UsageRows
 from fairlead_gateway.supervisor.usage.ledger_writer import LedgerWriter
 from fairlead_gateway.supervisor.usage.pricing import EngineReadings, RequestPricing
 from fairlead_gateway.supervisor.usage.tenant_counters import TenantCounters
+
+METRIC_TENANTS: Final = 100
+"""Limit: tenants with metrics of their own, those that use most; the rest are `other`."""
+USAGE_HEARTBEAT_SECONDS: Final = 10.0
+"""Limit: interval at which the replica log says that replicas still exist."""
+USAGE_GAP_SECONDS: Final = 60.0
+"""Limit: replicas do not count for a longer pause of a gateway than this."""
+USAGE_MAINTENANCE_SECONDS: Final = 3_600.0
+"""Limit: interval at which checkpoints are written and old lines removed."""
+USAGE_FILE_BYTES: Final = 256 * 1024 * 1024
+"""Limit: a file of a ledger; a longer one is continued in the next."""
+USAGE_LINES_BYTES: Final = 2 * 1024 * 1024 * 1024
+"""Limit: records in complete files of a ledger; of more, the oldest become totals earlier."""
 
 _log = logging.getLogger("fairlead.gateway")
 _DAY_SECONDS = 86_400
@@ -49,9 +63,9 @@ class UsageService:
         self, folder: Path, gateway_id: str, readings: EngineReadings, *, clock: Clock, limits: Limits
     ) -> None:
         self._folder = folder
-        self._writer = LedgerWriter(folder, file_gateway_name(gateway_id), limits.usage_file_bytes)
+        self._writer = LedgerWriter(folder, file_gateway_name(gateway_id), USAGE_FILE_BYTES)
         self._pricing = RequestPricing(readings)
-        self._replicas = ReplicaLog(math.ceil(limits.usage_gap_seconds))
+        self._replicas = ReplicaLog(math.ceil(USAGE_GAP_SECONDS))
         self._clock = clock
         self._limits = limits
         self._fleet = Fleet()
@@ -62,7 +76,7 @@ class UsageService:
         self._maintained_at = -math.inf
         self._problem: str | None = None
         self._task: asyncio.Task[None] | None = None
-        self.tenants = TenantCounters(limits.metric_tenants)
+        self.tenants = TenantCounters(METRIC_TENANTS)
         self.lost = 0
         self.written = 0
 
@@ -140,20 +154,20 @@ class UsageService:
         while True:
             await asyncio.sleep(self._limits.usage_flush_seconds)
             now = self._clock.now()
-            if now - self._heartbeat_at >= self._limits.usage_heartbeat_seconds:
+            if now - self._heartbeat_at >= USAGE_HEARTBEAT_SECONDS:
                 self._heartbeat_at = now
                 self._observe_replicas()
             await self.flush()
-            if now - self._maintained_at >= self._limits.usage_maintenance_seconds:
+            if now - self._maintained_at >= USAGE_MAINTENANCE_SECONDS:
                 self._maintained_at = now
                 await self._maintain()
 
     async def _maintain(self) -> None:
         limits, wall = self._limits, self._clock.wall()
         # Records of yesterday may still be on their way.
-        today = day_of(wall - limits.usage_maintenance_seconds)
+        today = day_of(wall - USAGE_MAINTENANCE_SECONDS)
         keep_from = day_of(wall - (limits.usage_lines_days + 1) * _DAY_SECONDS)
-        retention = Retention(limits.usage_lines_days, limits.usage_lines_bytes)
+        retention = Retention(limits.usage_lines_days, USAGE_LINES_BYTES)
         try:
             await asyncio.to_thread(ledger_id, self._folder)
             await asyncio.to_thread(maintain, self._folder, today, keep_from, retention)

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from fairlead.limits import Limits
 from fairlead_gateway.errors import InvalidApiKey
-from fairlead_gateway.ipc.messages import SigningKey, TokenIssuer
+from fairlead_gateway.ipc.messages import BEARER_TOKEN_BYTES, SigningKey, TokenIssuer
 
 SignatureCheck = Callable[[bytes, bytes], bool]
 """Returns whether a signature of some bytes is right: (signature, signed bytes)."""
@@ -255,7 +255,7 @@ class TokenVerifier:
 
         No reason repeats a part of the token.
         """
-        parts = split_token(token, self._limits.bearer_token_bytes)
+        parts = split_token(token, BEARER_TOKEN_BYTES)
         name = parts.claims.get("iss")
         issuer = self._issuers.get(name) if isinstance(name, str) else None
         if issuer is None or not isinstance(name, str):

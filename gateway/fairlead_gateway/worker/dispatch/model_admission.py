@@ -22,6 +22,7 @@ from fairlead_gateway.admission.policy import (
 from fairlead_gateway.admission.request_queue import ArrivedRequest, RequestQueue
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
+from fairlead_gateway.ipc.messages import WAKE_HINT_SECONDS
 from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_gateway.telemetry import MetricsRecorder
@@ -427,7 +428,7 @@ class ModelAdmission:
         max_seconds = limits.queue_starting_seconds if self._is_starting and self._expects_instance else 0.0
         if wakes and any(waiting.context.policy.may_wake for waiting in self._queued.values()):
             max_seconds = limits.queue_waking_seconds
-            if now - self._notified_at >= limits.wake_hint_seconds:
+            if now - self._notified_at >= WAKE_HINT_SECONDS:
                 self._notified_at = now
                 self._on_needs_instance(self._key)
         for request_id, waiting in list(self._queued.items()):

@@ -28,6 +28,14 @@ from fairlead_gateway.worker.quota.tenant_limits import QuotaLink, TenantLimits,
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
+QUOTA_WAIT_SECONDS: Final = 2.0
+"""Limit: a request waits this long for a slice that others hold, or for Redis; then 429 or 503."""
+QUOTA_WAITING: Final = 1_024
+"""Limit: requests of one tenant in a worker that wait for a slice; the next gets 429."""
+QUOTA_PROMPT_MARGIN: Final = 256
+"""Limit: tokens that a chat template may add to a prompt, in strict mode; its bytes bound the rest.
+"""
+
 _UNAVAILABLE_REASON: Final = "Redis does not answer"
 _NOT_YET_REASON: Final = "the gateways restore what Redis has lost"
 
@@ -50,7 +58,7 @@ class LimitGate:
         self, runtime: WorkerRuntime, routers: RoleRouters, link: QuotaLink | None, on_refused: _OnRefused
     ) -> None:
         self._limits = runtime.limits
-        self._prompt_margin: int = runtime.limits.quota_prompt_margin
+        self._prompt_margin: int = QUOTA_PROMPT_MARGIN
         self._loop = runtime.loop
         self._now = runtime.now
         self._routers = routers
@@ -115,13 +123,13 @@ class LimitGate:
         plan = limits.plan(context.key_name or "", context.request.model_key, context.request.adapter)
         amounts = self._estimate(context, plan, now)
         short = missing_limit(plan, amounts, now) or limits.waiting[0].short_of
-        if len(limits.waiting) >= self._limits.quota_waiting:
+        if len(limits.waiting) >= QUOTA_WAITING:
             raise self._refusal(context, short, amounts.of(short.unit), now)
         waiter = Waiter(context, plan, amounts, self._loop.create_future(), short)
         limits.waiting.append(waiter)
         self._request_slices(limits)
         try:
-            with TaskDeadline(self._loop, self._limits.quota_wait_seconds):
+            with TaskDeadline(self._loop, QUOTA_WAIT_SECONDS):
                 await waiter.granted
         except TimeoutError:
             raise self._late(waiter, now) from None

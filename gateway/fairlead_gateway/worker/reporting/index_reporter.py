@@ -9,6 +9,7 @@ from array import array
 from fairlead.limits import Limits
 from fairlead_gateway.ipc.batch_sender import BatchSender, MessageSender
 from fairlead_gateway.ipc.messages import (
+    PREFIX_MAP_CORRECTION_SECONDS,
     IndexCorrections,
     IndexReport,
     PromptDispatched,
@@ -36,7 +37,7 @@ class IndexReporter:
         self._max_rows = limits.prefix_map_reports_pending
         self._dispatched: list[PromptDispatched] = []
         self._finished: list[PromptFinished] = []
-        self._batch = BatchSender(sender, loop, limits.prefix_map_correction_seconds, self._take)
+        self._batch = BatchSender(sender, loop, PREFIX_MAP_CORRECTION_SECONDS, self._take)
         self.samples = PromptSampleBuffer(limits)
         self.hooks = DispatchHooks(self.on_dispatch, self.on_finish)
 

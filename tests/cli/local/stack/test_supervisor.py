@@ -15,7 +15,6 @@ from fairlead.errors import BadInput
 from fairlead.fleet.file import parse_fleet_file
 from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model
-from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead_cli.errors import StartFailed
 from fairlead_cli.local.hung_engine_watch import HungEngineHooks, HungEngineWatch
@@ -179,7 +178,7 @@ async def test_hung_engine_is_restarted_once_and_the_others_run_on(tmp_path: Pat
             return api_types.Fleet(1, [api_types.Model(KEY, "default", "m", instances=instances)])
 
         hooks = HungEngineHooks(lambda: supervisor.engines, fleet, supervisor.restart_engine, fixture.events.append)
-        watch = HungEngineWatch(hooks, ManualClock(SystemClock.now() + 1_000.0), Limits())
+        watch = HungEngineWatch(hooks, ManualClock(SystemClock.now() + 1_000.0))
         await watch.poll()
         await fixture.until(lambda: hung.phase is ProcessPhase.READY and hung.restarts == 1)
         assert other.restarts == 0

@@ -23,7 +23,12 @@ from fairlead_gateway.prefix_map.prompt_alignment import (
     estimate_alignment,
     exact_alignment,
 )
-from fairlead_gateway.supervisor.kv_index.alignment_store import PAGE_ENTRIES, AlignmentStore
+from fairlead_gateway.supervisor.kv_index.alignment_store import (
+    PAGE_ENTRIES,
+    PREFIX_MAP_RETENTION_SECONDS,
+    PREFIX_MAP_STORES_PENDING,
+    AlignmentStore,
+)
 from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD, secret_fingerprint
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.link import RedisLink
@@ -207,7 +212,7 @@ async def test_what_lies_there_is_bounded_and_expires(server: Valkey) -> None:
         one.kept.offer("ns/unknown", lesson_of(1))
         await one.poll()
         assert await redis.xlen(redis_keys.prompt_alignments(KEY)) <= 300, "Redis cuts whole nodes of a stream"
-        assert 0 < await redis.ttl(redis_keys.prompt_alignments(KEY)) <= limits.prefix_map_retention_seconds
+        assert 0 < await redis.ttl(redis_keys.prompt_alignments(KEY)) <= PREFIX_MAP_RETENTION_SECONDS
         entries = await redis.xrange(redis_keys.prompt_alignments(KEY))
         assert all(len(fields[DATA_FIELD]) < 4_096 for _, fields in entries)
         assert await redis.keys("*unknown*") == []
@@ -219,9 +224,9 @@ async def test_a_redis_that_is_away_costs_only_what_was_not_written(server: Valk
         one.kept.start()
         server.kill()
         await wait_until(lambda: not one.link.state.connected)
-        for name in range(2 * LIMITS.prefix_map_stores_pending):
+        for name in range(2 * PREFIX_MAP_STORES_PENDING):
             one.kept.offer(KEY, lesson_of(name + 1))
-        assert len(one.kept._pending) == LIMITS.prefix_map_stores_pending
+        assert len(one.kept._pending) == PREFIX_MAP_STORES_PENDING
         await one.kept.stop()
 
 

@@ -10,7 +10,11 @@ from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.ipc.messages import CHAT_SAMPLE, COMPLETION_SAMPLE, PromptDispatched, PromptSample
-from fairlead_gateway.supervisor.kv_index.local_tokenizer import LocalTokenizer
+from fairlead_gateway.supervisor.kv_index.local_tokenizer import (
+    TOKENIZE_REFUSED_SECONDS,
+    TOKENIZER_UNVERIFIED_PROMPTS,
+    LocalTokenizer,
+)
 from fairlead_gateway.supervisor.kv_index.token_fetcher import TokenFetcher
 from fairlead_gateway.supervisor.kv_index.token_source import TokenSource, parse_token_source
 from fairlead_gateway.supervisor.kv_index.tokenize_api import TokenizeQuery
@@ -36,8 +40,8 @@ class Scene:
         self.learned: list[tuple[list[int], bool]] = []
         self.asked_here: list[tuple[str, bytes, bool]] = []
         self.waited: list[float] = []
-        self.here = LocalTokenizer(self, "/tokenizers", MODEL, self.clock, LIMITS) if here else None
-        self.asking = TokenFetcher(self.post, self.learn, self.clock, LIMITS, self.here, self.pause)
+        self.here = LocalTokenizer(self, "/tokenizers", MODEL, self.clock) if here else None
+        self.asking = TokenFetcher(self.post, self.learn, self.clock, self.here, self.pause)
         self.number = 0
 
     async def tokenize(self, path: str, text: bytes, *, add_special_tokens: bool) -> Sequence[int]:
@@ -126,7 +130,7 @@ async def test_an_engine_that_tells_no_tokens_is_not_asked_by_whoever_has_no_tok
     scene = Scene(here=False, engine=False)
     assert await scene.prompt()
     assert not await scene.prompt()
-    scene.clock.advance(LIMITS.tokenize_refused_seconds)
+    scene.clock.advance(TOKENIZE_REFUSED_SECONDS)
     assert await scene.prompt()
     assert scene.learned == []
 
@@ -134,21 +138,19 @@ async def test_an_engine_that_tells_no_tokens_is_not_asked_by_whoever_has_no_tok
 async def test_tokenizer_that_no_engine_confirms_links_nothing_and_gives_way() -> None:
     scene = Scene()
     scene.true = False
-    for _ in range(LIMITS.tokenizer_unverified_prompts):
+    for _ in range(TOKENIZER_UNVERIFIED_PROMPTS):
         assert scene.here is not None
         assert scene.here.is_trusted
         await scene.prompt()
     assert scene.learned == []
-    assert sum(scene.waited) / LIMITS.tokenizer_unverified_prompts == 7.75, (
-        "seconds that a prompt may wait to be computed"
-    )
+    assert sum(scene.waited) / TOKENIZER_UNVERIFIED_PROMPTS == 7.75, "seconds that a prompt may wait to be computed"
     await scene.prompt()
     assert scene.learned == [([7, 8], False)]
     assert (
         "no engine reported the tokens of /tokenizers/team/tiny/tokenizer.json for 8 prompts"
         in scene.asking.description
     )
-    scene.clock.advance(LIMITS.tokenize_refused_seconds)
+    scene.clock.advance(TOKENIZE_REFUSED_SECONDS)
     scene.true = True
     await scene.prompt()
     assert scene.learned[-1] == ([1, 2, 3], True)
@@ -156,18 +158,18 @@ async def test_tokenizer_that_no_engine_confirms_links_nothing_and_gives_way() -
 
 async def test_prompts_that_are_borne_out_in_between_keep_the_tokenizer_in_use() -> None:
     scene = Scene()
-    for number in range(4 * LIMITS.tokenizer_unverified_prompts):
+    for number in range(4 * TOKENIZER_UNVERIFIED_PROMPTS):
         scene.true = number % 3 == 0
         await scene.prompt()
     assert scene.here is not None
     assert scene.here.is_trusted
-    assert scene.here.verified_count == len(scene.learned) > LIMITS.tokenizer_unverified_prompts
+    assert scene.here.verified_count == len(scene.learned) > TOKENIZER_UNVERIFIED_PROMPTS
 
 
 def test_a_name_that_is_no_path_below_the_folder_is_not_followed() -> None:
     scene = Scene()
     for key in ("team/..", "../tiny", "a/b/c", "tiny", "/tiny", "team/"):
-        here = LocalTokenizer(scene, "/tokenizers", key, scene.clock, LIMITS)
+        here = LocalTokenizer(scene, "/tokenizers", key, scene.clock)
         assert not here.is_trusted
         assert (
             here.description

@@ -2,10 +2,13 @@
 
 import pytest
 
-from fairlead.limits import Limits
-from fairlead_gateway.supervisor.kv_index.tokenize_api import max_tokenize_response_bytes, parse_tokens
+from fairlead_gateway.supervisor.kv_index.tokenize_api import (
+    TOKENIZE_RESPONSE_BYTES,
+    max_tokenize_response_bytes,
+    parse_tokens,
+)
 
-LIMIT = Limits().tokenize_response_bytes
+LIMIT = TOKENIZE_RESPONSE_BYTES
 
 
 @pytest.mark.parametrize("size", [1, 1_000, 100_000, 500_000])

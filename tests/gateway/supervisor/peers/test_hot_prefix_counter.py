@@ -1,7 +1,6 @@
 """The supervisor's count of hot prefixes, for replication hints."""
 
 from fairlead.fleet.model import InstanceState
-from fairlead.limits import Limits
 from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain, block_ends
 from fairlead_gateway.supervisor.peers.hot_prefix_counter import HotPrefixCounter
 from fairlead_testing.gateway.running_gateway import fleet_of
@@ -20,7 +19,7 @@ def chain(family: int, number: int) -> PrefixChain:
 
 
 def test_shares_and_rates_are_those_of_the_last_prompts() -> None:
-    counts = HotPrefixCounter(Limits())
+    counts = HotPrefixCounter()
     fleet = fleet_of([f"http://127.0.0.1:{port}" for port in range(9_001, 9_009)])
     assert all(one.state is InstanceState.READY for one in fleet.instances[KEY])
     counts.update_fleet(fleet)
@@ -38,7 +37,7 @@ def test_shares_and_rates_are_those_of_the_last_prompts() -> None:
 
 
 def test_a_model_without_prompts_has_no_table() -> None:
-    counts = HotPrefixCounter(Limits())
+    counts = HotPrefixCounter()
     counts.update_fleet(fleet_of(["http://127.0.0.1:9001"]))
     assert counts.hot_prefixes(KEY, 0.0) == []
     assert counts.hot_prefixes("default/other", 0.0) == []

@@ -11,7 +11,12 @@ from redis.asyncio import Redis
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
-from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotPrefixLeases, LeaseHooks, TableLease
+from fairlead_gateway.supervisor.peers.hot_prefix_lease import (
+    HOT_PREFIX_LEASE_SECONDS,
+    HotPrefixLeases,
+    LeaseHooks,
+    TableLease,
+)
 from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
@@ -48,7 +53,7 @@ def side(url: str, name: str, clock: ManualClock) -> Side:
         on_acquired=lambda model, table: made[0].adopted.append(table),
         on_table=lambda model, epoch, table: made[0].told.append((epoch, table)),
     )
-    made.append(Side(link, HotPrefixLeases(link, name, clock, hooks, LIMITS)))
+    made.append(Side(link, HotPrefixLeases(link, name, clock, hooks)))
     return made[0]
 
 
@@ -111,7 +116,7 @@ async def test_a_key_without_expiry_is_no_lease(server: Valkey) -> None:
         one.mine = FIRST
         await one.tables.run_once()
         assert one.told == [(int(clock.wall() * 1000), FIRST)]
-        assert 0 < await reader.pttl(redis_keys.hot_prefixes(KEY)) <= LIMITS.hot_prefix_lease_seconds * 1000
+        assert 0 < await reader.pttl(redis_keys.hot_prefixes(KEY)) <= HOT_PREFIX_LEASE_SECONDS * 1000
         await one.tables.stop()
         assert not await reader.exists(redis_keys.hot_prefixes(KEY))
         await reader.aclose()
@@ -192,7 +197,7 @@ async def test_what_cannot_be_read_is_no_table(server: Valkey) -> None:
         writer = Redis.from_url(server.url)
         one.mine = FIRST
         await writer.hset(redis_keys.hot_prefixes(KEY), mapping={"holder": "x", "epoch": "9", "table": "?"})  # type: ignore[misc]
-        await writer.pexpire(redis_keys.hot_prefixes(KEY), int(1000 * LIMITS.hot_prefix_lease_seconds))
+        await writer.pexpire(redis_keys.hot_prefixes(KEY), int(1000 * HOT_PREFIX_LEASE_SECONDS))
         await one.tables.run_once()
         assert (one.told, one.tables.undecodable) == ([], 1)
         await writer.aclose()

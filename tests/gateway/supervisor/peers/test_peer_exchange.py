@@ -12,7 +12,12 @@ from redis.asyncio import Redis
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead_gateway.supervisor.peers.dispatch_budget import DispatchBudget
-from fairlead_gateway.supervisor.peers.peer_exchange import PAGE_ENTRIES, ExchangeHooks, PeerExchange
+from fairlead_gateway.supervisor.peers.peer_exchange import (
+    DISPATCH_RETENTION_SECONDS,
+    PAGE_ENTRIES,
+    ExchangeHooks,
+    PeerExchange,
+)
 from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD, PeerBatch, PeerLoad, SentPrompt
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
@@ -376,7 +381,7 @@ async def test_a_stream_is_bounded_and_expires_without_writers(server: Valkey) -
         clock.advance(11.0)
         await tight.exchange.flush()
         assert await reader.xlen(redis_keys.sent_prompts(KEY)) <= 100 + 200  # "~" keeps up to a node more
-        assert 0 < await reader.ttl(redis_keys.sent_prompts(KEY)) <= LIMITS.dispatch_retention_seconds
+        assert 0 < await reader.ttl(redis_keys.sent_prompts(KEY)) <= DISPATCH_RETENTION_SECONDS
         await tight.link.stop()
         await reader.aclose()
 

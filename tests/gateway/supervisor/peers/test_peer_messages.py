@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fairlead.limits import Limits
 from fairlead_gateway.supervisor.peers.peer_messages import (
+    PEER_LOADS,
     HotPrefixTable,
     PeerBatch,
     PeerLoad,
@@ -108,7 +109,7 @@ def test_fingerprints_of_secrets_differ() -> None:
 
 
 def test_loads_of_more_instances_than_a_fleet_has_are_passed_over() -> None:
-    most = Limits().peer_loads
+    most = PEER_LOADS
     loads = {f"i{number}": (1, 0, 0.5, 10.0) for number in range(most)}
     assert decode_batch(encode(PeerBatch(1, 0.5, loads=loads))) is not None
     assert decode_batch(encode(PeerBatch(1, 0.5, loads={**loads, "more": (1, 0, 0.5, 10.0)}))) is None

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from fairlead.limits import Limits
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad
-from fairlead_gateway.supervisor.peers.peer_outbox import PeerOutbox
+from fairlead_gateway.supervisor.peers.peer_outbox import HEARTBEAT_SECONDS, IDLE_HEARTBEAT_SECONDS, PeerOutbox
 
 KEY = "ns/a"
 BUSY: dict[str, dict[str, PeerLoad]] = {KEY: {"e-0": (2, 2, 0.5, 10.0, 1)}}
@@ -41,9 +41,9 @@ def test_a_busy_gateway_sends_heartbeats_often_and_an_idle_one_seldom() -> None:
 
     beats_at = [0.0]
     busy = beats(BUSY, 5.0)
-    assert [within for _, within in busy] == [limits.heartbeat_seconds] * 10
+    assert [within for _, within in busy] == [HEARTBEAT_SECONDS] * 10
     quiet = beats({}, 20.0)
-    assert [within for _, within in quiet] == [limits.idle_heartbeat_seconds] * 4
+    assert [within for _, within in quiet] == [IDLE_HEARTBEAT_SECONDS] * 4
 
 
 def test_a_thousand_idle_models_send_fewer_heartbeats() -> None:

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 
 from fairlead.limits import Limits
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, split_loads
-from fairlead_gateway.supervisor.peers.peer_state import LATE_FACTOR, PeerState
+from fairlead_gateway.supervisor.peers.peer_outbox import HEARTBEAT_SECONDS
+from fairlead_gateway.supervisor.peers.peer_state import (
+    DISPATCH_BATCH_SECONDS,
+    DISPATCH_POLL_SECONDS,
+    LATE_FACTOR,
+    PeerState,
+)
 
 KEY = "ns/a"
 ONE: PeerLoad = (1, 1, 0.5, 10.0, 0)
@@ -35,7 +41,7 @@ def test_loads_of_peers_add_up_and_stay_until_the_next_report() -> None:
 def test_a_gateway_that_falls_silent_has_nothing_in_flight_within_two_seconds() -> None:
     limits = Limits()
     peers = PeerState(b"s", limits)
-    peers.apply_batch(KEY, "b", batch(1, {"e-0": ONE}, within=limits.heartbeat_seconds), 10.0, is_live=True)
+    peers.apply_batch(KEY, "b", batch(1, {"e-0": ONE}, within=HEARTBEAT_SECONDS), 10.0, is_live=True)
     peers.expire(11.49)
     assert peers.reported_loads() == {"e-0": ONE}
     peers.expire(11.51)
@@ -44,9 +50,9 @@ def test_a_gateway_that_falls_silent_has_nothing_in_flight_within_two_seconds() 
 
 
 @given(
-    gaps=st.lists(st.floats(0.0, Limits().heartbeat_seconds), min_size=1, max_size=20),
-    phase=st.floats(0.0, Limits().heartbeat_seconds / 2),
-    late=st.floats(0.0, Limits().dispatch_batch_seconds + Limits().dispatch_poll_seconds),
+    gaps=st.lists(st.floats(0.0, HEARTBEAT_SECONDS), min_size=1, max_size=20),
+    phase=st.floats(0.0, HEARTBEAT_SECONDS / 2),
+    late=st.floats(0.0, DISPATCH_BATCH_SECONDS + DISPATCH_POLL_SECONDS),
 )
 def test_whenever_a_gateway_dies_its_load_is_gone_within_two_seconds(
     gaps: list[float], phase: float, late: float
@@ -55,20 +61,18 @@ def test_whenever_a_gateway_dies_its_load_is_gone_within_two_seconds(
 
     The receiver checks twice per heartbeat, from any moment on.
     """
-    limits, peers = Limits(), PeerState(b"s", Limits())
+    peers = PeerState(b"s", Limits())
     now = 10.0
     for number, gap in enumerate(gaps, 1):
         now += gap
-        peers.apply_batch(
-            KEY, "b", batch(number, {"e-0": ONE}, within=limits.heartbeat_seconds), now + late, is_live=True
-        )
+        peers.apply_batch(KEY, "b", batch(number, {"e-0": ONE}, within=HEARTBEAT_SECONDS), now + late, is_live=True)
     died, tick = now, now + phase
     while peers.reported_loads():
         peers.expire(tick)
         assert not peers.reported_loads() or tick < died + 2.0
-        tick += limits.heartbeat_seconds / 2
+        tick += HEARTBEAT_SECONDS / 2
     assert peers.known_peers(tick) == []
-    assert died + LATE_FACTOR * limits.heartbeat_seconds < tick, "and not while it may only be late"
+    assert died + LATE_FACTOR * HEARTBEAT_SECONDS < tick, "and not while it may only be late"
 
 
 def test_an_idle_model_does_not_keep_a_late_peer_alive() -> None:

@@ -3,7 +3,6 @@
 from array import array
 
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, Role, SloTargets
-from fairlead.limits import Limits
 from fairlead_gateway.routing import PrefixChain, prefix_chain
 from fairlead_gateway.routing.load import shared_memory
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
@@ -57,7 +56,7 @@ def test_an_instance_that_comes_later_finds_its_load_in_its_slot() -> None:
 
 
 def test_prompts_for_prefill_engines_are_counted_apart() -> None:
-    counts = HotPrefixCounter(Limits())
+    counts = HotPrefixCounter()
     counts.update_fleet(fleet(Role.SERVE, Role.SERVE, Role.SERVE, Role.PREFILL, Role.PREFILL, Role.PREFILL))
     for number in range(30):
         counts.on_dispatch(KEY, f"e-{number % 3}", chain("serve"), 0.0)
@@ -74,7 +73,7 @@ def test_prompts_for_prefill_engines_are_counted_apart() -> None:
 
 
 def test_model_is_active_for_a_minute_and_a_departed_one_has_no_table() -> None:
-    counts = HotPrefixCounter(Limits())
+    counts = HotPrefixCounter()
     assert counts.table(KEY) is None
     counts.update_fleet(fleet(Role.SERVE))
     assert counts.active_models(0.0) == []
@@ -86,7 +85,7 @@ def test_model_is_active_for_a_minute_and_a_departed_one_has_no_table() -> None:
 
 
 def test_the_count_goes_on_from_a_table_that_is_adopted() -> None:
-    counts = HotPrefixCounter(Limits())
+    counts = HotPrefixCounter()
     counts.update_fleet(fleet(Role.SERVE, Role.SERVE, Role.SERVE))
     for _ in range(30):
         counts.on_dispatch(KEY, "e-0", chain("x"), 0.0)

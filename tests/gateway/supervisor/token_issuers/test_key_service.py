@@ -13,7 +13,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.ipc.messages import TokenIssuer
 from fairlead_gateway.supervisor.token_issuers.issuer_file import IssuerConfig
-from fairlead_gateway.supervisor.token_issuers.key_service import IssuerKeyService, fetch_key_set
+from fairlead_gateway.supervisor.token_issuers.key_service import JWKS_STALE_SECONDS, IssuerKeyService, fetch_key_set
 from fairlead_testing.gateway.token_issuer import ISSUER, SigningKeyPair, TestIssuer
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.waiting import wait_until
@@ -85,7 +85,7 @@ async def test_an_issuer_that_is_away_keeps_its_last_key_set_with_a_warning_of_i
         await wait_until(lambda: service.reads == 2)
         assert [key.key_id for key in service.service.issuers()[0].keys] == ["k1"]
         assert service.service.warnings() == []
-        service.clock.advance(LIMITS.jwks_stale_seconds + 60)
+        service.clock.advance(JWKS_STALE_SECONDS + 60)
         (warning,) = service.service.warnings()
         assert f"{ISSUER} is 16m old and stays in use: https://login.example.com/keys: answered 503" in warning
 

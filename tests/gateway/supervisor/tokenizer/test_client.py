@@ -15,6 +15,7 @@ from fairlead.errors import Unavailable
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.supervisor.tokenizer.client import TokenizerClient
+from fairlead_gateway.supervisor.tokenizer.process import TOKENIZING_FILE_BYTES
 
 LIMITS = Limits()
 VOCABULARY = {"<unk>": 0, "<s>": 1, "one": 2, "two": 3, "three": 4}
@@ -75,13 +76,12 @@ async def test_what_is_no_tokenizer_is_said_in_words_and_the_process_goes_on(tmp
     good = tokenizer_file(tmp_path / "tokenizer.json")
     (tmp_path / "broken.json").write_text('{"model": {"type": "BPE"}}')
     with (tmp_path / "large.json").open("wb") as file:
-        file.truncate(LIMITS.tokenizing_file_bytes + 1)
+        file.truncate(TOKENIZING_FILE_BYTES + 1)
     async with tokenizer_client() as (one, _):
         assert await refused(one, str(tmp_path / "none.json")) == "No such file or directory"
         assert await refused(one, str(tmp_path / "broken.json")) == "the file is not a tokenizer: Exception"
         assert (
-            await refused(one, str(tmp_path / "large.json"))
-            == f"the file is larger than {LIMITS.tokenizing_file_bytes} bytes"
+            await refused(one, str(tmp_path / "large.json")) == f"the file is larger than {TOKENIZING_FILE_BYTES} bytes"
         )
         assert await refused(one, good, b'"\\ud800"') == "the prompt is not text"
         assert list(await one.tokenize(good, b'"one"', add_special_tokens=True)) == [1, 2]
@@ -92,11 +92,11 @@ async def test_a_file_with_which_the_process_ends_waits_longer_each_time_and_oth
     """The process of this test exits at a query about the file `deadly`."""
     good = tokenizer_file(tmp_path / "tokenizer.json")
     code = (
-        "import sys; from fairlead.limits import Limits; from fairlead_gateway.supervisor.tokenizer import process as p\n"
+        "import sys; from fairlead_gateway.supervisor.tokenizer import process as p\n"
         "class T(p.TokenizerCache):\n"
         "    def tokenize(self, request):\n"
         "        return sys.exit(3) if request.path == 'deadly' else super().tokenize(request)\n"
-        "p.TokenizerCache = T; p.serve(sys.stdin.buffer, sys.stdout.buffer, Limits())"
+        "p.TokenizerCache = T; p.serve(sys.stdin.buffer, sys.stdout.buffer)"
     )
     async with tokenizer_client(sys.executable, "-c", code) as (one, clock):
         assert await refused(one, "deadly") == "the tokenizing process ended"
