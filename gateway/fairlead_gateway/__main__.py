@@ -21,7 +21,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.cli_options import parse_address
 from fairlead.settings import GatewaySettings, read_settings, unknown_variables
 from fairlead_gateway.http.sockets import ListenAddress
-from fairlead_gateway.supervisor.worker_spawn import PreforkedWorkers
+from fairlead_gateway.supervisor.worker_handle import PreforkedWorkers
 
 if TYPE_CHECKING:
     from fairlead.fleet.model import FleetSource
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fairlead_gateway.supervisor.file_parsing.client import FileParser
     from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
     from fairlead_gateway.supervisor.tenancy.access_service import AccessSources, TenantSource
-    from fairlead_gateway.supervisor.tenancy.revocation_watch import RevocationWatch
+    from fairlead_gateway.supervisor.tenancy.tenant_watch import RevocationWatch
     from fairlead_gateway.supervisor.token_issuers.key_service import IssuerKeyService
 
 
@@ -90,7 +90,7 @@ def _run(
         from fairlead.runtime.clock import SystemClock
         from fairlead_gateway.supervisor import scale_from_zero
         from fairlead_gateway.supervisor.config import GatewayConfig
-        from fairlead_gateway.supervisor.kv_index.token_source import parse_token_source
+        from fairlead_gateway.supervisor.kv_index.local_tokenizer import parse_token_source
         from fairlead_gateway.supervisor.supervisor import Supervisor
 
         process_tuning.deny_inspection()  # the workers run as the same user, and parse what clients send
@@ -141,9 +141,9 @@ def _validate_worker_settings(settings: GatewaySettings) -> None:
 
     memory_pressure.memory_share_reader(settings.memory_limit)
     if _observability_settings(settings) != _observability_settings(GatewaySettings()):
-        from fairlead_gateway.worker.observability import settings as settings_
+        from fairlead_gateway.worker.observability.settings import parse_observability_settings
 
-        settings_.parse_observability_settings(settings)
+        parse_observability_settings(settings)
 
 
 def _observability_settings(settings: GatewaySettings) -> tuple[str | None, ...]:
@@ -330,8 +330,7 @@ def _access_sources(
             hint="set it to the secret under which the digests were made",
         )
     from fairlead_gateway.supervisor.tenancy.access_service import AccessSources
-    from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
-    from fairlead_gateway.supervisor.tenancy.revocation_file import RevocationFile
+    from fairlead_gateway.supervisor.tenancy.tenant_file import KeyFile, RevocationFile
 
     key_parser = None if parser is None else parser.parse_keys
     return AccessSources(
@@ -350,7 +349,7 @@ def _revocation_watch(options: argparse.Namespace, clock: "Clock", limits: Limit
     import random
 
     from fairlead.runtime.clock import Pacing
-    from fairlead_gateway.supervisor.tenancy.revocation_watch import open_revocation_watch
+    from fairlead_gateway.supervisor.tenancy.tenant_watch import open_revocation_watch
 
     return open_revocation_watch(os.environ, options.kube_revoked, Pacing(clock, random.random), limits)
 

@@ -15,7 +15,6 @@ from fairlead.fleet.model import Fleet, Instance, Model, Role, SloTargets
 from fairlead.limits import Limits
 from fairlead_cli.explain.decision_text import render_decision
 from fairlead_cli.management import api_types
-from fairlead_gateway.supervisor.management.serializers import decision_out
 from fairlead_gateway.worker.observability.observers import RequestObservers
 from fairlead_gateway.worker.observability.settings import ObservabilitySettings
 from fairlead_testing.engines.scripted import (
@@ -28,6 +27,7 @@ from fairlead_testing.engines.scripted import (
     token,
     well_behaved,
 )
+from fairlead_testing.gateway.decision_view import decision_out
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, running_gateway
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import RawConnection, post_request, request, send

@@ -43,11 +43,17 @@ from fairlead.fleet.model import SloTargets
 from fairlead.limits import Limits
 from fairlead_bench.fairness import cache_timing
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
-from fairlead_gateway.admission.caller_bounds import CallerBounds, CallerClass
 from fairlead_gateway.admission.fair_share import SAVED_SECONDS, FairShare, decode_seconds
 from fairlead_gateway.admission.kv_capacity import MAX_WAITING_STEP_SHARE, EngineLoad
 from fairlead_gateway.admission.policy import MIN_BACKLOG_SECONDS, POLL_SECONDS
-from fairlead_gateway.admission.request_queue import QUANTUM_SECONDS, TIER_WEIGHTS, has_credit, waits_behind
+from fairlead_gateway.admission.request_queue import (
+    QUANTUM_SECONDS,
+    TIER_WEIGHTS,
+    CallerBounds,
+    CallerClass,
+    has_credit,
+    waits_behind,
+)
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch
 from fairlead_sim.engine.scheduler import EngineSequence

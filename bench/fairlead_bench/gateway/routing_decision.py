@@ -32,7 +32,7 @@ from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.worker.openai.request import build_route_request, parse_request
-from fairlead_gateway.worker.reporting.index_reporter import IndexReporter
+from fairlead_gateway.worker.reporting.reporters import IndexReporter
 
 INSTANCES = 10
 _SECRET = b"bench"

@@ -17,7 +17,7 @@ Other callers wait for that a few seconds only.
 **Refused** with a `Retry-After` from the drain rate, and with 429 if sheddable, else 503:
 
 - a sheddable request that cannot meet its objective at the drain rate (429),
-- the newest request of the lowest tier's caller with most, if the queue is full (`caller_bounds`),
+- the newest request of the lowest tier's caller with most, if the queue is full,
 - a request that waited too long (503); for a sheddable one, that is three times its objective.
 
 Why: queueing has a price, since an engine that has finished waits for the next request to arrive.
@@ -75,10 +75,9 @@ from enum import StrEnum
 from typing import Final
 
 from fairlead.limits import Limits
-from fairlead_gateway.admission.caller_bounds import CallerBounds, CallerClass
 from fairlead_gateway.admission.kv_capacity import EngineLoad, KvCapacityPlanner, MemoryHold
 from fairlead_gateway.admission.output_lengths import OutputForecast, OutputLengths
-from fairlead_gateway.admission.request_queue import NextRequest, QueuedRequest, RequestQueue
+from fairlead_gateway.admission.request_queue import CallerBounds, CallerClass, NextRequest, QueuedRequest, RequestQueue
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
 
 LONG_SHARE: Final = 0.5

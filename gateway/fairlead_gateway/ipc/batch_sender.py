@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -13,6 +13,42 @@ class MessageSender(Protocol):
     def send(self, message: msgspec.Struct) -> bool:
         """Sends a message; returns False if it was dropped."""
         ...
+
+
+class RowBatch:
+    """The rows of one reporter, sent as one message; drops new rows if too many wait.
+
+    seconds: from the first row to the message.
+    create_message: gets the rows, and the number of rows that were dropped before them.
+    """
+
+    def __init__(
+        self,
+        sender: MessageSender,
+        loop: asyncio.AbstractEventLoop,
+        seconds: float,
+        max_rows: int,
+        create_message: Callable[[list[Any], int], msgspec.Struct],
+    ) -> None:
+        self._max_rows = max_rows
+        self._create_message = create_message
+        self._rows: list[Any] = []
+        self._sender = BatchSender(sender, loop, seconds, self._take)
+        self.flush = self._sender.flush
+
+    def add(self, row: object) -> None:
+        """Adds a row to the next message."""
+        rows = self._rows
+        if len(rows) >= self._max_rows:
+            self._sender.dropped += 1
+            return
+        if not rows:
+            self._sender.schedule()
+        rows.append(row)
+
+    def _take(self, dropped: int) -> tuple[msgspec.Struct | None, int]:
+        rows, self._rows = self._rows, []
+        return (self._create_message(rows, dropped), len(rows)) if rows or dropped else (None, 0)
 
 
 class BatchSender:

@@ -42,74 +42,21 @@ WAKE_HINT_SECONDS: Final = 2.0
 """Limit: interval of wake hints to the autoscaler while requests wait for a first instance."""
 
 
-class EncodedDecision(msgspec.Struct, array_like=True):
-    """An encoded `Decision`."""
+class LoggedDecision(msgspec.Struct, array_like=True):
+    """The decisions of one request, as the management API shows them.
 
-    chosen: str | None
-    rule: str
-    reason: str
-    rejected: list[tuple[str, str]]
-    inputs: dict[str, tuple[float | None, float | None]]
-    cost_seconds: float | None
-
-
-class EncodedPrefillAttempt(msgspec.Struct, array_like=True):
-    """An encoded `PrefillAttempt`."""
-
-    instance_id: str
-    decision: EncodedDecision
-    started_at: float
-    seconds: float | None
-    result: str
-
-
-class EncodedHandoff(msgspec.Struct, array_like=True):
-    """An encoded `HandoffRecord`."""
-
-    outcome: str
-    reason: str
-    message: str
-    waited_seconds: float
-    attempts: list[EncodedPrefillAttempt]
-    placement: EncodedDecision | None
-
-
-class EncodedRoute(msgspec.Struct, array_like=True):
-    """An encoded `RouteDecision`."""
-
-    name: str
-    route: str
-    target: str | None
-    basis: str
-    override: int | None
-    weights: tuple[int, int]
-    changes: list[str] = []
-    steps: list[tuple[str, str, str, str]] = []
-    withheld: list[str] = []
-    shadow: str | None = None
-    context_tokens: int = 0
-
-
-class EncodedDecisionRecord(msgspec.Struct, array_like=True):
-    """An encoded `DecisionRecord`."""
+    wall, latest_wall: Unix seconds of the first decision and of the latest.
+    chosen, route: the instance and the route of the latest decision.
+    json: `DecisionOut` of the management API.
+    """
 
     request_id: str
     wall: float
-    model_key: str
-    decision: EncodedDecision
-    attempt: int
-    prompt_tokens: float
+    latest_wall: float
     caller: str | None
-    handoff: EncodedHandoff | None
-    route: EncodedRoute | None = None
-    kept_back: list[str] = []
-
-
-class EncodedLoggedRequest(msgspec.Struct, array_like=True):
-    """An encoded `LoggedRequest`; `outcome` has the outcome's fields by name."""
-
-    records: list[EncodedDecisionRecord]
-    outcome: dict[str, object] | None
+    chosen: str | None
+    route: str | None
+    json: bytes
 
 
 class TimingEventKind(IntEnum):
@@ -565,12 +512,13 @@ class WorkerReport(msgspec.Struct, tag=True):
     """Worker → supervisor: what happened since the last report.
 
     - dispatches, crashes, cleared, service: as in `PeerUpdates`, for sibling workers.
-    - dispatches, decisions, loads, service: for Redis. `loads` is None if unchanged.
+    - dispatches, decisions, loads, service: for Redis. `loads` is None if unchanged. `decisions`
+      are models and entries of their streams.
     """
 
     dispatches: bytes | None
     crashes: list[tuple[bytes, str, float, float]]
-    decisions: list[EncodedDecisionRecord]
+    decisions: list[tuple[str, bytes]]
     loads: dict[str, "EncodedLoad"] | None
     dropped: int
     cleared: list[tuple[bytes, float]] = []
@@ -732,7 +680,7 @@ class RoutePreview(msgspec.Struct):
     rejection: (status, message, param, code) of the response that the request would get instead.
     """
 
-    preview: EncodedLoggedRequest | None
+    preview: LoggedDecision | None
     rejection: tuple[int, str, str | None, str | None] | None = None
 
 

@@ -38,8 +38,8 @@ import heapq
 import math
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
 
 from fairlead.limits import Limits
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection, ForgetScope
@@ -49,6 +49,8 @@ from fairlead_kvstore.blockstore import block_hash
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, InstanceCleared, InstanceDetached
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 
+if TYPE_CHECKING:
+    from fairlead_kvstore.index.replica import IndexReplica
 INDEX_RECENT_SECONDS: Final = 300.0
 """Limit: blocks of prompts sent within this time count as recently used."""
 INDEX_RECENT_BLOCKS: Final = 262_144
@@ -69,41 +71,6 @@ PREFIX_MAP_SETTLE_SECONDS: Final = 2.0
 PREFIX_MAP_EVICTED_BLOCKS: Final = 65_536
 """Limit: recently evicted text blocks of one instance: responses that missed them had late events.
 """
-
-
-class CompletenessView(Protocol):
-    """The completeness mark of an instance: complete or not, why, and since when."""
-
-    @property
-    def complete(self) -> bool: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def since(self) -> float: ...
-
-
-class IndexView(Protocol):
-    """The interface of an index replica; `fairlead_kvstore.index.replica` implements it."""
-
-    def holders(self, token_hash: int) -> dict[str, tuple[StorageTier, ...]]:
-        """Returns the instances that have a block cached, with the tiers where they have it."""
-        ...
-
-    def completeness(self, instance: str) -> CompletenessView | None:
-        """Returns the completeness mark of an instance; None for an unknown instance."""
-        ...
-
-    def instances(self) -> tuple[str, ...]:
-        """Returns all instances whose KV events the index has received."""
-        ...
-
-    def holder_sets(self) -> Iterator[tuple[Mapping[str, tuple[StorageTier, ...]], int]]:
-        """Yields sets of holders, each with its number of blocks. A set may come more than once."""
-        ...
-
-    def count_unique(self, hashes: Iterable[int]) -> dict[str, int]:
-        """Returns, by instance, how many of these blocks no other instance has."""
-        ...
 
 
 class InflightBlocks:
@@ -218,7 +185,7 @@ class PrefixTranslator:
     model_key, secret: the inputs of the token hashes.
     """
 
-    def __init__(self, model_key: str, index: IndexView, *, secret: bytes, limits: Limits = _LIMITS) -> None:
+    def __init__(self, model_key: str, index: "IndexReplica", *, secret: bytes, limits: Limits = _LIMITS) -> None:
         self.index = index
         self.table = PrefixTable(max_links=PREFIX_MAP_BLOCKS, max_token_hashes=PREFIX_MAP_TOKEN_BLOCKS)
         self.recent = RecentBlocks(max_blocks=INDEX_RECENT_BLOCKS, seconds=INDEX_RECENT_SECONDS)
@@ -345,7 +312,7 @@ class PrefixTranslator:
                 pending.removed.clear()
                 pending.doubtful.clear()
 
-    def set_index(self, index: IndexView) -> None:
+    def set_index(self, index: "IndexReplica") -> None:
         """Sets another index replica, or the same with other content; everything is
         reported again.
         """

@@ -4,15 +4,14 @@ Pure: gateway workers, the fleet simulator and the seams run the same code.
 
 In reading order:
 
-- `request`, `endpoint`: the values
+- `request`: the part of a request that routing reads
 - `prefix`: prefix hashes, and the instances that cache them
-- `load`: in-flight load
+- `load`: endpoints and their in-flight load
 - `hash_ring`: the two homes of a prefix
 - `policies`: one file per preset
 - `candidates`: what a policy compares
 - `accelerator_selection`, `prefill_placement`: parts of the default policy
-- `router`: the state between decisions
-- `hooks`: the router's callbacks
+- `router`: the state between decisions, and the router's callbacks
 """
 
 from fairlead_gateway.routing.load.inflight import InstanceLoad

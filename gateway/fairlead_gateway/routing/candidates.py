@@ -19,8 +19,7 @@ from typing import Final
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import KvPullSource
-from fairlead_gateway.routing.endpoint import Endpoint
-from fairlead_gateway.routing.load.inflight import EndpointLoad, InflightTracker
+from fairlead_gateway.routing.load.inflight import Endpoint, EndpointLoad, InflightTracker
 from fairlead_gateway.routing.load.load_window import LoadWindow
 from fairlead_gateway.routing.prefix.cache_view import CacheView
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN

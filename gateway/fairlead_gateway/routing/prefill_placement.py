@@ -48,8 +48,7 @@ from typing import Final
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.engine_profile import EngineProfile
 from fairlead.units import format_duration
-from fairlead_gateway.routing.endpoint import Endpoint
-from fairlead_gateway.routing.load.inflight import EndpointLoad
+from fairlead_gateway.routing.load.inflight import Endpoint, EndpointLoad
 from fairlead_gateway.routing.load.inter_token_times import WINDOW_SECONDS, InterTokenTimes
 
 ITL_SHARE: Final = 0.9

@@ -14,9 +14,12 @@ their sessions (`supervisor.peers`). Beyond a limit, the oldest sessions are dro
 Why: that instance mostly has the start of the prompt cached. A client may write the same turns in
 other bytes (another serializer, a field that moved). Then no prefix matches, and hashing sends the
 turn to homes that have nothing cached.
+
+The callbacks of a router: for the KV-cache index, and for sibling workers.
 """
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import xxhash
@@ -28,11 +31,10 @@ from fairlead.fleet.model import Instance, InstanceState, Model, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.routing.accelerator_selection import AcceleratorSelector, RankedKinds, decide_by_kind, with_kind
 from fairlead_gateway.routing.candidates import Candidate, offer_pulls, policy_candidates
-from fairlead_gateway.routing.endpoint import Endpoint
 from fairlead_gateway.routing.hash_ring import HomeRings
-from fairlead_gateway.routing.hooks import DispatchHooks, SiblingWorkers
 from fairlead_gateway.routing.load.inflight import (
     NOTHING_DEFERRED,
+    Endpoint,
     EndpointLoad,
     InflightRequest,
     InflightTracker,
@@ -42,6 +44,7 @@ from fairlead_gateway.routing.load.inflight import (
 from fairlead_gateway.routing.load.inter_token_times import InterTokenTimes
 from fairlead_gateway.routing.load.load_window import LoadWindow
 from fairlead_gateway.routing.load.prompt_sizes import TokenCalibration
+from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_gateway.routing.policies import dual_hash
 from fairlead_gateway.routing.policies.assigned_queue import AssignedQueue
 from fairlead_gateway.routing.policies.policy_input import AssignedRequest, PolicyInput
@@ -58,6 +61,36 @@ from fairlead_gateway.routing.prefix.cache_view import CachedTokens, CacheView
 from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain, chain_seed, shared_bytes
 from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS, DEFAULT_TTFT_SECONDS, NO_INSTANCES, RouteRequest
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchHooks:
+    """Callbacks of a router for the dispatches of a model with instances that report KV events.
+
+    - on_dispatch: called with model, request and instance.
+    - on_finish: called with model, request, and the prompt and cached tokens that the engine
+      reported (None if it did not).
+    """
+
+    on_dispatch: Callable[[str, RouteRequest, str], None]
+    on_finish: Callable[[str, InflightRequest, int | None, int | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SiblingWorkers:
+    """The other workers of the same gateway: their in-flight load, and callbacks that report to
+    them.
+
+    - report_dispatch: called with model, request and instance.
+    - report_crash: called with the fingerprint of a request body, the instance that crashed, when
+      it received the body, and the time.
+    - report_cleared: called with the fingerprint of such a body that was answered, and the time.
+    """
+
+    loads: SharedLoadTable
+    report_dispatch: Callable[[str, RouteRequest, str], None]
+    report_crash: Callable[[bytes, str, float, float], None]
+    report_cleared: Callable[[bytes, float], None]
 
 
 class SessionAffinity:
@@ -101,8 +134,8 @@ class SessionAffinity:
 _BYTES_PER_TOKEN: Final = float(BYTES_PER_TOKEN)
 
 
-class RouterState:
-    """The state of one model's router: endpoints, load, prefix index, hot prefixes and homes.
+class ModelRouter:
+    """The router of one model: it chooses an instance for each request and tracks the load.
 
     - secret: the key of the hash rings.
     - seed: start of the decision count, so that several models do not act in step.
@@ -470,10 +503,6 @@ class RouterState:
         """Returns the TTFT objective in seconds for a prompt of `prompt` tokens, or the default."""
         limit = self._objectives.ttft_limit_seconds(prompt) if self._ttft_grows else self._ttft_limit
         return DEFAULT_TTFT_SECONDS if limit is None else limit
-
-
-class ModelRouter(RouterState):
-    """The router of one model: it chooses an instance for each request and tracks the load."""
 
     def choose_instance(
         self,

@@ -94,7 +94,7 @@ class BackgroundServices:
             link = self.redis_link = links.RedisLink(
                 membership.redis_url, clock, limits=limits, name=f"fairlead-{name}"
             )
-            self.decision_stream = decision_stream.DecisionStream(link, name, clock, limits=limits)
+            self.decision_stream = decision_stream.DecisionStream(link, clock, limits=limits)
             self.peers = peer_sync.PeerSync(
                 link, workers, gateway_id=name, secret=membership.secret, clock=clock, limits=limits
             )
@@ -152,8 +152,7 @@ class BackgroundServices:
 
         Why here: without a ledger, its modules are not loaded.
         """
-        from fairlead_gateway.supervisor.usage.pricing import EngineReadings
-        from fairlead_gateway.supervisor.usage.usage_service import UsageService
+        from fairlead_gateway.supervisor.usage.usage_service import EngineReadings, UsageService
 
         def profile(instance: str) -> "EngineProfile | None":
             learned = learned_profile(instance)

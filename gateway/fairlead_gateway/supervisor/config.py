@@ -10,7 +10,7 @@ from fairlead.audit import AuditLog
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import FleetSource
 from fairlead_gateway.http.sockets import TlsCertificate
-from fairlead_gateway.supervisor.kv_index.token_source import TokenSource
+from fairlead_gateway.supervisor.kv_index.local_tokenizer import TokenSource
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
 
 if TYPE_CHECKING:

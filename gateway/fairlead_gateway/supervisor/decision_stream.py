@@ -9,13 +9,10 @@ before.
 import asyncio
 import logging
 from collections import deque
-from itertools import islice
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-import msgspec
 from redis.exceptions import ResponseError
 
-from fairlead.decision import Decision
 from fairlead.errors import BadInput, first_line
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
@@ -23,7 +20,6 @@ from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead.units import format_duration
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
-from fairlead_kvstore.redis.codec import encode
 from fairlead_kvstore.redis.link import RedisLink
 
 PUBLISHED_DECISION_SECONDS: Final = 900.0
@@ -36,49 +32,14 @@ BATCH_RECORDS: Final = 100
 DATA_FIELD: Final = b"d"
 
 
-class LoggedDecision(Protocol):
-    """One decision as the gateway's log keeps it."""
-
-    @property
-    def request_id(self) -> str:
-        """The request that was routed."""
-        ...
-
-    @property
-    def wall(self) -> float:
-        """Unix seconds of the decision."""
-        ...
-
-    @property
-    def model_key(self) -> str:
-        """The model of the decision, as ``namespace/name``."""
-        ...
-
-    @property
-    def decision(self) -> Decision:
-        """The choice with its reason."""
-        ...
-
-    @property
-    def attempt(self) -> int:
-        """1 for the first choice, more for retries."""
-        ...
-
-    @property
-    def prompt_tokens(self) -> float:
-        """The estimated tokens of the prompt, as used for the choice."""
-        ...
-
-
 class DecisionStream:
     """The stream of one gateway. The caller starts and stops `link`."""
 
-    def __init__(self, link: RedisLink, gateway_id: str, clock: Clock, *, limits: Limits | None = None) -> None:
+    def __init__(self, link: RedisLink, clock: Clock, *, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
         self.link = link
-        self._gateway_id = gateway_id
         self._clock = clock
-        self._pending: deque[LoggedDecision] = deque()
+        self._pending: deque[tuple[str, bytes]] = deque()
         self._trimmed_at: dict[str, float] = {}
         self._last_entry_ms: int | None = None
         self._task: asyncio.Task[None] | None = None
@@ -87,12 +48,12 @@ class DecisionStream:
         self.refused = 0
         self._last_refusal = ""
 
-    def offer(self, record: LoggedDecision) -> None:
-        """Queues a decision. Drops the oldest one if too many wait."""
+    def offer(self, model_key: str, entry: bytes) -> None:
+        """Queues a decision as an entry of the stream. Drops the oldest one if too many wait."""
         if len(self._pending) >= self._limits.published_decisions_pending:
             self._pending.popleft()
             self.dropped += 1
-        self._pending.append(record)
+        self._pending.append((model_key, entry))
 
     def start(self) -> None:
         """Starts the task on the running loop."""
@@ -161,16 +122,13 @@ class DecisionStream:
             await self.flush()
             await asyncio.sleep(FLUSH_SECONDS)
 
-    def _add_commands(self, batch: list[LoggedDecision]) -> list[Command]:
-        """Returns one XADD per record, and counts those that cannot be encoded as refused."""
+    def _add_commands(self, batch: list[tuple[str, bytes]]) -> list[Command]:
+        """Returns one XADD per decision, and counts those without a valid key as refused."""
         max_entries = self._limits.published_decisions
         commands: list[Command] = []
-        for record in batch:
+        for model_key, value in batch:
             try:
-                name, value = (
-                    redis_keys.decisions(record.model_key),
-                    encode(published_decision(record, self._gateway_id)),
-                )
+                name = redis_keys.decisions(model_key)
             except (BadInput, UnicodeError) as error:
                 self.refused += 1
                 self._last_refusal = type(error).__name__
@@ -178,11 +136,11 @@ class DecisionStream:
                 commands.append(("XADD", name, "MAXLEN", "~", max_entries, "*", DATA_FIELD, value))
         return commands
 
-    def _trim_commands(self, batch: list[LoggedDecision]) -> list[Command]:
+    def _trim_commands(self, batch: list[tuple[str, bytes]]) -> list[Command]:
         """Returns commands that drop old entries and let an unused stream expire."""
         now = self._clock.now()
         commands: list[Command] = []
-        for key in {record.model_key for record in batch}:
+        for key in {model_key for model_key, _ in batch}:
             if self._last_entry_ms is not None and now - self._trimmed_at.get(key, -TRIM_SECONDS) >= TRIM_SECONDS:
                 self._trimmed_at[key] = now
                 seconds = PUBLISHED_DECISION_SECONDS
@@ -191,7 +149,7 @@ class DecisionStream:
                 commands.append(("EXPIRE", redis_keys.decisions(key), max(1, int(seconds))))
         return commands
 
-    def _requeue(self, batch: list[LoggedDecision]) -> None:
+    def _requeue(self, batch: list[tuple[str, bytes]]) -> None:
         """Queues records again, before the others; the oldest are dropped if there is no room.
 
         Why: some may have been published already, but a duplicate is harmless and a gap is not.
@@ -213,51 +171,3 @@ class DecisionStream:
         self._last_refusal = ""
         if entries:
             self._last_entry_ms = int(replies[entries - 1].partition(b"-")[0])
-
-
-MAX_REJECTED: Final = 16
-
-
-class PublishedDecision(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One entry of the decision stream. ``inputs`` maps a name to (value, age in seconds)."""
-
-    gateway: str
-    request: str
-    wall: float
-    model: str
-    chosen: str | None = None
-    rule: str = ""
-    reason: str = ""
-    attempt: int = 1
-    prompt_tokens: float = 0.0
-    cost_seconds: float | None = None
-    rejected: tuple[tuple[str, str], ...] = ()
-    inputs: dict[str, tuple[float | None, float | None]] = {}
-
-
-def published_decision(record: LoggedDecision, gateway_id: str) -> PublishedDecision:
-    """Returns the stream entry of a decision.
-
-    It names at most `MAX_REJECTED` of the rejected instances, with their inputs.
-    """
-    decision = record.decision
-    rejected = tuple((instance.id, instance.why) for instance in decision.rejected[:MAX_REJECTED])
-    inputs = decision.inputs.items()
-    if len(decision.rejected) > MAX_REJECTED:
-        shown = {decision.chosen, *(instance for instance, _ in rejected)}
-        omitted = {instance.id for instance in decision.rejected} - shown
-        inputs = {name: value for name, value in inputs if name.rpartition("/")[0] not in omitted}.items()
-    return PublishedDecision(
-        gateway=gateway_id,
-        request=record.request_id,
-        wall=record.wall,
-        model=record.model_key,
-        chosen=decision.chosen,
-        rule=decision.rule,
-        reason=decision.reason,
-        attempt=record.attempt,
-        prompt_tokens=record.prompt_tokens,
-        cost_seconds=decision.cost_seconds,
-        rejected=rejected,
-        inputs={name: (value.value, value.age_seconds) for name, value in islice(inputs, 8 * (MAX_REJECTED + 2))},
-    )

@@ -23,26 +23,21 @@ from fairlead.runtime.tasks import cancel_and_wait, first_failure
 from fairlead_gateway.errors import RelayedError
 from fairlead_gateway.http.sockets import socket_url
 from fairlead_gateway.ipc import messages as say
-from fairlead_gateway.ipc.decision_codec import decode_logged_request, decode_record
-from fairlead_gateway.ipc.messages import EncodedLoggedRequest, QuotaReport, UsageRows
-from fairlead_gateway.supervisor import worker_reports as reports
-from fairlead_gateway.supervisor.audit.audit_service import AuditService
-from fairlead_gateway.supervisor.audit.token_watcher import manage_token_watchers
+from fairlead_gateway.ipc.messages import LoggedDecision, QuotaReport, UsageRows
+from fairlead_gateway.supervisor import worker_handle as reports
+from fairlead_gateway.supervisor.audit.audit_service import AuditService, manage_token_watchers
 from fairlead_gateway.supervisor.background_services import BackgroundServices, create_background_services
 from fairlead_gateway.supervisor.config import GatewayConfig
 from fairlead_gateway.supervisor.kv_index.index_service import KvIndexService
-from fairlead_gateway.supervisor.kv_index.local_tokenizer import Tokenization
-from fairlead_gateway.supervisor.kv_index.token_source import TokenSource
+from fairlead_gateway.supervisor.kv_index.local_tokenizer import Tokenization, TokenSource
 from fairlead_gateway.supervisor.management import GatewayStatus, TenantsSnapshot
 from fairlead_gateway.supervisor.management.server import ManagementServer
 from fairlead_gateway.supervisor.profiling.profiling_service import ProfilingService
 from fairlead_gateway.supervisor.scale_from_zero import ScaleUpNotifier
 from fairlead_gateway.supervisor.tokenizer.client import TokenizerClient
-from fairlead_gateway.supervisor.worker_handle import RoutedMessage, WorkerHandle
+from fairlead_gateway.supervisor.worker_handle import PreforkedWorkers, RoutedMessage, WorkerHandle
 from fairlead_gateway.supervisor.worker_pool import WorkerPool, WorkerPoolHooks
-from fairlead_gateway.supervisor.worker_spawn import PreforkedWorkers
 from fairlead_gateway.telemetry import MetricsRecorder
-from fairlead_gateway.telemetry.decision_log import LoggedRequest
 from fairlead_gateway.telemetry.snapshot import restore_counters
 from fairlead_kvstore.blockstore.changes import Change
 
@@ -317,8 +312,8 @@ class Supervisor:
         decisions, others = self.background.decision_stream, self.background.peers
         if decisions is not None:
             decisions.dropped += report.dropped
-            for record in report.decisions:
-                decisions.offer(decode_record(record))
+            for model_key, entry in report.decisions:
+                decisions.offer(model_key, entry)
         if others is not None:
             others.on_worker_report(report)
 
@@ -442,27 +437,27 @@ class Supervisor:
 
     async def decisions(
         self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None
-    ) -> list[LoggedRequest]:
+    ) -> list[LoggedDecision]:
         """Returns the last `limit` requests of all workers, newest first, of these tenants."""
         answers = await self.workers.query(
-            lambda number: say.GetDecisions(number, limit, model_key, tenants), list[EncodedLoggedRequest]
+            lambda number: say.GetDecisions(number, limit, model_key, tenants), list[LoggedDecision]
         )
         entries = [entry for _, pieces in answers for piece in pieces for entry in piece]
-        entries.sort(key=lambda entry: entry.records[0].wall, reverse=True)
-        return [decode_logged_request(entry) for entry in entries[:limit]]
+        entries.sort(key=lambda entry: entry.wall, reverse=True)
+        return entries[:limit]
 
-    async def decision(self, request_id: str, tenants: frozenset[str] | None = None) -> list[LoggedRequest]:
+    async def decision(self, request_id: str, tenants: frozenset[str] | None = None) -> list[LoggedDecision]:
         """Returns the request with this id; else the newest of each tenant that chose this id."""
         answers = await self.workers.query(
-            lambda number: say.GetDecision(number, request_id, tenants), list[EncodedLoggedRequest]
+            lambda number: say.GetDecision(number, request_id, tenants), list[LoggedDecision]
         )
         entries = [entry for _, pieces in answers for piece in pieces for entry in piece]
-        newest: dict[str | None, EncodedLoggedRequest] = {}
-        for entry in sorted(entries, key=lambda entry: entry.records[-1].wall):
-            if entry.records[0].request_id == request_id:  # an id of our own is unique
-                return [decode_logged_request(entry)]
-            newest[entry.records[0].caller] = entry
-        return [decode_logged_request(entry) for entry in newest.values()]
+        newest: dict[str | None, LoggedDecision] = {}
+        for entry in sorted(entries, key=lambda entry: entry.latest_wall):
+            if entry.request_id == request_id:  # an id of our own is unique
+                return [entry]
+            newest[entry.caller] = entry
+        return list(newest.values())
 
     async def preview_route(
         self,
@@ -471,7 +466,7 @@ class Supervisor:
         session: str | None,
         tenant: str | None = None,
         headers: Sequence[tuple[str, str]] = (),
-    ) -> list[LoggedRequest]:
+    ) -> list[LoggedDecision]:
         """Returns each worker's routing decision for the request, without sending it.
 
         Raises RelayedError when no worker would route it.
@@ -480,7 +475,7 @@ class Supervisor:
             lambda number: say.PreviewRoute(number, path, body, session, tenant, list(headers)), say.RoutePreview
         )
         replies = [pieces[0] for _, pieces in answers]
-        previews = [decode_logged_request(reply.preview) for reply in replies if reply.preview is not None]
+        previews = [reply.preview for reply in replies if reply.preview is not None]
         refusal = next((reply.rejection for reply in replies if reply.rejection is not None), None)
         if refusal is not None and not previews:
             raise RelayedError(*refusal)

@@ -3,24 +3,179 @@
 Each query has a deadline. A worker that misses it is *unresponsive*: warnings name it, and it gets
 no further query until the late reply has arrived. So nothing waits for it twice. A worker that
 stays unresponsive is killed.
+
+Merges the reports of several workers: health states, loads, counters and loop lag.
+
+Each worker runs its own outlier detection. The merged health state of an instance is the worst,
+with the number of workers that report it. An ejection record is reported if no worker had an answer
+since.
+
+Starts worker processes.
+
+Why: this is the first thing that a gateway does, so the module imports little.
 """
 
 import asyncio
+import contextlib
+import fcntl
 import logging
+import os
+import socket
 import subprocess
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 
+from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
+from fairlead.runtime.compiled_build import worker_environment
+from fairlead.runtime.loop_lag import LoopLag
+from fairlead.settings import VARIABLE_PREFIX, variable_name
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import Channel
 from fairlead_gateway.ipc.messages import WORKER_QUERY_SECONDS, AccessReport, QuotaReport, TimingEvents, UsageRows
-from fairlead_gateway.supervisor.worker_spawn import SpawnedWorker
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
+from fairlead_gateway.telemetry.status_types import HealthState
+
+_MODULE = "fairlead_gateway.worker.__main__"
+_EXIT_SECONDS = 10.0
+ROWS_PER_WORKER = 2
+"""Rows of the shared load table per worker: its own, and its replacement's while it drains."""
+_WORKER_VARIABLES = frozenset(
+    map(
+        variable_name,
+        (
+            *("access_log", "access_log_clients", "compiled", "drain_timeout", "log_level", "memory_limit"),
+            *("trace_endpoint", "trace_headers", "trace_sample"),
+        ),
+    )
+)
+"""The settings that workers read. Others come over the channel, or are the supervisor's alone."""
+_CLUSTER_PREFIXES = ("KUBERNETES_", "KUBECONFIG")
+
+
+@dataclass(slots=True)
+class SpawnedWorker:
+    """A process that was started, and the supervisor's end of its IPC channel."""
+
+    process: subprocess.Popen[bytes]
+    channel_socket: socket.socket
+
+
+def spawn_worker(
+    number: int, shared_memory_fd: int | None, environ: Mapping[str, str], *, inherits_stdout: bool = False
+) -> SpawnedWorker:
+    """Starts a worker process.
+
+    number: the worker's number, from 1.
+    shared_memory_fd: the shared load table; None for a single worker without peers.
+    inherits_stdout: if False, the worker's standard output is the null device. Then a reader of the
+        gateway's output does not wait for the workers' end.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with theirs:
+        command = [sys.executable, "-m", _MODULE, "--number", str(number), "--channel", str(theirs.fileno())]
+        fds = [theirs.fileno()]
+        if shared_memory_fd is not None:
+            command += ["--rows", str(shared_memory_fd)]
+            fds.append(shared_memory_fd)
+        try:
+            stdout = None if inherits_stdout else subprocess.DEVNULL
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, pass_fds=fds, env=environ)
+        except OSError:
+            ours.close()
+            raise
+    return SpawnedWorker(process, ours)
+
+
+class PreforkedWorkers:
+    """Workers that start before anything else, and import their modules while the supervisor does.
+
+    has_peers: the shared load table has a row for the load from other gateways.
+    """
+
+    def __init__(self, count: int, limits: Limits, *, inherits_stdout: bool = False, has_peers: bool = False) -> None:
+        self.count = count
+        self.has_peers = has_peers
+        self.inherits_stdout = inherits_stdout
+        self.shared_memory_fd: int | None = None
+        self.environ = narrow_environment(worker_environment(os.environ))  # once: it reads every source file
+        self.spawned: list[SpawnedWorker] = []
+        if count > 1 or has_peers:
+            from fairlead_gateway.routing.load.shared_memory import table_bytes
+
+            self.shared_memory_fd = _create_shared_memory(table_bytes(shared_row_count(count), limits.shared_slots))
+        try:
+            self.spawned.extend(
+                spawn_worker(number, self.shared_memory_fd, self.environ, inherits_stdout=inherits_stdout)
+                for number in range(1, count + 1)
+            )
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the workers that no pool has taken, and closes the shared memory's descriptor.
+
+        Closes their channels, and kills a worker that still runs after `_EXIT_SECONDS`.
+        """
+        waiting, self.spawned = self.spawned, []
+        for worker in waiting:
+            worker.channel_socket.close()
+        for worker in waiting:
+            try:
+                worker.process.wait(_EXIT_SECONDS)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+        if self.shared_memory_fd is not None:
+            os.close(self.shared_memory_fd)
+            self.shared_memory_fd = None
+
+
+def narrow_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns a worker's environment, without the supervisor's secrets and the way to a cluster.
+
+    Variables of other programs stay, since a fleet may name any of them as an engine's token.
+    """
+    return {
+        name: value
+        for name, value in environ.items()
+        if not name.startswith(_CLUSTER_PREFIXES)
+        and (name in _WORKER_VARIABLES or not name.startswith(VARIABLE_PREFIX))
+    }
+
+
+def shared_row_count(count: int) -> int:
+    """Returns the number of rows of the shared load table; the last is for other gateways' load."""
+    return count * ROWS_PER_WORKER + 1
+
+
+def _create_shared_memory(size: int) -> int:
+    """Returns the file descriptor of shared memory of `size` zero bytes.
+
+    On Linux, its size is sealed.
+
+    Why: a process that reads memory beyond the end of its file is killed. So a worker that shortens
+    the file would end the supervisor and its siblings.
+    """
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("fairlead-rows", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(descriptor, size)
+        with contextlib.suppress(OSError):  # a sandbox without seals
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return descriptor
+    import tempfile
+
+    with tempfile.TemporaryFile() as file:
+        descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return descriptor
+
 
 WORKER_FROZEN_SECONDS: Final = 30.0
 """Limit: a worker without an answer for this long is killed, and a drain ends early without any
@@ -239,3 +394,119 @@ class WorkerHandle:
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
+
+
+_HEALTHY = (HealthState.HEALTHY.value, "")
+_WORST_FIRST = (HealthState.EJECTED.value, HealthState.PROBING.value, HealthState.WARMING.value)
+
+
+def merge_health_states(reported: Sequence[Mapping[str, tuple[str, str]]]) -> Callable[[str], tuple[str, str]]:
+    """Returns a function that maps an instance to (health state, reason).
+
+    reported: each worker's (health state, reason) by instance, without healthy instances.
+    """
+
+    def health_of(instance: str) -> tuple[str, str]:
+        reports = [report[instance] for report in reported if instance in report]
+        if not reports:
+            return _HEALTHY
+        state, reason = min(reports, key=lambda report: _WORST_FIRST.index(report[0]))
+        agreeing = sum(report[0] == state for report in reports)
+        return state, reason if len(reported) == 1 else f"{reason} ({agreeing} of {len(reported)} workers)"
+
+    return health_of
+
+
+def merge_ejections(
+    states: Sequence[say.WorkerState], now: float, progress_times: Mapping[str, float] | None = None
+) -> dict[str, EjectionReport]:
+    """Returns the ejection of each instance that has answered no worker since.
+
+    The time is that of the latest ejection, the failed probes are those of all workers.
+
+    progress_times: when each instance was last seen to compute tokens. The time counts from there.
+
+    Why: a full engine can keep probes waiting while it works for plain requests, which show
+    nothing before their end. It does not hang.
+    """
+    progressed = progress_times or {}
+    merged: dict[str, EjectionReport] = {}
+    for instance in dict.fromkeys(name for state in states for name in state.ejections):
+        found = [state.ejections[instance] for state in states if instance in state.ejections]
+        latest = max(found, key=lambda ejection: ejection.since)
+        if all(state.answer_times.get(instance, latest.since) <= latest.since for state in states):
+            failed_probes = sum(ejection.failed_probes for ejection in found)
+            since = max(latest.since, progressed.get(instance, latest.since))
+            merged[instance] = EjectionReport(max(0.0, now - since), latest.cause, failed_probes, len(found))
+    return merged
+
+
+def merge_answer_times(states: Sequence[say.WorkerState]) -> dict[str, float]:
+    """Returns when each instance answered any worker last, in monotonic seconds."""
+    merged: dict[str, float] = {}
+    for state in states:
+        for instance, answered_at in state.answer_times.items():
+            merged[instance] = max(answered_at, merged.get(instance, answered_at))
+    return merged
+
+
+def merge_adapters(workers: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, frozenset[str]]:
+    """Returns the LoRA adapters of each instance that any worker knows to be loaded."""
+    merged: dict[str, frozenset[str]] = {}
+    for adapters in workers:
+        for instance, names in adapters.items():
+            merged[instance] = merged.get(instance, frozenset()).union(names)
+    return merged
+
+
+def merge_loads(workers: Iterable[Mapping[str, say.EncodedLoad]]) -> dict[str, say.EncodedLoad]:
+    """Returns the loads of all workers, added up by instance."""
+    totals: dict[str, say.EncodedLoad] = {}
+    for loads in workers:
+        for instance, load in loads.items():
+            known = totals.get(instance)
+            totals[instance] = load if known is None else _add_loads(known, load)
+    return totals
+
+
+def merge_counts(workers: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Returns the counts of all workers, added up by name."""
+    totals: dict[str, int] = {}
+    for counts in workers:
+        for name, count in counts.items():
+            totals[name] = totals.get(name, 0) + count
+    return totals
+
+
+def _add_loads(one: say.EncodedLoad, other: say.EncodedLoad) -> say.EncodedLoad:
+    return say.EncodedLoad(
+        one.inflight + other.inflight,
+        one.waiting + other.waiting,
+        one.backlog_seconds + other.backlog_seconds,
+        one.inflight_tokens + other.inflight_tokens,
+        one.queued + other.queued,
+    )
+
+
+def _without_windows(models: dict[str, ModelSnapshot]) -> dict[str, ModelSnapshot]:
+    """Removes the counts of the last minute from the snapshots, and returns the same snapshots.
+
+    Why: these counts would not age, since only the worker itself moves its window on.
+    """
+    for part in models.values():
+        part.window = None
+        for instance in part.instances.values():
+            instance.window = None
+    return models
+
+
+class MaxLoopLag(LoopLag):
+    """The lag of the slowest of several event loops, by quantile."""
+
+    def __init__(self, reported: Sequence[Sequence[tuple[float, float]]]) -> None:
+        super().__init__(max_samples=1)
+        self._reported = [dict(quantiles) for quantiles in reported]
+
+    def quantile(self, share: float) -> float | None:
+        """Returns the lag in seconds; None when no worker has reported this quantile."""
+        return max((quantiles[share] for quantiles in self._reported if share in quantiles), default=None)

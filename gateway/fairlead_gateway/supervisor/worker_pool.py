@@ -5,6 +5,14 @@ the pool waits before it starts a replacement. The pause doubles with each crash
 `_STABLE_SECONDS` of a start, up to `max_worker_restart_seconds`. A worker that gets SIGTERM is
 replaced first; then it drains, for as long as its requests take. The pool keeps the counters of
 workers that have ended.
+
+Assigns each instance its slot in the rows of the shared load table.
+
+An instance that left the fleet keeps its slot for at least a minute, and until the slot is zero in
+every worker's row.
+
+Why: by then every worker has the new fleet, or has been unresponsive for so long that its load is
+unknown anyway.
 """
 
 import asyncio
@@ -27,18 +35,59 @@ from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import encode_message
 from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS, WORKER_QUERY_SECONDS, TimingEvents
 from fairlead_gateway.routing.load import shared_memory
-from fairlead_gateway.supervisor.peers.peer_load_row import PeerLoadRow
-from fairlead_gateway.supervisor.slot_allocator import SlotAllocator
-from fairlead_gateway.supervisor.worker_handle import WORKER_FROZEN_SECONDS, RoutedMessage, WorkerHandle, WorkerListener
-from fairlead_gateway.supervisor.worker_reports import _without_windows, merge_counts, merge_loads
-from fairlead_gateway.supervisor.worker_spawn import (
+from fairlead_gateway.supervisor.peers.peer_messages import PeerLoadRow
+from fairlead_gateway.supervisor.worker_handle import (
     ROWS_PER_WORKER,
+    WORKER_FROZEN_SECONDS,
     PreforkedWorkers,
+    RoutedMessage,
     SpawnedWorker,
+    WorkerHandle,
+    WorkerListener,
+    _without_windows,
+    merge_counts,
+    merge_loads,
     shared_row_count,
     spawn_worker,
 )
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot, sum_snapshots
+
+_RETIRED_SECONDS = 60.0
+
+
+class SlotAllocator:
+    """The slots of the shared load table, by instance.
+
+    is_idle: returns whether a slot is zero in all rows.
+    """
+
+    def __init__(self, count: int, is_idle: Callable[[int], bool]) -> None:
+        self._is_idle = is_idle
+        self._free = list(range(count - 1, -1, -1))
+        self._slots: dict[str, int] = {}
+        self._left_at: dict[str, float] = {}
+
+    def assign(self, fleet: Fleet, now: float) -> dict[str, int]:
+        """Returns the slots by instance, including instances that left recently.
+
+        Instances beyond the number of slots get none.
+        """
+        present = {instance.id for instances in fleet.instances.values() for instance in instances}
+        for instance_id in self._slots:
+            if instance_id in present:
+                self._left_at.pop(instance_id, None)
+            else:
+                self._left_at.setdefault(instance_id, now)
+        for instance_id, left_at in list(self._left_at.items()):
+            if now - left_at >= _RETIRED_SECONDS and self._is_idle(self._slots[instance_id]):
+                self._free.append(self._slots.pop(instance_id))
+                del self._left_at[instance_id]
+        for instances in fleet.instances.values():
+            for instance in instances:
+                if instance.id not in self._slots and self._free:
+                    self._slots[instance.id] = self._free.pop()
+        return dict(self._slots)
+
 
 WORKER_START_SECONDS: Final = 60.0
 """Limit: a worker that does not listen by then is killed and started again."""

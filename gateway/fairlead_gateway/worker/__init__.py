@@ -7,5 +7,5 @@
 - `resilience`: retries, ejection, poison requests.
 - `reporting`: messages to the supervisor; `observability`: access log and traces.
 - `body_check`: checks large bodies in a process.
-- `api_keys`, `memory_pressure`, `route_preview`, `query_handler`, `runtime`.
+- `api_keys`, `memory_pressure`, `runtime`.
 """

@@ -8,8 +8,13 @@ its name. If there is none, it is a tenant of its own, without limits. With issu
 tokens, a token (JWT) identifies a tenant in place of a key.
 
 The key is read from `Authorization: Bearer KEY`, else from `x-api-key`.
+
+Reports to the supervisor which keys callers use, some seconds after the first use.
+
+Why: a request sets one flag, and most set none. A timer runs only after a use.
 """
 
+import asyncio
 import hmac
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -17,12 +22,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from fairlead.engines.credentials import EngineCredentials
+from fairlead.limits import Limits
 from fairlead.tenants.model import CacheSharing, Tenant
 from fairlead_gateway.caller_key import NEVER, Caller
 from fairlead_gateway.errors import ApiKeysUnavailable, InvalidApiKey, NotPermitted
 from fairlead_gateway.http.request_parser import RequestHead
+from fairlead_gateway.ipc.channel import Channel
+from fairlead_gateway.ipc.messages import AccessReport, ToWorker
 
-if TYPE_CHECKING:  # loaded only with issuers of bearer tokens
+if TYPE_CHECKING:
     from fairlead_gateway.worker.bearer_tokens.token_callers import TokenCallers
 
 _DIGEST_NAME: Final = "sha256"
@@ -270,3 +278,29 @@ class GatewaySecrets:
     hash_secret: bytes
     credentials: EngineCredentials
     api_keys: ApiKeys | None = None
+
+
+class AccessReporter:
+    """The reporter of the uses of API keys."""
+
+    def __init__(
+        self, api_keys: ApiKeys, channel: Channel[ToWorker], loop: asyncio.AbstractEventLoop, limits: Limits
+    ) -> None:
+        self._api_keys = api_keys
+        self._channel = channel
+        self._loop = loop
+        self._limits = limits
+        api_keys.on_first_use = self._on_first_use
+
+    def report_unknown_key(self, issuer: str) -> None:
+        """Reports a bearer token whose key is not in the key set of its issuer."""
+        self._channel.send(AccessReport(unknown_key_issuers=[issuer]))
+
+    def flush(self) -> None:
+        """Reports all uses since the last report."""
+        used = self._api_keys.take_used_keys()
+        if used:
+            self._channel.send(AccessReport(used_keys=used))
+
+    def _on_first_use(self) -> None:
+        self._loop.call_later(self._limits.key_use_seconds, self.flush)

@@ -1,45 +1,297 @@
 """The services of one worker, built from the supervisor's first message and updated by its later
 messages.
+
+Answers the supervisor's queries to a worker.
+
+Long replies go out in chunks of bounded work and size, so that requests have their turn between
+them. A chunk waits until most of the earlier ones are out.
+
+Why: a channel drops messages beyond its bound. Without the end of a reply, the supervisor takes
+the worker for hung, and kills it. So an unexpected error is logged, and ends the reply too.
+
+Previews the route of a request: where it would go now, and why.
+
+The management port requests it. Nothing is sent, counted or remembered, so a preview changes no
+later route. Admission is left out: where requests queue, this one would too, and
+its route would depend on what is known when it leaves the queue. So are limits. Between equal
+instances the request's id decides, so another request with this prompt may go elsewhere.
 """
 
 import asyncio
 import logging
 import mmap
 import os
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.errors import FairleadError
 from fairlead.fleet.model import Fleet
 from fairlead.settings import GatewaySettings
+from fairlead_gateway.caller_key import Caller
+from fairlead_gateway.errors import BadRequest, GatewayError, Overloaded, UnknownPath
+from fairlead_gateway.http.listener import HttpRequest
+from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.http.sockets import TlsCertificate
 from fairlead_gateway.ipc import messages
 from fairlead_gateway.ipc.channel import Channel
-from fairlead_gateway.ipc.messages import QuotaUpdates, TokenIssuer, TokenIssuerUpdate
-from fairlead_gateway.routing import InstanceLoad
-from fairlead_gateway.routing.hooks import SiblingWorkers
+from fairlead_gateway.ipc.decision_json import logged_decision
+from fairlead_gateway.ipc.messages import (
+    WORKER_QUERY_SECONDS,
+    PreviewRoute,
+    QuotaUpdates,
+    TokenIssuer,
+    TokenIssuerUpdate,
+)
+from fairlead_gateway.routing import InstanceLoad, RouteRequest
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
+from fairlead_gateway.routing.prefill_placement import LOCAL_RULES
 from fairlead_gateway.routing.prefix.prefix_hash import unpack_hashes
+from fairlead_gateway.routing.request import NO_INSTANCES
+from fairlead_gateway.routing.router import SiblingWorkers
+from fairlead_gateway.telemetry.decision_log import DecisionRecord, LoggedRequest
+from fairlead_gateway.telemetry.handoff_record import BYPASSED, HandoffRecord
+from fairlead_gateway.telemetry.snapshot import snapshot_of
 from fairlead_gateway.worker import memory_pressure
-from fairlead_gateway.worker.api_keys import ApiKeys, GatewaySecrets
+from fairlead_gateway.worker.api_keys import AccessReporter, ApiKeys, GatewaySecrets
 from fairlead_gateway.worker.browser_access import parse_browser_access
+from fairlead_gateway.worker.disaggregation import kv_connectors
+from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest
 from fairlead_gateway.worker.proxy.gateway import Gateway
-from fairlead_gateway.worker.query_handler import QueryHandler
 from fairlead_gateway.worker.quota.quota_reporter import QuotaReporter
-from fairlead_gateway.worker.reporting.access_reporter import AccessReporter
-from fairlead_gateway.worker.reporting.dispatch_reporter import DispatchReporter
-from fairlead_gateway.worker.reporting.index_reporter import IndexReporter, apply_corrections
-from fairlead_gateway.worker.reporting.peer_updates import PeerUpdateApplier
-from fairlead_gateway.worker.reporting.reporters import Reporters
-from fairlead_gateway.worker.reporting.timing_reporter import TimingReporter
-from fairlead_gateway.worker.reporting.usage_reporter import UsageReporter
-from fairlead_gateway.worker.request_context import RequestIds
+from fairlead_gateway.worker.reporting.peer_updates import PeerUpdateApplier, apply_corrections
+from fairlead_gateway.worker.reporting.reporters import (
+    DispatchReporter,
+    IndexReporter,
+    Reporters,
+    TimingReporter,
+    UsageReporter,
+)
+from fairlead_gateway.worker.request_context import AdapterUse, RequestIds
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
-if TYPE_CHECKING:  # most gateways observe nothing, and then load none of it
+if TYPE_CHECKING:
     from fairlead_gateway.worker.observability.observers import RequestObservers
+
+_PREVIEW_ID: Final = "asked"
+_PARSE_SHARE: Final = 0.5
+"""The part of a query's time that its body may take; others may be checked before it."""
+
+
+class RoutePreviewer:
+    """The previewer of routes: it decides where a request would go, without sending it."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._clock = gateway.runtime.clock
+        self._routers = gateway.stack.routers
+        self._prefill_coordinator = gateway.stack.prefill_coordinator
+
+    async def preview(self, query: PreviewRoute) -> LoggedRequest:
+        """Returns the choices that a request would get: the prefill instance, if any, then
+        the instance that answers.
+
+        Raises GatewayError as for a request of a client, and for an unknown tenant. Raises
+        Overloaded if the body is not checked before the supervisor takes the worker for hung.
+        """
+        routers, prefilling = self._routers.serving, self._routers.prefilling
+        http_request = self._http_request(query)
+        request, route_request = await self._parse(http_request)
+        key = request.model_key
+        now = self._clock.now()
+        excluded, loader = NO_INSTANCES, self._gateway.stack.adapter_loader
+        use: AdapterUse | None = None
+        if request.adapter is not None:
+            use = loader.place(key, request.adapter, NO_INSTANCES)
+            excluded = loader.restrict(key, use)
+        decision = routers.choose(key, route_request, now, excluded, preview=True)
+        if use is not None:
+            decision = decision.after(use.describe)
+        choices = [(routers, decision)]
+        record = None
+        if prefilling.has_instances(key) and decision.chosen is not None:
+            record = HandoffRecord()
+            ineligible = kv_connectors.ineligible_reason(request.fields, request.body)
+            if ineligible is None:
+                placement = record.placement = self._prefill_coordinator.place_prefill(
+                    request, route_request, decision.chosen, now
+                )
+                record.reason, record.message = placement.rule, placement.reason
+            else:
+                record.reason, record.message = ineligible
+            if record.placement is None or record.placement.rule in LOCAL_RULES:
+                record.outcome = BYPASSED
+            elif record.placement.chosen is not None:
+                prefill = prefilling.choose(key, route_request, now, NO_INSTANCES, preview=True)
+                choices.insert(0, (prefilling, prefill.with_text(reason=f"to prefill it: {prefill.reason}")))
+        wall = self._clock.wall()
+        records = [
+            DecisionRecord(_PREVIEW_ID, wall, key, choice, 1, role.prompt_tokens(key, route_request), None, record)
+            for role, choice in choices
+        ]
+        for found in records:
+            found.route = request.route
+        return LoggedRequest(records)
+
+    async def _parse(self, http_request: HttpRequest) -> tuple[ModelRequest, RouteRequest]:
+        seconds = _PARSE_SHARE * WORKER_QUERY_SECONDS
+        try:
+            return await asyncio.wait_for(self._gateway.parse(http_request, _PREVIEW_ID), seconds)
+        except TimeoutError:
+            raise Overloaded("the body could not be checked in time", hint="try again later") from None
+
+    def _http_request(self, query: PreviewRoute) -> HttpRequest:
+        """Returns the request as if a client had sent it with a key of the tenant."""
+        path, body, session = query.path, query.body, query.session
+        if path not in BODY_TYPES:
+            raise UnknownPath(
+                f"requests for {path} are not routed by their prompt", hint=f"use one of {', '.join(BODY_TYPES)}"
+            )
+        headers = query.headers if session is None else [("x-session-id", session), *query.headers]
+        fields = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers]
+        head = RequestHead("POST", path, fields, 11, len(body), keep_alive=True, expects_continue=False)
+        caller = None if query.tenant is None else self._caller_of(query.tenant)
+        return HttpRequest(head, body, _PREVIEW_ID, self._clock.now(), self._clock.wall(), caller)
+
+    def _caller_of(self, tenant: str) -> Caller:
+        api_keys = self._gateway.api_keys
+        caller = None if api_keys is None else api_keys.caller_of(tenant)
+        if caller is None:
+            raise BadRequest(f"tenant: no tenant is called {tenant!r}", param="tenant")
+        return caller
+
+
+_LOG: Final = logging.getLogger("fairlead.gateway")
+_DECISIONS_PER_CHUNK: Final = 16
+_CANDIDATES_PER_CHUNK: Final = 4_096
+_UNSENT_POLL_SECONDS: Final = 0.001
+_QUANTILES = (0.5, 0.99, 1.0)
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class QueryHandler:
+    """The handler of queries about one gateway."""
+
+    def __init__(self, gateway: Gateway, channel: Channel[messages.ToWorker]) -> None:
+        self._gateway = gateway
+        self._previewer = RoutePreviewer(gateway)
+        self._channel = channel
+        self._max_unsent_bytes = gateway.runtime.limits.channel_pending_bytes // 4
+
+    async def handle(self, query: messages.Query) -> None:
+        """Sends the reply to one query, in one chunk or several."""
+        try:
+            await self._reply(query)
+        except Exception:  # noqa: BLE001  # it is logged
+            _LOG.exception("a defect ended the reply to %s", type(query).__name__)
+            await self._send_chunk(query.query_id, b"", is_last=True, has_failed=True)
+
+    async def _reply(self, query: messages.Query) -> None:
+        if isinstance(query, messages.GetState):
+            await self._send_chunk(query.query_id, _encode(self._state()), is_last=True)
+        elif isinstance(query, messages.GetCounters):
+            await self._send_counters(query)
+        elif isinstance(query, messages.GetDecisions):
+            latest = self._gateway.decisions.latest(query.limit, query.model, query.callers)
+            await self._send_decisions(query.query_id, latest)
+        elif isinstance(query, messages.PreviewRoute):
+            await self._send_chunk(query.query_id, _encode(await self._preview(query)), is_last=True)
+        else:
+            found = self._gateway.decisions.find(query.request_id, query.callers)[:_DECISIONS_PER_CHUNK]
+            await self._send_decisions(query.query_id, found)
+
+    def final_counters(self) -> messages.FinalCounters:
+        """Returns the counters of a worker that ends."""
+        telemetry = self._gateway.telemetry
+        models = [snapshot_of(key, counters, None) for key, counters in telemetry.models.items()]
+        return messages.FinalCounters(models, dict(telemetry.non_model_counters))
+
+    async def _send_chunk(self, query_id: int, content: bytes, *, is_last: bool, has_failed: bool = False) -> None:
+        while self._channel.unsent_bytes > self._max_unsent_bytes:  # noqa: ASYNC110 - a channel sets no event
+            await asyncio.sleep(_UNSENT_POLL_SECONDS)
+        self._channel.send(messages.ReplyChunk(query_id, content, is_last, has_failed))
+
+    async def _send_end(self, query_id: int) -> None:
+        await self._send_chunk(query_id, b"", is_last=True)
+
+    async def _preview(self, query: messages.PreviewRoute) -> messages.RoutePreview:
+        try:
+            logged = await self._previewer.preview(query)
+            return messages.RoutePreview(logged_decision(logged))
+        except GatewayError as error:
+            return messages.RoutePreview(None, (error.status, str(error), error.param, error.code))
+
+    async def _send_counters(self, query: messages.GetCounters) -> None:
+        telemetry = self._gateway.telemetry
+        telemetry.remove_departed(self._gateway.stack.routers.fleet, query.now)
+        for key in list(telemetry.models):
+            if (series := telemetry.models.get(key)) is not None:  # another query may drop it
+                snapshot = snapshot_of(key, series, query.now if query.windows else None)
+                await self._send_chunk(query.query_id, _encode(snapshot), is_last=False)
+                await asyncio.sleep(0)
+        await self._send_end(query.query_id)
+
+    async def _send_decisions(self, query_id: int, requests: Sequence[LoggedRequest]) -> None:
+        for chunk in _chunks(requests):
+            content = _encode([logged_decision(logged) for logged in chunk])
+            await self._send_chunk(query_id, content, is_last=False)
+            await asyncio.sleep(0)
+        await self._send_end(query_id)
+
+    def _state(self) -> messages.WorkerState:
+        gateway = self._gateway
+        is_ready, warnings = gateway.readiness()
+        outlier_detector = gateway.stack.failures.outlier_detector
+        lags = [(share, gateway.loop_lag.quantile(share)) for share in _QUANTILES]
+        return messages.WorkerState(
+            is_ready,
+            warnings,
+            {
+                name: messages.EncodedLoad(
+                    load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens, load.queued
+                )
+                for name, load in gateway.stack.routers.loads().items()
+            },
+            self._health_states(),
+            [(share, lag) for share, lag in lags if lag is not None],
+            dict(gateway.telemetry.non_model_counters),
+            gateway.inflight_count(),
+            gateway.stack.admission.queued(),
+            {
+                name: messages.EncodedEjection(record.since, record.cause, record.failed_probes)
+                for name, record in outlier_detector.ejection_records.by_instance.items()
+            },
+            outlier_detector.answer_times(),
+            gateway.stack.adapter_loader.loaded(),
+        )
+
+    def _health_states(self) -> dict[str, tuple[str, str]]:
+        """Returns state and reason of the instances that are not healthy, by instance id."""
+        fleet = self._gateway.stack.routers.fleet
+        described = (
+            (instance.id, self._gateway.stack.failures.describe(instance.id))
+            for instances in fleet.instances.values()
+            for instance in instances
+        )
+        return {name: (str(state), reason) for name, (state, reason) in described if reason}
+
+
+def _chunks(requests: Sequence[LoggedRequest]) -> Iterator[list[LoggedRequest]]:
+    """Yields the requests in chunks of a few decisions, or of fewer that have many candidates."""
+    chunk: list[LoggedRequest] = []
+    candidates = 0
+    for logged in requests:
+        chunk.append(logged)
+        candidates += sum(len(record.decision.rejected) for record in logged.records)
+        if len(chunk) >= _DECISIONS_PER_CHUNK or candidates >= _CANDIDATES_PER_CHUNK:
+            yield chunk
+            chunk, candidates = [], 0
+    if chunk:
+        yield chunk
+
 
 _log = logging.getLogger("fairlead.gateway")
 
@@ -96,7 +348,7 @@ class WorkerServices:
                 channel,
                 loop,
                 limits,
-                publish=configuration.has_redis,
+                gateway_id=configuration.gateway_id if configuration.has_redis else None,
                 loads=self._loads,
                 take_service=self._take_service,
             )

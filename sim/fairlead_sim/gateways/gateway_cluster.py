@@ -27,8 +27,11 @@ from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.load.inflight import InstanceLoad
-from fairlead_gateway.supervisor.peers.hot_prefix_counter import HOT_PREFIXES
-from fairlead_gateway.supervisor.peers.hot_prefix_lease import HOT_PREFIX_LEASE_SECONDS, HOT_PREFIX_POLL_SECONDS
+from fairlead_gateway.supervisor.peers.hot_prefix_lease import (
+    HOT_PREFIX_LEASE_SECONDS,
+    HOT_PREFIX_POLL_SECONDS,
+    HOT_PREFIXES,
+)
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch
 from fairlead_kvstore.blockstore import changes as said
 from fairlead_sim.engine.block_pool import KvEvent

@@ -16,13 +16,12 @@ from fairlead_gateway.ipc.messages import PREFIX_MAP_CORRECTION_SECONDS
 from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment
 from fairlead_gateway.prefix_map.translator import PrefixTranslator
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
-from fairlead_gateway.routing.hooks import SiblingWorkers
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable, table_bytes
 from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends
+from fairlead_gateway.routing.router import SiblingWorkers
 from fairlead_gateway.supervisor.peers.peer_exchange import DISPATCH_RETENTION_SECONDS
-from fairlead_gateway.supervisor.peers.peer_load_row import PeerLoadRow
-from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, SentPrompt
+from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, PeerLoadRow, SentPrompt
 from fairlead_gateway.supervisor.peers.peer_outbox import HEARTBEAT_SECONDS, PeerOutbox
 from fairlead_gateway.supervisor.peers.peer_state import PeerState
 from fairlead_sim.engine.scheduler import EngineCore, EngineSequence

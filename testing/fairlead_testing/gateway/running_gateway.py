@@ -24,8 +24,8 @@ from fairlead_gateway.worker.memory_pressure import MemoryShare
 from fairlead_gateway.worker.observability.observers import RequestObservers
 from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.reporting.reporters import Reporters
-from fairlead_gateway.worker.route_preview import RoutePreviewer
 from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.worker.services import RoutePreviewer
 from fairlead_testing.engines.scripted import Script, scripted_engine
 from fairlead_testing.simulated.event_loop import running_clock
 

@@ -10,11 +10,11 @@ from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCan
 from fairlead.routes.resolution import RouteDecision
 from fairlead_cli.explain.decision_text import render_decision
 from fairlead_cli.management import api_types
-from fairlead_gateway.supervisor.management.serializers import decision_out
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
 from fairlead_testing.cli.command_line import run_program
+from fairlead_testing.gateway.decision_view import decision_out
 from fairlead_testing.gateway.outcomes import make_outcome
 from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 

@@ -24,8 +24,13 @@ from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.worker.disaggregation.kv_connectors import ineligible_reason, nixl_prefill_fields, prefill_body
 from fairlead_gateway.worker.openai.field_policy import REMOVED_FIELDS, remove_fields
 from fairlead_gateway.worker.openai.json_edit import set_members
-from fairlead_gateway.worker.openai.passthrough import parse_passthrough_request
-from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest, build_route_request, parse_request
+from fairlead_gateway.worker.openai.request import (
+    BODY_TYPES,
+    ModelRequest,
+    build_route_request,
+    parse_passthrough_request,
+    parse_request,
+)
 from fairlead_gateway.worker.openai.schemas import ChatRequest, CompletionRequest, GenerationFields
 from fairlead_gateway.worker.proxy.continuation import SentText, can_resume, resume_body
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.admission.caller_bounds import CallerBounds, CallerClass
+from fairlead_gateway.admission.request_queue import CallerBounds, CallerClass
 
 
 def filled(max_requests: int, max_bytes: int, *requests: tuple[str, int]) -> CallerBounds:

@@ -20,13 +20,15 @@ from fairlead.routes.resolution import RouteDecision
 from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import Channel, encode_message
-from fairlead_gateway.ipc.decision_codec import decode_logged_request, encode_logged_request
+from fairlead_gateway.ipc.decision_json import PublishedDecision
 from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest, prefix_chain
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
-from fairlead_gateway.worker.reporting.dispatch_reporter import DispatchReporter
 from fairlead_gateway.worker.reporting.peer_updates import PeerUpdateApplier
+from fairlead_gateway.worker.reporting.reporters import DispatchReporter
+from fairlead_kvstore.redis.codec import decode
+from fairlead_testing.gateway.decision_view import decision_out
 from fairlead_testing.gateway.outcomes import make_outcome
 from fairlead_testing.waiting import wait_until
 
@@ -149,7 +151,7 @@ async def test_a_fleet_arrives_as_it_was() -> None:
         assert worker.heard == [say.FleetUpdate(fleet, {"e-0/1/0": 4})]
 
 
-def test_a_logged_request_comes_out_as_it_went_in() -> None:
+def test_a_logged_request_is_shown_with_all_of_its_decisions() -> None:
     made = Decision(
         "a",
         "affinity",
@@ -167,9 +169,30 @@ def test_a_logged_request_comes_out_as_it_went_in() -> None:
     ]
     records[1].route = RouteDecision("alias", "d/r", "d/m", "session", 2, (9, 10))
     outcome = make_outcome("r", "d/m", "a", 200, None, 4.0, 1.0, output_tokens=3, failures=(("b", "cut"),))
-    for logged in (LoggedRequest(records, outcome), LoggedRequest(records[:1])):
-        again = decode_logged_request(encode_logged_request(logged))
-        assert again == logged
+    shown = decision_out(LoggedRequest(records, outcome))
+    inputs = {"home": {"value": 1.0, "age_seconds": None}}
+    candidates = [
+        {"id": "a", "chosen": True, "why": "why", "inputs": inputs},
+        {"id": "b", "chosen": False, "why": "dearer", "inputs": {"x": {"value": None, "age_seconds": 2.0}}},
+    ]
+    choice = {"rule": "affinity", "reason": "why", "cost_seconds": 0.5, "candidates": candidates, "inputs": {}}
+    assert [item.model_dump() for item in shown.choices] == [
+        {"attempt": number, "wall": 4.0 + number, "instance": "a", **choice} for number in (1, 2)
+    ]
+    assert shown.route is not None
+    assert (shown.route.name, shown.route.route, shown.handoff) == ("alias", "d/r", None)
+    assert shown.outcome is not None
+    assert (shown.outcome.output_tokens, shown.outcome.failures[0].why, shown.outcome.continued) == (3, "cut", False)
+    handoff = decision_out(LoggedRequest(records[1:])).handoff
+    assert handoff is not None
+    assert handoff.model_dump() == {
+        "outcome": "done",
+        "reason": "none",
+        "words": "words",
+        "where": None,
+        "waited_seconds": 0.25,
+        "legs": [{"instance": "p", **choice, "seconds": 0.5, "result": "ok"}],
+    }
 
 
 class Sink:
@@ -199,7 +222,7 @@ class Registry:
 
 async def test_dispatches_reach_siblings_as_the_chains_they_were() -> None:
     loop, sink = asyncio.get_running_loop(), Sink()
-    teller = DispatchReporter(sink, loop, Limits(), publish=False, loads=dict)
+    teller = DispatchReporter(sink, loop, Limits(), gateway_id=None, loads=dict)
     chains = [prefix_chain(b"z" * size, secret=b"s", seed=b"") for size in (10, 300, 9_000, 500_000)]
     for number, chain in enumerate(chains):
         teller.on_dispatch("d/m", RouteRequest(f"r-{number}", chain, 1.0, session_hash=number or None), f"i-{number}")
@@ -215,11 +238,14 @@ async def test_dispatches_reach_siblings_as_the_chains_they_were() -> None:
 async def test_loads_are_reported_until_they_are_zero() -> None:
     loop, sink = asyncio.get_running_loop(), Sink()
     loads = {"a": InstanceLoad(1, 1, 0.5, 10.0), "b": InstanceLoad()}
-    teller = DispatchReporter(sink, loop, Limits(), publish=True, loads=lambda: loads)
+    teller = DispatchReporter(sink, loop, Limits(), gateway_id="gw", loads=lambda: loads)
     teller.on_decision(DecisionRecord("r", 5.0, "d/m", Decision("a", "load", DecisionText("why")), 1, 12.5))
     await wait_until(lambda: bool(sink.told))
     assert sink.told[0].loads == {"a": say.EncodedLoad(1, 1, 0.5, 10.0, 0)}
-    assert [record.request_id for record in sink.told[0].decisions] == ["r"]
+    ((model, entry),) = sink.told[0].decisions
+    published = decode(entry, PublishedDecision)
+    assert published is not None
+    assert (model, published.gateway, published.request) == ("d/m", "gw", "r")
     loads.clear()
     await wait_until(lambda: len(sink.told) == 2)
     assert sink.told[1] == say.WorkerReport(None, [], [], {}, 0)
@@ -227,7 +253,7 @@ async def test_loads_are_reported_until_they_are_zero() -> None:
 
 async def test_crashes_and_their_clearing_are_reported_at_once() -> None:
     sink = Sink()
-    teller = DispatchReporter(sink, asyncio.get_running_loop(), Limits(), publish=False, loads=dict)
+    teller = DispatchReporter(sink, asyncio.get_running_loop(), Limits(), gateway_id=None, loads=dict)
     teller.on_crash(b"print", "a", 1.0, 2.0)
     teller.on_cleared(b"print", 3.0)
     assert [(told.crashes, told.cleared) for told in sink.told] == [

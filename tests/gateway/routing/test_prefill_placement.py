@@ -13,7 +13,6 @@ from fairlead.decision import Decision
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import Instance, Model, Role, SloTargets
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
-from fairlead_gateway.routing.hooks import SiblingWorkers
 from fairlead_gateway.routing.load.inter_token_times import MIN_TOKENS, WINDOW_SECONDS, InterTokenTimes
 from fairlead_gateway.routing.load.shared_memory import FIELDS_PER_SLOT, SharedLoadTable
 from fairlead_gateway.routing.prefill_placement import (
@@ -29,6 +28,7 @@ from fairlead_gateway.routing.prefill_placement import (
     estimate_steps,
     place_prefill,
 )
+from fairlead_gateway.routing.router import SiblingWorkers
 
 L = EngineProfile(
     "L",

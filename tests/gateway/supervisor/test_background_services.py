@@ -23,11 +23,12 @@ from redis.asyncio import Redis
 
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
+from fairlead_gateway.ipc.decision_json import PublishedDecision, logged_decision, stream_entry
+from fairlead_gateway.ipc.messages import LoggedDecision
 from fairlead_gateway.supervisor.background_services import BackgroundServices, PeerMembership
-from fairlead_gateway.supervisor.decision_stream import PublishedDecision
 from fairlead_gateway.supervisor.management import GatewayStatus, create_management_app
 from fairlead_gateway.telemetry import MetricsRecorder
-from fairlead_gateway.telemetry.decision_log import LoggedRequest
+from fairlead_gateway.telemetry.decision_log import DecisionRecord
 from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.codec import decode
@@ -74,11 +75,11 @@ class SingleProcessView:
 
     async def decisions(
         self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None
-    ) -> list[LoggedRequest]:
-        return self.gateway.decisions.latest(limit, model_key, tenants)
+    ) -> list[LoggedDecision]:
+        return [logged_decision(logged) for logged in self.gateway.decisions.latest(limit, model_key, tenants)]
 
-    async def decision(self, request_id: str, tenants: frozenset[str] | None = None) -> list[LoggedRequest]:
-        return self.gateway.decisions.find(request_id, tenants)
+    async def decision(self, request_id: str, tenants: frozenset[str] | None = None) -> list[LoggedDecision]:
+        return [logged_decision(logged) for logged in self.gateway.decisions.find(request_id, tenants)]
 
     def audit_records(self, query: object, limit: int) -> list[Any]:
         return []
@@ -125,8 +126,13 @@ def beside_of(running: RunningGateway, redis: str | None = None) -> BackgroundSe
         limits=LIMITS,
         membership=None if redis is None else PeerMembership(redis, "gw-0", b"a secret of the test"),
     )
-    if made.decision_stream is not None:
-        gateway.decisions.on_record = made.decision_stream.offer
+    stream = made.decision_stream
+    if stream is not None:
+
+        def publish(record: DecisionRecord) -> None:
+            stream.offer(record.model_key, stream_entry(record, "gw-0"))
+
+        gateway.decisions.on_record = publish
     return made
 
 

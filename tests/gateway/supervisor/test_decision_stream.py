@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -12,14 +12,14 @@ from redis.asyncio import Redis
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
+from fairlead_gateway.ipc.decision_json import PublishedDecision, stream_entry
 from fairlead_gateway.supervisor.decision_stream import (
     BATCH_RECORDS,
     DecisionStream,
-    PublishedDecision,
-    published_decision,
 )
+from fairlead_gateway.telemetry.decision_log import DecisionRecord
 from fairlead_kvstore.index import redis_keys
-from fairlead_kvstore.redis.codec import decode, encode
+from fairlead_kvstore.redis.codec import decode
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.waiting import wait_until
 
@@ -27,32 +27,29 @@ KEY = "chat/llama-70b"
 FAST = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redis_timeout_seconds=20.0)
 
 
-@dataclass(frozen=True)
-class Record:
-    request_id: str
-    model_key: str = KEY
-    wall: float = 1_800_000_000.0
-    decision: Decision = field(
-        default_factory=lambda: Decision(
-            "a/1/0",
-            "affinity",
-            DecisionText(
-                "a home",
-                (RejectedCandidate("b/2/0", "costs more"),),
-                {"a/1/0/backlog_seconds": DecisionInput(0.5, 0.1), "b/2/0/backlog_seconds": DecisionInput(None)},
-            ),
-            0.25,
-        )
+def record(request_id: str, decision: Decision | None = None) -> DecisionRecord:
+    made = decision or Decision(
+        "a/1/0",
+        "affinity",
+        DecisionText(
+            "a home",
+            (RejectedCandidate("b/2/0", "costs more"),),
+            {"a/1/0/backlog_seconds": DecisionInput(0.5, 0.1), "b/2/0/backlog_seconds": DecisionInput(None)},
+        ),
+        0.25,
     )
-    attempt: int = 1
-    prompt_tokens: float = 1_234.0
+    return DecisionRecord(request_id, 1_800_000_000.0, KEY, made, 1, 1_234.0)
+
+
+def entry(request_id: str) -> bytes:
+    return stream_entry(record(request_id), "gw-0")
 
 
 @asynccontextmanager
 async def running_stream(server: Any, *, limits: Limits = FAST) -> AsyncIterator[tuple[DecisionStream, Redis]]:
     reader = Redis.from_url(server.url)
     link = RedisLink(server.url, SystemClock(), limits=limits)
-    told = DecisionStream(link, "gw-0", SystemClock(), limits=limits)
+    told = DecisionStream(link, SystemClock(), limits=limits)
     link.start()
     told.start()
     try:
@@ -71,7 +68,7 @@ async def _stream(reader: Redis, key: str = KEY) -> list[PublishedDecision]:
 
 async def test_an_offered_decision_is_in_the_stream_whole(server: Any) -> None:
     async with running_stream(server) as (log, reader):
-        log.offer(Record("r1"))
+        log.offer(KEY, entry("r1"))
         await wait_until(lambda: log.published == 1)
         (told,) = await _stream(reader)
         assert (told.gateway, told.request, told.model, told.chosen) == ("gw-0", "r1", KEY, "a/1/0")
@@ -84,7 +81,7 @@ async def test_decisions_arrive_in_order_over_many_batches(server: Any) -> None:
     async with running_stream(server) as (log, reader):
         count = 3 * BATCH_RECORDS + 7
         for n in range(count):
-            log.offer(Record(f"r{n}", model_key=KEY if n % 2 else "default/tiny"))
+            log.offer(KEY if n % 2 else "default/tiny", entry(f"r{n}"))
         await wait_until(lambda: log.published == count)
         told = await _stream(reader)
         assert [item.request for item in told] == [f"r{n}" for n in range(count) if n % 2]
@@ -93,7 +90,7 @@ async def test_decisions_arrive_in_order_over_many_batches(server: Any) -> None:
 async def test_the_stream_is_bounded_by_count(server: Any) -> None:
     async with running_stream(server, limits=replace(FAST, published_decisions=100)) as (log, reader):
         for n in range(1_000):
-            log.offer(Record(f"r{n}"))
+            log.offer(KEY, entry(f"r{n}"))
         await wait_until(lambda: log.published == 1_000)
         assert await reader.xlen(redis_keys.decisions(KEY)) <= 100 + 200  # "~" keeps up to a node more
 
@@ -103,9 +100,9 @@ async def test_old_decisions_are_trimmed_and_an_unused_stream_expires(server: An
         stream = redis_keys.decisions(KEY)
         for n in range(500):
             await reader.xadd(stream, {b"d": b"old"}, id=f"{1_000 + n}-0")
-        log.offer(Record("r1"))
+        log.offer(KEY, entry("r1"))
         await wait_until(lambda: log.published == 1)
-        log.offer(Record("r2"))
+        log.offer(KEY, entry("r2"))
         await wait_until(lambda: log.published == 2)
         assert await reader.xlen(stream) <= 2 + 100
         assert 0 < await reader.ttl(stream) <= 900
@@ -118,7 +115,7 @@ async def test_without_redis_only_the_oldest_decisions_are_lost(server: Any) -> 
         server.kill()
         await wait_until(lambda: not log.link.state.connected)
         for n in range(50):
-            log.offer(Record(f"r{n}"))
+            log.offer(KEY, entry(f"r{n}"))
         assert log.pending == 20
         assert log.dropped == 30
         assert "30 dropped" in log.status()
@@ -134,32 +131,31 @@ async def test_without_redis_only_the_oldest_decisions_are_lost(server: Any) -> 
 async def test_a_redis_that_refuses_writes_is_a_warning(server: Any) -> None:
     async with running_stream(server) as (log, reader):
         await reader.set(redis_keys.decisions(KEY), "not a stream")
-        log.offer(Record("r1"))
+        log.offer(KEY, entry("r1"))
         await wait_until(lambda: log.refused == 1)
         assert "WRONGTYPE" in log.status()
         assert "refuses" in (log.warning() or "")
         await reader.delete(redis_keys.decisions(KEY))
-        log.offer(Record("r2"))
+        log.offer(KEY, entry("r2"))
         await wait_until(lambda: log.published == 1)
         assert log.warning() is None
 
 
 async def test_a_record_that_cannot_be_written_is_refused_alone(server: Any) -> None:
     async with running_stream(server) as (log, _):
-        log.offer(Record("r1", model_key="no-slash"))
-        log.offer(Record("\ud800"))
-        log.offer(Record("r3"))
+        log.offer("no-slash", entry("r1"))
+        log.offer(KEY, entry("r3"))
         await wait_until(lambda: log.published == 1)
-        assert log.refused == 2
+        assert log.refused == 1
 
 
 async def test_stopping_tells_what_waits(server: Any) -> None:
     reader = Redis.from_url(server.url)
     link = RedisLink(server.url, SystemClock(), limits=FAST)
     link.start()
-    told = DecisionStream(link, "gw-0", SystemClock(), limits=FAST)
+    told = DecisionStream(link, SystemClock(), limits=FAST)
     await link.wait_connected()
-    told.offer(Record("last"))
+    told.offer(KEY, entry("last"))
     await told.stop()
     assert [item.request for item in await _stream(reader)] == ["last"]
     await link.stop()
@@ -170,9 +166,9 @@ async def test_stopping_without_redis_returns(server: Any) -> None:
     server.kill()
     link = RedisLink(server.url, SystemClock(), limits=FAST)
     link.start()
-    told = DecisionStream(link, "gw-0", SystemClock(), limits=FAST)
+    told = DecisionStream(link, SystemClock(), limits=FAST)
     told.start()
-    told.offer(Record("r1"))
+    told.offer(KEY, entry("r1"))
     async with asyncio.timeout(60):
         await told.stop()
     assert told.published == 0
@@ -184,16 +180,17 @@ def test_only_the_first_rejected_instances_are_published() -> None:
     inputs = {f"p-{n}/1/0/inflight": DecisionInput(float(n)) for n in range(4_000)} | {
         "mean/backlog_seconds": DecisionInput(0.1)
     }
-    told = published_decision(
-        Record("r", decision=Decision("p-9999/1/0", "least-request", DecisionText("x", many, inputs))), "gw"
-    )
+    made = Decision("p-9999/1/0", "least-request", DecisionText("x", many, inputs))
+    data = stream_entry(record("r", made), "gw")
+    told = decode(data, PublishedDecision)
+    assert told is not None
     assert len(told.rejected) == 16
     assert set(told.inputs) == {f"p-{n}/1/0/inflight" for n in range(16)} | {"mean/backlog_seconds"}
-    assert len(encode(told)) < 4_000
+    assert len(data) < 4_000
 
 
 def test_another_schema_or_damage_is_skipped_and_unknown_fields_are_ignored() -> None:
-    told = encode(published_decision(Record("r"), "gw"))
+    told = entry("r")
     assert decode(b"\x02" + told[1:], PublishedDecision) is None
     assert decode(told[:-1], PublishedDecision) is None
     assert decode(b"", PublishedDecision) is None

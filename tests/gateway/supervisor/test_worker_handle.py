@@ -12,8 +12,7 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
-from fairlead_gateway.supervisor.worker_handle import WORKER_FROZEN_SECONDS, WorkerHandle, WorkerListener
-from fairlead_gateway.supervisor.worker_spawn import SpawnedWorker
+from fairlead_gateway.supervisor.worker_handle import WORKER_FROZEN_SECONDS, SpawnedWorker, WorkerHandle, WorkerListener
 
 pytestmark = pytest.mark.sockets
 

@@ -18,9 +18,8 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.http.sockets import ListenAddress
-from fairlead_gateway.supervisor.worker_handle import WORKER_FROZEN_SECONDS, WorkerHandle
+from fairlead_gateway.supervisor.worker_handle import WORKER_FROZEN_SECONDS, PreforkedWorkers, WorkerHandle
 from fairlead_gateway.supervisor.worker_pool import WorkerPool, WorkerPoolHooks
-from fairlead_gateway.supervisor.worker_spawn import PreforkedWorkers
 from fairlead_testing.engines.scripted import (
     EngineCall,
     HangUp,

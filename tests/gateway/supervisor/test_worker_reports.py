@@ -2,7 +2,7 @@
 
 from fairlead.fleet.hung_engines import EjectionReport, hung_verdict
 from fairlead_gateway.ipc.messages import EncodedEjection, WorkerState
-from fairlead_gateway.supervisor.worker_reports import merge_adapters, merge_answer_times, merge_ejections
+from fairlead_gateway.supervisor.worker_handle import merge_adapters, merge_answer_times, merge_ejections
 
 
 def worker(ejected_at: float | None = None, *, failed_probes: int = 0, answered_at: float | None = None) -> WorkerState:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from fairlead.limits import Limits
-from fairlead_gateway.supervisor.worker_spawn import PreforkedWorkers, narrow_environment
+from fairlead_gateway.supervisor.worker_handle import PreforkedWorkers, narrow_environment
 
 
 def test_a_worker_gets_no_secret_of_the_supervisor_and_no_way_to_the_cluster() -> None:

@@ -19,7 +19,7 @@ from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.errors import InvalidApiKey
 from fairlead_gateway.http.request_parser import RequestHead, RequestParser, SharedTemplates
 from fairlead_gateway.supervisor.file_parsing.key_list import parse_key_file
-from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
+from fairlead_gateway.supervisor.tenancy.tenant_file import KeyFile
 from fairlead_gateway.worker.api_keys import ApiKeys
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.gateway_process import gateway_process

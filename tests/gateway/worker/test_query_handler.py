@@ -13,10 +13,9 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import Channel
-from fairlead_gateway.supervisor.worker_handle import WorkerHandle
-from fairlead_gateway.supervisor.worker_spawn import SpawnedWorker
+from fairlead_gateway.supervisor.worker_handle import SpawnedWorker, WorkerHandle
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
-from fairlead_gateway.worker.query_handler import QueryHandler
+from fairlead_gateway.worker.services import QueryHandler
 from fairlead_testing.waiting import wait_until
 
 CANDIDATES = 4_095

@@ -8,8 +8,7 @@ which requests are still queued.
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
-from fairlead_gateway.routing.endpoint import Endpoint
-from fairlead_gateway.routing.load.inflight import InflightTracker
+from fairlead_gateway.routing.load.inflight import Endpoint, InflightTracker
 from fairlead_gateway.routing.policies import dualmap
 from fairlead_gateway.routing.policies.policy_input import AssignedRequest, QueueKey
 from fairlead_gateway.routing.prefix.cache_view import CacheView

@@ -24,8 +24,7 @@ from typing import Final
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import KvPullSource
-from fairlead_gateway.routing.endpoint import Endpoint
-from fairlead_gateway.routing.load.inflight import EndpointLoad, SampledLoads
+from fairlead_gateway.routing.load.inflight import Endpoint, EndpointLoad, SampledLoads
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain, block_ends
 from fairlead_gateway.routing.request import RouteRequest
 

@@ -11,11 +11,9 @@ later, from the state at that time.
 import asyncio
 import logging
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
-
-import msgspec
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Role
@@ -34,10 +32,9 @@ from fairlead_gateway.ipc.messages import (
 )
 from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends
-from fairlead_gateway.supervisor.kv_index.local_tokenizer import LocalTokenizer, Tokenization
+from fairlead_gateway.supervisor.kv_index.local_tokenizer import LocalTokenizer, Tokenization, TokenSource
 from fairlead_gateway.supervisor.kv_index.model_index import ModelIndex
 from fairlead_gateway.supervisor.kv_index.token_fetcher import TokenFetcher
-from fairlead_gateway.supervisor.kv_index.token_source import TokenSource
 from fairlead_gateway.supervisor.kv_index.tokenize_api import (
     MODELS_PATH,
     TOKENIZE_PATH,
@@ -46,30 +43,20 @@ from fairlead_gateway.supervisor.kv_index.tokenize_api import (
     max_tokenize_response_bytes,
     numbers_before,
 )
-from fairlead_gateway.supervisor.peers.hot_prefix_counter import HotShare
+from fairlead_gateway.supervisor.worker_handle import WorkerHandle
 from fairlead_gateway.telemetry.status_types import ModelIndexStatus
 from fairlead_kvstore.analysis.replication_hints import ReplicationHint
 from fairlead_kvstore.blockstore.changes import Change
 
 if TYPE_CHECKING:  # imported when the first engine has KV events
+    from fairlead_gateway.supervisor.kv_index.alignment_store import AlignmentStore
     from fairlead_gateway.supervisor.kv_index.index_source import IndexSource
+    from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotShare
 
 TOKENIZE_RESPONSE_SECONDS: Final = 5.0
 """Limit: an engine's response with a prompt's tokens."""
 
 _SWEEP_SECONDS: Final = 1.0
-
-
-class WorkerConnection(Protocol):
-    """The channel to one worker."""
-
-    def send(self, message: msgspec.Struct) -> bool:
-        """Sends a message; returns False if it was dropped."""
-        ...
-
-    def send_encoded(self, message: bytes) -> bool:
-        """Sends a message that was encoded once for several workers."""
-        ...
 
 
 IndexSourceFactory: TypeAlias = (
@@ -81,41 +68,7 @@ of a model.
 _log = logging.getLogger("fairlead.gateway")
 
 
-class AlignmentStoreLike(Protocol):
-    """A store of prompt alignments that all gateways share, as `alignment_store.AlignmentStore`."""
-
-    @property
-    def received(self) -> Mapping[str, int]:
-        """Number of alignments by model that other gateways, or earlier runs, stored."""
-        ...
-
-    @property
-    def unreadable(self) -> int:
-        """Number of entries that are damaged or were written with another secret."""
-        ...
-
-    def start(self) -> None:
-        """Starts on the running loop."""
-        ...
-
-    def set_models(self, models: Iterable[str]) -> None:
-        """Sets the models whose alignments are stored and read."""
-        ...
-
-    def offer(self, model: str, alignment: PromptAlignment) -> None:
-        """Queues an alignment that was learned here."""
-        ...
-
-    def delete_model(self, model: str) -> None:
-        """Deletes what was learned of a model, because it is wrong."""
-        ...
-
-    async def stop(self) -> None:
-        """Writes what is queued and stops."""
-        ...
-
-
-AlignmentStoreFactory: TypeAlias = Callable[[Callable[[str, PromptAlignment], None]], AlignmentStoreLike]
+AlignmentStoreFactory: TypeAlias = "Callable[[Callable[[str, PromptAlignment], None]], AlignmentStore]"
 """Returns a store. The argument is called with each alignment that another gateway learned."""
 
 
@@ -131,14 +84,14 @@ class KvIndexService:
     def __init__(
         self,
         *,
-        workers: Callable[[], Sequence[WorkerConnection]],
+        workers: Callable[[], Sequence[WorkerHandle]],
         create_source: IndexSourceFactory,
         tokenization: Tokenization,
         secret: bytes,
         clock: Clock,
         limits: Limits,
         credentials: EngineCredentials | None,
-        create_store: AlignmentStoreFactory | None = None,
+        create_store: "AlignmentStoreFactory | None" = None,
     ) -> None:
         self._workers = workers
         self._create_source = create_source
@@ -148,7 +101,7 @@ class KvIndexService:
         self._limits = limits
         self._credentials = credentials or EngineCredentials({}, clock.now)
         self._create_store = create_store
-        self._store: AlignmentStoreLike | None = None
+        self._store: AlignmentStore | None = None
         self._source: IndexSource | None = None
         self._fleet = Fleet()
         self._instances: dict[str, Instance] = {}
@@ -209,7 +162,7 @@ class KvIndexService:
 
     # --- input
 
-    def on_report(self, worker: WorkerConnection, message: IndexReport | PromptSamples) -> None:
+    def on_report(self, worker: WorkerHandle, message: IndexReport | PromptSamples) -> None:
         """Called with a worker's report of sent and finished prompts, or with requested prompts."""
         if self._source is None:
             return

@@ -9,7 +9,6 @@ from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead_gateway.prefix_map.translator import IndexView
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.index.replica import IndexReplica
@@ -28,7 +27,7 @@ class IndexSource(Protocol):
         """Takes over a new fleet."""
         ...
 
-    def mirror(self, model_key: str) -> IndexView:
+    def mirror(self, model_key: str) -> IndexReplica:
         """Returns the index replica of a model: what its engines reported."""
         ...
 
@@ -74,7 +73,7 @@ class RedisIndexSource:
         )
         self._feed.set_models(self._models)
 
-    def mirror(self, model_key: str) -> IndexView:
+    def mirror(self, model_key: str) -> IndexReplica:
         """Returns the replica of a model. Before its first load that is a shared empty one.
 
         A loaded replica without blocks is not the shared one: blocks will be added to it.
@@ -134,7 +133,7 @@ class LocalIndexSource:
         self._credentials.update_fleet(fleet)
         self._indexer.update_fleet(fleet)
 
-    def mirror(self, model_key: str) -> IndexView:
+    def mirror(self, model_key: str) -> IndexReplica:
         """Returns the replica of a model, always the same object."""
         return self._sink.replica(model_key)
 

@@ -10,16 +10,18 @@ Why: the tokens of a chat depend on the engine's chat template, with its default
 thinking and the shape of contents. One different token gives another prompt. The tokens of a text
 prompt depend only on the file and the special tokens. The file may be of another revision than the
 engine's. The chain of hashes proves all blocks before the reported one.
+
+The setting that says how the KV-cache index learns the tokens of prompts.
 """
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final, Protocol
 
-from fairlead.errors import Unavailable
+from fairlead.errors import SettingsError, Unavailable
 from fairlead.runtime.clock import Clock
-from fairlead_gateway.supervisor.kv_index.token_source import ENGINE_DESCRIPTION, TokenSource
 from fairlead_gateway.supervisor.kv_index.tokenize_api import TokenizeQuery
 
 TOKENIZE_REFUSED_SECONDS: Final = 60.0
@@ -28,6 +30,43 @@ TOKENIZER_UNVERIFIED_PROMPTS: Final = 8
 """Limit: consecutive prompts of our tokenizer that no engine confirms, until engines are queried
 for a minute.
 """
+
+
+class TokenSource(StrEnum):
+    """The source of prompts' tokens.
+
+    - ENGINE: the `/tokenize` endpoint of engines. Prompts of token ids need no query.
+    - PROCESS: a process of the gateway tokenizes text prompts of models whose tokenizer is on this
+      machine. Engines are queried for all other prompts.
+    - OFF: the gateway has no KV-cache index.
+    """
+
+    ENGINE = "engine"
+    PROCESS = "process"
+    OFF = "off"
+
+
+ENGINE_DESCRIPTION = "engines are queried for the tokens of prompts"
+
+
+def parse_token_source(text: str | None, tokenizers: str | None = None) -> TokenSource:
+    """Returns the source that the setting names; ENGINE if it is empty.
+
+    tokenizers: the folder of tokenizers.
+
+    Raises SettingsError for an unknown source, and for PROCESS without a folder.
+    """
+    try:
+        source = TokenSource(text or TokenSource.ENGINE)
+    except ValueError:
+        raise SettingsError(
+            f"{text!r} is not a source of tokens", field="FAIRLEAD_LINKS", hint="use engine, process or off"
+        ) from None
+    if source is TokenSource.PROCESS and not tokenizers:
+        raise SettingsError(
+            "prompts cannot be tokenized by the gateway without a folder of tokenizers", field="FAIRLEAD_TOKENIZERS"
+        )
+    return source
 
 
 class Tokenize(Protocol):

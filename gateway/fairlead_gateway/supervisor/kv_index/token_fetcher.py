@@ -23,8 +23,11 @@ from fairlead.errors import Unavailable
 from fairlead.fleet.model import Instance
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.ipc.messages import PromptDispatched, PromptSample
-from fairlead_gateway.supervisor.kv_index.local_tokenizer import TOKENIZE_REFUSED_SECONDS, LocalTokenizer
-from fairlead_gateway.supervisor.kv_index.token_source import ENGINE_DESCRIPTION
+from fairlead_gateway.supervisor.kv_index.local_tokenizer import (
+    ENGINE_DESCRIPTION,
+    TOKENIZE_REFUSED_SECONDS,
+    LocalTokenizer,
+)
 from fairlead_gateway.supervisor.kv_index.tokenize_api import TokenizeQuery, adapter_names, parse_tokens, tokenize_query
 from fairlead_kvstore.reader.engine_info_client import KV_ADAPTER_POLL_SECONDS
 

@@ -20,6 +20,7 @@ from fairlead.audit.record import to_builtins
 from fairlead.names import closest_matches
 from fairlead.routes.model import visible_route
 from fairlead_gateway.errors import GatewayError
+from fairlead_gateway.ipc.messages import LoggedDecision
 from fairlead_gateway.supervisor.management import schemas
 from fairlead_gateway.supervisor.management.access import access_schemas
 from fairlead_gateway.supervisor.management.access.access_scope import (
@@ -37,7 +38,6 @@ from fairlead_gateway.supervisor.management.route_parts import (
     route_errors,
 )
 from fairlead_gateway.supervisor.management.serializers import (
-    decision_out,
     fallbacks_out,
     fleet_out,
     tenant_out,
@@ -47,7 +47,6 @@ from fairlead_gateway.supervisor.management.stats import model_stats, unknown_mo
 from fairlead_gateway.supervisor.management.view import GatewayView
 from fairlead_gateway.supervisor.quota.api import add_limits_route
 from fairlead_gateway.supervisor.usage.api import add_budget_route, add_usage_route
-from fairlead_gateway.telemetry.decision_log import LoggedRequest
 
 _FRAMEWORK_ERROR: Final = "HTTPValidationError"
 _PREVIEW_STATUSES: Final = (413, 415, 422, 429, 500, 501, 502, 503, 504, 508)
@@ -246,9 +245,9 @@ def _add_route_preview(app: FastAPI, view: GatewayView) -> None:
             raise HTTPException(error.status, str(error)) from None
         if not found:
             raise HTTPException(503, "no worker answered")
-        chosen = [logged.latest.decision.chosen for logged in found]
+        chosen = [logged.chosen for logged in found]
         return schemas.RoutePreviewOut(
-            decision=decision_out(found[0]),
+            decision=schemas.DecisionOut.model_validate_json(found[0].json),
             workers=len(found),
             agreeing=sum(one == chosen[0] for one in chosen),
             fallbacks=_declared_fallbacks(view, found[0], tenant),
@@ -264,20 +263,19 @@ def _parse_headers(texts: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _declared_fallbacks(
-    view: GatewayView, logged: LoggedRequest, tenant: str | None
+    view: GatewayView, logged: LoggedDecision, tenant: str | None
 ) -> list[schemas.DeclaredFallbackOut]:
     """Returns the fallbacks of the route that a request names, as its tenant may use them."""
-    decision = logged.latest.route
-    route = None if decision is None else view.fleet().routes.get(decision.route)
+    route = None if logged.route is None else view.fleet().routes.get(logged.route)
     caller = None if tenant is None else view.tenants().tenants.get(tenant)
     if route is not None and caller is not None:
         route = visible_route(route, caller.may_use)
     return [] if route is None else fallbacks_out(route)
 
 
-def _shown(logged: LoggedRequest, access: AccessScope) -> schemas.DecisionOut:
+def _shown(logged: LoggedDecision, access: AccessScope) -> schemas.DecisionOut:
     """Returns a decision, without placement for a token that may not see the fleet."""
-    decision = decision_out(logged)
+    decision = schemas.DecisionOut.model_validate_json(logged.json)
     return decision if Permission.FLEET in access.may else without_placement(decision)
 
 

@@ -1,23 +1,19 @@
 """Pure functions from the gateway's values to the JSON of the API."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
-from fairlead import decision
 from fairlead.fleet import model as fleet
 from fairlead.fleet.file import profile_fields
 from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.routes.model import Route
-from fairlead.routes.resolution import RouteDecision
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.supervisor.management import schemas
 from fairlead_gateway.supervisor.management.access import access_schemas
 from fairlead_gateway.supervisor.management.view import GatewayStatus
 from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile
-from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest
-from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
 from fairlead_gateway.telemetry.status_types import InstanceIndexStatus, ModelIndexStatus
 
 _SHORT_DIGEST: Final = 12
@@ -187,33 +183,6 @@ def _signals_out(instance: fleet.Instance, now: float) -> schemas.SignalsOut | N
     )
 
 
-def decision_out(logged: LoggedRequest) -> schemas.DecisionOut:
-    """Returns the choices and the outcome of one request."""
-    first, latest = logged.records[0], logged.latest
-    return schemas.DecisionOut(
-        request_id=first.request_id,
-        model=latest.model_key,
-        wall=first.wall,
-        prompt_tokens=first.prompt_tokens,
-        caller=first.caller,
-        route=None if latest.route is None else _route_out(latest.route),
-        kept_back=list(first.kept_back),
-        handoff=None if first.handoff is None else _handoff_out(first.handoff),
-        choices=[_choice_out(record) for record in logged.records],
-        outcome=None if logged.outcome is None else _outcome_out(logged),
-    )
-
-
-def _route_out(route: RouteDecision) -> schemas.RouteOut:
-    fallbacks = [
-        schemas.FallbackOut(failed=step.failed, kind=step.kind, model=step.model, reason=step.reason)
-        for step in route.steps
-    ]
-    return schemas.RouteOut(
-        name=route.name, route=route.route, reason=route.describe(), fallbacks=fallbacks, withheld=list(route.withheld)
-    )
-
-
 def without_placement(decision: schemas.DecisionOut) -> schemas.DecisionOut:
     """Returns a decision without instances, reasons, cached tokens and inputs.
 
@@ -226,110 +195,6 @@ def without_placement(decision: schemas.DecisionOut) -> schemas.DecisionOut:
         unknown: dict[str, object] = {"cached_tokens": None, "predicted_cached_tokens": None, "failures": []}
         outcome = outcome.model_copy(update=unknown)
     return decision.model_copy(update={"choices": choices, "outcome": outcome, "handoff": None})
-
-
-def _choice_out(record: DecisionRecord) -> schemas.ChoiceOut:
-    made = record.decision
-    candidates, inputs = _candidates_out(made)
-    return schemas.ChoiceOut(
-        attempt=record.attempt,
-        wall=record.wall,
-        instance=made.chosen,
-        rule=made.rule,
-        reason=made.reason,
-        cost_seconds=made.cost_seconds,
-        candidates=candidates,
-        inputs=inputs,
-    )
-
-
-def _candidates_out(made: decision.Decision) -> tuple[list[schemas.CandidateOut], dict[str, schemas.NumberOut]]:
-    """Returns the candidates, the chosen one first, and the inputs that belong to none of them."""
-    ids = [] if made.chosen is None else [made.chosen]
-    ids += [item.id for item in made.rejected if item.id != made.chosen]
-    of_candidate, of_all = _split_inputs(made.inputs, ids)
-    why = {item.id: item.why for item in made.rejected}
-    if made.chosen is not None:
-        why[made.chosen] = made.reason
-    found = [
-        schemas.CandidateOut(id=item, chosen=item == made.chosen, why=why[item], inputs=of_candidate[item])
-        for item in ids
-    ]
-    return found, of_all
-
-
-def _handoff_out(story: HandoffRecord) -> schemas.HandoffOut:
-    return schemas.HandoffOut(
-        outcome=story.outcome,
-        reason=story.reason,
-        words=story.message,
-        where=None if story.placement is None else _placement_out(story.placement),
-        waited_seconds=story.waited_seconds,
-        legs=[_prefill_attempt_out(leg) for leg in story.attempts],
-    )
-
-
-def _placement_out(made: decision.Decision) -> schemas.WhereOut:
-    candidates, inputs = _candidates_out(made)
-    return schemas.WhereOut(
-        instance=made.chosen, rule=made.rule, reason=made.reason, candidates=candidates, inputs=inputs
-    )
-
-
-def _prefill_attempt_out(attempt: PrefillAttempt) -> schemas.PrefillLegOut:
-    candidates, inputs = _candidates_out(attempt.decision)
-    return schemas.PrefillLegOut(
-        instance=attempt.instance_id,
-        rule=attempt.decision.rule,
-        reason=attempt.decision.reason,
-        cost_seconds=attempt.decision.cost_seconds,
-        candidates=candidates,
-        inputs=inputs,
-        seconds=attempt.seconds,
-        result=attempt.result,
-    )
-
-
-def _split_inputs(
-    inputs: Mapping[str, decision.DecisionInput], ids: Sequence[str]
-) -> tuple[dict[str, dict[str, schemas.NumberOut]], dict[str, schemas.NumberOut]]:
-    """Returns the inputs of each candidate and the general ones.
-
-    A key `"<id>/<name>"` belongs to the candidate `<id>`; ids contain slashes themselves.
-    """
-    of_candidate: dict[str, dict[str, schemas.NumberOut]] = {item: {} for item in ids}
-    of_all: dict[str, schemas.NumberOut] = {}
-    for key, value in inputs.items():
-        number = schemas.NumberOut(value=value.value, age_seconds=value.age_seconds)
-        owner, _, name = key.rpartition("/")
-        if owner in of_candidate:
-            of_candidate[owner][name] = number
-        else:
-            of_all[key] = number
-    return of_candidate, of_all
-
-
-def _outcome_out(logged: LoggedRequest) -> schemas.OutcomeOut:
-    ended = logged.outcome
-    assert ended is not None
-    return schemas.OutcomeOut(
-        status=ended.status,
-        error=ended.error,
-        client_gone=ended.client_disconnected,
-        attempts=ended.attempts,
-        duration_seconds=ended.duration_seconds,
-        ttft_seconds=ended.ttft_seconds,
-        itl_mean_seconds=ended.itl_mean_seconds,
-        prompt_tokens=ended.prompt_tokens,
-        cached_tokens=ended.cached_tokens,
-        predicted_cached_tokens=ended.predicted_cached_tokens,
-        output_tokens=ended.output_tokens,
-        within_objective=ended.within_objective,
-        overhead_seconds=ended.overhead_seconds,
-        queued_seconds=ended.queued_seconds,
-        failures=[schemas.FailureOut(instance=instance, why=why) for instance, why in ended.failures],
-        continued=any(record.decision.rule == CONTINUATION_RULE for record in logged.records),
-    )
 
 
 def tenant_out(tenant: Tenant, used_at: Callable[[bytes], float | None]) -> access_schemas.TenantOut:

@@ -14,9 +14,9 @@ from fairlead.fleet.model import Fleet
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead.tenants.model import Tenant
+from fairlead_gateway.ipc.messages import LoggedDecision
 from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile
 from fairlead_gateway.telemetry import LoadView, MetricsRecorder
-from fairlead_gateway.telemetry.decision_log import LoggedRequest
 from fairlead_gateway.telemetry.status_types import IndexStatus
 
 if TYPE_CHECKING:  # only gateways with a ledger or with limits load their modules
@@ -116,14 +116,14 @@ class GatewayView(Protocol):
 
     async def decisions(
         self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None
-    ) -> list[LoggedRequest]:
+    ) -> list[LoggedDecision]:
         """Returns the last `limit` requests, newest first.
 
         tenants: only their requests; None: those of all.
         """
         ...
 
-    async def decision(self, request_id: str, tenants: frozenset[str] | None = None) -> list[LoggedRequest]:
+    async def decision(self, request_id: str, tenants: frozenset[str] | None = None) -> list[LoggedDecision]:
         """Returns the request with this id; else the newest of each tenant that chose this id.
 
         tenants: only their requests; None: those of all.
@@ -148,7 +148,7 @@ class GatewayView(Protocol):
         session: str | None,
         tenant: str | None = None,
         headers: Sequence[tuple[str, str]] = (),
-    ) -> list[LoggedRequest]:
+    ) -> list[LoggedDecision]:
         """Returns the decision of each worker that answers, for this request.
 
         tenant: whose request it is; None for a caller that belongs to no tenant.

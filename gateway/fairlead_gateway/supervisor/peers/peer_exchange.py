@@ -11,10 +11,31 @@ entry any more, or a key of another type, is deleted.
 
 Why: XRANGE has its key at a fixed position, and XREAD has not. So in a cluster, no server has to be
 queried for the position.
+
+The rates at which a gateway applies the dispatches of other gateways. Pure: time is an argument.
+
+Each worker applies every dispatch of another gateway. A process that has the password of Redis can
+write any number of them, under any names. So each sender has a rate, and all together have one that
+they share equally. What comes faster is dropped: it is a hint, and loads are sent apart from it.
+
+What a gateway reads back at its start comes at once. It has budgets of its own, which are larger.
+
+Reports of loads have budgets in instances. A report beyond them is passed over. The next one
+counts: a gateway with requests in flight reports all of its loads at least twice a second.
+
+Reports of the service of tenants have budgets in tenants. What is beyond them counts in its own
+gateway only.
+
+The choice, in rotation, of the models' streams that a gateway reads in one round. Pure.
+
+Up to a limit, every round reads all. Beyond it, recently active streams come first, with three
+quarters of the places, and the others take turns. `rounds_per_cycle` says how late an entry of
+an idle model is read.
 """
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,10 +49,12 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead.units import format_duration
-from fairlead_gateway.supervisor.peers.dispatch_budget import DispatchBudget
 from fairlead_gateway.supervisor.peers.peer_messages import (
     DATA_FIELD,
+    ENTRY_OVERHEAD_BYTES,
     GATEWAY_FIELD,
+    PEER_LOADS,
+    PEER_TENANTS,
     PeerBatch,
     PeerLoad,
     SentPrompt,
@@ -45,11 +68,162 @@ from fairlead_gateway.supervisor.peers.peer_state import (
     KnownPeer,
     PeerState,
 )
-from fairlead_gateway.supervisor.peers.stream_rotation import StreamRotation
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.codec import encode
 from fairlead_kvstore.redis.link import RedisLink
+
+BUSY_SECONDS: Final = 10.0
+
+
+class StreamRotation:
+    """The streams of all models, of which `max_streams` are read per round."""
+
+    def __init__(self, max_streams: int) -> None:
+        self._max_streams = max_streams
+        self._order: deque[str] = deque()
+        self._busy_since: dict[str, float] = {}
+
+    def set_models(self, models: Collection[str]) -> None:
+        known = set(self._order)
+        self._order = deque([one for one in self._order if one in models] + [one for one in models if one not in known])
+        for gone in [one for one in self._busy_since if one not in models]:
+            del self._busy_since[gone]
+
+    def on_activity(self, model: str, now: float) -> None:
+        """Called when a message of the model was read."""
+        self._busy_since[model] = now
+
+    def next_round(self, now: float) -> list[str]:
+        """Returns the keys of the models to read in this round."""
+        order, most = self._order, self._max_streams
+        if len(order) <= most:
+            return list(order)
+        for gone in [one for one, at in self._busy_since.items() if now - at > BUSY_SECONDS]:
+            del self._busy_since[gone]
+        found: list[str] = []
+        for model in list(self._busy_since)[: most - most // 4]:
+            self._busy_since[model] = self._busy_since.pop(model)  # moves it behind the others
+            found.append(model)
+        for _ in range(len(order)):
+            if len(found) >= most:
+                break
+            if order[0] not in self._busy_since:
+                found.append(order[0])
+            order.rotate(-1)
+        return found
+
+    def rounds_per_cycle(self) -> int:
+        """Returns the number of rounds after which every model has been read."""
+        return -(-len(self._order) // max(1, self._max_streams // 4)) if len(self._order) > self._max_streams else 1
+
+
+_OTHER_SENDERS = b""
+"""The sender that stands for all beyond ``peers``; no gateway has an empty name."""
+_PRUNE_SECONDS = 1.0
+
+
+class DispatchBudget:
+    """The budgets of all senders.
+
+    dropped: number of prompts that were over a budget.
+    dropped_loads, dropped_service: number of reports of loads and of service that were.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        rates, senders = (limits.dispatch_peer_bytes, limits.dispatch_peers_bytes), limits.peers
+        most = 2 * limits.dispatch_entry_bytes
+        self._live = _SenderBudgets(*rates, most, senders, limits.dispatch_burst_seconds)
+        self._history = _SenderBudgets(*rates, most, senders, limits.dispatch_history_seconds)
+        rows = (limits.peer_load_rows, limits.peers_load_rows)
+        self._loads = _SenderBudgets(*rows, PEER_LOADS, senders, limits.dispatch_burst_seconds)
+        self._service = _SenderBudgets(*rows, PEER_TENANTS, senders, limits.dispatch_burst_seconds)
+        self.dropped = 0
+        self.dropped_loads = self.dropped_service = 0
+
+    def admits(self, sender: bytes, prompts: Sequence[SentPrompt], now: float, *, is_live: bool) -> bool:
+        """Returns whether a batch of prompts is to be applied, and counts it if not.
+
+        is_live: False for what was written before this gateway had read up to the end.
+        """
+        cost = sum([len(hashes) for _, hashes, _, _ in prompts]) + ENTRY_OVERHEAD_BYTES * len(prompts)
+        budgets = self._live if is_live else self._history
+        if not cost or budgets.take(sender, cost, now):
+            return True
+        self.dropped += len(prompts)
+        return False
+
+    def admits_loads(self, sender: bytes, instances: int, now: float) -> bool:
+        """Returns whether a report of the loads of so many instances is to be applied, and counts
+        it if not.
+        """
+        if self._loads.take(sender, instances, now):
+            return True
+        self.dropped_loads += 1
+        return False
+
+    def admits_service(self, sender: bytes, tenants: int, now: float) -> bool:
+        """Returns whether a report of the service of so many tenants is to be applied, and counts
+        it if not.
+        """
+        if self._service.take(sender, tenants, now):
+            return True
+        self.dropped_service += 1
+        return False
+
+
+class _SenderBudgets:
+    """Token buckets by sender, in bytes or another unit.
+
+    own_rate, total_rate: units a second of one sender, and of all together.
+    max_batch: a larger batch is never admitted.
+    burst_seconds: how many seconds of its rate a bucket holds.
+    """
+
+    def __init__(
+        self, own_rate: float, total_rate: float, max_batch: int, max_senders: int, burst_seconds: float
+    ) -> None:
+        self._own_rate = own_rate
+        self._total_rate = total_rate
+        self._max_batch = max_batch
+        self._max_senders = max_senders
+        self._burst_seconds = burst_seconds
+        self._buckets: dict[bytes, tuple[float, float]] = {}  # level, and when it was current
+        self._pruned_at = float("-inf")
+
+    def take(self, sender: bytes, cost: int, now: float) -> bool:
+        """Takes a batch from the budget of its sender; returns False if that is used up."""
+        if cost > self._max_batch:
+            return False  # a gateway splits such a batch
+        if now - self._pruned_at >= _PRUNE_SECONDS:
+            self._prune(now)
+        if sender not in self._buckets and len(self._buckets) >= self._max_senders:
+            sender = _OTHER_SENDERS
+        if sender not in self._buckets:
+            self._buckets[sender] = (self._capacity(len(self._buckets) + 1), now)
+        level = self._level(sender, now)
+        is_admitted = level >= min(cost, self._capacity(len(self._buckets)))
+        self._buckets[sender] = (level - cost if is_admitted else level, now)
+        return is_admitted
+
+    def _rate(self, senders: int) -> float:
+        return min(self._own_rate, self._total_rate / max(1, senders))
+
+    def _capacity(self, senders: int) -> float:
+        return self._rate(senders) * self._burst_seconds
+
+    def _level(self, sender: bytes, now: float) -> float:
+        level, at = self._buckets[sender]
+        senders = len(self._buckets)
+        return min(self._capacity(senders), level + max(0.0, now - at) * self._rate(senders))
+
+    def _prune(self, now: float) -> None:
+        """Forgets senders whose budget is full again, which a new sender has too."""
+        self._pruned_at = now
+        full = self._capacity(len(self._buckets))
+        for sender in [one for one in self._buckets if self._level(one, now) >= full]:
+            del self._buckets[sender]
+
 
 DISPATCH_RETENTION_SECONDS: Final = 300.0
 """Limit: how long they are kept, for gateways that start."""

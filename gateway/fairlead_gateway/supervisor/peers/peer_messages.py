@@ -4,6 +4,10 @@ An entry of the stream `sent` has two fields. `g` names the run of the gateway t
 that a gateway skips its own entries. `d` is a `PeerBatch`. Hashes of prompts are 64-bit numbers,
 little-endian. Without the installation's secret they reveal nothing, and the prompt itself is never
 here.
+
+The in-flight load of other gateways, in a row of the memory that workers read for a decision.
+
+The supervisor writes it when a peer's message arrives. Workers read it like a sibling's row.
 """
 
 import hashlib
@@ -13,6 +17,7 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 
 from fairlead.limits import Limits
+from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_kvstore.redis.codec import SCHEMA
 
 PEER_LOADS: Final = 4_096
@@ -138,3 +143,33 @@ def decode_table(data: bytes, max_prefixes: int) -> HotPrefixTable | None:
     except (msgspec.DecodeError, ValueError, RecursionError):
         return None
     return None if len(table.serving) % HASH_BYTES or len(table.prefilling) % HASH_BYTES else table
+
+
+class PeerLoadRow:
+    """The row of all other gateways; `row` is its index in the shared load table."""
+
+    def __init__(self, cells: memoryview, slots_each: int, row: int) -> None:
+        self.row = row
+        self._rows = SharedLoadTable(cells, slots_each, row)
+        self._slots: Mapping[str, int] = {}
+        self._written: set[str] = set()
+        self._loads: Mapping[str, tuple[int, int, float, float, int]] = {}
+
+    def set_slots(self, slots: Mapping[str, int]) -> None:
+        """Sets the slot of each instance, and writes the loads there."""
+        self._slots = slots
+        self._rows.set_slots(slots)
+        self.set_loads(self._loads)
+
+    def set_loads(self, loads: Mapping[str, tuple[int, int, float, float, int]]) -> None:
+        """Sets the total load of other gateways.
+
+        loads: by instance: requests, those without a first token, seconds of prefill, tokens, and
+        requests that wait in their gateways.
+        """
+        self._loads = loads
+        for instance in self._written - loads.keys():
+            self._rows.write(instance, 0, 0, 0.0, 0.0)
+        self._written = {instance for instance in loads if instance in self._slots}
+        for instance in self._written:
+            self._rows.write(instance, *loads[instance])

@@ -5,15 +5,238 @@ every batch says when the next one follows at the latest. A gateway three times 
 in flight any more. What it had sent stays in the prefix index, since the engines may go on with it.
 A skipped number means that a batch was lost, by Redis or by trimming. Loads are sent whole, so the
 next batch repairs that.
+
+An estimate of how much of another gateway's load is still where it was reported.
+
+A report is a tenth of a second old. Requests of many seconds are then still there. Shorter ones
+have mostly ended, and others have begun anywhere. Using the report unchanged is then worse than
+knowing nothing. A conversation's next prompt follows its last answer. So its instance certainly has
+less to do than reported, and would be passed over as busy.
+
+So the expected load is used instead of the report. With a mean stay of `r` seconds, a share
+exp(−age / r) is still there. The rest counts as spread evenly over interchangeable instances, since
+the sum has hardly changed. The stay is that of requests (for counts and tokens), or that until the
+first token (for waiting requests and their seconds).
+
+**A constant part does not decay.** A gateway that had at least three requests at an instance in
+every report of the last second will have three now. Only what is above that decays.
+
+**The mean stay** is computed from the batches: the time that requests were in flight, divided by
+how many ended. That is the maximum-likelihood estimate for stays of which many are not over.
+While no request has ended, nothing decays.
+
+Why: in the fleet simulator with requests of 20 ms, three gateways that shared their load found 61 %
+of their tokens cached. Without sharing, they found 70 %.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from fairlead.limits import Limits
-from fairlead_gateway.supervisor.peers.load_decay import ResidenceTimes, SteadyLoad, add_load
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, SentPrompt
+
+MAX_REMEMBERED_ENDS: Final = 64.0
+"""Ends per instance after which earlier observations count half, so that the estimate follows
+changes.
+"""
+_NO_LOAD: Final = (0, 0, 0.0, 0.0, 0)
+_NO_LOADS: Final[Mapping[str, PeerLoad]] = MappingProxyType({})
+STEADY_SECONDS: Final = 1.0
+"""A load present in every report of so long does not decay."""
+_PART_SECONDS: Final = STEADY_SECONDS / 4
+
+
+class _MeanStay:
+    """The total seconds that requests were in flight, and how many ended."""
+
+    __slots__ = ("ended", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.ended = 0.0
+
+    def add(self, seconds: float, ended: int) -> None:
+        self.seconds += seconds
+        self.ended += max(0, ended)
+        if self.ended > MAX_REMEMBERED_ENDS:
+            self.seconds /= 2
+            self.ended /= 2
+
+
+class SteadyLoad:
+    """The constant load of one gateway and model, by instance.
+
+    Reports are merged into parts of a quarter of `STEADY_SECONDS`: the least counts of each
+    instance that all of them name.
+
+    Why: a gateway reports 20 times a second, and may report far more often.
+    """
+
+    __slots__ = ("_found", "_last", "_parts")
+
+    def __init__(self) -> None:
+        self._parts: deque[tuple[float, dict[str, tuple[int, int, int]]]] = deque()
+        self._last: Mapping[str, PeerLoad] = _NO_LOADS
+        self._found: tuple[float, Mapping[str, PeerLoad]] | None = None  # the last result, and for when
+
+    def add_report(self, now: float, loads: Mapping[str, PeerLoad]) -> None:
+        """Adds a report. The one before was valid until `now`."""
+        self._last, self._found = loads, None
+        if self._parts and now - self._parts[-1][0] < _PART_SECONDS:
+            start, least = self._parts[-1]
+            merged = {
+                name: (min(inflight, loads[name][0]), min(waiting, loads[name][1]), min(queued, loads[name][4]))
+                for name, (inflight, waiting, queued) in least.items()
+                if name in loads
+            }
+            self._parts[-1] = start, merged
+        else:
+            self._parts.append((now, {name: (load[0], load[1], load[4]) for name, load in loads.items()}))
+        while len(self._parts) > 1 and self._parts[1][0] <= now - STEADY_SECONDS:
+            self._parts.popleft()
+
+    def loads(self, now: float) -> Mapping[str, PeerLoad]:
+        """Returns each instance's least load in the last `STEADY_SECONDS`, or a little longer.
+
+        Empty until there are reports for that long.
+        """
+        if not self._parts or self._parts[0][0] > now - STEADY_SECONDS:
+            return _NO_LOADS
+        if self._found is None or self._found[0] != now:
+            self._found = now, self._least_loads()
+        return self._found[1]
+
+    def _least_loads(self) -> Mapping[str, PeerLoad]:
+        found: dict[str, PeerLoad] = {}
+        parts = [least for _, least in self._parts]
+        for name, load in self._last.items():
+            counts = [least.get(name, (0, 0, 0)) for least in parts]
+            inflight = min([count[0] for count in counts])
+            waiting = min(inflight, *[count[1] for count in counts])
+            if inflight and load[0]:
+                seconds = load[2] * waiting / load[1] if load[1] else 0.0
+                queued = min(inflight, *[count[2] for count in counts])
+                found[name] = (inflight, waiting, seconds, load[3] * inflight / load[0], queued)
+        return found
+
+
+class ResidenceTimes:
+    """Residence times of other gateways' requests at each instance of one model, and to the first
+    token.
+    """
+
+    __slots__ = ("_stays",)
+
+    def __init__(self) -> None:
+        self._stays: dict[str, tuple[_MeanStay, _MeanStay]] = {}
+
+    def observe(
+        self, seconds: float, before: Mapping[str, PeerLoad], sent: Iterable[SentPrompt], after: Mapping[str, PeerLoad]
+    ) -> None:
+        """Learns from two reports of a gateway, `seconds` apart, and the prompts sent
+        between them.
+        """
+        dispatched = Counter([item[0] for item in sent])
+        for name in {*before, *dispatched, *after}:
+            stays = self._stays.get(name)
+            if stays is None:
+                stays = self._stays[name] = (_MeanStay(), _MeanStay())
+            then, now = before.get(name, _NO_LOAD), after.get(name, _NO_LOAD)
+            stays[0].add(then[0] * seconds, then[0] + dispatched[name] - now[0])
+            stays[1].add(then[1] * seconds, then[1] + dispatched[name] - now[1])
+
+    def expected_loads(
+        self,
+        loads: Mapping[str, PeerLoad],
+        groups: Iterable[Collection[str]],
+        age: float,
+        steady: Mapping[str, PeerLoad] = _NO_LOADS,
+    ) -> Mapping[str, PeerLoad]:
+        """Returns the loads to expect now, given the `loads` reported `age` seconds ago.
+
+        - groups: interchangeable instances; others are left out, since nothing is sent there.
+        - steady: the part that does not decay.
+
+        Counts are whole, and at least 1 where there is any load. What was learned about instances
+        that are in no group is forgotten.
+        """
+        found: dict[str, PeerLoad] = {}
+        known: dict[str, tuple[_MeanStay, _MeanStay]] = {}
+        for group in groups:
+            moving = {name: _subtract(loads[name], steady.get(name, _NO_LOAD)) for name in group if name in loads}
+            present = [load for load in moving.values() if load[0]]
+            stays_here = {name: self._stays[name] for name in group if name in self._stays}
+            known.update(stays_here)
+            found.update({name: loads[name] for name in moving})
+            if not present:
+                continue
+            stay_share = _remaining_share([stay for stay, _ in stays_here.values()], age)
+            wait_share = _remaining_share([stay for _, stay in stays_here.values()], age)
+            spread = _SpreadLoad(present, (1.0 - stay_share) / len(group), (1.0 - wait_share) / len(group))
+            for name in group if stay_share < 1.0 or wait_share < 1.0 else [name for name in group if name in loads]:
+                expected = spread.plus(moving.get(name, _NO_LOAD), stay_share, wait_share)
+                found[name] = add_load(steady.get(name, _NO_LOAD) if name in loads else _NO_LOAD, expected)
+        self._stays = known
+        return found
+
+
+def _subtract(load: PeerLoad, steady: PeerLoad) -> PeerLoad:
+    return (
+        load[0] - steady[0],
+        load[1] - steady[1],
+        load[2] - steady[2],
+        load[3] - steady[3],
+        load[4] - steady[4],
+    )
+
+
+def add_load(first: PeerLoad, second: PeerLoad) -> PeerLoad:
+    """Returns the sum of two loads of an instance."""
+    return (
+        first[0] + second[0],
+        first[1] + second[1],
+        first[2] + second[2],
+        first[3] + second[3],
+        first[4] + second[4],
+    )
+
+
+def _remaining_share(stays: Sequence[_MeanStay], age: float) -> float:
+    """Returns the share of requests reported `age` seconds ago that are still there."""
+    ended = sum([stay.ended for stay in stays])
+    seconds = math.fsum([stay.seconds for stay in stays])
+    if not ended:
+        return 1.0
+    return math.exp(-age * ended / seconds) if seconds else 0.0
+
+
+class _SpreadLoad:
+    """Shares of all loads, spread over the instances of a group."""
+
+    __slots__ = ("inflight", "queued", "seconds", "tokens", "waiting")
+
+    def __init__(self, loads: Collection[PeerLoad], gone: float, answered: float) -> None:
+        self.inflight = gone * sum([load[0] for load in loads])
+        self.waiting = answered * sum([load[1] for load in loads])
+        self.seconds = answered * math.fsum([load[2] for load in loads])
+        self.tokens = gone * math.fsum([load[3] for load in loads])
+        self.queued = answered * sum([load[4] for load in loads])
+
+    def plus(self, load: PeerLoad, stay_share: float, wait_share: float) -> PeerLoad:
+        """Returns the rest of an instance's load plus its part of the spread load.
+
+        stay_share, wait_share: shares of the load, and of its waiting part, that are still there.
+        """
+        inflight = max(1, round(load[0] * stay_share + self.inflight))
+        waiting = min(inflight, round(load[1] * wait_share + self.waiting))
+        queued = min(inflight, round(load[4] * wait_share + self.queued))
+        seconds, tokens = load[2] * wait_share + self.seconds, load[3] * stay_share + self.tokens
+        return inflight, waiting, seconds, tokens, queued
+
 
 DISPATCH_BATCH_SECONDS: Final = 0.05
 """Limit: dispatches of the workers are batched this long for other gateways."""
@@ -138,7 +361,7 @@ class PeerState:
         return reported
 
     def expected_loads(self, models: Mapping[str, InstanceGroups]) -> dict[str, PeerLoad]:
-        """Returns the loads that are probably there now (`load_decay`). Call `expire` before."""
+        """Returns the loads that are probably there now. Call `expire` before."""
         expected: dict[str, PeerLoad] = {}
         for model, loads in self._loads_by_model().items():
             steady = self._steady_loads(model)

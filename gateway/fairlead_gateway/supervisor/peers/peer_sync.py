@@ -22,8 +22,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain, block_ends
-from fairlead_gateway.supervisor.peers.hot_prefix_counter import HotPrefixCounter, HotShare
-from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotPrefixLeases, LeaseHooks
+from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotPrefixCounter, HotPrefixLeases, HotShare, LeaseHooks
 from fairlead_gateway.supervisor.peers.peer_exchange import ExchangeHooks, PeerExchange
 from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable, SentPrompt, secret_fingerprint
 from fairlead_gateway.supervisor.peers.peer_messages import PeerLoad as Shared

@@ -11,12 +11,45 @@ amplify each other, since a regression of relative errors is a little low where 
 Events of several workers are sorted before use, so the estimator waits `timing_settle_seconds` for
 late ones. Requests with a KV transfer are not measured: their first token says little about
 computing.
+
+Learns an engine profile from observed spans of the engine's time, by least squares.
+
+A span (`observations`) is an equation in the coefficients of the profile
+(`fairlead.engine_profile`). It says how many seconds these took in sum:
+
+- steps (`d`), and steps that only read the weights (`w`);
+- computed tokens (`p`), sequences (`s`), resident tokens (`c`);
+- pairs of tokens in attention (`q`), and cached tokens (`h`).
+
+The coefficients are those that explain the recent spans best, none below zero. The error is
+relative to the predicted seconds.
+
+1. Unknowns are factors on the prior's coefficients (1 = as the prior), so all have one scale. A
+   coefficient that is zero in the prior is counted in a default scale, with the factor 0.
+2. Each equation is divided by its predicted seconds. Divided by the measured seconds, a span
+   measured at a hundredth of its time would weigh ten thousand times as much as others. Where times
+   scatter, the result would be too low, by a seventh at 30 %. An equation that is off by more
+   than `OUTLIER_ERROR` counts for less in proportion. So a stalled engine or a lost minute does
+   not become its profile.
+3. Old observations decay by a half-life in time and by count. Only the two sums of least squares
+   are stored.
+4. Traffic may not show some directions, for example when all prompts are alike. A pull towards the
+   last solution, worth `PULL_WEIGHT` equations, determines them.
+5. A step of prefill costs max(w, p·tokens). An equation counts a step as bound by weights or by
+   tokens with the coefficients of that moment. The choice settles as they do.
+6. No factor moves by more than `MAX_FACTOR_STEP` at a time, nor above `MAX_FACTOR`. An engine that
+   seems to answer in no time has a wrong clock. A computed token always costs something, even
+   where the attention of long prompts explains all of it.
+
+Source: recursive least squares with forgetting, as in the fitted coefficients of FlowPrefill and
+LAPS (arXiv 2601.11589). Changed: there are runs, the spans of answers separate decode from prefill,
+and the pull is towards the last solution instead of zero.
 """
 
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Final, NamedTuple
 
@@ -26,7 +59,184 @@ from fairlead.limits import Limits
 from fairlead_gateway.ipc.messages import TimingEvent, TimingEventKind
 from fairlead_gateway.routing.load.load_window import median
 from fairlead_gateway.supervisor.profiling.observations import EngineObserver, Observation
-from fairlead_gateway.supervisor.profiling.profile_regression import MIN_OBSERVATIONS, ProfileRegression
+
+HALF_LIFE_SECONDS: Final = 300.0
+HALF_LIFE_OBSERVATIONS: Final = 400.0
+OUTLIER_ERROR: Final = 0.6
+MIN_PREDICTED_SHARE: Final = 0.1
+"""Lower bound of predicted seconds, as a share of the measured, when an equation is scaled."""
+PULL_WEIGHT: Final = 0.002
+MAX_FACTOR: Final = 64.0
+MAX_FACTOR_STEP: Final = 2.0
+SATURATED_SHARE: Final = 0.8
+MIN_FACTOR: Final = 0.02
+MIN_OBSERVATIONS: Final = 30.0
+"""With fewer spans, the prior stands."""
+
+_D, _W, _P, _S, _C, _Q, _H = range(7)
+_FIELDS: Final = (
+    "step_seconds",
+    "weights_seconds",
+    "prefill_token_seconds",
+    "sequence_seconds",
+    "resident_token_seconds",
+    "attention_seconds",
+    "hit_token_seconds",
+)
+_DEFAULT_SCALES: Final = (1.5e-3, 5.5e-3, 3.6e-5, 2e-5, 4.9e-8, 1.2e-9, 2e-7)
+"""The scales of coefficients whose prior is zero."""
+_SOLVER_ROUNDS: Final = 60
+
+
+def _zero_matrix() -> list[list[float]]:
+    return [[0.0] * len(_FIELDS) for _ in _FIELDS]
+
+
+@dataclass(slots=True)
+class ProfileRegression:
+    """The regression of one kind of engine: a model on an accelerator.
+
+    factors: multiply the coefficients of `prior`.
+    observations: the sum of the weights that still count.
+    error: mean relative error of predictions before they were learned from; None before the first.
+    """
+
+    prior: EngineProfile
+    factors: list[float] = field(default_factory=list)
+    observations: float = 0.0
+    error: float | None = None
+    at: float | None = None
+    _products: list[list[float]] = field(default_factory=_zero_matrix)
+    _targets: list[float] = field(default_factory=lambda: [0.0] * len(_FIELDS))
+    _scales: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        given = [float(getattr(self.prior, name)) for name in _FIELDS]
+        self._scales = [value or usual for value, usual in zip(given, _DEFAULT_SCALES, strict=True)]
+        self.factors = [1.0 if value else 0.0 for value in given]
+
+    def add(self, observation: Observation, now: float) -> None:
+        """Adds a span; `now` is in monotonic seconds."""
+        row = self._equation(observation)
+        if row is None:
+            return
+        predicted = sum(value * factor for value, factor in zip(row, self.factors, strict=True))
+        error = abs(1.0 - predicted)
+        scale = 1.0 / max(predicted, MIN_PREDICTED_SHARE)
+        row = [value * scale for value in row]
+        deviation = abs(scale - 1.0)
+        weight = (
+            1.0 if deviation <= OUTLIER_ERROR or self.observations < MIN_OBSERVATIONS else OUTLIER_ERROR / deviation
+        )
+        if observation.is_cache_assumed:
+            weight *= 0.5
+        elapsed = 0.0 if self.at is None else max(0.0, now - self.at)
+        decay = 0.5 ** (elapsed / HALF_LIFE_SECONDS + 1.0 / HALF_LIFE_OBSERVATIONS)
+        self.at = now if self.at is None else max(self.at, now)
+        self.error = error if self.error is None else self.error + 0.05 * (min(error, 4.0) - self.error)
+        self.observations = self.observations * decay + weight
+        products, targets = self._products, self._targets
+        for one, value in enumerate(row):
+            line = products[one]
+            for other, second in enumerate(row):
+                line[other] = line[other] * decay + weight * value * second
+            targets[one] = targets[one] * decay + weight * value * scale
+
+    def predicted_share(self, observation: Observation) -> float | None:
+        """Returns predicted over measured seconds of a span; None if the span says nothing."""
+        row = self._equation(observation)
+        return None if row is None else sum(value * factor for value, factor in zip(row, self.factors, strict=True))
+
+    def solve(self) -> EngineProfile:
+        """Solves for the factors and returns the profile. To be called every few seconds.
+
+        Below `MIN_OBSERVATIONS`, the factors stay as they are.
+        """
+        if self.observations < MIN_OBSERVATIONS:
+            return self.profile()
+        factors = list(self.factors)
+        for _ in range(_SOLVER_ROUNDS):
+            for one, line in enumerate(self._products):
+                rest = (
+                    sum(value * factor for value, factor in zip(line, factors, strict=True)) - line[one] * factors[one]
+                )
+                pull = PULL_WEIGHT
+                factors[one] = max(0.0, (self._targets[one] - rest + pull * self.factors[one]) / (line[one] + pull))
+        self.factors = [
+            min(
+                max(new, old / MAX_FACTOR_STEP if old > MIN_FACTOR else 0.0),
+                max(old * MAX_FACTOR_STEP, 1.0),
+                MAX_FACTOR,
+            )
+            for new, old in zip(factors, self.factors, strict=True)
+        ]
+        self.factors[_P] = max(self.factors[_P], 1.0 / MAX_FACTOR)
+        return self.profile()
+
+    def profile(self) -> EngineProfile:
+        """Returns the present profile."""
+        step, weights, token, sequence, resident, attention, hit = (
+            scale * factor for scale, factor in zip(self._scales, self.factors, strict=True)
+        )
+        return replace(
+            self.prior,
+            step_seconds=step,
+            weights_seconds=weights,
+            prefill_token_seconds=token,
+            sequence_seconds=sequence,
+            resident_token_seconds=resident,
+            attention_seconds=attention,
+            hit_token_seconds=hit,
+        )
+
+    def _is_saturated(self, observation: Observation) -> bool:
+        """Whether prompts waited for KV cache or sequences: such time says nothing of computing."""
+        prior = self.prior
+        return (
+            observation.peak_tokens > SATURATED_SHARE * prior.kv_tokens
+            or observation.peak_sequences > SATURATED_SHARE * prior.max_sequences
+        )
+
+    def _equation(self, observation: Observation) -> list[float] | None:
+        """Returns the share of the span's seconds that each coefficient explains at factor 1.
+
+        None for an empty span, and for a saturated one whose steps were not counted.
+        """
+        if observation.seconds <= 0.0 or (observation.steps is None and self._is_saturated(observation)):
+            return None
+        factors, work = self.factors, observation.work
+        token = self._scales[_P] * factors[_P]
+        # tokens that take as long as to read the weights
+        bound = self._scales[_W] * factors[_W] / token if token > 0.0 else 0.0
+        if observation.steps is None:
+            computing = max(1.0, work.steps)
+            # steps that only decode: on average, half of the step that runs already
+            reading = 0.5 if observation.began_mid_step else 0.0
+        else:
+            computing = min(max(1.0, observation.steps), work.steps)
+            reading = max(1.0, observation.steps) - computing
+        steps = computing + reading
+        tokens = work.computed + observation.sequences * computing
+        by_tokens = by_weights = 0.0
+        if computing and tokens >= bound * computing:
+            by_tokens += tokens
+        else:
+            by_weights += computing
+        if observation.sequences >= bound:
+            by_tokens += observation.sequences * reading
+        else:
+            by_weights += reading
+        amounts = (
+            steps,
+            by_weights,
+            by_tokens,
+            steps * (observation.sequences + (1.0 if observation.steps is None else 0.0)),
+            observation.resident * steps,
+            work.attention,
+            work.cached,
+        )
+        return [amount * scale / observation.seconds for amount, scale in zip(amounts, self._scales, strict=True)]
+
 
 TIMING_SETTLE_SECONDS: Final = 2.5
 """Limit: the wait before sorting: a worker may be late."""

@@ -2,10 +2,12 @@
 
 Sources are independent: one that is broken keeps its last good state and does not hold others up.
 The revocation list counts above all of them.
+
+When API keys were used last, to the minute, since the start of the gateway.
 """
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -21,13 +23,42 @@ from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.messages import AccessReport, TokenIssuer, TokenIssuerUpdate
 from fairlead_gateway.supervisor.audit.tenant_changes import LIST_ACTOR
 from fairlead_gateway.supervisor.management.view import TenantsSnapshot
-from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
-from fairlead_gateway.supervisor.tenancy.key_use import KeyUseLog
-from fairlead_gateway.supervisor.tenancy.revocation_file import RevocationFile
+from fairlead_gateway.supervisor.tenancy.tenant_file import KeyFile, RevocationFile
 
-if TYPE_CHECKING:  # loaded only with a cluster, and with issuers of bearer tokens
-    from fairlead_gateway.supervisor.tenancy.revocation_watch import RevocationWatch
+if TYPE_CHECKING:
+    from fairlead_gateway.supervisor.tenancy.tenant_watch import RevocationWatch
     from fairlead_gateway.supervisor.token_issuers.key_service import IssuerKeyService
+
+_MINUTE: Final = 60.0
+_MAX_KEYS: Final = 200_000
+"""Keys that are remembered, also those that are gone; then those that were used first are not."""
+
+
+class KeyUseLog:
+    """The last use of each API key, by digest.
+
+    wall: returns Unix seconds.
+    started_at: since when uses are counted.
+    """
+
+    def __init__(self, wall: Callable[[], float]) -> None:
+        self._wall = wall
+        self._used_at: dict[bytes, float] = {}
+        self.started_at = wall()
+
+    def add(self, digests: Iterable[bytes]) -> None:
+        """Notes that keys were used in this minute."""
+        minute = self._wall() // _MINUTE * _MINUTE
+        for digest in digests:
+            self._used_at.pop(digest, None)  # the last used come last
+            self._used_at[digest] = minute
+        while len(self._used_at) > _MAX_KEYS:
+            del self._used_at[next(iter(self._used_at))]
+
+    def used_at(self, digest: bytes) -> float | None:
+        """Returns the minute of the last use in Unix seconds; None if there was none."""
+        return self._used_at.get(digest)
+
 
 _log = logging.getLogger("fairlead.gateway")
 _BATCH: Final = 64

@@ -1,21 +1,120 @@
-"""The tenants of a cluster: its ModelTenants, followed by an informer."""
+"""The tenants of a cluster: its ModelTenants, followed by an informer.
+
+Objects of the cluster that a source of keys follows with an informer.
+
+The revocation list of a cluster: a ConfigMap, followed by an informer.
+
+Why a ConfigMap: the kubelet brings a change of a Secret to a pod within about a minute, and a watch
+within milliseconds. To watch a Secret, the gateway would need a right to read it with all its
+entries, one of which is a key. Digests are no secret: ModelTenants show them, too.
+"""
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
 
 from fairlead.api.v1alpha1 import ModelTenant
-from fairlead.errors import BadInput
+from fairlead.errors import BadInput, FairleadError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION, last_author
-from fairlead.kube.resources import MODEL_TENANTS, Manifest, ObjectSelection, metadata_of, name_of
+from fairlead.kube.informer import Informer, InformerStep, log_failures_once
+from fairlead.kube.resources import CONFIG_MAPS, MODEL_TENANTS, Manifest, ObjectSelection, metadata_of, name_of
+from fairlead.kube.store import ObjectStore
+from fairlead.kube.transport.kubeconfig import ClusterConfig, load_config
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead.limits import Limits
 from fairlead.manifests.loader import read_object
 from fairlead.runtime.clock import Pacing
-from fairlead.tenants.documents import TenantDocument, digests_in, merge_documents
+from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.tenants.documents import (
+    REVOKED_ENTRY,
+    TenantDocument,
+    describe_wrong_lines,
+    digests_in,
+    merge_documents,
+    parse_revocations,
+)
 from fairlead.tenants.model import Tenant
-from fairlead_gateway.supervisor.tenancy.followed_objects import FollowedObjects, open_cluster
+
+_log: Final = logging.getLogger("fairlead.gateway")
+
+
+class FollowedObjects:
+    """An informer that also reports its first list, and that it failed. It closes `api` when it
+    ends.
+
+    trim: returns what is kept of an object.
+    on_event: called with each change.
+    """
+
+    def __init__(
+        self,
+        api: KubeApi,
+        selection: ObjectSelection,
+        pacing: Pacing,
+        trim: Callable[[Manifest], Manifest],
+        on_event: Callable[[WatchEvent], None],
+    ) -> None:
+        self._api = api
+        self._tasks: list[asyncio.Task[None]] = []
+        self._has_failed = False
+        self._on_failed: Callable[[], None] = lambda: None
+        self._log_failure = log_failures_once(_log, selection.resource, lambda: self._informer.problem)
+        self._informer = Informer(
+            api, selection, pacing, store=ObjectStore(trim), on_change=on_event, report=self._on_step
+        )
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether the objects were listed once."""
+        return self._informer.is_synced
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the objects were listed once, or cannot be listed."""
+        return self._informer.is_synced or self._informer.problem is not None
+
+    @property
+    def problem(self) -> FairleadError | None:
+        """Why the objects cannot be followed now."""
+        return self._informer.problem
+
+    async def start(self, on_synced: Callable[[], None], on_failed: Callable[[], None]) -> None:
+        """Starts following.
+
+        on_synced: called after the first list.
+        on_failed: called after the first failure, from which on the list is not waited for.
+        """
+        self._on_failed = on_failed
+        self._tasks = [asyncio.create_task(self._informer.run()), asyncio.create_task(self._report_sync(on_synced))]
+
+    async def stop(self) -> None:
+        """Stops, and closes the client."""
+        for task in self._tasks:
+            await cancel_and_wait(task)
+        await self._api.close()
+
+    async def _report_sync(self, on_synced: Callable[[], None]) -> None:
+        await self._informer.wait_synced()
+        on_synced()
+
+    def _on_step(self, step: InformerStep) -> None:
+        self._log_failure(step)
+        if self._informer.problem is not None and not self._has_failed:
+            self._has_failed = True
+            self._on_failed()
+
+
+def open_cluster(environ: Mapping[str, str], pacing: Pacing, limits: Limits) -> tuple[KubeApi, ClusterConfig]:
+    """Returns a client of the cluster that the environment configures, and its configuration.
+
+    Raises BadInput without one.
+    """
+    access = load_config(environ, Path(environ.get("HOME", "/")))
+    return KubeApi(access, pacing.clock, pacing.chance, agent="fairlead-gateway", limits=limits), access
 
 
 class TenantWatch:
@@ -101,3 +200,72 @@ def _trim(manifest: Manifest) -> Manifest:
     }
     metadata["annotations"] = {CHANGED_BY_ANNOTATION: last_author(manifest)}
     return {**{key: manifest[key] for key in ("apiVersion", "kind", "spec") if key in manifest}, "metadata": metadata}
+
+
+class RevocationWatch:
+    """The digests of one ConfigMap. It closes `api` when it ends.
+
+    digests: those of all good lines. A list that is deleted or cannot be read changes nothing, and
+        one that does not exist yet is an empty one.
+    author: who changed the list last.
+    is_loaded: whether the list was read once, or cannot be read.
+    """
+
+    def __init__(self, api: KubeApi, namespace: str, name: str, pacing: Pacing) -> None:
+        self._place = f"the ConfigMap {namespace}/{name}"
+        self._on_change: Callable[[], None] = lambda: None
+        self._content_problem: str | None = None
+        self.digests: frozenset[bytes] = frozenset()
+        self.author = "the cluster"
+        selection = ObjectSelection(CONFIG_MAPS, namespace, fields=f"metadata.name={name}")
+        self._objects = FollowedObjects(api, selection, pacing, _trim_revocation, self._on_event)
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._objects.is_loaded
+
+    @property
+    def problem(self) -> str | None:
+        """The lines that are no digests, or why the list cannot be read; None if all is well."""
+        error = self._objects.problem
+        if error is not None:
+            return f"cannot watch {self._place}; the last list of revoked keys stays: {error}"
+        return self._content_problem
+
+    async def start(self, on_change: Callable[[], None]) -> None:
+        """Starts following the list."""
+        self._on_change = on_change
+        await self._objects.start(on_change, on_change)
+
+    async def stop(self) -> None:
+        """Stops, and closes the client."""
+        await self._objects.stop()
+
+    def _on_event(self, event: WatchEvent) -> None:
+        if event.type is WatchEventType.DELETED:
+            self._content_problem = f"{self._place} was deleted; the last list of revoked keys stays"
+        else:
+            self.digests, wrong = parse_revocations(str((event.object.get("data") or {}).get(REVOKED_ENTRY) or ""))
+            self._content_problem = describe_wrong_lines(self._place, wrong)
+            self.author = metadata_of(event.object)["annotations"][CHANGED_BY_ANNOTATION]
+        if self._objects.is_synced:
+            self._on_change()
+
+
+def open_revocation_watch(environ: Mapping[str, str], name: str, pacing: Pacing, limits: Limits) -> RevocationWatch:
+    """Returns the revocation list of the gateway's namespace. Raises BadInput without a cluster."""
+    api, access = open_cluster(environ, pacing, limits)
+    return RevocationWatch(api, access.namespace, name, pacing)
+
+
+def _trim_revocation(manifest: Manifest) -> Manifest:
+    """Keeps what identifies the object, the list, and who changed it last."""
+    kept = ("name", "namespace", "uid", "resourceVersion")
+    metadata = {key: value for key, value in metadata_of(manifest).items() if key in kept}
+    metadata["annotations"] = {CHANGED_BY_ANNOTATION: last_author(manifest)}
+    data = {key: value for key, value in (manifest.get("data") or {}).items() if key == REVOKED_ENTRY}
+    return {
+        **{key: manifest[key] for key in ("apiVersion", "kind") if key in manifest},
+        "metadata": metadata,
+        "data": data,
+    }

@@ -38,8 +38,7 @@ from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.request_context import AdapterUse
 from fairlead_gateway.worker.resilience.retry import ADAPTER_LOAD, ADAPTER_SLOTS, AttemptFailure
 from fairlead_gateway.worker.runtime import WorkerRuntime
-from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
-from fairlead_gateway.worker.upstream.engine_call import EngineCallFailed
+from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool, EngineCallFailed
 
 
 class ResidentAdapter:

@@ -15,8 +15,7 @@ from fairlead.engines.lora_api import lora_api
 from fairlead.errors import first_line, plain_text
 from fairlead.fleet.model import Instance
 from fairlead_gateway.worker.resilience.retry import DOWNLOAD_FAILED, DOWNLOAD_REFUSALS, AttemptFailure
-from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
-from fairlead_gateway.worker.upstream.engine_call import EngineCallFailed, call_engine
+from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool, EngineCallFailed, call_engine
 from fairlead_gateway.worker.upstream.request_encoder import request_prefix
 from fairlead_gateway.worker.upstream.usage import engine_words
 

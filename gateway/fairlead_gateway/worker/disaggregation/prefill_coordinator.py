@@ -45,7 +45,6 @@ from fairlead.fleet.model import Fleet, Instance
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.errors import NoReadyInstance, QuarantinedRequest
-from fairlead_gateway.routing.load.inflight import NOTHING_DEFERRED
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES, place_prefill
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
 from fairlead_gateway.telemetry import OK, MetricsRecorder
@@ -64,8 +63,7 @@ from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuar
 from fairlead_gateway.worker.resilience.retry import AttemptFailure
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import UpstreamError
-from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
-from fairlead_gateway.worker.upstream.engine_call import EngineCallFailed, call_engine
+from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool, EngineCallFailed, call_engine
 from fairlead_gateway.worker.upstream.request_encoder import (
     allowed_header_text,
     create_hop_id,
@@ -238,7 +236,7 @@ class PrefillCoordinator:
         random: Callable[[], float],
     ) -> None:
         self._decode_routers = routers.serving
-        self._prefill_routers = routers.prefilling
+        self.prefill_routers = routers.prefilling
         self._pool = pool
         self._telemetry = telemetry
         self._now = runtime.now
@@ -265,9 +263,10 @@ class PrefillCoordinator:
     def choose_decode_instance(
         self,
         context: RequestContext,
+        handoff: HandoffState,
         excluded: frozenset[str],
         now: float,
-        deferred: Mapping[str, float] = NOTHING_DEFERRED,
+        deferred: Mapping[str, float],
     ) -> Decision:
         """Returns the decision on the instance that answers.
 
@@ -275,32 +274,22 @@ class PrefillCoordinator:
 
         Raises NoReadyInstance if none is ready.
         """
-        handoff = context.handoff
-        is_placed = False
-        if handoff is not None:
-            if handoff.preselected is not None:
-                preselected, handoff.preselected = handoff.preselected, None
-                return preselected
-            if handoff.transfer is not None:
-                excluded |= self._incompatible_instances(context, handoff.transfer, excluded)
-            # Routing counts a prompt once: its placement has chosen a decode instance already.
-            is_placed = handoff.record.placement is not None
-        key, request = context.request.model_key, context.route_request
-        full = context.admission.full_instances if not context.failures else NO_INSTANCES
-        rejected = excluded | full if full else excluded
-        decision = self._decode_routers.choose(key, request, now, rejected, preview=is_placed, deferred=deferred)
-        if full and decision.chosen is None:
-            decision = self._decode_routers.choose(key, request, now, excluded, preview=is_placed, deferred=deferred)
-        return decision
+        if handoff.preselected is not None:
+            preselected, handoff.preselected = handoff.preselected, None
+            return preselected
+        if handoff.transfer is not None:
+            excluded |= self._incompatible_instances(context, handoff.transfer, excluded)
+        # Routing counts a prompt once: its placement has chosen a decode instance already.
+        is_placed = handoff.record.placement is not None
+        return self._decode_routers.choose_for(context, excluded, now, deferred, preview=is_placed)
 
     async def prefill_remotely(self, context: RequestContext) -> None:
         """Prefills the prompt at a prefill instance, if that is worth it and works.
 
-        Sets `context.handoff` if the model has prefill instances. Raises NoReadyInstance if no
-        instance can answer, QuarantinedRequest if engines broke off on the prompt.
+        Sets `context.handoff`. Raises NoReadyInstance if no instance can answer, QuarantinedRequest
+        if engines broke off on the prompt.
         """
-        key = context.request.model_key
-        if not self._prefill_routers.has_instances(key) or self._decode_routers.router(key) is None:
+        if self._decode_routers.router(context.request.model_key) is None:
             return
         handoff = context.handoff = HandoffState()
         record = handoff.record
@@ -309,7 +298,7 @@ class PrefillCoordinator:
             self._record_end(context, handoff, BYPASSED, ineligible[0], f"no hand-off: {ineligible[1]}")
             return
         started_at = self._now()
-        preselected = self.choose_decode_instance(context, NO_INSTANCES, started_at)
+        preselected = self._decode_routers.choose_for(context, NO_INSTANCES, started_at)
         if preselected.chosen is None:
             return
         placement = record.placement = self.place_prefill(
@@ -336,12 +325,12 @@ class PrefillCoordinator:
         Remembers nothing.
         """
         key, remote = request.model_key, None
-        decode_router, prefill_router = self._decode_routers.router(key), self._prefill_routers.router(key)
+        decode_router, prefill_router = self._decode_routers.router(key), self.prefill_routers.router(key)
         local = None if decode_router is None else decode_router.estimate_prefill(route, decode_id, now)
         assert local is not None
         try:
             excluded = self._unusable_prefill_instances(key, caller)
-            best = self._prefill_routers.choose(key, route, now, excluded, preview=True).chosen
+            best = self.prefill_routers.choose(key, route, now, excluded, preview=True).chosen
         except NoReadyInstance:
             best = None
         if prefill_router is not None and best is not None:
@@ -356,13 +345,8 @@ class PrefillCoordinator:
             min_remote_tokens=self._limits.handoff_min_tokens,
         )
 
-    def annotate_decision(self, context: RequestContext, decision: Decision) -> Decision:
-        """Returns the decision with what happened to the remote prefill in its reason."""
-        record = context.handoff_record
-        return decision if record is None else decision.with_text(reason=f"{record.message}; {decision.reason}")
-
     def request_body(self, context: RequestContext) -> bytes:
-        """Returns the body of the next attempt, with transfer fields if it has a transfer.
+        """Returns the body of the next attempt, with the fields of its transfer, if it has one.
 
         A transfer that has expired is given up.
         """
@@ -393,17 +377,14 @@ class PrefillCoordinator:
 
     @contextmanager
     def first_event_deadline(
-        self, context: RequestContext, instance: Instance, engine_response: EngineResponse
+        self, context: RequestContext, handoff: HandoffState, instance: Instance, engine_response: EngineResponse
     ) -> Iterator[None]:
         """Limits the time until the first event of an attempt with a transfer.
 
-        Also starts SGLang's prefill. Does nothing without a transfer.
+        Also starts SGLang's prefill.
         """
-        handoff = context.handoff
-        if handoff is None or handoff.transfer is None:
-            yield
-            return
         transfer = handoff.transfer
+        assert transfer is not None
         transfer.decode_id = instance.id
         handoff.is_transferred = True
         prefill = None
@@ -422,10 +403,9 @@ class PrefillCoordinator:
         finally:
             timer.cancel()
 
-    def on_decode_accepted(self, context: RequestContext) -> None:
+    def on_decode_accepted(self, context: RequestContext, handoff: HandoffState) -> None:
         """Records the transfer as complete, since the decode engine has answered."""
-        handoff = context.handoff
-        if handoff is not None and handoff.transfer is not None:
+        if handoff.transfer is not None:
             record = handoff.record
             assert record.placement is not None
             self._observe_transfer(context, handoff.transfer, record.placement)
@@ -466,11 +446,11 @@ class PrefillCoordinator:
         cause, reason = "no-prefill-instance", "no prefill instance is ready and trusted"
         for _ in range(_MAX_PREFILL_ATTEMPTS):
             try:
-                decision = self._prefill_routers.choose(key, context.route_request, self._now(), excluded)
+                decision = self.prefill_routers.choose(key, context.route_request, self._now(), excluded)
             except NoReadyInstance:
                 break
             chosen = decision.chosen
-            instance = None if chosen is None else self._prefill_routers.ready_instance(key, chosen)
+            instance = None if chosen is None else self.prefill_routers.ready_instance(key, chosen)
             if instance is None:
                 break
             excluded |= {instance.id}
@@ -550,7 +530,7 @@ class PrefillCoordinator:
             extra += allowed_header_text(head, allowed_headers)
         prefix = request_prefix("POST", head.path, instance.url, self._hop_id)
         message = encode_request(prefix, head, body, context.id, dp_rank=instance.dp_rank, extra_headers=extra)
-        router = self._prefill_routers.router(context.request.model_key)
+        router = self.prefill_routers.router(context.request.model_key)
         if router is None:
             raise EngineCallFailed("the model has left the fleet", cause="model-left", is_suspicious=False)
         router.on_dispatch(context.route_request, instance.id, self._now())
@@ -603,7 +583,7 @@ class PrefillCoordinator:
 
     def _unusable_prefill_instances(self, key: str, caller: CallerKey) -> frozenset[str]:
         return self._pair_health.unusable_prefills(
-            self._prefill_routers.ready_instances(key), self._decode_routers.ready_instances(key).values(), caller
+            self.prefill_routers.ready_instances(key), self._decode_routers.ready_instances(key).values(), caller
         )
 
     def _mark_suspect(self, context: RequestContext, prefill_id: str, decode_id: str | None, cause: str) -> None:

@@ -34,16 +34,14 @@ from itertools import count, takewhile
 from types import MappingProxyType
 from typing import Final
 
-from fairlead_gateway.admission.caller_bounds import CallerBounds, CallerClass
 from fairlead_gateway.admission.fair_share import MAX_COMPARED, FairShare
 from fairlead_gateway.admission.kv_capacity import MAX_WAITING_STEP_SHARE
 from fairlead_gateway.admission.policy import MAX_PASSED_OVER, MIN_BACKLOG_SECONDS, POLL_SECONDS, BacklogDecay
-from fairlead_gateway.admission.request_queue import has_credit, waits_behind
+from fairlead_gateway.admission.request_queue import CallerBounds, CallerClass, has_credit, waits_behind
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
 from fairlead_gateway.routing import ModelRouter
-from fairlead_gateway.routing.endpoint import Endpoint
-from fairlead_gateway.routing.load.inflight import NOTHING_DEFERRED
+from fairlead_gateway.routing.load.inflight import NOTHING_DEFERRED, Endpoint
 from fairlead_gateway.worker.dispatch.model_admission import ModelAdmission, end_wait
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.request_context import RequestContext

@@ -18,7 +18,9 @@ from fairlead_gateway.errors import NoReadyInstance
 from fairlead_gateway.routing import InstanceLoad, ModelRouter, RouteRequest
 from fairlead_gateway.routing.load.inflight import NOTHING_DEFERRED
 from fairlead_gateway.routing.load.prompt_sizes import PromptSizes
+from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.worker.reporting.reporters import Reporters
+from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.outlier_detection import MAX_REASONS, OutlierDetector
 from fairlead_gateway.worker.resilience.retry import StartupTimes, retry_after_for_backlog
 
@@ -206,6 +208,27 @@ class RoleRouters:
         if decision is None or (decision.chosen is None and not excluded):
             raise self.no_ready_instance(key, now)
         return decision
+
+    def choose_for(
+        self,
+        context: RequestContext,
+        excluded: frozenset[str],
+        now: float,
+        deferred: Mapping[str, float] = NOTHING_DEFERRED,
+        *,
+        preview: bool = False,
+    ) -> Decision:
+        """Returns the decision for a request; a full instance is chosen only if no other can be.
+
+        See `choose`.
+        """
+        key, request = context.request.model_key, context.route_request
+        full = context.admission.full_instances if not context.failures else NO_INSTANCES
+        if full:
+            decision = self.choose(key, request, now, excluded | full, preview=preview, deferred=deferred)
+            if decision.chosen is not None:
+                return decision
+        return self.choose(key, request, now, excluded, preview=preview, deferred=deferred)
 
     def _is_canary(self, key: str, instance_id: str | None) -> bool:
         """Whether an instance belongs to the canary of a rollout."""

@@ -13,8 +13,7 @@ import msgspec
 
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Role
 from fairlead_gateway.worker.runtime import WorkerRuntime
-from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
-from fairlead_gateway.worker.upstream.engine_call import EngineCallFailed, call_engine
+from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool, EngineCallFailed, call_engine
 from fairlead_gateway.worker.upstream.request_encoder import request_prefix
 
 _PATH: Final = "/v1/models"

@@ -20,18 +20,16 @@ from fairlead_gateway.worker.model_selection.route_choice import (
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, parse_body
 from fairlead_gateway.worker.openai.json_edit import set_members
 from fairlead_gateway.worker.openai.model_names import ModelEntry
-from fairlead_gateway.worker.openai.passthrough import (
+from fairlead_gateway.worker.openai.request import (
+    BODY_TYPES,
     BodyParser,
+    ModelRequest,
     build_entry_passthrough,
+    build_entry_request,
+    build_model_request,
     build_passthrough_request,
     parse_passthrough,
     parse_passthrough_request,
-)
-from fairlead_gateway.worker.openai.request import (
-    BODY_TYPES,
-    ModelRequest,
-    build_entry_request,
-    build_model_request,
 )
 from fairlead_gateway.worker.openai.schemas import GenericRequest
 from fairlead_gateway.worker.openai.validation import repairs

@@ -26,7 +26,7 @@ from fairlead_gateway.worker.openai.request import TIMEOUT_HEADER, remaining_tim
 from fairlead_gateway.worker.proxy.continuation import SentText
 from fairlead_gateway.worker.proxy.request_recorder import RequestRecorder
 from fairlead_gateway.worker.quota.generated_tokens import MAX_TOKENS_PER_EVENT
-from fairlead_gateway.worker.reporting.reporters import Reporters
+from fairlead_gateway.worker.reporting.reporters import ABANDONED, FINISHED, UNMEASURED, Reporters, TimingReporter
 from fairlead_gateway.worker.request_context import EngineAddresses, RequestContext, RoutedChoice
 from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution, needs_core
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
@@ -128,9 +128,9 @@ class Attempt:
     __slots__ = (
         "_dispatcher",
         "_is_finished",
-        "_is_timed",
         "_router",
         "_sent",
+        "_timings",
         "adapter_lease",
         "address",
         "connection",
@@ -151,7 +151,7 @@ class Attempt:
         self._dispatcher = dispatcher
         self._sent = sent
         self._router: ModelRouter | None = None
-        self._is_timed = False
+        self._timings: TimingReporter | None = None
         self._is_finished = False
         self.context = context
         self.address = choice.address
@@ -204,7 +204,7 @@ class Attempt:
             dispatcher.prompt_samples.offer(context.request, route_request)
         timings = dispatcher.timings
         if timings is not None and not has_transfer and context.choice is not None:
-            self._is_timed = True
+            self._timings = timings
             decision = context.choice.decision
             matched = decision.matched_tokens if decision.source is None else None
             tokens = router.prompt_tokens(route_request) + (0 if self._sent is None else self._sent.tokens)
@@ -225,9 +225,9 @@ class Attempt:
             if use.load_seconds is not None:
                 now = dispatcher.now()
                 context.admission.queued_seconds += now - started_at
-                if self._is_timed and dispatcher.timings is not None:  # else the load counts as prefill
-                    self._is_timed = False
-                    dispatcher.timings.on_abandoned(context.route_request.id, now)
+                if self._timings is not None:  # else the load counts as prefill
+                    self._timings.on_end(ABANDONED, context.route_request.id, now)
+                    self._timings = None
 
     def send(self, on_verdict: Callable[[UpstreamError | None], None] | None = None) -> None:
         """Sends the message; the verdict is awaited from the response, or given to `on_verdict`."""
@@ -269,8 +269,8 @@ class Attempt:
         if self._router is not None:
             self._router.on_first_token(context.route_request.id, now)
             dispatcher.admission.on_first_token(context, now)
-        if self._is_timed and dispatcher.timings is not None and engine_response.first_at is not None:
-            dispatcher.timings.on_first_token(context.route_request.id, engine_response.first_at)
+        if self._timings is not None and engine_response.first_at is not None:
+            self._timings.on_first_token(context.route_request.id, engine_response.first_at)
 
     def finish(self, is_complete: bool, now: float) -> None:
         """Removes the attempt from the load of its instance. Later calls do nothing.
@@ -285,7 +285,7 @@ class Attempt:
         if self._is_finished or router is None:
             return
         self._is_finished = True
-        context, dispatcher = self.context, self._dispatcher
+        context, dispatcher, timings = self.context, self._dispatcher, self._timings
         result, request_id, output = context.result, context.route_request.id, self._output_tokens()
         if is_complete and not 400 <= result.status < 500:
             if len(dispatcher.poison_guard) and result.status < 400:
@@ -302,19 +302,18 @@ class Attempt:
                 dispatcher.routers.learn_prompt(
                     context.request.model_key, context.caller, context.route_request, result.prompt_tokens
                 )
-            if self._is_timed and dispatcher.timings is not None:
-                if self._is_measurable(output):
-                    dispatcher.timings.on_finish(request_id, now, result.cached_tokens, output)
-                else:
-                    dispatcher.timings.on_unmeasured(request_id, now)
+            if timings is not None and self._is_measurable(output):
+                timings.on_end(FINISHED, request_id, now, result.cached_tokens, output)
+            elif timings is not None:
+                timings.on_end(UNMEASURED, request_id, now)
         else:
             engine_response = self.engine_response
             if engine_response is not None:
                 self._count_events(engine_response)
             is_computed = not is_complete and engine_response is not None and engine_response.first_at is not None
             router.on_abandoned(request_id, now, is_computed=is_computed)
-            if self._is_timed and dispatcher.timings is not None:
-                dispatcher.timings.on_abandoned(request_id, now)
+            if timings is not None:
+                timings.on_end(ABANDONED, request_id, now)
         dispatcher.outlier_detector.on_inconclusive(self.instance_id)
         dispatcher.admission.on_finish(context, is_complete, output, now)
 

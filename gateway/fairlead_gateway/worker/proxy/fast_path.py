@@ -28,7 +28,6 @@ from abc import abstractmethod
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
 from fairlead_gateway.routing.request import NO_INSTANCES
-from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.openai.request import TIMEOUT_HEADER, timeout_error
 from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher, check_response
 from fairlead_gateway.worker.proxy.forwarder import Forwarder
@@ -70,7 +69,6 @@ class FastPath:
         forwarder: Forwarder,
         relay: ResponseRelay,
         pool: ConnectionPool,
-        prefill_routers: RoleRouters,
     ) -> None:
         self.lifecycle = lifecycle
         self.relay = relay
@@ -82,7 +80,7 @@ class FastPath:
         self.pool = pool
         self.admission = dispatcher.admission
         self._poison_guard = dispatcher.poison_guard
-        self._prefill_routers = prefill_routers
+        self._prefill_routers = forwarder.prefill_routers
 
     def is_eligible(self, context: RequestContext) -> bool:
         """Whether the request is plain."""

@@ -63,6 +63,7 @@ class Forwarder:
         self._dispatcher = dispatcher
         self._pool = pool
         self._prefill_coordinator = prefill_coordinator
+        self.prefill_routers = prefill_coordinator.prefill_routers
         self.retry_budget = retry_budget
         self._relay = relay
         self._limit_gate = limit_gate
@@ -112,7 +113,7 @@ class Forwarder:
                 raise QuarantinedRequest(blocked_seconds)
             self.retry_budget.on_request(context.caller, self._now())
             await self._admission.ensure_admitted(context)
-        if attempt is None:
+        if attempt is None and self.prefill_routers.has_instances(context.request.model_key):
             await self._prefill_coordinator.prefill_remotely(context)
         while True:
             if attempt is None:
@@ -128,7 +129,7 @@ class Forwarder:
                 failure.instance_id = attempt.instance_id
                 if context.trace is not None:
                     context.trace.finish_span(ATTEMPT, failure.cause)
-                if not self._prefill_coordinator.retry_without_transfer(context, failure):
+                if context.transfer is None or not self._prefill_coordinator.retry_without_transfer(context, failure):
                     if failure.cause == FIELD_REFUSED:
                         context.request.take_back_usage()
                     elif not self._is_adapter_to_reload(attempt, failure):
@@ -185,7 +186,7 @@ class Forwarder:
         key, failures = context.request.model_key, context.failures
         deferred = self._admission.deferred_seconds(context)
         if context.request.adapter is None:
-            decision = self._prefill_coordinator.choose_decode_instance(context, excluded, now, deferred)
+            decision = self._choose_instance(context, excluded, now, deferred)
         else:
             decision = self._choose_with_adapter(context, excluded, now, deferred)
         admitted = context.admission.admitted
@@ -194,7 +195,7 @@ class Forwarder:
         if context.reservation is not None and context.reservation.waited_for and not failures:
             decision = decision.after(context.reservation.describe_wait)
         if context.handoff is not None:
-            decision = self._prefill_coordinator.annotate_decision(context, decision)
+            decision = decision.with_text(reason=f"{context.handoff.record.message}; {decision.reason}")
         if decision.chosen is None:
             raise self._give_up(context)
         if failures:
@@ -214,6 +215,15 @@ class Forwarder:
         number = context.earlier_attempts + len(failures) + 1
         return self._dispatcher.create_attempt(context, instance, decision, number, now)
 
+    def _choose_instance(
+        self, context: RequestContext, excluded: frozenset[str], now: float, deferred: Mapping[str, float]
+    ) -> Decision:
+        """Returns the decision on the instance that answers. Raises NoReadyInstance."""
+        handoff = context.handoff
+        if handoff is None:
+            return self._routers.choose_for(context, excluded, now, deferred)
+        return self._prefill_coordinator.choose_decode_instance(context, handoff, excluded, now, deferred)
+
     def _choose_with_adapter(
         self, context: RequestContext, excluded: frozenset[str], now: float, deferred: Mapping[str, float]
     ) -> Decision:
@@ -230,7 +240,7 @@ class Forwarder:
             use = context.adapter_use = loader.place(key, request.adapter, tried, counts=counts)
             instances = use.placement.instances
             left_out = loader.restrict(key, use) if instances else tried
-            decision = self._prefill_coordinator.choose_decode_instance(context, excluded | left_out, now, deferred)
+            decision = self._choose_instance(context, excluded | left_out, now, deferred)
             if decision.chosen is not None or not instances:
                 return decision
             tried = tried.union(instances)
@@ -285,9 +295,13 @@ class Forwarder:
             engine_response = attempt.engine_response
             assert engine_response is not None
             try:
-                if not attempt.has_verdict:
-                    with self._prefill_coordinator.first_event_deadline(context, attempt.instance, engine_response):
+                handoff = context.handoff
+                if handoff is not None and handoff.transfer is not None and not attempt.has_verdict:
+                    deadline = self._prefill_coordinator.first_event_deadline
+                    with deadline(context, handoff, attempt.instance, engine_response):
                         attempt.error = await engine_response.verdict
+                elif not attempt.has_verdict:
+                    attempt.error = await engine_response.verdict
                 is_stale = attempt.error is not None and attempt.error.is_stale
                 if not is_stale:
                     stall_timeout = context.stall_timeout
@@ -298,7 +312,8 @@ class Forwarder:
                         self._note_usage_refused(attempt, engine_response)
                     if context.request.route is not None and self.fallbacks is not None:
                         self.fallbacks.check_refusal(context, engine_response, self._now())
-                    self._prefill_coordinator.on_decode_accepted(context)
+                    if handoff is not None:
+                        self._prefill_coordinator.on_decode_accepted(context, handoff)
                     attempt.message = []  # a stream may take minutes
                     return await self._relay.relay(attempt)
             finally:

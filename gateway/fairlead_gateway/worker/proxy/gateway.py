@@ -11,13 +11,11 @@ and their records; relay, stream resumption and forwarder.
 
 import asyncio
 import logging
-import os
 import random
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet
 from fairlead.runtime import nonblocking_log
 from fairlead.runtime.loop_lag import LoopLag
@@ -47,8 +45,7 @@ from fairlead_gateway.worker.memory_pressure import MemoryPressure, MemoryShare
 from fairlead_gateway.worker.model_selection.context_lengths import ContextLengths
 from fairlead_gateway.worker.model_selection.fallbacks import FallbackRequest, Fallbacks, fallback_header
 from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
-from fairlead_gateway.worker.openai.passthrough import PASSTHROUGH_METHODS, is_passthrough_path
-from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest
+from fairlead_gateway.worker.openai.request import BODY_TYPES, PASSTHROUGH_METHODS, ModelRequest, is_passthrough_path
 from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher
 from fairlead_gateway.worker.proxy.fast_path import FastPath, FastPathExchange, RequestLifecycle
 from fairlead_gateway.worker.proxy.forwarder import Forwarder
@@ -68,7 +65,7 @@ from fairlead_gateway.worker.proxy.local_routes import (
     takes_body,
     unknown_path,
 )
-from fairlead_gateway.worker.proxy.relay import RelayedStream, ResponseRelay, StreamResume, end_incomplete
+from fairlead_gateway.worker.proxy.relay import RelayedStream, ResponseRelay, end_incomplete
 from fairlead_gateway.worker.proxy.request_recorder import CLIENT_CLOSED_STATUS, RequestRecorder
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.reporting.reporters import Reporters
@@ -95,20 +92,19 @@ class ForwardingStack:
 
     def __init__(
         self,
+        lifecycle: RequestLifecycle,
         runtime: WorkerRuntime,
-        *,
-        secret: bytes,
-        credentials: EngineCredentials,
+        secrets: GatewaySecrets,
         recorder: RequestRecorder,
         reporters: Reporters,
-        has_api_keys: bool,
     ) -> None:
+        secret = secrets.hash_secret
         limits, telemetry, siblings = runtime.limits, recorder.telemetry, reporters.siblings
         draw = random.Random(f"{runtime.clock.wall()}").random
         outlier_detector, retry_budget = OutlierDetector(limits, draw), RetryBudget(limits)
         self._now = runtime.now
-        self.credentials = credentials
-        pool = self.pool = ConnectionPool(limits, runtime.loop, credentials, runtime.response_memory)
+        self.credentials = secrets.credentials
+        pool = self.pool = ConnectionPool(limits, runtime.loop, secrets.credentials, runtime.response_memory)
         self.routers = RouterRegistry(
             secret=secret, limits=limits, outlier_detector=outlier_detector, reporters=reporters
         )
@@ -127,9 +123,10 @@ class ForwardingStack:
             retry_budget=retry_budget,
             fingerprint=self.poison_guard.fingerprint,
         )
-        self.engine_progress = self.failures.progress = EngineProgress(runtime, pool, create_hop_id(secret))
-        self.context_lengths = ContextLengths(runtime, pool, create_hop_id(secret), lambda: self.routers.fleet)
-        self.ejection_prober = self._create_ejection_prober(runtime, secret)
+        hop_id = create_hop_id(secret)
+        self.engine_progress = self.failures.progress = EngineProgress(runtime, pool, hop_id)
+        self.context_lengths = ContextLengths(runtime, pool, hop_id, lambda: self.routers.fleet)
+        self.ejection_prober = EjectionProber(runtime, self.failures, pool, lambda: self.routers.fleet, hop_id)
         self.prefill_coordinator = PrefillCoordinator(
             runtime, routers=self.routers, pool=pool, telemetry=telemetry, poison_guard=self.poison_guard, random=draw
         )
@@ -137,7 +134,7 @@ class ForwardingStack:
             runtime,
             routers=self.routers,
             telemetry=telemetry,
-            has_api_keys=has_api_keys,
+            has_api_keys=secrets.api_keys is not None,
             on_needs_instance=reporters.on_needs_instance,
         )
         self.limit_gate = recorder.limit_gate = LimitGate(runtime, serving, reporters.limits, recorder.record_refusal)
@@ -150,9 +147,10 @@ class ForwardingStack:
             recorder=recorder,
             reporters=reporters,
         )
-        self.adapter_loader = AdapterLoader(runtime, serving, telemetry, pool, create_hop_id(secret))
-        self._dispatcher.adapter_loader = self.adapter_loader
-        self.relay = self._create_relay(runtime, telemetry, retry_budget)
+        self.adapter_loader = self._dispatcher.adapter_loader = AdapterLoader(runtime, serving, telemetry, pool, hop_id)
+        self.relay = ResponseRelay(
+            lifecycle, self._dispatcher, pool=pool, retry_budget=retry_budget, limit_gate=self.limit_gate
+        )
         self.forwarder = Forwarder(
             self._dispatcher,
             pool=pool,
@@ -161,44 +159,7 @@ class ForwardingStack:
             relay=self.relay,
             limit_gate=self.limit_gate,
         )
-
-    def _create_relay(
-        self, runtime: WorkerRuntime, telemetry: MetricsRecorder, retry_budget: RetryBudget
-    ) -> ResponseRelay:
-        relay = ResponseRelay(
-            runtime,
-            routers=self.routers.serving,
-            telemetry=telemetry,
-            failures=self.failures,
-            poison_guard=self.poison_guard,
-            stream_resume=StreamResume(
-                self._dispatcher, pool=self.pool, telemetry=telemetry, retry_budget=retry_budget
-            ),
-        )
-        relay.limit_gate = self.limit_gate
-        return relay
-
-    def _create_ejection_prober(self, runtime: WorkerRuntime, secret: bytes) -> EjectionProber:
-        return EjectionProber(
-            runtime,
-            failures=self.failures,
-            pool=self.pool,
-            fleet=lambda: self.routers.fleet,
-            hop_id=create_hop_id(secret),
-            salt=os.urandom(16).hex(),
-        )
-
-    def create_fast_path(self, lifecycle: RequestLifecycle) -> FastPath:
-        """Returns the fast path for requests of `lifecycle`, which also gets relayed streams."""
-        self.relay.lifecycle = lifecycle
-        return FastPath(
-            lifecycle,
-            self._dispatcher,
-            forwarder=self.forwarder,
-            relay=self.relay,
-            pool=self.pool,
-            prefill_routers=self.routers.prefilling,
-        )
+        self.fast_path = FastPath(lifecycle, self._dispatcher, forwarder=self.forwarder, relay=self.relay, pool=pool)
 
     def create_fallbacks(self, visible_models: ModelVisibility) -> Fallbacks:
         """Returns the fallbacks of routes, which the forwarder uses too."""
@@ -290,16 +251,9 @@ class Gateway(RequestLifecycle):
         self.api_keys = secrets.api_keys
         self.browser_access = BrowserAccess(self.api_keys is not None)
         self._hop_id = create_hop_id(secrets.hash_secret)
-        self.stack = ForwardingStack(
-            runtime,
-            secret=secrets.hash_secret,
-            credentials=secrets.credentials,
-            recorder=self._recorder,
-            reporters=reporters,
-            has_api_keys=secrets.api_keys is not None,
-        )
+        self.stack = ForwardingStack(self, runtime, secrets, self._recorder, reporters)
         self._policies = TenantPolicies(secrets.hash_secret, self.stack.routers.serving.sizes)
-        self._fast_path = self.stack.create_fast_path(self)
+        self._fast_path = self.stack.fast_path
         self._local_routes = LocalRoutes(self.readiness, self.stack.context_lengths, int(runtime.clock.wall()))
         self._body_checker = BodyChecker(limits)
         self._request_parser = ModelRequestParser(limits, self._policies, self._body_checker)

@@ -28,13 +28,13 @@ from fairlead_gateway.worker.openai.model_names import (
     public_names,
     resolve_model_entry,
 )
-from fairlead_gateway.worker.openai.passthrough import (
+from fairlead_gateway.worker.openai.request import (
+    BODY_TYPES,
     OUTPUT_LIMITS,
     PASSTHROUGH_METHODS,
     TOKENIZING_PATHS,
     is_passthrough_path,
 )
-from fairlead_gateway.worker.openai.request import BODY_TYPES
 from fairlead_gateway.worker.openai.schemas import GenericRequest
 from fairlead_gateway.worker.tenancy.visible_models import VisibleModels
 

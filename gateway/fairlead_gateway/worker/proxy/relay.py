@@ -39,7 +39,6 @@ from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE
 from fairlead_gateway.telemetry.outcome import ENGINE_REFUSED
-from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.model_selection.fallbacks import fallback_header
 from fairlead_gateway.worker.observability.trace_record import ATTEMPT
 from fairlead_gateway.worker.openai.model_names import ServedNameRewriter
@@ -62,10 +61,7 @@ from fairlead_gateway.worker.proxy.continuation import (
 )
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution
-from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget
-from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.tenancy.tenant_policy import (
     BodyRewriter,
     CachedTokensFilter,
@@ -160,14 +156,6 @@ class StreamLifecycle:
         """Ends a request after a defect of the gateway."""
 
 
-class StreamEnding:
-    """The stage that ends a relayed response towards its client and the records."""
-
-    @abstractmethod
-    def end_response(self, attempt: Attempt, engine_response: EngineResponse) -> bool:
-        """Ends the response after the last byte of the engine; returns whether it was complete."""
-
-
 class GapRecorder(StreamObserver):
     """The observer of a stream that records the times between its chunks."""
 
@@ -197,7 +185,7 @@ class RelayedStream(GapRecorder):
         keep_alive: SseKeepAlive,
         *,
         lifecycle: StreamLifecycle,
-        ending: StreamEnding,
+        ending: "ResponseRelay",
     ) -> None:
         super().__init__(telemetry, attempt.context.request.model_key, attempt.instance_id)
         self.reports_end = True
@@ -253,12 +241,10 @@ class RelayedStream(GapRecorder):
 class StreamResume:
     """The stage that resumes broken streams. One object serves all requests of a worker."""
 
-    def __init__(
-        self, dispatcher: Dispatcher, *, pool: ConnectionPool, telemetry: MetricsRecorder, retry_budget: RetryBudget
-    ) -> None:
+    def __init__(self, dispatcher: Dispatcher, pool: ConnectionPool, retry_budget: RetryBudget) -> None:
         self._dispatcher = dispatcher
         self._pool = pool
-        self._telemetry = telemetry
+        self._telemetry = dispatcher.recorder.telemetry
         self._retry_budget = retry_budget
         self._now = dispatcher.now
         self._routers = dispatcher.routers
@@ -405,34 +391,34 @@ _NO_SNIFFING: Final = "x-content-type-options: nosniff\r\n"
 _JSON_OR_EVENTS: Final = re.compile(rb"json|text/event-stream", re.IGNORECASE)
 
 
-class ResponseRelay(StreamEnding):
+class ResponseRelay:
     """The stage that relays responses, whole or as streams.
 
     One object serves all requests of a worker.
 
-    lifecycle: takes the streams that need no task; None: every stream has one.
+    lifecycle: takes the streams that need no task.
     """
 
     def __init__(
         self,
-        runtime: WorkerRuntime,
+        lifecycle: StreamLifecycle,
+        dispatcher: Dispatcher,
         *,
-        routers: RoleRouters,
-        telemetry: MetricsRecorder,
-        failures: FailureAttribution,
-        poison_guard: PoisonRequestGuard,
-        stream_resume: StreamResume,
+        pool: ConnectionPool,
+        retry_budget: RetryBudget,
+        limit_gate: LimitGate,
     ) -> None:
+        runtime = dispatcher.runtime
         self._now = runtime.now
         self._limits = runtime.limits
         self._comment_times = TimeoutQueue(runtime.loop, runtime.limits.keep_alive_seconds, runtime.now)
-        self.lifecycle: StreamLifecycle | None = None
-        self.limit_gate: LimitGate | None = None
-        self._routers = routers
-        self._telemetry = telemetry
-        self._failures = failures
-        self._poison_guard = poison_guard
-        self._stream_resume = stream_resume
+        self._lifecycle = lifecycle
+        self._limit_gate = limit_gate
+        self._routers = dispatcher.routers
+        self._telemetry = dispatcher.recorder.telemetry
+        self._failures = dispatcher.failures
+        self._poison_guard = dispatcher.poison_guard
+        self._stream_resume = StreamResume(dispatcher, pool, retry_budget)
         self._sent_text_memory = SentTextMemory(runtime.limits.resumable_streams_bytes)
         self._route_headers = RouteHeaderCache()
 
@@ -524,8 +510,8 @@ class ResponseRelay(StreamEnding):
         """
         choice = context.choice
         trace = context.trace.response_header if context.trace is not None else ""
-        if context.reservation is not None and self.limit_gate is not None:
-            trace += self.limit_gate.headers(context, now)
+        if context.reservation is not None:
+            trace += self._limit_gate.headers(context, now)
         if not context.policy.shows_placement:
             return f"x-fairlead-decision: {context.id}\r\n{trace}"
         if choice is None:
@@ -570,9 +556,9 @@ class ResponseRelay(StreamEnding):
 
         Returns whether it does.
         """
-        context, lifecycle = attempt.context, self.lifecycle
+        context, lifecycle = attempt.context, self._lifecycle
         # Of a client that has disconnected, the task is about to be cancelled.
-        if lifecycle is None or not engine_response.is_stream or context.response.finished:
+        if not engine_response.is_stream or context.response.finished:
             return False
         if context.deadline is not None or _can_resume(attempt):
             return False

@@ -4,8 +4,7 @@ from typing import Final
 
 from fairlead_gateway.errors import BadRequest
 from fairlead_gateway.worker.body_check.protocol import TextBounds, text_bounds
-from fairlead_gateway.worker.openai.passthrough import OUTPUT_LIMITS
-from fairlead_gateway.worker.openai.request import ModelRequest
+from fairlead_gateway.worker.openai.request import OUTPUT_LIMITS, ModelRequest
 from fairlead_gateway.worker.quota.limit_plan import LimitPlan
 from fairlead_gateway.worker.quota.reservation import Amounts
 from fairlead_gateway.worker.request_context import RequestContext

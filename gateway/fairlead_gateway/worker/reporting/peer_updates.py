@@ -8,7 +8,10 @@ import msgspec
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead_gateway.ipc.messages import Dispatch
+from fairlead_gateway.ipc.messages import (
+    Dispatch,
+    IndexCorrections,
+)
 from fairlead_gateway.routing import PrefixChain
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
@@ -50,3 +53,12 @@ class PeerUpdateApplier:
         finally:
             if self._pending:
                 self._loop.call_soon(self._apply_batch)
+
+
+def apply_corrections(routers: RouterRegistry, message: IndexCorrections) -> None:
+    """Applies the index's corrections of what a model's instances have cached to its routers."""
+    for correction in message.corrections:
+        removed = tuple(array("Q", correction.removed))
+        cached = [tuple(array("Q", chain)) for chain in correction.cached]
+        for router in routers.routers(message.model):
+            router.apply_correction(correction.instance, correction.forget, removed, cached)

@@ -16,6 +16,7 @@ which every one of them has.
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Final
 
@@ -27,8 +28,7 @@ from fairlead_gateway.worker.resilience.failure_attribution import FailureAttrib
 from fairlead_gateway.worker.resilience.outlier_detection import EjectionRecords, is_hang_cause
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import activity_key
-from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
-from fairlead_gateway.worker.upstream.engine_call import EngineCallFailed, call_engine
+from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool, EngineCallFailed, call_engine
 from fairlead_gateway.worker.upstream.request_encoder import encode_external_request, request_prefix
 
 _POLL_SECONDS: Final = 1.0
@@ -44,18 +44,15 @@ class EjectionProber:
 
     fleet: returns the fleet that requests are routed over.
     hop_id: this gateway, for the hop header.
-    salt: the private `cache_salt` of this process.
     """
 
     def __init__(
         self,
         runtime: WorkerRuntime,
-        *,
         failures: FailureAttribution,
         pool: ConnectionPool,
         fleet: Callable[[], Fleet],
         hop_id: str,
-        salt: str,
     ) -> None:
         self._loop = runtime.loop
         self._now = runtime.now
@@ -66,7 +63,7 @@ class EjectionProber:
         self._pool = pool
         self._fleet = fleet
         self._hop_id = hop_id
-        self._salt = salt
+        self._salt = os.urandom(16).hex()  # of `cache_salt`, private to this process
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False

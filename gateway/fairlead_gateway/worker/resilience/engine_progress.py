@@ -12,8 +12,7 @@ from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance
 from fairlead.fleet.signals import EngineSignals
 from fairlead_gateway.worker.runtime import WorkerRuntime
-from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
-from fairlead_gateway.worker.upstream.engine_call import EngineCallFailed, call_engine
+from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool, EngineCallFailed, call_engine
 from fairlead_gateway.worker.upstream.request_encoder import request_prefix
 
 _MAX_WATCHED: Final = 256

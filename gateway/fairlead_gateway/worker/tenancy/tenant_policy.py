@@ -40,8 +40,7 @@ from typing import Final, Protocol
 from fairlead.fleet.model import RequestPolicy
 from fairlead.tenants.cache_isolation import SALT_FIELD, SALTED_ENGINES
 from fairlead.tenants.model import CacheSharing, Enforcement, Tenant, Tier
-from fairlead_gateway.admission.caller_bounds import CallerClass
-from fairlead_gateway.admission.request_queue import TIER_WEIGHTS
+from fairlead_gateway.admission.request_queue import TIER_WEIGHTS, CallerClass
 from fairlead_gateway.caller_key import ANONYMOUS, Caller, CallerKey, caller_key
 from fairlead_gateway.errors import ExternalRefused
 from fairlead_gateway.http.listener import HttpRequest

@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from fairlead.fleet.model import Instance, SloTargets
 from fairlead_autoscaler.core.types import ModelSpec
 from fairlead_gateway.routing.accelerator_selection import AcceleratorSelector
-from fairlead_gateway.routing.endpoint import Endpoint
-from fairlead_gateway.routing.load.inflight import EndpointLoad, InflightTracker, SampledLoads
+from fairlead_gateway.routing.load.inflight import Endpoint, EndpointLoad, InflightTracker, SampledLoads
 from fairlead_gateway.routing.prefix.cache_view import PrefixMatch
 from fairlead_sim.autoscaling.pool import Pool, Replica
 

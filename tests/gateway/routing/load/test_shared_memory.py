@@ -7,7 +7,7 @@ from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_gateway.routing.load import shared_memory
 from fairlead_gateway.routing.load.inflight import InflightTracker, total_backlog_seconds
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
-from fairlead_gateway.supervisor.slot_allocator import SlotAllocator
+from fairlead_gateway.supervisor.worker_pool import SlotAllocator
 
 SLOTS = 8
 

@@ -3,7 +3,7 @@
 from fairlead.audit import Action, AuditEvent
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
-from fairlead_gateway.supervisor.audit.access_audit import Access, AccessAudit
+from fairlead_gateway.supervisor.audit.audit_service import Access, AccessAudit
 from fairlead_gateway.supervisor.management.access.access_guard import AnsweredRequest
 from fairlead_gateway.supervisor.management.access.access_scope import AccessScope
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from fairlead.audit import Action
 from fairlead.fleet.model import Model, SloTargets, TokenPrice
-from fairlead_gateway.supervisor.audit.model_changes import model_changes, models_loaded
+from fairlead_gateway.supervisor.audit.tenant_changes import model_changes, models_loaded
 
 CHAT = Model("chat", "llama-70b")
 

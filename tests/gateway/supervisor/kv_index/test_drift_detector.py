@@ -2,7 +2,7 @@
 
 import random
 
-from fairlead_gateway.supervisor.kv_index.drift_detector import (
+from fairlead_gateway.supervisor.kv_index.model_index import (
     FIRST_SECONDS,
     MAX_SECONDS,
     SOUND_ANSWERS,

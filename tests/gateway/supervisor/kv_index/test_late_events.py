@@ -6,9 +6,8 @@ Blocks that are missing without such an event are.
 from fairlead.limits import Limits
 from fairlead_gateway.ipc.messages import PromptFinished
 from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment
-from fairlead_gateway.supervisor.kv_index.drift_detector import FIRST_SECONDS
-from fairlead_gateway.supervisor.kv_index.model_index import PREFIX_MAP_JUDGE_SECONDS, ModelIndex
-from fairlead_gateway.supervisor.peers.hot_prefix_counter import HotShare
+from fairlead_gateway.supervisor.kv_index.model_index import FIRST_SECONDS, PREFIX_MAP_JUDGE_SECONDS, ModelIndex
+from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotShare
 from fairlead_gateway.telemetry.status_types import IndexState
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, CompletenessChanged
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier

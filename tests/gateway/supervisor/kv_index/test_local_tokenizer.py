@@ -14,9 +14,10 @@ from fairlead_gateway.supervisor.kv_index.local_tokenizer import (
     TOKENIZE_REFUSED_SECONDS,
     TOKENIZER_UNVERIFIED_PROMPTS,
     LocalTokenizer,
+    TokenSource,
+    parse_token_source,
 )
 from fairlead_gateway.supervisor.kv_index.token_fetcher import TokenFetcher
-from fairlead_gateway.supervisor.kv_index.token_source import TokenSource, parse_token_source
 from fairlead_gateway.supervisor.kv_index.tokenize_api import TokenizeQuery
 
 LIMITS = Limits()

@@ -25,12 +25,14 @@ from fairlead.runtime.clock import Clock, ManualClock, SystemClock
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead.tenants.model import Tenant
 from fairlead.usage.ledger_reader import LedgerContent
+from fairlead_gateway.ipc.decision_json import logged_decision
+from fairlead_gateway.ipc.messages import LoggedDecision
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.supervisor.management.view import GatewayStatus, TenantsSnapshot
 from fairlead_gateway.supervisor.quota.budget_watch import BudgetState
 from fairlead_gateway.supervisor.quota.quota_status import LimitState
 from fairlead_gateway.telemetry import MetricsRecorder, assess_attainment
-from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord, LoggedRequest
+from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_testing.gateway.outcomes import make_outcome
 
 KEY = "chat/llama-70b"
@@ -104,11 +106,11 @@ class SimulatedGateway:
 
     async def decisions(
         self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None
-    ) -> list[LoggedRequest]:
-        return self.log.latest(limit, model_key, tenants)
+    ) -> list[LoggedDecision]:
+        return [logged_decision(logged) for logged in self.log.latest(limit, model_key, tenants)]
 
-    async def decision(self, request_id: str, tenants: frozenset[str] | None = None) -> list[LoggedRequest]:
-        return self.log.find(request_id, tenants)
+    async def decision(self, request_id: str, tenants: frozenset[str] | None = None) -> list[LoggedDecision]:
+        return [logged_decision(logged) for logged in self.log.find(request_id, tenants)]
 
     def audit_records(self, query: AuditQuery, limit: int) -> list[AuditRecord]:
         return self.audit.recent(query, limit)
@@ -120,10 +122,10 @@ class SimulatedGateway:
         session: str | None,
         tenant: str | None = None,
         headers: Sequence[tuple[str, str]] = (),
-    ) -> list[LoggedRequest]:
+    ) -> list[LoggedDecision]:
         self.previewed.append(tenant)
         self.preview_headers = list(headers)
-        return self.log.latest(1)
+        return [logged_decision(logged) for logged in self.log.latest(1)]
 
     def populate(self, *, ready: int = 8, starting: int = 0) -> None:
         """Sets up a big model with `ready` + `starting` instances and a small one with two."""

@@ -20,10 +20,10 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from fairlead.audit import Action, AuditEvent
 from fairlead_gateway.errors import RelayedError
+from fairlead_gateway.ipc.messages import LoggedDecision
 from fairlead_gateway.supervisor.management import create_management_app
 from fairlead_gateway.supervisor.management.access.access_scope import AccessScope, Permission
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
-from fairlead_gateway.telemetry.decision_log import LoggedRequest
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 URL = "http://127.0.0.1"
@@ -76,7 +76,7 @@ class Preview:
 
     async def __call__(
         self, path: str, body: bytes, session: str | None, tenant: str | None, headers: Mapping[str, str]
-    ) -> list[LoggedRequest]:
+    ) -> list[LoggedDecision]:
         number = next(self._numbers) % (len(PREVIEW_STATUSES) + 1)
         if number < len(PREVIEW_STATUSES):
             raise RelayedError(PREVIEW_STATUSES[number], "it would be refused", "model", None)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from fairlead.limits import Limits
-from fairlead_gateway.supervisor.peers.dispatch_budget import DispatchBudget
+from fairlead_gateway.supervisor.peers.peer_exchange import DispatchBudget
 from fairlead_gateway.supervisor.peers.peer_messages import SentPrompt
 
 LIMITS = replace(

@@ -2,7 +2,7 @@
 
 from fairlead.fleet.model import InstanceState
 from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain, block_ends
-from fairlead_gateway.supervisor.peers.hot_prefix_counter import HotPrefixCounter
+from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotPrefixCounter
 from fairlead_testing.gateway.running_gateway import fleet_of
 
 KEY = "default/tiny"

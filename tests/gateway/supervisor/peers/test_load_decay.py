@@ -5,9 +5,8 @@ import math
 import pytest
 
 from fairlead.limits import Limits
-from fairlead_gateway.supervisor.peers.load_decay import ResidenceTimes, SteadyLoad
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, SentPrompt
-from fairlead_gateway.supervisor.peers.peer_state import PeerState
+from fairlead_gateway.supervisor.peers.peer_state import PeerState, ResidenceTimes, SteadyLoad
 
 KEY = "ns/a"
 GROUP = ("e-0", "e-1", "e-2", "e-3")

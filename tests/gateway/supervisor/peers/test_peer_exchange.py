@@ -11,10 +11,10 @@ from redis.asyncio import Redis
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
-from fairlead_gateway.supervisor.peers.dispatch_budget import DispatchBudget
 from fairlead_gateway.supervisor.peers.peer_exchange import (
     DISPATCH_RETENTION_SECONDS,
     PAGE_ENTRIES,
+    DispatchBudget,
     ExchangeHooks,
     PeerExchange,
 )

@@ -7,9 +7,8 @@ from fairlead_gateway.routing import PrefixChain, prefix_chain
 from fairlead_gateway.routing.load import shared_memory
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_gateway.routing.prefix.prefix_hash import unpack_hashes
-from fairlead_gateway.supervisor.peers.hot_prefix_counter import ACTIVE_SECONDS, HotPrefixCounter
-from fairlead_gateway.supervisor.peers.peer_load_row import PeerLoadRow
-from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable
+from fairlead_gateway.supervisor.peers.hot_prefix_lease import ACTIVE_SECONDS, HotPrefixCounter
+from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable, PeerLoadRow
 
 KEY = "ns/a"
 SLOTS = 4

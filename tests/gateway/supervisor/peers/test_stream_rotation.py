@@ -1,6 +1,6 @@
 """The rotation of streams that are read in a round."""
 
-from fairlead_gateway.supervisor.peers.stream_rotation import BUSY_SECONDS, StreamRotation
+from fairlead_gateway.supervisor.peers.peer_exchange import BUSY_SECONDS, StreamRotation
 
 
 def test_a_few_models_are_read_every_round() -> None:

@@ -7,8 +7,14 @@ from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.ipc.messages import ProfileUpdate
-from fairlead_gateway.supervisor.profiling.engine_capacity import FALL, MIN_SHARE, RISE, EngineCapacities, next_share
-from fairlead_gateway.supervisor.profiling.profiling_service import ProfilingService
+from fairlead_gateway.supervisor.profiling.profiling_service import (
+    FALL,
+    MIN_SHARE,
+    RISE,
+    EngineCapacities,
+    ProfilingService,
+    next_share,
+)
 from fairlead_testing.gateway.running_gateway import fleet_of
 
 ENGINE = "e-0/0/0"

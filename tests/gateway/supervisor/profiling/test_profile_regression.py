@@ -10,7 +10,7 @@ import pytest
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead_gateway.supervisor.profiling.observations import ComputedWork, EngineObserver, Observation
-from fairlead_gateway.supervisor.profiling.profile_regression import MIN_OBSERVATIONS, ProfileRegression
+from fairlead_gateway.supervisor.profiling.profile_estimator import MIN_OBSERVATIONS, ProfileRegression
 from fairlead_sim.engine.block_pool import KvEvent
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.fleet_options import FleetOptions

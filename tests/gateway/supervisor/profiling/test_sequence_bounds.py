@@ -11,13 +11,13 @@ from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.ipc.messages import ProfileUpdate
-from fairlead_gateway.supervisor.profiling.engine_capacity import (
+from fairlead_gateway.supervisor.profiling.profiling_service import (
     MAX_TRY_SECONDS,
     MIN_TRY_SECONDS,
     EngineCapacities,
+    ProfilingService,
     SequenceBound,
 )
-from fairlead_gateway.supervisor.profiling.profiling_service import ProfilingService
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
 
 ENGINE = "e-0/0/0"

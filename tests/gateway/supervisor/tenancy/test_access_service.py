@@ -14,9 +14,7 @@ from fairlead.tenants.model import Tenant, TenantTable
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.supervisor.file_parsing.tenant_list import parse_tenant_file
 from fairlead_gateway.supervisor.tenancy.access_service import AccessService, AccessSources
-from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
-from fairlead_gateway.supervisor.tenancy.revocation_file import RevocationFile
-from fairlead_gateway.supervisor.tenancy.tenant_file import TenantFile
+from fairlead_gateway.supervisor.tenancy.tenant_file import KeyFile, RevocationFile, TenantFile
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fairlead_gateway.supervisor.tenancy import key_use
-from fairlead_gateway.supervisor.tenancy.key_use import KeyUseLog
+from fairlead_gateway.supervisor.tenancy import access_service
+from fairlead_gateway.supervisor.tenancy.access_service import KeyUseLog
 
 
 def test_the_last_use_is_a_minute_and_unknown_before_the_first() -> None:
@@ -19,7 +19,7 @@ def test_the_last_use_is_a_minute_and_unknown_before_the_first() -> None:
 
 
 def test_the_number_of_keys_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(key_use, "_MAX_KEYS", 2)
+    monkeypatch.setattr(access_service, "_MAX_KEYS", 2)
     log = KeyUseLog(lambda: 1_000.0)
     log.add([b"a", b"b"])
     log.add([b"a"])

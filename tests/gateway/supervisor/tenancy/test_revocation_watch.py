@@ -11,7 +11,7 @@ from fairlead.kube.resources import CONFIG_MAPS
 from fairlead.runtime.clock import Pacing, SystemClock
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.supervisor.tenancy.access_service import AccessService, AccessSources
-from fairlead_gateway.supervisor.tenancy.revocation_watch import RevocationWatch
+from fairlead_gateway.supervisor.tenancy.tenant_watch import RevocationWatch
 from fairlead_testing.kube.fake_server import FakeApiServer, fake_api_server
 from fairlead_testing.waiting import wait_until
 

@@ -9,7 +9,7 @@ import pytest
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead_gateway.ipc.messages import ALGORITHMS
-from fairlead_gateway.supervisor.token_issuers.key_set import parse_key_set
+from fairlead_gateway.supervisor.token_issuers.key_service import parse_key_set
 from fairlead_testing.gateway.token_issuer import SigningKeyPair, TestIssuer, encode
 
 LIMITS = Limits()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from fairlead_gateway.supervisor.tokenizer.incremental_tokenizer import (
+from fairlead_gateway.supervisor.tokenizer.process import (
     AUDIT_INTERVAL,
     BACKTRACK_CHARACTERS,
     BLOCK_CHARACTERS,

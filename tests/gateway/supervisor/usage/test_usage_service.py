@@ -16,10 +16,13 @@ from fairlead.usage.checkpoints import Retention, maintain
 from fairlead.usage.ledger_files import USAGE, list_files
 from fairlead.usage.ledger_reader import read_ledger
 from fairlead_gateway.ipc.messages import UsageRow, UsageRows
-from fairlead_gateway.supervisor.usage.ledger_writer import LedgerWriter
-from fairlead_gateway.supervisor.usage.pricing import EngineReadings, RequestPricing
-from fairlead_gateway.supervisor.usage.tenant_counters import TenantCounters
-from fairlead_gateway.supervisor.usage.usage_service import UsageService
+from fairlead_gateway.supervisor.usage.usage_service import (
+    EngineReadings,
+    LedgerWriter,
+    RequestPricing,
+    TenantCounters,
+    UsageService,
+)
 from fairlead_testing.waiting import wait_until
 
 NOON = 20_781 * 86_400 + 43_200.0

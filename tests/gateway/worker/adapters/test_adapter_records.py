@@ -9,8 +9,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_gateway.ipc.messages import UsageRow, UsageRows
 from fairlead_gateway.telemetry.snapshot import restore_counters, snapshot_of
-from fairlead_gateway.worker.reporting.reporters import Reporters
-from fairlead_gateway.worker.reporting.usage_reporter import UsageReporter
+from fairlead_gateway.worker.reporting.reporters import Reporters, UsageReporter
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_testing.gateway.adapted_gateway import Setting, adapted
 from fairlead_testing.gateway.running_gateway import MODEL_KEY

@@ -10,7 +10,7 @@ from fairlead.limits import Limits
 from fairlead.tenants.model import Tenant, TokenSubject
 from fairlead_gateway.errors import InvalidApiKey
 from fairlead_gateway.ipc.messages import ALGORITHMS, TokenIssuer
-from fairlead_gateway.supervisor.token_issuers.key_set import parse_key_set
+from fairlead_gateway.supervisor.token_issuers.key_service import parse_key_set
 from fairlead_gateway.worker.bearer_tokens.token_callers import TokenCallers
 from fairlead_testing.gateway.token_issuer import AUDIENCE, ISSUER, SigningKeyPair, TestIssuer
 

@@ -12,7 +12,7 @@ from fairlead.tenants.model import ApiKey, Tenant, TokenSubject
 from fairlead_gateway.errors import ApiKeysUnavailable, InvalidApiKey, NotPermitted
 from fairlead_gateway.http.request_parser import RequestHead, parse_head
 from fairlead_gateway.ipc.messages import ALGORITHMS, TokenIssuer
-from fairlead_gateway.supervisor.token_issuers.key_set import parse_key_set
+from fairlead_gateway.supervisor.token_issuers.key_service import parse_key_set
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_gateway.worker.bearer_tokens.token_callers import TokenCallers
 from fairlead_testing.engines.scripted import scripted_engine

@@ -11,7 +11,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_gateway.errors import InvalidApiKey
 from fairlead_gateway.ipc.messages import ALGORITHMS, TokenIssuer
-from fairlead_gateway.supervisor.token_issuers.key_set import parse_key_set
+from fairlead_gateway.supervisor.token_issuers.key_service import parse_key_set
 from fairlead_gateway.worker.bearer_tokens.verifier import TokenVerifier
 from fairlead_testing.gateway.token_issuer import AUDIENCE, ISSUER, SigningKeyPair, TestIssuer, encode
 

@@ -9,9 +9,9 @@ import pytest
 
 from fairlead.fleet.model import Fleet, Instance, Model, Role
 from fairlead.limits import Limits
-from fairlead_gateway.supervisor.management.serializers import decision_out
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, silent, well_behaved
+from fairlead_testing.gateway.decision_view import decision_out
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.waiting import wait_until

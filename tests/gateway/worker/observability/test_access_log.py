@@ -18,7 +18,7 @@ from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead.settings import GatewaySettings
-from fairlead_gateway.supervisor.tenancy.key_file import KeyFile
+from fairlead_gateway.supervisor.tenancy.tenant_file import KeyFile
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_gateway.worker.observability.observers import RequestObservers, create_observers
 from fairlead_gateway.worker.observability.settings import ObservabilitySettings, parse_observability_settings

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from fairlead.fleet.model import Fleet, Model, RequestPolicy
-from fairlead_gateway.worker.openai.passthrough import is_passthrough_path, open_paths
+from fairlead_gateway.worker.openai.request import is_passthrough_path, open_paths
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send

@@ -14,8 +14,7 @@ from fairlead.engine_profile import builtin_profile
 from fairlead.limits import Limits
 from fairlead_gateway.ipc.messages import TimingEvent, TimingEventKind, TimingEvents
 from fairlead_gateway.worker.proxy.continuation import SentText, SentTextMemory, splice_events
-from fairlead_gateway.worker.reporting.reporters import Reporters
-from fairlead_gateway.worker.reporting.timing_reporter import TimingReporter
+from fairlead_gateway.worker.reporting.reporters import Reporters, TimingReporter
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, role, scripted_engine, token, usage
 from fairlead_testing.engines.simulated_process import engine_processes
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway

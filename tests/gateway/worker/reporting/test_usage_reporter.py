@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from fairlead.limits import Limits
 from fairlead.tenants.model import Tenant, Tier
 from fairlead_gateway.ipc.messages import UsageRow, UsageRows
-from fairlead_gateway.worker.reporting.reporters import Reporters
-from fairlead_gateway.worker.reporting.usage_reporter import UsageReporter
+from fairlead_gateway.worker.reporting.reporters import Reporters, UsageReporter
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_testing.engines.scripted import EngineCall, Script, scripted_engine
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway

@@ -12,8 +12,7 @@ from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
 from fairlead_gateway.worker.runtime import BufferedBytes, ResponseMemory, WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
-from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
-from fairlead_gateway.worker.upstream.engine_call import call_engine
+from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool, call_engine
 from fairlead_gateway.worker.upstream.response import EngineResponse
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
