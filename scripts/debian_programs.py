@@ -16,8 +16,7 @@ from pathlib import Path
 
 from scripts.release.images.debian_packages import fetch, read_lock, write_lock
 from scripts.release.images.layers import build_lock, cache_folder
-from scripts.release.progress import progress_step
-from scripts.release.release_run import ReleaseError
+from scripts.release.release_run import ReleaseError, progress_step
 
 LOCK = "programs"
 COMMAND = "python -m scripts.debian_programs"

@@ -27,12 +27,12 @@ from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, PODS, Manife
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.cluster.components import COMPONENT_LABEL, GATEWAY, NAME_LABEL
 from fairlead_cli.formatting import UNKNOWN
-from fairlead_testing.engines.simulated_process import engine_process
+from fairlead_testing.engines.disaggregated import engine_process
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.kube.api_server import binaries_folder, running_api_server
-from fairlead_testing.kube.installed_chart import apply_crds, apply_namespace
+from fairlead_testing.kube.helm import apply_crds, apply_namespace
 from fairlead_testing.kube.operator_process import operator_process
-from fairlead_testing.ports import unused_port
+from fairlead_testing.processes import unused_port
 from fairlead_testing.waiting import wait_until
 from scripts.draw_screens import ROOT, draw_terminal, output
 

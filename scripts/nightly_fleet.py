@@ -25,8 +25,7 @@ from typing import Any
 from fairlead.runtime.compiled_build import is_compiled
 from fairlead_sim.compiled import run_compiled
 from fairlead_sim.engine import scheduler
-from fairlead_sim.faults.runner import RunReport, run_seed
-from fairlead_sim.faults.scenarios import from_seed
+from fairlead_testing.fleet_faults.runner import RunReport, from_seed, run_seed
 from fairlead_testing.reports import commit, machine
 
 ROOT = Path(__file__).parents[1]

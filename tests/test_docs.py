@@ -240,7 +240,7 @@ def every_option() -> set[str]:
         ("fairlead_autoscaler",),
         ("fairlead_sim", "engine"),
         ("fairlead_sim.seams",),
-        ("fairlead_sim.transcripts",),
+        ("fairlead_testing.transcripts",),
     ]
     known = {option for module, *verb in modules for option in re.findall(r"--[a-z-]+", help_of(module, *verb))}
     for script in chain(*((ROOT / folder).rglob("*.py") for folder in ("bench", "e2e/cluster", "scripts"))):

@@ -99,7 +99,7 @@ from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, gateway_before
 from fairlead_testing.http.gzip_bomb import nested_gzip_response, one_response_server
 from fairlead_testing.http.raw_client import RawConnection, post_request
-from fairlead_testing.kube.fleet_objects import build, external, model, pod
+from fairlead_testing.kube.operator_harness import build, external, model, pod
 from fairlead_testing.processes import no_descriptors
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 

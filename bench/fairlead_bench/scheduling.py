@@ -31,9 +31,8 @@ from fairlead_gateway.admission.output_lengths import OutputLengths
 from fairlead_gateway.admission.policy import AdmissionPolicy
 from fairlead_gateway.admission.request_queue import NextRequest, QueuedRequest, RequestQueue
 from fairlead_gateway.routing import ModelRouter
-from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import RequestResult
-from fairlead_sim.fleet.simulation import FleetSimulation
+from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
 from fairlead_sim.gateways.admission_gate import AdmissionControlledGateway, RequestClasses
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway, instances_of
 from fairlead_sim.workload.trace_prompts import TracePromptCache

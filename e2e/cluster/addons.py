@@ -27,7 +27,7 @@ from e2e.cluster.artifacts.go_builds import compile_missing, path_of
 from e2e.cluster.nodes.control_plane import LOOPBACK, ControlPlane
 from e2e.cluster.nodes.network import GATEWAY
 from e2e.cluster.run_record import ClusterError, RunningCluster, RunRecord
-from fairlead_testing.ports import unused_port
+from fairlead_testing.processes import unused_port
 from scripts.release.images.components import USER
 
 READY_SECONDS = 180

@@ -13,9 +13,8 @@ from e2e.cluster.nodes import control_plane, full_level, kind_cluster, network
 from e2e.cluster.nodes.control_plane import LOOPBACK, ControlPlane
 from e2e.cluster.nodes.node import ClusterNode
 from e2e.cluster.run_record import ClusterError, RunningCluster, RunRecord, print_progress, progress_step
-from fairlead_testing.ports import unused_port
-from scripts.release.images.layers import build_lock
-from scripts.release.images.oci_images import OciImage
+from fairlead_testing.processes import unused_port
+from scripts.release.images.layers import OciImage, build_lock
 
 MAX_PATH_LENGTH = 60
 

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.release.progress import print_progress, progress_step
-from scripts.release.release_run import ReleaseError
+from scripts.release.release_run import ReleaseError, print_progress, progress_step
 
 __all__ = ["ClusterError", "print_progress", "progress_step"]
 

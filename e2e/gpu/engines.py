@@ -28,7 +28,7 @@ from typing import Any, Final
 
 from e2e.vllm.engine.engine_processes import EngineProcess, fetch, start_engine
 from fairlead_sim.engine.tokenizer import CONTROL_TOKENS, Tokenizer
-from fairlead_testing.ports import unused_port
+from fairlead_testing.processes import unused_port
 
 CONTEXT_TOKENS: Final = 131_072
 ADAPTER_RANK: Final = 8

@@ -31,7 +31,7 @@ from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead_testing.forks.process import ForkingPopen
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request
-from fairlead_testing.ports import unused_ports
+from fairlead_testing.processes import unused_ports
 from fairlead_testing.reports import ReportLine, commit, lines_as_json, machine
 
 TIMEOUT_SECONDS = 30.0

@@ -65,7 +65,7 @@ def lint_template(spec: Mapping[str, Any]) -> Iterator[TemplateNote]:
 
 @cache
 def _fields() -> Mapping[str, Mapping[str, Any]]:
-    """Returns the fields of each type, which `fairlead_testing.kube.openapi` writes."""
+    """Returns the fields of each type, which `fairlead_testing.kube.api_server` writes."""
     text = files("fairlead.manifests").joinpath("pod_fields.json").read_text(encoding="utf-8")
     found: dict[str, dict[str, Any]] = json.loads(text)
     return found

@@ -1,9 +1,16 @@
-"""One run of the release: where it reads and where it writes, and the error that ends it."""
+"""One run of the release: where it reads and where it writes, and the error that ends it.
+
+Progress messages with durations, one line a step, on standard error. Standard output is for
+scripts.
+"""
 
 import hashlib
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,3 +68,19 @@ def sha256_of(path: Path) -> str:
     """Returns the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def print_progress(line: str) -> None:
+    """Prints one line of progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress_step(what: str) -> Iterator[None]:
+    """Prints what was done and how many seconds it took, also where it failed."""
+    began, outcome = time.monotonic(), "failed after"
+    try:
+        yield
+        outcome = ""
+    finally:
+        print_progress(f"  {what:<58} {outcome} {time.monotonic() - began:7.1f} s".rstrip())

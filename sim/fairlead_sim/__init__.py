@@ -5,8 +5,6 @@
   process with vLLM's HTTP API
 - ``workload``: traffic, recorded and generated
 - ``fleet``, ``gateways``, ``experiments``: the fleet simulator, on a virtual clock
-- ``faults``: seeded fault runs with an invariant checker
-- ``autoscaling``: the autoscaler in a closed loop; ``autoscalers``: the public ones, for comparison
+- ``autoscaling``: the autoscaler in a closed loop
 - ``adapters``, ``seams``: protocols for outside tools
-- ``transcripts``: recordings of a real vLLM, replayed and compared
 """

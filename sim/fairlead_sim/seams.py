@@ -17,8 +17,7 @@ from typing import Any, Final, TextIO
 from fairlead.errors import BadInput, FairleadError
 from fairlead_autoscaler.core import MixRequest, MixResult, ScalingCore
 from fairlead_gateway.routing import PRESETS, QUEUEING_PRESETS
-from fairlead_sim.adapters.autoscaler_adapter import AutoscalerAdapter
-from fairlead_sim.adapters.autoscaler_model_info import parse_model, parse_settings
+from fairlead_sim.adapters.autoscaler_adapter import AutoscalerAdapter, parse_model, parse_settings
 from fairlead_sim.adapters.router_adapter import LateBindingRouterAdapter, RouterAdapter
 
 

@@ -20,8 +20,7 @@ from fairlead.kube.field_managers import replicas_managers
 from fairlead.kube.resources import DEPLOYMENTS, EVENTS, MODEL_DEPLOYMENTS, Manifest
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.helm import CHART_FOLDER, render_chart
-from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account
+from fairlead_testing.kube.helm import CHART_FOLDER, apply_rights, kubeconfig_for_account, render_chart
 from fairlead_testing.kube.operator_process import operator_process
 from fairlead_testing.prometheus import expression_names, expressions, parse_scrape
 from fairlead_testing.waiting import wait_until

@@ -18,12 +18,18 @@ import pytest
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import DEPLOYMENTS, LEASES, MODEL_DEPLOYMENTS, Manifest
 from fairlead.runtime.clock import SystemClock
-from fairlead_testing.engines.simulated_process import engine_process
+from fairlead_testing.engines.disaggregated import engine_process
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.helm import CHART_FOLDER, render_chart
-from fairlead_testing.kube.installed_chart import apply_crds, apply_namespace, apply_rights, kubeconfig_for_account
+from fairlead_testing.kube.helm import (
+    CHART_FOLDER,
+    apply_crds,
+    apply_namespace,
+    apply_rights,
+    kubeconfig_for_account,
+    render_chart,
+)
 from fairlead_testing.kube.operator_process import OperatorProcess, operator_process
 from fairlead_testing.prometheus import AlertRules, Scrape, SeriesRecording, expression_names, expressions, parse_scrape
 from fairlead_testing.waiting import wait_until

@@ -19,8 +19,7 @@ from fairlead.kube.errors import Invalid, KubeError
 from fairlead.kube.resources import ACCELERATOR_CLASSES, DEPLOYMENTS, MODEL_DEPLOYMENTS, Manifest, Resource
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
-from fairlead_testing.kube.helm import CHART_FOLDER, HelmRelease
-from fairlead_testing.kube.installed_chart import kubectl
+from fairlead_testing.kube.helm import CHART_FOLDER, HelmRelease, kubectl
 from fairlead_testing.waiting import wait_until
 from fairlead_testing.yaml_documents import load_document
 

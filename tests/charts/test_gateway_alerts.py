@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
+from fairlead_testing.engines.disaggregated import EngineProcess, engine_process
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.prometheus import AlertRules, Scrape, SeriesRecording, expression_names, parse_scrape

@@ -17,11 +17,17 @@ from fairlead.kube.resources import MODEL_DEPLOYMENTS, PODS, Manifest
 from fairlead.runtime.clock import SystemClock
 from fairlead.settings import IndexerSettings, variable_name
 from fairlead_kvstore.indexer.cli import _parse_arguments
-from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
+from fairlead_testing.engines.disaggregated import EngineProcess, engine_process
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.helm import CHART_FOLDER, ChartTools, pod_specs, render_chart
-from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account
-from fairlead_testing.kvstore.indexer_process import IndexerProcess, indexer_process
+from fairlead_testing.kube.helm import (
+    CHART_FOLDER,
+    ChartTools,
+    apply_rights,
+    kubeconfig_for_account,
+    pod_specs,
+    render_chart,
+)
+from fairlead_testing.kvstore.indexer_harness import IndexerProcess, indexer_process
 from fairlead_testing.prometheus import AlertRules, SeriesRecording, expression_names, parse_scrape
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from fairlead_testing.kube.api_server import KubernetesRelease
 from fairlead_testing.kube.helm import CHART_FOLDER, ChartTools, render_chart
-from fairlead_testing.kube.openapi import KubernetesRelease
 from fairlead_testing.yaml_documents import load_document, load_documents
 
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
@@ -99,6 +99,6 @@ def test_two_releases_differ_and_are_checked_separately(tools: ChartTools) -> No
 
 
 def test_lint_knows_the_fields_of_a_pod(tools: ChartTools) -> None:
-    """The module `fairlead_testing.kube.openapi` writes them."""
+    """The module `fairlead_testing.kube.api_server` writes them."""
     known = json.loads(files("fairlead.manifests").joinpath("pod_fields.json").read_text(encoding="utf-8"))
     assert known == KubernetesRelease(tools.openapi[RELEASES[-1]]).pod_fields()

@@ -14,13 +14,13 @@ from fairlead.kube.resources import DEPLOYMENTS, EVENTS, LEASES, MODEL_DEPLOYMEN
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.helm import render_chart
-from fairlead_testing.kube.installed_chart import (
+from fairlead_testing.kube.helm import (
     RBAC_KINDS,
     apply_namespace,
     apply_rights,
     kubeconfig_for_account,
     kubectl,
+    render_chart,
 )
 from fairlead_testing.kube.operator_process import operator_process
 from fairlead_testing.waiting import wait_until

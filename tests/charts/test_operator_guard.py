@@ -15,9 +15,8 @@ from fairlead.kube.resources import LEADER_WORKER_SETS, PODS, Manifest, resource
 from fairlead.kube.transport.kubeconfig import config_from_kubeconfig
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.helm import render_chart
-from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account, kubectl
-from fairlead_testing.kube.worker_sets import worker_set, worker_set_crd
+from fairlead_testing.kube.helm import apply_rights, kubeconfig_for_account, kubectl, render_chart
+from fairlead_testing.kube.lws_controllers import worker_set, worker_set_crd
 from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]

@@ -10,8 +10,7 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import Manifest
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.helm import render_chart
-from fairlead_testing.kube.installed_chart import apply_namespace, kubectl
+from fairlead_testing.kube.helm import apply_namespace, kubectl, render_chart
 from fairlead_testing.processes import block_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]

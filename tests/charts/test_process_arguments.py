@@ -16,13 +16,12 @@ from typing import Any
 import pytest
 
 from fairlead_cli.local.processes.embedded_redis import find_redis_program
+from fairlead_testing.engines.disaggregated import engine_process
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine
-from fairlead_testing.engines.simulated_process import engine_process
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.http.certificates import CertificateAuthority, has_openssl
 from fairlead_testing.kube.helm import CHART_FOLDER, pod_specs, render_chart
-from fairlead_testing.ports import unused_port
-from fairlead_testing.processes import block_until, is_listening
+from fairlead_testing.processes import block_until, is_listening, unused_port
 from fairlead_testing.redis.valkey_cluster import ValkeyGroup, sentinel_pair, valkey_cluster
 from fairlead_testing.waiting import wait_until
 

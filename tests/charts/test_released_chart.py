@@ -9,7 +9,7 @@ import pytest
 
 from fairlead.api.kinds import served_kinds
 from fairlead_testing.yaml_documents import load_documents
-from scripts.release.chart import package_chart
+from scripts.release.artefacts import package_chart
 
 COMPONENTS = ("autoscaler", "gateway", "kvstore", "operator", "sim", "valkey")
 DIGESTS = {name: f"sha256:{number:064x}" for number, name in enumerate(COMPONENTS)}

@@ -16,8 +16,7 @@ from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.http.raw_client import get_request, send
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.helm import pod_specs, render_chart
-from fairlead_testing.kube.installed_chart import apply_rights, kubeconfig_for_account
+from fairlead_testing.kube.helm import apply_rights, kubeconfig_for_account, pod_specs, render_chart
 from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.fleet.client_names import NameClaim, NameHistory, name_owners
-from fairlead_testing.page_commands import page_commands, page_files, run_fairlead
+from fairlead_testing.pages import page_commands, page_files, run_fairlead
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "migrate"
 PAGES = sorted(path.name for path in FOLDER.glob("*.md") if page_files(path.read_text(encoding="utf-8")))

@@ -29,8 +29,8 @@ from fairlead_testing.engines.scripted import (
 )
 from fairlead_testing.gateway.decision_view import decision_out
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, running_gateway
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import RawConnection, post_request, request, send
+from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 from fairlead_testing.simulated.event_loop import running_clock
 from fairlead_testing.waiting import wait_until
 

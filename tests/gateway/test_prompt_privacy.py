@@ -15,8 +15,8 @@ from fairlead_gateway.worker.observability.observers import RequestObservers
 from fairlead_gateway.worker.observability.settings import ObservabilitySettings
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
 from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
+from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 from fairlead_testing.simulated.event_loop import running_clock
 
 pytestmark = pytest.mark.simulated

@@ -16,8 +16,8 @@ from fairlead.fleet.file import write_fleet_file
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import get_request, send
+from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
 

@@ -11,7 +11,7 @@ from fairlead.kube.errors import Invalid
 from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, SERVICES, labels_of
 from fairlead_bench.operator.fault_trials import TrialCluster, open_cluster
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.operators import run_deployments
+from fairlead_testing.kube.operator_process import run_deployments
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 ROLLOUT = {"canary": {"steps": [10, 50], "observe": "10m"}}

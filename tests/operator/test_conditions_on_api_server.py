@@ -10,7 +10,7 @@ from fairlead.kube.errors import Invalid
 from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, PODS, RESOURCE_QUOTAS, SERVICES, Manifest
 from fairlead_bench.operator.fault_trials import TrialCluster, open_cluster
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.operators import apply_crds_and_namespaces, run_deployments
+from fairlead_testing.kube.operator_process import apply_crds_and_namespaces, run_deployments
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 LARGE = "x" * 4_096

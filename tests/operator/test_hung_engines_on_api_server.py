@@ -19,7 +19,7 @@ from fairlead_operator.hung_engines.engine_restarter import EngineRestarter, Res
 from fairlead_operator.hung_engines.gateway_reports import GatewayReader
 from fairlead_operator.kube.object_cache import ObjectCache
 from fairlead_operator.render.context import AllowedPeer
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 from fairlead_testing.kube.api_server import ApiServer
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]

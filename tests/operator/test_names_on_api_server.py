@@ -15,7 +15,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Pacing, SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.operators import OperatorProcesses, apply_crds_and_namespaces
+from fairlead_testing.kube.operator_process import OperatorProcesses, apply_crds_and_namespaces
 from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]

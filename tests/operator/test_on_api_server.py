@@ -31,7 +31,7 @@ from fairlead.kube.transport.http_transport import HttpRequest
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.operators import OperatorProcesses, apply_crds_and_namespaces, run_deployments
+from fairlead_testing.kube.operator_process import OperatorProcesses, apply_crds_and_namespaces, run_deployments
 from fairlead_testing.pytest_hooks.nightly import shortened
 from fairlead_testing.waiting import wait_until
 

@@ -28,9 +28,8 @@ from fairlead_operator.kube.watches import ClusterWatcher, is_ipv6_first
 from fairlead_operator.manager import Manager
 from fairlead_operator.render.context import AllowedPeer, ClusterCapabilities
 from fairlead_operator.settings import HungEngineOptions, parse_options
-from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
-from fairlead_testing.waiting import wait_until
+from fairlead_testing.waiting import FakeTime, wait_until
 
 LABELS = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "qwen"}
 

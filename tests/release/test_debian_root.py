@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from scripts.release.images import debian_packages
-from scripts.release.images.debian_packages import PACKAGES, DebianPackage, fetch, lock_path, read_lock
-from scripts.release.images.debian_root import unpack_root
+from scripts.release.images.debian_packages import PACKAGES, DebianPackage, fetch, lock_path, read_lock, unpack_root
 from scripts.release.release_run import ARCHITECTURES, ReleaseError
 
 

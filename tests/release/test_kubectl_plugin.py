@@ -9,8 +9,8 @@ import pytest
 from fairlead import __version__
 from fairlead.distribution import WHEEL, RegisteredAddresses
 from fairlead_testing.yaml_documents import load_document
-from scripts.release import kubectl_plugin
-from scripts.release.kubectl_plugin import build_plugin, krew_manifest, plugin_archive
+from scripts.release import artefacts
+from scripts.release.artefacts import build_plugin, krew_manifest, plugin_archive
 from scripts.release.release_run import ROOT, ReleaseError, ReleaseRun, sha256_of
 
 
@@ -66,7 +66,7 @@ def test_a_python_that_is_too_old_is_named(tmp_path: Path) -> None:
     old.chmod(0o755)
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "FAIRLEAD_PYTHON": str(old)}
     done = subprocess.run(
-        ["sh", str(kubectl_plugin.LAUNCHER), "version"], env=environment, capture_output=True, text=True, check=False
+        ["sh", str(artefacts.LAUNCHER), "version"], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert "needs Python 3.11 or later" in done.stderr

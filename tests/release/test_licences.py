@@ -14,8 +14,8 @@ from scripts.generators.package_licences import (
     package_licences,
     run_time_packages,
 )
+from scripts.release.artefacts import refused_licences
 from scripts.release.release_run import ROOT
-from scripts.release.texts import refused_licences
 
 TEXT = (ROOT / FILE).read_text()
 LISTED = dict(re.findall(r"^([a-z0-9-]+) (\S+): .+$", TEXT.partition("=" * 80)[0], re.MULTILINE))

@@ -8,12 +8,12 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from scripts.release.images.oci_images import OciImage, write_archive
 
 from fairlead_testing.yaml_documents import load_document
-from scripts.release import chart
+from scripts.release import artefacts
 from scripts.release.artefacts import add_chart, add_images
 from scripts.release.images.layers import ImageLayer, LayerStore, read_layer, write_layer
-from scripts.release.images.oci_images import OciImage, write_archive
 from scripts.release.oci.layout import OciLayout
 
 CONFIG = {"Entrypoint": ["/program"], "User": "65532:65532"}
@@ -112,7 +112,7 @@ def test_the_same_release_has_the_same_digests(tmp_path: Path, layer: ImageLayer
 def test_a_released_chart_names_its_version_and_the_digests_of_its_images(tmp_path: Path, layer: ImageLayer) -> None:
     layout = released(tmp_path, layer)
     with tarfile.open(tmp_path / "fairlead-1.2.3.tgz") as tar:
-        texts = {name: tar.extractfile(f"fairlead/{name}") for name in ("Chart.yaml", chart.RELEASE_FILE)}
+        texts = {name: tar.extractfile(f"fairlead/{name}") for name in ("Chart.yaml", artefacts.RELEASE_FILE)}
         head, pinned = (load_document(file.read()) for file in texts.values() if file)
     assert (head["version"], head["appVersion"]) == ("1.2.3", "1.2.3")
     assert pinned == {"registry": "example.org/team", "images": {"sim": layout.entries()["sim:1.2.3"]["digest"]}}

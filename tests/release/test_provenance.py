@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.release.images.components import PREFIX, ROOT
-from scripts.release.images.descriptions import write_descriptions
-from scripts.release.images.layers import write_layer
-from scripts.release.images.oci_images import OciImage, manifest_digest, write_archive
+from scripts.release.images.components import PREFIX, ROOT, write_descriptions
+from scripts.release.images.layers import OciImage, manifest_digest, write_archive, write_layer
 from scripts.release.provenance import (
     PREDICATE_TYPE,
     STATEMENT_TYPE,

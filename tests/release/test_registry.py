@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_testing.oci_registry import USER, MemoryRegistry, memory_registry
+from fairlead_testing.http.oci_registry import USER, MemoryRegistry, memory_registry
 from scripts.release.oci.documents import CONFIG, INDEX, LAYER, MANIFEST, Descriptor, encode
 from scripts.release.oci.layout import LayoutError, OciLayout
 from scripts.release.oci.registry import Reference, RegistryClient, RegistryError

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from fairlead import __version__
+from scripts.release.artefacts import release_notes
 from scripts.release.release_run import ROOT, ReleaseError
-from scripts.release.texts import release_notes
 
 CHANGELOG = """# Changelog
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scripts.release.images.bill_of_materials import LockedPackage
-from scripts.release.images.wheels import SITE, check_c_library, read_member, unpack, wheel_of
+from scripts.release.images.components import SITE, check_c_library, read_member, unpack, wheel_of
 from scripts.release.release_run import ReleaseError
 
 

@@ -2,7 +2,7 @@
 
 import socket
 
-from fairlead_testing.ports import unused_port, unused_ports
+from fairlead_testing.processes import unused_port, unused_ports
 
 
 def test_ports_of_many_calls_are_different() -> None:

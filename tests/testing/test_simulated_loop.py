@@ -9,7 +9,7 @@ import pytest
 
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.http.raw_client import RawConnection
-from fairlead_testing.http.tcp_server import tcp_server
+from fairlead_testing.http.scripted_servers import tcp_server
 from fairlead_testing.pytest_hooks.coroutine_tests import REAL_LOOPS
 from fairlead_testing.simulated.event_loop import MAX_TURNS, SimulatedLoop, run_simulated, running_clock
 

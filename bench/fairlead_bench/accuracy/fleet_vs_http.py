@@ -41,15 +41,14 @@ from fairlead_cli.replay.fleet_simulation import ENGINE_BLOCK_TOKENS, JITTER_SEC
 from fairlead_cli.replay.report.summary import scale_times
 from fairlead_gateway.routing import PrefixChain
 from fairlead_sim.engine.tokenizer import Tokenizer
-from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import RequestResult
-from fairlead_sim.fleet.simulation import FleetSimulation
-from fairlead_sim.gateways.cluster_options import ClusterOptions
+from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
 from fairlead_sim.gateways.gateway_cluster import GatewayCluster
+from fairlead_sim.gateways.simulated_gateway import ClusterOptions
 from fairlead_sim.gateways.single_gateway import RoutingOptions
 from fairlead_sim.workload.generators import FAMILIES
 from fairlead_sim.workload.traces import TraceRequest, at_rate
-from fairlead_testing.engines.simulated_process import engine_processes
+from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
 from fairlead_testing.redis.valkey import Valkey

@@ -57,15 +57,12 @@ from fairlead_gateway.admission.request_queue import (
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch
 from fairlead_sim.engine.scheduler import EngineSequence
-from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import RequestResult
-from fairlead_sim.fleet.router_front import QUEUED
-from fairlead_sim.fleet.simulation import FleetSimulation
+from fairlead_sim.fleet.simulation import QUEUED, FleetOptions, FleetSimulation
 from fairlead_sim.gateways.admission_gate import TenantClass
-from fairlead_sim.gateways.cluster_options import ClusterOptions
 from fairlead_sim.gateways.gateway_cluster import GatewayCluster
 from fairlead_sim.gateways.late_binding import Dispatcher
-from fairlead_sim.gateways.simulated_gateway import SimulatedGateway
+from fairlead_sim.gateways.simulated_gateway import ClusterOptions, SimulatedGateway
 from fairlead_sim.gateways.single_gateway import MODEL, RoutingOptions
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
 

@@ -22,7 +22,7 @@ from fairlead.tenants.model import CacheSharing, Tenant
 from fairlead_bench.results import ResultRow, value_row
 from fairlead_gateway.routing import ModelRouter, RouteRequest
 from fairlead_gateway.worker.tenancy.tenant_policy import scope_of
-from fairlead_sim.fleet.fleet_options import FleetOptions
+from fairlead_sim.fleet.simulation import FleetOptions
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, RoutingOptions, instances_of, simulate
 from fairlead_sim.workload.trace_prompts import trace_chain
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest

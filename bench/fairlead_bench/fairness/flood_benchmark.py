@@ -56,14 +56,13 @@ from fairlead.fleet.model import SloTargets
 from fairlead_bench.fairness.benchmark import FairCluster, percentile
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
 from fairlead_gateway.worker.api_keys import key_digest
-from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import RequestResult
-from fairlead_sim.fleet.simulation import FleetSimulation
+from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
 from fairlead_sim.gateways.admission_gate import TenantClass
-from fairlead_sim.gateways.cluster_options import ClusterOptions
+from fairlead_sim.gateways.simulated_gateway import ClusterOptions
 from fairlead_sim.gateways.single_gateway import RoutingOptions
 from fairlead_sim.workload.traces import TraceRequest
-from fairlead_testing.engines.simulated_process import engine_processes
+from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
 from fairlead_testing.http.raw_client import get_request, post_request, send

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fairlead_bench.gateway.native_programs import CountedEngines
 from fairlead_bench.gateway.targets import KEY, PeerUnavailable, Target, TargetLocation, gateway_environment
-from fairlead_testing.ports import unused_ports
+from fairlead_testing.processes import unused_ports
 
 _PROC = Path("/proc")
 _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")

@@ -35,7 +35,7 @@ from fairlead_bench.gateway_instructions.scenarios import (
     scenarios_without_keys,
 )
 from fairlead_bench.gateway_instructions.source_tree import SourceTree
-from fairlead_testing.ports import unused_port
+from fairlead_testing.processes import unused_port
 
 _START_SECONDS = 120.0
 _STOP_SECONDS = 20.0

@@ -75,11 +75,10 @@ from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, run_controll
 from fairlead_sim.autoscaling.pool import PoolSetup
 from fairlead_sim.autoscaling.reference_pools import reference_pool
 from fairlead_sim.autoscaling.scenarios import mixed_shapes
-from fairlead_sim.experiments.capacity_search import search_capacity
-from fairlead_sim.fleet.fleet_options import FleetOptions
+from fairlead_sim.experiments.trial import search_capacity
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.results import without_warmup
-from fairlead_sim.fleet.simulation import FleetSimulation
+from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway
 from fairlead_sim.workload.trace_prompts import TracePromptCache
 from fairlead_sim.workload.traces import TraceRequest, at_rate

@@ -121,7 +121,7 @@ def convertible_rows(seed: int, bars: Mapping[str, str], each: MapFunction) -> l
     Capacities of each way at its best and its worst division follow; none has a goal.
     """
     rows: list[ResultRow] = []
-    what = f"{ENGINES} engines, short and long prompts"
+    what = f"{SLACK_ENGINES} engines, short and long prompts"
     calls = [*product(MIXED_DIVISIONS, PrefillPolicy), (None, PrefillPolicy.APART)]
     prefills, ways = zip(*calls, strict=True)
     shares, most = (each(call, prefills, ways, repeat(seed)) for call in (slo_attainment, capacity))
@@ -147,7 +147,7 @@ def _capacities(what: str, carried: Mapping[PrefillPolicy, Sequence[float]]) -> 
     ours = carried[PrefillPolicy.SLACK]
     for how in (PrefillPolicy.APART, PrefillPolicy.BY_LENGTH):
         for name, pick in (("best", max), ("worst", min)):
-            metric = f"P/D, {what}: capacity at the {name} of {len(DIVISIONS)} divisions: slack ÷ {NAMES[how]}"
+            metric = f"P/D, {what}: capacity at the {name} of {len(MIXED_DIVISIONS)} divisions: slack ÷ {NAMES[how]}"
             rows.append(ratio_row(metric, "requests/s", pick(ours), NAMES[how], pick(carried[how]), None))
     return rows
 

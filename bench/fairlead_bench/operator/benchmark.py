@@ -46,7 +46,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
 from fairlead_testing.kube.api_server import ApiServer, running_api_server
-from fairlead_testing.ports import unused_port
+from fairlead_testing.processes import unused_port
 from fairlead_testing.waiting import wait_until
 
 FAIRLEAD, BASELINE = "Fairlead", "kopf's handlers"

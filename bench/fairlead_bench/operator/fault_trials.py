@@ -48,9 +48,9 @@ from fairlead.kube.watch_events import WatchEventType
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
-from fairlead_testing.http.cut_link import cut_link
+from fairlead_testing.http.links import cut_link
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.operators import (
+from fairlead_testing.kube.operator_process import (
     OPERATOR_MODULE,
     OperatorProcesses,
     apply_crds_and_namespaces,

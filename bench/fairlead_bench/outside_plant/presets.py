@@ -42,8 +42,7 @@ from fairlead_bench.outside_plant.offline_optimum import OPTIMUM_FILE, OptimumFi
 from fairlead_bench.outside_plant.plant import Controller, PlantOptions, core_controller, core_info
 from fairlead_bench.outside_plant.scenario import Scenario
 from fairlead_bench.results import ResultRow, ratio_row, value_row, write_results
-from fairlead_sim.adapters.autoscaler_adapter import AutoscalerAdapter
-from fairlead_sim.adapters.autoscaler_model_info import parse_model
+from fairlead_sim.adapters.autoscaler_adapter import AutoscalerAdapter, parse_model
 from fairlead_sim.autoscalers import PRESETS
 
 NAME = "autoscaler-outside-presets"

@@ -58,7 +58,7 @@ from fairlead_gateway.worker.api_keys import key_digest
 from fairlead_testing.engines.scripted import EngineCall, ScriptedEngine, scripted_engine, usage
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
-from fairlead_testing.ports import unused_port
+from fairlead_testing.processes import unused_port
 from fairlead_testing.redis.valkey_cluster import HOST, ValkeyGroup, ValkeyNode
 
 MODEL = "tiny"

@@ -31,7 +31,7 @@ import httpx
 from fairlead.fleet.file import write_fleet_file
 from fairlead_bench.results import ResultRow, value_row
 from fairlead_gateway.worker.api_keys import key_digest
-from fairlead_testing.engines.simulated_process import engine_processes
+from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.redis.valkey_cluster import ValkeyGroup, ValkeyNode, sentinel_pair

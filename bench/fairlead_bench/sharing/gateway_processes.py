@@ -30,11 +30,11 @@ from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import Fleet
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
-from fairlead_testing.engines.simulated_process import engine_processes
+from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
+from fairlead_testing.http.links import slow_link
 from fairlead_testing.http.raw_client import request
-from fairlead_testing.http.slow_link import slow_link
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
 

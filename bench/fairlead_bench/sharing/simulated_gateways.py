@@ -28,17 +28,16 @@ from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import SloTargets
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
 from fairlead_cli.replay.traffic import load_traffic
-from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import RequestResult
-from fairlead_sim.fleet.simulation import FleetSimulation
-from fairlead_sim.gateways.cluster_options import (
+from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
+from fairlead_sim.gateways.gateway_cluster import GatewayCluster
+from fairlead_sim.gateways.simulated_gateway import (
     NO_SHARING,
     PERFECT_KNOWLEDGE,
     ClusterOptions,
     GatewayRestart,
     SharingOptions,
 )
-from fairlead_sim.gateways.gateway_cluster import GatewayCluster
 from fairlead_sim.gateways.single_gateway import RoutingOptions
 from fairlead_sim.workload.generators import agent_sessions
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest

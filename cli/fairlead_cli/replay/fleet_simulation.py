@@ -17,7 +17,7 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import SloTargets
 from fairlead_cli.replay.client.replay_result import ReplayResult
 from fairlead_gateway.routing import PrefixChain
-from fairlead_sim.fleet.fleet_options import FleetOptions
+from fairlead_sim.fleet.simulation import FleetOptions
 from fairlead_sim.gateways.single_gateway import RoutingOptions, simulate
 from fairlead_sim.workload.traces import TraceRequest
 

@@ -13,10 +13,16 @@ from e2e.cluster.artifacts import pinned_versions
 from e2e.cluster.artifacts.go_builds import build
 from fairlead import __version__
 from scripts.release.images.bill_of_materials import bill_of_materials, dockerfile_base
-from scripts.release.images.components import COMPONENTS, PREFIX, ROOT, ImageBuild, image_config, image_packages
-from scripts.release.images.descriptions import write_descriptions
-from scripts.release.images.layers import layer_store
-from scripts.release.images.oci_images import OciImage, write_archive
+from scripts.release.images.components import (
+    COMPONENTS,
+    PREFIX,
+    ROOT,
+    ImageBuild,
+    image_config,
+    image_packages,
+    write_descriptions,
+)
+from scripts.release.images.layers import OciImage, layer_store, write_archive
 
 PAUSE = f"{PREFIX}/pause:{pinned_versions.KUBERNETES}"
 LWS = f"{PREFIX}/lws:{pinned_versions.LWS}"

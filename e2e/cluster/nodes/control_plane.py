@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from e2e.cluster.run_record import RunRecord, progress_step
-from fairlead_testing.ports import unused_port
+from fairlead_testing.processes import unused_port
 
 DAYS = "365"
 SERVICE_NETWORK = "10.96.0.0/16"

@@ -12,7 +12,7 @@ from e2e.cluster.nodes.control_plane import ControlPlane
 from e2e.cluster.nodes.network import GATEWAY
 from e2e.cluster.nodes.node import ClusterNode, dns_manifests
 from e2e.cluster.run_record import RunningCluster, RunRecord, progress_step
-from scripts.release.images.oci_images import OciImage, write_archive
+from scripts.release.images.layers import OciImage, write_archive
 
 PORT = 6443
 READY_SECONDS = 120.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from e2e.cluster import addons
 from e2e.cluster.artifacts import pinned_versions
 from e2e.cluster.run_record import ClusterError, RunningCluster, progress_step
-from scripts.release.images.oci_images import OciImage, write_archive
+from scripts.release.images.layers import OciImage, write_archive
 
 NAME = "fairlead-e2e"
 CONFIG = pinned_versions.ROOT / "e2e" / "kind.yaml"

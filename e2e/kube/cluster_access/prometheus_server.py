@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from e2e.cluster.artifacts.pinned_versions import prometheus_program
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
-from fairlead_testing.ports import unused_port
+from fairlead_testing.processes import unused_port
 
 _SCRAPE_SECONDS = 2
 _START_SECONDS = 30.0

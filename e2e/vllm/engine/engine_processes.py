@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e.vllm.engine.installation import HERE, Installation
-from fairlead_testing.ports import unused_port
+from fairlead_testing.processes import unused_port
 
 BLOCK_TOKENS = 32
 CONTEXT_TOKENS = 4_096

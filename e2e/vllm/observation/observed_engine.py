@@ -42,7 +42,7 @@ from e2e.vllm.report import Numbers, VllmReport, require
 from fairlead_gateway.prefix_map.translator import InflightBlocks
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index.replica import IndexReplica
-from fairlead_testing.ports import unused_port
+from fairlead_testing.processes import unused_port
 
 HOST = "127.0.0.1"
 LATE_SECONDS = 3.0

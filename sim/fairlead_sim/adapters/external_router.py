@@ -21,7 +21,7 @@ from fairlead_sim.adapters.external_request import ExternalRequest
 from fairlead_sim.engine.block_pool import BlockEvicted, BlocksStored, CacheCleared, KvEvent
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.packet_simulator import NO_FAULTS, PacketSimulator
-from fairlead_sim.fleet.router_front import QUEUED, SimulationContext
+from fairlead_sim.fleet.simulation import QUEUED, SimulationContext
 from fairlead_sim.gateways.late_binding import LateBindingQueue
 from fairlead_sim.workload.trace_prompts import trace_keys
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest

@@ -1,9 +1,7 @@
 """The HTTP endpoints of the simulated engine.
 
 - ``app``, ``routes``: from a request to its handler
-- ``chat``, ``completions``, ``messages``, ``responses``, ``embeddings``: generation
+- ``chat``, ``completions``, ``messages``, ``responses``: generation, and embeddings
 - ``tokenization``: token ids in and out
-- ``admin``, ``info``: vLLM's management endpoints
-- ``kv_peer``: KV transfer between engines
-- ``debug``: ``/sim/…``, state and faults for tests
+- ``admin``: vLLM's management endpoints, KV transfer, and ``/sim/…``: state and faults for tests
 """

@@ -1,12 +1,178 @@
-"""Management endpoints: sleep, pause, reset, abort and LoRA adapters."""
+"""Management endpoints: sleep, pause, reset, abort and LoRA adapters.
+
+``/sim/…``: the engine's state for tests, and faults on demand.
+
+Information endpoints: health, version, load, models, configuration, event sources and
+metrics.
+
+The side channel of KV transfer: what a prefill engine answers to other engines.
+
+Why: real engines use other ports and protocols. Here the same server answers, so an engine that
+hangs or has crashed does so for its peers, too.
+"""
+
+import asyncio
+import json
+from dataclasses import asdict
+from importlib.resources import files
+from typing import Any
 
 import msgspec
 
+from fairlead.errors import BadInput
 from fairlead_sim.api.app import RequestContext
-from fairlead_sim.api.info import send_json
-from fairlead_sim.http.errors import InternalError, MalformedRequest, ValidationFinding
+from fairlead_sim.http.errors import (
+    InternalError,
+    InvalidRequest,
+    MalformedRequest,
+    ResourceNotFound,
+    RouteNotFound,
+    ValidationFinding,
+)
 from fairlead_sim.http.fields import RequestFields, json_body
-from fairlead_sim.runtime.sleep_mode import MEMORY_PARTS
+from fairlead_sim.kv_transfer.connector import KvConnector
+from fairlead_sim.runtime import fault_injection
+from fairlead_sim.runtime.settings import VERSION, EngineSettings
+from fairlead_sim.runtime.simulated_engine import MEMORY_PARTS
+
+METRICS_TYPE = b"text/plain; version=1.0.0; charset=utf-8"
+
+
+def send_json(context: RequestContext, body: object) -> None:
+    """Sends 200 with a JSON body."""
+    context.writer.send(200, msgspec.json.encode(body))
+
+
+def health(context: RequestContext) -> None:
+    """Sends 200, also while draining, sleeping or paused; 503 once the core has crashed."""
+    context.writer.send(503 if context.engine.is_core_dead else 200, b"", None)
+
+
+def version(context: RequestContext) -> None:
+    send_json(context, {"version": VERSION})
+
+
+def load(context: RequestContext) -> None:
+    """Sends the number of running and queued requests; 0 without load tracking."""
+    tracked = context.engine.settings.surface.server_load_tracking
+    send_json(context, {"server_load": len(context.engine.responses) if tracked else 0})
+
+
+def models(context: RequestContext) -> None:
+    engine = context.engine
+    count = len(engine.models.names) + len(engine.models.adapters)
+    ids = [f"{engine.random.getrandbits(62) | 1 << 63:016x}" for _ in range(count)]
+    send_json(context, {"object": "list", "data": engine.models.model_cards(engine.unix_seconds(), ids)})
+
+
+def world_size(context: RequestContext) -> None:
+    """Sends the number of workers: one per data-parallel rank."""
+    send_json(context, {"world_size": context.engine.settings.data_parallel})
+
+
+def weight_info(context: RequestContext) -> None:
+    send_json(context, {"weight_version": "default"})
+
+
+def kv_event_sources(context: RequestContext) -> None:
+    """Sends the addresses at which each rank publishes its KV events."""
+    sources: dict[str, Any] = {}
+    for publisher in reversed(context.engine.publishers):
+        sources.update(publisher.sources())
+    send_json(context, sources)
+
+
+def metrics(context: RequestContext) -> None:
+    context.writer.send(200, context.engine.metrics.render(), METRICS_TYPE)
+
+
+def server_info(context: RequestContext) -> None:
+    """Sends vLLM's configuration tree with the values of this engine."""
+    config = _config(context)
+    if context.request.query.get("config_format") == "json":
+        send_json(context, {"vllm_config": config})
+    else:
+        send_json(context, {"vllm_config": str(config)})
+
+
+def _config(context: RequestContext) -> dict[str, Any]:
+    settings, core = context.engine.settings, context.engine.drivers[0].core
+    text = files("fairlead_sim.api").joinpath("vllm_config.json").read_text("utf-8")
+    config: dict[str, Any] = json.loads(text)
+    config["model_config"] |= {
+        "model": settings.model,
+        "tokenizer": settings.model,
+        "max_model_len": settings.max_model_len,
+        "served_model_name": settings.served_names[0],
+        "seed": settings.seed,
+    }
+    config["cache_config"] |= {
+        "block_size": settings.block_tokens,
+        "effective_attention_block_size": settings.block_tokens,
+        "num_gpu_blocks": core.pool.blocks,
+        "kv_cache_size_tokens": core.max_sequence_tokens,
+        "kv_cache_max_concurrency": core.max_sequence_tokens / settings.max_model_len,
+    }
+    config["parallel_config"] |= {
+        "data_parallel_size": settings.data_parallel,
+        "data_parallel_size_local": settings.data_parallel,
+        "world_size": 1,
+    }
+    config["scheduler_config"] |= {
+        "max_num_batched_tokens": core.profile.step_tokens,
+        "max_num_seqs": core.profile.max_sequences,
+        "max_num_queued_reqs": settings.max_queued_requests,
+        "max_num_queued_tokens": settings.max_queued_tokens,
+        "policy": settings.scheduling,
+    }
+    config["lora_config"] |= {"max_loras": settings.max_adapters, "max_cpu_loras": settings.max_adapters}
+    config["kv_events_config"] = _events(context)
+    config["instance_id"] = str(id(context.engine))
+    config["shutdown_timeout"] = round(settings.shutdown_timeout)
+    return config
+
+
+def _events(context: RequestContext) -> dict[str, Any] | None:
+    publishers = context.engine.publishers
+    if not publishers:
+        return None
+    sources: dict[str, Any] = publishers[0].sources()
+    return dict(sources["0"])
+
+
+def tokenizer_info(context: RequestContext) -> None:
+    settings = context.engine.settings
+    send_json(context, {"tokenizer_class": "SimulatedTokenizer", **_TOKENIZER, **_tokenizer_of(settings)})
+
+
+def _tokenizer_of(settings: EngineSettings) -> dict[str, Any]:
+    return {
+        "model_max_length": settings.max_model_len,
+        "pad_token": "<|pad|>",
+        "chat_template": _TEMPLATE,
+        "truncation_side": "left",
+        "name_or_path": settings.model,
+        "is_local": True,
+        "local_files_only": True,
+        "added_tokens_decoder": {
+            str(number): f"<|{name}|>"
+            for number, name in enumerate(("pad", "begin", "end", "system", "user", "assistant", "tool"))
+        },
+    }
+
+
+_TOKENIZER = {
+    "backend": "tokenizers",
+    "bos_token": "<|begin|>",
+    "clean_up_tokenization_spaces": False,
+    "eos_token": "<|end|>",
+    "extra_special_tokens": ["<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"],
+}
+_TEMPLATE = (
+    "<|begin|>{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
 
 PAUSE_MODES = ("abort", "wait", "keep")
 
@@ -148,3 +314,128 @@ def _query_flag(context: RequestContext, name: str, *, default: bool) -> bool:
         return False
     message = "Input should be a valid boolean, unable to interpret input"
     raise MalformedRequest([ValidationFinding("bool_parsing", f"query.{name}", message, text)])
+
+
+def show_state(context: RequestContext) -> None:
+    engine, app = context.engine, context.app
+    ranks = [driver.core.stats for driver in engine.drivers]
+    body: dict[str, Any] = {
+        "running": sum(rank.running for rank in ranks),
+        "waiting": sum(rank.waiting for rank in ranks),
+        "held": engine.unfinished - sum(driver.unfinished for driver in engine.drivers),
+        "inside": len(engine.responses),
+        "connections": len(app.connections),
+        "requests_seen": app.requests_seen,
+        "draining": engine.is_draining,
+        "requests_while_draining": app.requests_while_draining,
+        "paused": engine.is_paused,
+        "sleep_level": engine.sleep_mode.level,
+        "given_up_seconds": sum(driver.skipped_seconds for driver in engine.drivers),
+        "ranks": [asdict(rank) for rank in ranks],
+        "faults": engine.fault_injector.armed_faults(),
+        "kv_transfer": None if engine.kv_connector is None else engine.kv_connector.state(),
+    }
+    send_json(context, body)
+
+
+def show_faults(context: RequestContext) -> None:
+    """Sends the armed faults, and the names of all kinds of fault."""
+    send_json(context, {"armed": context.engine.fault_injector.armed_faults(), "kinds": fault_injection.FAULT_KINDS})
+
+
+def arm_faults(context: RequestContext) -> None:
+    """Arms one fault or a list of them, and sends what ``show_faults`` sends."""
+    body = json_body(context.request)
+    try:
+        armed = [fault_injection.fault_from_mapping(item) for item in (body if isinstance(body, list) else [body])]
+    except BadInput as error:
+        raise InvalidRequest(str(error), param=error.field) from error
+    for fault in armed:
+        context.engine.fault_injector.arm(fault)
+    show_faults(context)
+
+
+def clear_faults(context: RequestContext) -> None:
+    context.engine.fault_injector.clear()
+    show_faults(context)
+
+
+def bootstrap_info(context: RequestContext) -> None:
+    """Serves Mooncake's bootstrap server: rank → engine id and worker addresses."""
+    transfer = _connector(context)
+    if transfer.settings.connector != "mooncake":
+        raise RouteNotFound
+    ranks = range(context.engine.settings.data_parallel)
+    address = {"0": {"0": f"tcp://{transfer.settings.host}:{transfer.port}"}}
+    send_json(context, {str(rank): {"engine_id": transfer.engine_id, "worker_addr": address} for rank in ranks})
+
+
+def read_blocks(context: RequestContext) -> None:
+    """Sends the contents of blocks to any reader with the right engine id.
+
+    Renews the lease that the reader names.
+    """
+    transfer, body = _connector_and_body(context)
+    if body.get("engine_id") != transfer.engine_id:
+        raise ResourceNotFound("no engine of this id")
+    lender, name = transfer.leases, str(body.get("request_id"))
+    lender.renew(name)
+    lent = lender.get(name)
+    try:
+        contents = lender.contents(0 if lent is None else lent.rank, body["blocks"])
+    except IndexError:
+        raise ResourceNotFound("no such block") from None
+    send_json(context, {"contents": contents})
+
+
+def take_blocks(context: RequestContext) -> None:
+    """Sends the blocks of one transfer as soon as it is prefilled; 404 after ``abort_seconds``."""
+    transfer, body = _connector_and_body(context)
+    if transfer.settings.connector == "mooncake" and body.get("engine_id") != transfer.engine_id:
+        raise ResourceNotFound("no engine of this id")
+    name = str(body.get("transfer_id"))
+    reply, lender = context.writer, transfer.leases
+
+    def send_contents() -> None:
+        late.cancel()
+        lent = lender.get(name)
+        assert lent is not None
+        reply.send(200, msgspec.json.encode({"contents": lender.contents(lent.rank, lent.blocks)}))
+
+    def give_up() -> None:
+        lender.remove_waiter(name, send_contents)
+        reply.fail(ResourceNotFound("no such transfer"))
+
+    late = asyncio.get_running_loop().call_later(transfer.settings.abort_seconds, give_up)
+    if lender.get(name) is not None:
+        send_contents()
+    else:
+        lender.call_when_granted(name, send_contents)
+
+        def gone() -> None:
+            late.cancel()
+            lender.remove_waiter(name, send_contents)
+
+        reply.on_gone = gone
+
+
+def count_cached_blocks(context: RequestContext) -> None:
+    """Sends how many blocks of a prompt are cached here."""
+    transfer, body = _connector_and_body(context)
+    send_json(context, {"blocks": transfer.cached_blocks([int(key) for key in body.get("keys") or ()])})
+
+
+def release_lease(context: RequestContext) -> None:
+    """Releases the blocks of a transfer that the peer has pulled."""
+    transfer, body = _connector_and_body(context)
+    send_json(context, {"released": transfer.leases.release(str(body.get("name")))})
+
+
+def _connector(context: RequestContext) -> KvConnector:
+    if context.engine.kv_connector is None:
+        raise RouteNotFound
+    return context.engine.kv_connector
+
+
+def _connector_and_body(context: RequestContext) -> tuple[KvConnector, dict[str, Any]]:
+    return _connector(context), RequestFields(json_body(context.request)).body

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fairlead.limits import Limits
-from fairlead_sim.http.connection import HttpRequest, ResponseWriter, ServerConnection
+from fairlead_sim.http.connection import HeaderBuilder, HttpRequest, ResponseWriter, ServerConnection
 from fairlead_sim.http.errors import ApiError, EndpointDisabled, RouteNotFound
-from fairlead_sim.http.headers import HeaderBuilder
 from fairlead_sim.runtime.fault_injection import Fault
 from fairlead_sim.runtime.simulated_engine import SimulatedEngine
 

@@ -3,15 +3,19 @@
 from typing import Any
 
 from fairlead_sim.api.app import RequestContext
-from fairlead_sim.generation import logprobs, requests
-from fairlead_sim.generation.prompts import PromptParser, injected_token_ids, parse_messages
-from fairlead_sim.generation.requests import GenerationRequest, TokenizedPrompt
+from fairlead_sim.generation import reply_script, requests
+from fairlead_sim.generation.requests import (
+    GenerationRequest,
+    PromptParser,
+    TokenizedPrompt,
+    injected_token_ids,
+    parse_messages,
+)
 from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice, ResponseHost
 from fairlead_sim.generation.streaming import DONE_CHUNK, StreamingResponse, json_bytes
-from fairlead_sim.http.connection import HttpRequest, ResponseWriter
+from fairlead_sim.http.connection import HttpRequest, ResponseWriter, http_chunk
 from fairlead_sim.http.errors import InvalidRequest, MalformedRequest
 from fairlead_sim.http.fields import RequestFields, json_body
-from fairlead_sim.http.headers import http_chunk
 
 _NO_PARSER = "requires --tool-call-parser to be set"
 
@@ -109,7 +113,7 @@ class ChatCompletion(GenerationResponse):
             "service_tier": None,
             "system_fingerprint": self.host.fingerprint,
             "usage": self.usage(self.created_cache_tokens),
-            "prompt_logprobs": logprobs.prompt_logprobs(self.host.tokenizer, prompt, prompt_logprob_count)
+            "prompt_logprobs": reply_script.prompt_logprobs(self.host.tokenizer, prompt, prompt_logprob_count)
             if prompt_logprob_count is not None
             else None,
             "prompt_token_ids": prompt if generation_request.return_token_ids else None,
@@ -124,7 +128,9 @@ class ChatCompletion(GenerationResponse):
         generation_request = self.request
         choice_logprobs = None
         if generation_request.logprobs is not None:
-            choice_logprobs = logprobs.chat_logprobs(self.host.tokenizer, choice.ids, 0, generation_request.logprobs)
+            choice_logprobs = reply_script.chat_logprobs(
+                self.host.tokenizer, choice.ids, 0, generation_request.logprobs
+            )
         return {
             "index": choice.index,
             "message": {
@@ -180,7 +186,7 @@ class ChatCompletionStream(StreamingResponse):
         if generation_request.logprobs is not None:
             at = max(0, choice.delivered - 1)
             token_logprobs = json_bytes(
-                logprobs.chat_logprobs(self.host.tokenizer, ids, at, generation_request.logprobs)
+                reply_script.chat_logprobs(self.host.tokenizer, ids, at, generation_request.logprobs)
             )
         if generation_request.return_token_ids:
             token_ids = json_bytes(ids)

@@ -1,17 +1,28 @@
-"""``/v1/completions``: several prompts with n choices each, whole or as a stream."""
+"""``/v1/completions``: several prompts with n choices each, whole or as a stream.
 
+``/v1/embeddings``: the prompt is computed, and the answer is a unit vector of its tokens.
+"""
+
+import base64
+import hashlib
+import math
+from array import array
 from typing import Any
 
 from fairlead_sim.api.app import RequestContext
-from fairlead_sim.generation import logprobs, requests
-from fairlead_sim.generation.prompts import PromptParser, parse_completion_prompts
-from fairlead_sim.generation.requests import GenerationRequest
+from fairlead_sim.generation import reply_script, requests
+from fairlead_sim.generation.requests import (
+    GenerationRequest,
+    PromptParser,
+    TokenizedPrompt,
+    parse_completion_prompts,
+    parse_prompts,
+)
 from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice, ResponseHost
 from fairlead_sim.generation.streaming import DONE_CHUNK, StreamingResponse, json_bytes
-from fairlead_sim.http.connection import HttpRequest, ResponseWriter
-from fairlead_sim.http.errors import InvalidRequest
+from fairlead_sim.http.connection import HttpRequest, ResponseWriter, http_chunk
+from fairlead_sim.http.errors import InvalidRequest, RouteNotFound
 from fairlead_sim.http.fields import RequestFields, json_body
-from fairlead_sim.http.headers import http_chunk
 
 
 def create_completion(context: RequestContext) -> None:
@@ -84,12 +95,12 @@ class TextCompletion(GenerationResponse):
         choice_logprobs = None
         if generation_request.logprobs is not None:
             ids = [*choice.prompt.tokens, *choice.ids] if generation_request.echo else choice.ids
-            choice_logprobs = logprobs.completion_logprobs(
+            choice_logprobs = reply_script.completion_logprobs(
                 tokenizer, ids, generation_request.logprobs, first=generation_request.echo
             )
         prompt_logprob_count = generation_request.prompt_logprobs
         prompt_found = (
-            logprobs.prompt_logprobs(tokenizer, choice.prompt.tokens, prompt_logprob_count)
+            reply_script.prompt_logprobs(tokenizer, choice.prompt.tokens, prompt_logprob_count)
             if prompt_logprob_count is not None
             else None
         )
@@ -123,7 +134,7 @@ class TextCompletionStream(StreamingResponse):
         first = choice.delivered <= 1
         if generation_request.logprobs is not None:
             token_logprobs = json_bytes(
-                logprobs.completion_logprobs(
+                reply_script.completion_logprobs(
                     self.host.tokenizer, ids, generation_request.logprobs, begin=4 * max(0, choice.delivered - 1)
                 )
             )
@@ -154,3 +165,68 @@ class TextCompletionStream(StreamingResponse):
         fingerprint = json_bytes(self.host.fingerprint)
         usage = b'%b],%b,"system_fingerprint":%b}' % (self._opening, self.final_usage(created=False), fingerprint)
         return http_chunk(b"data: %b\n\n" % usage) + DONE_CHUNK
+
+
+def embeddings(context: RequestContext) -> None:
+    engine = context.engine
+    if engine.settings.task == "generate":
+        raise RouteNotFound
+    fields = RequestFields(json_body(context.request))
+    generation_request = requests.parse_common(fields, context.request, context.new_request_id())
+    dimensions = fields.integer("dimensions") or engine.settings.embedding_dimensions
+    encoding = fields.text("encoding_format", "float")
+    fields.check()
+    engine.models.resolve(generation_request)
+    if "input" not in fields.body:
+        fields.add_missing("input")
+    generation_request.prompts = parse_prompts(fields, "input", engine.prompt_parser)
+    fields.check()
+    if encoding not in ("float", "base64"):
+        raise InvalidRequest.for_value("encoding_format must be float or base64", "encoding_format", encoding)
+    if not 1 <= dimensions <= 65_536:
+        raise InvalidRequest.for_value("dimensions must be from 1 to 65536", "dimensions", dimensions)
+    requests.validate_prompts(generation_request, engine.settings.max_model_len, engine.tokenizer.vocab_size)
+    response = EmbeddingResponse(engine, generation_request, context.writer)
+    response.dimensions = dimensions
+    response.is_base64 = encoding == "base64"
+    engine.compute(response, generation_request.prompts)
+
+
+class EmbeddingResponse(GenerationResponse):
+    """The JSON object with a vector per input."""
+
+    id_prefix = "embd-"
+    dimensions = 1
+    is_base64 = False
+
+    def finish(self) -> None:
+        tokens = self.prompt_tokens
+        body = {
+            "id": self.id,
+            "object": "list",
+            "created": self.created,
+            "model": self.request.model,
+            "data": [
+                {"index": at, "object": "embedding", "embedding": self._vector(choice.prompt)}
+                for at, choice in enumerate(self.choices)
+            ],
+            "usage": {
+                "prompt_tokens": tokens,
+                "total_tokens": tokens,
+                "completion_tokens": 0,
+                "prompt_tokens_details": None,
+            },
+        }
+        self.writer.send(200, json_bytes(body))
+
+    def _vector(self, prompt: TokenizedPrompt) -> list[float] | str:
+        values = embedding_vector(prompt.tokens, self.dimensions)
+        return base64.b64encode(values.tobytes()).decode() if self.is_base64 else list(values)
+
+
+def embedding_vector(tokens: list[int], dimensions: int) -> "array[float]":
+    """Returns a unit vector that depends on every token; equal tokens have equal vectors."""
+    numbers = array("H", hashlib.shake_128(array("I", tokens).tobytes()).digest(2 * dimensions))
+    centred = [value / 32_767.5 - 1.0 for value in numbers]
+    length = math.sqrt(sum(value * value for value in centred)) or 1.0
+    return array("f", [value / length for value in centred])

@@ -4,12 +4,11 @@ from typing import Any
 
 from fairlead_sim.api.app import RequestContext
 from fairlead_sim.generation import requests
-from fairlead_sim.generation.prompts import parse_messages
-from fairlead_sim.generation.requests import GenerationRequest
+from fairlead_sim.generation.requests import GenerationRequest, parse_messages
 from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice
 from fairlead_sim.generation.streaming import DONE_CHUNK, StreamingResponse, json_bytes
+from fairlead_sim.http.connection import http_chunk
 from fairlead_sim.http.fields import RequestFields, json_body
-from fairlead_sim.http.headers import http_chunk
 
 _STOPS = {"length": "max_tokens", "stop": "end_turn", "abort": "end_turn"}
 

@@ -3,14 +3,12 @@
 from typing import Any
 
 from fairlead_sim.api.app import RequestContext
-from fairlead_sim.generation import requests, structured_output
-from fairlead_sim.generation.prompts import parse_messages
-from fairlead_sim.generation.requests import GenerationRequest
+from fairlead_sim.generation import reply_script, requests
+from fairlead_sim.generation.requests import GenerationRequest, parse_messages
 from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice, ResponseHost
 from fairlead_sim.generation.streaming import StreamingResponse, json_bytes
-from fairlead_sim.http.connection import ResponseWriter
+from fairlead_sim.http.connection import ResponseWriter, http_chunk
 from fairlead_sim.http.fields import RequestFields, json_body
-from fairlead_sim.http.headers import http_chunk
 
 
 def create_response(context: RequestContext) -> None:
@@ -23,7 +21,7 @@ def create_response(context: RequestContext) -> None:
     fields.check()
     form = text.get("format") if text is not None else None
     if isinstance(form, dict) and isinstance(form.get("schema"), dict):
-        generation_request.forced_text = structured_output.parse_forced_text(
+        generation_request.forced_text = reply_script.parse_forced_text(
             RequestFields({"structured_outputs": {"json": form["schema"]}})
         )
     engine.models.resolve(generation_request)

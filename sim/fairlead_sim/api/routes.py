@@ -1,17 +1,6 @@
 """The table of all routes of the simulated engine."""
 
-from fairlead_sim.api import (
-    admin,
-    chat,
-    completions,
-    debug,
-    embeddings,
-    info,
-    kv_peer,
-    messages,
-    responses,
-    tokenization,
-)
+from fairlead_sim.api import admin, chat, completions, messages, responses, tokenization
 from fairlead_sim.api.app import Handler, Route
 
 
@@ -30,22 +19,22 @@ def _generation_route(handler: Handler, switch: str | None = None, *, anthropic:
 def build_routes() -> dict[str, Route]:
     """Returns the route of each path."""
     return {
-        "/health": _get_route(info.health),
-        "/ping": Route({"GET": info.health, "POST": info.health}),
-        "/version": _get_route(info.version),
-        "/load": _get_route(info.load),
-        "/metrics": _get_route(info.metrics),
-        "/v1/models": _get_route(info.models),
-        "/kv_event_sources": _get_route(info.kv_event_sources),
-        "/get_world_size": _get_route(info.world_size),
-        "/weight_info": _get_route(info.weight_info),
-        "/server_info": _get_route(info.server_info, "dev_mode"),
-        "/tokenizer_info": _get_route(info.tokenizer_info, "tokenizer_info"),
+        "/health": _get_route(admin.health),
+        "/ping": Route({"GET": admin.health, "POST": admin.health}),
+        "/version": _get_route(admin.version),
+        "/load": _get_route(admin.load),
+        "/metrics": _get_route(admin.metrics),
+        "/v1/models": _get_route(admin.models),
+        "/kv_event_sources": _get_route(admin.kv_event_sources),
+        "/get_world_size": _get_route(admin.world_size),
+        "/weight_info": _get_route(admin.weight_info),
+        "/server_info": _get_route(admin.server_info, "dev_mode"),
+        "/tokenizer_info": _get_route(admin.tokenizer_info, "tokenizer_info"),
         "/tokenize": _post_route(tokenization.tokenize),
         "/detokenize": _post_route(tokenization.detokenize),
         "/v1/chat/completions": _generation_route(chat.create_chat_completion),
         "/v1/completions": _generation_route(completions.create_completion),
-        "/v1/embeddings": _generation_route(embeddings.embeddings),
+        "/v1/embeddings": _generation_route(completions.embeddings),
         "/v1/messages": _generation_route(messages.create_message, anthropic=True),
         "/v1/messages/count_tokens": Route({"POST": messages.count_tokens}, anthropic=True),
         "/v1/responses": _generation_route(responses.create_response),
@@ -64,13 +53,13 @@ def build_routes() -> dict[str, Route]:
         "/is_paused": _get_route(admin.is_paused, "dev_mode"),
         "/reset_prefix_cache": _post_route(admin.reset_prefix_cache, "dev_mode"),
         "/collective_rpc": _post_route(admin.collective_rpc, "dev_mode"),
-        "/query": _get_route(kv_peer.bootstrap_info),
-        "/sim/kv/read": _post_route(kv_peer.read_blocks),
-        "/sim/kv/take": _post_route(kv_peer.take_blocks),
-        "/sim/kv/held": _post_route(kv_peer.count_cached_blocks),
-        "/sim/kv/release": _post_route(kv_peer.release_lease),
-        "/sim/state": _get_route(debug.show_state),
+        "/query": _get_route(admin.bootstrap_info),
+        "/sim/kv/read": _post_route(admin.read_blocks),
+        "/sim/kv/take": _post_route(admin.take_blocks),
+        "/sim/kv/held": _post_route(admin.count_cached_blocks),
+        "/sim/kv/release": _post_route(admin.release_lease),
+        "/sim/state": _get_route(admin.show_state),
         "/sim/faults": Route(
-            {"GET": debug.show_faults, "POST": debug.arm_faults, "DELETE": debug.clear_faults},
+            {"GET": admin.show_faults, "POST": admin.arm_faults, "DELETE": admin.clear_faults},
         ),
     }

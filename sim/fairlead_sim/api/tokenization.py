@@ -3,11 +3,10 @@
 from typing import Any
 
 from fairlead_sim.api import chat, completions
+from fairlead_sim.api.admin import send_json
 from fairlead_sim.api.app import RequestContext
-from fairlead_sim.api.info import send_json
 from fairlead_sim.generation import requests
-from fairlead_sim.generation.prompts import parse_messages
-from fairlead_sim.generation.requests import GenerationRequest, TokenizedPrompt
+from fairlead_sim.generation.requests import GenerationRequest, TokenizedPrompt, parse_messages
 from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice
 from fairlead_sim.generation.streaming import json_bytes
 from fairlead_sim.http.errors import InvalidRequest

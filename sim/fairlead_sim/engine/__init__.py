@@ -2,9 +2,8 @@
 
 - ``sequence``: the values that go into the scheduler and come out of it
 - ``scheduler``: continuous batching, one step at a time
-- ``block_pool``: the prefix cache; ``block_lifetimes`` measures its blocks
+- ``block_pool``: the prefix cache
 - ``tokenizer``: the fixed vocabulary
-- ``kv_event_codec``, ``kv_event_publisher``: KV events as bytes, and their ZMQ sockets
-- ``metrics``, ``http_metrics``: the Prometheus page, made of ``metric_families`` and
-  ``prometheus_exposition``
+- ``kv_event_publisher``: KV events as bytes, and their ZMQ sockets
+- ``metrics``: the Prometheus page
 """

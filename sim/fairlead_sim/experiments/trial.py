@@ -1,24 +1,177 @@
-"""One trial: a preset, a fleet and a traffic from a seed; its results and its capacity."""
+"""One trial: a preset, a fleet and a traffic from a seed; its results and its capacity.
 
+An upper bound for all routing: one cache under all engines, and exact knowledge of every queue.
+
+Every engine reads and writes one memory of the fleet's size, which has each block once. A request
+goes to the engine with the least queued prefill. Nothing is transferred and nothing is late, so
+only the queues remain. No gateway could follow this policy, so it is not a preset.
+
+The capacity of a fleet: the highest arrival rate at which first tokens meet a goal.
+
+Requests stay the same; their arrivals are scaled, with the pauses of sessions. A run that must miss
+its goal ends early, and most runs of a search clearly meet or miss it.
+"""
+
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import Model, SloTargets
-from fairlead_gateway.routing import ModelRouter
+from fairlead_gateway.routing import InstanceLoad, ModelRouter
 from fairlead_sim.adapters.external_router import ExternalRouter, SharingDelays
-from fairlead_sim.experiments.capacity_search import GoalMissed, GoalWatch, search_capacity
-from fairlead_sim.experiments.ideal_bound import PooledCacheBound
-from fairlead_sim.fleet.fleet_events import FleetEvent, schedule_events
-from fairlead_sim.fleet.fleet_options import FleetOptions
+from fairlead_sim.engine.block_pool import KvEvent
+from fairlead_sim.engine.sequence import EngineSequence
 from fairlead_sim.fleet.packet_simulator import NO_FAULTS, PacketSimulator
-from fairlead_sim.fleet.request import RequestResult
-from fairlead_sim.fleet.results import TARGET_SECONDS, CapacityGoal, RunMetrics, run_metrics, without_warmup
-from fairlead_sim.fleet.simulation import FleetSimulation
+from fairlead_sim.fleet.request import InflightRequest, RequestResult
+from fairlead_sim.fleet.results import (
+    TARGET_SECONDS,
+    WARMUP_SHARE,
+    CapacityGoal,
+    RunMetrics,
+    run_metrics,
+    without_warmup,
+)
+from fairlead_sim.fleet.simulation import FleetEvent, FleetOptions, FleetSimulation, SimulationContext, schedule_events
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway, instances_of
 from fairlead_sim.workload.trace_prompts import TracePromptCache
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest, at_rate
+
+
+class PooledCacheBound:
+    """A router that sends each request to the engine with the least queued prefill.
+
+    The prefill is in seconds, without what the shared cache has.
+    """
+
+    def __init__(self, names: Sequence[str], profile: EngineProfile, prompts: TracePromptCache) -> None:
+        self._profile = profile
+        self._prompts = prompts
+        self._queued = dict.fromkeys(names, 0.0)
+        self._sent: dict[str, tuple[str, float]] = {}
+        self._simulation: SimulationContext | None = None
+
+    def start(self, simulation: SimulationContext) -> None:
+        self._simulation = simulation
+
+    def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
+        """Chooses the engine with the least queued prefill, and adds the request's prefill.
+
+        Returns the engine (the first of equal ones) and an empty reason.
+        """
+        del now
+        assert self._simulation is not None
+        core = next(iter(self._simulation.engine_cores.values()))
+        keys = self._prompts.block_keys(request)
+        hit = len(core.pool.match(keys, len(keys))) * core.block_tokens
+        seconds = self._profile.prefill_time(request.prompt_tokens, min(hit, request.prompt_tokens - 1))
+        name = min(self._queued, key=self._queued.__getitem__)
+        self._queued[name] += seconds
+        self._sent[request.id] = name, seconds
+        return name, ""
+
+    def on_first_token(self, request: str, now: float) -> None:
+        self.on_lost(request, now)
+
+    def on_lost(self, request: str, now: float) -> None:
+        """Removes the prefill of the request from its queue."""
+        del now
+        name, seconds = self._sent.pop(request, ("", 0.0))
+        if name:
+            self._queued[name] = max(0.0, self._queued[name] - seconds)
+
+    def on_rejected(self, request: str, now: float) -> None:
+        self.on_lost(request, now)
+
+    def on_finished(self, sequence: EngineSequence, now: float) -> None:
+        self.on_lost(sequence.id, now)
+
+    def on_kv_events(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
+        """Does nothing: the router reads the cache itself."""
+
+    def on_membership(self, live_engines: Sequence[str], now: float) -> None:
+        """Adds new engines with an empty queue, and drops engines that left with their queues."""
+        del now
+        self._queued = {name: self._queued.get(name, 0.0) for name in live_engines}
+
+    def set_unreachable(self, names: frozenset[str], now: float) -> None:
+        """Does nothing: the bound reaches every engine."""
+
+    def loads(self) -> Mapping[str, InstanceLoad]:
+        """Returns an empty mapping: the bound has no gateway."""
+        return {}
+
+
+TOLERANCE = 0.015
+"""The relative precision of a capacity."""
+_SEARCH_FACTOR = 1.25
+_MAX_DISTANCE_FACTOR = 40.0
+"""A capacity further than this factor from the guess counts as none."""
+
+
+class GoalMissed(Exception):
+    """Raised in a run that cannot meet its goal any more."""
+
+
+class GoalWatch:
+    """The observer that ends a run with too many late first tokens. Warm-up requests do not
+    count.
+    """
+
+    def __init__(self, goal: CapacityGoal, requests: Sequence[TraceRequest]) -> None:
+        arrivals = sorted([request.arrival for request in requests])
+        warmup_requests = int(WARMUP_SHARE * len(arrivals))
+        self._counted_from = arrivals[warmup_requests] if arrivals else 0.0
+        counted_requests = len(arrivals) - warmup_requests
+        self._goal = goal
+        self._max_late = math.floor(counted_requests * (1.0 - goal.share) + 1e-9)
+        self._max_starved = math.floor(counted_requests * (1.0 - goal.guard_share) + 1e-9)
+        self._late = self._starved = 0
+
+    def __call__(self, inflight: InflightRequest, now: float) -> None:
+        """Counts a late first token, or an error before the first token.
+
+        Raises GoalMissed if there are too many for the goal.
+        """
+        arrival = inflight.request.arrival
+        if arrival < self._counted_from or (inflight.error is not None and inflight.first_token_at is not None):
+            return
+        waited = now - arrival if inflight.error is None else math.inf
+        if waited > self._goal.seconds:
+            self._late += 1
+            if waited > self._goal.guard_seconds:
+                self._starved += 1
+            if self._late > self._max_late or self._starved > self._max_starved:
+                raise GoalMissed
+
+
+def search_capacity(meets_goal: Callable[[float], bool], guess: float, *, tolerance: float = TOLERANCE) -> float:
+    """Returns the highest rate found that meets the goal, to within ``tolerance``.
+
+    The search ends at a factor of about 40 from ``guess``: 0 if no rate down to there meets it.
+
+    The result is a border: by chance a higher rate may meet the goal where a lower one does not.
+    """
+    low = high = guess
+    if meets_goal(guess):
+        while meets_goal(high := high * _SEARCH_FACTOR):
+            low = high
+            if high > guess * _MAX_DISTANCE_FACTOR:
+                return low
+    else:
+        while not meets_goal(low := low / _SEARCH_FACTOR):
+            high = low
+            if low < guess / _MAX_DISTANCE_FACTOR:
+                return 0.0
+    while high / low > 1.0 + tolerance:
+        middle = math.sqrt(low * high)
+        if meets_goal(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
 
 H100: Final = builtin_profile("h100-llama8b")
 DEFAULT_OBJECTIVES: Final = SloTargets(ttft_seconds=TARGET_SECONDS)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from fairlead_sim.engine.scheduler import EngineSequence
+from fairlead_sim.engine.sequence import EngineSequence
 from fairlead_sim.workload.traces import TraceRequest
 
 if TYPE_CHECKING:

@@ -12,29 +12,178 @@ compares the two.
 
 ``run`` and ``run_sessions`` run all requests to their ends. A caller with its own clock submits
 requests with ``arrive`` and advances the simulation with ``run_until``.
+
+The fleet of a simulation: its engines, and what its router receives.
+
+The interface between the fleet simulation and the router of its requests.
+
+Events of a fleet under load: engines are lost, join, drain or become slow.
+
+The observer of one engine of a fleet simulation.
+
+Why: a base class, since compiled calls through a Protocol look up each method by name. Engines take
+millions of steps.
 """
 
 import heapq
 import random
+from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from functools import partial
 from itertools import count
-from typing import Final
+from typing import Final, Protocol, TypeAlias
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput, FairleadError
-from fairlead_sim.engine.block_pool import BlockPool
-from fairlead_sim.engine.scheduler import EngineCore, EngineSequence, EngineStep
-from fairlead_sim.fleet.engine_observer import EngineObserver
-from fairlead_sim.fleet.fleet_options import FleetOptions
+from fairlead_sim.engine.block_pool import BlockPool, KvEvent
+from fairlead_sim.engine.scheduler import EngineCore, EngineStep
+from fairlead_sim.engine.sequence import EngineSequence
 from fairlead_sim.fleet.request import InflightRequest, RequestResult
-from fairlead_sim.fleet.router_front import QUEUED, Action, RouterFront, SimulationContext
 from fairlead_sim.workload.trace_prompts import TracePromptCache
 from fairlead_sim.workload.traces import TraceRequest
+
+
+@dataclass(frozen=True, slots=True)
+class FleetOptions:
+    """The engines of one fleet.
+
+    - engine_names: names of the engines at the start, for the router; homes depend on them.
+    - profiles: profiles of single engines by name; the others have ``profile``.
+    - publishes_kv_events: the router receives what engines store and evict.
+    - feedback_delay_seconds: delay of first tokens and ends at the router.
+    - reserve_tokens: output tokens that must fit at admission. None: all. 0: none, so that engines
+      preempt.
+    - is_pooled: one memory for all engines (``experiments.ideal_bound``).
+    - keeps_results: False forgets a request when it ends, for simulations of days.
+    """
+
+    engine_names: Sequence[str]
+    profile: EngineProfile
+    block_tokens: int
+    profiles: Mapping[str, EngineProfile] = field(default_factory=dict)
+    publishes_kv_events: bool = False
+    feedback_delay_seconds: float = 0.0
+    reserve_tokens: int | None = None
+    is_pooled: bool = False
+    keeps_results: bool = True
+
+
+Action: TypeAlias = Callable[[float], None]
+QUEUED: Final = ""
+"""The choice of a router that keeps a request and sends it later."""
+
+
+class SimulationContext(ABC):
+    """The fleet simulation, as its router sees it.
+
+    Why: a base class, since compiled calls through a Protocol look up each method by name.
+    """
+
+    @property
+    @abstractmethod
+    def engine_cores(self) -> Mapping[str, EngineCore]:
+        """Returns the present engines by name."""
+
+    @abstractmethod
+    def schedule(self, at: float, act: Action) -> None:
+        """Calls ``act(at)`` at a simulated time, unless all requests have ended before."""
+
+    @abstractmethod
+    def send_queued_request(self, request_id: str, instance: str, now: float) -> None:
+        """Sends a queued request.
+
+        If the engine is absent or rejects the request, the router is notified and the request ends
+        with an error.
+        """
+
+    @abstractmethod
+    def refuse(self, request_id: str, reason: str, now: float) -> None:
+        """Ends a queued request with an error."""
+
+    @abstractmethod
+    def interrupt_request(self, request_id: str, now: float) -> None:
+        """Routes a request without a first token again; cuts an answer in progress.
+
+        The router must have dropped the request.
+        """
+
+    @abstractmethod
+    def known_request(self, request_id: str) -> InflightRequest:
+        """Returns a request that has arrived."""
+
+    @abstractmethod
+    def all_requests(self) -> Iterator[InflightRequest]:
+        """Returns all requests that have arrived, also the ended ones."""
+
+
+class RouterFront(Protocol):
+    """The router of a fleet simulation. Times are simulated seconds.
+
+    A router receives what a gateway receives, when the gateway receives it.
+    """
+
+    def start(self, simulation: SimulationContext) -> None:
+        """Starts the router; ``simulation.schedule`` works from now on."""
+        ...
+
+    def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
+        """Chooses an engine and counts the request as sent.
+
+        Returns ``QUEUED`` to send the request later. Returns None and the reason if no engine is
+        available.
+        """
+        ...
+
+    def on_rejected(self, request: str, now: float) -> None:
+        """Notes that the engine did not take the request."""
+        ...
+
+    def on_first_token(self, request: str, now: float) -> None:
+        """Notes the first token of a request."""
+        ...
+
+    def on_finished(self, sequence: EngineSequence, now: float) -> None:
+        """Notes a complete answer."""
+        ...
+
+    def on_kv_events(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
+        """Notes what an engine stored and evicted in the step that ends now, if the fleet publishes
+        events.
+        """
+        ...
+
+    def on_membership(self, live_engines: Sequence[str], now: float) -> None:
+        """Replaces the set of engines that take requests."""
+        ...
+
+    def on_lost(self, request: str, now: float) -> None:
+        """Notes that the engine of a request was lost.
+
+        A request without a first token is routed again right after.
+        """
+        ...
+
+
+class EngineObserver:
+    """Receives what an engine's clients receive. These methods ignore it.
+
+    Predicted steps are reported when they are taken (``FleetSimulation.settle``).
+    """
+
+    def on_gaps(self, tokens: int, seconds: float) -> None:
+        """Notes tokens, each of which came ``seconds`` after the one before of its answer."""
+
+    def on_first_token(self, sequence: EngineSequence, now: float) -> None:
+        """Notes the first token of an answer."""
+
+    def on_finished(self, sequence: EngineSequence, now: float) -> None:
+        """Notes the last token of an answer."""
+
 
 _STEP_END: Final = 0
 _NOTICE: Final = 1
@@ -493,3 +642,59 @@ def _arrival(request: TraceRequest) -> float:
 def _check_ids_unique(requests: Sequence[TraceRequest]) -> None:
     if len({request.id for request in requests}) != len(requests):
         raise BadInput("two requests have the same id", field="id")
+
+
+class FleetEventKind(StrEnum):
+    """The kind of a fleet event.
+
+    A lost engine takes its requests with it. A drained engine finishes its requests. A slow engine
+    takes ``factor`` times as long for a step.
+    """
+
+    LOSE = "lose"
+    JOIN = "join"
+    DRAIN = "drain"
+    SLOW = "slow"
+
+
+@dataclass(frozen=True, slots=True)
+class FleetEvent:
+    """An event of one engine at a simulated time.
+
+    factor: how many times slower the engine is from then on; 1 restores its speed.
+    """
+
+    at: float
+    kind: FleetEventKind
+    engine: str
+    factor: float = 1.0
+
+
+def schedule_events(events: Sequence[FleetEvent], simulation: FleetSimulation) -> None:
+    """Schedules the events. An event that does not apply, such as the loss of a lost engine, is
+    skipped.
+    """
+    actions: dict[str, Callable[[FleetEvent, float], None]] = {
+        FleetEventKind.LOSE: lambda event, now: simulation.lose_engine(event.engine, now),
+        FleetEventKind.JOIN: lambda event, now: simulation.add_engine(event.engine, now),
+        FleetEventKind.DRAIN: lambda event, now: simulation.cordon_engine(event.engine, now),
+        FleetEventKind.SLOW: lambda event, now: simulation.slow_engine(event.engine, event.factor, now),
+    }
+
+    def happen(one: FleetEvent, now: float) -> None:
+        if (one.engine in simulation.engine_cores) != (one.kind is FleetEventKind.JOIN):
+            actions[one.kind](one, now)
+
+    for event in events:
+        simulation.schedule(event.at, partial(happen, event))
+
+
+def scale_out_and_in(first: int, end: int, out_at: float, in_at: float) -> tuple[FleetEvent, ...]:
+    """Returns joins of ``sim-<first>`` to ``sim-<end - 1>`` at ``out_at``, and their drains at
+    ``in_at``.
+    """
+    names = [f"sim-{index}/0/0" for index in range(first, end)]
+    return (
+        *[FleetEvent(out_at, FleetEventKind.JOIN, name) for name in names],
+        *[FleetEvent(in_at, FleetEventKind.DRAIN, name) for name in names],
+    )

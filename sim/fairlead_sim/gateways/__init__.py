@@ -3,6 +3,5 @@
 - ``single_gateway``: one router that sees all traffic
 - ``admission_gate``: the same behind the gateway's admission
 - ``late_binding``: requests that wait for their chosen engine
-- ``gateway_cluster``: several gateways with ``cluster_options``; each is a ``simulated_gateway``,
-  and engines report to a ``reported_index``
+- ``gateway_cluster``: several gateways; each is a ``simulated_gateway``
 """

@@ -18,7 +18,7 @@ from fairlead_gateway.admission.policy import (
 from fairlead_gateway.admission.request_queue import QueuedRequest
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_sim.engine.scheduler import EngineSequence
-from fairlead_sim.fleet.router_front import QUEUED
+from fairlead_sim.fleet.simulation import QUEUED
 from fairlead_sim.gateways.single_gateway import SingleGateway
 from fairlead_sim.workload.traces import TraceRequest
 

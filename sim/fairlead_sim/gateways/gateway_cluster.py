@@ -36,12 +36,9 @@ from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch
 from fairlead_kvstore.blockstore import changes as said
 from fairlead_sim.engine.block_pool import KvEvent
 from fairlead_sim.engine.scheduler import EngineCore, EngineSequence
-from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.packet_simulator import NO_FAULTS, PacketSimulator
-from fairlead_sim.fleet.router_front import Action, SimulationContext
-from fairlead_sim.gateways.cluster_options import ClusterOptions
-from fairlead_sim.gateways.reported_index import ReportedIndex
-from fairlead_sim.gateways.simulated_gateway import SimulatedGateway
+from fairlead_sim.fleet.simulation import Action, FleetOptions, SimulationContext
+from fairlead_sim.gateways.simulated_gateway import ClusterOptions, ReportedIndex, SimulatedGateway
 from fairlead_sim.gateways.single_gateway import RoutingOptions, instances_of, synthetic_chain
 from fairlead_sim.workload.traces import TraceRequest
 

@@ -13,7 +13,7 @@ from fairlead_gateway.admission.kv_capacity import MAX_WAITING_STEP_SHARE
 from fairlead_gateway.admission.policy import MIN_BACKLOG_SECONDS
 from fairlead_gateway.routing import ModelRouter, RouteRequest
 from fairlead_sim.engine.scheduler import EngineSequence
-from fairlead_sim.fleet.router_front import QUEUED
+from fairlead_sim.fleet.simulation import QUEUED
 
 REBALANCE_SECONDS: Final = 0.25
 """Interval of rebalancing."""

@@ -2,11 +2,17 @@
 
 Like a live gateway, it queues a request only behind its own requests and never moves one to another
 engine. The cluster decides when each message reaches it.
+
+The KV-cache index that gateways build from simulated engines' events, and the true cache.
+
+The size of a simulated gateway cluster, and the information that its gateways share.
 """
 
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import xxhash
@@ -24,15 +30,127 @@ from fairlead_gateway.supervisor.peers.peer_exchange import DISPATCH_RETENTION_S
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, PeerLoadRow, SentPrompt
 from fairlead_gateway.supervisor.peers.peer_outbox import HEARTBEAT_SECONDS, PeerOutbox
 from fairlead_gateway.supervisor.peers.peer_state import PeerState
+from fairlead_kvstore.blockstore import changes as said
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.index.replica import IndexReplica
+from fairlead_sim.engine.block_pool import BlockEvicted, BlocksStored, CacheCleared, KvEvent
 from fairlead_sim.engine.scheduler import EngineCore, EngineSequence
-from fairlead_sim.fleet.fleet_options import FleetOptions
-from fairlead_sim.fleet.router_front import Action
-from fairlead_sim.gateways.cluster_options import SharingOptions
+from fairlead_sim.fleet.simulation import Action, FleetOptions
 from fairlead_sim.gateways.late_binding import Dispatcher
-from fairlead_sim.gateways.reported_index import ReportedIndex, cached_or_pending_blocks
 from fairlead_sim.gateways.single_gateway import MODEL, RoutingOptions, instances_of
 from fairlead_sim.workload.trace_prompts import BYTES_PER_TOKEN, trace_keys
 from fairlead_sim.workload.traces import TraceRequest
+
+
+class ReportedIndex:
+    """A translator of engines' KV events to index changes, with the resulting index replica.
+
+    Only the first and the last copy of a block change the index.
+    """
+
+    def __init__(self, engines: Sequence[str]) -> None:
+        self.mirror = IndexReplica()
+        self._copies: dict[str, Counter[int]] = {name: Counter() for name in engines}
+        self._epoch = 0
+        self.mirror.apply([said.CompletenessChanged(name, True, "", 0.0) for name in engines])
+
+    def remove_instance(self, instance: str) -> list[said.Change]:
+        """Drops the cache of an instance that left. Returns the index changes."""
+        self._copies[instance].clear()
+        self._epoch += 1
+        changes: list[said.Change] = [
+            said.InstanceCleared(instance, self._epoch, "left"),
+            said.CompletenessChanged(instance, True, "", 0.0),
+        ]
+        self.mirror.apply(changes)
+        return changes
+
+    def apply_events(self, instance: str, events: Sequence[KvEvent]) -> list[said.Change]:
+        """Applies the KV events of an instance. Returns the index changes in order."""
+        copies = self._copies[instance]
+        changes: list[said.Change] = []
+        for event in events:
+            match event:
+                case BlocksStored():
+                    new = [key for key in event.keys if not copies[key]]
+                    copies.update(event.keys)
+                    changes.append(said.BlocksStored(instance, StorageTier.GPU, event.parent or 0, new))
+                case BlockEvicted():
+                    copies[event.key] -= 1
+                    if copies[event.key] <= 0:
+                        del copies[event.key]
+                        changes.append(said.BlocksRemoved(instance, StorageTier.GPU, [event.key]))
+                case CacheCleared():
+                    copies.clear()
+                    changes.append(said.InstanceCleared(instance, 0, "cleared"))
+        self.mirror.apply(changes)
+        return changes
+
+
+def cached_or_pending_blocks(core: EngineCore, keys: Sequence[int]) -> int:
+    """Returns how many blocks of a prompt an engine has cached or is about to compute."""
+    matched = len(core.pool.match(keys, len(keys)))
+    for sequence in core.sequences():
+        shared = 0
+        for key, wanted in zip(sequence.keys[matched:], keys[matched:], strict=False):
+            if key != wanted:
+                break
+            shared += 1
+        if shared:
+            matched += shared
+    return matched
+
+
+@dataclass(frozen=True, slots=True)
+class SharingOptions:
+    """The information that simulated gateways have of one another and of the engines.
+
+    - sent: prompts that other gateways routed.
+    - loads: in-flight load of other gateways, as expected by now. ``raw_loads``: as last published.
+    - hot: one table of hot prefixes for all gateways.
+    - pins: the engine that served a session last, for clients that name their session.
+    - index: KV events of the engines.
+    - perfect: before each choice, what every engine has cached or is about to compute. It replaces
+      all other knowledge of caches.
+    - round_seconds: interval of publication; ``publish_seconds`` and ``index_seconds``: delays.
+    """
+
+    sent: bool = True
+    loads: bool = True
+    hot: bool = True
+    pins: bool = False
+    index: bool = False
+    raw_loads: bool = False
+    perfect: bool = False
+    round_seconds: float = 0.05
+    publish_seconds: float = 0.05
+    index_seconds: float = 0.05
+
+
+NO_SHARING = SharingOptions(sent=False, loads=False, hot=False)
+PERFECT_KNOWLEDGE = SharingOptions(sent=False, loads=True, hot=True, perfect=True)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayRestart:
+    """A restart of one gateway at the arrival of the request with this number."""
+
+    gateway: int
+    at_request: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """A cluster of gateways.
+
+    by_session: all requests of a session go to one gateway; otherwise each goes to a random one.
+    """
+
+    gateways: int = 1
+    sharing: SharingOptions = SharingOptions()
+    by_session: bool = False
+    restart: GatewayRestart | None = None
+
 
 _LIMITS = Limits()
 _SECRET_FINGERPRINT = b"one secret for all"

@@ -14,10 +14,8 @@ from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.load.inflight import InstanceLoad
 from fairlead_sim.engine.block_pool import KvEvent
 from fairlead_sim.engine.scheduler import EngineSequence
-from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import RequestResult
-from fairlead_sim.fleet.router_front import SimulationContext
-from fairlead_sim.fleet.simulation import FleetSimulation
+from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation, SimulationContext
 from fairlead_sim.gateways.late_binding import Dispatcher
 from fairlead_sim.workload.trace_prompts import TracePromptCache, trace_chain
 from fairlead_sim.workload.traces import TraceRequest

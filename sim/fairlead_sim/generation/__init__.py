@@ -1,8 +1,6 @@
 """Generation requests and the answers of the simulated engine.
 
-- ``requests``, ``prompts``: parsed and validated requests
-- ``reply_script``: the whole answer, drawn before its first token; ``greedy_decoding`` and
-  ``structured_output`` for temperature 0 and required forms
+- ``requests``: parsed and validated requests
+- ``reply_script``: the whole answer, drawn before its first token, with made-up log-probabilities
 - ``responses``, ``streaming``: answers in progress, whole or as a stream
-- ``logprobs``: made-up log-probabilities
 """

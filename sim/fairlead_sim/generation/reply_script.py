@@ -4,16 +4,38 @@ Every token of a free answer is a space and three letters, so the answer is a by
 four bytes. Its text tokenizes to the same ids, so that the next turn of a conversation finds its
 blocks. A stop string or a natural end only shortens the script. The scheduler sees a number of
 tokens. An answer of a required form has its own token ends.
+
+Deterministic tokens at temperature 0: each follows from all tokens before it.
+
+An answer that is cut anywhere and sent back as the end of a prompt continues unchanged, on any
+engine with the same seed. That makes stream resumption testable. A token is drawn from the key of
+the last full block, which stands for all blocks before, and the tokens behind it. One draw in 173
+ends the answer.
+
+Made-up log-probabilities in vLLM's form; equal tokens at equal positions have equal values.
+
+Answers with a required form: JSON of a schema, any JSON object, or a choice; a small one that
+fits.
+
+The supported parts of a schema are types, properties, required, enum, const, items, references,
+unions and lower bounds. Anything else becomes a string.
 """
 
 import math
+from array import array
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
+from typing import Any
 
+import msgspec
+from xxhash import xxh3_64_intdigest
+
+from fairlead_sim.engine.block_pool import chain_key
 from fairlead_sim.engine.tokenizer import Tokenizer
+from fairlead_sim.http.fields import RequestFields
 
 TOKEN_BYTES = 4
 MEDIAN_NATURAL_TOKENS = 120
@@ -151,3 +173,230 @@ def _first_stop_string(text: str, wish: ReplyLimits) -> tuple[int, str] | None:
         if string and at != -1:
             matches.append((at, string))
     return min(matches, key=lambda match: match[0] + len(match[1]), default=None)
+
+
+_END_ODDS = 173
+MAX_GREEDY_TOKENS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class GreedyDecoder:
+    """The greedy decoding of an engine. Engines with equal values give equal answers."""
+
+    tokenizer: Tokenizer
+    block_tokens: int
+    seed: int
+
+    def decode(self, key: int, rest: Sequence[int], count: int, min_tokens: int | None) -> tuple[list[int], bool]:
+        """Returns up to ``count`` tokens behind a prompt, and whether the answer ends naturally.
+
+        - key, rest: the key of the prompt's last full block, and the tokens behind it.
+        - min_tokens: the answer may end naturally after these, and does so after
+          ``MAX_GREEDY_TOKENS``. None: it never does.
+        """
+        tail = array("I", rest)
+        generated: list[int] = []
+        max_tokens = count if min_tokens is None else min(count, MAX_GREEDY_TOKENS)
+        while len(generated) < max_tokens:
+            hashed = xxh3_64_intdigest(tail.tobytes(), key ^ self.seed)
+            if min_tokens is not None and len(generated) > min_tokens and (hashed >> 16) % _END_ODDS == 0:
+                return generated, True
+            token = self.tokenizer.word_token(hashed & 0xFFFF)
+            generated.append(token)
+            tail.append(token)
+            if len(tail) == self.block_tokens:
+                key, tail = chain_key(key, tail), array("I")
+        return generated, len(generated) < count
+
+
+_LOGPROB_STEP = 0.75
+
+
+def _logprob(token: int, at: int) -> float:
+    return -0.05 - ((token * 2654435761 + at * 40503) % 4096) / 1024.0
+
+
+def _alternative_tokens(token: int, count: int, vocab_size: int) -> list[int]:
+    """Returns ``count`` tokens that were not chosen."""
+    step = vocab_size // 7
+    return [(token + (place + 1) * step) % vocab_size for place in range(count)]
+
+
+def chat_logprobs(tokenizer: Tokenizer, ids: list[int], begin: int, top: int) -> dict[str, Any]:
+    """Returns the ``logprobs`` of a chat choice; ``begin`` is the position of the first id."""
+    content = []
+    for at, token in enumerate(ids, begin):
+        value = _logprob(token, at)
+        ranked = [(token, value)]
+        ranked += [
+            (alternative, value - _LOGPROB_STEP * (place + 1))
+            for place, alternative in enumerate(_alternative_tokens(token, top - 1, tokenizer.vocab_size))
+        ]
+        entry = _logprob_entry(tokenizer, token, value)
+        entry["top_logprobs"] = [_logprob_entry(tokenizer, ranked_token, worth) for ranked_token, worth in ranked[:top]]
+        content.append(entry)
+    return {"content": content}
+
+
+def _logprob_entry(tokenizer: Tokenizer, token: int, value: float) -> dict[str, Any]:
+    piece = tokenizer.piece(token)
+    return {"token": piece, "logprob": value, "bytes": list(piece.encode())}
+
+
+def completion_logprobs(
+    tokenizer: Tokenizer, ids: list[int], top: int, *, begin: int = 0, first: bool = False
+) -> dict[str, Any]:
+    """Returns the ``logprobs`` of a completion.
+
+    - begin: offset of the first token's text, in characters.
+    - first: the ids begin an echoed prompt, whose first token has no probability.
+    """
+    offsets, values, pieces, tops = [], [], [], []
+    offset = begin
+    for at, token in enumerate(ids):
+        piece = tokenizer.piece(token)
+        value = _logprob(token, at)
+        alternatives = _alternative_tokens(token, max(0, top - 1), tokenizer.vocab_size)
+        offsets.append(offset)
+        pieces.append(piece)
+        unknown = first and at == 0
+        values.append(None if unknown else value)
+        ranked = {piece: value}
+        ranked.update(
+            {
+                tokenizer.piece(alternative): value - _LOGPROB_STEP * (place + 1)
+                for place, alternative in enumerate(alternatives)
+            }
+        )
+        tops.append(None if unknown else ranked)
+        offset += len(piece)
+    return {"text_offset": offsets, "token_logprobs": values, "tokens": pieces, "top_logprobs": tops}
+
+
+def prompt_logprobs(tokenizer: Tokenizer, ids: list[int], top: int) -> list[dict[str, Any] | None]:
+    """Returns ``prompt_logprobs``: None for the first token, then each token and ``top`` likelier
+    ones.
+    """
+    entries_by_token: list[dict[str, Any] | None] = [None]
+    for at, token in enumerate(ids[1:], 1):
+        value = _logprob(token, at) - 8.0
+        entries = {str(token): {"logprob": value, "rank": 100 + top, "decoded_token": tokenizer.piece(token)}}
+        for place, alternative in enumerate(_alternative_tokens(token, top, tokenizer.vocab_size)):
+            better = {
+                "logprob": -1.0 - _LOGPROB_STEP * place,
+                "rank": place + 1,
+                "decoded_token": tokenizer.piece(alternative),
+            }
+            entries[str(alternative)] = better
+        entries_by_token.append(entries)
+    return entries_by_token
+
+
+_MAX_DEPTH = 32
+_MAX_OPTIONAL_DEPTH = 3
+_MAX_PARTS = 1_000
+_FILLER_WORD = "simulated"
+
+
+def parse_forced_text(fields: RequestFields) -> str | None:
+    """Returns the answer that ``response_format`` or ``structured_outputs`` require; None if
+    the answer is free.
+    """
+    form = fields.mapping("response_format")
+    if form is not None:
+        kind = form.get("type")
+        if kind == "json_object":
+            return _json_text({"answer": _FILLER_WORD})
+        if kind == "json_schema":
+            named = form.get("json_schema")
+            schema = named.get("schema") if isinstance(named, dict) else None
+            return _json_text(minimal_value(schema if isinstance(schema, dict) else {"type": "object"}))
+        if kind not in (None, "text"):
+            expected = "Input should be 'text', 'json_object' or 'json_schema'"
+            fields.add_wrong("literal_error", "response_format.type", expected, kind)
+    wish = fields.mapping("structured_outputs")
+    if wish is not None:
+        choices = wish.get("choice")
+        if isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices):
+            return str(choices[0])
+        if isinstance(wish.get("json"), dict):
+            return _json_text(minimal_value(wish["json"]))
+        if wish.get("json_object"):
+            return _json_text({"answer": _FILLER_WORD})
+    return None
+
+
+def minimal_value(schema: dict[str, Any]) -> Any:
+    """Returns a small value that fits a schema; null beyond the bounds on depth and parts."""
+    return _ValueBuilder(schema).build(schema, 0)
+
+
+class _ValueBuilder:
+    """The builder of one value. Bounds on depth and parts end endless schemas with nulls."""
+
+    def __init__(self, root: dict[str, Any]) -> None:
+        self._root = root
+        self._parts_left = _MAX_PARTS
+
+    def build(self, schema: dict[str, Any], depth: int) -> Any:
+        self._parts_left -= 1
+        if depth > _MAX_DEPTH or self._parts_left < 0:
+            return None
+        if "const" in schema:
+            return schema["const"]
+        if isinstance(schema.get("enum"), list) and schema["enum"]:
+            return schema["enum"][0]
+        if isinstance(schema.get("$ref"), str):
+            return self.build(_resolve_reference(schema["$ref"], self._root), depth + 1)
+        for union in ("anyOf", "oneOf", "allOf"):
+            options = schema.get(union)
+            if isinstance(options, list) and options and isinstance(options[0], dict):
+                return self.build(options[0], depth + 1)
+        kind = schema.get("type")
+        kind = kind[0] if isinstance(kind, list) and kind else kind
+        if kind == "object" or (kind is None and "properties" in schema):
+            return self._object(schema, depth)
+        if kind == "array":
+            items = schema.get("items")
+            inner = items if isinstance(items, dict) else {}
+            return [self.build(inner, depth + 1) for _ in range(min(64, _integer_bound(schema, "minItems")))]
+        return _plain_value(schema, kind)
+
+    def _object(self, schema: dict[str, Any], depth: int) -> dict[str, Any]:
+        """Returns the required properties, or all near the root if none is marked required."""
+        properties = schema.get("properties")
+        known = properties if isinstance(properties, dict) else {}
+        required = schema.get("required")
+        names = required if isinstance(required, list) else list(known) if depth <= _MAX_OPTIONAL_DEPTH else []
+        return {
+            name: self.build(known[name] if isinstance(known.get(name), dict) else {}, depth + 1)
+            for name in names
+            if isinstance(name, str)
+        }
+
+
+def _plain_value(schema: dict[str, Any], kind: object) -> Any:
+    if kind in ("integer", "number"):
+        low = schema.get("minimum", schema.get("exclusiveMinimum", 0))
+        return math.ceil(low) + ("exclusiveMinimum" in schema) if isinstance(low, int | float) else 0
+    if kind == "boolean":
+        return True
+    if kind == "null":
+        return None
+    return _FILLER_WORD.ljust(min(4_096, _integer_bound(schema, "minLength")), "-")
+
+
+def _resolve_reference(reference: str, root: dict[str, Any]) -> dict[str, Any]:
+    node: Any = root
+    for name in reference.split("/")[1:]:
+        node = node.get(name) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else {}
+
+
+def _integer_bound(schema: dict[str, Any], name: str) -> int:
+    bound = schema.get(name, 0)
+    return bound if isinstance(bound, int) else 0
+
+
+def _json_text(document: Any) -> str:
+    return msgspec.json.encode(document).decode()

@@ -11,8 +11,7 @@ from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.generation.reply_script import TOKEN_BYTES, ReplyScript
 from fairlead_sim.generation.requests import GenerationRequest, TokenizedPrompt
 from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice, ResponseHost
-from fairlead_sim.http.connection import ResponseWriter
-from fairlead_sim.http.headers import EVENT_STREAM_TYPE, http_chunk
+from fairlead_sim.http.connection import EVENT_STREAM_TYPE, ResponseWriter, http_chunk
 
 DONE_CHUNK = http_chunk(b"data: [DONE]\n\n")
 _TEXT_MARKER = b"\0" * TOKEN_BYTES  # cannot occur in JSON text

@@ -8,23 +8,244 @@ checked here:
 - A decode may read blocks of another prompt, or blocks reused after the lease. It answers 200 with
   ``WRONG_KV_TEXT``, and its prefix cache is wrong for that prompt.
 - A decode with a missing field waits forever; the engine core crashes when its client gives up.
+
+The blocks that a prefill engine keeps until they are pulled or their lease expires.
+
+Readers name block numbers, and nothing else is checked, as in real engines. A reader of a block
+that was reused gets its present content.
+
+A query to another engine over its side channel. It has no timeout: a frozen peer blocks it.
+
+Settings and command line of KV transfer; vLLM has these in ``--kv-transfer-config``.
 """
 
+import argparse
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+import msgspec
+
+from fairlead.errors import FairleadError, SettingsError
 from fairlead_sim.engine.block_pool import chain_key
-from fairlead_sim.engine.scheduler import EngineCore
+from fairlead_sim.engine.scheduler import EngineCore, EngineSequence
 from fairlead_sim.generation.requests import GenerationRequest, TokenizedPrompt
 from fairlead_sim.generation.responses import GenerationResponse
 from fairlead_sim.http.errors import InternalError
-from fairlead_sim.kv_transfer import peer_client
-from fairlead_sim.kv_transfer.block_leases import BlockLeases
-from fairlead_sim.kv_transfer.settings import KvTransferSettings
+
+
+@dataclass(slots=True)
+class BlockLease:
+    """The lease of one prefilled prompt; the last of its ``blocks`` may be partial."""
+
+    rank: int
+    blocks: list[int]
+    tokens: int
+    expiry: asyncio.TimerHandle
+
+
+class BlockLeases:
+    """The leases of one engine, by the name that was promised to the reader."""
+
+    def __init__(self, cores: Sequence[EngineCore], seconds: float) -> None:
+        self._cores = cores
+        self._seconds = seconds
+        self._leases: dict[str, BlockLease] = {}
+        self._partial: dict[tuple[int, int], int] = {}
+        self._waiters: dict[str, list[Callable[[], None]]] = {}
+        self._loop = asyncio.get_running_loop()
+        self.expired = 0
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def get(self, name: str) -> BlockLease | None:
+        return self._leases.get(name)
+
+    def grant(self, name: str, rank: int, sequence: EngineSequence) -> BlockLease | None:
+        """Keeps the blocks of a completed prompt until release or expiry, and calls the waiters.
+
+        Returns None if some are no longer cached, or memory lacks room for a partial last block.
+        """
+        core = self._cores[rank]
+        pool, size = core.pool, core.block_tokens
+        full = sequence.prompt_tokens // size
+        blocks = pool.match(sequence.chain, full)
+        if len(blocks) < full or sequence.tokens is None:
+            return None
+        pool.acquire(blocks)
+        rest = sequence.tokens[full * size : sequence.prompt_tokens]
+        if rest:
+            last = pool.allocate()
+            if last is None:
+                pool.release(blocks)
+                return None
+            self._partial[rank, last] = chain_key(sequence.chain[full - 1] if full else 0, rest)
+            blocks.append(last)
+        expiry = self._loop.call_later(self._seconds, self._expire_lease, name)
+        lent = self._leases[name] = BlockLease(rank, blocks, sequence.prompt_tokens, expiry)
+        for callback in self._waiters.pop(name, ()):
+            callback()
+        return lent
+
+    def renew(self, name: str) -> None:
+        """Makes the lease last two thirds of its full duration from now on, before a read."""
+        lent = self._leases.get(name)
+        if lent is not None:
+            lent.expiry.cancel()
+            lent.expiry = self._loop.call_later(self._seconds * 2 / 3, self._expire_lease, name)
+
+    def contents(self, rank: int, blocks: Sequence[int]) -> list[int | None]:
+        """Returns the present contents of blocks. Raises IndexError for an unknown block number."""
+        pool = self._cores[rank].pool
+        if any(not 0 <= block < pool.blocks for block in blocks):
+            raise IndexError("no such block")
+        return [pool.key_in(block) or self._partial.get((rank, block)) for block in blocks]
+
+    def release(self, name: str) -> bool:
+        """Releases the blocks of a lease. Returns False if there is no such lease any more."""
+        lent = self._leases.pop(name, None)
+        if lent is None:
+            return False
+        lent.expiry.cancel()
+        self._cores[lent.rank].pool.release(lent.blocks)
+        return True
+
+    def call_when_granted(self, name: str, callback: Callable[[], None]) -> None:
+        """Calls ``callback`` at the next grant of a lease of this name."""
+        self._waiters.setdefault(name, []).append(callback)
+
+    def remove_waiter(self, name: str, callback: Callable[[], None]) -> None:
+        waiting = self._waiters.get(name, [])
+        if callback in waiting:
+            waiting.remove(callback)
+
+    def close(self) -> None:
+        """Cancels all expiries."""
+        for lent in self._leases.values():
+            lent.expiry.cancel()
+
+    def _expire_lease(self, name: str) -> None:
+        if self.release(name):
+            self.expired += 1
+
+
+class PeerUnreachable(FairleadError):
+    """Raised if the peer does not listen or breaks the connection."""
+
+
+class PeerRejected(FairleadError):
+    """Raised if the peer rejects the query."""
+
+
+async def query_peer(address: str, path: str, query: object) -> dict[str, Any]:
+    """Posts a query to ``HOST:PORT`` and returns the reply. Raises PeerUnreachable or
+    PeerRejected.
+    """
+    host, _, port = address.rpartition(":")
+    body = msgspec.json.encode(query)
+    head = f"POST {path} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    writer: asyncio.StreamWriter | None = None
+    try:
+        reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        reply = await reader.read()
+    except (OSError, ValueError) as error:
+        raise PeerUnreachable(f"the engine at {address} is unreachable") from error
+    finally:
+        if writer is not None:
+            writer.transport.abort()
+    status, _, rest = reply.partition(b"\r\n\r\n")
+    if not rest:
+        raise PeerUnreachable(f"the engine at {address} closed the connection without a reply")
+    if not status.startswith(b"HTTP/1.1 200"):
+        raise PeerRejected(f"the engine at {address} rejected the query")
+    document: dict[str, Any] = msgspec.json.decode(rest)
+    return document
+
+
+@dataclass(frozen=True, slots=True)
+class KvTransferSettings:
+    """The settings of one connector: ``none``, ``nixl``, ``mooncake``, ``sglang`` or ``p2p``.
+
+    - recompute: False is vLLM's default, by which a failed pull is an error.
+    - lease_seconds, abort_seconds, dead_peer_seconds: wall-clock seconds.
+    """
+
+    connector: str = "none"
+    role: str = "kv_both"
+    recompute: bool = False
+    lease_seconds: float = 30.0  # NIXL: how long a prefill's blocks are kept
+    abort_seconds: float = 480.0  # Mooncake, SGLang: the same, and the wait of a decode
+    dead_peer_seconds: float = 2.0  # until a dead peer is noticed; Mooncake: plus abort_seconds
+    bytes_per_token: int = 131_072
+    bytes_per_second: float = 10e9
+    host: str = "127.0.0.1"  # address that a prefill engine gives to others
+
+    def seconds(self, tokens: int) -> float:
+        """Returns the transfer time of this many tokens, in seconds at speed 1."""
+        return tokens * self.bytes_per_token / self.bytes_per_second
+
+
+def add_kv_arguments(parser: argparse.ArgumentParser) -> None:
+    default = KvTransferSettings()
+    parser.add_argument(
+        "--kv-connector", choices=("none", "nixl", "mooncake", "sglang", "p2p"), default=default.connector
+    )
+    parser.add_argument("--kv-role", choices=("kv_producer", "kv_consumer", "kv_both"), default=default.role)
+    parser.add_argument(
+        "--kv-load-failure-policy",
+        choices=("fail", "recompute"),
+        default="fail",
+        help="the outcome of a request whose KV cannot be pulled: an error, as in vLLM by default, or a plain answer",
+    )
+    parser.add_argument(
+        "--kv-lease-seconds",
+        type=float,
+        default=default.lease_seconds,
+        help="NIXL: seconds for which a prefill is kept",
+    )
+    parser.add_argument(
+        "--kv-abort-seconds",
+        type=float,
+        default=default.abort_seconds,
+        help="Mooncake and SGLang: seconds for which a prefill is kept, and a decode waits for one",
+    )
+    parser.add_argument(
+        "--kv-dead-peer-seconds",
+        type=float,
+        default=default.dead_peer_seconds,
+        help="seconds until a pull notices that its peer has crashed",
+    )
+    parser.add_argument("--kv-bytes-per-token", type=int, default=default.bytes_per_token)
+    parser.add_argument("--kv-bytes-per-second", type=float, default=default.bytes_per_second)
+    parser.add_argument("--kv-host", default=default.host, help="the address from which other engines pull")
+
+
+def parse_kv_settings(arguments: argparse.Namespace) -> KvTransferSettings:
+    """Returns the settings. Raises SettingsError with the flag's name."""
+    names = ("lease_seconds", "abort_seconds", "dead_peer_seconds", "bytes_per_token")
+    for name in names:
+        if getattr(arguments, f"kv_{name}") < 0:
+            raise SettingsError("must not be negative", field=f"--kv-{name.replace('_', '-')}")
+    if arguments.kv_bytes_per_second <= 0:
+        raise SettingsError("must be positive", field="--kv-bytes-per-second")
+    return KvTransferSettings(
+        connector=arguments.kv_connector,
+        role=arguments.kv_role,
+        recompute=arguments.kv_load_failure_policy == "recompute",
+        lease_seconds=arguments.kv_lease_seconds,
+        abort_seconds=arguments.kv_abort_seconds,
+        dead_peer_seconds=arguments.kv_dead_peer_seconds,
+        bytes_per_token=arguments.kv_bytes_per_token,
+        bytes_per_second=arguments.kv_bytes_per_second,
+        host=arguments.kv_host,
+    )
+
 
 WRONG_KV_TEXT = " bad"
 MAX_WRONG_KV_TOKENS = 64
@@ -229,8 +450,8 @@ class KvConnector:
         keys = self._host.block_keys(response.request, response.request.prompts[0])
         local = self.cached_blocks(keys)
         try:
-            peer_blocks = int((await peer_client.query_peer(address, "/sim/kv/held", {"keys": list(keys)}))["blocks"])
-        except (peer_client.PeerRejected, peer_client.PeerUnreachable):
+            peer_blocks = int((await query_peer(address, "/sim/kv/held", {"keys": list(keys)}))["blocks"])
+        except (PeerRejected, PeerUnreachable):
             self.failed_total += 1
             peer_blocks = 0
         if peer_blocks > local:
@@ -274,15 +495,15 @@ class KvConnector:
         prompt = response.request.prompts[0]
         keys = self._host.block_keys(response.request, prompt)
         try:
-            reply = await peer_client.query_peer(address, path, question)
+            reply = await query_peer(address, path, question)
             local = max(len(core.pool.match(keys, len(keys))) for core in self._cores)
             travelling = len(prompt.tokens) - local * self._block_tokens
             await asyncio.sleep(self.settings.seconds(travelling) / self._speed)
-            await peer_client.query_peer(address, "/sim/kv/release", {"name": name})
-        except peer_client.PeerRejected:
+            await query_peer(address, "/sim/kv/release", {"name": name})
+        except PeerRejected:
             self._on_pull_failed(response)
             return
-        except peer_client.PeerUnreachable:
+        except PeerUnreachable:
             extra_seconds = 0.0 if self.settings.connector == "nixl" else self.settings.abort_seconds
             await asyncio.sleep(self.settings.dead_peer_seconds + extra_seconds)
             self._on_pull_failed(response)

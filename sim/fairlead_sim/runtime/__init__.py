@@ -1,7 +1,7 @@
 """One simulated engine in real time.
 
 - ``settings``: the settings of an engine
-- ``simulated_engine``: its state, and every request in it; ``engine_factory`` builds the parts
+- ``simulated_engine``: its state and its parts, and every request in it
 - ``realtime_driver``: a scheduler core on the wall clock
-- ``lora_adapters``, ``sleep_mode``, ``fault_injection``: models, sleep levels, faults on demand
+- ``lora_adapters``, ``fault_injection``: models, and faults on demand
 """

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead_sim.engine.kv_event_publisher import KvEventsSettings
-from fairlead_sim.kv_transfer.settings import KvTransferSettings
+from fairlead_sim.kv_transfer.connector import KvTransferSettings
 
 VERSION = "0.32.0"
 

@@ -3,23 +3,40 @@
 A request is admitted or rejected as by the real engine. Its choices get scripts and are submitted
 to the core of one data-parallel rank, or wait while the engine is paused. Sleep, pause, drain and
 abort of a control plane act here.
+
+The parts of an engine, built from its settings: cores, event publishers and metrics.
+
+The sleep mode of a simulated engine, as in vLLM.
+
+Level 1 keeps the weights in host memory, level 2 drops them; both drop the KV cache. A wake-up
+restores all parts or the named ones, and the engine sleeps until it has all. After level 2 the
+weights' memory is empty: until ``reload_weights`` an awake engine answers nonsense without an
+error.
 """
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from random import Random
 
+import zmq
+
+from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.loop_lag import LoopLag
 from fairlead_sim.engine.block_pool import block_keys, chain_root
-from fairlead_sim.engine.scheduler import EngineSequence, QueueFull
+from fairlead_sim.engine.kv_event_publisher import AdapterIds, KvEventPublisher
+from fairlead_sim.engine.metrics import EngineFacts, EngineMetrics
+from fairlead_sim.engine.scheduler import EngineCore, EngineSequence, EngineStats, QueueFull
+from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.generation import reply_script
-from fairlead_sim.generation.greedy_decoding import GreedyDecoder
-from fairlead_sim.generation.prompts import PromptParser
-from fairlead_sim.generation.requests import GenerationRequest, TokenizedPrompt, validate_prompts
+from fairlead_sim.generation.reply_script import GreedyDecoder
+from fairlead_sim.generation.requests import GenerationRequest, PromptParser, TokenizedPrompt, validate_prompts
 from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice
 from fairlead_sim.http.connection import ResponseWriter
 from fairlead_sim.http.errors import (
@@ -31,12 +48,167 @@ from fairlead_sim.http.errors import (
     InvalidRequest,
 )
 from fairlead_sim.kv_transfer.connector import MAX_WRONG_KV_TOKENS, WRONG_KV_TEXT, KvConnector
-from fairlead_sim.runtime import engine_factory
 from fairlead_sim.runtime.fault_injection import Fault, FaultInjector
 from fairlead_sim.runtime.lora_adapters import ServedModels
 from fairlead_sim.runtime.realtime_driver import RealtimeDriver
 from fairlead_sim.runtime.settings import EngineSettings
-from fairlead_sim.runtime.sleep_mode import SleepMode
+
+ZmqContext = zmq.Context[zmq.Socket[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineResources:
+    """The resources that the engines of one process share.
+
+    zmq_context: None: each publisher makes its own.
+    """
+
+    clock: Clock
+    random: Random
+    tokenizer: Tokenizer
+    lag: LoopLag | None = None
+    zmq_context: ZmqContext | None = None
+
+
+def build_cores(settings: EngineSettings, profile: EngineProfile) -> list[EngineCore]:
+    """Returns a core per data-parallel rank; ``profile`` already has the engine's speed."""
+    return [
+        EngineCore(
+            profile,
+            block_tokens=settings.block_tokens,
+            scheduling=settings.scheduling,
+            events=settings.kv_events.endpoint is not None,
+        )
+        for _ in range(settings.data_parallel)
+    ]
+
+
+def build_publishers(
+    settings: EngineSettings, resources: EngineResources, *, port: int, adapter_id: AdapterIds
+) -> list[KvEventPublisher]:
+    """Returns a publisher per rank; an empty list without a KV-event endpoint.
+
+    The default topic names the engine's own address.
+    """
+    events = settings.kv_events
+    if events.endpoint is None:
+        return []
+    topic = f"kv@127.0.0.1:{port}@{settings.served_names[0]}" if events.topic is None else events.topic
+    return [
+        KvEventPublisher(
+            replace(events, topic=topic),
+            clock=resources.clock,
+            rank=rank,
+            adapter_id=adapter_id,
+            context=resources.zmq_context,
+        )
+        for rank in range(settings.data_parallel)
+    ]
+
+
+def build_metrics(settings: EngineSettings, built: list[EngineCore], resources: EngineResources) -> EngineMetrics:
+    """Returns the metrics page over all ranks."""
+    tokens = built[0].max_sequence_tokens
+    facts = EngineFacts(
+        settings.served_names[0],
+        settings.max_model_len,
+        {
+            "block_size": settings.block_tokens,
+            "effective_attention_block_size": settings.block_tokens,
+            "num_gpu_blocks": built[0].pool.blocks,
+            "kv_cache_size_tokens": tokens,
+            "kv_cache_max_concurrency": round(tokens / settings.max_model_len, 2),
+        },
+        settings.max_adapters,
+    )
+    stats = [functools.partial(_stats, core) for core in built]
+    return EngineMetrics(facts, stats, clock=resources.clock, lag=resources.lag)
+
+
+def shift_event_ports(settings: EngineSettings, offset: int) -> EngineSettings:
+    """Returns the settings of engine number ``offset`` in one process, with fixed event ports moved
+    up.
+    """
+    events = settings.kv_events
+    ports = offset * settings.data_parallel
+    shifted = replace(
+        events, endpoint=_shift_port(events.endpoint, ports), replay_endpoint=_shift_port(events.replay_endpoint, ports)
+    )
+    return replace(settings, kv_events=shifted)
+
+
+def _shift_port(endpoint: str | None, ports: int) -> str | None:
+    if endpoint is None or endpoint.endswith(":0"):
+        return endpoint
+    base, colon, port = endpoint.rpartition(":")
+    return f"{base}{colon}{int(port) + ports}" if port.isdecimal() else endpoint
+
+
+def _stats(core: EngineCore) -> EngineStats:
+    return core.stats
+
+
+MEMORY_PARTS = frozenset({"weights", "kv_cache"})
+Schedule = Callable[[float, Callable[[], None]], object]
+
+
+class SleepMode:
+    """The sleep state of one engine.
+
+    - level: None while awake.
+    - weights_missing: the weights were dropped and not loaded again.
+    """
+
+    def __init__(
+        self, wake_seconds: float, reload_seconds: float, schedule: Schedule, on_woken: Callable[[], None]
+    ) -> None:
+        self.level: int | None = None
+        self.weights_missing = False
+        self._wake_seconds = wake_seconds
+        self._reload_seconds = reload_seconds
+        self._schedule = schedule
+        self._on_woken = on_woken
+        self._missing_parts: frozenset[str] = frozenset()
+        self._sleep_count = 0
+
+    def fall_asleep(self, level: int) -> None:
+        self._sleep_count += 1
+        self.level = level
+        self._missing_parts = MEMORY_PARTS if level >= 1 else frozenset()
+        self.weights_missing = self.weights_missing or level == 2
+
+    def wake_up(self, parts: frozenset[str], done: Callable[[], None]) -> None:
+        """Restores ``parts`` and then calls ``done``. An engine that has all parts resumes.
+
+        An engine that fell asleep meanwhile stays asleep.
+        """
+        falls, slow = self._sleep_count, self.level == 1 and "weights" in parts & self._missing_parts
+
+        def back() -> None:
+            if falls == self._sleep_count:
+                self._missing_parts -= parts
+                if not self._missing_parts:  # also for an engine that did not sleep: paused requests continue
+                    self.level = None
+                    self._on_woken()
+            done()
+
+        self._call_after(self._wake_seconds if slow else 0.0, back)
+
+    def reload_weights(self, done: Callable[[], None]) -> None:
+        """Loads the weights and then calls ``done``."""
+        falls = self._sleep_count
+
+        def loaded() -> None:
+            self.weights_missing = self.weights_missing and falls != self._sleep_count
+            done()
+
+        self._call_after(self._reload_seconds, loaded)
+
+    def _call_after(self, seconds: float, call: Callable[[], None]) -> None:
+        if seconds > 0.0:
+            self._schedule(seconds, call)
+        else:
+            call()
 
 
 class SimulatedEngine:
@@ -48,7 +220,7 @@ class SimulatedEngine:
     def __init__(
         self,
         settings: EngineSettings,
-        resources: engine_factory.EngineResources,
+        resources: EngineResources,
         *,
         port: int = 0,
         on_death: Callable[[], None],
@@ -79,11 +251,9 @@ class SimulatedEngine:
         self._on_empty: Callable[[], None] | None = None
         self._ids = count()
         self._base_profile = settings.profile.sped_up(settings.speed)
-        self.publishers = engine_factory.build_publishers(
-            settings, resources, port=port, adapter_id=self.models.adapter_number
-        )
-        cores = engine_factory.build_cores(settings, self._base_profile)
-        self.metrics = engine_factory.build_metrics(settings, cores, resources)
+        self.publishers = build_publishers(settings, resources, port=port, adapter_id=self.models.adapter_number)
+        cores = build_cores(settings, self._base_profile)
+        self.metrics = build_metrics(settings, cores, resources)
         self.drivers = [
             RealtimeDriver(
                 core,

@@ -10,7 +10,7 @@ import msgspec
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.errors import BadInput, SettingsError
 from fairlead_sim.engine.kv_event_publisher import KvEventsSettings
-from fairlead_sim.kv_transfer import settings as transfer
+from fairlead_sim.kv_transfer import connector as transfer
 from fairlead_sim.runtime import fault_injection as faults
 from fairlead_sim.runtime.lora_adapters import parse_adapter
 from fairlead_sim.runtime.settings import ApiSurface, EngineSettings

@@ -21,9 +21,8 @@ from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.http.connection import ServerConnection
 from fairlead_sim.http.errors import CORE_DIED_MESSAGE, InternalError
 from fairlead_sim.runtime import fault_injection
-from fairlead_sim.runtime.engine_factory import EngineResources, ZmqContext, shift_event_ports
 from fairlead_sim.runtime.settings import EngineSettings
-from fairlead_sim.runtime.simulated_engine import SimulatedEngine
+from fairlead_sim.runtime.simulated_engine import EngineResources, SimulatedEngine, ZmqContext, shift_event_ports
 from fairlead_sim.server.command_line import EngineProcessOptions
 
 _FLUSH_SECONDS = 1.0

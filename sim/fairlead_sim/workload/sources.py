@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairlead.errors import BadInput
-from fairlead_sim.workload.azure_traces import COLUMNS, read_azure
 from fairlead_sim.workload.generators import FAMILIES, conversation_traffic
-from fairlead_sim.workload.traces import TraceRequest, read_mooncake, spread_ties
+from fairlead_sim.workload.traces import COLUMNS, TraceRequest, read_azure, read_mooncake, spread_ties
 
 DEFAULT_REQUESTS = 12_000
 """The default size of generated traffic: one hour."""

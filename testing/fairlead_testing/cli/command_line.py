@@ -1,14 +1,34 @@
-"""The command line: as a program, and in this process without the time of its start."""
+"""The command line: as a program, and in this process without the time of its start.
 
+An indexer with two engines and a real Redis, for tests of the index commands.
+"""
+
+import asyncio
 import io
 import os
 import subprocess
 import sys
 import warnings
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
+from typing import Any, Final
 from unittest.mock import patch
 
+import zmq
+
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
 from fairlead_cli.__main__ import main
+from fairlead_cli.index.command import run_index
+from fairlead_cli.index.options import IndexOptions, IndexSource
+from fairlead_kvstore.blockstore.changes import Change
+from fairlead_kvstore.index.instance_status import InstanceStatus, secret_fingerprint
+from fairlead_kvstore.index.writer import IndexWriter
+from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.kvstore.index_harness import InMemoryIndexer
+from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+from fairlead_testing.kvstore.zmq_engine import ZmqEngine
 
 
 def run_program(*words: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
@@ -47,3 +67,87 @@ def run_command_line(*words: str, stdin: str = "") -> subprocess.CompletedProces
         stream.seek(0)
         texts.append(stream.read())
     return subprocess.CompletedProcess(["fairlead", *words], code, *texts)
+
+
+MODEL: Final = "default/tiny"
+LIMITS: Final = replace(Limits(), index_lease_seconds=60.0, index_note_seconds=0.0)
+
+
+class IndexScene:
+    """Two engines ``a`` and ``b``, and an indexer that writes their blocks."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        clock = SystemClock()
+        self.engines = {name: PrefixCacheEngine(capacity=400, seed=number) for number, name in enumerate(("a", "b"))}
+        self.wires: dict[str, ZmqEngine] = {}
+        self.indexer = InMemoryIndexer(MODEL, self.engines, clock, LIMITS)
+        self.link = RedisLink(url, clock, limits=LIMITS)
+        self.writer = IndexWriter(
+            self.link,
+            self.indexer,
+            clock,
+            holder="indexer-1",
+            instance_statuses=self.statuses,
+            fingerprint=secret_fingerprint(b""),
+            limits=LIMITS,
+        )
+        self.writer.set_models([MODEL])
+        self.indexer.sink = self.writer
+
+    def statuses(self, model_key: str) -> dict[str, InstanceStatus]:
+        """Returns the statuses as an indexer reports them."""
+        return {name: self._status(name) for name in self.indexer.instances(model_key)}
+
+    def _status(self, name: str) -> InstanceStatus:
+        state, wire = self.indexer.store.state(name), self.wires.get(name)
+        return InstanceStatus(
+            url=f"http://10.0.0.1:8000/{name}",
+            block_size=state.block_size,
+            replay=wire.replay if wire is not None else None,
+            connected=True,
+            orphans=state.orphans,
+            following=self.indexer.sequencers[name].next_number,
+        )
+
+    async def write(self) -> None:
+        """Reads all engines and writes all changes."""
+        self.indexer.read()
+        await self.writer.step()
+        await self.writer.step()
+
+    async def prompt(self, name: str, *prompts: list[int], adapter: str | None = None, salt: str | None = None) -> None:
+        """Serves prompts and writes the changes."""
+        for prompt_tokens in prompts:
+            self.engines[name].serve_prompt(prompt_tokens, adapter, salt)
+        await self.write()
+
+    async def write_changes(self, *changes: Change) -> None:
+        """Writes changes that no engine reported."""
+        self.writer.offer(MODEL, changes)
+        await self.writer.step()
+
+    async def run_command(self, action: str, **more: Any) -> int:
+        """Runs the command in a thread; returns its exit code."""
+        output = more.pop("output", "json" if action == "match" else "table")
+        options = IndexOptions(action, source=IndexSource(self.url), output=output, **more)
+        return await asyncio.to_thread(run_index, options)
+
+
+@asynccontextmanager
+async def index_scene(url: str, *, wired: bool = False) -> AsyncIterator[IndexScene]:
+    """Yields a scene; ``wired``: its engines answer replays on sockets."""
+    scene = IndexScene(url)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    scene.link.start()
+    try:
+        await scene.link.wait_connected()
+        for name, engine in scene.engines.items() if wired else ():
+            scene.wires[name] = ZmqEngine(engine, context)
+        await scene.write()
+        yield scene
+    finally:
+        for wire in scene.wires.values():
+            wire.close()
+        await scene.link.stop()
+        await asyncio.to_thread(context.destroy, 0)

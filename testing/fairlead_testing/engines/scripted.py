@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from fairlead_testing.http.tcp_server import tcp_server
+from fairlead_testing.http.scripted_servers import tcp_server
 
 
 class HangUp(Exception):

@@ -6,14 +6,21 @@ commands, and these inside `new_interpreters()`, start as always.
 
 Without `install`, a `ForkingPopen` is a fork, and no other start is. `FAIRLEAD_TEST_FORKS=0` turns
 forks off.
+
+The request for a fork, on the channel of a fork server.
+
+Forks that are children of this process's parent: the kernel's `CLONE_PARENT`.
 """
 
 import asyncio
 import asyncio.base_subprocess
 import atexit
 import contextlib
+import ctypes
 import inspect
 import os
+import pickle
+import platform
 import resource
 import signal
 import socket
@@ -22,9 +29,9 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
-from fairlead_testing.forks.fork_request import ForkRequest, send_request
 from fairlead_testing.forks.programs import (
     PROGRAMS,
     SERVER_MODULE,
@@ -34,7 +41,119 @@ from fairlead_testing.forks.programs import (
     program_command,
     starts_programs,
 )
-from fairlead_testing.forks.sibling_fork import can_clone
+
+LENGTH_BYTES = 8
+_MAX_FDS = 250
+
+
+@dataclass(frozen=True, slots=True)
+class ForkRequest:
+    """One start of a program.
+
+    argv: the whole command line.
+    command: name of the program and its arguments, as `program_command` returns them.
+    imports: modules that the server imports before.
+    starts_programs: the program starts other programs of the product.
+    fds: the numbers that the descriptors get that come with the request.
+    """
+
+    argv: tuple[str, ...]
+    command: tuple[str, ...]
+    imports: tuple[str, ...]
+    starts_programs: bool
+    environ: dict[bytes, bytes]
+    folder: str
+    fds: tuple[int, ...]
+    ignored_signals: frozenset[int]
+    blocked_signals: frozenset[int]
+    file_limits: tuple[int, int]
+    new_session: bool
+    process_group: int
+
+
+def send_request(channel: socket.socket, request: ForkRequest, fds: Sequence[int]) -> int:
+    """Returns the process id of a fork; a negative error number if the server cannot fork.
+
+    After any exception, the channel is of no more use.
+    """
+    data = pickle.dumps(request)
+    header = len(data).to_bytes(LENGTH_BYTES, "big")
+    socket.send_fds(channel, [header], fds)
+    channel.sendall(data)
+    return int.from_bytes(_receive(channel, LENGTH_BYTES), "big", signed=True)
+
+
+def receive_request(channel: socket.socket) -> tuple[ForkRequest, list[int]]:
+    """Returns the next request, and its descriptors. Raises EOFError when the channel closes."""
+    header, fds, _, _ = socket.recv_fds(channel, LENGTH_BYTES, _MAX_FDS)
+    header += _receive(channel, LENGTH_BYTES - len(header))
+    request = pickle.loads(_receive(channel, int.from_bytes(header, "big")))
+    assert isinstance(request, ForkRequest)
+    return request, fds
+
+
+def _receive(channel: socket.socket, size: int) -> bytes:
+    """Returns exactly `size` bytes. Raises EOFError if the channel ends before."""
+    data = bytearray()
+    while len(data) < size:
+        try:
+            part = channel.recv(size - len(data))
+        except ConnectionResetError:
+            part = b""
+        if not part:
+            raise EOFError
+        data += part
+    return bytes(data)
+
+
+_CLONE_CALLS = {"x86_64": 56, "aarch64": 220}
+_CLONE_PARENT = 0x8000
+_CLONE_CHILD_CLEARTID = 0x200000
+_CLONE_CHILD_SETTID = 0x1000000
+_PR_GET_TID_ADDRESS = 40
+
+
+def can_clone() -> bool:
+    """Returns True if this system can make a fork the child of another process."""
+    return sys.platform == "linux" and platform.machine() in _CLONE_CALLS and bool(_thread_id_address())
+
+
+def clone_sibling() -> int:
+    """Forks like `os.fork`, but the child's parent is this process's parent.
+
+    Returns the child's process id, and 0 in the child.
+    """
+    call = ctypes.PyDLL(None, use_errno=True).syscall
+    address = ctypes.c_void_p(_thread_id_address())
+    flags = ctypes.c_long(_CLONE_PARENT | _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID | signal.SIGCHLD)
+    number, null = ctypes.c_long(_CLONE_CALLS[platform.machine()]), ctypes.c_void_p(0)
+    before, in_parent, in_child = (
+        ctypes.pythonapi.PyOS_BeforeFork,
+        ctypes.pythonapi.PyOS_AfterFork_Parent,
+        ctypes.pythonapi.PyOS_AfterFork_Child,
+    )
+    before()
+    pid = int(
+        call(number, flags, null, null, address, address)
+    )  # the two architectures differ in the order of the last
+    if pid == 0:
+        in_child()
+        return 0
+    in_parent()
+    if pid < 0:
+        raise OSError(ctypes.get_errno(), "clone")
+    return pid
+
+
+def _thread_id_address() -> int:
+    """Returns where the C library keeps the main thread's id; 0 if that is unknown.
+
+    The kernel writes the id of a fork there.
+    """
+    address = ctypes.c_void_p()
+    failed = ctypes.CDLL(None).prctl(_PR_GET_TID_ADDRESS, ctypes.byref(address), 0, 0, 0)
+    return 0 if failed else address.value or 0
+
 
 _ARGUMENT_AREA = 16_384
 """Bytes of a server's command line, which forks overwrite with theirs."""

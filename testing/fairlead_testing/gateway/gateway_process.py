@@ -1,16 +1,29 @@
-"""A gateway as processes inside a test, with clients of both ports and of single workers."""
+"""A gateway as processes inside a test, with clients of both ports and of single workers.
+
+A gateway before simulated engines whose model has LoRA adapters.
+"""
 
 import asyncio
 import contextlib
+import random
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fairlead.adapters.model import LoraAdapter
+from fairlead.fleet.model import Fleet
+from fairlead.limits import Limits
+from fairlead_sim.engine.tokenizer import Tokenizer
+from fairlead_sim.runtime.settings import EngineSettings
+from fairlead_sim.runtime.simulated_engine import EngineResources
+from fairlead_sim.server.process import RunningEngine, start_engine
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, send
 from fairlead_testing.processes import descendants, ready_process
+from fairlead_testing.simulated.event_loop import running_clock
 
 TIMEOUT_SECONDS = 120.0
 
@@ -115,3 +128,58 @@ def _command(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+@dataclass
+class Setting:
+    """A gateway and its engines."""
+
+    running: RunningGateway
+    engines: list[RunningEngine]
+
+    def loaded(self) -> list[set[str]]:
+        """Returns the names of the adapters of each engine."""
+        return [{one.name for one in engine.engine.models.adapters} for engine in self.engines]
+
+    async def restart(self, number: int, settings: EngineSettings) -> None:
+        """Starts a stopped engine again, at its port and without adapters."""
+        port = int(self.engines[number].url.rpartition(":")[2])
+        self.engines[number] = await start_engine(settings, resources(number), host="127.0.0.1", port=port)
+
+
+def resources(number: int) -> EngineResources:
+    """Returns what the engine of this number needs, with a random seed of its own."""
+    return EngineResources(running_clock(), random.Random(number), Tokenizer())
+
+
+def with_adapters(fleet: Fleet, names: Sequence[str], slots: int) -> Fleet:
+    """Returns the fleet with adapters of its model, whose sources are `/adapters/NAME`."""
+    adapters = tuple(LoraAdapter(name, f"/adapters/{name}") for name in names)
+    model = replace(fleet.models[MODEL_KEY], adapters=adapters, adapter_slots=slots)
+    return replace(fleet, models={MODEL_KEY: model})
+
+
+@asynccontextmanager
+async def adapted(
+    names: Sequence[str],
+    *,
+    settings: EngineSettings,
+    engines: int = 1,
+    slots: int = 8,
+    limits: Limits | None = None,
+    **more: Any,
+) -> AsyncIterator[Setting]:
+    """Runs a gateway and simulated engines until the block ends; no load may be left then.
+
+    more: for `running_gateway`.
+    """
+    started = [await start_engine(settings, resources(number), host="127.0.0.1", port=0) for number in range(engines)]
+    fleet = with_adapters(fleet_of([engine.url for engine in started]), names, slots)
+    try:
+        async with running_gateway(fleet, limits, **more) as running:
+            setting = Setting(running, started)
+            yield setting
+            assert {load.inflight for load in running.loads().values()} == {0}
+    finally:
+        for engine in started:
+            await engine.close()

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import Fleet, Model
-from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
+from fairlead_testing.engines.disaggregated import EngineProcess, engine_process
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import post_request, send
-from fairlead_testing.ports import unused_ports
+from fairlead_testing.processes import unused_ports
 from fairlead_testing.waiting import wait_until
 
 MODEL_KEY: Final = "default/tiny"

@@ -1,15 +1,22 @@
 """A gateway inside a test: a fleet as a value, and limits of the test's choice.
 
 In tests with the marker `simulated` it has simulated time and no port.
+
+A gateway in front of one busy engine: every later request waits in the gateway.
+
+Request outcomes for tests, from any of their fields.
 """
 
 import asyncio
+import copy
 import itertools
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
+from fairlead.engine_profile import EngineProfile
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, RequestPolicy, SloTargets
 from fairlead.limits import Limits
@@ -18,6 +25,7 @@ from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.http.sockets import socket_url
 from fairlead_gateway.ipc.messages import PreviewRoute
 from fairlead_gateway.routing import InstanceLoad
+from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.decision_log import LoggedRequest
 from fairlead_gateway.worker.api_keys import ApiKeys, GatewaySecrets
 from fairlead_gateway.worker.memory_pressure import MemoryShare
@@ -26,8 +34,10 @@ from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.services import RoutePreviewer
-from fairlead_testing.engines.scripted import Script, scripted_engine
+from fairlead_testing.engines.scripted import Script, ScriptedEngine, SilentEngine, scripted_engine
+from fairlead_testing.http.raw_client import RawResponse, request
 from fairlead_testing.simulated.event_loop import running_clock
+from fairlead_testing.waiting import wait_until
 
 MODEL_KEY = "default/tiny"
 
@@ -125,3 +135,84 @@ async def gateway_before(scripts: list[Script], limits: Limits | None = None) ->
         running = await stack.enter_async_context(running_gateway(fleet_of([engine.url for engine in engines]), limits))
         yield running
         assert {load.inflight for load in running.loads().values()} == {0}
+
+
+SLOW = EngineProfile("slow", 1.0, kv_tokens=100_000, step_tokens=8)
+"""A second a token: the engine works nothing off while a test runs."""
+ALIKE = SloTargets(ttft_seconds=10_000.0)
+"""One target for all prompts: requests wait for their chosen instance."""
+GROWING = SloTargets(ttft_seconds=10.0, ttft_per_kilo_token_seconds=1_000.0)
+"""A target that grows with the prompt: requests wait for admission."""
+
+
+def chat(words: int, **more: Any) -> dict[str, Any]:
+    """Returns the body of a streamed request with a prompt of so many words."""
+    return {"model": "tiny", "messages": [{"role": "user", "content": "w " * words}], "stream": True, **more}
+
+
+LONG = chat(400)
+
+
+def slow_fleet(urls: list[str], objectives: SloTargets = GROWING, **more: Any) -> Fleet:
+    """Returns a fleet of one model whose engines work nothing off while a test runs."""
+    fleet = fleet_of(urls, objectives=objectives, **more)
+    instances = tuple(replace(instance, profile=SLOW) for instance in fleet.instances[MODEL_KEY])
+    return replace(fleet, instances={MODEL_KEY: instances})
+
+
+def count_queued(running: RunningGateway) -> int:
+    """Returns the number of requests that wait in the gateway."""
+    return running.gateway.stack.admission.queued().get(MODEL_KEY, 0)
+
+
+def queue_exits(running: RunningGateway) -> dict[str, int]:
+    """Returns how many requests have left the queues, by cause."""
+    return dict(running.gateway.telemetry.models[MODEL_KEY].held)
+
+
+@asynccontextmanager
+async def gateway_before_busy_engine(
+    limits: Limits | None = None, **more: Any
+) -> AsyncIterator[tuple[RunningGateway, ScriptedEngine, SilentEngine, "asyncio.Task[RawResponse]"]]:
+    """Runs a gateway whose one engine is silent at its first prompt; requests have two targets.
+
+    Afterwards no request waits, and no load is left.
+    """
+    silent = SilentEngine()
+    async with (
+        scripted_engine(silent.script) as engine,
+        running_gateway(slow_fleet([engine.url], **more), limits) as running,
+    ):
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(request(running.url, LONG))
+            await wait_until(lambda: len(engine.calls) == 1)
+            yield running, engine, silent, first
+            silent.go_on.set()
+        assert count_queued(running) == 0
+        await wait_until(lambda: {load.inflight for load in running.loads().values()} <= {0})
+
+
+_FIELDS = tuple(field.name for field in fields(RequestOutcome))
+_DEFAULTS: dict[str, Any] = {
+    "request_id": "r1",
+    "model_key": "default/tiny",
+    "instance_id": None,
+    "status": 200,
+    "error": None,
+    "started_wall": 0.0,
+    "duration_seconds": 1.0,
+}
+
+
+def make_outcome(*values: Any, **named: Any) -> RequestOutcome:
+    """Returns an outcome. `values` are fields in order, `named` any others."""
+    known = _DEFAULTS | dict(zip(_FIELDS, values, strict=False)) | named
+    return change_outcome(RequestOutcome(*[known[name] for name in _DEFAULTS]), **known)
+
+
+def change_outcome(outcome: RequestOutcome, **named: Any) -> RequestOutcome:
+    """Returns a copy with other values of some fields."""
+    changed = copy.copy(outcome)
+    for name, value in named.items():
+        setattr(changed, name, value)
+    return changed

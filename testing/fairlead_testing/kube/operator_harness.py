@@ -1,25 +1,36 @@
 """The operator's control loop on a cluster in memory, with a small rendering.
 
 A test runs the Deployment controller step by step.
+
+A cluster in memory, with the writer of the status of routes and adapters.
+
+Objects of a cluster, and the fleet that they give.
 """
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fairlead.api.conditions import Reason
 from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeployment
+from fairlead.fleet.client_names import ClaimKind
+from fairlead.fleet.kubernetes.builder import ClusterObjects, FleetResult, build_fleet
+from fairlead.fleet.kubernetes.spec_cache import SpecCache
+from fairlead.fleet.model import Fleet
 from fairlead.kube.events.event import EventDraft
-from fairlead.kube.resources import MODEL_DEPLOYMENTS, Manifest, metadata_of, name_of, namespace_of
+from fairlead.kube.resources import MODEL_DEPLOYMENTS, PODS, Manifest, metadata_of, name_of, namespace_of
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
+from fairlead.limits import Limits
 from fairlead.names import shorten_name
 from fairlead.runtime.clock import ManualClock
 from fairlead_operator.canary.judge import Judgement
 from fairlead_operator.canary.progress import CanaryState
 from fairlead_operator.controller.desired_state import Render
 from fairlead_operator.controller.reconciler import Reconciler
+from fairlead_operator.controller.status_writer import NameStatusWriter
 from fairlead_operator.kube.object_cache import OPTIONAL_CHILD_KINDS, STANDARD_CHILD_KINDS, ObjectCache
+from fairlead_operator.kube.writer import WriteCounts
 from fairlead_operator.render.context import ClusterCapabilities, ExistingWorkload, InstallationDefaults, RenderContext
 from fairlead_operator.render.errors import RenderProblem
 from fairlead_operator.render.model import RenderedModel
@@ -215,3 +226,130 @@ class OperatorHarness:
     def edit(self, name: str = "qwen", **spec: Any) -> None:
         """Applies a changed model with kubectl."""
         self.kube.put(model_manifest(name, **spec), "kubectl")
+
+
+API = "serving.fairlead.io/v1alpha1"
+
+
+class NameStatusCluster:
+    """A cluster whose objects of one kind get their status, step by step.
+
+    kind, claim_kind: of these objects.
+    queued: the keys that the last change has queued.
+    """
+
+    def __init__(self, kind: str, claim_kind: ClaimKind) -> None:
+        self.kube = InMemoryKube()
+        self.cache = ObjectCache()
+        self.queued: set[str] = set()
+        self.kube.listeners.append(self._on_change)
+        self.counts = WriteCounts()
+        self._kind = kind
+        self._claim_kind = claim_kind
+        self._writer = NameStatusWriter(self.kube, self.cache, ManualClock(wall=1_800_000_000.0), self.counts)
+
+    def put(self, kind: str, name: str, namespace: str = "chat", **parts: Any) -> None:
+        """Creates or replaces an object."""
+        self.queued = set()
+        metadata = {"name": name, "namespace": namespace, **parts.pop("metadata", {})}
+        self.kube.put({"apiVersion": API, "kind": kind, "metadata": metadata, **parts})
+
+    def reconcile(self, name: str) -> float | None:
+        """Writes the status of one object, and returns the seconds until the next pass."""
+        return asyncio.run(self._writer.reconcile(f"{self._claim_kind}:chat/{name}"))
+
+    def status(self, name: str) -> dict[str, Any]:
+        """Returns the status of one object, after writing it."""
+        self.reconcile(name)
+        (found,) = [one for one in self.kube.objects_of(self._kind) if one["metadata"]["name"] == name]
+        status: dict[str, Any] = found["status"]
+        return status
+
+    def conditions(self, name: str) -> dict[str, tuple[str, str, str]]:
+        """Returns status, reason and message of each condition by type."""
+        listed = self.status(name)["conditions"]
+        return {one["type"]: (one["status"], one["reason"], one["message"]) for one in listed}
+
+    def _on_change(self, event: WatchEvent) -> None:
+        self.queued |= set(self.cache.apply(event))
+
+
+LIMITS = Limits()
+READY = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]}
+NOT_READY = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "False"}]}
+GONE = {"deletionTimestamp": "2026-11-20T18:00:00Z"}
+LABELS = {
+    "fairlead.io/model": "tiny",
+    "fairlead.io/pool": "main",
+    "fairlead.io/role": "Serve",
+    "fairlead.io/engine": "vllm",
+    "fairlead.io/endpoint": "true",
+}
+LWS = "leaderworkerset.sigs.k8s.io/"
+
+
+def model(name: str = "tiny", namespace: str = "x", created: str = "2026-01-01T00:00:00Z", **spec: Any) -> Manifest:
+    """Returns a ModelDeployment with one pool. `spec` replaces fields."""
+    whole = {"model": {"uri": "hf://a/b"}, "pools": [{"acceleratorClassName": "cpu"}], **spec}
+    metadata = {"name": name, "namespace": namespace, "uid": f"m-{namespace}-{name}", "creationTimestamp": created}
+    return {
+        "apiVersion": MODEL_DEPLOYMENTS.api_version,
+        "kind": "ModelDeployment",
+        "metadata": metadata,
+        "spec": whole,
+    }
+
+
+def external(*pools: Mapping[str, Any], **more: Any) -> Manifest:
+    """Returns a ModelDeployment of external engines."""
+    return model(engine={"type": "External"}, pools=list(pools), **more)
+
+
+def pod(
+    name: str = "p",
+    labels: Mapping[str, str] | None = None,
+    notes: Mapping[str, Any] | None = None,
+    status: Mapping[str, Any] = READY,
+    namespace: str = "x",
+    **metadata: Any,
+) -> Manifest:
+    """Returns a pod of the model `tiny`. `metadata` replaces fields."""
+    marks = {"fairlead.io/port": "8000", **{key: str(value) for key, value in (notes or {}).items()}}
+    own = {"name": name, "namespace": namespace, "uid": f"u-{name}", "annotations": marks, **metadata}
+    return {
+        "apiVersion": "v1",
+        "kind": PODS.kind,
+        "metadata": {"labels": {**LABELS, **(labels or {})}, **own},
+        "status": status,
+    }
+
+
+def keyed(*items: Manifest) -> dict[str, Manifest]:
+    """Returns the manifests by `namespace/name`."""
+    return {f"{one['metadata']['namespace']}/{one['metadata']['name']}": one for one in items}
+
+
+def build(
+    models: list[Manifest],
+    *pods: Manifest,
+    previous: Fleet | None = None,
+    classes: list[Manifest] | None = None,
+    limits: Limits = LIMITS,
+    **objects: Any,
+) -> FleetResult:
+    """Returns the fleet of these manifests. `objects` are further fields of `ClusterObjects`."""
+    specs = SpecCache()
+    accelerators, broken = specs.accelerators(classes or [])
+    known = ClusterObjects(
+        specs.models(keyed(*models)),
+        accelerators,
+        keyed(*pods),
+        **{"endpoint_namespaces": {"x", "a", "b"}, **objects},
+    )
+    found = build_fleet(known, previous, limits)
+    return replace(found, problems=(*broken, *found.problems))
+
+
+def named(name: str, *served: str, namespace: str = "x", born: str = "1") -> Manifest:
+    """Returns a ModelDeployment with served names."""
+    return model(name=name, namespace=namespace, created=born, model={"uri": "hf://a/b", "servedNames": list(served)})

@@ -1,10 +1,14 @@
-"""An indexer before engines on real sockets, whose state tests compare with that of the engines."""
+"""An indexer before engines on real sockets, whose state tests compare with that of the engines.
+
+An indexer process for a test, killed at its end.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import httpx
 import zmq
 
 from fairlead.errors import Unavailable
@@ -21,6 +25,7 @@ from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.reader.timers import ReaderRuntime
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmq_engine import ManualLoop, ZmqEngine
+from fairlead_testing.processes import ready_process
 from fairlead_testing.waiting import wait_until
 
 MODEL = "default/tiny"
@@ -161,3 +166,30 @@ def frames(engine: PrefixCacheEngine, *prompts: Sequence[int]) -> list[EventFram
         assert frame is not None
         found.append(frame)
     return found
+
+
+class IndexerProcess:
+    """A process that printed ``ready``."""
+
+    def __init__(self, process: asyncio.subprocess.Process, url: str) -> None:
+        self.process = process
+        self.url = url
+
+    async def get(self, path: str) -> httpx.Response:
+        """Returns the answer of its port."""
+        async with httpx.AsyncClient() as client:
+            return await client.get(self.url + path)
+
+    async def metric(self, name: str, model: str = "default/tiny") -> float:
+        """Returns a metric of one model; NaN while there is none."""
+        for line in (await self.get("/metrics")).text.splitlines():
+            if line.startswith(f'fairlead_indexer_{name}{{model="{model}"}} '):
+                return float(line.rpartition(" ")[2])
+        return float("nan")
+
+
+@asynccontextmanager
+async def indexer_process(*arguments: str) -> AsyncIterator[IndexerProcess]:
+    """Runs ``python -m fairlead_kvstore`` with these arguments, on a free port."""
+    async with ready_process("fairlead_kvstore", *arguments, ready=r"ready (http://\S+)") as (process, found):
+        yield IndexerProcess(process, found[1])

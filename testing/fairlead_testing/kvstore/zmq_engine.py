@@ -1,12 +1,34 @@
-"""An engine's events on real ZMQ sockets with all faults of the wire; a loop with manual timers."""
+"""An engine's events on real ZMQ sockets with all faults of the wire; a loop with manual timers.
+
+Steps and short outcomes for tests of the event sequencer.
+
+A ZMTP 3.0 peer on a plain socket, which sends what a ZMQ library does not send.
+"""
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+import socket
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 import zmq
 
+from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
-from fairlead_kvstore.events.types import EventFrame
+from fairlead_kvstore.events.stream_sequencer import EventSequencer
+from fairlead_kvstore.events.types import (
+    AcceptBatch,
+    BatchesLost,
+    DuplicateBatch,
+    EventFrame,
+    ProcessRestarted,
+    SequenceGap,
+    StreamComplete,
+    StreamOutcome,
+    StreamResumed,
+    StreamSuspended,
+)
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 
 _ATTEMPTS = 30_000
@@ -56,8 +78,8 @@ class ZmqEngine:
         _bind(self._router, ports[1])
         self.events = "" if dial is not None else _bound(self._publisher)
         self.replay = _bound(self._router) if replays else None
-        for socket in (self._publisher, self._router):
-            self._loop.add_reader(socket.fileno(), self._handle_sockets)
+        for each in (self._publisher, self._router):
+            self._loop.add_reader(each.fileno(), self._handle_sockets)
         self._handle_sockets()
 
     @property
@@ -104,10 +126,10 @@ class ZmqEngine:
 
     def close(self) -> None:
         """Closes the sockets without an event."""
-        for socket in (self._publisher, self._router):
-            if not socket.closed:
-                self._loop.remove_reader(socket.fileno())
-                socket.close(linger=0)
+        for each in (self._publisher, self._router):
+            if not each.closed:
+                self._loop.remove_reader(each.fileno())
+                each.close(linger=0)
 
     def _handle_sockets(self) -> None:
         if self._publisher.closed:
@@ -198,3 +220,116 @@ def _bind(socket: "zmq.Socket[bytes]", port: int) -> None:
 
 def _bound(socket: "zmq.Socket[bytes]") -> str:
     return socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+
+def frame(number: int, process: str = "first") -> EventFrame:
+    """Returns the batch of this process under a number."""
+    return EventFrame(b"kv", number, f"{process} {number}".encode())
+
+
+def short(outcomes: Iterable[StreamOutcome]) -> list[str]:
+    """Returns outcomes in short form.
+
+    ``A5`` accepts 5, ``G3-6?2`` misses 3 to 6 and requests from 2, ``L3-6`` lost them; others are
+    ``D5``, ``R``, ``C``, ``S``, ``resumed``.
+    """
+    found = []
+    for one in outcomes:
+        if isinstance(one, AcceptBatch):
+            found.append(f"A{one.number}")
+        elif isinstance(one, DuplicateBatch):
+            found.append(f"D{one.number}")
+        elif isinstance(one, SequenceGap):
+            found.append(f"G{one.first}-{'' if one.last is None else one.last}?{one.ask}")
+        elif isinstance(one, BatchesLost):
+            found.append(f"L{one.first}-{one.last}")
+        else:
+            found.append(
+                {ProcessRestarted: "R", StreamComplete: "C", StreamSuspended: "S", StreamResumed: "resumed"}[type(one)]
+            )
+    return found
+
+
+def live(stream: EventSequencer, *numbers: int, process: str = "first") -> list[str]:
+    """Passes frames of the subscription to the stream; returns the outcomes in short form."""
+    return short([one for number in numbers for one in stream.on_live_frame(frame(number, process))])
+
+
+def replay(stream: EventSequencer, *numbers: int, process: str = "first", end: bool = True) -> list[str]:
+    """Passes frames of a replay, and its end, to the stream; returns the outcomes."""
+    found = [one for number in numbers for one in stream.on_replayed_frame(frame(number, process))]
+    return short([*found, *(stream.on_replayed_frame(None) if end else [])])
+
+
+def begun(*, replayable: bool = True, upto: int = 3, limits: Limits | None = None) -> EventSequencer:
+    """Returns a stream that has accepted everything up to ``upto``."""
+    stream = EventSequencer(replayable=replayable, limits=limits or Limits())
+    if replayable:
+        assert short(stream.on_connected()) == ["G0-?0"]
+        assert replay(stream) == []
+    live(stream, *range(upto + 1))
+    return stream
+
+
+GREETING: Final = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+_MORE, _LONG, _COMMAND = 1, 2, 4
+
+
+class ZmtpPeer:
+    """One side of a connection that has been made. All calls block.
+
+    kind: the type of ZMQ socket that it pretends to be.
+    """
+
+    def __init__(self, connection: socket.socket, kind: bytes) -> None:
+        self._connection = connection
+        connection.settimeout(30)
+        connection.sendall(GREETING)
+        self._read(len(GREETING))
+        body = b"\x05READY\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
+        connection.sendall(bytes([_COMMAND, len(body)]) + body)
+        self.read_frame()
+
+    def read_frame(self) -> bytes:
+        """Returns the body of the next frame."""
+        flags = self._read(1)[0]
+        size = struct.unpack(">Q", self._read(8))[0] if flags & _LONG else self._read(1)[0]
+        return self._read(size)
+
+    def send_part(self, data: bytes, *, more: bool) -> None:
+        """Sends one part of a message. Raises OSError when the other side has closed."""
+        flags = (_MORE if more else 0) | _LONG
+        self._connection.sendall(bytes([flags]) + struct.pack(">Q", len(data)) + data)
+
+    def send_bytes(self, data: bytes) -> None:
+        """Sends bytes as they are."""
+        self._connection.sendall(data)
+
+    def send_until_closed(self, data: bytes) -> None:
+        """Sends bytes again and again, and reads nothing, until the other side has closed."""
+        with contextlib.suppress(ConnectionError):
+            while True:
+                self._connection.sendall(data)
+
+    def send_what_fits(self, size: int) -> int:
+        """Sends up to ``size`` bytes while the kernel takes them; returns how many it took."""
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        self._connection.setblocking(False)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while sent < size:
+                sent += self._connection.send(bytes(16_384))
+        return sent
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._connection.close()
+
+    def _read(self, size: int) -> bytes:
+        found = b""
+        while len(found) < size:
+            data = self._connection.recv(size - len(found))
+            if not data:
+                raise ConnectionResetError("closed")
+            found += data
+        return found

@@ -27,7 +27,7 @@ from typing import Any, Final
 import pytest
 from _pytest._io import TerminalWriter
 
-from fairlead_testing.ports import PROCESS_VARIABLE
+from fairlead_testing.processes import PROCESS_VARIABLE
 from fairlead_testing.pytest_hooks.coroutine_tests import time_limit
 
 OPTION: Final = "--processes"

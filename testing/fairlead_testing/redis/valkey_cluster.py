@@ -15,8 +15,7 @@ from typing import Any
 
 from redis import Redis
 
-from fairlead_testing.ports import unused_port
-from fairlead_testing.processes import block_until, is_listening
+from fairlead_testing.processes import block_until, is_listening, unused_port
 
 HOST = "127.0.0.1"
 SERVICE = "shared"

@@ -6,8 +6,8 @@ from random import Random
 
 from fairlead.runtime.clock import Clock
 from fairlead_sim.engine.tokenizer import Tokenizer
-from fairlead_sim.runtime.engine_factory import EngineResources
 from fairlead_sim.runtime.settings import EngineSettings
+from fairlead_sim.runtime.simulated_engine import EngineResources
 from fairlead_sim.server.process import RunningEngine, start_engine
 from fairlead_testing.simulated.event_loop import running_clock
 

@@ -2,8 +2,8 @@
 
 In reading order:
 
-- `event_loop`: an event loop whose clock jumps to the next timer; `link`: connections with TCP's
-  signs of a reset.
-- `hostile_engine`, `hostile_client`: peers that execute a script; `responses`: what they receive.
+- `event_loop`: an event loop whose clock jumps to the next timer, and connections with TCP's signs
+  of a reset.
+- `hostile_engine`: engines and clients that execute a script, and what they receive.
 - `scene`: a gateway between them, and what is left of it afterwards.
 """

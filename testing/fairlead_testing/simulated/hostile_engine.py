@@ -1,13 +1,329 @@
-"""An engine that executes a script: when it reads, what it sends, how slowly, and how it ends."""
+"""An engine that executes a script: when it reads, what it sends, how slowly, and how it ends.
+
+A client that executes a script: how it sends its requests, how it reads, and when it leaves.
+
+A strict reader of what a client receives: responses in order, and nothing else.
+"""
 
 import asyncio
+import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
-from fairlead_testing.simulated.hostile_client import ANSWER_BYTES_HEADER, NONCE_HEADER, Leaving
-from fairlead_testing.simulated.link import LinkSocket
+from fairlead_testing.simulated.event_loop import LinkSocket
+
+_STATUS_LINE = re.compile(r"HTTP/1\.1 ([1-9][0-9]{2}) [ -~]*")
+_FIELD_LINE = re.compile(r"([a-z][a-z0-9-]*): ?([\t -~\x80-\xff]*)")
+_SIZE_LINE = re.compile(rb"[0-9a-f]{1,8}\r\n")
+
+
+@dataclass(slots=True)
+class ReceivedResponse:
+    """A response.
+
+    is_complete: its framing says that all of it has arrived.
+    is_cut: the connection was reset, or ended before that.
+    """
+
+    status: int
+    fields: dict[str, str]
+    body: bytearray = field(default_factory=bytearray)
+    is_complete: bool = False
+    is_cut: bool = False
+
+    @property
+    def closes(self) -> bool:
+        """Whether the head says that the connection ends behind the response."""
+        return self.fields.get("connection") == "close"
+
+    @property
+    def events(self) -> list[bytes]:
+        """The data of its events."""
+        lines = bytes(self.body).replace(b"\r\n", b"\n").split(b"\n")
+        return [line[5:].strip() for line in lines if line.startswith(b"data:")]
+
+
+class ResponseReader:
+    """The reader of one connection.
+
+    allowed: the number of requests that were begun; there may be as many responses.
+    Raises AssertionError for bytes that no valid response has.
+    """
+
+    def __init__(self) -> None:
+        self.responses: list[ReceivedResponse] = []
+        self.allowed = 0
+        self.interim_count = 0
+        self._buffer = bytearray()
+        self._current: ReceivedResponse | None = None
+        self._bytes_left: int | None = None
+        self._is_chunked = False
+
+    @property
+    def complete_count(self) -> int:
+        """The number of complete responses."""
+        return sum(response.is_complete for response in self.responses)
+
+    def feed(self, data: bytes) -> None:
+        """Takes bytes as they arrive."""
+        self._buffer += data
+        while self._read_head() if self._current is None else self._read_body(self._current):
+            pass
+
+    def on_end(self, *, is_reset: bool) -> None:
+        """Takes the end of the connection."""
+        current, self._current = self._current, None
+        if current is not None:
+            current.is_cut = is_reset or self._is_chunked or self._bytes_left is not None
+            current.is_complete = not current.is_cut
+        else:
+            probe = b"HTTP/1.1 "  # what a half-closed client gets before its response
+            assert is_reset or self._buffer in (b"", probe), f"half a head: {bytes(self._buffer)!r}"
+
+    def _read_head(self) -> bool:
+        end = self._buffer.find(b"\r\n\r\n")
+        if self._buffer:
+            assert len(self.responses) < self.allowed, f"bytes without a request: {bytes(self._buffer[:200])!r}"
+        if end < 0:
+            assert b"HTTP/1.1 ".startswith(self._buffer[:9]) or self._buffer.startswith(b"HTTP/1.1 "), self._buffer
+            return False
+        line, *lines = self._buffer[:end].decode("latin-1").split("\r\n")
+        del self._buffer[: end + 4]
+        found = _STATUS_LINE.fullmatch(line)
+        assert found, line
+        fields: dict[str, str] = {}
+        for text in lines:
+            pair = _FIELD_LINE.fullmatch(text)
+            assert pair, text
+            assert pair[1] not in fields, text
+            fields[pair[1]] = pair[2]
+        self._start(int(found[1]), fields)
+        return True
+
+    def _start(self, status: int, fields: dict[str, str]) -> None:
+        if status < 200:
+            assert (status, fields) == (100, {}), (status, fields)
+            self.interim_count += 1
+            return
+        response = ReceivedResponse(status, fields)
+        self.responses.append(response)
+        self._is_chunked = "transfer-encoding" in fields
+        length = fields.get("content-length")
+        if self._is_chunked:
+            assert fields["transfer-encoding"] == "chunked", fields
+            assert length is None, fields
+        if length is not None:
+            assert length.isdigit(), fields
+        if status in (204, 304):
+            assert not self._is_chunked, fields
+            length = "0"
+        self._bytes_left = None if length is None else int(length)
+        if length is None and not self._is_chunked:
+            assert response.closes, fields
+        if self._bytes_left == 0:
+            response.is_complete = True
+        else:
+            self._current = response
+
+    def _read_body(self, response: ReceivedResponse) -> bool:
+        if not self._buffer:
+            return False
+        if self._is_chunked:
+            return self._read_chunk(response)
+        left = len(self._buffer) if self._bytes_left is None else self._bytes_left
+        response.body += self._buffer[:left]
+        taken = min(left, len(self._buffer))
+        del self._buffer[:taken]
+        if self._bytes_left is not None:
+            self._bytes_left -= taken
+            if not self._bytes_left:
+                self._complete(response)
+        return True
+
+    def _read_chunk(self, response: ReceivedResponse) -> bool:
+        end = self._buffer.find(b"\r\n")
+        if end < 0:
+            assert re.fullmatch(rb"[0-9a-f]{0,8}\r?", self._buffer), self._buffer[:40]
+            return False
+        assert _SIZE_LINE.fullmatch(self._buffer[: end + 2]), self._buffer[:40]
+        size = int(self._buffer[:end], 16)
+        stop = end + 2 + size
+        if len(self._buffer) < stop + 2:
+            return False
+        assert self._buffer[stop : stop + 2] == b"\r\n", self._buffer[stop : stop + 40]
+        response.body += self._buffer[end + 2 : stop]
+        del self._buffer[: stop + 2]
+        if not size:
+            self._complete(response)
+        return True
+
+    def _complete(self, response: ReceivedResponse) -> None:
+        response.is_complete = True
+        self._current = None
+
+
+PATIENCE_SECONDS = 60.0
+NONCE_HEADER = "user-agent"
+CHAT_PATH = "/v1/chat/completions"
+ANSWER_BYTES_HEADER = "accept-language"
+
+
+class Leaving(Enum):
+    """The way in which a client or an engine ends its connection."""
+
+    CLOSE = "close"
+    RESET = "reset"
+    HALF_CLOSE = "half-close"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRequest:
+    """One request.
+
+    path: one that the gateway knows, or that it passes through.
+    padding: bytes that make its body longer.
+    answer_bytes: bytes that make the response of a good engine longer.
+    timeout: its own deadline, in seconds; 0: none.
+    resumable: another engine may continue its stream.
+    has_length: its body has a Content-Length; else it comes in chunks.
+    """
+
+    model: str = "tiny"
+    stream: bool = False
+    path: str = CHAT_PATH
+    padding: int = 0
+    answer_bytes: int = 0
+    timeout: float = 0.0
+    resumable: bool = False
+    has_length: bool = True
+    expects_continue: bool = False
+    is_http10: bool = False
+    closes: bool = False
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether a stream is requested, which only chats have."""
+        return self.stream and self.path == CHAT_PATH
+
+    def encode(self, nonce: str) -> bytes:
+        """Returns the request's bytes."""
+        text = f"{nonce} {'x' * self.padding}"
+        content = {"messages": [{"role": "user", "content": text}]} if self.path == CHAT_PATH else {"input": text}
+        fields = {"model": self.model, **content}
+        more = {"stream": True} if self.is_stream else {}
+        body = json.dumps({**fields, **more, **({"temperature": 0} if self.resumable else {})}).encode()
+        has_length = self.has_length or self.is_http10
+        head = [f"POST {self.path} HTTP/1.{0 if self.is_http10 else 1}", "host: x", f"{NONCE_HEADER}: {nonce}"]
+        head.append(f"{ANSWER_BYTES_HEADER}: {self.answer_bytes}")
+        head.append(f"content-length: {len(body)}" if has_length else "transfer-encoding: chunked")
+        head += [f"x-request-timeout: {self.timeout}"] if self.timeout else []
+        head += ["expect: 100-continue"] if self.expects_continue else []
+        head += ["connection: close"] if self.closes else ["connection: keep-alive"] if self.is_http10 else []
+        sent = body if has_length else b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        return "\r\n".join([*head, "", ""]).encode() + sent
+
+
+@dataclass(frozen=True, slots=True)
+class ClientScript:
+    """The behaviour of one client.
+
+    starts_after: seconds until it connects.
+    pipelined: it sends the next request without waiting for a response.
+    piece_bytes, piece_seconds: it sends so many bytes, then pauses.
+    read_bytes, read_seconds: it reads so many bytes, then pauses; 0 bytes: it never reads.
+    leaves_after: seconds from the start; after `PATIENCE_SECONDS` it closes in any case.
+    """
+
+    requests: tuple[ClientRequest, ...]
+    starts_after: float = 0.0
+    pipelined: bool = False
+    piece_bytes: int = 1 << 20
+    piece_seconds: float = 0.0
+    read_bytes: int = 65_536
+    read_seconds: float = 0.0
+    leaves_after: float = PATIENCE_SECONDS
+    leaving: Leaving = Leaving.CLOSE
+
+
+class HostileClient:
+    """A client in action.
+
+    sent_count: requests that it has sent whole.
+    has_left: it ended the connection; else the gateway did.
+    """
+
+    def __init__(self, script: ClientScript, number: int) -> None:
+        self.script = script
+        self.number = number
+        self.reader = ResponseReader()
+        self.sent_count = 0
+        self.is_ended = self.is_reset = self.has_left = False
+        self.ended_at = 0.0
+
+    def nonce(self, index: int) -> str:
+        """Returns the mark of a request."""
+        return f"n-{self.number}-{index}"
+
+    async def run(self, link: LinkSocket) -> None:
+        """Runs the script to its end."""
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+        sending = loop.create_task(self._send(link, changed), name="peer")
+        reading = loop.create_task(self._read(link, changed), name="peer")
+        script = self.script
+        try:
+            await asyncio.wait([reading], timeout=script.leaves_after)
+            if not self.is_ended and script.leaving is Leaving.HALF_CLOSE:
+                link.shutdown(1)
+                await asyncio.wait([reading], timeout=max(0.0, PATIENCE_SECONDS - script.leaves_after))
+            if reading.done():
+                reading.result()
+        finally:
+            self.has_left = not self.is_ended
+            self.ended_at = loop.time()
+            sending.cancel()
+            reading.cancel()
+            await asyncio.gather(sending, reading, return_exceptions=True)
+            if self.has_left and script.leaving is Leaving.RESET:
+                link.reset()
+            else:
+                link.close()
+
+    async def _send(self, link: LinkSocket, changed: asyncio.Event) -> None:
+        loop, script = asyncio.get_running_loop(), self.script
+        try:
+            for index, request in enumerate(script.requests):
+                while not script.pipelined and self.reader.complete_count < index:
+                    changed.clear()
+                    await changed.wait()
+                data = request.encode(self.nonce(index))
+                self.reader.allowed += 1
+                for start in range(0, len(data), script.piece_bytes):
+                    await loop.sock_sendall(link, data[start : start + script.piece_bytes])
+                    await asyncio.sleep(script.piece_seconds)
+                self.sent_count += 1
+        except OSError:
+            pass
+
+    async def _read(self, link: LinkSocket, changed: asyncio.Event) -> None:
+        loop, script = asyncio.get_running_loop(), self.script
+        if not script.read_bytes:
+            await asyncio.sleep(PATIENCE_SECONDS + 1.0)
+        while True:
+            try:
+                data = await loop.sock_recv(link, script.read_bytes)
+            except OSError:
+                data, self.is_reset = b"", True
+            if not data:
+                break
+            self.reader.feed(data)
+            changed.set()
+            await asyncio.sleep(script.read_seconds)
+        self.is_ended = True
+        self.reader.on_end(is_reset=self.is_reset)
+
 
 TAG = b"tag-0000"
 """A mark in answers. An engine replaces it by the number of the connection, in as many bytes."""

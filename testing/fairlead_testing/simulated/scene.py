@@ -18,18 +18,20 @@ from fairlead_gateway.worker.api_keys import GatewaySecrets
 from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.response import EngineResponse
-from fairlead_testing.simulated.event_loop import SimulatedLoop
-from fairlead_testing.simulated.hostile_client import CHAT_PATH, ClientRequest, ClientScript, HostileClient
+from fairlead_testing.simulated.event_loop import LinkSocket, SimulatedLoop, linked_sockets
 from fairlead_testing.simulated.hostile_engine import (
+    CHAT_PATH,
+    ClientRequest,
+    ClientScript,
     EngineScript,
     GoodEngine,
+    HostileClient,
     HostileEngine,
+    ReceivedResponse,
     plain_body,
     stream_events,
     tag,
 )
-from fairlead_testing.simulated.link import LinkSocket, linked_sockets
-from fairlead_testing.simulated.responses import ReceivedResponse
 
 LIMITS = Limits(
     response_seconds=40.0,

@@ -13,7 +13,7 @@ from fairlead.request_shapes import RequestShapeGrid
 from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler.collector import metrics_parser
 from fairlead_gateway.telemetry import MetricsRecorder
-from fairlead_testing.gateway.outcomes import make_outcome
+from fairlead_testing.gateway.running_gateway import make_outcome
 
 KEY, HERE = "default/tiny", "main-0/9001/0"
 INSTANCE = Instance(

@@ -18,7 +18,7 @@ from fairlead_autoscaler.core import (
     ScalingCore,
     decide,
 )
-from fairlead_testing.autoscaler.strategies import ITL, MISSES, OUTPUTS, PROFILES, PROMPTS, TTFT
+from fairlead_testing.autoscaler.control_loop import ITL, MISSES, OUTPUTS, PROFILES, PROMPTS, TTFT
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 NIGHTS = settings(max_examples=shortened(2 * settings().max_examples, 10))

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fairlead.limits import Limits
 from fairlead_autoscaler.history.recorder import decode_record
 from fairlead_autoscaler.service import AutoscalerService, ServiceConfig
-from fairlead_testing.ports import unused_port
+from fairlead_testing.processes import unused_port
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated

@@ -7,8 +7,8 @@ from fairlead.kube.resources import PODS
 from fairlead.limits import Limits
 from fairlead_autoscaler.kubernetes.manager import KubernetesConfig, Manager
 from fairlead_autoscaler.service import ServiceConfig
-from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.fake_server import fake_api_server
+from fairlead_testing.waiting import FakeTime
 
 
 async def test_a_process_that_does_not_lead_writes_nothing() -> None:

@@ -15,9 +15,8 @@ from fairlead_autoscaler.core import GatewayTraffic, ModelSpec, Observation, Poo
 from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_autoscaler.kubernetes.status_writer import StatusWriter
-from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.in_memory import InMemoryKube
-from fairlead_testing.waiting import wait_until
+from fairlead_testing.waiting import FakeTime, wait_until
 
 MODEL = {
     "apiVersion": "serving.fairlead.io/v1alpha1",

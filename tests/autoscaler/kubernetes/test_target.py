@@ -16,7 +16,7 @@ from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_autoscaler.kubernetes.scale_writer import ScaleWriter
 from fairlead_autoscaler.kubernetes.target import KubernetesTarget
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.operators import apply_crds_and_namespaces
+from fairlead_testing.kube.operator_process import apply_crds_and_namespaces
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.api_server

@@ -16,7 +16,7 @@ from fairlead_cli.audit.sources import read_gateways
 from fairlead_cli.audit.text_output import describe_change, merge_gateways, render_records
 from fairlead_cli.errors import StackUnreachable
 from fairlead_cli.management.endpoints import ManagementEndpoint
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 
 WALL = 1_800_000_000.0
 

@@ -14,7 +14,7 @@ from fairlead_cli.chat.conversation import AnswerError, Conversation
 from fairlead_cli.chat.dialogue import Terminal, run_dialogue
 from fairlead_cli.errors import StackUnreachable
 from fairlead_testing.cli.command_line import run_program
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
 HEADERS = {

@@ -29,10 +29,10 @@ from fairlead_cli.cluster.installation import _service_of, open_installation
 from fairlead_cli.errors import ClusterUnreachable
 from fairlead_cli.management import api_types
 from fairlead_cli.target import ClusterOptions
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
 from fairlead_testing.kube.kubelet import NODE, Kubelet
-from fairlead_testing.kube.operators import apply_crds_and_namespaces
+from fairlead_testing.kube.operator_process import apply_crds_and_namespaces
 from fairlead_testing.redis.valkey import Valkey
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]

@@ -15,7 +15,7 @@ from fairlead_cli.cluster.access.connection import CLI_LIMITS
 from fairlead_cli.cluster.metrics_page import MetricsPage
 from fairlead_cli.cluster.missing_value import MissingValue
 from fairlead_cli.cluster.pod_http import PodReport, Readiness, pod_port, query_component, query_gateway
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 
 AT = "/api/v1/namespaces/fairlead/pods/g:8081/proxy"
 POD: dict[str, Any] = {

@@ -15,8 +15,8 @@ from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionR
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
 from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.gateway.decision_view import decision_out
-from fairlead_testing.gateway.outcomes import make_outcome
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.gateway.running_gateway import make_outcome
+from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 
 HOME, OTHER = "main-0/9001/0", "main-1/9002/0"
 NOT_KNOWN = CannedResponse([b'{"error": {"message": "not in the log"}}'], 404)

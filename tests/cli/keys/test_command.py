@@ -13,7 +13,7 @@ import pytest
 
 from fairlead_cli.keys.api_key import key_digest
 from fairlead_testing.cli.command_line import run_command_line
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 from fairlead_testing.yaml_documents import load_documents
 
 PEPPER = "p" * 64

@@ -3,7 +3,7 @@
 import pytest
 
 from fairlead_cli.replay.validity import count_finished_requests, foreign_request_doubts, lag_doubts, lag_p99, read_lags
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 
 
 @pytest.mark.parametrize("name", ["fairlead_gateway_loop_lag_seconds", "fairlead_sim_loop_lag_seconds"])

@@ -20,7 +20,7 @@ from fairlead_cli.cluster.access.connection import local_user
 from fairlead_operator.object_metadata import UNDO_ANNOTATION
 from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.ports import unused_port
+from fairlead_testing.processes import unused_port
 from fairlead_testing.waiting import wait_until
 from fairlead_testing.yaml_documents import load_document
 

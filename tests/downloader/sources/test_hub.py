@@ -7,7 +7,7 @@ import pytest
 
 from fairlead.adapters.download import AdapterDownload
 from fairlead_downloader.errors import CredentialsRefused, InvalidContent, SourceFailed, SourceNotFound
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": bytes(3_000), "sub/notes.txt": b"a"}

@@ -10,8 +10,9 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Invalid
 from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_DEPLOYMENTS, Manifest, resource_of
 from fairlead.runtime.clock import SystemClock
-from fairlead_testing.kube.api_rules import (
+from fairlead_testing.kube.api_server import (
     AcceptedCase,
+    ApiServer,
     ChangedCase,
     RefusedCase,
     accepted_cases,
@@ -19,7 +20,6 @@ from fairlead_testing.kube.api_rules import (
     refused_cases,
     without_empty,
 )
-from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
 from fairlead_testing.yaml_documents import load_document

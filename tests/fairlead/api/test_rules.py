@@ -13,7 +13,7 @@ from fairlead.api.kinds import served_kinds
 from fairlead.errors import FileProblem
 from fairlead.limits import Limits
 from fairlead.manifests.loader import combine_texts, parse_manifests
-from fairlead_testing.kube.api_rules import (
+from fairlead_testing.kube.api_server import (
     AcceptedCase,
     ChangedCase,
     RefusedCase,

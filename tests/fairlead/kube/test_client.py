@@ -26,10 +26,9 @@ from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.kube.watch_events import WatchEventType
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
-from fairlead_testing.fake_time import InstantTime
-from fairlead_testing.http.tcp_server import tcp_server
+from fairlead_testing.http.scripted_servers import tcp_server
 from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
-from fairlead_testing.waiting import wait_until
+from fairlead_testing.waiting import InstantTime, wait_until
 
 pytestmark = pytest.mark.simulated
 

@@ -9,8 +9,8 @@ import pytest
 from fairlead.kube.errors import NotLeading
 from fairlead.kube.leader_client import LeaderKubeApi
 from fairlead.kube.resources import CONFIG_MAPS, Manifest
-from fairlead_testing.fake_time import InstantTime
 from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
+from fairlead_testing.waiting import InstantTime
 
 MAP: Manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m", "namespace": "x"}}
 

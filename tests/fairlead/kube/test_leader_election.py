@@ -20,9 +20,8 @@ from fairlead.kube.leader_election import (
 from fairlead.kube.resources import LEASES, Manifest
 from fairlead.runtime.clock import Pacing
 from fairlead.runtime.tasks import cancel_and_wait
-from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
-from fairlead_testing.waiting import wait_until
+from fairlead_testing.waiting import FakeTime, wait_until
 
 pytestmark = pytest.mark.simulated
 

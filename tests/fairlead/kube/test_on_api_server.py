@@ -47,9 +47,8 @@ from fairlead.kube.watch_events import WatchEventType
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Pacing, SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
-from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.waiting import wait_until
+from fairlead_testing.waiting import FakeTime, wait_until
 from fairlead_testing.yaml_documents import load_document
 
 pytestmark = pytest.mark.api_server

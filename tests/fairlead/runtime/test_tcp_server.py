@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from fairlead_testing.collected_errors import collected_errors
-from fairlead_testing.http.tcp_server import tcp_server
+from fairlead_testing.http.scripted_servers import tcp_server
 
 
 async def _wait_for_the_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -14,9 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.fleet.model import KV_TRANSFERS, Role
-from fairlead_testing.simulated.hostile_client import PATIENCE_SECONDS, ClientRequest, ClientScript, Leaving
-from fairlead_testing.simulated.hostile_engine import TAG, Accept, Answer, EngineScript, Start, Step
-from fairlead_testing.simulated.responses import ReceivedResponse
+from fairlead_testing.simulated.hostile_engine import (
+    PATIENCE_SECONDS,
+    TAG,
+    Accept,
+    Answer,
+    ClientRequest,
+    ClientScript,
+    EngineScript,
+    Leaving,
+    ReceivedResponse,
+    Start,
+    Step,
+)
 from fairlead_testing.simulated.scene import Surroundings, run_scene
 
 TRANSFER = b'{"kv_transfer_params":{"remote_engine_id":"x","remote_block_ids":[1],"remote_host":"h","remote_port":1}}'

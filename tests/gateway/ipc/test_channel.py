@@ -29,7 +29,7 @@ from fairlead_gateway.worker.reporting.peer_updates import PeerUpdateApplier
 from fairlead_gateway.worker.reporting.reporters import DispatchReporter
 from fairlead_kvstore.redis.codec import decode
 from fairlead_testing.gateway.decision_view import decision_out
-from fairlead_testing.gateway.outcomes import make_outcome
+from fairlead_testing.gateway.running_gateway import make_outcome
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets

@@ -15,7 +15,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead.runtime.http_client import fetch as get
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
-from fairlead_testing.http.tcp_server import tcp_server
+from fairlead_testing.http.scripted_servers import tcp_server
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.simulated.event_loop import running_clock
 from fairlead_testing.waiting import wait_until

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from fairlead.decision import Decision, DecisionText
 from fairlead.routes.resolution import RouteDecision
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
-from fairlead_testing.gateway.outcomes import make_outcome
+from fairlead_testing.gateway.running_gateway import make_outcome
 
 
 def _record(

@@ -29,7 +29,7 @@ from fairlead_gateway.telemetry.histogram import (
     token_bucket,
 )
 from fairlead_gateway.telemetry.prometheus_text import escape_label
-from fairlead_testing.gateway.outcomes import change_outcome, make_outcome
+from fairlead_testing.gateway.running_gateway import change_outcome, make_outcome
 
 KEY = "default/tiny"
 HERE = "main-0/9001/0"

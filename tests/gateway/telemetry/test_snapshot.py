@@ -9,7 +9,7 @@ from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.counters import ModelCounters
 from fairlead_gateway.telemetry.snapshot import TABLES, ModelSnapshot, restore_counters, snapshot_of, sum_snapshots
-from fairlead_testing.gateway.outcomes import make_outcome
+from fairlead_testing.gateway.running_gateway import make_outcome
 
 KEYS = ("chat/a", "chat/b")
 

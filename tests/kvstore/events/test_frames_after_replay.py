@@ -3,7 +3,7 @@
 from fairlead.limits import Limits
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import EventFrame
-from fairlead_testing.kvstore.event_stream import begun, frame, live, replay, short
+from fairlead_testing.kvstore.zmq_engine import begun, frame, live, replay, short
 
 SMALL_TURN = Limits(kv_turn_bytes=142)
 """Two frames of ``frame`` are one slice."""

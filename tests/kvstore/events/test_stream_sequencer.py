@@ -8,7 +8,7 @@ from fairlead.limits import Limits
 from fairlead_kvstore.errors import MalformedEvents
 from fairlead_kvstore.events.stream_sequencer import EventSequencer, parse_frame, parse_replay_frame, replay_request
 from fairlead_kvstore.events.types import EventFrame
-from fairlead_testing.kvstore.event_stream import begun, frame, live, replay, short
+from fairlead_testing.kvstore.zmq_engine import begun, frame, live, replay, short
 
 END = [b"", b"", b"\xff" * 8, b""]
 

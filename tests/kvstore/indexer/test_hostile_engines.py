@@ -16,7 +16,7 @@ from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH
 from fairlead_kvstore.reader.replay_client import ReplayClient
 from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
-from fairlead_testing.kvstore.zmtp_peer import ZmtpPeer
+from fairlead_testing.kvstore.zmq_engine import ZmtpPeer
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets

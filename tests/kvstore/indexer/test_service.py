@@ -17,8 +17,8 @@ from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.indexer import cli
 from fairlead_kvstore.redis.link import RedisLink
-from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
-from fairlead_testing.kvstore.indexer_process import IndexerProcess, indexer_process
+from fairlead_testing.engines.disaggregated import EngineProcess, engine_process
+from fairlead_testing.kvstore.indexer_harness import IndexerProcess, indexer_process
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
 

@@ -21,7 +21,7 @@ from fairlead_kvstore.reader.engine_subscription import MAX_KV_RECONNECT_SECONDS
 from fairlead_kvstore.reader.zmtp_connection import accept_connection, host_and_port
 from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
-from fairlead_testing.kvstore.zmtp_peer import GREETING, ZmtpPeer
+from fairlead_testing.kvstore.zmq_engine import GREETING, ZmtpPeer
 from fairlead_testing.pytest_hooks.nightly import shortened
 from fairlead_testing.waiting import wait_until
 

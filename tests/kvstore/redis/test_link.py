@@ -14,7 +14,7 @@ from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead_kvstore.redis.link import REDIS_STALE_SECONDS, RedisLink
-from fairlead_testing.http.slow_link import slow_link
+from fairlead_testing.http.links import slow_link
 from fairlead_testing.redis.valkey import Valkey, connected_link
 from fairlead_testing.waiting import wait_until
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fairlead.adapters.download import AdapterDownload
-from fairlead_testing.kube.name_status_cluster import NameStatusCluster
+from fairlead_testing.kube.operator_harness import NameStatusCluster
 
 POOLS = [{"acceleratorClassName": "nvidia-l4"}]
 ON_DEMAND = "gateways load it into engines of tiny on demand"

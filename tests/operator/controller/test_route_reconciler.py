@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fairlead_testing.kube.name_status_cluster import NameStatusCluster
+from fairlead_testing.kube.operator_harness import NameStatusCluster
 
 
 class Cluster(NameStatusCluster):

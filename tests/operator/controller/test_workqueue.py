@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_operator.controller.workqueue import BASE_DELAY_SECONDS, MAX_DELAY_SECONDS, RateLimitedQueue, WorkQueue
-from fairlead_testing.fake_time import FakeTime
-from fairlead_testing.waiting import wait_until
+from fairlead_testing.waiting import FakeTime, wait_until
 
 
 def test_key_added_twice_is_processed_once() -> None:

@@ -19,7 +19,7 @@ from fairlead_operator.hung_engines.gateway_reports import (
     parse_fleet,
 )
 from fairlead_operator.render.context import AllowedPeer
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 from fairlead_testing.kube.in_memory import InMemoryKube
 
 LABELS = {"app.kubernetes.io/component": "gateway"}

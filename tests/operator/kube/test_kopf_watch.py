@@ -10,9 +10,8 @@ from fairlead.kube.resources import CUSTOM_RESOURCE_DEFINITIONS, MODEL_DEPLOYMEN
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_operator.kube.kopf_watch import MODELS_PER_PAGE, KopfWatch
 from fairlead_operator.kube.watches import ClusterWatcher
-from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.fake_server import FakeApiServer, fake_api_server
-from fairlead_testing.waiting import wait_until
+from fairlead_testing.waiting import FakeTime, wait_until
 
 
 class Recorder:

@@ -10,8 +10,8 @@ from fairlead.kube.resources import MODEL_DEPLOYMENTS
 from fairlead.runtime.clock import Pacing
 from fairlead_operator.kube.object_cache import ObjectCache
 from fairlead_operator.kube.watches import ClusterWatcher
-from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.fake_server import fake_api_server
+from fairlead_testing.waiting import FakeTime
 
 
 @pytest.mark.parametrize("namespaces", [(), ("chat",)])

@@ -9,7 +9,7 @@ import pytest
 
 from fairlead.engines.containers.prestop_drain import DRAIN_SCRIPT, PreStopDrain
 from fairlead.engines.containers.shell_drain import ShellDrain
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer, ReceivedRequest
+from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer, ReceivedRequest
 
 GAUGE = "vllm:num_requests_running"
 HookRunner = Callable[..., "subprocess.Popen[bytes]"]

@@ -16,8 +16,7 @@ from fairlead.errors import BadInput
 from fairlead_autoscaler.core import ScalingCore
 from fairlead_autoscaler.core.types import ModelSpec, Observation, ScalingPlan
 from fairlead_autoscaler.mix import simulation_solver
-from fairlead_sim.adapters.autoscaler_adapter import parse_observation
-from fairlead_sim.adapters.autoscaler_model_info import parse_model
+from fairlead_sim.adapters.autoscaler_adapter import parse_model, parse_observation
 from fairlead_sim.autoscaling import scenarios
 from fairlead_sim.autoscaling.closed_loop import run_controller
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, PlantFaults

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from fairlead_gateway.routing.load.inflight import EndpointLoad
-from fairlead_sim.adapters.endpoint_view import EndpointView
-from fairlead_sim.adapters.router_adapter import LateBindingRouterAdapter
+from fairlead_sim.adapters.router_adapter import EndpointView, LateBindingRouterAdapter
 from fairlead_sim.seams import router
 
 INFO: dict[str, Any] = {

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_sim.adapters.missing_feedback import INFERENCE_REQUESTS, INFERENCE_SECONDS
+from fairlead_sim.adapters.router_adapter import INFERENCE_REQUESTS, INFERENCE_SECONDS
 from fairlead_sim.seams import router
 
 NAMES = ("a", "b", "c")

@@ -7,8 +7,7 @@ import msgspec
 import pytest
 import zmq
 
-from fairlead_sim.transcripts.engine_process import EngineProcess, launch_engine
-from fairlead_sim.transcripts.http_client import get_request, post_request, send_request
+from fairlead_testing.transcripts.replay import EngineProcess, get_request, launch_engine, post_request, send_request
 
 SWITCHES = ("--model", "tiny", "--block-size", "32", "--kv-events", "0", "--kv-replay", "0", "--lora", "poet=/models/p")
 END = b"\xff" * 8

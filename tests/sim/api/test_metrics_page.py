@@ -2,8 +2,14 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from fairlead_sim.transcripts.engine_process import EngineProcess, launch_engine
-from fairlead_sim.transcripts.http_client import get_request, post_request, read_metric, send_request
+from fairlead_testing.transcripts.replay import (
+    EngineProcess,
+    get_request,
+    launch_engine,
+    post_request,
+    read_metric,
+    send_request,
+)
 
 SWITCHES = ("--model", "tiny", "--block-size", "32", "--max-model-len", "4096")
 

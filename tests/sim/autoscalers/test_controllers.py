@@ -12,7 +12,7 @@ from fairlead_sim.autoscalers import PRESETS, Controller, Metric, build
 from fairlead_sim.autoscalers.apa import ApaSettings, apa
 from fairlead_sim.autoscalers.dynamo import decode_rate, prefill_rate, serve_rate
 from fairlead_sim.autoscalers.dynamo_forecast import ForecastMethod, LevelTrendSeries
-from fairlead_testing.autoscaler.presets import (
+from fairlead_testing.autoscaler.control_loop import (
     POOL,
     PROFILE,
     build_observation,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fairlead_autoscaler.core.types import Observation
 from fairlead_sim.autoscalers import PRESETS, build
-from fairlead_testing.autoscaler.presets import (
+from fairlead_testing.autoscaler.control_loop import (
     POOL,
     build_observation,
     pool_observation,

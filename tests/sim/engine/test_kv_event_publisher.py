@@ -14,10 +14,9 @@ import zmq
 from fairlead.engine_profile import builtin_profile
 from fairlead.errors import BadInput
 from fairlead.runtime.clock import ManualClock
-from fairlead_sim.engine import kv_event_codec
+from fairlead_sim.engine import kv_event_publisher
 from fairlead_sim.engine.block_pool import BlockEvicted, BlocksStored, CacheCleared, KvEvent
-from fairlead_sim.engine.kv_event_codec import Encoding
-from fairlead_sim.engine.kv_event_publisher import END_OF_REPLAY, KvEventPublisher, KvEventsSettings
+from fairlead_sim.engine.kv_event_publisher import END_OF_REPLAY, Encoding, KvEventPublisher, KvEventsSettings
 from fairlead_sim.engine.scheduler import EngineCore
 from fairlead_sim.engine.sequence import EngineSequence
 
@@ -136,9 +135,9 @@ def test_older_engines_send_arrays(context: "zmq.Context[zmq.Socket[bytes]]") ->
 
 
 def test_the_salt_is_published_only_with_a_prompts_first_block() -> None:
-    assert kv_event_codec.extra_keys(C) == [["poet", "s"], ["poet"]]
-    assert kv_event_codec.extra_keys(BlocksStored((1, 2), None, None, 16, salt="s")) == [["s"], None]
-    assert kv_event_codec.extra_keys(BlocksStored((1, 2), 9, None, 16, salt="s")) == [None, None]
+    assert kv_event_publisher.extra_keys(C) == [["poet", "s"], ["poet"]]
+    assert kv_event_publisher.extra_keys(BlocksStored((1, 2), None, None, 16, salt="s")) == [["s"], None]
+    assert kv_event_publisher.extra_keys(BlocksStored((1, 2), 9, None, 16, salt="s")) == [None, None]
 
 
 def test_an_adapter_has_the_number_it_was_loaded_under(context: "zmq.Context[zmq.Socket[bytes]]") -> None:

@@ -12,10 +12,8 @@ from fairlead.errors import BadInput
 from fairlead.fleet.model import Model, SloTargets
 from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.engine.sequence import EngineSequence
-from fairlead_sim.fleet.engine_observer import EngineObserver
-from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import InflightRequest
-from fairlead_sim.fleet.simulation import CLIENT_GONE, FleetSimulation
+from fairlead_sim.fleet.simulation import CLIENT_GONE, EngineObserver, FleetOptions, FleetSimulation
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway
 from fairlead_sim.workload.trace_prompts import TracePromptCache
 from fairlead_sim.workload.traces import TraceRequest

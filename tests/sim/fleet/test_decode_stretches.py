@@ -11,10 +11,8 @@ from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import Model, SloTargets
 from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.engine.scheduler import EngineCore
-from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import RequestResult
-from fairlead_sim.fleet.router_front import SimulationContext
-from fairlead_sim.fleet.simulation import FleetSimulation
+from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation, SimulationContext
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway
 from fairlead_sim.workload.trace_prompts import TracePromptCache
 from fairlead_sim.workload.traces import TraceRequest

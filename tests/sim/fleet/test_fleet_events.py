@@ -5,9 +5,9 @@ back.
 import pytest
 
 from fairlead_sim.experiments.trial import Trial
-from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind, scale_out_and_in
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.results import TARGET_SECONDS, attainment_by_window, share_within, without_warmup
+from fairlead_sim.fleet.simulation import FleetEvent, FleetEventKind, scale_out_and_in
 from fairlead_sim.workload.generators import FAMILIES
 from fairlead_sim.workload.traces import TraceRequest, at_rate
 from fairlead_testing.pytest_hooks.nightly import shortened

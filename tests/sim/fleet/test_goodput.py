@@ -9,8 +9,8 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from fairlead_sim.fleet.goodput import TokenDeadlines, benefit, idle_seconds, smooth_goodput
 from fairlead_sim.fleet.request import RequestResult
+from fairlead_sim.fleet.results import TokenDeadlines, benefit, idle_seconds, smooth_goodput
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 TIMELINES = shortened(10_000, 1_500)

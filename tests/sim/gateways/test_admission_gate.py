@@ -8,10 +8,15 @@ from fairlead.fleet.model import Model, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.admission.policy import AdmissionPolicy
 from fairlead_gateway.routing import ModelRouter
-from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind, schedule_events
-from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import RequestResult
-from fairlead_sim.fleet.simulation import ENGINE_LOST, FleetSimulation
+from fairlead_sim.fleet.simulation import (
+    ENGINE_LOST,
+    FleetEvent,
+    FleetEventKind,
+    FleetOptions,
+    FleetSimulation,
+    schedule_events,
+)
 from fairlead_sim.gateways.admission_gate import AdmissionControlledGateway, RequestClasses, TenantClass
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway, instances_of
 from fairlead_sim.workload.trace_prompts import TracePromptCache

@@ -8,15 +8,13 @@ import pytest
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import SloTargets
-from fairlead_sim.faults.invariants import InvariantChecker
-from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import RequestResult
-from fairlead_sim.fleet.router_front import QUEUED
-from fairlead_sim.fleet.simulation import ENGINE_LOST, FleetSimulation
-from fairlead_sim.gateways.cluster_options import ClusterOptions, SharingOptions
+from fairlead_sim.fleet.simulation import ENGINE_LOST, QUEUED, FleetOptions, FleetSimulation
 from fairlead_sim.gateways.gateway_cluster import GatewayCluster
+from fairlead_sim.gateways.simulated_gateway import ClusterOptions, SharingOptions
 from fairlead_sim.gateways.single_gateway import RoutingOptions
 from fairlead_sim.workload.traces import TraceRequest
+from fairlead_testing.fleet_faults.runner import InvariantChecker
 
 ENGINES = ("e-0", "e-1")
 PROFILE = builtin_profile("l4-qwen8b")

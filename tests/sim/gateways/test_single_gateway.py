@@ -9,8 +9,8 @@ from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.errors import BadInput
 from fairlead.fleet.model import SloTargets
 from fairlead_gateway.routing import prefix_chain
-from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import RequestResult
+from fairlead_sim.fleet.simulation import FleetOptions
 from fairlead_sim.gateways.single_gateway import RoutingOptions, simulate
 from fairlead_sim.workload.trace_prompts import trace_chain, trace_keys
 from fairlead_sim.workload.traces import BUNDLED_TRACE, TraceRequest, at_rate, read_mooncake, spread_ties

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead_sim.engine.tokenizer import Tokenizer
-from fairlead_sim.generation.reply_script import ReplyLimits, natural_length, write_script
-from fairlead_sim.generation.structured_output import minimal_value
+from fairlead_sim.generation.reply_script import ReplyLimits, minimal_value, natural_length, write_script
 
 TOKENIZER = Tokenizer()
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from fairlead_sim.server.process import RunningEngine
-from fairlead_sim.transcripts.http_client import post_request, send_request
-from fairlead_sim.transcripts.recording import HttpResponse
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.sim.engines import running_engine
+from fairlead_testing.transcripts.recording import HttpResponse
+from fairlead_testing.transcripts.replay import post_request, send_request
 
 pytestmark = pytest.mark.simulated
 

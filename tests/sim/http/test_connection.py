@@ -11,9 +11,9 @@ import uvloop
 
 from fairlead_sim.runtime.settings import ApiSurface, EngineSettings
 from fairlead_sim.server.process import RunningEngine
-from fairlead_sim.transcripts.http_client import ClientConnection, get_request, open_client, post_request, send_request
-from fairlead_sim.transcripts.recording import HttpResponse, RecordedRequest
 from fairlead_testing.sim.engines import running_engine
+from fairlead_testing.transcripts.recording import HttpResponse, RecordedRequest
+from fairlead_testing.transcripts.replay import ClientConnection, get_request, open_client, post_request, send_request
 
 pytestmark = pytest.mark.sockets
 

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from fairlead.engine_profile import builtin_profile
-from fairlead_sim.kv_transfer.connector import WRONG_KV_TEXT
-from fairlead_sim.kv_transfer.settings import KvTransferSettings
+from fairlead_sim.kv_transfer.connector import WRONG_KV_TEXT, KvTransferSettings
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_sim.server.process import RunningEngine
-from fairlead_sim.transcripts.http_client import (
+from fairlead_testing.engines.disaggregated import PREFILL, decode_body, make_prompt, prefill_body
+from fairlead_testing.sim.engines import running_engine
+from fairlead_testing.transcripts.recording import HttpResponse
+from fairlead_testing.transcripts.replay import (
     ClientConnection,
     get_request,
     open_client,
@@ -22,9 +24,6 @@ from fairlead_sim.transcripts.http_client import (
     send_request,
     wait_for_value,
 )
-from fairlead_sim.transcripts.recording import HttpResponse
-from fairlead_testing.engines.handoff_bodies import PREFILL, decode_body, make_prompt, prefill_body
-from fairlead_testing.sim.engines import running_engine
 
 pytestmark = pytest.mark.simulated
 

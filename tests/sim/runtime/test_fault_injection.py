@@ -11,7 +11,9 @@ import pytest
 from fairlead.errors import BadInput
 from fairlead_sim.runtime import fault_injection
 from fairlead_sim.server.process import RunningEngine
-from fairlead_sim.transcripts.http_client import (
+from fairlead_testing.sim.engines import running_engine, running_engines
+from fairlead_testing.transcripts.recording import HttpResponse, RecordedRequest
+from fairlead_testing.transcripts.replay import (
     get_request,
     open_client,
     post_request,
@@ -20,8 +22,6 @@ from fairlead_sim.transcripts.http_client import (
     wait_for_metric,
     wait_for_value,
 )
-from fairlead_sim.transcripts.recording import HttpResponse, RecordedRequest
-from fairlead_testing.sim.engines import running_engine, running_engines
 
 pytestmark = pytest.mark.simulated
 

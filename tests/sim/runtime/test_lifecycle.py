@@ -11,7 +11,10 @@ import pytest
 from fairlead.engine_profile import builtin_profile
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_sim.server.process import RunningEngine
-from fairlead_sim.transcripts.http_client import (
+from fairlead_testing.pytest_hooks.coroutine_tests import run_async
+from fairlead_testing.sim.engines import running_engine
+from fairlead_testing.transcripts.recording import HttpResponse
+from fairlead_testing.transcripts.replay import (
     ClientConnection,
     get_request,
     open_client,
@@ -20,9 +23,6 @@ from fairlead_sim.transcripts.http_client import (
     send_request,
     wait_for_value,
 )
-from fairlead_sim.transcripts.recording import HttpResponse
-from fairlead_testing.pytest_hooks.coroutine_tests import run_async
-from fairlead_testing.sim.engines import running_engine
 
 pytestmark = pytest.mark.simulated
 

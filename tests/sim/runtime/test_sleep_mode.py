@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from fairlead_sim.runtime.settings import EngineSettings
-from fairlead_sim.runtime.sleep_mode import MEMORY_PARTS, SleepMode
+from fairlead_sim.runtime.simulated_engine import MEMORY_PARTS, SleepMode
 from fairlead_sim.server.process import RunningEngine
-from fairlead_sim.transcripts.http_client import get_request, post_request, send_request
 from fairlead_testing.sim.engines import running_engine
+from fairlead_testing.transcripts.replay import get_request, post_request, send_request
 
 pytestmark = pytest.mark.simulated
 

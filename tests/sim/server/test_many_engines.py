@@ -12,8 +12,8 @@ import zmq.asyncio
 
 from fairlead_sim.engine.kv_event_publisher import KvEventsSettings
 from fairlead_sim.runtime.settings import EngineSettings
-from fairlead_sim.transcripts.http_client import get_request, post_request, send_request, wait_for_value
 from fairlead_testing.sim.engines import running_engine, running_engines
+from fairlead_testing.transcripts.replay import get_request, post_request, send_request, wait_for_value
 
 pytestmark = pytest.mark.sockets
 

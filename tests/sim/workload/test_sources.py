@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_sim.workload.azure_traces import read_azure
 from fairlead_sim.workload.sources import GENERATED_SOURCES, load_source
-from fairlead_sim.workload.traces import TraceError
+from fairlead_sim.workload.traces import TraceError, read_azure
 
 HEAD = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 LINES = "2023-11-16 18:15:50.9951690,600,109\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:51,30000,5\n"

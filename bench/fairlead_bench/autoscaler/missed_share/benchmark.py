@@ -52,8 +52,7 @@ from fairlead_bench.outside_plant.plant import Plant as OutsidePlant
 from fairlead_bench.outside_plant.plant import PlantOptions, core_info
 from fairlead_bench.outside_plant.scenario import RequestList, Scenario, poisson_arrivals
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
-from fairlead_sim.adapters.autoscaler_adapter import AutoscalerAdapter
-from fairlead_sim.adapters.autoscaler_model_info import parse_model
+from fairlead_sim.adapters.autoscaler_adapter import AutoscalerAdapter, parse_model
 from fairlead_sim.autoscaling.capacity.fixed_fleet import (
     CASES,
     WARMUP_SECONDS,

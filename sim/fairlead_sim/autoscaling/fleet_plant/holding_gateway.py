@@ -14,7 +14,7 @@ from fairlead.fleet.model import Instance, Model
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS
 from fairlead_sim.engine.scheduler import EngineSequence
-from fairlead_sim.fleet.router_front import QUEUED
+from fairlead_sim.fleet.simulation import QUEUED
 from fairlead_sim.gateways.single_gateway import SingleGateway
 from fairlead_sim.workload.traces import TraceRequest
 

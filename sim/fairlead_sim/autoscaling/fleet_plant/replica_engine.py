@@ -9,8 +9,7 @@ from fairlead_sim.autoscaling.fleet_plant.conversation_prompts import Conversati
 from fairlead_sim.autoscaling.plant_engine import PlantEngine, StepTotals
 from fairlead_sim.autoscaling.request_table import RequestTable
 from fairlead_sim.engine.sequence import EngineSequence
-from fairlead_sim.fleet.engine_observer import EngineObserver
-from fairlead_sim.fleet.simulation import FleetSimulation
+from fairlead_sim.fleet.simulation import EngineObserver, FleetSimulation
 
 
 class CacheCounters:

@@ -17,9 +17,8 @@ from fairlead_sim.autoscaling.plant import AutoscalingScenario
 from fairlead_sim.autoscaling.plant_engine import StepTotals
 from fairlead_sim.autoscaling.pool import Pool, PoolSetup
 from fairlead_sim.autoscaling.request_table import RequestTable
-from fairlead_sim.fleet.fleet_options import FleetOptions
 from fairlead_sim.fleet.request import InflightRequest
-from fairlead_sim.fleet.simulation import CLIENT_GONE, FleetSimulation
+from fairlead_sim.fleet.simulation import CLIENT_GONE, FleetOptions, FleetSimulation
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE
 
 

@@ -33,9 +33,8 @@ from fairlead_sim.autoscaling.scenarios.construction import (
     slo_targets,
     with_minute_noise,
 )
-from fairlead_sim.workload.azure_traces import read_azure
 from fairlead_sim.workload.generators import conversation_traffic
-from fairlead_sim.workload.traces import read_mooncake, spread_ties
+from fairlead_sim.workload.traces import read_azure, read_mooncake, spread_ties
 
 AZURE_CONVERSATIONS = "AzureLLMInferenceTrace_conv.csv"
 MOONCAKE_CONVERSATIONS = "conversation_trace.jsonl"

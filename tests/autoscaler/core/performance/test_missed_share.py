@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fairlead.engine_profile import EngineProfile
 from fairlead_autoscaler.core.performance.missed_share import MissedShares, missed_shares
 from fairlead_autoscaler.core.performance.step_model import LatencyTargets, MeanRequest, StepModel
-from fairlead_testing.autoscaler.strategies import MIXES, OBJECTIVES, PROFILES
+from fairlead_testing.autoscaler.control_loop import MIXES, OBJECTIVES, PROFILES
 
 _LARGE = StepModel.from_profile(
     EngineProfile(

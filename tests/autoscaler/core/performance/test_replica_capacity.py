@@ -20,7 +20,7 @@ from fairlead_autoscaler.core.performance.replica_capacity import (
     find_unreachable_target,
 )
 from fairlead_autoscaler.core.performance.step_model import LatencyTargets, MeanRequest, StepModel
-from fairlead_testing.autoscaler.strategies import MIXES, OBJECTIVES, PROFILES
+from fairlead_testing.autoscaler.control_loop import MIXES, OBJECTIVES, PROFILES
 
 _SMALL = StepModel.from_profile(
     EngineProfile(

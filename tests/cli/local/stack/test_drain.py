@@ -17,7 +17,7 @@ from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
 from fairlead_cli.management.client import ManagementClient
-from fairlead_testing.ports import unused_ports
+from fairlead_testing.processes import unused_ports
 
 PATIENCE = 120.0
 KEY = "default/tiny"

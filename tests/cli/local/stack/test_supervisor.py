@@ -24,8 +24,7 @@ from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
 from fairlead_cli.management import api_types
-from fairlead_testing.ports import unused_port
-from fairlead_testing.processes import block_until, is_alive
+from fairlead_testing.processes import block_until, is_alive, unused_port
 
 PATIENCE = 120.0
 KEY = "default/m"

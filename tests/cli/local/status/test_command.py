@@ -15,7 +15,7 @@ from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_cli.local.run_directory import RunningStack, make_run_directory, write_stack_file
 from fairlead_cli.management import api_types
 from fairlead_testing.cli.command_line import run_program
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 
 KEY = "default/tiny"
 

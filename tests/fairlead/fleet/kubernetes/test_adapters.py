@@ -10,7 +10,7 @@ from fairlead.fleet.kubernetes.builder import FleetResult
 from fairlead.fleet.kubernetes.route_objects import route_cache
 from fairlead.kube.resources import Manifest
 from fairlead.limits import Limits
-from fairlead_testing.kube.fleet_objects import build, keyed, model
+from fairlead_testing.kube.operator_harness import build, keyed, model
 
 SLOTS = {"slots": 3}
 

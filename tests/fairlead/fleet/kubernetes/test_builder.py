@@ -20,7 +20,18 @@ from fairlead.fleet.model import (
     next_fleet,
 )
 from fairlead.kube.resources import Manifest
-from fairlead_testing.kube.fleet_objects import GONE, LIMITS, LWS, NOT_READY, READY, build, external, keyed, model, pod
+from fairlead_testing.kube.operator_harness import (
+    GONE,
+    LIMITS,
+    LWS,
+    NOT_READY,
+    READY,
+    build,
+    external,
+    keyed,
+    model,
+    pod,
+)
 
 
 def only_instance(outcome: FleetResult, key: str = "x/tiny") -> Instance:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.fleet.kubernetes.instance_shares import fair_shares
-from fairlead_testing.kube.fleet_objects import LIMITS, build, external, keyed, model, pod
+from fairlead_testing.kube.operator_harness import LIMITS, build, external, keyed, model, pod
 
 
 @pytest.mark.parametrize(

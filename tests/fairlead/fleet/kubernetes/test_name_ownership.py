@@ -3,7 +3,7 @@
 from fairlead.fleet.client_names import NameHistory
 from fairlead.kube.resources import Manifest
 from fairlead_gateway.worker.openai.model_names import public_model_names, resolve_model
-from fairlead_testing.kube.fleet_objects import build, model, named
+from fairlead_testing.kube.operator_harness import build, model, named
 
 
 def test_clients_reach_a_model_by_each_of_its_served_names() -> None:

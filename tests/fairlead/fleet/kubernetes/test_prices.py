@@ -4,7 +4,7 @@ from typing import Any
 
 from fairlead.fleet.model import TokenPrice
 from fairlead.kube.resources import Manifest
-from fairlead_testing.kube.fleet_objects import build, model, pod
+from fairlead_testing.kube.operator_harness import build, model, pod
 
 
 def test_a_model_has_the_price_of_its_tokens() -> None:

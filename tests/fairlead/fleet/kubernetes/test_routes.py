@@ -9,7 +9,7 @@ from fairlead.fleet.kubernetes.route_objects import route_cache
 from fairlead.kube.resources import Manifest
 from fairlead.limits import Limits
 from fairlead.routes.model import RouteTarget
-from fairlead_testing.kube.fleet_objects import build, keyed, named
+from fairlead_testing.kube.operator_harness import build, keyed, named
 
 
 def route(name: str, *served: str, born: str = "5", namespace: str = "x", **spec: Any) -> Manifest:

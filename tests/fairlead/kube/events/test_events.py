@@ -24,9 +24,8 @@ from fairlead.kube.events.event import EventKey, EventType, ObjectReference
 from fairlead.kube.events.recorder import EventRecorder
 from fairlead.kube.resources import Manifest
 from fairlead.runtime.tasks import cancel_and_wait
-from fairlead_testing.fake_time import FakeTime
 from fairlead_testing.kube.fake_server import FakeApiServer, OrderedResponse, fake_api_server
-from fairlead_testing.waiting import wait_until
+from fairlead_testing.waiting import FakeTime, wait_until
 
 pytestmark = pytest.mark.simulated
 

@@ -11,7 +11,7 @@ import pytest
 from fairlead.errors import BadInput
 from fairlead.kube.transport.http_transport import HttpRequest, HttpResponse, HttpTransport, NotSent
 from fairlead_testing.engines.scripted import EngineCall, HangUp, ScriptedEngine, scripted_engine
-from fairlead_testing.ports import unused_port
+from fairlead_testing.processes import unused_port
 from fairlead_testing.waiting import wait_until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

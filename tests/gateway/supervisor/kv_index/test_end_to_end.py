@@ -14,7 +14,7 @@ from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.index_stage import ENGINE_BLOCKS, MODEL_KEY, EnginePorts, index_stage
 from fairlead_testing.http.raw_client import post_request, send
-from fairlead_testing.kvstore.indexer_process import indexer_process
+from fairlead_testing.kvstore.indexer_harness import indexer_process
 from fairlead_testing.pytest_hooks.nightly import shortened
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until

@@ -21,13 +21,13 @@ from redis import Redis
 from fairlead.fleet.file import write_fleet_file
 from fairlead_kvstore.index import redis_keys
 from fairlead_sim.engine.tokenizer import Tokenizer
-from fairlead_testing.engines.simulated_process import EngineProcess, engine_process
+from fairlead_testing.engines.disaggregated import EngineProcess, engine_process
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
+from fairlead_testing.http.links import slow_link
 from fairlead_testing.http.raw_client import post_request, send
-from fairlead_testing.http.slow_link import slow_link
-from fairlead_testing.kvstore.indexer_process import indexer_process
-from fairlead_testing.ports import unused_ports
+from fairlead_testing.kvstore.indexer_harness import indexer_process
+from fairlead_testing.processes import unused_ports
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
 

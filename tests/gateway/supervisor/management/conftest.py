@@ -33,7 +33,7 @@ from fairlead_gateway.supervisor.quota.budget_watch import BudgetState
 from fairlead_gateway.supervisor.quota.quota_status import LimitState
 from fairlead_gateway.telemetry import MetricsRecorder, assess_attainment
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
-from fairlead_testing.gateway.outcomes import make_outcome
+from fairlead_testing.gateway.running_gateway import make_outcome
 
 KEY = "chat/llama-70b"
 

@@ -13,8 +13,7 @@ from fairlead_gateway.supervisor.profiling.observations import ComputedWork, Eng
 from fairlead_gateway.supervisor.profiling.profile_estimator import MIN_OBSERVATIONS, ProfileRegression
 from fairlead_sim.engine.block_pool import KvEvent
 from fairlead_sim.engine.scheduler import EngineSequence
-from fairlead_sim.fleet.fleet_options import FleetOptions
-from fairlead_sim.fleet.simulation import FleetSimulation
+from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
 from fairlead_sim.workload.trace_prompts import trace_keys
 from fairlead_sim.workload.traces import TraceRequest
 from fairlead_testing.pytest_hooks.nightly import shortened

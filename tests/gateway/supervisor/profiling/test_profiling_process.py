@@ -10,7 +10,7 @@ from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.file.schema import FileProfile
 from fairlead_sim.engine.tokenizer import Tokenizer
-from fairlead_testing.engines.simulated_process import engine_process
+from fairlead_testing.engines.disaggregated import engine_process
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import post_request, send

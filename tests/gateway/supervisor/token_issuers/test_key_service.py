@@ -14,8 +14,8 @@ from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.ipc.messages import TokenIssuer
 from fairlead_gateway.supervisor.token_issuers.issuer_file import IssuerConfig
 from fairlead_gateway.supervisor.token_issuers.key_service import JWKS_STALE_SECONDS, IssuerKeyService, fetch_key_set
-from fairlead_testing.gateway.token_issuer import ISSUER, SigningKeyPair, TestIssuer
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
+from fairlead_testing.gateway.tenant_keys import ISSUER, SigningKeyPair, TestIssuer
+from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 from fairlead_testing.waiting import wait_until
 
 LIMITS = replace(Limits(), jwks_unknown_key_seconds=0.0)

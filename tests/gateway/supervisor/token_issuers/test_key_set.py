@@ -10,7 +10,7 @@ from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead_gateway.ipc.messages import ALGORITHMS
 from fairlead_gateway.supervisor.token_issuers.key_service import parse_key_set
-from fairlead_testing.gateway.token_issuer import SigningKeyPair, TestIssuer, encode
+from fairlead_testing.gateway.tenant_keys import SigningKeyPair, TestIssuer, encode
 
 LIMITS = Limits()
 RSA = SigningKeyPair.create("RS256", "rsa").jwk()

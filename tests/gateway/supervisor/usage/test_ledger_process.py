@@ -9,7 +9,7 @@ import pytest
 
 from fairlead.fleet.file import format_fleet_file
 from fairlead.usage.ledger_reader import read_ledger
-from fairlead_testing.engines.simulated_process import engine_process
+from fairlead_testing.engines.disaggregated import engine_process
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import request

@@ -11,10 +11,10 @@ import pytest
 from fairlead.adapters.download import AdapterDownload
 from fairlead.adapters.model import LoraAdapter
 from fairlead_sim.runtime.settings import EngineSettings
-from fairlead_testing.gateway.adapted_gateway import Setting, adapted
+from fairlead_testing.gateway.gateway_process import Setting, adapted
 from fairlead_testing.gateway.running_gateway import MODEL_KEY
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import request
+from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 
 pytestmark = pytest.mark.sockets
 

@@ -11,7 +11,7 @@ from fairlead_gateway.ipc.messages import UsageRow, UsageRows
 from fairlead_gateway.telemetry.snapshot import restore_counters, snapshot_of
 from fairlead_gateway.worker.reporting.reporters import Reporters, UsageReporter
 from fairlead_sim.runtime.settings import EngineSettings
-from fairlead_testing.gateway.adapted_gateway import Setting, adapted
+from fairlead_testing.gateway.gateway_process import Setting, adapted
 from fairlead_testing.gateway.running_gateway import MODEL_KEY
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.waiting import wait_until

@@ -7,7 +7,7 @@ import pytest
 from fairlead.tenants.model import Limit, LimitUnit, Tenant, Window
 from fairlead_gateway.worker.quota.tenant_limits import TenantLimits
 from fairlead_sim.runtime.settings import EngineSettings
-from fairlead_testing.gateway.adapted_gateway import Setting, adapted
+from fairlead_testing.gateway.gateway_process import Setting, adapted
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
 

@@ -12,8 +12,8 @@ import pytest
 from fairlead.adapters.model import LoraAdapter
 from fairlead.limits import Limits
 from fairlead_sim.runtime.settings import EngineSettings
-from fairlead_testing.gateway.adapted_gateway import Setting
-from fairlead_testing.gateway.adapted_gateway import adapted as adapted_gateway
+from fairlead_testing.gateway.gateway_process import Setting
+from fairlead_testing.gateway.gateway_process import adapted as adapted_gateway
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async

@@ -12,7 +12,7 @@ from fairlead_gateway.errors import InvalidApiKey
 from fairlead_gateway.ipc.messages import ALGORITHMS, TokenIssuer
 from fairlead_gateway.supervisor.token_issuers.key_service import parse_key_set
 from fairlead_gateway.worker.bearer_tokens.token_callers import TokenCallers
-from fairlead_testing.gateway.token_issuer import AUDIENCE, ISSUER, SigningKeyPair, TestIssuer
+from fairlead_testing.gateway.tenant_keys import AUDIENCE, ISSUER, SigningKeyPair, TestIssuer
 
 NOW = 1_795_000_000.0
 LIMITS = replace(Limits(), bearer_tokens_cached=3)

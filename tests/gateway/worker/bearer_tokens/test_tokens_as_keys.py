@@ -18,7 +18,7 @@ from fairlead_gateway.worker.bearer_tokens.token_callers import TokenCallers
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
-from fairlead_testing.gateway.token_issuer import AUDIENCE, ISSUER, SigningKeyPair, TestIssuer
+from fairlead_testing.gateway.tenant_keys import AUDIENCE, ISSUER, SigningKeyPair, TestIssuer
 from fairlead_testing.http.raw_client import get_request, send
 from fairlead_testing.waiting import wait_until
 

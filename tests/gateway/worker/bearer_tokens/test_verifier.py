@@ -13,7 +13,7 @@ from fairlead_gateway.errors import InvalidApiKey
 from fairlead_gateway.ipc.messages import ALGORITHMS, TokenIssuer
 from fairlead_gateway.supervisor.token_issuers.key_service import parse_key_set
 from fairlead_gateway.worker.bearer_tokens.verifier import TokenVerifier
-from fairlead_testing.gateway.token_issuer import AUDIENCE, ISSUER, SigningKeyPair, TestIssuer, encode
+from fairlead_testing.gateway.tenant_keys import AUDIENCE, ISSUER, SigningKeyPair, TestIssuer, encode
 
 NOW = 1_795_000_000.0
 LIMITS = Limits()

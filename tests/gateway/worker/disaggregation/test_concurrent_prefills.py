@@ -9,7 +9,7 @@ from fairlead.fleet.model import Fleet, Instance, Model, Role
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.worker.disaggregation.prefill_coordinator import MAX_WITHOUT_REQUEST, ConcurrentPrefills
-from fairlead_testing.engines.handoff_bodies import make_prompt
+from fairlead_testing.engines.disaggregated import make_prompt
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine
 from fairlead_testing.gateway.running_gateway import running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request

@@ -14,8 +14,7 @@ from fairlead.fleet.model import Fleet, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_gateway.worker.disaggregation.prefill_coordinator import TransferEstimator
-from fairlead_testing.engines.disaggregated import MODEL_KEY, DisaggregatedModel, killable_engine
-from fairlead_testing.engines.handoff_bodies import make_prompt
+from fairlead_testing.engines.disaggregated import MODEL_KEY, DisaggregatedModel, killable_engine, make_prompt
 from fairlead_testing.gateway.decision_view import decision_out
 from fairlead_testing.gateway.running_gateway import RunningGateway, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send

@@ -10,8 +10,7 @@ import pytest
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import KvPullSource, SloTargets
-from fairlead_testing.engines.disaggregated import KillableEngine, killable_engine
-from fairlead_testing.engines.handoff_bodies import make_prompt
+from fairlead_testing.engines.disaggregated import KillableEngine, killable_engine, make_prompt
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, get_request, send
 from fairlead_testing.http.raw_client import request as ask

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from fairlead.limits import Limits
-from fairlead_testing.engines.disaggregated import DisaggregatedModel, killable_engine
-from fairlead_testing.engines.handoff_bodies import make_prompt
+from fairlead_testing.engines.disaggregated import DisaggregatedModel, killable_engine, make_prompt
 from fairlead_testing.gateway.running_gateway import RunningGateway, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async

@@ -13,17 +13,19 @@ from fairlead.tenants.model import Tenant
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_testing.engines.scripted import PausedStream, scripted_engine
-from fairlead_testing.gateway.busy_engine import (
+from fairlead_testing.gateway.running_gateway import (
     ALIKE,
     GROWING,
+    MODEL_KEY,
     SLOW,
     chat,
     count_queued,
+    fleet_of,
     gateway_before_busy_engine,
     queue_exits,
+    running_gateway,
     slow_fleet,
 )
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.waiting import wait_until

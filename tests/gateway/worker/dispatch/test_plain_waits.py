@@ -12,16 +12,19 @@ from fairlead.limits import Limits
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.worker.proxy.fast_path import FastPathExchange
 from fairlead_testing.engines.scripted import ScriptedEngine, SilentEngine, scripted_engine
-from fairlead_testing.gateway.busy_engine import (
+from fairlead_testing.gateway.running_gateway import (
     ALIKE,
     GROWING,
+    MODEL_KEY,
+    RunningGateway,
     chat,
     count_queued,
+    fleet_of,
     gateway_before_busy_engine,
     queue_exits,
+    running_gateway,
     slow_fleet,
 )
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 from fairlead_testing.waiting import wait_until
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fairlead_testing.cli.command_line import run_program
-from fairlead_testing.engines.simulated_process import engine_process
+from fairlead_testing.engines.disaggregated import engine_process
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.http.raw_client import request
 

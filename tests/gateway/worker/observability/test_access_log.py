@@ -23,8 +23,15 @@ from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_gateway.worker.observability.observers import RequestObservers, create_observers
 from fairlead_gateway.worker.observability.settings import ObservabilitySettings, parse_observability_settings
 from fairlead_testing.engines.scripted import Script, SilentEngine, scripted_engine, silent
-from fairlead_testing.gateway.busy_engine import chat, count_queued, slow_fleet
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import (
+    MODEL_KEY,
+    RunningGateway,
+    chat,
+    count_queued,
+    fleet_of,
+    running_gateway,
+    slow_fleet,
+)
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from fairlead_testing.simulated.event_loop import running_clock
 from fairlead_testing.waiting import wait_until

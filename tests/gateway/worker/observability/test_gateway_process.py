@@ -13,8 +13,8 @@ from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import request
+from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 
 pytestmark = pytest.mark.sockets
 

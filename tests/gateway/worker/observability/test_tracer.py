@@ -23,9 +23,9 @@ from fairlead_testing.engines.scripted import (
     well_behaved,
 )
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
-from fairlead_testing.http.canned_server import CannedResponse, CannedServer
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.http.raw_client import request as ask
+from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 from fairlead_testing.simulated.event_loop import running_clock
 from fairlead_testing.waiting import wait_until
 

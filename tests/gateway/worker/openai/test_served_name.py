@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from fairlead.fleet.model import Fleet, RequestPolicy, Role
 from fairlead.limits import Limits
 from fairlead_gateway.worker.openai.model_names import ServedNameRewriter, body_with_model, target_with_model
+from fairlead_testing.engines.disaggregated import engine_process
 from fairlead_testing.engines.scripted import EngineCall, event, scripted_engine, token, usage
-from fairlead_testing.engines.simulated_process import engine_process
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 

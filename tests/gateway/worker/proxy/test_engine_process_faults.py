@@ -13,7 +13,7 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_gateway.telemetry.status_types import HealthState
-from fairlead_testing.engines.simulated_process import engine_process, engine_processes
+from fairlead_testing.engines.disaggregated import engine_process, engine_processes
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.processes import is_alive

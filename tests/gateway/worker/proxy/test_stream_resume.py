@@ -15,8 +15,8 @@ from fairlead.limits import Limits
 from fairlead_gateway.ipc.messages import TimingEvent, TimingEventKind, TimingEvents
 from fairlead_gateway.worker.proxy.continuation import SentText, SentTextMemory, splice_events
 from fairlead_gateway.worker.reporting.reporters import Reporters, TimingReporter
+from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, role, scripted_engine, token, usage
-from fairlead_testing.engines.simulated_process import engine_processes
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 from fairlead_testing.waiting import wait_until

@@ -12,6 +12,7 @@ from fairlead_gateway.supervisor.management.serializers import fleet_out
 from fairlead_gateway.supervisor.management.view import GatewayStatus
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.upstream.connection import activity_key
+from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.engines.scripted import (
     EngineCall,
     HangUp,
@@ -21,7 +22,6 @@ from fairlead_testing.engines.scripted import (
     token,
     well_behaved,
 )
-from fairlead_testing.engines.simulated_process import engine_processes
 from fairlead_testing.gateway.running_gateway import (
     MODEL_KEY,
     RunningGateway,

@@ -8,10 +8,8 @@ import pytest
 from fairlead.fleet.model import RequestPolicy
 from fairlead.limits import Limits
 from fairlead.tenants.model import CacheSharing, Tenant
-from fairlead_testing.engines.disaggregated import DisaggregatedModel, killable_engine
-from fairlead_testing.engines.handoff_bodies import make_prompt
+from fairlead_testing.engines.disaggregated import DisaggregatedModel, engine_processes, killable_engine, make_prompt
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token, usage, well_behaved
-from fairlead_testing.engines.simulated_process import engine_processes
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawResponse, request

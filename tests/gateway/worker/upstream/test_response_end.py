@@ -10,7 +10,7 @@ from fairlead_gateway.worker.upstream.connection import ResponseSink
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token, well_behaved
 from fairlead_testing.gateway.running_gateway import fleet_of, gateway_before, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
-from fairlead_testing.http.tcp_server import tcp_server
+from fairlead_testing.http.scripted_servers import tcp_server
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
