@@ -33,9 +33,6 @@ from typing import Any
 
 import yaml
 from cyclonedx.model.component import ComponentType
-from scripts.release.images.descriptions import write_descriptions
-from scripts.release.images.oci_images import OciImage, distinct_layers, image_documents, index_document
-from scripts.release.progress import progress_step
 
 from fairlead import __version__
 from fairlead.distribution import ADDRESSES, DISTRIBUTION, WHEEL, RegisteredAddresses
@@ -43,7 +40,8 @@ from scripts.generators.image_locks import lock_part
 from scripts.generators.package_licences import ALLOWED as ALLOWED_LICENCES
 from scripts.generators.package_licences import FILE, licence_ids
 from scripts.release.images.bill_of_materials import bill_of_materials, locked_packages
-from scripts.release.images.components import ImageBuild
+from scripts.release.images.components import ImageBuild, write_descriptions
+from scripts.release.images.layers import OciImage, distinct_layers, image_documents, index_document
 from scripts.release.oci.documents import (
     CHART_CONFIG,
     CHART_CONTENT,
@@ -55,7 +53,7 @@ from scripts.release.oci.documents import (
     encode,
 )
 from scripts.release.oci.layout import OciLayout
-from scripts.release.release_run import ReleaseError, ReleaseRun, sha256_of
+from scripts.release.release_run import ReleaseError, ReleaseRun, progress_step, sha256_of
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "fairlead"
 RELEASE_FILE = "files/release.yaml"

@@ -8,12 +8,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from scripts.release.images.oci_images import OciImage, write_archive
 
 from fairlead_testing.yaml_documents import load_document
 from scripts.release import artefacts
 from scripts.release.artefacts import add_chart, add_images
-from scripts.release.images.layers import ImageLayer, LayerStore, read_layer, write_layer
+from scripts.release.images.layers import ImageLayer, LayerStore, OciImage, read_layer, write_archive, write_layer
 from scripts.release.oci.layout import OciLayout
 
 CONFIG = {"Entrypoint": ["/program"], "User": "65532:65532"}

@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from scripts.release.images.oci_images import OciImage
-from scripts.release.publish import BILL, publish
 
 from fairlead_testing.http.oci_registry import memory_registry
 from scripts.release.artefacts import add_chart, add_images
-from scripts.release.images.layers import write_layer
+from scripts.release.cli import BILL, publish
+from scripts.release.images.layers import OciImage, write_layer
 from scripts.release.oci.layout import OciLayout
 from scripts.release.release_run import ReleaseError, ReleaseRun
 

@@ -17,14 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.release.chart import REPOSITORY
-from scripts.release.images.oci_images import machine_architecture
-from scripts.release.publish import publish
-
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
 from e2e.kube.workloads.manifests import config_map, deployment, pod_spec, service
 from fairlead_testing.http.certificates import CertificateAuthority
-from scripts.release.artefacts import LAYOUT, build_chart, build_images, image_digests
+from scripts.release.artefacts import LAYOUT, REPOSITORY, build_chart, build_images, image_digests
+from scripts.release.cli import publish
+from scripts.release.images.layers import machine_architecture
 from scripts.release.oci.layout import OciLayout
 from scripts.release.release_run import ROOT, ReleaseRun
 

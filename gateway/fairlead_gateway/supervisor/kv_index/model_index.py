@@ -33,7 +33,6 @@ from fairlead.limits import Limits
 from fairlead_gateway.ipc.messages import PromptFinished
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection
 from fairlead_gateway.prefix_map.translator import PREFIX_MAP_INFLIGHT, PrefixTranslator
-from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotShare
 from fairlead_gateway.telemetry.status_types import IndexState, InstanceIndexStatus
 from fairlead_kvstore.analysis.block_counts import BlockCounts, count_blocks
 from fairlead_kvstore.analysis.removal_ranking import RemovalRank, rank_removals
