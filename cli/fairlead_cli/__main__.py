@@ -15,7 +15,7 @@ def main() -> None:
 
         from fairlead.errors import FairleadError, plain_text
         from fairlead_cli.app import build_app, with_default_verb
-        from fairlead_cli.errors import describe_error
+        from fairlead_cli.exit_codes import describe_error
 
         try:
             arguments = with_default_verb(sys.argv[1:])

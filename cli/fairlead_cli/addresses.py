@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from fairlead.errors import BadInput
-from fairlead_cli.errors import PortInUse
+from fairlead_cli.exit_codes import PortInUse
 
 MAX_PORT_ATTEMPTS = 500
 

@@ -1,6 +1,7 @@
 """Numbers as text for people; a dash for an unknown value, never a zero."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fairlead.units import format_duration
 
@@ -57,3 +58,11 @@ def printable(text: str) -> str:
 def pluralize(number: int, noun: str) -> str:
     """Returns ``1 engine``, ``8 engines``."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """The next thing to do, and whether something is wrong."""
+
+    is_problem: bool
+    text: str

@@ -20,7 +20,7 @@ from fairlead.manifests.files import read_texts
 from fairlead.manifests.loader import read_object
 from fairlead.manifests.yaml_nodes import parse_documents
 from fairlead.runtime.atomic_write import write_atomic
-from fairlead_cli.manifest_arguments import collect_paths
+from fairlead_cli.manifest_lint import collect_paths
 from fairlead_cli.migration.draft import MigrationOptions
 from fairlead_cli.migration.field_reader import WHOLE_OBJECT, Note, Outcome
 from fairlead_cli.migration.formats.workloads import other_engine_of

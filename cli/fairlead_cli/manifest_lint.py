@@ -6,11 +6,12 @@ that hold no Kubernetes object are skipped with a note. All manifests of one cal
 together, so that a pool may refer to an AcceleratorClass of another file.
 """
 
+import inspect
 import sys
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -21,7 +22,7 @@ from fairlead.manifests import loader
 from fairlead.manifests.files import STDIN_PATH, read_texts
 from fairlead.manifests.skipped_files import is_fleet_document, skip_files
 from fairlead.manifests.yaml_nodes import parse_documents
-from fairlead_cli.manifest_arguments import collect_paths
+from fairlead.names import closest_matches
 
 MAX_SHOWN = 50
 """Problems printed; the rest is counted."""
@@ -120,3 +121,34 @@ def _is_fleet_file(name: str, text: str, limits: Limits) -> bool:
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def collect_paths(
+    command: Callable[..., Any], arguments: Sequence[str], option_values: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Returns all paths in order. Raises BadInput for a word that looks like an option of
+    ``command``.
+
+    Why: the parser passes words with a leading hyphen as files, because it would refuse ``-``
+    otherwise.
+    """
+    for argument in arguments:
+        if argument.startswith("-") and argument != STDIN_PATH:
+            suggestions = closest_matches(argument, _options(command), count=1)
+            hint = (
+                f"did you mean {suggestions[0]}?"
+                if suggestions
+                else f"fairlead {command.__name__} --help lists the options"
+            )
+            raise BadInput(f"unknown option: {argument}", field=argument, hint=hint)
+    return (*arguments, *(option_values or ()))
+
+
+def _options(command: Callable[..., Any]) -> list[str]:
+    names: list[str] = []
+    for parameter in inspect.signature(command).parameters.values():
+        if is_dataclass(parameter.default):
+            names += [field.name for field in fields(parameter.default)]
+        elif parameter.kind is parameter.KEYWORD_ONLY:
+            names.append(parameter.name)
+    return [f"--{name.replace('_', '-')}" for name in names]

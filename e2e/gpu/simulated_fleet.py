@@ -15,11 +15,10 @@ from e2e.gpu.engines import CURVE_STEP_TOKENS, FLEET_STEP_TOKENS, MODEL_KEY
 from e2e.gpu.step_costs import StepCosts, compare_profiles, fit_profile
 from e2e.vllm.report import Numbers, VllmReport, require
 from fairlead.engine_profile import EngineProfile
-from fairlead_cli.replay.client.prompts import PromptBuilder, prefix_chains
-from fairlead_cli.replay.client.replay_result import ReplayResult
+from fairlead_cli.replay.client.open_loop_client import ReplayResult
 from fairlead_cli.replay.fleet_simulation import FleetSimulation
-from fairlead_cli.replay.report.summary import summarize
-from fairlead_cli.replay.traffic import load_traffic
+from fairlead_cli.replay.report.report import summarize
+from fairlead_cli.replay.traffic import PromptBuilder, load_traffic, prefix_chains
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.workload.traces import BUNDLED_TRACE
 

@@ -34,11 +34,9 @@ from e2e.vllm.engine.engine_processes import GatewayProcess, fetch
 from e2e.vllm.report import Numbers, VllmReport, require
 from fairlead.engine_profile import EngineProfile, builtin_profiles
 from fairlead.fleet.file import profile_fields
-from fairlead_cli.replay.client.open_loop_client import ClientRun, OpenLoopClient
-from fairlead_cli.replay.client.prompts import PromptBuilder, ReplayTarget, plan_requests
-from fairlead_cli.replay.client.replay_result import ReplayResult
-from fairlead_cli.replay.report.summary import summarize
-from fairlead_cli.replay.traffic import load_traffic
+from fairlead_cli.replay.client.open_loop_client import ClientRun, OpenLoopClient, ReplayResult
+from fairlead_cli.replay.report.report import summarize
+from fairlead_cli.replay.traffic import PromptBuilder, ReplayTarget, load_traffic, plan_requests
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.workload.traces import BUNDLED_TRACE
 

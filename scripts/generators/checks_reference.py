@@ -4,7 +4,7 @@ from itertools import groupby
 
 from fairlead_cli.cluster.checks.catalogue import all_checks
 from fairlead_cli.cluster.checks.check import Check, CheckStage
-from fairlead_cli.cluster.checks.seeded_faults import SEEDED_FAULTS
+from fairlead_cli.cluster.checks.runner import SEEDED_FAULTS
 
 _HEAD = """# Checks
 

@@ -6,7 +6,7 @@ import pytest
 
 from fairlead.errors import BadInput
 from fairlead_cli.addresses import Address, claim_port, find_free_ports, is_port_free, parse_address, service_url
-from fairlead_cli.errors import PortInUse
+from fairlead_cli.exit_codes import PortInUse
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,9 @@ import pytest
 import fairlead_cli.__main__ as entry
 import fairlead_cli.app
 from fairlead.errors import BadInput
-from fairlead_cli.errors import describe_error
+from fairlead_cli.exit_codes import describe_error
 from fairlead_cli.local.stack.launch import up
-from fairlead_cli.manifest_arguments import collect_paths
-from fairlead_cli.manifest_lint import lint
+from fairlead_cli.manifest_lint import collect_paths, lint
 from fairlead_testing.cli.command_line import run_program
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "01-smallest.yaml"

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from fairlead_cli import formatting
-from fairlead_cli.explain.summary import summarize_decision
-from fairlead_cli.local.view.banner import StackSummary, headline, plain_lines
+from fairlead_cli.chat.command import summarize_decision
+from fairlead_cli.local.view.live_view import StackSummary, headline, plain_lines
 from fairlead_cli.management import api_types
 
 FACTS = StackSummary("http://127.0.0.1:8000", "http://127.0.0.1:8001", ("tiny",), 8, ("sim",), 1.23, ("a note",))

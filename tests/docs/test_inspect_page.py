@@ -10,11 +10,10 @@ from rich.console import Console
 
 from fairlead.kube.resources import Manifest
 from fairlead_cli.app import VERBS, build_app
-from fairlead_cli.cluster.metrics_page import parse_metrics
-from fairlead_cli.cluster.pod_http import PodReport, Readiness
+from fairlead_cli.cluster.pod_http import PodReport, Readiness, parse_metrics
 from fairlead_cli.cluster.status.advice import advise
+from fairlead_cli.cluster.status.command import render_tree
 from fairlead_cli.cluster.status.model_report import ModelFacts, build_report
-from fairlead_cli.cluster.status.tree import render_tree
 from fairlead_operator.status.diagnosis import diagnose
 from fairlead_operator.status.model_status import PoolState, StatusInputs, model_status
 

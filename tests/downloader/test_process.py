@@ -104,8 +104,8 @@ def test_adapter_is_downloaded_once_and_secrets_are_not_logged(tmp_path: Path) -
     ],
 )
 def test_malformed_requests_are_refused(body: object) -> None:
+    from fairlead_downloader.__main__ import parse_request
     from fairlead_downloader.errors import InvalidRequest
-    from fairlead_downloader.server import parse_request
 
     with pytest.raises(InvalidRequest) as refused:
         parse_request(body if isinstance(body, bytes) else json.dumps(body).encode())

@@ -13,7 +13,7 @@ import pytest
 
 from fairlead.fleet.model import Fleet, Instance, Model, Role, SloTargets
 from fairlead.limits import Limits
-from fairlead_cli.explain.decision_text import render_decision
+from fairlead_cli.explain.command import render_decision
 from fairlead_cli.management import api_types
 from fairlead_gateway.worker.observability.observers import RequestObservers
 from fairlead_gateway.worker.observability.settings import ObservabilitySettings

@@ -34,11 +34,10 @@ from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import SloTargets
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
-from fairlead_cli.replay.client.open_loop_client import OpenLoopClient
-from fairlead_cli.replay.client.prompts import PromptBuilder, ReplayTarget, plan_requests, prefix_chains
-from fairlead_cli.replay.client.replay_result import ReplayResult
+from fairlead_cli.replay.client.open_loop_client import OpenLoopClient, ReplayResult
 from fairlead_cli.replay.fleet_simulation import ENGINE_BLOCK_TOKENS, JITTER_SECONDS, jitter_arrivals
-from fairlead_cli.replay.report.summary import scale_times
+from fairlead_cli.replay.report.report import scale_times
+from fairlead_cli.replay.traffic import PromptBuilder, ReplayTarget, plan_requests, prefix_chains
 from fairlead_gateway.routing import PrefixChain
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.fleet.request import RequestResult

@@ -55,8 +55,8 @@ from fairlead_bench.accuracy.fleet_vs_http import (  # noqa: E402
     summarize,
 )
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results  # noqa: E402
-from fairlead_cli.replay.client.prompts import PromptBuilder, prefix_chains  # noqa: E402
-from fairlead_cli.replay.client.replay_result import ReplayResult  # noqa: E402
+from fairlead_cli.replay.client.open_loop_client import ReplayResult  # noqa: E402
+from fairlead_cli.replay.traffic import PromptBuilder, prefix_chains  # noqa: E402
 from fairlead_sim.engine.tokenizer import Tokenizer  # noqa: E402
 from fairlead_sim.workload.generators import FAMILIES  # noqa: E402
 from fairlead_sim.workload.traces import TraceRequest, at_rate  # noqa: E402

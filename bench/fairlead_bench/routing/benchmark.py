@@ -38,7 +38,7 @@ from fairlead_bench.measurement_cache import Measured, print_progress
 from fairlead_bench.measurement_cache import MeasurementCache as SharedLab
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
 from fairlead_cli.replay.fleet_simulation import FleetSimulation
-from fairlead_cli.replay.report.summary import PolicySummary, summarize
+from fairlead_cli.replay.report.report import PolicySummary, summarize
 from fairlead_cli.replay.traffic import ReplayTraffic, load_traffic
 from fairlead_gateway.routing import PRESETS
 from fairlead_sim.adapters.external_router import SharingDelays

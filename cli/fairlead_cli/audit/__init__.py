@@ -1,6 +1,1 @@
-"""``fairlead audit``: the audit records of gateways or of a folder.
-
-- `command`: the verb.
-- `sources`: reads the records.
-- `text_output`: renders them for people.
-"""
+"""``fairlead audit``: the audit records of gateways or of a folder. `command` is the verb."""

@@ -1,20 +1,24 @@
 """``fairlead audit``: shows who changed or read what."""
 
+import asyncio
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from cyclopts import Parameter
 
-from fairlead.audit.record import to_builtins
-from fairlead.errors import BadInput, plain_text
+from fairlead.audit.reader import AuditQuery, read_folder
+from fairlead.audit.record import AuditRecord, Value, to_builtins
+from fairlead.errors import BadInput, first_line, plain_text
 from fairlead.runtime.clock import SystemClock
-from fairlead_cli.audit.sources import FoundRecords, read_files, read_gateways
-from fairlead_cli.audit.text_output import render_records
-from fairlead_cli.exit_codes import run_query
-from fairlead_cli.management.endpoints import GatewaysSource, open_endpoints
+from fairlead_cli.exit_codes import StackUnreachable, run_query
+from fairlead_cli.formatting import align_columns, printable
+from fairlead_cli.management.client import GatewaysSource, ManagementClient, ManagementEndpoint, open_endpoints
 from fairlead_cli.output import OutputFlag, format_document, is_document
-from fairlead_cli.scaling.time_argument import parse_moment
+from fairlead_cli.scaling.decision_inputs import parse_moment
 
 _GATEWAYS = GatewaysSource()
 
@@ -55,3 +59,118 @@ def audit(
         return render_records(found.records, is_wide=output == "wide")
 
     return run_query("audit", fetch, render)
+
+
+AUDIT_ANSWER: Final = 1_000
+"""Limit: audit records in one answer of `/api/audit`."""
+AUDIT_READ: Final = 100_000
+"""Limit: audit records that `fairlead audit` shows of a folder, the newest ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRecords:
+    """Audit records, the oldest first, and what could not be read, as text."""
+
+    records: Sequence[AuditRecord]
+    problems: Sequence[str] = ()
+
+
+def read_files(folder: Path, since: float, tenant: str | None) -> FoundRecords:
+    """Returns the records of a folder.
+
+    Raises Unavailable if it cannot be listed, and LookupError if it has no audit file.
+    """
+    query = AuditQuery(since, None if tenant is None else frozenset({tenant}))
+    limit = AUDIT_READ
+    try:
+        content = read_folder(folder, query, max_records=limit)
+    except BadInput as error:
+        raise LookupError(f"{error.message}; {error.hint}") from error
+    problems = []
+    if content.torn:
+        problems.append(f"{content.torn} last lines are incomplete: a process was killed while it wrote")
+    if content.unreadable:
+        problems.append(f"{content.unreadable} lines or files cannot be read")
+    if len(content.records) == limit:
+        problems.append(f"there may be older records: these are the newest {limit:,}")
+    return FoundRecords(content.records, problems)
+
+
+def read_gateways(endpoints: Sequence[ManagementEndpoint], since: float, tenant: str | None) -> FoundRecords:
+    """Returns the records in the memory of all gateways that answer.
+
+    Raises StackUnreachable if none does.
+    """
+    records: list[AuditRecord] = []
+    problems: list[str] = []
+    failures: list[StackUnreachable] = []
+    for endpoint in endpoints:
+        try:
+            found = asyncio.run(_read(endpoint, since, tenant))
+        except StackUnreachable as error:
+            failures.append(error)
+            problems.append(f"{endpoint.name}: {first_line(error, 200)}")
+            continue
+        records += found
+        if len(found) == AUDIT_ANSWER:
+            problems.append(f"{endpoint.name} may have older records: these are its newest {len(found):,}")
+    if failures and len(failures) == len(endpoints):
+        raise failures[0]
+    records.sort(key=lambda record: (record.wall, record.instance, record.sequence))
+    return FoundRecords(records, problems)
+
+
+async def _read(endpoint: ManagementEndpoint, since: float, tenant: str | None) -> Sequence[AuditRecord]:
+    async with ManagementClient(endpoint.url(), endpoint.token) as client:
+        return await client.audit(since, tenant, AUDIT_ANSWER)
+
+
+_SAME_SECONDS = 30.0
+"""Gateways see the same change within this time."""
+
+
+def render_records(records: Sequence[AuditRecord], *, is_wide: bool) -> str:
+    """Returns a table. ``is_wide``: with the processes, and every record."""
+    if not records:
+        return "no audit records"
+    shown = records if is_wide else merge_gateways(records)
+    rows = [("TIME", "ACTION", "OBJECT", "ACTOR", "CHANGE", *(("PROCESS",) if is_wide else ()))]
+    for record in shown:
+        process = f"{record.component} {record.instance} #{record.sequence}"
+        time = datetime.fromtimestamp(record.wall, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        row = (time, record.action, record.object, record.actor, describe_change(record))
+        rows.append(tuple(map(printable, (*row, process) if is_wide else row)))
+    return align_columns(rows)
+
+
+def describe_change(record: AuditRecord) -> str:
+    """Returns what changed and why: ``tier Standard → Batch; reason``."""
+    parts = []
+    for name in {**record.before, **record.after}:
+        before, after = record.before.get(name), record.after.get(name)
+        if name not in record.before:
+            parts.append(f"{name} {_show(after)}")
+        elif name not in record.after:
+            parts.append(f"{name} {_show(before)} → none")
+        elif before != after:
+            parts.append(f"{name} {_show(before)} → {_show(after)}")
+    return "; ".join(text for text in (", ".join(parts), record.reason) if text)
+
+
+def merge_gateways(records: Sequence[AuditRecord]) -> list[AuditRecord]:
+    """Returns the records without those of further gateways about the same change."""
+    merged: list[AuditRecord] = []
+    last: dict[tuple[object, ...], AuditRecord] = {}
+    for record in records:
+        values = (tuple(record.before.items()), tuple(record.after.items()), record.reason)
+        key = (record.component, record.action, record.object, record.actor, *values)
+        known = last.get(key)
+        if known is not None and known.instance != record.instance and record.wall - known.wall <= _SAME_SECONDS:
+            continue
+        last[key] = record
+        merged.append(record)
+    return merged
+
+
+def _show(value: Value) -> str:
+    return "none" if value is None else str(value)

@@ -1,3 +1,1 @@
-"""``fairlead chat``: `command` (from options to exit code), `gateway` (finds the gateway),
-`conversation` (streams answers), `dialogue` (the prompt loop).
-"""
+"""``fairlead chat``: `command` finds the gateway, streams answers and runs the prompt loop."""

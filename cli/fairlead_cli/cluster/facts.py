@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 
 from fairlead import __version__
 from fairlead.kube.resources import Manifest
-from fairlead_cli.cluster.access.access_reviews import Permission
+from fairlead_cli.cluster.access.permissions import Permission
 from fairlead_cli.cluster.components import COMPONENT_LABEL, RELEASE_LABEL, with_component
-from fairlead_cli.cluster.missing_value import MissingValue
 from fairlead_cli.cluster.model_references import ModelReference
-from fairlead_cli.cluster.object_fields import label_of, namespace_name
+from fairlead_cli.cluster.object_fields import MissingValue, label_of, namespace_name
 from fairlead_cli.cluster.pod_http import PodReport
 
 Listing = Sequence[Manifest] | MissingValue

@@ -32,17 +32,18 @@ from fairlead_cli.cluster.access.connection import connect, resolve_access
 from fairlead_cli.cluster.access.port_forward import PodPort, PortForwarder
 from fairlead_cli.cluster.components import AUTOSCALER, GATEWAY, INDEXER, revocation_list, with_component
 from fairlead_cli.cluster.facts_collector import list_objects, list_own_objects
-from fairlead_cli.cluster.missing_value import MissingValue, value_or_missing
 from fairlead_cli.cluster.object_fields import (
+    MissingValue,
     arguments_of,
     containers_of,
     mounted_secrets,
     namespace_name,
     pod_spec_of,
     spec_of,
+    value_or_missing,
 )
 from fairlead_cli.cluster.pod_http import GATEWAY_PORT, HTTP_PORT, pod_port
-from fairlead_cli.errors import ClusterUnreachable
+from fairlead_cli.exit_codes import ClusterUnreachable
 from fairlead_cli.target import ClusterOptions
 
 _FIRST_KEY: Final = "first-key"

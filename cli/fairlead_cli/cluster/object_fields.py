@@ -3,11 +3,17 @@
 An absent field is empty or None.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, TypeVar
 
+from fairlead.errors import FairleadError
+from fairlead.kube.errors import Forbidden, NotFound
 from fairlead.kube.resources import Manifest, is_deleting, is_ready, labels_of, namespace_of
+from fairlead_cli.formatting import UNKNOWN
 
 Condition = Mapping[str, Any]
 
@@ -143,3 +149,83 @@ def shorten(text: str, max_length: int = 300) -> str:
     """Returns the text on one line, cut to ``max_length``."""
     text = " ".join(text.split())
     return text if len(text) <= max_length else text[: max_length - 1] + "…"
+
+
+_STEPS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "m"), (1.0, "s"))
+
+
+def parse_time(text: object) -> float | None:
+    """Returns ``2026-11-20T17:43:20Z`` as Unix time; None for an invalid time."""
+    try:
+        time = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+
+
+def parse_http_date(text: str) -> float | None:
+    """Returns an HTTP ``Date`` as Unix time, exact to a second; None for an invalid date."""
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except (TypeError, ValueError):
+        return None
+
+
+def format_age(since: float | None, now: float) -> str:
+    """Returns ``41s``, ``12m``, ``3h``, ``8d``, in one unit as kubectl has it; a dash for an
+    unknown time.
+    """
+    if since is None:
+        return UNKNOWN
+    seconds = max(0.0, now - since)
+    for size, unit in _STEPS:
+        if seconds >= (2 * size if unit in ("h", "m") else size):
+            return f"{int(seconds // size)}{unit}"
+    return "0s"
+
+
+_Value = TypeVar("_Value")
+NOT_ALLOWED_PREFIX: Final = "you may not"
+"""Beginning of a reason that is a missing permission."""
+_NO_KIND: Final = ("404 page not found", "the server could not find the requested resource")
+"""Messages of the API server for a path that it does not serve."""
+_DENIED: Final = re.compile(
+    r'cannot (\w+) resource "([^"]+)" in API group "[^"]*" (?:at the cluster scope|in the namespace "([^"]+)")'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MissingValue:
+    """The reason why there is no value. ``is_absent``: the API server says that the object does not
+    exist.
+    """
+
+    reason: str
+    is_forbidden: bool = False
+    is_absent: bool = False
+
+
+async def value_or_missing(request: Awaitable[_Value]) -> _Value | MissingValue:
+    """Awaits a request; returns its result, or a MissingValue in place of a FairleadError."""
+    try:
+        return await request
+    except Forbidden as error:
+        return MissingValue(_reason(error), is_forbidden=True)
+    except NotFound as error:
+        return MissingValue(_reason(error), is_absent=True)
+    except FairleadError as error:
+        return MissingValue(_reason(error))
+
+
+def _reason(error: FairleadError) -> str:
+    """Returns why a request failed: the message without the request line, or the permission that
+    the user lacks.
+    """
+    head, _, rest = error.message.partition(": ")
+    message = rest if rest and head.startswith(("GET /", "POST /", "PATCH /")) else error.message
+    if message in _NO_KIND:
+        return "the cluster does not know this kind"
+    match = _DENIED.search(message)
+    if match is None:
+        return message
+    return f"{NOT_ALLOWED_PREFIX} {match[1]} {match[2]} {f'in {match[3]}' if match[3] else 'in the whole cluster'}"

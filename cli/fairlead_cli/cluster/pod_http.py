@@ -5,7 +5,9 @@ are readable: readiness and metrics. A NetworkPolicy may keep the API server out
 reported.
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -13,8 +15,65 @@ import msgspec
 from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi, RawResponse
 from fairlead.kube.resources import PODS, Manifest, metadata_of, name_of
-from fairlead_cli.cluster.metrics_page import MetricsPage, parse_metrics
-from fairlead_cli.cluster.missing_value import MissingValue
+from fairlead_cli.cluster.object_fields import MissingValue
+
+_LINE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?[ \t]+(\S+)")
+_LABEL = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"')
+_ESCAPED = re.compile(r"\\(.)")
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSample:
+    """One line of the page."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsPage:
+    """All samples of a page by name. An absent sample is None: missing is not zero."""
+
+    samples: Mapping[str, Sequence[MetricSample]] = field(default_factory=dict)
+
+    def matching(self, name: str, **labels: str) -> Iterator[MetricSample]:
+        """Yields the samples with at least these labels."""
+        for sample in self.samples.get(name, ()):
+            if labels.items() <= sample.labels.items():
+                yield sample
+
+    def value(self, name: str, **labels: str) -> float | None:
+        """Returns the first matching value; None without any."""
+        return next((sample.value for sample in self.matching(name, **labels)), None)
+
+    def total(self, name: str, **labels: str) -> float | None:
+        """Returns the sum of the matching values; None without any."""
+        values = [sample.value for sample in self.matching(name, **labels)]
+        return sum(values) if values else None
+
+
+def parse_metrics(text: str) -> MetricsPage:
+    """Returns the samples of a page, without histogram buckets, which no check uses."""
+    samples: dict[str, list[MetricSample]] = {}
+    for line in text.splitlines():
+        if not line or line[0] == "#":
+            continue
+        match = _LINE.match(line)
+        if match is None or match[1].endswith("_bucket"):
+            continue
+        try:
+            value = float(match[3])
+        except ValueError:
+            continue
+        labels = {name: _ESCAPED.sub(_plain, text) for name, text in _LABEL.findall(match[2] or "")}
+        samples.setdefault(match[1], []).append(MetricSample(match[1], labels, value))
+    return MetricsPage(samples)
+
+
+def _plain(match: re.Match[str]) -> str:
+    return "\n" if match[1] == "n" else match[1]
+
 
 TIMEOUT_SECONDS: Final = 8.0
 MAX_PAGE_BYTES: Final = 8 * 1024 * 1024

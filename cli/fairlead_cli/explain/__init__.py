@@ -1,3 +1,1 @@
-"""``fairlead explain``: `command` (from options to exit code), `decision_text` (a whole decision),
-`summary` (``/why`` of chat).
-"""
+"""``fairlead explain``: `command` (requests and routes, whole decisions), `shadow` (copies)."""

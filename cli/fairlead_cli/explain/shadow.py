@@ -9,8 +9,7 @@ from cyclopts import Parameter
 from fairlead_cli.exit_codes import run_query
 from fairlead_cli.formatting import UNKNOWN, align_columns, format_count, format_seconds
 from fairlead_cli.management import api_types
-from fairlead_cli.management.client import ManagementClient
-from fairlead_cli.management.endpoints import GatewaySource, ManagementEndpoint, open_endpoints
+from fairlead_cli.management.client import GatewaySource, ManagementClient, ManagementEndpoint, open_endpoints
 from fairlead_cli.output import OutputFlag, format_document, is_document
 from fairlead_cli.target import ModelFlag, qualified_name
 

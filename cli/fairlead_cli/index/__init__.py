@@ -1,6 +1,5 @@
-"""``fairlead index``: `options` → `address` → `connection` → `snapshot` (the index in Redis) →
-`stats`, `prefix_match`, `verification`.
+"""``fairlead index``: `connection` (which Redis) → `snapshot` (the index in Redis) → `stats`,
+`prefix_match`, `verification` (with what engines can replay).
 
-`change_stream` follows changes, `engine_replay` reads what an engine can replay, `command` runs
-all.
+`change_stream` follows changes, `command` runs all.
 """

@@ -15,7 +15,7 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from fairlead.errors import first_line
-from fairlead_cli.errors import UnusableIndex
+from fairlead_cli.exit_codes import UnusableIndex
 from fairlead_cli.index.connection import unreachable_error
 from fairlead_kvstore.blockstore.changes import (
     BlocksRemoved,

@@ -17,11 +17,25 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock, SystemClock
 from fairlead.units import format_duration
 from fairlead_cli.console import stdout_console, terminal_text
-from fairlead_cli.errors import ClusterUnreachable, IndexUnreachable, UnusableIndex
-from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, report_failure
-from fairlead_cli.index.address import IndexAddress, open_index
-from fairlead_cli.index.connection import choose_model, connect, list_models
-from fairlead_cli.index.options import IndexOptions, IndexSource, read_token_ids
+from fairlead_cli.exit_codes import (
+    OK,
+    PROBLEM,
+    UNREACHABLE,
+    ClusterUnreachable,
+    IndexUnreachable,
+    UnusableIndex,
+    report_failure,
+)
+from fairlead_cli.index.connection import (
+    IndexAddress,
+    IndexOptions,
+    IndexSource,
+    choose_model,
+    connect,
+    list_models,
+    open_index,
+    read_token_ids,
+)
 from fairlead_cli.index.snapshot import IndexSnapshot, take_snapshot
 from fairlead_cli.output import OutputFlag, OutputFormat, format_document, is_document
 from fairlead_cli.target import ModelFlag

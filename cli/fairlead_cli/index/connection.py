@@ -1,17 +1,98 @@
 """The connection to Redis, and the models that have an index there."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Final
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from cyclopts import Parameter
 
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
+from fairlead.manifests.files import STDIN_PATH
 from fairlead.names import closest_matches
 from fairlead.runtime.clock import Clock
-from fairlead_cli.errors import IndexUnreachable
+from fairlead.settings import CliSettings, read_settings
+from fairlead_cli.exit_codes import IndexUnreachable
+from fairlead_cli.local.run_directory import running_stacks
+from fairlead_cli.output import OutputFormat
+from fairlead_cli.target import ClusterOptions, is_cluster_target, qualified_name
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.link import RedisLink
+
+INDEX_TOKENS_BYTES: Final = 64 * 1024 * 1024
+"""Limit: a file of token ids that `fairlead index match` reads."""
+
+_CLUSTER: Final = ClusterOptions()
+_TOKEN_DECODER: Final = msgspec.json.Decoder(list[int])
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSource:
+    """Flags that select the Redis with the index: by its URL, or by its cluster."""
+
+    redis: Annotated[
+        str | None,
+        Parameter(help="The Redis. Default: FAIRLEAD_REDIS_URL, else that of `fairlead up`, else of the cluster."),
+    ] = None
+    cluster: Annotated[ClusterOptions, Parameter(name="*")] = _CLUSTER
+
+
+_ANY: Final = IndexSource()
+
+
+@dataclass(frozen=True, slots=True)
+class IndexOptions:
+    """The options of ``fairlead index`` as given on the command line."""
+
+    action: str
+    model: str | None = None
+    source: IndexSource = _ANY
+    tokens: Path | None = None
+    adapter: str | None = None
+    salt: str | None = None
+    instance: str | None = None
+    kind: str | None = None
+    count: int | None = None
+    output: OutputFormat = "table"
+
+    @property
+    def qualified_model(self) -> str | None:
+        """The model with the namespace of ``-n``, if it has none."""
+        return qualified_name(self.model, self.source.cluster.namespace)
+
+    def validate(self) -> None:
+        """Raises BadInput for wrong usage."""
+        if self.count is not None and self.count < 1:
+            raise BadInput(
+                f"--count {self.count} is less than one batch", field="--count", hint="leave --count out for no end"
+            )
+
+
+def read_token_ids(path: Path) -> list[int]:
+    """Returns the token ids of a prompt from a JSON list in a file. ``-`` is standard input.
+
+    Raises BadInput for other content, OSError for an unreadable file.
+    """
+    if str(path) == STDIN_PATH:
+        data = sys.stdin.buffer.read(INDEX_TOKENS_BYTES + 1)
+    else:
+        with path.open("rb") as file:
+            data = file.read(INDEX_TOKENS_BYTES + 1)
+    if len(data) > INDEX_TOKENS_BYTES:
+        text = f"{path} has more than {INDEX_TOKENS_BYTES} bytes"
+        raise BadInput(text, field="--tokens", hint="no prompt is that long")
+    try:
+        return _TOKEN_DECODER.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        text = f"{path} is not a JSON list of token ids: {str(error)[:120]}"
+        raise BadInput(text, field="--tokens", hint="write it as [1, 2, 3]") from None
+
 
 INDEX_MODELS: Final = 10_000
 """Limit: models that `fairlead index` finds in one Redis."""
@@ -78,3 +159,50 @@ def choose_model(name: str | None, known: Sequence[str], namespace: str | None =
     similar = closest_matches(name, [*known, *(key.partition("/")[2] for key in known)])
     keys = [key for key in known if key in similar or key.partition("/")[2] in similar] or list(known[:5])
     raise BadInput(f"no model {name!r} has an index", field="--model", hint=f"known: {', '.join(keys)}")
+
+
+@dataclass(frozen=True, slots=True)
+class IndexAddress:
+    """URL of Redis, None when none is known, and the secret of the prefix hashes.
+
+    namespace: of the kubeconfig, for bare names of models; None without a cluster.
+    is_model_deleted: returns whether a model (``namespace/name``) exists no more; None without a
+    cluster.
+    read_pod_names: returns the pods of a namespace, uid → name; None without a cluster.
+    """
+
+    redis: str | None
+    hash_secret: str
+    namespace: str | None = None
+    is_model_deleted: Callable[[str], Awaitable[bool]] | None = None
+    read_pod_names: Callable[[str], Awaitable[Mapping[str, str]]] | None = None
+
+
+@contextmanager
+def open_index(source: IndexSource) -> Iterator[IndexAddress]:
+    """Yields the address: from the options, from a cluster, or of the newest stack here that has a
+    Redis.
+
+    Raises ClusterUnreachable, or BadInput that names a missing permission.
+    """
+    settings = read_settings(CliSettings, os.environ)
+    url = source.redis or (None if source.cluster.is_explicit else settings.redis_url)
+    secret = settings.hash_secret or ""
+    if is_cluster_target(source.cluster, url, "--redis"):
+        from fairlead_cli.cluster.installation import open_installation
+
+        with open_installation(source.cluster) as installation:
+            secret = secret or installation.hash_secret()
+            namespace = installation.access.namespace
+            yield IndexAddress(
+                installation.redis_url(),
+                secret,
+                namespace,
+                installation.is_model_deleted,
+                installation.read_pod_names,
+            )
+    elif url:
+        yield IndexAddress(url, secret)
+    else:
+        stack = next((stack for stack in running_stacks() if stack.redis), None)
+        yield IndexAddress(stack.redis, secret or stack.hash_secret) if stack else IndexAddress(None, secret)

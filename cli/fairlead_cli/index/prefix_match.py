@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from fairlead.units import format_duration
-from fairlead_cli.errors import UnusableIndex
+from fairlead_cli.exit_codes import UnusableIndex
 from fairlead_cli.formatting import UNKNOWN, align_columns
 from fairlead_cli.index.connection import unreachable_error
 from fairlead_cli.index.snapshot import IndexSnapshot

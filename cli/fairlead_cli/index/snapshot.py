@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 from fairlead.errors import first_line
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead_cli.errors import UnusableIndex
+from fairlead_cli.exit_codes import UnusableIndex
 from fairlead_cli.index.connection import unreachable_error
 from fairlead_kvstore.analysis.replication_hints import ReplicationHints, decode_replication_hints
 from fairlead_kvstore.errors import UnreadableError

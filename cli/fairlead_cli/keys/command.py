@@ -4,7 +4,8 @@ A new key goes to standard output, alone and once. All else goes to standard err
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -15,14 +16,26 @@ from fairlead.kube.resources import name_of
 from fairlead.names import DNS_LABEL_PATTERN
 from fairlead.runtime.clock import SystemClock
 from fairlead.tenants.documents import parse_revocations
+from fairlead.units import format_duration
+from fairlead_cli.cluster.object_fields import parse_time
 from fairlead_cli.console import program_name, terminal_text
-from fairlead_cli.errors import ClusterUnreachable
-from fairlead_cli.exit_codes import OK, UNREACHABLE, report_failure
-from fairlead_cli.keys.api_key import create_key, format_time, key_digest, parse_expiry, parse_lifetime
-from fairlead_cli.keys.key_entries import KeyOwner, add_key, revoke_key, rotate_key, short_digest
-from fairlead_cli.keys.text_output import ListedKey, render_keys
+from fairlead_cli.exit_codes import OK, UNREACHABLE, ClusterUnreachable, report_failure
+from fairlead_cli.formatting import align_columns
+from fairlead_cli.keys.key_entries import (
+    KeyOwner,
+    add_key,
+    create_key,
+    format_time,
+    is_expired,
+    key_digest,
+    parse_expiry,
+    parse_lifetime,
+    revoke_key,
+    rotate_key,
+    short_digest,
+)
 from fairlead_cli.output import OutputFlag, OutputFormat, format_document, is_document
-from fairlead_cli.tenants.key_use import read_key_uses
+from fairlead_cli.tenants.budget_use import KeyUses, read_key_uses
 from fairlead_cli.tenants.selection import (
     DEFAULT_FLAGS,
     ManageFlag,
@@ -226,3 +239,58 @@ def _run(verb: str, where: TenantsOptions, run: Callable[[TenantsPlace], int]) -
 
 def _note(text: str) -> None:
     print(plain_text(text), file=sys.stderr)
+
+
+_DAY_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class ListedKey:
+    """A key of a tenant in a list."""
+
+    tenant: str
+    entry: Entry
+
+    def to_plain(self, uses: KeyUses) -> dict[str, Any]:
+        """Returns the key as a value for JSON; null where something is unknown."""
+        digest = str(self.entry.get("digest", ""))
+        used_at = uses.time_of(digest)
+        return {
+            "tenant": self.tenant,
+            "name": self.entry.get("name"),
+            "digest": digest,
+            "expiresAt": self.entry.get("expiresAt"),
+            "lastUsedAt": None if used_at is None else format_time(used_at),
+            "usesCountedSince": None if uses.started_at is None else format_time(uses.started_at),
+        }
+
+
+def render_keys(keys: Sequence[ListedKey], uses: KeyUses, now: float, *, is_wide: bool) -> str:
+    """Returns a table of keys. ``is_wide``: with whole digests."""
+    if not keys:
+        return "no API keys"
+    rows = [("TENANT", "NAME", "DIGEST", "EXPIRES", "LAST USED")]
+    rows += [
+        (
+            key.tenant,
+            str(key.entry.get("name")),
+            str(key.entry.get("digest")) if is_wide else short_digest(key.entry),
+            describe_expiry(key.entry, now),
+            uses.describe(str(key.entry.get("digest", "")), now),
+        )
+        for key in keys
+    ]
+    return align_columns(rows)
+
+
+def describe_expiry(entry: Entry, now: float) -> str:
+    """Returns when a key expires, for people."""
+    if not entry.get("expiresAt"):
+        return "never"
+    if is_expired(entry, now):
+        return "expired"
+    expires_at = parse_time(entry["expiresAt"])
+    if expires_at is None:
+        return str(entry["expiresAt"])
+    left = expires_at - now
+    return f"in {int(left // _DAY_SECONDS)}d" if left >= 2 * _DAY_SECONDS else f"in {format_duration(left)}"

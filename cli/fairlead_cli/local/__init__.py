@@ -2,5 +2,5 @@
 
 Reading order: `stack` (from the options to running processes) → `processes` (one child process, and
 that none survives) → `view` (what the terminal shows) → `status` (``fairlead local status``).
-`hung_engine_watch` restarts engines that hang. `run_directory` is how other commands find a stack.
+`run_directory` is how other commands find a stack.
 """

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from fairlead.errors import Unavailable
-from fairlead_cli.errors import StackUnreachable
+from fairlead_cli.exit_codes import StackUnreachable
 
 STATE_FILE = "stack.json"
 

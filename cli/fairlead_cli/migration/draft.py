@@ -3,12 +3,15 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from math import gcd, lcm
 from typing import Any, Final
 
 from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.spec.engine import EngineType
+from fairlead.api.spec.route.spec import MAX_WEIGHT
 from fairlead.api.v1alpha1 import API_VERSION
 from fairlead.distribution import ADDRESSES
 from fairlead.errors import BadInput
@@ -283,7 +286,11 @@ def _served_names(draft: ModelDraft, name: str) -> list[str]:
 def _engine(draft: ModelDraft) -> dict[str, Any]:
     engine = draft.pools[0].engine
     for pool in draft.pools[1:]:
-        _keep_differences(pool, engine)
+        variables = [variable for variable in pool.engine.env if variable not in engine.env]
+        if variables:
+            pool.container["env"] = variables
+        if pool.engine.image != engine.image:
+            pool.container["image"] = pool.engine.image
     every = [pool.engine.flags for pool in draft.pools]
     words, own = split_shared([one.kept if _hands_over(draft) else one.kept + one.transfer_words for one in every])
     for pool, args in zip(draft.pools, own, strict=True):
@@ -333,21 +340,15 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
-def _keep_differences(pool: PoolDraft, engine: EngineDraft) -> None:
-    """Keeps other variables and another image of a pool in its template."""
-    variables = [variable for variable in pool.engine.env if variable not in engine.env]
-    if variables:
-        pool.container["env"] = variables
-    if pool.engine.image != engine.image:
-        pool.container["image"] = pool.engine.image
-
-
 def _pool(pool: PoolDraft, draft: ModelDraft, options: MigrationOptions) -> dict[str, Any]:
     accelerator = _accelerator(pool, options)
     parallelism = dict(pool.engine.flags.parallelism)
     if pool.nodes > 1:
         parallelism["nodes"] = pool.nodes
-    _note_devices(pool, parallelism)
+    count, ranks = pool.devices.count, count_ranks(parallelism)
+    if count and count * pool.nodes != ranks:
+        devices = f"{count} device{'' if count == 1 else 's'}"
+        pool.reader.note("", f"a pod requested {devices}; with Fairlead an instance gets {ranks}, one for each rank")
     entry: dict[str, Any] = {"name": pool.name, "role": pool.role} if len(draft.pools) > 1 else {}
     entry |= {"acceleratorClassName": accelerator, "minReplicas": pool.min_replicas}
     if pool.max_replicas is not None:
@@ -376,13 +377,6 @@ def _unknown_accelerator(pool: PoolDraft) -> BadInput:
         f"{ADDRESSES.documentation_page('getting-started/kubernetes-gpu.html')}"
     )
     return BadInput(message, field=pool.reader.place, hint=hint)
-
-
-def _note_devices(pool: PoolDraft, parallelism: Mapping[str, int]) -> None:
-    count, ranks = pool.devices.count, count_ranks(parallelism)
-    if count and count * pool.nodes != ranks:
-        devices = f"{count} device{'' if count == 1 else 's'}"
-        pool.reader.note("", f"a pod requested {devices}; with Fairlead an instance gets {ranks}, one for each rank")
 
 
 def count_ranks(parallelism: Mapping[str, int]) -> int:
@@ -494,3 +488,71 @@ def join_roles(drafts: Iterable[ModelDraft]) -> list[ModelDraft]:
         if len(draft.pools) == 1:
             draft.pools[0].role, draft.pools[0].name = "Serve", "main"
     return joined
+
+
+BY_CONVERSATION: Final = "shares are of conversations, not of requests: a conversation stays with its model"
+_ROUTE_SUFFIX: Final = "-route"
+
+
+@dataclass(slots=True)
+class RouteDraft:
+    """A route: its names, its targets and their weights.
+
+    targets: name of a model to its weight.
+    overrides: headers, with the targets of the requests that have them.
+    fallbacks: the entries of `onFailure`.
+    """
+
+    name: str
+    targets: dict[str, int]
+    namespace: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
+    served_names: list[str] = field(default_factory=list)
+    overrides: list[tuple[dict[str, str], dict[str, int]]] = field(default_factory=list)
+    fallbacks: list[dict[str, Any]] = field(default_factory=list)
+
+
+def assemble_route(draft: RouteDraft, *, taken: Container[str] = ()) -> dict[str, Any]:
+    """Returns the ModelRoute.
+
+    taken: names of models, which a route cannot have.
+    """
+    label = dns_label(draft.name)
+    name = shorten_name(f"{label}{_ROUTE_SUFFIX}" if label in taken else label)
+    metadata: dict[str, Any] = {"name": name}
+    fields = {"namespace": draft.namespace, "labels": draft.labels, "annotations": draft.annotations}
+    metadata |= {key: value for key, value in fields.items() if value}
+    spec: dict[str, Any] = {}
+    served_names = [served for served in dict.fromkeys(draft.served_names) if served != name]
+    if served_names:
+        spec["servedNames"] = served_names
+    spec["targets"] = _targets(draft.targets)
+    if draft.overrides:
+        spec["overrides"] = [
+            {"headers": dict(headers), "targets": _targets(targets)} for headers, targets in draft.overrides
+        ]
+    if draft.fallbacks:
+        spec["onFailure"] = [dict(fallback) for fallback in draft.fallbacks]
+    return {"apiVersion": API_VERSION, "kind": "ModelRoute", "metadata": metadata, "spec": spec}
+
+
+def whole_weights(shares: Sequence[Fraction]) -> list[int]:
+    """Returns the smallest whole numbers with the ratios of the shares.
+
+    A ratio that needs greater numbers than a route takes is rounded; a share above 0 stays above 0.
+    """
+    scale = lcm(*(share.denominator for share in shares))
+    numbers = [int(share * scale) for share in shares]
+    common = gcd(*numbers) or 1
+    numbers = [number // common for number in numbers]
+    greatest = max(numbers, default=0)
+    if greatest <= MAX_WEIGHT:
+        return numbers
+    return [max(1, round(number * MAX_WEIGHT / greatest)) if number else 0 for number in numbers]
+
+
+def _targets(weights: dict[str, int]) -> list[dict[str, Any]]:
+    if len(weights) == 1 and all(weights.values()):
+        return [{"model": model} for model in weights]
+    return [{"model": model, "weight": weight} for model, weight in weights.items()]

@@ -15,7 +15,7 @@ from statistics import median
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import SloTargets
-from fairlead_cli.replay.client.replay_result import ReplayResult
+from fairlead_cli.replay.client.open_loop_client import ReplayResult
 from fairlead_gateway.routing import PrefixChain
 from fairlead_sim.fleet.simulation import FleetOptions
 from fairlead_sim.gateways.single_gateway import RoutingOptions, simulate

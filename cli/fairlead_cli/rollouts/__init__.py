@@ -1,1 +1,1 @@
-"""``fairlead rollout``: `revisions` (pure: status and patches) → `text_output` → `command`."""
+"""``fairlead rollout``: `revisions` (pure: status and patches) → `command`."""

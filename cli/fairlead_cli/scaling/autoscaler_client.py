@@ -13,9 +13,9 @@ from cyclopts import Parameter
 from fairlead.settings import CliSettings, read_settings
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_cli.addresses import service_url
-from fairlead_cli.errors import StackUnreachable
+from fairlead_cli.exit_codes import StackUnreachable
 from fairlead_cli.local.run_directory import newest_stack
-from fairlead_cli.local.status.report import PoolScaling
+from fairlead_cli.local.status.command import PoolScaling
 from fairlead_cli.target import ClusterOptions, is_cluster_target
 
 TIMEOUT_SECONDS: Final = 30.0

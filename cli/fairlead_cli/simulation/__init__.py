@@ -1,3 +1,1 @@
-"""``fairlead simulate``: `options` (checked arguments) → `comparison` (the runs) → `report` (table
-and JSON).
-"""
+"""``fairlead simulate``: `command` checks the arguments, runs presets, and prints the results."""

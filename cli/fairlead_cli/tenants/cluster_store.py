@@ -2,6 +2,9 @@
 
 A change is written only if the object is the one that was read. Otherwise it is read
 and changed again, so that two administrators never lose each other's keys.
+
+It counts above ModelTenants. So a key stops although its ModelTenant cannot be written, and stays
+stopped if a repository brings the ModelTenant back as it was.
 """
 
 import asyncio
@@ -13,11 +16,11 @@ from fairlead.errors import BadInput
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Conflict, Forbidden, NotFound
 from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION, CLI_FIELD_MANAGER
-from fairlead.kube.resources import MODEL_TENANTS, Manifest, metadata_of, name_of
+from fairlead.kube.resources import CONFIG_MAPS, MODEL_TENANTS, Manifest, metadata_of, name_of
+from fairlead.tenants.documents import REVOKED_ENTRY, add_revocations
 from fairlead_cli.cluster.access.connection import connect, local_user
 from fairlead_cli.cluster.installation import Installation
-from fairlead_cli.cluster.missing_value import MissingValue, value_or_missing
-from fairlead_cli.tenants.revocation_list import add_to_revocation_list
+from fairlead_cli.cluster.object_fields import MissingValue, value_or_missing
 from fairlead_cli.tenants.store import PEPPER_VARIABLE, Entry, KeyEdit, keys_of, unknown_tenant
 
 _ATTEMPTS: Final = 10
@@ -130,3 +133,37 @@ def _forbidden(what: str, missing: object, verb: str) -> BadInput:
     right = f"{verb} {MODEL_TENANTS.plural}.{MODEL_TENANTS.group}"
     hint = f"ask for the right to `{right}` in the whole cluster: no role of the chart has it"
     return BadInput(f"{what}: {reason}", hint=hint)
+
+
+async def add_to_revocation_list(api: KubeApi, namespace: str, name: str, digests: Sequence[str]) -> None:
+    """Adds digests to a ConfigMap, which is created if there is none.
+
+    Raises KubeError, such as Conflict after ten changes by others meanwhile.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            await _try_to_add(api, namespace, name, digests)
+        except Conflict:
+            if attempt == _ATTEMPTS - 1:
+                raise
+        else:
+            return
+
+
+async def _try_to_add(api: KubeApi, namespace: str, name: str, digests: Sequence[str]) -> None:
+    annotations = {CHANGED_BY_ANNOTATION: local_user()}
+    metadata = {"name": name, "namespace": namespace, "annotations": annotations}
+    try:
+        found = await api.get(CONFIG_MAPS, namespace, name)
+    except NotFound:
+        data = {REVOKED_ENTRY: add_revocations("", digests)}
+        await api.create(
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}, CLI_FIELD_MANAGER
+        )
+        return
+    text = str((found.get("data") or {}).get(REVOKED_ENTRY) or "")
+    patch = {
+        "metadata": {"resourceVersion": metadata_of(found)["resourceVersion"], "annotations": annotations},
+        "data": {REVOKED_ENTRY: add_revocations(text, digests)},
+    }
+    await api.patch_merge(CONFIG_MAPS, namespace, name, patch, CLI_FIELD_MANAGER)

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from fairlead.errors import BadInput
 from fairlead.settings import CliSettings, read_settings
 from fairlead_cli.addresses import service_url
-from fairlead_cli.management.endpoints import ManagementEndpoint, gateway_endpoints
+from fairlead_cli.management.client import ManagementEndpoint, gateway_endpoints
 from fairlead_cli.target import ClusterOptions, ContextFlag, InstallationFlag, KubeconfigFlag, is_cluster_target
 from fairlead_cli.tenants.file_store import FileTenantStore
 from fairlead_cli.tenants.store import TenantStore

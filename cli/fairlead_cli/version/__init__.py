@@ -1,3 +1,1 @@
-"""``fairlead version``: `command` (the verb), `report` (what is installed
-here and in a cluster).
-"""
+"""``fairlead version``: `command` shows what is installed here and in a cluster."""

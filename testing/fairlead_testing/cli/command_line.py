@@ -21,7 +21,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.__main__ import main
 from fairlead_cli.index.command import run_index
-from fairlead_cli.index.options import IndexOptions, IndexSource
+from fairlead_cli.index.connection import IndexOptions, IndexSource
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.index.instance_status import InstanceStatus, secret_fingerprint
 from fairlead_kvstore.index.writer import IndexWriter

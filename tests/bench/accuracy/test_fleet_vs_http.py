@@ -8,7 +8,7 @@ import pytest
 
 from fairlead_bench.accuracy.fleet_vs_http import GATEWAYS, PRESETS, RATE, SECRET, RunResult, rows, run_live, simulate
 from fairlead_bench.results import load_goals
-from fairlead_cli.replay.client.prompts import PromptBuilder, prefix_chains
+from fairlead_cli.replay.traffic import PromptBuilder, prefix_chains
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.workload.generators import FAMILIES
 from fairlead_sim.workload.traces import at_rate

@@ -12,7 +12,7 @@ from fairlead.fleet.file import profile_fields
 from fairlead_bench.accuracy import vllm_fit as fitted
 from fairlead_bench.accuracy.fleet_vs_http import PRESETS, RunResult
 from fairlead_bench.results import load_goals
-from fairlead_cli.replay.client.prompts import PromptBuilder
+from fairlead_cli.replay.traffic import PromptBuilder
 
 ROOT = Path(__file__).parents[3]
 

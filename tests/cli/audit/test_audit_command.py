@@ -11,11 +11,9 @@ from fairlead.audit import Action, AuditEvent, AuditLog, AuditOptions, AuditReco
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
-from fairlead_cli.audit.command import audit
-from fairlead_cli.audit.sources import read_gateways
-from fairlead_cli.audit.text_output import describe_change, merge_gateways, render_records
-from fairlead_cli.errors import StackUnreachable
-from fairlead_cli.management.endpoints import ManagementEndpoint
+from fairlead_cli.audit.command import audit, describe_change, merge_gateways, read_gateways, render_records
+from fairlead_cli.exit_codes import StackUnreachable
+from fairlead_cli.management.client import ManagementEndpoint
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 
 WALL = 1_800_000_000.0

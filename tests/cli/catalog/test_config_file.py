@@ -9,8 +9,15 @@ import pytest
 
 from fairlead.errors import BadInput
 from fairlead_cli.app import build_app
-from fairlead_cli.catalog.architecture import count_parameters, kv_bytes_per_device, weight_bytes
-from fairlead_cli.catalog.config_file import MAX_CONFIG_BYTES, SIZED_TYPES, parse_config, read_config_entry
+from fairlead_cli.catalog.architecture import (
+    MAX_CONFIG_BYTES,
+    SIZED_TYPES,
+    count_parameters,
+    kv_bytes_per_device,
+    parse_config,
+    read_config_entry,
+    weight_bytes,
+)
 from fairlead_cli.catalog.entry import CatalogEntry, read_entries
 
 LLAMA: dict[str, Any] = {

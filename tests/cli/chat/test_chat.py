@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fairlead_cli.chat.conversation import AnswerError, Conversation
-from fairlead_cli.chat.dialogue import Terminal, run_dialogue
-from fairlead_cli.errors import StackUnreachable
+from fairlead_cli.chat.command import AnswerError, Conversation, Terminal, run_dialogue
+from fairlead_cli.exit_codes import StackUnreachable
 from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 

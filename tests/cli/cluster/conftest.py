@@ -21,8 +21,7 @@ from fairlead_cli.cluster.access.permissions import (
 )
 from fairlead_cli.cluster.components import COMPONENT_LABEL, secret_references, watched_namespaces
 from fairlead_cli.cluster.facts import ClusterFacts, SecretSummary
-from fairlead_cli.cluster.metrics_page import parse_metrics
-from fairlead_cli.cluster.pod_http import PodReport, Readiness
+from fairlead_cli.cluster.pod_http import PodReport, Readiness, parse_metrics
 from fairlead_testing.yaml_documents import load_documents
 
 GOLDEN = Path(__file__).parents[2] / "charts" / "golden" / "defaults.yaml"

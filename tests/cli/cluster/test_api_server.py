@@ -34,12 +34,11 @@ from fairlead.kube.resources import (
     uid_of,
 )
 from fairlead.runtime.clock import SystemClock
-from fairlead_cli.cluster.checks.runner import run_checks
-from fairlead_cli.cluster.checks.seeded_faults import SEEDED_FAULTS
-from fairlead_cli.cluster.checks.verdict import CheckOutcome, CheckResult
+from fairlead_cli.cluster.checks.check import CheckOutcome, CheckResult
+from fairlead_cli.cluster.checks.runner import SEEDED_FAULTS, run_checks
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.facts_collector import collect_facts
-from fairlead_cli.cluster.missing_value import MissingValue
+from fairlead_cli.cluster.object_fields import MissingValue
 from fairlead_cli.cluster.status.command import collect_model_facts, find_model
 from fairlead_operator.kube.leader_election import LEASE_NAME
 from fairlead_operator.status.diagnosis import diagnose

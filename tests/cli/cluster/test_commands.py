@@ -12,9 +12,9 @@ from fairlead_cli import target
 from fairlead_cli.cluster.bundle import command as bundle_command
 from fairlead_cli.cluster.checks import command
 from fairlead_cli.cluster.checks.catalogue import all_checks
+from fairlead_cli.cluster.checks.check import CheckOutcome, CheckResult, Verdict
 from fairlead_cli.cluster.checks.command import CheckOptions
-from fairlead_cli.cluster.checks.verdict import CheckOutcome, CheckResult, Verdict
-from fairlead_cli.errors import ClusterUnreachable
+from fairlead_cli.exit_codes import ClusterUnreachable
 from fairlead_cli.local.run_directory import RunningStack
 from fairlead_cli.target import ClusterOptions, is_cluster_target
 

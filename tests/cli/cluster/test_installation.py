@@ -26,7 +26,7 @@ from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord, encode_record
 from fairlead_cli.cluster.access.port_forward import PodPort, PortForwarder
 from fairlead_cli.cluster.installation import _service_of, open_installation
-from fairlead_cli.errors import ClusterUnreachable
+from fairlead_cli.exit_codes import ClusterUnreachable
 from fairlead_cli.management import api_types
 from fairlead_cli.target import ClusterOptions
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer

@@ -12,9 +12,8 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.cluster.access.connection import CLI_LIMITS
-from fairlead_cli.cluster.metrics_page import MetricsPage
-from fairlead_cli.cluster.missing_value import MissingValue
-from fairlead_cli.cluster.pod_http import PodReport, Readiness, pod_port, query_component, query_gateway
+from fairlead_cli.cluster.object_fields import MissingValue
+from fairlead_cli.cluster.pod_http import MetricsPage, PodReport, Readiness, pod_port, query_component, query_gateway
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 
 AT = "/api/v1/namespaces/fairlead/pods/g:8081/proxy"

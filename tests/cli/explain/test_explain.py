@@ -8,7 +8,7 @@ import pytest
 
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.routes.resolution import RouteDecision
-from fairlead_cli.explain.decision_text import render_decision
+from fairlead_cli.explain.command import render_decision
 from fairlead_cli.management import api_types
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest

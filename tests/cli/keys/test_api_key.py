@@ -6,7 +6,7 @@ import re
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_cli.keys.api_key import create_key, format_time, key_digest, parse_expiry, parse_lifetime
+from fairlead_cli.keys.key_entries import create_key, format_time, key_digest, parse_expiry, parse_lifetime
 from fairlead_gateway.worker import api_keys
 
 NOW = 1_794_997_600.0  # 2026-11-18T10:26:40Z

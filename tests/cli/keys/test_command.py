@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 
-from fairlead_cli.keys.api_key import key_digest
+from fairlead_cli.keys.key_entries import key_digest
 from fairlead_testing.cli.command_line import run_command_line
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 from fairlead_testing.yaml_documents import load_documents

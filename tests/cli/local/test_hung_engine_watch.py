@@ -10,11 +10,11 @@ import pytest
 from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.fleet.model import Instance, Model
 from fairlead.runtime.clock import ManualClock
-from fairlead_cli.errors import StackUnreachable
-from fairlead_cli.local.hung_engine_watch import HungEngineHooks, HungEngineWatch
+from fairlead_cli.exit_codes import StackUnreachable
 from fairlead_cli.local.processes.child_process import ProcessCommand
 from fairlead_cli.local.processes.managed_process import ManagedProcess, ProcessPhase
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec, EngineProcess, SleepState
+from fairlead_cli.local.stack.stack_run import HungEngineHooks, HungEngineWatch
 from fairlead_cli.management import api_types
 
 HUNG = EjectionReport(75.0, "3 timeouts", failed_probes=2, workers=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import Unavailable
-from fairlead_cli.errors import StackUnreachable
+from fairlead_cli.exit_codes import StackUnreachable
 from fairlead_cli.local.run_directory import (
     RunningStack,
     make_run_directory,

@@ -16,9 +16,8 @@ from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.manifests.loader import combine_texts
 from fairlead.manifests.routes import plan_routes
-from fairlead_cli.migration.draft import MigrationOptions
+from fairlead_cli.migration.draft import MigrationOptions, whole_weights
 from fairlead_cli.migration.field_reader import Note, Outcome
-from fairlead_cli.migration.routes import whole_weights
 from fairlead_cli.migration.systems import Migration, migrate
 from fairlead_testing.yaml_documents import load_documents
 

@@ -8,9 +8,9 @@ import pytest
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import SloTargets
-from fairlead_cli.replay.client.prompts import PromptBuilder, prefix_chains
-from fairlead_cli.replay.client.replay_result import ReplayResult
+from fairlead_cli.replay.client.open_loop_client import ReplayResult
 from fairlead_cli.replay.fleet_simulation import FleetSimulation, jitter_arrivals, timing_doubts, transport_seconds
+from fairlead_cli.replay.traffic import PromptBuilder, prefix_chains
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.workload.generators import conversation_traffic
 from fairlead_sim.workload.traces import at_rate

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_cli.replay.live_run import find_gateway
+from fairlead_cli.replay.command import find_gateway
 from fairlead_cli.replay.traffic import load_traffic
 from fairlead_testing.cli.command_line import run_program
 

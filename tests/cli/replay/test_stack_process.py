@@ -13,11 +13,11 @@ from fairlead.engine_profile import builtin_profile
 from fairlead.errors import Unavailable
 from fairlead.fleet.model import SloTargets
 from fairlead_cli.local.run_directory import running_stacks
-from fairlead_cli.replay.comparison import PresetComparison
-from fairlead_cli.replay.live_run import find_gateway, replay_once
-from fairlead_cli.replay.stack_process import (
+from fairlead_cli.replay.command import find_gateway, replay_once
+from fairlead_cli.replay.demo import (
     MeasuredStack,
     MeasuredStackOptions,
+    PresetComparison,
     _descendants,
     _kill_survivors,
     _parse_ps,

@@ -2,7 +2,13 @@
 
 import pytest
 
-from fairlead_cli.replay.validity import count_finished_requests, foreign_request_doubts, lag_doubts, lag_p99, read_lags
+from fairlead_cli.replay.report.report import (
+    count_finished_requests,
+    foreign_request_doubts,
+    lag_doubts,
+    lag_p99,
+    read_lags,
+)
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 
 

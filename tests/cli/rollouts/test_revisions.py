@@ -8,6 +8,7 @@ import pytest
 from fairlead.errors import BadInput
 from fairlead.kube.resources import Manifest
 from fairlead.runtime.clock import ManualClock
+from fairlead_cli.rollouts.command import render_status
 from fairlead_cli.rollouts.revisions import (
     RolloutStatus,
     changed_fields,
@@ -17,7 +18,6 @@ from fairlead_cli.rollouts.revisions import (
     summarize_rollout,
     undo_patch,
 )
-from fairlead_cli.rollouts.text_output import render_status
 from fairlead_operator.controller.revisions import ModelRevision, controller_revision, revision_hash
 from fairlead_operator.object_metadata import UNDO_ANNOTATION
 

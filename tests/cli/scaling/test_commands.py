@@ -13,7 +13,7 @@ from fairlead.errors import BadInput
 from fairlead_autoscaler.core import GatewayTraffic, ModelSpec, Observation, PoolObservation, PoolSpec, ScalingCore
 from fairlead_autoscaler.history.recorder import TickRecord, encode_record
 from fairlead_cli.app import build_app
-from fairlead_cli.scaling.time_argument import parse_moment
+from fairlead_cli.scaling.decision_inputs import parse_moment
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer, ReceivedRequest
 
 NOW = datetime(2026, 11, 21, 14, 0).timestamp()

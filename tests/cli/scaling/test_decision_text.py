@@ -22,8 +22,7 @@ from fairlead_autoscaler.core import (
 from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_cli.scaling.decision_inputs import INPUT_LABELS, render_inputs
-from fairlead_cli.scaling.decision_terms import decision_terms, render_terms
-from fairlead_cli.scaling.decision_text import render_look
+from fairlead_cli.scaling.explain_command import decision_terms, render_look, render_terms
 
 MODEL = ModelSpec(
     "default/tiny", 2.0, 0.05, (PoolSpec("main", maximum=9, profile=builtin_profile("l4-qwen8b")),), target=0.99

@@ -4,9 +4,8 @@ import pytest
 
 from fairlead.units import NANO_USD_PER_USD
 from fairlead_cli.management.api_types import BudgetUse
-from fairlead_cli.tenants.budget_use import describe_budget
-from fairlead_cli.tenants.key_use import KeyUses
-from fairlead_cli.tenants.text_output import render_tenant
+from fairlead_cli.tenants.budget_use import KeyUses, describe_budget
+from fairlead_cli.tenants.command import render_tenant
 
 END = 1_796_083_200.0
 

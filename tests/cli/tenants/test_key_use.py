@@ -1,7 +1,7 @@
 """The last use of keys over several gateways."""
 
 from fairlead_cli.management.api_types import KeyUse, TenantList, TenantUse
-from fairlead_cli.tenants.key_use import KeyUses, merge_key_uses
+from fairlead_cli.tenants.budget_use import KeyUses, merge_key_uses
 
 NOW = 1_794_997_600.0
 

@@ -8,7 +8,7 @@ import pytest
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import AlreadyExists, Conflict, NotFound
 from fairlead.kube.resources import Manifest, Resource
-from fairlead_cli.tenants.revocation_list import add_to_revocation_list
+from fairlead_cli.tenants.cluster_store import add_to_revocation_list
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.errors import BadInput, ManifestError
-from fairlead_cli.tenants.yaml_edit import replace_keys
+from fairlead_cli.tenants.file_store import replace_keys
 from fairlead_testing.yaml_documents import load_documents
 
 A, B, C = ({"name": name, "digest": name * 64} for name in "abc")

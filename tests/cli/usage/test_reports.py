@@ -15,7 +15,7 @@ from fairlead.usage.ledger_files import REPLICAS, USAGE, LedgerFile, ledger_id
 from fairlead.usage.record import UsageRecord
 from fairlead.usage.replica_log import ReplicaLine, ReplicaView
 from fairlead_cli.app import build_app
-from fairlead_cli.usage.documents import format_rows
+from fairlead_cli.usage.command import format_rows
 
 DAY = "2026-11-24"
 MIDNIGHT = 20_781 * 86_400

@@ -1,3 +1,3 @@
-"""Access to a cluster: `connection` (kubeconfig and API server), `exec_plugin` (login),
-`port_forward` (ports of pods), `access_reviews`, `permissions`.
+"""Access to a cluster: `connection` (kubeconfig, login and API server), `port_forward` (ports of
+pods), `permissions`.
 """

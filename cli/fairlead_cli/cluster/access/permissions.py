@@ -5,10 +5,14 @@ A test keeps the components' permissions equal to the chart's.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import KubeError
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
+    ACCESS_REVIEWS,
     CLUSTER_ROLE_BINDINGS,
     CLUSTER_ROLES,
     CONFIG_MAPS,
@@ -31,13 +35,74 @@ from fairlead.kube.resources import (
     ROLE_BINDINGS,
     ROLES,
     SECRETS,
+    SELF_REVIEWS,
     SERVICE_ACCOUNTS,
     SERVICES,
     Resource,
 )
-from fairlead_cli.cluster.access.access_reviews import Permission
 from fairlead_cli.cluster.components import AUTOSCALER, GATEWAY, INDEXER, OPERATOR
+from fairlead_cli.cluster.object_fields import MissingValue, value_or_missing
 from fairlead_operator.kube.leader_election import LEASE_NAME
+
+_FIELD_MANAGER = "fairlead-cli"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Permission:
+    """A verb on a resource. ``namespace`` None: in all namespaces. ``name``: only the object of
+    this name.
+    """
+
+    group: str
+    resource: str
+    verb: str
+    namespace: str | None = None
+    name: str | None = None
+
+    def __str__(self) -> str:
+        resource = f"{self.resource}.{self.group}" if self.group else self.resource
+        resource = f"{resource}/{self.name}" if self.name else resource
+        return f"{self.verb} {resource} {f'in {self.namespace}' if self.namespace else 'in the whole cluster'}"
+
+    def _attributes(self) -> dict[str, Any]:
+        resource, _, sub = self.resource.partition("/")
+        attributes = {"group": self.group, "resource": resource, "subresource": sub, "verb": self.verb}
+        attributes |= {"namespace": self.namespace or "", "name": self.name or ""}
+        return {name: value for name, value in attributes.items() if value}
+
+
+async def review_own_access(api: KubeApi, permission: Permission) -> bool | MissingValue:
+    """Returns whether the user has the permission, or why the review failed.
+
+    Every user may create this review.
+    """
+    return await value_or_missing(_create_review(api, SELF_REVIEWS.kind, permission, {}))
+
+
+async def review_account_access(
+    api: KubeApi, namespace: str, account: str, permission: Permission
+) -> bool | MissingValue:
+    """Returns whether a service account has the permission, or why the review failed.
+
+    The user needs the right to create SubjectAccessReviews.
+    """
+    groups = ["system:serviceaccounts", f"system:serviceaccounts:{namespace}", "system:authenticated"]
+    subject = {"user": f"system:serviceaccount:{namespace}:{account}", "groups": groups}
+    return await value_or_missing(_create_review(api, ACCESS_REVIEWS.kind, permission, subject))
+
+
+async def _create_review(api: KubeApi, kind: str, right: Permission, subject: dict[str, Any]) -> bool:
+    review = {
+        "apiVersion": SELF_REVIEWS.api_version,
+        "kind": kind,
+        "metadata": {},
+        "spec": {"resourceAttributes": right._attributes(), **subject},
+    }
+    status = (await api.create(review, _FIELD_MANAGER)).get("status") or {}
+    if status.get("evaluationError") and not status.get("allowed"):
+        raise KubeError(str(status["evaluationError"]))
+    return bool(status.get("allowed"))
+
 
 AUTOSCALER_LEASE_NAME: Final = "fairlead-autoscaler"
 """As in the autoscaler; a test holds the two equal."""

@@ -32,7 +32,7 @@ from fairlead.kube.transport.watch_stream import CONNECTION_ERRORS
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.cluster.access.connection import CLI_LIMITS
 from fairlead_cli.console import terminal_text
-from fairlead_cli.errors import ClusterUnreachable
+from fairlead_cli.exit_codes import ClusterUnreachable
 
 _PROTOCOL: Final = "v4.channel.k8s.io"
 _DATA, _ERROR = 0, 1

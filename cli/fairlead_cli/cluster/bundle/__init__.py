@@ -1,3 +1,3 @@
-"""``fairlead support-bundle``: `collector` reads, `redaction` removes secrets and prompts,
-`archive` packs, `command` runs it.
+"""``fairlead support-bundle``: `redaction` removes secrets and prompts, `archive` packs, `command`
+reads the installation and runs it.
 """

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from fairlead_cli.cluster.missing_value import MissingValue
+from fairlead_cli.cluster.object_fields import MissingValue
 
 MANIFEST_NAME: Final = "manifest.json"
 

@@ -1,31 +1,70 @@
 """``fairlead support-bundle``: a redacted archive of an installation, for support."""
 
 import asyncio
+import base64
+import binascii
 import io
+import platform
 import sys
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 from cyclopts import Parameter
 
 from fairlead import __version__
-from fairlead.errors import BadInput
+from fairlead.api.crd import crd_manifest
+from fairlead.api.kinds import served_kinds
+from fairlead.api.v1alpha1 import GROUP
+from fairlead.errors import BadInput, FairleadError
+from fairlead.fleet.labels import FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL
 from fairlead.kube.client import KubeApi
+from fairlead.kube.resources import (
+    ACCELERATOR_CLASSES,
+    CONTROLLER_REVISIONS,
+    DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
+    EVENTS,
+    LEADER_WORKER_SETS,
+    MODEL_DEPLOYMENTS,
+    NETWORK_POLICIES,
+    PODS,
+    SECRETS,
+    SERVICE_ACCOUNTS,
+    SERVICES,
+    Manifest,
+    Resource,
+    metadata_of,
+    name_of,
+    uid_of,
+)
 from fairlead.runtime.clock import Clock, SystemClock
 from fairlead_cli import formatting
+from fairlead_cli.cluster import pod_http
 from fairlead_cli.cluster.access.connection import connect, resolve_access
+from fairlead_cli.cluster.access.permissions import COMPONENTS_WITH_PERMISSIONS
 from fairlead_cli.cluster.bundle.archive import BundlePart, PackedBundle, pack, write_archive
-from fairlead_cli.cluster.bundle.collector import build_scrubber, collect_parts
-from fairlead_cli.cluster.bundle.redaction import Scrubber
+from fairlead_cli.cluster.bundle.redaction import Scrubber, redact_manifest
+from fairlead_cli.cluster.checks.check import CheckResult
+from fairlead_cli.cluster.checks.command import render_lines, to_plain
 from fairlead_cli.cluster.checks.runner import run_checks
-from fairlead_cli.cluster.checks.text_output import render_lines, to_plain
-from fairlead_cli.cluster.checks.verdict import CheckResult
-from fairlead_cli.cluster.facts_collector import collect_facts
+from fairlead_cli.cluster.components import COMPONENT_LABEL, GATEWAY, OWN_OBJECTS, secret_references
+from fairlead_cli.cluster.facts import ClusterFacts, Listing
+from fairlead_cli.cluster.facts_collector import collect_facts, list_objects
+from fairlead_cli.cluster.object_fields import (
+    MissingValue,
+    label_of,
+    namespace_name,
+    restart_count,
+    spec_of,
+    status_of,
+    value_or_missing,
+)
 from fairlead_cli.console import terminal_text
-from fairlead_cli.errors import ClusterUnreachable
-from fairlead_cli.exit_codes import OK, UNREACHABLE, report_failure
+from fairlead_cli.exit_codes import OK, UNREACHABLE, ClusterUnreachable, report_failure
 from fairlead_cli.target import ClusterOptions, InstallationOptions
 
 _SHOWN: Final = 5
@@ -112,3 +151,250 @@ def _print_summary(packed: PackedBundle, size: int) -> None:
         print(terminal_text(f"not in it: {entry['path']}: {entry['why']}"), file=sys.stderr)
     if len(missing) > _SHOWN:
         print(f"and {len(missing) - _SHOWN} more, which its manifest.json lists", file=sys.stderr)
+
+
+MAX_LOG_BYTES: Final = 512 * 1024
+MAX_LOG_LINES: Final = 2_000
+_MAX_PODS: Final = 24
+_MAX_OBJECTS: Final = 2_000
+_MAX_NAMESPACES: Final = 64
+_CHILDREN: Final = (
+    *(
+        DEPLOYMENTS,
+        LEADER_WORKER_SETS,
+        SERVICES,
+        SERVICE_ACCOUNTS,
+        DISRUPTION_BUDGETS,
+        NETWORK_POLICIES,
+        CONTROLLER_REVISIONS,
+    ),
+)
+_OWN: Final = (DEPLOYMENTS, SERVICES, DISRUPTION_BUDGETS, NETWORK_POLICIES, PODS)
+
+
+async def build_scrubber(api: KubeApi, facts: ClusterFacts) -> tuple[Scrubber, MissingValue | None]:
+    """Returns a scrubber of the values in the control plane's Secrets.
+
+    The second part is None, or why a Secret could not be read.
+    """
+    secret_texts: list[str] = []
+    problem: MissingValue | None = None
+    deployments = () if isinstance(facts.deployments, MissingValue) else facts.deployments
+    keys = dict.fromkeys(
+        (reference.namespace, reference.name)
+        for deployment in deployments
+        for reference in secret_references(deployment)
+    )
+    for namespace, name in keys:
+        secret = await value_or_missing(api.get(SECRETS, namespace, name))
+        if isinstance(secret, MissingValue):
+            problem = problem or secret
+        else:
+            secret_texts += secret_spellings((secret.get("data") or {}).values())
+    return Scrubber(secret_texts), problem
+
+
+def secret_spellings(encoded: Iterable[str]) -> Iterator[str]:
+    """Yields the forms in which a Secret's value may appear: plain, base64, long words of its
+    lines, the password of a URL.
+    """
+    for value in encoded:
+        yield value
+        try:
+            text = base64.b64decode(value, validate=True).decode("utf-8")
+        except (binascii.Error, ValueError):
+            continue
+        yield text.strip()
+        if "\n" in text.strip():
+            yield from (token for line in text.splitlines() for token in line.split() if len(token) >= 24)
+        try:
+            password = urlsplit(text.strip()).password
+        except ValueError:
+            password = None
+        if password:
+            yield password
+
+
+async def collect_parts(api: KubeApi, facts: ClusterFacts, scrub: Scrubber) -> list[BundlePart]:
+    """Returns all parts, the smallest and most informative first, so that a full bundle lacks the
+    least.
+    """
+    fixed = [_json("versions.json", _versions(facts)), _json("crds.json", _definitions(facts), facts.crds)]
+    listed = await asyncio.gather(*(_listed(api, facts, *query) for query in _wanted()))
+    objects = [_objects(path, found, scrub) for (path, _), found in zip(_named(), listed, strict=True)]
+    events = await _events(api, facts, listed)
+    pods = () if isinstance(facts.pods, MissingValue) else facts.pods[:_MAX_PODS]
+    pages = await asyncio.gather(*(_pod_pages(api, pod, scrub) for pod in pods))
+    logs = await asyncio.gather(*(_logs(api, pod, scrub) for pod in pods))
+    return [
+        *fixed,
+        *objects,
+        _objects("objects/quotas.json", facts.quotas, scrub),
+        _objects("objects/events.json", events, scrub),
+        *(part for group in pages for part in group),
+        *(part for group in logs for part in group),
+    ]
+
+
+def _named() -> list[tuple[str, Resource]]:
+    control_plane = [(f"control-plane/{resource.plural}.json", resource) for resource in _OWN]
+    models = [
+        ("models/modeldeployments.json", MODEL_DEPLOYMENTS),
+        ("models/acceleratorclasses.json", ACCELERATOR_CLASSES),
+    ]
+    children = [(f"models/{resource.plural}.json", resource) for resource in (*_CHILDREN, PODS)]
+    return [*models, *control_plane, *children]
+
+
+async def _listed(api: KubeApi, facts: ClusterFacts, resource: Resource, labels: str | None) -> Listing:
+    """Returns the objects of all namespaces, or of the installation's when the user may list no
+    others.
+    """
+    objects = await list_objects(api, resource, None, labels)
+    if isinstance(objects, MissingValue) and objects.is_forbidden and resource.namespaced:
+        return await list_objects(api, resource, facts.install_namespace, labels)
+    return objects
+
+
+def _wanted() -> Iterator[tuple[Resource, str | None]]:
+    """Yields the kind and the label selector (None for all objects) of each file in ``_named``."""
+    for path, resource in _named():
+        if resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
+            labels = None
+        elif path.startswith("control-plane"):
+            labels = OWN_OBJECTS
+        else:
+            labels = MODEL_LABEL if resource is PODS else f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
+        yield resource, labels
+
+
+def _versions(facts: ClusterFacts) -> dict[str, Any]:
+    deployments = () if isinstance(facts.deployments, MissingValue) else facts.deployments
+    return {
+        "command_line": __version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "kubernetes": facts.version,
+        "components": {
+            f"{namespace_name(deployment)}/{name_of(deployment)}": label_of(deployment, "app.kubernetes.io/version")
+            for deployment in deployments
+        },
+        "images": sorted(
+            {
+                str(container.get("image"))
+                for deployment in deployments
+                for container in (spec_of(deployment).get("template") or {}).get("spec", {}).get("containers") or []
+            }
+        ),
+    }
+
+
+def _definitions(facts: ClusterFacts) -> list[dict[str, Any]]:
+    """Returns a summary of each Fairlead CRD; the whole CRDs are a hundred times as long."""
+    ours = {f"{kind.plural}.{GROUP}": crd_manifest(kind) for kind in served_kinds()}
+    crds = () if isinstance(facts.crds, MissingValue) else facts.crds
+    return [
+        {
+            "name": name_of(crd),
+            "created": metadata_of(crd).get("creationTimestamp"),
+            "generation": metadata_of(crd).get("generation"),
+            "stored": status_of(crd).get("storedVersions"),
+            "same_as_ours": spec_of(crd).get("versions") == spec_of(ours[name_of(crd)]).get("versions"),
+        }
+        for crd in crds
+        if name_of(crd) in ours
+    ]
+
+
+async def _events(api: KubeApi, facts: ClusterFacts, listed: Iterable[Listing]) -> Listing:
+    """Returns the events about the listed objects, from the first ``_MAX_NAMESPACES`` of their
+    namespaces.
+    """
+    known = {
+        uid_of(object_): namespace_name(object_)
+        for events_ in listed
+        if not isinstance(events_, MissingValue)
+        for object_ in events_
+    }
+    events_: list[Manifest] = []
+    for namespace in sorted({facts.install_namespace, *filter(None, known.values())})[:_MAX_NAMESPACES]:
+        events = await list_objects(api, EVENTS, namespace)
+        if isinstance(events, MissingValue):
+            return events
+        events_ += [object_ for object_ in events if (object_.get("regarding") or {}).get("uid") in known]
+    return events_
+
+
+def _objects(path: str, objects: Listing, scrub: Scrubber) -> BundlePart:
+    if isinstance(objects, MissingValue):
+        return BundlePart(path, objects)
+    return _json(path, [redact_manifest(object_, scrub) for object_ in objects[:_MAX_OBJECTS]])
+
+
+def _json(path: str, value: object, missing: object = None) -> BundlePart:
+    if isinstance(missing, MissingValue):
+        return BundlePart(path, missing)
+    return BundlePart(path, msgspec.json.format(msgspec.json.encode(value)))
+
+
+async def _pod_pages(api: KubeApi, pod: Manifest, scrub: Scrubber) -> list[BundlePart]:
+    """Returns ``/readyz`` and ``/metrics`` of a component that has permissions; else nothing."""
+    component = label_of(pod, COMPONENT_LABEL)
+    if component not in COMPONENTS_WITH_PERMISSIONS:
+        return []
+    port_name = ("manage", pod_http.GATEWAY_PORT) if component == GATEWAY else ("http", pod_http.HTTP_PORT)
+    port = pod_http.pod_port(pod, *port_name)
+    parts: list[BundlePart] = []
+    for page in ("/readyz", "/metrics"):
+        answer = await pod_http.get_page(api, pod, port, page)
+        path = f"control-plane/{namespace_name(pod)}/{name_of(pod)}{page}.txt"
+        if isinstance(answer, MissingValue):
+            return [*parts, BundlePart(path, answer)]  # the next page would wait as long for the same
+        parts.append(BundlePart(path, scrub.scrub_text(answer.body.decode("utf-8", "replace")).encode()))
+    return parts
+
+
+async def _logs(api: KubeApi, pod: Manifest, scrub: Scrubber) -> list[BundlePart]:
+    """Returns the end of each container's log of a control plane pod, and of the previous log after
+    a restart.
+
+    Logs of engines are never read.
+    """
+    parts = []
+    for container in spec_of(pod).get("containers") or []:
+        for previous in (False, True) if restart_count(pod) else (False,):
+            name = f"{container.get('name')}{'-before' if previous else ''}"
+            path = f"control-plane/{namespace_name(pod)}/{name_of(pod)}/{name}.log"
+            parts.append(
+                BundlePart(path, await _log(api, pod, str(container.get("name")), previous, scrub), keep_end=True)
+            )
+    return parts
+
+
+async def _log(api: KubeApi, pod: Manifest, container: str, previous: bool, scrub: Scrubber) -> bytes | MissingValue:
+    query = {"container": container, "tailLines": str(MAX_LOG_LINES), "limitBytes": str(MAX_LOG_BYTES)}
+    query |= {"previous": "true"} if previous else {}
+    try:
+        answer = await api.get_raw(
+            PODS.path(namespace_name(pod), name_of(pod), "log"), MAX_LOG_BYTES, 20.0, query=query
+        )
+    except FairleadError as error:
+        return MissingValue(error.message)
+    text = answer.body.decode("utf-8", "replace")
+    if answer.status == 204:
+        return MissingValue("there is no log yet")
+    if answer.status != 200:
+        return MissingValue(_error_message(text, answer.status), is_forbidden=answer.status == 403)
+    return scrub.scrub_log(text).encode()
+
+
+def _error_message(text: str, status_code: int) -> str:
+    try:
+        error = msgspec.json.decode(text.encode())
+    except msgspec.DecodeError:
+        error = None
+    return (
+        str(error["message"])
+        if isinstance(error, dict) and error.get("message")
+        else f"the API server answers {status_code}"
+    )

@@ -1,5 +1,4 @@
-"""``fairlead check``: `catalogue` (all checks; `model_checks` is a part) → `analyzers` (a pure
-function each) → `runner` → `text_output` → `command`.
+"""``fairlead check``: `catalogue` (all checks) → `analyzers` (pure functions) → `runner` → `command`.
 
-`check` and `verdict` are the value types; `seeded_faults` lists the faults that tests seed.
+`check` has the value types; the runner lists the faults that tests seed.
 """

@@ -1,10 +1,13 @@
 """The description of one check, its section, and when it applies."""
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from fairlead.distribution import ADDRESSES
+from fairlead_cli.cluster.facts import ClusterFacts
+from fairlead_cli.cluster.object_fields import MissingValue
 
 _REFERENCE_PAGE: Final = "reference/checks.html"
 
@@ -54,3 +57,74 @@ class Check:
     def anchor(self) -> str:
         """The check's heading in the documentation: an address, or a path inside of the site."""
         return f"{ADDRESSES.documentation_page(_REFERENCE_PAGE)}#{self.id}"
+
+
+MAX_LINES: Final = 6
+"""Findings printed of one check; the rest is counted."""
+
+
+class CheckOutcome(StrEnum):
+    """Outcome of a check. Only FAILED makes the exit code 1."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Outcome with findings. ``note`` follows the title in brackets, ``lines`` stand below it."""
+
+    outcome: CheckOutcome
+    lines: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """A check with its verdict."""
+
+    check: Check
+    verdict: Verdict
+
+
+Analyzer = Callable[[ClusterFacts], Verdict | None]
+"""Returns None when the check does not concern the cluster; it is then not printed."""
+
+
+def passed(note: str = "") -> Verdict:
+    """Returns a verdict that the check passed."""
+    return Verdict(CheckOutcome.OK, note=note)
+
+
+def failed(*lines: str) -> Verdict:
+    """Returns a verdict that the check failed."""
+    return Verdict(CheckOutcome.FAILED, lines)
+
+
+def warned(*lines: str) -> Verdict:
+    """Returns a warning: the title is not true, but everything works."""
+    return Verdict(CheckOutcome.WARNING, lines)
+
+
+def unknown(missing: MissingValue | str) -> Verdict:
+    """Returns a verdict that the check could not be made, with the reason."""
+    return Verdict(CheckOutcome.UNKNOWN, (missing if isinstance(missing, str) else missing.reason,))
+
+
+def verdict_of(
+    findings: Iterable[str], doubts: Iterable[str] = (), note: str = "", outcome: CheckOutcome = CheckOutcome.FAILED
+) -> Verdict:
+    """Returns ``outcome`` if there are findings, else UNKNOWN if there are doubts, else OK."""
+    problems = tuple(dict.fromkeys(findings))
+    if problems:
+        return Verdict(outcome, problems)
+    reasons = tuple(dict.fromkeys(doubts))
+    return Verdict(CheckOutcome.UNKNOWN, reasons) if reasons else passed(note)
+
+
+def truncate_lines(lines: Sequence[str]) -> list[str]:
+    """Returns at most MAX_LINES lines, then a line with the number of the others if any."""
+    more = len(lines) - MAX_LINES
+    return [*lines[:MAX_LINES], *([f"and {more} more"] if more > 0 else [])]

@@ -1,24 +1,14 @@
 """Runs all checks on the facts of one moment."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Final
 
-from fairlead_cli.cluster.checks.analyzers import (
-    autoscaler,
-    endpoint_secrets,
-    gateway,
-    indexer,
-    models,
-    operator,
-    platform,
-    safeguards,
-    workloads,
-)
+from fairlead_cli.cluster.checks.analyzers import autoscaler, gateway, indexer, models, operator, platform, workloads
 from fairlead_cli.cluster.checks.catalogue import all_checks
-from fairlead_cli.cluster.checks.check import CheckStage
-from fairlead_cli.cluster.checks.verdict import Analyzer, CheckOutcome, CheckResult
+from fairlead_cli.cluster.checks.check import Analyzer, CheckOutcome, CheckResult, CheckStage
 from fairlead_cli.cluster.facts import ClusterFacts
 
 ANALYZERS: Final[Mapping[str, Analyzer]] = MappingProxyType(
@@ -66,16 +56,16 @@ ANALYZERS: Final[Mapping[str, Analyzer]] = MappingProxyType(
         "model-image": models.stalled_analyzer("model-image"),
         "model-capacity": models.stalled_analyzer("model-capacity"),
         "model-references": models.check_references,
-        "model-endpoint-secrets": endpoint_secrets.check_endpoint_secrets,
+        "model-endpoint-secrets": models.check_endpoint_secrets,
         "model-admission": models.stalled_analyzer("model-admission"),
         "model-stalled": models.stalled_analyzer("model-stalled"),
         "model-ready": models.check_ready,
         "model-name": models.check_names,
-        "network-policies": safeguards.check_network_policies,
-        "disruption-budgets": safeguards.check_disruption_budgets,
+        "network-policies": platform.check_network_policies,
+        "disruption-budgets": platform.check_disruption_budgets,
         "keys-asked": gateway.check_authentication,
         "images": workloads.check_images,
-        "version-skew": safeguards.check_version_skew,
+        "version-skew": platform.check_version_skew,
     }
 )
 
@@ -101,3 +91,32 @@ def run_checks(facts: ClusterFacts, *, before_install: bool = False) -> tuple[Ch
 def has_failures(results: tuple[CheckResult, ...]) -> bool:
     """Whether any check failed. Warnings and unknown outcomes do not count."""
     return any(result.verdict.outcome is CheckOutcome.FAILED for result in results)
+
+
+@dataclass(frozen=True, slots=True)
+class SeededFault:
+    """A fault that happens in clusters, and the check that names it. Tests seed each; alert rules
+    fire on the same faults.
+    """
+
+    name: str
+    check: str
+    how: str
+
+
+SEEDED_FAULTS: Final = (
+    SeededFault("operator-down", "operator-ready", "no pod of the operator is ready"),
+    SeededFault(
+        "operator-not-leading",
+        "operator-leader",
+        "pods are ready, and the lease was not renewed for longer than it lasts",
+    ),
+    SeededFault("operator-right-removed", "operator-rights", "a rule is taken out of the operator's role"),
+    SeededFault("crd-outdated", "crd-schema", "the CRD of ModelDeployments is that of an older release"),
+    SeededFault("keys-missing", "gateway-keys", "the Secret with API keys is deleted"),
+    SeededFault("fleet-stale", "gateway-fleet", "a gateway can no longer list or watch"),
+    SeededFault("redis-unreachable", "redis", "Redis is gone while gateways run"),
+    SeededFault("image-unpullable", "model-image", "a model names an image that does not exist"),
+    SeededFault("accelerator-unschedulable", "model-capacity", "a model asks for more devices than any node has"),
+    SeededFault("credentials-missing", "model-references", "`model.credentials` names a Secret that does not exist"),
+)

@@ -1,3 +1,1 @@
-"""``fairlead status`` of a cluster: `engine_signals` → `model_report` → `advice` → `tree`;
-`command` runs it.
-"""
+"""``fairlead status`` of a cluster: `model_report` → `advice` → `command`."""

@@ -1,8 +1,16 @@
-"""The report of one model: model → pools → pods → engine signals. Pure: facts in, report out."""
+"""The report of one model: model → pools → pods → engine signals. Pure: facts in, report out.
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+Engine figures are the same at every gateway, so the freshest copy counts; the gateways' own counts
+add up.
+
+The operator reads no events. A pod in `ContainerCreating` says nothing of its own. The same
+is true of a LeaderWorkerSet whose pods are refused: only its StatefulSets have events.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from fairlead.api.conditions import ConditionType
 from fairlead.fleet.labels import ENDPOINT_LABEL, POOL_LABEL, SleepPhase, parse_sleep_mark
@@ -14,24 +22,188 @@ from fairlead.kube.resources import (
     key_of,
     metadata_of,
     name_of,
+    namespace_of,
     uid_of,
 )
-from fairlead_cli.cluster.missing_value import MissingValue
 from fairlead_cli.cluster.object_fields import (
     Condition,
+    MissingValue,
     condition_of,
     conditions_of,
     label_of,
+    parse_time,
     restart_count,
+    shorten,
     spec_of,
     status_of,
     waiting_reason,
 )
-from fairlead_cli.cluster.pod_http import PodReport
-from fairlead_cli.cluster.status import engine_signals as signals
-from fairlead_cli.cluster.status.engine_signals import EngineSignals
-from fairlead_cli.cluster.status.start_obstacles import StartObstacle, find_obstacle, find_rejection
-from fairlead_cli.cluster.timestamps import parse_time
+from fairlead_cli.cluster.pod_http import MetricsPage, PodReport
+from fairlead_operator.status.diagnosis import advice_for, rejection_reason
+
+_REFUSED: Final = "FailedCreate"
+_PODS_OF_GROUPS: Final = (_REFUSED, "SuccessfulCreate")
+_CREATING: Final = ("ContainerCreating", "PodInitializing")
+_KINDS: Final = {
+    "FailedAttachVolume": "look at the volume with kubectl describe pvc, and at its storage",
+    "FailedMount": "look at the volume with kubectl describe pvc, and at its storage",
+    "FailedMapVolume": "look at the volume with kubectl describe pvc, and at its storage",
+    "FailedCreatePodSandBox": "look at the network plugin and the container runtime of the node",
+}
+"""Reasons of events that stop a start, each with advice for unknown messages."""
+_SHARED: Final = (
+    "only one node at a time has a ReadWriteOnce volume: give the claim ReadWriteMany or ReadOnlyMany, "
+    "or give each pod a volume of its own with model.cache.size"
+)
+_REMEDIES: Final = (
+    (re.compile("Multi-Attach error|exclusively attached"), _SHARED),
+    (re.compile(r'secret "([^"]+)" not found'), "create the Secret {} in {namespace}"),
+    (re.compile(r'configmap "([^"]+)" not found'), "create the ConfigMap {} in {namespace}"),
+    (re.compile(r"non-existent secret key: (\S+)"), "add the entry {} to the Secret of the volume"),
+    (re.compile(r"non-existent config key: (\S+)"), "add the entry {} to the ConfigMap of the volume"),
+    (re.compile(r"driver name (\S+) not found"), "install the CSI driver {} on the node"),
+    (re.compile(r'(?:no runtime for|RuntimeHandler) "([^"]+)"'), "install the container runtime {} on the node"),
+)
+"""Part of an event's message to what helps; ``{}`` is its group."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartObstacle:
+    """The last warning about a pod whose containers do not start. ``remedy``: what helps."""
+
+    message: str
+    remedy: str
+
+
+def group_names(model: Manifest) -> frozenset[str]:
+    """Returns the beginnings of the names of the StatefulSets that run pools on several nodes."""
+    pools = spec_of(model).get("pools") or []
+    several = [pool for pool in pools if int((pool.get("parallelism") or {}).get("nodes") or 1) > 1]
+    return frozenset(f"{name_of(model)}-{pool.get('name') or 'main'}" for pool in several)
+
+
+def is_about_group(event: Manifest, names: Collection[str]) -> bool:
+    """Whether an event is about a StatefulSet of a group with one of these names."""
+    regarding = event.get("regarding") or {}
+    name = f"{regarding.get('name')}-"
+    return regarding.get("kind") == "StatefulSet" and any(name.startswith(f"{one}-") for one in names)
+
+
+def find_rejection(model: Manifest, events: Sequence[Manifest]) -> StartObstacle | None:
+    """Returns why the pods of a model's groups are refused, by its last event.
+
+    events: the newest last.
+    """
+    names = group_names(model)
+    about = [event for event in events if event.get("reason") in _PODS_OF_GROUPS and is_about_group(event, names)]
+    if not about or about[-1]["reason"] != _REFUSED:
+        return None
+    note = shorten(" ".join(str(about[-1].get("note") or "").split()))
+    reason = rejection_reason(note)
+    return StartObstacle(note, advice_for(reason).rstrip(".") if reason else "read what the API server says")
+
+
+def find_obstacle(pod: Manifest, events: Sequence[Manifest]) -> StartObstacle | None:
+    """Returns what keeps a pod's containers from starting; None for a pod that may go on by itself.
+
+    events: the newest last.
+    """
+    if is_deleting(pod) or not _is_creating(pod):
+        return None
+    about = [event for event in events if (event.get("regarding") or {}).get("uid") == uid_of(pod)]
+    last = next((event for event in reversed(about) if event.get("reason") in _KINDS), None)
+    if last is None:
+        return None
+    note = " ".join(str(last.get("note") or "").split())
+    for pattern, remedy in _REMEDIES:
+        if found := pattern.search(note):
+            text = remedy.format(*found.groups(), namespace=namespace_of(pod))
+            return StartObstacle(f"{last['reason']}: {shorten(note)}", text)
+    return StartObstacle(f"{last['reason']}: {shorten(note)}", _KINDS[str(last["reason"])])
+
+
+def _is_creating(pod: Manifest) -> bool:
+    """Whether a pod has a node, and none of its containers was started or fetched yet."""
+    ready_to_start = condition_of(pod, "PodReadyToStartContainers")
+    if ready_to_start is not None and ready_to_start.get("status") == "True":
+        return False
+    states: list[dict[str, Any]] = [
+        container.get("state") or {}
+        for kind in ("initContainerStatuses", "containerStatuses")
+        for container in status_of(pod).get(kind) or []
+    ]
+    return bool(states) and all((state.get("waiting") or {}).get("reason") in _CREATING for state in states)
+
+
+_ENGINE, _GATEWAY = "fairlead_gateway_engine_", "fairlead_gateway_instance_"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSignals:
+    """Signals of one instance; None is unknown.
+
+    in_flight: sum over the gateways.
+
+    age_seconds: of the engine's own figures.
+    """
+
+    id: str
+    pool: str | None = None
+    running: float | None = None
+    waiting: float | None = None
+    kv_usage: float | None = None
+    hit_share: float | None = None
+    preemptions: float | None = None
+    sleeping: bool = False
+    age_seconds: float | None = None
+    in_flight: float | None = None
+
+
+def signals_by_instance(pages: Sequence[MetricsPage], model: str) -> dict[str, EngineSignals]:
+    """Returns signals by instance id; ``model`` is ``namespace/name``."""
+    signals: dict[str, EngineSignals] = {}
+    for page in pages:
+        for sample in page.matching(f"{_ENGINE}signals_age_seconds", model=model):
+            instance = sample.labels.get("instance", "")
+            known = signals.get(instance)
+            if known is None or known.age_seconds is None or sample.value < known.age_seconds:
+                signals[instance] = _read(page, model, instance, sample.labels.get("pool"), sample.value)
+        for sample in page.matching(f"{_GATEWAY}in_flight", model=model):
+            signals.setdefault(sample.labels.get("instance", ""), EngineSignals(sample.labels.get("instance", "")))
+    return {
+        instance: _with_in_flight(instance_signals, pages, model)
+        for instance, instance_signals in sorted(signals.items())
+    }
+
+
+def ready_instances(page: MetricsPage, model: str) -> float | None:
+    """Returns how many instances a gateway routes to; None when it does not know the model."""
+    return page.value("fairlead_gateway_instances", model=model, state="Ready")
+
+
+def _read(page: MetricsPage, model: str, name: str, pool: str | None, age: float) -> EngineSignals:
+    def read(what: str) -> float | None:
+        return page.value(f"{_ENGINE}{what}", model=model, instance=name)
+
+    queries, hits = read("prefix_queries_total"), read("prefix_hits_total")
+    return EngineSignals(
+        id=name,
+        pool=pool,
+        running=read("running"),
+        waiting=read("waiting"),
+        kv_usage=read("kv_usage"),
+        hit_share=hits / queries if queries and hits is not None else None,
+        preemptions=read("preemptions_total"),
+        sleeping=read("sleeping") == 1.0,
+        age_seconds=age,
+    )
+
+
+def _with_in_flight(signals: EngineSignals, pages: Sequence[MetricsPage], model: str) -> EngineSignals:
+    counts = [page.value(f"{_GATEWAY}in_flight", model=model, instance=signals.id) for page in pages]
+    known = [count for count in counts if count is not None]
+    return replace(signals, in_flight=sum(known) if known else None)
+
 
 _STARTUP_PROBE: Final = "Startup probe failed"
 MAX_EVENTS = 5
@@ -137,8 +309,8 @@ def build_report(facts: ModelFacts) -> ModelReport:
     model = facts.model
     reports = () if isinstance(facts.gateways, MissingValue) else facts.gateways
     pages = [report.metrics for report in reports if not isinstance(report.metrics, MissingValue)]
-    signals_ = signals.signals_by_instance(pages, key_of(model))
-    routed = [count for page in pages if (count := signals.ready_instances(page, key_of(model))) is not None]
+    signals_ = signals_by_instance(pages, key_of(model))
+    routed = [count for page in pages if (count := ready_instances(page, key_of(model))) is not None]
     return ModelReport(
         key=key_of(model),
         client_name=status_of(model).get("clientName"),

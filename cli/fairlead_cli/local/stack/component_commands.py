@@ -4,14 +4,44 @@ users cannot read.
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from fairlead.units import format_duration
 from fairlead_cli.addresses import Address
 from fairlead_cli.local.processes.child_process import ProcessCommand
 from fairlead_cli.local.processes.embedded_redis import RedisServer
-from fairlead_cli.local.stack.config import StackConfig
-from fairlead_cli.local.stack.engine_plan import ENGINE_TOKEN_VARIABLE
+from fairlead_cli.local.stack.engine_plan import ENGINE_TOKEN_VARIABLE, EnginePlan
+
+LOCAL_PEPPER: Final = "local"
+"""The pepper of API keys in local mode without FAIRLEAD_KEY_PEPPER, so that examples have keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class StackConfig:
+    """The processes and addresses of a stack.
+
+    tenant_files: with the tenants that may call; without one, the gateway asks for no API key.
+    key_pepper: under which these files hold digests of API keys.
+    engine_token: the API key of real engines; empty if all are simulated.
+    """
+
+    plan: EnginePlan
+    listen: Address
+    manage: Address
+    secret: str
+    token: str | None = None
+    insecure: bool = False
+    redis: bool = True
+    workers: int = 1
+    speed: float = 1.0
+    logs: Path | None = None
+    program: str = "fairlead"
+    tenant_files: tuple[Path, ...] = ()
+    key_pepper: str = LOCAL_PEPPER
+    engine_token: str = ""
+
 
 SECRET_VARIABLE = "FAIRLEAD_HASH_SECRET"
 

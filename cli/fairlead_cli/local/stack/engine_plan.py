@@ -6,11 +6,13 @@ latency targets shrink alike, so that every ratio stays as in the manifest.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fairlead.adapters.model import LoraAdapter
 from fairlead.adapters.resolution import resolve_adapter
+from fairlead.api.spec.autoscaling import ScalingMode
 from fairlead.api.spec.engine import EngineType
 from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.pools import ExternalEndpoint, Pool, PoolRole
@@ -33,10 +35,73 @@ from fairlead.fleet.model import (
 from fairlead.manifests.loader import Manifests, to_fleet_model
 from fairlead.manifests.routes import plan_routes
 from fairlead.routes.model import Route
+from fairlead_autoscaler.core import PoolSpec, SleepTier
+from fairlead_autoscaler.model_spec import replica_cost, replica_usd, sleep_tier
 from fairlead_cli.local.processes.child_process import ProcessCommand
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec
-from fairlead_cli.local.stack.scaled_models import ScaledModelSpec, plan_scaling
-from fairlead_cli.local.stack.unsupported_fields import ignored_fields, reject_unsupported
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledModelSpec:
+    """A scaled model: policy and pools as in the manifest. The autoscaler's time runs as fast as
+    the engines'.
+    """
+
+    key: str
+    objectives: SloTargets
+    policy: Mapping[str, Any]
+    pools: tuple[PoolSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingPlan:
+    """The scaled models, and notes on others that ask for scaling but are not scaled."""
+
+    models: tuple[ScaledModelSpec, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def plan_scaling(manifests: Manifests, pools: Sequence[EnginePoolSpec]) -> ScalingPlan:
+    """Returns the models to scale, and notes on those that request scaling but cannot be scaled
+    here.
+    """
+    models, notes = [], []
+    for deployment in manifests.models:
+        spec, name = deployment.spec, deployment.metadata.name
+        if spec.autoscaling.mode is ScalingMode.DISABLED:
+            continue
+        engine_pools = {pool.name: pool for pool in pools if pool.model.key == deployment.key and not pool.adopted}
+        if spec.replicas is not None:
+            notes.append(f"{name}: not scaled, since spec.replicas sets the number")
+        elif any(pool.engines_per_process > 1 for pool in engine_pools.values()):
+            notes.append(f"{name}: not scaled, since its engines share processes")
+        elif engine_pools:
+            models.append(_scaled_model(manifests, deployment, engine_pools))
+    return ScalingPlan(tuple(models), tuple(notes))
+
+
+def _scaled_model(
+    manifests: Manifests, deployment: ModelDeployment, engine_pools: Mapping[str, EnginePoolSpec]
+) -> ScaledModelSpec:
+    policy = deployment.spec.autoscaling.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    tier = sleep_tier(deployment.spec)
+    pools = tuple(_pool_spec(manifests, pool, tier) for pool in deployment.spec.pools if pool.name in engine_pools)
+    return ScaledModelSpec(deployment.key, deployment.spec.slo.to_targets(), policy, pools)
+
+
+def _pool_spec(manifests: Manifests, pool: Pool, tier: SleepTier | None) -> PoolSpec:
+    accelerator = manifests.accelerators.get(pool.accelerator_class_name or "")
+    return PoolSpec(
+        name=pool.name,
+        role=Role(pool.role.value),
+        cost_per_hour=replica_cost(None if accelerator is None else accelerator.spec, pool),
+        minimum=pool.min_replicas,
+        maximum=pool.min_replicas if pool.max_replicas is None else pool.max_replicas,
+        profile=manifests.engine_profile(pool),
+        usd_per_hour=replica_usd(None if accelerator is None else accelerator.spec, pool),
+        tier=tier,
+    )
+
 
 SIMULATED_ENGINE = "sim"
 ADOPTED_ENGINE = "vllm"
@@ -208,7 +273,7 @@ def _plan_pool(
     engine_type = spec.engine.type.label if options.real else SIMULATED_ENGINE
     profile = manifests.engine_profile(pool)
     assert profile is not None  # only pools that adopt do without an accelerator
-    transfer = _transfer_name(spec.engine.type, spec.kv_cache.transfer)
+    transfer = "sglang" if spec.engine.type is EngineType.SGLANG else spec.kv_cache.transfer.value.lower()
     is_simulated = engine_type == SIMULATED_ENGINE
     transfer_arguments = _transfer_arguments(pool, transfer) if is_simulated else ()
     adapter_arguments = _adapter_arguments(spec, engine_type)
@@ -262,11 +327,6 @@ def _replica_price(manifests: Manifests, pool: Pool) -> int | None:
     """Returns the price of an instance per hour; None if its accelerator has none."""
     accelerator = manifests.accelerators.get(pool.accelerator_class_name or "")
     return None if accelerator is None else accelerator.spec.replica_nano_usd_per_hour(pool.parallelism)
-
-
-def _transfer_name(engine_type: EngineType, transfer: Transfer) -> str:
-    """Returns the gateway's name of a KV transfer. SGLang has one protocol for all libraries."""
-    return "sglang" if engine_type is EngineType.SGLANG else transfer.value.lower()
 
 
 def _transfer_arguments(pool: Pool, transfer: str) -> tuple[str, ...]:
@@ -325,3 +385,59 @@ def token_variable(endpoint: ExternalEndpoint) -> str | None:
 
 def _reject_start(ports: tuple[int, ...], first: int) -> ProcessCommand:
     raise AssertionError("an adopted engine is not started")
+
+
+_MODEL = ("revision", "credentials", "cache")
+_ENGINE = ("image", "command", "imagePullSecrets", "port", "healthPath")
+_POOL = ("parallelism", "template")
+_CA = "caSecretKeyRef"
+_CHANGES_ANSWERS = ("spec.model.revision", "spec.pools[].parallelism", "spec.engine.env[].valueFrom")
+"""A real engine without these would answer differently, or not start."""
+
+
+def reject_unsupported(deployment: ModelDeployment, *, real: bool) -> None:
+    """Raises BadInput with a field that local mode cannot honour, and what to do instead."""
+    spec, name = deployment.spec, deployment.metadata.name
+    for index, pool in enumerate(spec.pools):
+        if pool.selector is not None:
+            message = f"{name}: local mode has no pods that a selector could find"
+            raise BadInput(message, field=f"spec.pools[{index}].selector", hint="give endpoints: [{url: ...}] instead")
+    if not real or spec.is_external:
+        return
+    engine_type = spec.engine.type
+    if engine_type not in (EngineType.VLLM, EngineType.SIM):
+        message = f"{name}: local mode runs no engine of type {engine_type.value}"
+        hint = "leave --real out to simulate it, or start it yourself and write `type: External` with its endpoints"
+        raise BadInput(message, field="spec.engine.type", hint=hint)
+    for index, pool in enumerate(spec.pools):
+        if pool.role is not PoolRole.SERVE and engine_type is EngineType.VLLM:
+            message = f"{name}: local mode splits prefill from decode for simulated engines only"
+            raise BadInput(message, field=f"spec.pools[{index}].role", hint="leave --real out, or use the role Serve")
+    for path in ignored_fields(deployment):
+        if "".join(char for char in path if not char.isdigit()) in _CHANGES_ANSWERS and engine_type is EngineType.VLLM:
+            message = f"{name}: a real engine of local mode cannot honour {path}"
+            raise BadInput(message, field=path, hint="remove it, or leave --real out")
+
+
+def ignored_fields(deployment: ModelDeployment) -> tuple[str, ...]:
+    """Returns the given fields that have no effect in local mode, in the order of the manifest."""
+    return tuple(_find_ignored(deployment.spec.model_dump(by_alias=True, exclude_defaults=True)))
+
+
+def _find_ignored(spec: dict[str, Any]) -> Iterator[str]:
+    yield from (f"spec.model.{name}" for name in _MODEL if name in spec["model"])
+    engine = spec.get("engine", {})
+    yield from (f"spec.engine.{name}" for name in _ENGINE if name in engine)
+    yield from (
+        f"spec.engine.env[{n}].valueFrom" for n, variable in enumerate(engine.get("env", ())) if "valueFrom" in variable
+    )
+    for index, pool in enumerate(spec["pools"]):
+        yield from (f"spec.pools[{index}].{name}" for name in _POOL if name in pool)
+        endpoints = enumerate(pool.get("endpoints", ()))
+        yield from (f"spec.pools[{index}].endpoints[{n}].{_CA}" for n, endpoint in endpoints if _CA in endpoint)
+    if "offload" in spec.get("kvCache", {}):
+        yield "spec.kvCache.offload"
+    if "claimNames" in spec.get("adapters", {}):
+        yield "spec.adapters.claimNames"
+    if "rollout" in spec:
+        yield "spec.rollout"

@@ -3,6 +3,13 @@ last process.
 
 The first Ctrl-C (or SIGTERM, or a closed terminal) stops in order, the second at once. The reaper
 covers SIGKILL.
+
+A process that ends is restarted anyway. One whose core hangs does not end, and its `/health` says
+200. The gateway finds out and reports it; the verdict is `fairlead.fleet.hung_engines`. Engines
+that share a process are left alone, since a restart would end the requests of the others.
+
+The state is written at every change of an engine. The targets are polled several times a second and
+applied, draining included. ``fairlead_autoscaler.local`` defines both files.
 """
 
 import asyncio
@@ -11,31 +18,49 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from fairlead.api.spec.autoscaling import Autoscaling
 from fairlead.engines.sleep_mode import EngineSleepClient
-from fairlead.errors import Unavailable
+from fairlead.errors import FairleadError, Unavailable
+from fairlead.fleet.hung_engines import EjectionReport, hung_verdict
 from fairlead.fleet.model import Fleet, InstanceState
 from fairlead.runtime.clock import Clock
+from fairlead_autoscaler.core import PoolSpec, ReplicaState, WakeTiming
+from fairlead_autoscaler.enforcer import widest_pool_bounds
+from fairlead_autoscaler.local.state_files import (
+    DESIRED_FILE,
+    STATE_FILE,
+    DesiredPool,
+    LocalEngine,
+    LocalModel,
+    LocalPool,
+    LocalState,
+    read_desired,
+    write_file,
+)
 from fairlead_cli.addresses import Address, find_free_ports
-from fairlead_cli.errors import StackUnreachable, StartFailed
+from fairlead_cli.exit_codes import StackUnreachable, StartFailed
 from fairlead_cli.formatting import pluralize
-from fairlead_cli.local.hung_engine_watch import HungEngineHooks, HungEngineWatch
 from fairlead_cli.local.processes.embedded_redis import RedisServer, find_redis_program, redis_server_command
-from fairlead_cli.local.processes.readiness_probe import get_http_body, get_http_status, wait_until
+from fairlead_cli.local.processes.managed_process import ProcessPhase, get_http_body, get_http_status, wait_until
 from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.run_directory import RunningStack, make_run_directory, process_start, write_stack_file
-from fairlead_cli.local.stack.autoscaler_sync import AutoscalerSync
-from fairlead_cli.local.stack.component_commands import autoscaler_command, gateway_command, indexer_command
-from fairlead_cli.local.stack.config import StackConfig
-from fairlead_cli.local.stack.engine_plan import SIMULATED_ENGINE, EnginePlan
+from fairlead_cli.local.stack.component_commands import (
+    StackConfig,
+    autoscaler_command,
+    gateway_command,
+    indexer_command,
+)
+from fairlead_cli.local.stack.engine_plan import SIMULATED_ENGINE, EnginePlan, ScaledModelSpec
+from fairlead_cli.local.stack.engine_process import EngineProcess, SleepState
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
-from fairlead_cli.local.view.banner import StackSummary
-from fairlead_cli.local.view.screen import Screen
+from fairlead_cli.local.view.live_view import Screen, StackSummary
 
-if TYPE_CHECKING:  # it loads an HTTP client, which a stack needs late
+if TYPE_CHECKING:
     from fairlead_cli.management import api_types
 
 REDRAW_INTERVAL_SECONDS = 1.0
@@ -65,7 +90,9 @@ class StackRun:
         """Starts, serves until a signal, stops and returns the exit code. Raises StartFailed when
         it cannot serve.
         """
-        self._handle_signals()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._on_stop_signal)
         directory = make_run_directory()
         reaper = Reaper(directory)
         try:
@@ -203,8 +230,7 @@ class StackRun:
         await HungEngineWatch(hooks, self._clock).run()
 
     async def _draw(self, supervisor: StackSupervisor) -> None:
-        from fairlead_cli.local.view.live_view import Frame
-        from fairlead_cli.local.view.process_views import process_views
+        from fairlead_cli.local.view.live_view import Frame, process_views
         from fairlead_cli.management.client import ManagementClient
 
         async with ManagementClient(self._config.manage.url, self._config.token) as management:
@@ -242,11 +268,6 @@ class StackRun:
             self._stop.set()
 
     # --- the end -----------------------------------------------------------------------------------------------------
-
-    def _handle_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._on_stop_signal)
 
     def _on_stop_signal(self) -> None:
         (self._stop_now if self._stop.is_set() else self._stop).set()
@@ -350,3 +371,265 @@ def run(config: StackConfig, screen: Screen, clock: Clock) -> int:
     except (StartFailed, Unavailable) as error:
         print(f"fairlead up: {error}", file=sys.stderr)
         return 1
+
+
+HUNG_ENGINE_GRACE_SECONDS: Final = 60.0
+"""Limit: an engine that has answered no request for this long after its ejection is restarted by
+local mode.
+"""
+HUNG_ENGINE_POLL_SECONDS: Final = 5.0
+"""Limit: interval at which local mode asks its gateway about hung engines."""
+
+_GATEWAY: Final = "gateway"
+
+
+@dataclass(frozen=True, slots=True)
+class HungEngine:
+    """An engine to restart, and why."""
+
+    engine: EngineProcess
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HungEngineHooks:
+    """The functions of a stack that the watch calls.
+
+    engines: returns the engines of the stack.
+
+    fleet: returns the gateway's fleet. Raises StackUnreachable when the gateway does not answer.
+
+    restart: ends the process of an engine, which is started again.
+
+    on_event: called with a line for people.
+    """
+
+    engines: Callable[[], Sequence[EngineProcess]]
+    fleet: "Callable[[], Awaitable[api_types.Fleet]]"
+    restart: Callable[[EngineProcess], Awaitable[None]]
+    on_event: Callable[[str], None]
+
+
+class HungEngineWatch:
+    """The watch over the engines of one stack."""
+
+    def __init__(self, hooks: HungEngineHooks, clock: Clock) -> None:
+        self._hooks = hooks
+        self._clock = clock
+        self._restarted: EngineProcess | None = None
+
+    async def run(self) -> None:
+        """Polls until it is cancelled."""
+        while True:
+            await asyncio.sleep(HUNG_ENGINE_POLL_SECONDS)
+            await self.poll()
+
+    async def poll(self) -> None:
+        """Restarts an engine that hangs, unless the last one that was restarted is not up yet."""
+        engines = self._hooks.engines()
+        restarted = self._restarted
+        if restarted is not None and restarted in engines and not restarted.is_up:
+            return
+        self._restarted = None
+        try:
+            fleet = await self._hooks.fleet()
+        except StackUnreachable:
+            return
+        reports = {
+            instance.id: instance.ejection
+            for model in fleet.models
+            for instance in model.instances
+            if instance.ejection is not None
+        }
+        found = hung_engine(engines, reports, self._clock.now(), HUNG_ENGINE_GRACE_SECONDS)
+        if found is not None:
+            self._hooks.on_event(f"{found.engine.name} hangs and is restarted: {found.reason}")
+            self._restarted = found.engine
+            await self._hooks.restart(found.engine)
+
+
+def hung_engine(
+    engines: Iterable[EngineProcess], reports: Mapping[str, EjectionReport], now: float, grace_seconds: float
+) -> HungEngine | None:
+    """Returns the first engine that hangs; None if none does.
+
+    reports: the gateway's reports, by instance id.
+    """
+    for engine in engines:
+        report = reports.get(engine.instance_ids()[0])
+        up_seconds = _up_seconds(engine, now)
+        if report is None or up_seconds is None or len(engine.ports) > 1:
+            continue
+        # A report may be older than the process, if the gateway has missed its restart.
+        report = replace(report, seconds=min(report.seconds, up_seconds))
+        verdict = hung_verdict({_GATEWAY: report}, grace_seconds=grace_seconds)
+        if verdict.is_hung:
+            return HungEngine(engine, verdict.reason)
+    return None
+
+
+def _up_seconds(engine: EngineProcess, now: float) -> float | None:
+    """Returns the seconds since the engine is up; None if it does not serve."""
+    process = engine.process
+    if process is None or process.ready_at is None or not engine.is_up:
+        return None
+    return None if engine.is_draining or engine.sleep_state is not SleepState.AWAKE else now - process.ready_at
+
+
+POLL_SECONDS = 0.1
+_REPLICA_STATES = {
+    SleepState.AWAKE: ReplicaState.READY,
+    SleepState.FALLING_ASLEEP: ReplicaState.FALLING_ASLEEP,
+    SleepState.ASLEEP: ReplicaState.ASLEEP,
+    SleepState.WAKING: ReplicaState.WAKING,
+}
+
+
+def rejection_reason(model: ScaledModelSpec, pool: PoolSpec, target: DesiredPool) -> str | None:
+    """Returns why a target is not applied: it is outside of the pool's widest bounds. None when it
+    is within.
+
+    Why: the manifest allows no such number at any hour. So the target is an error, or does not come
+    from the autoscaler.
+    """
+    bounds = widest_pool_bounds(pool, Autoscaling.model_validate(model.policy))
+    maximum = 0 if pool.tier is None else min(pool.tier.most, bounds.maximum - target.replicas)
+    if bounds.minimum <= target.replicas <= bounds.maximum and 0 <= target.asleep <= maximum:
+        return None
+    limits = f"{bounds.minimum} to {bounds.maximum} are allowed"
+    requested = f"{target.replicas} are wanted of it"
+    if target.asleep:
+        requested, limits = f"{requested}, {target.asleep} asleep", f"{limits}, {max(0, maximum)} asleep"
+    return f"{pool.name} of {model.key} stays as it is: {requested}, and {limits}"
+
+
+def stack_state(models: Sequence[ScaledModelSpec], supervisor: StackSupervisor, now: float) -> LocalState:
+    """Returns the state of the stack for the autoscaler."""
+    return LocalState({model.key: _local_model(model, supervisor, now) for model in models})
+
+
+def _local_model(model: ScaledModelSpec, supervisor: StackSupervisor, now: float) -> LocalModel:
+    pools = tuple(
+        LocalPool(
+            pool,
+            supervisor.desired_replicas.get((model.key, pool.name), 0),
+            tuple(
+                _local_engine(engine, now) for engine in supervisor.engines if engine.pool.key == (model.key, pool.name)
+            ),
+            supervisor.desired_asleep.get((model.key, pool.name), 0),
+        )
+        for pool in model.pools
+    )
+    return LocalModel(model.objectives, model.policy, pools)
+
+
+def _local_engine(engine: EngineProcess, now: float) -> LocalEngine:
+    process = engine.process
+    started = now if process is None or process.started_at is None else process.started_at
+    ready = process.ready_at if process is not None and process.phase is ProcessPhase.READY else None
+    state = ReplicaState.PENDING if ready is None else _REPLICA_STATES[engine.sleep_state]
+    if engine.is_draining:
+        state = ReplicaState.DRAINING
+    level = engine.pool.sleep_level
+    last_wake = (
+        None if level is None or not engine.wake_count else WakeTiming(level, engine.wake_count, engine.wake_seconds)
+    )
+    return LocalEngine(engine.name, state, started, ready, tuple(engine.instance_ids()), last_wake)
+
+
+class AutoscalerSync:
+    """The link of a local stack to its autoscaler: the writer of the stack's state and the reader
+    of targets.
+
+    on_event: called with a line for people when targets cannot be read or applied.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        models: Sequence[ScaledModelSpec],
+        supervisor: StackSupervisor,
+        clock: Clock,
+        on_event: Callable[[str], None],
+    ) -> None:
+        self._state_file = directory / STATE_FILE
+        self._desired_file = directory / DESIRED_FILE
+        self._models = tuple(models)
+        self._supervisor = supervisor
+        self._clock = clock
+        self._on_event = on_event
+        self._last_state: LocalState | None = None
+        self._last_version: object = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._poll_task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Starts to write the state and to apply the targets."""
+        self._supervisor.on_change = self.write_state
+        self.write_state()
+        self._poll_task = asyncio.get_running_loop().create_task(self._poll(), name="poll-desired")
+
+    async def stop(self) -> None:
+        """Stops applying targets; the supervisor ends drains in progress."""
+        tasks = [*self._tasks, *([self._poll_task] if self._poll_task else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def write_state(self) -> None:
+        """Writes the state when it has changed."""
+        state = stack_state(self._models, self._supervisor, self._clock.now())
+        if state != self._last_state:
+            with contextlib.suppress(FileNotFoundError):  # the reaper has removed the run directory
+                write_file(self._state_file, state)
+            self._last_state = state
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            self.apply_targets()
+
+    def apply_targets(self) -> None:
+        """Reads the targets if their file has changed, and starts the scaling of every pool that
+        differs from its target.
+
+        A target that is not applied is reported to ``on_event``.
+        """
+        version = _file_version(self._desired_file)
+        if version is None or version == self._last_version:
+            return
+        try:
+            targets = read_desired(self._desired_file).pools
+        except Unavailable as error:
+            self._on_event(f"the autoscaler's targets cannot be read: {error.message}")
+            self._last_version = version
+            return
+        self._last_version = version
+        for model in self._models:
+            for pool in model.pools:
+                target = targets.get(model.key, {}).get(pool.name)
+                key = model.key, pool.name
+                current = self._supervisor.desired_replicas.get(key), self._supervisor.desired_asleep.get(key, 0)
+                if target is None or (target.replicas, target.asleep) == current:
+                    continue
+                if (reason := rejection_reason(model, pool, target)) is not None:
+                    self._on_event(reason)
+                else:
+                    task = asyncio.get_running_loop().create_task(self._scale(model.key, pool.name, target))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+
+    async def _scale(self, key: str, pool: str, target: DesiredPool) -> None:
+        try:
+            await self._supervisor.scale(key, pool, target.replicas, target.leaving, target.asleep)
+        except FairleadError as error:
+            self._on_event(f"{pool} of {key} cannot be brought to {target.replicas}: {error}")
+
+
+def _file_version(path: Path) -> object:
+    """Returns what distinguishes two versions of a file; None without a file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_ino

@@ -1,1 +1,1 @@
-"""``fairlead local status``: `report` → `tree`; `command` runs it."""
+"""``fairlead local status``: `command` reports the stack on this machine."""

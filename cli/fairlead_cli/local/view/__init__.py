@@ -1,3 +1,1 @@
-"""Output of ``fairlead up``: `screen` (plain lines or live) → `banner` (addresses), `process_views`
-→ `live_view` (the picture).
-"""
+"""Output of ``fairlead up``: `live_view` has the plain lines and the live picture."""

@@ -1,23 +1,106 @@
 """The live view as a function: from a frame to a Rich renderable of limited height."""
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol, TextIO
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from fairlead_cli import formatting
-from fairlead_cli.local.view.fragments import (
-    PHASE_MARKS,
-    PHASE_STYLES,
-    RULE_STYLES,
-    format_clock,
-    format_result,
-    last_minute_text,
-)
+from fairlead_cli.formatting import format_seconds, pluralize
+from fairlead_cli.local.processes.managed_process import ManagedProcess
+from fairlead_cli.local.stack.supervisor import StackSupervisor
 from fairlead_cli.management import api_types
 from fairlead_cli.management.client import GatewaySnapshot
+
+KEY_VARIABLE = "FAIRLEAD_API_KEY"
+"""The variable that hints and other commands take the API key from."""
+SAMPLE_QUESTION = "Why is the sky blue?"
+
+
+@dataclass(frozen=True, slots=True)
+class StackSummary:
+    """Constant facts about a running stack.
+
+    program: name of this command in hints.
+    autoscaler: its URL, or empty.
+    needs_key: clients need an API key.
+    """
+
+    url: str
+    manage: str
+    models: tuple[str, ...]
+    engines: int
+    kinds: tuple[str, ...]
+    ready_seconds: float
+    notes: tuple[str, ...] = ()
+    program: str = "fairlead"
+    autoscaler: str = ""
+    needs_key: bool = False
+
+
+def headline(stack: StackSummary) -> str:
+    """Returns one sentence: what serves which models."""
+    kind = "simulated " if stack.kinds == ("sim",) else ""
+    engines = (
+        f"on {pluralize(stack.engines, f'{kind}engine')}"
+        if stack.engines
+        else f"with {kind}engines that start when asked"
+    )
+    return f"Fairlead serves {', '.join(stack.models)} {engines}, {format_seconds(stack.ready_seconds)} after its start"
+
+
+def autoscaler_lines(stack: StackSummary) -> list[str]:
+    """Returns the address of the autoscaler, if there is one."""
+    return [f"autoscaler   {stack.autoscaler}/metrics; {stack.program} explain scaling"] if stack.autoscaler else []
+
+
+def curl_lines(stack: StackSummary) -> list[str]:
+    """Returns a streaming request for a shell."""
+    body = {"model": stack.models[0], "messages": [{"role": "user", "content": SAMPLE_QUESTION}], "stream": True}
+    key = [f'  -H "authorization: Bearer ${KEY_VARIABLE}" \\'] if stack.needs_key else []
+    return [
+        f"curl -sN {stack.url}/v1/chat/completions -H 'content-type: application/json' \\",
+        *key,
+        f"  -d '{json.dumps(body)}'",
+    ]
+
+
+def sdk_lines(stack: StackSummary) -> list[str]:
+    """Returns the same request with the OpenAI SDK."""
+    messages = json.dumps([{"role": "user", "content": SAMPLE_QUESTION}])
+    imported = ["import os", ""] if stack.needs_key else []
+    key = f'os.environ["{KEY_VARIABLE}"]' if stack.needs_key else '"none"'
+    return [
+        *imported,
+        "from openai import OpenAI",
+        f'client = OpenAI(base_url="{stack.url}/v1", api_key={key})',
+        f'answer = client.chat.completions.create(model="{stack.models[0]}", messages={messages})',
+        "print(answer.choices[0].message.content)",
+    ]
+
+
+def plain_lines(stack: StackSummary) -> list[str]:
+    """Returns the banner for a pipe or a log; only its first line begins with ``ready``."""
+    return [
+        f"ready {stack.url} manage {stack.manage}",
+        f"  {headline(stack)}",
+        f"  OpenAI API   {stack.url}/v1",
+        f"  status page  {stack.manage}/",
+        *(f"  {line}" for line in autoscaler_lines(stack)),
+        *(f"  note: {note}" for note in stack.notes),
+        "  with curl:",
+        *(f"    {line}" for line in curl_lines(stack)),
+        "  with the OpenAI SDK:",
+        *(f"    {line}" for line in sdk_lines(stack)),
+        f"  from another terminal: {stack.program} chat {stack.models[0]}, {stack.program} local status",
+    ]
+
 
 BAR_BLOCKS = " ▏▎▍▌▋▊▉█"
 MAX_EVENTS, MIN_EVENTS = 5, 2
@@ -244,3 +327,173 @@ def _events(events: Sequence[tuple[float, str]]) -> Table:
     for wall, text in events:
         table.add_row(format_clock(wall), Text(formatting.printable(text.partition("\n")[0])))
     return table
+
+
+def process_views(supervisor: StackSupervisor) -> tuple[ProcessView, ...]:
+    """Returns the components, then the engine processes."""
+    components = (
+        ("gateway", supervisor.gateway),
+        ("redis", supervisor.redis),
+        ("indexer", supervisor.indexer),
+        ("autoscaler", supervisor.autoscaler),
+    )
+    views = [_process_view(process, name, None, ()) for name, process in components if process is not None]
+    for engine in supervisor.engines:
+        if engine.process is not None:
+            views.append(
+                _process_view(engine.process, engine.name, engine.pool.model.key, tuple(engine.instance_ids()))
+            )
+    return tuple(views)
+
+
+def _process_view(process: ManagedProcess, name: str, model: str | None, ids: tuple[str, ...]) -> ProcessView:
+    pid = process.child.pid if process.child else None
+    return ProcessView(name, process.phase.value, process.restarts, pid, model, ids)
+
+
+class Screen(Protocol):
+    """The interface of a screen. ``draw`` is called about once a second."""
+
+    is_live: bool
+
+    def show_event(self, line: str) -> None:
+        """Shows one event as it happens."""
+        ...
+
+    def show_ready(self, stack: StackSummary) -> None:
+        """Shows the banner once the stack is ready."""
+        ...
+
+    def draw(self, frame: object) -> None:
+        """Shows the present state."""
+        ...
+
+    def close(self) -> None:
+        """Restores the terminal."""
+        ...
+
+
+class PlainScreen:
+    """A screen of plain lines: one for each event. Exactly one line begins with ``ready``."""
+
+    is_live = False
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def show_event(self, line: str) -> None:
+        """Prints the line."""
+        print(line, file=self._out, flush=True)
+
+    def show_ready(self, stack: StackSummary) -> None:
+        """Prints the banner."""
+        print("\n".join(plain_lines(stack)), file=self._out, flush=True)
+
+    def draw(self, frame: object) -> None:
+        """Does nothing: plain output consists of events only."""
+
+    def close(self) -> None:
+        """Does nothing: there is no view to remove."""
+
+
+class LiveScreen:
+    """A view that is redrawn in place below the banner."""
+
+    is_live = True
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(highlight=False)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop")
+        self._live.start()
+
+    def show_event(self, line: str) -> None:
+        """Prints the event once the view is closed; before, the view shows it."""
+        if not self._live.is_started:
+            self._console.print(line, style="dim", markup=False)
+
+    def show_ready(self, stack: StackSummary) -> None:
+        """Prints the banner, which stays when the view is closed."""
+        from rich.text import Text
+
+        show = self._console.print
+        show(Text(headline(stack), "bold"))
+        show(Text.assemble("\n  OpenAI API   ", (f"{stack.url}/v1", "cyan")))
+        show(Text.assemble("  status page  ", (f"{stack.manage}/", "cyan")))
+        for line in autoscaler_lines(stack):
+            show(Text(f"  {line}"))
+        show()
+        for line in (*curl_lines(stack), "", *sdk_lines(stack)):
+            show(Text(f"  {line}" if line else "", "dim"), soft_wrap=True)
+        chat, status = f"{stack.program} chat {stack.models[0]}", f"{stack.program} local status"
+        show(Text.assemble("\n  in another terminal: ", (chat, "cyan"), " · ", (status, "cyan"), "\n"))
+        for note in stack.notes:
+            show(Text(f"  note: {note}", "yellow"))
+
+    def draw(self, frame: object) -> None:
+        """Redraws the view."""
+
+        assert isinstance(frame, Frame)
+        width, height = self._console.size
+        self._live.update(render_frame(frame, height, width), refresh=True)
+
+    def close(self) -> None:
+        """Removes the view; the lines above it stay."""
+        self._live.stop()
+
+
+def choose_screen(out: TextIO, *, plain: bool) -> Screen:
+    """Returns the live screen for a capable terminal, unless ``plain`` is set."""
+    import os
+
+    if plain or not out.isatty() or os.environ.get("TERM", "dumb") == "dumb" or out is not sys.stdout:
+        return PlainScreen(out)
+    return LiveScreen()
+
+
+PHASE_STYLES = {
+    "Ready": "green",
+    "Starting": "yellow",
+    "Draining": "yellow",
+    "Sleeping": "dim",
+    "Waiting": "red",
+    "Stopped": "dim",
+}
+
+
+RULE_STYLES = {"affinity": "green", "slo-spill": "yellow", "load": "cyan", "none": "red"}
+
+
+PHASE_MARKS = {"Ready": "●", "Starting": "◌", "Draining": "◐", "Sleeping": "☾", "Waiting": "×", "Stopped": "○"}
+
+
+def last_minute_text(window: api_types.PeriodStats) -> Text:
+    """Returns rate, hit rate, latencies and SLO of a model's last minute."""
+    line = Text(formatting.format_rate(window.requests_per_second), no_wrap=True, overflow="ellipsis")
+    line.append(f"  hit rate {formatting.format_share(window.cached_token_share)}")
+    line.append(
+        f"  TTFT {formatting.format_seconds(window.ttft_seconds.p50)} (p90 {formatting.format_seconds(window.ttft_seconds.p90)})"
+    )
+    line.append(f"  ITL {formatting.format_seconds(window.itl_seconds.p50)}")
+    line.append(f"  in SLO {formatting.format_share(window.within_objective)}")
+    if window.errors:
+        line.append(f"  {formatting.pluralize(window.errors, 'error')}", "bold red")
+    return line
+
+
+def format_result(outcome: api_types.RequestOutcome | None) -> str:
+    """Returns the end of a request in a word or two."""
+    if outcome is None:
+        return "running"
+    if outcome.client_gone:
+        return "client left"
+    if outcome.error or outcome.status >= 400:
+        return f"{outcome.status} {outcome.error or ''}".strip()
+    return f"TTFT {formatting.format_seconds(outcome.ttft_seconds)}" if outcome.ttft_seconds is not None else "done"
+
+
+def format_clock(wall: float) -> str:
+    """Returns the time of day."""
+    return datetime.fromtimestamp(wall).strftime("%H:%M:%S")

@@ -3,5 +3,5 @@
 - `kserve`, `kserve_predictor`: `LLMInferenceService`, and `InferenceService` with its canaries.
 - `aibrix`, `kubeai`, `kthena`: custom resources.
 - `llm_d`, `production_stack`: values of Helm charts.
-- `litellm`, `litellm_fallbacks`: `config.yaml` of the proxy.
+- `litellm`: `config.yaml` of the proxy.
 """

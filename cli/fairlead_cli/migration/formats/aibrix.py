@@ -4,13 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from fairlead.distribution import ADDRESSES
-from fairlead_cli.migration.adapters import (
-    AdapterDraft,
-    adapter_source,
-    assemble_adapter,
-    can_have_adapters,
-    slots_of,
-)
+from fairlead_cli.migration.adapters import AdapterDraft, adapter_source, assemble_adapter, can_have_adapters, slots_of
 from fairlead_cli.migration.draft import (
     Devices,
     MigrationOptions,

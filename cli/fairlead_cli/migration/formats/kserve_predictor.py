@@ -5,21 +5,23 @@ from fractions import Fraction
 from typing import Any, Final
 
 from fairlead_cli.migration.draft import (
+    BY_CONVERSATION,
     MigrationOptions,
     ModelDraft,
     PoolDraft,
+    RouteDraft,
     assemble,
+    assemble_route,
     manifest_name,
     metadata_of,
     model_uri,
     read_helper,
     scaling_spec,
+    whole_weights,
 )
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 from fairlead_cli.migration.formats.kserve import OWN_PREFIXES
-from fairlead_cli.migration.other_engines import other_engine
-from fairlead_cli.migration.pod_spec import read_pod
-from fairlead_cli.migration.routes import BY_CONVERSATION, RouteDraft, assemble_route, whole_weights
+from fairlead_cli.migration.pod_spec import other_engine, read_pod
 
 _RUNTIME_KINDS: Final = ("ServingRuntime", "ClusterServingRuntime")
 _CONTAINER: Final = "kserve-container"

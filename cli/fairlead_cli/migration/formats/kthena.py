@@ -5,15 +5,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from fairlead_cli.migration.draft import (
+    BY_CONVERSATION,
     MigrationOptions,
     ModelDraft,
     PoolDraft,
+    RouteDraft,
     assemble,
+    assemble_route,
     manifest_name,
     metadata_of,
 )
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
-from fairlead_cli.migration.routes import BY_CONVERSATION, RouteDraft, assemble_route
 
 GROUP: Final = "networking.serving.volcano.sh"
 _DEFAULT_WEIGHT: Final = 100

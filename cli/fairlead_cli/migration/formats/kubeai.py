@@ -3,13 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from fairlead_cli.migration.adapters import (
-    AdapterDraft,
-    adapter_source,
-    assemble_adapter,
-    can_have_adapters,
-    slots_of,
-)
+from fairlead_cli.migration.adapters import AdapterDraft, adapter_source, assemble_adapter, can_have_adapters, slots_of
 from fairlead_cli.migration.draft import (
     MigrationOptions,
     ModelDraft,

@@ -15,8 +15,7 @@ from fairlead_cli.migration.draft import (
     model_uri,
 )
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
-from fairlead_cli.migration.other_engines import OtherEngine, other_engine
-from fairlead_cli.migration.pod_spec import claim_of_path, find_engine, read_pod
+from fairlead_cli.migration.pod_spec import OtherEngine, claim_of_path, find_engine, other_engine, read_pod
 
 KTHENA_GROUP: Final = "workload.serving.volcano.sh"
 _GROUP_KIND: Final = "LeaderWorkerSet"

@@ -1,3 +1,1 @@
-"""The open-loop client: `prompts` (requests as bytes) → `open_loop_client` → `connection` →
-`streamed_answer` → `replay_result`.
-"""
+"""The open-loop client: `open_loop_client` sends requests when they are due."""

@@ -2,21 +2,323 @@
 
 All requests are encoded before the clock starts, and the garbage collector is off while it runs.
 Loop lag is measured as in gateway and engines; a run with lag says so in its report.
+
+Why: thousands of events a second arrive while engines and gateway need the same cores, so a token
+costs a count and an append. Events are split by their blank line; only the first (for the first
+token) and the last (usage, errors, ``[DONE]``) are parsed.
 """
 
 import asyncio
 import gc
 from array import array
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from time import perf_counter
+from typing import Any, cast
+
+import httptools
+import msgspec
 
 from fairlead.errors import Unavailable
 from fairlead.runtime.loop_lag import LoopLag
-from fairlead_cli.replay.client.connection import Exchange, ReplayConnection
-from fairlead_cli.replay.client.replay_result import ReplayResult
+
+_MAX_ERROR_BYTES = 16_384
+
+
+class Exchange:
+    """A request and its answer so far; ``on_done`` is called once, when it ends."""
+
+    __slots__ = ("answer", "body", "error", "headers", "on_done", "sent", "status", "wire")
+
+    def __init__(self, wire: bytes, on_done: "Callable[[Exchange], None]") -> None:
+        self.wire = wire
+        self.on_done = on_done
+        self.sent: float | None = None
+        self.status: int | None = None
+        self.headers: dict[bytes, bytes] = {}
+        self.answer = StreamedAnswer()
+        self.body = b""
+        self.error: str | None = None
+
+
+class ReplayConnection(asyncio.Protocol):
+    """A connection to the gateway, for one request at a time.
+
+    on_idle: called when the connection can take the next exchange.
+    """
+
+    def __init__(
+        self, on_idle: "Callable[[ReplayConnection], None]", on_closed: "Callable[[ReplayConnection], None]"
+    ) -> None:
+        self._on_idle = on_idle
+        self._on_closed = on_closed
+        self._transport: asyncio.Transport | None = None
+        self._parser: Any = None
+        self._exchange: Exchange | None = None
+        self._now = 0.0
+        self.idle_since = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the connection is open and not in use."""
+        return self._transport is not None and not self._transport.is_closing() and self._exchange is None
+
+    def send(self, exchange: Exchange) -> None:
+        """Sends the request of an exchange. The connection must be idle."""
+        assert self._transport is not None
+        self._exchange = exchange
+        self._parser = httptools.HttpResponseParser(self)
+        exchange.sent = perf_counter()
+        self._transport.write(exchange.wire)
+
+    def close(self) -> None:
+        """Closes the connection at once; its exchange ends with an error."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # asyncio's callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport does not inherit from it
+
+    def data_received(self, data: bytes) -> None:
+        """Parses bytes of an answer; without a request they end the connection."""
+        if self._exchange is None:
+            self.close()
+            return
+        self._now = perf_counter()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._finish(f"no HTTP answer: {error}")
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._on_closed(self)
+        self._finish("the connection was lost" if exc is None else f"the connection was lost: {exc}")
+
+    # httptools' callbacks
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._exchange is not None:
+            self._exchange.headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        if self._exchange is not None:
+            self._exchange.status = self._parser.get_status_code()
+
+    def on_body(self, chunk: bytes) -> None:
+        exchange = self._exchange
+        if exchange is None:
+            return
+        if exchange.status == 200:
+            exchange.answer.feed(chunk, self._now)
+        elif len(exchange.body) < _MAX_ERROR_BYTES:
+            exchange.body += chunk
+
+    def on_message_complete(self) -> None:
+        """Ends the exchange; keeps the connection for the next one if the gateway allows it."""
+        is_reusable = self._parser.should_keep_alive()
+        self._finish(None)
+        if is_reusable and self.is_idle:
+            self.idle_since = self._now
+            self._on_idle(self)
+        else:
+            self.close()
+
+    def _finish(self, error: str | None) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is None:
+            return
+        exchange.error = error
+        if error is None and exchange.status == 200:
+            exchange.answer.close()
+            exchange.error = exchange.answer.error
+        elif error is None:
+            exchange.error = http_error_text(exchange.status or 0, exchange.body)
+        exchange.on_done(exchange)
+
+
+_MAX_TAIL_CHUNKS = 16
+_MAX_HEAD_BYTES = 1 << 20
+
+
+class StreamedAnswer:
+    """A streamed answer. Feed it the body of a 200 answer; read the results when it is complete."""
+
+    __slots__ = (
+        "_has_half_separator",
+        "_head",
+        "_is_event_complete",
+        "_tail",
+        "cached_tokens",
+        "error",
+        "finish_reason",
+        "output_tokens",
+        "times",
+    )
+
+    def __init__(self) -> None:
+        self.times: array[float] = array("d")
+        self.cached_tokens: int | None = None
+        self.output_tokens: int | None = None
+        self.finish_reason: str | None = None
+        self.error: str | None = None
+        self._head = b""
+        self._tail: deque[bytes] = deque(maxlen=_MAX_TAIL_CHUNKS)
+        self._is_event_complete = True  # the last chunk ends with a complete event
+        self._has_half_separator = False  # the last chunk ends with half of a blank line
+
+    def feed(self, chunk: bytes, now: float) -> None:
+        """Adds a chunk that arrived at ``now``."""
+        if not self.times:
+            self._feed_head(chunk, now)
+            return
+        self._tail.append(chunk)
+        count = chunk.count(b"\n\n")
+        if self._is_event_complete:
+            if chunk[:1] == b":":
+                count -= 1  # a keep-alive comment
+        elif self._has_half_separator and chunk[:1] == b"\n":
+            count += 1
+        self._update_end(chunk)
+        for _ in range(count):
+            self.times.append(now)
+
+    def _update_end(self, text: bytes) -> None:
+        self._is_event_complete = text[-2:] == b"\n\n" or (self._has_half_separator and text == b"\n")
+        self._has_half_separator = not self._is_event_complete and text[-1:] == b"\n"
+
+    def close(self) -> None:
+        """Reads usage, finish reason and errors from the last events. Removes the times of events
+        that were no tokens.
+        """
+        if not self.times:
+            if self.error is None:
+                self._parse_tail(self._head.split(b"\n\n"))
+            self.error = self.error or "the stream ended without a token"
+            return
+        counted = self._parse_tail(b"".join(self._tail).split(b"\n\n"))
+        # The first token stays: it was parsed on arrival.
+        del self.times[max(1, len(self.times) - counted) :]
+        if self.output_tokens is None and self.error is None:
+            self.error = "the stream ended without usage"
+        elif self.finish_reason in ("abort", "error"):
+            self.error = self.error or f"the engine ended the answer: {self.finish_reason}"
+
+    def _feed_head(self, chunk: bytes, now: float) -> None:
+        self._head += chunk
+        *events, partial_event = self._head.split(b"\n\n")
+        for position, event in enumerate(events):
+            if _has_text(_parse_event(event)):
+                # Events of one chunk share its arrival time. They are also the start of the tail.
+                later = events[position + 1 :]
+                self.times.extend([now] * (1 + sum(1 for later_event in later if not later_event.startswith(b":"))))
+                self._tail.append(b"".join(later_event + b"\n\n" for later_event in (event, *later)) + partial_event)
+                self._update_end(partial_event or b"\n\n")
+                self._head = b""
+                return
+        if len(self._head) > _MAX_HEAD_BYTES:
+            self._head = self._head[-_MAX_HEAD_BYTES:]
+
+    def _parse_tail(self, events: list[bytes]) -> int:
+        """Parses backwards to the last token; returns the number of events after it."""
+        events_without_text = 0
+        for event in reversed(events):
+            if not event.strip() or event.startswith(b":"):
+                continue
+            if event.strip() == b"data: [DONE]":
+                events_without_text += 1
+                continue
+            value = _parse_event(event)
+            if value is None:
+                break  # the tail begins inside of this event
+            if "error" in value:
+                self.error = _error_message(value["error"])
+            if isinstance(value.get("usage"), dict):
+                self._read_usage(value["usage"])
+            for choice in value.get("choices") or ():
+                self.finish_reason = self.finish_reason or choice.get("finish_reason")
+            if _has_text(value):
+                break
+            events_without_text += 1
+        return events_without_text
+
+    def _read_usage(self, usage: dict[str, Any]) -> None:
+        self.output_tokens = usage.get("completion_tokens")
+        details = usage.get("prompt_tokens_details")
+        if isinstance(details, dict):  # an engine without the field may still have hits
+            self.cached_tokens = details.get("cached_tokens")
+
+
+def http_error_text(status: int, body: bytes) -> str:
+    """Returns one line for an answer that is not 200."""
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return f"HTTP {status}"
+    if isinstance(value, dict) and "error" in value:
+        return f"HTTP {status}: {_error_message(value['error'])}"
+    return f"HTTP {status}"
+
+
+def _parse_event(event: bytes) -> dict[str, Any] | None:
+    _, separator, data = event.partition(b"data: ")
+    if not separator:
+        return None
+    try:
+        value = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _has_text(value: dict[str, Any] | None) -> bool:
+    if value is None:
+        return False
+    return any((choice.get("delta") or {}).get("content") for choice in value.get("choices") or ())
+
+
+def _error_message(error: Any) -> str:
+    if isinstance(error, dict):
+        return str(error.get("message", error))[:200]
+    return str(error)[:200]
+
+
+@dataclass(slots=True)
+class ReplayResult:
+    """The result of one replayed request. Times are seconds on the run's clock, wall or simulated;
+    None when the event did not happen.
+
+    ttft_seconds: from the time when the request was due, so that a late client does not flatter the
+    server.
+
+    gaps: seconds between tokens, one fewer than tokens.
+    """
+
+    id: str
+    due_seconds: float
+    prompt_tokens: int
+    instance: str | None = None
+    ttft_seconds: float | None = None
+    gaps: "array[float]" = field(default_factory=lambda: array("d"))
+    finished_seconds: float | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    error: str | None = None
+    status: int | None = None
+    reason: str | None = None
+    late_seconds: float = 0.0
+
+    @property
+    def itl_mean_seconds(self) -> float | None:
+        """TPOT of this request; None with fewer than two tokens."""
+        return sum(self.gaps) / len(self.gaps) if self.gaps else None
+
 
 GAVE_UP_ERROR = "no complete answer when the run ended"
 _MAX_IDLE_SECONDS = 10.0

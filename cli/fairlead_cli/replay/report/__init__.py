@@ -1,1 +1,1 @@
-"""The report of a replay: `summary` → `report` → `terminal_tables`, `plots`, `output_files`."""
+"""The report of a replay: `report` has its value, files, plots and tables."""

@@ -3,14 +3,147 @@
 All seconds are simulated seconds, except loop lag, which is wall time.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import csv
+import math
+import re
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from fairlead.fleet.model import SloTargets
 from fairlead.units import format_duration
-from fairlead_cli.replay.client.replay_result import ReplayResult
-from fairlead_cli.replay.report.summary import PolicySummary, summarize
+from fairlead_cli.replay.client.open_loop_client import ReplayResult
+from fairlead_sim.fleet.results import quantile
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+QUANTILES = (("p50", 0.50), ("p90", 0.90), ("p99", 0.99))
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """Mean and quantiles in seconds; None without a value."""
+
+    mean: float | None
+    p50: float | None
+    p90: float | None
+    p99: float | None
+
+    def to_json(self) -> dict[str, float | None]:
+        """Returns the object of report.json."""
+        return {"mean": self.mean, "p50": self.p50, "p90": self.p90, "p99": self.p99}
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySummary:
+    """Statistics of one run. Shares are 0..1, and None without a request that has the value.
+
+    load_cov: variation of computed tokens between instances; None when nothing was computed.
+    """
+
+    requests: int
+    errors: int
+    ttft_seconds: Distribution
+    itl_seconds: Distribution
+    within_objective: float | None
+    cached_token_share: float | None
+    load_cov: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the object of report.json."""
+        return {
+            "requests": self.requests,
+            "errors": self.errors,
+            "ttft_seconds": self.ttft_seconds.to_json(),
+            "itl_seconds": self.itl_seconds.to_json(),
+            "within_objective": self.within_objective,
+            "cached_token_share": self.cached_token_share,
+            "load_cov": self.load_cov,
+        }
+
+
+def summarize(results: Sequence[ReplayResult], *, objectives: SloTargets, instances: int) -> PolicySummary:
+    """Returns statistics of all results. ``instances`` includes those without requests."""
+    return PolicySummary(
+        requests=len(results),
+        errors=sum(result.error is not None for result in results),
+        ttft_seconds=summarize_values(result.ttft_seconds for result in results if result.ttft_seconds is not None),
+        itl_seconds=summarize_values(gap for result in results for gap in result.gaps),
+        within_objective=_ratio(sum(is_within_slo(result, objectives) for result in results), len(results)),
+        cached_token_share=_ratio(
+            sum(result.cached_tokens or 0 for result in results),
+            sum(result.prompt_tokens for result in results if result.cached_tokens is not None),
+        ),
+        load_cov=_load_cov(computed_tokens(results), instances),
+    )
+
+
+def is_within_slo(result: ReplayResult, objectives: SloTargets) -> bool:
+    """Whether the answer is complete and its first token and mean gap are within the SLO."""
+    if result.error is not None or result.ttft_seconds is None:
+        return False
+    limit = objectives.ttft_limit_seconds(result.prompt_tokens)
+    if limit is not None and result.ttft_seconds > limit:
+        return False
+    mean = result.itl_mean_seconds
+    return objectives.itl_seconds is None or mean is None or mean <= objectives.itl_seconds
+
+
+def computed_tokens(results: Iterable[ReplayResult]) -> Mapping[str, int]:
+    """Returns the prompt tokens that each instance computed, because they were not cached."""
+    computed: dict[str, int] = {}
+    for result in results:
+        if result.instance is not None and result.cached_tokens is not None:
+            uncached = result.prompt_tokens - result.cached_tokens
+            computed[result.instance] = computed.get(result.instance, 0) + uncached
+    return computed
+
+
+def summarize_values(values: Iterable[float]) -> Distribution:
+    """Returns mean and quantiles, with linear interpolation."""
+    ordered = sorted(values)
+    if not ordered:
+        return Distribution(None, None, None, None)
+    quantiles = {name: quantile(ordered, share) for name, share in QUANTILES}
+    return Distribution(mean=math.fsum(ordered) / len(ordered), **quantiles)
+
+
+def scale_times(results: Iterable[ReplayResult], speed: float) -> list[ReplayResult]:
+    """Returns the results with every time multiplied by ``speed``: wall to simulated seconds."""
+    return [
+        replace(
+            result,
+            due_seconds=result.due_seconds * speed,
+            ttft_seconds=None if result.ttft_seconds is None else result.ttft_seconds * speed,
+            gaps=array("d", (gap * speed for gap in result.gaps)),
+            finished_seconds=None if result.finished_seconds is None else result.finished_seconds * speed,
+            late_seconds=result.late_seconds * speed,
+        )
+        for result in results
+    ]
+
+
+def _ratio(part: float, total: float) -> float | None:
+    return part / total if total else None
+
+
+def _load_cov(computed: Mapping[str, int], instances: int) -> float | None:
+    count = max(instances, len(computed))
+    total = sum(computed.values())
+    if not total:
+        return None
+    mean = total / count
+    squares = sum((value - mean) ** 2 for value in computed.values()) + (count - len(computed)) * mean**2
+    return math.sqrt(squares / count) / mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,3 +359,370 @@ def _seconds(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
+
+
+CSV_COLUMNS = (
+    *("policy", "side", "id", "due_seconds", "prompt_tokens", "cached_tokens", "output_tokens", "instance"),
+    *("ttft_seconds", "itl_mean_seconds", "finished_seconds", "reason", "error"),
+)
+
+
+def write_report(report: ReplayReport, folder: Path) -> list[Path]:
+    """Writes report.json, report.md, report.png and requests.csv; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / name for name in ("report.json", "report.md", "report.png", "requests.csv")]
+    files[0].write_bytes(msgspec.json.format(msgspec.json.encode(report.to_json()), indent=2) + b"\n")
+    files[1].write_text(markdown(report), encoding="utf-8")
+    draw_plots(report, files[2])
+    _write_requests(report, files[3])
+    return files
+
+
+def _write_requests(report: ReplayReport, file: Path) -> None:
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(CSV_COLUMNS)
+        for name, policy in report.policies.items():
+            for side, run in (("live", policy.live), ("simulated", policy.simulated)):
+                for result in run.results if run is not None else ():
+                    request_cells = (
+                        name,
+                        side,
+                        result.id,
+                        _format_seconds(result.due_seconds),
+                        result.prompt_tokens,
+                        result.cached_tokens,
+                        result.output_tokens,
+                    )
+                    time_cells = (
+                        _format_seconds(result.ttft_seconds),
+                        _format_seconds(result.itl_mean_seconds),
+                        _format_seconds(result.finished_seconds),
+                    )
+                    writer.writerow((*request_cells, result.instance, *time_cells, result.reason, result.error))
+
+
+def _format_seconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.6f}"
+
+
+POLICY_COLOURS = ("#0b6e4f", "#c8553d", "#4a6fa5", "#8f6bb3", "#b08900", "#5c5c5c")
+TEXT_COLOUR = "#222222"
+GRID_COLOUR = "#d9d9d9"
+
+
+def draw_plots(report: ReplayReport, file: Path) -> None:
+    """Writes the picture.
+
+    Why: matplotlib is imported here, because nothing else needs it.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    style: Any = {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": "#888888",
+        "axes.titlesize": 11,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "text.color": TEXT_COLOUR,
+    }
+    colours = {
+        name: POLICY_COLOURS[index % len(POLICY_COLOURS)]
+        for index, name in enumerate({**report.policies, **report.light})
+    }
+    with mpl.rc_context(style):
+        figure, axes = pyplot.subplots(2, 2, figsize=(12, 8.4), dpi=130)
+        _draw_first_tokens(axes[0][0], report, colours)
+        _draw_p90(axes[0][1], report, colours)
+        _draw_cached(axes[1][0], report, colours)
+        _draw_spread(axes[1][1], report, colours)
+        subtitle = f"{report.trace} · {report.requests} requests at {report.rate:g}/s · seconds are simulated"
+        figure.suptitle("Routing presets compared", x=0.052, y=0.985, ha="left", fontsize=15, fontweight="bold")
+        figure.text(0.052, 0.935, subtitle, color="#555555")
+        if report.invalid_reasons:
+            figure.text(
+                0.98, 0.965, "NOT VALID: " + report.invalid_reasons[0], color="#b00020", ha="right", fontweight="bold"
+            )
+        figure.subplots_adjust(left=0.06, right=0.985, top=0.875, bottom=0.07, hspace=0.36, wspace=0.2)
+        figure.savefig(file)
+        pyplot.close(figure)
+
+
+def _draw_first_tokens(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
+    """Draws, for each policy, the share of requests with a first token within x seconds."""
+    max_seconds = 0.0
+    for name, policy in report.policies.items():
+        for side, run in _runs(policy):
+            times = sorted(result.ttft_seconds for result in run.results if result.ttft_seconds is not None)
+            if not times:
+                continue
+            shares = [100.0 * (index + 1) / len(run.results) for index in range(len(times))]
+            line_style: Any = {"linewidth": 2.2} if side == "live" else {"linewidth": 1.2, "linestyle": (0, (3, 2))}
+            axes.plot(times, shares, color=colours[name], label=f"{name}, {side}", **line_style)
+            max_seconds = max(max_seconds, times[int(0.99 * (len(times) - 1))])
+    limit = report.objectives.ttft_seconds
+    if limit is not None:
+        axes.axvline(limit, color="#999999", linewidth=1, linestyle=":")
+        axes.text(limit, 3, " latency target", color="#777777", fontsize=9)
+    axes.set(xlim=(0, max(max_seconds, limit or 0.0, 0.001) * 1.02), ylim=(0, 101), xlabel="seconds to the first token")
+    axes.set_title("Requests answered within so many seconds (%)")
+    axes.grid(color=GRID_COLOUR, linewidth=0.6)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+
+
+def _draw_p90(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
+    """Draws p90 TTFT under the trace's load and under a light load."""
+    groups = [(f"at {report.rate:g} requests/s", report.policies)]
+    if report.light:
+        groups.append((f"at {report.light_rate:g} requests/s\nsimulated only", report.light))
+    values = {
+        (title, name, side): run.summary.ttft_seconds.p90
+        for title, policies in groups
+        for name, policy in policies.items()
+        for side, run in _runs(policy)
+    }
+    _draw_bars(axes, groups, values, colours, lambda value: f"{value:.2f}")
+    _draw_legend(axes, report, colours)
+    axes.set_ylabel("seconds")
+    axes.set_title("p90 time to the first token: under load, and almost idle")
+
+
+def _draw_cached(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
+    """Draws the share of prompt tokens found in a cache."""
+    groups = [(f"at {report.rate:g} requests/s", report.policies)]
+    if report.light:
+        groups.append((f"at {report.light_rate:g} requests/s\nsimulated only", report.light))
+    values = {
+        (title, name, side): None if share is None else 100.0 * share
+        for title, policies in groups
+        for name, policy in policies.items()
+        for side, run in _runs(policy)
+        for share in (run.summary.cached_token_share,)
+    }
+    _draw_bars(axes, groups, values, colours, lambda value: f"{value:.1f}")
+    if report.ideal_reuse is not None:
+        ideal = 100.0 * report.ideal_reuse
+        axes.axhline(ideal, color="#999999", linewidth=1, linestyle=":")
+        middle = sum(axes.get_xlim()) / 2
+        axes.text(middle, ideal, "one unlimited cache", color="#777777", fontsize=9, ha="center", va="bottom")
+        axes.set_ylim(0, max(axes.get_ylim()[1], ideal * 1.15))
+    axes.set_title("Prompt tokens that were already cached (%)")
+
+
+def _draw_spread(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
+    """Draws the prompt tokens that each instance computed, relative to the mean."""
+    max_deviation = 0.25
+    for row, (name, policy) in enumerate(report.policies.items()):
+        for side, run in _runs(policy):
+            computed = computed_tokens(run.results).values()
+            if not computed or run.summary.load_cov is None:
+                continue
+            mean = sum(computed) / len(computed)
+            shares = [value / mean for value in computed]
+            max_deviation = max(max_deviation, *(abs(share - 1.0) for share in shares))
+            y = row + (-0.15 if side == "live" else 0.15)
+            filled = colours[name] if side == "live" else "white"
+            axes.plot(shares, [y] * len(shares), "o", color=colours[name], markerfacecolor=filled, markersize=7)
+            axes.annotate(
+                f"{side} σ/µ {run.summary.load_cov:.3f}",
+                (1.0, y),
+                xycoords=("axes fraction", "data"),
+                color="#777777",
+                fontsize=9,
+                ha="right",
+                va="center",
+            )
+    axes.axvline(1.0, color="#999999", linewidth=1, linestyle=":")
+    count = len(report.policies)
+    axes.set(yticks=range(count), yticklabels=list(report.policies), ylim=(count - 0.5, -0.5))
+    axes.set_xlim(max(0.0, 1.0 - max_deviation * 1.1), 1.0 + max_deviation * 1.8)
+    axes.set_xlabel("prompt tokens computed ÷ mean over the instances; a dot is an instance")
+    axes.set_title("How evenly the work was spread")
+    axes.tick_params(axis="y", length=0)
+
+
+def _draw_bars(
+    axes: "Axes",
+    groups: list[tuple[str, Mapping[str, PolicyResult]]],
+    values: Mapping[tuple[str, str, str], float | None],
+    colours: Mapping[str, str],
+    format_value: Any,
+) -> None:
+    """Draws bars by group and policy, with values on top."""
+    position = 0.0
+    centres = []
+    for title, policies in groups:
+        group_start = position
+        for name, policy in policies.items():
+            for side, _ in _runs(policy):
+                value = values[title, name, side]
+                filled = colours[name] if side == "live" else "white"
+                axes.bar(position, value or 0.0, 0.85, color=filled, edgecolor=colours[name], linewidth=1.4)
+                label = "–" if value is None else format_value(value)
+                axes.text(position, value or 0.0, label, ha="center", va="bottom", fontsize=9)
+                position += 1.0
+            position += 0.35
+        centres.append(((group_start + position - 1.35) / 2, title))
+        position += 0.9
+    axes.set_xticks([centre for centre, _ in centres], [title for _, title in centres])
+    axes.tick_params(axis="x", length=0)
+    axes.set_xlim(-0.8, max(position - 1.5, 0.8))
+    axes.margins(y=0.12)
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
+
+
+def _draw_legend(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
+    for name in {**report.policies, **report.light}:
+        axes.bar(0, 0, color=colours[name], label=name)
+    axes.bar(0, 0, color="white", edgecolor="#777777", label="outline: simulated")
+    axes.legend(frameon=False, fontsize=9, loc="upper right")
+
+
+def _runs(policy: PolicyResult) -> list[tuple[str, RunSummary]]:
+    runs = (("live", policy.live), ("simulated", policy.simulated))
+    return [(name, side) for name, side in runs if side is not None]
+
+
+TERMINAL_COLUMNS = (
+    "policy",
+    "",
+    "TTFT mean",
+    "TTFT p90",
+    "TTFT p99",
+    "ITL mean",
+    "in SLO",
+    "cached",
+    "load spread",
+    "errors",
+)
+"""The columns of the report that fit a terminal of 80 columns."""
+SHORT_TITLES = {
+    "TTFT mean": "TTFT",
+    "TTFT p90": "p90",
+    "TTFT p99": "p99",
+    "ITL mean": "ITL",
+    "in SLO": "met",
+    "load spread": "σ/µ",
+    "errors": "err",
+}
+
+
+def print_report(report: ReplayReport, console: Console, files: Sequence[Path]) -> None:
+    """Prints tables, findings, validity and the paths of the files."""
+    console.print(_terminal_table(report.policies, f"at {report.rate:g} requests/s, seconds are simulated"))
+    if report.light:
+        console.print(_terminal_table(report.light, f"at {report.light_rate:g} requests/s"))
+    for line in describe_findings(report):
+        console.print(f"  {line}", highlight=False)
+    lag = report.lag_p99_seconds
+    if report.invalid_reasons:
+        console.print("[bold red]These live numbers are not valid:[/]")
+        for reason in report.invalid_reasons:
+            console.print(f"  {reason}", highlight=False, markup=False)
+    elif lag is not None:
+        limit = format_duration(MAX_LOOP_LAG_SECONDS)
+        console.print(
+            f"  valid: no event loop was more than {format_duration(lag)} late (p99; the limit is {limit})",
+            highlight=False,
+        )
+    console.print("  " + "  ".join(str(file) for file in files), highlight=False, soft_wrap=True)
+
+
+def _terminal_table(policies: Mapping[str, PolicyResult], title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column in TERMINAL_COLUMNS:
+        table.add_column(
+            SHORT_TITLES.get(column, column), justify="left" if column in ("policy", "") else "right", no_wrap=True
+        )
+    columns = [TABLE_HEADINGS.index(column) for column in TERMINAL_COLUMNS]
+    for row in table_rows(policies):
+        table.add_row(*(row[index].replace("simulated", "sim") for index in columns))
+    return table
+
+
+MAX_LOOP_LAG_SECONDS = 0.020
+"""A run is not valid when the p99 of any loop lag is above this (wall seconds)."""
+
+_SERIES = re.compile(r"^(fairlead_(?:gateway|sim)_loop_lag_seconds)\{([^}]*)\}\s+(\S+)\s*$", re.MULTILINE)
+
+
+def lag_p99(metrics: str) -> float | None:
+    """Returns the largest p99 of loop lag in Prometheus text, in seconds; None without any."""
+    values = [float(value) for _, labels, value in _SERIES.findall(metrics) if 'quantile="0.99"' in labels]
+    known = [value for value in values if value == value]  # a summary without observations says NaN
+    return max(known, default=None)
+
+
+def read_lags(urls: Iterable[str], *, timeout_seconds: float = 10.0, attempts: int = 3) -> dict[str, float | None]:
+    """Returns the p99 of loop lag in seconds by base URL; None without an answer or without this
+    metric.
+
+    attempts: number of tries while a process does not answer.
+    """
+    lags: dict[str, float | None] = {}
+    with httpx.Client(timeout=timeout_seconds, trust_env=False) as client:
+        for url in urls:
+            lags[url] = None
+            for _ in range(attempts):
+                try:
+                    answer = client.get(f"{url}/metrics")
+                except httpx.HTTPError:
+                    continue
+                if answer.status_code == 200:
+                    lags[url] = lag_p99(answer.text)
+                    break
+    return lags
+
+
+def count_finished_requests(manage: str, *, timeout_seconds: float = 10.0) -> int | None:
+    """Returns the requests that the gateway has finished since its start; None when unknown."""
+    with httpx.Client(timeout=timeout_seconds, trust_env=False) as client:
+        try:
+            answer = client.get(f"{manage.rstrip('/')}/api/stats")
+            stats = msgspec.json.decode(answer.content, type=_StatsPage)
+        except (httpx.HTTPError, ValueError):  # msgspec's own errors are ValueErrors too
+            return None
+    return sum(model.totals.requests for model in stats.models.values())
+
+
+class _RequestTotals(msgspec.Struct):
+    requests: int
+
+
+class _ModelTotals(msgspec.Struct):
+    totals: _RequestTotals
+
+
+class _StatsPage(msgspec.Struct):
+    """The used part of ``/api/stats``."""
+
+    models: dict[str, _ModelTotals]
+
+
+def lag_doubts(lags: Mapping[str, float | None]) -> list[str]:
+    """Returns why a run with these lags is not valid; empty when it is valid.
+
+    An unknown lag is a reason, except that of an engine.
+    """
+    reasons = []
+    for name, lag in lags.items():
+        if lag is None:
+            if not name.startswith("engine"):
+                reasons.append(f"{name}: its loop lag is not known")
+        elif lag > MAX_LOOP_LAG_SECONDS:
+            reasons.append(
+                f"{name} ran {format_duration(lag)} late (p99), more than {format_duration(MAX_LOOP_LAG_SECONDS)}"
+            )
+    return reasons
+
+
+def foreign_request_doubts(before: int | None, after: int | None, own_requests: int) -> list[str]:
+    """Returns a doubt when the gateway finished more requests than were sent here."""
+    if before is None or after is None or after - before <= own_requests:
+        return []
+    return [f"the gateway answered {after - before - own_requests} requests of other clients meanwhile"]

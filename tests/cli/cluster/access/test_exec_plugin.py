@@ -11,9 +11,8 @@ import pytest
 import yaml
 
 from fairlead.kube.transport.kubeconfig import ClusterConfigError, config_from_kubeconfig
-from fairlead_cli.cluster.access.connection import resolve_access
-from fairlead_cli.cluster.access.exec_plugin import run_exec_plugin
-from fairlead_cli.errors import ClusterUnreachable
+from fairlead_cli.cluster.access.connection import resolve_access, run_exec_plugin
+from fairlead_cli.exit_codes import ClusterUnreachable
 from fairlead_cli.target import ClusterOptions, kubeconfig_paths
 from fairlead_testing.yaml_documents import load_document
 

@@ -9,11 +9,10 @@ import msgspec
 import pytest
 
 from fairlead_cli.cluster.checks.catalogue import all_checks
-from fairlead_cli.cluster.checks.runner import ANALYZERS, has_failures, run_checks
-from fairlead_cli.cluster.checks.seeded_faults import SEEDED_FAULTS
-from fairlead_cli.cluster.checks.verdict import CheckOutcome
+from fairlead_cli.cluster.checks.check import CheckOutcome
+from fairlead_cli.cluster.checks.runner import ANALYZERS, SEEDED_FAULTS, has_failures, run_checks
 from fairlead_cli.cluster.facts import ClusterFacts, SecretSummary
-from fairlead_cli.cluster.missing_value import MissingValue
+from fairlead_cli.cluster.object_fields import MissingValue
 from fairlead_cli.cluster.pod_http import Readiness
 
 Build = Mapping[str, Callable[..., Any]]

@@ -11,10 +11,9 @@ from fairlead.api.conditions import condition_types, reasons
 from fairlead_cli.cluster.access.permissions import COMPONENTS_WITH_PERMISSIONS, component_permissions
 from fairlead_cli.cluster.checks.analyzers.models import STALL_REASONS
 from fairlead_cli.cluster.checks.catalogue import all_checks
-from fairlead_cli.cluster.checks.check import OLDEST_KUBERNETES, Check
-from fairlead_cli.cluster.checks.seeded_faults import SEEDED_FAULTS
-from fairlead_cli.cluster.checks.text_output import render_lines
-from fairlead_cli.cluster.checks.verdict import MAX_LINES, CheckOutcome, CheckResult, Verdict
+from fairlead_cli.cluster.checks.check import MAX_LINES, OLDEST_KUBERNETES, Check, CheckOutcome, CheckResult, Verdict
+from fairlead_cli.cluster.checks.command import render_lines
+from fairlead_cli.cluster.checks.runner import SEEDED_FAULTS
 from fairlead_cli.cluster.components import GATEWAY, OPERATOR
 from fairlead_cli.cluster.facts_collector import dry_run_pod
 from fairlead_operator.kube.leader_election import LEASE_NAME

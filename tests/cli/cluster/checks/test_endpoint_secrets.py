@@ -9,11 +9,11 @@ import pytest
 
 from fairlead.fleet.endpoint_address import ENDPOINT_SECRETS_FOLDER
 from fairlead.kube.resources import Manifest
-from fairlead_cli.cluster.checks.analyzers.endpoint_secrets import check_endpoint_secrets
-from fairlead_cli.cluster.checks.verdict import CheckOutcome
+from fairlead_cli.cluster.checks.analyzers.models import check_endpoint_secrets
+from fairlead_cli.cluster.checks.check import CheckOutcome
 from fairlead_cli.cluster.components import GATEWAY
 from fairlead_cli.cluster.facts import ClusterFacts, SecretSummary
-from fairlead_cli.cluster.missing_value import MissingValue
+from fairlead_cli.cluster.object_fields import MissingValue
 
 Build = Mapping[str, Callable[..., Any]]
 COMPLETE = SecretSummary(frozenset({"token", "ca.crt"}))

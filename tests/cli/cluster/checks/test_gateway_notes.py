@@ -9,11 +9,10 @@ import msgspec
 import pytest
 import yaml
 
+from fairlead_cli.cluster.checks.check import CheckOutcome
 from fairlead_cli.cluster.checks.runner import run_checks
-from fairlead_cli.cluster.checks.verdict import CheckOutcome
 from fairlead_cli.cluster.facts import ClusterFacts
-from fairlead_cli.cluster.metrics_page import parse_metrics
-from fairlead_cli.cluster.pod_http import PodReport, Readiness
+from fairlead_cli.cluster.pod_http import PodReport, Readiness, parse_metrics
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.kube.fake_server import fake_api_server
 from fairlead_testing.waiting import wait_until

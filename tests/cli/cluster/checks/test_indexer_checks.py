@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from fairlead_cli.cluster.checks.check import CheckOutcome, Verdict
 from fairlead_cli.cluster.checks.runner import run_checks
-from fairlead_cli.cluster.checks.verdict import CheckOutcome, Verdict
 from fairlead_cli.cluster.components import COMPONENT_LABEL
 from fairlead_cli.cluster.facts import ClusterFacts
-from fairlead_cli.cluster.missing_value import MissingValue
+from fairlead_cli.cluster.object_fields import MissingValue
 
 Build = Mapping[str, Callable[..., Any]]
 CHECKS = ("installed", "ready", "secrets", "rights", "leads", "hears")

@@ -9,7 +9,7 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Forbidden, NotFound
 from fairlead.kube.resources import SECRETS, Manifest, Resource
 from fairlead_cli.cluster.checks.analyzers.models import check_references
-from fairlead_cli.cluster.checks.verdict import CheckOutcome
+from fairlead_cli.cluster.checks.check import CheckOutcome
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.facts_collector import collect_references
 

@@ -7,9 +7,8 @@ import pytest
 
 from fairlead.api.conditions import ConditionType, reasons
 from fairlead.kube.resources import Manifest
-from fairlead_cli.cluster.metrics_page import parse_metrics
-from fairlead_cli.cluster.missing_value import MissingValue
-from fairlead_cli.cluster.pod_http import PodReport, Readiness
+from fairlead_cli.cluster.object_fields import MissingValue
+from fairlead_cli.cluster.pod_http import PodReport, Readiness, parse_metrics
 from fairlead_cli.cluster.status.advice import advise
 from fairlead_cli.cluster.status.model_report import ModelFacts, build_report
 

@@ -8,13 +8,11 @@ import pytest
 from rich.console import Console
 
 from fairlead.kube.resources import Manifest
-from fairlead_cli.cluster.metrics_page import parse_metrics
-from fairlead_cli.cluster.missing_value import MissingValue
-from fairlead_cli.cluster.pod_http import PodReport, Readiness
+from fairlead_cli.cluster.object_fields import MissingValue
+from fairlead_cli.cluster.pod_http import PodReport, Readiness, parse_metrics
 from fairlead_cli.cluster.status.advice import advise
-from fairlead_cli.cluster.status.engine_signals import signals_by_instance
-from fairlead_cli.cluster.status.model_report import ModelFacts, build_report
-from fairlead_cli.cluster.status.tree import render_table, render_tree, to_plain
+from fairlead_cli.cluster.status.command import render_table, render_tree, to_plain
+from fairlead_cli.cluster.status.model_report import ModelFacts, build_report, signals_by_instance
 from fairlead_cli.console import stdout_console
 from fairlead_cli.output import format_document
 

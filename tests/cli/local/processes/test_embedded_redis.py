@@ -9,7 +9,7 @@ import redis.exceptions
 
 from fairlead_cli.local.processes.child_process import ChildProcess, ProcessCommand
 from fairlead_cli.local.processes.embedded_redis import bundled_redis_program, find_redis_program, redis_server_command
-from fairlead_cli.local.processes.readiness_probe import is_redis_up, wait_until
+from fairlead_cli.local.processes.managed_process import is_redis_up, wait_until
 from fairlead_cli.local.processes.reaper import Reaper
 
 

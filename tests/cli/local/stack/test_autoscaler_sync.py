@@ -18,10 +18,9 @@ from fairlead_autoscaler.local.state_files import DESIRED_FILE, STATE_FILE, Desi
 from fairlead_autoscaler.local.target import LocalTarget
 from fairlead_cli.local.processes.child_process import ProcessCommand
 from fairlead_cli.local.processes.managed_process import ProcessPhase
-from fairlead_cli.local.stack.autoscaler_sync import AutoscalerSync
 from fairlead_cli.local.stack.engine_plan import EnginePlan, PlanOptions, plan_engines
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec, EngineProcess, SleepState
-from fairlead_cli.local.stack.scaled_models import ScaledModelSpec
+from fairlead_cli.local.stack.stack_run import AutoscalerSync, ScaledModelSpec
 
 MANIFEST = """\
 apiVersion: serving.fairlead.io/v1alpha1

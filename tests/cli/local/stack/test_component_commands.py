@@ -19,9 +19,8 @@ from fairlead_cli.local.stack.component_commands import (
     gateway_command,
     indexer_command,
 )
-from fairlead_cli.local.stack.config import LOCAL_PEPPER, StackConfig
 from fairlead_cli.local.stack.engine_plan import EnginePlan
-from fairlead_cli.local.stack.launch import find_tenant_files
+from fairlead_cli.local.stack.launch import LOCAL_PEPPER, StackConfig, find_tenant_files
 from fairlead_cli.local.stack.supervisor import GATEWAY_STOP_SECONDS
 
 

@@ -12,7 +12,7 @@ from fairlead.fleet.file import parse_fleet_file
 from fairlead.fleet.model import Instance, Model
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.local.processes.child_process import ProcessCommand
-from fairlead_cli.local.processes.readiness_probe import wait_until
+from fairlead_cli.local.processes.managed_process import wait_until
 from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor

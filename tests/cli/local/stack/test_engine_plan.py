@@ -10,13 +10,13 @@ from fairlead.fleet.model import EngineAuth
 from fairlead.manifests.loader import Manifests, load_manifests
 from fairlead_cli.local.stack.engine_plan import EnginePlan, PlanOptions, plan_engines
 from fairlead_cli.local.stack.launch import (
+    UpOptions,
     build_config,
     bundled_example,
     check_workers,
     claim_addresses,
     default_hash_secret,
 )
-from fairlead_cli.local.stack.options import UpOptions
 from fairlead_testing.local_stack import SMALL_MANIFEST
 
 TWO_MODELS = """

@@ -16,12 +16,12 @@ from fairlead.fleet.file import parse_fleet_file
 from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model
 from fairlead.runtime.clock import ManualClock, SystemClock
-from fairlead_cli.errors import StartFailed
-from fairlead_cli.local.hung_engine_watch import HungEngineHooks, HungEngineWatch
+from fairlead_cli.exit_codes import StartFailed
 from fairlead_cli.local.processes.child_process import ProcessCommand
 from fairlead_cli.local.processes.managed_process import ManagedProcess, ProcessPhase
 from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec
+from fairlead_cli.local.stack.stack_run import HungEngineHooks, HungEngineWatch
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
 from fairlead_cli.management import api_types
 from fairlead_testing.processes import block_until, is_alive, unused_port

@@ -6,8 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from fairlead_cli.local.status.report import PoolScaling, StackReport, build_report
-from fairlead_cli.local.status.tree import render_tree, to_plain
+from fairlead_cli.local.status.command import PoolScaling, StackReport, build_report, render_tree, to_plain
 from fairlead_cli.management import api_types
 from fairlead_cli.management.client import GatewaySnapshot
 from fairlead_cli.output import format_document

@@ -13,7 +13,7 @@ from fairlead_cli.replay.client.open_loop_client import (
     PlannedRequest,
     ProgressCounts,
 )
-from fairlead_cli.replay.client.prompts import ReplayTarget, plan_requests
+from fairlead_cli.replay.traffic import ReplayTarget, plan_requests
 from fairlead_sim.workload.traces import TraceRequest
 from fairlead_testing.engines.scripted import (
     EngineCall,

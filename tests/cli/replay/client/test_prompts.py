@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead_cli.replay.client.prompts import PromptBuilder, ReplayTarget
+from fairlead_cli.replay.traffic import PromptBuilder, ReplayTarget
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.workload.traces import TraceRequest
 

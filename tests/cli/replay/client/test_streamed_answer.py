@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_cli.replay.client.streamed_answer import StreamedAnswer, http_error_text
+from fairlead_cli.replay.client.open_loop_client import StreamedAnswer, http_error_text
 from fairlead_testing.engines import scripted
 from fairlead_testing.engines.scripted import event
 

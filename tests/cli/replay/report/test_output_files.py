@@ -9,9 +9,14 @@ from rich.console import Console
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import SloTargets
 from fairlead_cli.replay.fleet_simulation import FleetSimulation
-from fairlead_cli.replay.report.output_files import CSV_COLUMNS, write_report
-from fairlead_cli.replay.report.report import PolicyResult, ReplayReport, RunSummary
-from fairlead_cli.replay.report.terminal_tables import print_report
+from fairlead_cli.replay.report.report import (
+    CSV_COLUMNS,
+    PolicyResult,
+    ReplayReport,
+    RunSummary,
+    print_report,
+    write_report,
+)
 from fairlead_sim.workload.generators import conversation_traffic
 from fairlead_sim.workload.traces import at_rate
 

@@ -5,18 +5,22 @@ from array import array
 import pytest
 
 from fairlead.fleet.model import SloTargets
-from fairlead_cli.replay.client.replay_result import ReplayResult
+from fairlead_cli.replay.client.open_loop_client import ReplayResult
 from fairlead_cli.replay.report.report import (
     PolicyResult,
     ReplayReport,
     RunSummary,
+    computed_tokens,
     describe_findings,
+    is_within_slo,
     live_simulated_gap,
     markdown,
     ratio,
+    scale_times,
+    summarize,
+    summarize_values,
     table_rows,
 )
-from fairlead_cli.replay.report.summary import computed_tokens, is_within_slo, scale_times, summarize, summarize_values
 
 OBJECTIVES = SloTargets(ttft_seconds=2.0, itl_seconds=0.1)
 

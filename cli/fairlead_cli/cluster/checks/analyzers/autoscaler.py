@@ -5,20 +5,11 @@ from typing import Final
 
 from fairlead.kube.resources import Manifest, key_of
 from fairlead_cli.cluster.checks.analyzers import workloads
-from fairlead_cli.cluster.checks.verdict import (
-    CheckOutcome,
-    Verdict,
-    failed,
-    passed,
-    unknown,
-    verdict_of,
-    warned,
-)
+from fairlead_cli.cluster.checks.check import CheckOutcome, Verdict, failed, passed, unknown, verdict_of, warned
 from fairlead_cli.cluster.components import AUTOSCALER
 from fairlead_cli.cluster.facts import ClusterFacts
-from fairlead_cli.cluster.metrics_page import MetricsPage
-from fairlead_cli.cluster.missing_value import MissingValue
-from fairlead_cli.cluster.object_fields import spec_of
+from fairlead_cli.cluster.object_fields import MissingValue, spec_of
+from fairlead_cli.cluster.pod_http import MetricsPage
 
 _SCALING_MODES: Final = ("Auto", "Advise")
 

@@ -8,13 +8,11 @@ from typing import Final
 from fairlead.kube.resources import Manifest, key_of
 from fairlead_cli.cluster import components
 from fairlead_cli.cluster.checks.analyzers import workloads
-from fairlead_cli.cluster.checks.verdict import CheckOutcome, Verdict, failed, passed, unknown, verdict_of, warned
+from fairlead_cli.cluster.checks.check import CheckOutcome, Verdict, failed, passed, unknown, verdict_of, warned
 from fairlead_cli.cluster.components import GATEWAY, REDIS
 from fairlead_cli.cluster.facts import ClusterFacts
-from fairlead_cli.cluster.missing_value import MissingValue
-from fairlead_cli.cluster.object_fields import arguments_of, namespace_name, pod_spec_of
+from fairlead_cli.cluster.object_fields import MissingValue, arguments_of, format_age, namespace_name, pod_spec_of
 from fairlead_cli.cluster.pod_http import PodReport, Readiness
-from fairlead_cli.cluster.timestamps import format_age
 
 _STALE_FLEET_NOTES: Final = ("cannot watch the cluster", "no fleet has been read yet")
 _REDIS_NOTES: Final = ("Redis is away", "Redis refuses writes", "no Redis")

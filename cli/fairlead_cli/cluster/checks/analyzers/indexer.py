@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from fairlead.kube.resources import Manifest, key_of
 from fairlead_cli.cluster import components
 from fairlead_cli.cluster.checks.analyzers import workloads
-from fairlead_cli.cluster.checks.verdict import CheckOutcome, Verdict, passed, unknown, verdict_of, warned
+from fairlead_cli.cluster.checks.check import CheckOutcome, Verdict, passed, unknown, verdict_of, warned
 from fairlead_cli.cluster.components import GATEWAY, INDEXER
 from fairlead_cli.cluster.facts import ClusterFacts
-from fairlead_cli.cluster.metrics_page import MetricsPage
-from fairlead_cli.cluster.missing_value import MissingValue
+from fairlead_cli.cluster.object_fields import MissingValue
+from fairlead_cli.cluster.pod_http import MetricsPage
 
 
 def check_installed(facts: ClusterFacts) -> Verdict | None:

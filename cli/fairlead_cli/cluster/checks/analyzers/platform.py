@@ -1,7 +1,7 @@
 """Checks of the cluster below Fairlead: API server, permissions, admission, CRDs."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from fairlead.api.builtin_accelerators import builtin_accelerators
@@ -9,12 +9,31 @@ from fairlead.api.crd import crd_manifest
 from fairlead.api.kinds import served_kinds
 from fairlead.api.v1alpha1 import GROUP, VERSION
 from fairlead.kube.resources import Manifest, key_of, metadata_of, name_of
-from fairlead_cli.cluster.access.permissions import permissions_to_check, permissions_to_install
-from fairlead_cli.cluster.checks.check import OLDEST_KUBERNETES
-from fairlead_cli.cluster.checks.verdict import Verdict, failed, passed, unknown, verdict_of, warned
+from fairlead_cli.cluster.access.permissions import (
+    COMPONENTS_WITH_PERMISSIONS,
+    permissions_to_check,
+    permissions_to_install,
+)
+from fairlead_cli.cluster.checks.check import (
+    OLDEST_KUBERNETES,
+    CheckOutcome,
+    Verdict,
+    failed,
+    passed,
+    unknown,
+    verdict_of,
+    warned,
+)
+from fairlead_cli.cluster.components import COMPONENT_LABEL, RELEASE_LABEL, VERSION_LABEL, desired_replicas
 from fairlead_cli.cluster.facts import ClusterFacts
-from fairlead_cli.cluster.missing_value import MissingValue
-from fairlead_cli.cluster.object_fields import is_condition_true, namespace_name, spec_of, status_of
+from fairlead_cli.cluster.object_fields import (
+    MissingValue,
+    is_condition_true,
+    label_of,
+    namespace_name,
+    spec_of,
+    status_of,
+)
 
 _MAX_SKEW_SECONDS: Final = 10.0
 _DEFAULT_CLASS: Final = "storageclass.kubernetes.io/is-default-class"
@@ -294,3 +313,80 @@ def _listed(names: list[str]) -> str:
     top_names = [name for name in names if not any(name.startswith((f"{parent}.", f"{parent}[")) for parent in names)]
     rest = len(top_names) - _MAX_SHOWN_FIELDS
     return ", ".join(top_names[:_MAX_SHOWN_FIELDS]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def check_network_policies(facts: ClusterFacts) -> Verdict | None:
+    """Warns about components that no NetworkPolicy selects."""
+    if isinstance(facts.deployments, MissingValue):
+        return unknown(facts.deployments)
+    if isinstance(facts.network_policies, MissingValue):
+        return unknown(facts.network_policies)
+    if not facts.deployments:
+        return None
+    selected = {(namespace_name(object_), *_selected_component(object_)) for object_ in facts.network_policies}
+    return verdict_of(
+        (
+            f"{key_of(object_)} has none"
+            for object_ in facts.deployments
+            if (namespace_name(object_), label_of(object_, RELEASE_LABEL), label_of(object_, COMPONENT_LABEL))
+            not in selected
+        ),
+        outcome=CheckOutcome.WARNING,
+    )
+
+
+def check_disruption_budgets(facts: ClusterFacts) -> Verdict | None:
+    """Warns about replicated components without a disruption budget, and budgets that allow no
+    disruption now.
+    """
+    if isinstance(facts.deployments, MissingValue):
+        return unknown(facts.deployments)
+    if isinstance(facts.disruption_budgets, MissingValue):
+        return unknown(facts.disruption_budgets)
+    if not facts.deployments:
+        return None
+    return verdict_of(_budget_problems(facts.deployments, facts.disruption_budgets), outcome=CheckOutcome.WARNING)
+
+
+def _budget_problems(deployments: Sequence[Manifest], budgets: Sequence[Manifest]) -> Iterator[str]:
+    covered = {(namespace_name(object_), *_selected_component(object_)) for object_ in budgets}
+    for object_ in deployments:
+        if (
+            desired_replicas(object_) > 1
+            and (namespace_name(object_), label_of(object_, RELEASE_LABEL), label_of(object_, COMPONENT_LABEL))
+            not in covered
+        ):
+            yield f"{key_of(object_)} has {desired_replicas(object_)} replicas and no budget"
+    for object_ in budgets:
+        budget_status = status_of(object_)
+        if budget_status.get("expectedPods") and not budget_status.get("disruptionsAllowed"):
+            healthy = (
+                f"{budget_status.get('currentHealthy', 0)} of {budget_status.get('expectedPods')} pods are healthy"
+            )
+            yield f"{key_of(object_)} allows no disruption now: {healthy}"
+
+
+def check_version_skew(facts: ClusterFacts) -> Verdict | None:
+    """Warns when the components' versions, by their labels, differ from each other or from this
+    command line.
+    """
+    if isinstance(facts.deployments, MissingValue):
+        return unknown(facts.deployments)
+    versions = {
+        f"{label_of(deployment, COMPONENT_LABEL)} of {namespace_name(deployment)}": label_of(deployment, VERSION_LABEL)
+        for deployment in facts.deployments
+        if label_of(deployment, COMPONENT_LABEL) in COMPONENTS_WITH_PERMISSIONS
+    }
+    if not versions:
+        return None
+    if set(versions.values()) == {facts.our_version}:
+        return passed(facts.our_version)
+    component_lines = [f"{name} is {version or 'not known'}" for name, version in versions.items()]
+    return warned(f"the command line is {facts.our_version}", *component_lines)
+
+
+def _selected_component(policy: Manifest) -> tuple[str, str]:
+    """Returns release and component that a policy or budget selects."""
+    selector = spec_of(policy).get("podSelector") or spec_of(policy).get("selector") or {}
+    labels = selector.get("matchLabels") or {}
+    return str(labels.get(RELEASE_LABEL, "")), str(labels.get(COMPONENT_LABEL, ""))

@@ -4,16 +4,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 
 from fairlead.kube.resources import Manifest, is_deleting, is_ready, key_of, name_of
-from fairlead_cli.cluster.access.access_reviews import Permission
-from fairlead_cli.cluster.checks.verdict import Analyzer, CheckOutcome, Verdict, passed, unknown, verdict_of, warned
+from fairlead_cli.cluster.access.permissions import Permission
+from fairlead_cli.cluster.checks.check import Analyzer, CheckOutcome, Verdict, passed, unknown, verdict_of, warned
 from fairlead_cli.cluster.components import desired_replicas, secret_references
 from fairlead_cli.cluster.facts import ClusterFacts
-from fairlead_cli.cluster.missing_value import MissingValue
-from fairlead_cli.cluster.object_fields import (
-    conditions_of,
-    shorten,
-    waiting_reason,
-)
+from fairlead_cli.cluster.object_fields import MissingValue, conditions_of, shorten, waiting_reason
 
 _IMAGE_PULL_REASONS = (
     "ErrImagePull",
