@@ -2,7 +2,7 @@
 
 from itertools import groupby
 
-from fairlead_cli.cluster.checks.catalogue import all_checks
+from fairlead_cli.cluster.checks.catalogue import CHECKS
 from fairlead_cli.cluster.checks.check import Check, CheckStage
 from fairlead_cli.cluster.checks.runner import SEEDED_FAULTS
 
@@ -33,7 +33,7 @@ def checks_page(note: str) -> str:
     faults = "".join(f"| {item.name} | [{item.check}](#{item.check}) | {item.how} |\n" for item in SEEDED_FAULTS)
     sections = [
         f"\n## {section}\n" + "".join(map(_check, section_checks))
-        for section, section_checks in groupby(all_checks(), lambda item: item.section)
+        for section, section_checks in groupby(CHECKS, lambda item: item.section)
     ]
     return f"{note}{_HEAD}{faults}{''.join(sections)}"
 

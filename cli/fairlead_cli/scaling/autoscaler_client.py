@@ -15,8 +15,27 @@ from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_cli.addresses import service_url
 from fairlead_cli.exit_codes import StackUnreachable
 from fairlead_cli.local.run_directory import newest_stack
-from fairlead_cli.local.status.command import PoolScaling
 from fairlead_cli.target import ClusterOptions, is_cluster_target
+
+
+@dataclass(frozen=True, slots=True)
+class PoolScaling:
+    """A pool that the autoscaler scales: the wanted engines, the bounds and the reason.
+
+    asleep: sleeping engines besides the wanted ones.
+
+    unwritten: why the decision is not applied; None when it is.
+    """
+
+    pool: str
+    wanted: int
+    least: int
+    most: int
+    rule: str
+    reason: str
+    unwritten: str | None = None
+    asleep: int = 0
+
 
 TIMEOUT_SECONDS: Final = 30.0
 _NO_AUTOSCALER_HINT: Final = (

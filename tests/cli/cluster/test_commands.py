@@ -11,14 +11,14 @@ from fairlead.runtime.clock import ManualClock
 from fairlead_cli import target
 from fairlead_cli.cluster.bundle import command as bundle_command
 from fairlead_cli.cluster.checks import command
-from fairlead_cli.cluster.checks.catalogue import all_checks
+from fairlead_cli.cluster.checks.catalogue import CHECKS
 from fairlead_cli.cluster.checks.check import CheckOutcome, CheckResult, Verdict
 from fairlead_cli.cluster.checks.command import CheckOptions
 from fairlead_cli.exit_codes import ClusterUnreachable
 from fairlead_cli.local.run_directory import RunningStack
 from fairlead_cli.target import ClusterOptions, is_cluster_target
 
-BAD, GOOD = ((CheckResult(all_checks()[0], Verdict(mark)),) for mark in (CheckOutcome.FAILED, CheckOutcome.OK))
+BAD, GOOD = ((CheckResult(CHECKS[0], Verdict(mark)),) for mark in (CheckOutcome.FAILED, CheckOutcome.OK))
 Looks = list[tuple[CheckResult, ...] | ClusterUnreachable]
 
 

@@ -40,25 +40,6 @@ class CheckStage(StrEnum):
     BOTH = "both"
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """A check. ``title`` states what should be true; ``meaning`` and ``remedy`` are for the
-    reference page.
-    """
-
-    id: str
-    section: CheckSection
-    stage: CheckStage
-    title: str
-    meaning: str
-    remedy: str
-
-    @property
-    def anchor(self) -> str:
-        """The check's heading in the documentation: an address, or a path inside of the site."""
-        return f"{ADDRESSES.documentation_page(_REFERENCE_PAGE)}#{self.id}"
-
-
 MAX_LINES: Final = 6
 """Findings printed of one check; the rest is counted."""
 
@@ -81,16 +62,36 @@ class Verdict:
     note: str = ""
 
 
+Analyzer = Callable[[ClusterFacts], Verdict | None]
+"""Returns None when the check does not concern the cluster; it is then not printed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A check. ``title`` states what should be true; ``meaning`` and ``remedy`` are for the
+    reference page.
+    """
+
+    section: CheckSection
+    id: str
+    analyze: Analyzer
+    title: str
+    meaning: str
+    remedy: str
+    stage: CheckStage = CheckStage.POST
+
+    @property
+    def anchor(self) -> str:
+        """The check's heading in the documentation: an address, or a path inside of the site."""
+        return f"{ADDRESSES.documentation_page(_REFERENCE_PAGE)}#{self.id}"
+
+
 @dataclass(frozen=True, slots=True)
 class CheckResult:
     """A check with its verdict."""
 
     check: Check
     verdict: Verdict
-
-
-Analyzer = Callable[[ClusterFacts], Verdict | None]
-"""Returns None when the check does not concern the cluster; it is then not printed."""
 
 
 def passed(note: str = "") -> Verdict:

@@ -35,29 +35,11 @@ from fairlead_cli.local.view.live_view import (
 from fairlead_cli.management import api_types
 from fairlead_cli.management.client import GatewaySnapshot, ManagementClient
 from fairlead_cli.output import OutputFlag, OutputFormat, format_document, is_document
+from fairlead_cli.scaling.autoscaler_client import PoolScaling, read_pool_scaling
 from fairlead_cli.target import ModelFlag
 
 READY_STATE = "Ready"
 ASLEEP_STATE = "Sleeping"
-
-
-@dataclass(frozen=True, slots=True)
-class PoolScaling:
-    """A pool that the autoscaler scales: the wanted engines, the bounds and the reason.
-
-    asleep: sleeping engines besides the wanted ones.
-
-    unwritten: why the decision is not applied; None when it is.
-    """
-
-    pool: str
-    wanted: int
-    least: int
-    most: int
-    rule: str
-    reason: str
-    unwritten: str | None = None
-    asleep: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,7 +385,6 @@ def _sized(autoscaler: str) -> Mapping[str, Sequence[PoolScaling]]:
     """
     if not autoscaler:
         return {}
-    from fairlead_cli.scaling.autoscaler_client import read_pool_scaling
 
     try:
         return read_pool_scaling(autoscaler)

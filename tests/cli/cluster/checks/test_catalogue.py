@@ -10,7 +10,7 @@ import pytest
 from fairlead.api.conditions import condition_types, reasons
 from fairlead_cli.cluster.access.permissions import COMPONENTS_WITH_PERMISSIONS, component_permissions
 from fairlead_cli.cluster.checks.analyzers.models import STALL_REASONS
-from fairlead_cli.cluster.checks.catalogue import all_checks
+from fairlead_cli.cluster.checks.catalogue import CHECKS
 from fairlead_cli.cluster.checks.check import MAX_LINES, OLDEST_KUBERNETES, Check, CheckOutcome, CheckResult, Verdict
 from fairlead_cli.cluster.checks.command import render_lines
 from fairlead_cli.cluster.checks.runner import SEEDED_FAULTS
@@ -24,20 +24,20 @@ Build = Mapping[str, Callable[..., Any]]
 
 
 def test_every_check_has_an_anchor_in_the_reference() -> None:
-    named = {ROOT / "docs" / one.anchor.partition("#")[0] for one in all_checks()}
+    named = {ROOT / "docs" / one.anchor.partition("#")[0] for one in CHECKS}
     (page,) = (path.with_suffix(".md") for path in named)
     headings = re.findall(r"^### (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    assert headings == [one.anchor.partition("#")[2] for one in all_checks()]
+    assert headings == [one.anchor.partition("#")[2] for one in CHECKS]
     assert len(set(headings)) == len(headings)
 
 
 def test_ten_seeded_faults_have_a_check_each() -> None:
     assert len(SEEDED_FAULTS) == len({one.check for one in SEEDED_FAULTS}) == 10
-    assert {one.check for one in SEEDED_FAULTS} <= {one.id for one in all_checks()}
+    assert {one.check for one in SEEDED_FAULTS} <= {one.id for one in CHECKS}
 
 
 def test_every_check_has_meaning_and_remedy() -> None:
-    for one in all_checks():
+    for one in CHECKS:
         assert one.title[0].islower() or one.title.startswith(
             ("Kubernetes", "LeaderWorkerSets", "NetworkPolicies", "Redis")
         ), one.id
@@ -105,7 +105,7 @@ def printed(check: Check, verdict: Verdict) -> list[str]:
 
 
 def test_passed_check_has_one_line_and_failed_one_four() -> None:
-    check = next(one for one in all_checks() if one.id == "redis")
+    check = next(one for one in CHECKS if one.id == "redis")
     well = printed(check, Verdict(CheckOutcome.OK, note="2 of 2"))
     assert well == ["gateway", "√ Redis answers the gateways (2 of 2)", "", "1 check: 1 passed"]
     assert printed(check, Verdict(CheckOutcome.FAILED, ("away",))) == [
@@ -125,6 +125,6 @@ def test_passed_check_has_one_line_and_failed_one_four() -> None:
 
 
 def test_findings_after_the_first_are_counted() -> None:
-    found = printed(all_checks()[0], Verdict(CheckOutcome.FAILED, tuple(map(str, range(MAX_LINES + 3)))))
+    found = printed(CHECKS[0], Verdict(CheckOutcome.FAILED, tuple(map(str, range(MAX_LINES + 3)))))
     assert f"    {MAX_LINES - 1}" in found
     assert "    and 3 more" in found

@@ -9,7 +9,6 @@ from fairlead_cli.cluster.checks.check import CheckOutcome, Verdict, failed, pas
 from fairlead_cli.cluster.components import AUTOSCALER
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.object_fields import MissingValue, spec_of
-from fairlead_cli.cluster.pod_http import MetricsPage
 
 _SCALING_MODES: Final = ("Auto", "Advise")
 
@@ -31,28 +30,13 @@ def check_installed(facts: ClusterFacts) -> Verdict | None:
     return warned(*unserved) if unserved else None
 
 
-def check_ready(facts: ClusterFacts) -> Verdict | None:
-    """Checks that autoscaler pods are ready."""
-    return workloads.check_pods_ready(facts, AUTOSCALER)
-
-
-def check_secrets(facts: ClusterFacts) -> Verdict | None:
-    """Checks the Secrets that autoscalers refer to."""
-    return workloads.check_secrets(facts, AUTOSCALER)
-
-
-def check_permissions(facts: ClusterFacts) -> Verdict | None:
-    """Checks the service accounts of autoscalers."""
-    return workloads.check_permissions(facts, AUTOSCALER)
-
-
 @workloads.for_component(AUTOSCALER, ready=True)
 def check_leader(facts: ClusterFacts, _: Sequence[Manifest]) -> Verdict:
     """Fails when no autoscaler leads, and warns while scaling is frozen.
 
     The verdict is unknown if an autoscaler did not answer, because it may lead.
     """
-    pages, unreached = _pages(facts)
+    pages, unreached = workloads.metrics_pages(facts, AUTOSCALER)
     leaders = [(pod, page) for pod, page in pages if page.value("fairlead_autoscaler_leads") == 1.0]
     if not leaders:
         return unknown(unreached[0]) if unreached else failed("no autoscaler leads: no replica count is written")
@@ -65,7 +49,7 @@ def check_leader(facts: ClusterFacts, _: Sequence[Manifest]) -> Verdict:
 @workloads.for_component(AUTOSCALER, ready=True)
 def check_gateways(facts: ClusterFacts, _: Sequence[Manifest]) -> Verdict:
     """Warns when an autoscaler knows no gateway, or one does not answer it."""
-    pages, unreached = _pages(facts)
+    pages, unreached = workloads.metrics_pages(facts, AUTOSCALER)
     findings = []
     known = missing = 0
     for pod, page in pages:
@@ -79,11 +63,3 @@ def check_gateways(facts: ClusterFacts, _: Sequence[Manifest]) -> Verdict:
     return verdict_of(
         findings, unreached, outcome=CheckOutcome.WARNING, note=f"{known - missing} of {known} gateway answers"
     )
-
-
-def _pages(facts: ClusterFacts) -> tuple[list[tuple[str, MetricsPage]], list[str]]:
-    """Returns the metrics pages with their pods, and why other pods did not answer."""
-    reports = facts.pod_reports.get(AUTOSCALER, ())
-    pages = [(report.pod, report.metrics) for report in reports if not isinstance(report.metrics, MissingValue)]
-    reasons = dict.fromkeys(report.metrics.reason for report in reports if isinstance(report.metrics, MissingValue))
-    return pages, list(reasons) or ([] if reports else ["no pod of the autoscaler was found"])

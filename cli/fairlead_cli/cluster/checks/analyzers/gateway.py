@@ -33,21 +33,6 @@ def check_installed(facts: ClusterFacts) -> Verdict:
     )
 
 
-def check_ready(facts: ClusterFacts) -> Verdict | None:
-    """Checks that gateway pods are ready."""
-    return workloads.check_pods_ready(facts, GATEWAY)
-
-
-def check_secrets(facts: ClusterFacts) -> Verdict | None:
-    """Checks the Secrets that gateways refer to; a pod that starts needs all of them."""
-    return workloads.check_secrets(facts, GATEWAY)
-
-
-def check_permissions(facts: ClusterFacts) -> Verdict | None:
-    """Checks the service accounts of gateways that follow the cluster."""
-    return workloads.check_permissions(facts, GATEWAY)
-
-
 def check_fleet(facts: ClusterFacts) -> Verdict | None:
     """Fails when a gateway's own notes say that it cannot follow the cluster."""
     return _by_notes(facts, _STALE_FLEET_NOTES, CheckOutcome.FAILED)

@@ -9,7 +9,6 @@ from fairlead_cli.cluster.checks.check import CheckOutcome, Verdict, passed, unk
 from fairlead_cli.cluster.components import GATEWAY, INDEXER
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.object_fields import MissingValue
-from fairlead_cli.cluster.pod_http import MetricsPage
 
 
 def check_installed(facts: ClusterFacts) -> Verdict | None:
@@ -27,28 +26,13 @@ def check_installed(facts: ClusterFacts) -> Verdict | None:
     )
 
 
-def check_ready(facts: ClusterFacts) -> Verdict | None:
-    """Checks that indexer pods are ready."""
-    return workloads.check_pods_ready(facts, INDEXER)
-
-
-def check_secrets(facts: ClusterFacts) -> Verdict | None:
-    """Checks the Secrets that indexers refer to."""
-    return workloads.check_secrets(facts, INDEXER)
-
-
-def check_permissions(facts: ClusterFacts) -> Verdict | None:
-    """Checks the service accounts of indexers that follow the cluster."""
-    return workloads.check_permissions(facts, INDEXER)
-
-
 @workloads.for_component(INDEXER, ready=True)
 def check_leadership(facts: ClusterFacts, _: Sequence[Manifest]) -> Verdict:
     """Fails for models whose engines no indexer reads.
 
     The verdict is unknown if an indexer did not answer, because it may read them.
     """
-    pages, unreached = _pages(facts)
+    pages, unreached = workloads.metrics_pages(facts, INDEXER)
     leaders: dict[str, float] = {}
     for _pod, page in pages:
         for sample in page.matching("fairlead_indexer_leads"):
@@ -63,7 +47,7 @@ def check_leadership(facts: ClusterFacts, _: Sequence[Manifest]) -> Verdict:
 @workloads.for_component(INDEXER, ready=True)
 def check_connections(facts: ClusterFacts, _: Sequence[Manifest]) -> Verdict:
     """Warns about missing connections to Redis and engines; the known index stays in use."""
-    pages, unreached = _pages(facts)
+    pages, unreached = workloads.metrics_pages(facts, INDEXER)
     findings = [
         f"{pod} is not connected to Redis"
         for pod, page in pages
@@ -85,13 +69,3 @@ def check_connections(facts: ClusterFacts, _: Sequence[Manifest]) -> Verdict:
     return verdict_of(
         findings, unreached, outcome=CheckOutcome.WARNING, note=f"{connected_count} of {expected_count} engines"
     )
-
-
-def _pages(facts: ClusterFacts) -> tuple[list[tuple[str, MetricsPage]], list[str]]:
-    """Returns the metrics pages with their pods, and why other pods did not answer, each reason
-    once.
-    """
-    reports = facts.pod_reports.get(INDEXER, ())
-    pages = [(report.pod, report.metrics) for report in reports if not isinstance(report.metrics, MissingValue)]
-    reasons = dict.fromkeys(report.metrics.reason for report in reports if isinstance(report.metrics, MissingValue))
-    return pages, list(reasons) or ([] if reports else ["no pod of the indexer was found"])

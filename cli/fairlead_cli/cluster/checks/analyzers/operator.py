@@ -44,11 +44,6 @@ def _shared_namespaces(first_operator: Manifest, second_operator: Manifest) -> s
     return ", ".join(sorted(first & second))
 
 
-def check_ready(facts: ClusterFacts) -> Verdict | None:
-    """Checks that operator pods are ready."""
-    return workloads.check_pods_ready(facts, OPERATOR)
-
-
 @workloads.for_component(OPERATOR, ready=True)
 def check_leader(facts: ClusterFacts, operators: Sequence[Manifest]) -> Verdict:
     """Fails unless the Lease of each operator's namespace has an active holder, by the API server's
@@ -104,8 +99,3 @@ def check_watches(facts: ClusterFacts, _: Sequence[Manifest]) -> Verdict:
                     f"{pod} has received nothing about {sample.labels.get('kind', '?')} for {sample.value:.0f} s"
                 )
     return verdict_of(silent, note=f"of each within {oldest:.0f} s")
-
-
-def check_permissions(facts: ClusterFacts) -> Verdict | None:
-    """Checks the operators' service accounts."""
-    return workloads.check_permissions(facts, OPERATOR)

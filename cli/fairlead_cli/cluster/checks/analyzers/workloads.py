@@ -9,6 +9,7 @@ from fairlead_cli.cluster.checks.check import Analyzer, CheckOutcome, Verdict, p
 from fairlead_cli.cluster.components import desired_replicas, secret_references
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.object_fields import MissingValue, conditions_of, shorten, waiting_reason
+from fairlead_cli.cluster.pod_http import MetricsPage
 
 _IMAGE_PULL_REASONS = (
     "ErrImagePull",
@@ -60,12 +61,8 @@ def has_no_ready_pod(facts: ClusterFacts, component: str) -> bool:
     return not any(ready_pods(facts, deployment) for deployment in deployments)
 
 
-def check_pods_ready(facts: ClusterFacts, component: str) -> Verdict | None:
+def check_pods_ready(facts: ClusterFacts, deployments: Sequence[Manifest]) -> Verdict:
     """Fails for a Deployment without a ready pod, warns when some are missing."""
-    return for_component(component)(_pods_ready)(facts)
-
-
-def _pods_ready(facts: ClusterFacts, deployments: Sequence[Manifest]) -> Verdict:
     failing: list[str] = []
     incomplete: list[str] = []
     ready_count = wanted_count = 0
@@ -115,12 +112,8 @@ def check_images(facts: ClusterFacts) -> Verdict | None:
     )
 
 
-def check_secrets(facts: ClusterFacts, component: str) -> Verdict | None:
+def check_secrets(facts: ClusterFacts, deployments: Sequence[Manifest]) -> Verdict:
     """Checks that every Secret of the component exists, with all entries that its pods use."""
-    return for_component(component)(_secrets_complete)(facts)
-
-
-def _secrets_complete(facts: ClusterFacts, deployments: Sequence[Manifest]) -> Verdict:
     failing: list[str] = []
     doubts: list[str] = []
     for reference_ in dict.fromkeys(
@@ -175,3 +168,13 @@ def denied_permissions(answers: Mapping[Permission, bool | MissingValue]) -> lis
         str(Permission(permission.group, permission.resource, ", ".join(verbs), permission.namespace, permission.name))
         for permission, verbs in grouped.items()
     ]
+
+
+def metrics_pages(facts: ClusterFacts, component: str) -> tuple[list[tuple[str, MetricsPage]], list[str]]:
+    """Returns the metrics pages with their pods, and why other pods did not answer, each reason
+    once.
+    """
+    reports = facts.pod_reports.get(component, ())
+    pages = [(report.pod, report.metrics) for report in reports if not isinstance(report.metrics, MissingValue)]
+    reasons = dict.fromkeys(report.metrics.reason for report in reports if isinstance(report.metrics, MissingValue))
+    return pages, list(reasons) or ([] if reports else [f"no pod of the {component} was found"])
