@@ -70,7 +70,6 @@ def test_sample_of_stats_is_what_the_command_prints() -> None:
         unreadable={},
         blocks=1_204,
         hints=0,
-        wanted=None,
         instances=[whole, partial],
     )
     out = io.StringIO()

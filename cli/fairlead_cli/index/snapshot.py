@@ -17,7 +17,6 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_cli.exit_codes import UnusableIndex
 from fairlead_cli.index.connection import unreachable_error
-from fairlead_kvstore.analysis.replication_hints import ReplicationHints, decode_replication_hints
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.bootstrap import LoadedIndex, LoadFailure, load_index
@@ -82,7 +81,6 @@ class IndexSnapshot:
     lease: WriterLease | None = None
     tail: StreamTail = field(default_factory=StreamTail)
     notes: InstanceStatuses | None = None
-    hints: ReplicationHints | None = None
     headers: dict[str, InstanceHeader] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     loaded: LoadedIndex | None = None
@@ -147,7 +145,6 @@ async def _read_once(link: RedisLink, model_key: str, clock: Clock, limits: Limi
             ("XRANGE", ev, "-", "+", "COUNT", 1),
             ("XREVRANGE", ev, "+", "-", "COUNT", 1),
             ("HKEYS", idx),
-            ("GET", redis_keys.replication_hints(model_key)),
         ]
     )
     if replies is None:
@@ -156,8 +153,7 @@ async def _read_once(link: RedisLink, model_key: str, clock: Clock, limits: Limi
         if isinstance(reply, ResponseError):
             snapshot.problem = f"Redis refuses: {first_line(reply)}"
             return snapshot
-    (at, meta, notes), lease, lease_milliseconds, length, first, last, names, hints = replies
-    snapshot.hints = decode_replication_hints(hints)
+    (at, meta, notes), lease, lease_milliseconds, length, first, last, names = replies
     snapshot.at, snapshot.lease = decode_position(at), parse_lease(lease, lease_milliseconds)
     snapshot.meta = _decode_field(snapshot, "meta", meta, IndexMeta)
     snapshot.notes = _decode_field(snapshot, "notes", notes, InstanceStatuses)

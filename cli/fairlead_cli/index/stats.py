@@ -20,7 +20,6 @@ from fairlead_cli.formatting import UNKNOWN, printable
 from fairlead_cli.index.snapshot import IndexSnapshot
 from fairlead_kvstore.analysis.block_counts import BlockCounts, count_blocks
 from fairlead_kvstore.analysis.removal_ranking import RemovalRank, rank_removals
-from fairlead_kvstore.analysis.replication_hints import ReplicationHint
 
 _TABLE_HEADINGS = (
     "INSTANCE",
@@ -84,8 +83,7 @@ class IndexStats(msgspec.Struct, kw_only=True):
 
     deleted: the cluster has no such model any more, and Redis drops the index soon.
 
-    hints: blocks in shared stores. ``wanted``: hot prefixes that need another home; None when no
-    gateway reports.
+    hints: blocks in shared stores.
     """
 
     model: str
@@ -99,7 +97,6 @@ class IndexStats(msgspec.Struct, kw_only=True):
     unreadable: dict[str, str]
     blocks: int
     hints: int
-    wanted: list[ReplicationHint] | None
     instances: list[InstanceContents]
     deleted: bool = False
 
@@ -135,7 +132,6 @@ def build_stats(snapshot: IndexSnapshot) -> IndexStats:
         unreadable=snapshot.unreadable,
         blocks=blocks,
         hints=mirror.hint_count if mirror is not None else 0,
-        wanted=None if snapshot.hints is None else snapshot.hints.hints,
         instances=[
             _instance_contents(snapshot, name, counted.get(name, BlockCounts()), ranked.get(name))
             for name in snapshot.instances
@@ -217,9 +213,6 @@ def _model(stats: IndexStats, is_wide: bool) -> Iterator[RenderableType]:
         yield Text(f"  it cannot be used: {printable(stats.trouble)}", style="red")
     for name, why in sorted(stats.unreadable.items()):
         yield Text(printable(f"  {name} cannot be read: {why}"), style="red")
-    for hint in stats.wanted or ():
-        wanted = f"{hint.prefix}  {hint.tokens:,} tokens want {hint.wanted} homes: {hint.reason}"
-        yield Text(f"  {printable(wanted)}", style="yellow")
     if stats.instances:
         yield _table(stats.instances, is_wide)
 

@@ -121,8 +121,6 @@ class Supervisor:
             self.background.open_ledger(config.usage_folder, config.gateway_id, self.profiling.learned_profile)
         if self.background.peers is not None:
             self.background.peers.on_peer_dispatch = self._on_peer_dispatch
-            self.background.peers.hints_of = self.kv_index.hints
-            self.kv_index.hot_prefixes = self.background.peers.hot_prefixes
 
     async def run(self) -> int:
         """Serves until SIGTERM or SIGINT, then drains. Returns the exit code.

@@ -7,7 +7,6 @@ from typing import Protocol, TypeAlias
 
 from fairlead_kvstore.analysis.block_counts import BlockCounts
 from fairlead_kvstore.analysis.removal_ranking import RemovalRank
-from fairlead_kvstore.analysis.replication_hints import ReplicationHint
 
 
 class IndexState(StrEnum):
@@ -52,7 +51,6 @@ class ModelIndexStatus:
     - lowered_links: links that another prompt contradicted, cut to the shared prefix.
     - learned_prompts: prompts that the links were learned from.
     - token_source: how the gateway gets tokens of prompts, as text.
-    - replication_hints: hot prefixes that need another home.
     """
 
     instances: Mapping[str, InstanceIndexStatus]
@@ -60,7 +58,6 @@ class ModelIndexStatus:
     lowered_links: int
     learned_prompts: int
     token_source: str
-    replication_hints: tuple[ReplicationHint, ...] = ()
 
 
 IndexStatus = Mapping[str, ModelIndexStatus]

@@ -2,5 +2,4 @@
 
 - `block_counts`: blocks by instance and tier, and those that one instance alone has cached
 - `removal_ranking`: the instances that are cheapest to remove
-- `replication_hints`: hot prefixes that more instances should have cached
 """

@@ -3,7 +3,6 @@
     fl1:{<namespace>/<model>}:dec          stream: routing decisions of the last minutes
     fl1:{<namespace>/<model>}:sent         stream: dispatches of gateways, and their heartbeats
     fl1:{<namespace>/<model>}:hot          hash: hot-prefix table and its writer; expires, a lease
-    fl1:{<namespace>/<model>}:want         string: replication hints for hot prefixes; expires
     fl1:{<namespace>/<model>}:lnk          stream: links of text blocks and token blocks, as hashes
     fl1:{<tenant>}:lim                     hash: epoch of a tenant's limits
     fl1:{<tenant>}:lim|<limit>|<start>     hash: use of a limit in one window; expires
@@ -40,11 +39,6 @@ def sent_prompts(model_key: str) -> str:
 def hot_prefixes(model_key: str) -> str:
     """Returns the key of the table of a model's hot prefixes."""
     return f"{_tag(model_key)}:hot"
-
-
-def replication_hints(model_key: str) -> str:
-    """Returns the key of the replication hints for a model's hot prefixes."""
-    return f"{_tag(model_key)}:want"
 
 
 def prompt_alignments(model_key: str) -> str:

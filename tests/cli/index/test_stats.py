@@ -28,7 +28,6 @@ def rendered(*instances: InstanceContents, is_wide: bool = False) -> str:
         unreadable={},
         blocks=1,
         hints=0,
-        wanted=None,
         instances=list(instances),
     )
     stats.name_pods({"0c5e": "tiny-main-x2kd"})

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from fairlead.engines.credentials import EngineCredentials
-from fairlead.fleet.model import Fleet, Instance, InstanceState, Role
+from fairlead.fleet.model import Fleet, Instance
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.http_client import fetch
@@ -45,13 +45,11 @@ from fairlead_gateway.supervisor.kv_index.tokenize_api import (
 )
 from fairlead_gateway.supervisor.worker_handle import WorkerHandle
 from fairlead_gateway.telemetry.status_types import ModelIndexStatus
-from fairlead_kvstore.analysis.replication_hints import ReplicationHint
 from fairlead_kvstore.blockstore.changes import Change
 
 if TYPE_CHECKING:  # imported when the first engine has KV events
     from fairlead_gateway.supervisor.kv_index.alignment_store import AlignmentStore
     from fairlead_gateway.supervisor.kv_index.index_source import IndexSource
-    from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotShare
 
 TOKENIZE_RESPONSE_SECONDS: Final = 5.0
 """Limit: an engine's response with a prompt's tokens."""
@@ -112,7 +110,6 @@ class KvIndexService:
         self._task: asyncio.Task[None] | None = None
         self._resend_all = False
         self.dropped = 0
-        self.hot_prefixes: Callable[[str], Sequence[HotShare]] = lambda _: ()
         """Returns the hot prefixes of a model; empty if gateways do not share a table of them."""
 
     # --- lifecycle
@@ -219,24 +216,9 @@ class KvIndexService:
                 stale, table = self._source.stale_reason(key), model.bridge.table
                 model.run_census(self._clock.now(), stale)
                 instances = {instance.id: model.status(instance.id, stale) for instance in group}
-                how, hints = self._describe_alignment(key), tuple(self.hints(key))
-                statuses[key] = ModelIndexStatus(
-                    instances, len(table), table.lowered_links, table.learned_prompts, how, hints
-                )
+                how = self._describe_alignment(key)
+                statuses[key] = ModelIndexStatus(instances, len(table), table.lowered_links, table.learned_prompts, how)
         return statuses
-
-    def hints(self, key: str) -> list[ReplicationHint]:
-        """Returns hints for hot prefixes of a model that should be on another instance too.
-
-        A prefix that is not linked to token blocks gets none.
-        """
-        model = self._models.get(key)
-        ready = [
-            instance.id
-            for instance in self._fleet.instances.get(key, ())
-            if instance.state is InstanceState.READY and instance.role is not Role.PREFILL
-        ]
-        return [] if model is None else model.hints(self.hot_prefixes(key), ready)
 
     def warnings(self) -> list[str]:
         """Returns texts that say what is missing or degraded."""

@@ -26,7 +26,7 @@ Source: cumulative sums after E. S. Page, Continuous Inspection Schemes, 1954.
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fairlead.limits import Limits
@@ -36,11 +36,9 @@ from fairlead_gateway.prefix_map.translator import PREFIX_MAP_INFLIGHT, PrefixTr
 from fairlead_gateway.telemetry.status_types import IndexState, InstanceIndexStatus
 from fairlead_kvstore.analysis.block_counts import BlockCounts, count_blocks
 from fairlead_kvstore.analysis.removal_ranking import RemovalRank, rank_removals
-from fairlead_kvstore.analysis.replication_hints import HotPrefix, ReplicationHint, replication_hints
 from fairlead_kvstore.blockstore.changes import Change, InstanceCleared
 
 if TYPE_CHECKING:
-    from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotShare
     from fairlead_kvstore.index.replica import IndexReplica
 
 ALLOWED_BIAS: Final = 0.2
@@ -164,8 +162,6 @@ class DriftDetector:
         self.overcredit = self.undercredit = 0.0
 
 
-REHOME_HINTS: Final = 16
-"""Limit: hints of one model to compute a prefix again: the most valuable ones."""
 INDEX_CENSUS_SECONDS: Final = 10.0
 """Limit: blocks that only one instance has are counted at most this often per million blocks (50
 ms).
@@ -220,7 +216,6 @@ class ModelIndex:
         self._on_relearn = on_relearn
         self.bridge = PrefixTranslator(key, mirror, secret=secret, limits=limits)
         self._max_inflight = PREFIX_MAP_INFLIGHT
-        self._max_hints = REHOME_HINTS
         self._census_seconds = INDEX_CENSUS_SECONDS
         self._census_due_at = float("-inf")
         self._census: Mapping[str, BlockCounts] = {}
@@ -345,18 +340,6 @@ class ModelIndex:
         self._census_due_at = now + max(_MIN_CENSUS_SECONDS, self._census_seconds * blocks / 1e6)
         self._census = counted
         self._victims = {rank.instance: rank for rank in ranked}
-
-    def hints(self, hot: "Iterable[HotShare]", ready: Collection[str]) -> list[ReplicationHint]:
-        """Returns hints for the prefixes that should be on more of the ready instances."""
-        bridge, linked = self.bridge, []
-        for prefix in hot:
-            link = bridge.table.get(prefix.digest)
-            if link is not None and link.depth and bridge.block_size is not None:
-                holders = sum(name in ready for name in bridge.index.holders(link.token_hash))
-                tokens = link.depth * bridge.block_size
-                linked.append(HotPrefix(prefix.digest, prefix.share, prefix.per_second, tokens, holders))
-        unknown = sum(not self._complete(name) for name in ready)
-        return replication_hints(linked, len(ready), unknown, self._max_hints)
 
     def status(self, instance: str, stale: str | None) -> InstanceIndexStatus:
         """Returns the state of an instance's index. Its block counts are those of the last census.

@@ -86,19 +86,6 @@ class LinksOut(ResponseModel):
     how: str = Field(description="The source of the prompts' tokens, as text.")
 
 
-class WantedOut(ResponseModel):
-    """A hot prefix that too few instances have cached for its share of the prompts."""
-
-    prefix: str = Field(description="The prefix hash.")
-    share: float = Field(description="Share of the last prompts that begin with it.")
-    per_second: float
-    tokens: int
-    holders: int
-    wanted: int = Field(description="Instances that should have it cached.")
-    worth: float = Field(description="Upper bound of the tokens a second that another copy would save.")
-    reason: str
-
-
 class ProfileOut(ResponseModel):
     """The engine profile with which the gateway routes requests to an instance."""
 
@@ -155,7 +142,6 @@ class ModelOut(ResponseModel):
     wakes: bool = Field(description="True if a request waits for an instance to start or wake when none serves.")
     objectives: ObjectivesOut
     links: LinksOut | None = Field(description="Null if no instance of the model sends KV events.")
-    wanted: list[WantedOut] = Field(description="Known if gateways share a Redis and instances send KV events.")
     instances: list[InstanceOut]
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Final
 
-import msgspec
-
 from fairlead.fleet import model as fleet
 from fairlead.fleet.file import profile_fields
 from fairlead.fleet.hung_engines import EjectionReport
@@ -39,7 +37,6 @@ def fleet_out(snapshot: fleet.Fleet, status: GatewayStatus, now: float) -> schem
                     itl_seconds=model.objectives.itl_seconds,
                 ),
                 links=_links_out(index.get(key)),
-                wanted=_wanted_out(index.get(key)),
                 instances=[
                     _instance_out(instance, status, index.get(key), now) for instance in snapshot.instances.get(key, ())
                 ],
@@ -79,10 +76,6 @@ def _links_out(look: ModelIndexStatus | None) -> schemas.LinksOut | None:
     return schemas.LinksOut(
         blocks=look.linked_blocks, lowered=look.lowered_links, prompts=look.learned_prompts, how=look.token_source
     )
-
-
-def _wanted_out(look: ModelIndexStatus | None) -> list[schemas.WantedOut]:
-    return [] if look is None else [schemas.WantedOut(**msgspec.structs.asdict(one)) for one in look.replication_hints]
 
 
 def _index_out(one: InstanceIndexStatus | None) -> schemas.IndexOut | None:

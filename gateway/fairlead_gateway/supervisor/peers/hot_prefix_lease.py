@@ -22,10 +22,9 @@ for instances that only prefill are counted apart, since these instances are hom
 import asyncio
 import logging
 from array import array
-from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
@@ -34,7 +33,7 @@ from fairlead.fleet.model import Fleet, InstanceState, Role
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead.units import format_duration
-from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes, level_blocks, window_size
+from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes
 from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain, unpack_hashes
 from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable, decode_table
 from fairlead_kvstore.index import redis_keys
@@ -274,39 +273,14 @@ class HotPrefixLeases:
 ACTIVE_SECONDS = 60.0
 
 
-class HotShare(NamedTuple):
-    """A hot prefix and its traffic.
-
-    - digest: the hash of its text.
-    - share: the share of recent prompts that begin with it, 0 to 1.
-    - per_second: prompts per second that begin with it.
-    """
-
-    digest: int
-    share: float
-    per_second: float
-
-
 class _RoleCounts:
-    """The instances of one role and the counts of their prompts.
+    """The instances of one role and the counts of their prompts."""
 
-    recent: time and level hashes of each recent prompt.
-    """
-
-    __slots__ = ("hot_prefixes", "ready", "recent")
+    __slots__ = ("hot_prefixes", "ready")
 
     def __init__(self) -> None:
         self.ready: frozenset[str] = frozenset()
         self.hot_prefixes = HotPrefixes()
-        self.recent: deque[tuple[float, tuple[Any, ...]]] = deque()
-
-    def on_dispatch(self, chain: PrefixChain, now: float) -> None:
-        """Counts a prompt that was sent to one of the instances."""
-        self.hot_prefixes.observe(chain, len(self.ready))
-        if chain.ends:
-            self.recent.append((now, tuple([chain.hashes[block] for block in level_blocks(chain.ends)])))
-        while len(self.recent) > window_size(len(self.ready)):
-            self.recent.popleft()
 
 
 class _ModelCounts:
@@ -340,29 +314,12 @@ class HotPrefixCounter:
             return
         for counts in (model.serving, model.prefilling):
             if instance in counts.ready:
-                counts.on_dispatch(chain, now)
+                counts.hot_prefixes.observe(chain, len(counts.ready))
                 model.last_dispatch_at = now
 
     def active_models(self, now: float) -> list[str]:
         """Returns the models that had traffic in the last minute."""
         return [key for key, model in self._models.items() if now - model.last_dispatch_at <= ACTIVE_SECONDS]
-
-    def hot_prefixes(self, key: str, now: float) -> list[HotShare]:
-        """Returns the hot prefixes of a model's serving instances, with their traffic.
-
-        A prefix is included even if a longer one that begins with it is hot too.
-        """
-        model = self._models.get(key)
-        if model is None or not model.serving.recent:
-            return []
-        recent = model.serving.recent
-        hot = dict.fromkeys(model.serving.hot_prefixes.top_prefixes(self._max_prefixes), 0)
-        for _, levels in recent:
-            for digest in levels:
-                if digest in hot:
-                    hot[digest] += 1
-        seconds = max(1.0, now - recent[0][0])
-        return [HotShare(digest, count / len(recent), count / seconds) for digest, count in hot.items() if count]  # type: ignore[arg-type]
 
     def table(self, key: str) -> HotPrefixTable | None:
         """Returns a model's table as counted here; None for an unknown model."""

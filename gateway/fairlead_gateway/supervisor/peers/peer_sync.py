@@ -22,14 +22,12 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain, block_ends
-from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotPrefixCounter, HotPrefixLeases, HotShare, LeaseHooks
+from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotPrefixCounter, HotPrefixLeases, LeaseHooks
 from fairlead_gateway.supervisor.peers.peer_exchange import ExchangeHooks, PeerExchange
 from fairlead_gateway.supervisor.peers.peer_messages import HotPrefixTable, SentPrompt, secret_fingerprint
 from fairlead_gateway.supervisor.peers.peer_messages import PeerLoad as Shared
 from fairlead_gateway.supervisor.peers.peer_state import InstanceGroups
-from fairlead_gateway.supervisor.peers.replication_hints import ReplicationHintPublisher
 from fairlead_gateway.telemetry import LoadView
-from fairlead_kvstore.analysis.replication_hints import ReplicationHint
 from fairlead_kvstore.redis.link import RedisLink
 
 _dispatch_decoder = msgspec.msgpack.Decoder(list[say.Dispatch])
@@ -82,8 +80,6 @@ class PeerSync:
         """Called for each prompt that another gateway sent: model, instance, hash of its end,
         hashes of its blocks.
         """
-        self.hints_of: Callable[[str], Sequence[ReplicationHint]] = lambda _: ()
-        """Returns hints for hot prefixes of a model that should be on another instance too."""
         self._applied_fleet: Fleet | None = None
         self._model_of: dict[str, str] = {}
         self._ready_groups: dict[str, InstanceGroups] = {}
@@ -99,24 +95,14 @@ class PeerSync:
             self._active_models, self._hot_table, self._hot_prefix_counter.start_from_table, self._on_hot_table
         )
         self.tables = HotPrefixLeases(link, name, clock, lease_hooks)
-        self._hint_publisher = ReplicationHintPublisher(
-            link,
-            clock,
-            models=lambda: [
-                key for key in self._active_models() if (term := self.tables.lease(key)) is not None and term.is_ours
-            ],
-            hints=lambda key: self.hints_of(key),
-        )
 
     def start(self) -> None:
         """Starts on the running loop."""
         self.exchange.start()
         self.tables.start()
-        self._hint_publisher.start()
 
     async def stop(self) -> None:
         """Stops, and publishes that this gateway leaves."""
-        await self._hint_publisher.stop()
         await self.tables.stop()
         await self.exchange.stop()
 
@@ -195,10 +181,6 @@ class PeerSync:
     def _on_hot_table(self, model: str, epoch: int, table: HotPrefixTable | None) -> None:
         found = table or HotPrefixTable()
         self._workers.set_hot_prefixes(say.HotPrefixUpdate(model, epoch, found.serving, found.prefilling))
-
-    def hot_prefixes(self, model: str) -> list[HotShare]:
-        """Returns a model's hot prefixes and their traffic."""
-        return self._hot_prefix_counter.hot_prefixes(model, self._clock.now())
 
     # --- status
 

@@ -6,8 +6,7 @@ Blocks that are missing without such an event are.
 from fairlead.limits import Limits
 from fairlead_gateway.ipc.messages import PromptFinished
 from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment
-from fairlead_gateway.supervisor.kv_index.model_index import FIRST_SECONDS, PREFIX_MAP_JUDGE_SECONDS, ModelIndex
-from fairlead_gateway.supervisor.peers.hot_prefix_lease import HotShare
+from fairlead_gateway.supervisor.kv_index.model_index import FIRST_SECONDS, ModelIndex
 from fairlead_gateway.telemetry.status_types import IndexState
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, CompletenessChanged
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
@@ -71,7 +70,7 @@ def test_what_nobody_saw_go_is_a_ghost() -> None:
     for _ in range(6):
         place.answer(1.0, 0, lost_after=None)
     assert place.state() is IndexState.INDEX, "not yet judged"
-    place.pass_(PREFIX_MAP_JUDGE_SECONDS)
+    place.pass_(LIMITS.prefix_map_judge_seconds)
     assert place.state() is IndexState.QUARANTINED
     assert place.model.status(ENGINE, None).late == 0
 
@@ -83,7 +82,7 @@ def test_what_was_lost_long_before_the_prompt_was_sent_is_no_excuse() -> None:
     place.apply([BlocksStored(ENGINE, StorageTier.GPU, 1, OWNS)])
     for _ in range(6):
         place.answer(1.0, 0, lost_after=None)
-    place.pass_(PREFIX_MAP_JUDGE_SECONDS)
+    place.pass_(LIMITS.prefix_map_judge_seconds)
     assert place.state() is IndexState.QUARANTINED
 
 
@@ -91,7 +90,7 @@ def test_after_a_quarantine_what_the_engine_holds_is_told_anew_and_counts_on_tri
     place = Place()
     for _ in range(6):
         place.answer(1.0, 0, lost_after=None)
-    place.now += PREFIX_MAP_JUDGE_SECONDS
+    place.now += LIMITS.prefix_map_judge_seconds
     (forgotten,) = place.model.corrections(place.now)
     assert (forgotten.forget, forgotten.cached) == ("told", [])
     place.now += FIRST_SECONDS + 1.0
@@ -103,15 +102,3 @@ def test_after_a_quarantine_what_the_engine_holds_is_told_anew_and_counts_on_tri
         place.pass_(3.0)
     assert place.state() is IndexState.INDEX
     assert place.model.status(ENGINE, None).quarantines == 1
-
-
-def test_hot_prefix_cached_by_one_of_four_is_hinted_and_an_unlinked_one_is_not() -> None:
-    place = Place()
-    ready = [ENGINE, "b", "c", "d"]
-    hot = [HotShare(HASHES[-1], 0.7, 10.0), HotShare(HASHES[0], 0.2, 10.0), HotShare(77, 0.9, 10.0)]
-    (hint,) = place.model.hints(hot, ready)
-    assert (hint.prefix, hint.holders, hint.wanted, hint.tokens) == (f"{HASHES[-1]:016x}", 1, 3, 192)
-    assert hint.reason.endswith("1 have it cached, 3 are incomplete")
-    place.apply([BlocksStored(name, StorageTier.GPU, 1, OWNS) for name in ("b", "c")])
-    assert place.model.hints(hot, ready) == []
-    assert place.model.hints(hot, ["c", "d"])[0].wanted == 2, "what instances hold that are not ready is nobody's"
