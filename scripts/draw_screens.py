@@ -3,6 +3,8 @@
 Starts ``fairlead up`` with eight simulated engines in a pseudo-terminal and replays the recorded
 trace. Captures the live view, two commands, and the status page in Debian's Chromium
 (``page_browser.py``). Terminal pictures name no font of another host.
+
+With a picture's name and a title, it draws what it reads from its standard input instead.
 """
 
 import contextlib
@@ -165,4 +167,7 @@ def draw_terminal(name: str, title: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:
+        draw_terminal(sys.argv[1], sys.argv[2], sys.stdin.read())
+    else:
+        main()

@@ -225,13 +225,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         Benchmark(
             "operator",
             "fairlead_bench.operator.benchmark",
-            "the operator and a thousand models before an API server, compared with kopf's own handlers",
+            "the operator and a thousand models before an API server",
             30,
         ),
         Benchmark(
             "index",
             "fairlead_bench.index.benchmark",
-            "the indexer, replicas of the index and Redis, compared with a Redis hash per block",
+            "the indexer, replicas of the index and Redis",
             8,
             Code.COMPILED_WORKER,
         ),

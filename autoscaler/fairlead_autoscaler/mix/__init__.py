@@ -1,14 +1,12 @@
 """Accelerator mix: the cheapest replicas of several pools that carry the shapes of requests. No
 I/O.
 
-- `profile_tables`: imported tables of throughputs.
 - `solve`: throughputs of a shape, and the mix for given rates, by `milp` or else `greedy`.
 - `solver_queue`: the solver as the scaling core queries it, in a thread between the ticks.
 
 Solving takes up to `MixSettings.solve_seconds`.
 """
 
-from fairlead_autoscaler.mix.profile_tables import candidates_of, grid_of
 from fairlead_autoscaler.mix.solve import solve_mix, throughput
 from fairlead_autoscaler.mix.solver_queue import Solver, SolverQueue, create_solver, simulation_solver
 from fairlead_autoscaler.mix.types import AcceleratorMix, MixSettings, PoolCandidate
@@ -19,9 +17,7 @@ __all__ = [
     "PoolCandidate",
     "Solver",
     "SolverQueue",
-    "candidates_of",
     "create_solver",
-    "grid_of",
     "simulation_solver",
     "solve_mix",
     "throughput",

@@ -7,24 +7,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from fairlead_bench.gateway_instructions import instruction_counts
 from fairlead_bench.gateway_instructions.counted_gateway import WITH_KEYS, WITHOUT_KEYS, CountedGateway, GatewayFailed
-from fairlead_bench.gateway_instructions.instruction_counts import (
-    EVENT_LOOP,
-    METRICS,
-    OTHER,
-    PARTS,
-    PartTable,
-    compiled_module_names,
-)
 from fairlead_bench.gateway_instructions.scenarios import PLAIN, WAITING
 from fairlead_bench.gateway_instructions.source_tree import SourceTree, export_commit, export_working_tree
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
@@ -38,66 +25,24 @@ _DECISIONS_BEFORE = 1_200
 _PROGRAM = Path(__file__).with_name("routing_program.py")
 
 
-@dataclass
-class Counts:
-    """Costs of one state of the sources per unit: by metric or part of the path, in each window."""
-
-    revision: str
-    windows: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-
-    def add(self, metric: str, units: Mapping[str, float]) -> None:
-        """Adds one window."""
-        for unit, cost in units.items():
-            self.windows.setdefault(metric, {}).setdefault(unit, []).append(round(cost, 1))
-
-    def by_part(self) -> dict[str, dict[str, float]]:
-        """Returns the mean instructions of each part of a unit, by unit."""
-        found: dict[str, dict[str, float]] = {}
-        for part, units in self.windows.items():
-            if part not in METRICS:
-                for unit, costs in units.items():
-                    found.setdefault(unit, {})[part] = round(statistics.fmean(costs))
-        return found
-
-
 DECISION = "routing decision"
-Windows = Mapping[str, Sequence[float]]
-"""Unit → cost of one such unit, in each window."""
+Windows = dict[str, list[float]]
+"""Unit → instructions of one such unit, in each window."""
 
 
-def rows(new: Mapping[str, Windows], base: Mapping[str, Windows], revision: str) -> list[ResultRow]:
-    """Returns a row per metric and unit: means of the windows, and the new one ÷ the base.
-
-    new, base: windows by metric.
-    """
+def rows(new: Windows, base: Windows, revision: str) -> list[ResultRow]:
+    """Returns a row per unit: means of the windows, and the new one ÷ the base."""
     wanted = load_goals("gateway-instructions")
     found = []
-    for metric in METRICS:
-        for unit, counts in new.get(metric, {}).items():
-            before = base.get(metric, {}).get(unit)
-            name = f"{metric} per {unit}"
-            versus = None if before is None else statistics.fmean(before)
-            value = statistics.fmean(counts)
-            found.append(ratio_row(name, "", value, revision, versus, wanted.get(name)))
-    instructions = new["instructions"]
-    if PLAIN in instructions and WAITING in instructions:
-        ratio = statistics.fmean(instructions[WAITING]) / statistics.fmean(instructions[PLAIN])
+    for unit, counts in new.items():
+        name, before = f"instructions per {unit}", base.get(unit)
+        versus = None if before is None else statistics.fmean(before)
+        found.append(ratio_row(name, "", statistics.fmean(counts), revision, versus, wanted.get(name)))
+    if PLAIN in new and WAITING in new:
         name = f"instructions of a {WAITING} ÷ {PLAIN}"
+        ratio = statistics.fmean(new[WAITING]) / statistics.fmean(new[PLAIN])
         found.append(value_row(name, "", ratio, wanted.get(name)))
     return found
-
-
-def print_parts(new: Mapping[str, Mapping[str, float]], base: Mapping[str, Mapping[str, float]]) -> None:
-    """Prints the instructions of each part by unit, those of the base in brackets."""
-    units = list(new)
-    table = Table(title="instructions by part (base)", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("part")
-    for unit in units:
-        table.add_column(unit, justify="right")
-    for part in (*PARTS, OTHER, EVENT_LOOP):
-        cells = [f"{new[unit].get(part, 0):,.0f} ({base.get(unit, {}).get(part, 0):,.0f})" for unit in units]
-        table.add_row(part, *cells)
-    Console().print(table)
 
 
 def standard_errors(new: Windows, base: Windows) -> dict[str, float]:
@@ -126,38 +71,34 @@ def main(arguments: Sequence[str]) -> int:
     except subprocess.CalledProcessError as error:
         print(f"{error}\n{_text(error.stderr)}", file=sys.stderr)
         return 2
-    made = rows(new_counts.windows, base_counts.windows, base_counts.revision)
-    errors = standard_errors(new_counts.windows["instructions"], base_counts.windows["instructions"])
+    made = rows(new_counts, base_counts, base.revision)
+    errors = standard_errors(new_counts, base_counts)
     more: dict[str, object] = {"valgrind": valgrind, "standard_error": errors}
-    for name, counts in (("base", base_counts), ("new", new_counts)):
-        windows = {"instructions": counts.windows["instructions"]}
-        more[name] = {"revision": counts.revision, "windows": windows, "parts": counts.by_part()}
+    for name, tree, counts in (("base", base, base_counts), ("new", new, new_counts)):
+        more[name] = {"revision": tree.revision, "windows": {"instructions": counts}}
     write_results("gateway-instructions", made, seed=options.seed, file=options.out, more=more)
-    print_parts(new_counts.by_part(), base_counts.by_part())
     print(f"largest standard error of a ratio: {max(errors.values()):.2%}; written: {options.out}")
     return 0 if all(row.holds for row in made) else 1
 
 
-def _count(tree: SourceTree, options: argparse.Namespace) -> Counts:
+def _count(tree: SourceTree, options: argparse.Namespace) -> Windows:
     print(f"{tree.revision}: compiling, unless it is compiled already ...", file=sys.stderr)
     copy, simulator = tree.compile(), tree.compile(with_simulator=True)
-    counts = Counts(tree.revision)
+    counts: Windows = {}
     with tempfile.TemporaryDirectory(prefix="fairlead-instructions-") as temporary:
         folder = Path(temporary) if options.keep is None else options.keep / tree.folder.name
         print(f"{tree.revision}: counting requests ...", file=sys.stderr)
-        table = PartTable(compiled_module_names(copy))
         for name, callers in (("keys", WITH_KEYS), ("open", WITHOUT_KEYS)):
             gateway = CountedGateway(tree, copy, folder / name, callers=callers, options=options)
             for units in gateway.windows():
-                for unit, cost in units.items():
-                    for metric, value in table.by_part(cost).items():
-                        counts.add(metric, {unit: value})
+                for unit, count in units.items():
+                    counts.setdefault(unit, []).append(round(count, 1))
         print(f"{tree.revision}: counting routing decisions ...", file=sys.stderr)
         _count_decisions(tree, simulator, folder / "routing", counts, options)
     return counts
 
 
-def _count_decisions(tree: SourceTree, copy: Path, folder: Path, counts: Counts, options: argparse.Namespace) -> None:
+def _count_decisions(tree: SourceTree, copy: Path, folder: Path, counts: Windows, options: argparse.Namespace) -> None:
     folder.mkdir(parents=True)
     environ = tree.environment(os.environ)
     environ["PYTHONPATH"] = f"{copy}{os.pathsep}{environ['PYTHONPATH']}"
@@ -185,9 +126,8 @@ def _count_decisions(tree: SourceTree, copy: Path, folder: Path, counts: Counts,
         say("", "done")
         for _ in range(options.windows):
             say(str(_DECISIONS), "drawn")
-            cost = counter.count(lambda: say("", "done"))
-            for metric in METRICS:
-                counts.add(metric, {DECISION: cost[metric] / _DECISIONS})
+            count = counter.count(lambda: say("", "done"))
+            counts.setdefault(DECISION, []).append(round(count / _DECISIONS, 1))
         program.stdin.close()
 
 

@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from fairlead_bench.gateway_instructions import instruction_counts
-from fairlead_bench.gateway_instructions.instruction_counts import Cost
 from fairlead_bench.gateway_instructions.scenarios import (
     KEY,
     Scenario,
@@ -191,7 +191,7 @@ class CountedGateway:
         self._callers = callers
         self._options = options
 
-    def windows(self) -> Iterator[dict[str, Cost]]:
+    def windows(self) -> Iterator[dict[str, float]]:
         """Warms up every script, then yields the cost of each unit, once for each window."""
         script, callers = Script(self._options.seed), self._callers
         runs = callers.scenarios(script)
@@ -204,7 +204,7 @@ class CountedGateway:
             keep_dumps = self._options.keep is not None
             counter = instruction_counts.InstructionCounter(gateway.worker_pid, self._folder, keep_dumps=keep_dumps)
 
-            def count(run: Callable[[int], None], turns: int) -> Cost:
+            def count(run: Callable[[int], None], turns: int) -> float:
                 def work() -> None:
                     with gateway.slow_clock():
                         run(turns)
@@ -222,10 +222,10 @@ class CountedGateway:
                 script.plain(_PLAIN_BEFORE)
             for scenario in runs.values():
                 count(scenario.run, scenario.turns)
-            rest = _median([count(lambda _: None, 0) for _ in range(_RESTS)])
+            rest = median([count(lambda _: None, 0) for _ in range(_RESTS)])
             for _ in range(self._options.windows):
-                costs = {name: count(scenario.run, scenario.turns) for name, scenario in runs.items()}
-                yield _per_unit(costs, rest, turns, callers.cost_per_unit)
+                costs = {name: count(scenario.run, scenario.turns) - rest for name, scenario in runs.items()}
+                yield callers.cost_per_unit(costs, turns)
             script.close()
 
     def _caller_options(self) -> list[str]:
@@ -234,18 +234,3 @@ class CountedGateway:
         file = self._folder / "callers.yaml"
         file.write_text(self._callers.file, encoding="utf-8")
         return [self._callers.option, str(file)]
-
-
-def _per_unit(costs: dict[str, Cost], rest: Cost, turns: dict[str, int], per_unit: PerUnit) -> dict[str, Cost]:
-    """Returns the cost of each unit, from those of the scripts and of a rest."""
-    found: dict[str, Cost] = {}
-    for name in sorted({name for cost in costs.values() for name in cost}):
-        counted = {script: cost.get(name, 0) - rest.get(name, 0) for script, cost in costs.items()}
-        for unit, value in per_unit(counted, turns).items():
-            found.setdefault(unit, {})[name] = value
-    return found
-
-
-def _median(costs: list[Cost]) -> Cost:
-    """Returns the cost with the median of instructions."""
-    return sorted(costs, key=lambda cost: cost["instructions"])[len(costs) // 2]

@@ -20,13 +20,8 @@ from functools import partial
 from pathlib import Path
 
 from fairlead_bench.gateway_instructions import instruction_counts
-from fairlead_bench.gateway_instructions.benchmark import print_parts
+from fairlead_bench.gateway_instructions.benchmark import Windows
 from fairlead_bench.gateway_instructions.counted_gateway import KEY_DIGEST, Callers, CountedGateway, GatewayFailed
-from fairlead_bench.gateway_instructions.instruction_counts import (
-    METRICS,
-    PartTable,
-    compiled_module_names,
-)
 from fairlead_bench.gateway_instructions.scenarios import PLAIN, plain_scenario
 from fairlead_bench.gateway_instructions.source_tree import SourceTree, export_commit, export_working_tree
 from fairlead_bench.quota.request_cost import cost_rows, request_cost
@@ -44,8 +39,6 @@ _LIMITS = (
 )
 _LEASE_SECONDS = 7.0
 """The first strict limit of a tenant grants nothing for one lease."""
-Windows = Mapping[str, Mapping[str, Sequence[float]]]
-"""Metric or part → unit → cost of one such unit, in each window."""
 
 
 def callers_by_unit() -> dict[str, Callers]:
@@ -67,7 +60,7 @@ def callers_by_unit() -> dict[str, Callers]:
 def rows(windows: Windows) -> list[ResultRow]:
     """Returns a row for each unit, and the ratios that have a goal."""
     wanted, found = load_goals(NAME), []
-    counted = {unit: statistics.fmean(counts) for unit, counts in windows["instructions"].items()}
+    counted = {unit: statistics.fmean(counts) for unit, counts in windows.items()}
     for unit, value in counted.items():
         found.append(value_row(f"instructions per {unit}", "", value, wanted.get(f"instructions per {unit}")))
     for unit in (LIMITED, STRICT):
@@ -93,31 +86,21 @@ def main(arguments: Sequence[str]) -> int:
     made = rows(windows)
     if not options.new:
         made += cost_rows(request_cost(options.seed))
-    parts: dict[str, dict[str, float]] = {}
-    for part, units in windows.items():
-        if part not in METRICS:
-            for unit, costs in units.items():
-                parts.setdefault(unit, {})[part] = round(statistics.fmean(costs))
-    more: dict[str, object] = {"valgrind": valgrind, "revision": tree.revision, "parts": parts}
-    more["windows"] = {"instructions": windows["instructions"]}
+    more: dict[str, object] = {"valgrind": valgrind, "revision": tree.revision, "windows": {"instructions": windows}}
     write_results(NAME, made, seed=options.seed, file=options.out, more=more)
-    print_parts(parts, dict.fromkeys(parts, parts[WITH_KEY]))
     return 0 if all(row.holds for row in made) else 1
 
 
-def _count(tree: SourceTree, options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+def _count(tree: SourceTree, options: argparse.Namespace) -> Windows:
     print(f"{tree.revision}: compiling, unless it is compiled already ...", file=sys.stderr)
     copy = tree.compile()
-    table = PartTable(compiled_module_names(copy))
-    windows: dict[str, dict[str, list[float]]] = {}
+    windows: Windows = {}
     with tempfile.TemporaryDirectory(prefix="fairlead-instructions-") as temporary:
         folder = Path(temporary) if options.keep is None else options.keep
         for number, (unit, callers) in enumerate(callers_by_unit().items()):
             print(f"{tree.revision}: counting {unit} ...", file=sys.stderr)
             gateway = CountedGateway(tree, copy, folder / str(number), callers=callers, options=options)
-            for units in gateway.windows():
-                for name, value in table.by_part(units[unit]).items():
-                    windows.setdefault(name, {}).setdefault(unit, []).append(round(value, 1))
+            windows[unit] = [round(units[unit], 1) for units in gateway.windows()]
     return windows
 
 

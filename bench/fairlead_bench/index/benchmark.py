@@ -1,14 +1,13 @@
 """The index benchmark's command line: each kind of traffic several times in turn, then ten million
-blocks, then the baseline.
+blocks.
 
-Result rows of the index: goals, then the costs of the other processes, then the baseline.
+Result rows of the index: goals, then the costs of the other processes.
 
 The mirror's answers alone: 128 blocks and 64 instances, in a mirror with a million other blocks.
 Processor time, one core.
 """
 
 import argparse
-import json
 import os
 import random
 import sys
@@ -20,8 +19,8 @@ from statistics import median
 from typing import Any, Final
 
 from fairlead.runtime.compiled_build import is_compiled
-from fairlead_bench.index.index_processes import EventTraffic, run, run_baseline
-from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
+from fairlead_bench.index.index_processes import EventTraffic, run
+from fairlead_bench.results import ResultRow, load_goals, value_row, write_results
 from fairlead_kvstore.blockstore import block_table as blocks
 from fairlead_kvstore.blockstore.changes import BlocksStored
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
@@ -33,7 +32,6 @@ KINDS: Mapping[str, str] = {
     "decoding": "32 answers being decoded",
     "alone": "every block a batch of its own",
 }
-BASELINE = "a hash for each block"
 TEN_MILLION = 10_000_000
 
 
@@ -44,13 +42,12 @@ class IndexFigures:
 
     runs: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
     many: Mapping[str, Any] | None = None
-    naive: Mapping[str, Any] | None = None
     matches: Mapping[str, float] = field(default_factory=dict)
 
 
 def rows(found: IndexFigures) -> list[ResultRow]:
     """Returns all rows. A goal without its figure does not hold."""
-    return [*_goal_rows(found), *_cost_rows(found), *_baseline_rows(found)]
+    return [*_goal_rows(found), *_cost_rows(found)]
 
 
 def _goal_rows(found: IndexFigures) -> Iterator[ResultRow]:
@@ -96,39 +93,6 @@ def _cost_rows(found: IndexFigures) -> Iterator[ResultRow]:
         "ten million blocks: the indexer grew by", "MB", _megabytes((many.get("indexer") or {}).get("grew")), None
     )
     yield value_row("ten million blocks: memory of Redis", "MB", _megabytes(many.get("redis_bytes")), None)
-
-
-def _baseline_rows(found: IndexFigures) -> Iterator[ResultRow]:
-    """Yields rows of the same traffic (a cache that fills) in both layouts."""
-    some, naive = found.runs.get("prompts", ()), found.naive or {}
-    blocks = naive.get("changed")
-
-    def other(name: str, scale: float = 1e6) -> float | None:
-        return None if not blocks or naive.get(name) is None else naive[name] / blocks * scale
-
-    pairs = [
-        (
-            "Redis' CPU per million blocks",
-            "s",
-            _median_of(some, lambda one: one["redis"]["cpu"] / one["blocks"] * 1e6),
-            other("redis_cpu"),
-        ),
-        (
-            "memory of Redis per million blocks",
-            "MB",
-            _median_of(some, lambda one: one["redis_bytes"] / one["blocks"]),
-            other("redis_bytes", 1.0),
-        ),
-        (
-            "CPU of who writes, decoding and truth too, per million blocks",
-            "s",
-            _median_of(some, lambda one: one["indexer"]["cpu"] / one["blocks"] * 1e6),
-            other("cpu"),
-        ),
-        ("cold mirror of a million blocks", "s", _median_of(some, _cold_million), other("load_seconds")),
-    ]
-    for metric, unit, ours, theirs in pairs:
-        yield ratio_row(f"{metric} | compared with {BASELINE}", unit, ours, BASELINE, theirs, None)
 
 
 def _rate(some: Sequence[Mapping[str, Any]]) -> float | None:
@@ -224,7 +188,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--share", type=float, default=1.0, help="of the blocks; below 1 the result settles nothing")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--without", action="append", default=[], choices=("many", "naive"), help="leave a part out")
+    parser.add_argument("--without", action="append", default=[], choices=("many",), help="leave a part out")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench" / "index.json")
     options = parser.parse_args(arguments)
     loads = [os.getloadavg()[0]]
@@ -234,14 +198,11 @@ def main(arguments: Sequence[str]) -> int:
             one = _plain(kind, round(count * options.share), _ENGINES[kind], options.seed, cold=kind == "prompts")
             found.runs.setdefault(kind, []).append(one)
             loads.append(os.getloadavg()[0])
-    if "naive" not in options.without:
-        found.naive = run_baseline("prompts", round(_BLOCKS["prompts"] * options.share), engines=16, seed=options.seed)
-        print(f"naive: {json.dumps(found.naive)}", file=sys.stderr)
     if "many" not in options.without:
         found.many = _plain("prompts", round(TEN_MILLION * options.share), 16, options.seed, cold=True, emptied=True)
         loads.append(os.getloadavg()[0])
     made = rows(found)
-    figures = {"runs": found.runs, "many": found.many, "naive": found.naive, "matches": found.matches}
+    figures = {"runs": found.runs, "many": found.many, "matches": found.matches}
     more = {"compiled": is_compiled(blocks.__file__), "figures": figures}
     write_results("index", made, seed=options.seed, file=options.out, load_average=loads, more=more)
     return 0 if all(row.holds for row in made) else 1

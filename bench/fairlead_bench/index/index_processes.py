@@ -213,20 +213,6 @@ def run(traffic: EventTraffic, *, cold: bool = False, emptied: bool = False) -> 
         return found
 
 
-def run_baseline(kind: str, blocks: int, *, engines: int, seed: int) -> dict[str, Any]:
-    """Returns the figures of one hash per block, with the same changes."""
-    with start_redis() as redis:
-        pid = _pid(redis)
-        before = usage(pid)
-        with start_child(
-            "fairlead_bench.index.per_block_hash_baseline", redis.url, kind, str(blocks), str(seed), str(engines)
-        ) as made:
-            found: dict[str, Any] = made.read()
-        found["redis_cpu"] = usage(pid)[0] - before[0]
-        found["redis_bytes"] = _used(redis.url)
-        return found
-
-
 def usage(pid: int) -> tuple[float, int]:
     """Returns the CPU seconds since its start, and its bytes in memory."""
     cpu = time.clock_gettime_ns((~pid << 3) | 2) / 1e9

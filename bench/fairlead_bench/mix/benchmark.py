@@ -1,16 +1,12 @@
 """Savings and solving time of the accelerator mix, and the value of the prefill/decode ratio.
 
     python -m fairlead_bench mix [--out out/bench/mix.json] [--seed 1] [--only mix|roles] [--jobs N]
-                                 [--table FILE --rate R]
 
 The mix is compared with the best fleet of one kind, with Mélange's slices and with a greedy mix.
 The ratio is measured after a shift of the traffic.
 
 A run takes four to five minutes of a core, shared by ``--jobs`` processes (by default as many as
 there are cores). The figures do not depend on their number.
-
-``--table`` solves an imported table instead and prints the result. The R requests a second are
-spread as the file says (Mélange's do), or else evenly.
 
 A model on two kinds of accelerator, scaled for two hours: with the mix, without it, and on one
 kind alone.
@@ -40,7 +36,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from fairlead.engine_profile import EngineProfile
-from fairlead.errors import FairleadError
 from fairlead.fleet.model import Instance, Model, SloTargets
 from fairlead.request_shapes import RequestShapeGrid
 from fairlead_autoscaler.core import ScalingCore
@@ -48,13 +43,11 @@ from fairlead_autoscaler.mix import (
     AcceleratorMix,
     MixSettings,
     PoolCandidate,
-    candidates_of,
     simulation_solver,
     solve_mix,
 )
 from fairlead_autoscaler.mix.greedy import solve_greedily
 from fairlead_autoscaler.mix.milp import solve_milp
-from fairlead_autoscaler.mix.profile_tables import flatten, load_profile_table
 from fairlead_bench.mix.prefill_decode_rows import ROLE_ROWS
 from fairlead_bench.mix.throughput_tables import (
     ITL_SECONDS,
@@ -386,23 +379,6 @@ def best_single(rates: Sequence[float], types: Sequence[PoolCandidate]) -> dict[
     return {best: found[best]}
 
 
-def import_rates(file: Path, rate: float | None) -> None:
-    """Solves a table in Mélange's format."""
-    table = load_profile_table(file)
-    types = candidates_of(table)
-    shapes = len(types[0].throughput)
-    rates = list(flatten(table.rates)) if table.rates is not None else [1.0 / shapes] * shapes
-    if rate is not None:
-        rates = [rate * one / sum(rates) for one in rates]
-    case = solve(rates, types)
-    cost, proven = solve_sliced(rates, types)
-    print(case.mix.reason)
-    how = "proven" if proven else "not proven"
-    print(
-        f"{SLICES} slices: {cost:.2f} an hour ({how}); best of one kind: {case.single:.2f}; greedy: {case.greedy:.2f}"
-    )
-
-
 def measure(seed: int, only: str | None, jobs: int) -> list[ResultRow]:
     """Returns the rows of one part or of both.
 
@@ -435,17 +411,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--only", choices=ROW_GROUPS, help="one part; the other's rows are those of bench/results/mix.json"
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; all cores by default")
-    parser.add_argument("--table", type=Path)
-    parser.add_argument("--rate", type=float)
     asked = parser.parse_args(arguments)
-    if asked.rate is not None and not 0.0 < asked.rate < math.inf:
-        parser.error(f"--rate: requests a second, more than none, and not {asked.rate:g}")
-    if asked.table is not None:
-        try:
-            import_rates(asked.table, asked.rate)
-        except FairleadError as error:
-            parser.exit(2, f"{error}\n")
-        return 0
     rows = measure(asked.seed, asked.only, asked.jobs)
     if asked.only is not None:
         before = [ResultRow(**row) for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]]

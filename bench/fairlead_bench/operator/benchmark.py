@@ -1,16 +1,11 @@
-"""The command line: an API server of its own for each subject, one after the other.
-
-One subject before one API server: alone, a crowd created, a crowd changed, rest, deleted
-children, a restart.
-
-From figures to rows: the goals' first, then what both subjects showed, side by side.
+"""The operator before an API server of its own: alone, a crowd created, a crowd changed, rest,
+deleted children, a restart.
 
 One process under test, as the kernel sees it; and what the API server says was asked of it.
 """
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import re
@@ -22,7 +17,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
@@ -49,14 +44,7 @@ from fairlead_testing.kube.api_server import ApiServer, running_api_server
 from fairlead_testing.processes import unused_port
 from fairlead_testing.waiting import wait_until
 
-FAIRLEAD, BASELINE = "Fairlead", "kopf's handlers"
-COMMANDS: Mapping[str, tuple[str, ...]] = {
-    FAIRLEAD: ("-m", "fairlead_operator", "--host", "127.0.0.1", "--port", "{port}"),
-    BASELINE: (
-        "-m",
-        "fairlead_bench.operator.kopf_baseline",
-    ),
-}
+COMMAND = ("-m", "fairlead_operator", "--host", "127.0.0.1", "--port", "{port}")
 CHILDREN = (
     "deployments",
     "services",
@@ -75,15 +63,14 @@ RequestCounts = Counter[tuple[str, str, str]]
 class SubjectProcess:
     """CPU in seconds, memory in MB, as the kernel counts them."""
 
-    def __init__(self, name: str, kubeconfig: Path, log: Path) -> None:
-        self.name = name
+    def __init__(self, kubeconfig: Path, log: Path) -> None:
         environment = {
             **os.environ,
             "KUBECONFIG": str(kubeconfig),
             "FAIRLEAD_ENGINE_IMAGES": "sim=fairlead.io/sim:1",
             "FAIRLEAD_LEASE": "60s",
         }
-        command = [part.format(port=unused_port()) for part in COMMANDS[name]]
+        command = [part.format(port=unused_port()) for part in COMMAND]
         with log.open("ab") as opened:
             self._process = subprocess.Popen([sys.executable, *command], env=environment, stdout=opened, stderr=opened)
 
@@ -170,7 +157,7 @@ class BatchFigures:
 
 @dataclass(frozen=True, slots=True)
 class OperatorFigures:
-    """Figures of one subject."""
+    """Figures of the operator."""
 
     alone_seconds: list[float] = field(default_factory=list)
     created: BatchFigures | None = None
@@ -224,7 +211,7 @@ class ObjectWatch:
 
 
 class OperatorBenchmark:
-    """One run against one subject. ``names`` are the models, in the order in which they are
+    """One run. ``names`` are the models, in the order in which they are
     applied."""
 
     def __init__(self, server: ApiServer, api: KubeApi, begin: Callable[[], SubjectProcess], names: list[str]) -> None:
@@ -354,15 +341,15 @@ def model_uid(manifest: Manifest) -> str:
     return str(metadata_of(manifest).get("uid", ""))
 
 
-async def measure(server: ApiServer, name: str, names: list[str], rest_seconds: float, log: Path) -> OperatorFigures:
-    """Returns the figures of the subject ``name``."""
+async def measure(server: ApiServer, names: list[str], rest_seconds: float, log: Path) -> OperatorFigures:
+    """Returns the figures of the operator."""
     async with KubeApi(server.config(), SystemClock(), random.random) as api:
         for path in sorted((ROOT / "crds").glob("*.yaml")):
             await api.apply(yaml.safe_load(path.read_text()), "bench")
         await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}, "bench")
         served: Callable[[], Awaitable[bool]] = lambda: api.has_resource(MODEL_DEPLOYMENTS)  # noqa: E731
         await wait_until(served)
-        return await OperatorBenchmark(server, api, lambda: SubjectProcess(name, server.kubeconfig, log), names).run(
+        return await OperatorBenchmark(server, api, lambda: SubjectProcess(server.kubeconfig, log), names).run(
             rest_seconds
         )
 
@@ -371,13 +358,8 @@ BASE_MS, WRITE_MS = 1.0, 0.6
 _BUDGET = f"{BASE_MS:g} ms + {WRITE_MS:g} ms × writes"
 
 
-def rows(found: Mapping[str, OperatorFigures]) -> list[ResultRow]:
-    """Returns the rows of measured figures; a goal without its figure does not hold."""
-    ours, naive = found.get(FAIRLEAD, OperatorFigures()), found.get(BASELINE, OperatorFigures())
-    return [*_goal_rows(ours), *_baseline_rows(ours, naive)]
-
-
-def _goal_rows(ours: OperatorFigures) -> Iterator[ResultRow]:
+def rows(ours: OperatorFigures) -> Iterator[ResultRow]:
+    """Yields the rows of measured figures; a goal without its figure does not hold."""
     wanted = load_goals("operator")
 
     def row(metric: str, unit: str, value: float | None) -> ResultRow:
@@ -394,25 +376,6 @@ def _goal_rows(ours: OperatorFigures) -> Iterator[ResultRow]:
     yield row("memory with 1,000 models, at most", "MB", ours.memory)
 
 
-def _baseline_rows(ours: OperatorFigures, naive: OperatorFigures) -> Iterator[ResultRow]:
-    pairs: list[tuple[str, str, Callable[[OperatorFigures], float | None]]] = [
-        ("create → children, alone: p50", "ms", lambda one: None if one.alone is None else 1e3 * one.alone),
-        ("models created: seconds for all", "s", lambda one: _batch_rows(one.created, lambda crowd: crowd.seconds)),
-        ("models changed: seconds for all", "s", lambda one: _batch_rows(one.changed, lambda crowd: crowd.seconds)),
-        ("CPU per model created", "ms", lambda one: _batch_rows(one.created, lambda crowd: crowd.cpu_ms)),
-        ("CPU per model changed", "ms", lambda one: _batch_rows(one.changed, lambda crowd: crowd.cpu_ms)),
-        ("writes per model created", "", lambda one: _batch_rows(one.created, lambda crowd: crowd.writes_each)),
-        ("writes per model changed", "", lambda one: _batch_rows(one.changed, lambda crowd: crowd.writes_each)),
-        ("reads per model created", "", lambda one: _batch_rows(one.created, lambda crowd: crowd.reads / crowd.models)),
-        ("CPU in a minute of steady state", "s", lambda one: one.rest_cpu_seconds),
-        (f"of {DELETED_CHILDREN} deleted Deployments, made again", "", lambda one: one.made_again),
-        ("memory before the models", "MB", lambda one: one.memory_idle),
-        ("memory with 1,000 models, at most", "MB", lambda one: one.memory),
-    ]
-    for metric, unit, figure in pairs:
-        yield ratio_row(f"{metric} | compared with {BASELINE}", unit, figure(ours), BASELINE, figure(naive), None)
-
-
 def _batch_rows(crowd: BatchFigures | None, figure: Callable[[BatchFigures], float]) -> float | None:
     return None if crowd is None else figure(crowd)
 
@@ -423,25 +386,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--models", type=int, default=1_000)
     parser.add_argument("--rest", type=float, default=60.0, help="seconds of steady state")
     parser.add_argument("--seed", type=int, default=7, help="of the order in which models are applied")
-    parser.add_argument("--only", choices=sorted(COMMANDS), action="append", help="one subject; both without it")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "operator.json")
     options = parser.parse_args(arguments)
     names = [f"m{number:04d}" for number in range(options.models)]
     Random(options.seed).shuffle(names)
-    found: dict[str, OperatorFigures] = {}
-    before = os.getloadavg()[0]
-    for name in options.only or COMMANDS:
-        with tempfile.TemporaryDirectory() as folder, running_api_server(Path(folder) / "run") as server:
-            log = Path(folder) / "operator.log"
-            try:
-                found[name] = asyncio.run(measure(server, name, names, options.rest, log))
-            except BaseException:
-                print(log.read_text()[-4_000:], file=sys.stderr)
-                raise
-    made = rows(found)
-    write_results("operator", made, seed=options.seed, file=options.out)
-    content = json.loads(options.out.read_text())
-    content["load_average_before"] = round(before, 2)  # of others: above 0.5, processor times are too high
-    content["figures"] = {name: figures.plain() for name, figures in found.items()}
-    options.out.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    before = os.getloadavg()[0]  # of others: above 0.5, processor times are too high
+    with tempfile.TemporaryDirectory() as folder, running_api_server(Path(folder) / "run") as server:
+        log = Path(folder) / "operator.log"
+        try:
+            found = asyncio.run(measure(server, names, options.rest, log))
+        except BaseException:
+            print(log.read_text()[-4_000:], file=sys.stderr)
+            raise
+    made = list(rows(found))
+    more = {"load_average_before": round(before, 2), "figures": found.plain()}
+    write_results("operator", made, seed=options.seed, file=options.out, more=more)
     return 0 if all(row.holds for row in made) else 1

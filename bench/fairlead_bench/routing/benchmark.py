@@ -38,7 +38,7 @@ from fairlead_bench.measurement_cache import Measured, print_progress
 from fairlead_bench.measurement_cache import MeasurementCache as SharedLab
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
 from fairlead_cli.replay.fleet_simulation import FleetSimulation
-from fairlead_cli.replay.report.report import PolicySummary, summarize
+from fairlead_cli.replay.report.report import summarize
 from fairlead_cli.replay.traffic import ReplayTraffic, load_traffic
 from fairlead_gateway.routing import PRESETS
 from fairlead_sim.adapters.external_router import SharingDelays
@@ -471,11 +471,7 @@ def _simulate(wanted: ReplayTraffic, name: str, seed: int) -> Iterator[Mapping[s
             seed=seed,
         )
         outcomes = simulation.run(wanted.requests)
-        yield _figures(summarize(outcomes, objectives=OBJECTIVES, instances=ENGINES))
-
-
-def _figures(summary: PolicySummary) -> Mapping[str, float | None]:
-    return _figures_of(summary.to_json())
+        yield (_figures_of((summarize(outcomes, objectives=OBJECTIVES, instances=ENGINES)).to_json()))
 
 
 def _figures_of(run: Mapping[str, Any]) -> Mapping[str, float | None]:

@@ -274,7 +274,7 @@ def cpu_seconds(kubectl: Kubectl) -> dict[str, tuple[float, float]]:
         told = json.loads(kubectl.run("get", "--raw", path))
         for name, cpu in [("node", told["node"]["cpu"]), *((_name(pod), pod.get("cpu", {})) for pod in told["pods"])]:
             if "usageCoreNanoSeconds" in cpu:
-                found[name] = (_moment(cpu["time"]), cpu["usageCoreNanoSeconds"] / 1e9)
+                found[name] = ((datetime.fromisoformat((cpu["time"])).timestamp()), cpu["usageCoreNanoSeconds"] / 1e9)
     return found
 
 
@@ -291,10 +291,6 @@ def cores_used(before: dict[str, tuple[float, float]], after: dict[str, tuple[fl
 
 def _name(pod: dict[str, Any]) -> str:
     return str(pod["podRef"]["name"])
-
-
-def _moment(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()
 
 
 class KubectlWatch:

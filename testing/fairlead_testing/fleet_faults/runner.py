@@ -39,7 +39,6 @@ from typing import Any, Final, TypeAlias
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.errors import FairleadError
 from fairlead_gateway.routing import PRESETS, QUEUEING_PRESETS
-from fairlead_gateway.routing.load.inflight import InstanceLoad
 from fairlead_sim.adapters.external_router import ExternalRouter, SharingDelays
 from fairlead_sim.engine.block_pool import KvEvent
 from fairlead_sim.engine.scheduler import EngineSequence
@@ -613,11 +612,7 @@ def _endpoint_counts(router: FaultRouter) -> Iterable[EndpointCount]:
     else:
         for loads in router.loads() if isinstance(router, GatewayCluster) else [router.loads()]:
             for name, load in loads.items():
-                yield (name, *_numbers(load))
-
-
-def _numbers(load: InstanceLoad) -> tuple[int, int, float, float]:
-    return load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens
+                yield (name, *(load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens))
 
 
 def _reachable_engines(router: FaultRouter, request: str, live: Collection[str]) -> Collection[str]:

@@ -234,7 +234,13 @@ class ForkingPopen(subprocess.Popen[Any]):
         argv = _argv(given["args"])
         environ = _environment(given["env"])
         command = program_command(argv)
-        if command is None or not _can_fork(given):
+        if command is None or not (
+            _IS_AVAILABLE
+            and _allowed.get()
+            and given["close_fds"]
+            and given["executable"] in (None, sys.executable)
+            and all(given[name] == value for name, value in _UNSUPPORTED.items())
+        ):
             return False
         if _nested is None:
             if interpreter_variables(environ) != _own:
@@ -326,16 +332,6 @@ def _environment(environ: Mapping[Any, Any] | None) -> dict[bytes, bytes]:
     if environ is None:
         return dict(os.environb)
     return {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
-
-
-def _can_fork(given: Mapping[str, Any]) -> bool:
-    return (
-        _IS_AVAILABLE
-        and _allowed.get()
-        and given["close_fds"]
-        and given["executable"] in (None, sys.executable)
-        and all(given[name] == value for name, value in _UNSUPPORTED.items())
-    )
 
 
 def _ignored_signals() -> Iterator[int]:

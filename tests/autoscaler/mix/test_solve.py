@@ -8,10 +8,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from fairlead.errors import BadInput
-from fairlead_autoscaler.mix import MixSettings, PoolCandidate, candidates_of, grid_of, solve_mix
+from fairlead_autoscaler.mix import MixSettings, PoolCandidate, solve_mix
 from fairlead_autoscaler.mix.greedy import solve_greedily
 from fairlead_autoscaler.mix.milp import MilpSolution, solve_milp
-from fairlead_autoscaler.mix.profile_tables import parse_json
 
 FREE = MixSettings(change_share=0.0, solve_seconds=20.0)
 SMALL = PoolCandidate("small", 1.0, (4.0, 0.0))
@@ -187,18 +186,3 @@ def test_the_greedy_mix_carries_all_that_fits(problem: tuple[list[float], list[P
         assert load <= count + 1e-6
     served = sum(rate * sum(row[shape] for row in dealt.shares) for shape, rate in enumerate(rates))
     assert served + dealt.unserved == pytest.approx(sum(rates), abs=1e-6)
-
-
-def test_an_imported_table_is_a_list_of_candidates_and_a_grid() -> None:
-    table = parse_json(
-        '{"prompt_tokens": [256, 1024], "output_tokens": [64],'
-        ' "accelerators": [{"name": "small", "cost_per_hour": 2, "requests_per_second": [[4], [1]]}]}'
-    )
-    (free,) = candidates_of(table)
-    (bound,) = candidates_of(table, {"small": replace(SMALL, maximum=3)})
-    assert free == PoolCandidate("small", 2.0, (4.0, 1.0))
-    assert bound == replace(free, maximum=3)
-    grid = grid_of(table)
-    assert [grid.bucket_index(prompt, 10) for prompt in (1, 256, 257, 9_999)] == [0, 1, 1, 1]
-    with pytest.raises(BadInput):
-        grid_of(replace(table, prompt_tokens=None))

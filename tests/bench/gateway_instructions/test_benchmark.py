@@ -6,11 +6,7 @@ import socket
 import pytest
 
 from fairlead_bench.gateway_instructions.benchmark import DECISION, rows, standard_errors
-from fairlead_bench.gateway_instructions.instruction_counts import (
-    METRICS,
-    PartTable,
-    cost_of,
-)
+from fairlead_bench.gateway_instructions.instruction_counts import instructions_of
 from fairlead_bench.gateway_instructions.scenarios import Call, cost_per_unit, cost_without_keys, read_request
 from fairlead_bench.gateway_instructions.source_tree import is_source
 from fairlead_bench.results import load_goals, meets_goal
@@ -18,50 +14,10 @@ from fairlead_bench.results import load_goals, meets_goal
 TURNS = {"plain": 10, "short_streams": 10, "long_streams": 10, "retried": 10, "waiting": 10, "handed_off": 10}
 
 
-DUMP = """# callgrind format
-events: Ir Dr Bc Bcm D1mr
-summary: 160 50 30 4 7
-
-fn=(1) dict_lookup'PyDict_GetItem'CPyDef_openai___request___parse'CPyDef_gateway___Gateway___handle
-12 30 10
-cfn=(2) PyLong_FromLong'dict_lookup'CPyDef_openai___request___parse
-calls=3 8
-13 900 1
-+1 10
-fn=(2)
-8 20
-fn=(3) uv_run
-1 40
-fn=(4) CPyDef_routing___request___RouteRequest
-5 60
-"""
-
-
-def test_a_dump_holds_its_events_and_the_instructions_of_compiled_functions() -> None:
-    cost = cost_of(DUMP.splitlines(keepends=True))
-    assert {metric: cost[metric] for metric in METRICS} == {
-        "instructions": 160,
-        "branches": 30,
-        "mispredicted branches": 4,
-        "first-level cache misses": 7,
-        "last-level cache misses": 0,
-    }
-    assert cost["CPyDef_openai___request___parse"] == 30 + 10 + 20
-    assert cost["CPyDef_routing___request___RouteRequest"] == 60
-    assert cost["event loop"] == 40
+def test_a_dump_holds_its_instructions() -> None:
+    assert instructions_of(["# callgrind format\n", "events: Ir Dr\n", "summary: 160 50\n", "12 30 10\n"]) == 160
     with pytest.raises(ValueError, match="without a summary"):
-        cost_of(["# callgrind format\n"])
-
-
-def test_each_compiled_function_belongs_to_a_part() -> None:
-    modules = ["fairlead_gateway.worker.openai.request", "fairlead_gateway.routing.request"]
-    modules += ["fairlead_gateway.worker.proxy.gateway"]
-    table = PartTable(modules)
-    assert table.part_of("CPyDef_openai___request___parse") == "parse"
-    assert table.part_of("CPyDef_routing___request___RouteRequest") == "route"
-    assert table.part_of("CPyDef_gateway___Gateway___handle") == "request life cycle"
-    cost = {"instructions": 5.0, "CPyDef_gateway___Gateway___handle": 3.0, "event loop": 2.0}
-    assert table.by_part(cost) == {"instructions": 5.0, "request life cycle": 3.0, "event loop": 2.0}
+        instructions_of(["# callgrind format\n"])
 
 
 def test_costs_per_unit_leave_out_the_plain_requests_beside_them() -> None:
@@ -87,15 +43,14 @@ def test_costs_per_unit_leave_out_the_plain_requests_beside_them() -> None:
 def test_every_unit_has_a_row_with_its_goal() -> None:
     turns = dict.fromkeys(TURNS, 1.0)
     units = [*cost_per_unit(turns, TURNS), *cost_without_keys(turns, TURNS), DECISION]
-    windows = {metric: {unit: [100.0, 100.0] for unit in units} for metric in METRICS}
+    windows = {unit: [100.0, 100.0] for unit in units}
     found = rows(windows, windows, "0123abc")
     assert {row.metric: row.goal for row in found if row.goal is not None} == load_goals("gateway-instructions")
-    assert len(found) == len(METRICS) * len(units) + 1
-    slower = {metric: {unit: [104.0, 104.0] for unit in units} for metric in METRICS}
-    with_goals = [row for row in rows(slower, windows, "0123abc") if row.goal is not None and row.versus is not None]
-    assert not any(row.holds for row in with_goals)
-    uncompared = [row for row in rows(slower, {}, "0123abc") if row.goal is not None and row.versus is not None]
-    assert not any(row.holds for row in uncompared), "what the base cannot do is not compared"
+    assert len(found) == len(units) + 1
+    slower = {unit: [104.0, 104.0] for unit in units}
+    for base in (windows, {}):  # what the base cannot do is not compared
+        compared = [row for row in rows(slower, base, "0123abc") if row.goal is not None and row.versus is not None]
+        assert not any(row.holds for row in compared)
 
 
 def test_the_standard_error_is_that_of_the_windows_quotients() -> None:

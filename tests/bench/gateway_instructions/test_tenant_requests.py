@@ -19,7 +19,7 @@ COUNTS = {NO_KEYS: 100.0, WITH_KEY: 110.0, TENANT: 115.0, LIMITED: 120.0, STRICT
 
 
 def test_ratios_are_those_of_the_means() -> None:
-    windows = {"instructions": {unit: [count - 1, count + 1] for unit, count in COUNTS.items()}}
+    windows = {unit: [count - 1, count + 1] for unit, count in COUNTS.items()}
     found = {row.metric: row for row in rows(windows)}
     ratios = {name for name in load_goals(NAME) if "÷" in name}
     assert {name for name, row in found.items() if row.goal is not None} == ratios
@@ -29,7 +29,7 @@ def test_ratios_are_those_of_the_means() -> None:
 
 
 def test_limits_beyond_the_goal_do_not_hold() -> None:
-    windows = {"instructions": {unit: [count] for unit, count in {**COUNTS, LIMITED: 127.0}.items()}}
+    windows = {unit: [count] for unit, count in {**COUNTS, LIMITED: 127.0}.items()}
     assert not next(row for row in rows(windows) if row.metric == f"instructions of a {LIMITED} ÷ {WITH_KEY}").holds
 
 

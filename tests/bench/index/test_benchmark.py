@@ -27,7 +27,6 @@ def measured(cpu: float = 5.0, held: int = 1_000_000) -> dict[str, Any]:
 def figures(cpu: float = 5.0) -> IndexFigures:
     found = IndexFigures({kind: [measured(cpu)] for kind in KINDS}, measured(50.0, 10_000_000))
     found.matches = {"all of it everywhere": 5.0, "a random depth on each": 9.0, "nobody": 0.5}
-    found.naive = {"changed": 1_000_000, "cpu": 12.0, "redis_cpu": 10.0, "redis_bytes": 122e6, "load_seconds": 60.0}
     return found
 
 

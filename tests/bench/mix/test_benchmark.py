@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fairlead_bench.mix import benchmark
-from fairlead_bench.mix.benchmark import GRID, best_single, import_rates, main, solve, solve_sliced
+from fairlead_bench.mix.benchmark import GRID, best_single, solve, solve_sliced
 from fairlead_bench.mix.prefill_decode_rows import (
     ENGINES,
     LONG,
@@ -99,48 +99,6 @@ def test_a_mix_is_never_dearer_than_one_kind_or_slices(workload: str, monkeypatc
     assert case.mix.rule == "milp"
     assert case.mix.cost_per_hour <= solve_sliced(rates, types)[0] + 1e-6
     assert case.mix.cost_per_hour <= homogeneous(rates, types) + 1e-6
-
-
-def test_a_table_of_melange_is_solved_beside_its_own_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "melange.json"
-    file.write_text(
-        json.dumps(
-            {
-                "gpu_info": {
-                    "A10G": {"cost": 1.01, "tputs": [[10, 1], [4, 0.5]]},
-                    "A100-80GB": {"cost": 3.67, "tputs": [[20, 2], [50, 20]]},
-                },
-                "workload_distribution": [[0.25, 0.125], [0.375, 0.25]],
-                "total_request_rate": 4.0,
-                "slice_factor": 4,
-            }
-        )
-    )
-    import_rates(file, None)
-    assert capsys.readouterr().out.splitlines() == [
-        "3 × A10G for 100% of requests; 3.03 an hour, the cheapest there is",
-        "4 slices: 3.03 an hour (proven); best of one kind: 3.03; greedy: 3.67",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "rate", "said"),
-    [
-        ("accelerator\nA\n", "1", "table.csv:1: cost_per_hour: the header lacks this column"),
-        (None, "1", "table.csv cannot be read"),
-        ("accelerator\nA\n", "-1", "--rate: requests a second, more than none, and not -1"),
-    ],
-)
-def test_a_table_that_cannot_be_solved_is_said_to_be_in_words(
-    text: str | None, rate: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "table.csv"
-    if text is not None:
-        file.write_text(text)
-    with pytest.raises(SystemExit) as ended:
-        main(["--table", str(file), f"--rate={rate}"])
-    assert ended.value.code == 2
-    assert said in capsys.readouterr().err
 
 
 @pytest.mark.nightly

@@ -3,7 +3,7 @@ that is committed."""
 
 from collections import Counter
 
-from fairlead_bench.operator.benchmark import BASELINE, FAIRLEAD, BatchFigures, OperatorFigures, reads, rows, writes
+from fairlead_bench.operator.benchmark import BatchFigures, OperatorFigures, reads, rows, writes
 from fairlead_bench.results import load_goals
 
 GOALS = load_goals("operator")
@@ -15,13 +15,13 @@ def figures(cpu_seconds: float = 4.0) -> OperatorFigures:
 
 
 def test_every_goal_has_a_row() -> None:
-    assert {row.metric: row.goal for row in rows({}) if row.goal} == GOALS
-    assert not [row for row in rows({}) if row.goal and row.holds]
+    assert {row.metric: row.goal for row in rows(OperatorFigures()) if row.goal} == GOALS
+    assert not [row for row in rows(OperatorFigures()) if row.goal and row.holds]
 
 
 def test_a_run_within_the_bar_holds_and_one_beyond_it_does_not() -> None:
-    assert all(row.holds for row in rows({FAIRLEAD: figures(), BASELINE: figures(9.0)}))
-    slow = [row.metric for row in rows({FAIRLEAD: figures(5.0)}) if not row.holds]
+    assert all(row.holds for row in rows(figures()))
+    slow = [row.metric for row in rows(figures(5.0)) if not row.holds]
     assert slow == [metric for metric in GOALS if metric.startswith("CPU")]
 
 
