@@ -7,10 +7,7 @@ Eight simulated engines (h100-llama8b) run behind the production router; prompts
 *Load* is the arriving prefill ÷ the prefill that the engines can compute alone.
 
 - FCFS: each request goes to an engine at once, which serves by arrival.
-- EDF and S-EDF queue as the gate does, by deadline alone or by its order. Long prompts go as
-  others do.
-- EDF has two more forms: with one prompt at a time before an engine, and with long prompts placed
-  as the gate places them.
+- EDF queues by deadline; the gate has its own order, and places for long prompts.
 
 The seeds differ from those of the development.
 """
@@ -18,7 +15,7 @@ The seeds differ from those of the development.
 import argparse
 import random
 import sys
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,10 +23,9 @@ from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import Model, SloTargets
 from fairlead.limits import Limits
 from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
-from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.admission.output_lengths import OutputLengths
 from fairlead_gateway.admission.policy import AdmissionPolicy
-from fairlead_gateway.admission.request_queue import NextRequest, QueuedRequest, RequestQueue
+from fairlead_gateway.admission.request_queue import NextRequest, RequestQueue
 from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
@@ -50,44 +46,16 @@ _AMPLE_TOKENS = replace(Limits(), queued_requests=10**9, queued_bytes=10**15, qu
 SloOfRequest = Callable[[TraceRequest], float]
 
 
-class KeyedLine(RequestQueue):
-    """A queue ordered by a ``key``, whether or not a request can still meet its target."""
-
-    def __init__(self, key: Callable[[QueuedRequest], float]) -> None:
-        super().__init__()
-        self._key = key
+class DeadlineQueue(RequestQueue):
+    """A queue by deadline, whether or not a request can still meet its target."""
 
     def peek(
         self, now: float, closed: Collection[bool] = (), passed_over: Collection[Hashable] = ()
     ) -> NextRequest | None:
-        """Returns the first of the queue."""
+        """Returns the request with the earliest deadline."""
         open_requests = (request for request in self.requests() if request.tenant not in passed_over)
-        first = min(open_requests, key=self._key, default=None)
+        first = min(open_requests, key=lambda request: request.deadline, default=None)
         return None if first is None else NextRequest(first, "first", "is first by the order that is compared")
-
-
-class SingleStepGate(AdmissionControlledGateway):
-    """Before whom an engine has room when nothing waits there."""
-
-    def _engines(self, now: float) -> list[EngineLoad]:
-        engines = super()._engines(now)
-        for engine in engines:
-            engine.step_seconds = _NO_SECONDS
-        return engines
-
-
-QUEUE_ORDERS: Mapping[str, Callable[[QueuedRequest], float]] = {
-    "edf": lambda one: one.deadline,
-    "edf placed": lambda one: one.deadline,
-    "edf one at a time": lambda one: one.deadline,
-    "one queue": lambda one: one.arrived_at,
-}
-"""Queue orders that the gate is compared with; ``sedf`` is the gate's own order."""
-PLACEMENTS = ("gate", "edf placed")
-"""The orders that place long prompts as the gate does."""
-_NO_SECONDS = 1e-9
-CONCURRENT_REQUESTS: Mapping[str, str] = {"fcfs": "dual-hash", "jsq": "least-request", "round-robin": "round-robin"}
-"""Ways to send at once: name and routing preset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,24 +119,22 @@ def run(
 ) -> list[RequestResult]:
     """Returns the results of one run.
 
-    how: one of ``CONCURRENT_REQUESTS``, or a queue: ``gate``, ``sedf`` (its order, without places
-        for long prompts), ``QUEUE_ORDERS``.
+    how: ``fcfs`` (at once), ``edf`` (a queue by deadline), or ``gate``.
     """
     names, profile = [f"sim-{number}/0/0" for number in range(engines.engines)], engines.profile
-    model = Model(NAMESPACE, MODEL, SloTargets(ttft_seconds=LONG_SECONDS), CONCURRENT_REQUESTS.get(how, "dual-hash"))
+    model = Model(NAMESPACE, MODEL, SloTargets(ttft_seconds=LONG_SECONDS), "dual-hash")
     router = ModelRouter(secret=_SECRET)
     router.update(model, instances_of(names, profile))
     prompts = TracePromptCache(engines.block_tokens, secret=_SECRET, seed=model.key.encode())
     front: SingleGateway = SingleGateway(router, prompts.prefix_chain, {}, model, profile, never_queues=True)
-    if how not in CONCURRENT_REQUESTS:
+    if how != "fcfs":
         gate = AdmissionPolicy(
             _AMPLE_TOKENS,
-            KeyedLine(QUEUE_ORDERS[how]) if how in QUEUE_ORDERS else None,
-            separate_long=how in PLACEMENTS,
+            DeadlineQueue() if how == "edf" else None,
+            separate_long=how == "gate",
         )
-        kind = SingleStepGate if how == "edf one at a time" else AdmissionControlledGateway
         classes = RequestClasses(objective, max_tokens=engines.max_tokens)
-        front = kind(router, prompts.prefix_chain, model, profile, gate, classes)
+        front = AdmissionControlledGateway(router, prompts.prefix_chain, model, profile, gate, classes)
     fleet = FleetOptions(names, profile, engines.block_tokens, reserve_tokens=engines.reserve_tokens)
     course = FleetSimulation(front, fleet, prompts=prompts)
     return course.run(requests)
@@ -210,19 +176,10 @@ def find_capacity(how: str, seeds: Sequence[int], count: int) -> float:
 
 def two_class_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Iterator[ResultRow]:
     """Yields rows on capacities, and on the longest wait."""
-    knees = {how: find_capacity(how, seeds, count) for how in ("gate", "sedf", *CONCURRENT_REQUESTS, *QUEUE_ORDERS)}
+    knees = {how: find_capacity(how, seeds, count) for how in ("gate", "fcfs", "edf")}
     for how, name in (("fcfs", "FCFS"), ("edf", "EDF")):
         metric = f"two objectives: highest load where both keep 90 %: gate ÷ {name}"
         yield ratio_row(metric, "load", knees["gate"], name, knees[how], wanted[metric])
-    for how, name in (
-        ("edf one at a time", "EDF, one prompt at a time"),
-        ("edf placed", "EDF with the gate's place for long prompts"),
-        ("sedf", "S-EDF without it"),
-        ("one queue", "one queue by arrival"),
-        ("jsq", "the shortest queue"),
-        ("round-robin", "round robin"),
-    ):
-        yield ratio_row(f"the same, gate ÷ {name}", "load", knees["gate"], name, knees[how], None)
     for load in (knees["gate"], 1.0):
         short, long, stretch = slo_attainment(TWO, "gate", load, seeds, count)
         at = "at the knee" if load != 1.0 else "at load 1.0"
@@ -242,8 +199,6 @@ def laps_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Itera
         alone = _p90(LAPS_SHORT, "fcfs", load, seeds, count)
         metric = f"LAPS mix at load {load:g}: short p90 TTFT ÷ a short-only fleet's"
         yield ratio_row(metric, "s", mixed, "short only", alone, wanted.get(metric))
-        metric = f"LAPS mix at load {load:g}: short p90 TTFT ÷ without the gate"
-        yield ratio_row(metric, "s", mixed, "FCFS", _p90(LAPS, "fcfs", load, seeds, count), None)
 
 
 def _p90(traffic: SchedulingTraffic, how: str, load: float, seeds: Sequence[int], count: int) -> float:

@@ -34,15 +34,12 @@ from fairlead_bench.autoscaler.result_rows import (
     NAME,
     TARGET,
     TUNED,
-    UNSTABLE_PRESETS,
     TunedPreset,
     best_knob,
     comparison_rows,
-    crowded_rows,
     fairlead_rows,
     geometric_mean,
     simulator_rows,
-    tune,
     tuned_presets,
 )
 from fairlead_bench.judging_seeds import judging_seeds_of
@@ -171,7 +168,7 @@ def _optimum_figures(key: RunKey, traces: str, given: argparse.Namespace) -> Mea
         cache.put(scenario, known)
     if known is None:
         return None
-    servable = servable_share(run_schedule(scenario, known.steps), unservable_of(*key, traces, False))
+    servable = servable_share(run_schedule(scenario, known.steps), unservable_of(*key, traces))
     figures = known.attainment, servable.share, float(servable.unservable), known.cost
     return dict(zip(_FIGURES, figures, strict=True))
 
@@ -228,14 +225,10 @@ def main(arguments: list[str]) -> int:
     begun, load_average = time.monotonic(), [os.getloadavg()[0]]
     bench = AutoscalerBenchmark(given)
     found = bench.cells([TunedPreset(FAIRLEAD, 0.0, True)], ALL_SCENARIOS)[0]
-    others, searched = bench.presets(names)
-    ourselves = {scenario: found[scenario] for scenario in SEARCHED}
-    chosen_anew = [tune(name, ourselves, by_knob) for name, by_knob in searched.items()]
+    others = bench.presets(names)
     rows: list[ResultRow] = [
         *fairlead_rows(found, bench.costs),
-        *crowded_rows(bench.crowded()),
         *comparison_rows(found, others),
-        *chosen_anew,
         *_plant_rows(),
     ]
     table = {FAIRLEAD: found} | {chosen.name: cells for chosen, cells in others.items()}
@@ -286,7 +279,7 @@ class AutoscalerBenchmark:
     def oracle_cell(self, name: str) -> dict[str, float]:
         """Returns the figures of an oracle, without the same requests as those of controllers."""
         one, scenario = self.oracles[name], scenario_of(name, self._seed, self.traces)
-        unservable = unservable_of(name, self._seed, self.traces, False)
+        unservable = unservable_of(name, self._seed, self.traces)
         servable = servable_share(run_schedule(scenario, one.steps), unservable)
         return {
             "cost": one.cost,
@@ -306,20 +299,8 @@ class AutoscalerBenchmark:
         found = self._lab([cell(one, scenario) for scenario in scenarios for one in controllers])
         return [{scenario: found[cell(one, scenario)] for scenario in scenarios} for one in controllers]
 
-    def crowded(self) -> Mapping[str, Measured]:
-        """Ours on engines that preempt, by scenario."""
-        cells = {
-            name: AutoscalerCell(name, self._seed, FAIRLEAD, None, self.traces, preempting=True)
-            for name in UNSTABLE_PRESETS
-        }
-        found = self._lab(list(cells.values()))
-        return {name: found[cell] for name, cell in cells.items()}
-
-    def presets(self, names: Sequence[str]) -> tuple[dict[TunedPreset, Mapping[str, Measured]], dict[str, ByKnob]]:
-        """Returns each preset at its best and its fixed value in every scenario.
-
-        The figures of the search for the best value are part of the result.
-        """
+    def presets(self, names: Sequence[str]) -> dict[TunedPreset, Mapping[str, Measured]]:
+        """Returns each preset at its best and its fixed value in every scenario."""
         tried = [TunedPreset(name, knob, True) for name in names for knob in knob_values(name)]
         searched: dict[str, ByKnob] = {name: {} for name in names}
         for one, cells in zip(tried, self.cells(tried, SEARCHED), strict=True):
@@ -328,7 +309,7 @@ class AutoscalerBenchmark:
         for name in names:
             chosen.append(TunedPreset(name, best_knob(searched[name]), True))
             chosen.append(TunedPreset(name, PRESETS[name].parameters[0].default, False))
-        return dict(zip(chosen, self.cells(chosen, ALL_SCENARIOS), strict=True)), searched
+        return dict(zip(chosen, self.cells(chosen, ALL_SCENARIOS), strict=True))
 
 
 def _plant_rows() -> Iterator[ResultRow]:

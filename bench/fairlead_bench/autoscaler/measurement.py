@@ -14,16 +14,16 @@ from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
 
+from fairlead_autoscaler.presets import PRESETS, build
+
 import fairlead_autoscaler
 import fairlead_sim
 from fairlead.runtime.compiled_build import sources_digest
 from fairlead_autoscaler.core import ModelSpec, ScalingCore
 from fairlead_autoscaler.mix import simulation_solver
 from fairlead_bench.measurement_cache import Measured
-from fairlead_sim import autoscalers
-from fairlead_sim.autoscalers import PRESETS, Controller, build
-from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, SimulatedPlant, run_controller
-from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind
+from fairlead_sim.autoscaling.closed_loop import Controller, ControllerOutcome, SimulatedPlant, run_controller
+from fairlead_sim.autoscaling.plant import AutoscalingScenario
 from fairlead_sim.autoscaling.scenarios import ALL_SCENARIOS
 from fairlead_sim.autoscaling.unservable_requests import find_unservable, servable_share
 
@@ -138,14 +138,13 @@ autoscaler."""
 class AutoscalerCell:
     """One controller through one scenario. ``knob`` is the value of a preset's first knob, None for
     its fixed one; Fairlead's core has none. ``traces`` is the folder of published traces, empty
-    where there is none. ``preempting`` selects engines that preempt, token by token."""
+    where there is none."""
 
     scenario: str
     seed: int
     controller: str
     knob: float | None = None
     traces: str = ""
-    preempting: bool = False
 
 
 def measure(cell: AutoscalerCell) -> Measured:
@@ -154,7 +153,7 @@ def measure(cell: AutoscalerCell) -> Measured:
     ``servable`` is the share within the SLO without the unservable requests.
     """
     scenario = scenario_of(cell.scenario, cell.seed, cell.traces)
-    unservable = unservable_of(cell.scenario, cell.seed, cell.traces, cell.preempting)
+    unservable = unservable_of(cell.scenario, cell.seed, cell.traces)
     gc.freeze()  # the requests of a day are looked through again and again otherwise
     begun = time.process_time()
     outcome = run_scenario(cell, scenario)
@@ -181,7 +180,6 @@ def run_scenario(
     return run_controller(
         scenario,
         make_controller(cell, scenario),
-        engine_model=_engine_model(cell.preempting),
         plant=plant,
         solver=simulation_solver() if ours else None,
         hint_seconds=_HINT_SECONDS if ours else None,
@@ -195,13 +193,9 @@ def scenario_of(name: str, seed: int, traces: str) -> AutoscalingScenario:
 
 
 @lru_cache(maxsize=1)
-def unservable_of(name: str, seed: int, traces: str, preempting: bool) -> frozenset[int]:
+def unservable_of(name: str, seed: int, traces: str) -> frozenset[int]:
     """Returns the requests of a scenario that no start could have served."""
-    return find_unservable(scenario_of(name, seed, traces), engine_model=_engine_model(preempting))
-
-
-def _engine_model(preempting: bool) -> EngineModelKind:
-    return EngineModelKind.PREEMPTING if preempting else EngineModelKind.AGGREGATED
+    return find_unservable(scenario_of(name, seed, traces))
 
 
 def make_controller(cell: AutoscalerCell, scenario: AutoscalingScenario) -> Controller:
@@ -224,8 +218,9 @@ def source_digest(cell: AutoscalerCell) -> str:
         parts = ("core", "mix") if cell.scenario in MIXED_SCENARIOS else ("core",)
         return _digest(tuple([file for part in parts for file in sorted((place / part).rglob("*.py"))]), ())
     rule = cell.controller.partition("-")[0]
-    presets = Path(autoscalers.__path__[0])
-    files = sorted(presets.glob(f"{rule}*.py")) + [presets / f"{name}.py" for name in ("metrics", "controller")]
+    files = sorted((place / "presets").glob(f"{rule}*.py")) + [
+        place / "presets" / f"{name}.py" for name in ("metrics", "controller")
+    ]
     return _digest(tuple(files), tuple([knob.default for knob in PRESETS[cell.controller].parameters[1:]]))
 
 

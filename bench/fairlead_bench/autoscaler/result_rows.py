@@ -21,8 +21,6 @@ COMPARED_SCENARIOS = (*SMOOTH, *HARD, *METRICS_OUTAGES)
 meet."""
 STRETCH_SCENARIOS = ("step-cold", "step-warm", "on-off", "zero-warm", "zero-cold")
 ALL_SCENARIOS = (*COMPARED_SCENARIOS, *STRETCH_SCENARIOS)
-UNSTABLE_PRESETS = ("noisy-hour", "failures", "slow-engine", "drift", "step-warm")
-"""Scenarios that also run on engines that preempt: their memory bounds what a replica serves."""
 COMPARED_PRESETS = (
     "hpa-concurrency",
     "kpa-concurrency",
@@ -124,16 +122,6 @@ def fairlead_rows(found: Mapping[str, Measured], oracles: Mapping[str, float]) -
     yield row(f"zero-cold: first token after silence, beyond the start-up, longest{EXCEL}", "s", cold["wake_seconds"])
 
 
-def crowded_rows(found: Mapping[str, Measured]) -> Iterator[ResultRow]:
-    """Yields the rows of the core on engines that may run out of memory, as vLLM may.
-
-    The core has no model of that.
-    """
-    for name, cell in found.items():
-        yield value_row(f"{name}, engines that preempt: within the objectives", "share", cell["attainment"], None)
-        yield value_row(f"{name}, engines that preempt: cost", "money", cell["cost"], None)
-
-
 def comparison_rows(
     found: Mapping[str, Measured], others: Mapping[TunedPreset, Mapping[str, Measured]]
 ) -> Iterator[ResultRow]:
@@ -156,8 +144,6 @@ def comparison_rows(
         compared = {name: found[name] for name in COMPARED_SCENARIOS}
         _, value, other = costs_where_both_meet(compared, cells)
         if not chosen.best:
-            metric = f"{chosen.name}: cost where both keep 99 %, geometric mean: {FAIRLEAD} ÷ it"
-            yield ratio_row(metric, "money", value, chosen.preset, other, None)
             continue
         metric = beats_goal(chosen.preset)
         ratio = None if value is None or not other else value / other
@@ -173,22 +159,6 @@ def costs_where_both_meet(
     both = [name for name in ours if meets_slo(ours[name]) and meets_slo(theirs[name])]
     value, other = (geometric_mean([cells[name]["cost"] for name in both]) for cells in (ours, theirs))
     return len(both), value, other
-
-
-def tune(preset: str, ours: Mapping[str, Measured], found: Mapping[float, Mapping[str, Measured]]) -> ResultRow:
-    """Returns Fairlead's cost ÷ that of a preset with the best value for each scenario.
-
-    That value is the cheapest that keeps the target. Why: this is the hardest comparison; without
-    foresight no such choice is possible.
-    """
-    pairs = []
-    for name, cell in ours.items():
-        kept = [cells[name]["cost"] for cells in found.values() if name in cells and meets_slo(cells[name])]
-        if kept and meets_slo(cell):
-            pairs.append((cell["cost"], min(kept)))
-    metric = f"{preset}, its knob chosen for each of {len(pairs)} scenarios where both keep 99 %: cost: {FAIRLEAD} ÷ it"
-    value, other = (geometric_mean([pair[place] for pair in pairs]) for place in (0, 1))
-    return ratio_row(metric, "money", value, preset, other, None)
 
 
 def beats_goal(preset: str) -> str:

@@ -2,18 +2,11 @@
 
     python -m fairlead_bench mix [--out out/bench/mix.json] [--seed 1] [--only mix|roles] [--jobs N]
 
-The mix is compared with the best fleet of one kind, with Mélange's slices and with a greedy mix.
+The mix is compared with the best fleet of one kind and with Mélange's slices.
 The ratio is measured after a shift of the traffic.
 
 A run takes four to five minutes of a core, shared by ``--jobs`` processes (by default as many as
 there are cores). The figures do not depend on their number.
-
-A model on two kinds of accelerator, scaled for two hours: with the mix, without it, and on one
-kind alone.
-
-The plant is the simulator's, with the profiles and prices of the roofline table for L4 and H100,
-which differ most. The traffic is short chat and a fifth of documents. The gateway routes by shape,
-as the real one does, or by load alone.
 
 Fleets of several kinds of accelerator behind the gateway's router, engine by engine.
 
@@ -38,15 +31,12 @@ from pathlib import Path
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Instance, Model, SloTargets
 from fairlead.request_shapes import RequestShapeGrid
-from fairlead_autoscaler.core import ScalingCore
 from fairlead_autoscaler.mix import (
     AcceleratorMix,
     MixSettings,
     PoolCandidate,
-    simulation_solver,
     solve_mix,
 )
-from fairlead_autoscaler.mix.greedy import solve_greedily
 from fairlead_autoscaler.mix.milp import solve_milp
 from fairlead_bench.mix.prefill_decode_rows import ROLE_ROWS
 from fairlead_bench.mix.throughput_tables import (
@@ -64,10 +54,6 @@ from fairlead_bench.mix.throughput_tables import (
 )
 from fairlead_bench.results import MapFunction, ResultRow, load_goals, ratio_row, value_row, write_results
 from fairlead_gateway.routing import ModelRouter
-from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, run_controller
-from fairlead_sim.autoscaling.pool import PoolSetup
-from fairlead_sim.autoscaling.reference_pools import reference_pool
-from fairlead_sim.autoscaling.scenarios import mixed_shapes
 from fairlead_sim.experiments.trial import search_capacity
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.results import without_warmup
@@ -75,28 +61,6 @@ from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway
 from fairlead_sim.workload.trace_prompts import TracePromptCache
 from fairlead_sim.workload.traces import TraceRequest, at_rate
-
-PRICES = "hyperscalers"
-SMALL, LARGE = "L4", "H100-80GB"
-FLEETS = ("mix, by shape", "mean request, by shape", "mix, by load", "mean request, by load", SMALL, LARGE)
-
-
-def run_fleet(way: str, seed: int) -> ControllerOutcome:
-    """Runs the two hours in one of ``WAYS``, or on the only accelerator.
-
-    A way divides the demand among pools and sets the gateway's choice between them.
-    """
-    pools = (_pool(way, 3, 1),) if way in (SMALL, LARGE) else (_pool(SMALL, 8, 0), _pool(LARGE, 1, 0))
-    scenario = replace(mixed_shapes(seed, pools), by_shape=way.endswith("by shape"))
-    return run_controller(
-        scenario, ScalingCore(scenario.model), solver=simulation_solver() if way.startswith("mix") else None
-    )
-
-
-def _pool(name: str, initial: int, minimum: int) -> PoolSetup:
-    one = next(one for one in price_lists()[PRICES] if one.profile.name == name)
-    return reference_pool(one.profile, initial, cost=one.cost_per_hour, minimum=minimum, name=name)
-
 
 BLOCK_TOKENS = 128
 _SECRET = b"mix"
@@ -164,7 +128,6 @@ ROUTED_PRICES, ROUTED_ITL, ROUTED_RATE, ROUTED_REQUESTS = "hyperscalers", 0.12, 
 ROUTED = "by shape", "all kinds alike", "one kind"
 ROUTED_SKEWED, ROUTED_FLEET = "80 % short chat, 20 % documents", {"L4": 8, "H100-80GB": 1}
 """Fleets that are served: of which table, at how many requests a second, and how many."""
-PLANTED_SEEDS = 3
 _STATIC = MixSettings(change_share=0.0)
 """A mix from scratch: nothing runs, so nothing is charged for changing."""
 
@@ -182,20 +145,12 @@ class MixProblem:
 
 @dataclass(frozen=True, slots=True)
 class MixCase:
-    """One problem and what came of it. ``sliced`` is the cost with slices, and whether it is proven
-    cheapest; None where not tried."""
+    """One problem and what came of it. ``sliced`` is the cost with slices; None where not tried."""
 
     mix: AcceleratorMix
     seconds: float
     single: float
-    greedy: float
     sliced: float | None = None
-    proven: bool = False
-
-    @property
-    def ratio(self) -> float:
-        """Cost ÷ that of the best fleet of one kind."""
-        return self.mix.cost_per_hour / self.single
 
 
 def solve(rates: Sequence[float], types: Sequence[PoolCandidate]) -> MixCase:
@@ -203,18 +158,14 @@ def solve(rates: Sequence[float], types: Sequence[PoolCandidate]) -> MixCase:
     began = time.perf_counter()
     mix = solve_mix(rates, types, _STATIC)
     seconds = time.perf_counter() - began
-    greedy = sum(
-        [count * one.cost_per_hour for count, one in zip(solve_greedily(rates, types).replicas, types, strict=True)]
-    )
-    return MixCase(mix, seconds, homogeneous(rates, types), greedy)
+    return MixCase(mix, seconds, homogeneous(rates, types))
 
 
-def solve_sliced(rates: Sequence[float], types: Sequence[PoolCandidate]) -> tuple[float, bool]:
-    """Returns the cost in slices, and whether it is proven optimal."""
+def solve_sliced(rates: Sequence[float], types: Sequence[PoolCandidate]) -> float:
+    """Returns the cost in slices."""
     found = solve_milp(rates, types, replace(_STATIC, solve_seconds=SLICED_SECONDS), slices=SLICES)
     assert found.replicas is not None
-    cost = sum([count * one.cost_per_hour for count, one in zip(found.replicas, types, strict=True)])
-    return cost, found.status == "optimal"
+    return sum([count * one.cost_per_hour for count, one in zip(found.replicas, types, strict=True)])
 
 
 def problems(seed: int) -> Iterator[MixProblem]:
@@ -260,8 +211,7 @@ def mix_rows(
     groups: dict[str, list[MixCase]] = {}
     for problem, case in found:
         if problem.slices:
-            cost, proven = next(costs)
-            case = replace(case, sliced=cost, proven=proven)
+            case = replace(case, sliced=next(costs))
         groups.setdefault(problem.group, []).append(case)
     every = [case for group in groups.values() for case in group]
     slowest = max(case.seconds for case in every)
@@ -275,24 +225,12 @@ def mix_rows(
             metric, "USD/h", round(worst.mix.cost_per_hour, 6), "4 slices", round(worst.sliced or 0.0, 6), bars[metric]
         )
     )
-    share = sum([case.proven for case in with_slices]) / len(with_slices)
-    rows.append(
-        value_row(
-            f"of {len(with_slices)} optima with slices, proven within {SLICED_SECONDS:.0f} s", "share", share, None
-        )
-    )
     for name, group in groups.items():
         if name == "dense":
             continue
         metric = f"cost ÷ best fleet of one kind, {name}"
         spent, single = mean([case.mix.cost_per_hour for case in group]), mean([case.single for case in group])
         rows.append(ratio_row(metric, "USD/h", spent, "best of one kind", single, bars[metric]))
-        least = min([case.ratio for case in group])
-        rows.append(value_row(f"the least of {len(group)} cases, {name}", "ratio", least, None))
-        greedy = mean([case.greedy for case in group])
-        rows.append(ratio_row(f"greedy ÷ mix, {name}", "USD/h", greedy, "mix", spent, None))
-    fallen = [case for case in every if case.mix.rule != "milp"]
-    rows.append(value_row(f"of {len(every)} mixes, not proven cheapest", "mixes", float(len(fallen)), None))
     return rows
 
 
@@ -345,26 +283,6 @@ def routed_rows(seed: int, bars: Mapping[str, str], each: MapFunction) -> list[R
     return rows
 
 
-def planted_figures(way: str, seed: int) -> tuple[float, float, float]:
-    """Returns figures of two hours: the share within the latency targets, USD, and changes of
-    direction per hour."""
-    found = run_fleet(way, seed)
-    return found.attainment, found.cost, found.reversals_per_hour
-
-
-def planted_rows(seed: int, each: MapFunction) -> list[ResultRow]:
-    """Yields the rows of a day's rise on two kinds, scaled by the core."""
-    rows: list[ResultRow] = []
-    pairs = [(number, way) for number in range(seed, seed + PLANTED_SEEDS) for way in FLEETS]
-    figures = each(planted_figures, [way for _, way in pairs], [number for number, _ in pairs])
-    for (number, way), (share, cost, turns) in zip(pairs, figures, strict=True):
-        name = f"scaled, seed {number}, {way}"
-        rows.append(value_row(f"{name}: within the objectives", "share", share, None))
-        rows.append(value_row(f"{name}: cost of two hours", "USD", cost, None))
-        rows.append(value_row(f"{name}: changes of direction", "per hour", turns, None))
-    return rows
-
-
 def best_single(rates: Sequence[float], types: Sequence[PoolCandidate]) -> dict[str, int]:
     """Returns the cheapest fleet of one type that serves all shapes."""
     found = {
@@ -396,7 +314,6 @@ def measure(seed: int, only: str | None, jobs: int) -> list[ResultRow]:
             of_mix = (
                 threads.submit(mix_rows, solutions, bars, each),
                 threads.submit(routed_rows, seed, bars, each),
-                threads.submit(planted_rows, seed, each),
             )
             parts = [*of_mix, *parts]
         return [row for part in parts for row in part.result()]

@@ -32,7 +32,6 @@ from fairlead_bench.autoscaler.result_rows import (
     costs_where_both_meet,
     geometric_mean,
     meets_slo,
-    tune,
     tuned_presets,
 )
 from fairlead_bench.measurement_cache import Measured, MeasurementCache, print_progress
@@ -98,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
         "optima": optima,
         "table": {FAIRLEAD: ours, **{one.name: table for one, table in tables.items()}},
     }
-    write_results(NAME, list(preset_rows(ours, tables, found, optima)), seed=given.seeds[0], file=given.file, more=more)
+    write_results(NAME, list(preset_rows(ours, tables, optima)), seed=given.seeds[0], file=given.file, more=more)
     return 0
 
 
@@ -128,18 +127,15 @@ def _source_digest() -> str:
 def preset_rows(
     ours: ByRun,
     tables: Mapping[TunedPreset, ByRun],
-    found: Mapping[str, Mapping[float, ByRun]],
     optima: Mapping[str, float | None],
 ) -> Iterator[ResultRow]:
-    """Yields the rows of the core, and of each preset at its best, its fixed and any value."""
+    """Yields the rows of the core, and of each preset at its best and its fixed value."""
     yield from _controller_rows(FAIRLEAD, ours, optima)
     for one, table in tables.items():
         yield from _controller_rows(one.name, table, optima)
         runs, value, other = costs_where_both_meet(ours, table)
         metric = f"{one.name}: cost where both keep 99 % ({runs} runs), geometric mean: {FAIRLEAD} ÷ it"
         yield ratio_row(metric, "replica-h", value, one.preset, other, None)
-    for name, by_value in found.items():
-        yield tune(name, ours, by_value)
 
 
 def _controller_rows(name: str, table: ByRun, optima: Mapping[str, float | None]) -> Iterator[ResultRow]:

