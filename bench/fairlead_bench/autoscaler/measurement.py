@@ -14,15 +14,15 @@ from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
 
-from fairlead_autoscaler.presets import PRESETS, build
-
 import fairlead_autoscaler
 import fairlead_sim
 from fairlead.runtime.compiled_build import sources_digest
 from fairlead_autoscaler.core import ModelSpec, ScalingCore
 from fairlead_autoscaler.mix import simulation_solver
 from fairlead_bench.measurement_cache import Measured
-from fairlead_sim.autoscaling.closed_loop import Controller, ControllerOutcome, SimulatedPlant, run_controller
+from fairlead_sim import autoscalers
+from fairlead_sim.autoscalers import PRESETS, Controller, build
+from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, SimulatedPlant, run_controller
 from fairlead_sim.autoscaling.plant import AutoscalingScenario
 from fairlead_sim.autoscaling.scenarios import ALL_SCENARIOS
 from fairlead_sim.autoscaling.unservable_requests import find_unservable, servable_share
@@ -218,9 +218,8 @@ def source_digest(cell: AutoscalerCell) -> str:
         parts = ("core", "mix") if cell.scenario in MIXED_SCENARIOS else ("core",)
         return _digest(tuple([file for part in parts for file in sorted((place / part).rglob("*.py"))]), ())
     rule = cell.controller.partition("-")[0]
-    files = sorted((place / "presets").glob(f"{rule}*.py")) + [
-        place / "presets" / f"{name}.py" for name in ("metrics", "controller")
-    ]
+    presets = Path(autoscalers.__path__[0])
+    files = sorted(presets.glob(f"{rule}*.py")) + [presets / f"{name}.py" for name in ("metrics", "controller")]
     return _digest(tuple(files), tuple([knob.default for knob in PRESETS[cell.controller].parameters[1:]]))
 
 

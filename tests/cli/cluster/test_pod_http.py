@@ -3,7 +3,11 @@ proxy.
 """
 
 import asyncio
+import gc
 import json
+import socket
+import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +18,9 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_cli.cluster.access.connection import CLI_LIMITS
 from fairlead_cli.cluster.object_fields import MissingValue
 from fairlead_cli.cluster.pod_http import MetricsPage, PodReport, Readiness, pod_port, query_component, query_gateway
+from fairlead_testing.collected_errors import collected_errors
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
+from fairlead_testing.kube.kubelet import Kubelet
 
 AT = "/api/v1/namespaces/fairlead/pods/g:8081/proxy"
 POD: dict[str, Any] = {
@@ -136,3 +142,49 @@ async def test_long_answer_is_cut_and_any_status_accepted() -> None:
 
     with CannedServer({"/long": CannedResponse([b"0123456789"])}) as server:
         await main(server)
+
+
+REQUEST = (
+    "GET /portForward/ns/pod?port=80 HTTP/1.1",
+    "Host: kubelet",
+    "Upgrade: websocket",
+    "Connection: Upgrade",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Protocol: v4.channel.k8s.io",
+    "\r\n",
+)
+
+
+def unverified_context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def test_kubelet_that_ends_leaves_no_forwarded_connection_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = collected_errors(monkeypatch)
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        with Kubelet(tmp_path, {("pod", 80): target.getsockname()[1]}) as kubelet:
+            raw = socket.create_connection(("127.0.0.1", kubelet.port))
+            client = unverified_context().wrap_socket(raw)
+            client.sendall("\r\n".join(REQUEST).encode())
+            forwarded, _ = target.accept()
+            assert client.recv(16).startswith(b"HTTP/1.1 101")
+        with client, forwarded:
+            assert forwarded.recv(1) == b""
+    gc.collect()
+    assert found == []
+
+
+def test_kubelet_that_ends_leaves_no_handshake_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = collected_errors(monkeypatch)
+    with Kubelet(tmp_path, {}) as kubelet, unverified_context().wrap_socket(socket.socket()) as connected:
+        connected.connect(("127.0.0.1", kubelet.port))
+        silent = socket.create_connection(("127.0.0.1", kubelet.port))
+        with unverified_context().wrap_socket(socket.create_connection(("127.0.0.1", kubelet.port))):
+            pass  # the server has accepted the silent connection before this one
+    silent.close()
+    gc.collect()
+    assert found == []

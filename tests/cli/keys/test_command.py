@@ -1,5 +1,6 @@
 """``fairlead keys`` and ``fairlead tenants`` on a file."""
 
+import hmac
 import json
 import os
 import re
@@ -11,7 +12,19 @@ from unittest.mock import patch
 
 import pytest
 
-from fairlead_cli.keys.key_entries import key_digest
+from fairlead.errors import BadInput
+from fairlead_cli.keys.key_entries import (
+    KeyOwner,
+    add_key,
+    create_key,
+    format_time,
+    key_digest,
+    parse_expiry,
+    parse_lifetime,
+    revoke_key,
+    rotate_key,
+)
+from fairlead_gateway.worker import api_keys
 from fairlead_testing.cli.command_line import run_command_line
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 from fairlead_testing.yaml_documents import load_documents
@@ -206,3 +219,130 @@ def test_a_whole_digest_is_revoked_although_the_tenants_are_broken(file: Path, t
     done = fairlead(*words, "--digest", digest, code=2)
     assert revoked.read_text() == f"{digest}\n"
     assert f"gateways refuse the key by {revoked}; the ModelTenant acme was not changed" in done.stderr
+
+
+NOW = 1_794_997_600.0  # 2026-11-18T10:26:40Z
+ACME = KeyOwner("acme")
+OLD = {"name": "prod", "digest": "a" * 64}
+CI = {"name": "ci", "digest": "b" * 64, "expiresAt": "2030-01-01T00:00:00Z"}
+NEW = {"name": "prod", "digest": "c" * 64}
+EXPIRED = {"name": "prod", "digest": "d" * 64, "expiresAt": "2026-01-01T00:00:00Z"}
+
+
+def test_a_new_key_comes_last_and_replaces_expired_ones_of_its_name() -> None:
+    assert add_key([CI, EXPIRED], NEW, NOW, ACME) == [CI, NEW]
+
+
+def test_a_second_valid_key_of_a_name_is_refused_with_the_way_to_replace_it() -> None:
+    with pytest.raises(BadInput, match="keys rotate acme prod"):
+        add_key([OLD], NEW, NOW, ACME)
+
+
+def test_a_rotation_lets_the_old_key_expire_after_the_overlap() -> None:
+    assert rotate_key([OLD, CI, EXPIRED], NEW, NOW, 3_600.0, ACME) == [
+        {**OLD, "expiresAt": "2026-11-18T11:26:40Z"},
+        CI,
+        NEW,
+    ]
+
+
+def test_a_rotation_never_prolongs_the_old_key() -> None:
+    soon = {**OLD, "expiresAt": "2026-11-18T10:30:00Z"}
+    assert rotate_key([soon], NEW, NOW, 86_400.0, ACME) == [soon, NEW]
+
+
+def test_a_second_rotation_leaves_the_end_of_the_first_as_it_is() -> None:
+    first = rotate_key([OLD], NEW, NOW, 3_600.0, ACME)
+    newest = {"name": "prod", "digest": "e" * 64}
+    second = rotate_key(first, newest, NOW + 60.0, 3_600.0, ACME)
+    assert [entry.get("expiresAt") for entry in second] == ["2026-11-18T11:26:40Z", "2026-11-18T11:27:40Z", None]
+
+
+def test_a_rotation_without_an_overlap_removes_the_old_key() -> None:
+    assert rotate_key([OLD, CI], NEW, NOW, 0.0, ACME) == [CI, NEW]
+
+
+def test_a_key_with_an_expired_name_cannot_be_rotated() -> None:
+    with pytest.raises(BadInput, match="has no valid key prod"):
+        rotate_key([EXPIRED, CI], NEW, NOW, 60.0, ACME)
+
+
+def test_a_name_is_revoked_with_all_its_keys_or_one_by_its_digest() -> None:
+    both = [OLD, CI, NEW]
+    assert revoke_key(both, "prod", None, ACME) == ([CI], [OLD, NEW])
+    assert revoke_key(both, "prod", "AAAAAA", ACME) == ([CI, NEW], [OLD])
+
+
+def test_a_tenant_has_at_most_64_keys() -> None:
+    many = [{"name": f"key-{number}", "digest": f"{number:064}"} for number in range(64)]
+    with pytest.raises(BadInput, match="64 keys"):
+        add_key(many, NEW, NOW, ACME)
+    with pytest.raises(BadInput, match="64 keys"):
+        rotate_key(many, {"name": "key-1", "digest": "f" * 64}, NOW, 60.0, ACME)
+    assert len(rotate_key(many, {"name": "key-1", "digest": "f" * 64}, NOW, 0.0, ACME)) == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "digest", "message", "field"),
+    [
+        ("prd", None, "keys of acme: prod", "NAME"),
+        ("prod", "ffffff", "no key prod has a digest", "--digest"),
+        ("prod", "a", "too short", "--digest"),
+    ],
+)
+def test_an_unknown_key_is_named(name: str, digest: str | None, message: str, field: str) -> None:
+    with pytest.raises(BadInput, match=message) as refused:
+        revoke_key([OLD, CI], name, digest, ACME)
+    assert refused.value.field == field
+
+
+def test_a_key_has_256_random_bits_in_a_form_that_scanners_find() -> None:
+    keys = {create_key() for _ in range(200)}
+    assert len(keys) == 200
+    assert all(re.fullmatch(r"fl_[0-9a-f]{64}", key) for key in keys)
+
+
+def test_the_digest_is_the_one_that_gateways_compute() -> None:
+    digest = key_digest("fl_abc", "pepper é")
+    assert digest == api_keys.key_digest(b"fl_abc", "pepper é".encode()).hex()
+    assert digest == hmac.new("pepper é".encode(), b"fl_abc", "sha256").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90d", "2027-02-16T10:26:40Z"),
+        ("1h30m", "2026-11-18T11:56:40Z"),
+        ("2027-01-31", "2027-01-31T00:00:00Z"),
+        ("2027-01-31T12:00:00Z", "2027-01-31T12:00:00Z"),
+        ("2027-01-31T12:00:00+02:00", "2027-01-31T10:00:00Z"),
+        ("2027-01-31T12:00", "2027-01-31T12:00:00Z"),
+    ],
+)
+def test_an_expiry_is_a_duration_or_a_date_in_utc(text: str, expected: str) -> None:
+    assert format_time(parse_expiry(text, NOW, field="--expires")) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("soon", "'soon' is no duration and no date"),
+        ("", "'' is no duration and no date"),
+        ("2027-13-01", "'2027-13-01' is not a date"),
+        ("2026-01-01", "in the past"),
+        ("0s", "in the past"),
+        ("5000d", "more than ten years"),
+        ("2999-01-01", "more than ten years"),
+    ],
+)
+def test_an_impossible_expiry_names_the_option_and_the_fix(text: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message) as refused:
+        parse_expiry(text, NOW, field="--expires")
+    assert refused.value.field == "--expires"
+    assert refused.value.hint
+
+
+def test_an_overlap_has_a_bound() -> None:
+    assert parse_lifetime("0s", field="--overlap") == 0.0
+    with pytest.raises(BadInput, match="--overlap"):
+        parse_lifetime("100000d", field="--overlap")

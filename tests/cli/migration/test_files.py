@@ -1,11 +1,27 @@
 """`fairlead convert FILE…`: output, exit codes, and the file that it writes."""
 
+import copy
 import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+from fairlead.api.spec.route.spec import MAX_WEIGHT
+from fairlead.errors import BadInput
+from fairlead.limits import Limits
+from fairlead.manifests.loader import combine_texts, read_object
+from fairlead.manifests.routes import plan_routes
+from fairlead_cli.migration.draft import MigrationOptions, whole_weights
+from fairlead_cli.migration.field_reader import WHOLE_OBJECT, Note, Outcome
+from fairlead_cli.migration.systems import Migration, migrate, system_of
 from fairlead_testing.cli.command_line import run_command_line, run_program
 from fairlead_testing.yaml_documents import load_document, load_documents
 
@@ -206,3 +222,537 @@ def test_image_of_the_chart_on_other_devices_is_to_be_replaced(profile: str, nam
     )
     file.write_text(MODEL.replace("nvidia-gpu-l4:1", profile).replace("owner: us", "image: 'me/mine:1'"))
     assert "built for NVIDIA" not in run_command_line("convert", str(file)).stderr
+
+
+FOLDER = Path(__file__).parent / "manifests"
+"""Manifests of other systems, written after their formats, beyond those of `docs/migrate`."""
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+H100 = MigrationOptions(accelerator="nvidia-h100")
+
+
+def load(name: str) -> list[dict[str, Any]]:
+    return list(load_documents((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")))
+
+
+def convert(name: str, options: MigrationOptions = H100) -> Migration:
+    return migrate([("f.yaml", document) for document in load(name)], options)
+
+
+def reasons(notes: tuple[Note, ...]) -> dict[str, str]:
+    return {note.field: note.reason for note in notes}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("external", [False, True])
+def test_output_is_valid(name: str, external: bool) -> None:
+    migration = convert(name, MigrationOptions("nvidia-h100", external))
+    assert migration.manifests
+    for manifest in migration.manifests:
+        read_object(manifest)
+        is_model = manifest["kind"] == "ModelDeployment"
+        assert not external or not is_model or manifest["spec"]["engine"] == {"type": "External"}
+
+
+def mappings(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if isinstance(value, dict):
+        yield path
+    for key, child in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from mappings(child, (*path, key))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_field_is_never_lost_in_silence(name: str) -> None:
+    """A field that is added anywhere is in the output or in a note."""
+    documents = load(name)
+    checked = 0
+    for number, document in enumerate(documents):
+        for path in mappings(document):
+            changed = copy.deepcopy(documents)
+            holder = changed[number]
+            for step in path:
+                holder = holder[step]
+            holder["zzNew"] = "zzValue"
+            migration = migrate([("f.yaml", one) for one in changed], H100)
+            said = [f"{note.field} {note.reason}" for note in migration.notes]
+            covered = json.dumps(migration.manifests) + " ".join(said)
+            if "zzNew" not in covered and not is_noted_above(path, migration.notes):
+                pytest.fail(f"{path}: neither in the output nor in {said}")
+            checked += 1
+    assert checked > 5
+
+
+def is_noted_above(path: tuple[Any, ...], notes: tuple[Note, ...]) -> bool:
+    """Returns True if a note says that the whole of a field above was dropped, or a variable."""
+    dropped = {re.sub(r"\[\d+\]", "", note.field) for note in notes if note.outcome is Outcome.DROPPED}
+    above = [".".join(str(step) for step in path[:end] if isinstance(step, str)) for end in range(1, len(path) + 1)]
+    return any(field in dropped for field in above)
+
+
+def test_kserve_configuration_is_merged_and_both_roles_become_pools() -> None:
+    migration = convert("kserve-disaggregated")
+    [manifest] = migration.manifests
+    spec = manifest["spec"]
+    assert spec["model"] == {"uri": "pvc:weights/deepseek", "servedNames": ["deepseek-ai/DeepSeek-V3"]}
+    assert spec["engine"]["image"] == "registry.example.com/vllm:1"
+    assert spec["engine"]["env"] == [{"name": "LEVEL", "value": "DEBUG"}, {"name": "NCCL_DEBUG", "value": "WARN"}]
+    assert spec["engine"]["args"] == ["--enable-expert-parallel"]
+    decode, prefill = spec["pools"]
+    assert (decode["name"], decode["role"], decode["minReplicas"], decode["maxReplicas"]) == ("decode", "Decode", 2, 6)
+    assert decode["parallelism"] == {"data": 16, "nodes": 2}
+    assert decode["template"]["metadata"] == {"annotations": {"k8s.v1.cni.cncf.io/networks": "roce"}}
+    resources = decode["template"]["spec"]["containers"][0]["resources"]
+    assert resources == {"requests": {"cpu": 64, "memory": "256Gi"}, "limits": {"rdma/roce_gdr": 1}}
+    assert (prefill["role"], prefill["minReplicas"]) == ("Prefill", 3)
+    env = prefill["template"]["spec"]["containers"][0]["env"]
+    assert env == [{"name": "ONLY_PREFILL", "value": "1"}]
+    assert spec["kvCache"] == {"offload": {"type": "Native", "memory": "10Gi"}, "transfer": "NIXL"}
+    assert "adapters" not in spec
+    assert spec["autoscaling"] == {"mode": "Auto"}
+    assert spec["rollout"] == {"maxSurge": 1}
+    said = reasons(migration.notes)
+    assert "set spec.slo" in said["spec.scaling.wva"]
+    assert any("models with Prefill and Decode pools serve no adapters" in note.reason for note in migration.notes)
+    assert "spec.worker" in said
+
+
+def test_configuration_that_is_missing_is_reported() -> None:
+    service = load("kserve-disaggregated")[1]
+    migration = migrate([("f.yaml", service)], H100)
+    assert "large is not among the files" in reasons(migration.notes)["spec.baseRefs[0].name"]
+
+
+def test_kserve_runtime_gives_image_and_arguments() -> None:
+    [manifest] = convert("kserve-runtime", MigrationOptions()).manifests
+    spec = manifest["spec"]
+    assert spec["model"] == {"uri": "s3://models/mixtral", "servedNames": ["mixtral-8x7b"]}
+    assert spec["engine"]["image"] == "vllm/vllm-openai:v0.32.0"
+    assert spec["engine"]["args"] == ["--max-model-len=8192"]
+    assert spec["engine"]["env"] == [{"name": "LEVEL", "value": "DEBUG"}]
+    [pool] = spec["pools"]
+    assert (pool["acceleratorClassName"], pool["parallelism"]) == ("nvidia-h100", {"tensor": 2})
+    assert pool["template"]["spec"]["nodeSelector"] == {"gpu": "h100"}
+
+
+def test_aibrix_role_sets_become_pools() -> None:
+    migration = convert("aibrix-disaggregated")
+    [manifest] = migration.manifests
+    spec = manifest["spec"]
+    assert spec["model"] == {"uri": "pvc:weights/Qwen3-8B", "servedNames": ["qwen3-8B"]}
+    decode, prefill = spec["pools"]
+    assert (decode["minReplicas"], decode["maxReplicas"], prefill["minReplicas"]) == (2, 9, 4)
+    assert spec["kvCache"] == {"transfer": "Mooncake"}
+    assert "adapters" not in spec
+    said = reasons(migration.notes)
+    assert said[WHOLE_OBJECT] == "models with Prefill and Decode pools serve no adapters"
+    assert "routing: Fairlead's gateway" in said["spec.template.spec.roles[0]"]
+    assert "2 role sets" in said["spec.template.spec.roles[1].replicas"]
+
+
+def test_autoscaler_without_its_target_is_reported() -> None:
+    documents = [load("kubeai-fixed")[0], load("aibrix-disaggregated")[1]]
+    migration = migrate([("f.yaml", document) for document in documents], H100)
+    assert "not among the files" in reasons(migration.notes)["spec.scaleTargetRef"]
+
+
+def test_kubeai_fixed_number_and_adapters() -> None:
+    migration = convert("kubeai-fixed", MigrationOptions())
+    manifest, adapter, stored = migration.manifests
+    [pool] = manifest["spec"]["pools"]
+    assert (pool["acceleratorClassName"], pool["minReplicas"], "maxReplicas" in pool) == ("nvidia-h100", 3, False)
+    assert manifest["spec"]["adapters"] == {"download": {}}
+    assert "autoscaling" not in manifest["spec"]
+    assert adapter["metadata"] == {"name": "phi-code"}
+    assert adapter["spec"] == {"base": "phi", "source": "hf://a/b", "servedNames": ["phi_code"]}
+    assert stored["spec"]["source"] == "s3://bucket/sql"
+    assert "adapters.download.credentials" in reasons(migration.notes)["spec.adapters[1].url"]
+
+
+def test_aibrix_adapters() -> None:
+    migration = convert("aibrix-adapters", MigrationOptions())
+    model, *adapters = migration.manifests
+    assert model["spec"]["adapters"] == {"claimNames": ["weights"], "download": {}}
+    assert model["spec"]["model"]["uri"] == "hf://meta-llama/Llama-3.1-8B-Instruct"
+    assert [(one["metadata"], one["spec"]) for one in adapters] == [
+        (
+            {"name": "sql", "labels": {"team": "data"}},
+            {"base": "llama-8b", "source": "pvc:weights/llms/lora/sql", "replicas": 1},
+        ),
+        ({"name": "legal-v2"}, {"base": "llama-8b", "source": "hf://acme/legal", "servedNames": ["legal.v2"]}),
+        ({"name": "baked"}, {"base": "llama-8b", "source": "file:///opt/lora/baked"}),
+        ({"name": "stored"}, {"base": "llama-8b", "source": "s3://bucket/x"}),
+    ]
+    said = {(note.place.split()[-1], note.field): note.reason for note in migration.notes}
+    assert "by replicas" in said["legal.v2", "spec.replicas"]
+    assert "adapters.download.credentials" in said["stored", "spec.artifactURL"]
+    assert said["lost", "spec.baseModel"] == "its base is not among the files"
+    assert "model.credentials" in said["legal.v2", "spec.credentialsSecretRef"]
+
+
+@pytest.mark.parametrize("name", ["aibrix-adapters", "kubeai-fixed"])
+def test_external_models_get_no_adapters(name: str) -> None:
+    migration = convert(name, MigrationOptions(external=True))
+    assert [one["kind"] for one in migration.manifests] == ["ModelDeployment"]
+    assert any("the external model serves no adapters" in note.reason for note in migration.notes)
+
+
+def test_llm_d_on_several_nodes() -> None:
+    [manifest] = convert("llm-d-multinode", MigrationOptions()).manifests
+    [pool] = manifest["spec"]["pools"]
+    assert pool["acceleratorClassName"] == "nvidia-h100", "from the node label"
+    assert pool["parallelism"] == {"data": 16, "nodes": 2}
+    assert [one["name"] for one in pool["template"]["spec"]["containers"]] == ["engine", "sidecar"]
+    assert manifest["spec"]["model"]["cache"] == {"claimName": "cache"}
+
+
+def test_production_stack_roles_are_joined() -> None:
+    migration = convert("production-stack-disaggregated")
+    llama, tools = migration.manifests
+    assert llama["metadata"]["name"] == "llama"
+    assert [(pool["role"], pool["minReplicas"]) for pool in llama["spec"]["pools"]] == [("Decode", 1), ("Prefill", 2)]
+    assert llama["spec"]["routing"] == {"preset": "round-robin"}
+    assert tools["spec"]["engine"]["args"] == ["--enable-auto-tool-choice", "--tool-call-parser=hermes"]
+    assert tools["spec"]["model"]["revision"] == "main"
+    assert tools["spec"]["adapters"] == {}
+    written = json.dumps(migration.manifests) + json.dumps([note.describe() for note in migration.notes])
+    assert "hf_plain_text" not in written
+
+
+def test_litellm_entries_that_are_not_engines_are_reported() -> None:
+    migration = convert("litellm-mixed", MigrationOptions())
+    [manifest] = migration.manifests
+    assert manifest["metadata"]["name"] == "qwen3"
+    assert manifest["spec"]["model"]["servedNames"] == ["qwen3", "Qwen3", "chat"]
+    assert manifest["spec"]["pools"] == [
+        {"name": "main", "endpoints": [{"url": "https://gpu.example.internal:8443"}, {"url": "http://gpu:8000"}]}
+    ]
+    said = reasons(migration.notes)
+    assert "/engines/v1 is not the address of an engine" in said["model_list[2]"]
+    assert said["model_list[3]"] == "claude: anthropic is a provider: keep LiteLLM for it"
+    assert said["router_settings.model_group_alias"].startswith("gone: ")
+    assert said["router_settings.routing_strategy"].startswith("usage-based-routing-v2: ")
+    assert said["router_settings.fallbacks"] == "claude is no fallback: it is not carried over itself"
+    assert said["litellm_settings.fallbacks"] == "claude is no fallback: it is not carried over itself"
+    assert "spec.budget of a ModelTenant" in said["litellm_settings.max_budget"]
+    assert said["litellm_settings"].startswith("drop_params: ")
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (
+            {"apiVersion": "kubeai.org/v1", "kind": "Model", "spec": {"engine": "OLlama", "url": "ollama://a"}},
+            "Fairlead does not run OLlama",
+        ),
+        (
+            {"apiVersion": "kubeai.org/v1", "kind": "Model", "spec": {"engine": "VLLM", "url": "oss://a/b"}},
+            "does not load weights from 'oss://a/b'",
+        ),
+        (
+            {
+                "apiVersion": "kubeai.org/v1",
+                "kind": "Model",
+                "metadata": {"name": "m"},
+                "spec": {"engine": "VLLM", "url": "hf://a/b", "resourceProfile": "nvidia-gpu-t4:1"},
+            },
+            "no built-in AcceleratorClass is for nvidia-gpu-t4",
+        ),
+        (
+            {
+                "apiVersion": "serving.kserve.io/v1beta1",
+                "kind": "InferenceService",
+                "metadata": {"name": "m"},
+                "spec": {"predictor": {"model": {"modelFormat": {"name": "sklearn"}, "storageUri": "s3://a/b"}}},
+            },
+            "sklearn is not a format of vLLM",
+        ),
+        ({"modelArtifacts": {"uri": "hf://a/b"}}, "is missing"),
+        ({"servingEngineSpec": {"modelSpec": "x"}}, "is not a list of mappings"),
+    ],
+)
+def test_what_cannot_be_converted_is_refused_with_its_field(document: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message) as caught:
+        migrate([("f.yaml", document)], MigrationOptions())
+    assert caught.value.field is not None
+    assert caught.value.field.startswith("f.yaml")
+
+
+def test_only_known_documents_have_a_system() -> None:
+    deployment = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {}}
+    assert system_of(deployment) is None
+    assert system_of("text") is None
+    assert system_of({"model_list": []}) is not None
+
+
+def convert_route_file(documents: list[dict[str, Any]], *, external: bool = False) -> Migration:
+    return migrate([("f.yaml", document) for document in documents], MigrationOptions("nvidia-h100", external))
+
+
+def specs(migration: Migration, kind: str) -> dict[str, dict[str, Any]]:
+    return {one["metadata"]["name"]: one["spec"] for one in migration.manifests if one["kind"] == kind}
+
+
+def notes_of(migration: Migration, field: str) -> list[Note]:
+    return [note for note in migration.notes if note.field == field]
+
+
+@pytest.mark.parametrize("name", ["kthena-routes", "kserve-canary", "litellm-split"])
+@pytest.mark.parametrize("external", [False, True])
+def test_the_output_serves_together_on_one_machine(name: str, external: bool) -> None:
+    manifests = convert_route_file(load(name), external=external).manifests
+    text = yaml.safe_dump_all(manifests)
+    loaded, problems = combine_texts([("out.yaml", text)], limits=Limits())
+    assert not problems
+    has_route = not (name == "kserve-canary" and external)
+    assert len(plan_routes(loaded)) == has_route
+
+
+def test_rules_of_kthena_become_overrides_and_targets() -> None:
+    migration = convert_route_file(load("kthena-routes"))
+    assert specs(migration, "ModelRoute") == {
+        "assistant": {
+            "servedNames": ["acme/assistant"],
+            "targets": [{"model": "qwen-v1-external", "weight": 70}, {"model": "qwen-v2-external", "weight": 30}],
+            "overrides": [{"headers": {"User-Type": "premium"}, "targets": [{"model": "qwen-v2-external"}]}],
+        }
+    }
+    said = {note.field: note.reason for note in migration.notes}
+    assert said["spec.rules[0]"].startswith("modelMatch.body.model: lora-a is another name")
+    assert said["spec.rules[1]"].startswith("modelMatch.headers.x-user: a route compares whole values")
+    assert said["spec.rules"] == "rules[1] takes every request: no rule after it is reached"
+    assert "ModelTenant" in said["spec.rateLimit"]
+    assert {"spec.parentRefs", "spec.loraAdapters", "spec.trafficPolicy", "spec.kvConnector"} <= said.keys()
+
+
+def test_servers_of_kthena_become_external_models() -> None:
+    migration = convert_route_file(load("kthena-routes"))
+    models = specs(migration, "ModelDeployment")
+    first, second = models["qwen-v1-external"], models["qwen-v2-external"]
+    assert first["model"] == {"uri": "hf://Qwen/Qwen3-8B", "servedNames": ["Qwen/Qwen3-8B"]}
+    assert first["pools"][0]["selector"] == {"matchLabels": {"app": "qwen", "version": "v1"}, "port": 8000}
+    labels = {"app": "qwen", "version": "v2", "role": "decode"}
+    assert second["pools"][0]["selector"] == {"matchLabels": labels, "port": 30000}
+    [note] = notes_of(migration, "spec.workloadPort.protocol")
+    assert note.outcome is Outcome.REQUIRED
+
+
+def kthena_route(**fields: Any) -> list[dict[str, Any]]:
+    documents = copy.deepcopy(load("kthena-routes"))
+    rules = [{"targetModels": [{"modelServerName": "qwen-v1"}]}]
+    documents[2]["spec"] = {"modelName": "assistant", "rules": rules} | fields
+    return documents
+
+
+def test_a_name_that_engines_have_needs_no_route() -> None:
+    migration = convert_route_file(kthena_route(modelName="Qwen/Qwen3-8B"))
+    assert not specs(migration, "ModelRoute")
+    [note] = notes_of(migration, "spec.modelName")
+    assert note.outcome is Outcome.CHANGED
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        (
+            {
+                "modelName": "Qwen/Qwen3-8B",
+                "rules": [{"targetModels": [{"modelServerName": "qwen-v1"}, {"modelServerName": "qwen-v2"}]}],
+            },
+            "spec.modelName",
+        ),
+        ({"modelName": "", "loraAdapters": ["lora-a"]}, "spec.modelName"),
+        (
+            {
+                "rules": [
+                    {"modelMatch": {"headers": {"a": {"exact": "b"}}}, "targetModels": [{"modelServerName": "qwen-v1"}]}
+                ]
+            },
+            "spec.rules",
+        ),
+    ],
+)
+def test_a_route_of_kthena_that_none_can_stand_for_is_reported(fields: dict[str, Any], field: str) -> None:
+    migration = convert_route_file(kthena_route(**fields))
+    assert not specs(migration, "ModelRoute")
+    assert Outcome.DROPPED in [note.outcome for note in notes_of(migration, field)]
+
+
+def test_a_server_of_kthena_that_is_missing_is_reported() -> None:
+    migration = convert_route_file(load("kthena-routes")[2:])
+    assert "qwen-v1-external" in str(specs(migration, "ModelRoute"))
+    notes = [note for note in migration.notes if note.outcome is Outcome.REQUIRED]
+    assert Counter(note.reason for note in notes)["qwen-v1 is not among the files: give it too, with -f"]
+
+
+def test_a_server_of_kthena_without_a_model_gets_the_name_of_requests() -> None:
+    documents = kthena_route()
+    del documents[0]["spec"]["model"]
+    migration = convert_route_file(documents)
+    assert specs(migration, "ModelDeployment")["qwen-v1-external"]["model"]["servedNames"] == ["assistant"]
+    assert not specs(migration, "ModelRoute")
+
+
+def test_weights_of_litellm_become_a_route() -> None:
+    migration = convert_route_file(load("litellm-split"))
+    assert specs(migration, "ModelRoute") == {
+        "assistant": {
+            "servedNames": ["chat"],
+            "targets": [{"model": "assistant-qwen3-8b", "weight": 9}, {"model": "assistant-qwen3-14b", "weight": 1}],
+        }
+    }
+    models = specs(migration, "ModelDeployment")
+    assert models["assistant-qwen3-8b"]["pools"][0]["endpoints"] == [{"url": "http://a:8000"}, {"url": "http://b:8000"}]
+    assert models["assistant-qwen3-8b"]["model"]["servedNames"] == ["Qwen/Qwen3-8B"]
+    assert models["plain"]["model"]["servedNames"] == ["plain", "secret"]
+    assert not notes_of(migration, "model_list[0].litellm_params.weight")
+    [note] = notes_of(migration, "model_list[3].litellm_params.weight")
+    assert note.outcome is Outcome.DROPPED
+    [note] = notes_of(migration, "router_settings.model_group_alias")
+    assert "secret" in note.reason
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "weights"),
+    [({}, {}, [1, 1]), ({"rpm": 300}, {"rpm": 100}, [3, 1]), ({"weight": 0, "tpm": 4}, {"tpm": 6}, [2, 3])],
+)
+def test_shares_are_those_of_simple_shuffle(first: dict[str, int], second: dict[str, int], weights: list[int]) -> None:
+    entries = [
+        {"model_name": "chat", "litellm_params": {"model": f"openai/{name}", "api_base": "http://a:8000", **more}}
+        for name, more in (("a", first), ("b", second))
+    ]
+    [spec] = specs(convert_route_file([{"model_list": entries}]), "ModelRoute").values()
+    assert [target["weight"] for target in spec["targets"]] == weights
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "field"),
+    [("a", {}, "model_name"), ("chat", {"weight": -1}, "weight"), ("chat", {"weight": "x"}, "weight")],
+)
+def test_a_split_of_litellm_that_is_wrong_names_its_field(name: str, more: dict[str, Any], field: str) -> None:
+    entries = [
+        {"model_name": name, "litellm_params": {"model": f"openai/{engine}", "api_base": "http://a:8000", **more}}
+        for engine in ("a", "b")
+    ]
+    with pytest.raises(BadInput) as refused:
+        convert_route_file([{"model_list": entries}])
+    assert (refused.value.field or "").endswith(field)
+
+
+def test_a_canary_of_kserve_and_its_stable_revision_become_a_route() -> None:
+    migration = convert_route_file(load("kserve-canary"))
+    assert specs(migration, "ModelRoute") == {
+        "llama": {
+            "servedNames": ["llama3"],
+            "targets": [{"model": "llama-stable", "weight": 9}, {"model": "llama-canary", "weight": 1}],
+        }
+    }
+    models = specs(migration, "ModelDeployment")
+    assert models["llama-canary"]["model"] == {"uri": "hf://meta-llama/Llama-3.3-8B-Instruct"}
+    assert models["llama-stable"]["pools"][0]["minReplicas"] == 4
+
+
+def test_a_canary_of_kserve_alone_is_reported() -> None:
+    migration = convert_route_file(load("kserve-canary")[1:])
+    assert not specs(migration, "ModelRoute")
+    assert [note.outcome for note in notes_of(migration, "spec.predictor.canaryTrafficPercent")] == [Outcome.DROPPED]
+
+
+def test_pods_of_both_revisions_are_one_external_model() -> None:
+    migration = convert_route_file(load("kserve-canary"), external=True)
+    assert [manifest["metadata"]["name"] for manifest in migration.manifests] == ["llama-external"]
+    assert any("pods of both revisions" in note.reason for note in migration.notes)
+
+
+@given(st.lists(st.fractions(min_value=0, max_value=10**9), min_size=1, max_size=16))
+def test_weights_are_whole_and_keep_their_ratios(shares: list[Fraction]) -> None:
+    weights = whole_weights(shares)
+    assert all(0 <= weight <= MAX_WEIGHT for weight in weights)
+    assert [weight > 0 for weight in weights] == [share > 0 for share in shares]
+    greatest = max(range(len(shares)), key=lambda index: shares[index])
+    for weight, share in zip(weights, shares, strict=True):
+        exact = share / shares[greatest] * weights[greatest] if shares[greatest] else 0
+        assert abs(weight - exact) <= 1
+
+
+OWN = {"model": "hosted_vllm/a/own", "api_base": "http://own:8000/v1"}
+HOSTED = {"model": "groq/llama", "api_base": "https://api.groq.com/openai/v1", "api_key": "os.environ/GROQ_API_KEY"}
+
+
+def litellm(router: dict[str, Any], library: dict[str, Any] | None = None, **models: Any) -> Migration:
+    entries = [{"model_name": name, "litellm_params": parameters} for name, parameters in models.items()]
+    return convert_route_file([{"model_list": entries, "router_settings": router, "litellm_settings": library or {}}])
+
+
+def edges(migration: Migration, name: str) -> list[str]:
+    spec = specs(migration, "ModelRoute")[name]
+    return [f"{'+'.join(one['when'])}: {one['after']} → {one['to']}" for one in spec.get("onFailure", [])]
+
+
+def test_fallbacks_of_litellm_follow_in_order_and_leave_for_an_api() -> None:
+    small = {"model": "hosted_vllm/a/small", "api_base": "http://small:8000/v1"}
+    router = {"fallbacks": [{"chat": ["small", "hosted", "claude", "chat"]}]}
+    library = {"context_window_fallbacks": [{"chat": ["hosted"]}], "content_policy_fallbacks": [{"chat": ["hosted"]}]}
+    migration = litellm(router, library, chat=OWN, small=small, hosted=HOSTED)
+    assert edges(migration, "chat") == [
+        "Unavailable+NoCapacity: chat-own → small",
+        "Unavailable+NoCapacity: small → hosted",
+        "ContextTooLong: chat-own → hosted",
+    ]
+    models = specs(migration, "ModelDeployment")
+    endpoint = {"url": HOSTED["api_base"], "tokenSecretKeyRef": {"name": "groq-api-key", "key": "token"}}
+    assert models["hosted"] == {
+        "model": {"uri": "openai://llama"},
+        "engine": {"type": "OpenAI"},
+        "pools": [{"name": "main", "endpoints": [endpoint]}],
+    }
+    [note] = notes_of(migration, "router_settings.fallbacks")
+    assert note.reason.startswith("claude is no fallback")
+    [note] = notes_of(migration, "litellm_settings.content_policy_fallbacks")
+    assert "when: [Refused]" in note.reason
+
+
+def test_default_fallbacks_of_litellm_are_for_models_without_a_list() -> None:
+    small = {"model": "hosted_vllm/a/small", "api_base": "http://small:8000/v1"}
+    library = {"default_fallbacks": ["hosted"], "fallbacks": [{"chat": ["small"]}]}
+    migration = litellm({}, library, chat=OWN, small=small, hosted=HOSTED)
+    assert edges(migration, "chat") == ["Unavailable+NoCapacity: chat-own → small-small"]
+    assert edges(migration, "small") == ["Unavailable+NoCapacity: small-small → hosted"]
+    assert "hosted" not in specs(migration, "ModelRoute")
+
+
+def test_fallbacks_of_litellm_that_cannot_be_carried_over_are_noted() -> None:
+    same = {"model": "hosted_vllm/chat", "api_base": "http://own:8000/v1"}
+    migration = litellm({"fallbacks": [{"chat": ["hosted"]}, {"gone": ["chat"]}]}, chat=same, hosted=HOSTED)
+    assert not specs(migration, "ModelRoute")
+    reasons = [note.reason for note in notes_of(migration, "router_settings.fallbacks")]
+    assert reasons[0].startswith("gone is not carried over")
+    assert reasons[1].startswith("the engines call the model chat too")
+    small = {"model": "hosted_vllm/a/small", "api_base": "http://small:8000/v1"}
+    lists = {
+        "fallbacks": [{"chat": ["small", "hosted"]}],
+        "context_window_fallbacks": [{"chat": ["hosted", "small"]}],
+    }
+    migration = litellm(lists, chat=OWN, small=small, hosted=HOSTED)
+    assert edges(migration, "chat")[2:] == ["ContextTooLong: chat-own → hosted"]
+    [note] = notes_of(migration, "router_settings.context_window_fallbacks")
+    assert "forms a loop" in note.reason
+
+
+@pytest.mark.parametrize("value", [["a"], "hosted", {"chat": ["hosted"]}])
+def test_fallbacks_of_another_form_are_refused(value: Any) -> None:
+    with pytest.raises(BadInput) as refused:
+        litellm({"fallbacks": value}, chat=OWN, hosted=HOSTED)
+    assert (refused.value.field or "").endswith("router_settings.fallbacks")
+
+
+@pytest.mark.parametrize("names", ["hosted", [1], [{"model": "hosted"}]])
+def test_fallback_that_is_no_name_is_noted(names: Any) -> None:
+    migration = litellm({"fallbacks": [{"chat": names}]}, chat=OWN, hosted=HOSTED)
+    assert not specs(migration, "ModelRoute")
+    [note] = notes_of(migration, "router_settings.fallbacks")
+    assert (note.outcome, note.reason) == (Outcome.DROPPED, "chat: not a list of the names of models")
+
+
+def test_provider_without_https_stays_in_litellm() -> None:
+    migration = litellm({}, chat=OWN, hosted=HOSTED | {"api_base": "http://api.groq.com/openai/v1"})
+    [note] = notes_of(migration, "model_list[1]")
+    assert "without an https:// address" in note.reason

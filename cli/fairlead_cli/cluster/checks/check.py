@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeVar
 
 from fairlead.distribution import ADDRESSES
 from fairlead_cli.cluster.facts import ClusterFacts
@@ -40,6 +40,7 @@ class CheckStage(StrEnum):
     BOTH = "both"
 
 
+T = TypeVar("T")
 MAX_LINES: Final = 6
 """Findings printed of one check; the rest is counted."""
 
@@ -92,6 +93,21 @@ class CheckResult:
 
     check: Check
     verdict: Verdict
+
+
+class MissingFact(Exception):
+    """Raised by an analyzer for a fact that could not be read: its verdict is unknown."""
+
+    def __init__(self, missing: MissingValue) -> None:
+        super().__init__(missing.reason)
+        self.missing = missing
+
+
+def known(fact: T | MissingValue) -> T:
+    """Returns a fact. Raises MissingFact if it could not be read."""
+    if isinstance(fact, MissingValue):
+        raise MissingFact(fact)
+    return fact
 
 
 def passed(note: str = "") -> Verdict:

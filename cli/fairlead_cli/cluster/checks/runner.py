@@ -5,7 +5,7 @@ from typing import Final
 
 from fairlead_cli.cluster.checks.analyzers.platform import check_read_permissions
 from fairlead_cli.cluster.checks.catalogue import CHECKS
-from fairlead_cli.cluster.checks.check import CheckOutcome, CheckResult, CheckStage
+from fairlead_cli.cluster.checks.check import CheckOutcome, CheckResult, CheckStage, MissingFact, unknown
 from fairlead_cli.cluster.facts import ClusterFacts
 
 
@@ -17,7 +17,10 @@ def run_checks(facts: ClusterFacts, *, before_install: bool = False) -> tuple[Ch
         if check.stage not in stages:
             continue
         is_read = check.id == "rights-read"
-        verdict = check_read_permissions(facts, before_install=before_install) if is_read else check.analyze(facts)
+        try:
+            verdict = check_read_permissions(facts, before_install=before_install) if is_read else check.analyze(facts)
+        except MissingFact as error:
+            verdict = unknown(error.missing)
         if verdict is not None:
             results.append(CheckResult(check, verdict))
     return tuple(results)

@@ -1,17 +1,27 @@
 """Every check on facts: all pass in a healthy installation, and each fault fails only its check."""
 
+import asyncio
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 
+from fairlead.fleet.endpoint_address import ENDPOINT_SECRETS_FOLDER
+from fairlead.kube.client import KubeApi
+from fairlead.kube.errors import Forbidden, NotFound
+from fairlead.kube.resources import SECRETS, Manifest, Resource
+from fairlead_autoscaler.kubernetes.manager import LEASE_NAME
+from fairlead_cli.cluster.access.permissions import AUTOSCALER_LEASE_NAME
+from fairlead_cli.cluster.checks.analyzers.models import check_endpoint_secrets, check_references
 from fairlead_cli.cluster.checks.catalogue import CHECKS
-from fairlead_cli.cluster.checks.check import CheckOutcome
+from fairlead_cli.cluster.checks.check import CheckOutcome, Verdict
 from fairlead_cli.cluster.checks.runner import SEEDED_FAULTS, has_failures, run_checks
+from fairlead_cli.cluster.components import COMPONENT_LABEL, GATEWAY
 from fairlead_cli.cluster.facts import ClusterFacts, SecretSummary
+from fairlead_cli.cluster.facts_collector import collect_references
 from fairlead_cli.cluster.object_fields import MissingValue
 from fairlead_cli.cluster.pod_http import Readiness
 
@@ -426,3 +436,315 @@ def test_quarantined_or_stale_index_is_reported_once(facts: ClusterFacts, note: 
     assert marks(found)["gateway-index"] is CheckOutcome.WARNING
     assert note in lines(found, "gateway-index")
     assert marks(found)["gateway-notes"] is CheckOutcome.OK
+
+
+INDEXER_CHECKS = ("installed", "ready", "secrets", "rights", "leads", "hears")
+
+
+def problems(facts: ClusterFacts) -> dict[str, Verdict]:
+    """Returns the verdicts that are not OK."""
+    return {one.check.id: one.verdict for one in run_checks(facts) if one.verdict.outcome is not CheckOutcome.OK}
+
+
+def reporting(facts: ClusterFacts, build: Build, *pages: str) -> ClusterFacts:
+    """Returns facts in which the autoscalers' metrics are these pages."""
+    assert not isinstance(facts.pods, MissingValue)
+    pods = [pod for pod in facts.pods if pod["metadata"]["labels"][COMPONENT_LABEL] == "autoscaler"]
+    reports = [build["pod_report"](pod, page) for pod, page in zip(pods, pages, strict=True)]
+    return replace(facts, pod_reports={**facts.pod_reports, "autoscaler": reports})
+
+
+def page(leads: int = 0, frozen: int = 0, gateways: int = 2, missing: int = 0) -> str:
+    values = {"leads": leads, "frozen": frozen, "gateways": gateways, "gateways_missing": missing}
+    return "".join(f"fairlead_autoscaler_{name} {value}\n" for name, value in values.items())
+
+
+def test_healthy_installation_passes_all_autoscaler_checks(facts: ClusterFacts) -> None:
+    notes = {one.check.id: one.verdict.note for one in run_checks(facts)}
+    assert {f"autoscaler-{name}" for name in INDEXER_CHECKS} <= notes.keys()
+    assert notes["autoscaler-leads"] == "fairlead-autoscaler-0"
+    assert notes["autoscaler-hears"] == "4 of 4 gateway answers"
+
+
+def test_an_installation_without_a_leader_fails(facts: ClusterFacts, builders: Build) -> None:
+    found = problems(reporting(facts, builders, page(), page()))
+    assert {name: one.outcome for name, one in found.items()} == {"autoscaler-leads": CheckOutcome.FAILED}
+
+
+def test_an_unreached_autoscaler_may_lead(facts: ClusterFacts, builders: Build) -> None:
+    first, second = reporting(facts, builders, page(), page()).pod_reports["autoscaler"]
+    silent = replace(first, metrics=MissingValue("the API server does not reach pod x"))
+    found = problems(replace(facts, pod_reports={**facts.pod_reports, "autoscaler": [silent, second]}))
+    assert found["autoscaler-leads"].outcome is CheckOutcome.UNKNOWN
+
+
+def test_a_frozen_leader_and_silent_gateways_are_warnings(facts: ClusterFacts, builders: Build) -> None:
+    found = problems(reporting(facts, builders, page(leads=1, frozen=1, missing=1), page(gateways=0)))
+    assert {name: one.outcome for name, one in found.items()} == {
+        "autoscaler-leads": CheckOutcome.WARNING,
+        "autoscaler-hears": CheckOutcome.WARNING,
+    }
+    assert found["autoscaler-hears"].lines == (
+        "1 of 2 gateways do not answer fairlead-autoscaler-0",
+        "fairlead-autoscaler-1 knows no gateway",
+    )
+
+
+@pytest.mark.parametrize("mode", ["Auto", "Advise", "Disabled", None])
+def test_a_missing_autoscaler_warns_only_where_a_model_wants_one(
+    facts: ClusterFacts, builders: Build, mode: str | None
+) -> None:
+    assert not isinstance(facts.deployments, MissingValue)
+    model = builders["model"]()
+    model["spec"]["autoscaling"] = {"mode": mode} if mode else None
+    kept = [one for one in facts.deployments if one["metadata"]["labels"][COMPONENT_LABEL] != "autoscaler"]
+    found = problems(replace(facts, deployments=kept, models=[model]))
+    assert ("autoscaler-installed" in found) is (mode in ("Auto", "Advise"))
+    if mode == "Auto":
+        assert "chat/tiny has autoscaling.mode Auto" in found["autoscaler-installed"].lines[0]
+
+
+def test_a_removed_right_is_named(facts: ClusterFacts) -> None:
+    mine = dict.fromkeys(facts.account_permissions["autoscaler", "fairlead"], False)
+    denied = replace(facts, account_permissions={**facts.account_permissions, ("autoscaler", "fairlead"): mine})
+    lines = problems(denied)["autoscaler-rights"].lines
+    assert any("patch deployments.apps/scale" in line or "patch deployments/scale" in line for line in lines), lines
+
+
+def test_the_lease_is_the_autoscalers() -> None:
+    assert AUTOSCALER_LEASE_NAME == LEASE_NAME
+
+
+CONNECTED = "fairlead_indexer_redis_connected 1\n"
+
+
+def said(facts: ClusterFacts) -> dict[str, Verdict]:
+    """Returns the verdicts that are not OK."""
+    return {one.check.id: one.verdict for one in run_checks(facts) if one.verdict.outcome is not CheckOutcome.OK}
+
+
+def telling(facts: ClusterFacts, build: Build, *pages: str) -> ClusterFacts:
+    pods = [one for one in facts.pods if one["metadata"]["labels"][COMPONENT_LABEL] == "indexer"]
+    told = [build["pod_report"](pod, page) for pod, page in zip(pods, pages, strict=True)]
+    return replace(facts, pod_reports={**facts.pod_reports, "indexer": told})
+
+
+def without(facts: ClusterFacts, *components: str) -> ClusterFacts:
+    kept = [one for one in facts.deployments if one["metadata"]["labels"][COMPONENT_LABEL] not in components]
+    return replace(facts, deployments=kept)
+
+
+def test_healthy_installation_passes_all_indexer_checks(facts: ClusterFacts) -> None:
+    notes = {one.check.id: one.verdict.note for one in run_checks(facts)}
+    assert {f"indexer-{name}" for name in INDEXER_CHECKS} <= notes.keys()
+    assert (notes["indexer-leads"], notes["indexer-hears"]) == ("1 of 1", "2 of 2 engines")
+
+
+def test_model_without_a_leading_indexer_fails(facts: ClusterFacts, builders: Build) -> None:
+    idle, leads = (f'{CONNECTED}fairlead_indexer_leads{{model="chat/tiny"}} {number}\n' for number in (0, 1))
+    assert said(telling(facts, builders, idle, leads)) == {}
+    found = said(telling(facts, builders, idle, idle))
+    assert found["indexer-leads"].lines == ("no indexer reads the engines of chat/tiny",)
+    assert {name: one.outcome for name, one in found.items()} == {"indexer-leads": CheckOutcome.FAILED}
+
+
+def test_unreached_indexer_makes_leadership_unknown(facts: ClusterFacts) -> None:
+    first, second = facts.pod_reports["indexer"]
+    silent = replace(first, metrics=MissingValue("the API server does not reach pod x"))
+    found = said(replace(facts, pod_reports={**facts.pod_reports, "indexer": [silent, second]}))
+    assert found["indexer-leads"].outcome is CheckOutcome.UNKNOWN
+    assert "does not reach pod x" in found["indexer-leads"].lines[0]
+
+
+def test_missing_engine_or_redis_connections_are_warnings(facts: ClusterFacts, builders: Build) -> None:
+    page = (
+        'fairlead_indexer_redis_connected 0\nfairlead_indexer_leads{model="chat/tiny"} 1\n'
+        'fairlead_indexer_instances{model="chat/tiny"} 4\nfairlead_indexer_connected{model="chat/tiny"} 3\n'
+    )
+    (found,) = said(telling(facts, builders, page, CONNECTED)).values()
+    assert found.outcome is CheckOutcome.WARNING
+    assert [line.partition(" ")[2] for line in found.lines] == [
+        "is not connected to Redis",
+        "hears 3 of 4 engines of chat/tiny",
+    ]
+
+
+def test_missing_indexer_warns_only_for_gateways_with_redis(facts: ClusterFacts) -> None:
+    found = said(without(facts, "indexer"))
+    assert {name: one.outcome for name, one in found.items()} == {"indexer-installed": CheckOutcome.WARNING}
+    assert "has a Redis, and no indexer writes the index there" in found["indexer-installed"].lines[0]
+    alone = without(facts, "indexer", "redis")
+    for one in alone.deployments:
+        (container,) = one["spec"]["template"]["spec"]["containers"]
+        container["env"] = [each for each in container["env"] if each["name"] != "FAIRLEAD_REDIS_URL"]
+    asked = {one.check.id for one in run_checks(alone)} - {"indexer-rights"}  # as they were read
+    assert not [name for name in asked if name.startswith("indexer")]
+
+
+@pytest.mark.parametrize("gone", ["secrets", "rights"])
+def test_missing_secret_and_permission_are_named(facts: ClusterFacts, gone: str) -> None:
+    if gone == "secrets":
+        away = MissingValue('secrets "fairlead-redis" not found', is_absent=True)
+        facts = replace(facts, secrets={**facts.secrets, ("fairlead", "fairlead-redis"): away})
+    else:
+        mine = dict.fromkeys(facts.account_permissions["indexer", "fairlead"], False)
+        facts = replace(facts, account_permissions={**facts.account_permissions, ("indexer", "fairlead"): mine})
+    assert said(facts)[f"indexer-{gone}"].outcome is CheckOutcome.FAILED
+
+
+COMPLETE = SecretSummary(frozenset({"token", "ca.crt"}))
+WHERE = ("fairlead", "provider")
+
+
+def hosted(build: Build, namespace: str = "chat") -> Manifest:
+    found: Manifest = build["model"]()
+    found["metadata"] |= {"namespace": namespace, "name": "hosted"}
+    endpoint = {
+        "url": "https://api.example.com/v1",
+        "tokenSecretKeyRef": {"name": "provider", "key": "token"},
+        "caSecretKeyRef": {"name": "provider", "key": "ca.crt"},
+    }
+    found["spec"] |= {"engine": {"type": "OpenAI"}, "pools": [{"endpoints": [endpoint]}]}
+    return found
+
+
+def with_mount(facts: ClusterFacts, namespace: str = "chat") -> ClusterFacts:
+    """Returns the facts with a gateway that mounts the Secret for a namespace."""
+    deployments = copy.deepcopy(list(facts.component_deployments(GATEWAY)))  # type: ignore[arg-type]
+    for deployment in deployments:
+        pods = deployment["spec"]["template"]["spec"]
+        pods.setdefault("volumes", []).append({"name": "endpoint-x", "secret": {"secretName": "provider"}})
+        mount = {"name": "endpoint-x", "mountPath": f"{ENDPOINT_SECRETS_FOLDER}/{namespace}/provider"}
+        pods["containers"][0].setdefault("volumeMounts", []).append(mount)
+    return replace(facts, deployments=deployments)
+
+
+def test_models_without_such_secrets_are_no_matter(facts: ClusterFacts) -> None:
+    assert check_endpoint_secrets(facts) is None
+
+
+@pytest.mark.parametrize(
+    ("secret", "outcome", "line"),
+    [
+        (COMPLETE, CheckOutcome.OK, None),
+        (
+            SecretSummary(frozenset({"ca.crt"})),
+            CheckOutcome.FAILED,
+            "chat/hosted: the Secret fairlead/provider has no entry token",
+        ),
+        (
+            MissingValue("not found", is_absent=True),
+            CheckOutcome.FAILED,
+            "chat/hosted: there is no Secret fairlead/provider",
+        ),
+        (MissingValue("you may not", is_forbidden=True), CheckOutcome.UNKNOWN, "you may not"),
+    ],
+)
+def test_mounted_secret_has_the_entries(
+    facts: ClusterFacts,
+    builders: Build,
+    secret: SecretSummary | MissingValue,
+    outcome: CheckOutcome,
+    line: str | None,
+) -> None:
+    found = replace(with_mount(facts), models=[hosted(builders)], secrets={**facts.secrets, WHERE: secret})
+    verdict = check_endpoint_secrets(found)
+    assert verdict is not None
+    assert (verdict.outcome, verdict.lines) == (outcome, () if line is None else (line,))
+
+
+def test_secret_of_another_namespace_does_not_count(facts: ClusterFacts, builders: Build) -> None:
+    found = replace(with_mount(facts, "search"), models=[hosted(builders)], secrets={WHERE: COMPLETE})
+    verdict = check_endpoint_secrets(found)
+    assert verdict is not None
+    assert verdict.outcome is CheckOutcome.FAILED
+    assert verdict.lines == (
+        "chat/hosted: fairlead/fairlead-gateway does not mount the Secret provider for models of the namespace chat",
+    )
+
+
+def test_unreadable_gateways_leave_it_open(facts: ClusterFacts, builders: Build) -> None:
+    found = replace(facts, models=[hosted(builders)], deployments=MissingValue("connection refused"))
+    (verdict,) = (one.verdict for one in run_checks(found) if one.check.id == "model-endpoint-secrets")
+    assert verdict.outcome is CheckOutcome.UNKNOWN
+
+
+class Objects:
+    """An API server with some objects; Secrets of the namespace `shut` may not be read."""
+
+    def __init__(self, *objects: Manifest) -> None:
+        self._objects = {(one["kind"], one["metadata"]["name"]): one for one in objects}
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Manifest:
+        if namespace == "shut" and resource == SECRETS:
+            raise Forbidden("you may not get secrets in shut", status=403)
+        if (resource.kind, name) not in self._objects:
+            raise NotFound("not found", status=404)
+        return self._objects[resource.kind, name]
+
+
+def named(kind: str, name: str, **fields: Any) -> Manifest:
+    return {"kind": kind, "metadata": {"name": name}, **fields}
+
+
+def model(build: Build, namespace: str = "chat") -> Manifest:
+    found: Manifest = build["model"]()
+    found["metadata"]["namespace"] = namespace
+    token = {"secretKeyRef": {"name": "engine", "key": "token"}}
+    maybe = {"secretKeyRef": {"name": "maybe", "key": "x", "optional": True}}
+    volumes = [
+        {"name": "tls", "secret": {"secretName": "tls"}},
+        {"name": "d", "persistentVolumeClaim": {"claimName": "data"}},
+    ]
+    found["spec"] = {
+        "model": {"uri": "hf://a/b", "credentials": {"secretRef": {"name": "hf"}}, "cache": {"claimName": "weights"}},
+        "engine": {
+            "type": "VLLM",
+            "imagePullSecrets": [{"name": "registry"}],
+            "env": [{"name": "A", "valueFrom": token}, {"name": "B", "valueFrom": maybe}],
+        },
+        "pools": [{"name": "main", "acceleratorClassName": "l40s", "template": {"spec": {"volumes": volumes}}}],
+    }
+    return found
+
+
+def checked(facts: ClusterFacts, one: Manifest, *objects: Manifest) -> tuple[CheckOutcome, tuple[str, ...]]:
+    references = asyncio.run(collect_references(cast(KubeApi, Objects(*objects)), [one]))
+    verdict = check_references(replace(facts, models=[one], references=references))
+    assert verdict is not None
+    return verdict.outcome, verdict.lines
+
+
+def test_all_that_is_missing_is_listed_at_once(facts: ClusterFacts, builders: Build) -> None:
+    outcome, lines = checked(facts, model(builders), named("Secret", "engine", data={"other": ""}))
+    assert outcome is CheckOutcome.FAILED
+    assert lines == (
+        "chat/tiny: there is no AcceleratorClass l40s",
+        "chat/tiny: there is no Secret chat/hf",
+        "chat/tiny: there is no PersistentVolumeClaim chat/weights",
+        "chat/tiny: there is no Secret chat/registry",
+        "chat/tiny: there is no Secret chat/engine with the entry token",
+        "chat/tiny: there is no Secret chat/tls",
+        "chat/tiny: there is no PersistentVolumeClaim chat/data",
+    )
+
+
+def test_model_with_all_that_it_names_passes(facts: ClusterFacts, builders: Build) -> None:
+    objects = [named("Secret", name, data={"token": ""}) for name in ("hf", "registry", "engine", "tls")]
+    objects += [named("PersistentVolumeClaim", name) for name in ("weights", "data")]
+    facts = replace(facts, accelerator_classes=[named("AcceleratorClass", "l40s")])
+    assert checked(facts, model(builders), *objects) == (CheckOutcome.OK, ())
+
+
+def test_secret_that_may_not_be_read_is_not_called_missing(facts: ClusterFacts, builders: Build) -> None:
+    facts = replace(facts, accelerator_classes=[named("AcceleratorClass", "l40s")])
+    claims = [named("PersistentVolumeClaim", name) for name in ("weights", "data")]
+    outcome, lines = checked(facts, model(builders, "shut"), *claims)
+    assert outcome is CheckOutcome.UNKNOWN
+    assert lines == ("you may not get secrets in shut",)
+
+
+def test_mounted_claim_of_a_source_is_looked_up(facts: ClusterFacts, builders: Build) -> None:
+    one: Manifest = builders["model"]()
+    one["spec"]["model"] = {"uri": "pvc:models/qwen"}
+    assert checked(facts, one) == (CheckOutcome.FAILED, ("chat/tiny: there is no PersistentVolumeClaim chat/models",))

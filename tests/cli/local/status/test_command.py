@@ -1,5 +1,6 @@
 """`fairlead local status` as a command: what it prints and how it exits."""
 
+import io
 import json
 import os
 import re
@@ -8,12 +9,16 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from fairlead_autoscaler.core import ModelSpec, Observation, PoolSpec, ScalingPlan
 from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_cli.local.run_directory import RunningStack, make_run_directory, write_stack_file
+from fairlead_cli.local.status.command import PoolScaling, StackReport, build_report, render_tree, to_plain
 from fairlead_cli.management import api_types
+from fairlead_cli.management.client import GatewaySnapshot
+from fairlead_cli.output import format_document
 from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 
@@ -154,3 +159,169 @@ def test_management_token_from_environment_is_sent() -> None:
         status("--manage", gateway.url, FAIRLEAD_MANAGE_TOKEN="secret")
         sent = {name.lower(): value for name, value in gateway.requests[0].headers.items()}
     assert sent["authorization"] == "Bearer secret"
+
+
+def snapshot(
+    *states: str,
+    window: api_types.PeriodStats | None = None,
+    decisions: tuple[api_types.Decision, ...] = (),
+    ready: bool = True,
+) -> GatewaySnapshot:
+    instances = [
+        api_types.Instance(f"main-{n}/400{n}/0", "main", f"http://h:400{n}", "sim", state, 1, 0, 0.2)
+        for n, state in enumerate(states)
+    ]
+    model = api_types.Model(KEY, "default", "tiny", "dual-hash", api_types.Objectives(0.95, 2.0), instances)
+    numbers = api_types.ModelStats(1, 0, window or api_types.PeriodStats(), window or api_types.PeriodStats(), {})
+    stats = api_types.GatewayStats(ready, [] if ready else ["no engine is ready"], 60.0, {KEY: numbers})
+    return GatewaySnapshot(api_types.Fleet(3, [model]), stats, api_types.DecisionList(list(decisions)))
+
+
+def make_report(gateway_state: GatewaySnapshot, expected_instances: int | None = None) -> StackReport:
+    return build_report(
+        gateway_state,
+        url="http://g",
+        manage="http://m",
+        expected_instances={} if expected_instances is None else {KEY: expected_instances},
+    )
+
+
+def text(report: StackReport, width: int = 200) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width).print(render_tree(report))
+    return out.getvalue()
+
+
+BUSY = api_types.PeriodStats(requests=100, requests_per_second=1.6, within_objective=0.99, cached_token_share=0.43)
+
+
+@pytest.mark.parametrize(
+    ("gateway_state", "expected_instances", "problem", "advice"),
+    [
+        (snapshot("Ready", "Ready", window=BUSY), 2, False, "nothing to do"),
+        (snapshot("Ready"), None, False, "nothing to do"),
+        (snapshot("Ready", "Starting", window=BUSY), 2, False, "1 engine starting"),
+        (snapshot("Starting", "Starting"), 2, True, "2 engines starting; requests wait until one is ready"),
+        (snapshot(), 2, True, "no engine is running"),
+        (snapshot("Ready", window=BUSY), 2, True, "1 of 2 engines ended and will be started again"),
+        (snapshot("Ready", window=api_types.PeriodStats(requests=9, errors=2)), 1, True, "2 of 9 requests failed"),
+        (
+            snapshot("Ready", window=api_types.PeriodStats(requests=9, within_objective=0.5)),
+            1,
+            True,
+            "50 % of requests meet",
+        ),
+    ],
+)
+def test_advice_names_the_most_urgent_problem(
+    gateway_state: GatewaySnapshot, expected_instances: int | None, problem: bool, advice: str
+) -> None:
+    report = make_report(gateway_state, expected_instances)
+    assert report.has_problem is problem
+    assert report.models[0].advice.text.startswith(advice)
+    assert f"next: {advice}" in text(report)
+
+
+def test_advice_on_failures_names_the_command_that_explains_one() -> None:
+    window = api_types.PeriodStats(requests=9, errors=2)
+    refused = api_types.Decision("req-1", KEY, outcome=api_types.RequestOutcome(400, "engine-refused"))
+    broken = api_types.Decision("req-2", KEY, outcome=api_types.RequestOutcome(200, "timeout"))
+    failed = api_types.Decision("req-3", KEY, outcome=api_types.RequestOutcome(502, "engines_broke_off"))
+    for decisions, which in (
+        ((refused, broken, failed), "req-2"),
+        ((refused, failed), "req-3"),
+        ((refused,), "ID (an answer's header x-fairlead-decision)"),
+    ):
+        report = make_report(snapshot("Ready", window=window, decisions=decisions), 1)
+        assert report.models[0].advice.text == (
+            f"2 of 9 requests failed in the last minute: fairlead explain request {which}"
+        )
+
+
+def test_scaled_pool_shows_its_target_and_may_sleep() -> None:
+    scaling = {KEY: [PoolScaling("main", 0, 0, 4, "zero", "silent for longer than idling is worth")]}
+    report = build_report(
+        snapshot(), url="http://g", manage="http://m", expected_instances={}, scaling_by_model=scaling
+    )
+    assert not report.has_problem
+    assert report.models[0].advice.text == "it has no engine: the next request waits while one starts"
+    assert "autoscaler wants 0 of main, of 0 to 4  zero  silent for longer" in text(report)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "unwritten", "advice"),
+    [
+        (2, None, "the autoscaler is adding engines"),
+        (4, None, "raise maxReplicas"),
+        (1, None, "the autoscaler considers the present engines enough (`fairlead explain scaling tiny` says why)"),
+        (3, "the mode is Advise", "the autoscaler wants 3 of main, which is not applied: the mode is Advise"),
+    ],
+)
+def test_missed_slo_of_a_scaled_pool_has_its_own_advice(wanted: int, unwritten: str | None, advice: str) -> None:
+    slow = snapshot("Ready", window=api_types.PeriodStats(requests=9, within_objective=0.5))
+    scaling = {KEY: [PoolScaling("main", wanted, 0, 4, "up", "2.1 are needed", unwritten)]}
+    report = build_report(slow, url="http://g", manage="http://m", expected_instances={}, scaling_by_model=scaling)
+    assert advice in report.models[0].advice.text
+    assert ("not done: the mode is Advise" in text(report)) is (unwritten is not None)
+
+
+def test_sleeping_engines_are_counted_and_no_warning() -> None:
+    scaling = {KEY: [PoolScaling("main", 1, 0, 4, "enough", "0.40 are needed", None, 1)]}
+    output = text(
+        build_report(
+            snapshot("Ready", "Sleeping"),
+            url="http://g",
+            manage="http://m",
+            expected_instances={},
+            scaling_by_model=scaling,
+        )
+    )
+    assert "tiny  dual-hash  1/1 ready, 1 asleep" in output
+    assert "pool main  1/1 ready, 1 asleep" in output
+    assert "☾ main-1  Sleeping  http://h:4001" in output
+    assert "autoscaler wants 1 and 1 asleep of main, of 0 to 4" in output
+    assert "‼" not in output
+
+
+def test_idle_stack_advice_names_the_chat_command() -> None:
+    idle = snapshot("Ready")
+    nothing = api_types.ModelStats()
+    report = make_report(
+        GatewaySnapshot(idle.fleet, api_types.GatewayStats(True, [], 1.0, {KEY: nothing}), idle.decisions), 1
+    )
+    assert report.models[0].advice.text == "nothing was asked yet: fairlead chat tiny"
+
+
+def test_gateway_not_ready_is_a_problem_with_reason() -> None:
+    report = make_report(snapshot("Ready", ready=False), 1)
+    assert report.has_problem
+    assert "no engine is ready" in text(report)
+
+
+def test_tree_shows_pools_instances_and_decisions() -> None:
+    choice = api_types.Choice(1, "main-0/4000/0", "affinity", "a home", 0.1, [])
+    decision = api_types.Decision("req-7", KEY, 0.0, 4_096.0, [choice], api_types.RequestOutcome(200, ttft_seconds=0.2))
+    lines = text(make_report(snapshot("Ready", "Draining", window=BUSY, decisions=(decision,)), 2)).splitlines()
+    assert any("tiny  dual-hash  1/2 ready" in line for line in lines)
+    assert any("hit rate 43 %" in line for line in lines)
+    assert any("√ main-0  Ready  1 in flight" in line for line in lines)
+    assert any("‼ main-1  Draining" in line for line in lines)
+    assert any("4.1k tokens → main-0  affinity  TTFT 200ms  a home" in line for line in lines)
+
+
+def test_json_is_complete_with_null_for_unknown() -> None:
+    report = json.loads(format_document(to_plain(make_report(snapshot("Ready", window=BUSY), 1)), "json"))
+    assert report["problem"] is False
+    (model,) = report["models"]
+    assert model["key"] == KEY
+    assert model["next"] == "nothing to do"
+    assert model["last_minute"]["cached_token_share"] == 0.43
+    assert model["last_minute"]["share_on_homes"] is None
+    assert model["pools"][0]["instances"][0]["id"] == "main-0/4000/0"
+
+
+def test_report_can_be_limited_to_one_model() -> None:
+    gateway_state = snapshot("Ready")
+    assert (
+        build_report(gateway_state, url=None, manage="m", expected_instances={}, only_key="default/other").models == ()
+    )

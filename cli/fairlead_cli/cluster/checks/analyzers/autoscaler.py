@@ -5,26 +5,22 @@ from typing import Final
 
 from fairlead.kube.resources import Manifest, key_of
 from fairlead_cli.cluster.checks.analyzers import workloads
-from fairlead_cli.cluster.checks.check import CheckOutcome, Verdict, failed, passed, unknown, verdict_of, warned
+from fairlead_cli.cluster.checks.check import CheckOutcome, Verdict, failed, known, passed, unknown, verdict_of, warned
 from fairlead_cli.cluster.components import AUTOSCALER
 from fairlead_cli.cluster.facts import ClusterFacts
-from fairlead_cli.cluster.object_fields import MissingValue, spec_of
+from fairlead_cli.cluster.object_fields import spec_of
 
 _SCALING_MODES: Final = ("Auto", "Advise")
 
 
 def check_installed(facts: ClusterFacts) -> Verdict | None:
     """Warns about models that want an autoscaler where none is installed."""
-    autoscalers = facts.component_deployments(AUTOSCALER)
-    if isinstance(autoscalers, MissingValue):
-        return unknown(autoscalers)
+    autoscalers = known(facts.component_deployments(AUTOSCALER))
     if autoscalers:
         return passed(", ".join(key_of(deployment) for deployment in autoscalers))
-    if isinstance(facts.models, MissingValue):
-        return unknown(facts.models)
     unserved = [
         f"{key_of(model)} has autoscaling.mode {mode}, and no autoscaler is installed"
-        for model in facts.models
+        for model in known(facts.models)
         if (mode := (spec_of(model).get("autoscaling") or {}).get("mode")) in _SCALING_MODES
     ]
     return warned(*unserved) if unserved else None

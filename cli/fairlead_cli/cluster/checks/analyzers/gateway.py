@@ -8,7 +8,7 @@ from typing import Final
 from fairlead.kube.resources import Manifest, key_of
 from fairlead_cli.cluster import components
 from fairlead_cli.cluster.checks.analyzers import workloads
-from fairlead_cli.cluster.checks.check import CheckOutcome, Verdict, failed, passed, unknown, verdict_of, warned
+from fairlead_cli.cluster.checks.check import CheckOutcome, Verdict, failed, known, passed, unknown, verdict_of, warned
 from fairlead_cli.cluster.components import GATEWAY, REDIS
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.object_fields import MissingValue, arguments_of, format_age, namespace_name, pod_spec_of
@@ -23,9 +23,7 @@ _EXPIRY_WARNING_SECONDS: Final = 14 * 86_400.0
 
 def check_installed(facts: ClusterFacts) -> Verdict:
     """Fails when no gateway is installed."""
-    deployments = facts.component_deployments(GATEWAY)
-    if isinstance(deployments, MissingValue):
-        return unknown(deployments)
+    deployments = known(facts.component_deployments(GATEWAY))
     return (
         passed(", ".join(key_of(deployment) for deployment in deployments))
         if deployments
@@ -156,10 +154,8 @@ def _notes(reports: Sequence[PodReport], wanted: Callable[[str], bool]) -> list[
 
 
 def _by_notes(facts: ClusterFacts, beginnings: tuple[str, ...], outcome: CheckOutcome) -> Verdict | None:
-    reports, deployments = facts.pod_reports.get(GATEWAY, ()), facts.component_deployments(GATEWAY)
-    if isinstance(deployments, MissingValue):
-        return unknown(deployments)
-    if not deployments:
+    reports = facts.pod_reports.get(GATEWAY, ())
+    if not known(facts.component_deployments(GATEWAY)):
         return None
     if not reports:
         return unknown("no pod of the gateway was found")

@@ -12,7 +12,15 @@ from fairlead.api.spec.engine import EngineType
 from fairlead.engine_profile import builtin_profiles
 from fairlead.fleet.endpoint_address import ENDPOINT_SECRETS_FOLDER
 from fairlead.kube.resources import Manifest, is_deleting, key_of, metadata_of, name_of
-from fairlead_cli.cluster.checks.check import Analyzer, CheckOutcome, Verdict, passed, unknown, verdict_of, warned
+from fairlead_cli.cluster.checks.check import (
+    Analyzer,
+    CheckOutcome,
+    Verdict,
+    known,
+    passed,
+    verdict_of,
+    warned,
+)
 from fairlead_cli.cluster.components import GATEWAY, watched_namespaces
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.model_references import ModelReference, accelerator_names
@@ -61,9 +69,7 @@ def for_models(analyzer: Callable[[ClusterFacts, Sequence[Manifest]], Verdict | 
 
     @wraps(analyzer)
     def analyze(facts: ClusterFacts) -> Verdict | None:
-        if isinstance(facts.models, MissingValue):
-            return unknown(facts.models)
-        models = [model for model in facts.models if not is_deleting(model)]
+        models = [model for model in known(facts.models) if not is_deleting(model)]
         return analyzer(facts, models) if models else None
 
     return analyze
@@ -202,9 +208,7 @@ def check_endpoint_secrets(facts: ClusterFacts, models: Sequence[Manifest]) -> V
     wanted = list(dict.fromkeys(secret for model in models for secret in _endpoint_secrets(model)))
     if not wanted:
         return None
-    deployments = facts.component_deployments(GATEWAY)
-    if isinstance(deployments, MissingValue):
-        return unknown(deployments)
+    deployments = known(facts.component_deployments(GATEWAY))
     findings: list[str] = []
     doubts: list[str] = []
     for gateway in deployments:

@@ -6,7 +6,7 @@ from typing import Final
 from fairlead.kube.resources import Manifest, key_of
 from fairlead_cli.cluster import components
 from fairlead_cli.cluster.checks.analyzers import workloads
-from fairlead_cli.cluster.checks.check import Verdict, failed, unknown, verdict_of
+from fairlead_cli.cluster.checks.check import Verdict, failed, known, unknown, verdict_of
 from fairlead_cli.cluster.components import OPERATOR
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.object_fields import MissingValue, format_age, namespace_name, parse_time, spec_of
@@ -19,9 +19,7 @@ _MARGIN_SECONDS: Final = 5.0
 
 def check_installed(facts: ClusterFacts) -> Verdict:
     """Fails without an operator, and when two watch the same namespace."""
-    operators = facts.component_deployments(OPERATOR)
-    if isinstance(operators, MissingValue):
-        return unknown(operators)
+    operators = known(facts.component_deployments(OPERATOR))
     if not operators:
         return failed("no Deployment has the labels of Fairlead's operator")
     clashes = [

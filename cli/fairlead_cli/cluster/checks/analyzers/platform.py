@@ -19,6 +19,7 @@ from fairlead_cli.cluster.checks.check import (
     CheckOutcome,
     Verdict,
     failed,
+    known,
     passed,
     unknown,
     verdict_of,
@@ -99,9 +100,7 @@ def check_pod_security(facts: ClusterFacts) -> Verdict:
     Unknown when it was not tried or got no answer. Passes when the namespace does not exist yet,
     since nothing can be tried there.
     """
-    if isinstance(facts.namespace_exists, MissingValue):
-        return unknown(facts.namespace_exists)
-    if not facts.namespace_exists:
+    if not known(facts.namespace_exists):
         return passed(f"not tried: the namespace {facts.install_namespace} does not exist yet")
     if facts.dry_run_refusal is None or isinstance(facts.dry_run_refusal, MissingValue):
         return unknown(facts.dry_run_refusal or "no dry run was made")
@@ -110,14 +109,12 @@ def check_pod_security(facts: ClusterFacts) -> Verdict:
 
 def check_quotas(facts: ClusterFacts) -> Verdict:
     """Fails for used-up quotas in the namespaces of installation and models."""
-    if isinstance(facts.quotas, MissingValue):
-        return unknown(facts.quotas)
     namespaces = {facts.install_namespace}
     for objects in (facts.models, facts.deployments):
         namespaces |= set() if isinstance(objects, MissingValue) else {namespace_name(quota) for quota in objects}
     return verdict_of(
         f"{key_of(quota)}: {resource} is used up ({used} of {limit})"
-        for quota in facts.quotas
+        for quota in known(facts.quotas)
         if namespace_name(quota) in namespaces
         for resource, used, limit in _used_up(quota)
     )
@@ -166,28 +163,25 @@ def parse_quantity(text: str) -> float | None:
 
 def check_accelerators(facts: ClusterFacts) -> Verdict:
     """Warns when no node offers a resource of any AcceleratorClass, built in or applied."""
-    if isinstance(facts.nodes, MissingValue):
-        return unknown(facts.nodes)
+    nodes = known(facts.nodes)
     names = {str(class_.spec.resource) for class_ in builtin_accelerators().values() if class_.spec.resource}
     if not isinstance(facts.accelerator_classes, MissingValue):
         names |= {
             str(spec_of(class_)["resource"]) for class_ in facts.accelerator_classes if spec_of(class_).get("resource")
         }
     offered: dict[str, float] = {}
-    for node in facts.nodes:
+    for node in nodes:
         for name, count in (status_of(node).get("allocatable") or {}).items():
             if name in names and (parse_quantity(str(count)) or 0.0) > 0:
                 offered[name] = offered.get(name, 0.0) + (parse_quantity(str(count)) or 0.0)
     if not offered:
-        return warned(f"none of {len(facts.nodes)} nodes does; only models without accelerators can run")
+        return warned(f"none of {len(nodes)} nodes does; only models without accelerators can run")
     return passed(", ".join(f"{count:.0f} {name}" for name, count in sorted(offered.items())))
 
 
 def check_storage_class(facts: ClusterFacts) -> Verdict:
     """Warns without a default StorageClass."""
-    if isinstance(facts.storage_classes, MissingValue):
-        return unknown(facts.storage_classes)
-    for storage_class in facts.storage_classes:
+    for storage_class in known(facts.storage_classes):
         if (metadata_of(storage_class).get("annotations") or {}).get(_DEFAULT_CLASS) == "true":
             return passed(name_of(storage_class))
     return warned("claims that name no class stay unbound")
@@ -195,9 +189,7 @@ def check_storage_class(facts: ClusterFacts) -> Verdict:
 
 def check_leader_worker_sets(facts: ClusterFacts) -> Verdict:
     """Checks that the cluster has LeaderWorkerSets: fails if a model needs them, else warns."""
-    if isinstance(facts.leader_worker_sets, MissingValue):
-        return unknown(facts.leader_worker_sets)
-    if facts.leader_worker_sets:
+    if known(facts.leader_worker_sets):
         return passed()
     models = () if isinstance(facts.models, MissingValue) else facts.models
     needing = [key_of(model) for model in models if any(_nodes(pool) > 1 for pool in spec_of(model).get("pools") or [])]
@@ -213,10 +205,8 @@ def _nodes(pool: Mapping[str, Any]) -> int:
 # --- CRDs ---------------------------------------------------------------------------------------------------------------
 
 
-def _installed(facts: ClusterFacts) -> dict[str, Manifest] | MissingValue:
-    if isinstance(facts.crds, MissingValue):
-        return facts.crds
-    return {name_of(crd): crd for crd in facts.crds}
+def _installed(facts: ClusterFacts) -> dict[str, Manifest]:
+    return {name_of(crd): crd for crd in known(facts.crds)}
 
 
 def check_crd_names(facts: ClusterFacts) -> Verdict:
@@ -224,8 +214,6 @@ def check_crd_names(facts: ClusterFacts) -> Verdict:
     exist.
     """
     installed = _installed(facts)
-    if isinstance(installed, MissingValue):
-        return unknown(installed)
     kinds_by_name = {f"{kind.plural}.{GROUP}": kind for kind in served_kinds()}
     foreign = [
         f"{name} is {(spec_of(installed[name]).get('names') or {}).get('kind')}, not {kind.name}"
@@ -243,8 +231,6 @@ def check_crd_names(facts: ClusterFacts) -> Verdict:
 def check_crds_installed(facts: ClusterFacts) -> Verdict:
     """Checks that every kind of this release is established and served."""
     installed = _installed(facts)
-    if isinstance(installed, MissingValue):
-        return unknown(installed)
     missing = []
     for kind in served_kinds():
         name = f"{kind.plural}.{GROUP}"
@@ -263,8 +249,6 @@ def check_crds_installed(facts: ClusterFacts) -> Verdict:
 def check_crd_schemas(facts: ClusterFacts) -> Verdict | None:
     """Fails for each field whose schema in the cluster differs from that of this release."""
     installed = _installed(facts)
-    if isinstance(installed, MissingValue):
-        return unknown(installed)
     differences: list[str] = []
     compared = 0
     for kind in served_kinds():
@@ -317,17 +301,14 @@ def _listed(names: list[str]) -> str:
 
 def check_network_policies(facts: ClusterFacts) -> Verdict | None:
     """Warns about components that no NetworkPolicy selects."""
-    if isinstance(facts.deployments, MissingValue):
-        return unknown(facts.deployments)
-    if isinstance(facts.network_policies, MissingValue):
-        return unknown(facts.network_policies)
-    if not facts.deployments:
+    deployments, policies = known(facts.deployments), known(facts.network_policies)
+    if not deployments:
         return None
-    selected = {(namespace_name(object_), *_selected_component(object_)) for object_ in facts.network_policies}
+    selected = {(namespace_name(object_), *_selected_component(object_)) for object_ in policies}
     return verdict_of(
         (
             f"{key_of(object_)} has none"
-            for object_ in facts.deployments
+            for object_ in deployments
             if (namespace_name(object_), label_of(object_, RELEASE_LABEL), label_of(object_, COMPONENT_LABEL))
             not in selected
         ),
@@ -339,13 +320,10 @@ def check_disruption_budgets(facts: ClusterFacts) -> Verdict | None:
     """Warns about replicated components without a disruption budget, and budgets that allow no
     disruption now.
     """
-    if isinstance(facts.deployments, MissingValue):
-        return unknown(facts.deployments)
-    if isinstance(facts.disruption_budgets, MissingValue):
-        return unknown(facts.disruption_budgets)
-    if not facts.deployments:
+    deployments, budgets = known(facts.deployments), known(facts.disruption_budgets)
+    if not deployments:
         return None
-    return verdict_of(_budget_problems(facts.deployments, facts.disruption_budgets), outcome=CheckOutcome.WARNING)
+    return verdict_of(_budget_problems(deployments, budgets), outcome=CheckOutcome.WARNING)
 
 
 def _budget_problems(deployments: Sequence[Manifest], budgets: Sequence[Manifest]) -> Iterator[str]:
@@ -370,11 +348,9 @@ def check_version_skew(facts: ClusterFacts) -> Verdict | None:
     """Warns when the components' versions, by their labels, differ from each other or from this
     command line.
     """
-    if isinstance(facts.deployments, MissingValue):
-        return unknown(facts.deployments)
     versions = {
         f"{label_of(deployment, COMPONENT_LABEL)} of {namespace_name(deployment)}": label_of(deployment, VERSION_LABEL)
-        for deployment in facts.deployments
+        for deployment in known(facts.deployments)
         if label_of(deployment, COMPONENT_LABEL) in COMPONENTS_WITH_PERMISSIONS
     }
     if not versions:

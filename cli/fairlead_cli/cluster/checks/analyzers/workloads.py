@@ -5,7 +5,16 @@ from functools import wraps
 
 from fairlead.kube.resources import Manifest, is_deleting, is_ready, key_of, name_of
 from fairlead_cli.cluster.access.permissions import Permission
-from fairlead_cli.cluster.checks.check import Analyzer, CheckOutcome, Verdict, passed, unknown, verdict_of, warned
+from fairlead_cli.cluster.checks.check import (
+    Analyzer,
+    CheckOutcome,
+    Verdict,
+    known,
+    passed,
+    unknown,
+    verdict_of,
+    warned,
+)
 from fairlead_cli.cluster.components import desired_replicas, secret_references
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.object_fields import MissingValue, conditions_of, shorten, waiting_reason
@@ -33,9 +42,7 @@ def for_component(
     def decorate(analyzer: Callable[[ClusterFacts, Sequence[Manifest]], Verdict | None]) -> Analyzer:
         @wraps(analyzer)
         def analyze(facts: ClusterFacts) -> Verdict | None:
-            deployments = facts.component_deployments(component)
-            if isinstance(deployments, MissingValue):
-                return unknown(deployments)
+            deployments = known(facts.component_deployments(component))
             if not deployments:
                 return None
             if ready and has_no_ready_pod(facts, component):
@@ -67,9 +74,7 @@ def check_pods_ready(facts: ClusterFacts, deployments: Sequence[Manifest]) -> Ve
     incomplete: list[str] = []
     ready_count = wanted_count = 0
     for deployment in deployments:
-        ready = ready_pods(facts, deployment)
-        if isinstance(ready, MissingValue):
-            return unknown(ready)
+        ready = known(ready_pods(facts, deployment))
         desired = desired_replicas(deployment)
         ready_count, wanted_count = ready_count + len(ready), wanted_count + desired
         if len(ready) < max(1, desired):
@@ -101,13 +106,12 @@ def not_ready_reasons(facts: ClusterFacts, deployment: Manifest) -> Iterator[str
 
 def check_images(facts: ClusterFacts) -> Verdict | None:
     """Fails for pods of the control plane whose image cannot be pulled."""
-    if isinstance(facts.pods, MissingValue):
-        return unknown(facts.pods)
-    if not facts.pods:
+    pods = known(facts.pods)
+    if not pods:
         return None
     return verdict_of(
         f"pod {key_of(pod)}: {reason}"
-        for pod in facts.pods
+        for pod in pods
         if (reason := waiting_reason(pod)).partition(":")[0].partition(" ")[0] in _IMAGE_PULL_REASONS
     )
 
