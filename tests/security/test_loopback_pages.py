@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from fairlead import http_access
 from fairlead.runtime.aiohttp_server import ProbeResult, add_probes, refuse_foreign_pages, serve
 from fairlead_downloader.__main__ import make_application as downloader_app
-from fairlead_kvstore.indexer.metrics import create_app as indexer_app
+from fairlead_kvstore.indexer.service import create_app as indexer_app
 from fairlead_operator.http_server import make_application as operator_app
 from fairlead_testing.http.raw_client import send
 from fairlead_testing.sim.engines import running_engine

@@ -1,7 +1,7 @@
 """Engine containers: what a container of each kind runs, needs and serves.
 
 The code is pure; the operator's renderer makes pods of its results. Each kind has one module;
-`weights`, `kv_offload`, `prestop_drain` and `shell_drain` are shared, and `additions` adds to
+`weights`, `kv_offload` and `prestop_drain` are shared, and `additions` adds to
 containers of every kind.
 `fairlead.engines` does not import this package, so that gateways do not load the API types.
 """

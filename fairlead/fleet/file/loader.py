@@ -1,13 +1,19 @@
-"""Parses fleet files. Every problem is reported, each with line, field and fix."""
+"""Parses fleet files. Every problem is reported, each with line, field and fix.
+
+Problems of the LoRA adapters of a fleet file, each with line, field and fix.
+
+Problems of the routes of a fleet file, each with line, field and fix.
+"""
+
+from collections.abc import Mapping, Sequence
 
 from pydantic import ValidationError
 
 from fairlead import units
+from fairlead.engines.lora_api import has_lora_api
 from fairlead.errors import FileProblem, ManifestError
-from fairlead.fleet.client_names import GrantedNames, NameClaim, grant_names, object_claim
+from fairlead.fleet.client_names import GrantedNames, NameClaim, describe_owner, grant_names, object_claim
 from fairlead.fleet.engine_url import endpoint_id
-from fairlead.fleet.file.adapter_problems import adapter_problems
-from fairlead.fleet.file.route_problems import route_problems
 from fairlead.fleet.file.schema import FileFleet, FileInstance, FileModel
 from fairlead.fleet.model import (
     EXTERNAL_API,
@@ -20,7 +26,93 @@ from fairlead.fleet.model import (
     served_name_override,
 )
 from fairlead.limits import Limits
-from fairlead.manifests.yaml_nodes import YamlNode, format_path, parse_documents
+from fairlead.manifests.yaml_nodes import YamlNode, format_path, format_value, parse_documents
+from fairlead.names import closest_matches
+from fairlead.routes.model import Route
+
+
+def route_problems(
+    routes: Sequence[Route], granted: Mapping[str, GrantedNames], models: Mapping[str, Model], node: YamlNode, file: str
+) -> list[FileProblem]:
+    """Returns the problems of routes: those that are given twice, and names that they do not get.
+
+    Targets are problems that are no models of the file, or that take no routes of the namespace.
+
+    granted: the names of models and routes, by the keys of their claims.
+    models: by their keys.
+    """
+    problems: list[FileProblem] = []
+
+    def add(path: tuple[str | int, ...], message: str, fix: str) -> None:
+        problems.append(FileProblem(file, node.locate(path).line, format_path(path), message, fix))
+
+    seen: set[str] = set()
+    for number, route in enumerate(routes):
+        if route.key in seen:
+            add(("routes", number, "name"), f"the route {route.key} is already given", "remove one or rename it")
+            continue
+        seen.add(route.key)
+        for refused in granted[object_claim("route", route.namespace, route.name).key].refused:
+            why = "it begins with a namespace that holds models"
+            if refused.owner is not None:
+                why = f"{describe_owner(refused.owner)} has it"
+            field = "name" if refused.name == route.name else "servedNames"
+            message = f"clients cannot reach the route by {format_value(refused.name)}: {why}"
+            add(("routes", number, field), message, "use another name")
+        for path, model in route.model_paths():
+            if model not in models:
+                matches = closest_matches(model, models, count=1)
+                fix = f"did you mean {matches[0]}?" if matches else "name a model of this file as namespace/name"
+                add(("routes", number, *path), f"no model of this file is {format_value(model)}", fix)
+            elif not models[model].takes_routes_of(route.namespace):
+                message = f"{format_value(model)} takes no routes of the namespace {route.namespace}"
+                add(("routes", number, *path), message, f"add `allowedRoutes: [{route.namespace}]` to the model")
+    return problems
+
+
+_Path = tuple[str | int, ...]
+
+
+def adapter_problems(content: FileFleet, node: YamlNode, file: str) -> list[FileProblem]:
+    """Returns the problems of adapters: names that something else has, and models that hand KV
+    over, whose engines serve no adapters.
+    """
+    problems: list[FileProblem] = []
+
+    def add(path: _Path, message: str, fix: str) -> None:
+        problems.append(FileProblem(file, node.locate(path).line, format_path(path), message, fix))
+
+    owners, namespaces = _owners(content), {model.namespace for model in content.models}
+    for number, model in enumerate(content.models):
+        if model.adapters and any(instance.role is not Role.SERVE for instance in model.instances):
+            message = "a model with Prefill and Decode instances serves no adapters"
+            add(("models", number, "adapters"), message, "give the adapters to a model whose instances Serve")
+        for index, instance in enumerate(model.instances if model.adapters else ()):
+            if not has_lora_api(instance.engine):
+                message = f"engines of the type {instance.engine} load no adapters at run time"
+                add(("models", number, "instances", index, "engine"), message, "remove the adapters of the model")
+        for index, adapter in enumerate(model.adapters):
+            path: _Path = ("models", number, "adapters", index, "name")
+            name, (first, slash, _) = adapter.name, adapter.name.partition("/")
+            if slash and first in namespaces:
+                why = "it begins with a namespace that holds models"
+                add(path, f"clients cannot reach the adapter by {format_value(name)}: {why}", "use another name")
+            elif name in owners:
+                add(path, f"{owners[name]} has the name {format_value(name)}", "use another name")
+            owners.setdefault(name, f"an adapter of the model {model.namespace}/{model.name}")
+    return problems
+
+
+def _owners(content: FileFleet) -> dict[str, str]:
+    """Returns who has each name for clients, adapters left out."""
+    owners: dict[str, str] = {}
+    for model in content.models:
+        for name in (model.name, *model.served_names):
+            owners.setdefault(name, f"the model {model.namespace}/{model.name}")
+    for route in content.routes:
+        for name in (route.name, *route.served_names):
+            owners.setdefault(name, f"the route {route.namespace}/{route.name}")
+    return owners
 
 
 def parse_fleet_file(text: str, *, file: str, limits: Limits | None = None) -> Fleet:

@@ -3,7 +3,6 @@
 - `spec_cache`: parses the custom resources.
 - `pod_instances`: pods to instances (pure).
 - `claimant_objects`: parses other objects with names: `route_objects`, `adapter_objects`.
-- `instance_shares`: divides the limits of the fleet among namespaces (pure).
 - `builder`: parsed specs and pods to a fleet (pure).
 - `source`: watches the cluster; `options` opens it from `--kube`.
 

@@ -5,11 +5,16 @@ Pure: the same objects and the same previous fleet give the same fleet on every 
 Instances stay in the fleet when information is missing. An unreadable spec keeps its previous
 values. Its pods are still found by their labels, which contain all that routing needs. Pods of an
 external pool stay until the pool has been listed.
+
+The shares of namespaces in the limits of the fleet. Pure.
+
+A limit is shared max-min: no namespace loses below its fair share to one that has more. What a
+namespace does not need of its share goes to the others.
 """
 
 import re
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -25,7 +30,6 @@ from fairlead.fleet.endpoint_address import ENDPOINT_SECRETS_FOLDER, address_ref
 from fairlead.fleet.engine_url import endpoint_id
 from fairlead.fleet.kubernetes.adapter_objects import ParsedAdapter, granted_adapters
 from fairlead.fleet.kubernetes.claimant_objects import ParsedClaimant
-from fairlead.fleet.kubernetes.instance_shares import take_fair_shares
 from fairlead.fleet.kubernetes.pod_instances import (
     ExternalPool,
     PodInstances,
@@ -50,6 +54,48 @@ from fairlead.fleet.model import (
 from fairlead.kube.resources import Manifest, key_of, label_selector, labels_of, metadata_of, namespace_of, uid_of
 from fairlead.limits import Limits
 from fairlead.routes.model import Route, visible_route
+
+_Item = TypeVar("_Item", ParsedModel, Instance)
+
+
+def fair_shares(demands: Mapping[str, int], capacity: int) -> dict[str, int]:
+    """Returns the max-min fair share of each key: at most its demand, at most `capacity` in all.
+
+    A remainder that cannot be divided goes to the largest demands, among equals to the last names.
+    """
+    shares: dict[str, int] = {}
+    left = capacity
+    smallest_first = sorted(demands, key=lambda key: (demands[key], key))
+    for done, key in enumerate(smallest_first):
+        shares[key] = min(demands[key], left // (len(smallest_first) - done))
+        left -= shares[key]
+    return shares
+
+
+def take_fair_shares(items: Iterable[_Item], capacity: int) -> tuple[list[_Item], list[_Item], dict[str, str]]:
+    """Divides `items`, in order of preference, into those within the share of their namespace and
+    the others.
+
+    Returns both in the given order, and `SERVED of WANTED` by each namespace that loses some.
+    """
+    by_namespace: dict[str, int] = {}
+    listed = list(items)
+    for item in listed:
+        by_namespace[item.namespace] = by_namespace.get(item.namespace, 0) + 1
+    shares = fair_shares(by_namespace, capacity)
+    left = dict(shares)
+    taken: list[_Item] = []
+    refused: list[_Item] = []
+    for item in listed:
+        left[item.namespace] -= 1
+        (taken if left[item.namespace] >= 0 else refused).append(item)
+    losses = {
+        namespace: f"{shares[namespace]:,} of {wanted:,}"
+        for namespace, wanted in sorted(by_namespace.items())
+        if shares[namespace] < wanted
+    }
+    return taken, refused, losses
+
 
 _Value = TypeVar("_Value")
 _UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

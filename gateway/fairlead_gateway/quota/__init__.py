@@ -2,7 +2,6 @@
 
 - `window`: calendar windows in UTC.
 - `exchange`: what gateways and the store send each other.
-- `account`: the counters of one limit in one window, and what is left of it.
 - `store`: the transition of the store, in Python; `redis_script`: the same as one Lua script.
 - `slices`: a worker's slices, from which requests are admitted.
 - `remembered`: what a gateway has seen of the store, which repairs a store that lost its state.

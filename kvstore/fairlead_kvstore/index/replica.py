@@ -25,6 +25,10 @@ are swept from the masks gradually, with every batch and with each call of ``swe
 are reused for the next instance. While too many are retired, no other instance gets bits.
 
 Why: an engine may clear its cache with each event. To sweep all blocks at once takes a second.
+
+The results of an index replica, as msgspec structs.
+
+Why: compiled modules cannot contain structs, so these are apart from ``replica.py``.
 """
 
 import sys
@@ -32,6 +36,8 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
+
+import msgspec
 
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TIER_SHIFT
@@ -46,8 +52,28 @@ from fairlead_kvstore.blockstore.changes import (
     InstanceDetached,
 )
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
-from fairlead_kvstore.index.match_result import InstanceMatch, KnownCompleteness
 from fairlead_kvstore.native.dict_mask_table import new_mask_table
+
+
+class InstanceMatch(msgspec.Struct, frozen=True, gc=False):
+    """The match of a chain at one instance.
+
+    blocks: cached blocks from the chain's start: in the GPU, up to CPU, up to disk, and with hints.
+    """
+
+    instance: str
+    blocks: tuple[int, int, int, int]
+
+
+class KnownCompleteness(msgspec.Struct, frozen=True, gc=False):
+    """The completeness of an instance: complete or not, and if not, why and since when (monotonic
+    seconds).
+    """
+
+    complete: bool
+    reason: str
+    since: float
+
 
 _LIMITS: Final = Limits()
 _TIERS: Final = len(INSTANCE_TIERS)

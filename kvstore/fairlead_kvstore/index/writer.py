@@ -1,7 +1,7 @@
 """The writer of models' indexes to Redis: a lease, numbered entries and snapshots for each model.
 
 ``offer`` queues changes and returns. A task writes them in steps, as one entry or several. Each
-write first compares the lease and the stream's position (``lua.py``). So a writer that was paused
+write first compares the lease and the stream's position in a script. So a writer that was paused
 cannot write, and one whose Redis has lost writes detects it at its next write. Then, and when too
 many changes wait, everything is written again in a new epoch. So a replica always belongs to one
 epoch, with no entry missing. Between steps the writer rests up to eight times as long as the last
@@ -19,6 +19,13 @@ A full Redis does not stop the writer either. If Redis refuses for two leases, t
 its lease: a writer that cannot write would look like a leader to replicas that get nothing. Until
 Redis accepts writes again, it requests the lease more often than other indexers, since it has the
 data to write.
+
+The Lua scripts of the index: every write checks the lease in the same step. The scripts use
+Redis commands up to 6.2.
+
+Keys are always (own, idx, ev) of one model. A write fails if the indexer was paused or disconnected
+for longer than its lease. It also fails if Redis has lost writes (a failover, a restart, FLUSHALL),
+since ``at`` then differs. After either failure the indexer begins a new epoch, or leads no more.
 """
 
 import asyncio
@@ -38,7 +45,7 @@ from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import KeyedTasks, cancel_and_wait
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.errors import UnreadableError
-from fairlead_kvstore.index import lua, redis_keys
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import (
     HINTS_FIELD,
     META_FIELD,
@@ -209,7 +216,7 @@ class IndexWriter:
         for state in self._models.values():
             if state.lease:
                 own, _, _ = redis_keys.index_keys(state.model_key)
-                await self._link.run([("EVAL", lua.RELEASE, 1, own, state.lease)])
+                await self._link.run([("EVAL", RELEASE, 1, own, state.lease)])
                 state.lease = b""
 
     async def step(self) -> None:
@@ -286,7 +293,7 @@ class IndexWriter:
             *state.possible_position_values(),
             state.meta,
         )
-        reply = await self._eval(state, lua.LEAD, *arguments)
+        reply = await self._eval(state, LEAD, *arguments)
         if reply is None:
             if state.refused_since is not None and not state.is_active:
                 # The former leader has the data; another needs replays, which may fall short.
@@ -302,7 +309,7 @@ class IndexWriter:
         else:
             if not state.is_active:
                 wall, (own, _, _) = self._clock.wall(), redis_keys.index_keys(state.model_key)
-                renew = ("EVAL", lua.RENEW, 1, own, lease, self._lease_ms)
+                renew = ("EVAL", RENEW, 1, own, lease, self._lease_ms)
                 found = await recover_index(self._link, state.model_key, wall - now, now, [renew])
                 if found is None or self._models.get(state.model_key) is not state:
                     return
@@ -339,7 +346,7 @@ class IndexWriter:
         trim = "" if entry.trim is None else f"{state.epoch}-{entry.trim}"
         after = encode_position(state.epoch, entry.sequence)
         words = (after, name, entry.data, trim, self._lease_ms, self._expire_ms)
-        reply = await self._eval(state, lua.WRITE, state.lease, state.position_value(), *words)
+        reply = await self._eval(state, WRITE, state.lease, state.position_value(), *words)
         if reply is None:
             return False
         if reply[0] == b"ok" or (reply[0] == b"moved" and bytes(reply[1]) == after):
@@ -357,7 +364,7 @@ class IndexWriter:
             return
         meta = IndexMeta(epoch, self.holder, self._clock.wall(), ready=False)
         reply = await self._eval(
-            state, lua.BEGIN, state.lease, encode_position(epoch, 0), encode_value(meta), self._expire_ms
+            state, BEGIN, state.lease, encode_position(epoch, 0), encode_value(meta), self._expire_ms
         )
         if reply is None or reply[0] != b"ok":
             if reply is not None:
@@ -465,7 +472,7 @@ class IndexWriter:
     ) -> bool:
         pairs = [value for pair in fields.items() for value in pair]
         reply = await self._eval(
-            state, lua.KEEP, state.lease, state.position_value(), self._lease_ms, len(obsolete), *obsolete, *pairs
+            state, KEEP, state.lease, state.position_value(), self._lease_ms, len(obsolete), *obsolete, *pairs
         )
         if reply is not None and reply[0] == b"ok":
             return True
@@ -502,3 +509,111 @@ class IndexWriter:
             return None
         state.refused_since = None
         return list(reply)
+
+
+LEAD: Final = """
+local own, idx, ev = KEYS[1], KEYS[2], KEYS[3]
+local holder, mine, px, ttl, least, again = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local a, b = redis.call('TYPE', own).ok, redis.call('TYPE', idx).ok
+if a ~= 'string' and a ~= 'none' then redis.call('DEL', own) end
+if b ~= 'hash' and b ~= 'none' then redis.call('DEL', idx) end
+local at = redis.call('HGET', idx, 'at') or ''
+local lease = redis.call('GET', own)
+local left = redis.call('PTTL', own)
+if lease and (left < 0 or left > 4 * tonumber(px)) then lease = false end
+local same = at == ARGV[7] or at == ARGV[8]
+local kind = redis.call('TYPE', ev).ok
+if kind == 'stream' then
+  local last = redis.call('XREVRANGE', ev, '+', '-', 'COUNT', 1)
+  same = same and last[1] and last[1][1] == string.gsub(at, ':', '-')
+elseif kind ~= 'none' or not string.match(at, ':0$') then
+  same = false
+end
+if lease and lease ~= mine and string.match(lease, '^%d+:(.*)$') ~= holder then
+  return {'held', lease, at}
+end
+if mine ~= '' and again == '0' and same then
+  redis.call('SET', own, mine, 'PX', px)
+  redis.call('PEXPIRE', idx, ttl)
+  redis.call('PEXPIRE', ev, ttl)
+  if ARGV[9] ~= '' and redis.call('HGET', idx, 'meta') ~= ARGV[9] then redis.call('HSET', idx, 'meta', ARGV[9]) end
+  return {'led', mine, at}
+end
+local before = tonumber(string.match(at, '^(%d+):') or '0') or 0
+if before > 9e15 then before = 0 end
+local known = tonumber(string.match(mine, '^(%d+):') or '0') or 0
+local epoch = string.format('%.0f', math.max(before + 1, known + 1, tonumber(least)))
+lease = epoch .. ':' .. holder
+redis.call('SET', own, lease, 'PX', px)
+return {'new', lease, at}
+"""
+"""Takes, renews or asks for the lease.
+
+holder, lease, px, ttl: holder, own lease or '', ms of a lease, ms that keys live.
+least, again: least new epoch, '1' for a new epoch in any case.
+further: two values that ``at`` may have, value of ``meta`` or ''.
+
+Reply: ('held' | 'led' | 'new', lease, at).
+
+It deletes only what exists. After a deletion, a full Redis refuses none of a script's writes, and
+an indexer that cannot write would get the lease again.
+"""
+
+BEGIN: Final = """
+local own, idx, ev = KEYS[1], KEYS[2], KEYS[3]
+if redis.call('GET', own) ~= ARGV[1] then return {'fenced'} end
+redis.call('DEL', ev)
+redis.call('HSET', idx, 'at', ARGV[2], 'meta', ARGV[3])
+redis.call('PEXPIRE', idx, ARGV[4])
+return {'ok'}
+"""
+"""(lease, at, meta, ms that keys live) → ('ok' | 'fenced')."""
+
+WRITE: Final = """
+local own, idx, ev = KEYS[1], KEYS[2], KEYS[3]
+if redis.call('GET', own) ~= ARGV[1] then return {'fenced'} end
+local at = redis.call('HGET', idx, 'at') or ''
+if at ~= ARGV[2] then return {'moved', at} end
+redis.call('XADD', ev, ARGV[4], 'd', ARGV[5])
+redis.call('HSET', idx, 'at', ARGV[3])
+if ARGV[6] ~= '' then redis.call('XTRIM', ev, 'MINID', '=', ARGV[6]) end
+redis.call('PEXPIRE', own, ARGV[7])
+if redis.call('PTTL', ev) < 0 then redis.call('PEXPIRE', ev, ARGV[8]) end
+return {'ok'}
+"""
+"""Writes an entry.
+
+Arguments: lease, at before, at after, id of the entry, entry, oldest id to keep or '', ms of a
+lease, ms that keys live.
+Reply: ('ok' | 'fenced') or ('moved', at).
+"""
+
+KEEP: Final = """
+local own, idx, ev = KEYS[1], KEYS[2], KEYS[3]
+if redis.call('GET', own) ~= ARGV[1] then return {'fenced'} end
+local at = redis.call('HGET', idx, 'at') or ''
+if at ~= ARGV[2] then return {'moved', at} end
+local n = tonumber(ARGV[4])
+for i = 5 + n, #ARGV, 2 do redis.call('HSET', idx, ARGV[i], ARGV[i + 1]) end
+for i = 5, 4 + n do redis.call('HDEL', idx, ARGV[i]) end
+redis.call('PEXPIRE', own, ARGV[3])
+return {'ok'}
+"""
+"""Writes and deletes fields.
+
+Arguments: lease, at, ms of a lease, number of deleted fields, these fields, then field and value in
+turn.
+Reply: ('ok' | 'fenced') or ('moved', at).
+"""
+
+RENEW: Final = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return 0
+"""
+"""(lease, ms of a lease), with own as the only key → 1 if the lease is valid."""
+
+RELEASE: Final = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+"""(lease), with own as the only key."""

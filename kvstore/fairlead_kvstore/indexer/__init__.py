@@ -4,5 +4,5 @@
 - `indexer`: `Indexer`, which follows the fleet, its engines and their adapters
 - `engine_member`: one instance that it reads
 - `redis_memory`: the bound of its blocks by the memory of Redis
-- `counters`, `metrics`: counters by model, Prometheus metrics and probes
+- `counters`: counters by model
 """

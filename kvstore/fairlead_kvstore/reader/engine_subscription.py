@@ -16,8 +16,21 @@ timers.
 ``EventSequencer``, ``EventApplication`` and ``BlockStore`` decide on the engine's blocks; this
 module has only sockets and timers. A defect of the indexer that a message reveals costs this
 engine's blocks and nothing else.
+
+One connection to an engine's event publisher. It connects once and does not reconnect.
+
+Why: all messages of one TCP connection come from one process. Unread ones at a break are dropped;
+if the process lives, the following replay contains them.
+
+Replay requests to engines.
+
+A replay is read as fast as it arrives, up to a bound.
+
+Why: an engine answers with all batches that it still has from the requested number, as fast as it
+can. It drops those that do not fit into its socket's queue.
 """
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -27,18 +40,208 @@ from typing import Final, Protocol
 from fairlead.errors import BadInput
 from fairlead.runtime.clock import Clock
 from fairlead_kvstore.blockstore.store import BlockStore
-from fairlead_kvstore.errors import MalformedEvents
-from fairlead_kvstore.events.stream_sequencer import EventSequencer, parse_frame, parse_replay_frame
+from fairlead_kvstore.errors import MalformedEvents, ProtocolError
+from fairlead_kvstore.events.stream_sequencer import EventSequencer, parse_frame, parse_replay_frame, replay_request
 from fairlead_kvstore.events.types import EventFrame, StreamOutcome, StreamPosition
+from fairlead_kvstore.events.zmtp import message
 from fairlead_kvstore.reader.buffered_bytes import BufferedBytes
 from fairlead_kvstore.reader.endpoints import EventEndpoints
 from fairlead_kvstore.reader.event_application import AdapterSource, AppliedEvents, EventApplication
-from fairlead_kvstore.reader.event_connection import EventConnection
 from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES
 from fairlead_kvstore.reader.namespace_slots import NamespaceSlot, NamespaceSlots
-from fairlead_kvstore.reader.replay_client import ReplayClient
 from fairlead_kvstore.reader.timers import OneShotTimer
-from fairlead_kvstore.reader.zmtp_connection import ConnectionContext, message_size
+from fairlead_kvstore.reader.zmtp_connection import (
+    ConnectionContext,
+    ZmtpConnection,
+    describe,
+    host_and_port,
+    message_size,
+    open_connection,
+)
+
+
+class ReplayListener(Protocol):
+    """The callbacks of a replay. They must not raise.
+
+    model_key: the model (``namespace/name``) of the engine.
+    next_replay_connection_at: in seconds of the event loop; kept here, since clients are replaced.
+    """
+
+    model_key: str
+    next_replay_connection_at: float
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether no further message may be read now. Then ``mark_ready`` is called later."""
+        ...
+
+    def on_replay_message(self, parts: list[bytes]) -> None:
+        """Handles one message of a replay, as a list of its parts."""
+        ...
+
+    def on_replay_cut(self, reason: str) -> None:
+        """Handles the end of the connection: the engine closed it, or too much of it is unread. May
+        be called without a replay in progress.
+        """
+        ...
+
+
+class ReplayClient:
+    """A connection to one engine's replay endpoint, made with the first request. Raises BadInput
+    for an invalid address.
+    """
+
+    def __init__(self, endpoint: str, listener: ReplayListener, context: ConnectionContext) -> None:
+        self._host, self._port = host_and_port(endpoint)
+        self.model_key = listener.model_key
+        self._listener = listener
+        self._context = context
+        self._connection: ZmtpConnection | None = None
+        self._unsent = b""
+        self._opening: asyncio.Task[None] | None = None
+
+    def request(self, start: int) -> None:
+        """Requests all batches from ``start`` on. While it connects, a later request replaces an
+        earlier one.
+        """
+        request = message(replay_request(start))
+        if self._connection is not None and self._connection.is_open:
+            self._connection.send(request)
+            return
+        self._unsent = request
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().create_task(self._open())
+
+    def read(self, most: int) -> tuple[int, bool]:
+        """Reads messages of one turn, see ``ReadSource``."""
+        if self._connection is None:
+            return 0, False
+        return self._connection.read(most, lambda: self._listener.is_busy, self._listener.on_replay_message)
+
+    def mark_ready(self) -> None:
+        """Schedules a read."""
+        if self._connection is not None:
+            self._connection.mark_ready()
+
+    def close(self) -> None:
+        """Closes the connection; pending messages are dropped."""
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._connection is not None:
+            self._connection.close()
+
+    def on_ended(self, reason: str, *, is_overflow: bool) -> None:
+        """Handles the end of the connection."""
+        self._listener.on_replay_cut(reason)
+
+    async def _open(self) -> None:
+        """Connects and sends the request. Tries until ``close``: an engine may bind this port after
+        the one of its events.
+
+        The first try is at least ``kv_reconnect_seconds`` after that of the connection before.
+        Why: an engine may close each one after a single batch.
+        """
+        limits, now = self._context.limits, asyncio.get_running_loop().time
+        await asyncio.sleep(max(0.0, self._listener.next_replay_connection_at - now()))
+        self._listener.next_replay_connection_at = now() + limits.kv_reconnect_seconds
+        while True:
+            try:
+                connection, stream = await open_connection(self._host, self._port, "DEALER", limits)
+            except (OSError, ProtocolError):
+                await asyncio.sleep(limits.kv_reconnect_seconds)
+                continue
+            break
+        self._opening = None
+        self._connection = ZmtpConnection(
+            connection,
+            stream,
+            self,
+            self._context,
+            namespace=self.model_key.partition("/")[0],
+            max_unread=limits.kv_replay_unread_bytes,
+        )
+        self._connection.send(self._unsent)
+
+
+class ConnectionListener(Protocol):
+    """The callbacks of a connection. They must not raise.
+
+    model_key: the model (``namespace/name``) of the engine.
+    """
+
+    model_key: str
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether no further message may be read now. Then ``mark_ready`` is called later."""
+        ...
+
+    def on_connected(self) -> None:
+        """Handles the end of the handshake."""
+        ...
+
+    def on_disconnected(self, reason: str) -> None:
+        """Handles a connection that ended or could not be made; it is closed already."""
+        ...
+
+    def on_messages(self, messages: list[list[bytes]]) -> None:
+        """Handles the messages of one turn, in order; each is a list of its parts."""
+        ...
+
+    def on_overflow(self, reason: str) -> None:
+        """Handles the end of a connection of which too much is unread; it is closed already."""
+        ...
+
+
+class EventConnection:
+    """A subscription to all topics at ``endpoint``. Raises BadInput for an invalid address."""
+
+    def __init__(self, endpoint: str, listener: ConnectionListener, context: ConnectionContext) -> None:
+        host, port = host_and_port(endpoint)
+        self.model_key = listener.model_key
+        self._listener = listener
+        self._context = context
+        self._connection: ZmtpConnection | None = None
+        self._opening = asyncio.get_running_loop().create_task(self._open(host, port))
+
+    def read(self, most: int) -> tuple[int, bool]:
+        """Reads messages of one turn, see ``ReadSource``."""
+        if self._connection is None:
+            return 0, False
+        found: list[list[bytes]] = []
+        turn = (0, False) if self._listener.is_busy else self._connection.read_list(most, found)
+        if found and self._connection.is_open:
+            self._listener.on_messages(found)
+        return turn
+
+    def mark_ready(self) -> None:
+        """Schedules a read."""
+        if self._connection is not None:
+            self._connection.mark_ready()
+
+    def close(self) -> None:
+        """Closes the connection without a callback."""
+        self._opening.cancel()
+        if self._connection is not None:
+            self._connection.close()
+
+    def on_ended(self, reason: str, *, is_overflow: bool) -> None:
+        """Handles the end of the connection."""
+        if is_overflow:
+            self._listener.on_overflow(reason)
+        else:
+            self._listener.on_disconnected(reason)
+
+    async def _open(self, host: str, port: int) -> None:
+        try:
+            connection, stream = await open_connection(host, port, "SUB", self._context.limits)
+        except (OSError, ProtocolError) as error:
+            self._listener.on_disconnected(describe(error))
+            return
+        namespace = self.model_key.partition("/")[0]
+        self._connection = ZmtpConnection(connection, stream, self, self._context, namespace=namespace)
+        self._listener.on_connected()
+
 
 MAX_KV_RECONNECT_SECONDS: Final = 2.0
 """Limit: longest pause between attempts to connect, half of it jitter."""

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairlead.usage.attribution import IDLE, apportion, attribute_cost
 from fairlead.usage.replica_log import ReplicaLine, ReplicaLog, ReplicaSpan, ReplicaSpans, ReplicaView, replica_seconds
+from fairlead.usage.report import IDLE, apportion, attribute_cost
 
 DAY = 86_400
 HEARTBEAT = 1_200

@@ -13,8 +13,8 @@ from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import EventsError, MalformedEvents, OversizedEvents
 from fairlead_kvstore.events.decoder import decode_events
-from fairlead_kvstore.events.event_slices import event_slices
 from fairlead_kvstore.events.payloads import RemovedEvent, StoredEvent
+from fairlead_kvstore.reader.event_application import event_slices
 
 LIMITS = Limits()
 SMALL = Limits(kv_slice_bytes=128)

@@ -16,7 +16,7 @@ from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.blockstore.types import InstanceSnapshot
 from fairlead_kvstore.events.payloads import EventBatch, StoredEvent
 from fairlead_kvstore.events.types import StreamPosition
-from fairlead_kvstore.index import lua, redis_keys
+from fairlead_kvstore.index import redis_keys, writer
 from fairlead_kvstore.index import writer as writing
 from fairlead_kvstore.index.format import InstanceHeader, encode_part, encode_value
 from fairlead_kvstore.index.recovery import RecoveredIndex, RestoredCheckpoint, recover_index
@@ -120,9 +120,9 @@ class _Link:
         if command[0] != "EVAL":
             return []
         _, script, _, own, *_ = command
-        if script == lua.LEAD:
+        if script == writer.LEAD:
             return [b"won", b"1:one", b""]
-        if script == lua.BEGIN:
+        if script == writer.BEGIN:
             self.begun.append(str(own))
         return [b"ok"]
 
@@ -184,13 +184,15 @@ class _SlowLink:
             return [b"i:a"]
         if name == "HMGET":
             return [self._values[word] for word in words[1:] if isinstance(word, bytes)]
-        self.renewals += words[0] == lua.RENEW
+        self.renewals += words[0] == writer.RENEW
         return 0 if self.is_lost else 1
 
 
 async def _restore(link: Any) -> RecoveredIndex | None:
     """Restores the model while other work runs, which ``link.turns`` counts."""
-    work = asyncio.ensure_future(recover_index(link, MODELS[0], 0.0, 0.0, [("EVAL", lua.RENEW, 1, "own", b"1:one", 9)]))
+    work = asyncio.ensure_future(
+        recover_index(link, MODELS[0], 0.0, 0.0, [("EVAL", writer.RENEW, 1, "own", b"1:one", 9)])
+    )
     while not work.done():
         link.turns += 1
         await asyncio.sleep(0)

@@ -14,8 +14,7 @@ from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.payloads import CacheEvent, ClearedEvent, EventBatch, RemovedEvent, StoredEvent
-from fairlead_kvstore.index.match_result import InstanceMatch, KnownCompleteness
-from fairlead_kvstore.index.replica import IndexReplica
+from fairlead_kvstore.index.replica import IndexReplica, InstanceMatch, KnownCompleteness
 from fairlead_kvstore.index.sink import LocalSink
 
 MODEL = "default/tiny"

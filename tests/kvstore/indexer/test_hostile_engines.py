@@ -11,9 +11,9 @@ import pytest
 from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
 from fairlead_kvstore.events.zmtp import ZmtpStream
-from fairlead_kvstore.reader import replay_client
+from fairlead_kvstore.reader import engine_subscription
 from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH
-from fairlead_kvstore.reader.replay_client import ReplayClient
+from fairlead_kvstore.reader.engine_subscription import ReplayClient
 from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmq_engine import ZmtpPeer
@@ -138,7 +138,7 @@ async def test_engine_that_closes_each_replay_is_connected_to_after_pauses(monke
         subscription = stage.indexer._members["a"].subscription
         assert subscription is not None
         await wait_until(lambda: not subscription.is_replaying)
-        monkeypatch.setattr(replay_client, "open_connection", refuse)
+        monkeypatch.setattr(engine_subscription, "open_connection", refuse)
         for number in range(3):
             client = ReplayClient("tcp://127.0.0.1:1", subscription, stage.indexer._context)
             client.request(0)

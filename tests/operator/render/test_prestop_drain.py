@@ -7,8 +7,8 @@ from threading import Event
 
 import pytest
 
+from fairlead.engines.containers.llama_cpp import ShellDrain
 from fairlead.engines.containers.prestop_drain import DRAIN_SCRIPT, PreStopDrain
-from fairlead.engines.containers.shell_drain import ShellDrain
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer, ReceivedRequest
 
 GAUGE = "vllm:num_requests_running"

@@ -1,4 +1,11 @@
-"""`spec` of a ModelRoute: names for clients, and the models that they stand for."""
+"""`spec` of a ModelRoute: names for clients, and the models that they stand for.
+
+`onFailure` of a ModelRoute: models that answer where a target has not.
+
+`rewrite` of a ModelRoute: defaults and caps of parameters in the bodies of requests.
+
+`shadow` of a ModelRoute: a model that gets copies of requests, and whose answers are dropped.
+"""
 
 import re
 from collections.abc import Sequence
@@ -6,12 +13,233 @@ from typing import Annotated, ClassVar, Final, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fairlead.api.spec.route.fallbacks import ModelRouteFallback, check_fallbacks
-from fairlead.api.spec.route.rewrite import ModelRouteRewrite
-from fairlead.api.spec.route.shadow import ModelRouteShadow, check_shadow
 from fairlead.api.strict_model import FieldPath, Rule, StrictModel, field_error
-from fairlead.api.value_types import ServedName, ShortName, list_map_schema
-from fairlead.routes.model import Fallback, Route, RouteRule, RouteTarget, Shadow
+from fairlead.api.value_types import ServedName, ShortName, check_unique, list_map_schema
+from fairlead.routes.fallback_graph import fallback_edges, find_loop
+from fairlead.routes.model import FailureKind, Fallback, RequestRewrite, Route, RouteRule, RouteTarget, Shadow
+
+
+class ModelRouteShadow(StrictModel):
+    """A model that gets copies of requests, at the lowest priority. Its answers are dropped."""
+
+    model: Annotated[
+        ServedName,
+        Field(
+            description="`namespace/name` of a model, or the name of one in the route's namespace",
+            examples=["llama-8b-next"],
+        ),
+    ]
+    percent: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=100,
+            description="share of the conversations whose requests are copied; 0: none",
+            examples=["10"],
+            json_schema_extra={"format": "int32"},
+        ),
+    ] = 100
+
+
+def check_shadow(route: Route, at: tuple[str, ...] = ()) -> None:
+    """Raises the error of a field if no request of the route could be copied.
+
+    at: path of the route's spec below the validated value.
+    """
+    shadow = route.shadow
+    if shadow is not None and all(model == shadow.model for _, model in route.target_paths()):
+        message = "the model is the only target of the route, so nothing can be compared"
+        raise field_error(message, "name another model", at=(*at, "shadow", "model"))
+
+
+_MAX_TOKENS: Final = 16_777_216
+_Tokens = Annotated[int, Field(ge=1, le=_MAX_TOKENS, json_schema_extra={"format": "int32"})]
+_Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+class RequestDefaults(StrictModel):
+    """Parameters that a request gets if it has none, by the names of the OpenAI API."""
+
+    max_tokens: Annotated[
+        _Tokens | None,
+        Field(
+            alias="max_tokens", description="maximum number of tokens in an answer; not above the cap", examples=["512"]
+        ),
+    ] = None
+    temperature: Annotated[
+        float | None, Field(alias="temperature", ge=0, le=2, description="sampling temperature", examples=["0.2"])
+    ] = None
+    top_p: Annotated[
+        float | None,
+        Field(alias="top_p", gt=0, le=1, description="probability mass that tokens are chosen from", examples=["0.9"]),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        Field(
+            alias="top_k",
+            ge=-1,
+            le=1_000_000,
+            description="number of most likely tokens to sample from; -1: all",
+            examples=["20"],
+            json_schema_extra={"format": "int32"},
+        ),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        Field(
+            alias="min_p",
+            ge=0,
+            le=1,
+            description="minimum probability of a token, as a share of that of the likeliest",
+            examples=["0.05"],
+        ),
+    ] = None
+    presence_penalty: Annotated[
+        _Penalty | None,
+        Field(
+            alias="presence_penalty",
+            description="penalty on each token that is in the answer already",
+            examples=["0.5"],
+        ),
+    ] = None
+    frequency_penalty: Annotated[
+        _Penalty | None,
+        Field(
+            alias="frequency_penalty",
+            description="penalty on each token, times how often it is in the answer",
+            examples=["0.5"],
+        ),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None,
+        Field(alias="repetition_penalty", gt=0, le=10, description="factor on repeated tokens", examples=["1.05"]),
+    ] = None
+
+
+class RequestCaps(StrictModel):
+    """Upper bounds of parameters, by the names of the OpenAI API."""
+
+    max_tokens: Annotated[
+        _Tokens | None,
+        Field(
+            alias="max_tokens",
+            description="maximum number of tokens in an answer, by any name; also the limit of a request without one",
+            examples=["1024"],
+        ),
+    ] = None
+    n: Annotated[
+        int | None,
+        Field(
+            alias="n",
+            ge=1,
+            le=128,
+            description="maximum number of answers to a request; also bounds `best_of`",
+            examples=["1"],
+            json_schema_extra={"format": "int32"},
+        ),
+    ] = None
+
+
+class ModelRouteRewrite(StrictModel):
+    """Parameters that a route sets in the bodies of requests. It changes no prompt."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.defaults) || !has(self.defaults.max_tokens) || !has(self.caps) || "
+            "!has(self.caps.max_tokens) || self.defaults.max_tokens <= self.caps.max_tokens",
+            message="the default of max_tokens is above its cap",
+            fix="lower the default, or raise the cap",
+            at=("defaults", "max_tokens"),
+            violation=lambda rewrite: (
+                rewrite.defaults.max_tokens is not None
+                and rewrite.caps.max_tokens is not None
+                and rewrite.defaults.max_tokens > rewrite.caps.max_tokens
+            ),
+        ),
+    )
+
+    defaults: RequestDefaults = Field(
+        default_factory=RequestDefaults,
+        description="parameters of requests that do not set them",
+        examples=["{temperature: 0.2}"],
+    )
+    caps: RequestCaps = Field(
+        default_factory=RequestCaps,
+        description="upper bounds; greater values of a request are lowered to them",
+        examples=["{max_tokens: 1024}"],
+    )
+
+    def to_rewrite(self) -> RequestRewrite:
+        """Returns the rewrite as gateways use it."""
+        defaults, caps = (values.model_dump(by_alias=True, exclude_none=True) for values in (self.defaults, self.caps))
+        return RequestRewrite(tuple(defaults.items()), tuple(caps.items()))
+
+
+class ModelRouteFallback(StrictModel):
+    """A model that gets requests which another one has not answered, before their first byte."""
+
+    when: Annotated[
+        list[Annotated[FailureKind, Field(strict=False)]],
+        Field(
+            min_length=1,
+            max_length=len(FailureKind),
+            description="failures after which the model may answer: NoCapacity (engines or queues are full), "
+            "Unavailable (no instance has answered), ContextTooLong (the engine says so), DeadlineUnattainable (a "
+            "sheddable request would miss its TTFT target), Refused (another 4xx of the engine)",
+            examples=["[Unavailable, NoCapacity]"],
+            json_schema_extra={"x-kubernetes-list-type": "set"},
+        ),
+    ]
+    to: Annotated[
+        ServedName,
+        Field(
+            description="`namespace/name` of a model, or the name of one in the route's namespace",
+            examples=["llama-8b"],
+        ),
+    ]
+    after: Annotated[
+        ServedName | None,
+        Field(
+            description="the model that must have failed; by default, any target of the route, or the `to` of an "
+            "earlier entry",
+            examples=["llama-70b"],
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _check_unique_kinds(self) -> Self:
+        check_unique("when", [kind.value for kind in self.when])
+        return self
+
+
+def check_fallbacks(route: Route, at: tuple[str, ...] = ()) -> None:
+    """Raises the error of a field if fallbacks form a loop, or can never be used.
+
+    at: path of the route's spec below the validated value.
+    """
+    targets = list(dict.fromkeys(model for _, model in route.target_paths()))
+    reached = set(targets).union(fallback.to for fallback in route.fallbacks)
+    edges = fallback_edges(route)
+    for number, fallback in enumerate(route.fallbacks):
+        place: FieldPath = (*at, "onFailure", number)
+        if fallback.after is None and targets == [fallback.to]:
+            message = "the model is the only target of the route, so it cannot answer in its own place"
+            raise field_error(message, "name another model", at=(*place, "to"))
+        if fallback.after is not None and fallback.after not in reached:
+            message = f"no request of the route goes to {fallback.after}"
+            raise field_error(message, "name a target, or the `to` of an entry", at=(*place, "after"))
+    loop = find_loop(edges)
+    if loop:
+        closing = {(loop[index], loop[index + 1]) for index in range(len(loop) - 1)}
+        numbers = [
+            number
+            for number, fallback in enumerate(route.fallbacks)
+            if any(fallback.to == target and fallback.after in (None, source) for source, target in closing)
+        ]
+        message = f"the fallbacks form a loop: {' → '.join(loop)}"
+        fix = "remove this entry, or name with `after` the model that it follows"
+        raise field_error(message, fix, at=(*at, "onFailure", numbers[-1], "to"))
+
 
 MAX_WEIGHT: Final = 1_000_000
 _HEADER_PATTERN: Final = r"^[A-Za-z0-9-]{1,64}$"

@@ -1,6 +1,6 @@
 """The `spec` of a ModelTenant.
 
-- `spec`: the whole, and its conversion to a `fairlead.tenants.model.Tenant`.
-- `credentials`: keys and bearer tokens. `limits`: limits and the budget.
+- `spec`: the whole, with limits and the budget; conversion to a `fairlead.tenants.model.Tenant`.
+- `credentials`: keys and bearer tokens.
 - `model_names`: how models are named.
 """

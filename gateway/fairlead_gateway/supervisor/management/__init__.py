@@ -2,13 +2,13 @@
 
 It only reads. Nothing here serves a prompt. In reading order:
 
-- `server`, `asgi_bridge`: the listening socket, and its requests as ASGI calls.
+- `server`: the listening socket, and its requests as ASGI calls.
 - `access/`: hosts, origins, and the scopes of management tokens.
 - `app`, `probes`: the open paths; `app` loads the API at its first request.
 - `api`, `route_parts`, `schemas`: the JSON routes, what they share, and their types.
 - `view`: the interface to the gateway that all of them read.
 - `serializers`, `stats`: the JSON values.
-- `status_page`, `static/`: the HTML page.
+- `static/`: the HTML page.
 """
 
 from fairlead_gateway.supervisor.management.app import create_management_app

@@ -2,5 +2,4 @@
 
 - `pending_run`: the blocks of one event as a run that is added to a table
 - `orphan_blocks`: runs that wait for their parent
-- `scanned_events`: the events of a usual batch, applied in one step
 """

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.fleet.kubernetes.instance_shares import fair_shares
+from fairlead.fleet.kubernetes.builder import fair_shares
 from fairlead_testing.kube.operator_harness import LIMITS, build, external, keyed, model, pod
 
 

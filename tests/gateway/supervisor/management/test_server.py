@@ -15,8 +15,7 @@ from fairlead_gateway.http.listener import HttpRequest, Listener
 from fairlead_gateway.http.request_parser import parse_head
 from fairlead_gateway.supervisor.management.access.access_guard import AccessGuard
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
-from fairlead_gateway.supervisor.management.asgi_bridge import serve_request
-from fairlead_gateway.supervisor.management.server import ManagementServer
+from fairlead_gateway.supervisor.management.server import ManagementServer, serve_request
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, send
 from fairlead_testing.waiting import wait_until
 

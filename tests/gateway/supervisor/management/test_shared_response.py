@@ -6,7 +6,7 @@ from itertools import count
 import pytest
 
 from fairlead.runtime.clock import ManualClock
-from fairlead_gateway.supervisor.management.shared_response import BURST_SECONDS, TIME_SHARE, SharedResponse
+from fairlead_gateway.supervisor.management.probes import BURST_SECONDS, TIME_SHARE, SharedResponse
 
 COMPUTATION_SECONDS = 1 / 16
 
