@@ -14,7 +14,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.worker.observability.observers import RequestObservers
 from fairlead_gateway.worker.observability.settings import ObservabilitySettings
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
-from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 from fairlead_testing.simulated.event_loop import running_clock
@@ -95,7 +95,7 @@ async def test_no_log_line_decision_metric_span_or_error_repeats_a_prompt(
 async def test_a_defect_of_ours_is_a_500_with_an_id_and_its_log_line_holds_no_prompt(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
+    async with gateway_of(well_behaved) as (running, *_):
 
         def defect(*_: object, **__: object) -> None:
             raise ValueError(f"cannot take {BODY}")

@@ -128,11 +128,22 @@ async def running_gateway(
 
 
 @asynccontextmanager
-async def gateway_before(scripts: list[Script], limits: Limits | None = None) -> AsyncIterator[RunningGateway]:
-    """Runs a gateway before one engine per script; afterwards no load may be left."""
+async def gateway_of(*scripts: Script, limits: Limits | None = None, **options: Any) -> AsyncIterator[tuple[Any, ...]]:
+    """Runs a gateway before one engine per script; returns it and the engines.
+
+    options: of `fleet_of` and of `running_gateway`.
+    """
+    of_fleet = {name: options.pop(name) for name in options.keys() & (fleet_of.__kwdefaults__ or {}).keys()}
     async with AsyncExitStack() as stack:
         engines = [await stack.enter_async_context(scripted_engine(script)) for script in scripts]
-        running = await stack.enter_async_context(running_gateway(fleet_of([engine.url for engine in engines]), limits))
+        fleet = fleet_of([engine.url for engine in engines], **of_fleet)
+        yield (await stack.enter_async_context(running_gateway(fleet, limits, **options)), *engines)
+
+
+@asynccontextmanager
+async def gateway_before(scripts: list[Script], limits: Limits | None = None) -> AsyncIterator[RunningGateway]:
+    """Runs a gateway before one engine per script; afterwards no load may be left."""
+    async with gateway_of(*scripts, limits=limits) as (running, *_):
         yield running
         assert {load.inflight for load in running.loads().values()} == {0}
 

@@ -5,8 +5,8 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_gateway.http.listener import max_connections
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
-from fairlead_testing.engines.scripted import scripted_engine, silent
-from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
+from fairlead_testing.engines.scripted import scripted_engine, silent, well_behaved
+from fairlead_testing.gateway.running_gateway import fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until
 
@@ -84,10 +84,7 @@ async def test_a_flood_of_connections_is_reset_so_that_refusals_are_bounded() ->
 
 
 async def test_more_connections_than_the_limit_are_refused() -> None:
-    async with (
-        scripted_engine() as engine,
-        running_gateway(fleet_of([engine.url]), Limits(connections=2)) as running,
-    ):
+    async with gateway_of(well_behaved, limits=Limits(connections=2)) as (running, *_):
         first, second = await RawConnection.connect(running.url), await RawConnection.connect(running.url)
         for connection in (first, second):
             await connection.send(post_request(GOOD, close=False)[:-1])
@@ -102,10 +99,7 @@ async def test_more_connections_than_the_limit_are_refused() -> None:
 
 async def test_connections_of_strangers_keep_no_caller_out() -> None:
     limits = Limits(connections=4)
-    async with (
-        scripted_engine() as engine,
-        running_gateway(fleet_of([engine.url]), limits, api_keys=KEYS) as running,
-    ):
+    async with gateway_of(well_behaved, limits=limits, api_keys=KEYS) as (running, *_):
         caller = await RawConnection.connect(running.url)
         await caller.send(post_request(GOOD, close=False, more=KEY_OF_ONE))
         assert (await caller.read_response()).status == 200
@@ -125,10 +119,7 @@ async def test_connections_of_strangers_keep_no_caller_out() -> None:
 
 async def test_idle_connections_of_one_caller_keep_no_other_out() -> None:
     limits = Limits(connections=4)
-    async with (
-        scripted_engine() as engine,
-        running_gateway(fleet_of([engine.url]), limits, api_keys=KEYS) as running,
-    ):
+    async with gateway_of(well_behaved, limits=limits, api_keys=KEYS) as (running, *_):
         idle = [await RawConnection.connect(running.url) for _ in range(4)]
         for connection in idle:
             await connection.send(post_request(GOOD, close=False, more=KEY_OF_ONE))
@@ -141,10 +132,7 @@ async def test_idle_connections_of_one_caller_keep_no_other_out() -> None:
 
 async def test_busy_connections_of_one_caller_leave_some_to_others() -> None:
     limits = Limits(connections=4, caller_connections_share=0.5)
-    async with (
-        scripted_engine(silent) as engine,
-        running_gateway(fleet_of([engine.url]), limits, api_keys=KEYS) as running,
-    ):
+    async with gateway_of(silent, limits=limits, api_keys=KEYS) as (running, *_):
         busy = [await RawConnection.connect(running.url) for _ in range(3)]
         for connection in busy:
             await connection.send(post_request(GOOD, close=False, more=KEY_OF_ONE))

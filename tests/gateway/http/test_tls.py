@@ -18,7 +18,7 @@ from fairlead_gateway.http.sockets import TlsCertificate
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, silent_after_token
 from fairlead_testing.gateway.gateway_process import gateway_process
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.certificates import Certificate, CertificateAuthority, has_openssl
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until
@@ -92,10 +92,7 @@ async def test_a_client_that_leaves_over_tls_frees_its_engine(
     authority: CertificateAuthority, here: Certificate, rude: bool
 ) -> None:
     tls = await loaded(here)
-    async with (
-        scripted_engine(silent_after_token) as engine,
-        running_gateway(fleet_of([engine.url]), tls=tls) as running,
-    ):
+    async with gateway_of(silent_after_token, tls=tls) as (running, engine):
         connection = await RawConnection.connect(running.url, authority.client_context())
         await connection.send(post_request(GOOD | {"stream": True}, close=False))
         await connection.reader.readuntil(b'"content":"a"')

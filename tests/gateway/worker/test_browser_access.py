@@ -8,8 +8,8 @@ from fairlead.errors import SettingsError
 from fairlead.settings import GatewaySettings
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.worker.browser_access import parse_browser_access
-from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
+from fairlead_testing.engines.scripted import scripted_engine, well_behaved
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, gateway_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import keys_of
 from fairlead_testing.http.raw_client import RawResponse, send
 
@@ -91,10 +91,7 @@ async def test_clients_of_a_gateway_without_keys_are_served(lines: tuple[str, ..
 
 
 async def test_page_with_a_key_calls_a_gateway_from_any_origin() -> None:
-    async with (
-        scripted_engine() as engine,
-        running_gateway(fleet_of([engine.url]), api_keys=keys_of(Tenant(KEY))) as running,
-    ):
+    async with gateway_of(well_behaved, api_keys=keys_of(Tenant(KEY))) as (running, *_):
         preflight = await send_page_request(
             running,
             f"origin: {UI}",
@@ -114,10 +111,7 @@ async def test_page_with_a_key_calls_a_gateway_from_any_origin() -> None:
 
 
 async def test_listed_origins_alone_are_named_in_answers() -> None:
-    async with (
-        scripted_engine() as engine,
-        running_gateway(fleet_of([engine.url]), api_keys=keys_of(Tenant(KEY))) as running,
-    ):
+    async with gateway_of(well_behaved, api_keys=keys_of(Tenant(KEY))) as (running, *_):
         settings = GatewaySettings(cors_origins=f"http://localhost:3000, {UI}")
         running.gateway.browser_access = parse_browser_access(settings, has_api_keys=True)
         for origin, named in ((UI, UI), ("http://localhost:3000", "http://localhost:3000"), ("https://other", None)):

@@ -8,8 +8,8 @@ import pytest
 from fairlead.runtime.clock import ManualClock
 from fairlead.tenants.model import ApiKey, Tenant
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
-from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token
-from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token, well_behaved
+from fairlead_testing.gateway.running_gateway import fleet_of, gateway_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
 
@@ -80,10 +80,7 @@ async def test_a_key_in_the_query_is_no_key(query: str) -> None:
     ],
 )
 async def test_only_the_key_says_whose_request_it_is(more: str, tenant: str) -> None:
-    async with (
-        scripted_engine() as engine,
-        running_gateway(fleet_of([engine.url]), api_keys=keys_of(ACME, ZETA)) as at,
-    ):
+    async with gateway_of(well_behaved, api_keys=keys_of(ACME, ZETA)) as (at, engine):
         body = {**GOOD, "user": "zeta"}
         answer = await request(at.url, body, more=more + authorization("acme"))
         (logged,) = at.gateway.decisions.find(answer.fields["x-fairlead-decision"])

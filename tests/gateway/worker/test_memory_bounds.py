@@ -13,7 +13,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.http import connection as listen
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, silent
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request
 from fairlead_testing.waiting import wait_until
 
@@ -195,10 +195,7 @@ async def test_a_status_that_does_not_exist_is_no_answer() -> None:
 async def test_a_slow_reader_gets_all_of_the_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listen, "_LINGER_SECONDS", 0.01)
     text = {"object": "chat.completion", "choices": [{"text": "x" * 900_000}]}
-    async with (
-        scripted_engine(lambda call: call.respond(text)) as engine,
-        running_gateway(fleet_of([engine.url])) as running,
-    ):
+    async with gateway_of(lambda call: call.respond(text)) as (running, *_):
         gateway, address = running.gateway, urlsplit(running.url)
         reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=4_096)
         await until(running, 1)
@@ -289,10 +286,7 @@ async def test_bodies_of_one_caller_leave_memory_for_those_of_others(is_complete
         await go_on.wait()
         await call.respond({"object": "chat.completion", "choices": []})
 
-    async with (
-        scripted_engine(slow) as engine,
-        running_gateway(fleet_of([engine.url]), limits, api_keys=keys_of("greedy", "steady")) as running,
-    ):
+    async with gateway_of(slow, limits=limits, api_keys=keys_of("greedy", "steady")) as (running, *_):
         listener = running.gateway.listener
         connections = []
         for number in range(1, 4):

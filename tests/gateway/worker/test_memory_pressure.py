@@ -21,9 +21,9 @@ from fairlead_gateway.worker.memory_pressure import (
     parse_memory_limit,
     unreadable_limit_warning,
 )
-from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.engines.scripted import scripted_engine, well_behaved
 from fairlead_testing.gateway.gateway_process import gateway_process
-from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, gateway_of
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until
 
@@ -220,10 +220,7 @@ def test_sizes_are_read_and_what_is_none_is_said() -> None:
 async def test_short_memory_refuses_large_bodies_however_they_come_and_recovers() -> None:
     level = 0.5
     limits = Limits(memory_check_seconds=0.01)
-    async with (
-        scripted_engine() as engine,
-        running_gateway(fleet_of([engine.url]), limits, memory_share=lambda: level) as running,
-    ):
+    async with gateway_of(well_behaved, limits=limits, memory_share=lambda: level) as (running, *_):
         begun, chunked = await RawConnection.connect(running.url), await RawConnection.connect(running.url)
         await begun.send(post_request(LARGE)[:200_000])
         await chunked.send(CHUNKED + b"249f0\r\n" + b" " * 0x249F0 + b"\r\n")

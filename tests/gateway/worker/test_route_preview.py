@@ -13,9 +13,9 @@ from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import BadRequest, NoReadyInstance, NotPermitted, Overloaded, UnknownModel, UnknownPath
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
-from fairlead_testing.engines.scripted import scripted_engine
+from fairlead_testing.engines.scripted import scripted_engine, well_behaved
 from fairlead_testing.gateway.gateway_process import gateway_process
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import post_request, request, send
 from fairlead_testing.waiting import wait_until
 
@@ -75,11 +75,7 @@ async def test_preview_for_a_tenant_has_its_models_and_its_cached_prompts() -> N
             Tenant("stopped", is_suspended=True),
         ]
     )
-    async with (
-        scripted_engine() as one,
-        scripted_engine() as two,
-        running_gateway(fleet_of([one.url, two.url]), api_keys=keys) as running,
-    ):
+    async with gateway_of(well_behaved, well_behaved, api_keys=keys) as (running, *_):
         content = json.dumps(body("a long prompt " * 400), separators=(",", ":")).encode()
 
         async def matched(tenant: str | None) -> float:

@@ -11,8 +11,8 @@ from fairlead.tenants.model import ApiKey, Limit, LimitUnit, Tenant, Window
 from fairlead_gateway.errors import ApiKeysUnavailable, InvalidApiKey, NotPermitted
 from fairlead_gateway.http.request_parser import RequestHead, parse_head
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
-from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
+from fairlead_testing.engines.scripted import scripted_engine, well_behaved
+from fairlead_testing.gateway.running_gateway import fleet_of, gateway_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of, measure_key_table
 from fairlead_testing.http.raw_client import get_request, request, send
 
@@ -216,10 +216,7 @@ async def test_unknown_model_and_one_of_another_tenant_get_the_same_answer() -> 
 
 async def test_a_bare_name_is_a_tenants_own_though_an_older_model_of_others_has_it() -> None:
     tenants = [Tenant("acme", models=frozenset({"chat/*"})), Tenant("both", models=frozenset({"chat/*", "secret/*"}))]
-    async with (
-        scripted_engine() as engine,
-        running_gateway(fleet_of([engine.url]), api_keys=keys_of(*tenants)) as running,
-    ):
+    async with gateway_of(well_behaved, api_keys=keys_of(*tenants)) as (running, engine):
         fleet = fleet_of_models(engine.url)
         younger = replace(fleet.models["chat/llama"], shadowed=True)
         running.gateway.update_fleet(replace(fleet, version=2, models={**fleet.models, "chat/llama": younger}))
@@ -262,10 +259,7 @@ async def test_visible_models_follow_fleet_and_tenant() -> None:
 )
 async def test_paths_without_usage_are_closed_where_it_is_limited(path: str, status: int) -> None:
     confined = Tenant("acme", may_use_other_paths=False)
-    async with (
-        scripted_engine() as engine,
-        running_gateway(fleet_of([engine.url]), api_keys=keys_of(confined)) as running,
-    ):
+    async with gateway_of(well_behaved, api_keys=keys_of(confined)) as (running, *_):
         answer = await request(running.url, {"model": "tiny", **CHAT}, path=path, more=authorization("acme"))
         assert answer.status == status
         if status == 403:

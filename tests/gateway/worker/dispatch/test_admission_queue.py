@@ -12,7 +12,7 @@ from fairlead.limits import Limits
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.worker.reporting.reporters import Reporters
-from fairlead_testing.engines.scripted import PausedStream, scripted_engine
+from fairlead_testing.engines.scripted import PausedStream, scripted_engine, well_behaved
 from fairlead_testing.gateway.running_gateway import (
     ALIKE,
     GROWING,
@@ -22,6 +22,7 @@ from fairlead_testing.gateway.running_gateway import (
     count_queued,
     fleet_of,
     gateway_before_busy_engine,
+    gateway_of,
     queue_exits,
     running_gateway,
     slow_fleet,
@@ -116,10 +117,7 @@ async def test_a_full_line_refuses_with_a_time_to_come_back() -> None:
 
 
 async def test_a_request_waits_for_the_first_instance_that_is_starting() -> None:
-    async with (
-        scripted_engine() as engine,
-        running_gateway(fleet_of([engine.url], states=[STARTING])) as running,
-    ):
+    async with gateway_of(well_behaved, states=[STARTING]) as (running, engine):
         waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
         await wait_until(lambda: count_queued(running) == 1)
         running.gateway.update_fleet(fleet_of([engine.url], version=2))

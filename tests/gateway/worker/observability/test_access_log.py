@@ -22,13 +22,13 @@ from fairlead_gateway.supervisor.tenancy.tenant_file import KeyFile
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_gateway.worker.observability.observers import RequestObservers, create_observers
 from fairlead_gateway.worker.observability.settings import ObservabilitySettings, parse_observability_settings
-from fairlead_testing.engines.scripted import Script, SilentEngine, scripted_engine, silent
+from fairlead_testing.engines.scripted import Script, SilentEngine, scripted_engine, silent, well_behaved
 from fairlead_testing.gateway.running_gateway import (
     MODEL_KEY,
     RunningGateway,
     chat,
     count_queued,
-    fleet_of,
+    gateway_of,
     running_gateway,
     slow_fleet,
 )
@@ -58,12 +58,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 @asynccontextmanager
 async def gateway(
-    watching: RequestObservers, *scripts: Script, keys: ApiKeys | None = None
+    watching: RequestObservers, script: Script = well_behaved, *, keys: ApiKeys | None = None
 ) -> AsyncIterator[RunningGateway]:
-    async with (
-        scripted_engine(*scripts) as engine,
-        running_gateway(fleet_of([engine.url]), observers=watching, api_keys=keys) as running,
-    ):
+    async with gateway_of(script, observers=watching, api_keys=keys) as (running, *_):
         yield running
 
 

@@ -22,7 +22,7 @@ from fairlead_testing.engines.scripted import (
     usage,
     well_behaved,
 )
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.http.raw_client import request as ask
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
@@ -378,10 +378,7 @@ async def test_a_full_queue_drops_spans_and_counts_them() -> None:
         instance_id="gw",
         draw_bits=random.Random(1).getrandbits,
     )
-    async with (
-        scripted_engine() as engine,
-        running_gateway(fleet_of([engine.url]), observers=watching) as running,
-    ):
+    async with gateway_of(well_behaved, observers=watching) as (running, *_):
         assert (await ask(running.url, chat())).status == 200
         assert running.gateway.telemetry.non_model_counters["spans_dropped_total"] == 2
 

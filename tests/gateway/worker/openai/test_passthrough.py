@@ -8,7 +8,7 @@ import pytest
 from fairlead.fleet.model import Fleet, Model, RequestPolicy
 from fairlead_gateway.worker.openai.request import is_passthrough_path, open_paths
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 
 pytestmark = pytest.mark.simulated
@@ -57,10 +57,7 @@ async def test_a_get_names_its_model_in_the_query_which_the_engine_gets_with_its
         assert (call.header("content-length") is None) == ("/cancel" not in call.path)
         await call.respond({"path": call.path})
 
-    async with (
-        scripted_engine(script) as engine,
-        running_gateway(fleet_of([engine.url], requests=OPENED)) as running,
-    ):
+    async with gateway_of(script, requests=OPENED) as (running, engine):
         path = "/v1/responses/resp_1?model=default%2Ftiny&include=a%26b&ec_transfer_params=x&empty="
         answer = (await send(running.url, get_request(path)))[0]
         assert answer.json == {"path": "/v1/responses/resp_1?model=tiny&include=a%26b&empty="}
@@ -82,10 +79,7 @@ async def test_no_browser_takes_an_answer_that_is_passed_on_for_a_web_page(kind:
 
 
 async def test_clients_reach_nothing_else_of_an_account() -> None:
-    async with (
-        scripted_engine(_echo) as engine,
-        running_gateway(fleet_of([engine.url], requests=OPENED)) as running,
-    ):
+    async with gateway_of(_echo, requests=OPENED) as (running, engine):
         for path in ("/v1/files/file-1", "/v1/filesystem", "/v1/batches", "/v1/responses2", "/v1/organization"):
             for data in (get_request(f"{path}?model=tiny"), post_request({"model": "tiny"}, path=path)):
                 (answer,) = await send(running.url, data)
@@ -258,11 +252,7 @@ def test_only_plain_paths_below_v1_are_passed() -> None:
 
 
 async def test_bodies_that_differ_are_spread() -> None:
-    async with (
-        scripted_engine(_echo) as one,
-        scripted_engine(_echo) as two,
-        running_gateway(fleet_of([one.url, two.url])) as running,
-    ):
+    async with gateway_of(_echo, _echo) as (running, one, two):
         for number in range(64):
             body = json.dumps({"model": "tiny", "query": f"{number}" * 300}).encode()
             assert (await request(running.url, body, path="/v1/rerank")).status == 200

@@ -19,7 +19,7 @@ from fairlead_testing.engines.scripted import (
     token,
     well_behaved,
 )
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.waiting import wait_until
 
@@ -88,10 +88,7 @@ async def test_a_plain_answer_has_a_deadline_of_its_own_and_a_stream_has_none() 
 
 async def test_a_silent_stream_is_broken_off_with_its_reason() -> None:
     limits = Limits(stream_idle_seconds=0.2)
-    async with (
-        scripted_engine(silent_after_token) as engine,
-        running_gateway(fleet_of([engine.url]), limits) as running,
-    ):
+    async with gateway_of(silent_after_token, limits=limits) as (running, *_):
         answer = await request(running.url, STREAM)
         assert '"code":"stream_timeout"' in answer.events[-1]
         assert "[DONE]" not in answer.events

@@ -7,7 +7,7 @@ import pytest
 
 from fairlead.fleet.model import Fleet, Instance, Model, RequestPolicy, SloTargets
 from fairlead_testing.engines.scripted import EngineCall, event, scripted_engine, token, usage, well_behaved
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 
@@ -412,11 +412,7 @@ async def test_an_engine_may_frame_its_answer_as_http_allows(answer: bytes) -> N
 
 
 async def test_two_hundred_streams_at_once_are_all_complete() -> None:
-    async with (
-        scripted_engine() as one,
-        scripted_engine() as two,
-        running_gateway(fleet_of([one.url, two.url])) as running,
-    ):
+    async with gateway_of(well_behaved, well_behaved) as (running, one, two):
         bodies = [GOOD | {"stream": True, "messages": [{"role": "user", "content": f"{n} " * 50}]} for n in range(200)]
         answers = await asyncio.gather(*[request(running.url, body) for body in bodies])
         assert {answer.status for answer in answers} == {200}
@@ -426,12 +422,7 @@ async def test_two_hundred_streams_at_once_are_all_complete() -> None:
 
 
 async def test_equal_prompts_stay_together_and_the_ledger_ends_at_zero() -> None:
-    async with (
-        scripted_engine() as one,
-        scripted_engine() as two,
-        scripted_engine() as three,
-        running_gateway(fleet_of([one.url, two.url, three.url])) as running,
-    ):
+    async with gateway_of(well_behaved, well_behaved, well_behaved) as (running, *_):
         text = "a long system prompt " * 300
         seen = set()
         for turn in range(5):

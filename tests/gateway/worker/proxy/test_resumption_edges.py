@@ -7,7 +7,7 @@ import pytest
 from fairlead.fleet.model import InstanceState
 from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.waiting import wait_until
 
@@ -31,11 +31,7 @@ async def test_engine_that_resumes_a_stream_is_not_blamed_for_a_client_that_neve
             await call.event({"id": "x", **token("x" * 100_000)})
 
     limits = Limits(stream_idle_seconds=1.5)
-    async with (
-        scripted_engine(script) as one,
-        scripted_engine(script) as two,
-        running_gateway(fleet_of([one.url, two.url]), limits) as running,
-    ):
+    async with gateway_of(script, script, limits=limits) as (running, *_):
         connection = await RawConnection.connect(running.url)
         connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket transport has it
         await connection.send(post_request(STREAM))

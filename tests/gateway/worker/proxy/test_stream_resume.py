@@ -17,7 +17,7 @@ from fairlead_gateway.worker.proxy.continuation import SentText, SentTextMemory,
 from fairlead_gateway.worker.reporting.reporters import Reporters, TimingReporter
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, role, scripted_engine, token, usage
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 from fairlead_testing.waiting import wait_until
 
@@ -130,11 +130,7 @@ def breaks_then_goes_on(met: list[EngineCall]) -> Script:
 async def test_the_other_engine_gets_the_answer_so_far_and_what_is_left_of_the_tokens() -> None:
     met: list[EngineCall] = []
     script = breaks_then_goes_on(met)
-    async with (
-        scripted_engine(script) as one,
-        scripted_engine(script) as two,
-        running_gateway(fleet_of([one.url, two.url])) as running,
-    ):
+    async with gateway_of(script, script) as (running, *_):
         answer = await request(running.url, CHAT)
         assert said(answer.events) == "one two three four"
         assert answer.events[-1] == "[DONE]"
@@ -167,11 +163,7 @@ async def test_each_engine_of_a_resumed_stream_is_credited_with_its_own_tokens()
     sender = RecordingSender()
     reporter = TimingReporter(sender, asyncio.get_running_loop(), Limits(timing_report_seconds=0.01))
     script = breaks_then_goes_on(calls)
-    async with (
-        scripted_engine(script) as first,
-        scripted_engine(script) as second,
-        running_gateway(fleet_of([first.url, second.url]), reporters=Reporters(timings=reporter)) as running,
-    ):
+    async with gateway_of(script, script, reporters=Reporters(timings=reporter)) as (running, *_):
         answer = await request(running.url, CHAT)
         assert answer.events[-1] == "[DONE]"
         await wait_until(lambda: bool(sender.events) and sender.events[-1].kind == TimingEventKind.FINISHED)
@@ -210,10 +202,7 @@ async def test_only_tokens_with_steps_of_their_own_teach_the_speed_of_an_engine(
 
     sender = RecordingSender()
     reporter = TimingReporter(sender, asyncio.get_running_loop(), Limits(timing_report_seconds=0.01))
-    async with (
-        scripted_engine(script) as engine,
-        running_gateway(fleet_of([engine.url]), reporters=Reporters(timings=reporter)) as running,
-    ):
+    async with gateway_of(script, reporters=Reporters(timings=reporter)) as (running, *_):
         assert (await request(running.url, CHAT | fields)).events[-1] == "[DONE]"
         await wait_until(lambda: len(sender.events) == 3)
     assert [event.kind for event in sender.events][1:] == [TimingEventKind.FIRST_TOKEN, kind]
@@ -277,11 +266,7 @@ async def test_the_kv_of_a_resumed_stream_is_planned_at_the_engine_that_resumes_
 async def test_what_more_than_text_decides_ends_with_an_error_event_as_before(change: dict[str, Any]) -> None:
     met: list[EngineCall] = []
     script = breaks_then_goes_on(met)
-    async with (
-        scripted_engine(script) as one,
-        scripted_engine(script) as two,
-        running_gateway(fleet_of([one.url, two.url])) as running,
-    ):
+    async with gateway_of(script, script) as (running, *_):
         answer = await request(running.url, {**CHAT, **change})
         assert '"code":"stream_cut"' in answer.events[-1]
         assert "[DONE]" not in answer.events
@@ -324,11 +309,7 @@ async def test_what_is_null_is_absent_and_the_stream_goes_on(path: str, body: di
             raise HangUp
         await call.finish()
 
-    async with (
-        scripted_engine(script) as one,
-        scripted_engine(script) as two,
-        running_gateway(fleet_of([one.url, two.url])) as running,
-    ):
+    async with gateway_of(script, script) as (running, *_):
         answer = await request(running.url, body, path=path)
         assert said(answer.events) == "one two"
         assert answer.events[-1] == "[DONE]"
@@ -338,11 +319,7 @@ async def test_what_is_null_is_absent_and_the_stream_goes_on(path: str, body: di
 async def test_a_seed_allows_it_too() -> None:
     met: list[EngineCall] = []
     script = breaks_then_goes_on(met)
-    async with (
-        scripted_engine(script) as one,
-        scripted_engine(script) as two,
-        running_gateway(fleet_of([one.url, two.url])) as running,
-    ):
+    async with gateway_of(script, script) as (running, *_):
         answer = await request(running.url, {**CHAT, "temperature": 0.7, "seed": 3})
         assert answer.events[-1] == "[DONE]"
 
@@ -356,12 +333,7 @@ async def test_resumed_stream_that_breaks_again_ends_with_an_error_at_no_third_e
         await call.chunk(event({"id": "x", **token("a ")}))
         raise HangUp
 
-    async with (
-        scripted_engine(script) as one,
-        scripted_engine(script) as two,
-        scripted_engine(script) as three,
-        running_gateway(fleet_of([one.url, two.url, three.url])) as running,
-    ):
+    async with gateway_of(script, script, script) as (running, *_):
         answer = await request(running.url, CHAT)
         assert said(answer.events[:-1]) == "a a "
         assert '"code":"stream_cut"' in answer.events[-1]
@@ -386,11 +358,7 @@ async def test_silent_resumption_is_awaited_however_long_ago_the_stream_began() 
         await call.finish()
 
     limits = Limits(first_token_seconds=0.5, first_token_min_seconds=0.05, first_token_factor=0.0)
-    async with (
-        scripted_engine(script) as one,
-        scripted_engine(script) as two,
-        running_gateway(fleet_of([one.url, two.url]), limits) as running,
-    ):
+    async with gateway_of(script, script, limits=limits) as (running, *_):
         breaker, clock = running.gateway.stack.failures.outlier_detector, running.gateway.runtime.clock
         asked = asyncio.create_task(request(running.url, CHAT))
         late = clock.now() + limits.first_token_seconds
@@ -404,11 +372,7 @@ async def test_silent_resumption_is_awaited_however_long_ago_the_stream_began() 
 async def test_a_stream_longer_than_what_is_kept_is_not_continued() -> None:
     met: list[EngineCall] = []
     script = breaks_then_goes_on(met)
-    async with (
-        scripted_engine(script) as one,
-        scripted_engine(script) as two,
-        running_gateway(fleet_of([one.url, two.url]), Limits(resumable_bytes=50)) as running,
-    ):
+    async with gateway_of(script, script, limits=Limits(resumable_bytes=50)) as (running, *_):
         assert "[DONE]" not in (await request(running.url, CHAT)).events
         assert len(met) == 1
 

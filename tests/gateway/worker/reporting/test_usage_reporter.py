@@ -14,8 +14,8 @@ from fairlead.tenants.model import Tenant, Tier
 from fairlead_gateway.ipc.messages import UsageRow, UsageRows
 from fairlead_gateway.worker.reporting.reporters import Reporters, UsageReporter
 from fairlead_sim.runtime.settings import EngineSettings
-from fairlead_testing.engines.scripted import EngineCall, Script, scripted_engine
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
+from fairlead_testing.engines.scripted import EngineCall, Script
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, gateway_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
@@ -47,10 +47,7 @@ class Sent:
 @asynccontextmanager
 async def gateway_before(script: Script, reporter: UsageReporter) -> AsyncIterator[RunningGateway]:
     """Runs a gateway with a key of `acme` before one scripted engine."""
-    async with (
-        scripted_engine(script) as engine,
-        running_gateway(fleet_of([engine.url]), api_keys=keys_of(ACME), reporters=Reporters(usage=reporter)) as running,
-    ):
+    async with gateway_of(script, api_keys=keys_of(ACME), reporters=Reporters(usage=reporter)) as (running, *_):
         yield running
 
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token, well_behaved
-from fairlead_testing.gateway.running_gateway import fleet_of, gateway_before, running_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, gateway_before, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.waiting import wait_until
 
@@ -130,12 +130,7 @@ async def test_a_copy_whose_engine_dies_when_two_have_died_already_goes_to_no_ot
             await die.wait()
         raise HangUp
 
-    async with (
-        scripted_engine(script) as one,
-        scripted_engine(script) as two,
-        scripted_engine(script) as three,
-        running_gateway(fleet_of([one.url, two.url, three.url], preset="round-robin")) as running,
-    ):
+    async with gateway_of(script, script, script, preset="round-robin") as (running, *_):
         first = asyncio.create_task(request(running.url, PLAIN))
         await wait_until(lambda: len(met) == 1)
         assert (await request(running.url, PLAIN)).error["code"] == "engines_broke_off"

@@ -27,6 +27,7 @@ from fairlead_testing.gateway.running_gateway import (
     RunningGateway,
     fleet_of,
     gateway_before,
+    gateway_of,
     running_gateway,
 )
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
@@ -73,11 +74,7 @@ async def nonsense(call: EngineCall) -> None:
 
 @pytest.mark.parametrize("fault", [answers_500, breaks_off, breaks_streams, nonsense])
 async def test_an_engine_that_fails_sits_out_and_every_place_says_why(fault: Script) -> None:
-    async with (
-        scripted_engine(fault) as bad,
-        scripted_engine() as good,
-        running_gateway(fleet_of([bad.url, good.url]), LONG) as running,
-    ):
+    async with gateway_of(fault, well_behaved, limits=LONG) as (running, bad, _good):
         number = 0
         while health(running, "e-0/0/0") is HealthState.HEALTHY:
             await request(running.url, said(number) | {"stream": fault is breaks_streams})
@@ -103,11 +100,7 @@ async def test_an_engine_that_fails_sits_out_and_every_place_says_why(fault: Scr
 @pytest.mark.parametrize("load", [full, "leave"])
 async def test_load_and_clients_that_leave_eject_nobody(load: Script | str) -> None:
     script = silent_after_token if load == "leave" else full
-    async with (
-        scripted_engine(script) as one,
-        scripted_engine(script) as two,
-        running_gateway(fleet_of([one.url, two.url]), LONG) as running,
-    ):
+    async with gateway_of(script, script, limits=LONG) as (running, *_):
         for number in range(20):
             if load == "leave":
                 connection = await RawConnection.connect(running.url)
@@ -125,11 +118,7 @@ async def test_a_request_that_every_engine_fails_ejects_none_of_them() -> None:
         await (answers_500 if b"poison" in call.body else well_behaved)(call)
 
     poison = GOOD | {"messages": [{"role": "user", "content": "poison"}]}
-    async with (
-        scripted_engine(picky) as one,
-        scripted_engine(picky) as two,
-        running_gateway(fleet_of([one.url, two.url]), LONG) as running,
-    ):
+    async with gateway_of(picky, picky, limits=LONG) as (running, *_):
         for _ in range(10):
             assert (await request(running.url, poison)).status == 502
             assert {health(running, one) for one in ("e-0/0/0", "e-1/1/0")} == {HealthState.HEALTHY}
@@ -180,11 +169,7 @@ def test_an_engine_that_is_well_again_is_probed_and_gets_its_share_back() -> Non
 
     async def main() -> None:
         nonlocal ill
-        async with (
-            scripted_engine(script) as one,
-            scripted_engine() as two,
-            running_gateway(fleet_of([one.url, two.url]), SOON) as running,
-        ):
+        async with gateway_of(script, well_behaved, limits=SOON) as (running, *_):
             number = 0
 
             async def is_in_state(state: HealthState) -> bool:

@@ -10,7 +10,7 @@ from fairlead.limits import Limits
 from fairlead.tenants.model import CacheSharing, Tenant
 from fairlead_testing.engines.disaggregated import DisaggregatedModel, engine_processes, killable_engine, make_prompt
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token, usage, well_behaved
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, gateway_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawResponse, request
 
@@ -82,10 +82,7 @@ def counted() -> dict[str, Any]:
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("tenant", [ACME, DISCREET])
 async def test_placement_and_cached_tokens_are_shown_by_policy(tenant: Tenant, stream: bool) -> None:
-    async with (
-        scripted_engine(stream_with_usage) as engine,
-        running_gateway(fleet_of([engine.url]), api_keys=keys_of(ACME, DISCREET)) as running,
-    ):
+    async with gateway_of(stream_with_usage, api_keys=keys_of(ACME, DISCREET)) as (running, *_):
         options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
         answer = await complete(running, tenant, **options)
         found = json.loads(answer.events[-2]) if stream else answer.json
@@ -111,11 +108,7 @@ async def test_resumed_stream_keeps_its_salt_and_its_discretion() -> None:
         raise HangUp
 
     options = {"stream": True, "temperature": 0, "stream_options": {"include_usage": True}}
-    async with (
-        scripted_engine(script) as first,
-        scripted_engine(script) as second,
-        running_gateway(fleet_of([first.url, second.url]), api_keys=keys_of(DISCREET)) as running,
-    ):
+    async with gateway_of(script, script, api_keys=keys_of(DISCREET)) as (running, first, second):
         answer = await complete(running, DISCREET, **options)
         [broken], [resumed] = first.calls, second.calls
         assert broken.json["cache_salt"] == resumed.json["cache_salt"]

@@ -23,7 +23,7 @@ from fairlead_testing.engines.scripted import (
     usage,
     well_behaved,
 )
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, gateway_before, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, gateway_before, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request, send
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
@@ -374,11 +374,7 @@ async def test_engine_that_does_not_know_the_model_is_skipped_however_it_says_so
     async def right(call: EngineCall) -> None:
         await call.respond({"object": "list", "data": []})
 
-    async with (
-        scripted_engine(wrong) as one,
-        scripted_engine(right) as other,
-        running_gateway(fleet_of([one.url, other.url])) as running,
-    ):
+    async with gateway_of(wrong, right) as (running, one, _other):
         for number in range(6):
             asked = {"model": "tiny", "input": f"{number} " * 300}
             assert (await request(running.url, asked, path="/v1/embeddings")).status == 200

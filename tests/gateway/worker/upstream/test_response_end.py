@@ -8,7 +8,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_gateway.worker.upstream.connection import ResponseSink
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token, well_behaved
-from fairlead_testing.gateway.running_gateway import fleet_of, gateway_before, running_gateway
+from fairlead_testing.gateway.running_gateway import fleet_of, gateway_before, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.http.scripted_servers import tcp_server
 from fairlead_testing.waiting import wait_until
@@ -64,10 +64,7 @@ async def _never_complete(call: EngineCall) -> None:
 
 async def test_streams_that_engines_never_complete_keep_no_connection() -> None:
     limits = Limits(stream_end_seconds=0.05)
-    async with (
-        scripted_engine(_never_complete) as engine,
-        running_gateway(fleet_of([engine.url]), limits) as running,
-    ):
+    async with gateway_of(_never_complete, limits=limits) as (running, engine):
         for _ in range(3):
             answer = await request(running.url, STREAM)
             assert answer.complete
