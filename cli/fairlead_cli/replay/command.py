@@ -26,10 +26,19 @@ from fairlead_cli.replay.report.report import (
     count_finished_requests,
     foreign_request_doubts,
     lag_doubts,
+    print_report,
     read_lags,
     scale_times,
+    write_report,
 )
-from fairlead_cli.replay.traffic import PromptBuilder, ReplayTarget, ReplayTraffic, plan_requests, prefix_chains
+from fairlead_cli.replay.traffic import (
+    PromptBuilder,
+    ReplayTarget,
+    ReplayTraffic,
+    load_traffic,
+    plan_requests,
+    prefix_chains,
+)
 from fairlead_sim.engine.tokenizer import Tokenizer
 
 
@@ -65,8 +74,6 @@ def replay(*, arguments: Annotated[ReplayArguments, Parameter(name="*")] = _DEFA
     Exits 1 when requests failed.
     """
     from fairlead_cli.console import stdout_console
-    from fairlead_cli.replay.report.report import print_report, write_report
-    from fairlead_cli.replay.traffic import load_traffic
 
     console = stdout_console()
     gateway = find_gateway(

@@ -24,18 +24,25 @@ import httpx
 import msgspec
 from cyclopts import Parameter
 
-from fairlead.engine_profile import EngineProfile
+from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.errors import FairleadError, Unavailable
 from fairlead.fleet import file as fleetfile
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
-from fairlead.runtime.clock import Clock
+from fairlead.runtime.clock import Clock, SystemClock
 from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.run_directory import STATE_FILE, RunningStack
 from fairlead_cli.replay.client.open_loop_client import ReplayResult
 from fairlead_cli.replay.command import Measurement, measure
 from fairlead_cli.replay.fleet_simulation import FleetSimulation, timing_doubts, transport_seconds
-from fairlead_cli.replay.report.report import PolicyResult, ReplayReport, RunSummary
-from fairlead_cli.replay.traffic import PromptBuilder, ReplayTarget, ReplayTraffic, plan_requests, prefix_chains
+from fairlead_cli.replay.report.report import PolicyResult, ReplayReport, RunSummary, print_report, write_report
+from fairlead_cli.replay.traffic import (
+    PromptBuilder,
+    ReplayTarget,
+    ReplayTraffic,
+    load_traffic,
+    plan_requests,
+    prefix_chains,
+)
 from fairlead_sim.engine.tokenizer import Tokenizer
 
 
@@ -73,12 +80,7 @@ def demo(*, options: Annotated[DemoOptions, Parameter(name="*")] = _DEFAULTS) ->
     A busy machine makes the times invalid. The report then says "valid": false, and so does the
     last line.
     """
-    from fairlead.engine_profile import builtin_profile
-    from fairlead.fleet.model import SloTargets
-    from fairlead.runtime.clock import SystemClock
     from fairlead_cli.console import stdout_console
-    from fairlead_cli.replay.report.report import print_report, write_report
-    from fairlead_cli.replay.traffic import load_traffic
     from fairlead_sim.workload.traces import BUNDLED_TRACE
 
     console = stdout_console()

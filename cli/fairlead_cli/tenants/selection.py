@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from fairlead.errors import BadInput
 from fairlead.settings import CliSettings, read_settings
 from fairlead_cli.addresses import service_url
+from fairlead_cli.cluster.installation import Installation, open_installation
 from fairlead_cli.management.client import ManagementEndpoint, gateway_endpoints
 from fairlead_cli.target import ClusterOptions, ContextFlag, InstallationFlag, KubeconfigFlag, is_cluster_target
 from fairlead_cli.tenants.file_store import FileTenantStore
@@ -79,8 +80,6 @@ class TenantsPlace:
         if self._options.manage is not None:
             url = service_url(self._options.manage, flag="--manage")
             return [ManagementEndpoint(url, lambda: url, token)]
-        from fairlead_cli.cluster.installation import Installation
-
         if isinstance(self._installation, Installation):
             return gateway_endpoints(self._installation, token)
         return []
@@ -107,7 +106,6 @@ def open_tenants(options: TenantsOptions) -> Iterator[TenantsPlace]:
             field="--file",
             hint="name the file of ModelTenants with --file, or a cluster with --kubeconfig or --context",
         )
-    from fairlead_cli.cluster.installation import open_installation
     from fairlead_cli.tenants.cluster_store import ClusterTenantStore
 
     with open_installation(options.cluster) as installation:

@@ -21,10 +21,10 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from fairlead.api.spec.autoscaling import Autoscaling
-from fairlead.engines.sleep_mode import EngineSleepClient
+from fairlead.engines.sleep_mode import sleep_client
 from fairlead.errors import FairleadError, Unavailable
 from fairlead.fleet.hung_engines import EjectionReport, hung_verdict
 from fairlead.fleet.model import Fleet, InstanceState
@@ -58,10 +58,9 @@ from fairlead_cli.local.stack.component_commands import (
 from fairlead_cli.local.stack.engine_plan import SIMULATED_ENGINE, EnginePlan, ScaledModelSpec
 from fairlead_cli.local.stack.engine_process import EngineProcess, SleepState
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
-from fairlead_cli.local.view.live_view import Screen, StackSummary
-
-if TYPE_CHECKING:
-    from fairlead_cli.management import api_types
+from fairlead_cli.local.view.live_view import Frame, Screen, StackSummary, process_views
+from fairlead_cli.management import api_types
+from fairlead_cli.management.client import ManagementClient
 
 REDRAW_INTERVAL_SECONDS = 1.0
 FIRST_ROUTE_TIMEOUT_SECONDS = 15.0
@@ -138,9 +137,9 @@ class StackRun:
             spec,
             reaper=reaper,
             clock=self._clock,
-            routing=LazyGatewayRouting(config.manage.url, config.token),
+            routing=RoutingQueries(config.manage.url, config.token),
             on_event=self.report_event,
-            sleep_calls=LazySleepCalls() if any(pool.sleep_level for pool in config.plan.pools) else None,
+            sleep_calls=sleep_client() if any(pool.sleep_level for pool in config.plan.pools) else None,
         )
 
     def _start_autoscaler_sync(self, directory: Path, supervisor: StackSupervisor) -> None:
@@ -225,14 +224,11 @@ class StackRun:
         return metrics is not None and has_all_ready(fleet, metrics)
 
     async def _watch_hung_engines(self, supervisor: StackSupervisor) -> None:
-        routing = LazyGatewayRouting(self._config.manage.url, self._config.token)
+        routing = RoutingQueries(self._config.manage.url, self._config.token)
         hooks = HungEngineHooks(lambda: supervisor.engines, routing.fleet, supervisor.restart_engine, self.report_event)
         await HungEngineWatch(hooks, self._clock).run()
 
     async def _draw(self, supervisor: StackSupervisor) -> None:
-        from fairlead_cli.local.view.live_view import Frame, process_views
-        from fairlead_cli.management.client import ManagementClient
-
         async with ManagementClient(self._config.manage.url, self._config.token) as management:
             while True:
                 try:
@@ -290,50 +286,27 @@ async def _cancel(task: "asyncio.Future[Any] | None") -> None:
             task.exception()
 
 
-class LazyGatewayRouting:
-    """The gateway's routing state; imports the HTTP client at the first query."""
+class RoutingQueries:
+    """Queries of the gateway's routing state, each with a connection of its own."""
 
     def __init__(self, manage_url: str, token: str | None) -> None:
         self._manage_url = manage_url
         self._token = token
 
-    async def fleet(self) -> "api_types.Fleet":
+    async def fleet(self) -> api_types.Fleet:
         """Returns the gateway's fleet. Raises StackUnreachable when the gateway does not answer."""
-        from fairlead_cli.management.client import ManagementClient
-
         async with ManagementClient(self._manage_url, self._token) as management:
             return await management.fleet()
 
     async def has_stopped_routing(self, instance_id: str) -> bool:
         """Whether the gateway routes no new request to this instance."""
-        from fairlead_cli.management.client import ManagementClient
-
         async with ManagementClient(self._manage_url, self._token) as management:
             return await management.has_stopped_routing(instance_id)
 
     async def in_flight_requests(self, instance_id: str) -> int:
         """Returns the gateway's requests in flight on this instance."""
-        from fairlead_cli.management.client import ManagementClient
-
         async with ManagementClient(self._manage_url, self._token) as management:
             return await management.in_flight_requests(instance_id)
-
-
-class LazySleepCalls:
-    """Sleep calls to engines; imports the HTTP client at the first call."""
-
-    async def sleep(self, url: str, level: int) -> None:
-        """Puts the engine to sleep and returns when it sleeps, else raises Unavailable."""
-        await self._client().sleep(url, level)
-
-    async def wake(self, url: str, level: int) -> None:
-        """Returns once the engine is awake and healthy. Raises Unavailable when it is not."""
-        await self._client().wake(url, level)
-
-    def _client(self) -> EngineSleepClient:
-        from fairlead.engines.sleep_mode import sleep_client
-
-        return sleep_client()
 
 
 def has_all_ready(fleet: Fleet, metrics: bytes) -> bool:
@@ -405,7 +378,7 @@ class HungEngineHooks:
     """
 
     engines: Callable[[], Sequence[EngineProcess]]
-    fleet: "Callable[[], Awaitable[api_types.Fleet]]"
+    fleet: Callable[[], Awaitable[api_types.Fleet]]
     restart: Callable[[EngineProcess], Awaitable[None]]
     on_event: Callable[[str], None]
 

@@ -57,35 +57,13 @@ class SleepCalls(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class SleepHooks:
-    """The supervisor's functions that the controller calls.
-
-    is_idle: whether the gateway routes nothing to an engine and has nothing in flight there.
-
-    kill: ends the process of an engine that does not wake.
-
-    on_change: called at every step.
-
-    on_event: called with a line for people.
-
-    on_rejected: called with an engine that rejected sleep.
-    """
-
-    is_idle: Callable[[EngineProcess], Awaitable[bool]]
-    kill: Callable[[EngineProcess], Awaitable[None]]
-    on_change: Callable[[], None]
-    on_event: Callable[[str], None]
-    on_rejected: Callable[[EngineProcess], None]
-
-
 class SleepController:
     """The controller of the sleep states of all engines."""
 
-    def __init__(self, calls: SleepCalls, clock: Clock, hooks: SleepHooks) -> None:
+    def __init__(self, calls: SleepCalls, clock: Clock, supervisor: "StackSupervisor") -> None:
         self._calls = calls
         self._clock = clock
-        self._hooks = hooks
+        self._supervisor = supervisor
         self._tasks: dict[EngineProcess, asyncio.Task[None]] = {}
 
     def set_desired(self, engine: EngineProcess, *, asleep: bool) -> None:
@@ -140,15 +118,15 @@ class SleepController:
             for url in engine.urls():
                 await self._calls.sleep(url, level)
         except FairleadError as error:
-            self._hooks.on_event(f"{engine.name} does not sleep: {error}")
+            self._supervisor.on_event(f"{engine.name} does not sleep: {error}")
             engine.should_sleep = False
-            self._hooks.on_rejected(engine)
+            self._supervisor.on_sleep_rejected(engine)
             return
-        self._hooks.on_event(f"{engine.name} sleeps")
+        self._supervisor.on_event(f"{engine.name} sleeps")
         self._set_state(engine, SleepState.ASLEEP)
 
     async def _is_idle_or_recalled(self, engine: EngineProcess) -> bool:
-        return not engine.should_sleep or await self._hooks.is_idle(engine)
+        return not engine.should_sleep or await self._supervisor.is_idle(engine)
 
     async def _wake(self, engine: EngineProcess) -> None:
         started = self._clock.now()
@@ -159,17 +137,17 @@ class SleepController:
             for url in engine.urls():
                 await self._calls.wake(url, level)
         except FairleadError as error:
-            self._hooks.on_event(f"{engine.name} does not wake and is restarted: {error}")
-            await self._hooks.kill(engine)
+            self._supervisor.on_event(f"{engine.name} does not wake and is restarted: {error}")
+            await self._supervisor.restart_engine(engine)
             return
         engine.wake_count += 1
         engine.wake_seconds = self._clock.now() - started
-        self._hooks.on_event(f"{engine.name} is awake")
+        self._supervisor.on_event(f"{engine.name} is awake")
         self._set_state(engine, SleepState.AWAKE)
 
     def _set_state(self, engine: EngineProcess, state: SleepState) -> None:
         engine.sleep_state = state
-        self._hooks.on_change()
+        self._supervisor.write_fleet()
 
 
 GATEWAY_STOP_SECONDS = GATEWAY_DRAIN_SECONDS + 3.0
@@ -249,7 +227,7 @@ class StackSupervisor:
         self._reaper = reaper
         self._clock = clock
         self._routing = routing
-        self._on_event = on_event
+        self.on_event = on_event
         self._process_changed = asyncio.Event()
         self._stopping = False
         self._last_fleet: Fleet | None = None
@@ -258,8 +236,7 @@ class StackSupervisor:
         self._pools_without_sleep: set[tuple[str, str]] = set()
         self._sleep_controller: SleepController | None = None
         if sleep_calls is not None:
-            hooks = SleepHooks(self._is_idle, self.restart_engine, self._write_fleet, on_event, self._on_sleep_rejected)
-            self._sleep_controller = SleepController(sleep_calls, clock, hooks)
+            self._sleep_controller = SleepController(sleep_calls, clock, self)
 
     # --- start -------------------------------------------------------------------------------------------------------
 
@@ -272,7 +249,7 @@ class StackSupervisor:
             for size in pool.process_sizes():
                 self.engines.append(EngineProcess(pool, first, next(ports)))
                 first += size
-        self._write_fleet()
+        self.write_fleet()
         for engine in self.engines:
             self._start_engine(engine)
         self.gateway = self._start_process("gateway", lambda: self.spec.gateway, self._wait_gateway_ready)
@@ -349,12 +326,12 @@ class StackSupervisor:
                 self._sleep_controller.forget(engine)
             elif not self._stopping and self.desired_asleep[engine.pool.key]:
                 self._rescale(engine.pool, ())  # it may have been started to sleep
-        self._write_fleet()
+        self.write_fleet()
         if process.phase is ProcessPhase.WAITING and not self._stopping:
             when = format_duration(process.pause_seconds)
-            self._on_event(f"{process.name} ended ({process.exit_reason}); again in {when}{_last_lines(process)}")
+            self.on_event(f"{process.name} ended ({process.exit_reason}); again in {when}{_last_lines(process)}")
         elif process.phase is ProcessPhase.READY:
-            self._on_event(
+            self.on_event(
                 f"{process.name} is ready" + (f" again (restart {process.restarts})" if process.restarts else "")
             )
         self._process_changed.set()
@@ -374,7 +351,8 @@ class StackSupervisor:
             routes={route.key: route for route in self.spec.routes},
         )
 
-    def _write_fleet(self) -> None:
+    def write_fleet(self) -> None:
+        """Writes the fleet file, if the fleet has changed."""
         fleet = self.fleet()
         if fleet != self._last_fleet:
             with contextlib.suppress(FileNotFoundError):  # the reaper has removed the run directory
@@ -386,7 +364,7 @@ class StackSupervisor:
         while True:
             await asyncio.sleep(1.0)
             if self._reaper.replace_if_dead():
-                self._on_event("the guard process ended; another one watches now")
+                self.on_event("the guard process ended; another one watches now")
 
     # --- scale and drain ---------------------------------------------------------------------------------------------
 
@@ -472,20 +450,20 @@ class StackSupervisor:
             self.engines.append(engine)
             self._start_engine(engine)
 
-    def _on_sleep_rejected(self, engine: EngineProcess) -> None:
+    def on_sleep_rejected(self, engine: EngineProcess) -> None:
         """Stops using sleep for a pool whose engine rejected it; its engines end instead."""
         self._pools_without_sleep.add(engine.pool.key)
         self.desired_asleep[engine.pool.key] = 0
         engine.sleep_state = SleepState.AWAKE
         self._rescale(engine.pool, (engine.name,))
-        self._write_fleet()
+        self.write_fleet()
 
     async def restart_engine(self, engine: EngineProcess) -> None:
         """Ends the process of an engine; it is started again."""
         if engine.process is not None and engine.process.child is not None:
             await engine.process.child.stop(ENGINE_STOP_SECONDS)
 
-    async def _is_idle(self, engine: EngineProcess) -> bool:
+    async def is_idle(self, engine: EngineProcess) -> bool:
         """Whether the gateway routes nothing to an engine and has nothing in flight there."""
         ids = engine.instance_ids()
         return await self._has_gateway_stopped_routing(ids) and await self._has_gateway_finished(ids)
@@ -504,8 +482,8 @@ class StackSupervisor:
         if self._sleep_controller is not None:
             self._sleep_controller.forget(engine)
         process.disable_restart()
-        self._write_fleet()
-        self._on_event(f"{engine.name} drains")
+        self.write_fleet()
+        self.on_event(f"{engine.name} drains")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_NOTICE_TIMEOUT_SECONDS):
                 await wait_until(lambda: self._has_gateway_stopped_routing(ids))
@@ -514,8 +492,8 @@ class StackSupervisor:
                 await wait_until(lambda: self._has_gateway_finished(ids))
         await process.stop(ENGINE_STOP_SECONDS)
         self.engines.remove(engine)
-        self._write_fleet()
-        self._on_event(f"{engine.name} has left")
+        self.write_fleet()
+        self.on_event(f"{engine.name} has left")
 
     async def _has_gateway_stopped_routing(self, ids: Sequence[str]) -> bool:
         if self.gateway is None or self.gateway.phase is not ProcessPhase.READY:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, TextIO
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -402,7 +402,6 @@ class LiveScreen:
     is_live = True
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.live import Live
 
         self._console = Console(highlight=False)
@@ -416,8 +415,6 @@ class LiveScreen:
 
     def show_ready(self, stack: StackSummary) -> None:
         """Prints the banner, which stays when the view is closed."""
-        from rich.text import Text
-
         show = self._console.print
         show(Text(headline(stack), "bold"))
         show(Text.assemble("\n  OpenAI API   ", (f"{stack.url}/v1", "cyan")))
