@@ -118,8 +118,17 @@ def test_zsh_completes_each_line_of_a_session(zsh: DebianProgram, tmp_path: Path
         assert expected <= set(found.split()), line
 
 
-def test_bash_completes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (["explain", ""], ["request", "route", "scaling", "shadow"]),
+        (["inde"], ["index"]),
+        (["status", "--con"], ["--context"]),
+        (["status", "-o", ""], ["table", "wide", "json", "yaml"]),
+    ],
+)
+def test_bash_completes(tmp_path: Path, line: list[str], expected: list[str]) -> None:
     file = script("bash", tmp_path / "fairlead.bash")
     (tmp_path / "complete.bash").write_text(_BASH)
-    found = run(["bash", "--norc", tmp_path / "complete.bash", file, "fairlead", "sta"], tmp_path)
-    assert "status" in found.split()
+    found = run(["bash", "--norc", tmp_path / "complete.bash", file, "fairlead", *line], tmp_path)
+    assert found.split() == expected

@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -143,28 +142,6 @@ def test_status_without_a_cluster_names_the_local_stack(
 
 
 # --- completion ---------------------------------------------------------------------------------------------------------
-
-
-def completions(script: Path, *words: str) -> list[str]:
-    listed = " ".join(f'"{word}"' for word in words)
-    ask = f'source {script}; COMP_WORDS=({listed}); COMP_CWORD={len(words) - 1}; _fairlead; echo "${{COMPREPLY[@]}}"'
-    return subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True).stdout.split()
-
-
-@pytest.fixture
-def script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    assert build_app()(["completion", "bash"], result_action="return_value") == 0
-    path = tmp_path / "completion.bash"
-    path.write_text(capsys.readouterr().out)
-    return path
-
-
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_bash_completes_verbs_flags_and_values(script: Path) -> None:
-    assert completions(script, "fairlead", "explain", "") == ["request", "route", "scaling", "shadow"]
-    assert completions(script, "fairlead", "inde") == ["index"]
-    assert completions(script, "fairlead", "status", "--con") == ["--context"]
-    assert completions(script, "fairlead", "status", "-o", "") == ["table", "wide", "json", "yaml"]
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

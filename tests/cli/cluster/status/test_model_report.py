@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fairlead.api.conditions import ConditionType, reasons
 from fairlead.kube.resources import Manifest
 from fairlead_cli.cluster.object_fields import MissingValue
 from fairlead_cli.cluster.pod_http import PodReport, Readiness, parse_metrics
@@ -32,7 +33,7 @@ fairlead_gateway_ttft_seconds_bucket{{model="chat/tiny",le="0.1"}} 3
 """
 
 
-def pod(name: str, uid: str, *, ready: bool = True, **more: Any) -> Manifest:
+def pod(name: str, uid: str, *, ready: bool = True, since: str = "2027-01-15T07:00:00Z", **more: Any) -> Manifest:
     labels = {"fairlead.io/model": "tiny", "fairlead.io/pool": "main", "fairlead.io/endpoint": "true"}
     conditions = [{"type": "Ready", "status": str(ready), "message": ""}]
     metadata = {
@@ -40,7 +41,7 @@ def pod(name: str, uid: str, *, ready: bool = True, **more: Any) -> Manifest:
         "namespace": "chat",
         "uid": uid,
         "labels": labels,
-        "creationTimestamp": "2027-01-15T07:00:00Z",
+        "creationTimestamp": since,
     }
     return {"metadata": metadata, "spec": {}, "status": {"phase": "Running", "conditions": conditions, **more}}
 
@@ -149,3 +150,307 @@ def test_text_of_a_cluster_controls_no_terminal(builders: Build, capsys: pytest.
     assert "why\N{REPLACEMENT CHARACTER}]0;title" in seen
     assert "crash\N{REPLACEMENT CHARACTER}]0;title" in seen
     assert not set(seen) & {"\x1b", "\x07", "\x9b"}
+
+
+WELL = 'fairlead_gateway_instances{model="chat/tiny",state="Ready"} 1\n'
+
+
+def tiny_pod(state: str = "Ready", restarts: int = 0, since: str = "2027-01-15T07:50:00Z") -> Manifest:
+    statuses = [{"name": "engine", "restartCount": restarts}]
+    found = pod("tiny-main-a", "u1", ready=state == "Ready", since=since, containerStatuses=statuses)
+    return {**found, "spec": {"nodeName": "n1"}}
+
+
+def facts(model: Manifest, *pods: Manifest, page: str = WELL, gateways: Any = None) -> ModelFacts:
+    told = [PodReport("g", "fairlead", Readiness(True, []), parse_metrics(page))] if gateways is None else gateways
+    return ModelFacts(model, list(pods), [], told, NOW)
+
+
+def without_node(**condition: str) -> Manifest:
+    found = tiny_pod("Starting")
+    unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", **condition}
+    return {**found, "spec": {}, "status": {"phase": "Pending", "conditions": [unscheduled]}}
+
+
+def says(known: ModelFacts) -> tuple[bool, str]:
+    found = advise(build_report(known))
+    return found.is_problem, found.text
+
+
+def test_nothing_to_do(builders: Build) -> None:
+    assert says(facts(builders["model"](), tiny_pod())) == (False, "nothing to do")
+
+
+def test_every_reason_that_stalls_has_advice(builders: Build) -> None:
+    for reason in (one.reason for one in reasons() if one.type is ConditionType.STALLED):
+        model = builders["model"](ready=False, Ready=("False", reason, "m"), Stalled=("True", reason, "of the case"))
+        problem, text = says(facts(model))
+        assert problem
+        assert text.endswith("(of the case)")
+        assert len(text) > len("(of the case)") + 5, reason
+
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool, str]] = {
+    "starting": (
+        {"Ready": ("False", "Starting", "")},
+        {"state": "Starting"},
+        False,
+        "wait: tiny-main-a has been starting for 10m",
+    ),
+    "starting for too long": (
+        {"Ready": ("False", "Starting", "")},
+        {"state": "Starting", "since": "2027-01-15T06:00:00Z"},
+        True,
+        "tiny-main-a has been starting for 2h: kubectl logs -n chat tiny-main-a",
+    ),
+    "degraded": (
+        {"Ready": ("False", "Degraded", "pool main has 1 of 2 ready")},
+        {},
+        True,
+        "(pool main has 1 of 2 ready)",
+    ),
+    "zero": ({"Ready": ("True", "ScaledToZero", "")}, {}, False, "kubectl scale mdep tiny -n chat --replicas=1"),
+    "asleep": (
+        {"Ready": ("True", "ScaledToZero", ""), "Autoscaling": ("True", "Deciding", "")},
+        {},
+        False,
+        "the first request starts an engine",
+    ),
+    "rolling out": ({"Reconciling": ("True", "RollingOut", "1 of 2 replaced")}, {}, False, "wait (1 of 2 replaced)"),
+    "paused": ({"Reconciling": ("True", "Paused", "")}, {}, False, "set rollout.paused: false"),
+    "name": ({"NameTaken": ("True", "BareNameTaken", "")}, {}, False, "let clients say chat/tiny"),
+    "restarts": ({}, {"restarts": 4}, True, "tiny-main-a was restarted 4 times"),
+    "objectives": (
+        {"SLOMet": ("False", "Missed", "81 % of 95 %")},
+        {},
+        True,
+        "miss the SLO (81 % of 95 %)",
+    ),
+    "objectives, at the most": (
+        {"SLOMet": ("False", "BelowTarget", "81 %"), "Autoscaling": ("True", "AtMaximum", "")},
+        {},
+        True,
+        "miss the SLO (81 %): raise maxReplicas",
+    ),
+    "objectives, more are coming": (
+        {"SLOMet": ("False", "BelowTarget", "81 %"), "Autoscaling": ("True", "Deciding", "")},
+        {},
+        True,
+        "miss the SLO (81 %): wait for the instances that the autoscaler starts",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_advice_follows_conditions_and_pods(builders: Build, name: str) -> None:
+    conditions, of_pod, problem, words = CASES[name]
+    ready = conditions.get("Ready", ("True",))[0] == "True"
+    found = says(facts(builders["model"](ready=ready, **conditions), tiny_pod(**of_pod)))
+    assert found[0] is problem
+    assert words in found[1]
+
+
+MULTI_ATTACH = (
+    'Multi-Attach error for volume "pvc-1" Volume is already exclusively attached to one node and '
+    "can't be attached to another"
+)
+STUCK = {
+    "a volume on another node": ("FailedAttachVolume", MULTI_ATTACH, "ReadWriteMany"),
+    "a volume that another pod has": (
+        "FailedAttachVolume",
+        'Multi-Attach error for volume "pvc-1" Volume is already used by tiny_pod(s) tiny-main-b',
+        "ReadWriteMany",
+    ),
+    "a missing Secret": (
+        "FailedMount",
+        'MountVolume.SetUp failed for volume "certs" : secret "engine-certs" not found',
+        "create the Secret engine-certs in chat",
+    ),
+    "a missing ConfigMap": (
+        "FailedMount",
+        'MountVolume.SetUp failed for volume "t" : configmap "templates" not found',
+        "create the ConfigMap templates in chat",
+    ),
+    "a missing entry": (
+        "FailedMount",
+        'MountVolume.SetUp failed for volume "certs" : references non-existent secret key: ca.crt',
+        "add the entry ca.crt",
+    ),
+    "storage that does not answer": (
+        "FailedMount",
+        'MountVolume.SetUp failed for volume "nfs" : mount failed: mount.nfs: Connection timed out',
+        "kubectl describe pvc",
+    ),
+    "no driver": (
+        "FailedMount",
+        "MountVolume.MountDevice failed : driver name efs.csi.aws.com not found in the list of registered CSI drivers",
+        "install the CSI driver efs.csi.aws.com",
+    ),
+    "no runtime": (
+        "FailedCreatePodSandBox",
+        'Failed to create pod sandbox: failed to get sandbox runtime: no runtime for "nvidia" is configured',
+        "install the container runtime nvidia",
+    ),
+    "no network": ("FailedCreatePodSandBox", "plugin type=calico failed (add)", "network plugin"),
+}
+
+
+def creating(state: str = "ContainerCreating", **conditions: str) -> Manifest:
+    """A pod with a node, whose containers were not started."""
+    found = tiny_pod("Starting")
+    listed = [{"type": "Ready", "status": "False"}, *({"type": k, "status": v} for k, v in conditions.items())]
+    waiting = [{"name": "engine", "state": {"waiting": {"reason": state}}}]
+    return {**found, "status": {"phase": "Pending", "conditions": listed, "containerStatuses": waiting}}
+
+
+def warning(reason: str, note: str, uid: str = "u1", at: str = "2027-01-15T07:59:00Z") -> Manifest:
+    regarding = {"kind": "Pod", "name": "tiny-main-a", "uid": uid}
+    return {"type": "Warning", "reason": reason, "note": note, "regarding": regarding, "eventTime": at}
+
+
+def stuck(builders: Build, found: Manifest, *events: Manifest) -> tuple[bool, str]:
+    model = builders["model"](ready=False, Ready=("False", "Starting", ""))
+    return says(ModelFacts(model, [found], list(events), [], NOW))
+
+
+@pytest.mark.parametrize("name", STUCK)
+def test_node_that_cannot_start_a_pod_is_explained(builders: Build, name: str) -> None:
+    """Such a pod has no logs, and its status has no reason."""
+    reason, note, words = STUCK[name]
+    problem, text = stuck(builders, creating(), warning(reason, note))
+    assert problem
+    assert "tiny-main-a cannot start: " in text
+    assert words in text
+    assert note[:40] in text
+
+
+def test_last_warning_about_the_pod_itself_explains_its_start(builders: Build) -> None:
+    newer = warning("FailedMount", 'secret "engine-certs" not found')
+    older = warning("FailedAttachVolume", MULTI_ATTACH, at="2027-01-15T07:40:00Z")
+    assert "engine-certs" in stuck(builders, creating(), newer, older)[1]
+    assert "cannot start" not in stuck(builders, creating(), warning("FailedMount", "x", uid="u2"))[1]
+    assert "cannot start" not in stuck(builders, creating(), warning("Unhealthy", "x"))[1]
+
+
+def test_blocked_pod_is_named_whatever_the_condition_says(builders: Build) -> None:
+    """A second pod that waits for the first one's volume degrades a model, or holds its rollout."""
+    for conditions in (
+        {"Ready": ("False", "Degraded", "pool main has 1 of 2 ready")},
+        {"Ready": ("True", "AllReady", ""), "Reconciling": ("True", "RollingOut", "0 of 1 replaced")},
+        {"Ready": ("False", "StartTimeout", ""), "Stalled": ("True", "StartTimeout", "")},
+    ):
+        model = builders["model"](**conditions)
+        found = ModelFacts(model, [creating()], [warning("FailedAttachVolume", MULTI_ATTACH)], [], NOW)
+        assert "ReadWriteMany" in says(found)[1]
+
+
+QUOTA = (
+    'create Pod tiny-main-0 in StatefulSet tiny-main failed error: pods "tiny-main-0" is forbidden: exceeded quota: '
+    "gpus, requested: requests.nvidia.com/gpu=8, used: requests.nvidia.com/gpu=16, limited: requests.nvidia.com/gpu=16"
+)
+
+
+def group_event(reason: str, note: str, name: str = "tiny-main", at: str = "2027-01-15T07:59:00Z") -> Manifest:
+    kind = "Warning" if reason == "FailedCreate" else "Normal"
+    regarding = {"kind": "StatefulSet", "name": name, "uid": "s1"}
+    return {"type": kind, "reason": reason, "note": note, "regarding": regarding, "eventTime": at}
+
+
+def of_groups(builders: Build, *events: Manifest, nodes: int = 2) -> str:
+    model = builders["model"](ready=False, Ready=("False", "Starting", ""))
+    model["spec"]["pools"][0]["parallelism"] = {"nodes": nodes}
+    report = build_report(ModelFacts(model, [], list(events), [], NOW))
+    assert len(report.events) == sum(event["type"] == "Warning" for event in events)
+    return advise(report).text
+
+
+def test_refused_pods_of_a_group_are_explained(builders: Build) -> None:
+    """A Deployment has a condition for it, and a LeaderWorkerSet has none."""
+    for name in ("tiny-main", "tiny-main-0"):
+        text = of_groups(builders, group_event("FailedCreate", QUOTA, name))
+        assert text.startswith("pods are refused: ")
+        assert "exceeded quota: gpus" in text
+    policy = 'pods "tiny-main-0" is forbidden: violates PodSecurity "restricted:latest"'
+    assert "violates PodSecurity" in of_groups(builders, group_event("FailedCreate", policy))
+
+
+def test_group_whose_pods_were_made_since_is_not_refused(builders: Build) -> None:
+    made = group_event("SuccessfulCreate", "create Pod tiny-main-0 in StatefulSet tiny-main successful")
+    earlier = group_event("FailedCreate", QUOTA, at="2027-01-15T07:30:00Z")
+    assert "refused" not in of_groups(builders, made, earlier)
+    assert "refused" not in of_groups(builders, group_event("FailedCreate", QUOTA, "tiny-mainframe"))
+    assert "refused" not in of_groups(builders, group_event("FailedCreate", QUOTA), nodes=1)
+
+
+def test_pod_whose_image_is_being_pulled_waits_for_no_volume(builders: Build) -> None:
+    event = warning("FailedAttachVolume", MULTI_ATTACH)
+    for found in (creating(PodReadyToStartContainers="True"), creating("ImagePullBackOff")):
+        assert "cannot start" not in stuck(builders, found, event)[1]
+
+
+def test_unobserved_change_comes_before_other_advice(builders: Build) -> None:
+    model = builders["model"](ready=False, Stalled=("True", "ImagePullFailed", "x"))
+    model["metadata"]["generation"] = 3
+    assert says(facts(model)) == (
+        True,
+        "no operator has seen the last change (generation 3, it is at 2): fairlead check says why",
+    )
+    model["metadata"]["managedFields"] = [{"time": "2027-01-15T07:59:59Z"}]
+    assert says(facts(model)) == (False, "wait: the operator has not seen the last change yet")
+    assert says(facts({**model, "status": {}}))[1].startswith("wait")
+    model["metadata"]["deletionTimestamp"] = "2027-01-15T08:00:00Z"
+    assert says(facts(model))[1].startswith("it is being deleted")
+
+
+def test_unrouted_ready_pods_have_advice(builders: Build) -> None:
+    page = 'fairlead_gateway_instances{model="chat/tiny",state="Ready"} 0\n'
+    assert says(facts(builders["model"](), tiny_pod(), page=page))[0]
+    assert "no gateway routes to them" in says(facts(builders["model"](), tiny_pod(), page=page))[1]
+
+
+def test_full_engines_have_advice(builders: Build) -> None:
+    def engine(usage: float, waiting: int) -> str:
+        labels = '{model="chat/tiny",instance="u1/8000/0",pool="main"}'
+        return WELL + "".join(
+            f"fairlead_gateway_engine_{name}{labels} {value}\n"
+            for name, value in (("signals_age_seconds", 1), ("kv_usage", usage), ("waiting", waiting))
+        )
+
+    assert "KV caches of all engines are full" in says(facts(builders["model"](), tiny_pod(), page=engine(0.99, 3)))[1]
+    assert says(facts(builders["model"](), tiny_pod(), page=engine(0.99, 0))) == (False, "nothing to do")
+    assert says(facts(builders["model"](), tiny_pod(), page=engine(0.5, 3))) == (False, "nothing to do")
+
+
+def test_missing_signals_come_last_and_are_no_problem(builders: Build) -> None:
+    away = MissingValue("a NetworkPolicy may keep the API server out")
+    assert says(facts(builders["model"](), tiny_pod(), gateways=away)) == (
+        False,
+        "nothing to do, but the engines' signals could not be read: a NetworkPolicy may keep the API server out",
+    )
+    assert "no gateway was found" in says(facts(builders["model"](), tiny_pod(), gateways=[]))[1]
+
+
+def test_pod_without_node_is_explained_without_logs(builders: Build) -> None:
+    room = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+    pending = "pod a waits for a node; the model is Stalled if that lasts 10m"
+    model = builders["model"](ready=False, Ready=("False", "Starting", ""), Reconciling=("True", "Creating", pending))
+    problem, text = says(facts(model, without_node(message=room)))
+    assert not problem
+    assert text == f"wait: no node has room for tiny-main-a yet ({room}); the model is Stalled after 10m"
+
+
+def test_old_pod_without_node_is_not_looked_up_in_logs(builders: Build) -> None:
+    model = builders["model"](ready=False, Ready=("False", "Starting", ""))
+    late = without_node(message="no room")
+    late["metadata"]["creationTimestamp"] = "2027-01-15T06:00:00Z"
+    assert "kubectl logs" not in says(facts(model, late))[1]
+
+
+def test_advice_on_capacity_keeps_what_the_pool_asks_for(builders: Build) -> None:
+    cause = f"pod {'p' * 60} waits for a node: no node fits 1 nvidia.com/gpu with gpu=L40S (class l40s); {'x' * 150}."
+    stalled = ("True", "InsufficientCapacity", cause)
+    model = builders["model"](ready=False, Ready=("False", "InsufficientCapacity", "m"), Stalled=stalled)
+    _, text = says(facts(model))
+    assert text.startswith("add nodes, lower replicas or parallelism, or check resource, nodeSelector and tolerations")
+    assert "(class l40s)" in text
+    assert text.endswith("x.)")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.errors import BadInput
+from fairlead.errors import BadInput, Unavailable
 from fairlead.fleet.file import parse_fleet_file
 from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model
@@ -20,7 +20,7 @@ from fairlead_cli.exit_codes import StartFailed
 from fairlead_cli.local.processes.child_process import ProcessCommand
 from fairlead_cli.local.processes.managed_process import ManagedProcess, ProcessPhase
 from fairlead_cli.local.processes.reaper import Reaper
-from fairlead_cli.local.stack.engine_process import EnginePoolSpec
+from fairlead_cli.local.stack.engine_process import EnginePoolSpec, SleepState
 from fairlead_cli.local.stack.stack_run import HungEngineHooks, HungEngineWatch
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
 from fairlead_cli.management import api_types
@@ -28,6 +28,7 @@ from fairlead_testing.processes import block_until, is_alive, unused_port
 
 PATIENCE = 120.0
 KEY = "default/m"
+READY, SLEEPING, DRAINING = InstanceState.READY, InstanceState.SLEEPING, InstanceState.DRAINING
 # arguments: name, file to note its end in, ports; answers every request with 200 and 2 bytes
 SERVER = """
 import signal, socket, sys, threading
@@ -69,19 +70,46 @@ class FakeRouting:
         return 0 if self.idle.is_set() else 1
 
 
-class StackFixture:
-    """A supervisor with a reaper, a fake gateway and a temporary directory."""
+class FakeSleepCalls:
+    """Records sleep calls; ``reply_event`` delays an answer, ``failing`` has calls that fail."""
 
-    def __init__(self, directory: Path, **changes: object) -> None:
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int]] = []
+        self.reply_event = asyncio.Event()
+        self.reply_event.set()
+        self.failing: set[str] = set()
+
+    async def sleep(self, url: str, level: int) -> None:
+        await self._reply("sleep", level)
+
+    async def wake(self, url: str, level: int) -> None:
+        await self._reply("wake", level)
+
+    async def _reply(self, call: str, level: int) -> None:
+        self.calls.append((call, level))
+        await self.reply_event.wait()
+        if call in self.failing:
+            raise Unavailable(f"no {call}")
+
+
+class StackFixture:
+    """A supervisor with a reaper, a fake gateway and a temporary directory.
+
+    sleep_level: of engines that may sleep.
+    """
+
+    def __init__(self, directory: Path, sleep_level: int | None = None, **changes: object) -> None:
         self.directory = directory
         self.notes = directory / "ended"
         self.events: list[str] = []
-        self.routing = FakeRouting()
+        self.routing, self.sleep_calls = FakeRouting(), FakeSleepCalls()
         self.reaper = Reaper(None)
         port = unused_port()
         model = Model("default", "m")
         template = Instance("", "default", "m", "main", "", engine="sim")
-        pool = replace(EnginePoolSpec(model, "main", 2, template, self.engine, "main"), **changes)  # type: ignore[arg-type]  # a test's own keywords
+        pool = replace(
+            EnginePoolSpec(model, "main", 2, template, self.engine, "main", sleep_level=sleep_level), **changes
+        )  # type: ignore[arg-type]  # a test's own keywords
         spec = StackSpec(
             (pool,),
             self.server("gateway", (port,)),
@@ -95,6 +123,7 @@ class StackFixture:
             clock=SystemClock(),
             routing=self.routing,
             on_event=self.events.append,
+            sleep_calls=None if sleep_level is None else self.sleep_calls,
         )
 
     def server(self, name: str, ports: tuple[int, ...]) -> ProcessCommand:
@@ -113,15 +142,30 @@ class StackFixture:
     async def until(self, condition: Callable[[], bool]) -> None:
         await asyncio.to_thread(block_until, condition, "the supervisor gets there")
 
+    async def wait_states(self, *states: InstanceState) -> None:
+        await self.until(lambda: list(self.states().values()) == list(states))
+
+    async def scale(self, replicas: int, asleep: int = 0) -> None:
+        await self.supervisor.scale(KEY, "main", replicas, (), asleep)
+
 
 @asynccontextmanager
-async def stack(directory: Path, **changes: object) -> AsyncIterator[StackFixture]:
-    fixture = StackFixture(directory, **changes)
+async def stack(directory: Path, sleep_level: int | None = None, **changes: object) -> AsyncIterator[StackFixture]:
+    fixture = StackFixture(directory, sleep_level, **changes)
     try:
         yield fixture
     finally:
         await fixture.supervisor.stop(asyncio.Event())
         fixture.reaper.close()
+
+
+@asynccontextmanager
+async def sleeping_stack(directory: Path, count: int) -> AsyncIterator[StackFixture]:
+    """A stack of engines that may sleep, all of them ready."""
+    async with stack(directory, 1, replicas=count) as fixture:
+        fixture.supervisor.start()
+        await fixture.wait_states(*[READY] * count)
+        yield fixture
 
 
 def kill(process: ManagedProcess | None) -> None:
@@ -314,3 +358,100 @@ async def test_dead_reaper_is_replaced(tmp_path: Path) -> None:
         os.kill(pid, signal.SIGKILL)
         await fixture.until(lambda: fixture.reaper.pid != pid)
         assert is_alive(fixture.reaper.pid)
+
+
+# --- sleep --------------------------------------------------------------------------------------------------------------
+
+
+async def test_sleeping_engines_wake_before_new_ones_start(tmp_path: Path) -> None:
+    async with sleeping_stack(tmp_path, 3) as fixture:
+        pids = [engine.process.child.pid for engine in fixture.supervisor.engines]  # type: ignore[union-attr]  # they run
+        await fixture.scale(1, asleep=2)
+        await fixture.wait_states(READY, SLEEPING, SLEEPING)
+        await fixture.scale(3)
+        await fixture.wait_states(READY, READY, READY)
+        assert [engine.process.child.pid for engine in fixture.supervisor.engines] == pids  # type: ignore[union-attr]
+        assert [engine.wake_count for engine in fixture.supervisor.engines] == [0, 1, 1]
+    assert fixture.sleep_calls.calls == [("sleep", 1), ("sleep", 1), ("wake", 1), ("wake", 1)]
+
+
+async def test_engine_with_requests_drains_before_sleep_and_can_be_recalled(tmp_path: Path) -> None:
+    async with sleeping_stack(tmp_path, 2) as fixture:
+        fixture.routing.idle.clear()
+        await fixture.scale(1, asleep=1)
+        await fixture.wait_states(READY, DRAINING)
+        await fixture.scale(2)
+        await fixture.wait_states(READY, READY)
+        assert fixture.sleep_calls.calls == []
+
+
+async def test_waking_engine_gets_no_request_before_it_is_awake(tmp_path: Path) -> None:
+    async with sleeping_stack(tmp_path, 1) as fixture:
+        await fixture.scale(0, asleep=1)
+        await fixture.wait_states(SLEEPING)
+        fixture.sleep_calls.reply_event.clear()
+        await fixture.scale(1)
+        await fixture.wait_states(InstanceState.STARTING)
+        fixture.sleep_calls.reply_event.set()
+        await fixture.wait_states(READY)
+
+
+async def test_changed_sleep_count_ends_or_starts_sleeping_engines(tmp_path: Path) -> None:
+    async with sleeping_stack(tmp_path, 2) as fixture:
+        await fixture.scale(1, asleep=1)
+        await fixture.wait_states(READY, SLEEPING)
+        await fixture.scale(1, asleep=0)
+        await fixture.wait_states(READY)
+        await fixture.scale(1, asleep=1)
+        await fixture.wait_states(READY, SLEEPING)
+
+
+async def test_engine_that_dies_asleep_is_restarted_and_sleeps_again(tmp_path: Path) -> None:
+    async with sleeping_stack(tmp_path, 1) as fixture:
+        await fixture.scale(0, asleep=1)
+        await fixture.wait_states(SLEEPING)
+        (engine,) = fixture.supervisor.engines
+        assert engine.process is not None
+        assert engine.process.child is not None
+        os.kill(engine.process.child.pid, signal.SIGKILL)
+        await fixture.until(lambda: engine.process is not None and engine.process.starts == 2)
+        await fixture.until(lambda: engine.sleep_state is SleepState.ASLEEP)
+        assert list(fixture.states().values()) == [SLEEPING]
+    assert fixture.sleep_calls.calls == [("sleep", 1), ("sleep", 1)]
+
+
+async def test_engine_that_does_not_wake_is_restarted(tmp_path: Path) -> None:
+    async with sleeping_stack(tmp_path, 1) as fixture:
+        await fixture.scale(0, asleep=1)
+        await fixture.wait_states(SLEEPING)
+        fixture.sleep_calls.failing.add("wake")
+        await fixture.scale(1)
+        (engine,) = fixture.supervisor.engines
+        await fixture.until(lambda: engine.process is not None and engine.process.starts == 2)
+        await fixture.wait_states(READY)
+        assert engine.process is not None
+        assert engine.process.phase is ProcessPhase.READY
+    assert any("does not wake and is restarted: no wake" in line for line in fixture.events)
+
+
+async def test_engines_that_reject_sleep_end_instead(tmp_path: Path) -> None:
+    async with sleeping_stack(tmp_path, 2) as fixture:
+        fixture.sleep_calls.failing.add("sleep")
+        await fixture.scale(1, asleep=1)
+        await fixture.wait_states(READY)
+        assert fixture.supervisor.desired_asleep[KEY, "main"] == 0
+        await fixture.scale(1, asleep=1)
+        assert len(fixture.supervisor.engines) == 1
+    assert fixture.sleep_calls.calls == [("sleep", 1)]
+    assert any("does not sleep: no sleep" in line for line in fixture.events)
+
+
+@pytest.mark.parametrize("asleep", [0, 1])
+async def test_stack_stops_while_engines_sleep(tmp_path: Path, asleep: int) -> None:
+    async with sleeping_stack(tmp_path, 2) as fixture:
+        await fixture.scale(1, asleep=asleep)
+        fixture.sleep_calls.reply_event.clear()
+        await fixture.scale(0, asleep=1)
+    assert all(
+        engine.process is None or engine.process.phase is ProcessPhase.STOPPED for engine in fixture.supervisor.engines
+    )
