@@ -6,6 +6,7 @@ A new key goes to standard output, alone and once. All else goes to standard err
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -42,7 +43,6 @@ from fairlead_cli.tenants.selection import (
     RevokedFlag,
     TenantFlags,
     TenantFlagsParameter,
-    TenantsOptions,
     TenantsPlace,
     open_tenants,
 )
@@ -149,7 +149,7 @@ def keys_revoke(
             print(format_document(value, output))
         return OK
 
-    return _run("keys revoke", flags.options(revoked=revoked), run)
+    return _run("keys revoke", flags, run, revoked=revoked)
 
 
 def _add_to_revocation_list(store: TenantStore, name: str, digest: str | None, owner: KeyOwner) -> str | None:
@@ -197,7 +197,7 @@ def keys_list(
             print(terminal_text(render_keys(keys, uses, SystemClock().wall(), is_wide=output == "wide")))
         return OK
 
-    return _run("keys list", flags.options(manage=manage), run)
+    return _run("keys list", flags, run, manage=manage)
 
 
 def _issue(
@@ -226,12 +226,19 @@ def _issue(
         _note("the key is shown only here: give it to the tenant over a safe channel")
         return OK
 
-    return _run("keys", flags.options(), run)
+    return _run("keys", flags, run)
 
 
-def _run(verb: str, where: TenantsOptions, run: Callable[[TenantsPlace], int]) -> int:
+def _run(
+    verb: str,
+    flags: TenantFlags,
+    run: Callable[[TenantsPlace], int],
+    *,
+    revoked: Path | None = None,
+    manage: str | None = None,
+) -> int:
     try:
-        with open_tenants(where) as place:
+        with open_tenants(flags, revoked=revoked, manage=manage) as place:
             return run(place)
     except ClusterUnreachable as error:
         return report_failure(verb, error, UNREACHABLE)

@@ -93,33 +93,29 @@ GUARD_FACTOR = 3.0
 
 @dataclass(frozen=True, slots=True)
 class SimulationOptions:
-    """The simulation to run. ``rate``: requests/s. ``objective``: TTFT target in seconds."""
+    """The simulation to run: checked arguments, and what they name. ``rate``: requests/s."""
 
+    arguments: SimulationArguments
     source: TrafficSource
-    presets: tuple[str, ...]
     profile: EngineProfile
-    engines: int
     rate: float
-    objective: float
-    capacity: bool
-    seed: int
 
     def describe(self) -> str:
         """Returns the options in one line of text."""
         return (
             f"traffic: {self.source.name}, {len(self.source.requests)} requests at {self.rate:.3g}/s; "
-            f"{self.engines} engines {self.profile.name}, first token within {self.objective:g} s"
+            f"{self.arguments.engines} engines {self.profile.name}, first token within {self.arguments.ttft:g} s"
         )
 
     @property
     def capacity_goal(self) -> CapacityGoal:
         """The goals for first tokens that a rate within capacity meets."""
-        return CapacityGoal(seconds=self.objective, guard_seconds=GUARD_FACTOR * self.objective)
+        return CapacityGoal(seconds=self.arguments.ttft, guard_seconds=GUARD_FACTOR * self.arguments.ttft)
 
     def trial(self, name: str) -> Trial:
         """Returns the trial of one preset."""
-        objectives = SloTargets(ttft_seconds=self.objective)
-        return Trial(name, self.profile, self.engines, self.seed, objectives=objectives)
+        objectives = SloTargets(ttft_seconds=self.arguments.ttft)
+        return Trial(name, self.profile, self.arguments.engines, self.arguments.seed, objectives=objectives)
 
 
 def build_options(traffic: str, arguments: SimulationArguments) -> SimulationOptions:
@@ -138,16 +134,7 @@ def build_options(traffic: str, arguments: SimulationArguments) -> SimulationOpt
         raise BadInput(f"--ttft must be above 0 s, not {ttft:g}", field="--ttft")
     profile = builtin_profile(arguments.profile, field="--profile")
     source = load_source(traffic, limit=arguments.limit, seed=arguments.seed)
-    return SimulationOptions(
-        source=source,
-        presets=presets,
-        profile=profile,
-        engines=engines,
-        rate=source.rate if rate is None else rate,
-        objective=ttft,
-        capacity=arguments.capacity,
-        seed=arguments.seed,
-    )
+    return SimulationOptions(arguments, source, profile, source.rate if rate is None else rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +149,13 @@ class PresetResult:
 def compare_presets(options: SimulationOptions, on_progress: Callable[[str], None]) -> list[PresetResult]:
     """Returns one result for each preset, in the order of the options."""
     requests = at_rate(options.source.requests, options.rate)
-    prompts = options.trial(options.presets[0]).prompt_cache()
+    prompts = options.trial(options.arguments.presets[0]).prompt_cache()
     results = []
-    for name in options.presets:
+    for name in options.arguments.presets:
         trial = options.trial(name)
         figures = trial.metrics(requests, prompts=prompts)
         capacity = None
-        if options.capacity:
+        if options.arguments.capacity:
             on_progress(f"  {name}: searching for its capacity")
             capacity = trial.capacity(requests, goal=options.capacity_goal, guess=options.rate, prompts=prompts)
         results.append(PresetResult(name, figures, capacity))
@@ -182,16 +169,16 @@ COLUMNS = ("preset", "met", "TTFT\np50", "\np90", "\np99", "TPOT\np99", "cached"
 def print_results(options: SimulationOptions, results: Sequence[PresetResult], console: Console) -> None:
     """Prints a row for each preset, a legend, and the number of failed requests if any failed."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    columns = (*COLUMNS, "carries\nper s") if options.capacity else COLUMNS
+    columns = (*COLUMNS, "carries\nper s") if options.arguments.capacity else COLUMNS
     for column in columns:
         table.add_column(column, justify="left" if column == "preset" else "right", no_wrap=True)
     for result in results:
-        table.add_row(*_cells(result, capacity=options.capacity))
+        table.add_row(*_cells(result, capacity=options.arguments.capacity))
     console.print(table)
-    met = f"met: first tokens within {format_duration(options.objective)}"
+    met = f"met: first tokens within {format_duration(options.arguments.ttft)}"
     legend = f"  {met}; σ/µ: spread of computed tokens over engines; put back: requests that an engine preempted"
     console.print(legend, highlight=False, soft_wrap=True)
-    if options.capacity and not all(result.capacity for result in results):
+    if options.arguments.capacity and not all(result.capacity for result in results):
         console.print("  carries –: no rate near the requested one was within bounds", highlight=False, soft_wrap=True)
     failed = {result.preset: result.figures.errors for result in results if result.figures.errors}
     for name, errors in failed.items():
@@ -206,10 +193,10 @@ def write_json(options: SimulationOptions, results: Sequence[PresetResult], file
         "traffic": options.source.name,
         "requests": len(options.source.requests),
         "rate": options.rate,
-        "engines": options.engines,
+        "engines": options.arguments.engines,
         "profile": options.profile.name,
-        "objective_seconds": options.objective,
-        "seed": options.seed,
+        "objective_seconds": options.arguments.ttft,
+        "seed": options.arguments.seed,
         "presets": {result.preset: asdict(result.figures) | {"capacity": result.capacity} for result in results},
     }
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ def tenants_list(*, flags: TenantFlagsParameter = DEFAULT_FLAGS, output: OutputF
     Exits 0 when done, 2 on wrong usage or without a permission, 3 when no cluster can be reached.
     """
     try:
-        with open_tenants(flags.options()) as place:
+        with open_tenants(flags) as place:
             tenants = place.store.tenants()
     except ClusterUnreachable as error:
         return report_failure("tenants", error, UNREACHABLE)
@@ -49,7 +49,7 @@ def tenants_show(
     Exits 0 when done, 2 on wrong usage or without a permission, 3 when no cluster can be reached.
     """
     try:
-        with open_tenants(flags.options(manage=manage)) as place:
+        with open_tenants(flags, manage=manage) as place:
             tenant = place.store.tenant(name)
             uses = read_key_uses(place)
             budget = read_budget(place, name) if (tenant.get("spec") or {}).get("budget") else None

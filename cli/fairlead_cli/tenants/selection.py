@@ -31,20 +31,6 @@ ManageFlag = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class TenantsOptions:
-    """Options that name a file of ModelTenants, or a cluster.
-
-    file, revoked: the files of tenants and of revoked keys; None for a cluster.
-    manage: management address of a gateway that reads the file.
-    """
-
-    cluster: ClusterOptions
-    file: Path | None = None
-    revoked: Path | None = None
-    manage: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class TenantFlags:
     """The flags of all verbs about tenants and keys."""
 
@@ -53,10 +39,10 @@ class TenantFlags:
     kubeconfig: KubeconfigFlag = None
     install_namespace: InstallationFlag = None
 
-    def options(self, *, revoked: Path | None = None, manage: str | None = None) -> TenantsOptions:
-        """Returns where the tenants are."""
-        cluster = ClusterOptions(self.kubeconfig, self.context, install_namespace=self.install_namespace)
-        return TenantsOptions(cluster, self.file, revoked, manage)
+    @property
+    def cluster(self) -> ClusterOptions:
+        """The cluster that has the tenants."""
+        return ClusterOptions(self.kubeconfig, self.context, install_namespace=self.install_namespace)
 
 
 TenantFlagsParameter = Annotated[TenantFlags, Parameter(name="*")]
@@ -67,18 +53,18 @@ DEFAULT_FLAGS = TenantFlags()
 class TenantsPlace:
     """A store of ModelTenants, and the gateways that use them.
 
-    endpoints: raises FairleadError when no gateway can be reached.
+    manage: management address of a gateway that reads the file.
     """
 
     store: TenantStore
-    _options: TenantsOptions
+    manage: str | None
     _installation: "object | None" = None
 
     def endpoints(self) -> Sequence[ManagementEndpoint]:
         """Returns the management APIs of the gateways. Raises FairleadError without any."""
         token = read_settings(CliSettings, os.environ).manage_token
-        if self._options.manage is not None:
-            url = service_url(self._options.manage, flag="--manage")
+        if self.manage is not None:
+            url = service_url(self.manage, flag="--manage")
             return [ManagementEndpoint(url, lambda: url, token)]
         if isinstance(self._installation, Installation):
             return gateway_endpoints(self._installation, token)
@@ -86,8 +72,13 @@ class TenantsPlace:
 
 
 @contextmanager
-def open_tenants(options: TenantsOptions) -> Iterator[TenantsPlace]:
+def open_tenants(
+    options: TenantFlags, *, revoked: Path | None = None, manage: str | None = None
+) -> Iterator[TenantsPlace]:
     """Yields the tenants of a file, or of a cluster.
+
+    revoked: the file of revoked keys; None for a cluster.
+    manage: management address of a gateway that reads the file.
 
     Raises BadInput for options that exclude each other and without any, ClusterUnreachable.
     """
@@ -96,9 +87,9 @@ def open_tenants(options: TenantsOptions) -> Iterator[TenantsPlace]:
             raise BadInput(
                 "--file names a file, and other options name a cluster", field="--file", hint="give one of the two"
             )
-        yield TenantsPlace(FileTenantStore(options.file, options.revoked, os.environ), options)
+        yield TenantsPlace(FileTenantStore(options.file, revoked, os.environ), manage)
         return
-    if options.revoked is not None:
+    if revoked is not None:
         raise BadInput("--revoked belongs to a file of tenants", field="--revoked", hint="give it together with --file")
     if not is_cluster_target(options.cluster, None):
         raise BadInput(
@@ -109,4 +100,4 @@ def open_tenants(options: TenantsOptions) -> Iterator[TenantsPlace]:
     from fairlead_cli.tenants.cluster_store import ClusterTenantStore
 
     with open_installation(options.cluster) as installation:
-        yield TenantsPlace(ClusterTenantStore(installation), options, installation)
+        yield TenantsPlace(ClusterTenantStore(installation), manage, installation)

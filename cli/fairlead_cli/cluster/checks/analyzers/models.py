@@ -12,15 +12,7 @@ from fairlead.api.spec.engine import EngineType
 from fairlead.engine_profile import builtin_profiles
 from fairlead.fleet.endpoint_address import ENDPOINT_SECRETS_FOLDER
 from fairlead.kube.resources import Manifest, is_deleting, key_of, metadata_of, name_of
-from fairlead_cli.cluster.checks.check import (
-    Analyzer,
-    CheckOutcome,
-    Verdict,
-    known,
-    passed,
-    verdict_of,
-    warned,
-)
+from fairlead_cli.cluster.checks.check import Analyzer, CheckOutcome, Verdict, known, passed, verdict_of, warned
 from fairlead_cli.cluster.components import GATEWAY, watched_namespaces
 from fairlead_cli.cluster.facts import ClusterFacts
 from fairlead_cli.cluster.model_references import ModelReference, accelerator_names
