@@ -20,7 +20,7 @@ from fairlead.manifests.files import read_texts
 from fairlead.manifests.loader import read_object
 from fairlead.manifests.yaml_nodes import parse_documents
 from fairlead.runtime.atomic_write import write_atomic
-from fairlead_cli.manifest_lint import collect_paths
+from fairlead_cli.manifest_lint import Files, MoreFiles, collect_paths
 from fairlead_cli.migration.draft import MigrationOptions
 from fairlead_cli.migration.field_reader import WHOLE_OBJECT, Note, Outcome
 from fairlead_cli.migration.formats.workloads import other_engine_of
@@ -75,13 +75,8 @@ class _Converted:
 
 
 def convert(
-    *files: Annotated[
-        str, Parameter(allow_leading_hyphen=True, help="Files, folders of YAML files, or - for standard input.")
-    ],
-    file: Annotated[
-        list[str] | None,
-        Parameter(name=["--file", "-f"], allow_leading_hyphen=True, help="More FILES, given as with kubectl."),
-    ] = None,
+    *files: Files,
+    file: MoreFiles = None,
     how: ConversionOptions = _DEFAULTS,
 ) -> int:
     """Convert manifests of other systems.

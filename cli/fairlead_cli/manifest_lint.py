@@ -24,18 +24,20 @@ from fairlead.manifests.skipped_files import is_fleet_document, skip_files
 from fairlead.manifests.yaml_nodes import parse_documents
 from fairlead.names import closest_matches
 
+Files = Annotated[
+    str, Parameter(allow_leading_hyphen=True, help="Files, folders of YAML files, or - for standard input.")
+]
+MoreFiles = Annotated[
+    list[str] | None,
+    Parameter(name=["--file", "-f"], allow_leading_hyphen=True, help="More FILES, given as with kubectl."),
+]
 MAX_SHOWN = 50
 """Problems printed; the rest is counted."""
 
 
 def lint(
-    *files: Annotated[
-        str, Parameter(allow_leading_hyphen=True, help="Files, folders of YAML files, or - for standard input.")
-    ],
-    file: Annotated[
-        list[str] | None,
-        Parameter(name=["--file", "-f"], allow_leading_hyphen=True, help="More FILES, given as with kubectl."),
-    ] = None,
+    *files: Files,
+    file: MoreFiles = None,
 ) -> int:
     """Check manifests and fleet files without a cluster.
 

@@ -1,6 +1,5 @@
 """``fairlead audit``: shows who changed or read what."""
 
-import asyncio
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from fairlead.errors import BadInput, first_line, plain_text
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.exit_codes import StackUnreachable, run_query
 from fairlead_cli.formatting import align_columns, printable
-from fairlead_cli.management.client import GatewaysSource, ManagementClient, ManagementEndpoint, open_endpoints
+from fairlead_cli.management.client import GatewaysSource, ManagementEndpoint, open_endpoints
 from fairlead_cli.output import OutputFlag, format_document, is_document
 from fairlead_cli.scaling.decision_inputs import parse_moment
 
@@ -106,7 +105,7 @@ def read_gateways(endpoints: Sequence[ManagementEndpoint], since: float, tenant:
     failures: list[StackUnreachable] = []
     for endpoint in endpoints:
         try:
-            found = asyncio.run(_read(endpoint, since, tenant))
+            found = endpoint.query(lambda client: client.audit(since, tenant, AUDIT_ANSWER))
         except StackUnreachable as error:
             failures.append(error)
             problems.append(f"{endpoint.name}: {first_line(error, 200)}")
@@ -118,11 +117,6 @@ def read_gateways(endpoints: Sequence[ManagementEndpoint], since: float, tenant:
         raise failures[0]
     records.sort(key=lambda record: (record.wall, record.instance, record.sequence))
     return FoundRecords(records, problems)
-
-
-async def _read(endpoint: ManagementEndpoint, since: float, tenant: str | None) -> Sequence[AuditRecord]:
-    async with ManagementClient(endpoint.url(), endpoint.token) as client:
-        return await client.audit(since, tenant, AUDIT_ANSWER)
 
 
 _SAME_SECONDS = 30.0

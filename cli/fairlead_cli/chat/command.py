@@ -1,6 +1,5 @@
 """``fairlead chat``: a dialogue with a model through the gateway."""
 
-import asyncio
 import contextlib
 import json
 import os
@@ -34,7 +33,7 @@ from fairlead_cli.formatting import format_seconds
 from fairlead_cli.local.run_directory import RunningStack, newest_stack, running_stacks
 from fairlead_cli.management import api_types
 from fairlead_cli.management.api_types import short_instance_name
-from fairlead_cli.management.client import ManagementClient, ManagementEndpoint, gateway_endpoints
+from fairlead_cli.management.client import ManagementEndpoint, gateway_endpoints
 from fairlead_cli.target import ClusterOptions, ModelFlag, is_cluster_target, qualified_name
 
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -364,13 +363,8 @@ def _why(gateway: ChatGateway, request_id: str) -> list[str]:
     """
     for endpoint in gateway.endpoints():
         with contextlib.suppress(LookupError):
-            return asyncio.run(_summary(endpoint, request_id))
+            return summarize_decision(endpoint.query(lambda client: client.decision(request_id)))
     raise LookupError(request_id)
-
-
-async def _summary(endpoint: ManagementEndpoint, request_id: str) -> list[str]:
-    async with ManagementClient(endpoint.url(), endpoint.token) as management:
-        return summarize_decision(await management.decision(request_id))
 
 
 def _colours() -> bool:

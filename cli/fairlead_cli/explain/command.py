@@ -1,12 +1,12 @@
 """``fairlead explain request`` and ``route``: routing of a request or a prompt."""
 
-import asyncio
 import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
@@ -89,7 +89,7 @@ def explain_request(
                 return _Explained(content)
             decision = msgspec.json.decode(content, type=api_types.Decision)
             missed = decision.outcome is not None and decision.outcome.within_objective is False
-            objectives = asyncio.run(_objectives(endpoint, decision.model)) if missed else None
+            objectives = _objectives(endpoint, decision.model) if missed else None
             return _Explained(_name_pods(content, endpoint), objectives)
 
     def show(explained: _Explained) -> str:
@@ -128,7 +128,7 @@ def _find_request(endpoints: Sequence[ManagementEndpoint], request_id: str | Non
     for name in _names_of(request_id):
         for endpoint in endpoints:
             with contextlib.suppress(LookupError):
-                return asyncio.run(_decision(endpoint, name)), endpoint
+                return endpoint.query(partial(ManagementClient.decision_json, request_id=name)), endpoint
     names = ", ".join(endpoint.name for endpoint in endpoints)
     raise LookupError(
         f"no decision for request {request_id!r} at {names}: another gateway answered it, it never reached an engine, "
@@ -146,29 +146,19 @@ def _names_of(request_id: str) -> Sequence[str]:
     return [request_id] if own is None or own[0] == request_id else [request_id, own[0]]
 
 
-async def _objectives(endpoint: ManagementEndpoint, model: str) -> api_types.Objectives | None:
+def _objectives(endpoint: ManagementEndpoint, model: str) -> api_types.Objectives | None:
     """Returns the SLO of a model; None if the gateway no longer serves it."""
-    async with ManagementClient(endpoint.url(), endpoint.token) as management:
-        models = (await management.fleet()).models
+    models = endpoint.query(ManagementClient.fleet).models
     return next((known.objectives for known in models if known.key == model), None)
 
 
 def _last_request(endpoints: Sequence[ManagementEndpoint]) -> tuple[str, Sequence[ManagementEndpoint]]:
-    decisions = [(found, endpoint) for endpoint in endpoints for found in asyncio.run(_last_decision(endpoint))]
+    last = [(endpoint.query(lambda client: client.decisions(1)), endpoint) for endpoint in endpoints]
+    decisions = [(found, endpoint) for answer, endpoint in last for found in answer.decisions]
     if not decisions:
         raise LookupError(f"no request was routed yet at {', '.join(endpoint.name for endpoint in endpoints)}")
     decision, endpoint = max(decisions, key=lambda entry: entry[0].wall)
     return decision.request_id, [endpoint]
-
-
-async def _last_decision(endpoint: ManagementEndpoint) -> Sequence[api_types.Decision]:
-    async with ManagementClient(endpoint.url(), endpoint.token) as management:
-        return (await management.decisions(1)).decisions
-
-
-async def _decision(endpoint: ManagementEndpoint, request_id: str) -> bytes:
-    async with ManagementClient(endpoint.url(), endpoint.token) as management:
-        return await management.decision_json(request_id)
 
 
 def explain_route(
@@ -203,7 +193,9 @@ def explain_route(
         with open_endpoints(source.manage, source.cluster) as endpoints:
             if name is not None:
                 body = _name_model(body, endpoints[0].qualify_model(name))
-            content = asyncio.run(_preview(endpoints[0], path, body, sender))
+            content = endpoints[0].query(
+                lambda client: client.preview_route(path, body, sender.session, sender.tenant, sender.header)
+            )
             return content if is_document(output) else _name_pods(content, endpoints[0])
 
     def show(content: bytes) -> str:
@@ -265,11 +257,6 @@ def _name_pods(content: bytes, endpoint: ManagementEndpoint) -> bytes:
     for uid, name in endpoint.installation.pod_names(namespace).items():
         content = content.replace(uid.encode(), name.encode())
     return content
-
-
-async def _preview(endpoint: ManagementEndpoint, path: str, body: bytes, sender: SenderFlags) -> bytes:
-    async with ManagementClient(endpoint.url(), endpoint.token) as management:
-        return await management.preview_route(path, body, sender.session, sender.tenant, sender.header)
 
 
 _COLUMN_HEADINGS: Final[Mapping[str, str]] = {

@@ -1,6 +1,5 @@
 """``fairlead explain shadow``: how models answer copies of requests, against the originals."""
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
@@ -39,7 +38,7 @@ def explain_shadow(
     def fetch() -> Mapping[str, Comparisons]:
         with open_endpoints(source.manage, source.cluster) as endpoints:
             name = None if wanted is None else endpoints[0].qualify_model(wanted)
-            found = {endpoint.name: _of_model(asyncio.run(_shadows(endpoint)), name) for endpoint in endpoints}
+            found = {endpoint.name: _of_model(_shadows(endpoint), name) for endpoint in endpoints}
         if not any(found.values()):
             where = ", ".join(found)
             raise LookupError(f"no request was copied to {name or 'a model'} at {where}: see `shadow` of the routes")
@@ -97,9 +96,8 @@ def _share(errors: int, compared: int) -> str:
     return f"{100 * errors / compared:.1f} %" if compared else UNKNOWN
 
 
-async def _shadows(endpoint: ManagementEndpoint) -> Comparisons:
-    async with ManagementClient(endpoint.url(), endpoint.token) as management:
-        models = (await management.stats()).models
+def _shadows(endpoint: ManagementEndpoint) -> Comparisons:
+    models = endpoint.query(ManagementClient.stats).models
     return {key: stats.shadows for key, stats in models.items() if stats.shadows}
 
 

@@ -1,7 +1,8 @@
 """A client of the gateway's management API: live view, ``local status``, ``/why``, draining."""
 
+import asyncio
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -265,6 +266,16 @@ class ManagementEndpoint:
     url: Callable[[], str]
     token: str | None
     installation: "Installation | None" = None
+
+    def query(self, query: "Callable[[ManagementClient], Awaitable[_AnswerT]]") -> _AnswerT:
+        """Returns the answer to a query, over a connection of its own. No event loop may run."""
+        url = self.url()
+
+        async def run() -> _AnswerT:
+            async with ManagementClient(url, self.token) as client:
+                return await query(client)
+
+        return asyncio.run(run())
 
     def qualify_model(self, name: str) -> str:
         """Returns the name by which a gateway knows a model."""

@@ -1,6 +1,5 @@
 """The used part of a tenant's budget, as gateways report it."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from fairlead_cli.cluster.object_fields import format_age
 from fairlead_cli.formatting import UNKNOWN, format_share
 from fairlead_cli.keys.key_entries import format_time
 from fairlead_cli.management.api_types import BudgetUse, TenantList
-from fairlead_cli.management.client import ManagementClient, ManagementEndpoint
+from fairlead_cli.management.client import ManagementClient
 from fairlead_cli.tenants.selection import TenantsPlace
 
 
@@ -23,7 +22,7 @@ def read_budget(place: TenantsPlace, tenant: str) -> BudgetUse | None:
         return None  # the last use of keys names the problem
     for endpoint in endpoints:
         try:
-            found = asyncio.run(_read(endpoint, endpoint.url(), tenant))
+            found = next(iter(endpoint.query(lambda client: client.budgets(tenant))), None)
         except FairleadError:
             continue
         if found is not None:
@@ -41,11 +40,6 @@ def describe_budget(budget: BudgetUse | None) -> str:
     if budget.used_share < 1:
         return text
     return f"{text}; {'requests go on' if budget.soft else 'requests are refused'}"
-
-
-async def _read(endpoint: ManagementEndpoint, url: str, tenant: str) -> BudgetUse | None:
-    async with ManagementClient(url, endpoint.token) as client:
-        return next(iter(await client.budgets(tenant)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +82,7 @@ def read_key_uses(place: TenantsPlace) -> KeyUses:
     problems: list[str] = []
     for endpoint in endpoints:
         try:
-            lists.append(asyncio.run(_read_tenants(endpoint, endpoint.url())))
+            lists.append(endpoint.query(ManagementClient.tenants))
         except FairleadError as error:
             problems.append(f"{endpoint.name}: {first_line(error, 200)}")
     return merge_key_uses(lists, problems)
@@ -107,8 +101,3 @@ def merge_key_uses(lists: Sequence[TenantList], problems: Sequence[str] = ()) ->
         merged,
         tuple(problems),
     )
-
-
-async def _read_tenants(endpoint: ManagementEndpoint, url: str) -> TenantList:
-    async with ManagementClient(url, endpoint.token) as client:
-        return await client.tenants()

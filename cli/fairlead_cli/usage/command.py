@@ -1,6 +1,5 @@
 """``fairlead usage`` and ``fairlead cost``: reports from the ledgers of gateways."""
 
-import asyncio
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,7 @@ from fairlead_cli.console import terminal_text
 from fairlead_cli.exit_codes import OK, UNREACHABLE, ClusterUnreachable, StackUnreachable, report_failure
 from fairlead_cli.formatting import UNKNOWN, align_columns, format_count, format_share
 from fairlead_cli.management.api_types import UsageReply
-from fairlead_cli.management.client import ManagementClient, ManagementEndpoint, open_endpoints
+from fairlead_cli.management.client import open_endpoints
 from fairlead_cli.output import OutputFlag, format_document, is_document
 from fairlead_cli.target import ClusterOptions, ContextFlag, InstallationFlag, KubeconfigFlag
 
@@ -212,16 +211,9 @@ def read_ledgers(options: ReportOptions, first_day: str, last_day: str) -> Ledge
     if options.dir:
         return merge_ledgers(read_ledger(folder, first_day, last_day) for folder in options.dir)
     with open_endpoints(options.manage, options.cluster) as endpoints:
-        return merge_ledgers(asyncio.run(_query_all(endpoints, first_day, last_day)))
-
-
-async def _query_all(endpoints: Sequence[ManagementEndpoint], first_day: str, last_day: str) -> list[LedgerContent]:
-    """Returns the answers of all gateways, one after another: ports are forwarded for each."""
-    found = []
-    for endpoint in endpoints:
-        async with ManagementClient(endpoint.url(), endpoint.token) as client:
-            found.append(_to_content(await client.usage(first_day, last_day)))
-    return found
+        # One after another: ports are forwarded for each.
+        answers = [endpoint.query(lambda client: client.usage(first_day, last_day)) for endpoint in endpoints]
+        return merge_ledgers(map(_to_content, answers))
 
 
 def _to_content(reply: UsageReply) -> LedgerContent:

@@ -13,7 +13,6 @@ from fairlead_cli.cluster.bundle import command as bundle_command
 from fairlead_cli.cluster.checks import command
 from fairlead_cli.cluster.checks.catalogue import CHECKS
 from fairlead_cli.cluster.checks.check import CheckOutcome, CheckResult, Verdict
-from fairlead_cli.cluster.checks.command import CheckOptions
 from fairlead_cli.exit_codes import ClusterUnreachable
 from fairlead_cli.local.run_directory import RunningStack
 from fairlead_cli.target import ClusterOptions, is_cluster_target
@@ -22,13 +21,11 @@ BAD, GOOD = ((CheckResult(CHECKS[0], Verdict(mark)),) for mark in (CheckOutcome.
 Looks = list[tuple[CheckResult, ...] | ClusterUnreachable]
 
 
-def results_until_passed(
-    monkeypatch: pytest.MonkeyPatch, looks: Looks, limit: float | None
-) -> tuple[tuple[CheckResult, ...], list[float]]:
+def results_until_passed(looks: Looks, limit: float | None) -> tuple[tuple[CheckResult, ...], list[float]]:
     """Returns the last results, and the pauses before them."""
     clock, pauses, left = ManualClock(), list[float](), iter(looks)
 
-    async def next_results(asked: CheckOptions, _: object) -> tuple[CheckResult, ...]:
+    async def next_results() -> tuple[CheckResult, ...]:
         found = next(left)
         if isinstance(found, ClusterUnreachable):
             raise found
@@ -38,21 +35,20 @@ def results_until_passed(
         pauses.append(seconds)
         clock.advance(seconds)
 
-    monkeypatch.setattr(command, "check_once", next_results)
-    return asyncio.run(command._check_until_passed(CheckOptions(ClusterOptions()), limit, clock, pause)), pauses
+    return asyncio.run(command._check_until_passed(next_results, limit, clock, pause)), pauses
 
 
-def test_check_runs_once_without_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert results_until_passed(monkeypatch, [BAD], None) == (BAD, [])
+def test_check_runs_once_without_wait() -> None:
+    assert results_until_passed([BAD], None) == (BAD, [])
     with pytest.raises(ClusterUnreachable):
-        results_until_passed(monkeypatch, [ClusterUnreachable("away")], None)
+        results_until_passed([ClusterUnreachable("away")], None)
 
 
-def test_wait_ends_when_checks_pass_or_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert results_until_passed(monkeypatch, [BAD, ClusterUnreachable("away"), GOOD], 60.0) == (GOOD, [2.0, 2.0])
-    assert results_until_passed(monkeypatch, [BAD, BAD, BAD, BAD], 5.0) == (BAD, [2.0, 2.0, 1.0])
+def test_wait_ends_when_checks_pass_or_time_is_over() -> None:
+    assert results_until_passed([BAD, ClusterUnreachable("away"), GOOD], 60.0) == (GOOD, [2.0, 2.0])
+    assert results_until_passed([BAD, BAD, BAD, BAD], 5.0) == (BAD, [2.0, 2.0, 1.0])
     with pytest.raises(ClusterUnreachable):
-        results_until_passed(monkeypatch, [BAD, ClusterUnreachable("away"), ClusterUnreachable("away")], 3.0)
+        results_until_passed([BAD, ClusterUnreachable("away"), ClusterUnreachable("away")], 3.0)
 
 
 def test_invalid_wait_is_refused() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Annotated, Any, Final
 
@@ -26,14 +26,6 @@ from fairlead_cli.target import ClusterOptions, InstallationOptions
 
 RETRY_SECONDS: Final = 2.0
 Sleep = Callable[[float], Awaitable[object]]
-
-
-@dataclass(frozen=True, slots=True)
-class CheckOptions:
-    """Options of ``fairlead check``."""
-
-    cluster: ClusterOptions
-    pre: bool = False
 
 
 _DEFAULTS = InstallationOptions()
@@ -62,7 +54,9 @@ def check(
     limit = None if wait is None else parse_duration(wait, field="--wait")
     clock = SystemClock()
     try:
-        results = asyncio.run(_check_until_passed(CheckOptions(installation.cluster, pre), limit, clock, asyncio.sleep))
+        results = asyncio.run(
+            _check_until_passed(partial(check_once, installation.cluster, pre, clock), limit, clock, asyncio.sleep)
+        )
     except ClusterUnreachable as error:
         return report_failure("check", error, UNREACHABLE)
     if is_document(output):
@@ -73,7 +67,7 @@ def check(
 
 
 async def _check_until_passed(
-    options: CheckOptions, limit: float | None, clock: Clock, sleep: Sleep
+    check_once: Callable[[], Awaitable[tuple[CheckResult, ...]]], limit: float | None, clock: Clock, sleep: Sleep
 ) -> tuple[CheckResult, ...]:
     """Runs the checks once, or until nothing fails or the limit is over; returns the last results.
 
@@ -84,7 +78,7 @@ async def _check_until_passed(
     start = clock.now()
     while True:
         try:
-            results = await check_once(options, clock)
+            results = await check_once()
         except ClusterUnreachable:
             if limit is None or clock.now() - start >= limit:
                 raise
@@ -96,13 +90,13 @@ async def _check_until_passed(
         await sleep(min(RETRY_SECONDS, limit - (clock.now() - start)))
 
 
-async def check_once(options: CheckOptions, clock: Clock) -> tuple[CheckResult, ...]:
+async def check_once(cluster: ClusterOptions, pre: bool, clock: Clock) -> tuple[CheckResult, ...]:
     """Runs the checks once. Raises ClusterUnreachable."""
-    namespace = options.cluster.install_namespace or (DEFAULT_NAMESPACE if options.pre else None)
-    async with connect(resolve_access(options.cluster)) as (api, version):
+    namespace = cluster.install_namespace or (DEFAULT_NAMESPACE if pre else None)
+    async with connect(resolve_access(cluster)) as (api, version):
         return run_checks(
-            await collect_facts(api, version, clock, namespace=namespace, before_install=options.pre),
-            before_install=options.pre,
+            await collect_facts(api, version, clock, namespace=namespace, before_install=pre),
+            before_install=pre,
         )
 
 

@@ -25,7 +25,7 @@ from fairlead_cli.local.stack.component_commands import LOCAL_PEPPER, StackConfi
 from fairlead_cli.local.stack.engine_plan import PlanOptions, plan_engines
 from fairlead_cli.local.stack.stack_run import run
 from fairlead_cli.local.view.live_view import choose_screen
-from fairlead_cli.manifest_lint import collect_paths
+from fairlead_cli.manifest_lint import MoreFiles, collect_paths
 
 _SWITCH: Final = Parameter(negative=(), show_default=False)
 
@@ -68,10 +68,7 @@ def up(
             help="Manifests or folders of them; - is standard input. Without: an example of eight engines.",
         ),
     ],
-    file: Annotated[
-        list[str] | None,
-        Parameter(name=["--file", "-f"], allow_leading_hyphen=True, help="More FILES, given as with kubectl."),
-    ] = None,
+    file: MoreFiles = None,
     options: Annotated[UpOptions, Parameter(name="*")] = _DEFAULTS,
 ) -> int:
     """Serve models on this machine: engines, gateway, Redis and a live view, until Ctrl-C.
