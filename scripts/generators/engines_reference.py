@@ -17,7 +17,7 @@ from fairlead.roofline import (
     accelerator_figures,
 )
 from fairlead_cli.catalog.architecture import count_parameters, kv_bytes_per_device, weight_bytes
-from fairlead_cli.catalog.command import ManifestOptions, render_with_class
+from fairlead_cli.catalog.command import DeploymentOptions, render_with_class
 from fairlead_cli.catalog.entry import CatalogEntry, find_entry, read_entries
 from fairlead_cli.catalog.memory_plan import MEMORY_SHARE, WORKSPACE_BYTES, PlanRequest, choose_plan, gib, known_device
 from fairlead_operator.render import CURRENT_VERSION
@@ -161,7 +161,7 @@ def catalog_example() -> str:
     if plan is None:
         raise ValueError("the example does not fit")
     note = "# Written by `fairlead catalog show qwen3-32b --on nvidia-h100 --with-class`.\n"
-    return note + render_with_class(entry, plan, ManifestOptions(), figures[device.name])
+    return note + render_with_class(entry, plan, DeploymentOptions(), figures[device.name])
 
 
 def catalog_page(note: str) -> str:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 import yaml
@@ -129,7 +129,6 @@ def catalog_show(
     missing memory, and what would fit.
     """
     engine, figures = deployment.engine, accelerator_figures()
-    manifest = ManifestOptions(engine, deployment.name, deployment.image, deployment.replicas, deployment.secret)
     _check_engine(engine)
     entry = find_entry(model) if devices.config is None else read_config_entry(devices.config, model)
     memory = None if devices.memory is None else units.parse_size(devices.memory, field="--memory")
@@ -144,9 +143,9 @@ def catalog_show(
     if plan is None:
         return report_failure("catalog show", describe_misfit(request, figures), PROBLEM)
     if devices.with_class:
-        sys.stdout.write(render_with_class(entry, plan, manifest, figures[device.name]))
+        sys.stdout.write(render_with_class(entry, plan, deployment, figures[device.name]))
     else:
-        sys.stdout.write(render_manifest(entry, plan, manifest))
+        sys.stdout.write(render_manifest(entry, plan, deployment))
     return OK
 
 
@@ -203,26 +202,8 @@ def render_list(
 _WIDTH: Final = 120
 
 
-@dataclass(frozen=True, slots=True)
-class ManifestOptions:
-    """Options of a manifest.
-
-    name: of the ModelDeployment; None for that of the entry.
-    image: of the engine; None for the image whose parsers the entry names.
-    secret: name of a Secret with HF_TOKEN; None for a public repository.
-    class_name: AcceleratorClass of the pool; None for that of the plan's device.
-    """
-
-    engine: str = "vllm"
-    name: str | None = None
-    image: str | None = None
-    replicas: int = 1
-    secret: str | None = None
-    class_name: str | None = None
-
-
 def render_with_class(
-    entry: CatalogEntry, plan: MemoryPlan, options: ManifestOptions, figures: AcceleratorFigures
+    entry: CatalogEntry, plan: MemoryPlan, options: DeploymentOptions, figures: AcceleratorFigures
 ) -> str:
     """Returns an AcceleratorClass with the speed of the entry, and a ModelDeployment on it."""
     name = f"{plan.device.name}-{entry.name}"
@@ -230,22 +211,26 @@ def render_with_class(
     if figures.node_label:
         comments += f"# In a cluster with several kinds: nodeSelector: {{{figures.node_label}}}\n"
     written = _yaml(accelerator_class(entry, plan, figures, name))
-    return f"{comments}{written}---\n{render_manifest(entry, plan, replace(options, class_name=name))}"
+    return f"{comments}{written}---\n{render_manifest(entry, plan, options, name)}"
 
 
-def render_manifest(entry: CatalogEntry, plan: MemoryPlan, options: ManifestOptions) -> str:
+def render_manifest(
+    entry: CatalogEntry, plan: MemoryPlan, options: DeploymentOptions, class_name: str | None = None
+) -> str:
     """Returns a ModelDeployment as YAML, below comments on memory and sources."""
     comments = "\n".join(f"# {line}".rstrip() for line in _comments(entry, plan, options))
-    return f"{comments}\n{_yaml(model_deployment(entry, plan, options))}"
+    return f"{comments}\n{_yaml(model_deployment(entry, plan, options, class_name))}"
 
 
-def model_deployment(entry: CatalogEntry, plan: MemoryPlan, options: ManifestOptions) -> dict[str, Any]:
+def model_deployment(
+    entry: CatalogEntry, plan: MemoryPlan, options: DeploymentOptions, class_name: str | None = None
+) -> dict[str, Any]:
     """Returns the ModelDeployment of an entry on the devices of a plan."""
     model: dict[str, Any] = {"uri": f"hf://{entry.repository}", "servedNames": [entry.repository]}
     if options.secret is not None:
         model["credentials"] = {"secretRef": {"name": options.secret}}
     pool: dict[str, Any] = {
-        "acceleratorClassName": options.class_name or plan.device.name,
+        "acceleratorClassName": class_name or plan.device.name,
         "minReplicas": options.replicas,
     }
     if plan.devices > 1:
@@ -266,7 +251,7 @@ def model_deployment(entry: CatalogEntry, plan: MemoryPlan, options: ManifestOpt
     }
 
 
-def engine_arguments(entry: CatalogEntry, plan: MemoryPlan, options: ManifestOptions) -> list[str]:
+def engine_arguments(entry: CatalogEntry, plan: MemoryPlan, options: DeploymentOptions) -> list[str]:
     """Returns the engine's arguments: context, memory and parsers."""
     parsers = entry.parsers(options.engine)
     if options.engine == "vllm":
@@ -312,7 +297,7 @@ def _yaml(document: dict[str, Any]) -> str:
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=_WIDTH)
 
 
-def _comments(entry: CatalogEntry, plan: MemoryPlan, options: ManifestOptions) -> list[str]:
+def _comments(entry: CatalogEntry, plan: MemoryPlan, options: DeploymentOptions) -> list[str]:
     config, counts = entry.config, count_parameters(entry.config)
     quantization = config.quantization_config
     kind = config.torch_dtype if quantization is None else quantization.quant_method

@@ -36,63 +36,48 @@ _TEXT_SECRETS: Final = frozenset({"password", "passwd", "authorization"})
 Why: ``MissingSecret: pod a waits`` is the reason of a condition.
 """
 _TEXT_SEPARATORS: Final = frozenset(" \t\r\n:")
-_PATTERNS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
-    (
-        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
-        REDACTED_PLACEHOLDER,
-    ),
-    (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), REDACTED_PLACEHOLDER),
-    (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}"), rf"\1 {REDACTED_PLACEHOLDER}"),
-    (
-        re.compile(
-            r"\b(?:sk-|sk_live_|rk_live_|hf_|gh[pousr]_|github_pat_|glpat-|xox[abpr]-|nvapi-|gsk_|r8_|npm_|pypi-|hvs\.|ya29\.|fl_|xai-|GOCSPX-|dckr_(?:pat|oat)_|pplx-|sq0csp-|shpat_|lsv2_|AGE-SECRET-KEY-)[\w-]{8,}"
+_AFTER_PREFIX: Final = rf"\1{REDACTED_PLACEHOLDER}"
+_PATTERNS: Final = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", REDACTED_PLACEHOLDER),
+        (r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*", REDACTED_PLACEHOLDER),
+        (r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}", rf"\1 {REDACTED_PLACEHOLDER}"),
+        (
+            r"\b(?:sk-|sk_live_|rk_live_|hf_|gh[pousr]_|github_pat_|glpat-|xox[abpr]-|nvapi-|gsk_|r8_|npm_|pypi-|hvs\.|ya29\.|fl_|xai-|GOCSPX-|dckr_(?:pat|oat)_|pplx-|sq0csp-|shpat_|lsv2_|AGE-SECRET-KEY-)[\w-]{8,}",
+            REDACTED_PLACEHOLDER,
         ),
-        REDACTED_PLACEHOLDER,
-    ),
-    (re.compile(r"\bAIza[\w-]{16,}|\bSG\.[\w-]{16,}\.[\w-]{16,}"), REDACTED_PLACEHOLDER),
-    (re.compile(r"(?i)\b((?:requirepass|masterauth)\s++)(?!\[redacted\])\S+"), rf"\1{REDACTED_PLACEHOLDER}"),
-    (
-        re.compile(r"(?i)\b(hooks\.slack\.com/(?:services|workflows)/|discord(?:app)?\.com/api/webhooks/)[^\s\"'<>]+"),
-        rf"\1{REDACTED_PLACEHOLDER}",
-    ),
-    (
-        re.compile(
-            r"""(?i)((?<![\w-])(?:proxy-)?authorization\\*+["']?+\s*+[:=,]?+\s*+(?:b(?=["']))?+\\*+["']?+[a-z][a-z0-9-]*\s++)(?!\[redacted\])[^\s"'\\]+"""
+        (r"\bAIza[\w-]{16,}|\bSG\.[\w-]{16,}\.[\w-]{16,}", REDACTED_PLACEHOLDER),
+        (r"(?i)\b((?:requirepass|masterauth)\s++)(?!\[redacted\])\S+", _AFTER_PREFIX),
+        (
+            r"(?i)\b(hooks\.slack\.com/(?:services|workflows)/|discord(?:app)?\.com/api/webhooks/)[^\s\"'<>]+",
+            _AFTER_PREFIX,
         ),
-        rf"\1{REDACTED_PLACEHOLDER}",
-    ),
-    (
-        re.compile(
-            r"""(?i)((?<![\w-])(?:(?:x-)?api-key|x-goog-api-key|x-auth-token|ocp-apim-subscription-key)\\*+["']?+\s*+[:=,]?+\s*+\\*+["']?+)(?!\[redacted\])[^\s"',:=\\]+"""
+        (
+            r"""(?i)((?<![\w-])(?:proxy-)?authorization\\*+["']?+\s*+[:=,]?+\s*+(?:b(?=["']))?+\\*+["']?+[a-z][a-z0-9-]*\s++)(?!\[redacted\])[^\s"'\\]+""",
+            _AFTER_PREFIX,
         ),
-        rf"\1{REDACTED_PLACEHOLDER}",
-    ),
-    (
-        re.compile(r"""((?<![\w-])(?:-u|--user|--proxy-user)[= ]["']?[^\s:"']+:)[^\s"']+"""),
-        rf"\1{REDACTED_PLACEHOLDER}",
-    ),
-    (re.compile(r"""(?i)([?&](?:key|auth|code|password|pwd|pass)=)[^&\s"'<>]+"""), rf"\1{REDACTED_PLACEHOLDER}"),
-    (
-        re.compile(r"""(?i)((?<![\w-])(?:pwd|pass|passphrase)=["']?)(?!\[redacted\])[^\s"',;&]+"""),
-        rf"\1{REDACTED_PLACEHOLDER}",
-    ),
-    (re.compile(r"""(["']_?auth\\*+["']\s*+:\s*+\\*+["'])[^"'\\]+"""), rf"\1{REDACTED_PLACEHOLDER}"),
-    (re.compile(r"\bdapi[0-9a-f]{16,}(?:-\d+)?"), REDACTED_PLACEHOLDER),
-    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), REDACTED_PLACEHOLDER),
-    (re.compile(r"\b((?:hf|oci|docker-pullable)://)[^/\s@]*@"), rf"\1{REDACTED_PLACEHOLDER}@"),
-    (
-        re.compile(
-            r"""(?i)\b((?:set-)?cookie\\*["']?\s*[:=,]\s*+(?:b(?=["']))?+\\*+["']?+)(?!\[redacted\])[^\r\n"'\\]+"""
+        (
+            r"""(?i)((?<![\w-])(?:(?:x-)?api-key|x-goog-api-key|x-auth-token|ocp-apim-subscription-key)\\*+["']?+\s*+[:=,]?+\s*+\\*+["']?+)(?!\[redacted\])[^\s"',:=\\]+""",
+            _AFTER_PREFIX,
         ),
-        rf"\1{REDACTED_PLACEHOLDER}",
-    ),
-    (
-        re.compile(
-            rf"""(?i)((?<![\w-])--?(?:[a-z0-9]+[_-])*{_WORDS}\\*["']?,?\s++(?:b(?=["']))?+\\*+["']?+)(?!\[redacted\])(?!-)[^\s"',\]\\]+"""
+        (r"""((?<![\w-])(?:-u|--user|--proxy-user)[= ]["']?[^\s:"']+:)[^\s"']+""", _AFTER_PREFIX),
+        (r"""(?i)([?&](?:key|auth|code|password|pwd|pass)=)[^&\s"'<>]+""", _AFTER_PREFIX),
+        (r"""(?i)((?<![\w-])(?:pwd|pass|passphrase)=["']?)(?!\[redacted\])[^\s"',;&]+""", _AFTER_PREFIX),
+        (r"""(["']_?auth\\*+["']\s*+:\s*+\\*+["'])[^"'\\]+""", _AFTER_PREFIX),
+        (r"\bdapi[0-9a-f]{16,}(?:-\d+)?", REDACTED_PLACEHOLDER),
+        (r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b", REDACTED_PLACEHOLDER),
+        (r"\b((?:hf|oci|docker-pullable)://)[^/\s@]*@", rf"\1{REDACTED_PLACEHOLDER}@"),
+        (
+            r"""(?i)\b((?:set-)?cookie\\*["']?\s*[:=,]\s*+(?:b(?=["']))?+\\*+["']?+)(?!\[redacted\])[^\r\n"'\\]+""",
+            _AFTER_PREFIX,
         ),
-        rf"\1{REDACTED_PLACEHOLDER}",
-    ),
-    (re.compile(r"(ended with exit code [^,]*, \d+ times): .*"), rf"\1: {REDACTED_PLACEHOLDER}"),
+        (
+            rf"""(?i)((?<![\w-])--?(?:[a-z0-9]+[_-])*{_WORDS}\\*["']?,?\s++(?:b(?=["']))?+\\*+["']?+)(?!\[redacted\])(?!-)[^\s"',\]\\]+""",
+            _AFTER_PREFIX,
+        ),
+        (r"(ended with exit code [^,]*, \d+ times): .*", rf"\1: {REDACTED_PLACEHOLDER}"),
+    )
 )
 _ADDRESS: Final = re.compile(r"""(?<!\bhf)(?<!\boci)(?<!\bdocker-pullable)://[^\s"'<>]*+""")
 """An address after its scheme. Weights and images name a revision or a digest after ``@``."""
