@@ -39,8 +39,7 @@ from fairlead_downloader.adapter_store import AdapterStore, Fetcher
 from fairlead_downloader.errors import DownloadError, InvalidRequest
 from fairlead_downloader.sources.http_source import open_session
 from fairlead_downloader.sources.hub import Hub
-from fairlead_downloader.sources.oci_registry import OciRegistries
-from fairlead_downloader.sources.registry_login import read_docker_config
+from fairlead_downloader.sources.oci_registry import OciRegistries, read_docker_config
 
 PLAIN_REGISTRIES_VARIABLE: Final = "OCI_PLAIN_HTTP_REGISTRIES"
 """Registries that are reached without TLS, as `HOST:PORT`, with commas between them."""

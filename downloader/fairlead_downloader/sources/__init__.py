@@ -2,6 +2,6 @@
 
 - `object_store`: S3 and Google Cloud Storage.
 - `hub`: Hugging Face, and hubs with its API.
-- `oci_registry`: OCI registries, and files in their layers; `registry_login`: their tokens.
+- `oci_registry`: OCI registries, their tokens, and files in their layers.
 - `http_source`: the HTTP client of hubs and registries.
 """

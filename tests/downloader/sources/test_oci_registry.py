@@ -19,8 +19,8 @@ from fairlead_downloader.errors import (
     SourceFailed,
     SourceNotFound,
 )
-from fairlead_downloader.sources.registry_login import read_docker_config
-from fairlead_testing.http import oci_registry as oci
+from fairlead_downloader.sources.oci_registry import read_docker_config
+from fairlead_testing.http import oci_artifacts as oci
 from fairlead_testing.http.oci_registry import MemoryRegistry, memory_registry
 
 FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": bytes(3_000), "sub/notes.txt": b"a"}

@@ -1,6 +1,7 @@
 """The live view as a function: from a frame to a Rich renderable of limited height."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -364,7 +365,7 @@ class Screen(Protocol):
         """Shows the banner once the stack is ready."""
         ...
 
-    def draw(self, frame: object) -> None:
+    def draw(self, frame: Frame) -> None:
         """Shows the present state."""
         ...
 
@@ -389,7 +390,7 @@ class PlainScreen:
         """Prints the banner."""
         print("\n".join(plain_lines(stack)), file=self._out, flush=True)
 
-    def draw(self, frame: object) -> None:
+    def draw(self, frame: Frame) -> None:
         """Does nothing: plain output consists of events only."""
 
     def close(self) -> None:
@@ -429,10 +430,8 @@ class LiveScreen:
         for note in stack.notes:
             show(Text(f"  note: {note}", "yellow"))
 
-    def draw(self, frame: object) -> None:
+    def draw(self, frame: Frame) -> None:
         """Redraws the view."""
-
-        assert isinstance(frame, Frame)
         width, height = self._console.size
         self._live.update(render_frame(frame, height, width), refresh=True)
 
@@ -443,8 +442,6 @@ class LiveScreen:
 
 def choose_screen(out: TextIO, *, plain: bool) -> Screen:
     """Returns the live screen for a capable terminal, unless ``plain`` is set."""
-    import os
-
     if plain or not out.isatty() or os.environ.get("TERM", "dumb") == "dumb" or out is not sys.stdout:
         return PlainScreen(out)
     return LiveScreen()

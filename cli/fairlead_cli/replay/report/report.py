@@ -20,7 +20,6 @@ from rich.table import Table
 
 from fairlead.fleet.model import SloTargets
 from fairlead.units import format_duration
-from fairlead_cli.management.api_types import GatewayStats
 from fairlead_cli.replay.client.open_loop_client import ReplayResult
 from fairlead_sim.fleet.results import quantile
 
@@ -685,10 +684,24 @@ def count_finished_requests(manage: str, *, timeout_seconds: float = 10.0) -> in
     with httpx.Client(timeout=timeout_seconds, trust_env=False) as client:
         try:
             answer = client.get(f"{manage.rstrip('/')}/api/stats")
-            stats = msgspec.json.decode(answer.content, type=GatewayStats)
+            stats = msgspec.json.decode(answer.content, type=_StatsPage)
         except (httpx.HTTPError, ValueError):  # msgspec's own errors are ValueErrors too
             return None
     return sum(model.totals.requests for model in stats.models.values())
+
+
+class _RequestTotals(msgspec.Struct):
+    requests: int
+
+
+class _ModelTotals(msgspec.Struct):
+    totals: _RequestTotals
+
+
+class _StatsPage(msgspec.Struct):
+    """The used part of ``/api/stats``."""
+
+    models: dict[str, _ModelTotals]
 
 
 def lag_doubts(lags: Mapping[str, float | None]) -> list[str]:
