@@ -89,13 +89,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         yield found
 
 
-async def installed(api: Api, build: Build) -> None:
-    """Installs the chart, its pods, a lease, and a ready model."""
+async def apply_kinds_and_namespaces(api: Api) -> None:
     for kind in served_kinds():
         await api.apply(crd_manifest(kind), "test")
     await wait_until(lambda: api.has_resource(MODEL_DEPLOYMENTS))
     for name in (PLACE, MODELS):
         await api.apply(of(NAMESPACES, None, name), "test")
+
+
+async def installed(api: Api, build: Build) -> None:
+    """Installs the chart, its pods, a lease, and a ready model."""
+    await apply_kinds_and_namespaces(api)
     deployments = []
     for one in build["chart"]():
         if one["kind"] == "Secret":
@@ -302,11 +306,7 @@ def furnished(server: ApiServer) -> ApiServer:
 
     async def furnish() -> None:
         async with Api(server) as api:
-            for kind in served_kinds():
-                await api.apply(crd_manifest(kind), "test")
-            await wait_until(lambda: api.has_resource(MODEL_DEPLOYMENTS))
-            for name in (PLACE, MODELS):
-                await api.apply(of(NAMESPACES, None, name), "test")
+            await apply_kinds_and_namespaces(api)
             await modelled(api, ready=False, pods=(waiting("ImagePullBackOff", "not found"),))
             await api.apply(of(MODEL_DEPLOYMENTS, PLACE, "unseen", spec=TINY), "test")
 

@@ -92,12 +92,13 @@ async def process_fixture() -> AsyncIterator[ProcessFixture]:
         fixture.reaper.close()
 
 
-async def test_process_is_ready_after_its_ready_line() -> None:
+async def test_process_is_ready_after_its_ready_line_and_stays_stopped() -> None:
     async with process_fixture() as fixture:
         process = fixture.start(python(SERVER))
         await fixture.until(lambda: process.phase is ProcessPhase.READY)
         await process.stop(PATIENCE)
         assert fixture.phases == [ProcessPhase.STARTING, ProcessPhase.READY, ProcessPhase.STOPPED]
+        assert (process.starts, fixture.pauses) == (1, [])
 
 
 async def test_killed_process_is_restarted_after_a_delay() -> None:
@@ -142,16 +143,6 @@ async def test_long_ready_process_is_restarted_with_the_first_delay() -> None:
             )
         assert fixture.pauses == [0.25, 0.5, 0.25]
         await process.stop(PATIENCE)
-
-
-async def test_stopped_process_is_not_restarted() -> None:
-    async with process_fixture() as fixture:
-        process = fixture.start(python(SERVER))
-        await fixture.until(lambda: process.phase is ProcessPhase.READY)
-        await process.stop(PATIENCE)
-        assert process.starts == 1
-        assert process.phase is ProcessPhase.STOPPED
-        assert fixture.pauses == []
 
 
 async def test_process_that_ignores_sigterm_is_killed() -> None:

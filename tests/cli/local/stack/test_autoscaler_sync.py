@@ -130,10 +130,19 @@ async def test_state_has_engine_times_and_dead_engines_as_pending(tmp_path: Path
     assert pool.replicas[0].instances == ("main-0/9000/0",)
 
 
+def synced(directory: Path, text: str = MANIFEST) -> tuple[FakeSupervisor, AutoscalerSync]:
+    supervisor = FakeSupervisor(directory)
+    return supervisor, supervisor.sync(*make_plan(directory, text).scaled_models)
+
+
+async def apply(sync: AutoscalerSync, directory: Path, target: DesiredPool) -> None:
+    write_file(directory / DESIRED_FILE, DesiredPools({KEY: {"main": target}}))
+    sync.apply_targets()
+    await asyncio.sleep(0)
+
+
 async def test_target_is_applied_once(tmp_path: Path) -> None:
-    (scaled,) = make_plan(tmp_path).scaled_models
-    supervisor = FakeSupervisor(tmp_path)
-    sync = supervisor.sync(scaled)
+    supervisor, sync = synced(tmp_path)
     sync.apply_targets()  # there is no target yet
     write_file(
         tmp_path / DESIRED_FILE,
@@ -142,24 +151,18 @@ async def test_target_is_applied_once(tmp_path: Path) -> None:
     for _ in range(3):
         sync.apply_targets()
         await asyncio.sleep(0)
-    write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": DesiredPool(3)}}))
-    sync.apply_targets()
-    await asyncio.sleep(0)
+    await apply(sync, tmp_path, DesiredPool(3))
     await sync.stop()
     assert supervisor.scale_calls == [(KEY, "main", 3, ("main-0",))]
 
 
 async def test_unreadable_or_impossible_target_is_reported(tmp_path: Path) -> None:
-    (scaled,) = make_plan(tmp_path).scaled_models
-    supervisor = FakeSupervisor(tmp_path)
-    sync = supervisor.sync(scaled)
+    supervisor, sync = synced(tmp_path)
     (tmp_path / DESIRED_FILE).write_text("{")
     for _ in range(2):
         sync.apply_targets()
     supervisor.fails = True
-    write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": DesiredPool(3)}}))
-    sync.apply_targets()
-    await asyncio.sleep(0)
+    await apply(sync, tmp_path, DesiredPool(3))
     await sync.stop()
     assert len(supervisor.events) == 2
     assert supervisor.events[0].startswith("the autoscaler's targets cannot be read: ")
@@ -172,13 +175,9 @@ async def test_target_outside_all_bounds_is_rejected(tmp_path: Path, replicas: i
     text = MANIFEST.replace("minReplicas: 0, maxReplicas: 6", "minReplicas: 1, maxReplicas: 4").replace(
         "stabilizationWindow: 2m", hours
     )
-    (scaled,) = make_plan(tmp_path, text).scaled_models
-    supervisor = FakeSupervisor(tmp_path)
-    sync = supervisor.sync(scaled)
+    supervisor, sync = synced(tmp_path, text)
     for number in (replicas, 6):
-        write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": DesiredPool(number)}}))
-        sync.apply_targets()
-        await asyncio.sleep(0)
+        await apply(sync, tmp_path, DesiredPool(number))
     await sync.stop()
     assert supervisor.events == [f"main of {KEY} stays as it is: {replicas} are wanted of it, and 1 to 6 are allowed"]
     assert supervisor.scale_calls == [(KEY, "main", 6, ())]
@@ -224,12 +223,8 @@ async def test_state_has_sleeping_engines_with_wake_times(tmp_path: Path) -> Non
     [(DesiredPool(1, (), 2), True), (DesiredPool(1, (), 3), False), (DesiredPool(5, (), 2), False)],
 )
 async def test_sleep_target_is_limited_by_the_manifest(tmp_path: Path, target: DesiredPool, is_applied: bool) -> None:
-    (scaled,) = make_plan(tmp_path, TIERED).scaled_models
-    supervisor = FakeSupervisor(tmp_path)
-    sync = supervisor.sync(scaled)
-    write_file(tmp_path / DESIRED_FILE, DesiredPools({KEY: {"main": target}}))
-    sync.apply_targets()
-    await asyncio.sleep(0)
+    supervisor, sync = synced(tmp_path, TIERED)
+    await apply(sync, tmp_path, target)
     await sync.stop()
     assert bool(supervisor.scale_calls) is is_applied
     assert supervisor.desired_asleep[KEY, "main"] == (2 if is_applied else 0)
