@@ -21,7 +21,7 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_ADAPTERS, MODEL_DEPLOYMENTS, resource_of
 from fairlead.manifests.loader import load_manifests
 from fairlead.runtime.clock import SystemClock
-from fairlead_cli.local.stack.launch import LOCAL_PEPPER
+from fairlead_cli.local.stack.component_commands import LOCAL_PEPPER
 from fairlead_cli.manifest_lint import lint_paths
 from fairlead_gateway.worker.api_keys import key_digest
 from fairlead_operator.render import render_model

@@ -20,9 +20,9 @@ from fairlead_autoscaler.local.target import LocalTarget
 from fairlead_cli.exit_codes import StackUnreachable
 from fairlead_cli.local.processes.child_process import ProcessCommand
 from fairlead_cli.local.processes.managed_process import ManagedProcess, ProcessPhase
-from fairlead_cli.local.stack.engine_plan import EnginePlan, PlanOptions, plan_engines
+from fairlead_cli.local.stack.engine_plan import EnginePlan, PlanOptions, ScaledModelSpec, plan_engines
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec, EngineProcess, SleepState
-from fairlead_cli.local.stack.stack_run import AutoscalerSync, HungEngineHooks, HungEngineWatch, ScaledModelSpec
+from fairlead_cli.local.stack.stack_run import AutoscalerSync, HungEngineHooks, HungEngineWatch
 from fairlead_cli.management import api_types
 
 MANIFEST = """\

@@ -17,7 +17,9 @@ from fairlead_cli.addresses import Address
 from fairlead_cli.local.processes.embedded_redis import RedisServer
 from fairlead_cli.local.stack.component_commands import (
     DRAIN_VARIABLE,
+    LOCAL_PEPPER,
     PEPPER_VARIABLE,
+    StackConfig,
     autoscaler_command,
     gateway_command,
     indexer_command,
@@ -25,8 +27,6 @@ from fairlead_cli.local.stack.component_commands import (
 from fairlead_cli.local.stack.engine_plan import EnginePlan, PlanOptions, plan_engines
 from fairlead_cli.local.stack.engine_process import EngineProcess
 from fairlead_cli.local.stack.launch import (
-    LOCAL_PEPPER,
-    StackConfig,
     UpOptions,
     build_config,
     bundled_example,

@@ -15,10 +15,11 @@ from fairlead_autoscaler.core import ModelSpec, Observation, PoolSpec, ScalingPl
 from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_cli.local.run_directory import RunningStack, make_run_directory, write_stack_file
-from fairlead_cli.local.status.command import PoolScaling, StackReport, build_report, render_tree, to_plain
+from fairlead_cli.local.status.command import StackReport, build_report, render_tree, to_plain
 from fairlead_cli.management import api_types
 from fairlead_cli.management.client import GatewaySnapshot
 from fairlead_cli.output import format_document
+from fairlead_cli.scaling.autoscaler_client import PoolScaling
 from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 
