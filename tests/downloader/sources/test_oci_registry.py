@@ -20,7 +20,7 @@ from fairlead_downloader.errors import (
     SourceNotFound,
 )
 from fairlead_downloader.sources.oci_registry import read_docker_config
-from fairlead_testing.http import oci_artifacts as oci
+from fairlead_testing.http import oci_registry as oci
 from fairlead_testing.http.oci_registry import MemoryRegistry, memory_registry
 
 FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": bytes(3_000), "sub/notes.txt": b"a"}
