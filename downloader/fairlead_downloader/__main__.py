@@ -117,10 +117,6 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 _MAX_BODY_BYTES: Final = 16 * 1024
 _SOURCES: Final = {scheme: re.compile(pattern) for scheme, pattern in DOWNLOAD_PATTERNS.items()}
 _REVISION: Final = re.compile(REVISION_PATTERN.strip("^$"))
@@ -182,3 +178,7 @@ def parse_request(body: bytes) -> tuple[str, AdapterDownload]:
     if request.digest and not _DIGEST.fullmatch(request.digest):
         raise InvalidRequest("digest is sha256: and 64 hexadecimal digits")
     return f"{request.name!r:.100}", AdapterDownload(request.source, request.revision, request.digest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
