@@ -28,7 +28,7 @@ from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.worker.api_keys import GatewaySecrets
 from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.runtime import WorkerRuntime
-from fairlead_gateway.worker.tenancy.visible_models import VisibleModels
+from fairlead_gateway.worker.tenancy.tenant_policy import VisibleModels
 
 CHAT_PATH, COMPLETION_PATH = "/v1/chat/completions", "/v1/completions"
 IDLE = "nothing"

@@ -32,8 +32,7 @@ from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.worker.model_selection import request_parser
 from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
-from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies
-from fairlead_gateway.worker.tenancy.visible_models import ModelVisibility
+from fairlead_gateway.worker.tenancy.tenant_policy import ModelVisibility, TenantPolicies
 
 ROOT = Path(__file__).resolve().parents[3]
 NAME = "routes"

@@ -2,9 +2,8 @@
 
 In reading order:
 
-- `listener`: what the connections of a port share, and responses.
+- `listener`: what the connections of a port share, responses, and clients that read none.
 - `connection`: one client connection.
 - `request_parser`: bytes to requests.
-- `send_rate`: closes connections that do not read their responses.
 - `timers`, `sockets`, `trace_context`.
 """

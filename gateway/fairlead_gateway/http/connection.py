@@ -6,7 +6,7 @@ too large.
 
 A connection closes in two steps: first the gateway's side, then, when the client has read
 everything, the rest. Else the kernel could discard the response that explains the closing. A client
-that reads too slowly is disconnected (`send_rate`).
+that reads too slowly is disconnected (`SendRateMonitor`).
 
 Detection of clients that disconnected while their request is being answered.
 
@@ -33,7 +33,9 @@ from fairlead_gateway.http.listener import (
     Listener,
     ResponseTransport,
     ResponseWriter,
+    acknowledged_bytes,
     bodies_error,
+    reset_transport,
 )
 from fairlead_gateway.http.request_parser import (
     AWAITING_BODY_END,
@@ -42,7 +44,6 @@ from fairlead_gateway.http.request_parser import (
     RequestHead,
     RequestParser,
 )
-from fairlead_gateway.http.send_rate import acknowledged_bytes, reset_transport
 from fairlead_gateway.http.timers import IdleTimer, TimerQueue
 
 _POLL_DELAYS = (0.001, 0.004, 0.02, 0.1, 0.25, 0.5)

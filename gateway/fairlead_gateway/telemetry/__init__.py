@@ -1,6 +1,6 @@
 """Counters and logs of the gateway: values that workers and supervisor read.
 
-In reading order: `recorder` (called by the request path), `counters` (integer arrays), `histogram`,
+In reading order: `recorder` (called by the request path), `counters` (arrays and histograms),
 `outcome`, `snapshot` (counters to send and add up). Then `decision_log`, `handoff_record`,
 `status_types`, `families` (all metrics), `exposition`, `renderers` and `prometheus_text`.
 """

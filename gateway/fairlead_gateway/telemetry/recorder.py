@@ -21,8 +21,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead_gateway.telemetry import counters as at
-from fairlead_gateway.telemetry.counters import InstanceCounters, ModelCounters, increment_pair
-from fairlead_gateway.telemetry.histogram import seconds_bucket
+from fairlead_gateway.telemetry.counters import InstanceCounters, ModelCounters, increment_pair, seconds_bucket
 from fairlead_gateway.telemetry.outcome import (
     COMPARED,
     SHADOW_NAMES,

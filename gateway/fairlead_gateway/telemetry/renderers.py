@@ -14,8 +14,13 @@ from fairlead_gateway.adapters import metric_series
 from fairlead_gateway.adapters.metric_series import AdapterSeries
 from fairlead_gateway.errors import InvalidApiKey, QuarantinedRequest
 from fairlead_gateway.telemetry import counters as at
-from fairlead_gateway.telemetry.counters import ModelCounters
-from fairlead_gateway.telemetry.histogram import FINE_PER_DOUBLING, OVERHEAD_BOUNDS, SECONDS_BOUNDS, TOKEN_BOUNDS
+from fairlead_gateway.telemetry.counters import (
+    FINE_PER_DOUBLING,
+    OVERHEAD_BOUNDS,
+    SECONDS_BOUNDS,
+    TOKEN_BOUNDS,
+    ModelCounters,
+)
 from fairlead_gateway.telemetry.outcome import COMPARED, SHADOW_SIDES
 from fairlead_gateway.telemetry.prometheus_text import escape_label, format_histogram
 from fairlead_gateway.telemetry.status_types import (

@@ -18,10 +18,9 @@ from fairlead.runtime.process_tuning import limit_kernel_unsent
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.errors import GatewayError
-from fairlead_gateway.http.connection import ClientConnection, ResponseWriter
+from fairlead_gateway.http.connection import ClientConnection, ResponseWriter, acknowledged_bytes, reset_transport
 from fairlead_gateway.http.listener import HttpRequest, Listener
 from fairlead_gateway.http.request_parser import RequestHead
-from fairlead_gateway.http.send_rate import acknowledged_bytes, reset_transport
 from fairlead_gateway.http.sockets import ListenAddress
 from fairlead_gateway.worker.server import PublicServer
 from fairlead_testing.engines.scripted import scripted_engine

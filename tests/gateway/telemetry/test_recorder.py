@@ -19,7 +19,7 @@ from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.supervisor.management.stats import model_stats
 from fairlead_gateway.telemetry import MetricsRecorder, assess_attainment
 from fairlead_gateway.telemetry import counters as at
-from fairlead_gateway.telemetry.histogram import (
+from fairlead_gateway.telemetry.counters import (
     OVERHEAD_BOUNDS,
     SECONDS_BOUNDS,
     TOKEN_BOUNDS,

@@ -10,8 +10,14 @@ from fairlead.fleet.model import Fleet, InstanceState
 from fairlead_gateway.supervisor.management import schemas
 from fairlead_gateway.telemetry import UNKNOWN, LoadView, MetricsRecorder
 from fairlead_gateway.telemetry import counters as at
-from fairlead_gateway.telemetry.counters import WINDOW_SECONDS, InstanceCounters, ModelCounters
-from fairlead_gateway.telemetry.histogram import OVERHEAD_BOUNDS, SECONDS_BOUNDS, quantile
+from fairlead_gateway.telemetry.counters import (
+    OVERHEAD_BOUNDS,
+    SECONDS_BOUNDS,
+    WINDOW_SECONDS,
+    InstanceCounters,
+    ModelCounters,
+    quantile,
+)
 from fairlead_gateway.telemetry.outcome import COMPARED
 
 

@@ -35,7 +35,7 @@ from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.worker.resilience.retry import MAX_CRASHES
 from fairlead_gateway.worker.resilience.stall_timeout import StallTimeout
-from fairlead_gateway.worker.tenancy.visible_models import ModelVisibility
+from fairlead_gateway.worker.tenancy.tenant_policy import ModelVisibility
 from fairlead_gateway.worker.upstream.request_encoder import sanitize_header_value
 from fairlead_gateway.worker.upstream.response import EngineResponse
 

@@ -34,8 +34,7 @@ from fairlead_gateway.worker.openai.request import (
 from fairlead_gateway.worker.openai.schemas import GenericRequest
 from fairlead_gateway.worker.openai.validation import repairs
 from fairlead_gateway.worker.proxy.continuation import can_resume
-from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies
-from fairlead_gateway.worker.tenancy.visible_models import VisibleModels
+from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies, VisibleModels
 
 _BODY_TYPES: Final = BODY_TYPES
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"

@@ -78,8 +78,7 @@ from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuar
 from fairlead_gateway.worker.resilience.retry import RetryBudget
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.shadow.shadow_traffic import ShadowTraffic
-from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies
-from fairlead_gateway.worker.tenancy.visible_models import ModelVisibility
+from fairlead_gateway.worker.tenancy.tenant_policy import ModelVisibility, TenantPolicies
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.request_encoder import check_hops, create_hop_id
 

@@ -36,7 +36,7 @@ from fairlead_gateway.worker.openai.request import (
     is_passthrough_path,
 )
 from fairlead_gateway.worker.openai.schemas import GenericRequest
-from fairlead_gateway.worker.tenancy.visible_models import VisibleModels
+from fairlead_gateway.worker.tenancy.tenant_policy import VisibleModels
 
 _BODY_TYPES: Final = BODY_TYPES
 READINESS_PATH: Final = "/readyz"

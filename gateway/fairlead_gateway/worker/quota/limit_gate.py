@@ -15,8 +15,8 @@ from fairlead_gateway.quota.exchange import CLOSED, CONTENDED, EXHAUSTED, GRANTE
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.openai.request import TOKENIZING_PATHS
 from fairlead_gateway.worker.quota.amounts import expected_amounts, is_generating, most_amounts, used_amounts
+from fairlead_gateway.worker.quota.generated_tokens import TABLE_SECONDS, OutputEstimator, prompt_class
 from fairlead_gateway.worker.quota.limit_plan import LimitPlan, PlannedLimit
-from fairlead_gateway.worker.quota.output_estimate import TABLE_SECONDS, OutputEstimator, prompt_class
 from fairlead_gateway.worker.quota.refusals import (
     describe_limit,
     limit_contended,

@@ -6,7 +6,7 @@ from fairlead.routes.model import Route, RouteTarget
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.worker.openai.model_names import adapter_names
-from fairlead_gateway.worker.tenancy.visible_models import ModelVisibility, VisibleModels
+from fairlead_gateway.worker.tenancy.tenant_policy import ModelVisibility, VisibleModels
 
 HIDDEN = LoraAdapter("sql", "/sql", ())
 """Another tenant's model has its name."""
