@@ -9,12 +9,9 @@ from fairlead.limits.limit_field import limit
 class BearerTokenLimits:
     """Limits of API keys, of bearer tokens (JWT) and of their issuers."""
 
-    key_use_seconds: float = limit(10.0, "from the first use of API keys until a worker reports them")
     bearer_tokens_cached: int = limit(
         10_000, "verified tokens that a worker remembers; then the oldest is verified again"
     )
-    bearer_token_claim_values: int = limit(1_000, "values of a claim that is a list, such as groups")
-    bearer_token_leeway_seconds: float = limit(30.0, "clocks of issuers and gateways may differ by this much")
     jwks_bytes: int = limit(512 * 1024, "a key set (JWKS) of an issuer; real ones have a few kB")
     jwks_keys: int = limit(64, "keys of an issuer's key set; the rest is not used")
     jwks_unknown_key_seconds: float = limit(

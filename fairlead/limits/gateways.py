@@ -16,7 +16,6 @@ class FleetLimits:
     fleet_file_bytes: int = limit(16 * 1024 * 1024, "a fleet or manifest file")
     prefix_blocks: int = limit(4_096, "hashed blocks of one prompt; later ones never decide a route")
     mirror_blocks_per_instance: int = limit(262_144, "prefix blocks that the prefix map remembers per instance")
-    decision_log: int = limit(4_096, "decisions kept in memory by a worker")
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,7 @@ class TelemetryLimits:
     log_line_bytes: int = limit(16_384, "one line or traceback of the log; the rest is cut off")
     access_log_lines_pending: int = limit(1_000, "lines that wait for the access log; the next are dropped and counted")
     spans_pending: int = limit(1_000, "spans that wait for the collector; the next are dropped and counted")
-    span_batch: int = limit(500, "spans sent to the collector at once")
     span_batch_seconds: float = limit(0.5, "from the first span of a batch until it is sent")
-    span_export_seconds: float = limit(5.0, "the collector's response to one batch")
-    memory_high_share: float = limit(0.9, "of the memory limit; above it, bodies over 64 KiB get 503 with Retry-After")
-    memory_full_share: float = limit(0.95, "of the memory limit; above it, every body does")
     memory_check_seconds: float = limit(0.25, "interval at which a process checks its memory")
 
 
@@ -53,10 +48,8 @@ class ProcessLimits:
     channel_pending_bytes: int = limit(
         16 * 1024 * 1024, "messages to a worker that does not read; then they are dropped, and the fleet is sent later"
     )
-    sibling_batch_seconds: float = limit(0.05, "decisions are batched this long for the sibling workers")
     sibling_decisions_pending: int = limit(4_096, "decisions in that batch; the oldest are dropped")
     shared_slots: int = limit(8_192, "instances whose load workers share; of others each worker sees its own load")
-    timing_rows: int = limit(16_384, "request timings that a worker buffers for the supervisor, which fits profiles")
     timing_report_seconds: float = limit(1.0, "interval of these reports")
     timing_rows_pending: int = limit(131_072, "timings of all workers that wait to be sorted")
     timing_inflight: int = limit(65_536, "requests in flight that are timed; beyond, the oldest is not measured")

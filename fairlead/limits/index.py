@@ -98,9 +98,6 @@ class PrefixMapLimits:
     """Limits of the prefix map from prompt text to blocks, and of tokenization."""
 
     prefix_map_corrections: int = limit(16_384, "blocks checked for one batch of corrections; the rest is in the next")
-    prefix_map_reports_pending: int = limit(4_096, "prompts sent and ended that a worker buffers for the index")
-    prefix_map_samples: int = limit(256, "last prompts of a worker that the index may query")
-    prefix_map_sample_bytes: int = limit(8 * 1024 * 1024, "the same in bytes; none over a quarter of it is kept")
     prefix_map_stored_prompts: int = limit(
         1_024, "prompts of one model whose map is in Redis, 1 to 10 KB each; the oldest go"
     )

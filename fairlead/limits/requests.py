@@ -31,21 +31,16 @@ class HttpLimits:
         0.9,
         "of them, whose last request had the key of one caller; then its requests get 503, and others keep the rest",
     )
-    instance_descriptors: int = limit(8, "descriptors of a worker that each instance of the fleet takes from clients")
     reserved_descriptors: int = limit(256, "descriptors of a worker for files, logs and sockets of its own")
     min_connections: int = limit(64, "client connections of one worker, however few descriptors it has")
     tls_handshakes: int = limit(
         2_048, "TLS handshakes of one worker at a time, which count as connections; then the oldest is reset"
     )
-    tls_shutdown_seconds: float = limit(2.0, "how long a closing connection waits for a TLS client's close_notify")
     pipelined_requests: int = limit(16, "requests read ahead on one connection; then reading pauses")
     write_high_bytes: int = limit(256 * 1024, "unsent bytes to a slow client before its engine is paused")
     kernel_unsent_bytes: int = limit(
         128 * 1024,
         "unsent bytes of one client connection that the kernel takes; more wait in the worker, which sees them",
-    )
-    min_read_rate: int = limit(
-        1_024, "bytes a second that a client reads, averaged over `body_idle_seconds`; a slower connection is closed"
     )
     unsent_bytes: int = limit(
         256 * 1024 * 1024,
@@ -71,9 +66,6 @@ class HttpLimits:
     body_check_seconds: float = limit(
         30.0, "the checking process is silent this long about a body over 256 KiB: 503, and it is replaced"
     )
-    body_check_memory_bytes: int = limit(
-        1024 * 1024 * 1024, "address space of the checking process; a body of small values takes 20 times its size"
-    )
     drain_seconds: float = limit(
         600.0, "requests in flight at SIGTERM may finish for this long, unless FAIRLEAD_DRAIN_TIMEOUT says otherwise"
     )
@@ -92,20 +84,14 @@ class RequestLimits:
         2_097_152,
         "commas in one request body: each value costs memory, and as text each is a token; no context has more",
     )
-    json_fields: int = limit(4_096, "top-level fields of a body that is rewritten; each is scanned")
     choices: int = limit(128, "n and best_of: each costs a whole response; a billion of them has crashed engines")
     logprobs: int = limit(100, "logprobs and top_logprobs: each is a sort over the vocabulary")
     max_tokens: int = limit(16_777_216, "max_tokens and max_completion_tokens; the engine's context is the real bound")
     prompts: int = limit(
         2_048, "prompts, inputs or documents of one request, times n; each is a request of its own to the engine"
     )
-    stop_strings: int = limit(64, "stop strings, and bad_words, of one request; engines search each after every token")
     stop_bytes: int = limit(65_536, "all stop strings of one request; engines search each after every token")
-    repetition_pattern: int = limit(
-        256, "tokens of a pattern in repetition_detection; vLLM compares each length after every token"
-    )
     tools: int = limit(1_024, "tools of one request")
-    tools_bytes: int = limit(4 * 1024 * 1024, "tools of one request, as JSON text")
     schema_bytes: int = limit(262_144, "response_format and other grammars of one request; engines compile them")
     name_bytes: int = limit(
         524_288, "model, user, cache_salt and other names in a body over 256 KiB; a worker decodes them all at once"
@@ -132,9 +118,6 @@ class QueueLimits:
     )
     max_retry_after_seconds: float = limit(60.0, "longest Retry-After in a response")
     session_pins: int = limit(65_536, "sessions of one model whose last instance is remembered; the oldest are dropped")
-    session_pin_seconds: float = limit(
-        60.0, "how long a session's instance is remembered: tools of agents take 1 to 8 s, people longer"
-    )
 
 
 @dataclass(frozen=True)
@@ -142,7 +125,6 @@ class UpstreamLimits:
     """Limits of connections, attempts and responses of engines."""
 
     upstream_idle_seconds: float = limit(4.0, "idle engine connections close before uvicorn's 5 s keep-alive does")
-    upstream_idle_per_instance: int = limit(256, "pooled engine connections of one instance")
     connect_seconds: float = limit(2.0, "TCP connect to an engine; then the request is tried elsewhere")
     first_token_seconds: float = limit(600.0, "an engine without a byte for this long is given up")
     stream_idle_seconds: float = limit(120.0, "a stream without a byte for this long ends with an error event")
@@ -156,10 +138,6 @@ class UpstreamLimits:
     )
     shadow_copies: int = limit(16, "copies for shadows of routes in flight in a worker; the next are not made")
     shadow_pairs: int = limit(256, "of these and of ended ones, those whose originals still run; the next are not made")
-    shadow_body_bytes: int = limit(262_144, "a body that is copied for a shadow; larger ones are not")
-    shadow_backlog_seconds: float = limit(
-        0.5, "engine time of prompts that wait at an instance; with more, it gets no copies and its own are ended"
-    )
     response_buffer_bytes: int = limit(
         1024 * 1024, "of a plain response, buffered until it is complete so that it can be retried"
     )
@@ -170,24 +148,13 @@ class UpstreamLimits:
     )
     sse_event_bytes: int = limit(1024 * 1024, "one event of an engine's stream as far as Fairlead parses it")
     resumable_bytes: int = limit(1024 * 1024, "of a stream, buffered so that another engine can continue it")
-    resumable_streams_bytes: int = limit(
-        128 * 1024 * 1024, "the same of all streams of a worker; a stream that grows beyond cannot be continued"
-    )
     keep_alive_seconds: float = limit(15.0, "a stream silent for this long gets a comment, so that no proxy closes it")
-    adapter_list_seconds: float = limit(2.0, "an engine's list of its LoRA adapters; then another engine is tried")
     adapter_load_seconds: float = limit(60.0, "a load of a LoRA adapter; then another engine is tried")
-    adapter_download_seconds: float = limit(
-        600.0, "a download of a LoRA adapter in an engine's pod; it goes on, and another engine is tried"
-    )
     adapter_wait_seconds: float = limit(
         10.0, "the wait for a slot, while all adapters of an engine have requests; then another engine is tried"
     )
-    adapter_pause_seconds: float = limit(10.0, "an adapter that an engine refused to load is not loaded there again")
     max_attempts: int = limit(
         3, "engines tried for one request before the first byte, unless `routing.maxAttempts` of its model says another"
-    )
-    max_refusals: int = limit(
-        64, "attempts of one request, with those that are refused: each costs a decision, and a fleet has thousands"
     )
     retry_share: float = limit(
         0.2, "retries per request over the last 10 s, of one caller and of all; 10 more of all, at least 10 of a caller"
@@ -197,11 +164,7 @@ class UpstreamLimits:
     breaker_fault_sources: int = limit(
         2, "callers, or bodies of the only caller, whose faults eject an engine; one request may fail everywhere"
     )
-    breaker_window_responses: int = limit(10, "responses of one engine within 10 s that its share of faults needs")
-    breaker_fault_share: float = limit(0.5, "share of faults among them that ejects the engine")
-    ejected_share: float = limit(0.5, "of a model's ready instances, ejected at the same time at most")
     ejection_seconds: float = limit(5.0, "first ejection; doubles each time, with a jitter of a fifth")
-    max_ejection_seconds: float = limit(120.0, "longest ejection")
     ejection_probe_after_seconds: float = limit(
         10.0, "an ejected engine without an answer for this long gets one-token probes of the gateway, if it may hang"
     )
@@ -224,9 +187,6 @@ class HandoffLimits:
         1_024,
         "uncached prompt tokens from which a second engine prefills, without a latency target or profile to judge by",
     )
-    handoff_transfer_seconds: float = limit(
-        0.02, "minimum time of a KV transfer, whatever its size; observed times are added"
-    )
     handoff_prefill_seconds: float = limit(20.0, "a prefill engine's whole response; then another one, or no transfer")
     handoff_lease_seconds: float = limit(
         20.0,
@@ -236,8 +196,6 @@ class HandoffLimits:
         15.0, "a decode engine's first event after a transfer; Mooncake waits 540 s, a frozen peer for ever"
     )
     handoff_output_token_seconds: float = limit(0.1, "added to that for each token of a response that is not streamed")
-    handoff_output_tokens: int = limit(2_048, "tokens of such a response if the client sets no maximum")
-    handoff_query_seconds: float = limit(2.0, "a query to Mooncake's bootstrap server for an engine's id")
     handoff_suspect_seconds: float = limit(
         30.0, "a prefill engine, or a pair, gets no transfer this long after a failure"
     )

@@ -39,6 +39,14 @@ from fairlead_gateway.errors import GatewayError, Overloaded
 from fairlead_gateway.http.request_parser import RequestHead, SharedTemplates
 from fairlead_gateway.http.timers import TimerQueue
 
+MIN_READ_RATE: Final = 1_024
+"""Limit: bytes a second that a client reads, averaged over `body_idle_seconds`; a slower
+connection is closed.
+"""
+
+INSTANCE_DESCRIPTORS: Final = 8
+"""Limit: descriptors of a worker that each instance of the fleet takes from clients."""
+
 _log = logging.getLogger("fairlead.gateway")
 _TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
 _BYTES_ACKED_OFFSET: Final = 120  # of tcpi_bytes_acked in struct tcp_info, Linux 4.1
@@ -140,7 +148,7 @@ class SendRateMonitor:
         if slow or shed:
             _log.warning(
                 "closed client connections: %d that read less than %d bytes a second, %d with the most unsent bytes",
-                *(slow, self._limits.min_read_rate, shed),
+                *(slow, MIN_READ_RATE, shed),
             )
 
     def _next_window(
@@ -156,7 +164,7 @@ class SendRateMonitor:
         read = unsent_before - unsent
         if acknowledged is not None and acknowledged_before is not None:
             read = acknowledged - acknowledged_before
-        if read >= self._limits.min_read_rate * self._limits.body_idle_seconds:
+        if read >= MIN_READ_RATE * self._limits.body_idle_seconds:
             return now, acknowledged, unsent
         return None if now - started_at >= self._limits.body_idle_seconds else window
 
@@ -719,7 +727,7 @@ def max_connections(limits: Limits, max_open_files: int | None, instances: int) 
     """
     if max_open_files is None:
         return limits.connections
-    left = max_open_files - limits.reserved_descriptors - instances * limits.instance_descriptors
+    left = max_open_files - limits.reserved_descriptors - instances * INSTANCE_DESCRIPTORS
     return min(limits.connections, max(limits.min_connections, left))
 
 

@@ -61,6 +61,11 @@ from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain, chain_seed, shared_bytes
 from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS, DEFAULT_TTFT_SECONDS, NO_INSTANCES, RouteRequest
 
+SESSION_PIN_SECONDS: Final = 60.0
+"""Limit: how long a session's instance is remembered: tools of agents take 1 to 8 s, people
+longer.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class DispatchHooks:
@@ -100,7 +105,7 @@ class SessionAffinity:
 
     def __init__(self, limits: Limits) -> None:
         self._max_sessions = limits.session_pins
-        self._seconds = limits.session_pin_seconds
+        self._seconds = SESSION_PIN_SECONDS
         self._instances: dict[Hashable, tuple[str, float]] = {}
 
     def __len__(self) -> int:

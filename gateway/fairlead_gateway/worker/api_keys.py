@@ -22,13 +22,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from fairlead.engines.credentials import EngineCredentials
-from fairlead.limits import Limits
 from fairlead.tenants.model import CacheSharing, Tenant
 from fairlead_gateway.caller_key import NEVER, Caller
 from fairlead_gateway.errors import ApiKeysUnavailable, InvalidApiKey, NotPermitted
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.ipc.channel import Channel
 from fairlead_gateway.ipc.messages import AccessReport, ToWorker
+
+KEY_USE_SECONDS: Final = 10.0
+"""Limit: from the first use of API keys until a worker reports them."""
 
 if TYPE_CHECKING:
     from fairlead_gateway.worker.bearer_tokens.token_callers import TokenCallers
@@ -283,13 +285,10 @@ class GatewaySecrets:
 class AccessReporter:
     """The reporter of the uses of API keys."""
 
-    def __init__(
-        self, api_keys: ApiKeys, channel: Channel[ToWorker], loop: asyncio.AbstractEventLoop, limits: Limits
-    ) -> None:
+    def __init__(self, api_keys: ApiKeys, channel: Channel[ToWorker], loop: asyncio.AbstractEventLoop) -> None:
         self._api_keys = api_keys
         self._channel = channel
         self._loop = loop
-        self._limits = limits
         api_keys.on_first_use = self._on_first_use
 
     def report_unknown_key(self, issuer: str) -> None:
@@ -303,4 +302,4 @@ class AccessReporter:
             self._channel.send(AccessReport(used_keys=used))
 
     def _on_first_use(self) -> None:
-        self._loop.call_later(self._limits.key_use_seconds, self.flush)
+        self._loop.call_later(KEY_USE_SECONDS, self.flush)

@@ -23,12 +23,18 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from fairlead.errors import SettingsError
 from fairlead.limits import Limits
 from fairlead.runtime.process_tuning import heap_free_bytes, trim_heap
 from fairlead_gateway.errors import Overloaded
+
+MEMORY_FULL_SHARE: Final = 0.95
+"""Limit: of the memory limit; above it, every body does."""
+
+MEMORY_HIGH_SHARE: Final = 0.9
+"""Limit: of the memory limit; above it, bodies over 64 KiB get 503 with Retry-After."""
 
 LARGE_BODY_BYTES = 64 * 1024
 _RETRY_AFTER = (("retry-after", "1"),)
@@ -87,18 +93,17 @@ class MemoryPressure:
 
     def poll(self) -> None:
         """Reads the used share and applies the thresholds."""
-        limits = self._limits
         used = self._read_share()
-        if used is not None and used >= limits.memory_high_share and self._pressure_polls % _POLLS_PER_RELEASE == 0:
+        if used is not None and used >= MEMORY_HIGH_SHARE and self._pressure_polls % _POLLS_PER_RELEASE == 0:
             self._release_free()
             used = self._read_share()
         self.used_share = used
-        if used is None or used < limits.memory_high_share:
+        if used is None or used < MEMORY_HIGH_SHARE:
             self._pressure_polls = 0
             self.max_body_bytes = None
         else:
             self._pressure_polls += 1
-            self.max_body_bytes = LARGE_BODY_BYTES if used < limits.memory_full_share else 0
+            self.max_body_bytes = LARGE_BODY_BYTES if used < MEMORY_FULL_SHARE else 0
         self._on_pressure(self.max_body_bytes is not None)
 
     def _read_share(self) -> float | None:

@@ -29,6 +29,9 @@ from fairlead_gateway.http.sockets import LISTEN_BACKLOG, TlsCertificate, refuse
 from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS
 from fairlead_gateway.worker.proxy.gateway import Gateway
 
+TLS_SHUTDOWN_SECONDS: Final = 2.0
+"""Limit: how long a closing connection waits for a TLS client's close_notify."""
+
 _log = logging.getLogger("fairlead.gateway")
 _ACCEPTS_PER_WAKEUP: Final = 128  # then other connections come first
 _SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -112,7 +115,7 @@ class TlsAcceptor:
             accepted,
             ssl=self._context,
             ssl_handshake_timeout=self._limits.header_timeout_seconds,
-            ssl_shutdown_timeout=self._limits.tls_shutdown_seconds,
+            ssl_shutdown_timeout=TLS_SHUTDOWN_SECONDS,
         )
 
     def _max_handshakes(self) -> int:

@@ -333,7 +333,7 @@ class WorkerServices:
             )
             self._api_keys.update_tenants(configuration.tenants)
             self._api_keys.revoke(configuration.revoked)
-            self._access_reporter = AccessReporter(self._api_keys, channel, runtime.loop, runtime.limits)
+            self._access_reporter = AccessReporter(self._api_keys, channel, runtime.loop)
             if configuration.token_issuers is not None:
                 self._accept_tokens(self._api_keys, self._access_reporter, configuration.token_issuers)
         loop, limits = runtime.loop, runtime.limits

@@ -3,7 +3,7 @@
 import pytest
 
 from fairlead.limits import Limits
-from fairlead_gateway.http.listener import max_connections
+from fairlead_gateway.http.listener import INSTANCE_DESCRIPTORS, max_connections
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_testing.engines.scripted import scripted_engine, silent, well_behaved
 from fairlead_testing.gateway.running_gateway import fleet_of, gateway_of, running_gateway
@@ -40,7 +40,7 @@ async def test_a_worker_with_few_open_files_refuses_clients_before_it_runs_out_a
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
         gateway = running.gateway
         assert gateway.readiness() == (True, [])
-        gateway.runtime.max_open_files = limits.reserved_descriptors + limits.instance_descriptors + 2
+        gateway.runtime.max_open_files = limits.reserved_descriptors + INSTANCE_DESCRIPTORS + 2
         gateway.update_fleet(fleet_of([engine.url], version=2))
         ready, (warning,) = gateway.readiness()
         assert ready

@@ -19,7 +19,7 @@ from fairlead.tenants.model import Tenant
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.connection import ClientConnection, ResponseWriter, acknowledged_bytes, reset_transport
-from fairlead_gateway.http.listener import HttpRequest, Listener
+from fairlead_gateway.http.listener import MIN_READ_RATE, HttpRequest, Listener
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.http.sockets import ListenAddress
 from fairlead_gateway.worker.server import PublicServer
@@ -203,8 +203,8 @@ def test_a_client_that_reads_at_the_least_rate_is_not_disconnected() -> None:
         fill(wire, loop)
     for _ in range(120):
         loop.run_for(1)
-        reads.read(limits.min_read_rate)
-        crawls.read(limits.min_read_rate // 2)
+        reads.read(MIN_READ_RATE)
+        crawls.read(MIN_READ_RATE // 2)
     assert (reads.is_open, crawls.is_open) == (True, False)
 
 
@@ -296,7 +296,7 @@ def test_progress_that_only_the_kernel_sees_counts_as_reading() -> None:
         fill(wire, loop)
     for _ in range(90):
         loop.run_for(1)
-        reads.kernel.acknowledged += limits.min_read_rate
+        reads.kernel.acknowledged += MIN_READ_RATE
     assert (reads.is_open, stalls.is_open) == (True, False)
 
 

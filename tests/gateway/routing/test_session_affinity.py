@@ -8,7 +8,7 @@ from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Instance, Model, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
-from fairlead_gateway.routing.router import SessionAffinity
+from fairlead_gateway.routing.router import SESSION_PIN_SECONDS, SessionAffinity
 from fairlead_gateway.worker.openai.request import session_hash
 from fairlead_testing.engines.scripted import well_behaved
 from fairlead_testing.gateway.running_gateway import gateway_before
@@ -90,11 +90,11 @@ def test_a_busy_one_is_left_like_any_other() -> None:
 
 @pytest.mark.parametrize("left", ["time", "gone", "failed"])
 def test_it_is_no_candidate_any_more(left: str) -> None:
-    made, limits = router(), Limits()
+    made = router()
     at = served(made, turn(1, 0), 0.0)
     now, excluded = 5.0, frozenset[str]()
     if left == "time":
-        now = limits.session_pin_seconds
+        now = SESSION_PIN_SECONDS
     elif left == "gone":
         made.update(MODEL, tuple(one for one in instances(*range(8)) if one.id != at))
         made.update(MODEL, instances(*range(8)))  # it is back under its name, with nothing in its cache

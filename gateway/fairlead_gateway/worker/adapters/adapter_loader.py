@@ -40,6 +40,17 @@ from fairlead_gateway.worker.resilience.retry import ADAPTER_LOAD, ADAPTER_SLOTS
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool, EngineCallFailed
 
+ADAPTER_PAUSE_SECONDS: Final = 10.0
+"""Limit: an adapter that an engine refused to load is not loaded there again."""
+
+ADAPTER_DOWNLOAD_SECONDS: Final = 600.0
+"""Limit: a download of a LoRA adapter in an engine's pod; it goes on, and another engine is
+tried.
+"""
+
+ADAPTER_LIST_SECONDS: Final = 2.0
+"""Limit: an engine's list of its LoRA adapters; then another engine is tried."""
+
 
 class ResidentAdapter:
     """An adapter in a slot of an engine.
@@ -243,11 +254,11 @@ class AdapterLoader:
         self._now = runtime.now
         self._routers = routers
         self._max_wait_seconds: float = limits.adapter_wait_seconds
-        self._pause_seconds: float = limits.adapter_pause_seconds
+        self._pause_seconds: float = ADAPTER_PAUSE_SECONDS
         self._commands = EngineCommands(
-            pool, hop_id, list_seconds=limits.adapter_list_seconds, load_seconds=limits.adapter_load_seconds
+            pool, hop_id, list_seconds=ADAPTER_LIST_SECONDS, load_seconds=limits.adapter_load_seconds
         )
-        self.downloaders = DownloaderClient(pool, hop_id, limits.adapter_download_seconds)
+        self.downloaders = DownloaderClient(pool, hop_id, ADAPTER_DOWNLOAD_SECONDS)
         self._models: dict[str, _ModelAdapters] = {}
         self._instances: dict[str, InstanceAdapters] = {}
 

@@ -6,7 +6,7 @@ one lookup.
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from fairlead.limits import Limits
 from fairlead.tenants.model import Tenant
@@ -14,6 +14,9 @@ from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.errors import InvalidApiKey
 from fairlead_gateway.ipc.messages import TokenIssuer
 from fairlead_gateway.worker.bearer_tokens.verifier import TokenVerifier, VerifiedToken
+
+BEARER_TOKEN_CLAIM_VALUES: Final = 1_000
+"""Limit: values of a claim that is a list, such as groups."""
 
 
 class TokenCallers:
@@ -36,7 +39,7 @@ class TokenCallers:
         self._wall = wall
         self._report_unknown_key = report_unknown_key
         self._limits = limits
-        self._verifier = TokenVerifier(wall, self._on_unknown_key, limits)
+        self._verifier = TokenVerifier(wall, self._on_unknown_key)
         self._reported_at: dict[str, float] = {}
         self._callers: dict[str, dict[str, dict[str, Caller | None]]] | None = None
         self._cache: dict[bytes, Caller] = {}
@@ -95,7 +98,7 @@ class TokenCallers:
         """
         matched: Caller | None = None
         for claim, callers in self._subjects().get(verified.issuer, {}).items():
-            for value in _values(verified.claims.get(claim), self._limits.bearer_token_claim_values):
+            for value in _values(verified.claims.get(claim), BEARER_TOKEN_CLAIM_VALUES):
                 if value not in callers:
                     continue
                 caller = callers[value]

@@ -25,9 +25,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from fairlead.limits import Limits
 from fairlead_gateway.errors import InvalidApiKey
 from fairlead_gateway.ipc.messages import BEARER_TOKEN_BYTES, SigningKey, TokenIssuer
+
+BEARER_TOKEN_LEEWAY_SECONDS: Final = 30.0
+"""Limit: clocks of issuers and gateways may differ by this much."""
 
 SignatureCheck = Callable[[bytes, bytes], bool]
 """Returns whether a signature of some bytes is right: (signature, signed bytes)."""
@@ -240,10 +242,9 @@ class TokenVerifier:
     on_unknown_key: called with the issuer of a token whose key is not in its key set.
     """
 
-    def __init__(self, wall: Callable[[], float], on_unknown_key: Callable[[str], None], limits: Limits) -> None:
+    def __init__(self, wall: Callable[[], float], on_unknown_key: Callable[[str], None]) -> None:
         self._wall = wall
         self._on_unknown_key = on_unknown_key
-        self._limits = limits
         self._issuers: dict[str, _VerifyingIssuer] = {}
 
     def update_issuers(self, issuers: Sequence[TokenIssuer]) -> None:
@@ -275,7 +276,7 @@ class TokenVerifier:
 
     def _check_times(self, claims: dict[str, Any]) -> float:
         """Returns the time from which a token is refused. Raises InvalidApiKey if that is now."""
-        now, leeway = self._wall(), self._limits.bearer_token_leeway_seconds
+        now, leeway = self._wall(), BEARER_TOKEN_LEEWAY_SECONDS
         expires_at = _time(claims, "exp")
         if expires_at is None:
             raise InvalidApiKey("this bearer token does not say when it expires", hint="it needs the claim exp")

@@ -12,7 +12,7 @@ import resource
 import signal
 import socket
 import sys
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -52,6 +52,9 @@ from fairlead_gateway.worker.openai.schemas import (
     EmbeddingRequest,
 )
 from fairlead_gateway.worker.openai.validation import repairs
+
+BODY_CHECK_MEMORY_BYTES: Final = 1024 * 1024 * 1024
+"""Limit: address space of the checking process; a body of small values takes 20 times its size."""
 
 PROMPT_FIELDS: dict[type[CommonFields], str] = {
     ChatRequest: "messages",
@@ -160,10 +163,10 @@ def serve(queries: BinaryIO, replies: BinaryIO, limits: Limits) -> None:
         del body
 
 
-def _limit_resources(limits: Limits) -> None:
+def _limit_resources() -> None:
     """Forbids core dumps, and more memory than the limit."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    max_bytes = limits.body_check_memory_bytes
+    max_bytes = BODY_CHECK_MEMORY_BYTES
     if sys.platform == "linux":  # macOS accepts the limit and does not enforce it
         resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
 
@@ -172,7 +175,7 @@ def main() -> None:
     """Runs the process until its socket closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all processes; the worker decides
     limits = decode_limits(sys.argv[1])
-    _limit_resources(limits)
+    _limit_resources()
     process_tuning.tune_malloc()
     gc.disable()  # nothing here has cycles, and a collection would look at each value of a body
     with socket.socket(fileno=os.dup(sys.stdin.fileno())) as channel:

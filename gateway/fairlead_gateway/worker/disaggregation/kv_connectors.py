@@ -13,6 +13,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -22,6 +23,9 @@ from fairlead.limits import Limits
 from fairlead_gateway.worker.openai import schemas
 from fairlead_gateway.worker.openai.json_edit import set_members
 from fairlead_gateway.worker.openai.schemas import ChatRequest, CommonFields, CompletionRequest, GenerationFields
+
+HANDOFF_OUTPUT_TOKENS: Final = 2_048
+"""Limit: tokens of such a response if the client sets no maximum."""
 
 _KV_TRANSFER_PARAMS = "kv_transfer_params"
 _PREFILL_PARAMS = {"do_remote_decode": True, "do_remote_prefill": False}
@@ -187,7 +191,7 @@ def first_event_timeout_seconds(stream: bool, max_tokens: float | None, limits: 
     """
     if stream:
         return limits.handoff_first_event_seconds
-    tokens = limits.handoff_output_tokens if max_tokens is None else max_tokens
+    tokens = HANDOFF_OUTPUT_TOKENS if max_tokens is None else max_tokens
     return limits.handoff_first_event_seconds + tokens * limits.handoff_output_token_seconds
 
 

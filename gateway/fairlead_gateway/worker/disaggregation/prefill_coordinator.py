@@ -42,7 +42,6 @@ from typing import Any, Final
 
 from fairlead.decision import Decision
 from fairlead.fleet.model import Fleet, Instance
-from fairlead.limits import Limits
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.errors import NoReadyInstance, QuarantinedRequest
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES, place_prefill
@@ -71,6 +70,12 @@ from fairlead_gateway.worker.upstream.request_encoder import (
     request_prefix,
 )
 from fairlead_gateway.worker.upstream.response import EngineResponse
+
+HANDOFF_QUERY_SECONDS: Final = 2.0
+"""Limit: a query to Mooncake's bootstrap server for an engine's id."""
+
+HANDOFF_TRANSFER_SECONDS: Final = 0.02
+"""Limit: minimum time of a KV transfer, whatever its size; observed times are added."""
 
 MAX_WITHOUT_REQUEST: Final = 16
 
@@ -127,8 +132,8 @@ SMOOTHING: Final = 0.1
 class TransferEstimator:
     """The transfer times of all models of one process."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._fixed_seconds = limits.handoff_transfer_seconds
+    def __init__(self) -> None:
+        self._fixed_seconds = HANDOFF_TRANSFER_SECONDS
         self._token_seconds: dict[str, float] = {}
 
     def retain(self, models: Collection[str]) -> None:
@@ -247,7 +252,7 @@ class PrefillCoordinator:
         self._hop_id = create_hop_id(routers.serving.secret)
         self._engine_ids: dict[str, str] = {}
         self.concurrent_prefills = ConcurrentPrefills(runtime.loop)
-        self._transfer_estimator = TransferEstimator(runtime.limits)
+        self._transfer_estimator = TransferEstimator()
 
     def close(self) -> None:
         """Cancels the prefills that run at the same time as their decodes."""
@@ -570,7 +575,7 @@ class PrefillCoordinator:
         address = kv_connectors.bootstrap_url(instance)
         message = [f"GET /query HTTP/1.1\r\nhost: {address.partition('://')[2]}\r\n\r\n".encode("latin-1")]
         try:
-            seconds = self._limits.handoff_query_seconds
+            seconds = HANDOFF_QUERY_SECONDS
             response = await call_engine(self._pool, address, message, seconds, instance=instance)
         except EngineCallFailed as failure:
             failure.crashed = False  # it has not met the prompt

@@ -21,6 +21,12 @@ from fairlead.runtime.http_client import send
 from fairlead_gateway.worker.observability.background_writer import BackgroundWriter, QueueBounds
 from fairlead_gateway.worker.observability.tracer import AttributeValue, Span
 
+SPAN_EXPORT_SECONDS: Final = 5.0
+"""Limit: the collector's response to one batch."""
+
+SPAN_BATCH: Final = 500
+"""Limit: spans sent to the collector at once."""
+
 _TRACES_PATH: Final = "/v1/traces"
 _MAX_TRIES: Final = 4
 _FIRST_PAUSE_SECONDS: Final = 0.5
@@ -53,7 +59,7 @@ class OtlpExporter:
     ) -> None:
         self._url = endpoint.rstrip("/") + _TRACES_PATH
         self._headers = {"user-agent": f"fairlead/{fairlead.__version__}", **headers}
-        self._timeout_seconds = limits.span_export_seconds
+        self._timeout_seconds = SPAN_EXPORT_SECONDS
         self._on_exported = on_exported
         self._stopping = threading.Event()
         self._resource = {
@@ -68,7 +74,7 @@ class OtlpExporter:
         self._writer: BackgroundWriter[Span] = BackgroundWriter(
             "spans",
             self._send,
-            QueueBounds(limits.spans_pending, limits.span_batch, limits.span_batch_seconds),
+            QueueBounds(limits.spans_pending, SPAN_BATCH, limits.span_batch_seconds),
             on_dropped=on_dropped,
             stopping=self._stopping,
         )

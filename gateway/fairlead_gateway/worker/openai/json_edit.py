@@ -19,9 +19,11 @@ from typing import Final
 
 import msgspec
 
-from fairlead.limits import Limits
 from fairlead_gateway.errors import BadRequest
 from fairlead_gateway.native import SPLICE
+
+JSON_FIELDS: Final = 4_096
+"""Limit: top-level fields of a body that is rewritten; each is scanned."""
 
 _SPLICE: Final = SPLICE
 _STRING_PART: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
@@ -31,7 +33,7 @@ _SLICE_BYTES: Final = 1 << 18
 _MAX_SEARCHES: Final = 64
 """Searches in one value; after them, patterns go on: a search costs as much as a short string."""
 _MAX_KEY_BYTES = 1_024  # no field of ours has a longer name, however it is escaped
-_MAX_FIELDS = Limits().json_fields
+_MAX_FIELDS = JSON_FIELDS
 _SCALAR: Final = re.compile(rb"[^,}\s]+")
 _SPACE_BYTES = b" \t\r\n"
 _LAST_SPACE: Final = ord(" ")

@@ -19,7 +19,7 @@ import math
 import re
 from collections.abc import Mapping
 from itertools import accumulate
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -51,6 +51,17 @@ from fairlead_gateway.worker.openai.schemas import (
     StreamOptions,
     Tool,
 )
+
+TOOLS_BYTES: Final = 4 * 1024 * 1024
+"""Limit: tools of one request, as JSON text."""
+
+REPETITION_PATTERN: Final = 256
+"""Limit: tokens of a pattern in repetition_detection; vLLM compares each length after every
+token.
+"""
+
+STOP_STRINGS: Final = 64
+"""Limit: stop strings, and bad_words, of one request; engines search each after every token."""
 
 _ERROR_PATTERN = re.compile(r"(?P<what>.*?)(?: - at `\$?\.?(?P<path>.*)`)?", re.DOTALL)
 _MISSING_FIELD_PATTERN = re.compile(r"Object missing required field `(\w+)`")
@@ -361,7 +372,7 @@ def check_costly_fields(members: Mapping[str, Raw], limits: Limits) -> None:
         if raw is not None and (name != "text" or bytes(memoryview(raw)[:1]) == b"{"):
             _decode_bounded(None, raw, name, limits.schema_bytes, limits)
     if "tools" in members:
-        _decode_bounded(None, members["tools"], "tools", limits.tools_bytes, limits)
+        _decode_bounded(None, members["tools"], "tools", TOOLS_BYTES, limits)
     for name in _TEXT_LISTS:
         if name in members:
             _check_stop(name, members[name], limits)
@@ -377,14 +388,14 @@ def check_costly_fields(members: Mapping[str, Raw], limits: Limits) -> None:
     if _REPETITION in members:
         found = _decode_field(REPETITION_DECODER, members[_REPETITION], _REPETITION, limits)
         if found is not None:
-            _check_range(f"{_REPETITION}.max_pattern_size", found.max_pattern_size, 0, limits.repetition_pattern)
+            _check_range(f"{_REPETITION}.max_pattern_size", found.max_pattern_size, 0, REPETITION_PATTERN)
 
 
 def _check_stop(field: str, raw: Raw | UnsetType, limits: Limits) -> None:
     """Raises BadRequest if there are too many stop strings: engines search for each."""
     stop = _decode_bounded(STOP_DECODER, raw, field, limits.stop_bytes, limits)
-    if isinstance(stop, list) and len(stop) > limits.stop_strings:
-        raise BadRequest(f"{field}: at most {limits.stop_strings} strings are accepted", param=field)
+    if isinstance(stop, list) and len(stop) > STOP_STRINGS:
+        raise BadRequest(f"{field}: at most {STOP_STRINGS} strings are accepted", param=field)
 
 
 def _check_batch(field: str, raw: Raw | UnsetType, limits: Limits) -> None:
@@ -406,7 +417,7 @@ def _too_many(field: str, words: str, limits: Limits, times: str = "") -> BadReq
 
 
 def _check_tools(raw: Raw | UnsetType, limits: Limits) -> None:
-    tools: list[Tool] = _decode_bounded(TOOLS_DECODER, raw, "tools", limits.tools_bytes, limits) or []
+    tools: list[Tool] = _decode_bounded(TOOLS_DECODER, raw, "tools", TOOLS_BYTES, limits) or []
     if len(tools) > limits.tools:
         raise BadRequest(f"tools: at most {limits.tools} tools are accepted", param="tools")
     for number, tool in enumerate(tools):

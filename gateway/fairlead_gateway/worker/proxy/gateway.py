@@ -82,6 +82,9 @@ from fairlead_gateway.worker.tenancy.tenant_policy import ModelVisibility, Tenan
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.request_encoder import check_hops, create_hop_id
 
+DECISION_LOG: Final = 4_096
+"""Limit: decisions kept in memory by a worker."""
+
 if TYPE_CHECKING:
     from fairlead_gateway.worker.observability.observers import RequestObservers
 
@@ -234,7 +237,7 @@ class Gateway(RequestLifecycle):
         limits = runtime.limits
         self.loop_lag = LoopLag(max_samples=3_000)  # one minute; every reading sorts them
         self.telemetry = MetricsRecorder(runtime.clock, limits, self.loop_lag)
-        self.decisions = DecisionLog(limits.decision_log, reporters.on_decision)
+        self.decisions = DecisionLog(DECISION_LOG, reporters.on_decision)
         self._observers = observers
         self._tracer = observers.tracer if observers is not None else None
         if observers is not None:

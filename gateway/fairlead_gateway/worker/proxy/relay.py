@@ -81,6 +81,9 @@ from fairlead_gateway.worker.upstream.request_encoder import (
 )
 from fairlead_gateway.worker.upstream.response import CLIENT_SILENT, EngineResponse, StreamObserver
 
+RESUMABLE_STREAMS_BYTES: Final = 128 * 1024 * 1024
+"""Limit: the same of all streams of a worker; a stream that grows beyond cannot be continued."""
+
 _FREE_CAUSES = ("cut", "gone")  # the engine went: its work is free, and resuming charges no budget
 
 
@@ -419,7 +422,7 @@ class ResponseRelay:
         self._failures = dispatcher.failures
         self._poison_guard = dispatcher.poison_guard
         self._stream_resume = StreamResume(dispatcher, pool, retry_budget)
-        self._sent_text_memory = SentTextMemory(runtime.limits.resumable_streams_bytes)
+        self._sent_text_memory = SentTextMemory(RESUMABLE_STREAMS_BYTES)
         self._route_headers = RouteHeaderCache()
 
     async def relay(self, attempt: Attempt) -> bool:

@@ -73,13 +73,28 @@ from fairlead_gateway.worker.openai.schemas import ChatRequest, CompletionReques
 from fairlead_gateway.worker.quota.tenant_limits import QuotaLink
 from fairlead_gateway.worker.request_context import RequestContext
 
+TIMING_ROWS: Final = 16_384
+"""Limit: request timings that a worker buffers for the supervisor, which fits profiles."""
+
+SIBLING_BATCH_SECONDS: Final = 0.05
+"""Limit: decisions are batched this long for the sibling workers."""
+
+PREFIX_MAP_SAMPLE_BYTES: Final = 8 * 1024 * 1024
+"""Limit: the same in bytes; none over a quarter of it is kept."""
+
+PREFIX_MAP_SAMPLES: Final = 256
+"""Limit: last prompts of a worker that the index may query."""
+
+PREFIX_MAP_REPORTS_PENDING: Final = 4_096
+"""Limit: prompts sent and ended that a worker buffers for the index."""
+
 
 class PromptSampleBuffer:
     """The last prompts by model and hash of the whole prompt."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._max_count = limits.prefix_map_samples
-        self._max_bytes = limits.prefix_map_sample_bytes
+    def __init__(self) -> None:
+        self._max_count = PREFIX_MAP_SAMPLES
+        self._max_bytes = PREFIX_MAP_SAMPLE_BYTES
         self._samples: OrderedDict[tuple[str, int], tuple[str, bytes]] = OrderedDict()
         self._bytes = 0
 
@@ -195,7 +210,7 @@ class TimingReporter:
     """The collector of the timing events of one worker; drops new ones if too many wait."""
 
     def __init__(self, sender: MessageSender, loop: asyncio.AbstractEventLoop, limits: Limits) -> None:
-        self._batch = RowBatch(sender, loop, limits.timing_report_seconds, limits.timing_rows, TimingEvents)
+        self._batch = RowBatch(sender, loop, limits.timing_report_seconds, TIMING_ROWS, TimingEvents)
 
     def on_dispatch(self, request_id: str, instance: str, now: float, tokens: float, cached: float) -> None:
         """Reports a dispatched prompt.
@@ -284,7 +299,7 @@ class DispatchReporter:
         self._cleared: list[tuple[bytes, float]] = []
         self._decisions: deque[DecisionRecord] = deque()
         self._reported_loads: dict[str, EncodedLoad] = {}
-        self._batch = BatchSender(sender, loop, limits.sibling_batch_seconds, self._take)
+        self._batch = BatchSender(sender, loop, SIBLING_BATCH_SECONDS, self._take)
 
     def on_dispatch(self, model: str, request: RouteRequest, instance: str) -> None:
         """Reports a dispatched prompt with the next batch; drops the oldest if too many wait."""
@@ -374,11 +389,11 @@ class IndexReporter:
 
     def __init__(self, sender: MessageSender, loop: asyncio.AbstractEventLoop, limits: Limits) -> None:
         self._sender = sender
-        self._max_rows = limits.prefix_map_reports_pending
+        self._max_rows = PREFIX_MAP_REPORTS_PENDING
         self._dispatched: list[PromptDispatched] = []
         self._finished: list[PromptFinished] = []
         self._batch = BatchSender(sender, loop, PREFIX_MAP_CORRECTION_SECONDS, self._take)
-        self.samples = PromptSampleBuffer(limits)
+        self.samples = PromptSampleBuffer()
         self.hooks = DispatchHooks(self.on_dispatch, self.on_finish)
 
     def on_dispatch(self, model: str, request: RouteRequest, instance: str) -> None:

@@ -54,6 +54,18 @@ from fairlead.limits import Limits
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.telemetry.status_types import HealthState
 
+MAX_EJECTION_SECONDS: Final = 120.0
+"""Limit: longest ejection."""
+
+EJECTED_SHARE: Final = 0.5
+"""Limit: of a model's ready instances, ejected at the same time at most."""
+
+BREAKER_FAULT_SHARE: Final = 0.5
+"""Limit: share of faults among them that ejects the engine."""
+
+BREAKER_WINDOW_RESPONSES: Final = 10
+"""Limit: responses of one engine within 10 s that its share of faults needs."""
+
 REQUEST_INDEPENDENT_CAUSES: Final = frozenset({"refused", "connect-timeout", "gone", "tls"})
 """Causes of failures that depend on no request."""
 _MAX_REMEMBERED: Final = 8
@@ -417,7 +429,7 @@ class OutlierDetector:
         if self._needs_threshold(record, source, now) and not self._exceeds_threshold(record, now):
             return False
         ejected = sum(name in self._unhealthy for name in ready if name != instance)
-        if ejected + 1 > self._limits.ejected_share * len(ready):
+        if ejected + 1 > EJECTED_SHARE * len(ready):
             if len(ready) == 1 and instance in ready:
                 self._begin_ejection_record(instance, record, cause, now)
             return False
@@ -466,7 +478,7 @@ class OutlierDetector:
             return True
         recent = [response for response in record.recent if now - response[0] <= _WINDOW_SECONDS]
         failures = [source for _, is_success, _, source in recent if not is_success]
-        if len(recent) < limits.breaker_window_responses or len(failures) < limits.breaker_fault_share * len(recent):
+        if len(recent) < BREAKER_WINDOW_RESPONSES or len(failures) < BREAKER_FAULT_SHARE * len(recent):
             return False
         evidence = FaultEvidence()
         for source in failures:
@@ -477,7 +489,7 @@ class OutlierDetector:
         if record.state is HealthState.HEALTHY and now - record.ejected_until > _BACKOFF_RESET_SECONDS:
             record.ejection_count = 0
         limits = self._limits
-        pause = min(limits.max_ejection_seconds, limits.ejection_seconds * 2.0**record.ejection_count)
+        pause = min(MAX_EJECTION_SECONDS, limits.ejection_seconds * 2.0**record.ejection_count)
         record.ejection_count = min(record.ejection_count + 1, 32)
         record.state, record.since, record.is_probed = HealthState.EJECTED, now, False
         record.ejected_until = now + pause * (0.8 + 0.4 * self._jitter())

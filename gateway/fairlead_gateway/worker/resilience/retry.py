@@ -28,6 +28,11 @@ from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import AdapterNotLoaded, EngineFailed, EngineTimeout, GatewayError, Overloaded
 from fairlead_gateway.worker.upstream.connection import LOCAL_CAUSES
 
+MAX_REFUSALS: Final = 64
+"""Limit: attempts of one request, with those that are refused: each costs a decision, and a fleet
+has thousands.
+"""
+
 _WINDOW_SECONDS: Final = 10
 MIN_RETRIES: Final = 10
 """Retries in ten seconds that need no share of the requests. An engine that drains or hangs ends as
@@ -196,7 +201,7 @@ def should_retry(failures: list[AttemptFailure], limits: Limits, max_attempts: i
 
     max_attempts: of the request's model; None for that of `limits`.
     """
-    if len(failures) >= limits.max_refusals:
+    if len(failures) >= MAX_REFUSALS:
         return False
     # Refusals take little time, as do answers of engines that lack an adapter; others are counted.
     attempts = sum(failure.cause not in _QUICK_CAUSES for failure in failures)

@@ -42,6 +42,14 @@ from fairlead_gateway.worker.upstream.connection import LOCAL_CAUSES, UpstreamEr
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.upstream.response import StreamObserver
 
+SHADOW_BACKLOG_SECONDS: Final = 0.5
+"""Limit: engine time of prompts that wait at an instance; with more, it gets no copies and its
+own are ended.
+"""
+
+SHADOW_BODY_BYTES: Final = 262_144
+"""Limit: a body that is copied for a shadow; larger ones are not."""
+
 ANSWERED: Final = "answered"
 FAILED: Final = "failed"
 NO_ROOM: Final = "no-room"
@@ -171,7 +179,7 @@ class CopySender:
         self._pool = pool
         self._parser = parser
         self._now = dispatcher.now
-        self._max_backlog_seconds: float = dispatcher.runtime.limits.shadow_backlog_seconds
+        self._max_backlog_seconds: float = SHADOW_BACKLOG_SECONDS
 
     async def send(self, copied: CopiedRequest) -> ShadowAnswer:
         """Sends a copy and returns what its answer was like.
@@ -397,7 +405,7 @@ class ShadowTraffic(CopyLifecycle):
             return UNSUPPORTED
         if context.http_request.head.path not in _COPIED_PATHS or self._routers.prefilling.has_instances(shadow):
             return UNSUPPORTED
-        if len(context.http_request.body) > limits.shadow_body_bytes:
+        if len(context.http_request.body) > SHADOW_BODY_BYTES:
             return TOO_LARGE
         if len(self._running) >= limits.shadow_copies or len(self._pairs) >= limits.shadow_pairs:
             return TOO_MANY
@@ -485,7 +493,7 @@ class ShadowTraffic(CopyLifecycle):
                 continue
             load = router.total_load(endpoint.load)
             own = copied_seconds.get(attempt.instance_id, 0.0)
-            limit = self._limits.shadow_backlog_seconds
+            limit = SHADOW_BACKLOG_SECONDS
             is_full = not has_room(attempt.instance, load, limit, tokens=0.0, copied_seconds=own)
             if is_full or self._admission.has_queue(copied.entry.key):
                 found.append(copied)

@@ -8,7 +8,7 @@ import ssl
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Final, cast
 from urllib.parse import urlsplit
 
 from fairlead.engines.credentials import EngineCredentials
@@ -27,6 +27,9 @@ from fairlead_gateway.worker.upstream.connection import (
     connect_error,
     is_exhaustion,
 )
+
+UPSTREAM_IDLE_PER_INSTANCE: Final = 256
+"""Limit: pooled engine connections of one instance."""
 
 
 class ConnectionPool(ConnectionOwner):
@@ -54,7 +57,7 @@ class ConnectionPool(ConnectionOwner):
         self.loop = loop
         self.timers = TimerQueue(loop)
         self._now = loop.time
-        self._max_idle = limits.upstream_idle_per_instance
+        self._max_idle = UPSTREAM_IDLE_PER_INSTANCE
         self._idle_seconds = limits.upstream_idle_seconds
         self._idle: dict[str, list[EngineConnection]] = {}  # oldest first
         self._activities: dict[str, EndpointActivity] = {}

@@ -33,6 +33,7 @@ from fairlead_gateway.supervisor.quota.budget_watch import BudgetState
 from fairlead_gateway.supervisor.quota.quota_status import LimitState
 from fairlead_gateway.telemetry import MetricsRecorder, assess_attainment
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
+from fairlead_gateway.worker.proxy.gateway import DECISION_LOG
 from fairlead_testing.gateway.running_gateway import make_outcome
 
 KEY = "chat/llama-70b"
@@ -45,7 +46,7 @@ class SimulatedGateway:
         self.clock = clock
         self.lag = LoopLag()
         self.telemetry = MetricsRecorder(clock, Limits(), self.lag)
-        self.log = DecisionLog(Limits().decision_log)
+        self.log = DecisionLog(DECISION_LOG)
         self.audit = AuditLog("gateway", "gw-1", clock, Limits())
         self.snapshot = Fleet()
         self.ledger: dict[str, InstanceLoad] = {}

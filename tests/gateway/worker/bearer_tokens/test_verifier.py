@@ -31,7 +31,7 @@ class Verifier:
     ) -> None:
         self.now = NOW
         self.unknown: list[str] = []
-        self.verifier = TokenVerifier(lambda: self.now, self.unknown.append, LIMITS)
+        self.verifier = TokenVerifier(lambda: self.now, self.unknown.append)
         keys = parse_key_set(issuer.key_set(), algorithms, LIMITS)
         self.verifier.update_issuers([TokenIssuer(issuer.issuer, (AUDIENCE, "other"), keys, token_type)])
 

@@ -13,7 +13,7 @@ from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Fleet, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
-from fairlead_gateway.worker.disaggregation.prefill_coordinator import TransferEstimator
+from fairlead_gateway.worker.disaggregation.prefill_coordinator import HANDOFF_TRANSFER_SECONDS, TransferEstimator
 from fairlead_testing.engines.disaggregated import MODEL_KEY, DisaggregatedModel, killable_engine, make_prompt
 from fairlead_testing.gateway.decision_view import decision_out
 from fairlead_testing.gateway.running_gateway import RunningGateway, running_gateway
@@ -173,19 +173,18 @@ async def test_what_a_hand_off_takes_is_learned_from_streams() -> None:
 
 
 def test_the_way_follows_what_was_seen_and_is_forgotten_with_its_model() -> None:
-    limits = Limits()
-    ways = TransferEstimator(limits)
-    assert ways.predict_seconds("m", 8_000.0) == limits.handoff_transfer_seconds
-    ways.observe("m", 8_000.0, limits.handoff_transfer_seconds + 0.08)
-    assert abs(ways.predict_seconds("m", 1_000.0) - limits.handoff_transfer_seconds - 0.01) < 1e-12
+    ways = TransferEstimator()
+    assert ways.predict_seconds("m", 8_000.0) == HANDOFF_TRANSFER_SECONDS
+    ways.observe("m", 8_000.0, HANDOFF_TRANSFER_SECONDS + 0.08)
+    assert abs(ways.predict_seconds("m", 1_000.0) - HANDOFF_TRANSFER_SECONDS - 0.01) < 1e-12
     for _ in range(100):
-        ways.observe("m", 8_000.0, limits.handoff_transfer_seconds)
-    assert abs(ways.predict_seconds("m", 8_000.0) - limits.handoff_transfer_seconds) < 1e-4
+        ways.observe("m", 8_000.0, HANDOFF_TRANSFER_SECONDS)
+    assert abs(ways.predict_seconds("m", 8_000.0) - HANDOFF_TRANSFER_SECONDS) < 1e-4
     ways.observe("m", 0.0, 9.0)
     ways.observe("m", 8_000.0, 0.0)
-    assert ways.predict_seconds("m", 8_000.0) >= limits.handoff_transfer_seconds
+    assert ways.predict_seconds("m", 8_000.0) >= HANDOFF_TRANSFER_SECONDS
     ways.retain(())
-    assert ways.predict_seconds("m", 8_000.0) == limits.handoff_transfer_seconds
+    assert ways.predict_seconds("m", 8_000.0) == HANDOFF_TRANSFER_SECONDS
 
 
 async def test_a_burst_of_prompts_is_answered_as_by_one_engine_whoever_computes_them() -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.worker.resilience.retry import (
+    MAX_REFUSALS,
     MIN_RETRIES,
     AttemptFailure,
     RetryBudget,
@@ -98,6 +99,6 @@ def test_the_error_tells_the_kind_of_failure() -> None:
 
 
 def test_one_request_does_not_try_every_instance_of_a_fleet_that_refuses_it() -> None:
-    refusals = [AttemptFailure("refused", was_sent=False) for _ in range(LIMITS.max_refusals)]
+    refusals = [AttemptFailure("refused", was_sent=False) for _ in range(MAX_REFUSALS)]
     assert should_retry(refusals[:-1], LIMITS)
     assert not should_retry(refusals, LIMITS)
