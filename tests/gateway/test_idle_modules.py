@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from fairlead.fleet.file import write_fleet_file
-from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
+from fairlead_testing.engines.scripted import scripted_engine, well_behaved
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process, process_before
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import request
 
@@ -92,14 +92,11 @@ async def test_an_idle_gateway_has_not_imported_unused_modules(tmp_path: Path, m
     told.mkdir()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("TELL", str(told))
-    async with scripted_engine() as engine:
-        path = tmp_path / "fleet.yaml"
-        write_fleet_file(path, fleet_of([engine.url]))
-        async with gateway_process(path) as gateway:
-            await _used(gateway)
-            (worker,) = gateway.worker_pids()
-            gateway.process.send_signal(signal.SIGTERM)
-            assert await gateway.wait() == 0
+    async with process_before(tmp_path, well_behaved) as (gateway, *_):
+        await _used(gateway)
+        (worker,) = gateway.worker_pids()
+        gateway.process.send_signal(signal.SIGTERM)
+        assert await gateway.wait() == 0
     helper, worker = [set((told / str(pid)).read_text().split()) for pid in (gateway.process.pid, worker)]
     assert helper & (NOBODY | HELPER) == set()
     assert worker & (NOBODY | WORKER) == set()

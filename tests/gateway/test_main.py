@@ -12,8 +12,8 @@ import pytest
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import InstanceState
 from fairlead_gateway.__main__ import main as gateway_main
-from fairlead_testing.engines.scripted import PausedStream, scripted_engine
-from fairlead_testing.gateway.gateway_process import gateway_process
+from fairlead_testing.engines.scripted import PausedStream, scripted_engine, well_behaved
+from fairlead_testing.gateway.gateway_process import gateway_process, process_before
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until
@@ -51,64 +51,56 @@ async def test_it_serves_says_ready_on_both_ports_and_follows_its_file(tmp_path:
 
 async def test_sigterm_lets_requests_in_flight_finish_and_exits_with_0(tmp_path: Path) -> None:
     gate = PausedStream()
-    path = tmp_path / "fleet.yaml"
-    async with scripted_engine(gate.script) as engine:
-        write_fleet_file(path, fleet_of([engine.url]))
-        async with gateway_process(path) as gateway:
-            idle, busy = await RawConnection.connect(gateway.url), await RawConnection.connect(gateway.url)
-            await idle.send(get_request("/readyz", close=False))
-            assert (await idle.read_response()).status == 200
-            await busy.send(post_request(GOOD | {"stream": True}, close=False))
-            await busy.reader.readuntil(b'"content":"a"')
-            gateway.process.send_signal(signal.SIGTERM)
-            await wait_until(partial(_refuses, gateway.url))
-            await idle.send(get_request("/readyz", close=False))
-            last = await idle.read_all_responses()
-            assert [(answer.status, answer.fields["connection"]) for answer in last] == [(503, "close")]
-            gate.go_on.set()
-            rest = await busy.reader.read()
-            assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
-            assert await gateway.wait() == 0
-            await idle.close()
-            await busy.close()
+    async with process_before(tmp_path, gate.script) as (gateway, *_):
+        idle, busy = await RawConnection.connect(gateway.url), await RawConnection.connect(gateway.url)
+        await idle.send(get_request("/readyz", close=False))
+        assert (await idle.read_response()).status == 200
+        await busy.send(post_request(GOOD | {"stream": True}, close=False))
+        await busy.reader.readuntil(b'"content":"a"')
+        gateway.process.send_signal(signal.SIGTERM)
+        await wait_until(partial(_refuses, gateway.url))
+        await idle.send(get_request("/readyz", close=False))
+        last = await idle.read_all_responses()
+        assert [(answer.status, answer.fields["connection"]) for answer in last] == [(503, "close")]
+        gate.go_on.set()
+        assert (await busy.reader.read()).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        assert await gateway.wait() == 0
+        await idle.close()
+        await busy.close()
 
 
 async def test_after_sigterm_a_stream_leaves_its_connection_for_one_request(tmp_path: Path) -> None:
     gate = PausedStream()
-    path = tmp_path / "fleet.yaml"
-    async with scripted_engine(gate.script) as engine:
-        write_fleet_file(path, fleet_of([engine.url]))
-        async with gateway_process(path) as gateway:
-            connection = await RawConnection.connect(gateway.url)
-            await connection.send(post_request(GOOD | {"stream": True}, close=False))
-            head = await connection.reader.readuntil(b"\r\n\r\n")
-            assert b"connection: close" not in head
-            gateway.process.send_signal(signal.SIGTERM)
-            await wait_until(partial(_refuses, gateway.url))
-            gate.go_on.set()
-            await connection.reader.readuntil(b"\r\n0\r\n\r\n")
-            await connection.send(post_request(GOOD, close=False))
-            last = await connection.read_all_responses()
-            assert [(answer.status, answer.fields["connection"]) for answer in last] == [(200, "close")]
-            assert await gateway.wait() == 0
-            await connection.close()
+    async with process_before(tmp_path, gate.script) as (gateway, *_):
+        connection = await RawConnection.connect(gateway.url)
+        await connection.send(post_request(GOOD | {"stream": True}, close=False))
+        assert b"connection: close" not in await connection.reader.readuntil(b"\r\n\r\n")
+        gateway.process.send_signal(signal.SIGTERM)
+        await wait_until(partial(_refuses, gateway.url))
+        gate.go_on.set()
+        await connection.reader.readuntil(b"\r\n0\r\n\r\n")
+        await connection.send(post_request(GOOD, close=False))
+        last = await connection.read_all_responses()
+        assert [(answer.status, answer.fields["connection"]) for answer in last] == [(200, "close")]
+        assert await gateway.wait() == 0
+        await connection.close()
 
 
 async def test_stream_that_outlasts_the_drain_timeout_ends_with_an_error_event(tmp_path: Path) -> None:
     gate = PausedStream()
-    path = tmp_path / "fleet.yaml"
-    async with scripted_engine(gate.script) as engine:
-        write_fleet_file(path, fleet_of([engine.url]))
-        async with gateway_process(path, environ=os.environ | {"FAIRLEAD_DRAIN_TIMEOUT": "0s"}) as gateway:
-            connection = await RawConnection.connect(gateway.url)
-            await connection.send(post_request(GOOD | {"stream": True}, close=False))
-            await connection.reader.readuntil(b'"content":"a"')
-            gateway.process.send_signal(signal.SIGTERM)
-            rest = await connection.reader.read()
-            assert b'"code":"gateway_draining"' in rest
-            assert rest.endswith(b"\n\n\r\n0\r\n\r\n")
-            await connection.close()
-            assert await gateway.wait() == 0
+    async with process_before(tmp_path, gate.script, environ=os.environ | {"FAIRLEAD_DRAIN_TIMEOUT": "0s"}) as (
+        gateway,
+        *_,
+    ):
+        connection = await RawConnection.connect(gateway.url)
+        await connection.send(post_request(GOOD | {"stream": True}, close=False))
+        await connection.reader.readuntil(b'"content":"a"')
+        gateway.process.send_signal(signal.SIGTERM)
+        rest = await connection.reader.read()
+        assert b'"code":"gateway_draining"' in rest
+        assert rest.endswith(b"\n\n\r\n0\r\n\r\n")
+        await connection.close()
+        assert await gateway.wait() == 0
 
 
 @pytest.mark.parametrize("text", ["10", "25h", "-1s", "soon"])
@@ -121,30 +113,27 @@ def test_a_drain_timeout_that_is_no_duration_ends_the_start(
 
 
 async def test_rolling_restarts_lose_no_request_on_idle_connections(tmp_path: Path) -> None:
-    path = tmp_path / "fleet.yaml"
-    async with scripted_engine() as engine:
-        write_fleet_file(path, fleet_of([engine.url]))
-        async with gateway_process(path) as gateway:
-            connections = [await RawConnection.connect(gateway.url) for _ in range(10)]
-            served = 0
+    async with process_before(tmp_path, well_behaved) as (gateway, *_):
+        connections = [await RawConnection.connect(gateway.url) for _ in range(10)]
+        served = 0
 
-            async def client(connection: RawConnection) -> None:
-                nonlocal served
-                while True:
-                    await connection.send(post_request(GOOD, close=False))
-                    answer = await connection.read_response()
-                    assert answer.status == 200
-                    served += 1
-                    if answer.fields.get("connection") == "close":
-                        return
+        async def client(connection: RawConnection) -> None:
+            nonlocal served
+            while True:
+                await connection.send(post_request(GOOD, close=False))
+                answer = await connection.read_response()
+                assert answer.status == 200
+                served += 1
+                if answer.fields.get("connection") == "close":
+                    return
 
-            clients = asyncio.gather(*[client(connection) for connection in connections])
-            await wait_until(lambda: served >= 100)
-            gateway.process.send_signal(signal.SIGTERM)
-            await clients
-            assert await gateway.wait() == 0
-            for connection in connections:
-                await connection.close()
+        clients = asyncio.gather(*[client(connection) for connection in connections])
+        await wait_until(lambda: served >= 100)
+        gateway.process.send_signal(signal.SIGTERM)
+        await clients
+        assert await gateway.wait() == 0
+        for connection in connections:
+            await connection.close()
 
 
 async def _refuses(url: str) -> bool:

@@ -12,7 +12,7 @@ from fairlead.fleet.model import InstanceState
 from fairlead.limits import Limits
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_sim.server.process import RunningEngine
-from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine, token
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, hang_up, responds, scripted_engine, token
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.pytest_hooks.nightly import shortened
 from fairlead_testing.sim.engines import running_engines
@@ -185,30 +185,17 @@ async def _full(call: EngineCall) -> None:
         await call.respond(error, "503 Service Unavailable")
 
 
-async def _too_many(call: EngineCall) -> None:
-    await call.respond(
-        {"error": {"message": "slow down", "type": "x", "param": None, "code": 429}}, "429 Too Many Requests"
-    )
+_too_many = responds(
+    {"error": {"message": "slow down", "type": "x", "param": None, "code": 429}}, "429 Too Many Requests"
+)
 
 
-async def _forbidden(call: EngineCall) -> None:
-    await call.respond({"error": {"message": "no", "type": "x", "param": None, "code": 403}}, "403 Forbidden")
+_forbidden = responds({"error": {"message": "no", "type": "x", "param": None, "code": 403}}, "403 Forbidden")
+_unprocessable = responds({"detail": [{"loc": ["body"]}]}, "422 Unprocessable Entity")
 
 
-async def _unprocessable(call: EngineCall) -> None:
-    await call.respond({"detail": [{"loc": ["body"]}]}, "422 Unprocessable Entity")
-
-
-async def _conflict(call: EngineCall) -> None:
-    await call.respond({"error": {"message": "no", "type": "x", "param": None, "code": 409}}, "409 Conflict")
-
-
-async def _unauthorized(call: EngineCall) -> None:
-    await call.respond({"error": {"message": "no", "type": "x", "param": None, "code": 401}}, "401 Unauthorized")
-
-
-async def _broken(call: EngineCall) -> None:
-    raise HangUp
+_conflict = responds({"error": {"message": "no", "type": "x", "param": None, "code": 409}}, "409 Conflict")
+_unauthorized = responds({"error": {"message": "no", "type": "x", "param": None, "code": 401}}, "401 Unauthorized")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -221,7 +208,7 @@ async def _broken(call: EngineCall) -> None:
         (_unprocessable, openai.UnprocessableEntityError, 422),
         (_conflict, openai.ConflictError, 409),
         (_unauthorized, openai.AuthenticationError, 401),
-        (_broken, openai.InternalServerError, 502),
+        (hang_up, openai.InternalServerError, 502),
     ],
 )
 async def test_what_engines_answer_raises_what_the_sdk_promises(
@@ -268,8 +255,7 @@ async def test_a_stream_that_breaks_raises_and_never_ends_quietly() -> None:
         stream = await client.chat.completions.create(
             model="tiny", messages=[{"role": "user", "content": "x"}], stream=True
         )
-        first = await anext(aiter(stream))
-        assert first.choices[0].delta.content == "a"
+        assert (await anext(aiter(stream))).choices[0].delta.content == "a"
         seen.set()
         with pytest.raises(openai.APIError, match="incomplete"):
             await anext(aiter(stream))

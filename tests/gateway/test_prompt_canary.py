@@ -19,11 +19,13 @@ from fairlead_gateway.worker.observability.observers import RequestObservers
 from fairlead_gateway.worker.observability.settings import ObservabilitySettings
 from fairlead_testing.engines.scripted import (
     EngineCall,
-    HangUp,
     Script,
     event,
+    hang_up,
+    responds,
     scripted_engine,
     silent,
+    streams,
     token,
     well_behaved,
 )
@@ -55,12 +57,11 @@ CHAT: dict[str, Any] = {
     "stop": [CANARY],
     "user": CANARY,
 }
-GREEDY = {"model": "tiny", "prompt": LONG, "temperature": 0, "max_tokens": 20, "stream": True}
 REQUESTS: list[tuple[str, Any]] = [
     ("/v1/chat/completions", CHAT),
     ("/v1/chat/completions", CHAT | {"stream": True}),
     ("/v1/chat/completions?q=" + CANARY, CHAT),
-    ("/v1/completions", GREEDY),
+    ("/v1/completions", {"model": "tiny", "prompt": LONG, "temperature": 0, "max_tokens": 20, "stream": True}),
     ("/v1/embeddings", {"model": "tiny", "input": [LONG, LONG]}),
     ("/tokenize", {"model": "tiny", "prompt": LONG}),
     ("/rerank", {"model": "tiny", "query": LONG, "documents": [LONG]}),
@@ -74,36 +75,19 @@ REQUESTS: list[tuple[str, Any]] = [
 ]
 
 
-async def hang_up(call: EngineCall) -> None:
-    raise HangUp
-
-
-async def broken_stream(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.event(token(f"of {CANARY}"))
-    raise HangUp
+broken_stream = streams(token(f"of {CANARY}"), end=hang_up)
 
 
 async def garbage(call: EngineCall) -> None:
     await call.respond(b"<html>" + call.body, kind="text/html")
 
 
-async def failing(call: EngineCall) -> None:
-    await call.respond({"error": {"message": CANARY, "code": 500}}, "500 Internal Server Error")
+failing = responds({"error": {"message": CANARY, "code": 500}}, "500 Internal Server Error")
+refusing = responds({"error": {"message": f"{CANARY} is too long", "code": 400, "param": CANARY}}, "400 Bad Request")
 
 
-async def refusing(call: EngineCall) -> None:
-    await call.respond({"error": {"message": f"{CANARY} is too long", "code": 400, "param": CANARY}}, "400 Bad Request")
-
-
-async def full(call: EngineCall) -> None:
-    await call.respond({"error": {"message": CANARY}}, "503 Service Unavailable")
-
-
-async def error_event(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.event(token(CANARY))
-    await call.chunk(event({"error": {"message": CANARY, "code": 500}}))
+full = responds({"error": {"message": CANARY}}, "503 Service Unavailable")
+error_event = streams(token(CANARY), event({"error": {"message": CANARY, "code": 500}}), end=None)
 
 
 async def prefilling(call: EngineCall) -> None:

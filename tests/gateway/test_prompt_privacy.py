@@ -13,7 +13,17 @@ from fairlead.fleet.model import SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.worker.observability.observers import RequestObservers
 from fairlead_gateway.worker.observability.settings import ObservabilitySettings
-from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, scripted_engine, token, well_behaved
+from fairlead_testing.engines.scripted import (
+    EngineCall,
+    Script,
+    event,
+    hang_up,
+    responds,
+    scripted_engine,
+    streams,
+    token,
+    well_behaved,
+)
 from fairlead_testing.gateway.running_gateway import fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
@@ -30,27 +40,15 @@ BODY = {
 }
 
 
-async def hang_up(call: EngineCall) -> None:
-    raise HangUp
-
-
-async def broken_stream(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.event(token("a"))
-    raise HangUp
+broken_stream = streams(token("a"), end=hang_up)
 
 
 async def not_json(call: EngineCall) -> None:
     await call.respond(b"<html>" + call.body, kind="text/html")
 
 
-async def failing_with_the_prompt(call: EngineCall) -> None:
-    await call.respond({"error": {"message": CANARY, "code": 500}}, "500 Internal Server Error")
-
-
-async def event_with_the_prompt(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.chunk(event({"error": {"message": CANARY, "code": 500}}))
+failing_with_the_prompt = responds({"error": {"message": CANARY, "code": 500}}, "500 Internal Server Error")
+event_with_the_prompt = streams(event({"error": {"message": CANARY, "code": 500}}), end=None)
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,37 @@ async def silent_after_token(call: EngineCall) -> None:
     await call.wait_closed()
 
 
+async def hang_up(call: EngineCall) -> None:
+    """Closes the connection."""
+    raise HangUp
+
+
+async def reset(call: EngineCall) -> None:
+    """Closes the connection with RST."""
+    call.reset()
+
+
+def responds(value: object, status: str = "200 OK", kind: str = "application/json", more: str = "") -> Script:
+    """Returns a script that sends the same response to every request."""
+    return lambda call: call.respond(value, status, kind, more)
+
+
+def streams(*parts: object, end: Script | None = EngineCall.finish) -> Script:
+    """Returns a script that streams the same to every request.
+
+    parts: chunks as bytes, and events. end: what it does then.
+    """
+
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        for part in parts:
+            await (call.chunk(part) if isinstance(part, bytes) else call.event(part))
+        if end:
+            await end(call)
+
+    return script
+
+
 class SilentEngine:
     """A script that sends nothing until `go_on` is set: no first token either."""
 

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fairlead.adapters.model import LoraAdapter
+from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_sim.runtime.simulated_engine import EngineResources
 from fairlead_sim.server.process import RunningEngine, start_engine
+from fairlead_testing.engines.scripted import Script, scripted_engine
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, send
 from fairlead_testing.processes import descendants, ready_process
@@ -121,6 +123,25 @@ async def gateway_process(
     async with ready_process("fairlead_gateway", *arguments, ready=ready, environ=environ, stderr=stderr) as started:
         process, found = started
         yield GatewayProcess(process, found[1], found[2])
+
+
+@asynccontextmanager
+async def process_before(
+    folder: Path,
+    *scripts: Script,
+    options: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+    **more: Any,
+) -> AsyncIterator[tuple[Any, ...]]:
+    """Runs a gateway process before one engine per script; returns it and the engines.
+
+    folder: gets `fleet.yaml`. more: of `fleet_of`.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        engines = [await stack.enter_async_context(scripted_engine(script)) for script in scripts]
+        write_fleet_file(folder / "fleet.yaml", fleet_of([engine.url for engine in engines], **more))
+        process = gateway_process(folder / "fleet.yaml", *options, environ=environ)
+        yield (await stack.enter_async_context(process), *engines)
 
 
 def _command(pid: int) -> bytes:

@@ -10,8 +10,7 @@ from fairlead_gateway.adapters.placement import (
 
 
 def test_the_first_homes_keep_an_adapter() -> None:
-    kept = choose_keepers([KeptAdapter("sql", 2, ("c", "a", "b"))], slots=4)
-    assert kept == {"c": {"sql"}, "a": {"sql"}}
+    assert choose_keepers([KeptAdapter("sql", 2, ("c", "a", "b"))], slots=4) == {"c": {"sql"}, "a": {"sql"}}
 
 
 def test_one_of_several_slots_is_left_to_others() -> None:
@@ -27,7 +26,6 @@ def test_there_may_be_fewer_instances_than_replicas() -> None:
 
 def test_what_is_kept_is_not_evicted() -> None:
     kept = ResidentValue("kept", 0.0, 1.0, is_kept=True)
-    busy = ResidentValue("busy", 9.0, 1.0, is_busy=True)
-    assert choose_eviction([kept, busy]).name == "busy"
+    assert choose_eviction([kept, ResidentValue("busy", 9.0, 1.0, is_busy=True)]).name == "busy"
     assert choose_eviction([kept]).name is None
     assert eviction_seconds([kept], 1) == float("inf")

@@ -270,8 +270,7 @@ def test_caller_with_a_small_share_may_wait_inside_a_full_instance() -> None:
         engine = EngineLoad("e", 0.0, 0.3, kv_tokens, other_tokens)
         engine.withhold_memory(usable_share)
         engine.free_sequences = free
-        flood = QueuedRequest("f", 0.0, 5.0, 3.0, tenant="flood")
-        policy._queue.charge(flood)
+        policy._queue.charge(QueuedRequest("f", 0.0, 5.0, 3.0, tenant="flood"))
         if kv_tokens is not None:
             begun = RouteRequest("f", PrefixChain((), (), 0), kv_tokens, None)
             policy.kv_capacity.on_dispatch(begun, "e", kv_tokens, None, 0.0)

@@ -61,8 +61,7 @@ def test_request_has_one_forecast_for_all_instances() -> None:
 
 
 def test_plan_follows_dispatches_first_tokens_ends_and_time() -> None:
-    forecast = Forecast()
-    planner = planned(forecast, 5)
+    planner = planned(Forecast(), 5)
     before = missing(planner, "a", engine(), 1.0)
     planner.on_dispatch(request_of("more"), "e", 500.0, None, 1.0)
     assert missing(planner, "b", engine(), 1.0) == pytest.approx(before + 1_500.0)

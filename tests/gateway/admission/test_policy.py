@@ -67,8 +67,7 @@ def test_where_objectives_differ_busy_engines_are_passed_by_and_full_ones_waited
 def test_a_later_request_does_not_pass_a_queued_one() -> None:
     gate = mixed()
     hold(gate, make_request("a"))
-    verdict = gate.admit(make_request("b"), engines(0.0, 0.0), 0.1)
-    assert (verdict.action, len(gate)) == (AdmissionAction.QUEUE, 2)
+    assert (gate.admit(make_request("b"), engines(0.0, 0.0), 0.1).action, len(gate)) == (AdmissionAction.QUEUE, 2)
 
 
 @pytest.mark.parametrize("other", [{"tenant": "b"}, {"tier": 1}])

@@ -354,8 +354,7 @@ def test_no_script_of_engines_and_clients_leaves_a_trace(
 @pytest.mark.parametrize("answer_bytes", range(60_000, 120_000, 3_000))
 def test_connection_to_an_engine_is_not_paused_when_it_is_used_again(answer_bytes: int) -> None:
     silent = EngineScript((Answer(()),))
-    request = ClientRequest("fine", answer_bytes=answer_bytes)
-    slow = ClientScript((request,), read_bytes=8_000, read_seconds=0.2)
+    slow = ClientScript((ClientRequest("fine", answer_bytes=answer_bytes),), read_bytes=8_000, read_seconds=0.2)
     assert run_scene(silent, [slow]) == []
 
 

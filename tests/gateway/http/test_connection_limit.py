@@ -98,8 +98,7 @@ async def test_more_connections_than_the_limit_are_refused() -> None:
 
 
 async def test_connections_of_strangers_keep_no_caller_out() -> None:
-    limits = Limits(connections=4)
-    async with gateway_of(well_behaved, limits=limits, api_keys=KEYS) as (running, *_):
+    async with gateway_of(well_behaved, limits=Limits(connections=4), api_keys=KEYS) as (running, *_):
         caller = await RawConnection.connect(running.url)
         await caller.send(post_request(GOOD, close=False, more=KEY_OF_ONE))
         assert (await caller.read_response()).status == 200
@@ -109,8 +108,7 @@ async def test_connections_of_strangers_keep_no_caller_out() -> None:
         await wait_until(lambda: len(running.gateway.listener.connections) == 4)
         for _ in range(20):
             strangers.append(await RawConnection.connect(running.url))
-            answer = await request(running.url, GOOD, more=KEY_OF_TWO)
-            assert answer.status == 200
+            assert (await request(running.url, GOOD, more=KEY_OF_TWO)).status == 200
         await caller.send(post_request(GOOD, close=False, more=KEY_OF_ONE))
         assert (await caller.read_response()).status == 200
         for connection in (caller, *strangers):
@@ -118,8 +116,7 @@ async def test_connections_of_strangers_keep_no_caller_out() -> None:
 
 
 async def test_idle_connections_of_one_caller_keep_no_other_out() -> None:
-    limits = Limits(connections=4)
-    async with gateway_of(well_behaved, limits=limits, api_keys=KEYS) as (running, *_):
+    async with gateway_of(well_behaved, limits=Limits(connections=4), api_keys=KEYS) as (running, *_):
         idle = [await RawConnection.connect(running.url) for _ in range(4)]
         for connection in idle:
             await connection.send(post_request(GOOD, close=False, more=KEY_OF_ONE))

@@ -22,8 +22,7 @@ _CHUNKED = (
     b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     b"3;a=b\r\n\r\n\r\r\n4\r\n\n\r\n\r\r\n0\r\nTrailer: x\r\n\r\n"
 )
-_EMPTY = b"GET /b?c=d HTTP/1.1\r\nHost: x\r\n\r\n"
-_WHOLE = _PLAIN + _CHUNKED + b"\r\n" + _EMPTY + _CHUNKED + _PLAIN
+_WHOLE = _PLAIN + _CHUNKED + b"\r\n" + b"GET /b?c=d HTTP/1.1\r\nHost: x\r\n\r\n" + _CHUNKED + _PLAIN
 _EXPECTED: Requests = [
     ("POST", "/v1/completions", b"hello"),
     ("POST", "/a", b"\r\n\r\n\r\n\r"),

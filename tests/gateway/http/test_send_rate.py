@@ -352,8 +352,7 @@ async def test_the_public_port_bounds_what_the_kernel_takes() -> None:
         public = ListenAddress("127.0.0.1", 0).bind(shared=True)
         server = PublicServer(running.gateway, public)
         await server.start()
-        bound = public.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
-        assert bound == limits.kernel_unsent_bytes
+        assert public.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == limits.kernel_unsent_bytes
         await server.drain()
 
 

@@ -16,7 +16,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_gateway.http.sockets import TlsCertificate
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
-from fairlead_testing.engines.scripted import EngineCall, scripted_engine, silent_after_token
+from fairlead_testing.engines.scripted import EngineCall, responds, scripted_engine, silent_after_token
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.certificates import Certificate, CertificateAuthority, has_openssl
@@ -199,8 +199,7 @@ async def test_an_engine_of_another_authority_or_name_gets_no_request(
     authority: CertificateAuthority, tmp_path: Path
 ) -> None:
     elsewhere = authority.issue("elsewhere", names="DNS:engine.example")
-    stranger = CertificateAuthority(tmp_path, "stranger")
-    for issued in (elsewhere, stranger.own):
+    for issued in (elsewhere, CertificateAuthority(tmp_path, "stranger").own):
         async with scripted_engine(tls=issued.server_context()) as engine:
             fleet = with_access(fleet_of([engine.url]), EngineAuth(str(authority.ca_file)))
             async with running_gateway(fleet) as running:
@@ -211,10 +210,7 @@ async def test_an_engine_of_another_authority_or_name_gets_no_request(
 
 
 async def test_missing_engine_credentials_are_a_warning_and_no_client_error() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.respond({"error": "Unauthorized"}, "401 Unauthorized")
-
-    async with scripted_engine(script) as engine:
+    async with scripted_engine(responds({"error": "Unauthorized"}, "401 Unauthorized")) as engine:
         fleet = with_access(fleet_of([engine.url]), EngineAuth("/nowhere/ca.pem", token_env="TOKEN"))
         async with running_gateway(fleet, environ={"TOKEN": "torn\r\nx-evil: 1"}) as running:
             ready, notes = running.gateway.readiness()

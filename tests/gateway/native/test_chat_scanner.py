@@ -38,7 +38,6 @@ NUMBERS = [
     *(b"999999999", b"9999999999", b"123456789012345678901", b"0.1234567890123456789", b"+1", b"NaN", b"1_0"),
 ]
 LITERALS = [b"true", b"false", b"null", b"tru", b"True", b"nul", b"[]", b"{}"]
-VALUES = [*TEXTS, *NUMBERS, *LITERALS]
 NAMES = [
     *("model", "user", "session_id", "stream", "max_tokens", "max_completion_tokens", "temperature", "top_p", "min_p"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "top_k", "logprobs", "ignore_eos"),
@@ -85,7 +84,7 @@ def objects(draw: st.DrawFn, names: list[str], required: dict[str, bytes]) -> by
     members = {name: value for name, value in required.items() if draw(st.integers(0, 9))}
     pairs = [*members.items()]
     for name in draw(st.lists(st.sampled_from(names), max_size=4)):
-        pairs.append((name, draw(st.sampled_from(VALUES))))
+        pairs.append((name, draw(st.sampled_from([*TEXTS, *NUMBERS, *LITERALS]))))
     space = draw(SPACES)
     joined = (b"," + space).join(b'"%s"%s:%s%s' % (name.encode(), space, space, value) for name, value in pairs)
     return b"{" + space + joined + space + b"}"

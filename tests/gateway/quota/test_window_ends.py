@@ -63,8 +63,7 @@ def test_two_gateways_get_all_of_a_window_when_it_begins_and_not_before(window: 
     for gateway in gateways:
         reply = gateway.request(1, end - 1)
         assert (reply.grants[0].status, reply.end) == (EXHAUSTED, end)
-    granted = [gateway.request(500, end).grants[0].status for gateway in gateways]
-    assert granted == [GRANTED, GRANTED]
+    assert [gateway.request(500, end).grants[0].status for gateway in gateways] == [GRANTED, GRANTED]
     assert gateways[0].request(1, end).grants[0].status == EXHAUSTED
 
 

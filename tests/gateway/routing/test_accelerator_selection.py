@@ -149,8 +149,7 @@ def test_if_a_kind_misses_the_objective_the_next_one_is_tried() -> None:
         send(made, prompt(f"early-{number}", 6_000 if number % 5 == 0 else 120))
     for number in range(40):
         made.on_dispatch(prompt(f"before-{number}", 6_000), "large-0", 0.0)
-    decision = made.choose_instance(prompt("long", 4_000), 0.0)
-    assert (decision.chosen or "").startswith("small")
+    assert (made.choose_instance(prompt("long", 4_000), 0.0).chosen or "").startswith("small")
 
 
 def test_if_no_kind_meets_the_objective_all_are_compared_together() -> None:
@@ -198,8 +197,7 @@ def test_a_retry_goes_elsewhere_and_is_charged_once() -> None:
     chosen = made.choose_instance(request, 0.0).chosen or ""
     made.on_dispatch(request, chosen, 0.0)
     before = made.preview(prompt("asked", 500), 0.0).inputs
-    again = made.choose_instance(request, 0.0, excluded=frozenset({chosen}))
-    assert again.chosen not in (None, chosen)
+    assert made.choose_instance(request, 0.0, excluded=frozenset({chosen})).chosen not in (None, chosen)
     assert made.preview(prompt("asked", 500), 0.0).inputs == before
 
 
@@ -238,8 +236,7 @@ def test_a_price_stays_a_number_where_a_kind_can_serve_nothing_for_long() -> Non
     filled(made)
     for number in range(3_000):
         assert send(made, prompt(f"r{number}", 30)) == "large"
-    price = made.preview(prompt("asked", 120), 0.0).inputs["large/price"].value or 0.0
-    assert price <= math.exp(8.0) * 1.01
+    assert (made.preview(prompt("asked", 120), 0.0).inputs["large/price"].value or 0.0) <= math.exp(8.0) * 1.01
     made.update(MODEL, instances())
     pools = [send(made, prompt(f"again-{number}", 6_000 if number % 5 == 0 else 120)) for number in range(1_500)]
     assert 90 <= pools[-500:].count("large") < 400, "and comes back"

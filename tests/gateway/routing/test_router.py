@@ -120,8 +120,7 @@ def test_a_home_over_its_objective_is_left_and_the_decision_says_so() -> None:
         made.on_dispatch(prompt(f"x{number}", 100 + number), at, 0.0)
     decision = made.choose_instance(prompt("again", 1), 0.0)
     assert decision.chosen != at
-    why = next(item.why for item in decision.rejected if item.id == at)
-    assert "over the TTFT target of 1s" in why
+    assert "over the TTFT target of 1s" in next(item.why for item in decision.rejected if item.id == at)
 
 
 def test_far_beyond_the_objective_the_soonest_first_token_wins() -> None:
@@ -309,8 +308,7 @@ def test_token_estimates_follow_what_engines_report() -> None:
         made.on_finish(request.id, 1.0, prompt_tokens=int(request.prompt_tokens * 1.5))
     request = prompt("again", 199, 1)
     decision = made.choose_instance(request, 2.0)
-    matched = decision.inputs[f"{decision.chosen}/matched_tokens"].value
-    assert matched == pytest.approx(1.5 * 8_192 / 4, rel=0.05)
+    assert decision.inputs[f"{decision.chosen}/matched_tokens"].value == pytest.approx(1.5 * 8_192 / 4, rel=0.05)
 
 
 def test_an_absurd_report_moves_the_estimate_within_bounds() -> None:

@@ -166,8 +166,7 @@ async def test_decision_reaches_log_stream_and_counters_and_the_prompt_reaches_n
         metrics = (await gateway.manage("/metrics")).text
         assert "fairlead_gateway_redis_connected 1\n" in metrics
         assert "fairlead_gateway_redis_published_total 1\n" in metrics
-        everything = metrics + str(fields) + json.dumps(logged)
-        assert "canary" not in everything
+        assert "canary" not in metrics + str(fields) + json.dumps(logged)
         await reader.aclose()
 
 

@@ -24,14 +24,12 @@ from fairlead_testing.engines.scripted import (
     EngineCall,
     HangUp,
     PausedStream,
-    scripted_engine,
     silent_after_token,
     well_behaved,
 )
-from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process, process_before
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import get_request, send
-from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
@@ -44,27 +42,24 @@ def chat(text: str) -> dict[str, object]:
 
 
 async def test_what_two_workers_counted_is_one_sum(tmp_path: Path) -> None:
-    path = tmp_path / "fleet.yaml"
-    async with scripted_engine() as engine:
-        write_fleet_file(path, fleet_of([engine.url]))
-        async with gateway_process(path, "--workers", "2") as gateway:
-            lines = await gateway.connections(2)
-            ids = [(await line.post(CHAT)).fields["x-fairlead-decision"] for line in lines for _ in range(7)]
-            ids += [(await lines[0].post(CHAT)).fields["x-fairlead-decision"] for _ in range(3)]
-            assert (await lines[1].post(CHAT | {"model": "nobody"})).status == 404
-            assert len(gateway.worker_pids()) == 2
-            assert await gateway.metric("fairlead_gateway_received_total") == 17
-            assert await gateway.metric("fairlead_gateway_duration_seconds_count") == 17
-            assert await gateway.metric("fairlead_gateway_requests_total") == 18
-            assert await gateway.metric("fairlead_gateway_rejected_total") == 1
-            assert await gateway.metric("fairlead_gateway_instance_requests_total") == 17
-            assert await gateway.metric("fairlead_gateway_in_flight") == 0
-            assert await gateway.metric("fairlead_gateway_workers") == 2
-            stats = (await gateway.get_json("/api/stats"))["models"]["default/tiny"]
-            assert (stats["window"]["requests"], stats["totals"]["requests"]) == (17, 17)
-            await _decisions_are_found(gateway, ids)
-            for line in lines:
-                await line.connection.close()
+    async with process_before(tmp_path, well_behaved, options=("--workers", "2")) as (gateway, *_):
+        lines = await gateway.connections(2)
+        ids = [(await line.post(CHAT)).fields["x-fairlead-decision"] for line in lines for _ in range(7)]
+        ids += [(await lines[0].post(CHAT)).fields["x-fairlead-decision"] for _ in range(3)]
+        assert (await lines[1].post(CHAT | {"model": "nobody"})).status == 404
+        assert len(gateway.worker_pids()) == 2
+        assert await gateway.metric("fairlead_gateway_received_total") == 17
+        assert await gateway.metric("fairlead_gateway_duration_seconds_count") == 17
+        assert await gateway.metric("fairlead_gateway_requests_total") == 18
+        assert await gateway.metric("fairlead_gateway_rejected_total") == 1
+        assert await gateway.metric("fairlead_gateway_instance_requests_total") == 17
+        assert await gateway.metric("fairlead_gateway_in_flight") == 0
+        assert await gateway.metric("fairlead_gateway_workers") == 2
+        stats = (await gateway.get_json("/api/stats"))["models"]["default/tiny"]
+        assert (stats["window"]["requests"], stats["totals"]["requests"]) == (17, 17)
+        await _decisions_are_found(gateway, ids)
+        for line in lines:
+            await line.connection.close()
 
 
 async def _decisions_are_found(gateway: GatewayProcess, ids: list[str]) -> None:
@@ -88,55 +83,53 @@ async def test_a_worker_sees_what_its_sibling_has_in_flight(tmp_path: Path) -> N
             await go_on.wait()
         await well_behaved(call)
 
-    path = tmp_path / "fleet.yaml"
-    async with scripted_engine(script) as one, scripted_engine(script) as two:
-        write_fleet_file(path, fleet_of([one.url, two.url], preset="least-request"))
-        async with gateway_process(path, "--workers", "2") as gateway:
-            holder, other = await gateway.connections(2)
-            await holder.send(chat("stay"))
+    async with process_before(tmp_path, script, script, options=("--workers", "2"), preset="least-request") as (
+        gateway,
+        one,
+        __,
+    ):
+        holder, other = await gateway.connections(2)
+        await holder.send(chat("stay"))
 
-            async def busy() -> bool:
-                return await gateway.metric("fairlead_gateway_in_flight") == 1
+        async def busy() -> bool:
+            return await gateway.metric("fairlead_gateway_in_flight") == 1
 
-            await wait_until(busy)
-            taken = "e-0/0/0" if any(b"stay" in call.body for call in one.calls) else "e-1/1/0"
-            for _ in range(8):
-                assert (await other.post(CHAT)).fields["x-fairlead-instance"] != taken
-            loads = (await gateway.get_json("/api/fleet"))["models"][0]["instances"]
-            assert {each["id"]: each["in_flight"] for each in loads}[taken] == 1
-            go_on.set()
-            assert (await holder.connection.read_response()).status == 200
-            seen = {(await other.post(CHAT)).fields["x-fairlead-instance"] for _ in range(40)}
-            assert seen == {"e-0/0/0", "e-1/1/0"}
-            await holder.connection.close()
-            await other.connection.close()
+        await wait_until(busy)
+        taken = "e-0/0/0" if any(b"stay" in call.body for call in one.calls) else "e-1/1/0"
+        for _ in range(8):
+            assert (await other.post(CHAT)).fields["x-fairlead-instance"] != taken
+        loads = (await gateway.get_json("/api/fleet"))["models"][0]["instances"]
+        assert {each["id"]: each["in_flight"] for each in loads}[taken] == 1
+        go_on.set()
+        assert (await holder.connection.read_response()).status == 200
+        seen = {(await other.post(CHAT)).fields["x-fairlead-instance"] for _ in range(40)}
+        assert seen == {"e-0/0/0", "e-1/1/0"}
+        await holder.connection.close()
+        await other.connection.close()
 
 
 async def test_a_worker_learns_which_prompts_its_sibling_has_sent_where(tmp_path: Path) -> None:
-    path = tmp_path / "fleet.yaml"
-    async with scripted_engine() as one, scripted_engine() as two:
-        write_fleet_file(path, fleet_of([one.url, two.url]))
-        async with gateway_process(path, "--workers", "2") as gateway:
-            first, second = await gateway.connections(2)
-            sent: list[str] = []
+    async with process_before(tmp_path, well_behaved, well_behaved, options=("--workers", "2")) as (gateway, _one, __):
+        first, second = await gateway.connections(2)
+        sent: list[str] = []
 
-            async def known() -> bool:
-                """Returns whether the second worker knows a prompt that the first sent.
+        async def known() -> bool:
+            """Returns whether the second worker knows a prompt that the first sent.
 
-                Each call uses an older prompt.
-                """
-                sent.append(f"{len(sent)} " + "x" * 3_000)
-                await first.post(chat(sent[-1]))
-                answer = await second.post(chat(sent[len(sent) // 2]) if len(sent) % 2 else CHAT)
-                found = await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}")
-                return any(one["inputs"]["matched_tokens"]["value"] > 0 for one in found["choices"][0]["candidates"])
+            Each call uses an older prompt.
+            """
+            sent.append(f"{len(sent)} " + "x" * 3_000)
+            await first.post(chat(sent[-1]))
+            answer = await second.post(chat(sent[len(sent) // 2]) if len(sent) % 2 else CHAT)
+            found = await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}")
+            return any(one["inputs"]["matched_tokens"]["value"] > 0 for one in found["choices"][0]["candidates"])
 
-            await wait_until(known)
-            await first.connection.close()
-            await second.connection.close()
+        await wait_until(known)
+        await first.connection.close()
+        await second.connection.close()
 
 
-def test_a_worker_refuses_what_its_siblings_engines_died_of(tmp_path: Path) -> None:
+async def test_a_worker_refuses_what_its_siblings_engines_died_of(tmp_path: Path) -> None:
     deadly = True
 
     async def script(call: EngineCall) -> None:
@@ -144,29 +137,22 @@ def test_a_worker_refuses_what_its_siblings_engines_died_of(tmp_path: Path) -> N
             raise HangUp
         await well_behaved(call)
 
-    async def main() -> None:
-        nonlocal deadly
-        path = tmp_path / "fleet.yaml"
-        async with scripted_engine(script) as one, scripted_engine(script) as two, scripted_engine(script) as three:
-            write_fleet_file(path, fleet_of([one.url, two.url, three.url]))
-            async with gateway_process(path, "--workers", "2") as gateway:
-                first, second = await gateway.connections(2)
+    async with process_before(tmp_path, script, script, script, options=("--workers", "2")) as (gateway, *_):
+        first, second = await gateway.connections(2)
 
-                numbers = count()
+        numbers = count()
 
-                async def refused() -> bool:
-                    """Returns whether the second worker refuses the request; if not, it answers."""
-                    nonlocal deadly
-                    body, deadly = chat(f"deadly {next(numbers)}"), True
-                    assert (await first.post(body)).error["code"] == "engines_broke_off"
-                    deadly = False
-                    return (await second.post(body)).status == 422
+        async def refused() -> bool:
+            """Returns whether the second worker refuses the request; if not, it answers."""
+            nonlocal deadly
+            body, deadly = chat(f"deadly {next(numbers)}"), True
+            assert (await first.post(body)).error["code"] == "engines_broke_off"
+            deadly = False
+            return (await second.post(body)).status == 422
 
-                await wait_until(refused)
-                await first.connection.close()
-                await second.connection.close()
-
-    run_async(main())
+        await wait_until(refused)
+        await first.connection.close()
+        await second.connection.close()
 
 
 async def test_keys_and_the_fleet_change_for_every_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,38 +162,40 @@ async def test_keys_and_the_fleet_change_for_every_worker(tmp_path: Path, monkey
     async def main() -> None:
         path, keyfile = tmp_path / "fleet.yaml", tmp_path / "keys.yaml"
         await asyncio.to_thread(keyfile.write_text, keys("one"))
-        async with scripted_engine() as one, scripted_engine() as two:
-            write_fleet_file(path, fleet_of([one.url, two.url], states=[InstanceState.STARTING]))
-            async with gateway_process(path, "--workers", "2", "--keys", str(keyfile)) as gateway:
-                lines = await gateway.connections(2)
+        async with process_before(
+            tmp_path,
+            well_behaved,
+            well_behaved,
+            options=("--workers", "2", "--keys", str(keyfile)),
+            states=[InstanceState.STARTING],
+        ) as (gateway, one, two):
+            lines = await gateway.connections(2)
 
-                async def statuses(key: str) -> set[int]:
-                    found = set()
-                    for line in lines:
-                        await line.connection.send(
-                            get_request("/v1/models", more=f"authorization: Bearer {key}\r\n", close=False)
-                        )
-                        found.add((await line.connection.read_response()).status)
-                    return found
+            async def statuses(key: str) -> set[int]:
+                found = set()
+                for line in lines:
+                    await line.connection.send(
+                        get_request("/v1/models", more=f"authorization: Bearer {key}\r\n", close=False)
+                    )
+                    found.add((await line.connection.read_response()).status)
+                return found
 
-                async def swapped() -> bool:
-                    return (await statuses("one"), await statuses("two")) == ({401}, {200})
+            async def swapped() -> bool:
+                return (await statuses("one"), await statuses("two")) == ({401}, {200})
 
-                async def shown() -> bool:
-                    found = (await gateway.get_json("/api/fleet"))["models"][0]["instances"]
-                    return [each["state"] for each in found] == ["Ready", "Draining"]
+            async def shown() -> bool:
+                found = (await gateway.get_json("/api/fleet"))["models"][0]["instances"]
+                return [each["state"] for each in found] == ["Ready", "Draining"]
 
-                assert (await statuses("one"), await statuses("two")) == ({200}, {401})
-                await asyncio.to_thread(keyfile.write_text, keys("two"))
-                await wait_until(swapped)
-                write_fleet_file(
-                    path, fleet_of([one.url, two.url], states=[InstanceState.READY, InstanceState.DRAINING])
-                )
-                await wait_until(shown)
-                for line in lines:  # once it is shown, no worker routes by the old one
-                    await line.connection.send(_keyed_post("two"))
-                    assert (await line.connection.read_response()).fields["x-fairlead-instance"] == "e-0/0/0"
-                    await line.connection.close()
+            assert (await statuses("one"), await statuses("two")) == ({200}, {401})
+            await asyncio.to_thread(keyfile.write_text, keys("two"))
+            await wait_until(swapped)
+            write_fleet_file(path, fleet_of([one.url, two.url], states=[InstanceState.READY, InstanceState.DRAINING]))
+            await wait_until(shown)
+            for line in lines:  # once it is shown, no worker routes by the old one
+                await line.connection.send(_keyed_post("two"))
+                assert (await line.connection.read_response()).fields["x-fairlead-instance"] == "e-0/0/0"
+                await line.connection.close()
 
     monkeypatch.setenv("FAIRLEAD_KEY_PEPPER", "pepper")
     await main()
@@ -244,107 +232,98 @@ def test_a_number_of_workers_that_is_none_is_refused(
 
 
 async def test_a_worker_that_does_not_answer_is_named_and_not_waited_for(tmp_path: Path) -> None:
-    path = tmp_path / "fleet.yaml"
-    async with scripted_engine() as engine:
-        write_fleet_file(path, fleet_of([engine.url]))
-        async with gateway_process(path, "--workers", "2") as gateway:
-            lines = await gateway.connections(2)
-            for line in lines:
-                await line.post(CHAT)
-            assert await gateway.metric("fairlead_gateway_received_total") == 2
-            stopped = min(gateway.worker_pids())
-            os.kill(stopped, signal.SIGSTOP)
+    async with process_before(tmp_path, well_behaved, options=("--workers", "2")) as (gateway, *_):
+        lines = await gateway.connections(2)
+        for line in lines:
+            await line.post(CHAT)
+        assert await gateway.metric("fairlead_gateway_received_total") == 2
+        stopped = min(gateway.worker_pids())
+        os.kill(stopped, signal.SIGSTOP)
 
-            async def says(words: str, expected: bool) -> bool:
-                return (words in await gateway.warnings()) is expected
+        async def says(words: str, expected: bool) -> bool:
+            return (words in await gateway.warnings()) is expected
 
-            await wait_until(partial(says, "has not answered for", True))
-            assert (await gateway.get("/readyz")).status == 200
-            assert await gateway.metric("fairlead_gateway_workers") == 1
-            assert await gateway.metric("fairlead_gateway_received_total") == 2  # as last known
-            os.kill(stopped, signal.SIGCONT)
-            await wait_until(partial(says, "has not answered for", False))
-            for line in lines:
-                assert (await line.post(CHAT)).status == 200
-                await line.connection.close()
-            assert await gateway.metric("fairlead_gateway_received_total") == 4
+        await wait_until(partial(says, "has not answered for", True))
+        assert (await gateway.get("/readyz")).status == 200
+        assert await gateway.metric("fairlead_gateway_workers") == 1
+        assert await gateway.metric("fairlead_gateway_received_total") == 2  # as last known
+        os.kill(stopped, signal.SIGCONT)
+        await wait_until(partial(says, "has not answered for", False))
+        for line in lines:
+            assert (await line.post(CHAT)).status == 200
+            await line.connection.close()
+        assert await gateway.metric("fairlead_gateway_received_total") == 4
 
 
 async def test_streams_of_several_workers_all_end_before_the_gateway_does(tmp_path: Path) -> None:
     gate = PausedStream()
-    path = tmp_path / "fleet.yaml"
-    async with scripted_engine(gate.script) as engine:
-        write_fleet_file(path, fleet_of([engine.url]))
-        async with gateway_process(path, "--workers", "2") as gateway:
-            lines = await gateway.connections(2)
-            for line in lines:
-                await line.send(CHAT | {"stream": True})
-                await line.connection.reader.readuntil(b'"content":"a"')
-            gateway.process.send_signal(signal.SIGTERM)
+    async with process_before(tmp_path, gate.script, options=("--workers", "2")) as (gateway, *_):
+        lines = await gateway.connections(2)
+        for line in lines:
+            await line.send(CHAT | {"stream": True})
+            await line.connection.reader.readuntil(b'"content":"a"')
+        gateway.process.send_signal(signal.SIGTERM)
 
-            async def unready() -> bool:
-                return (await gateway.get("/readyz")).status == 503
+        async def unready() -> bool:
+            return (await gateway.get("/readyz")).status == 503
 
-            await wait_until(unready)
-            gate.go_on.set()
-            for line in lines:
-                assert (await line.connection.reader.read()).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
-                await line.connection.close()
-            assert await gateway.wait() == 0
+        await wait_until(unready)
+        gate.go_on.set()
+        for line in lines:
+            assert (await line.connection.reader.read()).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+            await line.connection.close()
+        assert await gateway.wait() == 0
 
 
 async def test_a_second_signal_ends_the_gateway_at_once_and_cuts_no_stream_silently(tmp_path: Path) -> None:
-    path = tmp_path / "fleet.yaml"
-    async with scripted_engine(silent_after_token) as engine:
-        write_fleet_file(path, fleet_of([engine.url]))
-        async with gateway_process(path, "--workers", "2") as gateway:
-            (line,) = await gateway.connections(1)
-            await line.send(CHAT | {"stream": True})
-            await line.connection.reader.readuntil(b'"content":"a"')
-            gateway.process.send_signal(signal.SIGTERM)
+    async with process_before(tmp_path, silent_after_token, options=("--workers", "2")) as (gateway, *_):
+        (line,) = await gateway.connections(1)
+        await line.send(CHAT | {"stream": True})
+        await line.connection.reader.readuntil(b'"content":"a"')
+        gateway.process.send_signal(signal.SIGTERM)
 
-            async def unready() -> bool:
-                return (await gateway.get("/readyz")).status == 503
+        async def unready() -> bool:
+            return (await gateway.get("/readyz")).status == 503
 
-            await wait_until(unready)
-            gateway.process.send_signal(signal.SIGTERM)
-            rest = await line.connection.reader.read()
-            assert b'"code":"gateway_draining"' in rest
-            assert rest.endswith(b"\r\n0\r\n\r\n")
-            await line.connection.close()
-            assert await gateway.wait() == 1
+        await wait_until(unready)
+        gateway.process.send_signal(signal.SIGTERM)
+        rest = await line.connection.reader.read()
+        assert b'"code":"gateway_draining"' in rest
+        assert rest.endswith(b"\r\n0\r\n\r\n")
+        await line.connection.close()
+        assert await gateway.wait() == 1
 
 
 async def test_what_a_stopped_worker_could_not_be_told_reaches_it_when_it_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
-    async with scripted_engine() as one, scripted_engine() as two:
-        write_fleet_file(path, fleet_of([one.url, two.url], states=[InstanceState.DRAINING]))
-        async with gateway_process(path, "--workers", "2") as gateway:
-            lines = await gateway.connections(2)
-            stopped = min(gateway.worker_pids())
-            os.kill(stopped, signal.SIGSTOP)
+    async with process_before(
+        tmp_path, well_behaved, well_behaved, options=("--workers", "2"), states=[InstanceState.DRAINING]
+    ) as (gateway, one, two):
+        lines = await gateway.connections(2)
+        stopped = min(gateway.worker_pids())
+        os.kill(stopped, signal.SIGSTOP)
 
-            async def mute() -> bool:
-                return "has not answered" in await gateway.warnings()
+        async def mute() -> bool:
+            return "has not answered" in await gateway.warnings()
 
-            async def states() -> list[str]:
-                return [each["state"] for each in (await gateway.get_json("/api/fleet"))["models"][0]["instances"]]
+        async def states() -> list[str]:
+            return [each["state"] for each in (await gateway.get_json("/api/fleet"))["models"][0]["instances"]]
 
-            async def shown() -> bool:
-                return await states() == ["Ready", "Draining"]
+        async def shown() -> bool:
+            return await states() == ["Ready", "Draining"]
 
-            await wait_until(mute)
-            write_fleet_file(path, fleet_of([one.url, two.url], states=[InstanceState.READY, InstanceState.DRAINING]))
-            await wait_until(shown)  # nothing waits for the worker that does not answer
-            os.kill(stopped, signal.SIGCONT)
+        await wait_until(mute)
+        write_fleet_file(path, fleet_of([one.url, two.url], states=[InstanceState.READY, InstanceState.DRAINING]))
+        await wait_until(shown)  # nothing waits for the worker that does not answer
+        os.kill(stopped, signal.SIGCONT)
 
-            async def well() -> bool:
-                return not await mute()
+        async def well() -> bool:
+            return not await mute()
 
-            await wait_until(well)
-            for line in lines:
-                assert (await line.post(CHAT)).fields["x-fairlead-instance"] == "e-0/0/0"
-                await line.connection.close()
+        await wait_until(well)
+        for line in lines:
+            assert (await line.post(CHAT)).fields["x-fairlead-instance"] == "e-0/0/0"
+            await line.connection.close()
 
 
 class PausedWorker:

@@ -298,8 +298,7 @@ def test_the_window_holds_the_last_minute_and_no_more() -> None:
 
 
 def test_a_request_counts_at_the_time_that_its_caller_has_read() -> None:
-    clock = ManualClock(1_000.0)
-    telemetry = MetricsRecorder(clock)
+    telemetry = MetricsRecorder(ManualClock(1_000.0))
     telemetry.record_received(KEY, 0.0, 1_001.9)
     telemetry.record_received(KEY, 0.0, 1_000.9)  # it came before, and is counted after another event
     series = telemetry.models[KEY]

@@ -88,8 +88,7 @@ def test_a_sum_of_snapshots_renders_like_one_process() -> None:
     shown = MetricsRecorder(clock)
     both = sum_snapshots([parts_of(one, clock.now()), parts_of(other, None)])
     shown.models.update({key: restore_counters(part, clock.now()) for key, part in both.items()})
-    text = shown.render(Fleet(), {}, clock.now()).decode()
-    assert 'fairlead_gateway_received_total{model="chat/' in text
+    assert 'fairlead_gateway_received_total{model="chat/' in shown.render(Fleet(), {}, clock.now()).decode()
     for key, series in shown.models.items():
         assert series.last_minute(clock.now()) == one.models[key].last_minute(clock.now())
         assert series.ints == [2 * count for count in one.models[key].ints]

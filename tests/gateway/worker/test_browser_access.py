@@ -16,14 +16,13 @@ from fairlead_testing.http.raw_client import RawResponse, send
 pytestmark = pytest.mark.simulated
 
 BODY = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": True}).encode()
-CHATS = "/v1/chat/completions"
 PREFLIGHT = "access-control-request-method: POST"
 UI = "https://ui.example"
 KEY = "acme"
 
 
 async def send_page_request(
-    running: RunningGateway, *lines: str, method: str = "POST", path: str = CHATS
+    running: RunningGateway, *lines: str, method: str = "POST", path: str = "/v1/chat/completions"
 ) -> RawResponse:
     """Sends a request with these header lines; `host: localhost` unless one of them is a Host."""
     body = BODY if method == "POST" else b""

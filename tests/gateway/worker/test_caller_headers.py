@@ -22,8 +22,7 @@ OTHER = b"authorization: Bearer zeta\r\n"
 
 
 async def _send_head(url: str, fields: bytes) -> RawResponse:
-    head = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n" + fields + b"connection: close\r\n\r\n"
-    return (await send(url, head))[0]
+    return (await send(url, b"GET /v1/models HTTP/1.1\r\nhost: x\r\n" + fields + b"connection: close\r\n\r\n"))[0]
 
 
 @pytest.mark.parametrize(
@@ -81,8 +80,7 @@ async def test_a_key_in_the_query_is_no_key(query: str) -> None:
 )
 async def test_only_the_key_says_whose_request_it_is(more: str, tenant: str) -> None:
     async with gateway_of(well_behaved, api_keys=keys_of(ACME, ZETA)) as (at, engine):
-        body = {**GOOD, "user": "zeta"}
-        answer = await request(at.url, body, more=more + authorization("acme"))
+        answer = await request(at.url, {**GOOD, "user": "zeta"}, more=more + authorization("acme"))
         (logged,) = at.gateway.decisions.find(answer.fields["x-fairlead-decision"])
         assert (answer.status, logged.latest.caller) == (200, tenant)
         assert not {"authorization", "x-api-key", "openai-organization"} & {name for name, _ in engine.calls[0].fields}
@@ -138,8 +136,7 @@ async def test_a_stream_outlives_its_key_and_the_next_request_does_not(end: str)
         connection = await RawConnection.connect(at.url)
         chat = post_request({**GOOD, "stream": True}, more=authorization("one"), close=False)
         await connection.send(chat)
-        head = await connection.reader.readuntil(b'"a"')
-        assert head.startswith(b"HTTP/1.1 200 ")
+        assert (await connection.reader.readuntil(b'"a"')).startswith(b"HTTP/1.1 200 ")
         if end == "expired":
             clock.advance(11.0)
         elif end == "revoked":

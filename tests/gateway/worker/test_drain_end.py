@@ -22,6 +22,7 @@ from fairlead_testing.engines.scripted import (
     scripted_engine,
     silent,
     silent_after_token,
+    streams,
     token,
     well_behaved,
 )
@@ -87,8 +88,7 @@ async def draining_gateway(script: Script, limits: Limits | None = None) -> Asyn
 async def test_stream_that_outlasts_the_drain_is_not_cut_silently() -> None:
     async with draining_gateway(silent_after_token) as it:
         connection = await it.start_request(CHAT | {"stream": True})
-        head = await connection.reader.readuntil(b"\r\n\r\n")
-        assert b"connection: close" not in head
+        assert b"connection: close" not in await connection.reader.readuntil(b"\r\n\r\n")
         await connection.reader.readuntil(b'"content":"a"')
         drain = await it.outlast_drain()
         rest = await connection.reader.read()
@@ -207,11 +207,7 @@ async def test_idle_connection_is_closed_while_a_stream_drains() -> None:
 
 
 async def test_client_that_reads_nothing_does_not_prolong_the_end_of_a_drain() -> None:
-    async def flood(call: EngineCall) -> None:
-        await call.start_stream()
-        for _ in range(512):  # more than the buffers of two sockets
-            await call.event(token("a" * 65_536))
-        await call.wait_closed()
+    flood = streams(*[token("a" * 65_536)] * 512, end=silent)
 
     async with draining_gateway(flood, Limits(write_high_bytes=1_024)) as it:
         connection = await it.connect()

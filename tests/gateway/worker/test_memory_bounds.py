@@ -12,7 +12,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_gateway.http import connection as listen
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
-from fairlead_testing.engines.scripted import EngineCall, scripted_engine, silent
+from fairlead_testing.engines.scripted import EngineCall, responds, scripted_engine, silent
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request
 from fairlead_testing.waiting import wait_until
@@ -185,10 +185,7 @@ async def test_an_error_without_an_end_is_given_up(status: str, expected: tuple[
 
 
 async def test_a_status_that_does_not_exist_is_no_answer() -> None:
-    async def odd(call: EngineCall) -> None:
-        await call.respond({}, "099 Odd")
-
-    async with scripted_engine(odd) as engine, running_gateway(fleet_of([engine.url])) as running:
+    async with scripted_engine(responds({}, "099 Odd")) as engine, running_gateway(fleet_of([engine.url])) as running:
         assert (await request(running.url, GOOD)).status == 502
 
 

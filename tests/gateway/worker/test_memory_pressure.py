@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import SettingsError
-from fairlead.fleet.file import write_fleet_file
 from fairlead.limits import Limits
 from fairlead.runtime.process_tuning import heap_free_bytes
 from fairlead_gateway.errors import Overloaded
@@ -21,9 +20,9 @@ from fairlead_gateway.worker.memory_pressure import (
     parse_memory_limit,
     unreadable_limit_warning,
 )
-from fairlead_testing.engines.scripted import scripted_engine, well_behaved
-from fairlead_testing.gateway.gateway_process import gateway_process
-from fairlead_testing.gateway.running_gateway import fleet_of, gateway_of
+from fairlead_testing.engines.scripted import well_behaved
+from fairlead_testing.gateway.gateway_process import process_before
+from fairlead_testing.gateway.running_gateway import gateway_of
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until
 
@@ -256,31 +255,28 @@ async def test_short_memory_refuses_large_bodies_however_they_come_and_recovers(
 @pytest.mark.sockets
 @pytest.mark.usefixtures("new_interpreters")  # a fork has the memory of all imported modules
 async def test_a_process_near_its_limit_refuses_large_bodies_and_comes_back(tmp_path: Path) -> None:
-    path = tmp_path / "fleet.yaml"
-    async with scripted_engine() as engine:
-        write_fleet_file(path, fleet_of([engine.url]))
-        async with gateway_process(path, environ={"FAIRLEAD_MEMORY_LIMIT": "150MiB"}) as gateway:
-            held = [await RawConnection.connect(gateway.url) for _ in range(40)]  # 40 × 8 MiB: far more than there is
-            head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n"
-            sending = [asyncio.create_task(_send_slowly(one, head + b" " * (8 << 20))) for one in held]
-            refusals = [asyncio.create_task(one.read_response()) for one in held]
-            try:
-                async with asyncio.timeout(120):
-                    for refusal in asyncio.as_completed(refusals):
-                        if (await refusal).status == 503:
-                            break
-                    else:
-                        pytest.fail("no body was refused for lack of memory")
-                assert [answer.status for answer in await send(gateway.url, get_request("/v1/models"))] == [200]
-            finally:
-                for one, task in zip(held, sending, strict=True):
-                    task.cancel()
-                    one.writer.transport.abort()
-                    await one.close()
-                await asyncio.gather(*sending, *refusals, return_exceptions=True)
-            await wait_until(partial(_answers, gateway.url, LARGE, 200))
-            gateway.process.send_signal(signal.SIGTERM)
-            assert await gateway.wait() == 0
+    async with process_before(tmp_path, well_behaved, environ={"FAIRLEAD_MEMORY_LIMIT": "150MiB"}) as (gateway, *_):
+        held = [await RawConnection.connect(gateway.url) for _ in range(40)]  # 40 × 8 MiB: far more than there is
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n"
+        sending = [asyncio.create_task(_send_slowly(one, head + b" " * (8 << 20))) for one in held]
+        refusals = [asyncio.create_task(one.read_response()) for one in held]
+        try:
+            async with asyncio.timeout(120):
+                for refusal in asyncio.as_completed(refusals):
+                    if (await refusal).status == 503:
+                        break
+                else:
+                    pytest.fail("no body was refused for lack of memory")
+            assert [answer.status for answer in await send(gateway.url, get_request("/v1/models"))] == [200]
+        finally:
+            for one, task in zip(held, sending, strict=True):
+                task.cancel()
+                one.writer.transport.abort()
+                await one.close()
+            await asyncio.gather(*sending, *refusals, return_exceptions=True)
+        await wait_until(partial(_answers, gateway.url, LARGE, 200))
+        gateway.process.send_signal(signal.SIGTERM)
+        assert await gateway.wait() == 0
 
 
 async def _send_slowly(connection: RawConnection, data: bytes) -> None:

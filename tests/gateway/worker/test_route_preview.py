@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import InstanceState, RoutingPreset
 from fairlead.tenants.model import ApiKey, Tenant
 from fairlead_gateway.caller_key import CallerKey
@@ -14,7 +13,7 @@ from fairlead_gateway.errors import BadRequest, NoReadyInstance, NotPermitted, O
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
 from fairlead_testing.engines.scripted import scripted_engine, well_behaved
-from fairlead_testing.gateway.gateway_process import gateway_process
+from fairlead_testing.gateway.gateway_process import process_before
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import post_request, request, send
 from fairlead_testing.waiting import wait_until
@@ -130,27 +129,22 @@ def question(path: str, content: object, more: str = "") -> bytes:
 
 @pytest.mark.sockets
 async def test_the_management_port_asks_every_worker_and_changes_nothing(tmp_path: Path) -> None:
-    async with scripted_engine() as one, scripted_engine() as two:
-        path = tmp_path / "fleet.yaml"
-        write_fleet_file(path, fleet_of([one.url, two.url]))
-        async with gateway_process(path, "--workers", "2") as gateway:
+    async with process_before(tmp_path, well_behaved, well_behaved, options=("--workers", "2")) as (gateway, one, two):
 
-            async def answer(content: object, where: str = "/api/route", more: str = "") -> tuple[int, Any]:
-                got = (await send(gateway.manage, question(where, content, more)))[0]
-                return got.status, got.json
+        async def answer(content: object, where: str = "/api/route", more: str = "") -> tuple[int, Any]:
+            got = (await send(gateway.manage, question(where, content, more)))[0]
+            return got.status, got.json
 
-            status, found = await answer(body("hi"))
-            assert (status, found["workers"], found["agreeing"]) == (200, 2, 2)
-            (choice,) = found["decision"]["choices"]
-            gone = (await request(gateway.url, body("hi"))).fields
-            assert choice["instance"] == gone["x-fairlead-instance"]
-            assert (await gateway.get_json("/api/decisions"))["decisions"][0]["request_id"] == gone[
-                "x-fairlead-decision"
-            ]
-            status, refused = await answer(body("hi") | {"model": "other"})
-            assert (status, "no model" in str(refused) or "other" in str(refused)) == (404, True)
-            assert (await answer({"input": 3, "model": "tiny"}, "/api/route?path=/v1/nothing"))[0] == 404
-            assert (await answer(body("hi"), more="origin: http://evil.example\r\n"))[0] == 403
-            assert (await answer(body("hi"), "/api/stats"))[0] == 405
-            prompts = [call for call in (*one.calls, *two.calls) if call.path == CHAT]
-            assert len(prompts) == 1
+        status, found = await answer(body("hi"))
+        assert (status, found["workers"], found["agreeing"]) == (200, 2, 2)
+        (choice,) = found["decision"]["choices"]
+        gone = (await request(gateway.url, body("hi"))).fields
+        assert choice["instance"] == gone["x-fairlead-instance"]
+        assert (await gateway.get_json("/api/decisions"))["decisions"][0]["request_id"] == gone["x-fairlead-decision"]
+        status, refused = await answer(body("hi") | {"model": "other"})
+        assert (status, "no model" in str(refused) or "other" in str(refused)) == (404, True)
+        assert (await answer({"input": 3, "model": "tiny"}, "/api/route?path=/v1/nothing"))[0] == 404
+        assert (await answer(body("hi"), more="origin: http://evil.example\r\n"))[0] == 403
+        assert (await answer(body("hi"), "/api/stats"))[0] == 405
+        prompts = [call for call in (*one.calls, *two.calls) if call.path == CHAT]
+        assert len(prompts) == 1

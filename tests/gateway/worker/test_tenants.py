@@ -149,14 +149,13 @@ def _own_limits(number: int) -> tuple[Limit, ...]:
 
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
-MODELS = ("chat/llama", "chat/qwen", "secret/llama", "secret/falcon-9b")
 
 
 def fleet_of_models(url: str) -> Fleet:
     base = fleet_of([url])
     (instances,) = base.instances.values()
     models, placed = {}, {}
-    for key in MODELS:
+    for key in ("chat/llama", "chat/qwen", "secret/llama", "secret/falcon-9b"):
         namespace, name = key.split("/")
         models[key] = Model(namespace, name)
         placed[key] = tuple(replace(one, namespace=namespace, model=name, id=f"{key}-0") for one in instances)

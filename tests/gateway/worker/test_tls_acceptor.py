@@ -67,8 +67,7 @@ async def test_handshakes_that_clients_leave_are_bounded_and_keep_no_one_out(tmp
 
 
 async def test_handshakes_have_no_more_room_than_connections(tmp_path: Path) -> None:
-    limits = replace(Limits(), connections=6, min_connections=2)
-    async with tls_port(tmp_path, limits) as (acceptor, port, trust):
+    async with tls_port(tmp_path, replace(Limits(), connections=6, min_connections=2)) as (acceptor, port, trust):
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust)
         await wait_until(lambda: acceptor.handshake_count == 0)
         left = [await asyncio.open_connection("127.0.0.1", port) for _ in range(9)]

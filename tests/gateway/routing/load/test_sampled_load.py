@@ -32,8 +32,7 @@ class Fleet:
         self.ledger.retain([item.instance for item in self.own])
 
     def send(self, instance: str, seconds: float) -> None:
-        chain = PrefixChain((), (), 0)
-        request = RouteRequest(f"r{len(self.ledger.busy_instances())}", chain, 1.0)
+        request = RouteRequest(f"r{len(self.ledger.busy_instances())}", PrefixChain((), (), 0), 1.0)
         self.ledger.on_dispatch(request, instance, prefill_seconds=seconds, tokens=1.0)
 
     def _total(self, own: EndpointLoad) -> EndpointLoad:

@@ -54,8 +54,7 @@ def test_a_hot_prefix_cools_when_its_share_falls_below_one_nth() -> None:
 def test_between_the_thresholds_nothing_changes() -> None:
     hot = HotPrefixes()
     for request in range(200):  # 20 % of the requests: below 2/8, above 1/8
-        session = 1 if request % 5 == 0 else 10_000 + request
-        hot.observe(chain_of_blocks(0, session, 500 + request), instances=8)
+        hot.observe(chain_of_blocks(0, 1 if request % 5 == 0 else 10_000 + request, 500 + request), instances=8)
     assert len(hot) == 0
 
 

@@ -120,8 +120,7 @@ async def test_a_gateway_that_starts_later_knows_earlier_alignments(server: Valk
 async def test_a_conversation_is_one_entry_whichever_gateway_learns_it(server: Valkey) -> None:
     async with connected_sides(server, side(server.url, "a"), side(server.url, "b")) as (redis, one, two):
         for blocks in range(2, 12):
-            learns = one if blocks % 2 else two
-            learns.kept.offer(KEY, lesson_of(1, blocks))
+            (one if blocks % 2 else two).kept.offer(KEY, lesson_of(1, blocks))
             await one.poll()
             await two.poll()
         assert await redis.xlen(redis_keys.prompt_alignments(KEY)) == 1

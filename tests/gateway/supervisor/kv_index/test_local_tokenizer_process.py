@@ -83,8 +83,7 @@ async def test_a_wrong_file_links_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("FAIRLEAD_TOKENIZERS", str(tmp_path / "files"))
     async with index_stage(tmp_path) as place:
         await place.wait_for_state("incomplete")
-        texts = [SIMULATED.random_text(300, f"text {number}") for number in range(12)]
-        for text in texts:
+        for text in [SIMULATED.random_text(300, f"text {number}") for number in range(12)]:
             await place.complete(text)
 
         async def given_up() -> bool:

@@ -18,12 +18,11 @@ SCOPES = {
     "acme": AccessScope("acme", frozenset({"acme"}), frozenset({Permission.READ})),
     "blind": AccessScope("blind", None, frozenset({Permission.AUDIT})),
 }
-SPAN = ReplicaSpan("a/1/0", 0, 60, ReplicaView("x/tiny", "main", "Ready", 7))
 
 
 def content(first_day: str, last_day: str) -> LedgerContent:
     usage = [UsageTotals(last_day, name, "k", "x/tiny", pool="main", requests=1) for name in ("acme", "zeta")]
-    return LedgerContent("id", usage, [SPAN])
+    return LedgerContent("id", usage, [ReplicaSpan("a/1/0", 0, 60, ReplicaView("x/tiny", "main", "Ready", 7))])
 
 
 def get(view: Any, token: str, query: str) -> httpx.Response:

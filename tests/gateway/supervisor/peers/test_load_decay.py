@@ -33,8 +33,7 @@ def test_requests_shorter_than_a_report_count_everywhere_alike() -> None:
     pace = ResidenceTimes()
     for _ in range(10):
         pace.observe(0.05, {}, sent("e-0", "e-1"), {})
-    found = pace.expected_loads({"e-0": load(4, 4)}, [GROUP], AGE)
-    assert found == dict.fromkeys(GROUP, (1, 1, 0.5, 100.0, 0))
+    assert pace.expected_loads({"e-0": load(4, 4)}, [GROUP], AGE) == dict.fromkeys(GROUP, (1, 1, 0.5, 100.0, 0))
 
 
 @pytest.mark.parametrize("stay", [0.02, 0.1, 1.0, 30.0])

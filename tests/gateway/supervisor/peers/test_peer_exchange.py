@@ -181,8 +181,7 @@ async def test_flood_of_service_is_thinned_out(server: Valkey) -> None:
 
 async def test_flood_of_loads_is_thinned_out_and_those_of_unknown_instances_are_left_out(server: Valkey) -> None:
     async with connected_sides(server.url) as (clock, one, two):
-        limits = replace(LIMITS, peer_load_rows=50, dispatch_burst_seconds=1.0)
-        two.exchange.budget = DispatchBudget(limits)
+        two.exchange.budget = DispatchBudget(replace(LIMITS, peer_load_rows=50, dispatch_burst_seconds=1.0))
         for number in range(1, 51):
             one.loads = {KEY: {"e-0": (number, 0, 0.0, 0.0, 0), **{f"false-{index}": ONE for index in range(9)}}}
             one.exchange.on_loads_changed()

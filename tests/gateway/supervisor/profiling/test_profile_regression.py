@@ -195,8 +195,7 @@ def test_two_percent_of_times_wrong_by_a_hundred_move_the_profile_little(wrong: 
     fit = ProfileRegression(H100)
     for number in range(1_000):
         tokens = 200.0 + 400.0 * (number % 20)
-        factor = wrong if number % 50 == 49 else 1.0
-        fit.add(span(factor * H100.prefill_time(tokens), tokens), float(number))
+        fit.add(span((wrong if number % 50 == 49 else 1.0) * H100.prefill_time(tokens), tokens), float(number))
         if number % 20 == 19:
             fit.solve()
     assert worst_prefill(fit.profile(), H100) < 0.1

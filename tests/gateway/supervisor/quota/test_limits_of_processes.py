@@ -8,7 +8,7 @@ import pytest
 
 from fairlead.fleet.file import write_fleet_file
 from fairlead_gateway.worker.api_keys import key_digest
-from fairlead_testing.engines.scripted import EngineCall, scripted_engine
+from fairlead_testing.engines.scripted import responds, scripted_engine
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.limited_gateway import answer
 from fairlead_testing.gateway.running_gateway import fleet_of
@@ -28,10 +28,6 @@ spec:
 """
 
 
-async def _answer(call: EngineCall) -> None:
-    await call.respond(answer())
-
-
 async def _send(client: httpx.AsyncClient, gateways: list[GatewayProcess], count: int) -> list[int]:
     async def send(number: int) -> int:
         url = f"{gateways[number % len(gateways)].url}/v1/chat/completions"
@@ -46,7 +42,7 @@ async def test_two_gateways_share_a_limit_and_show_it(
     monkeypatch.setenv("FAIRLEAD_KEY_PEPPER", _PEPPER)
     tenants = tmp_path / "tenants.yaml"
     tenants.write_text(_TENANT.format(digest=key_digest(b"acme", _PEPPER.encode()).hex()))
-    async with scripted_engine(_answer) as engine, httpx.AsyncClient(timeout=60) as client:
+    async with scripted_engine(responds(answer())) as engine, httpx.AsyncClient(timeout=60) as client:
         write_fleet_file(tmp_path / "fleet.yaml", fleet_of([engine.url]))
         options = ("--tenants", str(tenants), "--redis", server.url)
         async with (

@@ -15,7 +15,6 @@ from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.supervisor.file_parsing.tenant_list import parse_tenant_file
 from fairlead_gateway.supervisor.tenancy.access_service import AccessService, AccessSources
 from fairlead_gateway.supervisor.tenancy.tenant_file import KeyFile, RevocationFile, TenantFile
-from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
 
 OLD, NEW = "0a" * 32, "0b" * 32
@@ -52,40 +51,35 @@ class Received:
         return {key.digest.hex() for tenant in self.tenants.values() for key in tenant.keys}
 
 
-def test_workers_get_what_changed_and_nothing_else(tmp_path: Path) -> None:
+async def test_workers_get_what_changed_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "tenants.yaml"
     path.write_text("".join(document(f"t-{number}", f"{number:064x}") for number in range(200)))
 
-    async def main() -> None:
-        received = Received()
-        service = AccessService(
-            AccessSources(tenant_sources=[TenantFile(path, Limits())]), received.apply, lambda: 1_000.0
+    received = Received()
+    service = AccessService(AccessSources(tenant_sources=[TenantFile(path, Limits())]), received.apply, lambda: 1_000.0)
+    await service.start()
+    try:
+        received.tenants = dict(service.tenants)
+        assert len(received.tenants) == 200
+        text = "".join(
+            document(f"t-{number}", f"{number:064x}", more="  weight: 2\n" if number == 7 else "")
+            for number in range(199)
         )
-        await service.start()
-        try:
-            received.tenants = dict(service.tenants)
-            assert len(received.tenants) == 200
-            text = "".join(
-                document(f"t-{number}", f"{number:064x}", more="  weight: 2\n" if number == 7 else "")
-                for number in range(199)
-            )
-            path.write_text(text)
-            await wait_until(lambda: "t-199" not in received.tenants)
-            assert received.updates == [
-                say.TenantUpdate([Tenant("t-199")]),  # its key, before the file is parsed
-                say.TenantUpdate([service.tenants["t-7"]], ["t-199"]),
-            ]
-            assert received.tenants == service.tenants
-            path.write_text(
-                "".join(document(f"t-{number}", f"{number:064x}", more="  weight: 3\n") for number in range(199))
-            )
-            await wait_until(lambda: received.tenants["t-198"].weight == 3)
-            assert max(len(update.changed) for update in received.updates) <= 64
-            assert received.tenants == service.tenants
-        finally:
-            await service.stop()
-
-    run_async(main())
+        path.write_text(text)
+        await wait_until(lambda: "t-199" not in received.tenants)
+        assert received.updates == [
+            say.TenantUpdate([Tenant("t-199")]),  # its key, before the file is parsed
+            say.TenantUpdate([service.tenants["t-7"]], ["t-199"]),
+        ]
+        assert received.tenants == service.tenants
+        path.write_text(
+            "".join(document(f"t-{number}", f"{number:064x}", more="  weight: 3\n") for number in range(199))
+        )
+        await wait_until(lambda: received.tenants["t-198"].weight == 3)
+        assert max(len(update.changed) for update in received.updates) <= 64
+        assert received.tenants == service.tenants
+    finally:
+        await service.stop()
 
 
 async def test_broken_document_revokes_only_what_it_lost(tmp_path: Path) -> None:
@@ -167,7 +161,7 @@ async def test_worker_that_missed_messages_gets_the_whole_state(tmp_path: Path) 
     assert service.counters() == {"keys": 1}
 
 
-def test_changes_are_reported_with_the_keys_of_all_sources_and_their_authors(tmp_path: Path) -> None:
+async def test_changes_are_reported_with_the_keys_of_all_sources_and_their_authors(tmp_path: Path) -> None:
     tenants, keys, revoked = tmp_path / "tenants.yaml", tmp_path / "keys.yaml", tmp_path / "revoked"
     tenants.write_text(document("acme", OLD))
     keys.write_text(f"keys: [{{name: ci, digest: '{NEW}'}}]")
@@ -178,25 +172,22 @@ def test_changes_are_reported_with_the_keys_of_all_sources_and_their_authors(tmp
         tables.append(service.table())
         authors[:] = [service.author_of(name) for name in ("acme", "ci", "none")]
 
-    async def main() -> None:
-        sources = AccessSources(KeyFile(keys, Limits()), [TenantFile(tenants, Limits())], RevocationFile(revoked))
-        service = AccessService(sources, Received().apply, lambda: 1_000.0, on_change=on_change)
-        await service.start()
-        try:
-            assert len(tables) == 1  # once all sources were read
-            assert {name: [key.digest.hex() for key in one.keys] for name, one in tables[0].tenants.items()} == {
-                "acme": [OLD],
-                "ci": [NEW],
-            }
-            assert authors == ["tenants file", "keys file", "unknown"]
-            revoked.write_text(OLD)
-            await wait_until(lambda: tables[-1].revoked == {bytes.fromhex(OLD)})
-            keys.write_text("keys: []")
-            await wait_until(lambda: set(tables[-1].tenants) == {"acme"})
-        finally:
-            await service.stop()
-
-    run_async(main())
+    sources = AccessSources(KeyFile(keys, Limits()), [TenantFile(tenants, Limits())], RevocationFile(revoked))
+    service = AccessService(sources, Received().apply, lambda: 1_000.0, on_change=on_change)
+    await service.start()
+    try:
+        assert len(tables) == 1  # once all sources were read
+        assert {name: [key.digest.hex() for key in one.keys] for name, one in tables[0].tenants.items()} == {
+            "acme": [OLD],
+            "ci": [NEW],
+        }
+        assert authors == ["tenants file", "keys file", "unknown"]
+        revoked.write_text(OLD)
+        await wait_until(lambda: tables[-1].revoked == {bytes.fromhex(OLD)})
+        keys.write_text("keys: []")
+        await wait_until(lambda: set(tables[-1].tenants) == {"acme"})
+    finally:
+        await service.stop()
 
 
 async def test_files_that_are_too_long_change_nothing_and_say_so(tmp_path: Path) -> None:

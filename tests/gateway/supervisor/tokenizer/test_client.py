@@ -18,11 +18,10 @@ from fairlead_gateway.supervisor.tokenizer.client import TokenizerClient
 from fairlead_gateway.supervisor.tokenizer.process import TOKENIZING_FILE_BYTES
 
 LIMITS = Limits()
-VOCABULARY = {"<unk>": 0, "<s>": 1, "one": 2, "two": 3, "three": 4}
 
 
 def tokenizer_file(path: Path, *, begins: bool = True, swapped: bool = False) -> str:
-    words = dict(VOCABULARY)
+    words = {"<unk>": 0, "<s>": 1, "one": 2, "two": 3, "three": 4}
     if swapped:
         words["one"], words["two"] = words["two"], words["one"]
     made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
@@ -40,8 +39,7 @@ async def tokenizer_client(
     *command: str, limits: Limits = LIMITS
 ) -> AsyncIterator[tuple[TokenizerClient, ManualClock]]:
     clock = ManualClock()
-    more = {"command": command} if command else {}
-    one = TokenizerClient(clock, limits, os.environ, **more)
+    one = TokenizerClient(clock, limits, os.environ, **{"command": command} if command else {})
     try:
         yield one, clock
     finally:

@@ -242,8 +242,7 @@ def test_counters_of_tenants_never_fall_while_they_are_shown() -> None:
     pricing.update_fleet(fleet())
     before: dict[str, int] = {}
     for at in range(400):
-        tenant = f"t{(at * at) % 7}"
-        counters.add(pricing.record(row(str(at), tenant)), at * 60.0)
+        counters.add(pricing.record(row(str(at), f"t{(at * at) % 7}")), at * 60.0)
         found = {name: counts.requests for name, counts in counters.series()}
         assert len(found) <= 4
         assert all(found[name] >= count for name, count in before.items() if name in found and name == "other")

@@ -20,7 +20,6 @@ pytestmark = pytest.mark.sockets
 
 FAST = EngineSettings(model="tiny", served_names=("tiny",), speed=50.0, max_loaded_adapters=8)
 DOWNLOAD = AdapterDownload("s3://loras/sql-2", digest="sha256:" + "0" * 64)
-PINNED = AdapterDownload("hf://acme/sql", revision="0" * 40)
 
 
 def chat(name: str) -> dict[str, Any]:
@@ -33,8 +32,7 @@ def downloaded(download: AdapterDownload, seconds: float = 1.25, **more: object)
 
 
 def refused(status: int, code: str) -> CannedResponse:
-    body = {"error": {"code": code, "message": "why"}}
-    return CannedResponse((json.dumps(body).encode(),), status)
+    return CannedResponse((json.dumps({"error": {"code": code, "message": "why"}}).encode(),), status)
 
 
 @asynccontextmanager
@@ -54,7 +52,7 @@ def sources(setting: Setting) -> dict[str, str]:
     return {adapter.name: adapter.path for adapter in setting.engines[0].engine.models.adapters}
 
 
-@pytest.mark.parametrize("download", [DOWNLOAD, PINNED])
+@pytest.mark.parametrize("download", [DOWNLOAD, AdapterDownload("hf://acme/sql", revision="0" * 40)])
 async def test_adapter_is_downloaded_and_then_loaded_from_its_folder(download: AdapterDownload) -> None:
     async def main(server: CannedServer) -> None:
         async with downloading(server, download) as setting:

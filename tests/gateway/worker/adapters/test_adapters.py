@@ -16,7 +16,6 @@ from fairlead_testing.gateway.gateway_process import Setting
 from fairlead_testing.gateway.gateway_process import adapted as adapted_gateway
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
-from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.pytest_hooks.nightly import shortened
 from fairlead_testing.waiting import wait_until
 
@@ -59,8 +58,7 @@ async def test_clients_see_adapters_with_their_base() -> None:
         assert one.json["parent"] == "tiny"
         for name in ("sql", "default/sql"):
             assert (await request(setting.running.url, chat(name))).json["model"] == name
-        base = await request(setting.running.url, chat("tiny"))
-        assert base.json["model"] == "tiny"
+        assert (await request(setting.running.url, chat("tiny"))).json["model"] == "tiny"
         assert (await request(setting.running.url, chat("sq"))).status == 404
 
 
@@ -106,27 +104,23 @@ async def test_base_and_adapters_share_no_prefix() -> None:
 
 
 async def test_least_wanted_adapter_is_evicted() -> None:
-    settings = replace(FAST, adapter_load_seconds=5.0)
-    async with adapted(["a", "b", "c"], slots=2, settings=settings) as setting:
+    async with adapted(["a", "b", "c"], slots=2, settings=replace(FAST, adapter_load_seconds=5.0)) as setting:
         for name in (*["a"] * 10, "b", "c"):
             assert (await request(setting.running.url, chat(name))).status == 200
         assert setting.loaded() == [{"a", "c"}]
 
 
 async def test_adapter_with_requests_is_not_evicted() -> None:
-    settings = replace(FAST, speed=1.0)
-    async with adapted(["a", "b"], slots=1, settings=settings) as setting:
+    async with adapted(["a", "b"], slots=1, settings=replace(FAST, speed=1.0)) as setting:
         long = asyncio.create_task(request(setting.running.url, chat("a", stream=True, max_tokens=40)))
         await wait_until(lambda: bool(setting.loaded()[0]))
-        second = await request(setting.running.url, chat("b"))
-        assert second.status == 200
+        assert (await request(setting.running.url, chat("b"))).status == 200
         assert setting.loaded() == [{"b"}]
         assert (await long).body.endswith(b"data: [DONE]\n\n")
 
 
 async def test_adapter_with_requests_is_not_evicted_after_its_engine_was_forgotten() -> None:
-    settings = replace(FAST, speed=1.0)
-    async with adapted(["a", "b"], slots=1, settings=settings) as setting:
+    async with adapted(["a", "b"], slots=1, settings=replace(FAST, speed=1.0)) as setting:
         long = asyncio.create_task(request(setting.running.url, chat("a", stream=True, max_tokens=40)))
         await wait_until(lambda: bool(setting.loaded()[0]))
         (found,) = setting.running.gateway.stack.adapter_loader._instances.values()
@@ -213,63 +207,57 @@ async def test_an_engine_whose_slots_are_all_kept_loads_no_others() -> None:
         assert (await request(setting.running.url, chat("sql"))).status == 200
 
 
-def test_zipf_traffic_survives_a_killed_and_a_restarted_engine() -> None:
+async def test_zipf_traffic_survives_a_killed_and_a_restarted_engine() -> None:
     names = [f"lora-{number}" for number in range(200)]
     weights = [1.0 / (number + 1) for number in range(200)]
     settings = replace(FAST, adapter_load_seconds=0.2)
     third = shortened(300, 120)
     drawn = random.Random(7).choices(names, weights, k=3 * third)
 
-    async def main() -> None:
-        async with adapted(names, engines=3, slots=8, settings=settings) as setting:
-            todo, answers = iter(drawn), Counter[int]()
+    async with adapted(names, engines=3, slots=8, settings=settings) as setting:
+        todo, answers = iter(drawn), Counter[int]()
 
-            async def client(number: int) -> None:
-                for name in todo:
-                    # A stream that breaks is continued elsewhere if its answer is determined.
-                    body = chat(name, f"question {number}", stream=number % 2 == 0, temperature=0)
-                    found = await request(setting.running.url, body)
-                    assert found.status == 200, (name, found.body)
-                    assert f'"model":"{name}"'.encode() in found.body.replace(b" ", b""), found.body
-                    if number % 2 == 0:
-                        assert found.body.endswith(b"data: [DONE]\n\n"), found.body[-600:]
-                    answers[0] += 1
+        async def client(number: int) -> None:
+            for name in todo:
+                # A stream that breaks is continued elsewhere if its answer is determined.
+                body = chat(name, f"question {number}", stream=number % 2 == 0, temperature=0)
+                found = await request(setting.running.url, body)
+                assert found.status == 200, (name, found.body)
+                assert f'"model":"{name}"'.encode() in found.body.replace(b" ", b""), found.body
+                if number % 2 == 0:
+                    assert found.body.endswith(b"data: [DONE]\n\n"), found.body[-600:]
+                answers[0] += 1
 
-            async def faults() -> None:
-                await wait_until(lambda: answers[0] >= third)
-                setting.engines[1].kill()
-                await wait_until(lambda: answers[0] >= 2 * third)
-                await setting.restart(1, settings)
+        async def faults() -> None:
+            await wait_until(lambda: answers[0] >= third)
+            setting.engines[1].kill()
+            await wait_until(lambda: answers[0] >= 2 * third)
+            await setting.restart(1, settings)
 
-            async with asyncio.TaskGroup() as group:
-                group.create_task(faults())
-                for number in range(16):
-                    group.create_task(client(number))
-            assert answers[0] == len(drawn)
-            assert all(len(loaded) <= 8 for loaded in setting.loaded())
-
-    run_async(main())
+        async with asyncio.TaskGroup() as group:
+            group.create_task(faults())
+            for number in range(16):
+                group.create_task(client(number))
+        assert answers[0] == len(drawn)
+        assert all(len(loaded) <= 8 for loaded in setting.loaded())
 
 
-def test_two_gateways_share_the_slots_of_engines() -> None:
+async def test_two_gateways_share_the_slots_of_engines() -> None:
     names = [f"lora-{number}" for number in range(40)]
     drawn = random.Random(3).choices(names, [1.0 / (number + 1) for number in range(40)], k=shortened(400, 200))
     settings = replace(FAST, adapter_load_seconds=0.2, max_loaded_adapters=4)
 
-    async def main() -> None:
-        async with adapted(names, engines=2, slots=4, settings=settings) as setting:
-            fleet = setting.running.gateway.stack.routers.fleet
-            async with running_gateway(fleet) as other:
-                urls, todo = (setting.running.url, other.url), iter(drawn)
+    async with adapted(names, engines=2, slots=4, settings=settings) as setting:
+        fleet = setting.running.gateway.stack.routers.fleet
+        async with running_gateway(fleet) as other:
+            urls, todo = (setting.running.url, other.url), iter(drawn)
 
-                async def client(number: int) -> None:
-                    for name in todo:
-                        found = await request(urls[number % 2], chat(name))
-                        assert (found.status, found.json.get("model")) == (200, name), found.body
+            async def client(number: int) -> None:
+                for name in todo:
+                    found = await request(urls[number % 2], chat(name))
+                    assert (found.status, found.json.get("model")) == (200, name), found.body
 
-                async with asyncio.TaskGroup() as group:
-                    for number in range(8):
-                        group.create_task(client(number))
-                assert all(len(loaded) <= 4 for loaded in setting.loaded())
-
-    run_async(main())
+            async with asyncio.TaskGroup() as group:
+                for number in range(8):
+                    group.create_task(client(number))
+            assert all(len(loaded) <= 4 for loaded in setting.loaded())

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.fleet.file import write_fleet_file
 from fairlead.limits import Limits
 from fairlead.tenants.model import ApiKey, Tenant, TokenSubject
 from fairlead_gateway.errors import ApiKeysUnavailable, InvalidApiKey, NotPermitted
@@ -15,9 +14,8 @@ from fairlead_gateway.ipc.messages import ALGORITHMS, TokenIssuer
 from fairlead_gateway.supervisor.token_issuers.key_service import parse_key_set
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_gateway.worker.bearer_tokens.token_callers import TokenCallers
-from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
-from fairlead_testing.gateway.running_gateway import fleet_of
+from fairlead_testing.engines.scripted import well_behaved
+from fairlead_testing.gateway.gateway_process import GatewayProcess, process_before
 from fairlead_testing.gateway.tenant_keys import AUDIENCE, ISSUER, SigningKeyPair, TestIssuer
 from fairlead_testing.http.raw_client import get_request, send
 from fairlead_testing.waiting import wait_until
@@ -126,26 +124,24 @@ async def test_a_gateway_follows_its_issuers_and_counts_uses(tmp_path: Path, mon
         f"issuers: [{{issuer: '{ISSUER}', audiences: [{AUDIENCE}], jwksFile: keys.json}}]\n"
     )
     options = ("--tenants", str(tmp_path / "tenants.yaml"), "--token-issuers", str(tmp_path / "issuers.yaml"))
-    async with scripted_engine() as engine:
-        write_fleet_file(tmp_path / "fleet.yaml", fleet_of([engine.url]))
-        async with gateway_process(tmp_path / "fleet.yaml", *options, "--workers", "2") as gateway:
-            now = time.time()
-            assert await _status(gateway, LOGIN.token(now)) == 200
-            assert await _status(gateway, "fl_key") == 200
-            assert await _status(gateway, NEXT.token(now)) == 401
-            (tmp_path / "keys.json").write_bytes(NEXT.key_set())
+    async with process_before(tmp_path, well_behaved, options=(*options, "--workers", "2")) as (gateway, *_):
+        now = time.time()
+        assert await _status(gateway, LOGIN.token(now)) == 200
+        assert await _status(gateway, "fl_key") == 200
+        assert await _status(gateway, NEXT.token(now)) == 401
+        (tmp_path / "keys.json").write_bytes(NEXT.key_set())
 
-            async def is_rotated() -> bool:
-                answers = [await _status(gateway, issuer.token(time.time())) for issuer in (NEXT, LOGIN)]
-                return answers == [200, 401]
+        async def is_rotated() -> bool:
+            answers = [await _status(gateway, issuer.token(time.time())) for issuer in (NEXT, LOGIN)]
+            return answers == [200, 401]
 
-            await wait_until(is_rotated)
+        await wait_until(is_rotated)
 
-            async def is_counted() -> bool:
-                (tenant,) = (await gateway.get("/api/tenants")).json["tenants"]
-                return [key["last_used_at"] is not None for key in tenant["keys"]] == [True]
+        async def is_counted() -> bool:
+            (tenant,) = (await gateway.get("/api/tenants")).json["tenants"]
+            return [key["last_used_at"] is not None for key in tenant["keys"]] == [True]
 
-            await wait_until(is_counted, poll_seconds=0.2)
+        await wait_until(is_counted, poll_seconds=0.2)
 
 
 @pytest.mark.parametrize("options", [("--token-issuers", "issuers.yaml")])

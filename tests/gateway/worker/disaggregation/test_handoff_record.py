@@ -10,7 +10,7 @@ import pytest
 from fairlead.fleet.model import Fleet, Instance, Model, Role
 from fairlead.limits import Limits
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
-from fairlead_testing.engines.scripted import EngineCall, scripted_engine, silent, well_behaved
+from fairlead_testing.engines.scripted import EngineCall, responds, scripted_engine, silent, well_behaved
 from fairlead_testing.gateway.decision_view import decision_out
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
@@ -32,16 +32,11 @@ OBJECT = {
 }
 
 
-async def prefilling(call: EngineCall) -> None:
-    await call.respond({"choices": [{"index": 0}], "kv_transfer_params": OBJECT})
+prefilling = responds({"choices": [{"index": 0}], "kv_transfer_params": OBJECT})
+no_blocks = responds({"choices": [{"index": 0}]})
 
 
-async def no_blocks(call: EngineCall) -> None:
-    await call.respond({"choices": [{"index": 0}]})
-
-
-async def failing(call: EngineCall) -> None:
-    await call.respond({"error": {"message": "no"}}, "500 Internal Server Error")
+failing = responds({"error": {"message": "no"}}, "500 Internal Server Error")
 
 
 async def failing_to_pull(call: EngineCall) -> None:

@@ -16,8 +16,10 @@ from fairlead_testing.engines.scripted import (
     HangUp,
     ScriptedEngine,
     SilentEngine,
+    responds,
     scripted_engine,
     silent,
+    streams,
     well_behaved,
 )
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, running_gateway
@@ -49,10 +51,7 @@ def chat(text: str = LONG, **more: Any) -> dict[str, Any]:
 
 
 def prefilling(found: object = OBJECT) -> Script:
-    async def script(call: EngineCall) -> None:
-        await call.respond({"choices": [{"index": 0}], "kv_transfer_params": found})
-
-    return script
+    return responds({"choices": [{"index": 0}], "kv_transfer_params": found})
 
 
 def with_params(then: Script, otherwise: Script = well_behaved) -> Script:
@@ -64,14 +63,8 @@ def with_params(then: Script, otherwise: Script = well_behaved) -> Script:
     return script
 
 
-async def failing(call: EngineCall) -> None:
-    await call.respond({"error": {"message": "Internal server error"}}, "500 Internal Server Error")
-
-
-async def failing_in_the_stream(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.event({"error": {"message": "Internal server error", "code": 500}})
-    await call.finish()
+failing = responds({"error": {"message": "Internal server error"}}, "500 Internal Server Error")
+failing_in_the_stream = streams({"error": {"message": "Internal server error", "code": 500}})
 
 
 async def dying(call: EngineCall) -> None:
@@ -157,8 +150,7 @@ async def test_rule_2_another_prefill_engine_is_asked_once() -> None:
 
 
 async def test_rule_2_request_refused_by_a_prefill_engine_is_served_by_another() -> None:
-    async def refusing(call: EngineCall) -> None:
-        await call.respond({"error": {"message": "too long", "code": 400}}, "400 Bad Request")
+    refusing = responds({"error": {"message": "too long", "code": 400}}, "400 Bad Request")
 
     async with scene([refusing, refusing], [refusing]) as found:
         assert (await found.post()).status == 400
@@ -219,8 +211,7 @@ async def test_rules_6_7_and_9_failed_or_silent_decode_is_retried_without_the_ha
 ) -> None:
     limits = replace(LIMITS, handoff_output_token_seconds=0.0)
     async with scene([prefilling()], [with_params(failure)], limits) as found:
-        answer = await found.post(chat(stream=stream))
-        assert answer.status == 200
+        assert (await found.post(chat(stream=stream))).status == 200
         assert params(found.decode[0]) == [OBJECT, None]
         assert "the hand-off from P0 failed on D0" in found.reasons[-1]
 

@@ -126,8 +126,7 @@ async def test_after_sigstop_of_the_prefill_engine_every_request_ends_right(tran
 
 
 async def test_prefill_engine_that_freezes_midway_costs_only_the_deadline() -> None:
-    slow = Limits(handoff_min_tokens=64, handoff_first_event_seconds=0.3)
-    async with split(limits=slow) as (gateway, engines):
+    async with split(limits=Limits(handoff_min_tokens=64, handoff_first_event_seconds=0.3)) as (gateway, engines):
         prompt = make_prompt(200)
         expected = text(await alone(engines, body(prompt)))
         prefill = gateway.gateway.stack.prefill_coordinator

@@ -52,8 +52,7 @@ async def test_while_the_engine_is_busy_the_tighter_objective_overtakes() -> Non
         silent.go_on.set()
         answers = [await first, await later, await sooner]
         assert [answer.status for answer in answers] == [200] * 3
-        order = [len(call.json["messages"][0]["content"]) for call in engine.calls]
-        assert order == [800, 4, 300]
+        assert [len(call.json["messages"][0]["content"]) for call in engine.calls] == [800, 4, 300]
         said = running.gateway.decisions.find(answers[2].fields["x-fairlead-decision"])[0]
         assert said.latest.decision.reason.startswith("queued for 0.")
         assert "(deadline: has the earliest deadline" in said.latest.decision.reason
@@ -98,8 +97,7 @@ async def test_what_is_held_goes_elsewhere_when_its_engine_is_lost() -> None:
 
 async def test_a_clients_deadline_ends_its_waiting() -> None:
     async with gateway_before_busy_engine() as (running, engine, _, _):
-        answer = await request(running.url, SHORT, more="x-request-timeout: 0.2\r\n")
-        assert answer.status == 504
+        assert (await request(running.url, SHORT, more="x-request-timeout: 0.2\r\n")).status == 504
         assert count_queued(running) == 0
         assert len(engine.calls) == 1
 

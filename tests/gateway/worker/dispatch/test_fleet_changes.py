@@ -103,8 +103,7 @@ async def test_changes_under_traffic_lose_no_request() -> None:
 
             async def client(number: int) -> None:
                 for turn in range(20):
-                    body = GOOD | {"stream": turn % 2 == 0, "user": f"{number}"}
-                    answer = await request(running.url, body)
+                    answer = await request(running.url, GOOD | {"stream": turn % 2 == 0, "user": f"{number}"})
                     assert answer.status == 200
                     assert answer.complete
 

@@ -281,8 +281,7 @@ async def test_dispatch_costs_the_same_however_many_requests_of_a_caller_wait() 
     tasks = [await scene.add("only", number) for number in reversed(range(300))]
     for _ in range(100):
         await scene.finish_one()
-    order = [name.partition("/")[2] for name in scene.started]
-    assert order[:100] == [f"{number}" for number in range(100)]
+    assert [name.partition("/")[2] for name in scene.started][:100] == [f"{number}" for number in range(100)]
     assert scene.engine.sort_count == 300
     for task in tasks:
         task.cancel()

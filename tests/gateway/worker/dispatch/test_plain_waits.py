@@ -181,8 +181,7 @@ async def test_end_of_the_drain_answers_plain_requests_that_wait(objectives: Slo
 
 @BOTH_QUEUES
 async def test_closing_the_gateway_ends_plain_requests_that_wait(objectives: SloTargets) -> None:
-    silent = SilentEngine()
-    async with scripted_engine(silent.script) as engine:
+    async with scripted_engine(SilentEngine().script) as engine:
         connection = None
         async with running_gateway(slow_fleet([engine.url], objectives)) as running:
             first = await RawConnection.connect(running.url)

@@ -10,7 +10,7 @@ import pytest
 
 from fairlead.fleet.model import Fleet, InstanceState
 from fairlead_gateway.telemetry import counters as at
-from fairlead_testing.engines.scripted import EngineCall, scripted_engine
+from fairlead_testing.engines.scripted import responds, scripted_engine
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import request
 
@@ -20,10 +20,7 @@ RUNNING, CANARY = "running", "canary"
 
 
 def answering(name: str) -> Any:
-    async def answer(call: EngineCall) -> None:
-        await call.respond({"model": "m", "choices": [{"message": {"content": name}}], "usage": usage()})
-
-    return answer
+    return responds({"model": "m", "choices": [{"message": {"content": name}}], "usage": usage()})
 
 
 def usage() -> dict[str, int]:

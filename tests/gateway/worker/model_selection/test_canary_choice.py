@@ -9,13 +9,12 @@ from fairlead_gateway.worker.openai.model_names import ModelEntry
 from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.openai.schemas import GenericRequest
 
-STARTS = ChainStarts(b"secret")
 REQUEST = ModelRequest(parsed_body(GenericRequest(model="m"), b"{}"), ModelEntry("chat/m", Model("chat", "m")), b"{}")
 SESSIONS = 100_000
 
 
 def routed(session: int) -> RouteRequest:
-    chain = hash_blocks(b"", STARTS.of_model("chat/m"), start=0, end=0)
+    chain = hash_blocks(b"", ChainStarts(b"secret").of_model("chat/m"), start=0, end=0)
     return RouteRequest("r", chain, 1.0, None, str(session), session * 0x9E3779B97F4A7C15 % 2**64)
 
 

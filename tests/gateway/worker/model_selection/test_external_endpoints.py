@@ -19,7 +19,6 @@ from fairlead_testing.gateway.decision_view import decision_out
 from fairlead_testing.gateway.running_gateway import RunningGateway, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
-from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.simulated.event_loop import running_clock
 
 pytestmark = pytest.mark.simulated
@@ -237,7 +236,7 @@ async def test_target_that_the_tenant_refuses_falls_back() -> None:
         assert api.calls == []
 
 
-def test_list_of_a_refusing_tenant_has_nothing_that_leads_outside_alone() -> None:
+async def test_list_of_a_refusing_tenant_has_nothing_that_leads_outside_alone() -> None:
     async def get(running: RunningGateway, path: str, tenant: str) -> RawResponse:
         (found,) = await send(running.url, get_request(path, more=authorization(tenant)))
         return found
@@ -245,26 +244,23 @@ def test_list_of_a_refusing_tenant_has_nothing_that_leads_outside_alone() -> Non
     async def listed(running: RunningGateway, tenant: str) -> set[str]:
         return {model["id"] for model in (await get(running, "/v1/models", tenant)).json["data"]}
 
-    async def main() -> None:
-        async with served("down", "api", to("api")) as (running, _):
-            current = running.gateway.stack.routers.fleet
-            (inside,) = current.routes.values()
-            outside = replace(inside, name="outside", names=("outside",), targets=(RouteTarget("chat/api"),))
-            routes = (
-                inside,
-                replace(outside, fallbacks=(to("own", KINDS[0]),)),  # of a kind that is not the refusal's
-                replace(outside, name="both", names=("both",), fallbacks=(to("own"),)),
-            )
-            running.gateway.update_fleet(replace(current, version=2, routes={one.key: one for one in routes}))
-            everything = {"down", "own", "api", "assistant", "outside", "both"}
-            assert await listed(running, "open") == everything
-            assert await listed(running, "closed") == everything - {"api", "outside"}
-            for name in ("api", "chat/api", "outside"):
-                found = await get(running, f"/v1/models/{name}", "closed")
-                assert (found.status, found.error["code"]) == (403, "external_endpoint_refused")
-                assert (await get(running, f"/v1/models/{name}", "open")).status == 200
-
-    run_async(main())
+    async with served("down", "api", to("api")) as (running, _):
+        current = running.gateway.stack.routers.fleet
+        (inside,) = current.routes.values()
+        outside = replace(inside, name="outside", names=("outside",), targets=(RouteTarget("chat/api"),))
+        routes = (
+            inside,
+            replace(outside, fallbacks=(to("own", KINDS[0]),)),  # of a kind that is not the refusal's
+            replace(outside, name="both", names=("both",), fallbacks=(to("own"),)),
+        )
+        running.gateway.update_fleet(replace(current, version=2, routes={one.key: one for one in routes}))
+        everything = {"down", "own", "api", "assistant", "outside", "both"}
+        assert await listed(running, "open") == everything
+        assert await listed(running, "closed") == everything - {"api", "outside"}
+        for name in ("api", "chat/api", "outside"):
+            found = await get(running, f"/v1/models/{name}", "closed")
+            assert (found.status, found.error["code"]) == (403, "external_endpoint_refused")
+            assert (await get(running, f"/v1/models/{name}", "open")).status == 200
 
 
 async def test_metrics_of_an_api_are_not_asked_for() -> None:

@@ -15,7 +15,7 @@ from fairlead.routes.model import FailureKind, Fallback, RequestRewrite, Route, 
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.messages import TimingEvent, TimingEventKind, TimingEvents
 from fairlead_gateway.worker.reporting.reporters import TimingReporter
-from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, silent, token
+from fairlead_testing.engines.scripted import EngineCall, HangUp, hang_up, responds, scripted_engine, silent, token
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawResponse, request
@@ -50,29 +50,12 @@ async def answer(call: EngineCall) -> None:
     await call.respond({"model": name, "choices": [{"message": {"content": content}}], "usage": usage})
 
 
-async def fail(call: EngineCall) -> None:
-    await call.respond(
-        {"error": {"message": "oh", "type": "x", "param": None, "code": 500}}, "500 Internal Server Error"
-    )
-
-
-async def overload(call: EngineCall) -> None:
-    await call.respond(
-        {"error": {"message": "full", "type": "x", "param": None, "code": 503}}, "503 Service Unavailable"
-    )
-
-
-async def hang_up(call: EngineCall) -> None:
-    raise HangUp
+fail = responds({"error": {"message": "oh", "type": "x", "param": None, "code": 500}}, "500 Internal Server Error")
+overload = responds({"error": {"message": "full", "type": "x", "param": None, "code": 503}}, "503 Service Unavailable")
 
 
 def refuse(message: str, status: str = "400 Bad Request") -> Script:
-    async def script(call: EngineCall) -> None:
-        await call.respond(
-            {"error": {"message": message, "type": "BadRequestError", "param": None, "code": 400}}, status
-        )
-
-    return script
+    return responds({"error": {"message": message, "type": "BadRequestError", "param": None, "code": 400}}, status)
 
 
 async def break_off(call: EngineCall) -> None:
@@ -152,13 +135,11 @@ async def test_next_model_answers_and_header_and_log_say_why(
                 in decision.describe()
             )
         assert running.gateway.inflight_count() == 0
-        counts = running.gateway.telemetry.models["chat/big"].fallbacks
-        assert counts == {(kind, "chat/middle"): 2}
+        assert running.gateway.telemetry.models["chat/big"].fallbacks == {(kind, "chat/middle"): 2}
 
 
 async def test_model_without_a_ready_instance_is_passed_without_an_attempt() -> None:
-    states = {"big": InstanceState.DRAINING, "middle": InstanceState.DRAINING}
-    async with served(CHAIN, states=states) as running:
+    async with served(CHAIN, states={"big": InstanceState.DRAINING, "middle": InstanceState.DRAINING}) as running:
         found = await request(running.url, chat())
         assert answered(found) == (200, "chat/small", "chat/big Unavailable")
         (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])

@@ -23,7 +23,6 @@ CHAT, COMPLETIONS, RESPONSES, MESSAGES = (
     *("/v1/responses", "/v1/messages"),
 )
 LIMITS = Limits()
-ENTRY = ModelEntry("chat/tiny", Model("chat", "tiny"))
 LIMIT_NAMES = {
     CHAT: ("max_completion_tokens", "max_tokens"),
     COMPLETIONS: ("max_tokens",),
@@ -82,7 +81,7 @@ def rewritten(body: bytes, rewrite: RequestRewrite, path: str, *, is_scanned: bo
         parsed = parse_scanned_chat(scan, body, ScanBounds(LIMITS))
     if parsed is None:
         parsed = parse_body(BODY_TYPES.get(path, GenericRequest), body, LIMITS)
-    request = build_entry_request(path, parsed, body, ENTRY, LIMITS)
+    request = build_entry_request(path, parsed, body, ModelEntry("chat/tiny", Model("chat", "tiny")), LIMITS)
     decision = RouteDecision("a", "chat/a", "chat/tiny", "session", None, (1, 1))
     decision.rewrite = RewritePlan(rewrite)
     apply_rewrite(request, decision, path)

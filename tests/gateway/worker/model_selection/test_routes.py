@@ -16,7 +16,6 @@ from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
-from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 
 pytestmark = pytest.mark.simulated
 
@@ -128,8 +127,7 @@ async def test_session_decides_whatever_the_prompt_is(path: str, body: dict[str,
 
 
 async def test_override_takes_requests_with_its_header() -> None:
-    canary = RouteRule((CANARY,), headers=(("x-canary", "yes"),))
-    route = replace(SPLIT, targets=(STABLE,), overrides=(canary,))
+    route = replace(SPLIT, targets=(STABLE,), overrides=(RouteRule((CANARY,), headers=(("x-canary", "yes"),)),))
     async with routed(route) as running:
         assert model_of(await request(running.url, chat(), more="X-Canary: yes\r\n")) == "chat/canary"
         assert model_of(await request(running.url, chat(), more="X-Canary: no\r\n")) == "chat/stable"
@@ -179,23 +177,20 @@ async def test_route_without_target_is_refused(targets: tuple[RouteTarget, ...],
         assert gone is None or gone.by_route == {("503", "chat/assistant"): 2}
 
 
-def test_a_target_is_the_key_of_a_model_and_no_other_name() -> None:
+async def test_a_target_is_the_key_of_a_model_and_no_other_name() -> None:
     adapter = LoraAdapter("sql", "acme/sql")
     routes = [Route("chat", name, (RouteTarget(f"chat/{name}"),), names=(name,)) for name in ("renamed", "sql")]
 
-    async def main() -> None:
-        async with scripted_engine(answer) as engine:
-            fleet = fleet_with(engine.url, routes)
-            models = {
-                **fleet.models,
-                "chat/stable": Model("chat", "stable", served_names=("chat/renamed",), adapters=(adapter,)),
-            }
-            async with running_gateway(replace(fleet, models=models)) as running:
-                for name in ("renamed", "sql"):
-                    found = await request(running.url, chat(name))
-                    assert (found.status, found.error["code"]) == (503, "route_without_target")
-
-    run_async(main())
+    async with scripted_engine(answer) as engine:
+        fleet = fleet_with(engine.url, routes)
+        models = {
+            **fleet.models,
+            "chat/stable": Model("chat", "stable", served_names=("chat/renamed",), adapters=(adapter,)),
+        }
+        async with running_gateway(replace(fleet, models=models)) as running:
+            for name in ("renamed", "sql"):
+                found = await request(running.url, chat(name))
+                assert (found.status, found.error["code"]) == (503, "route_without_target")
 
 
 async def test_tenant_sees_and_uses_only_routes_to_models_that_it_may_use() -> None:
@@ -213,8 +208,7 @@ async def test_tenant_sees_and_uses_only_routes_to_models_that_it_may_use() -> N
         more = authorization("acme")
         assert model_of(await request(running.url, chat("steady"), more=more)) == "chat/stable"
         assert (await request(running.url, chat(), more=more)).status == 404
-        one = await send(running.url, get_request("/v1/models/assistant", more=more))
-        assert one[0].status == 404
+        assert (await send(running.url, get_request("/v1/models/assistant", more=more)))[0].status == 404
         hidden = await request(running.url, chat(), more=authorization("zeta"))
         assert model_of(hidden) is None
 
@@ -245,8 +239,7 @@ async def test_engines_get_the_parameters_that_a_route_sets() -> None:
             "max_completion_tokens": 10,
             "temperature": 1,
         }
-        large = chat(text="x" * 300_000, max_tokens=500)
-        assert body_of(await request(running.url, large)) == plain
+        assert body_of(await request(running.url, chat(text="x" * 300_000, max_tokens=500))) == plain
         raised = body_of(await request(running.url, chat(max_tokens=500), more="x-premium: 1\r\n"))
         assert raised == {"model": "stable", "max_tokens": 100}
         own = body_of(await request(running.url, chat("stable", max_tokens=500)))
@@ -287,8 +280,7 @@ async def test_a_picture_needs_as_much_context_as_pictures_of_its_size_have_toke
 
 
 async def test_long_requests_go_to_the_model_with_more_context() -> None:
-    rule = RouteRule((CANARY,), min_context_tokens=500)
-    route = replace(SPLIT, targets=(STABLE,), overrides=(rule,))
+    route = replace(SPLIT, targets=(STABLE,), overrides=(RouteRule((CANARY,), min_context_tokens=500),))
     async with routed(route) as running:
         for text, limit, expected in (
             ("Why?", None, "chat/stable"),
@@ -296,8 +288,7 @@ async def test_long_requests_go_to_the_model_with_more_context() -> None:
             ("Why?", 600, "chat/canary"),
             ("x" * 300_000, None, "chat/canary"),
         ):
-            more = {} if limit is None else {"max_tokens": limit}
-            found = await request(running.url, chat(text=text, **more))
+            found = await request(running.url, chat(text=text, **{} if limit is None else {"max_tokens": limit}))
             assert model_of(found) == expected
             (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
             assert logged.latest.route is not None

@@ -192,8 +192,7 @@ async def test_a_sampled_request_names_its_trace(tmp_path: Path) -> None:
             str(path), Limits(span_batch_seconds=0.0), trace_endpoint="http://127.0.0.1:9", trace_share=1.0
         )
         async with gateway(watching) as running:
-            answer = await request(running.url, BODY)
-            assert answer.fields["traceresponse"].split("-")[1] == trace_of(watching)
+            assert (await request(running.url, BODY)).fields["traceresponse"].split("-")[1] == trace_of(watching)
 
     def trace_of(watching: RequestObservers) -> str:
         watching.close()
@@ -235,8 +234,7 @@ async def test_unread_sink_delays_no_request_and_dropped_lines_are_counted(tmp_p
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    limits = replace(Limits(), access_log_lines_pending=5)
-    watching = logging(str(path), limits)
+    watching = logging(str(path), replace(Limits(), access_log_lines_pending=5))
 
     async def main() -> None:
         async with gateway(watching) as running:

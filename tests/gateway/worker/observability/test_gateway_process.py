@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.fleet.file import write_fleet_file
 from fairlead_testing.cli.command_line import run_program
-from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.gateway_process import gateway_process
-from fairlead_testing.gateway.running_gateway import fleet_of
+from fairlead_testing.engines.scripted import well_behaved
+from fairlead_testing.gateway.gateway_process import process_before
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 
@@ -29,7 +27,7 @@ async def explain(request_id: str, manage: str) -> str:
 
 
 async def test_every_workers_requests_are_logged_traced_and_explained(tmp_path: Path) -> None:
-    fleet, log = tmp_path / "fleet.yaml", tmp_path / "access.log"
+    log = tmp_path / "access.log"
 
     async def main(collector: CannedServer) -> list[str]:
         settings = {
@@ -37,21 +35,19 @@ async def test_every_workers_requests_are_logged_traced_and_explained(tmp_path: 
             "FAIRLEAD_TRACE_ENDPOINT": collector.url,
             "FAIRLEAD_TRACE_SAMPLE": "1",
         }
-        async with scripted_engine() as engine:
-            write_fleet_file(fleet, fleet_of([engine.url]))
-            async with gateway_process(fleet, "--workers", "2", environ=os.environ | settings) as gateway:
-                answers = await asyncio.gather(*(request(gateway.url, GOOD) for _ in range(REQUESTS)))
-                ids = [answer.fields["x-fairlead-decision"] for answer in answers]
-                for request_id in (min(ids), max(ids)):
-                    assert (await explain(request_id, gateway.manage)).startswith(
-                        f"request {request_id} · to default/tiny"
-                    )
-                text = (await gateway.get("/metrics")).body.decode()
-                assert f'fairlead_gateway_overhead_seconds_count{{model="default/tiny"}} {REQUESTS}\n' in text
-                assert "fairlead_gateway_access_log_dropped_total 0\n" in text
-                assert "fairlead_gateway_spans_dropped_total 0\n" in text
-                gateway.process.terminate()
-                assert await gateway.wait() == 0
+        async with process_before(
+            tmp_path, well_behaved, options=("--workers", "2"), environ=os.environ | settings
+        ) as (gateway, *_):
+            answers = await asyncio.gather(*(request(gateway.url, GOOD) for _ in range(REQUESTS)))
+            ids = [answer.fields["x-fairlead-decision"] for answer in answers]
+            for request_id in (min(ids), max(ids)):
+                assert (await explain(request_id, gateway.manage)).startswith(f"request {request_id} · to default/tiny")
+            text = (await gateway.get("/metrics")).body.decode()
+            assert f'fairlead_gateway_overhead_seconds_count{{model="default/tiny"}} {REQUESTS}\n' in text
+            assert "fairlead_gateway_access_log_dropped_total 0\n" in text
+            assert "fairlead_gateway_spans_dropped_total 0\n" in text
+            gateway.process.terminate()
+            assert await gateway.wait() == 0
         return ids
 
     with CannedServer({"/v1/traces": CannedResponse([b"{}"])}) as collector:

@@ -16,8 +16,11 @@ from fairlead_testing.engines.scripted import (
     EngineCall,
     HangUp,
     ScriptedEngine,
+    hang_up,
+    responds,
     role,
     scripted_engine,
+    streams,
     token,
     usage,
     well_behaved,
@@ -47,8 +50,7 @@ def chat(**more: Any) -> dict[str, Any]:
     return {"model": "tiny", "messages": [{"role": "user", "content": LONG}], "stream": True, "temperature": 0, **more}
 
 
-async def failing(call: EngineCall) -> None:
-    await call.respond({"error": {"message": CANARY}}, "500 Internal Server Error")
+failing = responds({"error": {"message": CANARY}}, "500 Internal Server Error")
 
 
 async def prefilling(call: EngineCall) -> None:
@@ -194,8 +196,7 @@ async def test_what_its_caller_does_not_record_is_not_recorded_here_either() -> 
     scene = Scene(share=1.0)
 
     async def play(running: RunningGateway) -> None:
-        answer = await ask(running.url, chat(), more=parent("00"))
-        assert "traceresponse" not in answer.fields
+        assert "traceresponse" not in (await ask(running.url, chat(), more=parent("00"))).fields
 
     assert await scene.play([well_behaved], play) == []
     assert sent(scene.engines[0]) == [[f"00-{TRACE}-{SPAN}-00"]]
@@ -256,8 +257,7 @@ async def test_every_engine_that_was_asked_has_its_span_and_the_failed_one_says_
 
     async def play(running: RunningGateway) -> None:
         for number in range(8):
-            answer = await ask(running.url, chat(user=str(number), stream=False))
-            assert answer.status == 200
+            assert (await ask(running.url, chat(user=str(number), stream=False))).status == 200
 
     spans = await scene.play([failing, well_behaved], play)
     failed = [span for span in spans if span["attributes"].get("fairlead.instance") == "e-0/0/0" and span["kind"] == 3]
@@ -275,8 +275,7 @@ async def test_a_continued_stream_has_both_engines() -> None:
     script = breaking_once()
 
     async def play(running: RunningGateway) -> None:
-        answer = await ask(running.url, chat())
-        assert answer.events[-1] == "[DONE]"
+        assert (await ask(running.url, chat())).events[-1] == "[DONE]"
 
     request, first, second = await scene.play([script, script], play)
     assert (first["attributes"]["fairlead.step"], first["attributes"]["error.type"]) == ("attempt", "cut")
@@ -318,17 +317,12 @@ async def test_a_hand_off_has_a_span_for_the_prefill_leg() -> None:
 
 
 async def test_stream_that_ends_in_an_error_event_fails_request_and_attempt_spans() -> None:
-    async def cut(call: EngineCall) -> None:
-        await call.start_stream()
-        await call.event(token("one "))
-        raise HangUp
-
     scene = Scene(share=1.0)
 
     async def play(running: RunningGateway) -> None:
         await ask(running.url, chat(temperature=1))
 
-    request, attempt = await scene.play([cut], play)
+    request, attempt = await scene.play([streams(token("one "), end=hang_up)], play)
     assert request["status"] == attempt["status"] == {"code": 2, "message": "cut"}
 
 

@@ -45,8 +45,7 @@ async def test_a_number_in_another_form_is_that_number(path: str, text: str, mor
 async def test_a_stream_in_another_form_is_a_stream(text: str) -> None:
     body = json.dumps(CHAT)[:-1] + f', "stream": {text}, "temperature": "0.5", "top_k": 4.0}}'
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-        found = await request(running.url, body.encode())
-        assert found.events[-1] == "[DONE]"
+        assert (await request(running.url, body.encode())).events[-1] == "[DONE]"
         received = engine.calls[0].json
         assert (received["stream"], received["temperature"], received["top_k"]) == (True, 0.5, 4)
 
@@ -206,8 +205,7 @@ async def test_half_a_character_is_named(text: str) -> None:
         found = await request(running.url, body)
         assert (found.status, found.error["code"]) == (400, "invalid_json")
         assert "half of a surrogate pair" in found.error["message"]
-        whole = body.replace(text.encode(), rb"\ud83d\ude00 \\ud83d")
-        assert (await request(running.url, whole)).status == 200
+        assert (await request(running.url, body.replace(text.encode(), rb"\ud83d\ude00 \\ud83d"))).status == 200
 
 
 @pytest.mark.parametrize(

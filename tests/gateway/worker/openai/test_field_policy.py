@@ -42,7 +42,6 @@ VALUES = st.recursive(
     max_leaves=8,
 )
 SPACE = st.sampled_from(["", "", " ", "\n\t", "  "])
-HAND_OFF = {"do_remote_prefill": True, "remote_engine_id": "x", "remote_block_ids": [1]}
 
 
 @st.composite
@@ -119,7 +118,7 @@ async def test_no_route_lets_them_through(path: str, name: str) -> None:
         "/v1/completions": '"prompt":"kv_transfer_params"',
         "/v1/embeddings": '"input":"kv_transfer_params"',
     }[path]
-    params = json.dumps(HAND_OFF)
+    params = json.dumps({"do_remote_prefill": True, "remote_engine_id": "x", "remote_block_ids": [1]})
     sent = f'{{"{name}":{params},"model":"tiny",{prompt},"{name}":{params},"vllm_xargs":{{"{name}":"x"}}}}'
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
         assert (await request(running.url, sent.encode(), path=path)).status == 200

@@ -125,8 +125,7 @@ def test_first_member_of_a_large_body_is_left_to_the_general_way() -> None:
 @given(text=st.text(alphabet='"\\ab\n', max_size=40), tail=st.text(alphabet='"\\x', max_size=8))
 def test_a_text_ends_at_its_own_quote(text: str, tail: str) -> None:
     written = json.dumps(text).encode()
-    body = b"[" + written + tail.encode()
-    assert string_end(body, 1) == 1 + len(written)
+    assert string_end(b"[" + written + tail.encode(), 1) == 1 + len(written)
 
 
 @pytest.mark.parametrize(

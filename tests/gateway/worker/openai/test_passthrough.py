@@ -7,7 +7,7 @@ import pytest
 
 from fairlead.fleet.model import Fleet, Model, RequestPolicy
 from fairlead_gateway.worker.openai.request import is_passthrough_path, open_paths
-from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine
+from fairlead_testing.engines.scripted import EngineCall, HangUp, reset, responds, scripted_engine, streams
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 
@@ -61,8 +61,7 @@ async def test_a_get_names_its_model_in_the_query_which_the_engine_gets_with_its
         path = "/v1/responses/resp_1?model=default%2Ftiny&include=a%26b&ec_transfer_params=x&empty="
         answer = (await send(running.url, get_request(path)))[0]
         assert answer.json == {"path": "/v1/responses/resp_1?model=tiny&include=a%26b&empty="}
-        cancelled = await request(running.url, b"", path="/v1/responses/resp_1/cancel?model=tiny")
-        assert cancelled.status == 200
+        assert (await request(running.url, b"", path="/v1/responses/resp_1/cancel?model=tiny")).status == 200
         assert engine.calls[1].path == "/v1/responses/resp_1/cancel?model=tiny"
 
 
@@ -121,11 +120,7 @@ async def test_an_answer_in_another_language_is_passed_on_piece_by_piece(path: s
 
 
 async def test_a_passed_on_stream_that_breaks_does_not_look_complete() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        await call.chunk(b"data: 1\n\n")
-        call.reset()
-
+    script = streams(b"data: 1\n\n", end=reset)
     async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request({"model": "tiny"}, path="/v1/responses"))
@@ -138,10 +133,7 @@ async def test_a_passed_on_stream_that_breaks_does_not_look_complete() -> None:
 
 
 async def test_bytes_and_their_kind_come_back_as_the_engine_sent_them() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.respond(b"\x00\xff" * 10, kind="audio/wav")
-
-    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+    async with gateway_of(responds(b"\x00\xff" * 10, kind="audio/wav")) as (running, *_):
         answer = await request(running.url, {"model": "tiny", "input": "x"}, path="/v1/audio/speech")
         assert (answer.status, answer.body) == (200, b"\x00\xff" * 10)
         assert answer.fields["content-type"] == "audio/wav"
@@ -149,10 +141,7 @@ async def test_bytes_and_their_kind_come_back_as_the_engine_sent_them() -> None:
 
 @pytest.mark.parametrize("status", ["404 Not Found", "405 Method Not Allowed"])
 async def test_what_the_engine_does_not_serve_is_an_openai_error(status: str) -> None:
-    async def script(call: EngineCall) -> None:
-        await call.respond({"detail": status[4:]}, status)
-
-    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+    async with gateway_of(responds({"detail": status[4:]}, status)) as (running, engine):
         for path in ("/v1/rerank", "/v1/pooling"):
             answer = await request(running.url, {"model": "tiny"}, path=path)
             assert (answer.status, answer.error["code"]) == (int(status[:3]), "unknown_url")
@@ -163,10 +152,7 @@ async def test_what_the_engine_does_not_serve_is_an_openai_error(status: str) ->
 async def test_an_error_of_another_form_is_the_clients() -> None:
     error = {"type": "error", "error": {"type": "invalid_request_error", "message": "no"}}
 
-    async def script(call: EngineCall) -> None:
-        await call.respond(error, "400 Bad Request")
-
-    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+    async with gateway_of(responds(error, "400 Bad Request")) as (running, *_):
         answer = await request(running.url, {"model": "tiny"}, path="/v1/messages")
         assert (answer.status, answer.json) == (400, error)
 

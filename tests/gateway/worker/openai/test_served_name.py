@@ -13,7 +13,7 @@ from fairlead.fleet.model import Fleet, RequestPolicy, Role
 from fairlead.limits import Limits
 from fairlead_gateway.worker.openai.model_names import ServedNameRewriter, body_with_model, target_with_model
 from fairlead_testing.engines.disaggregated import engine_process
-from fairlead_testing.engines.scripted import EngineCall, event, scripted_engine, token, usage
+from fairlead_testing.engines.scripted import EngineCall, event, reset, responds, scripted_engine, streams, token, usage
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 
@@ -82,10 +82,7 @@ async def test_of_two_engines_with_two_names_each_is_asked_for_the_one_that_it_k
 
 
 async def test_a_request_that_is_tried_again_elsewhere_asks_for_the_other_engines_name() -> None:
-    async def broken(call: EngineCall) -> None:
-        call.reset()
-
-    async with scripted_engine(broken) as one, scripted_engine(strict) as two:
+    async with scripted_engine(reset) as one, scripted_engine(strict) as two:
         urls = [one.url, two.url]
         async with running_gateway(renamed(fleet_of(urls, preset="round-robin"), "other/name", THEIRS)) as running:
             answers = [await request(running.url, GOOD) for _ in range(2)]
@@ -126,15 +123,9 @@ async def test_every_event_of_a_stream_names_the_model_that_was_asked_for() -> N
 
 
 async def test_a_stream_that_breaks_is_continued_by_an_engine_with_a_name_of_its_own() -> None:
-    async def breaks(call: EngineCall) -> None:
-        await call.start_stream()
-        await call.event({"id": "1", "model": "first/name"} | token("a"))
-        call.reset()
+    breaks = streams({"id": "1", "model": "first/name"} | token("a"), end=reset)
 
-    async def rest(call: EngineCall) -> None:
-        await call.start_stream()
-        await call.event({"id": "2", "model": THEIRS} | token("b", "stop"))
-        await call.finish()
+    rest = streams({"id": "2", "model": THEIRS} | token("b", "stop"))
 
     async with scripted_engine(breaks) as one, scripted_engine(rest) as two:
         urls = [one.url, two.url]
@@ -170,18 +161,14 @@ async def test_a_long_answer_that_passes_in_pieces_is_renamed_wherever_it_is_cut
 
 
 async def test_a_long_answer_of_a_known_length_gets_another_framing() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.respond({"model": THEIRS, "data": "x" * 1_000})
-
     async with (
-        scripted_engine(script) as engine,
+        scripted_engine(responds({"model": THEIRS, "data": "x" * 1_000})) as engine,
         running_gateway(renamed(fleet_of([engine.url])), Limits(response_buffer_bytes=20)) as running,
     ):
         connection = await RawConnection.connect(running.url)
         for _ in range(2):
             await connection.send(post_request(GOOD, close=False))
-            answer = await connection.read_response()
-            assert answer.json == {"model": "tiny", "data": "x" * 1_000}
+            assert (await connection.read_response()).json == {"model": "tiny", "data": "x" * 1_000}
         await connection.close()
 
 

@@ -13,9 +13,11 @@ from fairlead_testing.engines.scripted import (
     EngineCall,
     HangUp,
     SilentEngine,
+    hang_up,
     scripted_engine,
     silent,
     silent_after_token,
+    streams,
     token,
     well_behaved,
 )
@@ -87,8 +89,7 @@ async def test_a_plain_answer_has_a_deadline_of_its_own_and_a_stream_has_none() 
 
 
 async def test_a_silent_stream_is_broken_off_with_its_reason() -> None:
-    limits = Limits(stream_idle_seconds=0.2)
-    async with gateway_of(silent_after_token, limits=limits) as (running, *_):
+    async with gateway_of(silent_after_token, limits=Limits(stream_idle_seconds=0.2)) as (running, *_):
         answer = await request(running.url, STREAM)
         assert '"code":"stream_timeout"' in answer.events[-1]
         assert "[DONE]" not in answer.events
@@ -223,8 +224,7 @@ async def test_a_stream_that_is_silent_gets_comments_between_its_events() -> Non
     async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url]), limits) as running:
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request(STREAM))
-        head = await connection.reader.readuntil(b": keep-alive\n\n")
-        assert head.count(b"data: ") == 1
+        assert (await connection.reader.readuntil(b": keep-alive\n\n")).count(b"data: ") == 1
         go_on.set()
         rest = await connection.reader.read()
         events = [part for part in rest.split(b"\n\n") if b"data: " in part]
@@ -256,11 +256,7 @@ async def test_request_that_crashed_two_engines_meets_no_third_and_is_refused_la
 
 
 async def test_a_request_that_kills_engines_in_its_stream_is_found_too() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        await call.event(token("a"))
-        raise HangUp
-
+    script = streams(token("a"), end=hang_up)
     async with scripted_engine(script) as one, scripted_engine(script) as two:  # noqa: SIM117
         async with running_gateway(fleet_of([one.url, two.url], preset="round-robin")) as running:
             for _ in range(2):

@@ -13,8 +13,12 @@ from fairlead_testing.engines.scripted import (
     HangUp,
     Script,
     event,
+    hang_up,
+    reset,
+    responds,
     scripted_engine,
     silent,
+    streams,
     token,
     well_behaved,
 )
@@ -37,14 +41,6 @@ ABORTED = {"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "
 BAD_VALUE = {"error": {"message": "prompt too long", "type": "BadRequestError", "param": "input", "code": 400}}
 
 
-async def hang_up(call: EngineCall) -> None:
-    raise HangUp
-
-
-async def reset(call: EngineCall) -> None:
-    call.reset()
-
-
 async def half_a_head(call: EngineCall) -> None:
     await call.send(b"HTTP/1.1 200 OK\r\ncontent-ty")
     raise HangUp
@@ -61,20 +57,12 @@ async def half_a_chunk(call: EngineCall) -> None:
     raise HangUp
 
 
-async def status_500(call: EngineCall) -> None:
-    await call.respond(DEAD, "500 Internal Server Error")
+status_500 = responds(DEAD, "500 Internal Server Error")
+status_502 = responds(b"<html>bad gateway</html>", "502 Bad Gateway", "text/html")
 
 
-async def status_502(call: EngineCall) -> None:
-    await call.respond(b"<html>bad gateway</html>", "502 Bad Gateway", "text/html")
-
-
-async def status_503(call: EngineCall) -> None:
-    await call.respond(FULL, "503 Service Unavailable")
-
-
-async def redirect(call: EngineCall) -> None:
-    await call.respond(b"", "307 Temporary Redirect", more="location: http://evil/\r\n")
+status_503 = responds(FULL, "503 Service Unavailable")
+redirect = responds(b"", "307 Temporary Redirect", more="location: http://evil/\r\n")
 
 
 async def garbage(call: EngineCall) -> None:
@@ -85,57 +73,24 @@ async def endless_head(call: EngineCall) -> None:
     await call.send(b"HTTP/1.1 200 OK\r\n" + b"x-a: " + b"b" * 100_000 + b"\r\n\r\n")
 
 
-async def not_json(call: EngineCall) -> None:
-    await call.respond(b"<html>hello</html>", kind="text/html")
+not_json = responds(b"<html>hello</html>", kind="text/html")
+half_json = responds(b'{"choices":[')
 
 
-async def half_json(call: EngineCall) -> None:
-    await call.respond(b'{"choices":[')
+full_in_the_stream = streams(FULL)
+dead_in_the_stream = streams(DEAD)
 
 
-async def full_in_the_stream(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.event(FULL)
-    await call.finish()
+aborted_at_once = streams(ABORTED)
+empty_stream = streams(b"", end=None)
 
 
-async def dead_in_the_stream(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.event(DEAD)
-    await call.finish()
+cut_before_the_first_event = streams(b'data: {"choi', end=hang_up)
+no_event_stream = streams(b"<html>\n\n</html>\n\n", b"", end=None)
 
 
-async def aborted_at_once(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.event(ABORTED)
-    await call.finish()
-
-
-async def empty_stream(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.chunk(b"")
-
-
-async def cut_before_the_first_event(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.chunk(b'data: {"choi')
-    raise HangUp
-
-
-async def no_event_stream(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.chunk(b"<html>\n\n</html>\n\n")
-    await call.chunk(b"")
-
-
-async def events_that_are_not_json(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.event("{oops")
-    await call.finish()
-
-
-async def plain_instead_of_a_stream(call: EngineCall) -> None:
-    await call.respond({"ok": 1})
+events_that_are_not_json = streams("{oops")
+plain_instead_of_a_stream = responds({"ok": 1})
 
 
 PLAIN_FAULTS: list[Script] = [
@@ -347,31 +302,15 @@ async def test_a_4xx_of_an_engine_is_the_clients_and_never_retried(status: str) 
 
 
 async def test_a_4xx_that_is_no_openai_error_becomes_one() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.respond({"detail": "Not Found"}, "404 Not Found")
-
-    async with gateway_before([script]) as running:
+    async with gateway_before([responds({"detail": "Not Found"}, "404 Not Found")]) as running:
         answer = await request(running.url, {"model": "tiny", "input": "x"}, path="/v1/embeddings")
         assert (answer.status, answer.error["code"]) == (404, "unknown_url")
 
 
 async def test_a_4xx_inside_a_stream_becomes_a_real_one() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        await call.event(BAD_VALUE)
-        await call.finish()
-
-    async with gateway_before([script] * 2) as running:
+    async with gateway_before([streams(BAD_VALUE)] * 2) as running:
         answer = await request(running.url, STREAM)
         assert (answer.status, answer.error["message"]) == (400, "prompt too long")
-
-
-async def breaks_off(call: EngineCall) -> None:
-    raise HangUp
-
-
-async def is_reset(call: EngineCall) -> None:
-    call.reset()
 
 
 async def stops_in_a_chunk(call: EngineCall) -> None:
@@ -410,8 +349,8 @@ async def sends_no_json(call: EngineCall) -> None:
 @pytest.mark.parametrize(
     "end",
     [
-        breaks_off,
-        is_reset,
+        hang_up,
+        reset,
         stops_in_a_chunk,
         stops_in_an_event,
         reports_an_error,
@@ -462,23 +401,15 @@ async def _parsed(data: bytes) -> RawResponse:
 
 
 async def test_a_stream_that_breaks_before_anything_was_passed_on_is_retried() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        await call.chunk(event(token("a")) + event(DEAD))
-
-    first, met = first_fails(script)
+    first, met = first_fails(streams(event(token("a")) + event(DEAD), end=None))
     async with gateway_before([first] * 2) as running:
-        answer = await request(running.url, STREAM)
-        assert answer.events[-1] == "[DONE]"
+        assert (await request(running.url, STREAM)).events[-1] == "[DONE]"
         assert len(met) == 2
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_prompt_that_the_engine_refused_does_not_count_as_cached(stream: bool) -> None:
-    async def refuse(call: EngineCall) -> None:
-        await call.respond(BAD_VALUE, "400 Bad Request")
-
-    async with gateway_before([refuse]) as running:
+    async with gateway_before([responds(BAD_VALUE, "400 Bad Request")]) as running:
         long = GOOD | {"messages": [{"role": "user", "content": "word " * 4_000}], "stream": stream}
         for _ in range(2):
             assert (await request(running.url, long)).status == 400

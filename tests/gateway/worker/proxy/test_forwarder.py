@@ -6,17 +6,25 @@ import json
 import pytest
 
 from fairlead.fleet.model import Fleet, Instance, Model, RequestPolicy, SloTargets
-from fairlead_testing.engines.scripted import EngineCall, event, scripted_engine, token, usage, well_behaved
+from fairlead_testing.engines.scripted import (
+    EngineCall,
+    event,
+    responds,
+    scripted_engine,
+    streams,
+    token,
+    usage,
+    well_behaved,
+)
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
-from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 
 pytestmark = pytest.mark.simulated
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 
-def test_a_request_is_framed_anew_and_loses_what_belongs_to_the_client_connection() -> None:
+async def test_a_request_is_framed_anew_and_loses_what_belongs_to_the_client_connection() -> None:
     dropped = {
         "te": "trailers",
         "upgrade": "h2c",
@@ -61,23 +69,20 @@ def test_a_request_is_framed_anew_and_loses_what_belongs_to_the_client_connectio
     more = "".join(f"{name}: {value}\r\n" for name, value in (dropped | kept).items())
     more += "connection: x-hop, keep-alive\r\nx-request-id: mine-1\r\n"
 
-    async def main() -> None:
-        async with scripted_engine() as engine, running_gateway(fleet_of([engine.url + "/base/"])) as running:
-            answer = await request(running.url, GOOD, more=more)
-            assert answer.status == 200
-            call = engine.calls[0]
-            names = [name for name, _ in call.fields]
-            assert len(set(names)) == len(names)
-            assert set(names) == {"host", "content-type", "content-length", "x-request-id", "x-fairlead-hops", *kept}
-            assert call.path == "/base/v1/chat/completions"
-            assert call.header("host") == engine.url.removeprefix("http://")
-            assert call.header("content-length") == str(len(call.body))
-            assert call.header("x-request-id") == answer.fields["x-fairlead-decision"]
-            assert call.header("anthropic-version") == "2023-06-01"
-            assert call.header("traceparent") == kept["traceparent"]
-            assert answer.fields["x-request-id"] == "mine-1"
-
-    run_async(main())
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url + "/base/"])) as running:
+        answer = await request(running.url, GOOD, more=more)
+        assert answer.status == 200
+        call = engine.calls[0]
+        names = [name for name, _ in call.fields]
+        assert len(set(names)) == len(names)
+        assert set(names) == {"host", "content-type", "content-length", "x-request-id", "x-fairlead-hops", *kept}
+        assert call.path == "/base/v1/chat/completions"
+        assert call.header("host") == engine.url.removeprefix("http://")
+        assert call.header("content-length") == str(len(call.body))
+        assert call.header("x-request-id") == answer.fields["x-fairlead-decision"]
+        assert call.header("anthropic-version") == "2023-06-01"
+        assert call.header("traceparent") == kept["traceparent"]
+        assert answer.fields["x-request-id"] == "mine-1"
 
 
 async def test_what_an_engine_does_not_get_is_counted_and_explained() -> None:
@@ -160,10 +165,7 @@ async def test_every_answer_says_where_it_went_and_why() -> None:
 async def test_of_an_engines_head_only_listed_fields_are_passed_on() -> None:
     more = "server: uvicorn\r\nset-cookie: a=b\r\nx-fairlead-instance: evil\r\nvary: Origin\r\nx-request-id: other\r\n"
 
-    async def script(call: EngineCall) -> None:
-        await call.respond({"ok": 1}, more=more + "endpoint-load-metrics: JSON {}\r\n")
-
-    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+    async with gateway_of(responds({"ok": 1}, more=more + "endpoint-load-metrics: JSON {}\r\n")) as (running, *_):
         answer = await request(running.url, GOOD)
         assert answer.json == {"ok": 1}
         assert not {"server", "set-cookie", "vary"} & set(answer.fields)
@@ -251,7 +253,7 @@ async def test_a_stream_of_a_thousand_tokens_arrives_in_the_pieces_that_the_engi
         assert answer.pieces == sent
 
 
-def test_a_piece_leaves_for_the_client_before_the_next_one_exists() -> None:
+async def test_a_piece_leaves_for_the_client_before_the_next_one_exists() -> None:
     go_on = asyncio.Event()
 
     async def script(call: EngineCall) -> None:
@@ -262,30 +264,22 @@ def test_a_piece_leaves_for_the_client_before_the_next_one_exists() -> None:
             await go_on.wait()
         await call.finish()
 
-    async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            connection = await RawConnection.connect(running.url)
-            await connection.send(post_request(GOOD | {"stream": True}))
-            await connection.reader.readuntil(b"\r\n\r\n")
-            for text in ("a", "b", "c"):
-                await asyncio.wait_for(connection.reader.readuntil(f'"content":"{text}"'.encode()), 30)
-                go_on.set()
-            assert b"[DONE]" in await connection.reader.read()
-            await connection.close()
-
-    run_async(main())
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request(GOOD | {"stream": True}))
+        await connection.reader.readuntil(b"\r\n\r\n")
+        for text in ("a", "b", "c"):
+            await asyncio.wait_for(connection.reader.readuntil(f'"content":"{text}"'.encode()), 30)
+            go_on.set()
+        assert b"[DONE]" in await connection.reader.read()
+        await connection.close()
 
 
 @pytest.mark.parametrize("size", [1, 3, 64, 100_000])
 async def test_events_come_whole_however_the_engine_cuts_them(size: int) -> None:
     text = b"".join([event(token("a")), b": keep-alive\n\n", event(token("b")), event(usage(9, 8, 2)), event("[DONE]")])
 
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        for start in range(0, len(text), size):
-            await call.chunk(text[start : start + size])
-        await call.chunk(b"")
-
+    script = streams(*[text[start : start + size] for start in range(0, len(text), size)], b"", end=None)
     async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
         answer = await request(running.url, GOOD | {"stream": True})
         assert answer.complete
@@ -344,11 +338,7 @@ async def test_words_of_a_client_in_a_refusal_are_no_dead_engine() -> None:
     """One such stream was sent to three engines, as if each had died."""
     refusal = {"message": "tool_choice: 'EngineCore encountered an issue' is not a valid choice", "code": 400}
 
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        await call.event({"error": refusal})
-        await call.finish()
-
+    script = streams({"error": refusal})
     async with scripted_engine(script) as one, scripted_engine(script) as two:
         async with running_gateway(fleet_of([one.url, two.url])) as running:
             assert (await request(running.url, GOOD | {"stream": True})).status == 400
@@ -432,31 +422,24 @@ async def test_equal_prompts_stay_together_and_the_ledger_ends_at_zero() -> None
         assert {load.inflight for load in running.loads().values()} == {0}
 
 
-def test_the_same_request_id_twice_at_once_are_two_requests() -> None:
+async def test_the_same_request_id_twice_at_once_are_two_requests() -> None:
     together = asyncio.Event()
 
     async def script(call: EngineCall) -> None:
-        if len(engine_calls) > 1:
+        if len(engine.calls) > 1:
             together.set()
         await together.wait()
         await call.respond({"ok": 1})
 
-    engine_calls: list[EngineCall] = []
-
-    async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            nonlocal engine_calls
-            engine_calls = engine.calls
-            two = await asyncio.gather(*[request(running.url, GOOD, more="x-request-id: same\r\n") for _ in range(2)])
-            assert [answer.status for answer in two] == [200, 200]
-            assert {answer.fields["x-request-id"] for answer in two} == {"same"}
-            assert len({answer.fields["x-fairlead-decision"] for answer in two}) == 2
-            assert {call.header("x-request-id") for call in engine_calls} == {
-                answer.fields["x-fairlead-decision"] for answer in two
-            }
-            assert {load.inflight for load in running.loads().values()} == {0}
-
-    run_async(main())
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        two = await asyncio.gather(*[request(running.url, GOOD, more="x-request-id: same\r\n") for _ in range(2)])
+        assert [answer.status for answer in two] == [200, 200]
+        assert {answer.fields["x-request-id"] for answer in two} == {"same"}
+        assert len({answer.fields["x-fairlead-decision"] for answer in two}) == 2
+        assert {call.header("x-request-id") for call in engine.calls} == {
+            answer.fields["x-fairlead-decision"] for answer in two
+        }
+        assert {load.inflight for load in running.loads().values()} == {0}
 
 
 async def test_objectives_are_judged_and_counted() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead.tenants.model import Limit, LimitUnit, Tenant, Window
-from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, well_behaved
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, responds, streams, well_behaved
 from fairlead_testing.gateway.limited_gateway import limited_gateway
 from fairlead_testing.gateway.running_gateway import fleet_of, gateway_before, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
@@ -70,9 +70,7 @@ async def test_a_limit_of_a_tenant_is_a_rate_limit_error() -> None:
         assert int(second.fields["retry-after"]) > 0
 
 
-async def after_start(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.chunk(START + DELTA)
+after_start = streams(START + DELTA, end=None)
 
 
 async def breaks_off(call: EngineCall) -> None:
@@ -161,10 +159,7 @@ async def test_a_refusal_with_a_field_that_is_no_text_keeps_its_words() -> None:
     ],
 )
 async def test_a_refusal_with_other_types_has_those_of_anthropic(body: bytes) -> None:
-    async def script(call: EngineCall) -> None:
-        await call.respond(body, status="400 Bad Request")
-
-    async with gateway_before([script]) as running:
+    async with gateway_before([responds(body, status="400 Bad Request")]) as running:
         (answer,) = await send(running.url, post_request(BODY, path=PATH))
         assert (answer.status, answer.json["type"]) == (400, "error")
         assert answer.json["error"] == {"type": "invalid_request_error", "message": "too long"}

@@ -7,7 +7,7 @@ import pytest
 
 from fairlead_gateway.worker.proxy.relay import RelayedStream
 from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_testing.engines.scripted import EngineCall, PausedStream, role, scripted_engine, token, usage
+from fairlead_testing.engines.scripted import PausedStream, role, scripted_engine, streams, token, usage
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.waiting import wait_until
@@ -15,7 +15,6 @@ from fairlead_testing.waiting import wait_until
 pytestmark = pytest.mark.simulated
 
 STREAM = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": True}
-RESUMABLE = STREAM | {"temperature": 0}
 
 
 def _requests(running: RunningGateway) -> list[object]:
@@ -27,7 +26,7 @@ def _requests(running: RunningGateway) -> list[object]:
     [
         (STREAM, "", False),
         (STREAM, "x-request-timeout: 60\r\n", True),
-        (RESUMABLE, "", True),
+        (STREAM | {"temperature": 0}, "", True),
     ],
     ids=["plain", "client-timeout", "resumable"],
 )
@@ -94,12 +93,7 @@ def _living() -> int:
 
 @pytest.mark.parametrize(("answers", "is_known"), [(1, True), (2, False)])
 async def test_time_per_token_is_that_of_one_answer(answers: int, is_known: bool) -> None:
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        for sent in (role(), token("a"), token("b", "stop"), usage(7, 0, 2)):
-            await call.event(sent)
-        await call.finish()
-
+    script = streams(role(), token("a"), token("b", "stop"), usage(7, 0, 2))
     async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
         await request(running.url, STREAM | {"n": answers})
         outcome = running.gateway.decisions.latest(1)[0].outcome

@@ -5,14 +5,13 @@ import json
 
 import pytest
 
-from fairlead_testing.engines.scripted import EngineCall, HangUp, Script
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, hang_up, streams
 from fairlead_testing.gateway.running_gateway import gateway_before
 from fairlead_testing.http.raw_client import RawConnection, post_request, send
 
 pytestmark = pytest.mark.simulated
 PATH = "/v1/responses"
 STREAM = {"model": "tiny", "input": "hi", "stream": True}
-MODEL_WORDS = '"sequence_number":70}'
 
 
 def event(kind: str, **fields: object) -> bytes:
@@ -20,12 +19,10 @@ def event(kind: str, **fields: object) -> bytes:
 
 
 START = event("response.created", response={"id": "r", "status": "in_progress"}, sequence_number=0)
-DELTA = event("response.output_text.delta", delta=MODEL_WORDS, sequence_number=7)
+DELTA = event("response.output_text.delta", delta='"sequence_number":70}', sequence_number=7)
 
 
-async def after_start(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.chunk(START + DELTA)
+after_start = streams(START + DELTA, end=None)
 
 
 async def breaks_off(call: EngineCall) -> None:
@@ -39,10 +36,7 @@ async def breaks_off_in_an_event(call: EngineCall) -> None:
     raise HangUp
 
 
-async def breaks_off_without_numbers(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.chunk(event("response.output_text.delta"))
-    raise HangUp
+breaks_off_without_numbers = streams(event("response.output_text.delta"), end=hang_up)
 
 
 async def falls_silent(call: EngineCall) -> None:

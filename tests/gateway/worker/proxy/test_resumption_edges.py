@@ -30,8 +30,7 @@ async def test_engine_that_resumes_a_stream_is_not_blamed_for_a_client_that_neve
         while True:
             await call.event({"id": "x", **token("x" * 100_000)})
 
-    limits = Limits(stream_idle_seconds=1.5)
-    async with gateway_of(script, script, limits=limits) as (running, *_):
+    async with gateway_of(script, script, limits=Limits(stream_idle_seconds=1.5)) as (running, *_):
         connection = await RawConnection.connect(running.url)
         connection.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket transport has it
         await connection.send(post_request(STREAM))
@@ -43,8 +42,7 @@ async def test_engine_that_resumes_a_stream_is_not_blamed_for_a_client_that_neve
         assert logged.outcome.client_disconnected
         assert logged.outcome.error == "client-gone"
         breaker = running.gateway.stack.failures.outlier_detector
-        failures = breaker._records[logged.records[-1].decision.chosen or ""].consecutive_failures
-        assert not failures
+        assert not breaker._records[logged.records[-1].decision.chosen or ""].consecutive_failures
         connection.writer.transport.abort()
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from fairlead.limits import Limits
-from fairlead_testing.engines.scripted import EngineCall, HangUp
+from fairlead_testing.engines.scripted import EngineCall, HangUp, streams
 from fairlead_testing.gateway.running_gateway import gateway_before
 from fairlead_testing.http.raw_client import RawConnection, post_request, send
 
@@ -99,13 +99,8 @@ async def test_client_that_leaves_during_the_opening_ends_the_attempt() -> None:
 
 
 async def test_answer_that_ends_after_its_opening_passes_as_it_is() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        await call.chunk(CREATED)
-        await call.chunk(b"")
-
     path, body = RESPONSES
-    async with gateway_before([script] * 2) as running:
+    async with gateway_before([streams(CREATED, b"", end=None)] * 2) as running:
         (answer,) = await send(running.url, post_request(body, path=path))
     assert (answer.status, answer.body) == (200, CREATED)
 

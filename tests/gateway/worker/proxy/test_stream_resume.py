@@ -16,7 +16,17 @@ from fairlead_gateway.ipc.messages import TimingEvent, TimingEventKind, TimingEv
 from fairlead_gateway.worker.proxy.continuation import SentText, SentTextMemory, splice_events
 from fairlead_gateway.worker.reporting.reporters import Reporters, TimingReporter
 from fairlead_testing.engines.disaggregated import engine_processes
-from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, event, role, scripted_engine, token, usage
+from fairlead_testing.engines.scripted import (
+    EngineCall,
+    HangUp,
+    Script,
+    event,
+    role,
+    scripted_engine,
+    streams,
+    token,
+    usage,
+)
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 from fairlead_testing.waiting import wait_until
@@ -164,8 +174,7 @@ async def test_each_engine_of_a_resumed_stream_is_credited_with_its_own_tokens()
     reporter = TimingReporter(sender, asyncio.get_running_loop(), Limits(timing_report_seconds=0.01))
     script = breaks_then_goes_on(calls)
     async with gateway_of(script, script, reporters=Reporters(timings=reporter)) as (running, *_):
-        answer = await request(running.url, CHAT)
-        assert answer.events[-1] == "[DONE]"
+        assert (await request(running.url, CHAT)).events[-1] == "[DONE]"
         await wait_until(lambda: bool(sender.events) and sender.events[-1].kind == TimingEventKind.FINISHED)
         logged = running.gateway.decisions.latest(1)[0]
     broken, resumed = (record.decision.chosen for record in logged.records)
@@ -194,11 +203,7 @@ async def test_each_engine_of_a_resumed_stream_is_credited_with_its_own_tokens()
 async def test_only_tokens_with_steps_of_their_own_teach_the_speed_of_an_engine(
     fields: dict[str, object], output: int, kind: TimingEventKind
 ) -> None:
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        for sent in (role(), token("a"), token("b", "stop"), usage(7, 0, output)):
-            await call.event(sent)
-        await call.finish()
+    script = streams(role(), token("a"), token("b", "stop"), usage(7, 0, output))
 
     sender = RecordingSender()
     reporter = TimingReporter(sender, asyncio.get_running_loop(), Limits(timing_report_seconds=0.01))
@@ -320,8 +325,7 @@ async def test_a_seed_allows_it_too() -> None:
     met: list[EngineCall] = []
     script = breaks_then_goes_on(met)
     async with gateway_of(script, script) as (running, *_):
-        answer = await request(running.url, {**CHAT, "temperature": 0.7, "seed": 3})
-        assert answer.events[-1] == "[DONE]"
+        assert (await request(running.url, {**CHAT, "temperature": 0.7, "seed": 3})).events[-1] == "[DONE]"
 
 
 async def test_resumed_stream_that_breaks_again_ends_with_an_error_at_no_third_engine() -> None:

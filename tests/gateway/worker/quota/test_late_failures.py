@@ -8,7 +8,7 @@ import pytest
 
 from fairlead.fleet.model import TokenPrice
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
-from fairlead_testing.engines.scripted import EngineCall, Script, silent, token, usage
+from fairlead_testing.engines.scripted import EngineCall, Script, responds, silent, streams, token, usage
 from fairlead_testing.gateway.limited_gateway import QUICK_LIMITS, LimitedGateway, answer, limited_gateway
 from fairlead_testing.waiting import wait_until
 
@@ -79,17 +79,9 @@ async def test_a_stream_that_its_engine_fails_is_refunded(error: dict[str, objec
 @pytest.mark.parametrize("tokens", [0, 5])
 async def test_an_event_that_the_client_made_too_long_is_paid(tokens: int) -> None:
     """Log probabilities, token ids and tools make an event as long as a client wants."""
-
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        for _ in range(tokens):
-            await call.event(token("a"))
-        await call.event({**token("b"), "prompt_token_ids": [12_345] * 200_000})
-        await call.wait_closed()
-
+    script = streams(*[token("a")] * tokens, {**token("b"), "prompt_token_ids": [12_345] * 200_000}, end=silent)
     async with limited_gateway(script, [_ACME]) as gateway:
-        answered = await _post(gateway, stream=True, n=2)
-        assert answered.status_code == (200 if tokens else 502)
+        assert (await _post(gateway, stream=True, n=2)).status_code == (200 if tokens else 502)
         prompt, output = await _used(gateway)
         assert prompt > 0
         assert output == tokens
@@ -97,13 +89,7 @@ async def test_an_event_that_the_client_made_too_long_is_paid(tokens: int) -> No
 
 
 async def test_a_stream_that_outlasts_its_own_timeout_pays_for_its_tokens() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        for text in "abc":
-            await call.event(token(text))
-        await call.wait_closed()
-
-    async with limited_gateway(script, [_ACME]) as gateway:
+    async with limited_gateway(streams(*[token(text) for text in "abc"], end=silent), [_ACME]) as gateway:
         await _post(gateway, timeout="1s", stream=True)
         prompt, output = await _used(gateway)
         assert prompt > 0
@@ -130,13 +116,11 @@ async def test_impossible_counts_of_an_engine_stop_no_limits_of_others() -> None
 
     cost = Limit(LimitUnit.COST, 10**15, Window.MONTH)
     tenants = [Tenant("acme", limits=(cost,)), Tenant("zeta", limits=(cost, _OUTPUT))]
-    price = TokenPrice(10**9, 10**9, 10**9)
-    async with limited_gateway(script, tenants, price=price) as gateway:
+    async with limited_gateway(script, tenants, price=TokenPrice(10**9, 10**9, 10**9)) as gateway:
         gateway.service.start()
         await asyncio.gather(*(_post(gateway, user="acme") for _ in range(30)))
         for _ in range(3):
-            sent = await _post(gateway, user="acme")
-            assert sent.status_code == 429
+            assert (await _post(gateway, user="acme")).status_code == 429
             url, headers = f"{gateway.running.url}/v1/chat/completions", {"authorization": "Bearer zeta"}
             chat = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "user": "zeta"}
             assert (await gateway.client.post(url, json=chat, headers=headers)).status_code == 200
@@ -144,14 +128,8 @@ async def test_impossible_counts_of_an_engine_stop_no_limits_of_others() -> None
 
 
 async def test_strict_limits_charge_no_more_than_was_reserved() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        for text in "abcdefgh":
-            await call.event(token(text))
-        await call.wait_closed()
-
     tenant = Tenant("acme", limits=(_INPUT, _OUTPUT), enforcement=Enforcement.STRICT)
-    async with limited_gateway(script, [tenant]) as gateway:
+    async with limited_gateway(streams(*[token(text) for text in "abcdefgh"], end=silent), [tenant]) as gateway:
         gateway.service.start()
         await asyncio.sleep(0)
         async with asyncio.timeout(20):
@@ -182,12 +160,7 @@ async def test_events_of_several_tokens_are_charged_as_such() -> None:
 
 
 async def test_usage_that_the_engine_reports_in_each_event_is_charged() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        for count in (4, 8):
-            await call.event(token("word") | {"usage": usage(7, 0, count)["usage"]})
-        await call.wait_closed()
-
+    script = streams(*[token("word") | {"usage": usage(7, 0, count)["usage"]} for count in (4, 8)], end=silent)
     async with limited_gateway(script, [_ACME]) as gateway:
         options = {"continuous_usage_stats": True, "include_usage": True}
         await _post(gateway, timeout="1s", stream=True, stream_options=options)
@@ -201,8 +174,7 @@ async def test_continuous_counts_alone_are_asked_for_with_the_last_one() -> None
     async def script(call: EngineCall) -> None:
         calls.append(call)
         await call.start_stream()
-        counts = {"usage": usage(7, 0, 1)["usage"]}
-        await call.event(token("word", "stop") | counts)
+        await call.event(token("word", "stop") | {"usage": usage(7, 0, 1)["usage"]})
         if call.json["stream_options"].get("include_usage"):
             await call.event(usage(7, 0, 1))
         await call.finish()
@@ -216,9 +188,6 @@ async def test_continuous_counts_alone_are_asked_for_with_the_last_one() -> None
 
 
 async def test_an_answer_in_time_pays_what_its_engine_reported() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.respond(answer(prompt=9, output=4))
-
-    async with limited_gateway(script, [_ACME]) as gateway:
+    async with limited_gateway(responds(answer(prompt=9, output=4)), [_ACME]) as gateway:
         await _post(gateway, timeout="20s")
         assert await _used(gateway) == (9, 4)

@@ -22,7 +22,7 @@ from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.quota.reservation import Amounts
 from fairlead_gateway.worker.quota.tenant_limits import QuotaLink, TenantLimits, Waiter
 from fairlead_gateway.worker.runtime import WorkerRuntime
-from fairlead_testing.engines.scripted import EngineCall, HangUp, token, usage
+from fairlead_testing.engines.scripted import EngineCall, HangUp, responds, silent, streams, token, usage
 from fairlead_testing.gateway.limited_gateway import LimitedGateway, answer, limited_gateway
 from fairlead_testing.simulated.event_loop import running_clock
 from fairlead_testing.waiting import wait_until
@@ -32,7 +32,6 @@ pytestmark = pytest.mark.simulated
 _REQUESTS = Limit(LimitUnit.REQUESTS, 3, Window.DAY)
 _TOKENS = Limit(LimitUnit.TOKENS, 100_000, Window.DAY)
 _COST = Limit(LimitUnit.COST, 1_000_000, Window.MONTH)
-_CONCURRENCY = Limit(LimitUnit.CONCURRENCY, 1)
 _BY_ENFORCEMENT = {"strict": Enforcement.STRICT, "estimated": Enforcement.ESTIMATED}
 _SLOW = dataclasses.replace(Limits(), quota_report_seconds=3_600.0, quota_renew_seconds=3_600.0)
 _QUICK = dataclasses.replace(Limits(), quota_report_seconds=0.02, quota_renew_seconds=0.05)
@@ -52,16 +51,14 @@ class _RecordingStore(MemoryLimitStore):
         return await super().apply(exchanges)
 
 
-async def _answer(call: EngineCall) -> None:
-    await call.respond(answer())
+_answer = responds(answer())
 
 
 async def test_a_request_beyond_the_limit_gets_429_with_the_headers_of_openai() -> None:
     async with limited_gateway(_answer, [Tenant("acme", limits=(_REQUESTS,))]) as gateway:
         answers = [await gateway.chat("acme") for _ in range(4)]
         assert [one.status_code for one in answers] == [200, 200, 200, 429]
-        remaining = [one.headers["x-ratelimit-remaining-requests"] for one in answers]
-        assert remaining == ["2", "1", "0", "0"]
+        assert [one.headers["x-ratelimit-remaining-requests"] for one in answers] == ["2", "1", "0", "0"]
         refused = answers[-1]
         error = refused.json()["error"]
         assert error["code"] == "rate_limit_exceeded"
@@ -146,11 +143,10 @@ async def test_tokens_are_settled_with_what_the_engine_reported() -> None:
 
 
 async def test_cached_tokens_cost_less() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.respond(answer(prompt=100, cached=60, output=10))
-
     tenants = [Tenant("acme", limits=(_COST,))]
-    async with limited_gateway(script, tenants, price=TokenPrice(10, 1, 20)) as gateway:
+    async with limited_gateway(
+        responds(answer(prompt=100, cached=60, output=10)), tenants, price=TokenPrice(10, 1, 20)
+    ) as gateway:
         await gateway.chat("acme", max_tokens=10)
         assert gateway.used("acme", _COST.id) == 40 * 10 + 60 * 1 + 10 * 20
 
@@ -177,10 +173,9 @@ async def test_a_soft_budget_refuses_nothing_and_is_counted() -> None:
 
 
 async def test_a_failed_request_costs_nothing() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.respond({"error": {"message": "no"}}, "400 Bad Request")
-
-    async with limited_gateway(script, [Tenant("acme", limits=(_REQUESTS, _TOKENS))]) as gateway:
+    async with limited_gateway(
+        responds({"error": {"message": "no"}}, "400 Bad Request"), [Tenant("acme", limits=(_REQUESTS, _TOKENS))]
+    ) as gateway:
         assert (await gateway.chat("acme")).status_code == 400
         assert gateway.used("acme", _REQUESTS.id) == 0
         assert gateway.used("acme", _TOKENS.id) == 0
@@ -205,26 +200,15 @@ async def test_a_retried_request_is_counted_once() -> None:
 
 
 async def test_a_stream_is_settled_at_its_end() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        for text in "abc":
-            await call.event(token(text))
-        await call.event(usage(9, 0, 3))
-        await call.finish()
-
+    script = streams(*[token(text) for text in "abc"], usage(9, 0, 3))
     async with limited_gateway(script, [Tenant("acme", limits=(_TOKENS,))]) as gateway:
-        answered = await gateway.chat("acme", stream=True)
-        assert answered.headers["x-ratelimit-limit-tokens"] == "100000"
+        assert (await gateway.chat("acme", stream=True)).headers["x-ratelimit-limit-tokens"] == "100000"
         await wait_until(lambda: gateway.busy("acme", _TOKENS.id) == 0)
         assert gateway.used("acme", _TOKENS.id) == 12
 
 
 async def test_a_client_that_disconnects_pays_the_prompt_and_the_tokens_until_then() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        await call.event(token("a"))
-        await call.event(token("b"))
-        await call.wait_closed()
+    script = streams(token("a"), token("b"), end=silent)
 
     limits = (Limit(LimitUnit.OUTPUT_TOKENS, 10_000, Window.DAY), Limit(LimitUnit.INPUT_TOKENS, 10_000, Window.DAY))
     async with limited_gateway(script, [Tenant("acme", limits=limits)]) as gateway:
@@ -248,7 +232,7 @@ async def test_concurrency_is_free_again_when_a_request_ends() -> None:
         await release.wait()
         await call.respond(answer())
 
-    async with limited_gateway(script, [Tenant("acme", limits=(_CONCURRENCY,))]) as gateway:
+    async with limited_gateway(script, [Tenant("acme", limits=(Limit(LimitUnit.CONCURRENCY, 1),))]) as gateway:
         first = asyncio.create_task(gateway.chat("acme"))
         await wait_until(lambda: len(gateway.calls) == 1)
         refused = await gateway.chat("acme")
@@ -306,8 +290,7 @@ async def test_strict_limits_have_no_large_body_searched_in_the_worker(
     tenants = [Tenant("acme", limits=limits, enforcement=Enforcement.STRICT)]
     async with limited_gateway(_answer, tenants) as gateway:
         url, headers = f"{gateway.running.url}{path}", {"authorization": "Bearer acme"}
-        fields = {"model": "tiny", "max_tokens": 9, **body}
-        content = json.dumps(fields).replace("Infinity", "1e400")
+        content = json.dumps({"model": "tiny", "max_tokens": 9, **body}).replace("Infinity", "1e400")
         headers["content-type"] = "application/json"
         assert (await gateway.client.post(url, content=content, headers=headers)).status_code == status
 
@@ -316,8 +299,7 @@ async def test_strict_limits_of_requests_take_images() -> None:
     part = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
     tenants = [Tenant("acme", limits=(_REQUESTS,), enforcement=Enforcement.STRICT)]
     async with limited_gateway(_answer, tenants) as gateway:
-        answered = await gateway.chat("acme", messages=[{"role": "user", "content": [part]}])
-        assert answered.status_code == 200
+        assert (await gateway.chat("acme", messages=[{"role": "user", "content": [part]}])).status_code == 200
 
 
 async def test_strict_limits_count_every_answer_before_it_starts() -> None:
@@ -346,12 +328,11 @@ async def test_a_tenant_with_limits_of_tokens_may_not_use_paths_without_counts()
     "path", ["/v1/messages/count_tokens", "/v1/messages/count_tokens/", "/tokenize", "/detokenize", "/v1/tokenize"]
 )
 async def test_tokens_are_counted_for_clients_at_no_cost(path: str, enforcement: Enforcement) -> None:
-    async def counts(call: EngineCall) -> None:
-        await call.respond({"input_tokens": 25, "count": 25, "tokens": []})
-
     limits = (_REQUESTS, Limit(LimitUnit.TOKENS, 10, Window.DAY), Limit(LimitUnit.COST, 90, Window.DAY))
     tenant = Tenant("acme", limits=limits, enforcement=enforcement, may_use_other_paths=False)
-    async with limited_gateway(counts, [tenant], price=TokenPrice(9, 9, 9)) as gateway:
+    async with limited_gateway(
+        responds({"input_tokens": 25, "count": 25, "tokens": []}), [tenant], price=TokenPrice(9, 9, 9)
+    ) as gateway:
         body = {"model": "tiny", "messages": [{"role": "user", "content": "hi " * 50}]}
         url, headers = f"{gateway.running.url}{path}", {"authorization": "Bearer acme"}
         for _ in range(_REQUESTS.amount):
@@ -363,8 +344,7 @@ async def test_tokens_are_counted_for_clients_at_no_cost(path: str, enforcement:
 
 
 async def test_other_tenants_and_keys_are_not_limited() -> None:
-    only_ci = Limit(LimitUnit.REQUESTS, 1, Window.DAY, key="ci")
-    tenants = [Tenant("acme", limits=(only_ci,)), Tenant("free")]
+    tenants = [Tenant("acme", limits=(Limit(LimitUnit.REQUESTS, 1, Window.DAY, key="ci"),)), Tenant("free")]
     async with limited_gateway(_answer, tenants) as gateway:
         for tenant in ("acme", "free"):
             answers = [await gateway.chat(tenant) for _ in range(3)]

@@ -8,7 +8,7 @@ import pytest
 from fairlead.fleet.model import TokenPrice
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_gateway.worker.upstream.usage import PassedUsage, counts_of_long_answer
-from fairlead_testing.engines.scripted import EngineCall
+from fairlead_testing.engines.scripted import EngineCall, responds, silent, streams
 from fairlead_testing.gateway.limited_gateway import LimitedGateway, limited_gateway
 from fairlead_testing.waiting import wait_until
 
@@ -91,8 +91,7 @@ async def test_tokens_of_passed_on_answers_are_counted(path: str, ends: list[str
     price = TokenPrice(input=1_000, cached_input=10, output=2_000)
     async with limited_gateway(script, [_tenant(_INPUT, _OUTPUT, _COST)], price=price) as gateway:
         for count, end in enumerate(ends, 1):
-            answered = await _post(gateway, path, stream=bool(end), user=end)
-            assert answered.status_code == 200
+            assert (await _post(gateway, path, stream=bool(end), user=end)).status_code == 200
             assert gateway.used("acme", _INPUT.id) == 1000 * count
             assert gateway.used("acme", _OUTPUT.id) == 30 * count
             assert gateway.used("acme", _COST.id) == (200 * 1_000 + 800 * 10 + 30 * 2_000) * count
@@ -100,12 +99,7 @@ async def test_tokens_of_passed_on_answers_are_counted(path: str, ends: list[str
 
 @pytest.mark.parametrize("path", list(_BODIES))
 async def test_a_client_who_leaves_pays_the_prompt_and_what_was_computed(path: str) -> None:
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        for event in _events(path, "none")[:3]:
-            await call.chunk(event)
-        await call.wait_closed()
-
+    script = streams(*_events(path, "none")[:3], end=silent)
     async with limited_gateway(script, [_tenant(_INPUT, _OUTPUT)]) as gateway:
         headers = {"authorization": "Bearer acme"}
         url, body = f"{gateway.running.url}{path}", {**_BODIES[path], "stream": True}
@@ -121,10 +115,9 @@ async def test_a_client_who_leaves_pays_the_prompt_and_what_was_computed(path: s
 
 @pytest.mark.parametrize("path", list(_BODIES))
 async def test_answers_without_usage_pay_as_expected(path: str) -> None:
-    async def script(call: EngineCall) -> None:
-        await call.respond({"id": "x", "status": "queued", "usage": None})
-
-    async with limited_gateway(script, [_tenant(_INPUT, _OUTPUT)]) as gateway:
+    async with limited_gateway(
+        responds({"id": "x", "status": "queued", "usage": None}), [_tenant(_INPUT, _OUTPUT)]
+    ) as gateway:
         assert (await _post(gateway, path)).status_code == 200
         assert gateway.used("acme", _INPUT.id) > 1
         assert gateway.used("acme", _OUTPUT.id) == 50
@@ -150,10 +143,9 @@ async def test_answers_without_usage_pay_as_expected(path: str) -> None:
     ],
 )
 async def test_strict_limits_take_only_requests_with_a_bound(path: str, fields: dict[str, Any], named: str) -> None:
-    async def script(call: EngineCall) -> None:
-        await call.respond({"id": "x", "usage": _USAGES[path]})
-
-    async with limited_gateway(script, [_tenant(_INPUT, _OUTPUT, enforcement=Enforcement.STRICT)]) as gateway:
+    async with limited_gateway(
+        responds({"id": "x", "usage": _USAGES[path]}), [_tenant(_INPUT, _OUTPUT, enforcement=Enforcement.STRICT)]
+    ) as gateway:
         answered = await _post(gateway, path, **fields)
         assert answered.status_code == (400 if named else 200)
         if named:

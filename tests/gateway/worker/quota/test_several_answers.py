@@ -8,7 +8,7 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
-from fairlead_testing.engines.scripted import EngineCall, usage
+from fairlead_testing.engines.scripted import EngineCall, responds, usage
 from fairlead_testing.gateway.limited_gateway import LimitedGateway, limited_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.waiting import wait_until
@@ -29,8 +29,7 @@ _CASES = [
 ]
 
 
-async def _answer(call: EngineCall) -> None:
-    await call.respond({**usage(3, 0, 77), "id": "x", "object": "text_completion", "choices": []})
+_answer = responds({**usage(3, 0, 77), "id": "x", "object": "text_completion", "choices": []})
 
 
 async def _post(gateway: LimitedGateway, path: str, body: dict[str, Any]) -> int:

@@ -14,7 +14,7 @@ from fairlead.tenants.model import Tenant, Tier
 from fairlead_gateway.ipc.messages import UsageRow, UsageRows
 from fairlead_gateway.worker.reporting.reporters import Reporters, UsageReporter
 from fairlead_sim.runtime.settings import EngineSettings
-from fairlead_testing.engines.scripted import EngineCall, Script
+from fairlead_testing.engines.scripted import EngineCall, Script, responds, silent, streams
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, gateway_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
@@ -73,20 +73,14 @@ async def post(running: RunningGateway, body: object = CHAT) -> RawResponse:
 
 
 async def test_row_has_the_engines_tokens_and_the_caller() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.respond(ANSWER)
-
-    (row,) = await rows_of(post, script)
+    (row,) = await rows_of(post, responds(ANSWER))
     assert (row.tenant, row.key, row.tier, row.model) == ("acme", "acme", "Interactive", "default/tiny")
     assert (row.instance, row.pool, row.status) == ("e-0/0/0", "main", 200)
     assert (row.input_tokens, row.cached_tokens, row.output_tokens, row.is_estimated) == (9, 3, 4, False)
 
 
 async def test_failed_request_used_nothing() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.respond({"error": {"message": "no", "code": 400}, "usage": USAGE}, "400 Bad Request")
-
-    (row,) = await rows_of(post, script)
+    (row,) = await rows_of(post, responds({"error": {"message": "no", "code": 400}, "usage": USAGE}, "400 Bad Request"))
     assert (row.status, row.input_tokens, row.output_tokens, row.is_estimated) == (400, 0, 0, False)
 
 
@@ -102,21 +96,12 @@ async def test_stream_that_breaks_is_a_failure_that_used_nothing() -> None:
 
 
 async def test_answer_without_usage_is_an_estimate() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.respond({"id": "x", "choices": [{"index": 0, "message": {"content": "hi"}}]})
-
-    (row,) = await rows_of(post, script)
+    (row,) = await rows_of(post, responds({"id": "x", "choices": [{"index": 0, "message": {"content": "hi"}}]}))
     assert (row.status, row.is_estimated) == (200, True)
     assert row.input_tokens > 0
 
 
 async def test_client_that_disconnects_has_used_what_it_was_sent() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        for _ in range(3):
-            await call.event({"choices": [{"index": 0, "delta": {"content": "a"}}]})
-        await call.wait_closed()
-
     async def use(running: RunningGateway) -> None:
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request({**CHAT, "stream": True}, more=authorization("acme")))
@@ -125,23 +110,19 @@ async def test_client_that_disconnects_has_used_what_it_was_sent() -> None:
             data += await connection.reader.read(65_536)
         await connection.close()
 
-    (row,) = await rows_of(use, script)
+    (row,) = await rows_of(use, streams(*[{"choices": [{"index": 0, "delta": {"content": "a"}}]}] * 3, end=silent))
     assert (row.status, row.output_tokens, row.is_estimated) == (499, 3, True)
     assert row.input_tokens > 0
 
 
 async def test_rows_beyond_the_bound_are_counted() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.respond(ANSWER)
-
     async def use(running: RunningGateway) -> None:
         for _ in range(3):
             await post(running)
 
     sent = Sent()
-    limits = Limits(usage_report_seconds=60.0, usage_rows=2)
-    reporter = UsageReporter(sent, asyncio.get_running_loop(), limits)
-    async with gateway_before(script, reporter) as running:
+    reporter = UsageReporter(sent, asyncio.get_running_loop(), Limits(usage_report_seconds=60.0, usage_rows=2))
+    async with gateway_before(responds(ANSWER), reporter) as running:
         await use(running)
     reporter.flush()
     assert (len(sent.rows), sent.dropped) == (2, 1)

@@ -15,10 +15,12 @@ from fairlead_gateway.worker.upstream.connection import activity_key
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.engines.scripted import (
     EngineCall,
-    HangUp,
     Script,
+    hang_up,
+    responds,
     scripted_engine,
     silent_after_token,
+    streams,
     token,
     well_behaved,
 )
@@ -31,7 +33,6 @@ from fairlead_testing.gateway.running_gateway import (
     running_gateway,
 )
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
-from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
@@ -50,29 +51,18 @@ def health(running: RunningGateway, instance: str) -> HealthState:
     return running.gateway.stack.failures.describe(instance)[0]
 
 
-async def answers_500(call: EngineCall) -> None:
-    await call.respond({"error": {"message": "broken", "code": 500}}, "500 Internal Server Error")
+answers_500 = responds({"error": {"message": "broken", "code": 500}}, "500 Internal Server Error")
+full = responds({"error": {"message": "full", "code": 503}}, "503 Service Unavailable")
 
 
-async def full(call: EngineCall) -> None:
-    await call.respond({"error": {"message": "full", "code": 503}}, "503 Service Unavailable")
-
-
-async def breaks_off(call: EngineCall) -> None:
-    raise HangUp
-
-
-async def breaks_streams(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.event(token("a"))
-    raise HangUp
+breaks_streams = streams(token("a"), end=hang_up)
 
 
 async def nonsense(call: EngineCall) -> None:
     await call.send(b"\x00\x01 this is not HTTP\r\n\r\n")
 
 
-@pytest.mark.parametrize("fault", [answers_500, breaks_off, breaks_streams, nonsense])
+@pytest.mark.parametrize("fault", [answers_500, hang_up, breaks_streams, nonsense])
 async def test_an_engine_that_fails_sits_out_and_every_place_says_why(fault: Script) -> None:
     async with gateway_of(fault, well_behaved, limits=LONG) as (running, bad, _good):
         number = 0
@@ -161,36 +151,32 @@ async def test_half_a_fleet_that_is_gone_sits_out_and_the_other_half_serves_ever
             assert HealthState.HEALTHY not in states[:2]
 
 
-def test_an_engine_that_is_well_again_is_probed_and_gets_its_share_back() -> None:
+async def test_an_engine_that_is_well_again_is_probed_and_gets_its_share_back() -> None:
     ill = True
 
     async def script(call: EngineCall) -> None:
-        await (breaks_off if ill else well_behaved)(call)
+        await (hang_up if ill else well_behaved)(call)
 
-    async def main() -> None:
-        nonlocal ill
-        async with gateway_of(script, well_behaved, limits=SOON) as (running, *_):
-            number = 0
+    async with gateway_of(script, well_behaved, limits=SOON) as (running, *_):
+        number = 0
 
-            async def is_in_state(state: HealthState) -> bool:
-                nonlocal number
-                number += 1
-                assert (await request(running.url, said(number))).status == 200
-                return health(running, "e-0/0/0") is state
+        async def is_in_state(state: HealthState) -> bool:
+            nonlocal number
+            number += 1
+            assert (await request(running.url, said(number))).status == 200
+            return health(running, "e-0/0/0") is state
 
-            await wait_until(lambda: is_in_state(HealthState.EJECTED))
-            ill = False
-            await wait_until(lambda: is_in_state(HealthState.HEALTHY))
+        await wait_until(lambda: is_in_state(HealthState.EJECTED))
+        ill = False
+        await wait_until(lambda: is_in_state(HealthState.HEALTHY))
 
-            async def served() -> bool:
-                return (await request(running.url, said(number))).fields["x-fairlead-instance"] == "e-0/0/0" or (
-                    await is_in_state(HealthState.EJECTED)
-                )
+        async def served() -> bool:
+            return (await request(running.url, said(number))).fields["x-fairlead-instance"] == "e-0/0/0" or (
+                await is_in_state(HealthState.EJECTED)
+            )
 
-            await wait_until(served)
-            assert health(running, "e-0/0/0") is HealthState.HEALTHY
-
-    run_async(main())
+        await wait_until(served)
+        assert health(running, "e-0/0/0") is HealthState.HEALTHY
 
 
 @pytest.mark.sockets
@@ -207,8 +193,7 @@ async def test_hung_engine_is_found_by_its_silence_and_its_requests_are_retried(
         running_gateway(fleet_of([one.url for one in engines]), limits) as running,
     ):
         used = (await request(running.url, STREAM)).fields["x-fairlead-instance"]
-        hung = engines[int(used[2])]
-        hung.send(signal.SIGSTOP)
+        engines[int(used[2])].send(signal.SIGSTOP)
         number = 0
         while health(running, used) is HealthState.HEALTHY:
             body = STREAM | {"messages": said(number)["messages"]}
@@ -255,8 +240,7 @@ async def test_an_engine_that_speaks_to_others_is_slow_and_not_hung() -> None:
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request(STREAM))
         await connection.reader.readuntil(b"first")
-        slow = STREAM | {"messages": [{"role": "user", "content": "slow"}]}
-        answer = await request(running.url, slow)
+        answer = await request(running.url, STREAM | {"messages": [{"role": "user", "content": "slow"}]})
         assert answer.events[-1] == "[DONE]"
         assert answer.fields["x-fairlead-reason"] != "retry-1"
         await connection.close()

@@ -17,7 +17,7 @@ from fairlead_gateway.worker.api_keys import GatewaySecrets
 from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.resilience.outlier_detection import EjectionRecord, FaultSource
 from fairlead_gateway.worker.runtime import WorkerRuntime
-from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine, scripted_engine, silent
+from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine, responds, scripted_engine, silent
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
 from fairlead_testing.waiting import wait_until
 
@@ -27,8 +27,7 @@ LIMITS = Limits(ejection_probe_after_seconds=10.0, ejection_probe_interval_secon
 HUNG, OTHER = "e-0/0/0", "e-1/1/0"
 
 
-async def answers(call: EngineCall) -> None:
-    await call.respond({"object": "text_completion", "choices": [{"index": 0, "text": "x"}]})
+answers = responds({"object": "text_completion", "choices": [{"index": 0, "text": "x"}]})
 
 
 class ProberFixture:
@@ -145,10 +144,10 @@ async def test_answered_probe_ends_the_record_and_the_instance_warms_up() -> Non
     ],
 )
 async def test_only_server_errors_count_as_failed_probes_and_load_does_not(status: str, failed_probes: int) -> None:
-    async def fails(call: EngineCall) -> None:
-        await call.respond({"error": {"message": "no"}}, status)
-
-    async with prober(fails, Limits(ejection_probe_after_seconds=10.0)) as (fixture, _):
+    async with prober(responds({"error": {"message": "no"}}, status), Limits(ejection_probe_after_seconds=10.0)) as (
+        fixture,
+        _,
+    ):
         fixture.poll_at(10.0)
         await fixture.wait_probe_ended()
         assert fixture.record is not None
@@ -156,10 +155,9 @@ async def test_only_server_errors_count_as_failed_probes_and_load_does_not(statu
 
 
 async def test_requests_that_an_engine_fails_do_not_make_it_hang_where_no_probe_suits() -> None:
-    async def has_no_completions(call: EngineCall) -> None:
-        await call.respond({"error": {"message": "no"}}, "404 Not Found")
-
-    async with prober(has_no_completions, Limits(ejection_probe_after_seconds=10.0)) as (fixture, _):
+    async with prober(
+        responds({"error": {"message": "no"}}, "404 Not Found"), Limits(ejection_probe_after_seconds=10.0)
+    ) as (fixture, _):
         fixture.detector.ejection_records.end(HUNG)
         fixture.detector.ejection_records.begin(HUNG, ["status-500"], "3 status-500", 0.0)
         fixture.poll_at(10.0)

@@ -95,5 +95,4 @@ def _open_times(tree: ast.AST, scope: str) -> Iterator[str]:
 
 
 def test_every_time_that_may_be_open_has_a_reason() -> None:
-    found = {f"{name} {place}" for name, tree in _sources() for place in _open_times(tree, "")}
-    assert found == set(REASONS)
+    assert {f"{name} {place}" for name, tree in _sources() for place in _open_times(tree, "")} == set(REASONS)

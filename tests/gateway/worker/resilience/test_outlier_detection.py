@@ -79,8 +79,7 @@ def test_after_its_pause_one_request_probes_and_an_answer_lets_it_warm_up() -> N
         HealthState.WARMING,
         "warming up (10% of its share) after an ejection: 3 timeouts",
     )
-    allowed = sum(not one.ejected(FOUR, 10.3) for _ in range(100))
-    assert allowed == 50
+    assert sum(not one.ejected(FOUR, 10.3) for _ in range(100)) == 50
     assert one.ejected(FOUR, 15.4) == {}
     assert one.health("a", 15.4) == (HealthState.HEALTHY, "")
 
@@ -142,8 +141,7 @@ def test_whatever_happens_half_of_the_ready_ones_may_be_used_and_all_come_back(
             one.on_dispatch(instance)
         elif what == "unknown":
             one.on_inconclusive(instance)
-        ejections = sum(one.health(item, now)[0] is HealthState.EJECTED for item in ready)
-        assert ejections <= count / 2
+        assert sum(one.health(item, now)[0] is HealthState.EJECTED for item in ready) <= count / 2
         assert len(one.ejected(ready, now)) < count
     for _ in range(3):
         now += 200.0

@@ -81,8 +81,7 @@ async def _seconds_of(running: RunningGateway, body: object, path: str = "/v1/ch
 
 @pytest.mark.parametrize(("path", "body"), BODIES)
 async def test_a_hung_engine_is_left_whatever_the_request_says_of_its_length(path: str, body: dict[str, Any]) -> None:
-    scene = TwoEngines()
-    async with scene.running() as running:
+    async with TwoEngines().running() as running:
         assert FLOOR <= await _seconds_of(running, body, path) < 1.5 * FLOOR
 
 
@@ -94,14 +93,12 @@ async def test_a_hung_engine_is_ejected_by_plain_requests_alone() -> None:
         assert max(seconds) < 4 * FLOOR
         assert scene.silent is not None
         index = scene.engines.index(scene.silent)
-        name = f"e-{index}/{index}/0"
-        assert running.gateway.stack.failures.describe(name)[0] is HealthState.EJECTED
+        assert running.gateway.stack.failures.describe(f"e-{index}/{index}/0")[0] is HealthState.EJECTED
 
 
 @pytest.mark.parametrize("body", [PLAIN, LONG])
 async def test_an_engine_that_computes_is_waited_for(body: dict[str, Any]) -> None:
-    scene = TwoEngines(300.0, computes=True)
-    async with scene.running() as running:
+    async with TwoEngines(300.0, computes=True).running() as running:
         assert 300.0 <= await _seconds_of(running, body) < 301.0
 
 
@@ -130,8 +127,7 @@ async def test_an_engine_that_stops_in_the_middle_is_left() -> None:
 async def test_without_counters_an_answer_has_the_time_of_a_long_one(
     path: str, body: dict[str, Any], most: float
 ) -> None:
-    scene = TwoEngines()
-    async with scene.running(generated_tokens=None) as running:
+    async with TwoEngines().running(generated_tokens=None) as running:
         assert most <= await _seconds_of(running, body, path) < most + FLOOR
 
 

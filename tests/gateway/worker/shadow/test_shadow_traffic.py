@@ -14,7 +14,7 @@ from fairlead.fleet.model import Model, RequestPolicy, Role
 from fairlead.limits import Limits
 from fairlead.routes.model import FailureKind, Fallback, RequestRewrite, Route, RouteTarget, Shadow
 from fairlead.tenants.model import CacheSharing, Limit, LimitUnit, Tenant, Window
-from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token, usage
+from fairlead_testing.engines.scripted import EngineCall, HangUp, hang_up, responds, scripted_engine, token, usage
 from fairlead_testing.gateway.limited_gateway import limited_gateway
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
@@ -44,16 +44,8 @@ async def answer(call: EngineCall) -> None:
     await call.finish()
 
 
-async def fail(call: EngineCall) -> None:
-    await call.respond({"error": {"message": "oh", "type": "x", "code": 500}}, "500 Internal Server Error")
-
-
-async def overload(call: EngineCall) -> None:
-    await call.respond({"error": {"message": "full", "type": "x", "code": 503}}, "503 Service Unavailable")
-
-
-async def hang_up(call: EngineCall) -> None:
-    raise HangUp
+fail = responds({"error": {"message": "oh", "type": "x", "code": 500}}, "500 Internal Server Error")
+overload = responds({"error": {"message": "full", "type": "x", "code": 503}}, "503 Service Unavailable")
 
 
 class PausedAnswer:
@@ -167,8 +159,7 @@ async def test_decision_log_names_the_shadow_and_holds_no_copy() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_failing_shadow_changes_nothing_for_the_original(script: Script, outcome: str, stream: bool) -> None:
     async with shadowed(next=script) as (running, _):
-        found = await request(running.url, chat(stream=stream))
-        assert found.status == 200
+        assert (await request(running.url, chat(stream=stream))).status == 200
         await until_ended(running, outcome)
         if outcome == "failed":
             seen = await until_compared(running)
@@ -189,8 +180,7 @@ async def test_original_does_not_wait_for_its_copy() -> None:
 
 
 async def test_failed_original_is_compared_also_if_a_fallback_answers() -> None:
-    down = frozenset({FailureKind.UNAVAILABLE})
-    route = replace(ROUTE, fallbacks=(Fallback(NEXT, down),))
+    route = replace(ROUTE, fallbacks=(Fallback(NEXT, frozenset({FailureKind.UNAVAILABLE})),))
     async with shadowed(big=fail) as (running, _):
         assert (await request(running.url, chat())).status == 502
         seen = await until_compared(running)
@@ -217,8 +207,7 @@ async def test_copies_beyond_the_limit_are_not_made() -> None:
 
 
 async def test_only_a_share_of_conversations_is_copied_with_all_of_their_turns() -> None:
-    route = replace(ROUTE, shadow=Shadow(NEXT, 50))
-    async with shadowed(route) as (running, calls):
+    async with shadowed(replace(ROUTE, shadow=Shadow(NEXT, 50))) as (running, calls):
         for session in range(12):
             for _ in range(3):
                 await request(running.url, chat(), more=f"x-session-id: s{session}\r\n")
@@ -245,8 +234,7 @@ async def test_large_bodies_are_not_copied() -> None:
 
 
 async def test_request_that_goes_to_the_shadow_itself_is_not_copied() -> None:
-    route = replace(ROUTE, targets=(RouteTarget(NEXT), RouteTarget(BIG, 0)))
-    async with shadowed(route) as (running, calls):
+    async with shadowed(replace(ROUTE, targets=(RouteTarget(NEXT), RouteTarget(BIG, 0)))) as (running, calls):
         assert (await request(running.url, chat())).fields["x-fairlead-model"] == NEXT
         assert (copies(running), len(calls)) == ({}, 1)
 
@@ -342,8 +330,7 @@ async def test_limits_count_no_copy_and_a_refused_request_has_none() -> None:
 
 
 async def test_parameters_of_the_route_are_set_in_copies_too() -> None:
-    route = replace(ROUTE, rewrite=RequestRewrite(caps=(("max_tokens", 5),)))
-    async with shadowed(route) as (running, calls):
+    async with shadowed(replace(ROUTE, rewrite=RequestRewrite(caps=(("max_tokens", 5),)))) as (running, calls):
         await request(running.url, chat(max_tokens=50))
         await until_compared(running)
         assert [call.json["max_tokens"] for call in calls] == [5, 5]

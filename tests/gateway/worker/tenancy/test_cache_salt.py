@@ -41,8 +41,7 @@ def isolated(
         request = parse_request(path, data, fleet, Limits())
     else:
         request = parse_passthrough_request(head, data, fleet, Limits())
-    caller = None if tenant is None else Caller(tenant, "key")
-    http_request = HttpRequest(head, data, "r", 0.0, 0.0, caller)
+    http_request = HttpRequest(head, data, "r", 0.0, 0.0, None if tenant is None else Caller(tenant, "key"))
     return request, policies.build_route_request(request, http_request, "r")
 
 
@@ -87,8 +86,7 @@ def test_salt_is_the_only_change_of_the_body() -> None:
 
 @pytest.mark.parametrize("tenant", [None, OPEN])
 def test_no_salt_is_due_without_isolation(tenant: Tenant | None) -> None:
-    data = json.dumps(CHAT).encode()
-    request, route_request = isolated(tenant, data)
+    request, route_request = isolated(tenant, json.dumps(CHAT).encode())
     assert request.body is request.client_body
     assert route_request.chain.hashes == hashes_of(None, CHAT)
     own = CHAT | {"cache_salt": "mine"}
@@ -141,8 +139,7 @@ def test_tenants_of_a_group_share_and_others_do_not() -> None:
 
 
 def test_salt_follows_from_the_secret_and_the_name_alone() -> None:
-    changed = Tenant("acme", weight=7)
-    assert salt_of(changed, CHAT) == salt_of(ACME, CHAT, policies=TenantPolicies(b"secret"))
+    assert salt_of(Tenant("acme", weight=7), CHAT) == salt_of(ACME, CHAT, policies=TenantPolicies(b"secret"))
     assert salt_of(ACME, CHAT, policies=TenantPolicies(b"another secret")) != salt_of(ACME, CHAT)
 
 

@@ -51,8 +51,7 @@ async def test_affinity_of_a_tenant_is_its_own() -> None:
         engine_processes(4, "--speed", "50") as engines,
         running_gateway(fleet_of([engine.url for engine in engines]), api_keys=keys_of(ACME, ZETA)) as running,
     ):
-        router = running.gateway.stack.routers.serving.router("default/tiny")
-        assert router is not None
+        assert running.gateway.stack.routers.serving.router("default/tiny") is not None
         for tenant in (ACME, ZETA):
             await complete(running, tenant, session_id="chat-1")
             await complete(running, tenant, session_id="chat-1")
@@ -121,8 +120,7 @@ async def test_remote_prefill_has_the_salt_of_the_decode() -> None:
     producer, consumer = (killable_engine(*quick, "--kv-role", role) for role in ("kv_producer", "kv_consumer"))
     with producer as prefill, consumer as decode:
         fleet = DisaggregatedModel([prefill], [decode], "nixl").fleet()
-        limits = Limits(handoff_min_tokens=64)
-        async with running_gateway(fleet, limits, api_keys=keys_of(ACME, ZETA)) as running:
+        async with running_gateway(fleet, Limits(handoff_min_tokens=64), api_keys=keys_of(ACME, ZETA)) as running:
             outcomes = []
             for tenant in (ACME, ACME, ZETA):
                 path, more = "/v1/completions", authorization(tenant.name)

@@ -37,8 +37,7 @@ def test_a_name_that_only_a_hidden_model_has_is_free_in_the_view() -> None:
 
 
 def test_a_name_that_a_visible_model_has_stays_with_it() -> None:
-    owner = Model("theirs", "sql")
-    view = view_of(MINE, owner, only=frozenset({"mine/tiny", "theirs/sql"}))
+    view = view_of(MINE, Model("theirs", "sql"), only=frozenset({"mine/tiny", "theirs/sql"}))
     assert view.names["sql"].key == "theirs/sql"
     assert view.names["mine/sql"].adapter == HIDDEN
 
@@ -48,8 +47,7 @@ def test_a_route_with_the_key_of_a_base_that_is_hidden_stays_visible() -> None:
     visibility = ModelVisibility()
     route = Route("theirs", "big", (RouteTarget("mine/tiny"),))
     visibility.update_fleet(Fleet(models={"theirs/big": base, "mine/tiny": MINE}, routes={"theirs/big": route}))
-    caller = Caller(Tenant("acme", models=frozenset({"mine/tiny", "theirs/secret"})), "key")
-    view = visibility.of(caller)
+    view = visibility.of(Caller(Tenant("acme", models=frozenset({"mine/tiny", "theirs/secret"})), "key"))
     assert view.names["theirs/secret"].key == "theirs/big"
     assert view.fleet.resolve_model("theirs/big") is None
     assert view.fleet.resolve_route("theirs/big") == "theirs/big"

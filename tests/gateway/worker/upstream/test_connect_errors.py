@@ -22,7 +22,7 @@ from fairlead_gateway.worker.upstream.connection import (
     is_exhaustion,
 )
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
-from fairlead_testing.engines.scripted import EngineCall, scripted_engine, silent
+from fairlead_testing.engines.scripted import responds, scripted_engine, silent
 from fairlead_testing.gateway.running_gateway import (
     fleet_of,
     gateway_before,
@@ -74,15 +74,11 @@ def test_a_connect_that_fails_locally_is_answered_503_with_retry_after() -> None
 
 
 async def test_shortage_of_descriptors_ejects_no_engine_and_is_answered_503() -> None:
-    async def well(call: EngineCall) -> None:
-        await call.respond({"object": "chat.completion", "choices": [{"index": 0}]})
-
-    async with gateway_before([well] * 4) as running:
+    async with gateway_before([responds({"object": "chat.completion", "choices": [{"index": 0}]})] * 4) as running:
         client = await RawConnection.connect(running.url)
         with no_descriptors():
             for number in range(20):
-                text = f"{number} " * 300
-                body = {"model": "tiny", "messages": [{"role": "user", "content": text}]}
+                body = {"model": "tiny", "messages": [{"role": "user", "content": (f"{number} " * 300)}]}
                 await client.send(post_request(body, close=False))
                 answer = await client.read_response()
                 assert (answer.status, answer.error["code"]) == (503, "overloaded")

@@ -17,15 +17,16 @@ from fairlead_testing.engines.scripted import (
     HangUp,
     ScriptedEngine,
     event,
+    responds,
     scripted_engine,
     silent,
+    streams,
     token,
     usage,
     well_behaved,
 )
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, gateway_before, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request, send
-from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
@@ -41,7 +42,7 @@ async def test_an_engine_that_never_answers_is_given_up_at_its_deadline() -> Non
 
 
 @pytest.mark.parametrize("body", [GOOD, STREAM])
-def test_an_engine_that_says_nothing_and_listens_no_more_is_left_for_another(body: dict[str, object]) -> None:
+async def test_an_engine_that_says_nothing_and_listens_no_more_is_left_for_another(body: dict[str, object]) -> None:
     async def script(call: EngineCall) -> None:
         for one in engines:
             if one.calls and one.server is not None and one.calls[0] is call:
@@ -52,16 +53,12 @@ def test_an_engine_that_says_nothing_and_listens_no_more_is_left_for_another(bod
 
     engines: list[ScriptedEngine] = []
 
-    async def main() -> None:
-        async with scripted_engine(script) as one, scripted_engine(script) as two:
-            engines.extend((one, two))
-            limits = Limits(unresponsive_seconds=0.02)
-            async with running_gateway(fleet_of([one.url, two.url]), limits) as running:
-                answer = await request(running.url, body)
-                assert (answer.status, answer.fields["x-fairlead-reason"]) == (200, "retry-1")
-                assert running.gateway.telemetry.models[MODEL_KEY].retries_by_reason == {"gone": 1}
-
-    run_async(main())
+    async with scripted_engine(script) as one, scripted_engine(script) as two:
+        engines.extend((one, two))
+        async with running_gateway(fleet_of([one.url, two.url]), Limits(unresponsive_seconds=0.02)) as running:
+            answer = await request(running.url, body)
+            assert (answer.status, answer.fields["x-fairlead-reason"]) == (200, "retry-1")
+            assert running.gateway.telemetry.models[MODEL_KEY].retries_by_reason == {"gone": 1}
 
 
 class _RecordingSink(ResponseSink):
@@ -97,8 +94,7 @@ async def test_endless_trailer_of_an_engine_is_cut_before_it_fills_the_memory(st
 
     sent: list[int] = []
     async with gateway_before([script], Limits(response_head_bytes=2_000)) as running:
-        answer = await request(running.url, GOOD)
-        assert answer.status == 502
+        assert (await request(running.url, GOOD)).status == 502
         assert sum(sent) < 6_000_000
 
 
@@ -183,8 +179,7 @@ async def test_an_engine_that_says_nothing_and_listens_is_waited_for() -> None:
         nonlocal engine
         async with scripted_engine(script) as engine:  # noqa: SIM117
             async with running_gateway(fleet_of([engine.url]), Limits(unresponsive_seconds=0.02)) as running:
-                answer = await request(running.url, STREAM)
-                assert answer.events[-1] == "[DONE]"
+                assert (await request(running.url, STREAM)).events[-1] == "[DONE]"
                 assert len(engine.calls) == 1
 
     engine = ScriptedEngine()
@@ -311,8 +306,7 @@ async def test_a_second_answer_that_nobody_asked_for_reaches_nobody() -> None:
 
 @pytest.mark.parametrize("complete", [True, False])
 async def test_long_plain_response_passes_through_and_cannot_look_complete_when_cut(complete: bool) -> None:
-    size = 3_000_000
-    body = b'{"data":"' + b"x" * size + b'","usage":{"prompt_tokens":5}}'
+    body = b'{"data":"' + b"x" * 3_000_000 + b'","usage":{"prompt_tokens":5}}'
 
     async def script(call: EngineCall) -> None:
         head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -332,11 +326,12 @@ async def test_long_plain_response_passes_through_and_cannot_look_complete_when_
 
 
 async def test_what_an_engine_says_after_done_is_not_passed_on() -> None:
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        await call.chunk(event(token("a")) + event(usage(1, 0, 1)) + event("[DONE]") + event(token("late")))
-        await call.event(token("later"))
-        await call.chunk(b"")
+    script = streams(
+        event(token("a")) + event(usage(1, 0, 1)) + event("[DONE]") + event(token("late")),
+        token("later"),
+        b"",
+        end=None,
+    )
 
     async with gateway_before([script]) as running:
         answer = await request(running.url, STREAM)
@@ -368,13 +363,11 @@ async def test_an_engine_that_takes_no_connection_in_time_is_passed_over() -> No
 async def test_engine_that_does_not_know_the_model_is_skipped_however_it_says_so(param: str | None) -> None:
     error = {"message": "The model `tiny` does not exist.", "type": "NotFoundError", "param": param, "code": 404}
 
-    async def wrong(call: EngineCall) -> None:
-        await call.respond({"error": error}, "404 Not Found")
-
-    async def right(call: EngineCall) -> None:
-        await call.respond({"object": "list", "data": []})
-
-    async with gateway_of(wrong, right) as (running, one, _other):
+    async with gateway_of(responds({"error": error}, "404 Not Found"), responds({"object": "list", "data": []})) as (
+        running,
+        one,
+        _other,
+    ):
         for number in range(6):
             asked = {"model": "tiny", "input": f"{number} " * 300}
             assert (await request(running.url, asked, path="/v1/embeddings")).status == 200

@@ -36,8 +36,7 @@ async def test_body_of_an_interim_response_is_no_part_of_the_final_one(framing: 
     async with gateway_before([script], Limits(response_buffer_bytes=65_536)) as running:
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request(GOOD))
-        answer = await connection.read_response()
-        assert answer.status == 502
+        assert (await connection.read_response()).status == 502
         assert await connection.reader.read() == b""  # nothing behind the announced length
         await connection.close()
 
@@ -63,8 +62,7 @@ async def _never_complete(call: EngineCall) -> None:
 
 
 async def test_streams_that_engines_never_complete_keep_no_connection() -> None:
-    limits = Limits(stream_end_seconds=0.05)
-    async with gateway_of(_never_complete, limits=limits) as (running, engine):
+    async with gateway_of(_never_complete, limits=Limits(stream_end_seconds=0.05)) as (running, engine):
         for _ in range(3):
             answer = await request(running.url, STREAM)
             assert answer.complete

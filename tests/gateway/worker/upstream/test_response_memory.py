@@ -14,7 +14,7 @@ from fairlead_gateway.worker.runtime import BufferedBytes, ResponseMemory, Worke
 from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool, call_engine
 from fairlead_gateway.worker.upstream.response import EngineResponse
-from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine, streams, token
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
@@ -94,38 +94,24 @@ async def test_plain_response_beyond_the_memory_of_all_is_passed_on_as_it_comes(
 
 
 async def test_streams_whose_events_never_end_fill_no_memory_together() -> None:
-    async def start(call: EngineCall) -> None:
-        await call.start_stream()
-        await call.event(token("a"))
-        await call.chunk(b"data: " + b"x" * PART)
-
     async def use(running: RunningGateway, clients: list[RawConnection], calls: list[EngineCall]) -> None:
         response = await clients[2].read_response()
         assert response.status == 503 or b"stream_gateway_full" in response.body
         assert running.gateway.runtime.response_memory.used_bytes < MAX_BYTES
 
-    await _with_stalled_responses(start, STREAM, use)
+    await _with_stalled_responses(streams(token("a"), b"data: " + b"x" * PART, end=None), STREAM, use)
 
 
 async def test_last_events_that_are_held_for_a_usage_fill_no_memory_together() -> None:
-    async def start(call: EngineCall) -> None:
-        await call.start_stream()
-        await call.event(token("x" * PART, "stop"))
-
     async def use(running: RunningGateway, clients: list[RawConnection], calls: list[EngineCall]) -> None:
         response = await clients[2].read_response()
         assert response.status == 503 or b"stream_gateway_full" in response.body
         assert running.gateway.runtime.response_memory.used_bytes < MAX_BYTES
 
-    await _with_stalled_responses(start, STREAM, use)
+    await _with_stalled_responses(streams(token("x" * PART, "stop"), end=None), STREAM, use)
 
 
 async def test_engine_of_a_stream_is_not_blamed_when_the_gateway_lacks_memory() -> None:
-    async def start(call: EngineCall) -> None:
-        await call.start_stream()
-        await call.event(token("a"))
-        await call.chunk(b"data: " + b"x" * PART)
-
     async def use(running: RunningGateway, clients: list[RawConnection], calls: list[EngineCall]) -> None:
         await clients[2].read_response()
         for _ in range(3):
@@ -134,11 +120,10 @@ async def test_engine_of_a_stream_is_not_blamed_when_the_gateway_lacks_memory() 
             await client.read_response()
             await client.close()
         detector = running.gateway.stack.failures.outlier_detector
-        record = detector._records["e-0/0/0"]
-        assert not record.consecutive_failures
+        assert not detector._records["e-0/0/0"].consecutive_failures
         assert not detector.has_unhealthy
 
-    await _with_stalled_responses(start, STREAM, use)
+    await _with_stalled_responses(streams(token("a"), b"data: " + b"x" * PART, end=None), STREAM, use)
 
 
 async def test_engine_of_a_plain_error_is_not_blamed_when_the_gateway_lacks_memory() -> None:
@@ -163,8 +148,7 @@ def test_engines_of_one_namespace_leave_memory_for_events_of_others() -> None:
     hostile = [BufferedBytes(memory, "hostile") for _ in range(100)]
     kept = [buffered for buffered in hostile if not buffered.set_size(PART) or buffered.set_size(0)]
     assert len(kept) == 2
-    honest = BufferedBytes(memory, "honest")
-    assert not honest.set_size(PART)
+    assert not BufferedBytes(memory, "honest").set_size(PART)
 
 
 def test_unfinished_prefill_responses_fill_no_memory_together() -> None:

@@ -26,14 +26,13 @@ def response(length: int, head: bytes = HEAD) -> bytes:
 
 
 DATED = HEAD.replace(b"server: one", b"date: now")
-CLOSING = HEAD.replace(b"server: one", b"connection: close")
 ODD = [
     response(99),
     response(7),
     response(100),  # a digit more than the first
     response(0),
     response(99, DATED),
-    response(99, CLOSING),
+    response(99, HEAD.replace(b"server: one", b"connection: close")),
     response(99, HEAD.replace(b"200 OK", b"404 Not Found")),
     response(99, HEAD.replace(b"200 OK", b"503 Full")),
     response(99, HEAD.replace(b"HTTP/1.1", b"HTTP/1.0")),
@@ -151,8 +150,7 @@ def run(check: Coroutine[None, None, None]) -> None:
 def test_response_behind_a_known_head_ends_as_on_a_new_connection(number: int) -> None:
     async def check() -> None:
         odd = ODD[number]
-        cuts = [len(odd), *range(1, min(len(odd), 150), 7)]
-        for cut in cuts:
+        for cut in [len(odd), *range(1, min(len(odd), 150), 7)]:
             fresh, warm = _Engine(), _Engine()
             assert warm.exchange(FIRST)[-2] == (FIRST[-11:], True)
             assert warm.exchange(odd[:cut], odd[cut:]) == fresh.exchange(odd[:cut], odd[cut:]), cut

@@ -111,6 +111,5 @@ async def test_two_host_headers_are_refused() -> None:
         return {"type": "http.request"}
 
     headers = [(b"host", b"127.0.0.1"), (b"host", b"127.0.0.1")]
-    scope = {"type": "http", "method": "GET", "path": "/", "headers": headers}
-    await AccessGuard(never)(scope, receive, send)
+    await AccessGuard(never)({"type": "http", "method": "GET", "path": "/", "headers": headers}, receive, send)
     assert sent[0]["status"] == 403

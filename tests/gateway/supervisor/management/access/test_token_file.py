@@ -32,8 +32,7 @@ def _error(text: str) -> str:
 
 def test_a_token_has_tenants_and_permissions() -> None:
     assert _parse(GOOD) == {bytes.fromhex(DIGEST): SCOPE}
-    everyone = GOOD.replace("[acme, beta]", "all")
-    assert _parse(everyone)[bytes.fromhex(DIGEST)].tenants is None
+    assert _parse(GOOD.replace("[acme, beta]", "all"))[bytes.fromhex(DIGEST)].tenants is None
     assert _parse("tokens:") == {}
 
 
@@ -96,8 +95,7 @@ def test_an_edit_replaces_the_tokens_and_a_broken_one_keeps_them(tmp_path: Path)
 
 def test_a_token_with_another_scope_is_recorded_with_both() -> None:
     digest = bytes.fromhex(OTHER)
-    wider = AccessScope("acme-team", None, SCOPE.may)
-    [event] = token_changes({digest: SCOPE}, {digest: wider})
+    [event] = token_changes({digest: SCOPE}, {digest: AccessScope("acme-team", None, SCOPE.may)})
     assert (event.before["tenants"], event.after["tenants"]) == ("acme, beta", "all")
 
 
