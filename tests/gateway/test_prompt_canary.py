@@ -30,7 +30,7 @@ from fairlead_testing.engines.scripted import (
     well_behaved,
 )
 from fairlead_testing.gateway.decision_view import decision_out
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request, send
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 from fairlead_testing.simulated.event_loop import running_clock
@@ -83,6 +83,7 @@ async def garbage(call: EngineCall) -> None:
 
 
 failing = responds({"error": {"message": CANARY, "code": 500}}, "500 Internal Server Error")
+failing_at_the_start = streams(event({"error": {"message": CANARY, "code": 500}}), end=None)
 refusing = responds({"error": {"message": f"{CANARY} is too long", "code": 400, "param": CANARY}}, "400 Bad Request")
 
 
@@ -111,11 +112,17 @@ SCENES: dict[str, tuple[list[Script], list[Script]]] = {
     "refused": ([], [refusing]),
     "full": ([], [full]),
     "an error in the stream": ([], [error_event]),
+    "an error before the stream": ([], [failing_at_the_start]),
+    "garbage everywhere": ([], [garbage]),
     "silence": ([], [silent]),
     "split": ([prefilling], [well_behaved]),
     "no prefill": ([failing], [well_behaved]),
     "no pull": ([prefilling], [failing_to_pull]),
 }
+
+
+REPEATED = {"streams break", "refused", "an error in the stream"}
+"""Scenes in which the client gets the canary from the engine itself."""
 
 
 @asynccontextmanager
@@ -140,15 +147,16 @@ async def scene(name: str, collector: str, log: Path) -> AsyncIterator[RunningGa
         yield await stack.enter_async_context(running_gateway(fleet, LIMITS, observers=watching))
 
 
-async def everything(running: RunningGateway) -> None:
-    for path, body in REQUESTS:
-        await request(running.url, body, path=path)
+async def everything(running: RunningGateway) -> str:
+    """Sends everything; returns the answers to well-formed chats."""
+    answers = [await request(running.url, body, path=path) for path, body in REQUESTS]
     await request(running.url, CHAT | {"stream": True}, more="x-request-timeout: 0.05\r\n")
     await send(running.url, f"GET /{CANARY} HTTP/9.9\r\n\r\n".encode())
     leaving = await RawConnection.connect(running.url)
     await leaving.send(post_request(CHAT | {"stream": True}))
     await leaving.close()
     await wait_until(lambda: not running.gateway.inflight_count())  # the client that left
+    return "".join(f"{answer.fields} {answer.body!r}" for answer in answers[:3])
 
 
 def shown(running: RunningGateway) -> str:
@@ -171,18 +179,34 @@ async def test_a_prompt_is_never_stored_logged_exported_or_shown(
     caplog.set_level(logging.DEBUG)
     log = tmp_path / "access.log"
 
-    async def main() -> str:
-        async with scene(name, collector.url, log) as running:
-            await everything(running)
-            return shown(running)
-
     with CannedServer({"/v1/traces": CannedResponse([b"{}"])}) as collector:
-        pages = await main()
+        async with scene(name, collector.url, log) as running:
+            answers, pages = await everything(running), shown(running)
     spans = b"".join(asked.body for asked in collector.requests).decode()
     lines = log.read_text()
     assert lines.count("\n") == len(REQUESTS) + 3
     assert '"spanId"' in spans
+    assert name in REPEATED or CANARY not in answers
     assert CANARY not in pages
     assert CANARY not in lines
     assert CANARY not in spans
     assert CANARY not in caplog.text
+
+
+async def test_a_defect_of_ours_is_a_500_with_an_id_and_its_log_line_holds_no_prompt(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with gateway_of(well_behaved) as (running, *_):
+
+        def defect(*_: object, **__: object) -> None:
+            raise ValueError(f"cannot take {CHAT}")
+
+        monkeypatch.setattr(running.gateway.stack.routers.serving, "choose", defect)
+        answer = await request(running.url, CHAT)
+        assert (answer.status, answer.error["code"]) == (500, "internal_error")
+        assert CANARY not in answer.body.decode()
+        assert answer.fields["x-request-id"] in caplog.text
+        assert "ValueError" in caplog.text
+        assert CANARY not in caplog.text
+        monkeypatch.undo()
+        assert (await request(running.url, CHAT)).status == 200

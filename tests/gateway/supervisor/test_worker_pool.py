@@ -159,46 +159,43 @@ async def test_keys_and_the_fleet_change_for_every_worker(tmp_path: Path, monkey
     def keys(key: str) -> str:
         return f'keys: [{{name: a, digest: "{hmac_new(b"pepper", key.encode(), sha256).hexdigest()}"}}]'
 
-    async def main() -> None:
-        path, keyfile = tmp_path / "fleet.yaml", tmp_path / "keys.yaml"
-        await asyncio.to_thread(keyfile.write_text, keys("one"))
-        async with process_before(
-            tmp_path,
-            well_behaved,
-            well_behaved,
-            options=("--workers", "2", "--keys", str(keyfile)),
-            states=[InstanceState.STARTING],
-        ) as (gateway, one, two):
-            lines = await gateway.connections(2)
-
-            async def statuses(key: str) -> set[int]:
-                found = set()
-                for line in lines:
-                    await line.connection.send(
-                        get_request("/v1/models", more=f"authorization: Bearer {key}\r\n", close=False)
-                    )
-                    found.add((await line.connection.read_response()).status)
-                return found
-
-            async def swapped() -> bool:
-                return (await statuses("one"), await statuses("two")) == ({401}, {200})
-
-            async def shown() -> bool:
-                found = (await gateway.get_json("/api/fleet"))["models"][0]["instances"]
-                return [each["state"] for each in found] == ["Ready", "Draining"]
-
-            assert (await statuses("one"), await statuses("two")) == ({200}, {401})
-            await asyncio.to_thread(keyfile.write_text, keys("two"))
-            await wait_until(swapped)
-            write_fleet_file(path, fleet_of([one.url, two.url], states=[InstanceState.READY, InstanceState.DRAINING]))
-            await wait_until(shown)
-            for line in lines:  # once it is shown, no worker routes by the old one
-                await line.connection.send(_keyed_post("two"))
-                assert (await line.connection.read_response()).fields["x-fairlead-instance"] == "e-0/0/0"
-                await line.connection.close()
-
     monkeypatch.setenv("FAIRLEAD_KEY_PEPPER", "pepper")
-    await main()
+    path, keyfile = tmp_path / "fleet.yaml", tmp_path / "keys.yaml"
+    await asyncio.to_thread(keyfile.write_text, keys("one"))
+    async with process_before(
+        tmp_path,
+        well_behaved,
+        well_behaved,
+        options=("--workers", "2", "--keys", str(keyfile)),
+        states=[InstanceState.STARTING],
+    ) as (gateway, one, two):
+        lines = await gateway.connections(2)
+
+        async def statuses(key: str) -> set[int]:
+            found = set()
+            for line in lines:
+                await line.connection.send(
+                    get_request("/v1/models", more=f"authorization: Bearer {key}\r\n", close=False)
+                )
+                found.add((await line.connection.read_response()).status)
+            return found
+
+        async def swapped() -> bool:
+            return (await statuses("one"), await statuses("two")) == ({401}, {200})
+
+        async def shown() -> bool:
+            found = (await gateway.get_json("/api/fleet"))["models"][0]["instances"]
+            return [each["state"] for each in found] == ["Ready", "Draining"]
+
+        assert (await statuses("one"), await statuses("two")) == ({200}, {401})
+        await asyncio.to_thread(keyfile.write_text, keys("two"))
+        await wait_until(swapped)
+        write_fleet_file(path, fleet_of([one.url, two.url], states=[InstanceState.READY, InstanceState.DRAINING]))
+        await wait_until(shown)
+        for line in lines:  # once it is shown, no worker routes by the old one
+            await line.connection.send(_keyed_post("two"))
+            assert (await line.connection.read_response()).fields["x-fairlead-instance"] == "e-0/0/0"
+            await line.connection.close()
 
 
 def _keyed_post(key: str) -> bytes:

@@ -181,7 +181,7 @@ async def test_a_process_follows_its_keys_and_keeps_the_last_good_ones(
     write_fleet_file(fleet, fleet_of([]))
     path.write_text(keys_text("one"))
 
-    async def main() -> None:
+    with environment(monkeypatch):
         async with gateway_process(fleet, "--keys", str(path), listen="0.0.0.0:0") as gateway:
             url = gateway.url.replace("0.0.0.0", "127.0.0.1")
 
@@ -209,9 +209,6 @@ async def test_a_process_follows_its_keys_and_keeps_the_last_good_ones(
                 return await status("three") == 200 and not await noted()
 
             await wait_until(mended)
-
-    with environment(monkeypatch):
-        await main()
 
 
 @pytest.mark.sockets
@@ -260,7 +257,7 @@ async def test_a_gateway_that_starts_with_a_broken_keys_file_serves_once_it_is_r
     write_fleet_file(fleet, fleet_of([]))
     path.write_text("keys: [")
 
-    async def main() -> None:
+    with environment(monkeypatch):
         async with gateway_process(fleet, "--keys", str(path)) as gateway:
             refused = (await send(gateway.url, get_request("/v1/models", more=bearer("one"))))[0]
             assert (refused.status, refused.error["code"]) == (503, "api_keys_unavailable")
@@ -278,9 +275,6 @@ async def test_a_gateway_that_starts_with_a_broken_keys_file_serves_once_it_is_r
             await wait_until(serves)
             assert (await send(gateway.url, get_request("/readyz")))[0].status == 200
             assert (await send(gateway.url, get_request("/v1/models", more=bearer("two"))))[0].status == 401
-
-    with environment(monkeypatch):
-        await main()
 
 
 def test_keys_without_a_pepper_or_a_file_do_not_start(

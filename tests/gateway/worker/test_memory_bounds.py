@@ -37,7 +37,9 @@ def reset(writer: asyncio.StreamWriter) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"GET / HT", post_request(LARGE)[:200_000], post_request(GOOD, close=False)])
 async def test_a_closed_connection_and_its_body_are_gone_without_the_collector(data: bytes) -> None:
-    async def main() -> None:
+
+    gc.disable()
+    try:
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
             connection = await RawConnection.connect(running.url)
             await connection.send(data)
@@ -50,10 +52,6 @@ async def test_a_closed_connection_and_its_body_are_gone_without_the_collector(d
             for _ in range(5):
                 await asyncio.sleep(0)
             assert [ref() for ref in known] == [None]
-
-    gc.disable()
-    try:
-        await main()
     finally:
         gc.enable()
 

@@ -171,7 +171,8 @@ class Plain(socket.socket):
 
 
 async def test_where_the_system_cannot_turn_away_a_drain_is_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
+
+    with caplog.at_level(logging.DEBUG, "fairlead.gateway"):
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
             public = Plain(fileno=ListenAddress("127.0.0.1", 0).bind(shared=True).detach())
             address = public.getsockname()
@@ -184,9 +185,6 @@ async def test_where_the_system_cannot_turn_away_a_drain_is_as_it_was(caplog: py
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(address)
             running.gateway.loop_lag.stop()
-
-    with caplog.at_level(logging.DEBUG, "fairlead.gateway"):
-        await main()
     assert [one.message for one in caplog.records if "come in until the port closes" in one.message] == [
         f"new connections come in until the port closes: [Errno {errno.ENOPROTOOPT}] not here"
     ]

@@ -1,7 +1,8 @@
 """Callers in the queues of a running gateway: credit, and bounds of each caller."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -83,13 +84,14 @@ class Scene:
             self.steps.turns.release()
 
 
-async def with_scene(use: Callable[[Scene], Awaitable[None]], limits: Limits | None = None, **more: Any) -> None:
+@asynccontextmanager
+async def with_scene(limits: Limits | None = None, **more: Any) -> AsyncIterator[Scene]:
     steps = StepwiseEngine()
     async with (
         scripted_engine(steps.script) as engine,
         running_gateway(slow_fleet([engine.url], **more), limits, api_keys=accepted_keys()) as running,
     ):
-        await use(Scene(running, engine, steps))
+        yield Scene(running, engine, steps)
 
 
 BOTH_KINDS = pytest.mark.parametrize("stream", [True, False], ids=["streamed", "plain"])
@@ -97,7 +99,7 @@ BOTH_KINDS = pytest.mark.parametrize("stream", [True, False], ids=["streamed", "
 
 @BOTH_KINDS
 async def test_full_queue_refuses_the_newest_request_of_the_caller_that_has_most(stream: bool) -> None:
-    async def use(scene: Scene) -> None:
+    async with with_scene(replace(Limits(), queued_requests=4)) as scene:
         first = scene.send("flood", "f0")
         await wait_until(lambda: len(scene.steps.order) == 1)
         steady = [await scene.send_queued("steady", "s0", stream=stream)]
@@ -111,12 +113,10 @@ async def test_full_queue_refuses_the_newest_request_of_the_caller_that_has_most
         await scene.finish()
         assert [(await task).status for task in (first, *flood[:2], *steady)] == [200] * 5
 
-    await with_scene(use, replace(Limits(), queued_requests=4))
-
 
 @BOTH_KINDS
 async def test_queued_requests_go_by_credit_between_callers(stream: bool) -> None:
-    async def use(scene: Scene) -> None:
+    async with with_scene() as scene:
         tasks = [scene.send("flood", "f0")]
         await wait_until(lambda: len(scene.steps.order) == 1)
         tasks.append(await scene.send_queued("steady", "s0", stream=stream))
@@ -127,11 +127,9 @@ async def test_queued_requests_go_by_credit_between_callers(stream: bool) -> Non
         order = scene.steps.order
         assert (order[:2], order[-1]) == (["f0", "s0"], "f3")  # in order of arrival, `s1` would be the last
 
-    await with_scene(use)
-
 
 async def test_service_elsewhere_counts_here_and_service_here_is_reported() -> None:
-    async def use(scene: Scene) -> None:
+    async with with_scene() as scene:
         admission = scene.running.gateway.stack.admission
         tasks = [scene.send("steady", "s0")]
         await wait_until(lambda: len(scene.steps.order) == 1)
@@ -146,12 +144,10 @@ async def test_service_elsewhere_counts_here_and_service_here_is_reported() -> N
         assert served["steady"] > served["flood"] > 0.0
         assert admission.take_service() == {}
 
-    await with_scene(use)
-
 
 @BOTH_KINDS
 async def test_answers_are_charged_as_expected_and_then_as_they_were(stream: bool) -> None:
-    async def use(scene: Scene) -> None:
+    async with with_scene(preset="least-request") as scene:
         tasks = [scene.send("flood", "f0")]
         await wait_until(lambda: len(scene.steps.order) == 1)
         tasks.append(await scene.send_queued("steady", "s0", max_tokens=100, stream=stream))
@@ -165,8 +161,6 @@ async def test_answers_are_charged_as_expected_and_then_as_they_were(stream: boo
         assert 0.0 < single.decode_seconds < 100.0
         assert fourfold.decode_seconds % 4.0 == 0.0
 
-    await with_scene(use, preset="least-request")
-
 
 @pytest.mark.parametrize("tokens", [2**31, 2**31 + 1, 10**30])
 async def test_engine_that_reports_billions_of_tokens_ruins_no_caller(tokens: int) -> None:
@@ -177,23 +171,20 @@ async def test_engine_that_reports_billions_of_tokens_ruins_no_caller(tokens: in
         await call.event(usage(7, 4, tokens))
         await call.finish()
 
-    async def main() -> None:
-        async with (
-            scripted_engine(script) as engine,
-            running_gateway(slow_fleet([engine.url], preset="least-request"), api_keys=accepted_keys()) as running,
-        ):
-            scene = Scene(running, engine, steps)
-            tasks = [scene.send("flood", "f0"), await scene.send_queued("steady", "s0", max_tokens=100)]
-            policy = running.gateway.stack.admission._models[MODEL_KEY]._policy
-            (queued,) = policy._queue.requests()
-            await scene.finish()
-            assert [(await task).status for task in tasks] == [200, 200]
-            await wait_until(lambda: running.gateway.inflight_count() == 0)
-            assert queued.decode_seconds <= 100.0
-            assert policy._queue._fair_share.served_seconds("steady") < 1_000.0
-
     steps = StepwiseEngine()
-    await main()
+    async with (
+        scripted_engine(script) as engine,
+        running_gateway(slow_fleet([engine.url], preset="least-request"), api_keys=accepted_keys()) as running,
+    ):
+        scene = Scene(running, engine, steps)
+        tasks = [scene.send("flood", "f0"), await scene.send_queued("steady", "s0", max_tokens=100)]
+        policy = running.gateway.stack.admission._models[MODEL_KEY]._policy
+        (queued,) = policy._queue.requests()
+        await scene.finish()
+        assert [(await task).status for task in tasks] == [200, 200]
+        await wait_until(lambda: running.gateway.inflight_count() == 0)
+        assert queued.decode_seconds <= 100.0
+        assert policy._queue._fair_share.served_seconds("steady") < 1_000.0
 
 
 def disaggregated_fleet(prefill: str, decode: str) -> Fleet:
@@ -205,7 +196,8 @@ def disaggregated_fleet(prefill: str, decode: str) -> Fleet:
     return Fleet(1, 1, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: instances})
 
 
-async def before_prefill(use: Callable[[Scene], Awaitable[None]]) -> None:
+@asynccontextmanager
+async def before_prefill() -> AsyncIterator[Scene]:
     steps = StepwiseEngine()
     limits = replace(Limits(), handoff_min_tokens=16, handoff_prefill_seconds=60.0)
     async with (
@@ -213,11 +205,11 @@ async def before_prefill(use: Callable[[Scene], Awaitable[None]]) -> None:
         scripted_engine() as decode,
         running_gateway(disaggregated_fleet(prefill.url, decode.url), limits, api_keys=accepted_keys()) as running,
     ):
-        await use(Scene(running, prefill, steps))
+        yield Scene(running, prefill, steps)
 
 
 async def test_callers_share_prefill_instances_by_credit() -> None:
-    async def use(scene: Scene) -> None:
+    async with before_prefill() as scene:
         tasks = [scene.send("flood", "f0")]
         await wait_until(lambda: len(scene.steps.order) == 1)
         tasks.append(await scene.send_queued("steady", "s0"))
@@ -227,22 +219,18 @@ async def test_callers_share_prefill_instances_by_credit() -> None:
         assert {(await task).status for task in tasks} == {200}
         assert scene.steps.order == ["f0", "s0", "f1", "s1", "f2", "f3"]
 
-    await before_prefill(use)
-
 
 async def test_prompts_of_the_only_caller_wait_at_the_prefill_instance() -> None:
-    async def use(scene: Scene) -> None:
+    async with before_prefill() as scene:
         tasks = [scene.send("flood", f"f{number}") for number in range(4)]
         await wait_until(lambda: len(scene.steps.order) == 4)
         assert scene.queued() == 0
         await scene.finish()
         assert {(await task).status for task in tasks} == {200}
 
-    await before_prefill(use)
-
 
 async def test_short_prompts_do_not_wait_for_prefill_instances() -> None:
-    async def use(scene: Scene) -> None:
+    async with before_prefill() as scene:
         tasks = [scene.send("flood", "f0")]
         await wait_until(lambda: len(scene.steps.order) == 1)
         tasks.append(await scene.send_queued("steady", "s0"))
@@ -251,5 +239,3 @@ async def test_short_prompts_do_not_wait_for_prefill_instances() -> None:
         assert (answer.status, scene.queued()) == (200, 1)
         await scene.finish()
         assert {(await task).status for task in tasks} == {200}
-
-    await before_prefill(use)

@@ -187,18 +187,13 @@ async def test_addresses_are_left_out_where_they_are_switched_off(tmp_path: Path
 async def test_a_sampled_request_names_its_trace(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
 
-    async def main() -> None:
-        watching = logging(
-            str(path), Limits(span_batch_seconds=0.0), trace_endpoint="http://127.0.0.1:9", trace_share=1.0
-        )
-        async with gateway(watching) as running:
-            assert (await request(running.url, BODY)).fields["traceresponse"].split("-")[1] == trace_of(watching)
-
     def trace_of(watching: RequestObservers) -> str:
         watching.close()
         return str(lines(path)[0]["trace_id"])
 
-    await main()
+    watching = logging(str(path), Limits(span_batch_seconds=0.0), trace_endpoint="http://127.0.0.1:9", trace_share=1.0)
+    async with gateway(watching) as running:
+        assert (await request(running.url, BODY)).fields["traceresponse"].split("-")[1] == trace_of(watching)
 
 
 async def test_a_trace_that_is_only_passed_on_is_named_too(tmp_path: Path) -> None:
@@ -236,7 +231,7 @@ async def test_unread_sink_delays_no_request_and_dropped_lines_are_counted(tmp_p
     reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     watching = logging(str(path), replace(Limits(), access_log_lines_pending=5))
 
-    async def main() -> None:
+    try:
         async with gateway(watching) as running:
             own = running.gateway.telemetry.non_model_counters
             connection = await RawConnection.connect(running.url)
@@ -247,9 +242,6 @@ async def test_unread_sink_delays_no_request_and_dropped_lines_are_counted(tmp_p
             with suppress(BlockingIOError):  # all is read, and the rest not yet written
                 while (await asyncio.to_thread(os.read, reading, 1 << 20)).count(b"\n") > 5:  # let go what is stuck
                     pass
-
-    try:
-        await main()
     finally:
         os.close(reading)
 

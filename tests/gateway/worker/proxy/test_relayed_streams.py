@@ -62,7 +62,10 @@ async def test_stream_has_a_task_only_if_it_needs_one(
 
 @pytest.mark.parametrize("end", ["whole", "broken", "client-leaves"])
 async def test_nothing_of_a_stream_waits_for_the_garbage_collector(end: str) -> None:
-    async def main() -> None:
+
+    gc.collect()
+    gc.disable()
+    try:
         gate = PausedStream(breaks=end == "broken")
         async with scripted_engine(gate.script) as engine, running_gateway(fleet_of([engine.url])) as running:
             connection = await RawConnection.connect(running.url)
@@ -78,11 +81,6 @@ async def test_nothing_of_a_stream_waits_for_the_garbage_collector(end: str) -> 
             await asyncio.sleep(0)
             assert _living() == 0
             await connection.close()
-
-    gc.collect()
-    gc.disable()
-    try:
-        await main()
     finally:
         gc.enable()
 

@@ -398,23 +398,19 @@ async def test_a_waiting_request_asks_again_however_early_the_timer_fires() -> N
             self.requests += 1
             gate.serve_waiting(limits)  # the store answers: not yet
 
-    async def main() -> None:
-        nonlocal gate
-        link, loop = Link(), asyncio.get_running_loop()
-        runtime = WorkerRuntime(ManualClock(), dataclasses.replace(Limits(), quota_retry_seconds=0.001), loop)
-        gate = LimitGate(runtime, cast(Any, None), cast(QuotaLink, link), lambda *_: None)
-        limits = gate.limits_of(Tenant("acme", limits=(_REQUESTS,)))
-        plan = limits.plan("prod", "default/tiny")
-        (planned,) = plan.limits
-        planned.leased.on_status(NOT_YET, 3, 0, 60.0, runtime.now())
-        waiter = Waiter(cast(Any, None), plan, Amounts(1, 0, 0, 0, 0), loop.create_future(), planned)
-        limits.waiting.append(waiter)
-        gate.serve_waiting(limits)
-        await wait_until(lambda: link.requests >= 3)
-        limits.waiting.clear()
-
     gate: LimitGate
-    await main()
+    link, loop = Link(), asyncio.get_running_loop()
+    runtime = WorkerRuntime(ManualClock(), dataclasses.replace(Limits(), quota_retry_seconds=0.001), loop)
+    gate = LimitGate(runtime, cast(Any, None), cast(QuotaLink, link), lambda *_: None)
+    limits = gate.limits_of(Tenant("acme", limits=(_REQUESTS,)))
+    plan = limits.plan("prod", "default/tiny")
+    (planned,) = plan.limits
+    planned.leased.on_status(NOT_YET, 3, 0, 60.0, runtime.now())
+    waiter = Waiter(cast(Any, None), plan, Amounts(1, 0, 0, 0, 0), loop.create_future(), planned)
+    limits.waiting.append(waiter)
+    gate.serve_waiting(limits)
+    await wait_until(lambda: link.requests >= 3)
+    limits.waiting.clear()
 
 
 @pytest.mark.parametrize(

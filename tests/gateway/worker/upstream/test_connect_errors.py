@@ -144,14 +144,11 @@ async def test_a_name_that_is_not_resolved_in_time_is_not_the_engines_fault(monk
         await asyncio.Event().wait()
         raise AssertionError
 
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        credentials = EngineCredentials({}, loop.time)
-        instance = Instance("i", "x", "tiny", "main", "http://slow.example:80", checks_address=True)
-        credentials.update_fleet(Fleet(1, 1, {}, {"x/tiny": (instance,)}))
-        pool = ConnectionPool(replace(Limits(), connect_seconds=0.0), loop, credentials)
-        with pytest.raises(UpstreamError, match="unresolved"):
-            await pool.connect(instance.url)
-
     monkeypatch.setattr(EndpointResolver, "resolve", never)
-    await main()
+    loop = asyncio.get_running_loop()
+    credentials = EngineCredentials({}, loop.time)
+    instance = Instance("i", "x", "tiny", "main", "http://slow.example:80", checks_address=True)
+    credentials.update_fleet(Fleet(1, 1, {}, {"x/tiny": (instance,)}))
+    pool = ConnectionPool(replace(Limits(), connect_seconds=0.0), loop, credentials)
+    with pytest.raises(UpstreamError, match="unresolved"):
+        await pool.connect(instance.url)

@@ -127,18 +127,15 @@ async def test_request_whose_last_bytes_cause_a_defect_ends_with_an_error() -> N
     async def script(call: EngineCall) -> None:
         await call.send(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx")
 
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda *_: None)
-        pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
-        async with scripted_engine(script) as engine:
-            connection = await pool.connect(engine.url)
-            connection.send_request([b"POST / HTTP/1.1\r\nhost: e\r\ncontent-length: 0\r\n\r\n"], DefectiveSink(), 60.0)
-            await wait_until(lambda: errors == ["garbage"])
-            pool.close()
-
     errors: list[str] = []
-    await main()
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda *_: None)
+    pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
+    async with scripted_engine(script) as engine:
+        connection = await pool.connect(engine.url)
+        connection.send_request([b"POST / HTTP/1.1\r\nhost: e\r\ncontent-length: 0\r\n\r\n"], DefectiveSink(), 60.0)
+        await wait_until(lambda: errors == ["garbage"])
+        pool.close()
 
 
 async def test_head_of_a_stream_is_no_activity_since_a_hung_core_sends_no_body() -> None:
@@ -148,23 +145,19 @@ async def test_head_of_a_stream_is_no_activity_since_a_hung_core_sends_no_body()
         await call.event(token("a"))
         await call.finish()
 
-    async def main() -> None:
-        nonlocal tokens_wanted
-        tokens_wanted = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
-        async with scripted_engine(script) as engine:
-            sink, connection = _RecordingSink(), await pool.connect(engine.url)
-            connection.send_request([b"POST / HTTP/1.1\r\nhost: e\r\ncontent-length: 0\r\n\r\n"], sink, 60.0)
-            await sink.head.wait()
-            assert pool.activity(engine.url).receive_count == 0
-            tokens_wanted.set()
-            await sink.end.wait()
-            assert pool.activity(engine.url).receive_count > 0
-            pool.close()
-
     tokens_wanted: asyncio.Event
-    await main()
+    tokens_wanted = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
+    async with scripted_engine(script) as engine:
+        sink, connection = _RecordingSink(), await pool.connect(engine.url)
+        connection.send_request([b"POST / HTTP/1.1\r\nhost: e\r\ncontent-length: 0\r\n\r\n"], sink, 60.0)
+        await sink.head.wait()
+        assert pool.activity(engine.url).receive_count == 0
+        tokens_wanted.set()
+        await sink.end.wait()
+        assert pool.activity(engine.url).receive_count > 0
+        pool.close()
 
 
 async def test_an_engine_that_says_nothing_and_listens_is_waited_for() -> None:
@@ -175,15 +168,10 @@ async def test_an_engine_that_says_nothing_and_listens_is_waited_for() -> None:
         await call.event(token("b"))
         await call.finish()
 
-    async def main() -> None:
-        nonlocal engine
-        async with scripted_engine(script) as engine:  # noqa: SIM117
-            async with running_gateway(fleet_of([engine.url]), Limits(unresponsive_seconds=0.02)) as running:
-                assert (await request(running.url, STREAM)).events[-1] == "[DONE]"
-                assert len(engine.calls) == 1
-
-    engine = ScriptedEngine()
-    await main()
+    async with scripted_engine(script) as engine:  # noqa: SIM117
+        async with running_gateway(fleet_of([engine.url]), Limits(unresponsive_seconds=0.02)) as running:
+            assert (await request(running.url, STREAM)).events[-1] == "[DONE]"
+            assert len(engine.calls) == 1
 
 
 class RecordingSink(ResponseSink):

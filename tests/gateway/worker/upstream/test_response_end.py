@@ -80,18 +80,15 @@ async def test_stream_whose_last_chunk_comes_late_leaves_its_connection_to_the_n
         await call.chunk(b"")
         completed.set()
 
-    async def main() -> None:
-        async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-            await request(running.url, STREAM)
-            may_complete.set()
-            await completed.wait()
-            pool = running.gateway.stack.pool
-            await wait_until(lambda: bool(pool._idle.get(engine.url)))
-            await request(running.url, STREAM)
-            assert engine.connections == 1
-
     may_complete, completed = asyncio.Event(), asyncio.Event()
-    await main()
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        await request(running.url, STREAM)
+        may_complete.set()
+        await completed.wait()
+        pool = running.gateway.stack.pool
+        await wait_until(lambda: bool(pool._idle.get(engine.url)))
+        await request(running.url, STREAM)
+        assert engine.connections == 1
 
 
 @pytest.mark.parametrize("field", [b"connection: close\r\n", b""])
@@ -108,19 +105,16 @@ async def test_response_before_the_request_was_read_keeps_neither_body_nor_conne
         sizes.append(size)
         writer.close()
 
-    async def main() -> None:
-        async with tcp_server(serve, buffer_bytes=4_096) as server:
-            port = server.sockets[0].getsockname()[1]
-            async with running_gateway(fleet_of([f"http://127.0.0.1:{port}"])) as running:
-                answer = await request(running.url, _with_text("x" * 14_000_000))
-                may_read.set()
-                assert answer.status == 200, answer.body
-                await wait_until(lambda: bool(sizes))
-                assert sizes[0] < 14_000_000
-
     may_read = asyncio.Event()
     sizes: list[int] = []
-    await main()
+    async with tcp_server(serve, buffer_bytes=4_096) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with running_gateway(fleet_of([f"http://127.0.0.1:{port}"])) as running:
+            answer = await request(running.url, _with_text("x" * 14_000_000))
+            may_read.set()
+            assert answer.status == 200, answer.body
+            await wait_until(lambda: bool(sizes))
+            assert sizes[0] < 14_000_000
 
 
 async def test_request_that_has_ended_closes_no_connection_of_a_later_one() -> None:
