@@ -13,12 +13,11 @@ import pytest
 from fairlead.fleet.file import write_fleet_file
 from fairlead_testing.engines.scripted import scripted_engine, well_behaved
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process, process_before
-from fairlead_testing.gateway.running_gateway import fleet_of
+from fairlead_testing.gateway.running_gateway import GOOD, fleet_of
 from fairlead_testing.http.raw_client import request
 
 pytestmark = pytest.mark.sockets
 
-GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 TELL = """
 import atexit, os, sys
 def told():

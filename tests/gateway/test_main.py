@@ -14,13 +14,11 @@ from fairlead.fleet.model import InstanceState
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_testing.engines.scripted import PausedStream, scripted_engine, well_behaved
 from fairlead_testing.gateway.gateway_process import gateway_process, process_before
-from fairlead_testing.gateway.running_gateway import fleet_of
+from fairlead_testing.gateway.running_gateway import GOOD, fleet_of
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
-
-GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 
 @pytest.mark.usefixtures("new_interpreters")

@@ -53,7 +53,6 @@ async def test_chat() -> None:
         )
         assert found.choices[0].message.content
         assert found.choices[0].finish_reason == "length"
-        assert found.usage is not None
         assert found.usage.completion_tokens == 7
         assert found.id == f"chatcmpl-{found._request_id}"
 
@@ -66,7 +65,6 @@ async def test_chat_twice_finds_its_prompt_in_the_cache() -> None:
             found = await on.client.chat.completions.create(
                 model="tiny", messages=[{"role": "user", "content": text}], max_tokens=2
             )
-            assert found.usage is not None
             assert found.usage.prompt_tokens_details is not None
             cached.append(found.usage.prompt_tokens_details.cached_tokens or 0)
         assert cached[0] == 0
@@ -85,7 +83,6 @@ async def test_streaming_chat() -> None:
         chunks = [chunk async for chunk in stream]
         text = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
         assert len([part for part in text if part]) == 50
-        assert chunks[-1].usage is not None
         assert chunks[-1].usage.completion_tokens == 50
         assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
 
@@ -98,7 +95,6 @@ async def test_streaming_chat_without_usage_shows_none() -> None:
         chunks = [chunk async for chunk in stream]
         assert all(chunk.usage is None and chunk.choices for chunk in chunks)
         outcome = on.running.gateway.decisions.latest(1)[0].outcome
-        assert outcome is not None
         assert outcome.output_tokens == 5
         assert outcome.cached_tokens == 0
 

@@ -39,7 +39,7 @@ from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies
 from fairlead_kvstore.events.decoder import decode_events
 from fairlead_operator.render import render_model
 from fairlead_testing.engines.scripted import ScriptedEngine, scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import GOOD, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, post_request, send
 from fairlead_testing.kube.render_cases import default_context
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
@@ -54,7 +54,6 @@ SOURCES = [
 SERIALIZERS = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
 TEMPLATES = sorted((ROOT / "charts" / "fairlead" / "templates").rglob("*.yaml"))
 GOLDEN = sorted((ROOT / "tests" / "charts" / "golden").glob("*.yaml"))
-CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 PEPPER = b"a pepper of the test"
 
 
@@ -170,7 +169,7 @@ async def test_cve_2024_6587_a_client_names_no_upstream(field: str) -> None:
     async with scripted_engine() as engine, scripted_engine() as attacker:
         async with running_gateway(fleet_of([engine.url])) as running:
             request = post_request(
-                {**CHAT, field: attacker.url}, more=f"x-{field.replace(chr(95), chr(45))}: {attacker.url}\r\n"
+                {**GOOD, field: attacker.url}, more=f"x-{field.replace(chr(95), chr(45))}: {attacker.url}\r\n"
             )
             (answer,) = await send(running.url, request)
         assert answer.status in (200, 400)
@@ -195,7 +194,7 @@ def test_cve_2025_46570_two_tenants_share_no_cached_prefix() -> None:
     policies = TenantPolicies(b"secret")
 
     def isolated(tenant: str) -> tuple[str, tuple[int, ...]]:
-        body = json.dumps({**CHAT, "messages": [{"role": "user", "content": "long " * 500}]}).encode()
+        body = json.dumps({**GOOD, "messages": [{"role": "user", "content": "long " * 500}]}).encode()
         request = parse_request("/v1/chat/completions", body, fleet_of([]), Limits())
         http_request = HttpRequest(head_with(), body, "r", 0.0, 0.0, Caller(Tenant(tenant), "key"))
         route = policies.build_route_request(request, http_request, "r")
@@ -231,7 +230,7 @@ def test_cve_2025_59425_keys_are_compared_in_constant_time(monkeypatch: pytest.M
 def test_cve_2026_34756_one_request_cannot_exhaust_an_engine(fields: dict[str, Any]) -> None:
     """vLLM: a billion choices, and other values that kill the engine of all callers."""
     with pytest.raises(BadRequest):
-        parse_request("/v1/chat/completions", json.dumps({**CHAT, **fields}).encode(), fleet_of([]), Limits())
+        parse_request("/v1/chat/completions", json.dumps({**GOOD, **fields}).encode(), fleet_of([]), Limits())
     body = b'{"model": "tiny", "prompt": "hi", "best_of": 1000000000}'
     with pytest.raises(BadRequest):
         parse_request("/v1/completions", body, fleet_of([]), Limits())
@@ -305,7 +304,7 @@ def test_cve_2025_1974_no_webhook_builds_configuration_from_text() -> None:
 
 def test_cve_2026_22815_trailers_have_a_bound() -> None:
     """aiohttp: trailers without a limit."""
-    body = json.dumps(CHAT).encode()
+    body = json.dumps(GOOD).encode()
     trailers = b"".join(b"x-%d: %s\r\n" % (number, b"a" * 100) for number in range(1_000))
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
     (answer,), engine = through(head + b"%x\r\n%s\r\n0\r\n%s\r\n" % (len(body), body, trailers))

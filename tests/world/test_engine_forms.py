@@ -12,18 +12,17 @@ from typing import Any
 import pytest
 
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, well_behaved
-from fairlead_testing.gateway.running_gateway import gateway_before
+from fairlead_testing.gateway.running_gateway import GOOD, gateway_before
 from fairlead_testing.http.raw_client import RawResponse, request
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 FORMS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "engine_forms.json").read_text())
-CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "completions": ("/v1/completions", {"model": "tiny", "prompt": "hi"}),
     "embeddings": ("/v1/embeddings", {"model": "tiny", "input": "hi"}),
     "responses": ("/v1/responses", {"model": "tiny", "input": "hi"}),
-    "messages": ("/v1/messages", CHAT | {"max_tokens": 9}),
+    "messages": ("/v1/messages", GOOD | {"max_tokens": 9}),
 }
 PASSED_ON = ("responses", "messages")
 _WITH_WORDS = ("error", "message", "detail", "msg")
@@ -49,7 +48,7 @@ async def responses_to(row: dict[str, Any]) -> tuple[RawResponse, list[EngineCal
 async def outcome_of(row: dict[str, Any]) -> tuple[RawResponse, list[EngineCall], str | None]:
     """The same, with the error that the gateway records."""
     calls: list[EngineCall] = []
-    path, body = REQUESTS.get(row["dialect"], ("/v1/chat/completions", CHAT))
+    path, body = REQUESTS.get(row["dialect"], ("/v1/chat/completions", GOOD))
     if row["stream"]:
         body = body | {"stream": True}
     async with gateway_before([replay(row, calls)] * 2) as running:

@@ -40,6 +40,9 @@ from fairlead_testing.simulated.event_loop import running_clock
 from fairlead_testing.waiting import wait_until
 
 MODEL_KEY = "default/tiny"
+GOOD: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+STREAM = GOOD | {"stream": True}
+"""A chat with a short prompt, plain and as a stream."""
 
 
 @dataclass(slots=True)

@@ -17,11 +17,10 @@ from fairlead.runtime import nonblocking_log
 from fairlead.runtime.nonblocking_log import NonBlockingHandler, NonBlockingWriter
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.gateway_process import gateway_process
-from fairlead_testing.gateway.running_gateway import fleet_of
+from fairlead_testing.gateway.running_gateway import GOOD, fleet_of
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.waiting import wait_until
 
-GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 FEW = Limits(log_lines_pending=3, log_line_bytes=20)
 
 

@@ -111,9 +111,7 @@ def test_answer_that_took_more_than_expected_costs_its_caller_a_turn() -> None:
     queue.take(first)
     queue.settle(first.request, 5.0)
     queue.settle(first.request, 5.0)  # a second report of the same changes nothing
-    following = queue.peek(2.0)
-    assert following is not None
-    assert following.request.id == "s0"
+    assert queue.peek(2.0).request.id == "s0"
     assert queue._fair_share.served_seconds("flood") == pytest.approx(5.01)
 
 

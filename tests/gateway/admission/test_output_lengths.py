@@ -120,9 +120,7 @@ def test_counts_stay_small_over_many_half_lives() -> None:
         lengths.learn("a", 900.0, 100, hours * HALF_LIFE_SECONDS)
     lengths.learn("a", 900.0, 1_000, 200 * HALF_LIFE_SECONDS)
     assert lengths._all.total < 1e10
-    shares = lengths.shares("a", 900.0, 200 * HALF_LIFE_SECONDS)
-    assert shares is not None
-    assert shares[bin_of(1_000)] == pytest.approx(1.0, abs=0.01)
+    assert lengths.shares("a", 900.0, 200 * HALF_LIFE_SECONDS)[bin_of(1_000)] == pytest.approx(1.0, abs=0.01)
 
 
 @given(st.lists(st.integers(1, 200_000), min_size=1, max_size=60), st.integers(0, 250_000), st.floats(0.0, 1.0))

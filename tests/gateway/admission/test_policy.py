@@ -59,7 +59,6 @@ def test_where_objectives_differ_busy_engines_are_passed_by_and_full_ones_waited
     assert "all 2 instances are busy" in verdict.reason
     assert gate.release_next(engines(9.0, 0.2), 1.1) is None
     release = gate.release_next(engines(9.0, 0.0), 1.5)
-    assert release is not None
     assert (release.id, release.rule, release.full_instances, len(gate)) == ("b", "deadline", {"e0"}, 0)
     assert release.waited_seconds == pytest.approx(0.5)
 
@@ -82,9 +81,7 @@ def test_without_a_ready_engine_a_request_is_queued() -> None:
     verdict = gate.admit(make_request("a"), [], 0.0)
     assert (verdict.action, verdict.rule) == (AdmissionAction.QUEUE, "held-starting")
     assert gate.release_next([], 1.0) is None
-    release = gate.release_next(engines(0.0), 7.0)
-    assert release is not None
-    assert release.id == "a"
+    assert gate.release_next(engines(0.0), 7.0).id == "a"
 
 
 def test_memory_that_would_overflow_is_waited_for_and_no_other_is_let_past() -> None:
@@ -102,9 +99,7 @@ def test_memory_that_would_overflow_is_waited_for_and_no_other_is_let_past() -> 
     assert gate.admit(small, engines(0.0, kv=1_000.0), 0.0).action is AdmissionAction.QUEUE
     assert gate.release_next(engines(0.0, kv=1_000.0), 0.5) is None
     gate.on_finish("first", None, 600.0, 20, 1.0)
-    release = gate.release_next(engines(0.0, kv=1_000.0), 1.0)
-    assert release is not None
-    assert release.id == "big"
+    assert gate.release_next(engines(0.0, kv=1_000.0), 1.0).id == "big"
 
 
 def test_unknown_memory_refuses_no_request() -> None:
@@ -175,13 +170,9 @@ def test_long_prompts_leave_engines_to_short_ones() -> None:
     assert (
         gate.admit(make_request("short", arrival=4.0, objective=0.5), busy, 4.0).action is AdmissionAction.QUEUE
     )  # behind the long one
-    release = gate.release_next(busy, 4.1)
-    assert release is not None
-    assert release.id == "short"
+    assert gate.release_next(busy, 4.1).id == "short"
     assert gate.release_next(busy, 4.2) is None
-    freed = gate.release_next(engines(0.5, 0.0, 0.0, 0.0), 4.3)
-    assert freed is not None
-    assert freed.id == "long"
+    assert gate.release_next(engines(0.5, 0.0, 0.0, 0.0), 4.3).id == "long"
 
 
 def test_an_idle_engine_is_reserved_for_the_next_long_prompt() -> None:
@@ -194,11 +185,9 @@ def test_an_idle_engine_is_reserved_for_the_next_long_prompt() -> None:
     )
     nearly = engines(0.05, 0.02)
     passing = gate.release_next(nearly, 4.0 - 0.95)
-    assert passing is not None
     assert (passing.id, passing.full_instances) == ("s1", {"e1"})  # the emptiest is not filled up again
     assert gate.release_next(engines(0.2, 0.02), 3.06) is None
     emptied = gate.release_next(engines(0.2, 0.0), 3.07)
-    assert emptied is not None
     assert (emptied.id, emptied.full_instances) == ("long", {"e0"})
 
 

@@ -6,13 +6,12 @@ from fairlead.limits import Limits
 from fairlead_gateway.http.listener import INSTANCE_DESCRIPTORS, max_connections
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_testing.engines.scripted import scripted_engine, silent, well_behaved
-from fairlead_testing.gateway.running_gateway import fleet_of, gateway_of, running_gateway
+from fairlead_testing.gateway.running_gateway import GOOD, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 
-GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 KEY_OF_ONE, KEY_OF_TWO = "x-api-key: one\r\n", "x-api-key: two\r\n"
 KEYS = ApiKeys(b"pepper", {key_digest(name.encode(), b"pepper"): name for name in ("one", "two")})
 

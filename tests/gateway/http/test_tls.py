@@ -18,12 +18,11 @@ from fairlead_gateway.http.sockets import TlsCertificate
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
 from fairlead_testing.engines.scripted import EngineCall, responds, scripted_engine, silent_after_token
 from fairlead_testing.gateway.gateway_process import gateway_process
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, gateway_of, running_gateway
+from fairlead_testing.gateway.running_gateway import GOOD, MODEL_KEY, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.certificates import Certificate, CertificateAuthority, has_openssl
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until
 
-GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 METRICS = b"vllm:num_requests_running 3.0\n"
 pytestmark = [
     pytest.mark.sockets,

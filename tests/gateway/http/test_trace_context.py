@@ -32,9 +32,7 @@ def test_a_right_one_is_read_and_passed_on_as_it_came() -> None:
 
 @pytest.mark.parametrize(("flags", "sampled"), [("00", False), ("01", True), ("02", False), ("03", True), ("ff", True)])
 def test_the_first_bit_of_the_flags_says_sampled(flags: str, sampled: bool) -> None:
-    found = trace_context.extract_context(fields(f"00-{TRACE}-{SPAN}-{flags}"))
-    assert found is not None
-    assert found.is_sampled is sampled
+    assert trace_context.extract_context(fields(f"00-{TRACE}-{SPAN}-{flags}")).is_sampled is sampled
 
 
 @pytest.mark.parametrize(
@@ -79,7 +77,6 @@ def test_a_state_without_a_parent_is_dropped() -> None:
 )
 def test_a_later_schema_is_read_as_far_as_known(version: str) -> None:
     found = trace_context.extract_context(fields(version))
-    assert found is not None
     assert (found.trace_id, found.span_id, found.is_sampled) == (TRACE, SPAN, True)
 
 
@@ -88,11 +85,8 @@ def test_blanks_around_it_are_no_part_of_it() -> None:
 
 
 def test_several_states_are_one_list_and_a_long_one_is_left_out() -> None:
-    found = trace_context.extract_context(fields(RIGHT, state=["a=1", "", "b=2"]))
-    assert found is not None
-    assert found.state == "a=1,b=2"
+    assert trace_context.extract_context(fields(RIGHT, state=["a=1", "", "b=2"])).state == "a=1,b=2"
     long = trace_context.extract_context(fields(RIGHT, state=[f"k{n}={'v' * 200}" for n in range(30)]))
-    assert long is not None
     assert long.state == ""
 
 

@@ -179,12 +179,9 @@ def test_a_logged_request_is_shown_with_all_of_its_decisions() -> None:
     assert [item.model_dump() for item in shown.choices] == [
         {"attempt": number, "wall": 4.0 + number, "instance": "a", **choice} for number in (1, 2)
     ]
-    assert shown.route is not None
     assert (shown.route.name, shown.route.route, shown.handoff) == ("alias", "d/r", None)
-    assert shown.outcome is not None
     assert (shown.outcome.output_tokens, shown.outcome.failures[0].why, shown.outcome.continued) == (3, "cut", False)
     handoff = decision_out(LoggedRequest(records[1:])).handoff
-    assert handoff is not None
     assert handoff.model_dump() == {
         "outcome": "done",
         "reason": "none",
@@ -244,7 +241,6 @@ async def test_loads_are_reported_until_they_are_zero() -> None:
     assert sink.told[0].loads == {"a": say.EncodedLoad(1, 1, 0.5, 10.0, 0)}
     ((model, entry),) = sink.told[0].decisions
     published = decode(entry, PublishedDecision)
-    assert published is not None
     assert (model, published.gateway, published.request) == ("d/m", "gw", "r")
     loads.clear()
     await wait_until(lambda: len(sink.told) == 2)

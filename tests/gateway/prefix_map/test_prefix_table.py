@@ -161,9 +161,7 @@ def test_a_contradiction_lowers_to_what_both_share() -> None:
     other.learned_by(table)
     shared = common_prefix(first.owns, other.owns)
     for digest in first.hashes[:shared_bytes]:
-        link = table.get(digest)
-        assert link is not None
-        assert link.depth <= shared
+        assert table.get(digest).depth <= shared
 
 
 def test_a_template_that_begins_with_the_end_credits_nothing_that_differs() -> None:
@@ -171,9 +169,7 @@ def test_a_template_that_begins_with_the_end_credits_nothing_that_differs() -> N
     one, other = (Prompt(said("the same words " * 30, end), last_first) for end in ("abc", "xyz"))
     one.learned_by(table)
     other.learned_by(table)
-    link = table.get(one.hashes[10])
-    assert link is not None
-    assert link.depth == 0
+    assert table.get(one.hashes[10]).depth == 0
     assert table.lowered_links > 0
 
 

@@ -26,7 +26,6 @@ SECRET = b"a secret of the test"
 BYTES = 32
 BLOCK = 4
 WORDS = [f" word{number}" for number in range(400)]
-LIMITS = Limits()
 
 
 class Prompt:

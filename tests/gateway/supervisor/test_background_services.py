@@ -160,7 +160,6 @@ async def test_decision_reaches_log_stream_and_counters_and_the_prompt_reaches_n
         ((_, fields),) = await reader.xrange(redis_keys.decisions(MODEL_KEY))
         told = decode(fields[b"d"], PublishedDecision)
         logged = (await gateway.manage("/api/decisions")).json()["decisions"][0]
-        assert told is not None
         assert told.request == logged["request_id"]
         assert told.chosen == logged["choices"][0]["instance"]
         metrics = (await gateway.manage("/metrics")).text
@@ -217,7 +216,6 @@ def process(server: Valkey, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[s
     command += ["--redis", server.url, "--manage-host", "status.example.com"]
     environment = os.environ | {"FAIRLEAD_MANAGE_TOKEN": "s3cret"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as started:
-        assert started.stdout is not None
         line = started.stdout.readline().split()
         yield started, line[line.index("manage") + 1]
         if started.poll() is None:

@@ -119,7 +119,6 @@ async def test_signals_are_merged_into_the_fleet_with_their_time() -> None:
         scraper = MetricsScraper(lambda: fleet, clock)
         await scraper.scrape_once()
         told, silent = scraper.with_signals(fleet).instances["default/tiny"]
-        assert told.signals is not None
         assert (told.signals.running, told.signals.kv_usage, told.signals.waiting) == (3.0, 0.5, None)
         assert told.received_at == 500.0
         assert (silent.signals, silent.received_at) == (None, None)

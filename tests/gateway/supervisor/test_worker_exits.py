@@ -15,15 +15,13 @@ from fairlead.fleet.file import write_fleet_file
 from fairlead_gateway.__main__ import main as gateway_main
 from fairlead_testing.engines.scripted import EngineCall, PausedStream, scripted_engine, well_behaved
 from fairlead_testing.gateway.gateway_process import GatewayProcess, WorkerClient, gateway_process, process_before
-from fairlead_testing.gateway.running_gateway import fleet_of
+from fairlead_testing.gateway.running_gateway import GOOD, fleet_of
 from fairlead_testing.http.raw_client import RawConnection
 from fairlead_testing.processes import is_alive
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
-
-CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 
 async def staying(line: WorkerClient) -> None:
@@ -58,7 +56,7 @@ async def test_a_killed_worker_costs_nobody_else_a_request_and_is_started_again(
         async def client() -> None:
             nonlocal answered
             while not gone.is_set():
-                answer = await safe.post(CHAT)
+                answer = await safe.post(GOOD)
                 assert (answer.status, answer.complete) == (200, True)
                 answered += 1
 
@@ -74,7 +72,7 @@ async def test_a_killed_worker_costs_nobody_else_a_request_and_is_started_again(
         assert "killed by signal 9" in await gateway.warnings()
         assert await gateway.metric("fairlead_gateway_worker_deaths_total") == 1
         assert await gateway.metric("fairlead_gateway_in_flight") == 0
-        places = [(await safe.post(CHAT)).fields["x-fairlead-instance"] for _ in range(60)]
+        places = [(await safe.post(GOOD)).fields["x-fairlead-instance"] for _ in range(60)]
         assert set(places) == {"e-0/0/0", "e-1/1/0"}  # nothing of the dead worker's row is left
         for line in [*extra, safe, *await gateway.connections(2)]:
             await line.connection.close()
@@ -101,7 +99,7 @@ async def test_a_worker_that_is_told_to_go_finishes_its_streams_and_is_replaced(
         leaving, other = await gateway.connections(2)
         name = await leaving.worker_name()
         for _ in range(3):
-            assert (await leaving.post(CHAT)).status == 200
+            assert (await leaving.post(GOOD)).status == 200
         pid = await _owner(gateway, leaving, other)
         await staying(leaving)
         os.kill(pid, signal.SIGTERM)
@@ -113,7 +111,7 @@ async def test_a_worker_that_is_told_to_go_finishes_its_streams_and_is_replaced(
         await wait_until(replaced)
         fresh = await gateway.connections(2, exclude=name)
         for line in (*fresh, other):
-            assert (await line.post(CHAT)).status == 200
+            assert (await line.post(GOOD)).status == 200
             await line.connection.close()
         assert await gateway.metric("fairlead_gateway_in_flight") == 1
         gate.go_on.set()
@@ -226,6 +224,6 @@ async def test_request_that_killed_two_engines_is_refused_by_the_sibling_worker(
             await gateway.warnings()
         assert (await second.post(poison)).status == 422
         assert sum(b"poison" in call.body for engine in (one, two, three) for call in engine.calls) == 2
-        assert (await second.post(CHAT)).status == 200
+        assert (await second.post(GOOD)).status == 200
         await first.connection.close()
         await second.connection.close()

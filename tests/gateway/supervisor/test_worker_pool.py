@@ -28,13 +28,11 @@ from fairlead_testing.engines.scripted import (
     well_behaved,
 )
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process, process_before
-from fairlead_testing.gateway.running_gateway import fleet_of
+from fairlead_testing.gateway.running_gateway import GOOD, fleet_of
 from fairlead_testing.http.raw_client import get_request, send
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
-
-CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def chat(text: str) -> dict[str, object]:
@@ -44,9 +42,9 @@ def chat(text: str) -> dict[str, object]:
 async def test_what_two_workers_counted_is_one_sum(tmp_path: Path) -> None:
     async with process_before(tmp_path, well_behaved, options=("--workers", "2")) as (gateway, *_):
         lines = await gateway.connections(2)
-        ids = [(await line.post(CHAT)).fields["x-fairlead-decision"] for line in lines for _ in range(7)]
-        ids += [(await lines[0].post(CHAT)).fields["x-fairlead-decision"] for _ in range(3)]
-        assert (await lines[1].post(CHAT | {"model": "nobody"})).status == 404
+        ids = [(await line.post(GOOD)).fields["x-fairlead-decision"] for line in lines for _ in range(7)]
+        ids += [(await lines[0].post(GOOD)).fields["x-fairlead-decision"] for _ in range(3)]
+        assert (await lines[1].post(GOOD | {"model": "nobody"})).status == 404
         assert len(gateway.worker_pids()) == 2
         assert await gateway.metric("fairlead_gateway_received_total") == 17
         assert await gateway.metric("fairlead_gateway_duration_seconds_count") == 17
@@ -97,12 +95,12 @@ async def test_a_worker_sees_what_its_sibling_has_in_flight(tmp_path: Path) -> N
         await wait_until(busy)
         taken = "e-0/0/0" if any(b"stay" in call.body for call in one.calls) else "e-1/1/0"
         for _ in range(8):
-            assert (await other.post(CHAT)).fields["x-fairlead-instance"] != taken
+            assert (await other.post(GOOD)).fields["x-fairlead-instance"] != taken
         loads = (await gateway.get_json("/api/fleet"))["models"][0]["instances"]
         assert {each["id"]: each["in_flight"] for each in loads}[taken] == 1
         go_on.set()
         assert (await holder.connection.read_response()).status == 200
-        seen = {(await other.post(CHAT)).fields["x-fairlead-instance"] for _ in range(40)}
+        seen = {(await other.post(GOOD)).fields["x-fairlead-instance"] for _ in range(40)}
         assert seen == {"e-0/0/0", "e-1/1/0"}
         await holder.connection.close()
         await other.connection.close()
@@ -120,7 +118,7 @@ async def test_a_worker_learns_which_prompts_its_sibling_has_sent_where(tmp_path
             """
             sent.append(f"{len(sent)} " + "x" * 3_000)
             await first.post(chat(sent[-1]))
-            answer = await second.post(chat(sent[len(sent) // 2]) if len(sent) % 2 else CHAT)
+            answer = await second.post(chat(sent[len(sent) // 2]) if len(sent) % 2 else GOOD)
             found = await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}")
             return any(one["inputs"]["matched_tokens"]["value"] > 0 for one in found["choices"][0]["candidates"])
 
@@ -232,7 +230,7 @@ async def test_a_worker_that_does_not_answer_is_named_and_not_waited_for(tmp_pat
     async with process_before(tmp_path, well_behaved, options=("--workers", "2")) as (gateway, *_):
         lines = await gateway.connections(2)
         for line in lines:
-            await line.post(CHAT)
+            await line.post(GOOD)
         assert await gateway.metric("fairlead_gateway_received_total") == 2
         stopped = min(gateway.worker_pids())
         os.kill(stopped, signal.SIGSTOP)
@@ -247,7 +245,7 @@ async def test_a_worker_that_does_not_answer_is_named_and_not_waited_for(tmp_pat
         os.kill(stopped, signal.SIGCONT)
         await wait_until(partial(says, "has not answered for", False))
         for line in lines:
-            assert (await line.post(CHAT)).status == 200
+            assert (await line.post(GOOD)).status == 200
             await line.connection.close()
         assert await gateway.metric("fairlead_gateway_received_total") == 4
 
@@ -257,7 +255,7 @@ async def test_streams_of_several_workers_all_end_before_the_gateway_does(tmp_pa
     async with process_before(tmp_path, gate.script, options=("--workers", "2")) as (gateway, *_):
         lines = await gateway.connections(2)
         for line in lines:
-            await line.send(CHAT | {"stream": True})
+            await line.send(GOOD | {"stream": True})
             await line.connection.reader.readuntil(b'"content":"a"')
         gateway.process.send_signal(signal.SIGTERM)
 
@@ -275,7 +273,7 @@ async def test_streams_of_several_workers_all_end_before_the_gateway_does(tmp_pa
 async def test_a_second_signal_ends_the_gateway_at_once_and_cuts_no_stream_silently(tmp_path: Path) -> None:
     async with process_before(tmp_path, silent_after_token, options=("--workers", "2")) as (gateway, *_):
         (line,) = await gateway.connections(1)
-        await line.send(CHAT | {"stream": True})
+        await line.send(GOOD | {"stream": True})
         await line.connection.reader.readuntil(b'"content":"a"')
         gateway.process.send_signal(signal.SIGTERM)
 
@@ -319,7 +317,7 @@ async def test_what_a_stopped_worker_could_not_be_told_reaches_it_when_it_goes_o
 
         await wait_until(well)
         for line in lines:
-            assert (await line.post(CHAT)).fields["x-fairlead-instance"] == "e-0/0/0"
+            assert (await line.post(GOOD)).fields["x-fairlead-instance"] == "e-0/0/0"
             await line.connection.close()
 
 

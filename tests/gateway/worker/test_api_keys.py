@@ -23,7 +23,7 @@ from fairlead_gateway.supervisor.tenancy.tenant_file import KeyFile
 from fairlead_gateway.worker.api_keys import ApiKeys
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.gateway_process import gateway_process
-from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import GOOD, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until
 
@@ -31,7 +31,6 @@ pytestmark = pytest.mark.simulated
 
 PEPPER = b"a pepper of the test"
 KEY = "fl-canary-key-of-team-a"
-GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def digest(key: str) -> str:
@@ -301,9 +300,7 @@ def test_key_of_a_connection_is_checked_again_after_a_change_of_keys() -> None:
             f"POST / HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\ncontent-length: {length}\r\n\r\n".encode()
             + body
         )
-        found = reader.next_request()
-        assert found is not None
-        return found[0]
+        return reader.next_request()[0]
 
     caller = keys.caller(head("secret", 1))
     assert (caller.name, caller.key, caller.tenant) == (

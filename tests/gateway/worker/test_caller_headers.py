@@ -9,14 +9,13 @@ from fairlead.runtime.clock import ManualClock
 from fairlead.tenants.model import ApiKey, Tenant
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token, well_behaved
-from fairlead_testing.gateway.running_gateway import fleet_of, gateway_of, running_gateway
+from fairlead_testing.gateway.running_gateway import GOOD, fleet_of, gateway_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request, request, send
 
 pytestmark = pytest.mark.simulated
 
 ACME, ZETA = Tenant("acme"), Tenant("zeta")
-GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 BEARER = b"authorization: Bearer acme\r\n"
 OTHER = b"authorization: Bearer zeta\r\n"
 

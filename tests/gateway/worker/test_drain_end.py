@@ -26,13 +26,12 @@ from fairlead_testing.engines.scripted import (
     token,
     well_behaved,
 )
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import GOOD, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 
-CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 CODE = "gateway_draining"
 
 
@@ -87,7 +86,7 @@ async def draining_gateway(script: Script, limits: Limits | None = None) -> Asyn
 
 async def test_stream_that_outlasts_the_drain_is_not_cut_silently() -> None:
     async with draining_gateway(silent_after_token) as it:
-        connection = await it.start_request(CHAT | {"stream": True})
+        connection = await it.start_request(GOOD | {"stream": True})
         assert b"connection: close" not in await connection.reader.readuntil(b"\r\n\r\n")
         await connection.reader.readuntil(b'"content":"a"')
         drain = await it.outlast_drain()
@@ -123,7 +122,7 @@ async def test_forty_streams_of_a_drain_end_whole_or_with_an_error_event() -> No
 
     async with draining_gateway(script) as it:
         users = ["ends", "lasts"] * 20
-        streams = [await it.start_request(CHAT | {"stream": True, "user": user}) for user in users]
+        streams = [await it.start_request(GOOD | {"stream": True, "user": user}) for user in users]
         for stream in streams:
             await stream.reader.readuntil(b'"content":"a"')
         drain = await it.start_drain()
@@ -139,7 +138,7 @@ async def test_forty_streams_of_a_drain_end_whole_or_with_an_error_event() -> No
 
 async def test_engine_is_not_blamed_for_a_stream_that_outlasts_the_drain() -> None:
     async with draining_gateway(silent_after_token, Limits(breaker_consecutive_faults=1)) as it:
-        connection = await it.start_request(CHAT | {"stream": True, "temperature": 0})  # it could be resumed
+        connection = await it.start_request(GOOD | {"stream": True, "temperature": 0})  # it could be resumed
         await connection.reader.readuntil(b'"content":"a"')
         drain = await it.outlast_drain()
         await connection.reader.read()
@@ -157,10 +156,10 @@ async def test_request_without_an_answer_at_the_end_of_a_drain_gets_503(is_warm:
     async with draining_gateway(script) as it:
         if is_warm:  # an idle connection to the engine is what the fast path needs
             connection = await it.connect()
-            await connection.send(post_request(CHAT, close=False))
+            await connection.send(post_request(GOOD, close=False))
             assert (await connection.read_response()).status == 200
             await connection.close()
-        connection = await it.start_request(CHAT | {"user": "slow"})
+        connection = await it.start_request(GOOD | {"user": "slow"})
         drain = await it.outlast_drain()
         answers = await connection.read_all_responses()
         await connection.close()
@@ -173,7 +172,7 @@ async def test_request_without_an_answer_at_the_end_of_a_drain_gets_503(is_warm:
 async def test_request_that_is_read_at_the_end_of_a_drain_gets_503() -> None:
     async with draining_gateway(well_behaved) as it:
         connection = await it.connect()
-        await connection.send(post_request(CHAT)[:-5])
+        await connection.send(post_request(GOOD)[:-5])
         await wait_until(lambda: it.running.gateway.listener.count_busy() > 0)
         drain = await it.outlast_drain()
         answers = await connection.read_all_responses()
@@ -184,7 +183,7 @@ async def test_request_that_is_read_at_the_end_of_a_drain_gets_503() -> None:
 
 async def test_pipelined_request_is_not_begun_when_the_drain_is_over() -> None:
     async with draining_gateway(silent_after_token) as it:
-        connection = await it.start_request(CHAT | {"stream": True})
+        connection = await it.start_request(GOOD | {"stream": True})
         await connection.reader.readuntil(b'"content":"a"')
         await connection.send(get_request("/readyz", close=False))
         drain = await it.outlast_drain()
@@ -196,7 +195,7 @@ async def test_pipelined_request_is_not_begun_when_the_drain_is_over() -> None:
 
 async def test_idle_connection_is_closed_while_a_stream_drains() -> None:
     async with draining_gateway(silent_after_token, Limits(drain_idle_seconds=0.0)) as it:
-        idle, stream = await it.connect(), await it.start_request(CHAT | {"stream": True})
+        idle, stream = await it.connect(), await it.start_request(GOOD | {"stream": True})
         await wait_until(lambda: len(it.running.gateway.listener.connections) == 2)
         drain = await it.start_drain()
         assert await idle.reader.read() == b""
@@ -212,7 +211,7 @@ async def test_client_that_reads_nothing_does_not_prolong_the_end_of_a_drain() -
     async with draining_gateway(flood, Limits(write_high_bytes=1_024)) as it:
         connection = await it.connect()
         connection.writer.transport.pause_reading()
-        await connection.send(post_request(CHAT | {"stream": True}, close=False))
+        await connection.send(post_request(GOOD | {"stream": True}, close=False))
         await wait_until(lambda: it.running.gateway.inflight_count() > 0)
         drain = await it.outlast_drain()
         await wait_until(lambda: it.running.gateway.inflight_count() == 0)
@@ -223,7 +222,7 @@ async def test_client_that_reads_nothing_does_not_prolong_the_end_of_a_drain() -
 
 async def test_drain_ends_early_on_demand() -> None:
     async with draining_gateway(silent_after_token) as it:
-        connection = await it.start_request(CHAT | {"stream": True})
+        connection = await it.start_request(GOOD | {"stream": True})
         await connection.reader.readuntil(b'"content":"a"')
         drain = await it.start_drain()
         it.server.end_drain()

@@ -22,13 +22,12 @@ from fairlead_gateway.worker.memory_pressure import (
 )
 from fairlead_testing.engines.scripted import well_behaved
 from fairlead_testing.gateway.gateway_process import process_before
-from fairlead_testing.gateway.running_gateway import gateway_of
+from fairlead_testing.gateway.running_gateway import GOOD, gateway_of
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 
-GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 LARGE = GOOD | {"user": "x" * 300_000}
 CHUNKED = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
 

@@ -15,13 +15,12 @@ from fairlead_gateway.http.sockets import ListenAddress
 from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.server import IDLE_SECONDS, PublicServer
 from fairlead_testing.engines.scripted import PausedStream, scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import GOOD, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 
-GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 HOSTS = ("127.0.0.1", "::1")
 PATIENCE_SECONDS = 120.0
 linux_only = pytest.mark.skipif(
@@ -91,7 +90,6 @@ async def test_connections_that_wait_when_the_port_closes_are_answered(host: str
         running.gateway.drain()
         knocked = [socket.create_connection(public.getsockname()[:2]) for _ in range(5)]  # no turn to accept them
         server._accept_pending()
-        assert server._server is not None
         server._server.close()
         for one in knocked:
             await answered(send_request(one))

@@ -28,9 +28,7 @@ def test_a_request_is_backlog_until_its_first_token_and_load_until_its_end() -> 
     assert ledger.instance_load("a") == InstanceLoad(1, 1, 0.5, 100)
     ledger.on_first_token("r")
     assert ledger.instance_load("a") == InstanceLoad(1, 0, 0.0, 100)
-    flight = ledger.on_finish("r")
-    assert flight is not None
-    assert flight.load.instance == "a"
+    assert ledger.on_finish("r").load.instance == "a"
     assert ledger.instance_load("a") == InstanceLoad()
 
 

@@ -116,6 +116,5 @@ def test_seconds_survive_as_microseconds(backlog: float) -> None:
     first, second, _ = rows_of(cells())
     first.write("a", 1, 1, backlog, 2.9)
     found = second.sum_other_rows("a")
-    assert found is not None
     assert (found[0], found[1], found[3]) == (1, 1, 2.0)
     assert abs(found[2] - backlog) < 1e-6 * 1.01

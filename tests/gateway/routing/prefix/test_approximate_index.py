@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from fairlead_gateway.routing.prefix.cache_view import ApproximatePrefixIndex
 
 ENDS = tuple(range(256, 256 * 41, 256))
-PLENTY = 10**9
 
 
 def matched(mirror: ApproximatePrefixIndex, hashes: Sequence[int], ends: Sequence[int]) -> Mapping[str, int]:

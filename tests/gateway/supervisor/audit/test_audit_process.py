@@ -107,7 +107,6 @@ def test_scopes_hold_over_http_and_what_happened_is_on_the_stream_and_on_the_dis
                 await _use(gateway, files)
                 gateway.process.terminate()
                 assert await gateway.wait() == 0
-                assert gateway.process.stdout is not None
                 return (await gateway.process.stdout.read()).decode()
 
     stream = [json.loads(line) for line in asyncio.run(check()).splitlines()]

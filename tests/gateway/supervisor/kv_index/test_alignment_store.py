@@ -234,7 +234,6 @@ def test_a_lesson_comes_out_as_it_went_in(hashes: list[int], owns: list[int], bl
     lesson = exact_alignment(hashes, owns, [number * 7 for number in range(len(hashes))], block_size=block_size)
     data = encode_alignment(lesson, secret=PRINT)
     found = decode_alignment(data, secret=PRINT, max_bytes=len(data))
-    assert found is not None
     assert (list(found.hashes), list(found.token_hashes), found.block_size) == (hashes, owns, block_size)
     assert list(found.depths) == [min(depth, len(owns)) for depth in lesson.depths]
     assert decode_alignment(data, secret=b"another", max_bytes=len(data)) is None
@@ -262,7 +261,6 @@ def test_a_lesson_that_is_known_in_parts_only_is_none() -> None:
     assert table.alignment([*lesson.hashes, 77], 16) is None
     assert table.alignment([], 16) is None
     found = table.alignment(lesson.hashes, 16)
-    assert found is not None
     assert list(found.depths) == list(lesson.depths)
     with pytest.raises(ValueError, match="shorter"):
         table.learn(PromptAlignment([91, 92], [1, 2, 3], [1], 16))

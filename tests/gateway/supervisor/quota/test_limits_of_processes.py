@@ -11,13 +11,12 @@ from fairlead_gateway.worker.api_keys import key_digest
 from fairlead_testing.engines.scripted import responds, scripted_engine
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.limited_gateway import answer
-from fairlead_testing.gateway.running_gateway import fleet_of
+from fairlead_testing.gateway.running_gateway import GOOD, fleet_of
 from fairlead_testing.redis.valkey import Valkey
 
 pytestmark = pytest.mark.sockets
 
 _PEPPER = "pepper" * 6
-_BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 _TENANT = """
 apiVersion: serving.fairlead.io/v1alpha1
 kind: ModelTenant
@@ -31,7 +30,7 @@ spec:
 async def _send(client: httpx.AsyncClient, gateways: list[GatewayProcess], count: int) -> list[int]:
     async def send(number: int) -> int:
         url = f"{gateways[number % len(gateways)].url}/v1/chat/completions"
-        return (await client.post(url, json=_BODY, headers={"authorization": "Bearer acme"})).status_code
+        return (await client.post(url, json=GOOD, headers={"authorization": "Bearer acme"})).status_code
 
     return await asyncio.gather(*map(send, range(count)))
 

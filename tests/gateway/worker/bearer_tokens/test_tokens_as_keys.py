@@ -46,7 +46,6 @@ class Worker:
 
     def accept(self, issuer: TestIssuer) -> None:
         keys = parse_key_set(issuer.key_set(), ALGORITHMS, Limits())
-        assert self.keys.tokens is not None
         self.keys.tokens.update_issuers([TokenIssuer(ISSUER, (AUDIENCE,), keys)])
         self.keys.on_issuers_changed()
 
@@ -132,8 +131,7 @@ async def test_a_gateway_follows_its_issuers_and_counts_uses(tmp_path: Path, mon
         (tmp_path / "keys.json").write_bytes(NEXT.key_set())
 
         async def is_rotated() -> bool:
-            answers = [await _status(gateway, issuer.token(time.time())) for issuer in (NEXT, LOGIN)]
-            return answers == [200, 401]
+            return [await _status(gateway, issuer.token(time.time())) for issuer in (NEXT, LOGIN)] == [200, 401]
 
         await wait_until(is_rotated)
 

@@ -30,7 +30,7 @@ from fairlead_gateway.worker.openai.schemas import (
     GenericRequest,
 )
 from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import GOOD, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.waiting import wait_until
 
@@ -39,19 +39,18 @@ pytestmark = pytest.mark.simulated
 LIMITS = Limits()
 A, B = CallerKey("a"), CallerKey("b")
 FILLER = "the quick brown fox " * 20_000  # over 256 KiB
-CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
-LARGE_CHAT = CHAT | {"messages": [{"role": "user", "content": FILLER}]}
+LARGE_CHAT = GOOD | {"messages": [{"role": "user", "content": FILLER}]}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 CHATS, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 
 VALID: dict[str, tuple[str, object]] = {
     "chat": (CHATS, LARGE_CHAT),
     "chat with tools": (CHATS, LARGE_CHAT | {"tools": [TOOL], "tool_choice": "auto", "max_completion_tokens": 7}),
-    "chat with large tools": (CHATS, CHAT | {"tools": [TOOL | {"description": FILLER}]}),
-    "chat with large functions and documents": (CHATS, CHAT | {"functions": [{"a": FILLER}], "documents": [FILLER]}),
+    "chat with large tools": (CHATS, GOOD | {"tools": [TOOL | {"description": FILLER}]}),
+    "chat with large functions and documents": (CHATS, GOOD | {"functions": [{"a": FILLER}], "documents": [FILLER]}),
     "completion of texts with a suffix": (COMPLETIONS, {"model": "tiny", "prompt": ["a"] * 3, "suffix": FILLER}),
     "ranking of documents": ("/v1/rerank", {"model": "tiny", "query": FILLER, "documents": ["a"] * 3}),
-    "chat with unknown parts": (CHATS, CHAT | {"messages": [{"role": "user", "content": FILLER, "x": [1, {}]}]}),
+    "chat with unknown parts": (CHATS, GOOD | {"messages": [{"role": "user", "content": FILLER, "x": [1, {}]}]}),
     "chat with fields of the template": (CHATS, LARGE_CHAT | {"chat_template_kwargs": {"a": 1}, "documents": [{}]}),
     "chat with a template field alone": (CHATS, LARGE_CHAT | {"chat_template_kwargs": {"a": 1}}),
     "chat with prompt logprobs": (CHATS, LARGE_CHAT | {"prompt_logprobs": 1}),
@@ -59,7 +58,7 @@ VALID: dict[str, tuple[str, object]] = {
     "chat as a stream": (CHATS, LARGE_CHAT | {"stream": True, "stream_options": {"include_usage": True}, "user": "u"}),
     "chat with fields of engines": (CHATS, LARGE_CHAT | {"kv_transfer_params": {"a": FILLER}, "vllm_xargs": {"b": 1}}),
     "chat with a field that is refused unless it is null": (CHATS, LARGE_CHAT | {"priority": None, "x": 1}),
-    "chat with an unknown field": (CHATS, CHAT | {"x": [FILLER, 1.5e300, None]}),
+    "chat with an unknown field": (CHATS, GOOD | {"x": [FILLER, 1.5e300, None]}),
     "completion of text": (COMPLETIONS, {"model": "tiny", "prompt": FILLER, "suffix": FILLER, "max_tokens": 5}),
     "completion of tokens": (COMPLETIONS, {"model": "tiny", "prompt": list(range(50_000))}),
     "several completions": (COMPLETIONS, {"model": "tiny", "prompt": [FILLER, "x"], "stop": ["a"], "seed": 1}),
@@ -191,8 +190,7 @@ def test_reply_does_not_grow_with_the_body() -> None:
 @pytest.mark.parametrize("field", ["user", "cache_salt", "stream_options"])
 def test_field_that_the_worker_decodes_is_bounded(field: str) -> None:
     value = {"x": FILLER} if field == "stream_options" else 2 * FILLER
-    reply = check_body("ChatRequest", json.dumps(CHAT | {"stream": True, field: value}).encode(), LIMITS)
-    assert reply.problem is not None
+    reply = check_body("ChatRequest", json.dumps(GOOD | {"stream": True, field: value}).encode(), LIMITS)
     assert (reply.problem.param, reply.problem.code) == (field, "out_of_range")
 
 
@@ -204,7 +202,7 @@ def test_a_body_is_searched_for_what_it_does_not_bound_only_for_strict_limits(wa
 
 def test_reply_does_not_grow_with_the_names_of_fields() -> None:
     many = {f"{number}": 1 for number in range(50_000)}
-    reply = check_body("ChatRequest", json.dumps({FILLER: 1} | many | CHAT | {"rid": "a"}).encode(), LIMITS)
+    reply = check_body("ChatRequest", json.dumps({FILLER: 1} | many | GOOD | {"rid": "a"}).encode(), LIMITS)
     assert len(reply.members) < 3_000
     assert max(map(len, reply.members)) < 1_000
     assert "rid" in reply.members
@@ -219,7 +217,6 @@ def test_checking_process_that_ends_fails_one_body_and_is_replaced() -> None:
     checker = BodyChecker(LIMITS)
     body = json.dumps(LARGE_CHAT).encode()
     checker.parse_body(ChatRequest, body)
-    assert checker._process is not None
     checker._process.kill()
     with contextlib.suppress(Overloaded):  # its end is seen before the body is sent, or while it is
         checker.parse_body(ChatRequest, body)

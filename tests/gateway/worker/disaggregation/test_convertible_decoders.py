@@ -142,8 +142,6 @@ async def test_both_predictions_are_shown_and_a_prompt_that_was_not_sent_is_told
         assert (await request(gateway.url, asked, path=PATH)).status == 200
         shown = decision_out(gateway.gateway.decisions.latest(1)[0])
         for told in (would, shown):
-            assert told.handoff is not None
-            assert told.handoff.where is not None
             assert (told.handoff.where.instance, told.handoff.where.rule) == ("decode-0", "slack")
             first = {item.id: item.inputs["predicted_ttft_seconds"].value for item in told.handoff.where.candidates}
             assert first["decode-0"] is not None
@@ -157,7 +155,6 @@ async def test_an_asked_prompt_that_would_travel_is_told_with_both_engines() -> 
         asked = json.dumps(body(make_prompt(LONG, "aab"))).encode()
         told = decision_out(await gateway.preview_route(PATH, asked, None))
         assert [choice.instance for choice in told.choices] == ["prefill-0", "decode-0"]
-        assert told.handoff is not None
         assert told.handoff.reason == "step-full"
         assert gateway.gateway.telemetry.models == {}
 

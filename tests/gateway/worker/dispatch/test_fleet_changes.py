@@ -14,13 +14,12 @@ from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.worker.upstream.connection import EngineConnection
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_testing.engines.scripted import PausedStream, scripted_engine, well_behaved
-from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import GOOD, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 
-GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 READY, DRAINING, STARTING = InstanceState.READY, InstanceState.DRAINING, InstanceState.STARTING
 
 

@@ -126,10 +126,8 @@ async def test_next_model_answers_and_header_and_log_say_why(
             (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
             assert [record.model_key for record in logged.records] == ["chat/big", "chat/middle"]
             assert [record.attempt for record in logged.records] == [1, 2]
-            assert logged.outcome is not None
             assert (logged.outcome.status, logged.outcome.model_key) == (200, "chat/middle")
             decision = logged.latest.route
-            assert decision is not None
             assert (
                 f"→ chat/big, its only target; chat/big {kind} → chat/middle, of the least weight ("
                 in decision.describe()
@@ -143,7 +141,6 @@ async def test_model_without_a_ready_instance_is_passed_without_an_attempt() -> 
         found = await request(running.url, chat())
         assert answered(found) == (200, "chat/small", "chat/big Unavailable")
         (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
-        assert logged.latest.route is not None
         assert "past chat/middle without a ready instance" in logged.latest.route.describe()
     async with served(CHAIN, states=dict.fromkeys(MODELS, InstanceState.DRAINING)) as running:
         found = await request(running.url, chat())
@@ -171,7 +168,6 @@ async def test_failures_cascade_to_the_last_model_and_to_its_error() -> None:
         assert answered(found) == (400, "chat/small", "chat/big Unavailable, chat/middle Refused")
         assert found.json["error"]["message"] == "not here either"
         (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
-        assert logged.outcome is not None
         assert logged.outcome.failures == (("big/0", "status-500"),)
 
 
@@ -237,7 +233,6 @@ async def test_last_fallback_without_an_instance_ends_in_the_log() -> None:
     async with served(route(to("middle")), big=fail) as running:
         registry = running.gateway.stack.routers.serving
         router = registry.router("chat/middle")
-        assert router is not None
         # Its instance leaves after the choice, before the request reaches it.
         router.update(registry.fleet.models["chat/middle"], [])
         found = await request(running.url, chat())
@@ -246,7 +241,6 @@ async def test_last_fallback_without_an_instance_ends_in_the_log() -> None:
         assert [(record.model_key, record.decision.rule) for record in logged.records][1:] == [
             ("chat/middle", "fallback")
         ]
-        assert logged.outcome is not None
         assert (logged.outcome.status, logged.outcome.error) == (503, "no_ready_instance")
 
 
@@ -262,7 +256,6 @@ async def test_fallback_gets_the_parameters_of_the_route_too() -> None:
         found = await request(running.url, chat(max_tokens=100))
         assert answered(found) == (200, "chat/middle", "chat/big Unavailable")
         (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
-        assert logged.latest.route is not None
         assert "; sets max_tokens=4; chat/big Unavailable → chat/middle" in logged.latest.route.describe()
     assert sent == [4]
 

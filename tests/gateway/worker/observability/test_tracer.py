@@ -2,8 +2,9 @@
 
 import json
 import random
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -88,42 +89,43 @@ def observed(collector: str, share: float = 0.0) -> RequestObservers:
     return RequestObservers(what, clock=running_clock(), limits=LIMITS, instance_id="gw", draw_bits=draw)
 
 
+@dataclass
 class Scene:
     """A gateway with a collector; ``spans`` are complete once it has closed."""
 
-    def __init__(self, share: float = 0.0) -> None:
-        self.collector = CannedServer(COLLECTED)
-        self._share = share
-        self.engines: list[ScriptedEngine] = []
+    collector: CannedServer
+    engines: list[ScriptedEngine]
+    own: dict[str, int] = field(default_factory=dict)
+    spans: list[dict[str, Any]] = field(default_factory=list)
 
-    async def play(
-        self, scripts: list[Script], play: Callable[[RunningGateway], Awaitable[None]], roles: list[Role] | None = None
-    ) -> list[dict[str, Any]]:
-        with self.collector:
-            watching = observed(self.collector.url, self._share)
-            async with AsyncExitStack() as stack:
-                self.engines = [await stack.enter_async_context(scripted_engine(one)) for one in scripts]
-                fleet = fleet_of([one.url for one in self.engines])
-                if roles is not None:
-                    found = tuple(
-                        Instance(
-                            f"{role.value[0]}{n}", "default", "tiny", role.value, one.url, role=role, transfer="nixl"
-                        )
-                        for n, (role, one) in enumerate(zip(roles, self.engines, strict=True))
-                    )
-                    fleet = Fleet(1, 1, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: found})
-                running = await stack.enter_async_context(running_gateway(fleet, LIMITS, observers=watching))
-                await play(running)
-                self.own = running.gateway.telemetry.non_model_counters
-            bodies = [json.loads(asked.body) for asked in self.collector.requests]
-        assert CANARY not in str(bodies)
-        return [
-            {**span, "attributes": {one["key"]: next(iter(one["value"].values())) for one in span["attributes"]}}
-            for body in bodies
-            for resource in body["resourceSpans"]
-            for scope in resource["scopeSpans"]
-            for span in scope["spans"]
-        ]
+
+@asynccontextmanager
+async def playing(
+    scripts: Sequence[Script], share: float = 0.0, roles: Sequence[Role] = ()
+) -> AsyncIterator[tuple[Scene, RunningGateway]]:
+    async with AsyncExitStack() as stack:
+        collector = stack.enter_context(CannedServer(COLLECTED))
+        engines = [await stack.enter_async_context(scripted_engine(one)) for one in scripts]
+        fleet = fleet_of([one.url for one in engines])
+        if roles:
+            found = tuple(
+                Instance(f"{role.value[0]}{n}", "default", "tiny", role.value, one.url, role=role, transfer="nixl")
+                for n, (role, one) in enumerate(zip(roles, engines, strict=True))
+            )
+            fleet = Fleet(1, 1, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: found})
+        scene = Scene(collector, engines)
+        async with running_gateway(fleet, LIMITS, observers=observed(collector.url, share)) as running:
+            yield scene, running
+            scene.own = running.gateway.telemetry.non_model_counters
+    bodies = [json.loads(asked.body) for asked in collector.requests]
+    assert CANARY not in str(bodies)
+    scene.spans = [
+        {**span, "attributes": {one["key"]: next(iter(one["value"].values())) for one in span["attributes"]}}
+        for body in bodies
+        for resource in body["resourceSpans"]
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+    ]
 
 
 # --- propagation --------------------------------------------------------------------------------------------------------
@@ -149,12 +151,9 @@ async def test_a_malformed_context_is_dropped_with_its_state(wrong: str) -> None
 
 
 async def test_both_legs_of_a_hand_off_get_the_clients_context() -> None:
-    scene = Scene()
-
-    async def play(running: RunningGateway) -> None:
+    async with playing([prefilling, well_behaved], roles=[Role.PREFILL, Role.DECODE]) as (scene, running):
         assert (await ask(running.url, chat(), more=parent("00"))).status == 200
-
-    assert await scene.play([prefilling, well_behaved], play, [Role.PREFILL, Role.DECODE]) == []
+    assert scene.spans == []
     assert sent(scene.engines[0]) == sent(scene.engines[1]) == [[f"00-{TRACE}-{SPAN}-00"]]
 
 
@@ -162,13 +161,10 @@ async def test_both_legs_of_a_hand_off_get_the_clients_context() -> None:
 
 
 async def test_sampled_flag_of_the_client_is_honoured_and_the_engine_gets_the_attempt_span() -> None:
-    scene = Scene(share=0.0)
-
-    async def play(running: RunningGateway) -> None:
+    async with playing([well_behaved], share=0.0) as (scene, running):
         answer = await ask(running.url, chat(max_tokens=9), more=parent("01", "tracestate: a=1"))
         assert answer.fields["traceresponse"].startswith(f"00-{TRACE}-")
-
-    request, attempt = await scene.play([well_behaved], play)
+    request, attempt = scene.spans
     assert (request["traceId"], request["parentSpanId"], request["kind"]) == (TRACE, SPAN, 2)
     assert (attempt["traceId"], attempt["parentSpanId"], attempt["kind"]) == (TRACE, request["spanId"], 3)
     assert sent(scene.engines[0]) == [[f"00-{TRACE}-{attempt['spanId']}-01"]]
@@ -193,23 +189,17 @@ async def test_sampled_flag_of_the_client_is_honoured_and_the_engine_gets_the_at
 
 
 async def test_what_its_caller_does_not_record_is_not_recorded_here_either() -> None:
-    scene = Scene(share=1.0)
-
-    async def play(running: RunningGateway) -> None:
+    async with playing([well_behaved], share=1.0) as (scene, running):
         assert "traceresponse" not in (await ask(running.url, chat(), more=parent("00"))).fields
-
-    assert await scene.play([well_behaved], play) == []
+    assert scene.spans == []
     assert sent(scene.engines[0]) == [[f"00-{TRACE}-{SPAN}-00"]]
 
 
 @pytest.mark.parametrize("more", ["", f"traceparent: 00-{TRACE}-{SPAN}\r\ntracestate: a=1\r\n"])
 async def test_a_request_without_a_right_context_begins_a_trace_when_it_is_drawn(more: str) -> None:
-    scene = Scene(share=1.0)
-
-    async def play(running: RunningGateway) -> None:
+    async with playing([well_behaved], share=1.0) as (scene, running):
         assert (await ask(running.url, chat(), more=more)).status == 200
-
-    request, attempt = await scene.play([well_behaved], play)
+    request, attempt = scene.spans
     assert "parentSpanId" not in request
     assert request["traceId"] not in (TRACE, "0" * 32)
     assert sent(scene.engines[0]) == [[f"00-{request['traceId']}-{attempt['spanId']}-01"]]
@@ -217,32 +207,26 @@ async def test_a_request_without_a_right_context_begins_a_trace_when_it_is_drawn
 
 
 async def test_about_the_share_of_requests_is_drawn_and_the_others_make_nothing() -> None:
-    scene = Scene(share=0.25)
-
-    async def play(running: RunningGateway) -> None:
+    async with playing([well_behaved], share=0.25) as (scene, running):
         connection = await RawConnection.connect(running.url)
         for _ in range(80):
             await connection.send(post_request(chat(stream=False), close=False))
             assert (await connection.read_response()).status == 200
         await connection.close()
-
-    spans = await scene.play([well_behaved], play)
+    spans = scene.spans
     assert 8 <= len(spans) / 2 <= 36
     assert sum(bool(values) for values in sent(scene.engines[0])) == len(spans) / 2
     assert scene.own["spans_exported_total"] == len(spans)
 
 
 async def test_heads_that_repeat_on_one_connection_keep_their_context_each_time() -> None:
-    scene = Scene()
-
-    async def play(running: RunningGateway) -> None:
+    async with playing([well_behaved]) as (scene, running):
         connection = await RawConnection.connect(running.url)
         for flags in ("01", "01", "00", "01"):
             await connection.send(post_request(chat(stream=False), more=parent(flags), close=False))
             assert (await connection.read_response()).status == 200
         await connection.close()
-
-    spans = await scene.play([well_behaved], play)
+    spans = scene.spans
     attempts = [span["spanId"] for span in spans if span["kind"] == 3]
     first, second, third = (f"00-{TRACE}-{one}-01" for one in attempts)
     assert sent(scene.engines[0]) == [[first], [second], [f"00-{TRACE}-{SPAN}-00"], [third]]
@@ -253,13 +237,10 @@ async def test_heads_that_repeat_on_one_connection_keep_their_context_each_time(
 
 
 async def test_every_engine_that_was_asked_has_its_span_and_the_failed_one_says_why() -> None:
-    scene = Scene(share=1.0)
-
-    async def play(running: RunningGateway) -> None:
+    async with playing([failing, well_behaved], share=1.0) as (scene, running):
         for number in range(8):
             assert (await ask(running.url, chat(user=str(number), stream=False))).status == 200
-
-    spans = await scene.play([failing, well_behaved], play)
+    spans = scene.spans
     failed = [span for span in spans if span["attributes"].get("fairlead.instance") == "e-0/0/0" and span["kind"] == 3]
     assert failed
     for span in failed:
@@ -271,13 +252,10 @@ async def test_every_engine_that_was_asked_has_its_span_and_the_failed_one_says_
 
 
 async def test_a_continued_stream_has_both_engines() -> None:
-    scene = Scene(share=1.0)
     script = breaking_once()
-
-    async def play(running: RunningGateway) -> None:
+    async with playing([script, script], share=1.0) as (scene, running):
         assert (await ask(running.url, chat())).events[-1] == "[DONE]"
-
-    request, first, second = await scene.play([script, script], play)
+    request, first, second = scene.spans
     assert (first["attributes"]["fairlead.step"], first["attributes"]["error.type"]) == ("attempt", "cut")
     assert (second["attributes"]["fairlead.step"], second["status"]) == ("continuation", {})
     assert request["attributes"]["fairlead.attempts"] == "2"
@@ -285,16 +263,13 @@ async def test_a_continued_stream_has_both_engines() -> None:
 
 
 async def test_both_legs_of_a_hand_off_have_one_id_that_the_client_did_not_choose() -> None:
-    scene = Scene()
     decisions: list[str] = []
-
-    async def play(running: RunningGateway) -> None:
+    async with playing([prefilling, well_behaved], roles=[Role.PREFILL, Role.DECODE]) as (scene, running):
         more = parent("01", "x-request-id: mine")
         answer = await ask(running.url, chat(), more=more)
         assert answer.fields["x-request-id"] == "mine"
         decisions.append(answer.fields["x-fairlead-decision"])
-
-    span, *_ = await scene.play([prefilling, well_behaved], play, [Role.PREFILL, Role.DECODE])
+    span, *_ = scene.spans
     assert decisions != ["mine"]
     for engine in scene.engines:
         assert sent(engine, "x-request-id") == [decisions]
@@ -303,12 +278,9 @@ async def test_both_legs_of_a_hand_off_have_one_id_that_the_client_did_not_choos
 
 
 async def test_a_hand_off_has_a_span_for_the_prefill_leg() -> None:
-    scene = Scene(share=1.0)
-
-    async def play(running: RunningGateway) -> None:
+    async with playing([prefilling, well_behaved], share=1.0, roles=[Role.PREFILL, Role.DECODE]) as (scene, running):
         assert (await ask(running.url, chat())).status == 200
-
-    request, prefill, decode = await scene.play([prefilling, well_behaved], play, [Role.PREFILL, Role.DECODE])
+    request, prefill, decode = scene.spans
     assert (prefill["name"], decode["name"]) == ("prefill tiny", "attempt tiny")
     assert request["attributes"]["fairlead.handoff.outcome"] == "done"
     assert int(prefill["endTimeUnixNano"]) <= int(decode["startTimeUnixNano"])
@@ -317,23 +289,17 @@ async def test_a_hand_off_has_a_span_for_the_prefill_leg() -> None:
 
 
 async def test_stream_that_ends_in_an_error_event_fails_request_and_attempt_spans() -> None:
-    scene = Scene(share=1.0)
-
-    async def play(running: RunningGateway) -> None:
+    async with playing([streams(token("one "), end=hang_up)], share=1.0) as (scene, running):
         await ask(running.url, chat(temperature=1))
-
-    request, attempt = await scene.play([streams(token("one "), end=hang_up)], play)
+    request, attempt = scene.spans
     assert request["status"] == attempt["status"] == {"code": 2, "message": "cut"}
 
 
 async def test_a_request_that_never_reached_an_engine_has_its_span_too() -> None:
-    scene = Scene()
-
-    async def play(running: RunningGateway) -> None:
+    async with playing([well_behaved]) as (scene, running):
         running.gateway.update_fleet(Fleet(2, 2, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: ()}))
         assert (await ask(running.url, chat(), more=parent("01"))).status == 503
-
-    (request,) = await scene.play([well_behaved], play)
+    (request,) = scene.spans
     assert request["attributes"]["http.response.status_code"] == "503"
     assert request["status"] == {"code": 2, "message": "no_ready_instance"}
 
@@ -353,13 +319,9 @@ async def test_a_collector_that_is_not_there_costs_spans_and_no_request() -> Non
 
 
 async def test_a_collector_that_refuses_is_not_asked_again() -> None:
-    scene = Scene(share=1.0)
-    scene.collector.responses["/v1/traces"] = CannedResponse([b"no"], 400)
-
-    async def play(running: RunningGateway) -> None:
+    async with playing([well_behaved], 1.0) as (scene, running):
+        scene.collector.responses["/v1/traces"] = CannedResponse([b"no"], 400)
         assert (await ask(running.url, chat())).status == 200
-
-    await scene.play([well_behaved], play)
     assert len(scene.collector.requests) == 1
     assert scene.own == {"spans_exported_total": 0, "spans_dropped_total": 2}
 

@@ -12,16 +12,15 @@ from fairlead.fleet.model import RequestPolicy
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, well_behaved
 from fairlead_testing.gateway.limited_gateway import answer, limited_gateway
-from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import GOOD, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import get_request, request, send
 
 pytestmark = pytest.mark.simulated
 
-CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 PATHS = {
-    "/v1/chat/completions": CHAT,
+    "/v1/chat/completions": GOOD,
     "/v1/completions": {"model": "tiny", "prompt": "hi"},
-    "/v1/messages": CHAT,
+    "/v1/messages": GOOD,
     "/v1/responses": {"model": "tiny", "input": "hi"},
 }
 LONG = "x" * 300_000
@@ -43,7 +42,7 @@ async def test_a_number_in_another_form_is_that_number(path: str, text: str, mor
 
 @pytest.mark.parametrize("text", ['"true"', '"True"', "1", '"yes"', "1.0"])
 async def test_a_stream_in_another_form_is_a_stream(text: str) -> None:
-    body = json.dumps(CHAT)[:-1] + f', "stream": {text}, "temperature": "0.5", "top_k": 4.0}}'
+    body = json.dumps(GOOD)[:-1] + f', "stream": {text}, "temperature": "0.5", "top_k": 4.0}}'
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
         assert (await request(running.url, body.encode())).events[-1] == "[DONE]"
         received = engine.calls[0].json
@@ -89,7 +88,7 @@ async def test_options_of_a_stream_in_another_form_are_those_options(
     ],
 )
 async def test_options_of_a_stream_that_no_engine_accepts_are_refused_by_name(text: str, param: str) -> None:
-    body = json.dumps(CHAT | {"stream": True})[:-1] + f', "stream_options": {text}}}'
+    body = json.dumps(GOOD | {"stream": True})[:-1] + f', "stream_options": {text}}}'
     async with running_gateway(fleet_of(["http://127.0.0.1:9"])) as running:
         found = await request(running.url, body.encode())
         assert (found.status, found.error["param"]) == (400, param)
@@ -156,7 +155,7 @@ async def test_one_long_prompt_is_no_list_of_requests(path: str, fields: dict[st
     ],
 )
 async def test_values_that_no_engine_accepts_are_refused_by_name(field: str, text: str) -> None:
-    body = json.dumps({name: value for name, value in CHAT.items() if name != field})[:-1] + f', "{field}": {text}}}'
+    body = json.dumps({name: value for name, value in GOOD.items() if name != field})[:-1] + f', "{field}": {text}}}'
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
         found = await request(running.url, body.encode())
         assert (found.status, found.error["param"]) == (400, field)
@@ -174,7 +173,7 @@ async def test_limits_count_the_value_that_the_engine_gets() -> None:
     async with limited_gateway(script, tenants) as gateway:
         url, headers = f"{gateway.running.url}/v1/chat/completions", {"authorization": "Bearer acme"}
         bodies = [
-            json.dumps(CHAT)[:-1] + members
+            json.dumps(GOOD)[:-1] + members
             for members in (
                 ', "max_tokens": "101"}',
                 ', "max_tokens": 1, "max_tokens": "101"}',
@@ -200,7 +199,7 @@ async def test_a_byte_order_mark_is_taken_off(path: str, more: str) -> None:
 
 @pytest.mark.parametrize("text", [r"\ud83d", r"cut \ud83d here", r"\ude00", r"\ud83d\ud83d\ude00", r"\\\ud83d"])
 async def test_half_a_character_is_named(text: str) -> None:
-    body = json.dumps(CHAT).replace("hi", text).encode()
+    body = json.dumps(GOOD).replace("hi", text).encode()
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
         found = await request(running.url, body)
         assert (found.status, found.error["code"]) == (400, "invalid_json")
@@ -239,7 +238,7 @@ async def test_no_path_has_another_reading(has_all_paths: bool) -> None:
     requests = RequestPolicy(allowed_paths=frozenset({"/v1/*"} if has_all_paths else ()))
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url], requests=requests)) as running:
         for written in ENCODED:
-            found = await request(running.url, CHAT, path=written)
+            found = await request(running.url, GOOD, path=written)
             expected = (404, "unknown_url") if written.startswith("/") else (400, "malformed_http")
             if written.startswith("/v1/models/"):
                 expected = (405, "method_not_allowed")
@@ -247,7 +246,7 @@ async def test_no_path_has_another_reading(has_all_paths: bool) -> None:
         assert not engine.calls
         (found,) = await send(running.url, get_request("/v1/models/default%2Ftiny"))
         assert found.status == 200
-        found = await request(running.url, CHAT, path="/v1%2fchat/completions")
+        found = await request(running.url, GOOD, path="/v1%2fchat/completions")
         assert "percent" in found.error["message"]
 
 

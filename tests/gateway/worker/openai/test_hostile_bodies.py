@@ -6,12 +6,10 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import GOOD, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request
 
 pytestmark = pytest.mark.simulated
-
-GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def chat(**fields: object) -> bytes:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,13 +13,12 @@ from fairlead.limits import Limits
 from fairlead_gateway.worker.openai.model_names import ServedNameRewriter, body_with_model, target_with_model
 from fairlead_testing.engines.disaggregated import engine_process
 from fairlead_testing.engines.scripted import EngineCall, event, reset, responds, scripted_engine, streams, token, usage
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import GOOD, MODEL_KEY, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 
 pytestmark = pytest.mark.simulated
 
 THEIRS = "Qwen/Qwen3-8B"
-GOOD: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def renamed(fleet: Fleet, *names: str | None) -> Fleet:
@@ -245,7 +243,6 @@ async def test_a_hand_over_asks_both_engines_for_their_own_names() -> None:
             assert {json.loads(data)["model"] for data in answer.events[:-1]} == {"tiny"}
             logged = running.gateway.decisions.find(answer.fields["x-fairlead-decision"])[0]
             story = logged.records[-1].handoff
-            assert story is not None
             assert (story.outcome, story.reason) == ("done", "long")
 
 

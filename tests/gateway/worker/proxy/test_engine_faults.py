@@ -24,7 +24,6 @@ from fairlead_testing.engines.scripted import (
 )
 from fairlead_testing.gateway.running_gateway import (
     MODEL_KEY,
-    RunningGateway,
     fleet_of,
     gateway_before,
     running_gateway,
@@ -157,15 +156,10 @@ async def test_fault_before_the_first_byte_is_retried_unseen_by_the_client(
         logged = running.gateway.decisions.latest(1)[0]
         assert [record.attempt for record in logged.records] == [1, 2]
         assert logged.records[0].decision.chosen != logged.records[1].decision.chosen
-        assert logged.outcome is not None
         assert (logged.outcome.status, logged.outcome.error, logged.outcome.attempts) == (200, None, 2)
 
 
 async def test_an_engine_that_refuses_connections_is_passed_over() -> None:
-    async def use(running: RunningGateway) -> None:
-        for _ in range(3):
-            assert (await request(running.url, GOOD)).status == 200
-
     async with scripted_engine() as dead:
         gone = dead.url
     async with scripted_engine() as alive, running_gateway(fleet_of([gone, alive.url])) as running:
@@ -202,7 +196,6 @@ async def test_when_every_engine_fails_the_client_gets_one_error_object(
         if status == 503:
             assert answer.fields["retry-after"] == "1"
         outcome = running.gateway.decisions.latest(1)[0].outcome
-        assert outcome is not None
         assert (outcome.status, outcome.error) == (status, code)
 
 
@@ -384,7 +377,6 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done(en
         assert f'"request_id":"{answer.fields["x-request-id"]}"' in answer.events[-1]
         assert "[DONE]" not in answer.body.decode()
         outcome = running.gateway.decisions.latest(1)[0].outcome
-        assert outcome is not None
         assert outcome.error is not None
         assert not outcome.client_disconnected
 

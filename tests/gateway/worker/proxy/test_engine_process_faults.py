@@ -108,9 +108,7 @@ async def test_a_begun_stream_that_cannot_be_continued_ends_aloud(number: signal
         assert got.endswith(b"0\r\n\r\n")
         assert b"[DONE]" not in got
         assert b'"code":"%b"' % code in got.rsplit(b"data: ", 1)[1]
-        outcome = running.gateway.decisions.latest(1)[0].outcome
-        assert outcome is not None
-        assert outcome.error == code.removeprefix(b"stream_").decode()
+        assert running.gateway.decisions.latest(1)[0].outcome.error == code.removeprefix(b"stream_").decode()
 
 
 async def test_a_slow_engine_gets_less_and_is_not_ejected() -> None:
@@ -154,7 +152,6 @@ async def test_a_poison_request_kills_two_engines_and_no_third_and_the_others_ar
                 sys.executable, "-c", POISONABLE, stdout=asyncio.subprocess.PIPE
             )
             stack.push_async_callback(_end, process)
-            assert process.stdout is not None
             urls.append(f"http://127.0.0.1:{int(await process.stdout.readline())}")
             processes.append(process)
         running = await stack.enter_async_context(running_gateway(fleet_of(urls)))

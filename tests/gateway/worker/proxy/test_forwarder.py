@@ -16,12 +16,10 @@ from fairlead_testing.engines.scripted import (
     usage,
     well_behaved,
 )
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, gateway_of, running_gateway
+from fairlead_testing.gateway.running_gateway import GOOD, MODEL_KEY, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
 
 pytestmark = pytest.mark.simulated
-
-GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 
 async def test_a_request_is_framed_anew_and_loses_what_belongs_to_the_client_connection() -> None:
@@ -286,7 +284,6 @@ async def test_events_come_whole_however_the_engine_cuts_them(size: int) -> None
         assert answer.body == text.replace(event(usage(9, 8, 2)), b"")
         assert all(piece.endswith(b"\n\n") for piece in answer.pieces)
         outcome = running.gateway.decisions.latest(1)[0].outcome
-        assert outcome is not None
         assert (outcome.prompt_tokens, outcome.cached_tokens, outcome.output_tokens) == (9, 8, 2)
 
 
@@ -304,7 +301,6 @@ async def test_usage_is_always_asked_for_and_shown_only_to_those_who_asked() -> 
             assert answer.events[-1] == "[DONE]"
             assert engine.calls[-1].json == body | {"stream_options": {"include_usage": True}}
             outcome = running.gateway.decisions.latest(1)[0].outcome
-            assert outcome is not None
             assert (outcome.prompt_tokens, outcome.cached_tokens, outcome.output_tokens) == (7, 4, 3)
 
 
@@ -448,7 +444,6 @@ async def test_objectives_are_judged_and_counted() -> None:
         async with running_gateway(fleet) as running:
             await request(running.url, GOOD | {"stream": True})
             outcome = running.gateway.decisions.latest(1)[0].outcome
-            assert outcome is not None
             assert outcome.within_objective is True
             assert outcome.ttft_seconds is not None
             assert outcome.itl_mean_seconds is not None

@@ -8,13 +8,11 @@ import pytest
 from fairlead_gateway.worker.proxy.relay import RelayedStream
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_testing.engines.scripted import PausedStream, role, scripted_engine, streams, token, usage
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import STREAM, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
-
-STREAM = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 
 
 def _requests(running: RunningGateway) -> list[object]:
@@ -94,6 +92,4 @@ async def test_time_per_token_is_that_of_one_answer(answers: int, is_known: bool
     script = streams(role(), token("a"), token("b", "stop"), usage(7, 0, 2))
     async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
         await request(running.url, STREAM | {"n": answers})
-        outcome = running.gateway.decisions.latest(1)[0].outcome
-        assert outcome is not None
-        assert (outcome.itl_mean_seconds is not None) is is_known
+        assert (running.gateway.decisions.latest(1)[0].outcome.itl_mean_seconds is not None) is is_known

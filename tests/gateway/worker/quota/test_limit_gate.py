@@ -124,7 +124,6 @@ async def test_the_decision_log_says_which_limit_refused() -> None:
         (logged,) = gateway.running.gateway.decisions.find(refused.headers["x-request-id"])
         assert logged.latest.decision.rule == "limit"
         assert "1 requests per day of tenant acme" in logged.latest.decision.reason
-        assert logged.outcome is not None
         assert logged.outcome.status == 429
 
 

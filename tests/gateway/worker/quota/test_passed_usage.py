@@ -164,7 +164,6 @@ def test_the_usage_of_a_long_answer_is_found_at_its_end(is_stream: bool) -> None
         read.add([body[start : start + 9_999]], is_last=False)
     read.add([], is_last=True)
     usage = read.usage
-    assert usage is not None
     assert (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) == (1000, 800, 30)
 
 
@@ -189,13 +188,10 @@ def test_counts_of_events_are_totals() -> None:
     """Some engines say 0 for the prompt in one of the events."""
     read = PassedUsage(is_stream=True)
     read.add([_event("message_start", message={"usage": {"input_tokens": 0, "output_tokens": 0}})], is_last=False)
-    first = read.usage
-    assert first is not None
-    assert first.completion_tokens is None
+    assert read.usage.completion_tokens is None
     read.add([_event("message_delta", usage={"input_tokens": 9, "output_tokens": 3})], is_last=False)
     read.add([_event("message_delta", usage={"input_tokens": 0, "output_tokens": 5})], is_last=True)
     usage = read.usage
-    assert usage is not None
     assert (usage.prompt_tokens, usage.completion_tokens) == (9, 5)
 
 
@@ -241,7 +237,6 @@ def test_fields_of_the_client_in_a_long_answer_make_no_prompt_cached(own: dict[s
     tools = {"tools": [{"parameters": {"usage": counts}}], "instructions": "x" * 200_000}
     answer = {**tools, "usage": own} if is_before else {"usage": own, **tools}
     usage = counts_of_long_answer(json.dumps(answer).encode())
-    assert usage is not None
     assert (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) == (1001, None, 30)
 
 
@@ -258,7 +253,6 @@ def test_only_the_last_event_of_a_long_stream_has_counts(has_type_first: bool) -
     event = {**kind, **begun} if has_type_first else {**begun, **kind}
     read.add([b"data: " + json.dumps(event).encode() + b"\n\n"], is_last=True)
     usage = read.usage
-    assert usage is not None
     assert (usage.prompt_tokens, usage.completion_tokens) == (1000, 30)
 
 

@@ -116,14 +116,11 @@ async def test_client_that_disconnects_has_used_what_it_was_sent() -> None:
 
 
 async def test_rows_beyond_the_bound_are_counted() -> None:
-    async def use(running: RunningGateway) -> None:
-        for _ in range(3):
-            await post(running)
-
     sent = Sent()
     reporter = UsageReporter(sent, asyncio.get_running_loop(), Limits(usage_report_seconds=60.0, usage_rows=2))
     async with gateway_before(responds(ANSWER), reporter) as running:
-        await use(running)
+        for _ in range(3):
+            await post(running)
     reporter.flush()
     assert (len(sent.rows), sent.dropped) == (2, 1)
 

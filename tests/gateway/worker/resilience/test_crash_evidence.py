@@ -5,14 +5,12 @@ import asyncio
 import pytest
 
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token, well_behaved
-from fairlead_testing.gateway.running_gateway import fleet_of, gateway_before, gateway_of, running_gateway
+from fairlead_testing.gateway.running_gateway import GOOD, STREAM, fleet_of, gateway_before, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 
-PLAIN = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
-STREAM = PLAIN | {"stream": True}
 GREEDY = STREAM | {"temperature": 0}
 
 
@@ -62,11 +60,11 @@ async def test_a_copy_that_was_sent_before_and_is_answered_clears_it() -> None:
     async with scripted_engine(script) as one, scripted_engine(script) as two:  # noqa: SIM117
         async with running_gateway(fleet_of([one.url, two.url], preset="round-robin")) as running:
             for _ in range(2):
-                await request(running.url, PLAIN | {"user": "warm"})
+                await request(running.url, GOOD | {"user": "warm"})
             met.clear()
-            first = asyncio.create_task(request(running.url, PLAIN))
+            first = asyncio.create_task(request(running.url, GOOD))
             await wait_until(lambda: len(met) == 1)
-            assert (await request(running.url, PLAIN)).status == 502
+            assert (await request(running.url, GOOD)).status == 502
             assert len(running.gateway.stack.poison_guard) == 1
             go_on.set()
             assert (await first).status == 200
@@ -84,7 +82,7 @@ async def test_an_engine_that_refuses_it_proves_nothing() -> None:
 
     async with scripted_engine(script) as one, scripted_engine(script) as two:  # noqa: SIM117
         async with running_gateway(fleet_of([one.url, two.url])) as running:
-            assert (await request(running.url, PLAIN)).status == 400
+            assert (await request(running.url, GOOD)).status == 400
             assert len(running.gateway.stack.poison_guard) == 1
 
 
@@ -131,9 +129,9 @@ async def test_a_copy_whose_engine_dies_when_two_have_died_already_goes_to_no_ot
         raise HangUp
 
     async with gateway_of(script, script, script, preset="round-robin") as (running, *_):
-        first = asyncio.create_task(request(running.url, PLAIN))
+        first = asyncio.create_task(request(running.url, GOOD))
         await wait_until(lambda: len(met) == 1)
-        assert (await request(running.url, PLAIN)).error["code"] == "engines_broke_off"
+        assert (await request(running.url, GOOD)).error["code"] == "engines_broke_off"
         die.set()
         assert (await first).error["code"] == "quarantined"
         assert len(met) == 3

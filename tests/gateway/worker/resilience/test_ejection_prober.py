@@ -78,7 +78,6 @@ async def test_hanging_engine_gets_spaced_probes_for_one_token_which_fail() -> N
             fixture.poll_at(now)  # one at a time
             await fixture.wait_probe_ended()
             fixture.poll_at(now + 14.0)  # too early for the next one
-            assert fixture.record is not None
             assert (fixture.record.since, fixture.record.cause) == (0.0, "3 timeouts")
             assert (fixture.record.failed_probes, len(engine.calls)) == (number, number)
         bodies = [call.json for call in engine.calls]
@@ -150,7 +149,6 @@ async def test_only_server_errors_count_as_failed_probes_and_load_does_not(statu
     ):
         fixture.poll_at(10.0)
         await fixture.wait_probe_ended()
-        assert fixture.record is not None
         assert (fixture.record.since, fixture.record.failed_probes) == (0.0, failed_probes)
 
 
@@ -170,13 +168,11 @@ async def test_engine_that_sends_to_another_request_is_slow_and_does_not_hang() 
         await wait_until(lambda: len(engine.calls) == 1)
         fixture.gateway.stack.pool.activity(engine.url).receive_count += 1
         await fixture.wait_probe_ended()
-        assert fixture.record is not None
         assert (fixture.record.since, fixture.record.failed_probes) == (10.0, 0)
 
 
 async def test_engine_that_listens_no_more_is_not_reported_as_hung() -> None:
     async with prober(silent) as (fixture, engine):
-        assert engine.server is not None
         engine.server.close()
         await engine.server.wait_closed()
         fixture.poll_at(10.0)

@@ -10,15 +10,14 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_testing.engines.scripted import EngineCall, ScriptedEngine, scripted_engine, well_behaved
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import GOOD, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request
 
 pytestmark = pytest.mark.simulated
 
-PLAIN = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
-LONG = PLAIN | {"max_tokens": 4_096}
+LONG = GOOD | {"max_tokens": 4_096}
 BODIES: list[tuple[str, dict[str, Any]]] = [
-    ("/v1/chat/completions", PLAIN),
+    ("/v1/chat/completions", GOOD),
     ("/v1/chat/completions", LONG),
     ("/v1/completions", {"model": "tiny", "prompt": "hi"}),
     ("/v1/messages", LONG),
@@ -89,14 +88,14 @@ async def test_a_hung_engine_is_ejected_by_plain_requests_alone() -> None:
     """Requests without a retry in the budget stay, and move when it has the next ones."""
     scene = TwoEngines()
     async with scene.running() as running:
-        seconds = await asyncio.gather(*(_seconds_of(running, PLAIN | {"user": f"{number}"}) for number in range(6)))
+        seconds = await asyncio.gather(*(_seconds_of(running, GOOD | {"user": f"{number}"}) for number in range(6)))
         assert max(seconds) < 4 * FLOOR
         assert scene.silent is not None
         index = scene.engines.index(scene.silent)
         assert running.gateway.stack.failures.describe(f"e-{index}/{index}/0")[0] is HealthState.EJECTED
 
 
-@pytest.mark.parametrize("body", [PLAIN, LONG])
+@pytest.mark.parametrize("body", [GOOD, LONG])
 async def test_an_engine_that_computes_is_waited_for(body: dict[str, Any]) -> None:
     async with TwoEngines(300.0, computes=True).running() as running:
         assert 300.0 <= await _seconds_of(running, body) < 301.0
@@ -111,15 +110,15 @@ async def test_an_engine_that_stops_in_the_middle_is_left() -> None:
 
     async with scene.running() as running:
         stopping = asyncio.create_task(stop())
-        assert 60.0 < await _seconds_of(running, PLAIN) < 60.0 + 1.5 * FLOOR
+        assert 60.0 < await _seconds_of(running, GOOD) < 60.0 + 1.5 * FLOOR
         await stopping
 
 
 @pytest.mark.parametrize(
     ("path", "body", "most"),
     [
-        ("/v1/chat/completions", PLAIN, 200.0),
-        ("/v1/chat/completions", PLAIN | {"max_tokens": 8}, FLOOR),
+        ("/v1/chat/completions", GOOD, 200.0),
+        ("/v1/chat/completions", GOOD | {"max_tokens": 8}, FLOOR),
         ("/v1/audio/speech", {"model": "tiny", "input": "hi"}, 200.0),
         ("/v1/embeddings", {"model": "tiny", "input": "hi"}, FLOOR),
     ],
@@ -135,10 +134,10 @@ async def test_without_counters_answers_of_others_shorten_the_wait() -> None:
     scene = TwoEngines()
 
     async with scene.running(generated_tokens=None) as running:
-        first = asyncio.create_task(_seconds_of(running, PLAIN))
+        first = asyncio.create_task(_seconds_of(running, GOOD))
         await asyncio.sleep(0.5)
         answered = 0
         while answered < 16:
-            _, waiting = await asyncio.wait([asyncio.create_task(_seconds_of(running, PLAIN))], timeout=1.0)
+            _, waiting = await asyncio.wait([asyncio.create_task(_seconds_of(running, GOOD))], timeout=1.0)
             answered += not waiting
         assert await first < 3 * FLOOR

@@ -56,7 +56,6 @@ async def test_affinity_of_a_tenant_is_its_own() -> None:
             await complete(running, tenant, session_id="chat-1")
             await complete(running, tenant, session_id="chat-1")
             logged = running.gateway.decisions.latest(1)[0]
-            assert logged.outcome is not None
             assert logged.outcome.predicted_cached_tokens, tenant
         predicted = [logged.outcome for logged in running.gateway.decisions.latest(4)]
         assert sum(bool(outcome and outcome.predicted_cached_tokens) for outcome in predicted) == 2
@@ -92,9 +91,7 @@ async def test_placement_and_cached_tokens_are_shown_by_policy(tenant: Tenant, s
         assert answer.fields["x-fairlead-decision"].startswith("req-")
         if not tenant.shows_placement:
             assert not answer.fields.keys() & set(PLACEMENT)
-        outcome = running.gateway.decisions.latest(1)[0].outcome
-        assert outcome is not None
-        assert outcome.cached_tokens == 640
+        assert running.gateway.decisions.latest(1)[0].outcome.cached_tokens == 640
 
 
 async def test_resumed_stream_keeps_its_salt_and_its_discretion() -> None:
@@ -126,7 +123,6 @@ async def test_remote_prefill_has_the_salt_of_the_decode() -> None:
                 path, more = "/v1/completions", authorization(tenant.name)
                 assert (await request(running.url, body, path=path, more=more)).status == 200
                 record = running.gateway.decisions.latest(1)[0].latest.handoff
-                assert record is not None
                 outcomes.append(record.outcome)
             assert outcomes[0] == outcomes[2] == "done"  # the second is short: its start is cached
 

@@ -5,12 +5,11 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_gateway.worker.upstream.request_encoder import create_hop_id
 from fairlead_testing.engines.scripted import scripted_engine
-from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import GOOD, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import request
 
 pytestmark = pytest.mark.simulated
 
-GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 MAX_HOPS = Limits().hops
 OWN = create_hop_id(b"a secret of the test")
 

@@ -8,15 +8,12 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_gateway.worker.upstream.connection import ResponseSink
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token, well_behaved
-from fairlead_testing.gateway.running_gateway import fleet_of, gateway_before, gateway_of, running_gateway
+from fairlead_testing.gateway.running_gateway import GOOD, STREAM, fleet_of, gateway_before, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.http.scripted_servers import tcp_server
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
-
-GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
-STREAM = GOOD | {"stream": True}
 
 
 def _with_text(text: str) -> dict[str, object]:

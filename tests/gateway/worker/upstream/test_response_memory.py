@@ -3,7 +3,8 @@
 import asyncio
 import json
 import tracemalloc
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -14,8 +15,8 @@ from fairlead_gateway.worker.runtime import BufferedBytes, ResponseMemory, Worke
 from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool, call_engine
 from fairlead_gateway.worker.upstream.response import EngineResponse
-from fairlead_testing.engines.scripted import EngineCall, scripted_engine, streams, token
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
+from fairlead_testing.engines.scripted import EngineCall, Script, scripted_engine, streams, token
+from fairlead_testing.gateway.running_gateway import GOOD, STREAM, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.simulated.event_loop import running_clock
@@ -23,8 +24,6 @@ from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
 
-GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
-STREAM = GOOD | {"stream": True}
 PART = 100_000
 MAX_BYTES = 2 * PART + 50_000  # of the one namespace of these tests, which has half of all
 
@@ -48,11 +47,10 @@ async def test_tiny_chunks_of_an_engine_take_no_more_memory_than_large_ones() ->
     assert used < 4 * PART
 
 
-async def _with_stalled_responses(
-    start: Callable[[EngineCall], Awaitable[None]],
-    body: dict[str, object],
-    use: Callable[[RunningGateway, list[RawConnection], list[EngineCall]], Awaitable[None]],
-) -> None:
+@asynccontextmanager
+async def _stalled_responses(
+    start: Script, body: dict[str, object]
+) -> AsyncIterator[tuple[RunningGateway, list[RawConnection], list[EngineCall]]]:
     calls: list[EngineCall] = []
 
     async def script(call: EngineCall) -> None:
@@ -70,7 +68,7 @@ async def _with_stalled_responses(
             await wait_until(lambda number=number: memory.used_bytes >= number * PART)  # type: ignore[misc]
         clients.append(await RawConnection.connect(running.url))
         await clients[-1].send(post_request(body))
-        await use(running, clients, calls)
+        yield running, clients, calls
         for client in clients:
             await client.close()
         await wait_until(lambda: memory.used_bytes == 0)
@@ -83,36 +81,34 @@ async def test_plain_response_beyond_the_memory_of_all_is_passed_on_as_it_comes(
         await call.send(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(text))
         await call.send(text[:-1])
 
-    async def use(running: RunningGateway, clients: list[RawConnection], calls: list[EngineCall]) -> None:
+    async with _stalled_responses(start, GOOD) as (running, clients, calls):
         await wait_until(lambda: len(calls) == 3)
         await calls[2].send(text[-1:])
         response = await clients[2].read_response()
         assert (response.status, response.body) == (200, text)
         assert running.gateway.runtime.response_memory.used_bytes < MAX_BYTES
 
-    await _with_stalled_responses(start, GOOD, use)
 
-
-async def test_streams_whose_events_never_end_fill_no_memory_together() -> None:
-    async def use(running: RunningGateway, clients: list[RawConnection], calls: list[EngineCall]) -> None:
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param(streams(token("a"), b"data: " + b"x" * PART, end=None), id="event-without-end"),
+        pytest.param(streams(token("x" * PART, "stop"), end=None), id="last-event-held-for-a-usage"),
+    ],
+)
+async def test_streams_of_which_much_is_held_fill_no_memory_together(start: Script) -> None:
+    async with _stalled_responses(start, STREAM) as (running, clients, _):
         response = await clients[2].read_response()
         assert response.status == 503 or b"stream_gateway_full" in response.body
         assert running.gateway.runtime.response_memory.used_bytes < MAX_BYTES
-
-    await _with_stalled_responses(streams(token("a"), b"data: " + b"x" * PART, end=None), STREAM, use)
-
-
-async def test_last_events_that_are_held_for_a_usage_fill_no_memory_together() -> None:
-    async def use(running: RunningGateway, clients: list[RawConnection], calls: list[EngineCall]) -> None:
-        response = await clients[2].read_response()
-        assert response.status == 503 or b"stream_gateway_full" in response.body
-        assert running.gateway.runtime.response_memory.used_bytes < MAX_BYTES
-
-    await _with_stalled_responses(streams(token("x" * PART, "stop"), end=None), STREAM, use)
 
 
 async def test_engine_of_a_stream_is_not_blamed_when_the_gateway_lacks_memory() -> None:
-    async def use(running: RunningGateway, clients: list[RawConnection], calls: list[EngineCall]) -> None:
+    async with _stalled_responses(streams(token("a"), b"data: " + b"x" * PART, end=None), STREAM) as (
+        running,
+        clients,
+        _,
+    ):
         await clients[2].read_response()
         for _ in range(3):
             client = await RawConnection.connect(running.url)
@@ -122,8 +118,6 @@ async def test_engine_of_a_stream_is_not_blamed_when_the_gateway_lacks_memory() 
         detector = running.gateway.stack.failures.outlier_detector
         assert not detector._records["e-0/0/0"].consecutive_failures
         assert not detector.has_unhealthy
-
-    await _with_stalled_responses(streams(token("a"), b"data: " + b"x" * PART, end=None), STREAM, use)
 
 
 async def test_engine_of_a_plain_error_is_not_blamed_when_the_gateway_lacks_memory() -> None:

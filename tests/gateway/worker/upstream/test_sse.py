@@ -51,7 +51,6 @@ def test_however_the_stream_is_cut_the_same_bytes_come_out(
     assert out == shown + done
     assert events.is_done
     assert events.error is None
-    assert events.usage is not None
     assert (events.usage.prompt_tokens, events.usage.cached_tokens, events.usage.completion_tokens) == (9, 8, 7)
 
 
@@ -88,7 +87,6 @@ def test_event_in_tiny_pieces_is_joined_and_one_without_an_end_is_refused() -> N
 
 def test_counts_that_cannot_be_are_not_known() -> None:
     _, events = through([event(usage(-5, -1, 2**62)), event("[DONE]")])
-    assert events.usage is not None
     counts = (events.usage.prompt_tokens, events.usage.cached_tokens, events.usage.completion_tokens)
     assert counts == (None, None, None)
 
@@ -103,7 +101,6 @@ def test_usage_in_every_event_is_passed_on_and_the_last_one_counts() -> None:
     pieces = [event(token("a") | {"usage": {"prompt_tokens": 5, "completion_tokens": n}}) for n in (1, 2, 3)]
     out, events = through(pieces, strip=False)
     assert out == b"".join(pieces)
-    assert events.usage is not None
     assert events.usage.completion_tokens == 3
 
 
@@ -119,7 +116,6 @@ def test_an_error_ends_the_stream_and_says_which_status_it_meant() -> None:
     out, events = through([event(token("a")) + event(error) + event("[DONE]")])
     assert out == event(token("a"))
     assert not events.is_done
-    assert events.error is not None
     assert (events.error.status, events.error.message) == (503, "full")
 
 
@@ -160,7 +156,6 @@ def test_flood_of_empty_events_in_small_chunks_ends_the_stream(
     for _ in range(3):
         assert filter_read(scanner, [b":\n\n" * 32] * 2) == [b":\n\n" * 32] * 2, "each read counts for itself"
     assert filter_read(scanner, [b":\n\n" * 32] * 64) == [b":\n\n" * 32] * 2
-    assert scanner.error is not None
     assert scanner.error.status == 502
 
 
@@ -169,5 +164,4 @@ def test_flood_of_empty_events_ends_the_stream(empty: bytes) -> None:
     shown = [event(token("a")), empty * 64, event(token("b"))]  # a stream that was paused has some
     out, events = through([*shown, empty * 65, event(token("c"))])
     assert out == b"".join(shown)
-    assert events.error is not None
     assert events.error.status == 502

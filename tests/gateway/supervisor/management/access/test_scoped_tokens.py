@@ -22,7 +22,6 @@ SCOPES = {
     "t-preview": AccessScope("testers", frozenset({"acme"}), frozenset({PREVIEW})),
     "t-fleet": AccessScope("dashboards", frozenset({"acme"}), frozenset({FLEET})),
 }
-TENANT_PATHS = ("/api/decisions", "/api/decisions/req_1", "/api/audit")
 
 
 def _tokens() -> ManageTokens:
