@@ -16,13 +16,13 @@ from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.resilience.retry import AttemptFailure, to_client_error
 from fairlead_gateway.worker.upstream.connection import (
     LOCAL_CAUSES,
-    ResponseSink,
     UpstreamError,
     connect_error,
     is_exhaustion,
 )
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_testing.engines.scripted import responds, scripted_engine, silent
+from fairlead_testing.gateway.recording_sink import RecordingSink
 from fairlead_testing.gateway.running_gateway import (
     fleet_of,
     gateway_before,
@@ -90,32 +90,11 @@ async def test_shortage_of_descriptors_ejects_no_engine_and_is_answered_503() ->
         await client.close()
 
 
-class RecordingSink(ResponseSink):
-    """Records the causes with which a connection ends."""
-
-    def __init__(self) -> None:
-        self.ended: list[str] = []
-
-    def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
-        """Takes a head; not used."""
-
-    def on_body(self, chunks: list[bytes], complete: bool) -> None:
-        """Takes a part of a body; not used."""
-
-    def on_error(self, error: UpstreamError) -> None:
-        """Records the cause."""
-        self.ended.append(error.cause)
-
-    def on_silence(self) -> float:
-        """Returns a minute: silence ends nothing here."""
-        return 60.0
-
-
 async def test_shortage_of_descriptors_gives_up_no_silent_stream() -> None:
     loop = asyncio.get_running_loop()
     pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
     async with scripted_engine(silent) as engine:
-        sink, connection = RecordingSink(), await pool.connect(engine.url)
+        sink, connection = RecordingSink(waits=True), await pool.connect(engine.url)
         connection.send_request([b"GET / HTTP/1.1\r\n\r\n"], sink, 60.0)
         await wait_until(lambda: bool(engine.calls))
         with no_descriptors():

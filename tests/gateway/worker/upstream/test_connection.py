@@ -10,7 +10,7 @@ import pytest
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet, Instance
 from fairlead.limits import Limits
-from fairlead_gateway.worker.upstream.connection import ResponseSink, UpstreamError
+from fairlead_gateway.worker.upstream.connection import UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
 from fairlead_testing.engines.scripted import (
     EngineCall,
@@ -25,6 +25,7 @@ from fairlead_testing.engines.scripted import (
     usage,
     well_behaved,
 )
+from fairlead_testing.gateway.recording_sink import RecordingSink
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, gateway_before, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request, send
 from fairlead_testing.waiting import wait_until
@@ -61,27 +62,6 @@ async def test_an_engine_that_says_nothing_and_listens_no_more_is_left_for_anoth
             assert running.gateway.telemetry.models[MODEL_KEY].retries_by_reason == {"gone": 1}
 
 
-class _RecordingSink(ResponseSink):
-    """Notes when the head and the end of a response have come."""
-
-    def __init__(self) -> None:
-        self.head = asyncio.Event()
-        self.end = asyncio.Event()
-
-    def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
-        self.head.set()
-
-    def on_body(self, chunks: list[bytes], complete: bool) -> None:
-        if complete:
-            self.end.set()
-
-    def on_error(self, error: UpstreamError) -> None:
-        raise error
-
-    def on_silence(self) -> float:
-        return 0.0
-
-
 @pytest.mark.parametrize("start", [b"0\r\nx-trailer: ", b"0\r\n", b"5;"])
 async def test_endless_trailer_of_an_engine_is_cut_before_it_fills_the_memory(start: bytes) -> None:
     async def script(call: EngineCall) -> None:
@@ -105,7 +85,7 @@ async def test_chunk_sizes_that_arrive_alone_do_not_count_as_a_trailer() -> None
     loop = asyncio.get_running_loop()
     pool = ConnectionPool(Limits(response_head_bytes=100), loop, EngineCredentials({}, loop.time))
     async with scripted_engine(script) as engine:
-        sink, connection = _RecordingSink(), await pool.connect(engine.url)
+        sink, connection = RecordingSink(), await pool.connect(engine.url)
         connection.send_request([b"POST / HTTP/1.1\r\nhost: e\r\ncontent-length: 0\r\n\r\n"], sink, 60.0)
         await sink.head.wait()
         for _ in range(200):
@@ -117,7 +97,7 @@ async def test_chunk_sizes_that_arrive_alone_do_not_count_as_a_trailer() -> None
 
 
 async def test_request_whose_last_bytes_cause_a_defect_ends_with_an_error() -> None:
-    class DefectiveSink(_RecordingSink):
+    class DefectiveSink(RecordingSink):
         def on_body(self, chunks: list[bytes], complete: bool) -> None:
             raise ValueError("a defect")
 
@@ -150,7 +130,7 @@ async def test_head_of_a_stream_is_no_activity_since_a_hung_core_sends_no_body()
     loop = asyncio.get_running_loop()
     pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
     async with scripted_engine(script) as engine:
-        sink, connection = _RecordingSink(), await pool.connect(engine.url)
+        sink, connection = RecordingSink(), await pool.connect(engine.url)
         connection.send_request([b"POST / HTTP/1.1\r\nhost: e\r\ncontent-length: 0\r\n\r\n"], sink, 60.0)
         await sink.head.wait()
         assert pool.activity(engine.url).receive_count == 0
@@ -172,27 +152,6 @@ async def test_an_engine_that_says_nothing_and_listens_is_waited_for() -> None:
         async with running_gateway(fleet_of([engine.url]), Limits(unresponsive_seconds=0.02)) as running:
             assert (await request(running.url, STREAM)).events[-1] == "[DONE]"
             assert len(engine.calls) == 1
-
-
-class RecordingSink(ResponseSink):
-    """Records what a connection reports."""
-
-    def __init__(self) -> None:
-        self.ended: list[str] = []
-
-    def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
-        """Not looked at."""
-
-    def on_body(self, chunks: list[bytes], complete: bool) -> None:
-        """Not looked at."""
-
-    def on_error(self, error: UpstreamError) -> None:
-        """Why nothing more comes."""
-        self.ended.append(error.cause)
-
-    def on_silence(self) -> float:
-        """For ever."""
-        return 60.0
 
 
 @pytest.mark.parametrize("checks_address", [False, True])
@@ -218,7 +177,7 @@ async def test_one_probe_serves_all_waiting_connections_and_none_while_the_engin
     loop = asyncio.get_running_loop()
     pool = ConnectionPool(Limits(), loop, EngineCredentials({}, loop.time))
     async with scripted_engine(silent) as engine:
-        listeners = [RecordingSink(), RecordingSink()]
+        listeners = [RecordingSink(waits=True), RecordingSink(waits=True)]
         connections = [await pool.connect(engine.url) for _ in listeners]
         for connection, listener in zip(connections, listeners, strict=True):
             connection.send_request([b"GET / HTTP/1.1\r\n\r\n"], listener, 60.0)

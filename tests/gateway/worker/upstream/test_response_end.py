@@ -6,8 +6,8 @@ import contextlib
 import pytest
 
 from fairlead.limits import Limits
-from fairlead_gateway.worker.upstream.connection import ResponseSink
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token, well_behaved
+from fairlead_testing.gateway.recording_sink import RecordingSink
 from fairlead_testing.gateway.running_gateway import GOOD, STREAM, fleet_of, gateway_before, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.http.scripted_servers import tcp_server
@@ -119,7 +119,7 @@ async def test_request_that_has_ended_closes_no_connection_of_a_later_one() -> N
     async with scripted_engine(well_behaved) as engine, running_gateway(fleet_of([engine.url])) as running:
         pool = running.gateway.stack.pool
         connection = await pool.connect(engine.url)
-        first, second = _Sink(), _Sink()
+        first, second = RecordingSink(), RecordingSink()
         message = [b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"]
         connection.send_request(message, first, 5.0)
         await first.end.wait()
@@ -128,24 +128,3 @@ async def test_request_that_has_ended_closes_no_connection_of_a_later_one() -> N
         connection.abandon(first, has_ended=True)
         await second.end.wait()
         connection.abort()
-
-
-class _Sink(ResponseSink):
-    """Notes the end of a response."""
-
-    def __init__(self) -> None:
-        self.end = asyncio.Event()
-
-    def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
-        del status, fields
-
-    def on_body(self, chunks: list[bytes], complete: bool) -> None:
-        del chunks
-        if complete:
-            self.end.set()
-
-    def on_error(self, error: Exception) -> None:
-        raise error
-
-    def on_silence(self) -> float:
-        return 0.0
