@@ -48,7 +48,7 @@ PROGRAMS: Mapping[str, Program] = {
     "fairlead_operator": Program(("fairlead_operator.__main__", "fairlead_operator.manager", "uvloop")),
     "fairlead_cli": Program(
         (
-            *(f"{_CLI}.__main__", f"{_CLI}.app", f"{_CLI}.errors", f"{_CLI}.cluster.status.command"),
+            *(f"{_CLI}.__main__", f"{_CLI}.app", f"{_CLI}.cluster.status.command"),
             *(f"{_CLI}.local.stack.launch", f"{_CLI}.local.processes.child_exec"),
             *("fairlead.kube.client", "cyclopts.help", "rich.markdown"),
         ),

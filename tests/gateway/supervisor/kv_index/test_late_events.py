@@ -6,7 +6,7 @@ Blocks that are missing without such an event are.
 from fairlead.limits import Limits
 from fairlead_gateway.ipc.messages import PromptFinished
 from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment
-from fairlead_gateway.supervisor.kv_index.model_index import FIRST_SECONDS, ModelIndex
+from fairlead_gateway.supervisor.kv_index.model_index import FIRST_SECONDS, PREFIX_MAP_JUDGE_SECONDS, ModelIndex
 from fairlead_gateway.telemetry.status_types import IndexState
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, CompletenessChanged
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
@@ -70,7 +70,7 @@ def test_what_nobody_saw_go_is_a_ghost() -> None:
     for _ in range(6):
         place.answer(1.0, 0, lost_after=None)
     assert place.state() is IndexState.INDEX, "not yet judged"
-    place.pass_(LIMITS.prefix_map_judge_seconds)
+    place.pass_(PREFIX_MAP_JUDGE_SECONDS)
     assert place.state() is IndexState.QUARANTINED
     assert place.model.status(ENGINE, None).late == 0
 
@@ -82,7 +82,7 @@ def test_what_was_lost_long_before_the_prompt_was_sent_is_no_excuse() -> None:
     place.apply([BlocksStored(ENGINE, StorageTier.GPU, 1, OWNS)])
     for _ in range(6):
         place.answer(1.0, 0, lost_after=None)
-    place.pass_(LIMITS.prefix_map_judge_seconds)
+    place.pass_(PREFIX_MAP_JUDGE_SECONDS)
     assert place.state() is IndexState.QUARANTINED
 
 
@@ -90,7 +90,7 @@ def test_after_a_quarantine_what_the_engine_holds_is_told_anew_and_counts_on_tri
     place = Place()
     for _ in range(6):
         place.answer(1.0, 0, lost_after=None)
-    place.now += LIMITS.prefix_map_judge_seconds
+    place.now += PREFIX_MAP_JUDGE_SECONDS
     (forgotten,) = place.model.corrections(place.now)
     assert (forgotten.forget, forgotten.cached) == ("told", [])
     place.now += FIRST_SECONDS + 1.0
