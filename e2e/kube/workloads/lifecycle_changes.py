@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from e2e.kube.cluster_access.kubectl import cores_used, cpu_seconds
 from e2e.kube.workloads.client_pods import ClientPod, StreamSession
 from e2e.kube.workloads.helm_release import GATEWAY, OPERATOR, HelmRelease
 from e2e.kube.workloads.model_deployments import DeployedModel
@@ -95,9 +96,9 @@ def run_lifecycle_changes(moves: LifecycleChanges, *, rate: float, tokens: int, 
     with StreamSession(moves.client, moves.model.name, rate=rate, tokens=tokens) as streams:
         with streams.step("nothing moves"):
             time.sleep(still / 2)
-            before = kubectl.cpu_seconds(kubectl)
+            before = cpu_seconds(kubectl)
             time.sleep(still)
-            cores = kubectl.cores_used(before, kubectl.cpu_seconds(kubectl))
+            cores = cores_used(before, cpu_seconds(kubectl))
         for move in moves.all():
             with streams.step(move.__name__.replace("_", " ")):
                 move()
