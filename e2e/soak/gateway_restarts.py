@@ -280,7 +280,7 @@ class StreamClients:
         self._draw = draw
         self._is_over = False
 
-    async def run_drains(self, count: int) -> None:
+    async def run_clients(self, count: int) -> None:
         """Runs clients until `stop` and the end of their streams."""
         async with asyncio.TaskGroup() as tasks:
             for _ in range(count):
@@ -393,7 +393,7 @@ async def _run(folder: Path, scenario: DrainScenario) -> list[ReportLine]:
         try:
             for _ in range(GATEWAYS):
                 await gateways.start()
-            streaming = asyncio.create_task(clients.run(count))
+            streaming = asyncio.create_task(clients.run_clients(count))
             await asyncio.sleep(3 * TOKEN_SECONDS)
             for _ in range(GATEWAYS * scenario.rounds):
                 open_at_restarts.append(clients.open)

@@ -18,7 +18,7 @@ def test_engines_that_die_under_load_lose_no_request_that_had_not_started(tmp_pa
 
 
 def test_gateways_that_are_restarted_one_after_the_other_make_no_errors(tmp_path: Path) -> None:
-    assert asyncio.run(gateway_restarts.run(tmp_path)) == []
+    assert asyncio.run(gateway_restarts.run_restarts(tmp_path)) == []
 
 
 def test_streams_that_outlast_a_drain_are_not_cut_silently(tmp_path: Path) -> None:
