@@ -1,4 +1,4 @@
-"""Pools that do a part of each request: unreported queues, and starts without a substitute."""
+"""Pools that do a part of each request: queues that engines do not report."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,10 +7,8 @@ import pytest
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Role
-from fairlead_autoscaler.core import PoolObservation, PoolSpec, ReplicaMetrics, ReplicaState, ScalingSettings
+from fairlead_autoscaler.core import PoolObservation, PoolSpec, ReplicaMetrics, ReplicaState
 from fairlead_autoscaler.core.signals.validation import pool_totals
-from fairlead_autoscaler.core.sizing.pool_planner import PoolDemand, Rule, SignalDoubt, StatelessPoolPlanner
-from fairlead_autoscaler.core.state import PoolMemory
 
 _PROFILE = EngineProfile("L", 9e-5, step_seconds=12e-3, kv_tokens=400_000, max_sequences=256, step_tokens=1_024)
 
@@ -53,24 +51,3 @@ def test_what_a_step_holds_waits_for_nothing(running: float) -> None:
 def test_where_it_cannot_be_told_nothing_is_made_up(missing: str) -> None:
     assert _waiting(Role.PREFILL, **{missing: None}) == 0.0
     assert _waiting(Role.DECODE) == _waiting(Role.SERVE) == 0.0
-
-
-def _rule(target: int, ready: int, slow: float, *, apart: bool) -> tuple[int, str]:
-    """Returns number and rule of a pool that lacks one replica.
-
-    Starts take 120 s, slow ones ``slow`` seconds.
-    """
-    wanted = PoolDemand(target, target - 0.2, True, apart, False, False, (120.0, slow), 1.0, {}, "load")
-    seen = PoolObservation(ready, ready)
-    doubt = SignalDoubt(None, None, False)
-    _, plan = StatelessPoolPlanner(PoolMemory(), seen, doubt, (1, 60), 100.0, ScalingSettings()).next_memory_and_plan(
-        wanted
-    )
-    return plan.replicas, plan.rule
-
-
-def test_a_single_start_that_is_a_quarter_of_a_role_is_hedged_where_starts_differ() -> None:
-    assert _rule(4, 3, 254.0, apart=True) == (5, Rule.HEDGED)
-    assert _rule(4, 3, 254.0, apart=False) == (4, Rule.UP)
-    assert _rule(4, 3, 130.0, apart=True) == (4, Rule.UP), "starts take about the same time"
-    assert _rule(6, 5, 254.0, apart=True) == (6, Rule.UP), "a sixth is little"

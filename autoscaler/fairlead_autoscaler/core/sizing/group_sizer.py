@@ -121,7 +121,6 @@ class _GroupSizer:
                     target=allocation.targets[name],
                     needed=needed,
                     is_urgent=has_waiting_requests(tick, inputs, demand),
-                    is_separate_role=self.group.role is not Role.SERVE,
                     shares_limit=tick.model.replicas_most is not None,
                     is_overloaded=is_overloaded(tick, inputs, demand),
                     to_zero=stable.to_zero,

@@ -7,9 +7,7 @@ half is ready after a usual startup time, not after the slowest. Once enough are
 are cancelled. Some cases differ:
 
 - Nothing is hedged if all starts take the same time.
-- While others serve, one missing replica, or less than a tenth of the replicas, is not hedged. A
-  separate role with slow starts that lacks a quarter of its replicas is an exception. A fourth
-  prefill engine that started in 250 s delayed first tokens by two minutes.
+- While others serve, one missing replica is not hedged.
 - If the load needs a quarter more than is ready, only starts end the growth of the queue. Then up
   to three times the missing replicas are started.
 - Without metrics, a rise is hedged even if no requests are known to wait, and however few replicas
@@ -35,12 +33,6 @@ from fairlead_autoscaler.core.settings import ScalingSettings
 from fairlead_autoscaler.core.state import PoolMemory
 from fairlead_autoscaler.core.types import PoolObservation, PoolPlan
 
-MIN_HEDGED_SHARE: Final = 0.1
-"""Missing share of the target from which more replicas start."""
-MIN_LONE_SHARE: Final = 0.25
-"""The same for a pool of one role, if its starts vary."""
-MIN_LONE_SLOWNESS: Final = 1.5
-"""Slow startup time, in usual ones, from which starts vary."""
 MIN_DOWN_SECONDS: Final = 15.0
 """Shortest time between two steps down."""
 
@@ -83,7 +75,6 @@ class PoolDemand:
 
     target: whole replicas; needed: the exact demand.
     is_urgent: requests wait.
-    is_separate_role: the role is prefill or decode alone.
     is_overloaded: the load needs far more replicas than are ready.
     to_zero: the group has been idle for so long that a cold start costs less than idle replicas.
     startup_seconds: of usual and of slow starts.
@@ -96,7 +87,6 @@ class PoolDemand:
     target: int
     needed: float
     is_urgent: bool
-    is_separate_role: bool
     is_overloaded: bool
     to_zero: bool
     startup_seconds: tuple[float, float]
@@ -276,12 +266,7 @@ class StatelessPoolPlanner:
             return kept
         if missing <= 0:
             return kept if doubt.warming_up else 0
-        is_large_part = (
-            demand.is_separate_role and slow > MIN_LONE_SLOWNESS * usual and missing >= MIN_LONE_SHARE * target
-        )
-        is_alone = is_large_part or observed.ready == 0
-        few = 1.0 if is_alone else max(2.0, MIN_HEDGED_SHARE * target)
-        return more if demand.is_urgent and missing >= few else kept
+        return more if demand.is_urgent and (missing > 1 or observed.ready == 0) else kept
 
     def _pool_plan(self, replicas: int, rule: Rule, reason: str, demand: PoolDemand, hedged: int) -> PoolPlan:
         observed = self.observed

@@ -20,7 +20,7 @@ def _plan(
     blind_seconds: float | None = None,
 ) -> PoolPlan:
     """Returns the plan of a pool of ten that needs so many more."""
-    wanted = PoolDemand(10 + missing, 10.0 + missing, urgent, False, overloaded, False, starts, 1.0, {}, "batch")
+    wanted = PoolDemand(10 + missing, 10.0 + missing, urgent, overloaded, False, starts, 1.0, {}, "batch")
     doubt = SignalDoubt(blind_seconds, None, False)
     observed = PoolObservation(10, 10, replicas=())
     return StatelessPoolPlanner(PoolMemory(), observed, doubt, (1, most), 0.0, ScalingSettings()).next_memory_and_plan(

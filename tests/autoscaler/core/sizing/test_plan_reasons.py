@@ -8,7 +8,7 @@ from fairlead_autoscaler.core.sizing.pool_planner import PoolDemand
 
 
 def _wanted(needed: float) -> PoolDemand:
-    return PoolDemand(3, needed, False, False, False, False, (120.0, 250.0), 1.0, {}, "KV memory")
+    return PoolDemand(3, needed, False, False, False, (120.0, 250.0), 1.0, {}, "KV memory")
 
 
 @pytest.mark.parametrize(

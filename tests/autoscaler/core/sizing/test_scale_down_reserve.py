@@ -18,7 +18,7 @@ def _planned(
     ready: of those that are there; None: all.
     """
     target = -int(-needed // 1)
-    demand = PoolDemand(target, needed, False, False, False, False, (120.0, 250.0), capacity_after, {}, "TPOT target")
+    demand = PoolDemand(target, needed, False, False, False, (120.0, 250.0), capacity_after, {}, "TPOT target")
     demand = replace(demand, shares_limit=shares_limit)
     planner = StatelessPoolPlanner(
         PoolMemory(),
