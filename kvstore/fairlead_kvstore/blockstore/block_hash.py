@@ -6,9 +6,9 @@ hashes between engines, or with those of a gateway, fails silently: KV-aware rou
 weeks with a hit rate of zero. But every event that stores blocks carries their token ids. The index
 therefore names a block by its content:
 
-    root   = XXH3(secret, namespace/model, adapter)                 installation, weights
-    own(i) = XXH3(token ids of block i, 32-bit little-endian, seeded with own(i-1))
-    own(i) = XXH3(extra keys as msgpack, seeded with that)          only where there are extra keys
+    root    = XXH3(secret, namespace/model, adapter)                 installation, weights
+    hash(i) = XXH3(token ids of block i, 32-bit little-endian, seeded with hash(i-1))
+    hash(i) = XXH3(extra keys as msgpack, seeded with that)          only where there are extra keys
 
 *Extra keys* are the other inputs of an engine's hash:
 
@@ -75,9 +75,9 @@ def extra_bytes(extras: ExtraKeys) -> bytes:
     return _ENCODE(extras)
 
 
-def hash_with_extras(own: int, extras: bytes) -> int:
+def hash_with_extras(block_hash: int, extras: bytes) -> int:
     """Returns the hash of a block with extra keys, from its hash without them."""
-    return xxhash.xxh3_64_intdigest(extras, own)
+    return xxhash.xxh3_64_intdigest(extras, block_hash)
 
 
 def engine_hash(raw_hash: int | bytes) -> int:
@@ -113,13 +113,13 @@ def block_hashes(
 
     start: the root of the chain, or the hash of the block before the first.
     """
-    data, width, own = token_bytes(tokens), block_size * TOKEN_BYTES, start
+    data, width, block_hash = token_bytes(tokens), block_size * TOKEN_BYTES, start
     found = []
     for index in range(len(tokens) // block_size):
-        own = xxhash.xxh3_64_intdigest(data[index * width : (index + 1) * width], own)
+        block_hash = xxhash.xxh3_64_intdigest(data[index * width : (index + 1) * width], block_hash)
         if extras is not None and (keys := extras[index]):
-            own = hash_with_extras(own, extra_bytes(keys))
-        found.append(own)
+            block_hash = hash_with_extras(block_hash, extra_bytes(keys))
+        found.append(block_hash)
     return found
 
 
@@ -131,13 +131,13 @@ def block_extras(
     images: (identifier, first token, tokens), in order. An image appears on every block that it
     touches, with its distance from the block's start; the salt appears on the first block.
     """
-    placed = list(images)
+    image_list = list(images)
     found: list[ExtraKeys | None] = []
     for index in range(blocks):
         start = index * block_size
         keys: ExtraKeys = [
             [name, first - start]
-            for name, first, length in placed
+            for name, first, length in image_list
             if first < start + block_size and first + length > start
         ]
         if salt is not None and not index:

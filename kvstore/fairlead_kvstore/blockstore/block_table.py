@@ -10,13 +10,13 @@ constant churn does not decay. The first cell is a multiply-shift hash with a fa
 process draws: engines choose their hashes, and with ``key % size`` consecutive ones would make each
 search of a missing key as long as the table. Row 0 is unused, so 0 means empty.
 
-    handles     the engine's hash, 64 bits
-    owns        the block hash, see block_hash.py
-    parents     block hash of the block before the row's (the root for the first)
-    counts      copies in GPU, CPU and disk, eight bits each
-    ticks       when it was last stored or used
-    depths      number of blocks before it
-    adapters    index of the adapter that it was computed with
+    handles       the engine's hash, 64 bits
+    block_hashes  the block hash, see block_hash.py
+    parents       block hash of the block before the row's (the root for the first)
+    counts        copies in GPU, CPU and disk, eight bits each
+    ticks         when it was last stored or used
+    depths        number of blocks before it
+    adapters      index of the adapter that it was computed with
 
 **Copies are counted.** An engine reports a block once per physical copy, and each copy is removed
 by itself. A prompt that is fully cached and ends with a block stores its last block again;
@@ -25,10 +25,10 @@ of predictions exact, against 100 % with counts). Above 255 copies of one tier, 
 counted, which can only forget too early.
 
 **Two handles for one block** occur where an engine does not report a salt, or loads another adapter
-under a name. Two of its hashes then have the same block hash. Their rows are *twins*: the block
-hash leads to one of them, a small dict to the rest. The block is removed only when all of them are.
-Of more than 64 twins, the others are left out, which can only forget too early. An engine chooses
-its handles, and each change of a twin costs a look at the others.
+under a name. Two of its hashes then have the same block hash. Their rows are *duplicates*: the
+block hash leads to one of them, a small dict to the rest. The block is removed only when all of
+them are. Of more than 64 duplicates, the others are left out, which can only forget too early. An
+engine chooses its handles, and each change of one costs a look at the others.
 """
 
 import secrets
@@ -46,7 +46,7 @@ _TICK_ZERO: Final = 1 << 24
 positive ticks.
 """
 COLUMNS: Final[Mapping[str, str]] = MappingProxyType(
-    {"handles": "Q", "owns": "Q", "parents": "Q", "counts": "I", "ticks": "I", "depths": "I", "adapters": "H"}
+    {"handles": "Q", "block_hashes": "Q", "parents": "Q", "counts": "I", "ticks": "I", "depths": "I", "adapters": "H"}
 )
 """The type codes of ``array``; I has four bytes wherever CPython runs."""
 ArrayParts = tuple[Any, ...]
@@ -54,13 +54,13 @@ ArrayParts = tuple[Any, ...]
 _IS_LITTLE_ENDIAN: Final = sys.byteorder == "little"
 _MIN_CELLS: Final = 13
 _SEGMENT_CELLS: Final = 509
-"""The cells of a segment: a prime number, since the place in it is a remainder."""
+"""The cells of a segment: a prime number, since the cell in it is a remainder."""
 _SEGMENT_BYTES: Final = 104
 """The memory of a segment besides its cells."""
 _SPARE_DEPTH: Final = 5
-"""The directory may double so many times beyond its least size."""
-_PLACE_SHIFT: Final = 32
-_PLACE_MASK: Final = 0xFFFF_FFFF
+"""The directory may double so many times beyond its minimum size."""
+_POSITION_SHIFT: Final = 32
+_POSITION_MASK: Final = 0xFFFF_FFFF
 _HASH_BITS: Final = 64
 _HASH_MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 _AT_BITS: Final = 40
@@ -70,10 +70,10 @@ HASH_FACTOR: Final = secrets.randbits(64) | 1 << 63 | 1
 _ROWS_PER_STEP: Final = 1_024
 """The rows that one step of ``load_steps`` enters: some 3 ms."""
 MAX_ROWS_AT_ONCE: Final = 8_192
-"""The most rows that are sorted at once: some 5 ms."""
+"""The rows that are sorted at once: some 5 ms."""
 _MAX_WALKED_ROWS: Final = 2_048
-"""The most rows that one call of ``touch`` visits: some 3 ms."""
-MAX_TWINS: Final = 64
+"""The rows that one call of ``touch`` visits: some 3 ms."""
+MAX_DUPLICATES: Final = 64
 MAX_COPIES: Final = 255
 TIER_SHIFT: Final = (0, 8, 16)
 """The bit position of a tier's copies in ``counts``."""
@@ -158,7 +158,7 @@ class RowIndex:
         return row
 
     def seek(self, key: int) -> int:
-        """Returns the place of the cell with the key's row, or of the empty cell for a new row."""
+        """Returns the position of the key's row, or of the empty cell for a new row."""
         mixed, keys = key * HASH_FACTOR, self._keys
         number = self._directory[(mixed & _HASH_MASK) >> self._shift]
         cells = self._segments[number]
@@ -170,19 +170,19 @@ class RowIndex:
             at += 1
             if at == size:
                 at = 0
-        return number << _PLACE_SHIFT | at
+        return number << _POSITION_SHIFT | at
 
-    def row(self, place: int) -> int:
+    def row(self, position: int) -> int:
         """Returns the row of a cell; 0 for an empty one."""
-        return self._segments[place >> _PLACE_SHIFT][place & _PLACE_MASK]
+        return self._segments[position >> _POSITION_SHIFT][position & _POSITION_MASK]
 
-    def enter(self, place: int, row: int) -> None:
+    def enter(self, position: int, row: int) -> None:
         """Enters a row at the empty cell that ``seek`` found for its key; nothing may change in
         between.
         """
-        number = place >> _PLACE_SHIFT
+        number = position >> _POSITION_SHIFT
         cells = self._segments[number]
-        cells[place & _PLACE_MASK] = row
+        cells[position & _POSITION_MASK] = row
         self._used += 1
         used = self._used_cells[number] = self._used_cells[number] + 1
         if used * 3 > len(cells) * 2:
@@ -193,21 +193,21 @@ class RowIndex:
 
         If another row has this key already, returns that row and changes nothing.
         """
-        place = self.seek(self._keys[row])
-        if other := self.row(place):
+        position = self.seek(self._keys[row])
+        if other := self.row(position):
             return other
-        self.enter(place, row)
+        self.enter(position, row)
         return 0
 
     def redirect(self, old: int, new: int) -> None:
         """Replaces ``old`` by ``new``, which has the same key."""
-        place = self.seek(self._keys[old])
-        self._segments[place >> _PLACE_SHIFT][place & _PLACE_MASK] = new
+        position = self.seek(self._keys[old])
+        self._segments[position >> _POSITION_SHIFT][position & _POSITION_MASK] = new
 
     def remove(self, row: int) -> None:
         """Removes a row, which must be in the index."""
-        place = self.seek(self._keys[row])
-        number, at = place >> _PLACE_SHIFT, place & _PLACE_MASK
+        position = self.seek(self._keys[row])
+        number, at = position >> _POSITION_SHIFT, position & _POSITION_MASK
         cells, keys = self._segments[number], self._keys
         size, hole = len(cells), at
         while True:
@@ -235,8 +235,8 @@ class RowIndex:
         cells, depth = self._segments[number], self._depths[number]
         needed = (self._used // _SEGMENT_CELLS).bit_length() + _SPARE_DEPTH
         if len(cells) < _SEGMENT_CELLS or depth >= needed:
-            most = _SEGMENT_CELLS if len(cells) < _SEGMENT_CELLS else len(cells) * 2 | 1
-            self._refill(number, min(most, self._used_cells[number] * 3 | 1), filter(None, cells))
+            max_cells = _SEGMENT_CELLS if len(cells) < _SEGMENT_CELLS else len(cells) * 2 | 1
+            self._refill(number, min(max_cells, self._used_cells[number] * 3 | 1), filter(None, cells))
             return
         if depth + self._shift == _HASH_BITS:
             self._directory[:] = array("I", [number for number in self._directory for _ in range(2)])
@@ -255,8 +255,8 @@ class RowIndex:
         for row in cells:
             if row:
                 rows[keys[row] * HASH_FACTOR >> bit & 1].append(row)
-        for place, found in zip((number, second), rows, strict=True):
-            self._refill(place, _SEGMENT_CELLS, found)
+        for segment, found in zip((number, second), rows, strict=True):
+            self._refill(segment, _SEGMENT_CELLS, found)
 
     def _refill(self, number: int, size: int, rows: Iterable[int]) -> None:
         """Replaces a segment by one of ``size`` cells with these rows, if they leave room."""
@@ -285,19 +285,19 @@ class BlockTable:
         "_free",
         "_scanned_to",
         "adapters",
+        "block_hashes",
+        "by_block_hash",
         "by_handle",
-        "by_own",
         "counts",
         "depths",
+        "duplicates",
         "handles",
-        "owns",
         "parents",
         "ticks",
-        "twins",
     )
 
     handles: "array[int]"
-    owns: "array[int]"
+    block_hashes: "array[int]"
     parents: "array[int]"
     counts: "array[int]"
     ticks: "array[int]"
@@ -308,15 +308,15 @@ class BlockTable:
         for name, code in COLUMNS.items():
             setattr(self, name, array(code, [0]))
         self.by_handle = RowIndex(self.handles)
-        self.by_own = RowIndex(self.owns)
-        self.twins: dict[int, list[int]] = {}
+        self.by_block_hash = RowIndex(self.block_hashes)
+        self.duplicates: dict[int, list[int]] = {}
         self._free = array("I")
         self._columns: ArrayParts | None = None
         self._scanned_to = 1
 
-    def twin_leads(self) -> list[int]:
-        """Returns, for each set of twins, the row that the block hash leads to."""
-        return [rows[0] for rows in self.twins.values()]
+    def duplicate_leads(self) -> list[int]:
+        """Returns, for each set of duplicates, the row that the block hash leads to."""
+        return [rows[0] for rows in self.duplicates.values()]
 
     def load_steps(self, columns: "Mapping[str, array[int]]", leads: Sequence[int]) -> Generator[None, None, bool]:
         """Replaces all rows by the columns of a snapshot, which include row 0 and the empty rows.
@@ -327,11 +327,11 @@ class BlockTable:
         for name in COLUMNS:
             setattr(self, name, columns[name])
         self._columns = None
-        self.by_handle, self.by_own = RowIndex(self.handles), RowIndex(self.owns)
+        self.by_handle, self.by_block_hash = RowIndex(self.handles), RowIndex(self.block_hashes)
         counts, rows, twice = self.counts, len(self.counts), 0
         counts[0] = 0
         for number, row in enumerate(leads, 1):
-            twice |= not 0 < row < rows or not counts[row] or self.by_own.put(row)
+            twice |= not 0 < row < rows or not counts[row] or self.by_block_hash.put(row)
             if not number % _ROWS_PER_STEP:
                 yield
         for row in range(1, rows):
@@ -341,11 +341,11 @@ class BlockTable:
                 self._free.append(row)
                 continue
             twice |= self.by_handle.put(row)
-            first = self.by_own.put(row)
+            first = self.by_block_hash.put(row)
             if first and first != row:
-                twins = self.twins.setdefault(self.owns[row], [first])
-                twins.append(row)
-                twice |= len(twins) > MAX_TWINS
+                duplicates = self.duplicates.setdefault(self.block_hashes[row], [first])
+                duplicates.append(row)
+                twice |= len(duplicates) > MAX_DUPLICATES
         return not twice
 
     def __len__(self) -> int:
@@ -355,7 +355,7 @@ class BlockTable:
     def columns(self) -> ArrayParts:
         """The columns, in the order of ``COLUMNS``, and the free rows."""
         if self._columns is None:
-            numbers = (self.handles, self.owns, self.parents, self.counts, self.ticks, self.depths)
+            numbers = (self.handles, self.block_hashes, self.parents, self.counts, self.ticks, self.depths)
             self._columns = (*numbers, self.adapters, self._free)
         return self._columns
 
@@ -363,25 +363,25 @@ class BlockTable:
     def bytes(self) -> int:
         """Memory of columns and indexes in bytes, to within a few percent."""
         size: int = sum(item.__sizeof__() for item in self.columns)
-        return size + self.by_handle.bytes + self.by_own.bytes
+        return size + self.by_handle.bytes + self.by_block_hash.bytes
 
-    def add(self, handle: int, own: int, parent: int, depth: int, adapter: int, count: int, tick: int) -> bool:
+    def add(self, handle: int, block_hash: int, parent: int, depth: int, adapter: int, count: int, tick: int) -> bool:
         """Adds a row for a new handle. Returns whether no other row has this block hash."""
-        return self.add_at(self.by_handle.seek(handle), handle, own, parent, depth, adapter, count, tick)
+        return self.add_at(self.by_handle.seek(handle), handle, block_hash, parent, depth, adapter, count, tick)
 
     def add_at(
-        self, at: int, handle: int, own: int, parent: int, depth: int, adapter: int, count: int, tick: int
+        self, at: int, handle: int, block_hash: int, parent: int, depth: int, adapter: int, count: int, tick: int
     ) -> bool:
         """Adds a row at the cell that ``by_handle.seek`` just found for its handle, like ``add``.
 
-        A row with too many twins is not added.
+        A row with too many duplicates is not added.
         """
-        if self.twins and len(self.twins.get(own, ())) >= MAX_TWINS:
+        if self.duplicates and len(self.duplicates.get(block_hash, ())) >= MAX_DUPLICATES:
             return False
         if self._free:
             row = self._free.pop()
             self.handles[row] = handle
-            self.owns[row] = own
+            self.block_hashes[row] = block_hash
             self.parents[row] = parent
             self.counts[row] = count
             self.ticks[row] = tick
@@ -390,34 +390,34 @@ class BlockTable:
         else:
             row = len(self.handles)
             self.handles.append(handle)
-            self.owns.append(own)
+            self.block_hashes.append(block_hash)
             self.parents.append(parent)
             self.counts.append(count)
             self.ticks.append(tick)
             self.depths.append(depth)
             self.adapters.append(adapter)
         self.by_handle.enter(at, row)
-        cell = self.by_own.seek(own)
-        first = self.by_own.row(cell)
+        cell = self.by_block_hash.seek(block_hash)
+        first = self.by_block_hash.row(cell)
         if first:
-            self.twins.setdefault(own, [first]).append(row)
+            self.duplicates.setdefault(block_hash, [first]).append(row)
             return False
-        self.by_own.enter(cell, row)
+        self.by_block_hash.enter(cell, row)
         return True
 
     def release(self, row: int) -> None:
         """Removes a row from both indexes and frees it for reuse."""
         self.by_handle.remove(row)
-        own = self.owns[row] if self.twins else 0
-        rows = self.twins.get(own) if self.twins else None
+        block_hash = self.block_hashes[row] if self.duplicates else 0
+        rows = self.duplicates.get(block_hash) if self.duplicates else None
         if rows is None:
-            self.by_own.remove(row)
+            self.by_block_hash.remove(row)
         else:
-            if self.by_own.find(own) == row:
-                self.by_own.redirect(row, rows[1] if rows[0] == row else rows[0])
+            if self.by_block_hash.find(block_hash) == row:
+                self.by_block_hash.redirect(row, rows[1] if rows[0] == row else rows[0])
             rows.remove(row)
             if len(rows) == 1:
-                del self.twins[own]
+                del self.duplicates[block_hash]
         self.counts[row] = 0  # marks the row as empty in copies of the columns
         self._free.append(row)
 
@@ -429,45 +429,45 @@ class BlockTable:
             found |= (column.count(0) < len(column)) << shift
         return found
 
-    def is_in_twin(self, row: int, shift: int) -> bool:
-        """Returns whether a twin of ``row`` has a copy in a tier.
+    def is_in_duplicate(self, row: int, shift: int) -> bool:
+        """Returns whether a duplicate of ``row`` has a copy in a tier.
 
         shift: position of the tier in ``counts`` (``TIER_SHIFT``).
         """
-        rows = self.twins.get(self.owns[row])
+        rows = self.duplicates.get(self.block_hashes[row])
         return rows is not None and any(self.counts[other] >> shift & MAX_COPIES for other in rows if other != row)
 
-    def copies(self, own: int) -> int:
+    def copies(self, block_hash: int) -> int:
         """Returns the ``counts`` of the block with this block hash; 0 if it is unknown.
 
-        For twins only the tiers count, not the numbers of copies: they are combined bit by bit.
+        For duplicates only the tiers count, not the copies: they are combined bit by bit.
         """
-        row = self.by_own.find(own)
+        row = self.by_block_hash.find(block_hash)
         if not row:
             return 0
         counts = self.counts
-        if self.twins and (rows := self.twins.get(own)):
+        if self.duplicates and (rows := self.duplicates.get(block_hash)):
             found = 0
             for other in rows:
                 found |= counts[other]
             return found
         return counts[row]
 
-    def touch(self, own: int, tick: int) -> int:
+    def touch(self, block_hash: int, tick: int) -> int:
         """Marks a block and those before it as used. Returns the block from which to continue; 0
         if all are marked.
 
         The walk ends at the first block with this tick, since all before it have the same tick or a
         later one. One call visits some thousand blocks.
         """
-        find, ticks, parents = self.by_own.find, self.ticks, self.parents
+        find, ticks, parents = self.by_block_hash.find, self.ticks, self.parents
         for _ in range(_MAX_WALKED_ROWS):
-            row = find(own)
+            row = find(block_hash)
             if not row or ticks[row] >= tick:
                 return 0
             ticks[row] = tick
-            own = parents[row]
-        return own
+            block_hash = parents[row]
+        return block_hash
 
     def oldest(self, count: int) -> list[int]:
         """Returns the ``count`` least recently used rows; among equally old ones, the ends of
@@ -482,13 +482,13 @@ class BlockTable:
         rows.sort(key=lambda row: (ticks[row] << 32) - depths[row])
         return rows[:count]
 
-    def _next_rows(self, least: int) -> list[int]:
+    def _next_rows(self, min_rows: int) -> list[int]:
         """Returns rows that are in use, in order: all, or the next ones, at least ``least``."""
-        if len(self.by_handle) <= max(MAX_ROWS_AT_ONCE, least):
+        if len(self.by_handle) <= max(MAX_ROWS_AT_ONCE, min_rows):
             return sorted(self.by_handle)  # the index has another order in each process
         counts = self.counts
         found: dict[int, None] = {}  # the last rows of a whole turn may be those of its first ones
-        while len(found) < least:
+        while len(found) < min_rows:
             start = self._scanned_to if self._scanned_to < len(counts) else 1
             self._scanned_to = min(start + MAX_ROWS_AT_ONCE, len(counts))
             for row in range(start, self._scanned_to):

@@ -8,8 +8,8 @@ The rules, each for observed behaviour of a real engine:
   block looks like a plain one. Such a block is counted (``unnamed``) and not added.
 - *Removed* removes a copy. Removals of unknown blocks, which late readers get, are ``unknown``.
 - *AllBlocksCleared* names no tier even when it means only the GPU, so all tiers are dropped. Blocks
-  that remain in other tiers are not reported again: these tiers are ``vague`` until an event names
-  them. The GPU is empty, so the instance is complete.
+  that remain in other tiers are not reported again: these are ``unknown_tiers`` until an event
+  names them. The GPU is empty, so the instance is complete.
 - *Fairlead's own clears* are reported by the engine only with its next step, perhaps hours later.
   ``on_cleared_by_fairlead`` drops everything at once. Events that arrive before the engine's own
   report precede the clear and are left out.
@@ -109,7 +109,7 @@ class ScannedEvents:
             row = blocks.by_handle.find(parent)
             if not row or blocks.ticks[row] < tick:
                 return False
-            start = (blocks.owns[row], blocks.depths[row])
+            start = (blocks.block_hashes[row], blocks.depths[row])
         if not self._is_counted_group(group, kind, learn=True):
             self.counters.other_groups += 1
             return True
@@ -121,10 +121,10 @@ class ScannedEvents:
         self.counters.stored += count
         run = RunBytes(handles, tokens, block_size * TOKEN_BYTES, StorageTier.GPU, tick)
         found: list[BlocksStored] = []
-        done, own, is_open = run.add_to(blocks, start, 0, self.instance, found)
+        done, block_hash, is_open = run.add_to(blocks, start, 0, self.instance, found)
         if done < count:
             rest = run.rest(done, found[-1] if is_open else None)
-            found += rest.add_to(blocks, (own, start[1] + done), 0, False, self.instance, self.counters)
+            found += rest.add_to(blocks, (block_hash, start[1] + done), 0, False, self.instance, self.counters)
         out += found
         return True
 
@@ -330,19 +330,19 @@ class InstanceBlocks(ScannedEvents):
         self._drop_all("cleared by Fairlead", out)
         self.completeness.set_mark(True, "cleared by Fairlead", now, out)
 
-    def on_adapter_source(self, name: str, place: str, now: float, out: list[Change]) -> None:
+    def on_adapter_source(self, name: str, source: str, now: float, out: list[Change]) -> None:
         """Records the source (path or URL) from which the engine loaded the adapter ``name``."""
-        for _ in self.adapter_source_steps(name, place, now, out):
+        for _ in self.adapter_source_steps(name, source, now, out):
             pass
 
-    def adapter_source_steps(self, name: str, place: str, now: float, out: list[Change]) -> Iterator[int]:
+    def adapter_source_steps(self, name: str, source: str, now: float, out: list[Change]) -> Iterator[int]:
         """Does the same, and yields the cost of each step in bytes."""
-        yield from self.adapters.on_source_reported(name, place, out)
+        yield from self.adapters.on_source_reported(name, source, out)
         self._update_doubt(now, out)
 
-    def touch(self, own: int, now: float) -> None:
+    def touch(self, block_hash: int, now: float) -> None:
         """Marks a block and those before it as used by a request."""
-        self.blocks.touch(own, tick_of(now))
+        self.blocks.touch(block_hash, tick_of(now))
 
     def evict(self, count: int, now: float, out: list[Change]) -> None:
         """Drops ``count`` or more blocks for lack of memory: parked ones first, then the least
@@ -381,9 +381,9 @@ class InstanceBlocks(ScannedEvents):
         item = pending_run(event, name, tier, tick)
         if tier is StorageTier.REMOTE:
             start = self._chain_start(item, self.blocks)
-            blind = item.content.extras is None and self.names_extras
-            for own in item.known_hashes(self.blocks, start, blind, self.counters):
-                self._shared.add(own, now, out)
+            known_only = item.content.extras is None and self.names_extras
+            for block_hash in item.known_hashes(self.blocks, start, known_only, self.counters):
+                self._shared.add(block_hash, now, out)
             return
         self.unknown_tiers.discard(tier)
         self.counters.stored += len(item.handles)
@@ -429,9 +429,9 @@ class InstanceBlocks(ScannedEvents):
         if todo.to_clear:
             return self._clear_rows(*todo.to_clear.popleft(), out)
         if todo.to_touch:
-            own, tick = todo.to_touch.popleft()
-            if own := self.blocks.touch(own, tick):
-                todo.to_touch.append((own, tick))
+            block_hash, tick = todo.to_touch.popleft()
+            if block_hash := self.blocks.touch(block_hash, tick):
+                todo.to_touch.append((block_hash, tick))
             return _FOLLOW_UP_BYTES
         if todo.to_link:
             return self._link_orphans(*todo.to_link.popleft(), out)
@@ -468,10 +468,10 @@ class InstanceBlocks(ScannedEvents):
             return self._chain_root(None if item.load is None else item.load.name), -1
         row = table.by_handle.find(item.parent)
         if row:
-            own = table.owns[row]
-            if table.ticks[row] < item.tick and (rest := table.touch(own, item.tick)) and table is self.blocks:
+            block_hash = table.block_hashes[row]
+            if table.ticks[row] < item.tick and (rest := table.touch(block_hash, item.tick)) and table is self.blocks:
                 self._follow_ups.to_touch.append((rest, item.tick))
-            return own, table.depths[row]
+            return block_hash, table.depths[row]
         row = table.by_handle.find(item.handles[0]) if item.handles else 0
         return (table.parents[row], table.depths[row] - 1) if row else None
 
@@ -485,8 +485,8 @@ class InstanceBlocks(ScannedEvents):
             self.counters.orphans += len(item.handles)
             self._orphans.add(item)
             return False
-        blind = item.content.extras is None and item.tier is not StorageTier.GPU and self.names_extras
-        run = item.add_to(table, start, index, blind, self.instance, self.counters)
+        known_only = item.content.extras is None and item.tier is not StorageTier.GPU and self.names_extras
+        run = item.add_to(table, start, index, known_only, self.instance, self.counters)
         if table is self.blocks:
             out += run
         return True
@@ -503,7 +503,7 @@ class InstanceBlocks(ScannedEvents):
             key = value & _MASK if isinstance(value, int) else engine_hash(value)
             if tier is StorageTier.REMOTE:
                 if row := self.blocks.by_handle.find(key):
-                    self._shared.remove(self.blocks.owns[row], out)
+                    self._shared.remove(self.blocks.block_hashes[row], out)
                 else:
                     self.counters.unknown += 1
             elif not self._remove_copy(key, tier, tick, out) and not self._orphans.note_removed(key, tier):
@@ -521,7 +521,7 @@ class InstanceBlocks(ScannedEvents):
         if copies == 1 and tier is StorageTier.GPU:
             self._update_evicted_age((tick - table.ticks[row]) * TICK_SECONDS)
         if (
-            table is self.blocks and table.counts[row] == 1 << shift and not table.twins
+            table is self.blocks and table.counts[row] == 1 << shift and not table.duplicates
         ):  # the usual case, on the hot path
             self._append_removed(row, tier, out)
             table.release(row)
@@ -541,15 +541,15 @@ class InstanceBlocks(ScannedEvents):
             table.release(row)
 
     def _append_removed(self, row: int, tier: StorageTier, out: list[Change]) -> None:
-        """Reports that a row's last copy in a tier is removed, unless a twin still has one."""
+        """Reports that a row's last copy in a tier is removed, unless a duplicate still has one."""
         table = self.blocks
-        if table.twins and table.is_in_twin(row, TIER_SHIFT[tier]):
+        if table.duplicates and table.is_in_duplicate(row, TIER_SHIFT[tier]):
             return
         last = out[-1] if out else None
         if isinstance(last, changes.BlocksRemoved) and last.tier is tier and last.instance == self.instance:
-            last.hashes.append(table.owns[row])
+            last.hashes.append(table.block_hashes[row])
         else:
-            out.append(changes.BlocksRemoved(self.instance, tier, [table.owns[row]]))
+            out.append(changes.BlocksRemoved(self.instance, tier, [table.block_hashes[row]]))
 
     def _update_evicted_age(self, seconds: float) -> None:
         """Updates the idle time of evicted blocks, smoothed over some twenty evictions."""

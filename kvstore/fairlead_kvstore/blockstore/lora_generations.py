@@ -54,49 +54,49 @@ _ROWS_PER_STEP: Final = 256
 _MOVED_ROW_BYTES: Final = 32
 """The cost of moving a row between tables, some 12 µs, in bytes."""
 _SCANNED_ROWS_A_SECOND: Final = 1_048_576
-_MAX_PLACE_CHARACTERS: Final = 4_096  # a longer one than any path; it would be kept for each adapter
+_MAX_SOURCE_CHARACTERS: Final = 4_096  # a longer one than any path; it would be kept for each adapter
 
 
 class LoraGenerations:
     """The LoRA adapters of one instance: names, load numbers, contents, and parked blocks.
 
     main: the table of the blocks that count.
-    most: the maximum number of parked contents.
+    max_parked: the maximum number of parked contents.
     """
 
     __slots__ = (
         "_content",
         "_current",
-        "_forgot",
-        "_hoped",
+        "_expected",
+        "_has_forgotten",
         "_instance",
         "_main",
-        "_maybe",
-        "_most",
+        "_max_parked",
         "_names",
         "_newest",
         "_ordinal",
-        "_place",
         "_reported",
         "_scanned_until",
+        "_sources",
+        "_unconfirmed",
         "parked",
         "scanned_rows",
     )
 
-    def __init__(self, instance: str, main: BlockTable, most: int) -> None:
+    def __init__(self, instance: str, main: BlockTable, max_parked: int) -> None:
         self._instance = instance
         self._main = main
-        self._most = most
+        self._max_parked = max_parked
         self._names: dict[str, int] = {}
         self._content: dict[tuple[str, LoadNumber], int] = {}
         self._current: dict[str, int] = {}
         self._newest: dict[str, LoadNumber] = {}
-        self._place: dict[int, tuple[str, str]] = {}  # content → its name and source
-        self._maybe: dict[int, tuple[str, str]] = {}  # the same, not confirmed by an event yet
+        self._sources: dict[int, tuple[str, str]] = {}  # content → its name and source
+        self._unconfirmed: dict[int, tuple[str, str]] = {}  # the same, not confirmed by an event yet
         self._reported: dict[str, str] = {}  # name → the source that was reported last
-        self._hoped: dict[str, tuple[int, str]] = {}  # name → newest content, source read before its first block
+        self._expected: dict[str, tuple[int, str]] = {}  # name → newest content, source read before its first block
         self._ordinal = 0
-        self._forgot = False  # blocks of an earlier content were dropped; it may return
+        self._has_forgotten = False  # blocks of an earlier content were dropped; it may return
         self.parked: dict[int, tuple[str, BlockTable]] = {}
         self.scanned_rows = 0
         """Rows that were scanned lately. Above ``MAX_SCANNED_ROWS``, the blocks are dropped."""
@@ -113,7 +113,7 @@ class LoraGenerations:
     def on_cache_cleared(self, main: BlockTable) -> None:
         """Drops the parked blocks after a cache clear, and takes ``main`` as the main table."""
         self._main = main
-        self._forgot = False
+        self._has_forgotten = False
         self.scanned_rows = 0
         self.parked.clear()
 
@@ -124,10 +124,10 @@ class LoraGenerations:
             contents=[(name, number, content) for (name, number), content in self._content.items()],
             current=dict(self._current),
             newest=dict(self._newest),
-            places=[(content, *source) for content, source in self._place.items()],
-            maybe=[(content, *source) for content, source in self._maybe.items()],
+            sources=[(content, *source) for content, source in self._sources.items()],
+            unconfirmed=[(content, *source) for content, source in self._unconfirmed.items()],
             ordinal=self._ordinal,
-            forgot=self._forgot,
+            has_forgotten=self._has_forgotten,
         )
 
     def restore(self, snapshot: AdapterSnapshot, parked: dict[int, tuple[str, BlockTable]]) -> None:
@@ -137,16 +137,18 @@ class LoraGenerations:
         self._names = {name: index for index, name in enumerate(snapshot.names, 1)}
         self._content = {(name, number): content for name, number, content in snapshot.contents}
         self._current, self._newest = dict(snapshot.current), dict(snapshot.newest)
-        self._place = {content: (name, place) for content, name, place in snapshot.places}
-        self._maybe = {content: (name, place) for content, name, place in snapshot.maybe}
-        self._ordinal, self._forgot = snapshot.ordinal, snapshot.forgot
+        self._sources = {content: (name, source) for content, name, source in snapshot.sources}
+        self._unconfirmed = {content: (name, source) for content, name, source in snapshot.unconfirmed}
+        self._ordinal, self._has_forgotten = snapshot.ordinal, snapshot.has_forgotten
         self.parked = parked
 
-    def has_room_for(self, name: str, most: int) -> bool:
-        """Returns whether this name is known, or fewer than ``most`` names are and it is neither
-        too long nor has characters that control a terminal.
+    def has_room_for(self, name: str, max_names: int) -> bool:
+        """Returns whether this name is known, or fewer than ``max_names`` are and it is neither too
+        long nor has characters that control a terminal.
         """
-        return name in self._names or (len(self._names) < most and len(name) <= MAX_NAME_BYTES and name.isprintable())
+        return name in self._names or (
+            len(self._names) < max_names and len(name) <= MAX_NAME_BYTES and name.isprintable()
+        )
 
     def name_index(self, name: str) -> int:
         """Returns the value of the column ``adapters`` for a name; 0 is the base model."""
@@ -154,14 +156,14 @@ class LoraGenerations:
 
     def unsourced_names(self) -> list[str]:
         """Returns the names of the adapters whose current content has no known source."""
-        sourced = self._place.keys() | self._maybe.keys()
+        sourced = self._sources.keys() | self._unconfirmed.keys()
         return [name for name, content in self._current.items() if content not in sourced]
 
     def doubt(self) -> str:
         """Returns why blocks of the loaded content may be parked and thus missed; empty when none
         are.
         """
-        if self._forgot:
+        if self._has_forgotten:
             return "adapters were loaded more often than earlier loads are recorded"
         names = {
             name
@@ -174,7 +176,7 @@ class LoraGenerations:
     def _is_other_generation(self, name: str, content: int) -> bool:
         """Returns whether a parked content certainly is not the one that is loaded."""
         current = self._current.get(name)
-        return content in self._place and (current in self._place or current in self._maybe)
+        return content in self._sources and (current in self._sources or current in self._unconfirmed)
 
     def table_for(
         self, name: str, number: LoadNumber | None, handles: tuple[int, ...], out: list[Change]
@@ -191,7 +193,7 @@ class LoraGenerations:
             content = self._current.get(name)
             if content is None:
                 self._current[name] = self._new_generation()
-            elif content in self._maybe:
+            elif content in self._unconfirmed:
                 yield from self._confirm(name, content, out)
             return self._main
         content, newest = self._content.get((name, number)), self._newest.get(name)
@@ -210,7 +212,7 @@ class LoraGenerations:
             if not is_current:
                 return self._park(name, content)
         content = self._current[name]
-        if content in self._maybe:
+        if content in self._unconfirmed:
             yield from self._confirm(name, content, out)
         if self.parked:
             yield from self._relink(name, content, handles, out)
@@ -226,65 +228,65 @@ class LoraGenerations:
         of the current content.
         """
         current = self._current[name]
-        reported = self._maybe.get(content)
-        if reported is not None and number == self._newest.get(name) and reported == self._place.get(current):
+        reported = self._unconfirmed.get(content)
+        if reported is not None and number == self._newest.get(name) and reported == self._sources.get(current):
             yield from self._confirm(name, content, out)
         elif self._linked_generation(name, handles) == current:
             yield from self._merge_generations(name, content, current, out)
         return self._content.get((name, number)) == current
 
-    def on_source_reported(self, name: str, place: str, out: list[Change]) -> Iterator[int]:
+    def on_source_reported(self, name: str, source: str, out: list[Change]) -> Iterator[int]:
         """Records the source of the adapter served under ``name``, which may make another content
         current. It is ignored while no block of that name was reported, and if it is too long.
 
         Yields the cost in bytes of each step of that.
         """
         current = self._current.get(name)
-        if current is None or len(place) > _MAX_PLACE_CHARACTERS:
+        if current is None or len(source) > _MAX_SOURCE_CHARACTERS:
             return
-        self._reported[name] = place
-        if self._hoped.pop(name, None) == (current, place) and current not in self._place:
-            self._maybe[current] = (name, place)
+        self._reported[name] = source
+        if self._expected.pop(name, None) == (current, source) and current not in self._sources:
+            self._unconfirmed[current] = (name, source)
             yield from self._confirm(name, current, out)
             return
-        known, maybe = self._place.get(current), self._maybe.get(current)
+        known, unconfirmed = self._sources.get(current), self._unconfirmed.get(current)
         if known is None and current not in self._content.values():
-            known = maybe  # it has no blocks yet, so the reported source still applies
-        if known is not None and known[1] == place:
+            known = unconfirmed  # it has no blocks yet, so the reported source still applies
+        if known is not None and known[1] == source:
             return
-        content = self._generation_from(name, place)
-        if known is None and (maybe is None or maybe[1] == place):
-            self._maybe[current] = (name, place)
+        content = self._generation_from(name, source)
+        if known is None and (unconfirmed is None or unconfirmed[1] == source):
+            self._unconfirmed[current] = (name, source)
             if content is None:
                 return
             # Blocks of the current number may be of an earlier load; the content is certain.
         else:
             self._forget_unconfirmed(name)
             if current not in self._content.values():
-                self._maybe.pop(current, None)  # no block is of that load, and none will be
+                self._unconfirmed.pop(current, None)  # no block is of that load, and none will be
             if content is None:
                 content = self._new_generation()
-                self._maybe[content] = (name, place)
+                self._unconfirmed[content] = (name, source)
         yield from self._switch(name, content, out)
 
     def _forget_unconfirmed(self, name: str) -> None:
         """Drops unconfirmed sources, because a different source was reported since."""
         numbered = set(self._content.values())
         for content in [
-            candidate for candidate, (other, _) in self._maybe.items() if other == name and candidate in numbered
+            candidate for candidate, (other, _) in self._unconfirmed.items() if other == name and candidate in numbered
         ]:
-            del self._maybe[content]
+            del self._unconfirmed[content]
 
-    def _generation_from(self, name: str, place: str) -> int | None:
-        return next((content for content, at in self._place.items() if at == (name, place)), None)
+    def _generation_from(self, name: str, source: str) -> int | None:
+        return next((content for content, at in self._sources.items() if at == (name, source)), None)
 
     def _confirm(self, name: str, content: int, out: list[Change]) -> Iterator[int]:
         """Confirms a content's source, and merges the content of an earlier load from the same
         source.
         """
-        _, place = self._maybe.pop(content)
-        old = self._generation_from(name, place)
-        self._place[content] = (name, place)
+        _, source = self._unconfirmed.pop(content)
+        old = self._generation_from(name, source)
+        self._sources[content] = (name, source)
         if old is not None:
             yield from self._merge_generations(name, old, content, out)
 
@@ -308,15 +310,15 @@ class LoraGenerations:
         current = self._current.get(name)
         if current is not None and current not in self._content.values():
             content: int | None = current
-            self._maybe.pop(current, None)  # reported before its number was known: it may be of an earlier load
-            if content not in self._place and name in self._reported:
-                self._hoped[name] = (current, self._reported[name])
+            self._unconfirmed.pop(current, None)  # reported before its number was known: it may be of an earlier load
+            if content not in self._sources and name in self._reported:
+                self._expected[name] = (current, self._reported[name])
         else:
             content = self._linked_generation(name, handles)
         if content is None:
             content = self._new_generation()
         self._content[name, number] = content
-        if len(self._content) > _LOADS_PER_CONTENT * self._most:
+        if len(self._content) > _LOADS_PER_CONTENT * self._max_parked:
             del self._content[next(iter(self._content))]
         return content
 
@@ -346,11 +348,11 @@ class LoraGenerations:
         known = self.parked.get(content)
         if known is None:
             known = self.parked[content] = (name, BlockTable())
-            if len(self.parked) > self._most:
+            if len(self.parked) > self._max_parked:
                 dropped = next(iter(self.parked))
-                self._forgot |= len(self.parked.pop(dropped)[1]) > 0
-                self._place.pop(dropped, None)
-                self._maybe.pop(dropped, None)
+                self._has_forgotten |= len(self.parked.pop(dropped)[1]) > 0
+                self._sources.pop(dropped, None)
+                self._unconfirmed.pop(dropped, None)
         return known[1]
 
     def _switch(self, name: str, content: int, out: list[Change]) -> Iterator[int]:
@@ -369,8 +371,10 @@ class LoraGenerations:
                 if blocks is None:
                     blocks = self._park(name, before)
                 for tier in INSTANCE_TIERS:
-                    if main.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES and not main.is_in_twin(row, TIER_SHIFT[tier]):
-                        _append_removed(self._instance, tier, main.owns[row], out)
+                    if main.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES and not main.is_in_duplicate(
+                        row, TIER_SHIFT[tier]
+                    ):
+                        _append_removed(self._instance, tier, main.block_hashes[row], out)
                 _move(main, row, blocks)
                 moved += 1
             yield _step_cost(moved)
@@ -383,10 +387,10 @@ class LoraGenerations:
         for load, content in self._content.items():
             if content == old:
                 self._content[load] = new
-        self._maybe.pop(old, None)
-        place = self._place.pop(old, None)
-        if place is not None:
-            self._place.setdefault(new, place)
+        self._unconfirmed.pop(old, None)
+        source = self._sources.pop(old, None)
+        if source is not None:
+            self._sources.setdefault(new, source)
         if self._current.get(name) == new:
             yield from self._restore(old, out)
         elif old in self.parked:
@@ -412,14 +416,14 @@ class LoraGenerations:
             for row in range(start, min(start + _ROWS_PER_STEP, len(blocks.counts))):
                 if not blocks.counts[row]:
                     continue
-                before = main.copies(blocks.owns[row])
+                before = main.copies(blocks.block_hashes[row])
                 _merge(blocks, row, main)
                 moved += 1
-                after = main.copies(blocks.owns[row])
+                after = main.copies(blocks.block_hashes[row])
                 for tier in INSTANCE_TIERS:
                     shift = TIER_SHIFT[tier]
                     if after >> shift & MAX_COPIES and not before >> shift & MAX_COPIES:
-                        out.append(BlocksStored(self._instance, tier, blocks.parents[row], [blocks.owns[row]]))
+                        out.append(BlocksStored(self._instance, tier, blocks.parents[row], [blocks.block_hashes[row]]))
             yield _step_cost(moved)
 
 
@@ -428,12 +432,12 @@ def _step_cost(moved: int) -> int:
     return _ROWS_PER_STEP + moved * _MOVED_ROW_BYTES
 
 
-def _append_removed(instance: str, tier: int, own: int, out: list[Change]) -> None:
+def _append_removed(instance: str, tier: int, block_hash: int, out: list[Change]) -> None:
     last = out[-1] if out else None
     if isinstance(last, BlocksRemoved) and last.tier == tier and last.instance == instance:
-        last.hashes.append(own)
+        last.hashes.append(block_hash)
     else:
-        out.append(BlocksRemoved(instance, INSTANCE_TIERS[tier], [own]))
+        out.append(BlocksRemoved(instance, INSTANCE_TIERS[tier], [block_hash]))
 
 
 def _move(source: BlockTable, row: int, into: BlockTable) -> None:
@@ -449,8 +453,8 @@ def _merge(source: BlockTable, row: int, into: BlockTable) -> None:
         into.counts[known] = _sum_copies(into.counts[known], counts)
         into.ticks[known] = max(into.ticks[known], source.ticks[row])
     else:
-        own, parent = source.owns[row], source.parents[row]
-        into.add(handle, own, parent, source.depths[row], source.adapters[row], counts, source.ticks[row])
+        block_hash, parent = source.block_hashes[row], source.parents[row]
+        into.add(handle, block_hash, parent, source.depths[row], source.adapters[row], counts, source.ticks[row])
 
 
 def _sum_copies(left: int, right: int) -> int:

@@ -18,12 +18,12 @@ class SharedStoreHints:
     first.
     """
 
-    __slots__ = ("_model_key", "_seconds", "_until", "dropped", "most")
+    __slots__ = ("_model_key", "_seconds", "_until", "dropped", "max_hints")
 
-    def __init__(self, model_key: str, *, seconds: float, most: int) -> None:
+    def __init__(self, model_key: str, *, seconds: float, max_hints: int) -> None:
         self._model_key = model_key
         self._seconds = seconds
-        self.most = most
+        self.max_hints = max_hints
         self._until: dict[int, float] = {}
         self.dropped = 0
 
@@ -39,54 +39,54 @@ class SharedStoreHints:
         newer.
         """
         newer, self._until = self._until, {}
-        for own, until in (*hints, *newer.items()):
-            self._until.pop(own, None)
-            self._until[own] = until
-        while len(self._until) > self.most:
+        for block_hash, until in (*hints, *newer.items()):
+            self._until.pop(block_hash, None)
+            self._until[block_hash] = until
+        while len(self._until) > self.max_hints:
             del self._until[next(iter(self._until))]
             self.dropped += 1
 
-    def expires_at(self, own: int) -> float | None:
+    def expires_at(self, block_hash: int) -> float | None:
         """Returns when the hint of a block expires (monotonic seconds); None if it has no hint."""
-        return self._until.get(own)
+        return self._until.get(block_hash)
 
-    def add(self, own: int, now: float, out: list[Change]) -> None:
+    def add(self, block_hash: int, now: float, out: list[Change]) -> None:
         """Adds or renews the hint of a block that was written to the store.
 
         A hint younger than half of its lifetime stays as it is.
         """
-        known, until = self._until.get(own), now + self._seconds
+        known, until = self._until.get(block_hash), now + self._seconds
         if known is not None:
             if known - now > self._seconds / 2:
                 return
-            del self._until[own]  # the order is by age
-        self._until[own] = until
+            del self._until[block_hash]  # the order is by age
+        self._until[block_hash] = until
         last = out[-1] if out else None
         if isinstance(last, HintsAdded) and last.model_key == self._model_key and last.until == until:
-            last.hashes.append(own)
+            last.hashes.append(block_hash)
         else:
-            out.append(HintsAdded(self._model_key, [own], until))
-        if len(self._until) > self.most:
+            out.append(HintsAdded(self._model_key, [block_hash], until))
+        if len(self._until) > self.max_hints:
             # Two where there are two too many, since the bound may have been lowered.
-            oldest = list(islice(self._until, min(2, len(self._until) - self.most)))
+            oldest = list(islice(self._until, min(2, len(self._until) - self.max_hints)))
             for value in oldest:
                 del self._until[value]
             self.dropped += len(oldest)
             out.append(HintsExpired(self._model_key, oldest))
 
-    def remove(self, own: int, out: list[Change]) -> None:
+    def remove(self, block_hash: int, out: list[Change]) -> None:
         """Removes a block that a store reported as removed."""
-        if self._until.pop(own, None) is not None:
-            out.append(HintsExpired(self._model_key, [own]))
+        if self._until.pop(block_hash, None) is not None:
+            out.append(HintsExpired(self._model_key, [block_hash]))
 
     def expire(self, now: float, out: list[Change]) -> None:
         """Removes the hints that have expired."""
         over = []
-        for own, until in self._until.items():
+        for block_hash, until in self._until.items():
             if until > now:
                 break
-            over.append(own)
-        for own in over:
-            del self._until[own]
+            over.append(block_hash)
+        for block_hash in over:
+            del self._until[block_hash]
         if over:
             out.append(HintsExpired(self._model_key, over))

@@ -3,8 +3,8 @@ columns of rows.
 
 Why: replays reach back some thousand batches only, and an engine that has run for a day is full of
 older blocks. So a new indexer cannot rebuild its state from them. A snapshot holds the rows as
-columns of bytes in row order, and the few other values. Rows keep their place, so an unchanged part
-of the table (4,096 rows) has the same bytes and is not written again. Gateways' replicas need block
+columns of bytes in row order, and the few other values. Rows keep their number, so an unchanged
+part of the table (4,096 rows) has the same bytes and is not written again. Gateways' replicas need block
 hashes and copies; these are apart from the columns that only an indexer needs.
 
     <table>.m<part>     block hashes (8 bytes each), then counts (4)                  12 B a row
@@ -34,7 +34,7 @@ from fairlead_kvstore.errors import SnapshotError
 
 ROWS_PER_PART: Final = 4_096
 """Rows of one part."""
-_REPLICA_COLUMNS: Final = ("owns", "counts")
+_REPLICA_COLUMNS: Final = ("block_hashes", "counts")
 _INDEXER_COLUMNS: Final = ("handles", "parents", "ticks", "depths", "adapters")
 _MAX_ROWS: Final = 1 << 26
 _IS_BIG_ENDIAN: Final = sys.byteorder == "big"
@@ -45,14 +45,14 @@ RowParts = dict[str, bytes]
 
 
 def table_snapshot(blocks: BlockTable, content: int = 0, name: str = "") -> TableSnapshot:
-    """Returns the snapshot of a table without its rows: their number, twins, and adapter."""
-    return TableSnapshot(len(blocks.handles), blocks.twin_leads(), content, name)
+    """Returns the snapshot of a table without its rows: their number, duplicates, and adapter."""
+    return TableSnapshot(len(blocks.handles), blocks.duplicate_leads(), content, name)
 
 
 def table_parts(blocks: BlockTable, table: int) -> Iterator[tuple[str, bytes]]:
     """Yields the parts of a table, each with its name and the bytes of its rows.
 
-    Empty rows are included, so that rows keep their place.
+    Empty rows are included, so that rows keep their number.
     """
     rows = len(blocks.handles)
     for number, start in enumerate(range(0, rows, ROWS_PER_PART)):
@@ -157,13 +157,13 @@ def take_snapshot(item: InstanceBlocks, wall: float) -> tuple[InstanceSnapshot, 
     ]
     numbered = enumerate((item.blocks, *item.adapters))
     rows = {name: data for number, blocks in numbered for name, data in table_parts(blocks, number)}
-    vague = [int(tier) for tier in sorted(item.unknown_tiers)]
+    unknown_tiers = [int(tier) for tier in sorted(item.unknown_tiers)]
     snapshot = InstanceSnapshot(
         wall,
         *item.completeness.mark_after_resume(),
         tables,
         item.adapters.snapshot(),
-        vague,
+        unknown_tiers,
         doubt=item.completeness.doubt,
     )
     for name in (*_PLAIN_FIELDS, *_TIME_FIELDS):
@@ -215,7 +215,9 @@ def install_tables(
     for name in _TIME_FIELDS:
         saved_time = getattr(snapshot, name)
         setattr(item, name, None if saved_time is None else saved_time + later)
-    item.unknown_tiers = {StorageTier(tier) for tier in snapshot.vague if tier in (StorageTier.CPU, StorageTier.DISK)}
+    item.unknown_tiers = {
+        StorageTier(tier) for tier in snapshot.unknown_tiers if tier in (StorageTier.CPU, StorageTier.DISK)
+    }
     item.blocks, *others = tables
     item.adapters = LoraGenerations(item.instance, item.blocks, item.limits.kv_adapter_versions)
     named = zip(snapshot.tables[1:], others, strict=True)

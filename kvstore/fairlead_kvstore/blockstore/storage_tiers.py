@@ -49,7 +49,7 @@ TIER_BY_MEDIUM: Final[Mapping[str, StorageTier]] = MappingProxyType(
 """Tiers by medium in lower case. ``cpu`` is missing on purpose: its case decides."""
 
 _MAX_MEDIA: Final = 32
-_OWN_CPU: Final = "CPU"
+_ENGINE_CPU: Final = "CPU"
 _LOCAL: Final = "local"
 
 
@@ -75,7 +75,7 @@ def storage_tier(
     if isinstance(locality, str) and locality.lower() != _LOCAL:
         return StorageTier.REMOTE
     if tier is None:
-        return StorageTier.CPU if medium == _OWN_CPU else StorageTier.REMOTE
+        return StorageTier.CPU if medium == _ENGINE_CPU else StorageTier.REMOTE
     return tier
 
 

@@ -81,7 +81,7 @@ class BlockStore:
         """The bound of ``block_count``."""
         return self._max_blocks
 
-    def set_max_blocks(self, most: int, now: float, *, max_hints: int | None = None) -> None:
+    def set_max_blocks(self, max_blocks: int, now: float, *, max_hints: int | None = None) -> None:
         """Sets the bound of ``block_count``, which is ``kv_blocks`` at most.
 
         Blocks above it give way. ``take_evictions`` has the changes of all models.
@@ -89,7 +89,7 @@ class BlockStore:
         max_hints: bound of the hints of shared stores, of which models have equal parts. Hints
         above it give way to new ones, or expire. None: only ``kv_shared_blocks`` of each model.
         """
-        self._max_blocks, self._max_hints = max(1, min(most, self._limits.kv_blocks)), max_hints
+        self._max_blocks, self._max_hints = max(1, min(max_blocks, self._limits.kv_blocks)), max_hints
         self._share_hints()
         while self._evict_above_total(now, "", []):
             pass
@@ -120,8 +120,9 @@ class BlockStore:
         changes = self.detach(instance, "attached again") if instance in self._instances else []
         shared = self._shared_store_hints.get(model_key)
         if shared is None:
-            seconds, most = self._limits.kv_shared_seconds, self._limits.kv_shared_blocks
-            shared = self._shared_store_hints[model_key] = SharedStoreHints(model_key, seconds=seconds, most=most)
+            seconds, max_hints = self._limits.kv_shared_seconds, self._limits.kv_shared_blocks
+            shared = SharedStoreHints(model_key, seconds=seconds, max_hints=max_hints)
+            self._shared_store_hints[model_key] = shared
             self._share_hints()
         item = self._instances[instance] = InstanceBlocks(
             instance,
@@ -297,26 +298,26 @@ class BlockStore:
         """
         return self._empty(instance, "", now, "ours")
 
-    def on_adapter_source(self, instance: str, name: str, place: str, now: float) -> list[Change]:
+    def on_adapter_source(self, instance: str, name: str, source: str, now: float) -> list[Change]:
         """Records where the engine loaded an adapter from (``root`` in its ``/v1/models``).
 
         Call it when ``unsourced_adapters`` names the adapter and when the source changes, but not
         during a replay. Repetition is free.
         """
         out: list[Change] = []
-        for _ in self.adapter_source_steps(instance, name, place, now, out):
+        for _ in self.adapter_source_steps(instance, name, source, now, out):
             pass
         return out
 
     def adapter_source_steps(
-        self, instance: str, name: str, place: str, now: float, out: list[Change]
+        self, instance: str, name: str, source: str, now: float, out: list[Change]
     ) -> Iterator[int]:
         """Does the same, and yields the cost of each step in bytes: blocks may have to be moved.
 
         Between two steps, no event of this instance may be applied.
         """
         item = self._instances[instance]
-        yield from self._counted(item, item.adapter_source_steps(name, place, now, out))
+        yield from self._counted(item, item.adapter_source_steps(name, source, now, out))
 
     def unsourced_adapters(self, instance: str) -> list[str]:
         """Returns adapters with blocks whose source is unknown: query ``/v1/models``, then call
@@ -359,12 +360,12 @@ class BlockStore:
         found[StorageTier.REMOTE] = depth
         return found
 
-    def age_seconds(self, instance: str, own: int, now: float) -> float | None:
+    def age_seconds(self, instance: str, block_hash: int, now: float) -> float | None:
         """Returns how many seconds ago a block was stored or used, in steps of sixteen; None when
         it is not cached.
         """
         blocks = self._instances[instance].blocks
-        row = blocks.by_own.find(own)
+        row = blocks.by_block_hash.find(block_hash)
         return max(0.0, now - time_of(blocks.ticks[row])) if row else None
 
     def content(self, instance: str) -> Iterator[tuple[int, StorageTier]]:
@@ -372,11 +373,11 @@ class BlockStore:
         replica.
         """
         blocks = self._instances[instance].blocks
-        for row in blocks.by_own:
-            copies = blocks.copies(blocks.owns[row])
+        for row in blocks.by_block_hash:
+            copies = blocks.copies(blocks.block_hashes[row])
             for tier in INSTANCE_TIERS:
                 if copies >> TIER_SHIFT[tier] & MAX_COPIES:
-                    yield blocks.owns[row], tier
+                    yield blocks.block_hashes[row], tier
 
     def state(self, instance: str) -> InstanceState:
         """Returns the state of one instance."""
@@ -393,7 +394,7 @@ class BlockStore:
             bytes=item.bytes,
             block_size=item.block_size,
             hybrid=item.hybrid,
-            vague=tuple(sorted(item.unknown_tiers)),
+            unknown_tiers=tuple(sorted(item.unknown_tiers)),
             evicted_age_seconds=item.evicted_age_seconds,
             counts=item.counters,
         )
@@ -414,11 +415,11 @@ class BlockStore:
         return out
 
     def _share_hints(self) -> None:
-        most = self._limits.kv_shared_blocks
+        max_hints = self._limits.kv_shared_blocks
         if self._max_hints is not None:
-            most = min(most, self._max_hints // max(1, len(self._shared_store_hints)))
+            max_hints = min(max_hints, self._max_hints // max(1, len(self._shared_store_hints)))
         for hints in self._shared_store_hints.values():
-            hints.most = most
+            hints.max_hints = max_hints
 
     def _evict_above_limits(self, item: InstanceBlocks, now: float, out: list[Change]) -> bool:
         """Evicts some blocks if there are too many; returns whether it did."""

@@ -42,7 +42,7 @@ class EventCounters(msgspec.Struct):
 class InstanceState(msgspec.Struct, frozen=True):
     """The state of one instance for status and metrics. ``since`` is a monotonic time in seconds.
 
-    vague: tiers that may have blocks that are not known.
+    unknown_tiers: tiers that may have blocks that are not known.
     evicted_age_seconds: smoothed idle time of the blocks that the engine evicts.
     """
 
@@ -57,7 +57,7 @@ class InstanceState(msgspec.Struct, frozen=True):
     bytes: int
     block_size: int | None
     hybrid: bool
-    vague: tuple[StorageTier, ...]
+    unknown_tiers: tuple[StorageTier, ...]
     evicted_age_seconds: float | None
     counts: EventCounters
 
@@ -79,20 +79,22 @@ class TableSnapshot(msgspec.Struct, gc=False):
     name: str = ""
 
 
-class AdapterSnapshot(msgspec.Struct, gc=False):
+class AdapterSnapshot(
+    msgspec.Struct, gc=False, rename={"sources": "places", "unconfirmed": "maybe", "has_forgotten": "forgot"}
+):
     """The state of ``LoraGenerations`` without its rows. Names are in the order of their index."""
 
     names: list[str] = []
     contents: list[tuple[str, LoadNumber, int]] = []
     current: dict[str, int] = {}
     newest: dict[str, LoadNumber] = {}
-    places: list[tuple[int, str, str]] = []
-    maybe: list[tuple[int, str, str]] = []
+    sources: list[tuple[int, str, str]] = []
+    unconfirmed: list[tuple[int, str, str]] = []
     ordinal: int = 0
-    forgot: bool = False
+    has_forgotten: bool = False
 
 
-class InstanceSnapshot(msgspec.Struct, gc=False):
+class InstanceSnapshot(msgspec.Struct, gc=False, rename={"unknown_tiers": "vague"}):
     """The state of one instance without its rows. Times are monotonic seconds of the process that
     took it; ``wall`` plus such a time is Unix time.
     """
@@ -103,7 +105,7 @@ class InstanceSnapshot(msgspec.Struct, gc=False):
     since: float
     tables: list[TableSnapshot]
     adapters: AdapterSnapshot
-    vague: list[int] = []
+    unknown_tiers: list[int] = []
     epoch: int = 1
     block_size: int | None = None
     hybrid: bool = False

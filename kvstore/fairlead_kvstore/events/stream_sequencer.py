@@ -310,8 +310,8 @@ class EventSequencer:
         """
         self._stale_replay_ends = max(0, self._stale_replay_ends - 1)
 
-    def on_drain(self, most: int) -> list[StreamOutcome]:
-        """Takes buffered frames of about ``most`` bytes, in the order in which they came.
+    def on_drain(self, max_bytes: int) -> list[StreamOutcome]:
+        """Takes buffered frames of about ``max_bytes``, in the order in which they came.
 
         Call it while ``is_draining``. The position follows each frame, so other work is possible
         between two calls.
@@ -319,7 +319,7 @@ class EventSequencer:
         frames, self._held_frames = self._held_frames, deque()
         outcomes: list[StreamOutcome] = []
         used = 0
-        while frames and used < most and not self._is_replaying:  # replaying: one of them proved a restart
+        while frames and used < max_bytes and not self._is_replaying:  # replaying: one of them proved a restart
             frame, forward = frames.popleft()
             used += len(frame.payload) + _FRAME_BYTES
             self._held_bytes -= len(frame.payload)
@@ -355,13 +355,13 @@ class EventSequencer:
         known[number] = _digest(frame)
         self._is_live_behind = self._is_live_behind and self._last_live < number
         # Live frames are compared with replayed ones, so a replay needs more digests.
-        most = self._limits.kv_sequences_known
+        max_known = self._limits.kv_sequences_known
         if self._is_replaying:
-            most = KV_REPLAY_BATCHES
+            max_known = KV_REPLAY_BATCHES
         elif self._held_frames or self._is_live_behind:
-            most = _MAX_KNOWN_BEHIND
-        if len(known) > most:
-            self._trim(most)
+            max_known = _MAX_KNOWN_BEHIND
+        if len(known) > max_known:
+            self._trim(max_known)
         return AcceptBatch(number, frame.payload, reason)
 
     def _first_outcomes(self, number: int, reason: str) -> list[StreamOutcome]:
@@ -487,9 +487,9 @@ class EventSequencer:
             return [DuplicateBatch(frame.number, "older than the replay, and lost")]
         return self._take(frame, "held during a replay")
 
-    def _trim(self, most: int) -> None:
+    def _trim(self, max_known: int) -> None:
         known = self._known
-        while len(known) > most:
+        while len(known) > max_known:
             del known[next(iter(known))]
 
     def _forget_replay(self) -> None:

@@ -141,13 +141,13 @@ def read_command(model_key: str, epoch: int, sequence: int) -> Command:
     return ("XREAD", "COUNT", ENTRIES_PER_READ, "STREAMS", ev, f"{epoch}-{sequence}")
 
 
-def wait_command(places: Mapping[str, tuple[int, int]], seconds: float) -> Command:
+def wait_command(positions: Mapping[str, tuple[int, int]], seconds: float) -> Command:
     """Returns the command that waits for the next entries of several models.
 
     places: epoch and sequence by model. seconds: the longest wait, at least a millisecond.
     """
-    names = [redis_keys.index_keys(model_key)[2] for model_key in places]
-    at = [f"{epoch}-{sequence}" for epoch, sequence in places.values()]
+    names = [redis_keys.index_keys(model_key)[2] for model_key in positions]
+    at = [f"{epoch}-{sequence}" for epoch, sequence in positions.values()]
     return ("XREAD", "COUNT", ENTRIES_PER_READ, "BLOCK", max(1, int(seconds * 1000)), "STREAMS", *names, *at)
 
 
@@ -208,10 +208,12 @@ def _apply_parts(
     columns = [decode_part(data) for data in parts]
     if instance is None:
         for data in columns:
-            replica.apply([HintsAdded(model_key, [own], until) for own, until in decode_hints(data, wall_offset)])
+            replica.apply(
+                [HintsAdded(model_key, [block_hash], until) for block_hash, until in decode_hints(data, wall_offset)]
+            )
         return
-    for owns, counts in [decode_replica_part(data) for data in columns]:
-        replica.load_rows(instance, owns, counts)
+    for block_hashes, counts in [decode_replica_part(data) for data in columns]:
+        replica.load_rows(instance, block_hashes, counts)
     snapshot = header.slice
     complete, reason, since = snapshot.completeness()
     replica.apply([CompletenessChanged(instance, complete, reason, since + snapshot.wall - wall_offset)])

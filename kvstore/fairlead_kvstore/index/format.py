@@ -105,7 +105,7 @@ class _Cleared(msgspec.Struct, tag="c", array_like=True, gc=False):
     reason: str
 
 
-class _Gone(msgspec.Struct, tag="g", array_like=True, gc=False):
+class _Detached(msgspec.Struct, tag="g", array_like=True, gc=False):
     instance: int
 
 
@@ -125,7 +125,7 @@ class _Expired(msgspec.Struct, tag="x", array_like=True, gc=False):
     hashes: list[int]
 
 
-_WireChange = _Stored | _Removed | _Cleared | _Gone | _Marked | _Hinted | _Expired
+_WireChange = _Stored | _Removed | _Cleared | _Detached | _Marked | _Hinted | _Expired
 
 
 class _Entry(msgspec.Struct, array_like=True, gc=False):
@@ -174,34 +174,34 @@ def encode_entry(offered: Sequence[Change], wall: float, wall_offset: float) -> 
     wall: when it is written, in Unix seconds.
     wall_offset: Unix time minus monotonic time of this process.
     """
-    places: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     if ENCODE_CHANGES is None:
-        wired = [_encode_change(change, places, wall_offset) for change in offered]
-        return SCHEMA + _ENCODER.encode(_Entry(wall, list(places), wired))
+        wired = [_encode_change(change, numbers, wall_offset) for change in offered]
+        return SCHEMA + _ENCODER.encode(_Entry(wall, list(numbers), wired))
 
     def encode_other(change: Change) -> bytes:
-        return _ENCODER.encode(_encode_change(change, places, wall_offset))
+        return _ENCODER.encode(_encode_change(change, numbers, wall_offset))
 
-    found = ENCODE_CHANGES(list(offered), changes.BlocksStored, changes.BlocksRemoved, places, encode_other)
-    return b"".join([SCHEMA, _ENTRY_HEAD, _ENCODER.encode(wall), _ENCODER.encode(list(places)), found])
+    found = ENCODE_CHANGES(list(offered), changes.BlocksStored, changes.BlocksRemoved, numbers, encode_other)
+    return b"".join([SCHEMA, _ENTRY_HEAD, _ENCODER.encode(wall), _ENCODER.encode(list(numbers)), found])
 
 
-def _encode_change(change: Change, places: dict[str, int], wall_offset: float) -> _WireChange:
-    """Returns a change as it is written. ``places`` gets the number of its instance."""
+def _encode_change(change: Change, numbers: dict[str, int], wall_offset: float) -> _WireChange:
+    """Returns a change as it is written. ``numbers`` gets the number of its instance."""
     if isinstance(change, changes.HintsAdded):
         return _Hinted(change.hashes, change.until + wall_offset)
     if isinstance(change, changes.HintsExpired):
         return _Expired(change.hashes)
-    place = places.setdefault(change.instance, len(places))
+    number = numbers.setdefault(change.instance, len(numbers))
     if isinstance(change, changes.BlocksStored):
-        return _Stored(place, change.tier, change.parent, change.hashes)
+        return _Stored(number, change.tier, change.parent, change.hashes)
     if isinstance(change, changes.BlocksRemoved):
-        return _Removed(place, change.tier, change.hashes)
+        return _Removed(number, change.tier, change.hashes)
     if isinstance(change, changes.CompletenessChanged):
-        return _Marked(place, change.complete, change.reason, change.since + wall_offset)
+        return _Marked(number, change.complete, change.reason, change.since + wall_offset)
     if isinstance(change, changes.InstanceCleared):
-        return _Cleared(place, change.epoch, change.reason)
-    return _Gone(place)
+        return _Cleared(number, change.epoch, change.reason)
+    return _Detached(number)
 
 
 def decode_entry(data: bytes, model_key: str, wall_offset: float) -> list[Change]:
@@ -249,14 +249,17 @@ def encode_hints(hints: Iterable[tuple[int, float]], wall_offset: float) -> dict
     stays unchanged.
     """
     minutes: dict[int, list[tuple[int, float]]] = {}
-    for own, until in hints:
-        minutes.setdefault(int((until + wall_offset) // 60.0), []).append((own, until + wall_offset))
+    for block_hash, until in hints:
+        minutes.setdefault(int((until + wall_offset) // 60.0), []).append((block_hash, until + wall_offset))
     found = {}
     for minute, rows in minutes.items():
         for number, start in enumerate(range(0, len(rows), HINTS_PER_PART)):
             chunk = rows[start : start + HINTS_PER_PART]
-            owns, times = array("Q", [own for own, _ in chunk]), array("d", [until for _, until in chunk])
-            found[f"{minute}.{number}"] = _little_endian(owns) + _little_endian(times)
+            block_hashes, times = (
+                array("Q", [block_hash for block_hash, _ in chunk]),
+                array("d", [until for _, until in chunk]),
+            )
+            found[f"{minute}.{number}"] = _little_endian(block_hashes) + _little_endian(times)
     return found
 
 
@@ -267,13 +270,13 @@ def decode_hints(data: bytes, wall_offset: float) -> list[tuple[int, float]]:
     count, rest = divmod(len(data), _HINT_BYTES)
     if rest or count > HINTS_PER_PART:
         raise UnreadableError(f"a value of {len(data)} bytes is not a valid part of hints", reason="shape")
-    owns, times = array("Q"), array("d")
-    owns.frombytes(data[: 8 * count])
+    block_hashes, times = array("Q"), array("d")
+    block_hashes.frombytes(data[: 8 * count])
     times.frombytes(data[8 * count :])
     if _little_endian(array("Q", [1])) != array("Q", [1]).tobytes():
-        owns.byteswap()
+        block_hashes.byteswap()
         times.byteswap()
-    return [(own, until - wall_offset) for own, until in zip(owns, times, strict=True)]
+    return [(block_hash, until - wall_offset) for block_hash, until in zip(block_hashes, times, strict=True)]
 
 
 def encode_part(data: bytes, digest: int) -> bytes:

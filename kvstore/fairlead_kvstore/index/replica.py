@@ -101,7 +101,7 @@ class IndexReplica:
     def __init__(self, *, limits: Limits = _LIMITS) -> None:
         self._max_blocks = limits.index_mirror_blocks
         self._max_instances = limits.instances
-        self._hints_most = limits.kv_shared_blocks
+        self._max_hints = limits.kv_shared_blocks
         self._hint_seconds = limits.kv_shared_seconds
         self._masks = new_mask_table()
         self._slots: dict[str, int] = {}
@@ -145,12 +145,12 @@ class IndexReplica:
             return ()
         if self._has_slow_tiers:
             return self._cached_matches(hashes)
-        gpu = self._walk(hashes, most=_MIN_CHAIN_STEPS)
+        gpu = self._walk(hashes, max_depths=_MIN_CHAIN_STEPS)
         return self._cached_matches(hashes) if len(gpu) > _MIN_CHAIN_STEPS else self._gpu_matches(gpu)
 
-    def holders(self, own: int) -> dict[str, tuple[StorageTier, ...]]:
+    def holders(self, block_hash: int) -> dict[str, tuple[StorageTier, ...]]:
         """Returns the instances and tiers of one block."""
-        return self._holders_of((self._masks.get(own) or 0) & ~self._retired_bits)
+        return self._holders_of((self._masks.get(block_hash) or 0) & ~self._retired_bits)
 
     def holder_sets(self) -> Iterator[tuple[Mapping[str, tuple[StorageTier, ...]], int]]:
         """Yields sets of instances and tiers, each with the number of blocks that exactly these
@@ -178,23 +178,23 @@ class IndexReplica:
         """Yields every block of an instance with each of its tiers; reads every block. The replica
         must not change meanwhile.
         """
-        place = self._slots.get(instance)
-        if place is None:
+        slot = self._slots.get(instance)
+        if slot is None:
             return
-        for own in self._masks:
-            bits = (self._masks.get(own) or 0) >> place * _TIERS
+        for block_hash in self._masks:
+            bits = (self._masks.get(block_hash) or 0) >> slot * _TIERS
             for tier in INSTANCE_TIERS:
                 if bits >> tier & 1:
-                    yield own, tier
+                    yield block_hash, tier
 
-    def hint_age_seconds(self, own: int, now: float) -> float | None:
+    def hint_age_seconds(self, block_hash: int, now: float) -> float | None:
         """Returns the seconds since a block's last write to a shared store; None without a hint.
 
         The result may be too large by half of a hint's lifetime.
 
         Why: the store does not report evictions, so an old hint is less likely to be true.
         """
-        until = self._hints.get(own)
+        until = self._hints.get(block_hash)
         return None if until is None else max(0.0, self._hint_seconds - (until - now))
 
     def completeness(self, instance: str) -> KnownCompleteness | None:
@@ -225,8 +225,8 @@ class IndexReplica:
             elif isinstance(change, HintsAdded):
                 self._add_hints(change.hashes, change.until)
             elif isinstance(change, HintsExpired):
-                for own in change.hashes:
-                    self._hints.pop(own, None)
+                for block_hash in change.hashes:
+                    self._hints.pop(block_hash, None)
             elif isinstance(change, CompletenessChanged):
                 if self._has_room_for(change.instance, self._completeness):
                     known = KnownCompleteness(change.complete, change.reason, change.since)
@@ -239,43 +239,43 @@ class IndexReplica:
         if self._retired_bits:
             self.sweep(_MIN_SWEEP + work * _SWEEP_PER_BLOCK)
 
-    def load_rows(self, instance: str, owns: "array[int]", counts: "array[int]") -> None:
+    def load_rows(self, instance: str, block_hashes: "array[int]", counts: "array[int]") -> None:
         """Adds the rows of a snapshot: block hashes, and copies by tier (``TIER_SHIFT``); rows of 0
         copies are empty.
         """
         if not self._has_slot_for(instance):
-            self.dropped += len(owns)
+            self.dropped += len(block_hashes)
             return
-        place = self._slot(instance)
+        slot = self._slot(instance)
         bits: dict[int, int] = {}
         for count in set(counts):
             if count:
-                bits[count] = _tier_bits(count) << place * _TIERS
+                bits[count] = _tier_bits(count) << slot * _TIERS
                 self._has_slow_tiers |= _tier_bits(count) > 1
-        self.dropped += self._masks.load(owns, counts, bits, self._max_blocks)
+        self.dropped += self._masks.load(block_hashes, counts, bits, self._max_blocks)
 
     def expire(self, now: float) -> list[int]:
         """Removes hints that have expired at ``now`` (monotonic seconds) and returns their block
         hashes.
         """
         over = []
-        for own, until in self._hints.items():
+        for block_hash, until in self._hints.items():
             if until > now:
                 break
-            over.append(own)
-        for own in over:
-            del self._hints[own]
+            over.append(block_hash)
+        for block_hash in over:
+            del self._hints[block_hash]
         return over
 
-    def sweep(self, most: int) -> bool:
-        """Clears retired bits from up to ``most`` blocks; returns whether more remain."""
+    def sweep(self, max_blocks: int) -> bool:
+        """Clears retired bits from up to ``max_blocks`` blocks; returns whether more remain."""
         if not self._retired_bits:
             return False
         if not self._is_sweeping:
             self._sweeping, self._retired = self._retired, []
             self._is_sweeping = True
             self._masks.begin_sweep()
-        if self._masks.sweep(self._retired_bits, most):
+        if self._masks.sweep(self._retired_bits, max_blocks):
             self._is_sweeping = False
             self._finish_sweep()
         return bool(self._retired_bits)
@@ -292,10 +292,10 @@ class IndexReplica:
     def _holders_of(self, mask: int) -> dict[str, tuple[StorageTier, ...]]:
         found: dict[str, tuple[StorageTier, ...]] = {}
         while mask:
-            place = (mask.bit_length() - 1) // _TIERS
-            bits = mask >> place * _TIERS
-            found[self._names[place]] = tuple(tier for tier in INSTANCE_TIERS if bits >> tier & 1)
-            mask ^= bits << place * _TIERS
+            slot = (mask.bit_length() - 1) // _TIERS
+            bits = mask >> slot * _TIERS
+            found[self._names[slot]] = tuple(tier for tier in INSTANCE_TIERS if bits >> tier & 1)
+            mask ^= bits << slot * _TIERS
         return found
 
     def _gpu_matches(self, gpu: list[tuple[int, int]]) -> tuple[InstanceMatch, ...]:
@@ -329,10 +329,10 @@ class IndexReplica:
         gpu = self._walk(hashes)
         return self._tiered_matches(hashes, gpu) if self._has_slow_tiers else self._gpu_matches(gpu)
 
-    def _walk(self, hashes: Sequence[int], fold: int = 0, most: int = sys.maxsize) -> list[tuple[int, int]]:
+    def _walk(self, hashes: Sequence[int], fold: int = 0, max_depths: int = sys.maxsize) -> list[tuple[int, int]]:
         """Returns (depth, GPU bits of the instances with exactly that depth), shallowest first.
 
-        fold: 1 counts CPU too, 2 CPU and disk. most: the walk ends early when it has more depths.
+        fold: 1 counts CPU too, 2 CPU and disk. max_depths: the walk ends early when it has more.
         """
         found: list[tuple[int, int]] = []
         alive = self._gpu_bits & ~self._retired_bits
@@ -353,7 +353,7 @@ class IndexReplica:
             if still != alive:
                 if depth:
                     found.append((depth, alive ^ still))
-                if not still or len(found) > most:
+                if not still or len(found) > max_depths:
                     return found
                 alive = still
         found.append((len(hashes), alive))
@@ -408,8 +408,8 @@ class IndexReplica:
         names = self.instances() if hashes[0] in hints else tuple(reached)
         found = {}
         for name in names:
-            place = self._slots.get(name)
-            mine = 0 if place is None else (1 << _TIERS) - 1 << place * _TIERS
+            slot = self._slots.get(name)
+            mine = 0 if slot is None else (1 << _TIERS) - 1 << slot * _TIERS
             depth = reached.get(name, 0)
             while depth < len(hashes) and (hashes[depth] in hints or (masks.get(hashes[depth]) or 0) & mine):
                 depth += 1
@@ -418,10 +418,10 @@ class IndexReplica:
 
     def _add_hints(self, hashes: list[int], until: float) -> None:
         hints = self._hints
-        for own in hashes:
-            hints.pop(own, None)  # the order is by age
-            hints[own] = until
-        while len(hints) > self._hints_most:
+        for block_hash in hashes:
+            hints.pop(block_hash, None)  # the order is by age
+            hints[block_hash] = until
+        while len(hints) > self._max_hints:
             del hints[next(iter(hints))]
 
     def _bit(self, instance: str, tier: StorageTier) -> int:
@@ -430,33 +430,33 @@ class IndexReplica:
         return 1 << self._slot(instance) * _TIERS + tier
 
     def _slot(self, instance: str) -> int:
-        place = self._slots.get(instance)
-        if place is None:
+        slot = self._slots.get(instance)
+        if slot is None:
             if self._free:
-                place = self._free.pop()
-                self._names[place] = instance
+                slot = self._free.pop()
+                self._names[slot] = instance
                 self._depth_results.clear()
                 self._chain_results.clear()
             else:
-                place = len(self._names)
+                slot = len(self._names)
                 self._names.append(instance)
-                self._gpu_bits |= 1 << place * _TIERS
-            self._slots[instance] = place
-            self._by_bit[1 << place * _TIERS] = instance
-        return place
+                self._gpu_bits |= 1 << slot * _TIERS
+            self._slots[instance] = slot
+            self._by_bit[1 << slot * _TIERS] = instance
+        return slot
 
     def _retire(self, instance: str) -> None:
-        place = self._slots.pop(instance, None)
-        if place is None:
+        slot = self._slots.pop(instance, None)
+        if slot is None:
             return
-        self._retired.append(place)
+        self._retired.append(slot)
         self._chain_results.clear()  # retired bits are still in the masks
-        self._retired_bits |= (1 << _TIERS) - 1 << place * _TIERS
+        self._retired_bits |= (1 << _TIERS) - 1 << slot * _TIERS
 
     def _finish_sweep(self) -> None:
         """Frees the swept bits, which no block has any more, for other instances."""
-        for place in self._sweeping:
-            self._retired_bits &= ~((1 << _TIERS) - 1 << place * _TIERS)
+        for slot in self._sweeping:
+            self._retired_bits &= ~((1 << _TIERS) - 1 << slot * _TIERS)
         self._free += self._sweeping
         self._sweeping = []
 

@@ -180,10 +180,10 @@ class IndexSubscriber:
         models = list(self._models.values())
         commands: list[Command] = []
         for model in models:
-            own, idx, _ = redis_keys.index_keys(model.key)
+            lease, idx, _ = redis_keys.index_keys(model.key)
             commands.append(read_command(model.key, model.epoch, model.sequence))
             if polls_status:
-                commands += [("GET", own), ("HMGET", idx, POSITION_FIELD, META_FIELD)]
+                commands += [("GET", lease), ("HMGET", idx, POSITION_FIELD, META_FIELD)]
         replies = await self._link.run(commands) if commands else []
         self._has_more = False
         replies_per_model = 3 if polls_status else 1
@@ -231,8 +231,8 @@ class IndexSubscriber:
             return False
         if left <= 0.0:
             return False
-        places = {model.key: (model.epoch, model.sequence) for model in waiting}
-        replies = await self._link.run([wait_command(places, min(left, self._limits.index_wait_seconds))])
+        positions = {model.key: (model.epoch, model.sequence) for model in waiting}
+        replies = await self._link.run([wait_command(positions, min(left, self._limits.index_wait_seconds))])
         if replies is None:
             return False
         follows = not isinstance(replies[0], ResponseError)  # if one key is no stream, the reply is an error
@@ -292,19 +292,19 @@ class IndexSubscriber:
             self._mark_stale(model, why)
         return not why
 
-    def _check_status(self, model: _ModelReplica, own: Any, found: Any, now: float) -> bool:
+    def _check_status(self, model: _ModelReplica, lease: Any, found: Any, now: float) -> bool:
         """Removes expired hints, and updates whether the replica is stale.
 
         Returns True if the replica must be loaded.
 
-        own, found: the values of the lease, and of position and metadata.
+        lease, found: the values of the lease, and of position and metadata.
         """
         if model.replica is not None and (over := model.replica.expire(now)) and self._on_changes is not None:
             self._on_changes(model.key, [HintsExpired(model.key, over)])
-        if isinstance(found, ResponseError) or isinstance(own, ResponseError):
+        if isinstance(found, ResponseError) or isinstance(lease, ResponseError):
             self._mark_stale(model, "the index in Redis has a wrong type")
             return False
-        model.led = isinstance(own, bytes)
+        model.led = isinstance(lease, bytes)
         at = decode_position(found[0])
         why = unreadable_reason(at, found[1])
         if at is None or why is not None:
@@ -316,10 +316,10 @@ class IndexSubscriber:
         if at[1] < model.sequence:
             self._mark_stale(model, "Redis has lost entries")
             return False
-        if not isinstance(own, bytes):
+        if not isinstance(lease, bytes):
             self._mark_stale(model, "no indexer writes the index")
             return False
-        if not own.startswith(b"%d:" % model.epoch):
+        if not lease.startswith(b"%d:" % model.epoch):
             self._mark_stale(model, "another indexer takes over")
             return False
         if model.unreadable and now >= model.again_at:

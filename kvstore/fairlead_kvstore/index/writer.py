@@ -80,7 +80,7 @@ _MAX_REFUSED_LEASES: Final = 2.0
 have the data then requests the lease only once in this time.
 """
 _MAX_CONCURRENT_MODELS: Final = 64
-"""The most models written at a time. In turn, with a distant Redis, the last leases would end."""
+"""The models written at a time. In turn, with a distant Redis, the last leases would end."""
 _TURN_FRACTION: Final = 6.0
 """The part of a lease for which other models wait for the turn of one."""
 _SALTS: Final = 1_024
@@ -215,8 +215,8 @@ class IndexWriter:
         await self.step()
         for state in self._models.values():
             if state.lease:
-                own, _, _ = redis_keys.index_keys(state.model_key)
-                await self._link.run([("EVAL", RELEASE, 1, own, state.lease)])
+                lease_key, _, _ = redis_keys.index_keys(state.model_key)
+                await self._link.run([("EVAL", RELEASE, 1, lease_key, state.lease)])
                 state.lease = b""
 
     async def step(self) -> None:
@@ -308,8 +308,8 @@ class IndexWriter:
                 state.on_acknowledged()
         else:
             if not state.is_active:
-                wall, (own, _, _) = self._clock.wall(), redis_keys.index_keys(state.model_key)
-                renew = ("EVAL", RENEW, 1, own, lease, self._lease_ms)
+                wall, (lease_key, _, _) = self._clock.wall(), redis_keys.index_keys(state.model_key)
+                renew = ("EVAL", RENEW, 1, lease_key, lease, self._lease_ms)
                 found = await recover_index(self._link, state.model_key, wall - now, now, [renew])
                 if found is None or self._models.get(state.model_key) is not state:
                     return
@@ -428,7 +428,7 @@ class IndexWriter:
         wall_offset = wall - self._clock.now()
         if name == HINTS_ITEM:
             rows = encode_hints(self._owner.shared_store_hints(state.model_key), wall_offset)
-            parts, fresh, obsolete = state.place_parts(name, rows, sum(len(data) for data in rows.values()) // 16)
+            parts, fresh, obsolete = state.record_parts(name, rows, sum(len(data) for data in rows.values()) // 16)
             header, field = encode_value(HintsHeader(state.epoch, state.sequence, parts)), HINTS_FIELD
         else:
             try:
@@ -436,7 +436,7 @@ class IndexWriter:
             except KeyError:
                 return True  # it was removed meanwhile
             size = sum([table.rows for table in checkpoint.slice.tables])
-            parts, fresh, obsolete = state.place_parts(name, checkpoint.rows, size)
+            parts, fresh, obsolete = state.record_parts(name, checkpoint.rows, size)
             header = encode_value(
                 InstanceHeader(state.epoch, state.sequence, checkpoint.slice, parts, checkpoint.position)
             )

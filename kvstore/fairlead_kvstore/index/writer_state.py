@@ -38,7 +38,7 @@ _BLOCK_CHANGES: Final = (BlocksStored, BlocksRemoved, *_MODEL_CHANGES)
 """Tuples, since a union would be created for every change."""
 _MIN_CHANGED_BLOCKS: Final = 4_096
 MAX_CHANGES_PER_ENTRY: Final = 8_192
-"""The most changes of one entry: some 5 ms to encode."""
+"""The changes of one entry, at most: some 5 ms to encode."""
 
 
 @dataclass(slots=True)
@@ -164,8 +164,8 @@ class ModelWriteState:
     def waiting_entries(self) -> int:
         """The number of entries that the waiting changes need, at least."""
         blocks, changes = self.waiting_blocks, self._waiting_changes
-        most = 1 + max(blocks // self._limits.index_entry_blocks, changes // MAX_CHANGES_PER_ENTRY)
-        return most + (self.pending is not None)
+        entries = 1 + max(blocks // self._limits.index_entry_blocks, changes // MAX_CHANGES_PER_ENTRY)
+        return entries + (self.pending is not None)
 
     @property
     def has_waiting(self) -> bool:
@@ -175,13 +175,13 @@ class ModelWriteState:
     def take_changes(self) -> list[Change]:
         """Removes and returns the waiting changes for the next entry, oldest first."""
         found: list[Change] = []
-        blocks, most = 0, self._limits.index_entry_blocks
-        while self._waiting and blocks < most and len(found) < MAX_CHANGES_PER_ENTRY:
+        blocks, max_blocks = 0, self._limits.index_entry_blocks
+        while self._waiting and blocks < max_blocks and len(found) < MAX_CHANGES_PER_ENTRY:
             (offered, size), room = self._waiting.popleft(), MAX_CHANGES_PER_ENTRY - len(found)
             if len(offered) > room:
-                kept, offered = offered[room:], offered[:room]
-                rest = sum(map(_block_count, kept))
-                self._waiting.appendleft((kept, rest))
+                later, offered = offered[room:], offered[:room]
+                rest = sum(map(_block_count, later))
+                self._waiting.appendleft((later, rest))
                 size -= rest
             found += offered
             blocks += size
@@ -263,7 +263,7 @@ class ModelWriteState:
             return oldest if self.items[oldest].sequence < self.sequence else None  # the next entry cuts the stream
         return None
 
-    def place_parts(
+    def record_parts(
         self, name: str, rows: dict[str, bytes], blocks: int
     ) -> tuple[dict[str, bytes], dict[bytes, bytes], list[bytes]]:
         """Records a new snapshot. Returns its fields by name of the part, the fields to write with

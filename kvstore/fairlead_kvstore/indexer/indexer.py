@@ -353,8 +353,8 @@ class Indexer:
         for listener in self.listeners:
             listener.remove(subscription)
 
-    def _find_dialer(self, place: str, rank: int | None) -> EngineSubscription | None:
-        return self._dialers.get((place, rank))
+    def _find_dialer(self, address: str, rank: int | None) -> EngineSubscription | None:
+        return self._dialers.get((address, rank))
 
     # --- queries to engines --------------------------------------------------------------------------------------------
 

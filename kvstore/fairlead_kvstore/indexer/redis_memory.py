@@ -113,14 +113,14 @@ class RedisMemoryBound:
             ]
         return []
 
-    async def _set_max_blocks(self, most: int, hints: int | None) -> None:
+    async def _set_max_blocks(self, max_blocks: int, hints: int | None) -> None:
         """Sets the bound of the block store. Lowers it in steps that the writer can follow."""
         store = self._indexer.store
-        while store.block_count > most:
+        while store.block_count > max_blocks:
             if not self._writer.backlogged_models():
                 store.set_max_blocks(
-                    max(most, store.block_count - _BLOCKS_PER_STEP), self._clock.now(), max_hints=hints
+                    max(max_blocks, store.block_count - _BLOCKS_PER_STEP), self._clock.now(), max_hints=hints
                 )
                 self._indexer.offer_evictions()
             await asyncio.sleep(self._limits.kv_backpressure_seconds)
-        store.set_max_blocks(most, self._clock.now(), max_hints=hints)
+        store.set_max_blocks(max_blocks, self._clock.now(), max_hints=hints)

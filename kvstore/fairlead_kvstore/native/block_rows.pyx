@@ -2,7 +2,7 @@
 """Finds, adds and removes rows of a `BlockTable`, without objects for the numbers in its columns.
 
 The rows, the cells of the indexes and the results are those of the way in Python. What is rare is
-left to it: twins, blocks with too many copies, and the growth of an index.
+left to it: duplicates, blocks with too many copies, and the growth of an index.
 """
 
 from cpython cimport array
@@ -55,12 +55,12 @@ def find_row(tuple index not None, array.array keys not None, uint64_t factor, u
 def add_run(
     tuple columns not None,
     tuple by_handle not None,
-    tuple by_own not None,
+    tuple by_block_hash not None,
     uint64_t factor,
     bytes handles not None,
     bytes tokens not None,
     Py_ssize_t width,
-    uint64_t own,
+    uint64_t block_hash,
     uint32_t depth,
     uint32_t adapter,
     int shift,
@@ -69,12 +69,12 @@ def add_run(
     list found not None,
     bint is_open,
 ):
-    """Adds one copy of each block of a run to a table that has no twins, until an index must grow,
+    """Adds one copy of each block of a run to a table that has no duplicates, until an index must grow,
     or up to a block that must be added in Python.
 
-    columns, by_handle, by_own: see `BlockTable.columns` and `RowIndex.parts`.
+    columns, by_handle, by_block_hash: see `BlockTable.columns` and `RowIndex.parts`.
     handles, tokens: eight bytes for each block, and `width` bytes of token ids.
-    own, depth: the hash of the block before the next one, and the depth of the first one.
+    block_hash, depth: the hash of the block before the next one, and the depth of the first one.
     shift: of the tier, in the column of copies.
     start: the number of blocks that were added before.
     found, is_open: gets each chain of new blocks, as its parent and the list of its hashes; and
@@ -84,7 +84,7 @@ def add_run(
     segment of each index that must grow (-1: none), and `is_open`.
     """
     cdef array.array handle_column = <array.array>PyTuple_GET_ITEM(columns, 0)
-    cdef array.array own_column = <array.array>PyTuple_GET_ITEM(columns, 1)
+    cdef array.array hash_column = <array.array>PyTuple_GET_ITEM(columns, 1)
     cdef array.array counts = <array.array>PyTuple_GET_ITEM(columns, 3)
     cdef array.array ticks = <array.array>PyTuple_GET_ITEM(columns, 4)
     cdef array.array free_rows = <array.array>PyTuple_GET_ITEM(columns, 7)
@@ -92,24 +92,24 @@ def add_run(
     cdef Text text = <Text>PyBytes_AS_STRING(tokens)
     cdef Py_ssize_t blocks = PyBytes_GET_SIZE(handles) // 8, number
     cdef uint64_t key, parent, value
-    cdef uint32_t segment, own_segment, row, copies, unit = 1 << shift
+    cdef uint32_t segment, hash_segment, row, copies, unit = 1 << shift
     cdef uint32_t *cell
-    cdef uint32_t *own_cell
-    cdef int64_t full = -1, full_own = -1
+    cdef uint32_t *hash_cell
+    cdef int64_t full = -1, full_hash = -1
     cdef Py_ssize_t entered = 0
     cdef list run = found[len(found) - 1] if is_open else None
     if width <= 0 or PyBytes_GET_SIZE(tokens) < blocks * width or not 0 <= shift <= 16:
         raise ValueError("each block needs its tokens")
     number = start
-    while number < blocks and full < 0 and full_own < 0:
-        key, parent = keys[number], own
+    while number < blocks and full < 0 and full_hash < 0:
+        key, parent = keys[number], block_hash
         cell = _seek(by_handle, handle_column.data.as_ulonglongs, factor, key, &segment)
         row = cell[0]
         if row:
             copies = counts.data.as_uints[row] >> shift & MAX_COPIES
             if copies == MAX_COPIES:
                 break
-            own = own_column.data.as_ulonglongs[row]
+            block_hash = hash_column.data.as_ulonglongs[row]
             counts.data.as_uints[row] += unit
             if ticks.data.as_uints[row] < tick:
                 ticks.data.as_uints[row] = tick
@@ -118,36 +118,36 @@ def add_run(
                 number += 1
                 continue
         else:
-            value = _hash(tokens, text + number * width, number * width, width, own)
-            own_cell = _seek(by_own, own_column.data.as_ulonglongs, factor, value, &own_segment)
-            if own_cell[0]:
+            value = _hash(tokens, text + number * width, number * width, width, block_hash)
+            hash_cell = _seek(by_block_hash, hash_column.data.as_ulonglongs, factor, value, &hash_segment)
+            if hash_cell[0]:
                 break
-            own = value
+            block_hash = value
             if len(free_rows):
                 row = free_rows.pop()
             else:
                 row = <uint32_t>len(handle_column)
                 _append_row(columns)
             handle_column.data.as_ulonglongs[row] = key
-            own_column.data.as_ulonglongs[row] = own
+            hash_column.data.as_ulonglongs[row] = block_hash
             (<array.array>PyTuple_GET_ITEM(columns, 2)).data.as_ulonglongs[row] = parent
             counts.data.as_uints[row] = unit
             ticks.data.as_uints[row] = tick
             (<array.array>PyTuple_GET_ITEM(columns, 5)).data.as_uints[row] = depth + <uint32_t>number
             (<array.array>PyTuple_GET_ITEM(columns, 6)).data.as_ushorts[row] = <uint16_t>adapter
-            cell[0] = own_cell[0] = row
+            cell[0] = hash_cell[0] = row
             entered += 1
             if _is_full(by_handle, segment):
                 full = segment
-            if _is_full(by_own, own_segment):
-                full_own = own_segment
+            if _is_full(by_block_hash, hash_segment):
+                full_hash = hash_segment
         if run is None:
             run = []
             found.append(parent)
             found.append(run)
-        run.append(own)
+        run.append(block_hash)
         number += 1
-    return number, own, entered, full, full_own, run is not None
+    return number, block_hash, entered, full, full_hash, run is not None
 
 
 cdef inline uint32_t *_seek(tuple index, const uint64_t *keys, uint64_t factor, uint64_t key, uint32_t *segment):

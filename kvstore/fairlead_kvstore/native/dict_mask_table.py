@@ -15,13 +15,13 @@ _MAX_INTERNED = 65_536
 
 
 class MaskTable(Protocol):
-    """The masks by block hash. ``most`` is the number of blocks that it may have."""
+    """The masks by block hash. ``max_blocks`` is the number of blocks that it may have."""
 
     def __len__(self) -> int:
         """Returns the number of blocks."""
         ...
 
-    def __contains__(self, own: int, /) -> bool:
+    def __contains__(self, block_hash: int, /) -> bool:
         """Returns whether a block has a mask."""
         ...
 
@@ -29,7 +29,7 @@ class MaskTable(Protocol):
         """Yields every block; the table must not change meanwhile."""
         ...
 
-    def get(self, own: int, /) -> int | None:
+    def get(self, block_hash: int, /) -> int | None:
         """Returns the mask of a block; None if it has none."""
         ...
 
@@ -37,7 +37,7 @@ class MaskTable(Protocol):
         """Returns the masks of a chain of blocks, at least up to the first without one."""
         ...
 
-    def add(self, hashes: Iterable[int], bit: int, most: int, /) -> int:
+    def add(self, hashes: Iterable[int], bit: int, max_blocks: int, /) -> int:
         """Adds a bit to blocks, and returns how many were left out for lack of room."""
         ...
 
@@ -45,7 +45,7 @@ class MaskTable(Protocol):
         """Removes a bit from blocks, and the blocks that have no other."""
         ...
 
-    def load(self, owns: "array[int]", counts: "array[int]", bits: dict[int, int], most: int, /) -> int:
+    def load(self, block_hashes: "array[int]", counts: "array[int]", bits: dict[int, int], max_blocks: int, /) -> int:
         """Adds rows of a snapshot, and returns how many were left out.
 
         bits: for each number in ``counts`` but 0, the bits to add.
@@ -56,8 +56,8 @@ class MaskTable(Protocol):
         """Begins to look at every block once."""
         ...
 
-    def sweep(self, dead: int, most: int, /) -> bool:
-        """Clears bits from up to about ``most`` blocks. Returns whether that was the rest."""
+    def sweep(self, dead: int, max_blocks: int, /) -> bool:
+        """Clears bits from up to about ``max_blocks`` blocks. Returns whether that was the rest."""
         ...
 
 
@@ -72,27 +72,27 @@ class DictMaskTable:
     def __len__(self) -> int:
         return len(self._masks)
 
-    def __contains__(self, own: int) -> bool:
-        return own in self._masks
+    def __contains__(self, block_hash: int) -> bool:
+        return block_hash in self._masks
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._masks)
 
-    def get(self, own: int) -> int | None:
+    def get(self, block_hash: int) -> int | None:
         """Returns the mask of a block; None if it has none."""
-        return self._masks.get(own)
+        return self._masks.get(block_hash)
 
     def masks_of(self, hashes: Iterable[int]) -> Iterable[int | None]:
         """Returns the masks of a chain of blocks."""
         return map(self._masks.get, hashes)
 
-    def add(self, hashes: Iterable[int], bit: int, most: int) -> int:
+    def add(self, hashes: Iterable[int], bit: int, max_blocks: int) -> int:
         """Adds a bit to blocks, and returns how many were left out for lack of room."""
         masks, get, interned = self._masks, self._masks.get, self._interned
         last, shared, left_out = -1, 0, 0
-        room = most - len(masks)
-        for own in hashes:
-            old = get(own, 0)
+        room = max_blocks - len(masks)
+        for block_hash in hashes:
+            old = get(block_hash, 0)
             if not old:
                 if room <= 0:
                     left_out += 1
@@ -102,36 +102,36 @@ class DictMaskTable:
                 last = old
                 new = old | bit
                 shared = interned.setdefault(new, new)
-            masks[own] = shared
+            masks[block_hash] = shared
         self._limit_interned()
         return left_out
 
     def remove(self, hashes: Iterable[int], bit: int) -> None:
         """Removes a bit from blocks, and the blocks that have no other."""
         masks, get, interned = self._masks, self._masks.get, self._interned
-        for own in hashes:
-            old = get(own, 0)
+        for block_hash in hashes:
+            old = get(block_hash, 0)
             if old & bit:
                 left = old ^ bit
                 if left:
-                    masks[own] = interned.setdefault(left, left)
+                    masks[block_hash] = interned.setdefault(left, left)
                 else:
-                    del masks[own]
+                    del masks[block_hash]
         self._limit_interned()
 
-    def load(self, owns: "array[int]", counts: "array[int]", bits: dict[int, int], most: int) -> int:
+    def load(self, block_hashes: "array[int]", counts: "array[int]", bits: dict[int, int], max_blocks: int) -> int:
         """Adds rows of a snapshot, and returns how many were left out."""
         masks, get, interned, left_out = self._masks, self._masks.get, self._interned, 0
-        for own, count in zip(owns, counts, strict=True):
+        for block_hash, count in zip(block_hashes, counts, strict=True):
             if not count:
                 continue
-            old = get(own, 0)
-            if not old and len(masks) >= most:
+            old = get(block_hash, 0)
+            if not old and len(masks) >= max_blocks:
                 left_out += 1
                 continue
             new = old | bits[count]
             if new != old:
-                masks[own] = interned.setdefault(new, new)
+                masks[block_hash] = interned.setdefault(new, new)
         self._limit_interned()
         return left_out
 
@@ -139,18 +139,18 @@ class DictMaskTable:
         """Begins to look at every block once."""
         self._queue = list(self._masks)
 
-    def sweep(self, dead: int, most: int) -> bool:
-        """Clears bits from up to ``most`` blocks. Returns whether that was the rest."""
+    def sweep(self, dead: int, max_blocks: int) -> bool:
+        """Clears bits from up to ``max_blocks`` blocks. Returns whether that was the rest."""
         masks, queue, interned = self._masks, self._queue, self._interned
-        stop = max(0, len(queue) - most)
-        for own in queue[stop:]:
-            old = masks.get(own, 0)
+        stop = max(0, len(queue) - max_blocks)
+        for block_hash in queue[stop:]:
+            old = masks.get(block_hash, 0)
             if old & dead:
                 left = old & ~dead
                 if left:
-                    masks[own] = interned.setdefault(left, left)
+                    masks[block_hash] = interned.setdefault(left, left)
                 else:
-                    del masks[own]
+                    del masks[block_hash]
         del queue[stop:]
         self._limit_interned()
         return not queue

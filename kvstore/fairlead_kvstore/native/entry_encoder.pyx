@@ -22,11 +22,11 @@ cdef enum:
     MAX_NUMBER = 9
 
 
-def encode_changes(list changes not None, stored, removed, dict places not None, other):
+def encode_changes(list changes not None, stored, removed, dict instance_numbers not None, other):
     """Returns the msgpack array of changes.
 
     stored, removed: the types of changes that are written here.
-    places: gets the number of each instance, by name.
+    instance_numbers: gets the number of each instance, by name.
     other: returns the msgpack of any other change.
     """
     cdef Output output
@@ -37,9 +37,9 @@ def encode_changes(list changes not None, stored, removed, dict places not None,
         _write_array_head(&output, len(changes))
         for change in changes:
             if type(change) is stored:
-                _write_change(&output, c"s", change, places, True)
+                _write_change(&output, c"s", change, instance_numbers, True)
             elif type(change) is removed:
-                _write_change(&output, c"r", change, places, False)
+                _write_change(&output, c"r", change, instance_numbers, False)
             else:
                 data = other(change)
                 _reserve(&output, PyBytes_GET_SIZE(data))
@@ -50,25 +50,25 @@ def encode_changes(list changes not None, stored, removed, dict places not None,
         free(output.start)
 
 
-cdef int _write_change(Output *output, unsigned char tag, object change, dict places, bint has_parent) except -1:
+cdef int _write_change(Output *output, unsigned char tag, object change, dict instance_numbers, bint has_parent) except -1:
     """Writes blocks that were stored or removed: tag, instance, tier, parent if any, hashes."""
     cdef list hashes = change.hashes
-    cdef object name = change.instance, place = places.get(name)
+    cdef object name = change.instance, instance_number = instance_numbers.get(name)
     cdef uint64_t number
-    if place is None:
-        place = places[name] = len(places)
+    if instance_number is None:
+        instance_number = instance_numbers[name] = len(instance_numbers)
     _reserve(output, MAX_HEAD + MAX_NUMBER * (3 + len(hashes)))
     output.start[output.size] = FIXARRAY | (5 if has_parent else 4)
     output.start[output.size + 1] = 0xA1
     output.start[output.size + 2] = tag
     output.size += 3
-    _write_number(output, place)
+    _write_number(output, instance_number)
     _write_number(output, change.tier)
     if has_parent:
         _write_number(output, change.parent)
     _write_array_head(output, len(hashes))
-    for own in hashes:
-        number = own
+    for block_hash in hashes:
+        number = block_hash
         _write_number(output, number)
     return 0
 

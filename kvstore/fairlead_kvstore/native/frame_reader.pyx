@@ -23,7 +23,7 @@ def read_messages(
     Py_ssize_t at,
     Py_ssize_t max_bytes,
     Py_ssize_t overhead,
-    Py_ssize_t most,
+    Py_ssize_t max_cost,
     list found not None,
 ):
     """Appends messages to `found`, each a list of its parts, and returns where the next one begins
@@ -31,7 +31,7 @@ def read_messages(
 
     at: where the first message begins.
     max_bytes: of a message with its frames; a larger one is left.
-    overhead, most: the fixed cost of a message besides its parts, and the cost at which to end.
+    overhead, max_cost: the fixed cost of a message besides its parts, and the cost at which to end.
     """
     cdef Text start = <Text>PyByteArray_AS_STRING(buffer)
     cdef Py_ssize_t end = PyByteArray_GET_SIZE(buffer), cost = 0, position, i
@@ -39,7 +39,7 @@ def read_messages(
     cdef Py_ssize_t[PARTS] sizes
     if at < 0:
         raise ValueError("the position is outside of the buffer")
-    while cost < most:
+    while cost < max_cost:
         position = at
         for i in range(PARTS):
             position = _read_head(start, position, end, i < PARTS - 1, &sizes[i])

@@ -60,8 +60,8 @@ cdef class NativeMaskTable:
     def __len__(self):
         return self.count
 
-    def __contains__(self, uint64_t own):
-        return _find(&self.parts[own & (PARTS - 1)], own) != NULL
+    def __contains__(self, uint64_t block_hash):
+        return _find(&self.parts[block_hash & (PARTS - 1)], block_hash) != NULL
 
     def __iter__(self):
         cdef int number
@@ -82,41 +82,41 @@ cdef class NativeMaskTable:
             size += self.parts[number].size * sizeof(Cell)
         return size
 
-    def get(self, uint64_t own):
+    def get(self, uint64_t block_hash):
         """Returns the mask of a block; None if it is not cached."""
-        cdef Cell *cell = _find(&self.parts[own & (PARTS - 1)], own)
+        cdef Cell *cell = _find(&self.parts[block_hash & (PARTS - 1)], block_hash)
         return None if cell == NULL else <object>cell.mask
 
     def masks_of(self, hashes):
         """Returns the masks of a chain of blocks, up to the first that is not cached: None."""
         cdef list found = []
-        cdef uint64_t own
+        cdef uint64_t block_hash
         cdef Cell *cell
         for item in hashes:
-            own = item
-            cell = _find(&self.parts[own & (PARTS - 1)], own)
+            block_hash = item
+            cell = _find(&self.parts[block_hash & (PARTS - 1)], block_hash)
             if cell == NULL:
                 found.append(None)
                 break
             found.append(<object>cell.mask)
         return found
 
-    def add(self, hashes, bit, Py_ssize_t most):
-        """Adds a bit to blocks, and returns how many were left out, as the table has ``most``."""
-        cdef uint64_t own
+    def add(self, hashes, bit, Py_ssize_t max_blocks):
+        """Adds a bit to blocks, and returns how many were left out, as the table has ``max_blocks``."""
+        cdef uint64_t block_hash
         cdef Cell *cell
         cdef Part *part
         cdef Py_ssize_t left_out = 0
         cdef object new = self._intern(bit), last = None, shared = None
         for item in hashes:
-            own = item
-            part = &self.parts[own & (PARTS - 1)]
-            cell = _find(part, own)
+            block_hash = item
+            part = &self.parts[block_hash & (PARTS - 1)]
+            cell = _find(part, block_hash)
             if cell == NULL:
-                if self.count >= most:
+                if self.count >= max_blocks:
                     left_out += 1
                 else:
-                    self._insert(part, own, new)
+                    self._insert(part, block_hash, new)
             else:
                 if cell.mask != <PyObject *>last:
                     last = <object>cell.mask
@@ -127,14 +127,14 @@ cdef class NativeMaskTable:
 
     def remove(self, hashes, bit):
         """Removes a bit from blocks, and blocks that have no other."""
-        cdef uint64_t own
+        cdef uint64_t block_hash
         cdef Cell *cell
         cdef Part *part
         cdef object mask
         for item in hashes:
-            own = item
-            part = &self.parts[own & (PARTS - 1)]
-            cell = _find(part, own)
+            block_hash = item
+            part = &self.parts[block_hash & (PARTS - 1)]
+            cell = _find(part, block_hash)
             if cell == NULL:
                 continue
             mask = <object>cell.mask
@@ -146,35 +146,35 @@ cdef class NativeMaskTable:
                 _replace(cell, self._intern(mask ^ bit))
         self._limit_interned()
 
-    def load(self, array.array owns not None, array.array counts not None, dict bits not None, Py_ssize_t most):
+    def load(self, array.array block_hashes not None, array.array counts not None, dict bits not None, Py_ssize_t max_blocks):
         """Adds the rows of a snapshot, and returns how many were left out.
 
         bits: by copies, for each number in ``counts`` but 0.
         """
         cdef Py_ssize_t number, left_out = 0
-        cdef uint64_t own
+        cdef uint64_t block_hash
         cdef uint32_t count, last_count = 0
         cdef Cell *cell
         cdef Part *part
         cdef object bit = None, shared = None
-        if owns.typecode != "Q" or counts.typecode != "I" or len(owns) != len(counts):
+        if block_hashes.typecode != "Q" or counts.typecode != "I" or len(block_hashes) != len(counts):
             raise ValueError("the columns of a snapshot do not fit")
-        for number in range(len(owns)):
+        for number in range(len(block_hashes)):
             count = counts.data.as_uints[number]
             if not count:
                 continue
             if count != last_count:
                 bit, last_count = bits[count], count
                 shared = self._intern(bit)
-            own = owns.data.as_ulonglongs[number]
-            part = &self.parts[own & (PARTS - 1)]
-            cell = _find(part, own)
+            block_hash = block_hashes.data.as_ulonglongs[number]
+            part = &self.parts[block_hash & (PARTS - 1)]
+            cell = _find(part, block_hash)
             if cell != NULL:
                 _replace(cell, self._intern(<object>cell.mask | bit))
-            elif self.count >= most:
+            elif self.count >= max_blocks:
                 left_out += 1
             else:
-                self._insert(part, own, shared)
+                self._insert(part, block_hash, shared)
         self._limit_interned()
         return left_out
 
@@ -182,12 +182,12 @@ cdef class NativeMaskTable:
         """Begins to look at every block once."""
         self.next_part = 0
 
-    def sweep(self, dead, Py_ssize_t most):
-        """Clears bits from some blocks, about ``most``. Returns whether that was the rest."""
+    def sweep(self, dead, Py_ssize_t max_blocks):
+        """Clears bits from some blocks, about ``max_blocks``. Returns whether that was the rest."""
         cdef Py_ssize_t seen = 0
         if self.next_part < 0:
             return True
-        while self.next_part < PARTS and seen < most:
+        while self.next_part < PARTS and seen < max_blocks:
             seen += self.parts[self.next_part].used + 1
             self._sweep_part(&self.parts[self.next_part], dead)
             self.next_part += 1
@@ -227,12 +227,12 @@ cdef class NativeMaskTable:
         if len(self.interned) > MAX_INTERNED:
             self.interned = {}
 
-    cdef int _insert(self, Part *part, uint64_t own, mask) except -1:
+    cdef int _insert(self, Part *part, uint64_t block_hash, mask) except -1:
         cdef Cell *cell
         if (part.used + 1) * 5 > part.size * 4:
             _refill(part, max(MIN_CELLS, part.size + part.size // 2))
-        cell = _place(part, own)
-        cell.key, cell.mask = own, <PyObject *>mask
+        cell = _place(part, block_hash)
+        cell.key, cell.mask = block_hash, <PyObject *>mask
         Py_INCREF(mask)
         part.used += 1
         self.count += 1

@@ -112,11 +112,11 @@ class ReplayClient:
         if self._opening is None:
             self._opening = asyncio.get_running_loop().create_task(self._open())
 
-    def read(self, most: int) -> tuple[int, bool]:
+    def read(self, max_bytes: int) -> tuple[int, bool]:
         """Reads messages of one turn, see ``ReadSource``."""
         if self._connection is None:
             return 0, False
-        return self._connection.read(most, lambda: self._listener.is_busy, self._listener.on_replay_message)
+        return self._connection.read(max_bytes, lambda: self._listener.is_busy, self._listener.on_replay_message)
 
     def mark_ready(self) -> None:
         """Schedules a read."""
@@ -204,12 +204,12 @@ class EventConnection:
         self._connection: ZmtpConnection | None = None
         self._opening = asyncio.get_running_loop().create_task(self._open(host, port))
 
-    def read(self, most: int) -> tuple[int, bool]:
+    def read(self, max_bytes: int) -> tuple[int, bool]:
         """Reads messages of one turn, see ``ReadSource``."""
         if self._connection is None:
             return 0, False
         found: list[list[bytes]] = []
-        turn = (0, False) if self._listener.is_busy else self._connection.read_list(most, found)
+        turn = (0, False) if self._listener.is_busy else self._connection.read_list(max_bytes, found)
         if found and self._connection.is_open:
             self._listener.on_messages(found)
         return turn
@@ -376,7 +376,7 @@ class EngineSubscription:
 
     def on_adapter_sources(self, sources: Mapping[str, str]) -> None:
         """Records where the engine loaded its adapters from, by name."""
-        self._application.add([AdapterSource(name, place) for name, place in sources.items()])
+        self._application.add([AdapterSource(name, source) for name, source in sources.items()])
         self._apply_slice(self._context.limits.kv_slice_bytes)
 
     def start(self) -> None:
@@ -608,7 +608,7 @@ class EngineSubscription:
             self._replay_client.close()
             self._replay_client = None
 
-    def read(self, most: int) -> tuple[int, bool]:
+    def read(self, max_bytes: int) -> tuple[int, bool]:
         """Continues a batch of which a part is applied, or applies messages that were buffered
         during a replay, see ``ReadSource``.
 
@@ -616,9 +616,9 @@ class EngineSubscription:
         """
         before, cost = self._sequencer.held_bytes, 0
         if self._application.is_busy:
-            cost = self._apply_slice(most)
+            cost = self._apply_slice(max_bytes)
         elif self._sequencer.is_draining:
-            cost = self._apply_safely(lambda: self._sequencer.on_drain(most))
+            cost = self._apply_safely(lambda: self._sequencer.on_drain(max_bytes))
         if not self.is_busy:  # also where the batch was dropped
             self._resume_reading()
         used = max(cost, before - self._sequencer.held_bytes)
@@ -647,13 +647,13 @@ class EngineSubscription:
             return 0
         return self._apply_slice(self._context.limits.kv_slice_bytes)
 
-    def _apply_slice(self, most: int) -> int:
+    def _apply_slice(self, max_bytes: int) -> int:
         """Applies what waits, up to a slice. An unexpected exception is logged and costs this
         instance's blocks, not the process.
         """
         context = self._context
         try:
-            found = self._application.run(context.clock.now(), min(most, context.limits.kv_slice_bytes))
+            found = self._application.run(context.clock.now(), min(max_bytes, context.limits.kv_slice_bytes))
         except Exception:  # noqa: BLE001  # it is logged
             self._on_defect()
             return 0

@@ -301,17 +301,17 @@ def _locality(raw: msgspec.Raw) -> Any:
 
 def _parts(event: CacheEvent, limits: Limits) -> Iterator[CacheEvent]:
     """Yields a decoded event in parts of about a slice each, by its blocks."""
-    most = max(1, limits.kv_slice_bytes // BLOCK_BYTES)
-    if isinstance(event, ClearedEvent) or len(event.block_hashes) <= most:
+    max_bytes = max(1, limits.kv_slice_bytes // BLOCK_BYTES)
+    if isinstance(event, ClearedEvent) or len(event.block_hashes) <= max_bytes:
         yield event
         return
     hashes, keys = event.block_hashes, None if isinstance(event, RemovedEvent) else event.extra_keys
-    for start in range(0, len(hashes), most):
-        part: CacheEvent = msgspec.structs.replace(event, block_hashes=hashes[start : start + most])
+    for start in range(0, len(hashes), max_bytes):
+        part: CacheEvent = msgspec.structs.replace(event, block_hashes=hashes[start : start + max_bytes])
         if isinstance(event, StoredEvent) and isinstance(part, StoredEvent):
             size = event.block_size
-            part.token_ids = event.token_ids[start * size : (start + most) * size]
-            part.extra_keys = None if keys is None else keys[start : start + most]
+            part.token_ids = event.token_ids[start * size : (start + max_bytes) * size]
+            part.extra_keys = None if keys is None else keys[start : start + max_bytes]
             if start:
                 part.parent_block_hash = _continued(hashes[start - 1])
         yield part
@@ -361,7 +361,7 @@ class AdapterSource:
     """The source of an adapter, as the engine has reported it."""
 
     name: str
-    place: str
+    source: str
 
 
 class EventApplication:
@@ -395,11 +395,11 @@ class EventApplication:
             if isinstance(outcome, AcceptBatch):
                 self.waiting_bytes += len(outcome.payload)
 
-    def run(self, now: float, most: int) -> AppliedEvents:
-        """Applies what waits, up to about ``most`` bytes, and returns the result of this slice."""
+    def run(self, now: float, max_bytes: int) -> AppliedEvents:
+        """Applies what waits, up to about ``max_bytes``, and returns the result of this slice."""
         found = self._found = AppliedEvents([])
         spent = 0
-        while spent < most:
+        while spent < max_bytes:
             if self._steps is None:
                 if not self._waiting:
                     break
@@ -456,7 +456,7 @@ class EventApplication:
         if isinstance(outcome, AcceptBatch):
             yield from self._batch_steps(outcome, now)
         elif isinstance(outcome, AdapterSource):
-            yield from store.adapter_source_steps(instance, outcome.name, outcome.place, now, out)
+            yield from store.adapter_source_steps(instance, outcome.name, outcome.source, now, out)
         elif isinstance(outcome, DuplicateBatch):
             self._found.duplicates += 1
         elif isinstance(outcome, SequenceGap):

@@ -201,8 +201,8 @@ class EventListener:
 
         There is one: the connection that was just accepted.
         """
-        most = max(self._unidentified_by_peer.values(), key=len)
-        ended = next(iter(most))
+        max_bytes = max(self._unidentified_by_peer.values(), key=len)
+        ended = next(iter(max_bytes))
         self.unidentified["many"] += 1
         ended.close()
         self.on_ended(ended, "too many connections")
@@ -234,11 +234,11 @@ class InboundConnection:
         if self._connection is not None:
             self._connection.set_namespace(model_key.partition("/")[0])
 
-    def read(self, most: int) -> tuple[int, bool]:
+    def read(self, max_bytes: int) -> tuple[int, bool]:
         """Reads messages of one turn, see ``ReadSource``."""
         if self._connection is None:
             return 0, False
-        return self._connection.read(most, lambda: False, lambda parts: self._listener.on_message(self, parts))
+        return self._connection.read(max_bytes, lambda: False, lambda parts: self._listener.on_message(self, parts))
 
     def close(self) -> None:
         """Closes the connection without a callback."""

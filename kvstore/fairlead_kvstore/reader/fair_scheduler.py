@@ -40,8 +40,8 @@ class ReadSource(Protocol):
         """
         ...
 
-    def read(self, most: int) -> tuple[int, bool]:
-        """Reads messages of about ``most`` bytes. Returns their cost in bytes, and whether there
+    def read(self, max_bytes: int) -> tuple[int, bool]:
+        """Reads messages of about ``max_bytes``. Returns their cost in bytes, and whether there
         may be more. Never raises.
         """
         ...

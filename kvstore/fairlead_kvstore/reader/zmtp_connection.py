@@ -194,10 +194,12 @@ class ZmtpConnection:
             self._report(0)
             self._namespace = namespace
 
-    def read(self, most: int, is_busy: Callable[[], bool], handle: Callable[[list[bytes]], object]) -> tuple[int, bool]:
+    def read(
+        self, max_bytes: int, is_busy: Callable[[], bool], handle: Callable[[list[bytes]], object]
+    ) -> tuple[int, bool]:
         """Passes messages of one turn to ``handle``, see ``ReadSource``. Stops if ``is_busy``."""
         used = 0
-        while used < most and not is_busy():
+        while used < max_bytes and not is_busy():
             parts = self._next_message()
             if parts is None:
                 return used, False
@@ -206,12 +208,12 @@ class ZmtpConnection:
                 handle(parts)
         if self.is_open:
             self._report(self._stream.held_bytes)
-        return used, self.is_open and used >= most
+        return used, self.is_open and used >= max_bytes
 
-    def read_list(self, most: int, found: list[list[bytes]]) -> tuple[int, bool]:
+    def read_list(self, max_bytes: int, found: list[list[bytes]]) -> tuple[int, bool]:
         """Appends messages of one turn to ``found``, see ``ReadSource``."""
-        used = self._stream.read_messages(MESSAGE_OVERHEAD_BYTES, most, found) if self.is_open else 0
-        read, more = self.read(most - used, _is_never_busy, found.append)
+        used = self._stream.read_messages(MESSAGE_OVERHEAD_BYTES, max_bytes, found) if self.is_open else 0
+        read, more = self.read(max_bytes - used, _is_never_busy, found.append)
         return used + read, more
 
     def send(self, data: bytes) -> None:

@@ -19,7 +19,7 @@ from redis.asyncio.connection import DefaultParser
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as Lost
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisClusterException, ResponseError
 
 from fairlead.errors import BadInput, first_line
@@ -88,10 +88,10 @@ class BoundedReplyParser(DefaultParser):  # type: ignore[misc,valid-type]  # red
         """Reads what has arrived. Raises redis-py's ConnectionError if the reply is too large."""
         data = await self._stream.read(self._read_size)
         if not data:
-            raise Lost("the server closed the connection")
+            raise RedisConnectionError("the server closed the connection")
         self._taken += len(data)
         if self._taken > self._max_bytes:
-            raise Lost(f"a reply has more than {self._max_bytes} bytes")
+            raise RedisConnectionError(f"a reply has more than {self._max_bytes} bytes")
         self._reader.feed(data)
         return True
 
@@ -129,15 +129,15 @@ def create_backend(address: RedisAddress, limits: Limits, client_name: str | Non
     part = {"socket_timeout": min(limits.redis_timeout_seconds, each), "socket_connect_timeout": each}
     if address.kind == CLUSTER:
         return _ClusterBackend(address, common | part, parser)
-    asking = {
+    sentinel_options = {
         "username": address.sentinel_username,
         "password": address.sentinel_password,
         "retry": Retry(NoBackoff(), 0),
         "driver_info": None,
         "protocol": 2,
     }
-    made: Any = Sentinel  # its constructor has no types
-    sentinels = made(address.hosts, sentinel_kwargs={**part, **secure, **asking})
+    sentinel_class: Any = Sentinel  # its constructor has no types
+    sentinels = sentinel_class(address.hosts, sentinel_kwargs={**part, **secure, **sentinel_options})
     master = sentinels.master_for(address.service, db=address.database, parser_class=parser, **common)
     return _SentinelMaster(sentinels, address, master)
 
@@ -181,19 +181,19 @@ class _SentinelMaster(_SingleServer):
         try:
             await super().ping()
         except MasterNotFoundError:
-            raise Lost(self._unknown) from None
+            raise RedisConnectionError(self._unknown) from None
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         try:
             return await super().run(commands)
         except MasterNotFoundError:
-            raise Lost(self._unknown) from None
+            raise RedisConnectionError(self._unknown) from None
 
     async def max_memory(self) -> int:
         try:
             return await super().max_memory()
         except MasterNotFoundError:
-            raise Lost(self._unknown) from None
+            raise RedisConnectionError(self._unknown) from None
 
     async def close(self) -> None:
         await super().close()
@@ -215,7 +215,7 @@ class _ClusterBackend:
         try:
             await self._redis.execute_command("PING", target_nodes=RedisCluster.PRIMARIES)
         except RedisClusterException as error:
-            raise Lost(_cluster_error_text(error)) from None
+            raise RedisConnectionError(_cluster_error_text(error)) from None
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         try:
@@ -224,7 +224,7 @@ class _ClusterBackend:
                     pipe.execute_command(*command)
                 replies = list(await pipe.execute(raise_on_error=False))
         except RedisClusterException as error:
-            raise Lost(_cluster_error_text(error)) from None
+            raise RedisConnectionError(_cluster_error_text(error)) from None
         for reply in replies:
             if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
                 raise reply  # an unreachable node is not a refusal
@@ -234,7 +234,7 @@ class _ClusterBackend:
         try:
             pages = await self._redis.execute_command("INFO", "memory", target_nodes=RedisCluster.PRIMARIES)
         except RedisClusterException as error:
-            raise Lost(_cluster_error_text(error)) from None
+            raise RedisConnectionError(_cluster_error_text(error)) from None
         # The reply of a single master is its page; several come by node.
         found = [_max_memory(page) for page in ([pages] if "maxmemory" in pages else pages.values())]
         return min(filter(None, found), default=0)
@@ -244,7 +244,7 @@ class _ClusterBackend:
             async for name in self._redis.scan_iter(match=pattern, count=_SCAN_COUNT):
                 yield name
         except RedisClusterException as error:
-            raise Lost(_cluster_error_text(error)) from None
+            raise RedisConnectionError(_cluster_error_text(error)) from None
 
     async def drop_connections(self) -> None:
         await self._redis.aclose()

@@ -28,7 +28,7 @@ def test_row_index_agrees_with_a_dict(steps: list[tuple[int, bool]]) -> None:
     for key, own in known.items():
         row = blocks.by_handle.find(key)
         assert blocks.handles[row] == key
-        assert blocks.owns[row] == own
+        assert blocks.block_hashes[row] == own
     assert {blocks.handles[row] for row in blocks.by_handle} == set(known)
 
 
@@ -65,12 +65,12 @@ def test_block_stays_while_one_of_its_twins_does(steps: list[tuple[int, int, boo
             assert first == (own not in known.values())
             known[handle] = own
         elif row and not adding:
-            assert blocks.is_in_twin(row, 0) == (list(known.values()).count(known[handle]) > 1)
+            assert blocks.is_in_duplicate(row, 0) == (list(known.values()).count(known[handle]) > 1)
             blocks.release(row)
             del known[handle]
     for own in range(5):
         assert bool(blocks.copies(own)) == (own in known.values())
-    assert len(blocks.by_own) == len(set(known.values()))
+    assert len(blocks.by_block_hash) == len(set(known.values()))
 
 
 def test_released_rows_are_reused() -> None:
@@ -152,4 +152,4 @@ def test_touch_renews_all_earlier_blocks() -> None:
     for depth in range(4):
         blocks.add(10 + depth, 10 + depth, 9 + depth, depth, 0, 1, 1)
     blocks.touch(12, 7)
-    assert [blocks.ticks[blocks.by_own.find(own)] for own in range(10, 14)] == [7, 7, 7, 1]
+    assert [blocks.ticks[blocks.by_block_hash.find(own)] for own in range(10, 14)] == [7, 7, 7, 1]

@@ -76,7 +76,7 @@ def test_engine_that_reports_ever_new_sources_fills_no_memory() -> None:
     for number in range(100):
         loaded.truth.on_adapter_source("i", "bot", f"source-{number}", 1.0)
     snapshot, _ = loaded.truth.take_snapshot("i", 0.0)
-    assert len(snapshot.adapters.maybe) + len(snapshot.adapters.places) <= 2
+    assert len(snapshot.adapters.unconfirmed) + len(snapshot.adapters.sources) <= 2
     loaded.truth.on_adapter_source("i", "bot", "x" * 5_000, 1.0)
     assert loaded.truth.take_snapshot("i", 0.0)[0].adapters == snapshot.adapters
 

@@ -5,7 +5,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore import changes
 from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
-from fairlead_kvstore.blockstore.block_table import MAX_TWINS
+from fairlead_kvstore.blockstore.block_table import MAX_DUPLICATES
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.events.payloads import ClearedEvent, RemovedEvent, StoredEvent
 from fairlead_testing.kvstore.block_store import (
@@ -151,7 +151,7 @@ def test_block_with_very_many_handles_has_few_rows_and_leaves_no_ghost() -> None
     names = range(1, 20_001)
     found = index.apply(*(StoredEvent([name], None, TOKENS[:2], 2) for name in names))
     assert change_summary(found) == [("BlocksStored", [0])]
-    assert (index.store.block_count, index.counts.saturated) == (MAX_TWINS, len(names) - MAX_TWINS)
+    assert (index.store.block_count, index.counts.saturated) == (MAX_DUPLICATES, len(names) - MAX_DUPLICATES)
     assert index.apply(StoredEvent([20_001], None, TOKENS[:2], 2, medium="CPU")) == []
     assert change_summary(index.apply(RemovedEvent(list(reversed(names))))) == [("BlocksRemoved", [0])]
     assert index.depths() == (0, 0, 0, 0)
@@ -205,9 +205,9 @@ def test_clear_drops_all_tiers_and_slower_ones_stay_vague_until_an_event() -> No
     told = index.apply(ClearedEvent())
     assert [type(one) for one in told] == [changes.InstanceCleared, changes.CompletenessChanged]
     state = index.store.state("i")
-    assert (state.complete, state.vague, index.depths()) == (True, (StorageTier.CPU,), (0, 0, 0, 0))
+    assert (state.complete, state.unknown_tiers, index.depths()) == (True, (StorageTier.CPU,), (0, 0, 0, 0))
     index.apply(stored_event(0, 0), stored_event(0, 0, medium="CPU"))
-    assert index.store.state("i").vague == ()
+    assert index.store.state("i").unknown_tiers == ()
 
 
 def test_clear_of_a_named_tier_clears_only_that() -> None:

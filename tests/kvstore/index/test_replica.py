@@ -181,7 +181,7 @@ def test_rows_of_a_snapshot_can_be_loaded() -> None:
         truth.apply("a", EventBatch(0.0, [stored("abab", 0, medium), stored("aab", 0, medium)]), 0.0)
     truth.apply("a", EventBatch(0.0, [RemovedEvent([handles("abab")[-1]], "GPU")]), 0.0)
     blocks = truth._instances["a"].blocks
-    mirror.load_rows("a", blocks.owns, blocks.counts)
+    mirror.load_rows("a", blocks.block_hashes, blocks.counts)
     assert {one.instance: one.blocks for one in mirror.match(chain("abab"))} == {"a": (3, 4, 4, 4)}
 
 

@@ -21,7 +21,7 @@ def led_state(bound: StreamBound) -> ModelWriteState:
     state = ModelWriteState("default/tiny", LIMITS, bound)
     state.begin_epoch(1)
     for instance in ("a", "b"):
-        state.place_parts(instance, {}, 0)
+        state.record_parts(instance, {}, 0)
     return state
 
 
@@ -34,7 +34,7 @@ def test_stream_of_a_small_redis_is_cut_at_its_share() -> None:
     for _ in range(2):
         due = state.next_due_item()
         assert due is not None
-        state.place_parts(due, {}, 0)
+        state.record_parts(due, {}, 0)
     assert state.next_due_item() is None
     assert write_entry(state, "a", 100) == 2
     assert state.next_due_item() is None
@@ -46,7 +46,7 @@ def test_long_stream_of_an_idle_model_is_not_stored_again_and_again() -> None:
     stored: list[str] = []
     while (due := state.next_due_item()) is not None and len(stored) < 9:
         stored.append(due)
-        state.place_parts(due, {}, 0)
+        state.record_parts(due, {}, 0)
     assert sorted(stored) == ["a", "b"]
 
 

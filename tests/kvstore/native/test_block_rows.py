@@ -64,9 +64,9 @@ RUNS = st.lists(
 def _assert_alike(found: BlockTable, expected: BlockTable) -> None:
     for name in COLUMNS:
         assert getattr(found, name) == getattr(expected, name), name
-    assert found.twins == expected.twins
+    assert found.duplicates == expected.duplicates
     assert found.columns[-1] == expected.columns[-1]
-    for one, other in ((found.by_handle, expected.by_handle), (found.by_own, expected.by_own)):
+    for one, other in ((found.by_handle, expected.by_handle), (found.by_block_hash, expected.by_block_hash)):
         assert len(one) == len(other)
         assert list(one) == list(other)
         assert one.bytes == other.bytes
@@ -113,7 +113,7 @@ def test_blocks_without_their_tokens_are_refused(
     native_modules: dict[str, ModuleType], tokens: int, width: int, shift: int
 ) -> None:
     table = BlockTable()
-    parts = (table.columns, table.by_handle.parts, table.by_own.parts, 3, bytes(8), bytes(tokens), width)
+    parts = (table.columns, table.by_handle.parts, table.by_block_hash.parts, 3, bytes(8), bytes(tokens), width)
     with pytest.raises(ValueError, match="its tokens"):
         native_modules["block_rows"].add_run(*parts, 0, 0, 0, shift, 1, 0, [], False)
 

@@ -64,12 +64,12 @@ def test_equal_masks_are_one_object(native_modules: dict[str, ModuleType]) -> No
 
 def test_a_block_takes_24_bytes_and_blocks_that_left_are_given_back(native_modules: dict[str, ModuleType]) -> None:
     table = native_modules["mask_table"].NativeMaskTable()
-    owns = array("Q", [number * 0x9E3779B97F4A7C15 % 2**64 for number in range(200_000)])
-    assert not table.load(owns, array("I", [1]) * len(owns), {1: 1}, len(owns))
-    assert len(table) == len(owns)
+    block_hashes = array("Q", [number * 0x9E3779B97F4A7C15 % 2**64 for number in range(200_000)])
+    assert not table.load(block_hashes, array("I", [1]) * len(block_hashes), {1: 1}, len(block_hashes))
+    assert len(table) == len(block_hashes)
     assert table.bytes / len(table) < 32
-    assert all(table.get(own) == 1 for own in owns)
-    table.remove(owns, 1)
+    assert all(table.get(own) == 1 for own in block_hashes)
+    table.remove(block_hashes, 1)
     assert not len(table)
     assert list(table) == []
 

@@ -51,11 +51,11 @@ class OrphanBlocks:
     dropped: number of blocks evicted for lack of room.
     """
 
-    __slots__ = ("_copies", "_most", "_most_bytes", "_order", "_waiting", "blocks", "bytes", "dropped", "noted")
+    __slots__ = ("_copies", "_max_blocks", "_max_bytes", "_order", "_waiting", "blocks", "bytes", "dropped", "noted")
 
-    def __init__(self, most: int, most_bytes: int) -> None:
-        self._most = most
-        self._most_bytes = most_bytes
+    def __init__(self, max_blocks: int, max_bytes: int) -> None:
+        self._max_blocks = max_blocks
+        self._max_bytes = max_bytes
         self._waiting: dict[int, dict[int, PendingRun]] = {}  # by parent, then by id()
         self._order: dict[int, PendingRun] = {}  # by id(), oldest first
         self._copies: dict[tuple[int, StorageTier], list[int]] = {}  # waiting, and removed while they waited
@@ -78,7 +78,7 @@ class OrphanBlocks:
         self.bytes += item.content.size
         for handle in item.handles:
             self._copies.setdefault((handle, item.tier), [0, 0])[0] += 1
-        while self._order and (self.blocks > self._most or self.bytes > self._most_bytes):
+        while self._order and (self.blocks > self._max_blocks or self.bytes > self._max_bytes):
             oldest = next(iter(self._order.values()))
             self.dropped += len(oldest.handles)
             self._forget(oldest)
@@ -87,13 +87,14 @@ class OrphanBlocks:
         """Returns the number of runs that wait for this handle."""
         return len(self._waiting.get(parent, ()))
 
-    def take_children(self, parent: int, runs: int, most: int) -> list[PendingRun]:
-        """Removes and returns up to ``runs`` runs that wait for this handle, with about ``most``
-        blocks: the oldest first, and at least one if any waits.
+    def take_children(self, parent: int, runs: int, max_blocks: int) -> list[PendingRun]:
+        """Removes and returns up to ``runs`` runs that wait for this handle, oldest first.
+
+        They have about ``max_blocks`` blocks; at least one is returned if any waits.
         """
         found, blocks = list[PendingRun](), 0
         for item in self._waiting.get(parent, {}).values():
-            if blocks >= most or len(found) >= runs:
+            if blocks >= max_blocks or len(found) >= runs:
                 break
             found.append(item)
             blocks += len(item.handles) + 1

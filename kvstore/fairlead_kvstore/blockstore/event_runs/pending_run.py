@@ -78,21 +78,21 @@ class RunBytes:
         goes on with the next block.
         """
         assert ADD_RUN is not None
-        (own, depth), done, is_open = start, 0, False
-        if table.twins:
-            return 0, own, False
-        by_handle, by_own = table.by_handle, table.by_own
+        (block_hash, depth), done, is_open = start, 0, False
+        if table.duplicates:
+            return 0, block_hash, False
+        by_handle, by_block_hash = table.by_handle, table.by_block_hash
         columns, chains = table.columns, list[Any]()
         while True:
-            done, own, entered, full, full_own, is_open = ADD_RUN(
+            done, block_hash, entered, full, full_hash, is_open = ADD_RUN(
                 columns,
                 by_handle.parts,
-                by_own.parts,
+                by_block_hash.parts,
                 HASH_FACTOR,
                 self.handles,
                 self.tokens,
                 self.width,
-                own,
+                block_hash,
                 depth + 1,
                 index,
                 TIER_SHIFT[self.tier],
@@ -102,12 +102,12 @@ class RunBytes:
                 is_open,
             )
             by_handle.on_entered(entered, full)
-            by_own.on_entered(entered, full_own)
-            if full < 0 and full_own < 0:
+            by_block_hash.on_entered(entered, full_hash)
+            if full < 0 and full_hash < 0:
                 break
-        for place in range(0, len(chains), 2):
-            found.append(BlocksStored(instance, self.tier, chains[place], chains[place + 1]))
-        return done, own, is_open
+        for index in range(0, len(chains), 2):
+            found.append(BlocksStored(instance, self.tier, chains[index], chains[index + 1]))
+        return done, block_hash, is_open
 
     def rest(self, done: int, last: BlocksStored | None) -> "PendingRun":
         """Returns the blocks after the first ``done``. ``last``: the change that goes on with
@@ -148,7 +148,7 @@ class PendingRun:
         table: BlockTable,
         start: tuple[int, int],
         index: int,
-        blind: bool,
+        known_only: bool,
         instance: str,
         counters: EventCounters,
     ) -> list[BlocksStored]:
@@ -156,10 +156,10 @@ class PendingRun:
 
         start: hash and depth of the block before the run.
         index: the adapter's, see ``LoraGenerations.name_index``.
-        blind: blocks with an unknown handle cannot be named and are only counted.
+        known_only: blocks with an unknown handle cannot be named and are only counted.
         """
-        own, depth = start
-        by_handle, owns, counts, ticks = table.by_handle, table.owns, table.counts, table.ticks
+        block_hash, depth = start
+        by_handle, block_hashes, counts, ticks = table.by_handle, table.block_hashes, table.counts, table.ticks
         content, tier, tick = self.content, self.tier, self.tick
         data, width, extras = content.data, content.width, content.extras
         shift = TIER_SHIFT[tier]
@@ -167,9 +167,9 @@ class PendingRun:
         found: list[BlocksStored] = []
         run: list[int] = [] if self.open_run is None else self.open_run
         first = 0
-        if ADD_RUN is not None and self.open_run is None and not blind and (extras is None or not any(extras)):
+        if ADD_RUN is not None and self.open_run is None and not known_only and (extras is None or not any(extras)):
             direct = RunBytes(array("Q", self.handles).tobytes(), data, width, tier, tick)
-            first, own, is_open = direct.add_to(table, start, index, instance, found)
+            first, block_hash, is_open = direct.add_to(table, start, index, instance, found)
             if is_open:
                 run = found[-1].hashes
             depth += first
@@ -177,11 +177,11 @@ class PendingRun:
         for number in range(first, len(self.handles)):
             value = self.handles[number]
             depth += 1
-            parent = own
+            parent = block_hash
             cell = by_handle.seek(value)
             row = by_handle.row(cell)
             if row:
-                own = owns[row]
+                block_hash = block_hashes[row]
                 copies = counts[row] >> shift & MAX_COPIES
                 if copies < MAX_COPIES:
                     counts[row] += unit
@@ -189,48 +189,48 @@ class PendingRun:
                     counters.saturated += 1
                 if ticks[row] < tick:
                     ticks[row] = tick
-                new = not copies and not (table.twins and table.is_in_twin(row, shift))
-            elif blind:
+                new = not copies and not (table.duplicates and table.is_in_duplicate(row, shift))
+            elif known_only:
                 counters.unnamed += len(self.handles) - number
                 break
             else:
-                own = _HASH(data[at : at + width], own)
+                block_hash = _HASH(data[at : at + width], block_hash)
                 if extras is not None and (keys := extras[number]) is not None:
-                    own = hash_with_extras(own, keys)
-                new = table.add_at(cell, value, own, parent, depth, index, unit, tick)
+                    block_hash = hash_with_extras(block_hash, keys)
+                new = table.add_at(cell, value, block_hash, parent, depth, index, unit, tick)
                 if not new:
-                    row = by_handle.find(value)  # 0 for one of too many twins
+                    row = by_handle.find(value)  # 0 for one of too many duplicates
                     counters.saturated += not row
-                    new = row > 0 and not table.is_in_twin(row, shift)
+                    new = row > 0 and not table.is_in_duplicate(row, shift)
             at += width
             if new:
                 if not run:
                     found.append(BlocksStored(instance, tier, parent, run))
-                run.append(own)
+                run.append(block_hash)
             elif run:
                 run = []
         return found
 
     def known_hashes(
-        self, table: BlockTable, start: tuple[int, int] | None, blind: bool, counters: EventCounters
+        self, table: BlockTable, start: tuple[int, int] | None, known_only: bool, counters: EventCounters
     ) -> Iterator[int]:
         """Yields the block hashes of the run, up to the first block that cannot be named.
 
-        start, blind: as above; a start of None is unknown.
+        start, known_only: as above; a start of None is unknown.
         """
-        own, content = None if start is None else start[0], self.content
+        block_hash, content = None if start is None else start[0], self.content
         for number, value in enumerate(self.handles):
             row = table.by_handle.find(value)
             if row:
-                own = table.owns[row]
-            elif own is None or blind:
+                block_hash = table.block_hashes[row]
+            elif block_hash is None or known_only:
                 counters.unnamed += len(self.handles) - number
                 return
             else:
-                own = _HASH(content.data[number * content.width : (number + 1) * content.width], own)
+                block_hash = _HASH(content.data[number * content.width : (number + 1) * content.width], block_hash)
                 if content.extras is not None and (keys := content.extras[number]) is not None:
-                    own = hash_with_extras(own, keys)
-            yield own
+                    block_hash = hash_with_extras(block_hash, keys)
+            yield block_hash
 
 
 def handle_list(handles: bytes) -> list[int]:
