@@ -19,7 +19,7 @@ import pytest
 from cyclopts import CycloptsError, MissingArgumentError
 
 from fairlead.settings import TOOL_VARIABLES, settings_table
-from fairlead_bench.registry import BENCHMARKS
+from fairlead_bench.registry import PARTS
 from fairlead_cli.app import NOUNS, VERBS, build_app
 from fairlead_downloader import __main__ as downloader
 from fairlead_gateway.routing import PRESETS
@@ -206,7 +206,7 @@ def test_every_command_that_is_shown_parses() -> None:
 @cache
 def help_of(module: str, *verb: str) -> str:
     if module == "fairlead_bench" and verb:
-        return printed_help(import_module(BENCHMARKS[verb[0]].module).main)
+        return printed_help(import_module(PARTS[verb[0]].module).main)
     if module in HERE:
         return printed_help(HERE[module].main)
     command = [sys.executable, "-m", module, *verb, "--help"]
@@ -275,7 +275,7 @@ def test_every_option_is_documented() -> None:
 
 def test_every_target_of_make_that_is_named_exists() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", text_of(ROOT / "Makefile"), re.MULTILINE))
-    targets |= {f"bench-{name}" for name in BENCHMARKS}
+    targets |= {f"bench-{name}" for name in PARTS}
     for page in PAGES:
         for snippet in snippets(page):
             if (found := re.match(r"(?:\$ )?make ([a-z0-9-]+)", snippet)) and found[1] not in targets:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from fairlead_bench.registry import BENCHMARKS, Benchmark, Code
+from fairlead_bench.registry import BENCHMARKS, PARTS, BenchmarkPart, Code
 
 ROOT = Path(__file__).resolve().parents[2]
 _NO_COMPILER = 3
@@ -23,12 +23,13 @@ def main(arguments: Sequence[str]) -> int:
     """Runs one benchmark, or all; 0 when all ended well, as each one judges itself."""
     options = _options(arguments)
     if options.list:
-        for benchmark in BENCHMARKS.values():
-            print(f"{benchmark.name:22}{benchmark.minutes:>3} min  {benchmark.summary}")
+        for subject, parts in BENCHMARKS.items():
+            for part in parts:
+                print(f"{subject:21}{part.name:27}{part.minutes:>3} min  {part.summary()}")
         return 0
     if options.name is not None:
-        return _run(BENCHMARKS[options.name], [*_trace_arguments(options), *options.arguments])
-    names = [benchmark.name for benchmark in BENCHMARKS.values() if benchmark.in_all]
+        return _run(PARTS[options.name], [*_trace_arguments(options), *options.arguments])
+    names = [part.name for part in PARTS.values() if part.in_all]
     command = [sys.executable, "-m", "fairlead_bench", *(["--trace", str(options.trace)] if options.trace else [])]
     failed = [name for name in names if subprocess.run([*command, name], check=False).returncode]
     if failed:
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def _run(benchmark: Benchmark, arguments: Sequence[str]) -> int:
+def _run(benchmark: BenchmarkPart, arguments: Sequence[str]) -> int:
     """Runs a benchmark in this process, which may restart from a compiled copy."""
     if benchmark.code is not Code.SOURCES and not any(word in ("-h", "--help") for word in arguments):
         _compile(benchmark.code)
@@ -72,17 +73,17 @@ def _restart_compiled(code: Code) -> None:
 
 def _trace_arguments(options: argparse.Namespace) -> list[str]:
     """Returns the trace as an argument of the benchmark; empty without one."""
-    benchmark = BENCHMARKS[options.name]
-    if options.trace is None or benchmark.trace_option is None or not options.trace.exists():
+    part = PARTS[options.name]
+    if options.trace is None or part.trace_option is None or not options.trace.exists():
         return []
-    return [benchmark.trace_option, str(options.trace.parent if benchmark.trace_folder else options.trace)]
+    return [part.trace_option, str(options.trace.parent if part.trace_option == "--traces" else options.trace)]
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fairlead_bench", description="Runs Fairlead's benchmarks.")
     parser.add_argument("--list", action="store_true", help="print the benchmarks with what they take")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="a conversation trace for those that replay one")
-    parser.add_argument("name", nargs="?", choices=BENCHMARKS, metavar="NAME", help="without it: all of them")
+    parser.add_argument("name", nargs="?", choices=PARTS, metavar="NAME", help="without it: all of them")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the benchmark")
     return parser.parse_args(arguments)
 

@@ -25,18 +25,15 @@ The rules of placement that are compared.
   go to the engine with the fewest. Source: arXiv 2311.03285, behind a balancer.
 """
 
-import argparse
 import heapq
 import random
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, count
-from pathlib import Path
 from typing import Protocol
 
-from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
+from fairlead_bench.results import Goals, ResultRow, load_goals, parse_options, write_results
 from fairlead_gateway.adapters.placement import (
     AdapterCandidate,
     AdapterDemand,
@@ -332,7 +329,7 @@ def attainment(rule: str, traffic: AdapterTraffic, seed: int) -> tuple[float, fl
     return within / len(counted), fleet.loads_done / len(requests)
 
 
-def rows(wanted: Mapping[str, str], seeds: Sequence[int], seconds: float) -> Iterator[ResultRow]:
+def rows(wanted: Goals, seeds: Sequence[int], seconds: float) -> Iterator[ResultRow]:
     """Yields a row for each rule and rate, and for what the gateway's rule gains."""
     for rate in RATES:
         traffic = AdapterTraffic(rate=rate, seconds=seconds)
@@ -340,26 +337,16 @@ def rows(wanted: Mapping[str, str], seeds: Sequence[int], seconds: float) -> Ite
         means = {rule: sum(share for share, _ in runs) / len(runs) for rule, runs in found.items()}
         at = f"at {rate:g} requests/s"
         for rule, runs in found.items():
-            yield value_row(f"within the SLO {at}, {rule}", "share", means[rule], None)
+            yield wanted.value(f"within the SLO {at}, {rule}", "share", means[rule])
             loads = sum(loads for _, loads in runs) / len(runs)
-            yield value_row(f"loads per request {at}, {rule}", "loads", loads, None)
+            yield wanted.value(f"loads per request {at}, {rule}", "loads", loads)
         for rule in tuple(RULES)[1:]:
-            metric = f"within the SLO {at}: ours ÷ {rule}"
-            yield ratio_row(metric, "share", means["ours"], rule, means[rule], wanted[metric])
+            yield wanted.ratio(f"within the SLO {at}: ours ÷ {rule}", "share", means["ours"], rule, means[rule])
 
 
 def main(arguments: list[str]) -> int:
     """Measures, writes and prints. A goal that does not hold stays in the table."""
-    parser = argparse.ArgumentParser(description="Placement of LoRA adapters.")
-    parser.add_argument("--out", type=Path, default=Path("out/bench/adapters.json"))
-    parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--seeds", default="11,12,13")
-    given = parser.parse_args(arguments)
-    seeds = [int(seed) for seed in given.seeds.split(",")]
-    found = list(rows(load_goals("adapters"), seeds, given.seconds))
-    write_results("adapters", found, seed=seeds[0], file=given.out)
+    given = parse_options("adapters", "Placement of LoRA adapters.", arguments, seconds=600.0, seeds=[11, 12, 13])
+    found = list(rows(load_goals("adapters"), given.seeds, given.seconds))
+    write_results("adapters", found, seed=given.seeds[0], file=given.out)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -14,17 +14,14 @@ have similar prompts and answers. The load of all engines wanders, and a little 
 of each revision.
 """
 
-import argparse
 import random
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from math import exp, log
-from pathlib import Path
 from statistics import median
 
-from fairlead_bench.results import ResultRow, load_goals, value_row, write_results
+from fairlead_bench.results import Goals, ResultRow, load_goals, parse_options, write_results
 from fairlead_operator.canary.judge import RevisionInterval, RevisionSums, Verdict, judge
 from fairlead_operator.canary.observer import SETTLE_SECONDS
 
@@ -204,33 +201,23 @@ def rollback_minutes(case: CanaryCase, seed: int) -> float | None:
     return (high * INTERVAL_SECONDS + SETTLE_SECONDS) / 60.0
 
 
-def canary_rows(goals: Mapping[str, str], seeds: Iterable[int]) -> list[ResultRow]:
+def canary_rows(goals: Goals, seeds: Iterable[int]) -> list[ResultRow]:
     """Returns the rows of all cases."""
     drawn = list(seeds)
     rows = []
     for name, case in HEALTHY.items():
         wrong = sum(rollback_minutes(case, seed) is not None for seed in drawn) / len(drawn)
-        metric = f"rolled back within {case.minutes:.0f} min: {name}"
-        rows.append(value_row(metric, "%", _PERCENT * wrong, goals.get(metric)))
+        rows.append(goals.value(f"rolled back within {case.minutes:.0f} min: {name}", "%", _PERCENT * wrong))
     for name, case in REGRESSIONS.items():
         found = [minutes for seed in drawn if (minutes := rollback_minutes(case, seed)) is not None]
         metric = f"found within {case.minutes:.0f} min: {name}"
-        rows.append(value_row(metric, "%", _PERCENT * len(found) / len(drawn), goals.get(metric)))
-        metric = f"median time until it is found: {name}"
-        rows.append(value_row(metric, "min", median(found) if found else None, goals.get(metric)))
+        rows.append(goals.value(metric, "%", _PERCENT * len(found) / len(drawn)))
+        rows.append(goals.value(f"median time until it is found: {name}", "min", median(found) if found else None))
     return rows
 
 
 def main(arguments: list[str]) -> int:
     """Returns 1 if a goal is missed."""
-    parser = argparse.ArgumentParser(prog="python -m fairlead_bench canary", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("out/bench/canary.json"))
-    parser.add_argument("--seeds", type=int, default=1_000, help="how many seeds")
-    options = parser.parse_args(arguments)
+    options = parse_options("canary", __doc__, arguments, seeds=(1000, "how many seeds"))
     rows = canary_rows(load_goals("canary"), range(_FIRST_SEED, _FIRST_SEED + options.seeds))
-    write_results("canary", rows, seed=_FIRST_SEED, file=options.out)
-    return int(not all(row.holds for row in rows))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    return write_results("canary", rows, seed=_FIRST_SEED, file=options.out)

@@ -9,11 +9,9 @@ several repeats counts, since other processes of the machine add to a stall and 
 They stall a loop that does nothing as well; such stalls are measured too, and subtracted.
 """
 
-import argparse
 import asyncio
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from time import perf_counter, sleep
 
 from fairlead.engines.credentials import EngineCredentials
@@ -22,7 +20,7 @@ from fairlead.limits import Limits
 from fairlead.runtime import process_tuning
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.event_loop import loop_factory
-from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
+from fairlead_bench.results import Goals, ResultRow, load_goals, parse_options, write_results
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.worker.api_keys import GatewaySecrets
@@ -131,24 +129,20 @@ async def measure(seed: int, repeats: int) -> dict[str, tuple[float, float]]:
     return found
 
 
-def rows(found: Mapping[str, tuple[float, float]], goals: Mapping[str, str]) -> Iterator[ResultRow]:
+def rows(found: Mapping[str, tuple[float, float]], goals: Goals) -> Iterator[ResultRow]:
     """Yields the rows of the result."""
     for name, (in_process, in_thread) in found.items():
-        yield ratio_row(f"longest stall: {name}", "ms", in_process * 1e3, "in a thread", in_thread * 1e3, None)
+        yield goals.ratio(f"longest stall: {name}", "ms", in_process * 1e3, "in a thread", in_thread * 1e3)
     worst_in_process, worst_in_thread = (max(stalls) for stalls in zip(*found.values(), strict=True))
-    yield ratio_row(_WORST, "ms", worst_in_process * 1e3, "in a thread", worst_in_thread * 1e3, goals[_WORST])
+    yield goals.ratio(_WORST, "ms", worst_in_process * 1e3, "in a thread", worst_in_thread * 1e3)
     bound = found[IDLE][0] + _MAX_STALL_SECONDS
     over = sum(in_process > bound for in_process, _ in found.values())
-    yield value_row(_OVER, "bodies", float(over), goals[_OVER])
+    yield goals.value(_OVER, "bodies", float(over))
 
 
 def main(arguments: Sequence[str]) -> int:
     """Measures, prints the table and writes it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("out/bench/large-bodies.json"))
-    given = parser.parse_args(arguments)
+    given = parse_options("large-bodies", __doc__, arguments, seed=1, repeats=5)
     process_tuning.tune_malloc()  # as a worker does
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         found = runner.run(measure(given.seed, given.repeats))

@@ -1,8 +1,11 @@
-"""The benchmarks by name: the module of each, what it runs on, and how long it takes."""
+"""The benchmarks and their parts: the module of each part, what it runs on, and how long it takes."""
 
+import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from importlib.util import find_spec
+from pathlib import Path
 
 
 class Code(Enum):
@@ -14,245 +17,86 @@ class Code(Enum):
     COMPILED_SIMULATOR = "the compiled simulators and autoscaler, in this process"
 
 
-@dataclass(frozen=True, slots=True)
-class Benchmark:
-    """One benchmark. ``module`` has ``main(arguments) -> int``.
+PROCESSES, WORKER, SIMULATOR = Code.COMPILED_PROCESSES, Code.COMPILED_WORKER, Code.COMPILED_SIMULATOR
 
-    trace_option: how its ``main`` takes the conversation trace; None where it does not
-    trace_folder: the option takes the folder of all traces
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkPart:
+    """What ``make bench-NAME`` runs. Its module, below ``fairlead_bench``, has ``main(arguments) -> int``.
+
+    trace_option: how its ``main`` takes the conversation trace; ``--traces`` takes the folder of all
     in_all: part of a run without a name
     """
 
     name: str
-    module: str
-    summary: str
+    path: str
     minutes: int
     code: Code = Code.SOURCES
     trace_option: str | None = None
-    trace_folder: bool = False
     in_all: bool = True
 
+    @property
+    def module(self) -> str:
+        """The full name of its module."""
+        return f"fairlead_bench.{self.path}"
 
-BENCHMARKS: Mapping[str, Benchmark] = {
-    benchmark.name: benchmark
-    for benchmark in (
-        Benchmark(
-            "gateway-instructions",
-            "fairlead_bench.gateway_instructions.benchmark",
-            "instructions per request, chunk and routing decision, compared with an older commit",
-            10,
-        ),
-        Benchmark(
-            "tenant-instructions",
-            "fairlead_bench.gateway_instructions.tenant_requests",
-            "instructions of a plain request by its caller, up to a tenant with limits and a budget",
-            5,
-        ),
-        Benchmark(
-            "gateway-workers",
-            "fairlead_bench.sharing.worker_scaling",
-            "requests and chunks a second of a gateway with 1, 2 and more workers; needs three cores for each",
-            2,
-            Code.COMPILED_PROCESSES,
-            in_all=False,
-        ),
-        Benchmark(
-            "routing",
-            "fairlead_bench.routing.benchmark",
-            "capacity of routing presets in the fleet simulator, and a grid of them",
-            60,
-            Code.COMPILED_SIMULATOR,
-            trace_option="--trace",
-        ),
-        Benchmark(
-            "sharing",
-            "fairlead_bench.sharing.simulated_gateways",
-            "several gateways in the fleet simulator, by what they know of one another",
-            10,
-            trace_option="--trace",
-        ),
-        Benchmark(
-            "gateways",
-            "fairlead_bench.sharing.gateway_processes",
-            "one gateway, three that share a Redis and three that share nothing, over HTTP",
-            10,
-        ),
-        Benchmark(
-            "quota",
-            "fairlead_bench.quota.benchmark",
-            "limits of tenants: while gateways die and Redis loses its state, and compared with others",
-            30,
-            Code.COMPILED_PROCESSES,
-        ),
-        Benchmark(
-            "scheduling",
-            "fairlead_bench.scheduling",
-            "admission before simulated engines: two SLOs, long prompts among short ones, memory",
-            10,
-        ),
-        Benchmark(
-            "canary",
-            "fairlead_bench.canary",
-            "the judge of canaries: false rollbacks, and the time until a regression is found",
-            4,
-        ),
-        Benchmark(
-            "fairness",
-            "fairlead_bench.fairness.benchmark",
-            "a flooding tenant and steady ones before three gateways, and attacks on the caches of tenants",
-            6,
-        ),
-        Benchmark(
-            "flood",
-            "fairlead_bench.fairness.flood_benchmark",
-            "a flooding tenant and steady ones, on processes, compared with one ideal queue; overload",
-            30,
-            Code.COMPILED_PROCESSES,
-        ),
-        Benchmark(
-            "adapters",
-            "fairlead_bench.adapters",
-            "placement of LoRA adapters by the gateway's rule and by published ones, on a virtual clock",
-            2,
-        ),
-        Benchmark(
-            "autoscaler",
-            "fairlead_bench.autoscaler.benchmark",
-            "the autoscaler and the presets of other autoscalers, compared with an offline optimum",
-            60,
-            Code.COMPILED_SIMULATOR,
-            trace_option="--traces",
-            trace_folder=True,
-        ),
-        Benchmark(
-            "autoscaler-targets",
-            "fairlead_bench.autoscaler.several_targets",
-            "the smooth days at several targets: the attained share, and what it costs",
-            15,
-            Code.COMPILED_SIMULATOR,
-            in_all=False,
-        ),
-        Benchmark(
-            "autoscaler-missed-share",
-            "fairlead_bench.autoscaler.missed_share.benchmark",
-            "the missed share that the autoscaler predicts, compared with that of fixed fleets of four plants",
-            10,
-            Code.COMPILED_SIMULATOR,
-            in_all=False,
-        ),
-        Benchmark(
-            "autoscaler-fleet",
-            "fairlead_bench.autoscaler.fleet_simulator",
-            "the autoscaler and presets of others in the fleet simulator: caches and the gateway's router",
-            90,
-            Code.COMPILED_SIMULATOR,
-            trace_option="--traces",
-            trace_folder=True,
-            in_all=False,
-        ),
-        Benchmark(
-            "autoscaler-properties",
-            "fairlead_bench.autoscaler.property_tests",
-            "the autoscaler's property tests with 10,000 examples each",
-            120,
-            Code.COMPILED_SIMULATOR,
-            in_all=False,
-        ),
-        Benchmark(
-            "autoscaler-outside",
-            "fairlead_bench.outside_plant.benchmark",
-            "the autoscaler in a second plant that shares no code with the simulator",
-            15,
-            Code.COMPILED_SIMULATOR,
-        ),
-        Benchmark(
-            "autoscaler-outside-presets",
-            "fairlead_bench.outside_plant.presets",
-            "the autoscaler and presets of others in that second plant",
-            30,
-            Code.COMPILED_SIMULATOR,
-            in_all=False,
-        ),
-        Benchmark(
-            "sleep-tier",
-            "fairlead_bench.autoscaler.sleep_tier",
-            "the autoscaler with a tier of sleeping replicas, and without",
-            10,
-            Code.COMPILED_SIMULATOR,
-            trace_option="--traces",
-            trace_folder=True,
-        ),
-        Benchmark(
-            "routes",
-            "fairlead_bench.routes.request_cost",
-            "processor time that a route adds to a request: alias, split, tenant check, parameters",
-            1,
-            Code.COMPILED_PROCESSES,
-        ),
-        Benchmark(
-            "shadow",
-            "fairlead_bench.routes.shadow_cost",
-            "processor time that a shadow adds to the request that is copied",
-            1,
-            Code.COMPILED_PROCESSES,
-        ),
-        Benchmark(
-            "fallbacks",
-            "fairlead_bench.routing.fallback_search",
-            "the search for the next model of a request that one has not answered",
-            1,
-            Code.COMPILED_WORKER,
-        ),
-        Benchmark(
-            "mix",
-            "fairlead_bench.mix.benchmark",
-            "accelerator mixes compared with one kind; prefill and decode after traffic shifts",
-            5,
-        ),
-        Benchmark(
-            "agreement",
-            "fairlead_bench.accuracy.fleet_vs_http",
-            "the simulator compared with gateways and simulated engines over HTTP",
-            15,
-        ),
-        Benchmark(
-            "fitted",
-            "fairlead_bench.accuracy.vllm_fit",
-            "the simulator compared with two vLLM engines; installs 6 GB the first time",
-            60,
-            in_all=False,
-        ),
-        Benchmark(
-            "operator",
-            "fairlead_bench.operator.benchmark",
-            "the operator and a thousand models before an API server",
-            30,
-        ),
-        Benchmark(
-            "index",
-            "fairlead_bench.index.benchmark",
-            "the indexer, replicas of the index and Redis",
-            8,
-            Code.COMPILED_WORKER,
-        ),
-        Benchmark(
-            "large-bodies",
-            "fairlead_bench.large_bodies",
-            "stalls of a worker's event loop by large bodies, compared with parsing in a thread",
-            2,
-        ),
-        Benchmark(
-            "hardening",
-            "fairlead_bench.hardening",
-            "attacks on control requests, connections, callers, namespaces, engines and the event loop",
-            5,
-        ),
-        Benchmark(
-            "gateway",
-            "fairlead_bench.gateway.benchmark",
-            "processor time and memory of the gateway, compared with Envoy, nginx and others",
-            60,
-            Code.COMPILED_PROCESSES,
-        ),
-    )
+    def summary(self) -> str:
+        """Returns the first paragraph of the module's docstring."""
+        spec = find_spec(self.module)
+        assert spec is not None
+        text = ast.get_docstring(ast.parse(Path(spec.origin or "").read_text(encoding="utf-8"))) or ""
+        return " ".join(text.partition("\n\n")[0].split())
+
+
+BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
+    "gateway": (
+        BenchmarkPart("gateway", "gateway.benchmark", 60, PROCESSES),
+        BenchmarkPart("gateway-workers", "sharing.worker_scaling", 2, PROCESSES, in_all=False),
+        BenchmarkPart("large-bodies", "large_bodies", 2),
+    ),
+    "gateway-instructions": (
+        BenchmarkPart("gateway-instructions", "gateway_instructions.benchmark", 10),
+        BenchmarkPart("tenant-instructions", "gateway_instructions.tenant_requests", 5),
+    ),
+    "routes": (
+        BenchmarkPart("routes", "routes.request_cost", 1, PROCESSES),
+        BenchmarkPart("shadow", "routes.shadow_cost", 1, PROCESSES),
+        BenchmarkPart("fallbacks", "routes.fallback_search", 1, WORKER),
+    ),
+    "routing": (BenchmarkPart("routing", "routing.benchmark", 60, SIMULATOR, "--trace"),),
+    "sharing": (
+        BenchmarkPart("sharing", "sharing.simulated_gateways", 10, trace_option="--trace"),
+        BenchmarkPart("gateways", "sharing.gateway_processes", 10),
+    ),
+    "quota": (BenchmarkPart("quota", "quota.benchmark", 30, PROCESSES),),
+    "fairness": (
+        BenchmarkPart("fairness", "fairness.benchmark", 6),
+        BenchmarkPart("flood", "fairness.flood_benchmark", 30, PROCESSES),
+    ),
+    "autoscaler": (
+        BenchmarkPart("autoscaler", "autoscaler.benchmark", 60, SIMULATOR, "--traces"),
+        BenchmarkPart("autoscaler-targets", "autoscaler.several_targets", 15, SIMULATOR, in_all=False),
+        BenchmarkPart("autoscaler-missed-share", "autoscaler.missed_share.benchmark", 10, SIMULATOR, in_all=False),
+        BenchmarkPart("autoscaler-fleet", "autoscaler.fleet_simulator", 90, SIMULATOR, "--traces", in_all=False),
+        BenchmarkPart("autoscaler-properties", "autoscaler.property_tests", 120, SIMULATOR, in_all=False),
+        BenchmarkPart("autoscaler-outside", "outside_plant.benchmark", 15, SIMULATOR),
+        BenchmarkPart("autoscaler-outside-presets", "outside_plant.presets", 30, SIMULATOR, in_all=False),
+        BenchmarkPart("sleep-tier", "autoscaler.sleep_tier", 10, SIMULATOR, "--traces"),
+    ),
+    "mix": (BenchmarkPart("mix", "mix.benchmark", 5),),
+    "accuracy": (
+        BenchmarkPart("agreement", "accuracy.fleet_vs_http", 15),
+        BenchmarkPart("fitted", "accuracy.vllm_fit", 60, in_all=False),
+    ),
+    "operator": (BenchmarkPart("operator", "operator.benchmark", 30),),
+    "index": (BenchmarkPart("index", "index.benchmark", 8, WORKER),),
+    "nightly": (
+        BenchmarkPart("adapters", "adapters", 2, in_all=False),
+        BenchmarkPart("canary", "canary", 4, in_all=False),
+        BenchmarkPart("hardening", "hardening", 5, in_all=False),
+        BenchmarkPart("scheduling", "scheduling", 10, in_all=False),
+    ),
 }
+"""Each of one subject; those of ``nightly`` are runs with thresholds, which a nightly test judges."""
+
+PARTS: Mapping[str, BenchmarkPart] = {part.name: part for parts in BENCHMARKS.values() for part in parts}

@@ -1,5 +1,6 @@
 """Result rows with goals, the JSON file that other tools read, and the printed table."""
 
+import argparse
 import json
 import operator
 import os
@@ -26,6 +27,9 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 }
 
 
+_LOAD_BEFORE = os.getloadavg()[0]
+"""Of the whole machine, when the benchmark was loaded."""
+
 MapFunction = Callable[..., Iterator[Any]]
 """The built-in ``map`` or that of a process pool."""
 
@@ -44,10 +48,30 @@ class ResultRow:
     holds: bool
 
 
-def load_goals(benchmark: str) -> dict[str, str]:
-    """Returns metric → goal of one benchmark, as committed."""
+class Goals(dict[str, str]):
+    """Metric → goal of one benchmark, as committed; makes its rows. A metric without a goal only informs."""
+
+    def value(self, metric: str, unit: str, value: float | None) -> ResultRow:
+        """Returns a row whose goal is about the value itself."""
+        goal = self.get(metric)
+        return ResultRow(metric, value, unit, None, None, None, goal, goal is None or meets_goal(goal, value))
+
+    def ratio(self, metric: str, unit: str, value: float | None, versus: str, versus_value: float | None) -> ResultRow:
+        """Returns a row whose goal is about value ÷ versus_value."""
+        ratio = None if value is None or not versus_value else value / versus_value
+        goal = self.get(metric)
+        holds = goal is None or meets_goal(goal, ratio)
+        return ResultRow(metric, value, unit, versus, versus_value, ratio, goal, holds)
+
+
+NO_GOALS = Goals()
+"""Rows that only inform."""
+
+
+def load_goals(benchmark: str) -> Goals:
+    """Returns the goals of one benchmark, as committed."""
     table = yaml.load(GOALS.read_text(encoding="utf-8"), Loader=SAFE_LOADER)
-    return {item["metric"]: item["goal"] for item in table[benchmark]}
+    return Goals((item["metric"], item["goal"]) for item in table[benchmark])
 
 
 def meets_goal(goal: str, measured: float | None) -> bool:
@@ -68,17 +92,35 @@ def meets_goal(goal: str, measured: float | None) -> bool:
     return _COMPARE[words[0]](measured, limit)
 
 
-def ratio_row(
-    metric: str, unit: str, value: float | None, versus: str, versus_value: float | None, goal: str | None
-) -> ResultRow:
-    """Returns a row whose goal is about value ÷ versus_value."""
-    ratio = None if value is None or not versus_value else value / versus_value
-    return ResultRow(metric, value, unit, versus, versus_value, ratio, goal, goal is None or meets_goal(goal, ratio))
+def parse_options(name: str, description: str | None, arguments: Sequence[str], **options: Any) -> argparse.Namespace:
+    """Returns the options of a benchmark: ``--out``, and one for each keyword.
+
+    options: the default, or the default and a help text. A list is given with commas, and a type has no
+    default. Words must be among those of the default.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m fairlead_bench {name}", description=description)
+    for option, default in ({"out": Path(f"out/bench/{name}.json")} | options).items():
+        default, text = default if isinstance(default, tuple) else (default, None)
+        flag = f"--{option.replace('_', '-')}"
+        if isinstance(default, bool):
+            parser.add_argument(flag, action="store_true", help=text)
+        elif isinstance(default, type):
+            parser.add_argument(flag, type=default, help=text)
+        elif isinstance(default, list):
+            parser.add_argument(flag, type=_list_of(default), default=default, metavar="A,B", help=text)
+        else:
+            parser.add_argument(flag, type=type(default), default=default, help=text)
+    return parser.parse_args(arguments)
 
 
-def value_row(metric: str, unit: str, value: float | None, goal: str | None) -> ResultRow:
-    """Returns a row whose goal is about the value itself."""
-    return ResultRow(metric, value, unit, None, None, None, goal, goal is None or meets_goal(goal, value))
+def _list_of(known: list[Any]) -> Callable[[str], list[Any]]:
+    def parse(text: str) -> list[Any]:
+        values = [type(known[0])(part) for part in text.split(",") if part]
+        if isinstance(known[0], str) and (unknown := sorted({*values} - {*known})):
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
+        return values
+
+    return parse
 
 
 def write_results(
@@ -87,22 +129,20 @@ def write_results(
     *,
     seed: int,
     file: Path,
-    load_average: Sequence[float] = (),
     more: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes the benchmark's JSON file, and prints the same.
+) -> int:
+    """Writes the benchmark's JSON file, and prints the same. Returns 0 when every goal holds, else 1.
 
-    load_average: of the whole machine, at several moments.
     more: further content of the file.
     """
     kept = list(rows)
     content: dict[str, Any] = {"machine": machine(), "versions": versions(), "seed": seed}
-    if load_average:
-        content["load_average"] = [round(one, 2) for one in load_average]
+    content["load_average"] = [round(load, 2) for load in (_LOAD_BEFORE, os.getloadavg()[0])]
     content |= {"rows": [asdict(row) for row in kept], **(more or {})}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print_rows(name, kept, Console())
+    return 0 if all(row.holds for row in kept) else 1
 
 
 def print_rows(name: str, rows: Iterable[ResultRow], console: Console) -> None:

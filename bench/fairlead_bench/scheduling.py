@@ -12,17 +12,14 @@ Eight simulated engines (h100-llama8b) run behind the production router; prompts
 The seeds differ from those of the development.
 """
 
-import argparse
 import random
-import sys
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import Model, SloTargets
 from fairlead.limits import Limits
-from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
+from fairlead_bench.results import Goals, ResultRow, load_goals, parse_options, write_results
 from fairlead_gateway.admission.output_lengths import OutputLengths
 from fairlead_gateway.admission.policy import AdmissionPolicy
 from fairlead_gateway.admission.request_queue import NextRequest, RequestQueue
@@ -174,22 +171,21 @@ def find_capacity(how: str, seeds: Sequence[int], count: int) -> float:
     return low
 
 
-def two_class_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Iterator[ResultRow]:
+def two_class_rows(wanted: Goals, seeds: Sequence[int], count: int) -> Iterator[ResultRow]:
     """Yields rows on capacities, and on the longest wait."""
     knees = {how: find_capacity(how, seeds, count) for how in ("gate", "fcfs", "edf")}
     for how, name in (("fcfs", "FCFS"), ("edf", "EDF")):
         metric = f"two objectives: highest load where both keep 90 %: gate ÷ {name}"
-        yield ratio_row(metric, "load", knees["gate"], name, knees[how], wanted[metric])
+        yield wanted.ratio(metric, "load", knees["gate"], name, knees[how])
     for load in (knees["gate"], 1.0):
         short, long, stretch = slo_attainment(TWO, "gate", load, seeds, count)
         at = "at the knee" if load != 1.0 else "at load 1.0"
-        metric = f"two objectives: longest wait {at}, in objectives"
-        yield value_row(metric, "×", stretch, wanted[metric])
-        yield value_row(f"two objectives: short within theirs {at}", "share", short, None)
-        yield value_row(f"two objectives: long within theirs {at}", "share", long, None)
+        yield wanted.value(f"two objectives: longest wait {at}, in objectives", "×", stretch)
+        yield wanted.value(f"two objectives: short within theirs {at}", "share", short)
+        yield wanted.value(f"two objectives: long within theirs {at}", "share", long)
 
 
-def laps_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Iterator[ResultRow]:
+def laps_rows(wanted: Goals, seeds: Sequence[int], count: int) -> Iterator[ResultRow]:
     """Yields rows of the short class among long ones against a fleet without long ones.
 
     The loads are equal.
@@ -198,7 +194,7 @@ def laps_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Itera
         mixed = _p90(LAPS, "gate", load, seeds, count)
         alone = _p90(LAPS_SHORT, "fcfs", load, seeds, count)
         metric = f"LAPS mix at load {load:g}: short p90 TTFT ÷ a short-only fleet's"
-        yield ratio_row(metric, "s", mixed, "short only", alone, wanted.get(metric))
+        yield wanted.ratio(metric, "s", mixed, "short only", alone)
 
 
 def _p90(traffic: SchedulingTraffic, how: str, load: float, seeds: Sequence[int], count: int) -> float:
@@ -221,7 +217,7 @@ def answer_lengths(draw: random.Random) -> tuple[int, int]:
     return prompt, max(1, min(8_192, int(output)))
 
 
-def memory_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Iterator[ResultRow]:
+def memory_rows(wanted: Goals, seeds: Sequence[int], count: int) -> Iterator[ResultRow]:
     """Yields rows of one engine of 120,000 tokens, with and without the gate.
 
     The engine admits by the prompt alone.
@@ -240,12 +236,11 @@ def memory_rows(wanted: dict[str, str], seeds: Sequence[int], count: int) -> Ite
                 total += len(served)
             found[how] = preempted / total, good / total
         at = f"at {rate:g}/s"
-        metric = f"memory {at}: preemptions per request"
-        yield value_row(metric, "share", found["gate"][0], wanted.get(metric))
+        yield wanted.value(f"memory {at}: preemptions per request", "share", found["gate"][0])
         metric = f"memory {at}: preemptions: gate ÷ aggressive"
-        yield ratio_row(metric, "share", found["gate"][0], "aggressive", found["fcfs"][0], wanted.get(metric))
+        yield wanted.ratio(metric, "share", found["gate"][0], "aggressive", found["fcfs"][0])
         metric = f"memory {at}: goodput: gate ÷ aggressive"
-        yield ratio_row(metric, "share", found["gate"][1], "aggressive", found["fcfs"][1], wanted.get(metric))
+        yield wanted.ratio(metric, "share", found["gate"][1], "aggressive", found["fcfs"][1])
 
 
 def _meets_slo(one: RequestResult) -> bool:
@@ -254,7 +249,7 @@ def _meets_slo(one: RequestResult) -> bool:
     return one.ttft_seconds is not None and one.ttft_seconds <= 5.0 and (pace is None or pace <= 0.1)
 
 
-def length_rows(wanted: dict[str, str], seeds: Sequence[int]) -> Iterator[ResultRow]:
+def length_rows(wanted: Goals, seeds: Sequence[int]) -> Iterator[ResultRow]:
     """Yields rows on the forecast ninth decile: its distance from nine tenths after 500 answers."""
     covered = total = 0
     for seed in range(12 * len(seeds)):
@@ -265,17 +260,15 @@ def length_rows(wanted: dict[str, str], seeds: Sequence[int]) -> Iterator[Result
         seen = [bound is not None and answer_lengths(draw)[1] <= bound for _ in range(4_000)]
         covered, total = covered + sum(seen), total + len(seen)
     metric = "length: ninth decile after 500 answers, points off"
-    yield value_row(metric, "points", 100.0 * abs(covered / total - 0.9), wanted[metric])
+    yield wanted.value(metric, "points", 100.0 * abs(covered / total - 0.9))
 
 
 def main(arguments: list[str]) -> int:
     """Measures, writes and prints. A goal that does not hold stays in the table."""
-    parser = argparse.ArgumentParser(description="Scheduling before simulated engines.")
-    parser.add_argument("--out", type=Path, default=Path("out/bench/scheduling.json"))
-    parser.add_argument("--requests", type=int, default=6_000)
-    parser.add_argument("--seeds", default="11,12,13")
-    given = parser.parse_args(arguments)
-    seeds, wanted = [int(one) for one in given.seeds.split(",")], load_goals("scheduling")
+    given = parse_options(
+        "scheduling", "Scheduling before simulated engines.", arguments, requests=6000, seeds=[11, 12, 13]
+    )
+    seeds, wanted = given.seeds, load_goals("scheduling")
     rows = [
         *length_rows(wanted, seeds),
         *memory_rows(wanted, seeds, given.requests // 2),
@@ -284,7 +277,3 @@ def main(arguments: list[str]) -> int:
     ]
     write_results("scheduling", rows, seed=seeds[0], file=given.out)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -475,7 +475,7 @@ class EngineGroup:
 
     def _memory(self) -> tuple[str, ...]:
         """Returns the options for an engine's part of its accelerator's memory."""
-        sharing = self._engines_per_accelerator()
+        sharing = -(-len(self.slots) // max(1, len(self.settings.accelerators)))
         share = _MEMORY_SHARE / sharing
         if sharing == 1:
             return ("--gpu-memory-utilization", str(share))
@@ -489,9 +489,6 @@ class EngineGroup:
     def _placement(self, number: int) -> dict[str, str]:
         devices = len(self.settings.accelerators)
         return {"CUDA_VISIBLE_DEVICES": str(number % devices)} if devices > 1 else {}
-
-    def _engines_per_accelerator(self) -> int:
-        return -(-len(self.slots) // max(1, len(self.settings.accelerators)))
 
 
 def _quick_compilation() -> dict[str, Any]:

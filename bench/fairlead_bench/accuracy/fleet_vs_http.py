@@ -15,11 +15,9 @@ The default preset also runs alone, at a rate at which it queues nearly every se
 engines; the others do not queue.
 """
 
-import argparse
 import asyncio
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -33,7 +31,7 @@ from statistics import fmean
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import SloTargets
-from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
+from fairlead_bench.results import NO_GOALS, ResultRow, load_goals, parse_options, write_results
 from fairlead_cli.replay.client.open_loop_client import OpenLoopClient, ReplayResult
 from fairlead_cli.replay.fleet_simulation import ENGINE_BLOCK_TOKENS, JITTER_SECONDS, jitter_arrivals
 from fairlead_cli.replay.report.report import scale_times
@@ -227,20 +225,20 @@ def rows(found: Mapping[tuple[int, str], LiveAndSimulated], busy: Mapping[int, L
                 "ratio",
             ),
         ):
-            made.append(value_row(metric, unit, value, wanted[metric]))
+            made.append(wanted.value(metric, unit, value))
     for count, both in busy.items():
         made += _compare_sides(f"{count} gateway{'s' if count > 1 else ''}, {HOLDING} at {BUSY_RATE:g}/s", *both)
     metric = "requests that failed"
     failed = sum(real.failed for real, _ in (*found.values(), *busy.values()))
-    made.append(value_row(metric, "requests", failed, wanted[metric]))
+    made.append(wanted.value(metric, "requests", failed))
     return made
 
 
 def _compare_sides(what: str, real: RunResult, same: RunResult) -> list[ResultRow]:
     return [
-        ratio_row(f"{what}: cached tokens", "share", real.cached, "simulated", same.cached, None),
-        ratio_row(f"{what}: mean TTFT on its own choices", "s", real.ttft, "simulated", real.retraced, None),
-        ratio_row(f"{what}: mean TTFT", "s", real.ttft, "simulated", same.ttft, None),
+        NO_GOALS.ratio(f"{what}: cached tokens", "share", real.cached, "simulated", same.cached),
+        NO_GOALS.ratio(f"{what}: mean TTFT on its own choices", "s", real.ttft, "simulated", real.retraced),
+        NO_GOALS.ratio(f"{what}: mean TTFT", "s", real.ttft, "simulated", same.ttft),
     ]
 
 
@@ -259,31 +257,21 @@ async def _main(count: int, speed: float, out: Path) -> None:
     builder = PromptBuilder(Tokenizer())
     chain = prefix_chains(builder, secret=SECRET.encode(), model_key=MODEL_KEY)
     chains = {request.id: chain(request) for request in asked}
-    loads = [os.getloadavg()[0]]
 
     async def both(gateways: int, rule: str, rate: float) -> LiveAndSimulated:
         requests = at_rate(asked, rate)
         same = simulate(gateways, rule, requests, lambda request: chains[request.id])
         real = await run_live(gateways, rule, requests, builder, speed)
         print(gateways, rule, rate, real, same, flush=True)
-        loads.append(os.getloadavg()[0])
         return real, same
 
     found = {(gateways, rule): await both(gateways, rule, RATE) for gateways in GATEWAYS for rule in PRESETS}
     busy = {gateways: await both(gateways, HOLDING, BUSY_RATE) for gateways in GATEWAYS}
-    write_results(NAME, rows(found, busy), seed=SEED, file=out, load_average=loads)
+    write_results(NAME, rows(found, busy), seed=SEED, file=out)
 
 
 def main(arguments: list[str]) -> int:
     """Measures, writes and prints."""
-    parser = argparse.ArgumentParser(description="The simulator compared with what it simulates.")
-    parser.add_argument("--requests", type=int, default=400)
-    parser.add_argument("--speed", type=float, default=1.0)
-    parser.add_argument("--out", type=Path, default=Path(f"out/bench/{NAME}.json"))
-    given = parser.parse_args(arguments)
+    given = parse_options(NAME, "The simulator compared with what it simulates.", arguments, requests=400, speed=1.0)
     asyncio.run(_main(given.requests, given.speed, given.out))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

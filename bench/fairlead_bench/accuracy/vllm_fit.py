@@ -1,4 +1,5 @@
-"""Accuracy of the fleet simulator against two vLLM engines on processors, with a learned profile.
+"""Accuracy of the fleet simulator against two vLLM engines on processors, with a learned profile;
+installs 6 GB the first time.
 
     python -m fairlead_bench fitted [--requests 130] [--lessons 240] [--rate 2]
                                     [--out out/bench/fitted.json]
@@ -36,14 +37,12 @@ from typing import Any
 
 import httpx
 
-ROOT = Path(__file__).resolve().parents[3]
-
-from e2e.vllm.engine.engine_processes import BLOCK_TOKENS, EngineProcess, EngineStage  # noqa: E402
-from e2e.vllm.engine.installation import Installation, install  # noqa: E402
-from fairlead.engine_profile import EngineProfile, builtin_profile  # noqa: E402
-from fairlead.fleet.file import write_fleet_file  # noqa: E402
-from fairlead.fleet.file.schema import FileProfile  # noqa: E402
-from fairlead_bench.accuracy.fleet_vs_http import (  # noqa: E402
+from e2e.vllm.engine.engine_processes import BLOCK_TOKENS, EngineProcess, EngineStage
+from e2e.vllm.engine.installation import Installation, install
+from fairlead.engine_profile import EngineProfile, builtin_profile
+from fairlead.fleet.file import write_fleet_file
+from fairlead.fleet.file.schema import FileProfile
+from fairlead_bench.accuracy.fleet_vs_http import (
     OBJECTIVES,
     PRESETS,
     SECRET,
@@ -54,14 +53,14 @@ from fairlead_bench.accuracy.fleet_vs_http import (  # noqa: E402
     simulate,
     summarize,
 )
-from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results  # noqa: E402
-from fairlead_cli.replay.client.open_loop_client import ReplayResult  # noqa: E402
-from fairlead_cli.replay.traffic import PromptBuilder, prefix_chains  # noqa: E402
-from fairlead_sim.engine.tokenizer import Tokenizer  # noqa: E402
-from fairlead_sim.workload.generators import FAMILIES  # noqa: E402
-from fairlead_sim.workload.traces import TraceRequest, at_rate  # noqa: E402
-from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process  # noqa: E402
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of  # noqa: E402
+from fairlead_bench.results import ResultRow, load_goals, parse_options, write_results
+from fairlead_cli.replay.client.open_loop_client import ReplayResult
+from fairlead_cli.replay.traffic import PromptBuilder, prefix_chains
+from fairlead_sim.engine.tokenizer import Tokenizer
+from fairlead_sim.workload.generators import FAMILIES
+from fairlead_sim.workload.traces import TraceRequest, at_rate
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
 
 NAME = "fitted"
 NAMES = ("e-0/0/0", "e-1/1/0")
@@ -133,11 +132,9 @@ def rows(
     wanted = load_goals(NAME)
     made, slower = [], []
     for rule, (real, same) in found.items():
-        made.append(ratio_row(f"{rule}: cached tokens", "share", real.cached, "simulated", same.cached, None))
-        made.append(
-            ratio_row(f"{rule}: mean TTFT on its own choices", "s", real.ttft, "simulated", real.retraced, None)
-        )
-        made.append(ratio_row(f"{rule}: mean TTFT", "s", real.ttft, "simulated", same.ttft, None))
+        made.append(wanted.ratio(f"{rule}: cached tokens", "share", real.cached, "simulated", same.cached))
+        made.append(wanted.ratio(f"{rule}: mean TTFT on its own choices", "s", real.ttft, "simulated", real.retraced))
+        made.append(wanted.ratio(f"{rule}: mean TTFT", "s", real.ttft, "simulated", same.ttft))
         slower.append(real.ttft / same.ttft)
     pairs = [found[rule] for rule in PRESETS]
     figures = (
@@ -151,10 +148,9 @@ def rows(
         ("requests that failed", sum(real.failed for real, _ in pairs), "requests"),
         ("prompts of which the engine counts other tokens", miscounted, "prompts"),
     )
-    made += [value_row(metric, unit, value, wanted[metric]) for metric, value, unit in figures]
+    made += [wanted.value(metric, unit, value) for metric, value, unit in figures]
     made += [
-        value_row(f"engine {number}: single predictions off", "share", error, None)
-        for number, error in enumerate(errors)
+        wanted.value(f"engine {number}: single predictions off", "share", error) for number, error in enumerate(errors)
     ]
     return made
 
@@ -246,7 +242,6 @@ async def measure(bench: FitBenchmark, builder: PromptBuilder, given: argparse.N
     """Learns, replays, simulates and writes."""
     requests = draw_traffic(given.requests, seed=SEED, rate=given.rate)
     miscounted = bench.count_token_errors(requests)
-    loads = [os.getloadavg()[0]]
     told = await bench.learn_profile(draw_traffic(given.lessons, seed=TRAINING_SEED, rate=given.rate))
     profile = profile_from_report(told)
     print(profile, flush=True)
@@ -255,24 +250,25 @@ async def measure(bench: FitBenchmark, builder: PromptBuilder, given: argparse.N
     engines = EngineGroup(NAMES, profile, BLOCK_TOKENS)
     found = {}
     for rule in PRESETS:
-        loads.append(os.getloadavg()[0])
         real = await bench.run_live(rule, profile, requests)
         found[rule] = real, simulate(1, rule, requests, lambda request: chains[request.id], engines)
         print(rule, *found[rule], flush=True)
     errors = [one["profile"]["error"] for one in told["models"][0]["instances"]]
     made = rows(found, miscounted=miscounted, errors=errors)
     costs = {name: getattr(profile, name) for name in EngineProfile.__slots__}
-    write_results(NAME, made, seed=SEED, file=given.out, load_average=loads, more={"learned": costs})
+    write_results(NAME, made, seed=SEED, file=given.out, more={"learned": costs})
 
 
 def main(arguments: list[str]) -> int:
     """Measures, writes and prints."""
-    parser = argparse.ArgumentParser(description="The simulator compared with two vLLM engines.")
-    parser.add_argument("--requests", type=int, default=130)
-    parser.add_argument("--lessons", type=int, default=240, help="requests from which the gateway learns")
-    parser.add_argument("--rate", type=float, default=2.0, help="requests a second")
-    parser.add_argument("--out", type=Path, default=Path(f"out/bench/{NAME}.json"))
-    given = parser.parse_args(arguments)
+    given = parse_options(
+        NAME,
+        "The simulator compared with two vLLM engines.",
+        arguments,
+        requests=130,
+        lessons=(240, "requests from which the gateway learns"),
+        rate=(2.0, "requests a second"),
+    )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that engines end with us
     os.environ["FAIRLEAD_HASH_SECRET"] = SECRET
     installed = install()
@@ -282,7 +278,3 @@ def main(arguments: list[str]) -> int:
         engines = start_engines(stack.enter_context(EngineStage(installed, folder)))
         asyncio.run(measure(FitBenchmark(engines, builder, folder), builder, given))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,6 @@
-"""The autoscaler benchmark's command line. A missed goal stays in the table and fails nothing.
+"""The autoscaler and the presets of other autoscalers, compared with an offline optimum.
+
+A missed goal stays in the table and fails nothing.
 
 Selected scenarios on selected seeds: Fairlead and presets as they stand, without goals.
 
@@ -44,14 +46,14 @@ from fairlead_bench.autoscaler.result_rows import (
 )
 from fairlead_bench.judging_seeds import judging_seeds_of
 from fairlead_bench.measurement_cache import Measured, MeasurementCache, print_progress
-from fairlead_bench.results import ResultRow, value_row, write_results
+from fairlead_bench.results import NO_GOALS, ResultRow, write_results
 from fairlead_sim.autoscalers import PRESETS
 from fairlead_sim.autoscaling import traffic as loads
 from fairlead_sim.autoscaling.closed_loop import ScheduleController, run_controller, run_schedule
 from fairlead_sim.autoscaling.offline_optimum import OptimumSchedule as Oracle
 from fairlead_sim.autoscaling.offline_optimum import replay_schedule, search_schedule
 from fairlead_sim.autoscaling.optimum_cache import OptimumCache
-from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, PlantFaults
+from fairlead_sim.autoscaling.plant import EngineModelKind, PlantFaults
 from fairlead_sim.autoscaling.scenarios import ALL_SCENARIOS as KNOWN_SCENARIOS
 from fairlead_sim.autoscaling.scenarios import SCENARIOS, WIDER_SCENARIOS, smooth_chat, step_cold
 from fairlead_sim.autoscaling.unservable_requests import servable_share
@@ -140,16 +142,16 @@ def selected_rows(
         name = f"{scenario}, {controller}"
         ratios = [cell["cost"] / optima[key]["cost"] for key, cell in runs.items() if key in optima]
         cells = runs.values()
-        yield value_row(f"{name}: within the SLO", "share", fmean(cell["attainment"] for cell in cells), None)
-        yield value_row(f"{name}: servable within the SLO", "share", fmean(cell["servable"] for cell in cells), None)
-        yield value_row(f"{name}: the same, least", "share", min(cell["servable"] for cell in cells), None)
-        yield value_row(f"{name}: unservable", "requests", fmean(cell["unservable"] for cell in cells), None)
+        yield NO_GOALS.value(f"{name}: within the SLO", "share", fmean(cell["attainment"] for cell in cells))
+        yield NO_GOALS.value(f"{name}: servable within the SLO", "share", fmean(cell["servable"] for cell in cells))
+        yield NO_GOALS.value(f"{name}: the same, least", "share", min(cell["servable"] for cell in cells))
+        yield NO_GOALS.value(f"{name}: unservable", "requests", fmean(cell["unservable"] for cell in cells))
         if all("window_attainment" in cell for cell in cells):
             metric = f"{name}: within the SLO in a window and 5 minutes after, least"
-            yield value_row(metric, "share", min(cell["window_attainment"] for cell in cells), None)
+            yield NO_GOALS.value(metric, "share", min(cell["window_attainment"] for cell in cells))
             metric = f"{name}: replicas removed in a window and 5 minutes after"
-            yield value_row(metric, "replicas", sum(cell["window_away"] for cell in cells), None)
-        yield value_row(f"{name}: cost ÷ {OPTIMUM}", "ratio", geometric_mean(ratios), None)
+            yield NO_GOALS.value(metric, "replicas", sum(cell["window_away"] for cell in cells))
+        yield NO_GOALS.value(f"{name}: cost ÷ {OPTIMUM}", "ratio", geometric_mean(ratios))
 
 
 def _optimum_figures(key: RunKey, traces: str, given: argparse.Namespace) -> Measured | None:
@@ -222,7 +224,7 @@ def main(arguments: list[str]) -> int:
     if is_selected:
         run_selected(given, names)
         return 0
-    begun, load_average = time.monotonic(), [os.getloadavg()[0]]
+    begun = time.monotonic()
     bench = AutoscalerBenchmark(given)
     found = bench.cells([TunedPreset(FAIRLEAD, 0.0, True)], ALL_SCENARIOS)[0]
     others = bench.presets(names)
@@ -232,7 +234,6 @@ def main(arguments: list[str]) -> int:
         *_plant_rows(),
     ]
     table = {FAIRLEAD: found} | {chosen.name: cells for chosen, cells in others.items()}
-    load_average.append(os.getloadavg()[0])
     more: dict[str, Any] = {
         "traces": bench.traces != "",
         "oracles": {name: bench.oracle_cell(name) for name in bench.oracles},
@@ -242,7 +243,7 @@ def main(arguments: list[str]) -> int:
         },
         "minutes": (time.monotonic() - begun) / 60.0,
     }
-    write_results(NAME, rows, seed=given.seed, file=given.out, load_average=load_average, more=more)
+    write_results(NAME, rows, seed=given.seed, file=given.out, more=more)
     return 0
 
 
@@ -319,19 +320,15 @@ def _plant_rows() -> Iterator[ResultRow]:
     begun = time.process_time()
     run_controller(day, ScheduleController([(0.0, {"S": 12})]))
     seconds = (time.process_time() - begun) * 1e6 / len(day.load)
-    scenario = _compare_simulators()
+    load = loads.poisson_arrivals([2.0] * 5 + [9.0] * 10 + [3.0] * 15, loads.CHAT_LENGTHS, Random(5))
+    troubles = PlantFaults(crashes=(400.0, 1_400.0), slow=((1_000.0, 1.35),))
+    scenario = replace(step_cold(1), name="compared", seconds=1_800.0, load=load, faults=troubles)
     plan = [(0.0, {"S": 4}), (250.0, {"S": 9}), (1_100.0, {"S": 4})]
     quick, exact = (
         indicators(scenario, run_controller(scenario, ScheduleController(plan), engine_model=kind))
         for kind in (EngineModelKind.AGGREGATED, EngineModelKind.TOKEN_LEVEL)
     )
     yield from simulator_rows(seconds, quick, exact)
-
-
-def _compare_simulators() -> AutoscalingScenario:
-    load = loads.poisson_arrivals([2.0] * 5 + [9.0] * 10 + [3.0] * 15, loads.CHAT_LENGTHS, Random(5))
-    troubles = PlantFaults(crashes=(400.0, 1_400.0), slow=((1_000.0, 1.35),))
-    return replace(step_cold(1), name="compared", seconds=1_800.0, load=load, faults=troubles)
 
 
 def _cell(cell: Measured, oracle: float | None) -> dict[str, float | None]:

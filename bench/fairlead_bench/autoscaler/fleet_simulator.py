@@ -44,7 +44,7 @@ from fairlead_bench.autoscaler.result_rows import (
     meets_slo,
 )
 from fairlead_bench.measurement_cache import Measured, MeasurementCache, print_progress
-from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
+from fairlead_bench.results import ResultRow, load_goals, parse_options, write_results
 from fairlead_sim.autoscalers import PRESETS
 from fairlead_sim.autoscaling.closed_loop import run_schedule
 from fairlead_sim.autoscaling.fleet_plant.plant import FleetPlant
@@ -84,15 +84,17 @@ class FleetCell:
 
 def main(arguments: Sequence[str]) -> int:
     """Returns 0: the benchmark measures, and tests judge."""
-    parser = argparse.ArgumentParser(description="The autoscaler and presets of others in the fleet simulator.")
-    parser.add_argument("--scenarios", type=_scenario_names, default=list(FLEET_SCENARIOS), metavar="NAME,…")
-    parser.add_argument("--presets", default=",".join(COMPARED_PRESETS), help="presets to compare with; empty for none")
-    parser.add_argument("--no-bound", action="store_true", help="search for no bound of the optimum")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--traces", type=Path, help="a folder with the published traces; else traffic of their shape")
-    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 2))
-    parser.add_argument("--out", type=Path, default=Path(f"out/bench/{NAME}.json"))
-    given = parser.parse_args(arguments)
+    given = parse_options(
+        NAME,
+        "The autoscaler and presets of others in the fleet simulator.",
+        arguments,
+        scenarios=list(FLEET_SCENARIOS),
+        presets=(",".join(COMPARED_PRESETS), "presets to compare with; empty for none"),
+        no_bound=(False, "search for no bound of the optimum"),
+        seed=1,
+        traces=(Path, "a folder with the published traces; else traffic of their shape"),
+        jobs=min(os.cpu_count() or 1, 2),
+    )
     traces = "" if given.traces is None or not given.traces.is_dir() else str(given.traces)
     cells = MeasurementCache(
         given.out.with_name(f"{NAME}-cells.jsonl"), measure_cell, source_digest, jobs=given.jobs, said=print_progress
@@ -148,14 +150,12 @@ def fleet_rows(tables: Mapping[str, Mapping[str, Measured]], bounds: Mapping[str
     """Yields the rows of the core with their goals, and of each preset."""
     goals, ours = load_goals(NAME), tables[FAIRLEAD]
 
-    def row(metric: str, unit: str, value: float | None) -> ResultRow:
-        return value_row(metric, unit, value, goals.get(metric))
-
+    row = goals.value
     for name, cell in ours.items():
         yield row(f"{name}: within the SLO", "share", cell["attainment"])
         if name in bounds:
             metric = f"{name}: cost ÷ bound of the optimum"
-            yield ratio_row(metric, "money", cell["cost"], BOUND, bounds[name]["cost"], goals.get(metric))
+            yield goals.ratio(metric, "money", cell["cost"], BOUND, bounds[name]["cost"])
         if name in METRICS_OUTAGES:
             metric = f"{name}: within the SLO in a window and 5 minutes after, least"
             yield row(metric, "share", cell["window_attainment"])
@@ -168,7 +168,7 @@ def fleet_rows(tables: Mapping[str, Mapping[str, Measured]], bounds: Mapping[str
             compared = {scenario: ours[scenario] for scenario in table}
             runs, value, other = costs_where_both_meet(compared, table)
             metric = f"{name}: cost where both keep 99 % ({runs} of {len(table)} runs): {FAIRLEAD} ÷ it"
-            yield ratio_row(metric, "money", value, name, other, None)
+            yield goals.ratio(metric, "money", value, name, other)
 
 
 def name_tables(measured: Mapping[RunController, Mapping[str, Measured]]) -> dict[str, Mapping[str, Measured]]:
@@ -183,13 +183,6 @@ def name_tables(measured: Mapping[RunController, Mapping[str, Measured]]) -> dic
         tables[TunedPreset(name, best, True).name] = found[best]
         tables[TunedPreset(name, usual, False).name] = found[usual]
     return tables
-
-
-def _scenario_names(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := [name for name in names if name not in FLEET_SCENARIOS]:
-        raise argparse.ArgumentTypeError(f"no scenario {', '.join(unknown)}; known are {', '.join(FLEET_SCENARIOS)}")
-    return names
 
 
 def select_runs(given: argparse.Namespace) -> dict[RunController, dict[str, int]]:
@@ -223,18 +216,13 @@ def cheapest_bounds(measured: Mapping[RunController, Mapping[str, Measured]]) ->
 
 
 def _bound(scenario: AutoscalingScenario, cell: FleetCell) -> OptimumSchedule:
-    steps = _aggregated_schedule(scenario)
+    known = OptimumCache(KNOWN_OPTIMA).get(scenario)
+    steps = (known or search_schedule(scenario, runs=_SEARCH_RUNS)).steps
     if cell.knob is None:
         return scaled_schedule_bound(scenario, steps, runs=cell.bound_runs)
     scaled = scale_steps(scenario, steps, cell.knob)
     outcome = run_schedule(scenario, scaled, FleetPlant(scenario, foresight=True))
     return OptimumSchedule(scaled, outcome.attainment, outcome.cost)
-
-
-def _aggregated_schedule(scenario: AutoscalingScenario) -> tuple[tuple[float, Mapping[str, int]], ...]:
-    """Returns the cheapest known schedule of the aggregated plant; searches if there is none."""
-    known = OptimumCache(KNOWN_OPTIMA).get(scenario)
-    return (known or search_schedule(scenario, runs=_SEARCH_RUNS)).steps
 
 
 @cache

@@ -6,7 +6,6 @@ Each test runs in a process of its own. The core is compiled, unless ``FAIRLEAD_
 there is no C compiler.
 """
 
-import argparse
 import os
 import re
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 from fairlead.runtime.compiled_build import is_compiled
 from fairlead_autoscaler.core import learning
 from fairlead_bench.measurement_cache import print_progress
-from fairlead_bench.results import ResultRow, load_goals, value_row, write_results
+from fairlead_bench.results import ResultRow, load_goals, parse_options, write_results
 
 NAME = "autoscaler-properties"
 ROOT = Path(__file__).resolve().parents[3]
@@ -39,11 +38,13 @@ class PropertyRun:
 
 def main(arguments: Sequence[str]) -> int:
     """Returns 0: the benchmark measures, and tests judge."""
-    parser = argparse.ArgumentParser(description="The autoscaler's property tests with many examples.")
-    parser.add_argument("--examples", type=int, default=10_000, help="of each test")
-    parser.add_argument("--only", default="", metavar="TEXT", help="tests whose name contains it")
-    parser.add_argument("--out", type=Path, default=Path(f"out/bench/{NAME}.json"))
-    given = parser.parse_args(arguments)
+    given = parse_options(
+        NAME,
+        "The autoscaler's property tests with many examples.",
+        arguments,
+        examples=(10000, "of each test"),
+        only=("", "tests whose name contains it"),
+    )
     command = [*_PYTEST, "--collect-only", str(TESTS)]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     runs = {test: run_test(test, given.examples) for test in listed.splitlines() if "::" in test and given.only in test}
@@ -82,4 +83,4 @@ def property_rows(runs: Collection[PropertyRun], examples: int) -> list[ResultRo
         f"property tests with fewer than {examples} examples": len(passed) - done,
     }
     goals = load_goals(NAME)
-    return [value_row(metric, "tests", float(count), goals.get(metric)) for metric, count in counts.items()]
+    return [goals.value(metric, "tests", float(count)) for metric, count in counts.items()]

@@ -9,7 +9,7 @@ from typing import Any
 
 from fairlead_bench.autoscaler.measurement import FAIRLEAD
 from fairlead_bench.measurement_cache import Measured
-from fairlead_bench.results import ResultRow, load_goals, meets_goal, ratio_row, value_row
+from fairlead_bench.results import ResultRow, load_goals, meets_goal
 
 NAME = "autoscaler"
 TARGET = 0.99
@@ -79,11 +79,10 @@ def fairlead_rows(found: Mapping[str, Measured], oracles: Mapping[str, float]) -
     """Yields the rows with goals of the core, by scenario."""
     wanted = load_goals(NAME)
 
-    def row(metric: str, unit: str, value: float | None) -> ResultRow:
-        return value_row(metric, unit, value, wanted[metric])
+    row = wanted.value
 
     def priced(metric: str, name: str) -> ResultRow:
-        return ratio_row(metric, "money", found[name]["cost"], "oracle", oracles[name], wanted[metric])
+        return wanted.ratio(metric, "money", found[name]["cost"], "oracle", oracles[name])
 
     for name in SMOOTH:
         yield row(f"{name}: within the objectives", "share", found[name]["attainment"])
@@ -128,18 +127,14 @@ def comparison_rows(
     """Ours ÷ each preset's cost, over the compared scenarios in which both keep the target; and how
     many each keeps."""
     wanted = load_goals(NAME)
-    yield value_row(
-        f"{FAIRLEAD}: of {len(COMPARED_SCENARIOS)} scenarios keeps 99 % in",
-        "scenarios",
-        _share_meeting_slo(found),
-        None,
+    yield wanted.value(
+        f"{FAIRLEAD}: of {len(COMPARED_SCENARIOS)} scenarios keeps 99 % in", "scenarios", _share_meeting_slo(found)
     )
     for chosen, cells in others.items():
-        yield value_row(
+        yield wanted.value(
             f"{chosen.name}: of {len(COMPARED_SCENARIOS)} scenarios keeps 99 % in",
             "scenarios",
             _share_meeting_slo(cells),
-            None,
         )
         compared = {name: found[name] for name in COMPARED_SCENARIOS}
         _, value, other = costs_where_both_meet(compared, cells)
@@ -169,12 +164,11 @@ def beats_goal(preset: str) -> str:
 def simulator_rows(day_seconds: float, quick: Measured, exact: Measured) -> Iterator[ResultRow]:
     """Yields the rows of the plant: its speed, and its distance from token-level engines."""
     wanted = load_goals(NAME)
-    metric = "a day of a million requests under one controller, simulated on one core"
-    yield value_row(metric, "s", day_seconds, wanted[metric])
+    yield wanted.value("a day of a million requests under one controller, simulated on one core", "s", day_seconds)
     metric = "aggregated and token-level engines: attainment apart"
-    yield value_row(metric, "points", 100.0 * abs(quick["attainment"] - exact["attainment"]), wanted[metric])
+    yield wanted.value(metric, "points", 100.0 * abs(quick["attainment"] - exact["attainment"]))
     metric = "aggregated ÷ token-level engines: replica-hours"
-    yield ratio_row(metric, "h", quick["cost"], "token-level", exact["cost"], wanted[metric])
+    yield wanted.ratio(metric, "h", quick["cost"], "token-level", exact["cost"])
 
 
 def meets_slo(cell: Measured) -> bool:

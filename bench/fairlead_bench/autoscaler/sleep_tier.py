@@ -1,7 +1,6 @@
 """The autoscaler with a tier of sleeping replicas, compared with the same without: latency, cost,
 and number of starts."""
 
-import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from fairlead_autoscaler.core import ScalingCore, SleepTier
-from fairlead_bench.results import ResultRow, ratio_row, write_results
+from fairlead_bench.results import NO_GOALS, ResultRow, parse_options, write_results
 from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, run_controller
 from fairlead_sim.autoscaling.plant import AutoscalingScenario
 from fairlead_sim.autoscaling.pool import SleepTimings
@@ -67,23 +66,18 @@ def compare_tiers(name: str, scenario: AutoscalingScenario, tier: SleepTier) -> 
         with_[price] = run_controller(tiered, ScalingCore(tiered.model))
     first = next(iter(with_.values()))  # what sleep costs changes nothing of what is decided
     share, other = first.attainment, without.attainment
-    yield ratio_row(f"{name}: within the objectives", "share", share, "no tier", other, None)
+    yield NO_GOALS.ratio(f"{name}: within the objectives", "share", share, "no tier", other)
     gone, were = (float(one.abandoned + one.lost) for one in (first, without))
-    yield ratio_row(f"{name}: given up or lost", "requests", gone, "no tier", were, None)
+    yield NO_GOALS.ratio(f"{name}: given up or lost", "requests", gone, "no tier", were)
     starts, before = (float(sum(map(len, one.starts.values()))) for one in (first, without))
-    yield ratio_row(f"{name}: starts", "starts", starts, "no tier", before, None)
+    yield NO_GOALS.ratio(f"{name}: starts", "starts", starts, "no tier", before)
     for price, found in with_.items():
         metric = f"{name}: cost, asleep at {price} of the price"
-        yield ratio_row(metric, "replica-hours", found.cost, "no tier", without.cost, None)
+        yield NO_GOALS.ratio(metric, "replica-hours", found.cost, "no tier", without.cost)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs each case with and without the tier, prints the table and writes it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--traces", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("out/bench/asleep.json"))
-    given = parser.parse_args(arguments)
-    seeds = [int(one) for one in given.seeds.split(",")]
-    write_results("asleep", list(rows(seeds, given.traces)), seed=seeds[0], file=given.out)
+    given = parse_options("asleep", __doc__, arguments, seeds=[1, 2, 3], traces=Path)
+    write_results("asleep", list(rows(given.seeds, given.traces)), seed=given.seeds[0], file=given.out)
     return 0

@@ -1,4 +1,4 @@
-"""Fairness between tenants: one floods, three are steady; three gateways, eight engines.
+"""A flooding tenant and steady ones before three gateways, and attacks on the caches of tenants.
 
     python -m fairlead_bench fairness [--out out/bench/fairness.json] [--seconds 14] [--seeds 1,2]
 
@@ -25,16 +25,13 @@ Source: VTC (arXiv 2401.00588), whose bound is on the difference of service over
 two tenants wait all the time.
 """
 
-import argparse
 import heapq
 import random
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from pathlib import Path
 from statistics import fmean
 from typing import Final
 
@@ -42,7 +39,7 @@ from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import SloTargets
 from fairlead.limits import Limits
 from fairlead_bench.fairness import cache_timing
-from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
+from fairlead_bench.results import Goals, ResultRow, load_goals, parse_options, write_results
 from fairlead_gateway.admission.fair_share import SAVED_SECONDS, FairShare, decode_seconds
 from fairlead_gateway.admission.kv_capacity import MAX_WAITING_STEP_SHARE, EngineLoad
 from fairlead_gateway.admission.policy import MIN_BACKLOG_SECONDS, POLL_SECONDS
@@ -524,7 +521,7 @@ def steady_p99(run: TenantRun) -> float:
     return max(percentile(run.ttft_seconds[tenant], 0.99) for tenant in STEADY)
 
 
-def rows(found: Sequence[Mapping[str, TenantRun]], goals: Mapping[str, str]) -> list[ResultRow]:
+def rows(found: Sequence[Mapping[str, TenantRun]], goals: Goals) -> list[ResultRow]:
     """Returns the rows of all seeds; means over seeds, except gaps, which are the largest."""
 
     def mean(name: str, value: str) -> float:
@@ -536,43 +533,36 @@ def rows(found: Sequence[Mapping[str, TenantRun]], goals: Mapping[str, str]) -> 
     made: list[ResultRow] = []
     for name in ("fair", "steady ones Interactive", "fair, not shared", "without fairness"):
         metric = f"p99 TTFT of the steady tenants: {name} ÷ alone"
-        made.append(ratio_row(metric, "s", p99(name), "alone", p99("alone"), goals.get(metric)))
+        made.append(goals.ratio(metric, "s", p99(name), "alone", p99("alone")))
     for value, unit, title in (
         ("tokens_per_second", "tokens/s", "throughput"),
         ("cached_share", "share", "cached share of prompts"),
     ):
         for name in ("fair", "steady ones Interactive"):
             metric, versus = f"{title}: {name} ÷ without fairness", "without fairness"
-            made.append(ratio_row(metric, unit, mean(name, value), versus, mean(versus, value), goals.get(metric)))
+            made.append(goals.ratio(metric, unit, mean(name, value), versus, mean(versus, value)))
     bound = gap_bound()
     for name in ("two floods", "two floods, weights 1 and 3", "two floods, not shared"):
         metric = f"service gap: {name} ÷ bound"
         gap = max(runs[name].gap_tokens for runs in found)
-        made.append(ratio_row(metric, "tokens", gap, "bound", bound, goals.get(metric)))
+        made.append(goals.ratio(metric, "tokens", gap, "bound", bound))
     shares = [runs["two floods, weights 1 and 3"].served for runs in found]
     metric = "service: weight 3 ÷ weight 1"
     heavy, light = (sum(served[tenant] for served in shares) for tenant in ("steady-1", "flood"))
-    made.append(ratio_row(metric, "tokens", heavy, "three times as much", 3 * light, goals.get(metric)))
+    made.append(goals.ratio(metric, "tokens", heavy, "three times as much", 3 * light))
     metric = "refused requests of the steady tenants: fair"
     refused = sum(runs["fair"].refused.get(tenant, 0) for runs in found for tenant in STEADY)
-    made.append(value_row(metric, "requests", refused, goals.get(metric)))
+    made.append(goals.value(metric, "requests", refused))
     return made
 
 
 def main(arguments: list[str]) -> int:
     """Measures, writes and prints."""
-    parser = argparse.ArgumentParser(description="Fairness between tenants, and isolation of their caches.")
-    parser.add_argument("--seconds", type=float, default=SECONDS)
-    parser.add_argument("--seeds", default="1,2")
-    parser.add_argument("--out", type=Path, default=Path("out/bench/fairness.json"))
-    given = parser.parse_args(arguments)
+    given = parse_options(
+        _NAME, "Fairness between tenants, and isolation of their caches.", arguments, seconds=SECONDS, seeds=[1, 2]
+    )
     goals = load_goals(_NAME)
-    seeds = [int(seed) for seed in given.seeds.split(",")]
     with ProcessPoolExecutor(max_workers=2) as pool:
-        found = list(pool.map(partial(simulate_seed, given.seconds), seeds))
-    write_results(_NAME, rows(found, goals) + cache_timing.rows(goals), seed=seeds[0], file=given.out)
+        found = list(pool.map(partial(simulate_seed, given.seconds), given.seeds))
+    write_results(_NAME, rows(found, goals) + cache_timing.rows(goals), seed=given.seeds[0], file=given.out)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

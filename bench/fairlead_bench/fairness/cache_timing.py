@@ -10,7 +10,7 @@ one engine. They are sent to a gateway with that secret, and to one with another
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -19,7 +19,7 @@ from xxhash import xxh3_64_intdigest
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Model, SloTargets
 from fairlead.tenants.model import CacheSharing, Tenant
-from fairlead_bench.results import ResultRow, value_row
+from fairlead_bench.results import Goals, ResultRow
 from fairlead_gateway.routing import ModelRouter, RouteRequest
 from fairlead_gateway.worker.tenancy.tenant_policy import scope_of
 from fairlead_sim.fleet.simulation import FleetOptions
@@ -140,15 +140,13 @@ def aimed_load(knows_secret: bool, seed: int, prompts: int = AIMED_PROMPTS) -> f
     return max(counts.values()) / (prompts / len(_ENGINES))
 
 
-def rows(goals: Mapping[str, str]) -> list[ResultRow]:
+def rows(goals: Goals) -> list[ResultRow]:
     """Returns the rows of both attacks."""
     made: list[ResultRow] = []
     for name, sharing in (("isolated", CacheSharing.TENANT), ("shared caches", CacheSharing.CLUSTER)):
         found = timing_attack(sharing, seed=7)
         for channel, value in (("time", found.by_time), ("cached tokens", found.by_cached_tokens)):
-            metric = f"timing attack, AUC by {channel}: {name}"
-            made.append(value_row(metric, "", value, goals.get(metric)))
+            made.append(goals.value(f"timing attack, AUC by {channel}: {name}", "", value))
     for name, knows_secret in (("secret unknown", False), ("secret known", True)):
-        metric = f"aimed prompts, largest ÷ mean load: {name}"
-        made.append(value_row(metric, "", aimed_load(knows_secret, seed=7), goals.get(metric)))
+        made.append(goals.value(f"aimed prompts, largest ÷ mean load: {name}", "", aimed_load(knows_secret, seed=7)))
     return made

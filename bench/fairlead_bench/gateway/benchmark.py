@@ -1,4 +1,4 @@
-"""The gateway benchmark's command line: install, start, run every case on every target, report."""
+"""Processor time and memory of the gateway, compared with Envoy, nginx and others."""
 
 import argparse
 import os
@@ -197,10 +197,8 @@ def main(arguments: list[str]) -> int:
 
 def _decisions(out: Path, programs: NativePrograms, seed: int) -> int:
     """Measures routing decisions alone, into a file of their own."""
-    loads = [os.getloadavg()[0]]
     decisions, tails = _measure_decisions(programs, seed)
-    loads.append(os.getloadavg()[0])
-    write_alone("gateway, the decision alone", decision_rows(decisions, tails), seed=seed, file=out, load_average=loads)
+    write_alone("gateway, the decision alone", decision_rows(decisions, tails), seed=seed, file=out)
     return 0
 
 
@@ -287,7 +285,3 @@ def _keep_logs(folder: Path, wanted: Path) -> None:
     shutil.copytree(
         folder, wanted, dirs_exist_ok=True, ignore=shutil.ignore_patterns("bodies-*", "*_temp", "client_body")
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

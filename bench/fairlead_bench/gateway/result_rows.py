@@ -23,7 +23,7 @@ from fairlead_bench.gateway.load_cases import CASES, DECISION_SIZES, WITH_KV_EVE
 from fairlead_bench.gateway.measurement import CaseRun
 from fairlead_bench.gateway.tail_latency import DecisionTails
 from fairlead_bench.gateway.targets import DIRECT, ENVOY, FAIRLEAD, SGLANG
-from fairlead_bench.results import ResultRow, load_goals, machine, print_rows, ratio_row, value_row, versions
+from fairlead_bench.results import NO_GOALS, ResultRow, load_goals, machine, print_rows, versions
 
 SEPARATOR = " | "
 """In a metric's name between what was measured and on which target."""
@@ -115,7 +115,7 @@ def rows(
         found += _case_rows(table, CASES[name], [*table.targets(name), *absent])
     found += _decision_rows(decisions, tails)
     found += [
-        value_row(f"memory, idle{SEPARATOR}{target}", "MB", size / 1e6, None) for target, size in idle_bytes.items()
+        NO_GOALS.value(f"memory, idle{SEPARATOR}{target}", "MB", size / 1e6) for target, size in idle_bytes.items()
     ]
     return found
 
@@ -132,10 +132,10 @@ def goal_rows(
     def versus(title: str, case: str, peer: str) -> tuple[str, ResultRow]:
         metric = f"CPU per {title} ÷ {peer}"
         ours, theirs = table.median(case, FAIRLEAD, cpu), table.median(case, peer, cpu)
-        return case, ratio_row(metric, "µs", ours, peer, theirs, wanted[metric])
+        return case, wanted.ratio(metric, "µs", ours, peer, theirs)
 
     def alone(case: str, metric: str, unit: str, value: float | None) -> tuple[str, ResultRow]:
-        return case, value_row(metric, unit, value, wanted[metric])
+        return case, wanted.value(metric, unit, value)
 
     yield versus("2 KB request", "request-2k", SGLANG)
     yield versus("2 KB request, crowded", "request-2k-crowded", SGLANG)
@@ -177,7 +177,7 @@ def decision_goal_rows(decisions: Mapping[str, float | None], tails: DecisionTai
         (f"{BUSY_DECISION}: hash, match and pick: p99", None if slow is None else slow.routing_seconds),
         (f"{BUSY_DECISION}: p99 of what is slow each time", None if slow is None else slow.same_seconds),
     ]
-    return [value_row(metric, "µs", _micro(seconds), wanted[metric]) for metric, seconds in found]
+    return [wanted.value(metric, "µs", _micro(seconds)) for metric, seconds in found]
 
 
 def decision_rows(decisions: Mapping[str, float | None], tails: DecisionTails | None) -> list[ResultRow]:
@@ -195,14 +195,14 @@ def _decision_rows(decisions: Mapping[str, float | None], tails: DecisionTails |
     for size in DECISION_SIZES:
         metric = f"decision alone, {size[:-1]} KB, 1M-block index that engines confirm"
         with_it, without = (_micro(decisions.get(kind)) for kind in (size + WITH_KV_EVENTS, size))
-        yield ratio_row(metric, "µs", with_it, "without engines' events", without, None)
+        yield NO_GOALS.ratio(metric, "µs", with_it, "without engines' events", without)
     if tails is None:
         return
     for suffix, tail in (("", tails.calm), (", crowded", tails.crowded)):
-        yield value_row(f"{BUSY_DECISION}: median{suffix}", "µs", _micro(tail.median_seconds), None)
+        yield NO_GOALS.value(f"{BUSY_DECISION}: median{suffix}", "µs", _micro(tail.median_seconds))
         counting = _micro(tail.counting_seconds)
         metric = f"{BUSY_DECISION}: p99{suffix}"
-        yield ratio_row(metric, "µs", _micro(tail.p99_seconds), "counting as long", counting, None)
+        yield NO_GOALS.ratio(metric, "µs", _micro(tail.p99_seconds), "counting as long", counting)
 
 
 def _case_rows(table: RunTable, case: LoadCase, targets: Iterable[str]) -> Iterator[ResultRow]:
@@ -226,9 +226,9 @@ def _case_rows(table: RunTable, case: LoadCase, targets: Iterable[str]) -> Itera
             if target == DIRECT and figure in (cpu, core):
                 continue
             if target == FAIRLEAD:
-                yield value_row(f"{title}{SEPARATOR}{target}", unit, value, None)
+                yield NO_GOALS.value(f"{title}{SEPARATOR}{target}", unit, value)
             else:
-                yield ratio_row(f"{title}{SEPARATOR}{target}", unit, value, FAIRLEAD, ours, None)
+                yield NO_GOALS.ratio(f"{title}{SEPARATOR}{target}", unit, value, FAIRLEAD, ours)
 
 
 def _micro(seconds: float | None) -> float | None:

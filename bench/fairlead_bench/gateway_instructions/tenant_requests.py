@@ -1,5 +1,4 @@
-"""Instructions of a plain request by its caller: without a key, with one, of a tenant, and of a
-tenant with limits and a budget.
+"""Instructions of a plain request by its caller, up to a tenant with limits and a budget.
 
     python -m fairlead_bench tenant-instructions [--new HEAD]
 
@@ -25,7 +24,7 @@ from fairlead_bench.gateway_instructions.counted_gateway import KEY_DIGEST, Call
 from fairlead_bench.gateway_instructions.scenarios import PLAIN, plain_scenario
 from fairlead_bench.gateway_instructions.source_tree import SourceTree, export_commit, export_working_tree
 from fairlead_bench.quota.request_cost import cost_rows, request_cost
-from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
+from fairlead_bench.results import ResultRow, load_goals, parse_options, write_results
 
 ROOT = Path(__file__).resolve().parents[3]
 NAME = "tenant-instructions"
@@ -62,11 +61,10 @@ def rows(windows: Windows) -> list[ResultRow]:
     wanted, found = load_goals(NAME), []
     counted = {unit: statistics.fmean(counts) for unit, counts in windows.items()}
     for unit, value in counted.items():
-        found.append(value_row(f"instructions per {unit}", "", value, wanted.get(f"instructions per {unit}")))
+        found.append(wanted.value(f"instructions per {unit}", "", value))
     for unit in (LIMITED, STRICT):
         for other in (WITH_KEY, TENANT, NO_KEYS):
-            name = f"instructions of a {unit} ÷ {other}"
-            found.append(ratio_row(name, "", counted[unit], other, counted[other], wanted.get(name)))
+            found.append(wanted.ratio(f"instructions of a {unit} ÷ {other}", "", counted[unit], other, counted[other]))
     return found
 
 
@@ -87,8 +85,7 @@ def main(arguments: Sequence[str]) -> int:
     if not options.new:
         made += cost_rows(request_cost(options.seed))
     more: dict[str, object] = {"valgrind": valgrind, "revision": tree.revision, "windows": {"instructions": windows}}
-    write_results(NAME, made, seed=options.seed, file=options.out, more=more)
-    return 0 if all(row.holds for row in made) else 1
+    return write_results(NAME, made, seed=options.seed, file=options.out, more=more)
 
 
 def _count(tree: SourceTree, options: argparse.Namespace) -> Windows:
@@ -116,13 +113,12 @@ def _cost(unit: str, counts: Mapping[str, float], turns: Mapping[str, int]) -> d
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m fairlead_bench {NAME}",
-        description="Instructions of a plain request by its caller, up to a tenant with limits and a budget.",
+    return parse_options(
+        NAME,
+        "Instructions of a plain request by its caller, up to a tenant with limits and a budget.",
+        arguments,
+        new=(str, "the commit to count; without it the working tree"),
+        windows=(3, "how often each script is counted; means are compared"),
+        keep=(Path, "keep logs and callgrind's dumps there"),
+        seed=1,
     )
-    parser.add_argument("--new", metavar="REV", help="the commit to count; without it the working tree")
-    parser.add_argument("--windows", type=int, default=3, help="how often each script is counted; means are compared")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep logs and callgrind's dumps there")
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench" / f"{NAME}.json")
-    parser.add_argument("--seed", type=int, default=1)
-    return parser.parse_args(arguments)

@@ -1,5 +1,5 @@
-"""The index benchmark's command line: each kind of traffic several times in turn, then ten million
-blocks.
+"""The indexer, replicas of the index and Redis: each kind of traffic several times in turn, then
+ten million blocks.
 
 Result rows of the index: goals, then the costs of the other processes.
 
@@ -7,8 +7,6 @@ The mirror's answers alone: 128 blocks and 64 instances, in a mirror with a mill
 Processor time, one core.
 """
 
-import argparse
-import os
 import random
 import sys
 import time
@@ -20,7 +18,7 @@ from typing import Any, Final
 
 from fairlead.runtime.compiled_build import is_compiled
 from fairlead_bench.index.index_processes import EventTraffic, run
-from fairlead_bench.results import ResultRow, load_goals, value_row, write_results
+from fairlead_bench.results import NO_GOALS, ResultRow, load_goals, parse_options, write_results
 from fairlead_kvstore.blockstore import block_table as blocks
 from fairlead_kvstore.blockstore.changes import BlocksStored
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
@@ -53,9 +51,7 @@ def rows(found: IndexFigures) -> list[ResultRow]:
 def _goal_rows(found: IndexFigures) -> Iterator[ResultRow]:
     wanted = load_goals("index")
 
-    def row(metric: str, unit: str, value: float | None) -> ResultRow:
-        return value_row(metric, unit, value, wanted[metric])
-
+    row = wanted.value
     for kind in ("prompts", "eviction", "decoding"):
         yield row(f"blocks per CPU-second of the indexer: {KINDS[kind]}", "/s", _rate(found.runs.get(kind, ())))
     for how in ("all of it everywhere", "a random depth on each"):
@@ -73,26 +69,26 @@ def _goal_rows(found: IndexFigures) -> Iterator[ResultRow]:
 
 
 def _cost_rows(found: IndexFigures) -> Iterator[ResultRow]:
-    yield value_row(
-        f"blocks per CPU-second of the indexer: {KINDS['alone']}", "/s", _rate(found.runs.get("alone", ())), None
+    yield NO_GOALS.value(
+        f"blocks per CPU-second of the indexer: {KINDS['alone']}", "/s", _rate(found.runs.get("alone", ()))
     )
     for kind, words in KINDS.items():
         some = found.runs.get(kind, ())
         for name, who in (("mirror", "a mirror's"), ("redis", "Redis'")):
             value = _median_of(some, lambda one, name=name: one[name]["cpu"] / one["blocks"] * 1e6)
-            yield value_row(f"{who} CPU per million blocks: {words}", "s", value, None)
+            yield NO_GOALS.value(f"{who} CPU per million blocks: {words}", "s", value)
     for how, value in found.matches.items():
         if how not in ("all of it everywhere", "a random depth on each"):
-            yield value_row(f"128 blocks × 64 instances: {how}", "µs", value, None)
+            yield NO_GOALS.value(f"128 blocks × 64 instances: {how}", "µs", value)
     many = found.many or {}
     cold = many.get("cold") or {}
-    yield value_row("ten million blocks: instances of 16 that the cold mirror has", "", cold.get("marks"), None)
-    yield value_row("ten million blocks: cold mirror", "s", cold.get("seconds"), None)
-    yield value_row("ten million blocks: memory of a cold mirror", "MB", _megabytes(cold.get("memory")), None)
-    yield value_row(
-        "ten million blocks: the indexer grew by", "MB", _megabytes((many.get("indexer") or {}).get("grew")), None
+    yield NO_GOALS.value("ten million blocks: instances of 16 that the cold mirror has", "", cold.get("marks"))
+    yield NO_GOALS.value("ten million blocks: cold mirror", "s", cold.get("seconds"))
+    yield NO_GOALS.value("ten million blocks: memory of a cold mirror", "MB", _megabytes(cold.get("memory")))
+    yield NO_GOALS.value(
+        "ten million blocks: the indexer grew by", "MB", _megabytes((many.get("indexer") or {}).get("grew"))
     )
-    yield value_row("ten million blocks: memory of Redis", "MB", _megabytes(many.get("redis_bytes")), None)
+    yield NO_GOALS.value("ten million blocks: memory of Redis", "MB", _megabytes(many.get("redis_bytes")))
 
 
 def _rate(some: Sequence[Mapping[str, Any]]) -> float | None:
@@ -182,30 +178,25 @@ never idle."""
 
 def main(arguments: Sequence[str]) -> int:
     """Returns 0 when every goal holds."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--rounds", type=int, default=2, help="how often each kind of traffic is measured; medians count"
+    options = parse_options(
+        "index",
+        __doc__,
+        arguments,
+        rounds=(2, "how often each kind of traffic is measured; medians count"),
+        share=(1.0, "of the blocks; below 1 the result settles nothing"),
+        seed=7,
+        without=(str, "leave a part out: many"),
     )
-    parser.add_argument("--share", type=float, default=1.0, help="of the blocks; below 1 the result settles nothing")
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--without", action="append", default=[], choices=("many",), help="leave a part out")
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench" / "index.json")
-    options = parser.parse_args(arguments)
-    loads = [os.getloadavg()[0]]
     found = IndexFigures(matches=measure_matches(options.seed))
     for _ in range(options.rounds):
         for kind, count in _BLOCKS.items():
             one = _plain(kind, round(count * options.share), _ENGINES[kind], options.seed, cold=kind == "prompts")
             found.runs.setdefault(kind, []).append(one)
-            loads.append(os.getloadavg()[0])
-    if "many" not in options.without:
+    if options.without != "many":
         found.many = _plain("prompts", round(TEN_MILLION * options.share), 16, options.seed, cold=True, emptied=True)
-        loads.append(os.getloadavg()[0])
-    made = rows(found)
     figures = {"runs": found.runs, "many": found.many, "matches": found.matches}
     more = {"compiled": is_compiled(blocks.__file__), "figures": figures}
-    write_results("index", made, seed=options.seed, file=options.out, load_average=loads, more=more)
-    return 0 if all(row.holds for row in made) else 1
+    return write_results("index", rows(found), seed=options.seed, file=options.out, more=more)
 
 
 def _plain(kind: str, blocks: int, engines: int, seed: int, *, cold: bool, emptied: bool = False) -> dict[str, Any]:

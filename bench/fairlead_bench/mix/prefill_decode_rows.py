@@ -30,7 +30,7 @@ from itertools import product, repeat
 
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core import ScalingCore
-from fairlead_bench.results import MapFunction, ResultRow, ratio_row, value_row
+from fairlead_bench.results import NO_GOALS, Goals, MapFunction, ResultRow
 from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, ScheduleController, run_controller
 from fairlead_sim.autoscaling.plant import AutoscalingScenario
 from fairlead_sim.autoscaling.reference_pools import (
@@ -115,7 +115,7 @@ def slo_attainment(prefill: int | None, computing: PrefillPolicy, seed: int) -> 
     return serve(RATE, prefill, computing, seed).attainment
 
 
-def convertible_rows(seed: int, bars: Mapping[str, str], each: MapFunction) -> list[ResultRow]:
+def convertible_rows(seed: int, bars: Goals, each: MapFunction) -> list[ResultRow]:
     """Yields attainment of each division at one rate.
 
     Capacities of each way at its best and its worst division follow; none has a goal.
@@ -130,15 +130,13 @@ def convertible_rows(seed: int, bars: Mapping[str, str], each: MapFunction) -> l
         for how in (PrefillPolicy.APART, PrefillPolicy.BY_LENGTH):
             metric = f"P/D, {what}: within the objectives at {RATE:.0f}/s, {prefill} prefill: slack ÷ {NAMES[how]}"
             slack, other = share[prefill, PrefillPolicy.SLACK], share[prefill, how]
-            rows.append(ratio_row(metric, "share", slack, NAMES[how], other, bars.get(metric)))
+            rows.append(bars.ratio(metric, "share", slack, NAMES[how], other))
     metric = f"P/D, {what}: within the objectives at {RATE:.0f}/s, each engine does both"
-    rows.append(value_row(metric, "share", share[None, PrefillPolicy.APART], None))
+    rows.append(bars.value(metric, "share", share[None, PrefillPolicy.APART]))
     rows += _capacities(what, {how: [carried[prefill, how] for prefill in MIXED_DIVISIONS] for how in PrefillPolicy})
     metric = f"P/D, {what}: capacity at the best division: slack ÷ each engine does both"
     best = max(carried[prefill, PrefillPolicy.SLACK] for prefill in MIXED_DIVISIONS)
-    rows.append(
-        ratio_row(metric, "requests/s", best, "each engine does both", carried[None, PrefillPolicy.APART], None)
-    )
+    rows.append(bars.ratio(metric, "requests/s", best, "each engine does both", carried[None, PrefillPolicy.APART]))
     return rows
 
 
@@ -148,7 +146,7 @@ def _capacities(what: str, carried: Mapping[PrefillPolicy, Sequence[float]]) -> 
     for how in (PrefillPolicy.APART, PrefillPolicy.BY_LENGTH):
         for name, pick in (("best", max), ("worst", min)):
             metric = f"P/D, {what}: capacity at the {name} of {len(MIXED_DIVISIONS)} divisions: slack ÷ {NAMES[how]}"
-            rows.append(ratio_row(metric, "requests/s", pick(ours), NAMES[how], pick(carried[how]), None))
+            rows.append(NO_GOALS.ratio(metric, "requests/s", pick(ours), NAMES[how], pick(carried[how])))
     return rows
 
 
@@ -298,7 +296,7 @@ def run_halved(seed: int, computing: PrefillPolicy) -> float:
     return fixed_controller(run_shift(LOAD, QUIET_SECONDS, ENGINES // 2, seed, computing=computing)[0]).attainment
 
 
-def shift_rows(seed: int, bars: Mapping[str, str], each: MapFunction) -> list[ResultRow]:
+def shift_rows(seed: int, bars: Goals, each: MapFunction) -> list[ResultRow]:
     """Returns rows on the speed of the division and the requests that wait for it; the worst of
     several seeds."""
     seeds = range(seed, seed + SEEDS)
@@ -307,13 +305,12 @@ def shift_rows(seed: int, bars: Mapping[str, str], each: MapFunction) -> list[Re
     nears, lost, kept = zip(*slack, strict=True)
     plain = [share for _, _, share in apart]
     metric = "P/D: until within one engine of the best division, less a start"
-    rows = [value_row(metric, "s", max(nears) - STARTUP_SECONDS, bars[metric])]
-    metric = "P/D: requests whose prefill timed out"
-    rows.append(value_row(metric, "requests", float(sum(lost)), bars[metric]))
+    rows = [bars.value(metric, "s", max(nears) - STARTUP_SECONDS)]
+    rows.append(bars.value("P/D: requests whose prefill timed out", "requests", float(sum(lost))))
     metric = "P/D: within the objectives, the turn included, at 85 %"
-    rows.append(ratio_row(metric, "share", min(kept), "every prompt handed over", min(plain), None))
+    rows.append(bars.ratio(metric, "share", min(kept), "every prompt handed over", min(plain)))
     metric = "P/D: within the objectives, the same divided 1:1, convertible decoders"
-    rows.append(ratio_row(metric, "share", next(halves), "every prompt handed over", next(halves), None))
+    rows.append(bars.ratio(metric, "share", next(halves), "every prompt handed over", next(halves)))
     return rows
 
 
@@ -322,7 +319,7 @@ def capacity_of(count: int, shape: tuple[int, int], seed: int, computing: Prefil
     return saturated_throughput(count, shape, seed, computing=computing)
 
 
-def division_rows(seed: int, bars: Mapping[str, str], each: MapFunction) -> list[ResultRow]:
+def division_rows(seed: int, bars: Goals, each: MapFunction) -> list[ResultRow]:
     """Returns rows on the capacity of divisions, for each kind of traffic."""
     rows: list[ResultRow] = []
     shapes = ((LONG, "8k in, 100 out"), (SHORT_PROMPTS, "1k in, 800 out"))
@@ -333,17 +330,17 @@ def division_rows(seed: int, bars: Mapping[str, str], each: MapFunction) -> list
     for (shape, name), without, with_slack in zip(shapes, plain, slack, strict=True):
         split = dict(zip(DIVISIONS[shape], without, strict=True))
         best = max(split, key=lambda count: split[count])
-        rows.append(value_row(f"P/D: engines that prefill in the best division, {name}", "engines", float(best), None))
+        rows.append(bars.value(f"P/D: engines that prefill in the best division, {name}", "engines", float(best)))
         metric = f"P/D: throughput of the best division ÷ 1:1, {name}"
-        rows.append(ratio_row(metric, "requests/s", split[best], "1:1", split[8], bars.get(metric)))
+        rows.append(bars.ratio(metric, "requests/s", split[best], "1:1", split[8]))
         most = dict(zip(SLACK_DIVISIONS[shape], with_slack, strict=True))
         best = max(most, key=lambda count: most[count])
         metric = f"P/D: with convertible decoders, engines that prefill in the best division, {name}"
-        rows.append(value_row(metric, "engines", float(best), None))
+        rows.append(bars.value(metric, "engines", float(best)))
         metric = f"P/D: throughput of the best division, {name}: convertible decoders ÷ without"
-        rows.append(ratio_row(metric, "requests/s", most[best], "without", max(split.values()), None))
+        rows.append(bars.ratio(metric, "requests/s", most[best], "without", max(split.values())))
         metric = f"P/D: throughput of 1:1, {name}: convertible decoders ÷ without"
-        rows.append(ratio_row(metric, "requests/s", most[8], "without", split[8], None))
+        rows.append(bars.ratio(metric, "requests/s", most[8], "without", split[8]))
     return rows
 
 
@@ -355,7 +352,7 @@ def finished_share(load: float, requests: int, prefill: int | None, seed: int, c
     return throughput(balanced_controller(made) if prefill is None else fixed_controller(made))
 
 
-def full_rows(seed: int, bars: Mapping[str, str], each: MapFunction) -> list[ResultRow]:
+def full_rows(seed: int, bars: Goals, each: MapFunction) -> list[ResultRow]:
     """Returns rows on finished requests over the shift at saturation. The goal compares with
     engines that keep to their role."""
     cases = [(1.0, requests) for requests in FULL] + [(CROWDED_DIVISIONS, FULL[0])]
@@ -371,17 +368,15 @@ def full_rows(seed: int, bars: Mapping[str, str], each: MapFunction) -> list[Res
         ours = {how: found[load, count, None, how] for how in both}
         halves = {how: found[load, count, ENGINES // 2, how] for how in both}
         base, metric = halves[PrefillPolicy.APART], f"{what}: balanced ÷ 1:1"
-        rows.append(ratio_row(metric, "requests/s", ours[PrefillPolicy.SLACK], "1:1", base, bars.get(metric)))
+        rows.append(bars.ratio(metric, "requests/s", ours[PrefillPolicy.SLACK], "1:1", base))
         metric = f"{what}: balanced, every prompt handed over ÷ 1:1"
-        rows.append(ratio_row(metric, "requests/s", ours[PrefillPolicy.APART], "1:1", base, None))
+        rows.append(bars.ratio(metric, "requests/s", ours[PrefillPolicy.APART], "1:1", base))
         metric = f"{what}: balanced ÷ 1:1, convertible decoders in both"
-        rows.append(
-            ratio_row(metric, "requests/s", ours[PrefillPolicy.SLACK], "1:1", halves[PrefillPolicy.SLACK], None)
-        )
+        rows.append(bars.ratio(metric, "requests/s", ours[PrefillPolicy.SLACK], "1:1", halves[PrefillPolicy.SLACK]))
     return rows
 
 
-ROLE_ROWS: tuple[Callable[[int, Mapping[str, str], MapFunction], list[ResultRow]], ...] = (
+ROLE_ROWS: tuple[Callable[[int, Goals, MapFunction], list[ResultRow]], ...] = (
     shift_rows,
     division_rows,
     full_rows,

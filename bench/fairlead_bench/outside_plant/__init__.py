@@ -4,6 +4,6 @@ scenario, families: step costs, generated traffic, and what goes wrong in it
 engine: an engine in closed form between two events
 plant: starts, drains, crashes, routing; what a core sees, and the core behind its seam
 offline_optimum: the cheapest schedule that keeps 99 % within both latency targets
-benchmark: runs, one line each; also ``python -m fairlead_bench.outside_plant``
+benchmark: runs, one line each; also ``python -m fairlead_bench autoscaler-outside``
 presets: presets of others
 """

@@ -1,4 +1,6 @@
-"""The autoscaler in the outside plant: one line a run, a table by family, and the result file.
+"""The autoscaler in a second plant that shares no code with the simulator.
+
+Prints one line a run and a table by family.
 
 Tuning uses the seeds 1, 2 and 3; whole days use the first of them. ``--judging`` runs the 20 seeds
 of ``judging_seeds.json``, on which nothing was tuned.
@@ -31,7 +33,7 @@ from fairlead_bench.outside_plant.plant import (
     core_controller,
 )
 from fairlead_bench.outside_plant.scenario import Scenario, judging_seeds
-from fairlead_bench.results import ResultRow, ratio_row, value_row, write_results
+from fairlead_bench.results import NO_GOALS, ResultRow, write_results
 
 WINDOW_AFTERMATH_SECONDS = 300.0
 
@@ -188,22 +190,21 @@ def result_rows(measurements: Iterable[CoreMeasurement]) -> list[ResultRow]:
     rows = []
     for (rule, family), runs in groups.items():
         name = f"{family}, gateway by {rule}"
-        rows.append(value_row(f"{name}: share within both targets", "", fmean(run.share for run in runs), None))
-        rows.append(value_row(f"{name}: the same, worst servable", "", min(run.servable_share for run in runs), None))
+        rows.append(NO_GOALS.value(f"{name}: share within both targets", "", fmean(run.share for run in runs)))
+        rows.append(NO_GOALS.value(f"{name}: the same, worst servable", "", min(run.servable_share for run in runs)))
         optimum = fmean(run.optimum.replica_hours if run.optimum else float("nan") for run in runs)
         cost = fmean(run.replica_hours for run in runs)
         rows.append(
-            ratio_row(
+            NO_GOALS.ratio(
                 f"{name}: cost ÷ offline optimum",
                 "replica-h",
                 cost,
                 "offline optimum",
                 None if optimum != optimum else optimum,
-                None,
             )
         )
-        rows.append(value_row(f"{name}: changes", "1/h", fmean(run.changes_per_hour for run in runs), None))
-        rows.append(value_row(f"{name}: unservable", "requests", fmean(run.unservable for run in runs), None))
+        rows.append(NO_GOALS.value(f"{name}: changes", "1/h", fmean(run.changes_per_hour for run in runs)))
+        rows.append(NO_GOALS.value(f"{name}: unservable", "requests", fmean(run.unservable for run in runs)))
     return rows
 
 
@@ -259,7 +260,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m fairlead_bench.outside_plant", description="Run the autoscaler in the outside plant."
+        prog="python -m fairlead_bench autoscaler-outside", description="Run the autoscaler in the outside plant."
     )
     parser.add_argument("--families", type=known_names(FAMILIES, "family"), default=list(FAMILIES), metavar="NAME,…")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], metavar="N,…")

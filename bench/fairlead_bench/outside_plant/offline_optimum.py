@@ -97,7 +97,10 @@ class OptimumSearch:
 
     def _pool_curve(self, pool: str) -> dict[int, list[int]]:
         setup = next(setup for setup in self._scenario.pools if setup.name == pool)
-        arrivals = self._arrivals_by_block()
+        counts = [0] * self._blocks
+        for arrival in self._scenario.requests.arrivals:
+            counts[self._block_of(arrival)] += 1
+        arrivals = counts
         found: dict[int, list[int]] = {}
         size = max(setup.initial, 1)
         while size <= setup.maximum:
@@ -117,12 +120,6 @@ class OptimumSearch:
         if size == 0 and setup.minimum == 0:
             found[0] = arrivals
         return found
-
-    def _arrivals_by_block(self) -> list[int]:
-        counts = [0] * self._blocks
-        for arrival in self._scenario.requests.arrivals:
-            counts[self._block_of(arrival)] += 1
-        return counts
 
     def _block_of(self, time: float) -> int:
         return min(int(time / self._scenario.block_seconds), self._blocks - 1)

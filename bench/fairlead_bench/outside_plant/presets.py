@@ -1,6 +1,6 @@
-"""The core and presets of others in the outside plant.
+"""The autoscaler and presets of others in a second plant.
 
-    python -m fairlead_bench.outside_plant.presets [--seeds N,…] [--values all|two|usual]
+    python -m fairlead_bench autoscaler-outside-presets [--seeds N,…] [--values all|two|usual]
 
 One preset of each project, with the signal that keeps the SLO most often. Each runs with the values
 of its first parameter that the autoscaler's benchmark searches. ``--values two`` leaves the usual
@@ -12,7 +12,6 @@ do not count.
 import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -40,7 +39,7 @@ from fairlead_bench.outside_plant.families import FAMILIES
 from fairlead_bench.outside_plant.offline_optimum import OPTIMUM_FILE, OptimumFile
 from fairlead_bench.outside_plant.plant import Controller, PlantOptions, core_controller, core_info
 from fairlead_bench.outside_plant.scenario import Scenario
-from fairlead_bench.results import ResultRow, ratio_row, value_row, write_results
+from fairlead_bench.results import NO_GOALS, ResultRow, write_results
 from fairlead_sim.adapters.autoscaler_adapter import AutoscalerAdapter, parse_model
 from fairlead_sim.autoscalers import PRESETS
 
@@ -135,14 +134,14 @@ def preset_rows(
         yield from _controller_rows(one.name, table, optima)
         runs, value, other = costs_where_both_meet(ours, table)
         metric = f"{one.name}: cost where both keep 99 % ({runs} runs), geometric mean: {FAIRLEAD} ÷ it"
-        yield ratio_row(metric, "replica-h", value, one.preset, other, None)
+        yield NO_GOALS.ratio(metric, "replica-h", value, one.preset, other)
 
 
 def _controller_rows(name: str, table: ByRun, optima: Mapping[str, float | None]) -> Iterator[ResultRow]:
     kept = sum(map(meets_slo, table.values()))
-    yield value_row(f"{name}: of {len(table)} runs keeps 99 % in", "runs", kept, None)
+    yield NO_GOALS.value(f"{name}: of {len(table)} runs keeps 99 % in", "runs", kept)
     ratios = [cell["cost"] / hours for run, cell in table.items() if (hours := optima[run])]
-    yield value_row(f"{name}: cost ÷ offline optimum, geometric mean", "ratio", geometric_mean(ratios), None)
+    yield NO_GOALS.value(f"{name}: cost ÷ offline optimum, geometric mean", "ratio", geometric_mean(ratios))
 
 
 def _values(names: Sequence[str], kind: str) -> dict[str, list[float]]:
@@ -193,7 +192,3 @@ def _optimum_hours(family: str, seed: int) -> float | None:
     """Returns the replica-hours of the known offline optimum."""
     optimum = OptimumFile(OPTIMUM_FILE).find(FAMILIES[family](seed), PlantOptions(), may_search=False)
     return None if optimum is None else optimum.replica_hours
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -53,7 +53,7 @@ from fairlead_bench.quota.accuracy import (
     play,
     tenant_requests,
 )
-from fairlead_bench.results import MapFunction, ResultRow, ratio_row, value_row
+from fairlead_bench.results import Goals, MapFunction, ResultRow
 from fairlead_gateway.worker.api_keys import key_digest
 from fairlead_testing.engines.scripted import EngineCall, ScriptedEngine, scripted_engine, usage
 from fairlead_testing.gateway.gateway_process import gateway_process
@@ -523,26 +523,24 @@ def measure(parts: Sequence[str], seeds: Sequence[int], windows: int, mapped: Ma
     return found
 
 
-def rows(found: Comparison, goals: Mapping[str, str]) -> list[ResultRow]:
+def rows(found: Comparison, goals: Goals) -> list[ResultRow]:
     """Returns the rows of all parts that were measured."""
     made: list[ResultRow] = []
     for part, accuracies in (("simulated", found.simulated), ("over loopback", found.loopback)):
         for (case, product), values in accuracies.items():
             for name, share in _shares(values).items():
-                made.append(value_row(f"{part}, {case}: {name}, %: {product}", "%", 100.0 * share, None))
+                made.append(goals.value(f"{part}, {case}: {name}, %: {product}", "%", 100.0 * share))
         made += _differences(part, accuracies, goals)
     for product, failed in found.failed.items():
-        metric = f"over loopback: requests that failed: {product}"
-        made.append(value_row(metric, "requests", float(failed), goals.get(metric)))
+        made.append(goals.value(f"over loopback: requests that failed: {product}", "requests", float(failed)))
     for product, cost in found.costs.items():
         for name, value in (("limits add", cost.added), ("without limits", cost.free)):
-            metric = f"processor time of a request: {name}: {product}"
-            made.append(value_row(metric, "µs", value, goals.get(metric)))
+            made.append(goals.value(f"processor time of a request: {name}: {product}", "µs", value))
     if found.costs.keys() >= {FAIRLEAD, LITELLM}:
         # Rounds of LiteLLM differ by more than limits add, so whole requests are compared.
         metric = f"processor time of a request: with limits: Fairlead ÷ {LITELLM}"
         own, other = found.costs[FAIRLEAD].limited, found.costs[LITELLM].limited
-        made.append(ratio_row(metric, "µs", own, LITELLM, other, goals.get(metric)))
+        made.append(goals.ratio(metric, "µs", own, LITELLM, other))
     return made
 
 
@@ -554,9 +552,7 @@ def _shares(values: Sequence[Accuracy]) -> dict[str, float]:
     }
 
 
-def _differences(
-    part: str, accuracies: Mapping[tuple[str, str], Sequence[Accuracy]], goals: Mapping[str, str]
-) -> list[ResultRow]:
+def _differences(part: str, accuracies: Mapping[tuple[str, str], Sequence[Accuracy]], goals: Goals) -> list[ResultRow]:
     """Returns Fairlead's over-run and under-use less those of each other product."""
     made = []
     for (case, product), values in accuracies.items():
@@ -565,5 +561,5 @@ def _differences(
         own, other = _shares(accuracies[case, FAIRLEAD]), _shares(values)
         for name in ("over-run", "under-use"):
             metric = f"{part}, {case}: {name}: Fairlead − {product}, points"
-            made.append(value_row(metric, "points", 100.0 * (own[name] - other[name]), goals.get(metric)))
+            made.append(goals.value(metric, "points", 100.0 * (own[name] - other[name])))
     return made

@@ -29,7 +29,7 @@ from pathlib import Path
 import httpx
 
 from fairlead.fleet.file import write_fleet_file
-from fairlead_bench.results import ResultRow, value_row
+from fairlead_bench.results import Goals, ResultRow
 from fairlead_gateway.worker.api_keys import key_digest
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
@@ -257,7 +257,7 @@ def ledger_difference(run: FaultRun, *, with_unwritten: bool) -> float:
     return recorded / reported - 1.0
 
 
-def result_rows(run: FaultRun, goals: Mapping[str, str]) -> list[ResultRow]:
+def result_rows(run: FaultRun, goals: Goals) -> list[ResultRow]:
     """Returns the rows of a run: of its worst minute, except the numbers of answers."""
     requests = [(answers, cut) for answers, _, cut in per_minute(run, "counted")]
     tokens = [used for _, used, _ in per_minute(run, "metered")]
@@ -287,10 +287,10 @@ def result_rows(run: FaultRun, goals: Mapping[str, str]) -> list[ResultRow]:
         "answers with 429": ("answers", sum(found.get(429, 0) for found in statuses)),
         "answers with 200": ("answers", sum(found.get(200, 0) for found in statuses)),
     }
-    return [value_row(metric, unit, float(value), goals.get(metric)) for metric, (unit, value) in values.items()]
+    return [goals.value(metric, unit, float(value)) for metric, (unit, value) in values.items()]
 
 
-def rows(seed: int, goals: Mapping[str, str]) -> list[ResultRow]:
+def rows(seed: int, goals: Goals) -> list[ResultRow]:
     """Runs it once and returns the rows."""
     with tempfile.TemporaryDirectory() as folder:
         try:

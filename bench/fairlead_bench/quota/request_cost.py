@@ -30,7 +30,7 @@ from fairlead.runtime.compiled_build import is_compiled
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_bench.gateway.load_cases import SIZES, UNIQUE, make_bodies
 from fairlead_bench.gateway.routing_decision import frozen_heap, run_like_worker
-from fairlead_bench.results import ResultRow, load_goals, value_row
+from fairlead_bench.results import ResultRow, load_goals
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.http.connection import ClientConnection
 from fairlead_gateway.http.listener import HttpRequest, Listener, ResponseWriter
@@ -98,7 +98,7 @@ def cost_rows(cost: RequestCost) -> list[ResultRow]:
         ("digest of a key, a part of that", "µs", cost.digest),
         (f"table of keys, {keys}", "MB", cost.table_megabytes),
     )
-    return [value_row(name, unit, value, wanted.get(name)) for name, unit, value in values]
+    return [wanted.value(name, unit, value) for name, unit, value in values]
 
 
 def _limits_cost(enforcement: Enforcement, seed: int) -> float:

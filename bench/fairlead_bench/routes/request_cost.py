@@ -9,13 +9,11 @@ model's own name, with the same bodies and the same caller. The cost is the diff
 Times are those of the fastest of several batches: on a busy machine, others only add to them.
 """
 
-import argparse
 import json
 import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, Final, cast
 
 from fairlead.fleet.model import Fleet, Instance, Model
@@ -26,7 +24,7 @@ from fairlead.runtime.compiled_build import is_compiled
 from fairlead.tenants.model import Tenant
 from fairlead_bench.gateway.load_cases import SIZES, UNIQUE, make_bodies
 from fairlead_bench.gateway.routing_decision import frozen_heap, run_like_worker
-from fairlead_bench.results import ResultRow, load_goals, value_row, write_results
+from fairlead_bench.results import ResultRow, load_goals, parse_options, write_results
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_parser import RequestHead
@@ -34,7 +32,6 @@ from fairlead_gateway.worker.model_selection import request_parser
 from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
 from fairlead_gateway.worker.tenancy.tenant_policy import ModelVisibility, TenantPolicies
 
-ROOT = Path(__file__).resolve().parents[3]
 NAME = "routes"
 _PATH: Final = "/v1/chat/completions"
 _MODEL: Final = "bench-model"
@@ -126,7 +123,7 @@ def rows(costs: dict[str, float]) -> list[ResultRow]:
     """Returns a row for each kind of name, with its goal."""
     wanted = load_goals(NAME)
     names = {kind: f"{kind}: more than the model's name" for kind in costs}
-    return [value_row(name, "µs", costs[kind], wanted.get(name)) for kind, name in names.items()]
+    return [wanted.value(name, "µs", costs[kind]) for kind, name in names.items()]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -148,14 +145,10 @@ def run_cost_benchmark(
     module: it prints JSON with `costs` and `is_compiled`.
     make_rows: of the measured costs, in microseconds.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m fairlead_bench {name}", description=description)
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench" / f"{name}.json")
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args(arguments)
+    options = parse_options(name, description, arguments, seed=1)
     found = json.loads(run_like_worker(module, str(options.seed)))
-    made = make_rows(found["costs"])
-    write_results(name, made, seed=options.seed, file=options.out, more={"is_compiled": found["is_compiled"]})
-    return 0 if all(row.holds for row in made) else 1
+    more = {"is_compiled": found["is_compiled"]}
+    return write_results(name, make_rows(found["costs"]), seed=options.seed, file=options.out, more=more)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.compiled_build import is_compiled
 from fairlead.runtime.event_loop import loop_factory
 from fairlead_bench.gateway.routing_decision import frozen_heap
-from fairlead_bench.results import ResultRow, load_goals, value_row
+from fairlead_bench.results import ResultRow, load_goals
 from fairlead_bench.routes.request_cost import BATCH, NamedRequests, run_cost_benchmark
 from fairlead_gateway.http.connection import ClientConnection
 from fairlead_gateway.http.listener import HttpRequest, ResponseWriter
@@ -121,7 +121,7 @@ async def _context(gateway: Gateway, http_request: HttpRequest, name: str) -> Re
 def rows(costs: dict[str, float]) -> list[ResultRow]:
     """Returns a row for each part, with its goal."""
     wanted = load_goals(NAME)
-    return [value_row(part, "µs", cost, wanted.get(part)) for part, cost in costs.items()]
+    return [wanted.value(part, "µs", cost) for part, cost in costs.items()]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,6 +1,5 @@
 """Routing presets in the fleet simulator.
 
 benchmark: measurements of a preset, capacities, the grid of all presets, the demo
-fallback_search: the search for the next model of a request
 demo_summary_plot: the picture of the documentation
 """

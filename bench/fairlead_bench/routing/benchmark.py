@@ -1,4 +1,6 @@
-"""The routing benchmark's command line. A missed goal stays in the table and fails nothing.
+"""Capacity of routing presets in the fleet simulator, and a grid of them.
+
+A missed goal stays in the table and fails nothing.
 
 One measurement of the grid: a preset behind the router seam, on some traffic, from a seed; and
 many of them side by side.
@@ -36,7 +38,7 @@ from fairlead.fleet.model import SloTargets
 from fairlead.runtime.compiled_build import compiled_copy_path
 from fairlead_bench.measurement_cache import Measured, print_progress
 from fairlead_bench.measurement_cache import MeasurementCache as SharedLab
-from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
+from fairlead_bench.results import NO_GOALS, ResultRow, load_goals, parse_options, write_results
 from fairlead_cli.replay.fleet_simulation import FleetSimulation
 from fairlead_cli.replay.report.report import summarize
 from fairlead_cli.replay.traffic import ReplayTraffic, load_traffic
@@ -203,9 +205,8 @@ def grid_rows(lab: RoutingMeasurements, seeds: Sequence[int]) -> Iterator[Result
         worst = min(worst, mine / wilson_low(best, number))
         family, gateways, stale = place
         for preset, share in shares.items():
-            yield value_row(metric(family, gateways, stale, preset), "share", share, None)
-    least = "grid, worst cell: default ÷ best preset, lower bounds"
-    yield value_row(least, "ratio", worst, load_goals("routing").get(least))
+            yield NO_GOALS.value(metric(family, gateways, stale, preset), "share", share)
+    yield load_goals("routing").value("grid, worst cell: default ÷ best preset, lower bounds", "ratio", worst)
 
 
 def metric(family: str, gateways: int, stale: str, preset: str) -> str:
@@ -278,10 +279,10 @@ class RoutingRows:
         self._lab([replace(cell, seed=seed) for cell in cells for seed in self._seeds])
 
     def _ratio(self, metric: str, value: float, versus: str, base: float) -> ResultRow:
-        return ratio_row(metric, "/s", value, versus, base, self._goals.get(metric))
+        return self._goals.ratio(metric, "/s", value, versus, base)
 
     def _mean(self, metric: str, ratios: Sequence[float]) -> ResultRow:
-        return value_row(metric, "ratio", geometric_mean(ratios), self._goals.get(metric))
+        return self._goals.value(metric, "ratio", geometric_mean(ratios))
 
     def _family_rows(self) -> Iterator[ResultRow]:
         presets = (DEFAULT, "round-robin", *PUBLISHED)
@@ -355,15 +356,13 @@ class RoutingRows:
             yield self._mean(metric, [mine[what] / theirs[what] for mine, theirs in pairs])
         lost = self._at_load(DEFAULT, 0.85, happens="lost")
         metric = "one of eight lost at 85 % of dualmap's capacity: worst attainment of 30 s"
-        yield value_row(metric, "share", min(one["worst_window"] for one in lost), self._goals.get(metric))
+        yield self._goals.value(metric, "share", min(one["worst_window"] for one in lost))
         scaled = self._at_load(DEFAULT, 0.85, engines=6, happens="6-8-6")
         metric = "6 → 8 → 6 at 85 % of six engines' capacity: attainment"
-        yield value_row(metric, "share", min(one["attainment"] for one in scaled), self._goals.get(metric))
+        yield self._goals.value(metric, "share", min(one["attainment"] for one in scaled))
         alone = self._lab([RoutingCell(DEFAULT, family, self._seeds[0], rate=30.0, seam=False) for family in FAMILIES])
         metric = "simulated requests a minute of one core, one router"
-        yield value_row(
-            metric, "", geometric_mean([one["a_minute"] for one in alone.values()]), self._goals.get(metric)
-        )
+        yield self._goals.value(metric, "", geometric_mean([one["a_minute"] for one in alone.values()]))
 
     def _at_load(self, name: str, share: float, *, engines: int = 8, happens: str = "") -> list[dict[str, float]]:
         bases = [RoutingCell(DUALMAP, family, seed, engines=engines) for family in FAMILIES for seed in self._seeds]
@@ -402,7 +401,7 @@ class RoutingRows:
                 yield self._ratio(f"calibration, {family}, {name}: ours ÷ the study's", mine, "study", theirs)
             metric = f"calibration, {family}: dualmap ÷ round-robin, ours ÷ the study's"
             value, base = ours[1] / ours[0], published[1] / published[0]
-            yield ratio_row(metric, "ratio", value, "study", base, self._goals.get(metric))
+            yield self._goals.ratio(metric, "ratio", value, "study", base)
 
 
 DEMO_PRESETS = ("dual-hash", "round-robin", "least-request", "session")
@@ -427,10 +426,10 @@ def simulated_rows(wanted: ReplayTraffic, seed: int) -> Iterator[ResultRow]:
         for title, what, unit in FIGURES:
             metric = f"{title} at {rate:g}/s, {name}"
             if name == "round-robin":
-                yield value_row(metric, unit, figures[what], None)
+                yield NO_GOALS.value(metric, unit, figures[what])
             else:
                 base = measured[rate, "round-robin"][what]
-                yield ratio_row(metric, unit, figures[what], "round-robin", base, None)
+                yield NO_GOALS.ratio(metric, unit, figures[what], "round-robin", base)
 
 
 def live_rows(report: Mapping[str, Any]) -> Iterator[ResultRow]:
@@ -443,9 +442,8 @@ def live_rows(report: Mapping[str, Any]) -> Iterator[ResultRow]:
     for name, policy in sides.items():
         metric = f"mean TTFT, {name}: live ÷ simulated"
         simulated_mean = policy["simulated"]["ttft_mean"]
-        yield ratio_row(metric, "s", policy["live"]["ttft_mean"], "simulated", simulated_mean, wanted[metric])
-    metric = "event-loop lag p99 of the live run"
-    yield value_row(metric, "s", report["lag_p99_seconds"], wanted[metric])
+        yield wanted.ratio(metric, "s", policy["live"]["ttft_mean"], "simulated", simulated_mean)
+    yield wanted.value("event-loop lag p99 of the live run", "s", report["lag_p99_seconds"])
 
 
 def _goal_rows(side: str, by_preset: Mapping[str, Mapping[str, float | None]]) -> Iterator[ResultRow]:
@@ -456,7 +454,7 @@ def _goal_rows(side: str, by_preset: Mapping[str, Mapping[str, float | None]]) -
         ("p90 TTFT", "ttft_p90", "s", "least-request"),
     ):
         metric = f"{title}, {side}: dual-hash ÷ {other}"
-        yield ratio_row(metric, unit, by_preset["dual-hash"][what], other, by_preset[other][what], wanted[metric])
+        yield wanted.ratio(metric, unit, by_preset["dual-hash"][what], other, by_preset[other][what])
 
 
 def _simulate(wanted: ReplayTraffic, name: str, seed: int) -> Iterator[Mapping[str, float | None]]:
@@ -498,28 +496,29 @@ PARTS = ("demo", "bars", "grid")
 
 def main(arguments: list[str]) -> int:
     """Returns 0: the benchmark measures, and tests judge."""
-    parser = argparse.ArgumentParser(description="Routing presets in the fleet simulator.")
-    parser.add_argument(
-        "--trace", type=Path, help="a trace in Mooncake's format; without it one is generated for the demo"
+    given = parse_options(
+        "routing",
+        "Routing presets in the fleet simulator.",
+        arguments,
+        trace=(Path, "a trace in Mooncake's format; without it one is generated for the demo"),
+        live=(Path, "report.json of a demo, for the live rows"),
+        only=(list(PARTS), "parts to measure"),
+        seeds=([11, 12], "of traffic and homes; none of these was tuned on"),
+        jobs=min(os.cpu_count() or 1, 16),
     )
-    parser.add_argument("--live", type=Path, help="report.json of a demo, for the live rows")
-    parser.add_argument("--only", default=",".join(PARTS), help="parts to measure")
-    parser.add_argument("--seeds", default="11,12", help="of traffic and homes; none of these was tuned on")
-    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 16))
-    parser.add_argument("--out", type=Path, default=Path("out/bench/routing.json"))
-    given = parser.parse_args(arguments)
-    seeds = [int(seed) for seed in given.seeds.split(",")]
-    if unknown := set(given.only.split(",")) - set(PARTS):
-        parser.error(f"--only: there is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    rows = list(_rows(given, seeds))
+    rows = list(_rows(given, given.seeds))
     write_results(
-        "routing", rows, seed=seeds[0], file=given.out, load_average=[os.getloadavg()[0]], more={"seeds": seeds}
+        "routing",
+        rows,
+        seed=given.seeds[0],
+        file=given.out,
+        more={"seeds": given.seeds},
     )
     return 0
 
 
 def _rows(given: argparse.Namespace, seeds: list[int]) -> Iterator[ResultRow]:
-    parts = given.only.split(",")
+    parts = given.only
     if "demo" in parts:
         wanted = load_traffic(given.trace or BUNDLED_TRACE, limit=1_000, rate=RATE, seed=0)
         print(f"traffic of the demo: {wanted.name}, {len(wanted.requests)} requests")

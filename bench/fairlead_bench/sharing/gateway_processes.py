@@ -12,10 +12,8 @@ gateway's own time before an engine has a request comes from ``server-timing``. 
 that is 200 ms away would show there.
 """
 
-import argparse
 import asyncio
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -29,7 +27,7 @@ from typing import Any
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import Fleet
-from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
+from fairlead_bench.results import Goals, ResultRow, load_goals, parse_options, write_results
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
@@ -161,7 +159,7 @@ async def drive(
                 if answer.status != 200:
                     totals[3] += 1
                     continue
-                own.append(_gateway_seconds(answer.fields["server-timing"]))
+                own.append(float(answer.fields["server-timing"].partition("gateway;dur=")[2].partition(",")[0]) / 1e3)
                 usage: dict[str, Any] = answer.json["usage"]
                 totals[0] += usage["prompt_tokens"]
                 totals[1] += (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
@@ -171,12 +169,6 @@ async def drive(
     await asyncio.gather(*[one(session, way) for session, way in zip(traffic.sessions, ways, strict=True)])
     prompt, cached, requests, failures = totals
     return SharingFigures(prompt, cached, requests, failures, own_seconds=tuple(own), whole_seconds=tuple(whole))
-
-
-def _gateway_seconds(timing: str) -> float:
-    """Returns the gateway's own time before an engine had the request, of a ``server-timing``
-    field."""
-    return float(timing.partition("gateway;dur=")[2].partition(",")[0]) / 1e3
 
 
 async def measure(
@@ -250,34 +242,34 @@ def rows(found: Mapping[str, Sequence[Sequence[SharingFigures]]]) -> list[Result
     for name, seeds in found.items():
         one, shared, *others = [fmean(run[form].cached_share for run in seeds) for form in range(len(TOPOLOGIES))]
         lost = f"{name}: cached tokens: one gateway − three that share, points"
-        made.append(value_row(lost, "points", 100 * (one - shared), goal[lost]))
+        made.append(goal.value(lost, "points", 100 * (one - shared)))
         each = [100 * (run[0].cached_share - run[1].cached_share) for run in seeds]
         error = stdev(each) / len(each) ** 0.5 if len(each) > 1 else None
-        made.append(value_row(f"{lost}: standard error over {len(each)} seeds", "points", error, None))
+        made.append(goal.value(f"{lost}: standard error over {len(each)} seeds", "points", error))
         made += _latency_row(name, seeds, goal)
         for form, share in zip(TOPOLOGIES[1:], (shared, *others), strict=True):
             made.append(
-                ratio_row(f"{name}: cached tokens: {form.name} ÷ one", "share", share, TOPOLOGIES[0].name, one, None)
+                goal.ratio(f"{name}: cached tokens: {form.name} ÷ one", "share", share, TOPOLOGIES[0].name, one)
             )
         for seed, run in enumerate(seeds):
             for form, figures in zip(TOPOLOGIES, run, strict=True):
                 made.append(
-                    value_row(f"{name}, seed {seed}: cached tokens: {form.name}", "share", figures.cached_share, None)
+                    goal.value(f"{name}, seed {seed}: cached tokens: {form.name}", "share", figures.cached_share)
                 )
     failed = "requests that failed"
     failures = sum(each.failures for seeds in found.values() for run in seeds for each in run)
-    return [*made, value_row(failed, "requests", failures, goal[failed])]
+    return [*made, goal.value(failed, "requests", failures)]
 
 
-def _latency_row(name: str, seeds: Sequence[Sequence[SharingFigures]], goal: Mapping[str, str]) -> Iterator[ResultRow]:
+def _latency_row(name: str, seeds: Sequence[Sequence[SharingFigures]], goal: Goals) -> Iterator[ResultRow]:
     """Yields rows on the wait for Redis, with a near one and a far one: the requests of all seeds
     together."""
     for what, read in (("until an engine has it", _gateway_milliseconds), ("whole", _total_milliseconds)):
         near, far = [percentile([value for run in seeds for value in read(run[form])]) for form in (1, 2)]
         metric = f"{name}: p99 of a request, {what}: Redis 200 ms away − near"
         longer = None if near is None or far is None else far - near
-        yield value_row(metric, "s", longer, goal.get(metric))
-        yield ratio_row(f"{name}: p99 of a request, {what}: Redis 200 ms away ÷ near", "s", far, "near", near, None)
+        yield goal.value(metric, "s", longer)
+        yield goal.ratio(f"{name}: p99 of a request, {what}: Redis 200 ms away ÷ near", "s", far, "near", near)
 
 
 def _gateway_milliseconds(one: SharingFigures) -> Sequence[float]:
@@ -316,25 +308,16 @@ async def _redis(stack: AsyncExitStack, folder: Path, away_seconds: float) -> st
 
 async def _main(seeds: int, out: Path) -> None:
     found: dict[str, list[list[SharingFigures]]] = {name: [] for name in SETTINGS}
-    loads = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as folder:
         for name, setting in SETTINGS.items():
             for seed in range(seeds):
                 found[name].append(await _runs(setting, seed, Path(folder)))
                 print(name, seed, *[f"{one.cached_share:.4f}" for one in found[name][-1]], flush=True)
-            loads.append(os.getloadavg()[0])
-    write_results(_NAME, rows(found), seed=0, file=out, load_average=loads)
+    write_results(_NAME, rows(found), seed=0, file=out)
 
 
 def main(arguments: list[str]) -> int:
     """Measures, writes and prints."""
-    parser = argparse.ArgumentParser(description="Several gateways as one.")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("out/bench/gateways.json"))
-    given = parser.parse_args(arguments)
+    given = parse_options(_NAME, "Several gateways as one.", arguments, seeds=5)
     asyncio.run(_main(given.seeds, given.out))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -14,9 +14,6 @@ No data is sent and no time is read, so equal arguments give equal rows. The bes
 a row, too: gateways that know the cache of every engine before each choice.
 """
 
-import argparse
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,7 +23,7 @@ from statistics import fmean
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import SloTargets
-from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
+from fairlead_bench.results import ResultRow, load_goals, parse_options, write_results
 from fairlead_cli.replay.traffic import load_traffic
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
@@ -146,35 +143,36 @@ def rows(
     )
     for versus in (apart, known):
         metric = f"conversations: cached tokens: {shared} ÷ {versus}"
-        made.append(ratio_row(metric, "share", held[shared], versus, held[versus], goal[metric]))
+        made.append(goal.ratio(metric, "share", held[shared], versus, held[versus]))
     for kind, found in (("conversations", long), ("short requests", brief)):
         metric = f"{kind}: cached tokens: one gateway − three that share, points"
         lost = fmean([one.cached for one in found["one gateway"]])
         lost -= fmean([one.cached for one in found["three that share"]])
-        made.append(value_row(metric, "points", 100 * lost, goal[metric]))
+        made.append(goal.value(metric, "points", 100 * lost))
     metric = "short requests: cached tokens: three apart − three that share, points"
     lost = fmean([one.cached for one in brief["three apart"]]) - fmean(
         [one.cached for one in brief["three that share"]]
     )
-    made.append(value_row(metric, "points", 100 * lost, goal[metric]))
+    made.append(goal.value(metric, "points", 100 * lost))
     metric = "requests that failed"
     failures = sum(one.failures for found in (long, brief) for runs in found.values() for one in runs)
-    made.append(value_row(metric, "requests", failures, goal[metric]))
+    made.append(goal.value(metric, "requests", failures))
     for kind, found in (("conversations", long), ("short requests", brief)):
         for name, runs in found.items():
-            made.append(value_row(f"{kind}: cached tokens: {name}", "share", fmean([one.cached for one in runs]), None))
+            made.append(goal.value(f"{kind}: cached tokens: {name}", "share", fmean([one.cached for one in runs])))
     return made
 
 
 def main(arguments: list[str]) -> int:
     """Measures, writes and prints."""
-    parser = argparse.ArgumentParser(description="Several gateways in the fleet simulator, and what they know.")
-    parser.add_argument("--trace", type=Path, help="a trace in Mooncake's format; without it one is generated")
-    parser.add_argument("--requests", type=int, default=REQUESTS)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("out/bench/sharing.json"))
-    given = parser.parse_args(arguments)
-    loads = [os.getloadavg()[0]]
+    given = parse_options(
+        _NAME,
+        "Several gateways in the fleet simulator, and what they know.",
+        arguments,
+        trace=(Path, "a trace in Mooncake's format; without it one is generated"),
+        requests=REQUESTS,
+        seeds=3,
+    )
     wanted = load_traffic(given.trace, limit=given.requests, rate=RATE)
     print(f"traffic: {wanted.name}, {len(wanted.requests)} requests")
     with ProcessPoolExecutor(max_workers=2) as pool:
@@ -189,10 +187,5 @@ def main(arguments: list[str]) -> int:
         found = rows(
             {name: list(runs) for name, runs in long.items()}, {name: list(runs) for name, runs in brief.items()}
         )
-    loads.append(os.getloadavg()[0])
-    write_results(_NAME, found, seed=0, file=given.out, load_average=loads)
+    write_results(_NAME, found, seed=0, file=given.out)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

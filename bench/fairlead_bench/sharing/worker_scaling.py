@@ -1,4 +1,5 @@
-"""Requests and chunks a second of a gateway with 1, 2 and more workers, each kept busy.
+"""Requests and chunks a second of a gateway with 1, 2 and more workers, each kept busy on three
+cores.
 
     python -m fairlead_bench gateway-workers [--workers 1,2,4] [--seconds 4]
 
@@ -26,7 +27,7 @@ from fairlead_bench.gateway.native_programs import EngineGroup, MockEngine, Nati
 from fairlead_bench.gateway.target_process import start
 from fairlead_bench.gateway.targets import FAIRLEAD, TARGETS, fairlead_command
 from fairlead_bench.measurement_cache import print_progress
-from fairlead_bench.results import ResultRow, load_goals, value_row, write_results
+from fairlead_bench.results import ResultRow, load_goals, parse_options, write_results
 
 NAME = "gateway-workers"
 _ENGINES = 4
@@ -47,21 +48,17 @@ class WorkerRun:
 
 def main(arguments: Sequence[str]) -> int:
     """Returns 0: the benchmark measures, and tests judge."""
-    parser = argparse.ArgumentParser(prog=f"python -m fairlead_bench {NAME}", description="Workers of a gateway.")
-    parser.add_argument("--workers", type=_numbers, default=_usual_numbers(os.cpu_count() or 1), metavar="N,…")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4.0, help="how long each run measures")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path(f"out/bench/{NAME}.json"))
-    given = parser.parse_args(arguments)
-    programs, loads = build(), [os.getloadavg()[0]]
+    # 1, 2, 4 … as far as there are three cores for each worker; 1 and 2 at least
+    usual = [1, 2, *[number for number in (4, 8, 16) if 3 * number <= (os.cpu_count() or 1)]]
+    seconds = (4.0, "how long each run measures")
+    given = parse_options(NAME, "Workers of a gateway.", arguments, workers=usual, rounds=3, seconds=seconds, seed=1)
+    programs = build()
     runs: list[WorkerRun] = []
     for number in range(1, given.rounds + 1):
         for workers in given.workers:
             runs += measure_workers(programs, workers, number, given)
-    loads.append(os.getloadavg()[0])
     more: dict[str, Any] = {"runs": [asdict(run) for run in runs]}
-    write_results(NAME, list(worker_rows(runs)), seed=given.seed, file=given.out, load_average=loads, more=more)
+    write_results(NAME, list(worker_rows(runs)), seed=given.seed, file=given.out, more=more)
     return 0
 
 
@@ -101,12 +98,11 @@ def worker_rows(runs: Sequence[WorkerRun]) -> Iterator[ResultRow]:
         rates = {workers: _median(run.units_per_second for run in own if run.workers == workers) for workers in counts}
         for workers, rate in rates.items():
             metric = f"{case}, workers: {workers}"
-            yield value_row(metric, f"{unit}s/s", rate, goals.get(metric))
+            yield goals.value(metric, f"{unit}s/s", rate)
             if workers > 1 and 1 in rates:
-                share = f"{metric}: ÷ {workers} × one"
-                yield value_row(share, "ratio", rate / (workers * rates[1]), goals.get(share))
+                yield goals.value(f"{metric}: ÷ {workers} × one", "ratio", rate / (workers * rates[1]))
             cpu = _median(run.cores / run.units_per_second * 1e6 for run in own if run.workers == workers)
-            yield value_row(f"{metric}: CPU per {unit}", "µs", cpu, None)
+            yield goals.value(f"{metric}: CPU per {unit}", "µs", cpu)
 
 
 def _median(values: Iterable[float]) -> float:
@@ -125,12 +121,3 @@ def _units_per_second(case: LoadCase, found: Sequence[Mapping[str, Any]]) -> flo
     if bad > 1 + MAX_WRONG_SHARE * requests:
         raise RuntimeError(f"{bad} of {requests} requests failed or were answered wrongly")
     return sum([float(counted_units(case, report) / report["seconds"]) for report in found])
-
-
-def _usual_numbers(cores: int) -> list[int]:
-    """Returns 1, 2, 4 … as far as there are three cores for each worker; 1 and 2 at least."""
-    return [1, 2, *[number for number in (4, 8, 16) if 3 * number <= cores]]
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]

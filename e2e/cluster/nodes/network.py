@@ -76,7 +76,9 @@ def mount_memory(folder: Path) -> None:
 
 def restore(before: Mapping[str, Any], run: Path) -> None:
     """Undo what the node has done, and that alone. Its processes have ended."""
-    _unmount(run)
+    for point in mounts_below(run):
+        if subprocess.run(["umount", point], check=False, capture_output=True).returncode:
+            subprocess.run(["umount", "-l", point], check=False, capture_output=True)
     subprocess.run(["ip", "link", "del", BRIDGE], check=False, capture_output=True)
     for command in FAMILIES:
         _remove_chains(command, before["rules"][command])
@@ -140,12 +142,6 @@ def mounts_below(folder: Path) -> list[str]:
     """Returns the mounts below a folder, the innermost first."""
     points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     return sorted((point for point in points if point == str(folder) or point.startswith(f"{folder}/")), reverse=True)
-
-
-def _unmount(folder: Path) -> None:
-    for point in mounts_below(folder):
-        if subprocess.run(["umount", point], check=False, capture_output=True).returncode:
-            subprocess.run(["umount", "-l", point], check=False, capture_output=True)
 
 
 def _remove(path: Path) -> None:

@@ -383,31 +383,21 @@ def mooncake(installed: Installation) -> KvConnector:
 
     Raises RuntimeError where that library is missing.
     """
-    _install_library()
+    if ctypes.util.find_library("ibverbs") is None and os.geteuid() == 0:
+        for words in (("update",), ("install", "-y", "--no-install-recommends", _LIBRARY)):
+            subprocess.run(["apt-get", "-qq", *words], check=False, stdout=sys.stderr)
+    if ctypes.util.find_library("ibverbs") is None:
+        raise RuntimeError(f"Mooncake's wheel needs the system's libibverbs.so.1 (Debian: {_LIBRARY})")
     folder = installed.folder / MOONCAKE.replace("==", "-")
     if not folder.exists():
         making = folder.with_name(f"{folder.name}.{os.getpid()}")
         command = [str(installed.engine_python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
         subprocess.run([*command, "--no-deps", "--target", str(making), MOONCAKE], check=True, stdout=sys.stderr)
         making.rename(folder)
-    _put_plugin(folder)
-    version = {"mooncake": MOONCAKE.partition("==")[2]}
-    return KvConnector("mooncake", "MooncakeConnector", {"mooncake_protocol": "tcp"}, folder, version)
-
-
-def _install_library() -> None:
-    """Installs Debian's ``libibverbs1`` where it is missing."""
-    if ctypes.util.find_library("ibverbs") is None and os.geteuid() == 0:
-        for words in (("update",), ("install", "-y", "--no-install-recommends", _LIBRARY)):
-            subprocess.run(["apt-get", "-qq", *words], check=False, stdout=sys.stderr)
-    if ctypes.util.find_library("ibverbs") is None:
-        raise RuntimeError(f"Mooncake's wheel needs the system's libibverbs.so.1 (Debian: {_LIBRARY})")
-
-
-def _put_plugin(folder: Path) -> None:
-    """Writes plugin metadata, which vLLM looks for on the path."""
     shutil.copy(HERE / f"{_PLUGIN}.py", folder)
     beside = folder / f"{_PLUGIN}-1.dist-info"
     beside.mkdir(exist_ok=True)
     (beside / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {_PLUGIN}\nVersion: 1\n")
     (beside / "entry_points.txt").write_text(f"[vllm.general_plugins]\n{_PLUGIN} = {_PLUGIN}:answer\n")
+    version = {"mooncake": MOONCAKE.partition("==")[2]}
+    return KvConnector("mooncake", "MooncakeConnector", {"mooncake_protocol": "tcp"}, folder, version)

@@ -62,7 +62,10 @@ class ApiSurface:
         self.other = self._start("generate", 1, *_GENERATING)
         try:
             self.gateway = self._gateway()
-            self._sdk()
+            direct = {line["name"]: line["holds"] for line in self._sdk_lines(self.small.url, "none")}
+            for line in self._sdk_lines(self.gateway.url, self._key):
+                name = line.pop("name")
+                self._report.add(f"openai: {name}", {**line, "holds_at_the_engine_itself": direct.get(name)})
             check = self._report.check
             await check("clients that leave", self._leaving)
             await check("a full engine alone", self._full)
@@ -105,14 +108,6 @@ class ApiSurface:
 
     # Clients of others
     # -------------------------------------------------------------------------------------------------
-
-    def _sdk(self) -> None:
-        """Each call of the official client through the gateway, and what it meets at the engine
-        itself."""
-        direct = {line["name"]: line["holds"] for line in self._sdk_lines(self.small.url, "none")}
-        for line in self._sdk_lines(self.gateway.url, self._key):
-            name = line.pop("name")
-            self._report.add(f"openai: {name}", {**line, "holds_at_the_engine_itself": direct.get(name)})
 
     def _sdk_lines(self, url: str, key: str) -> list[dict[str, Any]]:
         command = [

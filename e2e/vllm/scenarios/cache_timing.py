@@ -13,7 +13,6 @@ what really happened.
 
 import json
 import math
-import os
 import secrets
 import time
 from collections.abc import Mapping
@@ -30,7 +29,7 @@ from e2e.vllm.engine.engine_processes import EngineProcess, EngineStage, fleet_o
 from e2e.vllm.report import Numbers, VllmReport, require, spread
 from fairlead.tenants.model import CacheSharing
 from fairlead_bench.fairness.cache_timing import area_under_curve
-from fairlead_bench.results import ResultRow, load_goals, value_row, write_results
+from fairlead_bench.results import ResultRow, load_goals, write_results
 from fairlead_gateway.worker.api_keys import key_digest
 
 NAME: Final = "cache-timing"
@@ -104,7 +103,6 @@ class CacheTiming:
         self._path = path
         self._seconds = seconds
         self._draw = Random(_SEED)
-        self._load: list[float] = []
         self._isolated = TenantPair("isolated", CacheSharing.TENANT)
         self._shared = TenantPair("shared caches", CacheSharing.CLUSTER)
 
@@ -138,7 +136,6 @@ class CacheTiming:
             for _ in range(PROBES // _ROUND_PROMPTS):
                 if time.monotonic() - began > self._seconds:
                     break
-                self._load.append(os.getloadavg()[0])
                 for pair in pairs:
                     await self._round(client, engine, pair)
         return {pair.name: pair.numbers() for pair in pairs}
@@ -171,8 +168,7 @@ class CacheTiming:
         goals, rows = load_goals(NAME), []
         for pair in (self._isolated, self._shared):
             for channel, value in (("time", pair.curve_by_time()), ("cached tokens", pair.curve_by_tokens())):
-                metric = f"timing attack on vLLM, AUC by {channel}: {pair.name}"
-                rows.append(value_row(metric, "", round(value, 4), goals.get(metric)))
+                rows.append(goals.value(f"timing attack on vLLM, AUC by {channel}: {pair.name}", "", round(value, 4)))
         return rows
 
     def _write(self, rows: list[ResultRow]) -> None:
@@ -181,7 +177,7 @@ class CacheTiming:
             "prompt_tokens": _PROMPT_TOKENS,
             "pairs": {pair.name: pair.numbers() for pair in (self._isolated, self._shared)},
         }
-        write_results(NAME, rows, seed=_SEED, file=self._path, load_average=self._load, more=more)
+        write_results(NAME, rows, seed=_SEED, file=self._path, more=more)
 
 
 def _document(name: str, key: str, sharing: CacheSharing) -> dict[str, Any]:

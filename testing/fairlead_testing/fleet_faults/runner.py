@@ -544,7 +544,10 @@ def prepare_simulation(
     router = _gateways(scenario) if scenario.router == GATEWAY_CLUSTER else trial.router(prompts)
     simulation = FleetSimulation(observe(router), _fleet(scenario, scenario.engine_names), prompts=prompts)
     schedule_events(scenario.fleet_events, simulation)
-    _schedule_gateway_faults(scenario, router, trial, simulation)
+    for partition in scenario.partitions:
+        simulation.schedule(partition.at, partial(_partition_gateway, router, partition.gateway, partition.unreachable))
+    for kill in scenario.kills:
+        simulation.schedule(kill.at, partial(_kill_gateway, router, kill.gateway, trial))
     return simulation
 
 
@@ -575,18 +578,6 @@ def _gateways(scenario: FaultScenario) -> GatewayCluster:
     cluster.live = scenario.engine_names
     cluster.on_membership(scenario.engine_names, 0.0)
     return cluster
-
-
-def _schedule_gateway_faults(
-    scenario: FaultScenario,
-    router: FaultRouter,
-    trial: Trial,
-    simulation: FleetSimulation,
-) -> None:
-    for partition in scenario.partitions:
-        simulation.schedule(partition.at, partial(_partition_gateway, router, partition.gateway, partition.unreachable))
-    for kill in scenario.kills:
-        simulation.schedule(kill.at, partial(_kill_gateway, router, kill.gateway, trial))
 
 
 def _partition_gateway(router: FaultRouter, gateway: int, without: frozenset[str], now: float) -> None:

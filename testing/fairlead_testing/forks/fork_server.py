@@ -84,7 +84,11 @@ def run(request: ForkRequest, fds: Sequence[int], ready: int, nested: socket.soc
     os.chdir(request.folder)
     _set_environment(request.environ)
     _set_command_line(request.argv)
-    _reset_signals(request)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        ignored = number in request.ignored_signals or number in (signal.SIGPIPE, signal.SIGXFSZ)
+        signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    if signal.SIGINT not in request.ignored_signals:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     _open_standard_streams(is_unbuffered="PYTHONUNBUFFERED" in os.environ)
     if nested is not None:
         nested.detach()
@@ -140,15 +144,6 @@ def _set_command_line(argv: Sequence[str]) -> None:
     )
 
 
-def _reset_signals(request: ForkRequest) -> None:
-    """Gives each signal the handler of a new interpreter."""
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        ignored = number in request.ignored_signals or number in (signal.SIGPIPE, signal.SIGXFSZ)
-        signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
-    if signal.SIGINT not in request.ignored_signals:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def _open_standard_streams(*, is_unbuffered: bool) -> None:
     encoding, errors = sys.stdout.encoding, sys.stdout.errors
     streams = {"stdin": io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding, errors, "\n")}
@@ -178,7 +173,10 @@ def _exit_code(request: ForkRequest) -> int:
         return 1
     except KeyboardInterrupt as error:
         _print_error(error)
-        _end_by_interrupt()
+        _finish(0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+        os._exit(128 + signal.SIGINT)
     except BaseException as error:  # noqa: BLE001 as the interpreter does
         _print_error(error)
         return 1
@@ -237,13 +235,6 @@ def _print_error(error: BaseException) -> None:
         sys.excepthook(type(error), error, trace)
 
 
-def _end_by_interrupt() -> NoReturn:
-    _finish(0)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGINT)
-    os._exit(128 + signal.SIGINT)
-
-
 def _finish(code: int) -> int:
     """Ends as an interpreter does: threads, handlers, collection, streams."""
     threading._shutdown()  # type: ignore[attr-defined]
@@ -286,7 +277,12 @@ def serve(channel: socket.socket) -> None:
 
 def _fork(channel: socket.socket, request: ForkRequest, fds: list[int]) -> int:
     """Returns the process id of the fork, once it has its descriptors and its session."""
-    _import(request)
+    missing = [name for name in (*_SHARED_IMPORTS, *request.imports) if name not in sys.modules]
+    for name in missing:
+        importlib.import_module(name)
+    if missing:
+        gc.collect()
+        gc.freeze()
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
         raise OSError(errno.EAGAIN, f"the server has {threads} threads")
@@ -302,15 +298,6 @@ def _fork(channel: socket.socket, request: ForkRequest, fds: list[int]) -> int:
             os.close(writing)
         pipe.read()  # ends when the fork is set up, or has ended
     return pid
-
-
-def _import(request: ForkRequest) -> None:
-    missing = [name for name in (*_SHARED_IMPORTS, *request.imports) if name not in sys.modules]
-    for name in missing:
-        importlib.import_module(name)
-    if missing:
-        gc.collect()
-        gc.freeze()
 
 
 def _become(channel: socket.socket, request: ForkRequest, pipe: int, fds: list[int], ready: int) -> NoReturn:

@@ -36,7 +36,7 @@ class CallerOverload:
 
     def run(self, seconds: float) -> None:
         """Simulates until `seconds` after the start."""
-        while (now := min(self._arrivals[0][0], self._next_end())) < seconds:
+        while (now := min(self._arrivals[0][0], self._busy_until if len(self.policy) else float("inf"))) < seconds:
             if now >= self._busy_until:
                 self._release(now)
             if self._arrivals[0][0] <= now:
@@ -47,9 +47,6 @@ class CallerOverload:
     def lost_share(self, caller: str) -> float:
         """Returns the share of the caller's requests that were refused, displaced or expired."""
         return self.lost[caller] / (self.lost[caller] + self.served[caller])
-
-    def _next_end(self) -> float:
-        return self._busy_until if len(self.policy) else float("inf")
 
     def _engines(self, now: float) -> list[EngineLoad]:
         return [EngineLoad("e", max(0.0, self._busy_until - now), SERVICE_SECONDS, None)]

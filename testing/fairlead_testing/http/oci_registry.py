@@ -86,7 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.registry.requests.append(f"{self.command} {url.path}")
         query = dict(urllib.parse.parse_qsl(url.query))
         if url.path == "/token":
-            self._give_token()
+            right = self.headers.get("authorization") == f"Basic {USER}"
+            self._send(200 if right else 403, json.dumps({"token": self.registry.token}).encode() if right else b"{}")
         elif self.registry.token and self.headers.get("authorization") != f"Bearer {self.registry.token}":
             realm = f'Bearer realm="http://{self.registry.address}/token",service="tests"'
             self._send(401, b"", **{"www-authenticate": realm})
@@ -96,10 +97,6 @@ class _Handler(BaseHTTPRequestHandler):
             self._store(found["repository"], found["kind"], found["name"], query, body)
         else:
             self._send(404, b"")
-
-    def _give_token(self) -> None:
-        right = self.headers.get("authorization") == f"Basic {USER}"
-        self._send(200 if right else 403, json.dumps({"token": self.registry.token}).encode() if right else b"{}")
 
     def _store(self, repository: str, kind: str, name: str, query: dict[str, str], body: bytes) -> None:
         registry = self.registry

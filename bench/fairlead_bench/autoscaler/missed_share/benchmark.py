@@ -23,7 +23,6 @@ number of replicas and the rate are known, so that errors of the forecast do not
 Fixed fleets of the simulator's plants: aggregated, token by token, and the fleet simulator.
 """
 
-import argparse
 import json
 import math
 import os
@@ -51,7 +50,7 @@ from fairlead_bench.outside_plant.families import FAMILIES
 from fairlead_bench.outside_plant.plant import Plant as OutsidePlant
 from fairlead_bench.outside_plant.plant import PlantOptions, core_info
 from fairlead_bench.outside_plant.scenario import RequestList, Scenario, poisson_arrivals
-from fairlead_bench.results import ResultRow, load_goals, ratio_row, value_row, write_results
+from fairlead_bench.results import NO_GOALS, ResultRow, load_goals, parse_options, write_results
 from fairlead_sim.adapters.autoscaler_adapter import AutoscalerAdapter, parse_model
 from fairlead_sim.autoscaling.capacity.fixed_fleet import (
     CASES,
@@ -389,7 +388,7 @@ def case_rows(comparisons: Sequence[FleetComparison]) -> Iterator[ResultRow]:
     for one in comparisons:
         for kind, share in _JUDGED.items():
             metric = f"{one.case.describe()}: missed share, {kind} ÷ measured"
-            yield ratio_row(metric, "share", share(one.predicted), "measured", one.measured or None, None)
+            yield NO_GOALS.ratio(metric, "share", share(one.predicted), "measured", one.measured or None)
 
 
 def summary_rows(comparisons: Sequence[FleetComparison]) -> Iterator[ResultRow]:
@@ -400,37 +399,36 @@ def summary_rows(comparisons: Sequence[FleetComparison]) -> Iterator[ResultRow]:
     goals = load_goals(NAME)
     for plant in dict.fromkeys(one.case.plant for one in comparisons):
         judged = [one for one in comparisons if one.case.plant == plant and one.is_judged]
-        yield value_row(f"{plant}: fleets judged", "fleets", float(len(judged)), None)
+        yield goals.value(f"{plant}: fleets judged", "fleets", float(len(judged)))
         if not judged:
             continue
         for kind, share in _JUDGED.items():
             for factor in (2, 3):
                 within = [is_within(share(one.predicted), one.measured, factor) for one in judged]
                 metric = f"{plant}: fleets whose missed share, {kind}, is within a factor of {factor}"
-                yield value_row(metric, "of 1", sum(within) / len(within), goals.get(metric))
+                yield goals.value(metric, "of 1", sum(within) / len(within))
         for kind, share in _INFORMING.items():
             ratios = [share(one.predicted) / one.measured for one in judged]
             metric = f"{plant}: missed share, {kind} ÷ measured, geometric mean"
-            yield value_row(metric, "ratio", geometric_mean(ratios), None)
+            yield goals.value(metric, "ratio", geometric_mean(ratios))
         errors = [abs(math.log(one.rate_ratio)) for one in judged]
         metric = f"{plant}: error of the rate at which the measured share is predicted, median"
-        yield value_row(metric, "of 1", median(errors), None)
+        yield goals.value(metric, "of 1", median(errors))
 
 
 def main(arguments: list[str]) -> int:
     """Returns 0: the benchmark measures, and tests judge."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--plants", default=",".join(PLANTS))
-    parser.add_argument("--replicas", default=",".join(map(str, REPLICAS)))
-    parser.add_argument("--requests", type=int, default=REQUESTS, help="that count in each run")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 2))
-    parser.add_argument("--out", type=Path, default=Path(f"out/bench/{NAME}.json"))
-    given = parser.parse_args(arguments)
-    plants, replicas = given.plants.split(","), [int(one) for one in given.replicas.split(",")]
-    if unknown := sorted({*plants} - {*PLANTS}):
-        parser.error(f"unknown: {', '.join(unknown)}; plants: {', '.join(PLANTS)}")
-    cases = load_cases(plants, replicas, committed_rates())
+    given = parse_options(
+        NAME,
+        __doc__,
+        arguments,
+        plants=list(PLANTS),
+        replicas=list(REPLICAS),
+        requests=(REQUESTS, "that count in each run"),
+        seed=1,
+        jobs=min(os.cpu_count() or 1, 2),
+    )
+    cases = load_cases(given.plants, given.replicas, committed_rates())
     comparisons = []
     with ProcessPoolExecutor(max(1, given.jobs)) as pool:
         for one in pool.map(partial(compare_fleet, requests=given.requests, seed=given.seed), cases):
