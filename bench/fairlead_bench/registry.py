@@ -1,4 +1,4 @@
-"""The benchmarks and their parts: the module of each part, what it runs on, and how long it takes."""
+"""The benchmarks and their parts: the module of each part, its code, and how long it takes."""
 
 import ast
 from collections.abc import Mapping
@@ -22,9 +22,10 @@ PROCESSES, WORKER, SIMULATOR = Code.COMPILED_PROCESSES, Code.COMPILED_WORKER, Co
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkPart:
-    """What ``make bench-NAME`` runs. Its module, below ``fairlead_bench``, has ``main(arguments) -> int``.
+    """A part of a benchmark, which ``make bench-NAME`` runs.
 
-    trace_option: how its ``main`` takes the conversation trace; ``--traces`` takes the folder of all
+    path: of its module below ``fairlead_bench``, which has ``main(arguments) -> int``
+    trace_option: how ``main`` takes the conversation trace; ``--traces`` takes a folder
     in_all: part of a run without a name
     """
 
@@ -97,6 +98,6 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
         BenchmarkPart("scheduling", "scheduling", 10, in_all=False),
     ),
 }
-"""Each of one subject; those of ``nightly`` are runs with thresholds, which a nightly test judges."""
+"""The parts of each subject. A nightly test judges those of ``nightly``."""
 
 PARTS: Mapping[str, BenchmarkPart] = {part.name: part for parts in BENCHMARKS.values() for part in parts}

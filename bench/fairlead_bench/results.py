@@ -28,7 +28,7 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 
 
 _LOAD_BEFORE = os.getloadavg()[0]
-"""Of the whole machine, when the benchmark was loaded."""
+"""The load average of the machine when the benchmark was loaded."""
 
 MapFunction = Callable[..., Iterator[Any]]
 """The built-in ``map`` or that of a process pool."""
@@ -49,7 +49,10 @@ class ResultRow:
 
 
 class Goals(dict[str, str]):
-    """Metric → goal of one benchmark, as committed; makes its rows. A metric without a goal only informs."""
+    """The goals of one benchmark by metric, which make its rows.
+
+    A row whose metric has no goal only informs.
+    """
 
     def value(self, metric: str, unit: str, value: float | None) -> ResultRow:
         """Returns a row whose goal is about the value itself."""
@@ -95,8 +98,8 @@ def meets_goal(goal: str, measured: float | None) -> bool:
 def parse_options(name: str, description: str | None, arguments: Sequence[str], **options: Any) -> argparse.Namespace:
     """Returns the options of a benchmark: ``--out``, and one for each keyword.
 
-    options: the default, or the default and a help text. A list is given with commas, and a type has no
-    default. Words must be among those of the default.
+    options: the default, or the default and a help text. A list is given with commas, and a
+        type has no default. Words must be among those of the default.
     """
     parser = argparse.ArgumentParser(prog=f"python -m fairlead_bench {name}", description=description)
     for option, default in ({"out": Path(f"out/bench/{name}.json")} | options).items():
@@ -131,7 +134,9 @@ def write_results(
     file: Path,
     more: Mapping[str, Any] | None = None,
 ) -> int:
-    """Writes the benchmark's JSON file, and prints the same. Returns 0 when every goal holds, else 1.
+    """Writes the benchmark's JSON file and prints the same.
+
+    Returns 0 when every goal holds, else 1.
 
     more: further content of the file.
     """
