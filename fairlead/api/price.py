@@ -2,10 +2,8 @@
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field
-
 from fairlead import units
-from fairlead.api.strict_model import Rule, StrictModel
+from fairlead.api.strict_model import Rule, StrictModel, api_field
 from fairlead.api.value_types import UsdPerMillionTokens
 from fairlead.fleet.model import TokenPrice
 
@@ -23,15 +21,12 @@ class Price(StrictModel):
         ),
     )
 
-    input: Annotated[UsdPerMillionTokens, Field(description="of a prompt's tokens", examples=['"0.40"'])]
+    input: Annotated[UsdPerMillionTokens, api_field("of a prompt's tokens", '"0.40"')]
     cached_input: Annotated[
         UsdPerMillionTokens | None,
-        Field(
-            description="of prompt tokens that the engine had in its KV cache; left out = the price of input",
-            examples=['"0.10"'],
-        ),
+        api_field("of prompt tokens that the engine had in its KV cache; left out = the price of input", '"0.10"'),
     ] = None
-    output: Annotated[UsdPerMillionTokens, Field(description="of an answer's tokens", examples=['"1.20"'])]
+    output: Annotated[UsdPerMillionTokens, api_field("of an answer's tokens", '"1.20"')]
 
     def to_token_price(self) -> TokenPrice:
         """Returns the price of one token of each kind, as gateways use it."""

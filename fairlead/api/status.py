@@ -4,17 +4,15 @@ Both write with server-side apply: each owns its condition types and never remov
 """
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
 from fairlead.api.spec.pools import PoolRole
-from fairlead.api.strict_model import StrictModel
-from fairlead.api.value_types import list_map_schema
+from fairlead.api.strict_model import StrictModel, api_field
+from fairlead.api.value_types import Choice, Int32, Int64, list_map_schema
 
-_INT32: dict[str, Any] = {"format": "int32"}
-_INT64: dict[str, Any] = {"format": "int64"}
-_Count = Annotated[int, Field(ge=0, json_schema_extra=_INT32)]
+_Count = Annotated[Int32, Field(ge=0)]
 
 
 class ConditionStatus(StrEnum):
@@ -28,31 +26,24 @@ class ConditionStatus(StrEnum):
 class Condition(StrictModel):
     """A standard Kubernetes condition. docs/reference/conditions.md lists types and reasons."""
 
-    type: Annotated[str, Field(min_length=1, max_length=64, description="what it is about")]
-    status: Annotated[ConditionStatus, Field(strict=False, description="whether it holds")]
-    reason: Annotated[str, Field(min_length=1, max_length=64, description="why, in one word of a closed list")]
-    message: Annotated[str, Field(max_length=32_768, description="why, for people")] = ""
+    type: Annotated[str, api_field("what it is about", min_length=1, max_length=64)]
+    status: Annotated[Choice[ConditionStatus], api_field("whether it holds")]
+    reason: Annotated[str, api_field("why, in one word of a closed list", min_length=1, max_length=64)]
+    message: Annotated[str, api_field("why, for people", max_length=32_768)] = ""
     last_transition_time: Annotated[
-        str,
-        Field(
-            max_length=64,
-            description="when status changed last",
-            json_schema_extra={"format": "date-time"},
-        ),
+        str, api_field("when status changed last", max_length=64, json_schema_extra={"format": "date-time"})
     ]
-    observed_generation: Annotated[
-        int | None, Field(ge=0, description="the generation that it describes", json_schema_extra=_INT64)
-    ] = None
+    observed_generation: Annotated[Int64 | None, api_field("the generation that it describes", ge=0)] = None
 
 
 class PoolStatus(StrictModel):
     """The observed state of one pool."""
 
-    name: Annotated[str, Field(max_length=63, description="as in spec.pools")]
-    role: Annotated[PoolRole, Field(strict=False, description="as in spec.pools")]
-    desired: Annotated[_Count, Field(description="desired number of instances")]
-    ready: Annotated[_Count, Field(description="instances that can take requests")]
-    updated: Annotated[_Count, Field(description="instances made of the present spec, ready or not")]
+    name: Annotated[str, api_field("as in spec.pools", max_length=63)]
+    role: Annotated[Choice[PoolRole], api_field("as in spec.pools")]
+    desired: Annotated[_Count, api_field("desired number of instances")]
+    ready: Annotated[_Count, api_field("instances that can take requests")]
+    updated: Annotated[_Count, api_field("instances made of the present spec, ready or not")]
 
 
 class CanaryPhase(StrEnum):
@@ -68,90 +59,73 @@ class CanaryPhase(StrEnum):
 class CanaryStatus(StrictModel):
     """The latest canary of a model."""
 
-    revision: Annotated[int, Field(ge=1, description="number of its revision", json_schema_extra=_INT64)]
-    hash: Annotated[str, Field(max_length=64, description="hash of its revision")]
-    phase: Annotated[CanaryPhase, Field(strict=False, description="how far it is")]
-    step: Annotated[_Count, Field(description="its step, from 0")]
-    weight: Annotated[_Count, Field(le=100, description="percentage of the conversations that it gets")]
-    since: Annotated[
-        str, Field(max_length=64, description="when the step began", json_schema_extra={"format": "date-time"})
-    ]
-    reason: Annotated[str, Field(max_length=64, description="as in the condition CanaryHealthy")]
-    message: Annotated[str, Field(max_length=1024, description="why, for people")] = ""
+    revision: Annotated[Int64, api_field("number of its revision", ge=1)]
+    hash: Annotated[str, api_field("hash of its revision", max_length=64)]
+    phase: Annotated[Choice[CanaryPhase], api_field("how far it is")]
+    step: Annotated[_Count, api_field("its step, from 0")]
+    weight: Annotated[_Count, api_field("percentage of the conversations that it gets", le=100)]
+    since: Annotated[str, api_field("when the step began", max_length=64, json_schema_extra={"format": "date-time"})]
+    reason: Annotated[str, api_field("as in the condition CanaryHealthy", max_length=64)]
+    message: Annotated[str, api_field("why, for people", max_length=1024)] = ""
 
 
-class ModelDeploymentStatus(StrictModel):
+_Conditions = Annotated[
+    list[Condition],
+    api_field("how it stands", default_factory=list, max_length=16, json_schema_extra=list_map_schema("type")),
+]
+
+
+class _NamedStatus(StrictModel):
+    """The base of the status of kinds that clients call by names."""
+
+    observed_generation: Annotated[
+        Int64 | None, api_field("the generation of the spec that all below is about", ge=0)
+    ] = None
+    client_name: str | None = None
+    served_names: list[Annotated[str, Field(max_length=253)]] = api_field(
+        "further names by which clients reach it", default_factory=list, max_length=16
+    )
+
+
+class ModelDeploymentStatus(_NamedStatus):
     """The observed state of a model."""
 
-    observed_generation: Annotated[
-        int | None,
-        Field(ge=0, description="the generation of the spec that all below is about", json_schema_extra=_INT64),
-    ] = None
     client_name: Annotated[
-        str | None, Field(max_length=317, description="what clients call the model: its name, or namespace/name")
+        str | None, api_field("what clients call the model: its name, or namespace/name", max_length=317)
     ] = None
-    served_names: list[Annotated[str, Field(max_length=253)]] = Field(
-        default_factory=list, max_length=16, description="further names by which clients reach it"
-    )
     ready: Annotated[
-        str | None,
-        Field(max_length=256, description="ready and desired instances: `2/2`, or `Prefill 1/1, Decode 2/3`"),
+        str | None, api_field("ready and desired instances: `2/2`, or `Prefill 1/1, Decode 2/3`", max_length=256)
     ] = None
-    replicas: Annotated[
-        int | None, Field(ge=0, description="instances that exist, for `kubectl scale`", json_schema_extra=_INT32)
-    ] = None
+    replicas: Annotated[Int32 | None, api_field("instances that exist, for `kubectl scale`", ge=0)] = None
     selector: Annotated[
-        str | None, Field(max_length=1024, description="finds the pods of those instances, for autoscalers")
+        str | None, api_field("finds the pods of those instances, for autoscalers", max_length=1024)
     ] = None
-    pools: list[PoolStatus] = Field(
-        default_factory=list, max_length=32, description="every pool", json_schema_extra=list_map_schema("name")
+    pools: list[PoolStatus] = api_field(
+        "every pool", default_factory=list, max_length=32, json_schema_extra=list_map_schema("name")
     )
-    canary: Annotated[CanaryStatus | None, Field(description="the latest canary; absent without `rollout.canary`")] = (
-        None
-    )
-    conditions: list[Condition] = Field(
-        default_factory=list, max_length=16, description="how it stands", json_schema_extra=list_map_schema("type")
-    )
+    canary: Annotated[CanaryStatus | None, api_field("the latest canary; absent without `rollout.canary`")] = None
+    conditions: _Conditions
 
 
-class ModelRouteStatus(StrictModel):
+class ModelRouteStatus(_NamedStatus):
     """The observed state of a route."""
 
-    observed_generation: Annotated[
-        int | None,
-        Field(ge=0, description="the generation of the spec that all below is about", json_schema_extra=_INT64),
-    ] = None
     client_name: Annotated[
-        str | None, Field(max_length=317, description="what clients call the route: its name, or namespace/name")
+        str | None, api_field("what clients call the route: its name, or namespace/name", max_length=317)
     ] = None
-    served_names: list[Annotated[str, Field(max_length=253)]] = Field(
-        default_factory=list, max_length=16, description="further names by which clients reach it"
-    )
     targets: Annotated[
-        str | None, Field(max_length=8192, description="the models with their weights: `chat/llama-70b 9, chat/new 1`")
+        str | None, api_field("the models with their weights: `chat/llama-70b 9, chat/new 1`", max_length=8192)
     ] = None
-    conditions: list[Condition] = Field(
-        default_factory=list, max_length=16, description="how it stands", json_schema_extra=list_map_schema("type")
-    )
+    conditions: _Conditions
 
 
-class ModelAdapterStatus(StrictModel):
+class ModelAdapterStatus(_NamedStatus):
     """The observed state of an adapter."""
 
-    observed_generation: Annotated[
-        int | None,
-        Field(ge=0, description="the generation of the spec that all below is about", json_schema_extra=_INT64),
-    ] = None
     client_name: Annotated[
-        str | None, Field(max_length=317, description="what clients call the adapter: its name, or namespace/name")
+        str | None, api_field("what clients call the adapter: its name, or namespace/name", max_length=317)
     ] = None
-    served_names: list[Annotated[str, Field(max_length=253)]] = Field(
-        default_factory=list, max_length=16, description="further names by which clients reach it"
-    )
     engine_source: Annotated[
-        str | None,
-        Field(max_length=1280, description="what gateways give to engines to load it: a path or a repository"),
+        str | None, api_field("what gateways give to engines to load it: a path or a repository", max_length=1280)
     ] = None
-    conditions: list[Condition] = Field(
-        default_factory=list, max_length=16, description="how it stands", json_schema_extra=list_map_schema("type")
-    )
+    conditions: _Conditions

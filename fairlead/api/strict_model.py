@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     GetJsonSchemaHandler,
     model_validator,
 )
@@ -94,3 +95,12 @@ def field_error(message: str, fix: str, at: FieldPath = ()) -> PydanticCustomErr
     at: path of the value below the validated one.
     """
     return PydanticCustomError("fairlead", "{message}", {"message": message, "fix": fix, "at": at})
+
+
+def api_field(description: str, example: str | None = None, **constraints: Any) -> Any:
+    """Returns a field of the API, as its reference describes it.
+
+    example: YAML; error messages offer it as the fix.
+    constraints: further arguments of pydantic's `Field`.
+    """
+    return Field(description=description, examples=None if example is None else [example], **constraints)

@@ -32,8 +32,8 @@ from fairlead.api.spec.route.spec import ModelRouteSpec, check_models
 from fairlead.api.spec.routing import Routing
 from fairlead.api.spec.slo import Slo
 from fairlead.api.spec.tenant.spec import ModelTenantSpec
-from fairlead.api.strict_model import FieldPath, Rule, StrictModel, field_error
-from fairlead.api.value_types import MAX_LABEL_VALUE_LENGTH, AllowedRoutes, check_unique, list_map_schema
+from fairlead.api.strict_model import FieldPath, Rule, StrictModel, api_field, field_error
+from fairlead.api.value_types import MAX_LABEL_VALUE_LENGTH, AllowedRoutes, Int32, check_unique, list_map_schema
 from fairlead.fleet.model import TokenPrice
 from fairlead.routes.model import Route
 from fairlead.tenants.model import Tenant
@@ -286,23 +286,25 @@ class ModelDeploymentSpec(StrictModel):
     model: Annotated[ModelSource, Field(examples=['{uri: "hf://Qwen/Qwen3-8B"}'])]
     engine: Annotated[Engine, Field(examples=["{type: VLLM}"])] = Engine()
     replicas: Annotated[
-        int | None,
-        Field(
+        Int32 | None,
+        api_field(
+            "instances of the only pool, within its bounds; written by `kubectl scale`, an HPA or KEDA. "
+            "Left out = the pool's minReplicas",
+            "2",
             ge=0,
             le=4096,
-            description="instances of the only pool, within its bounds; written by `kubectl scale`, an HPA or KEDA. "
-            "Left out = the pool's minReplicas",
-            examples=["2"],
-            json_schema_extra={"format": "int32"},
         ),
     ] = None
-    pools: list[Pool] = Field(
-        min_length=1,
-        max_length=16,
-        description="groups of instances",
-        examples=["[{acceleratorClassName: nvidia-l4}]"],
-        json_schema_extra=list_map_schema("name"),
-    )
+    pools: Annotated[
+        list[Pool],
+        api_field(
+            "groups of instances",
+            "[{acceleratorClassName: nvidia-l4}]",
+            min_length=1,
+            max_length=16,
+            json_schema_extra=list_map_schema("name"),
+        ),
+    ]
     kv_cache: Annotated[KvCache, Field(examples=["{transfer: NIXL}"])] = KvCache()
     adapters: Annotated[Adapters | None, Field(examples=["{slots: 8, maxRank: 64}"])] = None
     slo: Annotated[Slo, Field(examples=["{ttft: 800ms, tpot: 40ms}"])] = Slo()
@@ -384,24 +386,23 @@ class ModelDeploymentSpec(StrictModel):
         return max(pool.min_replicas, min(self.replicas, maximum))
 
 
-_NAME_RULE = Rule(
-    cel=f"self.metadata.name.size() <= {MAX_LABEL_VALUE_LENGTH}",
-    message=f"the name is longer than {MAX_LABEL_VALUE_LENGTH} characters, and it becomes a label",
-    fix="shorten it",
-    at=("metadata", "name"),
-    violation=lambda model: len(model.metadata.name) > MAX_LABEL_VALUE_LENGTH,
-)
+class _Object(StrictModel):
+    """The base of every kind."""
 
-
-class ModelDeployment(StrictModel):
-    """A served model: the object that a platform team applies."""
-
-    rules: ClassVar[tuple[Rule, ...]] = (_NAME_RULE,)
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel=f"self.metadata.name.size() <= {MAX_LABEL_VALUE_LENGTH}",
+            message=f"the name is longer than {MAX_LABEL_VALUE_LENGTH} characters, and it becomes a label",
+            fix="shorten it",
+            at=("metadata", "name"),
+            violation=lambda model: len(model.metadata.name) > MAX_LABEL_VALUE_LENGTH,
+        ),
+    )
 
     api_version: Literal["serving.fairlead.io/v1alpha1"]
-    kind: Literal["ModelDeployment"]
-    metadata: Annotated[Metadata, Field(examples=["{name: qwen3-8b}"])]
-    spec: Annotated[ModelDeploymentSpec, Field(examples=["{model: {...}, pools: [...]}"])]
+    kind: str
+    metadata: Metadata
+    spec: Any
     status: Any = Field(default=None, exclude=True)
 
     @property
@@ -410,89 +411,72 @@ class ModelDeployment(StrictModel):
         return f"{self.metadata.namespace or 'default'}/{self.metadata.name}"
 
 
-class AcceleratorClass(StrictModel):
+class _ClusterObject(_Object):
+    """The base of the kinds without a namespace."""
+
+    @field_validator("metadata")
+    @classmethod
+    def _check_cluster_scoped(cls, metadata: Metadata) -> Metadata:
+        if metadata.namespace is not None:
+            article = "an" if cls.__name__.startswith("A") else "a"
+            message = f"{article} {cls.__name__} belongs to the cluster, not to a namespace"
+            raise field_error(message, "remove it", at=("namespace",))
+        return metadata
+
+    @property
+    def key(self) -> str:
+        """The name, which is unique in the cluster."""
+        return self.metadata.name
+
+
+class ModelDeployment(_Object):
+    """A served model: the object that a platform team applies."""
+
+    kind: Literal["ModelDeployment"]
+    metadata: Annotated[Metadata, Field(examples=["{name: qwen3-8b}"])]
+    spec: Annotated[ModelDeploymentSpec, Field(examples=["{model: {...}, pools: [...]}"])]
+
+
+class AcceleratorClass(_ClusterObject):
     """A kind of accelerator that pools may name. Cluster-scoped."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (_NAME_RULE,)
-
-    api_version: Literal["serving.fairlead.io/v1alpha1"]
     kind: Literal["AcceleratorClass"]
     metadata: Annotated[Metadata, Field(examples=["{name: npu-910b4}"])]
     spec: Annotated[AcceleratorClassSpec, Field(examples=["{profile: {preset: 910b4}}"])]
-    status: Any = Field(default=None, exclude=True)
-
-    @field_validator("metadata")
-    @classmethod
-    def _check_cluster_scoped(cls, metadata: Metadata) -> Metadata:
-        return _without_namespace(metadata, "an AcceleratorClass")
 
 
-class ModelTenant(StrictModel):
+class ModelTenant(_ClusterObject):
     """A team or an application that calls models. Cluster-scoped."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (_NAME_RULE,)
-
-    api_version: Literal["serving.fairlead.io/v1alpha1"]
     kind: Literal["ModelTenant"]
     metadata: Annotated[Metadata, Field(examples=["{name: acme}"])]
     spec: Annotated[ModelTenantSpec, Field(examples=["{keys: [...], limits: [...]}"])]
-    status: Any = Field(default=None, exclude=True)
-
-    @field_validator("metadata")
-    @classmethod
-    def _check_cluster_scoped(cls, metadata: Metadata) -> Metadata:
-        return _without_namespace(metadata, "a ModelTenant")
 
     def to_tenant(self) -> Tenant:
         """Returns the tenant as gateways use it."""
         return self.spec.to_tenant(self.metadata.name)
 
 
-class ModelRoute(StrictModel):
+class ModelRoute(_Object):
     """A name for clients that stands for one model, or for several with weights."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (_NAME_RULE,)
-
-    api_version: Literal["serving.fairlead.io/v1alpha1"]
     kind: Literal["ModelRoute"]
     metadata: Annotated[Metadata, Field(examples=["{name: assistant}"])]
     spec: Annotated[ModelRouteSpec, Field(examples=["{targets: [{model: llama-70b}]}"])]
-    status: Any = Field(default=None, exclude=True)
 
     @model_validator(mode="after")
     def _check_models(self) -> Self:
         check_models(self.to_route(), at=("spec",))
         return self
 
-    @property
-    def key(self) -> str:
-        """`namespace/name`, with the namespace `default` if none is given."""
-        return f"{self.metadata.namespace or 'default'}/{self.metadata.name}"
-
     def to_route(self) -> Route:
         """Returns the route as gateways use it, with all names that it claims."""
         return self.spec.to_route(self.metadata.namespace or "default", self.metadata.name)
 
 
-class ModelAdapter(StrictModel):
+class ModelAdapter(_Object):
     """A LoRA adapter of a model, which clients request by names of its own."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (_NAME_RULE,)
-
-    api_version: Literal["serving.fairlead.io/v1alpha1"]
     kind: Literal["ModelAdapter"]
     metadata: Annotated[Metadata, Field(examples=["{name: sql}"])]
     spec: Annotated[ModelAdapterSpec, Field(examples=['{base: qwen3-8b, source: "pvc:adapters/sql-2"}'])]
-    status: Any = Field(default=None, exclude=True)
-
-    @property
-    def key(self) -> str:
-        """`namespace/name`, with the namespace `default` if none is given."""
-        return f"{self.metadata.namespace or 'default'}/{self.metadata.name}"
-
-
-def _without_namespace(metadata: Metadata, kind: str) -> Metadata:
-    if metadata.namespace is not None:
-        message = f"{kind} belongs to the cluster, not to a namespace"
-        raise field_error(message, "remove it", at=("namespace",))
-    return metadata

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -12,21 +12,53 @@ from pydantic import (
 )
 
 from fairlead import units
-from fairlead.api.strict_model import field_error
+from fairlead.api.strict_model import api_field, field_error
 from fairlead.errors import BadInput
 from fairlead.fleet.engine_url import normalize_endpoint_url
 from fairlead.names import ALL_NAMESPACES, DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN, SERVED_NAME_PATTERN
 
 _LABEL_PATTERN = f"^{DNS_LABEL_PATTERN.pattern}$"
 _SUBDOMAIN_PATTERN = f"^{DNS_SUBDOMAIN_PATTERN.pattern}$"
+T = TypeVar("T")
+Choice = Annotated[T, Field(strict=False)]
+"""A member of an enumeration, which files write as text."""
+Int32 = Annotated[int, Field(json_schema_extra={"format": "int32"})]
+Int64 = Annotated[int, Field(json_schema_extra={"format": "int64"})]
 MAX_LABEL_VALUE_LENGTH: Final = 63
 """Maximum length of the value of a Kubernetes label."""
 
 
-def _check_label(text: str) -> str:
-    if not DNS_LABEL_PATTERN.fullmatch(text):
-        raise field_error(f'"{text:.70}" is not a DNS label', "use lower-case letters, digits and -, at most 63")
-    return text
+def pattern_check(pattern: str, message: str, fix: str, max_length: int) -> Callable[[str], str]:
+    """Returns a check of text against a pattern. Why not `pattern`: its error says no fix."""
+    compiled = re.compile(pattern)
+
+    def check(text: str) -> str:
+        if len(text) > max_length or not compiled.fullmatch(text):  # `$` alone accepts a line break at the end
+            raise field_error(f'"{text:.70}" {message}', fix)
+        return text
+
+    return check
+
+
+def unit_check(parse: Callable[[str], object], *, normalizes: bool = False) -> Callable[[str], str]:
+    """Returns a check of text that `parse` must be able to read.
+
+    normalizes: the field gets what `parse` returns.
+    """
+
+    def check(text: str) -> str:
+        try:
+            parsed = parse(text)
+        except BadInput as error:
+            raise field_error(error.message, error.hint or "") from error
+        return str(parsed) if normalizes else text
+
+    return check
+
+
+_check_label = pattern_check(
+    _LABEL_PATTERN, "is not a DNS label", "use lower-case letters, digits and -, at most 63", 63
+)
 
 
 def _check_subdomain(text: str, *, longest: int = 253) -> str:
@@ -62,10 +94,10 @@ NamespaceOrAll = Annotated[
 """The name of a namespace, or `*` for all."""
 AllowedRoutes = Annotated[
     list[NamespaceOrAll],
-    Field(
+    api_field(
+        "namespaces whose ModelRoutes may lead to this model, besides its own; `*` = all",
+        "[team-a]",
         max_length=64,
-        description="namespaces whose ModelRoutes may lead to this model, besides its own; `*` = all",
-        examples=["[team-a]"],
         json_schema_extra={"x-kubernetes-list-type": "set"},
     ),
 ]
@@ -93,23 +125,11 @@ def list_map_schema(key: str) -> dict[str, Any]:
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
 
 
-def _pattern_check(pattern: str, message: str, fix: str, max_length: int) -> Callable[[str], str]:
-    compiled = re.compile(pattern)
-
-    def check(text: str) -> str:
-        if len(text) > max_length or not compiled.fullmatch(text):
-            raise field_error(f'"{text:.70}" {message}', fix)
-        return text
-
-    return check
-
-
-# `fullmatch`, since `$` would accept a trailing line break in Python.
 _RESOURCE_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 ResourceName = Annotated[
     str,
     AfterValidator(
-        _pattern_check(
+        pattern_check(
             _RESOURCE_PATTERN, "is not the name of an extended resource", "write it like nvidia.com/gpu or rdma/ib", 253
         )
     ),
@@ -120,7 +140,7 @@ _COST_PATTERN = units.USD_PATTERN
 Cost = Annotated[
     str,
     AfterValidator(
-        _pattern_check(_COST_PATTERN, "is not an amount", 'write it as text without a sign, like "2.50"', 16)
+        pattern_check(_COST_PATTERN, "is not an amount", 'write it as text without a sign, like "2.50"', 16)
     ),
     Field(json_schema_extra={"pattern": _COST_PATTERN, "maxLength": 16}),
 ]
@@ -133,33 +153,19 @@ def _require_price_text(value: Any) -> Any:
     return value
 
 
-def _check_token_price(text: str) -> str:
-    try:
-        units.parse_token_price(text)
-    except BadInput as error:
-        raise field_error(error.message, error.hint or "") from error
-    return text
-
-
 UsdPerMillionTokens = Annotated[
     str,
     BeforeValidator(_require_price_text),
-    AfterValidator(_check_token_price),
+    AfterValidator(unit_check(units.parse_token_price)),
     Field(json_schema_extra={"pattern": units.TOKEN_PRICE_PATTERN, "maxLength": 16}),
 ]
 """US dollars per million tokens as text, in steps of 0.001."""
 
 
-def _check_size(text: str) -> str:
-    try:
-        units.parse_size(text)
-    except BadInput as error:
-        raise field_error(error.message, error.hint or "") from error
-    return text
-
-
 Size = Annotated[
-    str, AfterValidator(_check_size), Field(json_schema_extra={"pattern": units.SIZE_PATTERN, "maxLength": 16})
+    str,
+    AfterValidator(unit_check(units.parse_size)),
+    Field(json_schema_extra={"pattern": units.SIZE_PATTERN, "maxLength": 16}),
 ]
 
 _MAX_COUNT = 4096
@@ -216,16 +222,9 @@ Labels = Annotated[dict[str, _LabelValue], AfterValidator(_check_labels)]
 """Kubernetes labels. Each use sets the maximum number of entries."""
 
 
-def _check_url(text: str) -> str:
-    try:
-        return normalize_endpoint_url(text)
-    except BadInput as error:
-        raise field_error(error.message, error.hint or "") from error
-
-
 EndpointUrl = Annotated[
     str,
-    AfterValidator(_check_url),
+    AfterValidator(unit_check(normalize_endpoint_url, normalizes=True)),
     Field(
         json_schema_extra={
             "pattern": r"^https?://[^\s/?#@]+(/[A-Za-z0-9._~-]+)*/?$",
@@ -242,12 +241,7 @@ def _require_unit(value: Any) -> Any:
     return value
 
 
-def _check_duration(text: str) -> str:
-    try:
-        units.parse_duration(text)
-    except BadInput as error:
-        raise field_error(error.message, error.hint or "") from error
-    return text
+_check_duration = unit_check(units.parse_duration)
 
 
 def _check_positive_duration(text: str) -> str:
@@ -267,18 +261,16 @@ PositiveDuration = Annotated[
 ]
 
 
-def _check_served_name(text: str) -> str:
-    if not SERVED_NAME_PATTERN.fullmatch(text):
-        raise field_error(
-            f'"{text:.70}" is not a valid served name',
-            "use 1 to 253 of letters, digits and . _ / : @ + -, such as Qwen/Qwen3-8B",
-        )
-    return text
-
-
 ServedName = Annotated[
     str,
-    AfterValidator(_check_served_name),
+    AfterValidator(
+        pattern_check(
+            SERVED_NAME_PATTERN.pattern,
+            "is not a valid served name",
+            "use 1 to 253 of letters, digits and . _ / : @ + -, such as Qwen/Qwen3-8B",
+            253,
+        )
+    ),
     Field(json_schema_extra={"pattern": f"^{SERVED_NAME_PATTERN.pattern}$", "minLength": 1, "maxLength": 253}),
 ]
 """The name of a model in an engine."""
@@ -313,7 +305,7 @@ _DOMAIN_PATTERN = r"^(\*|[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z
 MediaDomain = Annotated[
     str,
     AfterValidator(
-        _pattern_check(
+        pattern_check(
             _DOMAIN_PATTERN,
             "is not a host name",
             "write it without scheme, port and path, like images.example.com",
@@ -328,6 +320,9 @@ RequestPath = Annotated[str, Field(max_length=256, pattern=r"^/v1(/[A-Za-z0-9_~:
 """A path under `/v1`; a final `/*` stands for all paths below."""
 
 
+_check_share = unit_check(units.parse_percentage)
+
+
 def check_percentage(value: Any) -> Any:
     """Returns a percentage such as `"95%"` unchanged. Raises PydanticCustomError for other text.
 
@@ -340,13 +335,8 @@ def check_percentage(value: Any) -> Any:
         elif 1 < value <= 100:
             fix = f'write "{value:g}%"'
         raise field_error(f"must be a percentage, not the number {value:g}", fix)
-    if isinstance(value, str):
-        try:
-            share = units.parse_percentage(value)
-        except BadInput as error:
-            raise field_error(error.message, error.hint or "") from error
-        if share <= 0:
-            raise field_error("must be more than 0%", fix)
+    if isinstance(value, str) and units.parse_percentage(_check_share(value)) <= 0:
+        raise field_error("must be more than 0%", fix)
     return value
 
 
@@ -358,6 +348,7 @@ Percentage = Annotated[
 """A share of requests, more than 0% and at most 100%."""
 
 _MAX_QUANTITY = 3600
+_check_unit = unit_check(units.parse_quantity)
 
 
 def _check_quantity(value: Any) -> Any:
@@ -366,10 +357,7 @@ def _check_quantity(value: Any) -> Any:
         raise field_error(f"must be a quantity, not the number {value:g}", fix)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise field_error("must be a quantity", 'write it like "36u", "1.5m" or "3.6e-05"')
-    try:
-        number = units.parse_quantity(value)
-    except BadInput as error:
-        raise field_error(error.message, error.hint or "") from error
+    number = units.parse_quantity(_check_unit(value) if isinstance(value, str) else value)
     if not 0 <= number <= _MAX_QUANTITY:
         raise field_error(f"must be from 0 to {_MAX_QUANTITY}, not {value}", "write a number of seconds in that range")
     return value

@@ -297,8 +297,7 @@ def _duplicate_names(documents: Iterable[_Document]) -> list[FileProblem]:
     seen: dict[tuple[str, str], _Document] = {}
     for document in documents:
         value = document.value
-        name = value.key if isinstance(value, ModelDeployment | ModelRoute | ModelAdapter) else value.metadata.name
-        key = (value.kind, name)
+        key = (value.kind, value.key)
         first = seen.setdefault(key, document)
         if first is not document:
             where = f"{first.file}:{first.node.locate(('metadata', 'name')).line}"

@@ -3,13 +3,11 @@
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
-from pydantic import Field
-
 from fairlead import units
 from fairlead.api.spec.pools import Parallelism
 from fairlead.api.spec.profile import Profile
-from fairlead.api.strict_model import Rule, StrictModel
-from fairlead.api.value_types import Cost, Labels, ResourceName
+from fairlead.api.strict_model import Rule, StrictModel, api_field
+from fairlead.api.value_types import Choice, Cost, Int64, Labels, ResourceName
 
 
 class CountRule(StrEnum):
@@ -67,27 +65,17 @@ class Toleration(StrictModel):
         ),
     )
 
-    key: Annotated[
-        str | None, Field(min_length=1, max_length=317, description="key of the taint", examples=["nvidia.com/gpu"])
-    ] = None
+    key: Annotated[str | None, api_field("key of the taint", "nvidia.com/gpu", min_length=1, max_length=317)] = None
     operator: Annotated[
-        TolerationOperator,
-        Field(strict=False, description="Equal: the values must be equal; Exists: any value", examples=["Exists"]),
+        Choice[TolerationOperator], api_field("Equal: the values must be equal; Exists: any value", "Exists")
     ] = TolerationOperator.EQUAL
-    value: Annotated[str | None, Field(max_length=63, description="value of the taint", examples=["present"])] = None
+    value: Annotated[str | None, api_field("value of the taint", "present", max_length=63)] = None
     effect: Annotated[
-        TaintEffect | None,
-        Field(strict=False, description="effect of the taint; left out = every effect", examples=["NoSchedule"]),
+        Choice[TaintEffect] | None, api_field("effect of the taint; left out = every effect", "NoSchedule")
     ] = None
     toleration_seconds: Annotated[
-        int | None,
-        Field(
-            ge=0,
-            le=2**31,
-            description="how long a pod stays after the taint appears; left out = forever",
-            examples=["300"],
-            json_schema_extra={"format": "int64"},
-        ),
+        Int64 | None,
+        api_field("how long a pod stays after the taint appears; left out = forever", "300", ge=0, le=2**31),
     ] = None
 
 
@@ -96,47 +84,29 @@ class AcceleratorClassSpec(StrictModel):
 
     resource: Annotated[
         ResourceName | None,
-        Field(
-            description="extended resource of its device plugin; left out = no device is requested",
-            examples=["nvidia.com/gpu"],
-        ),
+        api_field("extended resource of its device plugin; left out = no device is requested", "nvidia.com/gpu"),
     ] = None
     count_rule: Annotated[
-        CountRule,
-        Field(
-            strict=False,
-            description="Parallelism: a pod requests one device per rank; One: it requests one device",
-            examples=["Parallelism"],
-        ),
+        Choice[CountRule],
+        api_field("Parallelism: a pod requests one device per rank; One: it requests one device", "Parallelism"),
     ] = CountRule.PARALLELISM
     rdma_resource: Annotated[
         ResourceName | None,
-        Field(
-            description="extended resource of the fast network; requested by pods that transfer KV or span nodes",
-            examples=["rdma/ib"],
-        ),
+        api_field("extended resource of the fast network; requested by pods that transfer KV or span nodes", "rdma/ib"),
     ] = None
-    node_selector: Labels = Field(
-        default_factory=dict,
-        max_length=16,
-        description="labels that a node must have",
-        examples=["{nvidia.com/gpu.product: NVIDIA-L4}"],
+    node_selector: Labels = api_field(
+        "labels that a node must have", "{nvidia.com/gpu.product: NVIDIA-L4}", default_factory=dict, max_length=16
     )
-    tolerations: list[Toleration] = Field(
-        default_factory=list,
-        max_length=16,
-        description="tolerations of the pods",
-        examples=["[{key: nvidia.com/gpu, operator: Exists}]"],
+    tolerations: list[Toleration] = api_field(
+        "tolerations of the pods", "[{key: nvidia.com/gpu, operator: Exists}]", default_factory=list, max_length=16
     )
-    cost_per_hour: Annotated[Cost | None, Field(description="US dollars per device and hour", examples=['"2.50"'])] = (
-        None
-    )
+    cost_per_hour: Annotated[Cost | None, api_field("US dollars per device and hour", '"2.50"')] = None
     profile: Annotated[
         Profile,
-        Field(
-            description="cost of an engine step: the estimate of routing before the first measurements, and the speed of "
+        api_field(
+            "cost of an engine step: the estimate of routing before the first measurements, and the speed of "
             "simulated engines",
-            examples=["{preset: 910b4}"],
+            "{preset: 910b4}",
         ),
     ]
 

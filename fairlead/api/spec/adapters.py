@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from fairlead.api.spec.model_source import SecretReference
-from fairlead.api.strict_model import StrictModel
-from fairlead.api.value_types import Size, Subdomain, check_unique
+from fairlead.api.strict_model import StrictModel, api_field
+from fairlead.api.value_types import Int32, Size, Subdomain, check_unique
 
 
 class DownloadCredentials(StrictModel):
@@ -14,10 +14,10 @@ class DownloadCredentials(StrictModel):
 
     secret_ref: Annotated[
         SecretReference,
-        Field(
-            description="a Secret in the same namespace; its entries become environment variables of the downloader, such as "
+        api_field(
+            "a Secret in the same namespace; its entries become environment variables of the downloader, such as "
             "AWS_ACCESS_KEY_ID and HF_TOKEN. An entry .dockerconfigjson has the credentials of registries",
-            examples=["{name: lora-store}"],
+            "{name: lora-store}",
         ),
     ]
 
@@ -27,15 +27,14 @@ class DownloadSettings(StrictModel):
 
     size: Annotated[
         Size,
-        Field(
-            description="size of the volume for downloaded adapters in each pod; those that were not used for longest are "
+        api_field(
+            "size of the volume for downloaded adapters in each pod; those that were not used for longest are "
             "deleted when it is full. An adapter may have 95 % of it",
-            examples=["100Gi"],
+            "100Gi",
         ),
     ] = "20Gi"
-    credentials: DownloadCredentials | None = Field(
-        default=None,
-        description="credentials of the stores; left out = the identity of the pod's service account, or none",
+    credentials: DownloadCredentials | None = api_field(
+        "credentials of the stores; left out = the identity of the pod's service account, or none", default=None
     )
 
 
@@ -43,31 +42,23 @@ class Adapters(StrictModel):
     """Slots for LoRA adapters in every engine. If left out, engines load no adapters."""
 
     slots: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=512,
-            description="adapters that an engine holds at a time, so also the most in one batch",
-            examples=["8"],
-            json_schema_extra={"format": "int32"},
-        ),
+        Int32, api_field("adapters that an engine holds at a time, so also the most in one batch", "8", ge=1, le=512)
     ] = 4
     max_rank: Annotated[
-        Literal[8, 16, 32, 64, 128, 256, 512],
-        Field(description="maximum rank of an adapter; memory grows with it", examples=["64"]),
+        Literal[8, 16, 32, 64, 128, 256, 512], api_field("maximum rank of an adapter; memory grows with it", "64")
     ] = 16
-    claim_names: list[Subdomain] = Field(
+    claim_names: list[Subdomain] = api_field(
+        "PersistentVolumeClaims in the same namespace that hold adapters; every engine mounts them, only to read "
+        "(ReadOnlyMany or ReadWriteMany). A ModelAdapter names one in its source",
+        "[adapters]",
         default_factory=list,
         max_length=16,
-        description="PersistentVolumeClaims in the same namespace that hold adapters; every engine mounts them, only to read "
-        "(ReadOnlyMany or ReadWriteMany). A ModelAdapter names one in its source",
-        examples=["[adapters]"],
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
-    download: DownloadSettings | None = Field(
-        default=None,
-        description="a container in each pod that downloads adapters with s3://, gs:// and oci:// sources, and hf:// ones with a "
+    download: DownloadSettings | None = api_field(
+        "a container in each pod that downloads adapters with s3://, gs:// and oci:// sources, and hf:// ones with a "
         "revision or digest; left out = none",
+        default=None,
     )
 
     @model_validator(mode="after")

@@ -8,10 +8,17 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fairlead.api.strict_model import Rule, StrictModel, field_error
-from fairlead.api.value_types import CountOrPercent, Label, PositiveDuration, check_unique, list_map_schema
+from fairlead.api.strict_model import Rule, StrictModel, api_field, field_error
+from fairlead.api.value_types import (
+    Choice,
+    CountOrPercent,
+    Int32,
+    Label,
+    PositiveDuration,
+    check_unique,
+    list_map_schema,
+)
 
-_INT32 = {"format": "int32"}
 _TIME_PATTERN = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
 _ZONE_PATTERN = r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,2}$"
 
@@ -93,43 +100,26 @@ class Schedule(StrictModel):
         ),
     )
 
-    name: Annotated[Label, Field(description="unique within the model", examples=["office-hours"])]
-    days: list[Annotated[Weekday, Field(strict=False)]] = Field(
+    name: Annotated[Label, api_field("unique within the model", "office-hours")]
+    days: list[Choice[Weekday]] = api_field(
+        "days on which it begins; left out = every day",
+        "[Mon, Tue, Wed, Thu, Fri]",
         default_factory=lambda: list(Weekday),
         min_length=1,
         max_length=7,
-        description="days on which it begins; left out = every day",
-        examples=["[Mon, Tue, Wed, Thu, Fri]"],
         json_schema_extra={"default": [*map(str, Weekday)]},
     )
-    begin: Annotated[TimeOfDay, Field(description="beginning, 24-hour clock", examples=['"08:00"'])]
-    end: Annotated[
-        TimeOfDay,
-        Field(description="end; if not after begin, it is on the next day", examples=['"20:00"']),
-    ]
-    time_zone: Annotated[TimeZone, Field(description="time zone of begin and end", examples=["Europe/Berlin"])] = "UTC"
-    pool: Annotated[
-        Label | None, Field(description="pool to which it applies; left out = all pools", examples=["main"])
-    ] = None
+    begin: Annotated[TimeOfDay, api_field("beginning, 24-hour clock", '"08:00"')]
+    end: Annotated[TimeOfDay, api_field("end; if not after begin, it is on the next day", '"20:00"')]
+    time_zone: Annotated[TimeZone, api_field("time zone of begin and end", "Europe/Berlin")] = "UTC"
+    pool: Annotated[Label | None, api_field("pool to which it applies; left out = all pools", "main")] = None
     min_replicas: Annotated[
-        int | None,
-        Field(
-            ge=0,
-            le=4096,
-            description="replaces the pool's minReplicas, and its maxReplicas where that is lower",
-            examples=["4"],
-            json_schema_extra=_INT32,
-        ),
+        Int32 | None,
+        api_field("replaces the pool's minReplicas, and its maxReplicas where that is lower", "4", ge=0, le=4096),
     ] = None
     max_replicas: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=4096,
-            description="replaces the pool's maxReplicas, and its minReplicas where that is higher",
-            examples=["16"],
-            json_schema_extra=_INT32,
-        ),
+        Int32 | None,
+        api_field("replaces the pool's maxReplicas, and its minReplicas where that is higher", "16", ge=1, le=4096),
     ] = None
 
     def is_active(self, wall: float) -> bool:
@@ -153,10 +143,10 @@ class ZeroPolicy(StrictModel):
 
     after: Annotated[
         PositiveDuration,
-        Field(
-            description="shortest time without requests after which a pool has no instance. It keeps one for longer while "
+        api_field(
+            "shortest time without requests after which a pool has no instance. It keeps one for longer while "
             "another start would cost more than idling. The next request starts an instance",
-            examples=["10m"],
+            "10m",
         ),
     ] = "10m"
 
@@ -179,42 +169,36 @@ class SleepPolicy(StrictModel):
     )
 
     min: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=4096,
-            description="instances that always sleep in addition to the active ones; they are started if needed",
-            examples=["1"],
-            json_schema_extra=_INT32,
+        Int32,
+        api_field(
+            "instances that always sleep in addition to the active ones; they are started if needed", "1", ge=0, le=4096
         ),
     ] = 0
     max: Annotated[
-        int,
-        Field(
+        Int32,
+        api_field(
+            "maximum number of sleeping instances; they count towards the pool's maxReplicas and "
+            "`autoscaling.maxReplicas`",
+            "2",
             ge=1,
             le=4096,
-            description="maximum number of sleeping instances; they count towards the pool's maxReplicas and "
-            "`autoscaling.maxReplicas`",
-            examples=["2"],
-            json_schema_extra=_INT32,
         ),
     ]
     level: Annotated[
-        int,
-        Field(
+        Int32,
+        api_field(
+            "1: the weights stay in the host's memory, which must be large enough; 2: they are loaded again",
+            "1",
             ge=1,
             le=2,
-            description="1: the weights stay in the host's memory, which must be large enough; 2: they are loaded again",
-            examples=["1"],
-            json_schema_extra=_INT32,
         ),
     ] = 1
     after: Annotated[
         PositiveDuration | None,
-        Field(
-            description="an instance that was not needed for this time is removed; left out = once sleeping costs more than "
+        api_field(
+            "an instance that was not needed for this time is removed; left out = once sleeping costs more than "
             "starting again, estimated from start times and earlier idle periods",
-            examples=["1h"],
+            "1h",
         ),
     ] = None
 
@@ -225,63 +209,58 @@ class Autoscaling(StrictModel):
     misplaced: ClassVar[Mapping[str, str]] = {"minReplicas": "spec.pools[].minReplicas"}
 
     mode: Annotated[
-        ScalingMode,
-        Field(
-            strict=False,
-            description="Auto: the autoscaler sets replica counts; Advise: it only reports them; Disabled: it does nothing. If "
+        Choice[ScalingMode],
+        api_field(
+            "Auto: the autoscaler sets replica counts; Advise: it only reports them; Disabled: it does nothing. If "
             "another writer sets a count (`spec.replicas`, `kubectl scale`, an HPA, KEDA), Auto keeps it and reports that",
-            examples=["Auto"],
+            "Auto",
         ),
         BeforeValidator(_check_mode),
     ] = ScalingMode.DISABLED
     max_replicas: Annotated[
-        int | None,
-        Field(
+        Int32 | None,
+        api_field(
+            "maximum number of instances of all pools together. If more are needed, prefill and decode "
+            "share them so that both carry the same part of the load; left out = the sum of the pools' maxReplicas",
+            "16",
             ge=1,
             le=4096,
-            description="maximum number of instances of all pools together. If more are needed, prefill and decode "
-            "share them so that both carry the same part of the load; left out = the sum of the pools' maxReplicas",
-            examples=["16"],
-            json_schema_extra=_INT32,
         ),
     ] = None
     stabilization_window: Annotated[
         PositiveDuration | None,
-        Field(
-            description="a pool keeps the maximum number of instances that it needed within this time; left out = twice "
+        api_field(
+            "a pool keeps the maximum number of instances that it needed within this time; left out = twice "
             "the time of a slow start, from 1m to 5m",
-            examples=["5m"],
+            "5m",
         ),
     ] = None
     step_up: Annotated[
         CountOrPercent | None,
-        Field(
-            description="maximum number of instances added to a pool per minute, or a percentage of the pool, at least one; "
+        api_field(
+            "maximum number of instances added to a pool per minute, or a percentage of the pool, at least one; "
             "left out = no limit",
-            examples=['"100%"'],
+            '"100%"',
         ),
     ] = None
     step_down: Annotated[
         CountOrPercent | None,
-        Field(
-            description="maximum number of instances removed from a pool per minute, or a percentage of the pool, at least "
+        api_field(
+            "maximum number of instances removed from a pool per minute, or a percentage of the pool, at least "
             "one; left out = no limit",
-            examples=["1"],
+            "1",
         ),
     ] = None
     zero: Annotated[ZeroPolicy, Field(examples=["{after: 10m}"])] = ZeroPolicy()
     sleep: Annotated[
         SleepPolicy | None,
-        Field(
-            description="unneeded instances of each pool sleep instead of being removed; VLLM and Sim",
-            examples=["{max: 2}"],
-        ),
+        api_field("unneeded instances of each pool sleep instead of being removed; VLLM and Sim", "{max: 2}"),
     ] = None
-    schedules: list[Schedule] = Field(
+    schedules: list[Schedule] = api_field(
+        "other bounds for some hours of the week; of several active ones, the highest bounds apply",
+        '[{name: day, begin: "08:00", end: "20:00", minReplicas: 4}]',
         default_factory=list,
         max_length=16,
-        description="other bounds for some hours of the week; of several active ones, the highest bounds apply",
-        examples=['[{name: day, begin: "08:00", end: "20:00", minReplicas: 4}]'],
         json_schema_extra=list_map_schema("name"),
     )
 

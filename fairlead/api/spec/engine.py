@@ -7,8 +7,10 @@ from typing import Annotated, ClassVar, Final, Self
 from pydantic import Field, model_validator
 
 from fairlead.api.spec.environment import EnvironmentVariable
-from fairlead.api.strict_model import Rule, StrictModel
+from fairlead.api.strict_model import Rule, StrictModel, api_field
 from fairlead.api.value_types import (
+    Choice,
+    Int32,
     MediaDomain,
     RequestField,
     RequestHeader,
@@ -44,7 +46,7 @@ class EngineType(StrEnum):
 class PullSecret(StrictModel):
     """A Secret in the same namespace with credentials for an image registry."""
 
-    name: Annotated[Subdomain, Field(description="name of the Secret", examples=["registry"])]
+    name: Annotated[Subdomain, api_field("name of the Secret", "registry")]
 
 
 _NOT_RUN: Final = (EngineType.EXTERNAL, EngineType.OPENAI)
@@ -136,112 +138,101 @@ class Engine(StrictModel):
     )
 
     type: Annotated[
-        EngineType,
-        Field(
-            strict=False,
-            description="VLLM; SGLang; LlamaCpp, which loads GGUF files; TRTLLM, the server of TensorRT-LLM; Sim, the "
+        Choice[EngineType],
+        api_field(
+            "VLLM; SGLang; LlamaCpp, which loads GGUF files; TRTLLM, the server of TensorRT-LLM; Sim, the "
             "simulated engine; Custom, your own image and command with OpenAI's protocol; External: engines that already "
             "run, found by address or label; or OpenAI: an OpenAI-compatible API that others run outside the cluster. "
             "Local mode simulates all kinds but the last two by default",
-            examples=["VLLM"],
+            "VLLM",
         ),
     ] = EngineType.VLLM
     image: Annotated[
         str | None,
-        Field(
+        api_field(
+            "container image; left out = the installation's image for this type",
+            "vllm/vllm-openai:v0.11.0",
             min_length=1,
             max_length=1024,
             pattern=r"^\S+$",
-            description="container image; left out = the installation's image for this type",
-            examples=["vllm/vllm-openai:v0.11.0"],
         ),
     ] = None
-    command: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field(
+    command: list[Annotated[str, Field(min_length=1, max_length=4096)]] = api_field(
+        "command of a custom engine's container, followed by args; left out = that of the image. $(MODEL_PATH), "
+        "$(MODEL_NAME) and $(PORT) are replaced by Fairlead's values",
+        '["python3", "-m", "my_engine", "--port", "$(PORT)"]',
         default_factory=list,
         max_length=64,
-        description="command of a custom engine's container, followed by args; left out = that of the image. $(MODEL_PATH), "
-        "$(MODEL_NAME) and $(PORT) are replaced by Fairlead's values",
-        examples=['["python3", "-m", "my_engine", "--port", "$(PORT)"]'],
     )
-    args: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field(
+    args: list[Annotated[str, Field(min_length=1, max_length=4096)]] = api_field(
+        "appended to the engine's command line; a simulated VLLM accepts those that affect the simulation",
+        '["--max-model-len=32768"]',
         default_factory=list,
         max_length=128,
-        description="appended to the engine's command line; a simulated VLLM accepts those that affect the simulation",
-        examples=['["--max-model-len=32768"]'],
     )
-    env: list[EnvironmentVariable] = Field(
+    env: list[EnvironmentVariable] = api_field(
+        "environment of the engine's process",
+        "[{name: VLLM_LOGGING_LEVEL, value: WARNING}]",
         default_factory=list,
         max_length=128,
-        description="environment of the engine's process",
-        examples=["[{name: VLLM_LOGGING_LEVEL, value: WARNING}]"],
         json_schema_extra=list_map_schema("name"),
     )
-    image_pull_secrets: list[PullSecret] = Field(
+    image_pull_secrets: list[PullSecret] = api_field(
+        "Secrets for the image's registry, in addition to the installation's",
+        "[{name: registry}]",
         default_factory=list,
         max_length=16,
-        description="Secrets for the image's registry, in addition to the installation's",
-        examples=["[{name: registry}]"],
         json_schema_extra=list_map_schema("name"),
     )
-    port: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=65_535,
-            description="port of a custom engine; left out = 8000",
-            examples=["8000"],
-            json_schema_extra={"format": "int32"},
-        ),
-    ] = None
+    port: Annotated[Int32 | None, api_field("port of a custom engine; left out = 8000", "8000", ge=1, le=65_535)] = None
     health_path: Annotated[
         str | None,
-        Field(
+        api_field(
+            "path that responds with 200 once a custom engine serves; left out = /health",
+            "/health",
             min_length=1,
             max_length=256,
             pattern=r"^/[^\s?#]*$",
-            description="path that responds with 200 once a custom engine serves; left out = /health",
-            examples=["/health"],
         ),
     ] = None
 
     unknown_fields: Annotated[
-        UnknownFields | None,
-        Field(
-            strict=False,
-            description="body fields that neither the engine nor the OpenAI API has. Pass: they reach the engine; "
+        Choice[UnknownFields] | None,
+        api_field(
+            "body fields that neither the engine nor the OpenAI API has. Pass: they reach the engine; "
             "Refuse: 400; left out = Pass, for OpenAI Refuse",
-            examples=["Refuse"],
+            "Refuse",
         ),
     ] = None
-    allowed_fields: list[RequestField] = Field(
+    allowed_fields: list[RequestField] = api_field(
+        "body fields that clients may set although Fairlead refuses them, such as priority and lora_path",
+        "[priority]",
         default_factory=list,
         max_length=64,
-        description="body fields that clients may set although Fairlead refuses them, such as priority and lora_path",
-        examples=["[priority]"],
     )
 
-    allowed_paths: list[RequestPath] = Field(
-        default_factory=list,
-        max_length=64,
-        description="paths under /v1 that clients may use, with GET and POST, in addition to those of the engine's API; "
+    allowed_paths: list[RequestPath] = api_field(
+        "paths under /v1 that clients may use, with GET and POST, in addition to those of the engine's API; "
         "a final /* stands for all paths below",
-        examples=["[/v1/files, /v1/responses/*]"],
+        "[/v1/files, /v1/responses/*]",
+        default_factory=list,
+        max_length=64,
     )
 
-    allowed_headers: list[RequestHeader] = Field(
+    allowed_headers: list[RequestHeader] = api_field(
+        "headers of clients that reach the engines, besides those that always do, such as accept and "
+        "x-session-id; names in lower case",
+        "[x-experiment]",
         default_factory=list,
         max_length=32,
-        description="headers of clients that reach the engines, besides those that always do, such as accept and "
-        "x-session-id; names in lower case",
-        examples=["[x-experiment]"],
     )
 
-    allowed_media_domains: list[MediaDomain] = Field(
+    allowed_media_domains: list[MediaDomain] = api_field(
+        "hosts from which VLLM and SGLang fetch images, audio and videos that requests name by URL. "
+        "Left out = none: requests send them as data: URLs; [*] = any host, also one inside the cluster",
+        "[images.example.com]",
         default_factory=list,
         max_length=64,
-        description="hosts from which VLLM and SGLang fetch images, audio and videos that requests name by URL. "
-        "Left out = none: requests send them as data: URLs; [*] = any host, also one inside the cluster",
-        examples=["[images.example.com]"],
     )
 
     def to_request_policy(self) -> RequestPolicy:

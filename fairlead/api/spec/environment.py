@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from fairlead.api.strict_model import Rule, StrictModel
+from fairlead.api.strict_model import Rule, StrictModel, api_field
 from fairlead.api.value_types import Subdomain
 
 _NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
@@ -18,13 +18,10 @@ _FIELD_PATTERN = (
 class KeyReference(StrictModel):
     """An entry of a Secret or ConfigMap in the same namespace."""
 
-    name: Annotated[Subdomain, Field(description="name of the Secret or ConfigMap", examples=["engine-secrets"])]
-    key: Annotated[
-        str,
-        Field(min_length=1, max_length=253, pattern=_KEY_PATTERN, description="key of the entry", examples=["token"]),
-    ]
+    name: Annotated[Subdomain, api_field("name of the Secret or ConfigMap", "engine-secrets")]
+    key: Annotated[str, api_field("key of the entry", "token", min_length=1, max_length=253, pattern=_KEY_PATTERN)]
     optional: Annotated[
-        bool, Field(description="true: the engine starts without the entry; false: pods wait until the entry exists")
+        bool, api_field("true: the engine starts without the entry; false: pods wait until the entry exists")
     ] = False
 
 
@@ -33,12 +30,12 @@ class FieldReference(StrictModel):
 
     field_path: Annotated[
         str,
-        Field(
+        api_field(
+            "field of the pod: metadata.name, metadata.labels['KEY'], spec.nodeName, status.podIP, status.hostIP",
+            "status.podIP",
             min_length=1,
             max_length=253,
             pattern=_FIELD_PATTERN,
-            description="field of the pod: metadata.name, metadata.labels['KEY'], spec.nodeName, status.podIP, status.hostIP",
-            examples=["status.podIP"],
         ),
     ]
 
@@ -58,10 +55,10 @@ class EnvironmentSource(StrictModel):
     )
 
     secret_key_ref: Annotated[
-        KeyReference | None, Field(description="an entry of a Secret", examples=["{name: engine-secrets, key: token}"])
+        KeyReference | None, api_field("an entry of a Secret", "{name: engine-secrets, key: token}")
     ] = None
     config_map_key_ref: Annotated[
-        KeyReference | None, Field(description="an entry of a ConfigMap", examples=["{name: engine, key: level}"])
+        KeyReference | None, api_field("an entry of a ConfigMap", "{name: engine, key: level}")
     ] = None
     field_ref: Annotated[FieldReference | None, Field(examples=["{fieldPath: status.podIP}"])] = None
 
@@ -81,19 +78,13 @@ class EnvironmentVariable(StrictModel):
 
     name: Annotated[
         str,
-        Field(
-            min_length=1,
-            max_length=256,
-            pattern=_NAME_PATTERN,
-            description="name of the variable",
-            examples=["VLLM_LOGGING_LEVEL"],
-        ),
+        api_field("name of the variable", "VLLM_LOGGING_LEVEL", min_length=1, max_length=256, pattern=_NAME_PATTERN),
     ]
-    value: Annotated[str, Field(max_length=4096, description="literal text; left out = empty")] = ""
+    value: Annotated[str, api_field("literal text; left out = empty", max_length=4096)] = ""
     value_from: Annotated[
         EnvironmentSource | None,
-        Field(
-            description="source of the text in the cluster; simulations of local mode do without it",
-            examples=["{secretKeyRef: {name: engine-secrets, key: token}}"],
+        api_field(
+            "source of the text in the cluster; simulations of local mode do without it",
+            "{secretKeyRef: {name: engine-secrets, key: token}}",
         ),
     ] = None

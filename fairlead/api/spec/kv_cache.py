@@ -5,8 +5,8 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from fairlead.api.strict_model import Rule, StrictModel
-from fairlead.api.value_types import PositiveDuration, Size
+from fairlead.api.strict_model import Rule, StrictModel, api_field
+from fairlead.api.value_types import Choice, PositiveDuration, Size
 
 _STORE_PATTERN: Final = r"^(lm|rediss?|mooncakestore)://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._/-]*)?$"
 """No user and no password: a spec must not contain secrets."""
@@ -34,13 +34,11 @@ class PeerTransfer(StrictModel):
     Measure both numbers: routing compares them with the engines' own speed for every prompt.
     """
 
-    bytes_per_token: Annotated[
-        int, Field(ge=1, le=1_000_000_000, description="bytes of KV per token, all layers", examples=["131072"])
-    ]
-    bandwidth: Annotated[Size, Field(description="bytes per second from one pod to another", examples=["10Gi"])]
-    latency: Annotated[
-        PositiveDuration, Field(description="time from the request to the first byte of a peer", examples=["10ms"])
-    ] = "10ms"
+    bytes_per_token: Annotated[int, api_field("bytes of KV per token, all layers", "131072", ge=1, le=1_000_000_000)]
+    bandwidth: Annotated[Size, api_field("bytes per second from one pod to another", "10Gi")]
+    latency: Annotated[PositiveDuration, api_field("time from the request to the first byte of a peer", "10ms")] = (
+        "10ms"
+    )
 
 
 class Offload(StrictModel):
@@ -71,32 +69,28 @@ class Offload(StrictModel):
     )
 
     type: Annotated[
-        OffloadType,
-        Field(
-            strict=False,
-            description="Native: the engine itself; LMCache: the library of that name, which the image must contain",
-            examples=["Native"],
+        Choice[OffloadType],
+        api_field(
+            "Native: the engine itself; LMCache: the library of that name, which the image must contain", "Native"
         ),
     ] = OffloadType.NATIVE
-    memory: Annotated[Size, Field(description="main memory per pod, added to its memory request", examples=["64Gi"])]
-    disk: Annotated[
-        Size | None, Field(description="scratch disk per pod, for KV that leaves the memory", examples=["500Gi"])
-    ] = None
+    memory: Annotated[Size, api_field("main memory per pod, added to its memory request", "64Gi")]
+    disk: Annotated[Size | None, api_field("scratch disk per pod, for KV that leaves the memory", "500Gi")] = None
     store: Annotated[
         str | None,
-        Field(
-            description="a store that all instances share, behind memory and disk: an LMCache server, a Redis without a password, "
+        api_field(
+            "a store that all instances share, behind memory and disk: an LMCache server, a Redis without a password, "
             "or a Mooncake store. Engines query it themselves for missing KV",
+            "lm://kv-store.chat.svc:65432",
             pattern=_STORE_PATTERN,
             max_length=256,
-            examples=["lm://kv-store.chat.svc:65432"],
         ),
     ] = None
     peers: Annotated[
         PeerTransfer | None,
-        Field(
-            description="shares offloaded KV between the instances of the model; VLLM and Sim",
-            examples=["{bytesPerToken: 131072, bandwidth: 10Gi}"],
+        api_field(
+            "shares offloaded KV between the instances of the model; VLLM and Sim",
+            "{bytesPerToken: 131072, bandwidth: 10Gi}",
         ),
     ] = None
 
@@ -106,17 +100,9 @@ class KvCache(StrictModel):
 
     offload: Annotated[Offload | None, Field(examples=["{memory: 64Gi}"])] = None
     transfer: Annotated[
-        Transfer,
-        Field(
-            strict=False,
-            description="KV transfer from pools of role Prefill to pools of role Decode",
-            examples=["NIXL"],
-        ),
+        Choice[Transfer], api_field("KV transfer from pools of role Prefill to pools of role Decode", "NIXL")
     ] = Transfer.NONE
     events: Annotated[
         bool,
-        Field(
-            description="VLLM, SGLang and Sim publish their cached prefixes, so that routing need not estimate them",
-            examples=["true"],
-        ),
+        api_field("VLLM, SGLang and Sim publish their cached prefixes, so that routing need not estimate them", "true"),
     ] = True

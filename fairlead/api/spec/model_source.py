@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Final, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fairlead.api.strict_model import Rule, StrictModel, field_error
+from fairlead.api.strict_model import Rule, StrictModel, api_field, field_error
 from fairlead.api.value_types import ServedName, Size, Subdomain, check_unique
 from fairlead.names import SERVED_NAME_PATTERN
 
@@ -35,7 +35,7 @@ def _check_uri(text: str) -> str:
 class SecretReference(StrictModel):
     """A Secret of the same namespace."""
 
-    name: Annotated[Subdomain, Field(description="name of the Secret", examples=["hf-token"])]
+    name: Annotated[Subdomain, api_field("name of the Secret", "hf-token")]
 
 
 class ModelCredentials(StrictModel):
@@ -43,10 +43,10 @@ class ModelCredentials(StrictModel):
 
     secret_ref: Annotated[
         SecretReference,
-        Field(
-            description="a Secret in the same namespace; its entries become environment variables of the download, such "
+        api_field(
+            "a Secret in the same namespace; its entries become environment variables of the download, such "
             "as HF_TOKEN, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-            examples=["{name: hf-token}"],
+            "{name: hf-token}",
         ),
     ]
 
@@ -72,18 +72,15 @@ class ModelCache(StrictModel):
 
     claim_name: Annotated[
         Subdomain | None,
-        Field(
-            description="a PersistentVolumeClaim in the same namespace, shared by all pods (ReadWriteMany); the weights are "
+        api_field(
+            "a PersistentVolumeClaim in the same namespace, shared by all pods (ReadWriteMany); the weights are "
             "downloaded once",
-            examples=["models"],
+            "models",
         ),
     ] = None
-    size: Annotated[
-        Size | None, Field(description="a volume of this size for each pod, deleted with the pod", examples=["200Gi"])
-    ] = None
+    size: Annotated[Size | None, api_field("a volume of this size for each pod, deleted with the pod", "200Gi")] = None
     storage_class_name: Annotated[
-        Subdomain | None,
-        Field(description="StorageClass of that volume; left out = the node's own disk", examples=["nvme"]),
+        Subdomain | None, api_field("StorageClass of that volume; left out = the node's own disk", "nvme")
     ] = None
 
 
@@ -119,35 +116,35 @@ class ModelSource(StrictModel):
     uri: Annotated[
         str,
         AfterValidator(_check_uri),
-        Field(
-            min_length=1,
-            max_length=1024,
-            description="location of the weights: hf://REPOSITORY, s3://, gs:// or oci:// (downloaded), pvc:CLAIM/PATH "
+        api_field(
+            "location of the weights: hf://REPOSITORY, s3://, gs:// or oci:// (downloaded), pvc:CLAIM/PATH "
             "(mounted), file://PATH (in the image); openai://NAME for engines of type OpenAI. Real engines in local mode "
             "load hf:// and file://; simulated ones only report it",
-            examples=['"hf://Qwen/Qwen3-8B"'],
+            '"hf://Qwen/Qwen3-8B"',
+            min_length=1,
+            max_length=1024,
             json_schema_extra={"pattern": _URI_PATTERN},
         ),
     ]
     revision: Annotated[
         str | None,
-        Field(
+        api_field(
+            "commit, tag or branch of an hf:// model; a commit makes every pod serve the same weights",
+            "main",
             min_length=1,
             max_length=256,
             pattern=_REVISION_PATTERN,
-            description="commit, tag or branch of an hf:// model; a commit makes every pod serve the same weights",
-            examples=["main"],
         ),
     ] = None
     credentials: Annotated[ModelCredentials | None, Field(examples=["{secretRef: {name: hf-token}}"])] = None
     cache: Annotated[ModelCache | None, Field(examples=["{claimName: models}"])] = None
-    served_names: list[ServedName] = Field(
-        default_factory=list,
-        max_length=16,
-        description="further names under which clients reach the model; / is allowed. The engine calls the model by the "
+    served_names: list[ServedName] = api_field(
+        "further names under which clients reach the model; / is allowed. The engine calls the model by the "
         "first of them, or by the name in an openai:// uri; left out = by the ModelDeployment's name. If an external "
         "engine has several names, put the one that its answers carry first",
-        examples=["[Qwen/Qwen3-8B]"],
+        "[Qwen/Qwen3-8B]",
+        default_factory=list,
+        max_length=16,
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 

@@ -5,10 +5,18 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fairlead.api.strict_model import Rule, StrictModel, field_error
-from fairlead.api.value_types import EndpointUrl, Label, Labels, ShortName, Subdomain, check_unique, list_map_schema
-
-_INT32 = {"format": "int32"}
+from fairlead.api.strict_model import Rule, StrictModel, api_field, field_error
+from fairlead.api.value_types import (
+    Choice,
+    EndpointUrl,
+    Int32,
+    Label,
+    Labels,
+    ShortName,
+    Subdomain,
+    check_unique,
+    list_map_schema,
+)
 
 
 class PoolRole(StrEnum):
@@ -38,41 +46,14 @@ class Parallelism(StrictModel):
         ),
     )
 
-    tensor: Annotated[
-        int,
-        Field(
-            ge=1, le=64, description="devices over which each layer is split", examples=["4"], json_schema_extra=_INT32
-        ),
-    ] = 1
-    pipeline: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=64,
-            description="stages into which the layers are divided",
-            examples=["2"],
-            json_schema_extra=_INT32,
-        ),
-    ] = 1
+    tensor: Annotated[Int32, api_field("devices over which each layer is split", "4", ge=1, le=64)] = 1
+    pipeline: Annotated[Int32, api_field("stages into which the layers are divided", "2", ge=1, le=64)] = 1
     data: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=64,
-            description="data-parallel copies behind one address, each with its own batch",
-            examples=["2"],
-            json_schema_extra=_INT32,
-        ),
+        Int32, api_field("data-parallel copies behind one address, each with its own batch", "2", ge=1, le=64)
     ] = 1
     nodes: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=64,
-            description="pods of one instance, each on its own node; more than 1 needs LeaderWorkerSet",
-            examples=["2"],
-            json_schema_extra=_INT32,
-        ),
+        Int32,
+        api_field("pods of one instance, each on its own node; more than 1 needs LeaderWorkerSet", "2", ge=1, le=64),
     ] = 1
 
     @property
@@ -99,17 +80,9 @@ class TemplateMetadata(StrictModel):
         ),
     )
 
-    labels: Labels = Field(
-        default_factory=dict,
-        max_length=32,
-        description="labels of the pods",
-        examples=["{team: search}"],
-    )
-    annotations: dict[str, Annotated[str, Field(max_length=65_536)]] = Field(
-        default_factory=dict,
-        max_length=32,
-        description="annotations of the pods",
-        examples=['{example.com/scrape: "true"}'],
+    labels: Labels = api_field("labels of the pods", "{team: search}", default_factory=dict, max_length=32)
+    annotations: dict[str, Annotated[str, Field(max_length=65_536)]] = api_field(
+        "annotations of the pods", '{example.com/scrape: "true"}', default_factory=dict, max_length=32
     )
 
 
@@ -149,10 +122,10 @@ class PodTemplate(StrictModel):
     """A strategic merge patch for the pod template. Lists are merged by name, scalars replaced."""
 
     metadata: Annotated[TemplateMetadata, Field(examples=["{labels: {team: search}}"])] = TemplateMetadata()
-    spec: Annotated[dict[str, Any], AfterValidator(_check_size)] = Field(
+    spec: Annotated[dict[str, Any], AfterValidator(_check_size)] = api_field(
+        "parts of a PodSpec; the engine's container is called engine",
+        "{priorityClassName: high}",
         default_factory=dict,
-        description="parts of a PodSpec; the engine's container is called engine",
-        examples=["{priorityClassName: high}"],
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
     )
 
@@ -162,20 +135,13 @@ class EndpointSecretKey(StrictModel):
 
     name: Annotated[
         Subdomain,
-        Field(
-            description="a Secret of the installation's namespace that the chart value externalEngines.secrets lists",
-            examples=["provider"],
+        api_field(
+            "a Secret of the installation's namespace that the chart value externalEngines.secrets lists", "provider"
         ),
     ]
     key: Annotated[
         str,
-        Field(
-            min_length=1,
-            max_length=253,
-            pattern=r"^[-_a-zA-Z0-9][-._a-zA-Z0-9]*$",
-            description="key of the entry",
-            examples=["token"],
-        ),
+        api_field("key of the entry", "token", min_length=1, max_length=253, pattern=r"^[-_a-zA-Z0-9][-._a-zA-Z0-9]*$"),
     ]
 
 
@@ -184,23 +150,20 @@ class ExternalEndpoint(StrictModel):
 
     url: Annotated[
         EndpointUrl,
-        Field(
-            description="scheme, host and port; and the path before /v1, if the API has one. A final /v1 is left out",
-            examples=["http://10.0.0.5:8000"],
+        api_field(
+            "scheme, host and port; and the path before /v1, if the API has one. A final /v1 is left out",
+            "http://10.0.0.5:8000",
         ),
     ]
     token_secret_key_ref: Annotated[
         EndpointSecretKey | None,
-        Field(
-            description="the bearer token that the endpoint expects",
-            examples=["{name: provider, key: token}"],
-        ),
+        api_field("the bearer token that the endpoint expects", "{name: provider, key: token}"),
     ] = None
     ca_secret_key_ref: Annotated[
         EndpointSecretKey | None,
-        Field(
-            description="the authority that its certificate is verified against; left out = those of the gateway's image",
-            examples=["{name: provider, key: ca.crt}"],
+        api_field(
+            "the authority that its certificate is verified against; left out = those of the gateway's image",
+            "{name: provider, key: ca.crt}",
         ),
     ] = None
 
@@ -208,16 +171,10 @@ class ExternalEndpoint(StrictModel):
 class PodSelector(StrictModel):
     """Pods of the same namespace that already run an engine."""
 
-    match_labels: Labels = Field(
-        min_length=1,
-        max_length=16,
-        description="labels of the pods; a pod must have all of them",
-        examples=["{app: my-vllm}"],
+    match_labels: Annotated[Labels, api_field("labels of the pods; a pod must have all of them", "{app: my-vllm}")] = (
+        Field(min_length=1, max_length=16)
     )
-    port: Annotated[
-        int,
-        Field(ge=1, le=65_535, description="port of the engine", examples=["8000"], json_schema_extra=_INT32),
-    ] = 8000
+    port: Annotated[Int32, api_field("port of the engine", "8000", ge=1, le=65_535)] = 8000
 
 
 class Pool(StrictModel):
@@ -246,52 +203,47 @@ class Pool(StrictModel):
         ),
     )
 
-    name: Annotated[Label, Field(description="unique within the model", examples=["main"])] = "main"
+    name: Annotated[Label, api_field("unique within the model", "main")] = "main"
     role: Annotated[
-        PoolRole,
-        Field(
-            strict=False,
-            description="Serve: prefill and decode on the same instance. Prefill and Decode: one after the other on "
+        Choice[PoolRole],
+        api_field(
+            "Serve: prefill and decode on the same instance. Prefill and Decode: one after the other on "
             "different instances; both roles are needed",
-            examples=["Serve"],
+            "Serve",
         ),
     ] = PoolRole.SERVE
     accelerator_class_name: Annotated[
         ShortName | None,
-        Field(
-            description="name of an AcceleratorClass, applied or built in; needed unless the engine is external. "
+        api_field(
+            "name of an AcceleratorClass, applied or built in; needed unless the engine is external. "
             "For engines of type Sim, also a built-in profile",
-            examples=["nvidia-l4"],
+            "nvidia-l4",
         ),
     ] = None
-    min_replicas: Annotated[
-        int,
-        Field(ge=0, le=4096, description="instances that always run", examples=["8"], json_schema_extra=_INT32),
-    ] = 1
+    min_replicas: Annotated[Int32, api_field("instances that always run", "8", ge=0, le=4096)] = 1
     max_replicas: Annotated[
-        int | None,
-        Field(
+        Int32 | None,
+        api_field(
+            "upper bound for the autoscaler, an HPA, KEDA or `kubectl scale`; left out = no bound, and the "
+            "autoscaler leaves the pool at minReplicas",
+            "16",
             ge=1,
             le=4096,
-            description="upper bound for the autoscaler, an HPA, KEDA or `kubectl scale`; left out = no bound, and the "
-            "autoscaler leaves the pool at minReplicas",
-            examples=["16"],
-            json_schema_extra=_INT32,
         ),
     ] = None
     parallelism: Annotated[Parallelism, Field(examples=["{tensor: 4}"])] = Parallelism()
-    args: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field(
+    args: list[Annotated[str, Field(min_length=1, max_length=4096)]] = api_field(
+        "arguments of this pool's engines alone; they come after engine.args, and win",
+        '["--max-num-seqs=16"]',
         default_factory=list,
         max_length=64,
-        description="arguments of this pool's engines alone; they come after engine.args, and win",
-        examples=['["--max-num-seqs=16"]'],
     )
     template: Annotated[PodTemplate | None, Field(examples=["{spec: {priorityClassName: high}}"])] = None
-    endpoints: list[ExternalEndpoint] = Field(
+    endpoints: list[ExternalEndpoint] = api_field(
+        "addresses of an external engine",
+        '[{url: "http://10.0.0.5:8000"}]',
         default_factory=list,
         max_length=256,
-        description="addresses of an external engine",
-        examples=['[{url: "http://10.0.0.5:8000"}]'],
         json_schema_extra=list_map_schema("url"),
     )
     selector: Annotated[PodSelector | None, Field(examples=["{matchLabels: {app: my-vllm}}"])] = None

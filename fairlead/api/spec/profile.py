@@ -9,7 +9,7 @@ from pydantic import (
 )
 
 from fairlead import units
-from fairlead.api.strict_model import Rule, StrictModel, field_error
+from fairlead.api.strict_model import Rule, StrictModel, api_field, field_error
 from fairlead.api.value_types import PositiveQuantity, Quantity
 from fairlead.engine_profile import EngineProfile, builtin_profiles
 
@@ -31,32 +31,25 @@ class Profile(StrictModel):
         ),
     )
 
-    preset: Annotated[
-        str | None, Field(min_length=1, max_length=63, description="a built-in profile", examples=["h100-llama8b"])
-    ] = None
+    preset: Annotated[str | None, api_field("a built-in profile", "h100-llama8b", min_length=1, max_length=63)] = None
     prefill_token_seconds: Annotated[
-        PositiveQuantity | None,
-        Field(description="p: one computed token, prompt or decode", examples=["36u"]),
+        PositiveQuantity | None, api_field("p: one computed token, prompt or decode", "36u")
     ] = None
     attention_seconds: Annotated[
-        Quantity | None, Field(description="q: attention of one token to one earlier token", examples=["1.5m"])
+        Quantity | None, api_field("q: attention of one token to one earlier token", "1.5m")
     ] = None
-    weights_seconds: Annotated[
-        Quantity | None, Field(description="w: minimum of a step: reading the weights once", examples=["1.5m"])
-    ] = None
-    step_seconds: Annotated[Quantity | None, Field(description="d: fixed overhead of a step", examples=["1.5m"])] = None
-    sequence_seconds: Annotated[
-        Quantity | None, Field(description="s: one sequence in the batch", examples=["1.5m"])
-    ] = None
+    weights_seconds: Annotated[Quantity | None, api_field("w: minimum of a step: reading the weights once", "1.5m")] = (
+        None
+    )
+    step_seconds: Annotated[Quantity | None, api_field("d: fixed overhead of a step", "1.5m")] = None
+    sequence_seconds: Annotated[Quantity | None, api_field("s: one sequence in the batch", "1.5m")] = None
     resident_token_seconds: Annotated[
-        Quantity | None, Field(description="c: one resident KV token read by decoding", examples=["1.5m"])
+        Quantity | None, api_field("c: one resident KV token read by decoding", "1.5m")
     ] = None
-    hit_token_seconds: Annotated[
-        Quantity | None, Field(description="h: one prompt token found in the cache", examples=["1.5m"])
-    ] = None
-    kv_tokens: Annotated[OptionalCount, Field(description="tokens that the KV cache holds")] = None
-    max_sequences: Annotated[OptionalCount, Field(description="sequences in one batch")] = None
-    step_tokens: Annotated[OptionalCount, Field(description="token budget of one step")] = None
+    hit_token_seconds: Annotated[Quantity | None, api_field("h: one prompt token found in the cache", "1.5m")] = None
+    kv_tokens: Annotated[OptionalCount, api_field("tokens that the KV cache holds")] = None
+    max_sequences: Annotated[OptionalCount, api_field("sequences in one batch")] = None
+    step_tokens: Annotated[OptionalCount, api_field("token budget of one step")] = None
 
     @model_validator(mode="after")
     def _check_preset(self) -> Self:

@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from fairlead import units
-from fairlead.api.strict_model import Rule, StrictModel
-from fairlead.api.value_types import CountOrPercent, PositiveDuration
+from fairlead.api.strict_model import Rule, StrictModel, api_field
+from fairlead.api.value_types import Choice, CountOrPercent, Int32, PositiveDuration
 
 MAX_DRAIN_SECONDS = 24 * 3600.0
 MAX_OBSERVE_SECONDS = 24 * 3600.0
@@ -43,25 +43,23 @@ class Canary(StrictModel):
         ),
     )
 
-    steps: list[Annotated[int, Field(ge=1, le=99, json_schema_extra={"format": "int32"})]] = Field(
+    steps: list[Annotated[Int32, Field(ge=1, le=99)]] = api_field(
+        "percentages of the conversations that the canary gets, one after another",
+        "[10, 50]",
         default=[10, 50],
         min_length=1,
         max_length=5,
-        description="percentages of the conversations that the canary gets, one after another",
-        examples=["[10, 50]"],
     )
     observe: Annotated[
-        PositiveDuration,
-        Field(description="least time of each step, from its first reading of the gateways on", examples=["10m"]),
+        PositiveDuration, api_field("least time of each step, from its first reading of the gateways on", "10m")
     ] = "10m"
     on_miss: Annotated[
-        OnMiss,
-        Field(
-            strict=False,
-            description="what happens when the canary misses what the running revision does: it is slower, fails more or "
+        Choice[OnMiss],
+        api_field(
+            "what happens when the canary misses what the running revision does: it is slower, fails more or "
             "answers otherwise. Rollback: the running revision gets all conversations. "
             "Pause: the canary stays at its step until you decide",
-            examples=["Rollback"],
+            "Rollback",
         ),
     ] = OnMiss.ROLLBACK
 
@@ -90,27 +88,18 @@ class Rollout(StrictModel):
     )
 
     max_surge: Annotated[
-        CountOrPercent,
-        Field(
-            description="instances above a pool's desired number while it is replaced, or a percentage",
-            examples=["1"],
-        ),
+        CountOrPercent, api_field("instances above a pool's desired number while it is replaced, or a percentage", "1")
     ] = 1
     drain_timeout: Annotated[
         PositiveDuration,
-        Field(
-            description="time for requests in flight on an instance that is removed; then they are cut off",
-            examples=["5m"],
-        ),
+        api_field("time for requests in flight on an instance that is removed; then they are cut off", "5m"),
     ] = "5m"
-    paused: Annotated[bool, Field(description="changes wait; replica counts are still applied", examples=["true"])] = (
-        False
-    )
+    paused: Annotated[bool, api_field("changes wait; replica counts are still applied", "true")] = False
     canary: Annotated[
         Canary | None,
-        Field(
-            description="try a new revision on some conversations first; left out = replace instances at once",
-            examples=["{steps: [10, 50], observe: 10m}"],
+        api_field(
+            "try a new revision on some conversations first; left out = replace instances at once",
+            "{steps: [10, 50], observe: 10m}",
         ),
     ] = None
 

@@ -2,11 +2,8 @@
 
 from typing import Annotated, Final
 
-from pydantic import (
-    Field,
-)
-
-from fairlead.api.strict_model import StrictModel
+from fairlead.api.strict_model import StrictModel, api_field
+from fairlead.api.value_types import Choice, Int32
 from fairlead.fleet.model import RoutingPreset
 
 MAX_ATTEMPTS: Final = 10
@@ -16,24 +13,22 @@ class Routing(StrictModel):
     """The choice of an instance for each request."""
 
     preset: Annotated[
-        RoutingPreset,
-        Field(
-            strict=False,
-            description="dual-hash: prefers cached prefixes while the TTFT target holds. "
+        Choice[RoutingPreset],
+        api_field(
+            "dual-hash: prefers cached prefixes while the TTFT target holds. "
             "round-robin, least-request: ignore cached prefixes. "
             "session: keeps a conversation on one instance. "
             "Others: policies of other routers",
-            examples=["dual-hash"],
+            "dual-hash",
         ),
     ] = RoutingPreset.DUAL_HASH
     max_attempts: Annotated[
-        int | None,
-        Field(
+        Int32 | None,
+        api_field(
+            "instances tried for one request before the first byte of its answer, the first included; "
+            "refused connections do not count. Left out = 3",
+            "1",
             ge=1,
             le=MAX_ATTEMPTS,
-            description="instances tried for one request before the first byte of its answer, the first included; "
-            "refused connections do not count. Left out = 3",
-            examples=["1"],
-            json_schema_extra={"format": "int32"},
         ),
     ] = None

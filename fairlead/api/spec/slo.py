@@ -3,12 +3,8 @@
 import re
 from typing import Annotated, ClassVar
 
-from pydantic import (
-    Field,
-)
-
 from fairlead import units
-from fairlead.api.strict_model import Rule, StrictModel
+from fairlead.api.strict_model import Rule, StrictModel, api_field
 from fairlead.api.value_types import Duration, Percentage, PositiveDuration
 from fairlead.fleet.model import SloTargets
 
@@ -49,29 +45,24 @@ class Slo(StrictModel):
 
     target: Annotated[
         Percentage,
-        Field(
-            description="share of requests that should meet the SLO; the autoscaler sizes pools for at most 99.99%",
-            examples=['"95%"'],
-        ),
+        api_field("share of requests that should meet the SLO; the autoscaler sizes pools for at most 99.99%", '"95%"'),
     ] = "95%"
     ttft: Annotated[
-        PositiveDuration | None,
-        Field(description="time to first token of a short prompt; left out = no such target", examples=["800ms"]),
+        PositiveDuration | None, api_field("time to first token of a short prompt; left out = no such target", "800ms")
     ] = None
     ttft_per_kilo_token: Annotated[
-        Duration | None, Field(description="added to ttft for every 1,000 prompt tokens", examples=["120ms"])
+        Duration | None, api_field("added to ttft for every 1,000 prompt tokens", "120ms")
     ] = None
     tpot: Annotated[
-        PositiveDuration | None,
-        Field(description="mean time per output token of a request; left out = no such target", examples=["40ms"]),
+        PositiveDuration | None, api_field("mean time per output token of a request; left out = no such target", "40ms")
     ] = None
 
     period: Annotated[
         PositiveDuration | None,
-        Field(
-            description="time over which `target` holds, from 1h to 30d: the autoscaler lets more requests miss after "
+        api_field(
+            "time over which `target` holds, from 1h to 30d: the autoscaler lets more requests miss after "
             "hours in which few missed; left out = 24h",
-            examples=["7d"],
+            "7d",
         ),
     ] = None
 

@@ -1,7 +1,6 @@
 """The types of a fleet file. Field names in the file are camelCase."""
 
 import re
-from collections.abc import Callable
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -14,9 +13,10 @@ from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.profile import Profile
 from fairlead.api.spec.route.spec import ModelRouteSpec, check_models
 from fairlead.api.spec.routing import Routing
-from fairlead.api.strict_model import StrictModel, field_error
+from fairlead.api.strict_model import StrictModel, api_field, field_error
 from fairlead.api.value_types import (
     AllowedRoutes,
+    Choice,
     Cost,
     Duration,
     PositiveDuration,
@@ -25,6 +25,7 @@ from fairlead.api.value_types import (
     RequestPath,
     ServedName,
     check_percentage,
+    unit_check,
 )
 from fairlead.engines.registry import engine_kinds
 from fairlead.errors import BadInput
@@ -92,23 +93,12 @@ def _check_transfer(text: str) -> str:
     return text
 
 
-def _check_url(text: str) -> str:
-    return _normalized(normalize_engine_url, text)
-
-
-def _check_endpoint(text: str) -> str:
-    return _normalized(normalize_endpoint_url, text)
-
-
-def _normalized(normalize: Callable[[str], str], text: str) -> str:
-    try:
-        return normalize(text)
-    except BadInput as error:
-        raise field_error(error.message, error.hint or "") from error
-
-
-def _check_optional(check: Callable[[str], str]) -> Callable[[str | None], str | None]:
-    return lambda text: None if text is None else check(text)
+_Transfer = Annotated[str, AfterValidator(_check_transfer)]
+_EngineUrl = Annotated[str, AfterValidator(unit_check(normalize_engine_url, normalizes=True))]
+_Endpoint = Annotated[str, AfterValidator(unit_check(normalize_endpoint_url, normalizes=True))]
+_Name = Annotated[str, AfterValidator(_check_name)]
+_Namespace = Annotated[str, AfterValidator(_check_namespace), Field(examples=["default"])]
+_Id = Annotated[str, AfterValidator(_check_id)]
 
 
 def _expand_preset(value: Any) -> Any:
@@ -186,24 +176,20 @@ def _is_seconds(name: str, value: Any) -> bool:
 class FileInstance(StrictModel):
     """An engine endpoint."""
 
-    url: Annotated[str, AfterValidator(_check_endpoint), Field(examples=["http://127.0.0.1:9001"])]
-    id: Annotated[str, AfterValidator(_check_id)] | None = None
-    pool: Annotated[str, AfterValidator(_check_id)] = "main"
+    url: Annotated[_Endpoint, Field(examples=["http://127.0.0.1:9001"])]
+    id: _Id | None = None
+    pool: _Id = "main"
     engine: Annotated[str, AfterValidator(_check_engine), Field(examples=["vllm"])] = "vllm"
     served_model_name: Annotated[ServedName | None, Field(examples=["Qwen/Qwen3-8B"])] = None
-    role: Annotated[Role, Field(strict=False)] = Role.SERVE
-    state: Annotated[InstanceState, Field(strict=False)] = InstanceState.READY
+    role: Choice[Role] = Role.SERVE
+    state: Choice[InstanceState] = InstanceState.READY
     weight: Annotated[float, Field(gt=0, le=100)] = 1.0
-    adapters: list[Annotated[str, AfterValidator(_check_name)]] = Field(default_factory=list)
+    adapters: list[_Name] = Field(default_factory=list)
     dp_rank: Annotated[int | None, Field(ge=0, le=65_535)] = None
     kv_events: Annotated[str | None, Field(pattern=_ZMQ_PATTERN, examples=["tcp://127.0.0.1:5557"])] = None
     kv_replay: Annotated[str | None, Field(pattern=_ZMQ_PATTERN, examples=["tcp://127.0.0.1:5558"])] = None
-    kv_transfer: Annotated[str | None, AfterValidator(_check_optional(_check_transfer)), Field(examples=["nixl"])] = (
-        None
-    )
-    bootstrap: Annotated[
-        str | None, AfterValidator(_check_optional(_check_url)), Field(examples=["http://127.0.0.1:8998"])
-    ] = None
+    kv_transfer: Annotated[_Transfer | None, Field(examples=["nixl"])] = None
+    bootstrap: Annotated[_EngineUrl | None, Field(examples=["http://127.0.0.1:8998"])] = None
     kv_pull: Annotated[
         FileKvPull | None,
         Field(examples=['{address: "10.0.0.1:5710", bytesPerToken: 131072, bytesPerSecond: 1.25e9}']),
@@ -224,9 +210,7 @@ class FileSlo(StrictModel):
     The earlier form is accepted: `itl` for `tpot`, and a number as `target`.
     """
 
-    target: Annotated[
-        float, BeforeValidator(_check_target), Field(gt=0, le=1, description="share of requests", examples=['"95%"'])
-    ] = 0.95
+    target: Annotated[float, BeforeValidator(_check_target), api_field("share of requests", '"95%"', gt=0, le=1)] = 0.95
     ttft: Annotated[PositiveDuration | None, Field(examples=["800ms"])] = None
     ttft_per_kilo_token: Annotated[Duration | None, Field(examples=["120ms"])] = None
     tpot: Annotated[PositiveDuration | None, Field(examples=["40ms"])] = None
@@ -266,20 +250,18 @@ class FileAdapter(StrictModel):
 class FileModel(StrictModel):
     """A model that clients can request, and its engines."""
 
-    name: Annotated[str, AfterValidator(_check_name), Field(examples=["tiny"])]
-    namespace: Annotated[str, AfterValidator(_check_namespace), Field(examples=["default"])] = "default"
+    name: Annotated[_Name, Field(examples=["tiny"])]
+    namespace: _Namespace = "default"
     slo: Annotated[FileSlo | None, Field(examples=["{ttft: 800ms, tpot: 40ms}"])] = None
     objectives: Annotated[FileSlo | None, Field(examples=["{ttft: 800ms, itl: 40ms}"])] = None
     routing: Routing = Routing()
     served_names: list[ServedName] = Field(default_factory=list, max_length=16, examples=["[Qwen/Qwen3-8B]"])
     served_model_name: Annotated[ServedName | None, Field(examples=["Qwen/Qwen3-8B"])] = None
-    kv_transfer: Annotated[str | None, AfterValidator(_check_optional(_check_transfer)), Field(examples=["nixl"])] = (
-        None
-    )
+    kv_transfer: Annotated[_Transfer | None, Field(examples=["nixl"])] = None
     tls: FileTls | None = None
     auth: FileAuth | None = None
     wakes: bool = False
-    unknown_fields: Annotated[UnknownFields | None, Field(strict=False, examples=["Refuse"])] = None
+    unknown_fields: Annotated[Choice[UnknownFields] | None, Field(examples=["Refuse"])] = None
     allowed_fields: list[RequestField] = Field(default_factory=list, max_length=64, examples=["[priority]"])
     allowed_paths: list[RequestPath] = Field(default_factory=list, max_length=64, examples=["[/v1/files]"])
     allowed_headers: list[RequestHeader] = Field(default_factory=list, max_length=32, examples=["[x-experiment]"])
@@ -328,8 +310,8 @@ class FileModel(StrictModel):
 class FileRoute(ModelRouteSpec):
     """A name for clients that stands for models, with the fields of a ModelRoute."""
 
-    name: Annotated[str, AfterValidator(_check_name), Field(examples=["assistant"])]
-    namespace: Annotated[str, AfterValidator(_check_namespace), Field(examples=["default"])] = "default"
+    name: Annotated[_Name, Field(examples=["assistant"])]
+    namespace: _Namespace = "default"
 
     @model_validator(mode="after")
     def _check_models(self) -> Self:

@@ -3,11 +3,11 @@
 import re
 from typing import Annotated, ClassVar, Final, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, model_validator
 
 from fairlead.adapters.download import DIGEST_PATTERN, DOWNLOAD_PATTERNS, REVISION_PATTERN, AdapterDownload
-from fairlead.api.strict_model import Rule, StrictModel, field_error
-from fairlead.api.value_types import ServedName, ShortName, check_unique
+from fairlead.api.strict_model import Rule, StrictModel, api_field, field_error
+from fairlead.api.value_types import Int32, ServedName, ShortName, check_unique
 
 _FOLDERS: Final = r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+"
 _SOURCE_PATTERN: Final = (
@@ -51,59 +51,55 @@ class ModelAdapterSpec(StrictModel):
         ),
     )
 
-    base: Annotated[
-        ShortName,
-        Field(description="the ModelDeployment that it belongs to, in the same namespace", examples=["qwen3-8b"]),
-    ]
+    base: Annotated[ShortName, api_field("the ModelDeployment that it belongs to, in the same namespace", "qwen3-8b")]
     source: Annotated[
         str,
         AfterValidator(_check_source),
-        Field(
-            min_length=1,
-            max_length=1024,
-            description="location of its weights: hf://ORGANIZATION/NAME, s3://BUCKET/PATH, gs://BUCKET/PATH, "
+        api_field(
+            "location of its weights: hf://ORGANIZATION/NAME, s3://BUCKET/PATH, gs://BUCKET/PATH, "
             "oci://REGISTRY/REPOSITORY[:TAG][@sha256:DIGEST], pvc:CLAIM/PATH (a claim that the base mounts), file:///PATH (in "
             "the image of the engine). The base needs adapters.download for s3://, gs://, oci://, revision and digest",
-            examples=['"pvc:adapters/sql-2"'],
+            '"pvc:adapters/sql-2"',
+            min_length=1,
+            max_length=1024,
             json_schema_extra={"pattern": _SOURCE_PATTERN},
         ),
     ]
     revision: Annotated[
         str | None,
-        Field(
-            description="commit of an hf:// repository; left out = its branch main, as the engine finds it",
-            examples=["0123456789abcdef0123456789abcdef01234567"],
+        api_field(
+            "commit of an hf:// repository; left out = its branch main, as the engine finds it",
+            "0123456789abcdef0123456789abcdef01234567",
             max_length=40,
             pattern=REVISION_PATTERN,
         ),
     ] = None
     digest: Annotated[
         str | None,
-        Field(
-            description="SHA-256 of the list of files that a download must have; left out = any. The guide to adapters shows how "
+        api_field(
+            "SHA-256 of the list of files that a download must have; left out = any. The guide to adapters shows how "
             "to compute it",
-            examples=['"sha256:01234…"'],
+            '"sha256:01234…"',
             max_length=71,
             pattern=DIGEST_PATTERN,
         ),
     ] = None
-    served_names: list[ServedName] = Field(
+    served_names: list[ServedName] = api_field(
+        "more names by which clients reach the adapter; `/` is allowed",
+        "[acme/sql]",
         default_factory=list,
         max_length=16,
-        description="more names by which clients reach the adapter; `/` is allowed",
-        examples=["[acme/sql]"],
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 
     replicas: Annotated[
-        int | None,
-        Field(
+        Int32 | None,
+        api_field(
+            "engines of the base that keep it loaded; left out = none, it is loaded when a request names it, and "
+            "unloaded for others. An engine with several slots leaves one to adapters without replicas",
+            "2",
             ge=1,
             le=4096,
-            description="engines of the base that keep it loaded; left out = none, it is loaded when a request names it, and "
-            "unloaded for others. An engine with several slots leaves one to adapters without replicas",
-            examples=["2"],
-            json_schema_extra={"format": "int32"},
         ),
     ] = None
 

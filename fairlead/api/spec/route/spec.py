@@ -13,8 +13,8 @@ from typing import Annotated, ClassVar, Final, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fairlead.api.strict_model import FieldPath, Rule, StrictModel, field_error
-from fairlead.api.value_types import ServedName, ShortName, check_unique, list_map_schema
+from fairlead.api.strict_model import FieldPath, Rule, StrictModel, api_field, field_error
+from fairlead.api.value_types import Choice, Int32, ServedName, ShortName, check_unique, list_map_schema
 from fairlead.routes.fallback_graph import fallback_edges, find_loop
 from fairlead.routes.model import FailureKind, Fallback, RequestRewrite, Route, RouteRule, RouteTarget, Shadow
 
@@ -24,20 +24,10 @@ class ModelRouteShadow(StrictModel):
 
     model: Annotated[
         ServedName,
-        Field(
-            description="`namespace/name` of a model, or the name of one in the route's namespace",
-            examples=["llama-8b-next"],
-        ),
+        api_field("`namespace/name` of a model, or the name of one in the route's namespace", "llama-8b-next"),
     ]
     percent: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=100,
-            description="share of the conversations whose requests are copied; 0: none",
-            examples=["10"],
-            json_schema_extra={"format": "int32"},
-        ),
+        Int32, api_field("share of the conversations whose requests are copied; 0: none", "10", ge=0, le=100)
     ] = 100
 
 
@@ -53,7 +43,7 @@ def check_shadow(route: Route, at: tuple[str, ...] = ()) -> None:
 
 
 _MAX_TOKENS: Final = 16_777_216
-_Tokens = Annotated[int, Field(ge=1, le=_MAX_TOKENS, json_schema_extra={"format": "int32"})]
+_Tokens = Annotated[Int32, Field(ge=1, le=_MAX_TOKENS)]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
@@ -61,58 +51,34 @@ class RequestDefaults(StrictModel):
     """Parameters that a request gets if it has none, by the names of the OpenAI API."""
 
     max_tokens: Annotated[
-        _Tokens | None,
-        Field(
-            alias="max_tokens", description="maximum number of tokens in an answer; not above the cap", examples=["512"]
-        ),
+        _Tokens | None, api_field("maximum number of tokens in an answer; not above the cap", "512", alias="max_tokens")
     ] = None
-    temperature: Annotated[
-        float | None, Field(alias="temperature", ge=0, le=2, description="sampling temperature", examples=["0.2"])
-    ] = None
+    temperature: Annotated[float | None, api_field("sampling temperature", "0.2", alias="temperature", ge=0, le=2)] = (
+        None
+    )
     top_p: Annotated[
-        float | None,
-        Field(alias="top_p", gt=0, le=1, description="probability mass that tokens are chosen from", examples=["0.9"]),
+        float | None, api_field("probability mass that tokens are chosen from", "0.9", alias="top_p", gt=0, le=1)
     ] = None
     top_k: Annotated[
-        int | None,
-        Field(
-            alias="top_k",
-            ge=-1,
-            le=1_000_000,
-            description="number of most likely tokens to sample from; -1: all",
-            examples=["20"],
-            json_schema_extra={"format": "int32"},
-        ),
+        Int32 | None,
+        api_field("number of most likely tokens to sample from; -1: all", "20", alias="top_k", ge=-1, le=1_000_000),
     ] = None
     min_p: Annotated[
         float | None,
-        Field(
-            alias="min_p",
-            ge=0,
-            le=1,
-            description="minimum probability of a token, as a share of that of the likeliest",
-            examples=["0.05"],
+        api_field(
+            "minimum probability of a token, as a share of that of the likeliest", "0.05", alias="min_p", ge=0, le=1
         ),
     ] = None
     presence_penalty: Annotated[
         _Penalty | None,
-        Field(
-            alias="presence_penalty",
-            description="penalty on each token that is in the answer already",
-            examples=["0.5"],
-        ),
+        api_field("penalty on each token that is in the answer already", "0.5", alias="presence_penalty"),
     ] = None
     frequency_penalty: Annotated[
         _Penalty | None,
-        Field(
-            alias="frequency_penalty",
-            description="penalty on each token, times how often it is in the answer",
-            examples=["0.5"],
-        ),
+        api_field("penalty on each token, times how often it is in the answer", "0.5", alias="frequency_penalty"),
     ] = None
     repetition_penalty: Annotated[
-        float | None,
-        Field(alias="repetition_penalty", gt=0, le=10, description="factor on repeated tokens", examples=["1.05"]),
+        float | None, api_field("factor on repeated tokens", "1.05", alias="repetition_penalty", gt=0, le=10)
     ] = None
 
 
@@ -121,22 +87,15 @@ class RequestCaps(StrictModel):
 
     max_tokens: Annotated[
         _Tokens | None,
-        Field(
+        api_field(
+            "maximum number of tokens in an answer, by any name; also the limit of a request without one",
+            "1024",
             alias="max_tokens",
-            description="maximum number of tokens in an answer, by any name; also the limit of a request without one",
-            examples=["1024"],
         ),
     ] = None
     n: Annotated[
-        int | None,
-        Field(
-            alias="n",
-            ge=1,
-            le=128,
-            description="maximum number of answers to a request; also bounds `best_of`",
-            examples=["1"],
-            json_schema_extra={"format": "int32"},
-        ),
+        Int32 | None,
+        api_field("maximum number of answers to a request; also bounds `best_of`", "1", alias="n", ge=1, le=128),
     ] = None
 
 
@@ -158,15 +117,13 @@ class ModelRouteRewrite(StrictModel):
         ),
     )
 
-    defaults: RequestDefaults = Field(
-        default_factory=RequestDefaults,
-        description="parameters of requests that do not set them",
-        examples=["{temperature: 0.2}"],
+    defaults: RequestDefaults = api_field(
+        "parameters of requests that do not set them", "{temperature: 0.2}", default_factory=RequestDefaults
     )
-    caps: RequestCaps = Field(
+    caps: RequestCaps = api_field(
+        "upper bounds; greater values of a request are lowered to them",
+        "{max_tokens: 1024}",
         default_factory=RequestCaps,
-        description="upper bounds; greater values of a request are lowered to them",
-        examples=["{max_tokens: 1024}"],
     )
 
     def to_rewrite(self) -> RequestRewrite:
@@ -179,30 +136,25 @@ class ModelRouteFallback(StrictModel):
     """A model that gets requests which another one has not answered, before their first byte."""
 
     when: Annotated[
-        list[Annotated[FailureKind, Field(strict=False)]],
-        Field(
-            min_length=1,
-            max_length=len(FailureKind),
-            description="failures after which the model may answer: NoCapacity (engines or queues are full), "
+        list[Choice[FailureKind]],
+        api_field(
+            "failures after which the model may answer: NoCapacity (engines or queues are full), "
             "Unavailable (no instance has answered), ContextTooLong (the engine says so), DeadlineUnattainable (a "
             "sheddable request would miss its TTFT target), Refused (another 4xx of the engine)",
-            examples=["[Unavailable, NoCapacity]"],
+            "[Unavailable, NoCapacity]",
+            min_length=1,
+            max_length=len(FailureKind),
             json_schema_extra={"x-kubernetes-list-type": "set"},
         ),
     ]
     to: Annotated[
-        ServedName,
-        Field(
-            description="`namespace/name` of a model, or the name of one in the route's namespace",
-            examples=["llama-8b"],
-        ),
+        ServedName, api_field("`namespace/name` of a model, or the name of one in the route's namespace", "llama-8b")
     ]
     after: Annotated[
         ServedName | None,
-        Field(
-            description="the model that must have failed; by default, any target of the route, or the `to` of an "
-            "earlier entry",
-            examples=["llama-70b"],
+        api_field(
+            "the model that must have failed; by default, any target of the route, or the `to` of an earlier entry",
+            "llama-70b",
         ),
     ] = None
 
@@ -269,20 +221,10 @@ class ModelRouteTarget(StrictModel):
 
     model: Annotated[
         ServedName,
-        Field(
-            description="`namespace/name` of a model, or the name of one in the route's namespace",
-            examples=["chat/llama-70b"],
-        ),
+        api_field("`namespace/name` of a model, or the name of one in the route's namespace", "chat/llama-70b"),
     ]
     weight: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=MAX_WEIGHT,
-            description="share of the conversations, against the other targets; 0: none",
-            examples=["90"],
-            json_schema_extra={"format": "int32"},
-        ),
+        Int32, api_field("share of the conversations, against the other targets; 0: none", "90", ge=0, le=MAX_WEIGHT)
     ] = 1
 
 
@@ -309,35 +251,31 @@ class ModelRouteOverride(StrictModel):
 
     headers: Annotated[
         dict[str, Annotated[str, Field(json_schema_extra={"maxLength": 256})]],
-        Field(
+        api_field(
+            "headers with the exact values that a request must have; case of names does not count",
+            '{x-canary: "yes"}',
             max_length=8,
-            description="headers with the exact values that a request must have; case of names does not count",
-            examples=['{x-canary: "yes"}'],
         ),
         AfterValidator(_check_headers),
     ] = Field(default_factory=dict)
     tenants: Annotated[
-        list[ShortName],
-        Field(max_length=64, description="tenants, one of which must have sent the request", examples=["[acme]"]),
+        list[ShortName], api_field("tenants, one of which must have sent the request", "[acme]", max_length=64)
     ] = Field(default_factory=list)
     min_context_tokens: Annotated[
-        int | None,
-        Field(
+        Int32 | None,
+        api_field(
+            "tokens of prompt and answer together that a request must need, at four bytes a token",
+            "8192",
             ge=1,
             le=16_777_216,
-            description="tokens of prompt and answer together that a request must need, at four bytes a token",
-            examples=["8192"],
-            json_schema_extra={"format": "int32"},
         ),
     ] = None
-    targets: Annotated[
-        _Targets, Field(description="models that these requests go to", examples=["[{model: llama-8b}]"])
-    ]
+    targets: Annotated[_Targets, api_field("models that these requests go to", "[{model: llama-8b}]")]
     rewrite: Annotated[
         ModelRouteRewrite | None,
-        Field(
-            description="parameters of these requests, in place of spec.rewrite; `{}`: they are not changed",
-            examples=["{caps: {max_tokens: 4096}}"],
+        api_field(
+            "parameters of these requests, in place of spec.rewrite; `{}`: they are not changed",
+            "{caps: {max_tokens: 4096}}",
         ),
     ] = None
 
@@ -356,45 +294,45 @@ def _repeated_target(spec: "ModelRouteSpec") -> FieldPath | None:
 class ModelRouteSpec(StrictModel):
     """Names for clients, and the models that they stand for."""
 
-    served_names: list[ServedName] = Field(
+    served_names: list[ServedName] = api_field(
+        "more names by which clients reach the route; `/` is allowed",
+        "[acme/assistant]",
         default_factory=list,
         max_length=16,
-        description="more names by which clients reach the route; `/` is allowed",
-        examples=["[acme/assistant]"],
     )
     targets: Annotated[
         _Targets,
-        Field(
-            description="models that requests go to, unless an override takes them",
-            examples=["[{model: llama-70b, weight: 9}, {model: llama-8b, weight: 1}]"],
+        api_field(
+            "models that requests go to, unless an override takes them",
+            "[{model: llama-70b, weight: 9}, {model: llama-8b, weight: 1}]",
         ),
     ]
-    overrides: list[ModelRouteOverride] = Field(
+    overrides: list[ModelRouteOverride] = api_field(
+        "other targets for some requests; the first one whose conditions a request meets takes it",
+        '[{headers: {x-canary: "yes"}, targets: [{model: llama-8b}]}]',
         default_factory=list,
         max_length=16,
-        description="other targets for some requests; the first one whose conditions a request meets takes it",
-        examples=['[{headers: {x-canary: "yes"}, targets: [{model: llama-8b}]}]'],
     )
     rewrite: Annotated[
         ModelRouteRewrite | None,
-        Field(
-            description="parameters that the gateway sets in requests of this route",
-            examples=["{defaults: {temperature: 0.2}, caps: {max_tokens: 1024}}"],
+        api_field(
+            "parameters that the gateway sets in requests of this route",
+            "{defaults: {temperature: 0.2}, caps: {max_tokens: 1024}}",
         ),
     ] = None
 
-    on_failure: list[ModelRouteFallback] = Field(
+    on_failure: list[ModelRouteFallback] = api_field(
+        "models that answer where a target has not; of several, the one with the least price × predicted "
+        "latency ÷ share of healthy instances. No loops",
+        "[{when: [Unavailable, NoCapacity], to: llama-8b}]",
         default_factory=list,
         max_length=32,
-        description="models that answer where a target has not; of several, the one with the least price × predicted "
-        "latency ÷ share of healthy instances. No loops",
-        examples=["[{when: [Unavailable, NoCapacity], to: llama-8b}]"],
     )
     shadow: Annotated[
         ModelRouteShadow | None,
-        Field(
-            description="a model that gets copies of requests while it has room; its answers are compared and dropped",
-            examples=["{model: llama-8b-next, percent: 10}"],
+        api_field(
+            "a model that gets copies of requests while it has room; its answers are compared and dropped",
+            "{model: llama-8b-next, percent: 10}",
         ),
     ] = None
 

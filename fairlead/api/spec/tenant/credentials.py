@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fairlead.api.strict_model import Rule, StrictModel, field_error
+from fairlead.api.strict_model import Rule, StrictModel, api_field, field_error
 from fairlead.names import DNS_LABEL_PATTERN
 from fairlead.tenants.model import ApiKey
 
@@ -85,26 +85,22 @@ class TenantKey(StrictModel):
     name: Annotated[
         str,
         BeforeValidator(_check_key_name),
-        Field(
-            description="name of the key in logs, metrics and limits",
-            examples=["prod"],
-            json_schema_extra={"maxLength": 63},
-        ),
+        api_field("name of the key in logs, metrics and limits", "prod", json_schema_extra={"maxLength": 63}),
     ]
     digest: Annotated[
         str,
         BeforeValidator(_check_digest),
-        Field(
-            description="HMAC-SHA-256 of the key under the installation's pepper, in hexadecimal",
+        api_field(
+            "HMAC-SHA-256 of the key under the installation's pepper, in hexadecimal",
             json_schema_extra={"maxLength": 64},
         ),
     ]
     expires_at: Annotated[
         str | None,
         AfterValidator(_check_time),
-        Field(
-            description="time from which the key is refused; left out = it does not expire",
-            examples=['"2027-01-01T00:00:00Z"'],
+        api_field(
+            "time from which the key is refused; left out = it does not expire",
+            '"2027-01-01T00:00:00Z"',
             json_schema_extra={"format": "date-time", "maxLength": 40},
         ),
     ] = None
@@ -128,29 +124,16 @@ class TenantSubject(StrictModel):
 
     issuer: Annotated[
         str,
-        Field(
+        api_field(
+            "issuer of the tokens, the claim `iss`",
+            '"https://login.example.com"',
             max_length=512,
             pattern=_ISSUER_PATTERN,
-            description="issuer of the tokens, the claim `iss`",
-            examples=['"https://login.example.com"'],
         ),
     ]
     claim: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=128,
-            pattern=r"^[!-~]+$",
-            description="claim that is compared with `value`",
-            examples=["sub"],
-        ),
+        str, api_field("claim that is compared with `value`", "sub", min_length=1, max_length=128, pattern=r"^[!-~]+$")
     ] = "sub"
     value: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=512,
-            description="value of the claim",
-            examples=['"system:serviceaccount:team-a:app"'],
-        ),
+        str, api_field("value of the claim", '"system:serviceaccount:team-a:app"', min_length=1, max_length=512)
     ]

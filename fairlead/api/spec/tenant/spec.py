@@ -5,15 +5,15 @@
 
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from fairlead import units
 from fairlead.api.spec.tenant.credentials import KeyName, TenantKey, TenantSubject, check_keys
 from fairlead.api.spec.tenant.model_names import ModelKey, ModelsEntry
-from fairlead.api.strict_model import FieldPath, Rule, StrictModel, field_error
-from fairlead.api.value_types import Cost, Label, Size, list_map_schema
+from fairlead.api.strict_model import FieldPath, Rule, StrictModel, api_field, field_error
+from fairlead.api.value_types import Choice, Cost, Int32, Int64, Label, Size, list_map_schema
 from fairlead.tenants.model import (
     CacheSharing,
     Enforcement,
@@ -34,11 +34,7 @@ class OnExceeded(StrEnum):
     WARN = "Warn"
 
 
-_Count = Annotated[int, Field(ge=1, le=10**15, json_schema_extra={"format": "int64"})]
-
-
-def _count(description: str, example: str) -> Any:
-    return Field(description=description, examples=[example])
+_Count = Annotated[Int64, Field(ge=1, le=10**15)]
 
 
 _WINDOWED = ("requests", "inputTokens", "outputTokens", "tokens", "usd")
@@ -76,39 +72,32 @@ class TenantLimit(StrictModel):
     )
 
     per: Annotated[
-        Window | None,
-        Field(
-            strict=False,
-            description="calendar window in UTC over which amounts are counted; left out for concurrency and bytesInFlight",
-            examples=["Minute"],
+        Choice[Window] | None,
+        api_field(
+            "calendar window in UTC over which amounts are counted; left out for concurrency and bytesInFlight",
+            "Minute",
         ),
     ] = None
-    requests: Annotated[_Count | None, _count("requests", "600")] = None
-    input_tokens: Annotated[_Count | None, _count("tokens of prompts", "300000")] = None
-    output_tokens: Annotated[_Count | None, _count("generated tokens", "100000")] = None
-    tokens: Annotated[_Count | None, _count("tokens of prompts and generated tokens", "400000")] = None
-    usd: Annotated[Cost | None, Field(description="cost in US dollars, by the models' prices", examples=['"20"'])] = (
+    requests: Annotated[_Count | None, api_field("requests", "600")] = None
+    input_tokens: Annotated[_Count | None, api_field("tokens of prompts", "300000")] = None
+    output_tokens: Annotated[_Count | None, api_field("generated tokens", "100000")] = None
+    tokens: Annotated[_Count | None, api_field("tokens of prompts and generated tokens", "400000")] = None
+    usd: Annotated[Cost | None, api_field("cost in US dollars, by the models' prices", '"20"')] = None
+    concurrency: Annotated[_Count | None, api_field("requests at the same time", "64")] = None
+    bytes_in_flight: Annotated[Size | None, api_field("bytes of the bodies of unfinished requests", "64Mi")] = None
+    key: Annotated[KeyName | None, api_field("name of a key: only its requests count; left out = all keys", "ci")] = (
         None
     )
-    concurrency: Annotated[_Count | None, _count("requests at the same time", "64")] = None
-    bytes_in_flight: Annotated[
-        Size | None, Field(description="bytes of the bodies of unfinished requests", examples=["64Mi"])
-    ] = None
-    key: Annotated[
-        KeyName | None,
-        Field(description="name of a key: only its requests count; left out = all keys", examples=["ci"]),
-    ] = None
     model: Annotated[
         ModelKey | None,
-        Field(
-            description="`namespace/name`: only requests for this model, its adapters included, or for this LoRA "
+        api_field(
+            "`namespace/name`: only requests for this model, its adapters included, or for this LoRA "
             "adapter count; left out = all models",
-            examples=["chat/llama-70b"],
+            "chat/llama-70b",
         ),
     ] = None
     on_exceeded: Annotated[
-        OnExceeded,
-        Field(strict=False, description="Refuse: 429; Warn: requests pass, and it is reported", examples=["Warn"]),
+        Choice[OnExceeded], api_field("Refuse: 429; Warn: requests pass, and it is reported", "Warn")
     ] = OnExceeded.REFUSE
 
     @property
@@ -149,13 +138,10 @@ class TenantLimit(StrictModel):
 class TenantBudget(StrictModel):
     """The cost that a tenant may cause in a calendar window in UTC."""
 
-    usd: Annotated[Cost, Field(description="cost in US dollars, by the models' prices", examples=['"500"'])]
-    per: Annotated[
-        Window, Field(strict=False, description="calendar window in UTC of the budget", examples=["Month"])
-    ] = Window.MONTH
+    usd: Annotated[Cost, api_field("cost in US dollars, by the models' prices", '"500"')]
+    per: Annotated[Choice[Window], api_field("calendar window in UTC of the budget", "Month")] = Window.MONTH
     on_exceeded: Annotated[
-        OnExceeded,
-        Field(strict=False, description="Refuse: 429; Warn: requests pass, and it is reported", examples=["Warn"]),
+        Choice[OnExceeded], api_field("Refuse: 429; Warn: requests pass, and it is reported", "Warn")
     ] = OnExceeded.REFUSE
 
     def to_limit(self) -> Limit:
@@ -222,119 +208,95 @@ class ModelTenantSpec(StrictModel):
         ),
     )
 
-    suspended: Annotated[bool, Field(description="refuses every request of the tenant with 403", examples=["true"])] = (
-        False
-    )
+    suspended: Annotated[bool, api_field("refuses every request of the tenant with 403", "true")] = False
     tier: Annotated[
-        Tier,
-        Field(
-            strict=False,
-            description="class of service: Interactive goes first, Batch waits when engines are busy",
-            examples=["Interactive"],
-        ),
+        Choice[Tier],
+        api_field("class of service: Interactive goes first, Batch waits when engines are busy", "Interactive"),
     ] = Tier.STANDARD
     weight: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=1000,
-            description="share of engine time against other tenants of the same tier",
-            examples=["4"],
-            json_schema_extra={"format": "int32"},
-        ),
+        Int32, api_field("share of engine time against other tenants of the same tier", "4", ge=1, le=1000)
     ] = 1
     models: Annotated[
         list[ModelsEntry] | None,
-        Field(
+        api_field(
+            "models and LoRA adapters that the tenant may use, as `namespace/name` or `namespace/*`; a "
+            "listed model includes its adapters; left out = all models",
+            '[chat/llama-70b, "search/*"]',
             min_length=1,
             max_length=256,
-            description="models and LoRA adapters that the tenant may use, as `namespace/name` or `namespace/*`; a "
-            "listed model includes its adapters; left out = all models",
-            examples=['[chat/llama-70b, "search/*"]'],
             json_schema_extra={"x-kubernetes-list-type": "set"},
         ),
     ] = None
     other_paths: Annotated[
-        OtherPaths | None,
-        Field(
-            strict=False,
-            description="whether the tenant may use paths that are forwarded without being understood, so that their "
+        Choice[OtherPaths] | None,
+        api_field(
+            "whether the tenant may use paths that are forwarded without being understood, so that their "
             "tokens are not counted; `/v1/responses` and `/v1/messages` are counted, and always open, as are "
             "paths that only tokenize; left out = "
             "Refuse if it has limits of tokens or dollars, else Admit",
-            examples=["Admit"],
+            "Admit",
         ),
     ] = None
-    keys: Annotated[list[TenantKey], BeforeValidator(check_keys)] = Field(
+    keys: Annotated[list[TenantKey], BeforeValidator(check_keys)] = api_field(
+        "API keys; two have one name while one replaces the other",
         default_factory=list,
         max_length=64,
-        description="API keys; two have one name while one replaces the other",
         json_schema_extra=list_map_schema("digest"),
     )
-    subjects: list[TenantSubject] = Field(
-        default_factory=list, max_length=64, description="bearer tokens (JWT) that identify the tenant"
+    subjects: list[TenantSubject] = api_field(
+        "bearer tokens (JWT) that identify the tenant", default_factory=list, max_length=64
     )
-    limits: list[TenantLimit] = Field(
+    limits: list[TenantLimit] = api_field(
+        "bounds; each that applies to a request must have room for it",
+        "[{per: Minute, requests: 600}]",
         default_factory=list,
         max_length=64,
-        description="bounds; each that applies to a request must have room for it",
-        examples=["[{per: Minute, requests: 600}]"],
     )
-    budget: Annotated[
-        TenantBudget | None, Field(description="cost that the tenant may cause", examples=['{usd: "500", per: Month}'])
-    ] = None
+    budget: Annotated[TenantBudget | None, api_field("cost that the tenant may cause", '{usd: "500", per: Month}')] = (
+        None
+    )
     enforcement: Annotated[
-        Enforcement,
-        Field(
-            strict=False,
-            description="Estimated: a request counts with its probable length, and the rest is carried over as debt. "
+        Choice[Enforcement],
+        api_field(
+            "Estimated: a request counts with its probable length, and the rest is carried over as debt. "
             "Strict: with the most that it can use, so that no limit is ever exceeded; requests must set max_tokens",
-            examples=["Strict"],
+            "Strict",
         ),
     ] = Enforcement.ESTIMATED
     without_redis: Annotated[
-        WithoutRedis,
-        Field(
-            strict=False,
-            description="answer to requests that need more of a limit than a gateway has at hand while Redis is away",
-            examples=["Admit"],
+        Choice[WithoutRedis],
+        api_field(
+            "answer to requests that need more of a limit than a gateway has at hand while Redis is away", "Admit"
         ),
     ] = WithoutRedis.REFUSE
     cache_sharing: Annotated[
-        CacheSharing,
-        Field(
-            strict=False,
-            description="with whom the tenant shares the KV cache of equal prompts: with itself, its cacheGroup, or all "
+        Choice[CacheSharing],
+        api_field(
+            "with whom the tenant shares the KV cache of equal prompts: with itself, its cacheGroup, or all "
             "that say Cluster",
-            examples=["Group"],
+            "Group",
         ),
     ] = CacheSharing.TENANT
-    cache_group: Annotated[
-        Label | None, Field(description="group of tenants that share their cache", examples=["research"])
-    ] = None
+    cache_group: Annotated[Label | None, api_field("group of tenants that share their cache", "research")] = None
 
     wakes_models: Annotated[
         bool | None,
-        Field(
-            description="whether its requests start a model that has no instance; left out = true, except for Batch",
-            examples=["true"],
-        ),
+        api_field("whether its requests start a model that has no instance; left out = true, except for Batch", "true"),
     ] = None
     external_endpoints: Annotated[
-        ExternalEndpoints | None,
-        Field(
-            strict=False,
-            description="whether its requests may leave the cluster, to models with an engine of type OpenAI. Refuse: none "
+        Choice[ExternalEndpoints] | None,
+        api_field(
+            "whether its requests may leave the cluster, to models with an engine of type OpenAI. Refuse: none "
             "does, as a fallback neither; left out = Admit",
-            examples=["Refuse"],
+            "Refuse",
         ),
     ] = None
     show_placement: Annotated[
         bool | None,
-        Field(
-            description="whether responses name the instance, the reason, times and cached tokens; left out = true if "
+        api_field(
+            "whether responses name the instance, the reason, times and cached tokens; left out = true if "
             "the tenant shares its cache with itself only",
-            examples=["true"],
+            "true",
         ),
     ] = None
 
