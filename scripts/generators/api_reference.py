@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 
 from fairlead.api.builtin_accelerators import builtin_accelerators
-from fairlead.api.conditions import condition_types, reasons
+from fairlead.api.conditions import condition_types, reasons, serving_reasons
 from fairlead.api.crd import Schema, structural_schema
 from fairlead.api.kinds import CustomResourceKind, served_kinds
-from fairlead.api.serving_conditions import serving_reasons
 from fairlead.api.v1alpha1 import API_VERSION
 from fairlead.engine_profile import EngineProfile, builtin_profiles
 from fairlead.settings import TOOL_VARIABLES, settings_table

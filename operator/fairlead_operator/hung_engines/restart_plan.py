@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from fairlead.api.serving_conditions import ServingReason
+from fairlead.api.conditions import ServingReason
 from fairlead.fleet.hung_engines import HungVerdict
 from fairlead.fleet.labels import ENDPOINT_LABEL, POOL_LABEL, SERVING_CONDITION, parse_sleep_mark
 from fairlead.kube.conditions import find_condition
