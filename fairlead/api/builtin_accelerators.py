@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
 
-from fairlead.api.metadata import Metadata
 from fairlead.api.spec.accelerator_class import AcceleratorClassSpec, TaintEffect, Toleration, TolerationOperator
 from fairlead.api.spec.profile import Profile
-from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass
+from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, Metadata
 
 _NVIDIA_GPU, _AMD_GPU = "nvidia.com/gpu", "amd.com/gpu"
 _GOOGLE_TPU, _INTEL_GAUDI = "google.com/tpu", "habana.ai/gaudi"

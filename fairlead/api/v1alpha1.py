@@ -7,10 +7,8 @@ after a change. A field is added together with the code that honours it; until t
 
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from fairlead.api.external_rules import EXTERNAL_API_RULES
-from fairlead.api.metadata import Metadata
 from fairlead.api.price import Price
 from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
 from fairlead.api.spec.adapter.spec import ModelAdapterSpec
@@ -18,7 +16,7 @@ from fairlead.api.spec.adapters import Adapters
 from fairlead.api.spec.autoscaling import Autoscaling, ScalingMode
 from fairlead.api.spec.engine import Engine, EngineType
 from fairlead.api.spec.kv_cache import KvCache, PeerTransfer, Transfer
-from fairlead.api.spec.model_source import ModelSource
+from fairlead.api.spec.model_source import API_SCHEME, ModelSource
 from fairlead.api.spec.pools import (
     MAX_TEMPLATE_DEPTH,
     MAX_TEMPLATES_VALUES,
@@ -33,10 +31,94 @@ from fairlead.api.spec.routing import Routing
 from fairlead.api.spec.slo import Slo
 from fairlead.api.spec.tenant.spec import ModelTenantSpec
 from fairlead.api.strict_model import FieldPath, Rule, StrictModel, api_field, field_error
-from fairlead.api.value_types import MAX_LABEL_VALUE_LENGTH, AllowedRoutes, Int32, check_unique, list_map_schema
+from fairlead.api.value_types import (
+    MAX_LABEL_VALUE_LENGTH,
+    AllowedRoutes,
+    Int32,
+    Label,
+    Subdomain,
+    check_unique,
+    list_map_schema,
+)
 from fairlead.fleet.model import TokenPrice
 from fairlead.routes.model import Route
 from fairlead.tenants.model import Tenant
+
+
+def _is_api(spec: Any) -> bool:
+    return spec.engine.type is EngineType.OPENAI
+
+
+def _selecting_pool(spec: Any) -> FieldPath | bool:
+    if not _is_api(spec):
+        return False
+    for index, pool in enumerate(spec.pools):
+        if pool.selector is not None:
+            return ("pools", index, "selector")
+        if pool.role is not PoolRole.SERVE:
+            return ("pools", index, "role")
+    return False
+
+
+def _unsafe_token(spec: Any) -> FieldPath | bool:
+    if not _is_api(spec):
+        return False
+    for number, pool in enumerate(spec.pools):
+        for index, endpoint in enumerate(pool.endpoints):
+            if endpoint.token_secret_key_ref is not None and not endpoint.url.startswith("https://"):
+                return ("pools", number, "endpoints", index, "url")
+    return False
+
+
+EXTERNAL_API_RULES: Final = (
+    Rule(
+        # Objects of the first release may have no uri: the API server checks them, too.
+        cel="(self.engine.type == 'OpenAI') == (has(self.model.uri) && self.model.uri.startsWith('openai://'))",
+        message="an openai:// uri and an engine of type OpenAI need each other",
+        fix="write both, for example `uri: openai://gpt-4o-mini`, or neither",
+        at=("model", "uri"),
+        violation=lambda spec: _is_api(spec) != (spec.model.scheme == API_SCHEME),
+    ),
+    Rule(
+        cel="self.engine.type != 'OpenAI' || self.pools.all(pool, !has(pool.selector) && pool.role == 'Serve')",
+        message="an API that others run has addresses, and the role Serve",
+        fix="give the pool `endpoints: [{url: ...}]`, and remove selector and role",
+        at=("pools",),
+        violation=_selecting_pool,
+    ),
+    Rule(
+        cel="self.engine.type != 'OpenAI' || self.pools.all(pool, !has(pool.endpoints) || pool.endpoints.all(endpoint, "
+        "!has(endpoint.tokenSecretKeyRef) || endpoint.url.startsWith('https://')))",
+        message="a token leaves the cluster over TLS only",
+        fix="write an https:// url, or remove tokenSecretKeyRef",
+        at=("pools",),
+        violation=_unsafe_token,
+    ),
+)
+
+
+class Metadata(StrictModel):
+    """Object metadata. Fields that a cluster adds, such as resourceVersion, are ignored."""
+
+    model_config = ConfigDict(alias_generator=None)
+
+    name: Annotated[Subdomain, Field(examples=["qwen3-8b"])]
+    namespace: Annotated[Label | None, Field(examples=["default"])] = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+    uid: Any = Field(default=None, exclude=True)
+    generation: Any = Field(default=None, exclude=True)
+    # Spelled as in Kubernetes; accepted and ignored.
+    generateName: Any = Field(default=None, exclude=True)  # noqa: N815
+    selfLink: Any = Field(default=None, exclude=True)  # noqa: N815
+    resourceVersion: Any = Field(default=None, exclude=True)  # noqa: N815
+    creationTimestamp: Any = Field(default=None, exclude=True)  # noqa: N815
+    deletionTimestamp: Any = Field(default=None, exclude=True)  # noqa: N815
+    deletionGracePeriodSeconds: Any = Field(default=None, exclude=True)  # noqa: N815
+    managedFields: Any = Field(default=None, exclude=True)  # noqa: N815
+    finalizers: Any = Field(default=None, exclude=True)
+    ownerReferences: Any = Field(default=None, exclude=True)  # noqa: N815
+
 
 GROUP = "serving.fairlead.io"
 VERSION = "v1alpha1"

@@ -2,5 +2,4 @@
 
 - `spec`: the whole, with limits and the budget; conversion to a `fairlead.tenants.model.Tenant`.
 - `credentials`: keys and bearer tokens.
-- `model_names`: how models are named.
 """

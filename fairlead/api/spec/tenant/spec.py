@@ -5,15 +5,15 @@
 
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Final, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fairlead import units
 from fairlead.api.spec.tenant.credentials import KeyName, TenantKey, TenantSubject, check_keys
-from fairlead.api.spec.tenant.model_names import ModelKey, ModelsEntry
 from fairlead.api.strict_model import FieldPath, Rule, StrictModel, api_field, field_error
-from fairlead.api.value_types import Choice, Cost, Int32, Int64, Label, Size, list_map_schema
+from fairlead.api.value_types import Choice, Cost, Int32, Int64, Label, Size, list_map_schema, pattern_check
+from fairlead.names import DNS_LABEL_PATTERN
 from fairlead.tenants.model import (
     CacheSharing,
     Enforcement,
@@ -25,6 +25,35 @@ from fairlead.tenants.model import (
     Window,
     WithoutRedis,
 )
+
+_CHARACTERS: Final = "[A-Za-z0-9._/:@+-]{1,253}"
+_MODEL_PATTERN: Final = rf"^{DNS_LABEL_PATTERN.pattern}/{_CHARACTERS}$"
+_MODELS_PATTERN: Final = rf"^{DNS_LABEL_PATTERN.pattern}/(\*|{_CHARACTERS})$"
+_MAX_LENGTH: Final = 317
+
+
+_IS_NO_NAME: Final = "is not the name of a model"
+ModelKey = Annotated[
+    str,
+    AfterValidator(
+        pattern_check(_MODEL_PATTERN, _IS_NO_NAME, "write it as namespace/name, like chat/llama-70b", _MAX_LENGTH)
+    ),
+    Field(json_schema_extra={"pattern": _MODEL_PATTERN, "maxLength": _MAX_LENGTH}),
+]
+"""A model, or a LoRA adapter."""
+ModelsEntry = Annotated[
+    str,
+    AfterValidator(
+        pattern_check(
+            _MODELS_PATTERN,
+            _IS_NO_NAME,
+            "write it as namespace/name, or namespace/* for all of a namespace",
+            _MAX_LENGTH,
+        )
+    ),
+    Field(json_schema_extra={"pattern": _MODELS_PATTERN, "maxLength": _MAX_LENGTH}),
+]
+"""A model, a LoRA adapter, or all models of a namespace."""
 
 
 class OnExceeded(StrEnum):
