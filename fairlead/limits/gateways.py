@@ -60,7 +60,7 @@ class LedgerLimits:
     """Limits of usage records and of the ledger's files."""
 
     usage_rows: int = limit(
-        16_384, "requests whose use a worker buffers for the supervisor; the next are lost and counted"
+        16_384, "requests whose use a worker buffers for the supervisor; the oldest are lost and counted"
     )
     usage_report_seconds: float = limit(0.5, "interval of these reports; a worker that crashes loses one")
     usage_records_pending: int = limit(

@@ -31,8 +31,8 @@ from fairlead_bench.gateway.load_cases import SIZES, UNIQUE, WITH_KV_EVENTS, mak
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
+from fairlead_gateway.worker.journal import Journal, Reporters
 from fairlead_gateway.worker.openai.request import build_route_request, parse_request
-from fairlead_gateway.worker.reporting.reporters import IndexReporter
 
 INSTANCES = 10
 _SECRET = b"bench"
@@ -60,7 +60,7 @@ def run_like_worker(module: str, *arguments: str) -> str:
 
 class DeferredCalls:
     """Calls deferred until nothing is measured: an event loop and an IPC channel, as far as the
-    index reporter needs them."""
+    journal needs them."""
 
     def __init__(self) -> None:
         self._due: list[Callable[[], object]] = []
@@ -96,8 +96,10 @@ class DecisionBench:
         self._fleet, self._limits = _fleet(instances, followed=followed), limits
         (key,) = self._fleet.models
         self.later = DeferredCalls()
-        teller = IndexReporter(self.later, cast(asyncio.AbstractEventLoop, cast(Any, self.later)), limits)
-        self.router = ModelRouter(secret=_SECRET, limits=limits, hooks=teller.hooks)
+        journal = Journal(self.later, cast(asyncio.AbstractEventLoop, cast(Any, self.later)), limits)
+        self.router = ModelRouter(
+            secret=_SECRET, limits=limits, hooks=Reporters(journal, indexes_prompts=True).dispatch_hooks()
+        )
         self._chain_starts = ChainStarts(_SECRET)
         self.router.update(self._fleet.models[key], self._fleet.instances[key])
         _fill(self.router, blocks, instances, random.Random(seed), followed=followed)

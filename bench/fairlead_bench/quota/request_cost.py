@@ -38,11 +38,11 @@ from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.quota.exchange import GRANTED
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
+from fairlead_gateway.worker.journal import Reporters
 from fairlead_gateway.worker.openai.request import parse_request
 from fairlead_gateway.worker.quota import limit_gate
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.quota.quota_reporter import QuotaReporter
-from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.worker.runtime import WorkerRuntime

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -22,6 +22,14 @@ T = TypeVar("T")
 _log = logging.getLogger("fairlead.gateway")
 _LENGTH_BYTES = 4
 _encode = msgspec.msgpack.Encoder().encode
+
+
+class MessageSender(Protocol):
+    """A sender of messages to the other process, as `Channel`."""
+
+    def send(self, message: msgspec.Struct) -> bool:
+        """Sends a message; returns False if it was dropped."""
+        ...
 
 
 class Channel(asyncio.Protocol, Generic[T]):

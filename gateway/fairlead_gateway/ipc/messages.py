@@ -91,13 +91,6 @@ class TimingEvent(msgspec.Struct, array_like=True, gc=False):
     output: float = -1.0
 
 
-class TimingEvents(msgspec.Struct, tag=True):
-    """Worker → supervisor: timing events. `dropped` is the number of those that did not fit."""
-
-    rows: list[TimingEvent]
-    dropped: int
-
-
 class UsageRow(msgspec.Struct, array_like=True, gc=False):
     """The use of one request that was sent to an instance or was about to be.
 
@@ -123,13 +116,6 @@ class UsageRow(msgspec.Struct, array_like=True, gc=False):
     output_tokens: int
     is_estimated: bool
     adapter: str = ""
-
-
-class UsageRows(msgspec.Struct, tag=True):
-    """Worker → supervisor: the use of requests. `dropped` is the number of those that are lost."""
-
-    rows: list[UsageRow]
-    dropped: int
 
 
 class QuotaRow(msgspec.Struct, array_like=True, frozen=True):
@@ -330,16 +316,15 @@ class WarningsUpdate(msgspec.Struct, tag=True):
     warnings: list[str]
 
 
-class PeerUpdates(msgspec.Struct, tag=True):
+class PeerUpdates(msgspec.Struct, tag=True, omit_defaults=True):
     """Supervisor → worker: what sibling workers and other gateways did.
 
-    - dispatches: an encoded list of `Dispatch`.
     - crashes: (fingerprint, instance, sent at, crashed at).
     - cleared: bodies that were answered after all, as (fingerprint, answered at).
     - service: engine seconds divided by weight, by model and tenant.
     """
 
-    dispatches: bytes | None
+    dispatches: list["Dispatch"] = []
     crashes: list[tuple[bytes, str, float, float]] = []
     cleared: list[tuple[bytes, float]] = []
     service: dict[str, dict[str, float]] = {}
@@ -508,33 +493,28 @@ class FinalCounters(msgspec.Struct, tag=True):
     non_model_counters: dict[str, int]
 
 
-class WorkerReport(msgspec.Struct, tag=True):
-    """Worker → supervisor: what happened since the last report.
+class WorkerReport(msgspec.Struct, tag=True, omit_defaults=True):
+    """Worker → supervisor: what its journal has noted since the last report.
 
-    - dispatches, crashes, cleared, service: as in `PeerUpdates`, for sibling workers.
-    - dispatches, decisions, loads, service: for Redis. `loads` is None if unchanged. `decisions`
-      are models and entries of their streams.
+    - dispatches, crashes, cleared, service: as in `PeerUpdates`, for sibling workers and peers.
+    - dispatches, prompt_ends: for the KV-cache index; timings: for engine profiles; usage: for the
+      ledger.
+    - decisions, loads: for Redis. `decisions` are models and entries of their streams. `loads` is
+      None if unchanged.
+    - lost_usage, dropped_decisions: numbers of rows that did not fit.
     """
 
-    dispatches: bytes | None
-    crashes: list[tuple[bytes, str, float, float]]
-    decisions: list[tuple[str, bytes]]
-    loads: dict[str, "EncodedLoad"] | None
-    dropped: int
+    dispatches: list["Dispatch"] = []
+    prompt_ends: list["PromptFinished"] = []
+    timings: list[TimingEvent] = []
+    usage: list[UsageRow] = []
+    decisions: list[tuple[str, bytes]] = []
+    crashes: list[tuple[bytes, str, float, float]] = []
     cleared: list[tuple[bytes, float]] = []
     service: dict[str, dict[str, float]] = {}
-
-
-class IndexReport(msgspec.Struct, tag=True):
-    """Worker → supervisor: prompts sent to instances that report their cache, and prompts that
-    finished.
-
-    dropped: number of prompts left out because they did not fit.
-    """
-
-    dispatched: list["PromptDispatched"]
-    finished: list["PromptFinished"]
-    dropped: int
+    loads: dict[str, "EncodedLoad"] | None = None
+    lost_usage: int = 0
+    dropped_decisions: int = 0
 
 
 class PromptSamples(msgspec.Struct, tag=True):
@@ -569,11 +549,8 @@ FromWorker: TypeAlias = (
     | DrainRequested
     | FinalCounters
     | WorkerReport
-    | IndexReport
     | PromptSamples
-    | TimingEvents
     | QuotaReport
-    | UsageRows
     | NeedsInstance
     | AccessReport
     | ReplyChunk
@@ -583,11 +560,12 @@ FromWorker: TypeAlias = (
 
 
 class Dispatch(msgspec.Struct, array_like=True):
-    """A prompt that was sent to an instance.
+    """A prompt that counts at an instance.
 
     - hashes: of its blocks, 64-bit in native order.
     - tail: hash of its end.
     - session_hash: hash of its session; 0: none.
+    - size: bytes of its text, for the KV-cache index; 0: the model's instances report no cache.
     """
 
     model: str
@@ -595,16 +573,7 @@ class Dispatch(msgspec.Struct, array_like=True):
     hashes: bytes
     tail: int
     session_hash: int = 0
-
-
-class PromptDispatched(msgspec.Struct, array_like=True):
-    """A prompt that was sent; `size` is in bytes of its text."""
-
-    model: str
-    instance: str
-    tail: int
-    hashes: bytes
-    size: int
+    size: int = 0
 
 
 class PromptFinished(msgspec.Struct, array_like=True):

@@ -15,7 +15,7 @@ Why: that instance mostly has the start of the prompt cached. A client may write
 other bytes (another serializer, a field that moved). Then no prefix matches, and hashing sends the
 turn to homes that have nothing cached.
 
-The callbacks of a router: for the KV-cache index, and for sibling workers.
+The callbacks of a router: for the KV-cache index, sibling workers and other gateways.
 """
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
@@ -69,32 +69,19 @@ longer.
 
 @dataclass(frozen=True, slots=True)
 class DispatchHooks:
-    """Callbacks of a router for the dispatches of a model with instances that report KV events.
+    """Callbacks of a router for the prompts that it counts at instances.
 
-    - on_dispatch: called with model, request and instance.
-    - on_finish: called with model, request, and the prompt and cached tokens that the engine
-      reported (None if it did not).
+    - on_dispatch: called with model, request and instance, and whether the prompt is indexed.
+    - on_finish: called for indexed models with model, request, and the prompt and cached tokens
+      that the engine reported (None if it did not).
+    - is_shared: `on_dispatch` is called for all models, else only for indexed ones.
+    - has_index: models with instances that report KV events are indexed, else none.
     """
 
-    on_dispatch: Callable[[str, RouteRequest, str], None]
+    on_dispatch: Callable[[str, RouteRequest, str, bool], None]
     on_finish: Callable[[str, InflightRequest, int | None, int | None], None]
-
-
-@dataclass(frozen=True, slots=True)
-class SiblingWorkers:
-    """The other workers of the same gateway: their in-flight load, and callbacks that report to
-    them.
-
-    - report_dispatch: called with model, request and instance.
-    - report_crash: called with the fingerprint of a request body, the instance that crashed, when
-      it received the body, and the time.
-    - report_cleared: called with the fingerprint of such a body that was answered, and the time.
-    """
-
-    loads: SharedLoadTable
-    report_dispatch: Callable[[str, RouteRequest, str], None]
-    report_crash: Callable[[bytes, str, float, float], None]
-    report_cleared: Callable[[bytes, float], None]
+    is_shared: bool
+    has_index: bool
 
 
 class SessionAffinity:
@@ -143,6 +130,7 @@ class ModelRouter:
 
     - secret: the key of the hash rings.
     - seed: start of the decision count, so that several models do not act in step.
+    - shared_loads: the loads of sibling workers and peers.
     - load_override, cached_tokens: replace the in-flight load and the prefix index, for callers
       that know more. The first returns an instance's whole load, given this process's part.
     """
@@ -153,7 +141,7 @@ class ModelRouter:
         secret: bytes,
         seed: int = 0,
         limits: Limits | None = None,
-        siblings: SiblingWorkers | None = None,
+        shared_loads: SharedLoadTable | None = None,
         hooks: DispatchHooks | None = None,
         load_override: Callable[[EndpointLoad], EndpointLoad] | None = None,
         cached_tokens: CachedTokens | None = None,
@@ -162,10 +150,10 @@ class ModelRouter:
         self._session_seed = chain_seed(secret, b"session")
         self._limits = limits or Limits()
         self._decision_count = seed
-        self._siblings = siblings
         self._hooks = hooks
-        self._active_hooks: DispatchHooks | None = None  # the hooks, while any instance reports its cache
-        self._inflight = InflightTracker(siblings.loads if siblings is not None else None, load_override)
+        self._is_shared = hooks is not None and hooks.is_shared
+        self.is_indexed = False  # an instance reports its cache, and there is an index
+        self._inflight = InflightTracker(shared_loads, load_override)
         self._sampled = SampledLoads(self._inflight)
         self._cache = CacheView(self._limits.mirror_blocks_per_instance, cached_tokens)
         self._hot_prefixes = HotPrefixes()
@@ -192,11 +180,6 @@ class ModelRouter:
         self._calibration = TokenCalibration()
         self._inter_token: InterTokenTimes | None = None  # where instances hand over KV
         self._profiled_ids: frozenset[str] = frozenset()  # whose profile is known
-
-    @property
-    def is_indexed(self) -> bool:
-        """True if an instance reports KV events and the router has callbacks for dispatches."""
-        return self._active_hooks is not None
 
     def update(self, model: Model, instances: Sequence[Instance]) -> None:
         """Replaces the model's settings and instances. Instances neither ready nor draining count
@@ -228,7 +211,8 @@ class ModelRouter:
             self._inter_token = self._inter_token or InterTokenTimes()
             self._inter_token.retain(live_ids)
         self._profiled_ids = frozenset([instance.id for instance in instances if instance.profile is not None])
-        self._active_hooks = self._hooks if any(instance.kv_events is not None for instance in instances) else None
+        has_index = self._hooks is not None and self._hooks.has_index
+        self.is_indexed = has_index and any(instance.kv_events is not None for instance in instances)
         ready = [instance for instance in instances if instance.state is InstanceState.READY]
         weights = {instance.id: instance.weight for instance in ready}
         if weights != self._weights:
@@ -282,14 +266,12 @@ class ModelRouter:
         tokens = prompt + (
             DEFAULT_OUTPUT_TOKENS if not max_tokens or max_tokens > DEFAULT_OUTPUT_TOKENS else max_tokens
         )
-        hooks, indexed_share, matched_share = self._active_hooks, -1.0, 0.0
+        indexed_share, matched_share, is_indexed = -1.0, 0.0, False
         if endpoint is not None and request.prompt_tokens > 0.0:
-            size = request.prompt_tokens * _BYTES_PER_TOKEN
+            size, is_indexed = request.prompt_tokens * _BYTES_PER_TOKEN, self.is_indexed
             matched_share = min(1.0, match.bytes_at(bit) / size)
-            if hooks is not None:
-                if endpoint.index_bit:
-                    indexed_share = min(1.0, match.bytes_at(endpoint.index_bit) / size)
-                hooks.on_dispatch(self._model_key, request, instance_id)
+            if is_indexed and endpoint.index_bit:
+                indexed_share = min(1.0, match.bytes_at(endpoint.index_bit) / size)
         pull, self._pending_pull = self._pending_pull, None
         seconds = profile.prefill_time(prompt, matched)
         if pull is not None and pull[0] is request and pull[1].id == instance_id:
@@ -305,8 +287,8 @@ class ModelRouter:
             indexed_share=indexed_share,
             matched_share=matched_share,
         )
-        if self._siblings is not None:
-            self._siblings.report_dispatch(self._model_key, request, instance_id)
+        if self._hooks is not None and (is_indexed or self._is_shared):
+            self._hooks.on_dispatch(self._model_key, request, instance_id, is_indexed)
         if self._assigned is not None and is_waiting:
             stay = AssignedRequest(request.id, now, matched, seconds, self.ttft_objective(prompt))
             self._assigned.add(request, match.bytes_at(bit), stay)
@@ -484,8 +466,8 @@ class ModelRouter:
         return inflight
 
     def _report_finish(self, inflight: InflightRequest, prompt_tokens: int | None, cached_tokens: int | None) -> None:
-        if self._active_hooks is not None:
-            self._active_hooks.on_finish(self._model_key, inflight, prompt_tokens, cached_tokens)
+        if self.is_indexed and self._hooks is not None:
+            self._hooks.on_finish(self._model_key, inflight, prompt_tokens, cached_tokens)
 
     def _forget_prompt(self, inflight: InflightRequest) -> None:
         """Undoes `_mark_cached`, up to the prefix that was cached before or that others in flight

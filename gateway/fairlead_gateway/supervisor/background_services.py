@@ -11,7 +11,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.adapters.metric_series import AdapterSeries
-from fairlead_gateway.ipc.messages import QuotaReport, UsageRows
+from fairlead_gateway.ipc.messages import QuotaReport, WorkerReport
 from fairlead_gateway.supervisor.config import GatewayConfig
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
 from fairlead_gateway.supervisor.usage.usage_service import METRIC_TENANTS
@@ -166,10 +166,16 @@ class BackgroundServices:
         if self.usage is not None:
             self.usage.update_fleet(fleet)
 
-    def on_usage(self, rows: UsageRows) -> None:
-        """Adds what requests used to the ledger."""
+    def on_report(self, report: WorkerReport) -> None:
+        """Gives a worker's report to the ledger, the decision stream and the peers."""
         if self.usage is not None:
-            self.usage.on_rows(rows)
+            self.usage.on_rows(report.usage, report.lost_usage)
+        if self.decision_stream is not None:
+            self.decision_stream.dropped += report.dropped_decisions
+            for model_key, entry in report.decisions:
+                self.decision_stream.offer(model_key, entry)
+        if self.peers is not None:
+            self.peers.on_worker_report(report)
 
     async def usage_content(self, first_day: str, last_day: str) -> "LedgerContent | None":
         """Returns what the ledger holds about these days; None without a ledger."""

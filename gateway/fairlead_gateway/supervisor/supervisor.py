@@ -23,7 +23,7 @@ from fairlead.runtime.tasks import cancel_and_wait, first_failure
 from fairlead_gateway.errors import RelayedError
 from fairlead_gateway.http.sockets import socket_url
 from fairlead_gateway.ipc import messages as say
-from fairlead_gateway.ipc.messages import LoggedDecision, QuotaReport, UsageRows
+from fairlead_gateway.ipc.messages import LoggedDecision, QuotaReport
 from fairlead_gateway.supervisor import worker_handle as reports
 from fairlead_gateway.supervisor.audit.audit_service import AuditService, manage_token_watchers
 from fairlead_gateway.supervisor.background_services import BackgroundServices, create_background_services
@@ -92,7 +92,6 @@ class Supervisor:
             configure=self._configuration,
             on_report=self._on_report,
             on_message=self._on_worker_message,
-            on_timings=lambda rows: self.profiling.on_timings(rows),
             on_needs_instance=self._on_needs_instance,
             on_worker_ready=self._on_worker_ready,
             access_messages=lambda: [] if self.access is None else self.access.state_messages(),
@@ -306,22 +305,17 @@ class Supervisor:
             *self.audit.log.warnings(),
         ]
 
-    def _on_report(self, report: say.WorkerReport) -> None:
-        decisions, others = self.background.decision_stream, self.background.peers
-        if decisions is not None:
-            decisions.dropped += report.dropped
-            for model_key, entry in report.decisions:
-                decisions.offer(model_key, entry)
-        if others is not None:
-            others.on_worker_report(report)
+    def _on_report(self, worker: WorkerHandle, report: say.WorkerReport) -> None:
+        """Gives a worker's report to its readers."""
+        self.background.on_report(report)
+        self.kv_index.on_report(worker, report)
+        self.profiling.on_timings(report.timings)
 
     def _on_worker_message(self, worker: WorkerHandle, message: RoutedMessage) -> None:
         if isinstance(message, QuotaReport):
             self.background.on_quota_report(worker, message)
-        elif isinstance(message, UsageRows):
-            self.background.on_usage(message)
-        elif isinstance(message, say.IndexReport | say.PromptSamples):
-            self.kv_index.on_report(worker, message)
+        elif isinstance(message, say.PromptSamples):
+            self.kv_index.on_samples(message)
         elif self.access is not None:
             self.access.on_report(message)
 

@@ -37,7 +37,7 @@ from fairlead.runtime.loop_lag import LoopLag
 from fairlead.settings import VARIABLE_PREFIX, variable_name
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import Channel
-from fairlead_gateway.ipc.messages import WORKER_QUERY_SECONDS, AccessReport, QuotaReport, TimingEvents, UsageRows
+from fairlead_gateway.ipc.messages import WORKER_QUERY_SECONDS, AccessReport, QuotaReport
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
 from fairlead_gateway.telemetry.status_types import HealthState
 
@@ -186,7 +186,7 @@ T = TypeVar("T")
 _log = logging.getLogger("fairlead.gateway")
 
 
-RoutedMessage: TypeAlias = say.IndexReport | say.PromptSamples | QuotaReport | UsageRows | AccessReport
+RoutedMessage: TypeAlias = say.PromptSamples | QuotaReport | AccessReport
 """The messages that a worker's handle only passes on."""
 
 
@@ -199,7 +199,6 @@ class WorkerListener:
     on_leaving: Callable[["WorkerHandle"], None]
     on_report: Callable[["WorkerHandle", say.WorkerReport], None]
     on_message: Callable[["WorkerHandle", RoutedMessage], None]
-    on_timings: Callable[[TimingEvents], None]
     on_needs_instance: Callable[[str], None]
     on_exit: Callable[["WorkerHandle"], None]
 
@@ -335,10 +334,8 @@ class WorkerHandle:
                 if message.loads is not None:
                     self.loads = message.loads
                 self._listener.on_report(self, message)
-            case say.IndexReport() | say.PromptSamples() | QuotaReport() | UsageRows() | AccessReport():
+            case say.PromptSamples() | QuotaReport() | AccessReport():
                 self._listener.on_message(self, message)
-            case TimingEvents():
-                self._listener.on_timings(message)
             case say.NeedsInstance(model):
                 self._listener.on_needs_instance(model)
             case say.ReplyChunk():

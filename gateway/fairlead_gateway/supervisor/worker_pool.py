@@ -33,7 +33,7 @@ from fairlead.runtime.clock import Clock
 from fairlead.units import format_duration
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import encode_message
-from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS, WORKER_QUERY_SECONDS, TimingEvents
+from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS, WORKER_QUERY_SECONDS
 from fairlead_gateway.routing.load import shared_memory
 from fairlead_gateway.supervisor.peers.peer_messages import PeerLoadRow
 from fairlead_gateway.supervisor.worker_handle import (
@@ -123,9 +123,8 @@ class WorkerPoolHooks:
     """
 
     configure: Callable[[int, int, list[int], dict[str, int]], say.Configure]
-    on_report: Callable[[say.WorkerReport], None]
+    on_report: Callable[[WorkerHandle, say.WorkerReport], None]
     on_message: Callable[[WorkerHandle, RoutedMessage], None]
-    on_timings: Callable[[TimingEvents], None]
     on_needs_instance: Callable[[str], None]
     on_worker_ready: Callable[[], None]
     on_worker_exit: Callable[[WorkerHandle], None]
@@ -255,7 +254,6 @@ class WorkerPool:
             self._on_leaving,
             self._on_report,
             self._hooks.on_message,
-            self._hooks.on_timings,
             self._hooks.on_needs_instance,
             self._on_exit,
         )
@@ -420,14 +418,14 @@ class WorkerPool:
             worker.needs_resync |= not worker.send_encoded(data)
 
     def _on_report(self, worker: WorkerHandle, report: say.WorkerReport) -> None:
-        has_updates = report.dispatches is not None or report.crashes or report.cleared or report.service
+        has_updates = report.dispatches or report.crashes or report.cleared or report.service
         if has_updates and len(self.workers) > 1:
             data = encode_message(say.PeerUpdates(report.dispatches, report.crashes, report.cleared, report.service))
             max_unsent_bytes = self._limits.channel_pending_bytes // 4  # the rest is for what must arrive
             for sibling in self.workers:
                 if sibling is not worker and sibling.is_ready and sibling.unsent_bytes < max_unsent_bytes:
                     sibling.send_encoded(data)
-        self._hooks.on_report(report)
+        self._hooks.on_report(worker, report)
 
     def broadcast_peer_updates(self, updates: say.PeerUpdates) -> None:
         """Sends what peers did to all workers, except those that read too slowly."""

@@ -5,7 +5,8 @@
 - `openai`: parses requests; `dispatch`: admits and routes them.
 - `upstream`: connections to engines; `disaggregation`: prefill on another engine.
 - `resilience`: retries, ejection, poison requests.
-- `reporting`: messages to the supervisor; `observability`: access log and traces.
+- `journal`: reports to the supervisor; `peer_updates`: what others did.
+- `observability`: access log and traces.
 - `body_check`: checks large bodies in a process.
 - `api_keys`, `memory_pressure`, `runtime`.
 """

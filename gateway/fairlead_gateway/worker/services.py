@@ -21,7 +21,7 @@ import asyncio
 import logging
 import mmap
 import os
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,12 +46,11 @@ from fairlead_gateway.ipc.messages import (
     TokenIssuer,
     TokenIssuerUpdate,
 )
-from fairlead_gateway.routing import InstanceLoad, RouteRequest
+from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES
 from fairlead_gateway.routing.prefix.prefix_hash import unpack_hashes
 from fairlead_gateway.routing.request import NO_INSTANCES
-from fairlead_gateway.routing.router import SiblingWorkers
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import BYPASSED, HandoffRecord
 from fairlead_gateway.telemetry.snapshot import snapshot_of
@@ -59,17 +58,11 @@ from fairlead_gateway.worker import memory_pressure
 from fairlead_gateway.worker.api_keys import AccessReporter, ApiKeys, GatewaySecrets
 from fairlead_gateway.worker.browser_access import parse_browser_access
 from fairlead_gateway.worker.disaggregation import kv_connectors
+from fairlead_gateway.worker.journal import Journal, Reporters
 from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest
+from fairlead_gateway.worker.peer_updates import PeerUpdateApplier, apply_corrections
 from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.quota.quota_reporter import QuotaReporter
-from fairlead_gateway.worker.reporting.peer_updates import PeerUpdateApplier, apply_corrections
-from fairlead_gateway.worker.reporting.reporters import (
-    DispatchReporter,
-    IndexReporter,
-    Reporters,
-    TimingReporter,
-    UsageReporter,
-)
 from fairlead_gateway.worker.request_context import AdapterUse, RequestIds
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
@@ -342,29 +335,33 @@ class WorkerServices:
             cells = memoryview(shared_memory).cast("q")
             self._shared_loads = SharedLoadTable(cells, limits.shared_slots, configuration.row)
             self._shared_loads.set_active_rows(configuration.active_rows)
-        self._dispatch_reporter: DispatchReporter | None = None
-        if shared_memory is not None or configuration.has_redis:
-            self._dispatch_reporter = DispatchReporter(
-                channel,
-                loop,
-                limits,
-                gateway_id=configuration.gateway_id if configuration.has_redis else None,
-                loads=self._loads,
-                take_service=self._take_service,
-            )
-        self._index_reporter = IndexReporter(channel, loop, limits) if configuration.has_index else None
+        self._journal = Journal(
+            channel,
+            loop,
+            limits,
+            gateway_id=configuration.gateway_id if configuration.has_redis else None,
+            shares_dispatches=shared_memory is not None or configuration.has_redis,
+            keeps_usage=configuration.has_ledger,
+        )
         self._quota_reporter = QuotaReporter(channel, loop, runtime.clock, limits)
-        self._usage_reporter = UsageReporter(channel, loop, limits) if configuration.has_ledger else None
         self.gateway = Gateway(
             runtime,
             GatewaySecrets(configuration.secret, EngineCredentials(os.environ, runtime.now), self._api_keys),
             create_request_id=RequestIds().next,
             memory_share=memory_pressure.memory_share_reader(settings.memory_limit),
             observers=_create_observers(configuration, settings, runtime),
-            reporters=self._create_reporters(configuration),
+            reporters=Reporters(
+                self._journal,
+                self._shared_loads,
+                configuration.has_index,
+                self._quota_reporter,
+                self._report_needs_instance,
+            ),
             warnings=self._warnings,
         )
         self.gateway.browser_access = parse_browser_access(settings, self._api_keys is not None)
+        self._journal.loads = self.gateway.stack.routers.loads
+        self._journal.take_service = self.gateway.stack.admission.take_service
         self._quota_reporter.tenants = self.gateway.stack.limit_gate.tenants
         self._peer_updates = PeerUpdateApplier(runtime.clock, limits, loop, self.gateway.stack.routers)
         self._query_handler = QueryHandler(self.gateway, channel)
@@ -376,8 +373,7 @@ class WorkerServices:
         match message:
             case messages.PeerUpdates(dispatches, crashes, cleared, service):
                 stack.admission.add_peer_service(service)
-                if dispatches is not None:
-                    self._peer_updates.enqueue(dispatches)
+                self._peer_updates.enqueue(dispatches)
                 for crash in crashes:
                     stack.poison_guard.on_peer_crash(*crash)
                 for clearing in cleared:
@@ -394,8 +390,7 @@ class WorkerServices:
                 stack.routers.serving.set_sequence_bounds(sequences)
                 stack.routers.serving.set_memory_shares(memory_shares)
             case messages.SampleRequest():
-                if self._index_reporter is not None:
-                    self._index_reporter.send_samples(message)
+                self._journal.send_samples(message)
             case messages.FleetUpdate(fleet, slots):
                 self._assign_slots(slots)
                 self._update_fleet(fleet)
@@ -451,38 +446,14 @@ class WorkerServices:
 
     def send_final_counters(self) -> None:
         """Sends the remaining reports and the counters, at the end of the worker."""
-        if self._dispatch_reporter is not None:
-            self._dispatch_reporter.flush()
+        self._journal.flush()
         self._quota_reporter.close()
-        if self._usage_reporter is not None:
-            self._usage_reporter.flush()
         if self._access_reporter is not None:
             self._access_reporter.flush()
         self._channel.send(self._query_handler.final_counters())
 
-    def _create_reporters(self, configuration: messages.Configure) -> Reporters:
-        siblings, dispatch, index = None, self._dispatch_reporter, self._index_reporter
-        if self._shared_loads is not None and dispatch is not None:
-            siblings = SiblingWorkers(self._shared_loads, dispatch.on_dispatch, dispatch.on_crash, dispatch.on_cleared)
-        return Reporters(
-            siblings=siblings,
-            dispatch_hooks=index.hooks if index is not None else None,
-            prompt_samples=index.samples if index is not None else None,
-            timings=TimingReporter(self._channel, self._runtime.loop, self._runtime.limits),
-            usage=self._usage_reporter,
-            on_decision=dispatch.on_decision if configuration.has_redis and dispatch is not None else None,
-            on_needs_instance=self._report_needs_instance,
-            limits=self._quota_reporter,
-        )
-
     def _report_needs_instance(self, key: str) -> None:
         self._channel.send(messages.NeedsInstance(key))
-
-    def _loads(self) -> Mapping[str, InstanceLoad]:
-        return self.gateway.stack.routers.loads()
-
-    def _take_service(self) -> dict[str, dict[str, float]]:
-        return self.gateway.stack.admission.take_service()
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._runtime.loop.create_task(work)

@@ -25,7 +25,7 @@ from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable, table_bytes
 from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends
-from fairlead_gateway.routing.router import SiblingWorkers
+from fairlead_gateway.routing.router import DispatchHooks
 from fairlead_gateway.supervisor.peers.peer_exchange import DISPATCH_RETENTION_SECONDS
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, PeerLoadRow, SentPrompt
 from fairlead_gateway.supervisor.peers.peer_outbox import HEARTBEAT_SECONDS, PeerOutbox
@@ -211,7 +211,8 @@ class SimulatedGateway:
         self.router = ModelRouter(
             secret=cluster.routing.secret,
             seed=0,
-            siblings=SiblingWorkers(rows, self._on_routed, lambda *_: None, lambda *_: None),
+            shared_loads=rows,
+            hooks=DispatchHooks(self._on_routed, lambda *_: None, is_shared=True, has_index=False),
         )
         profile = cluster.fleet.profile
         self.router.update(cluster.routing.model, instances_of(cluster.live, profile))
@@ -308,7 +309,7 @@ class SimulatedGateway:
 
     # --- exchange with peers --------------------------------------------------------------------------------------------
 
-    def _on_routed(self, model: str, request: RouteRequest, instance: str) -> None:
+    def _on_routed(self, model: str, request: RouteRequest, instance: str, is_indexed: bool) -> None:
         sharing, chain, pin = self._cluster.sharing, request.chain, request.session_hash
         if sharing.hot:
             self.hot_prefixes.observe(chain, len(self._slots))

@@ -18,8 +18,8 @@ from fairlead_gateway.ipc.messages import QuotaReport, QuotaUpdates
 from fairlead_gateway.supervisor.quota.limit_stores import MemoryLimitStore
 from fairlead_gateway.supervisor.quota.quota_service import QuotaService
 from fairlead_gateway.supervisor.quota.redis_limit_store import RedisLimitStore
+from fairlead_gateway.worker.journal import Reporters
 from fairlead_gateway.worker.quota.quota_reporter import QuotaReporter
-from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.engines.scripted import EngineCall, Script, scripted_engine, usage
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway

@@ -23,15 +23,15 @@ from fairlead.limits import Limits
 from fairlead.runtime.event_loop import close_server
 from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.http.sockets import socket_url
-from fairlead_gateway.ipc.messages import PreviewRoute
+from fairlead_gateway.ipc.messages import PreviewRoute, TimingEvent, UsageRow, WorkerReport
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.decision_log import LoggedRequest
 from fairlead_gateway.worker.api_keys import ApiKeys, GatewaySecrets
+from fairlead_gateway.worker.journal import Reporters
 from fairlead_gateway.worker.memory_pressure import MemoryShare
 from fairlead_gateway.worker.observability.observers import RequestObservers
 from fairlead_gateway.worker.proxy.gateway import Gateway
-from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.services import RoutePreviewer
 from fairlead_testing.engines.scripted import Script, ScriptedEngine, SilentEngine, scripted_engine
@@ -43,6 +43,26 @@ MODEL_KEY = "default/tiny"
 GOOD: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True}
 """A chat with a short prompt, plain and as a stream."""
+
+
+class RecordedReports:
+    """The channel of a worker's journal, which keeps the reports."""
+
+    def __init__(self) -> None:
+        self.reports: list[WorkerReport] = []
+
+    def send(self, message: object) -> bool:
+        assert isinstance(message, WorkerReport)
+        self.reports.append(message)
+        return True
+
+    @property
+    def timings(self) -> list[TimingEvent]:
+        return [event for report in self.reports for event in report.timings]
+
+    @property
+    def usage(self) -> list[UsageRow]:
+        return [row for report in self.reports for row in report.usage]
 
 
 @dataclass(slots=True)

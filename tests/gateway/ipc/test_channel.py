@@ -25,11 +25,11 @@ from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest, pr
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
-from fairlead_gateway.worker.reporting.peer_updates import PeerUpdateApplier
-from fairlead_gateway.worker.reporting.reporters import DispatchReporter
+from fairlead_gateway.worker.journal import Journal
+from fairlead_gateway.worker.peer_updates import PeerUpdateApplier
 from fairlead_kvstore.redis.codec import decode
 from fairlead_testing.gateway.decision_view import decision_out
-from fairlead_testing.gateway.running_gateway import make_outcome
+from fairlead_testing.gateway.running_gateway import RecordedReports, make_outcome
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
@@ -117,7 +117,7 @@ async def test_forged_dispatch_delays_none_behind_it() -> None:
 
     loop.set_exception_handler(lambda *_: None)
     applier = PeerUpdateApplier(SystemClock(), Limits(), loop, Routers())  # type: ignore[arg-type]
-    batch = msgspec.msgpack.encode([say.Dispatch(f"m/{number}", "e-0", b"", number) for number in range(3)])
+    batch = [say.Dispatch(f"m/{number}", "e-0", b"", number) for number in range(3)]
     with pytest.raises(KeyError):
         applier.enqueue(batch)
     await wait_until(lambda: len(applied) == 3)
@@ -127,10 +127,10 @@ async def test_unread_messages_are_dropped_and_counted() -> None:
     limits = replace(Limits(), channel_pending_bytes=100_000, channel_message_bytes=1_000_000)
     async with ends(limits) as (helper, worker, raw):
         taken = 0
-        while helper.channel.send(say.PeerUpdates(b"y" * 50_000, [])):
+        while helper.channel.send(say.PeerUpdates([say.Dispatch("m", "e", b"y" * 50_000, 0)])):
             taken += 1
         assert helper.channel.dropped == 1
-        assert not helper.channel.send(say.PeerUpdates(b"y" * 2_000_000, []))
+        assert not helper.channel.send(say.PeerUpdates([say.Dispatch("m", "e", b"y" * 2_000_000, 0)]))
         await worker.channel.open(raw.dup())
         await wait_until(lambda: len(worker.heard) == taken)
         assert helper.channel.send(say.StartDrain())
@@ -192,16 +192,6 @@ def test_a_logged_request_is_shown_with_all_of_its_decisions() -> None:
     }
 
 
-class Sink:
-    def __init__(self) -> None:
-        self.told: list[say.WorkerReport] = []
-
-    def send(self, message: object) -> bool:
-        assert isinstance(message, say.WorkerReport)
-        self.told.append(message)
-        return True
-
-
 class Registry:
     """Records the dispatches that it is given, in place of all routers."""
 
@@ -218,45 +208,47 @@ class Registry:
 
 
 async def test_dispatches_reach_siblings_as_the_chains_they_were() -> None:
-    loop, sink = asyncio.get_running_loop(), Sink()
-    teller = DispatchReporter(sink, loop, Limits(), gateway_id=None, loads=dict)
+    loop, sink = asyncio.get_running_loop(), RecordedReports()
+    journal = Journal(sink, loop, Limits(), shares_dispatches=True)
     chains = [prefix_chain(b"z" * size, secret=b"s", seed=b"") for size in (10, 300, 9_000, 500_000)]
     for number, chain in enumerate(chains):
-        teller.on_dispatch("d/m", RouteRequest(f"r-{number}", chain, 1.0, session_hash=number or None), f"i-{number}")
-    await wait_until(lambda: bool(sink.told))
-    assert (len(sink.told), sink.told[0].decisions, sink.told[0].loads) == (1, [], None)
+        request = RouteRequest(f"r-{number}", chain, 1.0, session_hash=number or None)
+        journal.on_assigned("d/m", request, f"i-{number}", is_indexed=False)
+    await wait_until(lambda: bool(sink.reports))
+    assert (len(sink.reports), sink.reports[0].decisions, sink.reports[0].loads) == (1, [], None)
     applied: list[tuple[str, str, PrefixChain, Hashable]] = []
     registry = cast(RouterRegistry, Registry(applied))
-    PeerUpdateApplier(SystemClock(), Limits(), loop, registry).enqueue(sink.told[0].dispatches or b"")
+    PeerUpdateApplier(SystemClock(), Limits(), loop, registry).enqueue(sink.reports[0].dispatches)
     await wait_until(lambda: len(applied) == len(chains))
     assert applied == [("d/m", f"i-{number}", chain, number or None) for number, chain in enumerate(chains)]
 
 
 async def test_loads_are_reported_until_they_are_zero() -> None:
-    loop, sink = asyncio.get_running_loop(), Sink()
+    loop, sink = asyncio.get_running_loop(), RecordedReports()
     loads = {"a": InstanceLoad(1, 1, 0.5, 10.0), "b": InstanceLoad()}
-    teller = DispatchReporter(sink, loop, Limits(), gateway_id="gw", loads=lambda: loads)
-    teller.on_decision(DecisionRecord("r", 5.0, "d/m", Decision("a", "load", DecisionText("why")), 1, 12.5))
-    await wait_until(lambda: bool(sink.told))
-    assert sink.told[0].loads == {"a": say.EncodedLoad(1, 1, 0.5, 10.0, 0)}
-    ((model, entry),) = sink.told[0].decisions
+    journal = Journal(sink, loop, Limits(), gateway_id="gw", shares_dispatches=True)
+    journal.loads = lambda: loads
+    journal.on_decision(DecisionRecord("r", 5.0, "d/m", Decision("a", "load", DecisionText("why")), 1, 12.5))
+    await wait_until(lambda: bool(sink.reports))
+    assert sink.reports[0].loads == {"a": say.EncodedLoad(1, 1, 0.5, 10.0, 0)}
+    ((model, entry),) = sink.reports[0].decisions
     published = decode(entry, PublishedDecision)
     assert (model, published.gateway, published.request) == ("d/m", "gw", "r")
     loads.clear()
-    await wait_until(lambda: len(sink.told) == 2)
-    assert sink.told[1] == say.WorkerReport(None, [], [], {}, 0)
+    await wait_until(lambda: len(sink.reports) == 2)
+    assert sink.reports[1] == say.WorkerReport(loads={})
 
 
 async def test_crashes_and_their_clearing_are_reported_at_once() -> None:
-    sink = Sink()
-    teller = DispatchReporter(sink, asyncio.get_running_loop(), Limits(), gateway_id=None, loads=dict)
-    teller.on_crash(b"print", "a", 1.0, 2.0)
-    teller.on_cleared(b"print", 3.0)
-    assert [(told.crashes, told.cleared) for told in sink.told] == [
+    sink = RecordedReports()
+    journal = Journal(sink, asyncio.get_running_loop(), Limits(), shares_dispatches=True)
+    journal.on_crash(b"print", "a", 1.0, 2.0)
+    journal.on_cleared(b"print", 3.0)
+    assert [(told.crashes, told.cleared) for told in sink.reports] == [
         ([(b"print", "a", 1.0, 2.0)], []),
         ([], [(b"print", 3.0)]),
     ]
-    for told in sink.told:
+    for told in sink.reports:
         heard = say.PeerUpdates(told.dispatches, told.crashes, told.cleared)
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(heard), type=say.PeerUpdates) == heard
 

@@ -28,7 +28,6 @@ from fairlead_gateway.routing.prefill_placement import (
     estimate_steps,
     place_prefill,
 )
-from fairlead_gateway.routing.router import SiblingWorkers
 
 L = EngineProfile(
     "L",
@@ -198,8 +197,8 @@ def test_if_prefill_is_late_gaps_may_exceed_the_objective_but_not_their_mean(
 # What the router knows of an engine ------------------------------------------------------------------------------------------
 
 
-def router(profile: EngineProfile | None = L, siblings: SiblingWorkers | None = None) -> ModelRouter:
-    made = ModelRouter(secret=b"secret", siblings=siblings)
+def router(profile: EngineProfile | None = L, shared_loads: SharedLoadTable | None = None) -> ModelRouter:
+    made = ModelRouter(secret=b"secret", shared_loads=shared_loads)
     one = Instance("d0", "default", "m", "d", "http://d0", role=Role.DECODE, transfer="nixl", profile=profile)
     made.update(Model("default", "m", SloTargets(itl_seconds=ITL)), (one,))
     return made
@@ -241,7 +240,7 @@ def test_others_are_taken_to_keep_as_many_prompts_there_for_each_request() -> No
     for rows in (ours, theirs):
         rows.set_slots({"d0": 0})
     ours.set_active_rows([1])
-    made = router(siblings=SiblingWorkers(ours, lambda *_: None, lambda *_: None, lambda *_: None))
+    made = router(shared_loads=ours)
     made.on_dispatch(request("before", 8_000), "d0", 0.0)
     alone = observed(made, request("a")).prefill_share
     theirs.write("d0", 2, 0, 0.0, 24_000.0)
@@ -269,7 +268,7 @@ def test_what_other_gateways_sent_there_takes_the_slack() -> None:
         rows.set_slots({"d0": 0})
     ours.set_active_rows([1])
     made = router(
-        siblings=SiblingWorkers(ours, lambda *_: None, lambda *_: None, lambda *_: None),
+        shared_loads=ours,
     )
     assert decided(observed(made, request("a"))).rule == "slack"
     theirs.write("d0", 240, 0, 0.0, 24_000.0)

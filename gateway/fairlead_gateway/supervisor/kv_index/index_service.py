@@ -1,6 +1,6 @@
 """The KV-cache index of all models: dispatches and engine changes in, corrections for workers out.
 
-    workers ──IndexReport, PromptSamples──▶ ModelIndex ◀──changes── IndexSource (indexer or Redis)
+    workers ──WorkerReport, PromptSamples──▶ ModelIndex ◀──changes── IndexSource (indexer or Redis)
        ▲                                       │
        └────────────IndexCorrections───────────┘   collected for a twentieth of a second
 
@@ -24,11 +24,11 @@ from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead_gateway.ipc.channel import encode_message
 from fairlead_gateway.ipc.messages import (
     PREFIX_MAP_CORRECTION_SECONDS,
+    Dispatch,
     IndexCorrections,
-    IndexReport,
-    PromptDispatched,
     PromptSamples,
     SampleRequest,
+    WorkerReport,
 )
 from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends
@@ -109,7 +109,6 @@ class KvIndexService:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._resend_all = False
-        self.dropped = 0
         """Returns the hot prefixes of a model; empty if gateways do not share a table of them."""
 
     # --- lifecycle
@@ -159,21 +158,21 @@ class KvIndexService:
 
     # --- input
 
-    def on_report(self, worker: WorkerHandle, message: IndexReport | PromptSamples) -> None:
-        """Called with a worker's report of sent and finished prompts, or with requested prompts."""
+    def on_samples(self, message: PromptSamples) -> None:
+        """Called with prompts that were requested from a worker."""
+        fetcher = self._token_fetchers.get(message.model)
+        if fetcher is not None:
+            for sample in message.samples:
+                fetcher.on_sample(sample, self._instances)
+
+    def on_report(self, worker: WorkerHandle, report: WorkerReport) -> None:
+        """Called with a worker's report of sent and finished prompts."""
         if self._source is None:
             return
-        if isinstance(message, PromptSamples):
-            fetcher = self._token_fetchers.get(message.model)
-            if fetcher is not None:
-                for sample in message.samples:
-                    fetcher.on_sample(sample, self._instances)
-            return
-        self.dropped += message.dropped
         wanted: dict[str, list[int]] = {}
         now = self._clock.now()
-        for row in message.dispatched:
-            model = self._model_index(row.model)
+        for row in report.dispatches:
+            model = self._model_index(row.model) if row.size else None
             if model is None:
                 continue
             hashes = array("Q", row.hashes)
@@ -182,7 +181,7 @@ class KvIndexService:
                 if fetcher is not None and fetcher.should_fetch(row):
                     wanted.setdefault(row.model, []).append(row.tail)
             self._changed_models.add(row.model)
-        for end in message.finished:
+        for end in report.prompt_ends:
             model = self._models.get(end.model)
             if model is not None:
                 model.on_finish(end, now)
@@ -289,7 +288,7 @@ class KvIndexService:
     def _learn_tokens(
         self,
         key: str,
-        row: PromptDispatched,
+        row: Dispatch,
         tokens: Sequence[int],
         query: TokenizeQuery,
         adapter: str | None,

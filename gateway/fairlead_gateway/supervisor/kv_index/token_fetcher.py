@@ -22,7 +22,7 @@ from typing import Final, Protocol
 from fairlead.errors import Unavailable
 from fairlead.fleet.model import Instance
 from fairlead.runtime.clock import Clock
-from fairlead_gateway.ipc.messages import PromptDispatched, PromptSample
+from fairlead_gateway.ipc.messages import Dispatch, PromptSample
 from fairlead_gateway.supervisor.kv_index.local_tokenizer import (
     ENGINE_DESCRIPTION,
     TOKENIZE_REFUSED_SECONDS,
@@ -54,7 +54,7 @@ class LearnTokens(Protocol):
     """A callback that links a prompt to its tokens."""
 
     def __call__(
-        self, row: PromptDispatched, tokens: Sequence[int], query: TokenizeQuery, adapter: str | None, *, doubted: bool
+        self, row: Dispatch, tokens: Sequence[int], query: TokenizeQuery, adapter: str | None, *, doubted: bool
     ) -> int | None:
         """Links the prompt to its tokens and returns the number of whole blocks; None if they
         cannot be linked yet.
@@ -87,7 +87,7 @@ class TokenFetcher:
         self._clock = clock
         self._allowance = TOKENIZE_QUERIES_PER_SECOND
         self._allowance_at = clock.now()
-        self._pending: OrderedDict[int, tuple[float, PromptDispatched]] = OrderedDict()
+        self._pending: OrderedDict[int, tuple[float, Dispatch]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._refused_until = 0.0
         self._adapters: dict[tuple[str, str], tuple[float, bool]] = {}
@@ -95,7 +95,7 @@ class TokenFetcher:
         self.learned_count = 0
         self.query_count = 0
 
-    def should_fetch(self, row: PromptDispatched) -> bool:
+    def should_fetch(self, row: Dispatch) -> bool:
         """Returns True if the worker should send the body of this prompt, which is not linked.
 
         If so, it counts against the allowed queries per second.
@@ -150,7 +150,7 @@ class TokenFetcher:
     def _can_tokenize_locally(self) -> bool:
         return self._local_tokenizer is not None and self._local_tokenizer.is_trusted
 
-    async def _fetch(self, sample: PromptSample, row: PromptDispatched, instance: Instance) -> None:
+    async def _fetch(self, sample: PromptSample, row: Dispatch, instance: Instance) -> None:
         name = instance.served_name or instance.model
         query = tokenize_query(sample.kind, sample.body, name)
         if query is None:
@@ -175,7 +175,7 @@ class TokenFetcher:
 
     async def _learn_alignment(
         self,
-        row: PromptDispatched,
+        row: Dispatch,
         tokens: Sequence[int],
         query: TokenizeQuery,
         adapter: str | None,

@@ -15,8 +15,6 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-import msgspec
-
 from fairlead.fleet.model import Fleet, Instance, InstanceState
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
@@ -29,9 +27,6 @@ from fairlead_gateway.supervisor.peers.peer_messages import PeerLoad as Shared
 from fairlead_gateway.supervisor.peers.peer_state import InstanceGroups
 from fairlead_gateway.telemetry import LoadView
 from fairlead_kvstore.redis.link import RedisLink
-
-_dispatch_decoder = msgspec.msgpack.Decoder(list[say.Dispatch])
-_encode = msgspec.msgpack.Encoder().encode
 
 
 class GatewayWorkers(Protocol):
@@ -112,10 +107,10 @@ class PeerSync:
         """Called with a report of a worker; publishes its dispatches, loads and service."""
         for model, service in message.service.items():
             self.exchange.outbox.add_service(model, service)
-        if message.dispatches is not None:
+        if message.dispatches:
             now = self._clock.now()
             self._update_fleet()
-            for item in _dispatch_decoder.decode(message.dispatches):
+            for item in message.dispatches:
                 hashes = array("Q", item.hashes)
                 chain = PrefixChain(tuple(hashes), block_ends(len(hashes)), item.tail)
                 self._hot_prefix_counter.on_dispatch(item.model, item.instance, chain, now)
@@ -160,11 +155,10 @@ class PeerSync:
             )
             if self.on_peer_dispatch is not None:
                 self.on_peer_dispatch(model, instance, tail, hashes)
-        dispatches = _encode([say.Dispatch(model, *item) for item in items])
-        self._workers.broadcast_peer_updates(say.PeerUpdates(dispatches))
+        self._workers.broadcast_peer_updates(say.PeerUpdates([say.Dispatch(model, *item) for item in items]))
 
     def _on_peer_service(self, model: str, service: Mapping[str, float]) -> None:
-        self._workers.broadcast_peer_updates(say.PeerUpdates(None, service={model: dict(service)}))
+        self._workers.broadcast_peer_updates(say.PeerUpdates(service={model: dict(service)}))
 
     # --- hot prefixes
 

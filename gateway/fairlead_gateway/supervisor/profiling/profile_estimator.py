@@ -320,9 +320,8 @@ class ProfileEstimator:
         self._kinds = Counter(engine.kind for engine in self._engines.values())
         self._regressions = {kind: regression for kind, regression in self._regressions.items() if kind in self._kinds}
 
-    def add_timings(self, events: Iterable[TimingEvent], dropped: int) -> None:
-        """Queues timing events of a worker; `dropped` events were lost before."""
-        self.dropped += dropped
+    def add_timings(self, events: Iterable[TimingEvent]) -> None:
+        """Queues timing events of a worker."""
         for row in events:
             if len(self._events) >= self._limits.timing_rows_pending:
                 self.dropped += 1

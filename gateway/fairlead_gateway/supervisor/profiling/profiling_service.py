@@ -47,7 +47,7 @@ from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
-from fairlead_gateway.ipc.messages import ProfileUpdate, TimingEvents
+from fairlead_gateway.ipc.messages import ProfileUpdate, TimingEvent
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, block_ends
 from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile, ProfileEstimator
 
@@ -185,9 +185,9 @@ class ProfilingService:
             bounds = {} if bound is None else {instance: bound}
             self._broadcast(ProfileUpdate({}, bounds, {} if share is None else {instance: share}))
 
-    def on_timings(self, timings: TimingEvents) -> None:
+    def on_timings(self, timings: Sequence[TimingEvent]) -> None:
         """Adds the timing events of a worker."""
-        self._estimator.add_timings(timings.rows, timings.dropped)
+        self._estimator.add_timings(timings)
 
     def on_peer_dispatch(self, instance: str, hashes: Sequence[int]) -> None:
         """Records that a peer sent a prompt to an instance."""

@@ -38,7 +38,7 @@ from fairlead.usage.ledger_files import REPLICAS, USAGE, LedgerFile, file_gatewa
 from fairlead.usage.ledger_reader import LedgerContent, read_ledger
 from fairlead.usage.record import UsageRecord, day_of, format_time
 from fairlead.usage.replica_log import ReplicaLog, replicas_of
-from fairlead_gateway.ipc.messages import UsageRow, UsageRows
+from fairlead_gateway.ipc.messages import UsageRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,11 +349,11 @@ class UsageService:
         self._pricing.update_fleet(fleet)
         self._observe_replicas()
 
-    def on_rows(self, message: UsageRows) -> None:
-        """Adds what requests used."""
-        self.lost += message.dropped
+    def on_rows(self, rows: Sequence[UsageRow], lost: int) -> None:
+        """Adds what requests used; `lost` rows did not fit in their worker."""
+        self.lost += lost
         now = self._clock.now()
-        for row in message.rows:
+        for row in rows:
             record = self._pricing.record(row)
             self.tenants.add(record, now)
             self._add(USAGE, record.day, record)

@@ -19,7 +19,7 @@ from fairlead_gateway.routing import InstanceLoad, ModelRouter, RouteRequest
 from fairlead_gateway.routing.load.inflight import NOTHING_DEFERRED
 from fairlead_gateway.routing.load.prompt_sizes import PromptSizes
 from fairlead_gateway.routing.request import NO_INSTANCES
-from fairlead_gateway.worker.reporting.reporters import Reporters
+from fairlead_gateway.worker.journal import Reporters
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.outlier_detection import MAX_REASONS, OutlierDetector
 from fairlead_gateway.worker.resilience.retry import StartupTimes, retry_after_for_backlog
@@ -79,6 +79,7 @@ class RoleRouters:
         self._outlier_detector = outlier_detector
         self._startup_times = startup_times
         self._reporters = reporters
+        self._hooks = reporters.dispatch_hooks()
         self._is_prefill = is_prefill
         self._routers: dict[str, ModelRouter] = {}
         self._ready_instances: dict[str, dict[str, Instance]] = {}
@@ -103,8 +104,8 @@ class RoleRouters:
                     secret=self.secret,
                     seed=number,
                     limits=self._limits,
-                    siblings=self._reporters.siblings,
-                    hooks=self._reporters.dispatch_hooks,
+                    shared_loads=self._reporters.shared_loads,
+                    hooks=self._hooks,
                 )
             instances = self._update_router(fleet, key, profiles)
             self._has_instances[key] = bool(instances)

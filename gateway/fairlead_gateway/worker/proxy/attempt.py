@@ -20,13 +20,13 @@ from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.worker.adapters.adapter_loader import AdapterLease, AdapterLoader
 from fairlead_gateway.worker.dispatch.admission_queue import AdmissionController
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
+from fairlead_gateway.worker.journal import ABANDONED, FINISHED, UNMEASURED, Journal
 from fairlead_gateway.worker.observability.trace_record import ATTEMPT, CONTINUATION
 from fairlead_gateway.worker.openai.model_names import body_with_model, target_with_model
 from fairlead_gateway.worker.openai.request import TIMEOUT_HEADER, remaining_timeout_header
 from fairlead_gateway.worker.proxy.continuation import SentText
 from fairlead_gateway.worker.proxy.request_recorder import RequestRecorder
 from fairlead_gateway.worker.quota.generated_tokens import MAX_TOKENS_PER_EVENT
-from fairlead_gateway.worker.reporting.reporters import ABANDONED, FINISHED, UNMEASURED, Reporters, TimingReporter
 from fairlead_gateway.worker.request_context import EngineAddresses, RequestContext, RoutedChoice
 from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution, needs_core
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
@@ -73,7 +73,7 @@ class Dispatcher:
         failures: FailureAttribution,
         poison_guard: PoisonRequestGuard,
         recorder: RequestRecorder,
-        reporters: Reporters,
+        journal: Journal | None,
     ) -> None:
         self.runtime = runtime
         self.now = runtime.now
@@ -83,8 +83,7 @@ class Dispatcher:
         self.outlier_detector = failures.outlier_detector
         self.poison_guard = poison_guard
         self.recorder = recorder
-        self.prompt_samples = reporters.prompt_samples
-        self.timings = reporters.timings
+        self.journal = journal
         self.adapter_loader: AdapterLoader | None = None
         self._addresses = EngineAddresses()
         self.request_prefixes = RequestPrefixCache(create_hop_id(routers.secret))
@@ -130,7 +129,6 @@ class Attempt:
         "_is_finished",
         "_router",
         "_sent",
-        "_timings",
         "adapter_lease",
         "address",
         "connection",
@@ -151,7 +149,6 @@ class Attempt:
         self._dispatcher = dispatcher
         self._sent = sent
         self._router: ModelRouter | None = None
-        self._timings: TimingReporter | None = None
         self._is_finished = False
         self.context = context
         self.address = choice.address
@@ -195,20 +192,20 @@ class Attempt:
         route_request = context.route_request
         router = self._router = dispatcher.routers.router(context.request.model_key)
         assert router is not None
-        has_transfer = context.transfer is not None
         is_counted = context.admission.counted_at == self.instance_id
         if not is_counted:
-            router.on_dispatch(route_request, self.instance_id, now, prefilled_elsewhere=has_transfer, is_waiting=False)
+            router.on_dispatch(
+                route_request, self.instance_id, now, prefilled_elsewhere=context.transfer is not None, is_waiting=False
+            )
         dispatcher.admission.on_dispatch(context, now, is_planned=is_counted)
-        if dispatcher.prompt_samples is not None and router.is_indexed and context.request.adapter is None:
-            dispatcher.prompt_samples.offer(context.request, route_request)
-        timings = dispatcher.timings
-        if timings is not None and not has_transfer and context.choice is not None:
-            self._timings = timings
+        journal = dispatcher.journal
+        if journal is not None and context.choice is not None:
+            if router.is_indexed and context.request.adapter is None:
+                journal.samples.offer(context.request, route_request)
             decision = context.choice.decision
             matched = decision.matched_tokens if decision.source is None else None
             tokens = router.prompt_tokens(route_request) + (0 if self._sent is None else self._sent.tokens)
-            timings.on_dispatch(route_request.id, self.instance_id, now, tokens, 0.0 if matched is None else matched)
+            journal.on_dispatch(route_request.id, self.instance_id, now, tokens, 0.0 if matched is None else matched)
         dispatcher.outlier_detector.on_dispatch(self.instance_id)
 
     async def acquire_adapter(self) -> None:
@@ -225,9 +222,8 @@ class Attempt:
             if use.load_seconds is not None:
                 now = dispatcher.now()
                 context.admission.queued_seconds += now - started_at
-                if self._timings is not None:  # else the load counts as prefill
-                    self._timings.on_end(ABANDONED, context.route_request.id, now)
-                    self._timings = None
+                if dispatcher.journal is not None:  # else the load counts as prefill
+                    dispatcher.journal.on_end(ABANDONED, context.route_request.id, now)
 
     def send(self, on_verdict: Callable[[UpstreamError | None], None] | None = None) -> None:
         """Sends the message; the verdict is awaited from the response, or given to `on_verdict`."""
@@ -269,8 +265,8 @@ class Attempt:
         if self._router is not None:
             self._router.on_first_token(context.route_request.id, now)
             dispatcher.admission.on_first_token(context, now)
-        if self._timings is not None and engine_response.first_at is not None:
-            self._timings.on_first_token(context.route_request.id, engine_response.first_at)
+        if dispatcher.journal is not None and engine_response.first_at is not None:
+            dispatcher.journal.on_first_token(context.route_request.id, engine_response.first_at)
 
     def finish(self, is_complete: bool, now: float) -> None:
         """Removes the attempt from the load of its instance. Later calls do nothing.
@@ -285,7 +281,7 @@ class Attempt:
         if self._is_finished or router is None:
             return
         self._is_finished = True
-        context, dispatcher, timings = self.context, self._dispatcher, self._timings
+        context, dispatcher, journal = self.context, self._dispatcher, self._dispatcher.journal
         result, request_id, output = context.result, context.route_request.id, self._output_tokens()
         if is_complete and not 400 <= result.status < 500:
             if len(dispatcher.poison_guard) and result.status < 400:
@@ -302,18 +298,18 @@ class Attempt:
                 dispatcher.routers.learn_prompt(
                     context.request.model_key, context.caller, context.route_request, result.prompt_tokens
                 )
-            if timings is not None and self._is_measurable(output):
-                timings.on_end(FINISHED, request_id, now, result.cached_tokens, output)
-            elif timings is not None:
-                timings.on_end(UNMEASURED, request_id, now)
+            if journal is not None and self._is_measurable(output):
+                journal.on_end(FINISHED, request_id, now, result.cached_tokens, output)
+            elif journal is not None:
+                journal.on_end(UNMEASURED, request_id, now)
         else:
             engine_response = self.engine_response
             if engine_response is not None:
                 self._count_events(engine_response)
             is_computed = not is_complete and engine_response is not None and engine_response.first_at is not None
             router.on_abandoned(request_id, now, is_computed=is_computed)
-            if timings is not None:
-                timings.on_end(ABANDONED, request_id, now)
+            if journal is not None:
+                journal.on_end(ABANDONED, request_id, now)
         dispatcher.outlier_detector.on_inconclusive(self.instance_id)
         dispatcher.admission.on_finish(context, is_complete, output, now)
 

@@ -41,6 +41,7 @@ from fairlead_gateway.worker.browser_access import BrowserAccess
 from fairlead_gateway.worker.disaggregation.prefill_coordinator import PrefillCoordinator
 from fairlead_gateway.worker.dispatch.admission_queue import AdmissionController
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
+from fairlead_gateway.worker.journal import Reporters
 from fairlead_gateway.worker.memory_pressure import MemoryPressure, MemoryShare
 from fairlead_gateway.worker.model_selection.context_lengths import ContextLengths
 from fairlead_gateway.worker.model_selection.fallbacks import FallbackRequest, Fallbacks, fallback_header
@@ -68,7 +69,6 @@ from fairlead_gateway.worker.proxy.local_routes import (
 from fairlead_gateway.worker.proxy.relay import RelayedStream, ResponseRelay, end_incomplete
 from fairlead_gateway.worker.proxy.request_recorder import CLIENT_CLOSED_STATUS, RequestRecorder
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
-from fairlead_gateway.worker.reporting.reporters import Reporters
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.ejection_prober import EjectionProber
 from fairlead_gateway.worker.resilience.engine_progress import EngineProgress
@@ -101,7 +101,7 @@ class ForwardingStack:
         reporters: Reporters,
     ) -> None:
         secret = secrets.hash_secret
-        limits, telemetry, siblings = runtime.limits, recorder.telemetry, reporters.siblings
+        limits, telemetry, sharing = runtime.limits, recorder.telemetry, reporters.sharing_journal
         draw = random.Random(f"{runtime.clock.wall()}").random
         outlier_detector, retry_budget = OutlierDetector(limits, draw), RetryBudget(limits)
         self._now = runtime.now
@@ -114,8 +114,8 @@ class ForwardingStack:
         self.poison_guard = PoisonRequestGuard(
             secret,
             limits,
-            report_crash=siblings.report_crash if siblings is not None else None,
-            report_cleared=siblings.report_cleared if siblings is not None else None,
+            report_crash=sharing.on_crash if sharing is not None else None,
+            report_cleared=sharing.on_cleared if sharing is not None else None,
         )
         self.failures = FailureAttribution(
             runtime,
@@ -147,7 +147,7 @@ class ForwardingStack:
             failures=self.failures,
             poison_guard=self.poison_guard,
             recorder=recorder,
-            reporters=reporters,
+            journal=reporters.journal,
         )
         self.adapter_loader = self._dispatcher.adapter_loader = AdapterLoader(runtime, serving, telemetry, pool, hop_id)
         self.relay = ResponseRelay(
@@ -237,13 +237,18 @@ class Gateway(RequestLifecycle):
         limits = runtime.limits
         self.loop_lag = LoopLag(max_samples=3_000)  # one minute; every reading sorts them
         self.telemetry = MetricsRecorder(runtime.clock, limits, self.loop_lag)
-        self.decisions = DecisionLog(DECISION_LOG, reporters.on_decision)
+        journal = reporters.journal
+        self.decisions = DecisionLog(DECISION_LOG)
+        if journal is not None and journal.publishes_decisions:
+            self.decisions.on_record = journal.on_decision
         self._observers = observers
         self._tracer = observers.tracer if observers is not None else None
         if observers is not None:
             observers.attach_counters(self.telemetry)
-        on_finished = (*(observers.finish_callbacks if observers is not None else ()), *reporters.finish_callbacks())
-        self._recorder = RequestRecorder(self.telemetry, self.decisions, limits, on_finished)
+        on_finished = list(observers.finish_callbacks) if observers is not None else []
+        if journal is not None and journal.keeps_usage:
+            on_finished.append(journal.on_outcome)
+        self._recorder = RequestRecorder(self.telemetry, self.decisions, limits, tuple(on_finished))
         self.listener = Listener(
             self, clock=runtime.clock, limits=limits, loop=runtime.loop, create_request_id=create_request_id
         )

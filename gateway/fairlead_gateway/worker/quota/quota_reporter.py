@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead_gateway.ipc.batch_sender import MessageSender
+from fairlead_gateway.ipc.channel import MessageSender
 from fairlead_gateway.ipc.messages import QuotaNeed, QuotaReport, QuotaRow, QuotaUpdates, TenantQuotaReport
 from fairlead_gateway.quota.slices import LeasedLimit
 from fairlead_gateway.worker.quota.tenant_limits import QuotaLink, TenantLimits

@@ -8,7 +8,7 @@ import pytest
 from fairlead.errors import SettingsError, Unavailable
 from fairlead.fleet.model import Instance
 from fairlead.runtime.clock import ManualClock
-from fairlead_gateway.ipc.messages import CHAT_SAMPLE, COMPLETION_SAMPLE, PromptDispatched, PromptSample
+from fairlead_gateway.ipc.messages import CHAT_SAMPLE, COMPLETION_SAMPLE, Dispatch, PromptSample
 from fairlead_gateway.supervisor.kv_index.local_tokenizer import (
     TOKENIZE_REFUSED_SECONDS,
     TOKENIZER_UNVERIFIED_PROMPTS,
@@ -62,7 +62,7 @@ class Scene:
         return b'{"tokens": [7, 8]}'
 
     def learn(
-        self, row: PromptDispatched, tokens: Sequence[int], asked: TokenizeQuery, adapter: str | None, *, doubted: bool
+        self, row: Dispatch, tokens: Sequence[int], asked: TokenizeQuery, adapter: str | None, *, doubted: bool
     ) -> int | None:
         del row, asked, adapter
         if doubted and not self.true:
@@ -77,7 +77,7 @@ class Scene:
         """Sends a prompt that is not linked; returns whether its body was requested."""
         self.clock.advance(1.0)
         self.number += 1
-        row = PromptDispatched(MODEL, INSTANCE.id, self.number, b"", 100)
+        row = Dispatch(MODEL, INSTANCE.id, b"", self.number, size=100)
         if not self.asking.should_fetch(row):
             return False
         self.asking.on_sample(PromptSample(self.number, kind, body), {INSTANCE.id: INSTANCE})

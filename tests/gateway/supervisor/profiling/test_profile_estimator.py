@@ -45,7 +45,7 @@ def taught(
     for number in range(rounds):
         now, tokens = at + number, 200.0 + 400.0 * (number % 15)
         for name, pace in paces.items():
-            pupil.add_timings(alone(name, number, now, pace * TRUE.prefill_time(tokens), tokens), 0)
+            pupil.add_timings(alone(name, number, now, pace * TRUE.prefill_time(tokens), tokens))
         told |= pupil.update(now)
     return told
 
@@ -82,7 +82,7 @@ def test_times_that_scatter_do_not_make_all_engines_slow_ones() -> None:
         now, tokens = float(number), 200.0 + 400.0 * (number % 15)
         for name, pace in paces.items():
             seconds = pace * TRUE.prefill_time(tokens) * draw.lognormvariate(0.0, 0.6)
-            pupil.add_timings(alone(name, number, now, seconds, tokens), 0)
+            pupil.add_timings(alone(name, number, now, seconds, tokens))
         pupil.update(now)
     found = {name: pupil.learned_profile(name) for name in paces}
     seen = {name: one.slowdown for name, one in found.items() if one is not None}
@@ -98,9 +98,9 @@ def test_rows_of_a_late_worker_are_put_in_their_place() -> None:
         pupil.update_fleet(fleet("a"))
     for number in range(60):
         rows = alone("a", number, float(number), TRUE.prefill_time(1_000.0 + number), 1_000.0 + number)
-        in_order.add_timings(rows, 0)
-        late.add_timings(rows[1:], 0)  # of another worker, whose report comes first
-        late.add_timings(rows[:1], 0)
+        in_order.add_timings(rows)
+        late.add_timings(rows[1:])  # of another worker, whose report comes first
+        late.add_timings(rows[:1])
         for pupil in (in_order, late):
             pupil.update(float(number))
     known, same = in_order.learned_profile("a"), late.learned_profile("a")
@@ -124,17 +124,15 @@ def test_too_many_rows_are_counted_and_requests_without_an_end_are_let_go() -> N
     pupil = ProfileEstimator(replace(Limits(), timing_rows_pending=10, timing_inflight=4))
     pupil.update_fleet(fleet("a"))
     pupil.add_timings(
-        [TimingEvent(TimingEventKind.DISPATCHED, 0.1 * number, f"r{number}", "a", 100.0, 0.0) for number in range(15)],
-        3,
+        [TimingEvent(TimingEventKind.DISPATCHED, 0.1 * number, f"r{number}", "a", 100.0, 0.0) for number in range(15)]
     )
-    assert pupil.dropped == 3 + 5
+    assert pupil.dropped == 5
     pupil.update(100.0)
     pupil.add_timings(
         [
             TimingEvent(TimingEventKind.FIRST_TOKEN, 101.0, "r0"),
             TimingEvent(TimingEventKind.FIRST_TOKEN, 101.0, "nobody"),
-        ],
-        0,
+        ]
     )
     pupil.update(200.0)
     assert pupil.learned_profile("a").observations == 0.0
@@ -144,8 +142,8 @@ def test_requests_in_flight_at_an_instance_that_leaves_are_not_measured() -> Non
     estimator = ProfileEstimator(Limits())
     estimator.update_fleet(fleet("a"))
     *before, end = alone("a", 1, 0.0, 1.0, 1_000.0)
-    estimator.add_timings(before, 0)
+    estimator.add_timings(before)
     estimator.update(50.0)
     estimator.update_fleet(Fleet())
-    estimator.add_timings([end], 0)
+    estimator.add_timings([end])
     assert estimator.update(100.0) == {}

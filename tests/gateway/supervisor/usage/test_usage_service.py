@@ -15,7 +15,7 @@ from fairlead.runtime.clock import ManualClock
 from fairlead.usage.checkpoints import Retention, maintain
 from fairlead.usage.ledger_files import USAGE, list_files
 from fairlead.usage.ledger_reader import read_ledger
-from fairlead_gateway.ipc.messages import UsageRow, UsageRows
+from fairlead_gateway.ipc.messages import UsageRow
 from fairlead_gateway.supervisor.usage.usage_service import (
     EngineReadings,
     LedgerWriter,
@@ -61,7 +61,7 @@ class Ledger:
         self.service.update_fleet(fleet())
 
     def add(self, *rows: UsageRow, dropped: int = 0) -> None:
-        self.service.on_rows(UsageRows(list(rows), dropped))
+        self.service.on_rows(rows, dropped)
 
     def requests(self) -> int:
         return sum(one.requests for one in read_ledger(self.folder, DAY, DAY).usage)

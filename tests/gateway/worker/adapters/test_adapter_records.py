@@ -3,16 +3,14 @@
 import asyncio
 from dataclasses import replace
 
-import msgspec
 import pytest
 
 from fairlead.limits import Limits
-from fairlead_gateway.ipc.messages import UsageRow, UsageRows
 from fairlead_gateway.telemetry.snapshot import restore_counters, snapshot_of
-from fairlead_gateway.worker.reporting.reporters import Reporters, UsageReporter
+from fairlead_gateway.worker.journal import Journal, Reporters
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_testing.gateway.gateway_process import Setting, adapted
-from fairlead_testing.gateway.running_gateway import MODEL_KEY
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RecordedReports
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.waiting import wait_until
 
@@ -65,22 +63,15 @@ async def test_counts_of_adapters_pass_between_processes() -> None:
 
 
 async def test_usage_names_the_adapter() -> None:
-    rows: list[UsageRow] = []
-
-    class Sender:
-        def send(self, message: msgspec.Struct) -> bool:
-            assert isinstance(message, UsageRows)
-            rows.extend(message.rows)
-            return True
-
-    reporter = UsageReporter(Sender(), asyncio.get_running_loop(), Limits(usage_report_seconds=0.0))
-    async with adapted(["a"], settings=FAST, reporters=Reporters(usage=reporter)) as setting:
+    sent = RecordedReports()
+    journal = Journal(sent, asyncio.get_running_loop(), Limits(usage_report_seconds=0.0), keeps_usage=True)
+    async with adapted(["a"], settings=FAST, reporters=Reporters(journal)) as setting:
         for name in ("a", "tiny"):
             assert await chat(setting, name) == 200
 
         async def are_reported() -> bool:
-            reporter.flush()
-            return len(rows) == 2
+            journal.flush()
+            return len(sent.usage) == 2
 
         await wait_until(are_reported)
-    assert [(row.model, row.adapter) for row in rows] == [(MODEL_KEY, "a"), (MODEL_KEY, "")]
+    assert [(row.model, row.adapter) for row in sent.usage] == [(MODEL_KEY, "a"), (MODEL_KEY, "")]

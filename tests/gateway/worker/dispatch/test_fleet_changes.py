@@ -9,7 +9,7 @@ from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Fleet, InstanceState
 from fairlead.limits import Limits
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
-from fairlead_gateway.worker.reporting.reporters import Reporters
+from fairlead_gateway.worker.journal import Reporters
 from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.worker.upstream.connection import EngineConnection
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool

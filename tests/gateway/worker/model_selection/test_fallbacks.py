@@ -6,17 +6,16 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 import pytest
 
 from fairlead.fleet.model import InstanceState, Model, RequestPolicy, TokenPrice, UnknownFields
 from fairlead.limits import Limits
 from fairlead.routes.model import FailureKind, Fallback, RequestRewrite, Route, RouteTarget
 from fairlead.tenants.model import Tenant
-from fairlead_gateway.ipc.messages import TimingEvent, TimingEventKind, TimingEvents
-from fairlead_gateway.worker.reporting.reporters import TimingReporter
+from fairlead_gateway.ipc.messages import TimingEvent, TimingEventKind
+from fairlead_gateway.worker.journal import Journal
 from fairlead_testing.engines.scripted import EngineCall, HangUp, hang_up, responds, scripted_engine, silent, token
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, running_gateway
+from fairlead_testing.gateway.running_gateway import RecordedReports, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawResponse, request
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
@@ -293,18 +292,6 @@ async def test_one_silent_request_or_a_model_without_fallback_judges_nothing() -
         assert {one.status for one in await asyncio.gather(*waiting)} == {504}
 
 
-class _RecordingSender:
-    """The channel of a timing reporter, which keeps the events."""
-
-    def __init__(self) -> None:
-        self.events: list[TimingEvent] = []
-
-    def send(self, message: msgspec.Struct) -> bool:
-        assert isinstance(message, TimingEvents)
-        self.events += message.rows
-        return True
-
-
 def test_times_at_the_next_model_begin_when_it_gets_the_request() -> None:
     answered_at: list[float] = []
 
@@ -313,15 +300,15 @@ def test_times_at_the_next_model_begin_when_it_gets_the_request() -> None:
         await overload(call)
 
     async def main() -> list[TimingEvent]:
-        sender = _RecordingSender()
+        sender = RecordedReports()
         async with served(CHAIN, big=overload_late) as running:
             for _ in range(2):  # the second one finds idle connections
                 limits, loop = Limits(timing_report_seconds=0.01), asyncio.get_running_loop()
-                running.gateway.stack._dispatcher.timings = TimingReporter(sender, loop, limits)
-                sender.events.clear()
+                running.gateway.stack._dispatcher.journal = Journal(sender, loop, limits)
+                sender.reports.clear()
                 assert answered(await request(running.url, chat()))[1] == "chat/middle"
-                await wait_until(lambda: any(one.kind == TimingEventKind.FINISHED for one in sender.events))
-        return sender.events
+                await wait_until(lambda: any(one.kind == TimingEventKind.FINISHED for one in sender.timings))
+        return sender.timings
 
     (at_next,) = [one.at for one in run_async(main()) if one.instance == "middle/0"]
     assert at_next >= answered_at[-1]

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 import pytest
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.limits import Limits
-from fairlead_gateway.ipc.messages import TimingEvent, TimingEventKind, TimingEvents
+from fairlead_gateway.ipc.messages import TimingEventKind
+from fairlead_gateway.worker.journal import Journal, Reporters
 from fairlead_gateway.worker.proxy.continuation import SentText, SentTextMemory, splice_events
-from fairlead_gateway.worker.reporting.reporters import Reporters, TimingReporter
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.engines.scripted import (
     EngineCall,
@@ -27,7 +26,14 @@ from fairlead_testing.engines.scripted import (
     token,
     usage,
 )
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, gateway_of, running_gateway
+from fairlead_testing.gateway.running_gateway import (
+    MODEL_KEY,
+    RecordedReports,
+    RunningGateway,
+    fleet_of,
+    gateway_of,
+    running_gateway,
+)
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 from fairlead_testing.waiting import wait_until
 
@@ -155,30 +161,18 @@ async def test_the_other_engine_gets_the_answer_so_far_and_what_is_left_of_the_t
         assert {json.loads(data)["id"] for data in answer.events[:-1]} == {"chatcmpl-1"}
 
 
-class RecordingSender:
-    """The channel of a timing reporter, which keeps the events."""
-
-    def __init__(self) -> None:
-        self.events: list[TimingEvent] = []
-
-    def send(self, message: msgspec.Struct) -> bool:
-        assert isinstance(message, TimingEvents)
-        self.events += message.rows
-        return True
-
-
 async def test_each_engine_of_a_resumed_stream_is_credited_with_its_own_tokens() -> None:
     calls: list[EngineCall] = []
-    sender = RecordingSender()
-    reporter = TimingReporter(sender, asyncio.get_running_loop(), Limits(timing_report_seconds=0.01))
+    sender = RecordedReports()
+    journal = Journal(sender, asyncio.get_running_loop(), Limits(timing_report_seconds=0.01))
     script = breaks_then_goes_on(calls)
-    async with gateway_of(script, script, reporters=Reporters(timings=reporter)) as (running, *_):
+    async with gateway_of(script, script, reporters=Reporters(journal)) as (running, *_):
         assert (await request(running.url, CHAT)).events[-1] == "[DONE]"
-        await wait_until(lambda: bool(sender.events) and sender.events[-1].kind == TimingEventKind.FINISHED)
+        await wait_until(lambda: bool(sender.timings) and sender.timings[-1].kind == TimingEventKind.FINISHED)
         logged = running.gateway.decisions.latest(1)[0]
     broken, resumed = (record.decision.chosen for record in logged.records)
     assert broken != resumed
-    assert [(event.kind, event.instance) for event in sender.events] == [
+    assert [(event.kind, event.instance) for event in sender.timings] == [
         (TimingEventKind.DISPATCHED, broken),
         (TimingEventKind.FIRST_TOKEN, ""),
         (TimingEventKind.ABANDONED, ""),
@@ -186,9 +180,9 @@ async def test_each_engine_of_a_resumed_stream_is_credited_with_its_own_tokens()
         (TimingEventKind.FIRST_TOKEN, ""),
         (TimingEventKind.FINISHED, ""),
     ]
-    times = [event.at for event in sender.events]
+    times = [event.at for event in sender.timings]
     assert times == sorted(times)  # the second engine's first token comes after its dispatch
-    assert sender.events[-1].output == 2  # the second engine's own; the client was sent four
+    assert sender.timings[-1].output == 2  # the second engine's own; the client was sent four
 
 
 @pytest.mark.parametrize(
@@ -204,12 +198,12 @@ async def test_only_tokens_with_steps_of_their_own_teach_the_speed_of_an_engine(
 ) -> None:
     script = streams(role(), token("a"), token("b", "stop"), usage(7, 0, output))
 
-    sender = RecordingSender()
-    reporter = TimingReporter(sender, asyncio.get_running_loop(), Limits(timing_report_seconds=0.01))
-    async with gateway_of(script, reporters=Reporters(timings=reporter)) as (running, *_):
+    sender = RecordedReports()
+    journal = Journal(sender, asyncio.get_running_loop(), Limits(timing_report_seconds=0.01))
+    async with gateway_of(script, reporters=Reporters(journal)) as (running, *_):
         assert (await request(running.url, CHAT | fields)).events[-1] == "[DONE]"
-        await wait_until(lambda: len(sender.events) == 3)
-    assert [event.kind for event in sender.events][1:] == [TimingEventKind.FIRST_TOKEN, kind]
+        await wait_until(lambda: len(sender.timings) == 3)
+    assert [event.kind for event in sender.timings][1:] == [TimingEventKind.FIRST_TOKEN, kind]
 
 
 def planned_sequences(running: RunningGateway) -> dict[str, int]:

@@ -11,11 +11,17 @@ from hypothesis import strategies as st
 
 from fairlead.limits import Limits
 from fairlead.tenants.model import Tenant, Tier
-from fairlead_gateway.ipc.messages import UsageRow, UsageRows
-from fairlead_gateway.worker.reporting.reporters import Reporters, UsageReporter
+from fairlead_gateway.ipc.messages import UsageRow
+from fairlead_gateway.worker.journal import Journal, Reporters
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_testing.engines.scripted import EngineCall, Script, responds, silent, streams
-from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, gateway_of, running_gateway
+from fairlead_testing.gateway.running_gateway import (
+    RecordedReports,
+    RunningGateway,
+    fleet_of,
+    gateway_of,
+    running_gateway,
+)
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
@@ -30,24 +36,10 @@ ANSWER = {"id": "x", "choices": [{"index": 0, "message": {"content": "hi"}}], "u
 ACME = Tenant("acme", tier=Tier.INTERACTIVE)
 
 
-class Sent:
-    """The supervisor's end: what was reported."""
-
-    def __init__(self) -> None:
-        self.rows: list[UsageRow] = []
-        self.dropped = 0
-
-    def send(self, message: msgspec.Struct) -> bool:
-        assert isinstance(message, UsageRows)
-        self.rows += message.rows
-        self.dropped += message.dropped
-        return True
-
-
 @asynccontextmanager
-async def gateway_before(script: Script, reporter: UsageReporter) -> AsyncIterator[RunningGateway]:
+async def gateway_before(script: Script, journal: Journal) -> AsyncIterator[RunningGateway]:
     """Runs a gateway with a key of `acme` before one scripted engine."""
-    async with gateway_of(script, api_keys=keys_of(ACME), reporters=Reporters(usage=reporter)) as (running, *_):
+    async with gateway_of(script, api_keys=keys_of(ACME), reporters=Reporters(journal)) as (running, *_):
         yield running
 
 
@@ -55,17 +47,17 @@ async def rows_of(
     use: Callable[[RunningGateway], Awaitable[object]], script: Script, *, expected: int = 1
 ) -> list[UsageRow]:
     """Returns the rows after `use` of a gateway before one scripted engine."""
-    sent = Sent()
-    reporter = UsageReporter(sent, asyncio.get_running_loop(), Limits(usage_report_seconds=0.0))
-    async with gateway_before(script, reporter) as running:
+    sent = RecordedReports()
+    journal = Journal(sent, asyncio.get_running_loop(), Limits(usage_report_seconds=0.0), keeps_usage=True)
+    async with gateway_before(script, journal) as running:
         await use(running)
 
         async def is_reported() -> bool:
-            reporter.flush()
-            return len(sent.rows) >= expected
+            journal.flush()
+            return len(sent.usage) >= expected
 
         await wait_until(is_reported)
-    return sent.rows
+    return sent.usage
 
 
 async def post(running: RunningGateway, body: object = CHAT) -> RawResponse:
@@ -116,13 +108,14 @@ async def test_client_that_disconnects_has_used_what_it_was_sent() -> None:
 
 
 async def test_rows_beyond_the_bound_are_counted() -> None:
-    sent = Sent()
-    reporter = UsageReporter(sent, asyncio.get_running_loop(), Limits(usage_report_seconds=60.0, usage_rows=2))
-    async with gateway_before(responds(ANSWER), reporter) as running:
+    sent = RecordedReports()
+    limits = Limits(usage_report_seconds=60.0, timing_report_seconds=60.0, usage_rows=2)
+    journal = Journal(sent, asyncio.get_running_loop(), limits, keeps_usage=True)
+    async with gateway_before(responds(ANSWER), journal) as running:
         for _ in range(3):
             await post(running)
-    reporter.flush()
-    assert (len(sent.rows), sent.dropped) == (2, 1)
+    journal.flush()
+    assert [(len(report.usage), report.lost_usage) for report in sent.reports] == [(2, 1)]
 
 
 REQUESTS = st.tuples(st.sampled_from(["acme", "zeta"]), st.booleans(), st.integers(1, 20), st.integers(1, 60))
@@ -132,13 +125,13 @@ REQUESTS = st.tuples(st.sampled_from(["acme", "zeta"]), st.booleans(), st.intege
 @given(st.lists(REQUESTS, min_size=1, max_size=8))
 def test_rows_are_exactly_what_simulated_engines_reported(wanted: list[tuple[str, bool, int, int]]) -> None:
     async def main() -> None:
-        sent = Sent()
-        reporter = UsageReporter(sent, asyncio.get_running_loop(), Limits(usage_report_seconds=0.0))
+        sent = RecordedReports()
+        journal = Journal(sent, asyncio.get_running_loop(), Limits(usage_report_seconds=0.0), keeps_usage=True)
         keys = keys_of(ACME, Tenant("zeta"))
         reported: dict[str, tuple[int, int]] = {"acme": (0, 0), "zeta": (0, 0)}
         async with (
             running_engine(EngineSettings("tiny", ("tiny",), speed=50.0)) as engine,
-            running_gateway(fleet_of([engine.url]), api_keys=keys, reporters=Reporters(usage=reporter)) as running,
+            running_gateway(fleet_of([engine.url]), api_keys=keys, reporters=Reporters(journal)) as running,
         ):
             for tenant, is_stream, tokens, words in wanted:
                 body = {"model": "tiny", "prompt": "word " * words, "max_tokens": tokens, "stream": is_stream}
@@ -151,12 +144,12 @@ def test_rows_are_exactly_what_simulated_engines_reported(wanted: list[tuple[str
                 reported[tenant] = (before[0] + found["prompt_tokens"], before[1] + found["completion_tokens"])
 
             async def is_reported() -> bool:
-                reporter.flush()
-                return len(sent.rows) == len(wanted)
+                journal.flush()
+                return len(sent.usage) == len(wanted)
 
             await wait_until(is_reported)
         for tenant, tokens_by_kind in reported.items():
-            rows = [row for row in sent.rows if row.tenant == tenant]
+            rows = [row for row in sent.usage if row.tenant == tenant]
             assert (sum(row.input_tokens for row in rows), sum(row.output_tokens for row in rows)) == tokens_by_kind
 
     run_async(main())

@@ -3,8 +3,7 @@
 import asyncio
 from array import array
 from collections import deque
-
-import msgspec
+from collections.abc import Sequence
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
@@ -17,7 +16,6 @@ from fairlead_gateway.routing.prefix.prefix_hash import block_ends
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 
 _BLOCKS_PER_TURN = 8_192
-_dispatch_decoder = msgspec.msgpack.Decoder(list[Dispatch])
 
 
 class PeerUpdateApplier:
@@ -30,10 +28,10 @@ class PeerUpdateApplier:
         self._routers = routers
         self._pending: deque[Dispatch] = deque()
 
-    def enqueue(self, dispatches: bytes) -> None:
-        """Queues an encoded batch to be applied; drops the oldest dispatches if too many wait."""
+    def enqueue(self, dispatches: Sequence[Dispatch]) -> None:
+        """Queues a batch to be applied; drops the oldest dispatches if too many wait."""
         was_idle = not self._pending
-        self._pending.extend(_dispatch_decoder.decode(dispatches))
+        self._pending.extend(dispatches)
         while len(self._pending) > self._max_pending:
             self._pending.popleft()
         if was_idle:

@@ -1,0 +1,425 @@
+"""The journal of one worker: what its requests did, sent to the supervisor in one report.
+
+The supervisor's readers are sibling workers and peers, the KV-cache index, engine profiles, the
+usage ledger and the decision stream. Rows wait for the next report, at most a second. Beyond the
+bound of their kind, the oldest are dropped. Times are those of the machine's monotonic clock, so
+the supervisor can order the events of all workers.
+
+Use of requests:
+
+- Tokens are the engine's. Where it reported none, they are estimated: those of the prompt by its
+  caller's earlier ones, those of the answer by `quota.generated_tokens`.
+- A request that failed by its engine or the gateway used nothing: its tokens are 0.
+- A client that disconnects has used its prompt and what was computed by then. So has a request that
+  takes too long, or that its engine refuses after the first token.
+
+The last prompts that were sent, in case the KV-cache index needs one of them as tokens.
+
+The buffer keeps at most `prefix_map_samples` bodies of `prefix_map_sample_bytes` in sum, also
+after their requests end. It is used only if
+instances report their cache. A prompt leaves the worker only when the index requests it. It goes to
+the supervisor, and from there only to an engine of its model.
+"""
+
+import asyncio
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fairlead.limits import Limits
+from fairlead_gateway.ipc.channel import MessageSender
+from fairlead_gateway.ipc.decision_json import stream_entry
+from fairlead_gateway.ipc.messages import (
+    CHAT_SAMPLE,
+    COMPLETION_SAMPLE,
+    Dispatch,
+    EncodedLoad,
+    PromptFinished,
+    PromptSample,
+    PromptSamples,
+    SampleRequest,
+    TimingEvent,
+    TimingEventKind,
+    UsageRow,
+    WorkerReport,
+)
+from fairlead_gateway.routing import InstanceLoad, RouteRequest
+from fairlead_gateway.routing.load.inflight import InflightRequest
+from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
+from fairlead_gateway.routing.router import DispatchHooks
+from fairlead_gateway.telemetry.decision_log import DecisionRecord
+from fairlead_gateway.telemetry.handoff_record import OK
+from fairlead_gateway.telemetry.outcome import RequestOutcome
+from fairlead_gateway.worker.openai.request import ModelRequest
+from fairlead_gateway.worker.openai.schemas import ChatRequest, CompletionRequest
+from fairlead_gateway.worker.quota.tenant_limits import QuotaLink
+from fairlead_gateway.worker.request_context import RequestContext
+
+TIMING_ROWS: Final = 16_384
+"""Limit: request timings that a worker buffers for the supervisor, which fits profiles."""
+
+SIBLING_BATCH_SECONDS: Final = 0.05
+"""Limit: decisions are batched this long for the sibling workers."""
+
+PREFIX_MAP_SAMPLE_BYTES: Final = 8 * 1024 * 1024
+"""Limit: the same in bytes; none over a quarter of it is kept."""
+
+PREFIX_MAP_SAMPLES: Final = 256
+"""Limit: last prompts of a worker that the index may query."""
+
+PREFIX_MAP_REPORTS_PENDING: Final = 4_096
+"""Limit: ended prompts that a worker buffers for the index."""
+
+
+class PromptSampleBuffer:
+    """The last prompts by model and hash of the whole prompt."""
+
+    def __init__(self) -> None:
+        self._max_count = PREFIX_MAP_SAMPLES
+        self._max_bytes = PREFIX_MAP_SAMPLE_BYTES
+        self._samples: OrderedDict[tuple[str, int], tuple[str, bytes]] = OrderedDict()
+        self._bytes = 0
+
+    def offer(self, request: ModelRequest, route: RouteRequest) -> None:
+        """Adds the prompt of a chat or a completion that is being sent.
+
+        Ignores prompts that are too long or shorter than a block. Removes the oldest if necessary.
+        """
+        fields = request.fields
+        kind = (
+            CHAT_SAMPLE
+            if isinstance(fields, ChatRequest)
+            else COMPLETION_SAMPLE
+            if isinstance(fields, CompletionRequest)
+            else None
+        )
+        size = len(request.body)
+        if kind is None or not route.chain.hashes or size * 4 > self._max_bytes:
+            return
+        key = (request.model_key, route.chain.tail)
+        if key in self._samples:
+            return
+        self._samples[key] = kind, request.body
+        self._bytes += size
+        while len(self._samples) > self._max_count or self._bytes > self._max_bytes:
+            _, (_, oldest) = self._samples.popitem(last=False)
+            self._bytes -= len(oldest)
+
+    def take(self, model: str, tail: int) -> tuple[str, bytes] | None:
+        """Removes a prompt and returns its kind and body; None if it is no longer buffered.
+
+        tail: the hash of the whole prompt.
+        """
+        sample = self._samples.pop((model, tail), None)
+        if sample is not None:
+            self._bytes -= len(sample[1])
+        return sample
+
+
+def _prefill_instance(context: RequestContext) -> str:
+    """Returns the instance that computed the prompt for the one that answered; empty if none."""
+    record = context.handoff_record
+    if record is None:
+        return ""
+    for attempt in record.attempts:
+        if attempt.result == _OK:
+            return attempt.instance_id
+    return ""
+
+
+_IMMEDIATE_FLUSH_COUNT: Final = 64
+_BAD_GATEWAY: Final = 502
+_NOTHING: Final = WorkerReport()
+# Why: compiled code looks up the members of an Enum, and the names of other modules, each time.
+_USAGE: Final = UsageRow
+_EVENT: Final = TimingEvent
+_OK: Final = OK
+_DISPATCHED: Final = int(TimingEventKind.DISPATCHED)
+_FIRST_TOKEN: Final = int(TimingEventKind.FIRST_TOKEN)
+FINISHED: Final = int(TimingEventKind.FINISHED)
+ABANDONED: Final = int(TimingEventKind.ABANDONED)
+UNMEASURED: Final = int(TimingEventKind.UNMEASURED)
+
+
+class _Rows:
+    """Rows of one kind that wait for the next report.
+
+    dropped: rows that were dropped since the last report that was sent.
+    """
+
+    __slots__ = ("_max_rows", "dropped", "rows")
+
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows = max_rows
+        self.rows: list[Any] = []
+        self.dropped = 0
+
+    def add(self, row: object) -> int:
+        """Adds a row, and returns the number of rows. If too many wait, drops the oldest."""
+        rows = self.rows
+        if len(rows) >= self._max_rows:
+            del rows[0]
+            self.dropped += 1
+        rows.append(row)
+        return len(rows)
+
+    def take(self) -> list[Any]:
+        rows, self.rows = self.rows, []
+        return rows
+
+
+class Journal:
+    """The journal of one worker.
+
+    gateway_id: of decisions and loads that go to Redis; None: they do not.
+    shares_dispatches: sibling workers or other gateways get all dispatches.
+    keeps_usage: the supervisor keeps a ledger.
+    loads: returns the worker's own load by instance; set when there are routers, as is the next.
+    take_service: returns what was served since its last call, by model and tenant.
+    """
+
+    def __init__(
+        self,
+        sender: MessageSender,
+        loop: asyncio.AbstractEventLoop,
+        limits: Limits,
+        *,
+        gateway_id: str | None = None,
+        shares_dispatches: bool = False,
+        keeps_usage: bool = False,
+    ) -> None:
+        self._sender = sender
+        self._loop = loop
+        self._limits = limits
+        self._gateway_id = gateway_id
+        self.loads: Callable[[], Mapping[str, InstanceLoad]] = dict
+        self.take_service: Callable[[], dict[str, dict[str, float]]] = dict
+        self.shares_dispatches = shares_dispatches
+        self.keeps_usage = keeps_usage
+        self.publishes_decisions = gateway_id is not None
+        self._timing_seconds: float = limits.timing_report_seconds
+        self._usage_seconds: float = limits.usage_report_seconds
+        self._dispatches = _Rows(limits.sibling_decisions_pending)
+        self._prompt_ends = _Rows(PREFIX_MAP_REPORTS_PENDING)
+        self._timings = _Rows(TIMING_ROWS)
+        self._usage = _Rows(limits.usage_rows)
+        self._decisions = _Rows(limits.published_decisions_pending)
+        self._crashes: list[tuple[bytes, str, float, float]] = []
+        self._cleared: list[tuple[bytes, float]] = []
+        self._reported_loads: dict[str, EncodedLoad] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_seconds = 0.0
+        self.samples = PromptSampleBuffer()
+
+    def on_assigned(self, model: str, request: RouteRequest, instance: str, is_indexed: bool) -> None:
+        """Notes a prompt that counts at an instance from now on; see `DispatchHooks`."""
+        self._add_batched(self._dispatches, (model, instance, request, is_indexed))
+
+    def on_prompt_end(self, model: str, inflight: InflightRequest, prompt: int | None, cached: int | None) -> None:
+        """Notes the end of a prompt for the KV-cache index; see `DispatchHooks.on_finish`."""
+        tail, indexed = inflight.request.chain.tail, inflight.indexed_share
+        credited = indexed if indexed >= 0.0 else None
+        self._prompt_ends.add(
+            PromptFinished(model, inflight.load.instance, tail, prompt, cached, credited, inflight.matched_share)
+        )
+        self._schedule(SIBLING_BATCH_SECONDS)
+
+    def on_dispatch(self, request_id: str, instance: str, now: float, tokens: float, cached: float) -> None:
+        """Notes a prompt that is sent.
+
+        tokens, cached: tokens of the prompt, and those expected in the instance's cache.
+        """
+        self._timings.add(_EVENT(_DISPATCHED, now, request_id, instance, tokens, cached))
+        if self._timer is None:
+            self._schedule(self._timing_seconds)
+
+    def on_first_token(self, request_id: str, now: float) -> None:
+        """Notes the first token of a stream."""
+        self._timings.add(_EVENT(_FIRST_TOKEN, now, request_id))
+        if self._timer is None:
+            self._schedule(self._timing_seconds)
+
+    def on_end(
+        self, kind: int, request_id: str, now: float, cached: int | None = None, output: int | None = None
+    ) -> None:
+        """Notes the end of an attempt.
+
+        kind: `FINISHED` for a complete response; `UNMEASURED` if its tokens say nothing of the time
+            of a step; `ABANDONED` for a failed attempt, or a client that disconnected.
+        cached, output: tokens as the engine reported them.
+        """
+        cached_tokens = -1.0 if cached is None else float(cached)
+        output_tokens = -1.0 if output is None else float(output)
+        self._timings.add(_EVENT(kind, now, request_id, "", 0.0, cached_tokens, output_tokens))
+        if self._timer is None:
+            self._schedule(self._timing_seconds)
+
+    def on_outcome(self, context: RequestContext, outcome: RequestOutcome) -> None:
+        """Notes what a request that has ended used."""
+        adapter = context.request.adapter
+        tenant, choice, result, status = context.tenant, context.choice, context.result, outcome.status
+        output, prompt = outcome.output_tokens, outcome.prompt_tokens
+        is_estimated = False
+        if outcome.error is not None and status < 400:
+            status = _BAD_GATEWAY  # the response had begun
+        if result.is_refunded:
+            prompt = output = 0
+        elif prompt is None or output is None:
+            is_sent = result.dispatched_at is not None and context.request.is_counted
+            if prompt is None:
+                is_estimated = is_sent
+                prompt = result.estimated_prompt if is_sent else 0
+            if output is None and is_sent:
+                output = result.estimated_tokens
+                is_estimated = is_estimated or output > 0
+        self._usage.add(
+            _USAGE(
+                outcome.request_id,
+                outcome.started_wall + outcome.duration_seconds,
+                "" if tenant is None else tenant.name,
+                context.key_name or "",
+                "" if tenant is None else tenant.tier.value,
+                outcome.model_key,
+                outcome.instance_id or "",
+                "" if choice is None else choice.instance.pool,
+                _prefill_instance(context),
+                status,
+                prompt,
+                min(outcome.cached_tokens or 0, prompt),
+                output or 0,
+                is_estimated,
+                "" if adapter is None else adapter.name,
+            )
+        )
+        self._schedule(self._usage_seconds)
+
+    def on_decision(self, record: DecisionRecord) -> None:
+        """Notes a decision, to publish it."""
+        self._add_batched(self._decisions, record)
+
+    def on_crash(self, fingerprint: bytes, instance: str, sent_at: float, crashed_at: float) -> None:
+        """Reports at once that an instance broke off on a body.
+
+        Why: a sibling worker may be about to send the same body.
+        """
+        if len(self._crashes) < self._limits.quarantined_fingerprints:
+            self._crashes.append((fingerprint, instance, sent_at, crashed_at))
+        self.flush()
+
+    def on_cleared(self, fingerprint: bytes, answered_at: float) -> None:
+        """Reports at once that a suspect body was answered."""
+        if len(self._cleared) < self._limits.quarantined_fingerprints:
+            self._cleared.append((fingerprint, answered_at))
+        self.flush()
+
+    def send_samples(self, request: SampleRequest) -> None:
+        """Sends the requested prompts that are still buffered."""
+        samples = []
+        for tail in request.tails:
+            sample = self.samples.take(request.model, tail)
+            if sample is not None:
+                samples.append(PromptSample(tail, sample[0], sample[1]))
+        if samples:
+            self._sender.send(PromptSamples(request.model, samples))
+
+    def flush(self) -> None:
+        """Sends a report now, unless there is nothing to report.
+
+        Counts its rows as dropped if the channel drops it.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        gateway_id, usage, decisions = self._gateway_id, self._usage, self._decisions
+        crashes, self._crashes = self._crashes, []
+        cleared, self._cleared = self._cleared, []
+        report = WorkerReport(
+            [_encode_dispatch(*row) for row in self._dispatches.take()],
+            self._prompt_ends.take(),
+            self._timings.take(),
+            usage.take(),
+            [(record.model_key, stream_entry(record, gateway_id or "")) for record in decisions.take()],
+            crashes,
+            cleared,
+            self.take_service() if self.shares_dispatches else {},
+            self._changed_loads() if gateway_id is not None else None,
+            usage.dropped,
+            decisions.dropped,
+        )
+        if self._reported_loads:  # requests are in flight, and their end is to be reported too
+            self._schedule(SIBLING_BATCH_SECONDS)
+        if report == _NOTHING:
+            return
+        if self._sender.send(report):
+            usage.dropped = decisions.dropped = 0
+        else:
+            usage.dropped += len(report.usage)
+            decisions.dropped += len(report.decisions)
+
+    def _add_batched(self, rows: _Rows, row: object) -> None:
+        """Adds a row that other processes are to get soon."""
+        self._schedule(0.0 if rows.add(row) == _IMMEDIATE_FLUSH_COUNT else SIBLING_BATCH_SECONDS)
+
+    def _schedule(self, seconds: float) -> None:
+        """Sends a report after `seconds`, unless one is due by then."""
+        if self._timer is not None:
+            if self._timer_seconds <= seconds:
+                return
+            self._timer.cancel()
+        self._timer_seconds = seconds
+        self._timer = self._loop.call_later(seconds, self.flush)
+
+    def _changed_loads(self) -> dict[str, EncodedLoad] | None:
+        loads = {
+            name: EncodedLoad(load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens, load.queued)
+            for name, load in self.loads().items()
+            if load.inflight
+        }
+        if loads == self._reported_loads:
+            return None
+        self._reported_loads = loads
+        return loads
+
+
+def _encode_dispatch(model: str, instance: str, request: RouteRequest, is_indexed: bool) -> Dispatch:
+    chain, session_hash = request.chain, request.session_hash
+    hashes = array("Q", chain.hashes).tobytes()
+    size = int(request.prompt_tokens * BYTES_PER_TOKEN) if is_indexed else 0
+    return Dispatch(model, instance, hashes, chain.tail, session_hash if isinstance(session_hash, int) else 0, size)
+
+
+def _ignore(key: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reporters:
+    """The links of a worker to the supervisor; None for what is not reported.
+
+    shared_loads: the loads of sibling workers and peers.
+    indexes_prompts: the supervisor has a KV-cache index.
+    limits: gets slices of tenants' limits.
+    on_needs_instance: called repeatedly with each model whose requests wait for an instance.
+    """
+
+    journal: Journal | None = None
+    shared_loads: SharedLoadTable | None = None
+    indexes_prompts: bool = False
+    limits: QuotaLink | None = None
+    on_needs_instance: Callable[[str], None] = _ignore
+
+    @property
+    def sharing_journal(self) -> Journal | None:
+        """The journal, if it shares what requests do with other workers or gateways."""
+        return self.journal if self.journal is not None and self.journal.shares_dispatches else None
+
+    def dispatch_hooks(self) -> DispatchHooks | None:
+        """Returns the callbacks of routers."""
+        journal = self.journal
+        if journal is None:
+            return None
+        return DispatchHooks(
+            journal.on_assigned, journal.on_prompt_end, journal.shares_dispatches, self.indexes_prompts
+        )
