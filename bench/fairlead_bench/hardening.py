@@ -378,7 +378,12 @@ def _fill(store: BlockStore, **more: Any) -> None:
     step = 20_000
     for start in range(0, BLOCKS - step, step):
         hashes: list[int | bytes] = list(range(start + 1, start + step + 1))
-        store.apply("i", EventBatch(0.0, [StoredEvent(hashes, start or None, [start] * step, 1, **more)]), 0.0)
+        _apply(store, StoredEvent(hashes, start or None, [start] * step, 1, **more))
+
+
+def _apply(store: BlockStore, *events: StoredEvent) -> None:
+    for _ in store.apply_steps("i", EventBatch(0.0, events), 0.0, []):
+        pass
 
 
 def _batch(*events: Any) -> bytes:
@@ -418,7 +423,7 @@ def _evictions(store: BlockStore, limits: Limits) -> bytes:
 def _orphans(store: BlockStore, limits: Limits) -> bytes:
     waiting = limits.kv_orphans_per_instance
     children = [StoredEvent([number], 1, [number], 1) for number in range(2, waiting + 2)]
-    store.apply("i", EventBatch(0.0, children), 0.0)
+    _apply(store, *children)
     return _batch(["BlockStored", [1], None, [1], 1])
 
 

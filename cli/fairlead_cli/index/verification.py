@@ -31,7 +31,7 @@ from fairlead.runtime.clock import Clock
 from fairlead_cli.index.connection import unreachable_error
 from fairlead_cli.index.snapshot import IndexSnapshot, take_snapshot
 from fairlead_kvstore.blockstore.changes import Change
-from fairlead_kvstore.blockstore.snapshot import restore_table
+from fairlead_kvstore.blockstore.snapshot import table_steps
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import EventsError, ProtocolError, SnapshotError, UnreadableError
@@ -298,7 +298,8 @@ async def _part_problem(link: RedisLink, idx: str, header: InstanceHeader) -> st
                 return f"part {part} is missing"
             rows[part] = decode_part(data)
         for number, slice_table in enumerate(header.slice.tables):
-            restore_table(slice_table, number, rows, len(header.slice.adapters.names), 0)
+            for _ in table_steps(slice_table, number, rows, len(header.slice.adapters.names), 0):
+                pass
     except (UnreadableError, SnapshotError) as error:
         return error.message
     return ""

@@ -235,11 +235,6 @@ class InstanceBlocks(ScannedEvents):
 
     # --- stream ---------------------------------------------------------------------------------------------------------
 
-    def apply(self, batch: EventBatch, now: float, out: list[Change]) -> None:
-        """Applies one batch in order; events that precede an awaited clear are only counted."""
-        for _ in self.apply_steps(batch, now, out):
-            pass
-
     def apply_steps(self, batch: EventBatch, now: float, out: list[Change]) -> Iterator[int]:
         """Applies one batch, or a slice of one. Yields the cost in bytes of each step of what an
         event causes beyond its own blocks: orphans that follow it, blocks before it, scans of rows.
@@ -330,19 +325,12 @@ class InstanceBlocks(ScannedEvents):
         self._drop_all("cleared by Fairlead", out)
         self.completeness.set_mark(True, "cleared by Fairlead", now, out)
 
-    def on_adapter_source(self, name: str, source: str, now: float, out: list[Change]) -> None:
-        """Records the source (path or URL) from which the engine loaded the adapter ``name``."""
-        for _ in self.adapter_source_steps(name, source, now, out):
-            pass
-
     def adapter_source_steps(self, name: str, source: str, now: float, out: list[Change]) -> Iterator[int]:
-        """Does the same, and yields the cost of each step in bytes."""
+        """Records the source (path or URL) from which the engine loaded the adapter ``name``. Yields
+        the cost of each step in bytes.
+        """
         yield from self.adapters.on_source_reported(name, source, out)
         self._update_doubt(now, out)
-
-    def touch(self, block_hash: int, now: float) -> None:
-        """Marks a block and those before it as used by a request."""
-        self.blocks.touch(block_hash, tick_of(now))
 
     def evict(self, count: int, now: float, out: list[Change]) -> None:
         """Drops ``count`` or more blocks for lack of memory: parked ones first, then the least

@@ -46,10 +46,6 @@ class SharedStoreHints:
             del self._until[next(iter(self._until))]
             self.dropped += 1
 
-    def expires_at(self, block_hash: int) -> float | None:
-        """Returns when the hint of a block expires (monotonic seconds); None if it has no hint."""
-        return self._until.get(block_hash)
-
     def add(self, block_hash: int, now: float, out: list[Change]) -> None:
         """Adds or renews the hint of a block that was written to the store.
 

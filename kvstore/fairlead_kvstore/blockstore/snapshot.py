@@ -4,8 +4,8 @@ columns of rows.
 Why: replays reach back some thousand batches only, and an engine that has run for a day is full of
 older blocks. So a new indexer cannot rebuild its state from them. A snapshot holds the rows as
 columns of bytes in row order, and the few other values. Rows keep their number, so an unchanged
-part of the table (4,096 rows) has the same bytes and is not written again. Gateways' replicas need block
-hashes and copies; these are apart from the columns that only an indexer needs.
+part of the table (4,096 rows) has the same bytes and is not written again. Gateways' replicas need
+block hashes and copies; these are apart from the columns that only an indexer needs.
 
     <table>.m<part>     block hashes (8 bytes each), then counts (4)                  12 B a row
     <table>.h<part>     handles (8), parents (8), ticks (4), depths (4), adapters (2)  26 B a row
@@ -22,7 +22,7 @@ and never leaves a ghost.
 import sys
 from array import array
 from collections.abc import Generator, Iterator
-from typing import Final, TypeVar
+from typing import Final
 
 from fairlead_kvstore.blockstore.block_table import COLUMNS, TICK_SECONDS, BlockTable
 from fairlead_kvstore.blockstore.changes import Change
@@ -39,7 +39,6 @@ _INDEXER_COLUMNS: Final = ("handles", "parents", "ticks", "depths", "adapters")
 _MAX_ROWS: Final = 1 << 26
 _IS_BIG_ENDIAN: Final = sys.byteorder == "big"
 
-T = TypeVar("T")
 RowParts = dict[str, bytes]
 """Columns of rows by the name of their part."""
 
@@ -75,11 +74,6 @@ def decode_ticks(data: bytes) -> "array[int]":
     ``data`` is not such a part.
     """
     return _columns(data, _INDEXER_COLUMNS)[_INDEXER_COLUMNS.index("ticks")]
-
-
-def restore_table(snapshot: TableSnapshot, number: int, data: RowParts, adapters: int, shift: int) -> BlockTable:
-    """Returns the table ``number`` of a snapshot at once, like ``table_steps``."""
-    return _run_all(table_steps(snapshot, number, data, adapters, shift))
 
 
 def table_steps(
@@ -171,15 +165,6 @@ def take_snapshot(item: InstanceBlocks, wall: float) -> tuple[InstanceSnapshot, 
     return snapshot, rows
 
 
-def restore_snapshot(
-    item: InstanceBlocks, snapshot: InstanceSnapshot, rows: RowParts, wall: float, now: float, out: list[Change]
-) -> None:
-    """Replaces an instance's state by a snapshot's at once, like ``tables_steps`` and
-    ``install_tables``.
-    """
-    install_tables(item, snapshot, _run_all(tables_steps(snapshot, rows, wall)), wall, now, out)
-
-
 def tables_steps(snapshot: InstanceSnapshot, rows: RowParts, wall: float) -> Generator[None, None, list[BlockTable]]:
     """Returns the tables of a snapshot, with times of this process. Yields after each step of some
     milliseconds. Raises SnapshotError when the snapshot is inconsistent.
@@ -224,13 +209,3 @@ def install_tables(
     item.adapters.restore(snapshot.adapters, {table.content: (table.name, blocks) for table, blocks in named})
     mark = (snapshot.complete, snapshot.reason, snapshot.since + later)
     item.completeness.restore(mark, item.adapters.doubt(), "the indexer restarted", now, out)
-
-
-def _run_all(steps: Generator[None, None, T]) -> T:
-    """Returns what a generator returns."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            value: T = end.value
-            return value

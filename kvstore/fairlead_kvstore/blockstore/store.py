@@ -29,7 +29,7 @@ from typing import Final
 
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore import snapshot as snapshots
-from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TIER_SHIFT, BlockTable, time_of
+from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TIER_SHIFT, BlockTable, tick_of
 from fairlead_kvstore.blockstore.changes import Change, CompletenessChanged, InstanceCleared, InstanceDetached
 from fairlead_kvstore.blockstore.instance_blocks import InstanceBlocks
 from fairlead_kvstore.blockstore.shared_store_hints import SharedStoreHints
@@ -51,7 +51,7 @@ class BlockStore:
     order.
 
     Blocks of other models may have to give way. Their changes wait in ``take_evictions``, to be
-    called after ``apply`` and ``restore_snapshot``.
+    called after ``apply_steps`` and ``restore_tables``.
 
     ``now`` is monotonic seconds. Unknown instances raise KeyError.
     """
@@ -153,30 +153,14 @@ class BlockStore:
         """
         return snapshots.take_snapshot(self._instances[instance], wall)
 
-    def restore_snapshot(
-        self, instance: str, snapshot: InstanceSnapshot, rows: RowParts, wall: float, now: float
-    ) -> list[Change]:
-        """Restores a snapshot of an attached instance that has no blocks; it stays suspended until
-        ``on_stream_resumed``.
-
-        The blocks are not reported as changes, because consumers have them from where the snapshot
-        was kept. Raises SnapshotError when the snapshot is inconsistent, and then changes nothing.
-        """
-        out: list[Change] = []
-        item = self._instances[instance]
-        before = len(item)
-        snapshots.restore_snapshot(item, snapshot, rows, wall, now, out)
-        self._block_count += len(item) - before
-        while self._evict_above_limits(item, now, out):
-            pass
-        return out
-
     def restore_tables(
         self, instance: str, snapshot: InstanceSnapshot, tables: list[BlockTable], wall: float, now: float
     ) -> list[Change]:
-        """Does the same with the tables that ``snapshot.tables_steps`` returned, in a short time.
+        """Restores a snapshot of an attached instance that has no blocks, with the tables that
+        ``snapshot.tables_steps`` returned. It stays suspended until ``on_stream_resumed``.
 
-        Blocks above the bounds stay until ``evict_some``.
+        The blocks are not reported as changes, because consumers have them from where the snapshot
+        was kept. Those above the bounds stay until ``evict_some``.
         """
         out: list[Change] = []
         item = self._instances[instance]
@@ -210,13 +194,6 @@ class BlockStore:
         self._shared_store_hints[model_key].restore(hints)
 
     # --- stream ---------------------------------------------------------------------------------------------------------
-
-    def apply(self, instance: str, batch: EventBatch, now: float) -> list[Change]:
-        """Applies one batch that the stream accepted, then evicts blocks above the bounds."""
-        out: list[Change] = []
-        for _ in self.apply_steps(instance, batch, now, out):
-            pass
-        return out
 
     def apply_steps(self, instance: str, batch: EventBatch, now: float, out: list[Change]) -> Iterator[int]:
         """Applies one batch, or a slice of one. Yields the cost in bytes of each step beyond its
@@ -298,39 +275,32 @@ class BlockStore:
         """
         return self._empty(instance, "", now, "ours")
 
-    def on_adapter_source(self, instance: str, name: str, source: str, now: float) -> list[Change]:
-        """Records where the engine loaded an adapter from (``root`` in its ``/v1/models``).
-
-        Call it when ``unsourced_adapters`` names the adapter and when the source changes, but not
-        during a replay. Repetition is free.
-        """
-        out: list[Change] = []
-        for _ in self.adapter_source_steps(instance, name, source, now, out):
-            pass
-        return out
-
     def adapter_source_steps(
         self, instance: str, name: str, source: str, now: float, out: list[Change]
     ) -> Iterator[int]:
-        """Does the same, and yields the cost of each step in bytes: blocks may have to be moved.
+        """Records where the engine loaded an adapter from (``root`` in its ``/v1/models``).
 
-        Between two steps, no event of this instance may be applied.
+        Call it when ``unsourced_adapters`` names the adapter and when the source changes, but not
+        during a replay. Yields the cost of each step in bytes: blocks may have to be moved. Between
+        two steps, no event of this instance may be applied.
         """
         item = self._instances[instance]
         yield from self._counted(item, item.adapter_source_steps(name, source, now, out))
 
     def unsourced_adapters(self, instance: str) -> list[str]:
         """Returns adapters with blocks whose source is unknown: query ``/v1/models``, then call
-        ``on_adapter_source``.
+        ``adapter_source_steps``.
         """
         return self._instances[instance].adapters.unsourced_names()
 
     def touch(self, instance: str, hashes: Sequence[int], now: float) -> None:
         """Marks the cached blocks of a dispatched prompt as used, which no event reports."""
         item = self._instances[instance]
-        depth = self._depth(item, hashes, 0)
+        depth, copies = 0, item.blocks.copies
+        while depth < len(hashes) and copies(hashes[depth]) & MAX_COPIES:
+            depth += 1
         if depth:
-            item.touch(hashes[depth - 1], now)
+            item.blocks.touch(hashes[depth - 1], tick_of(now))
 
     def expire(self, now: float) -> list[Change]:
         """Removes expired hints of shared stores; call it every few seconds."""
@@ -340,33 +310,6 @@ class BlockStore:
         return out
 
     # --- queries ------------------------------------------------------------------------------------------------------
-
-    def cached_depths(self, instance: str, hashes: Sequence[int]) -> Mapping[StorageTier, int]:
-        """Returns, for each tier, how many blocks from the start are cached in it or a faster tier.
-
-        The difference to the next faster tier is what the tier adds.
-        """
-        item = self._instances[instance]
-        found: dict[StorageTier, int] = {}
-        depth = 0
-        for tier in INSTANCE_TIERS:
-            depth = self._depth(item, hashes, depth, tier)
-            found[tier] = depth
-        shared = self._shared_store_hints[item.model_key]
-        while depth < len(hashes) and (
-            item.blocks.copies(hashes[depth]) or shared.expires_at(hashes[depth]) is not None
-        ):
-            depth += 1
-        found[StorageTier.REMOTE] = depth
-        return found
-
-    def age_seconds(self, instance: str, block_hash: int, now: float) -> float | None:
-        """Returns how many seconds ago a block was stored or used, in steps of sixteen; None when
-        it is not cached.
-        """
-        blocks = self._instances[instance].blocks
-        row = blocks.by_block_hash.find(block_hash)
-        return max(0.0, now - time_of(blocks.ticks[row])) if row else None
 
     def content(self, instance: str) -> Iterator[tuple[int, StorageTier]]:
         """Yields every block of an instance with each tier it is in: the content of a correct
@@ -459,17 +402,3 @@ class BlockStore:
         before = len(item)
         item.evict(max(1, min(before // _EVICTED_FRACTION, _MAX_EVICTED)), now, out)
         self._block_count += len(item) - before
-
-    def _depth(
-        self, item: InstanceBlocks, hashes: Sequence[int], start: int, upto: StorageTier = StorageTier.GPU
-    ) -> int:
-        """Returns the index after the last block of the chain that is cached without a gap from
-        ``start``, in tiers up to ``upto``.
-        """
-        mask = 0
-        for tier in INSTANCE_TIERS[: upto + 1]:
-            mask |= MAX_COPIES << TIER_SHIFT[tier]
-        depth, copies = start, item.blocks.copies
-        while depth < len(hashes) and copies(hashes[depth]) & mask:
-            depth += 1
-        return depth

@@ -33,24 +33,18 @@ _PARTS_PER_READ: Final = 10
 
 
 class InstanceCheckpoint(msgspec.Struct):
-    """The state of one instance for the next indexer: its snapshot, rows and stream position."""
+    """The state of one instance for the next indexer: its snapshot, rows and stream position.
+
+    tables: those that were restored, in place of the rows.
+    is_partial: a part of a batch is applied. Then it has no position, since the next indexer can
+    neither repeat the part nor leave it out.
+    """
 
     slice: InstanceSnapshot
     rows: RowParts
     position: StreamPosition | None = None
-
-
-class RestoredCheckpoint(InstanceCheckpoint):
-    """The state of one instance, with tables in place of the rows from which they were made."""
-
-    tables: list[BlockTable] = msgspec.field(default_factory=list)
-
-
-class PartialCheckpoint(InstanceCheckpoint):
-    """The state of an instance of which a part of a batch is applied.
-
-    It has no position, since the next indexer can neither repeat the part nor leave it out.
-    """
+    tables: list[BlockTable] = []
+    is_partial: bool = False
 
 
 class RecoveredIndex(msgspec.Struct):
@@ -123,7 +117,7 @@ async def recover_index(
                     tables = await _restore_tables(link, header.slice, rows, wall_offset, extra_commands)
                 if tables is None:
                     return None
-                found.instances[instance] = RestoredCheckpoint(header.slice, {}, header.position, tables)
+                found.instances[instance] = InstanceCheckpoint(header.slice, {}, header.position, tables)
         except (UnreadableError, SnapshotError) as error:
             found.unreadable[name] = error.message
     return found

@@ -16,7 +16,7 @@ depths, or use slower tiers, a result costs some hundred steps. It is cached und
 to the first block that no instance has. It is found again until a block of it is stored or lost,
 without invalidation, and prompts that differ only after it share it.
 
-**A slower tier continues where the faster one ends**, as in ``BlockStore.cached_depths``: depths
+**A slower tier continues where the faster one ends**, as when an engine serves a prompt: depths
 are cumulative, and a tier adds the difference. Hints of shared stores come last, and only after
 blocks of an instance or from the start.
 

@@ -60,7 +60,7 @@ from fairlead_kvstore.index.format import (
     header_field,
 )
 from fairlead_kvstore.index.instance_status import STATUSES_FIELD, InstanceStatus, InstanceStatuses
-from fairlead_kvstore.index.recovery import InstanceCheckpoint, PartialCheckpoint, RecoveredIndex, recover_index
+from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex, recover_index
 from fairlead_kvstore.index.writer_state import HINTS_ITEM, INDEX_STREAM_BYTES, ModelWriteState, StreamBound
 from fairlead_kvstore.redis.link import RedisLink
 
@@ -441,7 +441,7 @@ class IndexWriter:
                 InstanceHeader(state.epoch, state.sequence, checkpoint.slice, parts, checkpoint.position)
             )
             field = header_field(name)
-            state.items[name].is_partial = isinstance(checkpoint, PartialCheckpoint)
+            state.items[name].is_partial = checkpoint.is_partial
         return await self._write_fields(state, {**fresh, field: header}, obsolete)
 
     async def _write_fields(

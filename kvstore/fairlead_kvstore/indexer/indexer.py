@@ -29,9 +29,8 @@ from fairlead.fleet.model import Fleet, FleetSource, Instance, InstanceState
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_kvstore.blockstore.changes import Change, HintsAdded, HintsExpired
 from fairlead_kvstore.blockstore.store import BlockStore
-from fairlead_kvstore.errors import SnapshotError
 from fairlead_kvstore.index.instance_status import InstanceStatus
-from fairlead_kvstore.index.recovery import InstanceCheckpoint, PartialCheckpoint, RecoveredIndex, RestoredCheckpoint
+from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
 from fairlead_kvstore.index.sink import ChangeSink
 from fairlead_kvstore.indexer.counters import ModelCounters
 from fairlead_kvstore.indexer.engine_member import EngineMember, EngineStatus
@@ -151,19 +150,6 @@ class Indexer:
         self._offer(member.model_key, self.store.on_cleared_by_fairlead(instance, self._clock.now()))
         return True
 
-    def on_engine_restarted(self, instance: str, reason: str) -> bool:
-        """Drops an instance's blocks after a process restart that is known from outside. Returns
-        False when the instance is not read here.
-        """
-        member = self._members.get(instance)
-        if member is None:
-            return False
-        if member.subscription is not None:
-            member.subscription.replace_engine(reason)
-        else:
-            self._drop_restored_blocks(member, reason)
-        return True
-
     def engine_statuses(self) -> Iterator[EngineStatus]:
         """Yields the status of every instance that is read."""
         for member in self._members.values():
@@ -212,7 +198,7 @@ class Indexer:
         snapshot, rows = self.store.take_snapshot(instance, self._clock.wall() - self._clock.now())
         position = member.position if member.subscription is None else member.subscription.position
         is_partial = member.subscription is not None and member.subscription.is_busy
-        return (PartialCheckpoint if is_partial else InstanceCheckpoint)(snapshot, rows, position)
+        return InstanceCheckpoint(snapshot, rows, position, is_partial=is_partial)
 
     def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
         """Returns the blocks that a shared store of the model probably has, and until when."""
@@ -271,27 +257,16 @@ class Indexer:
         changes = self.store.attach(instance.id, model_key, now)
         recovered = self._checkpoints.get(instance.id)
         if recovered is not None and recovered.position is not None:
-            try:
-                changes += self._restore(instance.id, recovered, now)
-                member.position = recovered.position
-            except SnapshotError as error:
-                _LOG.warning(
-                    "%s: its snapshot cannot be used; its blocks are learned again: %s", instance.id, error.message
-                )
+            wall = self._clock.wall() - now
+            changes += self.store.restore_tables(instance.id, recovered.slice, recovered.tables, wall, now)
+            member.position = recovered.position
+            self._eviction_timer.set(0.0, self._evict_some)
         self._offer(model_key, changes)
         endpoints = endpoints_from_fleet(instance)
         if endpoints is not None:
             self._subscribe(member, endpoints)
         else:
             member.discovery = self._start_task(self._discover_endpoints(member))
-
-    def _restore(self, instance: str, recovered: InstanceCheckpoint, now: float) -> list[Change]:
-        """Restores the blocks of an attached instance. Raises SnapshotError."""
-        wall, snapshot = self._clock.wall() - now, recovered.slice
-        if not isinstance(recovered, RestoredCheckpoint):
-            return self.store.restore_snapshot(instance, snapshot, recovered.rows, wall, now)
-        self._eviction_timer.set(0.0, self._evict_some)
-        return self.store.restore_tables(instance, snapshot, recovered.tables, wall, now)
 
     def _evict_some(self) -> None:
         """Evicts some of the restored blocks that are above the bounds, and later the next ones."""

@@ -11,8 +11,6 @@ The reader has sockets and timers. For each message, ``EventSequencer`` returns 
     found = apply_outcomes(store, "<pod>/8000/0", outcomes, now)
     found.changes           BlocksStored, BlocksRemoved, ...: to be written, in order
     found.replay_from       None, or the number from which a replay is to be requested
-    chain = block_hashes(chain_root("default/qwen3-8b", secret=secret), tokens, 16)
-    store.cached_depths("<pod>/8000/0", chain)    {StorageTier.GPU: 12, ...}, in blocks
 
 The events of one payload in slices, so that a large batch does not occupy the indexer.
 

@@ -102,11 +102,6 @@ class EventListener:
         self._checks_peers = not _ip_address(host).is_loopback
         context.loop.add_reader(self._socket.fileno(), self._accept)
 
-    @property
-    def engine_count(self) -> int:
-        """The number of connected engines."""
-        return len(self._engines)
-
     def remove(self, engine: DialingEngine) -> None:
         """Forgets the connection of a closed subscription."""
         connection = self._engines.pop(engine, None)

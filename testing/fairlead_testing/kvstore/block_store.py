@@ -1,12 +1,16 @@
-"""Events of an engine with six known blocks, and a block store that takes them."""
+"""Events of an engine with six known blocks, and a block store that takes them at once."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
+from fairlead_kvstore.blockstore.block_table import BlockTable
 from fairlead_kvstore.blockstore.changes import Change
+from fairlead_kvstore.blockstore.snapshot import RowParts, tables_steps
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.blockstore.types import InstanceSnapshot
 from fairlead_kvstore.events.payloads import CacheEvent, EventBatch, RemovedEvent, StoredEvent
 
 MODEL: Final = "default/tiny"
@@ -31,6 +35,58 @@ def removed_event(*numbers: int, base: int = 1000, medium: str = "GPU") -> Remov
     return RemovedEvent([base + number for number in numbers], medium, 0)
 
 
+def apply_batch(store: BlockStore, instance: str, batch: EventBatch, now: float) -> list[Change]:
+    """Applies one batch at once, and returns the changes."""
+    out: list[Change] = []
+    for _ in store.apply_steps(instance, batch, now, out):
+        pass
+    return out
+
+
+def report_adapter_source(store: BlockStore, instance: str, name: str, source: str, now: float) -> list[Change]:
+    """Reports the source of an adapter, and returns the changes."""
+    out: list[Change] = []
+    for _ in store.adapter_source_steps(instance, name, source, now, out):
+        pass
+    return out
+
+
+def restored_tables(snapshot: InstanceSnapshot, rows: RowParts, wall: float) -> list[BlockTable]:
+    """Returns the tables of a snapshot at once."""
+    found: list[list[BlockTable]] = []
+
+    def restore() -> Iterator[None]:
+        found.append((yield from tables_steps(snapshot, rows, wall)))
+
+    for _ in restore():
+        pass
+    return found[0]
+
+
+def restore_snapshot(
+    store: BlockStore, instance: str, snapshot: InstanceSnapshot, rows: RowParts, wall: float, now: float
+) -> list[Change]:
+    """Restores a snapshot at once, evicts what is above the bounds, and returns the changes."""
+    out = store.restore_tables(instance, snapshot, restored_tables(snapshot, rows, wall), wall, now)
+    while store.evict_some(now):
+        pass
+    return out
+
+
+def cached_depths(store: BlockStore, instance: str, hashes: Sequence[int]) -> dict[StorageTier, int]:
+    """Returns, for each tier, how many blocks from the start are cached in it or a faster tier."""
+    hints = store.shared_store_hints(store.state(instance).model_key)
+    cached = {*store.content(instance), *((block_hash, StorageTier.REMOTE) for block_hash, _ in hints)}
+    found, depth = dict[StorageTier, int](), 0
+    for tier in StorageTier:
+        while depth < len(hashes) and any(
+            (hashes[depth], faster) in cached for faster in StorageTier if faster <= tier
+        ):
+            depth += 1
+        found[tier] = depth
+    return found
+
+
 class SingleInstanceStore:
     """A block store with a clock and one attached instance."""
 
@@ -42,11 +98,11 @@ class SingleInstanceStore:
     def apply(self, *events: CacheEvent, seconds: float = 1.0, instance: str = "i") -> list[Change]:
         """Applies the events of one batch, some time after the last; returns the changes."""
         self.now += seconds
-        return self.store.apply(instance, EventBatch(0.0, events), self.now)
+        return apply_batch(self.store, instance, EventBatch(0.0, events), self.now)
 
     def depths(self, own: list[int] = BLOCK_HASHES, instance: str = "i") -> tuple[int, ...]:
         """Returns the blocks reached with GPU, CPU, disk and a shared store."""
-        found = self.store.cached_depths(instance, own)
+        found = cached_depths(self.store, instance, own)
         return tuple(found[tier] for tier in StorageTier)
 
     @property

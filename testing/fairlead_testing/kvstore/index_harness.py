@@ -18,11 +18,10 @@ from fairlead.runtime.clock import Clock, ManualClock
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
-from fairlead_kvstore.errors import SnapshotError
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import StreamOutcome
 from fairlead_kvstore.index import redis_keys
-from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex, RestoredCheckpoint
+from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
 from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_kvstore.index.sink import ChangeSink
 from fairlead_kvstore.index.subscriber import IndexSubscriber
@@ -96,14 +95,8 @@ class InMemoryIndexer:
         self.offer(self.store.attach(instance, self.model_key, now))
         position = None
         if kept is not None and kept.position is not None:
-            try:
-                if not isinstance(kept, RestoredCheckpoint):
-                    self.offer(self.store.restore_snapshot(instance, kept.slice, kept.rows, self._ahead(), now))
-                else:
-                    self.offer(self.store.restore_tables(instance, kept.slice, kept.tables, self._ahead(), now))
-                position = kept.position
-            except SnapshotError:
-                position = None
+            self.offer(self.store.restore_tables(instance, kept.slice, kept.tables, self._ahead(), now))
+            position = kept.position
         stream = self.sequencers[instance] = EventSequencer(replayable=True, limits=self._limits, position=position)
         self._read[instance] = self.engines[instance].number
         self.handle(instance, stream.on_connected())

@@ -23,6 +23,7 @@ from fairlead_kvstore.index.sink import LocalSink
 from fairlead_kvstore.indexer.engine_member import EngineStatus
 from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.reader.timers import ReaderRuntime
+from fairlead_testing.kvstore.block_store import cached_depths
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmq_engine import ManualLoop, ZmqEngine
 from fairlead_testing.processes import ready_process
@@ -115,7 +116,7 @@ class IndexerHarness:
         """
         size = self.engines[name].engine.block_size if name in self.engines else 4
         chain = block_hashes(chain_root(MODEL), list(tokens), size)
-        cached = self.store.cached_depths(name, chain)[StorageTier.GPU]
+        cached = cached_depths(self.store, name, chain)[StorageTier.GPU]
         matched = {match.instance: match.blocks[0] for match in self.sink.replica(MODEL).match(chain)}
         assert matched.get(name, 0) == cached
         return cached

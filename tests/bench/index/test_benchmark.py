@@ -12,6 +12,7 @@ from fairlead_bench.results import load_goals
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.decoder import decode_events
+from fairlead_testing.kvstore.block_store import apply_batch, cached_depths
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 GOALS = load_goals("index")
@@ -47,12 +48,12 @@ def test_streams_change_as_many_blocks_as_they_say_and_end_with_their_mark(kind:
     truth.attach("e", MODEL, 0.0)
     said = counted = 0
     for payload, blocks in payloads(kind, blocks_each, 7):
-        changes = truth.apply("e", decode_events(payload), 0.0)
+        changes = apply_batch(truth, "e", decode_events(payload), 0.0)
         said += blocks
         counted += sum(len(one.hashes) for one in changes if isinstance(one, BlocksStored | BlocksRemoved))
     assert said == counted
     assert said >= blocks_each
-    assert truth.cached_depths("e", [marker_hash(7)])[0] == 1
+    assert cached_depths(truth, "e", [marker_hash(7)])[0] == 1
     assert [one for one, _ in islice(payloads(kind, 100, 8), 1)] != [
         one for one, _ in islice(payloads(kind, 100, 9), 1)
     ]

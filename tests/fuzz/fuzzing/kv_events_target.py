@@ -15,6 +15,7 @@ from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import EventsError
 from fairlead_kvstore.events.decoder import decode_events
 from fairlead_kvstore.events.payloads import EventBatch
+from fairlead_testing.kvstore.block_store import apply_batch
 
 
 def check(data: bytes) -> Hashable:
@@ -37,7 +38,7 @@ def applied(batch: EventBatch) -> set[tuple[int, int]]:
     truth.attach("i", "default/tiny", 0.0)
     copy: set[tuple[int, int]] = set()
     for now in (1.0, 20.0):
-        for change in truth.apply("i", batch, now):
+        for change in apply_batch(truth, "i", batch, now):
             if isinstance(change, BlocksStored):
                 copy |= {(own, change.tier) for own in change.hashes}
             elif isinstance(change, BlocksRemoved):

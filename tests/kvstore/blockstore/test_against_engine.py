@@ -26,6 +26,7 @@ from fairlead_kvstore.blockstore.types import InstanceSnapshot
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import EventFrame, StreamOutcome, StreamPosition
 from fairlead_kvstore.reader.event_application import apply_outcomes
+from fairlead_testing.kvstore.block_store import cached_depths, report_adapter_source, restore_snapshot
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 
 NIGHTLY = settings().max_examples > 1_000
@@ -101,7 +102,7 @@ class FaultyStream(RuleBasedStateMachine):
             self.arrive()
         self.load(path)
         if told:
-            self.apply(self.truth.on_adapter_source("i", "bot", path, self.now))
+            self.apply(report_adapter_source(self.truth, "i", "bot", path, self.now))
 
     @rule()
     def clear(self) -> None:
@@ -197,7 +198,7 @@ class FaultyStream(RuleBasedStateMachine):
         if self.kept is not None:
             kept, rows, position = self.kept
             if position is not None:
-                self.truth.restore_snapshot("i", kept, rows, 7.0, self.now)
+                restore_snapshot(self.truth, "i", kept, rows, 7.0, self.now)
         self.copy = set(self.truth.content("i"))
         self.marked = None
         self.stream = EventSequencer(
@@ -215,7 +216,7 @@ class FaultyStream(RuleBasedStateMachine):
             self.publish()
         self.arrive()
         if "bot" in self.truth.unsourced_adapters("i"):
-            self.apply(self.truth.on_adapter_source("i", "bot", self.path, self.now))
+            self.apply(report_adapter_source(self.truth, "i", "bot", self.path, self.now))
         self.compare()
 
     # --- what must hold -------------------------------------------------------------------------------------------------
@@ -241,7 +242,7 @@ class FaultyStream(RuleBasedStateMachine):
         assert not [own for own in held if not known.get(own, True)], "ghosts"
         complete = self.truth.state("i").complete
         for tokens, adapter, salt in self.prompts:
-            depth = self.truth.cached_depths("i", named(tokens, adapter, salt))[StorageTier.GPU]
+            depth = cached_depths(self.truth, "i", named(tokens, adapter, salt))[StorageTier.GPU]
             predicted = cached_tokens(depth, len(tokens), SIZE)
             hit = self.engine.hit_blocks(tokens, adapter, salt) * SIZE
             assert predicted <= hit

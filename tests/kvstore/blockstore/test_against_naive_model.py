@@ -22,6 +22,7 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.blockstore.types import InstanceSnapshot
 from fairlead_kvstore.events.payloads import CacheEvent, ClearedEvent, EventBatch, RemovedEvent, StoredEvent
+from fairlead_testing.kvstore.block_store import apply_batch, cached_depths, restore_snapshot
 
 NIGHTLY = settings().max_examples > 1_000
 MODEL = "default/tiny"
@@ -153,7 +154,7 @@ class AgainstNaive(RuleBasedStateMachine):
         self.now += wall
         before, self.truth = self.truth.state("i"), BlockStore(limits=LIMITS)
         self.truth.attach("i", MODEL, self.now)
-        assert self.truth.restore_snapshot("i", kept, rows, 0.0, self.now) == [
+        assert restore_snapshot(self.truth, "i", kept, rows, 0.0, self.now) == [
             changes.CompletenessChanged("i", False, "the indexer restarted", self.now)
         ]
         self.truth.on_stream_resumed("i")
@@ -181,13 +182,13 @@ class AgainstNaive(RuleBasedStateMachine):
                 expected[tier] = depth
             expected[StorageTier.REMOTE] = depth
             assert (
-                self.truth.cached_depths("i", block_hashes(chain_root(MODEL), [ord(char) for char in path], 1))
+                cached_depths(self.truth, "i", block_hashes(chain_root(MODEL), [ord(char) for char in path], 1))
                 == expected
             )
 
     def apply(self, event: CacheEvent) -> None:
         self.now += 1.0
-        self.take(self.truth.apply("i", EventBatch(0.0, [event]), self.now))
+        self.take(apply_batch(self.truth, "i", EventBatch(0.0, [event]), self.now))
 
     def take(self, told: list[changes.Change]) -> None:
         for one in told:

@@ -16,6 +16,7 @@ from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import EventFrame
 from fairlead_kvstore.reader.event_application import apply_outcomes
+from fairlead_testing.kvstore.block_store import cached_depths, report_adapter_source
 
 RECORDINGS = Path(__file__).parents[2] / "recordings" / "vllm" / "kv-events"
 MODEL = "default/tiny"
@@ -54,13 +55,13 @@ class Playing:
         """Reads ``/v1/models``."""
         for rank, _ in enumerate(self.streams):
             for name, place in self.places.items():
-                self.truth.on_adapter_source(str(rank), name, place, 1.0)
+                report_adapter_source(self.truth, str(rank), name, place, 1.0)
 
     def predicted(self, rank: int, tokens: list[int], adapter: str | None, salt: str | None) -> int:
         chain = block_hashes(
             chain_root(MODEL, adapter), tokens, SIZE, block_extras(len(tokens) // SIZE, SIZE, salt=salt)
         )
-        return cached_tokens(self.truth.cached_depths(str(rank), chain)[StorageTier.GPU], len(tokens), SIZE)
+        return cached_tokens(cached_depths(self.truth, str(rank), chain)[StorageTier.GPU], len(tokens), SIZE)
 
 
 @pytest.mark.parametrize("name", NAMES)

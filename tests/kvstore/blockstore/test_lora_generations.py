@@ -10,6 +10,7 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.decoder import decode_events
 from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch
+from fairlead_testing.kvstore.block_store import apply_batch, cached_depths, report_adapter_source, restore_snapshot
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 
 MODEL = "default/tiny"
@@ -31,14 +32,14 @@ class Loaded:
         """Serves a prompt and passes its events to the index."""
         self.engine.serve_prompt(tokens, adapter)
         frame = self.engine.publish()
-        return [] if frame is None else self.truth.apply("i", decode_events(frame.payload), 1.0)
+        return [] if frame is None else apply_batch(self.truth, "i", decode_events(frame.payload), 1.0)
 
     def predicted(self, tokens: list[int] = PROMPT, adapter: str | None = "bot") -> int:
-        return self.truth.cached_depths("i", block_hashes(chain_root(MODEL, adapter), tokens, 4))[StorageTier.GPU]
+        return cached_depths(self.truth, "i", block_hashes(chain_root(MODEL, adapter), tokens, 4))[StorageTier.GPU]
 
     def report_source(self, place: str) -> list[Change]:
         """Reports the source of the adapter, which counts with the next event."""
-        changes_now = self.truth.on_adapter_source("i", "bot", place, 1.0)
+        changes_now = report_adapter_source(self.truth, "i", "bot", place, 1.0)
         self.more += 10
         return [*changes_now, *self.serve_prompt(list(range(self.more, self.more + 4)))]
 
@@ -62,10 +63,10 @@ def test_reported_source_parks_blocks_without_an_event() -> None:
     loaded.report_source("a")
     assert loaded.truth.unsourced_adapters("i") == []
     loaded.engine.load("bot", "b")
-    assert [type(item) for item in loaded.truth.on_adapter_source("i", "bot", "b", 1.0)] == [changes.BlocksRemoved]
+    assert [type(item) for item in report_adapter_source(loaded.truth, "i", "bot", "b", 1.0)] == [changes.BlocksRemoved]
     assert loaded.predicted() == 0
     loaded.engine.load("bot", "a")
-    assert loaded.truth.on_adapter_source("i", "bot", "a", 1.0) != []
+    assert report_adapter_source(loaded.truth, "i", "bot", "a", 1.0) != []
     assert loaded.predicted() == loaded.engine.hit_blocks(PROMPT, "bot") == 10
 
 
@@ -74,10 +75,10 @@ def test_engine_that_reports_ever_new_sources_fills_no_memory() -> None:
     loaded.engine.load("bot", "a")
     loaded.serve_prompt(PROMPT)
     for number in range(100):
-        loaded.truth.on_adapter_source("i", "bot", f"source-{number}", 1.0)
+        report_adapter_source(loaded.truth, "i", "bot", f"source-{number}", 1.0)
     snapshot, _ = loaded.truth.take_snapshot("i", 0.0)
     assert len(snapshot.adapters.unconfirmed) + len(snapshot.adapters.sources) <= 2
-    loaded.truth.on_adapter_source("i", "bot", "x" * 5_000, 1.0)
+    report_adapter_source(loaded.truth, "i", "bot", "x" * 5_000, 1.0)
     assert loaded.truth.take_snapshot("i", 0.0)[0].adapters == snapshot.adapters
 
 
@@ -101,9 +102,9 @@ def test_engine_that_clears_a_tier_with_each_event_loses_its_blocks(monkeypatch:
     loaded = Loaded()
     loaded.serve_prompt(PROMPT, None)
     for now in (1.0, 100.0):
-        loaded.truth.apply("i", EventBatch(0.0, [ClearedEvent("disk")] * 10), now)
+        apply_batch(loaded.truth, "i", EventBatch(0.0, [ClearedEvent("disk")] * 10), now)
         assert loaded.truth.state("i").blocks == 10
-    loaded.truth.apply("i", EventBatch(0.0, [ClearedEvent("disk")] * 3), 100.0)
+    apply_batch(loaded.truth, "i", EventBatch(0.0, [ClearedEvent("disk")] * 3), 100.0)
     assert loaded.truth.state("i").blocks == 0
 
 
@@ -112,7 +113,7 @@ def test_source_read_after_the_next_load_is_not_taken_for_the_earlier_one() -> N
     loaded.engine.load("bot", "a")
     loaded.serve_prompt(PROMPT)
     loaded.engine.load("bot", "b")
-    loaded.truth.on_adapter_source("i", "bot", "b", 1.0)  # the last number that was seen is the first load's
+    report_adapter_source(loaded.truth, "i", "bot", "b", 1.0)  # the last number that was seen is the first load's
     loaded.serve_prompt(OTHER)
     loaded.report_source("b")
     assert (loaded.predicted(), loaded.predicted(OTHER)) == (0, 10)
@@ -150,7 +151,7 @@ def test_same_source_restores_old_blocks_when_reported() -> None:
     loaded.engine.load("bot", "a")
     loaded.serve_prompt(OTHER)
     assert loaded.truth.unsourced_adapters("i") == ["bot"]
-    assert loaded.truth.on_adapter_source("i", "bot", "a", 1.0) != []
+    assert report_adapter_source(loaded.truth, "i", "bot", "a", 1.0) != []
     assert (loaded.predicted(), loaded.predicted(OTHER)) == (10, 0), "two loads may have come since a was told first"
     assert not loaded.truth.state("i").complete
     loaded.report_source("a")
@@ -166,7 +167,7 @@ def test_source_of_the_earlier_load_is_not_taken_for_the_next() -> None:
     loaded.engine.load("bot", "b")
     loaded.serve_prompt(OTHER)
     loaded.engine.load("bot", "a")
-    loaded.truth.on_adapter_source("i", "bot", "a", 1.0)
+    report_adapter_source(loaded.truth, "i", "bot", "a", 1.0)
     assert (loaded.predicted(), loaded.engine.hit_blocks(PROMPT, "bot")) == (10, 10)
     assert loaded.predicted(OTHER) == loaded.engine.hit_blocks(OTHER, "bot") == 0
 
@@ -180,14 +181,14 @@ def test_source_is_known_if_read_before_and_after_the_first_block() -> None:
     loaded.serve_prompt(PROMPT)
     loaded.report_source("a")
     loaded.engine.load("bot", "b")
-    loaded.truth.on_adapter_source("i", "bot", "b", 1.0)
+    report_adapter_source(loaded.truth, "i", "bot", "b", 1.0)
     loaded.serve_prompt(OTHER)
-    loaded.truth.on_adapter_source("i", "bot", "b", 1.0)
+    report_adapter_source(loaded.truth, "i", "bot", "b", 1.0)
     loaded.engine.load("bot", "a")
-    loaded.truth.on_adapter_source("i", "bot", "a", 1.0)
+    report_adapter_source(loaded.truth, "i", "bot", "a", 1.0)
     assert (loaded.predicted(), loaded.predicted(OTHER)) == (10, 0)
     loaded.engine.load("bot", "b")
-    loaded.truth.on_adapter_source("i", "bot", "b", 1.0)
+    report_adapter_source(loaded.truth, "i", "bot", "b", 1.0)
     assert loaded.predicted(OTHER) == loaded.engine.hit_blocks(OTHER, "bot") == 10
 
 
@@ -198,11 +199,11 @@ def test_source_read_after_the_first_block_needs_one_more_event() -> None:
     loaded.report_source("a")
     loaded.engine.load("bot", "b")
     loaded.serve_prompt(OTHER)
-    loaded.truth.on_adapter_source("i", "bot", "b", 1.0)
+    report_adapter_source(loaded.truth, "i", "bot", "b", 1.0)
     loaded.engine.load("bot", "a")
-    loaded.truth.on_adapter_source("i", "bot", "a", 1.0)
+    report_adapter_source(loaded.truth, "i", "bot", "a", 1.0)
     loaded.engine.load("bot", "b")
-    loaded.truth.on_adapter_source("i", "bot", "b", 1.0)
+    report_adapter_source(loaded.truth, "i", "bot", "b", 1.0)
     assert loaded.predicted(OTHER) == 0  # a miss: it may be from a third source
     assert loaded.predicted() == 0
 
@@ -220,13 +221,13 @@ def test_reported_source_counts_before_any_block_of_the_new_load() -> None:
     loaded.serve_prompt(OTHER)
     loaded.report_source("b")
     loaded.engine.load("bot", "a")
-    loaded.truth.on_adapter_source("i", "bot", "a", 1.0)
+    report_adapter_source(loaded.truth, "i", "bot", "a", 1.0)
     loaded.serve_prompt(THIRD)
-    loaded.truth.on_adapter_source("i", "bot", "a", 1.0)
+    report_adapter_source(loaded.truth, "i", "bot", "a", 1.0)
     assert loaded.predicted() == loaded.engine.hit_blocks(PROMPT, "bot") == 10
     assert loaded.predicted(OTHER) == loaded.engine.hit_blocks(OTHER, "bot") == 0
     loaded.engine.load("bot", "b")
-    loaded.truth.on_adapter_source("i", "bot", "b", 1.0)
+    report_adapter_source(loaded.truth, "i", "bot", "b", 1.0)
     assert loaded.predicted(THIRD) == loaded.engine.hit_blocks(THIRD, "bot") == 0
     assert loaded.predicted(OTHER) == loaded.engine.hit_blocks(OTHER, "bot") == 10
     loaded.engine.load("bot", "a")
@@ -244,7 +245,7 @@ def test_blocks_of_a_new_number_wait_until_they_confirm_the_reported_source() ->
     loaded.report_source("a")
     loaded.engine.load("bot", "a")
     loaded.serve_prompt(OTHER)
-    loaded.truth.on_adapter_source("i", "bot", "a", 1.0)
+    report_adapter_source(loaded.truth, "i", "bot", "a", 1.0)
     loaded.serve_prompt([*PROMPT, *range(700, 710)])  # the first load's blocks: it is the same content
     assert (loaded.predicted(), loaded.predicted(OTHER)) == (10, 10)
 
@@ -282,7 +283,7 @@ def test_adapters_without_names_are_not_credited() -> None:
     from fairlead_kvstore.events.decoder import EventBatch
     from fairlead_kvstore.events.payloads import StoredEvent
 
-    loaded.truth.apply("i", EventBatch(0.0, [StoredEvent([1], None, [1, 2, 3, 4], 4, 7, "GPU")]), 1.0)
+    apply_batch(loaded.truth, "i", EventBatch(0.0, [StoredEvent([1], None, [1, 2, 3, 4], 4, 7, "GPU")]), 1.0)
     assert loaded.truth.state("i").blocks == 1
     assert loaded.predicted([1, 2, 3, 4], None) == loaded.predicted([1, 2, 3, 4], "bot") == 0
 
@@ -385,7 +386,7 @@ def test_doubt_is_part_of_the_snapshot() -> None:
     assert kept.completeness()[0] is False
     another = BlockStore()
     another.attach("i", MODEL, 2.0)
-    another.restore_snapshot("i", kept, rows, 0.0, 2.0)
+    restore_snapshot(another, "i", kept, rows, 0.0, 2.0)
     another.on_stream_resumed("i")
     assert not another.state("i").complete
     assert another.state("i").reason == loaded.truth.state("i").reason

@@ -15,6 +15,7 @@ from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, RemovedEv
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import AcceptBatch, EventFrame, ProcessRestarted, StreamComplete
 from fairlead_kvstore.reader.event_application import apply_outcomes
+from fairlead_testing.kvstore.block_store import apply_batch, cached_depths
 
 RECORDINGS = Path(__file__).parents[2] / "recordings" / "vllm" / "kv-events"
 MODEL = "default/tiny"
@@ -44,13 +45,13 @@ class Reading:
     def upto(self, count: int) -> list[changes.Change]:
         found: list[changes.Change] = []
         for batch in self.batches[self.read : count]:
-            found += self.truth.apply("i", batch, batch.wall - self.batches[0].wall)
+            found += apply_batch(self.truth, "i", batch, batch.wall - self.batches[0].wall)
         self.read = count
         return found
 
     def predicted(self, tokens: list[int], adapter: str | None = None, **more: Any) -> int:
         chain = block_hashes(chain_root(MODEL, adapter), tokens, SIZE, block_extras(len(tokens) // SIZE, SIZE, **more))
-        return cached_tokens(self.truth.cached_depths("i", chain)[StorageTier.GPU], len(tokens), SIZE)
+        return cached_tokens(cached_depths(self.truth, "i", chain)[StorageTier.GPU], len(tokens), SIZE)
 
 
 @pytest.mark.parametrize(("name", "count", "stored", "removed"), [
@@ -144,7 +145,7 @@ def test_adapter_from_another_path_parks_the_old_blocks() -> None:
     assert kinds == [(changes.BlocksRemoved, 6), (changes.BlocksStored, 3)]
     salted = block_hashes(chain_root(MODEL, "L1"), PLAIN, SIZE, block_extras(3, SIZE, salt="tenant-8"))
     assert reading.predicted(PLAIN, "L1") == 96
-    assert reading.truth.cached_depths("i", salted)[StorageTier.GPU] == 0
+    assert cached_depths(reading.truth, "i", salted)[StorageTier.GPU] == 0
     assert before
 
 
@@ -235,7 +236,7 @@ def test_restart_on_the_same_port_ends_the_epoch() -> None:
     state = truth.state("i")
     assert (state.epoch, state.blocks, state.complete) == (2, 4, True)
     chain = block_hashes(chain_root(MODEL), list(range(100, 250)), SIZE)
-    assert truth.cached_depths("i", chain)[StorageTier.GPU] == 4
+    assert cached_depths(truth, "i", chain)[StorageTier.GPU] == 4
 
 
 @pytest.mark.parametrize(("count", "images", "cached"), [

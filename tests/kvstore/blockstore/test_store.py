@@ -5,7 +5,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore import changes
 from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
-from fairlead_kvstore.blockstore.block_table import MAX_DUPLICATES
+from fairlead_kvstore.blockstore.block_table import MAX_DUPLICATES, time_of
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.events.payloads import ClearedEvent, RemovedEvent, StoredEvent
 from fairlead_testing.kvstore.block_store import (
@@ -314,11 +314,16 @@ def test_ages_follow_stores_and_uses() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(0, 1), seconds=0.0)
     index.apply(stored_event(2, 2), seconds=48.0)
-    assert [index.store.age_seconds("i", own, 48.0) for own in BLOCK_HASHES[:4]] == [0.0, 0.0, 0.0, None]
+    blocks = index.store._instances["i"].blocks
+
+    def stored_at(block: int) -> float:
+        return time_of(blocks.ticks[blocks.by_block_hash.find(BLOCK_HASHES[block])])
+
+    assert [stored_at(block) for block in range(3)] == [48.0, 48.0, 48.0]
     index.apply(stored_event(0, 0, base=5000, extra_keys=[["other"]]), seconds=48.0)
-    assert index.store.age_seconds("i", BLOCK_HASHES[0], 96.0) == 48.0
+    assert stored_at(0) == 48.0
     index.store.touch("i", BLOCK_HASHES[:2], 96.0)
-    assert [index.store.age_seconds("i", own, 96.0) for own in BLOCK_HASHES[:3]] == [0.0, 0.0, 48.0]
+    assert [stored_at(block) for block in range(3)] == [96.0, 96.0, 48.0]
 
 
 def test_evicted_age_is_learned_from_removals() -> None:

@@ -12,6 +12,7 @@ from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import EventsError, MalformedEvents, OversizedEvents
 from fairlead_kvstore.events.decoder import decode_events
 from fairlead_kvstore.events.payloads import ClearedEvent, RemovedEvent, StoredEvent
+from fairlead_testing.kvstore.block_store import apply_batch
 
 pack = msgspec.msgpack.encode
 STORED: dict[str, Any] = {
@@ -209,7 +210,7 @@ def test_decoded_batches_can_be_applied(events: list[Any], rank: Any) -> None:
     except EventsError:
         return
     for now in (1.0, 2.0):
-        truth.apply("i", batch, now)
+        apply_batch(truth, "i", batch, now)
     assert truth.state("i").blocks == truth.block_count
 
 
@@ -226,4 +227,4 @@ def test_mutated_payload_is_events_or_events_error(data: st.DataObject) -> None:
         return
     truth = BlockStore()
     truth.attach("i", "default/tiny", 0.0)
-    truth.apply("i", batch, 1.0)
+    apply_batch(truth, "i", batch, 1.0)

@@ -15,6 +15,7 @@ from fairlead_kvstore.errors import EventsError, MalformedEvents, OversizedEvent
 from fairlead_kvstore.events.decoder import decode_events
 from fairlead_kvstore.events.payloads import RemovedEvent, StoredEvent
 from fairlead_kvstore.reader.event_application import event_slices
+from fairlead_testing.kvstore.block_store import apply_batch
 
 LIMITS = Limits()
 SMALL = Limits(kv_slice_bytes=128)
@@ -72,9 +73,9 @@ def test_slices_have_the_effect_of_the_whole_batch(seed: int) -> None:
         store.attach("i", "default/tiny", 0.0)
     for _ in range(6):
         payload = payload_of(random_events(draw))
-        whole.apply("i", decode_events(payload), 1.0)
+        apply_batch(whole, "i", decode_events(payload), 1.0)
         for _, batch in event_slices(payload, SMALL):
-            sliced.apply("i", batch, 1.0)
+            apply_batch(sliced, "i", batch, 1.0)
     assert sorted(sliced.content("i")) == sorted(whole.content("i"))
     assert sliced.state("i").counts == whole.state("i").counts
     assert sliced.state("i").orphans == whole.state("i").orphans
@@ -176,9 +177,9 @@ def test_orphan_that_follows_itself_is_looked_at_once() -> None:
     # blocks of a slower tier cannot be named, so that those after them wait again
     unnamed = StoredEvent([50], None, [1], 1, medium="CPU")
     followers = [StoredEvent([51], 50, [2], 1, medium="CPU"), StoredEvent([60], 60, [2], 1)]
-    store.apply("i", decode_events(payload_of([])), 1.0)
+    apply_batch(store, "i", decode_events(payload_of([])), 1.0)
     for event in (salted, *followers, unnamed, salted):
         for _ in event_slices(_encode([1.0, [event], 0]), LIMITS):
             pass
-        store.apply("i", decode_events(_encode([1.0, [event], 0])), 1.0)
+        apply_batch(store, "i", decode_events(_encode([1.0, [event], 0])), 1.0)
     assert store.state("i").orphans == 2

@@ -19,10 +19,11 @@ from fairlead_kvstore.events.types import StreamPosition
 from fairlead_kvstore.index import redis_keys, writer
 from fairlead_kvstore.index import writer as writing
 from fairlead_kvstore.index.format import InstanceHeader, encode_part, encode_value
-from fairlead_kvstore.index.recovery import RecoveredIndex, RestoredCheckpoint, recover_index
+from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex, recover_index
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import LinkState
+from fairlead_testing.kvstore.block_store import apply_batch
 from fairlead_testing.kvstore.index_harness import InMemoryIndexer
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.redis.valkey import Valkey
@@ -204,7 +205,7 @@ def test_restore_of_a_large_instance_leaves_turns_and_renews_the_lease() -> None
     store.attach("a", MODELS[0], 0.0)
     for start in range(0, count, 20_000):
         hashes = list(range(start + 1, start + 20_001))
-        store.apply("a", EventBatch(0.0, [StoredEvent(hashes, start or None, [0] * 20_000, 1)]), 0.0)
+        apply_batch(store, "a", EventBatch(0.0, [StoredEvent(hashes, start or None, [0] * 20_000, 1)]), 0.0)
     snapshot, rows = store.take_snapshot("a", 0.0)
     link = _SlowLink(snapshot, rows)
     found = asyncio.run(_restore(link))
@@ -213,7 +214,7 @@ def test_restore_of_a_large_instance_leaves_turns_and_renews_the_lease() -> None
     assert link.turns > 30
     assert link.renewals > 6
     restored = found.instances["a"]
-    assert isinstance(restored, RestoredCheckpoint)
+    assert isinstance(restored, InstanceCheckpoint)
     later = BlockStore(limits=replace(Limits(), kv_blocks_per_instance=58_000))
     later.attach("a", MODELS[0], 0.0)
     later.restore_tables("a", snapshot, restored.tables, 0.0, 0.0)

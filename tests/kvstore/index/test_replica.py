@@ -16,6 +16,7 @@ from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.payloads import CacheEvent, ClearedEvent, EventBatch, RemovedEvent, StoredEvent
 from fairlead_kvstore.index.replica import IndexReplica, InstanceMatch, KnownCompleteness
 from fairlead_kvstore.index.sink import LocalSink
+from fairlead_testing.kvstore.block_store import apply_batch, cached_depths
 
 MODEL = "default/tiny"
 NAMES = ("a", "b", "c", "d")
@@ -40,7 +41,7 @@ def expected(truth: BlockStore, path: Sequence[int]) -> dict[str, tuple[int, ...
     found = {}
     for name in NAMES:
         if name in truth:
-            held = truth.cached_depths(name, path)
+            held = cached_depths(truth, name, path)
             if any(held.values()):
                 found[name] = tuple(held[tier] for tier in StorageTier)
     return found
@@ -63,7 +64,7 @@ class AgainstTruth(RuleBasedStateMachine):
 
     def batch(self, name: str, event: CacheEvent) -> None:
         if name in self.truth:
-            self.take(self.truth.apply(name, EventBatch(0.0, [event]), self.now))
+            self.take(apply_batch(self.truth, name, EventBatch(0.0, [event]), self.now))
 
     @rule(
         name=st.sampled_from(NAMES),
@@ -178,8 +179,8 @@ def test_rows_of_a_snapshot_can_be_loaded() -> None:
     truth, mirror = BlockStore(), IndexReplica()
     truth.attach("a", MODEL, 0.0)
     for medium in ("GPU", "CPU"):
-        truth.apply("a", EventBatch(0.0, [stored("abab", 0, medium), stored("aab", 0, medium)]), 0.0)
-    truth.apply("a", EventBatch(0.0, [RemovedEvent([handles("abab")[-1]], "GPU")]), 0.0)
+        apply_batch(truth, "a", EventBatch(0.0, [stored("abab", 0, medium), stored("aab", 0, medium)]), 0.0)
+    apply_batch(truth, "a", EventBatch(0.0, [RemovedEvent([handles("abab")[-1]], "GPU")]), 0.0)
     blocks = truth._instances["a"].blocks
     mirror.load_rows("a", blocks.block_hashes, blocks.counts)
     assert {one.instance: one.blocks for one in mirror.match(chain("abab"))} == {"a": (3, 4, 4, 4)}

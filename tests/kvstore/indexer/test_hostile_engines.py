@@ -119,7 +119,7 @@ async def test_engine_that_is_replaced_while_a_batch_is_applied_is_read_on() -> 
             if connection._is_paused and subscription.is_busy and len(scheduler) == 1:
                 break
         assert subscription.is_busy
-        assert stage.indexer.on_engine_restarted("a", "its supervisor says so")
+        subscription.replace_engine("its supervisor says so")
         await stage.wait_exact("a")
 
 

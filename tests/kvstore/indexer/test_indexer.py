@@ -10,17 +10,17 @@ import pytest
 from fairlead.errors import BadInput
 from fairlead.fleet.model import EXTERNAL_API, Fleet, InstanceState, Model
 from fairlead.limits import Limits
-from fairlead_kvstore.events.types import EventFrame
-from fairlead_kvstore.index.recovery import RecoveredIndex
+from fairlead_kvstore.events.types import EventFrame, StreamPosition
+from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
 from fairlead_kvstore.indexer.indexer import KV_ADAPTER_PAUSE_SECONDS
 from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH, KV_ADAPTER_POLL_SECONDS, MODELS_PATH
 from fairlead_kvstore.reader.engine_subscription import (
-    KV_IDLE_CHECK_SECONDS,
     KV_REPLAY_SECONDS,
     KV_RESTART_SECONDS,
     MAX_KV_REPLAY_SECONDS,
 )
 from fairlead_kvstore.reader.namespace_slots import NamespaceSlots
+from fairlead_testing.kvstore.block_store import SingleInstanceStore, restored_tables, stored_event
 from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmq_engine import ZmqEngine
@@ -159,25 +159,22 @@ async def test_requested_clear_drops_blocks_at_once() -> None:
         await stage.wait_exact("a")
         assert stage.credited_blocks("a", B) == 4
         assert not stage.indexer.on_cache_cleared("nobody")
-        assert stage.indexer.on_engine_restarted("a", "its supervisor says so")
-        assert stage.credited_blocks("a", B) == 0
-        await wait_until(lambda: stage.loop.advance(KV_IDLE_CHECK_SECONDS) or stage.credited_blocks("a", B) == 4)
 
 
-async def test_restart_of_an_engine_without_known_endpoints_drops_its_restored_blocks() -> None:
-    async with indexer_harness() as former:
-        engine = former.start_engine("a")
-        former.add_instance("a")
-        await former.wait_connected("a")
-        engine.serve_prompt(*A)
-        await former.wait_exact("a")
-        checkpoint = former.indexer.checkpoint("a")
-    async with indexer_harness(leased=True) as stage:
-        stage.add_instance("a")
-        stage.indexer.start_model(MODEL, RecoveredIndex({"a": checkpoint}, [], {}))
-        assert stage.status("a").state.blocks == 2
-        assert stage.indexer.on_engine_restarted("a", "its supervisor says so")
-        assert (stage.status("a").state.blocks, stage.indexer.checkpoint("a").position) == (0, None)
+async def test_restored_blocks_are_dropped_if_the_engine_has_no_known_endpoints() -> None:
+    former = SingleInstanceStore()
+    former.apply(stored_event(0, 1))
+    snapshot, rows = former.store.take_snapshot("i", 0.0)
+    tables = restored_tables(snapshot, rows, 0.0)
+    async with indexer_harness(replace(Limits(), kv_query_pause_seconds=0.001), leased=True) as stage:
+        stage.add_instance("i")
+        checkpoint = InstanceCheckpoint(snapshot, {}, StreamPosition(1, [(0, 0)]), tables)
+        stage.indexer.start_model(MODEL, RecoveredIndex({"i": checkpoint}, [], {}))
+        assert stage.status("i").state.blocks == 2
+        await wait_until(lambda: bool(stage.queries))
+        stage.clock.advance(KV_RESTART_SECONDS)
+        await wait_until(lambda: not stage.status("i").state.blocks)
+        assert stage.indexer.checkpoint("i").position is None
 
 
 async def test_dialing_engines_are_identified_by_topic_and_disconnects_detected() -> None:

@@ -13,7 +13,7 @@ from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.payloads import EventBatch, StoredEvent
 from fairlead_kvstore.index.writer_state import INDEX_STREAM_BYTES, StreamBound
 from fairlead_kvstore.indexer.redis_memory import RedisMemoryBound
-from fairlead_testing.kvstore.block_store import MODEL, SingleInstanceStore, stored_event
+from fairlead_testing.kvstore.block_store import MODEL, SingleInstanceStore, apply_batch, stored_event
 from fairlead_testing.kvstore.index_harness import harness_with_redis
 from fairlead_testing.pytest_hooks.nightly import shortened
 from fairlead_testing.redis.valkey import Valkey
@@ -63,7 +63,7 @@ def fill(store: BlockStore, instance: str, count: int) -> None:
     for first in range(0, count, 1_000):
         handles = list(range(first + 1, first + 1_001))
         event = StoredEvent([*handles], first or None, handles, 1, medium="GPU")
-        store.apply(instance, EventBatch(0.0, [event]), 1.0)
+        apply_batch(store, instance, EventBatch(0.0, [event]), 1.0)
 
 
 async def test_blocks_and_streams_are_bounded_by_the_memory_of_redis() -> None:

@@ -13,7 +13,6 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.events.types import EventFrame
-from fairlead_kvstore.index.recovery import InstanceCheckpoint, PartialCheckpoint
 from fairlead_kvstore.reader.engine_subscription import KV_REPLAY_SECONDS, KV_RESTART_SECONDS, KV_SETTLE_SECONDS
 from fairlead_testing.kvstore.indexer_harness import frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
@@ -333,7 +332,7 @@ async def test_large_batch_leaves_turns_to_the_events_of_another_engine(monkeypa
             name = next(change.instance for change in changes if hasattr(change, "instance"))
             if name == "a" and not order:
                 assert stage.indexer.checkpoint("a").position is None
-                assert isinstance(stage.indexer.checkpoint("a"), PartialCheckpoint)
+                assert stage.indexer.checkpoint("a").is_partial
                 small.serve_prompt(*B)
             order.append(name)
             whole(model_key, changes, batches)
@@ -346,7 +345,7 @@ async def test_large_batch_leaves_turns_to_the_events_of_another_engine(monkeypa
         assert stage.credited_blocks("a", range(1, 12_001)) == 3_000
         assert order.index("b") < len(order) - 1
         checkpoint = stage.indexer.checkpoint("a")
-        assert (type(checkpoint), checkpoint.position is not None) == (InstanceCheckpoint, True)
+        assert (checkpoint.is_partial, checkpoint.position is not None) == (False, True)
 
 
 async def test_batches_that_wait_are_bounded_and_more_count_as_a_gap() -> None:

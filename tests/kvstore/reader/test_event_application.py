@@ -11,6 +11,7 @@ from fairlead_kvstore.events.payloads import EventBatch, StoredEvent
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import AcceptBatch, EventFrame, StreamComplete, StreamOutcome
 from fairlead_kvstore.reader.event_application import AppliedEvents, EventApplication, apply_outcomes
+from fairlead_testing.kvstore.block_store import apply_batch
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 
 ADAPTER = {"block_size": 1, "lora_id": 2, "medium": "GPU", "lora_name": "a"}
@@ -146,7 +147,7 @@ def test_clear_by_fairlead_between_two_slices_leaves_no_block_of_the_batch() -> 
 def test_reload_of_an_adapter_with_many_blocks_takes_many_short_steps() -> None:
     store, application = sliced_application()
     hashes = list(range(1, 5_001))
-    store.apply("i", EventBatch(0.0, [StoredEvent(hashes, None, hashes, 1, 1, "GPU", "a")]), 1.0)
+    apply_batch(store, "i", EventBatch(0.0, [StoredEvent(hashes, None, hashes, 1, 1, "GPU", "a")]), 1.0)
     reload = {"type": "BlockStored", "block_hashes": [9_999], "parent_block_hash": None, "token_ids": [7]}
     application.add([AcceptBatch(0, msgspec.msgpack.encode([1.0, [{**reload, **ADAPTER}], 0]))])
     removed: list[int] = []
@@ -160,7 +161,7 @@ def test_reload_of_an_adapter_with_many_blocks_takes_many_short_steps() -> None:
 def test_clear_of_a_tier_with_many_blocks_takes_many_short_steps() -> None:
     store, application = sliced_application()
     hashes = list(range(1, 5_001))
-    store.apply("i", EventBatch(0.0, [StoredEvent(hashes, None, hashes, 1, None, "disk")]), 1.0)
+    apply_batch(store, "i", EventBatch(0.0, [StoredEvent(hashes, None, hashes, 1, None, "disk")]), 1.0)
     application.add(
         [AcceptBatch(0, msgspec.msgpack.encode([1.0, [{"type": "AllBlocksCleared", "medium": "disk"}], 0]))]
     )
@@ -175,7 +176,7 @@ def test_clear_of_a_tier_with_many_blocks_takes_many_short_steps() -> None:
 def test_orphans_of_one_parent_are_linked_in_many_short_steps() -> None:
     store, application = sliced_application()
     children = [StoredEvent([number], 1, [number], 1) for number in range(2, 5_002)]
-    store.apply("i", EventBatch(0.0, children), 1.0)
+    apply_batch(store, "i", EventBatch(0.0, children), 1.0)
     application.add([large_frame(0, 1, 1)])
     most = 0
     while application.is_busy:
@@ -190,7 +191,7 @@ def test_eviction_of_a_large_overflow_takes_many_short_steps() -> None:
     store = BlockStore(limits=limits)
     store.attach("i", "default/tiny", 0.0)
     hashes = list(range(1, 20_001))
-    store.apply("i", EventBatch(0.0, [StoredEvent(hashes, None, hashes, 1)]), 1.0)
+    apply_batch(store, "i", EventBatch(0.0, [StoredEvent(hashes, None, hashes, 1)]), 1.0)
     application = EventApplication(store, "i", limits)
     application.add([large_frame(0, 100_000, 8_000)])
     most = 0
