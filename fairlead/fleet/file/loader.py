@@ -1,11 +1,6 @@
-"""Parses fleet files. Every problem is reported, each with line, field and fix.
+"""Parses fleet files. Every problem is reported, each with line, field and fix."""
 
-Problems of the LoRA adapters of a fleet file, each with line, field and fix.
-
-Problems of the routes of a fleet file, each with line, field and fix.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import ValidationError
 
@@ -30,22 +25,21 @@ from fairlead.manifests.yaml_nodes import YamlNode, format_path, format_value, p
 from fairlead.names import closest_matches
 from fairlead.routes.model import Route
 
+_Path = tuple[str | int, ...]
+_Add = Callable[[_Path, str, str], None]
+"""Adds a problem: the path of its field, a message and a fix."""
 
-def route_problems(
-    routes: Sequence[Route], granted: Mapping[str, GrantedNames], models: Mapping[str, Model], node: YamlNode, file: str
-) -> list[FileProblem]:
-    """Returns the problems of routes: those that are given twice, and names that they do not get.
+
+def _check_routes(
+    routes: Sequence[Route], granted: Mapping[str, GrantedNames], models: Mapping[str, Model], add: _Add
+) -> None:
+    """Adds the problems of routes: those that are given twice, and names that they do not get.
 
     Targets are problems that are no models of the file, or that take no routes of the namespace.
 
     granted: the names of models and routes, by the keys of their claims.
     models: by their keys.
     """
-    problems: list[FileProblem] = []
-
-    def add(path: tuple[str | int, ...], message: str, fix: str) -> None:
-        problems.append(FileProblem(file, node.locate(path).line, format_path(path), message, fix))
-
     seen: set[str] = set()
     for number, route in enumerate(routes):
         if route.key in seen:
@@ -67,21 +61,12 @@ def route_problems(
             elif not models[model].takes_routes_of(route.namespace):
                 message = f"{format_value(model)} takes no routes of the namespace {route.namespace}"
                 add(("routes", number, *path), message, f"add `allowedRoutes: [{route.namespace}]` to the model")
-    return problems
 
 
-_Path = tuple[str | int, ...]
-
-
-def adapter_problems(content: FileFleet, node: YamlNode, file: str) -> list[FileProblem]:
-    """Returns the problems of adapters: names that something else has, and models that hand KV
-    over, whose engines serve no adapters.
+def _check_adapters(content: FileFleet, add: _Add) -> None:
+    """Adds the problems of adapters: names that something else has, and models that hand KV over,
+    whose engines serve no adapters.
     """
-    problems: list[FileProblem] = []
-
-    def add(path: _Path, message: str, fix: str) -> None:
-        problems.append(FileProblem(file, node.locate(path).line, format_path(path), message, fix))
-
     owners, namespaces = _owners(content), {model.namespace for model in content.models}
     for number, model in enumerate(content.models):
         if model.adapters and any(instance.role is not Role.SERVE for instance in model.instances):
@@ -100,7 +85,6 @@ def adapter_problems(content: FileFleet, node: YamlNode, file: str) -> list[File
             elif name in owners:
                 add(path, f"{owners[name]} has the name {format_value(name)}", "use another name")
             owners.setdefault(name, f"an adapter of the model {model.namespace}/{model.name}")
-    return problems
 
 
 def _owners(content: FileFleet) -> dict[str, str]:
@@ -133,11 +117,14 @@ def parse_fleet_file(text: str, *, file: str, limits: Limits | None = None) -> F
         from fairlead.manifests.validation_messages import validation_problems  # most files are valid
 
         raise ManifestError(tuple(validation_problems(error, FileFleet, node, file))) from error
-    problems = (
-        _duplicate_problems(content, node, file)
-        + _missing_transfer_problems(content, node, file)
-        + _limit_problems(content, node, file, limits)
-    )
+    problems: list[FileProblem] = []
+
+    def add(path: _Path, message: str, fix: str) -> None:
+        problems.append(FileProblem(file, node.locate(path).line, format_path(path), message, fix))
+
+    _check_duplicates(content, node, add)
+    _check_transfers(content, add)
+    _check_sizes(content, limits, add)
     if problems:
         raise ManifestError(tuple(problems))
     routes = [item.to_route(item.namespace, item.name) for item in content.routes]
@@ -150,8 +137,8 @@ def parse_fleet_file(text: str, *, file: str, limits: Limits | None = None) -> F
         (_to_model(item, granted[claim.key]) for item, claim in zip(content.models, claims, strict=True)),
         key=lambda model: model.key,
     )
-    problems = route_problems(routes, granted, {model.key: model for model in models}, node, file)
-    problems += adapter_problems(content, node, file)
+    _check_routes(routes, granted, {model.key: model for model in models}, add)
+    _check_adapters(content, add)
     if problems:
         raise ManifestError(tuple(problems))
     instances = {f"{item.namespace}/{item.name}": _to_instances(item) for item in content.models}
@@ -234,62 +221,45 @@ def _instance_id(item: FileModel, one: FileInstance) -> str:
     return endpoint_id(one.url, owner, one.dp_rank or 0)
 
 
-def _duplicate_problems(content: FileFleet, node: YamlNode, file: str) -> list[FileProblem]:
-    """Returns a problem for each name or id that is given twice.
+def _check_duplicates(content: FileFleet, node: YamlNode, add: _Add) -> None:
+    """Adds a problem for each name or id that is given twice.
 
     Ids are unique in the whole file, because metrics and logs name instances by id.
     """
-    problems: list[FileProblem] = []
     seen: dict[str, int] = {}
     taken: dict[str, int] = {}
     for m, model in enumerate(content.models):
-        path: tuple[str | int, ...] = ("models", m, "name")
-        line = node.locate(path).line
+        path: _Path = ("models", m, "name")
         key = f"{model.namespace}/{model.name}"
         if key in seen:
             message = f"the model {key} is already given on line {seen[key]}"
-            problems.append(
-                FileProblem(file, line, format_path(path), message, "put the instances of one model together")
-            )
-        seen.setdefault(key, line)
+            add(path, message, "put the instances of one model together")
+        seen.setdefault(key, node.locate(path).line)
         for i, one in enumerate(model.instances):
             path = ("models", m, "instances", i)
-            line = node.locate(path).line
             instance_id = _instance_id(model, one)
             if instance_id in taken:
                 message = f"the instance {instance_id} is already given on line {taken[instance_id]}"
-                fix = "remove one, or give each a different `id:`"
-                problems.append(FileProblem(file, line, format_path(path), message, fix))
-            taken.setdefault(instance_id, line)
-    return problems
+                add(path, message, "remove one, or give each a different `id:`")
+            taken.setdefault(instance_id, node.locate(path).line)
 
 
-def _missing_transfer_problems(content: FileFleet, node: YamlNode, file: str) -> list[FileProblem]:
-    """Returns a problem for each prefill instance without KV transfer: it would get no request."""
-    problems: list[FileProblem] = []
+def _check_transfers(content: FileFleet, add: _Add) -> None:
+    """Adds a problem for each prefill instance without KV transfer: it would get no request."""
     for m, model in enumerate(content.models):
         for i, one in enumerate(model.instances):
             if one.role is Role.PREFILL and not (one.kv_transfer or model.kv_transfer):
-                path: tuple[str | int, ...] = ("models", m, "instances", i, "role")
-                message = "a Prefill instance needs a KV transfer protocol"
                 fix = f"add `kvTransfer: {' | '.join(KV_TRANSFERS)}` to the instance or its model"
-                problems.append(FileProblem(file, node.locate(path).line, format_path(path), message, fix))
-    return problems
+                add(("models", m, "instances", i, "role"), "a Prefill instance needs a KV transfer protocol", fix)
 
 
-def _limit_problems(content: FileFleet, node: YamlNode, file: str, limits: Limits) -> list[FileProblem]:
-    line = node.locate(("models",)).line
-    total = sum(len(model.instances) for model in content.models)
+def _check_sizes(content: FileFleet, limits: Limits, add: _Add) -> None:
     counts = (
         ("models", len(content.models), limits.models),
-        ("instances", total, limits.instances),
+        ("instances", sum(len(model.instances) for model in content.models), limits.instances),
         ("routes", len(content.routes), limits.routes),
         ("adapters", sum(len(model.adapters) for model in content.models), limits.adapters),
     )
-    return [
-        FileProblem(
-            file, line, "models", f"there are {count:,} {what}; at most {limit:,} are served", "split the fleet"
-        )
-        for what, count, limit in counts
-        if count > limit
-    ]
+    for what, count, limit in counts:
+        if count > limit:
+            add(("models",), f"there are {count:,} {what}; at most {limit:,} are served", "split the fleet")

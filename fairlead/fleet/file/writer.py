@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 
 from fairlead import units
 from fairlead.engine_profile import EngineProfile, builtin_profiles
-from fairlead.fleet.model import Fleet, Instance, KvPullSource, Model, RequestPolicy, TokenPrice, UnknownFields
+from fairlead.fleet.model import Fleet, Instance, KvPullSource, Model, SloTargets, TokenPrice, UnknownFields
 from fairlead.manifests.yaml_nodes import resolve_scalar
 from fairlead.routes.model import Fallback, RequestRewrite, Route, RouteRule, RouteTarget
 from fairlead.runtime.atomic_write import write_atomic
@@ -21,27 +21,12 @@ def format_fleet_file(fleet: Fleet) -> str:
     """Returns the fleet as text of a fleet file, one instance per line, without `signals`."""
     lines = ["models:" if fleet.models else "models: []"]
     for key, model in fleet.models.items():
-        lines.append(f"  - name: {_format_flow(model.name)}")
-        lines.append(f"    namespace: {_format_flow(model.namespace)}")
-        lines.append(f"    slo: {_format_flow(_slo_fields(model))}")
-        attempts = {} if model.max_attempts is None else {"maxAttempts": model.max_attempts}
-        lines.append(f"    routing: {_format_flow({'preset': model.preset} | attempts)}")
-        if model.served_names:
-            lines.append(f"    servedNames: {_format_flow(list(model.served_names))}")
-        if model.route_namespaces:
-            lines.append(f"    allowedRoutes: {_format_flow(sorted(model.route_namespaces))}")
-        if model.wakes:
-            lines.append("    wakes: true")
-        lines += [f"    {name}: {_format_flow(value)}" for name, value in _policy_fields(model.requests).items()]
-        if model.adapters:
-            lines.append(f"    adapterSlots: {model.adapter_slots}")
-            lines.append("    adapters:")
-            lines += [f"      - {_format_flow({'name': one.name, 'source': one.source})}" for one in model.adapters]
-        instances = fleet.instances.get(key, ())
-        if model.price is not None:
-            lines.append(f"    price: {_format_flow(_price_fields(model.price))}")
-        lines.append("    instances:" if instances else "    instances: []")
-        lines += [f"      - {_format_flow(_instance_fields(one))}" for one in instances]
+        fields = _model_fields(model) | {"instances": [_instance_fields(one) for one in fleet.instances.get(key, ())]}
+        for number, (name, value) in enumerate(fields.items()):
+            start = f"{'    ' if number else '  - '}{name}:"
+            is_block = isinstance(value, list) and value and isinstance(value[0], dict)
+            lines.append(start if is_block else f"{start} {_format_flow(value)}")
+            lines += [f"      - {_format_flow(item)}" for item in value] if is_block else []
     if fleet.routes:
         lines.append("routes:")
         lines += [f"  - {_format_flow(_route_fields(route))}" for route in fleet.routes.values()]
@@ -57,7 +42,7 @@ def _format_flow(value: Any) -> str:
     if isinstance(value, str):
         bare = _BARE_TEXT.fullmatch(value) and isinstance(resolve_scalar(value), str)
         return value if bare else '"' + "".join(_escape(char) for char in value) + '"'
-    return repr(value)
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _escape(char: str) -> str:
@@ -66,72 +51,74 @@ def _escape(char: str) -> str:
     return char if char == " " or (char.isprintable() and not char.isspace()) else f"\\U{ord(char):08x}"
 
 
-def _policy_fields(policy: RequestPolicy) -> dict[str, Any]:
-    """Returns the settings that are not the default."""
-    entry: dict[str, Any] = {}
-    if policy.unknown_fields is not UnknownFields.default_of(policy.engines):
-        entry["unknownFields"] = policy.unknown_fields.value
-    if policy.allowed_fields:
-        entry["allowedFields"] = sorted(policy.allowed_fields)
-    if policy.allowed_paths:
-        entry["allowedPaths"] = sorted(policy.allowed_paths)
-    if policy.allowed_headers:
-        entry["allowedHeaders"] = sorted(policy.allowed_headers)
-    if policy.sets_priority:
-        entry["setsPriority"] = True
-    return entry
+def _given(**fields: Any) -> dict[str, Any]:
+    """Returns the fields but those without a value, which are None, False or an empty list."""
+    return {name: value for name, value in fields.items() if not (value is None or value is False or value == [])}
 
 
-def _slo_fields(model: Model) -> dict[str, Any]:
-    values = model.objectives
-    entry: dict[str, Any] = {"target": values.target}
-    if values.ttft_seconds is not None:
-        entry["ttft"] = units.format_exact_duration(values.ttft_seconds)
-        if values.ttft_per_kilo_token_seconds:
-            entry["ttftPerKiloToken"] = units.format_exact_duration(values.ttft_per_kilo_token_seconds)
-    if values.itl_seconds is not None:
-        entry["tpot"] = units.format_exact_duration(values.itl_seconds)
-    return entry
+def _model_fields(model: Model) -> dict[str, Any]:
+    policy, has_adapters = model.requests, bool(model.adapters)
+    is_default = policy.unknown_fields is UnknownFields.default_of(policy.engines)
+    return _given(
+        name=model.name,
+        namespace=model.namespace,
+        slo=_slo_fields(model.objectives),
+        routing=_given(preset=model.preset, maxAttempts=model.max_attempts),
+        servedNames=list(model.served_names),
+        allowedRoutes=sorted(model.route_namespaces),
+        wakes=model.wakes,
+        unknownFields=None if is_default else policy.unknown_fields.value,
+        allowedFields=sorted(policy.allowed_fields),
+        allowedPaths=sorted(policy.allowed_paths),
+        allowedHeaders=sorted(policy.allowed_headers),
+        setsPriority=policy.sets_priority,
+        adapterSlots=model.adapter_slots if has_adapters else None,
+        adapters=[{"name": one.name, "source": one.source} for one in model.adapters],
+        price=None if model.price is None else _price_fields(model.price),
+    )
+
+
+def _slo_fields(values: SloTargets) -> dict[str, Any]:
+    has_ttft = values.ttft_seconds is not None
+    seconds = {
+        "ttft": values.ttft_seconds,
+        "ttftPerKiloToken": (values.ttft_per_kilo_token_seconds or None) if has_ttft else None,
+        "tpot": values.itl_seconds,
+    }
+    durations = {name: units.format_exact_duration(value) for name, value in seconds.items() if value is not None}
+    return {"target": values.target, **durations}
 
 
 def _route_fields(route: Route) -> dict[str, Any]:
-    served = [name for name in route.names if name != route.name]
-    entry: dict[str, Any] = {"name": route.name, "namespace": route.namespace}
-    if served:
-        entry["servedNames"] = served
-    entry["targets"] = _target_fields(route.targets)
-    if route.overrides:
-        entry["overrides"] = [_override_fields(override) for override in route.overrides]
-    if route.rewrite is not None:
-        entry["rewrite"] = _rewrite_fields(route.rewrite)
-    if route.fallbacks:
-        entry["onFailure"] = [_fallback_fields(fallback) for fallback in route.fallbacks]
-    if route.shadow is not None:
-        entry["shadow"] = {"model": route.shadow.model, "percent": route.shadow.percent}
-    return entry
+    shadow = route.shadow
+    return _given(
+        name=route.name,
+        namespace=route.namespace,
+        servedNames=[name for name in route.names if name != route.name],
+        targets=_target_fields(route.targets),
+        overrides=[_override_fields(override) for override in route.overrides],
+        rewrite=_rewrite_fields(route.rewrite),
+        onFailure=[_fallback_fields(fallback) for fallback in route.fallbacks],
+        shadow=None if shadow is None else {"model": shadow.model, "percent": shadow.percent},
+    )
 
 
 def _override_fields(override: RouteRule) -> dict[str, Any]:
-    entry: dict[str, Any] = {}
-    if override.headers:
-        entry["headers"] = {_format_flow(name): value for name, value in override.headers}
-    if override.tenants:
-        entry["tenants"] = sorted(override.tenants)
-    if override.min_context_tokens:
-        entry["minContextTokens"] = override.min_context_tokens
-    entry["targets"] = _target_fields(override.targets)
-    if override.rewrite is not None:
-        entry["rewrite"] = _rewrite_fields(override.rewrite)
-    return entry
+    return _given(
+        headers={_format_flow(name): value for name, value in override.headers} or None,
+        tenants=sorted(override.tenants),
+        minContextTokens=override.min_context_tokens or None,
+        targets=_target_fields(override.targets),
+        rewrite=_rewrite_fields(override.rewrite),
+    )
 
 
-def _rewrite_fields(rewrite: RequestRewrite) -> dict[str, Any]:
-    return {"defaults": dict(rewrite.defaults), "caps": dict(rewrite.caps)}
+def _rewrite_fields(rewrite: RequestRewrite | None) -> dict[str, Any] | None:
+    return None if rewrite is None else {"defaults": dict(rewrite.defaults), "caps": dict(rewrite.caps)}
 
 
 def _fallback_fields(fallback: Fallback) -> dict[str, Any]:
-    entry: dict[str, Any] = {"when": sorted(kind.value for kind in fallback.when), "to": fallback.to}
-    return entry if fallback.after is None else {**entry, "after": fallback.after}
+    return _given(when=sorted(kind.value for kind in fallback.when), to=fallback.to, after=fallback.after)
 
 
 def _target_fields(targets: tuple[RouteTarget, ...]) -> list[dict[str, Any]]:
@@ -143,34 +130,29 @@ def _price_fields(price: TokenPrice) -> dict[str, str]:
 
 
 def _instance_fields(one: Instance) -> dict[str, Any]:
-    entry: dict[str, Any] = {"id": one.id, "url": one.url, "pool": one.pool, "engine": one.engine}
-    entry["role"] = one.role.value
-    entry["state"] = one.state.value
-    if one.weight != 1.0:
-        entry["weight"] = one.weight
-    if one.adapters:
-        entry["adapters"] = sorted(one.adapters)
-    optional = {
-        "servedModelName": one.served_name,
-        "dpRank": one.dp_rank,
-        "kvEvents": one.kv_events,
-        "kvReplay": one.kv_replay,
-        "kvTransfer": one.transfer,
-        "bootstrap": one.bootstrap,
-    }
-    entry.update({name: value for name, value in optional.items() if value is not None})
-    if one.pull is not None:
-        entry["kvPull"] = {to_camel(item.name): getattr(one.pull, item.name) for item in fields(KvPullSource)}
-    if one.access.ca_file is not None:
-        entry["tls"] = {"caFile": one.access.ca_file}
-    auth = {"tokenEnv": one.access.token_env, "tokenFile": one.access.token_file}
-    if any(auth.values()):
-        entry["auth"] = {name: value for name, value in auth.items() if value is not None}
-    if one.replica_nano_usd_per_hour is not None:
-        entry["costPerHour"] = units.format_exact_usd(one.replica_nano_usd_per_hour)
-    if one.profile is not None:
-        entry["profile"] = _profile_value(one.profile)
-    return entry
+    access, price = one.access, one.replica_nano_usd_per_hour
+    pull = {to_camel(item.name): getattr(one.pull, item.name) for item in fields(KvPullSource)} if one.pull else None
+    return _given(
+        id=one.id,
+        url=one.url,
+        pool=one.pool,
+        engine=one.engine,
+        role=one.role.value,
+        state=one.state.value,
+        weight=one.weight if one.weight != 1.0 else None,
+        adapters=sorted(one.adapters),
+        servedModelName=one.served_name,
+        dpRank=one.dp_rank,
+        kvEvents=one.kv_events,
+        kvReplay=one.kv_replay,
+        kvTransfer=one.transfer,
+        bootstrap=one.bootstrap,
+        kvPull=pull,
+        tls=_given(caFile=access.ca_file) or None,
+        auth=_given(tokenEnv=access.token_env, tokenFile=access.token_file) or None,
+        costPerHour=None if price is None else units.format_exact_usd(price),
+        profile=None if one.profile is None else _profile_value(one.profile),
+    )
 
 
 def _profile_value(profile: EngineProfile) -> str | dict[str, Any]:
