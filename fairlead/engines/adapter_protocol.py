@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fairlead.engine_profile import EngineProfile
+from fairlead.engines.metric_names import MetricNames, read_rank_signals, read_signals
+from fairlead.errors import BadInput
 from fairlead.fleet.signals import EngineSignals
 
 
@@ -80,3 +82,34 @@ class EngineAdapter(Protocol):
     def parse_rank_signals(self, metrics: bytes, ranks: Collection[int]) -> dict[int, EngineSignals]:
         """Returns the values of each of these data-parallel ranks, in one pass over the page."""
         ...
+
+
+class PodEngineAdapter:
+    """The base of adapters for engines that run in pods only. Local mode simulates them.
+
+    title: the name of the engine in errors.
+    has_ranks: False if the metrics page is that of a single rank.
+    """
+
+    kind: str
+    title: str
+    names: MetricNames
+    health_path = "/health"
+    metrics_path = "/metrics"
+    has_ranks = True
+
+    def local_launch_command(self, replica: LocalEngineReplica, ports: Sequence[int]) -> LocalEngineCommand:
+        """Raises BadInput: local mode starts only vLLM and simulated engines."""
+        raise BadInput(
+            f"local mode cannot start a real {self.title}", field="spec.engine.type", hint="let the engine be simulated"
+        )
+
+    def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
+        """Returns the values of a metrics page."""
+        return read_signals(self.names, metrics, rank if self.has_ranks else None)
+
+    def parse_rank_signals(self, metrics: bytes, ranks: Collection[int]) -> dict[int, EngineSignals]:
+        """Returns the values of several ranks of one metrics page."""
+        if not self.has_ranks:
+            return dict.fromkeys(ranks, self.parse_signals(metrics))
+        return read_rank_signals(self.names, metrics, ranks)

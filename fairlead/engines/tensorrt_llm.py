@@ -1,12 +1,9 @@
 """The adapter for TensorRT-LLM's `trtllm-serve`, which runs in pods. Local mode simulates it."""
 
-from collections.abc import Collection, Sequence
 from typing import Final
 
-from fairlead.engines.adapter_protocol import LocalEngineCommand, LocalEngineReplica
-from fairlead.engines.metric_names import MetricNames, read_signals
-from fairlead.errors import BadInput
-from fairlead.fleet.signals import EngineSignals
+from fairlead.engines.adapter_protocol import PodEngineAdapter
+from fairlead.engines.metric_names import MetricNames
 
 TENSORRT_LLM_METRICS: Final = MetricNames(
     rank_label=b"rank",
@@ -28,23 +25,11 @@ Source: `tensorrt_llm/metrics/collector.py` and `serve/openai_server.py` at comm
 """
 
 
-class TensorrtLlm:
+class TensorrtLlm(PodEngineAdapter):
     """The adapter for TensorRT-LLM. Metrics need its setting `return_perf_metrics`."""
 
     kind = "trtllm"
-    health_path = "/health"
+    title = "TensorRT-LLM"
+    names = TENSORRT_LLM_METRICS
     metrics_path = "/prometheus/metrics"
-
-    def local_launch_command(self, replica: LocalEngineReplica, ports: Sequence[int]) -> LocalEngineCommand:
-        """Raises BadInput: local mode starts only vLLM and simulated engines."""
-        raise BadInput(
-            "local mode cannot start a real TensorRT-LLM", field="spec.engine.type", hint="let the engine be simulated"
-        )
-
-    def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
-        """Returns the values of a metrics page, which has no ranks."""
-        return read_signals(TENSORRT_LLM_METRICS, metrics, None)
-
-    def parse_rank_signals(self, metrics: bytes, ranks: Collection[int]) -> dict[int, EngineSignals]:
-        """Returns the values of the page for each rank. A `trtllm-serve` has one."""
-        return dict.fromkeys(ranks, self.parse_signals(metrics))
+    has_ranks = False

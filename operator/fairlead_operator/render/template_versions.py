@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from fairlead.engines.containers import EngineContainer, InstancePod, container_builders
-from fairlead.engines.containers.additions.adapter_claims import with_adapter_claims
-from fairlead.engines.containers.additions.adapter_download import downloader_container, with_adapter_download
-from fairlead.engines.containers.additions.request_limits import with_request_limits
+from fairlead.engines.containers.additions import (
+    downloader_container,
+    with_adapter_claims,
+    with_adapter_download,
+    with_request_limits,
+)
 from fairlead.kube.resources import Manifest
 from fairlead_operator.render.pod_template import pod_template
 from fairlead_operator.render.revision import RenderPin

@@ -1,1 +1,0 @@
-"""Additions to the containers of all engines, whatever their kind."""
