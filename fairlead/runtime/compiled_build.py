@@ -31,7 +31,6 @@ COMPILED_MODULES = (
     "fairlead_gateway/routing/**/*.py",
     "fairlead_gateway/telemetry/counters.py",
     "fairlead_gateway/telemetry/decision_log.py",
-    "fairlead_gateway/telemetry/outcome.py",
     "fairlead_gateway/telemetry/recorder.py",
     "fairlead_gateway/worker/api_keys.py",
     "fairlead_gateway/worker/journal.py",

@@ -279,7 +279,7 @@ class ModelRouter:
             matched_share = max(
                 matched_share, min(1.0, (pull[1].matched_tokens + pull[1].pull_tokens) / max(1.0, prompt))
             )
-        self._inflight.on_dispatch(
+        self._inflight.add(
             request,
             instance_id,
             prefill_seconds=seconds,
@@ -361,7 +361,8 @@ class ModelRouter:
         inflight = self._end_request(request_id, output_tokens, now)
         if inflight is None:
             return
-        self._report_finish(inflight, prompt_tokens, cached_tokens)
+        if self.is_indexed and self._hooks is not None:
+            self._hooks.on_finish(self._model_key, inflight, prompt_tokens, cached_tokens)
         request = inflight.request
         # A prompt with pictures says nothing about the tokens of a byte.
         text_tokens = None if request.media else prompt_tokens
@@ -382,7 +383,8 @@ class ModelRouter:
         if inflight is not None:
             if not is_computed:
                 self._forget_prompt(inflight)
-            self._report_finish(inflight, None, None)
+            if self.is_indexed and self._hooks is not None:
+                self._hooks.on_finish(self._model_key, inflight, None, None)
 
     def on_queued(self, instance_id: str, change: int) -> None:
         """Counts answers that wait for an instance in this process.
@@ -452,7 +454,7 @@ class ModelRouter:
     def _end_request(self, request_id: str, output_tokens: int | None, now: float) -> InflightRequest | None:
         if self._assigned is not None:
             self._assigned.forget(request_id)
-        inflight = self._inflight.on_finish(request_id)
+        inflight = self._inflight.remove(request_id)
         if inflight is not None and output_tokens and inflight.sequences > 1:
             output_tokens = max(1, output_tokens // inflight.sequences)  # answers share each step
         if self._window is not None and inflight is not None:
@@ -464,10 +466,6 @@ class ModelRouter:
                 request_id, "" if inflight is None else inflight.load.instance, output_tokens, now
             )
         return inflight
-
-    def _report_finish(self, inflight: InflightRequest, prompt_tokens: int | None, cached_tokens: int | None) -> None:
-        if self.is_indexed and self._hooks is not None:
-            self._hooks.on_finish(self._model_key, inflight, prompt_tokens, cached_tokens)
 
     def _forget_prompt(self, inflight: InflightRequest) -> None:
         """Undoes `_mark_cached`, up to the prefix that was cached before or that others in flight

@@ -1,11 +1,11 @@
 """Counters and logs of the gateway: values that workers and supervisor read.
 
 In reading order: `recorder` (called by the request path), `counters` (arrays and histograms),
-`outcome`, `snapshot` (counters to send and add up). Then `decision_log`, `handoff_record`,
+`snapshot` (counters to send and add up). Then `decision_log` (with outcomes), `handoff_record`,
 `status_types`, `families` (all metrics), `exposition`, `renderers` and `prometheus_text`.
 """
 
-from fairlead_gateway.telemetry.outcome import Attainment, RequestOutcome, assess_attainment
+from fairlead_gateway.telemetry.decision_log import Attainment, RequestOutcome, assess_attainment
 from fairlead_gateway.telemetry.recorder import OK, UNKNOWN, MetricsRecorder
 from fairlead_gateway.telemetry.status_types import LoadView
 

@@ -19,7 +19,7 @@ from math import log
 from typing import Final
 
 from fairlead.request_shapes import RequestShapeGrid
-from fairlead_gateway.telemetry.outcome import RequestOutcome, is_client_fault
+from fairlead_gateway.telemetry.decision_log import RequestOutcome, is_client_fault
 
 FINE_PER_DOUBLING: Final = 4
 _MIN_SECONDS: Final = 0.00025

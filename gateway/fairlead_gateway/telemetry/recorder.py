@@ -22,7 +22,7 @@ from fairlead.runtime.clock import Clock
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.telemetry.counters import InstanceCounters, ModelCounters, increment_pair, seconds_bucket
-from fairlead_gateway.telemetry.outcome import (
+from fairlead_gateway.telemetry.decision_log import (
     COMPARED,
     SHADOW_NAMES,
     RequestOutcome,

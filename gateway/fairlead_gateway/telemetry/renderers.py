@@ -21,7 +21,7 @@ from fairlead_gateway.telemetry.counters import (
     TOKEN_BOUNDS,
     ModelCounters,
 )
-from fairlead_gateway.telemetry.outcome import COMPARED, SHADOW_SIDES
+from fairlead_gateway.telemetry.decision_log import COMPARED, SHADOW_SIDES
 from fairlead_gateway.telemetry.prometheus_text import escape_label, format_histogram
 from fairlead_gateway.telemetry.status_types import (
     IndexState,

@@ -50,9 +50,8 @@ from fairlead_gateway.routing.load.inflight import InflightRequest
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
 from fairlead_gateway.routing.router import DispatchHooks
-from fairlead_gateway.telemetry.decision_log import DecisionRecord
+from fairlead_gateway.telemetry.decision_log import DecisionRecord, RequestOutcome
 from fairlead_gateway.telemetry.handoff_record import OK
-from fairlead_gateway.telemetry.outcome import RequestOutcome
 from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.openai.schemas import ChatRequest, CompletionRequest
 from fairlead_gateway.worker.quota.tenant_limits import QuotaLink

@@ -28,11 +28,12 @@ from fairlead_gateway.worker.openai.request import (
     BODY_TYPES,
     ModelRequest,
     build_route_request,
+    can_resume,
     parse_passthrough_request,
     parse_request,
 )
 from fairlead_gateway.worker.openai.schemas import ChatRequest, CompletionRequest, GenerationFields
-from fairlead_gateway.worker.proxy.continuation import SentText, can_resume, resume_body
+from fairlead_gateway.worker.proxy.continuation import SentText, resume_body
 
 LIMITS = Limits()
 PARAMS = b'{"do_remote_prefill":true,"remote_host":"a"}'

@@ -186,7 +186,7 @@ class InflightTracker:
             load = self._loads[instance] = EndpointLoad(instance)
         return load
 
-    def on_dispatch(
+    def add(
         self,
         request: RouteRequest,
         instance: str,
@@ -196,10 +196,10 @@ class InflightTracker:
         indexed_share: float = -1.0,
         matched_share: float = 0.0,
     ) -> None:
-        """Counts a dispatch. A retry first ends the earlier attempt of the request."""
+        """Adds a request. A retry first removes the earlier attempt of the request."""
         request_id = request.id
         if request_id in self._requests:
-            self.on_finish(request_id)
+            self.remove(request_id)
         load = self.local_load(instance)
         self._requests[request_id] = InflightRequest(
             request, load, prefill_seconds, tokens, indexed_share, matched_share
@@ -241,8 +241,8 @@ class InflightTracker:
             if self._shared_loads is not None:
                 self._publish(inflight.load)
 
-    def on_finish(self, request_id: str) -> InflightRequest | None:
-        """Ends the request and returns it; None if it is unknown."""
+    def remove(self, request_id: str) -> InflightRequest | None:
+        """Removes a request that has ended and returns it; None if it is unknown."""
         inflight = self._requests.get(request_id)
         if inflight is None:
             return None

@@ -21,7 +21,7 @@ the objective, the next instance), the code is followed. Changed:
 - A round of moves is one pass, each gain computed after the moves before it.
 - The code's allowance for engines that finish no prefill for 2 s is left out.
 
-The gateway follows choice and order (`late_binding_queue`); it moves nothing.
+The gateway follows choice and order (`LateBindingQueue`); it moves nothing.
 """
 
 from bisect import bisect_left

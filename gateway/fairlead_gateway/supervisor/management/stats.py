@@ -18,7 +18,7 @@ from fairlead_gateway.telemetry.counters import (
     ModelCounters,
     quantile,
 )
-from fairlead_gateway.telemetry.outcome import COMPARED
+from fairlead_gateway.telemetry.decision_log import COMPARED
 
 
 def model_stats(

@@ -188,7 +188,7 @@ class RoleRouters:
         """
         router = self._routers.get(key)
         ejected = _NONE_EJECTED
-        if self._outlier_detector.has_unhealthy:
+        if self._outlier_detector.unhealthy:
             candidates = [name for name in self.ready_instances(key) if name not in excluded]
             ejected = self._outlier_detector.ejected(candidates, now)
         decision: Decision | None = None

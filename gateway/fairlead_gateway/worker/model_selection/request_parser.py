@@ -28,12 +28,12 @@ from fairlead_gateway.worker.openai.request import (
     build_entry_request,
     build_model_request,
     build_passthrough_request,
+    can_resume,
     parse_passthrough,
     parse_passthrough_request,
 )
 from fairlead_gateway.worker.openai.schemas import GenericRequest
 from fairlead_gateway.worker.openai.validation import repairs
-from fairlead_gateway.worker.proxy.continuation import can_resume
 from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies, VisibleModels
 
 _BODY_TYPES: Final = BODY_TYPES

@@ -95,6 +95,9 @@ from fairlead_gateway.worker.openai.schemas import (
     EmbeddingRequest,
     GenerationFields,
     GenericRequest,
+    StreamOptions,
+    has_value,
+    is_any_enabled,
 )
 from fairlead_gateway.worker.openai.validation import decode_stream_options
 
@@ -354,6 +357,55 @@ def build_entry_request(path: str, parsed: ParsedBody, body: bytes, entry: Model
         client_body=client_body,
         strip_usage=strip_usage,
     )
+
+
+_UNRESUMABLE_FIELDS: Final = (b'"continue_final_message"', b'"return_token_ids"', b'"use_beam_search"')
+_CONTINUOUS_USAGE_KEY: Final = b"continuous_usage_stats"
+
+
+def can_resume(request: ModelRequest) -> bool:
+    """Whether another instance can resume the stream of this request."""
+    if request.resumable is not None:
+        return request.resumable
+    fields = request.fields
+    if not isinstance(fields, GenerationFields) or not request.stream:
+        return False
+    is_deterministic = fields.temperature == 0 or fields.seed is not None
+    is_single = (fields.n or 1) == 1
+    is_plain = not has_value(fields.stop) and not fields.min_tokens and not has_value(fields.logit_bias)
+    has_no_penalty = (
+        not fields.frequency_penalty and not fields.presence_penalty and fields.repetition_penalty in (None, 1)
+    )
+    has_no_grammar = not has_value(fields.response_format) and not has_value(fields.structured_outputs)
+    if not (
+        is_deterministic
+        and is_single
+        and is_plain
+        and has_no_penalty
+        and has_no_grammar
+        and fields.prompt_logprobs is None
+    ):
+        return False
+    if is_any_enabled(_UNRESUMABLE_FIELDS, request.body) or _has_continuous_usage(fields):
+        return False
+    if isinstance(fields, ChatRequest):
+        return not has_value(fields.tools) and not fields.logprobs
+    if isinstance(fields, CompletionRequest):
+        is_text = (
+            bytes(memoryview(fields.prompt)[:1]) == b'"'
+            and not fields.echo
+            and not fields.suffix
+            and fields.logprobs is None
+        )
+        return is_text and (fields.best_of or 1) == 1
+    return False
+
+
+def _has_continuous_usage(fields: GenerationFields) -> bool:
+    options = b"" if fields.stream_options is msgspec.UNSET else bytes(fields.stream_options)
+    if _CONTINUOUS_USAGE_KEY not in options:
+        return False
+    return bool(msgspec.json.decode(options, type=StreamOptions).continuous_usage_stats)
 
 
 _MAX_SESSION_CHARACTERS: Final = 256

@@ -19,6 +19,7 @@ from fairlead_gateway.native import SCAN_USAGE
 from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.worker.adapters.adapter_loader import AdapterLease, AdapterLoader
 from fairlead_gateway.worker.dispatch.admission_queue import AdmissionController
+from fairlead_gateway.worker.dispatch.model_admission import ModelAdmission
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.journal import ABANDONED, FINISHED, UNMEASURED, Journal
 from fairlead_gateway.worker.observability.trace_record import ATTEMPT, CONTINUATION
@@ -79,6 +80,7 @@ class Dispatcher:
         self.now = runtime.now
         self.routers = routers
         self.admission = admission
+        self.late_binding_queue = admission.late_binding_queue
         self.failures = failures
         self.outlier_detector = failures.outlier_detector
         self.poison_guard = poison_guard
@@ -125,6 +127,7 @@ class Attempt:
     """
 
     __slots__ = (
+        "_admission",
         "_dispatcher",
         "_is_finished",
         "_router",
@@ -149,6 +152,7 @@ class Attempt:
         self._dispatcher = dispatcher
         self._sent = sent
         self._router: ModelRouter | None = None
+        self._admission: ModelAdmission | None = None
         self._is_finished = False
         self.context = context
         self.address = choice.address
@@ -197,7 +201,9 @@ class Attempt:
             router.on_dispatch(
                 route_request, self.instance_id, now, prefilled_elsewhere=context.transfer is not None, is_waiting=False
             )
-        dispatcher.admission.on_dispatch(context, now, is_planned=is_counted)
+        admission = self._admission = dispatcher.admission.models.get(context.request.model_key)
+        if admission is not None:
+            admission.on_dispatch(context, now, is_planned=is_counted)
         journal = dispatcher.journal
         if journal is not None and context.choice is not None:
             if router.is_indexed and context.request.adapter is None:
@@ -206,7 +212,8 @@ class Attempt:
             matched = decision.matched_tokens if decision.source is None else None
             tokens = router.prompt_tokens(route_request) + (0 if self._sent is None else self._sent.tokens)
             journal.on_dispatch(route_request.id, self.instance_id, now, tokens, 0.0 if matched is None else matched)
-        dispatcher.outlier_detector.on_dispatch(self.instance_id)
+        if self.instance_id in dispatcher.outlier_detector.unhealthy:
+            dispatcher.outlier_detector.on_dispatch(self.instance_id)
 
     async def acquire_adapter(self) -> None:
         """Waits until the instance has the request's adapter. Raises AttemptFailure."""
@@ -264,7 +271,9 @@ class Attempt:
         assert engine_response is not None
         if self._router is not None:
             self._router.on_first_token(context.route_request.id, now)
-            dispatcher.admission.on_first_token(context, now)
+            dispatcher.late_binding_queue.schedule_dispatch(context.request.model_key)
+            if self._admission is not None:
+                self._admission.on_first_token(context, now)
         if dispatcher.journal is not None and engine_response.first_at is not None:
             dispatcher.journal.on_first_token(context.route_request.id, engine_response.first_at)
 
@@ -310,8 +319,11 @@ class Attempt:
             router.on_abandoned(request_id, now, is_computed=is_computed)
             if journal is not None:
                 journal.on_end(ABANDONED, request_id, now)
-        dispatcher.outlier_detector.on_inconclusive(self.instance_id)
-        dispatcher.admission.on_finish(context, is_complete, output, now)
+        if self.instance_id in dispatcher.outlier_detector.unhealthy:
+            dispatcher.outlier_detector.on_inconclusive(self.instance_id)
+        dispatcher.late_binding_queue.schedule_dispatch(context.request.model_key)
+        if self._admission is not None:
+            self._admission.on_finish(context, is_complete, output, now)
 
     def _is_measurable(self, output: int | None) -> bool:
         """Whether each output token of a response took a step of its own, and an event shows it."""

@@ -26,64 +26,16 @@ from typing import Any
 
 import msgspec
 
-from fairlead_gateway.worker.openai import schemas
 from fairlead_gateway.worker.openai.json_edit import set_members
 from fairlead_gateway.worker.openai.request import ModelRequest
-from fairlead_gateway.worker.openai.schemas import ChatRequest, CompletionRequest, GenerationFields, StreamOptions
+from fairlead_gateway.worker.openai.schemas import ChatRequest, CompletionRequest
 from fairlead_gateway.worker.upstream.usage import Usage
 
-_UNRESUMABLE_FIELDS = (b'"continue_final_message"', b'"return_token_ids"', b'"use_beam_search"')
-_CONTINUOUS_USAGE_KEY = b"continuous_usage_stats"
 _EVENTS_PER_SLICE = 64
 _MAX_COUNT = 1 << 53
 _KNOWN_DELTA_FIELDS = frozenset(
     {"role", "content", "refusal", "function_call", "tool_calls", "reasoning", "reasoning_content"}
 )
-
-
-def can_resume(request: ModelRequest) -> bool:
-    """Whether another instance can resume the stream of this request."""
-    if request.resumable is not None:
-        return request.resumable
-    fields = request.fields
-    if not isinstance(fields, GenerationFields) or not request.stream:
-        return False
-    is_deterministic = fields.temperature == 0 or fields.seed is not None
-    is_single = (fields.n or 1) == 1
-    is_plain = not schemas.has_value(fields.stop) and not fields.min_tokens and not schemas.has_value(fields.logit_bias)
-    has_no_penalty = (
-        not fields.frequency_penalty and not fields.presence_penalty and fields.repetition_penalty in (None, 1)
-    )
-    has_no_grammar = not schemas.has_value(fields.response_format) and not schemas.has_value(fields.structured_outputs)
-    if not (
-        is_deterministic
-        and is_single
-        and is_plain
-        and has_no_penalty
-        and has_no_grammar
-        and fields.prompt_logprobs is None
-    ):
-        return False
-    if schemas.is_any_enabled(_UNRESUMABLE_FIELDS, request.body) or _has_continuous_usage(fields):
-        return False
-    if isinstance(fields, ChatRequest):
-        return not schemas.has_value(fields.tools) and not fields.logprobs
-    if isinstance(fields, CompletionRequest):
-        is_text = (
-            bytes(memoryview(fields.prompt)[:1]) == b'"'
-            and not fields.echo
-            and not fields.suffix
-            and fields.logprobs is None
-        )
-        return is_text and (fields.best_of or 1) == 1
-    return False
-
-
-def _has_continuous_usage(fields: GenerationFields) -> bool:
-    options = b"" if fields.stream_options is msgspec.UNSET else bytes(fields.stream_options)
-    if _CONTINUOUS_USAGE_KEY not in options:
-        return False
-    return bool(msgspec.json.decode(options, type=StreamOptions).continuous_usage_stats)
 
 
 class SentTextMemory:

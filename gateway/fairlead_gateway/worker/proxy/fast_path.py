@@ -79,15 +79,15 @@ class FastPath:
         self.forwarder = forwarder
         self.pool = pool
         self.admission = dispatcher.admission
+        self.late_binding_queue = dispatcher.admission.late_binding_queue
         self._poison_guard = dispatcher.poison_guard
         self._prefill_routers = forwarder.prefill_routers
 
     def is_eligible(self, context: RequestContext) -> bool:
-        """Whether the request is plain."""
+        """Whether a request without a stream and an earlier model is plain."""
         request = context.request
         return not (
-            request.stream
-            or request.is_passthrough
+            request.is_passthrough
             or request.adapter is not None
             or context.trace is not None
             or self._poison_guard.may_contain(request.body)
@@ -141,9 +141,9 @@ class FastPathExchange(TimeoutEntry):
         """
         fast_path, context = self._fast_path, self.context
         attempt = self._attempt = fast_path.forwarder.route_attempt(context, NO_INSTANCES, now)
-        if fast_path.admission.can_start(context):
+        if fast_path.late_binding_queue.can_start(context):
             self._send(attempt, now)
-        elif fast_path.admission.enqueue_for_room(context, self._on_room):
+        elif fast_path.late_binding_queue.enqueue(context, self._on_room):
             self._is_queued = True
             self._start()
         else:

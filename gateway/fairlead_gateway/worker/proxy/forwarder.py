@@ -74,6 +74,7 @@ class Forwarder:
         self._limits = dispatcher.runtime.limits
         self._routers = dispatcher.routers
         self._admission = dispatcher.admission
+        self._late_binding_queue = dispatcher.admission.late_binding_queue
         self._failures = dispatcher.failures
         self._poison_guard = dispatcher.poison_guard
         self._telemetry = dispatcher.recorder.telemetry
@@ -119,7 +120,8 @@ class Forwarder:
             if attempt is None:
                 attempt = self.route_attempt(context, excluded, self._now())
             try:
-                if attempt.has_verdict or attempt.has_room or await self._admission.wait_for_instance_room(context):
+                has_room = attempt.has_verdict or attempt.has_room or self._late_binding_queue.can_start(context)
+                if has_room or await self._late_binding_queue.wait(context):
                     await self._run(attempt)
                     return
             except _NoLongerReady:
@@ -184,7 +186,8 @@ class Forwarder:
         Raises GatewayError if no instance is left, or if the retry budget is used up.
         """
         key, failures = context.request.model_key, context.failures
-        deferred = self._admission.deferred_seconds(context)
+        context.admission.counted_at = ""
+        deferred = self._late_binding_queue.deferred_seconds(context)
         if context.request.adapter is None:
             decision = self._choose_instance(context, excluded, now, deferred)
         else:

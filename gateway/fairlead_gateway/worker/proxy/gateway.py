@@ -56,14 +56,13 @@ from fairlead_gateway.worker.proxy.local_routes import (
     NO_KEYS_YET,
     READINESS_PATH,
     LocalRoutes,
+    check_body,
     check_counted_path,
     check_method,
     is_local_path,
     local_headers,
     log_internal_error,
-    refuse_body,
     send_error,
-    takes_body,
     unknown_path,
 )
 from fairlead_gateway.worker.proxy.relay import RelayedStream, ResponseRelay, end_incomplete
@@ -362,8 +361,8 @@ class Gateway(RequestLifecycle):
         caller = None if self.api_keys is None or head.path == READINESS_PATH else self.api_keys.caller(head)
         if caller is not None and not caller.may_use_other_paths:
             check_counted_path(head.path)
-        if head.length != 0 and not (head.method == "POST" and takes_body(head.path)):
-            refuse_body(head.method, head.path)
+        if head.length != 0 and not (head.method == "POST" and head.path in _BODY_TYPES):
+            check_body(head.method, head.path)
         check_hops(head, self._hop_id, self.runtime.limits)
         if self.listener.under_memory_pressure:
             self.memory_pressure.check_body(head.length or 0)
@@ -449,8 +448,8 @@ class Gateway(RequestLifecycle):
             models = self._visible_models.of(http_request.caller)
             request, route_request = self._request_parser.parse(http_request, models, request_id, fallback)
             context = self._create_context(http_request, response, request, route_request, fallback)
-            may_start = self.stack.limit_gate.reserve(context)
-            if may_start and fallback is None and self._fast_path.is_eligible(context):
+            may_start = not context.policy.has_limits or self.stack.limit_gate.reserve(context)
+            if may_start and not request.stream and fallback is None and self._fast_path.is_eligible(context):
                 self._fast_path.start(context)
             else:
                 self._run_as_task(request_id, response, self._serve(context, None))

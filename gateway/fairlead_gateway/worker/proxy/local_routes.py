@@ -192,11 +192,6 @@ def check_method(method: str, allowed: Sequence[str], response: ResponseWriter) 
     return False
 
 
-def takes_body(path: str) -> bool:
-    """Whether a POST to this path has a body that is read."""
-    return path in _BODY_TYPES or (is_passthrough_path(path) and not is_local_path(path))
-
-
 def check_counted_path(path: str) -> None:
     """Raises NotPermitted for a path whose tokens the gateway does not count."""
     if path in TOKENIZING_PATHS:
@@ -212,10 +207,10 @@ def check_counted_path(path: str) -> None:
         raise NotPermitted(message, code="path_not_permitted", hint=hint)
 
 
-def refuse_body(method: str, path: str) -> None:
-    """Raises the error of a request with a body that no path reads: BodyTooLarge,
-    MethodNotAllowed or UnknownPath.
-    """
+def check_body(method: str, path: str) -> None:
+    """Raises BodyTooLarge, MethodNotAllowed or UnknownPath for a body that no path reads."""
+    if method == "POST" and not is_local_path(path) and is_passthrough_path(path):
+        return
     allowed: Sequence[str] | None = None
     if is_local_path(path):
         allowed = ("GET", "HEAD")

@@ -37,11 +37,11 @@ from fairlead_gateway.errors import (
 from fairlead_gateway.http.listener import ResponseWriter
 from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
 from fairlead_gateway.telemetry import MetricsRecorder
-from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE
-from fairlead_gateway.telemetry.outcome import ENGINE_REFUSED
+from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, ENGINE_REFUSED
 from fairlead_gateway.worker.model_selection.fallbacks import fallback_header
 from fairlead_gateway.worker.observability.trace_record import ATTEMPT
 from fairlead_gateway.worker.openai.model_names import ServedNameRewriter
+from fairlead_gateway.worker.openai.request import can_resume
 from fairlead_gateway.worker.proxy.attempt import (
     Attempt,
     Dispatcher,
@@ -54,7 +54,6 @@ from fairlead_gateway.worker.proxy.attempt import (
 from fairlead_gateway.worker.proxy.continuation import (
     SentText,
     SentTextMemory,
-    can_resume,
     resume_body,
     splice_events,
     total_usage,

@@ -78,16 +78,16 @@ class LimitGate:
         return limits
 
     def reserve(self, context: RequestContext) -> bool:
-        """Reserves for a request; False if it must wait for a slice (`ensure_reserved`).
+        """Reserves for a request of a tenant with limits.
+
+        False if it must wait for a slice (`ensure_reserved`).
 
         Raises GatewayError if a limit is used up, or if the tenant may not use the path.
         """
-        policy = context.policy
-        if not policy.has_limits:
-            return True
+        tenant = context.policy.tenant
         limits = self.tenants.get(context.caller)
-        if limits is None or limits.tenant is not policy.tenant:
-            limits = self.limits_of(policy.tenant)
+        if limits is None or limits.tenant is not tenant:
+            limits = self.limits_of(tenant)
         plan = limits.plan(context.key_name or "", context.request.model_key, context.request.adapter)
         if not plan.limits:
             return True

@@ -332,18 +332,13 @@ class OutlierDetector:
         self._limits = limits
         self._jitter = jitter
         self._records: dict[str, _InstanceHealth] = {}
-        self._unhealthy: set[str] = set()
-
-    @property
-    def has_unhealthy(self) -> bool:
-        """Whether any instance is not healthy."""
-        return bool(self._unhealthy)
+        self.unhealthy: set[str] = set()
 
     def retain(self, ids: Collection[str]) -> None:
         """Forgets instances that have left the fleet."""
         for departed in self._records.keys() - set(ids):
             del self._records[departed]
-            self._unhealthy.discard(departed)
+            self.unhealthy.discard(departed)
             self.ejection_records.cancel_probe(departed)
 
     def retain_ready(self, ids: Collection[str]) -> None:
@@ -360,11 +355,11 @@ class OutlierDetector:
         Empty if that would be all of them. Reasons after the first `MAX_REASONS` are empty, since
         each request of a model would make texts about all of its ejected instances.
         """
-        if not self._unhealthy:
+        if not self.unhealthy:
             return _NONE_EJECTED
         reasons: dict[str, str] = {}
         for name in ready:
-            if name in self._unhealthy:
+            if name in self.unhealthy:
                 record = self._records[name]
                 if self._is_rejected(name, record, now):
                     reasons[name] = self._describe(record, now) if len(reasons) < MAX_REASONS else ""
@@ -372,7 +367,7 @@ class OutlierDetector:
 
     def is_usable(self, instance: str, now: float) -> bool:
         """Whether a request that has no other instance may go to this one."""
-        if instance not in self._unhealthy:
+        if instance not in self.unhealthy:
             return True
         record = self._records[instance]
         self._advance(instance, record, now)
@@ -380,7 +375,7 @@ class OutlierDetector:
 
     def on_dispatch(self, instance: str) -> None:
         """Records a request to the instance; the first one after an ejection is the probe."""
-        if instance in self._unhealthy:
+        if instance in self.unhealthy:
             record = self._records[instance]
             record.is_probed = record.state is HealthState.PROBING
 
@@ -402,7 +397,7 @@ class OutlierDetector:
 
     def on_inconclusive(self, instance: str) -> None:
         """Records an end that says nothing about the instance, such as overload or a disconnect."""
-        if instance in self._unhealthy:
+        if instance in self.unhealthy:
             self._records[instance].is_probed = False
 
     def on_failure(
@@ -428,7 +423,7 @@ class OutlierDetector:
             return False
         if self._needs_threshold(record, source, now) and not self._exceeds_threshold(record, now):
             return False
-        ejected = sum(name in self._unhealthy for name in ready if name != instance)
+        ejected = sum(name in self.unhealthy for name in ready if name != instance)
         if ejected + 1 > EJECTED_SHARE * len(ready):
             if len(ready) == 1 and instance in ready:
                 self._begin_ejection_record(instance, record, cause, now)
@@ -439,7 +434,7 @@ class OutlierDetector:
 
     def health(self, instance: str, now: float) -> tuple[HealthState, str]:
         """Returns the state of an instance and the reason as text; no reason if it is healthy."""
-        if instance not in self._unhealthy:
+        if instance not in self.unhealthy:
             return HealthState.HEALTHY, ""
         record = self._records[instance]
         self._advance(instance, record, now)
@@ -494,7 +489,7 @@ class OutlierDetector:
         record.state, record.since, record.is_probed = HealthState.EJECTED, now, False
         record.ejected_until = now + pause * (0.8 + 0.4 * self._jitter())
         record.reason = _describe_failures(record.consecutive_failures)
-        self._unhealthy.add(instance)
+        self.unhealthy.add(instance)
 
     def _begin_ejection_record(self, instance: str, record: _InstanceHealth, cause: str, now: float) -> None:
         """Begins a record, unless `cause`, the last failure, shows that nothing listens."""
@@ -512,7 +507,7 @@ class OutlierDetector:
         elif record.state is HealthState.WARMING and now - record.since >= self._limits.warm_up_seconds:
             record.state, record.ejected_until = HealthState.HEALTHY, now
             record.recent.clear()
-            self._unhealthy.discard(instance)
+            self.unhealthy.discard(instance)
 
     def _is_rejected(self, instance: str, record: _InstanceHealth, now: float) -> bool:
         """Whether the next request should not go to the instance.

@@ -29,7 +29,7 @@ from fairlead_gateway.http.listener import HttpRequest, ResponseTransport, Respo
 from fairlead_gateway.http.timers import TaskDeadline
 from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_gateway.routing.request import NO_INSTANCES
-from fairlead_gateway.telemetry.outcome import ShadowAnswer
+from fairlead_gateway.telemetry.decision_log import ShadowAnswer
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters, RouterRegistry
 from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
 from fairlead_gateway.worker.openai.model_names import ModelEntry

@@ -24,19 +24,19 @@ def make_request(name: str) -> RouteRequest:
 
 def test_a_request_is_backlog_until_its_first_token_and_load_until_its_end() -> None:
     ledger = InflightTracker()
-    ledger.on_dispatch(make_request("r"), "a", prefill_seconds=0.5, tokens=100)
+    ledger.add(make_request("r"), "a", prefill_seconds=0.5, tokens=100)
     assert ledger.instance_load("a") == InstanceLoad(1, 1, 0.5, 100)
     ledger.on_first_token("r")
     assert ledger.instance_load("a") == InstanceLoad(1, 0, 0.0, 100)
-    assert ledger.on_finish("r").load.instance == "a"
+    assert ledger.remove("r").load.instance == "a"
     assert ledger.instance_load("a") == InstanceLoad()
 
 
 def test_deferred_prefill_is_no_load_and_hides_that_of_other_processes() -> None:
     whole = EndpointLoad("a", 9, 9, 9.0, 900)
     ledger = InflightTracker(load_override=lambda local: whole)
-    ledger.on_dispatch(make_request("r"), "a", prefill_seconds=0.5, tokens=100)
-    ledger.on_dispatch(make_request("s"), "b", prefill_seconds=0.5, tokens=100)
+    ledger.add(make_request("r"), "a", prefill_seconds=0.5, tokens=100)
+    ledger.add(make_request("s"), "b", prefill_seconds=0.5, tokens=100)
     loads = [ledger.local_load("a"), ledger.local_load("b")]
     ledger.defer({"a": 0.4})
     assert [load.backlog_seconds for load in ledger.total_loads(loads)] == [pytest.approx(0.1), 0.5]
@@ -46,8 +46,8 @@ def test_deferred_prefill_is_no_load_and_hides_that_of_other_processes() -> None
 
 def test_a_retry_moves_the_request() -> None:
     ledger = InflightTracker()
-    ledger.on_dispatch(make_request("r"), "a", prefill_seconds=0.5, tokens=100)
-    ledger.on_dispatch(make_request("r"), "b", prefill_seconds=0.25, tokens=100)
+    ledger.add(make_request("r"), "a", prefill_seconds=0.5, tokens=100)
+    ledger.add(make_request("r"), "b", prefill_seconds=0.25, tokens=100)
     assert ledger.instance_load("a") == InstanceLoad()
     assert ledger.instance_load("b").inflight == 1
 
@@ -55,7 +55,7 @@ def test_a_retry_moves_the_request() -> None:
 def test_unknown_requests_are_ignored() -> None:
     ledger = InflightTracker()
     ledger.on_first_token("nobody")
-    assert ledger.on_finish("nobody") is None
+    assert ledger.remove("nobody") is None
 
 
 def test_sums_of_retained_instances_are_permanent_objects() -> None:
@@ -63,11 +63,11 @@ def test_sums_of_retained_instances_are_permanent_objects() -> None:
     ledger.retain({"a"})
     here = ledger.local_load("a")
     for name, instance in (("r", "a"), ("s", "b")):
-        ledger.on_dispatch(make_request(name), instance, prefill_seconds=1.0, tokens=1.0)
+        ledger.add(make_request(name), instance, prefill_seconds=1.0, tokens=1.0)
     assert set(ledger.busy_instances()) == {"a", "b"}
     there = ledger.local_load("b")
-    ledger.on_finish("r")
-    ledger.on_finish("s")
+    ledger.remove("r")
+    ledger.remove("s")
     assert ledger.busy_instances() == ()
     assert ledger.local_load("a") is here
     assert ledger.local_load("b") is not there
@@ -96,14 +96,14 @@ def test_sums_are_those_of_the_requests_in_flight(actions: list[tuple[str, int, 
     for action, number, instance, size in actions:
         request = f"r{number}"
         if action == "d":
-            ledger.on_dispatch(make_request(request), instance, prefill_seconds=size, tokens=size * 10)
+            ledger.add(make_request(request), instance, prefill_seconds=size, tokens=size * 10)
             flights[request] = [instance, size, True]
         elif action == "f":
             ledger.on_first_token(request)
             if request in flights:
                 flights[request][2] = False
         else:
-            ledger.on_finish(request)
+            ledger.remove(request)
             flights.pop(request, None)
     for instance in "abc":
         mine = [flight for flight in flights.values() if flight[0] == instance]

@@ -33,7 +33,7 @@ class Fleet:
 
     def send(self, instance: str, seconds: float) -> None:
         request = RouteRequest(f"r{len(self.ledger.busy_instances())}", PrefixChain((), (), 0), 1.0)
-        self.ledger.on_dispatch(request, instance, prefill_seconds=seconds, tokens=1.0)
+        self.ledger.add(request, instance, prefill_seconds=seconds, tokens=1.0)
 
     def _total(self, own: EndpointLoad) -> EndpointLoad:
         self.looked.append(own.instance)

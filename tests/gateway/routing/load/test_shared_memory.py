@@ -35,18 +35,18 @@ def sums(ledger: InflightTracker, instance: str) -> tuple[int, int, float, float
 
 def test_a_ledger_sees_its_siblings_for_decisions_and_itself_alone_for_reports() -> None:
     first, second, third = (InflightTracker(one) for one in rows_of(cells()))
-    first.on_dispatch(make_request("r1"), "a", prefill_seconds=0.5, tokens=100.0)
-    second.on_dispatch(make_request("r2"), "a", prefill_seconds=0.25, tokens=50.0)
-    second.on_dispatch(make_request("r3"), "b", prefill_seconds=2.0, tokens=10.0)
+    first.add(make_request("r1"), "a", prefill_seconds=0.5, tokens=100.0)
+    second.add(make_request("r2"), "a", prefill_seconds=0.25, tokens=50.0)
+    second.add(make_request("r3"), "b", prefill_seconds=2.0, tokens=10.0)
     assert sums(third, "a") == (2, 2, 0.75, 150.0)
     assert sums(first, "a") == (2, 2, 0.75, 150.0)
     assert first.instance_load("a").inflight == 1
     assert total_backlog_seconds(third.total_loads([third.local_load("a"), third.local_load("b")])) == 2.75
     second.on_first_token("r2")
     assert sums(third, "a") == (2, 1, 0.5, 150.0)
-    second.on_finish("r2")
-    second.on_finish("r3")
-    first.on_finish("r1")
+    second.remove("r2")
+    second.remove("r3")
+    first.remove("r1")
     assert sums(third, "a") == sums(third, "b") == (0, 0, 0.0, 0.0)
     assert total_backlog_seconds(third.total_loads([third.local_load("a"), third.local_load("b")])) == 0.0
 
@@ -55,7 +55,7 @@ def test_nothing_is_read_of_a_worker_that_is_gone_and_its_row_is_empty_for_the_n
     memory = cells()
     first, second, _ = rows_of(memory)
     ledger = InflightTracker(second)
-    ledger.on_dispatch(make_request("r"), "b", prefill_seconds=1.0, tokens=7.0)
+    ledger.add(make_request("r"), "b", prefill_seconds=1.0, tokens=7.0)
     assert first.sum_other_rows("b") == (1, 1, 1.0, 7.0, 0)
     ledger.on_queued("b", 1)
     assert first.sum_other_rows("b") == (1, 1, 1.0, 7.0, 1)
@@ -71,7 +71,7 @@ def test_nothing_is_read_of_a_worker_that_is_gone_and_its_row_is_empty_for_the_n
 def test_an_instance_is_shared_as_soon_as_it_has_a_slot() -> None:
     first, second, _ = rows_of(cells())
     ledger, other = InflightTracker(first), InflightTracker(second)
-    ledger.on_dispatch(make_request("r"), "late", prefill_seconds=1.0, tokens=1.0)
+    ledger.add(make_request("r"), "late", prefill_seconds=1.0, tokens=1.0)
     assert sums(other, "late") == (0, 0, 0.0, 0.0)
     for one in (first, second):
         one.set_slots({"a": 0, "b": 5, "late": 7})
@@ -81,7 +81,7 @@ def test_an_instance_is_shared_as_soon_as_it_has_a_slot() -> None:
 
 def test_without_rows_a_ledger_writes_and_reads_none() -> None:
     ledger = InflightTracker()
-    ledger.on_dispatch(make_request("r"), "a", prefill_seconds=1.0, tokens=1.0)
+    ledger.add(make_request("r"), "a", prefill_seconds=1.0, tokens=1.0)
     assert ledger.total_load(ledger.local_load("a")) is ledger.local_load("a")
     assert ledger.busy_instances() == ("a",)
 

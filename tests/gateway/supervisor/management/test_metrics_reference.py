@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from fairlead_gateway.telemetry.decision_log import ShadowAnswer
 from fairlead_gateway.telemetry.families import FAMILIES
-from fairlead_gateway.telemetry.outcome import ShadowAnswer
 from fairlead_gateway.telemetry.status_types import IndexState, InstanceIndexStatus, ModelIndexStatus
 from fairlead_kvstore.analysis.block_counts import BlockCounts
 from fairlead_kvstore.analysis.removal_ranking import RemovalRank

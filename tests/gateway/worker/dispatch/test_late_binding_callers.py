@@ -14,7 +14,7 @@ from fairlead.tenants.model import Tenant, Tier
 from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.admission.policy import POLL_SECONDS
 from fairlead_gateway.errors import Overloaded, RequestShed
-from fairlead_gateway.worker.dispatch.late_binding_queue import LateBindingQueue
+from fairlead_gateway.worker.dispatch.admission_queue import LateBindingQueue
 from fairlead_gateway.worker.dispatch.model_admission import ModelAdmission
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.request_context import RequestContext
@@ -72,6 +72,8 @@ class AnyMemory:
 
     def __init__(self) -> None:
         self.fair_share = FairShare(reports=True)
+
+    def expect_answer(self, context: RequestContext) -> None: ...
 
 
 class Scene:

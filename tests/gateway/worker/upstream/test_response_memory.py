@@ -117,7 +117,7 @@ async def test_engine_of_a_stream_is_not_blamed_when_the_gateway_lacks_memory() 
             await client.close()
         detector = running.gateway.stack.failures.outlier_detector
         assert not detector._records["e-0/0/0"].consecutive_failures
-        assert not detector.has_unhealthy
+        assert not detector.unhealthy
 
 
 async def test_engine_of_a_plain_error_is_not_blamed_when_the_gateway_lacks_memory() -> None:
