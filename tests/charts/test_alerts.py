@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fairlead_gateway.telemetry.families import FAMILIES
+from fairlead_gateway.telemetry.metrics import METRICS
 from fairlead_testing.kube.helm import CHART_FOLDER, HelmError, render_chart
 from fairlead_testing.prometheus import AlertRules, expression_names, expressions, parse_scrape
 from fairlead_testing.yaml_documents import load_document
@@ -84,7 +84,7 @@ def test_expressions_use_only_exported_metrics(groups: Groups) -> None:
     """Other tests compare the metrics of operator, indexer and autoscaler with scrapes of real
     processes.
     """
-    known = {family.name: set(family.labels) for family in FAMILIES}
+    known = {family.name: set(family.labels) for family in METRICS}
     for alert, expression in expressions(groups()):
         found = expression_names(expression)
         own = set()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fairlead_gateway.telemetry.families import FAMILIES
+from fairlead_gateway.telemetry.metrics import METRICS
 from fairlead_testing.kube.helm import CHART_FOLDER, ChartTools, render_chart
 from fairlead_testing.prometheus import AlertRules, expression_names
 
@@ -37,7 +37,7 @@ def labels_of(metric: str) -> set[str] | None:
     """The labels of a gateway's metric; None for those of others."""
     if metric.startswith(("fairlead_operator_", "fairlead_indexer_", "fairlead_autoscaler_")):
         return None
-    for family in FAMILIES:
+    for family in METRICS:
         if metric == family.name:
             return set(family.labels)
         if family.kind == "histogram" and metric == f"{family.name}_bucket":

@@ -53,7 +53,7 @@ WORKER = {
     *("pydantic", "yaml", "argparse", "email", "shutil", "tempfile", "json"),
     *(
         "fairlead_gateway.supervisor.management",
-        "fairlead_gateway.telemetry.exposition",
+        "fairlead_gateway.telemetry.metrics",
         "fairlead.fleet.file",
         "fairlead.api.v1alpha1",
     ),

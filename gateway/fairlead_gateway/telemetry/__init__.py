@@ -2,7 +2,7 @@
 
 In reading order: `recorder` (called by the request path), `counters` (arrays and histograms),
 `snapshot` (counters to send and add up). Then `decision_log` (with outcomes), `handoff_record`,
-`status_types`, `families` (all metrics), `exposition`, `renderers` and `prometheus_text`.
+`status_types`, `metrics` (the table of all metrics) and `metric_sources`.
 """
 
 from fairlead_gateway.telemetry.decision_log import Attainment, RequestOutcome, assess_attainment

@@ -11,7 +11,7 @@ exactly one of three calls:
 Any other request that the gateway answers causes only `record_rejected`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from fairlead.adapters.model import LoraAdapter
@@ -34,7 +34,6 @@ from fairlead_gateway.telemetry.status_types import IndexStatus, LoadView, Publi
 
 if TYPE_CHECKING:
     from fairlead_gateway.adapters.metric_series import AdapterSeries
-    from fairlead_gateway.telemetry import exposition
 
 METRIC_ADAPTERS: Final = 100
 """Limit: LoRA adapters with metrics of their own, those with most requests."""
@@ -263,7 +262,7 @@ class MetricsRecorder:
 
     def render_chunks(
         self, fleet: Fleet, loads: Mapping[str, LoadView], now: float, *, shows_tenants: bool = True
-    ) -> "exposition.TextChunks":
+    ) -> Iterator[bytes]:
         """Yields all metrics as Prometheus text, in chunks of bounded work.
 
         shows_tenants: with the series of tenants.
@@ -271,13 +270,13 @@ class MetricsRecorder:
         Why: a scrape must not block the event loop.
         """
         from fairlead_gateway.adapters.metric_series import AdapterSeries
-        from fairlead_gateway.telemetry import exposition  # only the supervisor renders
-        from fairlead_gateway.telemetry.renderers import Scrape
+        from fairlead_gateway.telemetry.metric_sources import Scrape
+        from fairlead_gateway.telemetry.metrics import render_metrics  # only the supervisor renders
 
         self.remove_departed(fleet, now)
         adapters = self.adapter_series or AdapterSeries(self._max_adapters)
         adapters.update({key: series.adapter_tables() for key, series in self.models.items()}, now)
-        return exposition.render_families(
+        return render_metrics(
             Scrape(
                 models=self.models,
                 fleet=fleet,

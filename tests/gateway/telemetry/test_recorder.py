@@ -28,7 +28,7 @@ from fairlead_gateway.telemetry.counters import (
     seconds_bucket,
     token_bucket,
 )
-from fairlead_gateway.telemetry.prometheus_text import escape_label
+from fairlead_gateway.telemetry.metric_sources import EscapedLabels
 from fairlead_testing.gateway.running_gateway import change_outcome, make_outcome
 
 KEY = "default/tiny"
@@ -344,7 +344,7 @@ def test_instances_are_counted_by_state() -> None:
 
 
 def test_hostile_names_stay_inside_their_label() -> None:
-    assert escape_label('a"b\\c\nd') == 'a\\"b\\\\c\\nd'
+    assert EscapedLabels()['a"b\\c\nd'] == 'a\\"b\\\\c\\nd'
     telemetry = MetricsRecorder(ManualClock())
     telemetry.record_received('ns/x"} 1\nfake_metric 2')
     seen = _samples(telemetry)

@@ -18,7 +18,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 import msgspec
 
 from fairlead_gateway.supervisor.management.view import GatewayView
-from fairlead_gateway.telemetry.exposition import CONTENT_TYPE
+from fairlead_gateway.telemetry.metrics import CONTENT_TYPE
 
 
 def load_page() -> tuple[bytes, str]:

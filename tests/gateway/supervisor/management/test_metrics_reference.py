@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead_gateway.telemetry.decision_log import ShadowAnswer
-from fairlead_gateway.telemetry.families import FAMILIES
+from fairlead_gateway.telemetry.metrics import METRICS
 from fairlead_gateway.telemetry.status_types import IndexState, InstanceIndexStatus, ModelIndexStatus
 from fairlead_kvstore.analysis.block_counts import BlockCounts
 from fairlead_kvstore.analysis.removal_ranking import RemovalRank
@@ -24,7 +24,7 @@ def test_every_metric_is_documented_as_it_is_and_nothing_else_is() -> None:
     written = {(name, kind, labels, words) for name, kind, labels, words in ROW.findall(PAGE.read_text())}
     real = {
         (family.name, family.kind, ", ".join(f"`{label}`" for label in family.labels) or "–", family.help)
-        for family in FAMILIES
+        for family in METRICS
     }
     assert written == real
 
@@ -52,7 +52,7 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
     )
     made_up.telemetry.tenant_values = {
         family.name.removeprefix("fairlead_gateway_"): [("acme", 1.0)]
-        for family in FAMILIES
+        for family in METRICS
         if family.labels == ("tenant",)
     }
     rest = ("peer_sent_total", "peer_heard_total", "peer_limited_total", "peer_dropped_total")
@@ -86,11 +86,11 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
     made_up.serve(200)
     text = made_up.telemetry.render(made_up.fleet(), made_up.loads(), made_up.clock.now()).decode()
     types = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
-    assert types == {family.name: family.kind for family in FAMILIES}
+    assert types == {family.name: family.kind for family in METRICS}
     labels: dict[str, set[str]] = {}
     for name, held in re.findall(r"^(\w+?)(?:\{(.*)\})? \S+$", text, re.MULTILINE):
         family = name if name in types else re.sub(r"_(bucket|sum|count)$", "", name)
         labels.setdefault(family, set()).update(set(re.findall(r'(\w+)="', held)) - {"le"})
     silent = {"fairlead_gateway_engine_prompt_tokens_total", "fairlead_gateway_engine_generation_tokens_total"}
     silent |= {"fairlead_gateway_engine_sleeping"}  # the simulated gateway's engines do not report these
-    assert labels == {family.name: set(family.labels) for family in FAMILIES if family.name not in silent}
+    assert labels == {family.name: set(family.labels) for family in METRICS if family.name not in silent}
