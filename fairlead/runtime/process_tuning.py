@@ -64,6 +64,13 @@ def is_inspectable() -> bool:
     return sys.platform != "linux" or bool(ctypes.CDLL(None).prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0))
 
 
+def limit_memory(max_bytes: int) -> None:
+    """Forbids core dumps and, on Linux, more address space than `max_bytes`."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":  # macOS accepts the limit and does not enforce it
+        resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
+
+
 def tune_malloc() -> None:
     """Makes glibc return the memory of large blocks to the system when they are freed.
 

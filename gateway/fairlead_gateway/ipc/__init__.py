@@ -1,5 +1,5 @@
 """The messages between the supervisor and its workers, and their channel.
 
-In reading order: `channel` (messages over a socket pair), `messages` (all messages)
-and `decision_json` (decisions as JSON).
+In reading order: `channel` (messages over a socket pair), `messages` (all messages),
+`decision_json` (decisions as JSON) and `child_process` (processes that answer queries one by one).
 """

@@ -17,10 +17,11 @@ from fuzzing.target import Target, refused
 
 from fairlead.limits import Limits
 from fairlead_gateway.errors import BadRequest, GatewayError
+from fairlead_gateway.ipc.child_process import LENGTH_BYTES, ChildProcess, Reply, encode_frame, serve
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.worker.body_check.client import BodyChecker
-from fairlead_gateway.worker.body_check.process import serve
-from fairlead_gateway.worker.body_check.protocol import LENGTH_BYTES, BodyQuery, BodyReply, encode_frame
+from fairlead_gateway.worker.body_check.process import reply_of
+from fairlead_gateway.worker.body_check.protocol import BodyQuery
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body
 from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest, build_model_request, build_route_request
 
@@ -29,19 +30,21 @@ _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rera
 _MAX_REPLY_BYTES = 16_384
 
 
-class DirectChecker(BodyChecker):
-    """A client of the checking process's own code, without a process."""
+class DirectChild(ChildProcess):
+    """The checking process's own code, without a process."""
 
-    def _exchange(self, query: BodyQuery, body: bytes) -> BodyReply:
-        replies = BytesIO()
-        serve(BytesIO(encode_frame(query) + body), replies, LIMITS)
+    def exchange(self, query: object, reply_type: type[Reply], body: bytes = b"") -> Reply:
+        """Returns the reply to a query."""
+        queries, replies = BytesIO(encode_frame(query) + body), BytesIO()
+        serve(queries, replies, BodyQuery, reply_of(queries, LIMITS))
         frame = replies.getvalue()
         assert len(frame) < _MAX_REPLY_BYTES, "the reply grows with the body"
         assert int.from_bytes(frame[:LENGTH_BYTES], "big") == len(frame) - LENGTH_BYTES
-        return msgspec.msgpack.decode(frame[LENGTH_BYTES:], type=BodyReply)
+        return msgspec.msgpack.decode(frame[LENGTH_BYTES:], type=reply_type)
 
 
-_CHECKER = DirectChecker(LIMITS, environ={})
+_CHECKER = BodyChecker(LIMITS)
+_CHECKER._child = DirectChild("checking", (), {}, reply_seconds=1)
 
 
 def check(body: bytes) -> Hashable:

@@ -1,4 +1,4 @@
-"""The protocol of the parsing process: msgpack behind a length of 4 bytes, big-endian."""
+"""The messages of the parsing process."""
 
 from typing import Final
 
@@ -6,11 +6,8 @@ import msgspec
 
 from fairlead.errors import FileProblem
 from fairlead.fleet.model import Fleet
-from fairlead.limits import Limits
 from fairlead.tenants.documents import TenantDocument
 
-LENGTH_BYTES: Final = 4
-"""Bytes of the length in front of a message."""
 LIMITS: Final = ("fleet_file_bytes", "instances", "json_depth", "keys", "models", "tenants")
 """The limits that the parsers read."""
 FLEET: Final = "fleet"
@@ -42,14 +39,3 @@ class FileReply(msgspec.Struct, array_like=True):
     names_by_digest: dict[bytes, str] | None = None
     tenants: list[TenantDocument] | None = None
     problems: tuple[FileProblem, ...] = ()
-
-
-def create_query(content: bytes, file: str, limits: Limits, *, subject: str) -> FileQuery:
-    """Returns the query for a file."""
-    return FileQuery(subject, file, content, {name: getattr(limits, name) for name in LIMITS})
-
-
-def encode_frame(message: FileQuery | FileReply) -> bytes:
-    """Returns an encoded message behind its length."""
-    payload = msgspec.msgpack.encode(message)
-    return len(payload).to_bytes(LENGTH_BYTES, "big") + payload

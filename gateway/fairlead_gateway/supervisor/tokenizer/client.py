@@ -1,7 +1,6 @@
 """The client of the tokenizing process, in the supervisor.
 
-The first query starts the process. It gets one query at a time, and is replaced if it is late,
-exits or sends an invalid reply. No request waits for it.
+No request waits for the process.
 
 A query that ends the process blocks its file for a while, longer each time. Queries for other files
 go on, to a new process.
@@ -19,15 +18,14 @@ import msgspec
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
+from fairlead_gateway.ipc.child_process import ChildProcess
 from fairlead_gateway.supervisor.kv_index.tokenize_api import TOKENIZE_RESPONSE_BYTES
-from fairlead_gateway.supervisor.tokenizer.protocol import LENGTH_BYTES, TokenizeReply, TokenizeRequest, encode_frame
+from fairlead_gateway.supervisor.tokenizer.protocol import TokenizeReply, TokenizeRequest
 
 TOKENIZING_PAUSE_SECONDS: Final = 60.0
 """Limit: longest pause before a file that crashed it is tried again, after 1 s, 2 s and so on."""
 
 COMMAND: Final = (sys.executable, "-m", "fairlead_gateway.supervisor.tokenizer.process")
-_PASSED_VARIABLES: Final = frozenset({"PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "HOME", "LANG"})
-"""Environment variables of the gateway that the process gets; secrets are not among them."""
 _MAX_FILES: Final = 4_096
 
 
@@ -48,15 +46,18 @@ class TokenizerClient:
     ) -> None:
         self._clock = clock
         self._limits = limits
-        self._environ = {name: value for name, value in environ.items() if name in _PASSED_VARIABLES}
-        self._command = tuple(command)
-        self._process: asyncio.subprocess.Process | None = None
+        self._child = ChildProcess(
+            "tokenizing",
+            command,
+            environ,
+            reply_seconds=limits.tokenizing_seconds,
+            max_reply_bytes=TOKENIZE_RESPONSE_BYTES,
+        )
         self._lock = asyncio.Lock()
         self._waiting = 0
         self._request_number = 0
         self._failures: dict[str, _FileFailures] = {}
         self._warnings: dict[str, str] = {}
-        self.start_count = 0
 
     async def tokenize(self, path: str, text: bytes, *, add_special_tokens: bool) -> "array[int]":
         """Returns the tokens of a JSON string by the tokenizer in a file.
@@ -89,9 +90,7 @@ class TokenizerClient:
 
     async def close(self) -> None:
         """Ends the process."""
-        await self._end()
-
-    # --- internal
+        await asyncio.to_thread(self._child.close)
 
     def _check_usable(self, path: str) -> None:
         failures = self._failures.get(path)
@@ -100,19 +99,24 @@ class TokenizerClient:
 
     async def _query(self, path: str, text: bytes, special: bool) -> TokenizeReply:
         self._request_number += 1
+        request = TokenizeRequest(self._request_number, path, text, special)
         try:
-            process = await self._ensure_process()  # a start that is cancelled leaves its process behind
-            async with asyncio.timeout(self._limits.tokenizing_seconds):
-                return await self._exchange(process, TokenizeRequest(self._request_number, path, text, special))
+            reply = await asyncio.to_thread(self._child.exchange, request, TokenizeReply)
+            if reply.number == request.number and not len(reply.tokens) % array("I").itemsize:
+                return reply
+            reason = "the tokenizing process sent a reply to another query"
         except TimeoutError:
             reason = f"the tokenizing process gave no answer within {self._limits.tokenizing_seconds:g} s"
-        except (OSError, EOFError, msgspec.MsgspecError) as error:
-            ended = isinstance(error, EOFError | ConnectionError)
-            reason = "the tokenizing process ended" if ended else _describe(error)
+        except (EOFError, ConnectionError):
+            reason = "the tokenizing process ended"
+        except msgspec.ValidationError as error:
+            reason = str(error)
+        except (OSError, msgspec.MsgspecError) as error:
+            reason = f"no tokenizing process: {error}"
         except BaseException:
-            await self._end()  # nothing will read the reply that is still to come
+            await asyncio.to_thread(self._child.end)  # nothing will read the reply that is still to come
             raise
-        await self._end()
+        await asyncio.to_thread(self._child.end)
         previous = self._failures.pop(path, None)
         count = 1 if previous is None else previous.count + 1
         while len(self._failures) >= _MAX_FILES:
@@ -120,44 +124,3 @@ class TokenizerClient:
         pause = min(TOKENIZING_PAUSE_SECONDS, 2.0 ** (count - 1))
         self._failures[path] = _FileFailures(count, self._clock.now() + pause, reason)
         raise Unavailable(reason)
-
-    async def _exchange(self, process: asyncio.subprocess.Process, request: TokenizeRequest) -> TokenizeReply:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(encode_frame(request))
-        await process.stdin.drain()
-        size = int.from_bytes(await process.stdout.readexactly(LENGTH_BYTES), "big")
-        if size > TOKENIZE_RESPONSE_BYTES:
-            raise msgspec.ValidationError("the tokenizing process sent a reply that is too large")
-        reply = msgspec.msgpack.decode(await process.stdout.readexactly(size), type=TokenizeReply)
-        if reply.number != request.number or len(reply.tokens) % array("I").itemsize:
-            raise msgspec.ValidationError("the tokenizing process sent a reply to another query")
-        return reply
-
-    async def _ensure_process(self) -> asyncio.subprocess.Process:
-        if self._process is not None and self._process.returncode is not None:
-            await self._end()
-        if self._process is None:
-            self.start_count += 1
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,  # a traceback may hold a prompt
-                env=self._environ,
-            )
-        return self._process
-
-    async def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        if process.returncode is None:
-            process.kill()
-        if process.stdin is not None:
-            process.stdin.close()
-        await process.wait()
-
-
-def _describe(error: Exception) -> str:
-    return str(error) if isinstance(error, msgspec.ValidationError) else f"no tokenizing process: {error}"

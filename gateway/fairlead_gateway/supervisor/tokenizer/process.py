@@ -1,4 +1,4 @@
-"""The tokenizing process: reads queries from its standard input and writes tokens to its output.
+"""The tokenizing process: replies to its parent's queries with the tokens of texts.
 
     python -m fairlead_gateway.supervisor.tokenizer.process
 
@@ -36,20 +36,19 @@ the join is checked.
 """
 
 import os
-import resource
-import sys
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import BinaryIO, Final
+from typing import Final
 
 import msgspec
 
 from fairlead.distribution import missing_package_message
-from fairlead.limits import Limits
-from fairlead_gateway.supervisor.tokenizer.protocol import LENGTH_BYTES, TokenizeReply, TokenizeRequest, encode_frame
+from fairlead.runtime import process_tuning
+from fairlead_gateway.ipc.child_process import serve_parent
+from fairlead_gateway.supervisor.tokenizer.protocol import TokenizeReply, TokenizeRequest
 
 BLOCK_CHARACTERS: Final = 1_024
 BACKTRACK_CHARACTERS: Final = 768
@@ -288,32 +287,8 @@ def _load(path: str, stamp: tuple[int, int, int]) -> _LoadedTokenizer:
     return _LoadedTokenizer(stamp, texts, whole[:at], whole[at + len(plain) :])
 
 
-def serve(requests: BinaryIO, replies: BinaryIO) -> None:
-    """Replies to queries until the input ends."""
-    tokenizers = TokenizerCache()
-    while True:
-        head = requests.read(LENGTH_BYTES)
-        if len(head) < LENGTH_BYTES:
-            return
-        request = msgspec.msgpack.decode(requests.read(int.from_bytes(head, "big")), type=TokenizeRequest)
-        replies.write(encode_frame(tokenizers.tokenize(request)))
-        replies.flush()
-
-
-def _limit_resources() -> None:
-    """Forbids core dumps, threads and downloads from a hub; on Linux, limits the memory."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    max_bytes = TOKENIZING_MEMORY_BYTES
-    if sys.platform == "linux":  # macOS accepts the limit and does not enforce it
-        resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    os.environ["HF_HUB_OFFLINE"] = "1"
-
-
 if __name__ == "__main__":
-    _limits = Limits()
-    _limit_resources()
-    try:
-        serve(sys.stdin.buffer, sys.stdout.buffer)
-    except (BrokenPipeError, KeyboardInterrupt):
-        sys.exit(0)
+    process_tuning.limit_memory(TOKENIZING_MEMORY_BYTES)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # no threads
+    os.environ["HF_HUB_OFFLINE"] = "1"  # no downloads
+    serve_parent(TokenizeRequest, TokenizerCache().tokenize)

@@ -1,4 +1,4 @@
-"""The protocol of the tokenizing process: msgpack behind a length (4 bytes, big-endian)."""
+"""The messages of the tokenizing process."""
 
 import msgspec
 
@@ -29,13 +29,3 @@ class TokenizeReply(msgspec.Struct, array_like=True):
     tokens: bytes = b""
     problem: str = ""
     note: str = ""
-
-
-LENGTH_BYTES = 4
-"""Bytes of the length in front of a frame."""
-
-
-def encode_frame(message: TokenizeRequest | TokenizeReply) -> bytes:
-    """Returns an encoded message behind its length."""
-    payload = msgspec.msgpack.encode(message)
-    return len(payload).to_bytes(LENGTH_BYTES, "big") + payload

@@ -1,4 +1,4 @@
-"""The checking process: reads bodies from its standard input, a socket, and replies there.
+"""The checking process: reads bodies from its parent, and replies.
 
     python -m fairlead_gateway.worker.body_check.process LIMITS
 
@@ -7,11 +7,8 @@ socket. The operating system limits its memory. It writes no core dump, which wo
 """
 
 import gc
-import os
-import resource
-import signal
-import socket
 import sys
+from collections.abc import Callable
 from typing import BinaryIO, Final
 
 import msgspec
@@ -20,13 +17,12 @@ from msgspec import UNSET, Raw
 from fairlead.limits import Limits
 from fairlead.runtime import process_tuning
 from fairlead_gateway.errors import BadRequest
+from fairlead_gateway.ipc.child_process import read_exactly, serve_parent
 from fairlead_gateway.worker.body_check.protocol import (
-    LENGTH_BYTES,
     BodyProblem,
     BodyQuery,
     BodyReply,
     decode_limits,
-    encode_frame,
     text_bounds,
 )
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body
@@ -148,41 +144,23 @@ def _check_length(field: str, size: int, max_bytes: int) -> None:
         raise BadRequest(f"{field}: must not be longer than {max_bytes} bytes", param=field, code="out_of_range")
 
 
-def serve(queries: BinaryIO, replies: BinaryIO, limits: Limits) -> None:
-    """Replies to queries until the input ends."""
-    while True:
-        head = queries.read(LENGTH_BYTES)
-        if len(head) < LENGTH_BYTES:
-            return
-        query = msgspec.msgpack.decode(queries.read(int.from_bytes(head, "big")), type=BodyQuery)
-        body = queries.read(query.body_bytes)
-        if len(body) < query.body_bytes:
-            return
-        replies.write(encode_frame(check_body(query.kind, body, limits, wants_bounds=query.wants_bounds)))
-        replies.flush()
-        del body
-
-
-def _limit_resources() -> None:
-    """Forbids core dumps, and more memory than the limit."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    max_bytes = BODY_CHECK_MEMORY_BYTES
-    if sys.platform == "linux":  # macOS accepts the limit and does not enforce it
-        resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
-
-
 def main() -> None:
     """Runs the process until its socket closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all processes; the worker decides
     limits = decode_limits(sys.argv[1])
-    _limit_resources()
+    process_tuning.limit_memory(BODY_CHECK_MEMORY_BYTES)
     process_tuning.tune_malloc()
     gc.disable()  # nothing here has cycles, and a collection would look at each value of a body
-    with socket.socket(fileno=os.dup(sys.stdin.fileno())) as channel:
-        try:
-            serve(channel.makefile("rb"), channel.makefile("wb"), limits)
-        except (BrokenPipeError, ConnectionResetError):
-            return
+    serve_parent(BodyQuery, reply_of(sys.stdin.buffer, limits))
+
+
+def reply_of(queries: BinaryIO, limits: Limits) -> Callable[[BodyQuery], BodyReply]:
+    """Returns the function that replies to a query, whose body follows it in `queries`."""
+
+    def reply(query: BodyQuery) -> BodyReply:
+        body = read_exactly(queries, query.body_bytes)
+        return check_body(query.kind, body, limits, wants_bounds=query.wants_bounds)
+
+    return reply
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The protocol of the checking process: msgpack behind a length of 4 bytes, big-endian.
+"""The messages of the checking process.
 
 The body follows the query as it is, without a length of its own.
 
@@ -133,16 +133,6 @@ class BodyReply(msgspec.Struct, array_like=True):
     context: list[tuple[int, int]] = []
     repeated_bytes: int = 0
     prompts: int = 1
-
-
-LENGTH_BYTES = 4
-"""Bytes of the length in front of a message."""
-
-
-def encode_frame(message: BodyQuery | BodyReply) -> bytes:
-    """Returns an encoded message behind its length."""
-    payload = msgspec.msgpack.encode(message)
-    return len(payload).to_bytes(LENGTH_BYTES, "big") + payload
 
 
 def encode_limits(limits: Limits) -> str:

@@ -91,8 +91,8 @@ def test_limits_of_the_gateway_hold_in_the_process() -> None:
 
 def test_after_release_each_file_has_a_process_of_its_own(tmp_path: Path) -> None:
     starts = tmp_path / "starts"
-    module = "from fairlead_gateway.supervisor.file_parsing.process import main"
-    program = f"import os; open({str(starts)!r}, 'a').write(f'{{os.getpid()}}\\n'); {module}; main()"
+    module = "import runpy; runpy.run_module('fairlead_gateway.supervisor.file_parsing.process', run_name='__main__')"
+    program = f"import os; open({str(starts)!r}, 'a').write(f'{{os.getpid()}}\\n'); {module}"
     parser = FileParser(Limits(), os.environ, command=(sys.executable, "-c", program))
     for _ in range(2):
         parser.parse_fleet(EXAMPLE.encode(), "fleet.yaml")

@@ -57,7 +57,7 @@ async def test_special_tokens_go_around_a_text_where_they_are_wanted(tmp_path: P
     async with tokenizer_client() as (one, _):
         assert list(await one.tokenize(path, b'"one two\\u0020three x"', add_special_tokens=True)) == [1, 2, 3, 4, 0]
         assert list(await one.tokenize(path, b'"one two three"', add_special_tokens=False)) == [2, 3, 4]
-        assert one.start_count == 1
+        assert one._child.start_count == 1
 
 
 async def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ async def test_what_is_no_tokenizer_is_said_in_words_and_the_process_goes_on(tmp
         )
         assert await refused(one, good, b'"\\ud800"') == "the prompt is not text"
         assert list(await one.tokenize(good, b'"one"', add_special_tokens=True)) == [1, 2]
-        assert one.start_count == 1
+        assert one._child.start_count == 1
 
 
 async def test_a_file_with_which_the_process_ends_waits_longer_each_time_and_others_do_not(tmp_path: Path) -> None:
@@ -94,36 +94,36 @@ async def test_a_file_with_which_the_process_ends_waits_longer_each_time_and_oth
         "class T(p.TokenizerCache):\n"
         "    def tokenize(self, request):\n"
         "        return sys.exit(3) if request.path == 'deadly' else super().tokenize(request)\n"
-        "p.TokenizerCache = T; p.serve(sys.stdin.buffer, sys.stdout.buffer)"
+        "p.serve_parent(p.TokenizeRequest, T().tokenize)"
     )
     async with tokenizer_client(sys.executable, "-c", code) as (one, clock):
         assert await refused(one, "deadly") == "the tokenizing process ended"
-        assert one.start_count == 1
+        assert one._child.start_count == 1
         assert await refused(one, "deadly") == "the tokenizing process ended"
-        assert one.start_count == 1, "nobody asked it again"
+        assert one._child.start_count == 1, "nobody asked it again"
         assert list(await one.tokenize(good, b'"one"', add_special_tokens=True)) == [1, 2]
-        assert one.start_count == 2
+        assert one._child.start_count == 2
         clock.advance(1.0)
         await refused(one, "deadly")
         clock.advance(1.0)
         assert list(await one.tokenize(good, b'"one"', add_special_tokens=True)) == [1, 2]
-        starts = one.start_count
+        starts = one._child.start_count
         await refused(one, "deadly")
-        assert one.start_count == starts, "the second wait is of two seconds"
+        assert one._child.start_count == starts, "the second wait is of two seconds"
         clock.advance(1.0)
         await refused(one, "deadly")
         assert list(await one.tokenize(good, b'"one"', add_special_tokens=True)) == [1, 2]
-        assert one.start_count == starts + 1
+        assert one._child.start_count == starts + 1
 
 
 async def test_a_process_that_was_killed_between_two_questions_is_nobodys_fault(tmp_path: Path) -> None:
     path = tokenizer_file(tmp_path / "tokenizer.json")
     async with tokenizer_client() as (one, _):
         await one.tokenize(path, b'"one"', add_special_tokens=True)
-        one._process.kill()
-        await one._process.wait()
+        one._child.process.kill()
+        one._child.process.wait()
         assert list(await one.tokenize(path, b'"two"', add_special_tokens=True)) == [1, 3]
-        assert one.start_count == 2
+        assert one._child.start_count == 2
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ async def test_one_that_is_late_or_talks_nonsense_is_replaced(code: str, said: s
     async with tokenizer_client(sys.executable, "-c", code, limits=limits) as (one, _):
         words = await refused(one, "any")
         assert said is None or words == said
-        assert one._process is None
+        assert one._child.process is None
 
 
 async def test_a_process_that_cannot_be_started_is_said() -> None:
@@ -159,7 +159,8 @@ async def test_no_more_wait_than_may(tmp_path: Path) -> None:
 async def test_the_gateways_secrets_are_not_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "canary")
     code = (
-        "import os, sys; from fairlead_gateway.supervisor.tokenizer.protocol import *\n"
+        "import os, sys; from fairlead_gateway.ipc.child_process import encode_frame\n"
+        "from fairlead_gateway.supervisor.tokenizer.protocol import TokenizeReply\n"
         "found = 'canary' in str(os.environ)\n"
         "sys.stdout.buffer.write(encode_frame(TokenizeReply(1, problem=f'seen: {found}')))"
     )

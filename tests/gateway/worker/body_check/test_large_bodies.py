@@ -217,11 +217,11 @@ def test_checking_process_that_ends_fails_one_body_and_is_replaced() -> None:
     checker = BodyChecker(LIMITS)
     body = json.dumps(LARGE_CHAT).encode()
     checker.parse_body(ChatRequest, body)
-    checker._process.kill()
+    checker._child.process.kill()
     with contextlib.suppress(Overloaded):  # its end is seen before the body is sent, or while it is
         checker.parse_body(ChatRequest, body)
     assert checker.parse_body(ChatRequest, body).model == "tiny"
-    assert checker.start_count == 2
+    assert checker._child.start_count == 2
     checker.close()
 
 
@@ -230,7 +230,7 @@ def test_checking_process_that_hangs_is_given_up() -> None:
     checker = BodyChecker(Limits(body_check_seconds=0.05), command=command)
     with pytest.raises(Overloaded):
         checker.parse_body(ChatRequest, json.dumps(LARGE_CHAT).encode())
-    assert checker._process is None
+    assert checker._child.process is None
     checker.close()
     with pytest.raises(Overloaded):
         checker.parse_body(ChatRequest, b"{}")
