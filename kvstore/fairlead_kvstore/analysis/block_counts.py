@@ -5,12 +5,10 @@ the instance with the fewest of them, all else being equal. A block in two tiers
 counts once.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Protocol
-
 import msgspec
 
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.index.replica import IndexReplica
 
 
 class BlockCounts(msgspec.Struct):
@@ -25,24 +23,10 @@ class BlockCounts(msgspec.Struct):
     unique: int = 0
 
 
-class HolderSource(Protocol):
-    """The interface of an index whose blocks are counted; ``IndexReplica`` implements it."""
-
-    def instances(self) -> tuple[str, ...]:
-        """Returns all known instances."""
-        ...
-
-    def holder_sets(self) -> Iterator[tuple[Mapping[str, tuple[StorageTier, ...]], int]]:
-        """Yields sets of instances with their tiers, each with the number of blocks that exactly
-        these have cached. A set may come more than once.
-        """
-        ...
-
-
-def count_blocks(source: HolderSource) -> dict[str, BlockCounts]:
+def count_blocks(replica: IndexReplica) -> dict[str, BlockCounts]:
     """Returns the block counts of every known instance. Reads every block, in some 50 ns each."""
-    found = {name: BlockCounts() for name in source.instances()}
-    for holders, blocks in source.holder_sets():
+    found = {name: BlockCounts() for name in replica.instances()}
+    for holders, blocks in replica.holder_sets():
         for name, tiers in holders.items():
             counts = found[name]
             counts.blocks += blocks

@@ -100,8 +100,6 @@ class RowIndex:
     needs both maps meanwhile.
     """
 
-    __slots__ = ("_depths", "_directory", "_keys", "_parts", "_segments", "_shift", "_used", "_used_cells")
-
     def __init__(self, keys: "array[int]") -> None:
         self._keys = keys
         self._used = 0
@@ -279,22 +277,6 @@ class BlockTable:
 
     Columns may be read directly; ``add`` creates rows, ``release`` ends them.
     """
-
-    __slots__ = (
-        "_columns",
-        "_free",
-        "_scanned_to",
-        "adapters",
-        "block_hashes",
-        "by_block_hash",
-        "by_handle",
-        "counts",
-        "depths",
-        "duplicates",
-        "handles",
-        "parents",
-        "ticks",
-    )
 
     handles: "array[int]"
     block_hashes: "array[int]"

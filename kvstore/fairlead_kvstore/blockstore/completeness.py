@@ -17,8 +17,6 @@ class Completeness:
     ``since`` is monotonic seconds. Methods append changes of the mark to ``out``.
     """
 
-    __slots__ = ("_before", "_instance", "_stream", "complete", "doubt", "reason", "since")
-
     def __init__(self, instance: str, now: float) -> None:
         self._instance = instance
         self.complete = False

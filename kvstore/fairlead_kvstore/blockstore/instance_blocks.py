@@ -22,13 +22,12 @@ The rules, each for observed behaviour of a real engine:
 Ages are in ticks of sixteen seconds, since the last store or use of a block or of one after it. So
 no block is older than those that follow it. Engines evict the oldest first, then the deepest.
 
-The events of usual batches, applied to the blocks of an instance in one step.
+The events of usual batches are applied in one step (``apply_scanned``).
 
 Why: while an engine decodes, a batch is a block or two. Steps, and an object for each part of an
 event, then cost more than the blocks.
 """
 
-from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Final
 
@@ -48,7 +47,7 @@ from fairlead_kvstore.blockstore.event_runs.pending_run import (
 )
 from fairlead_kvstore.blockstore.lora_generations import MAX_SCANNED_ROWS, LoraGenerations
 from fairlead_kvstore.blockstore.shared_store_hints import SharedStoreHints
-from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, MediumTiers, StorageTier, storage_tier
+from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, storage_tier
 from fairlead_kvstore.blockstore.types import EventCounters
 from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, EventSlice, RemovedEvent, StoredEvent
 from fairlead_kvstore.native import ScannedBatch, ScannedEvent
@@ -56,114 +55,6 @@ from fairlead_kvstore.native import ScannedBatch, ScannedEvent
 FULL_ATTENTION_KINDS: Final = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
 _UNKNOWN_KINDS: Final = frozenset({None, "unknown"})
 _REMOVED_PARTS: Final = 2  # of a scanned event, which has more where blocks are stored
-
-
-class ScannedEvents:
-    """The part of ``InstanceBlocks`` that applies scanned events."""
-
-    instance: str
-    model_key: str
-    blocks: BlockTable
-    adapters: LoraGenerations
-    completeness: Completeness
-    counters: EventCounters
-    block_size: int | None
-    group: int | None
-    hybrid: bool
-    names_extras: bool
-    awaited_until: float | None
-    unknown_tiers: set[StorageTier]
-    _secret: bytes
-    _roots: dict[str | None, int]
-    _tiers: MediumTiers
-    _orphans: OrphanBlocks
-
-    def apply_scanned(self, batch: ScannedBatch, now: float, out: list[Change]) -> int:
-        """Applies the events of a usual batch, and returns how many: up to the first that has
-        further effects. ``apply_steps`` must apply the rest.
-        """
-        _, medium, _, events = batch
-        if self.awaited_until is not None or len(self._orphans) or self.adapters.parked or self.completeness.doubt:
-            return 0
-        self.adapters.on_batch(now)
-        if self.adapters.scanned_rows > MAX_SCANNED_ROWS or self._tiers.find(medium, None) is not StorageTier.GPU:
-            return 0
-        tick, done = tick_of(now), 0
-        for event in events:
-            if len(event) == _REMOVED_PARTS:
-                self._remove_scanned(event, tick, out)
-            elif not self._add_scanned(event, tick, out):
-                break
-            done += 1
-        return done
-
-    def _add_scanned(self, event: ScannedEvent, tick: int, out: list[Change]) -> bool:
-        """Adds the blocks of a stored event. Returns False, and changes nothing, for a block whose
-        parent is unknown, or not yet marked as used.
-        """
-        parent, handles, tokens, block_size, has_extra_keys, group, kind = event
-        blocks = self.blocks
-        if parent < 0:
-            start = (self._chain_root(None), -1)
-        else:
-            row = blocks.by_handle.find(parent)
-            if not row or blocks.ticks[row] < tick:
-                return False
-            start = (blocks.block_hashes[row], blocks.depths[row])
-        if not self._is_counted_group(group, kind, learn=True):
-            self.counters.other_groups += 1
-            return True
-        self.block_size = block_size
-        self.names_extras = self.names_extras or has_extra_keys
-        if self.unknown_tiers:
-            self.unknown_tiers.discard(StorageTier.GPU)
-        count = len(handles) // HANDLE_BYTES
-        self.counters.stored += count
-        run = RunBytes(handles, tokens, block_size * TOKEN_BYTES, StorageTier.GPU, tick)
-        found: list[BlocksStored] = []
-        done, block_hash, is_open = run.add_to(blocks, start, 0, self.instance, found)
-        if done < count:
-            rest = run.rest(done, found[-1] if is_open else None)
-            found += rest.add_to(blocks, (block_hash, start[1] + done), 0, False, self.instance, self.counters)
-        out += found
-        return True
-
-    def _remove_scanned(self, event: ScannedEvent, tick: int, out: list[Change]) -> None:
-        handles, group = event
-        if not self._is_counted_group(group, None, learn=False):
-            self.counters.other_groups += 1
-            return
-        keys = handle_list(handles)
-        self.counters.removed += len(keys)
-        for key in keys:
-            if not self._remove_copy(key, StorageTier.GPU, tick, out):
-                self.counters.unknown += 1
-
-    @abstractmethod
-    def _remove_copy(self, key: int, tier: StorageTier, tick: int, out: list[Change]) -> bool:
-        """Removes one copy of the block with the handle ``key``; returns False if it has none."""
-
-    def _is_counted_group(self, group_idx: int | None, kind: str | None, *, learn: bool) -> bool:
-        """Returns whether events of this attention group count (only the first full-attention one).
-
-        learn: the event may decide which group that is.
-        """
-        group = group_idx or 0
-        if self.group is None:
-            if not learn:
-                return True  # the event is about unknown blocks
-            if kind in FULL_ATTENTION_KINDS or (kind in _UNKNOWN_KINDS and not group):
-                self.group = group
-        if group != self.group:
-            self.hybrid = True
-            return False
-        return True
-
-    def _chain_root(self, adapter: str | None) -> int:
-        known = self._roots.get(adapter)
-        if known is None:
-            known = self._roots[adapter] = chain_root(self.model_key, adapter, secret=self._secret)
-        return known
 
 
 KV_CLEAR_ECHO_SECONDS: Final = 2.0
@@ -180,7 +71,7 @@ _FOLLOW_UP_BYTES: Final = 8_192
 _ROWS_PER_STEP: Final = 512
 
 
-class InstanceBlocks(ScannedEvents):
+class InstanceBlocks:
     """The blocks of one instance. Changes go to ``out``; ``now`` is monotonic seconds."""
 
     def __init__(
@@ -191,9 +82,6 @@ class InstanceBlocks(ScannedEvents):
         limits: Limits,
         secret: bytes,
         now: float,
-        *,
-        shared_media: frozenset[str] = frozenset(),
-        exact_media: frozenset[str] = frozenset(),
     ) -> None:
         self.instance = instance
         self.model_key = model_key
@@ -212,7 +100,6 @@ class InstanceBlocks(ScannedEvents):
         self.awaited_until: float | None = None
         self.last_clear: float | None = None
         self._roots: dict[str | None, int] = {}
-        self._tiers = MediumTiers(shared_media, exact_media)
         self.blocks = BlockTable()
         self.adapters = LoraGenerations(instance, self.blocks, limits.kv_adapter_versions)
         self._orphans = OrphanBlocks(limits.kv_orphans_per_instance, limits.kv_orphans_bytes)
@@ -326,8 +213,8 @@ class InstanceBlocks(ScannedEvents):
         self.completeness.set_mark(True, "cleared by Fairlead", now, out)
 
     def adapter_source_steps(self, name: str, source: str, now: float, out: list[Change]) -> Iterator[int]:
-        """Records the source (path or URL) from which the engine loaded the adapter ``name``. Yields
-        the cost of each step in bytes.
+        """Records where the engine loaded the adapter ``name`` from, a path or a URL. Yields the
+        cost of each step in bytes.
         """
         yield from self.adapters.on_source_reported(name, source, out)
         self._update_doubt(now, out)
@@ -350,7 +237,7 @@ class InstanceBlocks(ScannedEvents):
     # --- stored ---------------------------------------------------------------------------------------------------------
 
     def _on_stored(self, event: StoredEvent, tick: int, now: float, out: list[Change]) -> None:
-        tier = self._tiers.find(event.medium, event.locality)
+        tier = storage_tier(event.medium, event.locality)
         if not self._is_counted_group(event.group_idx, event.kv_cache_spec_kind, learn=tier is StorageTier.GPU):
             self.counters.other_groups += 1
             return
@@ -485,7 +372,7 @@ class InstanceBlocks(ScannedEvents):
         if not self._is_counted_group(event.group_idx, None, learn=False):
             self.counters.other_groups += 1
             return
-        tier = self._tiers.find(event.medium, event.locality)
+        tier = storage_tier(event.medium, event.locality)
         self.counters.removed += len(event.block_hashes)
         for value in event.block_hashes:
             key = value & _MASK if isinstance(value, int) else engine_hash(value)
@@ -544,6 +431,69 @@ class InstanceBlocks(ScannedEvents):
         known = self.evicted_age_seconds
         self.evicted_age_seconds = seconds if known is None else known + (seconds - known) * _SMOOTHING
 
+    # --- scanned events -------------------------------------------------------------------------------------------------
+
+    def apply_scanned(self, batch: ScannedBatch, now: float, out: list[Change]) -> int:
+        """Applies the events of a usual batch, and returns how many: up to the first that has
+        further effects. ``apply_steps`` must apply the rest.
+        """
+        _, medium, _, events = batch
+        if self.awaited_until is not None or len(self._orphans) or self.adapters.parked or self.completeness.doubt:
+            return 0
+        self.adapters.on_batch(now)
+        if self.adapters.scanned_rows > MAX_SCANNED_ROWS or storage_tier(medium, None) is not StorageTier.GPU:
+            return 0
+        tick, done = tick_of(now), 0
+        for event in events:
+            if len(event) == _REMOVED_PARTS:
+                self._remove_scanned(event, tick, out)
+            elif not self._add_scanned(event, tick, out):
+                break
+            done += 1
+        return done
+
+    def _add_scanned(self, event: ScannedEvent, tick: int, out: list[Change]) -> bool:
+        """Adds the blocks of a stored event. Returns False, and changes nothing, for a block whose
+        parent is unknown, or not yet marked as used.
+        """
+        parent, handles, tokens, block_size, has_extra_keys, group, kind = event
+        blocks = self.blocks
+        if parent < 0:
+            start = (self._chain_root(None), -1)
+        else:
+            row = blocks.by_handle.find(parent)
+            if not row or blocks.ticks[row] < tick:
+                return False
+            start = (blocks.block_hashes[row], blocks.depths[row])
+        if not self._is_counted_group(group, kind, learn=True):
+            self.counters.other_groups += 1
+            return True
+        self.block_size = block_size
+        self.names_extras = self.names_extras or has_extra_keys
+        if self.unknown_tiers:
+            self.unknown_tiers.discard(StorageTier.GPU)
+        count = len(handles) // HANDLE_BYTES
+        self.counters.stored += count
+        run = RunBytes(handles, tokens, block_size * TOKEN_BYTES, StorageTier.GPU, tick)
+        found: list[BlocksStored] = []
+        done, block_hash, is_open = run.add_to(blocks, start, 0, self.instance, found)
+        if done < count:
+            rest = run.rest(done, found[-1] if is_open else None)
+            found += rest.add_to(blocks, (block_hash, start[1] + done), 0, False, self.instance, self.counters)
+        out += found
+        return True
+
+    def _remove_scanned(self, event: ScannedEvent, tick: int, out: list[Change]) -> None:
+        handles, group = event
+        if not self._is_counted_group(group, None, learn=False):
+            self.counters.other_groups += 1
+            return
+        keys = handle_list(handles)
+        self.counters.removed += len(keys)
+        for key in keys:
+            if not self._remove_copy(key, StorageTier.GPU, tick, out):
+                self.counters.unknown += 1
+
     # --- helpers --------------------------------------------------------------------------------------------------------
 
     def _update_doubt(self, now: float, out: list[Change]) -> None:
@@ -553,7 +503,7 @@ class InstanceBlocks(ScannedEvents):
     def _on_cleared(self, event: ClearedEvent, now: float, out: list[Change]) -> None:
         self.counters.clears += 1
         self.awaited_until, self.last_clear = None, now
-        if (tier := storage_tier(event.medium, exact=self._tiers.exact)) is not StorageTier.GPU:
+        if (tier := storage_tier(event.medium, None)) is not StorageTier.GPU:
             self._clear_tier(tier)
             return
         self._drop_all("the engine cleared its cache", out)
@@ -588,3 +538,25 @@ class InstanceBlocks(ScannedEvents):
             if copies := table.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES:
                 self._remove_copies(table, row, tier, copies, out)
         return _FOLLOW_UP_BYTES
+
+    def _is_counted_group(self, group_idx: int | None, kind: str | None, *, learn: bool) -> bool:
+        """Returns whether events of this attention group count (only the first full-attention one).
+
+        learn: the event may decide which group that is.
+        """
+        group = group_idx or 0
+        if self.group is None:
+            if not learn:
+                return True  # the event is about unknown blocks
+            if kind in FULL_ATTENTION_KINDS or (kind in _UNKNOWN_KINDS and not group):
+                self.group = group
+        if group != self.group:
+            self.hybrid = True
+            return False
+        return True
+
+    def _chain_root(self, adapter: str | None) -> int:
+        known = self._roots.get(adapter)
+        if known is None:
+            known = self._roots[adapter] = chain_root(self.model_key, adapter, secret=self._secret)
+        return known

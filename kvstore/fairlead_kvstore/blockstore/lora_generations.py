@@ -64,25 +64,6 @@ class LoraGenerations:
     max_parked: the maximum number of parked contents.
     """
 
-    __slots__ = (
-        "_content",
-        "_current",
-        "_expected",
-        "_has_forgotten",
-        "_instance",
-        "_main",
-        "_max_parked",
-        "_names",
-        "_newest",
-        "_ordinal",
-        "_reported",
-        "_scanned_until",
-        "_sources",
-        "_unconfirmed",
-        "parked",
-        "scanned_rows",
-    )
-
     def __init__(self, instance: str, main: BlockTable, max_parked: int) -> None:
         self._instance = instance
         self._main = main

@@ -18,8 +18,6 @@ class SharedStoreHints:
     first.
     """
 
-    __slots__ = ("_model_key", "_seconds", "_until", "dropped", "max_hints")
-
     def __init__(self, model_key: str, *, seconds: float, max_hints: int) -> None:
         self._model_key = model_key
         self._seconds = seconds

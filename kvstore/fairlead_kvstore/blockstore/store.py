@@ -101,21 +101,10 @@ class BlockStore:
 
     # --- instances ------------------------------------------------------------------------------------------------------
 
-    def attach(
-        self,
-        instance: str,
-        model_key: str,
-        now: float,
-        *,
-        shared_media: frozenset[str] = frozenset(),
-        exact_media: frozenset[str] = frozenset(),
-    ) -> list[Change]:
+    def attach(self, instance: str, model_key: str, now: float) -> list[Change]:
         """Adds an instance of ``model_key`` (``namespace/name``), without any blocks.
 
         If it is attached already, it is detached first.
-
-        shared_media, exact_media: media in lower case that are known to be shared, or to belong to
-        one instance, see ``storage_tiers.py``.
         """
         changes = self.detach(instance, "attached again") if instance in self._instances else []
         shared = self._shared_store_hints.get(model_key)
@@ -124,16 +113,8 @@ class BlockStore:
             shared = SharedStoreHints(model_key, seconds=seconds, max_hints=max_hints)
             self._shared_store_hints[model_key] = shared
             self._share_hints()
-        item = self._instances[instance] = InstanceBlocks(
-            instance,
-            model_key,
-            shared,
-            self._limits,
-            self._secret,
-            now,
-            shared_media=shared_media,
-            exact_media=exact_media,
-        )
+        item = InstanceBlocks(instance, model_key, shared, self._limits, self._secret, now)
+        self._instances[instance] = item
         begun = item.completeness
         return [*changes, CompletenessChanged(instance, begun.complete, begun.reason, begun.since)]
 

@@ -26,7 +26,7 @@ from fairlead_kvstore.index.format import (
     HintsHeader,
     IndexMeta,
     InstanceHeader,
-    decode_entry,
+    decode_entry_with_time,
     decode_header,
     decode_hints,
     decode_part,
@@ -157,7 +157,7 @@ def decode_changes(data: bytes, model_key: str, wall_offset: float) -> list[Chan
     """
     if len(data) > INDEX_ENTRY_BYTES:
         raise UnreadableError(f"an entry of {len(data)} bytes is too large", reason="bytes")
-    return decode_entry(data, model_key, wall_offset)
+    return decode_entry_with_time(data, model_key, wall_offset)[1]
 
 
 async def _load_instance(

@@ -204,11 +204,6 @@ def _encode_change(change: Change, numbers: dict[str, int], wall_offset: float) 
     return _Detached(number)
 
 
-def decode_entry(data: bytes, model_key: str, wall_offset: float) -> list[Change]:
-    """Returns the changes of one entry, with times in monotonic seconds. Raises UnreadableError."""
-    return decode_entry_with_time(data, model_key, wall_offset)[1]
-
-
 def decode_entry_with_time(data: bytes, model_key: str, wall_offset: float) -> tuple[float, list[Change]]:
     """Returns when an entry was written (Unix seconds), and its changes. Raises UnreadableError."""
     _check_schema(data)

@@ -340,7 +340,8 @@ class IndexReplica:
             return found
         last: int | None = -1
         depth = -1
-        for mask in self._masks.masks_of(hashes):
+        masks: Iterable[int | None] = self._masks.masks_of(hashes)
+        for mask in masks:
             depth += 1
             if mask is last:
                 continue

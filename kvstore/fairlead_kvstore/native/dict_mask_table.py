@@ -7,62 +7,17 @@ Where it is compiled, ``mask_table.pyx`` is used instead: flat arrays, of some 2
 
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any
 
 from fairlead_kvstore.native import NATIVE_MASK_TABLE
 
 _MAX_INTERNED = 65_536
 
 
-class MaskTable(Protocol):
-    """The masks by block hash. ``max_blocks`` is the number of blocks that it may have."""
-
-    def __len__(self) -> int:
-        """Returns the number of blocks."""
-        ...
-
-    def __contains__(self, block_hash: int, /) -> bool:
-        """Returns whether a block has a mask."""
-        ...
-
-    def __iter__(self) -> Iterator[int]:
-        """Yields every block; the table must not change meanwhile."""
-        ...
-
-    def get(self, block_hash: int, /) -> int | None:
-        """Returns the mask of a block; None if it has none."""
-        ...
-
-    def masks_of(self, hashes: Iterable[int], /) -> Iterable[int | None]:
-        """Returns the masks of a chain of blocks, at least up to the first without one."""
-        ...
-
-    def add(self, hashes: Iterable[int], bit: int, max_blocks: int, /) -> int:
-        """Adds a bit to blocks, and returns how many were left out for lack of room."""
-        ...
-
-    def remove(self, hashes: Iterable[int], bit: int, /) -> None:
-        """Removes a bit from blocks, and the blocks that have no other."""
-        ...
-
-    def load(self, block_hashes: "array[int]", counts: "array[int]", bits: dict[int, int], max_blocks: int, /) -> int:
-        """Adds rows of a snapshot, and returns how many were left out.
-
-        bits: for each number in ``counts`` but 0, the bits to add.
-        """
-        ...
-
-    def begin_sweep(self) -> None:
-        """Begins to look at every block once."""
-        ...
-
-    def sweep(self, dead: int, max_blocks: int, /) -> bool:
-        """Clears bits from up to about ``max_blocks`` blocks. Returns whether that was the rest."""
-        ...
-
-
 class DictMaskTable:
-    """A ``MaskTable`` in Python."""
+    """The masks by block hash, in Python. ``max_blocks`` is the number of blocks that it may have.
+    ``NativeMaskTable`` has the same methods.
+    """
 
     def __init__(self) -> None:
         self._masks: dict[int, int] = {}
@@ -83,7 +38,7 @@ class DictMaskTable:
         return self._masks.get(block_hash)
 
     def masks_of(self, hashes: Iterable[int]) -> Iterable[int | None]:
-        """Returns the masks of a chain of blocks."""
+        """Returns the masks of a chain of blocks, at least up to the first without one."""
         return map(self._masks.get, hashes)
 
     def add(self, hashes: Iterable[int], bit: int, max_blocks: int) -> int:
@@ -120,7 +75,10 @@ class DictMaskTable:
         self._limit_interned()
 
     def load(self, block_hashes: "array[int]", counts: "array[int]", bits: dict[int, int], max_blocks: int) -> int:
-        """Adds rows of a snapshot, and returns how many were left out."""
+        """Adds rows of a snapshot, and returns how many were left out.
+
+        bits: for each number in ``counts`` but 0, the bits to add.
+        """
         masks, get, interned, left_out = self._masks, self._masks.get, self._interned, 0
         for block_hash, count in zip(block_hashes, counts, strict=True):
             if not count:
@@ -161,6 +119,6 @@ class DictMaskTable:
             self._interned.clear()
 
 
-def new_mask_table() -> MaskTable:
-    """Returns an empty table."""
+def new_mask_table() -> Any:
+    """Returns an empty ``DictMaskTable``, or a ``NativeMaskTable``."""
     return DictMaskTable() if NATIVE_MASK_TABLE is None else NATIVE_MASK_TABLE()

@@ -1,6 +1,7 @@
 """HTTP queries to engines: for their event endpoints, and for the sources of their adapters."""
 
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 import msgspec
 
@@ -18,14 +19,8 @@ KV_ADAPTER_POLL_SECONDS: Final = 30.0
 
 EVENT_SOURCES_PATH: Final = "/kv_event_sources"
 MODELS_PATH: Final = "/v1/models"
-
-
-class EngineQuery(Protocol):
-    """The interface of a GET request to an engine."""
-
-    async def __call__(self, instance: Instance, path: str) -> bytes:
-        """Returns the body of a 200 response. Raises Unavailable with a short reason."""
-        ...
+EngineQuery = Callable[[Instance, str], Awaitable[bytes]]
+"""Returns the body of a 200 response to a GET request. Raises Unavailable with a short reason."""
 
 
 class _ServedModel(msgspec.Struct):

@@ -35,7 +35,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 from fairlead.errors import BadInput
 from fairlead.runtime.clock import Clock
@@ -60,38 +60,12 @@ from fairlead_kvstore.reader.zmtp_connection import (
 )
 
 
-class ReplayListener(Protocol):
-    """The callbacks of a replay. They must not raise.
-
-    model_key: the model (``namespace/name``) of the engine.
-    next_replay_connection_at: in seconds of the event loop; kept here, since clients are replaced.
-    """
-
-    model_key: str
-    next_replay_connection_at: float
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether no further message may be read now. Then ``mark_ready`` is called later."""
-        ...
-
-    def on_replay_message(self, parts: list[bytes]) -> None:
-        """Handles one message of a replay, as a list of its parts."""
-        ...
-
-    def on_replay_cut(self, reason: str) -> None:
-        """Handles the end of the connection: the engine closed it, or too much of it is unread. May
-        be called without a replay in progress.
-        """
-        ...
-
-
 class ReplayClient:
     """A connection to one engine's replay endpoint, made with the first request. Raises BadInput
     for an invalid address.
     """
 
-    def __init__(self, endpoint: str, listener: ReplayListener, context: ConnectionContext) -> None:
+    def __init__(self, endpoint: str, listener: "EngineSubscription", context: ConnectionContext) -> None:
         self._host, self._port = host_and_port(endpoint)
         self.model_key = listener.model_key
         self._listener = listener
@@ -163,40 +137,10 @@ class ReplayClient:
         self._connection.send(self._unsent)
 
 
-class ConnectionListener(Protocol):
-    """The callbacks of a connection. They must not raise.
-
-    model_key: the model (``namespace/name``) of the engine.
-    """
-
-    model_key: str
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether no further message may be read now. Then ``mark_ready`` is called later."""
-        ...
-
-    def on_connected(self) -> None:
-        """Handles the end of the handshake."""
-        ...
-
-    def on_disconnected(self, reason: str) -> None:
-        """Handles a connection that ended or could not be made; it is closed already."""
-        ...
-
-    def on_messages(self, messages: list[list[bytes]]) -> None:
-        """Handles the messages of one turn, in order; each is a list of its parts."""
-        ...
-
-    def on_overflow(self, reason: str) -> None:
-        """Handles the end of a connection of which too much is unread; it is closed already."""
-        ...
-
-
 class EventConnection:
     """A subscription to all topics at ``endpoint``. Raises BadInput for an invalid address."""
 
-    def __init__(self, endpoint: str, listener: ConnectionListener, context: ConnectionContext) -> None:
+    def __init__(self, endpoint: str, listener: "EngineSubscription", context: ConnectionContext) -> None:
         host, port = host_and_port(endpoint)
         self.model_key = listener.model_key
         self._listener = listener
@@ -266,22 +210,14 @@ _MAX_LAG_SECONDS: Final = 1e10
 """A larger one is no lag: an engine may send any number as its time, finite or not."""
 
 
-class AppliedCallback(Protocol):
-    """The callback for applied events. It must neither block nor raise."""
-
-    def __call__(self, subscription: "EngineSubscription", found: AppliedEvents) -> None:
-        """Handles the result of applying messages, or another event, of the subscription."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class ReaderContext(ConnectionContext):
     """The values that all subscriptions of one indexer share. ``random`` draws evenly from 0
-    to 1.
+    to 1. ``on_applied`` gets the result of applying messages; it must neither block nor raise.
     """
 
     store: BlockStore
-    on_applied: AppliedCallback
+    on_applied: Callable[["EngineSubscription", AppliedEvents], None]
     replay_slots: NamespaceSlots
     clock: Clock
     random: Callable[[], float]
@@ -446,7 +382,8 @@ class EngineSubscription:
         self._end_replay(close=True)
         self._apply(self._sequencer.on_disconnected())
         if known and not self._away_timer.is_set:
-            self._away_timer.set(KV_RESTART_SECONDS, self._on_away_timeout)
+            reason = f"no KV events for {KV_RESTART_SECONDS:g} s"
+            self._away_timer.set(KV_RESTART_SECONDS, lambda: self._on_replaced(reason))
         if self.endpoints.events is not None:
             pause = min(MAX_KV_RECONNECT_SECONDS, limits.kv_reconnect_seconds * 2.0**self._failures)
             self._failures = min(self._failures + 1, _MAX_FAILURES)
@@ -506,9 +443,6 @@ class EngineSubscription:
         if size != self._buffered_bytes:
             self._context.buffered.add(self._namespace, size - self._buffered_bytes)
             self._buffered_bytes = size
-
-    def _on_away_timeout(self) -> None:
-        self._on_replaced(f"no KV events for {KV_RESTART_SECONDS:g} s")
 
     def _on_replaced(self, reason: str) -> None:
         """Begins a new epoch; what waits to be applied belongs to the last one."""
@@ -582,16 +516,10 @@ class EngineSubscription:
         """
         left = self._replay_until - self._context.clock.now()
         if left > KV_REPLAY_SECONDS:
-            self._replay_timer.set(KV_REPLAY_SECONDS, self._on_replay_timeout)
+            self._replay_timer.set(KV_REPLAY_SECONDS, lambda: self._fail_replay("the replay did not arrive"))
         else:
-            self._replay_timer.set(max(0.0, left), self._on_replay_too_long)
-
-    def _on_replay_timeout(self) -> None:
-        self._fail_replay("the replay did not arrive")
-
-    def _on_replay_too_long(self) -> None:
-        limit = MAX_KV_REPLAY_SECONDS
-        self._fail_replay(f"the replay took more than {limit:g} s", is_cut=True)
+            text = f"the replay took more than {MAX_KV_REPLAY_SECONDS:g} s"
+            self._replay_timer.set(max(0.0, left), lambda: self._fail_replay(text, is_cut=True))
 
     def _fail_replay(self, reason: str, *, is_cut: bool = False) -> None:
         self.counters.replays_failed += 1

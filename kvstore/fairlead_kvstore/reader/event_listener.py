@@ -19,13 +19,14 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
 from fairlead.errors import BadInput
 from fairlead_kvstore.errors import ProtocolError
 from fairlead_kvstore.reader.endpoints import topic_address
+from fairlead_kvstore.reader.engine_subscription import EngineSubscription
 from fairlead_kvstore.reader.timers import OneShotTimer
 from fairlead_kvstore.reader.zmtp_connection import (
     ConnectionContext,
@@ -53,27 +54,6 @@ class _BatchRank(msgspec.Struct, array_like=True, gc=False):
 _RANK: Final = msgspec.msgpack.Decoder(_BatchRank)
 
 
-class DialingEngine(Protocol):
-    """The interface of a subscription to an engine that dials the indexer.
-
-    model_key: the model (``namespace/name``) of the engine.
-    """
-
-    model_key: str
-
-    def on_connected(self) -> None:
-        """Handles a new connection."""
-        ...
-
-    def on_disconnected(self, reason: str) -> None:
-        """Handles a closed connection."""
-        ...
-
-    def on_messages(self, messages: list[list[bytes]]) -> None:
-        """Handles messages in order; each is a list of its parts."""
-        ...
-
-
 class EventListener:
     """A listener for engines that dial. Raises BadInput for an address that cannot be bound.
 
@@ -84,7 +64,7 @@ class EventListener:
     def __init__(
         self,
         endpoint: str,
-        find: Callable[[str, int | None], DialingEngine | None],
+        find: Callable[[str, int | None], EngineSubscription | None],
         context: ConnectionContext,
     ) -> None:
         self.unidentified: Counter[str] = Counter()
@@ -93,7 +73,7 @@ class EventListener:
         self._connections: dict[InboundConnection, None] = {}  # the oldest first
         # those that have named no engine yet, the oldest first
         self._unidentified_by_peer: dict[IpAddress, dict[InboundConnection, None]] = {}
-        self._engines: dict[DialingEngine, InboundConnection] = {}
+        self._engines: dict[EngineSubscription, InboundConnection] = {}
         self._pause = OneShotTimer(context.loop)
         self._socket = _bind(endpoint)
         self._is_open = True
@@ -102,7 +82,7 @@ class EventListener:
         self._checks_peers = not _ip_address(host).is_loopback
         context.loop.add_reader(self._socket.fileno(), self._accept)
 
-    def remove(self, engine: DialingEngine) -> None:
+    def remove(self, engine: EngineSubscription) -> None:
         """Forgets the connection of a closed subscription."""
         connection = self._engines.pop(engine, None)
         if connection is not None:
@@ -215,7 +195,7 @@ class InboundConnection:
         self, accepted: socket.socket, peer: IpAddress, listener: EventListener, context: ConnectionContext
     ) -> None:
         self.peer = peer
-        self.engines: set[DialingEngine] = set()
+        self.engines: set[EngineSubscription] = set()
         self.model_key: str | None = None
         self._listener = listener
         self._context = context

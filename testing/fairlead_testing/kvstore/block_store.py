@@ -90,10 +90,10 @@ def cached_depths(store: BlockStore, instance: str, hashes: Sequence[int]) -> di
 class SingleInstanceStore:
     """A block store with a clock and one attached instance."""
 
-    def __init__(self, limits: Limits | None = None, **media: frozenset[str]) -> None:
+    def __init__(self, limits: Limits | None = None) -> None:
         self.store = BlockStore(limits=limits or Limits())
         self.now = 0.0
-        self.store.attach("i", MODEL, self.now, **media)
+        self.store.attach("i", MODEL, self.now)
 
     def apply(self, *events: CacheEvent, seconds: float = 1.0, instance: str = "i") -> list[Change]:
         """Applies the events of one batch, some time after the last; returns the changes."""

@@ -89,25 +89,20 @@ def test_hints_are_bounded_and_the_oldest_are_dropped() -> None:
     assert change_summary(told)[-1] == ("HintsExpired", [0])
 
 
-@pytest.mark.parametrize(("medium", "locality", "media", "expected"), [
-    ("GPU", None, {}, (1, 1, 1, 1)),
-    (None, None, {}, (1, 1, 1, 1)),
-    ("CPU", None, {}, (0, 1, 1, 1)),
-    ("CPU_PINNED", None, {}, (0, 1, 1, 1)),
-    ("disk", None, {}, (0, 0, 1, 1)),
-    ("cpu", None, {}, (0, 0, 0, 1)),
-    ("STORAGE", None, {}, (0, 0, 0, 1)),
-    ("a new medium", None, {}, (0, 0, 0, 1)),
-    ("CPU", "REMOTE", {}, (0, 0, 0, 1)),
-    ("CPU", "LOCAL", {}, (0, 1, 1, 1)),
-    ("cpu", None, {"exact_media": frozenset({"cpu"})}, (0, 1, 1, 1)),
-    ("STORAGE", None, {"exact_media": frozenset({"storage"})}, (0, 0, 1, 1)),
-    ("CPU", None, {"shared_media": frozenset({"cpu"})}, (0, 0, 0, 1)),
+@pytest.mark.parametrize(("medium", "locality", "expected"), [
+    ("GPU", None, (1, 1, 1, 1)),
+    (None, None, (1, 1, 1, 1)),
+    ("CPU", None, (0, 1, 1, 1)),
+    ("CPU_PINNED", None, (0, 1, 1, 1)),
+    ("disk", None, (0, 0, 1, 1)),
+    ("cpu", None, (0, 0, 0, 1)),
+    ("STORAGE", None, (0, 0, 0, 1)),
+    ("a new medium", None, (0, 0, 0, 1)),
+    ("CPU", "REMOTE", (0, 0, 0, 1)),
+    ("CPU", "LOCAL", (0, 1, 1, 1)),
 ])  # fmt: skip
-def test_media_map_to_tiers(
-    medium: str | None, locality: str | None, media: dict[str, frozenset[str]], expected: tuple[int, ...]
-) -> None:
-    index = SingleInstanceStore(**media)
+def test_media_map_to_tiers(medium: str | None, locality: str | None, expected: tuple[int, ...]) -> None:
+    index = SingleInstanceStore()
     index.apply(StoredEvent([1], None, TOKENS[:2], 2, None, medium, locality=locality))
     assert index.depths() == expected
 

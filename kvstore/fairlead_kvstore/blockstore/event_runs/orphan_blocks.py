@@ -51,8 +51,6 @@ class OrphanBlocks:
     dropped: number of blocks evicted for lack of room.
     """
 
-    __slots__ = ("_copies", "_max_blocks", "_max_bytes", "_order", "_waiting", "blocks", "bytes", "dropped", "noted")
-
     def __init__(self, max_blocks: int, max_bytes: int) -> None:
         self._max_blocks = max_blocks
         self._max_bytes = max_bytes
