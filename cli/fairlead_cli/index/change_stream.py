@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 
 from fairlead.errors import first_line
 from fairlead_cli.exit_codes import UnusableIndex
-from fairlead_cli.index.connection import unreachable_error
+from fairlead_cli.index.connection import run_commands
 from fairlead_kvstore.blockstore.changes import (
     BlocksRemoved,
     BlocksStored,
@@ -192,10 +192,8 @@ async def follow_changes(
 
 async def _start_position(link: RedisLink, model_key: str) -> tuple[int, int]:
     _, idx, _ = redis_keys.index_keys(model_key)
-    replies = await link.run([("HGET", idx, POSITION_FIELD)])
-    if replies is None:
-        raise unreachable_error(link)
-    return decode_position(replies[0]) or (0, 0)
+    (value,) = await run_commands(link, ("HGET", idx, POSITION_FIELD))
+    return decode_position(value) or (0, 0)
 
 
 def _read(reply: Any, model_key: str) -> list[tuple[int, int, bytes]]:

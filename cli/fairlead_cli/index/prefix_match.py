@@ -16,7 +16,7 @@ import msgspec
 from fairlead.units import format_duration
 from fairlead_cli.exit_codes import UnusableIndex
 from fairlead_cli.formatting import UNKNOWN, align_columns
-from fairlead_cli.index.connection import unreachable_error
+from fairlead_cli.index.connection import decode_changes, read_entries, read_values
 from fairlead_cli.index.snapshot import IndexSnapshot
 from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
 from fairlead_kvstore.blockstore.block_table import time_of
@@ -25,13 +25,10 @@ from fairlead_kvstore.blockstore.snapshot import decode_replica_part, decode_tic
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.errors import SnapshotError, UnreadableError
 from fairlead_kvstore.index import redis_keys
-from fairlead_kvstore.index.bootstrap import INDEX_ENTRY_BYTES
-from fairlead_kvstore.index.format import ENTRY_FIELD, InstanceHeader, decode_entry_with_time, decode_part
+from fairlead_kvstore.index.format import InstanceHeader, decode_part
 from fairlead_kvstore.index.instance_status import secret_fingerprint
-from fairlead_kvstore.index.recovery import read_fields
 from fairlead_kvstore.redis.link import RedisLink
 
-_ENTRY_BATCH: Final = 256
 _PART_BATCH: Final = 16
 
 
@@ -144,9 +141,7 @@ async def _written_time(link: RedisLink, snapshot: IndexSnapshot, instance: str,
         return None
     _, idx, _ = redis_keys.index_keys(snapshot.model_key)
     hash_parts = sorted(part for part in header.parts if part.startswith("0.m"))
-    values = await read_fields(link, idx, [header.parts[part] for part in hash_parts])
-    if values is None:
-        raise unreachable_error(link)
+    values = await read_values(link, idx, [header.parts[part] for part in hash_parts])
     for part, data in zip(hash_parts, values, strict=True):
         row = _find_row(data, own)
         time_field = header.parts.get(part.replace("m", "h"))
@@ -168,13 +163,11 @@ def _find_row(data: Any, own: int) -> int | None:
 
 
 async def _read_time(link: RedisLink, idx: str, field: bytes, row: int, header: InstanceHeader) -> float | None:
-    values = await read_fields(link, idx, [field])
-    if values is None:
-        raise unreachable_error(link)
-    if values[0] is None:
+    (data,) = await read_values(link, idx, [field])
+    if data is None:
         return None
     try:
-        return time_of(decode_ticks(decode_part(values[0]))[row]) + header.slice.wall
+        return time_of(decode_ticks(decode_part(data))[row]) + header.slice.wall
     except (UnreadableError, SnapshotError, IndexError):
         return None
 
@@ -185,35 +178,12 @@ async def _add_streamed_times(
     """Updates ``times`` (Unix) from the stream: stores of these blocks since the last write."""
     if snapshot.at is None or not last_blocks:
         return
-    _, _, ev = redis_keys.index_keys(snapshot.model_key)
     since = min((header.sequence for header in snapshot.headers.values()), default=0)
-    epoch, upto = snapshot.at
-    while True:
-        replies = await link.run([("XRANGE", ev, f"{epoch}-{since + 1}", "+", "COUNT", _ENTRY_BATCH)])
-        if replies is None:
-            raise unreachable_error(link)
-        entries = replies[0] if isinstance(replies[0], list) else []
-        for name, values in entries:
-            since = int(bytes(name).partition(b"-")[2])
-            _add_entry_times(
-                values.get(ENTRY_FIELD) if isinstance(values, dict) else None, snapshot, last_blocks, times
-            )
-        if len(entries) < _ENTRY_BATCH or since >= upto:
-            return
-
-
-def _add_entry_times(
-    data: Any, snapshot: IndexSnapshot, last_blocks: Mapping[str, int], times: dict[str, float]
-) -> None:
-    if not isinstance(data, bytes) or len(data) > INDEX_ENTRY_BYTES:
-        return
-    try:
-        wall, changes = decode_entry_with_time(data, snapshot.model_key, snapshot.ahead)
-    except UnreadableError:
-        return
-    for change in changes:
-        if isinstance(change, BlocksStored) and last_blocks.get(change.instance) in change.hashes:
-            times[change.instance] = wall
+    async for _, data in read_entries(link, snapshot.model_key, snapshot.at[0], since):
+        wall, changes = decode_changes(data, snapshot.model_key, snapshot.ahead)
+        for change in changes:
+            if isinstance(change, BlocksStored) and last_blocks.get(change.instance) in change.hashes:
+                times[change.instance] = wall
 
 
 def render_match(answer: MatchResult) -> str:

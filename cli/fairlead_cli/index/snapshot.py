@@ -16,7 +16,7 @@ from fairlead.errors import first_line
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_cli.exit_codes import UnusableIndex
-from fairlead_cli.index.connection import unreachable_error
+from fairlead_cli.index.connection import read_values, run_commands
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.bootstrap import LoadedIndex, LoadFailure, load_index
@@ -32,7 +32,6 @@ from fairlead_kvstore.index.format import (
     header_instance,
 )
 from fairlead_kvstore.index.instance_status import STATUSES_FIELD, InstanceStatus, InstanceStatuses
-from fairlead_kvstore.index.recovery import read_fields
 from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_kvstore.redis.link import RedisLink
 
@@ -136,19 +135,16 @@ async def _read_once(link: RedisLink, model_key: str, clock: Clock, limits: Limi
     now, unix_now = clock.now(), clock.wall()
     snapshot = IndexSnapshot(model_key, unix_now, now, unix_now - now)
     lease_key, idx, ev = redis_keys.index_keys(model_key)
-    replies = await link.run(
-        [
-            ("HMGET", idx, POSITION_FIELD, META_FIELD, STATUSES_FIELD),
-            ("GET", lease_key),
-            ("PTTL", lease_key),
-            ("XLEN", ev),
-            ("XRANGE", ev, "-", "+", "COUNT", 1),
-            ("XREVRANGE", ev, "+", "-", "COUNT", 1),
-            ("HKEYS", idx),
-        ]
+    replies = await run_commands(
+        link,
+        ("HMGET", idx, POSITION_FIELD, META_FIELD, STATUSES_FIELD),
+        ("GET", lease_key),
+        ("PTTL", lease_key),
+        ("XLEN", ev),
+        ("XRANGE", ev, "-", "+", "COUNT", 1),
+        ("XREVRANGE", ev, "+", "-", "COUNT", 1),
+        ("HKEYS", idx),
     )
-    if replies is None:
-        raise unreachable_error(link)
     for reply in replies:
         if isinstance(reply, ResponseError):
             snapshot.problem = f"Redis refuses: {first_line(reply)}"
@@ -176,10 +172,7 @@ async def _headers(link: RedisLink, idx: str, snapshot: IndexSnapshot, names: li
     names_ = [name for name in names if header_instance(name) is not None]
     for start in range(0, len(names_), _HEADER_BATCH):
         batch = names_[start : start + _HEADER_BATCH]
-        values = await read_fields(link, idx, batch)
-        if values is None:
-            raise unreachable_error(link)
-        for name, data in zip(batch, values, strict=True):
+        for name, data in zip(batch, await read_values(link, idx, batch), strict=True):
             instance = header_instance(name) or ""
             header = _decode_field(snapshot, instance, data, InstanceHeader)
             if header is not None and (snapshot.at is None or header.epoch == snapshot.at[0]):

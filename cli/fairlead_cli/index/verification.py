@@ -19,7 +19,7 @@ stored and did not remove must be in the index. All other blocks are unknown.
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing
 from typing import Final, Self
 
@@ -28,9 +28,8 @@ import msgspec
 from fairlead.errors import BadInput, Unavailable
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead_cli.index.connection import unreachable_error
+from fairlead_cli.index.connection import decode_changes, read_entries, read_values, run_commands
 from fairlead_cli.index.snapshot import IndexSnapshot, take_snapshot
-from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.snapshot import table_steps
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
@@ -39,15 +38,12 @@ from fairlead_kvstore.events.stream_sequencer import EventSequencer, parse_repla
 from fairlead_kvstore.events.types import StreamOutcome
 from fairlead_kvstore.events.zmtp import message
 from fairlead_kvstore.index import redis_keys
-from fairlead_kvstore.index.bootstrap import INDEX_ENTRY_BYTES
 from fairlead_kvstore.index.format import (
-    ENTRY_FIELD,
     HINTS_FIELD,
     META_FIELD,
     POSITION_FIELD,
     HintsHeader,
     InstanceHeader,
-    decode_entry_with_time,
     decode_part,
     decode_value,
     header_field,
@@ -55,7 +51,6 @@ from fairlead_kvstore.index.format import (
     is_part,
 )
 from fairlead_kvstore.index.instance_status import STATUSES_FIELD
-from fairlead_kvstore.index.recovery import read_fields
 from fairlead_kvstore.reader.event_application import apply_outcomes
 from fairlead_kvstore.reader.zmtp_connection import host_and_port, new_stream
 from fairlead_kvstore.redis.link import RedisLink
@@ -176,7 +171,6 @@ _MAX_ATTEMPTS: Final = 4
 _PAUSE_SECONDS: Final = 0.5
 """Longer than changes wait to be written, so that two snapshots differ."""
 _MAX_CONCURRENT_ENGINES: Final = 4
-_ENTRY_BATCH: Final = 256
 
 
 class EngineComparison(msgspec.Struct, kw_only=True):
@@ -255,10 +249,8 @@ async def _check_consistency(link: RedisLink, snapshot: IndexSnapshot) -> dict[s
     """Returns the inconsistencies of one snapshot, by instance or field of the index."""
     findings = dict(snapshot.unreadable)
     _, idx, _ = redis_keys.index_keys(snapshot.model_key)
-    replies = await link.run([("HKEYS", idx)])
-    if replies is None:
-        raise unreachable_error(link)
-    present: list[bytes] = list(replies[0]) if isinstance(replies[0], list) else []
+    (names,) = await run_commands(link, ("HKEYS", idx))
+    present: list[bytes] = list(names) if isinstance(names, list) else []
     needed = {POSITION_FIELD, META_FIELD, HINTS_FIELD, STATUSES_FIELD}
     for name, header in snapshot.headers.items():
         needed.add(header_field(name))
@@ -278,19 +270,15 @@ async def _check_consistency(link: RedisLink, snapshot: IndexSnapshot) -> dict[s
 
 
 async def _hint_parts(link: RedisLink, idx: str) -> Iterable[bytes]:
-    values = await read_fields(link, idx, [HINTS_FIELD])
-    if values is None:
-        raise unreachable_error(link)
+    (data,) = await read_values(link, idx, [HINTS_FIELD])
     try:
-        return () if values[0] is None else decode_value(values[0], HintsHeader).parts.values()
+        return () if data is None else decode_value(data, HintsHeader).parts.values()
     except UnreadableError:
         return ()  # reported already
 
 
 async def _part_problem(link: RedisLink, idx: str, header: InstanceHeader) -> str:
-    values = await read_fields(link, idx, list(header.parts.values()))
-    if values is None:
-        raise unreachable_error(link)
+    values = await read_values(link, idx, list(header.parts.values()))
     rows: dict[str, bytes] = {}
     try:
         for part, data in zip(header.parts, values, strict=True):
@@ -315,13 +303,13 @@ async def _check_stream(link: RedisLink, snapshot: IndexSnapshot, clock: Clock, 
     if before is None or later is None or before.epoch != later.epoch or before.unreadable or later.unreadable:
         return ""
     sequence = before.sequence
-    async with aclosing(_entries(link, snapshot.model_key, before.epoch, sequence)) as entries:
+    async with aclosing(read_entries(link, snapshot.model_key, before.epoch, sequence)) as entries:
         async for number, data in entries:
             if number > later.sequence:
                 break
             if number != sequence + 1:
                 return f"after {before.epoch}-{sequence} comes {before.epoch}-{number}"
-            before.replica.apply(_changes(data, snapshot))
+            before.replica.apply(decode_changes(data, snapshot.model_key, snapshot.ahead)[1])
             sequence = number
     if sequence != later.sequence:
         return f"it ends at {before.epoch}-{sequence}, the index is at {before.epoch}-{later.sequence}"
@@ -329,30 +317,6 @@ async def _check_stream(link: RedisLink, snapshot: IndexSnapshot, clock: Clock, 
     for name in {*before.replica.instances(), *later.replica.instances()}:
         differing += len(set(before.replica.blocks_of(name)) ^ set(later.replica.blocks_of(name)))
     return f"{differing} blocks differ between what was written down and the changes since" if differing else ""
-
-
-def _changes(data: bytes, picture: IndexSnapshot) -> list[Change]:
-    if len(data) > INDEX_ENTRY_BYTES:
-        return []
-    try:
-        return decode_entry_with_time(data, picture.model_key, picture.ahead)[1]
-    except UnreadableError:
-        return []
-
-
-async def _entries(link: RedisLink, model_key: str, epoch: int, since: int) -> AsyncGenerator[tuple[int, bytes], None]:
-    """Yields (sequence, data) of the entries of an epoch after the sequence ``since``."""
-    _, _, ev = redis_keys.index_keys(model_key)
-    while True:
-        replies = await link.run([("XRANGE", ev, f"{epoch}-{since + 1}", epoch, "COUNT", _ENTRY_BATCH)])
-        if replies is None:
-            raise unreachable_error(link)
-        batch = replies[0] if isinstance(replies[0], list) else []
-        for name, values in batch:
-            since = int(bytes(name).partition(b"-")[2])
-            yield since, bytes(values.get(ENTRY_FIELD, b""))
-        if len(batch) < _ENTRY_BATCH:
-            return
 
 
 # --- with the engines ---------------------------------------------------------------------------------------------------

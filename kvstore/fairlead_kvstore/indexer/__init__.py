@@ -2,7 +2,5 @@
 
 - `cli`: its command line; `service`: the process, from start to shutdown
 - `indexer`: `Indexer`, which follows the fleet, its engines and their adapters
-- `engine_member`: one instance that it reads
 - `redis_memory`: the bound of its blocks by the memory of Redis
-- `counters`: counters by model
 """

@@ -19,21 +19,24 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from fairlead.errors import BadInput, FairleadError, Unavailable
 from fairlead.fleet.endpoint_resolver import EndpointResolver
-from fairlead.fleet.model import Fleet, FleetSource, Instance, InstanceState
+from fairlead.fleet.model import Fleet, FleetSource, Instance
+from fairlead.fleet.model import InstanceState as FleetState
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_kvstore.blockstore.changes import Change, HintsAdded, HintsExpired
 from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.blockstore.types import InstanceState
+from fairlead_kvstore.events.types import StreamPosition
 from fairlead_kvstore.index.instance_status import InstanceStatus
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
 from fairlead_kvstore.index.sink import ChangeSink
-from fairlead_kvstore.indexer.counters import ModelCounters
-from fairlead_kvstore.indexer.engine_member import EngineMember, EngineStatus
 from fairlead_kvstore.reader.buffered_bytes import BufferedBytes
 from fairlead_kvstore.reader.endpoints import (
     EventEndpoints,
@@ -48,7 +51,12 @@ from fairlead_kvstore.reader.engine_info_client import (
     EngineQuery,
     adapter_sources,
 )
-from fairlead_kvstore.reader.engine_subscription import KV_RESTART_SECONDS, EngineSubscription, ReaderContext
+from fairlead_kvstore.reader.engine_subscription import (
+    KV_RESTART_SECONDS,
+    EngineSubscription,
+    ReaderContext,
+    SubscriptionCounters,
+)
 from fairlead_kvstore.reader.event_application import AppliedEvents
 from fairlead_kvstore.reader.event_listener import EventListener
 from fairlead_kvstore.reader.fair_scheduler import FairScheduler
@@ -64,6 +72,135 @@ KV_ADAPTER_PAUSE_SECONDS: Final = 1.0
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
 _MAX_CONCURRENT_QUERIES: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """The status of one instance for status pages and metrics.
+
+    events: ZMQ address of its KV events; None while it is unknown, or if the engine dials.
+    problem: why the instance is not read; empty when it is.
+    """
+
+    instance: str
+    model_key: str
+    events: str | None
+    connected: bool
+    replaying: bool
+    problem: str
+    state: InstanceState
+    counters: SubscriptionCounters
+
+
+@dataclass(slots=True)
+class EngineMember:
+    """One instance that an indexer reads. Times are monotonic seconds.
+
+    subscription: None until the endpoint of its events is known.
+    position: an earlier indexer's stream position, until the subscription takes it.
+    """
+
+    model_key: str
+    instance: Instance
+    subscription: EngineSubscription | None = None
+    position: StreamPosition | None = None
+    discovery: asyncio.Task[None] | None = None
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    problem: str = "the endpoint of its events is not known yet"
+    is_gone: bool = False
+    has_adapters: bool = False
+    is_querying_adapters: bool = False
+    adapters_queried_at: float = 0.0
+    adapters_due_at: float = 0.0
+    adapters_pause_seconds: float = 1.0
+    unsourced_adapters: frozenset[str] = frozenset()
+
+    def instance_status(self, state: InstanceState) -> InstanceStatus:
+        """Returns the status that is published in Redis."""
+        status, subscription, evicted = self.status(state), self.subscription, state.evicted_age_seconds
+        lag = status.counters.lag_seconds
+        return InstanceStatus(
+            url=self.instance.url,
+            block_size=state.block_size,
+            events=status.events,
+            replay=None if subscription is None else subscription.endpoints.replay,
+            connected=status.connected,
+            replaying=status.replaying,
+            trouble=status.problem,
+            blocks=state.blocks,
+            orphans=state.orphans,
+            following=None if subscription is None else subscription.next_number,
+            lag_seconds=None if lag is None else round(lag, 3),
+            evicted_age_seconds=None if evicted is None else round(evicted, 1),
+        )
+
+    def status(self, state: InstanceState) -> EngineStatus:
+        """Returns the status of the connection, together with ``state`` from the block store."""
+        subscription = self.subscription
+        if subscription is None:
+            return EngineStatus(
+                self.instance.id, self.model_key, None, False, False, self.problem, state, SubscriptionCounters()
+            )
+        problem = "" if subscription.is_connected else self.problem or subscription.problem
+        events, replaying = subscription.endpoints.events, subscription.is_replaying
+        return EngineStatus(
+            self.instance.id,
+            self.model_key,
+            events,
+            subscription.is_connected,
+            replaying,
+            problem,
+            state,
+            subscription.counters,
+        )
+
+
+COUNTER_FAMILIES: Final[Mapping[str, tuple[str, Callable[[EngineStatus], int]]]] = MappingProxyType(
+    {
+        "batches": ("applied batches of events", lambda status: status.counters.batches),
+        "bytes": ("bytes of messages from engines", lambda status: status.counters.bytes),
+        "duplicates": ("batches that were read before", lambda status: status.counters.duplicates),
+        "gaps": ("gaps in the numbers of batches", lambda status: status.counters.gaps),
+        "replays": ("requested replays", lambda status: status.counters.replays),
+        "replays_failed": ("replays that did not arrive completely", lambda status: status.counters.replays_failed),
+        "lost": ("losses of batches, each of which drops an instance's blocks", lambda status: status.counters.lost),
+        "restarts": ("engine processes that replaced another", lambda status: status.counters.restarts),
+        "connects": ("connections to engines' events", lambda status: status.counters.connects),
+        "disconnects": ("connections that broke", lambda status: status.counters.disconnects),
+        "defects": ("messages that revealed a defect of the indexer", lambda status: status.counters.defects),
+        "orphans": ("blocks that arrived before their parent", lambda status: status.state.counts.orphans),
+        "linked": ("orphan blocks whose parent arrived later", lambda status: status.state.counts.linked),
+        "dropped": ("blocks dropped for lack of memory", lambda status: status.state.counts.dropped),
+        "unknown_events": ("events of an unknown kind", lambda status: status.state.counts.unknown_events),
+        "refused_events": ("inconsistent stored events", lambda status: status.state.counts.refused_events),
+    }
+)
+"""Counter → its description, and how to read it from one instance."""
+
+
+class ModelCounters:
+    """The sums of all counters by model."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, Counter[str]] = {}
+        self.unreadable: dict[str, Counter[str]] = {}
+
+    def add(self, status: EngineStatus) -> None:
+        """Adds the counters of one instance."""
+        counts = self.counts.setdefault(status.model_key, Counter())
+        for name, (_, read) in COUNTER_FAMILIES.items():
+            counts[name] += read(status)
+        self.unreadable.setdefault(status.model_key, Counter()).update(status.counters.unreadable)
+
+    def with_current(self, present: Iterable[EngineStatus]) -> "ModelCounters":
+        """Returns these sums plus the counters of present instances."""
+        found = ModelCounters()
+        for model_key, counts in self.counts.items():
+            found.counts[model_key] = Counter(counts)
+            found.unreadable[model_key] = Counter(self.unreadable[model_key])
+        for status in present:
+            found.add(status)
+        return found
 
 
 class Indexer:
@@ -289,7 +426,7 @@ class Indexer:
 
     def _update_instance(self, member: EngineMember, instance: Instance) -> None:
         before, member.instance = member.instance, instance
-        if before.state is InstanceState.SLEEPING and instance.state is not InstanceState.SLEEPING:
+        if before.state is FleetState.SLEEPING and instance.state is not FleetState.SLEEPING:
             self.on_cache_cleared(instance.id)  # its cache was cleared when it fell asleep
         endpoints = endpoints_from_fleet(instance)
         if endpoints is None:

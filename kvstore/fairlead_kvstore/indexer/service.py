@@ -29,9 +29,7 @@ from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.index.instance_status import secret_fingerprint
 from fairlead_kvstore.index.writer import IndexWriter
-from fairlead_kvstore.indexer.counters import COUNTER_FAMILIES
-from fairlead_kvstore.indexer.engine_member import EngineStatus
-from fairlead_kvstore.indexer.indexer import Indexer
+from fairlead_kvstore.indexer.indexer import COUNTER_FAMILIES, EngineStatus, Indexer
 from fairlead_kvstore.indexer.redis_memory import RedisMemoryBound
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
 from fairlead_kvstore.reader.timers import ReaderRuntime

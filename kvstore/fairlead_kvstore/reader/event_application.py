@@ -229,20 +229,8 @@ def _stored_parts(event: LargeStoredEvent, limits: Limits) -> Iterator[tuple[int
     raw_extras = _RAW_ITEMS.decode(event.extra_keys) if reports_extras else None
     if raw_extras is not None:
         yield limits.kv_slice_bytes, None
-    whole = StoredEvent(
-        [],
-        None,
-        [],
-        event.block_size,
-        event.lora_id,
-        event.medium,
-        event.lora_name,
-        None,
-        event.group_idx,
-        event.kv_cache_spec_kind,
-        event.kv_cache_spec_sliding_window,
-        _locality(event.locality),
-    )
+    fields = {**msgspec.structs.asdict(event), "locality": _locality(event.locality)}
+    del fields["token_ids"]
     start, parent, size = 0, event.parent_block_hash, event.block_size
     while start < blocks:
         stop, cost = _part_end(start, blocks, size, raw_extras, limits)
@@ -250,14 +238,8 @@ def _stored_parts(event: LargeStoredEvent, limits: Limits) -> Iterator[tuple[int
         if keys is None and raw_extras is not None:
             yield EVENT_BYTES, REFUSED
             return
-        part = msgspec.structs.replace(
-            whole,
-            block_hashes=hashes[start:stop],
-            parent_block_hash=parent,
-            token_ids=ids[start * size : stop * size],
-            extra_keys=keys,
-        )
-        yield cost, part
+        fields |= {"block_hashes": hashes[start:stop], "parent_block_hash": parent, "extra_keys": keys}
+        yield cost, StoredEvent(token_ids=ids[start * size : stop * size], **fields)
         start, parent = stop, _continued(hashes[stop - 1])
 
 

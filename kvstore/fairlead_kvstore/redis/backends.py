@@ -9,7 +9,8 @@ possible: the password, and a client name for operators. The library's own name 
 Why: a node that hangs would otherwise block the others, and each exchange takes a round trip.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -178,20 +179,21 @@ class _SentinelMaster(_SingleServer):
         self._unknown = f"no reachable sentinel knows a running master {address.service!r}"
 
     async def ping(self) -> None:
-        try:
+        with self._naming_master():
             await super().ping()
-        except MasterNotFoundError:
-            raise RedisConnectionError(self._unknown) from None
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
-        try:
+        with self._naming_master():
             return await super().run(commands)
-        except MasterNotFoundError:
-            raise RedisConnectionError(self._unknown) from None
 
     async def max_memory(self) -> int:
-        try:
+        with self._naming_master():
             return await super().max_memory()
+
+    @contextmanager
+    def _naming_master(self) -> Iterator[None]:
+        try:
+            yield
         except MasterNotFoundError:
             raise RedisConnectionError(self._unknown) from None
 
@@ -212,39 +214,31 @@ class _ClusterBackend:
             kwargs["parser_class"] = parser
 
     async def ping(self) -> None:
-        try:
+        with _as_lost_connection():
             await self._redis.execute_command("PING", target_nodes=RedisCluster.PRIMARIES)
-        except RedisClusterException as error:
-            raise RedisConnectionError(_cluster_error_text(error)) from None
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
-        try:
+        with _as_lost_connection():
             async with self._redis.pipeline(transaction=False) as pipe:
                 for command in commands:
                     pipe.execute_command(*command)
                 replies = list(await pipe.execute(raise_on_error=False))
-        except RedisClusterException as error:
-            raise RedisConnectionError(_cluster_error_text(error)) from None
         for reply in replies:
             if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
                 raise reply  # an unreachable node is not a refusal
         return replies
 
     async def max_memory(self) -> int:
-        try:
+        with _as_lost_connection():
             pages = await self._redis.execute_command("INFO", "memory", target_nodes=RedisCluster.PRIMARIES)
-        except RedisClusterException as error:
-            raise RedisConnectionError(_cluster_error_text(error)) from None
         # The reply of a single master is its page; several come by node.
         found = [_max_memory(page) for page in ([pages] if "maxmemory" in pages else pages.values())]
         return min(filter(None, found), default=0)
 
     async def scan_keys(self, pattern: str) -> AsyncIterator[bytes]:
-        try:
+        with _as_lost_connection():
             async for name in self._redis.scan_iter(match=pattern, count=_SCAN_COUNT):
                 yield name
-        except RedisClusterException as error:
-            raise RedisConnectionError(_cluster_error_text(error)) from None
 
     async def drop_connections(self) -> None:
         await self._redis.aclose()
@@ -259,5 +253,10 @@ def _max_memory(page: Any) -> int:
     return found if isinstance(found, int) and found > 0 else 0
 
 
-def _cluster_error_text(error: Exception) -> str:
-    return first_line(error, 200) or _UNKNOWN_CLUSTER_ERROR
+@contextmanager
+def _as_lost_connection() -> Iterator[None]:
+    """Raises an error of the cluster as one of the connection."""
+    try:
+        yield
+    except RedisClusterException as error:
+        raise RedisConnectionError(first_line(error, 200) or _UNKNOWN_CLUSTER_ERROR) from None

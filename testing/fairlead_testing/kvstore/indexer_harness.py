@@ -20,8 +20,7 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.types import EventFrame
 from fairlead_kvstore.index.sink import LocalSink
-from fairlead_kvstore.indexer.engine_member import EngineStatus
-from fairlead_kvstore.indexer.indexer import Indexer
+from fairlead_kvstore.indexer.indexer import EngineStatus, Indexer
 from fairlead_kvstore.reader.timers import ReaderRuntime
 from fairlead_testing.kvstore.block_store import cached_depths
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
