@@ -50,9 +50,8 @@ from fairlead_bench.results import NO_GOALS, ResultRow, write_results
 from fairlead_sim.autoscalers import PRESETS
 from fairlead_sim.autoscaling import traffic as loads
 from fairlead_sim.autoscaling.closed_loop import ScheduleController, run_controller, run_schedule
+from fairlead_sim.autoscaling.offline_optimum import OptimumCache, replay_schedule, search_schedule
 from fairlead_sim.autoscaling.offline_optimum import OptimumSchedule as Oracle
-from fairlead_sim.autoscaling.offline_optimum import replay_schedule, search_schedule
-from fairlead_sim.autoscaling.optimum_cache import OptimumCache
 from fairlead_sim.autoscaling.plant import EngineModelKind, PlantFaults
 from fairlead_sim.autoscaling.scenarios import ALL_SCENARIOS as KNOWN_SCENARIOS
 from fairlead_sim.autoscaling.scenarios import SCENARIOS, WIDER_SCENARIOS, smooth_chat, step_cold

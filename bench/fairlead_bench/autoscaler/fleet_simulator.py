@@ -49,8 +49,7 @@ from fairlead_sim.autoscalers import PRESETS
 from fairlead_sim.autoscaling.closed_loop import run_schedule
 from fairlead_sim.autoscaling.fleet_plant.plant import FleetPlant
 from fairlead_sim.autoscaling.fleet_plant.scaled_schedule import DEFAULT_RUNS, scale_steps, scaled_schedule_bound
-from fairlead_sim.autoscaling.offline_optimum import OptimumSchedule, search_schedule
-from fairlead_sim.autoscaling.optimum_cache import OptimumCache
+from fairlead_sim.autoscaling.offline_optimum import OptimumCache, OptimumSchedule, search_schedule
 from fairlead_sim.autoscaling.plant import AutoscalingScenario
 from fairlead_sim.compiled import package_folders
 

@@ -20,8 +20,7 @@ FILE = Path(__file__).with_name("offline_optima.json")
 
 def main(arguments: list[str]) -> int:
     """Searches, compares and stores."""
-    from fairlead_sim.autoscaling.offline_optimum import replay_schedule, search_schedule
-    from fairlead_sim.autoscaling.optimum_cache import OptimumCache
+    from fairlead_sim.autoscaling.offline_optimum import OptimumCache, replay_schedule, search_schedule
     from fairlead_sim.autoscaling.scenarios import ALL_SCENARIOS, SCENARIOS
 
     parser = argparse.ArgumentParser(description="Schedules with knowledge of the future.")

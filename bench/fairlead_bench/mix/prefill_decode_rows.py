@@ -41,7 +41,7 @@ from fairlead_sim.autoscaling.reference_pools import (
     reference_pool,
 )
 from fairlead_sim.autoscaling.request_table import ArrivalTrace
-from fairlead_sim.autoscaling.routing.prefill_placement import PrefillPolicy
+from fairlead_sim.autoscaling.routing import PrefillPolicy
 
 SLACK_ENGINES = 8
 TTFT_SECONDS, ITL_SECONDS = 2.0, 0.1

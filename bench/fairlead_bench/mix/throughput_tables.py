@@ -6,7 +6,7 @@ Writes bench/fairlead_bench/mix/tables/measured.json.
 
 There is a line for each accelerator, each shape of the grid and each SLO. All requests of a shape
 have the middle of its bucket. One engine of the accelerator's step profile serves Poisson arrivals;
-every step is computed exactly (``fairlead_sim.autoscaling.aggregated_engine``). The throughput is
+every step is computed exactly (``fairlead_sim.autoscaling.plant_engine``). The throughput is
 the largest rate at which the SLO's share of requests meets it.
 
 All rates see the same arrivals, drawn with the seed and stretched. Requests that arrive while the
@@ -62,9 +62,8 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Role, SloTargets
 from fairlead.request_shapes import RequestShapeGrid
 from fairlead_autoscaler.mix import PoolCandidate, throughput
-from fairlead_sim.autoscaling.aggregated_engine import AggregatedEngine
 from fairlead_sim.autoscaling.closed_loop import is_within_slo
-from fairlead_sim.autoscaling.plant_engine import StepTotals
+from fairlead_sim.autoscaling.plant_engine import AggregatedEngine, StepTotals
 from fairlead_sim.autoscaling.request_table import ArrivalTrace, RequestTable
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
 

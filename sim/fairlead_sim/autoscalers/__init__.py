@@ -4,8 +4,8 @@
     PRESETS[name].parameters    # the values to set, and the grid that a search covers
 
 The module of each controller begins with its rule, its constants, its source and what was changed:
-``hpa`` (with ``hpa_behavior``), ``kpa`` (with ``kpa_window``), ``keda``, ``apa``, ``wva`` and
-``dynamo`` (with ``dynamo_forecast``). ``metrics`` derives their metrics from an observation,
+``hpa``, ``kpa``, ``keda``, ``apa``, ``wva`` and ``dynamo``. ``metrics`` derives their metrics from
+an observation,
 ``controller`` has what they share, and ``registry`` lists them by name.
 
 All decisions are pure functions of a state and an observation: no clock, no randomness.

@@ -2,12 +2,12 @@
 
 - ``scenarios``: each kind of load and fault, from ``traffic`` and ``reference_pools``
 - ``plant``: the gateway and the pools; ``pool`` has the lives of replicas
-- ``plant_engine``: the interface of one replica; ``aggregated_engine`` in closed form,
-  ``token_engine`` token by token; both write into a ``request_table``
+- ``plant_engine``: the interface of one replica, in closed form or token by token; both write
+  into a ``request_table``
 - ``fleet_plant``: another plant, made of the fleet simulator; caches, and the gateway's own router
 - ``closed_loop``: a controller runs a plant
-- ``offline_optimum``, ``optimum_cache``: the cheapest schedule with knowledge of the future
+- ``offline_optimum``: the cheapest schedule with knowledge of the future
 - ``unservable_requests``: what no start could have served
 - ``routing``: the gateway's rules for prefill placement, accelerators and replicas
-- ``capacity``: fixed fleets at constant rates: the share that misses, and the largest rate
+- ``fixed_fleet``: fixed fleets at constant rates: the share that misses, and the largest rate
 """

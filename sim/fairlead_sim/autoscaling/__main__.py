@@ -29,7 +29,7 @@ from fairlead_sim.autoscaling.closed_loop import (
     run_controller,
 )
 from fairlead_sim.autoscaling.fleet_plant.plant import FleetPlant
-from fairlead_sim.autoscaling.optimum_cache import OptimumCache
+from fairlead_sim.autoscaling.offline_optimum import OptimumCache
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, Plant
 from fairlead_sim.autoscaling.scenarios import SCENARIOS, WIDER_SCENARIOS
 from fairlead_sim.autoscaling.unservable_requests import find_unservable, servable_share

@@ -1,15 +1,15 @@
 """The plant of an autoscaling run: the gateway, its pools, and faults.
 
 The gateway sends each request on arrival to the ready replica with the least load. The scenario's
-``LoadPolicy`` says what counts as load (``routing.load_balancing``). A scenario may route by shape
-instead, by the gateway's rule (``routing.by_shape``). Requests wait in the gateway only while no
+``LoadPolicy`` says what counts as load (``routing``). A scenario may route by shape
+instead, by the gateway's rule (``ShapeRouter``). Requests wait in the gateway only while no
 replica is ready. They leave in order of arrival; each replica receives as many as its batch takes.
 
 A client gives up without a first token after its patience. A crash cuts the answers in progress
 (those requests are lost); other requests are sent again.
 
 With a prefill and a decode pool the scenario's ``PrefillPolicy`` chooses where a prompt is computed
-(``routing.prefill_placement``). After a prefill the decode engine gets the request ``base + tokens
+(``PrefillPlacement``). After a prefill the decode engine gets the request ``base + tokens
 · per token`` seconds later, and the client's first token comes from there.
 """
 
@@ -20,14 +20,10 @@ from random import Random
 
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.types import GatewayTraffic, ModelSpec, Observation, ShapeCount, has_pool_choice
-from fairlead_sim.autoscaling.aggregated_engine import AggregatedEngine
-from fairlead_sim.autoscaling.plant_engine import PlantEngine, StepTotals
+from fairlead_sim.autoscaling.plant_engine import AggregatedEngine, PlantEngine, StepTotals, TokenEngine
 from fairlead_sim.autoscaling.pool import Pool, PoolSetup, Replica
 from fairlead_sim.autoscaling.request_table import ArrivalTrace, RequestTable
-from fairlead_sim.autoscaling.routing.by_shape import ShapeRouter
-from fairlead_sim.autoscaling.routing.load_balancing import LoadBalancer, LoadPolicy
-from fairlead_sim.autoscaling.routing.prefill_placement import PrefillPlacement, PrefillPolicy
-from fairlead_sim.autoscaling.token_engine import TokenEngine
+from fairlead_sim.autoscaling.routing import LoadBalancer, LoadPolicy, PrefillPlacement, PrefillPolicy, ShapeRouter
 
 _FOREVER = float("inf")
 _POLL_SECONDS = 0.25

@@ -34,7 +34,7 @@ from fairlead_bench.mix.throughput_tables import (
     tabled_throughput,
     throughput_at_knee,
 )
-from fairlead_sim.autoscaling.routing.prefill_placement import PrefillPolicy
+from fairlead_sim.autoscaling.routing import PrefillPolicy
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 

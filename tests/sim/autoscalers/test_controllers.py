@@ -10,8 +10,7 @@ from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.types import PoolObservation, ReplicaMetrics
 from fairlead_sim.autoscalers import PRESETS, Controller, Metric, build
 from fairlead_sim.autoscalers.apa import ApaSettings, apa
-from fairlead_sim.autoscalers.dynamo import decode_rate, prefill_rate, serve_rate
-from fairlead_sim.autoscalers.dynamo_forecast import ForecastMethod, LevelTrendSeries
+from fairlead_sim.autoscalers.dynamo import ForecastMethod, LevelTrendSeries, decode_rate, prefill_rate, serve_rate
 from fairlead_testing.autoscaler.control_loop import (
     POOL,
     PROFILE,

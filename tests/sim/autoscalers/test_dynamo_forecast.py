@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_sim.autoscalers.dynamo_forecast import ForecastMethod, LevelTrendSeries
+from fairlead_sim.autoscalers.dynamo import ForecastMethod, LevelTrendSeries
 
 Matrix = list[list[float]]
 MOVE: Matrix = [[1.0, 1.0], [0.0, 1.0]]

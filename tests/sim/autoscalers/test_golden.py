@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fairlead_sim.autoscalers import hpa, kpa
-from fairlead_sim.autoscalers.hpa_behavior import (
+from fairlead_sim.autoscalers.hpa import (
     PolicyKind,
     PolicySelect,
     ScalingBehavior,

@@ -11,12 +11,10 @@ from hypothesis import strategies as st
 
 from fairlead.fleet.model import Role
 from fairlead_sim.autoscaling import reference_pools, scenarios
-from fairlead_sim.autoscaling.aggregated_engine import AggregatedEngine
 from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, ScheduleController, run_controller
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, PlantFaults
-from fairlead_sim.autoscaling.plant_engine import PlantEngine, StepTotals
+from fairlead_sim.autoscaling.plant_engine import AggregatedEngine, PlantEngine, StepTotals, TokenEngine
 from fairlead_sim.autoscaling.request_table import NOT_YET, ArrivalTrace, RequestTable
-from fairlead_sim.autoscaling.token_engine import TokenEngine
 from fairlead_sim.autoscaling.traffic import CHAT_LENGTHS, SHORT_OUTPUT_LENGTHS, poisson_arrivals
 from fairlead_testing.pytest_hooks.nightly import shortened
 

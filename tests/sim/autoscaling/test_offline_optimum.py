@@ -11,8 +11,7 @@ import pytest
 from fairlead.fleet.model import Role
 from fairlead_sim.autoscaling import reference_pools
 from fairlead_sim.autoscaling.closed_loop import run_schedule
-from fairlead_sim.autoscaling.offline_optimum import OptimumSchedule, replay_schedule, search_schedule
-from fairlead_sim.autoscaling.optimum_cache import OptimumCache
+from fairlead_sim.autoscaling.offline_optimum import OptimumCache, OptimumSchedule, replay_schedule, search_schedule
 from fairlead_sim.autoscaling.plant import AutoscalingScenario
 from fairlead_sim.autoscaling.pool import PoolSetup, StartupDistribution
 from fairlead_sim.autoscaling.request_table import ArrivalTrace

@@ -4,7 +4,7 @@ It differs from ``autoscaling.plant.Plant`` in what it simulates:
 
 - Engines keep the KV of earlier prompts, and requests are turns of conversations
   (``conversations``). So the work of a load depends on where its requests go.
-- The router is the gateway's, with its default preset and late binding (``holding_gateway``). Its
+- The router is the gateway's, with its default preset and late binding (``replica_fleet``). Its
   homes move when the number of replicas changes, and the cache of a new replica is empty.
 - Engines run step by step and block by block.
 

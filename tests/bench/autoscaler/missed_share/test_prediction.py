@@ -16,8 +16,8 @@ from fairlead_bench.autoscaler.missed_share.benchmark import (
     is_within,
     outside_fleet_scenario,
 )
-from fairlead_sim.autoscaling.capacity.fixed_fleet import CASES, fixed_fleet_scenario
 from fairlead_sim.autoscaling.closed_loop import run_controller
+from fairlead_sim.autoscaling.fixed_fleet import CASES, fixed_fleet_scenario
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 FLEETS = [  # the second in `make test`

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from fairlead.fleet.model import SloTargets
-from fairlead_sim.autoscaling.capacity.fixed_fleet import (
+from fairlead_sim.autoscaling.fixed_fleet import (
     CASES,
     WARMUP_SECONDS,
     MissedRequests,
@@ -16,7 +16,7 @@ from fairlead_sim.autoscaling.capacity.fixed_fleet import (
 )
 from fairlead_sim.autoscaling.plant import EngineModelKind
 from fairlead_sim.autoscaling.request_table import ArrivalTrace, RequestTable
-from fairlead_sim.autoscaling.routing.load_balancing import LoadPolicy
+from fairlead_sim.autoscaling.routing import LoadPolicy
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 CHAT = CASES["S chat"]

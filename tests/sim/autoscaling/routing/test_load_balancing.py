@@ -12,7 +12,7 @@ from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineFactory, E
 from fairlead_sim.autoscaling.plant_engine import StepTotals
 from fairlead_sim.autoscaling.pool import Pool
 from fairlead_sim.autoscaling.request_table import ArrivalTrace, RequestTable
-from fairlead_sim.autoscaling.routing.load_balancing import LoadBalancer, LoadPolicy
+from fairlead_sim.autoscaling.routing import LoadBalancer, LoadPolicy
 from fairlead_sim.autoscaling.traffic import CHAT_LENGTHS, poisson_arrivals
 
 MODELS = (EngineModelKind.AGGREGATED, EngineModelKind.TOKEN_LEVEL)

@@ -10,7 +10,7 @@ from fairlead_sim.autoscaling import reference_pools
 from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, ScheduleController, run_controller
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, Plant, PlantFaults
 from fairlead_sim.autoscaling.request_table import ArrivalTrace
-from fairlead_sim.autoscaling.routing.prefill_placement import PrefillPolicy
+from fairlead_sim.autoscaling.routing import PrefillPolicy
 
 
 def mixed(rate: float, seconds: float, seed: int = 1) -> ArrivalTrace:

@@ -1,9 +1,18 @@
-"""The scenarios with goals, each from a seed.
+"""The scenarios of the autoscaler benchmark, each from a seed.
+
+Functions that make scenarios from loads, pools and an SLO, and that let replicas sleep.
+
+The scenarios with goals, each from a seed.
 
 There are smooth days, a noisy hour, crashes, an engine slower than its profile, growing answers and
 long prompts. Others have a workload that moves between prefill and decode, missing or zeroed
 metrics, steps, bursts and silence. Two scenarios read a published trace (Azure's hour of
 conversations, Mooncake's conversations); without the traces' folder they generate similar traffic.
+
+Scenarios on which no setting of the autoscaler was chosen: one hour each, from a seed.
+
+Their traffic and engines differ from those of ``SCENARIOS``. Lengths drift, prompts are
+very long, a fleet starts too small, and there are two more engine classes.
 """
 
 import math
@@ -11,30 +20,84 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from types import MappingProxyType
+from typing import Final
 
+from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Role, SloTargets
+from fairlead_autoscaler.core.types import SleepTier
 from fairlead_sim.autoscaling import traffic as loads
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, PlantFaults
-from fairlead_sim.autoscaling.pool import PoolSetup, StartupDistribution
+from fairlead_sim.autoscaling.pool import PoolSetup, SleepTimings, StartupDistribution
 from fairlead_sim.autoscaling.reference_pools import (
     COLD_START,
     LARGE_COLD_START,
     LARGE_COST,
     WARM_START,
     large_profile,
+    reference_model,
     reference_pool,
     small_profile,
 )
-from fairlead_sim.autoscaling.scenarios.construction import (
-    CHAT_SLO,
-    chat_scenario,
-    duration_hours,
-    make_scenario,
-    slo_targets,
-    with_minute_noise,
-)
+from fairlead_sim.autoscaling.request_table import ArrivalTrace
+from fairlead_sim.autoscaling.routing import LoadPolicy
 from fairlead_sim.workload.generators import conversation_traffic
 from fairlead_sim.workload.traces import read_azure, read_mooncake, spread_ties
+
+CHAT_SLO: Final = SloTargets(ttft_seconds=3.0, itl_seconds=0.15)
+_HOUR_SECONDS = 3600.0
+_MINUTE_NOISE, _MINUTE_MEMORY = 0.06, 0.3
+
+
+def slo_targets(ttft: float, itl: float) -> SloTargets:
+    """Returns an SLO of these latencies, in seconds."""
+    return SloTargets(ttft_seconds=ttft, itl_seconds=itl)
+
+
+def make_scenario(
+    name: str, seed: int, hours: float, load: ArrivalTrace, pools: list[PoolSetup], slo: SloTargets
+) -> AutoscalingScenario:
+    """Returns a scenario without faults whose gateway has the default policy."""
+    model = reference_model(pools, slo.ttft_seconds, slo.itl_seconds)
+    return AutoscalingScenario(name, seed, hours * _HOUR_SECONDS, model, tuple(pools), load)
+
+
+def chat_scenario(
+    name: str, seed: int, begin: float, hours: int, mean: float, startup: StartupDistribution = COLD_START
+) -> AutoscalingScenario:
+    """Returns ``hours`` of the day of conversations, from hour ``begin``.
+
+    mean: requests per second over the whole day.
+    """
+    random_ = Random(f"{name} {seed}")
+    day = loads.daily_rates(loads.CHAT_DAY, 24 * 60, mean)
+    rates = with_minute_noise(day[int(begin * 60) : int(begin * 60) + hours * 60], random_)
+    load = loads.poisson_arrivals(rates, loads.CHAT_LENGTHS, random_)
+    pool = reference_pool(small_profile(), math.ceil(rates[0]), startup=startup)
+    return make_scenario(name, seed, hours, load, [pool], CHAT_SLO)
+
+
+def with_minute_noise(rates: list[float], random_: Random) -> list[float]:
+    """Returns the rates of minutes with the noise of Azure's hour of conversations."""
+    return loads.add_noise(rates, random_, sigma=_MINUTE_NOISE, memory=_MINUTE_MEMORY)
+
+
+def duration_hours(load: ArrivalTrace) -> float:
+    """Returns the hours until the last arrival, in whole minutes."""
+    return math.ceil(load.arrivals[-1] / 60.0) / 60.0
+
+
+def with_sleep_tier(scenario: AutoscalingScenario, tier: SleepTier, sleep_timings: SleepTimings) -> AutoscalingScenario:
+    """Returns the scenario with pools whose replicas may sleep.
+
+    - tier: what the autoscaler may do.
+    - sleep_timings: how the replicas behave.
+    """
+    pools = tuple(
+        replace(setup, facts=replace(setup.facts, tier=tier), sleep_timings=sleep_timings) for setup in scenario.pools
+    )
+    return replace(scenario, pools=pools, model=replace(scenario.model, pools=tuple(setup.facts for setup in pools)))
+
 
 AZURE_CONVERSATIONS = "AzureLLMInferenceTrace_conv.csv"
 MOONCAKE_CONVERSATIONS = "conversation_trace.jsonl"
@@ -287,3 +350,80 @@ def _scale_to_zero_scenario(name: str, seed: int, startup: StartupDistribution, 
     ends_of_silence = tuple([at for before, at in before_each if at - before > _SILENCE_SECONDS])
     model = replace(scenario.model, patience_seconds=400.0)
     return replace(scenario, model=model, sudden_changes=ends_of_silence)
+
+
+_H100_COST = 6.0
+_L4_COST = 0.8
+_MINUTES = 60
+
+
+def drifting_lengths(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """Returns an hour of conversations whose mean lengths drift; neighbours in time are alike."""
+    del traces
+    load = loads.drifting_arrivals(loads.CONVERSATIONS_BY_BLOCK, Random(f"drifting-lengths {seed}"))
+    scenario = make_scenario("drifting-lengths", seed, 1, load, [reference_pool(small_profile(), 15)], CHAT_SLO)
+    return replace(scenario, load_policy=LoadPolicy.PROMPT_WORK)
+
+
+def very_long_prompts(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """Returns an hour with prompts of up to 126,000 tokens; the fleet starts at half its need."""
+    del traces
+    random_ = Random(f"very-long-prompts {seed}")
+    rates = [min(7.9, max(5.4, rate)) for rate in with_minute_noise([6.8] * _MINUTES, random_)]
+    load = loads.poisson_arrivals(rates, loads.VERY_LONG_LENGTHS, random_)
+    pool = reference_pool(large_profile(), 9, cost=LARGE_COST)
+    scenario = make_scenario("very-long-prompts", seed, 1, load, [pool], slo_targets(30.0, 0.1))
+    return replace(scenario, load_policy=LoadPolicy.PROMPT_WORK)
+
+
+def steady_prefill_decode(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """Returns prefill and decode pools at one mix of requests; the rate swings once."""
+    del traces
+    random_ = Random(f"steady-prefill-decode {seed}")
+    rates = [11.0 * (1.0 + 0.35 * math.sin(2 * math.pi * minute / _MINUTES)) for minute in range(_MINUTES)]
+    load = loads.poisson_arrivals(with_minute_noise(rates, random_), loads.CHAT_LENGTHS, random_)
+    pools = [
+        reference_pool(small_profile(), 8, role=Role.PREFILL, name="prefill"),
+        reference_pool(small_profile(), 4, role=Role.DECODE, name="decode"),
+    ]
+    return make_scenario("steady-prefill-decode", seed, 1, load, pools, CHAT_SLO)
+
+
+def l4_chat(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """Returns an hour of conversations on L4 engines, which hold few sequences."""
+    del traces
+    random_ = Random(f"l4-chat {seed}")
+    load = loads.poisson_arrivals(_hump(8.0, random_), loads.CHAT_LENGTHS, random_)
+    pool = reference_pool(builtin_profile("l4-qwen8b"), 9, cost=_L4_COST)
+    return make_scenario("l4-chat", seed, 1, load, [pool], slo_targets(4.0, 0.2))
+
+
+def h100_chat(seed: int, traces: Path | None = None) -> AutoscalingScenario:
+    """Returns an hour of conversations of many turns on H100 engines."""
+    del traces
+    random_ = Random(f"h100-chat {seed}")
+    load = loads.poisson_arrivals(_hump(17.0, random_), loads.LONG_CHAT_LENGTHS, random_)
+    pool = reference_pool(builtin_profile("h100-llama8b"), 8, cost=_H100_COST)
+    return make_scenario("h100-chat", seed, 1, load, [pool], slo_targets(4.0, 0.05))
+
+
+WIDER_SCENARIOS: Final[Mapping[str, Callable[[int, Path | None], AutoscalingScenario]]] = MappingProxyType(
+    {
+        "drifting-lengths": drifting_lengths,
+        "very-long-prompts": very_long_prompts,
+        "steady-prefill-decode": steady_prefill_decode,
+        "l4-chat": l4_chat,
+        "h100-chat": h100_chat,
+    }
+)
+"""Each makes a scenario from a seed; they read no published traces."""
+ALL_SCENARIOS: Final[Mapping[str, Callable[[int, Path | None], AutoscalingScenario]]] = MappingProxyType(
+    {**SCENARIOS, **WIDER_SCENARIOS}
+)
+"""The functions of ``SCENARIOS`` and of ``WIDER_SCENARIOS``."""
+
+
+def _hump(mean: float, random_: Random) -> list[float]:
+    """Returns noisy rates by minute that rise to 1.3 times their mean and fall again."""
+    rates = [mean * (1.0 - 0.3 * math.cos(2 * math.pi * minute / _MINUTES)) for minute in range(_MINUTES)]
+    return with_minute_noise(rates, random_)

@@ -1,4 +1,6 @@
-"""Fixed fleets at constant rates: the share of requests that misses the SLO, and the largest rate.
+"""The capacity of replicas, measured without a controller.
+
+Fixed fleets at constant rates: the share of requests that misses the SLO, and the largest rate.
 
 A capacity model can be compared with it. Engines, requests and gateway are those of a scenario;
 there is no controller, no startup time and no change of load.
@@ -18,7 +20,7 @@ from fairlead_sim.autoscaling.closed_loop import is_within_slo
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, Plant
 from fairlead_sim.autoscaling.reference_pools import large_profile, reference_model, reference_pool, small_profile
 from fairlead_sim.autoscaling.request_table import ArrivalTrace, RequestTable
-from fairlead_sim.autoscaling.routing.load_balancing import LoadPolicy
+from fairlead_sim.autoscaling.routing import LoadPolicy
 from fairlead_sim.autoscaling.traffic import LengthDistribution
 
 WARMUP_SECONDS: Final = 300.0
