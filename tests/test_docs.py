@@ -245,6 +245,8 @@ def every_option() -> set[str]:
     known = {option for module, *verb in modules for option in re.findall(r"--[a-z-]+", help_of(module, *verb))}
     for script in chain(*((ROOT / folder).rglob("*.py") for folder in ("bench", "e2e/cluster", "scripts"))):
         known.update(re.findall(r'"(--[a-z-]+)"', text_of(script)))
+        for call in re.findall(r"parse_options\((.+?)\)\n", text_of(script), re.DOTALL):
+            known.update(f"--{name.replace('_', '-')}" for name in re.findall(r"\b([a-z_]+)=", call))
     for engine in json.loads(text_of(ROOT / "fairlead" / "manifests" / "engine_flags.json")).values():
         known.update(engine["flags"])
     return known.union(*map(options_of, VERBS), {"--version", "--help"})

@@ -20,7 +20,7 @@ import httpx
 
 from e2e.gpu.engines import BLOCK_TOKENS, MODEL, MODEL_KEY, EngineGroup
 from e2e.vllm.engine.engine_processes import GatewayProcess, fetch, start_gateway, stop_process
-from e2e.vllm.observation.index_under_test import blocks
+from e2e.vllm.observation.observed_engine import blocks
 from e2e.vllm.report import Numbers, require
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.file import profile_fields

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from e2e.soak import engine_kills, gateway_restarts, malformed_requests, request_volume, tenant_limits
+from e2e.soak import gateway_restarts, scenarios
 from e2e.soak.gateway_processes import FULL
 
 pytestmark = [pytest.mark.timeout(2_400), pytest.mark.alone]
 
 
 def test_engines_that_die_under_load_lose_no_request_that_had_not_started(tmp_path: Path) -> None:
-    assert asyncio.run(engine_kills.run(tmp_path)) == []
+    assert asyncio.run(scenarios.run_engine_kills(tmp_path)) == []
 
 
 def test_gateways_that_are_restarted_one_after_the_other_make_no_errors(tmp_path: Path) -> None:
@@ -31,13 +31,13 @@ def test_streams_of_ten_minutes_end_whole_while_gateways_restart(tmp_path: Path)
 
 
 def test_malformed_requests_make_no_5xx_no_stall_and_no_growth(tmp_path: Path) -> None:
-    assert asyncio.run(malformed_requests.run(tmp_path)) == []
+    assert asyncio.run(scenarios.run_malformed(tmp_path)) == []
 
 
 def test_many_requests_are_answered_whole_and_leave_memory_as_it_was(tmp_path: Path) -> None:
-    assert asyncio.run(request_volume.run(tmp_path)) == []
+    assert asyncio.run(scenarios.run_volume(tmp_path)) == []
 
 
 @pytest.mark.skipif(not FULL, reason="seven minutes")
 def test_limits_of_tenants_hold_in_each_minute_whatever_dies(tmp_path: Path) -> None:
-    assert asyncio.run(tenant_limits.run(tmp_path)) == []
+    assert asyncio.run(scenarios.run_tenant_limits(tmp_path)) == []

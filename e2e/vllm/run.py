@@ -40,7 +40,13 @@ from e2e.vllm.engine.engine_processes import (  # noqa: E402
 )
 from e2e.vllm.engine.installation import Installation, install  # noqa: E402
 from e2e.vllm.pods import engine_code, pod_environment  # noqa: E402
-from e2e.vllm.pods.pod_stage import PodStage, pod_stage  # noqa: E402
+from e2e.vllm.pods.pod_scenarios import (  # noqa: E402
+    PodsHandoff,
+    PodsHung,
+    PodsLifecycle,
+    PodStage,
+    pod_stage,
+)
 from e2e.vllm.report import VllmReport  # noqa: E402
 from e2e.vllm.scenarios import cache_timing  # noqa: E402
 from e2e.vllm.scenarios.adapters import Adapters  # noqa: E402
@@ -48,9 +54,6 @@ from e2e.vllm.scenarios.api_surface import ApiSurface  # noqa: E402
 from e2e.vllm.scenarios.cache_timing import CacheTiming  # noqa: E402
 from e2e.vllm.scenarios.hung_core import HungCore  # noqa: E402
 from e2e.vllm.scenarios.index_scenarios import INDEXES, IndexScenarios  # noqa: E402
-from e2e.vllm.scenarios.pods_handoff import PodsHandoff  # noqa: E402
-from e2e.vllm.scenarios.pods_hung import PodsHung  # noqa: E402
-from e2e.vllm.scenarios.pods_lifecycle import PodsLifecycle  # noqa: E402
 from e2e.vllm.scenarios.prefill_handoff import HandoffScenario  # noqa: E402
 
 PARTS = ("surface", *INDEXES, "nixl", "mooncake", "hung", "adapters")

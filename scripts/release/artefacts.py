@@ -42,17 +42,17 @@ from scripts.generators.package_licences import FILE, licence_ids
 from scripts.release.images.bill_of_materials import bill_of_materials, locked_packages
 from scripts.release.images.components import ImageBuild, write_descriptions
 from scripts.release.images.layers import OciImage, distinct_layers, image_documents, index_document
-from scripts.release.oci.documents import (
+from scripts.release.oci import (
     CHART_CONFIG,
     CHART_CONTENT,
     CONFIG,
     INDEX,
     MANIFEST,
     Descriptor,
+    OciLayout,
     descriptor,
     encode,
 )
-from scripts.release.oci.layout import OciLayout
 from scripts.release.release_run import ReleaseError, ReleaseRun, progress_step, sha256_of
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "fairlead"

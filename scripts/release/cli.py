@@ -27,9 +27,17 @@ from fairlead.errors import FairleadError
 from fairlead_cli.airgap import read_release
 from scripts.release import artefacts
 from scripts.release.artefacts import LAYOUT, build_chart, build_images, build_plugin, build_wheel, write_texts
-from scripts.release.oci.documents import EMPTY, INDEX, MANIFEST, Descriptor, descriptor, encode
-from scripts.release.oci.layout import OciLayout
-from scripts.release.oci.registry import Reference, RegistryClient
+from scripts.release.oci import (
+    EMPTY,
+    INDEX,
+    MANIFEST,
+    Descriptor,
+    OciLayout,
+    Reference,
+    RegistryClient,
+    descriptor,
+    encode,
+)
 from scripts.release.release_run import ARCHITECTURES, ROOT, Part, ReleaseError, ReleaseRun
 from scripts.release.signed_files import sign_release, verify_release
 

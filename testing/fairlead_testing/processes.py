@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
-from fairlead_testing.forks.programs import SERVER_MODULE
+from fairlead_testing.forks.process import SERVER_MODULE
 
 PATIENCE_SECONDS = 120.0
 

@@ -13,7 +13,7 @@ from fairlead_testing.yaml_documents import load_document
 from scripts.release import artefacts
 from scripts.release.artefacts import add_chart, add_images
 from scripts.release.images.layers import ImageLayer, LayerStore, OciImage, read_layer, write_archive, write_layer
-from scripts.release.oci.layout import OciLayout
+from scripts.release.oci import OciLayout
 
 CONFIG = {"Entrypoint": ["/program"], "User": "65532:65532"}
 

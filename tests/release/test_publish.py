@@ -9,7 +9,7 @@ from fairlead_testing.http.oci_registry import memory_registry
 from scripts.release.artefacts import add_chart, add_images
 from scripts.release.cli import BILL, publish
 from scripts.release.images.layers import OciImage, write_layer
-from scripts.release.oci.layout import OciLayout
+from scripts.release.oci import OciLayout
 from scripts.release.release_run import ReleaseError, ReleaseRun
 
 VERSION = "1.2.3"

@@ -7,9 +7,19 @@ import pytest
 
 from fairlead.errors import BadInput
 from fairlead_testing.http.oci_registry import USER, MemoryRegistry, memory_registry
-from scripts.release.oci.documents import CONFIG, INDEX, LAYER, MANIFEST, Descriptor, encode
-from scripts.release.oci.layout import LayoutError, OciLayout
-from scripts.release.oci.registry import Reference, RegistryClient, RegistryError
+from scripts.release.oci import (
+    CONFIG,
+    INDEX,
+    LAYER,
+    MANIFEST,
+    Descriptor,
+    LayoutError,
+    OciLayout,
+    Reference,
+    RegistryClient,
+    RegistryError,
+    encode,
+)
 
 
 def image(layout: OciLayout, name: bytes) -> Descriptor:

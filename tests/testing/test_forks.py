@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from fairlead_testing.forks.process import ForkingPopen, new_interpreters
-from fairlead_testing.forks.programs import PROGRAMS, SERVER_MODULE, Program
+from fairlead_testing.forks.process import PROGRAMS, SERVER_MODULE, ForkingPopen, Program, new_interpreters
 from fairlead_testing.processes import block_until, command_line, descendants, is_alive
 
 PROBE = "probe_of_forks"

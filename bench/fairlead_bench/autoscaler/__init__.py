@@ -1,8 +1,7 @@
 """The autoscaler in a closed-loop simulator, compared with other autoscalers' presets.
 
-benchmark: the command line, the order of the run, chosen scenarios and seeds
+benchmark: the command line, goals and comparisons, chosen scenarios and seeds
 measurement: one controller through one scenario, and figures of its outcome
-result_rows: goals and comparisons
 offline_optimum: search for the cheapest schedules, kept in ``offline_optima.json``
 fleet_simulator: the same controllers with prefix caches and the gateway's router
 property_tests: the autoscaler's property tests with many examples

@@ -23,16 +23,7 @@ from typing import Any
 
 import fairlead_autoscaler
 from fairlead.runtime.compiled_build import sources_digest
-from fairlead_bench.autoscaler.measurement import (
-    FAIRLEAD,
-    AutoscalerCell,
-    indicators,
-    knob_values,
-    run_scenario,
-    scenario_of,
-)
-from fairlead_bench.autoscaler.offline_optimum import FILE as KNOWN_OPTIMA
-from fairlead_bench.autoscaler.result_rows import (
+from fairlead_bench.autoscaler.benchmark import (
     COMPARED_PRESETS,
     HARD,
     METRICS_OUTAGES,
@@ -43,6 +34,15 @@ from fairlead_bench.autoscaler.result_rows import (
     geometric_mean,
     meets_slo,
 )
+from fairlead_bench.autoscaler.measurement import (
+    FAIRLEAD,
+    AutoscalerCell,
+    indicators,
+    knob_values,
+    run_scenario,
+    scenario_of,
+)
+from fairlead_bench.autoscaler.offline_optimum import FILE as KNOWN_OPTIMA
 from fairlead_bench.measurement_cache import Measured, MeasurementCache, print_progress
 from fairlead_bench.results import ResultRow, load_goals, parse_options, write_results
 from fairlead_sim.autoscalers import PRESETS

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairlead_bench.autoscaler.result_rows import COMPARED_PRESETS, TARGET
+from fairlead_bench.autoscaler.benchmark import COMPARED_PRESETS, TARGET
 
 RESULTS = Path("bench/results")
 SOURCES = (RESULTS / "autoscaler.json", RESULTS / "autoscaler-judging.json")

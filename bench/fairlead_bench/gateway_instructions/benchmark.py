@@ -11,10 +11,20 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from fairlead_bench.gateway_instructions import instruction_counts
-from fairlead_bench.gateway_instructions.counted_gateway import WITH_KEYS, WITHOUT_KEYS, CountedGateway, GatewayFailed
+from fairlead_bench.gateway_instructions.counted_gateway import (
+    WITH_KEYS,
+    WITHOUT_KEYS,
+    CountedGateway,
+    GatewayFailed,
+    InstructionCounter,
+    SourceTree,
+    ValgrindMissing,
+    ensure_valgrind,
+    export_commit,
+    export_working_tree,
+    valgrind_command,
+)
 from fairlead_bench.gateway_instructions.scenarios import PLAIN, WAITING
-from fairlead_bench.gateway_instructions.source_tree import SourceTree, export_commit, export_working_tree
 from fairlead_bench.results import ResultRow, load_goals, parse_options, write_results
 
 BASE = "7ff6b5ed"
@@ -62,11 +72,11 @@ def main(arguments: Sequence[str]) -> int:
     """Counts, writes, prints; 0 when every goal holds, 2 when counting was impossible."""
     options = _options(arguments)
     try:
-        valgrind = instruction_counts.ensure_installed()
+        valgrind = ensure_valgrind()
         base = export_commit(ROOT, options.base, "base")
         new = export_commit(ROOT, options.new, "head") if options.new else export_working_tree(ROOT, "head")
         base_counts, new_counts = _count(base, options), _count(new, options)
-    except (instruction_counts.ValgrindMissing, GatewayFailed) as error:
+    except (ValgrindMissing, GatewayFailed) as error:
         print(error, file=sys.stderr)
         return 2
     except subprocess.CalledProcessError as error:
@@ -102,7 +112,7 @@ def _count_decisions(tree: SourceTree, copy: Path, folder: Path, counts: Windows
     folder.mkdir(parents=True)
     environ = tree.environment(os.environ)
     environ["PYTHONPATH"] = f"{copy}{os.pathsep}{environ['PYTHONPATH']}"
-    command = [*instruction_counts.command(folder), sys.executable, str(_PROGRAM)]
+    command = [*valgrind_command(folder), sys.executable, str(_PROGRAM)]
     with subprocess.Popen(
         command, env=environ, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     ) as program:
@@ -118,7 +128,7 @@ def _count_decisions(tree: SourceTree, copy: Path, folder: Path, counts: Windows
 
         if program.stdout.readline().strip() != "ready":
             raise GatewayFailed(f"the routing program of {tree.revision} does not start")
-        counter = instruction_counts.InstructionCounter(program.pid, folder, keep_dumps=options.keep is not None)
+        counter = InstructionCounter(program.pid, folder, keep_dumps=options.keep is not None)
         say(str(_DECISIONS_BEFORE), "drawn")
         say("", "done")
         counter.start()

@@ -1,11 +1,18 @@
 """A gateway whose worker is counted while scripts run against it, window after window.
 
-A gateway with one worker that runs under callgrind.
+A state of the sources, copied into the cache and compiled there by its own
+``scripts/compile.py``.
+
+Both states are copied, the present one too: an edit during the run changes nothing, and paths of
+both have the same length.
+
+Programs under valgrind's callgrind, and the instructions that they execute between two moments.
+
+A program starts without counting, which takes five times its time instead of fifty. Counting is
+switched on when it is ready.
 
 The gateway starts its worker with ``sys.executable``. Here that is a script that puts valgrind in
 front. The supervisor and the process that parses its files run natively.
-
-A client with one connection that is kept. It reads exactly as far as the script wants.
 """
 
 import argparse
@@ -13,18 +20,22 @@ import hashlib
 import hmac
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import tomllib
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from statistics import median
 
-from fairlead_bench.gateway_instructions import instruction_counts
+from fairlead.runtime.compiled_build import cache_folder
 from fairlead_bench.gateway_instructions.scenarios import (
     KEY,
     Scenario,
@@ -34,8 +45,177 @@ from fairlead_bench.gateway_instructions.scenarios import (
     scenarios,
     scenarios_without_keys,
 )
-from fairlead_bench.gateway_instructions.source_tree import SourceTree
 from fairlead_testing.processes import unused_port
+
+_COMPILERS = ("scripts/compile.py", "tools/compile.py")
+_COPIED = (".py", ".pyx", ".pxd", ".toml", ".yaml", ".json")
+_SKIPPED = ("tests/", "docs/", "bench/", "e2e/", "charts/", "crds/", "examples/")
+
+
+class SourceTree:
+    """A folder with one state of all packages. ``revision`` is a commit's short name, or ``working
+    tree``."""
+
+    def __init__(self, folder: Path, revision: str) -> None:
+        self.folder = folder
+        self.revision = revision
+
+    @property
+    def package_roots(self) -> list[Path]:
+        """The folders from which its packages are imported."""
+        project = tomllib.loads((self.folder / "pyproject.toml").read_text(encoding="utf-8"))
+        packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+        return list(dict.fromkeys((self.folder / package).parent for package in packages))
+
+    def environment(self, given: Mapping[str, str]) -> dict[str, str]:
+        """Returns the environment of a program that imports these sources.
+
+        The caller's settings are not part of it.
+        """
+        kept = {name: value for name, value in given.items() if not name.startswith(("FAIRLEAD_", "PYTHON"))}
+        kept |= {"PYTHONPATH": os.pathsep.join(map(str, self.package_roots)), "PYTHONSAFEPATH": "1"}
+        if "FAIRLEAD_CACHE" in given:
+            kept["FAIRLEAD_CACHE"] = given["FAIRLEAD_CACHE"]
+        return kept | {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def compile(self, *, with_simulator: bool = False) -> Path:
+        """Returns the folder of the compiled copy, and compiles it if needed.
+
+        Raises subprocess.CalledProcessError.
+        """
+        script = next(self.folder / name for name in _COMPILERS if (self.folder / name).is_file())
+        command = [sys.executable, str(script), *(["--sim"] if with_simulator else [])]
+        environ = self.environment(os.environ)
+        subprocess.run(command, env=environ, cwd=self.folder, check=True)
+        printed = subprocess.run(
+            [*command, "--print"], env=environ, cwd=self.folder, check=True, capture_output=True, text=True
+        )
+        return Path(printed.stdout.strip())
+
+
+def export_commit(repository: Path, revision: str, name: str) -> SourceTree:
+    """Exports a commit's sources into the cache folder ``name``.
+
+    Raises subprocess.CalledProcessError for an unknown one.
+    """
+    commit = _git(repository, "rev-parse", "--short=12", f"{revision}^{{commit}}").decode().strip()
+    folder = _empty_folder(name)
+    archive = _git(repository, "archive", "--format=tar", commit)
+    with tarfile.open(fileobj=BytesIO(archive)) as members:
+        members.extractall(
+            folder, members=[member for member in members if is_source(member.name) and member.isfile()], filter="data"
+        )
+    return SourceTree(folder, commit)
+
+
+def export_working_tree(repository: Path, name: str) -> SourceTree:
+    """Copies the sources of the checkout into the cache folder ``name``."""
+    listed = _git(repository, "ls-files", "-z", "--cached", "--others", "--exclude-standard").decode().split("\0")
+    folder = _empty_folder(name)
+    for path in sorted(set(filter(is_source, listed))):
+        if (repository / path).is_file():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(repository / path, folder / path)
+    return SourceTree(folder, "working tree")
+
+
+def is_source(path: str) -> bool:
+    """Returns whether compiling or running the gateway may need this file."""
+    return path.endswith(_COPIED) and not path.startswith(_SKIPPED)
+
+
+def _empty_folder(name: str) -> Path:
+    folder = cache_folder(os.environ) / "bench" / "instructions" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _git(repository: Path, *arguments: str) -> bytes:
+    command: Sequence[str] = ["git", "-C", str(repository), *arguments]
+    return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+def instructions_of(dump: Iterable[str]) -> int:
+    """Returns the instructions of a dump, from its lines. Raises ValueError for anything else."""
+    for line in dump:
+        if line.startswith(("summary: ", "totals: ")):
+            return int(line.split()[1])
+    raise ValueError("a callgrind dump without a summary")
+
+
+_COUNTER_REST_SECONDS = 0.05
+"""A program is at rest this long after its last answer: what it does behind the answer is counted
+with it."""
+_COMMAND_SECONDS = 60.0
+
+
+class ValgrindMissing(Exception):
+    """Raised where valgrind is missing and cannot be installed; the text says what to do."""
+
+
+class InstructionCounter:
+    """The counter of one process. ``folder`` holds its dumps."""
+
+    def __init__(self, pid: int, folder: Path, *, keep_dumps: bool = False) -> None:
+        self._pid = pid
+        self._folder = folder
+        self._keep_dumps = keep_dumps
+        self._dumps = 0
+
+    def start(self) -> None:
+        """Begins to count."""
+        self._command("instrumentation on")
+
+    def count(self, work: Callable[[], object]) -> int:
+        """Returns the instructions of the process during ``work``."""
+        time.sleep(_COUNTER_REST_SECONDS)
+        self._command("zero")
+        work()
+        time.sleep(_COUNTER_REST_SECONDS)
+        self._command("dump")
+        self._dumps += 1
+        dump = self._folder / f"callgrind.out.{self._pid}.{self._dumps}"
+        with dump.open(encoding="utf-8", errors="replace") as lines:
+            instructions = instructions_of(lines)
+        if not self._keep_dumps:
+            dump.unlink()
+        return instructions
+
+    def _command(self, command: str) -> None:
+        subprocess.run(
+            ["vgdb", f"--pid={self._pid}", f"--vgdb-prefix={self._folder / 'vgdb'}", *command.split()],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=_COMMAND_SECONDS,
+        )
+
+
+def valgrind_command(folder: Path) -> list[str]:
+    """Returns the words that precede the command of a counted program."""
+    return [
+        "valgrind",
+        "-q",
+        "--tool=callgrind",
+        "--instr-atstart=no",
+        f"--vgdb-prefix={folder / 'vgdb'}",
+        f"--callgrind-out-file={folder / 'callgrind.out.%p'}",
+        f"--log-file={folder / 'valgrind.log'}",
+    ]
+
+
+def ensure_valgrind() -> str:
+    """Returns the version of valgrind, and installs it if possible. Raises ValgrindMissing."""
+    if shutil.which("valgrind") is None:
+        if shutil.which("apt-get") is None or os.geteuid() != 0:
+            raise ValgrindMissing("valgrind is not installed; on Debian: apt-get install valgrind")
+        print("installing valgrind ...", file=sys.stderr)
+        for step in (["update"], ["install", "-y", "--no-install-recommends", "valgrind"]):
+            if subprocess.run(["apt-get", "-qq", *step], stdout=subprocess.DEVNULL, check=False).returncode:
+                raise ValgrindMissing(f"apt-get {' '.join(step)} failed; install valgrind and try again")
+    return subprocess.run(["valgrind", "--version"], check=True, capture_output=True, text=True).stdout.strip()
+
 
 _START_SECONDS = 120.0
 _STOP_SECONDS = 20.0
@@ -70,7 +250,7 @@ class GatewayProcess:
         (folder / "fleet.yaml").write_text(self._fleet, encoding="utf-8")
         _build(_SLOW_CLOCK, folder / "slow_clock.so")
         python = folder / "python"
-        counted = [*instruction_counts.command(folder), sys.executable]
+        counted = [*valgrind_command(folder), sys.executable]
         python.write_text(
             f'#!/bin/sh\ncase "$*" in *.file_parsing.*) exec {sys.executable} "$@";; esac\n'
             f"echo $$ >{folder}/worker.pid\n"
@@ -202,7 +382,7 @@ class CountedGateway:
         with GatewayProcess(self._tree, self._folder, fleet, self._caller_options(), environ) as gateway:
             gateway.require_compiled(self._copy)
             keep_dumps = self._options.keep is not None
-            counter = instruction_counts.InstructionCounter(gateway.worker_pid, self._folder, keep_dumps=keep_dumps)
+            counter = InstructionCounter(gateway.worker_pid, self._folder, keep_dumps=keep_dumps)
 
             def count(run: Callable[[int], None], turns: int) -> float:
                 def work() -> None:

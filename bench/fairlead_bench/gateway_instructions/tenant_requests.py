@@ -18,11 +18,19 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from fairlead_bench.gateway_instructions import instruction_counts
 from fairlead_bench.gateway_instructions.benchmark import Windows
-from fairlead_bench.gateway_instructions.counted_gateway import KEY_DIGEST, Callers, CountedGateway, GatewayFailed
+from fairlead_bench.gateway_instructions.counted_gateway import (
+    KEY_DIGEST,
+    Callers,
+    CountedGateway,
+    GatewayFailed,
+    SourceTree,
+    ValgrindMissing,
+    ensure_valgrind,
+    export_commit,
+    export_working_tree,
+)
 from fairlead_bench.gateway_instructions.scenarios import PLAIN, plain_scenario
-from fairlead_bench.gateway_instructions.source_tree import SourceTree, export_commit, export_working_tree
 from fairlead_bench.quota.request_cost import cost_rows, request_cost
 from fairlead_bench.results import ResultRow, load_goals, parse_options, write_results
 
@@ -72,10 +80,10 @@ def main(arguments: Sequence[str]) -> int:
     """Counts, writes, prints; 0 when every goal holds, 2 when counting was impossible."""
     options = _options(arguments)
     try:
-        valgrind = instruction_counts.ensure_installed()
+        valgrind = ensure_valgrind()
         tree = export_commit(ROOT, options.new, NAME) if options.new else export_working_tree(ROOT, NAME)
         windows = _count(tree, options)
-    except (instruction_counts.ValgrindMissing, GatewayFailed) as error:
+    except (ValgrindMissing, GatewayFailed) as error:
         print(error, file=sys.stderr)
         return 2
     except subprocess.CalledProcessError as error:

@@ -8,6 +8,29 @@ The ratio is measured after a shift of the traffic.
 A run takes four to five minutes of a core, shared by ``--jobs`` processes (by default as many as
 there are cores). The figures do not depend on their number.
 
+The rows of prefill and decode after the traffic turned (``flip``), and of decode engines that
+take prompts (``convertible``).
+
+Every number comes of a call by itself, so that they can be worked out side by side (``each``).
+
+Prefill on decode engines with slack: eight engines, under short and long prompts.
+
+One fleet gets one traffic in four ways:
+
+- Every prompt goes to a prefill engine, as in the fixed division of the traffic shift.
+- Prompts under the gateway's token limit stay on the engine that answers.
+- The gateway decides by slack.
+- There is no division: eight engines do both.
+
+Attainment is at one rate. Capacity is the highest rate at which 99 % meet both SLOs.
+
+Sixteen engines with separate prefill and decode: a shift from long prompts to long answers.
+
+The simulator's engines are those of `large_profile` in both roles, under the production core.
+The core may have 16 replicas in all: an engine that one role releases starts for the other and is
+ready ten seconds later. Decode engines compute the prompts that the gateway leaves to them. The
+baselines are fixed divisions, and engines that only do what their role says.
+
 Fleets of several kinds of accelerator behind the gateway's router, engine by engine.
 
 The router does not know the lengths of answers. Engines are token-level ones with their caches; the
@@ -19,24 +42,19 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import repeat
+from itertools import product, repeat
 from multiprocessing import get_context
 from pathlib import Path
 
 from fairlead.engine_profile import EngineProfile
-from fairlead.fleet.model import Instance, Model, SloTargets
+from fairlead.fleet.model import Instance, Model, Role, SloTargets
 from fairlead.request_shapes import RequestShapeGrid
-from fairlead_autoscaler.mix import (
-    AcceleratorMix,
-    MixSettings,
-    PoolCandidate,
-    solve_mix,
-)
+from fairlead_autoscaler.core import ScalingCore
+from fairlead_autoscaler.mix import AcceleratorMix, MixSettings, PoolCandidate, solve_mix
 from fairlead_autoscaler.mix.milp import solve_milp
-from fairlead_bench.mix.prefill_decode_rows import ROLE_ROWS
 from fairlead_bench.mix.throughput_tables import (
     ITL_SECONDS,
     WORKLOADS,
@@ -50,8 +68,19 @@ from fairlead_bench.mix.throughput_tables import (
     throughput_at_knee,
     traffic,
 )
-from fairlead_bench.results import Goals, MapFunction, ResultRow, load_goals, parse_options, write_results
+from fairlead_bench.results import NO_GOALS, Goals, MapFunction, ResultRow, load_goals, parse_options, write_results
 from fairlead_gateway.routing import ModelRouter
+from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, ScheduleController, run_controller
+from fairlead_sim.autoscaling.plant import AutoscalingScenario
+from fairlead_sim.autoscaling.reference_pools import (
+    PATIENCE_SECONDS,
+    WARM_START,
+    large_profile,
+    reference_model,
+    reference_pool,
+)
+from fairlead_sim.autoscaling.request_table import ArrivalTrace
+from fairlead_sim.autoscaling.routing import PrefillPolicy
 from fairlead_sim.experiments.trial import search_capacity
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.results import without_warmup
@@ -59,6 +88,348 @@ from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway
 from fairlead_sim.workload.trace_prompts import TracePromptCache
 from fairlead_sim.workload.traces import TraceRequest, at_rate
+
+SLACK_ENGINES = 8
+TTFT_SECONDS, PD_ITL_SECONDS = 2.0, 0.1
+SECONDS = 180.0
+RATE = 16.0
+"""Requests per second at which attainment is compared."""
+MIXED_DIVISIONS = (3, 4, 5, 6)
+LONG_SHARE = 0.25
+KEPT_SHARE = 0.99
+_RATES = (4.0, 32.0)
+_STEP = 1.0
+NAMES: Mapping[PrefillPolicy, str] = {
+    PrefillPolicy.APART: "always handed over",
+    PrefillPolicy.BY_LENGTH: "handed over by length",
+    PrefillPolicy.SLACK: "decided from slack",
+}
+
+
+def mixed_requests(rate: float, seed: int) -> ArrivalTrace:
+    """Returns Poisson arrivals.
+
+    A quarter has 4,000 to 12,000 tokens and answers of 150 on average. The others have 100 to 1,500
+    and 300.
+    """
+    draw = random.Random(f"convertible {seed}")
+    arrivals: list[float] = []
+    prompts: list[int] = []
+    outputs: list[int] = []
+    at = 0.0
+    while (at := at + draw.expovariate(rate)) < SECONDS:
+        long = draw.random() < LONG_SHARE
+        arrivals.append(at)
+        prompts.append(draw.randint(4_000, 12_000) if long else draw.randint(100, 1_500))
+        outputs.append(max(1, min(2_000, round(draw.expovariate(1.0 / (150.0 if long else 300.0))))))
+    return ArrivalTrace(arrivals, prompts, outputs)
+
+
+def serve(rate: float, prefill: int | None, computing: PrefillPolicy, seed: int) -> ControllerOutcome:
+    """Serves with so many engines for prefill; None if each does both."""
+    split = (
+        ((Role.SERVE, SLACK_ENGINES),)
+        if prefill is None
+        else ((Role.PREFILL, prefill), (Role.DECODE, SLACK_ENGINES - prefill))
+    )
+    pools = [
+        reference_pool(large_profile(), count, role=role, name=role.value.lower(), startup=WARM_START)
+        for role, count in split
+    ]
+    facts = reference_model(pools, TTFT_SECONDS, PD_ITL_SECONDS)
+    made = AutoscalingScenario(
+        "convertible", seed, SECONDS, facts, tuple(pools), mixed_requests(rate, seed), prefill_policy=computing
+    )
+    return run_controller(made, ScheduleController([]))
+
+
+def capacity(prefill: int | None, computing: PrefillPolicy, seed: int) -> float:
+    """Returns the highest rate at which enough are within both SLOs.
+
+    It is exact to one request a second; 0 if there is none.
+    """
+    low, high = 0, round((_RATES[1] - _RATES[0]) / _STEP)
+    while low < high:
+        middle = (low + high + 1) // 2
+        kept = serve(_RATES[0] + _STEP * middle, prefill, computing, seed).attainment >= KEPT_SHARE
+        low, high = (middle, high) if kept else (low, middle - 1)
+    return _RATES[0] + _STEP * low
+
+
+def disaggregated_attainment(prefill: int | None, computing: PrefillPolicy, seed: int) -> float:
+    """Returns the share within the SLOs at one rate."""
+    return serve(RATE, prefill, computing, seed).attainment
+
+
+def convertible_rows(seed: int, bars: Goals, each: MapFunction) -> list[ResultRow]:
+    """Yields attainment of each division at one rate.
+
+    Capacities of each way at its best and its worst division follow; none has a goal.
+    """
+    rows: list[ResultRow] = []
+    what = f"{SLACK_ENGINES} engines, short and long prompts"
+    calls = [*product(MIXED_DIVISIONS, PrefillPolicy), (None, PrefillPolicy.APART)]
+    prefills, ways = zip(*calls, strict=True)
+    shares, most = (each(call, prefills, ways, repeat(seed)) for call in (disaggregated_attainment, capacity))
+    share, carried = (dict(zip(calls, found, strict=True)) for found in (shares, most))
+    for prefill in MIXED_DIVISIONS:
+        for how in (PrefillPolicy.APART, PrefillPolicy.BY_LENGTH):
+            metric = f"P/D, {what}: within the objectives at {RATE:.0f}/s, {prefill} prefill: slack ÷ {NAMES[how]}"
+            slack, other = share[prefill, PrefillPolicy.SLACK], share[prefill, how]
+            rows.append(bars.ratio(metric, "share", slack, NAMES[how], other))
+    metric = f"P/D, {what}: within the objectives at {RATE:.0f}/s, each engine does both"
+    rows.append(bars.value(metric, "share", share[None, PrefillPolicy.APART]))
+    rows += _capacities(what, {how: [carried[prefill, how] for prefill in MIXED_DIVISIONS] for how in PrefillPolicy})
+    metric = f"P/D, {what}: capacity at the best division: slack ÷ each engine does both"
+    best = max(carried[prefill, PrefillPolicy.SLACK] for prefill in MIXED_DIVISIONS)
+    rows.append(bars.ratio(metric, "requests/s", best, "each engine does both", carried[None, PrefillPolicy.APART]))
+    return rows
+
+
+def _capacities(what: str, carried: Mapping[PrefillPolicy, Sequence[float]]) -> list[ResultRow]:
+    rows: list[ResultRow] = []
+    ours = carried[PrefillPolicy.SLACK]
+    for how in (PrefillPolicy.APART, PrefillPolicy.BY_LENGTH):
+        for name, pick in (("best", max), ("worst", min)):
+            metric = f"P/D, {what}: capacity at the {name} of {len(MIXED_DIVISIONS)} divisions: slack ÷ {NAMES[how]}"
+            rows.append(NO_GOALS.ratio(metric, "requests/s", pick(ours), NAMES[how], pick(carried[how])))
+    return rows
+
+
+LONG, SHORT_PROMPTS = (8_000, 100), (1_000, 800)
+ENGINES = 16
+STARTUP_SECONDS = WARM_START.min_seconds
+OPTIMUM_SHARE = {LONG: 14, SHORT_PROMPTS: 6}
+"""Engines that prefill in the division that carries most of each kind, where each does what its
+role says."""
+SATURATED = {LONG: 17.2, SHORT_PROMPTS: 57.0}
+"""Requests per second that it carries, about."""
+
+TrafficPart = tuple[tuple[int, int], float, float]
+"""A shape (prompt and answer tokens), its requests per second, and for how many seconds."""
+
+
+def shift_scenario(
+    parts: Sequence[TrafficPart],
+    prefill: int,
+    seed: int,
+    *,
+    patience: float = PATIENCE_SECONDS,
+    computing: PrefillPolicy = PrefillPolicy.SLACK,
+) -> AutoscalingScenario:
+    """Returns Poisson arrivals, one kind after the other, with time to finish the rest."""
+    draw = random.Random(seed)
+    arrivals: list[float] = []
+    prompts: list[int] = []
+    outputs: list[int] = []
+    begin = 0.0
+    for (prompt, output), rate, seconds in parts:
+        at = begin
+        while (at := at + draw.expovariate(rate)) < begin + seconds:
+            arrivals.append(at)
+            prompts.append(prompt)
+            outputs.append(output)
+        begin += seconds
+    pools = [
+        reference_pool(large_profile(), count, role=role, name=role.value.lower(), startup=WARM_START)
+        for role, count in ((Role.PREFILL, prefill), (Role.DECODE, ENGINES - prefill))
+    ]
+    facts = replace(reference_model(pools, TTFT_SECONDS, PD_ITL_SECONDS, patience=patience), replicas_most=ENGINES)
+    return AutoscalingScenario(
+        "flip", seed, begin, facts, tuple(pools), ArrivalTrace(arrivals, prompts, outputs), prefill_policy=computing
+    )
+
+
+def balanced_controller(made: AutoscalingScenario) -> ControllerOutcome:
+    """Returns the production core."""
+    return run_controller(made, ScalingCore(made.model))
+
+
+def fixed_controller(made: AutoscalingScenario) -> ControllerOutcome:
+    """Returns a controller that keeps the first division."""
+    return run_controller(made, ScheduleController([]))
+
+
+def run_shift(
+    load: float,
+    requests: int,
+    prefill: int,
+    seed: int,
+    *,
+    patience: float = PATIENCE_SECONDS,
+    computing: PrefillPolicy = PrefillPolicy.SLACK,
+) -> tuple[AutoscalingScenario, float]:
+    """Returns equally many requests of both kinds, and the time at which the second kind begins.
+
+    They arrive at ``load`` times the rate that the best division of each carries.
+    """
+    long, chatty = ((shape, load * SATURATED[shape], requests / (load * SATURATED[shape])) for shape in OPTIMUM_SHARE)
+    return shift_scenario([long, chatty], prefill, seed, patience=patience, computing=computing), long[2]
+
+
+def throughput(outcome: ControllerOutcome, begin: float = 0.0) -> float:
+    """Returns the requests per second of those that arrived from ``begin`` on."""
+    ends = [
+        end - begin
+        for arrival, end in zip(outcome.request_table.arrival, outcome.request_table.end, strict=True)
+        if arrival >= begin
+    ]
+    return len(ends) / max(ends)
+
+
+def settling_seconds(outcome: ControllerOutcome, begin: float, best: int, within: int = 1) -> float | None:
+    """Returns the seconds from ``begin`` until the ready engines are near a division.
+
+    The division has ``best`` of 16 for prefill. The engines must stay that near for two
+    minutes; None if they never do. Where fewer than 16 are desired, the ratios are compared.
+    """
+    looks = [
+        (look.now, abs(ENGINES * look.ready[0] / sum(look.ready) - best) <= within)
+        for look in outcome.samples
+        if look.now >= begin
+    ]
+    for at, _ in looks:
+        if all(near for now, near in looks if at <= now <= at + 120.0):
+            return at - begin
+    return None
+
+
+def saturated_throughput(
+    prefill: int,
+    shape: tuple[int, int],
+    seed: int,
+    *,
+    begin: float = 100.0,
+    end: float = 400.0,
+    computing: PrefillPolicy = PrefillPolicy.APART,
+) -> float:
+    """Requests per second that a division finishes between ``begin`` and ``end`` seconds, when more
+    arrive all the time than it can."""
+    made = shift_scenario([(shape, 1.3 * SATURATED[shape], end)], prefill, seed, patience=1e9, computing=computing)
+    ends = run_controller(made, ScheduleController([])).request_table.end
+    return sum([begin < at <= end for at in ends]) / (end - begin)
+
+
+SEEDS = 5
+QUIET_SECONDS = 8_000
+"""Requests of each kind below saturation, to see the turn."""
+LOAD = 0.85
+DIVISIONS = {shape: (8, *range(best - 1, best + 2)) for shape, best in OPTIMUM_SHARE.items()}
+SLACK_DIVISIONS = {LONG: (8, 11, 12, 13, 14), SHORT_PROMPTS: (8, 3, 4, 5, 6)}
+"""Divisions among which the best one is searched, 1:1 first, and those for decode engines that take
+prompts."""
+FULL = (20_000, 60_000)
+"""Requests of each kind at saturation, to see what is finished: half an hour, and an hour and a
+quarter."""
+CROWDED_DIVISIONS = 1.3
+"""Times what the best division carries, as where what one carries is measured."""
+
+
+def measure_shift(seed: int, computing: PrefillPolicy) -> tuple[float, int, float]:
+    """Measures a shift under the core: seconds, requests and the share within the SLOs.
+
+    The seconds count until the ratio is within one engine of the best division. The requests are
+    the lost and the abandoned ones.
+    """
+    made, turned = run_shift(LOAD, QUIET_SECONDS, OPTIMUM_SHARE[LONG], seed, computing=computing)
+    calm = balanced_controller(made)
+    near = settling_seconds(calm, turned, OPTIMUM_SHARE[SHORT_PROMPTS])
+    return math.inf if near is None else near, calm.abandoned + calm.lost, calm.attainment
+
+
+def run_halved(seed: int, computing: PrefillPolicy) -> float:
+    """Returns the share within the SLOs with a division of 1:1."""
+    return fixed_controller(run_shift(LOAD, QUIET_SECONDS, ENGINES // 2, seed, computing=computing)[0]).attainment
+
+
+def shift_rows(seed: int, bars: Goals, each: MapFunction) -> list[ResultRow]:
+    """Returns rows on the speed of the division and the requests that wait for it; the worst of
+    several seeds."""
+    seeds = range(seed, seed + SEEDS)
+    slack, apart = (each(measure_shift, seeds, repeat(how)) for how in (PrefillPolicy.SLACK, PrefillPolicy.APART))
+    halves = each(run_halved, repeat(seed), (PrefillPolicy.SLACK, PrefillPolicy.APART))
+    nears, lost, kept = zip(*slack, strict=True)
+    plain = [share for _, _, share in apart]
+    metric = "P/D: until within one engine of the best division, less a start"
+    rows = [bars.value(metric, "s", max(nears) - STARTUP_SECONDS)]
+    rows.append(bars.value("P/D: requests whose prefill timed out", "requests", float(sum(lost))))
+    metric = "P/D: within the objectives, the turn included, at 85 %"
+    rows.append(bars.ratio(metric, "share", min(kept), "every prompt handed over", min(plain)))
+    metric = "P/D: within the objectives, the same divided 1:1, convertible decoders"
+    rows.append(bars.ratio(metric, "share", next(halves), "every prompt handed over", next(halves)))
+    return rows
+
+
+def capacity_of(count: int, shape: tuple[int, int], seed: int, computing: PrefillPolicy) -> float:
+    """Requests per second that a division with so many engines for prefill finishes of one kind."""
+    return saturated_throughput(count, shape, seed, computing=computing)
+
+
+def division_rows(seed: int, bars: Goals, each: MapFunction) -> list[ResultRow]:
+    """Returns rows on the capacity of divisions, for each kind of traffic."""
+    rows: list[ResultRow] = []
+    shapes = ((LONG, "8k in, 100 out"), (SHORT_PROMPTS, "1k in, 800 out"))
+    plain, slack = (
+        [each(capacity_of, counts[shape], repeat(shape), repeat(seed), repeat(how)) for shape, _ in shapes]
+        for counts, how in ((DIVISIONS, PrefillPolicy.APART), (SLACK_DIVISIONS, PrefillPolicy.SLACK))
+    )
+    for (shape, name), without, with_slack in zip(shapes, plain, slack, strict=True):
+        split = dict(zip(DIVISIONS[shape], without, strict=True))
+        best = max(split, key=lambda count: split[count])
+        rows.append(bars.value(f"P/D: engines that prefill in the best division, {name}", "engines", float(best)))
+        metric = f"P/D: throughput of the best division ÷ 1:1, {name}"
+        rows.append(bars.ratio(metric, "requests/s", split[best], "1:1", split[8]))
+        most = dict(zip(SLACK_DIVISIONS[shape], with_slack, strict=True))
+        best = max(most, key=lambda count: most[count])
+        metric = f"P/D: with convertible decoders, engines that prefill in the best division, {name}"
+        rows.append(bars.value(metric, "engines", float(best)))
+        metric = f"P/D: throughput of the best division, {name}: convertible decoders ÷ without"
+        rows.append(bars.ratio(metric, "requests/s", most[best], "without", max(split.values())))
+        metric = f"P/D: throughput of 1:1, {name}: convertible decoders ÷ without"
+        rows.append(bars.ratio(metric, "requests/s", most[8], "without", split[8]))
+    return rows
+
+
+def finished_share(load: float, requests: int, prefill: int | None, seed: int, computing: PrefillPolicy) -> float:
+    """Requests per second over the turn, divided as that says to the end, or by the core (None)."""
+    began = OPTIMUM_SHARE[LONG] if prefill is None else prefill
+    made = run_shift(load, requests, began, seed, patience=1e9, computing=computing)[0]
+    made = replace(made, seconds=3.0 * made.seconds)  # to the end of what is left
+    return throughput(balanced_controller(made) if prefill is None else fixed_controller(made))
+
+
+def full_rows(seed: int, bars: Goals, each: MapFunction) -> list[ResultRow]:
+    """Returns rows on finished requests over the shift at saturation. The goal compares with
+    engines that keep to their role."""
+    cases = [(1.0, requests) for requests in FULL] + [(CROWDED_DIVISIONS, FULL[0])]
+    both = (PrefillPolicy.SLACK, PrefillPolicy.APART)
+    calls = [(*case, prefill, how) for case in cases for prefill in (None, ENGINES // 2) for how in both]
+    loads, requests, prefills, ways = zip(*calls, strict=True)
+    found = dict(zip(calls, each(finished_share, loads, requests, prefills, repeat(seed), ways), strict=True))
+    rows: list[ResultRow] = []
+    for load, count in cases:
+        what = f"P/D: throughput over the turn, {count} requests of each kind"
+        if load != 1.0:
+            what += f" at {load} times the rate"
+        ours = {how: found[load, count, None, how] for how in both}
+        halves = {how: found[load, count, ENGINES // 2, how] for how in both}
+        base, metric = halves[PrefillPolicy.APART], f"{what}: balanced ÷ 1:1"
+        rows.append(bars.ratio(metric, "requests/s", ours[PrefillPolicy.SLACK], "1:1", base))
+        metric = f"{what}: balanced, every prompt handed over ÷ 1:1"
+        rows.append(bars.ratio(metric, "requests/s", ours[PrefillPolicy.APART], "1:1", base))
+        metric = f"{what}: balanced ÷ 1:1, convertible decoders in both"
+        rows.append(bars.ratio(metric, "requests/s", ours[PrefillPolicy.SLACK], "1:1", halves[PrefillPolicy.SLACK]))
+    return rows
+
+
+ROLE_ROWS: tuple[Callable[[int, Goals, MapFunction], list[ResultRow]], ...] = (
+    shift_rows,
+    division_rows,
+    full_rows,
+    convertible_rows,
+)
+"""Whatever there is of them, in the order of the table."""
+
 
 BLOCK_TOKENS = 128
 _SECRET = b"mix"

@@ -19,7 +19,6 @@ from time import perf_counter
 from typing import Any
 
 from fairlead_bench.judging_seeds import TUNING_SEEDS
-from fairlead_bench.outside_plant.families import FAMILIES
 from fairlead_bench.outside_plant.offline_optimum import OPTIMUM_FILE, OfflineOptimum, OptimumFile
 from fairlead_bench.outside_plant.plant import (
     GATEWAY_RULES,
@@ -32,7 +31,7 @@ from fairlead_bench.outside_plant.plant import (
     WorkRule,
     core_controller,
 )
-from fairlead_bench.outside_plant.scenario import Scenario, judging_seeds
+from fairlead_bench.outside_plant.scenario import FAMILIES, Scenario, judging_seeds
 from fairlead_bench.results import NO_GOALS, ResultRow, write_results
 
 WINDOW_AFTERMATH_SECONDS = 300.0

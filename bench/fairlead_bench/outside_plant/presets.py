@@ -22,8 +22,7 @@ import fairlead_autoscaler
 import fairlead_sim
 from fairlead.runtime.compiled_build import sources_digest
 from fairlead_autoscaler.mix import simulation_solver
-from fairlead_bench.autoscaler.measurement import FAIRLEAD, knob_values, preset_at
-from fairlead_bench.autoscaler.result_rows import (
+from fairlead_bench.autoscaler.benchmark import (
     COMPARED_PRESETS,
     TUNED,
     TunedPreset,
@@ -33,12 +32,12 @@ from fairlead_bench.autoscaler.result_rows import (
     meets_slo,
     tuned_presets,
 )
+from fairlead_bench.autoscaler.measurement import FAIRLEAD, knob_values, preset_at
 from fairlead_bench.measurement_cache import Measured, MeasurementCache, print_progress
 from fairlead_bench.outside_plant.benchmark import known_names, measure
-from fairlead_bench.outside_plant.families import FAMILIES
 from fairlead_bench.outside_plant.offline_optimum import OPTIMUM_FILE, OptimumFile
 from fairlead_bench.outside_plant.plant import Controller, PlantOptions, core_controller, core_info
-from fairlead_bench.outside_plant.scenario import Scenario
+from fairlead_bench.outside_plant.scenario import FAMILIES, Scenario
 from fairlead_bench.results import NO_GOALS, ResultRow, write_results
 from fairlead_sim.adapters.autoscaler_adapter import AutoscalerAdapter, parse_model
 from fairlead_sim.autoscalers import PRESETS

@@ -23,7 +23,7 @@ from fairlead_testing.http.certificates import CertificateAuthority
 from scripts.release.artefacts import LAYOUT, REPOSITORY, build_chart, build_images, image_digests
 from scripts.release.cli import publish
 from scripts.release.images.layers import machine_architecture
-from scripts.release.oci.layout import OciLayout
+from scripts.release.oci import OciLayout
 from scripts.release.release_run import ROOT, ReleaseRun
 
 CHART = Path(__file__).parents[3] / "charts" / "fairlead"

@@ -6,41 +6,246 @@ There are five parts, with an engine each:
 - ``index-clears``: clears and a death.
 - ``index-eviction``: 40 blocks, and preemption.
 - ``index-ranks``: two data-parallel ranks.
-- ``index-tiers``: a CPU tier (``tiered_cache.py``).
+- ``index-tiers``: a CPU tier.
 
-``observed_engine.py`` has the comparison, ``concurrent_traffic.py`` the traffic of many clients.
+Concurrent traffic on an index: predictions are made without waiting, so they are as old as the
+index.
+
+Clients share a few warm prefixes, and each keeps some conversations. Like people, a client
+continues one only after some others were answered. Predictions for conversations that continue
+without a pause are measured, too, but have no goal.
+
+An engine that keeps what the GPU has no room for in the machine's memory: vLLM's own offloading,
+events of both tiers.
+
+``observed_engine.py`` has the comparison.
 """
 
 import asyncio
 import contextlib
+import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import httpx
 
 from e2e.vllm.engine.engine_processes import EngineStage, cpu_tier
 from e2e.vllm.engine.installation import HERE
-from e2e.vllm.observation.index_under_test import (
+from e2e.vllm.observation.observed_engine import (
     MODEL,
+    EngineShape,
     IndexUnderTest,
     InProcessIndex,
+    ObservedEngine,
+    PredictionRow,
     RedisIndex,
     TokenPrompt,
     completeness,
     content,
+    count_by_kind,
+    count_outcomes,
+    run_concurrently,
     send_prompt,
     tokens,
     until,
 )
-from e2e.vllm.observation.observed_engine import EngineShape, ObservedEngine
-from e2e.vllm.report import Numbers, VllmReport, require
-from e2e.vllm.scenarios.concurrent_traffic import LONG, SHORT, mixed_prompts, under_eviction, without_eviction
-from e2e.vllm.scenarios.tiered_cache import TieredCache
+from e2e.vllm.report import Numbers, VllmReport, require, spread
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+
+HEADS = 6
+CONVERSATIONS = 5
+REQUESTS = 1_200
+EAGER_PROMPTS = 200
+LEAST_WITHOUT_EVICTION = 0.999
+LEAST_WITH_EVICTION = 0.82
+SHORT, LONG = 20, 200
+_LONGEST = 3_400
+
+
+def mixed_prompts(count: int, seed: object, *, step: int) -> Iterator[TokenPrompt]:
+    """Prompts that share beginnings (of ``step`` to six times as many tokens) and come again:
+    salts, whole numbers of blocks, answers of one to forty tokens."""
+    draw = Random(repr(seed))
+    for _ in range(count):
+        head = draw.randrange(HEADS)
+        begun = tokens((seed, "head", head), step * (1 + head))
+        tail = tokens((seed, "tail", head, draw.randrange(12)), draw.choice((0, 20, 33, 45, 64, 96, 3 * step)))
+        whole = (*begun, *tail)
+        if draw.random() < 0.2:
+            whole = whole[: len(whole) // 32 * 32] or whole
+        yield TokenPrompt(whole, draw.randint(1, 40), draw.choice((None, None, None, "tenant-1", "tenant-2")))
+
+
+async def without_eviction(at: ObservedEngine, workers: int) -> Numbers:
+    """Everything fits; so only what is still on its way can make a prediction wrong."""
+    name = ("talk", workers)
+    heads = [tokens((*name, "head", number), 128 + 40 * number) for number in range(HEADS)]
+    for head in heads:
+        await at.send(TokenPrompt(head), keep=False)
+    await at.wait_until_quiet()
+    rows: list[PredictionRow] = []
+    numbers = itertools.count()
+
+    async def one(worker: int) -> None:
+        draw = Random(repr((*name, worker)))
+        talks: list[TokenPrompt] = []
+        while next(numbers) < REQUESTS:
+            if len(talks) < CONVERSATIONS:
+                fresh = tokens((*name, worker, len(talks), len(rows)), draw.randint(1, 150))
+                prompt = TokenPrompt((*draw.choice(heads), *fresh), draw.randint(1, 40))
+            else:
+                prompt = talks.pop(0)
+            row, answer = await at.ask_and_compare(prompt)
+            rows.append(row)
+            if len(prompt.tokens) < _LONGEST and draw.random() < 0.9:
+                more = tokens((*name, worker, len(rows)), draw.randint(1, 80))
+                talks.append(prompt.continued(answer.tokens, more))
+
+    await run_concurrently(workers, one)
+    found = count_outcomes(rows)
+    found["going_on_at_once"] = await _eager(at, workers, heads)
+    found = await at.equal(found)
+    for name, right in found["share_right"].items():
+        require(right >= LEAST_WITHOUT_EVICTION, f"{name}: too many predictions were wrong", found)
+    return found
+
+
+async def _eager(at: ObservedEngine, workers: int, heads: list[tuple[int, ...]]) -> Numbers:
+    """The same clients with one conversation each, and no pause at all."""
+    rows: list[PredictionRow] = []
+    numbers = itertools.count()
+
+    async def one(worker: int) -> None:
+        draw = Random(repr(("eager", workers, worker)))
+        prompt = TokenPrompt(draw.choice(heads), 20)
+        while next(numbers) < EAGER_PROMPTS:
+            row, answer = await at.ask_and_compare(prompt)
+            rows.append(row)
+            prompt = prompt.continued(answer.tokens, tokens(("eager", worker, len(rows)), 20))
+            if len(prompt.tokens) > _LONGEST:
+                prompt = TokenPrompt(draw.choice(heads), 20)
+
+    await run_concurrently(workers, one)
+    found = count_outcomes(rows)
+    return {name: found[name] for name in ("requests", "share_right", "share_right_of_the_reference")}
+
+
+async def under_eviction(at: ObservedEngine, workers: int) -> Numbers:
+    """Sends prompts to a cache that is far too small: a predicted block may be gone at admission.
+
+    Neither form may be worse than counting copies at the engine, which receives all events at the
+    same moment. The report has the delay after the engine's step, and the further delay of the
+    index in another process, both measured in this traffic.
+    """
+    rows: list[PredictionRow] = []
+    heard, before = len(at.recorders[0].heard_after), {name: len(one.arrivals) for name, one in at.indexes.items()}
+    prompts = mixed_prompts(REQUESTS, "evicted", step=SHORT)
+
+    async def one(_: int) -> None:
+        for prompt in prompts:
+            row, _ = await at.ask_and_compare(prompt)
+            rows.append(row)
+
+    await run_concurrently(workers, one)
+    found = await at.equal(count_outcomes(rows) | count_by_kind(rows))
+    found["reference_hears_of_a_step_after_seconds"] = spread(at.recorders[0].heard_after[heard:])
+    found |= _later(at, before)
+    best = max(LEAST_WITH_EVICTION, found["share_right_of_the_reference"])
+    found["wanted"] = best
+    found["below"] = [name for name, right in found["share_right"].items() if right < best]
+    require(not found["below"], f"fewer than {best} of the predictions were right", found)
+    return found
+
+
+def _later(at: ObservedEngine, before: Mapping[str, int]) -> Numbers:
+    """By how much each change was known later through Redis than in the process; nothing where they
+    did not hear the same."""
+    here, there = (at.indexes[name].arrivals[before[name] :] for name in ("in_process", "through_redis"))
+    if len(here) != len(there):
+        return {}
+    return {"through_redis_later_seconds": spread([late - early for early, late in zip(here, there, strict=True)])}
+
+
+PROMPT = 1_500
+MIXED_IN_TIERS = 200
+
+
+class TieredCache:
+    """The scenarios. The device has room for three of the prompts, the tier for a little more."""
+
+    def __init__(self, at: ObservedEngine) -> None:
+        self._at = at
+
+    def story(self) -> list[tuple[str, Callable[[], Awaitable[Numbers]]]]:
+        """In order."""
+        return [
+            ("offloaded and found again", self._found_again),
+            (f"{MIXED_IN_TIERS} mixed prompts, one at a time, two tiers", self._in_peace),
+            ("a reset of the device alone", self._reset_device),
+            ("a reset of both", self._reset_both),
+        ]
+
+    async def _found_again(self) -> Numbers:
+        first = len(self._at.rows)
+        for number in range(4):
+            await self._at.send(TokenPrompt(tokens(("big", number), PROMPT)))
+        await self._at.wait_until_quiet()
+        prompt = TokenPrompt(tokens(("big", 0), PROMPT))
+        index = next(iter(self._at.indexes.values()))
+        device, both = self._at.predict(prompt, index, StorageTier.GPU), self._at.predict(prompt, index)
+        await self._at.send(prompt)
+        reported = self._at.rows[-1].reported
+        require(device < both, f"nothing was only in the tier: {device} tokens on the device, {both} with the tier")
+        for number in range(12):
+            await self._at.send(TokenPrompt(tokens(("other", number), PROMPT)), keep=False)
+        more = {"on_the_device": device, "with_the_tier": both, "reported": reported}
+        return await self._at.expect_agreement(first, more)
+
+    async def _in_peace(self) -> Numbers:
+        first = len(self._at.rows)
+        for prompt in mixed_prompts(MIXED_IN_TIERS, "tiers", step=LONG):
+            await self._at.send(prompt, keep=False)
+        return await self._at.expect_agreement(first, again=False)
+
+    async def _reset_device(self) -> Numbers:
+        """The engine's word for it names no tier. What the tier keeps is not announced again: hits
+        are missed, none is made up."""
+        prompts = [TokenPrompt(tokens(("big", number), PROMPT)) for number in range(4)]
+        for prompt in prompts:
+            await self._at.send(prompt)
+        await self._at.wait_until_quiet()
+        await self._at.post("/reset_prefix_cache")
+        _, untold = self._at.tell_cleared()
+        first = len(self._at.rows)
+        for number, prompt in enumerate(prompts):
+            await self._at.send(prompt, keep=False, excused=frozenset() if number else untold)
+        rows = self._at.rows[first:]
+        numbers = {
+            "predicted": {name: sum(one.predicted[name] for one in rows) for name in self._at.indexes},
+            "reported": sum(one.reported for one in rows),
+            "requests": len(rows),
+        }
+        fair = all(
+            one.predicted[name] <= one.reported for one in rows for name in self._at.indexes if name not in one.excused
+        )
+        require(fair, "it promised what is not there", numbers)
+        return numbers
+
+    async def _reset_both(self) -> Numbers:
+        await self._at.wait_until_quiet()
+        await self._at.post("/reset_prefix_cache?reset_external=true")
+        _, untold = self._at.tell_cleared()
+        first = len(self._at.rows)
+        for turn, number in enumerate((0, 1, 0)):
+            excused = frozenset() if turn else untold
+            await self._at.send(TokenPrompt(tokens(("big", number), PROMPT)), excused=excused)
+        return await self._at.expect_agreement(first)
+
 
 LARGE_BLOCKS = 8_192
 SMALL_BLOCKS = 40

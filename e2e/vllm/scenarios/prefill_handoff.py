@@ -118,8 +118,8 @@ class HandoffScenario:
         async with running_gateway(self._as_value(), limits) as running:
 
             def reason(request_id: str) -> str:
-                record = running.gateway.decisions.get(request_id)
-                return record.latest.decision.reason if record is not None else "forgotten"
+                found = running.gateway.decisions.find(request_id)
+                return found[0].latest.decision.reason if found else "forgotten"
 
             numbers = await self._compared(
                 await make_prompts(self.decode.url, MODEL, seed=2), running.url, reason, again=True

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.runtime import compiled_build
-from scripts.release.oci.documents import CONFIG, INDEX, LAYER, MANIFEST, Descriptor, descriptor, encode
+from scripts.release.oci import CONFIG, INDEX, LAYER, MANIFEST, Descriptor, descriptor, encode
 from scripts.release.release_run import print_progress, progress_step
 
 RETENTION_SECONDS = 14 * 86_400.0

@@ -38,10 +38,11 @@ from fairlead_testing.forks.process import (
     ForkRequest,
     clone_sibling,
     install_nested,
+    is_child_exec,
     nested_descriptor,
+    program_command,
     receive_request,
 )
-from fairlead_testing.forks.programs import is_child_exec, program_command
 
 _PR_SET_MM, _PR_SET_MM_MAP = 35, 14
 _STAT_FIELDS = (23, 24, 42, 43, 44, 44, 25, 45, 46, 47, 48)

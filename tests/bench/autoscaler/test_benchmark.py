@@ -6,15 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fairlead_bench.autoscaler.measurement import (
-    AutoscalerCell,
-    in_windows,
-    indicators,
-    measure,
-    recovery_seconds,
-    wake_seconds,
-)
-from fairlead_bench.autoscaler.result_rows import (
+from fairlead_bench.autoscaler.benchmark import (
     ALL_SCENARIOS,
     COMPARED_SCENARIOS,
     EXCEL,
@@ -27,6 +19,14 @@ from fairlead_bench.autoscaler.result_rows import (
     comparison_rows,
     fairlead_rows,
     simulator_rows,
+)
+from fairlead_bench.autoscaler.measurement import (
+    AutoscalerCell,
+    in_windows,
+    indicators,
+    measure,
+    recovery_seconds,
+    wake_seconds,
 )
 from fairlead_bench.measurement_cache import Measured, MeasurementCache
 from fairlead_bench.results import load_goals

@@ -6,9 +6,8 @@ import socket
 import pytest
 
 from fairlead_bench.gateway_instructions.benchmark import DECISION, rows, standard_errors
-from fairlead_bench.gateway_instructions.instruction_counts import instructions_of
+from fairlead_bench.gateway_instructions.counted_gateway import instructions_of, is_source
 from fairlead_bench.gateway_instructions.scenarios import Call, cost_per_unit, cost_without_keys, read_request
-from fairlead_bench.gateway_instructions.source_tree import is_source
 from fairlead_bench.results import load_goals, meets_goal
 
 TURNS = {"plain": 10, "short_streams": 10, "long_streams": 10, "retried": 10, "waiting": 10, "handed_off": 10}

@@ -6,20 +6,23 @@ from dataclasses import replace
 import pytest
 
 from fairlead_bench.mix import benchmark
-from fairlead_bench.mix.benchmark import GRID, best_single, solve, solve_sliced
-from fairlead_bench.mix.prefill_decode_rows import (
+from fairlead_bench.mix.benchmark import (
     ENGINES,
+    GRID,
     LONG,
     OPTIMUM_SHARE,
     RATE,
     SHORT_PROMPTS,
     STARTUP_SECONDS,
     balanced_controller,
+    best_single,
     fixed_controller,
     run_shift,
     saturated_throughput,
     serve,
     settling_seconds,
+    solve,
+    solve_sliced,
 )
 from fairlead_bench.mix.throughput_tables import (
     WORKLOADS,

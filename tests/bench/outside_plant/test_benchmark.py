@@ -9,7 +9,6 @@ import pytest
 from fairlead.errors import BadInput
 from fairlead_bench.judging_seeds import TUNING_SEEDS
 from fairlead_bench.outside_plant import benchmark, scenario
-from fairlead_bench.outside_plant.families import FAMILIES, noisy_chat
 from fairlead_bench.outside_plant.offline_optimum import (
     OfflineOptimum,
     OptimumFile,
@@ -17,7 +16,7 @@ from fairlead_bench.outside_plant.offline_optimum import (
     fingerprint,
 )
 from fairlead_bench.outside_plant.plant import PlantOptions
-from fairlead_bench.outside_plant.scenario import MetricFault, MetricWindow, Scenario
+from fairlead_bench.outside_plant.scenario import FAMILIES, MetricFault, MetricWindow, Scenario, noisy_chat
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 JUDGING_FILE = Path(scenario.__file__).with_name("judging_seeds.json")

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from fairlead_bench.outside_plant.engine import Engine
-from fairlead_bench.outside_plant.families import FAMILIES, noisy_chat, prefill_decode
 from fairlead_bench.outside_plant.offline_optimum import cut
 from fairlead_bench.outside_plant.plant import (
     GatewayCounters,
@@ -25,6 +24,7 @@ from fairlead_bench.outside_plant.plant import (
     least_work,
 )
 from fairlead_bench.outside_plant.scenario import (
+    FAMILIES,
     SMALL,
     Crash,
     MetricFault,
@@ -34,6 +34,8 @@ from fairlead_bench.outside_plant.scenario import (
     Role,
     Scenario,
     Slowdown,
+    noisy_chat,
+    prefill_decode,
     startup_times,
 )
 from fairlead_testing.pytest_hooks.nightly import shortened

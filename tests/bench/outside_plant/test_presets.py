@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from fairlead_bench.autoscaler import measurement
+from fairlead_bench.autoscaler.benchmark import TunedPreset
 from fairlead_bench.autoscaler.measurement import FAIRLEAD, knob_values
-from fairlead_bench.autoscaler.result_rows import TunedPreset
 from fairlead_bench.outside_plant import presets
-from fairlead_bench.outside_plant.families import FAMILIES
+from fairlead_bench.outside_plant.scenario import FAMILIES
 from fairlead_testing.pytest_hooks.nightly import shortened
 from tests.bench.outside_plant.test_benchmark import short_chat
 

@@ -45,11 +45,10 @@ from fairlead_autoscaler.core.performance.step_model import LatencyTargets, Mean
 from fairlead_autoscaler.core.sizing.group_sizer import SHORT_SECONDS
 from fairlead_autoscaler.core.sizing.pool_capacity import GroupService, latency_targets, pool_profile, replica_model
 from fairlead_autoscaler.core.workload.mean_request import mean_request
-from fairlead_bench.autoscaler.result_rows import geometric_mean
-from fairlead_bench.outside_plant.families import FAMILIES
+from fairlead_bench.autoscaler.benchmark import geometric_mean
 from fairlead_bench.outside_plant.plant import Plant as OutsidePlant
 from fairlead_bench.outside_plant.plant import PlantOptions, core_info
-from fairlead_bench.outside_plant.scenario import RequestList, Scenario, poisson_arrivals
+from fairlead_bench.outside_plant.scenario import FAMILIES, RequestList, Scenario, poisson_arrivals
 from fairlead_bench.results import NO_GOALS, ResultRow, load_goals, parse_options, write_results
 from fairlead_sim.adapters.autoscaler_adapter import AutoscalerAdapter, parse_model
 from fairlead_sim.autoscaling.closed_loop import SimulatedPlant, run_controller
