@@ -7,26 +7,37 @@ may get their prompt back. (The path of a URL is no prompt: the access log has i
 """
 
 import asyncio
-import hashlib
-import hmac
 import os
 import random
 import re
 import signal
-import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import redis
 
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import Fleet, Model
+from fairlead_gateway.worker.api_keys import key_digest
 from fairlead_testing.engines.disaggregated import DisaggregatedModel, killable_engine
-from fairlead_testing.engines.scripted import EngineCall, HangUp, event, scripted_engine, token, well_behaved
+from fairlead_testing.engines.scripted import (
+    EngineCall,
+    HangUp,
+    Script,
+    hang_up,
+    reset,
+    responds,
+    scripted_engine,
+    silent,
+    streams,
+    token,
+    well_behaved,
+)
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
@@ -49,34 +60,21 @@ HEAD = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n".enc
 
 
 async def script(call: EngineCall) -> None:
-    """An engine that does what a request's ``user`` says."""
-    body = call.body
+    """Behaves as the field `user` says."""
     if call.path.startswith(("/metrics", "/health")):
         await call.respond(b"", kind="text/plain")
         return
-    user = re.search(rb'"user":"([a-z-]+)"', body)
+    user = re.search(rb'"user":"([a-z-]+)"', call.body)
     await BEHAVIOURS[user[1].decode() if user else "honest"](call)
 
 
-async def _hang_up(call: EngineCall) -> None:
-    raise HangUp
+def quotes(status: str, **error: object) -> Script:
+    """Returns a behaviour that fails with the request in its message."""
 
+    async def fail(call: EngineCall) -> None:
+        await call.respond({"error": {"message": call.body.decode(), **error}}, status)
 
-async def _reset(call: EngineCall) -> None:
-    call.reset()
-    raise HangUp
-
-
-async def _quote_500(call: EngineCall) -> None:
-    await call.respond({"error": {"message": call.body.decode(), "code": 500}}, "500 Internal Server Error")
-
-
-async def _quote_400(call: EngineCall) -> None:
-    await call.respond({"error": {"message": call.body.decode(), "type": CANARY, "code": CANARY}}, "400 Bad Request")
-
-
-async def _quote_503(call: EngineCall) -> None:
-    await call.respond({"error": {"message": TEXT, "code": 503}}, "503 Service Unavailable", more="retry-after: 1\r\n")
+    return fail
 
 
 async def _html(call: EngineCall) -> None:
@@ -91,40 +89,8 @@ async def _garbage(call: EngineCall) -> None:
 async def _cut(call: EngineCall) -> None:
     if b"continue_final_message" in call.body:
         await well_behaved(call)
-        return
-    await call.start_stream()
-    await call.event(token(CANARY) | {"id": "c", "created": 1, "model": "tiny"})
-    raise HangUp
-
-
-async def _abort(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.event(token(CANARY))
-    await call.event(token(CANARY, "abort"))
-    raise HangUp
-
-
-async def _error_event(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.chunk(event({"error": {"message": TEXT, "type": CANARY, "code": 500}}))
-    raise HangUp
-
-
-async def _late_error_event(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.event(token(CANARY))
-    await call.chunk(event({"error": {"message": TEXT, "type": CANARY, "code": CANARY}}))
-    raise HangUp
-
-
-async def _no_json(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.chunk(f"data: {TEXT}\n\n".encode())
-    raise HangUp
-
-
-async def _silent(call: EngineCall) -> None:
-    await call.wait_closed()
+    else:
+        await streams(token(CANARY) | {"id": "c", "created": 1, "model": "tiny"}, end=hang_up)(call)
 
 
 async def _long(call: EngineCall) -> None:
@@ -133,21 +99,22 @@ async def _long(call: EngineCall) -> None:
         await call.event(token(CANARY))
 
 
-BEHAVIOURS = {
+ERROR = {"error": {"message": TEXT, "type": CANARY, "code": CANARY}}
+BEHAVIOURS: dict[str, Script] = {
     "honest": well_behaved,
-    "hang-up": _hang_up,
-    "reset": _reset,
-    "quote-five": _quote_500,
-    "quote-four": _quote_400,
-    "quote-busy": _quote_503,
+    "hang-up": hang_up,
+    "reset": reset,
+    "quote-five": quotes("500 Internal Server Error", code=500),
+    "quote-four": quotes("400 Bad Request", type=CANARY, code=CANARY),
+    "quote-busy": responds(ERROR, "503 Service Unavailable", more="retry-after: 1\r\n"),
     "html": _html,
     "garbage": _garbage,
     "cut": _cut,
-    "abort": _abort,
-    "error-event": _error_event,
-    "late-error-event": _late_error_event,
-    "no-json": _no_json,
-    "silent": _silent,
+    "abort": streams(token(CANARY), token(CANARY, "abort"), end=hang_up),
+    "error-event": streams(ERROR, end=hang_up),
+    "late-error-event": streams(token(CANARY), ERROR, end=hang_up),
+    "no-json": streams(TEXT, end=hang_up),
+    "silent": silent,
     "long": _long,
 }
 
@@ -253,17 +220,6 @@ def signed(path: str, body: object, more: str = "", *, close: bool = True) -> by
     )
 
 
-class Collector:
-    """Takes whatever is posted."""
-
-    def __init__(self) -> None:
-        self.got = b""
-
-    async def take(self, call: EngineCall) -> None:
-        self.got += call.body
-        await call.respond({})
-
-
 async def answered(url: str, data: bytes, *, half_close: bool = False) -> list[int]:
     """The statuses of what comes back; a connection that breaks is an answer, too."""
     connection = await RawConnection.connect(url)
@@ -289,13 +245,10 @@ async def leaves(url: str, data: bytes, after: bytes) -> None:
     connection.writer.transport.abort()
 
 
-@asynccontextmanager
-async def gateway_process(
-    folder: Path, fleet: Fleet, redis_url: str, collector: str
-) -> AsyncIterator[tuple[str, str, Any]]:
-    """A gateway with everything on that writes anything down: its two URLs and the process."""
+def gateway(folder: Path, fleet: Fleet, redis_url: str, collector: str, stderr: BinaryIO) -> Any:
+    """Returns the context of a gateway with everything on that writes anything down."""
     write_fleet_file(folder / "fleet.yaml", fleet)
-    digest = hmac.new(PEPPER.encode(), KEY.encode(), hashlib.sha256).hexdigest()
+    digest = key_digest(KEY.encode(), PEPPER.encode()).hex()
     (folder / "keys.yaml").write_text(f'keys:\n  - {{name: somebody, digest: "{digest}"}}\n')
     environ = {
         **os.environ,
@@ -306,61 +259,23 @@ async def gateway_process(
         "FAIRLEAD_TRACE_SAMPLE": "1",
         "PYTHONASYNCIODEBUG": "1",
     }
-    command = [
-        sys.executable,
-        "-m",
-        "fairlead_gateway",
-        "--fleet",
-        str(folder / "fleet.yaml"),
-        "--listen",
-        "127.0.0.1:0",
-    ]
-    command += ["--keys", str(folder / "keys.yaml"), "--redis", redis_url, "--workers", "2"]
-    with (folder / "stderr").open("wb") as stderr:
-        process = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=stderr, env=environ
-        )
-    try:
-        assert process.stdout is not None
-        words = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()
-        assert words[:1] == ["ready"], (folder / "stderr").read_text()
-        yield words[1], words[3], process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+    options = ("--keys", str(folder / "keys.yaml"), "--redis", redis_url, "--workers", "2")
+    return gateway_process(folder / "fleet.yaml", *options, environ=environ, stderr=stderr)
 
 
-async def pages(manage: str) -> dict[str, str]:
-    """Everything that the management port shows."""
-    found = {}
-    for path in (
-        "/",
-        "/readyz",
-        "/metrics",
-        "/api/fleet",
-        "/api/stats",
-        "/api/decisions?limit=500",
-        "/openapi.json",
-        "/docs",
-    ):
-        found[path] = await _page(manage, path)
-    for number, id_ in enumerate(
-        sorted(set(re.findall(r'"(?:request_)?id":"([^"]+)"', found["/api/decisions?limit=500"])))
-    ):
-        if number < 200:
-            found[f"/api/decisions/{id_}"] = await _page(manage, f"/api/decisions/{id_}")
+async def pages(gateway: GatewayProcess) -> dict[str, str]:
+    """Returns everything that the management port shows."""
+    decisions = "/api/decisions?limit=500"
+    shown = ("/", "/readyz", "/metrics", "/api/fleet", "/api/stats", decisions, "/openapi.json", "/docs")
+    found = {path: await _page(gateway, path) for path in shown}
+    for name in sorted(set(re.findall(r'"(?:request_)?id":"([^"]+)"', found[decisions])))[:200]:
+        found[f"/api/decisions/{name}"] = await _page(gateway, f"/api/decisions/{name}")
     return found
 
 
-async def _page(manage: str, path: str) -> str:
-    connection = await RawConnection.connect(manage)
-    try:
-        await connection.send(get_request(path).replace(b"host: x", b"host: 127.0.0.1"))
-        answer = await connection.read_response()
-        return str(answer.fields) + answer.body.decode()
-    finally:
-        await connection.close()
+async def _page(gateway: GatewayProcess, path: str) -> str:
+    answer = await gateway.get(path)
+    return str(answer.fields) + answer.body.decode()
 
 
 def stored(valkey: Valkey) -> str:
@@ -395,32 +310,25 @@ def fleet(scripted: str, split: DisaggregatedModel) -> Fleet:
     )
 
 
-async def faults(url: str, process: Any, split: DisaggregatedModel) -> None:
+async def faults(url: str, split: DisaggregatedModel) -> None:
     """Provokes deadlines, leaving clients, broken hand-offs, quarantine, and a storm of bytes."""
     for stream in (False, True):
-        for user in ("silent", "long"):
-            body = chat(user=user, stream=stream)
-            if user == "silent" or stream:
-                await answered(url, signed(CHAT, body, "x-request-timeout: 300ms\r\n"))
-        await leaves(url, signed(CHAT, chat(user="silent", stream=stream)), b"")
-    await leaves(url, signed(CHAT, chat(user="long", stream=True)), b'"content"')
-    for _ in range(4):
-        await answered(
-            url, signed(CHAT, chat(user="hang-up", metadata={"x": CANARY}))
-        )  # two engines die of it: quarantined
+        silence = signed(CHAT, chat(user="silent", stream=stream))
+        await answered(url, silence.replace(b"\r\n\r\n", b"\r\nx-request-timeout: 300ms\r\n\r\n", 1))
+        await leaves(url, silence, b"")
+    endless = chat(user="long", stream=True)
+    await answered(url, signed(CHAT, endless, "x-request-timeout: 300ms\r\n"))
+    await leaves(url, signed(CHAT, endless), b'"content"')
+    for _ in range(4):  # two engines die of it: quarantined
+        await answered(url, signed(CHAT, chat(user="hang-up", metadata={"x": CANARY})))
     long = {"model": "split", "messages": [{"role": "user", "content": f"{TEXT} " * 800}], "max_tokens": 30}
+    endless = long | {"stream": True, "max_tokens": 2_000, "temperature": 1}
     assert await answered(url, signed(CHAT, long)) == [200]
-    dying = asyncio.create_task(
-        leaves(url, signed(CHAT, long | {"stream": True, "max_tokens": 2_000, "temperature": 1}), b"\n\n")
-    )
-    await dying
+    await leaves(url, signed(CHAT, endless), b"\n\n")
     split.prefill[0].kill()
-    assert await answered(url, signed(CHAT, long | {"messages": [{"role": "user", "content": f"{TEXT}! " * 800}]})) == [
-        200
-    ]
-    streaming = asyncio.create_task(
-        answered(url, signed(CHAT, long | {"stream": True, "max_tokens": 2_000, "temperature": 1}))
-    )
+    other = long | {"messages": [{"role": "user", "content": f"{TEXT}! " * 800}]}
+    assert await answered(url, signed(CHAT, other)) == [200]
+    streaming = asyncio.create_task(answered(url, signed(CHAT, endless)))
     await asyncio.sleep(0)
     split.decode[0].kill()
     await streaming
@@ -432,42 +340,45 @@ async def faults(url: str, process: Any, split: DisaggregatedModel) -> None:
         await answered(url, bytes(data), half_close=True)
 
 
+async def _write_everything(folder: Path, valkey: Valkey, split: DisaggregatedModel) -> dict[str, str]:
+    """Returns what the gateway wrote, by place."""
+    async with AsyncExitStack() as stack:
+        scripted = await stack.enter_async_context(scripted_engine(script))
+        spans = await stack.enter_async_context(scripted_engine(responds({})))
+        stderr = stack.enter_context((folder / "stderr").open("wb"))
+        running = await stack.enter_async_context(
+            gateway(folder, fleet(scripted.url, split), valkey.url, spans.url, stderr)
+        )
+        statuses = set()
+        for path, body in good_ones():
+            statuses.update(await answered(running.url, signed(path, body)))
+        for data in bad_ones():
+            statuses.update(await answered(running.url, data, half_close=True))
+        await faults(running.url, split)
+        assert {200, 400, 401, 404, 405, 413, 417, 431, 502} <= statuses, statuses
+        written = await pages(running)
+        decided = written["/api/decisions?limit=500"]
+        for word in ("default/tiny", "default/split", "continue-1", "prefill-0"):
+            assert word in decided, word
+
+        async def has_decision() -> bool:
+            return "default/tiny" in await asyncio.to_thread(stored, valkey)
+
+        await wait_until(has_decision)
+        written["redis"] = await asyncio.to_thread(stored, valkey)
+        await wait_until(lambda: bool(spans.calls))
+        running.process.send_signal(signal.SIGTERM)
+        assert await running.wait() == 0
+        assert running.process.stdout is not None
+        written["stdout"] = (await running.process.stdout.read()).decode()
+        written["spans"] = b"".join(call.body for call in spans.calls).decode()
+        written["stderr"] = (folder / "stderr").read_text()
+        written["access log"] = (folder / "access.log").read_text()
+        assert all(written[name] for name in ("spans", "stderr", "access log"))
+        return written
+
+
 def test_no_prompt_and_no_key_is_written_down_anywhere(tmp_path: Path) -> None:
-    async def main(valkey: Valkey, split: DisaggregatedModel) -> dict[str, str]:
-        collector = Collector()
-        async with AsyncExitStack() as stack:
-            scripted = await stack.enter_async_context(scripted_engine(script))
-            spans = await stack.enter_async_context(scripted_engine(collector.take))
-            url, manage, process = await stack.enter_async_context(
-                gateway_process(tmp_path, fleet(scripted.url, split), valkey.url, spans.url)
-            )
-            statuses = set()
-            for path, body in good_ones():
-                statuses.update(await answered(url, signed(path, body)))
-            for data in bad_ones():
-                statuses.update(await answered(url, data, half_close=True))
-            await faults(url, process, split)
-            assert {200, 400, 401, 404, 405, 413, 417, 431, 502} <= statuses, statuses
-            written = await pages(manage)
-            decided = written["/api/decisions?limit=500"]
-            for word in ("default/tiny", "default/split", "continue-1", "prefill-0"):
-                assert word in decided, word
-
-            async def has_decision() -> bool:
-                return "default/tiny" in await asyncio.to_thread(stored, valkey)
-
-            await wait_until(has_decision)
-            written["redis"] = await asyncio.to_thread(stored, valkey)
-            await wait_until(lambda: b"/v1/traces" in collector.got or bool(collector.got))
-            process.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(process.wait(), 60) == 0
-            written["stdout"] = (await process.stdout.read()).decode()
-            written["spans"] = collector.got.decode()
-            written["stderr"] = (tmp_path / "stderr").read_text()
-            written["access log"] = (tmp_path / "access.log").read_text()
-            assert all(written[name] for name in ("spans", "stderr", "access log"))
-            return written
-
     valkey = Valkey(tmp_path)
     valkey.start()
     try:
@@ -477,7 +388,8 @@ def test_no_prompt_and_no_key_is_written_down_anywhere(tmp_path: Path) -> None:
             killable_engine(*consumes) as decode,
             killable_engine(*consumes) as other,
         ):
-            written = run_async(main(valkey, DisaggregatedModel([prefill], [decode, other])))
+            split = DisaggregatedModel([prefill], [decode, other])
+            written = run_async(_write_everything(tmp_path, valkey, split))
     finally:
         valkey.kill()
     for place, text in written.items():
