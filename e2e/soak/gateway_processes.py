@@ -13,52 +13,24 @@ In full (``make soak``) it is bench/results/soak.json, else out/soak.json.
 """
 
 import asyncio
-import contextlib
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead_testing.forks.process import ForkingPopen
-from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request
 from fairlead_testing.processes import unused_ports
 from fairlead_testing.reports import ReportLine, commit, lines_as_json, machine
 
 TIMEOUT_SECONDS = 30.0
-_READY = re.compile(r"ready (http://\S+) manage (http://\S+)")
-
-
-@dataclass(slots=True)
-class GatewayProcess:
-    """A gateway that said ``ready``."""
-
-    process: asyncio.subprocess.Process
-    url: str
-    manage: str
-
-    @property
-    def pid(self) -> int:
-        """The id of its first process."""
-        return self.process.pid
-
-    def terminate(self) -> None:
-        """SIGTERM: it drains."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGTERM)
-
-    async def wait(self) -> int:
-        """Its exit code."""
-        return await asyncio.wait_for(self.process.wait(), 120)
 
 
 def write_fleet(path: Path, urls: Sequence[str], model: str = "tiny") -> None:
@@ -69,57 +41,6 @@ def write_fleet(path: Path, urls: Sequence[str], model: str = "tiny") -> None:
         for number, url in enumerate(urls)
     )
     write_fleet_file(path, Fleet(1, 1, {served.key: served}, {served.key: instances}))
-
-
-async def start_gateway(
-    fleet: Path, *arguments: str, environ: Mapping[str, str] | None = None, log: int | None = None
-) -> GatewayProcess:
-    """A gateway on free ports, once it is ready."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fairlead_gateway", "--fleet", str(fleet), "--listen", "127.0.0.1:0", *arguments),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=log,
-        env={**os.environ, **(environ or {})},
-    )
-    assert process.stdout is not None
-    line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
-    found = _READY.match(line)
-    if found is None:
-        process.kill()
-        await process.wait()
-        raise AssertionError(f"no gateway: {line!r}")
-    return GatewayProcess(process, found[1], found[2])
-
-
-@asynccontextmanager
-async def running_gateway(
-    fleet: Path, *arguments: str, environ: Mapping[str, str] | None = None
-) -> AsyncIterator[GatewayProcess]:
-    """One gateway; ended with the block."""
-    running = await start_gateway(fleet, *arguments, environ=environ)
-    try:
-        yield running
-    finally:
-        if running.process.returncode is None:
-            running.process.kill()
-        await running.process.wait()
-
-
-async def get_management(gateway: GatewayProcess, path: str) -> RawResponse:
-    """Returns an answer of the management port."""
-    connection = await RawConnection.connect(gateway.manage)
-    try:
-        await connection.send(get_request(path).replace(b"host: x", b"host: 127.0.0.1"))
-        return await connection.read_response()
-    finally:
-        await connection.close()
-
-
-async def metric(gateway: GatewayProcess, name: str, labels: str = "") -> list[float]:
-    """A metric's samples whose labels hold ``labels``."""
-    page = (await get_management(gateway, "/metrics")).body.decode()
-    found = re.findall(rf"^{name}({{[^\n]*}})? ([^\n]+)$", page, re.MULTILINE)
-    return [float(value) for text, value in found if labels in text]
 
 
 def chat_body(number: int, *, stream: bool, tokens: int, greedy: bool, topics: int = 40) -> dict[str, Any]:

@@ -26,28 +26,27 @@ The engines send a token a second and are tasks of this process: they cost next 
 
 import asyncio
 import contextlib
+import os
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from e2e.soak.gateway_processes import (
     SEED,
     TIMEOUT_SECONDS,
-    GatewayProcess,
     chat_body,
     check_answer,
     scaled_count,
     start_engines,
-    start_gateway,
     write,
     write_fleet,
 )
 from fairlead.runtime import process_tuning
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.reports import ReportLine
 
@@ -56,7 +55,7 @@ TOKENS = 20
 LATE_SECONDS = 0.2  # so long the old one stays in the list
 SERVED_SECONDS = 0.5  # so long both serve before the old one goes
 RESTARTS = ("FAIRLEAD_SOAK_RESTARTS", 4, 100)
-DRAIN_SECONDS = 5.0
+DRAIN_SECONDS, EXIT_SECONDS = 5.0, 120.0
 LONG_STREAMS = 2
 """Streams of each restarted gateway that last longer than its drain."""
 LONG_TOKENS = 30_000
@@ -147,48 +146,33 @@ async def outlast_drain(url: str, number: int) -> str:
     return OUTLASTED if answer.complete and not after else "closed out of order"
 
 
-async def start_draining_gateway(fleet: Path) -> GatewayProcess:
-    """A gateway with the drain of this part."""
-    return await start_gateway(fleet, environ={"FAIRLEAD_DRAIN_TIMEOUT": f"{DRAIN_SECONDS:g}s"})
-
-
-async def restart_gateway(
-    old: GatewayProcess, fleet: Path, addresses: GatewayAddresses
-) -> tuple[GatewayProcess, "asyncio.Task[int]"]:
-    """The successor, and the end of the old one."""
-    new = await start_draining_gateway(fleet)
-    addresses.urls.append(new.url)
-    addresses.long_streams += [asyncio.create_task(outlast_drain(old.url, number)) for number in range(LONG_STREAMS)]
-    await asyncio.sleep(SERVED_SECONDS)
-    addresses.signalled[old.url] = time.monotonic()
-    old.terminate()
-    await asyncio.sleep(LATE_SECONDS)
-    addresses.urls.remove(old.url)
-    return new, asyncio.create_task(old.wait())
-
-
 async def run_restarts(folder: Path) -> list[ReportLine]:
     """The part; the lines that do not hold."""
     begun, restarts = time.monotonic(), scaled_count(*RESTARTS)
     outcomes: Counter[str] = Counter()
     addresses, done = GatewayAddresses(random.Random(SEED)), asyncio.Event()
-    codes: list[asyncio.Task[int]] = []
     async with contextlib.AsyncExitStack() as stack:
         found = await stack.enter_async_context(
             start_engines(4, "--model", "tiny", "--served-model-name", "tiny", "--speed", "2")
         )
         write_fleet(folder / "fleet.yaml", found.urls)
-        living = [await start_draining_gateway(folder / "fleet.yaml") for _ in range(2)]
-        stack.push_async_callback(_stop_all, living)
-        addresses.urls += [one.url for one in living]
+        gateways = GatewayFleet(stack, folder / "fleet.yaml", f"{DRAIN_SECONDS:g}s", addresses)
+        for _ in range(2):
+            await gateways.start()
+
+        async def begin_long_streams(url: str) -> None:
+            long = (asyncio.create_task(outlast_drain(url, number)) for number in range(LONG_STREAMS))
+            addresses.long_streams += long
+            await asyncio.sleep(SERVED_SECONDS)
+
         clients = asyncio.gather(*(run_client(number, addresses, outcomes, done) for number in range(CLIENTS)))
-        for number in range(restarts):
-            living[number % 2], code = await restart_gateway(living[number % 2], folder / "fleet.yaml", addresses)
-            codes.append(code)
-        ended = Counter(await asyncio.gather(*codes))
+        for _ in range(restarts):
+            await gateways.restart_oldest(EXIT_SECONDS, begin_long_streams)
+        ended = Counter(await asyncio.gather(*gateways.codes))
         outlasting = Counter(await asyncio.gather(*addresses.long_streams))
         done.set()
         await clients
+    codes = gateways.codes
     errors = {name: number for name, number in outcomes.items() if name != "complete"}
     lines = [
         ReportLine(f"{restarts} rolling restarts of gateways", len(codes), len(codes) == restarts),
@@ -211,13 +195,6 @@ async def run_restarts(folder: Path) -> list[ReportLine]:
         "details": addresses.errors,
     }
     return write("rolling_restarts", begun, figures, lines)
-
-
-async def _stop_all(living: list[GatewayProcess]) -> None:
-    for one in living:
-        if one.process.returncode is None:
-            one.process.kill()
-        await one.process.wait()
 
 
 ENGINES = 2
@@ -328,47 +305,41 @@ async def _read_stream(connection: RawConnection, body: dict[str, object], token
 
 
 class GatewayFleet:
-    """The gateways, which are restarted one after the other. `codes` are their ends."""
+    """Gateways that are restarted one after the other.
 
-    def __init__(self, fleet: Path, drain: str, addresses: GatewayAddresses) -> None:
+    codes: how each that was stopped exited.
+    """
+
+    def __init__(self, stack: contextlib.AsyncExitStack, fleet: Path, drain: str, addresses: GatewayAddresses) -> None:
         self.codes: list[asyncio.Task[int]] = []
+        self._stack = stack
         self._fleet = fleet
-        self._environ = {"FAIRLEAD_DRAIN_TIMEOUT": drain}
+        self._environ = {**os.environ, "FAIRLEAD_DRAIN_TIMEOUT": drain}
         self._addresses = addresses
-        self._all: list[GatewayProcess] = []
         self._living: list[GatewayProcess] = []
 
     async def start(self) -> None:
-        """Starts one more gateway."""
-        gateway = await start_gateway(self._fleet, environ=self._environ)
-        self._all.append(gateway)
+        """Starts a gateway and lists its address."""
+        gateway = await self._stack.enter_async_context(gateway_process(self._fleet, environ=self._environ))
         self._living.append(gateway)
         self._addresses.urls.append(gateway.url)
 
-    async def restart_oldest(self, patience_seconds: float) -> None:
-        """Starts a successor, and ends the oldest gateway."""
+    async def restart_oldest(
+        self, patience_seconds: float, before: Callable[[str], Awaitable[None]] | None = None
+    ) -> None:
+        """Starts a gateway and stops the oldest, whose address stays listed a moment longer.
+
+        before: called with the address of the oldest, before it is stopped.
+        """
         await self.start()
         old = self._living.pop(0)
-        old.terminate()
+        if before is not None:
+            await before(old.url)
+        self._addresses.signalled[old.url] = time.monotonic()
+        old.process.terminate()
         await asyncio.sleep(LATE_SECONDS)
         self._addresses.urls.remove(old.url)
         self.codes.append(asyncio.create_task(asyncio.wait_for(old.process.wait(), patience_seconds)))
-
-    async def kill_all(self) -> None:
-        """Ends what is left."""
-        for gateway in self._all:
-            if gateway.process.returncode is None:
-                gateway.process.kill()
-            await gateway.process.wait()
-
-
-@asynccontextmanager
-async def _engines(folder: Path) -> AsyncIterator[Path]:
-    """Runs the engines; yields their fleet file."""
-    async with contextlib.AsyncExitStack() as stack:
-        engines = [await stack.enter_async_context(scripted_engine(send_tokens)) for _ in range(ENGINES)]
-        write_fleet(folder / "fleet.yaml", [engine.url for engine in engines])
-        yield folder / "fleet.yaml"
 
 
 async def run_drains(folder: Path) -> list[ReportLine]:
@@ -388,21 +359,20 @@ async def _run(folder: Path, scenario: DrainScenario) -> list[ReportLine]:
     addresses = GatewayAddresses(random.Random(SEED))
     clients = StreamClients(scenario, addresses, random.Random(SEED + 1))
     open_at_restarts = []
-    async with _engines(folder) as fleet:
-        gateways = GatewayFleet(fleet, scenario.drain, addresses)
-        try:
-            for _ in range(GATEWAYS):
-                await gateways.start()
-            streaming = asyncio.create_task(clients.run_clients(count))
-            await asyncio.sleep(3 * TOKEN_SECONDS)
-            for _ in range(GATEWAYS * scenario.rounds):
-                open_at_restarts.append(clients.open)
-                await gateways.restart_oldest(patience_seconds)
-            clients.stop()
-            await streaming
-            codes = Counter(await asyncio.gather(*gateways.codes))
-        finally:
-            await gateways.kill_all()
+    async with contextlib.AsyncExitStack() as stack:
+        engines = [await stack.enter_async_context(scripted_engine(send_tokens)) for _ in range(ENGINES)]
+        write_fleet(folder / "fleet.yaml", [engine.url for engine in engines])
+        gateways = GatewayFleet(stack, folder / "fleet.yaml", scenario.drain, addresses)
+        for _ in range(GATEWAYS):
+            await gateways.start()
+        streaming = asyncio.create_task(clients.run_clients(count))
+        await asyncio.sleep(3 * TOKEN_SECONDS)
+        for _ in range(GATEWAYS * scenario.rounds):
+            open_at_restarts.append(clients.open)
+            await gateways.restart_oldest(patience_seconds)
+        clients.stop()
+        await streaming
+        codes = Counter(await asyncio.gather(*gateways.codes))
     figures = {
         "streams_at_once": count,
         "gateways": GATEWAYS,

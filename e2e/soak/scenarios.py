@@ -48,13 +48,9 @@ from e2e.soak.gateway_processes import (
     SEED,
     TIMEOUT_SECONDS,
     ForkedEngines,
-    GatewayProcess,
     chat_body,
-    get_management,
     is_flat,
-    metric,
     resident_bytes,
-    running_gateway,
     scaled_count,
     send_request,
     start_engines,
@@ -72,6 +68,7 @@ from fairlead_bench.quota.gateway_faults import (
     measure,
     per_minute,
 )
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.reports import ReportLine
 
@@ -156,14 +153,14 @@ async def run_engine_kills(folder: Path) -> list[ReportLine]:
     begun, kills = time.monotonic(), scaled_count(*KILLS)
     async with start_engines(ENGINES, "--model", "tiny", "--served-model-name", "tiny", "--speed", "1") as found:
         write_fleet(folder / "fleet.yaml", found.urls)
-        async with running_gateway(folder / "fleet.yaml") as running:
+        async with gateway_process(folder / "fleet.yaml") as running:
             load, done = RequestLoad(running.url), asyncio.Event()
             loading = asyncio.create_task(load.run(done))
             await kill_engines(load, found, kills, random.Random(SEED))
             done.set()
             await loading
             continued = {
-                how: int(sum(await metric(running, "fairlead_gateway_continued_total", f'result="{how}"')))
+                how: int(sum(await running.samples("fairlead_gateway_continued_total", f'result="{how}"')))
                 for how in ("whole", "broken")
             }
     seen = load.outcomes
@@ -283,7 +280,7 @@ async def run_probe(url: str) -> AsyncIterator[dict[str, float]]:
 
 async def worst_lag(running: GatewayProcess) -> float:
     """Returns the longest delay of the gateway's event loop within the last minute, in seconds."""
-    return max(await metric(running, "fairlead_gateway_loop_lag_seconds", 'quantile="1"'), default=0.0)
+    return max(await running.samples("fairlead_gateway_loop_lag_seconds", 'quantile="1"'), default=0.0)
 
 
 async def run_malformed(folder: Path) -> list[ReportLine]:
@@ -293,7 +290,7 @@ async def run_malformed(folder: Path) -> list[ReportLine]:
     sizes: list[int] = []
     async with start_engines(1, "--model", "tiny", "--served-model-name", "tiny", "--speed", "50") as found:
         write_fleet(folder / "fleet.yaml", found.urls)
-        async with running_gateway(folder / "fleet.yaml") as running:
+        async with gateway_process(folder / "fleet.yaml") as running:
             good = ValidRequests()
             await asyncio.gather(*(send_lane(running.url, good, WARM // LANES, Counter()) for _ in range(LANES)))
             hostile, late = MalformedRequests(SEED), [await worst_lag(running)]
@@ -301,9 +298,9 @@ async def run_malformed(folder: Path) -> list[ReportLine]:
                 for _ in range(SAMPLES):
                     share = requests // SAMPLES // LANES + 1
                     await asyncio.gather(*(send_lane(running.url, hostile, share, seen) for _ in range(LANES)))
-                    sizes.append(resident_bytes(running.pid))
+                    sizes.append(resident_bytes(running.process.pid))
                     late.append(await worst_lag(running))
-            alive = running.process.returncode is None and (await get_management(running, "/readyz")).status == 200
+            alive = running.process.returncode is None and (await running.get("/readyz")).status == 200
     bad = {str(status): number for status, number in sorted(seen.items()) if status >= 500}
     lines = [
         ReportLine(f"{requests} malformed requests: 0 5xx", bad, not bad),
@@ -348,7 +345,7 @@ async def run_volume(folder: Path) -> list[ReportLine]:
     with MockEngine(programs.engine, ports=VOLUME_ENGINES) as mock:
         mock.set_pace(0)
         write_fleet(folder / "fleet.yaml", [f"http://127.0.0.1:{port}" for port in mock.ports], model="bench-model")
-        async with running_gateway(folder / "fleet.yaml") as running:
+        async with gateway_process(folder / "fleet.yaml") as running:
             while totals["requests"] < requests or len(sizes) < VOLUME_SAMPLES:
                 number = next(stretches)
                 stream = number % STREAMED == STREAMED - 1
@@ -356,7 +353,7 @@ async def run_volume(folder: Path) -> list[ReportLine]:
                 for name in totals:
                     totals[name] += int(found[name])
                 if totals["requests"] >= VOLUME_WARM:
-                    sizes.append(resident_bytes(running.pid))
+                    sizes.append(resident_bytes(running.process.pid))
         left = mock.stats()["open"]
     bad = {name: totals[name] for name in ("errors", "wrong", "unfinished") if totals[name]}
     lines = [

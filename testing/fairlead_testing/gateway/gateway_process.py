@@ -60,8 +60,13 @@ class GatewayProcess:
 
     async def metric(self, name: str) -> float:
         """Returns the sum of a metric over all its labels; 0 if it has no line."""
+        return sum(await self.samples(name))
+
+    async def samples(self, name: str, labels: str = "") -> list[float]:
+        """Returns the values of a metric whose labels contain a text."""
         text = (await self.get("/metrics")).body.decode()
-        return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
+        found = re.findall(rf"^{name}({{[^\n]*}})? (\S+)$", text, re.MULTILINE)
+        return [float(value) for shown, value in found if labels in shown]
 
     async def connections(self, count: int, *, exclude: str = "") -> "list[WorkerClient]":
         """Returns one open connection to each of ``count`` workers, without the worker ``but``.
