@@ -1,28 +1,363 @@
-"""Lint rules: notes on manifests that are valid but may not do what was meant."""
+"""Lint rules: notes on manifests that are valid but may not do what was meant.
 
+Arguments follow Fairlead's own and win. The engine then may not be reached, or differ from the rest
+of the spec.
+
+The API of a ModelDeployment takes any PodSpec there, since clusters differ in their fields. An
+unknown field that resembles a known one is therefore a problem, and any other one a note.
+"""
+
+import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
+from importlib.resources import files
 from typing import Any, Final
 
 from fairlead.api.spec.autoscaling import ScalingMode
+from fairlead.api.spec.engine import EngineType
+from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.pools import Pool, PoolRole
 from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeploymentSpec, ModelTenant
 from fairlead.engine_profile import EngineProfile
-from fairlead.manifests.engine_arguments import lint_engine_arguments
-from fairlead.manifests.known_flags import CHECKED_ENGINES
+from fairlead.manifests.known_flags import CHECKED_ENGINES, flag_problem, is_checked_image
+from fairlead.manifests.yaml_nodes import format_value
+from fairlead.names import closest_matches
 from fairlead.units import format_duration
 
-NVIDIA_PREFIX: Final = "nvidia.com/"
-"""The beginning of the resources whose devices the chart's images are built for."""
+_Path = tuple[str | int, ...]
+_ENGINE: Final = "engine"
+_DIRECTIVE: Final = "$patch"
+_QUANTITY: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+|[KMGTPE]i|[numkMGTPE])?")
+_SELECTOR_OPERATORS: Final = ("In", "NotIn", "Exists", "DoesNotExist")
+_VALUES: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
+    ("Toleration", "operator"): ("Exists", "Equal", "Lt", "Gt"),
+    ("Toleration", "effect"): ("NoSchedule", "PreferNoSchedule", "NoExecute"),
+    ("NodeSelectorRequirement", "operator"): (*_SELECTOR_OPERATORS, "Gt", "Lt"),
+    ("LabelSelectorRequirement", "operator"): _SELECTOR_OPERATORS,
+    ("TopologySpreadConstraint", "whenUnsatisfiable"): ("DoNotSchedule", "ScheduleAnyway"),
+    ("Container", "imagePullPolicy"): ("Always", "IfNotPresent", "Never"),
+    ("ContainerPort", "protocol"): ("TCP", "UDP", "SCTP"),
+    ("SeccompProfile", "type"): ("RuntimeDefault", "Localhost", "Unconfined"),
+    ("PodSpec", "dnsPolicy"): ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"),
+    ("PodSpec", "restartPolicy"): ("Always",),
+    ("PodSpec", "preemptionPolicy"): ("PreemptLowerPriority", "Never"),
+}
+_SCALARS: Final[Mapping[str, tuple[tuple[type, ...], str, str]]] = {
+    "string": ((str,), "text", "put it in quotes"),
+    "integer": ((int,), "a whole number", "write it without quotes"),
+    "boolean": ((bool,), "true or false", "write one of the two, without quotes"),
+    "IntOrString": ((int, str), "a number or text", "write one of the two"),
+    "Quantity": ((int, float, str), "a quantity", "write it like 64Gi or 500m"),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class LintNote:
-    """A note of `fairlead lint`. `path` is the path of the field in the document."""
+    """A note of `fairlead lint`.
 
-    path: tuple[str | int, ...]
+    path: of the field in the document; in a pod template, of the field in its spec.
+    is_problem: the API server refuses the pods.
+    """
+
+    path: _Path
     message: str
     fix: str
+    is_problem: bool = False
+
+
+_problem = partial(LintNote, is_problem=True)
+
+
+def lint_template(spec: Mapping[str, Any]) -> Iterator[LintNote]:
+    """Yields notes on unknown fields, on values of other types, and on containers without image."""
+    yield from _lint_value(spec, "PodSpec", ())
+    for kind in ("containers", "initContainers"):
+        containers = spec.get(kind)
+        for index, container in enumerate(containers if isinstance(containers, list) else ()):
+            if not isinstance(container, Mapping) or _DIRECTIVE in container or container.get("image"):
+                continue
+            if kind == "initContainers" or container.get("name") != _ENGINE:
+                message = f"{format_value(container.get('name'))} has no image, and Fairlead's own is called {_ENGINE}"
+                yield _problem((kind, index), message, f"add image, or write `name: {_ENGINE}`")
+
+
+@cache
+def _fields() -> Mapping[str, Mapping[str, Any]]:
+    """Returns the fields of each type, which `fairlead_testing.kube.api_server` writes."""
+    text = files("fairlead.manifests").joinpath("pod_fields.json").read_text(encoding="utf-8")
+    found: dict[str, dict[str, Any]] = json.loads(text)
+    return found
+
+
+def _lint_value(value: Any, kind: Any, path: _Path) -> Iterator[LintNote]:
+    """Yields notes on a value and on all below it. `null` is right: it removes a field."""
+    if value is None or kind == "object":
+        return
+    if isinstance(kind, str) and kind in _SCALARS:
+        yield from _lint_scalar(value, kind, path)
+    elif isinstance(kind, list):
+        if not isinstance(value, list):
+            yield _problem(path, "must be a list", "write each item with - before it")
+            return
+        for index, item in enumerate(value):
+            yield from _lint_value(item, kind[0], (*path, index))
+    elif not isinstance(value, Mapping):
+        yield _problem(path, "must be a mapping", "write `key: value`")
+    elif isinstance(kind, dict):
+        for key, item in value.items():
+            yield from _lint_value(item, kind["*"], (*path, key))
+    else:
+        for key, item in value.items():
+            if not key.startswith("$"):
+                yield from _lint_field(key, item, kind, path)
+
+
+def _lint_field(name: str, value: Any, kind: str, path: _Path) -> Iterator[LintNote]:
+    fields = _fields()[kind]
+    here = (*path, name)
+    if name not in fields:
+        matches = closest_matches(name, fields, count=1)
+        fix = f"did you mean {matches[0]}?" if matches else "leave it if your release of Kubernetes has it"
+        yield LintNote(here, f"unknown field of a {kind}", fix, is_problem=bool(matches))
+        return
+    allowed = _VALUES.get((kind, name))
+    if allowed is not None and isinstance(value, str) and value not in allowed:
+        matches = closest_matches(value, allowed, count=1)
+        fix = f"did you mean {matches[0]}?" if matches else "write one of them"
+        yield _problem(here, f"must be one of {', '.join(allowed)}, not {format_value(value)}", fix)
+        return
+    yield from _lint_value(value, fields[name], here)
+
+
+def _lint_scalar(value: Any, kind: str, path: _Path) -> Iterator[LintNote]:
+    types, wanted, fix = _SCALARS[kind]
+    is_right = isinstance(value, types) and (kind == "boolean" or not isinstance(value, bool))
+    if is_right and kind == "Quantity":
+        is_right = _QUANTITY.fullmatch(str(value)) is not None
+    if not is_right:
+        yield _problem(path, f"must be {wanted}, not {format_value(value)}", fix)
+
+
+_OFF: Final = ("false", "0", "no")
+_REMOVE: Final = "remove it"
+
+
+@dataclass(frozen=True, slots=True)
+class _Conflict:
+    """A reason not to give an argument, and what to do instead.
+
+    is_wrong: returns False for specs and values with which the argument does no harm.
+    """
+
+    message: str
+    fix: str
+    is_wrong: Callable[[ModelDeploymentSpec, str | None], bool] = lambda spec, value: True
+
+
+def _size(name: str) -> _Conflict:
+    """Returns the conflict of a parallelism flag that differs from `parallelism` of a pool."""
+
+    def differs(spec: ModelDeploymentSpec, value: str | None) -> bool:
+        return any(value != str(getattr(pool.parallelism, name)) for pool in spec.pools)
+
+    return _Conflict(
+        f"`parallelism.{name}` of a pool says something else; by that, a pod gets its devices",
+        f"remove it, and write `parallelism: {{{name}: NUMBER}}` in the pool",
+        differs,
+    )
+
+
+def _unless_off(spec: ModelDeploymentSpec, value: str | None) -> bool:
+    return value is not None and value.lower() in _OFF
+
+
+_ADDRESS: Final = _Conflict("gateways and probes reach the engine at the address that Fairlead sets", _REMOVE)
+_TLS: Final = _Conflict("gateways and probes speak HTTP without TLS to the engines of a ModelDeployment", _REMOVE)
+_API_KEY: Final = _Conflict(
+    "gateways and probes send the engine no key, so it refuses every request",
+    "remove it: gateways check the keys of clients, and a NetworkPolicy protects engines",
+)
+_PREFIX_CACHE: Final = _Conflict("without its prefix cache, routing by prefix gains nothing", _REMOVE)
+_NODES: Final = _Conflict("`parallelism.nodes` of a pool sets it", _REMOVE)
+_FETCH: Final = _Conflict(
+    "the engine then fetches any URL that a request names, also inside the cluster",
+    "remove it, or restrict the pods' egress by a NetworkPolicy",
+)
+_SPLIT: Final = _Conflict(
+    "`parallelism` of a pool sets it", "remove it, and write `parallelism: {tensor: NUMBER}` or `{pipeline: NUMBER}`"
+)
+_MODEL: Final = _Conflict("`spec.model` names the weights", "remove it, and write the source in `model.uri`")
+_REVISION: Final = _Conflict(
+    "`model.revision` says something else",
+    _REMOVE,
+    lambda spec, value: spec.model.revision not in (None, value),
+)
+_EVENTS: Final = _Conflict(
+    "Fairlead sets it; with other settings, the index learns no block of this engine",
+    "remove it, or write `kvCache: {events: false}`",
+    lambda spec, value: spec.kv_cache.events,
+)
+_ADAPTERS: Final = _Conflict(
+    "`spec.adapters` sets it", "remove it, and set `adapters`", lambda spec, value: spec.adapters is not None
+)
+_METRICS: Final = _Conflict("gateways and the autoscaler read the load from the engine's metrics", _REMOVE)
+_CONFIG: Final = _Conflict(
+    "it replaces the file by which Fairlead turns the metrics on", "write `return_perf_metrics: true` in your file, too"
+)
+_ROLE: Final = _Conflict("Fairlead does not split prefill from decode with TensorRT-LLM", _REMOVE)
+_BOTH: Final[Mapping[str, _Conflict]] = {
+    "--host": _ADDRESS,
+    "--port": _ADDRESS,
+    "--ssl-keyfile": _TLS,
+    "--ssl-certfile": _TLS,
+    "--api-key": _API_KEY,
+    "--nnodes": _NODES,
+    "--node-rank": _NODES,
+    "--revision": _REVISION,
+    "--kv-events-config": _EVENTS,
+    "--enable-lora": _ADAPTERS,
+    "--max-lora-rank": _ADAPTERS,
+    "--tensor-parallel-size": _size("tensor"),
+    "--pipeline-parallel-size": _size("pipeline"),
+    "--data-parallel-size": _size("data"),
+    "--model": _MODEL,
+}
+_WHOLE_MODEL: Final = "gateways treat the engines of all pools alike"
+_OF_ALL_POOLS: Final[Mapping[str, _Conflict]] = {
+    "--served-model-name": _Conflict(_WHOLE_MODEL, "remove it; see `model.servedNames`"),
+    "--scheduling-policy": _Conflict(_WHOLE_MODEL, "write it in `engine.args`"),
+    "--enable-priority-scheduling": _Conflict(_WHOLE_MODEL, "write it in `engine.args`"),
+}
+"""Arguments that are no pool's own."""
+CONFLICTS_BY_ENGINE: Final[Mapping[EngineType, Mapping[str, _Conflict]]] = {
+    EngineType.VLLM: {
+        **_BOTH,
+        "-tp": _size("tensor"),
+        "-pp": _size("pipeline"),
+        "-dp": _size("data"),
+        "--uds": _ADDRESS,
+        "--headless": _NODES,
+        "--master-addr": _NODES,
+        "--master-port": _NODES,
+        "--max-loras": _ADAPTERS,
+        "--disable-log-stats": _METRICS,
+        "--no-enable-prefix-caching": _PREFIX_CACHE,
+        "--enable-prefix-caching": _Conflict(_PREFIX_CACHE.message, _REMOVE, _unless_off),
+        "--prefix-caching-hash-algo": _Conflict(
+            "engines that share KV compute SHA-256, and vLLM 0.32 does not start with `builtin`",
+            _REMOVE,
+            lambda spec, value: value != "sha256",
+        ),
+        "--kv-transfer-config": _Conflict(
+            "`spec.kvCache` sets it",
+            "remove it, or remove `transfer` and `offload`",
+            lambda spec, value: spec.kv_cache.transfer is not Transfer.NONE or spec.kv_cache.offload is not None,
+        ),
+    },
+    EngineType.SGLANG: {
+        **_BOTH,
+        "--tp-size": _size("tensor"),
+        "--tp": _size("tensor"),
+        "--pp-size": _size("pipeline"),
+        "--pp": _size("pipeline"),
+        "--dp-size": _size("data"),
+        "--dp": _size("data"),
+        "--dist-init-addr": _NODES,
+        "--model-path": _MODEL,
+        "--max-loras-per-batch": _ADAPTERS,
+        "--disable-radix-cache": _PREFIX_CACHE,
+    },
+    EngineType.LLAMA_CPP: {
+        "--host": _ADDRESS,
+        "--port": _ADDRESS,
+        "--api-prefix": _ADDRESS,
+        "--ssl-key-file": _TLS,
+        "--ssl-cert-file": _TLS,
+        "--api-key": _API_KEY,
+        "--api-key-file": _API_KEY,
+        "-m": _MODEL,
+        "--model": _MODEL,
+        "--model-url": _MODEL,
+        "-hf": _MODEL,
+        "--hf-repo": _MODEL,
+        "--models-dir": _MODEL,
+        "-sm": _SPLIT,
+        "--split-mode": _SPLIT,
+        "--no-cache-prompt": _PREFIX_CACHE,
+        "-mm": _FETCH,
+        "--mmproj": _FETCH,
+        "--mmproj-url": _FETCH,
+        "--mmproj-auto": _FETCH,
+        "--slots": _Conflict("/slots shows the prompts of all clients", _REMOVE),
+        "--log-prompts-dir": _Conflict("it writes the prompts of all clients to files", _REMOVE),
+        "--tools": _Conflict("the tools run commands and write files in the engine's container", _REMOVE),
+        "--agent": _Conflict("the tools run commands and write files in the engine's container", _REMOVE),
+    },
+    EngineType.TRTLLM: {
+        "--host": _ADDRESS,
+        "--port": _ADDRESS,
+        "--grpc": _ADDRESS,
+        "--report-addr": _ADDRESS,
+        "--served-model-name": _Conflict(
+            "gateways use the name that Fairlead sets", "remove it; see `model.servedNames`"
+        ),
+        "--revision": _REVISION,
+        "--hf-revision": _REVISION,
+        "--tp-size": _size("tensor"),
+        "--tensor-parallel-size": _size("tensor"),
+        "--pp-size": _size("pipeline"),
+        "--pipeline-parallel-size": _size("pipeline"),
+        "--config": _CONFIG,
+        "--extra-llm-api-options": _CONFIG,
+        "--server-role": _ROLE,
+        "--disagg-cluster-uri": _ROLE,
+        "--metadata-server-config-file": _ROLE,
+        "--allow-request-chat-template": _Conflict("clients then run templates of their own in the engine", _REMOVE),
+    },
+}
+
+
+def lint_engine_arguments(spec: ModelDeploymentSpec) -> Iterator[LintNote]:
+    """Yields notes on arguments; none for engines whose arguments Fairlead does not know."""
+    yield from _lint_arguments(spec, spec.engine.args, ("spec", "engine", "args"), {})
+    for index, pool in enumerate(spec.pools):
+        yield from _lint_arguments(spec, pool.args, ("spec", "pools", index, "args"), _OF_ALL_POOLS)
+
+
+def _lint_arguments(
+    spec: ModelDeploymentSpec, args: Sequence[str], path: tuple[str | int, ...], more: Mapping[str, _Conflict]
+) -> Iterator[LintNote]:
+    """Yields notes on one list. ``more``: conflicts of the place where it is."""
+    known = CONFLICTS_BY_ENGINE.get(spec.engine.type)
+    conflicts = {} if known is None else {**more, **known}
+    is_checked = is_checked_image(spec.engine.type, spec.engine.image)
+    for position, name, value in _parse_arguments(args):
+        place, conflict = (*path, position), conflicts.get(name)
+        if conflict is not None and conflict.is_wrong(spec, value):
+            yield LintNote(place, f"{name}: {conflict.message}", conflict.fix)
+        elif is_checked and (problem := flag_problem(spec.engine.type, name, value)):
+            yield LintNote(place, f"{problem}, so the engine does not start", _REMOVE)
+
+
+def _parse_arguments(args: Sequence[str]) -> Iterator[tuple[int, str, str | None]]:
+    """Yields index, name and value of the flags among arguments.
+
+    A flag is `--name=value`, or `--name` with a value in the next argument. Underscores in names
+    become hyphens.
+    """
+    for index, text in enumerate(args):
+        if not text.startswith("-"):
+            continue
+        name, sign, value = text.partition("=")
+        following = args[index + 1] if index + 1 < len(args) else "-"
+        given = value if sign else None if following.startswith("-") else following
+        yield index, name.replace("_", "-"), given
+
+
+NVIDIA_PREFIX: Final = "nvidia.com/"
+"""The beginning of the resources whose devices the chart's images are built for."""
 
 
 def lint_spec(
@@ -41,8 +376,7 @@ def lint_spec(
     profile: returns the engine profile of a pool.
     classes: AcceleratorClasses by name.
     """
-    for note in lint_engine_arguments(spec):
-        yield LintNote(("spec", *note.path), note.message, note.fix)
+    yield from lint_engine_arguments(spec)
     yield from _lint_images(spec, classes)
     if spec.autoscaling.mode is not ScalingMode.AUTO:
         yield from _lint_disabled_mode(spec)

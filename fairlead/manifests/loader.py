@@ -39,10 +39,8 @@ from fairlead.fleet.client_names import (
 )
 from fairlead.fleet.model import Model
 from fairlead.limits import Limits
-from fairlead.manifests.files import read_texts
-from fairlead.manifests.lint import LintNote, access_modes, lint_claims, lint_spec, lint_tenant
-from fairlead.manifests.pod_template import lint_template
-from fairlead.manifests.skipped_files import API_GROUP, known_kinds, skip_files
+from fairlead.manifests.files import API_GROUP, known_kinds, read_texts, skip_files
+from fairlead.manifests.lint import LintNote, access_modes, lint_claims, lint_spec, lint_template, lint_tenant
 from fairlead.manifests.validation_messages import validation_problems
 from fairlead.manifests.yaml_nodes import (
     YamlNode,
@@ -52,6 +50,7 @@ from fairlead.manifests.yaml_nodes import (
     parse_documents,
 )
 from fairlead.names import EXTERNAL_SUFFIX, closest_matches
+from fairlead.routes.model import Route
 
 _ENGINES_WITH_PROFILE_NAMES = (EngineType.SIM, EngineType.EXTERNAL, EngineType.OPENAI)
 """Engines whose pools may name a built-in profile instead of a class: no pod gets a device."""
@@ -461,3 +460,33 @@ def _unknown_accelerators(
                 )
             problems.append(_problem_at(document, path, message, fix))
     return problems
+
+
+def plan_routes(manifests: Manifests) -> tuple[Route, ...]:
+    """Returns the routes of files that are all there is, as in local mode.
+
+    What a cluster shows as a condition of a route is an error here. Raises BadInput, with the
+    field, for a target that is no model of the files, or that does not allow the route. It also
+    raises for a name that a model or another route has.
+    """
+    routes = [document.to_route() for document in manifests.routes]
+    models = {model.key: model for model in manifests.models}
+    for route in routes:
+        for path, model in route.model_paths():
+            if model not in models:
+                message = f"the route {route.key} leads to {model}, which is no model of these files"
+                raise BadInput(message, field=format_path(("spec", *path)), hint="give its file too, or correct it")
+            if not to_fleet_model(models[model]).takes_routes_of(route.namespace):
+                message = f"the route {route.key} leads to {model}, which takes no routes of {route.namespace}"
+                hint = f"add `allowedRoutes: [{route.namespace}]` to the spec of {model}"
+                raise BadInput(message, field=format_path(("spec", *path)), hint=hint)
+    claims = [claim for claim in map(_name_claim, models.values()) if claim is not None]
+    keys = {document.key: claim for document in manifests.routes if (claim := _name_claim(document)) is not None}
+    granted = grant_names([*claims, *keys.values()], {claim.namespace for claim in claims})
+    for key, claim in keys.items():
+        for refused in granted[claim.key].refused:
+            owner = "a namespace of models" if refused.owner is None else describe_owner(refused.owner)
+            message = f"clients cannot reach the route {key} by {refused.name}: it belongs to {owner}"
+            field = "metadata.name" if refused.name == claim.name else "spec.servedNames"
+            raise BadInput(message, field=field, hint="use another name")
+    return tuple(routes)

@@ -12,7 +12,7 @@ from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeployment
 from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
-from fairlead.manifests.engine_arguments import lint_engine_arguments
+from fairlead.manifests.lint import lint_engine_arguments
 from fairlead.roofline import accelerator_figures
 from fairlead_cli.app import build_app
 from fairlead_cli.catalog.entry import IMAGES, read_entries

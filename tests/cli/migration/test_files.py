@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from fairlead.api.spec.route.spec import MAX_WEIGHT
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
-from fairlead.manifests.loader import combine_texts, read_object
-from fairlead.manifests.routes import plan_routes
+from fairlead.manifests.loader import combine_texts, plan_routes, read_object
 from fairlead_cli.migration.draft import MigrationOptions, whole_weights
 from fairlead_cli.migration.field_reader import WHOLE_OBJECT, Note, Outcome
 from fairlead_cli.migration.systems import Migration, migrate, system_of

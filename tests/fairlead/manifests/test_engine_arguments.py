@@ -3,7 +3,7 @@
 import pytest
 
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
-from fairlead.manifests.engine_arguments import lint_engine_arguments
+from fairlead.manifests.lint import lint_engine_arguments
 
 
 def noted(*args: str, engine: str = "VLLM", **fields: object) -> list[str]:
@@ -19,7 +19,7 @@ def noted(*args: str, engine: str = "VLLM", **fields: object) -> list[str]:
         **fields,
     }
     found = list(lint_engine_arguments(ModelDeploymentSpec.model_validate(spec, by_alias=True, by_name=False)))
-    assert all(note.path[:2] == ("engine", "args") for note in found)
+    assert all(note.path[:3] == ("spec", "engine", "args") for note in found)
     named = [args[int(note.path[-1])] for note in found]
     assert all(
         name.replace("_", "-").startswith(note.message.partition(":")[0])
@@ -132,7 +132,7 @@ def test_arguments_of_a_pool_are_noted_at_their_place() -> None:
     pools = [{"acceleratorClassName": "cpu"}, {"name": "more", "acceleratorClassName": "cpu", "args": own}]
     spec = {"model": {"uri": "hf://a/b"}, "engine": {"type": "VLLM"}, "pools": pools}
     found = list(lint_engine_arguments(ModelDeploymentSpec.model_validate(spec, by_alias=True, by_name=False)))
-    assert [note.path for note in found] == [("pools", 1, "args", place) for place in (1, 2, 3, 4)]
+    assert [note.path for note in found] == [("spec", "pools", 1, "args", place) for place in (1, 2, 3, 4)]
     assert noted("--scheduling-policy=priority", "--max-num-seqs=16") == []
     custom = spec | {"engine": {"type": "Custom", "image": "a/b:1"}}
     assert list(lint_engine_arguments(ModelDeploymentSpec.model_validate(custom, by_alias=True, by_name=False))) == []

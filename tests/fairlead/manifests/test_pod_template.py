@@ -9,8 +9,8 @@ import yaml
 
 from fairlead.errors import FileProblem
 from fairlead.limits import Limits
+from fairlead.manifests.lint import lint_template
 from fairlead.manifests.loader import combine_texts
-from fairlead.manifests.pod_template import lint_template
 
 MODEL: Mapping[str, Any] = {
     "apiVersion": "serving.fairlead.io/v1alpha1",

@@ -6,8 +6,7 @@ import pytest
 
 from fairlead.errors import BadInput, ManifestError
 from fairlead.limits import Limits
-from fairlead.manifests.loader import Manifests, combine_texts, load_manifests
-from fairlead.manifests.routes import plan_routes
+from fairlead.manifests.loader import Manifests, combine_texts, load_manifests, plan_routes
 from fairlead.routes.model import RouteTarget
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "routes" / "assistant.yaml"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fairlead.api.spec.engine import EngineType
-from fairlead.manifests.engine_arguments import conflicting_arguments
+from fairlead.manifests.lint import CONFLICTS_BY_ENGINE
 from fairlead_operator.render import CURRENT_VERSION
 from fairlead_sim.server import command_line
 from fairlead_testing.yaml_documents import load_documents
@@ -61,12 +61,12 @@ def test_every_flag_exists_in_the_engine(kind: str, least: int) -> None:
 
 
 def test_every_llama_cpp_argument_that_is_noted_exists() -> None:
-    assert set(conflicting_arguments(EngineType.LLAMA_CPP)) <= set(KNOWN["llamacpp"]["flags"])
+    assert set(CONFLICTS_BY_ENGINE[EngineType.LLAMA_CPP]) <= set(KNOWN["llamacpp"]["flags"])
 
 
 def test_every_tensorrt_llm_argument_that_is_noted_exists() -> None:
     known = {flag.replace("_", "-") for flag in KNOWN["trtllm"]["flags"]}
-    assert set(conflicting_arguments(EngineType.TRTLLM)) <= known
+    assert set(CONFLICTS_BY_ENGINE[EngineType.TRTLLM]) <= known
 
 
 def test_simulated_engine_parses_its_command_lines() -> None:

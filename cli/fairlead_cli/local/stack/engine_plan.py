@@ -32,8 +32,7 @@ from fairlead.fleet.model import (
     SloTargets,
     served_name_override,
 )
-from fairlead.manifests.loader import Manifests, to_fleet_model
-from fairlead.manifests.routes import plan_routes
+from fairlead.manifests.loader import Manifests, plan_routes, to_fleet_model
 from fairlead.routes.model import Route
 from fairlead_autoscaler.core import PoolSpec, SleepTier
 from fairlead_autoscaler.model_spec import replica_cost, replica_usd, sleep_tier
