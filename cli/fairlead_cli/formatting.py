@@ -1,6 +1,6 @@
 """Numbers as text for people; a dash for an unknown value, never a zero."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fairlead.units import format_duration
@@ -8,11 +8,14 @@ from fairlead.units import format_duration
 UNKNOWN = "–"
 
 
+def known(value: float | None, show: Callable[[float], str]) -> str:
+    """Returns a value as text, and a dash for None."""
+    return UNKNOWN if value is None else show(value)
+
+
 def format_seconds(seconds: float | None) -> str:
     """Returns ``210ms``, ``1.25s``."""
-    if seconds is None:
-        return UNKNOWN
-    return format_duration(seconds) if seconds >= 1e-4 else "0s"
+    return known(seconds, lambda value: format_duration(value) if value >= 1e-4 else "0s")
 
 
 def format_share(value: float | None) -> str:
@@ -35,7 +38,7 @@ def format_count(value: float | None) -> str:
 
 def format_rate(value: float | None) -> str:
     """Returns ``6.9/s`` for ``6.93``."""
-    return UNKNOWN if value is None else f"{value:.1f}/s"
+    return known(value, "{:.1f}/s".format)
 
 
 def align_columns(rows: Sequence[Sequence[str]]) -> str:
@@ -48,11 +51,7 @@ def align_columns(rows: Sequence[Sequence[str]]) -> str:
 
 def printable(text: str) -> str:
     """Returns text of an engine or of Redis without characters that control a terminal."""
-    return (
-        text
-        if text.isprintable()
-        else "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-    )
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def pluralize(number: int, noun: str) -> str:

@@ -22,6 +22,7 @@ from fairlead.manifests import loader
 from fairlead.manifests.files import STDIN_PATH, is_fleet_document, read_texts, skip_files
 from fairlead.manifests.yaml_nodes import parse_documents
 from fairlead.names import closest_matches
+from fairlead_cli.formatting import pluralize
 
 Files = Annotated[
     str, Parameter(allow_leading_hyphen=True, help="Files, folders of YAML files, or - for standard input.")
@@ -59,7 +60,7 @@ def lint(
         print(f"… and {len(problems) - MAX_SHOWN:,} more")
     if problems:
         where = len({problem.file for problem in problems})
-        print(f"\n{_count(len(problems), 'problem')} in {_count(where, 'file')}", file=sys.stderr)
+        print(f"\n{pluralize(len(problems), 'problem')} in {pluralize(where, 'file')}", file=sys.stderr)
         return 1
     for line in remarks:
         print(line)
@@ -87,26 +88,21 @@ def lint_paths(paths: Iterable[str]) -> tuple[list[FileProblem], list[str]]:
             continue
         instances = sum(len(members) for members in fleet.instances.values())
         remarks.append(
-            f"{name}: ok, a fleet of {_count(len(fleet.models), 'model')} on {_count(instances, 'instance')}"
+            f"{name}: ok, a fleet of {pluralize(len(fleet.models), 'model')} on {pluralize(instances, 'instance')}"
         )
     found, more = loader.combine_texts(objects, limits=limits, complete=not problems)
     remarks += map(str, found.notes)
     if objects:
-        names = objects[0][0] if len(objects) == 1 else _count(len(objects), "file")
+        names = objects[0][0] if len(objects) == 1 else pluralize(len(objects), "file")
         remarks.append(f"{names}: ok, {_objects(found)}")
     order = {name: position for position, (name, _) in enumerate(texts)}
     return sorted(problems + more, key=lambda problem: order.get(problem.file, -1)), remarks
 
 
 def _objects(manifests: loader.Manifests) -> str:
-    counts = [_count(len(manifests.models), "ModelDeployment")]
-    if manifests.tenants:
-        counts.append(_count(len(manifests.tenants), "ModelTenant"))
-    if manifests.routes:
-        counts.append(_count(len(manifests.routes), "ModelRoute"))
-    if manifests.adapters:
-        counts.append(_count(len(manifests.adapters), "ModelAdapter"))
-    return ", ".join(counts)
+    others = {"ModelTenant": manifests.tenants, "ModelRoute": manifests.routes, "ModelAdapter": manifests.adapters}
+    counts = {"ModelDeployment": len(manifests.models)} | {kind: len(found) for kind, found in others.items() if found}
+    return ", ".join(pluralize(count, kind) for kind, count in counts.items())
 
 
 def _is_fleet_file(name: str, text: str, limits: Limits) -> bool:
@@ -118,10 +114,6 @@ def _is_fleet_file(name: str, text: str, limits: Limits) -> bool:
     except ManifestError:
         return False
     return bool(nodes) and is_fleet_document(nodes[0])
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def collect_paths(

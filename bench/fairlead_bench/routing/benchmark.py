@@ -27,7 +27,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
@@ -469,7 +469,7 @@ def _simulate(wanted: ReplayTraffic, name: str, seed: int) -> Iterator[Mapping[s
             seed=seed,
         )
         outcomes = simulation.run(wanted.requests)
-        yield (_figures_of((summarize(outcomes, objectives=OBJECTIVES, instances=ENGINES)).to_json()))
+        yield (_figures_of(asdict(summarize(outcomes, objectives=OBJECTIVES, instances=ENGINES))))
 
 
 def _figures_of(run: Mapping[str, Any]) -> Mapping[str, float | None]:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -32,17 +31,6 @@ _CORE_NAMES: Final[Mapping[str, str]] = MappingProxyType({"tpot": "itl"})
 
 
 _AUTOSCALER = AutoscalerSource()
-
-
-@dataclass(frozen=True, slots=True)
-class ReplayScalingOptions:
-    """Options of ``fairlead replay-scaling``."""
-
-    recording: Path | None
-    changes: Sequence[str]
-    model: str | None
-    since: str | None
-    source: AutoscalerSource
 
 
 def replay_scaling(
@@ -78,14 +66,24 @@ def replay_scaling(
     Exits 0 with a result, 1 when nothing of that model is recorded, 2 on wrong usage, 3 when no
     autoscaler can be reached.
     """
-    options = ReplayScalingOptions(recording, set, qualified_name(model, source.cluster.namespace), since, source)
+    name = qualified_name(model, source.cluster.namespace)
+
+    def fetch() -> Sequence[PoolReplay]:
+        changes = parse_changes(map(to_core_change, set))
+        recorded = list(_looks(recording, since, source))
+        looks = [look for look in recorded if name in (None, look.model.name, look.model.name.partition("/")[2])]
+        if not looks:
+            raise LookupError(_missing_problem(name, since, recorded))
+        from fairlead_autoscaler.mix import simulation_solver  # NumPy and a solver: who replays has the autoscaler
+
+        return replay(looks, changes, simulation_solver())
 
     def show(replayed: Sequence[PoolReplay]) -> str:
         if is_document(output):
             return format_document([_to_plain(pool) for pool in replayed], output)
-        return "\n".join(render_differences(replayed, options.changes))
+        return "\n".join(render_differences(replayed, set))
 
-    return run_query("replay-scaling", lambda: _replay(options), show, misuse=(BadInput,))
+    return run_query("replay-scaling", fetch, show, misuse=(BadInput,))
 
 
 def _to_plain(pool: PoolReplay) -> dict[str, Any]:
@@ -105,17 +103,6 @@ def _to_plain(pool: PoolReplay) -> dict[str, Any]:
         ],
         "remembered": pool.has_state,
     }
-
-
-def _replay(wish: ReplayScalingOptions) -> Sequence[PoolReplay]:
-    changes = parse_changes(to_core_change(text) for text in wish.changes)
-    recorded = list(_looks(wish))
-    looks = [look for look in recorded if wish.model in (None, look.model.name, look.model.name.partition("/")[2])]
-    if not looks:
-        raise LookupError(_missing_problem(wish, recorded))
-    from fairlead_autoscaler.mix import simulation_solver  # NumPy and a solver: who replays has the autoscaler
-
-    return replay(looks, changes, simulation_solver())
 
 
 def to_core_change(text: str) -> str:
@@ -145,22 +132,22 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _missing_problem(wish: ReplayScalingOptions, recorded: Sequence[TickRecord]) -> str:
+def _missing_problem(model: str | None, since: str | None, recorded: Sequence[TickRecord]) -> str:
     """Returns why there is nothing to replay, with the models and times that there are."""
     if recorded:
         names = ", ".join(sorted({look.model.name for look in recorded}))
-        return f"--model: nothing is recorded of {wish.model}; recorded are: {names}"
-    if wish.since is not None:
-        return f"--since: nothing is recorded since {wish.since}; leave it out for all that is recorded"
+        return f"--model: nothing is recorded of {model}; recorded are: {names}"
+    if since is not None:
+        return f"--since: nothing is recorded since {since}; leave it out for all that is recorded"
     return "nothing is recorded yet: the autoscaler records once a model has `autoscaling.mode` Auto or Advise"
 
 
-def _looks(wish: ReplayScalingOptions) -> Iterator[TickRecord]:
-    since = 0.0 if wish.since is None else parse_moment(wish.since, time.time(), "--since")
-    if wish.recording is not None:
-        return (look for look in _read(wish.recording) if look.wall >= since)
-    with open_autoscaler(wish.source.autoscaler, wish.source.cluster) as endpoint:
-        lines = query(endpoint, "/autoscaling/recording", {"since": repr(since)}).splitlines()
+def _looks(recording: Path | None, since: str | None, source: AutoscalerSource) -> Iterator[TickRecord]:
+    start = 0.0 if since is None else parse_moment(since, time.time(), "--since")
+    if recording is not None:
+        return (look for look in _read(recording) if look.wall >= start)
+    with open_autoscaler(source.autoscaler, source.cluster) as endpoint:
+        lines = query(endpoint, "/autoscaling/recording", {"since": repr(start)}).splitlines()
     return (decode_record(line) for line in lines)
 
 

@@ -18,6 +18,7 @@ from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.errors import BadInput
 from fairlead.fleet.model import SloTargets
 from fairlead.units import format_duration
+from fairlead_cli.formatting import known
 from fairlead_gateway.routing import PRESETS
 from fairlead_sim.experiments.trial import Trial
 from fairlead_sim.fleet.results import CapacityGoal, RunMetrics
@@ -209,11 +210,11 @@ def _cells(result: PresetResult, *, capacity: bool) -> list[str]:
     cells = [
         result.preset,
         f"{figures.attainment:.1%}",
-        *["–" if seconds is None else format_duration(seconds) for seconds in times],
+        *(known(seconds, format_duration) for seconds in times),
         f"{figures.cached_token_share:.1%}",
-        "–" if figures.load_spread is None else f"{figures.load_spread:.2f}",
+        known(figures.load_spread, "{:.2f}".format),
         f"{figures.preempted_share:.1%}",
     ]
     if capacity:
-        cells.append("–" if not result.capacity else f"{result.capacity:.1f}")
+        cells.append(known(result.capacity or None, "{:.1f}".format))
     return cells

@@ -4,7 +4,7 @@ user.
 A test keeps the components' permissions equal to the chart's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -109,16 +109,11 @@ AUTOSCALER_LEASE_NAME: Final = "fairlead-autoscaler"
 _CLAIMANTS: Final = (MODEL_ROUTES, MODEL_ADAPTERS)
 """Kinds besides models that have names for clients."""
 _MANAGED_RESOURCES: Final = (
-    *(
-        DEPLOYMENTS,
-        CONTROLLER_REVISIONS,
-        LEADER_WORKER_SETS,
-        SERVICES,
-        SERVICE_ACCOUNTS,
-        DISRUPTION_BUDGETS,
-        NETWORK_POLICIES,
-    ),
+    *(DEPLOYMENTS, CONTROLLER_REVISIONS, LEADER_WORKER_SETS, SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS),
+    NETWORK_POLICIES,
 )
+_WATCHED: Final = ("list", "watch")
+_READ: Final = ("get", *_WATCHED)
 
 
 def component_permissions(
@@ -137,12 +132,9 @@ def component_permissions(
     revocation_list: the ConfigMap with revoked keys that gateways watch; None: they watch none.
     """
     kinds = (ACCELERATOR_CLASSES, MODEL_TENANTS) if component == GATEWAY else (ACCELERATOR_CLASSES,)
-    permissions = [_permission(kind, verb, None) for kind in kinds for verb in ("list", "watch")]
+    permissions = [*_permissions(kinds, _WATCHED, None)]
     if revocation_list is not None:
-        permissions += [
-            Permission(CONFIG_MAPS.group, CONFIG_MAPS.plural, verb, install_namespace, revocation_list)
-            for verb in ("list", "watch")
-        ]
+        permissions += _permissions([CONFIG_MAPS], _WATCHED, install_namespace, name=revocation_list)
     for namespace in namespaces or (None,):
         if component == OPERATOR:
             permissions += _operator_permissions(namespace)
@@ -151,61 +143,45 @@ def component_permissions(
         else:
             permissions += _fleet_permissions(namespace)
         if component == GATEWAY:
-            permissions += [_permission(kind, verb, namespace) for kind in _CLAIMANTS for verb in ("list", "watch")]
+            permissions += _permissions(_CLAIMANTS, _WATCHED, namespace)
     if component == OPERATOR and restarts_engines:
         permissions += _restart_permissions(install_namespace, namespaces)
     if lease_name := {OPERATOR: LEASE_NAME, AUTOSCALER: AUTOSCALER_LEASE_NAME}.get(component):
-        permissions.append(_permission(LEASES, "create", install_namespace))
-        permissions += [
-            Permission(LEASES.group, LEASES.plural, verb, install_namespace, lease_name) for verb in ("get", "patch")
-        ]
+        permissions += _permissions([LEASES], ["create"], install_namespace)
+        permissions += _permissions([LEASES], ("get", "patch"), install_namespace, name=lease_name)
     return permissions
 
 
 def _operator_permissions(namespace: str | None) -> Iterator[Permission]:
-    for verb in ("get", "list", "watch"):
-        yield _permission(MODEL_DEPLOYMENTS, verb, namespace)
-    for resource in _CLAIMANTS:
-        for verb in ("list", "watch"):
-            yield _permission(resource, verb, namespace)
-    for resource in (MODEL_DEPLOYMENTS, *_CLAIMANTS):
-        yield _permission(resource, "patch", namespace, "/status")
-    yield _permission(MODEL_DEPLOYMENTS, "update", namespace, "/finalizers")
-    for resource in _MANAGED_RESOURCES:
-        for verb in ("get", "list", "watch", "create", "patch", "delete"):
-            yield _permission(resource, verb, namespace)
-    for verb in ("list", "watch"):
-        yield _permission(PODS, verb, namespace)
-    for verb in ("create", "patch"):
-        yield _permission(EVENTS, verb, namespace)
+    yield from _permissions([MODEL_DEPLOYMENTS], _READ, namespace)
+    yield from _permissions(_CLAIMANTS, _WATCHED, namespace)
+    yield from _permissions((MODEL_DEPLOYMENTS, *_CLAIMANTS), ["patch"], namespace, "/status")
+    yield from _permissions([MODEL_DEPLOYMENTS], ["update"], namespace, "/finalizers")
+    yield from _permissions(_MANAGED_RESOURCES, (*_READ, "create", "patch", "delete"), namespace)
+    yield from _permissions([PODS], _WATCHED, namespace)
+    yield from _permissions([EVENTS], ("create", "patch"), namespace)
 
 
 def _autoscaler_permissions(namespace: str | None) -> Iterator[Permission]:
     yield from _fleet_permissions(namespace)
-    yield _permission(MODEL_DEPLOYMENTS, "patch", namespace, "/status")
-    for resource in (DEPLOYMENTS, LEADER_WORKER_SETS):
-        for verb in ("get", "list", "watch"):
-            yield _permission(resource, verb, namespace)
-    yield _permission(DEPLOYMENTS, "patch", namespace, "/scale")
-    for resource in (LEADER_WORKER_SETS, PODS):
-        yield _permission(resource, "patch", namespace)
-    for verb in ("create", "patch"):
-        yield _permission(EVENTS, verb, namespace)
+    yield from _permissions([MODEL_DEPLOYMENTS], ["patch"], namespace, "/status")
+    yield from _permissions((DEPLOYMENTS, LEADER_WORKER_SETS), _READ, namespace)
+    yield from _permissions([DEPLOYMENTS], ["patch"], namespace, "/scale")
+    yield from _permissions((LEADER_WORKER_SETS, PODS), ["patch"], namespace)
+    yield from _permissions([EVENTS], ("create", "patch"), namespace)
 
 
 def _restart_permissions(install_namespace: str, namespaces: Sequence[str]) -> Iterator[Permission]:
     """Yields what marking and restarting engines needs, and reading the gateways' pods."""
     for namespace in namespaces or (None,):
-        yield _permission(PODS, "delete", namespace)
-        yield _permission(PODS, "patch", namespace, "/status")
+        yield from _permissions([PODS], ["delete"], namespace)
+        yield from _permissions([PODS], ["patch"], namespace, "/status")
     if namespaces:
-        yield _permission(PODS, "list", install_namespace)
+        yield from _permissions([PODS], ["list"], install_namespace)
 
 
 def _fleet_permissions(namespace: str | None) -> Iterator[Permission]:
-    for resource in (MODEL_DEPLOYMENTS, PODS):
-        for verb in ("list", "watch"):
-            yield _permission(resource, verb, namespace)
+    return _permissions((MODEL_DEPLOYMENTS, PODS), _WATCHED, namespace)
 
 
 _ADMISSION_GROUP: Final = "admissionregistration.k8s.io"
@@ -214,40 +190,33 @@ _ADMISSION_POLICIES: Final = ("validatingadmissionpolicies", "validatingadmissio
 
 def permissions_to_install(namespace: str, exists: bool) -> list[Permission]:
     """Returns the permissions that ``helm install`` into ``namespace`` needs."""
-    permissions = [] if exists else [_permission(NAMESPACES, "create", None)]
-    permissions += [
-        _permission(resource, "create", None)
-        for resource in (CUSTOM_RESOURCE_DEFINITIONS, CLUSTER_ROLES, CLUSTER_ROLE_BINDINGS)
-    ]
-    permissions += [Permission(_ADMISSION_GROUP, plural, "create") for plural in _ADMISSION_POLICIES]
+    cluster_wide = (CUSTOM_RESOURCE_DEFINITIONS, CLUSTER_ROLES, CLUSTER_ROLE_BINDINGS)
     namespaced = (
-        CONFIG_MAPS,
-        DEPLOYMENTS,
-        SERVICES,
-        SECRETS,
-        SERVICE_ACCOUNTS,
-        DISRUPTION_BUDGETS,
-        NETWORK_POLICIES,
-        ROLES,
-        ROLE_BINDINGS,
+        *(CONFIG_MAPS, DEPLOYMENTS, SERVICES, SECRETS, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, NETWORK_POLICIES),
+        *(ROLES, ROLE_BINDINGS),
     )
-    return permissions + [_permission(resource, "create", namespace) for resource in namespaced]
+    return [
+        *_permissions(cluster_wide if exists else (NAMESPACES, *cluster_wide), ["create"], None),
+        *(Permission(_ADMISSION_GROUP, plural, "create") for plural in _ADMISSION_POLICIES),
+        *_permissions(namespaced, ["create"], namespace),
+    ]
 
 
 def permissions_to_check(namespace: str, *, before_install: bool) -> list[Permission]:
     """Returns the permissions that the checks themselves need."""
-    permissions = [_permission(CUSTOM_RESOURCE_DEFINITIONS, "get", None), _permission(RESOURCE_QUOTAS, "list", None)]
-    if before_install:
-        return [*permissions, _permission(NODES, "list", None)]
-    permissions += [_permission(resource, "list", None) for resource in (DEPLOYMENTS, PODS, MODEL_DEPLOYMENTS)]
-    permissions += [_permission(resource, "list", namespace) for resource in (DISRUPTION_BUDGETS, NETWORK_POLICIES)]
-    permissions += [
-        _permission(SECRETS, "get", namespace),
-        Permission(LEASES.group, LEASES.plural, "get", namespace, LEASE_NAME),
+    permissions = [
+        *_permissions([CUSTOM_RESOURCE_DEFINITIONS], ["get"], None),
+        *_permissions([RESOURCE_QUOTAS], ["list"], None),
     ]
+    if before_install:
+        return [*permissions, *_permissions([NODES], ["list"], None)]
     return [
         *permissions,
-        _permission(PODS, "get", namespace, "/proxy"),
+        *_permissions((DEPLOYMENTS, PODS, MODEL_DEPLOYMENTS), ["list"], None),
+        *_permissions((DISRUPTION_BUDGETS, NETWORK_POLICIES), ["list"], namespace),
+        *_permissions([SECRETS], ["get"], namespace),
+        *_permissions([LEASES], ["get"], namespace, name=LEASE_NAME),
+        *_permissions([PODS], ["get"], namespace, "/proxy"),
         Permission("authorization.k8s.io", "subjectaccessreviews", "create"),
     ]
 
@@ -256,5 +225,11 @@ COMPONENTS_WITH_PERMISSIONS: Final = (OPERATOR, GATEWAY, INDEXER, AUTOSCALER)
 """Components whose service accounts have permissions."""
 
 
-def _permission(resource: Resource, verb: str, namespace: str | None, sub: str = "") -> Permission:
-    return Permission(resource.group, resource.plural + sub, verb, namespace if resource.namespaced else None)
+def _permissions(
+    resources: Iterable[Resource], verbs: Sequence[str], namespace: str | None, sub: str = "", name: str | None = None
+) -> Iterator[Permission]:
+    """Yields each verb on each resource. ``sub``: a subresource, with its slash."""
+    for resource in resources:
+        for verb in verbs:
+            where = namespace if resource.namespaced else None
+            yield Permission(resource.group, resource.plural + sub, verb, where, name)

@@ -7,8 +7,8 @@ import csv
 import math
 import re
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from rich.table import Table
 
 from fairlead.fleet.model import SloTargets
 from fairlead.units import format_duration
+from fairlead_cli.formatting import known
 from fairlead_cli.replay.client.open_loop_client import ReplayResult
 from fairlead_sim.fleet.results import quantile
 
@@ -38,14 +39,10 @@ class Distribution:
     p90: float | None
     p99: float | None
 
-    def to_json(self) -> dict[str, float | None]:
-        """Returns the object of report.json."""
-        return {"mean": self.mean, "p50": self.p50, "p90": self.p90, "p99": self.p99}
-
 
 @dataclass(frozen=True, slots=True)
 class PolicySummary:
-    """Statistics of one run. Shares are 0..1, and None without a request that has the value.
+    """Statistics of one run, as in report.json. Shares are 0..1, and None without a request that has the value.
 
     load_cov: variation of computed tokens between instances; None when nothing was computed.
     """
@@ -57,18 +54,6 @@ class PolicySummary:
     within_objective: float | None
     cached_token_share: float | None
     load_cov: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the object of report.json."""
-        return {
-            "requests": self.requests,
-            "errors": self.errors,
-            "ttft_seconds": self.ttft_seconds.to_json(),
-            "itl_seconds": self.itl_seconds.to_json(),
-            "within_objective": self.within_objective,
-            "cached_token_share": self.cached_token_share,
-            "load_cov": self.load_cov,
-        }
 
 
 def summarize(results: Sequence[ReplayResult], *, objectives: SloTargets, instances: int) -> PolicySummary:
@@ -171,8 +156,12 @@ class PolicyResult:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object of report.json."""
-        sides = (("live", self.live), ("simulated", self.simulated))
-        return {name: side.summary.to_json() for name, side in sides if side is not None}
+        return {side: asdict(run.summary) for side, run in self.runs}
+
+    @property
+    def runs(self) -> list[tuple[str, RunSummary]]:
+        """The runs that were made, each with its name: live, simulated."""
+        return [(side, run) for side, run in (("live", self.live), ("simulated", self.simulated)) if run is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,21 +216,15 @@ def table_rows(policies: Mapping[str, PolicyResult]) -> list[tuple[str, ...]]:
     """Returns the cells of the table: for each policy a live and a simulated row, if there was a
     run.
     """
-    cells = []
-    for name, policy in policies.items():
-        for side, run in (("live", policy.live), ("simulated", policy.simulated)):
-            if run is not None:
-                cells.append((name, side, *_cells(run.summary)))
-    return cells
+    return [(name, side, *_cells(run.summary)) for name, policy in policies.items() for side, run in policy.runs]
 
 
 def _cells(summary: PolicySummary) -> tuple[str, ...]:
     ttft, itl = summary.ttft_seconds, summary.itl_seconds
     return (
-        *(_seconds(value) for value in (ttft.mean, ttft.p50, ttft.p90, ttft.p99, itl.mean, itl.p99)),
-        _percent(summary.within_objective),
-        _percent(summary.cached_token_share),
-        "–" if summary.load_cov is None else f"{summary.load_cov:.3f}",
+        *(known(value, format_duration) for value in (ttft.mean, ttft.p50, ttft.p90, ttft.p99, itl.mean, itl.p99)),
+        *(known(share, "{:.1%}".format) for share in (summary.within_objective, summary.cached_token_share)),
+        known(summary.load_cov, "{:.3f}".format),
         str(summary.errors),
     )
 
@@ -353,14 +336,6 @@ def _table(policies: Mapping[str, PolicyResult]) -> list[str]:
     return lines + ["| " + " | ".join(row) + " |" for row in table_rows(policies)]
 
 
-def _seconds(value: float | None) -> str:
-    return "–" if value is None else format_duration(value)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
-
-
 CSV_COLUMNS = (
     *("policy", "side", "id", "due_seconds", "prompt_tokens", "cached_tokens", "output_tokens", "instance"),
     *("ttft_seconds", "itl_mean_seconds", "finished_seconds", "reason", "error"),
@@ -383,27 +358,13 @@ def _write_requests(report: ReplayReport, file: Path) -> None:
         writer = csv.writer(stream)
         writer.writerow(CSV_COLUMNS)
         for name, policy in report.policies.items():
-            for side, run in (("live", policy.live), ("simulated", policy.simulated)):
-                for result in run.results if run is not None else ():
-                    request_cells = (
-                        name,
-                        side,
-                        result.id,
-                        _format_seconds(result.due_seconds),
-                        result.prompt_tokens,
-                        result.cached_tokens,
-                        result.output_tokens,
+            for side, run in policy.runs:
+                for result in run.results:
+                    values = ((column, getattr(result, column)) for column in CSV_COLUMNS[2:])
+                    cells = (
+                        f"{value:.6f}" if value is not None and "seconds" in name else value for name, value in values
                     )
-                    time_cells = (
-                        _format_seconds(result.ttft_seconds),
-                        _format_seconds(result.itl_mean_seconds),
-                        _format_seconds(result.finished_seconds),
-                    )
-                    writer.writerow((*request_cells, result.instance, *time_cells, result.reason, result.error))
-
-
-def _format_seconds(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds:.6f}"
+                    writer.writerow((name, side, *cells))
 
 
 POLICY_COLOURS = ("#0b6e4f", "#c8553d", "#4a6fa5", "#8f6bb3", "#b08900", "#5c5c5c")
@@ -457,7 +418,7 @@ def _draw_first_tokens(axes: "Axes", report: ReplayReport, colours: Mapping[str,
     """Draws, for each policy, the share of requests with a first token within x seconds."""
     max_seconds = 0.0
     for name, policy in report.policies.items():
-        for side, run in _runs(policy):
+        for side, run in policy.runs:
             times = sorted(result.ttft_seconds for result in run.results if result.ttft_seconds is not None)
             if not times:
                 continue
@@ -477,16 +438,7 @@ def _draw_first_tokens(axes: "Axes", report: ReplayReport, colours: Mapping[str,
 
 def _draw_p90(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
     """Draws p90 TTFT under the trace's load and under a light load."""
-    groups = [(f"at {report.rate:g} requests/s", report.policies)]
-    if report.light:
-        groups.append((f"at {report.light_rate:g} requests/s\nsimulated only", report.light))
-    values = {
-        (title, name, side): run.summary.ttft_seconds.p90
-        for title, policies in groups
-        for name, policy in policies.items()
-        for side, run in _runs(policy)
-    }
-    _draw_bars(axes, groups, values, colours, lambda value: f"{value:.2f}")
+    _draw_bars(axes, report, lambda summary: summary.ttft_seconds.p90, colours, "{:.2f}".format)
     _draw_legend(axes, report, colours)
     axes.set_ylabel("seconds")
     axes.set_title("p90 time to the first token: under load, and almost idle")
@@ -494,17 +446,11 @@ def _draw_p90(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) ->
 
 def _draw_cached(axes: "Axes", report: ReplayReport, colours: Mapping[str, str]) -> None:
     """Draws the share of prompt tokens found in a cache."""
-    groups = [(f"at {report.rate:g} requests/s", report.policies)]
-    if report.light:
-        groups.append((f"at {report.light_rate:g} requests/s\nsimulated only", report.light))
-    values = {
-        (title, name, side): None if share is None else 100.0 * share
-        for title, policies in groups
-        for name, policy in policies.items()
-        for side, run in _runs(policy)
-        for share in (run.summary.cached_token_share,)
-    }
-    _draw_bars(axes, groups, values, colours, lambda value: f"{value:.1f}")
+
+    def percentage(summary: PolicySummary) -> float | None:
+        return None if summary.cached_token_share is None else 100.0 * summary.cached_token_share
+
+    _draw_bars(axes, report, percentage, colours, "{:.1f}".format)
     if report.ideal_reuse is not None:
         ideal = 100.0 * report.ideal_reuse
         axes.axhline(ideal, color="#999999", linewidth=1, linestyle=":")
@@ -518,7 +464,7 @@ def _draw_spread(axes: "Axes", report: ReplayReport, colours: Mapping[str, str])
     """Draws the prompt tokens that each instance computed, relative to the mean."""
     max_deviation = 0.25
     for row, (name, policy) in enumerate(report.policies.items()):
-        for side, run in _runs(policy):
+        for side, run in policy.runs:
             computed = computed_tokens(run.results).values()
             if not computed or run.summary.load_cov is None:
                 continue
@@ -548,23 +494,25 @@ def _draw_spread(axes: "Axes", report: ReplayReport, colours: Mapping[str, str])
 
 def _draw_bars(
     axes: "Axes",
-    groups: list[tuple[str, Mapping[str, PolicyResult]]],
-    values: Mapping[tuple[str, str, str], float | None],
+    report: ReplayReport,
+    value_of: Callable[[PolicySummary], float | None],
     colours: Mapping[str, str],
-    format_value: Any,
+    format_value: Callable[[float], str],
 ) -> None:
-    """Draws bars by group and policy, with values on top."""
+    """Draws bars by load and policy, with values on top."""
+    groups = [(f"at {report.rate:g} requests/s", report.policies)]
+    if report.light:
+        groups.append((f"at {report.light_rate:g} requests/s\nsimulated only", report.light))
     position = 0.0
     centres = []
     for title, policies in groups:
         group_start = position
         for name, policy in policies.items():
-            for side, _ in _runs(policy):
-                value = values[title, name, side]
+            for side, run in policy.runs:
+                value = value_of(run.summary)
                 filled = colours[name] if side == "live" else "white"
                 axes.bar(position, value or 0.0, 0.85, color=filled, edgecolor=colours[name], linewidth=1.4)
-                label = "–" if value is None else format_value(value)
-                axes.text(position, value or 0.0, label, ha="center", va="bottom", fontsize=9)
+                axes.text(position, value or 0.0, known(value, format_value), ha="center", va="bottom", fontsize=9)
                 position += 1.0
             position += 0.35
         centres.append(((group_start + position - 1.35) / 2, title))
@@ -581,11 +529,6 @@ def _draw_legend(axes: "Axes", report: ReplayReport, colours: Mapping[str, str])
         axes.bar(0, 0, color=colours[name], label=name)
     axes.bar(0, 0, color="white", edgecolor="#777777", label="outline: simulated")
     axes.legend(frameon=False, fontsize=9, loc="upper right")
-
-
-def _runs(policy: PolicyResult) -> list[tuple[str, RunSummary]]:
-    runs = (("live", policy.live), ("simulated", policy.simulated))
-    return [(name, side) for name, side in runs if side is not None]
 
 
 TERMINAL_COLUMNS = (
