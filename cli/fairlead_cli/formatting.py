@@ -41,11 +41,11 @@ def format_rate(value: float | None) -> str:
     return known(value, "{:.1f}/s".format)
 
 
-def align_columns(rows: Sequence[Sequence[str]]) -> str:
+def align_columns(rows: Sequence[Sequence[str]], gap: str = "   ") -> str:
     """Returns a table like kubectl's, with columns as wide as needed."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        gap.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
 
 

@@ -26,10 +26,9 @@ from fairlead_cli.replay.report.report import (
     count_finished_requests,
     foreign_request_doubts,
     lag_doubts,
-    print_report,
+    publish,
     read_lags,
     scale_times,
-    write_report,
 )
 from fairlead_cli.replay.traffic import (
     PromptBuilder,
@@ -91,10 +90,7 @@ def replay(*, arguments: Annotated[ReplayArguments, Parameter(name="*")] = _DEFA
         speed=arguments.speed,
         on_progress=lambda line: console.print(line, highlight=False),
     )
-    files = write_report(report, arguments.out)
-    print_report(report, console, files)
-    failed = sum(policy.live.summary.errors for policy in report.policies.values() if policy.live is not None)
-    return 1 if failed else 0
+    return publish(report, arguments.out, console)
 
 
 UNKNOWN_PRESET = "gateway"
@@ -164,12 +160,9 @@ def replay_once(
     measurement = measure(
         target, planned, speed=speed, title="replay", manage=gateway.manage, instances=gateway.instances
     )
-    objectives = (
-        _simulated_objectives(gateway.fleet_model.objectives, speed)
-        if gateway.fleet_model is not None
-        else SloTargets()
-    )
-    name = gateway.fleet_model.preset if gateway.fleet_model is not None else UNKNOWN_PRESET
+    model = gateway.fleet_model
+    objectives = SloTargets() if model is None else _simulated_objectives(model.objectives, speed)
+    name = UNKNOWN_PRESET if model is None else model.preset
     instance_count = len(gateway.instances)
     live = RunSummary.from_results(measurement.results, objectives=objectives, instances=instance_count)
     policy = PolicyResult(live)

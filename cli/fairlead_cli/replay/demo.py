@@ -34,7 +34,7 @@ from fairlead_cli.local.run_directory import STATE_FILE, RunningStack
 from fairlead_cli.replay.client.open_loop_client import ReplayResult
 from fairlead_cli.replay.command import Measurement, measure
 from fairlead_cli.replay.fleet_simulation import FleetSimulation, timing_doubts, transport_seconds
-from fairlead_cli.replay.report.report import PolicyResult, ReplayReport, RunSummary, print_report, write_report
+from fairlead_cli.replay.report.report import PolicyResult, ReplayReport, RunSummary, publish
 from fairlead_cli.replay.traffic import (
     PromptBuilder,
     ReplayTarget,
@@ -100,10 +100,7 @@ def demo(*, options: Annotated[DemoOptions, Parameter(name="*")] = _DEFAULTS) ->
         folder=options.out,
     )
     report = comparison.run(lambda line: console.print(line, highlight=False), SystemClock())
-    files = write_report(report, options.out)
-    print_report(report, console, files)
-    failed = sum(policy.live.summary.errors for policy in report.policies.values() if policy.live is not None)
-    return 1 if failed else 0
+    return publish(report, options.out, console)
 
 
 MANIFEST_TEMPLATE = """\

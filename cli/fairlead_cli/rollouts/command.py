@@ -34,6 +34,7 @@ from fairlead.runtime.clock import Clock, SystemClock
 from fairlead_cli.cluster.access.connection import connect, local_user, resolve_access
 from fairlead_cli.console import terminal_text
 from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, ClusterUnreachable, report_failure
+from fairlead_cli.formatting import align_columns
 from fairlead_cli.output import OutputFlag, format_document, is_document
 from fairlead_cli.rollouts.revisions import (
     RevisionEntry,
@@ -260,13 +261,8 @@ def render_status(status: RolloutStatus, now: float, *, is_wide: bool = False) -
             holds = "" if condition.get("status") == "True" else "not "
             yield f"  {holds}{str(condition.get('type')).lower()} ({condition.get('reason')}): {condition.get('message')}"
     yield ""
-    rows = [
-        ("REVISION", "AGE", "CHANGED"),
-        *(_row(entry, (number, present), now, is_wide) for entry in status.revisions),
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    for row in rows:
-        yield f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}".rstrip()
+    rows = [_row(entry, (number, present), now, is_wide) for entry in status.revisions]
+    yield from align_columns([("REVISION", "AGE", "CHANGED"), *rows], gap="  ").splitlines()
 
 
 def _row(entry: RevisionEntry, marked: tuple[int, int], now: float, is_wide: bool) -> tuple[str, str, str]:

@@ -12,6 +12,7 @@ from fairlead.errors import BadInput
 from fairlead.fleet.labels import SURGE_ANNOTATION
 from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION
 from fairlead.kube.resources import LEADER_WORKER_SETS, Manifest, key_of, metadata_of
+from fairlead_cli.cluster.object_fields import is_condition_true
 from fairlead_operator.controller.revisions import (
     ModelRevision,
     RevisionChoice,
@@ -193,8 +194,8 @@ def _settled(model: Manifest, choice: RevisionChoice) -> bool:
     status = model.get("status") or {}
     if int(status.get("observedGeneration") or 0) < int(metadata_of(model).get("generation") or 0):
         return False
-    holds = {condition.get("type"): condition.get("status") == "True" for condition in status.get("conditions") or []}
-    return bool(holds.get("Ready")) and not holds.get("Reconciling") and not holds.get("Stalled") and not choice.problem
+    is_in_progress = is_condition_true(model, "Reconciling") or is_condition_true(model, "Stalled")
+    return is_condition_true(model, "Ready") and not is_in_progress and not choice.problem
 
 
 def _replaced(workloads: Sequence[Manifest], choice: RevisionChoice) -> bool:
@@ -217,12 +218,7 @@ def _done(workload: Manifest) -> bool:
     if annotation(workload, SURGE_ANNOTATION):
         return False
     if workload.get("kind") == LEADER_WORKER_SETS.kind:  # it does not count its generations
-        progress = [
-            condition
-            for condition in status.get("conditions") or []
-            if condition.get("type") in ("Progressing", "UpdateInProgress")
-        ]
-        return not any(condition.get("status") == "True" for condition in progress)
+        return not any(is_condition_true(workload, kind) for kind in ("Progressing", "UpdateInProgress"))
     return int(status.get("observedGeneration") or 0) >= int(metadata_of(workload).get("generation") or 0)
 
 

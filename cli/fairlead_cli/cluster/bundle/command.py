@@ -56,8 +56,10 @@ from fairlead_cli.cluster.facts import ClusterFacts, Listing
 from fairlead_cli.cluster.facts_collector import collect_facts, list_objects
 from fairlead_cli.cluster.object_fields import (
     MissingValue,
+    containers_of,
     label_of,
     namespace_name,
+    pod_spec_of,
     restart_count,
     spec_of,
     status_of,
@@ -159,15 +161,8 @@ _MAX_PODS: Final = 24
 _MAX_OBJECTS: Final = 2_000
 _MAX_NAMESPACES: Final = 64
 _CHILDREN: Final = (
-    *(
-        DEPLOYMENTS,
-        LEADER_WORKER_SETS,
-        SERVICES,
-        SERVICE_ACCOUNTS,
-        DISRUPTION_BUDGETS,
-        NETWORK_POLICIES,
-        CONTROLLER_REVISIONS,
-    ),
+    *(DEPLOYMENTS, LEADER_WORKER_SETS, SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, NETWORK_POLICIES),
+    CONTROLLER_REVISIONS,
 )
 _OWN: Final = (DEPLOYMENTS, SERVICES, DISRUPTION_BUDGETS, NETWORK_POLICIES, PODS)
 
@@ -283,7 +278,7 @@ def _versions(facts: ClusterFacts) -> dict[str, Any]:
             {
                 str(container.get("image"))
                 for deployment in deployments
-                for container in (spec_of(deployment).get("template") or {}).get("spec", {}).get("containers") or []
+                for container in containers_of(pod_spec_of(deployment))
             }
         ),
     }

@@ -112,14 +112,8 @@ _PROMPT: Final = re.compile(
 )
 _SENSITIVE: Final = re.compile(rf"(?i){_WORDS}|auth|(?:^|[-_])key(?:$|[-_])")
 _SHOWN_KEY_PREFIXES: Final = (
-    *(
-        "fairlead.io/",
-        "app.kubernetes.io/",
-        "helm.sh/",
-        "meta.helm.sh/",
-        "deployment.kubernetes.io/",
-        "apps.kubernetes.io/",
-    ),
+    *("fairlead.io/", "app.kubernetes.io/", "helm.sh/", "meta.helm.sh/", "deployment.kubernetes.io/"),
+    "apps.kubernetes.io/",
     *("leaderworkerset.sigs.k8s.io/", "pod-template-hash", "controller-revision-hash", "kubernetes.io/metadata.name"),
 )
 _CONTENT_FIELDS: Final = frozenset({"data", "binaryData", "stringData"})

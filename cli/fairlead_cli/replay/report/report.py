@@ -353,6 +353,12 @@ def write_report(report: ReplayReport, folder: Path) -> list[Path]:
     return files
 
 
+def publish(report: ReplayReport, folder: Path, console: Console) -> int:
+    """Writes and prints a report. Returns the exit code: 1 when requests failed."""
+    print_report(report, console, write_report(report, folder))
+    return 1 if any(policy.live.summary.errors for policy in report.policies.values() if policy.live) else 0
+
+
 def _write_requests(report: ReplayReport, file: Path) -> None:
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
