@@ -1,14 +1,22 @@
 """ModelAdapters of a conversion: LoRA adapters of models that are converted, too."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from fairlead.adapters.download import DOWNLOAD_PATTERNS
-from fairlead.api.v1alpha1 import API_VERSION
 from fairlead.names import shorten_name
-from fairlead_cli.migration.draft import ModelDraft, PoolDraft, dns_label
+from fairlead_cli.migration.draft import (
+    MigrationOptions,
+    ModelDraft,
+    NamedDraft,
+    PoolDraft,
+    build_manifest,
+    dns_label,
+    manifest_name,
+    without_empty,
+)
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 
 COPY: Final = "copy it to a claim, list that in adapters.claimNames of the model, and write a ModelAdapter"
@@ -20,32 +28,54 @@ _EXTERNAL: Final = "the external model serves no adapters: Fairlead loads them i
 
 
 @dataclass(slots=True)
-class AdapterDraft:
+class AdapterDraft(NamedDraft):
     """An adapter: its name, its base as a ModelDeployment, and the location of its weights."""
 
-    name: str
     base: str
     source: str
-    namespace: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    annotations: Mapping[str, str] = field(default_factory=dict)
-    served_names: list[str] = field(default_factory=list)
     replicas: int | None = None
 
 
 def assemble_adapter(draft: AdapterDraft) -> dict[str, Any]:
     """Returns the ModelAdapter."""
     name = shorten_name(dns_label(draft.name))
-    metadata: dict[str, Any] = {"name": name}
-    fields = {"namespace": draft.namespace, "labels": dict(draft.labels), "annotations": dict(draft.annotations)}
-    metadata |= {key: value for key, value in fields.items() if value}
-    spec: dict[str, Any] = {"base": draft.base, "source": draft.source}
     served_names = [served for served in draft.served_names if served != name]
-    if served_names:
-        spec["servedNames"] = served_names
-    if draft.replicas is not None:
-        spec["replicas"] = draft.replicas
-    return {"apiVersion": API_VERSION, "kind": "ModelAdapter", "metadata": metadata, "spec": spec}
+    spec = {"base": draft.base, "source": draft.source, "servedNames": served_names, "replicas": draft.replicas}
+    return build_manifest("ModelAdapter", name, draft, without_empty(spec))
+
+
+def read_adapters(
+    entries: Sequence[FieldReader],
+    url: str,
+    draft: ModelDraft,
+    options: MigrationOptions,
+    *,
+    served: str = "{}",
+    slots: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Returns the ModelAdapters of a model, whose names begin with that of the model.
+
+    url: the field with the location. served: the adapter's name for clients, with its own name.
+    slots: `spec.adapters` of the model, where the other system states it.
+    """
+    found = [(entry, entry.text("name"), entry.text(url)) for entry in entries]
+    if not can_have_adapters(draft, draft.reader, external=options.external):
+        return []
+    pool, base = draft.pools[0], manifest_name(draft.name, options)
+    pool.engine.flags.adapters = slots or slots_of(pool)
+    return [
+        assemble_adapter(
+            AdapterDraft(
+                base,
+                source,
+                name=f"{draft.name}-{name}",
+                namespace=draft.namespace,
+                served_names=[served.format(name)],
+            )
+        )
+        for entry, name, location in found
+        if (source := adapter_source(location, entry, url, pool))
+    ]
 
 
 def can_have_adapters(base: ModelDraft, reader: FieldReader, *, external: bool) -> bool:

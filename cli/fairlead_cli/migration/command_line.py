@@ -23,35 +23,30 @@ _COMMENT = re.compile(r"(?:^|(?<=\s))#.*$", re.MULTILINE)
 _NUMBER = re.compile(r"-\d")
 _COUNT = re.compile(r"[0-9]{1,9}")
 _SET_BY_FAIRLEAD: Final = "Fairlead sets this flag itself"
-_VLLM_NAMES: Final = {
+_SHARED_NAMES: Final = {
     "--model": "model",
     "--served-model-name": "served",
     "--revision": "revision",
     "--tensor-parallel-size": "tensor",
-    "-tp": "tensor",
     "--pipeline-parallel-size": "pipeline",
+    "--enable-lora": "adapters",
+    "--max-lora-rank": "max_rank",
+}
+_VLLM_NAMES: Final = _SHARED_NAMES | {
+    "-tp": "tensor",
     "-pp": "pipeline",
     "--data-parallel-size": "data",
     "-dp": "data",
-    "--enable-lora": "adapters",
     "--max-loras": "slots",
-    "--max-lora-rank": "max_rank",
     "--kv-transfer-config": "kv_transfer",
 }
-_SGLANG_NAMES: Final = {
+_SGLANG_NAMES: Final = _SHARED_NAMES | {
     "--model-path": "model",
-    "--model": "model",
-    "--served-model-name": "served",
-    "--revision": "revision",
     "--tp-size": "tensor",
-    "--tensor-parallel-size": "tensor",
     "--tp": "tensor",
     "--pp-size": "pipeline",
-    "--pipeline-parallel-size": "pipeline",
     "--pp": "pipeline",
-    "--enable-lora": "adapters",
     "--max-loras-per-batch": "slots",
-    "--max-lora-rank": "max_rank",
     "--disaggregation-mode": "role",
     "--disaggregation-transfer-backend": "transfer_backend",
 }
@@ -67,21 +62,20 @@ _DROPPED: Final = {
         ),
         _SEVERAL_NODES,
     ),
-    "--host": _SET_BY_FAIRLEAD,
-    "--port": _SET_BY_FAIRLEAD,
-    "--enable-prefix-caching": _SET_BY_FAIRLEAD,
-    "--kv-events-config": _SET_BY_FAIRLEAD,
-    "--enable-prompt-tokens-details": _SET_BY_FAIRLEAD,
-    "--enable-metrics": _SET_BY_FAIRLEAD,
-    "--enable-cache-report": _SET_BY_FAIRLEAD,
-    "--disaggregation-bootstrap-port": _SET_BY_FAIRLEAD,
+    **dict.fromkeys(
+        (
+            *("--host", "--port", "--enable-prefix-caching", "--kv-events-config", "--enable-prompt-tokens-details"),
+            *("--enable-metrics", "--enable-cache-report", "--disaggregation-bootstrap-port"),
+        ),
+        _SET_BY_FAIRLEAD,
+    ),
     KEY_FLAG: "the gateway checks keys, and a NetworkPolicy protects the engines",
     "--lora-modules": "write a ModelAdapter for each, or mount them and name them in engine.args",
     "--enable-sleep-mode": "Fairlead sets it when spec.autoscaling.sleep is there",
     "--distributed-executor-backend": "Fairlead starts engines on several nodes without Ray",
-    "--ssl-certfile": "Fairlead calls its engines without TLS",
-    "--ssl-keyfile": "Fairlead calls its engines without TLS",
-    "--enable-ssl-refresh": "Fairlead calls its engines without TLS",
+    **dict.fromkeys(
+        ("--ssl-certfile", "--ssl-keyfile", "--enable-ssl-refresh"), "Fairlead calls its engines without TLS"
+    ),
 }
 _TRANSFERS: Final = {"NixlConnector": "NIXL", "MooncakeConnector": "Mooncake"}
 _SEVERAL: Final = "MultiConnector"

@@ -139,8 +139,19 @@ class PoolDraft:
     args: list[str] = field(default_factory=list)
 
 
+@dataclass(slots=True, kw_only=True)
+class NamedDraft:
+    """An object of Fairlead while it is put together. ``served_names``: its names for clients."""
+
+    name: str
+    namespace: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
+    served_names: list[str] = field(default_factory=list)
+
+
 @dataclass(slots=True)
-class ModelDraft:
+class ModelDraft(NamedDraft):
     """A model and its pools. With disaggregated prefill, the decode pool is the first.
 
     is_api: an OpenAI-compatible API that others run.
@@ -148,12 +159,7 @@ class ModelDraft:
     """
 
     reader: FieldReader
-    name: str
-    namespace: str = ""
-    labels: dict[str, str] = field(default_factory=dict)
-    annotations: dict[str, str] = field(default_factory=dict)
     uri: str = ""
-    served_names: list[str] = field(default_factory=list)
     model: dict[str, Any] = field(default_factory=dict)
     pools: list[PoolDraft] = field(default_factory=list)
     spec: dict[str, Any] = field(default_factory=dict)
@@ -167,13 +173,20 @@ def assemble(draft: ModelDraft, options: MigrationOptions) -> dict[str, Any]:
     if label != draft.name:
         draft.reader.note("", f"the model {draft.name!r} is called {label}, since names are DNS labels")
     name = manifest_name(draft.name, options)
-    metadata = _without_empty(
-        {"name": name, "namespace": draft.namespace, "labels": draft.labels, "annotations": draft.annotations}
-    )
     spec = _external_spec(draft, name, options) if external else _spec(draft, name, options)
-    manifest = {"apiVersion": API_VERSION, "kind": "ModelDeployment", "metadata": metadata, "spec": spec}
-    copied: dict[str, Any] = json.loads(json.dumps(manifest))  # pools share no objects, which YAML writes as aliases
-    return copied
+    copied = json.loads(json.dumps(spec))  # pools share no objects, which YAML writes as aliases
+    return build_manifest("ModelDeployment", name, draft, copied)
+
+
+def build_manifest(kind: str, name: str, draft: NamedDraft, spec: dict[str, Any]) -> dict[str, Any]:
+    """Returns an object with the metadata of a draft."""
+    metadata = {"namespace": draft.namespace, "labels": draft.labels, "annotations": draft.annotations}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": kind,
+        "metadata": {"name": name, **without_empty(metadata)},
+        "spec": spec,
+    }
 
 
 def dns_label(name: str) -> str:
@@ -242,7 +255,7 @@ def _spec(draft: ModelDraft, name: str, options: MigrationOptions) -> dict[str, 
         spec["kvCache"] = kv_cache
     if flags.adapters is not None:
         spec["adapters"] = flags.adapters
-    return spec | _without_empty(draft.spec)
+    return spec | without_empty(draft.spec)
 
 
 def _external_spec(draft: ModelDraft, name: str, options: MigrationOptions) -> dict[str, Any]:
@@ -264,8 +277,8 @@ def _external_spec(draft: ModelDraft, name: str, options: MigrationOptions) -> d
         pools.append(entry)
     model = {"uri": draft.uri, "servedNames": _served_names(draft, name)}
     engine = {"type": "OpenAI" if draft.is_api else "External"}
-    spec = {"model": _without_empty(model), "engine": engine, "pools": pools}
-    return spec | _without_empty({name: draft.spec.get(name) for name in ("routing", "price")})
+    spec = {"model": without_empty(model), "engine": engine, "pools": pools}
+    return spec | without_empty({name: draft.spec.get(name) for name in ("routing", "price")})
 
 
 def _endpoint(url: str, secret: str | None) -> dict[str, Any]:
@@ -275,7 +288,7 @@ def _endpoint(url: str, secret: str | None) -> dict[str, Any]:
 def _model(draft: ModelDraft, name: str) -> dict[str, Any]:
     revision = draft.pools[0].engine.flags.revision
     fields = {"uri": draft.uri, "revision": revision if draft.uri.startswith("hf://") else ""}
-    return _without_empty({**fields, **draft.model, "servedNames": _served_names(draft, name)})
+    return without_empty({**fields, **draft.model, "servedNames": _served_names(draft, name)})
 
 
 def _served_names(draft: ModelDraft, name: str) -> list[str]:
@@ -295,7 +308,7 @@ def _engine(draft: ModelDraft) -> dict[str, Any]:
     words, own = split_shared([one.kept if _hands_over(draft) else one.kept + one.transfer_words for one in every])
     for pool, args in zip(draft.pools, own, strict=True):
         pool.args = args
-    return {"type": engine.type} | _without_empty(
+    return {"type": engine.type} | without_empty(
         {
             "image": engine.image,
             "args": words,
@@ -356,8 +369,8 @@ def _pool(pool: PoolDraft, draft: ModelDraft, options: MigrationOptions) -> dict
     spec = dict(pool.pod)
     if pool.container:
         spec["containers"] = [{"name": "engine", **pool.container}, *spec.get("containers", [])]
-    template = _without_empty({"metadata": _without_empty(pool.metadata), "spec": spec})
-    return entry | _without_empty({"parallelism": parallelism, "args": pool.args, "template": template})
+    template = without_empty({"metadata": without_empty(pool.metadata), "spec": spec})
+    return entry | without_empty({"parallelism": parallelism, "args": pool.args, "template": template})
 
 
 def _unknown_accelerator(pool: PoolDraft) -> BadInput:
@@ -377,6 +390,11 @@ def _unknown_accelerator(pool: PoolDraft) -> BadInput:
         f"{ADDRESSES.documentation_page('getting-started/kubernetes-gpu.html')}"
     )
     return BadInput(message, field=pool.reader.place, hint=hint)
+
+
+def read_sizes(sizes: FieldReader, names: Iterable[str], pool: PoolDraft) -> None:
+    """Stores the sizes of parallelism that are above 1."""
+    pool.engine.flags.parallelism |= {name: size for name in names if (size := sizes.number(name)) > 1}
 
 
 def count_ranks(parallelism: Mapping[str, int]) -> int:
@@ -455,7 +473,7 @@ def _class_of_hints(devices: Devices) -> tuple[str, str]:
     return "", ""
 
 
-def _without_empty(fields: Mapping[str, Any]) -> dict[str, Any]:
+def without_empty(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value not in ("", None, [], {})}
 
 
@@ -463,7 +481,7 @@ def scaling_spec(pools: Iterable[PoolDraft], **further: Any) -> dict[str, Any]:
     """Returns `autoscaling` for pools that the other system scaled; empty if none can be scaled."""
     if not any(pool.max_replicas is not None and pool.max_replicas > pool.min_replicas for pool in pools):
         return {}
-    return {"autoscaling": {"mode": "Auto", **_without_empty(further)}}
+    return {"autoscaling": {"mode": "Auto", **without_empty(further)}}
 
 
 def join_roles(drafts: Iterable[ModelDraft]) -> list[ModelDraft]:
@@ -490,12 +508,13 @@ def join_roles(drafts: Iterable[ModelDraft]) -> list[ModelDraft]:
     return joined
 
 
+SCALES_FOR_TARGETS: Final = "Fairlead scales for latency targets: set spec.slo"
 BY_CONVERSATION: Final = "shares are of conversations, not of requests: a conversation stays with its model"
 _ROUTE_SUFFIX: Final = "-route"
 
 
 @dataclass(slots=True)
-class RouteDraft:
+class RouteDraft(NamedDraft):
     """A route: its names, its targets and their weights.
 
     targets: name of a model to its weight.
@@ -503,12 +522,7 @@ class RouteDraft:
     fallbacks: the entries of `onFailure`.
     """
 
-    name: str
     targets: dict[str, int]
-    namespace: str = ""
-    labels: dict[str, str] = field(default_factory=dict)
-    annotations: dict[str, str] = field(default_factory=dict)
-    served_names: list[str] = field(default_factory=list)
     overrides: list[tuple[dict[str, str], dict[str, int]]] = field(default_factory=list)
     fallbacks: list[dict[str, Any]] = field(default_factory=list)
 
@@ -520,21 +534,13 @@ def assemble_route(draft: RouteDraft, *, taken: Container[str] = ()) -> dict[str
     """
     label = dns_label(draft.name)
     name = shorten_name(f"{label}{_ROUTE_SUFFIX}" if label in taken else label)
-    metadata: dict[str, Any] = {"name": name}
-    fields = {"namespace": draft.namespace, "labels": draft.labels, "annotations": draft.annotations}
-    metadata |= {key: value for key, value in fields.items() if value}
-    spec: dict[str, Any] = {}
-    served_names = [served for served in dict.fromkeys(draft.served_names) if served != name]
-    if served_names:
-        spec["servedNames"] = served_names
-    spec["targets"] = _targets(draft.targets)
-    if draft.overrides:
-        spec["overrides"] = [
-            {"headers": dict(headers), "targets": _targets(targets)} for headers, targets in draft.overrides
-        ]
-    if draft.fallbacks:
-        spec["onFailure"] = [dict(fallback) for fallback in draft.fallbacks]
-    return {"apiVersion": API_VERSION, "kind": "ModelRoute", "metadata": metadata, "spec": spec}
+    spec = {
+        "servedNames": [served for served in dict.fromkeys(draft.served_names) if served != name],
+        "targets": _targets(draft.targets),
+        "overrides": [{"headers": dict(headers), "targets": _targets(targets)} for headers, targets in draft.overrides],
+        "onFailure": [dict(fallback) for fallback in draft.fallbacks],
+    }
+    return build_manifest("ModelRoute", name, draft, without_empty(spec))
 
 
 def whole_weights(shares: Sequence[Fraction]) -> list[int]:

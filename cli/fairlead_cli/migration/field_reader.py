@@ -125,6 +125,15 @@ class FieldReader:
         except ValueError as error:
             raise self.error(name, f"{found!r} is not a whole number") from error
 
+    def number(self, name: str, default: int = 1) -> int:
+        """Returns a whole number, which is `default` if it is left out. Raises BadInput for others."""
+        found = self.integer(name)
+        return default if found is None else found
+
+    def fields(self) -> dict[str, Any]:
+        """Returns all fields with all that is below them, and marks them as read."""
+        return {name: self.value(name) for name in self._values}
+
     def flag(self, name: str) -> bool:
         """Returns a boolean; False when it is missing. Raises BadInput for other values."""
         found = self.value(name, default=False)
@@ -199,13 +208,8 @@ class FieldReader:
     def _unread(self, value: Any, path: FieldPath, entered: set[FieldPath]) -> Iterator[FieldPath]:
         if path in self._record.read or value in (None, [], {}, ""):
             return
-        children = (
-            list(value.items())
-            if isinstance(value, dict)
-            else list(enumerate(value))
-            if isinstance(value, list)
-            else []
-        )
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        children = list(items)
         if not children or (path and path not in entered):
             yield path
             return

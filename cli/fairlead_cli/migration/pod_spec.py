@@ -47,11 +47,10 @@ _SIDECARS: Final = {
 """Part of an image to the reason that its container is not carried over."""
 _KEY_VARIABLE: Final = "VLLM_API_KEY"
 _SET_VARIABLES: Final = {
-    "POD_IP": "Fairlead sets this variable itself",
-    "VLLM_HOST_IP": "Fairlead sets this variable itself",
-    "VLLM_NIXL_SIDE_CHANNEL_HOST": "Fairlead sets this variable itself",
-    "VLLM_NIXL_SIDE_CHANNEL_PORT": "Fairlead sets this variable itself",
-    "PYTHONHASHSEED": "Fairlead sets this variable itself",
+    **dict.fromkeys(
+        ("POD_IP", "VLLM_HOST_IP", "VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT", "PYTHONHASHSEED"),
+        "Fairlead sets this variable itself",
+    ),
     "HF_HOME": "Fairlead sets this variable itself; spec.model.cache keeps downloaded weights",
     _KEY_VARIABLE: "the gateway checks keys, and a NetworkPolicy protects the engines",
     "CUDA_VISIBLE_DEVICES": "the device plugin chooses the devices of a pod",
@@ -99,7 +98,7 @@ def read_pod(pod: FieldReader, container: FieldReader, pool: PoolDraft, argument
         for other in pod.entries(kind):
             if other.path == container.path:
                 continue
-            fields = {name: other.value(name) for name in other.names()}
+            fields = other.fields()
             if reason := _sidecar_reason(fields.get("image")):
                 other.note("", reason, Outcome.DROPPED)
             else:
@@ -274,10 +273,10 @@ def _read_volumes(pod: FieldReader, container: FieldReader, pool: PoolDraft) -> 
             mount.skip("mountPath")
             mount.note("", "Fairlead mounts shared memory itself", Outcome.DROPPED)
         else:
-            mounts.append({name: mount.value(name) for name in mount.names()})
+            mounts.append(mount.fields())
     volumes = []
     for volume in pod.entries("volumes"):
-        fields = {name: volume.value(name) for name in volume.names()}
+        fields = volume.fields()
         if "hostPath" in fields:
             volume.note("", _HOST_PATH)
         if fields.get("name") not in shared:

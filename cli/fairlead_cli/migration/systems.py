@@ -49,46 +49,44 @@ class System:
     converts_engines: bool = True
 
 
+def _kinds(group: str, *names: str) -> frozenset[tuple[str, str]]:
+    return frozenset((group, name) for name in names)
+
+
 SYSTEMS: Final = (
     System(
         "KServe LLMInferenceService",
         kserve.convert_models,
         kserve.REASONS,
-        frozenset(("serving.kserve.io", kind) for kind in ("LLMInferenceService", "LLMInferenceServiceConfig")),
+        _kinds("serving.kserve.io", "LLMInferenceService", "LLMInferenceServiceConfig"),
     ),
     System(
         "KServe InferenceService",
         kserve_predictor.convert_models,
         kserve_predictor.REASONS,
-        frozenset(
-            ("serving.kserve.io", kind) for kind in ("InferenceService", "ServingRuntime", "ClusterServingRuntime")
-        ),
+        _kinds("serving.kserve.io", "InferenceService", "ServingRuntime", "ClusterServingRuntime"),
     ),
     System(
         "AIBrix",
         aibrix.convert_models,
         aibrix.REASONS,
-        frozenset(
-            {
-                ("orchestration.aibrix.ai", "StormService"),
-                ("autoscaling.aibrix.ai", "PodAutoscaler"),
-                ("model.aibrix.ai", "ModelAdapter"),
-            }
-        ),
+        _kinds("orchestration.aibrix.ai", "StormService")
+        | _kinds("autoscaling.aibrix.ai", "PodAutoscaler")
+        | _kinds("model.aibrix.ai", "ModelAdapter"),
     ),
-    System("KubeAI", kubeai.convert_models, kubeai.REASONS, frozenset({("kubeai.org", "Model")})),
+    System("KubeAI", kubeai.convert_models, kubeai.REASONS, _kinds("kubeai.org", "Model")),
     System(
         "kthena",
         kthena.convert_models,
         kthena.REASONS,
-        frozenset((kthena.GROUP, kind) for kind in ("ModelServer", "ModelRoute")),
+        _kinds(kthena.GROUP, "ModelServer", "ModelRoute"),
         converts_engines=False,
     ),
     System(
         "Workloads",
         workloads.convert_models,
         workloads.REASONS,
-        frozenset({(workloads.KTHENA_GROUP, "ModelServing")}),
+        _kinds(workloads.KTHENA_GROUP, "ModelServing"),
     ),
     System("llm-d modelservice", llm_d.convert_models, llm_d.REASONS, key="modelArtifacts"),
     System("LiteLLM", litellm.convert_models, litellm.REASONS, key="model_list", converts_engines=False),

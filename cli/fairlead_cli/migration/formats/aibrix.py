@@ -6,6 +6,7 @@ from typing import Any, Final
 from fairlead.distribution import ADDRESSES
 from fairlead_cli.migration.adapters import AdapterDraft, adapter_source, assemble_adapter, can_have_adapters, slots_of
 from fairlead_cli.migration.draft import (
+    SCALES_FOR_TARGETS,
     Devices,
     MigrationOptions,
     ModelDraft,
@@ -19,7 +20,6 @@ from fairlead_cli.migration.field_reader import FieldReader, Outcome
 from fairlead_cli.migration.formats import workloads
 from fairlead_cli.migration.formats.workloads import (
     read_pod_metadata,
-    read_replicas,
     read_source,
     read_template,
     selected_labels,
@@ -41,8 +41,8 @@ _JOIN: Final = (
 _REASONS: Final = {_CONFIG: _CONFIG_REASON}
 REASONS: Final = workloads.REASONS | {
     "spec.stateful": "Fairlead's pools are stateless",
-    "spec.metricsSources": "Fairlead scales for latency targets: set spec.slo",
-    "spec.scalingStrategy": "Fairlead scales for latency targets: set spec.slo",
+    "spec.metricsSources": SCALES_FOR_TARGETS,
+    "spec.scalingStrategy": SCALES_FOR_TARGETS,
 }
 
 
@@ -110,7 +110,7 @@ def _read_workload(workload: FieldReader) -> ModelDraft:
         draft.pools = _read_roles(spec)
         draft.pools.sort(key=lambda pool: pool.role == "Prefill")
     else:
-        pool = PoolDraft(spec, min_replicas=read_replicas(spec))
+        pool = PoolDraft(spec, min_replicas=spec.number("replicas"))
         _read_template(spec.section("template"), pool, selected_labels(spec))
         draft.pools = [pool]
     draft.served_names = [draft.pools[0].selector.get(NAME_LABEL, draft.name)]
@@ -120,7 +120,7 @@ def _read_workload(workload: FieldReader) -> ModelDraft:
 
 def _read_roles(spec: FieldReader) -> list[PoolDraft]:
     """Returns the pools of a StormService: prefill and decode, or its only role with an engine."""
-    sets, pools = read_replicas(spec), []
+    sets, pools = spec.number("replicas"), []
     template = spec.section("template")
     for role in template.section("spec").entries("roles"):
         name = role.text("name")
@@ -129,7 +129,7 @@ def _read_roles(spec: FieldReader) -> list[PoolDraft]:
             role.skip(*role.names())
             role.note("", f"{name}: Fairlead's gateway does the work of this role", Outcome.DROPPED)
             continue
-        pool.min_replicas = sets * read_replicas(role)
+        pool.min_replicas = sets * role.number("replicas")
         if sets > 1:
             role.note("replicas", f"{sets} role sets are one pool of {pool.min_replicas} instances")
         role.drop("stateful", REASONS["spec.stateful"])
@@ -170,9 +170,8 @@ def _read_scaler(scaler: FieldReader, targets: dict[tuple[str, str], ModelDraft]
         return
     role = spec.section("subTargetSelector").text("roleName")
     pools = [pool for pool in draft.pools if role in ("", pool.name)]
-    low, high = spec.integer("minReplicas"), spec.integer("maxReplicas")
     for pool in pools:
-        pool.min_replicas, pool.max_replicas = (1 if low is None else low), high
+        pool.min_replicas, pool.max_replicas = spec.number("minReplicas"), spec.integer("maxReplicas")
     schedules = [_read_schedule(entry, role) for entry in spec.entries("schedules")]
     found = scaling_spec(pools, schedules=schedules)
     if found and "autoscaling" in draft.spec:

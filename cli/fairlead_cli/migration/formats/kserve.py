@@ -5,17 +5,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from fairlead_cli.migration.adapters import AdapterDraft, adapter_source, assemble_adapter, can_have_adapters
+from fairlead_cli.migration.adapters import read_adapters
 from fairlead_cli.migration.draft import (
+    SCALES_FOR_TARGETS,
     MigrationOptions,
     ModelDraft,
     PoolDraft,
     assemble,
     count_ranks,
-    manifest_name,
     metadata_of,
     model_uri,
     read_helper,
+    read_sizes,
     scaling_spec,
 )
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
@@ -78,7 +79,7 @@ def _convert(
     adapters = _read_adapters(model.section("lora"), draft, options)
     if options.external:
         document.note("", "gateways call pods by HTTP: enableLLMInferenceServiceTLS must be false", Outcome.REQUIRED)
-    return [assemble(draft, options), *map(assemble_adapter, adapters)]
+    return [assemble(draft, options), *adapters]
 
 
 def _inherit(document: FieldReader, configs: Mapping[str, FieldReader]) -> FieldReader:
@@ -150,8 +151,7 @@ def _read_workload(workload: FieldReader, draft: ModelDraft, role: str) -> PoolD
     pool = PoolDraft(workload, role=role, name="main" if role == "Serve" else role.lower())
     suffix = "-prefill" if role == "Prefill" else ""
     pool.selector = {"app.kubernetes.io/name": draft.name, _COMPONENT: f"llminferenceservice-workload{suffix}"}
-    replicas = workload.integer("replicas")
-    pool.min_replicas = 1 if replicas is None else replicas
+    pool.min_replicas = workload.number("replicas")
     pod = workload.section("template")
     containers = pod.entries("containers")
     main = next((one for one in containers if one.peek("name") == _CONTAINER), None)
@@ -163,7 +163,7 @@ def _read_workload(workload: FieldReader, draft: ModelDraft, role: str) -> PoolD
     else:
         pool.devices.unknown = True
         if containers:
-            pool.pod["containers"] = [{name: one.value(name) for name in one.names()} for one in containers]
+            pool.pod["containers"] = [one.fields() for one in containers]
     _read_parallelism(workload.section("parallelism"), workload, pool)
     _read_offload(workload, draft)
     _read_scaling(workload.section("scaling"), pool, draft)
@@ -178,10 +178,7 @@ def _read_workload(workload: FieldReader, draft: ModelDraft, role: str) -> PoolD
 
 
 def _read_parallelism(sizes: FieldReader, workload: FieldReader, pool: PoolDraft) -> None:
-    for name in ("tensor", "pipeline", "data"):
-        number = sizes.integer(name)
-        if number is not None and number > 1:
-            pool.engine.flags.parallelism[name] = number
+    read_sizes(sizes, ("tensor", "pipeline", "data"), pool)
     local, found = sizes.integer("dataLocal"), pool.engine.flags.parallelism
     if local:
         pool.nodes = max(1, found.get("data", 1) // local)
@@ -208,27 +205,18 @@ def _read_offload(workload: FieldReader, draft: ModelDraft) -> None:
 def _read_scaling(scaling: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None:
     if not scaling:
         return
-    low = scaling.integer("minReplicas")
-    pool.min_replicas, pool.max_replicas = 1 if low is None else low, scaling.integer("maxReplicas")
+    pool.min_replicas, pool.max_replicas = scaling.number("minReplicas"), scaling.integer("maxReplicas")
     for name in ("wva", "keda"):
-        scaling.drop(name, "Fairlead scales for latency targets: set spec.slo")
+        scaling.drop(name, SCALES_FOR_TARGETS)
     draft.spec = scaling_spec([pool]) | draft.spec
 
 
-def _read_adapters(lora: FieldReader, draft: ModelDraft, options: MigrationOptions) -> list[AdapterDraft]:
+def _read_adapters(lora: FieldReader, draft: ModelDraft, options: MigrationOptions) -> list[dict[str, Any]]:
     """Returns the adapters of a model. Clients call them by the names that they have here."""
     if not lora:
         return []
-    pool, entries = draft.pools[0], lora.entries("adapters")
-    found = [(entry, entry.text("name"), entry.text("uri")) for entry in entries]
-    slots, rank = lora.integer("maxAdapters") or len(found), lora.integer("maxRank")
+    entries = lora.entries("adapters")
+    slots, rank = lora.integer("maxAdapters") or len(entries), lora.integer("maxRank")
     lora.drop("maxCpuAdapters", "add --max-cpu-loras to engine.args")
-    if not can_have_adapters(draft, draft.reader, external=options.external):
-        return []
-    pool.engine.flags.adapters = {"slots": slots or 4} | ({"maxRank": rank} if rank else {})
-    base = manifest_name(draft.name, options)
-    return [
-        AdapterDraft(f"{draft.name}-{name}", base, source, draft.namespace, served_names=[name])
-        for entry, name, uri in found
-        if (source := adapter_source(uri, entry, "uri", pool))
-    ]
+    wanted = {"slots": slots or 4} | ({"maxRank": rank} if rank else {})
+    return read_adapters(entries, "uri", draft, options, slots=wanted)

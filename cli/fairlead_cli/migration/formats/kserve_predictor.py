@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from fairlead_cli.migration.draft import (
     BY_CONVERSATION,
+    SCALES_FOR_TARGETS,
     MigrationOptions,
     ModelDraft,
     PoolDraft,
@@ -55,10 +56,8 @@ _CANARY_PODS: Final = (
 REASONS: Final = {
     "spec.predictor.model.modelFormat": "the engine is vLLM",
     "spec.predictor.model.protocolVersion": "Fairlead speaks the OpenAI API alone",
-    "spec.predictor.scaleMetric": "Fairlead scales for latency targets: set spec.slo",
-    "spec.predictor.scaleTarget": "Fairlead scales for latency targets: set spec.slo",
-    "spec.predictor.scaleMetricType": "Fairlead scales for latency targets: set spec.slo",
-    "spec.predictor.autoScaling": "Fairlead scales for latency targets: set spec.slo",
+    **{f"spec.predictor.{name}": SCALES_FOR_TARGETS for name in ("scaleMetric", "scaleTarget", "scaleMetricType")},
+    "spec.predictor.autoScaling": SCALES_FOR_TARGETS,
     "spec.predictor.containerConcurrency": "Fairlead queues by latency target, not by a number of requests",
     "spec.predictor.timeout": "the gateway's limits are in its settings",
     "spec.predictor.deploymentStrategy": "set spec.rollout",
@@ -149,7 +148,7 @@ def _split_canaries(drafts: Sequence[ModelDraft]) -> list[RouteDraft]:
 
 def _canary_route(stable: ModelDraft, canary: ModelDraft, percent: int) -> RouteDraft:
     names = dict.fromkeys((stable.name, *stable.served_names, *canary.served_names))
-    route = RouteDraft(stable.name, {}, stable.namespace, served_names=list(names))
+    route = RouteDraft({}, name=stable.name, namespace=stable.namespace, served_names=list(names))
     weights = whole_weights([Fraction(_WHOLE - percent), Fraction(percent)])
     for draft, suffix, weight in zip((stable, canary), ("stable", "canary"), weights, strict=True):
         draft.name = manifest_name(f"{draft.name}-{suffix}", MigrationOptions())
@@ -236,8 +235,7 @@ def _read_source(source: FieldReader, pool: PoolDraft, draft: ModelDraft) -> Non
 
 
 def _read_scaling(predictor: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None:
-    low, high = predictor.integer("minReplicas"), predictor.integer("maxReplicas")
-    pool.min_replicas = 1 if low is None else low
-    if high:
+    pool.min_replicas = predictor.number("minReplicas")
+    if high := predictor.integer("maxReplicas"):
         pool.max_replicas = max(high, pool.min_replicas)
     draft.spec |= scaling_spec([pool])

@@ -1,7 +1,7 @@
 """kthena: `ModelServer`s become external models, and `ModelRoute`s become routes to them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from fairlead_cli.migration.draft import (
@@ -30,23 +30,10 @@ REASONS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _ModelServer:
-    """A ModelServer and the model that it becomes.
-
-    engine_name: what its engines call the model; empty if the ModelServer does not say it.
-    """
-
-    document: FieldReader
-    engine_name: str
-
-
-@dataclass(frozen=True, slots=True)
-class _RouteRule:
-    """A rule of a route. headers: empty if it takes all requests."""
-
-    headers: dict[str, str]
-    targets: dict[str, int]
+_Key = tuple[str, str]
+"""Namespace and name of a ModelServer."""
+_Rule = tuple[dict[str, str], dict[str, int]]
+"""A rule of a route: its headers, which are empty if it takes all requests, and its targets."""
 
 
 def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
@@ -55,19 +42,19 @@ def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) 
         _namespace_and_name(document): document for document in documents if document.peek("kind") == "ModelServer"
     }
     routes = [document for document in documents if document.peek("kind") == "ModelRoute"]
-    known = {key: _ModelServer(document, document.section("spec").text("model")) for key, document in servers.items()}
-    drafts = [(document, draft) for document in routes if (draft := _read_route(document, known))]
-    for key, server in known.items():
-        if not server.engine_name:
-            known[key] = replace(server, engine_name=_name_in_requests(key, drafts) or key[1])
-    manifests = [_convert_server(server, options) for server in known.values()]
+    drafts = [(document, draft) for document in routes if (draft := _read_route(document, servers))]
+    engine_names = {
+        key: document.section("spec").text("model") or _name_in_requests(key, drafts) or key[1]
+        for key, document in servers.items()
+    }
+    manifests = [_convert_server(document, engine_names[key], options) for key, document in servers.items()]
     taken = {manifest["metadata"]["name"] for manifest in manifests}
     return manifests + [
-        assemble_route(draft, taken=taken) for document, draft in drafts if _needs_route(document, draft, known)
+        assemble_route(draft, taken=taken) for document, draft in drafts if _needs_route(document, draft, engine_names)
     ]
 
 
-def _namespace_and_name(document: FieldReader) -> tuple[str, str]:
+def _namespace_and_name(document: FieldReader) -> _Key:
     metadata = document.peek("metadata") or {}
     return str(metadata.get("namespace") or ""), str(metadata.get("name") or "")
 
@@ -76,7 +63,7 @@ def _model_name(server: str) -> str:
     return manifest_name(server, _EXTERNAL)
 
 
-def _name_in_requests(key: tuple[str, str], drafts: Sequence[tuple[FieldReader, RouteDraft]]) -> str:
+def _name_in_requests(key: _Key, drafts: Sequence[tuple[FieldReader, RouteDraft]]) -> str:
     """Returns the name in the requests to a ModelServer without `spec.model`; kthena keeps it."""
     for _, draft in drafts:
         lists = [draft.targets, *(targets for _, targets in draft.overrides)]
@@ -85,11 +72,11 @@ def _name_in_requests(key: tuple[str, str], drafts: Sequence[tuple[FieldReader, 
     return ""
 
 
-def _convert_server(server: _ModelServer, options: MigrationOptions) -> dict[str, Any]:
-    spec = server.document.section("spec")
-    draft = ModelDraft(server.document, **metadata_of(server.document))
+def _convert_server(document: FieldReader, engine_name: str, options: MigrationOptions) -> dict[str, Any]:
+    """Returns the external model of a ModelServer. ``engine_name``: what its engines call it."""
+    spec = document.section("spec")
     spec.skip("inferenceEngine")
-    draft.uri, draft.served_names = f"hf://{server.engine_name}", [server.engine_name]
+    draft = ModelDraft(document, f"hf://{engine_name}", served_names=[engine_name], **metadata_of(document))
     pool = PoolDraft(spec)
     selector = spec.section("workloadSelector")
     pool.selector = {name: str(value) for name, value in selector.mapping("matchLabels").items()}
@@ -106,7 +93,7 @@ def _convert_server(server: _ModelServer, options: MigrationOptions) -> dict[str
     return assemble(draft, replace(options, external=True))
 
 
-def _read_route(document: FieldReader, servers: Mapping[tuple[str, str], _ModelServer]) -> RouteDraft | None:
+def _read_route(document: FieldReader, servers: Container[_Key]) -> RouteDraft | None:
     """Returns the route; None, with a note, where a ModelRoute cannot stand for it."""
     spec = document.section("spec")
     fields = metadata_of(document)
@@ -115,20 +102,17 @@ def _read_route(document: FieldReader, servers: Mapping[tuple[str, str], _ModelS
     if not model_name:
         spec.note("modelName", f"a route needs it: {_NO_ADAPTERS}", Outcome.DROPPED)
         return None
-    last = next((number for number, rule in enumerate(rules) if not rule.headers), None)
+    last = next((number for number, rule in enumerate(rules) if not rule[0]), None)
     if last is None:
         reason = "no rule takes the requests without these headers: add one without modelMatch to convert the route"
         spec.note("rules", reason, Outcome.DROPPED)
         return None
     if last + 1 < len(rules):
         spec.note("rules", f"rules[{last}] takes every request: no rule after it is reached", Outcome.DROPPED)
-    overrides = [(rule.headers, rule.targets) for rule in rules[:last]]
-    return RouteDraft(targets=rules[last].targets, served_names=[model_name], overrides=overrides, **fields)
+    return RouteDraft(rules[last][1], rules[:last], served_names=[model_name], **fields)
 
 
-def _read_rule(
-    entry: FieldReader, document: FieldReader, model_name: str, servers: Mapping[tuple[str, str], _ModelServer]
-) -> _RouteRule | None:
+def _read_rule(entry: FieldReader, document: FieldReader, model_name: str, servers: Container[_Key]) -> _Rule | None:
     """Returns the rule; None, with a note, if its conditions are none of a ModelRoute."""
     entry.skip("name")
     targets: dict[str, int] = {}
@@ -142,7 +126,7 @@ def _read_rule(
     if len(targets) > 1:
         entry.note("targetModels", BY_CONVERSATION)
     headers = _read_conditions(entry.section("modelMatch"), entry, model_name)
-    return None if headers is None else _RouteRule(headers, targets)
+    return None if headers is None else (headers, targets)
 
 
 def _read_conditions(match: FieldReader, entry: FieldReader, model_name: str) -> dict[str, str] | None:
@@ -166,10 +150,10 @@ def _read_conditions(match: FieldReader, entry: FieldReader, model_name: str) ->
     return None
 
 
-def _needs_route(document: FieldReader, draft: RouteDraft, servers: Mapping[tuple[str, str], _ModelServer]) -> bool:
+def _needs_route(document: FieldReader, draft: RouteDraft, engine_names: Mapping[_Key, str]) -> bool:
     """Returns False, with a note, for a name that the engines themselves have."""
     name = draft.served_names[0]
-    owners = [key[1] for key, server in servers.items() if server.engine_name == name]
+    owners = [key[1] for key, engine_name in engine_names.items() if engine_name == name]
     if not owners:
         return True
     spec = document.section("spec")

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from fairlead_cli.migration.adapters import AdapterDraft, adapter_source, assemble_adapter, can_have_adapters, slots_of
+from fairlead_cli.migration.adapters import read_adapters
 from fairlead_cli.migration.draft import (
+    SCALES_FOR_TARGETS,
     MigrationOptions,
     ModelDraft,
     PoolDraft,
     assemble,
-    manifest_name,
     metadata_of,
     model_uri,
     scaling_spec,
@@ -19,7 +19,7 @@ from fairlead_cli.migration.pod_spec import store_flags
 
 REASONS: Final = {
     "spec.features": "the gateway serves the engine's APIs for JSON requests; it refuses forms with files, as for SpeechToText",
-    "spec.targetRequests": "Fairlead scales for latency targets: set spec.slo",
+    "spec.targetRequests": SCALES_FOR_TARGETS,
     "spec.scaleDownDelaySeconds": "without minReplicas below maxReplicas nothing is scaled down",
     "spec.owner": "/v1/models names Fairlead as the owner",
     "spec.cacheProfile": "set spec.model.cache: a claim that all pods share, or a volume for each pod",
@@ -37,9 +37,8 @@ def _convert(document: FieldReader, options: MigrationOptions) -> list[dict[str,
     engine = spec.text("engine")
     if engine != "VLLM" and not options.external:
         raise spec.error("engine", f"Fairlead does not run {engine}", "route to it as it is: --external")
-    draft = ModelDraft(document, **metadata_of(document, own_prefixes=("features.kubeai.org/",)))
     pool = PoolDraft(spec)
-    draft.pools = [pool]
+    draft = ModelDraft(document, pools=[pool], **metadata_of(document, own_prefixes=("features.kubeai.org/",)))
     draft.served_names = [draft.name]
     pool.selector = {"model": draft.name, "app.kubernetes.io/managed-by": "kubeai"}
     url = spec.text("url")
@@ -59,28 +58,10 @@ def _convert(document: FieldReader, options: MigrationOptions) -> list[dict[str,
         spec.note("resourceProfile", "its CPU, memory, node labels and tolerations are in KubeAI's configuration")
     _read_scaling(spec, pool, draft)
     _read_routing(spec.section("loadBalancing"), draft)
-    adapters = _read_adapters(spec, draft, options)
+    # Clients name adapters after the model, as KubeAI's do.
+    entries = spec.entries("adapters")
+    adapters = read_adapters(entries, "url", draft, options, served=f"{draft.name}_{{}}") if entries else []
     return [assemble(draft, options), *adapters]
-
-
-def _read_adapters(spec: FieldReader, draft: ModelDraft, options: MigrationOptions) -> list[dict[str, Any]]:
-    """Returns the ModelAdapters. Their names begin with that of the model, as those for clients."""
-    if "adapters" not in spec:
-        return []
-    entries, pool = spec.entries("adapters"), draft.pools[0]
-    found = [(entry, entry.text("name"), entry.text("url")) for entry in entries]
-    if not can_have_adapters(draft, draft.reader, external=options.external):
-        return []
-    slots_of(pool)
-    base, adapters = manifest_name(draft.name, options), []
-    for entry, name, url in found:
-        if source := adapter_source(url, entry, "url", pool):
-            adapters.append(
-                AdapterDraft(
-                    f"{draft.name}-{name}", base, source, draft.namespace, served_names=[f"{draft.name}_{name}"]
-                )
-            )
-    return [assemble_adapter(adapter) for adapter in adapters]
 
 
 def _read_engine(spec: FieldReader, pool: PoolDraft) -> None:

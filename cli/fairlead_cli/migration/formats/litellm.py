@@ -161,32 +161,23 @@ REASONS: Final = {
     "general_settings": "API keys and limits are objects of Fairlead's gateway; keep LiteLLM in front for its user database",
     "environment_variables": "keys of endpoints are in Secrets",
     "router_settings.num_retries": _RETRIES,
-    "router_settings.timeout": _NO_DEADLINES,
-    "router_settings.allowed_fails": _NO_DEADLINES,
-    "router_settings.cooldown_time": _NO_DEADLINES,
-    "router_settings.redis_host": "gateways share state in the Redis of the chart's values",
-    "router_settings.redis_port": "gateways share state in the Redis of the chart's values",
-    "router_settings.redis_password": "gateways share state in the Redis of the chart's values",
+    **{f"router_settings.{name}": _NO_DEADLINES for name in ("timeout", "allowed_fails", "cooldown_time")},
+    **{
+        f"router_settings.redis_{name}": "gateways share state in the Redis of the chart's values"
+        for name in ("host", "port", "password")
+    },
 }
 _LIBRARY: Final = {
-    "max_budget": _NO_BUDGETS,
-    "budget_duration": _NO_BUDGETS,
-    "max_user_budget": _NO_BUDGETS,
-    "max_internal_user_budget": _NO_BUDGETS,
+    **dict.fromkeys(("max_budget", "budget_duration", "max_user_budget", "max_internal_user_budget"), _NO_BUDGETS),
     "num_retries": _RETRIES,
     "request_timeout": _NO_DEADLINES,
 }
 _PARAMETERS: Final = {
-    "max_budget": _NO_BUDGETS,
-    "budget_duration": _NO_BUDGETS,
-    "rpm": _NO_LIMITS,
-    "tpm": _NO_LIMITS,
-    "max_parallel_requests": _NO_LIMITS,
-    "timeout": _NO_DEADLINES,
-    "stream_timeout": _NO_DEADLINES,
+    **dict.fromkeys(("max_budget", "budget_duration"), _NO_BUDGETS),
+    **dict.fromkeys(("rpm", "tpm", "max_parallel_requests"), _NO_LIMITS),
+    **dict.fromkeys(("timeout", "stream_timeout"), _NO_DEADLINES),
     "max_retries": _RETRIES,
-    "weight": "routing follows load and cached prefixes",
-    "order": "routing follows load and cached prefixes",
+    **dict.fromkeys(("weight", "order"), "routing follows load and cached prefixes"),
 }
 
 
@@ -343,7 +334,7 @@ def _plan_split(group: _ModelGroup, groups: Mapping[str, _ModelGroup], options: 
         taken.add(draft.name)
     names = [manifest_name(draft.name, options) for draft in group.drafts.values()]
     weights = dict(zip(names, whole_weights(list(shares.values())), strict=True))
-    return RouteDraft(group.name, weights, served_names=[group.name])
+    return RouteDraft(weights, name=group.name, served_names=[group.name])
 
 
 def _traffic_shares(entries: Sequence[tuple[str, FieldReader]]) -> list[Fraction]:
@@ -414,8 +405,7 @@ def _read_entry(config: FieldReader, entry: FieldReader, groups: dict[str, _Mode
     if draft is None:
         uri = f"openai://{engine_name}" if is_api else f"hf://{engine_name}"
         names = [name] if is_api else list(dict.fromkeys([engine_name, name]))
-        draft = ModelDraft(config, name, uri=uri, served_names=names, is_api=is_api)
-        draft.pools = [PoolDraft(entry)]
+        draft = ModelDraft(config, uri, name=name, served_names=names, is_api=is_api, pools=[PoolDraft(entry)])
         draft.spec |= {"price": price} if price else {}
         group.drafts[engine_name] = draft
     if price and price != draft.spec.get("price"):

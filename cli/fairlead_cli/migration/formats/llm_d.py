@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from fairlead_cli.migration.draft import MigrationOptions, ModelDraft, PoolDraft, assemble, model_uri
+from fairlead_cli.migration.draft import MigrationOptions, ModelDraft, PoolDraft, assemble, model_uri, read_sizes
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 from fairlead_cli.migration.pod_spec import read_pod
 
@@ -42,7 +42,7 @@ def _convert(values: FieldReader, options: MigrationOptions) -> dict[str, Any]:
     name = artifacts.text("name")
     if not name:
         raise artifacts.error("name", "is missing", "it is the name under which clients reach the model")
-    draft = ModelDraft(values, name.rsplit("/", 1)[-1].lower().replace(".", "-"), served_names=[name])
+    draft = ModelDraft(values, name=name.rsplit("/", 1)[-1].lower().replace(".", "-"), served_names=[name])
     _read_source(artifacts, draft)
     labels = {key: str(value) for key, value in artifacts.mapping("labels").items()}
     port = values.section("routing").integer("servicePort") or 8000
@@ -50,8 +50,7 @@ def _convert(values: FieldReader, options: MigrationOptions) -> dict[str, Any]:
     multinode = values.flag("multinode")
     for role, default in _ROLES:
         section = values.section(role)
-        replicas = section.integer("replicas")
-        count = default if replicas is None else replicas
+        count = section.number("replicas", default)
         if section.peek("create") is False or (role == "prefill" and count == 0):
             if section:
                 section.drop_all("it is off")
@@ -99,10 +98,7 @@ def _read_role(values: FieldReader, section: FieldReader, pool: PoolDraft, *, mu
         engine.skip("command")
     read_pod(section, engine, pool)
     sizes = section.section("parallelism")
-    for name in ("tensor", "data"):
-        number = sizes.integer(name)
-        if number is not None and number > 1:
-            pool.engine.flags.parallelism[name] = number
+    read_sizes(sizes, ("tensor", "data"), pool)
     workers = sizes.integer("workers") or 1
     pool.nodes = workers if multinode else 1
     local = sizes.integer("dataLocal") or 1

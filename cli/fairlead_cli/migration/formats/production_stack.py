@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from fairlead_cli.migration.draft import (
+    SCALES_FOR_TARGETS,
     MigrationOptions,
     ModelDraft,
     PoolDraft,
@@ -100,13 +101,12 @@ def _convert(values: FieldReader, options: MigrationOptions) -> list[dict[str, A
 
 def _read_model(values: FieldReader, engines: FieldReader, spec: FieldReader) -> ModelDraft:
     name = spec.text("name")
-    draft = ModelDraft(values, name)
+    draft = ModelDraft(values, name=name)
     pool = PoolDraft(spec, selector={"model": name}, port=engines.integer("containerPort") or 8000)
     draft.pools = [pool]
     url = spec.text("modelURL")
     draft.uri = _claim_uri(url, spec) or model_uri(url, spec, "modelURL")[0]
-    replicas = spec.integer("replicaCount")
-    pool.min_replicas = 1 if replicas is None else replicas
+    pool.min_replicas = spec.number("replicaCount")
     repository, tag = spec.text("repository"), spec.text("tag")
     pool.engine.image = f"{repository}:{tag}" if repository and tag else repository
     store_flags(_arguments(spec), pool, spec, "vllmConfig")
@@ -261,7 +261,7 @@ def _read_pod(engines: FieldReader, spec: FieldReader, pool: PoolDraft) -> None:
     ):
         entries = [*engines.entries(source), *spec.entries(source)]
         if entries:
-            holder[target] = [{name: entry.value(name) for name in entry.names()} for entry in entries]
+            holder[target] = [entry.fields() for entry in entries]
     if volume := shared_memory(spec.value("shmSize"), spec, "shmSize"):
         pool.pod["volumes"] = [*pool.pod.get("volumes", []), volume]
     for source, target, holder in (
@@ -302,11 +302,10 @@ def _read_scaling(keda: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None
         if keda:
             keda.drop_all("it is off")
         return
-    low = keda.integer("minReplicaCount")
-    pool.min_replicas, pool.max_replicas = 1 if low is None else low, keda.integer("maxReplicaCount")
+    pool.min_replicas, pool.max_replicas = keda.number("minReplicaCount"), keda.integer("maxReplicaCount")
     window = keda.integer("cooldownPeriod")
     draft.spec |= scaling_spec([pool], stabilizationWindow=f"{window}s" if window else None)
     if keda.integer("idleReplicaCount") == 0:
         pool.min_replicas = 0
     for name in ("triggers", "pollingInterval", "initialCooldownPeriod", "fallback", "advanced"):
-        keda.drop(name, "Fairlead scales for latency targets: set spec.slo")
+        keda.drop(name, SCALES_FOR_TARGETS)

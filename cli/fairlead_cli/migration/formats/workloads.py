@@ -31,10 +31,9 @@ _SELECTED: Final = "the selector of the old workload has it: a Service with this
 _ONE_TEMPLATE: Final = "Fairlead's pods of one instance have one template"
 REASONS: Final = {
     "spec.selector": "Fairlead labels its pods itself",
-    "spec.strategy": "set spec.rollout",
-    "spec.updateStrategy": "set spec.rollout",
-    "spec.rolloutStrategy": "set spec.rollout",
-    "spec.minReadySeconds": "set spec.rollout",
+    **dict.fromkeys(
+        ("spec.strategy", "spec.updateStrategy", "spec.rolloutStrategy", "spec.minReadySeconds"), "set spec.rollout"
+    ),
     "spec.podManagementPolicy": "Fairlead's pools are stateless",
     "spec.serviceName": "clients call Fairlead's gateway, which finds the pods of a model itself",
     "spec.startupPolicy": "Fairlead starts the pods of an instance together",
@@ -70,7 +69,7 @@ def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) 
 def _read_workload(workload: FieldReader) -> ModelDraft:
     draft = ModelDraft(workload, **metadata_of(workload, own_prefixes=("deployment.kubernetes.io/", "llm-d.ai/")))
     spec, kind = workload.section("spec"), str(workload.peek("kind"))
-    pool = PoolDraft(spec, min_replicas=read_replicas(spec))
+    pool = PoolDraft(spec, min_replicas=spec.number("replicas"))
     draft.pools = [pool]
     if kind == "ModelServing":
         _read_only_role(spec, pool)
@@ -117,7 +116,7 @@ def _read_only_role(spec: FieldReader, pool: PoolDraft) -> None:
         names = ", ".join(str(role.peek("name")) for role in roles)
         raise template.error("roles", f"there are the roles {names}", "write a pool for each by hand")
     (role,) = roles
-    pool.min_replicas *= read_replicas(role)
+    pool.min_replicas *= role.number("replicas")
     pool.nodes = 1 + (role.integer("workerReplicas") or 0)
     role.skip("name")
     role.drop("workerTemplate", _ONE_TEMPLATE)
@@ -198,9 +197,3 @@ def selected_labels(spec: FieldReader, name: str = "selector") -> Mapping[str, A
     """Returns the labels of a selector."""
     selector = spec.peek(name)
     return (selector.get("matchLabels") or {}) if isinstance(selector, dict) else {}
-
-
-def read_replicas(reader: FieldReader) -> int:
-    """Returns `replicas`, which is 1 if it is left out."""
-    replicas = reader.integer("replicas")
-    return 1 if replicas is None else replicas
