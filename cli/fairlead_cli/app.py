@@ -52,7 +52,7 @@ VERBS: Final = {
         OPERATE, "scaling.explain_command:explain_scaling", "Explain why a model has as many replicas as it has."
     ),
     "explain shadow": Verb(
-        OPERATE, "explain.shadow:explain_shadow", "Explain how a model answers copies of requests for another."
+        OPERATE, "explain.command:explain_shadow", "Explain how a model answers copies of requests for another."
     ),
     "index stats": Verb(
         OPERATE, "index.command:index_stats", "Show who writes the index, and what each instance has cached."

@@ -104,7 +104,7 @@ class FileFleetSource:
         return self._parse(raw, str(self._path))
 
     def _parse_here(self, raw: bytes, file: str) -> Fleet:
-        from fairlead.fleet.file.loader import parse_fleet_file  # most memory of the process that needs it
+        from fairlead.fleet.file.format import parse_fleet_file  # most memory of the process that needs it
         from fairlead.manifests.yaml_nodes import decode_file
 
         text = decode_file(raw, file=file, limits=self._limits)

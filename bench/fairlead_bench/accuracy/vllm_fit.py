@@ -41,7 +41,7 @@ from e2e.vllm.engine.engine_processes import BLOCK_TOKENS, EngineProcess, Engine
 from e2e.vllm.engine.installation import Installation, install
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.file import write_fleet_file
-from fairlead.fleet.file.schema import FileProfile
+from fairlead.fleet.file.format import FileProfile
 from fairlead_bench.accuracy.fleet_vs_http import (
     OBJECTIVES,
     PRESETS,

@@ -17,7 +17,7 @@ from fairlead_cli.exit_codes import StackUnreachable, run_query
 from fairlead_cli.formatting import align_columns, printable
 from fairlead_cli.management.client import GatewaysSource, ManagementEndpoint, open_endpoints
 from fairlead_cli.output import OutputFlag, format_document, is_document
-from fairlead_cli.scaling.decision_inputs import parse_moment
+from fairlead_cli.scaling.explain_command import parse_moment
 
 _GATEWAYS = GatewaysSource()
 

@@ -1,1 +1,1 @@
-"""``fairlead explain``: `command` (requests and routes, whole decisions), `shadow` (copies)."""
+"""``fairlead explain``: `command` (requests, routes, and copies of requests)."""

@@ -6,5 +6,6 @@
 - `draft`: a ModelDeployment or a ModelRoute while it is put together.
 - `adapters`: a ModelAdapter while it is put together.
 - `formats`: one module for each format.
-- `systems`: recognizes documents and runs the conversions.
+
+`fairlead_cli.manifest_conversion` recognizes documents and runs the conversions.
 """

@@ -1,1 +1,1 @@
-"""``fairlead rollout``: `revisions` (pure: status and patches) → `command`."""
+"""``fairlead rollout``: `command` has status and patches, which are pure, and the verbs."""

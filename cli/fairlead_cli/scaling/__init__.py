@@ -1,5 +1,5 @@
 """Recorded autoscaler decisions: ``explain scaling`` (`explain_command`) and ``replay-scaling``
 (`replay_command`).
 
-`autoscaler_client` queries the autoscaler, `decision_inputs` labels its numbers.
+`autoscaler_client` queries the autoscaler.
 """

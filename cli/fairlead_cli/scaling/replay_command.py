@@ -17,7 +17,7 @@ from fairlead_cli import formatting
 from fairlead_cli.exit_codes import run_query
 from fairlead_cli.output import OutputFlag, format_document, is_document
 from fairlead_cli.scaling.autoscaler_client import AutoscalerSource, open_autoscaler, query
-from fairlead_cli.scaling.decision_inputs import parse_moment
+from fairlead_cli.scaling.explain_command import parse_moment
 from fairlead_cli.target import ModelFlag, qualified_name
 
 MAX_SHOWN_MOMENTS = 20

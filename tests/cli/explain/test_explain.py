@@ -9,8 +9,7 @@ import pytest
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.routes.resolution import RouteDecision
 from fairlead_cli.app import build_app
-from fairlead_cli.explain.command import render_decision
-from fairlead_cli.explain.shadow import render_comparison
+from fairlead_cli.explain.command import render_comparison, render_decision
 from fairlead_cli.management import api_types
 from fairlead_cli.management.api_types import Shadow, ShadowSide
 from fairlead_gateway.telemetry import RequestOutcome

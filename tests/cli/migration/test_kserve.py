@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from fairlead_cli.manifest_conversion import Migration, migrate
 from fairlead_cli.migration.draft import MigrationOptions
 from fairlead_cli.migration.field_reader import Outcome
-from fairlead_cli.migration.systems import Migration, migrate
 from fairlead_testing.yaml_documents import load_documents
 
 CONFIG = """

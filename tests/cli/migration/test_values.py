@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from fairlead.errors import BadInput
+from fairlead_cli.manifest_conversion import Migration, migrate
 from fairlead_cli.migration.draft import MigrationOptions
 from fairlead_cli.migration.field_reader import Note, Outcome
-from fairlead_cli.migration.systems import Migration, migrate
 
 
 def convert(document: dict[str, Any], *, external: bool = False) -> Migration:

@@ -8,12 +8,12 @@ import pytest
 from fairlead.errors import BadInput
 from fairlead.kube.resources import Manifest
 from fairlead.runtime.clock import ManualClock
-from fairlead_cli.rollouts.command import render_status
-from fairlead_cli.rollouts.revisions import (
+from fairlead_cli.rollouts.command import (
     RolloutStatus,
     changed_fields,
     choose_undo_revision,
     pause_patch,
+    render_status,
     resume_patch,
     summarize_rollout,
     undo_patch,

@@ -31,8 +31,14 @@ from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord, encode_record
 from fairlead_autoscaler.history.replay import parse_changes
 from fairlead_cli.app import build_app
-from fairlead_cli.scaling.decision_inputs import INPUT_LABELS, parse_moment, render_inputs
-from fairlead_cli.scaling.explain_command import decision_terms, render_look, render_terms
+from fairlead_cli.scaling.explain_command import (
+    INPUT_LABELS,
+    decision_terms,
+    parse_moment,
+    render_inputs,
+    render_look,
+    render_terms,
+)
 from fairlead_cli.scaling.replay_command import to_core_change
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer, ReceivedRequest
 

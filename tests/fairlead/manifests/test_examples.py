@@ -16,7 +16,7 @@ import pytest
 from fairlead import __version__
 from fairlead.api.spec.engine import EngineType
 from fairlead.api.v1alpha1 import ModelDeployment
-from fairlead.fleet.file.loader import parse_fleet_file
+from fairlead.fleet.file.format import parse_fleet_file
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_ADAPTERS, MODEL_DEPLOYMENTS, resource_of
 from fairlead.manifests.loader import load_manifests

@@ -1,3 +1,3 @@
-"""``fairlead support-bundle``: `redaction` removes secrets and prompts, `archive` packs, `command`
-reads the installation and runs it.
+"""``fairlead support-bundle``: `redaction` removes secrets and prompts, `command` reads the
+installation and packs the archive.
 """

@@ -1,5 +1,4 @@
 """The `spec` of a ModelTenant.
 
-- `spec`: the whole, with limits and the budget; conversion to a `fairlead.tenants.model.Tenant`.
-- `credentials`: keys and bearer tokens.
+- `spec`: the whole, with keys, limits and the budget; conversion to a `fairlead.tenants.model.Tenant`.
 """

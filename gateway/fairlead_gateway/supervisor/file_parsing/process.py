@@ -8,7 +8,7 @@ It serves one query after the other, and ends when its input does. It opens no f
 from dataclasses import replace
 
 from fairlead.errors import ManifestError
-from fairlead.fleet.file.loader import parse_fleet_file
+from fairlead.fleet.file.format import parse_fleet_file
 from fairlead.limits import Limits
 from fairlead.manifests.yaml_nodes import decode_file
 from fairlead.runtime import process_tuning

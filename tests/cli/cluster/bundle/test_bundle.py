@@ -27,8 +27,14 @@ from fairlead.kube.resources import (
     uid_of,
 )
 from fairlead.runtime.clock import SystemClock
-from fairlead_cli.cluster.bundle.archive import BundleLimits, BundlePart, PackedBundle, pack, write_archive
-from fairlead_cli.cluster.bundle.command import build_bundle
+from fairlead_cli.cluster.bundle.command import (
+    BundleLimits,
+    BundlePart,
+    PackedBundle,
+    build_bundle,
+    pack,
+    write_archive,
+)
 from fairlead_cli.cluster.object_fields import MissingValue
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
 from fairlead_testing.waiting import wait_until

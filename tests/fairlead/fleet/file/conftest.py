@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from fairlead.errors import FileProblem, ManifestError
-from fairlead.fleet.file.loader import parse_fleet_file
+from fairlead.fleet.file.format import parse_fleet_file
 
 
 @pytest.fixture

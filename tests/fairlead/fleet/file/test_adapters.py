@@ -4,8 +4,7 @@ import pytest
 
 from fairlead.adapters.model import LoraAdapter
 from fairlead.errors import ManifestError
-from fairlead.fleet.file.loader import parse_fleet_file
-from fairlead.fleet.file.writer import format_fleet_file
+from fairlead.fleet.file.format import format_fleet_file, parse_fleet_file
 from fairlead.limits import Limits
 
 FLEET = """

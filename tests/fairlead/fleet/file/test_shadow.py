@@ -5,8 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from fairlead.errors import FileProblem
-from fairlead.fleet.file.loader import parse_fleet_file
-from fairlead.fleet.file.writer import format_fleet_file
+from fairlead.fleet.file.format import format_fleet_file, parse_fleet_file
 from fairlead.routes.model import Shadow
 
 TEXT = """\

@@ -8,7 +8,7 @@ import pytest
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.file import write_fleet_file
-from fairlead.fleet.file.schema import FileProfile
+from fairlead.fleet.file.format import FileProfile
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_testing.engines.disaggregated import engine_process
 from fairlead_testing.gateway.gateway_process import gateway_process
