@@ -33,10 +33,11 @@ from fairlead_bench.results import ResultRow, load_goals
 from fairlead_bench.routes.request_cost import BATCH, NamedRequests, run_cost_benchmark
 from fairlead_gateway.http.connection import ClientConnection
 from fairlead_gateway.http.listener import HttpRequest, ResponseWriter
+from fairlead_gateway.telemetry.decision_log import DecisionRecord
 from fairlead_gateway.worker.api_keys import GatewaySecrets
 from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
 from fairlead_gateway.worker.proxy.gateway import Gateway
-from fairlead_gateway.worker.request_context import EngineAddress, RequestContext, RoutedChoice
+from fairlead_gateway.worker.request_context import EngineAddress, RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.shadow import shadow_traffic
 from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies
@@ -114,7 +115,8 @@ async def _context(gateway: Gateway, http_request: HttpRequest, name: str) -> Re
     context = RequestContext(http_request, response, name, request, route_request)
     (instance,) = gateway.stack.routers.fleet.instances[request.model_key]
     decision = Decision(instance.id, "only-one", DecisionText("alone"))
-    context.choice = RoutedChoice(1, EngineAddress(instance), decision)
+    context.address = EngineAddress(instance)
+    context.choice = DecisionRecord(name, 0.0, request.model_key, decision, 1, 0.0)
     return context
 
 

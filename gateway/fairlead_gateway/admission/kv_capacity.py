@@ -454,14 +454,11 @@ class KvCapacityPlanner:
             request, generated = sequence.request, 0
             if sequence.first_at is not None:
                 generated = 1 + int((now - sequence.first_at) / max(1e-6, usage.token_seconds))
-            remaining = self._expected_remaining(request, sequence.prompt_tokens, sequence.length_class, generated, now)
+            remaining = request.sequences * self._remaining_of_each(
+                request, sequence.prompt_tokens, sequence.length_class, generated, now
+            )
             forecasts.append(SequenceForecast(prompts[number] + generated * request.sequences, remaining))
         return in_falling_order(forecasts)
-
-    def _expected_remaining(
-        self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, generated: int, now: float
-    ) -> float:
-        return request.sequences * self._remaining_of_each(request, prompt_tokens, length_class, generated, now)
 
     def _remaining_of_each(
         self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, generated: int, now: float

@@ -24,11 +24,12 @@ ENGINE_REFUSED: Final = "engine-refused"
 
 @dataclass(slots=True)
 class RequestOutcome:
-    """The outcome of one request. None is "unknown", never zero.
+    """The response to one request, and what is known of the request at its end. None is "unknown",
+    never zero.
 
     The constructor takes what every outcome has; callers set the other fields.
 
-    - status: what the client received, or would have received.
+    - status: what the client received, or would have received; 0 before.
     - error: the failure in one word.
     - within_objective: None if the model has no SLO; `within_ttft` and `within_itl` are its
       two parts.
@@ -36,6 +37,10 @@ class RequestOutcome:
       without waits in queues and prefill elsewhere. None after a failed attempt.
     - queued_seconds: waits in queues of the gateway for an engine, in all attempts.
     - failures: (instance, reason) of attempts before the last one.
+    - dispatched_at: monotonic seconds at which the request was last sent before its first byte.
+    - estimated_tokens, estimated_prompt: of the output and the prompt, if the engine reported none.
+    - next_sequence_number: of the next event of a stream that is passed on, if events have numbers.
+    - is_charged: the request failed because of itself, so what was computed is charged.
     """
 
     request_id: str
@@ -59,24 +64,23 @@ class RequestOutcome:
     overhead_seconds: float | None
     queued_seconds: float
     failures: tuple[tuple[str, str], ...]
+    dispatched_at: float | None
+    first_at: float | None
+    last_at: float | None
+    event_count: int
+    next_sequence_number: int
+    is_charged: bool
+    estimated_tokens: int
+    estimated_prompt: int
 
-    def __init__(
-        self,
-        request_id: str,
-        model_key: str,
-        instance_id: str | None,
-        status: int,
-        error: str | None,
-        started_wall: float,
-        duration_seconds: float,
-    ) -> None:
+    def __init__(self, request_id: str, model_key: str, started_wall: float) -> None:
         self.request_id = request_id
         self.model_key = model_key
-        self.instance_id = instance_id
-        self.status = status
-        self.error = error
+        self.instance_id = None
+        self.status = 0
+        self.error = None
         self.started_wall = started_wall
-        self.duration_seconds = duration_seconds
+        self.duration_seconds = 0.0
         self.ttft_seconds = None
         self.itl_mean_seconds = None
         self.prompt_tokens = None
@@ -91,6 +95,24 @@ class RequestOutcome:
         self.overhead_seconds = None
         self.queued_seconds = 0.0
         self.failures = ()
+        self.dispatched_at = None
+        self.first_at = None
+        self.last_at = None
+        self.event_count = 0
+        self.next_sequence_number = 0
+        self.is_charged = False
+        self.estimated_tokens = 0
+        self.estimated_prompt = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the client got a whole response that is no error."""
+        return self.error is None and 0 < self.status < 400 and not self.client_disconnected
+
+    @property
+    def is_refunded(self) -> bool:
+        """Whether nothing is charged: an engine or the gateway has failed, or has refused it."""
+        return not (self.client_disconnected or self.is_charged or self.is_complete)
 
 
 def is_client_fault(outcome: RequestOutcome) -> bool:

@@ -50,7 +50,7 @@ from fairlead_gateway.routing.load.inflight import InflightRequest
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
 from fairlead_gateway.routing.router import DispatchHooks
-from fairlead_gateway.telemetry.decision_log import DecisionRecord, RequestOutcome
+from fairlead_gateway.telemetry.decision_log import DecisionRecord
 from fairlead_gateway.telemetry.handoff_record import OK
 from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.openai.schemas import ChatRequest, CompletionRequest
@@ -256,23 +256,23 @@ class Journal:
         if self._timer is None:
             self._schedule(self._timing_seconds)
 
-    def on_outcome(self, context: RequestContext, outcome: RequestOutcome) -> None:
+    def on_outcome(self, context: RequestContext) -> None:
         """Notes what a request that has ended used."""
         adapter = context.request.adapter
-        tenant, choice, result, status = context.tenant, context.choice, context.result, outcome.status
+        tenant, address, outcome, status = context.tenant, context.address, context.result, context.result.status
         output, prompt = outcome.output_tokens, outcome.prompt_tokens
         is_estimated = False
         if outcome.error is not None and status < 400:
             status = _BAD_GATEWAY  # the response had begun
-        if result.is_refunded:
+        if outcome.is_refunded:
             prompt = output = 0
         elif prompt is None or output is None:
-            is_sent = result.dispatched_at is not None and context.request.is_counted
+            is_sent = outcome.dispatched_at is not None and context.request.is_counted
             if prompt is None:
                 is_estimated = is_sent
-                prompt = result.estimated_prompt if is_sent else 0
+                prompt = outcome.estimated_prompt if is_sent else 0
             if output is None and is_sent:
-                output = result.estimated_tokens
+                output = outcome.estimated_tokens
                 is_estimated = is_estimated or output > 0
         self._usage.add(
             _USAGE(
@@ -283,7 +283,7 @@ class Journal:
                 "" if tenant is None else tenant.tier.value,
                 outcome.model_key,
                 outcome.instance_id or "",
-                "" if choice is None else choice.instance.pool,
+                "" if address is None else address.instance.pool,
                 _prefill_instance(context),
                 status,
                 prompt,

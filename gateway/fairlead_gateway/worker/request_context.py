@@ -27,6 +27,7 @@ from fairlead_gateway.admission.policy import AdmissionRequest, Admitted
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.http.listener import HttpRequest, ResponseWriter
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
+from fairlead_gateway.telemetry.decision_log import DecisionRecord, RequestOutcome
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_gateway.worker.disaggregation.kv_connectors import Handoff
 from fairlead_gateway.worker.observability.trace_record import TraceRecord
@@ -111,39 +112,6 @@ class AdapterUse:
         return f"adapter {self.name} cold: {self.placement.reason}"
 
 
-class RoutedChoice:
-    """The instance of one attempt and the decision that chose it; `number` counts from 1."""
-
-    __slots__ = ("address", "decision", "instance", "instance_id", "number")
-
-    def __init__(self, number: int, address: EngineAddress, decision: Decision) -> None:
-        self.number = number
-        self.address = address
-        self.instance: Instance = address.instance
-        self.instance_id: str = address.id
-        self.decision = decision
-
-
-class AdmissionState:
-    """The state of a request in admission control.
-
-    request: the input of the admission policy; None if the policy was not needed.
-    full_instances: instances without room for the request.
-    admitted: how the request left the queue; None if it did not wait.
-    counted_at: the instance whose load includes the request already, since it waited for a slot.
-    queued_seconds: how long the request has waited in queues of the gateway, in all attempts.
-    """
-
-    __slots__ = ("admitted", "counted_at", "full_instances", "queued_seconds", "request")
-
-    def __init__(self) -> None:
-        self.request: AdmissionRequest | None = None
-        self.full_instances: frozenset[str] = NO_INSTANCES
-        self.admitted: Admitted | None = None
-        self.counted_at: str = ""
-        self.queued_seconds: float = 0.0
-
-
 class HandoffState:
     """The remote prefill of a request whose model has prefill instances.
 
@@ -161,72 +129,6 @@ class HandoffState:
         self.preselected: Decision | None = None
 
 
-class RequestResult:
-    """The response of a request: status, times and tokens; complete when the response has ended.
-
-    dispatched_at: monotonic seconds at which the request was last sent before its first byte.
-    Token counts are the engine's; None if it did not report them.
-    estimated_tokens, estimated_prompt: of the output and the prompt, at the end of a request whose
-        engine reported none.
-    next_sequence_number: of the next event of a stream that is passed on, if events have numbers.
-    is_charged: the request failed because of itself, so what was computed is charged.
-    """
-
-    __slots__ = (
-        "cached_tokens",
-        "client_disconnected",
-        "dispatched_at",
-        "error",
-        "estimated_prompt",
-        "estimated_tokens",
-        "event_count",
-        "first_at",
-        "is_charged",
-        "last_at",
-        "next_sequence_number",
-        "output_tokens",
-        "prompt_tokens",
-        "status",
-    )
-
-    def __init__(self) -> None:
-        self.status: int = 0
-        self.error: str | None = None
-        self.dispatched_at: float | None = None
-        self.first_at: float | None = None
-        self.last_at: float | None = None
-        self.event_count: int = 0
-        self.next_sequence_number: int = 0
-        self.prompt_tokens: int | None = None
-        self.output_tokens: int | None = None
-        self.cached_tokens: int | None = None
-        self.client_disconnected = False
-        self.is_charged = False
-        self.estimated_tokens: int = 0
-        self.estimated_prompt: int = 0
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the client got a whole response that is no error."""
-        return self.error is None and 0 < self.status < 400 and not self.client_disconnected
-
-    @property
-    def is_refunded(self) -> bool:
-        """Whether nothing is charged: an engine or the gateway has failed, or has refused it."""
-        return not (self.client_disconnected or self.is_charged or self.is_complete)
-
-    def record_usage(self, usage: Usage | None) -> None:
-        """Stores the engine's token counts.
-
-        usage: None if the engine reported none.
-        """
-        if usage is None:
-            self.prompt_tokens = self.output_tokens = self.cached_tokens = None
-        else:
-            self.prompt_tokens, self.output_tokens = usage.prompt_tokens, usage.completion_tokens
-            self.cached_tokens = usage.cached_tokens
-
-
 class RequestContext:
     """The state of one client request in a worker.
 
@@ -235,14 +137,17 @@ class RequestContext:
     tenant, key_name: whose request it is, and the API key; None if no key is required
     policy: of the tenant; set by the gateway
     http_request, request, route_request: the request as received, parsed, and as routing sees it
-    admission: set by admission control
-    choice: the instance of the current attempt; None before the first
+    admission_request: the input of the admission policy; None if the policy was not needed
+    full_instances: instances without room for the request
+    admitted: how the request left the admission queue; None if it did not wait
+    counted_at: the instance whose load includes the request already, since it waited for a slot
+    address, choice: of the current attempt; None before the first
     failures: the attempts that failed before the first byte
     earlier_attempts, earlier_failures: of the models whose fallback this one is
     handoff: set if the model has prefill instances
     reservation: of the tenant's limits; None if none applies, or until the request may start
     refused_by: the limit that refused the request
-    result: the response
+    result: the response; complete when it has ended
     deadline: monotonic seconds; None without one
     fingerprint: the body's fingerprint, set when the body itself is released
     is_handed_over: a `RelayedStream` ends the request, not its task
@@ -251,14 +156,18 @@ class RequestContext:
 
     __slots__ = (
         "adapter_use",
-        "admission",
+        "address",
+        "admission_request",
+        "admitted",
         "caller",
         "choice",
+        "counted_at",
         "deadline",
         "earlier_attempts",
         "earlier_failures",
         "failures",
         "fingerprint",
+        "full_instances",
         "handoff",
         "http_request",
         "id",
@@ -294,8 +203,12 @@ class RequestContext:
         self.policy: TenantPolicy = NO_TENANT
         self.request = request
         self.route_request = route_request
-        self.admission = AdmissionState()
-        self.choice: RoutedChoice | None = None
+        self.admission_request: AdmissionRequest | None = None
+        self.full_instances: frozenset[str] = NO_INSTANCES
+        self.admitted: Admitted | None = None
+        self.counted_at: str = ""
+        self.address: EngineAddress | None = None
+        self.choice: DecisionRecord | None = None
         self.failures: list[AttemptFailure] = []
         self.earlier_attempts: int = 0
         self.earlier_failures: list[AttemptFailure] = []
@@ -303,7 +216,7 @@ class RequestContext:
         self.handoff: HandoffState | None = None
         self.reservation: Reservation | None = None
         self.refused_by: PlannedLimit | None = None
-        self.result = RequestResult()
+        self.result = RequestOutcome(id, request.model_key, http_request.received_wall)
         self.deadline: float | None = None
         self.trace: TraceRecord | None = None
         self.fingerprint: bytes | None = None
@@ -312,7 +225,7 @@ class RequestContext:
 
     def follow(self, previous: "RequestContext") -> None:
         """Continues the records of the request at the model before, which has not answered it."""
-        self.earlier_attempts = previous.earlier_attempts if previous.choice is None else previous.choice.number
+        self.earlier_attempts = previous.earlier_attempts if previous.choice is None else previous.choice.attempt
         self.earlier_failures = [*previous.earlier_failures, *previous.failures]
         self.trace = previous.trace
 
@@ -325,6 +238,18 @@ class RequestContext:
     def handoff_record(self) -> HandoffRecord | None:
         """The record of the prefill; None without prefill instances."""
         return None if self.handoff is None else self.handoff.record
+
+    def record_usage(self, usage: Usage | None) -> None:
+        """Stores the engine's token counts.
+
+        usage: None if the engine reported none.
+        """
+        result = self.result
+        if usage is None:
+            result.prompt_tokens = result.output_tokens = result.cached_tokens = None
+        else:
+            result.prompt_tokens, result.output_tokens = usage.prompt_tokens, usage.completion_tokens
+            result.cached_tokens = usage.cached_tokens
 
     def body_fingerprint(self, fingerprint: Callable[[bytes], bytes]) -> bytes:
         """Returns the body's fingerprint, also after the body was released."""

@@ -241,7 +241,7 @@ _DEFAULTS: dict[str, Any] = {
 def make_outcome(*values: Any, **named: Any) -> RequestOutcome:
     """Returns an outcome. `values` are fields in order, `named` any others."""
     known = _DEFAULTS | dict(zip(_FIELDS, values, strict=False)) | named
-    return change_outcome(RequestOutcome(*[known[name] for name in _DEFAULTS]), **known)
+    return change_outcome(RequestOutcome(known["request_id"], known["model_key"], known["started_wall"]), **known)
 
 
 def change_outcome(outcome: RequestOutcome, **named: Any) -> RequestOutcome:

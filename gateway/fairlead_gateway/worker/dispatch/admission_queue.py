@@ -244,7 +244,7 @@ class WaitingCallers:
 
     def charge(self, queued: "QueuedDispatch") -> None:
         """Charges the caller for prompt and expected answer, unless admission has charged it."""
-        request = queued.context.admission.request
+        request = queued.context.admission_request
         if request is None:
             self.fair_share.charge(
                 queued.caller, queued.prefill_seconds + queued.decode_seconds, queued.context.policy.weight
@@ -310,9 +310,9 @@ class LateBindingQueue:
         """
         key = context.request.model_key
         router = self._routers.router(key)
-        if router is None or not router.queues_assigned or context.choice is None or context.transfer is not None:
+        if router is None or not router.queues_assigned or context.address is None or context.transfer is not None:
             return True
-        name, admission = context.choice.instance_id, self._admissions.get(key)
+        name, admission = context.address.id, self._admissions.get(key)
         queue, endpoint = self._waiting.get(key, _NO_QUEUES).get(name), router.endpoint(name)
         if queue is not None and (admission is None or not admission.fair_share.has_small_share(context.caller)):
             return False
@@ -334,9 +334,9 @@ class LateBindingQueue:
         admission = self._admissions.get(context.request.model_key)
         if admission is not None:
             admission.expect_answer(context)
-        choice, key, request_id = context.choice, context.request.model_key, context.route_request.id
-        assert choice is not None
-        name, router = choice.instance_id, self._routers.router(key)
+        address, key, request_id = context.address, context.request.model_key, context.route_request.id
+        assert address is not None
+        name, router = address.id, self._routers.router(key)
         endpoint = None if router is None else router.endpoint(name)
         if router is None or endpoint is None:
             return False
@@ -347,8 +347,8 @@ class LateBindingQueue:
         router.on_dispatch(context.route_request, name, queued_at)
         prefill_seconds = endpoint.load.backlog_seconds - backlog_before
         queued = QueuedDispatch(context, router, on_end, queued_at, prefill_seconds, router.queue_sort_key(request_id))
-        if context.admission.request is not None:
-            queued.decode_seconds = context.admission.request.queued.decode_seconds
+        if context.admission_request is not None:
+            queued.decode_seconds = context.admission_request.queued.decode_seconds
         instances = self._waiting.get(key)
         if instances is None:
             instances = self._waiting[key] = {}
@@ -366,8 +366,8 @@ class LateBindingQueue:
 
         If its instance had room just now, and it was not sent yet, it is no load any more.
         """
-        if self._end_wait(context, "left") is None and context.admission.counted_at:
-            context.admission.counted_at = ""
+        if self._end_wait(context, "left") is None and context.counted_at:
+            context.counted_at = ""
             router = self._routers.router(context.request.model_key)
             if router is not None:
                 router.on_abandoned(context.route_request.id, self._now(), is_computed=False)
@@ -447,8 +447,8 @@ class LateBindingQueue:
                     callers.charge(queued)
                     context = queued.context
                     self._remove(key, name, context.route_request.id)
-                    context.admission.queued_seconds += now - queued.queued_at
-                    context.admission.counted_at = name
+                    context.result.queued_seconds += now - queued.queued_at
+                    context.counted_at = name
                     if admission is not None:
                         admission.plan_memory(context, name, now)
                     self._on_exit(key, "dispatch-queue")
@@ -482,14 +482,14 @@ class LateBindingQueue:
         not wait.
         """
         key, request_id = context.request.model_key, context.route_request.id
-        name = "" if context.choice is None else context.choice.instance_id
+        name = "" if context.address is None else context.address.id
         queue = self._waiting.get(key, _NO_QUEUES).get(name)
         queued = None if queue is None else queue.requests.get(request_id)
         if queued is None:
             return None
         now = self._now()
         self._remove(key, name, request_id)
-        context.admission.queued_seconds += now - queued.queued_at
+        context.result.queued_seconds += now - queued.queued_at
         queued.router.on_abandoned(request_id, now, is_computed=False)
         self._on_exit(key, cause)
         return queued

@@ -121,7 +121,7 @@ class ModelAdmission:
     def try_admit(self, context: RequestContext, now: float) -> bool:
         """Returns True if the request may be routed now, False if it must wait in the queue.
 
-        Sets `context.admission.request` if the policy decides, and on True `full_instances`.
+        Sets `context.admission_request` if the policy decides, and on True `full_instances`.
         """
         policy = self._policy
         has_headroom = (
@@ -136,7 +136,7 @@ class ModelAdmission:
             return True  # routing reports the missing instance
         if self._is_disaggregated and self._is_short(context):
             return True
-        request = context.admission.request = self._admission_request(context)
+        request = context.admission_request = self._admission_request(context)
         if has_headroom:
             if policy.admits_at_once(request, now) and not self._bounds_sequences:
                 return True
@@ -148,12 +148,12 @@ class ModelAdmission:
         if verdict is None:
             self._arrival = (context, engines)
             return False
-        context.admission.full_instances = verdict.full_instances
+        context.full_instances = verdict.full_instances
         return True
 
     def enqueue(self, context: RequestContext, on_end: OnAdmission) -> None:
         """Queues a request that must wait. Raises GatewayError if it is refused now."""
-        request, now = context.admission.request, self._now()
+        request, now = context.admission_request, self._now()
         assert request is not None
         self.expect_answer(context)
         arrival, self._arrival = self._arrival, None
@@ -175,7 +175,7 @@ class ModelAdmission:
         """Removes a request that is not served any more. Does nothing if it is not queued."""
         waiting = self._queued.pop(context.id, None)
         if waiting is not None:
-            context.admission.queued_seconds += self._now() - waiting.queued_at
+            context.result.queued_seconds += self._now() - waiting.queued_at
             self._policy.remove(context.id)
             self._telemetry.record_queue_exit(self._key, "left")
 
@@ -193,8 +193,8 @@ class ModelAdmission:
 
         Before prefill instances it is none, since these make no answers.
         """
-        request, route_request = context.admission.request, context.route_request
-        if request is None or self._is_disaggregated or context.admission.admitted is not None:
+        request, route_request = context.admission_request, context.route_request
+        if request is None or self._is_disaggregated or context.admitted is not None:
             return
         tokens = self._policy.kv_capacity.expected_output(
             route_request, request.prompt_tokens, context.caller, self._now()
@@ -206,13 +206,13 @@ class ModelAdmission:
 
         is_planned: it is in the plan already, since it waited for the instance.
         """
-        assert context.choice is not None
+        assert context.address is not None
         if not is_planned:
-            self.plan_memory(context, context.choice.instance_id, now)
-        if context.admission.request is not None:
-            if context.admission.request.queued.decode_seconds <= 0.0:
+            self.plan_memory(context, context.address.id, now)
+        if context.admission_request is not None:
+            if context.admission_request.queued.decode_seconds <= 0.0:
                 self.expect_answer(context)  # it did not wait
-            self._queue.charge(context.admission.request.queued)
+            self._queue.charge(context.admission_request.queued)
 
     def can_start(self, context: RequestContext, local: EndpointLoad, now: float | None = None) -> bool:
         """Whether the sequences and the memory of an instance let a request start there.
@@ -244,7 +244,7 @@ class ModelAdmission:
             other_tokens <= 0.0 and self._policy.kv_capacity.has_headroom(context.route_request, engine.kv_tokens)
         ):
             return True
-        request = context.admission.request or self._admission_request(context)
+        request = context.admission_request or self._admission_request(context)
         return not self._policy.lacks_memory(request, engine, self._now() if now is None else now)
 
     def may_hold_memory(self, caller: CallerKey, now: float) -> bool:
@@ -276,7 +276,7 @@ class ModelAdmission:
                 output, output_tokens = _of_each(output, request.sequences), _of_each(output_tokens, request.sequences)
             if output is not None and request.max_tokens:
                 output = min(output, int(request.max_tokens))
-        if context.admission.request is not None and not self._is_disaggregated:
+        if context.admission_request is not None and not self._is_disaggregated:
             self._settle(context, is_complete, output, now)
         if is_complete and output_tokens != output:  # resumed: another engine made the beginning
             self._policy.kv_capacity.on_finish(request.id, now, output_tokens)
@@ -289,7 +289,7 @@ class ModelAdmission:
 
         output_tokens: of each sequence; None if not known.
         """
-        request, dispatched_at = context.admission.request, context.result.dispatched_at
+        request, dispatched_at = context.admission_request, context.result.dispatched_at
         assert request is not None
         queued = request.queued
         if not queued.charged:
@@ -303,7 +303,7 @@ class ModelAdmission:
             self._queue.settle(queued, max(queued.decode_seconds, self._decode_seconds(context, tokens)))
 
     def _decode_seconds(self, context: RequestContext, output_tokens: float) -> float:
-        router, request = self._router, context.admission.request
+        router, request = self._router, context.admission_request
         endpoints = [] if router is None else router.endpoints
         if not endpoints or request is None:
             return 0.0
@@ -394,9 +394,9 @@ class ModelAdmission:
         self._telemetry.record_queue_exit(self._key, admitted.rule)
         waiting = self._queued[admitted.id]
         del self._queued[admitted.id]
-        admission = waiting.context.admission
-        admission.queued_seconds += now - waiting.queued_at
-        admission.full_instances, admission.admitted = admitted.full_instances, admitted
+        context = waiting.context
+        context.result.queued_seconds += now - waiting.queued_at
+        context.full_instances, context.admitted = admitted.full_instances, admitted
         waiting.on_end(None)  # the state is consistent: it may send, answer and enqueue
         if self._queued:
             self._schedule_release()
@@ -449,7 +449,7 @@ class ModelAdmission:
         """
         waiting = self._queued.pop(request_id, None)
         if waiting is not None:
-            waiting.context.admission.queued_seconds += self._now() - waiting.queued_at
+            waiting.context.result.queued_seconds += self._now() - waiting.queued_at
             self._loop.call_soon(waiting.on_end, error)
 
     def _refusal_error(self, verdict: AdmissionVerdict) -> GatewayError:

@@ -224,7 +224,7 @@ class RoleRouters:
         See `choose`.
         """
         key, request = context.request.model_key, context.route_request
-        full = context.admission.full_instances if not context.failures else NO_INSTANCES
+        full = context.full_instances if not context.failures else NO_INSTANCES
         if full:
             decision = self.choose(key, request, now, excluded | full, preview=preview, deferred=deferred)
             if decision.chosen is not None:

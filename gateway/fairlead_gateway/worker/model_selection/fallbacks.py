@@ -105,9 +105,9 @@ class Fallbacks:
         step = decision.steps[-1]
         self._telemetry.record_fallback(step.failed, step.kind, step.model)
         if context is not None:
-            if context.choice is not None:
+            if context.address is not None:
                 cause = context.failures[-1].cause if context.failures else _NO_ATTEMPT
-                self._telemetry.record_retry(step.failed, context.choice.instance_id, cause)
+                self._telemetry.record_retry(step.failed, context.address.id, cause)
             context.is_handed_over = True
             self._limit_gate.settle(context)
         return FallbackRequest(decision, context)

@@ -18,7 +18,6 @@ from fairlead.limits import Limits
 from fairlead_gateway.caller_key import caller_name
 from fairlead_gateway.http import trace_context
 from fairlead_gateway.http.listener import HttpRequest, ResponseWriter
-from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_gateway.worker.observability.background_writer import BackgroundWriter, QueueBounds
 from fairlead_gateway.worker.request_context import RequestContext
@@ -90,9 +89,9 @@ class AccessLog:
             stopping=stopping,
         )
 
-    def on_finished(self, context: RequestContext, outcome: RequestOutcome) -> None:
+    def on_finished(self, context: RequestContext) -> None:
         """Logs a request that was routed and has ended."""
-        http_request, choice = context.http_request, context.choice
+        http_request, choice, outcome = context.http_request, context.choice, context.result
         record = AccessRecord(  # by position, which costs a sixth of naming all of them
             "",
             http_request.id,

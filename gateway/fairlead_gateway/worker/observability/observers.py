@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.http.listener import HttpRequest, ResponseWriter
-from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome
+from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.worker.observability.settings import ObservabilitySettings
 from fairlead_gateway.worker.request_context import RequestContext
 
@@ -44,7 +44,7 @@ class RequestObservers:
         self._counters: dict[str, int] = {}
         self._closers: list[Callable[[float], None]] = []
         self._warnings: list[Callable[[], str | None]] = []
-        self.finish_callbacks: list[Callable[[RequestContext, RequestOutcome], None]] = []
+        self.finish_callbacks: list[Callable[[RequestContext], None]] = []
         self.tracer: Tracer | None = None
         self.log: AccessLog | None = None
         if settings.access_log is not None:

@@ -89,8 +89,9 @@ class Tracer:
             return TraceRecord(random_id(draw, 128), span_id, "", 1, "", self._now, draw)
         return TraceRecord(parent.trace_id, span_id, parent.span_id, parent.flags, parent.state, self._now, draw)
 
-    def on_finished(self, context: RequestContext, outcome: RequestOutcome) -> None:
+    def on_finished(self, context: RequestContext) -> None:
         """Exports the spans of a request that was routed and has ended."""
+        outcome = context.result
         if context.trace is not None:
             self._export(_build_spans(context, context.trace, outcome.status, outcome.error, self._now(), outcome))
 
@@ -129,12 +130,12 @@ def _build_spans(
 def _request_attributes(
     context: RequestContext, operation: str, status: int, error: str | None, outcome: RequestOutcome | None
 ) -> dict[str, AttributeValue]:
-    head, choice = context.http_request.head, context.choice
+    head, choice, address = context.http_request.head, context.choice, context.address
     optional: dict[str, AttributeValue | None] = {
         "error.type": error,
         "gen_ai.request.max_tokens": context.request.max_tokens,
         "fairlead.caller": caller_name(context.http_request.caller),
-        "fairlead.instance": choice.instance_id if choice is not None else None,
+        "fairlead.instance": address.id if address is not None else None,
         "fairlead.rule": choice.decision.rule if choice is not None else None,
     }
     if context.handoff_record is not None:

@@ -17,6 +17,7 @@ from fairlead.fleet.model import Instance
 from fairlead_gateway.errors import EngineLimited, error_body
 from fairlead_gateway.native import SCAN_USAGE
 from fairlead_gateway.routing import ModelRouter
+from fairlead_gateway.telemetry.decision_log import DecisionRecord
 from fairlead_gateway.worker.adapters.adapter_loader import AdapterLease, AdapterLoader
 from fairlead_gateway.worker.dispatch.admission_queue import AdmissionController
 from fairlead_gateway.worker.dispatch.model_admission import ModelAdmission
@@ -28,7 +29,7 @@ from fairlead_gateway.worker.openai.request import TIMEOUT_HEADER, remaining_tim
 from fairlead_gateway.worker.proxy.continuation import SentText
 from fairlead_gateway.worker.proxy.request_recorder import RequestRecorder
 from fairlead_gateway.worker.quota.generated_tokens import MAX_TOKENS_PER_EVENT
-from fairlead_gateway.worker.request_context import EngineAddresses, RequestContext, RoutedChoice
+from fairlead_gateway.worker.request_context import EngineAddress, EngineAddresses, RequestContext
 from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution, needs_core
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.worker.resilience.retry import ADAPTER_MISSING, FIELD_REFUSED, AttemptFailure
@@ -104,15 +105,16 @@ class Dispatcher:
         number: counts from 1.
         sent: the text that the client has already, if this attempt resumes a stream.
         """
-        choice = RoutedChoice(number, self._addresses.of(instance), decision)
+        address = self._addresses.of(instance)
         tokens = self.routers.prompt_tokens(context.request.model_key, context.route_request)
-        self.recorder.record_choice(context, choice, tokens, now)
-        return Attempt(self, context, choice, sent)
+        self.recorder.record_choice(context, address, decision, number, tokens, now)
+        return Attempt(self, context, address, sent)
 
     def create_copy(self, context: RequestContext, instance: Instance, decision: Decision) -> "Attempt":
         """Returns the attempt of a copied request, whose choice is not recorded."""
-        choice = context.choice = RoutedChoice(1, self._addresses.of(instance), decision)
-        return Attempt(self, context, choice, None)
+        address = context.address = self._addresses.of(instance)
+        context.choice = DecisionRecord(context.id, 0.0, context.request.model_key, decision, 1, 0.0)
+        return Attempt(self, context, address, None)
 
 
 class Attempt:
@@ -147,7 +149,7 @@ class Attempt:
     )
 
     def __init__(
-        self, dispatcher: Dispatcher, context: RequestContext, choice: RoutedChoice, sent: SentText | None
+        self, dispatcher: Dispatcher, context: RequestContext, address: EngineAddress, sent: SentText | None
     ) -> None:
         self._dispatcher = dispatcher
         self._sent = sent
@@ -155,9 +157,9 @@ class Attempt:
         self._admission: ModelAdmission | None = None
         self._is_finished = False
         self.context = context
-        self.address = choice.address
-        self.instance = choice.instance
-        self.instance_id: str = choice.instance_id
+        self.address = address
+        self.instance = address.instance
+        self.instance_id = address.id
         self.message: list[bytes] = []
         self.connection: EngineConnection | None = None
         self.dispatched_at: float | None = None
@@ -196,7 +198,7 @@ class Attempt:
         route_request = context.route_request
         router = self._router = dispatcher.routers.router(context.request.model_key)
         assert router is not None
-        is_counted = context.admission.counted_at == self.instance_id
+        is_counted = context.counted_at == self.instance_id
         if not is_counted:
             router.on_dispatch(
                 route_request, self.instance_id, now, prefilled_elsewhere=context.transfer is not None, is_waiting=False
@@ -228,7 +230,7 @@ class Attempt:
         finally:
             if use.load_seconds is not None:
                 now = dispatcher.now()
-                context.admission.queued_seconds += now - started_at
+                context.result.queued_seconds += now - started_at
                 if dispatcher.journal is not None:  # else the load counts as prefill
                     dispatcher.journal.on_end(ABANDONED, context.route_request.id, now)
 
@@ -461,7 +463,7 @@ def check_response(
     if response_error is None and engine_response.has_whole_answer:
         usage, response_error = _read_answer(engine_response, is_passthrough=context.request.is_passthrough)
         if response_error is None:
-            context.result.record_usage(usage)
+            context.record_usage(usage)
     if response_error is None:
         return
     status = response_error.status
@@ -485,8 +487,8 @@ def _response_error(context: RequestContext, engine_response: EngineResponse) ->
             return InBandError(500, "aborted", "aborted")
         is_empty = engine_response.is_complete and not scanner.is_done
         return InBandError(502, "an empty stream", "cut") if is_empty else None
-    status, request, choice = engine_response.status, context.request, context.choice
-    if status in _ACCOUNT_STATUSES and choice is not None and _is_about_account(choice, status):
+    status, request, address = engine_response.status, context.request, context.address
+    if status in _ACCOUNT_STATUSES and address is not None and _is_about_account(address, status):
         return InBandError(502, "the engine refuses the gateway's own token")
     if status >= 400:
         return InBandError(status, "")
@@ -497,7 +499,7 @@ def _response_error(context: RequestContext, engine_response: EngineResponse) ->
 
 def is_external(context: RequestContext) -> bool:
     """Whether the request has gone to an API that others run."""
-    return context.choice is not None and context.choice.address.leaves_cluster
+    return context.address is not None and context.address.leaves_cluster
 
 
 def _read_answer(engine_response: EngineResponse, *, is_passthrough: bool) -> tuple[Usage | None, InBandError | None]:
@@ -536,9 +538,9 @@ def _plain_error(body: bytes) -> InBandError | None:
     return parse_in_band_error(error, 500) if error else None
 
 
-def _is_about_account(choice: RoutedChoice, status: int) -> bool:
+def _is_about_account(address: EngineAddress, status: int) -> bool:
     """Whether a status is about the gateway's account, which the client must not see."""
-    return choice.address.leaves_cluster or (status == 401 and choice.instance.access.has_token)
+    return address.leaves_cluster or (status == 401 and address.instance.access.has_token)
 
 
 def external_refusal(status: int, body: bytes, request_id: str) -> bytes:

@@ -108,7 +108,7 @@ class Forwarder:
         excluded = NO_INSTANCES
         if context.reservation is None and context.policy.has_limits:
             await self._limit_gate.ensure_reserved(context)
-        if attempt is None and context.admission.admitted is None:
+        if attempt is None and context.admitted is None:
             blocked_seconds = self._poison_guard.seconds_left(context.request.body, self._now())
             if blocked_seconds is not None:
                 raise QuarantinedRequest(blocked_seconds)
@@ -186,13 +186,13 @@ class Forwarder:
         Raises GatewayError if no instance is left, or if the retry budget is used up.
         """
         key, failures = context.request.model_key, context.failures
-        context.admission.counted_at = ""
+        context.counted_at = ""
         deferred = self._late_binding_queue.deferred_seconds(context)
         if context.request.adapter is None:
             decision = self._choose_instance(context, excluded, now, deferred)
         else:
             decision = self._choose_with_adapter(context, excluded, now, deferred)
-        admitted = context.admission.admitted
+        admitted = context.admitted
         if admitted is not None and not failures:
             decision = decision.after(admitted.describe)
         if context.reservation is not None and context.reservation.waited_for and not failures:
@@ -206,8 +206,8 @@ class Forwarder:
             has_retry = last.is_exempt_from_budget or (stall_timeout is not None and stall_timeout.has_retry)
             if not has_retry and not self.retry_budget.take(context.caller, now):
                 raise self._give_up(context, is_budget_spent=True)
-            if context.choice is not None:
-                self._telemetry.record_retry(key, context.choice.instance_id, last.cause)
+            if context.address is not None:
+                self._telemetry.record_retry(key, context.address.id, last.cause)
             decision = as_retry_decision(decision, len(failures), last.cause)
         if context.adapter_use is not None:
             decision = decision.after(context.adapter_use.describe)

@@ -339,7 +339,7 @@ class StreamResume:
             return None
         reason = f"continued after {cause}; {decision.rule}: {decision.reason}"
         decision = decision.with_text(rule=CONTINUATION_RULE, reason=reason)
-        return self._dispatcher.create_attempt(context, instance, decision, choice.number + 1, now, sent)
+        return self._dispatcher.create_attempt(context, instance, decision, choice.attempt + 1, now, sent)
 
     def _excluded_instances(self, broken: Attempt) -> frozenset[str]:
         """Returns the instances that may not resume the stream."""
@@ -366,7 +366,7 @@ class StreamResume:
             engine_response.last_at,
             result.event_count + engine_response.scanner.event_count,
         )
-        result.record_usage(total_usage(engine_response.scanner.usage, sent))
+        context.record_usage(total_usage(engine_response.scanner.usage, sent))
         if cause is not None and cause != CLIENT_SILENT:
             self._failures.on_stream_failed(context, name, cause)
         return cause
@@ -376,7 +376,7 @@ def record_relayed(context: RequestContext, engine_response: EngineResponse) -> 
     """Records what was relayed of a response by now: its events, and the engine's token counts."""
     context.result.event_count = engine_response.event_count
     context.result.next_sequence_number = engine_response.next_sequence_number
-    context.result.record_usage(engine_response.usage)
+    context.record_usage(engine_response.usage)
 
 
 _STREAM_ERROR_TEXTS: Final = {
@@ -448,7 +448,8 @@ class ResponseRelay:
         if engine_response.is_stream:
             self._record_first_token(attempt, engine_response)
         elif rewriter is None:
-            length = _content_length(engine_response.headers)
+            value = engine_response.headers.get(b"content-length", b"")
+            length = int(value) if value.isdigit() else None
         response.on_backpressure = attempt.set_paused
         headers = relayed_headers(_shown_headers(context, engine_response))
         headers += self.response_headers(context, self._now())
@@ -510,18 +511,18 @@ class ResponseRelay:
 
         A tenant that is not shown them gets the id of the decision only.
         """
-        choice = context.choice
+        choice, address = context.choice, context.address
         trace = context.trace.response_header if context.trace is not None else ""
         if context.reservation is not None:
             trace += self._limit_gate.headers(context, now)
         if not context.policy.shows_placement:
             return f"x-fairlead-decision: {context.id}\r\n{trace}"
-        if choice is None:
+        if choice is None or address is None:
             route, rule = route_header("gateway"), "none"
         else:
-            route, rule = self._route_headers.get(choice.instance_id), choice.decision.rule
+            route, rule = self._route_headers.get(address.id), choice.decision.rule
         received_at, dispatched_at = context.http_request.received_at, context.result.dispatched_at
-        queued_seconds = context.admission.queued_seconds
+        queued_seconds = context.result.queued_seconds
         if dispatched_at is None:
             timing = server_timing(now - received_at - queued_seconds, -1.0, queued_seconds)
         else:
@@ -668,8 +669,7 @@ def _served_name_rewriter(context: RequestContext, engine_response: EngineRespon
 
     None if the engine uses that name, or sends no JSON.
     """
-    adapter, route = context.request.adapter, context.request.route
-    address = None if context.choice is None else context.choice.address
+    adapter, route, address = context.request.adapter, context.request.route, context.address
     name = None if address is None else address.served_name
     if adapter is not None:
         sent = (None if address is None else address.adapter_model(adapter.name)) or adapter.name
@@ -690,8 +690,3 @@ def _has_text(engine_response: EngineResponse) -> bool:
 def _can_resume(attempt: Attempt) -> bool:
     """Whether another instance can resume the stream. APIs that others run continue no text."""
     return not attempt.address.leaves_cluster and can_resume(attempt.context.request)
-
-
-def _content_length(headers: dict[bytes, bytes]) -> int | None:
-    value = headers.get(b"content-length", b"")
-    return int(value) if value.isdigit() else None

@@ -15,7 +15,7 @@ from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.telemetry.handoff_record import FAILED
 from fairlead_gateway.worker.quota.generated_tokens import GeneratedTokens
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
-from fairlead_gateway.worker.request_context import RequestContext, RequestResult, RoutedChoice
+from fairlead_gateway.worker.request_context import EngineAddress, RequestContext
 from fairlead_gateway.worker.upstream.request_encoder import forward_headers
 
 CLIENT_CLOSED_STATUS: Final = 499
@@ -24,7 +24,7 @@ LOGGED_REFUSAL_SECONDS: Final = 0.1
 _MAX_NAME_BYTES: Final = 64
 """Bytes of a header's name that are recorded. Clients choose names, and thousands are kept."""
 
-OnFinished = Callable[[RequestContext, RequestOutcome], None]
+OnFinished = Callable[[RequestContext], None]
 
 
 class CopyLifecycle:
@@ -45,7 +45,7 @@ class CopyLifecycle:
 class RequestRecorder:
     """The writer of choices and outcomes to the metrics, the decision log and the observers.
 
-    on_finished: called last, with each outcome; must neither wait nor raise.
+    on_finished: called last, with each request that was routed; must neither wait nor raise.
     copies: copies requests of routes; set by the gateway.
     """
 
@@ -64,33 +64,40 @@ class RequestRecorder:
         self.limit_gate: LimitGate | None = None
         self.copies: CopyLifecycle | None = None
 
-    def record_choice(self, context: RequestContext, choice: RoutedChoice, prompt_tokens: float, now: float) -> None:
-        """Makes `choice` the request's current one; counts and logs it."""
-        context.choice = choice
-        key = context.request.model_key
-        self.telemetry.record_routed(key, choice.instance_id, choice.decision, now)
-        http_request = context.http_request
-        record = DecisionRecord(
+    def record_choice(
+        self,
+        context: RequestContext,
+        address: EngineAddress,
+        decision: Decision,
+        number: int,
+        prompt_tokens: float,
+        now: float,
+    ) -> None:
+        """Makes the choice of an instance the request's current one; counts and logs it."""
+        key, http_request = context.request.model_key, context.http_request
+        self.telemetry.record_routed(key, address.id, decision, now)
+        record = context.choice = DecisionRecord(
             context.id,
             http_request.received_wall,
             key,
-            choice.decision,
-            choice.number,
+            decision,
+            number,
             _round_half_even(prompt_tokens),
             caller_name(http_request.caller),
             context.handoff_record,
         )
+        context.address = address
         route = context.request.route
         if route is not None:
             record.route = route
-            if route.shadow is not None and self.copies is not None and choice.number == 1 and not route.steps:
+            if route.shadow is not None and self.copies is not None and number == 1 and not route.steps:
                 self.copies.on_chosen(context)
         if http_request.id != context.id:
             record.client_id = http_request.id
         if http_request.head.forwarded_fields is None:
             forward_headers(http_request.head)
         if context.request.removed or http_request.head.dropped_fields:
-            record.kept_back = self._record_kept_back(context, choice.number == 1)
+            record.kept_back = self._record_kept_back(context, number == 1)
         self.decisions.append(record)
 
     def _record_kept_back(self, context: RequestContext, is_first: bool) -> tuple[str, ...]:
@@ -138,17 +145,9 @@ class RequestRecorder:
         if http_request.id != record.request_id:
             record.client_id = http_request.id
         self.decisions.append(record)
-        self.decisions.complete(
-            RequestOutcome(
-                request_id=record.request_id,
-                model_key=record.model_key,
-                instance_id=None,
-                status=error.status,
-                error=error.code,
-                started_wall=http_request.received_wall,
-                duration_seconds=0.0,
-            )
-        )
+        outcome = RequestOutcome(record.request_id, record.model_key, http_request.received_wall)
+        outcome.status, outcome.error = error.status, error.code
+        self.decisions.complete(outcome)
 
     def record_outcome(self, context: RequestContext, now: float) -> None:
         """Settles a request with its tenant's limits, and records how it ended.
@@ -167,7 +166,7 @@ class RequestRecorder:
         route = context.request.route
         if route is not None and route.shadow is not None and self.copies is not None:
             self.copies.on_original_ended(context)
-        if choice is None:
+        if choice is None or context.address is None:
             return
         prompt, output = result.prompt_tokens, result.output_tokens
         received_at, is_stream = context.http_request.received_at, context.request.stream
@@ -185,38 +184,29 @@ class RequestRecorder:
                 itl_mean_seconds=tpot,
                 failed=failed,
             )
-        outcome = RequestOutcome(
-            request_id=context.id,
-            model_key=context.request.model_key,
-            instance_id=choice.instance_id,
-            status=CLIENT_CLOSED_STATUS if result.client_disconnected else result.status,
-            error="client-gone" if result.client_disconnected else result.error,
-            started_wall=context.http_request.received_wall,
-            duration_seconds=now - received_at,
-        )
-        outcome.ttft_seconds = ttft
-        outcome.itl_mean_seconds = tpot
-        outcome.prompt_tokens = prompt
-        outcome.cached_tokens = None if _is_transferred(context) else result.cached_tokens
-        outcome.predicted_cached_tokens = _predicted_cached_tokens(choice)
-        outcome.output_tokens = output
-        outcome.attempts = choice.number
-        outcome.client_disconnected = result.client_disconnected
-        outcome.overhead_seconds = _overhead_seconds(context)
-        outcome.queued_seconds = context.admission.queued_seconds
+        if result.client_disconnected:
+            result.status, result.error = CLIENT_CLOSED_STATUS, "client-gone"
+        result.instance_id = context.address.id
+        result.duration_seconds = now - received_at
+        result.ttft_seconds = ttft
+        result.itl_mean_seconds = tpot
+        if _is_transferred(context):
+            result.cached_tokens = None
+        result.predicted_cached_tokens = _predicted_cached_tokens(choice)
+        result.attempts = choice.attempt
+        result.overhead_seconds = _overhead_seconds(context)
         if attainment is not None:
-            outcome.within_objective = attainment.both
-            outcome.within_ttft, outcome.within_itl = attainment.ttft, attainment.itl
+            result.within_objective = attainment.both
+            result.within_ttft, result.within_itl = attainment.ttft, attainment.itl
         if context.failures or context.earlier_failures:
             failures = [*context.earlier_failures, *context.failures]
-            outcome.failures = tuple([(failure.instance_id, failure.cause) for failure in failures])
-        self.telemetry.record_finished(outcome, now)
-        route = context.request.route
+            result.failures = tuple([(failure.instance_id, failure.cause) for failure in failures])
+        self.telemetry.record_finished(result, now)
         if route is not None:
-            self.telemetry.record_route(outcome.model_key, outcome.status, route.route)
-        self.decisions.complete(outcome)
+            self.telemetry.record_route(result.model_key, result.status, route.route)
+        self.decisions.complete(result)
         for on_finished in self._on_finished:
-            on_finished(context, outcome)
+            on_finished(context)
 
 
 def _refused_record(context: RequestContext, decision: Decision) -> DecisionRecord:
@@ -256,14 +246,14 @@ def _overhead_seconds(context: RequestContext) -> float | None:
     """
     if context.result.dispatched_at is None or context.failures:
         return None
-    spent = context.result.dispatched_at - context.http_request.received_at - context.admission.queued_seconds
+    spent = context.result.dispatched_at - context.http_request.received_at - context.result.queued_seconds
     record = context.handoff_record
     if record is None:
         return spent
     return spent - record.waited_seconds if record.outcome != FAILED else None
 
 
-def tpot_seconds(result: RequestResult, tokens: int) -> float | None:
+def tpot_seconds(result: RequestOutcome, tokens: int) -> float | None:
     """Returns the mean seconds per output token; None without a second token."""
     first_at, last_at = result.first_at, result.last_at
     if first_at is None or last_at is None or tokens < 2:
@@ -271,7 +261,7 @@ def tpot_seconds(result: RequestResult, tokens: int) -> float | None:
     return (last_at - first_at) / (tokens - 1)
 
 
-def _predicted_cached_tokens(choice: RoutedChoice) -> int | None:
+def _predicted_cached_tokens(choice: DecisionRecord) -> int | None:
     """Returns the prompt tokens that routing expected in the cache of the chosen instance.
 
     None if the decision has no such number.

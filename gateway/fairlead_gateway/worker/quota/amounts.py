@@ -97,7 +97,7 @@ def expected_amounts(context: RequestContext, plan: LimitPlan, prompt_tokens: in
 def used_amounts(context: RequestContext, plan: LimitPlan, estimate: Amounts) -> Amounts:
     """Returns what a request has used, after its end.
 
-    - Nothing if it was never sent, or is refunded (`RequestResult.is_refunded`).
+    - Nothing if it was never sent, or is refunded (`RequestOutcome.is_refunded`).
     - The prompt and the tokens until then if its client disconnected, or if it took too long.
     - What the engine reported, else what was expected: a missing count is not zero.
 

@@ -106,8 +106,8 @@ class FailureAttribution:
 
     def on_answered(self, context: RequestContext, status: int, now: float) -> None:
         """Records a response that can be relayed; counts the error responses before it."""
-        if context.choice is not None and status < 400 and needs_core(context):
-            self.outlier_detector.on_success(context.choice.instance_id, now, context.caller)
+        if context.address is not None and status < 400 and needs_core(context):
+            self.outlier_detector.on_success(context.address.id, now, context.caller)
             request, dispatched_at = context.request, context.result.dispatched_at
             if dispatched_at is not None and not (request.stream or request.passes_stream):
                 self._answer_times.learn(request.model_key, now - dispatched_at)
@@ -178,8 +178,8 @@ class FailureAttribution:
         deadline: float,
         should_abandon: Callable[[StallTimeout], bool],
     ) -> StallTimeout:
-        choice = context.choice
-        assert choice is not None
+        address = context.address
+        assert address is not None
         first_seconds, max_tokens = _predicted_seconds(context), context.route_request.max_tokens
         timeout = StallTimeout(
             activity,
@@ -188,11 +188,11 @@ class FailureAttribution:
             self._now,
             should_abandon,
             context.request,
-            choice.instance_id,
+            address.id,
             context.failures,
         )
         if not _has_early_byte(context):
-            timeout.on_silent, timeout.instance = self._on_silent, choice.instance
+            timeout.on_silent, timeout.instance = self._on_silent, address.instance
             if max_tokens is not None:
                 answer_seconds = first_seconds + max_tokens * _DEFAULT_OUTPUT_TOKEN_SECONDS
                 timeout.answer_seconds = max(self._floor_seconds, self._factor * answer_seconds)

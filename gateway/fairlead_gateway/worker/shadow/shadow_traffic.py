@@ -29,14 +29,14 @@ from fairlead_gateway.http.listener import HttpRequest, ResponseTransport, Respo
 from fairlead_gateway.http.timers import TaskDeadline
 from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_gateway.routing.request import NO_INSTANCES
-from fairlead_gateway.telemetry.decision_log import ShadowAnswer
+from fairlead_gateway.telemetry.decision_log import RequestOutcome, ShadowAnswer
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters, RouterRegistry
 from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
 from fairlead_gateway.worker.openai.model_names import ModelEntry
 from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher, check_response
 from fairlead_gateway.worker.proxy.local_routes import log_internal_error
 from fairlead_gateway.worker.proxy.request_recorder import CopyLifecycle, tpot_seconds
-from fairlead_gateway.worker.request_context import RequestContext, RequestResult
+from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.retry import AttemptFailure
 from fairlead_gateway.worker.upstream.connection import LOCAL_CAUSES, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
@@ -264,12 +264,12 @@ class CopySender:
             result.last_at = engine_response.last_at
         if is_stream:
             result.event_count = engine_response.scanner.event_count
-            result.record_usage(engine_response.scanner.usage)
+            context.record_usage(engine_response.scanner.usage)
         if result.status >= 400:
             result.error = FAILED
 
 
-def answer_of(result: RequestResult, *, is_stream: bool) -> ShadowAnswer:
+def answer_of(result: RequestOutcome, *, is_stream: bool) -> ShadowAnswer:
     """Returns what an answer was like, with times from its dispatch to the engine."""
     failed = result.status != 200 or result.error is not None
     ttft = tpot = None

@@ -94,11 +94,13 @@ class Scene:
 
     async def add(self, caller: str, number: int) -> "asyncio.Task[None]":
         context = SimpleNamespace(
-            choice=SimpleNamespace(instance_id="e"),
+            address=SimpleNamespace(id="e"),
             request=SimpleNamespace(model_key=KEY),
             route_request=SimpleNamespace(id=f"{caller}/{number}", sequences=1),
             caller=caller,
-            admission=SimpleNamespace(counted_at="", request=None, queued_seconds=0.0),
+            admission_request=None,
+            counted_at="",
+            result=SimpleNamespace(queued_seconds=0.0),
             policy=self.policies.get(caller, NO_TENANT),
         )
         task = asyncio.get_running_loop().create_task(self._wait(cast(RequestContext, context)))
@@ -118,7 +120,7 @@ class Scene:
     def can_start(self) -> bool:
         """Whether a new request would not wait."""
         context = SimpleNamespace(
-            choice=SimpleNamespace(instance_id="e"),
+            address=SimpleNamespace(id="e"),
             request=SimpleNamespace(model_key=KEY),
             transfer=None,
             caller="new",
