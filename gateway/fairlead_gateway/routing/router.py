@@ -290,8 +290,8 @@ class ModelRouter:
         if self._hooks is not None and (is_indexed or self._is_shared):
             self._hooks.on_dispatch(self._model_key, request, instance_id, is_indexed)
         if self._assigned is not None and is_waiting:
-            stay = AssignedRequest(request.id, now, matched, seconds, self.ttft_objective(prompt))
-            self._assigned.add(request, match.bytes_at(bit), stay)
+            objective = self.ttft_objective(prompt)
+            self._assigned.add(AssignedRequest(request, now, matched, seconds, objective, match.bytes_at(bit)))
         if self._inter_token is not None and not prefilled_elsewhere:
             self._inter_token.add_prefill(instance_id, seconds, now)
         if self._window is not None:
@@ -343,7 +343,7 @@ class ModelRouter:
         if self._inter_token is not None:
             self._inter_token.on_first_token(request_id, now)
         if self._assigned is not None:
-            self._assigned.forget(request_id)
+            self._assigned.entries.pop(request_id, None)
 
     def on_finish(
         self,
@@ -453,7 +453,7 @@ class ModelRouter:
 
     def _end_request(self, request_id: str, output_tokens: int | None, now: float) -> InflightRequest | None:
         if self._assigned is not None:
-            self._assigned.forget(request_id)
+            self._assigned.entries.pop(request_id, None)
         inflight = self._inflight.remove(request_id)
         if inflight is not None and output_tokens and inflight.sequences > 1:
             output_tokens = max(1, output_tokens // inflight.sequences)  # answers share each step

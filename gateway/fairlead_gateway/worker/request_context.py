@@ -34,8 +34,7 @@ from fairlead_gateway.worker.observability.trace_record import TraceRecord
 from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.quota.limit_plan import PlannedLimit
 from fairlead_gateway.worker.quota.reservation import Reservation
-from fairlead_gateway.worker.resilience.retry import AttemptFailure
-from fairlead_gateway.worker.resilience.stall_timeout import StallTimeout
+from fairlead_gateway.worker.resilience.retry import AttemptFailure, StallTimeout
 from fairlead_gateway.worker.tenancy.tenant_policy import NO_TENANT, TenantPolicy
 from fairlead_gateway.worker.upstream.usage import Usage
 

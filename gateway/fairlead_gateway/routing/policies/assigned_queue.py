@@ -16,22 +16,12 @@ from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
 from fairlead_gateway.routing.request import RouteRequest
 
 
-class _QueueEntry:
-    """An assigned request, and the part of it that was cached at its instance."""
-
-    __slots__ = ("assignment", "cached_bytes", "request")
-
-    def __init__(self, request: RouteRequest, assignment: AssignedRequest, cached_bytes: int) -> None:
-        self.request = request
-        self.assignment = assignment
-        self.cached_bytes = cached_bytes
-
-
 class AssignedQueue:
     """The assigned requests of one model that wait for their instance, by id.
 
     - queue_sort_key: the preset's sort key.
     - rebalances: whether the preset moves requests between instances.
+    - entries: by id, until a request no longer waits.
     """
 
     def __init__(
@@ -46,24 +36,19 @@ class AssignedQueue:
         self._cache = cache
         self._queue_key = queue_sort_key
         self._rebalances = rebalances
-        self._entries: dict[str, _QueueEntry] = {}
+        self.entries: dict[str, AssignedRequest] = {}
 
-    def add(self, request: RouteRequest, cached_bytes: int, assignment: AssignedRequest) -> None:
+    def add(self, assigned: AssignedRequest) -> None:
         """Adds a request. One that is assigned again keeps the time of its first assignment."""
-        former = self._entries.get(request.id)
+        former = self.entries.get(assigned.id)
         if former is not None:
-            assignment.assigned_at = former.assignment.assigned_at
-        self._entries[request.id] = _QueueEntry(request, assignment, cached_bytes)
-
-    def forget(self, request_id: str) -> None:
-        """Removes a request that no longer waits."""
-        if request_id in self._entries:
-            del self._entries[request_id]
+            assigned.assigned_at = former.assigned_at
+        self.entries[assigned.id] = assigned
 
     def queue_sort_key(self, request_id: str) -> QueueKey:
         """Returns the sort key of a request. Unknown requests go last."""
-        entry = self._entries.get(request_id)
-        return (math.inf, math.inf, request_id) if entry is None else self._queue_key(entry.assignment)
+        entry = self.entries.get(request_id)
+        return (math.inf, math.inf, request_id) if entry is None else self._queue_key(entry)
 
     def remove(self, request_id: str, endpoint: Endpoint | None) -> RouteRequest | None:
         """Returns a request that moves away from `endpoint`; None if it is unknown.
@@ -71,7 +56,7 @@ class AssignedQueue:
         The blocks that only this request would have cached at `endpoint` no longer count there. The
         request stays in the queue.
         """
-        entry = self._entries.get(request_id)
+        entry = self.entries.get(request_id)
         if entry is None:
             return None
         if endpoint is not None:
@@ -110,11 +95,11 @@ class AssignedQueue:
             pending[endpoint.id] = seconds = max(0.0, seconds)
             total = seconds + sum([prefill_seconds for _, _, prefill_seconds in entries])
             needs_rebalance = dualmap.needs_rebalance(
-                total, [entry.assignment.assigned_at for _, entry, _ in entries], objective_seconds, now
+                total, [entry.assigned_at for _, entry, _ in entries], objective_seconds, now
             )
             waiting[endpoint.id] = assignments = []
             for request_id, entry, prefill_seconds in entries:
-                costs, alternate = {endpoint.id: (entry.assignment.cached_tokens, prefill_seconds)}, None
+                costs, alternate = {endpoint.id: (entry.cached_tokens, prefill_seconds)}, None
                 if needs_rebalance:  # other queues need no costs of alternatives
                     alternate = next((known[home] for home in homes(entry.request) if home != endpoint.id), None)
                     for other in (alternate, neighbour):
@@ -124,17 +109,17 @@ class AssignedQueue:
                             )
                 assignments.append(
                     dualmap.QueuedAssignment(
-                        request_id, entry.assignment.assigned_at, None if alternate is None else alternate.id, costs
+                        request_id, entry.assigned_at, None if alternate is None else alternate.id, costs
                     )
                 )
         self._cache.drop_match()
         return dualmap.rebalance(waiting, pending, objective_seconds=objective_seconds, now=now)
 
-    def _queued_at(self, request_ids: Sequence[str], instance: str) -> list[tuple[str, _QueueEntry, float]]:
+    def _queued_at(self, request_ids: Sequence[str], instance: str) -> list[tuple[str, AssignedRequest, float]]:
         """Returns the requests that are assigned to the instance, with their prefill seconds."""
         found = []
         for request_id in request_ids:
-            entry, inflight = self._entries.get(request_id), self._inflight.get(request_id)
+            entry, inflight = self.entries.get(request_id), self._inflight.get(request_id)
             if entry is not None and inflight is not None and inflight.load.instance == instance:
                 found.append((request_id, entry, inflight.prefill_seconds))
         return found

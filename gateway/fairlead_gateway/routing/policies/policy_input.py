@@ -15,7 +15,7 @@ import xxhash
 
 from fairlead.decision import Decision, DecisionInput, RejectedCandidate
 from fairlead_gateway.routing.candidates import Candidate
-from fairlead_gateway.routing.request import DEFAULT_TTFT_SECONDS
+from fairlead_gateway.routing.request import DEFAULT_TTFT_SECONDS, RouteRequest
 
 
 def _empty_ring(_: frozenset[str]) -> str | None:
@@ -89,16 +89,33 @@ class AssignedRequest:
     - assigned_at: when it was first assigned, in monotonic seconds.
     - cached_tokens: prompt tokens that the instance has cached; `prefill_seconds` is for the
       others.
+    - cached_bytes: the part of the prompt that these tokens are of.
 
     Why not a dataclass: its constructor is not compiled, and each request makes one.
     """
 
-    __slots__ = ("assigned_at", "cached_tokens", "id", "objective_seconds", "prefill_seconds")
+    __slots__ = (
+        "assigned_at",
+        "cached_bytes",
+        "cached_tokens",
+        "id",
+        "objective_seconds",
+        "prefill_seconds",
+        "request",
+    )
 
     def __init__(
-        self, id: str, assigned_at: float, cached_tokens: float, prefill_seconds: float, objective_seconds: float
+        self,
+        request: RouteRequest,
+        assigned_at: float,
+        cached_tokens: float,
+        prefill_seconds: float,
+        objective_seconds: float,
+        cached_bytes: int = 0,
     ) -> None:
-        self.id = id
+        self.request = request
+        self.cached_bytes = cached_bytes
+        self.id = request.id
         self.assigned_at = assigned_at
         self.cached_tokens = cached_tokens
         self.prefill_seconds = prefill_seconds

@@ -33,8 +33,7 @@ from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.outlier_detection import OutlierDetector
-from fairlead_gateway.worker.resilience.retry import MAX_CRASHES
-from fairlead_gateway.worker.resilience.stall_timeout import StallTimeout
+from fairlead_gateway.worker.resilience.retry import MAX_CRASHES, StallTimeout
 from fairlead_gateway.worker.tenancy.tenant_policy import ModelVisibility
 from fairlead_gateway.worker.upstream.request_encoder import sanitize_header_value
 from fairlead_gateway.worker.upstream.response import EngineResponse

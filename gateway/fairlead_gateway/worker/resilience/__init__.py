@@ -2,7 +2,7 @@
 
 - `failure_attribution`: which failures count against an instance; `outlier_detection`: ejects it.
 - `ejection_prober`: probes ejected instances that may hang.
-- `stall_timeout`: how long an attempt waits for a silent instance.
-- `retry`: whether a request is retried, and when its client should.
+- `retry`: whether a request is retried, how long its attempt waits for a silent instance, and when
+  its client should retry.
 - `poison_requests`: refuses requests that crash engines.
 """

@@ -35,8 +35,13 @@ from fairlead_gateway.worker.resilience.outlier_detection import (
     FaultSource,
     OutlierDetector,
 )
-from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget, should_retry
-from fairlead_gateway.worker.resilience.stall_timeout import AnswerTimes, StallTimeout
+from fairlead_gateway.worker.resilience.retry import (
+    AnswerTimes,
+    AttemptFailure,
+    RetryBudget,
+    StallTimeout,
+    should_retry,
+)
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import LOCAL_CAUSES, EndpointActivity
 

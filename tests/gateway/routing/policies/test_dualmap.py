@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_gateway.routing.candidates import Candidate
 from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_gateway.routing.policies.dualmap import QueuedAssignment, choose, queue_sort_key, rebalance
@@ -77,7 +78,8 @@ def test_the_decision_says_which_branch_decided_and_what_the_homes_were_predicte
 
 def test_queues_are_sorted_by_match_and_then_by_arrival() -> None:
     queue = [("early", 1.0, 0.0), ("late hit", 9.0, 512.0), ("hit", 3.0, 512.0), ("next", 2.0, 0.0)]
-    stays = [AssignedRequest(name, arrived, hit, 1.0, SLO) for name, arrived, hit in queue]
+    requests = [RouteRequest(name, PrefixChain((), (), 0), 1.0) for name, _, _ in queue]
+    stays = [AssignedRequest(one, *at, 1.0, SLO) for one, (_, *at) in zip(requests, queue, strict=True)]
     assert [stay.id for stay in sorted(stays, key=queue_sort_key)] == ["hit", "late hit", "early", "next"]
 
 

@@ -51,7 +51,7 @@ REASONS: dict[str, str] = {
         "the engine has no counters; earlier answers of the model bound the wait"
     ),
     "worker/resilience/poison_requests.py PoisonRequestGuard.seconds_left": "the body is not in quarantine",
-    "worker/resilience/stall_timeout.py StallTimeout.__init__:self.answer_seconds": (
+    "worker/resilience/retry.py StallTimeout.__init__:self.answer_seconds": (
         "the length is open; counters or earlier answers bound the wait"
     ),
 }
