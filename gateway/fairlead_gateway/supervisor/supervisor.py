@@ -90,9 +90,7 @@ class Supervisor:
         self.started_at = clock.now()
         hooks = WorkerPoolHooks(
             configure=self._configuration,
-            on_report=self._on_report,
             on_message=self._on_worker_message,
-            on_needs_instance=self._on_needs_instance,
             on_worker_ready=self._on_worker_ready,
             access_messages=lambda: [] if self.access is None else self.access.state_messages(),
             on_worker_exit=lambda worker: self.background.on_worker_exit(worker),
@@ -305,23 +303,21 @@ class Supervisor:
             *self.audit.log.warnings(),
         ]
 
-    def _on_report(self, worker: WorkerHandle, report: say.WorkerReport) -> None:
-        """Gives a worker's report to its readers."""
-        self.background.on_report(report)
-        self.kv_index.on_report(worker, report)
-        self.profiling.on_timings(report.timings)
-
     def _on_worker_message(self, worker: WorkerHandle, message: RoutedMessage) -> None:
-        if isinstance(message, QuotaReport):
+        """Gives a worker's message to its readers."""
+        if isinstance(message, say.WorkerReport):
+            self.background.on_report(message)
+            self.kv_index.on_report(worker, message)
+            self.profiling.on_timings(message.timings)
+        elif isinstance(message, QuotaReport):
             self.background.on_quota_report(worker, message)
+        elif isinstance(message, say.NeedsInstance):
+            if self._scale_up_notifier is not None:
+                self._scale_up_notifier.notify(message.model)
         elif isinstance(message, say.PromptSamples):
             self.kv_index.on_samples(message)
         elif self.access is not None:
             self.access.on_report(message)
-
-    def _on_needs_instance(self, model: str) -> None:
-        if self._scale_up_notifier is not None:
-            self._scale_up_notifier.notify(model)
 
     def _on_worker_ready(self) -> None:
         self.kv_index.on_worker_ready()

@@ -186,8 +186,8 @@ T = TypeVar("T")
 _log = logging.getLogger("fairlead.gateway")
 
 
-RoutedMessage: TypeAlias = say.PromptSamples | QuotaReport | AccessReport
-"""The messages that a worker's handle only passes on."""
+RoutedMessage: TypeAlias = say.WorkerReport | say.PromptSamples | QuotaReport | AccessReport | say.NeedsInstance
+"""The messages that a worker's handle passes on."""
 
 
 @dataclass(slots=True)
@@ -197,9 +197,7 @@ class WorkerListener:
     on_ready: Callable[["WorkerHandle"], None]
     on_fleet_applied: Callable[["WorkerHandle"], None]
     on_leaving: Callable[["WorkerHandle"], None]
-    on_report: Callable[["WorkerHandle", say.WorkerReport], None]
     on_message: Callable[["WorkerHandle", RoutedMessage], None]
-    on_needs_instance: Callable[[str], None]
     on_exit: Callable[["WorkerHandle"], None]
 
 
@@ -330,14 +328,10 @@ class WorkerHandle:
 
     def _on_message(self, message: say.FromWorker) -> None:
         match message:
-            case say.WorkerReport():
-                if message.loads is not None:
+            case say.WorkerReport() | say.PromptSamples() | QuotaReport() | AccessReport() | say.NeedsInstance():
+                if isinstance(message, say.WorkerReport) and message.loads is not None:
                     self.loads = message.loads
-                self._listener.on_report(self, message)
-            case say.PromptSamples() | QuotaReport() | AccessReport():
                 self._listener.on_message(self, message)
-            case say.NeedsInstance(model):
-                self._listener.on_needs_instance(model)
             case say.ReplyChunk():
                 self._on_reply_chunk(message)
             case say.FleetApplied(version, problem):

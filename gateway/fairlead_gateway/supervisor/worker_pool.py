@@ -53,6 +53,7 @@ from fairlead_gateway.supervisor.worker_handle import (
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot, sum_snapshots
 
 _RETIRED_SECONDS = 60.0
+_NO_UPDATES = say.PeerUpdates()
 
 
 class SlotAllocator:
@@ -117,15 +118,12 @@ class WorkerPoolHooks:
     """The callbacks of a pool.
 
     configure: returns a worker's first message, from number, row, its siblings' rows, and slots.
-    on_needs_instance: called with a model whose requests wait for a first instance.
     on_worker_ready: called when a new worker serves, which has no index and no profiles yet.
     access_messages: returns the messages with all API keys and tenants.
     """
 
     configure: Callable[[int, int, list[int], dict[str, int]], say.Configure]
-    on_report: Callable[[WorkerHandle, say.WorkerReport], None]
     on_message: Callable[[WorkerHandle, RoutedMessage], None]
-    on_needs_instance: Callable[[str], None]
     on_worker_ready: Callable[[], None]
     on_worker_exit: Callable[[WorkerHandle], None]
     access_messages: Callable[[], Sequence[msgspec.Struct]] = tuple
@@ -252,9 +250,7 @@ class WorkerPool:
             self._on_ready,
             self._on_fleet_applied,
             self._on_leaving,
-            self._on_report,
-            self._hooks.on_message,
-            self._hooks.on_needs_instance,
+            self._on_message,
             self._on_exit,
         )
         return WorkerHandle(number, self._free_rows.pop(), spawned, events, self._clock, self._limits)
@@ -417,22 +413,19 @@ class WorkerPool:
         for worker in self.workers:
             worker.needs_resync |= not worker.send_encoded(data)
 
-    def _on_report(self, worker: WorkerHandle, report: say.WorkerReport) -> None:
-        has_updates = report.dispatches or report.crashes or report.cleared or report.service
-        if has_updates and len(self.workers) > 1:
-            data = encode_message(say.PeerUpdates(report.dispatches, report.crashes, report.cleared, report.service))
-            max_unsent_bytes = self._limits.channel_pending_bytes // 4  # the rest is for what must arrive
-            for sibling in self.workers:
-                if sibling is not worker and sibling.is_ready and sibling.unsent_bytes < max_unsent_bytes:
-                    sibling.send_encoded(data)
-        self._hooks.on_report(worker, report)
+    def _on_message(self, worker: WorkerHandle, message: RoutedMessage) -> None:
+        if isinstance(message, say.WorkerReport) and len(self.workers) > 1:
+            updates = say.PeerUpdates(message.dispatches, message.crashes, message.cleared, message.service)
+            if updates != _NO_UPDATES:
+                self.broadcast_peer_updates(updates, worker)
+        self._hooks.on_message(worker, message)
 
-    def broadcast_peer_updates(self, updates: say.PeerUpdates) -> None:
-        """Sends what peers did to all workers, except those that read too slowly."""
+    def broadcast_peer_updates(self, updates: say.PeerUpdates, sender: WorkerHandle | None = None) -> None:
+        """Sends what peers or one worker did to the others, except those that read too slowly."""
         data = encode_message(updates)
-        max_unsent_bytes = self._limits.channel_pending_bytes // 4
+        max_unsent_bytes = self._limits.channel_pending_bytes // 4  # the rest is for what must arrive
         for worker in self.workers:
-            if worker.is_ready and worker.unsent_bytes < max_unsent_bytes:
+            if worker is not sender and worker.is_ready and worker.unsent_bytes < max_unsent_bytes:
                 worker.send_encoded(data)
 
     def set_peer_loads(self, loads: Mapping[str, tuple[int, int, float, float, int]]) -> None:
