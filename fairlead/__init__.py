@@ -10,6 +10,7 @@ Start with `api` (the custom resources) and `fleet` (what is routable). Then:
 - `http_access`: rules that close a management port to web pages.
 - `errors`, `limits`, `settings`, `units`, `names`: small shared vocabularies.
 - `decision`, `engine_profile`, `request_shapes`: values that several components exchange.
+- `management_api`: the answers of a gateway to people and tools.
 """
 
 __version__ = "0.2.0"

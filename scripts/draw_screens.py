@@ -28,7 +28,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from fairlead_cli.management.api_types import DecisionList
+from fairlead.management_api import DecisionsOut
 from fairlead_sim.workload.traces import BUNDLED_TRACE
 from fairlead_testing.local_stack import LocalStack
 from fairlead_testing.processes import block_until
@@ -141,7 +141,7 @@ def _requests(manage: str) -> int:
 def explained_request(manage: str) -> str:
     """Returns the id of the newest request that met the SLO, with cached tokens and candidates."""
     answer = httpx.get(f"{manage}/api/decisions", params={"limit": 200})
-    for decision in msgspec.json.decode(answer.content, type=DecisionList).decisions:
+    for decision in msgspec.json.decode(answer.content, type=DecisionsOut).decisions:
         outcome, candidates = decision.outcome, decision.choices[-1].candidates
         if outcome and outcome.within_objective and outcome.cached_tokens and len(candidates) >= MIN_CANDIDATES:
             return decision.request_id

@@ -65,3 +65,16 @@ class Advice:
 
     is_problem: bool
     text: str
+
+
+def short_instance_name(instance_id: str) -> str:
+    """Returns ``main-3`` for ``main-3/40123/0``, and ``127.0.0.1:9001`` for an id made from an
+    address.
+
+    A rank other than 0 stays, because it distinguishes instances of one address.
+    """
+    name, _, rest = instance_id.partition("/")
+    port, _, rank = rest.rpartition("/")
+    if port and (name == "localhost" or "." in name or ":" in name):
+        name = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+    return name if rank in ("", "0") else f"{name}/{rank}"

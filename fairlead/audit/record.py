@@ -76,11 +76,18 @@ class AuditEvent:
 
 
 class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line of an audit log.
+    """One change or one privileged request: who, when, what, and why.
 
-    time: RFC 3339 in UTC, to the microsecond.
-    component, instance: which process wrote it.
-    sequence: counts the records of the process from 1; a gap is a loss.
+    - time: RFC 3339 in UTC.
+    - component: gateway, operator or autoscaler.
+    - instance: The process that wrote it.
+    - sequence: Counts the records of the process from 1; a gap is a loss.
+    - action: A word of a closed list, such as KeyRevoked.
+    - object: What was changed or read, such as ModelTenant/acme.
+    - actor: Who did it: a management token, a field manager of Kubernetes, or a component.
+    - tenant: Whose object it is; null for objects of the cluster.
+    - before: Values that changed, before.
+    - after: The same, after.
     """
 
     log: str = ""

@@ -27,12 +27,12 @@ MIN_FAILED_PROBES: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class EjectionReport:
-    """One gateway's report on an ejected instance, from `ejection` of its `/api/fleet`.
+    """An ejection by failures with which an engine may hang; load is none of them.
 
-    seconds: since the ejection, without any answer since then.
-    cause: the failures that led to it, as text.
-    failed_probes: one-token probes of the gateway that failed since then.
-    workers: the number of the gateway's workers that report it.
+    - seconds: Seconds since the ejection, without any answer since then.
+    - cause: The failures that led to it, as text.
+    - failed_probes: Probes of the gateway itself that failed since; each asks for one token.
+    - workers: Number of workers that have ejected it.
     """
 
     seconds: float

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
+from fairlead import management_api as api
 from fairlead_cli import formatting
 from fairlead_cli.chat.command import summarize_decision
 from fairlead_cli.local.view.live_view import StackSummary, headline, plain_lines
-from fairlead_cli.management import api_types
 
 FACTS = StackSummary("http://127.0.0.1:8000", "http://127.0.0.1:8001", ("tiny",), 8, ("sim",), 1.23, ("a note",))
 
@@ -64,32 +64,37 @@ def test_banner_names_the_autoscaler_when_pools_are_scaled() -> None:
 
 
 def test_decision_summary_has_candidates_and_outcome() -> None:
-    number = api_types.InputValue
+    number = api.NumberOut
     told = summarize_decision(
-        api_types.Decision(
-            "req-1",
-            "default/tiny",
-            0.0,
-            4_100.0,
-            [
-                api_types.Choice(
-                    1,
-                    "main-3/40001/0",
-                    "slo-spill",
-                    "its homes would miss the objective",
-                    None,
-                    [
-                        api_types.Candidate(
-                            "main-3/40001/0",
-                            True,
-                            "",
-                            {"backlog_seconds": number(0.2), "matched_tokens": number(3_584)},
+        api.DecisionOut(
+            request_id="req-1",
+            model="default/tiny",
+            prompt_tokens=4_100.0,
+            choices=[
+                api.ChoiceOut(
+                    instance="main-3/40001/0",
+                    rule="slo-spill",
+                    reason="its homes would miss the objective",
+                    candidates=[
+                        api.CandidateOut(
+                            id="main-3/40001/0",
+                            chosen=True,
+                            inputs={"backlog_seconds": number(0.2), "matched_tokens": number(3_584)},
                         ),
-                        api_types.Candidate("main-1/40002/0", False, "6 s until a first token", {}),
+                        api.CandidateOut(id="main-1/40002/0", why="6 s until a first token"),
                     ],
                 )
             ],
-            api_types.RequestOutcome(200, None, False, 2, 1.0, 0.21, 0.04, 4_096, 3_584, 16),
+            outcome=api.OutcomeOut(
+                status=200,
+                attempts=2,
+                duration_seconds=1.0,
+                ttft_seconds=0.21,
+                itl_mean_seconds=0.04,
+                prompt_tokens=4_096,
+                cached_tokens=3_584,
+                output_tokens=16,
+            ),
         )
     )
     assert told == [
@@ -103,4 +108,4 @@ def test_decision_summary_has_candidates_and_outcome() -> None:
 
 
 def test_running_request_is_shown_as_running() -> None:
-    assert summarize_decision(api_types.Decision("r", "default/tiny"))[-1] == "it is still running"
+    assert summarize_decision(api.DecisionOut(request_id="r", model="default/tiny"))[-1] == "it is still running"

@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from fairlead import management_api as api
 from fairlead.fleet.model import Fleet, Instance, Model, Role, SloTargets
 from fairlead.limits import Limits
 from fairlead_cli.explain.command import render_decision
-from fairlead_cli.management import api_types
 from fairlead_gateway.worker.observability.observers import RequestObservers
 from fairlead_gateway.worker.observability.settings import ObservabilitySettings
 from fairlead_testing.engines.scripted import (
@@ -166,8 +166,8 @@ def shown(running: RunningGateway) -> str:
     kept = gateway.decisions.latest(1_000)
     texts = [repr(kept), repr(gateway.readiness()), repr(running.loads())]
     for logged in kept:
-        page = decision_out(logged).model_dump_json()
-        texts += [page, *render_decision(msgspec.json.decode(page, type=api_types.Decision))]
+        page = msgspec.json.encode(decision_out(logged)).decode()
+        texts += [page, *render_decision(msgspec.json.decode(page, type=api.DecisionOut))]
     texts.append(gateway.telemetry.render(fleet, running.loads(), gateway.runtime.now()).decode())
     return "\n".join(texts)
 

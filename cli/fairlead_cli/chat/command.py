@@ -15,6 +15,7 @@ import httpx
 import msgspec
 from cyclopts import Parameter
 
+from fairlead import management_api as api
 from fairlead.errors import BadInput, FairleadError
 from fairlead.settings import CliSettings, read_settings
 from fairlead_cli import formatting
@@ -29,10 +30,8 @@ from fairlead_cli.exit_codes import (
     StackUnreachable,
     report_failure,
 )
-from fairlead_cli.formatting import format_seconds
+from fairlead_cli.formatting import format_seconds, short_instance_name
 from fairlead_cli.local.run_directory import RunningStack, newest_stack, running_stacks
-from fairlead_cli.management import api_types
-from fairlead_cli.management.api_types import short_instance_name
 from fairlead_cli.management.client import ManagementEndpoint, gateway_endpoints
 from fairlead_cli.target import ClusterOptions, ModelFlag, is_cluster_target, qualified_name
 
@@ -455,7 +454,7 @@ _KNOWN_INPUTS: Final[Mapping[str, Callable[[float | None], str]]] = {
 }
 
 
-def summarize_decision(decision: api_types.Decision) -> list[str]:
+def summarize_decision(decision: api.DecisionOut) -> list[str]:
     """Returns one request as lines, from its first choice to its end."""
     tokens = f"about {decision.prompt_tokens:,.0f} prompt tokens"
     lines = [f"request {decision.request_id} to {decision.model.removeprefix('default/')}, {tokens}"]
@@ -465,23 +464,23 @@ def summarize_decision(decision: api_types.Decision) -> list[str]:
     return lines
 
 
-def _choice(choice: api_types.Choice, *, first: bool) -> list[str]:
-    where = f"went to {api_types.short_instance_name(choice.instance)}" if choice.instance else "went nowhere"
+def _choice(choice: api.ChoiceOut, *, first: bool) -> list[str]:
+    where = f"went to {short_instance_name(choice.instance)}" if choice.instance else "went nowhere"
     lines = [f"{'' if first else 'then '}{where}, by the rule {choice.rule}: {choice.reason}"]
     for candidate in choice.candidates:
         numbers = ", ".join(_inputs(candidate.inputs))
         mark = "√" if candidate.chosen else "·"
         why = "" if candidate.chosen else candidate.why
         details = "; ".join(part for part in (numbers, why) if part)
-        lines.append(f"  {mark} {api_types.short_instance_name(candidate.id)}" + (f"  {details}" if details else ""))
+        lines.append(f"  {mark} {short_instance_name(candidate.id)}" + (f"  {details}" if details else ""))
     return lines
 
 
-def _inputs(inputs: Mapping[str, api_types.InputValue]) -> list[str]:
+def _inputs(inputs: Mapping[str, api.NumberOut]) -> list[str]:
     return [say(inputs[name].value) for name, say in _KNOWN_INPUTS.items() if name in inputs]
 
 
-def describe_outcome(outcome: api_types.RequestOutcome | None) -> str:
+def describe_outcome(outcome: api.OutcomeOut | None) -> str:
     """Returns the end of a request in one line."""
     if outcome is None:
         return "it is still running"

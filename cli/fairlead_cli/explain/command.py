@@ -13,12 +13,12 @@ from typing import Annotated, Final, TypeVar
 import msgspec
 from cyclopts import Parameter
 
+from fairlead import management_api as api
 from fairlead.errors import BadInput
 from fairlead.units import format_duration
 from fairlead_cli import formatting
 from fairlead_cli.exit_codes import run_query
-from fairlead_cli.formatting import UNKNOWN, align_columns, format_count, format_seconds
-from fairlead_cli.management import api_types
+from fairlead_cli.formatting import UNKNOWN, align_columns, format_count, format_seconds, short_instance_name
 from fairlead_cli.management.client import (
     GatewaySource,
     GatewaysSource,
@@ -88,16 +88,16 @@ def explain_request(
             content, endpoint = _find_request(endpoints, request_id)
             if is_document(output):
                 return _Explained(content)
-            decision = msgspec.json.decode(content, type=api_types.Decision)
+            decision = msgspec.json.decode(content, type=api.DecisionOut)
             missed = decision.outcome is not None and decision.outcome.within_objective is False
             objectives = _objectives(endpoint, decision.model) if missed else None
             return _Explained(_name_pods(content, endpoint), objectives)
 
     def show(explained: _Explained) -> str:
-        def render(decision: api_types.Decision) -> Sequence[str]:
+        def render(decision: api.DecisionOut) -> Sequence[str]:
             return render_decision(decision, wide=output == "wide", objectives=explained.objectives)
 
-        return _shown(explained.content, output, api_types.Decision, render)
+        return _shown(explained.content, output, api.DecisionOut, render)
 
     return run_query("explain request", fetch, show)
 
@@ -107,7 +107,7 @@ class _Explained:
     """A decision as JSON, and the SLO of its model if the request missed it."""
 
     content: bytes
-    objectives: api_types.Objectives | None = None
+    objectives: api.ObjectivesOut | None = None
 
 
 def _shown(content: bytes, output: OutputFormat, kind: type[T], render: Callable[[T], Sequence[str]]) -> str:
@@ -147,7 +147,7 @@ def _names_of(request_id: str) -> Sequence[str]:
     return [request_id] if own is None or own[0] == request_id else [request_id, own[0]]
 
 
-def _objectives(endpoint: ManagementEndpoint, model: str) -> api_types.Objectives | None:
+def _objectives(endpoint: ManagementEndpoint, model: str) -> api.ObjectivesOut | None:
     """Returns the SLO of a model; None if the gateway no longer serves it."""
     models = endpoint.query(ManagementClient.fleet).models
     return next((known.objectives for known in models if known.key == model), None)
@@ -201,7 +201,7 @@ def explain_route(
 
     def show(content: bytes) -> str:
         wide = output == "wide"
-        return _shown(content, output, api_types.RoutePreview, lambda preview: render_preview(preview, wide=wide))
+        return _shown(content, output, api.RoutePreviewOut, lambda preview: render_preview(preview, wide=wide))
 
     return run_query("explain route", fetch, show, misuse=(BadInput,))
 
@@ -254,7 +254,7 @@ def _name_pods(content: bytes, endpoint: ManagementEndpoint) -> bytes:
         return content
     document = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
     source = document.get("decision", content)
-    namespace = msgspec.json.decode(source, type=api_types.Decision).model.partition("/")[0]
+    namespace = msgspec.json.decode(source, type=api.DecisionOut).model.partition("/")[0]
     for uid, name in endpoint.installation.pod_names(namespace).items():
         content = content.replace(uid.encode(), name.encode())
     return content
@@ -277,7 +277,7 @@ _WIDE_INPUTS: Final = frozenset(
 """Inputs that only the wide output shows."""
 
 
-def render_preview(preview: api_types.RoutePreview, *, wide: bool = False) -> list[str]:
+def render_preview(preview: api.RoutePreviewOut, *, wide: bool = False) -> list[str]:
     """Returns lines that say where a request would go, with the inputs of the decision.
 
     wide: all inputs, and whole ids of instances.
@@ -288,7 +288,7 @@ def render_preview(preview: api_types.RoutePreview, *, wide: bool = False) -> li
     for choice in decision.choices:
         lines += [
             "",
-            f"→ {api_types.short_instance_name(choice.instance) if choice.instance else 'nowhere'} by the rule {choice.rule}",
+            f"→ {short_instance_name(choice.instance) if choice.instance else 'nowhere'} by the rule {choice.rule}",
         ]
         lines += [f"     {choice.reason}", *_table(choice.candidates, choice.inputs, wide)]
     if preview.workers > 1:
@@ -297,7 +297,7 @@ def render_preview(preview: api_types.RoutePreview, *, wide: bool = False) -> li
 
 
 def render_decision(
-    decision: api_types.Decision, *, wide: bool = False, objectives: api_types.Objectives | None = None
+    decision: api.DecisionOut, *, wide: bool = False, objectives: api.ObjectivesOut | None = None
 ) -> list[str]:
     """Returns one request as lines: KV transfer, attempts with candidates, and outcome.
 
@@ -317,19 +317,19 @@ def render_decision(
     return lines
 
 
-def _route(decision: api_types.Decision) -> list[str]:
+def _route(decision: api.DecisionOut) -> list[str]:
     lines = [] if decision.route is None else [f"route: {decision.route.reason}"]
     if decision.kept_back:
         lines.append(f"not sent to the engine: {', '.join(decision.kept_back)}")
     return lines
 
 
-def _fallback(fallback: api_types.RouteFallback) -> str:
+def _fallback(fallback: api.DeclaredFallbackOut) -> str:
     failed = "" if fallback.after is None else f" of {fallback.after}"
     return f"fallback: {fallback.model} after {' or '.join(fallback.when)}{failed}"
 
 
-def _handoff(handoff: api_types.Handoff, wide: bool) -> Iterator[str]:
+def _handoff(handoff: api.HandoffOut, wide: bool) -> Iterator[str]:
     why = "" if handoff.reason in ("", "none") else f" ({handoff.reason})"
     waited = f", {format_duration(handoff.waited_seconds)} before a decode engine was chosen" if handoff.legs else ""
     yield ""
@@ -341,7 +341,7 @@ def _handoff(handoff: api_types.Handoff, wide: bool) -> Iterator[str]:
         computes = (
             "no engine to prefill it"
             if where.instance is None
-            else f"computed on {api_types.short_instance_name(where.instance)}"
+            else f"computed on {short_instance_name(where.instance)}"
         )
         yield f"  {computes} by the rule {where.rule}"
         if where.reason not in handoff.words:
@@ -349,17 +349,17 @@ def _handoff(handoff: api_types.Handoff, wide: bool) -> Iterator[str]:
         yield from _table(where.candidates, where.inputs, wide)
     for leg in handoff.legs:
         took = "" if leg.seconds is None else f" after {format_duration(leg.seconds)}"
-        yield f"  prefill on {api_types.short_instance_name(leg.instance)} by the rule {leg.rule}: {leg.result}{took}"
+        yield f"  prefill on {short_instance_name(leg.instance)} by the rule {leg.rule}: {leg.result}{took}"
         yield f"     {leg.reason}"
         yield from _table(leg.candidates, leg.inputs, wide)
 
 
-def _attempts(decision: api_types.Decision, wide: bool) -> Iterator[str]:
+def _attempts(decision: api.DecisionOut, wide: bool) -> Iterator[str]:
     """Yields the attempts in order, each failed one with its reason."""
     failures = decision.outcome.failures if decision.outcome is not None else []
     last = {choice.attempt: position for position, choice in enumerate(decision.choices)}
     for position, choice in enumerate(decision.choices):
-        where = f"→ {api_types.short_instance_name(choice.instance)}" if choice.instance else "→ nowhere"
+        where = f"→ {short_instance_name(choice.instance)}" if choice.instance else "→ nowhere"
         prefix = f"{decision.handoff.words}; " if decision.handoff is not None else ""
         yield ""
         yield f"attempt {choice.attempt} {where} by the rule {choice.rule}"
@@ -371,16 +371,14 @@ def _attempts(decision: api_types.Decision, wide: bool) -> Iterator[str]:
             yield f"     ended before its first byte: {failures[choice.attempt - 1].why}"
 
 
-def _table(
-    candidates: Sequence[api_types.Candidate], inputs: Mapping[str, api_types.InputValue], wide: bool
-) -> Iterator[str]:
+def _table(candidates: Sequence[api.CandidateOut], inputs: Mapping[str, api.NumberOut], wide: bool) -> Iterator[str]:
     """Yields a row for each candidate: its inputs in columns, then why it was not chosen."""
     input_names = {name for candidate in candidates for name in candidate.inputs if wide or name not in _WIDE_INPUTS}
     names = [name for name in _COLUMN_HEADINGS if name in input_names] + sorted(input_names - _COLUMN_HEADINGS.keys())
     rows = [["", "", *(_COLUMN_HEADINGS.get(name, name) for name in names)]] if names else []
     for candidate in candidates:
         cells = [_cell(name, candidate.inputs.get(name)) for name in names]
-        instance_name = candidate.id if wide else api_types.short_instance_name(candidate.id)
+        instance_name = candidate.id if wide else short_instance_name(candidate.id)
         rows.append(["√" if candidate.chosen else "·", instance_name, *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     remarks = ([""] if names else []) + ["" if candidate.chosen else candidate.why for candidate in candidates]
@@ -391,9 +389,7 @@ def _table(
     yield from _of_all(candidates, inputs, wide)
 
 
-def _of_all(
-    candidates: Sequence[api_types.Candidate], inputs: Mapping[str, api_types.InputValue], wide: bool
-) -> Iterator[str]:
+def _of_all(candidates: Sequence[api.CandidateOut], inputs: Mapping[str, api.NumberOut], wide: bool) -> Iterator[str]:
     """Yields at most one line: the inputs that belong to no candidate, and whether all inputs are
     current.
     """
@@ -410,7 +406,7 @@ def _of_all(
         yield f"     {'; '.join(parts)}"
 
 
-def _cell(name: str, number: api_types.InputValue | None) -> str:
+def _cell(name: str, number: api.NumberOut | None) -> str:
     if number is None or number.value is None:
         return formatting.UNKNOWN
     if name == "home":
@@ -428,7 +424,7 @@ def _cell(name: str, number: api_types.InputValue | None) -> str:
     return shown if number.age_seconds is None else f"{shown} ({format_duration(number.age_seconds)} ago)"
 
 
-def _outcome(decision: api_types.Decision, objectives: api_types.Objectives | None) -> Iterable[str]:
+def _outcome(decision: api.DecisionOut, objectives: api.ObjectivesOut | None) -> Iterable[str]:
     outcome = decision.outcome
     if outcome is None:
         return ["outcome: it is still running"]
@@ -460,9 +456,7 @@ def _outcome(decision: api_types.Decision, objectives: api_types.Objectives | No
     return lines
 
 
-def _missed_targets(
-    decision: api_types.Decision, outcome: api_types.RequestOutcome, objectives: api_types.Objectives | None
-) -> str:
+def _missed_targets(decision: api.DecisionOut, outcome: api.OutcomeOut, objectives: api.ObjectivesOut | None) -> str:
     """Returns the targets that the request missed, as the model states them now."""
     if objectives is None:
         return ""
@@ -479,7 +473,7 @@ def _missed_targets(
     return f": {'; '.join(parts)} (spec.slo of the model)" if parts else ""
 
 
-def _tokens(outcome: api_types.RequestOutcome) -> list[str]:
+def _tokens(outcome: api.OutcomeOut) -> list[str]:
     parts = []
     if outcome.prompt_tokens is not None:
         cached = "" if outcome.cached_tokens is None else f", {outcome.cached_tokens:,} of them cached"
@@ -492,7 +486,7 @@ def _tokens(outcome: api_types.RequestOutcome) -> list[str]:
 
 
 _COMPARED = ("answered", "failed")
-Comparisons = Mapping[str, Sequence[api_types.Shadow]]
+Comparisons = Mapping[str, Sequence[api.ShadowOut]]
 """By the model that gets the copies."""
 
 
@@ -535,7 +529,7 @@ def explain_shadow(
     return run_query("explain shadow", fetch, show)
 
 
-def render_comparison(key: str, shadow: api_types.Shadow, gateway: str | None) -> list[str]:
+def render_comparison(key: str, shadow: api.ShadowOut, gateway: str | None) -> list[str]:
     """Returns the comparison of two models as lines.
 
     gateway: whose requests these are; None for the only one.

@@ -1,1 +1,1 @@
-"""The gateway's management API: `client` (which gateways, and their answers), `api_types`."""
+"""The gateway's management API: `client` (which gateways, and their answers)."""

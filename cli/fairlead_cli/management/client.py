@@ -14,6 +14,7 @@ import httpx
 import msgspec
 from cyclopts import Parameter
 
+from fairlead import management_api as api
 from fairlead.audit.record import AuditRecord
 from fairlead.errors import BadInput
 from fairlead.kube.resources import name_of
@@ -21,7 +22,6 @@ from fairlead.settings import CliSettings, read_settings
 from fairlead_cli.addresses import service_url
 from fairlead_cli.exit_codes import StackUnreachable
 from fairlead_cli.local.run_directory import newest_stack
-from fairlead_cli.management import api_types
 from fairlead_cli.target import ClusterOptions, InstallationOptions, is_cluster_target
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ _AnswerT = TypeVar("_AnswerT")
 class GatewaySnapshot:
     """Fleet, statistics and last decisions, read at about the same time."""
 
-    fleet: api_types.Fleet
-    stats: api_types.GatewayStats
-    decisions: api_types.DecisionList
+    fleet: api.FleetOut
+    stats: api.StatsOut
+    decisions: api.DecisionsOut
 
 
 class ManagementClient:
@@ -69,47 +69,47 @@ class ManagementClient:
         """Closes the connections."""
         await self._client.aclose()
 
-    async def fleet(self) -> api_types.Fleet:
+    async def fleet(self) -> api.FleetOut:
         """Returns models and instances with their load."""
-        return await self._get("/api/fleet", api_types.Fleet)
+        return await self._get("/api/fleet", api.FleetOut)
 
-    async def stats(self) -> api_types.GatewayStats:
+    async def stats(self) -> api.StatsOut:
         """Returns the last minute and the totals."""
-        return await self._get("/api/stats", api_types.GatewayStats)
+        return await self._get("/api/stats", api.StatsOut)
 
-    async def tenants(self) -> api_types.TenantList:
+    async def tenants(self) -> api.TenantsOut:
         """Returns the tenants, and when their keys were used last."""
-        return await self._get("/api/tenants", api_types.TenantList)
+        return await self._get("/api/tenants", api.TenantsOut)
 
     async def audit(self, since: float, tenant: str | None, limit: int) -> list[AuditRecord]:
         """Returns the last audit records of the gateway."""
         filter_ = {"tenant": tenant} if tenant else {}
         query = {"since": str(since), "limit": str(limit), **filter_}
-        return (await self._get("/api/audit", api_types.AuditList, query)).records
+        return (await self._get("/api/audit", api.AuditOut, query)).records
 
-    async def usage(self, first_day: str, last_day: str) -> api_types.UsageReply:
+    async def usage(self, first_day: str, last_day: str) -> api.UsageOut:
         """Returns what the gateway's ledger holds about these days, not grouped."""
         days = {"from": first_day, "to": last_day}
         answer = await self._send("/api/usage", {**days, "by": "", "replicas": "true"})
         if answer.status_code == 404 and b'"error"' in answer.content:
             raise StackUnreachable(f"{self.url}: {_error_message(answer.content)}", hint="or read a folder with --dir")
-        return self._read(answer, api_types.UsageReply)
+        return self._read(answer, api.UsageOut)
 
-    async def budgets(self, tenant: str) -> list[api_types.BudgetUse]:
+    async def budgets(self, tenant: str) -> list[api.BudgetOut]:
         """Returns the budgets of a tenant."""
-        return (await self._get("/api/budgets", api_types.BudgetList, {"tenant": tenant})).budgets
+        return (await self._get("/api/budgets", api.BudgetsOut, {"tenant": tenant})).budgets
 
-    async def decisions(self, limit: int, model: str | None = None) -> api_types.DecisionList:
+    async def decisions(self, limit: int, model: str | None = None) -> api.DecisionsOut:
         """Returns the last decisions, newest first."""
         filter_ = {"model": model} if model else {}
-        return await self._get("/api/decisions", api_types.DecisionList, {"limit": str(limit), **filter_})
+        return await self._get("/api/decisions", api.DecisionsOut, {"limit": str(limit), **filter_})
 
-    async def decision(self, request_id: str) -> api_types.Decision:
+    async def decision(self, request_id: str) -> api.DecisionOut:
         """Returns the choices and the outcome of one request.
 
         Raises LookupError when the gateway no longer has them.
         """
-        return msgspec.json.decode(await self.decision_json(request_id), type=api_types.Decision)
+        return msgspec.json.decode(await self.decision_json(request_id), type=api.DecisionOut)
 
     async def decision_json(self, request_id: str) -> bytes:
         """Returns the decision as raw JSON, validated. Raises LookupError when the gateway no
@@ -121,7 +121,7 @@ class ManagementClient:
         if answer.status_code == 409:
             hint = "take the id from the answer's header x-fairlead-decision: no client chose that one"
             raise BadInput(_error_message(answer.content), field="ID", hint=hint)
-        self._read(answer, api_types.Decision)
+        self._read(answer, api.DecisionOut)
         return answer.content
 
     async def preview_route(
@@ -143,7 +143,7 @@ class ManagementClient:
             raise LookupError(
                 f"the gateway would reject this request ({answer.status_code}): {_error_message(answer.content)}"
             )
-        self._read(answer, api_types.RoutePreview)
+        self._read(answer, api.RoutePreviewOut)
         return answer.content
 
     async def snapshot(self, decisions: int, model: str | None = None) -> GatewaySnapshot:
@@ -225,7 +225,7 @@ class _ErrorAnswer(msgspec.Struct):
     error: _ErrorBody
 
 
-def _find_instance(fleet: api_types.Fleet, instance_id: str) -> api_types.Instance | None:
+def _find_instance(fleet: api.FleetOut, instance_id: str) -> api.InstanceOut | None:
     return next(
         (instance for model in fleet.models for instance in model.instances if instance.id == instance_id), None
     )

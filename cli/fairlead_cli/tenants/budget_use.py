@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from fairlead.errors import FairleadError, first_line
+from fairlead.management_api import BudgetOut, TenantsOut
 from fairlead.units import format_usd
 from fairlead_cli.cluster.object_fields import format_age
 from fairlead_cli.formatting import UNKNOWN, format_share
 from fairlead_cli.keys.key_entries import format_time
-from fairlead_cli.management.api_types import BudgetUse, TenantList
 from fairlead_cli.management.client import ManagementClient
 from fairlead_cli.tenants.selection import TenantsPlace
 
 
-def read_budget(place: TenantsPlace, tenant: str) -> BudgetUse | None:
+def read_budget(place: TenantsPlace, tenant: str) -> BudgetOut | None:
     """Returns the budget of a tenant by the first gateway that knows it; None if none does."""
     try:
         endpoints = place.endpoints()
@@ -30,7 +30,7 @@ def read_budget(place: TenantsPlace, tenant: str) -> BudgetUse | None:
     return None
 
 
-def describe_budget(budget: BudgetUse | None) -> str:
+def describe_budget(budget: BudgetOut | None) -> str:
     """Returns the state of a budget for people."""
     if budget is None:
         return UNKNOWN
@@ -78,7 +78,7 @@ def read_key_uses(place: TenantsPlace) -> KeyUses:
         endpoints = place.endpoints()
     except FairleadError as error:
         return KeyUses(problems=(first_line(error, 200),))
-    lists: list[TenantList] = []
+    lists: list[TenantsOut] = []
     problems: list[str] = []
     for endpoint in endpoints:
         try:
@@ -88,7 +88,7 @@ def read_key_uses(place: TenantsPlace) -> KeyUses:
     return merge_key_uses(lists, problems)
 
 
-def merge_key_uses(lists: Sequence[TenantList], problems: Sequence[str] = ()) -> KeyUses:
+def merge_key_uses(lists: Sequence[TenantsOut], problems: Sequence[str] = ()) -> KeyUses:
     """Returns the latest use of each key over several gateways."""
     merged: dict[str, float] = {}
     for gateway in lists:

@@ -8,12 +8,12 @@ from cyclopts import Parameter
 
 from fairlead.errors import plain_text
 from fairlead.kube.resources import Manifest, metadata_of, name_of
+from fairlead.management_api import BudgetOut
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.console import terminal_text
 from fairlead_cli.exit_codes import OK, UNREACHABLE, ClusterUnreachable, report_failure
 from fairlead_cli.formatting import UNKNOWN, align_columns, pluralize
 from fairlead_cli.keys.command import ListedKey, render_keys
-from fairlead_cli.management.api_types import BudgetUse
 from fairlead_cli.output import OutputFlag, format_document, is_document
 from fairlead_cli.tenants.budget_use import KeyUses, describe_budget, read_budget, read_key_uses
 from fairlead_cli.tenants.selection import DEFAULT_FLAGS, ManageFlag, TenantFlagsParameter, open_tenants
@@ -95,7 +95,7 @@ def render_tenants(tenants: Sequence[Manifest], *, is_wide: bool) -> str:
     return align_columns(rows)
 
 
-def render_tenant(tenant: Manifest, uses: KeyUses, now: float, budget: BudgetUse | None = None) -> str:
+def render_tenant(tenant: Manifest, uses: KeyUses, now: float, budget: BudgetOut | None = None) -> str:
     """Returns one tenant in full.
 
     budget: None if no gateway knows its state.

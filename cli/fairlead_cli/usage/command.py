@@ -11,6 +11,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from fairlead.errors import BadInput, plain_text
+from fairlead.management_api import UsageOut
 from fairlead.runtime.clock import SystemClock
 from fairlead.units import format_duration, format_exact_usd, format_usd
 from fairlead.usage import focus
@@ -29,7 +30,6 @@ from fairlead.usage.report import CostReport, CostRow, cost_report, group_usage,
 from fairlead_cli.console import terminal_text
 from fairlead_cli.exit_codes import OK, UNREACHABLE, ClusterUnreachable, StackUnreachable, report_failure
 from fairlead_cli.formatting import UNKNOWN, align_columns, format_count, format_share
-from fairlead_cli.management.api_types import UsageReply
 from fairlead_cli.management.client import open_endpoints
 from fairlead_cli.output import OutputFlag, format_document, is_document
 from fairlead_cli.target import ClusterOptions, ContextFlag, InstallationFlag, KubeconfigFlag
@@ -216,18 +216,14 @@ def read_ledgers(options: ReportOptions, first_day: str, last_day: str) -> Ledge
         return merge_ledgers(map(_to_content, answers))
 
 
-def _to_content(reply: UsageReply) -> LedgerContent:
-    usage = [UsageTotals(**{name: getattr(row, name) for name in UsageTotals.__struct_fields__}) for row in reply.usage]
+def _to_content(reply: UsageOut) -> LedgerContent:
     replicas = [
         ReplicaSpan(
-            span.replica,
-            span.start,
-            span.end,
-            ReplicaView(span.model, span.pool, span.state, span.nano_usd_per_hour),
+            span.replica, span.start, span.end, ReplicaView(span.model, span.pool, span.state, span.nano_usd_per_hour)
         )
         for span in reply.replicas
     ]
-    return LedgerContent(reply.ledger, usage, replicas, reply.broken, reply.lost)
+    return LedgerContent(reply.ledger, list(reply.usage), replicas, reply.broken, reply.lost)
 
 
 NO_USE = "no use in this time"

@@ -20,13 +20,13 @@ from fairlead_gateway.telemetry.recorder import METRIC_ADAPTERS
 
 if TYPE_CHECKING:  # without Redis, its client is not loaded; without a ledger, nor is what keeps it
     from fairlead.engine_profile import EngineProfile
+    from fairlead.management_api import LimitOut
     from fairlead.usage.ledger_reader import LedgerContent
     from fairlead_gateway.supervisor.decision_stream import DecisionStream
     from fairlead_gateway.supervisor.peers.peer_sync import GatewayWorkers, PeerSync
     from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile
     from fairlead_gateway.supervisor.quota.budget_watch import BudgetState
     from fairlead_gateway.supervisor.quota.quota_service import QuotaService, QuotaWorker
-    from fairlead_gateway.supervisor.quota.quota_status import LimitState
     from fairlead_gateway.supervisor.usage.usage_service import UsageService
     from fairlead_kvstore.redis.link import RedisLink
 
@@ -124,7 +124,7 @@ class BackgroundServices:
             quota.start()
         return quota
 
-    async def limit_states(self, tenants: frozenset[str] | None, limit: int) -> "list[LimitState]":
+    async def limit_states(self, tenants: frozenset[str] | None, limit: int) -> "list[LimitOut]":
         """Returns the state of limits; tenants: None for all."""
         return [] if self.quota is None else await self.quota.states(tenants, limit)
 

@@ -18,6 +18,7 @@ import httpx
 import msgspec
 import pytest
 
+from fairlead import management_api as api
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import PODS, Manifest, uid_of
 from fairlead.runtime.clock import SystemClock
@@ -27,7 +28,6 @@ from fairlead_autoscaler.history.recorder import TickRecord, encode_record
 from fairlead_cli.cluster.access.port_forward import PodPort, PortForwarder
 from fairlead_cli.cluster.installation import _service_of, open_installation
 from fairlead_cli.exit_codes import ClusterUnreachable
-from fairlead_cli.management import api_types
 from fairlead_cli.target import ClusterOptions
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
@@ -55,9 +55,9 @@ MODEL = {
 SECRETS = {"manage-token": TOKEN, "hash-secret": "drawn", "first-key": KEY, "url": "redis://fairlead-redis:6379/0"}
 
 
-def decision(request_id: str, wall: float, instance: str = "main-0/1/0", reason: str = "a home") -> api_types.Decision:
-    choice = api_types.Choice(1, instance, "affinity", reason)
-    return api_types.Decision(request_id, "chat/tiny", wall, 10.0, [choice])
+def decision(request_id: str, wall: float, instance: str = "main-0/1/0", reason: str = "a home") -> api.DecisionOut:
+    choice = api.ChoiceOut(instance=instance, rule="affinity", reason=reason)
+    return api.DecisionOut(request_id=request_id, model="chat/tiny", wall=wall, prompt_tokens=10.0, choices=[choice])
 
 
 def answers(found: Any) -> CannedResponse:
@@ -70,10 +70,10 @@ def gateway(request_id: str, wall: float) -> CannedServer:
     chunk = b'data: {"choices": [{"delta": {"content": "blue"}}]}\n\ndata: [DONE]\n\n'
     return CannedServer(
         {
-            "/api/decisions": answers(api_types.DecisionList([made])),
+            "/api/decisions": answers(api.DecisionsOut(decisions=[made])),
             **{f"/api/decisions/{name}": NOT_KNOWN for name in ("req-old", "req-new", "req-none")},
             f"/api/decisions/{request_id}": answers(made),
-            "/api/route": answers(api_types.RoutePreview(made, 1, 1)),
+            "/api/route": answers(api.RoutePreviewOut(decision=made, workers=1, agreeing=1)),
             "/v1/chat/completions": CannedResponse([chunk], 200, {"content-type": "text/event-stream"}),
             "/v1/models": answers({"data": [{"id": "tiny"}]}),
         }

@@ -6,12 +6,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from fairlead import management_api as api
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
+from fairlead.management_api import ShadowOut
 from fairlead.routes.resolution import RouteDecision
 from fairlead_cli.app import build_app
 from fairlead_cli.explain.command import render_comparison, render_decision
-from fairlead_cli.management import api_types
-from fairlead_cli.management.api_types import Shadow, ShadowSide
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
@@ -51,9 +51,8 @@ def ended(**changes: object) -> RequestOutcome:
 
 
 def text(*records: DecisionRecord, outcome: RequestOutcome | None) -> list[str]:
-    """As the command prints what the management API answers."""
-    shown = decision_out(LoggedRequest(list(records), outcome)).model_dump_json().encode()
-    return render_decision(msgspec.json.decode(shown, type=api_types.Decision))
+    """As the command prints it."""
+    return render_decision(decision_out(LoggedRequest(list(records), outcome)))
 
 
 def test_route_is_shown_with_its_reason() -> None:
@@ -93,8 +92,7 @@ def test_wide_output_has_all_inputs_and_whole_ids() -> None:
         f"{HOME}/indexed_tokens": DecisionInput(3_000.0),
     }
     made = Decision(HOME, "affinity", DecisionText("a home", decision.rejected, inputs), 0.5)
-    answer = decision_out(LoggedRequest([record(1, made)], None)).model_dump_json().encode()
-    shown = msgspec.json.decode(answer, type=api_types.Decision)
+    shown = decision_out(LoggedRequest([record(1, made)], None))
     plain, wide = "\n".join(render_decision(shown)), "\n".join(render_decision(shown, wide=True))
     assert "mean backlog 310ms; all numbers as of that moment" in plain
     assert HOME in wide
@@ -104,10 +102,10 @@ def test_wide_output_has_all_inputs_and_whole_ids() -> None:
 
 
 def test_a_missed_slo_names_the_missed_targets() -> None:
-    objectives = api_types.Objectives(ttft_seconds=5.0, ttft_per_kilo_token_seconds=0.5, itl_seconds=0.01)
+    objectives = api.ObjectivesOut(ttft_seconds=5.0, ttft_per_kilo_token_seconds=0.5, itl_seconds=0.01)
     outcome = ended(ttft_seconds=8.2, itl_mean_seconds=0.02, prompt_tokens=2_000, within_objective=False)
     logged = LoggedRequest([record(1, decided(HOME, "affinity", "a home"))], outcome)
-    shown = msgspec.json.decode(decision_out(logged).model_dump_json().encode(), type=api_types.Decision)
+    shown = decision_out(logged)
     assert render_decision(shown)[-1] == "     SLO missed"
     assert render_decision(shown, objectives=objectives)[-1] == (
         "     SLO missed: TTFT 8.2s, target 6s; TPOT 20ms, target 10ms (spec.slo of the model)"
@@ -225,7 +223,9 @@ def explain(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 def gateway() -> CannedServer:
-    shown = decision_out(LoggedRequest([record(1, decided(HOME, "affinity", "a home"))], ended())).model_dump_json()
+    shown = msgspec.json.encode(
+        decision_out(LoggedRequest([record(1, decided(HOME, "affinity", "a home"))], ended()))
+    ).decode()
     return CannedServer(
         {
             "/api/decisions": CannedResponse([f'{{"decisions": [{shown}]}}'.encode()]),
@@ -256,7 +256,9 @@ def test_json_output_is_the_management_answer() -> None:
 def test_the_id_of_an_answer_finds_its_request() -> None:
     own = "req-375d0a1b-0123456789abcdef"
     outcome = ended(within_objective=False, ttft_seconds=8.0)
-    shown = decision_out(LoggedRequest([record(1, decided(HOME, "affinity", "a home"))], outcome)).model_dump_json()
+    shown = msgspec.json.encode(
+        decision_out(LoggedRequest([record(1, decided(HOME, "affinity", "a home"))], outcome))
+    ).decode()
     fleet = (
         '{"models": [{"key": "chat/llama", "namespace": "chat", "name": "llama", "objectives": {"ttft_seconds": 5}}]}'
     )
@@ -307,7 +309,7 @@ def would(
     prompt: Path, *arguments: str, choices: int = 1, fallbacks: str = "[]"
 ) -> tuple[subprocess.CompletedProcess[str], CannedServer]:
     records = [record(1, decided(HOME, "affinity", "a home"))] * choices
-    shown = decision_out(LoggedRequest(records, None)).model_dump_json()
+    shown = msgspec.json.encode(decision_out(LoggedRequest(records, None))).decode()
     said = f'{{"decision": {shown}, "workers": 4, "agreeing": 3, "fallbacks": {fallbacks}}}'.encode()
     with CannedServer({"/api/route": CannedResponse([said])}) as server:
         return explain("route", *arguments, "-f", str(prompt), "--manage", server.url), server
@@ -449,6 +451,6 @@ def test_json_has_all_numbers(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_unknown_values_are_dashes_and_gateways_are_named() -> None:
-    lines = render_comparison("chat/next", Shadow("chat/big", {"too-many": 3}, 0, ShadowSide(), ShadowSide()), "gw-1")
+    lines = render_comparison("chat/next", ShadowOut(original="chat/big", outcomes={"too-many": 3}), "gw-1")
     assert lines[0].endswith("chat/big, at gw-1")
     assert lines[3].split() == ["errors", "–", "–"]

@@ -2,16 +2,23 @@
 
 import pytest
 
+from fairlead.management_api import BudgetOut, KeyUseOut, TenantOut, TenantsOut
 from fairlead.units import NANO_USD_PER_USD
-from fairlead_cli.management.api_types import BudgetUse, KeyUse, TenantList, TenantUse
 from fairlead_cli.tenants.budget_use import KeyUses, describe_budget, merge_key_uses
 from fairlead_cli.tenants.command import render_tenant
 
 END = 1_796_083_200.0
 
 
-def budget(used: float, soft: bool = False) -> BudgetUse:
-    return BudgetUse("acme", END, int(used * NANO_USD_PER_USD), 500 * NANO_USD_PER_USD, used / 500, soft)
+def budget(used: float, soft: bool = False) -> BudgetOut:
+    return BudgetOut(
+        tenant="acme",
+        end=END,
+        used_nano_usd=int(used * NANO_USD_PER_USD),
+        amount_nano_usd=500 * NANO_USD_PER_USD,
+        used_share=used / 500,
+        soft=soft,
+    )
 
 
 @pytest.mark.parametrize(
@@ -23,7 +30,7 @@ def budget(used: float, soft: bool = False) -> BudgetUse:
         (budget(500, soft=True), "$500.00 of $500.00 used (100 %), until 2026-12-01 00:00 UTC; requests go on"),
     ],
 )
-def test_state_names_amount_share_and_end(state: BudgetUse | None, text: str) -> None:
+def test_state_names_amount_share_and_end(state: BudgetOut | None, text: str) -> None:
     assert describe_budget(state) == text
 
 
@@ -38,8 +45,13 @@ def test_tenant_without_a_budget_has_no_such_line() -> None:
 NOW = 1_794_997_600.0
 
 
-def gateway(started_at: float, **uses: float | None) -> TenantList:
-    return TenantList(started_at, [TenantUse("acme", [KeyUse(digest, used) for digest, used in uses.items()])])
+def gateway(started_at: float, **uses: float | None) -> TenantsOut:
+    return TenantsOut(
+        started_at=started_at,
+        tenants=[
+            TenantOut(name="acme", keys=[KeyUseOut(digest=digest, last_used_at=used) for digest, used in uses.items()])
+        ],
+    )
 
 
 def test_the_latest_use_of_any_gateway_counts() -> None:

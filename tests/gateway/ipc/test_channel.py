@@ -176,13 +176,13 @@ def test_a_logged_request_is_shown_with_all_of_its_decisions() -> None:
         {"id": "b", "chosen": False, "why": "dearer", "inputs": {"x": {"value": None, "age_seconds": 2.0}}},
     ]
     choice = {"rule": "affinity", "reason": "why", "cost_seconds": 0.5, "candidates": candidates, "inputs": {}}
-    assert [item.model_dump() for item in shown.choices] == [
+    assert [msgspec.to_builtins(item) for item in shown.choices] == [
         {"attempt": number, "wall": 4.0 + number, "instance": "a", **choice} for number in (1, 2)
     ]
     assert (shown.route.name, shown.route.route, shown.handoff) == ("alias", "d/r", None)
     assert (shown.outcome.output_tokens, shown.outcome.failures[0].why, shown.outcome.continued) == (3, "cut", False)
     handoff = decision_out(LoggedRequest(records[1:])).handoff
-    assert handoff.model_dump() == {
+    assert msgspec.to_builtins(handoff) == {
         "outcome": "done",
         "reason": "none",
         "words": "words",

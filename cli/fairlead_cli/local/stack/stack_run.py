@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from fairlead import management_api as api
 from fairlead.api.spec.autoscaling import Autoscaling
 from fairlead.engines.sleep_mode import sleep_client
 from fairlead.errors import FairleadError, Unavailable
@@ -59,7 +60,6 @@ from fairlead_cli.local.stack.engine_plan import SIMULATED_ENGINE, EnginePlan, S
 from fairlead_cli.local.stack.engine_process import EngineProcess, SleepState
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
 from fairlead_cli.local.view.live_view import Frame, Screen, StackSummary, process_views
-from fairlead_cli.management import api_types
 from fairlead_cli.management.client import ManagementClient
 
 REDRAW_INTERVAL_SECONDS = 1.0
@@ -293,7 +293,7 @@ class RoutingQueries:
         self._manage_url = manage_url
         self._token = token
 
-    async def fleet(self) -> api_types.Fleet:
+    async def fleet(self) -> api.FleetOut:
         """Returns the gateway's fleet. Raises StackUnreachable when the gateway does not answer."""
         async with ManagementClient(self._manage_url, self._token) as management:
             return await management.fleet()
@@ -378,7 +378,7 @@ class HungEngineHooks:
     """
 
     engines: Callable[[], Sequence[EngineProcess]]
-    fleet: Callable[[], Awaitable[api_types.Fleet]]
+    fleet: Callable[[], Awaitable[api.FleetOut]]
     restart: Callable[[EngineProcess], Awaitable[None]]
     on_event: Callable[[str], None]
 

@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
+from fairlead import management_api as api
 from fairlead.errors import BadInput
 from fairlead.names import closest_matches
 from fairlead.settings import CliSettings, read_settings
@@ -22,7 +23,7 @@ from fairlead_cli import formatting
 from fairlead_cli.addresses import service_url
 from fairlead_cli.console import program_name, stdout_console
 from fairlead_cli.exit_codes import OK, PROBLEM, UNREACHABLE, StackUnreachable, report_failure
-from fairlead_cli.formatting import Advice
+from fairlead_cli.formatting import Advice, short_instance_name
 from fairlead_cli.local.run_directory import newest_stack, running_stacks
 from fairlead_cli.local.view.live_view import (
     PHASE_MARKS,
@@ -32,7 +33,6 @@ from fairlead_cli.local.view.live_view import (
     format_result,
     last_minute_text,
 )
-from fairlead_cli.management import api_types
 from fairlead_cli.management.client import GatewaySnapshot, ManagementClient
 from fairlead_cli.output import OutputFlag, OutputFormat, format_document, is_document
 from fairlead_cli.scaling.autoscaler_client import PoolScaling, read_pool_scaling
@@ -46,9 +46,9 @@ ASLEEP_STATE = "Sleeping"
 class StackModelReport:
     """The state of one model. ``expected_instances``: how many it should have; None is unknown."""
 
-    model: api_types.Model
-    stats: api_types.ModelStats
-    decisions: tuple[api_types.Decision, ...]
+    model: api.ModelOut
+    stats: api.ModelStatsOut
+    decisions: tuple[api.DecisionOut, ...]
     expected_instances: int | None
     advice: Advice
     scaled_pools: tuple[PoolScaling, ...] = ()
@@ -68,9 +68,9 @@ class StackModelReport:
         """Number of instances that should receive requests."""
         return max(len(self.model.instances), self.expected_instances or 0) - self.asleep
 
-    def pools(self) -> dict[str, list[api_types.Instance]]:
+    def pools(self) -> dict[str, list[api.InstanceOut]]:
         """Returns the instances by pool, in their order."""
-        pools: dict[str, list[api_types.Instance]] = {}
+        pools: dict[str, list[api.InstanceOut]] = {}
         for instance in self.model.instances:
             pools.setdefault(instance.pool, []).append(instance)
         return pools
@@ -82,7 +82,7 @@ class StackReport:
 
     url: str | None
     manage: str
-    stats: api_types.GatewayStats
+    stats: api.StatsOut
     models: tuple[StackModelReport, ...]
 
     @property
@@ -113,7 +113,7 @@ def build_report(
     for model in snapshot.fleet.models:
         if only_key is not None and model.key != only_key:
             continue
-        stats = snapshot.stats.models.get(model.key, api_types.ModelStats())
+        stats = snapshot.stats.models.get(model.key, api.ModelStatsOut())
         decisions = tuple(decision for decision in snapshot.decisions.decisions if decision.model == model.key)
         expected = expected_instances.get(model.key)
         pools = tuple(scaling_by_model.get(model.key, ()))
@@ -123,9 +123,9 @@ def build_report(
 
 
 def advise(
-    model: api_types.Model,
-    stats: api_types.ModelStats,
-    decisions: Sequence[api_types.Decision],
+    model: api.ModelOut,
+    stats: api.ModelStatsOut,
+    decisions: Sequence[api.DecisionOut],
     expected_instances: int | None,
     program: str = "fairlead",
     scaled_pools: Sequence[PoolScaling] = (),
@@ -169,13 +169,17 @@ def advise(
     return Advice(False, "nothing to do")
 
 
-def _has_failed(decision: api_types.Decision) -> bool:
+def _has_failed(decision: api.DecisionOut) -> bool:
     """Whether the request failed by no fault of its client."""
     outcome = decision.outcome
-    return outcome is not None and not outcome.client_gone and (outcome.status >= 500 or outcome.is_broken)
+    return (
+        outcome is not None
+        and not outcome.client_gone
+        and (outcome.status >= 500 or (outcome.error is not None and outcome.status < 400))
+    )
 
 
-def _remedy(model: api_types.Model, ready: int, program: str, scaled_pools: Sequence[PoolScaling]) -> str:
+def _remedy(model: api.ModelOut, ready: int, program: str, scaled_pools: Sequence[PoolScaling]) -> str:
     """Returns what may bring a model back to its SLO."""
     if not scaled_pools:
         return f"raise minReplicas in the manifest of `{program} up FILE`"
@@ -236,7 +240,7 @@ def to_plain(report: StackReport) -> dict[str, Any]:
     }
 
 
-def _instance_document(model_report: StackModelReport, instance: api_types.Instance) -> dict[str, Any]:
+def _instance_document(model_report: StackModelReport, instance: api.InstanceOut) -> dict[str, Any]:
     return {**msgspec.to_builtins(instance), "last_minute": model_report.stats.instances.get(instance.id)}
 
 
@@ -286,19 +290,19 @@ def _ready_text(ready: int, expected: int, asleep: int) -> str:
     return f"{ready}/{expected} ready" + (f", {asleep} asleep" if asleep else "")
 
 
-def _instance_line(instance: api_types.Instance, stats: api_types.InstanceStats | None) -> Text:
+def _instance_line(instance: api.InstanceOut, stats: api.InstanceStatsOut | None) -> Text:
     if instance.state == ASLEEP_STATE:
         style = PHASE_STYLES[ASLEEP_STATE]
         return Text.assemble(
             (f"{PHASE_MARKS[ASLEEP_STATE]} ", style),
-            instance.display_name,
+            short_instance_name(instance.id),
             (f"  {instance.state}", style),
             (f"  {instance.url}", "dim"),
         )
     ready = instance.state == READY_STATE
     line = Text.assemble(
         ("√ " if ready else "‼ ", PHASE_STYLES.get(instance.state, "")),
-        instance.display_name,
+        short_instance_name(instance.id),
         (f"  {instance.state}", PHASE_STYLES.get(instance.state, "")),
         f"  {formatting.format_count(instance.in_flight)} in flight, {formatting.format_count(instance.waiting)} waiting",
         f"  backlog {formatting.format_seconds(instance.backlog_seconds)}",
@@ -321,9 +325,9 @@ def _scaling_line(scaling: PoolScaling) -> Text:
     return line if scaling.unwritten is None else line.append(f"; not done: {scaling.unwritten}", "yellow")
 
 
-def _decision_line(decision: api_types.Decision) -> Text:
-    choice = decision.choices[-1] if decision.choices else api_types.Choice()
-    instance_name = api_types.short_instance_name(choice.instance) if choice.instance else "nowhere"
+def _decision_line(decision: api.DecisionOut) -> Text:
+    choice = decision.choices[-1] if decision.choices else api.ChoiceOut()
+    instance_name = short_instance_name(choice.instance) if choice.instance else "nowhere"
     return Text.assemble(
         (f"{format_clock(decision.wall)}  ", "dim"),
         f"{formatting.format_count(decision.prompt_tokens)} tokens → {instance_name}  ",
@@ -400,7 +404,7 @@ async def _fetch(address: str, token: str | None, model: str | None) -> tuple[Ga
         return GatewaySnapshot(fleet, await management.stats(), await management.decisions(DECISIONS, key)), key
 
 
-def _key(fleet: api_types.Fleet, name: str) -> str:
+def _key(fleet: api.FleetOut, name: str) -> str:
     keys = [model.key for model in fleet.models if name in (model.key, model.name)]
     if len(keys) == 1:
         return keys[0]

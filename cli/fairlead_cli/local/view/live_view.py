@@ -12,11 +12,11 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fairlead import management_api as api
 from fairlead_cli import formatting
-from fairlead_cli.formatting import format_seconds, pluralize
+from fairlead_cli.formatting import format_seconds, pluralize, short_instance_name
 from fairlead_cli.local.processes.managed_process import ManagedProcess
 from fairlead_cli.local.stack.supervisor import StackSupervisor
-from fairlead_cli.management import api_types
 from fairlead_cli.management.client import GatewaySnapshot
 
 KEY_VARIABLE = "FAIRLEAD_API_KEY"
@@ -208,7 +208,7 @@ def _model_lines(frame: Frame, key: str) -> list[Text]:
     if frame.snapshot is None:
         return [name, Text("the gateway does not answer yet", "dim")]
     model = next((model for model in frame.snapshot.fleet.models if model.key == key), None)
-    stats = frame.snapshot.stats.models.get(key, api_types.ModelStats())
+    stats = frame.snapshot.stats.models.get(key, api.ModelStatsOut())
     if model:
         name.append(f"  {model.preset}", "not bold default")
     name.append(f"  {stats.in_flight} in flight  {stats.queue} in the queue", "not bold default")
@@ -237,7 +237,7 @@ def _engines(
         instance = instances.get(instance_id)
         instance_stats = stats.instances.get(instance_id) if stats else None
         cells: list[str | Text] = [
-            Text(api_types.short_instance_name(instance_id)),
+            Text(short_instance_name(instance_id)),
             _phase_text(_state(row, instance), row.restarts),
             formatting.format_count(instance.in_flight if instance else None),
             formatting.format_count(instance.waiting if instance else None),
@@ -253,7 +253,7 @@ def _engines(
 
 
 def _select_rows(
-    rows: Sequence[tuple[ProcessView, str]], instances: Mapping[str, api_types.Instance], max_rows: int
+    rows: Sequence[tuple[ProcessView, str]], instances: Mapping[str, api.InstanceOut], max_rows: int
 ) -> list[tuple[ProcessView, str]]:
     """Returns the rows of the unhealthy and the busiest engines, at most ``max_rows``, in their
     order.
@@ -273,14 +273,14 @@ def _phase_text(state: str, restarts: int) -> Text:
     return text.append(f" ↻{restarts}", "default") if restarts else text
 
 
-def _state(row: ProcessView, instance: api_types.Instance | None) -> str:
+def _state(row: ProcessView, instance: api.InstanceOut | None) -> str:
     """Returns the supervisor's phase, or the gateway's state while the process is ready."""
     if row.phase == "Ready" and instance is not None and instance.state in ("Draining", "Sleeping", "Starting"):
         return instance.state
     return row.phase
 
 
-def _instances_by_id(frame: Frame, key: str) -> dict[str, api_types.Instance]:
+def _instances_by_id(frame: Frame, key: str) -> dict[str, api.InstanceOut]:
     if frame.snapshot is None:
         return {}
     return {
@@ -300,7 +300,7 @@ def _bar(value: float | None, width: int = 12) -> Text:
     return Text.assemble((bar.ljust(width), "green"), f" {formatting.format_share(value):>5}")
 
 
-def _decisions(decisions: Sequence[api_types.Decision]) -> Table:
+def _decisions(decisions: Sequence[api.DecisionOut]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False, expand=True)
     table.add_column(no_wrap=True, style="dim")
     table.add_column(no_wrap=True, justify="right")
@@ -309,11 +309,11 @@ def _decisions(decisions: Sequence[api_types.Decision]) -> Table:
     table.add_column(no_wrap=True, justify="right")
     table.add_column(no_wrap=True, overflow="ellipsis", ratio=1, style="dim")
     for decision in decisions:
-        last = decision.choices[-1] if decision.choices else api_types.Choice()
+        last = decision.choices[-1] if decision.choices else api.ChoiceOut()
         table.add_row(
             format_clock(decision.wall),
             f"{formatting.format_count(decision.prompt_tokens)} tokens",
-            Text(f"→ {api_types.short_instance_name(last.instance) if last.instance else 'nowhere'}"),
+            Text(f"→ {short_instance_name(last.instance) if last.instance else 'nowhere'}"),
             Text(last.rule, RULE_STYLES.get(last.rule, "")),
             Text(format_result(decision.outcome)),
             Text(formatting.printable(last.reason)),
@@ -463,7 +463,7 @@ RULE_STYLES = {"affinity": "green", "slo-spill": "yellow", "load": "cyan", "none
 PHASE_MARKS = {"Ready": "●", "Starting": "◌", "Draining": "◐", "Sleeping": "☾", "Waiting": "×", "Stopped": "○"}
 
 
-def last_minute_text(window: api_types.PeriodStats) -> Text:
+def last_minute_text(window: api.SliceOut) -> Text:
     """Returns rate, hit rate, latencies and SLO of a model's last minute."""
     line = Text(formatting.format_rate(window.requests_per_second), no_wrap=True, overflow="ellipsis")
     line.append(f"  hit rate {formatting.format_share(window.cached_token_share)}")
@@ -477,7 +477,7 @@ def last_minute_text(window: api_types.PeriodStats) -> Text:
     return line
 
 
-def format_result(outcome: api_types.RequestOutcome | None) -> str:
+def format_result(outcome: api.OutcomeOut | None) -> str:
     """Returns the end of a request in a word or two."""
     if outcome is None:
         return "running"

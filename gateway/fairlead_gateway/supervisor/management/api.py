@@ -9,20 +9,19 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
+import msgspec
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 import fairlead
+from fairlead import management_api as api
 from fairlead.audit.reader import AuditQuery
-from fairlead.audit.record import to_builtins
 from fairlead.names import closest_matches
 from fairlead.routes.model import visible_route
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.ipc.messages import LoggedDecision
-from fairlead_gateway.supervisor.management import schemas
-from fairlead_gateway.supervisor.management.access import access_schemas
 from fairlead_gateway.supervisor.management.access.access_scope import (
     ROUTE_PREVIEW_PATH,
     AccessScope,
@@ -33,10 +32,12 @@ from fairlead_gateway.supervisor.management.route_parts import (
     Access,
     RouteErrors,
     VisibleTenants,
+    described,
     error_response,
     open_route_errors,
     route_errors,
 )
+from fairlead_gateway.supervisor.management.schemas import schema_of
 from fairlead_gateway.supervisor.management.serializers import (
     fallbacks_out,
     fleet_out,
@@ -48,6 +49,7 @@ from fairlead_gateway.supervisor.management.view import GatewayView
 from fairlead_gateway.supervisor.quota.api import add_limits_route
 from fairlead_gateway.supervisor.usage.api import add_budget_route, add_usage_route
 
+_decode_decision: Final = msgspec.json.Decoder(api.DecisionOut).decode
 _FRAMEWORK_ERROR: Final = "HTTPValidationError"
 _PREVIEW_STATUSES: Final = (413, 415, 422, 429, 500, 501, 502, 503, 504, 508)
 """Statuses with which a gateway refuses requests of clients."""
@@ -118,9 +120,9 @@ def _add_probes(app: FastAPI, probes: Probes) -> None:
     @app.get(
         "/readyz",
         summary="Is this gateway answering requests?",
-        response_model=schemas.ReadyOut,
+        response_model=schema_of(api.ReadyOut),
         responses=open_route_errors()
-        | {503: {"model": schemas.ReadyOut, "description": "No request is answered now."}},
+        | {503: {"model": schema_of(api.ReadyOut), "description": "No request is answered now."}},
     )
     async def readyz() -> Response:
         return _to_response(await probes.readyz())
@@ -136,21 +138,21 @@ def _add_probes(app: FastAPI, probes: Probes) -> None:
 
 
 def _add_routes(app: FastAPI, view: GatewayView) -> None:
-    @app.get("/api/fleet", summary="Models and instances with their load", responses=route_errors())
-    async def fleet() -> schemas.FleetOut:
+    @app.get("/api/fleet", summary="Models and instances with their load", **described(api.FleetOut))
+    async def fleet() -> api.FleetOut:
         look = await view.status()
         return fleet_out(view.fleet(), look, view.clock.now())
 
-    @app.get("/api/stats", summary="The last minute and the totals, per model", responses=route_errors())
-    async def stats(model: _ModelName = None) -> schemas.StatsOut:
+    @app.get("/api/stats", summary="The last minute and the totals, per model", **described(api.StatsOut))
+    async def stats(model: _ModelName = None) -> api.StatsOut:
         look, telemetry = await view.status(), await view.counters(windows=True)
         snapshot, now = view.fleet(), view.clock.now()
         keys = list(snapshot.models) if model is None else [_resolve_key(view, model)]
-        found: dict[str, schemas.ModelStatsOut] = {}
+        found: dict[str, api.ModelStatsOut] = {}
         for key in keys:
             found[key] = model_stats(key, telemetry, snapshot, look.loads, now)
             await asyncio.sleep(0)
-        return schemas.StatsOut(
+        return api.StatsOut(
             version=fairlead.__version__,
             wall=view.clock.wall(),
             uptime_seconds=now - view.started_at,
@@ -159,7 +161,7 @@ def _add_routes(app: FastAPI, view: GatewayView) -> None:
             loop_lag_p99_seconds=look.lag.quantile(0.99),
             gateways=None
             if look.peers is None
-            else [schemas.OtherGatewayOut(name=name, age_seconds=age) for name, age in look.peers],
+            else [api.OtherGatewayOut(name=name, age_seconds=age) for name, age in look.peers],
             unknown_model_requests=unknown_model_requests(telemetry, now),
             models=found,
         )
@@ -168,13 +170,13 @@ def _add_routes(app: FastAPI, view: GatewayView) -> None:
 def _add_tenant_routes(app: FastAPI, view: GatewayView) -> None:
     """Adds the routes whose answers depend on the tenants that the token may see."""
 
-    @app.get("/api/decisions", summary="The last decisions, newest first", responses=route_errors())
+    @app.get("/api/decisions", summary="The last decisions, newest first", **described(api.DecisionsOut))
     async def decisions(
         access: Access,
         tenants: VisibleTenants,
         limit: Annotated[int, Query(ge=1, le=500)] = 50,
         model: _ModelOrRoute = None,
-    ) -> schemas.DecisionsOut:
+    ) -> api.DecisionsOut:
         key = None
         if model is not None:
             # A token that may not see the fleet does not learn either which models there are.
@@ -183,12 +185,14 @@ def _add_tenant_routes(app: FastAPI, view: GatewayView) -> None:
             if key is None and Permission.FLEET in access.may:
                 raise _unknown_name(model, [*snapshot.models, *snapshot.routes])
             if key is None:
-                return schemas.DecisionsOut(decisions=[])
+                return api.DecisionsOut(decisions=[])
         found = await view.decisions(limit, key, tenants)
-        return schemas.DecisionsOut(decisions=[_shown(logged, access) for logged in found])
+        return api.DecisionsOut(decisions=[_shown(logged, access) for logged in found])
 
-    @app.get("/api/decisions/{request_id:path}", summary="Everything about one request", responses=route_errors(409))
-    async def decision(access: Access, tenants: VisibleTenants, request_id: str) -> schemas.DecisionOut:
+    @app.get(
+        "/api/decisions/{request_id:path}", summary="Everything about one request", **described(api.DecisionOut, 409)
+    )
+    async def decision(access: Access, tenants: VisibleTenants, request_id: str) -> api.DecisionOut:
         """Finds it by the id of its `x-fairlead-decision` header. The id that a client chose finds
         the newest request of its tenant.
         """
@@ -200,25 +204,25 @@ def _add_tenant_routes(app: FastAPI, view: GatewayView) -> None:
             raise HTTPException(409, text)
         return _shown(found[0], access)
 
-    @app.get("/api/tenants", summary="Tenants with their keys and when these were used last", responses=route_errors())
-    async def tenants(visible: VisibleTenants) -> access_schemas.TenantsOut:
+    @app.get(
+        "/api/tenants", summary="Tenants with their keys and when these were used last", **described(api.TenantsOut)
+    )
+    async def tenants(visible: VisibleTenants) -> api.TenantsOut:
         snapshot = view.tenants()
         shown = [found for name, found in sorted(snapshot.tenants.items()) if visible is None or name in visible]
-        return access_schemas.TenantsOut(
+        return api.TenantsOut(
             started_at=snapshot.counted_since, tenants=[tenant_out(found, snapshot.used_at) for found in shown]
         )
 
-    @app.get("/api/audit", summary="Who changed or read what, newest first", responses=route_errors())
+    @app.get("/api/audit", summary="Who changed or read what, newest first", **described(api.AuditOut))
     async def audit(
         tenants: VisibleTenants,
         limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
         since: Annotated[float, Query(ge=0, allow_inf_nan=False, description="Unix seconds of the oldest.")] = 0.0,
-    ) -> access_schemas.AuditOut:
+    ) -> api.AuditOut:
         """Returns the records in the memory of this gateway; each gateway has its own."""
         records = view.audit_records(AuditQuery(since, tenants), limit)
-        return access_schemas.AuditOut(
-            records=[access_schemas.AuditRecordOut(**to_builtins(record)) for record in records]
-        )
+        return api.AuditOut(records=records)
 
 
 def _add_route_preview(app: FastAPI, view: GatewayView) -> None:
@@ -226,6 +230,7 @@ def _add_route_preview(app: FastAPI, view: GatewayView) -> None:
         ROUTE_PREVIEW_PATH,
         summary="Where would this request go now, and why? Nothing is sent",
         responses=_preview_errors(),
+        response_model=schema_of(api.RoutePreviewOut),
     )
     async def where(
         request: Request,
@@ -233,7 +238,7 @@ def _add_route_preview(app: FastAPI, view: GatewayView) -> None:
         path: Annotated[str, Query(description="The path to which a client would send it.")] = "/v1/chat/completions",
         tenant: Annotated[str | None, Query(description="The tenant that would send it.", max_length=253)] = None,
         header: _PreviewHeaders = (),
-    ) -> schemas.RoutePreviewOut:
+    ) -> api.RoutePreviewOut:
         """Routes the request in the body; the header `x-session-id` names its session."""
         if access.tenants is not None and tenant not in access.tenants:
             raise HTTPException(403, f"the token {access.name} may preview requests of its tenants: name one as tenant")
@@ -246,8 +251,8 @@ def _add_route_preview(app: FastAPI, view: GatewayView) -> None:
         if not found:
             raise HTTPException(503, "no worker answered")
         chosen = [logged.chosen for logged in found]
-        return schemas.RoutePreviewOut(
-            decision=schemas.DecisionOut.model_validate_json(found[0].json),
+        return api.RoutePreviewOut(
+            decision=_decode_decision(found[0].json),
             workers=len(found),
             agreeing=sum(one == chosen[0] for one in chosen),
             fallbacks=_declared_fallbacks(view, found[0], tenant),
@@ -262,9 +267,7 @@ def _parse_headers(texts: Sequence[str]) -> list[tuple[str, str]]:
     return [(found[1].lower(), found[2]) for found in headers if found is not None]
 
 
-def _declared_fallbacks(
-    view: GatewayView, logged: LoggedDecision, tenant: str | None
-) -> list[schemas.DeclaredFallbackOut]:
+def _declared_fallbacks(view: GatewayView, logged: LoggedDecision, tenant: str | None) -> list[api.DeclaredFallbackOut]:
     """Returns the fallbacks of the route that a request names, as its tenant may use them."""
     route = None if logged.route is None else view.fleet().routes.get(logged.route)
     caller = None if tenant is None else view.tenants().tenants.get(tenant)
@@ -273,9 +276,9 @@ def _declared_fallbacks(
     return [] if route is None else fallbacks_out(route)
 
 
-def _shown(logged: LoggedDecision, access: AccessScope) -> schemas.DecisionOut:
+def _shown(logged: LoggedDecision, access: AccessScope) -> api.DecisionOut:
     """Returns a decision, without placement for a token that may not see the fleet."""
-    decision = schemas.DecisionOut.model_validate_json(logged.json)
+    decision = _decode_decision(logged.json)
     return decision if Permission.FLEET in access.may else without_placement(decision)
 
 
@@ -294,8 +297,8 @@ def _unknown_name(name: str, known: Sequence[str]) -> HTTPException:
 
 def _error_response(status: int, message: str, *, param: str | None = None) -> JSONResponse:
     kind = "invalid_request_error" if status < 500 else "server_error"
-    body = schemas.ErrorOut(error=schemas.ErrorBodyOut(message=message, type=kind, param=param))
-    return JSONResponse(body.model_dump(), status_code=status)
+    body = api.ErrorOut(error=api.ErrorBodyOut(message=message, type=kind, param=param))
+    return JSONResponse(msgspec.to_builtins(body), status_code=status)
 
 
 def _to_response(response: ProbeResponse) -> Response:

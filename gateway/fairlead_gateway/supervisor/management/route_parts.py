@@ -9,8 +9,9 @@ from typing import Annotated, Any, Final
 
 from fastapi import Depends, Query, Request
 
-from fairlead_gateway.supervisor.management import schemas
+from fairlead.management_api import ErrorOut
 from fairlead_gateway.supervisor.management.access.access_scope import SCOPE_KEY, AccessScope
+from fairlead_gateway.supervisor.management.schemas import schema_of
 
 _MAX_NAME_CHARS: Final = 253
 _REASONS: Final = {
@@ -61,6 +62,11 @@ def route_errors(*more: int) -> RouteErrors:
     return {status: error_response(_REASONS[status]) for status in sorted({*_ALWAYS, 401, 404, *more})}
 
 
+def described(answer: type, *errors: int) -> dict[str, Any]:
+    """Returns the description of a route that needs a token: its answer and its errors."""
+    return {"response_model": schema_of(answer), "responses": route_errors(*errors)}
+
+
 def error_response(reason: str) -> dict[str, Any]:
     """Returns the description of one error."""
-    return {"model": schemas.ErrorOut, "description": reason}
+    return {"model": schema_of(ErrorOut), "description": reason}

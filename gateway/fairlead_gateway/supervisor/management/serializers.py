@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Final
 
+from msgspec import structs
+
+from fairlead import management_api as api
 from fairlead.fleet import model as fleet
 from fairlead.fleet.file import profile_fields
-from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.routes.model import Route
 from fairlead.tenants.model import Tenant
-from fairlead_gateway.supervisor.management import schemas
-from fairlead_gateway.supervisor.management.access import access_schemas
 from fairlead_gateway.supervisor.management.view import GatewayStatus
 from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile
 from fairlead_gateway.telemetry.status_types import InstanceIndexStatus, ModelIndexStatus
@@ -17,20 +17,20 @@ from fairlead_gateway.telemetry.status_types import InstanceIndexStatus, ModelIn
 _SHORT_DIGEST: Final = 12
 
 
-def fleet_out(snapshot: fleet.Fleet, status: GatewayStatus, now: float) -> schemas.FleetOut:
+def fleet_out(snapshot: fleet.Fleet, status: GatewayStatus, now: float) -> api.FleetOut:
     """Returns the fleet with the in-flight load and the health state of each instance."""
     index = status.index
-    return schemas.FleetOut(
+    return api.FleetOut(
         version=snapshot.version,
         membership_epoch=snapshot.membership_epoch,
         models=[
-            schemas.ModelOut(
+            api.ModelOut(
                 key=key,
                 namespace=model.namespace,
                 name=model.name,
                 preset=model.preset,
                 wakes=model.wakes,
-                objectives=schemas.ObjectivesOut(
+                objectives=api.ObjectivesOut(
                     target=model.objectives.target,
                     ttft_seconds=model.objectives.ttft_seconds,
                     ttft_per_kilo_token_seconds=model.objectives.ttft_per_kilo_token_seconds,
@@ -44,7 +44,7 @@ def fleet_out(snapshot: fleet.Fleet, status: GatewayStatus, now: float) -> schem
             for key, model in snapshot.models.items()
         ],
         routes=[
-            schemas.DeclaredRouteOut(
+            api.DeclaredRouteOut(
                 key=key,
                 names=list(route.names),
                 targets={target.model: target.weight for target in route.targets},
@@ -57,31 +57,30 @@ def fleet_out(snapshot: fleet.Fleet, status: GatewayStatus, now: float) -> schem
     )
 
 
-def _shadow_out(route: Route) -> schemas.DeclaredShadowOut | None:
+def _shadow_out(route: Route) -> api.DeclaredShadowOut | None:
     shadow = route.shadow
-    return None if shadow is None else schemas.DeclaredShadowOut(model=shadow.model, percent=shadow.percent)
+    return None if shadow is None else api.DeclaredShadowOut(model=shadow.model, percent=shadow.percent)
 
 
-def fallbacks_out(route: Route) -> list[schemas.DeclaredFallbackOut]:
+def fallbacks_out(route: Route) -> list[api.DeclaredFallbackOut]:
     """Returns the fallbacks of a route, in its order."""
     return [
-        schemas.DeclaredFallbackOut(model=found.to, when=sorted(found.when), after=found.after)
-        for found in route.fallbacks
+        api.DeclaredFallbackOut(model=found.to, when=sorted(found.when), after=found.after) for found in route.fallbacks
     ]
 
 
-def _links_out(look: ModelIndexStatus | None) -> schemas.LinksOut | None:
+def _links_out(look: ModelIndexStatus | None) -> api.LinksOut | None:
     if look is None:
         return None
-    return schemas.LinksOut(
+    return api.LinksOut(
         blocks=look.linked_blocks, lowered=look.lowered_links, prompts=look.learned_prompts, how=look.token_source
     )
 
 
-def _index_out(one: InstanceIndexStatus | None) -> schemas.IndexOut | None:
+def _index_out(one: InstanceIndexStatus | None) -> api.IndexOut | None:
     if one is None:
         return None
-    return schemas.IndexOut(
+    return api.IndexOut(
         state=one.state,
         reason=one.reason or None,
         predicted_tokens=one.predicted_tokens,
@@ -95,10 +94,10 @@ def _index_out(one: InstanceIndexStatus | None) -> schemas.IndexOut | None:
     )
 
 
-def _scale_down_out(one: InstanceIndexStatus) -> schemas.ScaleDownOut | None:
+def _scale_down_out(one: InstanceIndexStatus) -> api.ScaleDownOut | None:
     if one.block_counts is None or one.removal_rank is None:
         return None
-    return schemas.ScaleDownOut(
+    return api.ScaleDownOut(
         rank=one.removal_rank.rank,
         blocks=one.block_counts.blocks,
         unique_blocks=one.removal_rank.unique,
@@ -109,11 +108,11 @@ def _scale_down_out(one: InstanceIndexStatus) -> schemas.ScaleDownOut | None:
 
 def _instance_out(
     instance: fleet.Instance, status: GatewayStatus, look: ModelIndexStatus | None, now: float
-) -> schemas.InstanceOut:
+) -> api.InstanceOut:
     load, answered_at = status.loads.get(instance.id), status.answer_times.get(instance.id)
     stands, why = status.health_of(instance.id) if status.health_of is not None else (None, None)
     learned = status.learned_profile(instance.id) if status.learned_profile is not None else None
-    return schemas.InstanceOut(
+    return api.InstanceOut(
         id=instance.id,
         pool=instance.pool,
         url=instance.url,
@@ -128,7 +127,7 @@ def _instance_out(
         in_flight_tokens=None if load is None else load.inflight_tokens,
         standing=stands,
         standing_reason=why or None,
-        ejection=_ejection_out(status.ejections.get(instance.id)),
+        ejection=status.ejections.get(instance.id),
         answer_age_seconds=None if answered_at is None else max(0.0, now - answered_at),
         index=_index_out(look.instances.get(instance.id) if look is not None else None),
         signals=_signals_out(instance, now),
@@ -136,19 +135,11 @@ def _instance_out(
     )
 
 
-def _ejection_out(report: EjectionReport | None) -> schemas.EjectionOut | None:
-    if report is None:
-        return None
-    return schemas.EjectionOut(
-        seconds=report.seconds, cause=report.cause, failed_probes=report.failed_probes, workers=report.workers
-    )
-
-
-def _profile_out(learned: LearnedProfile | None) -> schemas.ProfileOut | None:
+def _profile_out(learned: LearnedProfile | None) -> api.ProfileOut | None:
     if learned is None:
         return None
     profile = learned.profile
-    return schemas.ProfileOut(
+    return api.ProfileOut(
         learned=learned.is_reliable,
         prefill_kilotoken_seconds=profile.prefill_time(1_000),
         prefill_ten_kilotokens_seconds=profile.prefill_time(10_000),
@@ -160,12 +151,12 @@ def _profile_out(learned: LearnedProfile | None) -> schemas.ProfileOut | None:
     )
 
 
-def _signals_out(instance: fleet.Instance, now: float) -> schemas.SignalsOut | None:
+def _signals_out(instance: fleet.Instance, now: float) -> api.SignalsOut | None:
     said = instance.signals
     if said is None:
         return None
     hits, queries = said.prefix_hits_total, said.prefix_queries_total
-    return schemas.SignalsOut(
+    return api.SignalsOut(
         age_seconds=None if instance.received_at is None else max(0.0, now - instance.received_at),
         running=said.running,
         waiting=said.waiting,
@@ -176,27 +167,28 @@ def _signals_out(instance: fleet.Instance, now: float) -> schemas.SignalsOut | N
     )
 
 
-def without_placement(decision: schemas.DecisionOut) -> schemas.DecisionOut:
+def without_placement(decision: api.DecisionOut) -> api.DecisionOut:
     """Returns a decision without instances, reasons, cached tokens and inputs.
 
     Why: they show the load of engines that others use, and what is cached where.
     """
-    hidden: dict[str, object] = {"instance": None, "reason": "", "cost_seconds": None, "candidates": [], "inputs": {}}
-    choices = [choice.model_copy(update=hidden) for choice in decision.choices]
+    choices = [
+        structs.replace(choice, instance=None, reason="", cost_seconds=None, candidates=[], inputs={})
+        for choice in decision.choices
+    ]
     outcome = decision.outcome
     if outcome is not None:
-        unknown: dict[str, object] = {"cached_tokens": None, "predicted_cached_tokens": None, "failures": []}
-        outcome = outcome.model_copy(update=unknown)
-    return decision.model_copy(update={"choices": choices, "outcome": outcome, "handoff": None})
+        outcome = structs.replace(outcome, cached_tokens=None, predicted_cached_tokens=None, failures=[])
+    return structs.replace(decision, choices=choices, outcome=outcome, handoff=None)
 
 
-def tenant_out(tenant: Tenant, used_at: Callable[[bytes], float | None]) -> access_schemas.TenantOut:
+def tenant_out(tenant: Tenant, used_at: Callable[[bytes], float | None]) -> api.TenantOut:
     """Returns a tenant with its keys.
 
     used_at: returns when a key was used last, from its digest.
     """
     keys = [
-        access_schemas.KeyUseOut(
+        api.KeyUseOut(
             name=key.name,
             digest=key.digest.hex()[:_SHORT_DIGEST],
             expires_at=key.expires_at,
@@ -204,7 +196,7 @@ def tenant_out(tenant: Tenant, used_at: Callable[[bytes], float | None]) -> acce
         )
         for key in tenant.keys
     ]
-    return access_schemas.TenantOut(
+    return api.TenantOut(
         name=tenant.name,
         tier=tenant.tier.value,
         weight=tenant.weight,

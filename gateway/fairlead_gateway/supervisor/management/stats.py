@@ -6,8 +6,8 @@ They are read from the counters that the metrics are rendered from.
 from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 
+from fairlead import management_api as api
 from fairlead.fleet.model import Fleet, InstanceState
-from fairlead_gateway.supervisor.management import schemas
 from fairlead_gateway.telemetry import UNKNOWN, LoadView, MetricsRecorder
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.telemetry.counters import (
@@ -23,7 +23,7 @@ from fairlead_gateway.telemetry.decision_log import COMPARED
 
 def model_stats(
     key: str, telemetry: MetricsRecorder, fleet: Fleet, loads: Mapping[str, LoadView], now: float
-) -> schemas.ModelStatsOut:
+) -> api.ModelStatsOut:
     """Returns the numbers of a model: 0 where nothing happened, null where nothing is known."""
     series = telemetry.models.get(key) or ModelCounters()
     uptime = max(1e-9, now - telemetry.started_at)
@@ -34,7 +34,7 @@ def model_stats(
     own = [loads[item] for item in ids if item in loads]
     totals = _instance_totals(series, ids)
     ints, sums = series.last_minute(now)
-    return schemas.ModelStatsOut(
+    return api.ModelStatsOut(
         in_flight=sum(load.inflight for load in own),
         queue=sum(load.waiting for load in own),
         window=_slice_out(ints, sums, window_seconds, _load_variation(minute, routable)),
@@ -45,10 +45,10 @@ def model_stats(
     )
 
 
-def _shadows_out(series: ModelCounters) -> list[schemas.ShadowOut]:
+def _shadows_out(series: ModelCounters) -> list[api.ShadowOut]:
     originals = sorted({original for original, _ in (*series.shadow_copies, *series.shadow_sums)})
     return [
-        schemas.ShadowOut(
+        api.ShadowOut(
             original=original,
             outcomes={word: count for (name, word), count in sorted(series.shadow_copies.items()) if name == original},
             compared=series.shadow_sums.get((original, COMPARED), 0),
@@ -59,11 +59,11 @@ def _shadows_out(series: ModelCounters) -> list[schemas.ShadowOut]:
     ]
 
 
-def _shadow_side_out(sums: Mapping[tuple[str, str], int], original: str, side: str) -> schemas.ShadowSideOut:
+def _shadow_side_out(sums: Mapping[tuple[str, str], int], original: str, side: str) -> api.ShadowSideOut:
     def mean(name: str, unit: float) -> float | None:
         return _share(sums.get((original, f"{name}:{side}"), 0) * unit, sums.get((original, name), 0))
 
-    return schemas.ShadowSideOut(
+    return api.ShadowSideOut(
         errors=sums.get((original, f"errors:{side}"), 0),
         ttft_mean_seconds=mean("ttft", 1e-6),
         tpot_mean_seconds=mean("tpot", 1e-6),
@@ -80,9 +80,9 @@ def unknown_model_requests(telemetry: MetricsRecorder, now: float) -> int:
     return 0 if series is None else series.last_minute(now)[0][at.REJECTED]
 
 
-def _slice_out(ints: Sequence[int], sums: Sequence[float], seconds: float, load_cov: float | None) -> schemas.SliceOut:
+def _slice_out(ints: Sequence[int], sums: Sequence[float], seconds: float, load_cov: float | None) -> api.SliceOut:
     ended = ints[at.FINISHED] + ints[at.REJECTED]
-    return schemas.SliceOut(
+    return api.SliceOut(
         seconds=seconds,
         requests=ended,
         requests_per_second=ended / seconds,
@@ -105,9 +105,9 @@ def _slice_out(ints: Sequence[int], sums: Sequence[float], seconds: float, load_
     )
 
 
-def _quantiles(counts: Sequence[int], total: float, bounds: Sequence[float] = SECONDS_BOUNDS) -> schemas.QuantilesOut:
+def _quantiles(counts: Sequence[int], total: float, bounds: Sequence[float] = SECONDS_BOUNDS) -> api.QuantilesOut:
     count = sum(counts)
-    return schemas.QuantilesOut(
+    return api.QuantilesOut(
         p50=quantile(counts, 0.5, bounds),
         p90=quantile(counts, 0.9, bounds),
         p99=quantile(counts, 0.99, bounds),
@@ -139,11 +139,11 @@ def _load_variation(counts: Mapping[str, _Counts], routable: set[str]) -> float 
     return pstdev(computed) / fmean(computed) if any(computed) else None
 
 
-def _instances_out(counts: Mapping[str, _Counts], totals: Mapping[str, _Counts]) -> dict[str, schemas.InstanceStatsOut]:
+def _instances_out(counts: Mapping[str, _Counts], totals: Mapping[str, _Counts]) -> dict[str, api.InstanceStatsOut]:
     work = {item: ints[at.I_COMPUTED_TOKENS] + ints[at.I_OUTPUT_TOKENS] for item, (ints, _) in counts.items()}
     total = sum(work.values())
     return {
-        item: schemas.InstanceStatsOut(
+        item: api.InstanceStatsOut(
             requests=ints[at.I_ROUTED],
             errors=ints[at.I_ERRORS] + ints[at.I_RETRIED_AWAY],
             ttft_mean_seconds=_share(sums[at.I_TTFT_SUM], ints[at.I_FIRST]),
@@ -157,9 +157,9 @@ def _instances_out(counts: Mapping[str, _Counts], totals: Mapping[str, _Counts])
     }
 
 
-def _totals_out(counts: _Counts | None) -> schemas.InstanceTotalsOut:
+def _totals_out(counts: _Counts | None) -> api.InstanceTotalsOut:
     ints, sums = counts or ([0] * at.I_INTS, [0.0] * at.I_SUMS)
-    return schemas.InstanceTotalsOut(
+    return api.InstanceTotalsOut(
         attempts=ints[at.I_ROUTED],
         errors=ints[at.I_ERRORS] + ints[at.I_RETRIED_AWAY],
         first_tokens=ints[at.I_FIRST],

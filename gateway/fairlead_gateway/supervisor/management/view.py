@@ -20,9 +20,9 @@ from fairlead_gateway.telemetry import LoadView, MetricsRecorder
 from fairlead_gateway.telemetry.status_types import IndexStatus
 
 if TYPE_CHECKING:  # only gateways with a ledger or with limits load their modules
+    from fairlead.management_api import LimitOut
     from fairlead.usage.ledger_reader import LedgerContent
     from fairlead_gateway.supervisor.quota.budget_watch import BudgetState
-    from fairlead_gateway.supervisor.quota.quota_status import LimitState
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class GatewayView(Protocol):
         """
         ...
 
-    async def limit_states(self, tenants: frozenset[str] | None, limit: int) -> "list[LimitState]":
+    async def limit_states(self, tenants: frozenset[str] | None, limit: int) -> "list[LimitOut]":
         """Returns the limits of tenants and what is left of them, of at most `limit` tenants.
 
         tenants: None for all.

@@ -19,6 +19,7 @@ from typing import Final, Protocol
 import msgspec
 
 from fairlead.limits import Limits
+from fairlead.management_api import LimitOut
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead.tenants.model import Enforcement, Tenant, WithoutRedis
@@ -28,7 +29,7 @@ from fairlead_gateway.quota.ledger import HolderUpdate, LeaseTimes, LimitTerms, 
 from fairlead_gateway.supervisor.quota.budget_watch import BudgetWatch
 from fairlead_gateway.supervisor.quota.checkpoint_files import CheckpointFiles
 from fairlead_gateway.supervisor.quota.limit_stores import LimitStore
-from fairlead_gateway.supervisor.quota.quota_status import LimitState, closed_limits, limit_states
+from fairlead_gateway.supervisor.quota.quota_status import closed_limits, limit_states
 
 QUOTA_FOLD_SECONDS: Final = 60.0
 """Limit: a worker without a lease for this long has no row of its own any more."""
@@ -132,7 +133,7 @@ class QuotaService:
             found.append(self.checkpoint_problem)
         return found
 
-    async def states(self, tenants: frozenset[str] | None, limit: int) -> list[LimitState]:
+    async def states(self, tenants: frozenset[str] | None, limit: int) -> list[LimitOut]:
         """Returns the state of limits, after an exchange with the store.
 
         tenants: None for all.
@@ -144,7 +145,7 @@ class QuotaService:
         refreshed = self._refreshed = self._refreshed or asyncio.get_running_loop().create_future()
         await asyncio.wait({refreshed}, timeout=_REFRESH_SECONDS)
         now_ms = self._clock.wall() * 1000
-        found: list[LimitState] = []
+        found: list[LimitOut] = []
         for name in names:
             tenant, ledger = self._tenants.get(name), self.ledgers.get(name)
             if tenant is not None and ledger is not None:

@@ -1,32 +1,17 @@
 """The state of limits for people: warnings, and the answers of the management API."""
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 
 from fairlead.fleet.model import Model
-from fairlead.tenants.model import Limit, LimitUnit, Tenant
+from fairlead.management_api import LimitOut
+from fairlead.tenants.model import LimitUnit, Tenant
 from fairlead_gateway.quota.exchange import LimitReply
 from fairlead_gateway.quota.ledger import TenantLedger
 
 _MAX_NAMED = 3
 
 
-@dataclass(frozen=True, slots=True)
-class LimitState:
-    """The state of one limit over all gateways.
-
-    used, available: None while the store has not answered about it.
-    resets_at: Unix seconds; None without a window, or while it is not known.
-    """
-
-    tenant: str
-    limit: Limit
-    used: int | None
-    available: int | None
-    resets_at: float | None
-
-
-def limit_states(tenant: Tenant, replies: Mapping[str, LimitReply], now_ms: float) -> list[LimitState]:
+def limit_states(tenant: Tenant, replies: Mapping[str, LimitReply], now_ms: float) -> list[LimitOut]:
     """Returns the state of each limit of a tenant, from the store's last replies."""
     states = []
     for limit in tenant.limits:
@@ -34,12 +19,17 @@ def limit_states(tenant: Tenant, replies: Mapping[str, LimitReply], now_ms: floa
         if reply is not None and 0 < reply.end <= now_ms:  # of a window that is over
             reply = None
         states.append(
-            LimitState(
-                tenant.name,
-                limit,
-                None if reply is None else reply.used,
-                None if reply is None else reply.available,
-                reply.end / 1000 if reply is not None and reply.end else None,
+            LimitOut(
+                tenant=tenant.name,
+                unit=limit.unit.value,
+                per=None if limit.window is None else limit.window.value,
+                key=limit.key,
+                model=limit.model,
+                amount=limit.amount,
+                soft=limit.is_soft,
+                used=None if reply is None else reply.used,
+                available=None if reply is None else reply.available,
+                resets_at=reply.end / 1000 if reply is not None and reply.end else None,
             )
         )
     return states

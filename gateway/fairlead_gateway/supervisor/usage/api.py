@@ -5,16 +5,17 @@ from datetime import date
 from typing import Annotated
 
 from fastapi import FastAPI, Query
-from pydantic import BeforeValidator, Field
+from msgspec import structs
+from pydantic import BeforeValidator
 from starlette.exceptions import HTTPException
 
+from fairlead.management_api import BudgetOut, BudgetsOut, ReplicaSpanOut, UsageOut, UsageTotalsOut
 from fairlead.usage.ledger_reader import USAGE_QUERY_DAYS, LedgerContent, days_until
-from fairlead.usage.record import DIMENSIONS, UsageTotals, day_of
+from fairlead.usage.record import DIMENSIONS, day_of
 from fairlead.usage.replica_log import ReplicaSpan
 from fairlead.usage.report import group_usage, parse_dimensions
 from fairlead_gateway.supervisor.management.access.access_scope import Permission
-from fairlead_gateway.supervisor.management.route_parts import Access, VisibleTenants, route_errors
-from fairlead_gateway.supervisor.management.schemas import ResponseModel
+from fairlead_gateway.supervisor.management.route_parts import Access, VisibleTenants, described
 from fairlead_gateway.supervisor.management.view import GatewayView
 
 _DIMENSION = f"({'|'.join(DIMENSIONS)})"
@@ -31,73 +32,10 @@ def _check_day(text: object) -> object:
 _Day = Annotated[date, BeforeValidator(_check_day)]
 
 
-class UsageTotalsOut(ResponseModel):
-    """The use of the requests of one group. Fields that are not grouped by are empty."""
-
-    day: str = Field(description="UTC day on which the requests ended.")
-    tenant: str
-    key: str = Field(description="Name of the API key.")
-    model: str
-    adapter: str
-    pool: str
-    requests: int
-    failed: int = Field(description="Requests with a status of 400 or more; disconnected clients count.")
-    estimated: int = Field(description="Requests whose tokens the engine did not report.")
-    unpriced: int = Field(description="Requests for models without a price; they are not in cost_nano_usd.")
-    input_tokens: int
-    cached_tokens: int = Field(description="The part of input_tokens that engines had in their KV caches.")
-    output_tokens: int
-    cost_nano_usd: int = Field(description="By the prices of the models, in billionths of a US dollar.")
-    saved_nano_usd: int = Field(description="How much more the cached tokens would have cost otherwise.")
-    engine_microseconds: int
-
-
-class ReplicaSpanOut(ResponseModel):
-    """A replica from second `start` until before second `end`, as a gateway saw it."""
-
-    replica: str
-    start: int
-    end: int
-    model: str
-    pool: str
-    state: str
-    nano_usd_per_hour: int | None = Field(description="Null if its accelerator class has no costPerHour.")
-
-
-class BudgetOut(ResponseModel):
-    """A budget of a tenant in its present window."""
-
-    tenant: str
-    start: float = Field(description="Begin of the window in Unix seconds.")
-    end: float
-    used_nano_usd: int = Field(description="Spent over all gateways, with what the last window overspent.")
-    amount_nano_usd: int
-    used_share: float = Field(description="Above 1 after an overrun.")
-    soft: bool = Field(description="Requests go on when it is used up.")
-
-
-class BudgetsOut(ResponseModel):
-    """The budgets that this gateway knows, the most used first."""
-
-    budgets: list[BudgetOut]
-
-
-class UsageOut(ResponseModel):
-    """Usage by group. Gateways that share a ledger answer the same, and name the same ledger."""
-
-    ledger: str = Field(description="Id of the folder. Count answers with the same id once.")
-    first_day: str = Field(description="At most 400 days before last_day, whatever was asked for.")
-    last_day: str
-    usage: list[UsageTotalsOut]
-    replicas: list[ReplicaSpanOut] = Field(description="Empty unless asked for.")
-    broken: int = Field(description="Lines that could not be read, such as the last one before a crash.")
-    lost: int = Field(description="Records that this gateway could not write since it started.")
-
-
 def add_usage_route(app: FastAPI, view: GatewayView) -> None:
     """Adds the route to the management API."""
 
-    @app.get("/api/usage", summary="What tenants used, from the ledger", responses=route_errors())
+    @app.get("/api/usage", summary="What tenants used, from the ledger", **described(UsageOut))
     async def usage(
         access: Access,
         tenants: VisibleTenants,
@@ -131,7 +69,7 @@ def add_usage_route(app: FastAPI, view: GatewayView) -> None:
 def add_budget_route(app: FastAPI, view: GatewayView) -> None:
     """Adds the route of budgets to the management API."""
 
-    @app.get("/api/budgets", summary="How much of each budget is used, over all gateways", responses=route_errors())
+    @app.get("/api/budgets", summary="How much of each budget is used, over all gateways", **described(BudgetsOut))
     async def budgets(tenants: VisibleTenants) -> BudgetsOut:
         return BudgetsOut(
             budgets=[
@@ -158,15 +96,11 @@ def _usage_out(
         ledger=content.ledger,
         first_day=days[0].isoformat(),
         last_day=days[1].isoformat(),
-        usage=[_totals_out(row) for row in rows],
+        usage=[UsageTotalsOut(**structs.asdict(row)) for row in rows],
         replicas=[_span_out(span) for span in content.replicas] if with_replicas else [],
         broken=content.broken,
         lost=content.lost,
     )
-
-
-def _totals_out(row: UsageTotals) -> UsageTotalsOut:
-    return UsageTotalsOut(**{name: getattr(row, name) for name in UsageTotalsOut.model_fields})
 
 
 def _span_out(span: ReplicaSpan) -> ReplicaSpanOut:

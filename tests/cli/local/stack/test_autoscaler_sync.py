@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from fairlead import management_api as api
 from fairlead.engine_profile import builtin_profile
 from fairlead.errors import BadInput
 from fairlead.fleet.hung_engines import EjectionReport
@@ -23,7 +24,6 @@ from fairlead_cli.local.processes.managed_process import ManagedProcess, Process
 from fairlead_cli.local.stack.engine_plan import EnginePlan, PlanOptions, ScaledModelSpec, plan_engines
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec, EngineProcess, SleepState
 from fairlead_cli.local.stack.stack_run import AutoscalerSync, HungEngineHooks, HungEngineWatch
-from fairlead_cli.management import api_types
 
 MANIFEST = """\
 apiVersion: serving.fairlead.io/v1alpha1
@@ -256,13 +256,15 @@ class WatchFixture:
     def set_phase(self, engine: EngineProcess, phase: ProcessPhase, ready_at: float = 0.0) -> None:
         engine.process = cast(ManagedProcess, SimpleNamespace(phase=phase, ready_at=ready_at))
 
-    async def fleet(self) -> api_types.Fleet:
+    async def fleet(self) -> api.FleetOut:
         if not self.is_gateway_up:
             raise StackUnreachable("no gateway")
         instances = [
-            api_types.Instance(engine.instance_ids()[0], ejection=self.reports.get(engine)) for engine in self.engines
+            api.InstanceOut(id=engine.instance_ids()[0], ejection=self.reports.get(engine)) for engine in self.engines
         ]
-        return api_types.Fleet(1, [api_types.Model("default/m", "default", "m", instances=instances)])
+        return api.FleetOut(
+            version=1, models=[api.ModelOut(key="default/m", namespace="default", name="m", instances=instances)]
+        )
 
     async def restart(self, engine: EngineProcess) -> None:
         self.restarted.append(engine)

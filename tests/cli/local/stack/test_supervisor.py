@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fairlead import management_api as api
 from fairlead.errors import BadInput, Unavailable
 from fairlead.fleet.file import parse_fleet_file
 from fairlead.fleet.hung_engines import EjectionReport
@@ -23,7 +24,6 @@ from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec, SleepState
 from fairlead_cli.local.stack.stack_run import HungEngineHooks, HungEngineWatch
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
-from fairlead_cli.management import api_types
 from fairlead_testing.processes import block_until, is_alive, unused_port
 
 PATIENCE = 120.0
@@ -216,9 +216,11 @@ async def test_hung_engine_is_restarted_once_and_the_others_run_on(tmp_path: Pat
         os.kill(hung.child.pid, signal.SIGSTOP)  # /health of a hung core would still say 200
         report = EjectionReport(75.0, "3 timeouts", failed_probes=2, workers=1)
 
-        async def fleet() -> api_types.Fleet:
-            instances = [api_types.Instance(supervisor.engines[0].instance_ids()[0], ejection=report)]
-            return api_types.Fleet(1, [api_types.Model(KEY, "default", "m", instances=instances)])
+        async def fleet() -> api.FleetOut:
+            instances = [api.InstanceOut(id=supervisor.engines[0].instance_ids()[0], ejection=report)]
+            return api.FleetOut(
+                version=1, models=[api.ModelOut(key=KEY, namespace="default", name="m", instances=instances)]
+            )
 
         hooks = HungEngineHooks(lambda: supervisor.engines, fleet, supervisor.restart_engine, fixture.events.append)
         watch = HungEngineWatch(hooks, ManualClock(SystemClock.now() + 1_000.0))

@@ -11,12 +11,13 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from fairlead import management_api as api
 from fairlead_autoscaler.core import ModelSpec, Observation, PoolSpec, ScalingPlan
 from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord
+from fairlead_cli.formatting import short_instance_name
 from fairlead_cli.local.run_directory import RunningStack, make_run_directory, write_stack_file
 from fairlead_cli.local.status.command import StackReport, build_report, render_tree, to_plain
-from fairlead_cli.management import api_types
 from fairlead_cli.management.client import GatewaySnapshot
 from fairlead_cli.output import format_document
 from fairlead_cli.scaling.autoscaler_client import PoolScaling
@@ -26,19 +27,27 @@ from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 KEY = "default/tiny"
 
 
-def management(*states: str, stats: api_types.ModelStats | None = None, models: int = 1) -> CannedServer:
+def management(*states: str, stats: api.ModelStatsOut | None = None, models: int = 1) -> CannedServer:
     instances = [
-        api_types.Instance(f"main-{n}/400{n}/0", "main", "http://h:1", "sim", state) for n, state in enumerate(states)
+        api.InstanceOut(id=f"main-{n}/400{n}/0", url="http://h:1", engine="sim", state=state)
+        for n, state in enumerate(states)
     ]
     served = [
-        api_types.Model(f"ns{n}/tiny" if n else KEY, "default", "tiny", "dual-hash", api_types.Objectives(), instances)
+        api.ModelOut(
+            key=f"ns{n}/tiny" if n else KEY, namespace="default", name="tiny", preset="dual-hash", instances=instances
+        )
         for n in range(models)
     ]
-    decision = api_types.Decision("req-1", KEY, 0.0, 10.0, [api_types.Choice(1, "main-0/4000/0", "affinity", "a home")])
+    decision = api.DecisionOut(
+        request_id="req-1",
+        model=KEY,
+        prompt_tokens=10.0,
+        choices=[api.ChoiceOut(instance="main-0/4000/0", rule="affinity", reason="a home")],
+    )
     bodies = {
-        "/api/fleet": api_types.Fleet(1, served),
-        "/api/stats": api_types.GatewayStats(True, [], 5.0, {KEY: stats or api_types.ModelStats()}),
-        "/api/decisions": api_types.DecisionList([decision]),
+        "/api/fleet": api.FleetOut(version=1, models=served),
+        "/api/stats": api.StatsOut(ready=True, uptime_seconds=5.0, models={KEY: stats or api.ModelStatsOut()}),
+        "/api/decisions": api.DecisionsOut(decisions=[decision]),
     }
     return CannedServer({path: CannedResponse([msgspec.json.encode(body)]) for path, body in bodies.items()})
 
@@ -147,12 +156,12 @@ def test_newest_of_several_stacks_is_shown_and_the_rest_listed(tmp_path: Path, m
 
 
 def test_engines_of_one_host_have_different_names() -> None:
-    assert api_types.short_instance_name("main-3/40123/0") == "main-3"
-    assert api_types.short_instance_name("127.0.0.1/9001/0") == "127.0.0.1:9001"
-    assert api_types.short_instance_name("::1/9001/0") == "[::1]:9001"
-    assert api_types.short_instance_name("gpu.example/8000/1") == "gpu.example:8000/1"
-    assert api_types.short_instance_name("0a1b2c3d-pod/8000/1") == "0a1b2c3d-pod/1"
-    assert api_types.short_instance_name("mine") == "mine"
+    assert short_instance_name("main-3/40123/0") == "main-3"
+    assert short_instance_name("127.0.0.1/9001/0") == "127.0.0.1:9001"
+    assert short_instance_name("::1/9001/0") == "[::1]:9001"
+    assert short_instance_name("gpu.example/8000/1") == "gpu.example:8000/1"
+    assert short_instance_name("0a1b2c3d-pod/8000/1") == "0a1b2c3d-pod/1"
+    assert short_instance_name("mine") == "mine"
 
 
 def test_management_token_from_environment_is_sent() -> None:
@@ -164,18 +173,35 @@ def test_management_token_from_environment_is_sent() -> None:
 
 def snapshot(
     *states: str,
-    window: api_types.PeriodStats | None = None,
-    decisions: tuple[api_types.Decision, ...] = (),
+    window: api.SliceOut | None = None,
+    decisions: tuple[api.DecisionOut, ...] = (),
     ready: bool = True,
 ) -> GatewaySnapshot:
     instances = [
-        api_types.Instance(f"main-{n}/400{n}/0", "main", f"http://h:400{n}", "sim", state, 1, 0, 0.2)
+        api.InstanceOut(
+            id=f"main-{n}/400{n}/0",
+            url=f"http://h:400{n}",
+            engine="sim",
+            state=state,
+            in_flight=1,
+            waiting=0,
+            backlog_seconds=0.2,
+        )
         for n, state in enumerate(states)
     ]
-    model = api_types.Model(KEY, "default", "tiny", "dual-hash", api_types.Objectives(0.95, 2.0), instances)
-    numbers = api_types.ModelStats(1, 0, window or api_types.PeriodStats(), window or api_types.PeriodStats(), {})
-    stats = api_types.GatewayStats(ready, [] if ready else ["no engine is ready"], 60.0, {KEY: numbers})
-    return GatewaySnapshot(api_types.Fleet(3, [model]), stats, api_types.DecisionList(list(decisions)))
+    model = api.ModelOut(
+        key=KEY,
+        namespace="default",
+        name="tiny",
+        preset="dual-hash",
+        objectives=api.ObjectivesOut(ttft_seconds=2.0),
+        instances=instances,
+    )
+    numbers = api.ModelStatsOut(in_flight=1, window=window or api.SliceOut(), totals=window or api.SliceOut())
+    stats = api.StatsOut(
+        ready=ready, notes=[] if ready else ["no engine is ready"], uptime_seconds=60.0, models={KEY: numbers}
+    )
+    return GatewaySnapshot(api.FleetOut(version=3, models=[model]), stats, api.DecisionsOut(decisions=list(decisions)))
 
 
 def make_report(gateway_state: GatewaySnapshot, expected_instances: int | None = None) -> StackReport:
@@ -193,7 +219,7 @@ def text(report: StackReport, width: int = 200) -> str:
     return out.getvalue()
 
 
-BUSY = api_types.PeriodStats(requests=100, requests_per_second=1.6, within_objective=0.99, cached_token_share=0.43)
+BUSY = api.SliceOut(requests=100, requests_per_second=1.6, within_objective=0.99, cached_token_share=0.43)
 
 
 @pytest.mark.parametrize(
@@ -205,9 +231,9 @@ BUSY = api_types.PeriodStats(requests=100, requests_per_second=1.6, within_objec
         (snapshot("Starting", "Starting"), 2, True, "2 engines starting; requests wait until one is ready"),
         (snapshot(), 2, True, "no engine is running"),
         (snapshot("Ready", window=BUSY), 2, True, "1 of 2 engines ended and will be started again"),
-        (snapshot("Ready", window=api_types.PeriodStats(requests=9, errors=2)), 1, True, "2 of 9 requests failed"),
+        (snapshot("Ready", window=api.SliceOut(requests=9, errors=2)), 1, True, "2 of 9 requests failed"),
         (
-            snapshot("Ready", window=api_types.PeriodStats(requests=9, within_objective=0.5)),
+            snapshot("Ready", window=api.SliceOut(requests=9, within_objective=0.5)),
             1,
             True,
             "50 % of requests meet",
@@ -224,10 +250,12 @@ def test_advice_names_the_most_urgent_problem(
 
 
 def test_advice_on_failures_names_the_command_that_explains_one() -> None:
-    window = api_types.PeriodStats(requests=9, errors=2)
-    refused = api_types.Decision("req-1", KEY, outcome=api_types.RequestOutcome(400, "engine-refused"))
-    broken = api_types.Decision("req-2", KEY, outcome=api_types.RequestOutcome(200, "timeout"))
-    failed = api_types.Decision("req-3", KEY, outcome=api_types.RequestOutcome(502, "engines_broke_off"))
+    window = api.SliceOut(requests=9, errors=2)
+    refused = api.DecisionOut(request_id="req-1", model=KEY, outcome=api.OutcomeOut(status=400, error="engine-refused"))
+    broken = api.DecisionOut(request_id="req-2", model=KEY, outcome=api.OutcomeOut(status=200, error="timeout"))
+    failed = api.DecisionOut(
+        request_id="req-3", model=KEY, outcome=api.OutcomeOut(status=502, error="engines_broke_off")
+    )
     for decisions, which in (
         ((refused, broken, failed), "req-2"),
         ((refused, failed), "req-3"),
@@ -259,7 +287,7 @@ def test_scaled_pool_shows_its_target_and_may_sleep() -> None:
     ],
 )
 def test_missed_slo_of_a_scaled_pool_has_its_own_advice(wanted: int, unwritten: str | None, advice: str) -> None:
-    slow = snapshot("Ready", window=api_types.PeriodStats(requests=9, within_objective=0.5))
+    slow = snapshot("Ready", window=api.SliceOut(requests=9, within_objective=0.5))
     scaling = {KEY: [PoolScaling("main", wanted, 0, 4, "up", "2.1 are needed", unwritten)]}
     report = build_report(slow, url="http://g", manage="http://m", expected_instances={}, scaling_by_model=scaling)
     assert advice in report.models[0].advice.text
@@ -286,9 +314,12 @@ def test_sleeping_engines_are_counted_and_no_warning() -> None:
 
 def test_idle_stack_advice_names_the_chat_command() -> None:
     idle = snapshot("Ready")
-    nothing = api_types.ModelStats()
+    nothing = api.ModelStatsOut()
     report = make_report(
-        GatewaySnapshot(idle.fleet, api_types.GatewayStats(True, [], 1.0, {KEY: nothing}), idle.decisions), 1
+        GatewaySnapshot(
+            idle.fleet, api.StatsOut(ready=True, uptime_seconds=1.0, models={KEY: nothing}), idle.decisions
+        ),
+        1,
     )
     assert report.models[0].advice.text == "nothing was asked yet: fairlead chat tiny"
 
@@ -300,8 +331,14 @@ def test_gateway_not_ready_is_a_problem_with_reason() -> None:
 
 
 def test_tree_shows_pools_instances_and_decisions() -> None:
-    choice = api_types.Choice(1, "main-0/4000/0", "affinity", "a home", 0.1, [])
-    decision = api_types.Decision("req-7", KEY, 0.0, 4_096.0, [choice], api_types.RequestOutcome(200, ttft_seconds=0.2))
+    choice = api.ChoiceOut(instance="main-0/4000/0", rule="affinity", reason="a home", cost_seconds=0.1)
+    decision = api.DecisionOut(
+        request_id="req-7",
+        model=KEY,
+        prompt_tokens=4_096.0,
+        choices=[choice],
+        outcome=api.OutcomeOut(status=200, ttft_seconds=0.2),
+    )
     lines = text(make_report(snapshot("Ready", "Draining", window=BUSY, decisions=(decision,)), 2)).splitlines()
     assert any("tiny  dual-hash  1/2 ready" in line for line in lines)
     assert any("hit rate 43 %" in line for line in lines)

@@ -7,8 +7,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from fairlead import management_api as api
 from fairlead_cli.local.view.live_view import Frame, ProcessView, render_frame
-from fairlead_cli.management import api_types
 from fairlead_cli.management.client import GatewaySnapshot
 
 KEY = "default/tiny"
@@ -20,14 +20,30 @@ def frame(engines: int = 8, decisions: int = 20, events: int = 20, *, answering:
     processes += [
         ProcessView(f"main-{n}", "Ready", n, 100 + n, KEY, (instance_id,)) for n, instance_id in enumerate(ids)
     ]
-    instances = [api_types.Instance(instance_id, "main", "", "sim", "Ready", 3, 1, 0.5) for instance_id in ids]
-    stats = {instance_id: api_types.InstanceStats(5, 0, 0.2, 0.04, 1 / engines) for instance_id in ids}
-    numbers = api_types.ModelStats(3, 1, api_types.PeriodStats(cached_token_share=0.43), api_types.PeriodStats(), stats)
-    choice = api_types.Choice(1, ids[0], "affinity", "a home " * 20)
+    instances = [
+        api.InstanceOut(id=instance_id, engine="sim", state="Ready", in_flight=3, waiting=1, backlog_seconds=0.5)
+        for instance_id in ids
+    ]
+    stats = {
+        instance_id: api.InstanceStatsOut(
+            requests=5, ttft_mean_seconds=0.2, itl_mean_seconds=0.04, share_of_work=1 / engines
+        )
+        for instance_id in ids
+    }
+    numbers = api.ModelStatsOut(in_flight=3, queue=1, window=api.SliceOut(cached_token_share=0.43), instances=stats)
+    choice = api.ChoiceOut(instance=ids[0], rule="affinity", reason="a home " * 20)
     snapshot = GatewaySnapshot(
-        api_types.Fleet(1, [api_types.Model(KEY, "default", "tiny", "dual-hash", api_types.Objectives(), instances)]),
-        api_types.GatewayStats(True, [], 1.0, {KEY: numbers}),
-        api_types.DecisionList([api_types.Decision(f"r{n}", KEY, float(n), 100.0, [choice]) for n in range(decisions)]),
+        api.FleetOut(
+            version=1,
+            models=[api.ModelOut(key=KEY, namespace="default", name="tiny", preset="dual-hash", instances=instances)],
+        ),
+        api.StatsOut(ready=True, uptime_seconds=1.0, models={KEY: numbers}),
+        api.DecisionsOut(
+            decisions=[
+                api.DecisionOut(request_id=f"r{n}", model=KEY, wall=float(n), prompt_tokens=100.0, choices=[choice])
+                for n in range(decisions)
+            ]
+        ),
     )
     event_lines = tuple((float(n), f"event {n}\nmore of it") for n in range(events))
     return Frame("http://u", "http://m", 61.0, tuple(processes), snapshot if answering else None, event_lines)
@@ -74,7 +90,7 @@ def test_unhealthy_and_busiest_engines_are_shown_when_lines_are_few() -> None:
     changed_frame = replace(
         many,
         processes=(*many.processes[:20], dead, *many.processes[21:]),
-        snapshot=replace(many.snapshot, fleet=api_types.Fleet(1, models)),
+        snapshot=replace(many.snapshot, fleet=api.FleetOut(version=1, models=models)),
     )
     lines = render(changed_frame)
     rows = [line.split()[0] for line in lines if line.startswith("main-")]

@@ -21,6 +21,7 @@ from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
+from fairlead.management_api import LimitOut
 from fairlead.runtime.clock import Clock, ManualClock, SystemClock
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead.tenants.model import Tenant
@@ -30,7 +31,6 @@ from fairlead_gateway.ipc.messages import LoggedDecision
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.supervisor.management.view import GatewayStatus, TenantsSnapshot
 from fairlead_gateway.supervisor.quota.budget_watch import BudgetState
-from fairlead_gateway.supervisor.quota.quota_status import LimitState
 from fairlead_gateway.telemetry import MetricsRecorder, assess_attainment
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.worker.proxy.gateway import DECISION_LOG
@@ -57,7 +57,7 @@ class SimulatedGateway:
         self.health_state: Callable[[str], tuple[str, str]] | None = None
         self.budget_states: list[BudgetState] = []
         self.usage_ledger: Callable[[str, str], LedgerContent] | None = None
-        self.limits: list[LimitState] = []
+        self.limits: list[LimitOut] = []
         self.ejections: dict[str, EjectionReport] = {}
         self.answer_times: dict[str, float] = {}
         self.tenant_table: dict[str, Tenant] = {}
@@ -99,7 +99,7 @@ class SimulatedGateway:
     async def usage_content(self, first_day: str, last_day: str) -> LedgerContent | None:
         return self.usage_ledger and self.usage_ledger(first_day, last_day)
 
-    async def limit_states(self, tenants: frozenset[str] | None, limit: int) -> list[LimitState]:
+    async def limit_states(self, tenants: frozenset[str] | None, limit: int) -> list[LimitOut]:
         return [state for state in self.limits if tenants is None or state.tenant in tenants][:limit]
 
     def tenants(self) -> TenantsSnapshot:

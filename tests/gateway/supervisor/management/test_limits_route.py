@@ -6,18 +6,17 @@ from typing import Any
 
 import httpx
 
-from fairlead.tenants.model import Limit, LimitUnit, Window
+from fairlead.management_api import LimitOut
 from fairlead_gateway.supervisor.management import create_management_app
 from fairlead_gateway.supervisor.management.access.access_scope import AccessScope, Permission
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
-from fairlead_gateway.supervisor.quota.quota_status import LimitState
 
 _PEPPER = b"pepper"
-_LIMIT = Limit(LimitUnit.REQUESTS, 60, Window.MINUTE, key="ci")
+_LIMIT = {"unit": "requests", "per": "Minute", "key": "ci", "model": None, "amount": 60, "soft": False}
 
 
 def _get(view: Any, token: str, query: str = "") -> httpx.Response:
-    view.limits = [LimitState(name, _LIMIT, 12, 48, 60.0) for name in ("acme", "zeta")]
+    view.limits = [LimitOut(tenant=name, **_LIMIT, used=12, available=48, resets_at=60.0) for name in ("acme", "zeta")]
     tokens = ManageTokens("full", _PEPPER)
     scope = AccessScope("acme", frozenset({"acme"}), frozenset({Permission.READ}))
     tokens.replace({hmac.digest(_PEPPER, b"acme", "sha256"): scope})
