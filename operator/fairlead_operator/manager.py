@@ -81,7 +81,6 @@ class Manager:
             self._cache,
             clock,
             self,
-            self,
             options.installation,
             capacity_grace_seconds=options.capacity_grace_seconds,
         )

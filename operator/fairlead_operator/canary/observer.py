@@ -5,9 +5,9 @@ After a restart nothing has been observed yet: the present step is observed from
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 from pydantic import ValidationError
@@ -18,7 +18,7 @@ from fairlead.kube.resources import is_deleting, uid_of
 from fairlead.runtime.clock import Pacing
 from fairlead_operator.canary.judge import Judgement, RevisionInterval, RevisionSums, judge
 from fairlead_operator.canary.progress import CanaryState, parse_state
-from fairlead_operator.hung_engines.gateway_reports import check_instance_count, decode_report
+from fairlead_operator.hung_engines.gateway_reports import GatewayReader, check_instance_count, decode_report
 from fairlead_operator.kube.object_cache import ModelSnapshot, ObjectCache
 from fairlead_operator.object_metadata import is_of_canary
 
@@ -113,22 +113,6 @@ _LOG = logging.getLogger("fairlead.operator")
 _DECODER: Final = msgspec.json.Decoder(GatewayStats)
 
 
-class StatsReader(Protocol):
-    """A client that reads one path of every gateway's management port."""
-
-    async def fetch_all(self, path: str) -> dict[str, bytes | FairleadError]:
-        """Returns the answer of every ready gateway, or why there is none. Raises KubeError."""
-        ...
-
-
-class JudgementListener(Protocol):
-    """The callback for models with a new judgement."""
-
-    def __call__(self, key: str) -> None:
-        """Adds a model to the queue."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class _StepJudgement:
     """A judgement, and the state that it is about."""
@@ -142,7 +126,7 @@ class CanaryObserver:
     """The observer of all canaries."""
 
     def __init__(
-        self, cache: ObjectCache, gateways: StatsReader, pacing: Pacing, on_judgement: JudgementListener
+        self, cache: ObjectCache, gateways: GatewayReader, pacing: Pacing, on_judgement: Callable[[str], None]
     ) -> None:
         self._cache = cache
         self._gateways = gateways

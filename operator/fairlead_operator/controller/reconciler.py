@@ -4,8 +4,6 @@ Nothing is remembered between two passes but the cluster's state. A process that
 write therefore continues where it stopped. Names are deterministic, so nothing is created twice.
 """
 
-from typing import Protocol
-
 from fairlead.api.conditions import Reason
 from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.kube.client_protocol import KubeClient
@@ -13,11 +11,12 @@ from fairlead.kube.resources import Manifest, is_deleting, uid_of
 from fairlead.runtime.clock import Clock
 from fairlead_operator.controller.apply_plan import ApplyPlan, ApplyStep, PruneGuard, make_plan
 from fairlead_operator.controller.desired_state import ChosenSpec, DesiredState, Render, choose_spec, desired_state
-from fairlead_operator.controller.status_writer import PassListener, PassResult, StatusWriter
+from fairlead_operator.controller.status_writer import PassResult, StatusWriter
+from fairlead_operator.host import OperatorHost
 from fairlead_operator.kube.object_cache import ModelSnapshot, ObjectCache
 from fairlead_operator.kube.writer import ModelMoved, ObjectWriter
 from fairlead_operator.object_metadata import WORKLOAD_KINDS, ChildKey, controller_uid, installation_of
-from fairlead_operator.render.context import ClusterCapabilities, InstallationDefaults, render_context
+from fairlead_operator.render.context import InstallationDefaults, render_context
 from fairlead_operator.render.model import render_model
 from fairlead_operator.status import events
 from fairlead_operator.status.diagnosis import Failure
@@ -27,19 +26,6 @@ _MOVED_SECONDS = 1.0
 """The pause before the next pass if a write showed that the model differs from the cache, and the
 cache does not take the other one: it is older than what was seen before.
 """
-
-
-class ClusterInfo(Protocol):
-    """The operator's knowledge of the cluster as a whole."""
-
-    @property
-    def capabilities(self) -> ClusterCapabilities:
-        """The features of the cluster."""
-        ...
-
-    def stale_cache_reason(self) -> str:
-        """Returns why the object cache may be out of date; empty if it is fresh."""
-        ...
 
 
 class _OtherInstallation(Exception):
@@ -61,22 +47,20 @@ class Reconciler:
         api: KubeClient,
         cache: ObjectCache,
         clock: Clock,
-        cluster: ClusterInfo,
-        listener: PassListener,
+        host: OperatorHost,
         installation: InstallationDefaults,
         *,
         capacity_grace_seconds: float = 0.0,
         render: Render = render_model,
     ) -> None:
-        self._writer = ObjectWriter(api, cache, listener.ignore_self_event)
+        self._writer = ObjectWriter(api, cache, host.ignore_self_event)
         self.counts = self._writer.counts
         self.other_installations: dict[str, str] = {}
         """Models whose children another installation manages, by key, with its id."""
         self._cache = cache
-        self._cluster = cluster
-        self._listener = listener
+        self._host = host
         self._installation = installation
-        self._status_writer = StatusWriter(api, cache, clock, listener, self.counts, capacity_grace_seconds)
+        self._status_writer = StatusWriter(api, cache, clock, host, self.counts, capacity_grace_seconds)
         self._render = render
 
     async def reconcile(self, key: str) -> float | None:
@@ -86,7 +70,7 @@ class Reconciler:
         server is unavailable or a write conflicts with another.
         """
         self.counts.reconciles += 1
-        snapshot = self._cache.snapshot(key, self._cluster.stale_cache_reason())
+        snapshot = self._cache.snapshot(key, self._host.stale_cache_reason())
         if snapshot is None or is_deleting(snapshot.model):
             self.other_installations.pop(key, None)
             return None  # its children are owned: they are deleted with it, and drain
@@ -102,7 +86,7 @@ class Reconciler:
         self.other_installations.pop(key, None)
         seconds = await self._status_writer.write(key, chosen, written)
         for event in events.events_of_writes(written.applied, written.pruned):
-            self._listener.record_event(snapshot.model, event)
+            self._host.record_event(snapshot.model, event)
         return seconds
 
     async def _write_children(self, key: str, snapshot: ModelSnapshot, chosen: ChosenSpec) -> PassResult:
@@ -167,7 +151,7 @@ class Reconciler:
         if self.other_installations.get(key) == installation:
             return
         self.other_installations[key] = installation
-        self._listener.record_event(model, events.other_installation(installation, self._installation.id))
+        self._host.record_event(model, events.other_installation(installation, self._installation.id))
 
     def _endpoint_failure(self, model: ModelDeployment) -> Failure | None:
         """Returns the failure of a model that names endpoints where it may not."""
@@ -193,7 +177,7 @@ class Reconciler:
             child for child in snapshot.children.values() if child["kind"] in WORKLOAD_KINDS and not is_deleting(child)
         ]
         names = frozenset(name for _, name in foreign_names)
-        context = render_context(self._installation, workloads, names, self._cluster.capabilities)
+        context = render_context(self._installation, workloads, names, self._host.capabilities)
         return desired_state(snapshot, chosen, context, self._render)
 
 

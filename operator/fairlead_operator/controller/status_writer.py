@@ -8,7 +8,7 @@ Neither has children: gateways read them from the cluster themselves.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from fairlead.api.v1alpha1 import API_VERSION, ModelDeployment
 from fairlead.fleet.client_names import adapter_key
@@ -16,7 +16,6 @@ from fairlead.fleet.labels import SURGE_ANNOTATION
 from fairlead.kube.client_protocol import KubeClient
 from fairlead.kube.conditions import format_time
 from fairlead.kube.errors import NotFound
-from fairlead.kube.events.event import EventDraft
 from fairlead.kube.resources import (
     MODEL_DEPLOYMENTS,
     PODS,
@@ -29,10 +28,10 @@ from fairlead.kube.resources import (
 )
 from fairlead.runtime.clock import Clock
 from fairlead_operator.canary.instances import is_canary_ready
-from fairlead_operator.canary.judge import Judgement
 from fairlead_operator.canary.progress import CanaryInputs, CanaryState, next_state, parse_state
 from fairlead_operator.controller.apply_plan import ApplyPlan, ApplyStep
 from fairlead_operator.controller.desired_state import ChosenSpec, DesiredState
+from fairlead_operator.host import OperatorHost
 from fairlead_operator.kube.object_cache import ModelSnapshot, ObjectCache
 from fairlead_operator.kube.object_trimming import trim_model
 from fairlead_operator.kube.writer import WriteCounts
@@ -115,24 +114,6 @@ RETRY_REJECTED_WRITE_SECONDS = 30.0
 """No event reports that a quota was raised or a name became free."""
 
 
-class PassListener(Protocol):
-    """The receiver of Events about a model, and of own writes whose watch event came before the
-    response.
-    """
-
-    def record_event(self, model: Manifest, event: EventDraft) -> None:
-        """Records an event about a model."""
-        ...
-
-    def ignore_self_event(self, key: str) -> None:
-        """Ignores the event of our own write, which came before the API server's response."""
-        ...
-
-    def judgement(self, key: str, state: CanaryState | None) -> Judgement | None:
-        """Returns the latest judgement on the step of a model's canary; None if there is none."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class PassResult:
     """The writes of one pass, and the state that they are based on.
@@ -163,14 +144,14 @@ class StatusWriter:
         api: KubeClient,
         cache: ObjectCache,
         clock: Clock,
-        listener: PassListener,
+        host: OperatorHost,
         counts: WriteCounts,
         capacity_grace_seconds: float,
     ) -> None:
         self._api = api
         self._cache = cache
         self._clock = clock
-        self._listener = listener
+        self._host = host
         self._counts = counts
         self._capacity_grace_seconds = capacity_grace_seconds
         self._lists_from: dict[str, float] = {}
@@ -202,11 +183,11 @@ class StatusWriter:
             except NotFound:
                 return None  # it was deleted meanwhile
             if self._cache.record_write(updated):
-                self._listener.ignore_self_event(key)
+                self._host.ignore_self_event(key)
             has_news |= request_state(trim_model(updated)) != request_state(observed)
             self._counts.statuses += 1
             for event in events.events_of_status(snapshot.model.get("status") or {}, status):
-                self._listener.record_event(snapshot.model, event)
+                self._host.record_event(snapshot.model, event)
             has_news |= _acts_on_canary(snapshot.model, inputs.canary)
         if has_news:
             return 0.0
@@ -226,7 +207,7 @@ class StatusWriter:
             running=choice.revision.hash,
             is_ready=tried is not None and is_canary_ready(children, tried.hash),
             is_paused=model.spec.rollout.paused,
-            judgement=self._listener.judgement(key, state),
+            judgement=self._host.judgement(key, state),
             wall=wall,
         )
         return next_state(state, inputs)

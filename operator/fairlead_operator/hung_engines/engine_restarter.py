@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final
 
 from fairlead.errors import FairleadError
 from fairlead.kube.client_protocol import KubeClient
@@ -18,7 +18,8 @@ from fairlead.kube.errors import Conflict, KubeError, NotFound
 from fairlead.kube.events.event import EventDraft, EventType
 from fairlead.kube.resources import PODS, Manifest, is_deleting, metadata_of, name_of, namespace_of, uid_of
 from fairlead.runtime.clock import Pacing
-from fairlead_operator.hung_engines.gateway_reports import GatewayReport
+from fairlead_operator.host import OperatorHost
+from fairlead_operator.hung_engines.gateway_reports import GatewayReader
 from fairlead_operator.hung_engines.pod_verdicts import pod_verdicts
 from fairlead_operator.hung_engines.restart_plan import (
     HungEnginePlan,
@@ -48,31 +49,6 @@ _MARKS_OF_NAMESPACE = 64
 
 Why: a namespace has any number of pods, and models of others wait meanwhile.
 """
-
-
-class ReportReader(Protocol):
-    """A reader of all gateways."""
-
-    async def read(self) -> list[GatewayReport]:
-        """Returns the report of every ready gateway. Raises KubeError."""
-        ...
-
-
-class RestartHost(Protocol):
-    """The process in which the restarter runs."""
-
-    @property
-    def is_leading(self) -> bool:
-        """True while this process may write."""
-        ...
-
-    def stale_cache_reason(self) -> str:
-        """Returns why the object cache may be out of date; empty if it is fresh."""
-        ...
-
-    def record_event(self, model: Manifest, event: EventDraft) -> None:
-        """Records an event about a model."""
-        ...
 
 
 @dataclass(slots=True)
@@ -105,8 +81,8 @@ class EngineRestarter:
         self,
         api: KubeClient,
         cache: ObjectCache,
-        gateways: ReportReader,
-        host: RestartHost,
+        gateways: GatewayReader,
+        host: OperatorHost,
         pacing: Pacing,
         options: RestartOptions,
     ) -> None:

@@ -134,11 +134,15 @@ class OperatorHarness:
             self.cache,
             self.clock,
             self,
-            self,
             self.installation,
             capacity_grace_seconds=self.capacity_grace_seconds,
             render=lambda *arguments: self.render(*arguments),
         )
+
+    @property
+    def is_leading(self) -> bool:
+        """True: no other process writes."""
+        return True
 
     @property
     def capabilities(self) -> ClusterCapabilities:
