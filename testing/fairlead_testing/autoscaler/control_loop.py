@@ -185,6 +185,12 @@ def _spread(least: float, most: float) -> st.SearchStrategy[float]:
     return st.floats(0.0, 1.0).map(lambda share: least * (most / least) ** share)
 
 
+SMALL_ENGINE = EngineProfile(
+    "S", 3.3e-4, step_seconds=28e-3, resident_token_seconds=2.2e-7, kv_tokens=40_000, max_sequences=64, step_tokens=512
+)
+LARGE_ENGINE = EngineProfile(
+    "L", 9e-5, step_seconds=12e-3, resident_token_seconds=8.7e-8, kv_tokens=400_000, step_tokens=1_024
+)
 PROFILES = st.builds(
     EngineProfile,
     name=st.just("drawn"),

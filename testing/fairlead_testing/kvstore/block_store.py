@@ -111,6 +111,13 @@ class SingleInstanceStore:
         return self.store.state("i").counts
 
 
+def store_with(*events: CacheEvent, limits: Limits | None = None, seconds: float = 1.0) -> SingleInstanceStore:
+    """Returns a store whose instance has these events."""
+    index = SingleInstanceStore(limits)
+    index.apply(*events, seconds=seconds)
+    return index
+
+
 def change_summary(told: list[Change]) -> list[tuple[str, list[int]]]:
     """Returns (kind, own hashes) of each change, with block numbers where they are known."""
     place = {own: number for number, own in enumerate(BLOCK_HASHES)}

@@ -1,19 +1,40 @@
-"""Conditions are written on change, by the leader, under its own field manager; disabling a model
-removes them.
-"""
+"""Conditions and status of a model that the autoscaler writes."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from fairlead.decision import DecisionInput
+from fairlead.kube.conditions import ConditionValue, conditions_for
 from fairlead.kube.errors import Unreachable
 from fairlead.kube.events.event import EventDraft
 from fairlead.kube.resources import key_of
 from fairlead.runtime.tasks import cancel_and_wait
-from fairlead_autoscaler.core import GatewayTraffic, ModelSpec, Observation, PoolObservation, PoolSpec, ScalingPlan
+from fairlead_autoscaler.core import (
+    GatewayTraffic,
+    ModelSpec,
+    Observation,
+    PoolObservation,
+    PoolPlan,
+    PoolSpec,
+    ReplicaMetrics,
+    ReplicaState,
+    ScalingPlan,
+)
 from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord
+from fairlead_autoscaler.kubernetes.conditions import (
+    PublishedStatus,
+    autoscaling_condition,
+    desired_instances,
+    has_own_condition,
+    is_write_due,
+    slo_condition,
+)
+from fairlead_autoscaler.kubernetes.events import condition_events, scaling_events
+from fairlead_autoscaler.kubernetes.slo_attainment import SLOAttainment, add_observation
 from fairlead_autoscaler.kubernetes.status_writer import StatusWriter
 from fairlead_testing.kube.in_memory import InMemoryKube
 from fairlead_testing.waiting import FakeTime, wait_until
@@ -223,3 +244,203 @@ async def test_slow_statuses_of_one_namespace_and_a_defect_delay_no_other_model(
     await wait_until(lambda: len(slow_kube.writes) >= 2)
     await cancel_and_wait(run)
     assert slow_kube.writes == ["status ModelDeployment good"] * 2
+
+
+CONDITIONS_MODEL = ModelSpec("chat/qwen", 0.8, 0.04, (PoolSpec("main", maximum=8),), target=0.9)
+UP = EnforcedPlan(5, 3, "up", "4.61 are needed, by ttft", 5)
+NUMBERS = {
+    "need_replicas": DecisionInput(4.61),
+    "allowed_miss_share": DecisionInput(0.02, 4.0),
+    "speed_factor": DecisionInput(1.0),
+}
+
+
+def record_of(
+    *, now: float = 100.0, desired: int = 3, blind: bool = False, counts: tuple[float, float] = (95.0, 5.0), **more: Any
+) -> TickRecord:
+    replica = ReplicaMetrics("a", ReplicaState.READY, 50.0, ttft_counts=counts, itl_counts=(100.0, 0.0))
+    there = Observation(
+        now,
+        None if blind else GatewayTraffic(10.0, 1_000.0),
+        {"main": PoolObservation(desired, 3, replicas=None if blind else (replica,))},
+    )
+    given: dict[str, Any] = {
+        "rulings": {"main": UP},
+        "plan": ScalingPlan({"main": PoolPlan(5, "up", UP.reason, NUMBERS)}),
+    }
+    return TickRecord(0.0, CONDITIONS_MODEL, there, **(given | more))
+
+
+def said(at: TickRecord, frozen: bool = False, **held: str) -> tuple[str, str, str]:
+    found = autoscaling_condition(at, held, frozen)
+    return str(found.status), str(found.reason), found.message
+
+
+def test_what_is_wanted_costs_is_told_where_it_has_a_price() -> None:
+    priced = replace(CONDITIONS_MODEL, pools=(PoolSpec("main", maximum=8, usd_per_hour=0.75),))
+    assert said(replace(record_of(), model=priced))[2].endswith("; 3.75 USD an hour")
+    assert "USD" not in said(record_of())[2]
+
+
+def test_a_decision_is_told_with_its_numbers_rule_and_reason() -> None:
+    message = "pool main 3 -> 5 by up: 4.61 are needed, by ttft (need 4.61, share that may miss 0.02, 4 s old)"
+    assert said(record_of()) == ("True", "Deciding", message)
+    plain = replace(UP, desired=5)
+    assert said(record_of(rulings={"main": plain}))[2].startswith("pool main 5 by up: 4.61")
+
+
+@pytest.mark.parametrize(
+    ("given", "held", "status", "reason", "says"),
+    [
+        ({"mode": "Advise"}, {}, "False", "Advising", "nothing is written: pool main 3 -> 5"),
+        ({}, {"main": "keda-operator"}, "False", "SetElsewhere", "pool main 3, set by keda-operator; it would be 5"),
+        ({"blind": True, "notes": ("gateway a is missing",)}, {}, "True", "LoadUnknown", "(gateway a is missing)"),
+        (
+            {"rulings": {"main": replace(UP, rule="metrics-inconsistent")}},
+            {},
+            "True",
+            "LoadUnknown",
+            "its load is unknown",
+        ),
+        (
+            {"rulings": {"main": replace(UP, rule="maximum")}},
+            {},
+            "True",
+            "AtMaximum",
+            "pool main needs more than its max",
+        ),
+        ({"rulings": {"main": replace(UP, rule="bounds", planned=9)}}, {}, "True", "AtMaximum", "needs more"),
+        ({"rulings": {"main": replace(UP, rule="bounds", planned=0)}}, {}, "True", "Deciding", ""),
+        ({"rulings": {}}, {}, "True", "Deciding", "none of its pools exists yet"),
+    ],
+)
+def test_why_it_does_not_simply_decide_is_told(
+    given: dict[str, Any], held: dict[str, str], status: str, reason: str, says: str
+) -> None:
+    found = said(record_of(**given), **held)
+    assert found[:2] == (status, reason)
+    assert says in found[2]
+
+
+def test_a_freeze_is_told_and_what_would_be() -> None:
+    assert said(record_of(), frozen=True)[:2] == ("False", "Frozen")
+    shown = replace(UP, unwritten="all scaling is frozen")
+    assert "pool main 3, would be 5" in said(record_of(rulings={"main": shown}), frozen=True)[2]
+
+
+def met(*looks: TickRecord) -> tuple[str, str, str] | None:
+    found = SLOAttainment()
+    for one in looks:
+        found = add_observation(found, one.observation)
+    told = slo_condition(looks[-1], found)
+    return None if told is None else (str(told.status), str(told.reason), told.message)
+
+
+def test_the_lowest_share_of_the_last_minutes_is_held_against_the_target() -> None:
+    message = "ttft met by 95.0 %, itl met by 100.0 % of 100 requests in 5 minutes; target 90 %"
+    assert met(record_of()) == ("True", "WithinTarget", message)
+    found = met(record_of(), record_of(now=105.0, counts=(60.0, 40.0)))
+    assert found is not None
+    assert found[:2] == ("False", "BelowTarget")
+    assert found[2].startswith("ttft met by 77.5 %")
+    assert met(record_of(counts=(0.0, 100.0)), record_of(now=400.0)) == (
+        "True",
+        "WithinTarget",
+        message,
+    )  # it was long ago
+
+
+def test_of_few_requests_no_share_is_told_and_nothing_of_a_model_without_objectives() -> None:
+    few = record_of(counts=(0.0, 3.0))
+    replica = replace(few.observation.pools["main"].replicas[0], itl_counts=None)  # type: ignore[index]
+    pools = {"main": replace(few.observation.pools["main"], replicas=(replica,))}
+    few = replace(few, observation=replace(few.observation, pools=pools))
+    told = "3 requests in 5 minutes are too few (only answered streams count)"
+    assert met(few) == ("Unknown", "TooFewRequests", told)
+    assert met(replace(record_of(), model=replace(CONDITIONS_MODEL, ttft_seconds=None, itl_seconds=None))) is None
+
+
+def test_who_gave_up_had_no_first_token_in_time() -> None:
+    one = record_of()
+    gone = replace(one, observation=replace(one.observation, gateway=GatewayTraffic(10.0, 1.0, abandoned=25.0)))
+    found = met(gone)
+    assert found is not None
+    assert found[2].startswith("ttft met by 76.0 %")
+
+
+def test_numbers_that_move_are_written_once_a_minute_and_news_at_once() -> None:
+    first = autoscaling_condition(record_of(), {}, False)
+    before = PublishedStatus((first,), 100.0, desired_instances(record_of()))
+    moved = replace(first, message="pool main 3 -> 5 by up: 4.7 are needed")
+    assert is_write_due(None, [first], before.instances, 100.0)
+    assert not is_write_due(before, [first], before.instances, 1_000.0)
+    assert not is_write_due(before, [moved], before.instances, 159.0)
+    assert is_write_due(before, [moved], before.instances, 160.0)
+    assert is_write_due(before, [first], {"main": 6}, 101.0)
+    assert is_write_due(before, [autoscaling_condition(record_of(blind=True), {}, False)], before.instances, 101.0)
+
+
+def test_a_time_of_transition_is_that_of_the_status() -> None:
+    first = {"conditions": conditions_for([autoscaling_condition(record_of(), {}, False)], {}, 3, "T1")}
+    (one,) = first["conditions"]
+    assert (one["lastTransitionTime"], one["observedGeneration"], one["type"]) == ("T1", 3, "Autoscaling")
+    (same,) = conditions_for([autoscaling_condition(record_of(blind=True), {}, False)], first, 4, "T2")
+    assert (same["lastTransitionTime"], same["reason"]) == ("T1", "LoadUnknown")
+    (other,) = conditions_for([autoscaling_condition(record_of(), {}, True)], first, 4, "T2")
+    assert other["lastTransitionTime"] == "T2"
+    assert has_own_condition(first)
+    assert not has_own_condition({"conditions": [{"type": "Ready"}]})
+
+
+def test_a_change_of_a_number_is_an_event_once_it_is_there() -> None:
+    before = record_of()
+    assert scaling_events(before, record_of(now=105.0)) == []  # not yet
+    (told,) = scaling_events(before, record_of(now=105.0, desired=5))
+    assert (told.reason, told.note) == ("ScaledUp", "Pool main from 3 to 5 by up: 4.61 are needed, by ttft")
+    kept = record_of(rulings={"main": replace(UP, unwritten="the mode is Advise")})
+    assert scaling_events(kept, record_of(desired=5)) == []
+    (down,) = scaling_events(record_of(rulings={"main": replace(UP, replicas=2, rule="down")}), record_of(desired=2))
+    assert down.reason == "ScaledDown"
+
+
+def test_conditions_that_change_are_events_and_the_first_is_none() -> None:
+    deciding, blind = (autoscaling_condition(one, {}, False) for one in (record_of(), record_of(blind=True)))
+    assert condition_events([], [deciding]) == []
+    assert condition_events([deciding], [replace(deciding, message="other")]) == []
+    (told,) = condition_events([deciding], [blind])
+    assert (str(told.type), told.reason, told.note[:8]) == ("Warning", "LoadUnknown", "Its load")
+    (back,) = condition_events([blind], [deciding])
+    assert (str(back.type), back.reason) == ("Normal", "Deciding")
+
+
+def test_objectives_that_are_missed_are_an_event_but_not_that_nobody_asks() -> None:
+    def of(*looks: TickRecord) -> ConditionValue:
+        found = SLOAttainment()
+        for one in looks:
+            found = add_observation(found, one.observation)
+        told = slo_condition(looks[-1], found)
+        assert told is not None
+        return told
+
+    good, bad = of(record_of()), of(record_of(counts=(10.0, 90.0)))
+    quiet = replace(good, status=type(good.status)("Unknown"), reason=bad.reason)
+    (told,) = condition_events([good], [bad])
+    assert (str(told.type), told.reason) == ("Warning", "BelowTarget")
+    assert condition_events([good], [quiet]) == condition_events([quiet], [good]) == []
+
+
+def test_who_sleeps_is_told_beside_the_number_paid_for_and_an_event_of_its_own() -> None:
+    rests = replace(UP, replicas=3, asleep=2, rule="asleep")
+    assert said(record_of(rulings={"main": rests}))[2].startswith("pool main 3 -> 3 and 2 asleep by asleep: ")
+    assert desired_instances(record_of(rulings={"main": rests})) == {"main": 5}
+    before, after = record_of(rulings={"main": rests}), record_of()
+    assert scaling_events(before, after) == [], "it is not so yet"
+    seen = replace(after.observation.pools["main"], asleep_desired=2)
+    (news,) = scaling_events(before, replace(after, observation=replace(after.observation, pools={"main": seen})))
+    assert (news.reason, news.note) == ("ScaledUp", "Pool main asleep from 0 to 2 by asleep: 4.61 are needed, by ttft")
+    woken = replace(UP, replicas=5, asleep=0, asleep_desired=2)
+    seen = replace(seen, desired=5, asleep_desired=0)
+    (news,) = scaling_events(
+        record_of(rulings={"main": woken}), replace(after, observation=replace(after.observation, pools={"main": seen}))
+    )
+    assert (news.reason, news.note[:44]) == ("ScaledUp", "Pool main from 3 to 5, asleep from 2 to 0 by")

@@ -37,17 +37,34 @@ class Loaded:
     def predicted(self, tokens: list[int] = PROMPT, adapter: str | None = "bot") -> int:
         return cached_depths(self.truth, "i", block_hashes(chain_root(MODEL, adapter), tokens, 4))[StorageTier.GPU]
 
-    def report_source(self, place: str) -> list[Change]:
+    def load(self, source: str, *prompts: list[int], told: bool = False) -> None:
+        """Loads the adapter and serves prompts with it. told: the source is reported then."""
+        self.engine.load("bot", source)
+        for tokens in prompts:
+            self.serve_prompt(tokens)
+        if told:
+            self.report_source(source)
+
+    def read_source(self, source: str) -> list[Change]:
+        """Reports the source of the adapter without a further event."""
+        return report_adapter_source(self.truth, "i", "bot", source, 1.0)
+
+    def report_source(self, source: str) -> list[Change]:
         """Reports the source of the adapter, which counts with the next event."""
-        changes_now = report_adapter_source(self.truth, "i", "bot", place, 1.0)
+        changes_now = self.read_source(source)
         self.more += 10
         return [*changes_now, *self.serve_prompt(list(range(self.more, self.more + 4)))]
 
 
+def loaded_with(source: str, *prompts: list[int], told: bool = False, capacity: int = 1_000) -> Loaded:
+    """Returns an engine that has loaded the adapter and served prompts with it."""
+    loaded = Loaded(capacity=capacity)
+    loaded.load(source, *prompts, told=told)
+    return loaded
+
+
 def test_another_source_parks_the_old_blocks_at_its_first_event() -> None:
-    loaded = Loaded()
-    loaded.engine.load("bot", "a")
-    loaded.serve_prompt(PROMPT)
+    loaded = loaded_with("a", PROMPT)
     loaded.engine.load("bot", "b")
     told = loaded.serve_prompt(OTHER)
     assert [type(item) for item in told] == [changes.BlocksRemoved, changes.BlocksStored]
@@ -56,29 +73,25 @@ def test_another_source_parks_the_old_blocks_at_its_first_event() -> None:
 
 
 def test_reported_source_parks_blocks_without_an_event() -> None:
-    loaded = Loaded()
-    loaded.engine.load("bot", "a")
-    loaded.serve_prompt(PROMPT)
+    loaded = loaded_with("a", PROMPT)
     assert loaded.truth.unsourced_adapters("i") == ["bot"]
     loaded.report_source("a")
     assert loaded.truth.unsourced_adapters("i") == []
     loaded.engine.load("bot", "b")
-    assert [type(item) for item in report_adapter_source(loaded.truth, "i", "bot", "b", 1.0)] == [changes.BlocksRemoved]
+    assert [type(item) for item in loaded.read_source("b")] == [changes.BlocksRemoved]
     assert loaded.predicted() == 0
     loaded.engine.load("bot", "a")
-    assert report_adapter_source(loaded.truth, "i", "bot", "a", 1.0) != []
+    assert loaded.read_source("a") != []
     assert loaded.predicted() == loaded.engine.hit_blocks(PROMPT, "bot") == 10
 
 
 def test_engine_that_reports_ever_new_sources_fills_no_memory() -> None:
-    loaded = Loaded()
-    loaded.engine.load("bot", "a")
-    loaded.serve_prompt(PROMPT)
+    loaded = loaded_with("a", PROMPT)
     for number in range(100):
-        report_adapter_source(loaded.truth, "i", "bot", f"source-{number}", 1.0)
+        loaded.read_source(f"source-{number}")
     snapshot, _ = loaded.truth.take_snapshot("i", 0.0)
     assert len(snapshot.adapters.unconfirmed) + len(snapshot.adapters.sources) <= 2
-    report_adapter_source(loaded.truth, "i", "bot", "x" * 5_000, 1.0)
+    loaded.read_source("x" * 5_000)
     assert loaded.truth.take_snapshot("i", 0.0)[0].adapters == snapshot.adapters
 
 
@@ -109,22 +122,17 @@ def test_engine_that_clears_a_tier_with_each_event_loses_its_blocks(monkeypatch:
 
 
 def test_source_read_after_the_next_load_is_not_taken_for_the_earlier_one() -> None:
-    loaded = Loaded()
-    loaded.engine.load("bot", "a")
-    loaded.serve_prompt(PROMPT)
+    loaded = loaded_with("a", PROMPT)
     loaded.engine.load("bot", "b")
-    report_adapter_source(loaded.truth, "i", "bot", "b", 1.0)  # the last number that was seen is the first load's
+    loaded.read_source("b")  # the last number that was seen is the first load's
     loaded.serve_prompt(OTHER)
     loaded.report_source("b")
     assert (loaded.predicted(), loaded.predicted(OTHER)) == (0, 10)
 
 
 def test_same_source_restores_old_blocks_when_a_handle_shows_it() -> None:
-    loaded = Loaded()
-    loaded.engine.load("bot", "a")
-    loaded.serve_prompt(PROMPT)
-    loaded.engine.load("bot", "b")
-    loaded.serve_prompt(OTHER)
+    loaded = loaded_with("a", PROMPT)
+    loaded.load("b", OTHER)
     loaded.engine.load("bot", "a")
     assert loaded.engine.hit_blocks(PROMPT, "bot") == 10
     loaded.serve_prompt([*PROMPT, *range(700, 710)])  # goes on from a block of the first load
@@ -133,25 +141,18 @@ def test_same_source_restores_old_blocks_when_a_handle_shows_it() -> None:
 
 
 def test_same_source_restores_old_blocks_after_a_cold_prompt() -> None:
-    loaded = Loaded()
-    loaded.engine.load("bot", "a")
-    loaded.serve_prompt(PROMPT)
-    loaded.engine.load("bot", "a")
-    loaded.serve_prompt(OTHER)
+    loaded = loaded_with("a", PROMPT)
+    loaded.load("a", OTHER)
     assert loaded.predicted() == 0  # an unavoidable miss
     loaded.serve_prompt([*PROMPT, *range(700, 710)])
     assert (loaded.predicted(), loaded.predicted(OTHER)) == (10, 10)
 
 
 def test_same_source_restores_old_blocks_when_reported() -> None:
-    loaded = Loaded()
-    loaded.engine.load("bot", "a")
-    loaded.serve_prompt(PROMPT)
-    loaded.report_source("a")
-    loaded.engine.load("bot", "a")
-    loaded.serve_prompt(OTHER)
+    loaded = loaded_with("a", PROMPT, told=True)
+    loaded.load("a", OTHER)
     assert loaded.truth.unsourced_adapters("i") == ["bot"]
-    assert report_adapter_source(loaded.truth, "i", "bot", "a", 1.0) != []
+    assert loaded.read_source("a") != []
     assert (loaded.predicted(), loaded.predicted(OTHER)) == (10, 0), "two loads may have come since a was told first"
     assert not loaded.truth.state("i").complete
     loaded.report_source("a")
@@ -160,14 +161,10 @@ def test_same_source_restores_old_blocks_when_reported() -> None:
 
 def test_source_of_the_earlier_load_is_not_taken_for_the_next() -> None:
     """Two reloads between two readings of the source; only the first of them has a block."""
-    loaded = Loaded()
+    loaded = loaded_with("a", PROMPT, told=True)
+    loaded.load("b", OTHER)
     loaded.engine.load("bot", "a")
-    loaded.serve_prompt(PROMPT)
-    loaded.report_source("a")
-    loaded.engine.load("bot", "b")
-    loaded.serve_prompt(OTHER)
-    loaded.engine.load("bot", "a")
-    report_adapter_source(loaded.truth, "i", "bot", "a", 1.0)
+    loaded.read_source("a")
     assert (loaded.predicted(), loaded.engine.hit_blocks(PROMPT, "bot")) == (10, 10)
     assert loaded.predicted(OTHER) == loaded.engine.hit_blocks(OTHER, "bot") == 0
 
@@ -176,34 +173,27 @@ def test_source_is_known_if_read_before_and_after_the_first_block() -> None:
     """As on a real loaded: two prompts after the load, a reading between them, and no event before
     the next load.
     """
-    loaded = Loaded()
-    loaded.engine.load("bot", "a")
-    loaded.serve_prompt(PROMPT)
-    loaded.report_source("a")
+    loaded = loaded_with("a", PROMPT, told=True)
     loaded.engine.load("bot", "b")
-    report_adapter_source(loaded.truth, "i", "bot", "b", 1.0)
+    loaded.read_source("b")
     loaded.serve_prompt(OTHER)
-    report_adapter_source(loaded.truth, "i", "bot", "b", 1.0)
+    loaded.read_source("b")
     loaded.engine.load("bot", "a")
-    report_adapter_source(loaded.truth, "i", "bot", "a", 1.0)
+    loaded.read_source("a")
     assert (loaded.predicted(), loaded.predicted(OTHER)) == (10, 0)
     loaded.engine.load("bot", "b")
-    report_adapter_source(loaded.truth, "i", "bot", "b", 1.0)
+    loaded.read_source("b")
     assert loaded.predicted(OTHER) == loaded.engine.hit_blocks(OTHER, "bot") == 10
 
 
 def test_source_read_after_the_first_block_needs_one_more_event() -> None:
-    loaded = Loaded()
+    loaded = loaded_with("a", PROMPT, told=True)
+    loaded.load("b", OTHER)
+    loaded.read_source("b")
     loaded.engine.load("bot", "a")
-    loaded.serve_prompt(PROMPT)
-    loaded.report_source("a")
+    loaded.read_source("a")
     loaded.engine.load("bot", "b")
-    loaded.serve_prompt(OTHER)
-    report_adapter_source(loaded.truth, "i", "bot", "b", 1.0)
-    loaded.engine.load("bot", "a")
-    report_adapter_source(loaded.truth, "i", "bot", "a", 1.0)
-    loaded.engine.load("bot", "b")
-    report_adapter_source(loaded.truth, "i", "bot", "b", 1.0)
+    loaded.read_source("b")
     assert loaded.predicted(OTHER) == 0  # a miss: it may be from a third source
     assert loaded.predicted() == 0
 
@@ -212,22 +202,19 @@ def test_reported_source_counts_before_any_block_of_the_new_load() -> None:
     """As on a real loaded: the last but loaded load has a fully cached prompt, which stores
     nothing.
     """
-    loaded = Loaded()
-    loaded.engine.load("bot", "a")
-    loaded.serve_prompt(PROMPT)
-    loaded.report_source("a")
+    loaded = loaded_with("a", PROMPT, told=True)
     loaded.engine.load("bot", "b")
     loaded.report_source("b")
     loaded.serve_prompt(OTHER)
     loaded.report_source("b")
     loaded.engine.load("bot", "a")
-    report_adapter_source(loaded.truth, "i", "bot", "a", 1.0)
+    loaded.read_source("a")
     loaded.serve_prompt(THIRD)
-    report_adapter_source(loaded.truth, "i", "bot", "a", 1.0)
+    loaded.read_source("a")
     assert loaded.predicted() == loaded.engine.hit_blocks(PROMPT, "bot") == 10
     assert loaded.predicted(OTHER) == loaded.engine.hit_blocks(OTHER, "bot") == 0
     loaded.engine.load("bot", "b")
-    report_adapter_source(loaded.truth, "i", "bot", "b", 1.0)
+    loaded.read_source("b")
     assert loaded.predicted(THIRD) == loaded.engine.hit_blocks(THIRD, "bot") == 0
     assert loaded.predicted(OTHER) == loaded.engine.hit_blocks(OTHER, "bot") == 10
     loaded.engine.load("bot", "a")
@@ -239,25 +226,16 @@ def test_reported_source_counts_before_any_block_of_the_new_load() -> None:
 
 
 def test_blocks_of_a_new_number_wait_until_they_confirm_the_reported_source() -> None:
-    loaded = Loaded()
-    loaded.engine.load("bot", "a")
-    loaded.serve_prompt(PROMPT)
-    loaded.report_source("a")
-    loaded.engine.load("bot", "a")
-    loaded.serve_prompt(OTHER)
-    report_adapter_source(loaded.truth, "i", "bot", "a", 1.0)
+    loaded = loaded_with("a", PROMPT, told=True)
+    loaded.load("a", OTHER)
+    loaded.read_source("a")
     loaded.serve_prompt([*PROMPT, *range(700, 710)])  # the first load's blocks: it is the same content
     assert (loaded.predicted(), loaded.predicted(OTHER)) == (10, 10)
 
 
 def test_blocks_evicted_while_parked_are_not_restored() -> None:
-    loaded = Loaded(capacity=24)
-    loaded.engine.load("bot", "a")
-    loaded.serve_prompt(PROMPT)
-    loaded.report_source("a")
-    loaded.engine.load("bot", "b")
-    loaded.serve_prompt(OTHER)
-    loaded.report_source("b")
+    loaded = loaded_with("a", PROMPT, told=True, capacity=24)
+    loaded.load("b", OTHER, told=True)
     loaded.serve_prompt(list(range(900, 928)), None)  # pushes out the end of the first prompt
     loaded.engine.load("bot", "a")
     loaded.report_source("a")
@@ -266,12 +244,9 @@ def test_blocks_evicted_while_parked_are_not_restored() -> None:
 
 
 def test_running_request_of_the_old_load_changes_nothing() -> None:
-    loaded = Loaded()
-    loaded.engine.load("bot", "a")
-    loaded.serve_prompt(PROMPT)
+    loaded = loaded_with("a", PROMPT)
     old = dict(loaded.engine._numbers)
-    loaded.engine.load("bot", "b")
-    loaded.serve_prompt(OTHER)
+    loaded.load("b", OTHER)
     new, loaded.engine._numbers = loaded.engine._numbers, old
     assert loaded.serve_prompt([*PROMPT, *range(700, 710)]) == []
     loaded.engine._numbers = new
@@ -302,10 +277,7 @@ def test_names_and_parked_contents_are_bounded() -> None:
 
 
 def test_clear_drops_blocks_and_keeps_loaded_adapters() -> None:
-    loaded = Loaded()
-    loaded.engine.load("bot", "a")
-    loaded.serve_prompt(PROMPT)
-    loaded.report_source("a")
+    loaded = loaded_with("a", PROMPT, told=True)
     loaded.engine.clear()
     loaded.serve_prompt(OTHER)
     assert loaded.truth.unsourced_adapters("i") == []
@@ -316,14 +288,10 @@ def test_late_reader_reports_unknown_source_of_an_earlier_load() -> None:
     """Loaded from b, from a and from b again; the first two sources cannot be learned any more."""
     loaded = Loaded()
     loaded.truth.mark_complete("i", "replayed", 1.0)
-    loaded.engine.load("bot", "b")
-    loaded.serve_prompt(PROMPT)
+    loaded.load("b", PROMPT)
     assert loaded.truth.state("i").complete
-    loaded.engine.load("bot", "a")
-    loaded.serve_prompt(OTHER)
-    loaded.engine.load("bot", "b")
-    loaded.serve_prompt(THIRD)
-    loaded.report_source("b")
+    loaded.load("a", OTHER)
+    loaded.load("b", THIRD, told=True)
     assert (loaded.predicted(), loaded.engine.hit_blocks(PROMPT, "bot")) == (0, 10)
     state = loaded.truth.state("i")
     assert (state.complete, state.reason) == (False, "the source of an earlier load of bot is unknown")
@@ -336,11 +304,8 @@ def test_late_reader_reports_unknown_source_of_an_earlier_load() -> None:
 def test_doubt_ends_when_the_parked_blocks_are_gone() -> None:
     loaded = Loaded(capacity=20)
     loaded.truth.mark_complete("i", "replayed", 1.0)
-    loaded.engine.load("bot", "b")
-    loaded.serve_prompt(PROMPT)
-    loaded.engine.load("bot", "a")
-    loaded.serve_prompt(OTHER)
-    loaded.report_source("a")
+    loaded.load("b", PROMPT)
+    loaded.load("a", OTHER, told=True)
     assert not loaded.truth.state("i").complete
     loaded.serve_prompt(THIRD)
     assert loaded.truth.state("i").complete
@@ -378,10 +343,8 @@ def test_dropped_loads_are_a_doubt_until_a_clear() -> None:
 def test_doubt_is_part_of_the_snapshot() -> None:
     loaded = Loaded()
     loaded.truth.mark_complete("i", "replayed", 1.0)
-    loaded.engine.load("bot", "a")
-    loaded.serve_prompt(PROMPT)
-    loaded.engine.load("bot", "b")
-    loaded.serve_prompt(OTHER)
+    loaded.load("a", PROMPT)
+    loaded.load("b", OTHER)
     kept, rows = loaded.truth.take_snapshot("i", 0.0)
     assert kept.completeness()[0] is False
     another = BlockStore()

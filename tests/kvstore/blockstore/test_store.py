@@ -1,4 +1,4 @@
-"""The block store, one behaviour of real engines at a time."""
+"""The block store: what events of engines do to blocks, in every tier and attention group."""
 
 import pytest
 
@@ -15,10 +15,9 @@ from fairlead_testing.kvstore.block_store import (
     SingleInstanceStore,
     change_summary,
     removed_event,
+    store_with,
     stored_event,
 )
-
-# --- what is stored and removed -----------------------------------------------------------------------------------------
 
 
 def test_cold_prompt_is_stored_extended_and_removed() -> None:
@@ -41,8 +40,7 @@ def test_stored_change_names_its_parent() -> None:
 
 
 def test_block_with_two_copies_goes_with_its_second_removal() -> None:
-    index = SingleInstanceStore()
-    index.apply(stored_event(0, 2))
+    index = store_with(stored_event(0, 2))
     assert index.apply(stored_event(2, 2)) == []
     assert index.apply(removed_event(2)) == []
     assert index.depths()[0] == 3
@@ -50,8 +48,7 @@ def test_block_with_two_copies_goes_with_its_second_removal() -> None:
 
 
 def test_repeated_store_reports_only_new_blocks() -> None:
-    index = SingleInstanceStore()
-    index.apply(stored_event(0, 4), removed_event(4), removed_event(1))
+    index = store_with(stored_event(0, 4), removed_event(4), removed_event(1))
     assert change_summary(index.apply(stored_event(0, 5))) == [("BlocksStored", [1]), ("BlocksStored", [4, 5])]
 
 
@@ -66,24 +63,23 @@ def test_removal_of_unknown_blocks_is_counted_and_no_error() -> None:
 
 
 def test_copies_beyond_the_counter_are_dropped_early_never_late() -> None:
-    index = SingleInstanceStore()
-    index.apply(*[stored_event(0, 0) for _ in range(300)])
+    index = store_with(*[stored_event(0, 0) for _ in range(300)])
     assert index.counts.saturated == 45
     index.apply(*[removed_event(0) for _ in range(300)])
     assert (index.depths()[0], index.counts.unknown) == (0, 45)
 
 
 def test_byte_and_signed_hashes_are_valid_handles() -> None:
-    index = SingleInstanceStore()
-    index.apply(StoredEvent([b"\x01" * 32, -5], None, TOKENS[:4], 2), StoredEvent([2**64 - 1], -5, TOKENS[4:6], 2))
+    index = store_with(
+        StoredEvent([b"\x01" * 32, -5], None, TOKENS[:4], 2), StoredEvent([2**64 - 1], -5, TOKENS[4:6], 2)
+    )
     assert index.depths()[0] == 3
     index.apply(RemovedEvent([2**64 - 5]))  # the same 64 bits
     assert index.depths()[0] == 1
 
 
 def test_parent_zero_is_the_start_of_a_chain() -> None:
-    index = SingleInstanceStore()
-    index.apply(StoredEvent([7], 0, TOKENS[:2], 2))
+    index = store_with(StoredEvent([7], 0, TOKENS[:2], 2))
     assert index.depths()[0] == 1
 
 
@@ -91,8 +87,7 @@ def test_parent_zero_is_the_start_of_a_chain() -> None:
 
 
 def test_salts_and_adapters_have_blocks_of_their_own() -> None:
-    index = SingleInstanceStore()
-    index.apply(stored_event(0, 2))
+    index = store_with(stored_event(0, 2))
     index.apply(stored_event(0, 2, base=2000, extra_keys=[["acme"], None, None]))
     index.apply(stored_event(0, 2, base=3000, lora_name="bot", lora_id=1, extra_keys=[["bot"], ["bot"], ["bot"]]))
     index.apply(
@@ -108,8 +103,7 @@ def test_salts_and_adapters_have_blocks_of_their_own() -> None:
 
 
 def test_salt_equal_to_the_adapter_name_is_still_a_salt() -> None:
-    index = SingleInstanceStore()
-    index.apply(stored_event(0, 0, lora_name="bot", lora_id=1, extra_keys=[["bot", "bot"]]))
+    index = store_with(stored_event(0, 0, lora_name="bot", lora_id=1, extra_keys=[["bot", "bot"]]))
     assert index.depths(block_hashes(chain_root(MODEL, "bot"), TOKENS, 2, block_extras(6, 2, salt="bot")))[0] == 1
     assert index.depths(block_hashes(chain_root(MODEL, "bot"), TOKENS, 2))[0] == 0
 
@@ -136,8 +130,7 @@ def test_two_ranks_of_one_engine_are_two_instances() -> None:
 
 def test_block_with_two_handles_goes_with_the_second() -> None:
     """An engine that does not report salts has two handles for blocks that look alike."""
-    index = SingleInstanceStore()
-    index.apply(stored_event(0, 1, extra_keys=None))
+    index = store_with(stored_event(0, 1, extra_keys=None))
     assert index.apply(stored_event(0, 1, base=2000, extra_keys=None)) == []
     assert index.apply(removed_event(1)) == []
     assert change_summary(index.apply(removed_event(1, base=2000))) == [("BlocksRemoved", [1])]
@@ -167,8 +160,7 @@ def test_orphans_wait_for_all_ancestors() -> None:
 
 
 def test_orphan_removed_while_waiting_is_not_added() -> None:
-    index = SingleInstanceStore()
-    index.apply(stored_event(2, 4), stored_event(2, 2), removed_event(4, 2))
+    index = store_with(stored_event(2, 4), stored_event(2, 2), removed_event(4, 2))
     assert index.counts.unknown == 0
     index.apply(removed_event(4))
     assert index.counts.unknown == 1
@@ -177,22 +169,26 @@ def test_orphan_removed_while_waiting_is_not_added() -> None:
 
 
 def test_orphans_are_bounded_and_the_oldest_are_dropped() -> None:
-    index = SingleInstanceStore(Limits(kv_orphans_per_instance=4))
-    index.apply(stored_event(4, 5), stored_event(2, 3), stored_event(1, 1))
+    index = store_with(
+        stored_event(4, 5), stored_event(2, 3), stored_event(1, 1), limits=Limits(kv_orphans_per_instance=4)
+    )
     assert index.store.state("i").orphans == 3
     index.apply(stored_event(0, 0))
     assert index.depths()[0] == 4
 
 
 def test_orphans_are_bounded_in_bytes() -> None:
-    index = SingleInstanceStore(Limits(kv_orphans_bytes=40))
-    index.apply(stored_event(4, 5), stored_event(2, 3), stored_event(1, 1, extra_keys=[["x" * 12]]))
+    index = store_with(
+        stored_event(4, 5),
+        stored_event(2, 3),
+        stored_event(1, 1, extra_keys=[["x" * 12]]),
+        limits=Limits(kv_orphans_bytes=40),
+    )
     assert index.store.state("i").orphans == 3
 
 
 def test_full_report_of_a_hit_links_orphans_of_a_late_reader() -> None:
-    index = SingleInstanceStore()
-    index.apply(stored_event(3, 3), stored_event(0, 2))
+    index = store_with(stored_event(3, 3), stored_event(0, 2))
     assert index.depths()[0] == 4
 
 
@@ -200,8 +196,7 @@ def test_full_report_of_a_hit_links_orphans_of_a_late_reader() -> None:
 
 
 def test_clear_drops_all_tiers_and_slower_ones_stay_vague_until_an_event() -> None:
-    index = SingleInstanceStore()
-    index.apply(stored_event(0, 2), stored_event(0, 1, medium="CPU"))
+    index = store_with(stored_event(0, 2), stored_event(0, 1, medium="CPU"))
     told = index.apply(ClearedEvent())
     assert [type(one) for one in told] == [changes.InstanceCleared, changes.CompletenessChanged]
     state = index.store.state("i")
@@ -211,16 +206,14 @@ def test_clear_drops_all_tiers_and_slower_ones_stay_vague_until_an_event() -> No
 
 
 def test_clear_of_a_named_tier_clears_only_that() -> None:
-    index = SingleInstanceStore()
-    index.apply(stored_event(0, 2), stored_event(0, 1, medium="CPU"))
+    index = store_with(stored_event(0, 2), stored_event(0, 1, medium="CPU"))
     told = change_summary(index.apply(ClearedEvent("CPU")))
     assert [(kind, sorted(blocks)) for kind, blocks in told] == [("BlocksRemoved", [0, 1])]
     assert index.depths() == (3, 3, 3, 3)
 
 
 def test_requested_clear_counts_at_once_and_earlier_events_are_ignored() -> None:
-    index = SingleInstanceStore()
-    index.apply(stored_event(0, 2))
+    index = store_with(stored_event(0, 2))
     told = index.store.on_cleared_by_fairlead("i", index.now)
     assert change_summary(told)[0] == ("InstanceCleared", [])
     assert index.apply(stored_event(3, 5), stored_event(0, 0), seconds=0.5) == []
@@ -255,8 +248,7 @@ def test_unreported_clear_makes_the_instance_incomplete() -> None:
 
 
 def test_clear_reported_before_the_response_is_not_awaited() -> None:
-    index = SingleInstanceStore()
-    index.apply(stored_event(0, 2))
+    index = store_with(stored_event(0, 2))
     index.apply(ClearedEvent())
     index.store.on_cleared_by_fairlead("i", index.now + 0.1)
     index.apply(stored_event(0, 1), seconds=0.2)
@@ -264,8 +256,7 @@ def test_clear_reported_before_the_response_is_not_awaited() -> None:
 
 
 def test_restart_begins_an_epoch_without_old_handles() -> None:
-    index = SingleInstanceStore()
-    index.apply(stored_event(0, 2))
+    index = store_with(stored_event(0, 2))
     told = index.store.on_restarted("i", "the numbers went back", 5.0)
     assert [type(one) for one in told] == [changes.InstanceCleared, changes.CompletenessChanged]
     assert index.store.state("i").epoch == 2
@@ -298,8 +289,7 @@ def test_suspended_instance_is_incomplete_until_resumed() -> None:
 
 
 def test_clear_while_suspended_counts_after_resume() -> None:
-    index = SingleInstanceStore()
-    index.apply(stored_event(0, 2))
+    index = store_with(stored_event(0, 2))
     index.store.on_stream_suspended("i", "disconnected", 5.0)
     index.store.on_cleared_by_fairlead("i", 5.5)
     assert (index.store.state("i").complete, index.depths()[0]) == (False, 0)
@@ -311,8 +301,7 @@ def test_clear_while_suspended_counts_after_resume() -> None:
 
 
 def test_ages_follow_stores_and_uses() -> None:
-    index = SingleInstanceStore()
-    index.apply(stored_event(0, 1), seconds=0.0)
+    index = store_with(stored_event(0, 1), seconds=0.0)
     index.apply(stored_event(2, 2), seconds=48.0)
     blocks = index.store._instances["i"].blocks
 
@@ -327,8 +316,7 @@ def test_ages_follow_stores_and_uses() -> None:
 
 
 def test_evicted_age_is_learned_from_removals() -> None:
-    index = SingleInstanceStore()
-    index.apply(stored_event(0, 5), seconds=0.0)
+    index = store_with(stored_event(0, 5), seconds=0.0)
     assert index.store.state("i").evicted_age_seconds is None
     index.apply(removed_event(5), seconds=64.0)
     assert index.store.state("i").evicted_age_seconds == 64.0
@@ -367,8 +355,7 @@ def test_total_bound_evicts_from_the_largest_instance() -> None:
 
 
 def test_one_namespace_cannot_push_out_the_blocks_of_others() -> None:
-    index = SingleInstanceStore(Limits(kv_blocks=16))
-    index.apply(stored_event(0, 5))
+    index = store_with(stored_event(0, 5), limits=Limits(kv_blocks=16))
     for model in ("x", "y"):
         for number in range(8):
             name = f"{model}{number}"
@@ -382,8 +369,7 @@ def test_one_namespace_cannot_push_out_the_blocks_of_others() -> None:
 
 
 def test_namespace_with_most_blocks_gives_way_to_a_lowered_bound() -> None:
-    index = SingleInstanceStore()
-    index.apply(stored_event(0, 2))
+    index = store_with(stored_event(0, 2))
     index.store.attach("x", "flood/x", 0.0)
     index.apply(stored_event(0, 5), instance="x")
     assert index.store.full_at is None
@@ -396,8 +382,7 @@ def test_namespace_with_most_blocks_gives_way_to_a_lowered_bound() -> None:
 
 
 def test_changes_of_another_model_that_gives_way_are_reported_under_it() -> None:
-    index = SingleInstanceStore(Limits(kv_blocks=8))
-    index.apply(stored_event(0, 5))
+    index = store_with(stored_event(0, 5), limits=Limits(kv_blocks=8))
     index.store.attach("other", "team/other", 0.0)
     told = index.apply(stored_event(0, 2), instance="other")
     assert {getattr(change, "instance", None) for change in told} == {"other"}
@@ -407,8 +392,7 @@ def test_changes_of_another_model_that_gives_way_are_reported_under_it() -> None
 
 
 def test_detached_instance_leaves_nothing() -> None:
-    index = SingleInstanceStore()
-    index.apply(stored_event(0, 5))
+    index = store_with(stored_event(0, 5))
     assert index.store.detach("i", "its pod is gone") == [
         changes.InstanceCleared("i", 1, "its pod is gone"),
         changes.InstanceDetached("i"),
@@ -416,3 +400,113 @@ def test_detached_instance_leaves_nothing() -> None:
     assert (index.store.block_count, index.store.bytes, "i" in index.store) == (0, 0, False)
     with pytest.raises(KeyError):
         index.store.state("i")
+
+
+def test_offloaded_blocks_take_the_block_hash_of_their_handle() -> None:
+    index = store_with(stored_event(0, 2, extra_keys=[["acme"], None, None]))
+    index.apply(*[stored_event(number, number, medium="CPU", extra_keys=None) for number in range(3)])
+    salted = block_hashes(chain_root(MODEL), TOKENS, 2, block_extras(6, 2, salt="acme"))
+    assert index.depths() == (0, 0, 0, 0)
+    index.apply(removed_event(2), removed_event(1))
+    assert index.depths(salted) == (1, 3, 3, 3)
+    assert change_summary(index.apply(removed_event(0, 1, 2, medium="CPU")))[0][0] == "BlocksRemoved"
+    assert index.depths(salted) == (1, 1, 1, 1)
+
+
+def test_offloaded_blocks_of_unknown_content_are_counted_not_credited() -> None:
+    index = SingleInstanceStore()
+    index.apply(stored_event(5, 5, base=9000))  # this engine names extra keys
+    assert index.apply(stored_event(0, 1, medium="CPU", extra_keys=None)) == []
+    assert (index.counts.unnamed, index.depths()) == (2, (0, 0, 0, 0))
+
+
+def test_blocks_of_an_engine_without_extra_keys_are_credited() -> None:
+    index = SingleInstanceStore()
+    index.apply(
+        StoredEvent([1], None, TOKENS[:2], 2, None, "GPU"), StoredEvent([2], 1, TOKENS[2:4], 2, None, "CPU_PINNED")
+    )
+    assert index.depths() == (1, 2, 2, 2)
+
+
+def test_slower_tier_fills_the_gaps_of_the_faster_one() -> None:
+    index = store_with(stored_event(0, 5), stored_event(2, 3, medium="CPU"), stored_event(4, 4, medium="DISK"))
+    index.apply(removed_event(2, 3, 4, 5))
+    assert index.depths() == (2, 4, 5, 5)
+
+
+def test_shared_store_is_an_expiring_hint_for_all_members() -> None:
+    index = SingleInstanceStore(Limits(kv_shared_seconds=100.0))
+    index.store.attach("other", MODEL, 0.0)
+    index.apply(stored_event(0, 2))
+    told = index.apply(*[stored_event(number, number, medium="cpu", extra_keys=None) for number in range(3)])
+    assert change_summary(told) == [("HintsAdded", [0, 1, 2])]
+    index.apply(removed_event(0, 1, 2))
+    assert index.depths() == index.depths(instance="other") == (0, 0, 0, 3)
+    assert index.store.expire(index.now + 10) == []
+    assert change_summary(index.store.expire(index.now + 100)) == [("HintsExpired", [0, 1, 2])]
+    assert index.depths(instance="other") == (0, 0, 0, 0)
+
+
+def test_shared_store_hint_is_not_repeated_early() -> None:
+    index = store_with(stored_event(0, 0), limits=Limits(kv_shared_seconds=100.0))
+    again = stored_event(0, 0, medium="cpu", extra_keys=None)
+    kinds = [[name for name, _ in change_summary(index.apply(again, seconds=30.0))] for _ in range(4)]
+    assert kinds == [["HintsAdded"], [], ["HintsAdded"], []]
+
+
+def test_restart_keeps_hints_of_the_shared_store() -> None:
+    index = store_with(stored_event(0, 2), stored_event(0, 0, medium="cpu", extra_keys=None))
+    index.store.on_restarted("i", "the numbers went back", 9.0)
+    assert index.depths() == (0, 0, 0, 1)
+    index.store.detach("i", "gone")
+    index.store.attach("i", MODEL, 10.0)
+    assert index.depths() == (0, 0, 0, 0)
+
+
+def test_hints_are_bounded_and_the_oldest_are_dropped() -> None:
+    index = store_with(stored_event(0, 2), limits=Limits(kv_shared_blocks=2))
+    told = index.apply(*[stored_event(number, number, medium="cpu", extra_keys=None) for number in range(3)])
+    assert change_summary(told)[-1] == ("HintsExpired", [0])
+
+
+@pytest.mark.parametrize(("medium", "locality", "expected"), [
+    ("GPU", None, (1, 1, 1, 1)),
+    (None, None, (1, 1, 1, 1)),
+    ("CPU", None, (0, 1, 1, 1)),
+    ("CPU_PINNED", None, (0, 1, 1, 1)),
+    ("disk", None, (0, 0, 1, 1)),
+    ("cpu", None, (0, 0, 0, 1)),
+    ("STORAGE", None, (0, 0, 0, 1)),
+    ("a new medium", None, (0, 0, 0, 1)),
+    ("CPU", "REMOTE", (0, 0, 0, 1)),
+    ("CPU", "LOCAL", (0, 1, 1, 1)),
+])  # fmt: skip
+def test_media_map_to_tiers(medium: str | None, locality: str | None, expected: tuple[int, ...]) -> None:
+    index = store_with(StoredEvent([1], None, TOKENS[:2], 2, None, medium, locality=locality))
+    assert index.depths() == expected
+
+
+# --- hybrid models ------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_full_attention_group_counts() -> None:
+    index = SingleInstanceStore()
+    window = {"group_idx": 1, "kv_cache_spec_kind": "sliding_window", "kv_cache_spec_sliding_window": 128}
+    index.apply(stored_event(0, 3, **window), stored_event(0, 3, kv_cache_spec_kind="full_attention"))
+    assert index.depths()[0] == 4
+    index.apply(RemovedEvent([1003], "GPU", 1), RemovedEvent([1002], "GPU", 1))
+    assert index.depths()[0] == 4
+    index.apply(RemovedEvent([1003], "GPU", 0))
+    assert index.depths()[0] == 3
+    assert (index.store.state("i").hybrid, index.counts.other_groups) == (True, 3)
+
+
+def test_model_without_full_attention_is_not_credited() -> None:
+    index = store_with(stored_event(0, 3, kv_cache_spec_kind="sliding_window"))
+    assert (index.depths()[0], index.store.state("i").hybrid) == (0, True)
+
+
+@pytest.mark.parametrize("kind", [None, "unknown", "full_attention", "mla_attention", "sink_full_attention"])
+def test_attention_kinds_that_count(kind: str | None) -> None:
+    index = store_with(stored_event(0, 1, kv_cache_spec_kind=kind))
+    assert (index.depths()[0], index.store.state("i").hybrid) == (2, False)

@@ -1,6 +1,7 @@
-"""The event sequencer, for every way in which a stream of batches can break."""
+"""The stream of an engine's events: gaps, replays, restarts, and frames that wait during a replay."""
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import event, given
 
@@ -11,6 +12,20 @@ from fairlead_kvstore.events.types import EventFrame
 from fairlead_testing.kvstore.zmq_engine import begun, frame, live, replay, short
 
 END = [b"", b"", b"\xff" * 8, b""]
+
+
+def connected(**more: int) -> EventSequencer:
+    """Returns a stream that has requested its first replay."""
+    stream = EventSequencer(replayable=True, **more)
+    stream.on_connected()
+    return stream
+
+
+def reconnected(stream: EventSequencer) -> EventSequencer:
+    """Returns the stream after a short disconnect."""
+    stream.on_disconnected()
+    stream.on_connected()
+    return stream
 
 
 # --- a stream begins ----------------------------------------------------------------------------------------------------
@@ -35,45 +50,38 @@ def test_late_reader_requests_everything_and_holds_live_frames() -> None:
 
 
 def test_replay_from_the_start_may_begin_at_one_unless_it_fills_the_buffer() -> None:
-    stream = EventSequencer(replayable=True, buffer=3)
-    stream.on_connected()
+    stream = connected(buffer=3)
     assert replay(stream, 1, 2) == ["L0-0", "A1", "A2", "C"]
-    stream = EventSequencer(replayable=True, buffer=2)
-    stream.on_connected()
+    stream = connected(buffer=2)
     assert replay(stream, 1, 2) == ["L0-0", "A1", "A2"]
 
 
 def test_hole_after_a_replay_from_one_leaves_it_incomplete() -> None:
-    stream = EventSequencer(replayable=True)
-    stream.on_connected()
+    stream = connected()
     assert live(stream, 5) == []
     assert replay(stream, 1, 2) == ["L0-0", "A1", "A2", "G3-?2"]
     assert replay(stream, 2) == ["C", "L3-4", "A5"]
-    stream = EventSequencer(replayable=True)
-    stream.on_connected()
+    stream = connected()
     assert replay(stream, 1, 3) == ["L0-0", "A1", "D3", "G2-?1"]
     assert replay(stream, 1, 3) == ["L2-2", "A3"]
 
 
 def test_live_batch_older_than_the_replay_is_lost() -> None:
-    stream = EventSequencer(replayable=True)
-    stream.on_connected()
+    stream = connected()
     assert live(stream, 11) == []
     assert replay(stream, 12, 13) == ["L0-11", "A12", "A13", "D11"]
     assert live(stream, 14) == ["A14"]
 
 
 def test_reader_before_the_first_batch_is_complete_for_any_first_number() -> None:
-    stream = EventSequencer(replayable=True)
-    stream.on_connected()
+    stream = connected()
     assert replay(stream) == []
     assert live(stream, 1) == ["G0-0?0"]  # or 0 was dropped
     assert replay(stream, 1) == ["L0-0", "A1", "C", "D1"]
 
 
 def test_replay_that_begins_later_has_lost_batches() -> None:
-    stream = EventSequencer(replayable=True)
-    stream.on_connected()
+    stream = connected()
     assert replay(stream, 114, 115) == ["L0-113", "A114", "A115"]
 
 
@@ -89,15 +97,13 @@ def test_frame_before_on_connected_requests_a_replay() -> None:
 
 
 def test_engine_without_batches_begins_later() -> None:
-    stream = EventSequencer(replayable=True)
-    stream.on_connected()
+    stream = connected()
     assert replay(stream) == []
     assert live(stream, 0, 1) == ["C", "A0", "A1"]
 
 
 def test_engine_without_a_buffer_gets_one_request() -> None:
-    stream = EventSequencer(replayable=True)
-    stream.on_connected()
+    stream = connected()
     assert replay(stream) == []
     assert live(stream, 4, 5) == ["G0-3?0"]
     assert replay(stream) == ["L0-3", "A4", "A5"]
@@ -172,8 +178,7 @@ def test_replay_with_a_hole_and_no_end_is_requested_again() -> None:
 
 
 def test_rest_of_a_replay_that_was_cut_is_requested_if_it_brought_any() -> None:
-    stream = EventSequencer(replayable=True)
-    stream.on_connected()
+    stream = connected()
     assert replay(stream, 0, 1, 2, end=False) == ["C", "A0", "A1", "A2"]
     assert short(stream.on_replay_failed("too much is unread", is_cut=True)) == ["G3-?2"]
     assert replay(stream, 2, 3, 4) == ["A3", "A4"]
@@ -222,8 +227,7 @@ def test_batch_older_than_the_known_digests_is_another_process() -> None:
 
 def test_live_frames_far_behind_a_replay_are_no_restart() -> None:
     known = Limits().kv_sequences_known
-    stream = EventSequencer(replayable=True)
-    stream.on_connected()
+    stream = connected()
     numbers = range(4 * known)
     assert replay(stream, *numbers) == ["C", *(f"A{number}" for number in numbers)]
     assert live(stream, *numbers) == [f"D{number}" for number in numbers]
@@ -232,8 +236,7 @@ def test_live_frames_far_behind_a_replay_are_no_restart() -> None:
 
 
 def test_digests_of_a_replay_are_dropped_when_the_stream_is_quiet() -> None:
-    stream = EventSequencer(replayable=True)
-    stream.on_connected()
+    stream = connected()
     replay(stream, *range(4 * Limits().kv_sequences_known))
     stream.on_quiet()
     stream.on_replay_failed("no answer")
@@ -241,8 +244,7 @@ def test_digests_of_a_replay_are_dropped_when_the_stream_is_quiet() -> None:
 
 
 def test_digests_of_replays_fill_no_memory_while_live_frames_stay_behind() -> None:
-    stream = EventSequencer(replayable=True)
-    stream.on_connected()
+    stream = connected()
     replay(stream, *range(20_000))
     assert len(stream._known) <= 16_384, "of up to 131,072 batches"
     stream.on_interval()
@@ -262,33 +264,25 @@ def test_short_disconnect_loses_nothing() -> None:
 
 
 def test_restart_during_a_disconnect_is_detected_by_silence() -> None:
-    stream = begun()
-    stream.on_disconnected()
-    stream.on_connected()
+    stream = reconnected(begun())
     assert replay(stream) == ["R"]
     assert live(stream, 0, process="second") == ["C", "A0"]
 
 
 def test_restart_during_a_disconnect_is_detected_by_another_batch() -> None:
-    stream = begun()
-    stream.on_disconnected()
-    stream.on_connected()
+    stream = reconnected(begun())
     assert replay(stream, 3, 4, process="second", end=False) == ["R", "G0-?0", "D4"]
     assert replay(stream, process="second") == []  # the end of the first replay
     assert replay(stream, 0, 1, 2, 3, 4, process="second") == ["C", "A0", "A1", "A2", "A3", "A4"]
 
 
 def test_restart_with_one_known_batch_continues_in_the_same_replay() -> None:
-    stream = begun(upto=0)
-    stream.on_disconnected()
-    stream.on_connected()
+    stream = reconnected(begun(upto=0))
     assert replay(stream, 0, 1, process="second") == ["R", "C", "A0", "A1"]
 
 
 def test_short_buffer_proves_nothing_after_a_disconnect() -> None:
-    stream = begun()
-    stream.on_disconnected()
-    stream.on_connected()
+    stream = reconnected(begun())
     assert replay(stream, 50, 51) == ["R", "G0-?0", "D51"]
     assert replay(stream, 50, 51) == ["L0-49", "A50", "A51"]
 
@@ -301,9 +295,7 @@ def test_disconnect_without_replay_ends_the_epoch() -> None:
 
 
 def test_failed_replay_after_a_disconnect_ends_the_epoch() -> None:
-    stream = begun()
-    stream.on_disconnected()
-    stream.on_connected()
+    stream = reconnected(begun())
     live(stream, 5)
     assert short(stream.on_replay_failed("no answer within 2 s")) == ["R", "L0-4", "A5"]
 
@@ -449,3 +441,73 @@ def test_accept_in_order_agrees_with_on_live_frame(steps: list[tuple[int, str, s
             quick.held_frames,
         )
     event(f"{min(taken, 3)} by the short way")
+
+
+SMALL_TURN = Limits(kv_turn_bytes=142)
+"""Two frames of ``frame`` are one slice."""
+
+
+def draining(upto: int) -> EventSequencer:
+    """Returns a stream whose replay is over, with frames 6 and 7 taken and the rest held."""
+    stream = begun(limits=SMALL_TURN)
+    assert live(stream, *range(6, upto + 1)) == ["G4-5?3"]
+    assert replay(stream, 3, 4, 5) == ["A4", "A5", "A6", "A7"]
+    assert stream.is_draining
+    return stream
+
+
+def test_frames_held_during_a_replay_are_taken_in_slices() -> None:
+    stream = draining(11)
+    assert stream.position is not None
+    assert (stream.position.following, stream.held_frames, stream.is_replaying) == (8, 4, False)
+    assert stream.accept_in_order(frame(8)) is None
+    assert (live(stream, 12), short(stream.on_quiet())) == ([], [])
+    assert short(stream.on_drain(1)) == ["A8"]
+    assert short(stream.on_drain(1_000)) == ["A9", "A10", "A11", "A12"]
+    assert (stream.is_draining, stream.held_frames, stream.held_bytes) == (False, 0, 0)
+    assert stream.accept_in_order(frame(13)) is not None
+
+
+def test_disconnect_between_two_slices_loses_no_batch() -> None:
+    stream = draining(11)
+    assert short(stream.on_disconnected()) == ["S"]
+    assert (stream.is_draining, stream.held_frames, stream.held_bytes) == (False, 0, 0)
+    assert short(stream.on_connected()) == ["G8-?7"]
+    assert replay(stream, 7, 8, 9, 10, 11) == ["resumed", "A8", "A9", "A10", "A11"]
+
+
+def test_restart_between_two_slices_keeps_the_order_of_frames() -> None:
+    stream = draining(9)
+    assert live(stream, 2, 3, process="second") == []
+    assert short(stream.on_drain(1_000)) == ["A8", "A9", "R", "G0-1?0"]
+    assert (stream.is_replaying, stream.is_draining, stream.held_frames) == (True, False, 2)
+    assert replay(stream, 0, 1, process="second") == ["C", "A0", "A1", "A2", "A3"]
+
+
+def test_frames_without_a_payload_are_taken_in_slices_too() -> None:
+    stream = begun(limits=Limits(kv_turn_bytes=1_024))
+    for number in range(6, 1_006):
+        stream.on_live_frame(EventFrame(b"", number, b""))
+    replay(stream, 3, 4, 5)
+    assert stream.held_frames > 900, "the first slice leaves most of them"
+    assert len(stream.on_drain(1_024)) < 100
+
+
+def test_frames_that_arrive_during_slices_are_bounded() -> None:
+    stream = begun(limits=Limits(kv_turn_bytes=1, kv_replay_buffered=4))
+    live(stream, 6, 7, 8, 9)
+    found = replay(stream, 3, 4, 5)
+    for number in range(10, 100):
+        found += live(stream, number)
+        assert stream.held_frames <= 4
+    while stream.is_draining:
+        found += short(stream.on_drain(1))
+    assert found == [f"A{number}" for number in range(4, 100)]
+
+
+def test_no_batch_has_the_number_that_ends_a_replay() -> None:
+    with pytest.raises(MalformedEvents):
+        parse_frame([b"kv@pod@model", b"\xff" * 8, b"x"])
+    stream = EventSequencer(replayable=False)
+    stream.on_live_frame(parse_frame([b"kv@pod@model", (2**64 - 2).to_bytes(8, "big"), b"x"]))
+    assert msgspec.msgpack.encode(stream.position)  # the indexer stores it

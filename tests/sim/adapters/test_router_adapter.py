@@ -1,7 +1,8 @@
-"""The router seam: terms of the protocol, choices of the production router."""
+"""The gateway's router for outside simulators: its view of endpoints, and edge cases."""
 
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -12,6 +13,13 @@ from typing import Any
 import pytest
 
 from fairlead.errors import BadInput
+from fairlead_gateway.routing.load.inflight import EndpointLoad
+from fairlead_sim.adapters.router_adapter import (
+    INFERENCE_REQUESTS,
+    INFERENCE_SECONDS,
+    EndpointView,
+    LateBindingRouterAdapter,
+)
 from fairlead_sim.seams import main, router
 
 INFO = {
@@ -262,3 +270,384 @@ def test_the_module_runs_as_a_child_and_answers_line_by_line() -> None:
         ]
         child.stdin.close()
         assert child.wait(timeout=30) == 0
+
+
+NAMES = ("a", "b", "c")
+EDGE_INFO: dict[str, Any] = {"live": NAMES, "ttft_slo": 5.0}
+
+
+def edge_request(name: object, tokens: Any = 1600, blocks: Any = (1, 2, 3), **more: Any) -> Any:
+    return SimpleNamespace(id=name, prompt_tokens=tokens, blocks=blocks, **more)
+
+
+def edge_endpoints(**fields: Any) -> list[Any]:
+    return [SimpleNamespace(id=name, **fields) for name in NAMES]
+
+
+@pytest.mark.parametrize(
+    ("asked", "offered", "now", "field"),
+    [
+        (
+            edge_request("x", tokens="12"),
+            edge_endpoints(),
+            0.0,
+            "request.prompt_tokens",
+        ),
+        (
+            edge_request("x", tokens=None),
+            edge_endpoints(),
+            0.0,
+            "request.prompt_tokens",
+        ),
+        (
+            edge_request("x", tokens=-1),
+            edge_endpoints(),
+            0.0,
+            "request.prompt_tokens",
+        ),
+        (
+            edge_request("x", tokens=math.nan),
+            edge_endpoints(),
+            0.0,
+            "request.prompt_tokens",
+        ),
+        (edge_request(None), edge_endpoints(), 0.0, "request.id"),
+        (
+            edge_request("x", blocks="abc"),
+            edge_endpoints(),
+            0.0,
+            "request.blocks",
+        ),
+        (
+            edge_request("x", blocks=7),
+            edge_endpoints(),
+            0.0,
+            "request.blocks",
+        ),
+        (
+            edge_request("x"),
+            edge_endpoints(inflight="3"),
+            0.0,
+            "endpoint.inflight",
+        ),
+        (
+            edge_request("x"),
+            edge_endpoints(matched_tokens=[1]),
+            0.0,
+            "endpoint.matched_tokens",
+        ),
+        (edge_request("x"), [SimpleNamespace(up=True)], 0.0, "endpoint.id"),
+        (edge_request("x"), None, 0.0, "endpoints"),
+        (edge_request("x"), edge_endpoints(), None, "now"),
+        (edge_request("x"), edge_endpoints(), math.nan, "now"),
+    ],
+)
+def test_what_is_wrong_is_named_and_changes_nothing(asked: Any, offered: Any, now: Any, field: str) -> None:
+    seam, other = router(EDGE_INFO), router(EDGE_INFO)
+    with pytest.raises(BadInput) as caught:
+        seam.pick(asked, offered, now)
+    assert caught.value.field == field
+    assert field in str(caught.value)
+    later = [edge_request(str(n), blocks=(n,)) for n in range(9)]
+    assert [seam.pick(one, edge_endpoints(), 1.0) for one in later] == [
+        other.pick(one, edge_endpoints(), 1.0) for one in later
+    ]
+
+
+@pytest.mark.parametrize("value", [-3, math.nan, math.inf, None])
+def test_impossible_counters_are_unknown(value: Any) -> None:
+    odd, plain = router(EDGE_INFO), router(EDGE_INFO)
+    fields = (
+        "inflight",
+        "waiting",
+        "running",
+        "pending_prefill_tokens",
+        "inflight_tokens",
+        "kv_util",
+        "matched_tokens",
+    )
+    said = edge_endpoints(**dict.fromkeys(fields, value))
+    asked = [edge_request(str(n), 4000, (n, -n)) for n in range(30)]
+    assert [odd.pick(one, said, 0.0) for one in asked] == [plain.pick(one, edge_endpoints(), 0.0) for one in asked]
+
+
+@pytest.mark.parametrize(
+    "field", ["ttft_slo", "prefill_s_per_token", "kv_tokens", "max_seqs", "step_tokens", "block_tokens"]
+)
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, 1e-300, None])
+def test_hints_that_no_engine_has_are_left_out(field: str, value: Any) -> None:
+    seam = router({**EDGE_INFO, field: value})
+    assert {seam.pick(edge_request(str(n), blocks=(n,)), edge_endpoints(), 0.0) for n in range(9)} == set(NAMES)
+
+
+def test_hints_that_are_words_and_names_that_collide_are_refused() -> None:
+    with pytest.raises(BadInput, match=r"info\.kv_tokens"):
+        router({**EDGE_INFO, "kv_tokens": "many"})
+    with pytest.raises(BadInput, match="live"):
+        router({"live": [1, "1"]})
+
+
+def test_a_count_of_what_is_held_moves_nothing() -> None:
+    for preset in ("dual-hash", "dualmap"):
+        seam: Any = router(EDGE_INFO, preset=preset)
+        seam.pick(edge_request("x"), edge_endpoints(), 0.0)
+        assert seam.rebalance(edge_endpoints(held=3), 9.0) == []
+
+
+def share(seam: Any, at: float, count: int, told: dict[str, int], *, first: bool = False) -> dict[str, int]:
+    """Returns the requests per endpoint, of ``count`` prompts that share nothing."""
+    picked = dict.fromkeys(NAMES, 0)
+    rest = {"pending_prefill_tokens": 0, "matched_tokens": 0}
+    counted = [
+        SimpleNamespace(id=each, inflight=told[each], inflight_tokens=8000 * told[each], **rest) for each in NAMES
+    ]
+    for number in range(count):
+        name = f"{at}/{number}"
+        chosen = seam.pick(edge_request(name, 8000, tuple(f"{name}/{block}" for block in range(15))), counted, at)
+        if first:
+            seam.on_first_token(edge_request(name), chosen, at, 0)
+        picked[chosen] += 1
+    return picked
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_tool_without_completions_is_trusted_with_its_counts(first: bool) -> None:
+    seam = router(EDGE_INFO)
+    share(seam, 0.0, INFERENCE_REQUESTS, {"a": 1, "b": 1, "c": 1}, first=first)
+    picked = share(seam, INFERENCE_SECONDS, 60, {"a": 45, "b": 1, "c": 45}, first=first)
+    assert picked["b"] == 60
+
+
+def test_a_long_request_does_not_disable_a_tools_completions() -> None:
+    seam = router(EDGE_INFO)
+    quick = edge_request("quick", 100, ())
+    seam.on_complete(quick, seam.pick(quick, edge_endpoints(), 0.0), 0.0, 1)
+    share(seam, 0.0, INFERENCE_REQUESTS, {"a": 0, "b": 0, "c": 0})
+    picked = share(seam, INFERENCE_SECONDS, 60, {"a": 45, "b": 1, "c": 45})
+    assert max(picked.values()) <= 25
+
+
+def test_requests_of_an_endpoint_that_left_are_lost_without_a_report() -> None:
+    seam = router(EDGE_INFO, preset="least-request")
+    for number in range(30):
+        seam.pick(edge_request(str(number), blocks=()), edge_endpoints(), 0.0)
+    for number in range(30, 34):  # "a" is gone
+        seam.pick(edge_request(str(number), blocks=()), edge_endpoints()[1:], 1.0)
+    back = [SimpleNamespace(id="a", inflight=0), SimpleNamespace(id="b"), SimpleNamespace(id="c")]
+    assert [seam.pick(edge_request(str(number), blocks=()), back, 2.0) for number in range(34, 44)] == ["a"] * 10
+
+
+def test_an_endpoint_omitted_from_one_pick_keeps_its_state() -> None:
+    seam = router(EDGE_INFO, preset="least-request")
+    for number in range(30):
+        seam.pick(edge_request(str(number), blocks=()), edge_endpoints(), 0.0)
+    seam.pick(edge_request("30", blocks=()), edge_endpoints()[1:], 1.0)
+    picked = [seam.pick(edge_request(str(number), blocks=()), edge_endpoints(), 2.0) for number in range(31, 43)]
+    assert picked.count("a") in (4, 5)
+
+
+VIEW_INFO: dict[str, Any] = {
+    "live": ["e0", "e1", "e2", "e3"],
+    "block_tokens": 512,
+    "ttft_slo": 5.0,
+    "prefill_s_per_token": 1e-3,
+    "kv_tokens": 1_200_000,
+}
+"""512 tokens take about half a second."""
+
+
+def view_request(name: str, blocks: tuple[int, ...] = (1, 2), arrival: float = 0.0) -> Any:
+    return SimpleNamespace(id=name, arrival=arrival, prompt_tokens=512 * len(blocks), blocks=blocks)
+
+
+def endpoint(name: str, *, pending: float = 0.0, inflight: int = 0, **more: Any) -> Any:
+    return SimpleNamespace(
+        id=name,
+        up=True,
+        inflight=inflight,
+        waiting=inflight,
+        pending_prefill_tokens=pending,
+        inflight_tokens=pending,
+        **more,
+    )
+
+
+def fleet(**pending: float) -> list[Any]:
+    """Returns endpoints with so many tokens of other requests queued."""
+    return [
+        endpoint(name, pending=pending.get(name, 0.0), inflight=3 if name in pending else 0)
+        for name in VIEW_INFO["live"]
+    ]
+
+
+@pytest.mark.parametrize("preset", ["dual-hash", "dualmap"])
+def test_what_others_sent_counts_as_the_tool_says(preset: str) -> None:
+    free = router(VIEW_INFO, preset=preset).pick(view_request("r"), fleet(), 0.0)
+    assert router(VIEW_INFO, preset=preset).pick(view_request("r"), fleet(**{free: 50_000.0}), 0.0) != free
+
+
+def test_requests_in_flight_are_counted_as_the_tool_does() -> None:
+    assert router(VIEW_INFO, preset="least-request").pick(view_request("r"), fleet(e0=9, e1=9, e2=9), 0.0) == "e3"
+
+
+def test_a_tool_that_does_not_count_sent_requests_is_not_trusted() -> None:
+    seam = router(VIEW_INFO, preset="least-request")
+    assert sorted(seam.pick(view_request(str(n), (n,)), fleet(), 0.0) for n in range(4)) == [
+        "e0",
+        "e1",
+        "e2",
+        "e3",
+    ]
+
+
+def test_a_tools_prefill_count_yields_to_our_lower_estimate() -> None:
+    """A repeated prompt computes nothing, whatever the tool counts before events come."""
+
+    def endpoints(**pending: float) -> list[Any]:
+        return [
+            endpoint(name, pending=pending.get(name, 0.0), inflight=2 if name in pending else 0, matched_tokens=0)
+            for name in VIEW_INFO["live"]
+        ]
+
+    seam, blocks = router(VIEW_INFO, preset="min-ttft"), tuple(range(40))
+    at = seam.pick(view_request("a", blocks), endpoints(), 0.0)
+    seam.on_first_token(view_request("a", blocks), at, 1.0, 0)
+    assert seam.pick(view_request("b", blocks), endpoints(), 1.0) == at
+    late = endpoints(**{at: 2 * 512.0 * len(blocks)})
+    assert seam.pick(view_request("c", blocks), late, 1.0) == at
+    crowd = [
+        item if item.id != at else endpoint(at, pending=item.pending_prefill_tokens, inflight=9, matched_tokens=0)
+        for item in late
+    ]
+    assert seam.pick(view_request("d", blocks), crowd, 1.0) != at
+
+
+@pytest.mark.parametrize(
+    ("inflight", "pending", "backlog"),
+    [
+        (2, 9_000.0, 3.0),  # ours alone; the tool does not know what is cached
+        (2, 1_000.0, 1.0),  # ours alone; we do not know
+        (3, 9_000.0, 9.0),  # also other requests
+        (1, 9_000.0, 3.0),  # not counted
+    ],
+)
+def test_queued_prefill_is_the_lower_count_if_all_requests_are_ours(
+    inflight: int, pending: float, backlog: float
+) -> None:
+    view = EndpointView(0.001, 512)
+    view.set_endpoints({"e0": endpoint("e0", pending=pending, inflight=inflight)})
+    assert view.load(EndpointLoad("e0", 2, 2, 3.0, 4_000.0)).backlog_seconds == pytest.approx(backlog)
+
+
+def test_kv_events_take_precedence_over_remembered_prompts() -> None:
+    def endpoints(**tokens: int) -> list[Any]:
+        return [endpoint(name, matched_tokens=tokens.get(name, 0)) for name in ("e0", "e1", "e2", "e3")]
+
+    seam = router(VIEW_INFO, preset="dualmap")
+    homes = {router(VIEW_INFO, preset="dualmap").pick(view_request(f"r{n}"), endpoints(), 0.0) for n in range(40)}
+    assert len(homes) == 2
+    for home in homes:
+        assert router(VIEW_INFO, preset="dualmap").pick(view_request("r"), endpoints(**{home: 1_024}), 0.0) == home
+    first = seam.pick(view_request("r"), endpoints(), 0.0)
+    assert seam.pick(view_request("s"), endpoints(), 0.1) == first  # under way: no event yet
+    for name in ("r", "s"):
+        seam.on_first_token(view_request(name), first, 1.0)
+        seam.on_complete(view_request(name), first, 2.0)
+    assert {seam.pick(view_request(f"t{n}"), endpoints(), 6.9) for n in range(10)} == {first}
+    (other,) = homes - {first}
+    assert seam.pick(view_request("u"), endpoints(**{other: 1_024}), 600.0) == other
+
+
+def view_with_events() -> EndpointView:
+    """Returns the view of a tool with KV events, none of them for the blocks of this request."""
+    view = EndpointView(1e-3, 512)
+    view.set_endpoints({"e0": endpoint("e0", matched_tokens=512)})
+    view.add_request("before", (9,), 0.0)
+    view.set_endpoints({name: endpoint(name, matched_tokens=0) for name in ("e0", "e1")})
+    return view
+
+
+def test_a_tool_that_reports_only_zeros_reports_nothing() -> None:
+    view = EndpointView(1e-3, 512)
+    view.set_endpoints({"e0": endpoint("e0", matched_tokens=0)})
+    view.add_request("r", (1,), 0.0)
+    assert view.cached_tokens("r") is None
+    other = view_with_events()
+    other.add_request("r", (1,), 0.0)
+    assert other.cached_tokens("r") == {}
+
+
+def test_an_endpoint_that_returns_has_no_requests_in_flight() -> None:
+    view = view_with_events()
+    view.add_routed("r", "e0", (1, 2), 0.0)
+    view.add_routed("s", "e1", (1,), 0.0)
+    view.add_request("t", (1, 2, 3), 1.0)
+    assert view.cached_tokens("t") == {"e0": 1_024.0, "e1": 512.0}
+    view.remove_endpoint("e0")
+    assert view.cached_tokens("t") == {"e1": 512.0}
+    view.remove_routed("r", 2.0)  # late news of what went with it
+    assert view.cached_tokens("t") == {"e1": 512.0}
+
+
+def test_a_request_that_moves_leaves_nothing_behind() -> None:
+    view = view_with_events()
+    view.add_routed("r", "e0", (1, 2), 0.0)
+    view.add_routed("r", "e1", (1, 2), 0.0)
+    view.add_request("s", (1, 2), 0.0)
+    assert view.cached_tokens("s") == {"e1": 1_024.0}
+
+
+@pytest.fixture
+def holding() -> LateBindingRouterAdapter:
+    seam = router(VIEW_INFO, preset="dualmap")
+    assert isinstance(seam, LateBindingRouterAdapter)
+    return seam
+
+
+def test_hits_go_first_and_then_who_came_first(holding: LateBindingRouterAdapter) -> None:
+    names = {"long": (1, 2, 3), "first": (7,), "second": (8,)}
+    holding.pick(view_request("warm", (1, 2)), fleet(), 0.0)
+    for number, (name, blocks) in enumerate(names.items()):
+        holding.pick(view_request(name, blocks), fleet(), 1.0 + number)
+    asked = [view_request(name) for name in ("second", "long", "first")]
+    assert [one.id for one in sorted(asked, key=holding.order_key)] == ["long", "first", "second"]
+
+
+def test_by_default_shorter_prompts_go_first_without_starvation() -> None:
+    late = router(VIEW_INFO)
+    assert isinstance(late, LateBindingRouterAdapter)
+    asked = {}
+    for name, first, blocks, at in (("long", 100, 40, 0.0), ("short", 200, 1, 1.0), ("much later", 300, 1, 30.0)):
+        asked[name] = view_request(name, tuple(range(first, first + blocks)))
+        late.pick(asked[name], fleet(), at)
+    assert [one.id for one in sorted(asked.values(), key=late.order_key)] == ["short", "long", "much later"]
+    assert late.rebalance([endpoint("e0", held=list(asked.values()))], 40.0) == []
+
+
+def test_what_is_held_at_a_full_instance_moves_to_its_other_home(holding: LateBindingRouterAdapter) -> None:
+    first = holding.pick(view_request("r0", (1, 2)), fleet(), 0.0)
+    held: list[Any] = [view_request("r0", (1, 2))]
+    for number in range(1, 30):
+        one = view_request(f"r{number}", (1, 2, 100 + number))
+        if holding.pick(one, fleet(), 0.0) == first:
+            held.append(one)
+    stations = [endpoint(name, held=held if name == first else []) for name in ("e0", "e1", "e2", "e3")]
+    moved = holding.rebalance(stations, 4.0)
+    assert moved
+    assert {one.id for one, _ in moved} <= {one.id for one in held}
+    assert first not in {to for _, to in moved}
+    for one, to in moved:  # feedback is taken from where it is now
+        holding.on_first_token(one, to, 5.0, 0)
+        holding.on_complete(one, to, 6.0, 10)
+    assert holding.rebalance([endpoint(name, held=[]) for name in ("e0", "e1", "e2", "e3")], 7.0) == []
+
+
+def test_a_request_that_moved_back_and_forth_counts_once(holding: LateBindingRouterAdapter) -> None:
+    one = view_request("r")
+    at = holding.pick(one, fleet(), 0.0)
+    for turn in range(4):
+        stations = [endpoint(name, held=[one] if name == at else []) for name in ("e0", "e1", "e2", "e3")]
+        for _, at in holding.rebalance(stations, 10.0 + turn):  # noqa: B007 - the last one is where it is
+            pass
+    holding.on_complete(one, at, 20.0, 1)
+    assert all(load.inflight == 0 for load in holding._router.loads().values())

@@ -1,18 +1,31 @@
-"""The plant: replica lifetimes and costs, its gateway, and the observations of a controller."""
+"""The plant and its engine in closed form, and requests that no start could have served."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.types import Observation, PoolPlan, ReplicaState, ScalingPlan
 from fairlead_sim.autoscaling import reference_pools, scenarios
-from fairlead_sim.autoscaling.closed_loop import ScheduleController, run_controller
-from fairlead_sim.autoscaling.plant import AutoscalingScenario, Plant, PlantFaults
-from fairlead_sim.autoscaling.plant_engine import StepTotals
+from fairlead_sim.autoscaling.closed_loop import (
+    ControllerOutcome,
+    ScheduleController,
+    is_within_slo,
+    run_controller,
+    run_schedule,
+)
+from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, Plant, PlantFaults
+from fairlead_sim.autoscaling.plant_engine import AggregatedEngine, PlantEngine, StepTotals, TokenEngine
 from fairlead_sim.autoscaling.pool import StartupDistribution
-from fairlead_sim.autoscaling.request_table import ArrivalTrace
+from fairlead_sim.autoscaling.request_table import NOT_YET, ArrivalTrace, RequestTable
 from fairlead_sim.autoscaling.traffic import CHAT_DAY, CHAT_LENGTHS, SHORT_OUTPUT_LENGTHS, daily_rates, poisson_arrivals
+from fairlead_sim.autoscaling.unservable_requests import find_unservable, servable_share
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 TEN_SECONDS = StartupDistribution(10.0, 0.0)
 NOTHING = ArrivalTrace([], [], [])
@@ -215,3 +228,174 @@ def test_only_a_request_without_replicas_advances_the_next_step(hint: float | No
     outcome = run_controller(made, controller, hint_seconds=hint)
     assert controller.looks[:3] == asked
     assert outcome.abandoned == outcome.lost == 0
+
+
+BOUNDS = (0.05, 0.1, 0.2)
+PART = shortened(5, 3)
+"""Minutes of overload in the middle of a scenario."""
+
+
+def served(
+    kind: Callable[..., PlantEngine], load: ArrivalTrace, role: Role, patience: float, factor: float
+) -> tuple[RequestTable, PlantEngine]:
+    book = RequestTable(load, patience)
+    engine = kind(reference_pools.small_profile(), role, book, StepTotals(BOUNDS, BOUNDS))
+    engine.slowdown = factor
+    for request, arrival in enumerate(load.arrivals):
+        engine.advance(arrival)
+        engine.add(request, arrival)
+    engine.advance(load.arrivals[-1] + 10_000.0)
+    return book, engine
+
+
+@pytest.mark.property
+@settings(deadline=None)
+@given(
+    requests=st.lists(
+        st.tuples(st.floats(0.0, 2.0), st.integers(1, 6_000), st.integers(1, 700)), min_size=1, max_size=40
+    ),
+    role=st.sampled_from([Role.SERVE, Role.PREFILL, Role.DECODE]),
+    factor=st.sampled_from([1.0, 1.35]),
+)
+def test_every_token_comes_when_the_token_level_engine_says(
+    requests: list[tuple[float, int, int]], role: Role, factor: float
+) -> None:
+    at, arrivals = 0.0, []
+    for gap, _, _ in requests:
+        at += gap
+        arrivals.append(at)
+    load = ArrivalTrace(arrivals, [prompt for _, prompt, _ in requests], [output for _, _, output in requests])
+    book, engine = served(AggregatedEngine, load, role, 1e9, factor)
+    exact_book, exact = served(TokenEngine, load, role, 1e9, factor)
+    assert book.first == pytest.approx(exact_book.first, abs=1e-6)
+    assert book.end == pytest.approx(exact_book.end, abs=1e-6)
+    assert [request for _, request in book.prefilled] == [request for _, request in exact_book.prefilled]
+    assert engine.totals.generated_tokens == exact.totals.generated_tokens
+    assert engine.totals.gap_seconds == pytest.approx(exact.totals.gap_seconds)
+    assert engine.totals.ttft_counts == exact.totals.ttft_counts
+    assert (engine.running(), engine.waiting(), engine.load_tokens(), engine.kv_share()) == (0, 0, 0, 0.0)
+
+
+def troubled() -> AutoscalingScenario:
+    """Returns a scenario of rising and falling overload, with crashes and slow steps."""
+    draw = Random(5)
+    load = poisson_arrivals([2.0] * PART + [11.0] * PART + [3.0] * (2 * PART - 1), CHAT_LENGTHS, draw)
+    return replace(
+        scenarios.step_cold(1),
+        seconds=PART * 240.0,
+        load=load,
+        faults=PlantFaults(crashes=(PART * 80.0, PART * 160.0), slow=((PART * 180.0, 1.35),)),
+    )
+
+
+def both(scenario: AutoscalingScenario, *steps: tuple[float, int]) -> tuple[ControllerOutcome, ControllerOutcome]:
+    plan = [(at, {"S": replicas}) for at, replicas in steps]
+    return run_controller(scenario, ScheduleController(plan)), run_controller(
+        scenario, ScheduleController(plan), engine_model=EngineModelKind.TOKEN_LEVEL
+    )
+
+
+def test_a_whole_plant_comes_to_the_same() -> None:
+    quick, exact = both(troubled(), (0.0, 3), (PART * 50.0, 7), (PART * 140.0, 4))
+    assert 0.3 < exact.attainment < 0.95  # neither idle nor hopeless, or nothing would be compared
+    assert exact.lost
+    assert exact.abandoned
+    assert quick.attainment == pytest.approx(exact.attainment, abs=0.005)
+    assert quick.replica_hours["S"] == pytest.approx(exact.replica_hours["S"], rel=0.03)
+
+
+def test_short_answers_on_large_engines_come_to_the_same() -> None:
+    load = poisson_arrivals([6.0] * 4, SHORT_OUTPUT_LENGTHS, Random(3))
+    setups = [reference_pools.reference_pool(reference_pools.large_profile(), 2)]
+    scenario = AutoscalingScenario(
+        "short", 1, 240.0, reference_pools.reference_model(setups, 2.0, 0.2), tuple(setups), load
+    )
+    quick, exact = (
+        run_controller(scenario, ScheduleController([])),
+        run_controller(scenario, ScheduleController([]), engine_model=EngineModelKind.TOKEN_LEVEL),
+    )
+    assert quick.request_table.first == pytest.approx(exact.request_table.first, abs=1e-6)
+    assert quick.request_table.end == pytest.approx(exact.request_table.end, abs=1e-6)
+    assert NOT_YET not in quick.request_table.end
+
+
+def test_preempting_engines_start_sooner_and_count_every_token_once() -> None:
+    load = ArrivalTrace([0.01 * place for place in range(60)], [1_000] * 60, [700] * 60)
+    book, engine = served(TokenEngine, load, Role.SERVE, 1e9, 1.0)
+    other, preempting = served(partial(TokenEngine, preempting=True), load, Role.SERVE, 1e9, 1.0)
+    assert sum(other.first) < sum(book.first)
+    assert max(other.end[place] - other.first[place] for place in range(60)) > max(
+        book.end[place] - book.first[place] for place in range(60)
+    )  # a request began and was preempted
+    for one, seen in ((book, engine), (other, preempting)):
+        assert seen.totals.generated_tokens == sum(load.outputs)
+        assert seen.totals.gap_seconds == pytest.approx(sum(one.end) - sum(one.first))
+        assert sum(seen.totals.itl_counts) == seen.totals.finished == 60
+
+
+START_SECONDS = 60.0
+TTFT_SECONDS = 3.0
+
+
+def made_scenario(
+    *stretches: tuple[float, float, float], initial: int, changes: tuple[float, ...] = ()
+) -> AutoscalingScenario:
+    """Returns a scenario with (begin, end, rate) of requests, and starts that take a minute."""
+    arrivals = [begin + one / rate for begin, end, rate in stretches for one in range(int((end - begin) * rate))]
+    startup = StartupDistribution(START_SECONDS, 0.0)
+    setup = reference_pools.reference_pool(reference_pools.small_profile(), initial, startup=startup, minimum=0)
+    model = reference_pools.reference_model([setup], TTFT_SECONDS, 0.15)
+    load = ArrivalTrace(arrivals, [500] * len(arrivals), [50] * len(arrivals))
+    return AutoscalingScenario("made", 1, 900.0, model, (setup,), load, sudden_changes=changes)
+
+
+def arrivals_of(scenario: AutoscalingScenario, requests: frozenset[int]) -> list[float]:
+    return sorted(scenario.load.arrivals[request] for request in requests)
+
+
+def test_a_fleet_that_fits_leaves_nothing_unservable() -> None:
+    assert find_unservable(made_scenario((0.0, 900.0, 2.0), initial=4)) == frozenset()
+
+
+def test_from_zero_all_before_the_first_possible_start_is_unservable() -> None:
+    scenario = made_scenario((0.0, 900.0, 2.0), initial=0)
+    found = arrivals_of(scenario, find_unservable(scenario))
+    ready = scenario.model.interval_seconds + START_SECONDS
+    assert found == [at for at in scenario.load.arrivals if at <= found[-1]]
+    assert found[-1] == pytest.approx(ready - TTFT_SECONDS, abs=1.0)
+
+
+def test_a_start_fleet_that_is_too_small_still_serves_some() -> None:
+    scenario = made_scenario((0.0, 900.0, 10.0), initial=2)
+    found = find_unservable(scenario)
+    from_zero = find_unservable(made_scenario((0.0, 900.0, 10.0), initial=0))
+    assert 0 < len(found) < len(from_zero)
+
+
+def test_the_first_look_after_a_sudden_change_counts_as_well() -> None:
+    stretches = (0.0, 300.0, 1.0), (302.0, 900.0, 12.0)
+    unnoticed, noticed = (made_scenario(*stretches, initial=2, changes=changes) for changes in ((), (302.0,)))
+    assert find_unservable(unnoticed) == frozenset()
+    found = arrivals_of(noticed, find_unservable(noticed))
+    assert found[0] >= 302.0
+    assert found[-1] < 305.0 + START_SECONDS + TTFT_SECONDS
+
+
+def test_a_controller_that_acts_at_once_serves_all_that_is_servable() -> None:
+    scenario = made_scenario((0.0, 900.0, 2.0), initial=0)
+    unservable = find_unservable(scenario)
+    at_once = run_controller(scenario, ScheduleController([(0.0, {"S": 10})]))
+    later = run_controller(scenario, ScheduleController([(60.0, {"S": 10})]))
+    assert at_once.attainment < 0.95
+    assert servable_share(at_once, unservable).share == pytest.approx(1.0, abs=0.005)
+    assert servable_share(later, unservable).share < 0.95
+    assert servable_share(later, unservable).unservable == len(unservable)
+
+
+def test_an_optimum_that_serves_unservable_requests_gains_no_share_by_them() -> None:
+    scenario = made_scenario((0.0, 900.0, 2.0), initial=0)
+    unservable = find_unservable(scenario)
+    with_foresight = run_schedule(scenario, [(0.0, {"S": 10})])
+    table = with_foresight.request_table
+    assert all(is_within_slo(table, request, TTFT_SECONDS, 0.15) for request in unservable)
+    assert servable_share(with_foresight, unservable).share == with_foresight.attainment == 1.0

@@ -1,14 +1,15 @@
-"""The engine core, one rule at a time; block 32 and the events are those recorded from a real
-engine.
-"""
+"""The scheduler of an engine: batches, blocks of its cache, and properties of random runs."""
 
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
-from fairlead_sim.engine.block_pool import BlockEvicted, BlocksStored, CacheCleared, KvEvent, block_keys
+from fairlead_sim.engine.block_pool import BlockEvicted, BlockPool, BlocksStored, CacheCleared, KvEvent, block_keys
 from fairlead_sim.engine.scheduler import EngineCore, EngineSequence, EngineStep, QueueFull, SequenceState
 
 BLOCK = 32
@@ -437,3 +438,313 @@ def test_unknown_ids_still_give_blocks_of_their_own() -> None:
 def test_an_unknown_scheduling_is_refused() -> None:
     with pytest.raises(BadInput):
         EngineCore(PROFILE, scheduling="lottery")
+
+
+NIGHTS = settings(max_examples=4 * settings().max_examples)
+
+
+@dataclass(frozen=True)
+class Add:
+    family: int
+    prompt: int
+    output: int
+    priority: int
+    reserve: int | None
+    lookup: bool
+    known_ids: bool
+
+
+@dataclass(frozen=True)
+class Pick:
+    """An operation: steps, or a change to the ``number``-th sequence or to the engine."""
+
+    what: str
+    number: int
+
+
+ADDS = st.builds(
+    Add,
+    family=st.integers(0, 2),
+    prompt=st.integers(1, 30) | st.integers(1, 90),
+    output=st.integers(0, 40),
+    priority=st.integers(-1, 1),
+    reserve=st.just(0) | st.integers(0, 10) | st.none(),
+    lookup=st.booleans(),
+    known_ids=st.booleans(),
+)
+PICKS = st.builds(
+    Pick,
+    what=st.sampled_from(["step", "step", "step", "abort", "finish", "reset", "restart"]),
+    number=st.integers(0, 8),
+)
+OPERATIONS = st.builds(
+    lambda first, more: [*first, *more], st.lists(ADDS, max_size=8), st.lists(ADDS | PICKS, max_size=30)
+)
+PROFILES = st.builds(
+    lambda blocks, block, sequences, budget: (
+        EngineProfile("drawn", 1e-3, 1e-6, 5e-3, 2e-3, 1e-4, 1e-5, 3e-6, blocks * block, sequences, budget),
+        block,
+    ),
+    blocks=st.integers(1, 60),
+    block=st.sampled_from([1, 2, 4, 16]),
+    sequences=st.integers(1, 8),
+    budget=st.integers(1, 40),
+)
+
+
+@dataclass
+class Driver:
+    """Drives a core and checks it from outside (events, steps) and inside (references)."""
+
+    core: EngineCore
+    added: list[EngineSequence] = field(default_factory=list)
+    given: Counter[str] = field(default_factory=Counter)
+    heard: Counter[int] = field(default_factory=Counter)
+    now: float = 0.0
+
+    def add(self, what: Add) -> None:
+        prompt = min(what.prompt, self.core.max_sequence_tokens)
+        output = min(what.output, self.core.max_sequence_tokens - prompt + 1)
+        ids = [what.family * 1_000 + position for position in range(prompt)]
+        keys = block_keys(ids, self.core.block_tokens)
+        sequence = EngineSequence(
+            f"s{len(self.added)}",
+            self.now,
+            prompt,
+            output,
+            keys,
+            ids if what.known_ids else None,
+            priority=what.priority,
+            reserve_tokens=what.reserve,
+            uses_cache=what.lookup,
+        )
+        self.core.add(sequence)
+        self.added.append(sequence)
+
+    def act(self, what: Pick) -> None:
+        if what.what == "step":
+            for _ in range(what.number):
+                self.step()
+        elif what.what == "reset":
+            self.core.reset_prefix_cache()
+        elif what.what == "restart":
+            self.core.reset_prefix_cache(preempt_running=True)
+        elif self.added:
+            name = self.added[what.number % len(self.added)].id
+            assert (self.core.abort(name) if what.what == "abort" else self.core.finish(name, "stop")) in (True, False)
+        self.check_memory()
+
+    def step(self) -> EngineStep | None:
+        busy = not self.core.is_idle
+        decoding = len(self.core._decoding)
+        step = self.core.step(self.now)
+        assert (step is not None) == busy
+        if step is None:
+            return None
+        self.check_step(step, decoding)
+        for sequence in step.tokens:
+            self.given[sequence.id] += 1
+            if sequence.tokens is not None:
+                sequence.tokens.append(50_000 + sequence.generated)
+        for event in step.events:
+            if isinstance(event, BlocksStored):
+                self.heard.update(event.keys)
+                assert event.tokens is None or len(event.tokens) == len(event.keys) * event.block_tokens
+            elif isinstance(event, BlockEvicted):
+                self.heard[event.key] -= 1
+                assert self.heard[event.key] >= 0, "removed more often than stored"
+            elif isinstance(event, CacheCleared):
+                self.heard.clear()
+        assert self.heard.total() == self.core.pool.resident
+        self.check_memory()
+        self.now += step.seconds
+        return step
+
+    def check_step(self, step: EngineStep, decoding: int) -> None:
+        profile = self.core.profile
+        assert step.seconds > 0
+        assert step.prefilled + len(step.tokens) > 0, "a step that did nothing"
+        names = [sequence.id for sequence in step.tokens]
+        assert len(set(names)) == len(names)
+        assert {item.id for item in step.first_tokens} <= set(names)
+        assert step.prefilled + decoding - len(step.preempted) <= profile.step_tokens
+        assert len(names) <= profile.max_sequences
+        assert all(sequence.cached_tokens % self.core.block_tokens == 0 for sequence in step.first_tokens)
+        assert all(sequence.cached_tokens <= sequence.prompt_tokens - 1 for sequence in step.first_tokens)
+
+    def check_memory(self) -> None:
+        core, pool = self.core, self.core.pool
+        running = core._running()
+        assert len(core._prefilling) <= 1
+        references = Counter(block for sequence in running for block in sequence.blocks)
+        assert [references[block] for block in range(pool.blocks)] == pool._references
+        assert pool.referenced == len(references) <= pool.blocks
+        assert pool.referenced + pool.allocatable == pool.blocks
+        assert core._resident == sum(item.prompt_tokens + item.generated for item in core._decoding)
+        assert core._reserved_blocks == sum(max(0, item.reserved_blocks - len(item.blocks)) for item in running) >= 0
+        stats = core.stats
+        assert stats.running == len(running)
+        assert stats.running + stats.waiting == len(core.sequences())
+        assert sum(item.state is SequenceState.RUNNING for item in self.added) == len(running)
+
+
+@NIGHTS
+@given(PROFILES, st.sampled_from(["fcfs", "priority"]), OPERATIONS)
+def test_memory_adds_up_and_every_sequence_ends(
+    drawn: tuple[EngineProfile, int], scheduling: str, operations: list[Add | Pick]
+) -> None:
+    profile, block = drawn
+    driver = Driver(EngineCore(profile, block_tokens=block, scheduling=scheduling))
+    for operation in operations:
+        if isinstance(operation, Add):
+            driver.add(operation)
+        else:
+            driver.act(operation)
+    work = sum(item.prompt_tokens + item.max_tokens for item in driver.added) + 1
+    for _ in range(work * (len(driver.added) + 1)):
+        if driver.step() is None:
+            break
+    assert driver.core.is_idle, "some sequence never ends"
+    assert driver.core.pool.referenced == 0
+    for sequence in driver.added:
+        assert sequence.is_done
+        assert driver.given[sequence.id] == sequence.generated <= sequence.max_tokens
+        if sequence.finish_reason == "length":
+            assert sequence.generated == sequence.max_tokens
+
+
+@given(PROFILES, st.lists(ADDS, max_size=12))
+def test_a_quiet_listener_and_the_cache_agree_on_every_hit(drawn: tuple[EngineProfile, int], adds: list[Add]) -> None:
+    """One sequence at a time: the cached tokens are exactly the prefix that the events promise."""
+    profile, block = drawn
+    driver = Driver(EngineCore(profile, block_tokens=block))
+    for what in adds:
+        driver.add(what)
+        sequence = driver.added[-1]
+        promised = 0
+        for key in sequence.keys[: (sequence.prompt_tokens - 1) // block]:
+            if not driver.heard[key]:
+                break
+            promised += block
+        while driver.step():
+            pass
+        assert sequence.cached_tokens == (promised if what.lookup else 0)
+
+
+@given(PROFILES, st.lists(ADDS, max_size=12))
+def test_the_same_operations_give_the_same_steps(drawn: tuple[EngineProfile, int], adds: list[Add]) -> None:
+    profile, block = drawn
+    runs = []
+    for _ in range(2):
+        driver = Driver(EngineCore(profile, block_tokens=block))
+        for what in adds:
+            driver.add(what)
+        seen = []
+        while step := driver.step():
+            seen.append((step.seconds, [item.id for item in step.tokens], step.events))
+        runs.append(seen)
+    assert runs[0] == runs[1]
+
+
+def stored(*keys: int) -> BlocksStored:
+    return BlocksStored(keys=keys, parent=None, tokens=None, block_tokens=4)
+
+
+def fill(pool: BlockPool, *keys: int) -> list[int]:
+    blocks = [block for _ in keys if (block := pool.allocate()) is not None]
+    pool.register(blocks, keys, stored(*keys))
+    return blocks
+
+
+def test_only_full_blocks_have_keys() -> None:
+    assert [len(block_keys(range(count), 16)) for count in (0, 15, 16, 31, 32)] == [0, 0, 1, 1, 2]
+
+
+def test_a_longer_prompt_has_the_keys_of_the_shorter_one_first() -> None:
+    assert block_keys(range(100), 16)[:3] == block_keys(range(48), 16)
+
+
+def test_a_change_changes_its_block_and_all_behind() -> None:
+    changed = [*range(20), 7, *range(21, 64)]
+    before, after = block_keys(range(64), 16), block_keys(changed, 16)
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, False, False]
+
+
+def test_salt_and_adapter_make_disjoint_keys() -> None:
+    kinds = [{}, {"salt": "a"}, {"adapter": "a"}, {"salt": ""}, {"salt": "b", "adapter": "a"}, {"adapter": "ab"}]
+    chains = [block_keys(range(64), 16, **kind) for kind in kinds]
+    assert len({key for chain in chains for key in chain}) == 4 * len(kinds)
+
+
+def test_the_block_unused_longest_goes_first_and_tails_before_heads() -> None:
+    pool = BlockPool(6, 4)
+    old, new = fill(pool, 1, 2, 3), fill(pool, 11, 12, 13)
+    pool.release(old)
+    pool.release(new)
+    for _ in range(4):
+        pool.allocate()
+    assert [event.key for event in pool.drain_events() if isinstance(event, BlockEvicted)] == [3, 2, 1, 13]
+
+
+def test_a_hit_makes_a_block_young_again() -> None:
+    pool = BlockPool(2, 4)
+    first, second = fill(pool, 1), fill(pool, 2)
+    pool.release(first)
+    pool.release(second)
+    pool.acquire(first)
+    pool.release(first)
+    pool.allocate()
+    assert pool.match([1], 1)
+    assert not pool.match([2], 1)
+
+
+def test_empty_blocks_are_taken_before_any_kept_one() -> None:
+    pool = BlockPool(3, 4)
+    pool.release(fill(pool, 1, 2))
+    pool.allocate()
+    assert pool.match([1, 2], 2)
+
+
+def test_held_blocks_are_never_taken() -> None:
+    pool = BlockPool(2, 4)
+    fill(pool, 1, 2)
+    assert pool.allocate() is None
+
+
+def test_a_match_stops_at_the_first_gap_and_at_its_limit() -> None:
+    pool = BlockPool(4, 4)
+    fill(pool, 1, 2, 4)
+    assert len(pool.match([1, 2, 3, 4], 4)) == 2
+    assert len(pool.match([1, 2, 3, 4], 1)) == 1
+
+
+def test_a_second_copy_is_announced_and_removed_by_itself() -> None:
+    pool = BlockPool(2, 4)
+    first, second = fill(pool, 1), fill(pool, 1)
+    assert pool.resident == 2
+    pool.release(first)
+    pool.allocate()
+    assert pool.match([1], 1) == second
+    pool.release(second)
+    pool.allocate()
+    assert not pool.match([1], 1)
+    assert pool.drain_events() == [stored(1), stored(1), BlockEvicted(1), BlockEvicted(1)]
+
+
+def test_the_younger_copy_may_go_first() -> None:
+    pool = BlockPool(2, 4)
+    first, second = fill(pool, 1), fill(pool, 1)
+    pool.release(second)
+    pool.allocate()
+    assert pool.match([1], 1) == first
+
+
+def test_clearing_needs_every_block_let_go() -> None:
+    pool = BlockPool(2, 4)
+    blocks = fill(pool, 1)
+    assert not pool.clear()
+    pool.release(blocks)
+    assert pool.clear()
+    assert pool.allocatable == 2
+    assert pool.resident == 0
+    assert pool.drain_events()[-1] == CacheCleared()

@@ -1,7 +1,10 @@
-"""Several gateways in front of one simulated fleet: shared information decides the cache hits."""
+"""Simulated gateways: several that share, late binding among them, and the gate before one."""
 
-from collections.abc import Sequence
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -9,9 +12,21 @@ import pytest
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.errors import BadInput
-from fairlead.fleet.model import SloTargets
+from fairlead.fleet.model import Model, SloTargets
+from fairlead.limits import Limits
+from fairlead_gateway.admission.policy import AdmissionPolicy
+from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.fleet.request import RequestResult
-from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
+from fairlead_sim.fleet.simulation import (
+    ENGINE_LOST,
+    QUEUED,
+    FleetEvent,
+    FleetEventKind,
+    FleetOptions,
+    FleetSimulation,
+    schedule_events,
+)
+from fairlead_sim.gateways.admission_gate import AdmissionControlledGateway, RequestClasses, TenantClass
 from fairlead_sim.gateways.gateway_cluster import GatewayCluster
 from fairlead_sim.gateways.simulated_gateway import (
     NO_SHARING,
@@ -20,10 +35,11 @@ from fairlead_sim.gateways.simulated_gateway import (
     GatewayRestart,
     SharingOptions,
 )
-from fairlead_sim.gateways.single_gateway import RoutingOptions
+from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, RoutingOptions, SingleGateway, instances_of
 from fairlead_sim.workload.generators import agent_sessions
-from fairlead_sim.workload.trace_prompts import trace_keys
-from fairlead_sim.workload.traces import TraceRequest
+from fairlead_sim.workload.trace_prompts import TracePromptCache, trace_keys
+from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
+from fairlead_testing.fleet_faults.runner import InvariantChecker
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 ENGINES = ("e-0", "e-1", "e-2", "e-3")
@@ -144,3 +160,231 @@ def test_sessions_that_stay_at_a_gateway_need_less_sharing() -> None:
 def test_no_gateways_cannot_answer() -> None:
     with pytest.raises(BadInput, match="0 gateways"):
         served(0, NO_SHARING)
+
+
+LATE_BINDING_ENGINES = ("e-0", "e-1")
+PROFILE = builtin_profile("l4-qwen8b")
+AT = 1.0
+
+
+def crowd(count: int) -> list[TraceRequest]:
+    """Returns prompts of half a second each that share nothing and arrive at once."""
+    tokens = int(0.5 / PROFILE.prefill_token_seconds)
+    return [TraceRequest(f"r{number}", 0.0, tokens, 4, (1000 * number,), None) for number in range(count)]
+
+
+class Fleet:
+    """Gateways in front of two engines, with checked invariants and an event at ``AT`` seconds."""
+
+    def __init__(
+        self,
+        gateways: int,
+        rule: str = "dual-hash",
+        happens: Callable[["Fleet", float], None] | None = None,
+        choices: Mapping[str, str] | None = None,
+    ) -> None:
+        fleet = FleetOptions(LATE_BINDING_ENGINES, PROFILE, 16, publishes_kv_events=True)
+        routing = RoutingOptions(SloTargets(), b"secret", preset=rule, choices=choices or {})
+        self.front = GatewayCluster(fleet, routing, ClusterOptions(gateways, SharingOptions(index=True)))
+        self.guard = InvariantChecker(
+            self.front,
+            LATE_BINDING_ENGINES,
+            counts=self._counts,
+            queues_requests=True,
+            reachable=lambda request, live: [name for name in live if name not in self.front.unreachable_for(request)],
+            last_arrival=0.0,
+        )
+        self.simulation = FleetSimulation(self.guard, fleet)
+        self.waiting: list[str] = []
+        self.at_engines: Counter[str] = Counter()
+        self.simulation.schedule(AT, self._sample)
+        if happens is not None:
+            self.simulation.schedule(AT, partial(happens, self))
+
+    def serve(self, count: int) -> list[RequestResult]:
+        served = self.simulation.run(crowd(count))
+        self.guard.check_end()
+        assert self.guard.violations == []
+        return served
+
+    def _counts(self) -> list[tuple[str, int, int, float, float]]:
+        return [
+            (name, load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens)
+            for loads in self.front.loads()
+            for name, load in loads.items()
+        ]
+
+    def _sample(self, now: float) -> None:
+        for flight in self.simulation.all_requests():
+            if flight.instance == QUEUED:
+                self.waiting.append(flight.request.id)
+            elif flight.first_token_at is None:
+                self.at_engines[flight.instance or ""] += 1
+
+
+def whole(served: Sequence[RequestResult]) -> list[RequestResult]:
+    return [one for one in served if one.error is None]
+
+
+def test_each_gateway_sends_what_an_engine_can_begin_and_holds_the_rest() -> None:
+    one, three, at_once = Fleet(1), Fleet(3), Fleet(3, "round-robin")
+    for fleet in (one, three, at_once):
+        assert len(whole(fleet.serve(24))) == 24
+    assert one.at_engines == {"e-0": 1, "e-1": 1}
+    assert three.at_engines == {"e-0": 3, "e-1": 3}, "one of each: nobody counts what others keep"
+    assert len(one.waiting) > len(three.waiting) > 10
+    assert at_once.waiting == []
+
+
+def test_replayed_choices_are_kept_and_held_by_their_gateways() -> None:
+    fleet = Fleet(3, choices={request.id: "e-0" for request in crowd(24)})
+    served = fleet.serve(24)
+    assert {one.instance for one in served} == {"e-0"}
+    assert fleet.at_engines == {"e-0": 3}
+
+
+def test_dualmap_holds_as_live_gateways_hold_it_and_moves_nothing() -> None:
+    fleet = Fleet(3, "dualmap")
+    served = whole(fleet.serve(24))
+    assert len(served) == 24
+    assert fleet.waiting
+    assert all(one.retries == 0 for one in served)
+
+
+def lose(fleet: Fleet, now: float) -> None:
+    fleet.simulation.lose_engine("e-0", now)
+
+
+def drain(fleet: Fleet, now: float) -> None:
+    fleet.simulation.cordon_engine("e-0", now)
+
+
+def cut_off(fleet: Fleet, now: float) -> None:
+    fleet.front.set_unreachable(0, frozenset({"e-0"}), now)
+
+
+def kill(fleet: Fleet, now: float) -> None:
+    fleet.front.kill_gateway(0, now)
+
+
+@pytest.mark.parametrize("happens", [lose, drain, cut_off, kill])
+@pytest.mark.parametrize("gateways", [1, 3])
+def test_held_requests_are_answered_once_under_all_events(
+    happens: Callable[[Fleet, float], None], gateways: int
+) -> None:
+    fleet = Fleet(gateways, happens=happens)
+    served = fleet.serve(30)
+    kept = [one for one in served if one.id in fleet.waiting]
+    assert len(kept) > 10
+    assert whole(kept) == kept, "who had not begun is answered"
+    assert all(one.error in (None, ENGINE_LOST) for one in served)
+    assert sum(one.retries for one in kept) > 0
+    if happens in (lose, drain):
+        assert all(one.instance == "e-1" for one in kept)
+
+
+def test_a_request_is_rerouted_by_the_gateway_that_holds_it() -> None:
+    of: dict[str, tuple[int, int]] = {}
+
+    def note(fleet: Fleet, now: float) -> None:
+        before = {request: id(its) for request, its in fleet.front._gateway_of.items()}
+        fleet.simulation.cordon_engine("e-0", now)
+        after = {request: id(its) for request, its in fleet.front._gateway_of.items()}
+        of.update({request: (before[request], after[request]) for request in before})
+
+    served = Fleet(3, happens=note).serve(30)
+    again = [one.id for one in served if one.retries]
+    assert len({of[one][0] for one in again}) == 3
+    assert all(of[one][0] == of[one][1] for one in again)
+
+
+def test_a_killed_gateway_sends_nothing_any_more() -> None:
+    sent: list[str] = []
+
+    def end(fleet: Fleet, now: float) -> None:
+        send, dying = fleet.simulation.send_queued_request, frozenset(fleet.waiting)
+
+        def record_send(request_id: str, instance: str, now: float) -> None:
+            sent.append(request_id)
+            send(request_id, instance, now)
+
+        fleet.simulation.send_queued_request = record_send  # type: ignore[method-assign]
+        fleet.front.kill_gateway(0, now)
+        assert not dying & set(sent), "the new one chooses, and sends what can begin as it arrives"
+
+    served = Fleet(1, happens=end).serve(12)
+    assert {one.error for one in served if one.retries} == {None}
+    assert sent, "the new one keeps what cannot begin"
+
+
+H100 = builtin_profile("h100-llama8b")
+NAMES = [f"sim-{number}/0/0" for number in range(8)]
+
+
+def objective(request: TraceRequest) -> float:
+    return 0.25 if request.prompt_tokens <= 2_000 else 4.0
+
+
+def traffic(load: float, requests: int = shortened(2_000, 1_200)) -> list[TraceRequest]:
+    draw = random.Random(7)
+    sizes = [draw.randint(200, 2_000) if draw.random() < 0.88 else draw.randint(8_000, 16_000) for _ in range(requests)]
+    rate, at, made = load * len(NAMES) * requests / sum(H100.prefill_time(size) for size in sizes), 0.0, []
+    for number, size in enumerate(sizes):
+        at += draw.expovariate(rate)
+        blocks = tuple(range(number * 64, number * 64 + size // TRACE_BLOCK_TOKENS))
+        made.append(TraceRequest(f"r{number}", at, size, 16, blocks, tenant="ab"[number % 2]))
+    return made
+
+
+def served_with_gate(
+    requests: list[TraceRequest], *, gated: bool, limits: Limits | None = None, script: tuple[FleetEvent, ...] = ()
+) -> list[RequestResult]:
+    model = Model(NAMESPACE, MODEL, SloTargets(ttft_seconds=4.0))
+    router = ModelRouter(secret=b"secret")
+    router.update(model, instances_of(NAMES, H100))
+    prompts = TracePromptCache(TRACE_BLOCK_TOKENS, secret=b"secret", seed=model.key.encode())
+    front: SingleGateway = SingleGateway(router, prompts.prefix_chain, {}, model, H100, never_queues=True)
+    if gated:
+        tenants = {"a": TenantClass(), "b": TenantClass(tier=1, sheddable=True)} if limits is None else {}
+        gate = AdmissionPolicy(limits or Limits())
+        classes = RequestClasses(objective, tenants)
+        front = AdmissionControlledGateway(router, prompts.prefix_chain, model, H100, gate, classes)
+    course = FleetSimulation(front, FleetOptions(NAMES, H100, TRACE_BLOCK_TOKENS), prompts=prompts)
+    schedule_events(script, course)
+    return course.run(requests)
+
+
+def shares(requests: list[TraceRequest], ones: list[RequestResult]) -> tuple[float, float]:
+    kept: tuple[list[bool], list[bool]] = ([], [])
+    for request, one in zip(requests, ones, strict=True):
+        assert one.ttft_seconds is not None
+        kept[objective(request) > 1.0].append(one.ttft_seconds <= objective(request))
+    return sum(kept[0]) / len(kept[0]), sum(kept[1]) / len(kept[1])
+
+
+def test_only_with_the_gate_both_classes_keep_their_objectives() -> None:
+    requests, plenty = traffic(0.85), replace(Limits(), queue_seconds=1e6)
+    assert min(shares(requests, served_with_gate(requests, gated=False))) < 0.85
+    assert min(shares(requests, served_with_gate(requests, gated=True, limits=plenty))) >= 0.9
+
+
+def test_held_requests_survive_the_loss_of_an_engine() -> None:
+    requests = traffic(0.9, 600)
+    loss = (FleetEvent(requests[300].arrival, FleetEventKind.LOSE, NAMES[0]),)
+    ones = served_with_gate(requests, gated=True, limits=Limits(), script=loss)
+    cut = [one for one in ones if one.error is not None]
+    assert all(one.error == ENGINE_LOST for one in cut)
+    assert len(cut) < 20
+
+
+def test_in_overload_the_sheddable_tier_is_refused_and_the_other_is_served() -> None:
+    requests = traffic(1.5)
+    ones = served_with_gate(requests, gated=True)
+    refused = [
+        request.tenant for request, one in zip(requests, ones, strict=True) if one.error in ("shed", "shed-late")
+    ]
+    assert len(refused) > 100
+    assert set(refused) == {"b"}
+    dear = [(r, one) for r, one in zip(requests, ones, strict=True) if r.tenant == "a"]
+    kept = sum(one.ttft_seconds is not None and one.ttft_seconds <= objective(r) for r, one in dear)
+    assert kept >= 0.9 * len(dear)

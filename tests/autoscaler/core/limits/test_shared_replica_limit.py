@@ -1,9 +1,12 @@
-"""Pools that may have only so many replicas together share them by what each role needs now."""
+"""A limit that pools share, and the ratio of prefill to decode engines under it."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairlead.errors import BadInput
 from fairlead.fleet.model import Role
+from fairlead_autoscaler.core.limits.prefill_decode_ratio import KEEP_FACTOR, split_by_role
 from fairlead_autoscaler.core.limits.shared_replica_limit import LimitShare, SharedLimit, apply_shared_limit
 from fairlead_autoscaler.core.types import PoolObservation, PoolPlan, PoolSpec
 
@@ -75,3 +78,34 @@ def test_never_more_than_there_may_be_and_never_more_than_was_planned(
     assert all(made[name].replicas >= 1 or planned[name].replicas == 0 for name in planned)
     assert all(made[name].replicas <= planned[name].replicas for name in planned)
     assert sum(plan.replicas for plan in made.values()) <= most
+
+
+def test_the_law_is_the_ratio_of_what_each_role_needs() -> None:
+    # b_p / T_p = 2 prompts a second per prefill engine
+    # b_d / T_d = 1 / 3 of an answer a second per decode engine
+    assert (split_by_role(14, 10.0 / 2.0, 10.0 * 3.0).prefill, split_by_role(14, 10.0 / 2.0, 10.0 * 3.0).decode) == (
+        2,
+        12,
+    )
+
+
+@given(st.integers(2, 64), st.floats(0.01, 500), st.floats(0.01, 500))
+def test_no_other_division_carries_more(total: int, prefill: float, decode: float) -> None:
+    chosen = split_by_role(total, prefill, decode)
+    assert chosen.prefill + chosen.decode == total
+    assert min(chosen.prefill, chosen.decode) >= 1
+    best = max(min(n / prefill, (total - n) / decode) for n in range(1, total))
+    assert chosen.carried == pytest.approx(best)
+    exact = total * prefill / (prefill + decode)
+    assert abs(chosen.prefill - min(total - 1, max(1, exact))) < 1
+    kept = split_by_role(total, prefill, decode, now=chosen.prefill + 1)
+    assert kept.carried * KEEP_FACTOR >= chosen.carried
+    assert kept.rule == ("ratio" if kept.prefill == chosen.prefill else "kept")
+
+
+def test_silence_moves_nothing() -> None:
+    assert split_by_role(16, 0.0, 0.0, now=11).prefill == 11
+    assert split_by_role(16, 0.0, 0.0).prefill == 8
+    assert split_by_role(16, 3.0, 0.0).decode == 1
+    with pytest.raises(BadInput):
+        split_by_role(1, 1.0, 1.0)

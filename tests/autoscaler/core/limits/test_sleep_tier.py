@@ -8,7 +8,6 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairlead.engine_profile import EngineProfile
 from fairlead_autoscaler.core import (
     CoreState,
     GatewayTraffic,
@@ -27,17 +26,15 @@ from fairlead_autoscaler.core import (
 )
 from fairlead_autoscaler.core.state import decode_state, encode_state
 from fairlead_autoscaler.core.workload.idle_gaps import IdleGaps
+from fairlead_testing.autoscaler.control_loop import SMALL_ENGINE
 from fairlead_testing.pytest_hooks.nightly import shortened
 
-_PROFILE = EngineProfile(
-    "S", 3.3e-4, step_seconds=28e-3, resident_token_seconds=2.2e-7, kv_tokens=40_000, max_sequences=64, step_tokens=512
-)
 _START, _WAKE = 120.0, 10.0
 
 
 def model_of(tier: SleepTier | None, minimum: int = 0, maximum: int = 20, together: int | None = None) -> ModelSpec:
     """Returns a model with one pool whose replicas start in two minutes and wake in ten seconds."""
-    pool = PoolSpec("main", minimum=minimum, maximum=maximum, profile=_PROFILE, tier=tier)
+    pool = PoolSpec("main", minimum=minimum, maximum=maximum, profile=SMALL_ENGINE, tier=tier)
     pool = replace(pool, startup_p50_seconds=_START, startup_p90_seconds=_START)
     return ModelSpec("chat", 15.0, 0.15, (pool,), replicas_most=together)
 

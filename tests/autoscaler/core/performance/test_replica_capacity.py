@@ -1,17 +1,20 @@
-"""The capacity of replicas, and replicas for a load: engines, requests and SLOs of all kinds."""
+"""The capacity of a replica: missed shares, running answers, and what decode engines could take."""
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import astuple, replace
 from statistics import NormalDist
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from fairlead.decision import DecisionInput
 from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import Role
+from fairlead_autoscaler.core.performance.decode_slack import DecodeLoad, decode_slack
 from fairlead_autoscaler.core.performance.miss_corrections import MissCorrections
-from fairlead_autoscaler.core.performance.missed_share import missed_shares
+from fairlead_autoscaler.core.performance.missed_share import MissedShares, missed_shares
 from fairlead_autoscaler.core.performance.replica_capacity import (
     MIN_BUSY,
     Bound,
@@ -19,31 +22,13 @@ from fairlead_autoscaler.core.performance.replica_capacity import (
     ReplicaModel,
     find_unreachable_target,
 )
+from fairlead_autoscaler.core.performance.running_answers import RunningAnswers, update_running_answers
 from fairlead_autoscaler.core.performance.step_model import LatencyTargets, MeanRequest, StepModel
-from fairlead_testing.autoscaler.control_loop import MIXES, OBJECTIVES, PROFILES
+from fairlead_autoscaler.core.plan_inputs import add_decode_slack
+from fairlead_autoscaler.core.types import ModelSpec, PoolObservation, PoolPlan, PoolSpec
+from fairlead_testing.autoscaler.control_loop import LARGE_ENGINE, MIXES, OBJECTIVES, PROFILES, SMALL_ENGINE
 
-_SMALL = StepModel.from_profile(
-    EngineProfile(
-        "S",
-        3.3e-4,
-        step_seconds=28e-3,
-        resident_token_seconds=2.2e-7,
-        kv_tokens=40_000,
-        max_sequences=64,
-        step_tokens=512,
-    )
-)
-_LARGE = StepModel.from_profile(
-    EngineProfile(
-        "L",
-        9e-5,
-        step_seconds=12e-3,
-        resident_token_seconds=8.7e-8,
-        kv_tokens=400_000,
-        max_sequences=256,
-        step_tokens=1_024,
-    )
-)
+_SMALL, _LARGE = map(StepModel.from_profile, (SMALL_ENGINE, LARGE_ENGINE))
 _CHAT = MeanRequest(1_155.0, 211.0)
 RATES = st.floats(1e-3, 1e3)
 DEVIATIONS = st.floats(0.0, 0.5)
@@ -248,3 +233,245 @@ def test_missed_shares_of_an_uncertain_load_are_the_mean_over_the_load() -> None
     assert certain == missed_shares(_LARGE, _CHAT, replica.targets, 9.0 * each / 10.0, 10.0)
     assert certain.total < 0.01 < uncertain.total
     assert math.isclose(certain.prompt_busy, uncertain.prompt_busy, rel_tol=0.15)
+
+
+_USUAL = LatencyTargets(2.0, 0.1)
+BUSY = st.floats(1e-4, 1.2)
+REPLICAS = st.floats(1.0, 1_000.0)
+
+
+def at_busy(step: StepModel, mix: MeanRequest, targets: LatencyTargets, busy: float, replicas: float) -> MissedShares:
+    """Returns the missed shares where requests take this share of the time of each engine."""
+    return missed_shares(step, mix, targets, busy / step.engine_seconds(mix), replicas)
+
+
+@given(PROFILES, MIXES, OBJECTIVES, BUSY, REPLICAS)
+def test_shares_are_between_none_and_all(
+    profile: EngineProfile, mix: MeanRequest, targets: LatencyTargets, busy: float, replicas: float
+) -> None:
+    found = at_busy(StepModel.from_profile(profile), mix, targets, busy, replicas)
+    for share in (found.prompts, found.batch, found.memory, found.gaps, found.total):
+        assert 0.0 <= share <= 1.0
+    assert found.total >= max(found.prompts, found.batch, found.memory, found.gaps)
+    if busy >= 1.0:
+        assert found.total == 1.0
+
+
+@pytest.mark.parametrize("busy", [1.0, 1.0 - 1e-16, 1.0 - 1e-12])
+def test_all_answers_are_slow_on_an_engine_without_a_free_moment(busy: float) -> None:
+    """Found by 10,000 examples: steps with and without a chunk were equal, but for rounding."""
+    profile = EngineProfile(
+        "one sequence",
+        prefill_token_seconds=1e-6,
+        step_seconds=1e-3,
+        sequence_seconds=1e-6,
+        resident_token_seconds=1e-9,
+        kv_tokens=2_000,
+        max_sequences=1,
+        step_tokens=16,
+    )
+    mix, targets = MeanRequest(3.627773439663084, 24.38449420228684), LatencyTargets(None, 1e-3)
+    assert at_busy(StepModel.from_profile(profile), mix, targets, busy, 1.0).gaps == 1.0
+
+
+@given(PROFILES, MIXES, OBJECTIVES, BUSY, st.floats(1.0, 3.0), REPLICAS)
+def test_with_more_requests_on_each_replica_no_share_is_smaller(
+    profile: EngineProfile, mix: MeanRequest, targets: LatencyTargets, busy: float, times: float, replicas: float
+) -> None:
+    step = StepModel.from_profile(profile)
+    few, many = (at_busy(step, mix, targets, each, replicas) for each in (busy, busy * times))
+    assert all(less <= more + 1e-12 for less, more in zip(astuple(few)[:4], astuple(many)[:4], strict=True)), (
+        few,
+        many,
+    )
+
+
+@given(PROFILES, MIXES, OBJECTIVES, BUSY, REPLICAS, st.floats(1.0, 30.0))
+def test_equally_busy_replicas_miss_no_more_the_more_they_are(
+    profile: EngineProfile, mix: MeanRequest, targets: LatencyTargets, busy: float, replicas: float, times: float
+) -> None:
+    step = StepModel.from_profile(profile)
+    few, many = (at_busy(step, mix, targets, busy, each) for each in (replicas, replicas * times))
+    assert all(less <= more + 1e-12 for less, more in zip(astuple(many)[:4], astuple(few)[:4], strict=True)), (
+        few,
+        many,
+    )
+
+
+@given(PROFILES, MIXES, OBJECTIVES, BUSY, REPLICAS, st.floats(1.0, 10.0))
+def test_later_targets_miss_no_more(
+    profile: EngineProfile, mix: MeanRequest, targets: LatencyTargets, busy: float, replicas: float, times: float
+) -> None:
+    assume(targets.ttft_seconds is not None or targets.itl_seconds is not None)
+    step = StepModel.from_profile(profile)
+    later = LatencyTargets(
+        None if targets.ttft_seconds is None else targets.ttft_seconds * times,
+        None if targets.itl_seconds is None else targets.itl_seconds * times,
+    )
+    early, late = (at_busy(step, mix, each, busy, replicas) for each in (targets, later))
+    assert all(less <= more + 1e-12 for less, more in zip(astuple(late)[:4], astuple(early)[:4], strict=True)), (
+        early,
+        late,
+    )
+
+
+def test_without_a_target_nothing_misses_it() -> None:
+    found = at_busy(_LARGE, _CHAT, LatencyTargets(None, None), 0.9, 4.0)
+    assert (found.prompts, found.gaps) == (0.0, 0.0)
+    assert at_busy(_LARGE, _CHAT, LatencyTargets(2.0, None), 0.9, 4.0).gaps == 0.0
+    assert at_busy(_LARGE, _CHAT, LatencyTargets(None, 0.03), 0.9, 4.0).gaps > 0.01
+
+
+def test_one_token_has_no_gap_that_could_be_late() -> None:
+    one, two = (
+        at_busy(_LARGE, MeanRequest(500.0, output), LatencyTargets(None, 0.02), 0.9, 1.0) for output in (1.0, 2.0)
+    )
+    assert one.gaps == 0.0
+    assert two.gaps > 0.5
+
+
+@pytest.mark.parametrize(
+    ("mix", "step", "named"),
+    [
+        (MeanRequest(8_000.0, 1.0), _LARGE, "prompts"),
+        (MeanRequest(10.0, 500.0), replace(_LARGE, kv_tokens=10**9), "batch"),
+        (MeanRequest(20_000.0, 2_000.0, 0.99), _LARGE, "memory"),
+        (_CHAT, replace(_LARGE, max_sequences=10**6, kv_tokens=10**9), "gaps"),
+    ],
+)
+def test_misses_come_from_what_is_scarce(mix: MeanRequest, step: StepModel, named: str) -> None:
+    busy = next(
+        share / 1_000 for share in range(1, 1_000) if at_busy(step, mix, _USUAL, share / 1_000, 8.0).total > 0.01
+    )
+    found = at_busy(step, mix, _USUAL, busy, 8.0)
+    shares = {"prompts": found.prompts, "batch": found.batch, "memory": found.memory, "gaps": found.gaps}
+    assert max(shares, key=lambda name: shares[name]) == named
+
+
+def test_short_answers_are_hurt_between_chunks_that_take_longer_than_the_target() -> None:
+    """A step with a full chunk takes 0.1 s more than one without."""
+    long = MeanRequest(7_000.0, 335.0)
+    strict, lax = (at_busy(_LARGE, long, LatencyTargets(30.0, itl), 0.7, 8.0).gaps for itl in (0.1, 0.2))
+    assert strict > 0.01
+    assert lax < strict / 100
+    answers = [
+        at_busy(_LARGE, MeanRequest(7_000.0, output), LatencyTargets(30.0, 0.1), 0.6, 8.0).gaps
+        for output in (50.0, 500.0)
+    ]
+    assert answers[0] > answers[1], "a long answer outlasts them"
+
+
+def test_unlike_prompts_wait_longer() -> None:
+    mix = MeanRequest(8_000.0, 50.0, prompt_variability=0.0)
+    equal, unlike = (
+        at_busy(_LARGE, replace(mix, prompt_variability=each), _USUAL, 0.8, 4.0).prompts for each in (0.0, 3.0)
+    )
+    assert 0.0 < equal < unlike
+
+
+_RUNNING_ANSWERS_CHAT = MeanRequest(1_000.0, 200.0)
+
+
+def _watched(tokens_of_each: float, seconds: float, *, sequences: float = 50.0) -> RunningAnswers:
+    answers = RunningAnswers()
+    for _ in range(round(seconds / 5.0)):
+        answers = update_running_answers(answers, sequences * tokens_of_each, sequences, _RUNNING_ANSWERS_CHAT, 5.0)
+    return answers
+
+
+def test_without_measurements_lengths_are_taken_for_exponential() -> None:
+    assert RunningAnswers().factor(200.0) == 2.0
+
+
+@pytest.mark.parametrize(("generated", "factor"), [(200.0, 2.0), (160.0, 1.6), (310.0, 3.1)])
+def test_a_running_sequence_holds_half_of_its_answer(generated: float, factor: float) -> None:
+    assert _watched(1_000.0 + generated, 900.0).factor(200.0) == pytest.approx(factor, rel=0.05)
+
+
+def test_a_few_sequences_hardly_change_the_guess() -> None:
+    assert _watched(1_310.0, 10.0, sequences=2.0).factor(200.0) == pytest.approx(2.0, abs=0.05)
+
+
+def test_what_cannot_be_keeps_within_bounds() -> None:
+    """Prompts that share blocks, or engines that keep unused ones."""
+    assert _watched(100.0, 900.0).factor(200.0) == 1.2
+    assert _watched(90_000.0, 900.0).factor(200.0) == 3.5
+
+
+def test_a_new_mix_is_learned_within_minutes() -> None:
+    answers = _watched(1_160.0, 1_800.0)
+    for _ in range(120):
+        answers = update_running_answers(answers, 50.0 * 1_310.0, 50.0, _RUNNING_ANSWERS_CHAT, 5.0)
+    assert answers.factor(200.0) > 2.7
+
+
+@given(st.floats(0.0, 1e6), st.floats(0.0, 1e3), st.floats(0.0, 1e5), st.floats(0.0, 1e4), st.floats(0.0, 1e4))
+def test_the_factor_is_a_number_within_bounds(
+    tokens: float, sequences: float, prompt: float, output: float, seconds: float
+) -> None:
+    request = MeanRequest(prompt, output)
+    answers = update_running_answers(RunningAnswers(), tokens, sequences, request, seconds)
+    assert math.isfinite(answers.factor(output))
+    assert 1.2 <= answers.factor(output) <= 3.5
+
+
+L = replace(LARGE_ENGINE, sequence_seconds=4e-5)
+
+
+def test_idle_decode_engines_could_take_prompts_and_full_ones_could_not() -> None:
+    quiet = decode_slack(L, DecodeLoad(0.25, 100.0, 1_050.0), itl_seconds=0.1, ttft_seconds=2.0)
+    assert quiet.rule == "slack"
+    assert 0.0 < quiet.prompt_tokens < L.kv_tokens
+    assert decode_slack(L, DecodeLoad(7.5, 800.0, 1_400.0), itl_seconds=0.1, ttft_seconds=2.0).rule == "batch-full"
+    assert decode_slack(L, DecodeLoad(0.01, 100.0, 1_050.0), itl_seconds=0.013, ttft_seconds=2.0).rule == "step-full"
+    endless = decode_slack(L, DecodeLoad(0.25, 100.0, 1_050.0), itl_seconds=0.1, ttft_seconds=None)
+    assert endless.prompt_tokens == L.kv_tokens
+
+
+@given(st.floats(0.01, 10.0), st.floats(100, 4_000), st.floats(10, 1_000), st.floats(0, 1e-8), st.floats(0, 0.05))
+def test_what_decode_could_take_keeps_both_objectives(
+    rate: float, prompt: float, output: float, attention: float, weights: float
+) -> None:
+    profile = replace(L, attention_seconds=attention, weights_seconds=weights)
+    decoding = DecodeLoad(rate, output, prompt + output / 2)
+    found = decode_slack(profile, decoding, itl_seconds=0.1, ttft_seconds=2.0)
+    if found.rule != "slack":
+        assert found.tokens_per_second == found.prompt_tokens == 0.0
+        return
+    batch, chunk = rate * output * 0.09, found.tokens_per_second * 0.09
+    step = 12e-3 + max(weights, 9e-5 * (batch + chunk)) + batch * (4e-5 + 8.7e-8 * decoding.context_tokens)
+    assert step + attention * chunk * found.prompt_tokens / 2 <= 0.09 + 1e-6
+    assert chunk + batch <= L.step_tokens + 1e-6
+    assert found.prompt_tokens * 0.09 / chunk <= 1.0 + 1e-6
+    busier = decode_slack(profile, replace(decoding, requests_per_second=rate * 1.5), itl_seconds=0.1, ttft_seconds=2.0)
+    assert busier.prompt_tokens <= found.prompt_tokens
+
+
+def test_it_is_told_with_the_number_of_a_decode_pool_and_no_other() -> None:
+    pools = (PoolSpec("pre", Role.PREFILL, profile=L), PoolSpec("dec", Role.DECODE, profile=L))
+    model = ModelSpec("m", 2.0, 0.1, pools)
+    numbers = {
+        "level_replicas": 1.0,
+        "capacity_requests_per_second": 5.0,
+        "prompt_tokens": 1_000.0,
+        "output_tokens": 100.0,
+        "speed_factor": 1.0,
+    }
+    inputs = {name: DecisionInput(value) for name, value in numbers.items()}
+    plans = {name: PoolPlan(2, "enough", "", inputs) for name in ("pre", "dec")}
+    seen = {name: PoolObservation(2, 2) for name in plans}
+    told = add_decode_slack(model, plans, seen)
+    assert told["pre"] == plans["pre"]
+    two = told["dec"].inputs["convertible_tokens_per_second"].value
+    four = (
+        add_decode_slack(model, plans, {**seen, "dec": PoolObservation(4, 4)})["dec"]
+        .inputs["convertible_tokens_per_second"]
+        .value
+    )
+    assert two is not None
+    assert four is not None
+    assert four > 2 * two > 0.0
+    for less in (replace(model, itl_seconds=None), replace(model, pools=(replace(pools[1], profile=None),))):
+        assert add_decode_slack(less, {"dec": plans["dec"]}, seen)["dec"] == plans["dec"]
+    assert add_decode_slack(model, {"dec": PoolPlan(2, "metrics-missing", "")}, seen)["dec"].inputs == {}
+    assert add_decode_slack(model, plans, {**seen, "dec": PoolObservation(2, 0)})["dec"] == plans["dec"]
