@@ -100,6 +100,11 @@ class ApiServer:
                 start_new_session=True,
             )
         self._pid = self._again.pid
+        record = self.run / "record.json"
+        facts = loads(record.read_text())
+        ticks = int(Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()[19])
+        facts["processes"]["apiserver"] = [self._pid, ticks]  # so that it ends with the cluster
+        record.write_text(json.dumps(facts))
 
     def freeze(self) -> None:
         """Sends SIGSTOP: connections stay open without any response."""
@@ -140,22 +145,28 @@ def running_api_server(run: Path) -> Iterator[ApiServer]:
     """Runs a new API server in `run`, which is removed at the end. Raises AssertionError if it
     fails.
     """
+    tool, environ = (sys.executable, str(CLUSTER_TOOL)), os.environ | _QUICK
+    log = run.with_name(f"{run.name}-down.log")
+    # Its input ends with this process, also when that is killed. Then it takes the cluster down.
+    ending = subprocess.Popen(
+        ["sh", "-c", 'read _; exec "$@" 2> "$0"', str(log), *tool, "down", "--run", str(run)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
     try:
-        _cluster("up", "--level", "api", "--run", str(run))
+        up = [*tool, "up", "--level", "api", "--run", str(run)]
+        done = subprocess.run(up, env=environ, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise AssertionError(f"e2e/cluster up: {done.stderr[-4_000:]}")
         server = ApiServer(run)
         try:
             yield server
         finally:
             server.stop()
     finally:
-        _cluster("down", "--run", str(run))
-
-
-def _cluster(*arguments: str) -> None:
-    command = [sys.executable, str(CLUSTER_TOOL), *arguments]
-    done = subprocess.run(command, env=os.environ | _QUICK, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise AssertionError(f"e2e/cluster {arguments[0]}: {done.stderr[-4_000:]}")
+        ending.communicate()
+        if ending.returncode:
+            raise AssertionError(f"e2e/cluster down: {log.read_text()[-4_000:]}")
 
 
 _REF = "#/components/schemas/"
