@@ -17,7 +17,7 @@ from e2e.kube.cluster_access.kubectl import Kubectl, eventually
 from e2e.kube.cluster_access.prometheus_server import PrometheusServer
 from e2e.kube.workloads.client_pods import HOST, ClientPod, StreamSession
 from e2e.kube.workloads.helm_release import CHART, NAMESPACE, HelmRelease
-from e2e.kube.workloads.manifests import API, Manifest, model
+from e2e.kube.workloads.manifests import Manifest, model, resource
 from e2e.kube.workloads.model_deployments import DeployedModel
 from fairlead_testing.kube.helm import render_chart
 from fairlead_testing.yaml_documents import load_document
@@ -81,8 +81,7 @@ EXPECTED_EMPTY = {
 
 def priced_engine() -> Manifest:
     """Returns an accelerator with a price, so that the autoscaler counts costs."""
-    spec = {"costPerHour": "1.50", "profile": {"preset": "tiny-cpu"}}
-    return {"apiVersion": API, "kind": "AcceleratorClass", "metadata": {"name": CLASS}, "spec": spec}
+    return resource("AcceleratorClass", CLASS, costPerHour="1.50", profile={"preset": "tiny-cpu"})
 
 
 def watched_model() -> Manifest:

@@ -18,6 +18,7 @@ import pytest
 from e2e.kube.cluster_access.kubectl import Kubectl, KubectlWatch, Manifest, eventually, run_fairlead
 from e2e.kube.workloads.client_pods import FULL, HOST, ClientPod
 from e2e.kube.workloads.helm_release import HelmRelease
+from e2e.kube.workloads.manifests import model
 from e2e.kube.workloads.model_deployments import DeployedModel
 
 pytestmark = pytest.mark.lane("engines", position=50)
@@ -29,24 +30,15 @@ GROUPS = [pytest.param("group", 2, 2, marks=_LOAD), pytest.param("alone", 1, 2, 
 """
 
 
-def model(name: str, *, replicas: int, nodes: int) -> Manifest:
+def grouped_model(name: str, *, replicas: int, nodes: int) -> Manifest:
+    """Returns a model whose instances have a node each, or several."""
     pool = {
         "name": "main",
         "acceleratorClassName": "nvidia-a100",
         "minReplicas": replicas,
         "parallelism": {"tensor": nodes, "nodes": nodes},
     }
-    return {
-        "apiVersion": "serving.fairlead.io/v1alpha1",
-        "kind": "ModelDeployment",
-        "metadata": {"name": name},
-        "spec": {
-            "model": {"uri": "hf://Qwen/Qwen3-8B"},
-            "engine": {"type": "Sim"},
-            "pools": [pool],
-            "rollout": {"drainTimeout": "30s"},
-        },
-    }
+    return model(name, pools=[pool], rollout={"drainTimeout": "30s"})
 
 
 class ReadyMinimum(KubectlWatch):
@@ -97,7 +89,7 @@ def rounds(found: DeployedModel) -> set[str]:
 def test_a_change_is_held_let_through_and_taken_back(
     here: Kubectl, installed: HelmRelease, name: str, replicas: int, nodes: int
 ) -> None:
-    here.apply(model(name, replicas=replicas, nodes=nodes))
+    here.apply(grouped_model(name, replicas=replicas, nodes=nodes))
     client, found = ClientPod(here, installed).start(), DeployedModel(here, name)
     client.first_token(f"{here.namespace}/{name}")
     first = found.wait_until_settled(pods=replicas * nodes)
@@ -203,18 +195,11 @@ class Traffic:
             self.answers, self.failed = counts["answers"], counts["failed"]
 
 
-def canary_model(name: str, *args: str) -> Manifest:
-    return {
-        "apiVersion": "serving.fairlead.io/v1alpha1",
-        "kind": "ModelDeployment",
-        "metadata": {"name": name},
-        "spec": {
-            "model": {"uri": "hf://Qwen/Qwen3-8B"},
-            "engine": {"type": "Sim", "args": list(args)},
-            "pools": [{"name": "main", "acceleratorClassName": "nvidia-a100", "minReplicas": 2}],
-            "rollout": {"drainTimeout": "30s", "canary": {"steps": [50], "observe": "3m"}},
-        },
-    }
+def canary_model(name: str) -> Manifest:
+    """Returns a model of two instances whose changes are observed on half of them."""
+    pool = {"name": "main", "acceleratorClassName": "nvidia-a100", "minReplicas": 2}
+    rollout = {"drainTimeout": "30s", "canary": {"steps": [50], "observe": "3m"}}
+    return model(name, pools=[pool], rollout=rollout)
 
 
 def canary(found: DeployedModel) -> Manifest:

@@ -98,7 +98,7 @@ async def test_canary_has_objects_of_its_own_and_is_promoted_by_hand(api_server:
 async def test_canary_outlives_its_operator_and_is_ended_by_hand(api_server: ApiServer, tmp_path: Path) -> None:
     async with observed_canary(api_server, "canary-ended", tmp_path) as here:
         before = await status(here)
-        here.operators.stop(0)
+        here.operators.running[0].stop()
         here.operators.start()
         await here.until_rest(1)
         assert (await status(here))["canary"] == before["canary"]

@@ -105,7 +105,7 @@ async def test_foreign_name_is_avoided_and_reported_if_all_are_taken(api_server:
 
 
 async def test_later_model_reports_who_has_its_name_until_it_gets_it(api_server: ApiServer, tmp_path: Path) -> None:
-    async with settled_cluster(api_server, "earlier", tmp_path, FAIRLEAD_WATCH_NAMESPACES="earlier,later") as here:
+    async with settled_cluster(api_server, "earlier", tmp_path, watch_namespaces="earlier,later") as here:
         await apply_crds_and_namespaces(here.api, "later")
         later = TrialCluster(here.server, here.api, "later", here.operators)
 
@@ -124,7 +124,7 @@ async def test_later_model_reports_who_has_its_name_until_it_gets_it(api_server:
         assert "NameTaken" not in await conditions(here, "qwen")
         await here.api.delete(MODEL_DEPLOYMENTS, here.namespace, "qwen")
         await wait_message("qwen belongs to earlier/qwen, which is deleted and has not released its names")
-        here.operators.stop(0)
+        here.operators.running[0].stop()
         here.operators.start()
         await wait_message("qwen belonged to a model that is deleted and has not released its names")
         await here.model("qwen")

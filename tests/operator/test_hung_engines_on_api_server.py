@@ -43,8 +43,8 @@ def run_with_gateways(
     """Runs `check` with a model and two ready gateways, whose management ports have no page yet."""
 
     async def main(servers: tuple[CannedServer, CannedServer]) -> None:
-        variables = {"FAIRLEAD_MANAGEMENT_PODS": f"{namespace}/app.kubernetes.io/component=gateway"}
-        variables |= {"FAIRLEAD_HUNG_RESTART": "0s", "FAIRLEAD_MANAGE_TOKEN": "s3cret"}
+        variables = {"management_pods": f"{namespace}/app.kubernetes.io/component=gateway"}
+        variables |= {"hung_restart": "0s", "manage_token": "s3cret"}
         async with open_cluster(api_server, namespace, logs, **variables) as here:
             await here.model("qwen")
             for number, server in enumerate(servers):

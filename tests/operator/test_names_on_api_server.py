@@ -99,7 +99,7 @@ async def test_operator_and_gateway_agree_on_names_and_targets(api_server: ApiSe
                 await wait_until(is_refused)
                 await api.delete(MODEL_ROUTES, NAMESPACE, "assistant")
                 await wait_until(lambda: fleets[-1].routes == {})
-            assert await asyncio.to_thread(operators.stop, first) == 0, "it gives the lease to the next one"
+            assert await asyncio.to_thread(operators.running[first].stop) == 0, "it gives the lease to the next one"
 
     try:
         await main()

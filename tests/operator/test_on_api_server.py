@@ -110,7 +110,7 @@ async def test_model_life_cycle_with_two_operators_and_one_kill(
 ) -> None:
     namespace = "life"
     async with namespace_api(api_server, namespace) as api:
-        some = operators(namespace, FAIRLEAD_LEASE="4s")
+        some = operators(namespace, lease="4s")
         first = some.start()
         await wait_until(lambda: asyncio.to_thread(some.is_leading, first))
         second = some.start()
@@ -131,7 +131,7 @@ async def test_model_life_cycle_with_two_operators_and_one_kill(
         assert one is not None
         assert one["spec"]["replicas"] == 3
 
-        some.stop(first, signal.SIGKILL)
+        some.running[first].stop(signal.SIGKILL)
         moved = await api.apply(model(namespace, "other"), "kubectl")
         await wait_until(lambda: asyncio.to_thread(some.is_leading, second))
         await wait_children(api, namespace, "qwen-other")
@@ -141,15 +141,15 @@ async def test_model_life_cycle_with_two_operators_and_one_kill(
         assert {one["metadata"]["labels"]["fairlead.io/pool"] for one in services} == {"other"}
 
         versions = await _versions(api, namespace)
-        assert some.stop(second) == 0
+        assert some.running[second].stop() == 0
         lease = await api.get(LEASES, namespace, "fairlead-operator")
         assert lease["spec"].get("holderIdentity", "") == ""
         third = some.start()
         await wait_until(lambda: asyncio.to_thread(some.is_leading, third))
         await wait_until(lambda: asyncio.to_thread(some.is_idle, third))
         assert await _versions(api, namespace) == versions, "a new process writes nothing"
-        assert "every watch delivers" in some.get(third, "/healthz")
-        assert some.stop(third) == 0
+        assert "every watch delivers" in some.running[third].read("/healthz")
+        assert some.running[third].stop() == 0
         reasons = {event["reason"] for event in (await api.list(EVENTS, namespace)).items}
         assert {"Created", "AllReady", "Removed"} <= reasons
 
@@ -170,7 +170,7 @@ async def test_model_nested_thousands_of_levels_stops_no_operator(
         await api._request(HttpRequest("POST", path, body=body, repeatable=False))
         await api.apply(model(namespace), "kubectl")
         await wait_children(api, namespace, "qwen-main")
-        assert some.stop(first) == 0
+        assert some.running[first].stop() == 0
 
         second = some.start()
         await wait_until(lambda: asyncio.to_thread(some.is_leading, second))
@@ -183,7 +183,7 @@ async def test_model_nested_thousands_of_levels_stops_no_operator(
         await wait_until(is_refused)
         await api.apply(model(namespace, "other"), "kubectl")
         await wait_children(api, namespace, "qwen-other")
-        assert some.stop(second) == 0
+        assert some.running[second].stop() == 0
 
 
 async def test_revision_whose_text_is_no_unicode_stops_no_operator(
@@ -216,7 +216,7 @@ async def test_revision_whose_text_is_no_unicode_stops_no_operator(
         await store(api, "watched", b"\xff\\udfff")
         await api.apply(model(namespace, "other"), "kubectl")
         await wait_children(api, namespace, "qwen-other")
-        assert some.stop(first) == 0
+        assert some.running[first].stop() == 0
 
 
 async def test_kill_and_unreachable_api_server_create_everything_once(
@@ -232,7 +232,7 @@ async def test_kill_and_unreachable_api_server_create_everything_once(
         async def complete() -> bool:
             return all([await count(kind) == len(names) for kind in (DEPLOYMENTS, SERVICES, CONTROLLER_REVISIONS)])
 
-        some = operators(namespace, FAIRLEAD_LEASE="3s")
+        some = operators(namespace, lease="3s")
 
         async def outlived() -> bool:
             """Its Deployment starts another one when it ended, having lost the lease."""
@@ -246,7 +246,7 @@ async def test_kill_and_unreachable_api_server_create_everything_once(
             one = model(namespace)
             one["metadata"]["name"] = name
             await api.apply(one, "kubectl")
-        some.stop(first, signal.SIGKILL)
+        some.running[first].stop(signal.SIGKILL)
         some.start()
         await wait_until(complete)
 
@@ -262,7 +262,7 @@ async def test_kill_and_unreachable_api_server_create_everything_once(
         await wait_until(outlived)
         for name in names:
             assert await api.delete(MODEL_DEPLOYMENTS, namespace, name), "no finalizer holds it"
-        assert some.stop(len(some.running) - 1) == 0
+        assert some.running[-1].stop() == 0
         assert (await api.list(MODEL_DEPLOYMENTS, namespace)).items == []
 
 

@@ -10,7 +10,6 @@ import random
 import re
 import ssl
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,10 +39,10 @@ from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_bench.results import ResultRow, load_goals, parse_options, write_results
 from fairlead_testing.kube.api_server import ApiServer, running_api_server
-from fairlead_testing.processes import unused_port
+from fairlead_testing.kube.operator_harness import model_manifest
+from fairlead_testing.kube.operator_process import OperatorProcess, start_operator
 from fairlead_testing.waiting import wait_until
 
-COMMAND = ("-m", "fairlead_operator", "--host", "127.0.0.1", "--port", "{port}")
 CHILDREN = (
     "deployments",
     "services",
@@ -59,38 +58,16 @@ RequestCounts = Counter[tuple[str, str, str]]
 """Requests by verb, resource and subresource."""
 
 
-class SubjectProcess:
-    """CPU in seconds, memory in MB, as the kernel counts them."""
+def cpu_seconds(subject: OperatorProcess) -> float:
+    """Returns the user and system time that it has used."""
+    fields = Path(f"/proc/{subject.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def __init__(self, kubeconfig: Path, log: Path) -> None:
-        environment = {
-            **os.environ,
-            "KUBECONFIG": str(kubeconfig),
-            "FAIRLEAD_ENGINE_IMAGES": "sim=fairlead.io/sim:1",
-            "FAIRLEAD_LEASE": "60s",
-        }
-        command = [part.format(port=unused_port()) for part in COMMAND]
-        with log.open("ab") as opened:
-            self._process = subprocess.Popen([sys.executable, *command], env=environment, stdout=opened, stderr=opened)
 
-    def cpu_seconds(self) -> float:
-        """Returns user and system time of all threads since the start."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def memory(self, name: str = "VmRSS") -> float:
-        """Returns the resident memory; ``VmHWM`` is its peak."""
-        lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024 / 1e6
-
-    def stop(self) -> None:
-        """Sends SIGTERM, and SIGKILL after a while."""
-        self._process.terminate()
-        try:
-            self._process.wait(60.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+def memory_megabytes(subject: OperatorProcess, name: str = "VmRSS") -> float:
+    """Returns its memory, or its highest."""
+    lines = Path(f"/proc/{subject.process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024 / 1e6
 
 
 def api_requests(server: ApiServer) -> RequestCounts:
@@ -213,7 +190,7 @@ class OperatorBenchmark:
     """One run. ``names`` are the models, in the order in which they are
     applied."""
 
-    def __init__(self, server: ApiServer, api: KubeApi, begin: Callable[[], SubjectProcess], names: list[str]) -> None:
+    def __init__(self, server: ApiServer, api: KubeApi, begin: Callable[[], OperatorProcess], names: list[str]) -> None:
         self._server, self._api, self._begin, self._names = server, api, begin, names
         self._models, self._children = ObjectWatch(api, MODEL_DEPLOYMENTS), ObjectWatch(api, DEPLOYMENTS)
 
@@ -223,12 +200,12 @@ class OperatorBenchmark:
         subject = self._begin()
         try:
             await self._alone("warm", 3)
-            idle = subject.memory()
+            idle = memory_megabytes(subject)
             alone = await self._alone("one", SINGLE_MODELS)
             created = await self._crowd(subject)
             changed = await self._crowd(subject, "--max-num-seqs=3")
             rest = await self._rest(subject, rest_seconds)
-            memory, again = subject.memory("VmHWM"), await self._lose()
+            memory, again = memory_megabytes(subject, "VmHWM"), await self._lose()
         finally:
             await asyncio.to_thread(subject.stop)
         before = await self._counted()
@@ -238,7 +215,7 @@ class OperatorBenchmark:
             await wait_until(lambda: self._has_status("last"), TIMEOUT_SECONDS)
             await self._quiet()
             restart = writes(await self._counted() - before)
-            memory = max(memory, subject.memory("VmHWM"))
+            memory = max(memory, memory_megabytes(subject, "VmHWM"))
         finally:
             await asyncio.to_thread(subject.stop)
             for eye in eyes:
@@ -262,9 +239,9 @@ class OperatorBenchmark:
             while child not in self._children.items:  # noqa: ASYNC110  # looked at more often than the clock's error matters
                 await asyncio.sleep(0.0005)
 
-    async def _crowd(self, subject: SubjectProcess, *args: str) -> BatchFigures:
+    async def _crowd(self, subject: OperatorProcess, *args: str) -> BatchFigures:
         """Applies all models, and waits until each has a status and writes have ended."""
-        before, cpu, began = await self._counted(), subject.cpu_seconds(), time.monotonic()
+        before, cpu, began = await self._counted(), cpu_seconds(subject), time.monotonic()
         room = asyncio.Semaphore(CONCURRENT_MODELS)
 
         async def put(name: str) -> None:
@@ -277,14 +254,14 @@ class OperatorBenchmark:
         await wait_until(lambda: all(self._has_status(name, of) for name, of in wanted.items()), TIMEOUT_SECONDS)
         seconds = time.monotonic() - began
         await self._quiet()
-        spent, requests = subject.cpu_seconds() - cpu, await self._counted() - before
+        spent, requests = cpu_seconds(subject) - cpu, await self._counted() - before
         done = sum(f"{name}-main" in self._children.items for name in self._names)
         return BatchFigures(len(self._names), done, seconds, spent, writes(requests), reads(requests))
 
-    async def _rest(self, subject: SubjectProcess, seconds: float) -> tuple[int, float]:
-        before, cpu = await self._counted(), subject.cpu_seconds()
+    async def _rest(self, subject: OperatorProcess, seconds: float) -> tuple[int, float]:
+        before, cpu = await self._counted(), cpu_seconds(subject)
         await asyncio.sleep(seconds)
-        return writes(await self._counted() - before), subject.cpu_seconds() - cpu
+        return writes(await self._counted() - before), cpu_seconds(subject) - cpu
 
     async def _lose(self) -> int:
         """Deletes some Deployments; returns the number that exist again after a while."""
@@ -322,17 +299,9 @@ class OperatorBenchmark:
 
 
 def model(name: str, *args: str) -> Manifest:
-    """Returns the smallest model with a simulated engine."""
-    return {
-        "apiVersion": MODEL_DEPLOYMENTS.api_version,
-        "kind": "ModelDeployment",
-        "metadata": {"name": name, "namespace": NAMESPACE},
-        "spec": {
-            "model": {"uri": "hf://Qwen/Qwen3-8B"},
-            "engine": {"type": "Sim", "args": list(args)},
-            "pools": [{"acceleratorClassName": "cpu"}],
-        },
-    }
+    """Returns a model of one simulated engine."""
+    engine = {"type": "Sim", "args": list(args)}
+    return model_manifest(name, NAMESPACE, engine=engine, pools=[{"acceleratorClassName": "cpu"}])
 
 
 def model_uid(manifest: Manifest) -> str:
@@ -348,9 +317,9 @@ async def measure(server: ApiServer, names: list[str], rest_seconds: float, log:
         await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}, "bench")
         served: Callable[[], Awaitable[bool]] = lambda: api.has_resource(MODEL_DEPLOYMENTS)  # noqa: E731
         await wait_until(served)
-        return await OperatorBenchmark(server, api, lambda: SubjectProcess(server.kubeconfig, log), names).run(
-            rest_seconds
-        )
+        return await OperatorBenchmark(
+            server, api, lambda: start_operator(server.kubeconfig, log, lease="60s"), names
+        ).run(rest_seconds)
 
 
 BASE_MS, WRITE_MS = 1.0, 0.6

@@ -50,6 +50,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_testing.http.links import cut_link
 from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.operator_harness import model_manifest
 from fairlead_testing.kube.operator_process import (
     OPERATOR_MODULE,
     OperatorProcesses,
@@ -85,20 +86,10 @@ class TrialCluster:
 
     async def model(self, name: str, *args: str, pools: tuple[str, ...] = ("main",), **spec: Any) -> Manifest:
         """Applies a model, as users do."""
-        return await self.api.apply(
-            {
-                "apiVersion": MODEL_DEPLOYMENTS.api_version,
-                "kind": "ModelDeployment",
-                "metadata": {"name": name, "namespace": self.namespace},
-                "spec": {
-                    "model": {"uri": "hf://Qwen/Qwen3-8B"},
-                    "engine": {"type": "Sim", "args": list(args)},
-                    "pools": [{"name": pool, "acceleratorClassName": "cpu"} for pool in pools],
-                    **spec,
-                },
-            },
-            "kubectl",
-        )
+        engine = {"type": "Sim", "args": list(args)}
+        named = [{"name": pool, "acceleratorClassName": "cpu"} for pool in pools]
+        manifest = model_manifest(name, self.namespace, engine=engine, pools=named, **spec)
+        return await self.api.apply(manifest, "kubectl")
 
     async def settled(self) -> bool:
         """Controllers have done their part, and every model is Ready at its generation."""
@@ -326,7 +317,7 @@ async def run_silent_api(server: ApiServer, logs: Path, *, children: bool) -> Tr
     where = urlsplit(server.config().server)
     async with cut_link(where.hostname or "", where.port or 443) as gap:
         kubeconfig = _proxy(server, gap.port)
-        settings = {"FAIRLEAD_RESYNC": "5s", "FAIRLEAD_LEASE": "60s"}
+        settings = {"resync": "5s", "lease": "60s"}
         async with open_cluster(server, "silent", logs, kubeconfig, **settings) as here:
             which = here.operators.start()
             await here.leader(which)
@@ -420,14 +411,14 @@ async def _run_steps(
 
     Returns the final state, and whether the kill happened.
     """
-    async with open_cluster(server, namespace, logs, FAIRLEAD_LEASE="3s") as here:
+    async with open_cluster(server, namespace, logs, lease="3s") as here:
         before = STEPS[: STEPS.index(stage)]
         if before:
             which = here.operators.start()
             for one in before:
                 await _step(here, one)
                 await here.until_settled()
-            here.operators.stop(which)
+            here.operators.running[which].stop()
         await _step(here, stage)
         command = OPERATOR_MODULE if kill is None else (*SELF_KILL, kill[0], str(kill[1]))
         which = here.operators.start(command=command)
@@ -473,7 +464,7 @@ async def run_handovers(server: ApiServer, seconds: float, logs: Path) -> TrialV
     """Ends the leader of two operators by each signal in turn, at least once each and for
     ``seconds``."""
     found = TrialVerdict()
-    async with open_cluster(server, "handover", logs, FAIRLEAD_RESYNC="5s", FAIRLEAD_LEASE="3s") as here:
+    async with open_cluster(server, "handover", logs, resync="5s", lease="3s") as here:
         pair = [here.operators.start(), here.operators.start()]
         for number in range(HANDOVER_MODELS):
             await here.model(f"m{number}")
@@ -499,14 +490,14 @@ async def _hand_over(here: TrialCluster, pair: list[int], way: signal.Signals, s
     it."""
     leading = await here.leader(*pair)
     (other,) = (one for one in pair if one != leading)
-    here.operators.send_signal(leading, way)
+    here.operators.running[leading].process.send_signal(way)
     await here.leader(other)
     if way is signal.SIGSTOP:  # and wakes up in the belief that it leads
 
         async def ended() -> bool:
             return not here.operators.is_alive(leading)
 
-        here.operators.send_signal(leading, signal.SIGCONT)
+        here.operators.running[leading].process.send_signal(signal.SIGCONT)
         await here.until(ended, "who was stopped learns that it has lost the lease")
     await asyncio.sleep(seconds)
     return [other, here.operators.start()]
@@ -518,7 +509,7 @@ async def run_two_leaders(server: ApiServer, seconds: float, logs: Path) -> Tria
     Models change meanwhile and a scaler writes.
     """
     found = TrialVerdict()
-    async with open_cluster(server, "both", logs, FAIRLEAD_RESYNC="5s") as here:
+    async with open_cluster(server, "both", logs, resync="5s") as here:
         pair = [here.operators.start(lease_namespace=name) for name in ("both", "default")]
         for one in pair:
             await here.leader(one)

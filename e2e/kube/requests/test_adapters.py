@@ -9,7 +9,7 @@ import pytest
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually, explain_request
 from e2e.kube.workloads.client_pods import ClientPod, GatewayRequest
 from e2e.kube.workloads.helm_release import HelmRelease
-from e2e.kube.workloads.manifests import API, PORT, deployment, model, paced_engine, pod_spec, service
+from e2e.kube.workloads.manifests import PORT, deployment, model, paced_engine, pod_spec, resource, service
 from fairlead_testing.http import s3_server
 
 _LOADED = """
@@ -26,10 +26,6 @@ import json, pathlib, sys
 folder = pathlib.Path(sys.argv[1])
 print(json.dumps({path.name: path.read_text() for path in folder.iterdir() if not path.name.startswith(".")}))
 """
-
-
-def adapter(name: str, **spec: object) -> Manifest:
-    return {"apiVersion": API, "kind": "ModelAdapter", "metadata": {"name": name}, "spec": spec}
 
 
 class AdapterClient:
@@ -82,8 +78,8 @@ def test_adapters_are_applied_requested_changed_and_deleted(here: Kubectl, insta
     adapters = AdapterClient(client)
     try:
         sql = {"base": "tiny", "servedNames": [alias]}
-        law_adapter = adapter("law", base="tiny", source="hf://acme/law", replicas=1)
-        here.apply(adapter("sql", source="pvc:loras/sql-1", **sql), law_adapter)
+        law_adapter = resource("ModelAdapter", "law", base="tiny", source="hf://acme/law", replicas=1)
+        here.apply(resource("ModelAdapter", "sql", source="pvc:loras/sql-1", **sql), law_adapter)
         eventually("it has no slots", lambda: ready(here, "sql") == ("False", "BaseWithoutSlots"))
         here.apply(model("tiny", adapters={"slots": 2, "claimNames": ["loras"]}))
         eventually("sql can be loaded", lambda: ready(here, "sql") == ("True", "Loadable"))
@@ -103,7 +99,7 @@ def test_adapters_are_applied_requested_changed_and_deleted(here: Kubectl, insta
         assert shown[2:5] == ["tiny", "True", "Loadable"], shown
 
         pods = {one["metadata"]["uid"] for one in here.get("pods")["items"]}
-        here.apply(adapter("sql", source="pvc:loras/sql-2", **sql))
+        here.apply(resource("ModelAdapter", "sql", source="pvc:loras/sql-2", **sql))
 
         def is_swapped() -> bool:
             return adapters.chat(alias) == [(200, alias)] and loaded(here, "tiny").get("sql") == f"{path}/sql-2"
@@ -111,7 +107,7 @@ def test_adapters_are_applied_requested_changed_and_deleted(here: Kubectl, insta
         eventually("the new source is loaded", is_swapped)
         assert here.get("modeladapter", "sql")["status"]["engineSource"] == f"{path}/sql-2"
 
-        here.apply(adapter("sql", source="pvc:other/sql", **sql))
+        here.apply(resource("ModelAdapter", "sql", source="pvc:other/sql", **sql))
         adapters.wait(alias, (404, "model_not_found"))
         eventually("its claim is missing", lambda: ready(here, "sql") == ("False", "ClaimNotMounted"))
         here.run("delete", "modeladapter", "law")
@@ -160,7 +156,7 @@ def test_adapter_of_an_object_store_is_downloaded_checked_and_swapped(here: Kube
 
     def sql(version: int, content: int) -> Manifest:
         source = f"s3://loras/sql-{version}"
-        return adapter("sql", base="tiny", source=source, digest=digest_of(files_of(content)))
+        return resource("ModelAdapter", "sql", base="tiny", source=source, digest=digest_of(files_of(content)))
 
     def engine_files() -> dict[str, str]:
         path = here.get("modeladapter", "sql")["status"]["engineSource"]

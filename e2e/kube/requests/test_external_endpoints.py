@@ -12,6 +12,7 @@ from e2e.kube.workloads.manifests import (
     PORT,
     model,
     paced_engine,
+    resource,
 )
 
 
@@ -67,10 +68,7 @@ def objects(namespace: str) -> list[Manifest]:
             {"when": down, "after": "second", "to": "hosted"},
         ],
     }
-    return [
-        {"apiVersion": API, "kind": "ModelDeployment", "metadata": {"name": "hosted"}, "spec": hosted},
-        {"apiVersion": API, "kind": "ModelRoute", "metadata": {"name": "outward"}, "spec": route},
-    ]
+    return [resource("ModelDeployment", "hosted", **hosted), resource("ModelRoute", "outward", **route)]
 
 
 @pytest.mark.lane("changes", position=77)

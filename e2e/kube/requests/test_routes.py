@@ -7,14 +7,10 @@ from typing import Any
 
 import pytest
 
-from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually, explain_request, run_fairlead
+from e2e.kube.cluster_access.kubectl import Kubectl, eventually, explain_request, run_fairlead
 from e2e.kube.workloads.client_pods import ClientPod, GatewayRequest
 from e2e.kube.workloads.helm_release import HelmRelease
-from e2e.kube.workloads.manifests import API, model, paced_engine
-
-
-def route(name: str, **spec: object) -> Manifest:
-    return {"apiVersion": API, "kind": "ModelRoute", "metadata": {"name": name}, "spec": spec}
+from e2e.kube.workloads.manifests import model, paced_engine, resource
 
 
 class RouteClient:
@@ -56,7 +52,12 @@ def test_a_route_is_created_split_overridden_and_deleted(here: Kubectl, installe
     routes = RouteClient(client)
     try:
         here.apply(
-            route("assistant", servedNames=[alias], targets=[{"model": "stable"}, {"model": "gone", "weight": 0}])
+            resource(
+                "ModelRoute",
+                "assistant",
+                servedNames=[alias],
+                targets=[{"model": "stable"}, {"model": "gone", "weight": 0}],
+            )
         )
         began = time.time()
         routes.wait(alias, [200, stable, alias])
@@ -72,7 +73,7 @@ def test_a_route_is_created_split_overridden_and_deleted(here: Kubectl, installe
 
         override = {"headers": {"x-canary": "yes"}, "targets": [{"model": "canary"}]}
         split = [{"model": "stable"}, {"model": "canary"}]
-        here.apply(route("assistant", servedNames=[alias], targets=split, overrides=[override]))
+        here.apply(resource("ModelRoute", "assistant", servedNames=[alias], targets=split, overrides=[override]))
         sessions = [str(number) for number in range(12)]
         eventually(
             "both targets get sessions",
@@ -85,7 +86,7 @@ def test_a_route_is_created_split_overridden_and_deleted(here: Kubectl, installe
         shown = explain_request(here, explained)
         assert f"{alias} is the route {here.namespace}/assistant, overrides[0] → {canary}" in shown, shown
 
-        here.apply(route("assistant", servedNames=[alias], targets=[{"model": "gone"}]))
+        here.apply(resource("ModelRoute", "assistant", servedNames=[alias], targets=[{"model": "gone"}]))
         routes.wait(alias, [503, None, "route_without_target"])
         missing = {"Accepted": ("True", "Valid"), "ResolvedRefs": ("False", "ModelNotFound")}
         eventually("its conditions say so", lambda: conditions(here, "assistant") == missing)
@@ -116,7 +117,7 @@ def test_a_shadow_answers_copies_and_no_client(here: Kubectl, installed: HelmRel
         client.first_token(key)
     routes = RouteClient(client)
     try:
-        here.apply(route("shadowed", targets=[{"model": "stable"}], shadow={"model": "following"}))
+        here.apply(resource("ModelRoute", "shadowed", targets=[{"model": "stable"}], shadow={"model": "following"}))
         routes.wait(name, [200, stable, name])
         before = copies(here, following, stable).get("answered", 0)
         sessions = [str(number) for number in range(12)]

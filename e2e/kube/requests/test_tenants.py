@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually, run_fairlead
+from e2e.kube.cluster_access.kubectl import Kubectl, eventually, run_fairlead
 from e2e.kube.workloads.client_pods import ClientPod, record_result
 from e2e.kube.workloads.helm_release import AUDIENCE, GATEWAY, MANAGEMENT_TOKEN, HelmRelease, service_account_issuer
-from e2e.kube.workloads.manifests import API, model, paced_engine
+from e2e.kube.workloads.manifests import model, paced_engine, resource
 from fairlead_testing.reports import ReportLine
 
 _UNTIL = """
@@ -50,10 +50,6 @@ try:
 except urllib.error.HTTPError as error:
     print(error.code)
 """
-
-
-def tenant(name: str, **spec: object) -> Manifest:
-    return {"apiVersion": API, "kind": "ModelTenant", "metadata": {"name": name}, "spec": spec}
 
 
 class Gateways:
@@ -99,7 +95,9 @@ def test_a_tenant_is_created_used_limited_rotated_and_revoked(here: Kubectl, ins
     client.first_token(f"{here.namespace}/one")
     gateways = Gateways(client, installed)
     try:
-        here.apply(tenant(name, models=[f"{here.namespace}/one"], limits=[{"per": "Day", "requests": 3}]))
+        here.apply(
+            resource("ModelTenant", name, models=[f"{here.namespace}/one"], limits=[{"per": "Day", "requests": 3}])
+        )
         began = time.time()
         key = fairlead("keys", "create", name, "prod", "--expires", "1h")
         created = gateways.wait_for(200, key) - began
@@ -182,7 +180,9 @@ def test_a_service_account_calls_with_its_token(here: Kubectl, configured: HelmR
     account = f"system:serviceaccount:{here.namespace}:default"
     gateways = Gateways(ClientPod(here, configured).start(), configured)
     try:
-        here.apply(tenant(here.namespace, subjects=[{"issuer": issuer, "claim": "sub", "value": account}]))
+        here.apply(
+            resource("ModelTenant", here.namespace, subjects=[{"issuer": issuer, "claim": "sub", "value": account}])
+        )
         token = here.run("create", "token", "default", f"--audience={AUDIENCE}").strip()
         gateways.wait_for(200, token)
         gateways.wait_for(401, here.run("create", "token", "default", "--audience=other").strip())

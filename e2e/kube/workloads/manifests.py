@@ -60,42 +60,39 @@ def pod_spec(
     }
 
 
+def resource(kind: str, name: str, /, **spec: Any) -> Manifest:
+    """Returns a manifest with a specification."""
+    own = kind.startswith(("Model", "Accelerator"))
+    api = API if own else "apps/v1" if kind == "Deployment" else "v1"
+    return {"apiVersion": api, "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+
 def pod(name: str, spec: Manifest) -> Manifest:
     """Returns a pod without a controller."""
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+    return resource("Pod", name, **spec)
 
 
 def deployment(name: str, spec: Manifest, *, replicas: int = 1) -> Manifest:
     """Pods of this kind, labelled ``app: name``."""
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": name},
-        "spec": {
-            "replicas": replicas,
-            "selector": {"matchLabels": {"app": name}},
-            "template": {"metadata": {"labels": {"app": name}}, "spec": spec},
-        },
-    }
+    template = {"metadata": {"labels": {"app": name}}, "spec": spec}
+    selector = {"matchLabels": {"app": name}}
+    return resource("Deployment", name, replicas=replicas, selector=selector, template=template)
 
 
 def small_engine() -> Manifest:
     """An accelerator that carries four streams at once, each with 20 tokens a second: of 40 tokens,
     two a second."""
-    profile = {"preset": "tiny-cpu", "stepSeconds": "44500u", "sequenceSeconds": 0, "kvTokens": 65_536}
-    spec = {"profile": {**profile, "maxSequences": 4, "stepTokens": 8_192}}
-    return {"apiVersion": API, "kind": "AcceleratorClass", "metadata": {"name": SMALL_ENGINE}, "spec": spec}
+    return _slow_engine(SMALL_ENGINE, kvTokens=65_536, maxSequences=4)
+
+
+def _slow_engine(name: str, **limits: int) -> Manifest:
+    profile = {"preset": "tiny-cpu", "stepSeconds": "44500u", "sequenceSeconds": 0, "stepTokens": 8_192, **limits}
+    return resource("AcceleratorClass", name, profile=profile)
 
 
 def service(name: str, port: int = PORT) -> Manifest:
     """A name for the pods that are labelled ``app: name``."""
-    ports = [{"port": port, "targetPort": port}]
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": name},
-        "spec": {"selector": {"app": name}, "ports": ports},
-    }
+    return resource("Service", name, selector={"app": name}, ports=[{"port": port, "targetPort": port}])
 
 
 def config_map(name: str, **files: str) -> Manifest:
@@ -109,21 +106,14 @@ def model(name: str, *, replicas: int = 1, **spec: Any) -> Manifest:
 
     spec: overrides the defaults.
     """
-    return {
-        "apiVersion": API,
-        "kind": "ModelDeployment",
-        "metadata": {"name": name},
-        "spec": {
-            "model": {"uri": "hf://Qwen/Qwen3-8B"},
-            "engine": {"type": "Sim"},
-            "pools": [{"acceleratorClassName": PACED_ENGINE, "minReplicas": replicas}],
-            **spec,
-        },
+    fixed: Manifest = {
+        "model": {"uri": "hf://Qwen/Qwen3-8B"},
+        "engine": {"type": "Sim"},
+        "pools": [{"acceleratorClassName": PACED_ENGINE, "minReplicas": replicas}],
     }
+    return resource("ModelDeployment", name, **fixed | spec)
 
 
 def paced_engine() -> Manifest:
     """An accelerator on which every stream gets 20 tokens a second, however many there are."""
-    profile = {"preset": "tiny-cpu", "stepSeconds": "44500u", "sequenceSeconds": 0, "kvTokens": 262_144}
-    spec = {"profile": {**profile, "maxSequences": 256, "stepTokens": 8_192}}
-    return {"apiVersion": API, "kind": "AcceleratorClass", "metadata": {"name": PACED_ENGINE}, "spec": spec}
+    return _slow_engine(PACED_ENGINE, kvTokens=262_144, maxSequences=256)

@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from e2e.kube.workloads.manifests import API, Manifest, image
+from e2e.kube.workloads.manifests import Manifest, image, resource
 from e2e.vllm.engine.engine_processes import KvConnector
 from e2e.vllm.engine.installation import Installation
 
@@ -75,12 +75,7 @@ def volumes(installed: Installation, namespace: str) -> list[Manifest]:
 
 def accelerator_class() -> Manifest:
     """Returns the class of the pods: no device, and the speed of the tiny model on a processor."""
-    return {
-        "apiVersion": API,
-        "kind": "AcceleratorClass",
-        "metadata": {"name": CLASS},
-        "spec": {"profile": {"preset": "tiny-cpu"}},
-    }
+    return resource("AcceleratorClass", CLASS, profile={"preset": "tiny-cpu"})
 
 
 def pool(**fields: object) -> Manifest:
@@ -119,33 +114,22 @@ def engine(installed: Installation, *arguments: str, **environment: str) -> Mani
 
 
 def _volume(name: str, place: Path, namespace: str, claim: str) -> Manifest:
-    return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolume",
-        "metadata": {"name": name},
-        "spec": {
-            "accessModes": ["ReadOnlyMany"],
-            "capacity": {"storage": "1Gi"},
-            "claimRef": {"namespace": namespace, "name": claim},
-            "hostPath": {"path": str(place), "type": "Directory"},
-            "persistentVolumeReclaimPolicy": "Retain",
-            "storageClassName": "",
-        },
-    }
+    return resource(
+        "PersistentVolume",
+        name,
+        accessModes=["ReadOnlyMany"],
+        capacity={"storage": "1Gi"},
+        claimRef={"namespace": namespace, "name": claim},
+        hostPath={"path": str(place), "type": "Directory"},
+        persistentVolumeReclaimPolicy="Retain",
+        storageClassName="",
+    )
 
 
 def _claim(name: str, volume: str) -> Manifest:
-    return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": name},
-        "spec": {
-            "accessModes": ["ReadOnlyMany"],
-            "resources": {"requests": {"storage": "1Gi"}},
-            "storageClassName": "",
-            "volumeName": volume,
-        },
-    }
+    size = {"requests": {"storage": "1Gi"}}
+    fields = {"accessModes": ["ReadOnlyMany"], "resources": size, "storageClassName": "", "volumeName": volume}
+    return resource("PersistentVolumeClaim", name, **fields)
 
 
 def _libraries(objects: Sequence[Path]) -> dict[str, Path]:

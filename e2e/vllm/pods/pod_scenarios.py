@@ -41,7 +41,7 @@ from e2e.kube.cluster_access.index_status import IndexStatus
 from e2e.kube.cluster_access.kubectl import ApiReader, Kubectl, eventually, run_fairlead
 from e2e.kube.workloads.client_pods import HOST, ClientPod, StreamSession
 from e2e.kube.workloads.helm_release import GATEWAY, HelmRelease
-from e2e.kube.workloads.manifests import API, Manifest
+from e2e.kube.workloads.manifests import Manifest, resource
 from e2e.kube.workloads.model_deployments import DeployedModel
 from e2e.vllm.client import (
     MAX_TIE_NATS,
@@ -123,7 +123,7 @@ class ModelStage:
         """Returns the ModelDeployment, with weights from the claim."""
         fixed = {"model": {"uri": pod_environment.WEIGHTS}, "engine": engine, "rollout": {"drainTimeout": "20s"}}
         spec = {**fixed, "pools": list(pools), **spec}
-        return {"apiVersion": API, "kind": "ModelDeployment", "metadata": {"name": MODEL}, "spec": spec}
+        return resource("ModelDeployment", MODEL, **spec)
 
     def address(self, pod: Manifest) -> str:
         """Returns the URL of the engine in a pod."""

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import httpx
 
+from e2e.kube.workloads.manifests import resource
 from e2e.vllm.client import openai_client
 from e2e.vllm.engine.engine_processes import EngineProcess, EngineStage, fleet_of
 from e2e.vllm.report import Numbers, VllmReport, require, spread
@@ -68,7 +69,15 @@ class TenantPair:
     def documents(self) -> list[dict[str, Any]]:
         """Returns the ModelTenants of both."""
         names = (f"{self.sharing.value.lower()}-{role}" for role in ("victim", "attacker"))
-        return [_document(name, key, self.sharing) for name, key in zip(names, self.keys, strict=True)]
+        return [
+            resource(
+                "ModelTenant",
+                name,
+                keys=[{"name": "k", "digest": key_digest(key.encode(), _PEPPER.encode()).hex()}],
+                cacheSharing=self.sharing.value,
+            )
+            for name, key in zip(names, self.keys, strict=True)
+        ]
 
     def curve_by_time(self) -> float:
         """Returns the AUC of ranking by time; a fast answer stands for a cached prompt."""
@@ -178,16 +187,6 @@ class CacheTiming:
             "pairs": {pair.name: pair.numbers() for pair in (self._isolated, self._shared)},
         }
         write_results(NAME, rows, seed=_SEED, file=self._path, more=more)
-
-
-def _document(name: str, key: str, sharing: CacheSharing) -> dict[str, Any]:
-    digest = key_digest(key.encode(), _PEPPER.encode()).hex()
-    return {
-        "apiVersion": "serving.fairlead.io/v1alpha1",
-        "kind": "ModelTenant",
-        "metadata": {"name": name},
-        "spec": {"keys": [{"name": "k", "digest": digest}], "cacheSharing": sharing.value},
-    }
 
 
 async def _send(client: httpx.AsyncClient, key: str, prompt: list[int]) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from e2e.kube.workloads.manifests import resource
 from e2e.vllm.client import EngineAnswer, TextPrompt, openai_client, send_prompt
 from e2e.vllm.engine.engine_processes import CONTEXT_TOKENS, START_SECONDS, EngineStage, fetch
 from e2e.vllm.report import Numbers, VllmReport, require
@@ -93,7 +94,7 @@ class HungCore:
     def _engines(self) -> Iterator["_Engines"]:
         installed, folder = self._stage.installed, self._stage.folder
         programs = f"{installed.engine_python.parent}{os.pathsep}{os.environ['PATH']}"
-        manifest = "\n---\n".join(json.dumps(one) for one in (_accelerator_class(), _manifest(installed.model)))
+        manifest = "\n---\n".join(json.dumps(one) for one in _manifests(installed.model))
         arguments = ("--real", "--plain", "--logs", str(folder))
         with LocalStack(folder, *arguments, manifest=manifest, environment={"PATH": programs}) as stack:
             engines = _Engines(stack.wait_ready(START_SECONDS))
@@ -159,18 +160,8 @@ class _Traffic:
                 await asyncio.sleep(_PAUSE_SECONDS)
 
 
-def _accelerator_class() -> dict[str, Any]:
-    """Returns the class of the engines: the speed of the tiny model on a processor."""
-    return {
-        "apiVersion": "serving.fairlead.io/v1alpha1",
-        "kind": "AcceleratorClass",
-        "metadata": {"name": _CLASS},
-        "spec": {"profile": {"preset": "tiny-cpu"}},
-    }
-
-
-def _manifest(model: Path) -> dict[str, Any]:
-    """Returns a ModelDeployment of two replicas, small and slow enough for two processors."""
+def _manifests(model: Path) -> list[dict[str, Any]]:
+    """Returns a class with the tiny model's speed, and a ModelDeployment of two small replicas."""
     arguments = ["--dtype=bfloat16", "--enforce-eager", f"--max-model-len={CONTEXT_TOKENS}"]
     settings = {
         "HF_HUB_OFFLINE": "1",
@@ -180,20 +171,16 @@ def _manifest(model: Path) -> dict[str, Any]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": "1",
     }
-    return {
-        "apiVersion": "serving.fairlead.io/v1alpha1",
-        "kind": "ModelDeployment",
-        "metadata": {"name": _MODEL},
-        "spec": {
-            "model": {"uri": f"file://{model}"},
-            "engine": {
-                "type": "VLLM",
-                "args": [*arguments, "--block-size=32", "--num-gpu-blocks-override=1024"],
-                "env": [{"name": name, "value": value} for name, value in settings.items()],
-            },
-            "pools": [{"acceleratorClassName": _CLASS, "minReplicas": 2}],
-        },
+    engine = {
+        "type": "VLLM",
+        "args": [*arguments, "--block-size=32", "--num-gpu-blocks-override=1024"],
+        "env": [{"name": name, "value": value} for name, value in settings.items()],
     }
+    pools = [{"acceleratorClassName": _CLASS, "minReplicas": 2}]
+    return [
+        resource("AcceleratorClass", _CLASS, profile={"preset": "tiny-cpu"}),
+        resource("ModelDeployment", _MODEL, model={"uri": f"file://{model}"}, engine=engine, pools=pools),
+    ]
 
 
 def _prompt(number: int) -> TextPrompt:
