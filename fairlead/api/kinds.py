@@ -101,46 +101,38 @@ def served_kinds() -> tuple[CustomResourceKind, ...]:
                 PrinterColumn("Cache-Sharing", ".spec.cacheSharing", wide=True),
             ),
         ),
-        _route_kind(),
-        _adapter_kind(),
-    )
-
-
-def _route_kind() -> CustomResourceKind:
-    return CustomResourceKind(
-        ModelRoute,
-        plural="modelroutes",
-        short_name="mroute",
-        namespaced=True,
-        description="A name for clients that stands for one model, or for several with weights.",
-        columns=(
-            PrinterColumn("Client-Name", ".status.clientName"),
-            PrinterColumn("Accepted", _condition_path("Accepted", "status")),
-            PrinterColumn("Resolved", _condition_path("ResolvedRefs", "status")),
-            PrinterColumn("Targets", ".status.targets"),
-            PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
-            PrinterColumn("Message", _condition_path("ResolvedRefs", "message"), wide=True),
+        CustomResourceKind(
+            ModelRoute,
+            plural="modelroutes",
+            short_name="mroute",
+            namespaced=True,
+            description="A name for clients that stands for one model, or for several with weights.",
+            columns=(
+                PrinterColumn("Client-Name", ".status.clientName"),
+                PrinterColumn("Accepted", _condition_path("Accepted", "status")),
+                PrinterColumn("Resolved", _condition_path("ResolvedRefs", "status")),
+                PrinterColumn("Targets", ".status.targets"),
+                PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+                PrinterColumn("Message", _condition_path("ResolvedRefs", "message"), wide=True),
+            ),
+            status=ModelRouteStatus,
         ),
-        status=ModelRouteStatus,
-    )
-
-
-def _adapter_kind() -> CustomResourceKind:
-    return CustomResourceKind(
-        ModelAdapter,
-        plural="modeladapters",
-        short_name="madp",
-        namespaced=True,
-        description="A LoRA adapter of a model, which gateways load when a request names it.",
-        columns=(
-            PrinterColumn("Client-Name", ".status.clientName"),
-            PrinterColumn("Base", ".spec.base"),
-            PrinterColumn("Ready", _condition_path("Ready", "status")),
-            PrinterColumn("Reason", _condition_path("Ready", "reason")),
-            PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
-            PrinterColumn("Source", ".spec.source", wide=True),
-            PrinterColumn("Replicas", ".spec.replicas", "integer", wide=True),
-            PrinterColumn("Message", _condition_path("Ready", "message"), wide=True),
+        CustomResourceKind(
+            ModelAdapter,
+            plural="modeladapters",
+            short_name="madp",
+            namespaced=True,
+            description="A LoRA adapter of a model, which gateways load when a request names it.",
+            columns=(
+                PrinterColumn("Client-Name", ".status.clientName"),
+                PrinterColumn("Base", ".spec.base"),
+                PrinterColumn("Ready", _condition_path("Ready", "status")),
+                PrinterColumn("Reason", _condition_path("Ready", "reason")),
+                PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+                PrinterColumn("Source", ".spec.source", wide=True),
+                PrinterColumn("Replicas", ".spec.replicas", "integer", wide=True),
+                PrinterColumn("Message", _condition_path("Ready", "message"), wide=True),
+            ),
+            status=ModelAdapterStatus,
         ),
-        status=ModelAdapterStatus,
     )

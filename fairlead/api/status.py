@@ -9,8 +9,8 @@ from typing import Annotated
 from pydantic import Field
 
 from fairlead.api.spec.pools import PoolRole
-from fairlead.api.strict_model import StrictModel, api_field
-from fairlead.api.value_types import Choice, Int32, Int64, list_map_schema
+from fairlead.api.strict_model import StrictModel, api_field, api_list
+from fairlead.api.value_types import Choice, Int32, Int64
 
 _Count = Annotated[Int32, Field(ge=0)]
 
@@ -71,7 +71,7 @@ class CanaryStatus(StrictModel):
 
 _Conditions = Annotated[
     list[Condition],
-    api_field("how it stands", default_factory=list, max_length=16, json_schema_extra=list_map_schema("type")),
+    api_list("how it stands", max_length=16, key="type"),
 ]
 
 
@@ -82,8 +82,8 @@ class _NamedStatus(StrictModel):
         Int64 | None, api_field("the generation of the spec that all below is about", ge=0)
     ] = None
     client_name: str | None = None
-    served_names: list[Annotated[str, Field(max_length=253)]] = api_field(
-        "further names by which clients reach it", default_factory=list, max_length=16
+    served_names: list[Annotated[str, Field(max_length=253)]] = api_list(
+        "further names by which clients reach it", max_length=16
     )
 
 
@@ -100,9 +100,7 @@ class ModelDeploymentStatus(_NamedStatus):
     selector: Annotated[
         str | None, api_field("finds the pods of those instances, for autoscalers", max_length=1024)
     ] = None
-    pools: list[PoolStatus] = api_field(
-        "every pool", default_factory=list, max_length=32, json_schema_extra=list_map_schema("name")
-    )
+    pools: list[PoolStatus] = api_list("every pool", max_length=32, key="name")
     canary: Annotated[CanaryStatus | None, api_field("the latest canary; absent without `rollout.canary`")] = None
     conditions: _Conditions
 

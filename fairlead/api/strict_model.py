@@ -104,3 +104,20 @@ def api_field(description: str, example: str | None = None, **constraints: Any) 
     constraints: further arguments of pydantic's `Field`.
     """
     return Field(description=description, examples=None if example is None else [example], **constraints)
+
+
+def api_list(
+    description: str, example: str | None = None, *, key: str = "", is_set: bool = False, **constraints: Any
+) -> Any:
+    """Returns a field for a list, which is empty if it is left out.
+
+    key: the field by which items are identified and merged.
+    is_set: no item is there twice.
+    """
+    schema = list_map_schema(key) if key else {"x-kubernetes-list-type": "set"} if is_set else None
+    return api_field(description, example, default_factory=list, json_schema_extra=schema, **constraints)
+
+
+def list_map_schema(key: str) -> dict[str, Any]:
+    """Returns the schema of a list whose items are identified and merged by the field `key`."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}

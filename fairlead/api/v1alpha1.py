@@ -30,16 +30,8 @@ from fairlead.api.spec.route.spec import ModelRouteSpec, check_models
 from fairlead.api.spec.routing import Routing
 from fairlead.api.spec.slo import Slo
 from fairlead.api.spec.tenant.spec import ModelTenantSpec
-from fairlead.api.strict_model import FieldPath, Rule, StrictModel, api_field, field_error
-from fairlead.api.value_types import (
-    MAX_LABEL_VALUE_LENGTH,
-    AllowedRoutes,
-    Int32,
-    Label,
-    Subdomain,
-    check_unique,
-    list_map_schema,
-)
+from fairlead.api.strict_model import FieldPath, Rule, StrictModel, api_field, field_error, list_map_schema
+from fairlead.api.value_types import MAX_LABEL_VALUE_LENGTH, AllowedRoutes, Int32, Label, Subdomain, check_unique
 from fairlead.fleet.model import TokenPrice
 from fairlead.routes.model import Route
 from fairlead.tenants.model import Tenant

@@ -120,11 +120,6 @@ def check_unique(items: str, names: list[str]) -> None:
             raise field_error(message, "give each a different name", at=(items, index))
 
 
-def list_map_schema(key: str) -> dict[str, Any]:
-    """Returns the schema of a list whose items are identified and merged by the field `key`."""
-    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
-
-
 _RESOURCE_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 ResourceName = Annotated[
     str,

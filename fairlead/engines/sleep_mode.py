@@ -23,10 +23,6 @@ ENGINE_SLEEP_SECONDS: Final = 120.0
 ENGINE_WAKE_SECONDS: Final = 900.0
 """Limit: an engine that is not awake by then is restarted: weights may be loaded again."""
 
-SLEEP_CAPABLE_KINDS: Final = ("vllm", "sim")
-"""Engines with sleep mode. SGLang can release its memory but does not report whether it has done
-so.
-"""
 SLEEP_MODE_FLAG: Final = "--enable-sleep-mode"
 DEV_MODE_VARIABLE: Final = ("VLLM_SERVER_DEV_MODE", "1")
 _MAX_RESPONSE_BYTES: Final = 65_536

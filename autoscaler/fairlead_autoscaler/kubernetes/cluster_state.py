@@ -28,7 +28,6 @@ from fairlead.fleet.labels import (
     parse_sleep_mark,
     parse_surge_groups,
 )
-from fairlead.fleet.model import Role
 from fairlead.kube.errors import NotFound
 from fairlead.kube.field_managers import replicas_managers
 from fairlead.kube.resources import (
@@ -216,7 +215,7 @@ def _pool_spec(snapshot: ClusterSnapshot, pool: Pool, is_replacing: bool) -> Poo
     high_bound = low if high is None else high
     return PoolSpec(
         name=pool.name,
-        role=Role(pool.role.value),
+        role=pool.role,
         cost_per_hour=replica_cost(snapshot.classes.get(pool.accelerator_class_name or ""), pool),
         minimum=min(max(low, 2), high_bound) if is_replacing else low,
         maximum=high_bound,

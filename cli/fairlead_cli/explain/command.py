@@ -1,4 +1,4 @@
-"""``fairlead explain request``, ``route`` and ``shadow``: routing of a request, a prompt and copies."""
+"""``fairlead explain request``, ``route`` and ``shadow``: routing of requests and of copies."""
 
 import contextlib
 import re

@@ -126,7 +126,7 @@ class FieldReader:
             raise self.error(name, f"{found!r} is not a whole number") from error
 
     def number(self, name: str, default: int = 1) -> int:
-        """Returns a whole number, which is `default` if it is left out. Raises BadInput for others."""
+        """Returns a whole number; `default` when it is missing. Raises BadInput for others."""
         found = self.integer(name)
         return default if found is None else found
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 from fairlead import units
 from fairlead.api.spec.pools import Parallelism
 from fairlead.api.spec.profile import Profile
-from fairlead.api.strict_model import Rule, StrictModel, api_field
+from fairlead.api.strict_model import Rule, StrictModel, api_field, api_list
 from fairlead.api.value_types import Choice, Cost, Int64, Labels, ResourceName
 
 
@@ -97,8 +97,8 @@ class AcceleratorClassSpec(StrictModel):
     node_selector: Labels = api_field(
         "labels that a node must have", "{nvidia.com/gpu.product: NVIDIA-L4}", default_factory=dict, max_length=16
     )
-    tolerations: list[Toleration] = api_field(
-        "tolerations of the pods", "[{key: nvidia.com/gpu, operator: Exists}]", default_factory=list, max_length=16
+    tolerations: list[Toleration] = api_list(
+        "tolerations of the pods", "[{key: nvidia.com/gpu, operator: Exists}]", max_length=16
     )
     cost_per_hour: Annotated[Cost | None, api_field("US dollars per device and hour", '"2.50"')] = None
     profile: Annotated[

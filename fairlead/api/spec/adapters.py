@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import model_validator
 
 from fairlead.api.spec.model_source import SecretReference
-from fairlead.api.strict_model import StrictModel, api_field
+from fairlead.api.strict_model import StrictModel, api_field, api_list
 from fairlead.api.value_types import Int32, Size, Subdomain, check_unique
 
 
@@ -47,13 +47,12 @@ class Adapters(StrictModel):
     max_rank: Annotated[
         Literal[8, 16, 32, 64, 128, 256, 512], api_field("maximum rank of an adapter; memory grows with it", "64")
     ] = 16
-    claim_names: list[Subdomain] = api_field(
+    claim_names: list[Subdomain] = api_list(
         "PersistentVolumeClaims in the same namespace that hold adapters; every engine mounts them, only to read "
         "(ReadOnlyMany or ReadWriteMany). A ModelAdapter names one in its source",
         "[adapters]",
-        default_factory=list,
         max_length=16,
-        json_schema_extra={"x-kubernetes-list-type": "set"},
+        is_set=True,
     )
     download: DownloadSettings | None = api_field(
         "a container in each pod that downloads adapters with s3://, gs:// and oci:// sources, and hf:// ones with a "

@@ -8,16 +8,8 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fairlead.api.strict_model import Rule, StrictModel, api_field, field_error
-from fairlead.api.value_types import (
-    Choice,
-    CountOrPercent,
-    Int32,
-    Label,
-    PositiveDuration,
-    check_unique,
-    list_map_schema,
-)
+from fairlead.api.strict_model import Rule, StrictModel, api_field, api_list, field_error
+from fairlead.api.value_types import Choice, CountOrPercent, Int32, Label, PositiveDuration, check_unique
 
 _TIME_PATTERN = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
 _ZONE_PATTERN = r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,2}$"
@@ -256,12 +248,11 @@ class Autoscaling(StrictModel):
         SleepPolicy | None,
         api_field("unneeded instances of each pool sleep instead of being removed; VLLM and Sim", "{max: 2}"),
     ] = None
-    schedules: list[Schedule] = api_field(
+    schedules: list[Schedule] = api_list(
         "other bounds for some hours of the week; of several active ones, the highest bounds apply",
         '[{name: day, begin: "08:00", end: "20:00", minReplicas: 4}]',
-        default_factory=list,
         max_length=16,
-        json_schema_extra=list_map_schema("name"),
+        key="name",
     )
 
     @model_validator(mode="after")

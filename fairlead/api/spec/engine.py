@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Final, Self
 from pydantic import Field, model_validator
 
 from fairlead.api.spec.environment import EnvironmentVariable
-from fairlead.api.strict_model import Rule, StrictModel, api_field
+from fairlead.api.strict_model import Rule, StrictModel, api_field, api_list
 from fairlead.api.value_types import (
     Choice,
     Int32,
@@ -17,7 +17,6 @@ from fairlead.api.value_types import (
     RequestPath,
     Subdomain,
     check_unique,
-    list_map_schema,
 )
 from fairlead.fleet.model import RequestPolicy, UnknownFields
 
@@ -157,32 +156,28 @@ class Engine(StrictModel):
             pattern=r"^\S+$",
         ),
     ] = None
-    command: list[Annotated[str, Field(min_length=1, max_length=4096)]] = api_field(
+    command: list[Annotated[str, Field(min_length=1, max_length=4096)]] = api_list(
         "command of a custom engine's container, followed by args; left out = that of the image. $(MODEL_PATH), "
         "$(MODEL_NAME) and $(PORT) are replaced by Fairlead's values",
         '["python3", "-m", "my_engine", "--port", "$(PORT)"]',
-        default_factory=list,
         max_length=64,
     )
-    args: list[Annotated[str, Field(min_length=1, max_length=4096)]] = api_field(
+    args: list[Annotated[str, Field(min_length=1, max_length=4096)]] = api_list(
         "appended to the engine's command line; a simulated VLLM accepts those that affect the simulation",
         '["--max-model-len=32768"]',
-        default_factory=list,
         max_length=128,
     )
-    env: list[EnvironmentVariable] = api_field(
+    env: list[EnvironmentVariable] = api_list(
         "environment of the engine's process",
         "[{name: VLLM_LOGGING_LEVEL, value: WARNING}]",
-        default_factory=list,
         max_length=128,
-        json_schema_extra=list_map_schema("name"),
+        key="name",
     )
-    image_pull_secrets: list[PullSecret] = api_field(
+    image_pull_secrets: list[PullSecret] = api_list(
         "Secrets for the image's registry, in addition to the installation's",
         "[{name: registry}]",
-        default_factory=list,
         max_length=16,
-        json_schema_extra=list_map_schema("name"),
+        key="name",
     )
     port: Annotated[Int32 | None, api_field("port of a custom engine; left out = 8000", "8000", ge=1, le=65_535)] = None
     health_path: Annotated[
@@ -204,34 +199,30 @@ class Engine(StrictModel):
             "Refuse",
         ),
     ] = None
-    allowed_fields: list[RequestField] = api_field(
+    allowed_fields: list[RequestField] = api_list(
         "body fields that clients may set although Fairlead refuses them, such as priority and lora_path",
         "[priority]",
-        default_factory=list,
         max_length=64,
     )
 
-    allowed_paths: list[RequestPath] = api_field(
+    allowed_paths: list[RequestPath] = api_list(
         "paths under /v1 that clients may use, with GET and POST, in addition to those of the engine's API; "
         "a final /* stands for all paths below",
         "[/v1/files, /v1/responses/*]",
-        default_factory=list,
         max_length=64,
     )
 
-    allowed_headers: list[RequestHeader] = api_field(
+    allowed_headers: list[RequestHeader] = api_list(
         "headers of clients that reach the engines, besides those that always do, such as accept and "
         "x-session-id; names in lower case",
         "[x-experiment]",
-        default_factory=list,
         max_length=32,
     )
 
-    allowed_media_domains: list[MediaDomain] = api_field(
+    allowed_media_domains: list[MediaDomain] = api_list(
         "hosts from which VLLM and SGLang fetch images, audio and videos that requests name by URL. "
         "Left out = none: requests send them as data: URLs; [*] = any host, also one inside the cluster",
         "[images.example.com]",
-        default_factory=list,
         max_length=64,
     )
 

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Final, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fairlead.api.strict_model import Rule, StrictModel, api_field, field_error
+from fairlead.api.strict_model import Rule, StrictModel, api_field, api_list, field_error
 from fairlead.api.value_types import ServedName, Size, Subdomain, check_unique
 from fairlead.names import SERVED_NAME_PATTERN
 
@@ -138,14 +138,13 @@ class ModelSource(StrictModel):
     ] = None
     credentials: Annotated[ModelCredentials | None, Field(examples=["{secretRef: {name: hf-token}}"])] = None
     cache: Annotated[ModelCache | None, Field(examples=["{claimName: models}"])] = None
-    served_names: list[ServedName] = api_field(
+    served_names: list[ServedName] = api_list(
         "further names under which clients reach the model; / is allowed. The engine calls the model by the "
         "first of them, or by the name in an openai:// uri; left out = by the ModelDeployment's name. If an external "
         "engine has several names, put the one that its answers carry first",
         "[Qwen/Qwen3-8B]",
-        default_factory=list,
         max_length=16,
-        json_schema_extra={"x-kubernetes-list-type": "set"},
+        is_set=True,
     )
 
     @model_validator(mode="after")

@@ -1,30 +1,15 @@
 """`spec.pools[]`: replicas of one template, on one accelerator, in one role."""
 
-from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fairlead.api.strict_model import Rule, StrictModel, api_field, field_error
-from fairlead.api.value_types import (
-    Choice,
-    EndpointUrl,
-    Int32,
-    Label,
-    Labels,
-    ShortName,
-    Subdomain,
-    check_unique,
-    list_map_schema,
-)
+from fairlead.api.strict_model import Rule, StrictModel, api_field, api_list, field_error
+from fairlead.api.value_types import Choice, EndpointUrl, Int32, Label, Labels, ShortName, Subdomain, check_unique
+from fairlead.fleet.model import Role
 
-
-class PoolRole(StrEnum):
-    """The role of a pool's instances in serving a request."""
-
-    SERVE = "Serve"
-    PREFILL = "Prefill"
-    DECODE = "Decode"
+PoolRole = Role
+"""The role of a pool's instances in serving a request."""
 
 
 class Parallelism(StrictModel):
@@ -232,19 +217,14 @@ class Pool(StrictModel):
         ),
     ] = None
     parallelism: Annotated[Parallelism, Field(examples=["{tensor: 4}"])] = Parallelism()
-    args: list[Annotated[str, Field(min_length=1, max_length=4096)]] = api_field(
+    args: list[Annotated[str, Field(min_length=1, max_length=4096)]] = api_list(
         "arguments of this pool's engines alone; they come after engine.args, and win",
         '["--max-num-seqs=16"]',
-        default_factory=list,
         max_length=64,
     )
     template: Annotated[PodTemplate | None, Field(examples=["{spec: {priorityClassName: high}}"])] = None
-    endpoints: list[ExternalEndpoint] = api_field(
-        "addresses of an external engine",
-        '[{url: "http://10.0.0.5:8000"}]',
-        default_factory=list,
-        max_length=256,
-        json_schema_extra=list_map_schema("url"),
+    endpoints: list[ExternalEndpoint] = api_list(
+        "addresses of an external engine", '[{url: "http://10.0.0.5:8000"}]', max_length=256, key="url"
     )
     selector: Annotated[PodSelector | None, Field(examples=["{matchLabels: {app: my-vllm}}"])] = None
 

@@ -47,7 +47,6 @@ from fairlead.fleet.model import (
     Fleet,
     Instance,
     Model,
-    Role,
     next_fleet,
     served_name_override,
 )
@@ -422,7 +421,7 @@ class _FleetBuilder:
     def _external_instances(self, model: ParsedModel, spec: ModelDeploymentSpec, pool: Pool) -> Iterator[Instance]:
         """Yields the instances of an external pool."""
         transfer = None if spec.kv_cache.transfer is Transfer.NONE else spec.kv_cache.transfer.value.lower()
-        profile, role = self._engine_profile(model, pool.name), Role(pool.role.value)
+        profile, role = self._engine_profile(model, pool.name), pool.role
         named = served_name_override(spec.model.engine_name, model.name)
         adopter = ExternalPool(model.namespace, model.name, pool.name, role, transfer, profile, named)
         if spec.engine.type is EngineType.OPENAI:

@@ -27,7 +27,6 @@ from fairlead.fleet.model import (
     EngineAuth,
     Instance,
     Model,
-    Role,
     RoutingPreset,
     SloTargets,
     served_name_override,
@@ -92,7 +91,7 @@ def _pool_spec(manifests: Manifests, pool: Pool, tier: SleepTier | None) -> Pool
     accelerator = manifests.accelerators.get(pool.accelerator_class_name or "")
     return PoolSpec(
         name=pool.name,
-        role=Role(pool.role.value),
+        role=pool.role,
         cost_per_hour=replica_cost(None if accelerator is None else accelerator.spec, pool),
         minimum=pool.min_replicas,
         maximum=pool.min_replicas if pool.max_replicas is None else pool.max_replicas,
@@ -344,7 +343,7 @@ def _template(deployment: ModelDeployment, pool: Pool, model: Model) -> Instance
         model=model.name,
         pool=pool.name,
         url="",
-        role=Role(pool.role.value),
+        role=pool.role,
         served_name=served_name_override(deployment.spec.model.engine_name, model.name),
     )
 

@@ -42,7 +42,7 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class PolicySummary:
-    """Statistics of one run, as in report.json. Shares are 0..1, and None without a request that has the value.
+    """Statistics of one run, as in report.json. Shares are 0..1, and None without such requests.
 
     load_cov: variation of computed tokens between instances; None when nothing was computed.
     """

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Final, Self
 from pydantic import AfterValidator, model_validator
 
 from fairlead.adapters.download import DIGEST_PATTERN, DOWNLOAD_PATTERNS, REVISION_PATTERN, AdapterDownload
-from fairlead.api.strict_model import Rule, StrictModel, api_field, field_error
+from fairlead.api.strict_model import Rule, StrictModel, api_field, api_list, field_error
 from fairlead.api.value_types import Int32, ServedName, ShortName, check_unique
 
 _FOLDERS: Final = r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+"
@@ -84,12 +84,8 @@ class ModelAdapterSpec(StrictModel):
             pattern=DIGEST_PATTERN,
         ),
     ] = None
-    served_names: list[ServedName] = api_field(
-        "more names by which clients reach the adapter; `/` is allowed",
-        "[acme/sql]",
-        default_factory=list,
-        max_length=16,
-        json_schema_extra={"x-kubernetes-list-type": "set"},
+    served_names: list[ServedName] = api_list(
+        "more names by which clients reach the adapter; `/` is allowed", "[acme/sql]", max_length=16, is_set=True
     )
 
     replicas: Annotated[

@@ -13,8 +13,8 @@ from typing import Annotated, ClassVar, Final, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fairlead.api.strict_model import FieldPath, Rule, StrictModel, api_field, field_error
-from fairlead.api.value_types import Choice, Int32, ServedName, ShortName, check_unique, list_map_schema
+from fairlead.api.strict_model import FieldPath, Rule, StrictModel, api_field, api_list, field_error, list_map_schema
+from fairlead.api.value_types import Choice, Int32, ServedName, ShortName, check_unique
 from fairlead.routes.fallback_graph import fallback_edges, find_loop
 from fairlead.routes.model import FailureKind, Fallback, RequestRewrite, Route, RouteRule, RouteTarget, Shadow
 
@@ -294,11 +294,8 @@ def _repeated_target(spec: "ModelRouteSpec") -> FieldPath | None:
 class ModelRouteSpec(StrictModel):
     """Names for clients, and the models that they stand for."""
 
-    served_names: list[ServedName] = api_field(
-        "more names by which clients reach the route; `/` is allowed",
-        "[acme/assistant]",
-        default_factory=list,
-        max_length=16,
+    served_names: list[ServedName] = api_list(
+        "more names by which clients reach the route; `/` is allowed", "[acme/assistant]", max_length=16
     )
     targets: Annotated[
         _Targets,
@@ -307,10 +304,9 @@ class ModelRouteSpec(StrictModel):
             "[{model: llama-70b, weight: 9}, {model: llama-8b, weight: 1}]",
         ),
     ]
-    overrides: list[ModelRouteOverride] = api_field(
+    overrides: list[ModelRouteOverride] = api_list(
         "other targets for some requests; the first one whose conditions a request meets takes it",
         '[{headers: {x-canary: "yes"}, targets: [{model: llama-8b}]}]',
-        default_factory=list,
         max_length=16,
     )
     rewrite: Annotated[
@@ -321,11 +317,10 @@ class ModelRouteSpec(StrictModel):
         ),
     ] = None
 
-    on_failure: list[ModelRouteFallback] = api_field(
+    on_failure: list[ModelRouteFallback] = api_list(
         "models that answer where a target has not; of several, the one with the least price × predicted "
         "latency ÷ share of healthy instances. No loops",
         "[{when: [Unavailable, NoCapacity], to: llama-8b}]",
-        default_factory=list,
         max_length=32,
     )
     shadow: Annotated[

@@ -12,8 +12,8 @@ from typing import Annotated, Any, ClassVar, Final, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fairlead import units
-from fairlead.api.strict_model import FieldPath, Rule, StrictModel, api_field, field_error
-from fairlead.api.value_types import Choice, Cost, Int32, Int64, Label, Size, list_map_schema, pattern_check
+from fairlead.api.strict_model import FieldPath, Rule, StrictModel, api_field, api_list, field_error
+from fairlead.api.value_types import Choice, Cost, Int32, Int64, Label, Size, pattern_check
 from fairlead.names import DNS_LABEL_PATTERN
 from fairlead.tenants.model import (
     ApiKey,
@@ -394,20 +394,12 @@ class ModelTenantSpec(StrictModel):
             "Admit",
         ),
     ] = None
-    keys: Annotated[list[TenantKey], BeforeValidator(check_keys)] = api_field(
-        "API keys; two have one name while one replaces the other",
-        default_factory=list,
-        max_length=64,
-        json_schema_extra=list_map_schema("digest"),
+    keys: Annotated[list[TenantKey], BeforeValidator(check_keys)] = api_list(
+        "API keys; two have one name while one replaces the other", max_length=64, key="digest"
     )
-    subjects: list[TenantSubject] = api_field(
-        "bearer tokens (JWT) that identify the tenant", default_factory=list, max_length=64
-    )
-    limits: list[TenantLimit] = api_field(
-        "bounds; each that applies to a request must have room for it",
-        "[{per: Minute, requests: 600}]",
-        default_factory=list,
-        max_length=64,
+    subjects: list[TenantSubject] = api_list("bearer tokens (JWT) that identify the tenant", max_length=64)
+    limits: list[TenantLimit] = api_list(
+        "bounds; each that applies to a request must have room for it", "[{per: Minute, requests: 600}]", max_length=64
     )
     budget: Annotated[TenantBudget | None, api_field("cost that the tenant may cause", '{usd: "500", per: Month}')] = (
         None
