@@ -3,7 +3,8 @@
 Unknown fields are errors and values are not coerced: `"3"` is not 3. `examples` of a field are
 YAML; error messages offer them as the fix. `planned` names fields of the design that this release
 does not honour yet. `misplaced` maps fields that people write into the wrong object to their right
-path. `rules` apply to files and on the API server alike.
+path. `rules` apply to files and on the API server alike. `unique` maps lists to the attribute by
+which their items differ; an empty one stands for the items themselves.
 """
 
 from collections.abc import Callable, Mapping
@@ -56,6 +57,7 @@ class StrictModel(BaseModel):
     planned: ClassVar[frozenset[str]] = frozenset()
     misplaced: ClassVar[Mapping[str, str]] = MappingProxyType({})
     rules: ClassVar[tuple[Rule, ...]] = ()
+    unique: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     @model_validator(mode="before")
     @classmethod
@@ -72,6 +74,9 @@ class StrictModel(BaseModel):
             violation = rule.violation(self) if rule.violation is not None else False
             if violation is not False:
                 raise field_error(rule.message, rule.fix, at=rule.at if violation is True else violation)
+        for field, attribute in self.unique.items():
+            names = [getattr(item, attribute) if attribute else item for item in getattr(self, field)]
+            _check_unique(type(self).model_fields[field].alias or field, names)
         return self
 
     @classmethod
@@ -81,6 +86,17 @@ class StrictModel(BaseModel):
         if cls.rules:
             handler.resolve_ref_schema(schema)["x-kubernetes-validations"] = [rule.schema() for rule in cls.rules]
         return schema
+
+
+def _check_unique(items: str, names: list[Any]) -> None:
+    """Raises PydanticCustomError if the list field `items` has two equal `names`.
+
+    The error points to the second of them.
+    """
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            message = f'the name "{name}" is already given in {items}[{names.index(name)}]'
+            raise field_error(message, "give each a different name", at=(items, index))
 
 
 def field_names(model: type[BaseModel]) -> list[str]:

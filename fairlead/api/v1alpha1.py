@@ -5,6 +5,7 @@ after a change. A field is added together with the code that honours it; until t
 `planned`. The sections of a spec are in `fairlead/api/spec/`.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -31,7 +32,7 @@ from fairlead.api.spec.routing import Routing
 from fairlead.api.spec.slo import Slo
 from fairlead.api.spec.tenant.spec import ModelTenantSpec
 from fairlead.api.strict_model import FieldPath, Rule, StrictModel, api_field, field_error, list_map_schema
-from fairlead.api.value_types import MAX_LABEL_VALUE_LENGTH, AllowedRoutes, Int32, Label, Subdomain, check_unique
+from fairlead.api.value_types import MAX_LABEL_VALUE_LENGTH, AllowedRoutes, Int32, Label, Subdomain
 from fairlead.fleet.model import TokenPrice
 from fairlead.routes.model import Route
 from fairlead.tenants.model import Tenant
@@ -41,25 +42,33 @@ def _is_api(spec: Any) -> bool:
     return spec.engine.type is EngineType.OPENAI
 
 
-def _selecting_pool(spec: Any) -> FieldPath | bool:
-    if not _is_api(spec):
-        return False
-    for index, pool in enumerate(spec.pools):
-        if pool.selector is not None:
-            return ("pools", index, "selector")
-        if pool.role is not PoolRole.SERVE:
-            return ("pools", index, "role")
-    return False
+def _in_pools(spec: Any, find: Callable[[Pool], FieldPath | None]) -> FieldPath | bool:
+    """Returns the path of what `find` finds first in a pool of a spec, or False."""
+    found = ((index, path) for index, pool in enumerate(spec.pools) if (path := find(pool)) is not None)
+    return next((("pools", index, *path) for index, path in found), False)
 
 
-def _unsafe_token(spec: Any) -> FieldPath | bool:
-    if not _is_api(spec):
-        return False
-    for number, pool in enumerate(spec.pools):
-        for index, endpoint in enumerate(pool.endpoints):
-            if endpoint.token_secret_key_ref is not None and not endpoint.url.startswith("https://"):
-                return ("pools", number, "endpoints", index, "url")
-    return False
+def _selection(pool: Pool) -> FieldPath | None:
+    """Returns the field by which a pool selects engines, or has a part of their work."""
+    return ("selector",) if pool.selector is not None else ("role",) if pool.role is not PoolRole.SERVE else None
+
+
+def _unsafe_token(pool: Pool) -> FieldPath | None:
+    for index, endpoint in enumerate(pool.endpoints):
+        if endpoint.token_secret_key_ref is not None and not endpoint.url.startswith("https://"):
+            return ("endpoints", index, "url")
+    return None
+
+
+def _unsupported_external_field(pool: Pool) -> FieldPath | None:
+    given = {
+        "minReplicas": pool.min_replicas != 1,
+        "maxReplicas": pool.max_replicas is not None,
+        "parallelism": pool.parallelism != Parallelism(),
+        "args": bool(pool.args),
+        "template": pool.template is not None,
+    }
+    return next(((name,) for name, is_given in given.items() if is_given), None)
 
 
 EXTERNAL_API_RULES: Final = (
@@ -76,7 +85,7 @@ EXTERNAL_API_RULES: Final = (
         message="an API that others run has addresses, and the role Serve",
         fix="give the pool `endpoints: [{url: ...}]`, and remove selector and role",
         at=("pools",),
-        violation=_selecting_pool,
+        violation=lambda spec: _is_api(spec) and _in_pools(spec, _selection),
     ),
     Rule(
         cel="self.engine.type != 'OpenAI' || self.pools.all(pool, !has(pool.endpoints) || pool.endpoints.all(endpoint, "
@@ -84,7 +93,7 @@ EXTERNAL_API_RULES: Final = (
         message="a token leaves the cluster over TLS only",
         fix="write an https:// url, or remove tokenSecretKeyRef",
         at=("pools",),
-        violation=_unsafe_token,
+        violation=lambda spec: _is_api(spec) and _in_pools(spec, _unsafe_token),
     ),
 )
 
@@ -117,43 +126,6 @@ VERSION = "v1alpha1"
 API_VERSION: Final = "serving.fairlead.io/v1alpha1"
 
 
-def _first_pool(field: str, violations: list[bool]) -> FieldPath | bool:
-    """Returns the path of `field` in the first pool that violates a rule, or False."""
-    return ("pools", violations.index(True), field) if True in violations else False
-
-
-def _missing_endpoints(spec: "ModelDeploymentSpec") -> FieldPath | bool:
-    violations = [not pool.is_external for pool in spec.pools]
-    return ("pools", violations.index(True)) if spec.is_external and True in violations else False
-
-
-def _unexpected_endpoints(spec: "ModelDeploymentSpec") -> FieldPath | bool:
-    pool_with_endpoints = next((pool for pool in spec.pools if pool.is_external), None)
-    field = "endpoints" if pool_with_endpoints is not None and pool_with_endpoints.endpoints else "selector"
-    return False if spec.is_external else _first_pool(field, [pool.is_external for pool in spec.pools])
-
-
-def _missing_accelerator(spec: "ModelDeploymentSpec") -> FieldPath | bool:
-    violations = [pool.accelerator_class_name is None for pool in spec.pools]
-    return False if spec.is_external else _first_pool("acceleratorClassName", violations)
-
-
-def _unsupported_external_fields(spec: "ModelDeploymentSpec") -> FieldPath | bool:
-    if not spec.is_external:
-        return False
-    for index, pool in enumerate(spec.pools):
-        given = {
-            "minReplicas": pool.min_replicas != 1,
-            "maxReplicas": pool.max_replicas is not None,
-            "parallelism": pool.parallelism != Parallelism(),
-            "args": bool(pool.args),
-            "template": pool.template is not None,
-        }
-        if field := next((name for name, is_given in given.items() if is_given), None):
-            return ("pools", index, field)
-    return False
-
-
 def _unknown_schedule_pool(spec: "ModelDeploymentSpec") -> FieldPath | bool:
     known = {pool.name for pool in spec.pools}
     unknown = [
@@ -174,6 +146,7 @@ _NO_SLEEP_CEL = "!has(self.autoscaling.sleep)"
 class ModelDeploymentSpec(StrictModel):
     """The desired state of a model: what to serve, on what hardware, and how fast."""
 
+    unique: ClassVar[Mapping[str, str]] = {"pools": "name"}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             # A custom engine's arguments are its own affair, and may hold $(MODEL_NAME).
@@ -194,7 +167,10 @@ class ModelDeploymentSpec(StrictModel):
             message="a pool needs an accelerator class",
             fix="add it, for example `acceleratorClassName: nvidia-l4`",
             at=("pools",),
-            violation=_missing_accelerator,
+            violation=lambda spec: (
+                not spec.is_external
+                and _in_pools(spec, lambda pool: None if pool.accelerator_class_name else ("acceleratorClassName",))
+            ),
         ),
         Rule(
             cel=f"!({_EXTERNAL_CEL}) || self.pools.all(pool, has(pool.selector) || has(pool.endpoints) && "
@@ -202,7 +178,7 @@ class ModelDeploymentSpec(StrictModel):
             message="a pool of an external engine needs the location of its engines",
             fix="add `endpoints: [{url: ...}]` or `selector: {matchLabels: {...}}`",
             at=("pools",),
-            violation=_missing_endpoints,
+            violation=lambda spec: spec.is_external and _in_pools(spec, lambda pool: None if pool.is_external else ()),
         ),
         Rule(
             cel=f"{_EXTERNAL_CEL} || self.pools.all(pool, !has(pool.selector) && (!has(pool.endpoints) || "
@@ -210,7 +186,13 @@ class ModelDeploymentSpec(StrictModel):
             message="endpoints and selector are for external engines",
             fix="write `engine: {type: External}`, or remove endpoints and selector",
             at=("pools",),
-            violation=_unexpected_endpoints,
+            violation=lambda spec: (
+                not spec.is_external
+                and _in_pools(
+                    spec,
+                    lambda pool: ("endpoints",) if pool.endpoints else ("selector",) if pool.selector else None,
+                )
+            ),
         ),
         Rule(
             cel=f"!({_EXTERNAL_CEL}) || self.pools.all(pool, !has(pool.template) && pool.minReplicas == 1 && "
@@ -219,7 +201,7 @@ class ModelDeploymentSpec(StrictModel):
             message="Fairlead does not run an external engine and cannot set its replicas, parallelism, args or template",
             fix="remove them",
             at=("pools",),
-            violation=_unsupported_external_fields,
+            violation=lambda spec: spec.is_external and _in_pools(spec, _unsupported_external_field),
         ),
         Rule(
             cel=f"{_HAS_PREFILL_CEL} == self.pools.exists(pool, pool.role == 'Decode')",
@@ -387,11 +369,6 @@ class ModelDeploymentSpec(StrictModel):
     rollout: Annotated[Rollout, Field(examples=["{maxSurge: 2, drainTimeout: 10m}"])] = Rollout()
     price: Annotated[Price | None, Field(examples=['{input: "0.40", cachedInput: "0.10", output: "1.20"}'])] = None
     allowed_routes: AllowedRoutes = Field(default_factory=list)
-
-    @model_validator(mode="after")
-    def _check_unique_names(self) -> Self:
-        check_unique("pools", [pool.name for pool in self.pools])
-        return self
 
     @model_validator(mode="after")
     def _check_template_sizes(self) -> Self:

@@ -109,17 +109,6 @@ ShortName = Annotated[
 """A Kubernetes name that also fits into a label value."""
 
 
-def check_unique(items: str, names: list[str]) -> None:
-    """Raises PydanticCustomError if the list field `items` has two equal `names`.
-
-    The error points to the second of them.
-    """
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            message = f'the name "{name}" is already given in {items}[{names.index(name)}]'
-            raise field_error(message, "give each a different name", at=(items, index))
-
-
 _RESOURCE_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 ResourceName = Annotated[
     str,

@@ -1,12 +1,11 @@
 """`spec.adapters`: slots for LoRA adapters, and where their weights come from."""
 
-from typing import Annotated, Literal, Self
-
-from pydantic import model_validator
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from fairlead.api.spec.model_source import SecretReference
 from fairlead.api.strict_model import StrictModel, api_field, api_list
-from fairlead.api.value_types import Int32, Size, Subdomain, check_unique
+from fairlead.api.value_types import Int32, Size, Subdomain
 
 
 class DownloadCredentials(StrictModel):
@@ -41,6 +40,8 @@ class DownloadSettings(StrictModel):
 class Adapters(StrictModel):
     """Slots for LoRA adapters in every engine. If left out, engines load no adapters."""
 
+    unique: ClassVar[Mapping[str, str]] = {"claim_names": ""}
+
     slots: Annotated[
         Int32, api_field("adapters that an engine holds at a time, so also the most in one batch", "8", ge=1, le=512)
     ] = 4
@@ -59,8 +60,3 @@ class Adapters(StrictModel):
         "revision or digest; left out = none",
         default=None,
     )
-
-    @model_validator(mode="after")
-    def _check_unique_claims(self) -> Self:
-        check_unique("claimNames", self.claim_names)
-        return self

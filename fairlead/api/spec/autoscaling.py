@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from fairlead.api.strict_model import Rule, StrictModel, api_field, api_list, field_error
-from fairlead.api.value_types import Choice, CountOrPercent, Int32, Label, PositiveDuration, check_unique
+from fairlead.api.value_types import Choice, CountOrPercent, Int32, Label, PositiveDuration
 
 _TIME_PATTERN = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
 _ZONE_PATTERN = r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,2}$"
@@ -198,6 +198,8 @@ class SleepPolicy(StrictModel):
 class Autoscaling(StrictModel):
     """Autoscaling of the pools whose maxReplicas is above minReplicas."""
 
+    unique: ClassVar[Mapping[str, str]] = {"schedules": "name"}
+
     misplaced: ClassVar[Mapping[str, str]] = {"minReplicas": "spec.pools[].minReplicas"}
 
     mode: Annotated[
@@ -254,11 +256,6 @@ class Autoscaling(StrictModel):
         max_length=16,
         key="name",
     )
-
-    @model_validator(mode="after")
-    def _check_unique_names(self) -> Self:
-        check_unique("schedules", [schedule.name for schedule in self.schedules])
-        return self
 
     def bounds_at(self, pool: str, minimum: int, maximum: int, wall: float) -> tuple[int, int]:
         """Returns the minimum and maximum instances of a pool at this Unix time.

@@ -1,23 +1,15 @@
 """`spec.engine`: the program that serves the model."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from itertools import pairwise
-from typing import Annotated, ClassVar, Final, Self
+from typing import Annotated, ClassVar, Final
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from fairlead.api.spec.environment import EnvironmentVariable
 from fairlead.api.strict_model import Rule, StrictModel, api_field, api_list
-from fairlead.api.value_types import (
-    Choice,
-    Int32,
-    MediaDomain,
-    RequestField,
-    RequestHeader,
-    RequestPath,
-    Subdomain,
-    check_unique,
-)
+from fairlead.api.value_types import Choice, Int32, MediaDomain, RequestField, RequestHeader, RequestPath, Subdomain
 from fairlead.fleet.model import RequestPolicy, UnknownFields
 
 ANY_DOMAIN: Final = "*"
@@ -86,6 +78,7 @@ def _orders_by_priority(args: list[str]) -> bool:
 class Engine(StrictModel):
     """The program that serves the model."""
 
+    unique: ClassVar[Mapping[str, str]] = {"env": "name", "image_pull_secrets": "name"}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="!(self.type in ['External', 'OpenAI']) || !(has(self.image) || has(self.command) && self.command.size() > 0 || "
@@ -237,9 +230,3 @@ class Engine(StrictModel):
             frozenset(self.allowed_headers),
             sets_priority=_orders_by_priority(self.args),
         )
-
-    @model_validator(mode="after")
-    def _check_unique_names(self) -> Self:
-        check_unique("env", [variable.name for variable in self.env])
-        check_unique("imagePullSecrets", [secret.name for secret in self.image_pull_secrets])
-        return self

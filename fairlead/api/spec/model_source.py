@@ -1,11 +1,12 @@
 """`spec.model`: the weights to serve, the credentials to read them, and their cache."""
 
-from typing import Annotated, ClassVar, Final, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Final
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from fairlead.api.strict_model import Rule, StrictModel, api_field, api_list, field_error
-from fairlead.api.value_types import ServedName, Size, Subdomain, check_unique
+from fairlead.api.value_types import ServedName, Size, Subdomain
 from fairlead.names import SERVED_NAME_PATTERN
 
 _URI_PATTERN = r"^((hf|s3|gs|oci|file|openai)://|pvc:).+$"
@@ -87,6 +88,7 @@ class ModelCache(StrictModel):
 class ModelSource(StrictModel):
     """The weights to serve, and their served names."""
 
+    unique: ClassVar[Mapping[str, str]] = {"served_names": ""}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="!has(self.revision) || self.uri.startsWith('hf://')",
@@ -146,11 +148,6 @@ class ModelSource(StrictModel):
         max_length=16,
         is_set=True,
     )
-
-    @model_validator(mode="after")
-    def _check_unique_names(self) -> Self:
-        check_unique("servedNames", self.served_names)
-        return self
 
     @property
     def engine_name(self) -> str | None:

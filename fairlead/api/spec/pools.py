@@ -1,11 +1,12 @@
 """`spec.pools[]`: replicas of one template, on one accelerator, in one role."""
 
-from typing import Annotated, Any, ClassVar, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from fairlead.api.strict_model import Rule, StrictModel, api_field, api_list, field_error
-from fairlead.api.value_types import Choice, EndpointUrl, Int32, Label, Labels, ShortName, Subdomain, check_unique
+from fairlead.api.value_types import Choice, EndpointUrl, Int32, Label, Labels, ShortName, Subdomain
 from fairlead.fleet.model import Role
 
 PoolRole = Role
@@ -165,6 +166,7 @@ class PodSelector(StrictModel):
 class Pool(StrictModel):
     """Replicas of one template: one accelerator, one role."""
 
+    unique: ClassVar[Mapping[str, str]] = {"endpoints": "url"}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="!has(self.maxReplicas) || self.maxReplicas >= self.minReplicas",
@@ -227,11 +229,6 @@ class Pool(StrictModel):
         "addresses of an external engine", '[{url: "http://10.0.0.5:8000"}]', max_length=256, key="url"
     )
     selector: Annotated[PodSelector | None, Field(examples=["{matchLabels: {app: my-vllm}}"])] = None
-
-    @model_validator(mode="after")
-    def _check_unique_names(self) -> Self:
-        check_unique("endpoints", [endpoint.url for endpoint in self.endpoints])
-        return self
 
     @property
     def is_scalable(self) -> bool:

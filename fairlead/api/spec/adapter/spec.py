@@ -1,13 +1,14 @@
 """`spec` of a ModelAdapter: a LoRA adapter, and the model that it belongs to."""
 
 import re
-from typing import Annotated, ClassVar, Final, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Final
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator
 
 from fairlead.adapters.download import DIGEST_PATTERN, DOWNLOAD_PATTERNS, REVISION_PATTERN, AdapterDownload
 from fairlead.api.strict_model import Rule, StrictModel, api_field, api_list, field_error
-from fairlead.api.value_types import Int32, ServedName, ShortName, check_unique
+from fairlead.api.value_types import Int32, ServedName, ShortName
 
 _FOLDERS: Final = r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+"
 _SOURCE_PATTERN: Final = (
@@ -32,6 +33,8 @@ def _check_source(text: str) -> str:
 
 class ModelAdapterSpec(StrictModel):
     """A LoRA adapter of a model."""
+
+    unique: ClassVar[Mapping[str, str]] = {"served_names": ""}
 
     planned: ClassVar[frozenset[str]] = frozenset({"credentials"})
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -98,11 +101,6 @@ class ModelAdapterSpec(StrictModel):
             le=4096,
         ),
     ] = None
-
-    @model_validator(mode="after")
-    def _check_unique_names(self) -> Self:
-        check_unique("servedNames", self.served_names)
-        return self
 
     @property
     def scheme(self) -> str:

@@ -8,13 +8,13 @@
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Final, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from fairlead.api.strict_model import FieldPath, Rule, StrictModel, api_field, api_list, field_error, list_map_schema
-from fairlead.api.value_types import Choice, Int32, ServedName, ShortName, check_unique
+from fairlead.api.value_types import Choice, Int32, ServedName, ShortName
 from fairlead.routes.fallback_graph import fallback_edges, find_loop
 from fairlead.routes.model import FailureKind, Fallback, RequestRewrite, Route, RouteRule, RouteTarget, Shadow
 
@@ -135,6 +135,8 @@ class ModelRouteRewrite(StrictModel):
 class ModelRouteFallback(StrictModel):
     """A model that gets requests which another one has not answered, before their first byte."""
 
+    unique: ClassVar[Mapping[str, str]] = {"when": "value"}
+
     when: Annotated[
         list[Choice[FailureKind]],
         api_field(
@@ -157,11 +159,6 @@ class ModelRouteFallback(StrictModel):
             "llama-70b",
         ),
     ] = None
-
-    @model_validator(mode="after")
-    def _check_unique_kinds(self) -> Self:
-        check_unique("when", [kind.value for kind in self.when])
-        return self
 
 
 def check_fallbacks(route: Route, at: tuple[str, ...] = ()) -> None:
