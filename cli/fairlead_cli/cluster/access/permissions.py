@@ -8,38 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from fairlead.kube import resources as kube
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import KubeError
-from fairlead.kube.resources import (
-    ACCELERATOR_CLASSES,
-    ACCESS_REVIEWS,
-    CLUSTER_ROLE_BINDINGS,
-    CLUSTER_ROLES,
-    CONFIG_MAPS,
-    CONTROLLER_REVISIONS,
-    CUSTOM_RESOURCE_DEFINITIONS,
-    DEPLOYMENTS,
-    DISRUPTION_BUDGETS,
-    EVENTS,
-    LEADER_WORKER_SETS,
-    LEASES,
-    MODEL_ADAPTERS,
-    MODEL_DEPLOYMENTS,
-    MODEL_ROUTES,
-    MODEL_TENANTS,
-    NAMESPACES,
-    NETWORK_POLICIES,
-    NODES,
-    PODS,
-    RESOURCE_QUOTAS,
-    ROLE_BINDINGS,
-    ROLES,
-    SECRETS,
-    SELF_REVIEWS,
-    SERVICE_ACCOUNTS,
-    SERVICES,
-    Resource,
-)
+from fairlead.kube.resources import Resource
 from fairlead_cli.cluster.components import AUTOSCALER, GATEWAY, INDEXER, OPERATOR
 from fairlead_cli.cluster.object_fields import MissingValue, value_or_missing
 from fairlead_operator.kube.leader_election import LEASE_NAME
@@ -76,7 +48,7 @@ async def review_own_access(api: KubeApi, permission: Permission) -> bool | Miss
 
     Every user may create this review.
     """
-    return await value_or_missing(_create_review(api, SELF_REVIEWS.kind, permission, {}))
+    return await value_or_missing(_create_review(api, kube.SELF_REVIEWS.kind, permission, {}))
 
 
 async def review_account_access(
@@ -88,12 +60,12 @@ async def review_account_access(
     """
     groups = ["system:serviceaccounts", f"system:serviceaccounts:{namespace}", "system:authenticated"]
     subject = {"user": f"system:serviceaccount:{namespace}:{account}", "groups": groups}
-    return await value_or_missing(_create_review(api, ACCESS_REVIEWS.kind, permission, subject))
+    return await value_or_missing(_create_review(api, kube.ACCESS_REVIEWS.kind, permission, subject))
 
 
 async def _create_review(api: KubeApi, kind: str, right: Permission, subject: dict[str, Any]) -> bool:
     review = {
-        "apiVersion": SELF_REVIEWS.api_version,
+        "apiVersion": kube.SELF_REVIEWS.api_version,
         "kind": kind,
         "metadata": {},
         "spec": {"resourceAttributes": right._attributes(), **subject},
@@ -106,11 +78,11 @@ async def _create_review(api: KubeApi, kind: str, right: Permission, subject: di
 
 AUTOSCALER_LEASE_NAME: Final = "fairlead-autoscaler"
 """As in the autoscaler; a test holds the two equal."""
-_CLAIMANTS: Final = (MODEL_ROUTES, MODEL_ADAPTERS)
+_CLAIMANTS: Final = (kube.MODEL_ROUTES, kube.MODEL_ADAPTERS)
 """Kinds besides models that have names for clients."""
 _MANAGED_RESOURCES: Final = (
-    *(DEPLOYMENTS, CONTROLLER_REVISIONS, LEADER_WORKER_SETS, SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS),
-    NETWORK_POLICIES,
+    *(kube.DEPLOYMENTS, kube.CONTROLLER_REVISIONS, kube.LEADER_WORKER_SETS, kube.SERVICES),
+    *(kube.SERVICE_ACCOUNTS, kube.DISRUPTION_BUDGETS, kube.NETWORK_POLICIES),
 )
 _WATCHED: Final = ("list", "watch")
 _READ: Final = ("get", *_WATCHED)
@@ -131,10 +103,10 @@ def component_permissions(
     restarts_engines: the operator reads from gateways which engines hang.
     revocation_list: the ConfigMap with revoked keys that gateways watch; None: they watch none.
     """
-    kinds = (ACCELERATOR_CLASSES, MODEL_TENANTS) if component == GATEWAY else (ACCELERATOR_CLASSES,)
+    kinds = (kube.ACCELERATOR_CLASSES, kube.MODEL_TENANTS) if component == GATEWAY else (kube.ACCELERATOR_CLASSES,)
     permissions = [*_permissions(kinds, _WATCHED, None)]
     if revocation_list is not None:
-        permissions += _permissions([CONFIG_MAPS], _WATCHED, install_namespace, name=revocation_list)
+        permissions += _permissions([kube.CONFIG_MAPS], _WATCHED, install_namespace, name=revocation_list)
     for namespace in namespaces or (None,):
         if component == OPERATOR:
             permissions += _operator_permissions(namespace)
@@ -147,41 +119,41 @@ def component_permissions(
     if component == OPERATOR and restarts_engines:
         permissions += _restart_permissions(install_namespace, namespaces)
     if lease_name := {OPERATOR: LEASE_NAME, AUTOSCALER: AUTOSCALER_LEASE_NAME}.get(component):
-        permissions += _permissions([LEASES], ["create"], install_namespace)
-        permissions += _permissions([LEASES], ("get", "patch"), install_namespace, name=lease_name)
+        permissions += _permissions([kube.LEASES], ["create"], install_namespace)
+        permissions += _permissions([kube.LEASES], ("get", "patch"), install_namespace, name=lease_name)
     return permissions
 
 
 def _operator_permissions(namespace: str | None) -> Iterator[Permission]:
-    yield from _permissions([MODEL_DEPLOYMENTS], _READ, namespace)
+    yield from _permissions([kube.MODEL_DEPLOYMENTS], _READ, namespace)
     yield from _permissions(_CLAIMANTS, _WATCHED, namespace)
-    yield from _permissions((MODEL_DEPLOYMENTS, *_CLAIMANTS), ["patch"], namespace, "/status")
-    yield from _permissions([MODEL_DEPLOYMENTS], ["update"], namespace, "/finalizers")
+    yield from _permissions((kube.MODEL_DEPLOYMENTS, *_CLAIMANTS), ["patch"], namespace, "/status")
+    yield from _permissions([kube.MODEL_DEPLOYMENTS], ["update"], namespace, "/finalizers")
     yield from _permissions(_MANAGED_RESOURCES, (*_READ, "create", "patch", "delete"), namespace)
-    yield from _permissions([PODS], _WATCHED, namespace)
-    yield from _permissions([EVENTS], ("create", "patch"), namespace)
+    yield from _permissions([kube.PODS], _WATCHED, namespace)
+    yield from _permissions([kube.EVENTS], ("create", "patch"), namespace)
 
 
 def _autoscaler_permissions(namespace: str | None) -> Iterator[Permission]:
     yield from _fleet_permissions(namespace)
-    yield from _permissions([MODEL_DEPLOYMENTS], ["patch"], namespace, "/status")
-    yield from _permissions((DEPLOYMENTS, LEADER_WORKER_SETS), _READ, namespace)
-    yield from _permissions([DEPLOYMENTS], ["patch"], namespace, "/scale")
-    yield from _permissions((LEADER_WORKER_SETS, PODS), ["patch"], namespace)
-    yield from _permissions([EVENTS], ("create", "patch"), namespace)
+    yield from _permissions([kube.MODEL_DEPLOYMENTS], ["patch"], namespace, "/status")
+    yield from _permissions((kube.DEPLOYMENTS, kube.LEADER_WORKER_SETS), _READ, namespace)
+    yield from _permissions([kube.DEPLOYMENTS], ["patch"], namespace, "/scale")
+    yield from _permissions((kube.LEADER_WORKER_SETS, kube.PODS), ["patch"], namespace)
+    yield from _permissions([kube.EVENTS], ("create", "patch"), namespace)
 
 
 def _restart_permissions(install_namespace: str, namespaces: Sequence[str]) -> Iterator[Permission]:
     """Yields what marking and restarting engines needs, and reading the gateways' pods."""
     for namespace in namespaces or (None,):
-        yield from _permissions([PODS], ["delete"], namespace)
-        yield from _permissions([PODS], ["patch"], namespace, "/status")
+        yield from _permissions([kube.PODS], ["delete"], namespace)
+        yield from _permissions([kube.PODS], ["patch"], namespace, "/status")
     if namespaces:
-        yield from _permissions([PODS], ["list"], install_namespace)
+        yield from _permissions([kube.PODS], ["list"], install_namespace)
 
 
 def _fleet_permissions(namespace: str | None) -> Iterator[Permission]:
-    return _permissions((MODEL_DEPLOYMENTS, PODS), _WATCHED, namespace)
+    return _permissions((kube.MODEL_DEPLOYMENTS, kube.PODS), _WATCHED, namespace)
 
 
 _ADMISSION_GROUP: Final = "admissionregistration.k8s.io"
@@ -190,13 +162,13 @@ _ADMISSION_POLICIES: Final = ("validatingadmissionpolicies", "validatingadmissio
 
 def permissions_to_install(namespace: str, exists: bool) -> list[Permission]:
     """Returns the permissions that ``helm install`` into ``namespace`` needs."""
-    cluster_wide = (CUSTOM_RESOURCE_DEFINITIONS, CLUSTER_ROLES, CLUSTER_ROLE_BINDINGS)
+    cluster_wide = (kube.CUSTOM_RESOURCE_DEFINITIONS, kube.CLUSTER_ROLES, kube.CLUSTER_ROLE_BINDINGS)
     namespaced = (
-        *(CONFIG_MAPS, DEPLOYMENTS, SERVICES, SECRETS, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, NETWORK_POLICIES),
-        *(ROLES, ROLE_BINDINGS),
+        *(kube.CONFIG_MAPS, kube.DEPLOYMENTS, kube.SERVICES, kube.SECRETS, kube.SERVICE_ACCOUNTS),
+        *(kube.DISRUPTION_BUDGETS, kube.NETWORK_POLICIES, kube.ROLES, kube.ROLE_BINDINGS),
     )
     return [
-        *_permissions(cluster_wide if exists else (NAMESPACES, *cluster_wide), ["create"], None),
+        *_permissions(cluster_wide if exists else (kube.NAMESPACES, *cluster_wide), ["create"], None),
         *(Permission(_ADMISSION_GROUP, plural, "create") for plural in _ADMISSION_POLICIES),
         *_permissions(namespaced, ["create"], namespace),
     ]
@@ -205,18 +177,18 @@ def permissions_to_install(namespace: str, exists: bool) -> list[Permission]:
 def permissions_to_check(namespace: str, *, before_install: bool) -> list[Permission]:
     """Returns the permissions that the checks themselves need."""
     permissions = [
-        *_permissions([CUSTOM_RESOURCE_DEFINITIONS], ["get"], None),
-        *_permissions([RESOURCE_QUOTAS], ["list"], None),
+        *_permissions([kube.CUSTOM_RESOURCE_DEFINITIONS], ["get"], None),
+        *_permissions([kube.RESOURCE_QUOTAS], ["list"], None),
     ]
     if before_install:
-        return [*permissions, *_permissions([NODES], ["list"], None)]
+        return [*permissions, *_permissions([kube.NODES], ["list"], None)]
     return [
         *permissions,
-        *_permissions((DEPLOYMENTS, PODS, MODEL_DEPLOYMENTS), ["list"], None),
-        *_permissions((DISRUPTION_BUDGETS, NETWORK_POLICIES), ["list"], namespace),
-        *_permissions([SECRETS], ["get"], namespace),
-        *_permissions([LEASES], ["get"], namespace, name=LEASE_NAME),
-        *_permissions([PODS], ["get"], namespace, "/proxy"),
+        *_permissions((kube.DEPLOYMENTS, kube.PODS, kube.MODEL_DEPLOYMENTS), ["list"], None),
+        *_permissions((kube.DISRUPTION_BUDGETS, kube.NETWORK_POLICIES), ["list"], namespace),
+        *_permissions([kube.SECRETS], ["get"], namespace),
+        *_permissions([kube.LEASES], ["get"], namespace, name=LEASE_NAME),
+        *_permissions([kube.PODS], ["get"], namespace, "/proxy"),
         Permission("authorization.k8s.io", "subjectaccessreviews", "create"),
     ]
 

@@ -25,26 +25,9 @@ from fairlead.api.kinds import served_kinds
 from fairlead.api.v1alpha1 import GROUP
 from fairlead.errors import BadInput, FairleadError
 from fairlead.fleet.labels import FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL
+from fairlead.kube import resources as kube
 from fairlead.kube.client import KubeApi
-from fairlead.kube.resources import (
-    ACCELERATOR_CLASSES,
-    CONTROLLER_REVISIONS,
-    DEPLOYMENTS,
-    DISRUPTION_BUDGETS,
-    EVENTS,
-    LEADER_WORKER_SETS,
-    MODEL_DEPLOYMENTS,
-    NETWORK_POLICIES,
-    PODS,
-    SECRETS,
-    SERVICE_ACCOUNTS,
-    SERVICES,
-    Manifest,
-    Resource,
-    metadata_of,
-    name_of,
-    uid_of,
-)
+from fairlead.kube.resources import Manifest, Resource, metadata_of, name_of, uid_of
 from fairlead.runtime.clock import Clock, SystemClock
 from fairlead_cli import formatting
 from fairlead_cli.cluster import pod_http
@@ -246,10 +229,10 @@ _MAX_PODS: Final = 24
 _MAX_OBJECTS: Final = 2_000
 _MAX_NAMESPACES: Final = 64
 _CHILDREN: Final = (
-    *(DEPLOYMENTS, LEADER_WORKER_SETS, SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, NETWORK_POLICIES),
-    CONTROLLER_REVISIONS,
+    *(kube.DEPLOYMENTS, kube.LEADER_WORKER_SETS, kube.SERVICES, kube.SERVICE_ACCOUNTS, kube.DISRUPTION_BUDGETS),
+    *(kube.NETWORK_POLICIES, kube.CONTROLLER_REVISIONS),
 )
-_OWN: Final = (DEPLOYMENTS, SERVICES, DISRUPTION_BUDGETS, NETWORK_POLICIES, PODS)
+_OWN: Final = (kube.DEPLOYMENTS, kube.SERVICES, kube.DISRUPTION_BUDGETS, kube.NETWORK_POLICIES, kube.PODS)
 
 
 async def build_scrubber(api: KubeApi, facts: ClusterFacts) -> tuple[Scrubber, MissingValue | None]:
@@ -266,7 +249,7 @@ async def build_scrubber(api: KubeApi, facts: ClusterFacts) -> tuple[Scrubber, M
         for reference in secret_references(deployment)
     )
     for namespace, name in keys:
-        secret = await value_or_missing(api.get(SECRETS, namespace, name))
+        secret = await value_or_missing(api.get(kube.SECRETS, namespace, name))
         if isinstance(secret, MissingValue):
             problem = problem or secret
         else:
@@ -319,10 +302,10 @@ async def collect_parts(api: KubeApi, facts: ClusterFacts, scrub: Scrubber) -> l
 def _named() -> list[tuple[str, Resource]]:
     control_plane = [(f"control-plane/{resource.plural}.json", resource) for resource in _OWN]
     models = [
-        ("models/modeldeployments.json", MODEL_DEPLOYMENTS),
-        ("models/acceleratorclasses.json", ACCELERATOR_CLASSES),
+        ("models/modeldeployments.json", kube.MODEL_DEPLOYMENTS),
+        ("models/acceleratorclasses.json", kube.ACCELERATOR_CLASSES),
     ]
-    children = [(f"models/{resource.plural}.json", resource) for resource in (*_CHILDREN, PODS)]
+    children = [(f"models/{resource.plural}.json", resource) for resource in (*_CHILDREN, kube.PODS)]
     return [*models, *control_plane, *children]
 
 
@@ -339,12 +322,12 @@ async def _listed(api: KubeApi, facts: ClusterFacts, resource: Resource, labels:
 def _wanted() -> Iterator[tuple[Resource, str | None]]:
     """Yields the kind and the label selector (None for all objects) of each file in ``_named``."""
     for path, resource in _named():
-        if resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
+        if resource in (kube.MODEL_DEPLOYMENTS, kube.ACCELERATOR_CLASSES):
             labels = None
         elif path.startswith("control-plane"):
             labels = OWN_OBJECTS
         else:
-            labels = MODEL_LABEL if resource is PODS else f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
+            labels = MODEL_LABEL if resource is kube.PODS else f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
         yield resource, labels
 
 
@@ -398,7 +381,7 @@ async def _events(api: KubeApi, facts: ClusterFacts, listed: Iterable[Listing]) 
     }
     events_: list[Manifest] = []
     for namespace in sorted({facts.install_namespace, *filter(None, known.values())})[:_MAX_NAMESPACES]:
-        events = await list_objects(api, EVENTS, namespace)
+        events = await list_objects(api, kube.EVENTS, namespace)
         if isinstance(events, MissingValue):
             return events
         events_ += [object_ for object_ in events if (object_.get("regarding") or {}).get("uid") in known]
@@ -456,7 +439,7 @@ async def _log(api: KubeApi, pod: Manifest, container: str, previous: bool, scru
     query |= {"previous": "true"} if previous else {}
     try:
         answer = await api.get_raw(
-            PODS.path(namespace_name(pod), name_of(pod), "log"), MAX_LOG_BYTES, 20.0, query=query
+            kube.PODS.path(namespace_name(pod), name_of(pod), "log"), MAX_LOG_BYTES, 20.0, query=query
         )
     except FairleadError as error:
         return MissingValue(error.message)
