@@ -65,15 +65,10 @@ class FairShare:
         self._served: dict[Hashable, _Service] = {}
         self._present: dict[Hashable, int] = {}
         self._compact_above = _MIN_COMPACTED
-        self._reports = reports
+        self.distinguishes_callers = reports
         self._recent: dict[Hashable, _Service] = {}
         self._recent_total = self._recent_most = 0.0
         self._unreported: dict[str, _Service] = {}
-
-    @property
-    def distinguishes_callers(self) -> bool:
-        """Whether requests come with the keys of their callers."""
-        return self._reports
 
     def served_seconds(self, tenant: Hashable) -> float:
         """Returns the weighted engine seconds served to a tenant; 0 for an unknown one."""
@@ -157,7 +152,7 @@ class FairShare:
         self._collect(tenant, seconds / weight)
 
     def _collect(self, tenant: Hashable, seconds: float) -> None:
-        if not self._reports or not isinstance(tenant, str):
+        if not self.distinguishes_callers or not isinstance(tenant, str):
             return
         unreported = self._unreported.get(tenant)
         if unreported is not None:

@@ -68,7 +68,7 @@ class Supervisor:
         announce: Callable[[str], None],
     ) -> None:
         self._config = config
-        self._clock = clock
+        self.clock = clock
         self._limits = limits
         self._announce = announce
         self._sent_warnings: list[str] = []
@@ -224,7 +224,7 @@ class Supervisor:
     def _create_access(self, config: GatewayConfig) -> "AccessService | None":
         if config.access is None:
             return None
-        update, wall = (lambda tenants: self.background.update_tenants(tenants)), self._clock.wall
+        update, wall = (lambda tenants: self.background.update_tenants(tenants)), self.clock.wall
         return config.access.create_service(self.workers.broadcast, wall, update, self.audit.on_access)
 
     async def _follow_fleet(self, snapshots: AsyncIterator[Fleet]) -> None:
@@ -338,10 +338,8 @@ class Supervisor:
 
         config, link = self._config, self.background.redis_link
         if link is not None:
-            return RedisIndexSource(link, on_changes, on_reload, self._clock, self._limits)
-        return LocalIndexSource(
-            on_changes, self._clock, self._limits, secret=config.hash_secret, environ=config.environ
-        )
+            return RedisIndexSource(link, on_changes, on_reload, self.clock, self._limits)
+        return LocalIndexSource(on_changes, self.clock, self._limits, secret=config.hash_secret, environ=config.environ)
 
     def _create_alignment_store(self, learned: "Callable[[str, PromptAlignment], None]") -> "AlignmentStore":
         """Returns the store of prompt alignments that gateways share.
@@ -355,11 +353,6 @@ class Supervisor:
         return AlignmentStore(link, config.gateway_id, learned, secret=config.index_secret, limits=self._limits)
 
     # The management port's view ------------------------------------------------------------------------------------------
-
-    @property
-    def clock(self) -> Clock:
-        """The clock of all processes of this machine."""
-        return self._clock
 
     def fleet(self) -> Fleet:
         """Returns the fleet that every worker has applied, with the engines' last signals."""
@@ -387,7 +380,7 @@ class Supervisor:
             None if self.background.peers is None else self.background.peers.present_peers(),
             self.profiling.learned_profile,
             reports.merge_counts(state.queued for _, state in states),
-            reports.merge_ejections([state for _, state in states], self._clock.now(), progress_times),
+            reports.merge_ejections([state for _, state in states], self.clock.now(), progress_times),
             reports.merge_answer_times([state for _, state in states]),
             reports.merge_adapters(state.adapters for _, state in states),
         )
@@ -395,8 +388,8 @@ class Supervisor:
     async def counters(self, *, windows: bool) -> MetricsRecorder:
         """Returns the counters of all workers, added up, with those of the supervisor."""
         parts = await self.workers.collect_counters(windows=windows)
-        now = self._clock.now()
-        telemetry = MetricsRecorder(self._clock, self._limits)
+        now = self.clock.now()
+        telemetry = MetricsRecorder(self.clock, self._limits)
         telemetry.started_at = self.started_at
         telemetry.publish_stats = self.background.decision_stream
         for key, part in parts.items():

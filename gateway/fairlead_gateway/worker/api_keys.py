@@ -104,7 +104,7 @@ class ApiKeys:
     def replace(self, names: Mapping[bytes, str]) -> None:
         """Replaces the keys of the keys file."""
         self._names = names
-        self._on_changed()
+        self.on_changed()
 
     def update_tenants(self, changed: Iterable[Tenant], removed: Collection[str] = ()) -> None:
         """Adds or replaces tenants with their keys, and removes those of the given names.
@@ -133,12 +133,12 @@ class ApiKeys:
             self._tenants[tenant.name] = kept
             for key in tenant.keys:
                 self._callers[key.digest] = Caller(kept, self._share(key.name), key.expires_at, key.digest)
-        self._on_changed()
+        self.on_changed()
 
     def revoke(self, digests: Collection[bytes]) -> None:
         """Replaces the digests of keys that are refused although they are listed."""
         self._revoked = frozenset(digests)
-        self._on_changed()
+        self.on_changed()
 
     def shows_details(self, head: RequestHead) -> bool:
         """Returns whether a request may read details of the gateway: it has a known key that no
@@ -168,10 +168,6 @@ class ApiKeys:
     def tenants(self) -> Iterable[Tenant]:
         """Returns the tenants, but not those of the keys file."""
         return self._tenants.values()
-
-    def on_issuers_changed(self) -> None:
-        """Has every token verified again."""
-        self._on_changed()
 
     def take_used_keys(self) -> list[bytes]:
         """Returns the digests of keys that were used since the last call."""
@@ -257,7 +253,7 @@ class ApiKeys:
             self._named_callers[name] = caller
         return caller
 
-    def _on_changed(self) -> None:
+    def on_changed(self) -> None:
         self._named_callers = {}
         self._generation = object()
         if self.tokens is not None:

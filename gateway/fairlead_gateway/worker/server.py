@@ -54,11 +54,6 @@ class TlsAcceptor:
         self._handshakes: dict[asyncio.Task[object], socket.socket] = {}
         self._retry: asyncio.TimerHandle | None = None
 
-    @property
-    def handshake_count(self) -> int:
-        """The number of handshakes in progress."""
-        return len(self._handshakes)
-
     def start(self) -> None:
         """Starts to accept connections."""
         self._public.setblocking(False)

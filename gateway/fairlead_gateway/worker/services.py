@@ -388,7 +388,7 @@ class WorkerServices:
             case messages.ProfileUpdate(profiles, sequences, memory_shares):
                 stack.routers.set_learned_profiles(profiles)
                 stack.routers.serving.set_sequence_bounds(sequences)
-                stack.routers.serving.set_memory_shares(memory_shares)
+                stack.routers.serving.memory_shares.update(memory_shares)
             case messages.SampleRequest():
                 self._journal.send_samples(message)
             case messages.FleetUpdate(fleet, slots):
@@ -397,7 +397,7 @@ class WorkerServices:
             case TokenIssuerUpdate(issuers):
                 if self._api_keys is not None and self._api_keys.tokens is not None:
                     self._api_keys.tokens.update_issuers(issuers)
-                    self._api_keys.on_issuers_changed()
+                    self._api_keys.on_changed()
             case messages.KeyUpdate() | messages.TenantUpdate() | messages.RevocationUpdate():
                 self._update_keys(message)
             case QuotaUpdates():

@@ -90,7 +90,7 @@ def test_what_was_cached_before_a_refused_prompt_stays_cached() -> None:
     made.on_dispatch(second, at, 1.0)
     assert matched(made, second, at) > 20_000
     made.on_abandoned(second.id, 2.0, is_computed=False)
-    assert matched(made, second, at) == matched(made, first, at) == first.chain.full_block_bytes
+    assert matched(made, second, at) == matched(made, first, at) == first.chain.ends[-1]
 
 
 def test_what_another_prompt_in_flight_shares_with_a_refused_one_stays_cached() -> None:
@@ -99,7 +99,7 @@ def test_what_another_prompt_in_flight_shares_with_a_refused_one_stays_cached() 
     at = send(made, refused)
     made.on_dispatch(other, at, 0.5)
     made.on_abandoned(refused.id, 1.0, is_computed=False)
-    assert matched(made, refused, at) == other.chain.full_block_bytes
+    assert matched(made, refused, at) == other.chain.ends[-1]
 
 
 def test_the_first_request_of_a_prefix_goes_to_one_of_its_homes_when_all_is_quiet() -> None:

@@ -58,34 +58,34 @@ async def test_handshakes_that_clients_leave_are_bounded_and_keep_no_one_out(tmp
         for reader, _ in left[:6]:
             with contextlib.suppress(ConnectionResetError):
                 assert await reader.read() == b""
-        await wait_until(lambda: acceptor.handshake_count == 4)
+        await wait_until(lambda: len(acceptor._handshakes) == 4)
         assert await is_served(port, trust)
-        assert acceptor.handshake_count <= 4
+        assert len(acceptor._handshakes) <= 4
         for _, writer in left:
             writer.close()
-        await wait_until(lambda: acceptor.handshake_count == 0)
+        await wait_until(lambda: len(acceptor._handshakes) == 0)
 
 
 async def test_handshakes_have_no_more_room_than_connections(tmp_path: Path) -> None:
     async with tls_port(tmp_path, replace(Limits(), connections=6, min_connections=2)) as (acceptor, port, trust):
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust)
-        await wait_until(lambda: acceptor.handshake_count == 0)
+        await wait_until(lambda: len(acceptor._handshakes) == 0)
         left = [await asyncio.open_connection("127.0.0.1", port) for _ in range(9)]
         for waiting, _ in left[:4]:
             with contextlib.suppress(ConnectionResetError):
                 assert await waiting.read() == b""
-        await wait_until(lambda: acceptor.handshake_count == 5)
+        await wait_until(lambda: len(acceptor._handshakes) == 5)
         writer.write(get_request("/readyz"))
         assert (await reader.read()).startswith(b"HTTP/1.1 200")
         for _, other in [*left, (reader, writer)]:
             other.close()
-        await wait_until(lambda: acceptor.handshake_count == 0)
+        await wait_until(lambda: len(acceptor._handshakes) == 0)
 
 
 async def test_pending_connections_of_a_drain_are_accepted(tmp_path: Path) -> None:
     async with tls_port(tmp_path, Limits()) as (acceptor, port, trust):
         connecting = asyncio.create_task(is_served(port, trust))
-        await wait_until(lambda: acceptor.handshake_count == 1 or connecting.done())
+        await wait_until(lambda: len(acceptor._handshakes) == 1 or connecting.done())
         handshakes = acceptor.accept_pending()
         acceptor.close()
         await asyncio.gather(*handshakes)

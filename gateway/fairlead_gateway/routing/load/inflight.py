@@ -167,7 +167,7 @@ class InflightTracker:
         self._loads: dict[str, EndpointLoad] = {}
         self._retained: Collection[str] = ()
         self._deferred: Mapping[str, float] = NOTHING_DEFERRED
-        self._defers = False
+        self.defers = False
 
     def retain(self, instances: Collection[str]) -> None:
         """Keeps the sums of these instances. Others are dropped when their last request
@@ -267,12 +267,7 @@ class InflightTracker:
         do not say how much.
         """
         self._deferred = seconds
-        self._defers = bool(seconds)
-
-    @property
-    def defers(self) -> bool:
-        """Whether total loads leave something out."""
-        return self._defers
+        self.defers = bool(seconds)
 
     def _undeferred(self, local: EndpointLoad) -> EndpointLoad:
         seconds = self._deferred.get(local.instance)
@@ -283,7 +278,7 @@ class InflightTracker:
 
     def total_load(self, local: EndpointLoad) -> EndpointLoad:
         """Returns the current load of an endpoint: with that of sibling workers, or overridden."""
-        if self._defers:
+        if self.defers:
             return self._undeferred(local)
         if self._shared_loads is None:
             return local if self._load_override is None else self._load_override(local)
@@ -297,7 +292,7 @@ class InflightTracker:
         """Returns the total load of each endpoint, in their order."""
         return (
             local
-            if self._shared_loads is None and self._load_override is None and not self._defers
+            if self._shared_loads is None and self._load_override is None and not self.defers
             else [self.total_load(load) for load in local]
         )
 

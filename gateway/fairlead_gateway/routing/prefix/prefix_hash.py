@@ -81,11 +81,6 @@ class PrefixChain:
             return False
         return self.tail == other.tail and self.hashes == other.hashes and self.ends == other.ends
 
-    @property
-    def full_block_bytes(self) -> int:
-        """The number of bytes of the prompt in complete blocks."""
-        return self.ends[-1] if self.ends else 0
-
 
 def chain_seed(secret: bytes, seed: bytes) -> int:
     """Returns the 64-bit start of a chain from the secret and the seed."""

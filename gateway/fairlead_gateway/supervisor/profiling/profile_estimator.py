@@ -290,7 +290,7 @@ class ProfileEstimator:
         self._events: list[tuple[float, int, TimingEvent]] = []
         self._order = count()
         self._solved_at = 0.0
-        self._sent_profiles: dict[str, EngineProfile] = {}
+        self.sent_profiles: dict[str, EngineProfile] = {}
         self.dropped = 0
 
     def update_fleet(self, fleet: Fleet) -> None:
@@ -306,7 +306,7 @@ class ProfileEstimator:
         }
         for absent in self._engines.keys() - measured.keys():
             departed = self._engines.pop(absent)
-            self._sent_profiles.pop(absent, None)
+            self.sent_profiles.pop(absent, None)
             for request in [name for name, engine in self._engine_of_request.items() if engine is departed]:
                 del self._engine_of_request[request]
         for name, instance in measured.items():
@@ -356,14 +356,10 @@ class ProfileEstimator:
             known = self.learned_profile(name)
             if known is None or not known.is_reliable:
                 continue
-            before = self._sent_profiles.get(name)
+            before = self.sent_profiles.get(name)
             if before is None or _differs(before, known.profile):
-                changed[name] = self._sent_profiles[name] = known.profile
+                changed[name] = self.sent_profiles[name] = known.profile
         return changed
-
-    def sent_profiles(self) -> Mapping[str, EngineProfile]:
-        """Returns the last profile of each instance that `update` returned, for a new worker."""
-        return self._sent_profiles
 
     def learned_profile(self, instance: str) -> LearnedProfile | None:
         """Returns the profile of an instance; None for one that is not measured."""

@@ -218,7 +218,7 @@ class ProfilingService:
             changed = self._estimator.update(self._clock.now())
             if self._resend_all:
                 self._resend_all = False
-                profiles, bounds = dict(self._estimator.sent_profiles()), self._capacities.sequence_bounds()
+                profiles, bounds = dict(self._estimator.sent_profiles), self._capacities.sequence_bounds()
                 self._broadcast(ProfileUpdate(profiles, bounds, dict(self._capacities.memory_shares)))
             elif changed:
                 self._broadcast(ProfileUpdate(dict(changed)))

@@ -254,10 +254,6 @@ class PrefillCoordinator:
         self.concurrent_prefills = ConcurrentPrefills(runtime.loop)
         self._transfer_estimator = TransferEstimator()
 
-    def close(self) -> None:
-        """Cancels the prefills that run at the same time as their decodes."""
-        self.concurrent_prefills.close()
-
     def update_fleet(self, fleet: Fleet) -> None:
         """Forgets the transfer times of models, and the engine ids of instances, that have left."""
         self._transfer_estimator.retain(fleet.models)

@@ -372,7 +372,7 @@ class LateBindingQueue:
             if router is not None:
                 router.on_abandoned(context.route_request.id, self._now(), is_computed=False)
             if context.request.model_key in self._admissions:
-                self._admissions[context.request.model_key].drop_plan(context.route_request.id)
+                self._admissions[context.request.model_key].policy.kv_capacity.on_finish(context.route_request.id)
 
     async def wait(self, context: RequestContext) -> bool:
         """Waits until the chosen instance can start the request; False if it stops being ready.
@@ -575,7 +575,7 @@ def _next(
             return None
         if admission is None or endpoint is None or admission.can_start(queued.context, endpoint.load, now):
             return queued
-        if admission.may_hold_memory(queued.caller, now):
+        if admission.policy.memory_hold.may_hold(queued.caller, now):
             return None
         passed_over.append(queued.caller)
     return None

@@ -20,7 +20,6 @@ from fairlead_gateway.admission.policy import (
     AdmissionVerdict,
 )
 from fairlead_gateway.admission.request_queue import ArrivedRequest, RequestQueue
-from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
 from fairlead_gateway.ipc.messages import WAKE_HINT_SECONDS
 from fairlead_gateway.routing import ModelRouter
@@ -74,7 +73,7 @@ class ModelAdmission:
         self._has_api_keys = has_api_keys
         self.fair_share = FairShare(reports=has_api_keys)
         self._queue = RequestQueue(self.fair_share)
-        self._policy = AdmissionPolicy(runtime.limits, self._queue)
+        self.policy = AdmissionPolicy(runtime.limits, self._queue)
         self._model: Model | None = None
         self._kv_tokens: dict[str, float] = {}
         self._min_kv_tokens = 0.0
@@ -96,9 +95,9 @@ class ModelAdmission:
         self._model = model
         self._router = self._routers.router(self._key)
         self._is_disaggregated = is_disaggregated(instances)
-        self._policy.separate_long = not self._is_disaggregated
+        self.policy.separate_long = not self._is_disaggregated
         binds_late = self._router is not None and self._router.queues_assigned and not self._is_disaggregated
-        self._policy.separate_tenants = not binds_late
+        self.policy.separate_tenants = not binds_late
         self._bounds_sequences = self._has_api_keys and not binds_late and not self._is_disaggregated
         self._binds_memory_late = self._has_api_keys and binds_late
         self._kv_tokens = {
@@ -114,7 +113,7 @@ class ModelAdmission:
         self._has_ready = bool(ready)
         self._is_starting = any(instance.state is InstanceState.STARTING for instance in instances)
         self._expects_instance = not ready and (model.wakes or self._is_starting) and not self._is_disaggregated
-        self._policy.kv_capacity.retain(frozenset(instance.id for instance in ready))
+        self.policy.kv_capacity.retain(frozenset(instance.id for instance in ready))
         if self._queued:
             self._schedule_release()
 
@@ -123,7 +122,7 @@ class ModelAdmission:
 
         Sets `context.admission_request` if the policy decides, and on True `full_instances`.
         """
-        policy = self._policy
+        policy = self.policy
         has_headroom = (
             self._has_ready
             and not self._queued
@@ -159,7 +158,7 @@ class ModelAdmission:
         arrival, self._arrival = self._arrival, None
         is_just_checked = arrival is not None and arrival[0] is context
         engines = arrival[1] if arrival is not None and is_just_checked else self._engine_loads(now)
-        verdict = self._policy.enqueue(request, engines, now, explained=False)
+        verdict = self.policy.enqueue(request, engines, now, explained=False)
         if verdict.action is AdmissionAction.REFUSE:
             self._telemetry.record_queue_exit(self._key, verdict.rule)
             raise self._refusal_error(verdict)
@@ -176,7 +175,7 @@ class ModelAdmission:
         waiting = self._queued.pop(context.id, None)
         if waiting is not None:
             context.result.queued_seconds += self._now() - waiting.queued_at
-            self._policy.remove(context.id)
+            self.policy.remove(context.id)
             self._telemetry.record_queue_exit(self._key, "left")
 
     async def wait(self, context: RequestContext) -> None:
@@ -196,7 +195,7 @@ class ModelAdmission:
         request, route_request = context.admission_request, context.route_request
         if request is None or self._is_disaggregated or context.admitted is not None:
             return
-        tokens = self._policy.kv_capacity.expected_output(
+        tokens = self.policy.kv_capacity.expected_output(
             route_request, request.prompt_tokens, context.caller, self._now()
         )
         request.queued.decode_seconds = self._decode_seconds(context, tokens)
@@ -227,7 +226,7 @@ class ModelAdmission:
         router = self._router
         if router is None or not self._has_api_keys:
             return True
-        bound = self._routers.sequence_bound(local.instance)
+        bound = self._routers.sequence_bounds.get(local.instance)
         memory = self._kv_tokens.get(local.instance) if self._binds_memory_late else None
         if bound is None and memory is None:
             return True
@@ -235,35 +234,27 @@ class ModelAdmission:
         other_tokens = local.tokens_of_others(total)
         engine = EngineLoad(local.instance, 0.0, 0.0, memory, other_tokens)
         engine.limit_sequences(bound, total.sent)
-        engine.withhold_memory(self._routers.memory_share(local.instance))
+        engine.withhold_memory(self._routers.memory_shares.get(local.instance, 1.0))
         if engine.free_sequences <= 0.0:
             small_share = other_tokens > 0.0 and self.fair_share.has_small_share(context.caller)
             if not engine.has_free_sequence(small_share=small_share):
                 return False
         if engine.kv_tokens is None or (
-            other_tokens <= 0.0 and self._policy.kv_capacity.has_headroom(context.route_request, engine.kv_tokens)
+            other_tokens <= 0.0 and self.policy.kv_capacity.has_headroom(context.route_request, engine.kv_tokens)
         ):
             return True
         request = context.admission_request or self._admission_request(context)
-        return not self._policy.lacks_memory(request, engine, self._now() if now is None else now)
-
-    def may_hold_memory(self, caller: CallerKey, now: float) -> bool:
-        """Whether a request that lacks memory holds back those of other callers, until it fits."""
-        return self._policy.memory_hold.may_hold(caller, now)
+        return not self.policy.lacks_memory(request, engine, self._now() if now is None else now)
 
     def plan_memory(self, context: RequestContext, instance: str, now: float) -> None:
         """Adds a request to the planned KV of an instance where it will start soon."""
         route_request, router = context.route_request, self._router
         tokens = route_request.prompt_tokens if router is None else router.prompt_tokens(route_request)
-        self._policy.kv_capacity.on_dispatch(route_request, instance, tokens, context.caller, now)
-
-    def drop_plan(self, request_id: str) -> None:
-        """Removes the planned KV of a request that did not start."""
-        self._policy.kv_capacity.on_finish(request_id)
+        self.policy.kv_capacity.on_dispatch(route_request, instance, tokens, context.caller, now)
 
     def on_first_token(self, context: RequestContext, now: float) -> None:
         """Records that the KV of the request grows with its response from now on."""
-        self._policy.kv_capacity.on_first_token(context.route_request.id, now)
+        self.policy.kv_capacity.on_first_token(context.route_request.id, now)
         if self._queued:
             self._schedule_release()
 
@@ -279,8 +270,8 @@ class ModelAdmission:
         if context.admission_request is not None and not self._is_disaggregated:
             self._settle(context, is_complete, output, now)
         if is_complete and output_tokens != output:  # resumed: another engine made the beginning
-            self._policy.kv_capacity.on_finish(request.id, now, output_tokens)
-        self._policy.on_finish(request.id, context.caller, request.prompt_tokens, output, now)
+            self.policy.kv_capacity.on_finish(request.id, now, output_tokens)
+        self.policy.on_finish(request.id, context.caller, request.prompt_tokens, output, now)
         if self._queued:
             self._schedule_release()
 
@@ -299,7 +290,7 @@ class ModelAdmission:
             longest = math.inf if dispatched_at is None else max(queued.decode_seconds, now - dispatched_at)
             self._queue.settle(queued, min(longest, self._decode_seconds(context, output_tokens)))
         elif dispatched_at is not None:
-            tokens = self._policy.kv_capacity.elapsed_output(context.route_request.id, dispatched_at, now)
+            tokens = self.policy.kv_capacity.elapsed_output(context.route_request.id, dispatched_at, now)
             self._queue.settle(queued, max(queued.decode_seconds, self._decode_seconds(context, tokens)))
 
     def _decode_seconds(self, context: RequestContext, output_tokens: float) -> float:
@@ -357,11 +348,11 @@ class ModelAdmission:
             load = router.total_load(local)
             other_tokens = local.tokens_of_others(load)
             memory = None if self._binds_memory_late else self._kv_tokens.get(endpoint.id)
-            engine = self._policy.engine_load(
+            engine = self.policy.engine_load(
                 endpoint.id, load.backlog_seconds, endpoint.full_step_seconds, memory, other_tokens, now
             )
-            engine.withhold_memory(self._routers.memory_share(endpoint.id))
-            bound = self._routers.sequence_bound(endpoint.id) if self._bounds_sequences else None
+            engine.withhold_memory(self._routers.memory_shares.get(endpoint.id, 1.0))
+            bound = self._routers.sequence_bounds.get(endpoint.id) if self._bounds_sequences else None
             engine.limit_sequences(bound, load.sent)
             loads.append(engine)
         return loads
@@ -384,10 +375,10 @@ class ModelAdmission:
         if not engines:
             self._refuse_without_engines(now)
         else:
-            expired = self._policy.take_expired(len(engines), now, self._ready_since)
+            expired = self.policy.take_expired(len(engines), now, self._ready_since)
             if expired:
                 self._refuse_all(expired)
-        admitted = self._policy.release_next(engines, now)
+        admitted = self.policy.release_next(engines, now)
         if admitted is None:
             self._start_timer()
             return
@@ -434,7 +425,7 @@ class ModelAdmission:
         for request_id, waiting in list(self._queued.items()):
             if now - waiting.context.http_request.received_at >= max_seconds:
                 self._telemetry.record_queue_exit(self._key, "none-ready")
-                self._policy.remove(request_id)
+                self.policy.remove(request_id)
                 self._refuse(request_id, self._routers.no_ready_instance(self._key, now))
 
     def _refuse_all(self, refused: Sequence[tuple[str, AdmissionVerdict]]) -> None:

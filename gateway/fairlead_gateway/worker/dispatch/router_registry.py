@@ -61,6 +61,9 @@ class RoleRouters:
     """The routers of all models for one role, and the instances of that role.
 
     is_prefill: routes to instances that only prefill; otherwise to those that answer.
+    sequence_bounds: how many requests an instance computes at a time, where something says it. What
+        was learned goes before what the fleet states. Other profiles do not count.
+    memory_shares: learned shares of an instance's memory that may be planned for.
     """
 
     def __init__(
@@ -87,8 +90,8 @@ class RoleRouters:
         self._canaries: dict[str, RevisionSplit] = {}
         self.sizes = PromptSizes()
         self._learned_bounds: dict[str, int] = {}
-        self._sequence_bounds: dict[str, int] = {}
-        self._memory_shares: dict[str, float] = {}
+        self.sequence_bounds: dict[str, int] = {}
+        self.memory_shares: dict[str, float] = {}
 
     def update_fleet(self, fleet: Fleet, profiles: Mapping[str, EngineProfile]) -> None:
         """Replaces the fleet.
@@ -118,28 +121,13 @@ class RoleRouters:
         self.fleet = fleet
         present = _instances(fleet)
         self._learned_bounds = {name: bound for name, bound in self._learned_bounds.items() if name in present}
-        self._sequence_bounds = stated_sequence_bounds(present.values()) | self._learned_bounds
-        self._memory_shares = {name: share for name, share in self._memory_shares.items() if name in present}
+        self.sequence_bounds = stated_sequence_bounds(present.values()) | self._learned_bounds
+        self.memory_shares = {name: share for name, share in self.memory_shares.items() if name in present}
 
     def set_sequence_bounds(self, bounds: Mapping[str, int]) -> None:
         """Adds learned numbers of requests that an instance computes at a time."""
         self._learned_bounds.update(bounds)
-        self._sequence_bounds.update(bounds)
-
-    def sequence_bound(self, instance_id: str) -> int | None:
-        """Returns how many requests an instance computes at a time; None if nothing says it.
-
-        What was learned goes before what the fleet states. Other profiles do not count.
-        """
-        return self._sequence_bounds.get(instance_id)
-
-    def set_memory_shares(self, shares: Mapping[str, float]) -> None:
-        """Adds learned shares of an instance's memory that may be planned for."""
-        self._memory_shares.update(shares)
-
-    def memory_share(self, instance_id: str) -> float:
-        """Returns the share of an instance's memory that may be planned for; 1 if not learned."""
-        return self._memory_shares.get(instance_id, 1.0)
+        self.sequence_bounds.update(bounds)
 
     def update_profiles(self, key: str, profiles: Mapping[str, EngineProfile]) -> None:
         """Replaces the learned profiles of a model's instances."""

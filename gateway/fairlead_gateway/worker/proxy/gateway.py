@@ -199,7 +199,7 @@ class ForwardingStack:
         self.context_lengths.close()
         self.adapter_loader.close()
         self.limit_gate.close()
-        self.prefill_coordinator.close()
+        self.prefill_coordinator.concurrent_prefills.close()
         self.pool.close()
 
 

@@ -61,7 +61,7 @@ def test_what_is_learned_is_told_when_it_changed_enough() -> None:
         assert known.is_reliable
         assert known.error is not None
         assert known.error < 0.1
-    assert pupil.sent_profiles() == told
+    assert pupil.sent_profiles == told
     assert taught(pupil, {"a": 1.0, "b": 1.0}, 40, at=220.0) == {}, "nothing new"
 
 
@@ -115,7 +115,7 @@ def test_departed_instances_are_forgotten_and_handoffs_are_not_learned_from() ->
     pupil.update_fleet(fleet("b"))
     assert pupil.learned_profile("a") is None
     assert pupil.learned_profile("b").observations > 30, "what was learned with its help stays"
-    assert set(pupil.sent_profiles()) == {"b"}
+    assert set(pupil.sent_profiles) == {"b"}
     pupil.update_fleet(fleet("b", role=Role.DECODE, transfer="nixl"))
     assert pupil.learned_profile("b") is None
 

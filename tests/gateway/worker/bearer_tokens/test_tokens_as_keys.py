@@ -47,7 +47,7 @@ class Worker:
     def accept(self, issuer: TestIssuer) -> None:
         keys = parse_key_set(issuer.key_set(), ALGORITHMS, Limits())
         self.keys.tokens.update_issuers([TokenIssuer(ISSUER, (AUDIENCE,), keys)])
-        self.keys.on_issuers_changed()
+        self.keys.on_changed()
 
 
 def test_a_token_identifies_its_tenant_beside_api_keys() -> None:

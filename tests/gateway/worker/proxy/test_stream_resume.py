@@ -208,7 +208,7 @@ async def test_only_tokens_with_steps_of_their_own_teach_the_speed_of_an_engine(
 
 def planned_sequences(running: RunningGateway) -> dict[str, int]:
     """Returns the number of sequences that the KV planner counts at each instance."""
-    planner = running.gateway.stack.admission.models[MODEL_KEY]._policy.kv_capacity
+    planner = running.gateway.stack.admission.models[MODEL_KEY].policy.kv_capacity
     return {instance: len(usage.sequences) for instance, usage in planner._usage.items() if usage.sequences}
 
 
