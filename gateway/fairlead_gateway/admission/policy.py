@@ -307,28 +307,29 @@ class Admitted:
         return f"queued for {self.waited_seconds:.3f} s ({self.rule}: {self.reason})"
 
 
-class AdmissionRequest:
+class AdmissionRequest(QueuedRequest):
     """A request as admission sees it.
 
     - length_class: class of similar output lengths.
     - sheddable: its tier may be refused early.
     """
 
-    __slots__ = ("length_class", "prompt_tokens", "queued", "request", "sheddable")
+    __slots__ = ("length_class", "prompt_tokens", "request", "sheddable")
 
     def __init__(
         self,
-        queued: QueuedRequest,
         request: RouteRequest,
+        arrived_at: float,
+        objective_seconds: float,
+        prefill_seconds: float,
         prompt_tokens: float,
-        length_class: Hashable = None,
-        sheddable: bool = False,
+        tenant: Hashable = None,
     ) -> None:
-        self.queued = queued
+        super().__init__(request.id, arrived_at, objective_seconds, prefill_seconds, tenant)
         self.request = request
         self.prompt_tokens = prompt_tokens
-        self.length_class = length_class
-        self.sheddable = sheddable
+        self.length_class: Hashable = None
+        self.sheddable = False
 
 
 _ADMIT_OPEN: Final = AdmissionVerdict(
@@ -391,7 +392,7 @@ class AdmissionPolicy:
 
         To be called once per request: counts its prefill for its length class.
         """
-        self._classify(request.queued, now)
+        self._classify(request, now)
         return self.verdict_of_classified(request, engines, now)
 
     def admits_at_once(self, request: AdmissionRequest, now: float) -> bool:
@@ -402,10 +403,10 @@ class AdmissionPolicy:
 
         Why: the loads of the instances say nothing then, and reading them takes time.
         """
-        self._classify(request.queued, now)
+        self._classify(request, now)
         if self._requests:
             return False
-        self._note_class(request.queued)
+        self._note_class(request)
         return not self.is_order_relevant()
 
     def verdict_of_classified(
@@ -421,19 +422,18 @@ class AdmissionPolicy:
 
         explained: a verdict to queue it has a reason.
         """
-        queued = request.queued
-        caller_class = CallerClass(queued.tier, queued.weight)
-        displaced = self._bounds.displaced_by(queued.tenant, queued.body_bytes, caller_class)
+        caller_class = CallerClass(request.tier, request.weight)
+        displaced = self._bounds.displaced_by(request.tenant, request.body_bytes, caller_class)
         refusal = self._refusal(request, len(engines), now, is_full=displaced is None)
         if refusal is not None:
             return refusal
         refused = [self._displace(request_id, len(engines), now) for request_id in displaced] if displaced else ()
         if not self._requests:
             self._drain_rate.start(now)
-        self._requests[queued.id] = request
+        self._requests[request.id] = request
         self._has_sheddable = self._has_sheddable or request.sheddable
-        self._bounds.add(queued.id, queued.tenant, queued.body_bytes, caller_class)
-        self._queue.add(queued)
+        self._bounds.add(request.id, request.tenant, request.body_bytes, caller_class)
+        self._queue.add(request)
         rule = "held-starting" if not engines else "held"
         reason = self._queue_reason(request, engines, now) if explained else ""
         verdict = AdmissionVerdict(AdmissionAction.QUEUE, rule, reason)
@@ -451,7 +451,7 @@ class AdmissionPolicy:
     def _admit_without_queue(
         self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float
     ) -> AdmissionVerdict | None:
-        self._note_class(request.queued)
+        self._note_class(request)
         if not engines:
             return None
         full = self._full_instances(request, engines, now)
@@ -483,10 +483,10 @@ class AdmissionPolicy:
 
         reserved: an instance that counts as full; None: none does.
         """
-        ordered, long = self.is_order_relevant(), self._has_own_engines(request.queued)
+        ordered, long = self.is_order_relevant(), self._has_own_engines(request)
         if long and self._is_closed_to_long(engines, now):
             return [engine.id for engine in engines]
-        small_share = self._queue.has_small_share(request.queued.tenant)
+        small_share = self._queue.has_small_share(request.tenant)
         full: list[str] | None = None  # most requests find room everywhere
         for engine in engines:
             if (
@@ -501,10 +501,10 @@ class AdmissionPolicy:
 
     def lacks_memory(self, request: AdmissionRequest, engine: EngineLoad, now: float) -> bool:
         """Whether the memory of an instance does not suffice for a request until its end."""
-        tokens, tier = request.prompt_tokens, request.queued.tier - self._highest_tier
+        tokens, tier = request.prompt_tokens, request.tier - self._highest_tier
         kv_capacity, length_class = self.kv_capacity, request.length_class
         missing = kv_capacity.missing_tokens(engine, request.request, tokens, length_class, now, tier=tier)
-        if missing <= 0.0 or not self._queue.has_small_share(request.queued.tenant):
+        if missing <= 0.0 or not self._queue.has_small_share(request.tenant):
             return missing > 0.0
         needed = tokens + kv_capacity.expected_output(request.request, tokens, length_class, now)
         return not engine.may_queue_for_memory(needed, missing)
@@ -526,7 +526,7 @@ class AdmissionPolicy:
             return "no instance is ready yet"
         if len(self._requests) > 1:
             return f"{len(self._requests) - 1} other requests are queued"
-        if self._has_own_engines(request.queued) and self._is_closed_to_long(engines, now):
+        if self._has_own_engines(request) and self._is_closed_to_long(engines, now):
             return f"no more of the {len(engines)} instances may compute long prompts at the same time"
         if any(self.lacks_memory(request, engine, now) for engine in engines):
             return f"each of {len(engines)} instances is busy or lacks memory for the expected answer"
@@ -545,28 +545,27 @@ class AdmissionPolicy:
     def _refusal(
         self, request: AdmissionRequest, engines: int, now: float, *, is_full: bool
     ) -> AdmissionVerdict | None:
-        queued = request.queued
         if is_full:
             return self._refused_for_bounds(request, engines, now)
         if not request.sheddable or not engines:
             return None
-        wait = self.expected_wait(queued.tier, engines, now)
-        if wait <= (spare := queued.objective_seconds - queued.prefill_seconds):
+        wait = self.expected_wait(request.tier, engines, now)
+        if wait <= (spare := request.objective_seconds - request.prefill_seconds):
             return None
         reason = (
             f"{wait:.1f} s of work is queued before the request, and its first token is due "
-            f"in {queued.objective_seconds:.1f} s"
+            f"in {request.objective_seconds:.1f} s"
         )
         return AdmissionVerdict(
             AdmissionAction.REFUSE, "shed", reason, retry_after=wait - max(0.0, spare), is_shed=True
         )
 
     def _refused_for_bounds(self, request: AdmissionRequest, engines: int, now: float) -> AdmissionVerdict:
-        queued, bounds = request.queued, self._bounds
-        wait = self.expected_wait(queued.tier, engines, now)
+        bounds = self._bounds
+        wait = self.expected_wait(request.tier, engines, now)
         reason = f"{bounds.requests} requests ({bounds.body_bytes:,} bytes) are queued already"
         if bounds.has_several_callers:
-            reason += f", {bounds.requests_of(queued.tenant)} of them of this caller, which has most"
+            reason += f", {bounds.requests_of(request.tenant)} of them of this caller, which has most"
         return AdmissionVerdict(
             AdmissionAction.REFUSE, "line-full", reason, retry_after=wait, is_shed=request.sheddable
         )
@@ -590,9 +589,7 @@ class AdmissionPolicy:
         before = now - self._queue_seconds
         expired: list[AdmissionRequest] | None = None
         for request in self._requests.values():
-            if max(request.queued.arrived_at, since) <= before or (
-                request.sheddable and request.queued.overdue_at <= now
-            ):
+            if max(request.arrived_at, since) <= before or (request.sheddable and request.overdue_at <= now):
                 expired = expired or []
                 expired.append(request)
             elif not self._has_sheddable:
@@ -601,14 +598,13 @@ class AdmissionPolicy:
             return ()
         refusals = []
         for request in expired:
-            queued = request.queued
-            self.remove(queued.id)
-            wait = self.expected_wait(queued.tier, engines, now)
-            reason = f"the request was queued for {now - queued.arrived_at:.1f} s and no instance had room for it"
+            self.remove(request.id)
+            wait = self.expected_wait(request.tier, engines, now)
+            reason = f"the request was queued for {now - request.arrived_at:.1f} s and no instance had room for it"
             is_shed = request.sheddable
             rule = "shed-late" if is_shed else "held-too-long"
             verdict = AdmissionVerdict(AdmissionAction.REFUSE, rule, reason, retry_after=wait, is_shed=is_shed)
-            refusals.append((queued.id, verdict))
+            refusals.append((request.id, verdict))
         return refusals
 
     def remove(self, request_id: str) -> bool:
@@ -618,7 +614,7 @@ class AdmissionPolicy:
         request = self._requests.pop(request_id, None)
         if request is None:
             return False
-        self._bounds.remove(request_id, request.queued.tenant)
+        self._bounds.remove(request_id, request.tenant)
         self._queue.remove(request_id)
         return True
 

@@ -42,7 +42,6 @@ Source: max-min fairness; longest queue drop (Suter et al., INFOCOM 1998).
 
 import heapq
 from collections.abc import Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import count
 from typing import Final
 
@@ -55,9 +54,8 @@ TIER_WEIGHTS: Final = (10.0, 1.0, 0.1)
 """The weight of a tenant, by tier, besides its own weight."""
 
 
-@dataclass(slots=True, eq=False)
 class QueuedRequest:
-    """A queued request.
+    """A queued request. Fields that are not given have their defaults.
 
     - tier: 0 goes before 1.
     - objective_seconds: TTFT target.
@@ -67,20 +65,46 @@ class QueuedRequest:
     - program_started_at: start of its conversation; None: its own arrival.
     - is_long: its length class.
     - body_bytes: memory used while it waits.
+
+    Why not a dataclass: its constructor is not compiled, and each request makes one.
     """
 
-    id: str
-    arrived_at: float
-    objective_seconds: float
-    prefill_seconds: float
-    tier: int = 0
-    tenant: Hashable = None
-    weight: float = 1.0
-    program_started_at: float | None = None
-    is_long: bool = False
-    body_bytes: int = 0
-    decode_seconds: float = 0.0
-    charged: bool = False
+    __slots__ = (
+        "arrived_at",
+        "body_bytes",
+        "charged",
+        "decode_seconds",
+        "id",
+        "is_long",
+        "objective_seconds",
+        "prefill_seconds",
+        "program_started_at",
+        "tenant",
+        "tier",
+        "weight",
+    )
+
+    def __init__(
+        self,
+        id: str,
+        arrived_at: float,
+        objective_seconds: float,
+        prefill_seconds: float,
+        tenant: Hashable = None,
+        body_bytes: int = 0,
+    ) -> None:
+        self.id = id
+        self.arrived_at = arrived_at
+        self.objective_seconds = objective_seconds
+        self.prefill_seconds = prefill_seconds
+        self.tier: int = 0
+        self.tenant = tenant
+        self.weight: float = 1.0
+        self.program_started_at: float | None = None
+        self.is_long = False
+        self.body_bytes = body_bytes
+        self.decode_seconds: float = 0.0
+        self.charged = False
 
     @property
     def deadline(self) -> float:
@@ -96,37 +120,6 @@ class QueuedRequest:
     def overdue_at(self) -> float:
         """When it goes before all others of tenants with credit."""
         return self.arrived_at + OVERDUE_OBJECTIVES * self.objective_seconds - self.prefill_seconds
-
-
-class ArrivedRequest(QueuedRequest):
-    """A request as it arrives; fields that are not given have their defaults.
-
-    Why: the constructor of a dataclass is not compiled, and each request makes one.
-    """
-
-    __slots__ = ()
-
-    def __init__(
-        self,
-        id: str,
-        arrived_at: float,
-        objective_seconds: float,
-        prefill_seconds: float,
-        tenant: Hashable,
-        body_bytes: int,
-    ) -> None:
-        self.id = id
-        self.arrived_at = arrived_at
-        self.objective_seconds = objective_seconds
-        self.prefill_seconds = prefill_seconds
-        self.tier = 0
-        self.tenant = tenant
-        self.weight = 1.0
-        self.program_started_at = None
-        self.is_long = False
-        self.body_bytes = body_bytes
-        self.decode_seconds = 0.0
-        self.charged = False
 
 
 class NextRequest:

@@ -15,7 +15,6 @@ from fairlead_gateway.admission.policy import (
     AdmissionPolicy,
     AdmissionRequest,
 )
-from fairlead_gateway.admission.request_queue import QueuedRequest
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.simulation import QUEUED
@@ -124,16 +123,17 @@ class AdmissionControlledGateway(SingleGateway):
             self._model.objectives.ttft_limit_seconds(prompt) if self._objective is None else self._objective(request)
         )
         tenant_class = self._tenants.get(request.tenant or "", _DEFAULT_CLASS)
-        waiting = QueuedRequest(
-            request.id,
+        gate_request = AdmissionRequest(
+            route_request,
             request.arrival,
             _DEFAULT_TTFT_SLO_SECONDS if limit is None else limit,
             self._profile.prefill_time(prompt, prompt - new),
-            tenant_class.tier,
+            prompt,
             request.tenant if self._tenants else None,
-            tenant_class.weight,
         )
-        return AdmissionRequest(waiting, route_request, prompt, sheddable=tenant_class.sheddable)
+        gate_request.tier, gate_request.weight = tenant_class.tier, tenant_class.weight
+        gate_request.sheddable = tenant_class.sheddable
+        return gate_request
 
     def _engines(self, now: float) -> list[EngineLoad]:
         step = self._profile.prefill_time(self._profile.step_tokens)

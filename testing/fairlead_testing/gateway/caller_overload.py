@@ -3,6 +3,7 @@
 import heapq
 from collections import Counter
 from collections.abc import Mapping
+from typing import TypeVar
 
 from fairlead.limits import Limits
 from fairlead_gateway.admission.kv_capacity import EngineLoad
@@ -12,8 +13,31 @@ from fairlead_gateway.routing import PrefixChain, RouteRequest
 
 SERVICE_SECONDS = 1.0
 
+_Request = TypeVar("_Request", bound=QueuedRequest)
 SERVICE_SECONDS = 1.0
 _OBJECTIVE_SECONDS = 5.0
+
+
+def queued_request(
+    name: str, arrival: float = 0.0, objective: float = 1.0, prefill: float = 0.1, **fields: object
+) -> QueuedRequest:
+    """Returns a queued request with these fields."""
+    return _with_fields(QueuedRequest(name, arrival, objective, prefill), fields)
+
+
+def admission_request(
+    name: str, arrival: float = 0.0, objective: float = 1.0, prefill: float = 0.1, **fields: object
+) -> AdmissionRequest:
+    """Returns a request as admission sees it; `tokens` are of its prompt, `most` limits its answer."""
+    tokens, most = float(fields.pop("tokens", 100.0)), fields.pop("most", None)  # type: ignore[arg-type]
+    route = RouteRequest(name, PrefixChain((), (), hash(name)), tokens, most)  # type: ignore[arg-type]
+    return _with_fields(AdmissionRequest(route, arrival, objective, prefill, tokens), fields)
+
+
+def _with_fields(request: _Request, fields: Mapping[str, object]) -> _Request:
+    for name, value in fields.items():
+        setattr(request, name, value)
+    return request
 
 
 class CallerOverload:
@@ -54,11 +78,10 @@ class CallerOverload:
     def _arrive(self, caller: str, now: float) -> None:
         self._number += 1
         name = f"{caller}/{self._number}"
-        queued = QueuedRequest(
+        request = admission_request(
             name, now, _OBJECTIVE_SECONDS, SERVICE_SECONDS, tenant=caller, body_bytes=self.body_bytes
         )
-        route = RouteRequest(name, PrefixChain((), (), self._number), 100.0, None)
-        verdict = self.policy.admit(AdmissionRequest(queued, route, 100.0), self._engines(now), now)
+        verdict = self.policy.admit(request, self._engines(now), now)
         for displaced, _ in verdict.displaced:
             self.lost[displaced.partition("/")[0]] += 1
         if verdict.action is AdmissionAction.REFUSE:

@@ -10,10 +10,10 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_gateway.admission.fair_share import LAG_SECONDS, SAVED_SECONDS, FairShare
 from fairlead_gateway.admission.kv_capacity import HOLD_SECONDS, PAUSE_SECONDS, EngineLoad
-from fairlead_gateway.admission.policy import AdmissionAction, AdmissionPolicy, AdmissionRequest
-from fairlead_gateway.admission.request_queue import QUANTUM_SECONDS, TIER_WEIGHTS, QueuedRequest, RequestQueue
+from fairlead_gateway.admission.policy import AdmissionAction, AdmissionPolicy
+from fairlead_gateway.admission.request_queue import QUANTUM_SECONDS, TIER_WEIGHTS, RequestQueue
 from fairlead_gateway.routing import PrefixChain, RouteRequest
-from fairlead_testing.gateway.caller_overload import CallerOverload
+from fairlead_testing.gateway.caller_overload import CallerOverload, admission_request, queued_request
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.45])
@@ -43,8 +43,8 @@ def test_two_floods_share_equally_whatever_their_rates() -> None:
 def test_overdue_request_of_a_served_caller_waits_for_the_one_with_credit() -> None:
     queue = RequestQueue()
     for number in range(4):
-        queue.add(QueuedRequest(f"f{number}", 0.0, 1.0, 1.0, tenant="flood"))
-    queue.add(QueuedRequest("s0", 9.0, 1.0, 1.0, tenant="steady"))
+        queue.add(queued_request(f"f{number}", 0.0, 1.0, 1.0, tenant="flood"))
+    queue.add(queued_request("s0", 9.0, 1.0, 1.0, tenant="steady"))
     rules = []
     while (found := queue.peek(9.5)) is not None:
         queue.take(found)
@@ -55,10 +55,10 @@ def test_overdue_request_of_a_served_caller_waits_for_the_one_with_credit() -> N
 def test_request_that_joins_others_of_its_caller_costs_it_no_credit() -> None:
     share = FairShare()
     queue = RequestQueue(share)
-    queue.add(QueuedRequest("f", 0.0, 100.0, 1.0, tenant="flood"))
-    queue.add(QueuedRequest("s0", 0.0, 100.0, 1.0, tenant="steady"))
+    queue.add(queued_request("f", 0.0, 100.0, 1.0, tenant="flood"))
+    queue.add(queued_request("s0", 0.0, 100.0, 1.0, tenant="steady"))
     share.charge("flood", 10.0, 1.0)
-    queue.add(QueuedRequest("s1", 0.0, 100.0, 1.0, tenant="steady"))
+    queue.add(queued_request("s1", 0.0, 100.0, 1.0, tenant="steady"))
     assert share.served_seconds("steady") + QUANTUM_SECONDS < share.served_seconds("flood")
 
 
@@ -71,9 +71,9 @@ def heap_entries(queue: RequestQueue) -> int:
 def test_requests_that_left_the_queue_are_not_kept_until_their_deadline(served: bool) -> None:
     queue = RequestQueue()
     for number in range(50):
-        queue.add(QueuedRequest(f"stays{number}", 0.0, 1_800.0, 0.1, tenant="steady"))
+        queue.add(queued_request(f"stays{number}", 0.0, 1_800.0, 0.1, tenant="steady"))
     for number in range(5_000):
-        queue.add(QueuedRequest(f"r{number}", 0.0, 1_800.0, 0.1, tenant="flood", is_long=number % 2 == 0))
+        queue.add(queued_request(f"r{number}", 0.0, 1_800.0, 0.1, tenant="flood", is_long=number % 2 == 0))
         found = queue.peek(1.0) if served else None
         if found is not None:
             queue.take(found)
@@ -116,9 +116,8 @@ def test_prompts_as_large_as_a_cache_stop_other_callers_for_seconds_only() -> No
     policy, engines = AdmissionPolicy(Limits()), [EngineLoad("e", 0.0, 0.3, 100_000.0)]
 
     def send(name: str, caller: str, tokens: float, now: float) -> AdmissionAction:
-        route = RouteRequest(name, PrefixChain((), (), 0), tokens, None)
-        queued = QueuedRequest(name, now, 5.0, tokens * 1e-4, tenant=caller)
-        return policy.admit(AdmissionRequest(queued, route, tokens), engines, now).action
+        request = admission_request(name, now, 5.0, tokens * 1e-4, tenant=caller, tokens=tokens)
+        return policy.admit(request, engines, now).action
 
     assert send("stream", "greedy", 1_000.0, 0.0) is AdmissionAction.ADMIT
     stream = RouteRequest("stream", PrefixChain((), (), 0), 1_000.0, None)
@@ -143,7 +142,9 @@ def served_under_overload(classes: dict[str, tuple[int, float]], turns: int) -> 
     for number in range(turns):
         for caller, (tier, weight) in classes.items():
             weight *= TIER_WEIGHTS[tier]
-            queue.add(QueuedRequest(f"{caller}{number}", float(number), 5.0, 1.0, tier, caller, weight))
+            queue.add(
+                queued_request(f"{caller}{number}", float(number), 5.0, 1.0, tier=tier, tenant=caller, weight=weight)
+            )
         found = queue.peek(float(number))
         assert found is not None
         queue.take(found)
@@ -165,7 +166,7 @@ def test_service_gap_of_backlogged_callers_stays_within_the_bound() -> None:
     largest = 3.0
     for number in range(400):
         for caller, most in (("flood", largest), ("steady", 0.1)):
-            queue.add(QueuedRequest(f"{caller}{number}", 0.0, 5.0, draw.uniform(0.01, most), tenant=caller))
+            queue.add(queued_request(f"{caller}{number}", 0.0, 5.0, draw.uniform(0.01, most), tenant=caller))
     while len(queue._tenants) == 2:
         found = queue.peek(100.0)
         assert found is not None
@@ -270,13 +271,12 @@ def test_caller_with_a_small_share_may_wait_inside_a_full_instance() -> None:
         engine = EngineLoad("e", 0.0, 0.3, kv_tokens, other_tokens)
         engine.withhold_memory(usable_share)
         engine.free_sequences = free
-        policy._queue.charge(QueuedRequest("f", 0.0, 5.0, 3.0, tenant="flood"))
+        policy._queue.charge(queued_request("f", 0.0, 5.0, 3.0, tenant="flood"))
         if kv_tokens is not None:
             begun = RouteRequest("f", PrefixChain((), (), 0), kv_tokens, None)
             policy.kv_capacity.on_dispatch(begun, "e", kv_tokens, None, 0.0)
-        route = RouteRequest("r", PrefixChain((), (), 0), tokens, None)
-        queued = QueuedRequest("r", 0.0, 5.0, 0.01, tenant=caller)
-        return policy.admit(AdmissionRequest(queued, route, tokens), [engine], 0.0).action is AdmissionAction.ADMIT
+        request = admission_request("r", 0.0, 5.0, 0.01, tenant=caller, tokens=tokens)
+        return policy.admit(request, [engine], 0.0).action is AdmissionAction.ADMIT
 
     assert [admits("flood", free) for free in (1.0, 0.0, -1.0)] == [True, False, False]
     assert [admits("steady", free) for free in (1.0, 0.0, -1.0, -2.0)] == [True, True, True, False]

@@ -11,8 +11,9 @@ from fairlead_gateway.admission.fair_share import FairShare, decode_seconds
 from fairlead_gateway.admission.kv_capacity import EngineLoad, KvCapacityPlanner
 from fairlead_gateway.admission.output_lengths import OutputForecast, OutputLengths
 from fairlead_gateway.admission.policy import AdmissionAction, AdmissionPolicy, AdmissionRequest
-from fairlead_gateway.admission.request_queue import QueuedRequest, RequestQueue
+from fairlead_gateway.admission.request_queue import RequestQueue
 from fairlead_gateway.routing import PrefixChain, RouteRequest
+from fairlead_testing.gateway.caller_overload import admission_request, queued_request
 
 PROFILE = builtin_profile("h100-llama8b")
 TOKEN_SECONDS = 0.02
@@ -43,11 +44,12 @@ class AnswerOverload:
 
     def _arrive(self, caller: str, second: int) -> None:
         name, now = f"{caller}/{second}", float(second)
-        route = RouteRequest(name, PrefixChain((), (), 0), 10.0, ANSWER_TOKENS)
-        queued = QueuedRequest(name, now, 5.0, PROFILE.prefill_time(10.0), tenant=caller)
-        request = self._requests[name] = AdmissionRequest(queued, route, 10.0, caller)
-        expected = self.policy.kv_capacity.expected_output(route, 10.0, caller, now)
-        queued.decode_seconds = decode_seconds(PROFILE, 10.0, expected, 1)
+        request = self._requests[name] = admission_request(
+            name, now, 5.0, PROFILE.prefill_time(10.0), tenant=caller, tokens=10.0, most=ANSWER_TOKENS
+        )
+        request.length_class = caller
+        expected = self.policy.kv_capacity.expected_output(request.request, 10.0, caller, now)
+        request.decode_seconds = decode_seconds(PROFILE, 10.0, expected, 1)
         verdict = self.policy.admit(request, self._engines(), now)
         for displaced, _ in verdict.displaced:
             self.lost[displaced.partition("/")[0]] += 1
@@ -73,7 +75,7 @@ class AnswerOverload:
         while self._running and self._running[0][0] <= now:
             at, name = heapq.heappop(self._running)
             request = self._requests.pop(name)
-            self.policy._queue.settle(request.queued, decode_seconds(PROFILE, 10.0, ANSWER_TOKENS, 1))
+            self.policy._queue.settle(request, decode_seconds(PROFILE, 10.0, ANSWER_TOKENS, 1))
             self.policy.on_finish(name, request.length_class, 10.0, ANSWER_TOKENS, at)
             self._release(at)
 
@@ -92,8 +94,8 @@ def test_long_answers_of_one_caller_take_no_place_from_a_caller_below_its_share(
 def test_next_free_place_goes_to_the_caller_whose_answers_took_least() -> None:
     queue = RequestQueue()
     for number in range(3):
-        queue.add(QueuedRequest(f"f{number}", 0.0, 100.0, 0.01, tenant="flood", decode_seconds=2.0))
-        queue.add(QueuedRequest(f"s{number}", 1.0, 100.0, 0.01, tenant="steady", decode_seconds=0.1))
+        queue.add(queued_request(f"f{number}", 0.0, 100.0, 0.01, tenant="flood", decode_seconds=2.0))
+        queue.add(queued_request(f"s{number}", 1.0, 100.0, 0.01, tenant="steady", decode_seconds=0.1))
     order = []
     while (found := queue.peek(2.0)) is not None:
         queue.take(found)
@@ -103,8 +105,8 @@ def test_next_free_place_goes_to_the_caller_whose_answers_took_least() -> None:
 
 def test_answer_that_took_more_than_expected_costs_its_caller_a_turn() -> None:
     queue = RequestQueue()
-    requests = [QueuedRequest(f"f{number}", 0.0, 100.0, 0.01, tenant="flood") for number in range(2)]
-    for request in (*requests, QueuedRequest("s0", 1.0, 100.0, 0.01, tenant="steady")):
+    requests = [queued_request(f"f{number}", 0.0, 100.0, 0.01, tenant="flood") for number in range(2)]
+    for request in (*requests, queued_request("s0", 1.0, 100.0, 0.01, tenant="steady")):
         queue.add(request)
     first = queue.peek(2.0)
     assert first is not None

@@ -12,18 +12,7 @@ from fairlead_gateway.admission.policy import (
     AdmissionRequest,
     AdmissionVerdict,
 )
-from fairlead_gateway.admission.request_queue import QueuedRequest
-from fairlead_gateway.routing import PrefixChain, RouteRequest
-
-
-def make_request(
-    name: str, arrival: float = 0.0, objective: float = 1.0, own: float = 0.1, **more: object
-) -> AdmissionRequest:
-    tokens = float(more.pop("tokens", 100.0))  # type: ignore[arg-type]
-    sheddable = bool(more.pop("sheddable", False))
-    most = more.pop("most", None)
-    request = RouteRequest(name, PrefixChain((), (), hash(name)), tokens, most)  # type: ignore[arg-type]
-    return AdmissionRequest(QueuedRequest(name, arrival, objective, own, **more), request, tokens, sheddable=sheddable)  # type: ignore[arg-type]
+from fairlead_testing.gateway.caller_overload import admission_request
 
 
 def engines(*backlogs: float, kv: float | None = None) -> list[EngineLoad]:
@@ -33,8 +22,8 @@ def engines(*backlogs: float, kv: float | None = None) -> list[EngineLoad]:
 def mixed(limits: Limits | None = None) -> AdmissionPolicy:
     """A gate that has seen two objectives."""
     gate = AdmissionPolicy(limits or Limits())
-    gate.admit(make_request("early", objective=4.0), engines(0.0), 0.0)
-    gate.admit(make_request("tight", objective=0.5), engines(0.0), 0.0)
+    gate.admit(admission_request("early", objective=4.0), engines(0.0), 0.0)
+    gate.admit(admission_request("tight", objective=0.5), engines(0.0), 0.0)
     return gate
 
 
@@ -46,15 +35,15 @@ def hold(gate: AdmissionPolicy, *ones: AdmissionRequest, now: float = 0.0) -> No
 def test_equal_requests_are_never_queued() -> None:
     gate = AdmissionPolicy(Limits())
     for number in range(50):
-        verdict = gate.admit(make_request(f"r{number}"), engines(30.0, 30.0), 0.1 * number)
+        verdict = gate.admit(admission_request(f"r{number}"), engines(30.0, 30.0), 0.1 * number)
         assert (verdict.action, verdict.rule, verdict.full_instances) == (AdmissionAction.ADMIT, "open", frozenset())
 
 
 def test_where_objectives_differ_busy_engines_are_passed_by_and_full_ones_waited_for() -> None:
     gate = mixed()
-    verdict = gate.admit(make_request("a"), engines(9.0, 0.0), 1.0)
+    verdict = gate.admit(admission_request("a"), engines(9.0, 0.0), 1.0)
     assert (verdict.action, verdict.full_instances) == (AdmissionAction.ADMIT, {"e0"})
-    verdict = gate.admit(make_request("b", arrival=1.0), engines(9.0, 0.2), 1.0)
+    verdict = gate.admit(admission_request("b", arrival=1.0), engines(9.0, 0.2), 1.0)
     assert verdict.action is AdmissionAction.QUEUE
     assert "all 2 instances are busy" in verdict.reason
     assert gate.release_next(engines(9.0, 0.2), 1.1) is None
@@ -65,20 +54,23 @@ def test_where_objectives_differ_busy_engines_are_passed_by_and_full_ones_waited
 
 def test_a_later_request_does_not_pass_a_queued_one() -> None:
     gate = mixed()
-    hold(gate, make_request("a"))
-    assert (gate.admit(make_request("b"), engines(0.0, 0.0), 0.1).action, len(gate)) == (AdmissionAction.QUEUE, 2)
+    hold(gate, admission_request("a"))
+    assert (gate.admit(admission_request("b"), engines(0.0, 0.0), 0.1).action, len(gate)) == (AdmissionAction.QUEUE, 2)
 
 
 @pytest.mark.parametrize("other", [{"tenant": "b"}, {"tier": 1}])
 def test_a_second_tenant_or_tier_is_a_reason_to_hold(other: dict[str, object]) -> None:
     gate = AdmissionPolicy(Limits())
-    assert gate.admit(make_request("a", tenant="a"), engines(9.0), 0.0).action is AdmissionAction.ADMIT
-    assert gate.admit(make_request("b", **{"tenant": "a", **other}), engines(9.0), 0.0).action is AdmissionAction.QUEUE
+    assert gate.admit(admission_request("a", tenant="a"), engines(9.0), 0.0).action is AdmissionAction.ADMIT
+    assert (
+        gate.admit(admission_request("b", **{"tenant": "a", **other}), engines(9.0), 0.0).action
+        is AdmissionAction.QUEUE
+    )
 
 
 def test_without_a_ready_engine_a_request_is_queued() -> None:
     gate = AdmissionPolicy(Limits())
-    verdict = gate.admit(make_request("a"), [], 0.0)
+    verdict = gate.admit(admission_request("a"), [], 0.0)
     assert (verdict.action, verdict.rule) == (AdmissionAction.QUEUE, "held-starting")
     assert gate.release_next([], 1.0) is None
     assert gate.release_next(engines(0.0), 7.0).id == "a"
@@ -87,9 +79,9 @@ def test_without_a_ready_engine_a_request_is_queued() -> None:
 def test_memory_that_would_overflow_is_waited_for_and_no_other_is_let_past() -> None:
     gate = AdmissionPolicy(Limits())
     first, big, small = (
-        make_request("first", tokens=600.0),
-        make_request("big", tokens=600.0),
-        make_request("small", tokens=10.0),
+        admission_request("first", tokens=600.0),
+        admission_request("big", tokens=600.0),
+        admission_request("small", tokens=10.0),
     )
     assert gate.admit(first, engines(0.0, kv=1_000.0), 0.0).action is AdmissionAction.ADMIT
     gate.kv_capacity.on_dispatch(first.request, "e0", 600.0, None, 0.0)
@@ -105,24 +97,24 @@ def test_memory_that_would_overflow_is_waited_for_and_no_other_is_let_past() -> 
 def test_unknown_memory_refuses_no_request() -> None:
     gate = AdmissionPolicy(Limits())
     for number in range(40):
-        one = make_request(f"r{number}", tokens=1e6)
+        one = admission_request(f"r{number}", tokens=1e6)
         assert gate.admit(one, engines(0.0), 0.0).action is AdmissionAction.ADMIT
         gate.kv_capacity.on_dispatch(one.request, "e0", 1e6, None, 0.0)
 
 
 def test_only_sheddable_requests_are_refused_and_get_retry_after() -> None:
     gate = mixed()
-    hold(gate, *(make_request(f"r{number}", own=0.5) for number in range(20)))
-    verdict = gate.admit(make_request("cheap", sheddable=True), engines(9.0, 9.0), 0.0)
+    hold(gate, *(admission_request(f"r{number}", prefill=0.5) for number in range(20)))
+    verdict = gate.admit(admission_request("cheap", sheddable=True), engines(9.0, 9.0), 0.0)
     assert (verdict.action, verdict.rule, verdict.is_shed) == (AdmissionAction.REFUSE, "shed", True)
     assert verdict.retry_after == pytest.approx(10.0 / 2 - 0.9)  # 10 s of work, two engines, 0.9 s to spare
     assert "10" in verdict.reason or "5.0 s" in verdict.reason
-    assert gate.admit(make_request("dear"), engines(9.0, 9.0), 0.0).action is AdmissionAction.QUEUE
+    assert gate.admit(admission_request("dear"), engines(9.0, 9.0), 0.0).action is AdmissionAction.QUEUE
 
 
 def test_the_pace_of_the_line_is_what_was_let_go() -> None:
     gate = mixed()
-    hold(gate, *(make_request(f"r{number}", own=0.5, objective=60.0) for number in range(40)))
+    hold(gate, *(admission_request(f"r{number}", prefill=0.5, objective=60.0) for number in range(40)))
     for turn in range(1, 21):  # half a second of work in each second
         assert gate.release_next(engines(0.0, 9.0), float(turn)) is not None
     assert gate.expected_wait(0, 2, 20.0) == pytest.approx(20 * 0.5 / 0.5, rel=0.15)
@@ -130,19 +122,19 @@ def test_the_pace_of_the_line_is_what_was_let_go() -> None:
 
 def test_the_queue_is_bounded_in_number_and_bytes() -> None:
     gate = mixed(replace(Limits(), queued_requests=2, queued_bytes=100))
-    hold(gate, make_request("a", body_bytes=60))
-    full = gate.admit(make_request("b", body_bytes=60), engines(9.0), 0.0)
+    hold(gate, admission_request("a", body_bytes=60))
+    full = gate.admit(admission_request("b", body_bytes=60), engines(9.0), 0.0)
     assert (full.action, full.rule, full.is_shed) == (AdmissionAction.REFUSE, "line-full", False)
-    hold(gate, make_request("c", body_bytes=1))
-    assert _refused(gate.admit(make_request("d"), engines(9.0), 0.0)) == "line-full"
+    hold(gate, admission_request("c", body_bytes=1))
+    assert _refused(gate.admit(admission_request("d"), engines(9.0), 0.0)) == "line-full"
     assert gate.remove("a")
     assert not gate.remove("a")
-    hold(gate, make_request("e", body_bytes=90))
+    hold(gate, admission_request("e", body_bytes=90))
 
 
 def test_no_request_is_queued_longer_than_the_limit() -> None:
     gate = mixed(replace(Limits(), queue_seconds=10.0))
-    hold(gate, make_request("a", arrival=0.0), make_request("b", arrival=5.0))
+    hold(gate, admission_request("a", arrival=0.0), admission_request("b", arrival=5.0))
     assert gate.take_expired(2, 9.9) == ()
     ((name, verdict),) = gate.take_expired(2, 10.0)
     assert (name, verdict.rule, verdict.is_shed) == ("a", "held-too-long", False)
@@ -151,7 +143,7 @@ def test_no_request_is_queued_longer_than_the_limit() -> None:
 
 def test_a_sheddable_one_is_refused_where_another_would_go_before_all() -> None:
     gate = mixed()
-    hold(gate, make_request("cheap", own=0.1, sheddable=True), make_request("dear", own=0.1))
+    hold(gate, admission_request("cheap", prefill=0.1, sheddable=True), admission_request("dear", prefill=0.1))
     assert gate.take_expired(2, 2.8) == ()
     ((name, verdict),) = gate.take_expired(2, 3.0)
     assert (name, verdict.rule, verdict.is_shed) == ("cheap", "shed-late", True)
@@ -160,15 +152,15 @@ def test_a_sheddable_one_is_refused_where_another_would_go_before_all() -> None:
 def test_long_prompts_leave_engines_to_short_ones() -> None:
     gate = AdmissionPolicy(Limits())
     for number in range(40):  # half of the work is short
-        gate.admit(make_request(f"s{number}", objective=0.5, own=0.1), engines(0.0), 0.1 * number)
+        gate.admit(admission_request(f"s{number}", objective=0.5, prefill=0.1), engines(0.0), 0.1 * number)
         if number % 5 == 0:
-            gate.admit(make_request(f"l{number}", objective=9.0, own=0.5), engines(0.0), 0.1 * number)
+            gate.admit(admission_request(f"l{number}", objective=9.0, prefill=0.5), engines(0.0), 0.1 * number)
     busy = engines(0.5, 0.5, 0.0, 0.0)
-    verdict = gate.admit(make_request("long", arrival=4.0, objective=9.0, own=0.5), busy, 4.0)
+    verdict = gate.admit(admission_request("long", arrival=4.0, objective=9.0, prefill=0.5), busy, 4.0)
     assert verdict.action is AdmissionAction.QUEUE
     assert "long prompts" in verdict.reason
     assert (
-        gate.admit(make_request("short", arrival=4.0, objective=0.5), busy, 4.0).action is AdmissionAction.QUEUE
+        gate.admit(admission_request("short", arrival=4.0, objective=0.5), busy, 4.0).action is AdmissionAction.QUEUE
     )  # behind the long one
     assert gate.release_next(busy, 4.1).id == "short"
     assert gate.release_next(busy, 4.2) is None
@@ -179,9 +171,9 @@ def test_an_idle_engine_is_reserved_for_the_next_long_prompt() -> None:
     gate = mixed()
     hold(
         gate,
-        make_request("long", objective=4.0, own=0.9),
-        make_request("s1", arrival=3.9),
-        make_request("s2", arrival=3.9),
+        admission_request("long", objective=4.0, prefill=0.9),
+        admission_request("s1", arrival=3.9),
+        admission_request("s2", arrival=3.9),
     )
     nearly = engines(0.05, 0.02)
     passing = gate.release_next(nearly, 4.0 - 0.95)
@@ -209,8 +201,7 @@ class CountingTime(float):
 def test_expiry_costs_the_same_however_many_requests_wait() -> None:
     policy = AdmissionPolicy(replace(Limits(), queue_seconds=60.0))
     for number in range(1_000):
-        queued = QueuedRequest(f"r{number}", CountingTime(number / 100.0), 5.0, 0.1)
-        request = AdmissionRequest(queued, RouteRequest(queued.id, PrefixChain((), (), 0), 10.0, None), 10.0)
+        request = admission_request(f"r{number}", CountingTime(number / 100.0), 5.0, tokens=10.0)
         assert policy.admit(request, [], 10.0).action is AdmissionAction.QUEUE
     CountingTime.count = 0
     assert policy.take_expired(1, 50.0) == ()
@@ -224,8 +215,8 @@ def test_loads_are_read_only_where_they_decide() -> None:
     for number in range(6):
         tenant = "second" if number >= 3 else "first"
         name, now = f"r{number}", float(number)
-        verdict = full.verdict_without_queue(make_request(name, now, tenant=tenant), loads, now)
-        request = make_request(name, now, tenant=tenant)
+        verdict = full.verdict_without_queue(admission_request(name, now, tenant=tenant), loads, now)
+        request = admission_request(name, now, tenant=tenant)
         assert quick.admits_at_once(request, now) is (number < 3), "until there are several tenants"
         assert verdict is not None
         if number < 3:
@@ -236,5 +227,5 @@ def test_loads_are_read_only_where_they_decide() -> None:
             assert classified.full_instances == verdict.full_instances == {"e1"}
     blocked = engines(9.0, 9.0)
     for gate in (quick, full):
-        assert gate.enqueue(make_request("held", 9.0), blocked, 9.0).action is AdmissionAction.QUEUE
-    assert not quick.admits_at_once(make_request("next", 9.0), 9.0)
+        assert gate.enqueue(admission_request("held", 9.0), blocked, 9.0).action is AdmissionAction.QUEUE
+    assert not quick.admits_at_once(admission_request("next", 9.0), 9.0)

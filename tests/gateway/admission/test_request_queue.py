@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fairlead.engine_profile import builtin_profile
 from fairlead_gateway.admission.request_queue import NextRequest, QueuedRequest, RequestQueue
+from fairlead_testing.gateway.caller_overload import queued_request
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 H100 = builtin_profile("h100-llama8b")
@@ -22,10 +23,6 @@ def take_next(queue: "RequestQueue | ByKey", now: float, closed: Collection[bool
     if released is not None:
         queue.take(released)
     return released
-
-
-def waiting(id: str, arrival: float, objective: float, own: float = 0.1, **more: object) -> QueuedRequest:
-    return QueuedRequest(id, arrival, objective, own, **more)  # type: ignore[arg-type]
 
 
 def turns(line: RequestQueue, now: float) -> list[tuple[str, str]]:
@@ -43,7 +40,7 @@ def of(*requests: QueuedRequest) -> RequestQueue:
 
 
 def test_the_earliest_deadline_goes_first() -> None:
-    line = of(waiting("a", 0.0, 4.0), waiting("b", 1.0, 0.5), waiting("c", 0.5, 4.0))
+    line = of(queued_request("a", 0.0, 4.0), queued_request("b", 1.0, 0.5), queued_request("c", 0.5, 4.0))
     assert turns(line, 1.1) == [("b", "deadline"), ("a", "deadline"), ("c", "deadline")]
 
 
@@ -51,27 +48,30 @@ def test_the_earliest_deadline_goes_first() -> None:
     ("now", "rule"), [(1.0, "deadline"), (3.9, "deadline"), (3.95, "late"), (11.85, "late"), (11.9, "overdue")]
 )
 def test_the_only_request_goes_by_the_rule_of_its_time(now: float, rule: str) -> None:
-    line = of(waiting("only", 0.0, 4.0))
+    line = of(queued_request("only", 0.0, 4.0))
     assert turns(line, now) == [("only", rule)]
     assert line.peek(now) is None
-    line.add(waiting("again", now, 4.0))
+    line.add(queued_request("again", now, 4.0))
     assert line.peek(now, closed=(False,)) is None
     assert line.peek(now, passed_over=[None]) is None
     assert turns(line, now) == [("again", "deadline")]
 
 
 def test_late_requests_go_behind_those_that_can_meet_the_objective() -> None:
-    line = of(waiting("lost", 0.0, 1.0, own=0.5), waiting("fine", 0.5, 4.0))
+    line = of(queued_request("lost", 0.0, 1.0, prefill=0.5), queued_request("fine", 0.5, 4.0))
     assert turns(line, 0.9) == [("fine", "deadline"), ("lost", "late")]
 
 
 def test_among_late_requests_the_oldest_program_goes_first() -> None:
-    line = of(waiting("new", 0.0, 1.0, program_started_at=0.0), waiting("old", 0.1, 1.0, program_started_at=-60.0))
+    line = of(
+        queued_request("new", 0.0, 1.0, program_started_at=0.0),
+        queued_request("old", 0.1, 1.0, program_started_at=-60.0),
+    )
     assert [name for name, _ in turns(line, 1.05)] == ["old", "new"]
 
 
 def test_a_late_request_is_reported_by_its_class() -> None:
-    line = of(waiting("short", 0.0, 1.0), waiting("long", 0.0, 5.0, own=1.0, is_long=True))
+    line = of(queued_request("short", 0.0, 1.0), queued_request("long", 0.0, 5.0, prefill=1.0, is_long=True))
     assert line.peek(0.5) is not None
     assert not line.has_late(long=False)
     line.peek(1.5)
@@ -83,46 +83,48 @@ def test_a_late_request_is_reported_by_its_class() -> None:
 
 @pytest.mark.parametrize(("own", "before"), [(0.1, 19), (1.0, 190)])
 def test_those_that_are_late_have_a_twentieth_of_the_work(own: float, before: int) -> None:
-    line = of(waiting("late", 0.0, 10.0, own=own), *(waiting(f"r{n}", 9.0, 60.0) for n in range(300)))
+    line = of(queued_request("late", 0.0, 10.0, prefill=own), *(queued_request(f"r{n}", 9.0, 60.0) for n in range(300)))
     assert [name for name, _ in turns(line, 9.95)].index("late") == before
 
 
 def test_an_overdue_request_goes_before_higher_tiers() -> None:
-    line = of(waiting("low", 0.0, 1.0, tier=1), waiting("high", 2.9, 1.0, tier=0))
+    line = of(queued_request("low", 0.0, 1.0, tier=1), queued_request("high", 2.9, 1.0, tier=0))
     assert turns(line, 2.95) == [("low", "overdue"), ("high", "deadline")]
 
 
 def test_a_higher_tier_goes_first() -> None:
-    line = of(waiting("low", 0.0, 1.0, tier=1), waiting("high", 0.1, 9.0, tier=0))
+    line = of(queued_request("low", 0.0, 1.0, tier=1), queued_request("high", 0.1, 9.0, tier=0))
     assert [name for name, _ in turns(line, 0.2)] == ["high", "low"]
 
 
 def test_tenants_share_by_weight_whatever_their_deadlines() -> None:
     line = RequestQueue()
     for number in range(400):
-        line.add(waiting(f"flood{number}", 0.0, 100.0, tenant="flooder"))
-        line.add(waiting(f"paid{number}", 0.0, 1_000.0, tenant="payer", weight=3.0))
+        line.add(queued_request(f"flood{number}", 0.0, 100.0, tenant="flooder"))
+        line.add(queued_request(f"paid{number}", 0.0, 1_000.0, tenant="payer", weight=3.0))
     assert Counter(_next(line, 1.0).request.tenant for _ in range(200))["payer"] == pytest.approx(150, abs=12)
 
 
 def test_within_the_quantum_deadlines_are_compared_among_tenants() -> None:
     line = of(
-        waiting("a1", 0.0, 9.0, tenant="a"), waiting("a2", 0.0, 1.0, tenant="a"), waiting("b", 0.0, 5.0, tenant="b")
+        queued_request("a1", 0.0, 9.0, tenant="a"),
+        queued_request("a2", 0.0, 1.0, tenant="a"),
+        queued_request("b", 0.0, 5.0, tenant="b"),
     )
     assert [name for name, _ in turns(line, 0.1)] == ["a2", "b", "a1"]
 
 
 def test_a_tenant_that_was_away_does_not_come_back_with_savings() -> None:
-    line = of(*(waiting(f"a{n}", 0.0, 1_000.0, own=1.0, tenant="a") for n in range(120)))
+    line = of(*(queued_request(f"a{n}", 0.0, 1_000.0, prefill=1.0, tenant="a") for n in range(120)))
     for _ in range(60):
         take_next(line, 1.0)
     for number in range(50):
-        line.add(waiting(f"b{number}", 2.0, 1_000.0, own=1.0, tenant="b"))
+        line.add(queued_request(f"b{number}", 2.0, 1_000.0, prefill=1.0, tenant="b"))
     assert Counter(_next(line, 2.0).request.tenant for _ in range(40))["a"] >= 19
 
 
 def test_a_removed_request_is_skipped() -> None:
-    line = of(waiting("a", 0.0, 1.0), waiting("b", 0.0, 2.0))
+    line = of(queued_request("a", 0.0, 1.0), queued_request("b", 0.0, 2.0))
     assert line.remove("a")
     assert not line.remove("a")
     assert "a" not in line
@@ -141,7 +143,7 @@ def test_a_removed_request_is_skipped() -> None:
 def test_every_request_is_released_exactly_once(drawn: list[tuple[float, float, float, int, int]], pace: float) -> None:
     line = RequestQueue()
     for number, (arrival, objective, own, tier, tenant) in enumerate(drawn):
-        line.add(QueuedRequest(str(number), arrival, objective, own, tier, tenant))
+        line.add(queued_request(str(number), arrival, objective, own, tier=tier, tenant=tenant))
     now, served = 5.0, []
     while (turn := take_next(line, now)) is not None:
         served.append(int(turn.request.id))

@@ -10,12 +10,12 @@ from hashlib import sha256
 from fairlead.limits import Limits
 from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.admission.policy import AdmissionPolicy, AdmissionRequest, AdmissionVerdict
-from fairlead_gateway.admission.request_queue import QueuedRequest, RequestQueue
-from fairlead_gateway.routing import PrefixChain, RouteRequest
+from fairlead_gateway.admission.request_queue import RequestQueue
+from fairlead_testing.gateway.caller_overload import admission_request
 
 
-def draw_request(draw: random.Random, name: str, now: float) -> QueuedRequest:
-    return QueuedRequest(
+def draw_request(draw: random.Random, name: str, now: float) -> AdmissionRequest:
+    request = admission_request(
         name,
         now,
         draw.choice([0.25, 1.0, 5.0]),
@@ -25,7 +25,10 @@ def draw_request(draw: random.Random, name: str, now: float) -> QueuedRequest:
         program_started_at=draw.choice([None, now - 20.0]),
         is_long=draw.random() < 0.2,
         body_bytes=draw.randint(1, 40),
+        length_class="only",
     )
+    request.sheddable = request.tier == 2
+    return request
 
 
 def queue_trace(seed: int) -> list[str]:
@@ -52,10 +55,8 @@ def policy_trace(seed: int) -> list[str]:
     policy = AdmissionPolicy(replace(Limits(), queued_requests=12, queued_bytes=200, queue_seconds=15.0))
     for number in range(500):
         now += draw.expovariate(10.0)
-        queued = draw_request(draw, f"r{number}", now)
-        route = RouteRequest(queued.id, PrefixChain((), (), number), 100.0, None)
+        request = draw_request(draw, f"r{number}", now)
         engines = [EngineLoad(f"e{n}", draw.choice([0.0, 2.0, 2.0, 2.0, 2.0]), 0.3, None) for n in range(3)]
-        request = AdmissionRequest(queued, route, 100.0, "only", sheddable=queued.tier == 2)
         lines.append(describe(policy.admit(request, engines, now)))
         lines += [f"{name} {describe(verdict)}" for name, verdict in policy.take_expired(3, now)]
         released = policy.release_next(engines, now)

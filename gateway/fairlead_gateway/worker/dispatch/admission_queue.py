@@ -249,11 +249,9 @@ class WaitingCallers:
             self.fair_share.charge(
                 queued.caller, queued.prefill_seconds + queued.decode_seconds, queued.context.policy.weight
             )
-        elif not request.queued.charged:
-            request.queued.charged = True
-            self.fair_share.charge(
-                queued.caller, queued.prefill_seconds + request.queued.decode_seconds, request.queued.weight
-            )
+        elif not request.charged:
+            request.charged = True
+            self.fair_share.charge(queued.caller, queued.prefill_seconds + request.decode_seconds, request.weight)
 
 
 _NO_QUEUES: Final[Mapping[str, InstanceQueue]] = MappingProxyType({})
@@ -348,7 +346,7 @@ class LateBindingQueue:
         prefill_seconds = endpoint.load.backlog_seconds - backlog_before
         queued = QueuedDispatch(context, router, on_end, queued_at, prefill_seconds, router.queue_sort_key(request_id))
         if context.admission_request is not None:
-            queued.decode_seconds = context.admission_request.queued.decode_seconds
+            queued.decode_seconds = context.admission_request.decode_seconds
         instances = self._waiting.get(key)
         if instances is None:
             instances = self._waiting[key] = {}

@@ -19,7 +19,7 @@ from fairlead_gateway.admission.policy import (
     AdmissionRequest,
     AdmissionVerdict,
 )
-from fairlead_gateway.admission.request_queue import ArrivedRequest, RequestQueue
+from fairlead_gateway.admission.request_queue import RequestQueue
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
 from fairlead_gateway.ipc.messages import WAKE_HINT_SECONDS
 from fairlead_gateway.routing import ModelRouter
@@ -198,7 +198,7 @@ class ModelAdmission:
         tokens = self.policy.kv_capacity.expected_output(
             route_request, request.prompt_tokens, context.caller, self._now()
         )
-        request.queued.decode_seconds = self._decode_seconds(context, tokens)
+        request.decode_seconds = self._decode_seconds(context, tokens)
 
     def on_dispatch(self, context: RequestContext, now: float, *, is_planned: bool = False) -> None:
         """Charges the caller, and adds the request to the planned KV of its chosen instance.
@@ -209,9 +209,9 @@ class ModelAdmission:
         if not is_planned:
             self.plan_memory(context, context.address.id, now)
         if context.admission_request is not None:
-            if context.admission_request.queued.decode_seconds <= 0.0:
+            if context.admission_request.decode_seconds <= 0.0:
                 self.expect_answer(context)  # it did not wait
-            self._queue.charge(context.admission_request.queued)
+            self._queue.charge(context.admission_request)
 
     def can_start(self, context: RequestContext, local: EndpointLoad, now: float | None = None) -> bool:
         """Whether the sequences and the memory of an instance let a request start there.
@@ -282,16 +282,15 @@ class ModelAdmission:
         """
         request, dispatched_at = context.admission_request, context.result.dispatched_at
         assert request is not None
-        queued = request.queued
-        if not queued.charged:
+        if not request.charged:
             return
         if is_complete and output_tokens is not None:
             # No answer takes longer than its request was in flight, whatever the engine reports.
-            longest = math.inf if dispatched_at is None else max(queued.decode_seconds, now - dispatched_at)
-            self._queue.settle(queued, min(longest, self._decode_seconds(context, output_tokens)))
+            longest = math.inf if dispatched_at is None else max(request.decode_seconds, now - dispatched_at)
+            self._queue.settle(request, min(longest, self._decode_seconds(context, output_tokens)))
         elif dispatched_at is not None:
             tokens = self.policy.kv_capacity.elapsed_output(context.route_request.id, dispatched_at, now)
-            self._queue.settle(queued, max(queued.decode_seconds, self._decode_seconds(context, tokens)))
+            self._queue.settle(request, max(request.decode_seconds, self._decode_seconds(context, tokens)))
 
     def _decode_seconds(self, context: RequestContext, output_tokens: float) -> float:
         router, request = self._router, context.admission_request
@@ -315,17 +314,12 @@ class ModelAdmission:
         limit = DEFAULT_TTFT_SECONDS if self._is_disaggregated else router.ttft_objective(prompt)
         cached = prompt - router.uncached_tokens(route_request)
         prefill_seconds = endpoints[0].profile.prefill_time(prompt, cached) if endpoints else 0.0
-        caller, policy = context.caller, context.policy
-        queued = ArrivedRequest(
-            context.id,
-            context.http_request.received_at,
-            limit,
-            prefill_seconds,
-            caller,
-            len(context.request.body),
-        )
-        queued.tier, queued.weight = policy.tier, policy.weight
-        return AdmissionRequest(queued, route_request, prompt, caller, policy.is_sheddable)
+        caller, policy, arrived_at = context.caller, context.policy, context.http_request.received_at
+        request = AdmissionRequest(route_request, arrived_at, limit, prefill_seconds, prompt, caller)
+        request.length_class, request.sheddable = caller, policy.is_sheddable
+        request.body_bytes = len(context.request.body)
+        request.tier, request.weight = policy.tier, policy.weight
+        return request
 
     def _load_router(self) -> ModelRouter | None:
         """Returns the router of the instances that prefill: the others without a ready one."""
