@@ -9,6 +9,7 @@ rules.
 The outcome of one request, from which metrics, decision log and trace are made.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -295,17 +296,6 @@ class LoggedRequest:
         return self.latest.model_key == key or (route is not None and route.route == key)
 
 
-class _LogEntry(LoggedRequest):
-    """An entry of the log, linked to its neighbours, so that it is removed in constant time."""
-
-    __slots__ = ("newer", "older")
-
-    def __init__(self, record: DecisionRecord, older: "_LogEntry | None") -> None:
-        super().__init__([record])
-        self.older = older
-        self.newer: _LogEntry | None = None
-
-
 class DecisionLog:
     """The log of the decisions of at most `max_requests` requests.
 
@@ -315,10 +305,8 @@ class DecisionLog:
     def __init__(self, max_requests: int, on_record: Callable[[DecisionRecord], None] | None = None) -> None:
         self._max_requests = max(1, max_requests)
         self.on_record = on_record
-        self._entries: dict[str, _LogEntry] = {}
-        self._by_client_id: dict[tuple[str | None, str], _LogEntry] = {}
-        self._oldest: _LogEntry | None = None
-        self._newest: _LogEntry | None = None
+        self._entries: OrderedDict[str, LoggedRequest] = OrderedDict()  # the oldest goes in constant time
+        self._by_client_id: dict[tuple[str | None, str], LoggedRequest] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -334,16 +322,11 @@ class DecisionLog:
                 known.records.append(record)
                 return
             self._remove(known)
-        before = self._newest
-        entry = requests[name] = self._newest = _LogEntry(record, before)
+        entry = requests[name] = LoggedRequest([record])
         if record.client_id is not None:
             self._by_client_id[record.caller, record.client_id] = entry
-        if before is None:
-            self._oldest = entry
-        else:
-            before.newer = entry
-        if len(requests) > self._max_requests and self._oldest is not None:
-            self._remove(self._oldest)
+        if len(requests) > self._max_requests:
+            self._remove(next(iter(requests.values())))
 
     def complete(self, outcome: RequestOutcome) -> None:
         """Sets the outcome of a request. Unknown requests are ignored."""
@@ -375,27 +358,15 @@ class DecisionLog:
             return [found for found in named if found is not None]
         return [found for (_, client_id), found in self._by_client_id.items() if client_id == request_id]
 
-    def _remove(self, entry: _LogEntry) -> None:
+    def _remove(self, entry: LoggedRequest) -> None:
         first = entry.records[0]
         del self._entries[first.request_id]
         if first.client_id is not None and self._by_client_id.get((first.caller, first.client_id)) is entry:
             del self._by_client_id[first.caller, first.client_id]
-        older, newer = entry.older, entry.newer
-        entry.older = entry.newer = None
-        if older is None:
-            self._oldest = newer
-        else:
-            older.newer = newer
-        if newer is None:
-            self._newest = older
-        else:
-            newer.older = older
 
     def _newest_first(self, model_key: str | None, callers: Collection[str] | None) -> Iterator[LoggedRequest]:
-        entry = self._newest
-        while entry is not None:
+        for entry in reversed(self._entries.values()):
             if (model_key is None or entry.is_of(model_key)) and (
                 callers is None or entry.records[0].caller in callers
             ):
                 yield entry
-            entry = entry.older

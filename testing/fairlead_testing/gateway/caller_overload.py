@@ -28,7 +28,7 @@ def queued_request(
 def admission_request(
     name: str, arrival: float = 0.0, objective: float = 1.0, prefill: float = 0.1, **fields: object
 ) -> AdmissionRequest:
-    """Returns a request as admission sees it; `tokens` are of its prompt, `most` limits its answer."""
+    """Returns the same with a prompt of `tokens`, and at most `most` tokens of answer."""
     tokens, most = float(fields.pop("tokens", 100.0)), fields.pop("most", None)  # type: ignore[arg-type]
     route = RouteRequest(name, PrefixChain((), (), hash(name)), tokens, most)  # type: ignore[arg-type]
     return _with_fields(AdmissionRequest(route, arrival, objective, prefill, tokens), fields)
