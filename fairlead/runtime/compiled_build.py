@@ -27,7 +27,6 @@ COMPILED_MODULES = (
     "fairlead_gateway/admission/*.py",
     "fairlead_gateway/caller_key.py",
     "fairlead_gateway/http/*.py",
-    "fairlead_gateway/quota/slices.py",
     "fairlead_gateway/routing/**/*.py",
     "fairlead_gateway/telemetry/counters.py",
     "fairlead_gateway/telemetry/decision_log.py",

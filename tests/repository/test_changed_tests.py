@@ -8,7 +8,7 @@ def reached_from(*names: str) -> set[str]:
 
 
 def test_imports_of_imports_are_reached() -> None:
-    reached = reached_from("gateway/fairlead_gateway/quota/window.py")
+    reached = reached_from("gateway/fairlead_gateway/quota/exchange.py")
     assert {"tests/gateway/quota/test_window.py", "tests/gateway/quota/test_exactness.py"} <= reached
     assert "tests/autoscaler/local/test_target.py" not in reached
 

@@ -26,6 +26,7 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection
+from fairlead_gateway.quota.exchange import GrantUpdate, Need, Row
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
 
 BEARER_TOKEN_BYTES: Final = 16_384
@@ -118,31 +119,12 @@ class UsageRow(msgspec.Struct, array_like=True, gc=False):
     adapter: str = ""
 
 
-class QuotaRow(msgspec.Struct, array_like=True, frozen=True):
-    """A worker's counters for one limit in one window; see `quota.exchange.Row`."""
-
-    limit: str
-    start: int
-    granted: int
-    returned: int
-    spent: int
-    busy: int
-
-
-class QuotaNeed(msgspec.Struct, array_like=True, frozen=True):
-    """A worker's need of more of a limit; see `quota.exchange.Need`."""
-
-    limit: str
-    least: int
-    wish: int
-
-
 class TenantQuotaReport(msgspec.Struct, array_like=True, frozen=True):
-    """The counters and needs of one tenant in a worker."""
+    """The counters and needs of one tenant, by limit; the supervisor adds the holder."""
 
     tenant: str
-    rows: list[QuotaRow]
-    needs: list[QuotaNeed]
+    rows: list[tuple[str, Row]]
+    needs: list[tuple[str, Need]]
 
 
 class QuotaReport(msgspec.Struct, tag=True):
@@ -151,30 +133,10 @@ class QuotaReport(msgspec.Struct, tag=True):
     tenants: list[TenantQuotaReport]
 
 
-class QuotaUpdate(msgspec.Struct, array_like=True, frozen=True):
-    """A change of one limit for a worker.
-
-    - granted: absolute; None if nothing is known but the status.
-    - is_restart: the worker is another holder from now on, and drops the tenant's slices.
-    """
-
-    tenant: str
-    limit: str
-    start: int
-    granted: int | None
-    valid_until: float
-    status: int
-    available: int
-    used: int
-    ends_at: float
-    is_contended: bool
-    is_restart: bool
-
-
 class QuotaUpdates(msgspec.Struct, tag=True):
-    """Supervisor → worker: grants."""
+    """Supervisor → worker: grants, each with its tenant."""
 
-    updates: list[QuotaUpdate]
+    updates: list[tuple[str, GrantUpdate]]
 
 
 ALGORITHMS: Final = (

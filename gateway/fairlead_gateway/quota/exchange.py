@@ -1,4 +1,4 @@
-"""The messages between a gateway and the store, each about one tenant.
+"""The messages between a gateway and the store, each about one tenant, and the windows of limits.
 
 All counters only grow, and are merged by the maximum. A message that arrives twice, or late,
 changes nothing that was not true before. Times are milliseconds of the store's clock.
@@ -7,6 +7,63 @@ changes nothing that was not true before. Times are milliseconds of the store's 
 from typing import Final
 
 import msgspec
+
+from fairlead.tenants.model import Window
+
+NO_WINDOW: Final = ""
+"""The window of units that requests give back."""
+_MINUTE_MS: Final = 60_000
+_DAY_MS: Final = 86_400_000
+_ERA_DAYS: Final = 146_097
+_FROM_MARCH_0000: Final = 719_468  # days from 0000-03-01 to 1970-01-01
+
+
+def window_span(window: str, now_ms: int) -> tuple[int, int]:
+    """Returns start and end of the window that contains a time; (0, 0) without a window."""
+    if window == Window.MINUTE:
+        start = now_ms - now_ms % _MINUTE_MS
+        return start, start + _MINUTE_MS
+    if window == Window.DAY:
+        start = now_ms - now_ms % _DAY_MS
+        return start, start + _DAY_MS
+    if window == Window.MONTH:
+        year, month = _year_and_month(now_ms // _DAY_MS)
+        return _month_start(year, month), _month_start(year, month + 1)
+    return 0, 0
+
+
+def previous_start(window: str, start_ms: int) -> int:
+    """Returns the start of the window before the one that starts at `start_ms`."""
+    return window_span(window, start_ms - 1)[0]
+
+
+def _year_and_month(days: int) -> tuple[int, int]:
+    """Returns year and month (1..12) of a day since 1970.
+
+    Source: Howard Hinnant, "chrono-compatible low-level date algorithms". The script in Lua does
+    the same.
+    """
+    shifted = days + _FROM_MARCH_0000
+    era = shifted // _ERA_DAYS
+    day = shifted - era * _ERA_DAYS
+    year = (day - day // 1_460 + day // 36_524 - day // 146_096) // 365
+    month = (5 * (day - (365 * year + year // 4 - year // 100)) + 2) // 153
+    if month < 10:
+        return year + era * 400, month + 3
+    return year + era * 400 + 1, month - 9
+
+
+def _month_start(year: int, month: int) -> int:
+    """Returns the first millisecond of a month; month 13 is the next January."""
+    if month > 12:
+        year, month = year + 1, 1
+    if month <= 2:
+        year, month = year - 1, month + 12
+    era = year // 400
+    year_of_era = year - era * 400
+    day = (153 * (month - 3) + 2) // 5 + 365 * year_of_era + year_of_era // 4 - year_of_era // 100
+    return (era * _ERA_DAYS + day - _FROM_MARCH_0000) * _DAY_MS
+
 
 GRANTED: Final = 0
 """The holder has what it needs."""
@@ -25,7 +82,19 @@ OPEN: Final = 6
 """The store does not answer, and the tenant's requests are admitted meanwhile."""
 
 
-class Row(msgspec.Struct, array_like=True, frozen=True):
+_STEPS_OF_A_LIMIT: Final = 256
+
+
+def report_step(amount: int) -> int:
+    """Returns the part of a limit whose use is reported at once, not at the next interval.
+
+    A gateway that is killed takes what it has not reported along: others use that again. So this is
+    one request of small limits, and the reports of large ones are no more than those of a timer.
+    """
+    return max(1, amount // _STEPS_OF_A_LIMIT)
+
+
+class Row(msgspec.Struct, array_like=True):
     """The counters of one holder for one limit in one window.
 
     - start: of the window; 0 without one.
@@ -51,6 +120,16 @@ class Row(msgspec.Struct, array_like=True, frozen=True):
     def outstanding(self) -> int:
         """The part of the grant that is not spent."""
         return max(0, self.granted - self.returned - self.spent)
+
+    def taken(self, now_ms: int, *, is_strict: bool, has_window: bool) -> int:
+        """Returns how much of the limit the holder takes.
+
+        After the end of its lease, that is what it has spent. In strict mode it is what it may have
+        spent. Units that are given back are free again, since the holder's requests have ended.
+        """
+        if self.expires > now_ms or (is_strict and has_window):
+            return max(self.granted - self.returned, self.spent)
+        return self.spent if has_window else 0
 
 
 class Need(msgspec.Struct, array_like=True, frozen=True):
@@ -114,6 +193,25 @@ class Grant(msgspec.Struct, array_like=True, frozen=True):
     granted: int
     expires: int
     status: int
+
+
+class GrantUpdate(msgspec.Struct, array_like=True, frozen=True):
+    """A grant as its worker gets it: for one limit, with times in monotonic seconds.
+
+    - granted: absolute; None if nothing is known but the status.
+    - is_folded: the worker is another holder from now on, and drops the tenant's slices.
+    """
+
+    limit: str
+    status: int
+    start: int = 0
+    granted: int | None = None
+    valid_until: float = 0.0
+    available: int = 0
+    used: int = 0
+    ends_at: float = 0.0
+    is_contended: bool = False
+    is_folded: bool = False
 
 
 class LimitReply(msgspec.Struct, array_like=True):

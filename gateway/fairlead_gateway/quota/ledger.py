@@ -10,19 +10,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from fairlead.tenants.model import Limit
 from fairlead_gateway.quota.exchange import (
+    NO_WINDOW,
     Base,
     Exchange,
     ExchangeReply,
+    GrantUpdate,
     LimitReply,
     LimitReport,
     Need,
     Row,
+    previous_start,
+    report_step,
+    window_span,
 )
-from fairlead_gateway.quota.slices import report_step
-from fairlead_gateway.quota.window import previous_start, window_span
 
 _MAX_SEEN: Final = 4_096
+_MAX_MESSAGE_NUMBER: Final = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,35 +36,6 @@ class LeaseTimes:
 
     lease_ms: int
     fold_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class LimitTerms:
-    """A limit as the store needs it."""
-
-    id: str
-    window: str
-    amount: int
-
-
-@dataclass(frozen=True, slots=True)
-class HolderUpdate:
-    """The change for one holder: absolute amounts, and times in monotonic seconds.
-
-    is_folded: the holder must go on under another name.
-    """
-
-    holder: str
-    limit: str
-    start: int
-    granted: int
-    valid_until: float
-    status: int
-    available: int
-    used: int
-    ends_at: float
-    is_contended: bool
-    is_folded: bool
 
 
 class TenantLedger:
@@ -72,7 +48,7 @@ class TenantLedger:
         self._times = times
         self.is_strict = is_strict
         self._is_durable = is_durable
-        self._limits: dict[str, LimitTerms] = {}
+        self._limits: dict[str, Limit] = {}
         self._own: dict[tuple[str, str, int], Row] = {}
         self._ended: set[str] = set()
         self._needs: dict[tuple[str, str], Need] = {}
@@ -89,7 +65,7 @@ class TenantLedger:
         """False while the store refuses grants, since it has lost what was used before."""
         self.last_reply: dict[str, LimitReply] = {}
 
-    def set_limits(self, limits: Sequence[LimitTerms], *, is_strict: bool) -> None:
+    def set_limits(self, limits: Sequence[Limit], *, is_strict: bool) -> None:
         """Replaces the limits; counters of limits that stay are kept."""
         self._limits = {limit.id: limit for limit in limits}
         self.is_strict = is_strict
@@ -132,8 +108,7 @@ class TenantLedger:
         for key, row in list(self._own.items()):
             if key[1] != holder:
                 continue
-            window = self._limits[key[0]].window
-            if not window:
+            if self._limits[key[0]].window is None:
                 self._own[key] = Row(holder, row.start, row.granted, row.granted, 0, 0, row.expires)
             elif self.is_strict:
                 spent = max(row.spent, row.granted - row.returned)
@@ -178,21 +153,21 @@ class TenantLedger:
                 bases.setdefault(limit, []).append((start, base))
         reports = [
             LimitReport(
-                terms.id,
-                terms.window,
-                terms.amount,
-                own.get(terms.id, []),
-                needs.get(terms.id, []),
-                seen.get(terms.id, []),
-                bases.get(terms.id, []),
+                id_,
+                limit.window or NO_WINDOW,
+                limit.amount,
+                own.get(id_, []),
+                needs.get(id_, []),
+                seen.get(id_, []),
+                bases.get(id_, []),
             )
-            for terms in self._limits.values()
+            for id_, limit in self._limits.items()
         ]
         is_merged = self._must_merge and self.epoch != "" and self._merged_epoch == self.epoch
         lease, fold = self._times.lease_ms, self._times.fold_ms
         return Exchange(self.is_strict, lease, fold, self.epoch, is_merged, wants_rows, reports)
 
-    def apply(self, sent: Exchange, reply: ExchangeReply, sent_at: float) -> list[HolderUpdate]:
+    def apply(self, sent: Exchange, reply: ExchangeReply, sent_at: float) -> list[tuple[str, GrantUpdate]]:
         """Applies a reply, and returns what changes for the workers.
 
         sent_at: monotonic seconds, read before the exchange was sent.
@@ -213,7 +188,7 @@ class TenantLedger:
         )
         if sent.epoch in ("", reply.epoch):
             self._forget_ended(sent)
-        updates: list[HolderUpdate] = []
+        updates: list[tuple[str, GrantUpdate]] = []
         needs = {(report.limit, need.holder): need for report in sent.limits for need in report.needs}
         for limit in reply.limits:
             if limit.limit not in self._limits:
@@ -239,7 +214,7 @@ class TenantLedger:
 
     def _updates(
         self, limit: LimitReply, now_ms: int, sent_at: float, needs: dict[tuple[str, str], Need]
-    ) -> list[HolderUpdate]:
+    ) -> list[tuple[str, GrantUpdate]]:
         updates = []
         ends_at = sent_at + (limit.end - now_ms) / 1000 if limit.end else float("inf")
         for grant in limit.grants:
@@ -257,18 +232,20 @@ class TenantLedger:
                 self._own[own_key] = _merge(known, granted, busy=known.busy)
             lease_ends = sent_at + max(0, grant.expires - now_ms) / 1000
             updates.append(
-                HolderUpdate(
+                (
                     grant.holder,
-                    limit.limit,
-                    limit.start,
-                    grant.granted,
-                    min(lease_ends, ends_at, sent_at + self._times.lease_ms / 1000),
-                    grant.status,
-                    limit.available,
-                    limit.used,
-                    ends_at,
-                    limit.is_contended,
-                    is_folded,
+                    GrantUpdate(
+                        limit.limit,
+                        grant.status,
+                        limit.start,
+                        grant.granted,
+                        min(lease_ends, ends_at, sent_at + self._times.lease_ms / 1000),
+                        max(-_MAX_MESSAGE_NUMBER, min(_MAX_MESSAGE_NUMBER, limit.available)),
+                        min(_MAX_MESSAGE_NUMBER, limit.used),
+                        ends_at,
+                        limit.is_contended,
+                        is_folded,
+                    ),
                 )
             )
         return updates
@@ -297,9 +274,9 @@ class TenantLedger:
 
     def _remember(self, reply: LimitReply, now_ms: int) -> None:
         """Remembers the rows of a reply; forgets windows before the last one."""
-        limit, terms = reply.limit, self._limits[reply.limit]
-        start, end = window_span(terms.window, now_ms)
-        oldest = previous_start(terms.window, start) if end else 0
+        limit, window = reply.limit, self._limits[reply.limit].window or NO_WINDOW
+        start, end = window_span(window, now_ms)
+        oldest = previous_start(window, start) if end else 0
         for row in reply.rows:
             self._see(limit, row)
         for first, base in reply.bases:

@@ -14,6 +14,7 @@ holds for a window that begins within one lease: the clock of the former server 
 The account of one limit in one window: the counters of its holders, and what is left.
 """
 
+from copy import copy
 from typing import Final
 
 from fairlead_gateway.quota.exchange import (
@@ -30,44 +31,11 @@ from fairlead_gateway.quota.exchange import (
     LimitReport,
     Need,
     Row,
+    previous_start,
+    window_span,
 )
-from fairlead_gateway.quota.window import previous_start, window_span
 
 NO_BASE: Final = Base()
-
-
-class Counters:
-    """The counters of one holder, as the store has them."""
-
-    __slots__ = ("busy", "expires", "granted", "returned", "spent")
-
-    def __init__(self) -> None:
-        self.granted = 0
-        self.returned = 0
-        self.spent = 0
-        self.busy = 0
-        self.expires = 0
-
-    def merge(self, row: Row) -> None:
-        """Raises the counters to those of a row."""
-        self.granted = max(self.granted, row.granted)
-        self.returned = max(self.returned, row.returned)
-        self.spent = max(self.spent, row.spent)
-
-    def used(self, now_ms: int, *, is_strict: bool, has_window: bool) -> int:
-        """Returns how much of the limit the holder takes.
-
-        After the end of its lease, that is what it has spent. In strict mode it is what it may have
-        spent. Units that are given back are free again, since the holder's requests have ended.
-        """
-        outstanding = self.granted - self.returned
-        if self.expires > now_ms or (is_strict and has_window):
-            return max(outstanding, self.spent)
-        return self.spent if has_window else 0
-
-    def row(self, holder: str, start: int) -> Row:
-        """Returns the counters as a row."""
-        return Row(holder, start, self.granted, self.returned, self.spent, self.busy, self.expires)
 
 
 class Account:
@@ -81,12 +49,16 @@ class Account:
     __slots__ = ("amount", "base", "debt", "expires_at", "rows", "wanted_at")
 
     def __init__(self) -> None:
-        self.rows: dict[str, Counters] = {}
+        self.rows: dict[str, Row] = {}
         self.base = NO_BASE
         self.debt = 0
         self.amount = 0
         self.wanted_at = 0
         self.expires_at = 0
+
+    def row_of(self, holder: str, start: int) -> Row:
+        """Returns the counters of a holder; those of a new one are 0."""
+        return self.rows.setdefault(holder, Row(holder, start, 0, 0, 0))
 
     def merge_base(self, base: Base) -> None:
         """Takes over the base of a later fold, which contains the rows that ended before it."""
@@ -103,15 +75,11 @@ class Account:
     def used(self, now_ms: int, *, is_strict: bool, has_window: bool) -> int:
         """Returns what all holders have used or may still use."""
         rows = self.rows.values()
-        return self.base.used + sum(row.used(now_ms, is_strict=is_strict, has_window=has_window) for row in rows)
+        return self.base.used + sum(row.taken(now_ms, is_strict=is_strict, has_window=has_window) for row in rows)
 
     def idle_elsewhere(self, holder: str, now_ms: int) -> int:
         """Returns what other holders with a lease were granted and do not need now."""
-        return sum(
-            max(0, row.granted - row.returned - row.spent - row.busy)
-            for name, row in self.rows.items()
-            if name != holder and row.expires > now_ms
-        )
+        return sum(row.idle for name, row in self.rows.items() if name != holder and row.expires > now_ms)
 
     def live_count(self, now_ms: int) -> int:
         """Returns the number of holders with a lease."""
@@ -210,7 +178,7 @@ class _Step:
             for one in starts:
                 known = self._known(report.limit, one)
                 if known is not None:
-                    rows += [known.rows[name].row(name, one) for name in sorted(known.rows)]
+                    rows += [copy(known.rows[name]) for name in sorted(known.rows)]
                     if known.base.until > 0:
                         bases.append((one, known.base))
         is_contended = now - account.wanted_at < CONTENDED_MS
@@ -248,8 +216,10 @@ class _Step:
                     if is_own:
                         gone.add(row.holder)
                     continue
-                counters = account.rows.setdefault(row.holder, Counters())
-                counters.merge(row)
+                counters = account.row_of(row.holder, row.start)
+                counters.granted = max(counters.granted, row.granted)
+                counters.returned = max(counters.returned, row.returned)
+                counters.spent = max(counters.spent, row.spent)
                 if is_own:
                     counters.busy = row.busy
                     counters.expires = max(counters.expires, ends_at)
@@ -281,7 +251,7 @@ class _Step:
             if refusal != GRANTED:
                 statuses[need.holder] = refusal
                 continue
-            counters = account.rows.setdefault(need.holder, Counters())
+            counters = account.row_of(need.holder, start)
             counters.expires = max(counters.expires, now + exchange.lease_ms)
             ahead = counters.granted - reported.get(need.holder, 0)
             status, cost = self._grant_need(account, counters, need, ahead, available)
@@ -298,9 +268,7 @@ class _Step:
                 grants.append(Grant(holder, counters_or_none.granted, counters_or_none.expires, status))
         return available, grants
 
-    def _grant_need(
-        self, account: Account, counters: Counters, need: Need, ahead: int, available: int
-    ) -> tuple[int, int]:
+    def _grant_need(self, account: Account, counters: Row, need: Need, ahead: int, available: int) -> tuple[int, int]:
         """Returns the status and what the grant takes of what is available.
 
         ahead: granted in an earlier exchange whose reply the holder has not got.
@@ -334,6 +302,6 @@ class _Step:
         for name in ended:
             row = account.rows.pop(name)
             until = max(until, row.expires)
-            used += row.used(now, is_strict=exchange.is_strict, has_window=has_window)
+            used += row.taken(now, is_strict=exchange.is_strict, has_window=has_window)
         if has_window:
             account.base = Base(until, used)

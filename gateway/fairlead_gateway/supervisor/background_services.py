@@ -109,8 +109,7 @@ class BackgroundServices:
         self.quota.set_tenants(tenants)
 
     def _create_quota(self) -> "QuotaService":
-        from fairlead_gateway.supervisor.quota.limit_stores import create_limit_store
-        from fairlead_gateway.supervisor.quota.quota_service import QuotaService
+        from fairlead_gateway.supervisor.quota.quota_service import QuotaService, create_limit_store
 
         store, sharing = create_limit_store(self.redis_link, self._clock), self._limit_sharing
         quota = QuotaService(
@@ -131,7 +130,7 @@ class BackgroundServices:
     def _limit_warnings(self) -> list[str]:
         if self.quota is None:
             return []
-        from fairlead_gateway.supervisor.quota.quota_status import unpriced_budgets
+        from fairlead_gateway.supervisor.quota.quota_service import unpriced_budgets
 
         return self.quota.warnings() + unpriced_budgets(self._limited_tenants, self._fleet().models)
 

@@ -32,8 +32,7 @@ from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_gateway.worker.disaggregation.kv_connectors import Handoff
 from fairlead_gateway.worker.observability.trace_record import TraceRecord
 from fairlead_gateway.worker.openai.request import ModelRequest
-from fairlead_gateway.worker.quota.limit_plan import PlannedLimit
-from fairlead_gateway.worker.quota.reservation import Reservation
+from fairlead_gateway.worker.quota.limit_plan import LeasedLimit, Reservation
 from fairlead_gateway.worker.resilience.retry import AttemptFailure, StallTimeout
 from fairlead_gateway.worker.tenancy.tenant_policy import NO_TENANT, TenantPolicy
 from fairlead_gateway.worker.upstream.usage import Usage
@@ -214,7 +213,7 @@ class RequestContext:
         self.stall_timeout: StallTimeout | None = None
         self.handoff: HandoffState | None = None
         self.reservation: Reservation | None = None
-        self.refused_by: PlannedLimit | None = None
+        self.refused_by: LeasedLimit | None = None
         self.result = RequestOutcome(id, request.model_key, http_request.received_wall)
         self.deadline: float | None = None
         self.trace: TraceRecord | None = None

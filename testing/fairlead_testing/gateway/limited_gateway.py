@@ -15,8 +15,7 @@ from fairlead.limits import Limits
 from fairlead.routes.model import Route
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.messages import QuotaReport, QuotaUpdates
-from fairlead_gateway.supervisor.quota.limit_stores import MemoryLimitStore
-from fairlead_gateway.supervisor.quota.quota_service import QuotaService
+from fairlead_gateway.supervisor.quota.quota_service import MemoryLimitStore, QuotaService
 from fairlead_gateway.supervisor.quota.redis_limit_store import RedisLimitStore
 from fairlead_gateway.worker.journal import Reporters
 from fairlead_gateway.worker.quota.quota_reporter import QuotaReporter

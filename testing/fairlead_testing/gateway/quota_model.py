@@ -8,11 +8,12 @@ import copy
 import random
 from dataclasses import dataclass, field
 
-from fairlead_gateway.quota.exchange import CLOSED, EXHAUSTED, Exchange, ExchangeReply, Row
+from fairlead.tenants.model import Limit
+from fairlead_gateway.quota.exchange import CLOSED, EXHAUSTED, Exchange, ExchangeReply, GrantUpdate, Row
 from fairlead_gateway.quota.exchange import Need as HolderNeed
-from fairlead_gateway.quota.ledger import HolderUpdate, LeaseTimes, LimitTerms, TenantLedger
-from fairlead_gateway.quota.slices import LeasedLimit, Slice
+from fairlead_gateway.quota.ledger import LeaseTimes, TenantLedger
 from fairlead_gateway.quota.store import QuotaStore
+from fairlead_gateway.worker.quota.limit_plan import LeasedLimit, Slice
 
 TENANT = "acme"
 TIMES = LeaseTimes(lease_ms=5_000, fold_ms=30_000)
@@ -64,16 +65,12 @@ class ModelWorker:
     """A worker with one leased limit."""
 
     name: str
-    has_window: bool = True
-    limit: LeasedLimit = field(init=False)
+    limit: LeasedLimit
     inflight: list[ModelRequest] = field(default_factory=list)
     is_alive: bool = True
     slices: list[Slice] = field(default_factory=list)
     refused: int = 0
     waiting: int = 0
-
-    def __post_init__(self) -> None:
-        self.limit = LeasedLimit(has_window=self.has_window)
 
     def admit(self, taken: int, actual: int, now: float, seconds: float) -> bool:
         """Starts a request if the slice has room."""
@@ -98,7 +95,7 @@ class ModelWorker:
 class ModelGateway:
     """A gateway with workers, a ledger and a checkpoint."""
 
-    def __init__(self, name: str, terms: LimitTerms, *, is_strict: bool, is_durable: bool, workers: int) -> None:
+    def __init__(self, name: str, terms: Limit, *, is_strict: bool, is_durable: bool, workers: int) -> None:
         self.name = name
         self.terms = terms
         self.is_durable = is_durable
@@ -113,7 +110,7 @@ class ModelGateway:
         self.witness_until = 0.0
 
     def _worker(self, name: str) -> ModelWorker:
-        return ModelWorker(name, bool(self.terms.window))
+        return ModelWorker(name, LeasedLimit(self.terms))
 
     def replace_worker(self, number: int) -> ModelWorker:
         """Kills a worker, of which the supervisor knows what it has reported; returns it."""
@@ -138,11 +135,11 @@ class ModelGateway:
                 if least > 0:
                     self.ledger.need(self.terms.id, HolderNeed(worker.name, least, wish))
 
-    def deliver(self, updates: list[HolderUpdate], now: float) -> None:
+    def deliver(self, updates: list[tuple[str, GrantUpdate]], now: float) -> None:
         """Passes grants to the workers."""
         workers = {worker.name: worker for worker in self.workers}
-        for update in updates:
-            worker = workers.get(update.holder)
+        for holder, update in updates:
+            worker = workers.get(holder)
             if worker is None:
                 continue
             if update.is_folded:
@@ -151,7 +148,7 @@ class ModelGateway:
                 worker.name = f"{worker.name}+{self.restarts}"
                 worker.limit.restart()
                 continue
-            worker.limit.on_grant(update.start, update.granted, update.valid_until)
+            worker.limit.on_grant(update.start, update.granted or 0, update.valid_until)
             worker.limit.on_status(update.status, update.available, update.used, update.ends_at, now)
             worker.limit.is_contended = update.is_contended
             if worker.waiting and update.status in (EXHAUSTED, CLOSED):
@@ -172,7 +169,7 @@ class Message:
 class ModelFleet:
     """Gateways, a server and checkpoints, driven by random events."""
 
-    def __init__(self, seed: int, terms: LimitTerms, *, is_strict: bool, is_durable: bool, offset_ms: int) -> None:
+    def __init__(self, seed: int, terms: Limit, *, is_strict: bool, is_durable: bool, offset_ms: int) -> None:
         self.draw = random.Random(seed)
         self.terms = terms
         self.is_strict = is_strict

@@ -13,7 +13,7 @@ The truth is a sequential count of what all slices ever spent. Bounds:
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.quota.ledger import LimitTerms
+from fairlead.tenants.model import Limit, LimitUnit, Window
 from fairlead_testing.gateway.quota_model import ModelFleet
 
 _DEATHS = ["kill worker", "kill gateway", "add gateway", "cut off"]
@@ -22,17 +22,22 @@ _FAULTS = st.sampled_from([_DEATHS, [*_DEATHS * 3, *_LOSSES], [*_DEATHS, *_LOSSE
 _OFFSETS = st.sampled_from([0, 30_000, 52_000, 58_000])
 
 
-def _fleet(seed: int, window: str, offset: int, *, is_strict: bool, is_durable: bool) -> tuple[ModelFleet, int]:
+def _fleet(seed: int, window: Window, offset: int, *, is_strict: bool, is_durable: bool) -> tuple[ModelFleet, int]:
     amount = (30, 60, 200)[seed % 3]
-    terms = LimitTerms("requests", window, amount)
+    terms = Limit(LimitUnit.REQUESTS, amount, window)
     return ModelFleet(seed, terms, is_strict=is_strict, is_durable=is_durable, offset_ms=offset), amount
 
 
 @given(
-    st.integers(0, 10**9), st.integers(20, 200), _FAULTS, st.sampled_from(["Minute", "Day"]), _OFFSETS, st.booleans()
+    st.integers(0, 10**9),
+    st.integers(20, 200),
+    _FAULTS,
+    st.sampled_from([Window.MINUTE, Window.DAY]),
+    _OFFSETS,
+    st.booleans(),
 )
 def test_a_strict_limit_is_never_exceeded(
-    seed: int, steps: int, faults: list[str], window: str, offset: int, is_durable: bool
+    seed: int, steps: int, faults: list[str], window: Window, offset: int, is_durable: bool
 ) -> None:
     fleet, amount = _fleet(seed, window, offset, is_strict=True, is_durable=is_durable)
     fleet.play(steps, faults)
@@ -41,10 +46,15 @@ def test_a_strict_limit_is_never_exceeded(
 
 
 @given(
-    st.integers(0, 10**9), st.integers(20, 200), _FAULTS, st.sampled_from(["Minute", "Day"]), _OFFSETS, st.booleans()
+    st.integers(0, 10**9),
+    st.integers(20, 200),
+    _FAULTS,
+    st.sampled_from([Window.MINUTE, Window.DAY]),
+    _OFFSETS,
+    st.booleans(),
 )
 def test_an_estimated_limit_is_exceeded_by_the_stated_bound_at_most(
-    seed: int, steps: int, faults: list[str], window: str, offset: int, is_durable: bool
+    seed: int, steps: int, faults: list[str], window: Window, offset: int, is_durable: bool
 ) -> None:
     fleet, amount = _fleet(seed, window, offset, is_strict=False, is_durable=is_durable)
     fleet.play(steps, faults)
@@ -57,7 +67,9 @@ def test_an_estimated_limit_is_exceeded_by_the_stated_bound_at_most(
 @given(st.integers(0, 10**9), st.integers(0, 4), st.booleans())
 def test_demand_uses_a_limit_up_but_for_a_slice_of_each_dead_holder(seed: int, deaths: int, is_strict: bool) -> None:
     amount = 60
-    fleet = ModelFleet(seed, LimitTerms("requests", "Day", amount), is_strict=is_strict, is_durable=False, offset_ms=0)
+    fleet = ModelFleet(
+        seed, Limit(LimitUnit.REQUESTS, amount, Window.DAY), is_strict=is_strict, is_durable=False, offset_ms=0
+    )
     for _ in range(deaths):
         for _ in range(fleet.draw.randrange(40)):
             fleet.step(loses_messages=False)

@@ -2,9 +2,8 @@
 
 import pytest
 
-from fairlead_gateway.quota.exchange import CLOSED, NOT_YET, Exchange, LimitReport, Need, Row
+from fairlead_gateway.quota.exchange import CLOSED, NOT_YET, Exchange, LimitReport, Need, Row, window_span
 from fairlead_gateway.quota.store import QuotaStore
-from fairlead_gateway.quota.window import window_span
 
 NOW = 1_800_000_000_000
 LEASE = 2_000

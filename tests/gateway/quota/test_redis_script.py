@@ -8,10 +8,18 @@ import msgspec
 import pytest
 from redis import Redis
 
-from fairlead_gateway.quota.exchange import Base, Exchange, ExchangeReply, LimitReport, Need, Row
+from fairlead_gateway.quota.exchange import (
+    Base,
+    Exchange,
+    ExchangeReply,
+    LimitReport,
+    Need,
+    Row,
+    previous_start,
+    window_span,
+)
 from fairlead_gateway.quota.redis_script import SCRIPT
 from fairlead_gateway.quota.store import QuotaStore
-from fairlead_gateway.quota.window import previous_start, window_span
 from fairlead_testing.redis.valkey import Valkey
 
 _LIMITS = (("requests|Minute|*|*", "Minute", 40), ("tokens|Month|*|m", "Month", 10**12), ("concurrency|-|*|*", "", 12))

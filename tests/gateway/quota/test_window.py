@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.quota.window import DAY, MINUTE, MONTH, NO_WINDOW, previous_start, window_span
+from fairlead.tenants.model import Window
+from fairlead_gateway.quota.exchange import NO_WINDOW, previous_start, window_span
 
 _MOMENTS = st.datetimes(datetime(1971, 1, 1), datetime(2400, 1, 1), timezones=st.just(UTC))
 
@@ -20,14 +21,14 @@ def test_windows_are_those_of_the_calendar(moment: datetime) -> None:
     now = _ms(moment.replace(microsecond=0))
     month = moment.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     following = month.replace(year=month.year + month.month // 12, month=month.month % 12 + 1)
-    assert window_span(MONTH, now) == (_ms(month), _ms(following))
+    assert window_span(Window.MONTH, now) == (_ms(month), _ms(following))
     day = moment.replace(hour=0, minute=0, second=0, microsecond=0)
-    assert window_span(DAY, now) == (_ms(day), _ms(day) + 86_400_000)
+    assert window_span(Window.DAY, now) == (_ms(day), _ms(day) + 86_400_000)
     minute = moment.replace(second=0, microsecond=0)
-    assert window_span(MINUTE, now) == (_ms(minute), _ms(minute) + 60_000)
+    assert window_span(Window.MINUTE, now) == (_ms(minute), _ms(minute) + 60_000)
 
 
-@pytest.mark.parametrize("window", [MINUTE, DAY, MONTH])
+@pytest.mark.parametrize("window", Window)
 def test_the_previous_window_ends_where_the_window_starts(window: str) -> None:
     start, _ = window_span(window, _ms(datetime(2028, 3, 1, tzinfo=UTC)))
     before = previous_start(window, start)

@@ -12,24 +12,129 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
+from fairlead.fleet.model import Model
 from fairlead.limits import Limits
 from fairlead.management_api import LimitOut
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
-from fairlead.tenants.model import Enforcement, Tenant, WithoutRedis
-from fairlead_gateway.ipc.messages import QuotaReport, QuotaUpdate, QuotaUpdates
-from fairlead_gateway.quota.exchange import OPEN, UNAVAILABLE, Exchange, ExchangeReply, Need, Row
-from fairlead_gateway.quota.ledger import HolderUpdate, LeaseTimes, LimitTerms, TenantLedger
+from fairlead.tenants.model import Enforcement, LimitUnit, Tenant, WithoutRedis
+from fairlead_gateway.ipc.messages import QuotaReport, QuotaUpdates
+from fairlead_gateway.quota.exchange import (
+    OPEN,
+    UNAVAILABLE,
+    Exchange,
+    ExchangeReply,
+    GrantUpdate,
+    LimitReply,
+    Need,
+    Row,
+)
+from fairlead_gateway.quota.ledger import LeaseTimes, TenantLedger
+from fairlead_gateway.quota.store import QuotaStore
 from fairlead_gateway.supervisor.quota.budget_watch import BudgetWatch
 from fairlead_gateway.supervisor.quota.checkpoint_files import CheckpointFiles
-from fairlead_gateway.supervisor.quota.limit_stores import LimitStore
-from fairlead_gateway.supervisor.quota.quota_status import closed_limits, limit_states
+
+_MAX_NAMED = 3
+
+
+def limit_states(tenant: Tenant, replies: Mapping[str, LimitReply], now_ms: float) -> list[LimitOut]:
+    """Returns the state of each limit of a tenant, from the store's last replies."""
+    states = []
+    for limit in tenant.limits:
+        reply = replies.get(limit.id)
+        if reply is not None and 0 < reply.end <= now_ms:  # of a window that is over
+            reply = None
+        states.append(
+            LimitOut(
+                tenant=tenant.name,
+                unit=limit.unit.value,
+                per=None if limit.window is None else limit.window.value,
+                key=limit.key,
+                model=limit.model,
+                amount=limit.amount,
+                soft=limit.is_soft,
+                used=None if reply is None else reply.used,
+                available=None if reply is None else reply.available,
+                resets_at=reply.end / 1000 if reply is not None and reply.end else None,
+            )
+        )
+    return states
+
+
+def unpriced_budgets(tenants: Iterable[Tenant], models: Mapping[str, Model]) -> list[str]:
+    """Returns a warning for budgets that count nothing for a model, since it has no price."""
+    unpriced = [key for key, model in models.items() if model.price is None]
+    found = []
+    for tenant in tenants:
+        if not any(limit.unit is LimitUnit.COST for limit in tenant.limits):
+            continue
+        free = next((key for key in unpriced if tenant.may_use(key)), None)
+        if free is not None:
+            found.append(f"the budget of tenant {tenant.name} cannot be enforced: model {free} has no price")
+    return _first_of(found, "budgets")
+
+
+def closed_limits(ledgers: Mapping[str, TenantLedger]) -> list[str]:
+    """Returns a warning for strict limits that grant nothing after a loss."""
+    found = [
+        f"the strict limits of tenant {name} are closed until their windows end: Redis has lost what was used"
+        for name, ledger in ledgers.items()
+        if not ledger.is_open
+    ]
+    return _first_of(found, "tenants with closed limits")
+
+
+def _first_of(found: Collection[str], what: str) -> list[str]:
+    more = len(found) - _MAX_NAMED
+    return [*list(found)[:_MAX_NAMED], *([f"and {more} more {what}"] if more > 0 else [])]
+
+
+if TYPE_CHECKING:  # without Redis, its client is not loaded
+    from fairlead_kvstore.redis.link import RedisLink
+
+
+class LimitStore(Protocol):
+    """A store of limits.
+
+    problem: why the last exchange failed; None if it did not.
+    """
+
+    problem: str | None
+
+    async def apply(self, exchanges: Sequence[tuple[str, Exchange]]) -> list[ExchangeReply | None]:
+        """Applies exchanges, each of another tenant; None for one that may not have arrived."""
+        ...
+
+
+class MemoryLimitStore:
+    """The store of a gateway without Redis, which has no peers."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.problem: str | None = None
+        self._clock = clock
+        self._wall_offset = clock.wall() - clock.now()
+        self._store = QuotaStore("memory", has_peers=False)
+
+    async def apply(self, exchanges: Sequence[tuple[str, Exchange]]) -> list[ExchangeReply | None]:
+        """Applies exchanges at once."""
+        now_ms = int((self._clock.now() + self._wall_offset) * 1000)
+        return [self._store.apply(tenant, exchange, now_ms) for tenant, exchange in exchanges]
+
+
+def create_limit_store(link: "RedisLink | None", clock: Clock) -> LimitStore:
+    """Returns the store behind a link to Redis; without a link, one in memory."""
+    if link is None:
+        return MemoryLimitStore(clock)
+    from fairlead_gateway.supervisor.quota.redis_limit_store import RedisLimitStore
+
+    return RedisLimitStore(link)
+
 
 QUOTA_FOLD_SECONDS: Final = 60.0
 """Limit: a worker without a lease for this long has no row of its own any more."""
@@ -41,7 +146,6 @@ _CONTENDED_SECONDS: Final = 0.1
 _CHECKPOINT_SECONDS: Final = 5.0
 _FINAL_SECONDS: Final = 2.0
 _REFRESH_SECONDS: Final = 1.0
-_MAX_MESSAGE_NUMBER: Final = 1 << 62
 
 
 class QuotaWorker(Protocol):
@@ -113,11 +217,7 @@ class QuotaService:
                 self.ledgers[name] = ledger
                 if name in self._restored:
                     ledger.restore(self._restored[name])
-            terms = [
-                LimitTerms(limit.id, limit.window.value if limit.window is not None else "", limit.amount)
-                for limit in tenant.limits
-            ]
-            ledger.set_limits(terms, is_strict=is_strict)
+            ledger.set_limits(tenant.limits, is_strict=is_strict)
 
     def start(self) -> None:
         """Starts on the running loop. No exchange is made before all checkpoints were read."""
@@ -176,14 +276,14 @@ class QuotaService:
             if ledger is None:
                 continue
             holder = self._holder(tenant.tenant, worker)
-            for row in tenant.rows:
-                counters = Row(holder, row.start, row.granted, row.returned, row.spent, row.busy)
-                ledger.report(row.limit, counters)
-                reply = ledger.last_reply.get(row.limit)
+            for limit, row in tenant.rows:
+                row.holder = holder
+                ledger.report(limit, row)
+                reply = ledger.last_reply.get(limit)
                 if reply is not None and reply.is_contended:
                     self._due_at = min(self._due_at, now + _CONTENDED_SECONDS)
-            for need in tenant.needs:
-                ledger.need(need.limit, Need(holder, need.least, need.wish))
+            for limit, need in tenant.needs:
+                ledger.need(limit, Need(holder, need.least, need.wish))
         self._wake.set()
 
     def on_worker_exit(self, worker: QuotaWorker) -> None:
@@ -258,7 +358,7 @@ class QuotaService:
         sent_at = self._clock.now()
         self.exchange_count += 1
         replies = await self._store.apply(sent)
-        updates: dict[QuotaWorker, list[QuotaUpdate]] = {}
+        updates: dict[QuotaWorker, list[tuple[str, GrantUpdate]]] = {}
         must_write = False
         needs_checkpoints = False
         for (name, exchange), reply in zip(sent, replies, strict=True):
@@ -282,20 +382,20 @@ class QuotaService:
         name: str,
         ledger: TenantLedger,
         answered: tuple[Exchange, ExchangeReply, float],
-        updates: dict[QuotaWorker, list[QuotaUpdate]],
+        updates: dict[QuotaWorker, list[tuple[str, GrantUpdate]]],
     ) -> bool:
         """Adds the updates of one tenant; returns whether they must be durable before their use."""
         found = ledger.apply(*answered)
         if name in self._tenants:
             for event in self.budgets.observe(self._tenants[name], answered[1].limits):
                 _log.warning("%s", event.describe())
-        for update in found:
-            worker = self._workers.get(update.holder)
+        for holder, update in found:
+            worker = self._workers.get(holder)
             if worker is None:
                 continue
             if update.is_folded:
-                self._rename(name, ledger, worker, update.holder)
-            updates.setdefault(worker, []).append(_encoded(name, update))
+                self._rename(name, ledger, worker, holder)
+            updates.setdefault(worker, []).append((name, update))
         if self._checkpoints is not None and found:
             self._has_unwritten = True
         return self._checkpoints is not None and ledger.is_strict and bool(found)
@@ -307,7 +407,11 @@ class QuotaService:
         self._names.pop((tenant, worker), None)
 
     def _refuse(
-        self, name: str, ledger: TenantLedger, exchange: Exchange, updates: dict[QuotaWorker, list[QuotaUpdate]]
+        self,
+        name: str,
+        ledger: TenantLedger,
+        exchange: Exchange,
+        updates: dict[QuotaWorker, list[tuple[str, GrantUpdate]]],
     ) -> None:
         """Answers needs while the store is away, as the tenant says."""
         ledger.on_failed()
@@ -319,8 +423,7 @@ class QuotaService:
                 ledger.forget_need(report.limit, need.holder)
                 worker = self._workers.get(need.holder)
                 if worker is not None:
-                    update = QuotaUpdate(name, report.limit, 0, None, 0.0, status, 0, 0, 0.0, False, False)
-                    updates.setdefault(worker, []).append(update)
+                    updates.setdefault(worker, []).append((name, GrantUpdate(report.limit, status)))
 
     # Checkpoints.
 
@@ -362,19 +465,3 @@ class QuotaService:
                 ledger.restore(rows.get(name, ()), is_complete=True)
         self._due_at = self._clock.now()
         self._wake.set()
-
-
-def _encoded(tenant: str, update: HolderUpdate) -> QuotaUpdate:
-    return QuotaUpdate(
-        tenant,
-        update.limit,
-        update.start,
-        update.granted,
-        update.valid_until,
-        update.status,
-        max(-_MAX_MESSAGE_NUMBER, min(_MAX_MESSAGE_NUMBER, update.available)),
-        min(_MAX_MESSAGE_NUMBER, update.used),
-        update.ends_at,
-        update.is_contended,
-        update.is_folded,
-    )

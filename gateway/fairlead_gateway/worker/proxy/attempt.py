@@ -28,7 +28,7 @@ from fairlead_gateway.worker.openai.model_names import body_with_model, target_w
 from fairlead_gateway.worker.openai.request import TIMEOUT_HEADER, remaining_timeout_header
 from fairlead_gateway.worker.proxy.continuation import SentText
 from fairlead_gateway.worker.proxy.request_recorder import RequestRecorder
-from fairlead_gateway.worker.quota.generated_tokens import MAX_TOKENS_PER_EVENT
+from fairlead_gateway.worker.quota.amounts import MAX_TOKENS_PER_EVENT
 from fairlead_gateway.worker.request_context import EngineAddress, EngineAddresses, RequestContext
 from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution, needs_core
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard

@@ -13,7 +13,7 @@ from fairlead_gateway.routing.prefix.prefix_hash import estimated_tokens
 from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome, assess_attainment
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.telemetry.handoff_record import FAILED
-from fairlead_gateway.worker.quota.generated_tokens import GeneratedTokens
+from fairlead_gateway.worker.quota.amounts import GeneratedTokens
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.request_context import EngineAddress, RequestContext
 from fairlead_gateway.worker.upstream.request_encoder import forward_headers

@@ -4,29 +4,120 @@ A request with room in all of its slices passes at once. Else it waits until the
 a further slice, and is refused only if the store says that the limit is used up.
 """
 
+import math
 from collections.abc import Callable
 from typing import Final
 
-from fairlead.tenants.model import Tenant
+from fairlead.tenants.model import Limit, LimitUnit, Tenant
+from fairlead.units import format_exact_usd, format_usd
 from fairlead_gateway.admission.policy import ALL_LEARNED_ANSWERS, LEARNED_ANSWER_INTERVAL
-from fairlead_gateway.errors import GatewayError
+from fairlead_gateway.errors import BudgetSpent, ConcurrencyReached, GatewayError, LimitReached, LimitsUnavailable
 from fairlead_gateway.http.timers import TaskDeadline
 from fairlead_gateway.quota.exchange import CLOSED, CONTENDED, EXHAUSTED, GRANTED, NOT_YET, UNAVAILABLE
 from fairlead_gateway.worker.dispatch.router_registry import RoleRouters
 from fairlead_gateway.worker.openai.request import TOKENIZING_PATHS
-from fairlead_gateway.worker.quota.amounts import expected_amounts, is_generating, most_amounts, used_amounts
-from fairlead_gateway.worker.quota.generated_tokens import TABLE_SECONDS, OutputEstimator, prompt_class
-from fairlead_gateway.worker.quota.limit_plan import LimitPlan, PlannedLimit
-from fairlead_gateway.worker.quota.refusals import (
-    describe_limit,
-    limit_contended,
-    limit_reached,
-    limits_unavailable,
+from fairlead_gateway.worker.quota.amounts import (
+    TABLE_SECONDS,
+    OutputEstimator,
+    expected_amounts,
+    is_generating,
+    most_amounts,
+    prompt_class,
+    used_amounts,
 )
-from fairlead_gateway.worker.quota.reservation import Amounts, missing_limit, take
+from fairlead_gateway.worker.quota.limit_plan import Amounts, LeasedLimit, LimitPlan, missing_limit, take
 from fairlead_gateway.worker.quota.tenant_limits import QuotaLink, TenantLimits, Waiter
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
+
+_UNIT_NAMES: Final = {
+    LimitUnit.REQUESTS: "requests",
+    LimitUnit.INPUT_TOKENS: "input tokens",
+    LimitUnit.OUTPUT_TOKENS: "output tokens",
+    LimitUnit.TOKENS: "tokens",
+    LimitUnit.CONCURRENCY: "requests at the same time",
+    LimitUnit.BYTES_IN_FLIGHT: "bytes in flight",
+}
+_RETURNED_RETRY_SECONDS: Final = 1
+_FOLLOWED_SECONDS: Final = 60
+"""Longest wait that all SDKs follow. Of longer ones, some send again at once and others sleep for
+days.
+
+Source: openai-python 3555, earendil-works/pi 6912.
+"""
+
+
+def describe_limit(limit: Limit, tenant: str) -> str:
+    """Returns a limit as text: `600 requests per minute of tenant acme, key ci`."""
+    text = (
+        f"{format_exact_usd(limit.amount)} US dollars"
+        if limit.unit is LimitUnit.COST
+        else f"{limit.amount} {_UNIT_NAMES[limit.unit]}"
+    )
+    if limit.window is not None:
+        text += f" per {limit.window.value.lower()}"
+    text += f" of tenant {tenant}"
+    if limit.key is not None:
+        text += f", key {limit.key}"
+    if limit.model is not None:
+        text += f", model {limit.model}"
+    return text
+
+
+def limit_reached(leased: LeasedLimit, amount: int, tenant: Tenant, now: float) -> GatewayError:
+    """Returns the error for a request that needs `amount` of a limit that has less left."""
+    limit = leased.limit
+    if leased.status == CLOSED:
+        return limits_unavailable("Redis lost what was used in this window, which is strict", leased.ends_at - now)
+    kind, hint = LimitReached, "send it again after retry-after"
+    if limit.unit is LimitUnit.COST:
+        kind, hint = BudgetSpent, "the operator of the gateway can raise the budget"
+    elif limit.window is None:
+        kind, hint = ConcurrencyReached, "wait until earlier requests have ended"
+    if amount > limit.amount:
+        is_cost = limit.unit is LimitUnit.COST
+        needs = f"; this request may {f'cost {format_usd(amount)}' if is_cost else f'need {amount} of them'}"
+        hint = "send a shorter request, or a smaller max_tokens"
+    else:
+        needs = ""
+    seconds = leased.ends_at - now if limit.window is not None else _RETURNED_RETRY_SECONDS
+    return kind(
+        f"the limit of {describe_limit(limit, tenant.name)} is reached{needs}",
+        hint=hint,
+        headers=_retry_headers(seconds, is_possible=not needs),
+    )
+
+
+def limit_contended(leased: LeasedLimit, tenant: Tenant) -> GatewayError:
+    """Returns the error for a request that has waited too long behind others for what is left of a
+    limit.
+    """
+    return LimitReached(
+        f"too many requests wait for what is left of the limit of {describe_limit(leased.limit, tenant.name)}",
+        hint="send fewer requests at the same time",
+        headers=(("retry-after", str(_RETURNED_RETRY_SECONDS)),),
+    )
+
+
+def limits_unavailable(reason: str, seconds: float = 1.0) -> LimitsUnavailable:
+    """Returns the error for a request whose limits are not known."""
+    return LimitsUnavailable(
+        f"the limits of this tenant cannot be read: {reason}",
+        hint="the operator of the gateway sees the cause on its management port",
+        headers=_retry_headers(seconds),
+    )
+
+
+def _retry_headers(seconds: float, *, is_possible: bool = True) -> tuple[tuple[str, str], ...]:
+    """Returns when to send again, and `x-should-retry: false` if SDKs should not do it themselves.
+
+    is_possible: False for a request that is refused at any time.
+    """
+    retry_after = ("retry-after", str(max(1, math.ceil(min(seconds, 40 * 86_400.0)))))
+    return (
+        (retry_after,) if is_possible and seconds <= _FOLLOWED_SECONDS else (retry_after, ("x-should-retry", "false"))
+    )
+
 
 QUOTA_WAIT_SECONDS: Final = 2.0
 """Limit: a request waits this long for a slice that others hold, or for Redis; then 429 or 503."""
@@ -98,14 +189,14 @@ class LimitGate:
         short = missing_limit(plan, amounts, now)
         if short is not None:
             amount = amounts.of(short.unit)
-            if amount > short.amount or short.leased.is_used_up(amount, now):
+            if amount > short.amount or short.is_used_up(amount, now):
                 raise self._refusal(context, short, amount, now)
             return False
         context.reservation = take(plan, amounts, now)
         if not limits.is_active and self._link is not None:
             self._link.activate(limits)
-        for planned in plan.limits:
-            if planned.leased.is_low(now):
+        for leased in plan.limits:
+            if leased.is_low(now):
                 self._request_slices(limits)
                 break
         return True
@@ -187,7 +278,7 @@ class LimitGate:
     def serve_waiting(self, limits: TenantLimits) -> None:
         """Starts or refuses waiting requests, in order; requests again what is still missing."""
         now = self._now()
-        blocked: list[PlannedLimit] = []
+        blocked: list[LeasedLimit] = []
         for waiter in list(limits.waiting):
             if waiter.granted.done() or self._is_blocked(waiter.plan, blocked):
                 continue
@@ -199,14 +290,13 @@ class LimitGate:
                 continue
             waiter.short_of = short
             amount = waiter.estimate.of(short.unit)
-            leased = short.leased
-            if leased.status == UNAVAILABLE or leased.is_used_up(amount, now):
+            if short.status == UNAVAILABLE or short.is_used_up(amount, now):
                 waiter.granted.set_exception(self._refusal(waiter.context, short, amount, now))
                 limits.waiting.remove(waiter)
             else:
                 blocked.append(short)
         if blocked and not limits.retries:
-            status = blocked[0].leased.status
+            status = blocked[0].status
             pause = self._limits.quota_retry_seconds if status in (CONTENDED, NOT_YET, EXHAUSTED, CLOSED) else 0.0
             limits.retries = True
             self._loop.call_later(pause, self._retry, limits)
@@ -252,12 +342,12 @@ class LimitGate:
         prompt = context.result.prompt_tokens or prompt_tokens
         self._estimator.learn(context.request.model_key, context.caller, prompt, length, self._now())
 
-    def _refusal(self, context: RequestContext, short: PlannedLimit, amount: int, now: float) -> GatewayError:
+    def _refusal(self, context: RequestContext, short: LeasedLimit, amount: int, now: float) -> GatewayError:
         """Returns the error of a request that needs more of a limit than is left."""
         context.refused_by = short
         tenant = context.tenant
         assert tenant is not None
-        if short.leased.status == UNAVAILABLE:
+        if short.status == UNAVAILABLE:
             return limits_unavailable(_UNAVAILABLE_REASON)
         error = limit_reached(short, amount, tenant, now)
         if now - self._logged_at >= _LOG_SECONDS:  # a flood of refusals must not fill the log
@@ -268,16 +358,16 @@ class LimitGate:
     def _late(self, waiter: Waiter, since: float) -> GatewayError:
         """Returns the error of a request that has waited too long for a slice."""
         short, now, tenant = waiter.short_of, self._now(), waiter.context.tenant
-        if short.leased.status == GRANTED and short.leased.status_at >= since and tenant is not None:
+        if short.status == GRANTED and short.status_at >= since and tenant is not None:
             waiter.context.refused_by = short
             return limit_contended(short, tenant)  # the store answers, and others were first
-        if short.leased.status in (CONTENDED, EXHAUSTED, CLOSED):
+        if short.status in (CONTENDED, EXHAUSTED, CLOSED):
             return self._refusal(waiter.context, short, waiter.estimate.of(short.unit), now)
-        return limits_unavailable(_NOT_YET_REASON if short.leased.status == NOT_YET else _UNAVAILABLE_REASON)
+        return limits_unavailable(_NOT_YET_REASON if short.status == NOT_YET else _UNAVAILABLE_REASON)
 
     def _is_behind(self, plan: LimitPlan, first: Waiter) -> bool:
         """Returns whether an earlier request waits for one of the limits."""
-        return any(planned.leased is first.short_of.leased for planned in plan.limits)
+        return any(leased is first.short_of for leased in plan.limits)
 
-    def _is_blocked(self, plan: LimitPlan, blocked: list[PlannedLimit]) -> bool:
-        return any(planned.leased is other.leased for planned in plan.limits for other in blocked)
+    def _is_blocked(self, plan: LimitPlan, blocked: list[LeasedLimit]) -> bool:
+        return any(leased is other for leased in plan.limits for other in blocked)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.ipc.channel import MessageSender
-from fairlead_gateway.ipc.messages import QuotaNeed, QuotaReport, QuotaRow, QuotaUpdates, TenantQuotaReport
-from fairlead_gateway.quota.slices import LeasedLimit
+from fairlead_gateway.ipc.messages import QuotaReport, QuotaUpdates, TenantQuotaReport
+from fairlead_gateway.quota.exchange import Need, Row
+from fairlead_gateway.worker.quota.limit_plan import LeasedLimit
 from fairlead_gateway.worker.quota.tenant_limits import QuotaLink, TenantLimits
 
 _WAITERS_PER_NEED = 64
@@ -69,13 +70,13 @@ class QuotaReporter(QuotaLink):
         """Applies grants; returns the tenants that they are for."""
         touched: dict[str, TenantLimits] = {}
         now = self._now()
-        for update in updates.updates:
-            limits = self.tenants.get(update.tenant)
+        for tenant, update in updates.updates:
+            limits = self.tenants.get(tenant)
             leased = None if limits is None else limits.leased.get(update.limit)
             if limits is None or leased is None:
                 continue
-            touched[update.tenant] = limits
-            if update.is_restart:
+            touched[tenant] = limits
+            if update.is_folded:
                 limits.restart()
                 continue
             if update.granted is not None:
@@ -118,7 +119,7 @@ class QuotaReporter(QuotaLink):
         reports = []
         for name, limits in tenants.items():
             rows = [
-                QuotaRow(id_, slice_.start, slice_.granted, slice_.returned, slice_.spent, slice_.busy)
+                (id_, Row("", slice_.start, slice_.granted, slice_.returned, slice_.spent, slice_.busy))
                 for id_, leased in limits.leased.items()
                 for slice_ in leased.take_report(is_due=is_due)
             ]
@@ -128,14 +129,14 @@ class QuotaReporter(QuotaLink):
         if reports:
             self._sender.send(QuotaReport(reports))
 
-    def _needs(self, limits: TenantLimits, now: float) -> list[QuotaNeed]:
+    def _needs(self, limits: TenantLimits, now: float) -> list[tuple[str, Need]]:
         wanted = _wanted(limits)
         needs = []
         for id_, leased in limits.leased.items():
             first, total = wanted.get(leased, (0, 0))
             least, wish = leased.least_and_wish(first, now)
             if least > 0 or total > max(0, leased.current.free) or leased.is_low(now):
-                needs.append(QuotaNeed(id_, max(1, least), max(wish, least, total)))
+                needs.append((id_, Need("", max(1, least), max(wish, least, total))))
         return needs
 
 
@@ -145,8 +146,8 @@ def _wanted(limits: TenantLimits) -> dict[LeasedLimit, tuple[int, int]]:
     for index, waiter in enumerate(limits.waiting):
         if index == _WAITERS_PER_NEED:
             break
-        for planned in waiter.plan.limits:
-            amount = waiter.estimate.of(planned.unit)
-            known = wanted.get(planned.leased)
-            wanted[planned.leased] = (amount, amount) if known is None else (known[0], known[1] + amount)
+        for leased in waiter.plan.limits:
+            amount = waiter.estimate.of(leased.unit)
+            known = wanted.get(leased)
+            wanted[leased] = (amount, amount) if known is None else (known[0], known[1] + amount)
     return wanted

@@ -8,9 +8,7 @@ from typing import Final
 
 from fairlead.adapters.model import LoraAdapter
 from fairlead.tenants.model import Enforcement, Limit, Tenant
-from fairlead_gateway.quota.slices import LeasedLimit
-from fairlead_gateway.worker.quota.limit_plan import LimitPlan, PlannedLimit
-from fairlead_gateway.worker.quota.reservation import Amounts, Reservation
+from fairlead_gateway.worker.quota.limit_plan import Amounts, LeasedLimit, LimitPlan, Reservation
 from fairlead_gateway.worker.request_context import RequestContext
 
 _MAX_PLANS: Final = 1_024
@@ -30,7 +28,7 @@ class Waiter:
         plan: LimitPlan,
         estimate: Amounts,
         granted: "asyncio.Future[Reservation]",
-        short_of: PlannedLimit,
+        short_of: LeasedLimit,
     ) -> None:
         self.context = context
         self.plan = plan
@@ -66,7 +64,9 @@ class TenantLimits:
         for limit in tenant.limits:
             leased = known.get(limit.id)
             if leased is None:
-                leased = LeasedLimit(has_window=limit.window is not None, is_soft=limit.is_soft)
+                leased = LeasedLimit(limit)
+            else:
+                leased.replace(limit)
             self.leased[limit.id] = leased
         self._plans.clear()
         self._last_plan = None
@@ -97,8 +97,7 @@ class TenantLimits:
         return plan
 
     def _create_plan(self, limits: Iterable[Limit]) -> LimitPlan:
-        planned = [PlannedLimit(limit, self.leased[limit.id]) for limit in limits]
-        return LimitPlan(planned, is_strict=self.is_strict)
+        return LimitPlan([self.leased[limit.id] for limit in limits], is_strict=self.is_strict)
 
     def restart(self) -> None:
         """Drops all slices: the worker goes on under another holder's name."""

@@ -9,10 +9,10 @@ import pytest
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
-from fairlead_gateway.ipc.messages import QuotaNeed, QuotaReport, QuotaRow, QuotaUpdates, TenantQuotaReport
+from fairlead_gateway.ipc.messages import QuotaReport, QuotaUpdates, TenantQuotaReport
+from fairlead_gateway.quota.exchange import Need, Row
 from fairlead_gateway.supervisor.quota.checkpoint_files import CheckpointFiles
-from fairlead_gateway.supervisor.quota.limit_stores import MemoryLimitStore
-from fairlead_gateway.supervisor.quota.quota_service import QuotaService
+from fairlead_gateway.supervisor.quota.quota_service import MemoryLimitStore, QuotaService
 from fairlead_testing.waiting import wait_until
 
 _LIMIT = Limit(LimitUnit.REQUESTS, 1_000, Window.MONTH)
@@ -32,7 +32,7 @@ class Worker:
         return True
 
 
-def report(rows: list[QuotaRow], needs: list[QuotaNeed]) -> QuotaReport:
+def report(rows: list[tuple[str, Row]], needs: list[tuple[str, Need]]) -> QuotaReport:
     return QuotaReport([TenantQuotaReport("acme", rows, needs)])
 
 
@@ -50,13 +50,13 @@ async def test_a_restart_without_redis_forgets_no_use_of_the_last_seconds(
         return service
 
     first = create()
-    first.on_report(worker, report([], [QuotaNeed(_LIMIT.id, 100, 100)]))
+    first.on_report(worker, report([], [(_LIMIT.id, Need("", 100, 100))]))
     await wait_until(lambda: len(worker.updates) == 1)
-    start = worker.updates[0].updates[0].start
-    spent = QuotaRow(_LIMIT.id, start, 100, 0, 100, 0)
-    first.on_report(worker, report([spent], [QuotaNeed(_LIMIT.id, 100, 100)]))
+    start = worker.updates[0].updates[0][1].start
+    spent = (_LIMIT.id, Row("", start, 100, 0, 100))
+    first.on_report(worker, report([spent], [(_LIMIT.id, Need("", 100, 100))]))
     await wait_until(lambda: len(worker.updates) == 2)
-    first.on_report(worker, report([QuotaRow(_LIMIT.id, start, 200, 50, 150, 0)], []))
+    first.on_report(worker, report([(_LIMIT.id, Row("", start, 200, 50, 150))], []))
     first.on_worker_exit(worker)
     await first.stop()
     await create().stop()  # before it has read the checkpoint

@@ -5,9 +5,12 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead.tenants.model import Limit, LimitUnit, Tenant, Window
 from fairlead_gateway.quota.exchange import LimitReply
-from fairlead_gateway.supervisor.quota.limit_stores import MemoryLimitStore
-from fairlead_gateway.supervisor.quota.quota_service import QuotaService
-from fairlead_gateway.supervisor.quota.quota_status import limit_states, unpriced_budgets
+from fairlead_gateway.supervisor.quota.quota_service import (
+    MemoryLimitStore,
+    QuotaService,
+    limit_states,
+    unpriced_budgets,
+)
 
 _BUDGET = Limit(LimitUnit.COST, 1_000, Window.MONTH)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fairlead.limits import Limits
-from fairlead_gateway.worker.quota.generated_tokens import GeneratedTokens
+from fairlead_gateway.worker.quota.amounts import GeneratedTokens
 
 LIMITS = Limits(disconnected_tokens_per_second=50, quota_output_tokens=100)
 

@@ -15,11 +15,10 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_gateway.quota.exchange import CONTENDED, GRANTED, NOT_YET, Exchange, ExchangeReply
-from fairlead_gateway.supervisor.quota.limit_stores import MemoryLimitStore
-from fairlead_gateway.supervisor.quota.quota_service import QuotaService
+from fairlead_gateway.supervisor.quota.quota_service import MemoryLimitStore, QuotaService
 from fairlead_gateway.worker.quota import amounts
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
-from fairlead_gateway.worker.quota.reservation import Amounts
+from fairlead_gateway.worker.quota.limit_plan import Amounts
 from fairlead_gateway.worker.quota.tenant_limits import QuotaLink, TenantLimits, Waiter
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_testing.engines.scripted import EngineCall, HangUp, responds, silent, streams, token, usage
@@ -404,7 +403,7 @@ async def test_a_waiting_request_asks_again_however_early_the_timer_fires() -> N
     limits = gate.limits_of(Tenant("acme", limits=(_REQUESTS,)))
     plan = limits.plan("prod", "default/tiny")
     (planned,) = plan.limits
-    planned.leased.on_status(NOT_YET, 3, 0, 60.0, runtime.now())
+    planned.on_status(NOT_YET, 3, 0, 60.0, runtime.now())
     waiter = Waiter(cast(Any, None), plan, Amounts(1, 0, 0, 0, 0), loop.create_future(), planned)
     limits.waiting.append(waiter)
     gate.serve_waiting(limits)
@@ -430,7 +429,7 @@ async def test_a_request_that_waited_too_long_says_for_what(
     gate = LimitGate(runtime, cast(Any, None), None, lambda *_: None)
     tenant = Tenant("acme", limits=(_REQUESTS,))
     (planned,) = gate.limits_of(tenant).plan("prod", "default/tiny").limits
-    planned.leased.on_status(status, 2, 1, 60.0, answered_at)
+    planned.on_status(status, 2, 1, 60.0, answered_at)
     clock.advance(2.0)
     context = cast(Any, SimpleNamespace(tenant=tenant))
     waiter = Waiter(

@@ -25,7 +25,7 @@ REASONS: dict[str, str] = {
     "admission/policy.py LengthClasses.objective_spread:inf": _LEAST,
     "admission/policy.py AdmissionPolicy.take_expired:inf": "the default looks at all requests",
     "quota/ledger.py TenantLedger._updates:inf": "a limit without a window has no end; leases renew it",
-    "quota/slices.py LeasedLimit.__init__:inf": "a soft limit refuses nothing, so it is always open",
+    "worker/quota/limit_plan.py LeasedLimit.__init__:inf": "a soft limit refuses nothing, so it is always open",
     "worker/request_context.py AdapterUse.__init__:self.load_seconds": _RECORD,
     "worker/dispatch/model_admission.py ModelAdmission.__init__:inf": _AT_ONCE,
     "worker/dispatch/model_admission.py ModelAdmission._settle:inf": "the next bound is that of its tokens",
