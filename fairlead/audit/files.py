@@ -46,7 +46,10 @@ class AuditFiles:
                 left = left[os.write(self._descriptor, left) :]
             os.fdatasync(self._descriptor)
         except OSError:
-            self._drop_tail(before)
+            try:
+                os.ftruncate(self._descriptor, before)
+            except OSError:
+                self.close()
             raise
         self._bytes = before + len(data)
 
@@ -55,13 +58,6 @@ class AuditFiles:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
-
-    def _drop_tail(self, size: int) -> None:
-        """Removes an incomplete line. If that fails, the next lines go to a new file."""
-        try:
-            os.ftruncate(self._descriptor, size)
-        except OSError:
-            self.close()
 
     def _prepare_file(self, size: int, wall: float) -> None:
         limits = self._limits

@@ -54,11 +54,6 @@ class LimitUnit(StrEnum):
     CONCURRENCY = "concurrency"
     BYTES_IN_FLIGHT = "bytesInFlight"
 
-    @property
-    def is_returned(self) -> bool:
-        """Whether a request gives back what it used when it ends."""
-        return self in (LimitUnit.CONCURRENCY, LimitUnit.BYTES_IN_FLIGHT)
-
 
 class Window(StrEnum):
     """The period of a limit: whole minutes, days and months in UTC."""

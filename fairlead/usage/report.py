@@ -93,7 +93,7 @@ def attribute_cost(
     for place in sorted(pools):
         parts += [(place, *part) for part in _pool_parts(pools[place], use.get(place, {}))]
     costs = [part[3] for part in parts]
-    bill = _round_to_nano(sum(costs))
+    bill = (2 * sum(costs) + _HOUR_SECONDS) // (2 * _HOUR_SECONDS)
     amounts = apportion(bill, costs)
     shares = [
         CostShare(*place, user, state, amount)
@@ -134,10 +134,6 @@ def apportion(total: int, weights: Sequence[int]) -> list[int]:
     for at in by_remainder[:left]:
         parts[at] += 1
     return parts
-
-
-def _round_to_nano(cost: int) -> int:
-    return (2 * cost + _HOUR_SECONDS) // (2 * _HOUR_SECONDS)
 
 
 def _capacity_order(item: tuple[Capacity, int]) -> tuple[str, str, str, str, int]:

@@ -208,7 +208,7 @@ def test_token_issuers_are_a_file_of_the_gateway(program: Path) -> None:
     (config,) = (one for one in found if one["metadata"]["name"] == "fairlead-gateway-token-issuers")
     text = config["data"]["issuers.yaml"]
     (issuer,) = parse_issuer_file(text.encode(), Path("issuers.yaml"), Limits())
-    assert (issuer.issuer, issuer.audiences, issuer.jwks_url) == (entry["issuer"], ("fairlead",), entry["jwksUrl"])
+    assert (issuer.issuer, issuer.audiences, issuer.jwks_url) == (entry["issuer"], ["fairlead"], entry["jwksUrl"])
     pod = pod_specs(found)["Deployment fairlead-gateway"]
     (mount,) = (one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "token-issuers")
     assert f"--token-issuers={mount['mountPath']}/issuers.yaml" in pod["containers"][0]["args"]

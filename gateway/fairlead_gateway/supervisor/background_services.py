@@ -189,6 +189,14 @@ class BackgroundServices:
         adapters that have series of their own.
         """
         telemetry.adapter_series = self._adapter_series
+        stream = self.decision_stream
+        if stream is not None:
+            telemetry.non_model_counters.update(
+                redis_connected=int(stream.connected),
+                redis_published_total=stream.published,
+                redis_dropped_total=stream.dropped,
+                redis_refused_total=stream.refused,
+            )
         if self.peers is not None:
             telemetry.peer_values = self.peers.counters()
         values: dict[str, list[tuple[str, float]]] = {}

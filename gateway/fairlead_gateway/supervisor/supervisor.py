@@ -391,7 +391,6 @@ class Supervisor:
         now = self.clock.now()
         telemetry = MetricsRecorder(self.clock, self._limits)
         telemetry.started_at = self.started_at
-        telemetry.publish_stats = self.background.decision_stream
         for key, part in parts.items():
             telemetry.models[key] = restore_counters(part, now)
             await asyncio.sleep(0)

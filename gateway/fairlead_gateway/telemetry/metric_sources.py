@@ -26,7 +26,6 @@ from fairlead_gateway.telemetry.status_types import (
     InstanceIndexStatus,
     LoadView,
     ModelIndexStatus,
-    PublishStats,
     TenantValues,
 )
 
@@ -43,7 +42,6 @@ class Scrape:
     fleet: Fleet
     loads: Mapping[str, LoadView]
     lag: LoopLag | None
-    publish_stats: PublishStats | None
     now: float
     uptime_seconds: float
     process_values: Mapping[str, float]
@@ -366,13 +364,6 @@ def signals_age(scrape: Scrape) -> Iterator[Row]:
 
 def gateway(name: str, read: Callable[[Scrape], float], text: str) -> Metric:
     return metric(name, lambda scrape: [(f"{read(scrape):.15g}",)], text)
-
-
-def stream(name: str, field: str, text: str) -> Metric:
-    def rows(scrape: Scrape) -> list[Row]:
-        return [] if scrape.publish_stats is None else [(f"{getattr(scrape.publish_stats, field):.15g}",)]
-
-    return metric(name, rows, text)
 
 
 def index(name: str, read: Callable[[InstanceIndexStatus], float | None], text: str) -> Metric:

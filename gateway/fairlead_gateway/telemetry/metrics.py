@@ -312,10 +312,10 @@ _OWN: Final = (
         "usage_records_lost_total", "Usage records that were lost: too many waited, or a worker could not report."
     ),
     of.process("usage_records_pending", "Lines that wait to be written to the usage ledger."),
-    of.stream("redis_connected", "connected", "1 while Redis answers; absent when none is configured."),
-    of.stream("redis_published_total", "published", "Decisions published to Redis."),
-    of.stream("redis_dropped_total", "dropped", "Decisions dropped because too many waited for Redis."),
-    of.stream("redis_refused_total", "refused", "Decisions that Redis refused."),
+    of.process("redis_connected", "1 while Redis answers; absent when none is configured."),
+    of.process("redis_published_total", "Decisions published to Redis."),
+    of.process("redis_dropped_total", "Decisions dropped because too many waited for Redis."),
+    of.process("redis_refused_total", "Decisions that Redis refused."),
     of.metric(
         "index_instances{model,state}",
         of.index_states,

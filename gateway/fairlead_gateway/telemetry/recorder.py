@@ -30,7 +30,7 @@ from fairlead_gateway.telemetry.decision_log import (
     is_client_fault,
     shadow_sums,
 )
-from fairlead_gateway.telemetry.status_types import IndexStatus, LoadView, PublishStats, TenantValues
+from fairlead_gateway.telemetry.status_types import IndexStatus, LoadView, TenantValues
 
 if TYPE_CHECKING:
     from fairlead_gateway.adapters.metric_series import AdapterSeries
@@ -62,7 +62,6 @@ class MetricsRecorder:
         self._max_counted_adapters = METRIC_COUNTED_ADAPTERS
         self._departed_seconds = limits.metric_retention_seconds
         self.loop_lag = loop_lag
-        self.publish_stats: PublishStats | None = None
         self.started_at = clock.now()
         self.models: dict[str, ModelCounters] = {}
         self._left_at: dict[str, float] = {}  # models that are no longer in the fleet
@@ -282,7 +281,6 @@ class MetricsRecorder:
                 fleet=fleet,
                 loads=loads,
                 lag=self.loop_lag,
-                publish_stats=self.publish_stats,
                 now=now,
                 uptime_seconds=now - self.started_at,
                 process_values={**self.non_model_counters, **self.peer_values},

@@ -93,32 +93,6 @@ class LoadView(Protocol):
         ...
 
 
-class PublishStats(Protocol):
-    """Statistics of what this gateway published to Redis, as
-    `supervisor.decision_stream` has them.
-    """
-
-    @property
-    def connected(self) -> bool:
-        """True while Redis answers."""
-        ...
-
-    @property
-    def published(self) -> int:
-        """Decisions published."""
-        ...
-
-    @property
-    def dropped(self) -> int:
-        """Decisions dropped while Redis was away."""
-        ...
-
-    @property
-    def refused(self) -> int:
-        """Decisions that Redis refused or that could not be encoded."""
-        ...
-
-
 class HealthState(StrEnum):
     """The health of an instance: the extent to which it may be used."""
 

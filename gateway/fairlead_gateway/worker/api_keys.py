@@ -193,7 +193,10 @@ class ApiKeys:
             caller = self._find(head)
             head.caller_cache = (self._generation, caller)
         if not caller.was_used:
-            self._note_use(caller)
+            caller.was_used = True
+            self._used.append(caller)
+            if self.on_first_use is not None and len(self._used) == 1:
+                self.on_first_use()
         return caller
 
     def is_known(self, head: RequestHead) -> bool:
@@ -230,12 +233,6 @@ class ApiKeys:
             if not self.is_loaded:
                 raise ApiKeysUnavailable from None
             raise
-
-    def _note_use(self, caller: Caller) -> None:
-        caller.was_used = True
-        self._used.append(caller)
-        if self.on_first_use is not None and len(self._used) == 1:
-            self.on_first_use()
 
     def _share(self, part: _T) -> _T:
         return cast(_T, self._shared.setdefault(part, part))

@@ -70,7 +70,7 @@ class SingleProcessView:
         return GatewayStatus(*gateway.readiness(), stack.routers.loads(), stack.failures.describe, gateway.loop_lag)
 
     async def counters(self, *, windows: bool) -> MetricsRecorder:
-        self.gateway.telemetry.publish_stats = self.beside.decision_stream
+        self.beside.add_metrics(self.gateway.telemetry)
         return self.gateway.telemetry
 
     async def decisions(

@@ -394,17 +394,13 @@ class QuotaService:
             if worker is None:
                 continue
             if update.is_folded:
-                self._rename(name, ledger, worker, holder)
+                ledger.end_holder(holder)
+                self._workers.pop(holder, None)
+                self._names.pop((name, worker), None)
             updates.setdefault(worker, []).append((name, update))
         if self._checkpoints is not None and found:
             self._has_unwritten = True
         return self._checkpoints is not None and ledger.is_strict and bool(found)
-
-    def _rename(self, tenant: str, ledger: TenantLedger, worker: QuotaWorker, holder: str) -> None:
-        """Gives a worker another name: the store has added its row to the base."""
-        ledger.end_holder(holder)
-        self._workers.pop(holder, None)
-        self._names.pop((tenant, worker), None)
 
     def _refuse(
         self,

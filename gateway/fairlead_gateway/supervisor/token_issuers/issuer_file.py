@@ -6,7 +6,6 @@ issuers:
     jwksUrl: https://login.example.com/keys
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 from urllib.parse import urlsplit
@@ -25,52 +24,6 @@ TOKEN_ISSUERS: Final = 16
 
 _FIX: Final = "begin with `issuers:`, and give issuer, audiences and jwksUrl of each"
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
-
-
-@dataclass(frozen=True, slots=True)
-class IssuerConfig:
-    """An issuer of the file.
-
-    jwks_url, jwks_file: where its key set is; one of the two.
-    ca_file: certificates that may sign the server's; None: those of the system.
-    token_file: a bearer token for the server, read at each request.
-    token_type: the header `typ` that tokens must have; None: none, `JWT` or `at+jwt`.
-    """
-
-    issuer: str
-    audiences: tuple[str, ...]
-    algorithms: tuple[str, ...] = ALGORITHMS
-    jwks_url: str | None = None
-    jwks_file: Path | None = None
-    ca_file: Path | None = None
-    token_file: Path | None = None
-    token_type: str | None = None
-
-    @property
-    def source(self) -> str:
-        """The address or the file of the key set."""
-        return self.jwks_url or str(self.jwks_file)
-
-
-def parse_issuer_file(raw: bytes, path: Path, limits: Limits) -> tuple[IssuerConfig, ...]:
-    """Returns the issuers of a file. Raises ManifestError with every problem.
-
-    Relative paths in the file are relative to its folder.
-    """
-    file = str(path)
-    documents = parse_documents(decode_file(raw, file=file, limits=limits), file=file, limits=limits)
-    if len(documents) != 1:
-        message = "the file is empty" if not documents else f"{len(documents)} YAML documents instead of one"
-        raise ManifestError((FileProblem(file, 1, "(document)", message, _FIX),))
-    try:
-        content = _IssuerFile.model_validate(documents[0].to_python(), by_alias=True, by_name=False)
-    except ValidationError as error:
-        raise ManifestError(tuple(validation_problems(error, _IssuerFile, documents[0], file))) from None
-    if len(content.issuers) > TOKEN_ISSUERS:
-        message = f"{len(content.issuers)} issuers; the limit is {TOKEN_ISSUERS}"
-        line = documents[0].locate(("issuers",)).line
-        raise ManifestError((FileProblem(file, line, "issuers", message, "remove those not in use"),))
-    return tuple(issuer.to_config(path.parent) for issuer in content.issuers)
 
 
 def _check_issuer(text: str) -> str:
@@ -95,7 +48,16 @@ def _check_algorithm(text: str) -> str:
     return text
 
 
-class _IssuerEntry(StrictModel):
+class IssuerConfig(StrictModel):
+    """An issuer of the file.
+
+    algorithms: None: all that are accepted.
+    jwks_url, jwks_file: where its key set is; one of the two.
+    ca_file: certificates that may sign the server's; None: those of the system.
+    token_file: a bearer token for the server, read at each request.
+    token_type: the header `typ` that tokens must have; None: none, `JWT` or `at+jwt`.
+    """
+
     issuer: Annotated[str, AfterValidator(_check_issuer), Field(examples=["https://login.example.com"])]
     audiences: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=512)]],
@@ -120,24 +82,14 @@ class _IssuerEntry(StrictModel):
                 raise field_error(f"{name} belongs to a jwksUrl", "remove it", at=(name,))
         return self
 
-    def to_config(self, folder: Path) -> IssuerConfig:
-        def path(text: str | None) -> Path | None:
-            return None if text is None else folder / text
-
-        return IssuerConfig(
-            self.issuer,
-            tuple(self.audiences),
-            tuple(self.algorithms or ALGORITHMS),
-            self.jwks_url,
-            path(self.jwks_file),
-            path(self.ca_file),
-            path(self.token_file),
-            self.token_type,
-        )
+    @property
+    def source(self) -> str:
+        """The address or the file of the key set."""
+        return self.jwks_url or str(self.jwks_file)
 
 
 class _IssuerFile(StrictModel):
-    issuers: Annotated[list[_IssuerEntry], Field(min_length=1)]
+    issuers: Annotated[list[IssuerConfig], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _check_unique(self) -> Self:
@@ -148,3 +100,28 @@ class _IssuerFile(StrictModel):
                 raise field_error(message, "put both into one entry", at=("issuers", index, "issuer"))
             names[issuer.issuer] = index
         return self
+
+
+def parse_issuer_file(raw: bytes, path: Path, limits: Limits) -> tuple[IssuerConfig, ...]:
+    """Returns the issuers of a file. Raises ManifestError with every problem.
+
+    Relative paths in the file are relative to its folder.
+    """
+    file = str(path)
+    documents = parse_documents(decode_file(raw, file=file, limits=limits), file=file, limits=limits)
+    if len(documents) != 1:
+        message = "the file is empty" if not documents else f"{len(documents)} YAML documents instead of one"
+        raise ManifestError((FileProblem(file, 1, "(document)", message, _FIX),))
+    try:
+        content = _IssuerFile.model_validate(documents[0].to_python(), by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise ManifestError(tuple(validation_problems(error, _IssuerFile, documents[0], file))) from None
+    if len(content.issuers) > TOKEN_ISSUERS:
+        message = f"{len(content.issuers)} issuers; the limit is {TOKEN_ISSUERS}"
+        line = documents[0].locate(("issuers",)).line
+        raise ManifestError((FileProblem(file, line, "issuers", message, "remove those not in use"),))
+    files = ("jwks_file", "ca_file", "token_file")
+    return tuple(
+        issuer.model_copy(update={name: str(path.parent / text) for name in files if (text := getattr(issuer, name))})
+        for issuer in content.issuers
+    )

@@ -29,7 +29,7 @@ from fairlead.runtime import http_client
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.units import format_duration
-from fairlead_gateway.ipc.messages import BEARER_TOKEN_BYTES, SigningKey, TokenIssuer
+from fairlead_gateway.ipc.messages import ALGORITHMS, BEARER_TOKEN_BYTES, SigningKey, TokenIssuer
 from fairlead_gateway.supervisor.token_issuers.issuer_file import IssuerConfig, parse_issuer_file
 
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+")
@@ -47,7 +47,7 @@ _RSA_ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 _MAX_KEY_ID: Final = 256
 
 
-def parse_key_set(content: bytes, algorithms: tuple[str, ...], limits: Limits) -> tuple[SigningKey, ...]:
+def parse_key_set(content: bytes, algorithms: Sequence[str], limits: Limits) -> tuple[SigningKey, ...]:
     """Returns the keys of a key set that may verify tokens signed with one of the algorithms.
 
     Raises BadInput if the content is not a key set, or holds no such key.
@@ -65,7 +65,7 @@ def parse_key_set(content: bytes, algorithms: tuple[str, ...], limits: Limits) -
     return tuple(keys)
 
 
-def _signing_key(entry: Any, algorithms: tuple[str, ...]) -> SigningKey | None:
+def _signing_key(entry: Any, algorithms: Sequence[str]) -> SigningKey | None:
     if not isinstance(entry, dict) or entry.get("use", "sig") != "sig":
         return None
     operations = entry.get("key_ops", ["verify"])
@@ -197,7 +197,7 @@ class IssuerKeyService:
     def issuers(self) -> list[TokenIssuer]:
         """Returns all issuers with the keys that are known, for the workers."""
         return [
-            TokenIssuer(state.config.issuer, state.config.audiences, state.keys, state.config.token_type)
+            TokenIssuer(state.config.issuer, tuple(state.config.audiences), state.keys, state.config.token_type)
             for state in self._states.values()
         ]
 
@@ -255,7 +255,7 @@ class IssuerKeyService:
         state.tried_at = self._clock.now()
         try:
             content = await self._read_key_set(state.config, self._limits)
-            keys = parse_key_set(content, state.config.algorithms, self._limits)
+            keys = parse_key_set(content, state.config.algorithms or ALGORITHMS, self._limits)
         except (FairleadError, OSError, ValueError) as error:
             problem = f"{state.config.source}: {first_line(error)}"
             if problem != state.problem:
@@ -273,13 +273,13 @@ async def fetch_key_set(config: IssuerConfig, limits: Limits) -> bytes:
     Raises OSError if a file cannot be read, Unavailable without a complete response.
     """
     if config.jwks_file is not None:
-        return await asyncio.to_thread(_read_bounded, config.jwks_file, limits.jwks_bytes)
+        return await asyncio.to_thread(_read_bounded, Path(config.jwks_file), limits.jwks_bytes)
     assert config.jwks_url is not None
     headers = {"accept": "application/jwk-set+json, application/json"}  # a Kubernetes API server knows the first only
     if config.token_file is not None:
-        token = await asyncio.to_thread(_read_bounded, config.token_file, BEARER_TOKEN_BYTES)
+        token = await asyncio.to_thread(_read_bounded, Path(config.token_file), BEARER_TOKEN_BYTES)
         headers["authorization"] = f"Bearer {token.decode('ascii').strip()}"
-    context = partial(ssl.create_default_context, cafile=None if config.ca_file is None else str(config.ca_file))
+    context = partial(ssl.create_default_context, cafile=config.ca_file)
     return await http_client.fetch(
         config.jwks_url,
         timeout_seconds=JWKS_TIMEOUT_SECONDS,

@@ -138,13 +138,6 @@ class TokenParts:
     signature: bytes
 
 
-def is_compact_token(key: bytes) -> bool:
-    """Returns whether a key has the form of a bearer token: three parts, of which the first is the
-    beginning of a JSON object.
-    """
-    return key.startswith(b"eyJ") and key.count(b".") == 2
-
-
 def split_token(token: bytes, max_bytes: int) -> TokenParts:
     """Returns the parts of a token. Raises InvalidApiKey if it is malformed, too long or nested."""
     if len(token) > max_bytes:

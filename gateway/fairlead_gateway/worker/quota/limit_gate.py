@@ -280,7 +280,7 @@ class LimitGate:
         now = self._now()
         blocked: list[LeasedLimit] = []
         for waiter in list(limits.waiting):
-            if waiter.granted.done() or self._is_blocked(waiter.plan, blocked):
+            if waiter.granted.done() or any(leased is other for leased in waiter.plan.limits for other in blocked):
                 continue
             short = missing_limit(waiter.plan, waiter.estimate, now)
             if short is None:
@@ -368,6 +368,3 @@ class LimitGate:
     def _is_behind(self, plan: LimitPlan, first: Waiter) -> bool:
         """Returns whether an earlier request waits for one of the limits."""
         return any(leased is first.short_of for leased in plan.limits)
-
-    def _is_blocked(self, plan: LimitPlan, blocked: list[LeasedLimit]) -> bool:
-        return any(leased is other for leased in plan.limits for other in blocked)

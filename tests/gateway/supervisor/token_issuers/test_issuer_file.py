@@ -6,7 +6,6 @@ import pytest
 
 from fairlead.errors import ManifestError
 from fairlead.limits import Limits
-from fairlead_gateway.ipc.messages import ALGORITHMS
 from fairlead_gateway.supervisor.token_issuers.issuer_file import IssuerConfig, parse_issuer_file
 
 PATH = Path("/etc/fairlead/issuers.yaml")
@@ -17,8 +16,10 @@ def parse(text: str) -> tuple[IssuerConfig, ...]:
     return parse_issuer_file(text.encode(), PATH, Limits())
 
 
-def test_the_smallest_file_accepts_all_algorithms() -> None:
-    assert parse(SMALLEST) == (IssuerConfig("https://a.example", ("fairlead",), ALGORITHMS, "https://a.example/keys"),)
+def test_the_smallest_file_names_no_algorithms() -> None:
+    assert parse(SMALLEST) == (
+        IssuerConfig(issuer="https://a.example", audiences=["fairlead"], jwks_url="https://a.example/keys"),
+    )
 
 
 def test_paths_are_relative_to_the_file() -> None:
@@ -27,9 +28,9 @@ def test_paths_are_relative_to_the_file() -> None:
         "  jwksUrl: https://kubernetes.default.svc/openid/v1/jwks\n  caFile: ca.crt\n"
         "  tokenFile: /var/run/secrets/kubernetes.io/serviceaccount/token\n"
     )
-    assert found.ca_file == PATH.parent / "ca.crt"
-    assert found.token_file == Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
-    assert found.algorithms == ("RS256",)
+    assert found.ca_file == str(PATH.parent / "ca.crt")
+    assert found.token_file == "/var/run/secrets/kubernetes.io/serviceaccount/token"
+    assert found.algorithms == ["RS256"]
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_the_server_of_a_key_set_gets_the_token_of_its_file(tmp_path: Path) -> N
     token = tmp_path / "token"
     token.write_text("pod-token\n")
     with CannedServer({"/keys": CannedResponse([FIRST.key_set()])}) as server:
-        config = IssuerConfig(ISSUER, ("a",), jwks_url=f"{server.url}/keys", token_file=token)
+        config = IssuerConfig(issuer=ISSUER, audiences=["a"], jwks_url=f"{server.url}/keys", token_file=str(token))
         assert fetch(config) == FIRST.key_set()
         assert server.requests[0].headers["authorization"] == "Bearer pod-token"
 
@@ -170,7 +170,7 @@ def test_the_server_of_a_key_set_gets_the_token_of_its_file(tmp_path: Path) -> N
 def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
     with CannedServer({"/keys": CannedResponse([b""], 302, {"location": "/other"})}) as server:
         with pytest.raises(Unavailable):
-            fetch(IssuerConfig(ISSUER, ("a",), jwks_url=f"{server.url}/keys"))
+            fetch(IssuerConfig(issuer=ISSUER, audiences=["a"], jwks_url=f"{server.url}/keys"))
         assert len(server.requests) == 1
 
 
@@ -179,6 +179,6 @@ def test_a_key_set_has_a_greatest_length(tmp_path: Path) -> None:
     path.write_bytes(b" " * 101)
     limits = replace(LIMITS, jwks_bytes=100)
     with pytest.raises(Unavailable, match="more than 100 bytes"):
-        fetch(IssuerConfig(ISSUER, ("a",), jwks_file=path), limits)
+        fetch(IssuerConfig(issuer=ISSUER, audiences=["a"], jwks_file=str(path)), limits)
     with CannedServer({"/keys": CannedResponse([b" " * 101])}) as server, pytest.raises(Unavailable):
-        fetch(IssuerConfig(ISSUER, ("a",), jwks_url=f"{server.url}/keys"), limits)
+        fetch(IssuerConfig(issuer=ISSUER, audiences=["a"], jwks_url=f"{server.url}/keys"), limits)
