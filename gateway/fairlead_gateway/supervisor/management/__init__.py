@@ -5,7 +5,7 @@ It only reads. Nothing here serves a prompt. In reading order:
 - `server`: the listening socket, and its requests as ASGI calls.
 - `access/`: hosts, origins, and the scopes of management tokens.
 - `app`, `probes`: the open paths; `app` loads the API at its first request.
-- `api`, `route_parts`, `schemas`: the JSON routes, what they share, and their types.
+- `api`, `schemas`: the JSON routes and their types.
 - `view`: the interface to the gateway that all of them read.
 - `serializers`, `stats`: the JSON values.
 - `static/`: the HTML page.

@@ -2,17 +2,23 @@
 
 All routes but the route preview are GET. Answers about many models yield to the event loop after
 each model. `app` loads this module, and the framework with it, at the first request to the API.
+
+A route about tenants has a parameter of the type `VisibleTenants`. With it, it takes
+`?tenant=NAME`, and it gets the tenants whose data it may show.
 """
 
 import asyncio
 import re
 from collections.abc import Sequence
+from datetime import date
 from typing import Annotated, Any, Final
 
 import msgspec
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from msgspec import structs
+from pydantic import BeforeValidator
 from starlette.exceptions import HTTPException
 
 import fairlead
@@ -20,23 +26,19 @@ from fairlead import management_api as api
 from fairlead.audit.reader import AuditQuery
 from fairlead.names import closest_matches
 from fairlead.routes.model import visible_route
+from fairlead.usage.ledger_reader import USAGE_QUERY_DAYS, LedgerContent, days_until
+from fairlead.usage.record import DIMENSIONS, day_of
+from fairlead.usage.replica_log import ReplicaSpan
+from fairlead.usage.report import group_usage, parse_dimensions
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.ipc.messages import LoggedDecision
 from fairlead_gateway.supervisor.management.access.access_scope import (
     ROUTE_PREVIEW_PATH,
+    SCOPE_KEY,
     AccessScope,
     Permission,
 )
 from fairlead_gateway.supervisor.management.probes import ProbeResponse, Probes
-from fairlead_gateway.supervisor.management.route_parts import (
-    Access,
-    RouteErrors,
-    VisibleTenants,
-    described,
-    error_response,
-    open_route_errors,
-    route_errors,
-)
 from fairlead_gateway.supervisor.management.schemas import schema_of
 from fairlead_gateway.supervisor.management.serializers import (
     fallbacks_out,
@@ -46,13 +48,70 @@ from fairlead_gateway.supervisor.management.serializers import (
 )
 from fairlead_gateway.supervisor.management.stats import model_stats, unknown_model_requests
 from fairlead_gateway.supervisor.management.view import GatewayView
-from fairlead_gateway.supervisor.quota.api import add_limits_route
-from fairlead_gateway.supervisor.usage.api import add_budget_route, add_usage_route
 
+_DIMENSION = f"({'|'.join(DIMENSIONS)})"
+_DIMENSION_LIST = f"^({_DIMENSION}(,{_DIMENSION}){{0,4}})?$"
+_MAX_NAME_CHARS: Final = 253
+_REASONS: Final = {
+    400: "A parameter, the body, or the request itself is wrong.",
+    401: "The management token is missing or wrong.",
+    403: "The token, the host name or the origin may not ask for this.",
+    404: "There is no such path, model or request.",
+    405: "The path is not asked by this method.",
+    409: "Several requests have this id.",
+    500: "A defect of the management port; the gateway's log has it.",
+    503: "Too many requests at once, or no worker answered.",
+}
+_ALWAYS: Final = (400, 403, 405, 500, 503)
+"""Errors of every path: of the request itself, its host, its origin and its method."""
+
+RouteErrors = dict[int | str, dict[str, Any]]
+"""Descriptions of errors by status, as FastAPI takes them."""
 _decode_decision: Final = msgspec.json.Decoder(api.DecisionOut).decode
 _FRAMEWORK_ERROR: Final = "HTTPValidationError"
 _PREVIEW_STATUSES: Final = (413, 415, 422, 429, 500, 501, 502, 503, 504, 508)
 """Statuses with which a gateway refuses requests of clients."""
+
+
+def access_of(request: Request) -> AccessScope:
+    """Returns what the token of a request may see; the guard has found it."""
+    found = request.scope[SCOPE_KEY]
+    assert isinstance(found, AccessScope)
+    return found
+
+
+Access = Annotated[AccessScope, Depends(access_of)]
+
+
+def visible_tenants(
+    access: Access,
+    tenant: Annotated[str | None, Query(description="Only of this tenant.", max_length=_MAX_NAME_CHARS)] = None,
+) -> frozenset[str] | None:
+    """Returns the tenants whose data a request may see and asks for; None: of all, and of none."""
+    return access.narrowed(tenant)
+
+
+VisibleTenants = Annotated[frozenset[str] | None, Depends(visible_tenants)]
+
+
+def open_route_errors() -> RouteErrors:
+    """Returns the errors of a route that needs no token."""
+    return {status: error_response(_REASONS[status]) for status in _ALWAYS}
+
+
+def route_errors(*more: int) -> RouteErrors:
+    """Returns the errors of a route that needs a token, and more of them."""
+    return {status: error_response(_REASONS[status]) for status in sorted({*_ALWAYS, 401, 404, *more})}
+
+
+def described(answer: type, *errors: int) -> dict[str, Any]:
+    """Returns the description of a route that needs a token: its answer and its errors."""
+    return {"response_model": schema_of(answer), "responses": route_errors(*errors)}
+
+
+def error_response(reason: str) -> dict[str, Any]:
+    """Returns the description of one error."""
+    return {"model": schema_of(api.ErrorOut), "description": reason}
 
 
 def _preview_errors() -> RouteErrors:
@@ -77,6 +136,16 @@ _ModelName = Annotated[
 ]
 
 
+def _check_day(text: object) -> object:
+    """Returns a day of the form `2026-11-24`; other forms of dates are refused."""
+    if not isinstance(text, str) or re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text) is None:
+        raise ValueError("write a day like 2026-11-24")
+    return text
+
+
+_Day = Annotated[date, BeforeValidator(_check_day)]
+
+
 def create_api(view: GatewayView, probes: Probes) -> FastAPI:
     """Returns the ASGI app.
 
@@ -95,9 +164,8 @@ def create_api(view: GatewayView, probes: Probes) -> FastAPI:
     _add_routes(app, view)
     _add_tenant_routes(app, view)
     _add_route_preview(app, view)
-    add_usage_route(app, view)
-    add_limits_route(app, view)
-    add_budget_route(app, view)
+    _add_usage_route(app, view)
+    _add_limit_routes(app, view)
     describe = app.openapi
     app.openapi = lambda: _without_validation_errors(describe())  # type: ignore[method-assign]
     return app
@@ -223,6 +291,93 @@ def _add_tenant_routes(app: FastAPI, view: GatewayView) -> None:
         """Returns the records in the memory of this gateway; each gateway has its own."""
         records = view.audit_records(AuditQuery(since, tenants), limit)
         return api.AuditOut(records=records)
+
+
+def _add_usage_route(app: FastAPI, view: GatewayView) -> None:
+    @app.get("/api/usage", summary="What tenants used, from the ledger", **described(api.UsageOut))
+    async def usage(
+        access: Access,
+        tenants: VisibleTenants,
+        first: Annotated[_Day | None, Query(alias="from", description="First UTC day; by default the last.")] = None,
+        last: Annotated[_Day | None, Query(alias="to", description="Last UTC day, included; by default today.")] = None,
+        by: Annotated[
+            str,
+            Query(
+                description="What to group by, with commas. Empty: not grouped.", pattern=_DIMENSION_LIST, max_length=64
+            ),
+        ] = "tenant",
+        replicas: Annotated[
+            bool,
+            Query(description="Include when replicas existed, for a token that may see the fleet and all tenants."),
+        ] = False,
+    ) -> api.UsageOut:
+        if replicas and (access.tenants is not None or Permission.FLEET not in access.may):
+            raise HTTPException(403, "replicas: the token may not see the whole fleet")
+        last_day = last or date.fromisoformat(day_of(view.clock.wall()))
+        earliest = days_until(last_day, USAGE_QUERY_DAYS)[0]
+        first_day = max(first or last_day, earliest)
+        dimensions = parse_dimensions(by, field="by") if by else ()
+        content = await view.tenant_reports.usage_content(first_day.isoformat(), last_day.isoformat())
+        if content is None:
+            raise HTTPException(404, "this gateway keeps no ledger: set FAIRLEAD_USAGE_DIR")
+        if tenants is not None:
+            content.usage = [row for row in content.usage if row.tenant in tenants]
+        return _usage_out(content, (first_day, last_day), dimensions, with_replicas=replicas)
+
+
+def _usage_out(
+    content: LedgerContent, days: tuple[date, date], dimensions: tuple[str, ...], *, with_replicas: bool
+) -> api.UsageOut:
+    rows = group_usage(content.usage, dimensions) if dimensions else content.usage
+    return api.UsageOut(
+        ledger=content.ledger,
+        first_day=days[0].isoformat(),
+        last_day=days[1].isoformat(),
+        usage=[api.UsageTotalsOut(**structs.asdict(row)) for row in rows],
+        replicas=[_span_out(span) for span in content.replicas] if with_replicas else [],
+        broken=content.broken,
+        lost=content.lost,
+    )
+
+
+def _span_out(span: ReplicaSpan) -> api.ReplicaSpanOut:
+    view = span.view
+    return api.ReplicaSpanOut(
+        replica=span.replica,
+        start=span.start,
+        end=span.end,
+        model=view.model,
+        pool=view.pool,
+        state=view.state,
+        nano_usd_per_hour=view.nano_usd_per_hour,
+    )
+
+
+def _add_limit_routes(app: FastAPI, view: GatewayView) -> None:
+    @app.get("/api/limits", summary="What is left of the limits of tenants", **described(api.LimitsOut))
+    async def limits(
+        tenants: VisibleTenants,
+        limit: Annotated[int, Query(ge=1, le=500, description="The most tenants to return.")] = 100,
+    ) -> api.LimitsOut:
+        return api.LimitsOut(limits=await view.limit_states(tenants, limit))
+
+    @app.get("/api/budgets", summary="How much of each budget is used, over all gateways", **described(api.BudgetsOut))
+    async def budgets(tenants: VisibleTenants) -> api.BudgetsOut:
+        return api.BudgetsOut(
+            budgets=[
+                api.BudgetOut(
+                    tenant=state.tenant,
+                    start=state.start,
+                    end=state.end,
+                    used_nano_usd=state.used,
+                    amount_nano_usd=state.amount,
+                    used_share=state.used_share,
+                    soft=state.is_soft,
+                )
+                for state in view.tenant_reports.budgets()
+                if tenants is None or state.tenant in tenants
+            ]
+        )
 
 
 def _add_route_preview(app: FastAPI, view: GatewayView) -> None:

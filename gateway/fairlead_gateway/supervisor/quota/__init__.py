@@ -5,5 +5,4 @@
 - `redis_limit_store`: the store in Redis.
 - `checkpoint_files`: durable copies of what was granted.
 - `budget_watch`: the used share of budgets, and its events (pure).
-- `api`: the route of the management API.
 """

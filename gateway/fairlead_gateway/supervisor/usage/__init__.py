@@ -1,7 +1,6 @@
 """The ledger of a gateway: what requests used, and when replicas existed.
 
 - `usage_service`: receives rows of workers, prices, writes and reads them.
-- `api`: its route of the management API.
 
 It is loaded only by gateways with FAIRLEAD_USAGE_DIR.
 """
