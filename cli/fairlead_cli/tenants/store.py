@@ -21,26 +21,21 @@ class TenantStore(Protocol):
 
     def pepper(self) -> str:
         """Returns the secret under which digests are made. Raises BadInput without one."""
-        ...
 
     def tenants(self) -> Sequence[Manifest]:
         """Returns all ModelTenants, by name."""
-        ...
 
     def tenant(self, name: str) -> Manifest:
         """Returns one ModelTenant. Raises BadInput if there is none of this name."""
-        ...
 
     def edit_keys(self, name: str, edit: KeyEdit) -> None:
         """Changes the keys of a tenant. Raises BadInput if there is none, or if ``edit`` does."""
-        ...
 
     def add_revoked(self, entries: Sequence[Entry]) -> str | None:
         """Adds the digests of keys to the list of revoked keys, where there is one apart.
 
         Returns a text that says where, or None.
         """
-        ...
 
 
 def keys_of(tenant: Manifest) -> list[Entry]:

@@ -70,27 +70,22 @@ class LoadView(Protocol):
     @property
     def inflight(self) -> int:
         """Requests sent there and not finished."""
-        ...
 
     @property
     def waiting(self) -> int:
         """Requests without a first token."""
-        ...
 
     @property
     def backlog_seconds(self) -> float:
         """Engine time of work sent there."""
-        ...
 
     @property
     def inflight_tokens(self) -> float:
         """Tokens of the requests in flight there."""
-        ...
 
     @property
     def queued(self) -> int:
         """Requests of these that wait in the gateway."""
-        ...
 
 
 class HealthState(StrEnum):

@@ -73,11 +73,9 @@ class TenantReports(Protocol):
 
     async def usage_content(self, first_day: str, last_day: str) -> "LedgerContent | None":
         """Returns what the ledger holds about these days; None if there is no ledger."""
-        ...
 
     def budgets(self) -> "Sequence[BudgetState]":
         """Returns the budgets of tenants, the most used first."""
-        ...
 
 
 class GatewayView(Protocol):
@@ -86,33 +84,26 @@ class GatewayView(Protocol):
     @property
     def clock(self) -> Clock:
         """The clock by which ages are computed."""
-        ...
 
     @property
     def started_at(self) -> float:
         """The start of the gateway, in monotonic seconds."""
-        ...
 
     def fleet(self) -> Fleet:
         """Returns the fleet that requests are routed over, with the last signals of the engines."""
-        ...
 
     async def status(self) -> GatewayStatus:
         """Returns the state of the workers."""
-        ...
 
     async def counters(self, *, windows: bool) -> MetricsRecorder:
         """Returns the workers' summed counters; `windows` includes those of the last minute."""
-        ...
 
     @property
     def tenant_reports(self) -> TenantReports:
         """The reports about tenants."""
-        ...
 
     def tenants(self) -> TenantsSnapshot:
         """Returns the tenants, and when their keys were used last."""
-        ...
 
     async def decisions(
         self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None
@@ -121,25 +112,21 @@ class GatewayView(Protocol):
 
         tenants: only their requests; None: those of all.
         """
-        ...
 
     async def decision(self, request_id: str, tenants: frozenset[str] | None = None) -> list[LoggedDecision]:
         """Returns the request with this id; else the newest of each tenant that chose this id.
 
         tenants: only their requests; None: those of all.
         """
-        ...
 
     async def limit_states(self, tenants: frozenset[str] | None, limit: int) -> "list[LimitOut]":
         """Returns the limits of tenants and what is left of them, of at most `limit` tenants.
 
         tenants: None for all.
         """
-        ...
 
     def audit_records(self, query: AuditQuery, limit: int) -> list[AuditRecord]:
         """Returns the newest audit records of this process, the newest first."""
-        ...
 
     async def preview_route(
         self,
@@ -156,4 +143,3 @@ class GatewayView(Protocol):
 
         Raises the GatewayError with which a gateway would answer the request.
         """
-        ...

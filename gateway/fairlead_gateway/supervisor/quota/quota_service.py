@@ -109,7 +109,6 @@ class LimitStore(Protocol):
 
     async def apply(self, exchanges: Sequence[tuple[str, Exchange]]) -> list[ExchangeReply | None]:
         """Applies exchanges, each of another tenant; None for one that may not have arrived."""
-        ...
 
 
 class MemoryLimitStore:
@@ -155,7 +154,6 @@ class QuotaWorker(Protocol):
 
     def send(self, message: msgspec.Struct) -> bool:
         """Sends a message. Returns False when it was dropped."""
-        ...
 
 
 class QuotaService:
