@@ -56,8 +56,12 @@ def _samples(
     }
 
 
-def test_one_request_is_counted_once_everywhere() -> None:
-    telemetry = MetricsRecorder(ManualClock(1_000.0))
+@pytest.fixture
+def telemetry() -> MetricsRecorder:
+    return MetricsRecorder(ManualClock(1_000.0))
+
+
+def test_one_request_is_counted_once_everywhere(telemetry: MetricsRecorder) -> None:
     telemetry.record_received(KEY, 990.7)
     telemetry.record_routed(
         KEY, HERE, Decision(HERE, "affinity", DecisionText("home", inputs={f"{HERE}/home": DecisionInput(1.0)}))
@@ -93,8 +97,7 @@ def test_one_request_is_counted_once_everywhere() -> None:
     assert seen["inference_objective_request_total", f"model_name={KEY},target_model_name={KEY}"] == 1
 
 
-def test_hand_offs_and_prefill_legs_are_counted_with_their_reasons() -> None:
-    telemetry = MetricsRecorder(ManualClock(1_000.0))
+def test_hand_offs_and_prefill_legs_are_counted_with_their_reasons(telemetry: MetricsRecorder) -> None:
     telemetry.record_handoff(KEY, "bypassed", "short")
     telemetry.record_handoff(KEY, "done", "none")
     telemetry.record_handoff(KEY, "done", "none")
@@ -119,8 +122,7 @@ def test_reasons_of_hand_offs_are_bounded() -> None:
     assert telemetry.models[KEY].handoffs[("failed", "other")] == 3
 
 
-def test_the_gateways_own_time_has_buckets_of_microseconds() -> None:
-    telemetry = MetricsRecorder(ManualClock(1_000.0))
+def test_the_gateways_own_time_has_buckets_of_microseconds(telemetry: MetricsRecorder) -> None:
     for seconds in (0.000_015, 0.000_070, 9.0):
         telemetry.record_finished(change_outcome(ENDED, overhead_seconds=seconds))
     telemetry.record_finished(ENDED)
@@ -129,8 +131,7 @@ def test_the_gateways_own_time_has_buckets_of_microseconds() -> None:
     assert [seen[name, f"le={bound},model={KEY}"] for bound in ("1e-05", "2e-05", "8e-05", "+Inf")] == [0, 1, 2, 3]
 
 
-def test_the_last_minute_shows_the_gateways_own_time_in_microseconds() -> None:
-    telemetry = MetricsRecorder(ManualClock(1_000.0))
+def test_the_last_minute_shows_the_gateways_own_time_in_microseconds(telemetry: MetricsRecorder) -> None:
     for _ in range(100):
         telemetry.record_finished(change_outcome(ENDED, overhead_seconds=0.000_070))
     shown = model_stats(KEY, telemetry, _fleet(), {}, 1_000.5).window.overhead_seconds
@@ -140,16 +141,14 @@ def test_the_last_minute_shows_the_gateways_own_time_in_microseconds() -> None:
     assert abs(shown.mean - 0.000_070) < 1e-9
 
 
-def test_failures_are_counted_by_the_status_of_the_client() -> None:
-    telemetry = MetricsRecorder(ManualClock(1_000.0))
+def test_failures_are_counted_by_the_status_of_the_client(telemetry: MetricsRecorder) -> None:
     telemetry.record_finished(change_outcome(ENDED, status=502, error="engines_broke_off"))
     telemetry.record_finished(change_outcome(ENDED, status=502, error="engines_broke_off", client_disconnected=True))
     assert _samples(telemetry)["fairlead_gateway_failed_total", f"error=engines_broke_off,model={KEY}"] == 1
 
 
 @pytest.mark.parametrize(("status", "errors"), [(400, 0), (422, 0), (502, 1)])
-def test_what_an_engine_refuses_is_no_error_of_the_model(status: int, errors: int) -> None:
-    telemetry = MetricsRecorder(ManualClock(1_000.0))
+def test_what_an_engine_refuses_is_no_error_of_the_model(telemetry: MetricsRecorder, status: int, errors: int) -> None:
     telemetry.record_finished(change_outcome(ENDED, status=status, error="engine-refused", instance_id="e-0/0/0"))
     series = telemetry.models[KEY]
     assert series.ints[at.ERRORS] == errors
@@ -158,8 +157,7 @@ def test_what_an_engine_refuses_is_no_error_of_the_model(status: int, errors: in
     assert model_stats(KEY, telemetry, _fleet(), {}, 1_000.5).window.errors == errors
 
 
-def test_keys_and_bodies_that_were_refused_have_counters_of_their_own() -> None:
-    telemetry = MetricsRecorder(ManualClock(1_000.0))
+def test_keys_and_bodies_that_were_refused_have_counters_of_their_own(telemetry: MetricsRecorder) -> None:
     telemetry.record_rejected(None, 401, "invalid_api_key")
     telemetry.record_rejected(KEY, 422, "quarantined")
     telemetry.record_rejected(KEY, 404, "model_not_found")
@@ -168,15 +166,13 @@ def test_keys_and_bodies_that_were_refused_have_counters_of_their_own() -> None:
     assert seen["fairlead_gateway_quarantine_refused_total", f"model={KEY}"] == 1
 
 
-def test_what_belongs_to_no_model_is_absent_until_something_counts_it() -> None:
-    telemetry = MetricsRecorder(ManualClock(1_000.0))
+def test_what_belongs_to_no_model_is_absent_until_something_counts_it(telemetry: MetricsRecorder) -> None:
     assert ("fairlead_gateway_access_log_dropped_total", "") not in _samples(telemetry)
     telemetry.non_model_counters["access_log_dropped_total"] = 0
     assert _samples(telemetry)["fairlead_gateway_access_log_dropped_total", ""] == 0
 
 
-def test_a_client_that_left_is_an_abort_and_no_error() -> None:
-    telemetry = MetricsRecorder(ManualClock())
+def test_a_client_that_left_is_an_abort_and_no_error(telemetry: MetricsRecorder) -> None:
     telemetry.record_finished(change_outcome(ENDED, status=499, error="client-gone", client_disconnected=True))
     seen = _samples(telemetry)
     assert seen["fairlead_gateway_aborts_total", f"model={KEY}"] == 1
@@ -184,29 +180,25 @@ def test_a_client_that_left_is_an_abort_and_no_error() -> None:
     assert seen["fairlead_gateway_instance_errors_total", f"instance={HERE},model={KEY}"] == 0
 
 
-def test_a_stream_cut_after_its_first_byte_is_an_error_though_its_status_was_200() -> None:
-    telemetry = MetricsRecorder(ManualClock())
+def test_a_stream_cut_after_its_first_byte_is_an_error_though_its_status_was_200(telemetry: MetricsRecorder) -> None:
     telemetry.record_finished(change_outcome(ENDED, error="cut"))
     assert _samples(telemetry)["fairlead_gateway_errors_total", f"model={KEY}"] == 1
 
 
-def test_requests_for_no_known_model_are_counted_apart() -> None:
-    telemetry = MetricsRecorder(ManualClock())
+def test_requests_for_no_known_model_are_counted_apart(telemetry: MetricsRecorder) -> None:
     telemetry.record_rejected(None, 404, "unknown-model")
     seen = _samples(telemetry)
     assert seen["fairlead_gateway_rejected_total", "kind=unknown-model,model=unknown,status=404"] == 1
 
 
-def test_unknown_token_counts_are_not_counted_as_zero() -> None:
-    telemetry = MetricsRecorder(ManualClock())
+def test_unknown_token_counts_are_not_counted_as_zero(telemetry: MetricsRecorder) -> None:
     telemetry.record_finished(change_outcome(ENDED, prompt_tokens=None, cached_tokens=None, output_tokens=None))
     seen = _samples(telemetry)
     assert seen["fairlead_gateway_request_prompt_tokens_count", f"model={KEY}"] == 0
     assert seen["fairlead_gateway_cache_reported_prompt_tokens_total", f"model={KEY}"] == 0
 
 
-def test_a_request_without_an_objective_is_not_judged() -> None:
-    telemetry = MetricsRecorder(ManualClock())
+def test_a_request_without_an_objective_is_not_judged(telemetry: MetricsRecorder) -> None:
     telemetry.record_finished(change_outcome(ENDED, within_objective=None))
     telemetry.record_finished(change_outcome(ENDED, within_objective=False))
     seen = _samples(telemetry)
@@ -297,8 +289,7 @@ def test_the_window_holds_the_last_minute_and_no_more() -> None:
     assert not any(series.last_minute(clock.now())[0])
 
 
-def test_a_request_counts_at_the_time_that_its_caller_has_read() -> None:
-    telemetry = MetricsRecorder(ManualClock(1_000.0))
+def test_a_request_counts_at_the_time_that_its_caller_has_read(telemetry: MetricsRecorder) -> None:
     telemetry.record_received(KEY, 0.0, 1_001.9)
     telemetry.record_received(KEY, 0.0, 1_000.9)  # it came before, and is counted after another event
     series = telemetry.models[KEY]
@@ -416,8 +407,7 @@ def test_a_value_falls_into_the_bucket_that_the_library_would_find(
         assert bucket_of(near) == bisect_left(bounds, near)
 
 
-def test_pending_additions_are_visible_and_counted_once() -> None:
-    telemetry = MetricsRecorder(ManualClock(1_000.0))
+def test_pending_additions_are_visible_and_counted_once(telemetry: MetricsRecorder) -> None:
     telemetry.record_finished(ENDED)
     series = telemetry.models[KEY]
     assert series.by_status == {200: 1}
@@ -430,8 +420,7 @@ def test_pending_additions_are_visible_and_counted_once() -> None:
     assert series.instances[HERE].ints[at.I_FINISHED] == 2
 
 
-def test_of_an_instance_first_tokens_are_judged_when_they_come_and_paces_at_the_end() -> None:
-    telemetry = MetricsRecorder(ManualClock(1_000.0))
+def test_of_an_instance_first_tokens_are_judged_when_they_come_and_paces_at_the_end(telemetry: MetricsRecorder) -> None:
     for seconds, limit in ((0.4, 0.5), (0.6, 0.5), (9.0, None)):
         telemetry.record_first_token(KEY, HERE, seconds, limit)
     telemetry.record_finished(change_outcome(ENDED, within_itl=False))
@@ -451,8 +440,7 @@ def test_of_an_instance_first_tokens_are_judged_when_they_come_and_paces_at_the_
     }
 
 
-def test_only_a_disconnect_before_the_first_token_is_abandonment() -> None:
-    telemetry = MetricsRecorder(ManualClock(1_000.0))
+def test_only_a_disconnect_before_the_first_token_is_abandonment(telemetry: MetricsRecorder) -> None:
     telemetry.record_abandoned(KEY)
     telemetry.record_finished(change_outcome(ENDED, client_disconnected=True, ttft_seconds=None))
     telemetry.record_finished(change_outcome(ENDED, client_disconnected=True, ttft_seconds=0.4))
@@ -461,8 +449,7 @@ def test_only_a_disconnect_before_the_first_token_is_abandonment() -> None:
     assert seen["fairlead_gateway_aborts_total", f"model={KEY}"] == 2
 
 
-def test_complete_answers_are_counted_by_at_most_a_hundred_shapes() -> None:
-    telemetry = MetricsRecorder(ManualClock(1_000.0))
+def test_complete_answers_are_counted_by_at_most_a_hundred_shapes(telemetry: MetricsRecorder) -> None:
     for prompt in range(0, 200_000, 999):
         for output in (1, 2, 30, 500, 9_000, 70_000):
             telemetry.record_finished(change_outcome(ENDED, prompt_tokens=prompt, output_tokens=output))
@@ -479,8 +466,7 @@ def test_complete_answers_are_counted_by_at_most_a_hundred_shapes() -> None:
     assert series.by_shape == before
 
 
-def test_queued_requests_are_shown_and_an_empty_queue_is_zero() -> None:
-    telemetry = MetricsRecorder(ManualClock(1_000.0))
+def test_queued_requests_are_shown_and_an_empty_queue_is_zero(telemetry: MetricsRecorder) -> None:
     assert _samples(telemetry)["fairlead_gateway_held", f"model={KEY}"] == 0
     telemetry.queued = {KEY: 3}
     assert _samples(telemetry)["fairlead_gateway_held", f"model={KEY}"] == 3
