@@ -1,5 +1,7 @@
-"""The benchmarks by name: each can be run, the goals belong to one, and arguments reach it."""
+"""The registry of benchmarks, and the goals of their rows."""
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -8,7 +10,7 @@ import pytest
 
 from fairlead_bench import __main__ as entry
 from fairlead_bench.registry import BENCHMARKS, PARTS, BenchmarkPart
-from fairlead_bench.results import GOALS
+from fairlead_bench.results import GOALS, load_goals
 from fairlead_testing.yaml_documents import load_document
 
 OTHERS = {"asleep", "decision", "cache-timing"}
@@ -49,3 +51,35 @@ def test_the_list_names_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     assert entry.main(["--list"]) == 0
     listed = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
     assert listed == [[subject, part.name] for subject, parts in BENCHMARKS.items() for part in parts]
+
+
+RESULTS = Path(__file__).parents[2] / "bench" / "results"
+MISSED = {
+    "fairness": [
+        "p99 TTFT of the steady tenants: fair ÷ alone",
+        "p99 TTFT of the steady tenants: steady ones Interactive ÷ alone",
+    ],
+    "hardening": ["KV events of a hostile engine: CPU time of a slice of the indexer, at most"],
+}
+"""Rows that are known not to hold."""
+THRESHOLDS = ("adapters", "canary", "fairness", "fallbacks", "hardening", "large-bodies", "scheduling")
+"""Benchmarks that are a nightly test: runs with thresholds, which compare no products."""
+RECORDED = (*THRESHOLDS, "autoscaler", "gateways", "index", "mix", "operator", "quota", "sharing")
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_committed_results_have_a_row_for_each_goal(name: str) -> None:
+    rows = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+    assert {row["metric"]: row["goal"] for row in rows if row["goal"] is not None} == load_goals(name)
+    if name in THRESHOLDS:
+        assert [row["metric"] for row in rows if not row["holds"]] == MISSED.get(name, [])
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1_200)
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_thresholds_hold(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    subprocess.run([sys.executable, "-m", "fairlead_bench", name, "--out", str(file)], check=False)
+    missed = [row["metric"] for row in json.loads(file.read_text(encoding="utf-8"))["rows"] if not row["holds"]]
+    assert set(missed) <= set(MISSED.get(name, []))

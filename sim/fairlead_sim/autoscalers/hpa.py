@@ -34,9 +34,9 @@ total ÷ (target × replicas). Without any metric nothing changes.
 
 The result is at most max(2 × replicas, 4), at least the largest number wanted in the last 300 s,
 and within the bounds. A ``behavior`` puts its own rates and windows in place of the first two
-(``ScalingBehavior``). The first observation records the present number as wanted, so that a restarted
-controller does not scale down at once. A target at 0 replicas switches the autoscaler off (feature
-gate HPAScaleToZero is off).
+(``ScalingBehavior``). The first observation records the present number as wanted, so that a
+restarted controller does not scale down at once. A target at 0 replicas switches the autoscaler off
+(feature gate HPAScaleToZero is off).
 
 Constants: sync 15 s, tolerance 0.1, down window 300 s (flags of kube-controller-manager), ×2 and 4
 (horizontal.go).

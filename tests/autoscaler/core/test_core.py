@@ -1,4 +1,4 @@
-"""The core on models of several pools: separate roles, pools that are missing, replicas that differ, and rules."""
+"""The core on models of several pools: separate or missing pools, unlike replicas, and rules."""
 
 import copy
 import math

@@ -1,8 +1,7 @@
-"""The state of the cluster as the autoscaler reads it, and its targets."""
+"""The state of the cluster as the autoscaler reads it, and the index of its models."""
 
-import asyncio
 import tracemalloc
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,25 +9,11 @@ import pytest
 
 from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
-from fairlead.errors import Unavailable
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel
-from fairlead.fleet.labels import AUTOSCALER_FIELD_MANAGER, FIELD_MANAGER, MANAGED_BY_LABEL, MODEL_LABEL, POOL_LABEL
 from fairlead.fleet.model import Role
-from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import NotFound, Unreachable
-from fairlead.kube.resources import (
-    ACCELERATOR_CLASSES,
-    DEPLOYMENTS,
-    LEADER_WORKER_SETS,
-    MODEL_DEPLOYMENTS,
-    PODS,
-    Manifest,
-    uid_of,
-)
+from fairlead.kube.resources import ACCELERATOR_CLASSES, DEPLOYMENTS, LEADER_WORKER_SETS, PODS
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
-from fairlead.limits import Limits
-from fairlead.runtime.clock import SystemClock
-from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_autoscaler.core import ReplicaState, SleepTier, WakeTiming
 from fairlead_autoscaler.kubernetes.cluster_state import (
     ClusterSnapshot,
@@ -39,13 +24,9 @@ from fairlead_autoscaler.kubernetes.cluster_state import (
     replicas_owner,
     sync_blocked_reason,
 )
-from fairlead_autoscaler.kubernetes.scale_writer import ScaleWriter
 from fairlead_autoscaler.kubernetes.sleep_labels import SleepStatus
-from fairlead_autoscaler.kubernetes.target import KubernetesTarget, ModelIndex
+from fairlead_autoscaler.kubernetes.target import ModelIndex
 from fairlead_autoscaler.target import ModelState
-from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.operator_process import apply_crds_and_namespaces
-from fairlead_testing.waiting import wait_until
 
 WALL = datetime(2026, 11, 21, 8, 2, tzinfo=UTC).timestamp()
 L4 = builtin_accelerators()["nvidia-l4"].spec.model_copy(update={"cost_per_hour": "0.70"})
@@ -287,93 +268,6 @@ def test_ranks_of_one_namespace_are_looked_up_to_the_limit_of_a_fleet(a_workload
     found = model_states(known)
     counts = {key: [len(one.instances) for one in found[key].pools["main"].replicas] for key in keys}
     assert counts == {"a/m": [8, 8, 0, 0, 0], "a/n": [0, 0, 0, 0, 0], "b/m": [8, 8, 0, 0, 0]}
-
-
-pytestmark = pytest.mark.api_server
-KEY = "world/qwen"
-
-
-def model(**autoscaling: Any) -> Manifest:
-    pool = {"name": "main", "acceleratorClassName": "cpu", "minReplicas": 1, "maxReplicas": 8}
-    return {
-        "apiVersion": MODEL_DEPLOYMENTS.api_version,
-        "kind": "ModelDeployment",
-        "metadata": {"name": "qwen", "namespace": "world"},
-        "spec": {
-            "model": {"uri": "hf://Qwen/Qwen3-8B"},
-            "engine": {"type": "Sim"},
-            "pools": [pool],
-            "autoscaling": autoscaling,
-        },
-    }
-
-
-def workload(owner: Manifest) -> Manifest:
-    labels = {MANAGED_BY_LABEL: FIELD_MANAGER, MODEL_LABEL: "qwen", POOL_LABEL: "main"}
-    own = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": "qwen", "uid": uid_of(owner)}
-    pod = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}}
-    return {
-        "apiVersion": DEPLOYMENTS.api_version,
-        "kind": "Deployment",
-        "metadata": {"name": "qwen-main", "namespace": "world", "labels": labels, "ownerReferences": [own]},
-        "spec": {"replicas": 1, "selector": {"matchLabels": labels}, "template": pod},
-    }
-
-
-def within(server: ApiServer, check: Callable[[KubeApi, KubernetesTarget], Awaitable[None]]) -> None:
-    """Runs with a scaled model, its Deployment, and the target that follows both."""
-
-    async def main() -> None:
-        async with KubeApi(server.config(), SystemClock(), lambda: 0.5, limits=Limits(kube_attempts=2)) as api:
-            await apply_crds_and_namespaces(api, "world")
-            made = await api.apply(model(mode="Auto", sleep={"max": 2, "level": 2}), "test")
-            await api.apply(workload(made), FIELD_MANAGER)
-            world = KubernetesTarget(api, SystemClock(), lambda: 0.5, namespaces=["world"])
-            following = asyncio.ensure_future(world.run())
-            try:
-                await wait_until(lambda: not world.sync_blocked_reason() and world.workload(KEY, "main") is not None)
-                await check(api, world)
-            finally:
-                await cancel_and_wait(following)
-
-    asyncio.run(main())
-
-
-def test_the_number_is_ours_until_another_writes_it_or_the_mode_is_another(api_server: ApiServer) -> None:
-    async def desired(world: KubernetesTarget) -> tuple[int, str | None]:
-        pool = (await world.observe())[KEY].pools["main"]
-        return pool.desired, pool.replicas_owner
-
-    async def check(api: KubeApi, world: KubernetesTarget) -> None:
-        assert world.sleep_level(KEY) == 2
-        await ScaleWriter(api, world).scale(KEY, "main", 3)
-
-        async def ours() -> bool:
-            return await desired(world) == (3, None)
-
-        await wait_until(ours)
-        assert (KEY, "main") not in world.released_pools()
-        await api.apply(model(mode="Advise"), "test")
-        await wait_until(lambda: (KEY, "main") in world.released_pools())  # who sleeps is let go
-        assert world.sleep_level(KEY) == 1
-        await api.apply(model(mode="Auto"), "test")
-        await wait_until(lambda: (KEY, "main") not in world.released_pools())
-        five = {"spec": {"replicas": 5}}
-        await api.patch_merge(DEPLOYMENTS, "world", "qwen-main", five, "kube-controller-manager", subresource="scale")
-
-        async def theirs() -> bool:
-            return await desired(world) == (5, "kube-controller-manager")
-
-        await wait_until(theirs)
-        assert (KEY, "main") in world.released_pools()
-        assert world.foreign_writers() == {KEY: {"main": "kube-controller-manager"}}
-        with pytest.raises(Unavailable, match="kube-controller-manager sets the number"):
-            await ScaleWriter(api, world).scale(KEY, "main", 2)
-        live = await api.get(DEPLOYMENTS, "world", "qwen-main")
-        assert live["spec"]["replicas"] == 5
-        assert AUTOSCALER_FIELD_MANAGER not in str(live["metadata"]["managedFields"])
-
-    within(api_server, check)
 
 
 def pod(name: str, model: str, namespace: str = "chat") -> dict[str, Any]:

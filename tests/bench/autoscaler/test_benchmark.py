@@ -1,42 +1,73 @@
-"""The autoscaler's benchmark: its rows have all goals, and its figures are what their names say."""
+"""The autoscaler benchmark: its scenarios, fleets, sleep tier, and rows."""
 
+import argparse
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
+from fairlead_bench.autoscaler import benchmark, fleet_simulator
 from fairlead_bench.autoscaler.benchmark import (
     ALL_SCENARIOS,
     COMPARED_SCENARIOS,
     EXCEL,
     HARD,
+    OPTIMUM,
     STRETCH,
     STRETCH_SCENARIOS,
     TunedPreset,
     beats_goal,
     best_knob,
     comparison_rows,
+    drawn_judging_seeds,
     fairlead_rows,
+    judging_seeds,
+    scenario_names,
+    selected_rows,
+    selected_runs,
     simulator_rows,
 )
+from fairlead_bench.autoscaler.fleet_simulator import (
+    BOUND,
+    DAY_FACTORS,
+    FLEET_SCENARIOS,
+    JUDGED_SCENARIOS,
+    FleetCell,
+    cheapest_bounds,
+    fleet_rows,
+    measure_cell,
+    name_tables,
+    select_runs,
+)
 from fairlead_bench.autoscaler.measurement import (
+    FAIRLEAD,
     AutoscalerCell,
     in_windows,
     indicators,
+    knob_values,
     measure,
     recovery_seconds,
     wake_seconds,
 )
+from fairlead_bench.autoscaler.property_tests import PropertyRun, parse_examples, property_rows
+from fairlead_bench.autoscaler.sleep_tier import CASES, PRICES, QUICK_CASES, compare_tiers, scale_from_zero_scenario
+from fairlead_bench.judging_seeds import TUNING_SEEDS
 from fairlead_bench.measurement_cache import Measured, MeasurementCache
 from fairlead_bench.results import load_goals
 from fairlead_sim.autoscalers import PRESETS
 from fairlead_sim.autoscaling import reference_pools
 from fairlead_sim.autoscaling.closed_loop import ScheduleController, run_controller
+from fairlead_sim.autoscaling.fleet_plant.scaled_schedule import DEFAULT_RUNS
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, PlantFaults
 from fairlead_sim.autoscaling.pool import StartupDistribution
+from fairlead_sim.autoscaling.reference_pools import reference_model, reference_pool, small_profile
 from fairlead_sim.autoscaling.request_table import ArrivalTrace
-from fairlead_sim.autoscaling.scenarios import SCENARIOS
+from fairlead_sim.autoscaling.scenarios import SCENARIOS, WIDER_SCENARIOS
+from fairlead_sim.autoscaling.traffic import CHAT_LENGTHS, poisson_arrivals
+from fairlead_testing.pytest_hooks.nightly import shortened
 
 GOALS = load_goals("autoscaler")
 
@@ -188,3 +219,204 @@ def test_what_was_measured_is_kept_for_the_same_sources(tmp_path: Path) -> None:
     assert len(said) == 2
     lab("later")([other])
     assert len(said) == 3
+
+
+@pytest.mark.parametrize("name", [*SCENARIOS, *WIDER_SCENARIOS])
+def test_judging_seeds_of_each_scenario_are_those_of_the_written_rule(name: str) -> None:
+    seeds = judging_seeds(name)
+    assert seeds == drawn_judging_seeds(name)
+    assert len(set(seeds)) == 20
+    assert not {*seeds} & {*TUNING_SEEDS, *range(101, 109)}
+
+
+def test_names_and_groups_select_scenarios_once_each() -> None:
+    assert scenario_names("wider") == list(WIDER_SCENARIOS)
+    assert scenario_names("all") == [*SCENARIOS, *WIDER_SCENARIOS]
+    assert scenario_names("drift,l4-chat,wider")[:3] == ["drift", "l4-chat", "drifting-lengths"]
+    assert len(scenario_names("l4-chat,wider")) == len(WIDER_SCENARIOS)
+    with pytest.raises(argparse.ArgumentTypeError, match="no scenario nope; known are reference, wider, all, smooth"):
+        scenario_names("drift,nope")
+
+
+def test_rows_are_means_over_seeds_and_the_least_servable_share() -> None:
+    def cell(attainment: float, servable: float, cost: float) -> dict[str, float]:
+        return {"attainment": attainment, "servable": servable, "unservable": 10.0, "cost": cost}
+
+    table = {
+        ("drift", 1): cell(0.9, 0.98, 4.0),
+        ("drift", 2): cell(0.96, 0.99, 2.0),
+        ("missing-metrics", 1): cell(1.0, 1.0, 1.0) | {"window_attainment": 0.99, "window_away": 2.0},
+        ("missing-metrics", 2): cell(1.0, 1.0, 1.0) | {"window_attainment": 1.0, "window_away": 1.0},
+    }
+    optima = {("drift", 1): cell(0.99, 0.99, 1.0), ("drift", 2): cell(0.99, 0.99, 2.0)}
+    rows = {row.metric: row.value for row in selected_rows("hpa", table, optima)}
+    assert rows["drift, hpa: within the SLO"] == pytest.approx(0.93)
+    assert rows["drift, hpa: servable within the SLO"] == pytest.approx(0.985)
+    assert rows["drift, hpa: the same, least"] == 0.98
+    assert rows["drift, hpa: unservable"] == 10.0
+    assert rows["drift, hpa: cost ÷ offline optimum"] == pytest.approx(2.0)  # √(4 · 1)
+    assert rows["missing-metrics, hpa: cost ÷ offline optimum"] is None
+    assert rows["missing-metrics, hpa: within the SLO in a window and 5 minutes after, least"] == 0.99
+    assert rows["missing-metrics, hpa: replicas removed in a window and 5 minutes after"] == 3.0
+    assert not any("window" in metric for metric in rows if metric.startswith("drift"))
+
+
+@pytest.mark.nightly
+def test_a_run_leaves_the_same_requests_out_for_all_and_writes_them(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "selected.json"
+    arguments = ["--scenarios", "step-warm", "--presets", "hpa-concurrency", "--jobs", "1", "--out", str(file)]
+    assert benchmark.main(arguments) == 0
+    table = json.loads(file.read_text(encoding="utf-8"))["table"]
+    assert len(table) == 4
+    cells = {controller: scenarios["step-warm"]["1"] for controller, scenarios in table.items()}
+    assert len({cell["unservable"] for cell in cells.values()}) == 1
+    assert cells[FAIRLEAD]["unservable"] > 0
+    assert cells[FAIRLEAD]["servable"] > cells[FAIRLEAD]["attainment"]
+    assert cells[OPTIMUM]["cost"] < cells[FAIRLEAD]["cost"]
+
+
+def test_seeds_are_those_for_judging_those_given_or_the_one_seed() -> None:
+    def keys(**options: object) -> list[tuple[str, int]]:
+        given = argparse.Namespace(**{"scenarios": ["drift"], "judging": False, "seeds": None, "seed": 1} | options)
+        return selected_runs(given)
+
+    assert keys() == [("drift", 1)]
+    assert keys(seeds=[2, 3]) == [("drift", 2), ("drift", 3)]
+    assert keys(judging=True) == [("drift", seed) for seed in drawn_judging_seeds("drift")]
+    assert [name for name, _ in keys(scenarios=None)] == list(SCENARIOS)
+
+
+FOUND = {"attainment": 0.995, "cost": 12.0, "cached_share": 0.2}
+WINDOW = {"window_attainment": 0.999, "window_away": 0.0}
+
+
+def test_presets_skip_days_and_a_bound_of_a_day_is_one_run_for_each_factor() -> None:
+    options = argparse.Namespace(scenarios=["smooth-chat", "drift"], presets="dynamo", no_bound=False)
+    selected = select_runs(options)
+    assert selected[FAIRLEAD, None] == {"smooth-chat": 0, "drift": 0}
+    assert selected["dynamo", 1.5] == {"drift": 0}
+    assert [knob for name, knob in selected if name == "dynamo"] == knob_values("dynamo")
+    assert selected[BOUND, None] == {"drift": DEFAULT_RUNS}
+    assert all(selected[BOUND, factor] == {"smooth-chat": 0} for factor in DAY_FACTORS)
+    options.no_bound, options.presets = True, ""
+    assert list(select_runs(options)) == [(FAIRLEAD, None)]
+
+
+def test_presets_are_shown_at_their_best_and_usual_value() -> None:
+    def found(*shares: float, cost: float) -> dict[str, dict[str, float]]:
+        return {f"s{place}": {"attainment": share, "cost": cost} for place, share in enumerate(shares)}
+
+    ours, usual, best = found(0.99, 0.99, cost=9.0), found(0.999, 0.98, cost=5.0), found(0.99, 0.995, cost=11.0)
+    dearer = found(0.99, 1.0, cost=12.0)
+    measured = {(FAIRLEAD, None): ours, ("dynamo", 2.0): dearer, ("dynamo", 1.5): usual, ("dynamo", 1.75): best}
+    assert name_tables(measured) == {FAIRLEAD: ours, "dynamo at 1.75 (best)": best, "dynamo at 1.5 (fixed)": usual}
+
+
+def test_scenarios_have_no_prefill_and_decode_pools() -> None:
+    assert "mix-move" not in FLEET_SCENARIOS
+    assert len(JUDGED_SCENARIOS) == 8
+
+
+def test_cell_has_the_cached_share_and_a_bound_keeps_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = shortened([2.0] * 4 + [4.0] * 3, [1.0] * 2 + [2.0] * 2)
+    load = poisson_arrivals(rates, CHAT_LENGTHS, Random(1))
+    setup = reference_pool(small_profile(), 6)
+    made = AutoscalingScenario("made", 1, 60.0 * len(rates), reference_model([setup], 3.0, 0.15), (setup,), load)
+    made = replace(made, faults=PlantFaults(missing=((120.0, 180.0),)))
+    monkeypatch.setattr(fleet_simulator, "scenario_of", lambda *_: made)
+    ours = measure_cell(FleetCell("made", 1, FAIRLEAD))
+    bound = measure_cell(FleetCell("made", 1, BOUND, bound_runs=4))
+    fewer, more = (measure_cell(FleetCell("made", 1, BOUND, factor)) for factor in (0.5, 1.2))
+    assert ours["requests"] == len(load)
+    assert 0.0 < ours["cached_share"] < 0.3
+    assert ours["window_attainment"] > 0.99
+    assert bound["attainment"] >= 0.99
+    assert bound["cost"] < ours["cost"]
+    assert fewer["attainment"] < more["attainment"]
+    assert fewer["cost"] < more["cost"]
+
+
+def test_a_bound_is_the_cheapest_that_keeps_the_target() -> None:
+    def cell(share: float, cost: float) -> dict[str, float]:
+        return {"attainment": share, "cost": cost}
+
+    measured = {
+        (FAIRLEAD, None): {"drift": cell(0.99, 1.0)},
+        (BOUND, None): {"drift": cell(0.99, 10.0), "failures": cell(0.98, 9.0)},
+        (BOUND, 0.97): {"smooth-chat": cell(0.985, 20.0)},
+        (BOUND, 1.0): {"smooth-chat": cell(0.992, 21.0)},
+        (BOUND, 1.03): {"smooth-chat": cell(0.995, 22.0)},
+    }
+    assert cheapest_bounds(measured) == {
+        "drift": cell(0.99, 10.0) | {"runs": DEFAULT_RUNS},
+        "smooth-chat": cell(0.992, 21.0) | {"runs": 3, "factor": 1.0},
+    }
+
+
+def test_every_goal_has_its_row_and_presets_are_compared_where_they_ran() -> None:
+    ours = {name: FOUND | (WINDOW if name not in JUDGED_SCENARIOS else {}) for name in FLEET_SCENARIOS}
+    theirs = {"drift": {"attainment": 0.99, "cost": 16.0}, "failures": {"attainment": 0.9, "cost": 1.0}}
+    bounds = {name: {"attainment": 0.99, "cost": 10.0} for name in FLEET_SCENARIOS}
+    rows = {row.metric: row for row in fleet_rows({FAIRLEAD: ours, "hpa at 1 (fixed)": theirs}, bounds)}
+    assert load_goals("autoscaler-fleet").items() == {name: row.goal for name, row in rows.items() if row.goal}.items()
+    assert rows["drift: cost ÷ bound of the optimum"].ratio == pytest.approx(1.2)
+    assert rows["cost ÷ bound of the optimum, geometric mean"].value == pytest.approx(1.2)
+    compared = rows["hpa at 1 (fixed): cost where both keep 99 % (1 of 2 runs): fairlead ÷ it"]
+    assert compared.ratio == pytest.approx(0.75)
+
+
+def test_a_missed_share_and_a_removed_replica_do_not_hold() -> None:
+    ours = {"drift": FOUND | {"attainment": 0.98}, "missing-metrics": FOUND | WINDOW | {"window_away": 1.0}}
+    missed = [row.metric for row in fleet_rows({FAIRLEAD: ours}, {}) if not row.holds]
+    assert missed == [
+        "drift: within the SLO",
+        "missing-metrics: replicas removed in a window and 5 minutes after",
+        "cost ÷ bound of the optimum, geometric mean",
+    ]
+
+
+BENCH = Path(__file__).parents[3] / "bench"
+
+
+def test_every_case_is_in_the_results_with_each_price() -> None:
+    rows = json.loads((BENCH / "results" / "asleep.json").read_text(encoding="utf-8"))["rows"]
+    found = {row["metric"] for row in rows}
+    for name in CASES:
+        for price in PRICES:
+            assert f"{name}, seed 1: cost, asleep at {price} of the price" in found
+        assert f"{name}, seed 1: within the objectives" in found
+
+
+def test_sleep_at_full_price_costs_more_than_no_tier_under_the_same_load() -> None:
+    made = replace(scale_from_zero_scenario(1), seconds=shortened(3_600.0, 1_800.0))
+    rows = list(compare_tiers("made", made, QUICK_CASES))
+    by_name = {row.metric.removeprefix("made: "): row for row in rows}
+    tenth, whole = (by_name[f"cost, asleep at {price} of the price"] for price in PRICES)
+    assert tenth.value is not None
+    assert whole.value is not None
+    assert tenth.value < whole.value
+    assert tenth.versus_value == whole.versus_value
+    starts = by_name["starts"]
+    assert starts.value is not None
+    assert starts.versus_value is not None
+    assert starts.value <= starts.versus_value
+
+
+STATISTICS = """
+  - during generate phase (0.50 seconds):
+    - Typical runtimes: ~ 0-1 ms, of which < 1ms in data generation
+    - {passing} passing, 0 failing, and 3 invalid test cases
+  - Stopped because {reason}
+"""
+
+
+def test_examples_are_those_that_hypothesis_counts() -> None:
+    assert parse_examples(STATISTICS.format(passing=200, reason="settings.max_examples=200")) == (200, False)
+    assert parse_examples(STATISTICS.format(passing=12, reason="nothing left to do")) == (12, True)
+
+
+def test_tests_pass_with_all_examples_or_all_cases() -> None:
+    runs = [PropertyRun(True, 50), PropertyRun(True, 3, True), PropertyRun(False, 50), PropertyRun(True, 49)]
+    assert [row.value for row in property_rows(runs, 50)] == [2.0, 1.0, 1.0]

@@ -1,17 +1,41 @@
-"""Over-run and under-use of limiters: as defined, and as Fairlead's own code keeps them."""
+"""Benchmarks of limits: accuracy, published limiters, faults of gateways, the cost of a request."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
+from fairlead.tenants.model import Enforcement
 from fairlead_bench.quota.accuracy import (
     STRICT,
     AdmittedRequests,
+    AibrixLimiter,
+    EnvoyLimiter,
+    Limiter,
+    LitellmBudget,
+    LitellmLimiter,
     TenantLimits,
+    TenantRequest,
     TrafficCase,
     accuracy,
     can_serve,
     play,
     tenant_requests,
 )
+from fairlead_bench.quota.gateway_faults import (
+    Answer,
+    FaultRun,
+    TenantCount,
+    ledger_difference,
+    per_minute,
+    read_ledger_tokens,
+    result_rows,
+)
+from fairlead_bench.quota.request_cost import LimitedRequests, RequestCost, cost_rows
+from fairlead_bench.results import load_goals
+from fairlead_testing.simulated.event_loop import SimulatedLoop
 
 _REQUESTS = TrafficCase("requests", TenantLimits(requests=60), 120)
 _TOKENS = TrafficCase("tokens", TenantLimits(tokens=30_000), 150, max_tokens=1_000)
@@ -59,3 +83,179 @@ def test_a_budget_has_one_window() -> None:
 def test_fairlead_never_exceeds_a_strict_budget_in_simulated_time() -> None:
     case = TrafficCase("budget", TenantLimits(budget=20_000_000), 150, max_tokens=1_000)
     assert accuracy(play(STRICT, case, 2, 1), case.limits, 2).overrun == 0.0
+
+
+_LARGE = TenantRequest(0.0, 0, 400, 100, 900, 1_000)
+
+
+def _run(work: Callable[[SimulatedLoop], Awaitable[None]]) -> None:
+    loop = SimulatedLoop()
+    try:
+        loop.run_until_complete(_begin(loop, work))
+    finally:
+        loop.close()
+
+
+async def _begin(loop: SimulatedLoop, work: Callable[[SimulatedLoop], Awaitable[None]]) -> None:
+    await asyncio.sleep(60 - loop.wall() % 60 + 1)
+    await work(loop)
+
+
+async def _admitted(limiter: Limiter, count: int, request: TenantRequest = _LARGE) -> int:
+    tickets = [await limiter.admit(request) for _ in range(count)]
+    return sum(ticket is not None for ticket in tickets)
+
+
+def test_post_paid_limiters_admit_whatever_comes_before_an_answer_has_ended() -> None:
+    async def work(loop: SimulatedLoop) -> None:
+        for kind in (AibrixLimiter, EnvoyLimiter):
+            limiter = kind(TenantLimits(tokens=2_000), loop.wall)
+            assert await _admitted(limiter, 10) == 10
+            for _ in range(3):
+                await limiter.settle(_LARGE, True)
+            assert await _admitted(limiter, 1) == 0
+
+    _run(work)
+
+
+def test_requests_that_come_at_once_pass_aibrix_between_reading_and_counting() -> None:
+    async def work(loop: SimulatedLoop) -> None:
+        limits = TenantLimits(requests=3)
+        for kind, expected in ((AibrixLimiter, 8), (EnvoyLimiter, 3), (LitellmLimiter, 3)):
+            limiter = kind(limits, loop.wall)
+            tickets = await asyncio.gather(*(limiter.admit(_LARGE) for _ in range(8)))
+            assert sum(ticket is not None for ticket in tickets) == expected
+
+    _run(work)
+
+
+def test_refused_tokens_use_up_the_limit_of_requests() -> None:
+    async def work(loop: SimulatedLoop) -> None:
+        for kind in (AibrixLimiter, EnvoyLimiter, LitellmLimiter):
+            limiter = kind(TenantLimits(requests=10, tokens=1_100), loop.wall)
+            assert await _admitted(limiter, 1) == 1
+            await limiter.settle(TenantRequest(0.0, 0, 400, 100, 1_100, 1_000), 1_100)
+            assert await _admitted(limiter, 12) == 0
+            number = int(loop.wall() // 60)
+            counts = [limiter.redis.get(key) or 0 for key in ("requests", f"rpm{number}", f"rpm{number % 64}")]
+            assert max(counts) >= 10
+
+    _run(work)
+
+
+def test_litellm_reserves_the_most_and_gives_the_rest_back() -> None:
+    async def work(loop: SimulatedLoop) -> None:
+        limiter = LitellmLimiter(TenantLimits(tokens=2_500), loop.wall)
+        assert await _admitted(limiter, 3) == 2
+        await limiter.settle(TenantRequest(0.0, 0, 400, 50, 50, 1_000), 1_100)
+        assert await _admitted(limiter, 2) == 1
+
+    _run(work)
+
+
+def test_a_refund_of_litellm_goes_to_the_window_in_which_the_answer_ends() -> None:
+    async def work(loop: SimulatedLoop) -> None:
+        limiter = LitellmLimiter(TenantLimits(tokens=2_200), loop.wall)
+        assert await _admitted(limiter, 3) == 2
+        await asyncio.sleep(61)
+        assert await _admitted(limiter, 1) == 1
+        for _ in range(2):
+            await limiter.settle(TenantRequest(0.0, 0, 400, 50, 50, 1_000), 1_100)
+        assert await _admitted(limiter, 4) == 2  # 3,300 tokens of a limit of 2,200
+        assert len(limiter.starts) == 2
+
+    _run(work)
+
+
+def test_one_request_without_max_tokens_may_hold_all_of_a_budget_of_litellm() -> None:
+    async def work(loop: SimulatedLoop) -> None:
+        limiter = LitellmBudget(TenantLimits(budget=3_000_000), loop.wall)
+        request = TenantRequest(0.0, 0, 400, 100, 900, None)
+        ticket = await limiter.admit(request)
+        assert ticket == 3_000_000
+        assert await _admitted(limiter, 3, request) == 0
+        assert limiter.spent == 3_000_000
+        await limiter.settle(request, ticket)
+        assert limiter.spent == request.nano_usd
+        assert await _admitted(limiter, 1, request) == 1
+
+    _run(work)
+
+
+def test_a_budget_of_litellm_is_exceeded_by_what_does_not_fit() -> None:
+    async def work(loop: SimulatedLoop) -> None:
+        limiter = LitellmBudget(TenantLimits(budget=1_000_000), loop.wall)
+        ticket = await limiter.admit(_LARGE)
+        assert ticket == 1_000_000
+        await limiter.settle(_LARGE, ticket)
+        assert limiter.spent == _LARGE.nano_usd == 1_400_000
+
+    _run(work)
+
+
+def _run_with_faults(**changes: object) -> FaultRun:
+    answers = [
+        Answer("a", 0, 60.5, 61.0, 10),
+        Answer("b", 0, 119.9, 120.4, 20),
+        Answer("c", 1, 121.0, 122.0, 70),
+    ]
+    counts = {"counted": TenantCount(answers, cut=[125.0], statuses={200: 3, 429: 4}), "metered": TenantCount()}
+    fields = {"killed": {}, "ledger": {"a": 10, "b": 20, "c": 70}, **changes}
+    return FaultRun(1, 2, counts, **fields)  # type: ignore[arg-type]
+
+
+def test_an_answer_counts_in_the_minute_of_its_first_byte() -> None:
+    assert per_minute(_run_with_faults(), "counted") == [(2, 30, 0), (1, 70, 1)]
+
+
+def test_the_ledger_is_compared_request_by_request() -> None:
+    assert ledger_difference(_run_with_faults(), with_unwritten=True) == 0.0
+    missing = _run_with_faults(ledger={"a": 10, "b": 20})
+    assert ledger_difference(missing, with_unwritten=True) == pytest.approx(-0.7)
+
+
+def test_records_that_a_killed_gateway_could_not_write_are_shown_apart() -> None:
+    killed = _run_with_faults(ledger={"a": 10, "b": 20}, killed={1: 123.0})
+    assert ledger_difference(killed, with_unwritten=False) == 0.0
+    assert ledger_difference(killed, with_unwritten=True) == pytest.approx(-0.7)
+
+
+def test_the_ledger_on_the_disk_is_read(tmp_path: Path) -> None:
+    lines = [{"id": "a", "inputTokens": 4, "outputTokens": 6}, {"id": "b", "inputTokens": 3}]
+    (tmp_path / "usage-2026-11-24-gw.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "replicas-2026-11-24-gw.jsonl").write_text(json.dumps({"at": "x"}) + "\n")
+    assert read_ledger_tokens(tmp_path) == {"a": 10, "b": 3}
+
+
+def test_a_run_has_a_row_for_each_of_its_goals() -> None:
+    goals = load_goals("quota")
+    found = {row.metric for row in result_rows(_run_with_faults(), goals)}
+    others = ("simulated, ", "over loopback", "processor time of a request", "limits of a request", "lookup", "table")
+    assert {metric for metric in goals if not metric.startswith(others)} <= found
+
+
+def test_measured_requests_use_every_limit_of_their_tenant() -> None:
+    for enforcement in Enforcement:
+        measured = LimitedRequests(enforcement, 1)
+        contexts = measured.contexts(20)
+        assert measured.pass_seconds(contexts) > 0.0
+        (limits,) = measured.gate.tenants.values()
+        used = {name: leased.current.spent for name, leased in limits.leased.items()}
+        assert used == {
+            "requests|Minute|*|*": 20,
+            "tokens|Minute|*|*": 20 * (512 + 128),
+            "tokens|Day|*|*": 20 * (512 + 128),
+            "cost|Month|*|*": 20 * (256 * 400 + 256 * 100 + 128 * 1_200),
+        }
+        assert all(leased.current.busy == 0 for leased in limits.leased.values())
+        assert len({context.id for context in contexts}) == 20
+        measured.close()
+
+
+def test_a_request_beyond_its_goal_does_not_hold() -> None:
+    cost = RequestCost(5.5, 1.0, 0.2, 3.0, 1.5, 13.0, True)
+    found = {row.metric: row for row in cost_rows(cost)}
+    with_goals = {name for name, row in found.items() if row.goal is not None}
+    assert with_goals <= set(load_goals("tenant-instructions"))
+    assert not found["limits of a request"].holds
+    assert found["lookup of a caller, 10,000 tenants × 5 keys"].holds

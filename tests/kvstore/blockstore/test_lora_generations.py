@@ -37,12 +37,12 @@ class Loaded:
     def predicted(self, tokens: list[int] = PROMPT, adapter: str | None = "bot") -> int:
         return cached_depths(self.truth, "i", block_hashes(chain_root(MODEL, adapter), tokens, 4))[StorageTier.GPU]
 
-    def load(self, source: str, *prompts: list[int], told: bool = False) -> None:
-        """Loads the adapter and serves prompts with it. told: the source is reported then."""
+    def load(self, source: str, *prompts: list[int], reported: bool = False) -> None:
+        """Loads the adapter and serves prompts with it. reported: the source is reported then."""
         self.engine.load("bot", source)
         for tokens in prompts:
             self.serve_prompt(tokens)
-        if told:
+        if reported:
             self.report_source(source)
 
     def read_source(self, source: str) -> list[Change]:
@@ -56,10 +56,10 @@ class Loaded:
         return [*changes_now, *self.serve_prompt(list(range(self.more, self.more + 4)))]
 
 
-def loaded_with(source: str, *prompts: list[int], told: bool = False, capacity: int = 1_000) -> Loaded:
+def loaded_with(source: str, *prompts: list[int], reported: bool = False, capacity: int = 1_000) -> Loaded:
     """Returns an engine that has loaded the adapter and served prompts with it."""
     loaded = Loaded(capacity=capacity)
-    loaded.load(source, *prompts, told=told)
+    loaded.load(source, *prompts, reported=reported)
     return loaded
 
 
@@ -149,7 +149,7 @@ def test_same_source_restores_old_blocks_after_a_cold_prompt() -> None:
 
 
 def test_same_source_restores_old_blocks_when_reported() -> None:
-    loaded = loaded_with("a", PROMPT, told=True)
+    loaded = loaded_with("a", PROMPT, reported=True)
     loaded.load("a", OTHER)
     assert loaded.truth.unsourced_adapters("i") == ["bot"]
     assert loaded.read_source("a") != []
@@ -161,7 +161,7 @@ def test_same_source_restores_old_blocks_when_reported() -> None:
 
 def test_source_of_the_earlier_load_is_not_taken_for_the_next() -> None:
     """Two reloads between two readings of the source; only the first of them has a block."""
-    loaded = loaded_with("a", PROMPT, told=True)
+    loaded = loaded_with("a", PROMPT, reported=True)
     loaded.load("b", OTHER)
     loaded.engine.load("bot", "a")
     loaded.read_source("a")
@@ -173,7 +173,7 @@ def test_source_is_known_if_read_before_and_after_the_first_block() -> None:
     """As on a real loaded: two prompts after the load, a reading between them, and no event before
     the next load.
     """
-    loaded = loaded_with("a", PROMPT, told=True)
+    loaded = loaded_with("a", PROMPT, reported=True)
     loaded.engine.load("bot", "b")
     loaded.read_source("b")
     loaded.serve_prompt(OTHER)
@@ -187,7 +187,7 @@ def test_source_is_known_if_read_before_and_after_the_first_block() -> None:
 
 
 def test_source_read_after_the_first_block_needs_one_more_event() -> None:
-    loaded = loaded_with("a", PROMPT, told=True)
+    loaded = loaded_with("a", PROMPT, reported=True)
     loaded.load("b", OTHER)
     loaded.read_source("b")
     loaded.engine.load("bot", "a")
@@ -202,7 +202,7 @@ def test_reported_source_counts_before_any_block_of_the_new_load() -> None:
     """As on a real loaded: the last but loaded load has a fully cached prompt, which stores
     nothing.
     """
-    loaded = loaded_with("a", PROMPT, told=True)
+    loaded = loaded_with("a", PROMPT, reported=True)
     loaded.engine.load("bot", "b")
     loaded.report_source("b")
     loaded.serve_prompt(OTHER)
@@ -226,7 +226,7 @@ def test_reported_source_counts_before_any_block_of_the_new_load() -> None:
 
 
 def test_blocks_of_a_new_number_wait_until_they_confirm_the_reported_source() -> None:
-    loaded = loaded_with("a", PROMPT, told=True)
+    loaded = loaded_with("a", PROMPT, reported=True)
     loaded.load("a", OTHER)
     loaded.read_source("a")
     loaded.serve_prompt([*PROMPT, *range(700, 710)])  # the first load's blocks: it is the same content
@@ -234,8 +234,8 @@ def test_blocks_of_a_new_number_wait_until_they_confirm_the_reported_source() ->
 
 
 def test_blocks_evicted_while_parked_are_not_restored() -> None:
-    loaded = loaded_with("a", PROMPT, told=True, capacity=24)
-    loaded.load("b", OTHER, told=True)
+    loaded = loaded_with("a", PROMPT, reported=True, capacity=24)
+    loaded.load("b", OTHER, reported=True)
     loaded.serve_prompt(list(range(900, 928)), None)  # pushes out the end of the first prompt
     loaded.engine.load("bot", "a")
     loaded.report_source("a")
@@ -277,7 +277,7 @@ def test_names_and_parked_contents_are_bounded() -> None:
 
 
 def test_clear_drops_blocks_and_keeps_loaded_adapters() -> None:
-    loaded = loaded_with("a", PROMPT, told=True)
+    loaded = loaded_with("a", PROMPT, reported=True)
     loaded.engine.clear()
     loaded.serve_prompt(OTHER)
     assert loaded.truth.unsourced_adapters("i") == []
@@ -291,7 +291,7 @@ def test_late_reader_reports_unknown_source_of_an_earlier_load() -> None:
     loaded.load("b", PROMPT)
     assert loaded.truth.state("i").complete
     loaded.load("a", OTHER)
-    loaded.load("b", THIRD, told=True)
+    loaded.load("b", THIRD, reported=True)
     assert (loaded.predicted(), loaded.engine.hit_blocks(PROMPT, "bot")) == (0, 10)
     state = loaded.truth.state("i")
     assert (state.complete, state.reason) == (False, "the source of an earlier load of bot is unknown")
@@ -305,7 +305,7 @@ def test_doubt_ends_when_the_parked_blocks_are_gone() -> None:
     loaded = Loaded(capacity=20)
     loaded.truth.mark_complete("i", "replayed", 1.0)
     loaded.load("b", PROMPT)
-    loaded.load("a", OTHER, told=True)
+    loaded.load("a", OTHER, reported=True)
     assert not loaded.truth.state("i").complete
     loaded.serve_prompt(THIRD)
     assert loaded.truth.state("i").complete

@@ -1,4 +1,4 @@
-"""The stream of an engine's events: gaps, replays, restarts, and frames that wait during a replay."""
+"""The stream of an engine: gaps, replays, restarts, and frames that wait during a replay."""
 
 import hypothesis.strategies as st
 import msgspec

@@ -1,4 +1,4 @@
-"""The error budget: counted misses, the period that they count for, and corrections of predictions."""
+"""The error budget: counted misses, the period they count for, and corrections of predictions."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The mix of requests: lengths that shift, variances, shapes, and the share of prompts and answers."""
+"""The mix of requests: lengths that shift, variances, shapes, and shares of prompts and answers."""
 
 import math
 import random

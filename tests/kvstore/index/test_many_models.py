@@ -1,4 +1,4 @@
-"""The writer of the index: its state for one model, and many models on a distant Redis."""
+"""Many models on a distant Redis: their writer does not serve them one after the other."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,9 +11,7 @@ from xxhash import xxh3_64_intdigest
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
-from fairlead_kvstore.blockstore.changes import BlocksStored, Change
 from fairlead_kvstore.blockstore.snapshot import RowParts
-from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.blockstore.types import InstanceSnapshot
 from fairlead_kvstore.events.payloads import EventBatch, StoredEvent
@@ -23,7 +21,6 @@ from fairlead_kvstore.index import writer as writing
 from fairlead_kvstore.index.format import InstanceHeader, encode_part, encode_value
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex, recover_index
 from fairlead_kvstore.index.writer import IndexWriter
-from fairlead_kvstore.index.writer_state import INDEX_STREAM_BYTES, MAX_CHANGES_PER_ENTRY, ModelWriteState, StreamBound
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import LinkState
 from fairlead_testing.kvstore.block_store import apply_batch
@@ -31,65 +28,6 @@ from fairlead_testing.kvstore.index_harness import InMemoryIndexer
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
-
-LIMITS = Limits()
-
-
-def write_entry(state: ModelWriteState, instance: str, size: int) -> int | None:
-    """Writes an entry of one change, and returns from where it cuts the stream."""
-    state.offer([BlocksStored(instance, StorageTier.GPU, 0, [1])])
-    state.take_changes()
-    trim = state.prepare_entry(bytes(size)).trim
-    state.on_acknowledged()
-    return trim
-
-
-def led_state(bound: StreamBound) -> ModelWriteState:
-    state = ModelWriteState("default/tiny", LIMITS, bound)
-    state.begin_epoch(1)
-    for instance in ("a", "b"):
-        state.record_parts(instance, {}, 0)
-    return state
-
-
-def test_stream_of_a_small_redis_is_cut_at_its_share() -> None:
-    bound = StreamBound(INDEX_STREAM_BYTES)
-    state = led_state(bound)
-    write_entry(state, "a", 600)
-    assert state.next_due_item() is None
-    bound.max_bytes = 1_000
-    for _ in range(2):
-        due = state.next_due_item()
-        assert due is not None
-        state.record_parts(due, {}, 0)
-    assert state.next_due_item() is None
-    assert write_entry(state, "a", 100) == 2
-    assert state.next_due_item() is None
-
-
-def test_long_stream_of_an_idle_model_is_not_stored_again_and_again() -> None:
-    state = led_state(StreamBound(1_000))
-    write_entry(state, "a", 5_000)
-    stored: list[str] = []
-    while (due := state.next_due_item()) is not None and len(stored) < 9:
-        stored.append(due)
-        state.record_parts(due, {}, 0)
-    assert sorted(stored) == ["a", "b"]
-
-
-def test_very_many_small_changes_of_one_batch_are_written_in_several_entries() -> None:
-    state, count = led_state(StreamBound(1_000_000)), 3 * MAX_CHANGES_PER_ENTRY
-    offered: list[Change] = [BlocksStored("a", StorageTier.GPU, 0, [number]) for number in range(count)]
-    state.offer(offered)
-    assert state.waiting_entries == 4
-    found: list[Change] = []
-    while state.has_waiting:
-        taken = state.take_changes()
-        assert len(taken) <= MAX_CHANGES_PER_ENTRY
-        found += taken
-    assert found == offered
-    assert (state.waiting_blocks, state.waiting_entries) == (0, 1)
-
 
 pytestmark = pytest.mark.sockets
 

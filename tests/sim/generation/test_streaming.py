@@ -1,14 +1,10 @@
-"""Replies of the simulated engine: scripts, greedy decoding and streams."""
+"""Streams of the simulated engine, and greedy decoding."""
 
 import json
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from fairlead_sim.engine.tokenizer import Tokenizer
-from fairlead_sim.generation.reply_script import ReplyLimits, minimal_value, natural_length, write_script
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_sim.server.process import RunningEngine
 from fairlead_testing.http.raw_client import request
@@ -17,145 +13,7 @@ from fairlead_testing.sim.engines import running_engine, running_engines
 from fairlead_testing.transcripts.recording import HttpResponse
 from fairlead_testing.transcripts.replay import post_request, send_request
 
-TOKENIZER = Tokenizer()
-
-
-@given(st.text(max_size=8), st.integers(1, 300))
-def test_text_reads_back_as_the_tokens_that_made_it(seed: str, tokens: int) -> None:
-    script = write_script(TOKENIZER, seed, ReplyLimits(tokens))
-    assert TOKENIZER.encode(script.text.decode()) == script.ids
-    assert (len(script.ids), script.reason) == (tokens, "length")
-
-
-@given(st.text(max_size=8), st.lists(st.text("abc ", min_size=1, max_size=5), max_size=4), st.integers(0, 40))
-def test_a_stop_string_ends_the_text_right_before_it(seed: str, stop: list[str], min_tokens: int) -> None:
-    script = write_script(TOKENIZER, seed, ReplyLimits(60, min_tokens=min_tokens, stop=tuple(stop)))
-    whole = write_script(TOKENIZER, seed, ReplyLimits(60))
-    assert whole.text.startswith(script.text)
-    assert whole.ids[: len(script.ids)] == script.ids
-    if script.reason == "stop":
-        assert len(script.ids) > min_tokens
-        assert whole.text[len(script.text) :].startswith(str(script.stop_reason).encode())
-        assert len(script.text) < len(script.ids) * 4
-    if not min_tokens and script.reason == "length":
-        assert not any(each.encode() in whole.text for each in stop)
-
-
-@given(st.text(max_size=8), st.lists(st.text("abc ", min_size=1, max_size=5), max_size=3))
-def test_a_stream_never_shows_what_it_must_take_back(seed: str, stop: list[str]) -> None:
-    script = write_script(TOKENIZER, seed, ReplyLimits(60, stop=tuple(stop)))
-    shown = [script.streamed_bytes(count) for count in range(len(script.ids) + 1)]
-    assert shown == sorted(shown)
-    assert shown[-1] == len(script.text)
-
-
-@given(st.text(max_size=60), st.integers(1, 80))
-def test_a_requested_text_is_complete_or_cut_between_characters(text: str, tokens: int) -> None:
-    script = write_script(TOKENIZER, "seed", ReplyLimits(tokens, forced_text=text))
-    assert text.startswith(script.text.decode())
-    assert (script.reason == "stop") == (
-        script.text.decode() == text and len(script.ids) == len(TOKENIZER.encode(text)) + 1
-    )
-    assert [script.text_bytes(count) for count in range(len(script.ids))] == sorted(
-        script.text_bytes(count) for count in range(len(script.ids))
-    )
-
-
-def test_natural_lengths_spread_around_their_median() -> None:
-    assert natural_length("7", 2.0) == pytest.approx(2 * natural_length("7"), abs=1)
-    lengths = sorted(natural_length(str(seed)) for seed in range(2_000))
-    assert 100 < lengths[1_000] < 140
-    assert lengths[100] < 60
-    assert lengths[1_900] > 250
-    assert lengths[0] >= 2
-    assert lengths[-1] <= 2_000
-
-
-def test_a_stop_token_ends_without_its_text() -> None:
-    whole = write_script(TOKENIZER, "seed", ReplyLimits(20))
-    script = write_script(TOKENIZER, "seed", ReplyLimits(20, stop_token_ids=frozenset({whole.ids[5]})))
-    assert (script.ids, script.text, script.stop_reason) == (whole.ids[:6], whole.text[:20], whole.ids[5])
-
-
-def test_a_schema_without_end_gets_an_end() -> None:
-    tree = {"type": "object", "required": ["l", "r"], "properties": {"l": {"$ref": "#"}, "r": {"$ref": "#"}}}
-    found = minimal_value(tree)
-    assert set(found) == {"l", "r"}
-
-
-@pytest.mark.parametrize(
-    ("schema", "wanted"),
-    [
-        ({"type": "array", "items": {"type": "boolean"}, "minItems": 2}, [True, True]),
-        ({"anyOf": [{"type": "null"}, {"type": "string"}]}, None),
-        ({"const": 7}, 7),
-        ({"type": ["integer", "null"], "exclusiveMinimum": 4}, 5),
-        ({"type": "string", "minLength": 12}, "simulated---"),
-        ({"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "properties": {"b": {"enum": [3]}}}}}, {"b": 3}),
-        ({"type": "object", "properties": {"b": {"enum": [3]}}}, {"b": 3}),
-        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, None),
-        ({"type": "object", "required": ["x"]}, {"x": "simulated"}),
-    ],
-)
-def test_the_smallest_value_of_a_schema(schema: dict[str, object], wanted: object) -> None:
-    assert minimal_value(schema) == wanted
-
-
 pytestmark = pytest.mark.simulated
-
-SETTINGS = EngineSettings(model="tiny", served_names=("tiny",), speed=200.0)
-KIND = "content-type: application/json\r\n"
-CHAT = "/v1/chat/completions"
-
-
-async def answered(url: str, path: str, body: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
-    """Returns text, finish reason and usage."""
-    answer = await request(url, {"model": "tiny", "temperature": 0, **body}, path=path, more=KIND)
-    assert answer.status == 200, answer.body
-    choice = answer.json["choices"][0]
-    text = choice["text"] if "text" in choice else choice["message"]["content"]
-    return text, choice["finish_reason"], answer.json["usage"]
-
-
-@pytest.mark.parametrize("cut", [1, 7, 16, 33])
-async def test_a_completion_goes_on_wherever_it_was_cut_and_on_any_engine(cut: int) -> None:
-    async with running_engines(2, SETTINGS) as (one, two):
-        prompt = "once upon a time"
-        whole, _, _ = await answered(one.url, "/v1/completions", {"prompt": prompt, "max_tokens": 50})
-        first, _, _ = await answered(two.url, "/v1/completions", {"prompt": prompt, "max_tokens": cut})
-        rest, _, _ = await answered(two.url, "/v1/completions", {"prompt": prompt + first, "max_tokens": 50 - cut})
-        assert first + rest == whole
-
-
-async def test_a_chat_goes_on_to_its_natural_end() -> None:
-    async with running_engines(2, SETTINGS) as (one, two):
-        for number in range(5):
-            turn = [{"role": "user", "content": f"question {number}"}]
-            whole, reason, counted = await answered(one.url, CHAT, {"messages": turn})
-            half = whole[: len(whole) // 8 * 4]
-            more = {"continue_final_message": True, "add_generation_prompt": False}
-            open_turn = [*turn, {"role": "assistant", "content": half}]
-            rest, ended, left = await answered(two.url, CHAT, {"messages": open_turn, **more})
-            assert half + rest == whole
-            assert ended == reason
-            assert left["total_tokens"] == counted["total_tokens"]
-
-
-async def test_other_prompts_have_other_answers() -> None:
-    async with running_engines(1, SETTINGS) as (one,):
-        found = {
-            (await answered(one.url, "/v1/completions", {"prompt": f"say {number}", "max_tokens": 8}))[0]
-            for number in range(20)
-        }
-        assert len(found) == 20
-
-
-async def test_the_last_message_cannot_go_on_and_be_answered() -> None:
-    async with running_engines(1, SETTINGS) as (one,):
-        body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "continue_final_message": True}
-        answer = await request(one.url, body, more=KIND)
-        assert answer.status == 400
-        assert "continue_final_message" in json.loads(answer.body)["error"]["message"]
 
 
 def response_to(target: str, **body: Any) -> HttpResponse:
@@ -314,3 +172,58 @@ def test_a_schema_is_answered_with_json_that_fits_it() -> None:
     choice = response_to("/v1/chat/completions", messages=HELLO, response_format=form).json()["choices"][0]
     assert choice["message"]["content"] == '{"name":"simulated","age":18,"ok":"yes"}'
     assert choice["finish_reason"] == "stop"
+
+
+SETTINGS = EngineSettings(model="tiny", served_names=("tiny",), speed=200.0)
+KIND = "content-type: application/json\r\n"
+CHAT = "/v1/chat/completions"
+
+
+async def answered(url: str, path: str, body: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    """Returns text, finish reason and usage."""
+    answer = await request(url, {"model": "tiny", "temperature": 0, **body}, path=path, more=KIND)
+    assert answer.status == 200, answer.body
+    choice = answer.json["choices"][0]
+    text = choice["text"] if "text" in choice else choice["message"]["content"]
+    return text, choice["finish_reason"], answer.json["usage"]
+
+
+@pytest.mark.parametrize("cut", [1, 7, 16, 33])
+async def test_a_completion_goes_on_wherever_it_was_cut_and_on_any_engine(cut: int) -> None:
+    async with running_engines(2, SETTINGS) as (one, two):
+        prompt = "once upon a time"
+        whole, _, _ = await answered(one.url, "/v1/completions", {"prompt": prompt, "max_tokens": 50})
+        first, _, _ = await answered(two.url, "/v1/completions", {"prompt": prompt, "max_tokens": cut})
+        rest, _, _ = await answered(two.url, "/v1/completions", {"prompt": prompt + first, "max_tokens": 50 - cut})
+        assert first + rest == whole
+
+
+async def test_a_chat_goes_on_to_its_natural_end() -> None:
+    async with running_engines(2, SETTINGS) as (one, two):
+        for number in range(5):
+            turn = [{"role": "user", "content": f"question {number}"}]
+            whole, reason, counted = await answered(one.url, CHAT, {"messages": turn})
+            half = whole[: len(whole) // 8 * 4]
+            more = {"continue_final_message": True, "add_generation_prompt": False}
+            open_turn = [*turn, {"role": "assistant", "content": half}]
+            rest, ended, left = await answered(two.url, CHAT, {"messages": open_turn, **more})
+            assert half + rest == whole
+            assert ended == reason
+            assert left["total_tokens"] == counted["total_tokens"]
+
+
+async def test_other_prompts_have_other_answers() -> None:
+    async with running_engines(1, SETTINGS) as (one,):
+        found = {
+            (await answered(one.url, "/v1/completions", {"prompt": f"say {number}", "max_tokens": 8}))[0]
+            for number in range(20)
+        }
+        assert len(found) == 20
+
+
+async def test_the_last_message_cannot_go_on_and_be_answered() -> None:
+    async with running_engines(1, SETTINGS) as (one,):
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "continue_final_message": True}
+        answer = await request(one.url, body, more=KIND)
+        assert answer.status == 400
+        assert "continue_final_message" in json.loads(answer.body)["error"]["message"]
