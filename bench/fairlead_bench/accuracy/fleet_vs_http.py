@@ -40,8 +40,7 @@ from fairlead_gateway.routing import PrefixChain
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
-from fairlead_sim.gateways.gateway_cluster import GatewayCluster
-from fairlead_sim.gateways.simulated_gateway import ClusterOptions
+from fairlead_sim.gateways.gateway_cluster import ClusterOptions, GatewayCluster
 from fairlead_sim.gateways.single_gateway import RoutingOptions
 from fairlead_sim.workload.generators import FAMILIES
 from fairlead_sim.workload.traces import TraceRequest, at_rate

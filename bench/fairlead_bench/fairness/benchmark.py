@@ -57,9 +57,8 @@ from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.simulation import QUEUED, FleetOptions, FleetSimulation
 from fairlead_sim.gateways.admission_gate import TenantClass
-from fairlead_sim.gateways.gateway_cluster import GatewayCluster
+from fairlead_sim.gateways.gateway_cluster import ClusterOptions, GatewayCluster, SimulatedGateway
 from fairlead_sim.gateways.late_binding import Dispatcher
-from fairlead_sim.gateways.simulated_gateway import ClusterOptions, SimulatedGateway
 from fairlead_sim.gateways.single_gateway import MODEL, RoutingOptions
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
 

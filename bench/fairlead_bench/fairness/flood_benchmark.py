@@ -58,7 +58,7 @@ from fairlead_gateway.worker.api_keys import key_digest
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
 from fairlead_sim.gateways.admission_gate import TenantClass
-from fairlead_sim.gateways.simulated_gateway import ClusterOptions
+from fairlead_sim.gateways.gateway_cluster import ClusterOptions
 from fairlead_sim.gateways.single_gateway import RoutingOptions
 from fairlead_sim.workload.traces import TraceRequest
 from fairlead_testing.engines.disaggregated import engine_processes

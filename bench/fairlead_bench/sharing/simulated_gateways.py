@@ -27,11 +27,11 @@ from fairlead_bench.results import ResultRow, load_goals, parse_options, write_r
 from fairlead_cli.replay.traffic import load_traffic
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
-from fairlead_sim.gateways.gateway_cluster import GatewayCluster
-from fairlead_sim.gateways.simulated_gateway import (
+from fairlead_sim.gateways.gateway_cluster import (
     NO_SHARING,
     PERFECT_KNOWLEDGE,
     ClusterOptions,
+    GatewayCluster,
     GatewayRestart,
     SharingOptions,
 )

@@ -58,8 +58,7 @@ from fairlead_sim.fleet.simulation import (
     SimulationContext,
     schedule_events,
 )
-from fairlead_sim.gateways.gateway_cluster import GatewayCluster
-from fairlead_sim.gateways.simulated_gateway import ClusterOptions, SharingOptions
+from fairlead_sim.gateways.gateway_cluster import ClusterOptions, GatewayCluster, SharingOptions
 from fairlead_sim.gateways.single_gateway import RoutingOptions, SingleGateway
 from fairlead_sim.seams import router
 from fairlead_sim.workload.generators import FAMILIES

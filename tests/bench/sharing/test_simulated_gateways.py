@@ -10,7 +10,7 @@ from fairlead_bench.sharing.simulated_gateways import (
     simulate_conversations,
     simulate_short_prompts,
 )
-from fairlead_sim.gateways.simulated_gateway import NO_SHARING, SharingOptions
+from fairlead_sim.gateways.gateway_cluster import NO_SHARING, SharingOptions
 from fairlead_sim.workload.generators import conversation_traffic
 from fairlead_sim.workload.traces import at_rate
 from fairlead_testing.pytest_hooks.nightly import shortened

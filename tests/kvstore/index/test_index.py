@@ -1,16 +1,23 @@
-"""An indexer, a real Redis and a replica: leadership, late subscribers and takeovers; the replica
-equals the block store.
-"""
+"""The index in Redis: leadership, takeovers, failovers, and failures measured elsewhere."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
 
+from fairlead.limits import Limits
+from fairlead.runtime.clock import SystemClock
+from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.changes import BlocksStored, CompletenessChanged
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_kvstore.index.subscriber import IndexSubscriber
+from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.index.writer_state import HINTS_ITEM
+from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.kvstore.index_harness import (
     EVENTS_KEY,
     INDEX_KEY,
@@ -18,12 +25,17 @@ from fairlead_testing.kvstore.index_harness import (
     LIMITS,
     MODEL,
     NAMES,
+    IndexHarness,
+    InMemoryIndexer,
     harness_with_redis,
     replica_content,
     store_content,
 )
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
+from fairlead_testing.processes import block_until
 from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.redis.valkey_cluster import ValkeyGroup
+from fairlead_testing.waiting import wait_until as until
 
 pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
 
@@ -191,3 +203,241 @@ async def test_departed_instances_leave_no_fields(server: Valkey) -> None:
         await world.settle()
         world.assert_replica_matches()
         assert b"i:b/1/0" not in await redis.hkeys(INDEX_KEY)
+
+
+BLOCK = 4
+PROMPT_BLOCKS = 8
+AWAY = "b/1/0"
+
+
+def prompt(number: int) -> list[int]:
+    """Returns a prompt of eight blocks that shares none with another."""
+    return [number * 1_000 + index for index in range(BLOCK * PROMPT_BLOCKS)]
+
+
+def roomy(world: IndexHarness) -> None:
+    """Returns engines that evict nothing here; their hashes differ between processes."""
+    for seed, name in enumerate(NAMES):
+        world.engines[name] = PrefixCacheEngine(capacity=600, seed=seed, maps=bool(seed % 2))
+
+
+def placed(world: IndexHarness, prompts: range, where: str | None = None) -> None:
+    """Places each prompt at one engine, in turn or all at the same."""
+    for number in prompts:
+        world.engines[where or NAMES[number % 3]].serve_prompt(prompt(number))
+
+
+def placements(world: IndexHarness) -> int:
+    return sum(len(held) for held in store_content(world.indexer.store).values())
+
+
+def lacks_knowledge(world: IndexHarness, number: int) -> bool:
+    """Returns whether a gateway would not know any instance with all of a prompt."""
+    mirror = world.subscriber.replica(MODEL)
+    assert mirror is not None
+    found = mirror.match(block_hashes(chain_root(MODEL), prompt(number), BLOCK))
+    return not any(held.blocks[0] == PROMPT_BLOCKS for held in found)
+
+
+async def test_restarted_indexer_has_all_968_placements_for_1958_decisions(
+    server: Valkey,
+) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
+        roomy(world)
+        placed(world, range(121))
+        await world.write(0)
+        await world.settle()
+        assert placements(world) == 968
+        for engine in world.engines.values():
+            del engine.frames[:-2]  # their buffers do not reach back to what they hold
+        wrong = 0
+        for decision in range(1_958):
+            if decision == 600:
+                await redis.delete(LEASE_KEY)  # killed: its lease runs out
+                world.indexer, world.writer = world.add_indexer("two")
+            if decision > 600 and decision % 100 == 0:
+                await world.settle()
+            wrong += lacks_knowledge(world, decision % 121)
+        assert wrong == 0
+        assert placements(world) == 968
+        world.assert_replica_matches()
+
+
+async def test_two_indexers_in_turn_serve_all_2052_decisions(server: Valkey) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
+        roomy(world)
+        placed(world, range(90))
+        await world.write(0)
+        await world.settle()
+        pairs = [(world.indexer, world.writer), world.add_indexer("two")]
+        known, wrong, epochs = 90, 0, {await redis.hget(INDEX_KEY, "at")}
+        for decision in range(2_052):
+            wrong += lacks_knowledge(world, decision % known)
+            if decision % 171 == 170:  # the other one leads from now on; prompts come meanwhile
+                placed(world, range(known, known + 3))
+                await redis.delete(LEASE_KEY)
+                pairs.reverse()
+                world.indexer, world.writer = pairs[0]
+                await world.settle()
+                assert world.writer.is_leader(MODEL)
+                known += 3
+                epochs.add(await redis.hget(INDEX_KEY, "at"))
+        assert wrong == 0
+        assert known == 126
+        assert placements(world) == 126 * PROMPT_BLOCKS
+        assert len(epochs) > 2, "they did take turns"
+        world.assert_replica_matches()
+
+
+async def test_no_placement_is_credited_to_an_engine_emptied_in_a_70_s_outage(
+    server: Valkey,
+) -> None:
+    async with harness_with_redis(server.url) as (world, _):
+        roomy(world)
+        placed(world, range(60), AWAY)
+        world.engines[AWAY].serve_prompt(prompt(60)[: 4 * BLOCK])
+        placed(world, range(100, 120), NAMES[0])
+        await world.write(0)
+        await world.settle()
+        mirror = world.subscriber.replica(MODEL)
+        assert mirror is not None
+        assert len(list(mirror.blocks_of(AWAY))) == 484
+        world.indexer.handle(AWAY, world.indexer.sequencers[AWAY].on_disconnected())
+        world.engines[AWAY] = PrefixCacheEngine(capacity=600, seed=77)
+        world.clock.advance(70.0)
+        await world.writer.step()
+        await world.subscriber.step()
+        known = mirror.completeness(AWAY)
+        assert known is not None
+        assert not known.complete, "what is said of it meanwhile is said to be uncertain"
+        world.engines[AWAY].serve_prompt(prompt(200))
+        world.engines[AWAY].publish()
+        world.indexer.reconnect(AWAY)
+        await world.settle()
+        mirror = world.subscriber.replica(MODEL)
+        assert mirror is not None
+        assert len(list(mirror.blocks_of(AWAY))) == PROMPT_BLOCKS, "what it holds now, and nothing of before"
+        assert not any(
+            held.instance == AWAY
+            for number in range(61)
+            for held in mirror.match(block_hashes(chain_root(MODEL), prompt(number), BLOCK))
+        )
+        assert not lacks_knowledge(world, 100)
+        world.assert_replica_matches()
+
+
+QUICK = replace(Limits(), redis_pause_seconds=0.2, redis_ping_seconds=0.05, redis_timeout_seconds=2.0)
+MODELS = [f"default/model-{number}" for number in range(6)]
+"""In slots of every master of a cluster."""
+
+
+def replica_blocks(mirror: IndexReplica | None) -> set[int]:
+    return set() if mirror is None else {own for own in mirror._masks if mirror.holders(own)}
+
+
+class Live:
+    """One engine per model; writers and subscribers run by themselves."""
+
+    def __init__(self, link: RedisLink, models: list[str]) -> None:
+        self.engines = {key: PrefixCacheEngine(capacity=200, seed=number) for number, key in enumerate(models)}
+        self.clock = SystemClock()
+        self.indexers = [
+            InMemoryIndexer(key, {"a/1/0": engine}, self.clock, QUICK) for key, engine in self.engines.items()
+        ]
+        self.writers = [IndexWriter(link, one, self.clock, holder="one", limits=QUICK) for one in self.indexers]
+        self.feed = IndexSubscriber(link, self.clock, limits=QUICK)
+        self.feed.set_models(models)
+        self.prompted = 0
+        for indexer, writer in zip(self.indexers, self.writers, strict=True):
+            indexer.sink = writer
+            writer.set_models([indexer.model_key])
+
+    def start(self) -> None:
+        for writer in self.writers:
+            writer.start()
+        self.feed.start()
+
+    async def stop(self) -> None:
+        await self.feed.stop()
+        for writer in self.writers:
+            await writer.stop()
+
+    def prompt(self) -> None:
+        self.prompted += 1
+        for indexer in self.indexers:
+            self.engines[indexer.model_key].serve_prompt(list(range(self.prompted * 1_000, self.prompted * 1_000 + 24)))
+            indexer.read()
+
+    def agree(self) -> bool:
+        """Asserts that every replica equals its block store and is current."""
+        return all(
+            indexer.store.block_count
+            and replica_blocks(self.feed.replica(indexer.model_key))
+            == {own for own, _ in indexer.store.content("a/1/0")}
+            and self.feed.stale_since(indexer.model_key) is None
+            for indexer in self.indexers
+            if "a/1/0" in indexer.store
+        ) and all("a/1/0" in indexer.store for indexer in self.indexers)
+
+
+@asynccontextmanager
+async def live_indexers(url: str, models: list[str]) -> AsyncIterator[Live]:
+    link = RedisLink(url, SystemClock(), limits=QUICK)
+    link.start()
+    live = Live(link, models)
+    try:
+        async with asyncio.timeout(60):
+            await link.wait_connected()
+        live.start()
+        await until(lambda: all(indexer.begun for indexer in live.indexers))
+        yield live
+    finally:
+        await live.stop()
+        await link.stop()
+
+
+async def test_writes_lost_in_a_failover_are_written_again(pair: ValkeyGroup) -> None:
+    """The replica hangs while entries and an epoch are written, the master dies, and the replica is
+    promoted.
+    """
+    _own, idx, ev = redis_keys.index_keys(MODELS[0])
+    async with live_indexers(pair.url, MODELS[:1]) as live:
+        master, replica = pair.nodes
+        live.prompt()
+        await until(live.agree)
+        await asyncio.to_thread(
+            block_until, lambda: replica.execute("XLEN", ev) == master.execute("XLEN", ev), "it has all"
+        )
+        before = master.execute("HGET", idx, "at")
+        replica.freeze()
+        for _ in range(2):  # more than sockets hold: what comes after it never leaves the master
+            await asyncio.to_thread(master.execute, "SET", "other", "x" * 16_000_000)
+        for _ in range(3):
+            live.prompt()
+            await until(live.agree)
+        assert master.execute("HGET", idx, "at") != before
+        master.kill()
+        replica.thaw()
+        await until(lambda: not live.feed._link.state.connected)
+        await until(lambda: live.feed.stale_since(MODELS[0]) is not None)
+        await until(live.agree)
+        live.prompt()
+        await until(live.agree)
+        assert replica.execute("ROLE")[0] == "master"
+        assert live.indexers[0].begun == 1, "the truth went on"
+        assert replica.execute("HGET", idx, "at").partition(":")[0] > before.partition(":")[0], "a new epoch"
+
+
+async def test_models_spread_over_cluster_masters_and_each_is_complete(ring: ValkeyGroup) -> None:
+    async with live_indexers(ring.url, MODELS) as live:
+        for _ in range(5):
+            live.prompt()
+            await until(live.agree)
+        held = [await asyncio.to_thread(node.execute, "DBSIZE") for node in ring.nodes[:3]]
+        assert sum(held) == 3 * len(MODELS)
+        assert all(held), "every master has some"
+        first, replica = ring.nodes[0], ring.nodes[3]
+        first.kill()
+        await until(lambda: replica.execute("ROLE")[0] == "master")
+        live.prompt()
+        await until(live.agree)

@@ -27,11 +27,11 @@ from fairlead_sim.fleet.simulation import (
     schedule_events,
 )
 from fairlead_sim.gateways.admission_gate import AdmissionControlledGateway, RequestClasses, TenantClass
-from fairlead_sim.gateways.gateway_cluster import GatewayCluster
-from fairlead_sim.gateways.simulated_gateway import (
+from fairlead_sim.gateways.gateway_cluster import (
     NO_SHARING,
     PERFECT_KNOWLEDGE,
     ClusterOptions,
+    GatewayCluster,
     GatewayRestart,
     SharingOptions,
 )
