@@ -22,8 +22,8 @@ from fairlead_autoscaler.mix import simulation_solver
 from fairlead_bench.measurement_cache import Measured
 from fairlead_sim import autoscalers
 from fairlead_sim.autoscalers import PRESETS, Controller, build
-from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, SimulatedPlant, run_controller
-from fairlead_sim.autoscaling.plant import AutoscalingScenario
+from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, run_controller
+from fairlead_sim.autoscaling.plant import AutoscalingScenario, SimulatedPlant
 from fairlead_sim.autoscaling.scenarios import ALL_SCENARIOS
 from fairlead_sim.autoscaling.unservable_requests import find_unservable, servable_share
 

@@ -22,15 +22,10 @@ from fairlead.errors import BadInput, FairleadError
 from fairlead_autoscaler.core import ModelSpec, ScalingCore, ScalingSettings
 from fairlead_autoscaler.history.replay import parse_changes
 from fairlead_sim.autoscalers import PRESETS, Controller, build
-from fairlead_sim.autoscaling.closed_loop import (
-    ControllerOutcome,
-    ScheduleController,
-    SimulatedPlant,
-    run_controller,
-)
+from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, ScheduleController, run_controller
 from fairlead_sim.autoscaling.fleet_plant.plant import FleetPlant
 from fairlead_sim.autoscaling.offline_optimum import OptimumCache
-from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, Plant
+from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, Plant, SimulatedPlant
 from fairlead_sim.autoscaling.scenarios import SCENARIOS, WIDER_SCENARIOS
 from fairlead_sim.autoscaling.unservable_requests import find_unservable, servable_share
 from fairlead_sim.compiled import run_compiled

@@ -9,48 +9,13 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol
 
 from fairlead_autoscaler.core.types import MixRequest, MixResult, Observation, PoolPlan, ScalingPlan
 from fairlead_sim.autoscalers.controller import Controller
-from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, Plant
-from fairlead_sim.autoscaling.pool import Pool
+from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, Plant, SimulatedPlant
 from fairlead_sim.autoscaling.request_table import RequestTable
 
 _HOUR = 3600.0
-
-
-class SimulatedPlant(Protocol):
-    """The interface of a plant: the aggregated and token-level ``Plant``, or the ``FleetPlant``.
-
-    A plant is made for one scenario and one run.
-    """
-
-    @property
-    def requests(self) -> RequestTable:
-        """Returns what happened to each request so far."""
-        ...
-
-    @property
-    def pools(self) -> Mapping[str, Pool]:
-        """Returns the pools by name, in the order of the scenario."""
-        ...
-
-    def run(self, until: float) -> None:
-        """Simulates all events before ``until``."""
-        ...
-
-    def observe(self) -> Observation:
-        """Returns the observation of this tick and resets the counters."""
-        ...
-
-    def scale(self, pool: str, desired: int, asleep: int = 0) -> None:
-        """Sets the desired awake and sleeping replicas of a pool, within its bounds."""
-        ...
-
-    def finish(self) -> None:
-        """Stops counting cost, and simulates until all requests have ended."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

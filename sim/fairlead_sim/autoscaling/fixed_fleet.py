@@ -1,6 +1,6 @@
 """The capacity of replicas, measured without a controller.
 
-Fixed fleets at constant rates: the share of requests that misses the SLO, and the largest rate.
+Fixed fleets at constant rates: the share of requests that misses the SLO.
 
 A capacity model can be compared with it. Engines, requests and gateway are those of a scenario;
 there is no controller, no startup time and no change of load.
@@ -8,7 +8,7 @@ there is no controller, no startup time and no change of load.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import ceil, exp, log, log1p
+from math import ceil
 from random import Random
 from types import MappingProxyType
 from typing import Final
@@ -156,38 +156,3 @@ def measure_fixed_fleet(
     plant.run(scenario.seconds)
     plant.finish()
     return count_misses(plant.requests, scenario)
-
-
-def measure_largest_rate(
-    case: CapacityCase,
-    replicas: int,
-    *,
-    miss_share: float = 0.01,
-    precision: float = 0.01,
-    requests: int = DEFAULT_REQUESTS,
-    seed: int = 1,
-) -> float:
-    """Returns the largest requests per second of each replica at which ``miss_share`` may miss.
-
-    precision: relative, of the result. Why bisection holds: all rates have the same requests,
-    closer together, so more load misses more but for noise.
-    """
-    low, high = 0.0, _saturation_rate(case)
-    while low == 0.0 or log(high / low) > log1p(precision):
-        middle = exp((log(low) + log(high)) / 2.0) if low else high / 2.0
-        if measure_fixed_fleet(case, replicas, middle * replicas, requests=requests, seed=seed).share <= miss_share:
-            low = middle
-        else:
-            high = middle
-        if high < 1e-6:
-            return 0.0
-    return low
-
-
-def _saturation_rate(case: CapacityCase) -> float:
-    """Returns the requests per second at which the base of the steps has no time left."""
-    profile = case.profile
-    prompts, outputs = case.lengths.sampling_grids()
-    prompt, output = sum(prompts) / len(prompts), sum(outputs) / len(outputs)
-    token = profile.sequence_seconds + profile.prefill_token_seconds + profile.resident_token_seconds * prompt
-    return 1.0 / (profile.prefill_token_seconds * prompt + token * output)

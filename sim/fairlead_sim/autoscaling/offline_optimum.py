@@ -1,16 +1,13 @@
 """The offline optimum: the cheapest schedule with knowledge of the future.
 
-A file of the schedules that earlier searches for the offline optimum found.
-
-The key is the scenario's name, its seed and a digest of its load. Engines and plant may have
-changed since; ``replay_schedule`` measures a schedule again.
+``OptimumCache`` is a file of the schedules that earlier searches found. The key is the scenario's
+name, its seed and a digest of its load. Engines and plant may have changed since;
+``replay_schedule`` measures a schedule again.
 
 Why: a search takes minutes, a run of its result seconds.
 
-The offline optimum: the cheapest schedule found with knowledge of the future.
-
-It is the yardstick of every controller. The search knows each request and the duration of each
-start. Replicas are ready when they are wanted, and cost from the beginning of their start
+The optimum is the yardstick of every controller. The search knows each request and the duration of
+each start. Replicas are ready when they are wanted, and cost from the beginning of their start
 (``Pool``'s foresight). The search varies the ready replicas per segment of time:
 
 1. **Initial schedule.** The work of a segment in engine-seconds counts prompt tokens, generated

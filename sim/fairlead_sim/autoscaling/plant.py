@@ -13,6 +13,7 @@ With a prefill and a decode pool the scenario's ``PrefillPolicy`` chooses where 
 · per token`` seconds later, and the client's first token comes from there.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from heapq import heappop, heappush
@@ -25,7 +26,9 @@ from fairlead_sim.autoscaling.pool import Pool, PoolSetup, Replica
 from fairlead_sim.autoscaling.request_table import ArrivalTrace, RequestTable
 from fairlead_sim.autoscaling.routing import LoadBalancer, LoadPolicy, PrefillPlacement, PrefillPolicy, ShapeRouter
 
-_FOREVER = float("inf")
+FOREVER = float("inf")
+_FINISH_SLICE_SECONDS = 5.0
+_MAX_ANSWER_SECONDS = 600.0
 _POLL_SECONDS = 0.25
 _TRANSFER_POLL_SECONDS = 0.02
 
@@ -97,7 +100,133 @@ class AutoscalingScenario:
         return Random(f"{self.random_name or self.name} {self.seed} {purpose}")
 
 
-class Plant:
+class SimulatedPlant(ABC):
+    """A plant: the pools and the requests of one run, with the faults of its scenario.
+
+    A plant is made for one scenario and one run.
+    """
+
+    def __init__(self, scenario: AutoscalingScenario, pools: dict[str, Pool], requests: RequestTable) -> None:
+        self.scenario = scenario
+        self.requests = requests
+        self.pools = pools
+        self._random = scenario.random_source("troubles")
+        crashes = [(at, 0, 0.0) for at in scenario.faults.crashes]
+        slowdowns = [(at, 1, factor) for at, factor in scenario.faults.slow]
+        self._fault_events = sorted([*crashes, *slowdowns], reverse=True)
+        self._now = 0.0
+        self._arrived = 0
+        self._reported_arrivals = 0
+        self._reported_abandoned = 0
+        self._has_choice = has_pool_choice(scenario.model)
+        self._shape_router: ShapeRouter | None = None
+        self._unfinished_requests: list[int] = []  # only for controllers that read shapes
+
+    @abstractmethod
+    def run(self, until: float) -> None:
+        """Simulates all events before ``until``."""
+
+    @abstractmethod
+    def _settle(self, now: float) -> None:
+        """Brings engines and requests up to date before an observation."""
+
+    @abstractmethod
+    def _held_count(self) -> int:
+        """Returns the requests that wait in the gateway."""
+
+    @abstractmethod
+    def _has_unfinished(self) -> bool:
+        """Returns whether a request has not ended."""
+
+    def _kept_at_decode(self, arrived: range) -> tuple[float | None, float | None]:
+        """Returns the number and the prompt tokens of arrivals that a decode engine computes.
+
+        Returns (None, None) without decode pools.
+        """
+        return None, None
+
+    def _on_evicted(self, request: int, now: float) -> None:
+        """Handles a request of a replica that crashed: it is lost, or sent again."""
+        self.requests.lost += 1
+
+    def _next_change(self) -> float:
+        change = self._fault_events[-1][0] if self._fault_events else FOREVER
+        for pool in self.pools.values():
+            change = min(change, pool.next_change)
+        return change
+
+    def _apply_due(self, now: float) -> None:
+        """Applies due startups and faults."""
+        while self._fault_events and self._fault_events[-1][0] <= now:
+            _, kind, factor = self._fault_events.pop()
+            if kind:
+                for pool in self.pools.values():
+                    pool.slow(factor)
+            else:
+                for request in self._random.choice(list(self.pools.values())).crash(now):
+                    self._on_evicted(request, now)
+        for pool in self.pools.values():
+            if pool.next_change <= now:
+                pool.apply_due(now)
+
+    def observe(self) -> Observation:
+        """Returns the observation of this tick and resets the counters."""
+        now, faults = self._now, self.scenario.faults
+        missing, zeroed = _is_during(faults.missing, now), _is_during(faults.zeroed, now)
+        self._settle(now)
+        arrived = range(self._reported_arrivals, self._arrived)
+        abandoned = self.requests.abandoned - self._reported_abandoned
+        self._reported_arrivals, self._reported_abandoned = self._arrived, self.requests.abandoned
+        gateway = None
+        if zeroed:
+            gateway = GatewayTraffic(0, 0)
+        elif not missing:
+            tokens = sum([self.requests.prompt[request] for request in arrived])
+            kept = self._kept_at_decode(arrived)
+            gateway = GatewayTraffic(len(arrived), tokens, self._held_count(), abandoned, *kept)
+        pools = {name: pool.observe(now, missing=missing, zeroed=zeroed) for name, pool in self.pools.items()}
+        ended = self._finished_shapes(arrived) if self._has_choice else ()
+        return Observation(now, gateway, pools, shapes=None if missing or zeroed or not self._has_choice else ended)
+
+    def _finished_shapes(self, arrived: range) -> tuple[ShapeCount, ...]:
+        """Returns the shapes of requests that finished since the last observation."""
+        requests, staying, shapes = self.requests, [], []
+        for request in (*self._unfinished_requests, *arrived):
+            if 0.0 <= requests.end[request] <= self._now:
+                shapes.append(ShapeCount(requests.prompt[request], requests.output[request], 1.0))
+                if self._shape_router is not None:  # it learns the lengths of answers
+                    self._shape_router.on_finished(requests.prompt[request], requests.output[request])
+            elif not requests.has_given_up(request, self._now):
+                staying.append(request)
+        self._unfinished_requests = staying
+        return tuple(shapes)
+
+    def scale(self, pool: str, desired: int, asleep: int = 0) -> bool:
+        """Sets the desired awake and sleeping replicas of a pool, within its bounds. Returns
+        whether these are others than before.
+        """
+        scaled_pool = self.pools[pool]
+        facts = scaled_pool.setup.facts
+        desired = max(facts.minimum, min(facts.maximum, desired))
+        asleep = min(asleep, facts.maximum - desired)
+        if (desired, asleep) == (scaled_pool.desired, scaled_pool.asleep_desired):
+            return False
+        scaled_pool.scale(desired, self._now, asleep)
+        return True
+
+    def finish(self) -> None:
+        """Stops counting cost, and simulates until all requests have ended.
+
+        This takes at most the patience of a client and 600 s.
+        """
+        for pool in self.pools.values():
+            pool.close(self._now)
+        end = self._now + (self.scenario.model.patience_seconds or 0.0) + _MAX_ANSWER_SECONDS
+        while self._now < end and self._has_unfinished():
+            self.run(min(end, self._now + _FINISH_SLICE_SECONDS))
+
+
+class Plant(SimulatedPlant):
     """The gateway, the pools and the requests of one run.
 
     foresight: see ``Pool``.
@@ -110,39 +239,23 @@ class Plant:
         engine_model: EngineModelKind = EngineModelKind.AGGREGATED,
         foresight: bool = False,
     ) -> None:
-        self.scenario = scenario
-        self.requests = RequestTable(scenario.load, scenario.model.patience_seconds or _FOREVER)
-        self.pools: dict[str, Pool] = {}
+        requests = RequestTable(scenario.load, scenario.model.patience_seconds or FOREVER)
+        super().__init__(scenario, {}, requests)
+        totals = StepTotals(scenario.model.ttft_bounds, scenario.model.itl_bounds)
         for setup in scenario.pools:
-            random_ = scenario.random_source(setup.facts.name)
-            self.pools[setup.facts.name] = Pool(
-                setup, self._engine_factory(setup, engine_model), random_, foresight=foresight
-            )
+            name = setup.facts.name
+            factory = EngineFactory(setup, requests, totals, engine_model)
+            self.pools[name] = Pool(setup, factory, scenario.random_source(name), foresight=foresight)
         pools = list(self.pools.values())
         self._decode_pools = [pool for pool in pools if pool.setup.facts.role is Role.DECODE]
         self._entry_pools = [pool for pool in pools if pool.setup.facts.role is not Role.DECODE]
-        self._cursor = 0
         self._queued: list[int] = []  # at the gateway, in order of arrival
         self._queued_decode: list[int] = []
         self._transfers: list[tuple[float, int]] = []  # heap of (arrival of the KV, request)
-        self._random = scenario.random_source("troubles")
-        fault_events = [(at, 0, 0.0) for at in scenario.faults.crashes]
-        fault_events += [(at, 1, factor) for at, factor in scenario.faults.slow]
-        self._fault_events = sorted(fault_events, reverse=True)
-        self._reported_arrivals = 0
-        self._reported_abandoned = 0
         self._prefill_placement = PrefillPlacement(scenario.prefill_policy, scenario.model)
         self._load_balancer = LoadBalancer(scenario.load_policy, scenario.random_source("load balancing"))
-        self._shape_router = ShapeRouter(scenario.model) if scenario.by_shape else None
-        self._unfinished_requests: list[
-            int
-        ] = []  # unfinished at the last observation; only for controllers that read shapes
-        self._has_choice = has_pool_choice(scenario.model)
-        self._now = 0.0
-
-    def _engine_factory(self, setup: PoolSetup, engine_model: EngineModelKind) -> "EngineFactory":
-        model = self.scenario.model
-        return EngineFactory(setup, self.requests, StepTotals(model.ttft_bounds, model.itl_bounds), engine_model)
+        if scenario.by_shape:
+            self._shape_router = ShapeRouter(scenario.model)
 
     # Time ----------------------------------------------------------------------------------------------------------------
 
@@ -151,20 +264,20 @@ class Plant:
         arrivals = self.requests.arrival
         count = len(arrivals)
         while True:
-            arrival = arrivals[self._cursor] if self._cursor < count else _FOREVER
+            arrival = arrivals[self._arrived] if self._arrived < count else FOREVER
             change = self._next_change()
             if self._queued or self._queued_decode:
                 change = min(change, self._now + _POLL_SECONDS)
             if self._decode_pools:
                 change = min(
-                    change, self._transfers[0][0] if self._transfers else _FOREVER, self._now + _TRANSFER_POLL_SECONDS
+                    change, self._transfers[0][0] if self._transfers else FOREVER, self._now + _TRANSFER_POLL_SECONDS
                 )
             if min(arrival, change) >= until:
                 break
             if arrival < change:
                 self._now = arrival
-                request = self._cursor
-                self._cursor += 1
+                request = self._arrived
+                self._arrived += 1
                 if self._queued or not self._admit(request, arrival):
                     self._queued.append(request)
             else:
@@ -177,25 +290,10 @@ class Plant:
                 replica.engine.advance(until)
             pool.apply_due(until)
 
-    def _next_change(self) -> float:
-        change = self._fault_events[-1][0] if self._fault_events else _FOREVER
-        for pool in self.pools.values():
-            change = min(change, pool.next_change)
-        return change
-
     def _apply_changes(self, now: float) -> None:
         """Advances the engines, and applies due startups, faults, transfers and releases."""
         self._advance(now)
-        while self._fault_events and self._fault_events[-1][0] <= now:
-            _, kind, factor = self._fault_events.pop()
-            if kind:
-                for pool in self.pools.values():
-                    pool.slow(factor)
-            else:
-                self._crash(now)
-        for pool in self.pools.values():
-            if pool.next_change <= now:
-                pool.apply_due(now)
+        self._apply_due(now)
         self._transfer_kv(now)
         self._queued = self._release(self._queued, self._entry_pools, now)
         if self._decode_pools:
@@ -278,85 +376,29 @@ class Plant:
             if self._queued_decode or not self._send(request, self._decode_pools, now):
                 self._queued_decode.append(request)
 
-    def _crash(self, now: float) -> None:
-        pool = self._random.choice(list(self.pools.values()))
-        for request in pool.crash(now):
-            if self.requests.first[request] >= 0.0:
-                self.requests.lost += 1
-            elif not self._admit(request, now):
-                self._queued.append(request)
+    def _on_evicted(self, request: int, now: float) -> None:
+        if self.requests.first[request] >= 0.0:
+            self.requests.lost += 1
+        elif not self._admit(request, now):
+            self._queued.append(request)
 
     # The controller's side -----------------------------------------------------------------------------------------------
 
-    def observe(self) -> Observation:
-        """Returns the observation of this tick and resets the counters."""
-        now, faults = self._now, self.scenario.faults
-        missing = _is_during(faults.missing, now)
-        zeroed = _is_during(faults.zeroed, now)
+    def _settle(self, now: float) -> None:
         for pool in self.pools.values():
             for replica in [*pool.ready, *pool.draining]:
                 replica.engine.drop_abandoned(now)
-        arrived = range(self._reported_arrivals, self._cursor)
-        abandoned = self.requests.abandoned - self._reported_abandoned
-        self._reported_arrivals, self._reported_abandoned = self._cursor, self.requests.abandoned
-        gateway = None
-        if zeroed:
-            gateway = GatewayTraffic(0, 0)
-        elif not missing:
-            tokens = sum([self.requests.prompt[request] for request in arrived])
-            gateway = GatewayTraffic(len(arrived), tokens, len(self._queued), abandoned, *self._kept_at_decode(arrived))
-        pools = {name: pool.observe(now, missing=missing, zeroed=zeroed) for name, pool in self.pools.items()}
-        ended = self._finished_shapes(arrived) if self._has_choice else ()
-        return Observation(now, gateway, pools, shapes=None if missing or zeroed or not self._has_choice else ended)
+
+    def _held_count(self) -> int:
+        return len(self._queued)
 
     def _kept_at_decode(self, arrived: range) -> tuple[float | None, float | None]:
-        """Returns the number and the prompt tokens of arrivals that a decode engine computes.
-
-        Returns (None, None) without decode pools.
-        """
         if not self._decode_pools:
             return None, None
         computed_at_decode = [request for request in arrived if self.requests.computed_at_decode[request]]
         return float(len(computed_at_decode)), float(
             sum([self.requests.prompt[request] for request in computed_at_decode])
         )
-
-    def _finished_shapes(self, arrived: range) -> tuple[ShapeCount, ...]:
-        """Returns the shapes of requests that finished since the last observation.
-
-        The shape router learns their answer lengths.
-        """
-        requests, staying, shapes = self.requests, [], []
-        for request in (*self._unfinished_requests, *arrived):
-            if 0.0 <= requests.end[request] <= self._now:
-                shapes.append(ShapeCount(requests.prompt[request], requests.output[request], 1.0))
-                if self._shape_router is not None:
-                    self._shape_router.on_finished(requests.prompt[request], requests.output[request])
-            elif not requests.has_given_up(request, self._now):
-                staying.append(request)
-        self._unfinished_requests = staying
-        return tuple(shapes)
-
-    def scale(self, pool: str, desired: int, asleep: int = 0) -> None:
-        """Sets the desired awake and sleeping replicas of a pool, within its bounds."""
-        scaled_pool = self.pools[pool]
-        facts = scaled_pool.setup.facts
-        desired = max(facts.minimum, min(facts.maximum, desired))
-        asleep = min(asleep, facts.maximum - desired)
-        if (desired, asleep) != (scaled_pool.desired, scaled_pool.asleep_desired):
-            scaled_pool.scale(desired, self._now, asleep)
-
-    def finish(self) -> None:
-        """Stops counting cost, and simulates until all requests have ended.
-
-        This takes at most the patience of a client and 600 s.
-        """
-        for pool in self.pools.values():
-            pool.close(self._now)
-        seconds = (self.scenario.model.patience_seconds or 0.0) + 600.0
-        end = self._now + seconds
-        while self._now < end and self._has_unfinished():
-            self.run(min(end, self._now + 5.0))
 
     def _has_unfinished(self) -> bool:
         replicas = [replica for pool in self.pools.values() for replica in [*pool.ready, *pool.draining]]

@@ -1,12 +1,7 @@
 """The gateway's routing rules on the plant's load.
 
-The gateway's choice of the engine that computes a prompt, on the loads of the plant.
-
-The plant passes what a gateway would know of both engines, with the true duration of a KV transfer.
-
-The gateway's choice among accelerator classes, on the loads of the plant.
-
-The gateway's choice among ready replicas, by what it counts as their load.
+They choose the engine that computes a prompt, the accelerator class, and the ready replica. The
+plant passes what a gateway would know of both engines, with the true duration of a KV transfer.
 
 Why: which load a gateway compares decides how well replicas share prompts. With ``PROMPT_WORK`` a
 prompt almost never waits while another replica is free; with ``RANDOM_TWO`` it often does.

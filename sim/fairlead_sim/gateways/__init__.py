@@ -3,5 +3,5 @@
 - ``single_gateway``: one router that sees all traffic
 - ``admission_gate``: the same behind the gateway's admission
 - ``late_binding``: requests that wait for their chosen engine
-- ``gateway_cluster``: several gateways; each is a ``simulated_gateway``
+- ``gateway_cluster``: several gateways that share what they know
 """

@@ -1,19 +1,9 @@
 """Several simulated gateways that share what they know, as one router of a fleet simulation.
 
-One gateway of a simulated cluster: the production router and the pure cores around it.
-
-Like a live gateway, it queues a request only behind its own requests and never moves one to another
-engine. The cluster decides when each message reaches it.
-
-The KV-cache index that gateways build from simulated engines' events, and the true cache.
-
-The size of a simulated gateway cluster, and the information that its gateways share.
-
-A cluster of gateways in front of one simulated fleet, with production's exchange of information.
-
-Each gateway (``simulated_gateway``) is the production router with the pure cores around it:
-outbox, peers' state, shared load row, counter of hot prefixes, KV-event translation and the queue
-of assigned requests. Delays replace Redis and sockets:
+Like a live gateway, each queues a request only behind its own requests and never moves one to
+another engine. The cluster decides when each message reaches it. A gateway is the production router
+with the pure cores around it: outbox, peers' state, shared load row, counter of hot prefixes,
+KV-event translation and the queue of assigned requests. Delays replace Redis and sockets:
 
 - every ``round_seconds`` a gateway publishes its routed prompts and in-flight load; its peers
   receive them ``publish_seconds`` later
@@ -57,7 +47,7 @@ from fairlead_gateway.supervisor.peers.peer_exchange import DISPATCH_RETENTION_S
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, PeerLoadRow, SentPrompt
 from fairlead_gateway.supervisor.peers.peer_outbox import HEARTBEAT_SECONDS, PeerOutbox
 from fairlead_gateway.supervisor.peers.peer_state import PeerState
-from fairlead_kvstore.blockstore import changes as said
+from fairlead_kvstore.blockstore import changes as index_changes
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_sim.engine.block_pool import BlockEvicted, BlocksStored, CacheCleared, KvEvent
@@ -80,37 +70,37 @@ class ReportedIndex:
         self.mirror = IndexReplica()
         self._copies: dict[str, Counter[int]] = {name: Counter() for name in engines}
         self._epoch = 0
-        self.mirror.apply([said.CompletenessChanged(name, True, "", 0.0) for name in engines])
+        self.mirror.apply([index_changes.CompletenessChanged(name, True, "", 0.0) for name in engines])
 
-    def remove_instance(self, instance: str) -> list[said.Change]:
+    def remove_instance(self, instance: str) -> list[index_changes.Change]:
         """Drops the cache of an instance that left. Returns the index changes."""
         self._copies[instance].clear()
         self._epoch += 1
-        changes: list[said.Change] = [
-            said.InstanceCleared(instance, self._epoch, "left"),
-            said.CompletenessChanged(instance, True, "", 0.0),
+        changes: list[index_changes.Change] = [
+            index_changes.InstanceCleared(instance, self._epoch, "left"),
+            index_changes.CompletenessChanged(instance, True, "", 0.0),
         ]
         self.mirror.apply(changes)
         return changes
 
-    def apply_events(self, instance: str, events: Sequence[KvEvent]) -> list[said.Change]:
+    def apply_events(self, instance: str, events: Sequence[KvEvent]) -> list[index_changes.Change]:
         """Applies the KV events of an instance. Returns the index changes in order."""
         copies = self._copies[instance]
-        changes: list[said.Change] = []
+        changes: list[index_changes.Change] = []
         for event in events:
             match event:
                 case BlocksStored():
                     new = [key for key in event.keys if not copies[key]]
                     copies.update(event.keys)
-                    changes.append(said.BlocksStored(instance, StorageTier.GPU, event.parent or 0, new))
+                    changes.append(index_changes.BlocksStored(instance, StorageTier.GPU, event.parent or 0, new))
                 case BlockEvicted():
                     copies[event.key] -= 1
                     if copies[event.key] <= 0:
                         del copies[event.key]
-                        changes.append(said.BlocksRemoved(instance, StorageTier.GPU, [event.key]))
+                        changes.append(index_changes.BlocksRemoved(instance, StorageTier.GPU, [event.key]))
                 case CacheCleared():
                     copies.clear()
-                    changes.append(said.InstanceCleared(instance, 0, "cleared"))
+                    changes.append(index_changes.InstanceCleared(instance, 0, "cleared"))
         self.mirror.apply(changes)
         return changes
 
@@ -563,7 +553,7 @@ class GatewayCluster:
         if incarnation == self._incarnations[instance]:
             self._publish_index_changes(self.index.apply_events(instance, events))
 
-    def _publish_index_changes(self, changes: Sequence[said.Change]) -> None:
+    def _publish_index_changes(self, changes: Sequence[index_changes.Change]) -> None:
         for gateway in self._all:
             gateway.translator.on_changes(changes)
 

@@ -12,7 +12,6 @@ from fairlead_sim.autoscaling.fixed_fleet import (
     count_misses,
     fixed_fleet_scenario,
     measure_fixed_fleet,
-    measure_largest_rate,
 )
 from fairlead_sim.autoscaling.plant import EngineModelKind
 from fairlead_sim.autoscaling.request_table import ArrivalTrace, RequestTable
@@ -72,9 +71,3 @@ def test_prompt_work_misses_less_than_the_other_policies() -> None:
     }
     assert 3.0 * shares[LoadPolicy.PROMPT_WORK] < shares[LoadPolicy.RESIDENT_KV]
     assert 3.0 * shares[LoadPolicy.PROMPT_WORK] < shares[LoadPolicy.RANDOM_TWO]
-
-
-def test_the_largest_rate_is_where_the_share_is_crossed() -> None:
-    rate = measure_largest_rate(CHAT, 4, miss_share=0.05, precision=0.05, requests=1_000)
-    assert measure_fixed_fleet(CHAT, 4, 4 * rate, requests=1_000).share <= 0.05
-    assert measure_fixed_fleet(CHAT, 4, 4 * rate * 1.1, requests=1_000).share > 0.05

@@ -12,15 +12,15 @@ from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.types import Observation, PoolPlan, ReplicaState, ScalingPlan, SleepTier
 from fairlead_sim.autoscaling import reference_pools
 from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, ScheduleController, run_controller, run_schedule
-from fairlead_sim.autoscaling.fleet_plant.conversation_prompts import ConversationPrompts
 from fairlead_sim.autoscaling.fleet_plant.conversations import (
     NO_PARENT,
     PREFIX_BLOCK_TOKENS,
     ConversationOptions,
+    ConversationPrompts,
     ConversationTurns,
+    FleetPlantOptions,
     conversation_turns,
 )
-from fairlead_sim.autoscaling.fleet_plant.options import FleetPlantOptions
 from fairlead_sim.autoscaling.fleet_plant.plant import FleetPlant
 from fairlead_sim.autoscaling.fleet_plant.scaled_schedule import scale_steps, scaled_schedule_bound
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, PlantFaults

@@ -51,7 +51,7 @@ from fairlead_bench.outside_plant.plant import PlantOptions, core_info
 from fairlead_bench.outside_plant.scenario import FAMILIES, RequestList, Scenario, poisson_arrivals
 from fairlead_bench.results import NO_GOALS, ResultRow, load_goals, parse_options, write_results
 from fairlead_sim.adapters.autoscaler_adapter import AutoscalerAdapter, parse_model
-from fairlead_sim.autoscaling.closed_loop import SimulatedPlant, run_controller
+from fairlead_sim.autoscaling.closed_loop import run_controller
 from fairlead_sim.autoscaling.fixed_fleet import (
     CASES,
     WARMUP_SECONDS,
@@ -60,7 +60,7 @@ from fairlead_sim.autoscaling.fixed_fleet import (
     fixed_fleet_scenario,
 )
 from fairlead_sim.autoscaling.fleet_plant.plant import FleetPlant
-from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, Plant
+from fairlead_sim.autoscaling.plant import AutoscalingScenario, EngineModelKind, Plant, SimulatedPlant
 from fairlead_sim.autoscaling.routing import LoadPolicy
 
 _RATE_FACTORS: Final = 0.25, 2.0

@@ -1,6 +1,4 @@
-"""Requests of a load as turns of conversations, and their prompts.
-
-The requests of a load as turns of conversations, so that prompts have common prefixes.
+"""The requests of a load as turns of conversations, so that prompts have common prefixes.
 
 A load says when requests arrive and how long their prompts and answers are. This module adds which
 request continues which, and changes neither times nor lengths.
@@ -12,10 +10,6 @@ request continues which, and changes neither times nor lengths.
   if an endless cache would have the wanted share of the prompt tokens so far.
 
 Why the longest: the text that a turn adds is short in comparison with what it repeats.
-
-The prompts of conversations: what the gateway hashes and what engines cache of each.
-
-The options of a fleet plant: what a scenario does not say.
 """
 
 from bisect import bisect_left, bisect_right, insort

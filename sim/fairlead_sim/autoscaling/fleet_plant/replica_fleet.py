@@ -1,33 +1,32 @@
 """The replicas of a plant whose engines are those of the fleet simulator.
 
-A fleet engine as a replica of a ``Pool``: its gauges, counters and loss.
-
-The simulation advances all engines together, and its gateway sends the requests.
-
-A gateway in front of a fleet that may be empty or full: requests wait in it for a replica.
-
-The router is the one that the gateway runs, with late binding. As in the gateway, a request is not
-sent to a replica whose batch or memory is full by what is in flight. While no replica is ready, or
-all are full, requests wait in order of arrival.
+The simulation advances all engines together, and its gateway sends the requests. The fleet may be
+empty or full: then requests wait in the gateway for a replica. The router is the one that the
+gateway runs, with late binding. As in the gateway, a request is not sent to a replica whose batch
+or memory is full by what is in flight. While no replica is ready, or all are full, requests wait in
+order of arrival.
 
 Why the memory: an engine whose memory is full lets a prompt wait, and all later ones behind it.
-
-The pools of a scenario as one fleet: their replicas are the engines of a fleet simulation.
 
 ``Pool`` decides which replicas exist. ``synchronize`` makes the simulation follow: ready replicas
 join the router, draining ones leave it, ended ones leave the fleet. A replica that was asleep
 returns with an empty cache.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import count
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Instance, Model, Role, SloTargets
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS
-from fairlead_sim.autoscaling.fleet_plant.conversation_prompts import ConversationPrompts
-from fairlead_sim.autoscaling.fleet_plant.conversations import PREFIX_BLOCK_TOKENS, conversation_turns
-from fairlead_sim.autoscaling.fleet_plant.options import FleetPlantOptions
+from fairlead_sim.autoscaling.fleet_plant.conversations import (
+    PREFIX_BLOCK_TOKENS,
+    ConversationPrompts,
+    FleetPlantOptions,
+    conversation_turns,
+)
 from fairlead_sim.autoscaling.plant import AutoscalingScenario
 from fairlead_sim.autoscaling.plant_engine import PlantEngine, StepTotals
 from fairlead_sim.autoscaling.pool import Pool, PoolSetup
@@ -280,12 +279,16 @@ class ReplicaFleet:
         self.pools: dict[str, Pool] = {}
         for setup in scenario.pools:
             name = setup.facts.name
-            factory = _ReplicaEngineFactory(self, setup)
+            factory = partial(self.make_engine, setup, count(1))
             self.pools[name] = Pool(setup, factory, scenario.random_source(name), foresight=foresight)
         self.synchronize(0.0)
 
-    def make_engine(self, setup: PoolSetup, name: str) -> FleetReplicaEngine:
-        """Returns a new engine, which joins the simulation when its replica is ready."""
+    def make_engine(self, setup: PoolSetup, numbers: Iterator[int]) -> FleetReplicaEngine:
+        """Returns a new engine, which joins the simulation when its replica is ready.
+
+        It is named as ``Pool`` names its replicas.
+        """
+        name = f"{setup.facts.name}-{next(numbers)}"
         self._profiles[name] = setup.profile
         self._pool_of[name] = setup.facts.name
         totals = StepTotals(*self._bounds)
@@ -345,16 +348,3 @@ class ReplicaFleet:
             self._requests.abandoned += 1
         elif inflight.error is not None:
             self._requests.lost += 1
-
-
-class _ReplicaEngineFactory:
-    """The factory of a pool's engines, which are named as ``Pool`` names its replicas."""
-
-    def __init__(self, fleet: ReplicaFleet, setup: PoolSetup) -> None:
-        self._fleet = fleet
-        self._setup = setup
-        self._count = 0
-
-    def __call__(self) -> FleetReplicaEngine:
-        self._count += 1
-        return self._fleet.make_engine(self._setup, f"{self._setup.facts.name}-{self._count}")

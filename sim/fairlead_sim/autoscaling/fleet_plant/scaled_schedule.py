@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import floor
 
-from fairlead_sim.autoscaling.closed_loop import SimulatedPlant, is_within_slo, run_schedule
+from fairlead_sim.autoscaling.closed_loop import is_within_slo, run_schedule
 from fairlead_sim.autoscaling.fleet_plant.plant import FleetPlant
 from fairlead_sim.autoscaling.offline_optimum import OptimumSchedule
-from fairlead_sim.autoscaling.plant import AutoscalingScenario
+from fairlead_sim.autoscaling.plant import AutoscalingScenario, SimulatedPlant
 
 _LOW_FACTOR, _HIGH_FACTOR = 0.4, 2.5
 _SAME_FACTORS = 1.01
