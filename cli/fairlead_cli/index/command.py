@@ -6,13 +6,15 @@ secret, the same as gateways and the indexer have.
 
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from cyclopts import Parameter
 
+from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock, SystemClock
 from fairlead.units import format_duration
@@ -28,7 +30,6 @@ from fairlead_cli.exit_codes import (
 )
 from fairlead_cli.index.connection import (
     IndexAddress,
-    IndexOptions,
     IndexSource,
     choose_model,
     connect,
@@ -38,12 +39,30 @@ from fairlead_cli.index.connection import (
 )
 from fairlead_cli.index.snapshot import IndexSnapshot, take_snapshot
 from fairlead_cli.output import OutputFlag, OutputFormat, format_document, is_document
-from fairlead_cli.target import ModelFlag
+from fairlead_cli.target import ModelFlag, qualified_name
 from fairlead_kvstore.redis.link import RedisLink
 
 _Source = Annotated[IndexSource, Parameter(name="*")]
 _HERE = IndexSource()
 _InstanceFlag = Annotated[str | None, Parameter(help="Only instances whose id begins like this.")]
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenIndex:
+    """A connected Redis, and the models that have an index there."""
+
+    link: RedisLink
+    address: IndexAddress
+    models: Sequence[str]
+    clock: Clock
+    limits: Limits
+
+    def choose(self, model: str | None, source: IndexSource) -> str:
+        name = qualified_name(model, source.cluster.namespace)
+        return choose_model(name, self.models, self.address.namespace)
+
+    async def snapshot(self, key: str) -> IndexSnapshot:
+        return await take_snapshot(self.link, key, self.clock, self.limits)
 
 
 def index_stats(model: ModelFlag = None, *, source: _Source = _HERE, output: OutputFlag = "table") -> int:
@@ -52,7 +71,31 @@ def index_stats(model: ModelFlag = None, *, source: _Source = _HERE, output: Out
     Exits 0 when all is well, 1 when an index is unusable, incomplete or not written. Exits 2 on
     wrong usage or an unknown model, 3 when Redis cannot be reached.
     """
-    return run_index(IndexOptions("stats", model, source, output=output))
+
+    async def show_stats(index: _OpenIndex) -> int:
+        from fairlead_cli.index.stats import build_stats, render_stats
+
+        address = index.address
+        keys = index.models if model is None else [index.choose(model, source)]
+        all_stats = [build_stats(await index.snapshot(key)) for key in keys]
+        pod_names: dict[str, Mapping[str, str]] = {}  # by namespace
+        for model_stats in all_stats:
+            if address.is_model_deleted is not None and not model_stats.is_healthy:
+                model_stats.deleted = await address.is_model_deleted(model_stats.model)
+            if address.read_pod_names is not None:
+                namespace = model_stats.model.partition("/")[0]
+                if namespace not in pod_names:
+                    pod_names[namespace] = await address.read_pod_names(namespace)
+                model_stats.name_pods(pod_names[namespace])
+        if is_document(output):
+            print(format_document({"models": all_stats}, output))
+        elif not all_stats:
+            print("this Redis has no index: does an indexer run, and does it write to this Redis?", file=sys.stderr)
+        else:
+            stdout_console().print(render_stats(all_stats, is_wide=output == "wide"))
+        return OK if all_stats and all(model_stats.is_healthy for model_stats in all_stats) else PROBLEM
+
+    return _run(source, show_stats)
 
 
 def index_match(
@@ -77,7 +120,29 @@ def index_match(
     Exits 0 with an answer, 1 when the index is unusable or not written. Exits 2 on wrong usage or
     an unknown model, 3 when Redis cannot be reached.
     """
-    return run_index(IndexOptions("match", model, source, tokens, adapter, salt, output=output))
+    token_ids = read_token_ids(tokens)
+
+    async def show_match(index: _OpenIndex) -> int:
+        from fairlead_cli.index.prefix_match import TokenPrompt, check_secret, match_prompt, read_ages, render_match
+
+        secret = index.address.hash_secret.encode()
+        snapshot = await index.snapshot(index.choose(model, source))
+        check_secret(snapshot, secret)
+        answer, last = match_prompt(snapshot, TokenPrompt(token_ids, adapter, salt), secret)
+        answer.set_ages(await read_ages(index.link, snapshot, last))
+        print(format_document(answer, output) if is_document(output) else terminal_text(render_match(answer)))
+        if snapshot.lease is None:
+            since = (
+                ""
+                if snapshot.last_written is None
+                else f" since {format_duration(max(0.0, snapshot.wall - snapshot.last_written))}"
+            )
+            print(
+                f"fairlead index: no indexer writes this index{since}; the answer may be out of date", file=sys.stderr
+            )
+        return OK
+
+    return _run(source, show_match)
 
 
 def index_verify(
@@ -94,7 +159,20 @@ def index_verify(
     Exits 0 when nothing differs, 1 when something does or the index is unusable. Exits 2 on wrong
     usage or an unknown model, 3 when Redis cannot be reached.
     """
-    return run_index(IndexOptions("verify", model, source, instance=instance, output=output))
+
+    async def compare(index: _OpenIndex) -> int:
+        from fairlead_cli.index.verification import render_lines, verify
+
+        snapshot = await index.snapshot(index.choose(model, source))
+        secret = index.address.hash_secret.encode()
+        report = await verify(index.link, snapshot, secret, index.clock, index.limits, instance)
+        if is_document(output):
+            print(format_document(report, output))
+        else:
+            print(terminal_text("\n".join(render_lines(report))))
+        return PROBLEM if report.differences else OK
+
+    return _run(source, compare)
 
 
 def index_watch(
@@ -114,108 +192,39 @@ def index_watch(
     Exits 0 after --count batches, 1 when the index is not written. Exits 2 on wrong usage or an
     unknown model, 3 when Redis cannot be reached.
     """
-    return run_index(IndexOptions("watch", model, source, instance=instance, kind=kind, count=count, output=output))
+    if count is not None and count < 1:
+        raise BadInput(f"--count {count} is less than one batch", field="--count", hint="leave --count out for no end")
+
+    async def follow(index: _OpenIndex) -> int:
+        from fairlead_cli.index.change_stream import ChangeBatch, ChangeFilter, follow_changes, format_batch
+
+        def show(batch: ChangeBatch) -> None:
+            if output == "json":
+                print(msgspec.json.encode(batch).decode(), flush=True)
+            elif output == "yaml":
+                print(f"---\n{format_document(batch, output)}", flush=True)
+            else:
+                print(terminal_text(format_batch(batch)), flush=True)
+
+        key = index.choose(model, source)
+        await follow_changes(index.link, key, ChangeFilter(instance, kind), show, count)
+        return OK
+
+    return _run(source, follow)
 
 
-def run_index(options: IndexOptions) -> int:
-    """Queries, prints and returns the exit code. Raises BadInput for wrong usage and for an unknown
-    model.
-    """
-    options.validate()
+def _run(source: IndexSource, query: Callable[[_OpenIndex], Awaitable[int]]) -> int:
+    """Returns a query's exit code. Raises BadInput for wrong usage and for an unknown model."""
+
+    async def connect_and_query(address: IndexAddress) -> int:
+        clock, limits = SystemClock(), Limits()
+        async with connect(address.redis, clock, limits) as link:
+            return await query(_OpenIndex(link, address, await list_models(link), clock, limits))
+
     try:
-        with open_index(options.source) as address:
-            return asyncio.run(_query(options, address, SystemClock(), Limits()))
+        with open_index(source) as address:
+            return asyncio.run(connect_and_query(address))
     except (IndexUnreachable, ClusterUnreachable) as error:
         return report_failure("index", error, UNREACHABLE)
     except UnusableIndex as error:
         return report_failure("index", error, PROBLEM)
-
-
-async def _query(options: IndexOptions, address: IndexAddress, clock: Clock, limits: Limits) -> int:
-    secret = address.hash_secret.encode()
-    prompt = read_token_ids(options.tokens) if options.tokens is not None else []
-    async with connect(address.redis, clock, limits) as link:
-        models_ = await list_models(link)
-        if options.action == "stats":
-            if options.model is not None:
-                models_ = [choose_model(options.qualified_model, models_, address.namespace)]
-            snapshots = [await take_snapshot(link, key, clock, limits) for key in models_]
-            return await _stats(options, snapshots, address)
-        key = choose_model(options.qualified_model, models_, address.namespace)
-        if options.action == "watch":
-            return await _watch(options, link, key)
-        snapshot = await take_snapshot(link, key, clock, limits)
-        if options.action == "verify":
-            return await _verify(options, link, snapshot, secret, clock, limits)
-        return await _match(options, link, snapshot, prompt, secret)
-
-
-async def _stats(options: IndexOptions, snapshots: list[IndexSnapshot], address: IndexAddress) -> int:
-    from fairlead_cli.index.stats import build_stats, render_stats
-
-    all_stats = [build_stats(snapshot) for snapshot in snapshots]
-    pod_names: dict[str, Mapping[str, str]] = {}  # by namespace
-    for model_stats in all_stats:
-        if address.is_model_deleted is not None and not model_stats.is_healthy:
-            model_stats.deleted = await address.is_model_deleted(model_stats.model)
-        if address.read_pod_names is not None:
-            namespace = model_stats.model.partition("/")[0]
-            if namespace not in pod_names:
-                pod_names[namespace] = await address.read_pod_names(namespace)
-            model_stats.name_pods(pod_names[namespace])
-    if is_document(options.output):
-        print(format_document({"models": all_stats}, options.output))
-    elif not all_stats:
-        print("this Redis has no index: does an indexer run, and does it write to this Redis?", file=sys.stderr)
-    else:
-        stdout_console().print(render_stats(all_stats, is_wide=options.output == "wide"))
-    return OK if all_stats and all(model_stats.is_healthy for model_stats in all_stats) else PROBLEM
-
-
-async def _match(
-    options: IndexOptions, link: RedisLink, snapshot: IndexSnapshot, tokens: list[int], secret: bytes
-) -> int:
-    from fairlead_cli.index.prefix_match import TokenPrompt, check_secret, match_prompt, read_ages, render_match
-
-    check_secret(snapshot, secret)
-    answer, last = match_prompt(snapshot, TokenPrompt(tokens, options.adapter, options.salt), secret)
-    answer.set_ages(await read_ages(link, snapshot, last))
-    print(
-        format_document(answer, options.output) if is_document(options.output) else terminal_text(render_match(answer))
-    )
-    if snapshot.lease is None:
-        since = (
-            ""
-            if snapshot.last_written is None
-            else f" since {format_duration(max(0.0, snapshot.wall - snapshot.last_written))}"
-        )
-        print(f"fairlead index: no indexer writes this index{since}; the answer may be out of date", file=sys.stderr)
-    return OK
-
-
-async def _watch(options: IndexOptions, link: RedisLink, key: str) -> int:
-    from fairlead_cli.index.change_stream import ChangeBatch, ChangeFilter, follow_changes, format_batch
-
-    def show(batch: ChangeBatch) -> None:
-        if options.output == "json":
-            print(msgspec.json.encode(batch).decode(), flush=True)
-        elif options.output == "yaml":
-            print(f"---\n{format_document(batch, options.output)}", flush=True)
-        else:
-            print(terminal_text(format_batch(batch)), flush=True)
-
-    await follow_changes(link, key, ChangeFilter(options.instance, options.kind), show, options.count)
-    return OK
-
-
-async def _verify(
-    options: IndexOptions, link: RedisLink, snapshot: IndexSnapshot, secret: bytes, clock: Clock, limits: Limits
-) -> int:
-    from fairlead_cli.index.verification import render_lines, verify
-
-    report = await verify(link, snapshot, secret, clock, limits, options.instance)
-    if is_document(options.output):
-        print(format_document(report, options.output))
-    else:
-        print(terminal_text("\n".join(render_lines(report))))
-    return PROBLEM if report.differences else OK

@@ -20,8 +20,7 @@ from fairlead.runtime.clock import Clock
 from fairlead.settings import CliSettings, read_settings
 from fairlead_cli.exit_codes import IndexUnreachable
 from fairlead_cli.local.run_directory import running_stacks
-from fairlead_cli.output import OutputFormat
-from fairlead_cli.target import ClusterOptions, is_cluster_target, qualified_name
+from fairlead_cli.target import ClusterOptions, is_cluster_target
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
@@ -48,37 +47,6 @@ class IndexSource:
         Parameter(help="The Redis. Default: FAIRLEAD_REDIS_URL, else that of `fairlead up`, else of the cluster."),
     ] = None
     cluster: Annotated[ClusterOptions, Parameter(name="*")] = _CLUSTER
-
-
-_ANY: Final = IndexSource()
-
-
-@dataclass(frozen=True, slots=True)
-class IndexOptions:
-    """The options of ``fairlead index`` as given on the command line."""
-
-    action: str
-    model: str | None = None
-    source: IndexSource = _ANY
-    tokens: Path | None = None
-    adapter: str | None = None
-    salt: str | None = None
-    instance: str | None = None
-    kind: str | None = None
-    count: int | None = None
-    output: OutputFormat = "table"
-
-    @property
-    def qualified_model(self) -> str | None:
-        """The model with the namespace of ``-n``, if it has none."""
-        return qualified_name(self.model, self.source.cluster.namespace)
-
-    def validate(self) -> None:
-        """Raises BadInput for wrong usage."""
-        if self.count is not None and self.count < 1:
-            raise BadInput(
-                f"--count {self.count} is less than one batch", field="--count", hint="leave --count out for no end"
-            )
 
 
 def read_token_ids(path: Path) -> list[int]:

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from typing import Any, Final
@@ -20,8 +20,7 @@ import zmq
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.__main__ import main
-from fairlead_cli.index.command import run_index
-from fairlead_cli.index.connection import IndexOptions, IndexSource
+from fairlead_cli.index.connection import IndexSource
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.index.instance_status import InstanceStatus, secret_fingerprint
 from fairlead_kvstore.index.writer import IndexWriter
@@ -127,11 +126,9 @@ class IndexScene:
         self.writer.offer(MODEL, changes)
         await self.writer.step()
 
-    async def run_command(self, action: str, **more: Any) -> int:
-        """Runs the command in a thread; returns its exit code."""
-        output = more.pop("output", "json" if action == "match" else "table")
-        options = IndexOptions(action, source=IndexSource(self.url), output=output, **more)
-        return await asyncio.to_thread(run_index, options)
+    async def run_command(self, verb: Callable[..., int], **more: Any) -> int:
+        """Runs a verb of the command in a thread; returns its exit code."""
+        return await asyncio.to_thread(verb, source=IndexSource(self.url), **more)
 
 
 @asynccontextmanager

