@@ -8,8 +8,6 @@ import asyncio
 import itertools
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -32,6 +30,7 @@ from fairlead_cli.index.prefix_match import TokenPrompt
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.processes import start_ready
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
 
@@ -119,21 +118,9 @@ class ControlPlane:
 
     def _start(self, name: str, module: str, *options: str) -> str:
         """Starts a component, and returns the line with which it says that it is ready."""
-        log = self._folder / f"{name}.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, *options],
-                stdout=subprocess.PIPE,
-                stderr=out,
-                stdin=subprocess.DEVNULL,
-                text=True,
-                env={**os.environ, "FAIRLEAD_HASH_SECRET": SECRET},
-            )
+        environ = {**os.environ, "FAIRLEAD_HASH_SECRET": SECRET}
+        process, line = start_ready(module, *options, log=self._folder / f"{name}.log", environ=environ)
         self._stack.callback(stop_process, process)
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line.startswith("ready"):
-            raise RuntimeError(f"the {name} did not start: {line} {log.read_text()[-2_000:]}")
         return line
 
 

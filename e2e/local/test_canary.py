@@ -41,7 +41,7 @@ from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_pro
 from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
-from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.redis.valkey import Valkey, running_valkey
 from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.extended]
@@ -379,19 +379,15 @@ async def _write_everything(folder: Path, valkey: Valkey, split: DisaggregatedMo
 
 
 def test_no_prompt_and_no_key_is_written_down_anywhere(tmp_path: Path) -> None:
-    valkey = Valkey(tmp_path)
-    valkey.start()
-    try:
-        produces, consumes = (*_SPLIT, "--kv-role", "kv_producer"), (*_SPLIT, "--kv-role", "kv_consumer")
-        with (
-            killable_engine(*produces) as prefill,
-            killable_engine(*consumes) as decode,
-            killable_engine(*consumes) as other,
-        ):
-            split = DisaggregatedModel([prefill], [decode, other])
-            written = run_async(_write_everything(tmp_path, valkey, split))
-    finally:
-        valkey.kill()
+    produces, consumes = (*_SPLIT, "--kv-role", "kv_producer"), (*_SPLIT, "--kv-role", "kv_consumer")
+    with (
+        running_valkey(tmp_path) as valkey,
+        killable_engine(*produces) as prefill,
+        killable_engine(*consumes) as decode,
+        killable_engine(*consumes) as other,
+    ):
+        split = DisaggregatedModel([prefill], [decode, other])
+        written = run_async(_write_everything(tmp_path, valkey, split))
     for place, text in written.items():
         for secret in (CANARY, KEY, PEPPER):
             assert secret not in text, (place, secret, text[max(0, text.find(secret) - 300) : text.find(secret) + 100])

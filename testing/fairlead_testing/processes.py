@@ -16,6 +16,7 @@ import random
 import re
 import resource
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -54,6 +55,25 @@ async def ready_process(
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+
+
+def start_ready(
+    module: str, *arguments: str, log: Path, environ: Mapping[str, str] | None = None
+) -> "tuple[subprocess.Popen[str], str]":
+    """Starts a module with its errors in a file. Returns the process and its line that begins with
+    `ready`. Raises RuntimeError with the end of the file where that does not come.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=out, stdin=subprocess.DEVNULL, text=True, env=environ
+        )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line.startswith("ready"):
+        process.kill()
+        raise RuntimeError(f"{module} did not start: {line}{log.read_text()[-2_000:]}")
+    return process, line
 
 
 def is_alive(pid: int) -> bool:

@@ -21,7 +21,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from operator import attrgetter
 from pathlib import Path
@@ -47,7 +47,7 @@ from fairlead_sim.workload.traces import TraceRequest, at_rate
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
-from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.redis.valkey import running_valkey
 
 NAME = "agreement"
 PRESETS = ("dual-hash", "prefix-cache", "llm-d", "round-robin")
@@ -142,19 +142,11 @@ async def run_live(
             "--speed", str(speed),
         ))
         # fmt: on
-        fleet = fleet_of([engine.url for engine in engines], preset=rule, objectives=OBJECTIVES)
         profile = builtin_profile(PROFILE).sped_up(speed)
-        fleet = replace(
-            fleet, instances={MODEL_KEY: tuple(replace(one, profile=profile) for one in fleet.instances[MODEL_KEY])}
-        )
         path = folder / "fleet.yaml"
-        write_fleet_file(path, fleet)
-        sharing: list[str] = []
-        if count > 1:
-            server = Valkey(folder)
-            server.start()
-            stack.callback(server.kill)
-            sharing = ["--redis", server.url]
+        urls = [engine.url for engine in engines]
+        write_fleet_file(path, fleet_of(urls, preset=rule, objectives=OBJECTIVES, profile=profile))
+        sharing = ["--redis", stack.enter_context(running_valkey(folder)).url] if count > 1 else []
         running = [await stack.enter_async_context(gateway_process(path, *sharing)) for _ in range(count)]
         outcomes = await replay([one.url for one in running], requests, builder, speed)
     return summarize(count, rule, outcomes, requests)

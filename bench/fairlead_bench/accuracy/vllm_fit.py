@@ -198,9 +198,8 @@ class FitBenchmark:
             return await replay([gateway.url], requests, self._builder, 1.0)
 
     def _write(self, rule: str, profile: EngineProfile) -> None:
-        fleet = fleet_of([engine.url for engine in self._engines], preset=rule, objectives=OBJECTIVES)
-        instances = tuple(replace(one, profile=profile) for one in fleet.instances[MODEL_KEY])
-        write_fleet_file(self._fleet, replace(fleet, instances={MODEL_KEY: instances}))
+        urls = [engine.url for engine in self._engines]
+        write_fleet_file(self._fleet, fleet_of(urls, preset=rule, objectives=OBJECTIVES, profile=profile))
 
 
 @contextmanager

@@ -54,7 +54,6 @@ from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import SloTargets
 from fairlead_bench.fairness.benchmark import FairCluster, percentile
 from fairlead_bench.results import Goals, ResultRow, load_goals, parse_options, write_results
-from fairlead_gateway.worker.api_keys import key_digest
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
 from fairlead_sim.gateways.admission_gate import TenantClass
@@ -63,9 +62,10 @@ from fairlead_sim.gateways.single_gateway import RoutingOptions
 from fairlead_sim.workload.traces import TraceRequest
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.gateway.gateway_process import gateway_process
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
+from fairlead_testing.gateway.running_gateway import fleet_of
+from fairlead_testing.gateway.tenant_keys import tenant_document
 from fairlead_testing.http.raw_client import get_request, post_request, send
-from fairlead_testing.redis.valkey_cluster import HOST, ValkeyGroup
+from fairlead_testing.redis.valkey import running_valkey
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,51 +250,21 @@ async def _installation(
 ) -> AsyncIterator[tuple[list[str], list[str]]]:
     """Runs engines and gateways; yields the URLs of both."""
     os.environ["FAIRLEAD_KEY_PEPPER"] = PEPPER
-    group = ValkeyGroup()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        try:
-            redis = group.start(folder)
-            async with AsyncExitStack() as stack:
-                written = json.dumps({one: getattr(profile, one) for one in profile.__slots__})
-                options = (
-                    "--profile",
-                    written,
-                    "--answer-length",
-                    "100000",
-                    "--num-gpu-blocks-override",
-                    str(profile.kv_tokens // 16),
-                )
-                engines = await stack.enter_async_context(
-                    engine_processes(ENGINES, *options, "--block-tokens", "16", "--max-model-len", "2048")
-                )
-                fleet = fleet_of([engine.url for engine in engines])
-                instances = tuple(replace(one, profile=profile) for one in fleet.instances[MODEL_KEY])
-                write_fleet_file(folder / "fleet.yaml", replace(fleet, instances={MODEL_KEY: instances}))
-                (folder / "tenants.yaml").write_text("---\n".join(_tenant(*one) for one in weights.items()))
-                arguments = (
-                    "--tenants",
-                    str(folder / "tenants.yaml"),
-                    "--redis",
-                    f"redis://{HOST}:{redis.port}",
-                    "--workers",
-                    "1",
-                )
-                running = [
-                    await stack.enter_async_context(gateway_process(folder / "fleet.yaml", *arguments))
-                    for _ in range(gateways)
-                ]
-                yield [one.url for one in running], [one.url for one in engines]
-        finally:
-            group.stop()
-
-
-def _tenant(name: str, weight: float) -> str:
-    digest = key_digest(name.encode(), PEPPER.encode()).hex()
-    return (
-        "apiVersion: serving.fairlead.io/v1alpha1\nkind: ModelTenant\n"
-        f'metadata: {{name: {name}}}\nspec: {{keys: [{{name: k, digest: "{digest}"}}], weight: {weight:g}}}\n'
-    )
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        redis = stack.enter_context(running_valkey(folder))
+        written = json.dumps({one: getattr(profile, one) for one in profile.__slots__})
+        options = ["--profile", written, "--num-gpu-blocks-override", str(profile.kv_tokens // 16)]
+        options += ["--answer-length", "100000", "--block-tokens", "16", "--max-model-len", "2048"]
+        engines = await stack.enter_async_context(engine_processes(ENGINES, *options))
+        write_fleet_file(folder / "fleet.yaml", fleet_of([engine.url for engine in engines], profile=profile))
+        tenants = folder / "tenants.yaml"
+        tenants.write_text("---\n".join(tenant_document(name, PEPPER, weight=one) for name, one in weights.items()))
+        arguments = ("--tenants", str(tenants), "--redis", redis.url, "--workers", "1")
+        running = [
+            await stack.enter_async_context(gateway_process(folder / "fleet.yaml", *arguments)) for _ in range(gateways)
+        ]
+        yield [one.url for one in running], [one.url for one in engines]
 
 
 class _Client:

@@ -33,7 +33,8 @@ from fairlead_kvstore.blockstore import block_table as blocks
 from fairlead_kvstore.blockstore.changes import BlocksStored
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index.replica import IndexReplica
-from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.processes import start_ready
+from fairlead_testing.redis.valkey import Valkey, running_valkey
 
 REST_SECONDS: Final = 3.0
 """The indexer asks an engine a second after connecting for what it may have missed."""
@@ -125,18 +126,6 @@ def start_child(*words: str) -> Iterator[ChildProcess]:
 
 
 @contextmanager
-def start_redis() -> Iterator[Valkey]:
-    """Starts a new server without a disk."""
-    with tempfile.TemporaryDirectory() as folder:
-        server = Valkey(Path(folder))
-        server.start()
-        try:
-            yield server
-        finally:
-            server.kill()
-
-
-@contextmanager
 def start_indexer(redis: str, engines: list[dict[str, str]], folder: Path) -> Iterator[int]:
     """Starts ``python -m fairlead_kvstore`` before these engines; yields its pid."""
     instances = [
@@ -150,19 +139,14 @@ def start_indexer(redis: str, engines: list[dict[str, str]], folder: Path) -> It
     ]
     fleet = folder / "fleet.yaml"
     fleet.write_text(yaml.safe_dump({"models": [{"name": MODEL.partition("/")[2], "instances": instances}]}))
-    command = [sys.executable, "-m", "fairlead_kvstore", "--fleet", str(fleet), "--redis", redis]
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")}
-    with (folder / "indexer.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environ)
-        assert process.stdout is not None
+    arguments = ("--fleet", str(fleet), "--redis", redis)
+    process, _ = start_ready("fairlead_kvstore", *arguments, log=folder / "indexer.log", environ=environ)
+    with process:
         try:
-            if not process.stdout.readline().startswith("ready "):
-                raise RuntimeError((folder / "indexer.log").read_text())
             yield process.pid
         finally:
             process.terminate()
-            process.wait(60)
-            process.stdout.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +172,7 @@ def run(traffic: EventTraffic, *, cold: bool = False, emptied: bool = False) -> 
     words = (kind, str(blocks), str(engines), str(traffic.rate), str(traffic.seed))
     with (
         tempfile.TemporaryDirectory() as folder,
-        start_redis() as redis,
+        running_valkey(Path(folder)) as redis,
         start_child("fairlead_bench.index.event_publisher", *words) as publisher,
     ):
         pid_redis = _pid(redis)

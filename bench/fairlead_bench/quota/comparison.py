@@ -25,7 +25,6 @@ import re
 import subprocess
 import tempfile
 import time
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ import httpx
 from redis.asyncio import Redis
 
 from fairlead.fleet.file import write_fleet_file
+from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_bench.gateway.target_process import tree_usage
 from fairlead_bench.gateway.targets import PeerUnavailable, install_peer
 from fairlead_bench.quota.accuracy import (
@@ -54,10 +54,10 @@ from fairlead_bench.quota.accuracy import (
     tenant_requests,
 )
 from fairlead_bench.results import Goals, MapFunction, ResultRow
-from fairlead_gateway.worker.api_keys import key_digest
 from fairlead_testing.engines.scripted import EngineCall, ScriptedEngine, scripted_engine, usage
 from fairlead_testing.gateway.gateway_process import gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
+from fairlead_testing.gateway.tenant_keys import tenant_document
 from fairlead_testing.processes import unused_port
 from fairlead_testing.redis.valkey_cluster import HOST, ValkeyGroup, ValkeyNode
 
@@ -182,64 +182,40 @@ litellm_settings:
 """
 
 
-class ProductProcesses(ABC):
-    """Running gateways of one product.
+@dataclass(frozen=True, slots=True)
+class ProductProcesses:
+    """The running processes of a product.
 
-    roots: the process ids of the gateways.
+    roots: the first process of each replica.
+    key_prefix: before the name of a tenant, for its API key.
+    windows: the beginnings of each tenant's windows in Unix seconds; None: whole minutes.
     """
 
-    def __init__(self, urls: Sequence[str], roots: Sequence[int]) -> None:
-        self.urls = urls
-        self.roots = roots
-
-    @abstractmethod
-    def key(self, tenant: str) -> str:
-        """Returns the API key of a tenant."""
-
-    @abstractmethod
-    def starts(self, tenant: str) -> Sequence[float] | None:
-        """Returns the beginnings of a tenant's windows in Unix seconds; None: whole minutes."""
-
-
-class FairleadProcesses(ProductProcesses):
-    """Gateways of Fairlead."""
+    urls: Sequence[str]
+    roots: Sequence[int]
+    key_prefix: str = ""
+    windows: dict[str, list[float]] | None = None
 
     def key(self, tenant: str) -> str:
         """Returns the API key of a tenant."""
-        return tenant
+        return self.key_prefix + tenant
 
     def starts(self, tenant: str) -> Sequence[float] | None:
-        """Windows are whole minutes."""
-        return None
+        """Returns the beginnings of a tenant's windows; None: whole minutes."""
+        return None if self.windows is None else self.windows.get(tenant, [])
 
 
-class LitellmProcesses(ProductProcesses):
-    """LiteLLM's proxies."""
-
-    def __init__(self, urls: Sequence[str], roots: Sequence[int]) -> None:
-        super().__init__(urls, roots)
-        self.found: dict[str, list[float]] = {}
-        self.has_ended = False
-
-    def key(self, tenant: str) -> str:
-        """Returns the API key of a tenant."""
-        return f"sk-{tenant}"
-
-    def starts(self, tenant: str) -> Sequence[float] | None:
-        """Returns the windows that were seen in Redis."""
-        return self.found.get(tenant, [])
-
-    async def watch(self, redis: "Redis") -> None:
-        """Notes when windows begin, until `has_ended` is set."""
-        while not self.has_ended:
-            async for key in redis.scan_iter("*:window"):
-                found = _WINDOW_KEY.search(key.decode())
-                value = await redis.get(key)
-                if found is not None and value is not None:
-                    starts = self.found.setdefault(found[1], [])
-                    if not starts or starts[-1] < float(value):
-                        starts.append(float(value))
-            await asyncio.sleep(_POLL_SECONDS)
+async def watch_windows(redis: "Redis", windows: dict[str, list[float]]) -> None:
+    """Notes when LiteLLM's windows begin, until it is cancelled."""
+    while True:
+        async for key in redis.scan_iter("*:window"):
+            found = _WINDOW_KEY.search(key.decode())
+            value = await redis.get(key)
+            if found is not None and value is not None:
+                starts = windows.setdefault(found[1], [])
+                if not starts or starts[-1] < float(value):
+                    starts.append(float(value))
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 @asynccontextmanager
@@ -268,21 +244,14 @@ async def fairlead_processes(
         gateways = [
             await stack.enter_async_context(gateway_process(folder / "fleet.yaml", *options)) for _ in range(REPLICAS)
         ]
-        yield FairleadProcesses([one.url for one in gateways], [one.process.pid for one in gateways])
+        yield ProductProcesses([one.url for one in gateways], [one.process.pid for one in gateways])
 
 
 def _tenant_document(name: str, limits: TenantLimits, *, is_strict: bool) -> str:
-    digest = key_digest(name.encode(), PEPPER.encode()).hex()
-    units = (("requests", limits.requests), ("tokens", limits.tokens))
-    lines = "".join(f", {unit}: {amount}" for unit, amount in units if amount is not None)
-    spec = f'keys: [{{name: k, digest: "{digest}"}}]'
-    if lines:
-        spec += f", limits: [{{per: Minute{lines}}}]"
-    if is_strict:
-        spec += ", enforcement: Strict"
-    return (
-        f"apiVersion: serving.fairlead.io/v1alpha1\nkind: ModelTenant\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n"
-    )
+    amounts = {"requests": limits.requests, "tokens": limits.tokens}
+    known = {unit: amount for unit, amount in amounts.items() if amount is not None}
+    spec: dict[str, object] = {"enforcement": "Strict"} if is_strict else {}
+    return tenant_document(name, PEPPER, **spec, **({"limits": [{"per": "Minute", **known}]} if known else {}))
 
 
 @asynccontextmanager
@@ -300,14 +269,14 @@ async def litellm_processes(
         started += [_start_litellm(str(program), folder) for _ in range(REPLICAS)]
         for url, process in started:
             await _wait_ready(url, process)
-        found = LitellmProcesses([url for url, _ in started], [process.pid for _, process in started])
+        windows: dict[str, list[float]] = {}
+        pids = [process.pid for _, process in started]
         async with Redis(host=HOST, port=redis.port) as client:
-            watch = asyncio.create_task(found.watch(client))
+            watch = asyncio.create_task(watch_windows(client, windows))
             try:
-                yield found
+                yield ProductProcesses([url for url, _ in started], pids, "sk-", windows)
             finally:
-                found.has_ended = True
-                await watch
+                await cancel_and_wait(watch)
     finally:
         for _, process in started:
             process.kill()

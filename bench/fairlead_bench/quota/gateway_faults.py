@@ -30,10 +30,10 @@ import httpx
 
 from fairlead.fleet.file import write_fleet_file
 from fairlead_bench.results import Goals, ResultRow
-from fairlead_gateway.worker.api_keys import key_digest
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.running_gateway import fleet_of
+from fairlead_testing.gateway.tenant_keys import tenant_document
 from fairlead_testing.redis.valkey_cluster import ValkeyGroup, ValkeyNode, sentinel_pair
 
 CLIENTS = 100
@@ -139,18 +139,6 @@ class _Traffic:
             return True
 
 
-def _write_tenants(path: Path) -> None:
-    documents = []
-    for tenant, limit in (("counted", f"requests: {REQUESTS}"), ("metered", f"tokens: {TOKENS}")):
-        digest = key_digest(tenant.encode(), _PEPPER.encode()).hex()
-        documents.append(
-            "apiVersion: serving.fairlead.io/v1alpha1\nkind: ModelTenant\n"
-            f"metadata: {{name: {tenant}}}\n"
-            f'spec: {{keys: [{{name: k, digest: "{digest}"}}], limits: [{{per: Minute, {limit}}}]}}\n'
-        )
-    path.write_text("---\n".join(documents), encoding="utf-8")
-
-
 async def measure(folder: Path, seed: int) -> FaultRun:
     """Runs traffic and faults for as many minutes as there are faults; returns what clients got."""
     os.environ["FAIRLEAD_KEY_PEPPER"] = _PEPPER
@@ -161,7 +149,9 @@ async def measure(folder: Path, seed: int) -> FaultRun:
         redis = stack.enter_context(sentinel_pair(folder))
         engines = await stack.enter_async_context(engine_processes(2, "--profile", "tiny-cpu", "--speed", "4"))
         write_fleet_file(folder / "fleet.yaml", fleet_of([engine.url for engine in engines]))
-        _write_tenants(folder / "tenants.yaml")
+        limits = (("counted", {"requests": REQUESTS}), ("metered", {"tokens": TOKENS}))
+        documents = [tenant_document(name, _PEPPER, limits=[{"per": "Minute", **limit}]) for name, limit in limits]
+        (folder / "tenants.yaml").write_text("---\n".join(documents), encoding="utf-8")
 
         async def start_gateway() -> None:
             tenants = ("--tenants", str(folder / "tenants.yaml"), "--redis", redis.url, "--workers", "1")
@@ -170,8 +160,8 @@ async def measure(folder: Path, seed: int) -> FaultRun:
 
         for _ in range(3):
             await start_gateway()
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        client = await stack.enter_async_context(httpx.AsyncClient(timeout=60, limits=limits))
+        unbounded = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        client = await stack.enter_async_context(httpx.AsyncClient(timeout=60, limits=unbounded))
         tasks = [
             asyncio.create_task(traffic.run_client(client, tenant)) for tenant in traffic.counts for _ in range(CLIENTS)
         ]

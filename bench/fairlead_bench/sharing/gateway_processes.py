@@ -26,14 +26,13 @@ from typing import Any
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.file import write_fleet_file
-from fairlead.fleet.model import Fleet
 from fairlead_bench.results import Goals, ResultRow, load_goals, parse_options, write_results
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
+from fairlead_testing.gateway.running_gateway import fleet_of
 from fairlead_testing.http.links import slow_link
 from fairlead_testing.http.raw_client import request
-from fairlead_testing.redis.valkey import Valkey
+from fairlead_testing.redis.valkey import running_valkey
 from fairlead_testing.waiting import wait_until
 
 ENGINES = 4
@@ -184,7 +183,9 @@ async def measure(
             "--max-model-len", "16384", "--profile", setting.profile, "--speed", str(setting.speed),
         ))
         # fmt: on
-        write_fleet_file(path, _fleet([engine.url for engine in engines], setting))
+        profile = builtin_profile(setting.profile).sped_up(setting.speed)
+        profile = replace(profile, kv_tokens=setting.blocks * BLOCK_TOKENS)
+        write_fleet_file(path, fleet_of([engine.url for engine in engines], profile=profile))
         sharing = ["--redis", redis] if redis is not None else []
         running = [await stack.enter_async_context(gateway_process(path, *sharing)) for _ in range(gateways)]
         if redis is not None:
@@ -192,14 +193,6 @@ async def measure(
         step = _StepGate(running) if traffic.in_step and redis is not None else None
         urls = [one.url for one in running]
         return await drive(urls, traffic, between=step.wait if step else None)
-
-
-def _fleet(urls: list[str], setting: FleetSetting) -> Fleet:
-    fleet = fleet_of(urls)
-    profile = replace(builtin_profile(setting.profile).sped_up(setting.speed), kv_tokens=setting.blocks * BLOCK_TOKENS)
-    return replace(
-        fleet, instances={MODEL_KEY: tuple(replace(one, profile=profile) for one in fleet.instances[MODEL_KEY])}
-    )
 
 
 async def _wait_for_beats(gateways: Sequence[GatewayProcess]) -> None:
@@ -298,9 +291,7 @@ async def _runs(setting: FleetSetting, seed: int, folder: Path) -> list[SharingF
 
 async def _redis(stack: AsyncExitStack, folder: Path, away_seconds: float) -> str:
     """Starts a server for this run and a link of this delay; returns its URL."""
-    server = Valkey(folder)
-    server.start()
-    stack.callback(server.kill)
+    server = stack.enter_context(running_valkey(folder))
     if not away_seconds:
         return server.url
     return f"redis://127.0.0.1:{await stack.enter_async_context(slow_link(server.path, away_seconds))}/0"

