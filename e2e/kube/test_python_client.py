@@ -45,17 +45,6 @@ def settled(objects: client.CustomObjectsApi, namespace: str, name: str) -> dict
     raise AssertionError(f"{name} was not ready within {WATCH_SECONDS} s")
 
 
-def test_every_kind_is_known_with_the_scale_and_status_that_ours_has(
-    here: Kubectl, api: client.ApiClient, installed: HelmRelease
-) -> None:
-    theirs = {one.name: one for one in client.CustomObjectsApi(api).get_api_resources(GROUP, VERSION).resources}
-    ours = here.reader.read(f"/apis/{API}")["resources"]
-    assert {one["name"]: (one["kind"], sorted(one["verbs"])) for one in ours} == {
-        name: (one.kind, sorted(one.verbs)) for name, one in theirs.items()
-    }
-    assert {PLURAL, f"{PLURAL}/status", f"{PLURAL}/scale"} <= set(theirs)
-
-
 def test_a_model_is_applied_watched_scaled_and_deleted(
     here: Kubectl, api: client.ApiClient, installed: HelmRelease
 ) -> None:
