@@ -98,7 +98,7 @@ from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, g
 from fairlead_testing.http.gzip_bomb import nested_gzip_response, one_response_server
 from fairlead_testing.http.raw_client import RawConnection, post_request
 from fairlead_testing.kube.operator_harness import build, external, model, pod
-from fairlead_testing.processes import no_descriptors
+from fairlead_testing.processes import memory_bytes, no_descriptors
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 
 _SIZE = 31 * 1024 * 1024
@@ -527,16 +527,16 @@ async def _measure_unread(fleet: Fleet, requests: bytes, clients: int, limit_sec
         async with gateway_process(path, "--workers", "1") as gateway:
             (worker,) = gateway.worker_pids()
             host, port = urlsplit(gateway.url).hostname or "", urlsplit(gateway.url).port or 0
-            peaks = [_memory_bytes(worker, "VmRSS")]
+            peaks = [memory_bytes(worker, "VmRSS")]
             closed: list[float | None] = []
             still_open = 0
             for _ in range(_TIMES):
                 seconds, opened = await asyncio.to_thread(_run_clients, (host, port), requests, clients, limit_seconds)
                 closed.append(seconds)
                 still_open = max(still_open, opened)
-                peaks.append(_memory_bytes(worker, "VmHWM"))
+                peaks.append(memory_bytes(worker, "VmHWM"))
             await asyncio.sleep(_RELEASE_SECONDS)
-            kept = _memory_bytes(worker, "VmRSS")
+            kept = memory_bytes(worker, "VmRSS")
     known = [seconds for seconds in closed if seconds is not None]
     before, first, second = peaks
     closed_seconds = max(known) if len(known) == _TIMES else None
@@ -584,12 +584,6 @@ def _fleet() -> Fleet:
         for model in models
     }
     return Fleet(1, 1, {model.key: model for model in models}, instances)
-
-
-def _memory_bytes(pid: int, field: str) -> int:
-    """Returns a line of the process's status, such as VmRSS."""
-    text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(f"{field}:"))
 
 
 _MEGABYTE = 1e6

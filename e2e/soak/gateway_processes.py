@@ -174,22 +174,6 @@ def scaled_count(variable: str, small: int, full: int) -> int:
     return int(os.environ.get(variable, full if FULL else small))
 
 
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process and of everything that it started, in bytes."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            parents[int(entry.name)] = (int(fields[1]), int(fields[21]))
-    tree, fresh = {pid}, {pid}
-    while fresh := {child for child, (parent, _) in parents.items() if parent in fresh} - tree:
-        tree |= fresh
-    return sum(parents[one][1] for one in tree if one in parents) * os.sysconf("SC_PAGESIZE")
-
-
 def is_flat(samples: list[int], share: float = 0.10, least: int = 8 << 20) -> bool:
     """Whether memory stays what it was after the first third, within a tenth or 8 MiB: until then
     bounded tables fill."""

@@ -50,7 +50,6 @@ from e2e.soak.gateway_processes import (
     ForkedEngines,
     chat_body,
     is_flat,
-    resident_bytes,
     scaled_count,
     send_request,
     start_engines,
@@ -59,6 +58,7 @@ from e2e.soak.gateway_processes import (
 )
 from fairlead_bench.gateway.load_cases import UNIQUE, make_bodies
 from fairlead_bench.gateway.native_programs import MockEngine, build
+from fairlead_bench.gateway.target_process import tree_usage
 from fairlead_bench.quota.gateway_faults import (
     CLIENTS,
     FAULTS,
@@ -298,7 +298,7 @@ async def run_malformed(folder: Path) -> list[ReportLine]:
                 for _ in range(SAMPLES):
                     share = requests // SAMPLES // LANES + 1
                     await asyncio.gather(*(send_lane(running.url, hostile, share, seen) for _ in range(LANES)))
-                    sizes.append(resident_bytes(running.process.pid))
+                    sizes.append(tree_usage(running.process.pid).rss_bytes)
                     late.append(await worst_lag(running))
             alive = running.process.returncode is None and (await running.get("/readyz")).status == 200
     bad = {str(status): number for status, number in sorted(seen.items()) if status >= 500}
@@ -353,7 +353,7 @@ async def run_volume(folder: Path) -> list[ReportLine]:
                 for name in totals:
                     totals[name] += int(found[name])
                 if totals["requests"] >= VOLUME_WARM:
-                    sizes.append(resident_bytes(running.process.pid))
+                    sizes.append(tree_usage(running.process.pid).rss_bytes)
         left = mock.stats()["open"]
     bad = {name: totals[name] for name in ("errors", "wrong", "unfinished") if totals[name]}
     lines = [

@@ -76,6 +76,17 @@ def start_ready(
     return process, line
 
 
+def cpu_seconds(pid: int) -> float:
+    """Returns the processor time that a process has used."""
+    return time.clock_gettime_ns((~pid << 3) | 2) / 1e9
+
+
+def memory_bytes(pid: int, field: str = "VmRSS") -> int:
+    """Returns a line of a process's status, such as its memory or the most that it had."""
+    text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    return int(text.partition(f"{field}:")[2].split()[0]) * 1024
+
+
 def is_alive(pid: int) -> bool:
     """Returns True if the process runs. A zombie has ended."""
     try:

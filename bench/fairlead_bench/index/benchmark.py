@@ -33,7 +33,7 @@ from fairlead_kvstore.blockstore import block_table as blocks
 from fairlead_kvstore.blockstore.changes import BlocksStored
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index.replica import IndexReplica
-from fairlead_testing.processes import start_ready
+from fairlead_testing.processes import cpu_seconds, memory_bytes, start_ready
 from fairlead_testing.redis.valkey import Valkey, running_valkey
 
 REST_SECONDS: Final = 3.0
@@ -183,7 +183,9 @@ def run(traffic: EventTraffic, *, cold: bool = False, emptied: bool = False) -> 
             start = mirror.read()
             time.sleep(REST_SECONDS)
             _wait_until_idle(pid)
-            before = {name: usage(one) for name, one in (("indexer", pid), ("redis", pid_redis))}
+            before = {
+                name: (cpu_seconds(one), memory_bytes(one)) for name, one in (("indexer", pid), ("redis", pid_redis))
+            }
             base = mirror.query("")
             begun = time.monotonic()
             publisher.send("go")
@@ -194,7 +196,9 @@ def run(traffic: EventTraffic, *, cold: bool = False, emptied: bool = False) -> 
             _wait_until_mirrored(mirror, engines)
             seconds = time.monotonic() - begun
             _wait_until_idle(pid)
-            after = {name: usage(one) for name, one in (("indexer", pid), ("redis", pid_redis))}
+            after = {
+                name: (cpu_seconds(one), memory_bytes(one)) for name, one in (("indexer", pid), ("redis", pid_redis))
+            }
             state = mirror.query("")
             costs = {
                 name: ProcessCost(after[name][0] - before[name][0], after[name][1] - before[name][1]) for name in before
@@ -207,13 +211,6 @@ def run(traffic: EventTraffic, *, cold: bool = False, emptied: bool = False) -> 
             if cold:
                 found.extra["cold"] = _cold(redis.url, marks)
         return found
-
-
-def usage(pid: int) -> tuple[float, int]:
-    """Returns the CPU seconds since its start, and its bytes in memory."""
-    cpu = time.clock_gettime_ns((~pid << 3) | 2) / 1e9
-    text = Path(f"/proc/{pid}/status").read_text()
-    return cpu, int(text.partition("VmRSS:")[2].split()[0]) * 1024
 
 
 def _cold(url: str, marks: str) -> Any:
@@ -232,10 +229,10 @@ def _wait_until_mirrored(mirror: ChildProcess, marks: int) -> None:
 
 def _wait_until_idle(pid: int) -> None:
     """Returns when the process does little in a second, three seconds in a row."""
-    quiet, before = 0, usage(pid)[0]
+    quiet, before = 0, cpu_seconds(pid)
     while quiet < REST_SECONDS:
         time.sleep(1.0)
-        now = usage(pid)[0]
+        now = cpu_seconds(pid)
         quiet = quiet + 1 if now - before < 0.1 else 0
         before = now
 

@@ -8,10 +8,10 @@ memory. Its first line reports the first load of the mirror and the cost of that
 
 import asyncio
 import json
+import os
 import resource
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from fairlead.runtime.clock import SystemClock
@@ -19,6 +19,7 @@ from fairlead_bench.index.event_streams import MODEL, marker_hash
 from fairlead_kvstore.analysis.block_counts import count_blocks
 from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.processes import memory_bytes
 
 
 async def main() -> None:
@@ -28,7 +29,7 @@ async def main() -> None:
     marks = [marker_hash(int(seed)) for seed in sys.argv[2].split(",") if seed]
     link.start()
     await link.wait_connected()
-    before = resident_bytes()
+    before = memory_bytes(os.getpid())
     loaded = asyncio.Event()
     feed = IndexSubscriber(link, clock, on_reload=lambda *_: loaded.set())
     begun, cpu = time.perf_counter(), time.process_time()
@@ -59,15 +60,9 @@ def mirror_state(feed: IndexSubscriber, marks: list[int]) -> dict[str, Any]:
         "words": feed.describe(MODEL),
         "loads": feed.load_count(MODEL),
         "cpu_now": time.process_time(),
-        "memory": resident_bytes(),
+        "memory": memory_bytes(os.getpid()),
         "most": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
-
-
-def resident_bytes() -> int:
-    """Bytes of this process in memory."""
-    text = Path("/proc/self/status").read_text()
-    return int(text.partition("VmRSS:")[2].split()[0]) * 1024
 
 
 if __name__ == "__main__":

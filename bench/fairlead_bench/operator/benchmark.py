@@ -41,6 +41,7 @@ from fairlead_bench.results import ResultRow, load_goals, parse_options, write_r
 from fairlead_testing.kube.api_server import ApiServer, running_api_server
 from fairlead_testing.kube.operator_harness import model_manifest
 from fairlead_testing.kube.operator_process import OperatorProcess, start_operator
+from fairlead_testing.processes import cpu_seconds, memory_bytes
 from fairlead_testing.waiting import wait_until
 
 CHILDREN = (
@@ -56,18 +57,6 @@ _LINE = re.compile(r"^apiserver_request_total\{(.*)\} (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 RequestCounts = Counter[tuple[str, str, str]]
 """Requests by verb, resource and subresource."""
-
-
-def cpu_seconds(subject: OperatorProcess) -> float:
-    """Returns the user and system time that it has used."""
-    fields = Path(f"/proc/{subject.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def memory_megabytes(subject: OperatorProcess, name: str = "VmRSS") -> float:
-    """Returns its memory, or its highest."""
-    lines = Path(f"/proc/{subject.process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024 / 1e6
 
 
 def api_requests(server: ApiServer) -> RequestCounts:
@@ -200,12 +189,12 @@ class OperatorBenchmark:
         subject = self._begin()
         try:
             await self._alone("warm", 3)
-            idle = memory_megabytes(subject)
+            idle = memory_bytes(subject.process.pid) / 1e6
             alone = await self._alone("one", SINGLE_MODELS)
             created = await self._crowd(subject)
             changed = await self._crowd(subject, "--max-num-seqs=3")
             rest = await self._rest(subject, rest_seconds)
-            memory, again = memory_megabytes(subject, "VmHWM"), await self._lose()
+            memory, again = memory_bytes(subject.process.pid, "VmHWM") / 1e6, await self._lose()
         finally:
             await asyncio.to_thread(subject.stop)
         before = await self._counted()
@@ -215,7 +204,7 @@ class OperatorBenchmark:
             await wait_until(lambda: self._has_status("last"), TIMEOUT_SECONDS)
             await self._quiet()
             restart = writes(await self._counted() - before)
-            memory = max(memory, memory_megabytes(subject, "VmHWM"))
+            memory = max(memory, memory_bytes(subject.process.pid, "VmHWM") / 1e6)
         finally:
             await asyncio.to_thread(subject.stop)
             for eye in eyes:
@@ -241,7 +230,7 @@ class OperatorBenchmark:
 
     async def _crowd(self, subject: OperatorProcess, *args: str) -> BatchFigures:
         """Applies all models, and waits until each has a status and writes have ended."""
-        before, cpu, began = await self._counted(), cpu_seconds(subject), time.monotonic()
+        before, cpu, began = await self._counted(), cpu_seconds(subject.process.pid), time.monotonic()
         room = asyncio.Semaphore(CONCURRENT_MODELS)
 
         async def put(name: str) -> None:
@@ -254,14 +243,14 @@ class OperatorBenchmark:
         await wait_until(lambda: all(self._has_status(name, of) for name, of in wanted.items()), TIMEOUT_SECONDS)
         seconds = time.monotonic() - began
         await self._quiet()
-        spent, requests = cpu_seconds(subject) - cpu, await self._counted() - before
+        spent, requests = cpu_seconds(subject.process.pid) - cpu, await self._counted() - before
         done = sum(f"{name}-main" in self._children.items for name in self._names)
         return BatchFigures(len(self._names), done, seconds, spent, writes(requests), reads(requests))
 
     async def _rest(self, subject: OperatorProcess, seconds: float) -> tuple[int, float]:
-        before, cpu = await self._counted(), cpu_seconds(subject)
+        before, cpu = await self._counted(), cpu_seconds(subject.process.pid)
         await asyncio.sleep(seconds)
-        return writes(await self._counted() - before), cpu_seconds(subject) - cpu
+        return writes(await self._counted() - before), cpu_seconds(subject.process.pid) - cpu
 
     async def _lose(self) -> int:
         """Deletes some Deployments; returns the number that exist again after a while."""

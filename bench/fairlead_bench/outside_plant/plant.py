@@ -598,8 +598,3 @@ class Plant:
     def _remove(self, pool: ReplicaPool, replica: Replica, now: float) -> None:
         pool.remove(replica, now)
         self._owners.pop(replica.engine, None)
-
-
-def steady_schedule(pools: Sequence[PoolSetup], sizes: Mapping[str, int]) -> list[ScheduledSize]:
-    """Returns the schedule of a fleet that never changes."""
-    return [ScheduledSize(0.0, setup.name, sizes.get(setup.name, setup.initial)) for setup in pools]
