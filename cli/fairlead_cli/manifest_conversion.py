@@ -21,7 +21,7 @@ from fairlead.manifests.loader import read_object
 from fairlead.manifests.yaml_nodes import format_path, parse_documents
 from fairlead.runtime.atomic_write import write_atomic
 from fairlead_cli.manifest_lint import Files, MoreFiles, collect_paths
-from fairlead_cli.migration.draft import MigrationOptions
+from fairlead_cli.migration.assembly import MigrationOptions
 from fairlead_cli.migration.field_reader import WHOLE_OBJECT, FieldReader, Note, Outcome
 from fairlead_cli.migration.formats import (
     aibrix,

@@ -7,16 +7,7 @@ from typing import Any, Final
 
 from fairlead.adapters.download import DOWNLOAD_PATTERNS
 from fairlead.names import shorten_name
-from fairlead_cli.migration.draft import (
-    MigrationOptions,
-    ModelDraft,
-    NamedDraft,
-    PoolDraft,
-    build_manifest,
-    dns_label,
-    manifest_name,
-    without_empty,
-)
+from fairlead_cli.migration import assembly
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 
 COPY: Final = "copy it to a claim, list that in adapters.claimNames of the model, and write a ModelAdapter"
@@ -28,7 +19,7 @@ _EXTERNAL: Final = "the external model serves no adapters: Fairlead loads them i
 
 
 @dataclass(slots=True)
-class AdapterDraft(NamedDraft):
+class AdapterDraft(assembly.NamedDraft):
     """An adapter: its name, its base as a ModelDeployment, and the location of its weights."""
 
     base: str
@@ -38,17 +29,17 @@ class AdapterDraft(NamedDraft):
 
 def assemble_adapter(draft: AdapterDraft) -> dict[str, Any]:
     """Returns the ModelAdapter."""
-    name = shorten_name(dns_label(draft.name))
+    name = shorten_name(assembly.dns_label(draft.name))
     served_names = [served for served in draft.served_names if served != name]
     spec = {"base": draft.base, "source": draft.source, "servedNames": served_names, "replicas": draft.replicas}
-    return build_manifest("ModelAdapter", name, draft, without_empty(spec))
+    return assembly.build_manifest("ModelAdapter", name, draft, assembly.without_empty(spec))
 
 
 def read_adapters(
     entries: Sequence[FieldReader],
     url: str,
-    draft: ModelDraft,
-    options: MigrationOptions,
+    draft: assembly.ModelDraft,
+    options: assembly.MigrationOptions,
     *,
     served: str = "{}",
     slots: dict[str, Any] | None = None,
@@ -61,7 +52,7 @@ def read_adapters(
     found = [(entry, entry.text("name"), entry.text(url)) for entry in entries]
     if not can_have_adapters(draft, draft.reader, external=options.external):
         return []
-    pool, base = draft.pools[0], manifest_name(draft.name, options)
+    pool, base = draft.pools[0], assembly.manifest_name(draft.name, options)
     pool.engine.flags.adapters = slots or slots_of(pool)
     return [
         assemble_adapter(
@@ -78,7 +69,7 @@ def read_adapters(
     ]
 
 
-def can_have_adapters(base: ModelDraft, reader: FieldReader, *, external: bool) -> bool:
+def can_have_adapters(base: assembly.ModelDraft, reader: FieldReader, *, external: bool) -> bool:
     """Returns whether a model can serve adapters; notes why if not."""
     if external:
         reader.note("", _EXTERNAL)
@@ -89,7 +80,7 @@ def can_have_adapters(base: ModelDraft, reader: FieldReader, *, external: bool) 
     return True
 
 
-def adapter_source(url: str, reader: FieldReader, field_name: str, pool: PoolDraft) -> str:
+def adapter_source(url: str, reader: FieldReader, field_name: str, pool: assembly.PoolDraft) -> str:
     """Returns the location of an adapter's weights as Fairlead writes it.
 
     Empty, with a note, if engines cannot load it from there. Adds its claim to the slots.
@@ -117,7 +108,7 @@ def adapter_source(url: str, reader: FieldReader, field_name: str, pool: PoolDra
     return _on_claim(claim, "/".join(part for part in (folder, path[len(place) + 1 :]) if part), pool)
 
 
-def _on_claim(claim: str, folder: str, pool: PoolDraft) -> str:
+def _on_claim(claim: str, folder: str, pool: assembly.PoolDraft) -> str:
     """Returns the location of weights on a claim, which the base's slots get."""
     names = slots_of(pool).setdefault("claimNames", [])
     if claim not in names:
@@ -125,7 +116,7 @@ def _on_claim(claim: str, folder: str, pool: PoolDraft) -> str:
     return f"pvc:{claim}/{folder}".removesuffix("/")
 
 
-def slots_of(pool: PoolDraft) -> dict[str, Any]:
+def slots_of(pool: assembly.PoolDraft) -> dict[str, Any]:
     """Returns `spec.adapters` of the pool's model, which it gets if it has none."""
     flags = pool.engine.flags
     if flags.adapters is None:

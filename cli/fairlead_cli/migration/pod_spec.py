@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from fairlead import units
 from fairlead.errors import BadInput
+from fairlead_cli.migration.assembly import PoolDraft
 from fairlead_cli.migration.command_line import KEY_FLAG, engine_command, read_flags
-from fairlead_cli.migration.draft import PoolDraft
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 
 _POD_FIELDS: Final = (

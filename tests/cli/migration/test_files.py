@@ -19,7 +19,7 @@ from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.manifests.loader import combine_texts, plan_routes, read_object
 from fairlead_cli.manifest_conversion import Migration, migrate, system_of
-from fairlead_cli.migration.draft import MigrationOptions, whole_weights
+from fairlead_cli.migration.assembly import MigrationOptions, whole_weights
 from fairlead_cli.migration.field_reader import WHOLE_OBJECT, Note, Outcome
 from fairlead_testing.cli.command_line import run_command_line, run_program
 from fairlead_testing.yaml_documents import load_document, load_documents

@@ -9,7 +9,7 @@ from fairlead.errors import BadInput
 from fairlead.manifests.loader import read_object
 from fairlead_cli.manifest_conversion import Migration, migrate, system_of
 from fairlead_cli.migration import pod_spec
-from fairlead_cli.migration.draft import MigrationOptions
+from fairlead_cli.migration.assembly import MigrationOptions
 from fairlead_cli.migration.field_reader import Outcome
 from fairlead_operator.render import pod_template
 from fairlead_testing.cli.command_line import run_command_line

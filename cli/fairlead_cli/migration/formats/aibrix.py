@@ -4,18 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from fairlead.distribution import ADDRESSES
+from fairlead_cli.migration import assembly
 from fairlead_cli.migration.adapters import AdapterDraft, adapter_source, assemble_adapter, can_have_adapters, slots_of
-from fairlead_cli.migration.draft import (
-    SCALES_FOR_TARGETS,
-    Devices,
-    MigrationOptions,
-    ModelDraft,
-    PoolDraft,
-    assemble,
-    manifest_name,
-    metadata_of,
-    scaling_spec,
-)
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 from fairlead_cli.migration.formats import workloads
 from fairlead_cli.migration.formats.workloads import (
@@ -41,19 +31,19 @@ _JOIN: Final = (
 _REASONS: Final = {_CONFIG: _CONFIG_REASON}
 REASONS: Final = workloads.REASONS | {
     "spec.stateful": "Fairlead's pools are stateless",
-    "spec.metricsSources": SCALES_FOR_TARGETS,
-    "spec.scalingStrategy": SCALES_FOR_TARGETS,
+    "spec.metricsSources": assembly.SCALES_FOR_TARGETS,
+    "spec.scalingStrategy": assembly.SCALES_FOR_TARGETS,
 }
 
 
-def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
+def convert_models(documents: Sequence[FieldReader], options: assembly.MigrationOptions) -> list[dict[str, Any]]:
     """Returns a ModelDeployment for each Deployment and StormService, and their ModelAdapters."""
     of_kind = {kind: [d for d in documents if d.peek("kind") == kind] for kind in _KINDS}
     for service in of_kind["Service"]:
         service.drop("spec", "clients call Fairlead's gateway, which finds the pods of a model itself")
-        metadata_of(service, own_prefixes=_OWN)
+        assembly.metadata_of(service, own_prefixes=_OWN)
     converted = []
-    targets: dict[tuple[str, str], ModelDraft] = {}
+    targets: dict[tuple[str, str], assembly.ModelDraft] = {}
     for workload in (*of_kind["Deployment"], *of_kind["StormService"]):
         draft = _read_workload(workload)
         targets[(str(workload.peek("kind")), draft.name)] = draft
@@ -61,13 +51,15 @@ def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) 
         _read_scaler(scaler, targets)
     drafts = _join_models(list(targets.values()), options)
     adapters = [_convert_adapter(adapter, drafts, options) for adapter in of_kind["ModelAdapter"]]
-    converted += [assemble(draft, options) for draft in drafts]
+    converted += [assembly.assemble(draft, options) for draft in drafts]
     return converted + [adapter for adapter in adapters if adapter is not None]
 
 
-def _join_models(drafts: Sequence[ModelDraft], options: MigrationOptions) -> list[ModelDraft]:
+def _join_models(
+    drafts: Sequence[assembly.ModelDraft], options: assembly.MigrationOptions
+) -> list[assembly.ModelDraft]:
     """Returns the models; external ones that clients call by one name are pools of one model."""
-    joined: dict[tuple[str, ...], ModelDraft] = {}
+    joined: dict[tuple[str, ...], assembly.ModelDraft] = {}
     for draft in drafts:
         first = joined.setdefault((draft.namespace, *draft.served_names), draft)
         if first is draft:
@@ -81,7 +73,7 @@ def _join_models(drafts: Sequence[ModelDraft], options: MigrationOptions) -> lis
     return list(joined.values())
 
 
-def _join_pools(first: ModelDraft, other: ModelDraft, name: str) -> None:
+def _join_pools(first: assembly.ModelDraft, other: assembly.ModelDraft, name: str) -> None:
     if len(first.pools) == 1:
         first.pools[0].name = first.name
         first.pools[0].selector = _all_labels(first)
@@ -89,12 +81,12 @@ def _join_pools(first: ModelDraft, other: ModelDraft, name: str) -> None:
     if all(pool.selector != other.pools[0].selector for pool in first.pools):
         first.pools += other.pools
     elif other.pools[0].devices.hints != first.pools[0].devices.hints:
-        first.pools[0].devices = Devices(unknown=True)
+        first.pools[0].devices = assembly.Devices(unknown=True)
     first.reader.note("", f"{first.name} and {other.name} are pools of one model, since both serve {name}")
     first.name = name
 
 
-def _all_labels(draft: ModelDraft) -> dict[str, str]:
+def _all_labels(draft: assembly.ModelDraft) -> dict[str, str]:
     """Returns the labels by which a workload finds its pods."""
     selected = selected_labels(draft.reader.section("spec"))
     return {label: str(value) for label, value in selected.items()} or draft.pools[0].selector
@@ -103,14 +95,14 @@ def _all_labels(draft: ModelDraft) -> dict[str, str]:
 _KINDS: Final = ("Deployment", "StormService", "Service", "PodAutoscaler", "ModelAdapter")
 
 
-def _read_workload(workload: FieldReader) -> ModelDraft:
-    draft = ModelDraft(workload, **metadata_of(workload, own_prefixes=_OWN))
+def _read_workload(workload: FieldReader) -> assembly.ModelDraft:
+    draft = assembly.ModelDraft(workload, **assembly.metadata_of(workload, own_prefixes=_OWN))
     spec = workload.section("spec")
     if workload.peek("kind") == "StormService":
         draft.pools = _read_roles(spec)
         draft.pools.sort(key=lambda pool: pool.role == "Prefill")
     else:
-        pool = PoolDraft(spec, min_replicas=spec.number("replicas"))
+        pool = assembly.PoolDraft(spec, min_replicas=spec.number("replicas"))
         _read_template(spec.section("template"), pool, selected_labels(spec))
         draft.pools = [pool]
     draft.served_names = [draft.pools[0].selector.get(NAME_LABEL, draft.name)]
@@ -118,13 +110,13 @@ def _read_workload(workload: FieldReader) -> ModelDraft:
     return draft
 
 
-def _read_roles(spec: FieldReader) -> list[PoolDraft]:
+def _read_roles(spec: FieldReader) -> list[assembly.PoolDraft]:
     """Returns the pools of a StormService: prefill and decode, or its only role with an engine."""
     sets, pools = spec.number("replicas"), []
     template = spec.section("template")
     for role in template.section("spec").entries("roles"):
         name = role.text("name")
-        pool = PoolDraft(role, name=name, role={"prefill": "Prefill", "decode": "Decode"}.get(name, "Serve"))
+        pool = assembly.PoolDraft(role, name=name, role={"prefill": "Prefill", "decode": "Decode"}.get(name, "Serve"))
         if pool.role == "Serve" and find_engine(role.section("template").section("spec")) is None:
             role.skip(*role.names())
             role.note("", f"{name}: Fairlead's gateway does the work of this role", Outcome.DROPPED)
@@ -148,7 +140,7 @@ def _read_roles(spec: FieldReader) -> list[PoolDraft]:
     return pools
 
 
-def _read_template(template: FieldReader, pool: PoolDraft, selected: Mapping[str, Any]) -> None:
+def _read_template(template: FieldReader, pool: assembly.PoolDraft, selected: Mapping[str, Any]) -> None:
     read_template(template, pool, own_prefixes=_OWN, selected=selected, reasons=_REASONS)
     labels = template.section("metadata").peek("labels") or {}
     if NAME_LABEL in labels:
@@ -158,8 +150,8 @@ def _read_template(template: FieldReader, pool: PoolDraft, selected: Mapping[str
     pool.port = int(labels.get(_PORT_LABEL) or 8000)
 
 
-def _read_scaler(scaler: FieldReader, targets: dict[tuple[str, str], ModelDraft]) -> None:
-    metadata_of(scaler, own_prefixes=("autoscaling.aibrix.ai/", "kpa.autoscaling.", "apa.autoscaling."))
+def _read_scaler(scaler: FieldReader, targets: dict[tuple[str, str], assembly.ModelDraft]) -> None:
+    assembly.metadata_of(scaler, own_prefixes=("autoscaling.aibrix.ai/", "kpa.autoscaling.", "apa.autoscaling."))
     spec = scaler.section("spec")
     reference = spec.section("scaleTargetRef")
     reference.skip("apiVersion", "kind", "name", "namespace")
@@ -173,7 +165,7 @@ def _read_scaler(scaler: FieldReader, targets: dict[tuple[str, str], ModelDraft]
     for pool in pools:
         pool.min_replicas, pool.max_replicas = spec.number("minReplicas"), spec.integer("maxReplicas")
     schedules = [_read_schedule(entry, role) for entry in spec.entries("schedules")]
-    found = scaling_spec(pools, schedules=schedules)
+    found = assembly.scaling_spec(pools, schedules=schedules)
     if found and "autoscaling" in draft.spec:
         draft.spec["autoscaling"].setdefault("schedules", []).extend(schedules)
     else:
@@ -191,10 +183,10 @@ def _read_schedule(entry: FieldReader, role: str) -> dict[str, Any]:
 
 
 def _convert_adapter(
-    adapter: FieldReader, drafts: Sequence[ModelDraft], options: MigrationOptions
+    adapter: FieldReader, drafts: Sequence[assembly.ModelDraft], options: assembly.MigrationOptions
 ) -> dict[str, Any] | None:
     """Returns the ModelAdapter; None, with a note, if there is none for it."""
-    metadata, spec = metadata_of(adapter, own_prefixes=_OWN), adapter.section("spec")
+    metadata, spec = assembly.metadata_of(adapter, own_prefixes=_OWN), adapter.section("spec")
     names = {spec.text("baseModel"), str(selected_labels(spec, "podSelector").get(NAME_LABEL) or "")} - {""}
     spec.drop("podSelector", "the adapter belongs to its base")
     spec.drop("schedulerName", "gateways choose the engines")
@@ -221,7 +213,7 @@ def _convert_adapter(
         spec.note("replicas", "AIBrix loads it into all engines; Fairlead does when a request names it, or by replicas")
     return assemble_adapter(
         AdapterDraft(
-            base=manifest_name(base.name, options),
+            base=assembly.manifest_name(base.name, options),
             source=source,
             served_names=[metadata["name"]],
             replicas=replicas,

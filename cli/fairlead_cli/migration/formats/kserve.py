@@ -5,20 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from fairlead_cli.migration import assembly
 from fairlead_cli.migration.adapters import read_adapters
-from fairlead_cli.migration.draft import (
-    SCALES_FOR_TARGETS,
-    MigrationOptions,
-    ModelDraft,
-    PoolDraft,
-    assemble,
-    count_ranks,
-    metadata_of,
-    model_uri,
-    read_helper,
-    read_sizes,
-    scaling_spec,
-)
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 from fairlead_cli.migration.pod_spec import EXTRA_ARGS, read_pod
 
@@ -39,7 +27,7 @@ REASONS: Final = {
 }
 
 
-def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
+def convert_models(documents: Sequence[FieldReader], options: assembly.MigrationOptions) -> list[dict[str, Any]]:
     """Returns a ModelDeployment for each LLMInferenceService."""
     configs = {str((d.peek("metadata") or {}).get("name")): d for d in documents if _is_config(d)}
     services = [document for document in documents if not _is_config(document)]
@@ -47,7 +35,7 @@ def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) 
     named = {str(one.peek("name")) for service in services for one in service.section("spec").entries("baseRefs")}
     for name, config in configs.items():
         config.skip("spec")
-        read_helper(config, is_used=name in named)
+        assembly.read_helper(config, is_used=name in named)
     return converted
 
 
@@ -56,13 +44,13 @@ def _is_config(document: FieldReader) -> bool:
 
 
 def _convert(
-    document: FieldReader, configs: Mapping[str, FieldReader], options: MigrationOptions
+    document: FieldReader, configs: Mapping[str, FieldReader], options: assembly.MigrationOptions
 ) -> list[dict[str, Any]]:
     document = _inherit(document, configs)
     spec = document.section("spec")
-    draft = ModelDraft(document, **metadata_of(document, own_prefixes=OWN_PREFIXES))
+    draft = assembly.ModelDraft(document, **assembly.metadata_of(document, own_prefixes=OWN_PREFIXES))
     model = spec.section("model")
-    draft.uri, revision = model_uri(model.text("uri"), model, "uri")
+    draft.uri, revision = assembly.model_uri(model.text("uri"), model, "uri")
     if revision:
         draft.model["revision"] = revision
     draft.served_names = [model.text("name") or draft.name]
@@ -79,7 +67,7 @@ def _convert(
     adapters = _read_adapters(model.section("lora"), draft, options)
     if options.external:
         document.note("", "gateways call pods by HTTP: enableLLMInferenceServiceTLS must be false", Outcome.REQUIRED)
-    return [assemble(draft, options), *adapters]
+    return [assembly.assemble(draft, options), *adapters]
 
 
 def _inherit(document: FieldReader, configs: Mapping[str, FieldReader]) -> FieldReader:
@@ -131,7 +119,7 @@ def _fill_in(value: Any, document: FieldReader) -> Any:
     return _TEMPLATE.sub(lambda found: names.get(found[1], found[0]), value)
 
 
-def _drop_templates(container: FieldReader, pool: PoolDraft) -> None:
+def _drop_templates(container: FieldReader, pool: assembly.PoolDraft) -> None:
     """Removes variables that only KServe can fill in, and those that serve its flags."""
     for index, variable in enumerate(container.entries("env")):
         name = variable.peek("name")
@@ -147,8 +135,8 @@ def _have_names(items: Sequence[Any]) -> bool:
     return all(isinstance(item, dict) and "name" in item for item in items)
 
 
-def _read_workload(workload: FieldReader, draft: ModelDraft, role: str) -> PoolDraft:
-    pool = PoolDraft(workload, role=role, name="main" if role == "Serve" else role.lower())
+def _read_workload(workload: FieldReader, draft: assembly.ModelDraft, role: str) -> assembly.PoolDraft:
+    pool = assembly.PoolDraft(workload, role=role, name="main" if role == "Serve" else role.lower())
     suffix = "-prefill" if role == "Prefill" else ""
     pool.selector = {"app.kubernetes.io/name": draft.name, _COMPONENT: f"llminferenceservice-workload{suffix}"}
     pool.min_replicas = workload.number("replicas")
@@ -177,8 +165,8 @@ def _read_workload(workload: FieldReader, draft: ModelDraft, role: str) -> PoolD
     return pool
 
 
-def _read_parallelism(sizes: FieldReader, workload: FieldReader, pool: PoolDraft) -> None:
-    read_sizes(sizes, ("tensor", "pipeline", "data"), pool)
+def _read_parallelism(sizes: FieldReader, workload: FieldReader, pool: assembly.PoolDraft) -> None:
+    assembly.read_sizes(sizes, ("tensor", "pipeline", "data"), pool)
     local, found = sizes.integer("dataLocal"), pool.engine.flags.parallelism
     if local:
         pool.nodes = max(1, found.get("data", 1) // local)
@@ -186,14 +174,14 @@ def _read_parallelism(sizes: FieldReader, workload: FieldReader, pool: PoolDraft
         pool.nodes = found.get("pipeline", 1)
     if "worker" in workload:
         if pool.devices.count:
-            pool.nodes = max(1, count_ranks(found) // pool.devices.count)
+            pool.nodes = max(1, assembly.count_ranks(found) // pool.devices.count)
         workload.drop("worker", "Fairlead's pods of one instance have one template")
     if sizes.flag("expert"):
         pool.engine.flags.kept.append("--enable-expert-parallel")
     sizes.drop("dataRPCPort", "Fairlead chooses the ports of engines")
 
 
-def _read_offload(workload: FieldReader, draft: ModelDraft) -> None:
+def _read_offload(workload: FieldReader, draft: assembly.ModelDraft) -> None:
     offload = workload.section("kvCacheOffloading")
     if not offload:
         return
@@ -202,16 +190,18 @@ def _read_offload(workload: FieldReader, draft: ModelDraft) -> None:
     offload.drop("secondary", "offloading to disk needs LMCache: kvCache.offload.type and disk")
 
 
-def _read_scaling(scaling: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None:
+def _read_scaling(scaling: FieldReader, pool: assembly.PoolDraft, draft: assembly.ModelDraft) -> None:
     if not scaling:
         return
     pool.min_replicas, pool.max_replicas = scaling.number("minReplicas"), scaling.integer("maxReplicas")
     for name in ("wva", "keda"):
-        scaling.drop(name, SCALES_FOR_TARGETS)
-    draft.spec = scaling_spec([pool]) | draft.spec
+        scaling.drop(name, assembly.SCALES_FOR_TARGETS)
+    draft.spec = assembly.scaling_spec([pool]) | draft.spec
 
 
-def _read_adapters(lora: FieldReader, draft: ModelDraft, options: MigrationOptions) -> list[dict[str, Any]]:
+def _read_adapters(
+    lora: FieldReader, draft: assembly.ModelDraft, options: assembly.MigrationOptions
+) -> list[dict[str, Any]]:
     """Returns the adapters of a model. Clients call them by the names that they have here."""
     if not lora:
         return []

@@ -4,22 +4,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Final
 
-from fairlead_cli.migration.draft import (
-    BY_CONVERSATION,
-    SCALES_FOR_TARGETS,
-    MigrationOptions,
-    ModelDraft,
-    PoolDraft,
-    RouteDraft,
-    assemble,
-    assemble_route,
-    manifest_name,
-    metadata_of,
-    model_uri,
-    read_helper,
-    scaling_spec,
-    whole_weights,
-)
+from fairlead_cli.migration import assembly
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 from fairlead_cli.migration.formats.kserve import OWN_PREFIXES
 from fairlead_cli.migration.pod_spec import other_engine, read_pod
@@ -56,8 +41,11 @@ _CANARY_PODS: Final = (
 REASONS: Final = {
     "spec.predictor.model.modelFormat": "the engine is vLLM",
     "spec.predictor.model.protocolVersion": "Fairlead speaks the OpenAI API alone",
-    **{f"spec.predictor.{name}": SCALES_FOR_TARGETS for name in ("scaleMetric", "scaleTarget", "scaleMetricType")},
-    "spec.predictor.autoScaling": SCALES_FOR_TARGETS,
+    **{
+        f"spec.predictor.{name}": assembly.SCALES_FOR_TARGETS
+        for name in ("scaleMetric", "scaleTarget", "scaleMetricType")
+    },
+    "spec.predictor.autoScaling": assembly.SCALES_FOR_TARGETS,
     "spec.predictor.containerConcurrency": "Fairlead queues by latency target, not by a number of requests",
     "spec.predictor.timeout": "the gateway's limits are in its settings",
     "spec.predictor.deploymentStrategy": "set spec.rollout",
@@ -71,7 +59,7 @@ REASONS: Final = {
 }
 
 
-def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
+def convert_models(documents: Sequence[FieldReader], options: assembly.MigrationOptions) -> list[dict[str, Any]]:
     """Returns a ModelDeployment for each InferenceService.
 
     Two of one name, the second with a canary percent, also give a ModelRoute between them.
@@ -81,18 +69,20 @@ def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) 
     drafts = [_read_service(document, runtimes, options) for document in services]
     routes = [] if options.external else _split_canaries(drafts)
     drafts = _join_canaries(drafts) if options.external else drafts
-    converted = [assemble(draft, options) for draft in drafts]
-    converted += [assemble_route(route) for route in routes]
+    converted = [assembly.assemble(draft, options) for draft in drafts]
+    converted += [assembly.assemble_route(route) for route in routes]
     named = {str(s.section("spec").section("predictor").section("model").peek("runtime")) for s in services}
     for name, runtime in runtimes.items():
-        read_helper(runtime, is_used=name in named)
+        assembly.read_helper(runtime, is_used=name in named)
     return converted
 
 
-def _read_service(document: FieldReader, runtimes: Mapping[str, FieldReader], options: MigrationOptions) -> ModelDraft:
+def _read_service(
+    document: FieldReader, runtimes: Mapping[str, FieldReader], options: assembly.MigrationOptions
+) -> assembly.ModelDraft:
     predictor = document.section("spec").section("predictor")
-    draft = ModelDraft(document, **metadata_of(document, own_prefixes=OWN_PREFIXES))
-    pool = PoolDraft(predictor, port=8080)
+    draft = assembly.ModelDraft(document, **assembly.metadata_of(document, own_prefixes=OWN_PREFIXES))
+    pool = assembly.PoolDraft(predictor, port=8080)
     pool.selector = {"serving.kserve.io/inferenceservice": draft.name, "component": "predictor"}
     draft.pools = [pool]
     model = predictor.section("model")
@@ -113,9 +103,9 @@ def _read_service(document: FieldReader, runtimes: Mapping[str, FieldReader], op
     return draft
 
 
-def _join_canaries(drafts: Sequence[ModelDraft]) -> list[ModelDraft]:
+def _join_canaries(drafts: Sequence[assembly.ModelDraft]) -> list[assembly.ModelDraft]:
     """Returns one draft for each service: pods of both revisions have its labels."""
-    services: dict[tuple[str, str], ModelDraft] = {}
+    services: dict[tuple[str, str], assembly.ModelDraft] = {}
     for draft in drafts:
         percent = draft.reader.section("spec").section("predictor").integer(_CANARY)
         if percent is not None and percent < _WHOLE:
@@ -126,9 +116,9 @@ def _join_canaries(drafts: Sequence[ModelDraft]) -> list[ModelDraft]:
     return list(services.values())
 
 
-def _split_canaries(drafts: Sequence[ModelDraft]) -> list[RouteDraft]:
+def _split_canaries(drafts: Sequence[assembly.ModelDraft]) -> list[assembly.RouteDraft]:
     """Returns a route for each canary with its stable revision, and renames the two models."""
-    stable: dict[tuple[str, str], ModelDraft] = {}
+    stable: dict[tuple[str, str], assembly.ModelDraft] = {}
     routes = []
     for draft in drafts:
         predictor = draft.reader.section("spec").section("predictor")
@@ -141,17 +131,17 @@ def _split_canaries(drafts: Sequence[ModelDraft]) -> list[RouteDraft]:
                 _CANARY, f"the revision with the other {_WHOLE - percent} percent {_IS_MISSING}", Outcome.DROPPED
             )
         else:
-            predictor.note(_CANARY, f"it is the weight of {draft.name}-canary in a route: {BY_CONVERSATION}")
+            predictor.note(_CANARY, f"it is the weight of {draft.name}-canary in a route: {assembly.BY_CONVERSATION}")
             routes.append(_canary_route(stable.pop(key), draft, percent))
     return routes
 
 
-def _canary_route(stable: ModelDraft, canary: ModelDraft, percent: int) -> RouteDraft:
+def _canary_route(stable: assembly.ModelDraft, canary: assembly.ModelDraft, percent: int) -> assembly.RouteDraft:
     names = dict.fromkeys((stable.name, *stable.served_names, *canary.served_names))
-    route = RouteDraft({}, name=stable.name, namespace=stable.namespace, served_names=list(names))
-    weights = whole_weights([Fraction(_WHOLE - percent), Fraction(percent)])
+    route = assembly.RouteDraft({}, name=stable.name, namespace=stable.namespace, served_names=list(names))
+    weights = assembly.whole_weights([Fraction(_WHOLE - percent), Fraction(percent)])
     for draft, suffix, weight in zip((stable, canary), ("stable", "canary"), weights, strict=True):
-        draft.name = manifest_name(f"{draft.name}-{suffix}", MigrationOptions())
+        draft.name = assembly.manifest_name(f"{draft.name}-{suffix}", assembly.MigrationOptions())
         draft.served_names = [draft.name]
         route.targets[draft.name] = weight
     return route
@@ -165,7 +155,7 @@ def _note_external(document: FieldReader, *, wrapped: bool) -> None:
         document.note("", _SCALED_BY_REQUESTS, Outcome.REQUIRED)
 
 
-def _read_engine(predictor: FieldReader, container: FieldReader, pool: PoolDraft, wrapped: bool) -> None:
+def _read_engine(predictor: FieldReader, container: FieldReader, pool: assembly.PoolDraft, wrapped: bool) -> None:
     other = other_engine([container])
     if other is not None:
         raise container.error("image", other.problem, other.hint)
@@ -192,7 +182,7 @@ def _to_vllm(words: Sequence[str], container: FieldReader) -> list[str]:
     return kept
 
 
-def _read_runtime(model: FieldReader, runtimes: Mapping[str, FieldReader], pool: PoolDraft) -> None:
+def _read_runtime(model: FieldReader, runtimes: Mapping[str, FieldReader], pool: assembly.PoolDraft) -> None:
     name = model.text("runtime")
     if not name:
         return
@@ -206,7 +196,7 @@ def _read_runtime(model: FieldReader, runtimes: Mapping[str, FieldReader], pool:
     container = next((c for c in spec.entries("containers") if c.peek("name") == _CONTAINER), None)
     if container is None:
         return
-    base = PoolDraft(container)
+    base = assembly.PoolDraft(container)
     read_pod(spec, container, base)
     own = pool.engine.flags
     pool.engine.flags.kept = base.engine.flags.kept + own.kept
@@ -222,20 +212,20 @@ def _read_runtime(model: FieldReader, runtimes: Mapping[str, FieldReader], pool:
     pool.container = base.container | pool.container
 
 
-def _read_source(source: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None:
+def _read_source(source: FieldReader, pool: assembly.PoolDraft, draft: assembly.ModelDraft) -> None:
     flags = pool.engine.flags
     uri = source.text("storageUri")
     text = uri or flags.model
     if not text:
         raise source.error("storageUri", "the manifest names no model", "add storageUri or --model_id")
-    draft.uri, revision = model_uri(text, source, "storageUri" if uri else "args")
+    draft.uri, revision = assembly.model_uri(text, source, "storageUri" if uri else "args")
     if revision:
         draft.model["revision"] = revision
     draft.served_names = flags.served_names or [draft.name]
 
 
-def _read_scaling(predictor: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None:
+def _read_scaling(predictor: FieldReader, pool: assembly.PoolDraft, draft: assembly.ModelDraft) -> None:
     pool.min_replicas = predictor.number("minReplicas")
     if high := predictor.integer("maxReplicas"):
         pool.max_replicas = max(high, pool.min_replicas)
-    draft.spec |= scaling_spec([pool])
+    draft.spec |= assembly.scaling_spec([pool])

@@ -4,22 +4,12 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from fairlead_cli.migration.draft import (
-    BY_CONVERSATION,
-    MigrationOptions,
-    ModelDraft,
-    PoolDraft,
-    RouteDraft,
-    assemble,
-    assemble_route,
-    manifest_name,
-    metadata_of,
-)
+from fairlead_cli.migration import assembly
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 
 GROUP: Final = "networking.serving.volcano.sh"
 _DEFAULT_WEIGHT: Final = 100
-_EXTERNAL: Final = MigrationOptions(external=True)
+_EXTERNAL: Final = assembly.MigrationOptions(external=True)
 _NO_ADAPTERS: Final = "write a ModelAdapter for each, and call them by their names"
 REASONS: Final = {
     "spec.parentRefs": "clients call Fairlead's gateway, without a Gateway of Kubernetes",
@@ -36,7 +26,7 @@ _Rule = tuple[dict[str, str], dict[str, int]]
 """A rule of a route: its headers, which are empty if it takes all requests, and its targets."""
 
 
-def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
+def convert_models(documents: Sequence[FieldReader], options: assembly.MigrationOptions) -> list[dict[str, Any]]:
     """Returns an external ModelDeployment for each ModelServer, and a ModelRoute for each route."""
     servers = {
         _namespace_and_name(document): document for document in documents if document.peek("kind") == "ModelServer"
@@ -50,7 +40,9 @@ def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) 
     manifests = [_convert_server(document, engine_names[key], options) for key, document in servers.items()]
     taken = {manifest["metadata"]["name"] for manifest in manifests}
     return manifests + [
-        assemble_route(draft, taken=taken) for document, draft in drafts if _needs_route(document, draft, engine_names)
+        assembly.assemble_route(draft, taken=taken)
+        for document, draft in drafts
+        if _needs_route(document, draft, engine_names)
     ]
 
 
@@ -60,10 +52,10 @@ def _namespace_and_name(document: FieldReader) -> _Key:
 
 
 def _model_name(server: str) -> str:
-    return manifest_name(server, _EXTERNAL)
+    return assembly.manifest_name(server, _EXTERNAL)
 
 
-def _name_in_requests(key: _Key, drafts: Sequence[tuple[FieldReader, RouteDraft]]) -> str:
+def _name_in_requests(key: _Key, drafts: Sequence[tuple[FieldReader, assembly.RouteDraft]]) -> str:
     """Returns the name in the requests to a ModelServer without `spec.model`; kthena keeps it."""
     for _, draft in drafts:
         lists = [draft.targets, *(targets for _, targets in draft.overrides)]
@@ -72,12 +64,14 @@ def _name_in_requests(key: _Key, drafts: Sequence[tuple[FieldReader, RouteDraft]
     return ""
 
 
-def _convert_server(document: FieldReader, engine_name: str, options: MigrationOptions) -> dict[str, Any]:
+def _convert_server(document: FieldReader, engine_name: str, options: assembly.MigrationOptions) -> dict[str, Any]:
     """Returns the external model of a ModelServer. ``engine_name``: what its engines call it."""
     spec = document.section("spec")
     spec.skip("inferenceEngine")
-    draft = ModelDraft(document, f"hf://{engine_name}", served_names=[engine_name], **metadata_of(document))
-    pool = PoolDraft(spec)
+    draft = assembly.ModelDraft(
+        document, f"hf://{engine_name}", served_names=[engine_name], **assembly.metadata_of(document)
+    )
+    pool = assembly.PoolDraft(spec)
     selector = spec.section("workloadSelector")
     pool.selector = {name: str(value) for name, value in selector.mapping("matchLabels").items()}
     groups = selector.section("pdGroup")
@@ -90,13 +84,13 @@ def _convert_server(document: FieldReader, engine_name: str, options: MigrationO
     if port.text("protocol") == "https":
         port.note("protocol", "gateways call pods by HTTP: let the engines serve it", Outcome.REQUIRED)
     draft.pools = [pool]
-    return assemble(draft, replace(options, external=True))
+    return assembly.assemble(draft, replace(options, external=True))
 
 
-def _read_route(document: FieldReader, servers: Container[_Key]) -> RouteDraft | None:
+def _read_route(document: FieldReader, servers: Container[_Key]) -> assembly.RouteDraft | None:
     """Returns the route; None, with a note, where a ModelRoute cannot stand for it."""
     spec = document.section("spec")
-    fields = metadata_of(document)
+    fields = assembly.metadata_of(document)
     model_name = spec.text("modelName")
     rules = [rule for entry in spec.entries("rules") if (rule := _read_rule(entry, document, model_name, servers))]
     if not model_name:
@@ -109,7 +103,7 @@ def _read_route(document: FieldReader, servers: Container[_Key]) -> RouteDraft |
         return None
     if last + 1 < len(rules):
         spec.note("rules", f"rules[{last}] takes every request: no rule after it is reached", Outcome.DROPPED)
-    return RouteDraft(rules[last][1], rules[:last], served_names=[model_name], **fields)
+    return assembly.RouteDraft(rules[last][1], rules[:last], served_names=[model_name], **fields)
 
 
 def _read_rule(entry: FieldReader, document: FieldReader, model_name: str, servers: Container[_Key]) -> _Rule | None:
@@ -124,7 +118,7 @@ def _read_rule(entry: FieldReader, document: FieldReader, model_name: str, serve
         name = _model_name(server)
         targets[name] = targets.get(name, 0) + (_DEFAULT_WEIGHT if weight is None else weight)
     if len(targets) > 1:
-        entry.note("targetModels", BY_CONVERSATION)
+        entry.note("targetModels", assembly.BY_CONVERSATION)
     headers = _read_conditions(entry.section("modelMatch"), entry, model_name)
     return None if headers is None else (headers, targets)
 
@@ -150,7 +144,7 @@ def _read_conditions(match: FieldReader, entry: FieldReader, model_name: str) ->
     return None
 
 
-def _needs_route(document: FieldReader, draft: RouteDraft, engine_names: Mapping[_Key, str]) -> bool:
+def _needs_route(document: FieldReader, draft: assembly.RouteDraft, engine_names: Mapping[_Key, str]) -> bool:
     """Returns False, with a note, for a name that the engines themselves have."""
     name = draft.served_names[0]
     owners = [key[1] for key, engine_name in engine_names.items() if engine_name == name]

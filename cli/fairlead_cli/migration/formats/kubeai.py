@@ -3,23 +3,14 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
+from fairlead_cli.migration import assembly
 from fairlead_cli.migration.adapters import read_adapters
-from fairlead_cli.migration.draft import (
-    SCALES_FOR_TARGETS,
-    MigrationOptions,
-    ModelDraft,
-    PoolDraft,
-    assemble,
-    metadata_of,
-    model_uri,
-    scaling_spec,
-)
 from fairlead_cli.migration.field_reader import FieldReader
 from fairlead_cli.migration.pod_spec import store_flags
 
 REASONS: Final = {
     "spec.features": "the gateway serves the engine's APIs for JSON requests; it refuses forms with files, as for SpeechToText",
-    "spec.targetRequests": SCALES_FOR_TARGETS,
+    "spec.targetRequests": assembly.SCALES_FOR_TARGETS,
     "spec.scaleDownDelaySeconds": "without minReplicas below maxReplicas nothing is scaled down",
     "spec.owner": "/v1/models names Fairlead as the owner",
     "spec.cacheProfile": "set spec.model.cache: a claim that all pods share, or a volume for each pod",
@@ -27,24 +18,26 @@ REASONS: Final = {
 }
 
 
-def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
+def convert_models(documents: Sequence[FieldReader], options: assembly.MigrationOptions) -> list[dict[str, Any]]:
     """Returns a ModelDeployment for each Model, and its ModelAdapters."""
     return [manifest for document in documents for manifest in _convert(document, options)]
 
 
-def _convert(document: FieldReader, options: MigrationOptions) -> list[dict[str, Any]]:
+def _convert(document: FieldReader, options: assembly.MigrationOptions) -> list[dict[str, Any]]:
     spec = document.section("spec")
     engine = spec.text("engine")
     if engine != "VLLM" and not options.external:
         raise spec.error("engine", f"Fairlead does not run {engine}", "route to it as it is: --external")
-    pool = PoolDraft(spec)
-    draft = ModelDraft(document, pools=[pool], **metadata_of(document, own_prefixes=("features.kubeai.org/",)))
+    pool = assembly.PoolDraft(spec)
+    draft = assembly.ModelDraft(
+        document, pools=[pool], **assembly.metadata_of(document, own_prefixes=("features.kubeai.org/",))
+    )
     draft.served_names = [draft.name]
     pool.selector = {"model": draft.name, "app.kubernetes.io/managed-by": "kubeai"}
     url = spec.text("url")
     if options.external and not url.startswith(("hf://", "pvc://", "s3://", "gs://")):
         url = f"file:///{url.partition('://')[2]}"
-    draft.uri, _ = model_uri(url, spec, "url")
+    draft.uri, _ = assembly.model_uri(url, spec, "url")
     _read_engine(spec, pool)
     profile, _, count = spec.text("resourceProfile").partition(":")
     pool.devices.is_cpu = profile.startswith("cpu")
@@ -61,10 +54,10 @@ def _convert(document: FieldReader, options: MigrationOptions) -> list[dict[str,
     # Clients name adapters after the model, as KubeAI's do.
     entries = spec.entries("adapters")
     adapters = read_adapters(entries, "url", draft, options, served=f"{draft.name}_{{}}") if entries else []
-    return [assemble(draft, options), *adapters]
+    return [assembly.assemble(draft, options), *adapters]
 
 
-def _read_engine(spec: FieldReader, pool: PoolDraft) -> None:
+def _read_engine(spec: FieldReader, pool: assembly.PoolDraft) -> None:
     pool.engine.image = spec.text("image")
     store_flags(spec.texts("args"), pool, spec, "args")
     pool.engine.env = [{"name": name, "value": str(value)} for name, value in spec.mapping("env").items()]
@@ -74,7 +67,7 @@ def _read_engine(spec: FieldReader, pool: PoolDraft) -> None:
         pool.pod["priorityClassName"] = spec.text("priorityClassName")
 
 
-def _read_scaling(spec: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None:
+def _read_scaling(spec: FieldReader, pool: assembly.PoolDraft, draft: assembly.ModelDraft) -> None:
     low, high, replicas = spec.integer("minReplicas") or 0, spec.integer("maxReplicas"), spec.integer("replicas")
     if spec.flag("autoscalingDisabled"):
         pool.min_replicas = 1 if replicas is None else replicas
@@ -84,10 +77,10 @@ def _read_scaling(spec: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None
         spec.note("maxReplicas", f"it is left out, so it becomes {high}: write the number that your devices allow")
     pool.min_replicas, pool.max_replicas = low, high
     delay = spec.integer("scaleDownDelaySeconds") if high > low else None
-    draft.spec |= scaling_spec([pool], stabilizationWindow=f"{delay}s" if delay else None)
+    draft.spec |= assembly.scaling_spec([pool], stabilizationWindow=f"{delay}s" if delay else None)
 
 
-def _read_routing(balancing: FieldReader, draft: ModelDraft) -> None:
+def _read_routing(balancing: FieldReader, draft: assembly.ModelDraft) -> None:
     if balancing.text("strategy") == "PrefixHash":
         draft.spec["routing"] = {"preset": "chwbl"}
         balancing.drop("prefixHash", "the preset chwbl has KubeAI's default settings")

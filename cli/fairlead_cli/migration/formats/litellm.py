@@ -12,18 +12,7 @@ from fairlead.errors import BadInput
 from fairlead.fleet.engine_url import normalize_endpoint_url
 from fairlead.names import shorten_name
 from fairlead.routes.fallback_graph import FallbackEdge, find_loop
-from fairlead_cli.migration.draft import (
-    BY_CONVERSATION,
-    MigrationOptions,
-    ModelDraft,
-    PoolDraft,
-    RouteDraft,
-    assemble,
-    assemble_route,
-    dns_label,
-    manifest_name,
-    whole_weights,
-)
+from fairlead_cli.migration import assembly
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 
 _KINDS: Final = {
@@ -104,7 +93,7 @@ def note_unserved(lists: Sequence[FallbackList], served: Mapping[str, Any]) -> N
 
 
 def add_fallbacks(
-    route: RouteDraft, name: str, lists: Sequence[FallbackList], models_of: Callable[[str], list[str]]
+    route: assembly.RouteDraft, name: str, lists: Sequence[FallbackList], models_of: Callable[[str], list[str]]
 ) -> None:
     """Adds lists to the route of a model, in their order.
 
@@ -181,7 +170,7 @@ _PARAMETERS: Final = {
 }
 
 
-def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
+def convert_models(documents: Sequence[FieldReader], options: assembly.MigrationOptions) -> list[dict[str, Any]]:
     """Returns an external ModelDeployment for each model of `model_list` that engines serve, or an
     OpenAI-compatible API.
 
@@ -199,7 +188,7 @@ class _ModelGroup:
     """
 
     name: str
-    drafts: dict[str, ModelDraft] = field(default_factory=dict)
+    drafts: dict[str, assembly.ModelDraft] = field(default_factory=dict)
     entries: list[tuple[str, FieldReader]] = field(default_factory=list)
     fallbacks: list[FallbackList] = field(default_factory=list)
 
@@ -220,7 +209,7 @@ class _ModelGroup:
         return draft is not None and not draft.is_api
 
 
-def _convert(config: FieldReader, options: MigrationOptions) -> list[dict[str, Any]]:
+def _convert(config: FieldReader, options: assembly.MigrationOptions) -> list[dict[str, Any]]:
     groups: dict[str, _ModelGroup] = {}
     left_out = [entry for entry in config.entries("model_list") if not _read_entry(config, entry, groups)]
     for group in groups.values():
@@ -251,11 +240,11 @@ def _convert(config: FieldReader, options: MigrationOptions) -> list[dict[str, A
     routes = {group.name: _plan_split(group, groups, options) for group in groups.values() if group.has_route}
     for name in routes:
         if groups[name].is_split:
-            config.note("model_list", f"{name}: {BY_CONVERSATION}")
+            config.note("model_list", f"{name}: {assembly.BY_CONVERSATION}")
 
     def models_of(name: str) -> list[str]:
         group = groups.get(name)
-        return [] if group is None else [manifest_name(draft.name, options) for draft in group.drafts.values()]
+        return [] if group is None else [assembly.manifest_name(draft.name, options) for draft in group.drafts.values()]
 
     for name, route in routes.items():
         add_fallbacks(route, name, groups[name].fallbacks, models_of)
@@ -265,9 +254,9 @@ def _convert(config: FieldReader, options: MigrationOptions) -> list[dict[str, A
         for draft in group.drafts.values():
             if preset:
                 draft.spec["routing"] = {"preset": preset}
-            manifests.append(assemble(draft, options))
+            manifests.append(assembly.assemble(draft, options))
     taken = {manifest["metadata"]["name"] for manifest in manifests}
-    return manifests + [assemble_route(route, taken=taken) for route in routes.values()]
+    return manifests + [assembly.assemble_route(route, taken=taken) for route in routes.values()]
 
 
 def _read_lists(sections: Sequence[FieldReader], groups: Mapping[str, _ModelGroup]) -> None:
@@ -296,7 +285,9 @@ def _drop_parameters(group: _ModelGroup) -> None:
                 parameters.drop(parameter, reason)
 
 
-def _read_aliases(router: FieldReader, groups: Mapping[str, _ModelGroup], routes: Mapping[str, RouteDraft]) -> None:
+def _read_aliases(
+    router: FieldReader, groups: Mapping[str, _ModelGroup], routes: Mapping[str, assembly.RouteDraft]
+) -> None:
     """Adds each alias to the names of its model or its route."""
     aliases = router.section("model_group_alias")
     for alias in aliases.names():
@@ -312,7 +303,9 @@ def _read_aliases(router: FieldReader, groups: Mapping[str, _ModelGroup], routes
             router.note("model_group_alias", f"{alias}: {name} is not served by engines", Outcome.DROPPED)
 
 
-def _plan_split(group: _ModelGroup, groups: Mapping[str, _ModelGroup], options: MigrationOptions) -> RouteDraft:
+def _plan_split(
+    group: _ModelGroup, groups: Mapping[str, _ModelGroup], options: assembly.MigrationOptions
+) -> assembly.RouteDraft:
     """Returns the route of a name that stands for several models. Names the models after it.
 
     Raises BadInput if the engines of one of them have the name for it.
@@ -327,14 +320,14 @@ def _plan_split(group: _ModelGroup, groups: Mapping[str, _ModelGroup], options: 
     shares = dict.fromkeys(group.drafts, Fraction(0))
     for (engine_name, _), share in zip(group.entries, _traffic_shares(group.entries), strict=True):
         shares[engine_name] += share
-    taken = {dns_label(name) for name in groups}
+    taken = {assembly.dns_label(name) for name in groups}
     for engine_name, draft in group.drafts.items():
-        draft.name = shorten_name(dns_label(f"{group.name}-{engine_name.rpartition('/')[2]}"), taken=taken)
+        draft.name = shorten_name(assembly.dns_label(f"{group.name}-{engine_name.rpartition('/')[2]}"), taken=taken)
         draft.served_names = [] if draft.is_api else [engine_name]
         taken.add(draft.name)
-    names = [manifest_name(draft.name, options) for draft in group.drafts.values()]
-    weights = dict(zip(names, whole_weights(list(shares.values())), strict=True))
-    return RouteDraft(weights, name=group.name, served_names=[group.name])
+    names = [assembly.manifest_name(draft.name, options) for draft in group.drafts.values()]
+    weights = dict(zip(names, assembly.whole_weights(list(shares.values())), strict=True))
+    return assembly.RouteDraft(weights, name=group.name, served_names=[group.name])
 
 
 def _traffic_shares(entries: Sequence[tuple[str, FieldReader]]) -> list[Fraction]:
@@ -405,7 +398,9 @@ def _read_entry(config: FieldReader, entry: FieldReader, groups: dict[str, _Mode
     if draft is None:
         uri = f"openai://{engine_name}" if is_api else f"hf://{engine_name}"
         names = [name] if is_api else list(dict.fromkeys([engine_name, name]))
-        draft = ModelDraft(config, uri, name=name, served_names=names, is_api=is_api, pools=[PoolDraft(entry)])
+        draft = assembly.ModelDraft(
+            config, uri, name=name, served_names=names, is_api=is_api, pools=[assembly.PoolDraft(entry)]
+        )
         draft.spec |= {"price": price} if price else {}
         group.drafts[engine_name] = draft
     if price and price != draft.spec.get("price"):
@@ -447,7 +442,7 @@ def _secret_of(parameters: FieldReader, name: str) -> str:
     if not key:
         return ""
     variable = key.removeprefix(_ENVIRONMENT) if key.startswith(_ENVIRONMENT) else f"{name}-key"
-    secret = shorten_name(dns_label(variable))
+    secret = shorten_name(assembly.dns_label(variable))
     parameters.note("api_key", _NEEDS_KEY.format(secret), Outcome.REQUIRED)
     return secret
 

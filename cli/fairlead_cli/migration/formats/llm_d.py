@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from fairlead_cli.migration.draft import MigrationOptions, ModelDraft, PoolDraft, assemble, model_uri, read_sizes
+from fairlead_cli.migration import assembly
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 from fairlead_cli.migration.pod_spec import read_pod
 
@@ -32,17 +32,17 @@ REASONS: Final = {
 }
 
 
-def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
+def convert_models(documents: Sequence[FieldReader], options: assembly.MigrationOptions) -> list[dict[str, Any]]:
     """Returns a ModelDeployment for each values file."""
     return [_convert(document, options) for document in documents]
 
 
-def _convert(values: FieldReader, options: MigrationOptions) -> dict[str, Any]:
+def _convert(values: FieldReader, options: assembly.MigrationOptions) -> dict[str, Any]:
     artifacts = values.section("modelArtifacts")
     name = artifacts.text("name")
     if not name:
         raise artifacts.error("name", "is missing", "it is the name under which clients reach the model")
-    draft = ModelDraft(values, name=name.rsplit("/", 1)[-1].lower().replace(".", "-"), served_names=[name])
+    draft = assembly.ModelDraft(values, name=name.rsplit("/", 1)[-1].lower().replace(".", "-"), served_names=[name])
     _read_source(artifacts, draft)
     labels = {key: str(value) for key, value in artifacts.mapping("labels").items()}
     port = values.section("routing").integer("servicePort") or 8000
@@ -56,7 +56,7 @@ def _convert(values: FieldReader, options: MigrationOptions) -> dict[str, Any]:
                 section.drop_all("it is off")
             continue
         section.skip("create")
-        pool = PoolDraft(section, name=role, role=role.capitalize(), min_replicas=count, port=port)
+        pool = assembly.PoolDraft(section, name=role, role=role.capitalize(), min_replicas=count, port=port)
         pool.selector = {**labels, "llm-d.ai/role": role}
         _read_role(values, section, pool, multinode=multinode)
         draft.pools.append(pool)
@@ -64,17 +64,17 @@ def _convert(values: FieldReader, options: MigrationOptions) -> dict[str, Any]:
         raise values.error("decode", "there is no decode workload", "set decode.create")
     if len(draft.pools) == 1:
         draft.pools[0].role, draft.pools[0].name = "Serve", "main"
-    return assemble(draft, options)
+    return assembly.assemble(draft, options)
 
 
-def _read_source(artifacts: FieldReader, draft: ModelDraft) -> None:
+def _read_source(artifacts: FieldReader, draft: assembly.ModelDraft) -> None:
     uri = _MODEL_NAME.sub(draft.served_names[0], artifacts.text("uri")) or f"hf://{draft.served_names[0]}"
     if uri.startswith("pvc+hf://"):
         claim, *_, owner, model = uri.removeprefix("pvc+hf://").split("/")
         draft.uri, draft.model["cache"] = f"hf://{owner}/{model}", {"claimName": claim}
         artifacts.note("uri", "the weights are downloaded once more, into a folder of the claim that Fairlead chooses")
     else:
-        draft.uri, _ = model_uri(uri, artifacts, "uri")
+        draft.uri, _ = assembly.model_uri(uri, artifacts, "uri")
     size = artifacts.text("size")
     if size and draft.uri.startswith("hf://") and "cache" not in draft.model:
         draft.model["cache"] = {"size": size}
@@ -87,7 +87,7 @@ def _read_source(artifacts: FieldReader, draft: ModelDraft) -> None:
     artifacts.skip("readOnly")
 
 
-def _read_role(values: FieldReader, section: FieldReader, pool: PoolDraft, *, multinode: bool) -> None:
+def _read_role(values: FieldReader, section: FieldReader, pool: assembly.PoolDraft, *, multinode: bool) -> None:
     containers = section.entries("containers")
     if not containers:
         raise section.error("containers", "there is no container", "name the engine's container")
@@ -98,7 +98,7 @@ def _read_role(values: FieldReader, section: FieldReader, pool: PoolDraft, *, mu
         engine.skip("command")
     read_pod(section, engine, pool)
     sizes = section.section("parallelism")
-    read_sizes(sizes, ("tensor", "data"), pool)
+    assembly.read_sizes(sizes, ("tensor", "data"), pool)
     workers = sizes.integer("workers") or 1
     pool.nodes = workers if multinode else 1
     local = sizes.integer("dataLocal") or 1
@@ -120,7 +120,7 @@ def _read_role(values: FieldReader, section: FieldReader, pool: PoolDraft, *, mu
         section.drop(name, reason)
 
 
-def _read_node_labels(types: FieldReader, pool: PoolDraft) -> None:
+def _read_node_labels(types: FieldReader, pool: assembly.PoolDraft) -> None:
     key, values = types.text("labelKey"), types.texts("labelValues")
     if not key or not values:
         return

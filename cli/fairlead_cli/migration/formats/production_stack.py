@@ -3,16 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from fairlead_cli.migration.draft import (
-    SCALES_FOR_TARGETS,
-    MigrationOptions,
-    ModelDraft,
-    PoolDraft,
-    assemble,
-    join_roles,
-    model_uri,
-    scaling_spec,
-)
+from fairlead_cli.migration import assembly
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 from fairlead_cli.migration.pod_spec import (
     ACCOUNT_NOTE,
@@ -72,12 +63,12 @@ REASONS: Final = {
 }
 
 
-def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
+def convert_models(documents: Sequence[FieldReader], options: assembly.MigrationOptions) -> list[dict[str, Any]]:
     """Returns a ModelDeployment for each entry of modelSpec."""
     return [manifest for document in documents for manifest in _convert(document, options)]
 
 
-def _convert(values: FieldReader, options: MigrationOptions) -> list[dict[str, Any]]:
+def _convert(values: FieldReader, options: assembly.MigrationOptions) -> list[dict[str, Any]]:
     engines = values.section("servingEngineSpec")
     engines.skip("enableEngine", "servicePort")
     drafts = []
@@ -92,20 +83,20 @@ def _convert(values: FieldReader, options: MigrationOptions) -> list[dict[str, A
     if logic in ("session", "kvaware", "prefixaware"):
         router.drop("sessionKey", "clients send a session in the header x-session-id")
     manifests = []
-    for draft in join_roles(drafts):
+    for draft in assembly.join_roles(drafts):
         if logic in _PRESETS:
             draft.spec["routing"] = {"preset": _PRESETS[logic]}
-        manifests.append(assemble(draft, options))
+        manifests.append(assembly.assemble(draft, options))
     return manifests
 
 
-def _read_model(values: FieldReader, engines: FieldReader, spec: FieldReader) -> ModelDraft:
+def _read_model(values: FieldReader, engines: FieldReader, spec: FieldReader) -> assembly.ModelDraft:
     name = spec.text("name")
-    draft = ModelDraft(values, name=name)
-    pool = PoolDraft(spec, selector={"model": name}, port=engines.integer("containerPort") or 8000)
+    draft = assembly.ModelDraft(values, name=name)
+    pool = assembly.PoolDraft(spec, selector={"model": name}, port=engines.integer("containerPort") or 8000)
     draft.pools = [pool]
     url = spec.text("modelURL")
-    draft.uri = _claim_uri(url, spec) or model_uri(url, spec, "modelURL")[0]
+    draft.uri = _claim_uri(url, spec) or assembly.model_uri(url, spec, "modelURL")[0]
     pool.min_replicas = spec.number("replicaCount")
     repository, tag = spec.text("repository"), spec.text("tag")
     pool.engine.image = f"{repository}:{tag}" if repository and tag else repository
@@ -128,7 +119,7 @@ def _read_model(values: FieldReader, engines: FieldReader, spec: FieldReader) ->
     return draft
 
 
-def _read_ray(ray: FieldReader, spec: FieldReader, pool: PoolDraft) -> None:
+def _read_ray(ray: FieldReader, spec: FieldReader, pool: assembly.PoolDraft) -> None:
     """Stores the nodes of a Ray cluster: its head, and as many workers as there are replicas.
 
     Charts before 0.1.8 have no `enabled`, and start Ray where the section is.
@@ -181,7 +172,7 @@ def _arguments(spec: FieldReader) -> list[str]:
     return words + config.texts("extraArgs")
 
 
-def _read_storage(spec: FieldReader, draft: ModelDraft) -> None:
+def _read_storage(spec: FieldReader, draft: assembly.ModelDraft) -> None:
     claim, size, storage_class = (
         spec.text("pvcExistingClaimName"),
         spec.text("pvcStorage"),
@@ -199,7 +190,7 @@ def _read_storage(spec: FieldReader, draft: ModelDraft) -> None:
         draft.model["cache"] = {"size": size} | ({"storageClassName": storage_class} if storage_class else {})
 
 
-def _read_resources(spec: FieldReader, pool: PoolDraft) -> None:
+def _read_resources(spec: FieldReader, pool: assembly.PoolDraft) -> None:
     resources = spec.section("resources")
     if resources:
         read_resources(resources, pool)
@@ -219,7 +210,7 @@ def _read_resources(spec: FieldReader, pool: PoolDraft) -> None:
         spec.drop(name, "Fairlead requests whole devices")
 
 
-def _read_variables(engines: FieldReader, spec: FieldReader, pool: PoolDraft) -> None:
+def _read_variables(engines: FieldReader, spec: FieldReader, pool: assembly.PoolDraft) -> None:
     read_environment(engines, pool)
     read_environment(spec, pool)
     token = spec.peek("hf_token")
@@ -234,7 +225,7 @@ def _read_variables(engines: FieldReader, spec: FieldReader, pool: PoolDraft) ->
         pool.container["envFrom"] = sources
 
 
-def _read_pod(engines: FieldReader, spec: FieldReader, pool: PoolDraft) -> None:
+def _read_pod(engines: FieldReader, spec: FieldReader, pool: assembly.PoolDraft) -> None:
     secret = spec.text("imagePullSecret")
     pool.engine.pull_secrets = [secret] if secret else []
     for name in ("serviceAccountName", "priorityClassName", "affinity"):
@@ -275,7 +266,7 @@ def _read_pod(engines: FieldReader, spec: FieldReader, pool: PoolDraft) -> None:
     pool.metadata = {k: v for k, v in (("labels", labels), ("annotations", annotations)) if v}
 
 
-def _read_lmcache(cache: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None:
+def _read_lmcache(cache: FieldReader, pool: assembly.PoolDraft, draft: assembly.ModelDraft) -> None:
     if not cache.flag("enabled"):
         if cache:
             cache.drop_all("it is off")
@@ -297,15 +288,15 @@ def _read_lmcache(cache: FieldReader, pool: PoolDraft, draft: ModelDraft) -> Non
         cache.note("", f"{', '.join(others)}: {reason}", Outcome.DROPPED)
 
 
-def _read_scaling(keda: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None:
+def _read_scaling(keda: FieldReader, pool: assembly.PoolDraft, draft: assembly.ModelDraft) -> None:
     if not keda.flag("enabled"):
         if keda:
             keda.drop_all("it is off")
         return
     pool.min_replicas, pool.max_replicas = keda.number("minReplicaCount"), keda.integer("maxReplicaCount")
     window = keda.integer("cooldownPeriod")
-    draft.spec |= scaling_spec([pool], stabilizationWindow=f"{window}s" if window else None)
+    draft.spec |= assembly.scaling_spec([pool], stabilizationWindow=f"{window}s" if window else None)
     if keda.integer("idleReplicaCount") == 0:
         pool.min_replicas = 0
     for name in ("triggers", "pollingInterval", "initialCooldownPeriod", "fallback", "advanced"):
-        keda.drop(name, SCALES_FOR_TARGETS)
+        keda.drop(name, assembly.SCALES_FOR_TARGETS)

@@ -5,15 +5,7 @@ as those of llm-d, and kthena's ModelServings. AIBrix's workloads have the same 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from fairlead_cli.migration.draft import (
-    MigrationOptions,
-    ModelDraft,
-    PoolDraft,
-    assemble,
-    join_roles,
-    metadata_of,
-    model_uri,
-)
+from fairlead_cli.migration import assembly
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 from fairlead_cli.migration.pod_spec import OtherEngine, claim_of_path, find_engine, other_engine, read_pod
 
@@ -61,15 +53,17 @@ def other_engine_of(document: Mapping[str, Any]) -> OtherEngine | None:
     return other_engine(_pod_of(document, kind).entries("containers")) if _KINDS.get(kind) == group else None
 
 
-def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
+def convert_models(documents: Sequence[FieldReader], options: assembly.MigrationOptions) -> list[dict[str, Any]]:
     """Returns a ModelDeployment for each workload; prefill and decode of one model become pools."""
-    return [assemble(draft, options) for draft in join_roles(map(_read_workload, documents))]
+    return [assembly.assemble(draft, options) for draft in assembly.join_roles(map(_read_workload, documents))]
 
 
-def _read_workload(workload: FieldReader) -> ModelDraft:
-    draft = ModelDraft(workload, **metadata_of(workload, own_prefixes=("deployment.kubernetes.io/", "llm-d.ai/")))
+def _read_workload(workload: FieldReader) -> assembly.ModelDraft:
+    draft = assembly.ModelDraft(
+        workload, **assembly.metadata_of(workload, own_prefixes=("deployment.kubernetes.io/", "llm-d.ai/"))
+    )
     spec, kind = workload.section("spec"), str(workload.peek("kind"))
-    pool = PoolDraft(spec, min_replicas=spec.number("replicas"))
+    pool = assembly.PoolDraft(spec, min_replicas=spec.number("replicas"))
     draft.pools = [pool]
     if kind == "ModelServing":
         _read_only_role(spec, pool)
@@ -108,7 +102,7 @@ def _template_of(spec: FieldReader, kind: str) -> FieldReader:
     return group.section("leaderTemplate" if "leaderTemplate" in group else "workerTemplate")
 
 
-def _read_only_role(spec: FieldReader, pool: PoolDraft) -> None:
+def _read_only_role(spec: FieldReader, pool: assembly.PoolDraft) -> None:
     """Stores the only role of a ModelServing. Raises BadInput for one with several roles."""
     template = spec.section("template")
     roles = template.entries("roles")
@@ -127,7 +121,7 @@ def _read_only_role(spec: FieldReader, pool: PoolDraft) -> None:
 
 def read_template(
     template: FieldReader,
-    pool: PoolDraft,
+    pool: assembly.PoolDraft,
     *,
     own_prefixes: tuple[str, ...] = (),
     selected: Mapping[str, Any] | None = None,
@@ -152,7 +146,7 @@ def read_template(
 
 def read_pod_metadata(
     metadata: FieldReader,
-    pool: PoolDraft,
+    pool: assembly.PoolDraft,
     own_prefixes: tuple[str, ...],
     selected: Mapping[str, Any],
     reasons: Mapping[str, str],
@@ -182,14 +176,14 @@ def read_pod_metadata(
             pool.metadata[kind] = pool.metadata.get(kind, {}) | kept
 
 
-def read_source(draft: ModelDraft, spec: FieldReader) -> None:
+def read_source(draft: assembly.ModelDraft, spec: FieldReader) -> None:
     """Stores where the weights are, and the names of a model, from the engines' command lines."""
     first = draft.pools[0]
     source = next((pool.engine.flags.model for pool in draft.pools if pool.engine.flags.model), "")
     if not source:
         raise spec.error("template", "the command line names no model", "add --model to it")
     claim = claim_of_path(source, first) if source.startswith("/") else ""
-    draft.uri = claim or model_uri(source, spec, "template")[0]
+    draft.uri = claim or assembly.model_uri(source, spec, "template")[0]
     draft.served_names = first.engine.flags.served_names or draft.served_names or [source if not claim else draft.name]
 
 
