@@ -120,16 +120,14 @@ def to_fleet_model(deployment: ModelDeployment) -> Model:
     )
 
 
-def load_manifests(
-    paths: Sequence[str | Path], *, stdin: BinaryIO | None = None, limits: Limits | None = None
-) -> Manifests:
+def load_manifests(paths: Sequence[str | Path], *, stdin: BinaryIO | None = None) -> Manifests:
     """Returns the checked manifests of files and folders.
 
     paths: files, folders (their `*.yaml` and `*.yml` that hold an object), or `-` for standard
     input.
     Raises ManifestError with all problems of all files.
     """
-    limits = limits or Limits()
+    limits = Limits()
     texts, problems = read_texts(paths, limits=limits, stdin=stdin)
     texts, skipped = skip_files(texts, paths, limits=limits)
     manifests, more = combine_texts(texts, limits=limits, complete=not problems)

@@ -161,9 +161,7 @@ class Conversation:
                     raise refusal
                 yield from self._events(answer)
         except httpx.ConnectError as error:
-            raise StackUnreachable(
-                f"{self.base} does not answer", hint="if no stack runs, start one with `fairlead up`"
-            ) from error
+            raise self._unreachable() from error
         except httpx.HTTPError as error:
             raise AnswerError(f"the answer broke off: {type(error).__name__}") from error
 
@@ -185,13 +183,14 @@ class Conversation:
                     yield choice.delta.content
         raise AnswerError("the answer ended without [DONE]")
 
+    def _unreachable(self) -> StackUnreachable:
+        return StackUnreachable(f"{self.base} does not answer", hint="if no stack runs, start one with `fairlead up`")
+
     def _only_model(self) -> str:
         try:
             answer = self._client.get(f"{self.base}/v1/models", timeout=CONNECT_TIMEOUT_SECONDS)
         except httpx.HTTPError as error:
-            raise StackUnreachable(
-                f"{self.base} does not answer", hint="if no stack runs, start one with `fairlead up`"
-            ) from error
+            raise self._unreachable() from error
         if answer.status_code != 200:
             raise _refusal(answer.status_code, answer.content)
         try:

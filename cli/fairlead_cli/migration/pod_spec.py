@@ -180,9 +180,9 @@ def _probe_seconds(probe: dict[str, Any]) -> int:
     return int(probe.get("initialDelaySeconds", 0)) + period * failures
 
 
-def read_environment(container: FieldReader, pool: PoolDraft, field: str = "env") -> None:
+def read_environment(container: FieldReader, pool: PoolDraft) -> None:
     """Stores the environment variables of a container in a pool."""
-    for variable in container.entries(field):
+    for variable in container.entries("env"):
         name, source = variable.text("name"), variable.section("valueFrom")
         if name == EXTRA_ARGS:
             variable.skip("value")

@@ -281,14 +281,11 @@ class ProgressView:
     second.
     """
 
-    def __init__(
-        self, title: str, *, is_terminal: bool | None = None, print_line: Callable[[str], None] = print
-    ) -> None:
+    def __init__(self, title: str) -> None:
         self._title = title
-        self._print_line = print_line
         self._printed_at_seconds = 0.0
         self._bar: Progress | None = None
-        if sys.stdout.isatty() if is_terminal is None else is_terminal:
+        if sys.stdout.isatty():
             # No refresh thread: it would take the interpreter from the loop that is being measured.
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -326,6 +323,6 @@ class ProgressView:
         is_finished = counts.answered == counts.total
         if is_finished or counts.seconds - self._printed_at_seconds >= _LINE_SECONDS:
             self._printed_at_seconds = counts.seconds
-            self._print_line(
+            print(
                 f"{self._title}: {counts.seconds:.0f} s, {counts.answered}/{counts.total} answered, {in_flight} in flight{failed}"
             )

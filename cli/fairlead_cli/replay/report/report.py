@@ -597,6 +597,7 @@ def _terminal_table(policies: Mapping[str, PolicyResult], title: str) -> Table:
 MAX_LOOP_LAG_SECONDS = 0.020
 """A run is not valid when the p99 of any loop lag is above this (wall seconds)."""
 
+_TIMEOUT_SECONDS = 10.0
 _SERIES = re.compile(r"^(fairlead_(?:gateway|sim)_loop_lag_seconds)\{([^}]*)\}\s+(\S+)\s*$", re.MULTILINE)
 
 
@@ -607,14 +608,14 @@ def lag_p99(metrics: str) -> float | None:
     return max(known, default=None)
 
 
-def read_lags(urls: Iterable[str], *, timeout_seconds: float = 10.0, attempts: int = 3) -> dict[str, float | None]:
+def read_lags(urls: Iterable[str], *, attempts: int = 3) -> dict[str, float | None]:
     """Returns the p99 of loop lag in seconds by base URL; None without an answer or without this
     metric.
 
     attempts: number of tries while a process does not answer.
     """
     lags: dict[str, float | None] = {}
-    with httpx.Client(timeout=timeout_seconds, trust_env=False) as client:
+    with httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False) as client:
         for url in urls:
             lags[url] = None
             for _ in range(attempts):
@@ -628,9 +629,9 @@ def read_lags(urls: Iterable[str], *, timeout_seconds: float = 10.0, attempts: i
     return lags
 
 
-def count_finished_requests(manage: str, *, timeout_seconds: float = 10.0) -> int | None:
+def count_finished_requests(manage: str) -> int | None:
     """Returns the requests that the gateway has finished since its start; None when unknown."""
-    with httpx.Client(timeout=timeout_seconds, trust_env=False) as client:
+    with httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False) as client:
         try:
             answer = client.get(f"{manage.rstrip('/')}/api/stats")
             stats = msgspec.json.decode(answer.content, type=_StatsPage)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Final, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from fairlead.api.strict_model import FieldPath, Rule, StrictModel, api_field, api_list, field_error, list_map_schema
 from fairlead.api.value_types import Choice, Int32, ServedName, ShortName
@@ -50,52 +50,42 @@ _Penalty = Annotated[float, Field(ge=-2, le=2)]
 class RequestDefaults(StrictModel):
     """Parameters that a request gets if it has none, by the names of the OpenAI API."""
 
+    model_config = ConfigDict(alias_generator=None)
+
     max_tokens: Annotated[
-        _Tokens | None, api_field("maximum number of tokens in an answer; not above the cap", "512", alias="max_tokens")
+        _Tokens | None, api_field("maximum number of tokens in an answer; not above the cap", "512")
     ] = None
-    temperature: Annotated[float | None, api_field("sampling temperature", "0.2", alias="temperature", ge=0, le=2)] = (
-        None
-    )
-    top_p: Annotated[
-        float | None, api_field("probability mass that tokens are chosen from", "0.9", alias="top_p", gt=0, le=1)
-    ] = None
+    temperature: Annotated[float | None, api_field("sampling temperature", "0.2", ge=0, le=2)] = None
+    top_p: Annotated[float | None, api_field("probability mass that tokens are chosen from", "0.9", gt=0, le=1)] = None
     top_k: Annotated[
-        Int32 | None,
-        api_field("number of most likely tokens to sample from; -1: all", "20", alias="top_k", ge=-1, le=1_000_000),
+        Int32 | None, api_field("number of most likely tokens to sample from; -1: all", "20", ge=-1, le=1_000_000)
     ] = None
     min_p: Annotated[
         float | None,
-        api_field(
-            "minimum probability of a token, as a share of that of the likeliest", "0.05", alias="min_p", ge=0, le=1
-        ),
+        api_field("minimum probability of a token, as a share of that of the likeliest", "0.05", ge=0, le=1),
     ] = None
     presence_penalty: Annotated[
-        _Penalty | None,
-        api_field("penalty on each token that is in the answer already", "0.5", alias="presence_penalty"),
+        _Penalty | None, api_field("penalty on each token that is in the answer already", "0.5")
     ] = None
     frequency_penalty: Annotated[
-        _Penalty | None,
-        api_field("penalty on each token, times how often it is in the answer", "0.5", alias="frequency_penalty"),
+        _Penalty | None, api_field("penalty on each token, times how often it is in the answer", "0.5")
     ] = None
-    repetition_penalty: Annotated[
-        float | None, api_field("factor on repeated tokens", "1.05", alias="repetition_penalty", gt=0, le=10)
-    ] = None
+    repetition_penalty: Annotated[float | None, api_field("factor on repeated tokens", "1.05", gt=0, le=10)] = None
 
 
 class RequestCaps(StrictModel):
     """Upper bounds of parameters, by the names of the OpenAI API."""
 
+    model_config = ConfigDict(alias_generator=None)
+
     max_tokens: Annotated[
         _Tokens | None,
         api_field(
-            "maximum number of tokens in an answer, by any name; also the limit of a request without one",
-            "1024",
-            alias="max_tokens",
+            "maximum number of tokens in an answer, by any name; also the limit of a request without one", "1024"
         ),
     ] = None
     n: Annotated[
-        Int32 | None,
-        api_field("maximum number of answers to a request; also bounds `best_of`", "1", alias="n", ge=1, le=128),
+        Int32 | None, api_field("maximum number of answers to a request; also bounds `best_of`", "1", ge=1, le=128)
     ] = None
 
 
