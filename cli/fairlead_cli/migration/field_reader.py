@@ -182,6 +182,14 @@ class FieldReader:
             self.value(name)
             self.note(name, reason, Outcome.DROPPED)
 
+    def is_off(self) -> bool:
+        """Returns whether `enabled` is not true. Notes then that the mapping was not carried over."""
+        if self.flag("enabled"):
+            return False
+        if self:
+            self.drop_all("it is off")
+        return True
+
     def drop_all(self, reason: str) -> None:
         """Marks the whole mapping as read, and notes that it was not carried over."""
         self._record.read.add(self.path)

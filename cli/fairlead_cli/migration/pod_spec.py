@@ -254,6 +254,11 @@ def node_labels(pod: FieldReader) -> list[str]:
     return found + labels_of_terms(value)
 
 
+def node_affinity(terms: list[Any]) -> dict[str, Any]:
+    """Returns the affinity of pods that need nodes with these terms."""
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
+
+
 def labels_of_terms(terms: Any) -> list[str]:
     """Returns the values of the node labels that nodeSelectorTerms ask for, as `node_labels`."""
     found: list[str] = []

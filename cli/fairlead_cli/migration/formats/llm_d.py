@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from fairlead_cli.migration import assembly
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
-from fairlead_cli.migration.pod_spec import read_pod
+from fairlead_cli.migration.pod_spec import node_affinity, read_pod
 
 _MODEL_NAME: Final = re.compile(r'"?\{\{\s*\.Values\.modelArtifacts\.name\s*\}\}"?')
 _ROLES: Final = (("decode", 1), ("prefill", 0))
@@ -126,6 +126,4 @@ def _read_node_labels(types: FieldReader, pool: assembly.PoolDraft) -> None:
         return
     pool.devices.hints += values
     term = {"matchExpressions": [{"key": key, "operator": "In", "values": values}]}
-    pool.pod["affinity"] = {
-        "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
-    }
+    pool.pod["affinity"] = node_affinity([term])

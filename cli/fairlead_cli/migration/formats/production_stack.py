@@ -8,6 +8,7 @@ from fairlead_cli.migration.field_reader import FieldReader, Outcome
 from fairlead_cli.migration.pod_spec import (
     ACCOUNT_NOTE,
     labels_of_terms,
+    node_affinity,
     read_environment,
     read_probes,
     read_resources,
@@ -228,14 +229,13 @@ def _read_variables(engines: FieldReader, spec: FieldReader, pool: assembly.Pool
 def _read_pod(engines: FieldReader, spec: FieldReader, pool: assembly.PoolDraft) -> None:
     secret = spec.text("imagePullSecret")
     pool.engine.pull_secrets = [secret] if secret else []
-    for name in ("serviceAccountName", "priorityClassName", "affinity"):
-        if spec.peek(name):
-            pool.pod[name] = spec.value(name)
+    carried = ("serviceAccountName", "priorityClassName", "affinity")
+    pool.pod |= {name: spec.value(name) for name in carried if spec.peek(name)}
     if "serviceAccountName" in pool.pod:
         spec.note("serviceAccountName", ACCOUNT_NOTE)
     runtime = spec.text("runtimeClassName") or engines.text("runtimeClassName")
     scheduler = engines.text("schedulerName")
-    pool.pod |= {k: v for k, v in (("runtimeClassName", runtime), ("schedulerName", scheduler)) if v}
+    pool.pod |= assembly.without_empty({"runtimeClassName": runtime, "schedulerName": scheduler})
     pool.devices.signs += [f"runtimeClassName {runtime}"] if runtime else []
     own = spec.value("tolerations", default=[])
     shared = engines.value("tolerations", default=[]) if spec.text("tolerationsPolicy") != "override" else []
@@ -244,8 +244,7 @@ def _read_pod(engines: FieldReader, spec: FieldReader, pool: assembly.PoolDraft)
     terms = spec.value("nodeSelectorTerms", default=[])
     if terms and "affinity" not in pool.pod:
         pool.devices.hints += labels_of_terms(terms)
-        required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
-        pool.pod["affinity"] = {"nodeAffinity": required}
+        pool.pod["affinity"] = node_affinity(terms)
     for source, target, holder in (
         ("extraVolumes", "volumes", pool.pod),
         ("extraVolumeMounts", "volumeMounts", pool.container),
@@ -255,21 +254,15 @@ def _read_pod(engines: FieldReader, spec: FieldReader, pool: assembly.PoolDraft)
             holder[target] = [entry.fields() for entry in entries]
     if volume := shared_memory(spec.value("shmSize"), spec, "shmSize"):
         pool.pod["volumes"] = [*pool.pod.get("volumes", []), volume]
-    for source, target, holder in (
-        ("securityContext", "securityContext", pool.pod),
-        ("containerSecurityContext", "securityContext", pool.container),
-        ("imagePullPolicy", "imagePullPolicy", pool.container),
-    ):
-        if engines.peek(source):
-            holder[target] = engines.value(source)
-    labels, annotations = spec.mapping("podLabels"), spec.mapping("podAnnotations")
-    pool.metadata = {k: v for k, v in (("labels", labels), ("annotations", annotations)) if v}
+    pool.pod |= assembly.without_empty({"securityContext": engines.value("securityContext")})
+    names = {"securityContext": "containerSecurityContext", "imagePullPolicy": "imagePullPolicy"}
+    pool.container |= assembly.without_empty({target: engines.value(name) for target, name in names.items()})
+    labels = {"labels": spec.mapping("podLabels"), "annotations": spec.mapping("podAnnotations")}
+    pool.metadata = assembly.without_empty(labels)
 
 
 def _read_lmcache(cache: FieldReader, pool: assembly.PoolDraft, draft: assembly.ModelDraft) -> None:
-    if not cache.flag("enabled"):
-        if cache:
-            cache.drop_all("it is off")
+    if cache.is_off():
         return
     role = _ROLES.get(cache.text("kvRole"))
     if cache.flag("enablePD") and role:
@@ -289,9 +282,7 @@ def _read_lmcache(cache: FieldReader, pool: assembly.PoolDraft, draft: assembly.
 
 
 def _read_scaling(keda: FieldReader, pool: assembly.PoolDraft, draft: assembly.ModelDraft) -> None:
-    if not keda.flag("enabled"):
-        if keda:
-            keda.drop_all("it is off")
+    if keda.is_off():
         return
     pool.min_replicas, pool.max_replicas = keda.number("minReplicaCount"), keda.integer("maxReplicaCount")
     window = keda.integer("cooldownPeriod")
