@@ -10,8 +10,8 @@ would return garbage without an error.
 """
 
 import json
-from dataclasses import dataclass
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 from fairlead.errors import Unavailable
 from fairlead.runtime.http_client import HttpReply, send
@@ -32,36 +32,25 @@ class SleepRefused(Unavailable):
     """Raised when an engine responds but refuses; mostly, it was started without sleep mode."""
 
 
-class SleepRequester(Protocol):
-    """A function that sends one HTTP request to an engine."""
+SleepRequester = Callable[[str, str, bytes | None, float], Awaitable[HttpReply]]
+"""Sends one HTTP request to an engine: method, URL, body, seconds. Returns whatever is answered.
 
-    async def __call__(self, method: str, url: str, body: bytes | None, seconds: float) -> HttpReply:
-        """Returns the response, whatever its status. Raises Unavailable after `seconds`."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class SleepTimeouts:
-    """Response timeouts in seconds."""
-
-    query_seconds: float
-    sleep_seconds: float
-    wake_seconds: float
+Raises Unavailable after the seconds.
+"""
 
 
 class EngineSleepClient:
     """A client of vLLM's sleep mode (`/sleep`, `/wake_up`, `/is_sleeping`). URLs have no path."""
 
-    def __init__(self, request: SleepRequester, timeouts: SleepTimeouts) -> None:
+    def __init__(self, request: SleepRequester) -> None:
         self._request = request
-        self._timeouts = timeouts
 
     async def is_sleeping(self, url: str) -> bool:
         """Returns True if the engine sleeps, wholly or in part.
 
         Raises SleepRefused if the engine does not report it, and Unavailable without a response.
         """
-        response = await self._request("GET", f"{url}/is_sleeping", None, self._timeouts.query_seconds)
+        response = await self._request("GET", f"{url}/is_sleeping", None, ENGINE_QUERY_SECONDS)
         try:
             sleeping = json.loads(response.body)["is_sleeping"] if response.status == 200 else None
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -76,7 +65,7 @@ class EngineSleepClient:
         Raises SleepRefused if the engine rejects the request or stays awake, and Unavailable if
         there is no response.
         """
-        await self._post(f"{url}/sleep?level={level}&mode=wait", None, self._timeouts.sleep_seconds)
+        await self._post(f"{url}/sleep?level={level}&mode=wait", None, ENGINE_SLEEP_SECONDS)
         if not await self.is_sleeping(url):
             raise SleepRefused("the engine is awake after the sleep request", hint=_HINT)
 
@@ -87,16 +76,15 @@ class EngineSleepClient:
         Raises SleepRefused if the engine rejects a request, and Unavailable if it does not become
         awake and healthy.
         """
-        seconds = self._timeouts.wake_seconds
         if level == 1:
-            await self._post(f"{url}/wake_up", None, seconds)
+            await self._post(f"{url}/wake_up", None, ENGINE_WAKE_SECONDS)
         else:
-            await self._post(f"{url}/wake_up?tags=weights", None, seconds)
-            await self._post(f"{url}/collective_rpc", b'{"method": "reload_weights"}', seconds)
-            await self._post(f"{url}/wake_up?tags=kv_cache", None, seconds)
+            await self._post(f"{url}/wake_up?tags=weights", None, ENGINE_WAKE_SECONDS)
+            await self._post(f"{url}/collective_rpc", b'{"method": "reload_weights"}', ENGINE_WAKE_SECONDS)
+            await self._post(f"{url}/wake_up?tags=kv_cache", None, ENGINE_WAKE_SECONDS)
         if await self.is_sleeping(url):
             raise Unavailable("the engine still sleeps after the wake-up request")
-        health = await self._request("GET", f"{url}/health", None, self._timeouts.query_seconds)
+        health = await self._request("GET", f"{url}/health", None, ENGINE_QUERY_SECONDS)
         if health.status != 200:
             raise Unavailable(f"the engine is awake but not healthy ({health.status})")
 
@@ -113,9 +101,8 @@ async def send_request(method: str, url: str, body: bytes | None, seconds: float
 
 
 def sleep_client() -> EngineSleepClient:
-    """Returns a sleep-mode client that uses HTTP and the timeouts of `limits`."""
-    timeouts = SleepTimeouts(ENGINE_QUERY_SECONDS, ENGINE_SLEEP_SECONDS, ENGINE_WAKE_SECONDS)
-    return EngineSleepClient(send_request, timeouts)
+    """Returns a sleep-mode client that uses HTTP."""
+    return EngineSleepClient(send_request)
 
 
 _HINT: Final = f"start it with {SLEEP_MODE_FLAG} and {'='.join(DEV_MODE_VARIABLE)}"

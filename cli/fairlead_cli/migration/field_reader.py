@@ -183,7 +183,7 @@ class FieldReader:
             self.note(name, reason, Outcome.DROPPED)
 
     def is_off(self) -> bool:
-        """Returns whether `enabled` is not true. Notes then that the mapping was not carried over."""
+        """Returns whether `enabled` is not true, and notes then that nothing was carried over."""
         if self.flag("enabled"):
             return False
         if self:

@@ -11,7 +11,7 @@ from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.engine_profile import builtin_profile
 from fairlead.engines.adapter_protocol import LocalEngineReplica
 from fairlead.engines.registry import engine_adapter
-from fairlead.engines.sleep_mode import EngineSleepClient, SleepTimeouts
+from fairlead.engines.sleep_mode import EngineSleepClient
 from fairlead.errors import Unavailable
 from fairlead.runtime.http_client import HttpReply
 
@@ -51,7 +51,7 @@ class FakeEngine:
 
 
 def sleep_client(engine: FakeEngine) -> EngineSleepClient:
-    return EngineSleepClient(engine, SleepTimeouts(1.0, 2.0, 3.0))
+    return EngineSleepClient(engine)
 
 
 @pytest.mark.parametrize("level", [1, 2])
@@ -101,7 +101,7 @@ async def test_invalid_sleep_state_is_an_error(body: bytes) -> None:
         return HttpReply(200, body)
 
     with pytest.raises(Unavailable, match="does not say whether it sleeps"):
-        await EngineSleepClient(send, SleepTimeouts(1.0, 1.0, 1.0)).is_sleeping(URL)
+        await EngineSleepClient(send).is_sleeping(URL)
 
 
 def test_engines_start_with_sleep_mode_if_the_model_may_sleep() -> None:

@@ -21,6 +21,7 @@ from rich.table import Table
 from fairlead.fleet.model import SloTargets
 from fairlead.units import format_duration
 from fairlead_cli.formatting import known
+from fairlead_cli.management.api_types import GatewayStats
 from fairlead_cli.replay.client.open_loop_client import ReplayResult
 from fairlead_sim.fleet.results import quantile
 
@@ -634,24 +635,10 @@ def count_finished_requests(manage: str) -> int | None:
     with httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False) as client:
         try:
             answer = client.get(f"{manage.rstrip('/')}/api/stats")
-            stats = msgspec.json.decode(answer.content, type=_StatsPage)
+            stats = msgspec.json.decode(answer.content, type=GatewayStats)
         except (httpx.HTTPError, ValueError):  # msgspec's own errors are ValueErrors too
             return None
     return sum(model.totals.requests for model in stats.models.values())
-
-
-class _RequestTotals(msgspec.Struct):
-    requests: int
-
-
-class _ModelTotals(msgspec.Struct):
-    totals: _RequestTotals
-
-
-class _StatsPage(msgspec.Struct):
-    """The used part of ``/api/stats``."""
-
-    models: dict[str, _ModelTotals]
 
 
 def lag_doubts(lags: Mapping[str, float | None]) -> list[str]:
