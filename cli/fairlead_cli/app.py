@@ -2,7 +2,7 @@
 stays fast.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from cyclopts import App, Group, Parameter
@@ -20,122 +20,73 @@ class Verb(NamedTuple):
     sentence: str
 
 
+_VERBS_BY_GROUP: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
+    LOCAL: {
+        "up": (
+            "local.stack.launch",
+            "Serve models on this machine: engines, Redis, gateway, live view. Ctrl-C ends it.",
+        ),
+        "demo": ("replay.demo", "Compare routing presets on real traffic, live and simulated, with a report."),
+        "local status": (
+            "local.status.command",
+            "Show models, pools, instances and the next step of the stack on this machine.",
+        ),
+    },
+    OPERATE: {
+        "status": ("cluster.status.command", "Show models, pools, instances and the next step of a cluster."),
+        "check": (
+            "cluster.checks.command",
+            "Check that a cluster is fit for Fairlead, and that the installation is healthy.",
+        ),
+        "explain request": ("explain.command", "Explain why a request went to its instance, and how it ended."),
+        "explain route": ("explain.command", "Explain where a prompt would go now, and why. Nothing is sent."),
+        "explain scaling": ("scaling.explain_command", "Explain why a model has as many replicas as it has."),
+        "explain shadow": ("explain.command", "Explain how a model answers copies of requests for another."),
+        "index stats": ("index.command", "Show who writes the index, and what each instance has cached."),
+        "index match": ("index.command", "Show which instances have a prompt cached, how far, and in which tier."),
+        "index verify": ("index.command", "Compare the index with itself and with what engines can replay."),
+        "index watch": ("index.command", "Print changes of the index as they happen."),
+        "rollout status": ("rollouts.command", "Show which revision of a model runs, and how far it is."),
+        "rollout pause": ("rollouts.command", "Pause the rollouts of a model: changes of its spec wait."),
+        "rollout resume": ("rollouts.command", "Run what the spec says: ends a pause and an undo."),
+        "rollout undo": ("rollouts.command", "Run an earlier revision of a model, or end its canary."),
+        "rollout promote": ("rollouts.command", "Run what the spec says, without or in spite of a canary."),
+        "tenants list": ("tenants.command", "Show the tenants: tier, weight, models, keys and limits."),
+        "tenants show": ("tenants.command", "Show one tenant with its keys, limits and when they were last used."),
+        "keys create": ("keys.command", "Create an API key of a tenant, and print it once."),
+        "keys list": ("keys.command", "Show API keys: expiry and last use."),
+        "keys rotate": ("keys.command", "Replace an API key: the old one stays valid for a while."),
+        "keys revoke": ("keys.command", "Revoke an API key of a tenant."),
+        "audit": ("audit.command", "Show who changed or read what: keys, limits, scaling, data of tenants."),
+        "usage": ("usage.command", "Show what tenants used: requests, tokens, and cost by the prices of models."),
+        "cost": ("usage.command", "Show what replicas cost, divided among tenants. The sum is the bill."),
+        "chat": ("chat.command", "Talk to a model in the terminal; /why explains where the answer came from."),
+        "replay-scaling": (
+            "scaling.replay_command",
+            "Replay the autoscaler's decisions on its observations, with other settings.",
+        ),
+        "support-bundle": ("cluster.bundle.command", "Write a redacted archive of an installation, for support."),
+        "airgap images": ("airgap", "Print the images that a release consists of."),
+        "version": ("version.command", "Show the version of this program, and of the installation in a cluster."),
+    },
+    TOOLS: {
+        "lint": ("manifest_lint", "Check manifests and fleet files: line, field and fix for every problem."),
+        "convert": ("manifest_conversion", "Convert manifests of other systems."),
+        "catalog list": ("catalog.command", "Show the models of the catalogue: parameters, weights and context."),
+        "catalog show": ("catalog.command", "Write the manifest of a model, with a checked sum of its memory."),
+        "replay": ("replay.command", "Send a trace's requests to a running gateway and report the results."),
+        "simulate": ("simulation.command", "Simulate traffic under other routing presets, without a cluster."),
+        "completion": ("completion", "Print a script that completes commands and options in a shell."),
+    },
+}
+"""Group → words of a verb → its module in this package, and one sentence for the help.
+
+The function has the words as its name.
+"""
 VERBS: Final = {
-    "up": Verb(
-        LOCAL,
-        "local.stack.launch:up",
-        "Serve models on this machine: engines, Redis, gateway, live view. Ctrl-C ends it.",
-    ),
-    "demo": Verb(
-        LOCAL, "replay.demo:demo", "Compare routing presets on real traffic, live and simulated, with a report."
-    ),
-    "local status": Verb(
-        LOCAL,
-        "local.status.command:local_status",
-        "Show models, pools, instances and the next step of the stack on this machine.",
-    ),
-    "status": Verb(
-        OPERATE, "cluster.status.command:status", "Show models, pools, instances and the next step of a cluster."
-    ),
-    "check": Verb(
-        OPERATE,
-        "cluster.checks.command:check",
-        "Check that a cluster is fit for Fairlead, and that the installation is healthy.",
-    ),
-    "explain request": Verb(
-        OPERATE, "explain.command:explain_request", "Explain why a request went to its instance, and how it ended."
-    ),
-    "explain route": Verb(
-        OPERATE, "explain.command:explain_route", "Explain where a prompt would go now, and why. Nothing is sent."
-    ),
-    "explain scaling": Verb(
-        OPERATE, "scaling.explain_command:explain_scaling", "Explain why a model has as many replicas as it has."
-    ),
-    "explain shadow": Verb(
-        OPERATE, "explain.command:explain_shadow", "Explain how a model answers copies of requests for another."
-    ),
-    "index stats": Verb(
-        OPERATE, "index.command:index_stats", "Show who writes the index, and what each instance has cached."
-    ),
-    "index match": Verb(
-        OPERATE,
-        "index.command:index_match",
-        "Show which instances have a prompt cached, how far, and in which tier.",
-    ),
-    "index verify": Verb(
-        OPERATE, "index.command:index_verify", "Compare the index with itself and with what engines can replay."
-    ),
-    "index watch": Verb(OPERATE, "index.command:index_watch", "Print changes of the index as they happen."),
-    "rollout status": Verb(
-        OPERATE, "rollouts.command:rollout_status", "Show which revision of a model runs, and how far it is."
-    ),
-    "rollout pause": Verb(
-        OPERATE, "rollouts.command:rollout_pause", "Pause the rollouts of a model: changes of its spec wait."
-    ),
-    "rollout resume": Verb(
-        OPERATE, "rollouts.command:rollout_resume", "Run what the spec says: ends a pause and an undo."
-    ),
-    "rollout undo": Verb(
-        OPERATE, "rollouts.command:rollout_undo", "Run an earlier revision of a model, or end its canary."
-    ),
-    "rollout promote": Verb(
-        OPERATE, "rollouts.command:rollout_promote", "Run what the spec says, without or in spite of a canary."
-    ),
-    "tenants list": Verb(
-        OPERATE, "tenants.command:tenants_list", "Show the tenants: tier, weight, models, keys and limits."
-    ),
-    "tenants show": Verb(
-        OPERATE, "tenants.command:tenants_show", "Show one tenant with its keys, limits and when they were last used."
-    ),
-    "keys create": Verb(OPERATE, "keys.command:keys_create", "Create an API key of a tenant, and print it once."),
-    "keys list": Verb(OPERATE, "keys.command:keys_list", "Show API keys: expiry and last use."),
-    "keys rotate": Verb(
-        OPERATE, "keys.command:keys_rotate", "Replace an API key: the old one stays valid for a while."
-    ),
-    "keys revoke": Verb(OPERATE, "keys.command:keys_revoke", "Revoke an API key of a tenant."),
-    "audit": Verb(
-        OPERATE, "audit.command:audit", "Show who changed or read what: keys, limits, scaling, data of tenants."
-    ),
-    "usage": Verb(
-        OPERATE, "usage.command:usage", "Show what tenants used: requests, tokens, and cost by the prices of models."
-    ),
-    "cost": Verb(OPERATE, "usage.command:cost", "Show what replicas cost, divided among tenants. The sum is the bill."),
-    "chat": Verb(
-        OPERATE, "chat.command:chat", "Talk to a model in the terminal; /why explains where the answer came from."
-    ),
-    "replay-scaling": Verb(
-        OPERATE,
-        "scaling.replay_command:replay_scaling",
-        "Replay the autoscaler's decisions on its observations, with other settings.",
-    ),
-    "support-bundle": Verb(
-        OPERATE,
-        "cluster.bundle.command:support_bundle",
-        "Write a redacted archive of an installation, for support.",
-    ),
-    "airgap images": Verb(OPERATE, "airgap:airgap_images", "Print the images that a release consists of."),
-    "version": Verb(
-        OPERATE, "version.command:version", "Show the version of this program, and of the installation in a cluster."
-    ),
-    "lint": Verb(
-        TOOLS, "manifest_lint:lint", "Check manifests and fleet files: line, field and fix for every problem."
-    ),
-    "convert": Verb(TOOLS, "manifest_conversion:convert", "Convert manifests of other systems."),
-    "catalog list": Verb(
-        TOOLS, "catalog.command:catalog_list", "Show the models of the catalogue: parameters, weights and context."
-    ),
-    "catalog show": Verb(
-        TOOLS, "catalog.command:catalog_show", "Write the manifest of a model, with a checked sum of its memory."
-    ),
-    "replay": Verb(
-        TOOLS, "replay.command:replay", "Send a trace's requests to a running gateway and report the results."
-    ),
-    "simulate": Verb(
-        TOOLS, "simulation.command:simulate", "Simulate traffic under other routing presets, without a cluster."
-    ),
-    "completion": Verb(
-        TOOLS, "completion:completion", "Print a script that completes commands and options in a shell."
-    ),
+    words: Verb(group, f"{module}:{words.replace(' ', '_').replace('-', '_')}", sentence)
+    for group, rows in _VERBS_BY_GROUP.items()
+    for words, (module, sentence) in rows.items()
 }
 """Words of a verb → where it is; tests hold the documentation to this table."""
 NOUNS: Final = {

@@ -41,31 +41,24 @@ class PeerTransfer(StrictModel):
     )
 
 
+def _type_rule(field: str, wanted: OffloadType, message: str) -> Rule:
+    """Returns the rule that a field is for one type of offloading."""
+    return Rule(
+        cel=f"!has(self.{field}) || self.type == '{wanted}'",
+        message=message,
+        fix=f"write `type: {wanted}`, or remove {field}",
+        at=(field,),
+        violation=lambda offload: getattr(offload, field) is not None and offload.type is not wanted,
+    )
+
+
 class Offload(StrictModel):
     """Slower and larger storage for KV that leaves the accelerator."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            cel="!has(self.disk) || self.type == 'LMCache'",
-            message="only LMCache offloads to disk",
-            fix="write `type: LMCache`, or remove disk",
-            at=("disk",),
-            violation=lambda offload: offload.disk is not None and offload.type is not OffloadType.LMCACHE,
-        ),
-        Rule(
-            cel="!has(self.store) || self.type == 'LMCache'",
-            message="only LMCache shares a store",
-            fix="write `type: LMCache`, or remove store",
-            at=("store",),
-            violation=lambda offload: offload.store is not None and offload.type is not OffloadType.LMCACHE,
-        ),
-        Rule(
-            cel="!has(self.peers) || self.type == 'Native'",
-            message="only Native offloading shares with peers",
-            fix="write `type: Native`, or remove peers",
-            at=("peers",),
-            violation=lambda offload: offload.peers is not None and offload.type is not OffloadType.NATIVE,
-        ),
+        _type_rule("disk", OffloadType.LMCACHE, "only LMCache offloads to disk"),
+        _type_rule("store", OffloadType.LMCACHE, "only LMCache shares a store"),
+        _type_rule("peers", OffloadType.NATIVE, "only Native offloading shares with peers"),
     )
 
     type: Annotated[

@@ -85,6 +85,18 @@ class ModelCache(StrictModel):
     ] = None
 
 
+def _download_rule(field: str) -> Rule:
+    """Returns the rule that a field is for weights that are downloaded."""
+    return Rule(
+        cel=f"!has(self.{field}) || !(self.uri.startsWith('pvc:') || self.uri.startsWith('file://') || "
+        "self.uri.startsWith('openai://'))",
+        message=f"weights that are not downloaded need no {field}",
+        fix=f"remove {field}",
+        at=(field,),
+        violation=lambda source: getattr(source, field) is not None and not source.is_downloaded,
+    )
+
+
 class ModelSource(StrictModel):
     """The weights to serve, and their served names."""
 
@@ -97,22 +109,8 @@ class ModelSource(StrictModel):
             at=("revision",),
             violation=lambda source: source.revision is not None and source.scheme != "hf",
         ),
-        Rule(
-            cel="!has(self.credentials) || !(self.uri.startsWith('pvc:') || self.uri.startsWith('file://') || "
-            "self.uri.startsWith('openai://'))",
-            message="weights that are not downloaded need no credentials",
-            fix="remove credentials",
-            at=("credentials",),
-            violation=lambda source: source.credentials is not None and not source.is_downloaded,
-        ),
-        Rule(
-            cel="!has(self.cache) || !(self.uri.startsWith('pvc:') || self.uri.startsWith('file://') || "
-            "self.uri.startsWith('openai://'))",
-            message="weights that are not downloaded need no cache",
-            fix="remove cache",
-            at=("cache",),
-            violation=lambda source: source.cache is not None and not source.is_downloaded,
-        ),
+        _download_rule("credentials"),
+        _download_rule("cache"),
     )
 
     uri: Annotated[

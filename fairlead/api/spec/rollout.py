@@ -2,9 +2,10 @@
 
 import math
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
+from pydantic.alias_generators import to_snake
 
 from fairlead import units
 from fairlead.api.strict_model import Rule, StrictModel, api_field
@@ -21,6 +22,23 @@ class OnMiss(StrEnum):
     PAUSE = "Pause"
 
 
+def _hours_rule(field: str, max_seconds: float) -> Rule:
+    """Returns the rule that a duration is at most a day, and written without days."""
+
+    def is_too_long(value: Any) -> bool:
+        text = getattr(value, to_snake(field))
+        return "d" in text or units.parse_duration(text) > max_seconds
+
+    return Rule(
+        # Durations in CEL have no days.
+        cel=f"!self.{field}.contains('d') && duration(self.{field}) <= duration('24h')",
+        message=f"{field} is at most 24h, without days",
+        fix="write it like 10m or 2h30m",
+        at=(field,),
+        violation=is_too_long,
+    )
+
+
 class Canary(StrictModel):
     """A new revision on instances of its own, judged before it replaces the running one."""
 
@@ -32,15 +50,7 @@ class Canary(StrictModel):
             at=("steps",),
             violation=lambda canary: sorted(set(canary.steps)) != canary.steps,
         ),
-        Rule(
-            cel="!self.observe.contains('d') && duration(self.observe) <= duration('24h')",
-            message="observe is at most 24h, without days",
-            fix="write it like 10m or 2h30m",
-            at=("observe",),
-            violation=lambda canary: (
-                "d" in canary.observe or units.parse_duration(canary.observe) > MAX_OBSERVE_SECONDS
-            ),
-        ),
+        _hours_rule("observe", MAX_OBSERVE_SECONDS),
     )
 
     steps: list[Annotated[Int32, Field(ge=1, le=99)]] = api_field(
@@ -74,18 +84,7 @@ class Rollout(StrictModel):
     request.
     """
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            # Durations in CEL have no days.
-            cel="!self.drainTimeout.contains('d') && duration(self.drainTimeout) <= duration('24h')",
-            message="drainTimeout is at most 24h, without days",
-            fix="write it like 10m or 2h30m",
-            at=("drainTimeout",),
-            violation=lambda rollout: (
-                "d" in rollout.drain_timeout or units.parse_duration(rollout.drain_timeout) > MAX_DRAIN_SECONDS
-            ),
-        ),
-    )
+    rules: ClassVar[tuple[Rule, ...]] = (_hours_rule("drainTimeout", MAX_DRAIN_SECONDS),)
 
     max_surge: Annotated[
         CountOrPercent, api_field("instances above a pool's desired number while it is replaced, or a percentage", "1")
