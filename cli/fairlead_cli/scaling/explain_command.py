@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from types import MappingProxyType
 from typing import Annotated, Final
 
 import msgspec
@@ -42,6 +41,8 @@ class InputLabel:
 
     neutral_value: at this value the input has no effect and is not shown.
 
+    suffix: text after a value.
+
     same_as: name of another input; with equal values this one is not shown.
     """
 
@@ -49,6 +50,7 @@ class InputLabel:
     format: Callable[[float], str]
     neutral_value: float | None = None
     same_as: str | None = None
+    suffix: str = ""
     unknown: str = formatting.UNKNOWN
 
 
@@ -79,90 +81,73 @@ def _miss_factor(value: float) -> str:
     return f"{value:.2f} × as often as predicted, by what was counted"
 
 
-INPUT_LABELS: Final[Mapping[str, InputLabel]] = MappingProxyType(
-    {
-        "speed_factor": InputLabel("engine's step", lambda value: f"{value:.2f} × what its profile says"),
-        "capacity_requests_per_second": InputLabel(
-            "capacity", lambda value: f"{value:.3g} requests/s a replica, at the SLO"
-        ),
-        "prompt_tokens": InputLabel("prompt", _tokens),
-        "output_tokens": InputLabel("answer", _tokens),
-        "output_growth": InputLabel(
-            "answers grow", lambda value: f"to {value:.2f} × that by when an order is ready", neutral_value=1.0
-        ),
-        "prompt_growth": InputLabel(
-            "prompts grow", lambda value: f"to {value:.2f} × that by when an order is ready", neutral_value=1.0
-        ),
-        "cached_share": InputLabel("cached", formatting.format_share),
-        "kept_token_share": InputLabel(
-            "prefilled by decode", lambda value: f"{formatting.format_share(value)} of prompt tokens"
-        ),
-        "missed_share": InputLabel(
-            "attained", lambda value: f"{_exact_share(1.0 - value)} of the period's requests in time"
-        ),
-        "budget_left_requests": InputLabel("left of the budget", _misses_left),
-        "allowed_miss_share": InputLabel("goal", lambda value: f"{_exact_share(value)} of the next requests may miss"),
-        "first_token_miss_factor": InputLabel("late first tokens", _miss_factor, neutral_value=1.0),
-        "gap_miss_factor": InputLabel("slow answers", _miss_factor, neutral_value=1.0),
-        "level_replicas": InputLabel("load now", _replicas),
-        "spread_replicas": InputLabel("its spread", lambda value: f"± {_replicas(value)}"),
-        "deviation_share": InputLabel(
-            "forecasts are off by", lambda value: f"{formatting.format_share(value)}, as a standard deviation"
-        ),
-        "trend_replicas_per_minute": InputLabel("trend", lambda value: f"{value:+.2f} replicas a minute"),
-        "ahead_seconds": InputLabel(
-            "looking ahead", lambda value: f"{format_duration(value)}, as long as a start takes"
-        ),
-        "forecast_replicas": InputLabel("forecast", _replicas),
-        "certain_replicas": InputLabel("enough for it", lambda value: f"{_replicas(value)}, if it were exact"),
-        "recurring_burst_replicas": InputLabel("bursts come back to", _replicas, neutral_value=0.0),
-        "backlog_requests": InputLabel(
-            "waiting", lambda value: formatting.pluralize(round(value), "request"), neutral_value=0.0
-        ),
-        "backlog_replicas": InputLabel("for those that wait", _replicas, neutral_value=0.0),
-        "need_replicas": InputLabel("need", _replicas),
-        "need_at_95_replicas": InputLabel("at a target of 95 %", _replicas),
-        "need_at_99_9_replicas": InputLabel("at a target of 99.9 %", _replicas),
-        "window_max_replicas": InputLabel("most of the window", _replicas),
-        "mix_replicas": InputLabel("the mix has here", _replicas),
-        "needed_here_replicas": InputLabel("needed of this pool", _replicas, same_as="window_max_replicas"),
-        "target_replicas": InputLabel("target", _replicas),
-        "desired_replicas": InputLabel("desired now", _replicas),
-        "ready_replicas": InputLabel("ready", _replicas),
-        "pending_replicas": InputLabel("starting", _replicas, neutral_value=0.0),
-        "hedged_replicas": InputLabel(
-            "started beside",
-            lambda value: f"{_replicas(value)} more, of which the last to be ready are cancelled",
-            neutral_value=0.0,
-        ),
-        "ejected_replicas": InputLabel("ready, no answer", _replicas, neutral_value=0.0),
-        "replacement_replicas": InputLabel("their replacements", _replicas, neutral_value=0.0),
-        "whole_replicas": InputLabel("there, or asleep", _replicas),
-        "wake_seconds": InputLabel("waking takes", format_duration),
-        "asleep_replicas": InputLabel("asleep", _replicas),
-        "asleep_planned_replicas": InputLabel("to be asleep", _replicas),
-        "minimum_replicas": InputLabel("at least", _replicas),
-        "maximum_replicas": InputLabel("at most", _replicas),
-        "together_most_replicas": InputLabel("all pools", lambda value: f"{_replicas(value)} at most"),
-        "prefill_need_engines": InputLabel("prefill needs", _replicas),
-        "decode_need_engines": InputLabel("decode needs", _replicas),
-        "carried_share": InputLabel(
-            "so shared, carried", lambda value: f"{formatting.format_share(value)} of the load"
-        ),
-        "usd_per_hour": InputLabel("this pool costs", _planned_dollars, same_as="model_usd_per_hour"),
-        "model_usd_per_hour": InputLabel(
-            "the model costs",
-            _planned_dollars,
-            unknown=f"{formatting.UNKNOWN}, since an AcceleratorClass has no costPerHour",
-        ),
-        "convertible_prompt_tokens": InputLabel(
-            "prefills besides", lambda value: f"prompts of up to {_tokens(value)}, where it has slack"
-        ),
-        "convertible_tokens_per_second": InputLabel(
-            "as many as", lambda value: f"{_tokens(value)} a second, all of the pool together"
-        ),
-    }
-)
+INPUT_LABELS: Final[Mapping[str, InputLabel]] = {
+    "speed_factor": InputLabel("engine's step", "{:.2f} × what its profile says".format),
+    "capacity_requests_per_second": InputLabel("capacity", "{:.3g} requests/s a replica, at the SLO".format),
+    "prompt_tokens": InputLabel("prompt", _tokens),
+    "output_tokens": InputLabel("answer", _tokens),
+    "output_growth": InputLabel("answers grow", "to {:.2f} × that by when an order is ready".format, neutral_value=1.0),
+    "prompt_growth": InputLabel("prompts grow", "to {:.2f} × that by when an order is ready".format, neutral_value=1.0),
+    "cached_share": InputLabel("cached", formatting.format_share),
+    "kept_token_share": InputLabel("prefilled by decode", formatting.format_share, suffix=" of prompt tokens"),
+    "missed_share": InputLabel(
+        "attained", lambda value: f"{_exact_share(1.0 - value)} of the period's requests in time"
+    ),
+    "budget_left_requests": InputLabel("left of the budget", _misses_left),
+    "allowed_miss_share": InputLabel("goal", _exact_share, suffix=" of the next requests may miss"),
+    "first_token_miss_factor": InputLabel("late first tokens", _miss_factor, neutral_value=1.0),
+    "gap_miss_factor": InputLabel("slow answers", _miss_factor, neutral_value=1.0),
+    "level_replicas": InputLabel("load now", _replicas),
+    "spread_replicas": InputLabel("its spread", lambda value: f"± {_replicas(value)}"),
+    "deviation_share": InputLabel("forecasts are off by", formatting.format_share, suffix=", as a standard deviation"),
+    "trend_replicas_per_minute": InputLabel("trend", "{:+.2f} replicas a minute".format),
+    "ahead_seconds": InputLabel("looking ahead", format_duration, suffix=", as long as a start takes"),
+    "forecast_replicas": InputLabel("forecast", _replicas),
+    "certain_replicas": InputLabel("enough for it", _replicas, suffix=", if it were exact"),
+    "recurring_burst_replicas": InputLabel("bursts come back to", _replicas, neutral_value=0.0),
+    "backlog_requests": InputLabel(
+        "waiting", lambda value: formatting.pluralize(round(value), "request"), neutral_value=0.0
+    ),
+    "backlog_replicas": InputLabel("for those that wait", _replicas, neutral_value=0.0),
+    "need_replicas": InputLabel("need", _replicas),
+    "need_at_95_replicas": InputLabel("at a target of 95 %", _replicas),
+    "need_at_99_9_replicas": InputLabel("at a target of 99.9 %", _replicas),
+    "window_max_replicas": InputLabel("most of the window", _replicas),
+    "mix_replicas": InputLabel("the mix has here", _replicas),
+    "needed_here_replicas": InputLabel("needed of this pool", _replicas, same_as="window_max_replicas"),
+    "target_replicas": InputLabel("target", _replicas),
+    "desired_replicas": InputLabel("desired now", _replicas),
+    "ready_replicas": InputLabel("ready", _replicas),
+    "pending_replicas": InputLabel("starting", _replicas, neutral_value=0.0),
+    "hedged_replicas": InputLabel(
+        "started beside",
+        _replicas,
+        suffix=" more, of which the last to be ready are cancelled",
+        neutral_value=0.0,
+    ),
+    "ejected_replicas": InputLabel("ready, no answer", _replicas, neutral_value=0.0),
+    "replacement_replicas": InputLabel("their replacements", _replicas, neutral_value=0.0),
+    "whole_replicas": InputLabel("there, or asleep", _replicas),
+    "wake_seconds": InputLabel("waking takes", format_duration),
+    "asleep_replicas": InputLabel("asleep", _replicas),
+    "asleep_planned_replicas": InputLabel("to be asleep", _replicas),
+    "minimum_replicas": InputLabel("at least", _replicas),
+    "maximum_replicas": InputLabel("at most", _replicas),
+    "together_most_replicas": InputLabel("all pools", _replicas, suffix=" at most"),
+    "prefill_need_engines": InputLabel("prefill needs", _replicas),
+    "decode_need_engines": InputLabel("decode needs", _replicas),
+    "carried_share": InputLabel("so shared, carried", formatting.format_share, suffix=" of the load"),
+    "usd_per_hour": InputLabel("this pool costs", _planned_dollars, same_as="model_usd_per_hour"),
+    "model_usd_per_hour": InputLabel(
+        "the model costs",
+        _planned_dollars,
+        unknown=f"{formatting.UNKNOWN}, since an AcceleratorClass has no costPerHour",
+    ),
+    "convertible_prompt_tokens": InputLabel(
+        "prefills besides", lambda value: f"prompts of up to {_tokens(value)}, where it has slack"
+    ),
+    "convertible_tokens_per_second": InputLabel("as many as", _tokens, suffix=" a second, all of the pool together"),
+}
 """By the name that the autoscaler's core uses. Inputs without a label keep their names."""
 
 
@@ -186,7 +171,7 @@ def render_inputs(
 def render_input(name: str, value: DecisionInput) -> str:
     """Returns the line of one input."""
     label = INPUT_LABELS.get(name) or InputLabel(name, lambda text: f"{text:g}")
-    text = label.unknown if value.value is None else label.format(value.value)
+    text = label.unknown if value.value is None else label.format(value.value) + label.suffix
     age = f", {format_duration(value.age_seconds)} old" if value.age_seconds else ""
     return f"  {label.label:<{LABEL_WIDTH - 1}} {text}{age}"
 
