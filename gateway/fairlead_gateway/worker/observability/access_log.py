@@ -81,7 +81,7 @@ class AccessLog:
         self._log_clients = log_clients
         self._wall = wall
         stopping = threading.Event()
-        self._writer: BackgroundWriter[tuple[float, AccessRecord]] = BackgroundWriter(
+        self.writer: BackgroundWriter[tuple[float, AccessRecord]] = BackgroundWriter(
             "access-log",
             LogFileWriter(target, stopping),
             QueueBounds(limits.access_log_lines_pending),
@@ -118,7 +118,7 @@ class AccessLog:
             _trace_id(context),
             context.id,
         )
-        self._writer.offer((outcome.started_wall, record))
+        self.writer.offer((outcome.started_wall, record))
 
     def on_answered_locally(
         self,
@@ -144,15 +144,7 @@ class AccessLog:
             caller=caller_name(http_request.caller) if http_request is not None else None,
             client=self._client_address(http_request, response),
         )
-        self._writer.offer((http_request.received_wall if http_request is not None else self._wall(), record))
-
-    def warning(self) -> str | None:
-        """Returns why lines are lost at the moment; None if they are not."""
-        return self._writer.warning
-
-    def close(self, seconds: float) -> None:
-        """Writes what is queued, for that many seconds at most."""
-        self._writer.close(seconds)
+        self.writer.offer((http_request.received_wall if http_request is not None else self._wall(), record))
 
     def _client_address(self, http_request: HttpRequest | None, response: ResponseWriter | None = None) -> str | None:
         if not self._log_clients:

@@ -7,7 +7,7 @@ With both off, nothing of this package is loaded.
 import threading
 from collections.abc import Callable
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
@@ -18,6 +18,7 @@ from fairlead_gateway.worker.request_context import RequestContext
 
 if TYPE_CHECKING:
     from fairlead_gateway.worker.observability.access_log import AccessLog
+    from fairlead_gateway.worker.observability.background_writer import BackgroundWriter
     from fairlead_gateway.worker.observability.tracer import Tracer
 
 _CLOSE_SECONDS = 1.0
@@ -42,8 +43,7 @@ class RequestObservers:
     ) -> None:
         self._lock = threading.Lock()
         self._counters: dict[str, int] = {}
-        self._closers: list[Callable[[float], None]] = []
-        self._warnings: list[Callable[[], str | None]] = []
+        self._writers: list[BackgroundWriter[Any]] = []
         self.finish_callbacks: list[Callable[[RequestContext], None]] = []
         self.tracer: Tracer | None = None
         self.log: AccessLog | None = None
@@ -59,8 +59,7 @@ class RequestObservers:
                 wall=clock.wall,
             )
             self.finish_callbacks.append(self.log.on_finished)
-            self._closers.append(self.log.close)
-            self._warnings.append(self.log.warning)
+            self._writers.append(self.log.writer)
         if settings.trace_endpoint is not None:
             from fairlead_gateway.worker.observability import otlp_exporter, tracer
 
@@ -77,8 +76,7 @@ class RequestObservers:
                 sample_share=settings.trace_share, now=clock.now, draw_bits=draw_bits, export=exporter.export
             )
             self.finish_callbacks.append(self.tracer.on_finished)
-            self._closers.append(exporter.close)
-            self._warnings.append(exporter.warning)
+            self._writers.append(exporter.writer)
 
     def attach_counters(self, telemetry: MetricsRecorder) -> None:
         """Moves the counts of lines and spans into the telemetry's process counters.
@@ -108,12 +106,12 @@ class RequestObservers:
 
     def warnings(self) -> list[str]:
         """Returns what is lost at the moment, and why."""
-        return [text for warning in self._warnings if (text := warning()) is not None]
+        return [writer.warning for writer in self._writers if writer.warning is not None]
 
     def close(self) -> None:
         """Writes the queued lines and exports the queued spans, for a second each at most."""
-        for close in self._closers:
-            close(_CLOSE_SECONDS)
+        for writer in self._writers:
+            writer.close(_CLOSE_SECONDS)
 
     def _count(self, name: str, count: int) -> None:
         with self._lock:

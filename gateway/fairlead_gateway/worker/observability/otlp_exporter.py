@@ -71,7 +71,7 @@ class OtlpExporter:
                 }
             )
         }
-        self._writer: BackgroundWriter[Span] = BackgroundWriter(
+        self.writer: BackgroundWriter[Span] = BackgroundWriter(
             "spans",
             self._send,
             QueueBounds(limits.spans_pending, SPAN_BATCH, limits.span_batch_seconds),
@@ -81,15 +81,7 @@ class OtlpExporter:
 
     def export(self, spans: list[Span]) -> None:
         """Queues the spans."""
-        self._writer.offer(*spans)
-
-    def warning(self) -> str | None:
-        """Returns why spans are lost at the moment; None if they are not."""
-        return self._writer.warning
-
-    def close(self, seconds: float) -> None:
-        """Sends what is queued, for that many seconds at most."""
-        self._writer.close(seconds)
+        self.writer.offer(*spans)
 
     def _send(self, batch: list[Span]) -> None:
         """Sends a batch, in the thread. Raises ConnectionError or ExportRejected if it is lost."""

@@ -14,15 +14,9 @@ from fairlead_gateway.caller_key import caller_name
 from fairlead_gateway.http import trace_context
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.telemetry import RequestOutcome
-from fairlead_gateway.worker.observability.trace_record import PREFILL, SpanRecord, TraceRecord
+from fairlead_gateway.worker.observability.trace_record import PREFILL, SpanRecord, TraceRecord, random_id
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.upstream.request_encoder import forward_headers
-
-
-def random_id(draw_bits: Callable[[int], int], bits: int) -> str:
-    """Returns a random id in hexadecimal; never all zeros, which would mean none."""
-    return f"{draw_bits(bits) or 1:0{bits // 4}x}"
-
 
 AttributeValue = str | int | float | bool
 KIND_SERVER, KIND_CLIENT = 2, 3
