@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fairlead.fleet.model import SloTargets
+from fairlead.management_api import StatsOut
 from fairlead.units import format_duration
 from fairlead_cli.formatting import known
-from fairlead_cli.management.api_types import GatewayStats
 from fairlead_cli.replay.client.open_loop_client import ReplayResult
 from fairlead_sim.fleet.results import quantile
 
@@ -635,7 +635,7 @@ def count_finished_requests(manage: str) -> int | None:
     with httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False) as client:
         try:
             answer = client.get(f"{manage.rstrip('/')}/api/stats")
-            stats = msgspec.json.decode(answer.content, type=GatewayStats)
+            stats = msgspec.json.decode(answer.content, type=StatsOut)
         except (httpx.HTTPError, ValueError):  # msgspec's own errors are ValueErrors too
             return None
     return sum(model.totals.requests for model in stats.models.values())
