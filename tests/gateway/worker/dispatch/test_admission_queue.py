@@ -68,13 +68,15 @@ async def test_plain_requests_wait_as_streams_do() -> None:
         assert len(engine.calls) == 2
 
 
-async def test_a_client_that_goes_leaves_the_line() -> None:
-    async with gateway_before_busy_engine() as (running, engine, silent, first):
+@pytest.mark.parametrize("objectives", [GROWING, ALIKE])
+async def test_a_client_that_goes_leaves_the_line(objectives: SloTargets) -> None:
+    async with gateway_before_busy_engine(objectives=objectives) as (running, engine, silent, first):
         connection = await RawConnection.connect(running.url)
         await connection.send(post_request(SHORT))
         await wait_until(lambda: count_queued(running) == 1)
         await connection.close()
         await wait_until(lambda: count_queued(running) == 0)
+        assert {load.inflight for load in running.loads().values()} == {1}
         silent.go_on.set()
         assert (await first).status == 200
         assert len(engine.calls) == 1
@@ -82,13 +84,16 @@ async def test_a_client_that_goes_leaves_the_line() -> None:
         assert running.gateway.telemetry.models[MODEL_KEY].ints[at.ABANDONED] == 1
 
 
-async def test_what_is_held_goes_elsewhere_when_its_engine_is_lost() -> None:
-    async with gateway_before_busy_engine() as (running, engine, silent, first), scripted_engine() as other:
+@pytest.mark.parametrize("objectives", [GROWING, ALIKE])
+async def test_what_is_held_goes_elsewhere_when_its_engine_is_lost(objectives: SloTargets) -> None:
+    async with (
+        gateway_before_busy_engine(objectives=objectives) as (running, engine, silent, first),
+        scripted_engine() as other,
+    ):
         waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
         await wait_until(lambda: count_queued(running) == 1)
-        running.gateway.update_fleet(
-            slow_fleet([engine.url, other.url], version=2, states=[InstanceState.DRAINING, READY])
-        )
+        states = [InstanceState.DRAINING, READY]
+        running.gateway.update_fleet(slow_fleet([engine.url, other.url], objectives, version=2, states=states))
         assert (await waiting).fields["x-fairlead-instance"] == "e-1/1/0"
         assert len(engine.calls) == 1
         silent.go_on.set()
@@ -256,35 +261,6 @@ async def test_a_preset_that_binds_at_once_holds_nothing_for_a_busy_engine() -> 
         silent.go_on.set()
         assert (await other).status == 200
         assert queue_exits(running) == {}
-
-
-async def test_who_waits_for_an_engine_that_leaves_is_sent_to_another() -> None:
-    async with (
-        gateway_before_busy_engine(objectives=ALIKE) as (running, engine, silent, first),
-        scripted_engine() as other,
-    ):
-        waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
-        await wait_until(lambda: count_queued(running) == 1)
-        states = [InstanceState.DRAINING, READY]
-        running.gateway.update_fleet(slow_fleet([engine.url, other.url], ALIKE, version=2, states=states))
-        assert (await waiting).fields["x-fairlead-instance"] == "e-1/1/0"
-        assert len(engine.calls) == 1
-        silent.go_on.set()
-        assert (await first).status == 200
-
-
-async def test_a_client_that_goes_while_its_engine_is_busy_leaves_nothing_behind() -> None:
-    async with gateway_before_busy_engine(objectives=ALIKE) as (running, engine, silent, first):
-        connection = await RawConnection.connect(running.url)
-        await connection.send(post_request(SHORT))
-        await wait_until(lambda: count_queued(running) == 1)
-        await connection.close()
-        await wait_until(lambda: count_queued(running) == 0)
-        assert {load.inflight for load in running.loads().values()} == {1}
-        silent.go_on.set()
-        assert (await first).status == 200
-        assert len(engine.calls) == 1
-        assert queue_exits(running) == {"left": 1}
 
 
 @pytest.mark.sockets
