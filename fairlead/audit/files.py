@@ -12,7 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from fairlead.limits import Limits
+AUDIT_FILE_BYTES: Final = 16 * 1024 * 1024
+"""Limit: one audit file; then the next begins."""
+AUDIT_FILE_SECONDS: Final = 86_400.0
+"""Limit: age at which the next audit file begins."""
+AUDIT_FILES: Final = 64
+"""Limit: audit files of one process; the oldest of more are removed."""
+AUDIT_KEEP_SECONDS: Final = 400 * 86_400.0
+"""Limit: age of the last line of a file at which it is removed."""
 
 _FILE_NAME: Final = re.compile(r"audit-(\d{8}T\d{6}\.\d{6}Z)-([A-Za-z0-9_.-]+)\.jsonl")
 _NAME_TIME: Final = "%Y%m%dT%H%M%S.%fZ"
@@ -25,10 +32,20 @@ class AuditFiles:
     name: of the process; it is a part of the names of its files.
     """
 
-    def __init__(self, folder: Path, name: str, limits: Limits) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        max_bytes: int = AUDIT_FILE_BYTES,
+        max_seconds: float = AUDIT_FILE_SECONDS,
+        max_files: int = AUDIT_FILES,
+        keep_seconds: float = AUDIT_KEEP_SECONDS,
+    ) -> None:
         self._folder = folder
         self._name = re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:128]
-        self._limits = limits
+        self._max_bytes, self._max_seconds = max_bytes, max_seconds
+        self._max_files, self._keep_seconds = max_files, keep_seconds
         self._descriptor = -1
         self._began = 0.0
         self._bytes = 0
@@ -60,9 +77,8 @@ class AuditFiles:
             os.close(descriptor)
 
     def _prepare_file(self, size: int, wall: float) -> None:
-        limits = self._limits
-        is_full = self._bytes > 0 and self._bytes + size > limits.audit_file_bytes
-        is_old = not 0.0 <= wall - self._began < limits.audit_file_seconds
+        is_full = self._bytes > 0 and self._bytes + size > self._max_bytes
+        is_old = not 0.0 <= wall - self._began < self._max_seconds
         if self._descriptor >= 0 and not is_full and not is_old:
             return
         self.close()
@@ -76,16 +92,15 @@ class AuditFiles:
 
     def _remove_old(self, current: Path, wall: float) -> None:
         """Removes files that are too old, and the oldest of this process if it has too many."""
-        limits = self._limits
         own = []
         for began, name, path in named_files(self._folder):
             if path == current:
                 continue
-            if wall - began > limits.audit_keep_seconds + limits.audit_file_seconds:
+            if wall - began > self._keep_seconds + self._max_seconds:
                 path.unlink(missing_ok=True)
             elif name == self._name:
                 own.append(path)
-        for path in own[: max(0, len(own) + 1 - limits.audit_files)]:
+        for path in own[: max(0, len(own) + 1 - self._max_files)]:
             path.unlink(missing_ok=True)
 
 

@@ -23,6 +23,10 @@ STREAMS: Final = {"-": 1, "1": 2}
 """Values of `FAIRLEAD_AUDIT_LOG`, and the descriptors of the streams that they name."""
 _RETRY_SECONDS = 1.0
 _BATCH_RECORDS: Final = 256
+AUDIT_RECENT: Final = 4_096
+"""Limit: audit records in the memory of a process, which `/api/audit` answers."""
+AUDIT_PENDING: Final = 16_384
+"""Limit: audit records that wait for a disk; the oldest of more are lost, counted and reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +35,14 @@ class AuditOptions:
 
     stream: file descriptor of a standard stream.
     folder: of the files.
+    max_recent: records in memory.
+    max_pending: records that wait for the files.
     """
 
     stream: int | None = None
     folder: Path | None = None
+    max_recent: int = AUDIT_RECENT
+    max_pending: int = AUDIT_PENDING
 
 
 def parse_audit_options(log: str | None, folder: str | None) -> AuditOptions:
@@ -63,14 +71,14 @@ class AuditLog:
         self._component = component
         self._instance = instance
         self._clock = clock
-        self._recent: deque[AuditRecord] = deque(maxlen=max(1, limits.audit_recent))
+        self._recent: deque[AuditRecord] = deque(maxlen=options.max_recent)
         self._sequence = 0
         self._stream = None if options.stream is None else NonBlockingWriter(options.stream, limits)
         self._held: list[bytes] | None = None
         self._files: _FileThread | None = None
         if options.folder is not None:
-            files = AuditFiles(options.folder, f"{component}-{instance}", limits)
-            self._files = _FileThread(files, limits, clock)
+            files = AuditFiles(options.folder, f"{component}-{instance}")
+            self._files = _FileThread(files, options.max_pending, clock)
 
     @property
     def lost(self) -> int:
@@ -169,10 +177,10 @@ class _FileThread:
     problem: why the last write failed; None: it did not.
     """
 
-    def __init__(self, files: AuditFiles, limits: Limits, clock: Clock) -> None:
+    def __init__(self, files: AuditFiles, max_pending: int, clock: Clock) -> None:
         self._files = files
         self._clock = clock
-        self._max_pending = limits.audit_pending
+        self._max_pending = max_pending
         self._pending: deque[bytes] = deque()
         self._lock = threading.Lock()
         self._more = threading.Event()

@@ -5,7 +5,6 @@ Every other limit is a constant of the module that enforces it; its docstring be
 
 - `requests`: client HTTP, request content, queues, upstream connections, KV transfers.
 - `gateways`: fleet, telemetry, worker processes, Redis and peers.
-- `credentials`: bearer tokens and their issuers.
 - `index`: KV events, the KV-cache index, the prefix map.
 - `tenants`: slices of tenants' limits.
 - `control_plane`: Kubernetes client, sleeping and hung engines, audit logs, autoscaler.
@@ -14,7 +13,6 @@ Every other limit is a constant of the module that enforces it; its docstring be
 from dataclasses import dataclass
 
 from fairlead.limits.control_plane import AuditLimits, AutoscalerLimits, KubeLimits
-from fairlead.limits.credentials import BearerTokenLimits
 from fairlead.limits.gateways import FleetLimits, LedgerLimits, PeerLimits, ProcessLimits, TelemetryLimits
 from fairlead.limits.index import IndexLimits, KvEventLimits, PrefixMapLimits
 from fairlead.limits.requests import HandoffLimits, HttpLimits, QueueLimits, RequestLimits, UpstreamLimits
@@ -35,7 +33,6 @@ class Limits(
     ProcessLimits,
     LedgerLimits,
     PeerLimits,
-    BearerTokenLimits,
     KvEventLimits,
     IndexLimits,
     PrefixMapLimits,

@@ -22,18 +22,9 @@ class KubeLimits:
 
 @dataclass(frozen=True)
 class AuditLimits:
-    """Limits of the audit log of each process, and of access to the management port."""
+    """Limits of access to the management port."""
 
     manage_tokens: int = limit(10_000, "tokens in the file of management tokens")
-    audit_recent: int = limit(4_096, "audit records in the memory of a process, which `/api/audit` answers")
-    audit_pending: int = limit(
-        16_384, "audit records that wait for a disk; the oldest of more are lost, counted and reported"
-    )
-    audit_file_bytes: int = limit(16 * 1024 * 1024, "one audit file; then the next begins")
-    audit_file_seconds: float = limit(86_400.0, "age at which the next audit file begins")
-    audit_files: int = limit(64, "audit files of one process; the oldest of more are removed")
-    audit_keep_seconds: float = limit(400 * 86_400.0, "age of the last line of a file at which it is removed")
-    audit_repeats: int = limit(1_024, "different reads that are counted so at once; the next are recorded singly")
 
 
 @dataclass(frozen=True)

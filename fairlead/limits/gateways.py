@@ -22,10 +22,6 @@ class FleetLimits:
 class TelemetryLimits:
     """Limits of metrics, logs, traces and engine scrapes."""
 
-    metric_models: int = limit(1_000, "models with metrics of their own; the rest are counted as `other`")
-    metric_instances: int = limit(4_096, "instances of one model with metrics of their own; then the oldest is dropped")
-    metric_label_values: int = limit(64, "values of a label such as `kind` or `rule`; the rest are counted as `other`")
-    metric_retention_seconds: float = limit(300.0, "an instance's counters stay this long after it left the fleet")
     scrape_seconds: float = limit(2.0, "interval of scrapes of each engine's metrics page")
     scrape_timeout_seconds: float = limit(1.5, "an engine that takes longer is scraped again in the next round")
     scrape_bytes: int = limit(4 * 1024 * 1024, "a metrics page; real ones have about 90 kB")

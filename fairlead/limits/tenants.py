@@ -14,7 +14,6 @@ class QuotaLimits:
     )
     quota_renew_seconds: float = limit(1.0, "interval of reports to Redis while slices are out")
     quota_report_seconds: float = limit(0.25, "interval of a worker's reports of what tenants have used")
-    quota_retry_seconds: float = limit(0.05, "interval at which a slice that others hold is asked for again")
     quota_output_tokens: int = limit(
         1_024, "output tokens to expect of a request without `max_tokens` before any answer was measured"
     )

@@ -29,6 +29,9 @@ from fairlead_gateway.prefix_map.cache_correction import CacheCorrection
 from fairlead_gateway.quota.exchange import GrantUpdate, Need, Row
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
 
+JWKS_UNKNOWN_KEY_SECONDS: Final = 10.0
+"""Limit: shortest interval at which a token with an unknown key makes the gateway read the key set.
+"""
 BEARER_TOKEN_BYTES: Final = 16_384
 """Limit: a bearer token; those of Kubernetes have about 1 kB."""
 WORKER_QUERY_SECONDS: Final = 2.0

@@ -72,9 +72,7 @@ class Supervisor:
         self._limits = limits
         self._announce = announce
         self._sent_warnings: list[str] = []
-        self.audit = AuditService(
-            config.audit_log or AuditLog("gateway", config.gateway_id, clock, limits), clock, limits
-        )
+        self.audit = AuditService(config.audit_log or AuditLog("gateway", config.gateway_id, clock, limits), clock)
         self.audit.log.hold_stream()
         self.audit_records = self.audit.log.recent
         self._watchers = self._create_watchers(config)
@@ -389,7 +387,7 @@ class Supervisor:
         """Returns the counters of all workers, added up, with those of the supervisor."""
         parts = await self.workers.collect_counters(windows=windows)
         now = self.clock.now()
-        telemetry = MetricsRecorder(self.clock, self._limits)
+        telemetry = MetricsRecorder(self.clock)
         telemetry.started_at = self.started_at
         for key, part in parts.items():
             telemetry.models[key] = restore_counters(part, now)

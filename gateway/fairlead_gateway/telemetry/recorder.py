@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final
 from fairlead.adapters.model import LoraAdapter
 from fairlead.decision import Decision
 from fairlead.fleet.model import Fleet
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead_gateway.telemetry import counters as at
@@ -35,6 +34,14 @@ from fairlead_gateway.telemetry.status_types import IndexStatus, LoadView, Tenan
 if TYPE_CHECKING:
     from fairlead_gateway.adapters.metric_series import AdapterSeries
 
+METRIC_MODELS: Final = 1_000
+"""Limit: models with metrics of their own; the rest are counted as `other`."""
+METRIC_INSTANCES: Final = 4_096
+"""Limit: instances of one model with metrics of their own; then the oldest is dropped."""
+METRIC_LABEL_VALUES: Final = 64
+"""Limit: values of a label such as `kind` or `rule`; the rest are counted as `other`."""
+METRIC_RETENTION_SECONDS: Final = 300.0
+"""Limit: an instance's counters stay this long after it left the fleet."""
 METRIC_ADAPTERS: Final = 100
 """Limit: LoRA adapters with metrics of their own, those with most requests."""
 METRIC_COUNTED_ADAPTERS: Final = 10_000
@@ -52,15 +59,23 @@ HOME_RULES: Final = frozenset({"affinity", "session", "only-one"})
 class MetricsRecorder:
     """Counters per model and instance. Models beyond the limit share one set called `other`."""
 
-    def __init__(self, clock: Clock, limits: Limits | None = None, loop_lag: LoopLag | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        loop_lag: LoopLag | None = None,
+        *,
+        max_models: int = METRIC_MODELS,
+        max_instances: int = METRIC_INSTANCES,
+        max_label_values: int = METRIC_LABEL_VALUES,
+        departed_seconds: float = METRIC_RETENTION_SECONDS,
+    ) -> None:
         self._now = clock.now
-        limits = limits or Limits()
-        self._max_models = limits.metric_models
-        self._max_instances = limits.metric_instances
-        self._max_label_values = limits.metric_label_values
+        self._max_models = max_models
+        self._max_instances = max_instances
+        self._max_label_values = max_label_values
         self._max_adapters = METRIC_ADAPTERS
         self._max_counted_adapters = METRIC_COUNTED_ADAPTERS
-        self._departed_seconds = limits.metric_retention_seconds
+        self._departed_seconds = departed_seconds
         self.loop_lag = loop_lag
         self.started_at = clock.now()
         self.models: dict[str, ModelCounters] = {}
@@ -315,7 +330,7 @@ class MetricsRecorder:
         return instance
 
     def remove_departed(self, fleet: Fleet, now: float) -> None:
-        """Drops models and instances that left the fleet more than `metric_retention_seconds` ago.
+        """Drops models and instances that left the fleet more than `METRIC_RETENTION_SECONDS` ago.
 
         Why: models come and go with new names, and only so many have counters of their own.
         """

@@ -424,8 +424,7 @@ class WorkerServices:
     def _accept_tokens(self, keys: ApiKeys, reporter: AccessReporter, issuers: list[TokenIssuer]) -> None:
         from fairlead_gateway.worker.bearer_tokens.token_callers import TokenCallers
 
-        wall, limits = self._runtime.clock.wall, self._runtime.limits
-        keys.tokens = TokenCallers(keys.tenants, wall, reporter.report_unknown_key, limits)
+        keys.tokens = TokenCallers(keys.tenants, self._runtime.clock.wall, reporter.report_unknown_key)
         keys.tokens.update_issuers(issuers)
 
     def _update_keys(self, message: messages.KeyUpdate | messages.TenantUpdate | messages.RevocationUpdate) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from fairlead.audit.files import AuditFiles, named_files
 from fairlead.audit.reader import AuditQuery, read_folder
 from fairlead.audit.record import Action, AuditEvent, encode_record, make_record
 from fairlead.errors import BadInput, Unavailable
-from fairlead.limits import Limits
 
 WALL = 1_800_000_000.0
 
@@ -27,13 +27,13 @@ def _sequences(folder: Path, query: AuditQuery | None = None) -> list[int]:
 def test_lines_are_synced_before_they_count_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fdatasync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
-    AuditFiles(tmp_path, "gateway-a", Limits()).append([_line(1), _line(2)], WALL)
+    AuditFiles(tmp_path, "gateway-a").append([_line(1), _line(2)], WALL)
     assert synced == [len(_line(1)) + len(_line(2)) + 2]
     assert _sequences(tmp_path) == [1, 2]
 
 
 def test_a_full_file_and_an_old_file_are_followed_by_the_next(tmp_path: Path) -> None:
-    files = AuditFiles(tmp_path, "gateway-a", Limits(audit_file_bytes=2 * len(_line(1)) + 2, audit_file_seconds=60.0))
+    files = AuditFiles(tmp_path, "gateway-a", max_bytes=2 * len(_line(1)) + 2, max_seconds=60.0)
     for sequence in range(1, 6):
         files.append([_line(sequence)], WALL + sequence)
     assert len(named_files(tmp_path)) == 3
@@ -43,9 +43,9 @@ def test_a_full_file_and_an_old_file_are_followed_by_the_next(tmp_path: Path) ->
 
 
 def test_only_as_many_files_are_kept_and_none_that_is_too_old(tmp_path: Path) -> None:
-    limits = Limits(audit_file_bytes=1, audit_files=3, audit_keep_seconds=1_000.0, audit_file_seconds=10.0)
-    AuditFiles(tmp_path, "operator-b", limits).append([_line(100, instance="b")], WALL)
-    files = AuditFiles(tmp_path, "gateway-a", limits)
+    create = partial(AuditFiles, tmp_path, max_bytes=1, max_files=3, keep_seconds=1_000.0, max_seconds=10.0)
+    create("operator-b").append([_line(100, instance="b")], WALL)
+    files = create("gateway-a")
     for sequence in range(1, 8):
         files.append([_line(sequence)], WALL + sequence)
     assert sorted(_sequences(tmp_path)) == [5, 6, 7, 100]
@@ -54,7 +54,7 @@ def test_only_as_many_files_are_kept_and_none_that_is_too_old(tmp_path: Path) ->
 
 
 def test_a_full_disk_leaves_no_half_line_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files, write = AuditFiles(tmp_path, "gateway-a", Limits()), os.write
+    files, write = AuditFiles(tmp_path, "gateway-a"), os.write
     files.append([_line(1)], WALL)
 
     def fail_after_half(descriptor: int, data: bytes) -> int:
@@ -72,7 +72,7 @@ def test_a_full_disk_leaves_no_half_line_behind(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_torn_last_line_and_foreign_lines_are_counted_and_skipped(tmp_path: Path) -> None:
-    AuditFiles(tmp_path, "gateway-a", Limits()).append([_line(1), b"no record", _line(2)], WALL)
+    AuditFiles(tmp_path, "gateway-a").append([_line(1), b"no record", _line(2)], WALL)
     path = named_files(tmp_path)[0][2]
     with path.open("ab") as file:
         file.write(_line(3)[:40])
@@ -81,7 +81,7 @@ def test_a_torn_last_line_and_foreign_lines_are_counted_and_skipped(tmp_path: Pa
 
 
 def test_records_are_selected_by_tenant_and_time_and_the_newest_are_kept(tmp_path: Path) -> None:
-    files = AuditFiles(tmp_path, "gateway-a", Limits())
+    files = AuditFiles(tmp_path, "gateway-a")
     rows = [(1, "acme"), (2, "beta"), (3, None), (4, "acme")]
     files.append([_line(number, wall=WALL + number, tenant=tenant) for number, tenant in rows], WALL)
     assert _sequences(tmp_path, AuditQuery(tenants=frozenset({"acme"}))) == [1, 4]

@@ -57,7 +57,7 @@ def test_texts_and_values_of_a_record_are_bounded() -> None:
 
 
 def test_memory_keeps_the_newest_and_answers_by_tenant() -> None:
-    log = AuditLog("gateway", "gw-1", ManualClock(), Limits(audit_recent=3))
+    log = AuditLog("gateway", "gw-1", ManualClock(), Limits(), AuditOptions(max_recent=3))
     for number in range(5):
         log.add(_event(str(number), tenant="acme" if number % 2 else "beta"))
     assert [record.sequence for record in log.recent(AuditQuery(), 10)] == [5, 4, 3]
@@ -81,7 +81,7 @@ def test_loss_is_counted_shown_and_recorded_once_the_disk_is_back(
 ) -> None:
     folder = tmp_path / "audit"
     folder.write_text("a file where the folder should be")
-    log = AuditLog("gateway", "gw-1", ManualClock(), Limits(audit_pending=2), AuditOptions(folder=folder))
+    log = AuditLog("gateway", "gw-1", ManualClock(), Limits(), AuditOptions(folder=folder, max_pending=2))
     monkeypatch.setattr("fairlead.audit.log._RETRY_SECONDS", 0.01)
     log.add(_event("first"))
     asyncio.run(wait_until(lambda: bool(log.warnings())))

@@ -13,7 +13,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from fairlead.decision import Decision, DecisionInput, DecisionText
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead.fleet.signals import EngineSignals
-from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.supervisor.management.stats import model_stats
@@ -116,7 +115,7 @@ def test_hand_offs_and_prefill_legs_are_counted_with_their_reasons(telemetry: Me
 
 
 def test_reasons_of_hand_offs_are_bounded() -> None:
-    telemetry = MetricsRecorder(ManualClock(1_000.0), replace(Limits(), metric_label_values=2))
+    telemetry = MetricsRecorder(ManualClock(1_000.0), max_label_values=2)
     for number in range(5):
         telemetry.record_handoff(KEY, "failed", f"reason-{number}")
     assert telemetry.models[KEY].handoffs[("failed", "other")] == 3
@@ -207,7 +206,7 @@ def test_a_request_without_an_objective_is_not_judged(telemetry: MetricsRecorder
 
 
 def test_models_beyond_the_limit_share_one_series() -> None:
-    telemetry = MetricsRecorder(ManualClock(), Limits(metric_models=2))
+    telemetry = MetricsRecorder(ManualClock(), max_models=2)
     for n in range(5):
         telemetry.record_received(f"default/m{n}")
     assert set(telemetry.models) == {"default/m0", "default/m1", "other"}
@@ -216,7 +215,7 @@ def test_models_beyond_the_limit_share_one_series() -> None:
 
 def test_models_that_came_and_went_leave_room_for_new_ones() -> None:
     clock = ManualClock(1_000.0)
-    telemetry = MetricsRecorder(clock, Limits(metric_models=2, metric_retention_seconds=300.0))
+    telemetry = MetricsRecorder(clock, max_models=2, departed_seconds=300.0)
     for number in range(20):
         telemetry.record_received(f"default/m{number}")
         fleet = Fleet(models={f"default/m{number}": Model("default", f"m{number}")})
@@ -229,7 +228,7 @@ def test_models_that_came_and_went_leave_room_for_new_ones() -> None:
 
 
 def test_model_that_left_for_a_moment_keeps_its_counters() -> None:
-    telemetry = MetricsRecorder(ManualClock(1_000.0), Limits(metric_retention_seconds=300.0))
+    telemetry = MetricsRecorder(ManualClock(1_000.0), departed_seconds=300.0)
     telemetry.record_received(KEY)
     for fleet, now in ((Fleet(), 1_000.0), (_fleet(), 1_200.0), (Fleet(), 1_400.0), (Fleet(), 1_600.0)):
         telemetry.remove_departed(fleet, now)
@@ -237,7 +236,7 @@ def test_model_that_left_for_a_moment_keeps_its_counters() -> None:
 
 
 def test_label_values_beyond_the_limit_are_counted_as_other() -> None:
-    telemetry = MetricsRecorder(ManualClock(), Limits(metric_label_values=2))
+    telemetry = MetricsRecorder(ManualClock(), max_label_values=2)
     for n in range(5):
         telemetry.record_rejected(KEY, 400, f"kind{n}")
         telemetry.record_retry(KEY, HERE, f"why{n}")
@@ -247,7 +246,7 @@ def test_label_values_beyond_the_limit_are_counted_as_other() -> None:
 
 
 def test_routes_are_counted_by_status_and_those_beyond_the_limit_together() -> None:
-    telemetry = MetricsRecorder(ManualClock(), Limits(metric_label_values=2))
+    telemetry = MetricsRecorder(ManualClock(), max_label_values=2)
     for route in ("chat/a", "chat/b", "chat/c", "chat/d", "chat/a"):
         telemetry.record_route(KEY, 200, route)
     seen = _samples(telemetry)
@@ -257,14 +256,14 @@ def test_routes_are_counted_by_status_and_those_beyond_the_limit_together() -> N
 
 
 def test_instances_beyond_the_limit_push_out_the_oldest() -> None:
-    telemetry = MetricsRecorder(ManualClock(), Limits(metric_instances=2))
+    telemetry = MetricsRecorder(ManualClock(), max_instances=2)
     for n in range(3):
         telemetry.record_first_token(KEY, f"pod-{n}/8000/0", 0.1)
     assert list(telemetry.models[KEY].instances) == ["pod-1/8000/0", "pod-2/8000/0"]
 
 
 def test_an_instance_that_left_keeps_its_counters_for_a_while_and_then_goes() -> None:
-    telemetry = MetricsRecorder(ManualClock(1_000.0), Limits(metric_retention_seconds=300.0))
+    telemetry = MetricsRecorder(ManualClock(1_000.0), departed_seconds=300.0)
     telemetry.record_first_token(KEY, HERE, 0.1)
     telemetry.render(_fleet(), {}, 1_000.0)
     telemetry.render(Fleet(), {}, 1_299.0)

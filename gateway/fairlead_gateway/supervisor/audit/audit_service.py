@@ -43,6 +43,8 @@ AUDIT_REPEAT_SECONDS: Final = 300.0
 """Limit: equal reads of the management API by the same token are one record in this time, with
 their number.
 """
+AUDIT_REPEATS: Final = 1_024
+"""Limit: different reads that are counted so at once; the next are recorded singly."""
 
 _RECORDED: Final = (Permission.READ, Permission.AUDIT)
 
@@ -80,10 +82,12 @@ class AccessAudit:
     now: returns monotonic seconds.
     """
 
-    def __init__(self, add: Callable[[AuditEvent], None], now: Callable[[], float], limits: Limits) -> None:
+    def __init__(
+        self, add: Callable[[AuditEvent], None], now: Callable[[], float], max_repeats: int = AUDIT_REPEATS
+    ) -> None:
         self._add = add
         self._now = now
-        self._limits = limits
+        self._max_repeats = max_repeats
         self._repeats: dict[tuple[str, str, str, int, str | None], _Repeats] = {}
 
     def on_request(self, scope: AccessScope, request: AnsweredRequest) -> None:
@@ -103,9 +107,9 @@ class AccessAudit:
             repeats.count += 1
             return
         self._add(_event(access, 0 if repeats is None else repeats.count))
-        if repeats is None and len(self._repeats) >= self._limits.audit_repeats:
+        if repeats is None and len(self._repeats) >= self._max_repeats:
             self._forget_old(now)
-            if len(self._repeats) >= self._limits.audit_repeats:
+            if len(self._repeats) >= self._max_repeats:
                 return
         self._repeats[key] = _Repeats(now)
 
@@ -150,9 +154,9 @@ class AuditService:
     access: takes the requests to the management port.
     """
 
-    def __init__(self, log: AuditLog, clock: Clock, limits: Limits) -> None:
+    def __init__(self, log: AuditLog, clock: Clock) -> None:
         self.log = log
-        self.access = AccessAudit(log.add, clock.now, limits)
+        self.access = AccessAudit(log.add, clock.now)
         self._clock = clock
         self._tenants: TenantTable | None = None
         self._models: Mapping[str, Model] | None = None

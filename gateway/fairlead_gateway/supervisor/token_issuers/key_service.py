@@ -29,7 +29,13 @@ from fairlead.runtime import http_client
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.units import format_duration
-from fairlead_gateway.ipc.messages import ALGORITHMS, BEARER_TOKEN_BYTES, SigningKey, TokenIssuer
+from fairlead_gateway.ipc.messages import (
+    ALGORITHMS,
+    BEARER_TOKEN_BYTES,
+    JWKS_UNKNOWN_KEY_SECONDS,
+    SigningKey,
+    TokenIssuer,
+)
 from fairlead_gateway.supervisor.token_issuers.issuer_file import IssuerConfig, parse_issuer_file
 
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+")
@@ -43,11 +49,15 @@ _CURVES: Final[Mapping[tuple[str, str], tuple[str, int]]] = {
     ("OKP", "Ed25519"): ("EdDSA", 32),
 }
 """Key type and curve → the algorithm, and the bytes of a coordinate."""
+JWKS_BYTES: Final = 512 * 1024
+"""Limit: a key set (JWKS) of an issuer; real ones have a few kB."""
+JWKS_KEYS: Final = 64
+"""Limit: keys of an issuer's key set; the rest is not used."""
 _RSA_ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 _MAX_KEY_ID: Final = 256
 
 
-def parse_key_set(content: bytes, algorithms: Sequence[str], limits: Limits) -> tuple[SigningKey, ...]:
+def parse_key_set(content: bytes, algorithms: Sequence[str], max_keys: int = JWKS_KEYS) -> tuple[SigningKey, ...]:
     """Returns the keys of a key set that may verify tokens signed with one of the algorithms.
 
     Raises BadInput if the content is not a key set, or holds no such key.
@@ -59,7 +69,7 @@ def parse_key_set(content: bytes, algorithms: Sequence[str], limits: Limits) -> 
     entries = found.get("keys") if isinstance(found, dict) else None
     if not isinstance(entries, list):
         raise BadInput("the key set has no list `keys`")
-    keys = [key for entry in entries[: limits.jwks_keys] if (key := _signing_key(entry, algorithms)) is not None]
+    keys = [key for entry in entries[:max_keys] if (key := _signing_key(entry, algorithms)) is not None]
     if not keys:
         raise BadInput(f"none of the {len(entries)} keys can verify tokens of {', '.join(algorithms)}")
     return tuple(keys)
@@ -122,7 +132,7 @@ JWKS_REFRESH_SECONDS: Final = 300.0
 JWKS_STALE_SECONDS: Final = 900.0
 """Limit: a key set that is older gets a warning; it stays in use."""
 
-KeySetReader = Callable[[IssuerConfig, Limits], Awaitable[bytes]]
+KeySetReader = Callable[[IssuerConfig], Awaitable[bytes]]
 _FILE_SECONDS: Final = 2.0
 _log = logging.getLogger("fairlead.gateway")
 
@@ -146,15 +156,24 @@ class IssuerKeyService:
     """The key sets of the issuers in a file.
 
     read_key_set: returns the content of an issuer's key set; raises FairleadError or OSError.
+    pause_seconds: between readings for tokens whose key is unknown.
     on_changed: called with all issuers after each change.
     """
 
-    def __init__(self, path: Path, clock: Clock, limits: Limits, read_key_set: KeySetReader | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        limits: Limits,
+        read_key_set: KeySetReader | None = None,
+        pause_seconds: float = JWKS_UNKNOWN_KEY_SECONDS,
+    ) -> None:
         self.path = path
         self.on_changed: Callable[[Sequence[TokenIssuer]], None] = _ignore
         self._clock = clock
         self._limits = limits
         self._read_key_set = read_key_set or fetch_key_set
+        self._pause_seconds = pause_seconds
         self._states: dict[str, _IssuerState] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._is_running = False
@@ -246,16 +265,16 @@ class IssuerKeyService:
                 await state.has_unknown_key.wait()
         except TimeoutError:
             return
-        tried_at = state.tried_at if state.tried_at is not None else -self._limits.jwks_unknown_key_seconds
-        await asyncio.sleep(max(0.0, tried_at + self._limits.jwks_unknown_key_seconds - self._clock.now()))
+        tried_at = state.tried_at if state.tried_at is not None else -self._pause_seconds
+        await asyncio.sleep(max(0.0, tried_at + self._pause_seconds - self._clock.now()))
 
     async def _refresh(self, state: _IssuerState) -> bool:
         """Reads a key set, and returns whether it has changed. On an error, the last one stays."""
         state.has_unknown_key.clear()
         state.tried_at = self._clock.now()
         try:
-            content = await self._read_key_set(state.config, self._limits)
-            keys = parse_key_set(content, state.config.algorithms or ALGORITHMS, self._limits)
+            content = await self._read_key_set(state.config)
+            keys = parse_key_set(content, state.config.algorithms or ALGORITHMS)
         except (FairleadError, OSError, ValueError) as error:
             problem = f"{state.config.source}: {first_line(error)}"
             if problem != state.problem:
@@ -267,13 +286,13 @@ class IssuerKeyService:
         return has_changed
 
 
-async def fetch_key_set(config: IssuerConfig, limits: Limits) -> bytes:
+async def fetch_key_set(config: IssuerConfig, max_bytes: int = JWKS_BYTES) -> bytes:
     """Returns the content of an issuer's key set: of a file, or the response of a server.
 
     Raises OSError if a file cannot be read, Unavailable without a complete response.
     """
     if config.jwks_file is not None:
-        return await asyncio.to_thread(_read_bounded, Path(config.jwks_file), limits.jwks_bytes)
+        return await asyncio.to_thread(_read_bounded, Path(config.jwks_file), max_bytes)
     assert config.jwks_url is not None
     headers = {"accept": "application/jwk-set+json, application/json"}  # a Kubernetes API server knows the first only
     if config.token_file is not None:
@@ -283,7 +302,7 @@ async def fetch_key_set(config: IssuerConfig, limits: Limits) -> bytes:
     return await http_client.fetch(
         config.jwks_url,
         timeout_seconds=JWKS_TIMEOUT_SECONDS,
-        max_bytes=limits.jwks_bytes,
+        max_bytes=max_bytes,
         headers=headers,
         rules=http_client.ConnectionRules(tls_context=context),
     )

@@ -8,13 +8,14 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from fairlead.limits import Limits
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.errors import InvalidApiKey
-from fairlead_gateway.ipc.messages import TokenIssuer
+from fairlead_gateway.ipc.messages import JWKS_UNKNOWN_KEY_SECONDS, TokenIssuer
 from fairlead_gateway.worker.bearer_tokens.verifier import TokenVerifier, VerifiedToken
 
+BEARER_TOKENS_CACHED: Final = 10_000
+"""Limit: verified tokens that a worker remembers; then the oldest is verified again."""
 BEARER_TOKEN_CLAIM_VALUES: Final = 1_000
 """Limit: values of a claim that is a list, such as groups."""
 
@@ -33,12 +34,12 @@ class TokenCallers:
         tenants: Callable[[], Iterable[Tenant]],
         wall: Callable[[], float],
         report_unknown_key: Callable[[str], None],
-        limits: Limits,
+        max_cached: int = BEARER_TOKENS_CACHED,
     ) -> None:
         self._tenants = tenants
         self._wall = wall
         self._report_unknown_key = report_unknown_key
-        self._limits = limits
+        self._max_cached = max_cached
         self._verifier = TokenVerifier(wall, self._on_unknown_key)
         self._reported_at: dict[str, float] = {}
         self._callers: dict[str, dict[str, dict[str, Caller | None]]] | None = None
@@ -86,7 +87,7 @@ class TokenCallers:
         verified = self._verifier.verify(token)
         matched = self._match(verified)
         caller = Caller(matched.tenant, matched.key, verified.refused_from)
-        if digest not in self._cache and len(self._cache) >= self._limits.bearer_tokens_cached:
+        if digest not in self._cache and len(self._cache) >= self._max_cached:
             del self._cache[next(iter(self._cache))]
         self._cache[digest] = caller
         return caller
@@ -114,7 +115,7 @@ class TokenCallers:
     def _on_unknown_key(self, issuer: str) -> None:
         now = self._wall()
         reported_at = self._reported_at.get(issuer)
-        if reported_at is None or not 0.0 <= now - reported_at < self._limits.jwks_unknown_key_seconds:
+        if reported_at is None or not 0.0 <= now - reported_at < JWKS_UNKNOWN_KEY_SECONDS:
             self._reported_at[issuer] = now
             self._report_unknown_key(issuer)
 

@@ -235,7 +235,7 @@ class Gateway(RequestLifecycle):
         reporters = reporters or Reporters()
         limits = runtime.limits
         self.loop_lag = LoopLag(max_samples=3_000)  # one minute; every reading sorts them
-        self.telemetry = MetricsRecorder(runtime.clock, limits, self.loop_lag)
+        self.telemetry = MetricsRecorder(runtime.clock, self.loop_lag)
         journal = reporters.journal
         self.decisions = DecisionLog(DECISION_LOG)
         if journal is not None and journal.publishes_decisions:

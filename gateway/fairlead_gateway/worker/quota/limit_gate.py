@@ -121,6 +121,8 @@ def _retry_headers(seconds: float, *, is_possible: bool = True) -> tuple[tuple[s
 
 QUOTA_WAIT_SECONDS: Final = 2.0
 """Limit: a request waits this long for a slice that others hold, or for Redis; then 429 or 503."""
+QUOTA_RETRY_SECONDS: Final = 0.05
+"""Limit: interval at which a slice that others hold is asked for again."""
 QUOTA_WAITING: Final = 1_024
 """Limit: requests of one tenant in a worker that wait for a slice; the next gets 429."""
 QUOTA_PROMPT_MARGIN: Final = 256
@@ -146,9 +148,14 @@ class LimitGate:
     """
 
     def __init__(
-        self, runtime: WorkerRuntime, routers: RoleRouters, link: QuotaLink | None, on_refused: _OnRefused
+        self,
+        runtime: WorkerRuntime,
+        routers: RoleRouters,
+        link: QuotaLink | None,
+        on_refused: _OnRefused,
+        retry_seconds: float = QUOTA_RETRY_SECONDS,
     ) -> None:
-        self._limits = runtime.limits
+        self._retry_seconds = retry_seconds
         self._prompt_margin: int = QUOTA_PROMPT_MARGIN
         self._loop = runtime.loop
         self._now = runtime.now
@@ -297,7 +304,7 @@ class LimitGate:
                 blocked.append(short)
         if blocked and not limits.retries:
             status = blocked[0].status
-            pause = self._limits.quota_retry_seconds if status in (CONTENDED, NOT_YET, EXHAUSTED, CLOSED) else 0.0
+            pause = self._retry_seconds if status in (CONTENDED, NOT_YET, EXHAUSTED, CLOSED) else 0.0
             limits.retries = True
             self._loop.call_later(pause, self._retry, limits)
 

@@ -1,7 +1,6 @@
 """Requests to the management API are recorded; a page that reads all day is not a flood."""
 
 from fairlead.audit import Action, AuditEvent
-from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.supervisor.audit.audit_service import Access, AccessAudit
 from fairlead_gateway.supervisor.management.access.access_guard import AnsweredRequest
@@ -15,7 +14,7 @@ def _read(actor: str = "admin", route: str = "/api/decisions", status: int = 200
 def test_equal_reads_are_one_record_in_five_minutes_with_their_number() -> None:
     found: list[AuditEvent] = []
     clock = ManualClock()
-    audit = AccessAudit(found.append, clock.now, Limits())
+    audit = AccessAudit(found.append, clock.now)
     for _ in range(31):
         audit.on_access(_read())
         clock.advance(10.0)
@@ -27,7 +26,7 @@ def test_equal_reads_are_one_record_in_five_minutes_with_their_number() -> None:
 
 def test_other_tokens_routes_and_refusals_are_recorded_apart() -> None:
     found: list[AuditEvent] = []
-    audit = AccessAudit(found.append, ManualClock().now, Limits())
+    audit = AccessAudit(found.append, ManualClock().now)
     for access in (_read(), _read("acme-team"), _read(route="/api/audit"), _read(status=403)):
         audit.on_access(access)
     assert [event.action for event in found] == [Action.MANAGEMENT_READ] * 3 + [Action.ACCESS_DENIED]
@@ -36,7 +35,7 @@ def test_other_tokens_routes_and_refusals_are_recorded_apart() -> None:
 def test_what_is_counted_is_bounded_and_loses_no_count() -> None:
     found: list[AuditEvent] = []
     clock = ManualClock()
-    audit = AccessAudit(found.append, clock.now, Limits(audit_repeats=2))
+    audit = AccessAudit(found.append, clock.now, max_repeats=2)
     for number in range(10):
         audit.on_access(_read(f"token-{number}"))
     audit.on_access(_read("token-0"))
@@ -51,7 +50,7 @@ def test_what_is_counted_is_bounded_and_loses_no_count() -> None:
 
 def test_a_record_names_the_request_that_caused_it() -> None:
     found: list[AuditEvent] = []
-    audit = AccessAudit(found.append, ManualClock().now, Limits())
+    audit = AccessAudit(found.append, ManualClock().now)
     scope = AccessScope("acme-team", frozenset({"acme"}))
     for number in range(2):
         audit.on_request(scope, AnsweredRequest("GET", "/api/usage", 200, "", f"manage-{number}"))

@@ -117,7 +117,7 @@ def test_fingerprints_of_equal_tables_are_equal_whatever_their_order() -> None:
 
 def test_keys_expire_once_and_no_record_holds_a_digest() -> None:
     clock = ManualClock(wall=1_800_000_000.0)
-    service = AuditService(AuditLog("gateway", "gw-1", clock, Limits()), clock, Limits())
+    service = AuditService(AuditLog("gateway", "gw-1", clock, Limits()), clock)
     dying = replace(ACME, keys=(ApiKey("prod", PROD, clock.wall() + 10.0), ApiKey("old", NEW, clock.wall() - 1.0)))
     service.on_tenants(TenantTable(1, {"acme": dying}), lambda _: "kubectl")
     for _ in range(4):

@@ -45,7 +45,7 @@ class SimulatedGateway:
     def __init__(self, clock: Clock, seed: int = 1) -> None:
         self.clock = clock
         self.lag = LoopLag()
-        self.telemetry = MetricsRecorder(clock, Limits(), self.lag)
+        self.telemetry = MetricsRecorder(clock, self.lag)
         self.log = DecisionLog(DECISION_LOG)
         self.audit = AuditLog("gateway", "gw-1", clock, Limits())
         self.snapshot = Fleet()

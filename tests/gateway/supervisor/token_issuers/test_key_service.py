@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from fairlead_testing.gateway.tenant_keys import ISSUER, SigningKeyPair, TestIss
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 from fairlead_testing.waiting import wait_until
 
-LIMITS = replace(Limits(), jwks_unknown_key_seconds=0.0)
 FILE = f"issuers:\n- issuer: {ISSUER}\n  audiences: [fairlead]\n  jwksUrl: https://login.example.com/keys\n"
 FIRST, SECOND = (TestIssuer([SigningKeyPair.create("ES256", key_id)]) for key_id in ("k1", "k2"))
 
@@ -33,13 +31,13 @@ class Service:
         self.reads = 0
         self.clock = ManualClock()
         self.sent: list[list[list[str | None]]] = []
-        self.service = IssuerKeyService(self.path, self.clock, LIMITS, self._read)
+        self.service = IssuerKeyService(self.path, self.clock, Limits(), self._read, 0.0)
         self.service.on_changed = self._on_sent
 
     def _on_sent(self, issuers: Sequence[TokenIssuer]) -> None:
         self.sent.append([[key.key_id for key in issuer.keys] for issuer in issuers])
 
-    async def _read(self, config: IssuerConfig, limits: Limits) -> bytes:
+    async def _read(self, config: IssuerConfig) -> bytes:
         self.reads += 1
         if self.key_set is None:
             raise Unavailable("answered 503")
@@ -140,7 +138,7 @@ async def test_an_issuer_that_is_removed_does_not_wait_for_a_new_one(tmp_path: P
         await service.service.load()
         waits = asyncio.Event()
 
-        async def read_slowly(config: IssuerConfig, limits: Limits) -> bytes:
+        async def read_slowly(config: IssuerConfig) -> bytes:
             await waits.wait()
             return SECOND.key_set()
 
@@ -154,8 +152,8 @@ async def test_an_issuer_that_is_removed_does_not_wait_for_a_new_one(tmp_path: P
         assert service.sent[-1] == [["k2"]]
 
 
-def fetch(config: IssuerConfig, limits: Limits = LIMITS) -> bytes:
-    return asyncio.run(fetch_key_set(config, limits))
+def fetch(config: IssuerConfig, max_bytes: int = 1_000) -> bytes:
+    return asyncio.run(fetch_key_set(config, max_bytes))
 
 
 def test_the_server_of_a_key_set_gets_the_token_of_its_file(tmp_path: Path) -> None:
@@ -177,8 +175,7 @@ def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
 def test_a_key_set_has_a_greatest_length(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_bytes(b" " * 101)
-    limits = replace(LIMITS, jwks_bytes=100)
     with pytest.raises(Unavailable, match="more than 100 bytes"):
-        fetch(IssuerConfig(issuer=ISSUER, audiences=["a"], jwks_file=str(path)), limits)
+        fetch(IssuerConfig(issuer=ISSUER, audiences=["a"], jwks_file=str(path)), 100)
     with CannedServer({"/keys": CannedResponse([b" " * 101])}) as server, pytest.raises(Unavailable):
-        fetch(IssuerConfig(issuer=ISSUER, audiences=["a"], jwks_url=f"{server.url}/keys"), limits)
+        fetch(IssuerConfig(issuer=ISSUER, audiences=["a"], jwks_url=f"{server.url}/keys"), 100)

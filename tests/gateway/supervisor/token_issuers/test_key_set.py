@@ -1,25 +1,22 @@
 """Key sets of issuers: which keys may verify tokens."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead.limits import Limits
 from fairlead_gateway.ipc.messages import ALGORITHMS
 from fairlead_gateway.supervisor.token_issuers.key_service import parse_key_set
 from fairlead_testing.gateway.tenant_keys import SigningKeyPair, TestIssuer, encode
 
-LIMITS = Limits()
 RSA = SigningKeyPair.create("RS256", "rsa").jwk()
 EC = SigningKeyPair.create("ES256", "ec").jwk()
 
 
 def key_ids(*entries: Any, algorithms: tuple[str, ...] = ALGORITHMS) -> list[str | None]:
     content = json.dumps({"keys": [*entries, EC]}).encode()
-    return [key.key_id for key in parse_key_set(content, algorithms, LIMITS)]
+    return [key.key_id for key in parse_key_set(content, algorithms)]
 
 
 def without(entry: dict[str, Any], name: str) -> dict[str, Any]:
@@ -28,7 +25,7 @@ def without(entry: dict[str, Any], name: str) -> dict[str, Any]:
 
 def test_a_key_without_an_algorithm_serves_those_of_its_type() -> None:
     content = json.dumps({"keys": [without(RSA, "alg"), without(EC, "alg")]}).encode()
-    rsa, ec = parse_key_set(content, ("RS256", "PS512", "ES256", "ES384"), LIMITS)
+    rsa, ec = parse_key_set(content, ("RS256", "PS512", "ES256", "ES384"))
     assert rsa.algorithms == ("RS256", "PS512")
     assert ec.algorithms == ("ES256",)
 
@@ -66,7 +63,7 @@ def test_a_key_that_may_not_verify_is_left_out(entry: Any) -> None:
 
 def test_only_the_first_keys_count() -> None:
     content = json.dumps({"keys": [{**EC, "kid": str(number)} for number in range(10)]}).encode()
-    assert len(parse_key_set(content, ALGORITHMS, replace(LIMITS, jwks_keys=4))) == 4
+    assert len(parse_key_set(content, ALGORITHMS, max_keys=4)) == 4
 
 
 @pytest.mark.parametrize(
@@ -82,4 +79,4 @@ def test_only_the_first_keys_count() -> None:
 )
 def test_a_set_without_a_key_is_refused(content: bytes, message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        parse_key_set(content, ALGORITHMS, LIMITS)
+        parse_key_set(content, ALGORITHMS)

@@ -1,24 +1,21 @@
 """Bearer tokens identify tenants by their claims, and are remembered until they expire."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from fairlead.limits import Limits
 from fairlead.tenants.model import Tenant, TokenSubject
 from fairlead_gateway.errors import InvalidApiKey
-from fairlead_gateway.ipc.messages import ALGORITHMS, TokenIssuer
+from fairlead_gateway.ipc.messages import ALGORITHMS, JWKS_UNKNOWN_KEY_SECONDS, TokenIssuer
 from fairlead_gateway.supervisor.token_issuers.key_service import parse_key_set
 from fairlead_gateway.worker.bearer_tokens.token_callers import TokenCallers
 from fairlead_testing.gateway.tenant_keys import AUDIENCE, ISSUER, SigningKeyPair, TestIssuer
 
 NOW = 1_795_000_000.0
-LIMITS = replace(Limits(), bearer_tokens_cached=3)
 KEY = SigningKeyPair.create("ES256")
 LOGIN = TestIssuer([KEY])
-ISSUERS = [TokenIssuer(ISSUER, (AUDIENCE,), parse_key_set(LOGIN.key_set(), ALGORITHMS, LIMITS))]
+ISSUERS = [TokenIssuer(ISSUER, (AUDIENCE,), parse_key_set(LOGIN.key_set(), ALGORITHMS))]
 
 
 def tenant(name: str, **subjects: str) -> Tenant:
@@ -32,7 +29,7 @@ class Callers:
         self.now = NOW
         self.reported: list[str] = []
         self.tenants: Sequence[Tenant] = tenants
-        self.callers = TokenCallers(lambda: self.tenants, lambda: self.now, self.reported.append, LIMITS)
+        self.callers = TokenCallers(lambda: self.tenants, lambda: self.now, self.reported.append, 3)
         self.callers.update_issuers(ISSUERS)
 
     def name(self, token: str) -> str:
@@ -94,7 +91,7 @@ def test_a_withdrawn_key_ends_remembered_tokens() -> None:
     token = LOGIN.token(NOW)
     assert callers.name(token) == "acme"
     new = TestIssuer([SigningKeyPair.create("ES256", "k2")])
-    callers.callers.update_issuers([TokenIssuer(ISSUER, (AUDIENCE,), parse_key_set(new.key_set(), ALGORITHMS, LIMITS))])
+    callers.callers.update_issuers([TokenIssuer(ISSUER, (AUDIENCE,), parse_key_set(new.key_set(), ALGORITHMS))])
     assert callers.refusal(token) == "the key that signed this bearer token is unknown"
     assert callers.reported == [ISSUER]
 
@@ -104,7 +101,7 @@ def test_unknown_keys_are_reported_at_most_once_per_interval() -> None:
     for number in range(5):
         callers.refusal(LOGIN.token(NOW, header={"kid": f"unknown-{number}"}))
     assert callers.reported == [ISSUER]
-    callers.now += LIMITS.jwks_unknown_key_seconds
+    callers.now += JWKS_UNKNOWN_KEY_SECONDS
     callers.refusal(LOGIN.token(NOW, header={"kid": "unknown"}))
     assert callers.reported == [ISSUER, ISSUER]
 

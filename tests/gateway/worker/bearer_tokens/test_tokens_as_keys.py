@@ -39,13 +39,13 @@ class Worker:
     def __init__(self, *tenants: Tenant, is_loaded: bool = True) -> None:
         self.now = NOW
         self.keys = ApiKeys(PEPPER, {}, is_loaded=is_loaded, wall=lambda: self.now)
-        self.keys.tokens = TokenCallers(self.keys.tenants, lambda: self.now, lambda _: None, Limits())
+        self.keys.tokens = TokenCallers(self.keys.tenants, lambda: self.now, lambda _: None)
         self.accept(LOGIN)
         self.keys.update_tenants(tenants)
         self.keys.is_loaded = is_loaded
 
     def accept(self, issuer: TestIssuer) -> None:
-        keys = parse_key_set(issuer.key_set(), ALGORITHMS, Limits())
+        keys = parse_key_set(issuer.key_set(), ALGORITHMS)
         self.keys.tokens.update_issuers([TokenIssuer(ISSUER, (AUDIENCE,), keys)])
         self.keys.on_changed()
 

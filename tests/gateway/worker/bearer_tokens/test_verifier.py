@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from fairlead.limits import Limits
 from fairlead_gateway.errors import InvalidApiKey
 from fairlead_gateway.ipc.messages import ALGORITHMS, TokenIssuer
 from fairlead_gateway.supervisor.token_issuers.key_service import parse_key_set
@@ -16,7 +15,6 @@ from fairlead_gateway.worker.bearer_tokens.verifier import TokenVerifier
 from fairlead_testing.gateway.tenant_keys import AUDIENCE, ISSUER, SigningKeyPair, TestIssuer, encode
 
 NOW = 1_795_000_000.0
-LIMITS = Limits()
 RSA = SigningKeyPair.create("RS256", "rsa")
 EC = SigningKeyPair.create("ES256", "ec")
 OTHER = SigningKeyPair.create("RS256", "rsa")
@@ -32,7 +30,7 @@ class Verifier:
         self.now = NOW
         self.unknown: list[str] = []
         self.verifier = TokenVerifier(lambda: self.now, self.unknown.append)
-        keys = parse_key_set(issuer.key_set(), algorithms, LIMITS)
+        keys = parse_key_set(issuer.key_set(), algorithms)
         self.verifier.update_issuers([TokenIssuer(issuer.issuer, (AUDIENCE, "other"), keys, token_type)])
 
     def claims(self, token: str) -> dict[str, Any]:
@@ -190,8 +188,7 @@ def test_an_issuer_cannot_sign_for_another() -> None:
     verifier = Verifier()
     own = TestIssuer([SigningKeyPair.create("ES256", "own")], "https://second.example")
     issuers = [
-        TokenIssuer(issuer.issuer, (AUDIENCE,), parse_key_set(issuer.key_set(), ALGORITHMS, LIMITS))
-        for issuer in (LOGIN, own)
+        TokenIssuer(issuer.issuer, (AUDIENCE,), parse_key_set(issuer.key_set(), ALGORITHMS)) for issuer in (LOGIN, own)
     ]
     verifier.verifier.update_issuers(issuers)
     assert verifier.claims(own.token(NOW))

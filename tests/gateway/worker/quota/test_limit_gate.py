@@ -398,8 +398,8 @@ async def test_a_waiting_request_asks_again_however_early_the_timer_fires() -> N
 
     gate: LimitGate
     link, loop = Link(), asyncio.get_running_loop()
-    runtime = WorkerRuntime(ManualClock(), dataclasses.replace(Limits(), quota_retry_seconds=0.001), loop)
-    gate = LimitGate(runtime, cast(Any, None), cast(QuotaLink, link), lambda *_: None)
+    runtime = WorkerRuntime(ManualClock(), Limits(), loop)
+    gate = LimitGate(runtime, cast(Any, None), cast(QuotaLink, link), lambda *_: None, 0.001)
     limits = gate.limits_of(Tenant("acme", limits=(_REQUESTS,)))
     plan = limits.plan("prod", "default/tiny")
     (planned,) = plan.limits
