@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from fairlead.audit.record import AuditRecord
 from fairlead.fleet.hung_engines import EjectionReport
+from fairlead.routes.model import Shadow
 from fairlead.usage.record import UsageTotals
 
 
@@ -202,17 +203,6 @@ class DeclaredFallbackOut(Struct, frozen=True):
     after: str | None = None
 
 
-class DeclaredShadowOut(Struct, frozen=True):
-    """The model that gets copies of a route's requests. `/api/stats` has what became of them.
-
-    - model: Its key.
-    - percent: Share of the conversations whose requests are copied.
-    """
-
-    model: str
-    percent: int = 0
-
-
 class DeclaredRouteOut(Struct, frozen=True):
     """A route: a name for clients that stands for models.
 
@@ -228,7 +218,7 @@ class DeclaredRouteOut(Struct, frozen=True):
     targets: dict[str, int] = {}
     overrides: int = 0
     fallbacks: list[DeclaredFallbackOut] = []
-    shadow: DeclaredShadowOut | None = None
+    shadow: Shadow | None = None
 
 
 class FleetOut(Struct, frozen=True):

@@ -76,10 +76,10 @@ class Fallback:
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """A model that gets copies of requests. Its answers are dropped.
+    """The model that gets copies of a route's requests. `/api/stats` has what became of them.
 
-    model: its key.
-    percent: share of the conversations whose requests are copied, from 0 to 100.
+    - model: Its key.
+    - percent: Share of the conversations whose requests are copied.
     """
 
     model: str

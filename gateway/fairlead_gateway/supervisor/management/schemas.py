@@ -18,8 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from fairlead import management_api as api
 from fairlead.audit.record import AuditRecord
 from fairlead.fleet.hung_engines import EjectionReport
+from fairlead.routes.model import Shadow
 
-_NAMES: Final[dict[type, str]] = {AuditRecord: "AuditRecordOut", EjectionReport: "EjectionOut"}
+_NAMES: Final[dict[type, str]] = {
+    AuditRecord: "AuditRecordOut",
+    EjectionReport: "EjectionOut",
+    Shadow: "DeclaredShadowOut",
+}
 _OMITTED: Final = {"log"}
 """Fields of records that the API does not show."""
 _OPTIONAL: Final[dict[type, set[str]]] = {

@@ -50,16 +50,11 @@ def fleet_out(snapshot: fleet.Fleet, status: GatewayStatus, now: float) -> api.F
                 targets={target.model: target.weight for target in route.targets},
                 overrides=len(route.overrides),
                 fallbacks=fallbacks_out(route),
-                shadow=_shadow_out(route),
+                shadow=route.shadow,
             )
             for key, route in snapshot.routes.items()
         ],
     )
-
-
-def _shadow_out(route: Route) -> api.DeclaredShadowOut | None:
-    shadow = route.shadow
-    return None if shadow is None else api.DeclaredShadowOut(model=shadow.model, percent=shadow.percent)
 
 
 def fallbacks_out(route: Route) -> list[api.DeclaredFallbackOut]:

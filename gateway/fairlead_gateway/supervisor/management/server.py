@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 
 from fairlead.limits import Limits
+from fairlead.management_api import ErrorBodyOut, ErrorOut
 from fairlead.runtime import nonblocking_log
 from fairlead.runtime.event_loop import close_server
 from fairlead.runtime.process_tuning import limit_kernel_unsent
@@ -173,15 +174,7 @@ class AccessRefused(GatewayError):
 def _error_body(error: GatewayError) -> bytes:
     """Returns the body of an error, in the shape that the API describes."""
     return msgspec.json.encode(
-        {
-            "error": {
-                "message": str(error),
-                "type": error.error_type,
-                "param": error.param,
-                "code": error.code,
-                "hint": error.hint,
-            }
-        }
+        ErrorOut(ErrorBodyOut(str(error), error.error_type, error.param, error.code, error.hint))
     )
 
 
