@@ -5,10 +5,12 @@ import json
 import os
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 from fairlead import management_api as api
@@ -28,22 +30,10 @@ KEY = "default/tiny"
 
 
 def management(*states: str, stats: api.ModelStatsOut | None = None, models: int = 1) -> CannedServer:
-    instances = [
-        api.InstanceOut(id=f"main-{n}/400{n}/0", url="http://h:1", engine="sim", state=state)
-        for n, state in enumerate(states)
-    ]
-    served = [
-        api.ModelOut(
-            key=f"ns{n}/tiny" if n else KEY, namespace="default", name="tiny", preset="dual-hash", instances=instances
-        )
-        for n in range(models)
-    ]
-    decision = api.DecisionOut(
-        request_id="req-1",
-        model=KEY,
-        prompt_tokens=10.0,
-        choices=[api.ChoiceOut(instance="main-0/4000/0", rule="affinity", reason="a home")],
-    )
+    choice = api.ChoiceOut(instance="main-0/4000/0", rule="affinity", reason="a home")
+    decision = api.DecisionOut(request_id="req-1", model=KEY, prompt_tokens=10.0, choices=[choice])
+    (model,) = snapshot(*states).fleet.models
+    served = [structs.replace(model, key=f"ns{n}/tiny" if n else KEY) for n in range(models)]
     bodies = {
         "/api/fleet": api.FleetOut(version=1, models=served),
         "/api/stats": api.StatsOut(ready=True, uptime_seconds=5.0, models={KEY: stats or api.ModelStatsOut()}),
@@ -172,21 +162,10 @@ def test_management_token_from_environment_is_sent() -> None:
 
 
 def snapshot(
-    *states: str,
-    window: api.SliceOut | None = None,
-    decisions: tuple[api.DecisionOut, ...] = (),
-    ready: bool = True,
+    *states: str, window: api.SliceOut | None = None, decisions: tuple[api.DecisionOut, ...] = (), ready: bool = True
 ) -> GatewaySnapshot:
     instances = [
-        api.InstanceOut(
-            id=f"main-{n}/400{n}/0",
-            url=f"http://h:400{n}",
-            engine="sim",
-            state=state,
-            in_flight=1,
-            waiting=0,
-            backlog_seconds=0.2,
-        )
+        api.InstanceOut(id=f"main-{n}/400{n}/0", url=f"http://h:400{n}", state=state, in_flight=1, backlog_seconds=0.2)
         for n, state in enumerate(states)
     ]
     model = api.ModelOut(
@@ -232,12 +211,7 @@ BUSY = api.SliceOut(requests=100, requests_per_second=1.6, within_objective=0.99
         (snapshot(), 2, True, "no engine is running"),
         (snapshot("Ready", window=BUSY), 2, True, "1 of 2 engines ended and will be started again"),
         (snapshot("Ready", window=api.SliceOut(requests=9, errors=2)), 1, True, "2 of 9 requests failed"),
-        (
-            snapshot("Ready", window=api.SliceOut(requests=9, within_objective=0.5)),
-            1,
-            True,
-            "50 % of requests meet",
-        ),
+        (snapshot("Ready", window=api.SliceOut(requests=9, within_objective=0.5)), 1, True, "50 % of requests meet"),
     ],
 )
 def test_advice_names_the_most_urgent_problem(
@@ -313,14 +287,8 @@ def test_sleeping_engines_are_counted_and_no_warning() -> None:
 
 
 def test_idle_stack_advice_names_the_chat_command() -> None:
-    idle = snapshot("Ready")
-    nothing = api.ModelStatsOut()
-    report = make_report(
-        GatewaySnapshot(
-            idle.fleet, api.StatsOut(ready=True, uptime_seconds=1.0, models={KEY: nothing}), idle.decisions
-        ),
-        1,
-    )
+    stats = api.StatsOut(ready=True, models={KEY: api.ModelStatsOut()})
+    report = make_report(replace(snapshot("Ready"), stats=stats), 1)
     assert report.models[0].advice.text == "nothing was asked yet: fairlead chat tiny"
 
 
