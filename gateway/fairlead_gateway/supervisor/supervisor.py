@@ -222,8 +222,10 @@ class Supervisor:
     def _create_access(self, config: GatewayConfig) -> "AccessService | None":
         if config.access is None:
             return None
+        from fairlead_gateway.supervisor.tenancy.access_service import AccessService
+
         update, wall = (lambda tenants: self.background.update_tenants(tenants)), self.clock.wall
-        return config.access.create_service(self.workers.broadcast, wall, update, self.audit.on_access)
+        return AccessService(config.access, self.workers.broadcast, wall, update, self.audit.on_access)
 
     async def _follow_fleet(self, snapshots: AsyncIterator[Fleet]) -> None:
         async for fleet in snapshots:

@@ -102,16 +102,6 @@ class AccessSources:
     token_issuers: "IssuerKeyService | None" = None
     revocation_watch: "RevocationWatch | None" = None
 
-    def create_service(
-        self,
-        broadcast: Callable[[msgspec.Struct], None],
-        wall: Callable[[], float],
-        on_tenants: Callable[[Collection[Tenant]], None],
-        on_change: "Callable[[AccessService], None]",
-    ) -> "AccessService":
-        """Returns the service that follows these sources."""
-        return AccessService(self, broadcast, wall, on_tenants, on_change)
-
     @property
     def asks_for_keys(self) -> bool:
         """Whether requests need an API key."""
@@ -130,9 +120,6 @@ class _SharedCaches:
     warnings: Sequence[str]
 
 
-def _ignore(tenants: Collection[Tenant]) -> None: ...
-
-
 class AccessService:
     """The API keys and tenants of a gateway.
 
@@ -148,7 +135,7 @@ class AccessService:
         sources: AccessSources,
         broadcast: Callable[[msgspec.Struct], None],
         wall: Callable[[], float],
-        on_tenants: Callable[[Collection[Tenant]], None] = _ignore,
+        on_tenants: Callable[[Collection[Tenant]], None] = lambda _: None,
         on_change: "Callable[[AccessService], None]" = lambda _: None,
     ) -> None:
         self._sources = sources

@@ -194,12 +194,14 @@ def _document_of(name: str, manifest: Manifest) -> TenantDocument:
 
 
 def _trim(manifest: Manifest) -> Manifest:
-    """Keeps what identifies the object, its spec, and who changed it last."""
-    metadata = {
-        key: value for key, value in manifest.get("metadata", {}).items() if key in ("name", "uid", "resourceVersion")
-    }
+    """Keeps what identifies the object, its spec or its list of keys, and who changed it last."""
+    kept = ("name", "namespace", "uid", "resourceVersion")
+    metadata = {key: value for key, value in metadata_of(manifest).items() if key in kept}
     metadata["annotations"] = {CHANGED_BY_ANNOTATION: last_author(manifest)}
-    return {**{key: manifest[key] for key in ("apiVersion", "kind", "spec") if key in manifest}, "metadata": metadata}
+    trimmed: Manifest = {key: manifest[key] for key in ("apiVersion", "kind", "spec") if key in manifest}
+    if manifest.get("data"):
+        trimmed["data"] = {key: value for key, value in manifest["data"].items() if key == REVOKED_ENTRY}
+    return {**trimmed, "metadata": metadata}
 
 
 class RevocationWatch:
@@ -218,7 +220,7 @@ class RevocationWatch:
         self.digests: frozenset[bytes] = frozenset()
         self.author = "the cluster"
         selection = ObjectSelection(CONFIG_MAPS, namespace, fields=f"metadata.name={name}")
-        self._objects = FollowedObjects(api, selection, pacing, _trim_revocation, self._on_event)
+        self._objects = FollowedObjects(api, selection, pacing, _trim, self._on_event)
 
     @property
     def is_loaded(self) -> bool:
@@ -256,16 +258,3 @@ def open_revocation_watch(environ: Mapping[str, str], name: str, pacing: Pacing,
     """Returns the revocation list of the gateway's namespace. Raises BadInput without a cluster."""
     api, access = open_cluster(environ, pacing, limits)
     return RevocationWatch(api, access.namespace, name, pacing)
-
-
-def _trim_revocation(manifest: Manifest) -> Manifest:
-    """Keeps what identifies the object, the list, and who changed it last."""
-    kept = ("name", "namespace", "uid", "resourceVersion")
-    metadata = {key: value for key, value in metadata_of(manifest).items() if key in kept}
-    metadata["annotations"] = {CHANGED_BY_ANNOTATION: last_author(manifest)}
-    data = {key: value for key, value in (manifest.get("data") or {}).items() if key == REVOKED_ENTRY}
-    return {
-        **{key: manifest[key] for key in ("apiVersion", "kind") if key in manifest},
-        "metadata": metadata,
-        "data": data,
-    }
