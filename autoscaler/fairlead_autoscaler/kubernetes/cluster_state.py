@@ -45,7 +45,6 @@ from fairlead.kube.resources import (
 )
 from fairlead.limits import Limits
 from fairlead_autoscaler.core import PoolSpec, ReplicaState
-from fairlead_autoscaler.kubernetes.scale_writer import foreign_writer
 from fairlead_autoscaler.kubernetes.sleep_labels import (
     SleepStatus,
     is_engine_pod,
@@ -242,6 +241,14 @@ def replicas_owner(spec: ModelDeploymentSpec, workload: Manifest) -> str | None:
     if spec.replicas is not None:
         return "spec.replicas"
     return foreign_writer(workload)
+
+
+def foreign_writer(workload: Manifest) -> str | None:
+    """Returns another owner of a workload's number; None if the autoscaler owns it."""
+    return min(
+        (name for name in replicas_managers(workload) if name not in (FIELD_MANAGER, AUTOSCALER_FIELD_MANAGER)),
+        default=None,
+    )
 
 
 def is_released(spec: ModelDeploymentSpec, workload: Manifest) -> bool:

@@ -16,13 +16,12 @@ deleted pod: gateways send it nothing new at once, and its hook waits for its re
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from fairlead.errors import Unavailable
 from fairlead.fleet.labels import (
     AUTOSCALER_FIELD_MANAGER,
     DELETION_COST_ANNOTATION,
-    FIELD_MANAGER,
     SLEEP_ANNOTATION,
     SleepMark,
     SleepPhase,
@@ -30,7 +29,6 @@ from fairlead.fleet.labels import (
 )
 from fairlead.kube.client_protocol import KubeClient
 from fairlead.kube.errors import Conflict, NotFound
-from fairlead.kube.field_managers import replicas_managers
 from fairlead.kube.resources import (
     DEPLOYMENTS,
     PODS,
@@ -42,36 +40,14 @@ from fairlead.kube.resources import (
     namespace_of,
     resource_of,
 )
+from fairlead_autoscaler.kubernetes.cluster_state import foreign_writer
 from fairlead_autoscaler.kubernetes.sleep_labels import SleepSteps, is_engine_pod, plan_sleep_steps, pool_sleep_state
+from fairlead_autoscaler.kubernetes.target import KubernetesTarget
 
 _MAX_ATTEMPTS: Final = 4
 """The most attempts to write a number. The workload may change between read and write, since its
 controllers write its status often while it is scaled.
 """
-
-
-class WorkloadSource(Protocol):
-    """A source of workloads and pods."""
-
-    def workload(self, key: str, pool: str) -> Manifest | None:
-        """Returns the Deployment or LeaderWorkerSet of a pool; None if there is none."""
-        ...
-
-    def pods(self, key: str, pool: str) -> Sequence[Manifest]:
-        """Returns the pods of a pool."""
-        ...
-
-    def sleep_level(self, key: str) -> int:
-        """Returns the sleep level of a model's engines."""
-        ...
-
-
-def foreign_writer(workload: Manifest) -> str | None:
-    """Returns another owner of a workload's number; None if the autoscaler owns it."""
-    return min(
-        (name for name in replicas_managers(workload) if name not in (FIELD_MANAGER, AUTOSCALER_FIELD_MANAGER)),
-        default=None,
-    )
 
 
 def deletion_costs(pods: Sequence[Manifest], removal_order: Sequence[str]) -> Mapping[str, str | None]:
@@ -99,7 +75,7 @@ class ScaleWriter:
     desired_asleep: the last numbers of sleeping replicas, by model and pool.
     """
 
-    def __init__(self, api: KubeClient, workloads: WorkloadSource) -> None:
+    def __init__(self, api: KubeClient, workloads: KubernetesTarget) -> None:
         self._api = api
         self._workloads = workloads
         self.desired_asleep: dict[tuple[str, str], int] = {}

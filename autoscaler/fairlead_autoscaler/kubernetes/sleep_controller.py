@@ -17,17 +17,19 @@ rejects sleep, no engine of its pool and revision sleeps. One that is not awake 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
-from fairlead.engines.sleep_mode import ENGINE_WAKE_SECONDS, SleepRefused
+from fairlead.engines.sleep_mode import ENGINE_WAKE_SECONDS, EngineSleepClient, SleepRefused
 from fairlead.errors import FairleadError
 from fairlead.fleet.labels import POOL_LABEL, SleepMark, SleepPhase, parse_engine_info, parse_sleep_mark
 from fairlead.kube.resources import Manifest, annotations_of, is_deleting, is_ready, labels_of, name_of, uid_of
 from fairlead.runtime.clock import Clock
 from fairlead_autoscaler.collector.observation import GatewaySnapshot
 from fairlead_autoscaler.core import WakeTiming
+from fairlead_autoscaler.kubernetes.scale_writer import ScaleWriter
 from fairlead_autoscaler.kubernetes.sleep_labels import SleepStatus, pod_revision
+from fairlead_autoscaler.kubernetes.target import KubernetesTarget
 
 RECONCILE_SECONDS: Final = 1.0
 _STEPS_OF_NAMESPACE: Final = 64
@@ -36,46 +38,6 @@ _STEPS_OF_NAMESPACE: Final = 64
 _MAX_REMEMBERED: Final = 4_096
 """Pods whose wake time is remembered, and revisions that reject sleep."""
 _LOG: Final = logging.getLogger("fairlead.autoscaler")
-
-
-class PodSource(Protocol):
-    """A source of marked pods."""
-
-    def marked_pods(self) -> Mapping[str, Sequence[Manifest]]:
-        """Returns all pods with a sleep mark, by the key of their model."""
-        ...
-
-    def released_pools(self) -> Collection[tuple[str, str]]:
-        """Returns the pools, by model and pool, about which the autoscaler no longer decides."""
-        ...
-
-
-class SleepMarks(Protocol):
-    """A writer of sleep marks (`scale_writer`)."""
-
-    desired_asleep: dict[tuple[str, str], int]
-
-    async def write_sleep_mark(self, pod: Manifest, mark: SleepMark | None) -> None:
-        """Writes or removes a pod's sleep mark."""
-        ...
-
-
-class EngineSleepApi(Protocol):
-    """The sleep endpoints of engines (`fairlead.engines.sleep_mode`)."""
-
-    async def is_sleeping(self, url: str) -> bool:
-        """Whether the engine sleeps. Raises Unavailable if it does not answer."""
-        ...
-
-    async def sleep(self, url: str, level: int) -> None:
-        """Puts the engine to sleep. Raises SleepRefused if it refuses, Unavailable if it does not
-        answer.
-        """
-        ...
-
-    async def wake(self, url: str, level: int) -> None:
-        """Wakes the engine and checks it. Raises Unavailable if it is not awake and healthy."""
-        ...
 
 
 class SleepController:
@@ -88,9 +50,9 @@ class SleepController:
 
     def __init__(
         self,
-        pods: PodSource,
-        engines: EngineSleepApi,
-        marks: SleepMarks,
+        pods: KubernetesTarget,
+        engines: EngineSleepClient,
+        marks: ScaleWriter,
         gateways: Callable[[], GatewaySnapshot],
         clock: Clock,
         *,

@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 from fairlead.errors import FairleadError
 from fairlead.fleet.labels import AUTOSCALER_FIELD_MANAGER
@@ -29,29 +29,12 @@ from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_autoscaler.kubernetes import conditions, events
 from fairlead_autoscaler.kubernetes.conditions import PublishedStatus
 from fairlead_autoscaler.kubernetes.slo_attainment import SLOAttainment, add_observation
+from fairlead_autoscaler.kubernetes.target import KubernetesTarget
 
 _LOG = logging.getLogger("fairlead.autoscaler")
 _WRITE_INTERVAL_SECONDS: Final = 1.0
 _WRITE_WAIT_SECONDS: Final = 1.0
 _CONCURRENT_WRITES: Final = 16
-
-
-class ModelSource(Protocol):
-    """A source of models (`target`)."""
-
-    def models(self) -> Mapping[str, Manifest]:
-        """Returns all models, by `namespace/name`."""
-        ...
-
-    def model(self, key: str) -> Manifest | None:
-        """Returns one model; None if there is none."""
-        ...
-
-    def foreign_writers(self) -> Mapping[str, Mapping[str, str]]:
-        """Returns the other owners of numbers, by model and pool: of models that are scaled, and of
-        those that cannot be read.
-        """
-        ...
 
 
 @dataclass(slots=True)
@@ -75,7 +58,7 @@ class StatusWriter:
     def __init__(
         self,
         api: KubeClient,
-        models: ModelSource,
+        models: KubernetesTarget,
         clock: Clock,
         record_event: Callable[[Manifest, EventDraft], None],
         *,
