@@ -40,6 +40,15 @@ def format_time(wall: float) -> str:
     return datetime.fromtimestamp(wall, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def parse_time(text: object) -> float | None:
+    """Returns a time of the API as Unix time; None if it cannot be read."""
+    try:
+        time = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+
+
 def _condition(value: ConditionValue, previous: Mapping[str, Any] | None, generation: int, now: str) -> dict[str, Any]:
     unchanged_since = None
     if previous is not None and previous.get("status") == value.status:

@@ -23,7 +23,7 @@ from typing import Final
 from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Forbidden, Gone, KubeError, TooManyRequests, Unauthenticated, Unreachable
-from fairlead.kube.resources import Manifest, ObjectSelection, Resource, metadata_of
+from fairlead.kube.resources import Manifest, ObjectSelection, metadata_of
 from fairlead.kube.store import ObjectStore
 from fairlead.kube.transport.retry import KUBE_RETRY_AFTER_SECONDS, backoff_seconds
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
@@ -123,6 +123,11 @@ class Informer:
     Bookmarks are not reported.
 
     store: keeps the objects; by default it drops `metadata.managedFields`.
+    on_synced: called after the first list.
+    report: called with each step.
+    log: gets each failure once, however often it is retried. Why: an informer without permission
+        retries for ever.
+    subject: what is watched, for the log.
     """
 
     def __init__(
@@ -133,7 +138,10 @@ class Informer:
         *,
         store: ObjectStore | None = None,
         on_change: Callable[[WatchEvent], None] | None = None,
+        on_synced: Callable[[], None] | None = None,
         report: Callable[[InformerStep], None] | None = None,
+        log: logging.Logger | None = None,
+        subject: str = "",
     ) -> None:
         self.resource = selection.resource
         self.problem: FairleadError | None = None
@@ -143,7 +151,12 @@ class Informer:
         self._selection = selection
         self._clock, self._chance, self._pause = pacing.clock, pacing.chance, pacing.pause
         self._on_change = on_change
+        self._on_synced = on_synced
         self._report = report
+        self._log = log
+        self._subject = subject or selection.resource.plural
+        self._last_logged = ""
+        self._task: asyncio.Task[None] | None = None
         self._limits = api.limits
         self._store = store or ObjectStore()
         self.items: Mapping[str, Manifest] = MappingProxyType(self._store.items)
@@ -158,10 +171,6 @@ class Informer:
     def is_synced(self) -> bool:
         """True once all selected objects have been listed for the first time."""
         return self._synced.is_set()
-
-    async def wait_synced(self) -> None:
-        """Waits until all selected objects have been listed for the first time."""
-        await self._synced.wait()
 
     @property
     def namespace(self) -> str | None:
@@ -189,6 +198,24 @@ class Informer:
         """
         return None if self._contact_at is None else self._clock.now() - self._contact_at
 
+    @property
+    def is_usable(self) -> bool:
+        """True if all selected objects have been listed, or lists of this namespace are refused."""
+        return self.is_synced or self.is_refused
+
+    @property
+    def is_known(self) -> bool:
+        """True if all selected objects have been listed, or cannot be for now."""
+        return self.is_synced or self.problem is not None
+
+    def start(self) -> None:
+        """Starts to run in a task."""
+        self._task = asyncio.ensure_future(self.run())
+
+    async def stop(self) -> None:
+        """Ends the task that `start` started."""
+        await cancel_and_wait(self._task)
+
     async def run(self) -> None:
         """Keeps the copy up to date until cancelled.
 
@@ -212,6 +239,10 @@ class Informer:
             await self._report_and_pause(step_after_watch(end, silent_watches, self._chance(), self._limits))
 
     async def _report_and_pause(self, then: InformerStep) -> None:
+        failure = then.reason if self.problem is not None else ""
+        if self._log is not None and failure and failure != self._last_logged:
+            self._log.warning("cannot watch %s: %s", self._subject, failure)
+        self._last_logged = failure
         if self._report is not None:
             self._report(then)
         if then.action is InformerAction.RELIST:
@@ -230,8 +261,11 @@ class Informer:
         self._version = listing.resource_version
         self._mark_contact()
         self._refused_lists = 0
+        is_first = not self.is_synced
         self._synced.set()
         self._known.set()
+        if is_first and self._on_synced is not None:
+            self._on_synced()
 
     def _count_refusal(self, error: FairleadError) -> None:
         is_refusal = isinstance(error, Forbidden) and not isinstance(error, Unauthenticated)
@@ -293,24 +327,3 @@ class Informer:
     def _notify(self, event: WatchEvent) -> None:
         if self._on_change is not None:
             self._on_change(event)
-
-
-def log_failures_once(
-    log: logging.Logger, resource: Resource, problem: Callable[[], FairleadError | None]
-) -> Callable[[InformerStep], None]:
-    """Returns a `report` callback that logs each failure once, however often it is retried.
-
-    Why: an informer without permission retries for ever.
-
-    problem: returns the informer's problem.
-    """
-    last_logged = ""
-
-    def report(step: InformerStep) -> None:
-        nonlocal last_logged
-        text = step.reason if problem() is not None else ""
-        if text and text != last_logged:
-            log.warning("cannot watch %s: %s", resource.plural, text)
-        last_logged = text
-
-    return report

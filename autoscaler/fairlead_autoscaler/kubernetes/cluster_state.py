@@ -9,7 +9,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 
 from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
 from fairlead.api.spec.autoscaling import ScalingMode
@@ -28,6 +27,7 @@ from fairlead.fleet.labels import (
     parse_sleep_mark,
     parse_surge_groups,
 )
+from fairlead.kube.conditions import parse_time
 from fairlead.kube.errors import NotFound
 from fairlead.kube.field_managers import replicas_managers
 from fairlead.kube.resources import (
@@ -284,7 +284,7 @@ def _replicas(
     for pod in sorted(pods, key=name_of):
         if not is_engine_pod(pod):
             continue
-        created = _parse_time(metadata_of(pod).get("creationTimestamp"), wall)
+        created = parse_time(metadata_of(pod).get("creationTimestamp")) or wall
         ready_at = _ready_since(pod, wall)
         yield Replica(
             id=name_of(pod),
@@ -321,12 +321,4 @@ def _ready_since(pod: Manifest, wall: float) -> float | None:
     if any(int(container.get("restartCount") or 0) for container in status.get("containerStatuses") or []):
         return None
     ready = next(condition for condition in status["conditions"] if condition.get("type") == "Ready")
-    return _parse_time(ready.get("lastTransitionTime"), wall)
-
-
-def _parse_time(text: object, default: float) -> float:
-    """Returns the Unix seconds of an API server's time; `default` if it cannot be read."""
-    try:
-        return datetime.fromisoformat(str(text)).timestamp()
-    except ValueError:
-        return default
+    return parse_time(ready.get("lastTransitionTime")) or wall

@@ -30,7 +30,7 @@ from fairlead.fleet.labels import (
 )
 from fairlead.kube.client import KubeApi
 from fairlead.kube.field_managers import replicas_managers
-from fairlead.kube.informer import Informer, log_failures_once
+from fairlead.kube.informer import Informer
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
     DEPLOYMENTS,
@@ -174,7 +174,7 @@ class KubernetesTarget:
             self._api,
             ObjectSelection(resource, namespace, labels),
             Pacing(self._clock, self._random),
-            report=log_failures_once(_LOG, resource, lambda: informer.problem),
+            log=_LOG,
             store=ObjectStore(trim),
             on_change=self._indexes().get(resource),
         )

@@ -6,7 +6,6 @@ An absent field is empty or None.
 import re
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeVar
 
@@ -152,15 +151,6 @@ def shorten(text: str, max_length: int = 300) -> str:
 
 
 _STEPS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "m"), (1.0, "s"))
-
-
-def parse_time(text: object) -> float | None:
-    """Returns ``2026-11-20T17:43:20Z`` as Unix time; None for an invalid time."""
-    try:
-        time = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
-    except ValueError:
-        return None
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
 def parse_http_date(text: str) -> float | None:

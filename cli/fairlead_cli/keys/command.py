@@ -12,13 +12,13 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from fairlead.errors import BadInput, FairleadError, plain_text
+from fairlead.kube.conditions import parse_time
 from fairlead.kube.errors import KubeError
 from fairlead.kube.resources import name_of
 from fairlead.names import DNS_LABEL_PATTERN
 from fairlead.runtime.clock import SystemClock
 from fairlead.tenants.documents import parse_revocations
 from fairlead.units import format_duration
-from fairlead_cli.cluster.object_fields import parse_time
 from fairlead_cli.console import program_name, terminal_text
 from fairlead_cli.exit_codes import OK, UNREACHABLE, ClusterUnreachable, report_failure
 from fairlead_cli.formatting import align_columns

@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from typing import Final
 
 from fairlead.errors import BadInput
+from fairlead.kube.conditions import parse_time
 from fairlead.names import closest_matches
 from fairlead.units import parse_duration
-from fairlead_cli.cluster.object_fields import parse_time
 from fairlead_cli.tenants.store import Entry
 
 SHORT_DIGEST: Final = 12

@@ -28,7 +28,7 @@ from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache, trim_mo
 from fairlead.fleet.labels import MODEL_LABEL
 from fairlead.fleet.model import Fleet
 from fairlead.kube.client import KubeApi
-from fairlead.kube.informer import KUBE_WATCH_SILENCE_SECONDS, Informer, InformerStep
+from fairlead.kube.informer import KUBE_WATCH_SILENCE_SECONDS, Informer
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
     MODEL_ADAPTERS,
@@ -43,7 +43,6 @@ from fairlead.kube.resources import (
 from fairlead.kube.store import ObjectStore
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Pacing
-from fairlead.runtime.tasks import cancel_and_wait
 
 KUBE_FLEET_BATCH_SECONDS: Final = 0.05
 """Limit: changes of the cluster are batched this long for a new fleet."""
@@ -61,25 +60,6 @@ _TRIMS = {
     PODS: trim_pod,
     SERVICES: trim_service,
 }
-
-
-class _RunningInformer:
-    """A running informer, and the problem that was last logged for it."""
-
-    def __init__(self, informer: Informer, task: "asyncio.Task[None]") -> None:
-        self.informer = informer
-        self.task = task
-        self.last_logged = ""
-
-    @property
-    def is_usable(self) -> bool:
-        """True if the informer has listed its objects, or is refused in its namespace."""
-        return self.informer.is_synced or self.informer.is_refused
-
-    @property
-    def is_known(self) -> bool:
-        """True if the informer has listed its objects, or cannot do so for now."""
-        return self.informer.is_synced or self.informer.problem is not None
 
 
 class KubeFleetSource:
@@ -111,8 +91,8 @@ class KubeFleetSource:
         self._adapters = adapter_cache()
         self.follows_claimants = False
         self._namespaces: tuple[str | None, ...] = tuple(dict.fromkeys(namespaces)) or (None,)
-        self._informers: dict[tuple[Resource, str | None], _RunningInformer] = {}
-        self._selection_informers: dict[PodSelection, _RunningInformer] = {}
+        self._informers: dict[tuple[Resource, str | None], Informer] = {}
+        self._selection_informers: dict[PodSelection, Informer] = {}
         self._endpoint_namespaces = endpoint_namespaces
         self.endpoint_secrets = ENDPOINT_SECRETS_FOLDER
         self._judges_services = endpoint_namespaces != frozenset()
@@ -142,8 +122,8 @@ class KubeFleetSource:
                     yield fleet
                 await self._pacing.pause(KUBE_FLEET_BATCH_SECONDS)
         finally:
-            for kept in (*self._informers.values(), *self._selection_informers.values()):
-                await cancel_and_wait(kept.task)
+            for informer in (*self._informers.values(), *self._selection_informers.values()):
+                await informer.stop()
             await self._api.close()
 
     def warnings(self) -> list[str]:
@@ -164,7 +144,7 @@ class KubeFleetSource:
 
         None until every informer had contact. Informers of refused namespaces do not count.
         """
-        informers = [one.informer for one in self._all_informers() if one.informer.resource not in _CLAIMANTS]
+        informers = [one for one in self._all_informers() if one.resource not in _CLAIMANTS]
         ages = [informer.age_seconds() for informer in informers if not informer.is_refused]
         heard = [age for age in ages if age is not None]
         return max(heard) if heard and len(heard) == len(ages) else None
@@ -172,9 +152,9 @@ class KubeFleetSource:
     def _lost_claimants(self) -> list[str]:
         """Returns warnings if routes or adapters cannot be watched: the kind may be missing."""
         problems: dict[Resource, FairleadError] = {}
-        for (resource, _), kept in self._informers.items():
-            if resource in _CLAIMANTS and kept.informer.problem is not None:
-                problems.setdefault(resource, kept.informer.problem)
+        for (resource, _), informer in self._informers.items():
+            if resource in _CLAIMANTS and informer.problem is not None:
+                problems.setdefault(resource, informer.problem)
         return [
             f"cannot watch the {_CLAIMANTS[resource]} of the cluster; the last ones stay: {problem}"
             for resource, problem in problems.items()
@@ -182,8 +162,7 @@ class KubeFleetSource:
 
     def _staleness(self) -> str | None:
         """Returns the reason why the fleet may be out of date; None if it is fresh."""
-        for kept in self._all_informers():
-            informer = kept.informer
+        for informer in self._all_informers():
             if informer.resource in _CLAIMANTS:
                 continue
             age, problem = informer.age_seconds(), informer.problem
@@ -195,49 +174,31 @@ class KubeFleetSource:
             return f"cannot watch the cluster; the last fleet stays: {informer.resource.kind} {since}{why}"
         return None
 
-    def _all_informers(self) -> list[_RunningInformer]:
+    def _all_informers(self) -> list[Informer]:
         return [*self._informers.values(), *self._selection_informers.values()]
 
     # --- informers -------------------------------------------------------------------------
 
-    def _start_informer(self, resource: Resource, namespace: str | None, labels: str | None = None) -> _RunningInformer:
-        started: list[_RunningInformer] = []
+    def _start_informer(self, resource: Resource, namespace: str | None, labels: str | None = None) -> Informer:
         informer = Informer(
             self._api,
             ObjectSelection(resource, namespace, labels),
             self._pacing,
             store=ObjectStore(_TRIMS.get(resource)),
             on_change=lambda _: self._changed.set(),
-            report=lambda step: self._on_step(started[0], step),
+            on_synced=self._changed.set,  # also if there were no objects
+            report=lambda _: self._changed.set(),
+            log=_LOG,
+            subject=f"the cluster: {resource.plural}",
         )
-        kept = _RunningInformer(informer, asyncio.ensure_future(self._run_informer(informer)))
-        started.append(kept)
-        return kept
-
-    async def _run_informer(self, informer: Informer) -> None:
-        async def listed() -> None:
-            await informer.wait_synced()
-            self._changed.set()  # also if there were no objects
-
-        waiting = asyncio.ensure_future(listed())
-        try:
-            await informer.run()
-        finally:
-            await cancel_and_wait(waiting)
-
-    def _on_step(self, kept: _RunningInformer, step: InformerStep) -> None:
-        """Logs each failure once, however often it is retried."""
-        text = f"{kept.informer.resource.plural}: {step.reason}" if kept.informer.problem is not None else ""
-        if text and text != kept.last_logged:
-            _LOG.warning("cannot watch the cluster: %s", text)
-        kept.last_logged = text
-        self._changed.set()
+        informer.start()
+        return informer
 
     async def _watch_selections(self, models: Sequence[ParsedModel]) -> None:
         """Watches the pods that external pools select, with one watch per namespace."""
         wanted = pod_selections(models, self._limits)
         for gone in self._selection_informers.keys() - wanted:
-            await cancel_and_wait(self._selection_informers.pop(gone).task)
+            await self._selection_informers.pop(gone).stop()
         for namespace, labels in wanted - self._selection_informers.keys():
             self._selection_informers[namespace, labels] = self._start_informer(PODS, namespace, labels)
 
@@ -260,13 +221,13 @@ class KubeFleetSource:
 
         A namespace in which lists are refused is left out, unless it was listed before.
         """
-        needed = [kept for (resource, _), kept in self._informers.items() if resource in _NEEDED]
-        if not all(kept.is_usable for kept in needed) or not any(kept.informer.is_synced for kept in needed):
+        needed = [informer for (resource, _), informer in self._informers.items() if resource in _NEEDED]
+        if not all(informer.is_usable for informer in needed) or not any(informer.is_synced for informer in needed):
             return None
         models = self._specs.models(self._objects_of(MODEL_DEPLOYMENTS))
         await self._watch_selections(models)
         others = self._all_informers()
-        if self._fleet is None and not all(kept.is_known for kept in others):
+        if self._fleet is None and not all(informer.is_known for informer in others):
             return None
         return self._publish_if_changed(self._build(models))
 
@@ -280,16 +241,14 @@ class KubeFleetSource:
         return found.fleet
 
     def _build(self, models: Sequence[ParsedModel]) -> FleetResult:
-        classes = self._informers[ACCELERATOR_CLASSES, None].informer
+        classes = self._informers[ACCELERATOR_CLASSES, None]
         accelerators, broken = self._specs.accelerators(classes.items.values())
         objects = ClusterObjects(
             models=models,
             accelerators=accelerators,
             pods=self._objects_of(PODS),
             selected_pods={
-                where: kept.informer.items
-                for where, kept in self._selection_informers.items()
-                if kept.informer.is_synced
+                where: informer.items for where, informer in self._selection_informers.items() if informer.is_synced
             },
             name_history=self._name_history,
             endpoint_namespaces=self._endpoint_namespaces,
@@ -306,9 +265,9 @@ class KubeFleetSource:
     def _objects_of(self, resource: Resource) -> dict[str, Manifest]:
         return {
             key: one
-            for (watched, _), kept in self._informers.items()
+            for (watched, _), informer in self._informers.items()
             if watched is resource
-            for key, one in kept.informer.items.items()
+            for key, one in informer.items.items()
         }
 
 

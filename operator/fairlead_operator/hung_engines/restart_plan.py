@@ -19,13 +19,12 @@ hangs. A group of pods counts as one, and is restarted as one: its leader is del
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Final
 
 from fairlead.api.conditions import ServingReason
 from fairlead.fleet.hung_engines import HungVerdict
 from fairlead.fleet.labels import ENDPOINT_LABEL, POOL_LABEL, SERVING_CONDITION, parse_sleep_mark
-from fairlead.kube.conditions import find_condition
+from fairlead.kube.conditions import find_condition, parse_time
 from fairlead.kube.resources import Manifest, annotations_of, is_deleting, is_ready, metadata_of, name_of, uid_of
 from fairlead.units import format_duration
 from fairlead_operator.object_metadata import GROUP_INDEX_LABEL, GROUP_SET_LABEL, label
@@ -216,7 +215,7 @@ def _marked_at(pod: Manifest) -> float | None:
     condition = find_condition(pod.get("status") or {}, SERVING_CONDITION)
     if condition is None or condition.get("status") != "False":
         return None
-    return _parse_time(condition.get("lastTransitionTime"))
+    return parse_time(condition.get("lastTransitionTime")) or 0.0
 
 
 def _hung_since(pod: Manifest, wall: float, rules: RestartRules) -> float | None:
@@ -234,15 +233,7 @@ def _hung_since(pod: Manifest, wall: float, rules: RestartRules) -> float | None
         marked_at = 0.0
     containers = (pod.get("status") or {}).get("containerStatuses") or []
     starts = [((container.get("state") or {}).get("running") or {}).get("startedAt") for container in containers]
-    return max(marked_at, *(_parse_time(start) for start in starts if start), 0.0)
-
-
-def _parse_time(text: object) -> float:
-    """Returns the Unix seconds of an API server's time; 0 if it cannot be read."""
-    try:
-        return datetime.fromisoformat(str(text)).timestamp()
-    except ValueError:
-        return 0.0
+    return max(marked_at, *(parse_time(start) or 0.0 for start in starts if start), 0.0)
 
 
 def is_group_leader(pod: Manifest) -> bool:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from fairlead.errors import FairleadError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Forbidden, NotFound, Unauthenticated
-from fairlead.kube.informer import Informer, log_failures_once
+from fairlead.kube.informer import Informer
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
     MODEL_ADAPTERS,
@@ -210,15 +210,8 @@ class ClusterWatcher:
         else:
             known = self._cache.find_same_version if labels == CHILDREN_SELECTOR else None
             store = ObjectStore(trim_child, known)
-        informer = Informer(
-            self._api,
-            ObjectSelection(kind, namespace, labels),
-            self._pacing,
-            store=store,
-            on_change=self._on_change,
-            report=log_failures_once(_LOG, kind, lambda: informer.problem),
-        )
-        return informer
+        selection = ObjectSelection(kind, namespace, labels)
+        return Informer(self._api, selection, self._pacing, store=store, on_change=self._on_change, log=_LOG)
 
     async def _resync_loop(self) -> None:
         while True:

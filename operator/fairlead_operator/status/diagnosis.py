@@ -6,12 +6,12 @@ Pure. It reads the messages of kubelet, scheduler and controllers; unknown messa
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
 from fairlead.api.conditions import STALLED_IF_LASTS, Reason, reasons
 from fairlead.fleet.labels import POOL_LABEL
+from fairlead.kube.conditions import parse_time
 from fairlead.kube.errors import Forbidden, Invalid, KubeError
 from fairlead.kube.resources import Manifest, is_deleting, labels_of, metadata_of, name_of, namespace_of
 from fairlead.units import format_duration
@@ -199,10 +199,7 @@ def _unschedulable_since(pod: Manifest, wall: float) -> float:
     conditions = (pod.get("status") or {}).get("conditions") or []
     times = [condition.get("lastTransitionTime") for condition in conditions if condition.get("type") == "PodScheduled"]
     text = str((times or [None])[0] or metadata_of(pod).get("creationTimestamp") or "")
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return wall
+    return parse_time(text) or wall
 
 
 def _diagnose_unschedulable(pod: Manifest, message: str, needs: PodRequirements) -> Failure:

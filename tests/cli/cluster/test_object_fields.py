@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from fairlead.kube.conditions import parse_time
 from fairlead_cli.cluster.checks.analyzers.platform import parse_quantity
 from fairlead_cli.cluster.facts_collector import certificate_expiry
-from fairlead_cli.cluster.object_fields import format_age, parse_http_date, parse_time, waiting_reason
+from fairlead_cli.cluster.object_fields import format_age, parse_http_date, waiting_reason
 from fairlead_cli.cluster.pod_http import parse_metrics
 
 

@@ -95,7 +95,7 @@ async def test_informer_lists_then_watches() -> None:
         lab.fake.put(PODS, "x", "a")
         lab.fake.put(PODS, "y", "elsewhere")
         lab.fake.put(CONFIG_MAPS, "x", "another")
-        await lab.informer.wait_synced()
+        await lab.informer.wait_known()
         assert lab.names() == ["a"]
         await lab.watched()
         lab.fake.put(PODS, "x", "b")

@@ -384,7 +384,7 @@ async def running_informer(server: ApiServer, request: pytest.FixtureRequest) ->
 async def test_burst_is_followed_without_relisting(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
     names = [f"m{number}" for number in range(200)]
     async with running_informer(api_server, request) as lab:
-        await lab.informer.wait_synced()
+        await lab.informer.wait_known()
         await lab.write(*names)
         await lab.have(*names)
         assert sorted(lab.heard) == sorted(f"ADDED {name}" for name in names)

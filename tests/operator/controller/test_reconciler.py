@@ -1,6 +1,7 @@
 """Tests of the control loop on a cluster in memory: its writes, status and events."""
 
 import asyncio
+import copy
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.kube.errors import ErrorCause, Forbidden, Invalid, Unreachable
 from fairlead.kube.json_decoding import ObjectList
-from fairlead.kube.resources import MODEL_DEPLOYMENTS
+from fairlead.kube.resources import MODEL_DEPLOYMENTS, SERVICES
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead_operator.render.context import InstallationDefaults, RenderContext
 from fairlead_operator.render.model import RenderedModel
@@ -498,3 +499,78 @@ def test_autoscaler_conditions_are_left_alone(harness: OperatorHarness) -> None:
     harness.edit(pools=[{"name": "main", "acceleratorClassName": "cpu", "minReplicas": 3}])
     harness.run_until_idle()
     assert set(harness.conditions()) == {"Ready", "SLOMet"}
+
+
+# --- deletions that a policy refuses
+
+
+def test_rejected_deletion_stalls_with_its_cause(harness: OperatorHarness) -> None:
+    pools = [{"name": name, "acceleratorClassName": "cpu"} for name in ("main", "other")]
+    serve_model(harness, pools=pools)
+
+    def refuse(write: str) -> None:
+        if write == "delete Deployment qwen-other":
+            raise Forbidden('admission webhook "p" denied the request', status=403)
+
+    harness.kube.before_write = refuse
+    harness.edit(pools=pools[:1])
+    harness.run_until_idle()
+    assert harness.status()["observedGeneration"] == 2
+    assert harness.conditions() == {"Ready": ("True", "AllReady"), "Stalled": ("True", "PolicyRefused")}
+    assert harness.message("Stalled").startswith("Deployment qwen-other cannot be deleted: admission webhook")
+    assert harness.reconcile() == 30.0
+    harness.kube.before_write = lambda _: None
+    harness.run_until_idle()
+    assert (harness.names(), harness.conditions()) == (["qwen-main"], {"Ready": ("True", "AllReady")})
+
+
+# --- a cluster that was restored from a backup while the operator runs
+
+
+def test_model_that_is_older_than_what_was_seen_is_not_reconciled_without_pause(harness: OperatorHarness) -> None:
+    harness.kube.put(model_manifest())
+    harness.run_until_idle()
+    backup = copy.deepcopy((harness.kube._objects, harness.kube._owners, harness.kube._version))
+    harness.edit(engine={"type": "Sim", "args": ["--more"]})
+    harness.run_until_idle()
+    harness.kube._objects, harness.kube._owners, harness.kube._version = backup
+    harness.keys += harness.cache.replace_models(harness.kube.objects_of(MODEL_DEPLOYMENTS.kind))
+    (service,) = harness.kube.objects_of("Service")
+    asyncio.run(harness.kube.delete(SERVICES, "chat", "qwen-main", service["metadata"]["uid"]))
+    before = harness.kube.reads
+    assert harness.reconcile() == 1.0
+    assert (harness.names("Service"), harness.kube.reads - before) == ([], 1)
+
+
+# --- changes that the operator meets in the answer to its own write, before their event
+
+
+@pytest.mark.parametrize("change", ["edited", "deleted"])
+def test_change_that_a_response_shows_first_reaches_the_other_models(harness: OperatorHarness, change: str) -> None:
+    """The event of that change comes later, and is not new."""
+    for name in ("qwen", "second"):
+        serve_model(harness, name=name, model={"uri": "hf://a/b", "servedNames": ["chat"]})
+    assert harness.conditions(name="second")["NameTaken"] == ("True", "ServedNameTaken")
+    harness.drops_events = True
+    if change == "edited":
+        harness.kube.put(model_manifest(model={"uri": "hf://a/b", "servedNames": []}), "kubectl")
+        harness.cache.apply(WatchEvent(WatchEventType.DELETED, harness.kube.objects_of("Service")[0]))
+    else:
+        named = model_manifest()
+        named["metadata"]["annotations"] = {"fairlead.io/release-names": "true"}
+        harness.cache.apply(WatchEvent(WatchEventType.MODIFIED, harness.kube.put(named, "kubectl")))
+        harness.kube.remove("ModelDeployment", "chat", "qwen")
+        harness.cache.apply(WatchEvent(WatchEventType.DELETED, harness.kube.objects_of("Service")[0]))
+    harness.keys = []
+    assert harness.reconcile() in (0.0, 1.0)
+    assert harness.keys == ["chat/second"]
+    harness.run_until_idle()
+    assert "NameTaken" not in harness.conditions(name="second")
+
+
+def test_annotation_that_the_operator_does_not_keep_is_no_news(harness: OperatorHarness) -> None:
+    applied = model_manifest()
+    applied["metadata"]["annotations"] = {"kubectl.kubernetes.io/last-applied-configuration": "{}"}
+    harness.kube.put(applied, "kubectl")
+    harness.drops_events = True
+    assert harness.reconcile() is None

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Final
 
 from fairlead.api.conditions import STALLED_IF_LASTS, ConditionType, Reason, reasons
+from fairlead.kube.conditions import parse_time
 from fairlead.kube.resources import is_deleting, metadata_of
-from fairlead_cli.cluster.object_fields import Condition, format_age, parse_time, shorten, spec_of, status_of
+from fairlead_cli.cluster.object_fields import Condition, format_age, shorten, spec_of, status_of
 from fairlead_cli.cluster.status.model_report import InstanceReport, ModelReport
 from fairlead_cli.formatting import Advice
 from fairlead_operator.object_metadata import UNDO_ANNOTATION

@@ -15,6 +15,7 @@ from fairlead.api.conditions import ConditionType
 from fairlead.errors import BadInput
 from fairlead.fleet.labels import MODEL_LABEL
 from fairlead.kube.client import KubeApi
+from fairlead.kube.conditions import parse_time
 from fairlead.kube.errors import Forbidden, NotFound, Unreachable
 from fairlead.kube.resources import (
     EVENTS,
@@ -40,7 +41,6 @@ from fairlead_cli.cluster.object_fields import (
     MissingValue,
     format_age,
     namespace_name,
-    parse_time,
     shorten,
 )
 from fairlead_cli.cluster.pod_http import PodReport

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from fairlead.api.conditions import ConditionType
 from fairlead.fleet.labels import ENDPOINT_LABEL, POOL_LABEL, SleepPhase, parse_sleep_mark
+from fairlead.kube.conditions import parse_time
 from fairlead.kube.resources import (
     Manifest,
     annotations_of,
@@ -31,7 +32,6 @@ from fairlead_cli.cluster.object_fields import (
     condition_of,
     conditions_of,
     label_of,
-    parse_time,
     restart_count,
     shorten,
     spec_of,

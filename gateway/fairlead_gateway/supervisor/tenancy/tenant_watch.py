@@ -20,7 +20,7 @@ from fairlead.api.v1alpha1 import ModelTenant
 from fairlead.errors import BadInput, FairleadError
 from fairlead.kube.client import KubeApi
 from fairlead.kube.field_managers import CHANGED_BY_ANNOTATION, last_author
-from fairlead.kube.informer import Informer, InformerStep, log_failures_once
+from fairlead.kube.informer import Informer, InformerStep
 from fairlead.kube.resources import CONFIG_MAPS, MODEL_TENANTS, Manifest, ObjectSelection, metadata_of, name_of
 from fairlead.kube.store import ObjectStore
 from fairlead.kube.transport.kubeconfig import ClusterConfig, load_config
@@ -28,7 +28,6 @@ from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead.limits import Limits
 from fairlead.manifests.loader import read_object
 from fairlead.runtime.clock import Pacing
-from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.tenants.documents import (
     REVOKED_ENTRY,
     TenantDocument,
@@ -59,12 +58,18 @@ class FollowedObjects:
         on_event: Callable[[WatchEvent], None],
     ) -> None:
         self._api = api
-        self._tasks: list[asyncio.Task[None]] = []
         self._has_failed = False
+        self._on_synced: Callable[[], None] = lambda: None
         self._on_failed: Callable[[], None] = lambda: None
-        self._log_failure = log_failures_once(_log, selection.resource, lambda: self._informer.problem)
         self._informer = Informer(
-            api, selection, pacing, store=ObjectStore(trim), on_change=on_event, report=self._on_step
+            api,
+            selection,
+            pacing,
+            store=ObjectStore(trim),
+            on_change=on_event,
+            on_synced=lambda: self._on_synced(),
+            report=self._on_step,
+            log=_log,
         )
 
     @property
@@ -75,7 +80,7 @@ class FollowedObjects:
     @property
     def is_loaded(self) -> bool:
         """Whether the objects were listed once, or cannot be listed."""
-        return self._informer.is_synced or self._informer.problem is not None
+        return self._informer.is_known
 
     @property
     def problem(self) -> FairleadError | None:
@@ -88,21 +93,15 @@ class FollowedObjects:
         on_synced: called after the first list.
         on_failed: called after the first failure, from which on the list is not waited for.
         """
-        self._on_failed = on_failed
-        self._tasks = [asyncio.create_task(self._informer.run()), asyncio.create_task(self._report_sync(on_synced))]
+        self._on_synced, self._on_failed = on_synced, on_failed
+        self._informer.start()
 
     async def stop(self) -> None:
         """Stops, and closes the client."""
-        for task in self._tasks:
-            await cancel_and_wait(task)
+        await self._informer.stop()
         await self._api.close()
 
-    async def _report_sync(self, on_synced: Callable[[], None]) -> None:
-        await self._informer.wait_synced()
-        on_synced()
-
-    def _on_step(self, step: InformerStep) -> None:
-        self._log_failure(step)
+    def _on_step(self, _: InformerStep) -> None:
         if self._informer.problem is not None and not self._has_failed:
             self._has_failed = True
             self._on_failed()

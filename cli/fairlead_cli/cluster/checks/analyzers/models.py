@@ -11,6 +11,7 @@ from fairlead.api.conditions import ConditionType, Reason
 from fairlead.api.spec.engine import EngineType
 from fairlead.engine_profile import builtin_profiles
 from fairlead.fleet.endpoint_address import ENDPOINT_SECRETS_FOLDER
+from fairlead.kube.conditions import parse_time
 from fairlead.kube.resources import Manifest, is_deleting, key_of, metadata_of, name_of
 from fairlead_cli.cluster.checks.check import Analyzer, CheckOutcome, Verdict, known, passed, verdict_of, warned
 from fairlead_cli.cluster.components import GATEWAY, watched_namespaces
@@ -25,7 +26,6 @@ from fairlead_cli.cluster.object_fields import (
     format_age,
     is_condition_true,
     namespace_name,
-    parse_time,
     pod_spec_of,
     shorten,
     spec_of,

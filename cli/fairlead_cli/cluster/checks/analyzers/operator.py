@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Final
 
+from fairlead.kube.conditions import parse_time
 from fairlead.kube.resources import Manifest, key_of
 from fairlead_cli.cluster import components
 from fairlead_cli.cluster.checks.analyzers import workloads
 from fairlead_cli.cluster.checks.check import Verdict, failed, known, unknown, verdict_of
 from fairlead_cli.cluster.components import OPERATOR
 from fairlead_cli.cluster.facts import ClusterFacts
-from fairlead_cli.cluster.object_fields import MissingValue, format_age, namespace_name, parse_time, spec_of
+from fairlead_cli.cluster.object_fields import MissingValue, format_age, namespace_name, spec_of
 from fairlead_operator.health import MAX_SILENCE_SECONDS
 from fairlead_operator.kube.leader_election import LEASE_NAME
 
