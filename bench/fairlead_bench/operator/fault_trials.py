@@ -88,7 +88,7 @@ class TrialCluster:
         """Applies a model, as users do."""
         engine = {"type": "Sim", "args": list(args)}
         named = [{"name": pool, "acceleratorClassName": "cpu"} for pool in pools]
-        manifest = model_manifest(name, self.namespace, engine=engine, pools=named, **spec)
+        manifest = model_manifest(name, self.namespace, **{"engine": engine, "pools": named, **spec})
         return await self.api.apply(manifest, "kubectl")
 
     async def settled(self) -> bool:
