@@ -12,7 +12,7 @@ import base64
 import binascii
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -173,34 +173,28 @@ async def read_server_clock(api: KubeApi, clock: Clock) -> tuple[float, float | 
 
 
 async def _common(api: KubeApi, place: str) -> dict[str, Any]:
-    definitions, quotas, classes, sets, exists, models = await asyncio.gather(
-        _definitions(api),
-        list_objects(api, RESOURCE_QUOTAS),
-        list_objects(api, ACCELERATOR_CLASSES),
-        value_or_missing(api.has_resource(LEADER_WORKER_SETS)),
-        _exists(api, place),
-        list_objects(api, MODEL_DEPLOYMENTS),
+    facts = await _gather(
+        crds=_definitions(api),
+        quotas=list_objects(api, RESOURCE_QUOTAS),
+        accelerator_classes=list_objects(api, ACCELERATOR_CLASSES),
+        leader_worker_sets=value_or_missing(api.has_resource(LEADER_WORKER_SETS)),
+        namespace_exists=_exists(api, place),
+        models=list_objects(api, MODEL_DEPLOYMENTS),
     )
-    if isinstance(models, MissingValue) and models.is_absent:
-        models = ()  # without its CRD there is none
-    return {
-        "crds": definitions,
-        "quotas": quotas,
-        "accelerator_classes": classes,
-        "leader_worker_sets": sets,
-        "namespace_exists": exists,
-        "models": models,
-    }
+    if isinstance(facts["models"], MissingValue) and facts["models"].is_absent:
+        facts["models"] = ()  # without its CRD there is none
+    return facts
+
+
+async def _gather(**facts: Awaitable[Any]) -> dict[str, Any]:
+    """Returns facts that are collected at once, by name."""
+    return dict(zip(facts, await asyncio.gather(*facts.values()), strict=True))
 
 
 async def _definitions(api: KubeApi) -> Listing:
     """Returns our CRDs, read one by one: all CRDs of a cluster together are tens of megabytes."""
-    answers = await asyncio.gather(
-        *(
-            value_or_missing(api.get(CUSTOM_RESOURCE_DEFINITIONS, None, f"{kind.plural}.{GROUP}"))
-            for kind in served_kinds()
-        )
-    )
+    names = [f"{kind.plural}.{GROUP}" for kind in served_kinds()]
+    answers = await asyncio.gather(*(value_or_missing(api.get(CUSTOM_RESOURCE_DEFINITIONS, None, n)) for n in names))
     refused = next((answer for answer in answers if isinstance(answer, MissingValue) and not answer.is_absent), None)
     return refused or [answer for answer in answers if not isinstance(answer, MissingValue)]
 
@@ -216,10 +210,11 @@ async def _exists(api: KubeApi, place: str) -> bool | MissingValue:
 
 
 async def _before(api: KubeApi, place: str) -> dict[str, Any]:
-    nodes, classes, trial = await asyncio.gather(
-        list_objects(api, NODES), list_objects(api, STORAGE_CLASSES), value_or_missing(_dry_run(api, place))
+    return await _gather(
+        nodes=list_objects(api, NODES),
+        storage_classes=list_objects(api, STORAGE_CLASSES),
+        dry_run_refusal=value_or_missing(_dry_run(api, place)),
     )
-    return {"nodes": nodes, "storage_classes": classes, "dry_run_refusal": trial}
 
 
 async def _dry_run(api: KubeApi, place: str) -> str:
@@ -275,22 +270,14 @@ def dry_run_pod(namespace: str) -> Manifest:
 async def _after(api: KubeApi, deployments: Listing, pods: Listing, place: str) -> dict[str, Any]:
     found = () if isinstance(deployments, MissingValue) else deployments
     places = list(dict.fromkeys(namespace_name(one) for one in found)) or [place]
-    budgets, policies, leases, rights, secrets, told = await asyncio.gather(
-        _inside(api, DISRUPTION_BUDGETS, places),
-        _inside(api, NETWORK_POLICIES, places),
-        _leases(api, places),
-        _account_rights(api, found),
-        _secrets(api, found),
-        _pod_reports(api, () if isinstance(pods, MissingValue) else pods),
+    return await _gather(
+        disruption_budgets=_inside(api, DISRUPTION_BUDGETS, places),
+        network_policies=_inside(api, NETWORK_POLICIES, places),
+        leases=_leases(api, places),
+        account_permissions=_account_rights(api, found),
+        secrets=_secrets(api, found),
+        pod_reports=_pod_reports(api, () if isinstance(pods, MissingValue) else pods),
     )
-    return {
-        "disruption_budgets": budgets,
-        "network_policies": policies,
-        "leases": leases,
-        "account_permissions": rights,
-        "secrets": secrets,
-        "pod_reports": told,
-    }
 
 
 async def _inside(api: KubeApi, resource: Resource, places: Iterable[str]) -> Listing:
@@ -312,13 +299,13 @@ async def _leases(api: KubeApi, places: Iterable[str]) -> dict[str, Manifest | M
 
 async def _account_rights(
     api: KubeApi, deployments: Sequence[Manifest]
-) -> dict[tuple[str, str], Mapping[Permission, bool | MissingValue]]:
+) -> dict[tuple[str, str], dict[Permission, bool | MissingValue]]:
     """Returns the reviewed permissions of service accounts, by component and namespace.
 
     Only operators, and other components that follow the cluster, need permissions. If the
     first review of an account fails, its other permissions are not reviewed.
     """
-    permissions: dict[tuple[str, str], Mapping[Permission, bool | MissingValue]] = {}
+    permissions: dict[tuple[str, str], dict[Permission, bool | MissingValue]] = {}
     for component in COMPONENTS_WITH_PERMISSIONS:
         for deployment in with_component(deployments, component):
             if component != OPERATOR and not any(
@@ -332,20 +319,13 @@ async def _account_rights(
                 restarts_engines=restarts_engines(deployment),
                 revocation_list=revocation_list(deployment),
             )
-            first = await review_account_access(api, namespace_name(deployment), service_account(deployment), needed[0])
-            if isinstance(first, MissingValue):
-                permissions[component, namespace_name(deployment)] = {needed[0]: first}
-                continue
-            rest = await asyncio.gather(
-                *(
-                    review_account_access(api, namespace_name(deployment), service_account(deployment), right)
-                    for right in needed[1:]
-                )
-            )
-            permissions[component, namespace_name(deployment)] = {
-                needed[0]: first,
-                **dict(zip(needed[1:], rest, strict=True)),
+            space, account = namespace_name(deployment), service_account(deployment)
+            reviews = permissions[component, space] = {
+                needed[0]: await review_account_access(api, space, account, needed[0])
             }
+            if not isinstance(reviews[needed[0]], MissingValue):
+                rest = await asyncio.gather(*(review_account_access(api, space, account, one) for one in needed[1:]))
+                reviews |= zip(needed[1:], rest, strict=True)
     return permissions
 
 

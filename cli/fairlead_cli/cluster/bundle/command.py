@@ -283,8 +283,9 @@ async def collect_parts(api: KubeApi, facts: ClusterFacts, scrub: Scrubber) -> l
     least.
     """
     fixed = [_json("versions.json", _versions(facts)), _json("crds.json", _definitions(facts), facts.crds)]
-    listed = await asyncio.gather(*(_listed(api, facts, *query) for query in _wanted()))
-    objects = [_objects(path, found, scrub) for (path, _), found in zip(_named(), listed, strict=True)]
+    wanted = list(_wanted())
+    listed = await asyncio.gather(*(_listed(api, facts, resource, labels) for _, resource, labels in wanted))
+    objects = [_objects(path, found, scrub) for (path, *_), found in zip(wanted, listed, strict=True)]
     events = await _events(api, facts, listed)
     pods = () if isinstance(facts.pods, MissingValue) else facts.pods[:_MAX_PODS]
     pages = await asyncio.gather(*(_pod_pages(api, pod, scrub) for pod in pods))
@@ -299,16 +300,6 @@ async def collect_parts(api: KubeApi, facts: ClusterFacts, scrub: Scrubber) -> l
     ]
 
 
-def _named() -> list[tuple[str, Resource]]:
-    control_plane = [(f"control-plane/{resource.plural}.json", resource) for resource in _OWN]
-    models = [
-        ("models/modeldeployments.json", kube.MODEL_DEPLOYMENTS),
-        ("models/acceleratorclasses.json", kube.ACCELERATOR_CLASSES),
-    ]
-    children = [(f"models/{resource.plural}.json", resource) for resource in (*_CHILDREN, kube.PODS)]
-    return [*models, *control_plane, *children]
-
-
 async def _listed(api: KubeApi, facts: ClusterFacts, resource: Resource, labels: str | None) -> Listing:
     """Returns the objects of all namespaces, or of the installation's when the user may list no
     others.
@@ -319,16 +310,17 @@ async def _listed(api: KubeApi, facts: ClusterFacts, resource: Resource, labels:
     return objects
 
 
-def _wanted() -> Iterator[tuple[Resource, str | None]]:
-    """Yields the kind and the label selector (None for all objects) of each file in ``_named``."""
-    for path, resource in _named():
-        if resource in (kube.MODEL_DEPLOYMENTS, kube.ACCELERATOR_CLASSES):
-            labels = None
-        elif path.startswith("control-plane"):
-            labels = OWN_OBJECTS
-        else:
-            labels = MODEL_LABEL if resource is kube.PODS else f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
-        yield resource, labels
+def _wanted() -> Iterator[tuple[str, Resource, str | None]]:
+    """Yields the path of each file, the kind of its objects, and their label selector (None for
+    all).
+    """
+    yield "models/modeldeployments.json", kube.MODEL_DEPLOYMENTS, None
+    yield "models/acceleratorclasses.json", kube.ACCELERATOR_CLASSES, None
+    for resource in _OWN:
+        yield f"control-plane/{resource.plural}.json", resource, OWN_OBJECTS
+    for resource in (*_CHILDREN, kube.PODS):
+        labels = MODEL_LABEL if resource is kube.PODS else f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
+        yield f"models/{resource.plural}.json", resource, labels
 
 
 def _versions(facts: ClusterFacts) -> dict[str, Any]:

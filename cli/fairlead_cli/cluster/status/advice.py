@@ -197,21 +197,19 @@ def _unheard(report: ModelReport, program: str) -> Advice | None:
 
 
 _RULES: Final[tuple[_Rule, ...]] = (
-    *(
-        _deleted,
-        _unseen,
-        _blocked,
-        _stalled,
-        _not_ready,
-        _zero,
-        _unrouted,
-        _name,
-        _moving,
-        _restarting,
-        _full,
-        _missed,
-        _unheard,
-    ),
+    _deleted,
+    _unseen,
+    _blocked,
+    _stalled,
+    _not_ready,
+    _zero,
+    _unrouted,
+    _name,
+    _moving,
+    _restarting,
+    _full,
+    _missed,
+    _unheard,
 )
 
 
