@@ -10,7 +10,7 @@ from fairlead.kube.errors import Invalid
 from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, PODS, RESOURCE_QUOTAS, SERVICES, Manifest
 from fairlead_bench.operator.fault_trials import TrialCluster, open_cluster
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.operator_process import apply_crds_and_namespaces, run_deployments
+from fairlead_testing.kube.operator_process import run_deployments
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 LARGE = "x" * 4_096
@@ -102,36 +102,6 @@ async def test_foreign_name_is_avoided_and_reported_if_all_are_taken(api_server:
             now = await here.api.get(SERVICES, here.namespace, one["metadata"]["name"])
             assert now["metadata"]["resourceVersion"] == one["metadata"]["resourceVersion"]
         assert (await conditions(here, "qwen"))["Ready"][:2] == ("True", "AllReady")
-
-
-async def test_later_model_reports_who_has_its_name_until_it_gets_it(api_server: ApiServer, tmp_path: Path) -> None:
-    async with settled_cluster(api_server, "earlier", tmp_path, watch_namespaces="earlier,later") as here:
-        await apply_crds_and_namespaces(here.api, "later")
-        later = TrialCluster(here.server, here.api, "later", here.operators)
-
-        async def wait_message(message: str) -> None:
-            """Waits for this message of NameTaken; empty: until it is gone."""
-
-            async def said() -> bool:
-                await run_deployments(here.api, "later")
-                found = (await conditions(later, "qwen")).get("NameTaken", ("", "", ""))
-                return found == (("True", "BareNameTaken", message) if message else ("", "", ""))
-
-            await here.until(said, f"NameTaken says {message!r}")
-
-        await later.model("qwen")
-        await wait_message("clients that request qwen get earlier/qwen")
-        assert "NameTaken" not in await conditions(here, "qwen")
-        await here.api.delete(MODEL_DEPLOYMENTS, here.namespace, "qwen")
-        await wait_message("qwen belongs to earlier/qwen, which is deleted and has not released its names")
-        here.operators.running[0].stop()
-        here.operators.start()
-        await wait_message("qwen belonged to a model that is deleted and has not released its names")
-        await here.model("qwen")
-        await wait_message("clients that request qwen get earlier/qwen")
-        release = {"metadata": {"annotations": {"fairlead.io/release-names": "true"}}}
-        await here.api.patch_merge(MODEL_DEPLOYMENTS, here.namespace, "qwen", release, "kubectl")
-        await wait_message("")
 
 
 async def test_exceeded_quota_is_named_and_existing_pools_serve(api_server: ApiServer, tmp_path: Path) -> None:

@@ -51,19 +51,12 @@ class ScaledModelSpec:
     pools: tuple[PoolSpec, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ScalingPlan:
-    """The scaled models, and notes on others that ask for scaling but are not scaled."""
-
-    models: tuple[ScaledModelSpec, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-def plan_scaling(manifests: Manifests, pools: Sequence[EnginePoolSpec]) -> ScalingPlan:
+def plan_scaling(manifests: Manifests, pools: Sequence[EnginePoolSpec]) -> tuple[list[ScaledModelSpec], list[str]]:
     """Returns the models to scale, and notes on those that request scaling but cannot be scaled
     here.
     """
-    models, notes = [], []
+    models: list[ScaledModelSpec] = []
+    notes: list[str] = []
     for deployment in manifests.models:
         spec, name = deployment.spec, deployment.metadata.name
         if spec.autoscaling.mode is ScalingMode.DISABLED:
@@ -75,7 +68,7 @@ def plan_scaling(manifests: Manifests, pools: Sequence[EnginePoolSpec]) -> Scali
             notes.append(f"{name}: not scaled, since its engines share processes")
         elif engine_pools:
             models.append(_scaled_model(manifests, deployment, engine_pools))
-    return ScalingPlan(tuple(models), tuple(notes))
+    return models, notes
 
 
 def _scaled_model(
@@ -180,14 +173,14 @@ def plan_engines(
             if ignored:
                 arguments = " ".join(ignored).replace(" --", ", --")
                 notes[f"{deployment.metadata.name}: no effect on simulated engines: {arguments}"] = None
-    scaling = plan_scaling(manifests, pools)
-    if not scaling.models and not any(pool.replicas or pool.adopted for pool in pools):
+    scaled_models, scaling_notes = plan_scaling(manifests, pools)
+    if not scaled_models and not any(pool.replicas or pool.adopted for pool in pools):
         raise BadInput("no pool has a replica", field="spec.pools", hint="set minReplicas: 1")
     has_several_models = len(manifests.models) > 1
     labelled = (
         replace(pool, label=f"{pool.model.name}/{pool.name}" if has_several_models else pool.name) for pool in pools
     )
-    return EnginePlan(tuple(labelled), (*notes, *scaling.notes), scaling.models, plan_routes(manifests))
+    return EnginePlan(tuple(labelled), (*notes, *scaling_notes), tuple(scaled_models), plan_routes(manifests))
 
 
 def _plan_adapters(manifests: Manifests, options: PlanOptions) -> tuple[dict[str, list[LoraAdapter]], list[str]]:

@@ -18,12 +18,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from fairlead import management_api as api
 from fairlead.api.spec.autoscaling import Autoscaling
 from fairlead.engines.sleep_mode import sleep_client
 from fairlead.errors import FairleadError, Unavailable
@@ -58,7 +57,7 @@ from fairlead_cli.local.stack.component_commands import (
 )
 from fairlead_cli.local.stack.engine_plan import SIMULATED_ENGINE, EnginePlan, ScaledModelSpec
 from fairlead_cli.local.stack.engine_process import EngineProcess, SleepState
-from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
+from fairlead_cli.local.stack.supervisor import RoutingQueries, StackSpec, StackSupervisor
 from fairlead_cli.local.view.live_view import Frame, Screen, StackSummary, process_views
 from fairlead_cli.management.client import ManagementClient
 
@@ -225,8 +224,7 @@ class StackRun:
 
     async def _watch_hung_engines(self, supervisor: StackSupervisor) -> None:
         routing = RoutingQueries(self._config.manage.url, self._config.token)
-        hooks = HungEngineHooks(lambda: supervisor.engines, routing.fleet, supervisor.restart_engine, self.report_event)
-        await HungEngineWatch(hooks, self._clock).run()
+        await HungEngineWatch(supervisor, routing, self._clock).run()
 
     async def _draw(self, supervisor: StackSupervisor) -> None:
         async with ManagementClient(self._config.manage.url, self._config.token) as management:
@@ -286,29 +284,6 @@ async def _cancel(task: "asyncio.Future[Any] | None") -> None:
             task.exception()
 
 
-class RoutingQueries:
-    """Queries of the gateway's routing state, each with a connection of its own."""
-
-    def __init__(self, manage_url: str, token: str | None) -> None:
-        self._manage_url = manage_url
-        self._token = token
-
-    async def fleet(self) -> api.FleetOut:
-        """Returns the gateway's fleet. Raises StackUnreachable when the gateway does not answer."""
-        async with ManagementClient(self._manage_url, self._token) as management:
-            return await management.fleet()
-
-    async def has_stopped_routing(self, instance_id: str) -> bool:
-        """Whether the gateway routes no new request to this instance."""
-        async with ManagementClient(self._manage_url, self._token) as management:
-            return await management.has_stopped_routing(instance_id)
-
-    async def in_flight_requests(self, instance_id: str) -> int:
-        """Returns the gateway's requests in flight on this instance."""
-        async with ManagementClient(self._manage_url, self._token) as management:
-            return await management.in_flight_requests(instance_id)
-
-
 def has_all_ready(fleet: Fleet, metrics: bytes) -> bool:
     """Whether a gateway's metrics count at least as many ready instances of each model as a fleet.
 
@@ -335,12 +310,8 @@ def run(config: StackConfig, screen: Screen, clock: Clock) -> int:
 
     It is 1, with the reason on stderr, when the stack cannot serve.
     """
-
-    async def run_stack() -> int:
-        return await StackRun(config, screen, clock).run()
-
     try:
-        return asyncio.run(run_stack())
+        return asyncio.run(StackRun(config, screen, clock).run())
     except (StartFailed, Unavailable) as error:
         print(f"fairlead up: {error}", file=sys.stderr)
         return 1
@@ -356,38 +327,12 @@ HUNG_ENGINE_POLL_SECONDS: Final = 5.0
 _GATEWAY: Final = "gateway"
 
 
-@dataclass(frozen=True, slots=True)
-class HungEngine:
-    """An engine to restart, and why."""
-
-    engine: EngineProcess
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class HungEngineHooks:
-    """The functions of a stack that the watch calls.
-
-    engines: returns the engines of the stack.
-
-    fleet: returns the gateway's fleet. Raises StackUnreachable when the gateway does not answer.
-
-    restart: ends the process of an engine, which is started again.
-
-    on_event: called with a line for people.
-    """
-
-    engines: Callable[[], Sequence[EngineProcess]]
-    fleet: Callable[[], Awaitable[api.FleetOut]]
-    restart: Callable[[EngineProcess], Awaitable[None]]
-    on_event: Callable[[str], None]
-
-
 class HungEngineWatch:
     """The watch over the engines of one stack."""
 
-    def __init__(self, hooks: HungEngineHooks, clock: Clock) -> None:
-        self._hooks = hooks
+    def __init__(self, supervisor: StackSupervisor, routing: RoutingQueries, clock: Clock) -> None:
+        self._supervisor = supervisor
+        self._routing = routing
         self._clock = clock
         self._restarted: EngineProcess | None = None
 
@@ -399,13 +344,13 @@ class HungEngineWatch:
 
     async def poll(self) -> None:
         """Restarts an engine that hangs, unless the last one that was restarted is not up yet."""
-        engines = self._hooks.engines()
+        engines = self._supervisor.engines
         restarted = self._restarted
         if restarted is not None and restarted in engines and not restarted.is_up:
             return
         self._restarted = None
         try:
-            fleet = await self._hooks.fleet()
+            fleet = await self._routing.fleet()
         except StackUnreachable:
             return
         reports = {
@@ -416,15 +361,15 @@ class HungEngineWatch:
         }
         found = hung_engine(engines, reports, self._clock.now(), HUNG_ENGINE_GRACE_SECONDS)
         if found is not None:
-            self._hooks.on_event(f"{found.engine.name} hangs and is restarted: {found.reason}")
-            self._restarted = found.engine
-            await self._hooks.restart(found.engine)
+            self._restarted, reason = found
+            self._supervisor.on_event(f"{self._restarted.name} hangs and is restarted: {reason}")
+            await self._supervisor.restart_engine(self._restarted)
 
 
 def hung_engine(
     engines: Iterable[EngineProcess], reports: Mapping[str, EjectionReport], now: float, grace_seconds: float
-) -> HungEngine | None:
-    """Returns the first engine that hangs; None if none does.
+) -> tuple[EngineProcess, str] | None:
+    """Returns the first engine that hangs, and why it is restarted; None if none does.
 
     reports: the gateway's reports, by instance id.
     """
@@ -437,7 +382,7 @@ def hung_engine(
         report = replace(report, seconds=min(report.seconds, up_seconds))
         verdict = hung_verdict({_GATEWAY: report}, grace_seconds=grace_seconds)
         if verdict.is_hung:
-            return HungEngine(engine, verdict.reason)
+            return engine, verdict.reason
     return None
 
 

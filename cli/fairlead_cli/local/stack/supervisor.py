@@ -20,8 +20,9 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
+from fairlead import management_api as api
+from fairlead.engines.sleep_mode import EngineSleepClient
 from fairlead.errors import BadInput, FairleadError
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import Fleet, Instance, Model
@@ -43,24 +44,13 @@ from fairlead_cli.local.processes.managed_process import (
 from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.stack.component_commands import GATEWAY_DRAIN_SECONDS
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec, EngineProcess, SleepState
-
-
-class SleepCalls(Protocol):
-    """The calls of ``fairlead.engines.sleep`` that the controller uses."""
-
-    async def sleep(self, url: str, level: int) -> None:
-        """Returns once the engine sleeps. Raises Unavailable when it does not."""
-        ...
-
-    async def wake(self, url: str, level: int) -> None:
-        """Returns once the engine is awake and healthy. Raises Unavailable when it is not."""
-        ...
+from fairlead_cli.management.client import ManagementClient
 
 
 class SleepController:
     """The controller of the sleep states of all engines."""
 
-    def __init__(self, calls: SleepCalls, clock: Clock, supervisor: "StackSupervisor") -> None:
+    def __init__(self, calls: EngineSleepClient, clock: Clock, supervisor: "StackSupervisor") -> None:
         self._calls = calls
         self._clock = clock
         self._supervisor = supervisor
@@ -159,16 +149,27 @@ MAX_FAILED_STARTS = 3
 """A process that ended so often without being ready will not come up."""
 
 
-class GatewayRouting(Protocol):
-    """The gateway's routing state, which draining waits for."""
+class RoutingQueries:
+    """Queries of the gateway's routing state, each with a connection of its own."""
+
+    def __init__(self, manage_url: str, token: str | None) -> None:
+        self._manage_url = manage_url
+        self._token = token
+
+    async def fleet(self) -> api.FleetOut:
+        """Returns the gateway's fleet. Raises StackUnreachable when the gateway does not answer."""
+        async with ManagementClient(self._manage_url, self._token) as management:
+            return await management.fleet()
 
     async def has_stopped_routing(self, instance_id: str) -> bool:
         """Whether the gateway routes no new request to this instance."""
-        ...
+        async with ManagementClient(self._manage_url, self._token) as management:
+            return await management.has_stopped_routing(instance_id)
 
     async def in_flight_requests(self, instance_id: str) -> int:
         """Returns the gateway's requests in flight on this instance."""
-        ...
+        async with ManagementClient(self._manage_url, self._token) as management:
+            return await management.in_flight_requests(instance_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +212,9 @@ class StackSupervisor:
         *,
         reaper: Reaper,
         clock: Clock,
-        routing: GatewayRouting,
+        routing: RoutingQueries,
         on_event: Callable[[str], None],
-        sleep_calls: SleepCalls | None = None,
+        sleep_calls: EngineSleepClient | None = None,
     ) -> None:
         self.spec = spec
         self.engines: list[EngineProcess] = []

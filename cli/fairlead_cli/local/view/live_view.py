@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -352,28 +352,6 @@ def _process_view(process: ManagedProcess, name: str, model: str | None, ids: tu
     return ProcessView(name, process.phase.value, process.restarts, pid, model, ids)
 
 
-class Screen(Protocol):
-    """The interface of a screen. ``draw`` is called about once a second."""
-
-    is_live: bool
-
-    def show_event(self, line: str) -> None:
-        """Shows one event as it happens."""
-        ...
-
-    def show_ready(self, stack: StackSummary) -> None:
-        """Shows the banner once the stack is ready."""
-        ...
-
-    def draw(self, frame: Frame) -> None:
-        """Shows the present state."""
-        ...
-
-    def close(self) -> None:
-        """Restores the terminal."""
-        ...
-
-
 class PlainScreen:
     """A screen of plain lines: one for each event. Exactly one line begins with ``ready``."""
 
@@ -438,6 +416,9 @@ class LiveScreen:
     def close(self) -> None:
         """Removes the view; the lines above it stay."""
         self._live.stop()
+
+
+Screen = PlainScreen | LiveScreen
 
 
 def choose_screen(out: TextIO, *, plain: bool) -> Screen:

@@ -23,7 +23,7 @@ from fairlead_cli.local.processes.child_process import ProcessCommand
 from fairlead_cli.local.processes.managed_process import ManagedProcess, ProcessPhase
 from fairlead_cli.local.stack.engine_plan import EnginePlan, PlanOptions, ScaledModelSpec, plan_engines
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec, EngineProcess, SleepState
-from fairlead_cli.local.stack.stack_run import AutoscalerSync, HungEngineHooks, HungEngineWatch
+from fairlead_cli.local.stack.stack_run import AutoscalerSync, HungEngineWatch
 
 MANIFEST = """\
 apiVersion: serving.fairlead.io/v1alpha1
@@ -250,8 +250,8 @@ class WatchFixture:
         self.is_gateway_up = True
         self.restarted: list[EngineProcess] = []
         self.events: list[str] = []
-        hooks = HungEngineHooks(lambda: self.engines, self.fleet, self.restart, self.events.append)
-        self.watch = HungEngineWatch(hooks, ManualClock(1_000.0))
+        self.on_event = self.events.append
+        self.watch = HungEngineWatch(self, self, ManualClock(1_000.0))
 
     def set_phase(self, engine: EngineProcess, phase: ProcessPhase, ready_at: float = 0.0) -> None:
         engine.process = cast(ManagedProcess, SimpleNamespace(phase=phase, ready_at=ready_at))
@@ -266,7 +266,7 @@ class WatchFixture:
             version=1, models=[api.ModelOut(key="default/m", namespace="default", name="m", instances=instances)]
         )
 
-    async def restart(self, engine: EngineProcess) -> None:
+    async def restart_engine(self, engine: EngineProcess) -> None:
         self.restarted.append(engine)
         self.set_phase(engine, ProcessPhase.STARTING)
 

@@ -11,18 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from fairlead import management_api as api
 from fairlead.errors import BadInput, Unavailable
 from fairlead.fleet.file import parse_fleet_file
-from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model
-from fairlead.runtime.clock import ManualClock, SystemClock
+from fairlead.runtime.clock import SystemClock
 from fairlead_cli.exit_codes import StartFailed
 from fairlead_cli.local.processes.child_process import ProcessCommand
 from fairlead_cli.local.processes.managed_process import ManagedProcess, ProcessPhase
 from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec, SleepState
-from fairlead_cli.local.stack.stack_run import HungEngineHooks, HungEngineWatch
 from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
 from fairlead_testing.processes import block_until, is_alive, unused_port
 
@@ -203,31 +200,6 @@ async def test_restarted_engine_keeps_its_id(tmp_path: Path) -> None:
         await fixture.until(lambda: list(fixture.states().values()) == [InstanceState.READY] * 2)
         assert fixture.file().instances[KEY] == before
         assert any(line.startswith("main-0 ended (SIGKILL); again in 250ms") for line in fixture.events)
-
-
-async def test_hung_engine_is_restarted_once_and_the_others_run_on(tmp_path: Path) -> None:
-    async with stack(tmp_path) as fixture:
-        await start(fixture)
-        supervisor = fixture.supervisor
-        hung, other = (engine.process for engine in supervisor.engines)
-        assert hung is not None
-        assert hung.child is not None
-        assert other is not None
-        os.kill(hung.child.pid, signal.SIGSTOP)  # /health of a hung core would still say 200
-        report = EjectionReport(75.0, "3 timeouts", failed_probes=2, workers=1)
-
-        async def fleet() -> api.FleetOut:
-            instances = [api.InstanceOut(id=supervisor.engines[0].instance_ids()[0], ejection=report)]
-            return api.FleetOut(
-                version=1, models=[api.ModelOut(key=KEY, namespace="default", name="m", instances=instances)]
-            )
-
-        hooks = HungEngineHooks(lambda: supervisor.engines, fleet, supervisor.restart_engine, fixture.events.append)
-        watch = HungEngineWatch(hooks, ManualClock(SystemClock.now() + 1_000.0))
-        await watch.poll()
-        await fixture.until(lambda: hung.phase is ProcessPhase.READY and hung.restarts == 1)
-        assert other.restarts == 0
-        assert sum("main-0 hangs and is restarted: 2 probes failed" in line for line in fixture.events) == 1
 
 
 async def test_dead_gateway_is_restarted(tmp_path: Path) -> None:
