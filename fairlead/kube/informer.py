@@ -12,7 +12,6 @@ Only the API server changes the copy. While it is away, the last state stays, wi
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -125,9 +124,8 @@ class Informer:
     store: keeps the objects; by default it drops `metadata.managedFields`.
     on_synced: called after the first list.
     report: called with each step.
-    log: gets each failure once, however often it is retried. Why: an informer without permission
-        retries for ever.
-    subject: what is watched, for the log.
+    warn: called with each failure once, however often it is retried. Why: an informer without
+        permission retries for ever.
     """
 
     def __init__(
@@ -140,8 +138,7 @@ class Informer:
         on_change: Callable[[WatchEvent], None] | None = None,
         on_synced: Callable[[], None] | None = None,
         report: Callable[[InformerStep], None] | None = None,
-        log: logging.Logger | None = None,
-        subject: str = "",
+        warn: Callable[[str], object] = lambda _: None,
     ) -> None:
         self.resource = selection.resource
         self.problem: FairleadError | None = None
@@ -153,9 +150,8 @@ class Informer:
         self._on_change = on_change
         self._on_synced = on_synced
         self._report = report
-        self._log = log
-        self._subject = subject or selection.resource.plural
-        self._last_logged = ""
+        self._warn = warn
+        self._last_warning = ""
         self._task: asyncio.Task[None] | None = None
         self._limits = api.limits
         self._store = store or ObjectStore()
@@ -240,9 +236,9 @@ class Informer:
 
     async def _report_and_pause(self, then: InformerStep) -> None:
         failure = then.reason if self.problem is not None else ""
-        if self._log is not None and failure and failure != self._last_logged:
-            self._log.warning("cannot watch %s: %s", self._subject, failure)
-        self._last_logged = failure
+        if failure and failure != self._last_warning:
+            self._warn(failure)
+        self._last_warning = failure
         if self._report is not None:
             self._report(then)
         if then.action is InformerAction.RELIST:

@@ -8,6 +8,7 @@ without it the watch counts as broken.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from pydantic import ValidationError
@@ -174,7 +175,7 @@ class KubernetesTarget:
             self._api,
             ObjectSelection(resource, namespace, labels),
             Pacing(self._clock, self._random),
-            log=_LOG,
+            warn=partial(_LOG.warning, "cannot watch %s: %s", resource.plural),
             store=ObjectStore(trim),
             on_change=self._indexes().get(resource),
         )

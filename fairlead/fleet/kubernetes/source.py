@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from fairlead.errors import FairleadError
@@ -188,8 +189,7 @@ class KubeFleetSource:
             on_change=lambda _: self._changed.set(),
             on_synced=self._changed.set,  # also if there were no objects
             report=lambda _: self._changed.set(),
-            log=_LOG,
-            subject=f"the cluster: {resource.plural}",
+            warn=partial(_LOG.warning, "cannot watch the cluster: %s: %s", resource.plural),
         )
         informer.start()
         return informer

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from urllib.parse import urlsplit
 
 from fairlead.errors import FairleadError
@@ -211,7 +212,8 @@ class ClusterWatcher:
             known = self._cache.find_same_version if labels == CHILDREN_SELECTOR else None
             store = ObjectStore(trim_child, known)
         selection = ObjectSelection(kind, namespace, labels)
-        return Informer(self._api, selection, self._pacing, store=store, on_change=self._on_change, log=_LOG)
+        warn = partial(_LOG.warning, "cannot watch %s: %s", kind.plural)
+        return Informer(self._api, selection, self._pacing, store=store, on_change=self._on_change, warn=warn)
 
     async def _resync_loop(self) -> None:
         while True:

@@ -13,6 +13,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -69,7 +70,7 @@ class FollowedObjects:
             on_change=on_event,
             on_synced=lambda: self._on_synced(),
             report=self._on_step,
-            log=_log,
+            warn=partial(_log.warning, "cannot watch %s: %s", selection.resource.plural),
         )
 
     @property
