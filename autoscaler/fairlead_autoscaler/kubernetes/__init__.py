@@ -5,6 +5,5 @@
   it.
 - `scale_writer`: writes numbers of replicas, sleep marks and deletion costs.
 - `sleep_controller`: puts engines to sleep and wakes them; `sleep_labels`: the marks on their pods.
-- `status_writer`: conditions and events of a model, from `conditions`, `events` and
-  `slo_attainment`.
+- `status_writer`: conditions and events of a model, from `conditions` and `slo_attainment`.
 """

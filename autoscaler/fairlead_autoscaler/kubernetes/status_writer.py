@@ -26,7 +26,7 @@ from fairlead.kube.resources import Manifest, is_deleting, metadata_of
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_autoscaler.history.recorder import TickRecord
-from fairlead_autoscaler.kubernetes import conditions, events
+from fairlead_autoscaler.kubernetes import conditions
 from fairlead_autoscaler.kubernetes.conditions import PublishedStatus
 from fairlead_autoscaler.kubernetes.slo_attainment import SLOAttainment, add_observation
 from fairlead_autoscaler.kubernetes.target import KubernetesTarget
@@ -91,7 +91,7 @@ class StatusWriter:
         if history is None or history.uid != uid:
             history = self._histories[key] = _ModelHistory(uid)
         if history.last_record is not None and self._is_leader():
-            for draft in events.scaling_events(history.last_record, record):
+            for draft in conditions.scaling_events(history.last_record, record):
                 self._record_event(model, draft)
         history.attainment = add_observation(history.attainment, record.observation)
         history.last_record = record
@@ -168,7 +168,7 @@ class StatusWriter:
         if not await self._apply(key, model, values):
             return
         if history.published is not None:
-            for draft in events.condition_events(history.published.conditions, values):
+            for draft in conditions.condition_events(history.published.conditions, values):
                 self._record_event(model, draft)
         history.published = PublishedStatus(tuple(values), now, instances)
 

@@ -20,13 +20,13 @@ from fairlead.kube.resources import PODS, Manifest, is_deleting, metadata_of, na
 from fairlead.runtime.clock import Pacing
 from fairlead_operator.host import OperatorHost
 from fairlead_operator.hung_engines.gateway_reports import GatewayReader
-from fairlead_operator.hung_engines.pod_verdicts import pod_verdicts
 from fairlead_operator.hung_engines.restart_plan import (
     HungEnginePlan,
     PodMark,
     RestartRules,
     is_group_leader,
     plan_restarts,
+    pod_verdicts,
     serving_condition,
 )
 from fairlead_operator.kube.object_cache import ObjectCache

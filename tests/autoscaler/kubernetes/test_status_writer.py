@@ -28,12 +28,13 @@ from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_autoscaler.kubernetes.conditions import (
     PublishedStatus,
     autoscaling_condition,
+    condition_events,
     desired_instances,
     has_own_condition,
     is_write_due,
+    scaling_events,
     slo_condition,
 )
-from fairlead_autoscaler.kubernetes.events import condition_events, scaling_events
 from fairlead_autoscaler.kubernetes.slo_attainment import SLOAttainment, add_observation
 from fairlead_autoscaler.kubernetes.status_writer import StatusWriter
 from fairlead_testing.kube.in_memory import InMemoryKube
