@@ -8,21 +8,18 @@ Neither has children: gateways read them from the cluster themselves.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from fairlead.api.v1alpha1 import API_VERSION, ModelDeployment
+from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.fleet.client_names import adapter_key
 from fairlead.fleet.labels import SURGE_ANNOTATION
 from fairlead.kube.client_protocol import KubeClient
 from fairlead.kube.conditions import format_time
 from fairlead.kube.errors import NotFound
 from fairlead.kube.resources import (
-    MODEL_DEPLOYMENTS,
     PODS,
     Manifest,
     is_deleting,
     label_selector,
-    metadata_of,
     name_of,
     uid_of,
 )
@@ -68,10 +65,12 @@ class NameStatusWriter:
 
         key: of the claim of its names.
         """
-        described = self._describe_adapter(key) if adapter_key(key) is not None else self._describe_route(key)
-        if described is None:
+        snapshot = self._cache.claimant_snapshot(key)
+        if snapshot is None or is_deleting(snapshot.manifest):
             return None
-        manifest, status = described
+        manifest, now = snapshot.manifest, format_time(self._clock.wall())
+        describe = route_status if adapter_key(key) is None else adapter_status
+        status = describe(manifest, snapshot.names, snapshot.models, generation_of(manifest), now)
         if not has_changed(manifest, status):
             return None
         try:
@@ -81,22 +80,6 @@ class NameStatusWriter:
         self._cache.record_write(updated)
         self._counts.statuses += 1
         return 0.0 if request_state(trim_model(updated)) != request_state(manifest) else None
-
-    def _describe_route(self, key: str) -> tuple[Manifest, dict[str, Any]] | None:
-        """Returns a route with its status; None if there is nothing to write."""
-        snapshot = self._cache.route_snapshot(key)
-        if snapshot is None or is_deleting(snapshot.route):
-            return None
-        route, now = snapshot.route, format_time(self._clock.wall())
-        return route, route_status(route, snapshot.names, snapshot.models, generation_of(route), now)
-
-    def _describe_adapter(self, key: str) -> tuple[Manifest, dict[str, Any]] | None:
-        """Returns an adapter with its status; None if there is nothing to write."""
-        snapshot = self._cache.adapter_snapshot(key)
-        if snapshot is None or is_deleting(snapshot.adapter):
-            return None
-        adapter, now = snapshot.adapter, format_time(self._clock.wall())
-        return adapter, adapter_status(adapter, snapshot.names, snapshot.base, generation_of(adapter), now)
 
 
 REQUEUE_EXTERNAL_SECONDS = 15.0
@@ -176,10 +159,8 @@ class StatusWriter:
         inputs = replace(inputs, canary=self._canary_state(key, snapshot, chosen, wall))
         status = model_status.model_status(snapshot.model, inputs, generation_of(observed), format_time(wall))
         if model_status.has_changed(snapshot.model, status):
-            body = {"apiVersion": API_VERSION, "kind": MODEL_DEPLOYMENTS.kind, "status": status}
-            names = {name: metadata_of(snapshot.model)[name] for name in ("name", "namespace", "uid")}
             try:
-                updated = await self._api.apply_status({**body, "metadata": names}, STATUS_FIELD_MANAGER)
+                updated = await self._api.apply_status(status_manifest(snapshot.model, status), STATUS_FIELD_MANAGER)
             except NotFound:
                 return None  # it was deleted meanwhile
             if self._cache.record_write(updated):

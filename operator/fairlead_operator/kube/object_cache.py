@@ -132,27 +132,15 @@ class ModelSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class RouteSnapshot:
-    """A route at one moment.
+class ClaimantSnapshot:
+    """A route or an adapter at one moment.
 
     models: all models, by key.
     """
 
-    route: Manifest
+    manifest: Manifest
     names: GrantedNames
     models: Mapping[str, Manifest]
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterSnapshot:
-    """An adapter at one moment.
-
-    base: the model that it belongs to; None if there is none.
-    """
-
-    adapter: Manifest
-    names: GrantedNames
-    base: Manifest | None
 
 
 class ObjectCache:
@@ -296,23 +284,13 @@ class ObjectCache:
             stale=stale,
         )
 
-    def route_snapshot(self, key: str) -> RouteSnapshot | None:
-        """Returns the route with this key of its claim; None if it does not exist.
+    def claimant_snapshot(self, key: str) -> ClaimantSnapshot | None:
+        """Returns the route or the adapter with this key of its claim; None if it does not exist.
 
         The owners of its names are decided now, and remembered.
         """
-        route = self.routes.get(key)
-        return None if route is None else RouteSnapshot(route, self._decide_names(key), dict(self.models))
-
-    def adapter_snapshot(self, key: str) -> AdapterSnapshot | None:
-        """Returns the adapter with this key of its claim; None if it does not exist.
-
-        The owners of its names are decided now, and remembered.
-        """
-        adapter = self.adapters.get(key)
-        if adapter is None:
-            return None
-        return AdapterSnapshot(adapter, self._decide_names(key), self.models.get(base_key(adapter) or ""))
+        claimant = self._claimant(key)
+        return None if claimant is None else ClaimantSnapshot(claimant, self._decide_names(key), self.models)
 
     def _update(self, objects: dict[_Key, Manifest], key: _Key, item: Manifest, deleted: bool) -> bool:
         """Stores or removes an object unless a newer version is known. Returns True if something

@@ -1,5 +1,6 @@
 """The status of a ModelAdapter, from its spec, its names and its base. Pure."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -24,16 +25,16 @@ def base_key(adapter: Manifest) -> str | None:
 
 
 def adapter_status(
-    adapter: Manifest, names: GrantedNames, base: Manifest | None, generation: int, now: str
+    adapter: Manifest, names: GrantedNames, models: Mapping[str, Manifest], generation: int, now: str
 ) -> dict[str, Any]:
     """Returns the status of an adapter.
 
-    base: the ModelDeployment of its base; None if there is none.
+    models: the ModelDeployments, by key.
     generation: of the spec that it describes.
     now: current time as the API server writes it.
     """
     status = name_fields(adapter, names, generation)
-    ready, source = _ready(adapter, base)
+    ready, source = _ready(adapter, models.get(base_key(adapter) or ""))
     if source is not None:
         status["engineSource"] = source
     taken = name_taken_condition(names.refused, name_of(adapter))
