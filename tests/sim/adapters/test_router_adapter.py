@@ -22,7 +22,7 @@ from fairlead_sim.adapters.router_adapter import (
 )
 from fairlead_sim.seams import main, router
 
-INFO = {
+INFO: dict[str, Any] = {
     "n": 4,
     "live": ["e0", "e1", "e2", "e3"],
     "block_tokens": 512,
@@ -34,7 +34,7 @@ INFO = {
 }
 
 
-def request(name: object, blocks: tuple[Any, ...] = (1, 2, 3, 4), **more: Any) -> Any:
+def request(name: object, blocks: tuple[Any, ...] = (1, 2), **more: Any) -> Any:
     return SimpleNamespace(id=name, arrival=0.0, prompt_tokens=512 * len(blocks), blocks=blocks, **more)
 
 
@@ -251,8 +251,6 @@ def test_the_module_runs_as_a_child_and_answers_line_by_line() -> None:
         stdout=subprocess.PIPE,
         text=True,
     ) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
 
         def send_operation(operation: dict[str, Any]) -> Any:
             assert child.stdin is not None
@@ -262,21 +260,15 @@ def test_the_module_runs_as_a_child_and_answers_line_by_line() -> None:
             return json.loads(child.stdout.readline())
 
         assert send_operation({"op": "reset", **INFO}) == {}
-        assert [send_operation(pick(str(number), [number]))["endpoint"] for number in range(4)] == [
-            "e0",
-            "e1",
-            "e2",
-            "e3",
-        ]
-        child.stdin.close()
-        assert child.wait(timeout=30) == 0
+        assert [send_operation(pick(str(number), [number]))["endpoint"] for number in range(4)] == INFO["live"]
+    assert child.returncode == 0
 
 
 NAMES = ("a", "b", "c")
 EDGE_INFO: dict[str, Any] = {"live": NAMES, "ttft_slo": 5.0}
 
 
-def edge_request(name: object, tokens: Any = 1600, blocks: Any = (1, 2, 3), **more: Any) -> Any:
+def edge_request(name: object = "x", tokens: Any = 1600, blocks: Any = (1, 2, 3), **more: Any) -> Any:
     return SimpleNamespace(id=name, prompt_tokens=tokens, blocks=blocks, **more)
 
 
@@ -285,67 +277,22 @@ def edge_endpoints(**fields: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("asked", "offered", "now", "field"),
+    ("wrong", "field"),
     [
-        (
-            edge_request("x", tokens="12"),
-            edge_endpoints(),
-            0.0,
-            "request.prompt_tokens",
-        ),
-        (
-            edge_request("x", tokens=None),
-            edge_endpoints(),
-            0.0,
-            "request.prompt_tokens",
-        ),
-        (
-            edge_request("x", tokens=-1),
-            edge_endpoints(),
-            0.0,
-            "request.prompt_tokens",
-        ),
-        (
-            edge_request("x", tokens=math.nan),
-            edge_endpoints(),
-            0.0,
-            "request.prompt_tokens",
-        ),
-        (edge_request(None), edge_endpoints(), 0.0, "request.id"),
-        (
-            edge_request("x", blocks="abc"),
-            edge_endpoints(),
-            0.0,
-            "request.blocks",
-        ),
-        (
-            edge_request("x", blocks=7),
-            edge_endpoints(),
-            0.0,
-            "request.blocks",
-        ),
-        (
-            edge_request("x"),
-            edge_endpoints(inflight="3"),
-            0.0,
-            "endpoint.inflight",
-        ),
-        (
-            edge_request("x"),
-            edge_endpoints(matched_tokens=[1]),
-            0.0,
-            "endpoint.matched_tokens",
-        ),
-        (edge_request("x"), [SimpleNamespace(up=True)], 0.0, "endpoint.id"),
-        (edge_request("x"), None, 0.0, "endpoints"),
-        (edge_request("x"), edge_endpoints(), None, "now"),
-        (edge_request("x"), edge_endpoints(), math.nan, "now"),
+        *[({"request": edge_request(tokens=tokens)}, "request.prompt_tokens") for tokens in ("12", None, -1, math.nan)],
+        ({"request": edge_request(None)}, "request.id"),
+        *[({"request": edge_request(blocks=blocks)}, "request.blocks") for blocks in ("abc", 7)],
+        ({"endpoints": edge_endpoints(inflight="3")}, "endpoint.inflight"),
+        ({"endpoints": edge_endpoints(matched_tokens=[1])}, "endpoint.matched_tokens"),
+        ({"endpoints": [SimpleNamespace(up=True)]}, "endpoint.id"),
+        ({"endpoints": None}, "endpoints"),
+        *[({"now": now}, "now") for now in (None, math.nan)],
     ],
 )
-def test_what_is_wrong_is_named_and_changes_nothing(asked: Any, offered: Any, now: Any, field: str) -> None:
+def test_what_is_wrong_is_named_and_changes_nothing(wrong: dict[str, Any], field: str) -> None:
     seam, other = router(EDGE_INFO), router(EDGE_INFO)
     with pytest.raises(BadInput) as caught:
-        seam.pick(asked, offered, now)
+        seam.pick(**{"request": edge_request(), "endpoints": edge_endpoints(), "now": 0.0, **wrong})
     assert caught.value.field == field
     assert field in str(caught.value)
     later = [edge_request(str(n), blocks=(n,)) for n in range(9)]
@@ -357,16 +304,8 @@ def test_what_is_wrong_is_named_and_changes_nothing(asked: Any, offered: Any, no
 @pytest.mark.parametrize("value", [-3, math.nan, math.inf, None])
 def test_impossible_counters_are_unknown(value: Any) -> None:
     odd, plain = router(EDGE_INFO), router(EDGE_INFO)
-    fields = (
-        "inflight",
-        "waiting",
-        "running",
-        "pending_prefill_tokens",
-        "inflight_tokens",
-        "kv_util",
-        "matched_tokens",
-    )
-    said = edge_endpoints(**dict.fromkeys(fields, value))
+    counters = ("inflight", "waiting", "running", "pending_prefill_tokens", "inflight_tokens", "kv_util")
+    said = edge_endpoints(**dict.fromkeys([*counters, "matched_tokens"], value))
     asked = [edge_request(str(n), 4000, (n, -n)) for n in range(30)]
     assert [odd.pick(one, said, 0.0) for one in asked] == [plain.pick(one, edge_endpoints(), 0.0) for one in asked]
 
@@ -390,7 +329,7 @@ def test_hints_that_are_words_and_names_that_collide_are_refused() -> None:
 def test_a_count_of_what_is_held_moves_nothing() -> None:
     for preset in ("dual-hash", "dualmap"):
         seam: Any = router(EDGE_INFO, preset=preset)
-        seam.pick(edge_request("x"), edge_endpoints(), 0.0)
+        seam.pick(edge_request(), edge_endpoints(), 0.0)
         assert seam.rebalance(edge_endpoints(held=3), 9.0) == []
 
 
@@ -446,18 +385,8 @@ def test_an_endpoint_omitted_from_one_pick_keeps_its_state() -> None:
     assert picked.count("a") in (4, 5)
 
 
-VIEW_INFO: dict[str, Any] = {
-    "live": ["e0", "e1", "e2", "e3"],
-    "block_tokens": 512,
-    "ttft_slo": 5.0,
-    "prefill_s_per_token": 1e-3,
-    "kv_tokens": 1_200_000,
-}
+VIEW_INFO: dict[str, Any] = {**INFO, "prefill_s_per_token": 1e-3}
 """512 tokens take about half a second."""
-
-
-def view_request(name: str, blocks: tuple[int, ...] = (1, 2), arrival: float = 0.0) -> Any:
-    return SimpleNamespace(id=name, arrival=arrival, prompt_tokens=512 * len(blocks), blocks=blocks)
 
 
 def endpoint(name: str, *, pending: float = 0.0, inflight: int = 0, **more: Any) -> Any:
@@ -472,54 +401,40 @@ def endpoint(name: str, *, pending: float = 0.0, inflight: int = 0, **more: Any)
     )
 
 
-def fleet(**pending: float) -> list[Any]:
-    """Returns endpoints with so many tokens of other requests queued."""
+def fleet(queued: dict[str, float] | None = None, inflight: int = 3, **more: Any) -> list[Any]:
+    """Returns endpoints with so many tokens of requests queued."""
+    queued = queued or {}
     return [
-        endpoint(name, pending=pending.get(name, 0.0), inflight=3 if name in pending else 0)
+        endpoint(name, pending=queued.get(name, 0.0), inflight=inflight if name in queued else 0, **more)
         for name in VIEW_INFO["live"]
     ]
 
 
 @pytest.mark.parametrize("preset", ["dual-hash", "dualmap"])
 def test_what_others_sent_counts_as_the_tool_says(preset: str) -> None:
-    free = router(VIEW_INFO, preset=preset).pick(view_request("r"), fleet(), 0.0)
-    assert router(VIEW_INFO, preset=preset).pick(view_request("r"), fleet(**{free: 50_000.0}), 0.0) != free
+    free = router(VIEW_INFO, preset=preset).pick(request("r"), fleet(), 0.0)
+    assert router(VIEW_INFO, preset=preset).pick(request("r"), fleet({free: 50_000.0}), 0.0) != free
 
 
 def test_requests_in_flight_are_counted_as_the_tool_does() -> None:
-    assert router(VIEW_INFO, preset="least-request").pick(view_request("r"), fleet(e0=9, e1=9, e2=9), 0.0) == "e3"
+    assert router(VIEW_INFO, preset="least-request").pick(request("r"), fleet({"e0": 9, "e1": 9, "e2": 9}), 0.0) == "e3"
 
 
 def test_a_tool_that_does_not_count_sent_requests_is_not_trusted() -> None:
     seam = router(VIEW_INFO, preset="least-request")
-    assert sorted(seam.pick(view_request(str(n), (n,)), fleet(), 0.0) for n in range(4)) == [
-        "e0",
-        "e1",
-        "e2",
-        "e3",
-    ]
+    assert sorted(seam.pick(request(str(n), (n,)), fleet(), 0.0) for n in range(4)) == INFO["live"]
 
 
 def test_a_tools_prefill_count_yields_to_our_lower_estimate() -> None:
     """A repeated prompt computes nothing, whatever the tool counts before events come."""
 
-    def endpoints(**pending: float) -> list[Any]:
-        return [
-            endpoint(name, pending=pending.get(name, 0.0), inflight=2 if name in pending else 0, matched_tokens=0)
-            for name in VIEW_INFO["live"]
-        ]
-
     seam, blocks = router(VIEW_INFO, preset="min-ttft"), tuple(range(40))
-    at = seam.pick(view_request("a", blocks), endpoints(), 0.0)
-    seam.on_first_token(view_request("a", blocks), at, 1.0, 0)
-    assert seam.pick(view_request("b", blocks), endpoints(), 1.0) == at
-    late = endpoints(**{at: 2 * 512.0 * len(blocks)})
-    assert seam.pick(view_request("c", blocks), late, 1.0) == at
-    crowd = [
-        item if item.id != at else endpoint(at, pending=item.pending_prefill_tokens, inflight=9, matched_tokens=0)
-        for item in late
-    ]
-    assert seam.pick(view_request("d", blocks), crowd, 1.0) != at
+    at = seam.pick(request("a", blocks), fleet(matched_tokens=0), 0.0)
+    seam.on_first_token(request("a", blocks), at, 1.0, 0)
+    assert seam.pick(request("b", blocks), fleet(matched_tokens=0), 1.0) == at
+    queued = {at: 2 * 512.0 * len(blocks)}
+    assert seam.pick(request("c", blocks), fleet(queued, 2, matched_tokens=0), 1.0) == at
+    assert seam.pick(request("d", blocks), fleet(queued, 9, matched_tokens=0), 1.0) != at
 
 
 @pytest.mark.parametrize(
@@ -541,21 +456,21 @@ def test_queued_prefill_is_the_lower_count_if_all_requests_are_ours(
 
 def test_kv_events_take_precedence_over_remembered_prompts() -> None:
     def endpoints(**tokens: int) -> list[Any]:
-        return [endpoint(name, matched_tokens=tokens.get(name, 0)) for name in ("e0", "e1", "e2", "e3")]
+        return [endpoint(name, matched_tokens=tokens.get(name, 0)) for name in INFO["live"]]
 
     seam = router(VIEW_INFO, preset="dualmap")
-    homes = {router(VIEW_INFO, preset="dualmap").pick(view_request(f"r{n}"), endpoints(), 0.0) for n in range(40)}
+    homes = {router(VIEW_INFO, preset="dualmap").pick(request(f"r{n}"), endpoints(), 0.0) for n in range(40)}
     assert len(homes) == 2
     for home in homes:
-        assert router(VIEW_INFO, preset="dualmap").pick(view_request("r"), endpoints(**{home: 1_024}), 0.0) == home
-    first = seam.pick(view_request("r"), endpoints(), 0.0)
-    assert seam.pick(view_request("s"), endpoints(), 0.1) == first  # under way: no event yet
+        assert router(VIEW_INFO, preset="dualmap").pick(request("r"), endpoints(**{home: 1_024}), 0.0) == home
+    first = seam.pick(request("r"), endpoints(), 0.0)
+    assert seam.pick(request("s"), endpoints(), 0.1) == first  # under way: no event yet
     for name in ("r", "s"):
-        seam.on_first_token(view_request(name), first, 1.0)
-        seam.on_complete(view_request(name), first, 2.0)
-    assert {seam.pick(view_request(f"t{n}"), endpoints(), 6.9) for n in range(10)} == {first}
+        seam.on_first_token(request(name), first, 1.0)
+        seam.on_complete(request(name), first, 2.0)
+    assert {seam.pick(request(f"t{n}"), endpoints(), 6.9) for n in range(10)} == {first}
     (other,) = homes - {first}
-    assert seam.pick(view_request("u"), endpoints(**{other: 1_024}), 600.0) == other
+    assert seam.pick(request("u"), endpoints(**{other: 1_024}), 600.0) == other
 
 
 def view_with_events() -> EndpointView:
@@ -606,10 +521,10 @@ def holding() -> LateBindingRouterAdapter:
 
 def test_hits_go_first_and_then_who_came_first(holding: LateBindingRouterAdapter) -> None:
     names = {"long": (1, 2, 3), "first": (7,), "second": (8,)}
-    holding.pick(view_request("warm", (1, 2)), fleet(), 0.0)
+    holding.pick(request("warm", (1, 2)), fleet(), 0.0)
     for number, (name, blocks) in enumerate(names.items()):
-        holding.pick(view_request(name, blocks), fleet(), 1.0 + number)
-    asked = [view_request(name) for name in ("second", "long", "first")]
+        holding.pick(request(name, blocks), fleet(), 1.0 + number)
+    asked = [request(name) for name in ("second", "long", "first")]
     assert [one.id for one in sorted(asked, key=holding.order_key)] == ["long", "first", "second"]
 
 
@@ -618,17 +533,17 @@ def test_by_default_shorter_prompts_go_first_without_starvation() -> None:
     assert isinstance(late, LateBindingRouterAdapter)
     asked = {}
     for name, first, blocks, at in (("long", 100, 40, 0.0), ("short", 200, 1, 1.0), ("much later", 300, 1, 30.0)):
-        asked[name] = view_request(name, tuple(range(first, first + blocks)))
+        asked[name] = request(name, tuple(range(first, first + blocks)))
         late.pick(asked[name], fleet(), at)
     assert [one.id for one in sorted(asked.values(), key=late.order_key)] == ["short", "long", "much later"]
     assert late.rebalance([endpoint("e0", held=list(asked.values()))], 40.0) == []
 
 
 def test_what_is_held_at_a_full_instance_moves_to_its_other_home(holding: LateBindingRouterAdapter) -> None:
-    first = holding.pick(view_request("r0", (1, 2)), fleet(), 0.0)
-    held: list[Any] = [view_request("r0", (1, 2))]
+    first = holding.pick(request("r0", (1, 2)), fleet(), 0.0)
+    held: list[Any] = [request("r0", (1, 2))]
     for number in range(1, 30):
-        one = view_request(f"r{number}", (1, 2, 100 + number))
+        one = request(f"r{number}", (1, 2, 100 + number))
         if holding.pick(one, fleet(), 0.0) == first:
             held.append(one)
     stations = [endpoint(name, held=held if name == first else []) for name in ("e0", "e1", "e2", "e3")]
@@ -643,7 +558,7 @@ def test_what_is_held_at_a_full_instance_moves_to_its_other_home(holding: LateBi
 
 
 def test_a_request_that_moved_back_and_forth_counts_once(holding: LateBindingRouterAdapter) -> None:
-    one = view_request("r")
+    one = request("r")
     at = holding.pick(one, fleet(), 0.0)
     for turn in range(4):
         stations = [endpoint(name, held=[one] if name == at else []) for name in ("e0", "e1", "e2", "e3")]
