@@ -178,14 +178,18 @@ def test_no_line_of_bytes_does_anything_but_be_refused(line: bytes) -> None:
         pass
 
 
-REPLAY_MODEL = ModelSpec(
-    "default/tiny",
-    2.0,
-    0.2,
-    (PoolSpec("main", maximum=20, profile=builtin_profile("l4-qwen8b")),),
-    ttft_bounds=(2.0,),
+REPLAY_MODEL = replace(
+    MODEL,
+    itl_seconds=0.2,
+    pools=(PoolSpec("main", maximum=20, profile=builtin_profile("l4-qwen8b")),),
     itl_bounds=(0.2,),
 )
+
+
+def read_back(tick: int, model: ModelSpec, seen: Observation, core: ScalingCore, *, has_state: bool) -> TickRecord:
+    """Returns the record of the core's next decision, written and read."""
+    before = core.state if has_state else None
+    return decode_record(encode_record(TickRecord(1e9 + 5.0 * tick, model, seen, core.step(seen), before=before)))
 
 
 @cache
@@ -195,34 +199,14 @@ def recorded(ticks: int, state_every: int = 1) -> list[TickRecord]:
     for tick in range(ticks):
         requests = 5.0 if tick < ticks // 2 else 10.0
         share = requests / desired
+        counters = (500 * share, 100 * share, 8.0 * share, share, share)
         replicas = tuple(
-            ReplicaMetrics(
-                f"r{n}",
-                ReplicaState.READY,
-                500.0,
-                20.0,
-                4.0,
-                0.0,
-                0.2,
-                500 * share,
-                100 * share,
-                8.0 * share,
-                share,
-                share,
-            )
-            for n in range(desired)
+            ReplicaMetrics(f"r{n}", ReplicaState.READY, 500.0, 20.0, 4.0, 0.0, 0.2, *counters) for n in range(desired)
         )
-        seen = Observation(
-            5.0 * tick,
-            GatewayTraffic(requests, 500 * requests),
-            {"main": PoolObservation(desired, desired, replicas=replicas)},
-        )
-        before = core.state if tick % state_every == 0 else None
-        plan = core.step(seen)
-        looks.append(
-            decode_record(encode_record(TickRecord(1e9 + 5.0 * tick, REPLAY_MODEL, seen, plan, before=before)))
-        )
-        desired = plan.pools["main"].replicas
+        pools = {"main": PoolObservation(desired, desired, replicas=replicas)}
+        seen = Observation(5.0 * tick, GatewayTraffic(requests, 500 * requests), pools)
+        looks.append(read_back(tick, REPLAY_MODEL, seen, core, has_state=tick % state_every == 0))
+        desired = looks[-1].plan.pools["main"].replicas
     return looks
 
 
@@ -266,10 +250,9 @@ def mixed(ticks: int) -> list[TickRecord]:
             shapes=(ShapeCount(1_000.0, 200.0, 45.0), ShapeCount(200.0, 400.0, 5.0)),
             mixes=answers.get(tick, {}),
         )
-        before = core.state if tick % 36 == 0 else None
-        plan = core.step(seen)
+        looks.append(read_back(tick, MIXED, seen, core, has_state=tick % 36 == 0))
+        plan = looks[-1].plan
         answers[tick + 3] = {role: MixResult(one.at, {"S": 1, "L": 1}, "milp") for role, one in plan.asks.items()}
-        looks.append(decode_record(encode_record(TickRecord(1e9 + 5.0 * tick, MIXED, seen, plan, before=before))))
         there = {name: one.replicas for name, one in plan.pools.items()}
     return looks
 

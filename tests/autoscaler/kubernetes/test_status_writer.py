@@ -47,9 +47,30 @@ MODEL = {
 }
 
 
-class Harness:
+class _Models:
+    def __init__(self, kube: InMemoryKube) -> None:
+        self.kube, self.clock = kube, FakeTime()
+
+    def models(self) -> dict[str, dict[str, Any]]:
+        return {key_of(one): one for one in self.kube.objects_of("ModelDeployment")}
+
+    def model(self, key: str) -> dict[str, Any] | None:
+        return self.models().get(key)
+
+    def foreign_writers(self) -> dict[str, dict[str, str]]:
+        return {key: {} for key in self.models()}
+
+    def tick(self, key: str, desired: int = 2, replicas: int = 2) -> TickRecord:
+        ruling = EnforcedPlan(replicas, desired, "up", "as the load needs", replicas)
+        there = Observation(self.clock.now(), GatewayTraffic(1.0, 10.0), {"main": PoolObservation(desired, desired)})
+        facts = ModelSpec(key, None, None, (PoolSpec("main", maximum=8),))
+        return TickRecord(self.clock.wall(), facts, there, ScalingPlan(), {"main": ruling})
+
+
+class Harness(_Models):
     def __init__(self) -> None:
-        self.kube, self.clock, self.told = InMemoryKube(), FakeTime(), list[EventDraft]()
+        super().__init__(InMemoryKube())
+        self.told = list[EventDraft]()
         self.kube.put({**MODEL, "spec": {}})
         ready = {"type": "Ready", "status": "True", "reason": "AllReady"}
         self.kube.put({**MODEL, "status": {"conditions": [ready]}}, "fairlead-operator/status")
@@ -62,20 +83,11 @@ class Harness:
             self.kube, self, self.clock, lambda _, told: self.told.append(told), is_leader=lambda: self.leading
         )
 
-    def models(self) -> dict[str, dict[str, Any]]:
-        return {key_of(one): one for one in self.kube.objects_of("ModelDeployment")}
-
-    def model(self, key: str) -> dict[str, Any] | None:
-        return self.models().get(key)
-
     def foreign_writers(self) -> dict[str, dict[str, str]]:
         return {} if self.off else {"chat/qwen": self.held}
 
     def record(self, desired: int = 2, replicas: int = 2) -> None:
-        ruling = EnforcedPlan(replicas, desired, "up", "as the load needs", replicas)
-        there = Observation(self.clock.now(), GatewayTraffic(1.0, 10.0), {"main": PoolObservation(desired, desired)})
-        facts = ModelSpec("chat/qwen", None, None, (PoolSpec("main", maximum=8),))
-        self.telling.on_record(TickRecord(self.clock.wall(), facts, there, ScalingPlan(), {"main": ruling}))
+        self.telling.on_record(self.tick("chat/qwen", desired, replicas))
 
     def write(self) -> list[str]:
         """Returns the writes of one round."""
@@ -93,6 +105,14 @@ def harness() -> Harness:
     return Harness()
 
 
+@pytest.fixture
+def written(harness: Harness) -> Harness:
+    """The status of a first record is written."""
+    harness.record()
+    harness.write()
+    return harness
+
+
 def test_what_is_said_stands_beside_the_operators_and_is_written_once(harness: Harness) -> None:
     harness.record()
     assert harness.write() == ["status ModelDeployment qwen"]
@@ -102,42 +122,34 @@ def test_what_is_said_stands_beside_the_operators_and_is_written_once(harness: H
         assert harness.write() == []
 
 
-def test_another_number_is_written_at_once_and_told_when_it_is_there(harness: Harness) -> None:
-    harness.record()
-    harness.write()
-    harness.record(desired=2, replicas=5)
-    assert harness.write() == ["status ModelDeployment qwen"]
-    assert harness.told == []
-    harness.record(desired=5, replicas=5)
-    assert [one.reason for one in harness.told] == ["ScaledUp"]
+def test_another_number_is_written_at_once_and_told_when_it_is_there(written: Harness) -> None:
+    written.record(desired=2, replicas=5)
+    assert written.write() == ["status ModelDeployment qwen"]
+    assert written.told == []
+    written.record(desired=5, replicas=5)
+    assert [one.reason for one in written.told] == ["ScaledUp"]
 
 
-def test_somebody_else_who_takes_the_number_is_told_of(harness: Harness) -> None:
-    harness.record()
-    harness.write()
-    harness.held = {"main": "kubectl"}
-    harness.record()
-    harness.write()
-    assert harness.conditions()["Autoscaling"] == "SetElsewhere"
-    assert [one.reason for one in harness.told] == ["SetElsewhere"]
+def test_somebody_else_who_takes_the_number_is_told_of(written: Harness) -> None:
+    written.held = {"main": "kubectl"}
+    written.record()
+    written.write()
+    assert written.conditions()["Autoscaling"] == "SetElsewhere"
+    assert [one.reason for one in written.told] == ["SetElsewhere"]
 
 
-def test_a_model_that_is_switched_off_loses_them_and_nothing_else(harness: Harness) -> None:
-    harness.record()
-    harness.write()
-    harness.off = True
-    assert harness.write() == ["status ModelDeployment qwen"]
-    assert harness.conditions() == {"Ready": "AllReady"}
-    assert harness.write() == []
+def test_a_model_that_is_switched_off_loses_them_and_nothing_else(written: Harness) -> None:
+    written.off = True
+    assert written.write() == ["status ModelDeployment qwen"]
+    assert written.conditions() == {"Ready": "AllReady"}
+    assert written.write() == []
 
 
-def test_the_next_leader_says_it_again_and_no_event_of_it(harness: Harness) -> None:
-    harness.record()
-    harness.write()
-    harness.telling = harness.fresh()
-    harness.record()
-    harness.write()
-    assert (harness.conditions()["Autoscaling"], harness.told) == ("Deciding", [])
+def test_the_next_leader_says_it_again_and_no_event_of_it(written: Harness) -> None:
+    written.telling = written.fresh()
+    written.record()
+    written.write()
+    assert (written.conditions()["Autoscaling"], written.told) == ("Deciding", [])
 
 
 def test_what_could_not_be_written_is_written_later_as_it_is_then(harness: Harness) -> None:
@@ -179,15 +191,13 @@ async def test_a_defect_costs_what_is_told_and_no_more(harness: Harness, monkeyp
     assert harness.telling.failures >= 2
 
 
-def test_a_model_that_is_gone_is_forgotten_and_a_new_one_of_its_name_begins_anew(harness: Harness) -> None:
-    harness.record()
-    harness.write()
-    harness.kube.remove("ModelDeployment", "chat", "qwen")
-    harness.record()
-    assert harness.write() == []
-    harness.kube.put({**MODEL, "spec": {}})
-    harness.record()
-    assert harness.write() == ["status ModelDeployment qwen"]
+def test_a_model_that_is_gone_is_forgotten_and_a_new_one_of_its_name_begins_anew(written: Harness) -> None:
+    written.kube.remove("ModelDeployment", "chat", "qwen")
+    written.record()
+    assert written.write() == []
+    written.kube.put({**MODEL, "spec": {}})
+    written.record()
+    assert written.write() == ["status ModelDeployment qwen"]
 
 
 def test_only_the_one_that_leads_tells_of_numbers(harness: Harness) -> None:
@@ -209,20 +219,6 @@ class _SlowKube(InMemoryKube):
         return await super().apply_status(body, field_manager)
 
 
-class _Models:
-    def __init__(self, kube: InMemoryKube) -> None:
-        self.kube = kube
-
-    def models(self) -> dict[str, dict[str, Any]]:
-        return {key_of(one): one for one in self.kube.objects_of("ModelDeployment")}
-
-    def model(self, key: str) -> dict[str, Any] | None:
-        return self.models().get(key)
-
-    def foreign_writers(self) -> dict[str, dict[str, str]]:
-        return {key: {} for key in self.models()}
-
-
 @pytest.fixture
 def slow_kube() -> _SlowKube:
     kube = _SlowKube()
@@ -233,14 +229,10 @@ def slow_kube() -> _SlowKube:
 
 
 async def test_slow_statuses_of_one_namespace_and_a_defect_delay_no_other_model(slow_kube: _SlowKube) -> None:
-    clock = FakeTime()
     models = _Models(slow_kube)
-    writer = StatusWriter(slow_kube, models, clock, lambda _, told: None, is_leader=lambda: True)
+    writer = StatusWriter(slow_kube, models, models.clock, lambda _, told: None, is_leader=lambda: True)
     for key in models.models():
-        ruling = EnforcedPlan(2, 2, "up", "as the load needs", 2)
-        observation = Observation(clock.now(), GatewayTraffic(1.0, 10.0), {"main": PoolObservation(2, 2)})
-        spec = ModelSpec(key, None, None, (PoolSpec("main", maximum=8),))
-        writer.on_record(TickRecord(clock.wall(), spec, observation, ScalingPlan(), {"main": ruling}))
+        writer.on_record(models.tick(key))
     run = asyncio.create_task(writer.run())
     await wait_until(lambda: len(slow_kube.writes) >= 2)
     await cancel_and_wait(run)
@@ -272,6 +264,10 @@ def record_of(
     return TickRecord(0.0, CONDITIONS_MODEL, there, **(given | more))
 
 
+def ruled(**told: Any) -> dict[str, Any]:
+    return {"rulings": {"main": replace(UP, **told)}}
+
+
 def said(at: TickRecord, frozen: bool = False, **held: str) -> tuple[str, str, str]:
     found = autoscaling_condition(at, held, frozen)
     return str(found.status), str(found.reason), found.message
@@ -286,8 +282,7 @@ def test_what_is_wanted_costs_is_told_where_it_has_a_price() -> None:
 def test_a_decision_is_told_with_its_numbers_rule_and_reason() -> None:
     message = "pool main 3 -> 5 by up: 4.61 are needed, by ttft (need 4.61, share that may miss 0.02, 4 s old)"
     assert said(record_of()) == ("True", "Deciding", message)
-    plain = replace(UP, desired=5)
-    assert said(record_of(rulings={"main": plain}))[2].startswith("pool main 5 by up: 4.61")
+    assert said(record_of(**ruled(desired=5)))[2].startswith("pool main 5 by up: 4.61")
 
 
 @pytest.mark.parametrize(
@@ -296,22 +291,10 @@ def test_a_decision_is_told_with_its_numbers_rule_and_reason() -> None:
         ({"mode": "Advise"}, {}, "False", "Advising", "nothing is written: pool main 3 -> 5"),
         ({}, {"main": "keda-operator"}, "False", "SetElsewhere", "pool main 3, set by keda-operator; it would be 5"),
         ({"blind": True, "notes": ("gateway a is missing",)}, {}, "True", "LoadUnknown", "(gateway a is missing)"),
-        (
-            {"rulings": {"main": replace(UP, rule="metrics-inconsistent")}},
-            {},
-            "True",
-            "LoadUnknown",
-            "its load is unknown",
-        ),
-        (
-            {"rulings": {"main": replace(UP, rule="maximum")}},
-            {},
-            "True",
-            "AtMaximum",
-            "pool main needs more than its max",
-        ),
-        ({"rulings": {"main": replace(UP, rule="bounds", planned=9)}}, {}, "True", "AtMaximum", "needs more"),
-        ({"rulings": {"main": replace(UP, rule="bounds", planned=0)}}, {}, "True", "Deciding", ""),
+        (ruled(rule="metrics-inconsistent"), {}, "True", "LoadUnknown", "its load is unknown"),
+        (ruled(rule="maximum"), {}, "True", "AtMaximum", "pool main needs more than its max"),
+        (ruled(rule="bounds", planned=9), {}, "True", "AtMaximum", "needs more"),
+        (ruled(rule="bounds", planned=0), {}, "True", "Deciding", ""),
         ({"rulings": {}}, {}, "True", "Deciding", "none of its pools exists yet"),
     ],
 )
@@ -325,8 +308,7 @@ def test_why_it_does_not_simply_decide_is_told(
 
 def test_a_freeze_is_told_and_what_would_be() -> None:
     assert said(record_of(), frozen=True)[:2] == ("False", "Frozen")
-    shown = replace(UP, unwritten="all scaling is frozen")
-    assert "pool main 3, would be 5" in said(record_of(rulings={"main": shown}), frozen=True)[2]
+    assert "pool main 3, would be 5" in said(record_of(**ruled(unwritten="all scaling is frozen")), frozen=True)[2]
 
 
 def met(*looks: TickRecord) -> tuple[str, str, str] | None:
@@ -344,11 +326,8 @@ def test_the_lowest_share_of_the_last_minutes_is_held_against_the_target() -> No
     assert found is not None
     assert found[:2] == ("False", "BelowTarget")
     assert found[2].startswith("ttft met by 77.5 %")
-    assert met(record_of(counts=(0.0, 100.0)), record_of(now=400.0)) == (
-        "True",
-        "WithinTarget",
-        message,
-    )  # it was long ago
+    long_ago = record_of(counts=(0.0, 100.0))
+    assert met(long_ago, record_of(now=400.0)) == ("True", "WithinTarget", message)
 
 
 def test_of_few_requests_no_share_is_told_and_nothing_of_a_model_without_objectives() -> None:
