@@ -21,7 +21,7 @@ from fairlead.limits import Limits
 from fairlead.manifests import loader
 from fairlead.manifests.files import STDIN_PATH, is_fleet_document, read_texts, skip_files
 from fairlead.manifests.yaml_nodes import parse_documents
-from fairlead.names import closest_matches
+from fairlead.names import suggest_fix
 from fairlead_cli.formatting import pluralize
 
 Files = Annotated[
@@ -127,12 +127,7 @@ def collect_paths(
     """
     for argument in arguments:
         if argument.startswith("-") and argument != STDIN_PATH:
-            suggestions = closest_matches(argument, _options(command), count=1)
-            hint = (
-                f"did you mean {suggestions[0]}?"
-                if suggestions
-                else f"fairlead {command.__name__} --help lists the options"
-            )
+            hint = suggest_fix(argument, _options(command), f"fairlead {command.__name__} --help lists the options")
             raise BadInput(f"unknown option: {argument}", field=argument, hint=hint)
     return (*arguments, *(option_values or ()))
 

@@ -15,15 +15,13 @@ from fairlead.fleet.signals import EngineSignals
 SIM_ENGINES_PER_PROCESS: Final = 256
 """Limit: simulated engines in one process."""
 
+_NUMBER_FLAGS = (
+    *("--block-size", "--max-model-len", "--max-num-batched-tokens", "--max-num-queued-reqs"),
+    *("--max-num-queued-tokens", "--max-num-seqs", "--shutdown-timeout"),
+)
 _SHARED_VLLM_FLAGS = {
-    "--block-size": re.compile(r"\d+"),
-    "--max-model-len": re.compile(r"\d+"),
-    "--max-num-batched-tokens": re.compile(r"\d+"),
-    "--max-num-queued-reqs": re.compile(r"\d+"),
-    "--max-num-queued-tokens": re.compile(r"\d+"),
-    "--max-num-seqs": re.compile(r"\d+"),
+    **dict.fromkeys(_NUMBER_FLAGS, re.compile(r"\d+")),
     "--scheduling-policy": re.compile(r"fcfs|priority"),
-    "--shutdown-timeout": re.compile(r"\d+"),
 }
 """vLLM flags that affect the simulation, with the accepted values. The simulator ignores all
 others.

@@ -23,7 +23,7 @@ from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeploymentSpec, ModelTe
 from fairlead.engine_profile import EngineProfile
 from fairlead.manifests.known_flags import CHECKED_ENGINES, flag_problem, is_checked_image
 from fairlead.manifests.yaml_nodes import format_value
-from fairlead.names import closest_matches
+from fairlead.names import suggest_fix
 from fairlead.units import format_duration
 
 _Path = tuple[str | int, ...]
@@ -118,14 +118,13 @@ def _lint_field(name: str, value: Any, kind: str, path: _Path) -> Iterator[LintN
     fields = _fields()[kind]
     here = (*path, name)
     if name not in fields:
-        matches = closest_matches(name, fields, count=1)
-        fix = f"did you mean {matches[0]}?" if matches else "leave it if your release of Kubernetes has it"
-        yield LintNote(here, f"unknown field of a {kind}", fix, is_problem=bool(matches))
+        unknown = "leave it if your release of Kubernetes has it"
+        fix = suggest_fix(name, fields, unknown)
+        yield LintNote(here, f"unknown field of a {kind}", fix, is_problem=fix != unknown)
         return
     allowed = _VALUES.get((kind, name))
     if allowed is not None and isinstance(value, str) and value not in allowed:
-        matches = closest_matches(value, allowed, count=1)
-        fix = f"did you mean {matches[0]}?" if matches else "write one of them"
+        fix = suggest_fix(value, allowed, "write one of them")
         yield _problem(here, f"must be one of {', '.join(allowed)}, not {format_value(value)}", fix)
         return
     yield from _lint_value(value, fields[name], here)

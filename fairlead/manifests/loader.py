@@ -49,7 +49,7 @@ from fairlead.manifests.yaml_nodes import (
     node_from_value,
     parse_documents,
 )
-from fairlead.names import EXTERNAL_SUFFIX, closest_matches
+from fairlead.names import EXTERNAL_SUFFIX, closest_matches, suggest_fix
 from fairlead.routes.model import Route
 
 _ENGINES_WITH_PROFILE_NAMES = (EngineType.SIM, EngineType.EXTERNAL, EngineType.OPENAI)
@@ -283,8 +283,7 @@ def _model_type(node: YamlNode, file: str) -> type[StrictModel]:
 def _unknown_kind(kind: object, known: Iterable[str]) -> tuple[str, str]:
     if kind is None:
         return "is missing", "write `kind: ModelDeployment`"
-    matches = closest_matches(kind, known, count=1) if isinstance(kind, str) else []
-    fix = f"did you mean {matches[0]}?" if matches else "put objects of other kinds into other files"
+    fix = suggest_fix(kind, known, "put objects of other kinds into other files")
     return f"must be one of {', '.join(known)}, not {format_value(kind)}", fix
 
 
@@ -424,8 +423,7 @@ def _lint_targets(documents: Sequence[_Document], models: Mapping[str, ModelDepl
                 fix = f"add `allowedRoutes: [{namespace}]` to its spec, or remove it here"
                 yield _problem_at(document, ("spec", *path), message, fix)
             elif model not in models:
-                matches = closest_matches(model, models, count=1)
-                fix = f"did you mean {matches[0]}?" if matches else "leave it if the model is in another file"
+                fix = suggest_fix(model, models, "leave it if the model is in another file")
                 message = f"note: no model of these files is {format_value(model)}"
                 yield _problem_at(document, ("spec", *path), message, fix)
 
@@ -444,12 +442,8 @@ def _unknown_accelerators(
             if pool.accelerator_class_name is None or pool.accelerator_class_name in known:
                 continue
             path: tuple[str | int, ...] = ("spec", "pools", index, "acceleratorClassName")
-            matches = closest_matches(pool.accelerator_class_name, known, count=1)
-            fix = (
-                f"did you mean {matches[0]}?"
-                if matches
-                else f"add an AcceleratorClass, give its file too, or use {', '.join(sorted(known))}"
-            )
+            otherwise = f"add an AcceleratorClass, give its file too, or use {', '.join(sorted(known))}"
+            fix = suggest_fix(pool.accelerator_class_name, known, otherwise)
             message = f"no AcceleratorClass and no built-in one is called {format_value(pool.accelerator_class_name)}"
             if pool.accelerator_class_name in builtin_profiles():
                 message += ", a built-in profile"

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from fairlead.api.strict_model import StrictModel, field_names
 from fairlead.errors import FileProblem
 from fairlead.manifests.yaml_nodes import YamlNode, format_path, format_value, node_from_value
-from fairlead.names import closest_matches
+from fairlead.names import suggest_fix
 
 FieldPath = tuple[str | int, ...]
 
@@ -93,9 +93,7 @@ def _unknown_field(model: type[BaseModel] | None, name: str) -> tuple[str, str]:
     if issubclass(model, StrictModel) and name in model.misplaced:
         return "unknown field", f"write it as {model.misplaced[name]}"
     known = field_names(model)
-    matches = closest_matches(name, known, count=1)
-    fix = f"did you mean {matches[0]}?" if matches else f"remove it; known here: {', '.join(known)}"
-    return "unknown field", fix
+    return "unknown field", suggest_fix(name, known, f"remove it; known here: {', '.join(known)}")
 
 
 def _message_and_fix(item: ErrorDetails, path: FieldPath, info: FieldInfo | None) -> tuple[str, str]:
@@ -116,8 +114,7 @@ def _message_and_fix(item: ErrorDetails, path: FieldPath, info: FieldInfo | None
         return f"must be {bound}, not {format_value(value)}", fix
     if kind in ("enum", "literal_error"):
         allowed = _allowed_values(info, context)
-        matches = closest_matches(value, allowed, count=1) if isinstance(value, str) else []
-        fix = f"did you mean {matches[0]}?" if matches else "write one of them"
+        fix = suggest_fix(value, allowed, "write one of them")
         return f"must be one of {', '.join(allowed)}, not {format_value(value)}", fix
     if kind in ("too_short", "string_too_short"):
         return "must not be empty", f"fill it, {example}" if example else "fill it or leave it out"

@@ -59,7 +59,7 @@ from fairlead.fleet.model import (
 )
 from fairlead.limits import Limits
 from fairlead.manifests.yaml_nodes import YamlNode, format_path, format_value, parse_documents, resolve_scalar
-from fairlead.names import DNS_LABEL_PATTERN, closest_matches, normalize_model_name
+from fairlead.names import DNS_LABEL_PATTERN, normalize_model_name, suggest_fix
 from fairlead.routes.model import Fallback, RequestRewrite, Route, RouteRule, RouteTarget
 from fairlead.runtime.atomic_write import write_atomic
 from fairlead.settings import VARIABLE_PREFIX
@@ -378,8 +378,7 @@ def _check_routes(
             add(("routes", number, field), message, "use another name")
         for path, model in route.model_paths():
             if model not in models:
-                matches = closest_matches(model, models, count=1)
-                fix = f"did you mean {matches[0]}?" if matches else "name a model of this file as namespace/name"
+                fix = suggest_fix(model, models, "name a model of this file as namespace/name")
                 add(("routes", number, *path), f"no model of this file is {format_value(model)}", fix)
             elif not models[model].takes_routes_of(route.namespace):
                 message = f"{format_value(model)} takes no routes of the namespace {route.namespace}"
