@@ -2,20 +2,19 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    WithJsonSchema,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, WithJsonSchema
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_after_validator_function
 
 from fairlead import units
 from fairlead.api.strict_model import api_field, field_error
 from fairlead.errors import BadInput
 from fairlead.fleet.engine_url import normalize_endpoint_url
-from fairlead.names import ALL_NAMESPACES, DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN, SERVED_NAME_PATTERN
+from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN, SERVED_NAME_PATTERN
 
 _LABEL_PATTERN = f"^{DNS_LABEL_PATTERN.pattern}$"
 _SUBDOMAIN_PATTERN = f"^{DNS_SUBDOMAIN_PATTERN.pattern}$"
@@ -28,16 +27,35 @@ MAX_LABEL_VALUE_LENGTH: Final = 63
 """Maximum length of the value of a Kubernetes label."""
 
 
-def pattern_check(pattern: str, message: str, fix: str, max_length: int) -> Callable[[str], str]:
-    """Returns a check of text against a pattern. Why not `pattern`: its error says no fix."""
-    compiled = re.compile(pattern)
+@dataclass(frozen=True, slots=True)
+class TextForm:
+    """An annotation of text that has a form, which files and the API server check.
 
-    def check(text: str) -> str:
-        if len(text) > max_length or not compiled.fullmatch(text):  # `$` alone accepts a line break at the end
-            raise field_error(f'"{text:.70}" {message}', fix)
+    Why not `pattern` of pydantic's `Field`: its error says no fix.
+
+    message: follows the text in the error.
+    min_length: only for the API server; the pattern itself refuses shorter text.
+    """
+
+    pattern: str
+    message: str
+    fix: str
+    max_length: int
+    min_length: int | None = None
+
+    def __call__(self, text: str) -> str:
+        """Returns the text. Raises PydanticCustomError for another form."""
+        # `fullmatch`, since `$` would accept a line break at the end.
+        if len(text) > self.max_length or not re.fullmatch(self.pattern, text):
+            raise field_error(f'"{text:.70}" {self.message}', self.fix)
         return text
 
-    return check
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        bounds = {"pattern": self.pattern, "minLength": self.min_length, "maxLength": self.max_length}
+        return handler(schema) | {name: value for name, value in bounds.items() if value is not None}
 
 
 def unit_check(parse: Callable[[str], object], *, normalizes: bool = False) -> Callable[[str], str]:
@@ -56,41 +74,23 @@ def unit_check(parse: Callable[[str], object], *, normalizes: bool = False) -> C
     return check
 
 
-_check_label = pattern_check(
-    _LABEL_PATTERN, "is not a DNS label", "use lower-case letters, digits and -, at most 63", 63
+_LABEL: Final = TextForm(
+    _LABEL_PATTERN, "is not a DNS label", "use lower-case letters, digits and -, at most 63", 63, 1
 )
-
-
-def _check_subdomain(text: str, *, longest: int = 253) -> str:
-    if len(text) > 253 or not DNS_SUBDOMAIN_PATTERN.fullmatch(text):
-        message = f'"{text:.70}" is not a Kubernetes name'
-        raise field_error(
-            message, f"use lower-case letters, digits, - and ., at most {longest}, beginning and ending with neither"
-        )
-    return text
+_SUBDOMAIN_FIX: Final = "use lower-case letters, digits, - and ., at most {}, beginning and ending with neither"
+_SUBDOMAIN: Final = TextForm(_SUBDOMAIN_PATTERN, "is not a Kubernetes name", _SUBDOMAIN_FIX.format(253), 253, 1)
+_SHORT_SUBDOMAIN: Final = replace(_SUBDOMAIN, fix=_SUBDOMAIN_FIX.format(MAX_LABEL_VALUE_LENGTH))
 
 
 def _check_short_name(text: str) -> str:
-    if len(_check_subdomain(text, longest=MAX_LABEL_VALUE_LENGTH)) > MAX_LABEL_VALUE_LENGTH:
+    if len(_SHORT_SUBDOMAIN(text)) > MAX_LABEL_VALUE_LENGTH:
         raise field_error("is longer than 63 characters, and it becomes a label", "shorten it")
     return text
 
 
-Label = Annotated[
-    str,
-    AfterValidator(_check_label),
-    Field(json_schema_extra={"pattern": _LABEL_PATTERN, "minLength": 1, "maxLength": 63}),
-]
-Subdomain = Annotated[
-    str,
-    AfterValidator(_check_subdomain),
-    Field(json_schema_extra={"pattern": _SUBDOMAIN_PATTERN, "minLength": 1, "maxLength": 253}),
-]
-NamespaceOrAll = Annotated[
-    str,
-    AfterValidator(lambda text: text if text == ALL_NAMESPACES else _check_label(text)),
-    Field(json_schema_extra={"pattern": rf"^(\*|{DNS_LABEL_PATTERN.pattern})$", "minLength": 1, "maxLength": 63}),
-]
+Label = Annotated[str, _LABEL]
+Subdomain = Annotated[str, _SUBDOMAIN]
+NamespaceOrAll = Annotated[str, TextForm(rf"^(\*|{DNS_LABEL_PATTERN.pattern})$", _LABEL.message, _LABEL.fix, 63, 1)]
 """The name of a namespace, or `*` for all."""
 AllowedRoutes = Annotated[
     list[NamespaceOrAll],
@@ -112,22 +112,13 @@ ShortName = Annotated[
 _RESOURCE_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 ResourceName = Annotated[
     str,
-    AfterValidator(
-        pattern_check(
-            _RESOURCE_PATTERN, "is not the name of an extended resource", "write it like nvidia.com/gpu or rdma/ib", 253
-        )
+    TextForm(
+        _RESOURCE_PATTERN, "is not the name of an extended resource", "write it like nvidia.com/gpu or rdma/ib", 253, 3
     ),
-    Field(json_schema_extra={"pattern": _RESOURCE_PATTERN, "minLength": 3, "maxLength": 253}),
 ]
 
 _COST_PATTERN = units.USD_PATTERN
-Cost = Annotated[
-    str,
-    AfterValidator(
-        pattern_check(_COST_PATTERN, "is not an amount", 'write it as text without a sign, like "2.50"', 16)
-    ),
-    Field(json_schema_extra={"pattern": _COST_PATTERN, "maxLength": 16}),
-]
+Cost = Annotated[str, TextForm(_COST_PATTERN, "is not an amount", 'write it as text without a sign, like "2.50"', 16)]
 """US dollars as text, so that no digit is lost."""
 
 
@@ -247,15 +238,13 @@ PositiveDuration = Annotated[
 
 ServedName = Annotated[
     str,
-    AfterValidator(
-        pattern_check(
-            SERVED_NAME_PATTERN.pattern,
-            "is not a valid served name",
-            "use 1 to 253 of letters, digits and . _ / : @ + -, such as Qwen/Qwen3-8B",
-            253,
-        )
+    TextForm(
+        f"^{SERVED_NAME_PATTERN.pattern}$",
+        "is not a valid served name",
+        "use 1 to 253 of letters, digits and . _ / : @ + -, such as Qwen/Qwen3-8B",
+        253,
+        1,
     ),
-    Field(json_schema_extra={"pattern": f"^{SERVED_NAME_PATTERN.pattern}$", "minLength": 1, "maxLength": 253}),
 ]
 """The name of a model in an engine."""
 
@@ -288,15 +277,9 @@ RequestHeader = Annotated[
 _DOMAIN_PATTERN = r"^(\*|[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*)$"
 MediaDomain = Annotated[
     str,
-    AfterValidator(
-        pattern_check(
-            _DOMAIN_PATTERN,
-            "is not a host name",
-            "write it without scheme, port and path, like images.example.com",
-            253,
-        )
+    TextForm(
+        _DOMAIN_PATTERN, "is not a host name", "write it without scheme, port and path, like images.example.com", 253, 1
     ),
-    Field(json_schema_extra={"pattern": _DOMAIN_PATTERN, "minLength": 1, "maxLength": 253}),
 ]
 """The host of URLs, in lower case; `*` stands for all hosts."""
 

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fairlead import units
 from fairlead.api.strict_model import FieldPath, Rule, StrictModel, api_field, api_list, field_error
-from fairlead.api.value_types import Choice, Cost, Int32, Int64, Label, Size, pattern_check
+from fairlead.api.value_types import Choice, Cost, Int32, Int64, Label, Size, TextForm
 from fairlead.names import DNS_LABEL_PATTERN
 from fairlead.tenants.model import (
     ApiKey,
@@ -162,24 +162,14 @@ _MAX_LENGTH: Final = 317
 
 _IS_NO_NAME: Final = "is not the name of a model"
 ModelKey = Annotated[
-    str,
-    AfterValidator(
-        pattern_check(_MODEL_PATTERN, _IS_NO_NAME, "write it as namespace/name, like chat/llama-70b", _MAX_LENGTH)
-    ),
-    Field(json_schema_extra={"pattern": _MODEL_PATTERN, "maxLength": _MAX_LENGTH}),
+    str, TextForm(_MODEL_PATTERN, _IS_NO_NAME, "write it as namespace/name, like chat/llama-70b", _MAX_LENGTH)
 ]
 """A model, or a LoRA adapter."""
 ModelsEntry = Annotated[
     str,
-    AfterValidator(
-        pattern_check(
-            _MODELS_PATTERN,
-            _IS_NO_NAME,
-            "write it as namespace/name, or namespace/* for all of a namespace",
-            _MAX_LENGTH,
-        )
+    TextForm(
+        _MODELS_PATTERN, _IS_NO_NAME, "write it as namespace/name, or namespace/* for all of a namespace", _MAX_LENGTH
     ),
-    Field(json_schema_extra={"pattern": _MODELS_PATTERN, "maxLength": _MAX_LENGTH}),
 ]
 """A model, a LoRA adapter, or all models of a namespace."""
 
