@@ -20,7 +20,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -441,7 +441,7 @@ class FleetRouting:
         return await OpenLoopClient(target.host, target.port, patience_seconds=_PATIENCE_SECONDS).run(plan)
 
     def _summarize(self, results: Sequence[ReplayResult]) -> Numbers:
-        summary = summarize(results, objectives=SLO, instances=len(self._group.slots)).to_json()
+        summary = asdict(summarize(results, objectives=SLO, instances=len(self._group.slots)))
         tpots = sorted(result.itl_mean_seconds for result in results if result.itl_mean_seconds is not None)
         errors = [result.error for result in results if result.error is not None]
         return {
