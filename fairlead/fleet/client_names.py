@@ -59,6 +59,11 @@ class NameClaim:
         return name == self.name or name in self.served_names
 
 
+def claim_key(kind: ClaimKind, key: str) -> str:
+    """Returns the key of the claim of the object `namespace/name`; those of kinds differ."""
+    return key if kind == MODEL_CLAIM else f"{kind}:{key}"
+
+
 def object_claim(
     kind: ClaimKind,
     namespace: str,
@@ -69,8 +74,7 @@ def object_claim(
     is_releasing: bool = False,
 ) -> NameClaim:
     """Returns the names that an object claims. Its key differs from those of other kinds."""
-    prefix = "" if kind == MODEL_CLAIM else f"{kind}:"
-    return NameClaim(f"{prefix}{namespace}", name, served_names, recorded, is_releasing)
+    return NameClaim(claim_key(kind, namespace), name, served_names, recorded, is_releasing)
 
 
 def adapter_key(claim_key: str) -> str | None:

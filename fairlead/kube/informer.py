@@ -122,10 +122,10 @@ class Informer:
     Bookmarks are not reported.
 
     store: keeps the objects; by default it drops `metadata.managedFields`.
-    on_synced: called after the first list.
     report: called with each step.
-    warn: called with each failure once, however often it is retried. Why: an informer without
-        permission retries for ever.
+    on_synced: called after the first list; set before `run`.
+    warn: called with each failure once, however often it is retried; set before `run`. Why: an
+        informer without permission retries for ever.
     """
 
     def __init__(
@@ -136,9 +136,7 @@ class Informer:
         *,
         store: ObjectStore | None = None,
         on_change: Callable[[WatchEvent], None] | None = None,
-        on_synced: Callable[[], None] | None = None,
         report: Callable[[InformerStep], None] | None = None,
-        warn: Callable[[str], object] = lambda _: None,
     ) -> None:
         self.resource = selection.resource
         self.problem: FairleadError | None = None
@@ -148,9 +146,9 @@ class Informer:
         self._selection = selection
         self._clock, self._chance, self._pause = pacing.clock, pacing.chance, pacing.pause
         self._on_change = on_change
-        self._on_synced = on_synced
+        self.on_synced: Callable[[], None] = lambda: None
+        self.warn: Callable[[str], object] = lambda _: None
         self._report = report
-        self._warn = warn
         self._last_warning = ""
         self._task: asyncio.Task[None] | None = None
         self._limits = api.limits
@@ -237,7 +235,7 @@ class Informer:
     async def _report_and_pause(self, then: InformerStep) -> None:
         failure = then.reason if self.problem is not None else ""
         if failure and failure != self._last_warning:
-            self._warn(failure)
+            self.warn(failure)
         self._last_warning = failure
         if self._report is not None:
             self._report(then)
@@ -260,8 +258,8 @@ class Informer:
         is_first = not self.is_synced
         self._synced.set()
         self._known.set()
-        if is_first and self._on_synced is not None:
-            self._on_synced()
+        if is_first:
+            self.on_synced()
 
     def _count_refusal(self, error: FairleadError) -> None:
         is_refusal = isinstance(error, Forbidden) and not isinstance(error, Unauthenticated)

@@ -175,10 +175,10 @@ class KubernetesTarget:
             self._api,
             ObjectSelection(resource, namespace, labels),
             Pacing(self._clock, self._random),
-            warn=partial(_LOG.warning, "cannot watch %s: %s", resource.plural),
             store=ObjectStore(trim),
             on_change=self._indexes().get(resource),
         )
+        informer.warn = partial(_LOG.warning, "cannot watch %s: %s", resource.plural)
         self._informers[resource, namespace] = informer
         return informer
 

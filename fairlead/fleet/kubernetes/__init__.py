@@ -2,7 +2,7 @@
 
 - `spec_cache`: parses the custom resources.
 - `pod_instances`: pods to instances (pure).
-- `claimant_objects`: parses other objects with names: `route_objects`, `adapter_objects`.
+- `claimant_objects`: parses other objects with names, routes and LoRA adapters.
 - `builder`: parsed specs and pods to a fleet (pure).
 - `source`: watches the cluster; `options` opens it from `--kube`.
 

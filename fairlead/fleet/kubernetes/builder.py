@@ -28,8 +28,13 @@ from fairlead.engine_profile import EngineProfile, builtin_profiles
 from fairlead.fleet.client_names import GrantedNames, NameClaim, NameHistory, grant_names, name_owners, object_key
 from fairlead.fleet.endpoint_address import ENDPOINT_SECRETS_FOLDER, address_refusal, canonical_address
 from fairlead.fleet.engine_url import endpoint_id
-from fairlead.fleet.kubernetes.adapter_objects import ParsedAdapter, granted_adapters
-from fairlead.fleet.kubernetes.claimant_objects import ParsedClaimant
+from fairlead.fleet.kubernetes.claimant_objects import (
+    ParsedAdapter,
+    ParsedClaimant,
+    ParsedRoute,
+    granted_adapters,
+    granted_routes,
+)
 from fairlead.fleet.kubernetes.pod_instances import (
     ExternalPool,
     PodInstances,
@@ -38,7 +43,6 @@ from fairlead.fleet.kubernetes.pod_instances import (
     managed_instances,
     pod_address,
 )
-from fairlead.fleet.kubernetes.route_objects import ParsedRoute, granted_routes
 from fairlead.fleet.kubernetes.spec_cache import KnownAccelerator, ParsedModel
 from fairlead.fleet.labels import CANARY_POOL_SUFFIX, MODEL_LABEL, POOL_LABEL
 from fairlead.fleet.model import (

@@ -14,7 +14,6 @@ from typing import Final
 from fairlead.errors import FairleadError
 from fairlead.fleet.client_names import NameHistory
 from fairlead.fleet.endpoint_address import ENDPOINT_SECRETS_FOLDER
-from fairlead.fleet.kubernetes.adapter_objects import adapter_cache
 from fairlead.fleet.kubernetes.builder import (
     ClusterObjects,
     FleetResult,
@@ -23,8 +22,8 @@ from fairlead.fleet.kubernetes.builder import (
     pod_selections,
     trim_service,
 )
+from fairlead.fleet.kubernetes.claimant_objects import adapter_cache, route_cache
 from fairlead.fleet.kubernetes.pod_instances import trim_pod
-from fairlead.fleet.kubernetes.route_objects import route_cache
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache, trim_model
 from fairlead.fleet.labels import MODEL_LABEL
 from fairlead.fleet.model import Fleet
@@ -187,10 +186,10 @@ class KubeFleetSource:
             self._pacing,
             store=ObjectStore(_TRIMS.get(resource)),
             on_change=lambda _: self._changed.set(),
-            on_synced=self._changed.set,  # also if there were no objects
             report=lambda _: self._changed.set(),
-            warn=partial(_LOG.warning, "cannot watch the cluster: %s: %s", resource.plural),
         )
+        informer.on_synced = self._changed.set  # also if there were no objects
+        informer.warn = partial(_LOG.warning, "cannot watch the cluster: %s: %s", resource.plural)
         informer.start()
         return informer
 

@@ -18,15 +18,14 @@ from fairlead.fleet.client_names import (
     NameHistory,
     RefusedName,
     adapter_key,
+    claim_key,
     granted_names,
     is_model_claim,
     name_owners,
     names_to_remember,
-    object_claim,
     object_key,
-    recorded_names,
 )
-from fairlead.fleet.labels import RELEASE_NAMES_ANNOTATION
+from fairlead.fleet.kubernetes.claimant_objects import manifest_claim
 from fairlead.kube.resources import (
     ACCELERATOR_CLASSES,
     CONTROLLER_REVISIONS,
@@ -41,7 +40,6 @@ from fairlead.kube.resources import (
     SERVICE_ACCOUNTS,
     SERVICES,
     Manifest,
-    annotations_of,
     key_of,
     metadata_of,
     name_of,
@@ -68,21 +66,8 @@ _CLAIM_KINDS: Final[Mapping[str, ClaimKind]] = {MODEL_ROUTES.kind: "route", MODE
 
 def claim_of(manifest: Manifest) -> ObjectClaim:
     """Returns the names that a model, a route or an adapter claims."""
-    namespace, _, name = key_of(manifest).partition("/")
-    kind = _claim_kind(manifest)
-    spec = manifest.get("spec") or {}
-    given = (spec.get("model") or {} if kind == MODEL_CLAIM else spec).get("servedNames")
-    served = tuple(str(one) for one in given) if isinstance(given, list) else ()
-    releasing = annotations_of(manifest).get(RELEASE_NAMES_ANNOTATION) == "true"
-    recorded = recorded_names(manifest.get("status") or {})
-    claim = object_claim(kind, namespace, name, served, recorded, is_releasing=releasing)
-    return ObjectClaim(claim, frozenset((name, *served)))
-
-
-def claim_key(manifest: Manifest) -> str:
-    """Returns the key of the claim of a model, a route or an adapter."""
-    namespace, _, name = key_of(manifest).partition("/")
-    return object_claim(_claim_kind(manifest), namespace, name).key
+    claim = manifest_claim(_claim_kind(manifest), manifest)
+    return ObjectClaim(claim, frozenset((claim.name, *claim.served_names)))
 
 
 def _claim_kind(manifest: Manifest) -> ClaimKind:
@@ -320,7 +305,7 @@ class ObjectCache:
         These are its own, those that claim a name that it adds or drops, routes to it, and its
         adapters.
         """
-        key = claim_key(manifest)
+        key = claim_key(_claim_kind(manifest), key_of(manifest))
         before = self.models.get(key)
         names = self._store_claimant(manifest, deleted)
         if names is None:
@@ -353,7 +338,7 @@ class ObjectCache:
 
         Why names: any number of models may claim one, and each of them may be stored in turn.
         """
-        key = claim_key(manifest)
+        key = claim_key(_claim_kind(manifest), key_of(manifest))
         trimmed = trim_model(manifest)
         objects = self._objects_with(key)
         before = objects.get(key)

@@ -212,8 +212,9 @@ class ClusterWatcher:
             known = self._cache.find_same_version if labels == CHILDREN_SELECTOR else None
             store = ObjectStore(trim_child, known)
         selection = ObjectSelection(kind, namespace, labels)
-        warn = partial(_LOG.warning, "cannot watch %s: %s", kind.plural)
-        return Informer(self._api, selection, self._pacing, store=store, on_change=self._on_change, warn=warn)
+        informer = Informer(self._api, selection, self._pacing, store=store, on_change=self._on_change)
+        informer.warn = partial(_LOG.warning, "cannot watch %s: %s", kind.plural)
+        return informer
 
     async def _resync_loop(self) -> None:
         while True:

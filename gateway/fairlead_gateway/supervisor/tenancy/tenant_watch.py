@@ -60,18 +60,11 @@ class FollowedObjects:
     ) -> None:
         self._api = api
         self._has_failed = False
-        self._on_synced: Callable[[], None] = lambda: None
         self._on_failed: Callable[[], None] = lambda: None
         self._informer = Informer(
-            api,
-            selection,
-            pacing,
-            store=ObjectStore(trim),
-            on_change=on_event,
-            on_synced=lambda: self._on_synced(),
-            report=self._on_step,
-            warn=partial(_log.warning, "cannot watch %s: %s", selection.resource.plural),
+            api, selection, pacing, store=ObjectStore(trim), on_change=on_event, report=self._on_step
         )
+        self._informer.warn = partial(_log.warning, "cannot watch %s: %s", selection.resource.plural)
 
     @property
     def is_synced(self) -> bool:
@@ -94,7 +87,7 @@ class FollowedObjects:
         on_synced: called after the first list.
         on_failed: called after the first failure, from which on the list is not waited for.
         """
-        self._on_synced, self._on_failed = on_synced, on_failed
+        self._informer.on_synced, self._on_failed = on_synced, on_failed
         self._informer.start()
 
     async def stop(self) -> None:

@@ -5,9 +5,8 @@ from typing import Any
 
 from fairlead.adapters.download import AdapterDownload
 from fairlead.adapters.model import LoraAdapter
-from fairlead.fleet.kubernetes.adapter_objects import adapter_cache
 from fairlead.fleet.kubernetes.builder import FleetResult
-from fairlead.fleet.kubernetes.route_objects import route_cache
+from fairlead.fleet.kubernetes.claimant_objects import adapter_cache, route_cache
 from fairlead.kube.resources import Manifest
 from fairlead.limits import Limits
 from fairlead_testing.kube.operator_harness import build, keyed, model

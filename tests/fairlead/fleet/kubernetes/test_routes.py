@@ -5,7 +5,7 @@ from typing import Any
 
 from fairlead.fleet.client_names import NameHistory
 from fairlead.fleet.kubernetes.builder import FleetResult
-from fairlead.fleet.kubernetes.route_objects import route_cache
+from fairlead.fleet.kubernetes.claimant_objects import route_cache
 from fairlead.kube.resources import Manifest
 from fairlead.limits import Limits
 from fairlead.routes.model import RouteTarget
