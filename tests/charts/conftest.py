@@ -16,6 +16,13 @@ from fairlead_testing.kube.helm import (
 from fairlead_testing.prometheus import AlertRules
 
 
+@pytest.fixture(params=sorted((Path(__file__).parent / "values").glob("*.yaml")), ids=lambda path: str(path.stem))
+def case(request: pytest.FixtureRequest) -> Path:
+    """Each set of values in turn."""
+    path: Path = request.param
+    return path
+
+
 @pytest.fixture(scope="session")
 def program() -> Path:
     """The path of helm."""

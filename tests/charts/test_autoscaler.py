@@ -17,28 +17,19 @@ from aiohttp import web
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import NotFound
 from fairlead.kube.field_managers import replicas_managers
-from fairlead.kube.resources import DEPLOYMENTS, EVENTS, MODEL_DEPLOYMENTS, Manifest
+from fairlead.kube.resources import DEPLOYMENTS, EVENTS, MODEL_DEPLOYMENTS
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import CHART_FOLDER, apply_rights, kubeconfig_for_account, render_chart
+from fairlead_testing.kube.manifests import simulated_model
 from fairlead_testing.kube.operator_process import operator_process
 from fairlead_testing.prometheus import expression_names, expressions, parse_scrape
 from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 PLACE = "scaled"
-MODEL: Manifest = {
-    "apiVersion": MODEL_DEPLOYMENTS.api_version,
-    "kind": "ModelDeployment",
-    "metadata": {"name": "qwen", "namespace": PLACE},
-    "spec": {
-        "model": {"uri": "hf://Qwen/Qwen3-8B"},
-        "engine": {"type": "Sim"},
-        "pools": [{"name": "main", "acceleratorClassName": "cpu", "minReplicas": 0, "maxReplicas": 3}],
-        "autoscaling": {"mode": "Auto"},
-        "slo": {"ttft": "1s"},
-    },
-}
+POOL = {"name": "main", "acceleratorClassName": "cpu", "minReplicas": 0, "maxReplicas": 3}
+MODEL = simulated_model("qwen", PLACE, pools=[POOL], autoscaling={"mode": "Auto"}, slo={"ttft": "1s"})
 FREQUENT_DECISIONS = """
 from functools import partial
 from fairlead.limits import Limits

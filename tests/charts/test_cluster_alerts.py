@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from fairlead.kube.client import KubeApi
-from fairlead.kube.resources import DEPLOYMENTS, LEASES, MODEL_DEPLOYMENTS, Manifest
+from fairlead.kube.resources import DEPLOYMENTS, LEASES, MODEL_DEPLOYMENTS, PODS, Manifest
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.engines.disaggregated import engine_process
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
@@ -30,6 +30,7 @@ from fairlead_testing.kube.helm import (
     kubeconfig_for_account,
     render_chart,
 )
+from fairlead_testing.kube.manifests import manifest, simulated_model
 from fairlead_testing.kube.operator_process import OperatorProcess, operator_process
 from fairlead_testing.prometheus import AlertRules, Scrape, SeriesRecording, expression_names, expressions, parse_scrape
 from fairlead_testing.waiting import wait_until
@@ -100,18 +101,8 @@ def condition(model: str, type: str, reason: str, value: int) -> str:
     return f"fairlead_operator_model_condition{{{labels}}} {value:.1f}"
 
 
-def model(name: str, accelerator: str = "cpu", **more: Any) -> Manifest:
-    return {
-        "apiVersion": MODEL_DEPLOYMENTS.api_version,
-        "kind": "ModelDeployment",
-        "metadata": {"name": name, "namespace": SPACE},
-        "spec": {
-            "model": {"uri": "hf://Qwen/Qwen3-8B"},
-            "engine": {"type": "Sim"},
-            "pools": [{"name": "main", "acceleratorClassName": accelerator}],
-            **more,
-        },
-    }
+def model(name: str, accelerator: str = "cpu") -> Manifest:
+    return simulated_model(name, SPACE, pools=[{"name": "main", "acceleratorClassName": accelerator}])
 
 
 async def deployment(api: KubeApi, name: str) -> Manifest:
@@ -128,38 +119,23 @@ async def deployment(api: KubeApi, name: str) -> Manifest:
 
 async def ready(api: KubeApi, name: str) -> None:
     """As the Deployment's controller says it when all is well."""
-    one = await deployment(api, f"{name}-main")
-    status = {
-        "replicas": 1,
-        "readyReplicas": 1,
-        "updatedReplicas": 1,
-        "observedGeneration": one["metadata"]["generation"],
-    }
-    await api.apply_status({**named(one), "status": status}, "kube-controller-manager")
+    await report_replicas(api, f"{name}-main", readyReplicas=1, updatedReplicas=1)
+
+
+async def report_replicas(api: KubeApi, name: str, **counts: int) -> None:
+    observed = (await deployment(api, name))["metadata"]["generation"]
+    status = {"replicas": 1, "observedGeneration": observed, **counts}
+    await api.apply_status(manifest(DEPLOYMENTS, name, SPACE, status=status), "kube-controller-manager")
 
 
 async def pod(api: KubeApi, name: str, status: dict[str, Any], annotations: dict[str, str] | None = None) -> None:
     """Creates a pod of the model's pool with this status."""
     template = (await deployment(api, f"{name}-main"))["spec"]["template"]
     labels = template["metadata"]["labels"]
-    one = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": f"{name}-main-0",
-            "namespace": SPACE,
-            "labels": labels,
-            "annotations": annotations or {},
-        },
-        "spec": {"containers": [{"name": "engine", "image": "example.com/sim:1"}]},
-    }
-    await api.apply(one, "test")
-    await api.apply_status({**named(one), "status": status}, "kubelet")
-
-
-def named(one: Manifest) -> Manifest:
-    metadata = {"name": one["metadata"]["name"], "namespace": SPACE}
-    return {"apiVersion": one["apiVersion"], "kind": one["kind"], "metadata": metadata}
+    metadata = {"labels": labels, "annotations": annotations or {}}
+    spec = {"containers": [{"name": "engine", "image": "example.com/sim:1"}]}
+    await api.apply(manifest(PODS, f"{name}-main-0", SPACE, metadata, spec=spec), "test")
+    await api.apply_status(manifest(PODS, f"{name}-main-0", SPACE, status=status), "kubelet")
 
 
 def waiting(reason: str, message: str) -> dict[str, Any]:
@@ -210,9 +186,7 @@ async def test_stalled_models_alert_by_name_and_reason(api_server: ApiServer, fi
 
             await api.apply(model("unknown", "no-such-device"), "kubectl")
             for name, (_, status) in FAULTS.items():
-                one = await deployment(api, f"{name}-main")
-                none = {"replicas": 1, "observedGeneration": one["metadata"]["generation"]}
-                await api.apply_status({**named(one), "status": none}, "kube-controller-manager")
+                await report_replicas(api, f"{name}-main")
                 await pod(api, name, status)
             reasons = {name: reason for name, (reason, _) in FAULTS.items()} | {"unknown": "UnknownAccelerator"}
             await wait_until_reported(
@@ -235,19 +209,14 @@ async def test_operator_waiting_for_an_abandoned_lease_alerts(
     api_server: ApiServer, fires: Firing, tmp_path: Path
 ) -> None:
     async with client_in_namespace(api_server) as api:
-        lease = {
-            "apiVersion": "coordination.k8s.io/v1",
-            "kind": "Lease",
-            "metadata": {"name": "fairlead-operator", "namespace": SPACE},
-            "spec": {"holderIdentity": "somebody", "leaseDurationSeconds": 3_600},
-        }
-        await api.apply(lease, "test")
+        held = {"holderIdentity": "somebody", "leaseDurationSeconds": 3_600}
+        await api.apply(manifest(LEASES, "fairlead-operator", SPACE, spec=held), "test")
         recording = SeriesRecording()
         async with operator_of(api_server, tmp_path) as operator:
             await wait_until_reported(operator, "fairlead_operator_leading 0.0")
             recording.hold(60, await scrape(operator))
-        lease["spec"] = {"holderIdentity": "", "leaseDurationSeconds": 1}
-        await api.apply(lease, "test")
+        released = {"holderIdentity": "", "leaseDurationSeconds": 1}
+        await api.apply(manifest(LEASES, "fairlead-operator", SPACE, spec=released), "test")
         fires(recording, "FairleadOperatorNoLeader", lacking="_gateway_")
 
 
@@ -278,9 +247,9 @@ async def test_operator_without_a_permission_alerts(
         fires(recording, alert, lacking="_gateway_")
 
 
-def without(manifest: Manifest, resource: str, verb: str) -> Manifest:
+def without(role: Manifest, resource: str, verb: str) -> Manifest:
     """A role without one right; everything else as it is."""
-    changed = copy.deepcopy(manifest)
+    changed = copy.deepcopy(role)
     for rule in changed.get("rules", ()):
         if resource in rule.get("resources", ()):
             rule["verbs"] = [one for one in rule["verbs"] if one != verb]

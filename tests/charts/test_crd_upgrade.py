@@ -20,48 +20,30 @@ from fairlead.kube.resources import ACCELERATOR_CLASSES, DEPLOYMENTS, MODEL_DEPL
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
 from fairlead_testing.kube.helm import CHART_FOLDER, HelmRelease, kubectl
+from fairlead_testing.kube.manifests import engines_of, manifest
 from fairlead_testing.waiting import wait_until
 from fairlead_testing.yaml_documents import load_document
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 OLDER = Path(__file__).parent / "older"
 SPACE = "grown"
-ACCELERATOR: Manifest = {
-    "apiVersion": ACCELERATOR_CLASSES.api_version,
-    "kind": "AcceleratorClass",
-    "metadata": {"name": "workstation"},
-    "spec": {"profile": {"preset": "a100-qwen7b", "stepSeconds": "2.5m", "kvTokens": 200_000}},
+PROFILE = {"preset": "a100-qwen7b", "stepSeconds": "2.5m", "kvTokens": 200_000}
+ACCELERATOR = manifest(ACCELERATOR_CLASSES, "workstation", spec={"profile": PROFILE})
+SPEC: Manifest = {
+    "model": {"uri": "hf://Qwen/Qwen2.5-7B-Instruct"},
+    "pools": [{"name": "main", "acceleratorClassName": "workstation", "minReplicas": 3}],
+    "slo": {"target": "99%", "ttft": "800ms"},
+    "routing": {"preset": "session"},
 }
-MODEL: Manifest = {
-    "apiVersion": MODEL_DEPLOYMENTS.api_version,
-    "kind": "ModelDeployment",
-    "metadata": {"name": "agent", "namespace": SPACE},
-    "spec": {
-        "model": {"uri": "hf://Qwen/Qwen2.5-7B-Instruct"},
-        "pools": [{"name": "main", "acceleratorClassName": "workstation", "minReplicas": 3}],
-        "slo": {"target": "99%", "ttft": "800ms"},
-        "routing": {"preset": "session"},
-    },
-}
-ENGINES: Manifest = {
-    "apiVersion": "apps/v1",
-    "kind": "Deployment",
-    "metadata": {"name": "agent-main", "namespace": SPACE, "labels": {"app.kubernetes.io/managed-by": "fairlead"}},
-    "spec": {
-        "selector": {"matchLabels": {"a": "b"}},
-        "template": {
-            "metadata": {"labels": {"a": "b"}},
-            "spec": {"containers": [{"name": "engine", "image": "example.com/sim:1"}]},
-        },
-    },
-}
+MODEL = manifest(MODEL_DEPLOYMENTS, "agent", SPACE, spec=SPEC)
+ENGINES = engines_of("agent-main", SPACE)
 OBJECTS: tuple[tuple[Resource, str | None, str], ...] = (
     (ACCELERATOR_CLASSES, None, "workstation"),
     (MODEL_DEPLOYMENTS, SPACE, "agent"),
     (DEPLOYMENTS, SPACE, "agent-main"),
 )
-NEWER: Manifest = {**MODEL, "spec": {**MODEL["spec"], "model": {**MODEL["spec"]["model"], "revision": "main"}}}
-WRONG: Manifest = {**MODEL, "spec": {**MODEL["spec"], "pools": [{"name": "main"}]}}
+NEWER = MODEL | {"spec": SPEC | {"model": SPEC["model"] | {"revision": "main"}}}
+WRONG = MODEL | {"spec": SPEC | {"pools": [{"name": "main"}]}}
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ import pytest
 
 from fairlead_testing.kube.helm import pod_specs, render_chart
 
-CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
-NAMES = [case.stem for case in CASES]
 Manifests = list[dict[str, Any]]
 
 
@@ -30,7 +28,6 @@ def ports(spec: dict[str, Any]) -> dict[str, int]:
     return {one["name"]: one["containerPort"] for container in spec["containers"] for one in container["ports"]}
 
 
-@pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_services_budgets_and_policies_select_one_component(program: Path, case: Path) -> None:
     found = render_chart(program, f"--values={case}")
     for one in of(found, "Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment"):
@@ -40,7 +37,6 @@ def test_services_budgets_and_policies_select_one_component(program: Path, case:
         assert [container["name"] for container in spec["containers"]] == [component]
 
 
-@pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_named_ports_exist_in_the_pod(program: Path, case: Path) -> None:
     found = render_chart(program, f"--values={case}")
     for one in of(found, "Service"):

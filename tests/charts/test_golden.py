@@ -12,10 +12,8 @@ from fairlead_testing.kube.helm import CHART_FOLDER, HelmError, golden_text, ren
 
 FOLDER = Path(__file__).parent
 CASES = sorted((FOLDER / "values").glob("*.yaml"))
-NAMES = [case.stem for case in CASES]
 
 
-@pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_values_render_their_golden_file(program: Path, case: Path) -> None:
     golden = (FOLDER / "golden" / case.name).read_text(encoding="utf-8")
     assert golden_text(render_chart(program, f"--values={case}")) == golden
@@ -25,7 +23,6 @@ def test_golden_files_match_the_sets_of_values() -> None:
     assert {path.name for path in (FOLDER / "golden").iterdir()} == {path.name for path in CASES}
 
 
-@pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_helm_lint_has_no_findings(program: Path, case: Path) -> None:
     done = subprocess.run(
         [str(program), "lint", "--strict", str(CHART_FOLDER), f"--values={case}"],

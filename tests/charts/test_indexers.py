@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from fairlead.kube.client import KubeApi
-from fairlead.kube.resources import MODEL_DEPLOYMENTS, PODS, Manifest
+from fairlead.kube.resources import MODEL_DEPLOYMENTS, PODS, SERVICE_ACCOUNTS, Manifest
 from fairlead.runtime.clock import SystemClock
 from fairlead.settings import IndexerSettings, variable_name
 from fairlead_kvstore.indexer.cli import _parse_arguments
@@ -27,14 +27,13 @@ from fairlead_testing.kube.helm import (
     pod_specs,
     render_chart,
 )
+from fairlead_testing.kube.manifests import manifest, simulated_model
 from fairlead_testing.kvstore.indexer_harness import IndexerProcess, indexer_process
 from fairlead_testing.prometheus import AlertRules, SeriesRecording, expression_names, parse_scrape
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
 from fairlead_testing.yaml_documents import load_document
 
-CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
-NAMES = [case.stem for case in CASES]
 HEALTHY: dict[str, str] = load_document((Path(__file__).parent / "alerts.yaml").read_text())["healthy"]
 EVENTS = ("--kv-events", "0", "--kv-replay", "0", "--block-size", "16")
 PROMPT = list(range(100, 165))
@@ -78,7 +77,6 @@ def test_external_redis_is_used_by_gateways_and_indexers(program: Path, values: 
         assert told[0][name] == told[1][name]
 
 
-@pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_indexer_accepts_its_variables_and_options(program: Path, case: Path) -> None:
     found = pod_specs(render_chart(program, f"--values={case}"))
     of = {name.rpartition("-")[2]: pod for name, pod in found.items()}
@@ -105,15 +103,6 @@ def test_indexer_accepts_its_variables_and_options(program: Path, case: Path) ->
 # --- on a real API server -----------------------------------------------------------------------------------------------
 
 
-def model() -> Manifest:
-    return {
-        "apiVersion": MODEL_DEPLOYMENTS.api_version,
-        "kind": MODEL_DEPLOYMENTS.kind,
-        "metadata": {"name": "tiny", "namespace": SPACE},
-        "spec": {"model": {"uri": "hf://a/b"}, "pools": [{"acceleratorClassName": "cpu"}]},
-    }
-
-
 async def pod(engine: EngineProcess) -> Manifest:
     """As the operator makes one; its ports are what the engine found free."""
     async with httpx.AsyncClient() as client:
@@ -122,12 +111,7 @@ async def pod(engine: EngineProcess) -> Manifest:
     marks = {f"fairlead.io/{name}": str(urlsplit(url).port or url.rpartition(":")[2]) for name, url in ports.items()}
     labels = {"model": "tiny", "pool": "main", "role": "Serve", "endpoint": "true"}
     metadata = {"labels": {f"fairlead.io/{name}": value for name, value in labels.items()}, "annotations": marks}
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "p", "namespace": SPACE, **metadata},
-        "spec": {"containers": [{"name": "engine", "image": "i"}]},
-    }
+    return manifest(PODS, "p", SPACE, metadata, spec={"containers": [{"name": "engine", "image": "i"}]})
 
 
 async def complete(engine: EngineProcess) -> None:
@@ -153,12 +137,11 @@ async def test_indexer_finds_engines_with_exactly_its_permissions(
     found = render_chart(program, f"--namespace={SPACE}")
     async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api, engine_process(*EVENTS) as engine:
         await apply_rights(api, found, SPACE)
-        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
-        await api.apply({**account, "metadata": {"name": "default", "namespace": SPACE}}, "test")
+        await api.apply(manifest(SERVICE_ACCOUNTS, "default", SPACE), "test")
         (tmp_path / "kubeconfig").write_text(await kubeconfig_for_account(api_server, SPACE, "fairlead-indexer"))
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
         async with indexer_process("--kube", "--redis", redis.url) as indexer:
-            await api.create(model(), "test")
+            await api.create(simulated_model("tiny", SPACE), "test")
             await api.create(await pod(engine), "test")
             await api.patch_merge(PODS, SPACE, "p", {"status": READY}, "test", subresource="status")
             await wait_metrics(indexer, leads=1.0, instances=1.0, connected=1.0)

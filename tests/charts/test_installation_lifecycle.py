@@ -15,32 +15,13 @@ from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, SECRETS, SER
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import CHART_FOLDER, HelmRelease
+from fairlead_testing.kube.manifests import engines_of, simulated_model
 from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 SPACE = "installed"
-MODEL = {
-    "apiVersion": MODEL_DEPLOYMENTS.api_version,
-    "kind": "ModelDeployment",
-    "metadata": {"name": "qwen", "namespace": SPACE},
-    "spec": {
-        "model": {"uri": "hf://Qwen/Qwen3-8B"},
-        "engine": {"type": "Sim"},
-        "pools": [{"name": "main", "acceleratorClassName": "cpu"}],
-    },
-}
-ENGINES = {
-    "apiVersion": "apps/v1",
-    "kind": "Deployment",
-    "metadata": {"name": "qwen-main", "namespace": SPACE, "labels": {"app.kubernetes.io/managed-by": "fairlead"}},
-    "spec": {
-        "selector": {"matchLabels": {"a": "b"}},
-        "template": {
-            "metadata": {"labels": {"a": "b"}},
-            "spec": {"containers": [{"name": "engine", "image": "example.com/sim:1"}]},
-        },
-    },
-}
+MODEL = simulated_model("qwen", SPACE)
+ENGINES = engines_of("qwen-main", SPACE)
 """The objects that the operator would have created for it."""
 
 

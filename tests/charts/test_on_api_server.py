@@ -22,6 +22,7 @@ from fairlead_testing.kube.helm import (
     kubectl,
     render_chart,
 )
+from fairlead_testing.kube.manifests import simulated_model
 from fairlead_testing.kube.operator_process import operator_process
 from fairlead_testing.waiting import wait_until
 
@@ -29,16 +30,7 @@ pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 ELSEWHERE = {"ServiceMonitor", "PrometheusRule", "HTTPRoute"}
 """Kinds that a cluster has only if they were installed."""
-MODEL = {
-    "apiVersion": MODEL_DEPLOYMENTS.api_version,
-    "kind": "ModelDeployment",
-    "metadata": {"name": "qwen", "namespace": "charted"},
-    "spec": {
-        "model": {"uri": "hf://Qwen/Qwen3-8B"},
-        "engine": {"type": "Sim"},
-        "pools": [{"name": "main", "acceleratorClassName": "cpu"}],
-    },
-}
+MODEL = simulated_model("qwen", "charted")
 
 
 GUARDS = tuple(f"charted-fairlead-operator{end}" for end in ("", "-objects", "-accounts"))
@@ -78,7 +70,8 @@ async def test_operator_serves_a_model_with_exactly_its_permissions(
             await wait_until(lambda: there(api, DEPLOYMENTS, "qwen-main"))
             await wait_until(lambda: has_status_and_event(api))
             assert await there(api, LEASES, "fairlead-operator")
-            await api.apply(renamed(MODEL), "kubectl")  # the old pool is pruned
+            renamed = simulated_model("qwen", "charted", pools=[{"name": "other", "acceleratorClassName": "cpu"}])
+            await api.apply(renamed, "kubectl")  # the old pool is pruned
             await wait_until(lambda: there(api, DEPLOYMENTS, "qwen-other"))
             labels = label_selector({"fairlead.io/model": "qwen"})
             await wait_until(lambda: only(api, labels, "qwen-other"))
@@ -101,10 +94,6 @@ async def test_gateway_finds_models_with_exactly_its_permissions(
             listed = await gateway.get_json("/api/fleet")
             assert "charted/qwen" in str(listed)
             assert "forbidden" not in (await gateway.warnings()).lower()
-
-
-def renamed(model: Manifest) -> Manifest:
-    return {**model, "spec": {**model["spec"], "pools": [{"name": "other", "acceleratorClassName": "cpu"}]}}
 
 
 async def there(api: KubeApi, kind: Resource, name: str) -> bool:

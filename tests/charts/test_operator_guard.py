@@ -1,7 +1,7 @@
 """The admission policy of the operator on a real API server, with its service account."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import apply_rights, kubeconfig_for_account, kubectl, render_chart
 from fairlead_testing.kube.lws_controllers import worker_set, worker_set_crd
+from fairlead_testing.kube.manifests import manifest
 from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
@@ -30,9 +31,8 @@ NO_ADDRESS = "may not change the phase, the addresses or the containers"
 
 
 def pod(name: str, labels: dict[str, str]) -> Manifest:
-    metadata = {"name": name, "namespace": PLACE, "labels": labels}
     spec = {"containers": [{"name": "engine", "image": "a"}]}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+    return manifest(PODS, name, PLACE, {"labels": labels}, spec=spec)
 
 
 def serving(status: str = "False") -> dict[str, Any]:
@@ -70,33 +70,30 @@ async def clients(server: ApiServer, config: Path) -> AsyncIterator[tuple[KubeAp
         yield admin, operator
 
 
-async def write_status(api: KubeApi, name: str, status: dict[str, Any]) -> str:
-    """Applies a status as the operator does, and returns why that was refused."""
-    body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": PLACE}, "status": status}
+async def refusal(write: Awaitable[object]) -> str:
+    """Awaits a write, and returns why it was refused."""
     try:
-        await api.apply_status(body, "fairlead-operator")
+        await write
     except KubeError as error:
         return error.message
     return ""
+
+
+async def write_status(api: KubeApi, name: str, status: dict[str, Any]) -> str:
+    """Applies a status as the operator does, and returns why that was refused."""
+    return await refusal(api.apply_status(manifest(PODS, name, PLACE, status=status), "fairlead-operator"))
 
 
 async def write_metadata(api: KubeApi, name: str, metadata: dict[str, Any]) -> str:
     """Patches metadata through the status, and returns why that was refused."""
-    try:
-        await api.patch_merge(PODS, PLACE, name, {"metadata": metadata}, "fairlead-operator", subresource="status")
-    except KubeError as error:
-        return error.message
-    return ""
+    patch = {"metadata": metadata}
+    return await refusal(api.patch_merge(PODS, PLACE, name, patch, "fairlead-operator", subresource="status"))
 
 
 async def delete(api: KubeApi, name: str) -> str:
-    try:
-        live = await api.list(PODS, PLACE)
-        uid = next(one["metadata"]["uid"] for one in live.items if one["metadata"]["name"] == name)
-        await api.delete(PODS, PLACE, name, uid, grace_seconds=30)
-    except KubeError as error:
-        return error.message
-    return ""
+    pods = (await api.list(PODS, PLACE)).items
+    uid = next(pod["metadata"]["uid"] for pod in pods if pod["metadata"]["name"] == name)
+    return await refusal(api.delete(PODS, PLACE, name, uid, grace_seconds=30))
 
 
 async def test_guard_lets_the_operator_mark_and_delete_only_pods_of_models(
@@ -164,22 +161,14 @@ def child(
     return found | ({"revision": 1, "data": {"spec": {}}} if kind == "ControllerRevision" else {})
 
 
-async def apply(api: KubeApi, manifest: Manifest) -> str:
-    try:
-        await api.apply(manifest, "fairlead")
-    except KubeError as error:
-        return error.message
-    return ""
+async def apply(api: KubeApi, wanted: Manifest) -> str:
+    return await refusal(api.apply(wanted, "fairlead"))
 
 
-async def remove(api: KubeApi, manifest: Manifest) -> str:
-    resource, metadata = resource_of(manifest), manifest["metadata"]
-    live = await api.get(resource, PLACE, metadata["name"])
-    try:
-        await api.delete(resource, PLACE, metadata["name"], live["metadata"]["uid"])
-    except KubeError as error:
-        return error.message
-    return ""
+async def remove(api: KubeApi, child: Manifest) -> str:
+    resource, name = resource_of(child), child["metadata"]["name"]
+    live = await api.get(resource, PLACE, name)
+    return await refusal(api.delete(resource, PLACE, name, live["metadata"]["uid"]))
 
 
 KINDS = (

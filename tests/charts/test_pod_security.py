@@ -6,25 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from fairlead.settings import GatewaySettings
 from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS, WORKER_QUERY_SECONDS
 from fairlead_testing.kube.helm import pod_specs, render_chart
 
-CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
-NAMES = [case.stem for case in CASES]
 VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
 """Volume types that the chart uses; the level allows more."""
 
 
-@pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_every_pod_is_restricted(program: Path, case: Path) -> None:
     for name, pod in pod_specs(render_chart(program, f"--values={case}")).items():
         assert violations(pod) == [], name
 
 
-@pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_only_api_server_clients_get_a_token(program: Path, case: Path) -> None:
     for name, pod in pod_specs(render_chart(program, f"--values={case}")).items():
         speaks = name.endswith("-operator") or any("--kube" in one for one in pod["containers"][0].get("args", []))
@@ -49,7 +43,6 @@ def test_every_pod_goes_where_the_values_place_it(program: Path) -> None:
         assert {field: pod.get(field) for field in placed} == placed, name
 
 
-@pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_no_service_variable_collides_with_ours(program: Path, case: Path) -> None:
     """A Service ``fairlead-gateway`` would become the variable ``FAIRLEAD_GATEWAY_PORT``."""
     for name, pod in pod_specs(render_chart(program, f"--values={case}")).items():

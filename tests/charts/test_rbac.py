@@ -27,8 +27,6 @@ from fairlead_operator.kube.object_cache import OPTIONAL_CHILD_KINDS, STANDARD_C
 from fairlead_testing.kube.helm import HelmError, pod_specs, render_chart
 from fairlead_testing.yaml_documents import load_documents
 
-CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
-NAMES = [case.stem for case in CASES]
 ENGINES = Path(__file__).parents[1] / "operator" / "render" / "golden"
 ROLES = ("Role", "ClusterRole")
 Right = tuple[str, str, str]
@@ -115,7 +113,6 @@ def _guarded(resource: str) -> set[str]:
     return {verb for _, name, verb in (GUARDED, *OPERATORS) if name == resource}
 
 
-@pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_no_rule_is_wider_than_stated_or_grants_other_rights(program: Path, case: Path) -> None:
     for rule in rules(render_chart(program, f"--values={case}")):
         assert too_wide(rule) == [], rule
@@ -154,7 +151,6 @@ def test_each_privilege_escalation_is_detected(program: Path, changed: dict[str,
         assert found in too_wide(rule | changed)
 
 
-@pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_only_gateways_read_tenants_and_nothing_writes_them(program: Path, case: Path) -> None:
     """A right to write tenants gives access to models."""
     found = render_chart(program, f"--values={case}")
@@ -240,29 +236,19 @@ def test_autoscaler_has_exactly_the_permissions_of_its_code(program: Path) -> No
     assert (rights(found, "fairlead-autoscaler"), rights(found, "autoscaler-models")) == (classes, SCALED)
 
 
-def test_only_guarded_components_patch_pods(program: Path) -> None:
+@pytest.mark.parametrize(("component", "held"), [("autoscaler", (GUARDED,)), ("operator", OPERATORS)])
+def test_only_its_guarded_component_holds_a_right_on_pods(
+    program: Path, component: str, held: tuple[Right, ...]
+) -> None:
     found = render_chart(program)
-    holders = [one["metadata"]["name"] for one in found if one["kind"] in ROLES and GUARDED in rights([one], "")]
-    assert holders == ["fairlead-fairlead-autoscaler"]
-    guards = [one for one in found if one["metadata"]["name"] == "fairlead-fairlead-autoscaler"]
-    (policy,) = (one for one in guards if one["kind"] == "ValidatingAdmissionPolicy")
-    (binding,) = (one for one in guards if one["kind"] == "ValidatingAdmissionPolicyBinding")
-    assert binding["spec"] == {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}
-    (whom,) = policy["spec"]["matchConditions"]
-    assert "system:serviceaccount:fairlead:fairlead-autoscaler" in whom["expression"]
-
-
-def test_only_the_guarded_operator_deletes_pods_and_writes_their_status(program: Path) -> None:
-    found = render_chart(program)
-    for right in OPERATORS:
-        holders = [one["metadata"]["name"] for one in found if one["kind"] in ROLES and right in rights([one], "")]
-        assert holders == ["fairlead-fairlead-operator"]
-    guards = [one for one in found if one["metadata"]["name"] == "fairlead-fairlead-operator"]
-    (policy,) = (one for one in guards if one["kind"] == "ValidatingAdmissionPolicy")
-    (binding,) = (one for one in guards if one["kind"] == "ValidatingAdmissionPolicyBinding")
-    assert binding["spec"] == {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}
-    (whom,) = policy["spec"]["matchConditions"]
-    assert "system:serviceaccount:fairlead:fairlead-operator" in whom["expression"]
+    name = f"fairlead-fairlead-{component}"
+    for right in held:
+        roles = [role for role in found if role["kind"] in ROLES and right in rights([role], "")]
+        assert [role["metadata"]["name"] for role in roles] == [name]
+    guards = {guard["kind"]: guard.get("spec") for guard in found if guard["metadata"]["name"] == name}
+    assert guards["ValidatingAdmissionPolicyBinding"] == {"policyName": name, "validationActions": ["Deny"]}
+    (whom,) = guards["ValidatingAdmissionPolicy"]["matchConditions"]
+    assert f"system:serviceaccount:fairlead:fairlead-{component}" in whom["expression"]
 
 
 @pytest.mark.parametrize("component", ["gateway", "indexer"])

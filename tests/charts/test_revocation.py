@@ -17,6 +17,7 @@ from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_pro
 from fairlead_testing.http.raw_client import get_request, send
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import apply_rights, kubeconfig_for_account, pod_specs, render_chart
+from fairlead_testing.kube.manifests import manifest
 from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
@@ -28,12 +29,8 @@ def digest(key: str) -> str:
     return hmac.new(PEPPER.encode(), key.encode(), hashlib.sha256).hexdigest()
 
 
-TENANT: Manifest = {
-    "apiVersion": MODEL_TENANTS.api_version,
-    "kind": "ModelTenant",
-    "metadata": {"name": "acme-revoking"},
-    "spec": {"keys": [{"name": "prod", "digest": digest(STOLEN)}, {"name": "ci", "digest": digest(KEY)}]},
-}
+KEYS = [{"name": "prod", "digest": digest(STOLEN)}, {"name": "ci", "digest": digest(KEY)}]
+TENANT = manifest(MODEL_TENANTS, "acme-revoking", spec={"keys": KEYS})
 RULES: tuple[dict[str, Any], ...] = (
     {"apiGroups": ["serving.fairlead.io"], "resources": ["modeltenants"], "verbs": ["get", "list"]},
     {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["list"]},

@@ -22,9 +22,6 @@ from fairlead_operator.settings import parse_options
 from fairlead_testing.kube.helm import HelmError, pod_specs, render_chart
 from fairlead_testing.yaml_documents import load_document
 
-CASES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
-NAMES = [case.stem for case in CASES]
-
 
 def secrets(found: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
     return {
@@ -104,7 +101,6 @@ def test_redis_without_password_is_supported(program: Path, url: str) -> None:
     assert parse_redis_url(given).url == given
 
 
-@pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_operator_accepts_its_variables_and_options(program: Path, case: Path) -> None:
     found = pod_specs(render_chart(program, f"--values={case}"))
     (container,) = next(pod for name, pod in found.items() if name.endswith("-operator"))["containers"]
@@ -120,7 +116,6 @@ def test_operator_accepts_its_variables_and_options(program: Path, case: Path) -
     assert "Sim" in chosen.installation.images
 
 
-@pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_gateway_accepts_its_variables_and_options(program: Path, case: Path) -> None:
     found = pod_specs(render_chart(program, f"--values={case}"))
     (container,) = next(pod for name, pod in found.items() if name.endswith("-gateway"))["containers"]
