@@ -86,8 +86,15 @@ def test_engine_without_known_gauges_gets_a_fixed_delay() -> None:
     assert PreStopDrain().prestop_hook(300) == {"sleep": {"seconds": 10}}
 
 
+def lines_of_patched(url: str, patch: str) -> list[str]:
+    """Returns what the script prints to its end, after a patch of its functions."""
+    command = PreStopDrain(url, (GAUGE,)).prestop_hook(60)["exec"]["command"]
+    command[0], command[2], command[5] = sys.executable, patch + DRAIN_SCRIPT, "0"
+    done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout.splitlines()
+
+
 def test_missing_leader_name_ends_the_wait_and_failed_lookup_does_not() -> None:
-    command = PreStopDrain("http://leader.group:8000/metrics", (GAUGE,)).prestop_hook(60)["exec"]["command"]
     looks = """
 import socket
 answers = [socket.EAI_AGAIN, socket.EAI_AGAIN, socket.EAI_NONAME]
@@ -98,13 +105,10 @@ def look(name, *_, **__):
     raise socket.gaierror(answers.pop(0), "no")
 socket.getaddrinfo = look
 """
-    command[0], command[2], command[5] = sys.executable, looks + DRAIN_SCRIPT, "0"
-    done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.count("looked") == 3
+    assert lines_of_patched("http://leader.group:8000/metrics", looks) == ["looked"] * 3
 
 
 def test_lookup_retry_of_a_local_name_server_means_leader_is_gone() -> None:
-    command = PreStopDrain("http://leader.group:8000/metrics", (GAUGE,)).prestop_hook(60)["exec"]["command"]
     looks = """
 import socket
 def look(name, *_, **__):
@@ -114,13 +118,11 @@ def look(name, *_, **__):
     raise socket.gaierror(socket.EAI_AGAIN, "no")
 socket.getaddrinfo = look
 """
-    command[0], command[2], command[5] = sys.executable, looks + DRAIN_SCRIPT, "0"
-    done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.splitlines() == ["looked at leader.group", "looked at kubernetes.default"]
+    lines = lines_of_patched("http://leader.group:8000/metrics", looks)
+    assert lines == ["looked at leader.group", "looked at kubernetes.default"]
 
 
 def test_unreachable_leader_ends_the_wait_and_a_timeout_does_not() -> None:
-    command = PreStopDrain("http://192.0.2.1:8000/metrics", (GAUGE,)).prestop_hook(60)["exec"]["command"]
     connects = """
 import errno, socket
 answers = [errno.ETIMEDOUT, errno.ENETUNREACH, errno.EHOSTUNREACH]
@@ -129,6 +131,4 @@ def connect(*_, **__):
     raise OSError(answers.pop(0), "no")
 socket.create_connection = connect
 """
-    command[0], command[2], command[5] = sys.executable, connects + DRAIN_SCRIPT, "0"
-    done = subprocess.run(command, env={}, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.count("asked") == 3
+    assert lines_of_patched("http://192.0.2.1:8000/metrics", connects) == ["asked"] * 3

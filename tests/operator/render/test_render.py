@@ -440,44 +440,27 @@ def test_engine_annotations_parse_back_and_survive_edits() -> None:
     assert parse_engine_info(broken) == PodEngineInfo()
 
 
-@pytest.mark.parametrize(
-    ("changes", "field", "message"),
-    [
-        ({"model": {"uri": "s3://bucket/a.gguf"}}, "spec.model.uri", "cannot load s3:// weights"),
-        ({"model": {"uri": "pvc:models/folder"}}, "spec.model.uri", "loads one GGUF file"),
-        ({"model": {"uri": "hf://a/b-GGUF", "revision": "main"}}, "spec.model.revision", "no revision"),
-        ({"pools": [_POOL | {"parallelism": {"data": 2}}]}, "spec.pools[main].parallelism", "on one node"),
-        (
-            {"pools": [_POOL | {"parallelism": {"tensor": 2, "pipeline": 2}}]},
-            "spec.pools[main].parallelism",
-            "by rows or by layers",
-        ),
-    ],
-)
-def test_what_llama_cpp_cannot_do_is_named(changes: dict[str, Any], field: str, message: str) -> None:
-    spec = {"model": {"uri": "hf://a/b-GGUF"}, "engine": {"type": "LlamaCpp", "image": "llama.cpp:server"}} | changes
-    problem = only_problem(model_of(**spec))
-    assert problem.field == field
-    assert message in problem.message
-    assert problem.fix
+def ranks(**parallelism: int) -> dict[str, Any]:
+    return {"pools": [_POOL | {"parallelism": parallelism}]}
 
 
 @pytest.mark.parametrize(
-    ("changes", "field", "message"),
+    ("engine", "changes", "field", "message"),
     [
-        ({"model": {"uri": "s3://bucket/qwen"}}, "spec.model.uri", "cannot load s3:// weights"),
-        ({"pools": [_POOL | {"parallelism": {"data": 2}}]}, "spec.pools[main].parallelism", "on one node"),
-        (
-            {"pools": [_POOL | {"parallelism": {"tensor": 2, "nodes": 2}}]},
-            "spec.pools[main].parallelism",
-            "on one node",
-        ),
+        ("LlamaCpp", {"model": {"uri": "s3://bucket/a.gguf"}}, "model.uri", "cannot load s3:// weights"),
+        ("LlamaCpp", {"model": {"uri": "pvc:models/folder"}}, "model.uri", "loads one GGUF file"),
+        ("LlamaCpp", {"model": {"uri": "hf://a/b-GGUF", "revision": "main"}}, "model.revision", "no revision"),
+        ("LlamaCpp", ranks(data=2), "pools[main].parallelism", "on one node"),
+        ("LlamaCpp", ranks(tensor=2, pipeline=2), "pools[main].parallelism", "by rows or by layers"),
+        ("TRTLLM", {"model": {"uri": "s3://bucket/qwen"}}, "model.uri", "cannot load s3:// weights"),
+        ("TRTLLM", ranks(data=2), "pools[main].parallelism", "on one node"),
+        ("TRTLLM", ranks(tensor=2, nodes=2), "pools[main].parallelism", "on one node"),
     ],
 )
-def test_what_tensorrt_llm_cannot_do_is_named(changes: dict[str, Any], field: str, message: str) -> None:
-    spec = {"model": {"uri": "hf://a/b"}, "engine": {"type": "TRTLLM", "image": "tensorrt-llm/release:1"}} | changes
+def test_what_an_engine_cannot_do_is_named(engine: str, changes: dict[str, Any], field: str, message: str) -> None:
+    spec = {"model": {"uri": "hf://a/b-GGUF"}, "engine": {"type": engine, "image": "engine:1"}} | changes
     problem = only_problem(model_of(**spec))
-    assert problem.field == field
+    assert problem.field == f"spec.{field}"
     assert message in problem.message
     assert problem.fix
 

@@ -169,29 +169,17 @@ async def planted(api: Api) -> None:
     }
     await api.apply_status({**model, "status": {"conditions": [crash], "observedGeneration": 1}}, "test")
     await api.apply(of(CONTROLLER_REVISIONS, "fairlead", "tiny-1", CHILD, revision=1, data={"spec": wanted}), "test")
-    regarding = {
-        "apiVersion": "v1",
-        "kind": "ModelDeployment",
-        "name": "tiny",
-        "namespace": "fairlead",
-        "uid": uid_of(model),
+    kind = {"apiVersion": "v1", "kind": "ModelDeployment"}
+    regarding = kind | {"name": "tiny", "namespace": "fairlead", "uid": uid_of(model)}
+    reporter = {"reportingController": "fairlead.io/operator", "reportingInstance": "x"}
+    event = {
+        "action": "Serve",
+        "reason": "EngineCrashing",
+        "type": "Warning",
+        "eventTime": "2026-11-20T18:00:00.000000Z",
     }
-    await api.create(
-        of(
-            EVENTS,
-            "fairlead",
-            "e1",
-            eventTime="2026-11-20T18:00:00.000000Z",
-            reportingController="fairlead.io/operator",
-            reportingInstance="x",
-            action="Serve",
-            reason="EngineCrashing",
-            type="Warning",
-            note=f"Engine ended with exit code 1, 3 times: {PROMPT}; Bearer {SECRET}",
-            regarding=regarding,
-        ),
-        "test",
-    )
+    note = f"Engine ended with exit code 1, 3 times: {PROMPT}; Bearer {SECRET}"
+    await api.create(of(EVENTS, "fairlead", "e1", **reporter, **event, note=note, regarding=regarding), "test")
 
 
 @pytest.mark.api_server
