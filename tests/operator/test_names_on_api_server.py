@@ -15,6 +15,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Pacing, SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.manifests import manifest, simulated_model
 from fairlead_testing.kube.operator_process import OperatorProcesses, apply_crds_and_namespaces
 from fairlead_testing.waiting import wait_until
 
@@ -24,25 +25,12 @@ ALIAS = "acme/assistant"
 
 
 def model(name: str, *served: str) -> Manifest:
-    return {
-        "apiVersion": MODEL_DEPLOYMENTS.api_version,
-        "kind": "ModelDeployment",
-        "metadata": {"name": name, "namespace": NAMESPACE},
-        "spec": {
-            "model": {"uri": "hf://Qwen/Qwen3-8B", "servedNames": list(served)},
-            "engine": {"type": "Sim"},
-            "pools": [{"name": "main", "acceleratorClassName": "cpu"}],
-        },
-    }
+    return simulated_model(name, NAMESPACE, model={"uri": "hf://Qwen/Qwen3-8B", "servedNames": list(served)})
 
 
 def route(*targets: str) -> Manifest:
-    return {
-        "apiVersion": MODEL_ROUTES.api_version,
-        "kind": "ModelRoute",
-        "metadata": {"name": "assistant", "namespace": NAMESPACE},
-        "spec": {"servedNames": [ALIAS], "targets": [{"model": name} for name in targets]},
-    }
+    spec = {"servedNames": [ALIAS], "targets": [{"model": name} for name in targets]}
+    return manifest(MODEL_ROUTES, "assistant", NAMESPACE, spec=spec)
 
 
 @asynccontextmanager

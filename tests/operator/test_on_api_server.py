@@ -31,6 +31,7 @@ from fairlead.kube.transport.http_transport import HttpRequest
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.manifests import simulated_model
 from fairlead_testing.kube.operator_process import OperatorProcesses, apply_crds_and_namespaces, run_deployments
 from fairlead_testing.pytest_hooks.nightly import shortened
 from fairlead_testing.waiting import wait_until
@@ -62,17 +63,8 @@ async def namespace_api(server: ApiServer, namespace: str) -> AsyncIterator[Kube
 
 
 def model(namespace: str, *pools: str, **spec: Any) -> Manifest:
-    return {
-        "apiVersion": MODEL_DEPLOYMENTS.api_version,
-        "kind": "ModelDeployment",
-        "metadata": {"name": "qwen", "namespace": namespace},
-        "spec": {
-            "model": {"uri": "hf://Qwen/Qwen3-8B"},
-            "engine": {"type": "Sim"},
-            "pools": [{"name": name, "acceleratorClassName": "cpu"} for name in pools or ("main",)],
-            **spec,
-        },
-    }
+    named = [{"name": name, "acceleratorClassName": "cpu"} for name in pools or ("main",)]
+    return simulated_model("qwen", namespace, pools=named, **spec)
 
 
 async def child(api: KubeApi, namespace: str, name: str) -> Manifest | None:

@@ -41,6 +41,7 @@ from fairlead_operator.render import render_model
 from fairlead_testing.engines.scripted import ScriptedEngine, scripted_engine
 from fairlead_testing.gateway.running_gateway import GOOD, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, post_request, send
+from fairlead_testing.kube.manifests import simulated_model
 from fairlead_testing.kube.render_cases import default_context
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.yaml_documents import load_documents
@@ -111,17 +112,10 @@ def golden_objects(kind: str, name: str = "") -> Iterator[dict[str, Any]]:
 
 
 def engine_pod(kind: str = "VLLM", **model: Any) -> dict[str, Any]:
-    manifest = {
-        "apiVersion": "serving.fairlead.io/v1alpha1",
-        "kind": "ModelDeployment",
-        "metadata": {"name": "qwen", "namespace": "chat", "uid": "u1"},
-        "spec": {
-            "model": {"uri": "hf://Qwen/Qwen3-8B", **model},
-            "engine": {"type": kind},
-            "pools": [{"acceleratorClassName": "nvidia-l4"}],
-        },
-    }
-    rendered = render_model(ModelDeployment.model_validate(manifest), {}, default_context())
+    spec = {"model": {"uri": "hf://Qwen/Qwen3-8B", **model}, "pools": [{"acceleratorClassName": "nvidia-l4"}]}
+    named = simulated_model("qwen", "chat", engine={"type": kind}, **spec)
+    named["metadata"]["uid"] = "u1"
+    rendered = render_model(ModelDeployment.model_validate(named), {}, default_context())
     (found,) = (one for one in rendered.manifests if one["kind"] == "Deployment")
     pod: dict[str, Any] = found["spec"]["template"]["spec"]
     return pod

@@ -32,6 +32,7 @@ from fairlead_cli.target import ClusterOptions
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 from fairlead_testing.kube.api_server import ApiServer, api_server_for_test
 from fairlead_testing.kube.kubelet import NODE, Kubelet
+from fairlead_testing.kube.manifests import simulated_model
 from fairlead_testing.kube.operator_process import apply_crds_and_namespaces
 from fairlead_testing.redis.valkey import Valkey
 
@@ -42,16 +43,7 @@ AUTOSCALERS = ("fairlead-autoscaler-0", "fairlead-autoscaler-1")
 NOT_KNOWN = CannedResponse([b'{"error": {"message": "not in the log"}}'], 404)
 KINDS = ("Secret", "Service", "Deployment")
 MODEL_POD = "tiny-main-58d7-x2kd"
-MODEL = {
-    "apiVersion": "serving.fairlead.io/v1alpha1",
-    "kind": "ModelDeployment",
-    "metadata": {"name": "tiny", "namespace": "chat"},
-    "spec": {
-        "model": {"uri": "hf://Org/tiny"},
-        "engine": {"type": "Sim"},
-        "pools": [{"acceleratorClassName": "nvidia-l4"}],
-    },
-}
+MODEL = simulated_model("tiny", "chat", model={"uri": "hf://Org/tiny"}, pools=[{"acceleratorClassName": "nvidia-l4"}])
 SECRETS = {"manage-token": TOKEN, "hash-secret": "drawn", "first-key": KEY, "url": "redis://fairlead-redis:6379/0"}
 
 

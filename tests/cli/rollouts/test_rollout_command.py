@@ -20,6 +20,7 @@ from fairlead_cli.cluster.access.connection import local_user
 from fairlead_operator.object_metadata import UNDO_ANNOTATION
 from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.kube.api_server import ApiServer
+from fairlead_testing.kube.manifests import simulated_model
 from fairlead_testing.processes import unused_port
 from fairlead_testing.waiting import wait_until
 from fairlead_testing.yaml_documents import load_document
@@ -77,17 +78,8 @@ async def said(server: ApiServer, *words: str) -> str:
 
 
 def model(args: list[str], **more: Any) -> Manifest:
-    return {
-        "apiVersion": MODEL_DEPLOYMENTS.api_version,
-        "kind": "ModelDeployment",
-        "metadata": {"name": "qwen", "namespace": SPACE},
-        "spec": {
-            "model": {"uri": "hf://Qwen/Qwen3-8B"},
-            "engine": {"type": "Sim", "args": args},
-            "pools": [{"acceleratorClassName": "cpu", "minReplicas": 2}],
-            **more,
-        },
-    }
+    pools = [{"acceleratorClassName": "cpu", "minReplicas": 2}]
+    return simulated_model("qwen", SPACE, engine={"type": "Sim", "args": args}, pools=pools, **more)
 
 
 async def become(api: KubeApi, *wanted: str) -> None:

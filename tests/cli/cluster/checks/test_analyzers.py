@@ -23,7 +23,7 @@ from fairlead_cli.cluster.components import COMPONENT_LABEL, GATEWAY
 from fairlead_cli.cluster.facts import ClusterFacts, SecretSummary
 from fairlead_cli.cluster.facts_collector import collect_references
 from fairlead_cli.cluster.object_fields import MissingValue
-from fairlead_cli.cluster.pod_http import Readiness
+from fairlead_cli.cluster.pod_http import PodReport, Readiness
 
 Build = Mapping[str, Callable[..., Any]]
 AWAY = MissingValue("connection refused")
@@ -105,25 +105,13 @@ def keys_missing(facts: ClusterFacts, build: Build) -> ClusterFacts:
 def fleet_stale(facts: ClusterFacts, build: Build) -> ClusterFacts:
     note = "cannot watch the cluster; the last fleet stays: Pod had its last event more than 190 s ago: forbidden"
     page = "fairlead_gateway_redis_connected 1\n"
-    return replace(
-        facts,
-        pod_reports={
-            **facts.pod_reports,
-            "gateway": [build["pod_report"](one, page, note) for one in of(facts, "gateway")],
-        },
-    )
+    return with_reports(facts, "gateway", [build["pod_report"](pod, page, note) for pod in of(facts, "gateway")])
 
 
 def redis_unreachable(facts: ClusterFacts, build: Build) -> ClusterFacts:
     note = "Redis is away for 41s (Connection refused): decisions are not shared with other gateways"
     page = "fairlead_gateway_redis_connected 0\n"
-    return replace(
-        facts,
-        pod_reports={
-            **facts.pod_reports,
-            "gateway": [build["pod_report"](one, page, note) for one in of(facts, "gateway")],
-        },
-    )
+    return with_reports(facts, "gateway", [build["pod_report"](pod, page, note) for pod in of(facts, "gateway")])
 
 
 def stalled(reason: str, message: str) -> Callable[[ClusterFacts, Build], ClusterFacts]:
@@ -282,13 +270,7 @@ def test_operators_with_shared_namespaces_fail(facts: ClusterFacts) -> None:
 
 def test_silent_watch_of_the_operator_fails(facts: ClusterFacts, builders: Build) -> None:
     page = 'fairlead_operator_leading 1\nfairlead_operator_watch_age_seconds{kind="Deployment"} 400\n'
-    deaf = replace(
-        facts,
-        pod_reports={
-            **facts.pod_reports,
-            "operator": [builders["pod_report"](one, page) for one in of(facts, "operator")],
-        },
-    )
+    deaf = with_reports(facts, "operator", [builders["pod_report"](pod, page) for pod in of(facts, "operator")])
     assert failing(deaf) == {"operator-watches"}
     assert "has received nothing about Deployment for 400 s" in lines(deaf, "operator-watches")
 
@@ -431,14 +413,14 @@ def test_quarantined_or_stale_index_is_reported_once(facts: ClusterFacts, note: 
     first, *rest = facts.pod_reports["gateway"]
     assert isinstance(first.readiness, Readiness)
     degraded = replace(first, readiness=msgspec.structs.replace(first.readiness, notes=[note]))
-    found = replace(facts, pod_reports={**facts.pod_reports, "gateway": [degraded, *rest]})
+    found = with_reports(facts, "gateway", [degraded, *rest])
     assert marks(facts)["gateway-index"] is CheckOutcome.OK
     assert marks(found)["gateway-index"] is CheckOutcome.WARNING
     assert note in lines(found, "gateway-index")
     assert marks(found)["gateway-notes"] is CheckOutcome.OK
 
 
-INDEXER_CHECKS = ("installed", "ready", "secrets", "rights", "leads", "hears")
+COMPONENT_CHECKS = ("installed", "ready", "secrets", "rights", "leads", "hears")
 
 
 def problems(facts: ClusterFacts) -> dict[str, Verdict]:
@@ -446,12 +428,18 @@ def problems(facts: ClusterFacts) -> dict[str, Verdict]:
     return {one.check.id: one.verdict for one in run_checks(facts) if one.verdict.outcome is not CheckOutcome.OK}
 
 
-def reporting(facts: ClusterFacts, build: Build, *pages: str) -> ClusterFacts:
-    """Returns facts in which the autoscalers' metrics are these pages."""
-    assert not isinstance(facts.pods, MissingValue)
-    pods = [pod for pod in facts.pods if pod["metadata"]["labels"][COMPONENT_LABEL] == "autoscaler"]
-    reports = [build["pod_report"](pod, page) for pod, page in zip(pods, pages, strict=True)]
-    return replace(facts, pod_reports={**facts.pod_reports, "autoscaler": reports})
+def with_reports(facts: ClusterFacts, component: str, reports: list[PodReport]) -> ClusterFacts:
+    return replace(facts, pod_reports={**facts.pod_reports, component: reports})
+
+
+def reporting(facts: ClusterFacts, build: Build, component: str, *pages: str) -> ClusterFacts:
+    """Returns facts in which the metrics of a component's pods are these pages."""
+    pods = zip(of(facts, component), pages, strict=True)
+    return with_reports(facts, component, [build["pod_report"](pod, page) for pod, page in pods])
+
+
+CONNECTED = "fairlead_indexer_redis_connected 1\n"
+INDEXER_IDLE = f'{CONNECTED}fairlead_indexer_leads{{model="chat/tiny"}} 0\n'
 
 
 def page(leads: int = 0, frozen: int = 0, gateways: int = 2, missing: int = 0) -> str:
@@ -459,27 +447,34 @@ def page(leads: int = 0, frozen: int = 0, gateways: int = 2, missing: int = 0) -
     return "".join(f"fairlead_autoscaler_{name} {value}\n" for name, value in values.items())
 
 
-def test_healthy_installation_passes_all_autoscaler_checks(facts: ClusterFacts) -> None:
-    notes = {one.check.id: one.verdict.note for one in run_checks(facts)}
-    assert {f"autoscaler-{name}" for name in INDEXER_CHECKS} <= notes.keys()
-    assert notes["autoscaler-leads"] == "fairlead-autoscaler-0"
-    assert notes["autoscaler-hears"] == "4 of 4 gateway answers"
+@pytest.mark.parametrize(
+    ("component", "leads", "hears"),
+    [("autoscaler", "fairlead-autoscaler-0", "4 of 4 gateway answers"), ("indexer", "1 of 1", "2 of 2 engines")],
+)
+def test_healthy_installation_passes_all_checks_of_a_component(
+    facts: ClusterFacts, component: str, leads: str, hears: str
+) -> None:
+    notes = {result.check.id: result.verdict.note for result in run_checks(facts)}
+    assert {f"{component}-{name}" for name in COMPONENT_CHECKS} <= notes.keys()
+    assert (notes[f"{component}-leads"], notes[f"{component}-hears"]) == (leads, hears)
 
 
 def test_an_installation_without_a_leader_fails(facts: ClusterFacts, builders: Build) -> None:
-    found = problems(reporting(facts, builders, page(), page()))
+    found = problems(reporting(facts, builders, "autoscaler", page(), page()))
     assert {name: one.outcome for name, one in found.items()} == {"autoscaler-leads": CheckOutcome.FAILED}
 
 
-def test_an_unreached_autoscaler_may_lead(facts: ClusterFacts, builders: Build) -> None:
-    first, second = reporting(facts, builders, page(), page()).pod_reports["autoscaler"]
+@pytest.mark.parametrize(("component", "idle"), [("autoscaler", page()), ("indexer", INDEXER_IDLE)])
+def test_an_unreached_pod_may_lead(facts: ClusterFacts, builders: Build, component: str, idle: str) -> None:
+    first, second = reporting(facts, builders, component, idle, idle).pod_reports[component]
     silent = replace(first, metrics=MissingValue("the API server does not reach pod x"))
-    found = problems(replace(facts, pod_reports={**facts.pod_reports, "autoscaler": [silent, second]}))
-    assert found["autoscaler-leads"].outcome is CheckOutcome.UNKNOWN
+    verdict = problems(with_reports(facts, component, [silent, second]))[f"{component}-leads"]
+    assert verdict.outcome is CheckOutcome.UNKNOWN
+    assert "does not reach pod x" in verdict.lines[0]
 
 
 def test_a_frozen_leader_and_silent_gateways_are_warnings(facts: ClusterFacts, builders: Build) -> None:
-    found = problems(reporting(facts, builders, page(leads=1, frozen=1, missing=1), page(gateways=0)))
+    found = problems(reporting(facts, builders, "autoscaler", page(leads=1, frozen=1, missing=1), page(gateways=0)))
     assert {name: one.outcome for name, one in found.items()} == {
         "autoscaler-leads": CheckOutcome.WARNING,
         "autoscaler-hears": CheckOutcome.WARNING,
@@ -515,45 +510,17 @@ def test_the_lease_is_the_autoscalers() -> None:
     assert AUTOSCALER_LEASE_NAME == LEASE_NAME
 
 
-CONNECTED = "fairlead_indexer_redis_connected 1\n"
-
-
-def said(facts: ClusterFacts) -> dict[str, Verdict]:
-    """Returns the verdicts that are not OK."""
-    return {one.check.id: one.verdict for one in run_checks(facts) if one.verdict.outcome is not CheckOutcome.OK}
-
-
-def telling(facts: ClusterFacts, build: Build, *pages: str) -> ClusterFacts:
-    pods = [one for one in facts.pods if one["metadata"]["labels"][COMPONENT_LABEL] == "indexer"]
-    told = [build["pod_report"](pod, page) for pod, page in zip(pods, pages, strict=True)]
-    return replace(facts, pod_reports={**facts.pod_reports, "indexer": told})
-
-
 def without(facts: ClusterFacts, *components: str) -> ClusterFacts:
     kept = [one for one in facts.deployments if one["metadata"]["labels"][COMPONENT_LABEL] not in components]
     return replace(facts, deployments=kept)
 
 
-def test_healthy_installation_passes_all_indexer_checks(facts: ClusterFacts) -> None:
-    notes = {one.check.id: one.verdict.note for one in run_checks(facts)}
-    assert {f"indexer-{name}" for name in INDEXER_CHECKS} <= notes.keys()
-    assert (notes["indexer-leads"], notes["indexer-hears"]) == ("1 of 1", "2 of 2 engines")
-
-
 def test_model_without_a_leading_indexer_fails(facts: ClusterFacts, builders: Build) -> None:
     idle, leads = (f'{CONNECTED}fairlead_indexer_leads{{model="chat/tiny"}} {number}\n' for number in (0, 1))
-    assert said(telling(facts, builders, idle, leads)) == {}
-    found = said(telling(facts, builders, idle, idle))
+    assert problems(reporting(facts, builders, "indexer", idle, leads)) == {}
+    found = problems(reporting(facts, builders, "indexer", idle, idle))
     assert found["indexer-leads"].lines == ("no indexer reads the engines of chat/tiny",)
     assert {name: one.outcome for name, one in found.items()} == {"indexer-leads": CheckOutcome.FAILED}
-
-
-def test_unreached_indexer_makes_leadership_unknown(facts: ClusterFacts) -> None:
-    first, second = facts.pod_reports["indexer"]
-    silent = replace(first, metrics=MissingValue("the API server does not reach pod x"))
-    found = said(replace(facts, pod_reports={**facts.pod_reports, "indexer": [silent, second]}))
-    assert found["indexer-leads"].outcome is CheckOutcome.UNKNOWN
-    assert "does not reach pod x" in found["indexer-leads"].lines[0]
 
 
 def test_missing_engine_or_redis_connections_are_warnings(facts: ClusterFacts, builders: Build) -> None:
@@ -561,7 +528,7 @@ def test_missing_engine_or_redis_connections_are_warnings(facts: ClusterFacts, b
         'fairlead_indexer_redis_connected 0\nfairlead_indexer_leads{model="chat/tiny"} 1\n'
         'fairlead_indexer_instances{model="chat/tiny"} 4\nfairlead_indexer_connected{model="chat/tiny"} 3\n'
     )
-    (found,) = said(telling(facts, builders, page, CONNECTED)).values()
+    (found,) = problems(reporting(facts, builders, "indexer", page, CONNECTED)).values()
     assert found.outcome is CheckOutcome.WARNING
     assert [line.partition(" ")[2] for line in found.lines] == [
         "is not connected to Redis",
@@ -570,7 +537,7 @@ def test_missing_engine_or_redis_connections_are_warnings(facts: ClusterFacts, b
 
 
 def test_missing_indexer_warns_only_for_gateways_with_redis(facts: ClusterFacts) -> None:
-    found = said(without(facts, "indexer"))
+    found = problems(without(facts, "indexer"))
     assert {name: one.outcome for name, one in found.items()} == {"indexer-installed": CheckOutcome.WARNING}
     assert "has a Redis, and no indexer writes the index there" in found["indexer-installed"].lines[0]
     alone = without(facts, "indexer", "redis")
@@ -589,7 +556,7 @@ def test_missing_secret_and_permission_are_named(facts: ClusterFacts, gone: str)
     else:
         mine = dict.fromkeys(facts.account_permissions["indexer", "fairlead"], False)
         facts = replace(facts, account_permissions={**facts.account_permissions, ("indexer", "fairlead"): mine})
-    assert said(facts)[f"indexer-{gone}"].outcome is CheckOutcome.FAILED
+    assert problems(facts)[f"indexer-{gone}"].outcome is CheckOutcome.FAILED
 
 
 COMPLETE = SecretSummary(frozenset({"token", "ca.crt"}))

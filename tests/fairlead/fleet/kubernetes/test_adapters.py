@@ -7,20 +7,17 @@ from fairlead.adapters.download import AdapterDownload
 from fairlead.adapters.model import LoraAdapter
 from fairlead.fleet.kubernetes.builder import FleetResult
 from fairlead.fleet.kubernetes.claimant_objects import adapter_cache, route_cache
-from fairlead.kube.resources import Manifest
+from fairlead.kube.resources import MODEL_ADAPTERS, MODEL_ROUTES, Manifest
 from fairlead.limits import Limits
+from fairlead_testing.kube.manifests import manifest
 from fairlead_testing.kube.operator_harness import build, keyed, model
 
 SLOTS = {"slots": 3}
 
 
 def adapter(name: str, *served: str, born: str = "5", namespace: str = "x", **spec: Any) -> Manifest:
-    return {
-        "apiVersion": "serving.fairlead.io/v1alpha1",
-        "kind": "ModelAdapter",
-        "metadata": {"name": name, "namespace": namespace, "creationTimestamp": born},
-        "spec": {"base": "tiny", "source": f"hf://acme/{name}", "servedNames": list(served), **spec},
-    }
+    whole = {"base": "tiny", "source": f"hf://acme/{name}", "servedNames": list(served), **spec}
+    return manifest(MODEL_ADAPTERS, name, namespace, {"creationTimestamp": born}, spec=whole)
 
 
 def built(models: list[Manifest], adapters: list[Manifest], **more: Any) -> FleetResult:
@@ -54,12 +51,7 @@ def test_a_base_of_another_namespace_is_none() -> None:
 
 
 def test_names_belong_to_models_routes_and_adapters_by_age() -> None:
-    route = {
-        "apiVersion": "serving.fairlead.io/v1alpha1",
-        "kind": "ModelRoute",
-        "metadata": {"name": "legal", "namespace": "x", "creationTimestamp": "4"},
-        "spec": {"targets": [{"model": "tiny"}]},
-    }
+    route = manifest(MODEL_ROUTES, "legal", "x", {"creationTimestamp": "4"}, spec={"targets": [{"model": "tiny"}]})
     models = [model(adapters=SLOTS, created="1"), model("sql", created="9")]
     adapters = [adapter("sql", "tiny", "x/sub"), adapter("legal", "law")]
     found = built(models, adapters, routes=route_cache().parse(keyed(route)))

@@ -6,19 +6,16 @@ from typing import Any
 from fairlead.fleet.client_names import NameHistory
 from fairlead.fleet.kubernetes.builder import FleetResult
 from fairlead.fleet.kubernetes.claimant_objects import route_cache
-from fairlead.kube.resources import Manifest
+from fairlead.kube.resources import MODEL_ROUTES, Manifest
 from fairlead.limits import Limits
 from fairlead.routes.model import RouteTarget
+from fairlead_testing.kube.manifests import manifest
 from fairlead_testing.kube.operator_harness import build, keyed, named
 
 
 def route(name: str, *served: str, born: str = "5", namespace: str = "x", **spec: Any) -> Manifest:
-    return {
-        "apiVersion": "serving.fairlead.io/v1alpha1",
-        "kind": "ModelRoute",
-        "metadata": {"name": name, "namespace": namespace, "creationTimestamp": born},
-        "spec": {"servedNames": list(served), "targets": [{"model": "tiny"}], **spec},
-    }
+    whole = {"servedNames": list(served), "targets": [{"model": "tiny"}], **spec}
+    return manifest(MODEL_ROUTES, name, namespace, {"creationTimestamp": born}, spec=whole)
 
 
 def built(models: list[Manifest], routes: list[Manifest], **more: Any) -> FleetResult:
