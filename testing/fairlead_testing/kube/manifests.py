@@ -16,7 +16,7 @@ def manifest(
     """Returns an object of a kind.
 
     metadata: more of it than the name and the namespace.
-    fields: the fields beside the metadata, such as `spec`.
+    fields: the other fields, such as `spec`.
     """
     place = {} if namespace is None else {"namespace": namespace}
     head = {"apiVersion": resource.api_version, "kind": resource.kind}

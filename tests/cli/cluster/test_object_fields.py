@@ -43,26 +43,15 @@ def test_ages_have_one_unit(seconds: float, text: str) -> None:
 def test_certificate_expiry_is_read(tmp_path: Path, days: int) -> None:
     """Certificates of openssl, with both forms of time: years from 2050 on have four digits."""
     target = tmp_path / "cert.pem"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-subj",
-        "/CN=x",
-    ]
-    subprocess.run(
-        [*command, "-days", str(days), "-keyout", "/dev/null", "-out", str(target)], check=True, capture_output=True
-    )
-    told = subprocess.run(
-        ["openssl", "x509", "-enddate", "-noout", "-in", str(target)], check=True, capture_output=True, text=True
-    )
-    expected = parse_http_date(f"x, {_http(told.stdout.strip().removeprefix('notAfter='))}")
+    request = f"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=x -days {days} -keyout /dev/null"
+    openssl(*request.split(), "-out", str(target))
+    end = openssl("x509", "-enddate", "-noout", "-in", str(target)).strip().removeprefix("notAfter=")
+    expected = parse_http_date(f"x, {_http(end)}")
     assert certificate_expiry(target.read_bytes()) == expected
+
+
+def openssl(*arguments: str) -> str:
+    return subprocess.run(["openssl", *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def _http(text: str) -> str:

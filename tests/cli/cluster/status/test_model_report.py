@@ -57,16 +57,22 @@ def pod_report(page: str, name: str = "g") -> PodReport:
     return PodReport(name, "fairlead", Readiness(True, []), parse_metrics(page))
 
 
+def warning(
+    reason: str,
+    note: str,
+    uid: str = "u1",
+    at: str = "2027-01-15T07:59:00Z",
+    name: str = "tiny-main-a",
+    kind: str = "Pod",
+) -> Manifest:
+    regarding = {"kind": kind, "name": name, "uid": uid}
+    return {"type": "Warning", "reason": reason, "note": note, "regarding": regarding, "eventTime": at}
+
+
 def test_tree_has_pools_pods_signals_conditions_events_and_advice(builders: Build) -> None:
     broken = {"name": "engine", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "x/y:z not found"}}}
-    event = {
-        "type": "Warning",
-        "reason": "ImagePullFailed",
-        "note": "Pod b waits",
-        "eventTime": "2027-01-15T07:59:19.000000Z",
-        "regarding": {"kind": "ModelDeployment", "name": "tiny"},
-        "series": {"count": 3, "lastObservedTime": "2027-01-15T07:59:19.000000Z"},
-    }
+    event = warning("ImagePullFailed", "Pod b waits", "uid-tiny", "2027-01-15T07:59:19Z", "tiny", "ModelDeployment")
+    event["series"] = {"count": 3, "lastObservedTime": event["eventTime"]}
     stalled = ("True", "ImagePullFailed", "pod b: x/y:z not found")
     model = builders["model"](ready=False, Ready=("False", "ImagePullFailed", "pod b"), Stalled=stalled)
     pods = [pod("a", "u1"), pod("b", "u2", ready=False, containerStatuses=[broken])]
@@ -82,13 +88,7 @@ def test_tree_has_pools_pods_signals_conditions_events_and_advice(builders: Buil
 
 
 def test_failed_startup_probes_are_shown_until_the_pod_is_ready(builders: Build) -> None:
-    event = {
-        "type": "Warning",
-        "reason": "Unhealthy",
-        "note": "Startup probe failed: dial tcp: connection refused",
-        "eventTime": "2027-01-15T07:59:19.000000Z",
-        "regarding": {"kind": "Pod", "name": "a"},
-    }
+    event = warning("Unhealthy", "Startup probe failed: dial tcp: connection refused", name="a")
     for ready, count in ((True, 0), (False, 1)):
         facts = ModelFacts(builders["model"](), [pod("a", "u1", ready=ready)], [event], [pod_report(PAGE)], NOW)
         assert shown(facts).count("Startup probe failed") == count
@@ -301,11 +301,6 @@ def creating(state: str = "ContainerCreating", **conditions: str) -> Manifest:
     listed = [{"type": "Ready", "status": "False"}, *({"type": k, "status": v} for k, v in conditions.items())]
     waiting = [{"name": "engine", "state": {"waiting": {"reason": state}}}]
     return {**found, "status": {"phase": "Pending", "conditions": listed, "containerStatuses": waiting}}
-
-
-def warning(reason: str, note: str, uid: str = "u1", at: str = "2027-01-15T07:59:00Z") -> Manifest:
-    regarding = {"kind": "Pod", "name": "tiny-main-a", "uid": uid}
-    return {"type": "Warning", "reason": reason, "note": note, "regarding": regarding, "eventTime": at}
 
 
 def stuck(builders: Build, found: Manifest, *events: Manifest) -> tuple[bool, str]:
