@@ -35,6 +35,7 @@ from fairlead_operator.render.context import ClusterCapabilities, ExistingWorklo
 from fairlead_operator.render.errors import RenderProblem
 from fairlead_operator.render.model import RenderedModel
 from fairlead_testing.kube.in_memory import InMemoryKube
+from fairlead_testing.kube.manifests import manifest, simulated_model
 
 NAMESPACE = "chat"
 KEY = f"{NAMESPACE}/qwen"
@@ -74,17 +75,8 @@ def render_simply(
 
 def model_manifest(name: str = "qwen", namespace: str = NAMESPACE, **spec: Any) -> Manifest:
     """Returns a ModelDeployment with one pool of two simulated engines. `spec` replaces fields."""
-    return {
-        "apiVersion": "serving.fairlead.io/v1alpha1",
-        "kind": "ModelDeployment",
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": {
-            "model": {"uri": "hf://Qwen/Qwen3-8B"},
-            "engine": {"type": "Sim"},
-            "pools": [{"name": "main", "acceleratorClassName": "cpu", "minReplicas": 2}],
-            **spec,
-        },
-    }
+    pools = [{"name": "main", "acceleratorClassName": "cpu", "minReplicas": 2}]
+    return simulated_model(name, namespace, **{"pools": pools, **spec})
 
 
 def with_replicas(name: str, replicas: int) -> Manifest:
@@ -126,8 +118,8 @@ class OperatorHarness:
         self.cache = ObjectCache(on_affected=lambda key: self.keys.append(key))
         child_kinds = [resource.kind for resource in (*STANDARD_CHILD_KINDS, *OPTIONAL_CHILD_KINDS)]
         for kind in (*child_kinds, "Pod", "AcceleratorClass"):
-            for manifest in self.kube.objects_of(kind):
-                self.cache.apply(WatchEvent(WatchEventType.ADDED, manifest))
+            for child in self.kube.objects_of(kind):
+                self.cache.apply(WatchEvent(WatchEventType.ADDED, child))
         self.keys = self.cache.replace_models(self.kube.objects_of(MODEL_DEPLOYMENTS.kind))
         self.reconciler = Reconciler(
             self.kube,
@@ -295,13 +287,8 @@ LWS = "leaderworkerset.sigs.k8s.io/"
 def model(name: str = "tiny", namespace: str = "x", created: str = "2026-01-01T00:00:00Z", **spec: Any) -> Manifest:
     """Returns a ModelDeployment with one pool. `spec` replaces fields."""
     whole = {"model": {"uri": "hf://a/b"}, "pools": [{"acceleratorClassName": "cpu"}], **spec}
-    metadata = {"name": name, "namespace": namespace, "uid": f"m-{namespace}-{name}", "creationTimestamp": created}
-    return {
-        "apiVersion": MODEL_DEPLOYMENTS.api_version,
-        "kind": "ModelDeployment",
-        "metadata": metadata,
-        "spec": whole,
-    }
+    metadata = {"uid": f"m-{namespace}-{name}", "creationTimestamp": created}
+    return manifest(MODEL_DEPLOYMENTS, name, namespace, metadata, spec=whole)
 
 
 def external(*pools: Mapping[str, Any], **more: Any) -> Manifest:
@@ -319,13 +306,8 @@ def pod(
 ) -> Manifest:
     """Returns a pod of the model `tiny`. `metadata` replaces fields."""
     marks = {"fairlead.io/port": "8000", **{key: str(value) for key, value in (notes or {}).items()}}
-    own = {"name": name, "namespace": namespace, "uid": f"u-{name}", "annotations": marks, **metadata}
-    return {
-        "apiVersion": "v1",
-        "kind": PODS.kind,
-        "metadata": {"labels": {**LABELS, **(labels or {})}, **own},
-        "status": status,
-    }
+    own = {"labels": {**LABELS, **(labels or {})}, "uid": f"u-{name}", "annotations": marks, **metadata}
+    return manifest(PODS, name, namespace, own, status=status)
 
 
 def keyed(*items: Manifest) -> dict[str, Manifest]:

@@ -7,13 +7,14 @@ import msgspec
 import pytest
 
 from fairlead.errors import FairleadError, Unavailable
-from fairlead.kube.resources import Manifest
+from fairlead.kube.resources import MODEL_DEPLOYMENTS, Manifest
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead.runtime.clock import ManualClock, Pacing
 from fairlead_operator.canary.judge import Measure, Verdict
 from fairlead_operator.canary.observer import SETTLE_SECONDS, CanaryObserver
 from fairlead_operator.canary.progress import parse_state
 from fairlead_operator.kube.object_cache import ObjectCache
+from fairlead_testing.kube.manifests import manifest
 
 KEY = "chat/qwen"
 MANY = "{" + ",".join(f'"old/{number}":{{}}' for number in range(8_193)) + "}"
@@ -31,13 +32,9 @@ CANARY = {
 
 def model(**canary: Any) -> Manifest:
     rollout = {"canary": {"steps": [10], "observe": "10m"}}
-    return {
-        "apiVersion": "serving.fairlead.io/v1alpha1",
-        "kind": "ModelDeployment",
-        "metadata": {"name": "qwen", "namespace": "chat", "uid": "m", "resourceVersion": "1"},
-        "spec": {"model": {"uri": "hf://a/b"}, "pools": [{"name": "main"}], "rollout": rollout},
-        "status": {"canary": {**CANARY, **canary}},
-    }
+    spec = {"model": {"uri": "hf://a/b"}, "pools": [{"name": "main"}], "rollout": rollout}
+    metadata, status = {"uid": "m", "resourceVersion": "1"}, {"canary": {**CANARY, **canary}}
+    return manifest(MODEL_DEPLOYMENTS, "qwen", "chat", metadata, spec=spec, status=status)
 
 
 def pod(uid: str, pool: str) -> Manifest:

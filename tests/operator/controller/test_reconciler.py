@@ -9,10 +9,11 @@ import pytest
 from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.kube.errors import ErrorCause, Forbidden, Invalid, Unreachable
 from fairlead.kube.json_decoding import ObjectList
-from fairlead.kube.resources import MODEL_DEPLOYMENTS, SERVICES
+from fairlead.kube.resources import MODEL_DEPLOYMENTS, PODS, SERVICES
 from fairlead.kube.watch_events import WatchEvent, WatchEventType
 from fairlead_operator.render.context import InstallationDefaults, RenderContext
 from fairlead_operator.render.model import RenderedModel
+from fairlead_testing.kube.manifests import manifest
 from fairlead_testing.kube.operator_harness import OperatorHarness, model_manifest, with_replicas
 
 
@@ -237,9 +238,9 @@ def test_field_removed_from_the_spec_leaves_the_child(harness: OperatorHarness) 
 
     def render_less(model: ModelDeployment, accelerators: Any, context: RenderContext) -> RenderedModel:
         rendered = render(model, accelerators, context)
-        for manifest in rendered.manifests:
-            if manifest["kind"] == "Deployment":
-                manifest["spec"]["template"]["spec"] = {"image": model.spec.engine.image}
+        for child in rendered.manifests:
+            if child["kind"] == "Deployment":
+                child["spec"]["template"]["spec"] = {"image": model.spec.engine.image}
         return rendered
 
     harness.render = render_less
@@ -256,16 +257,9 @@ def test_unschedulable_pods_stall_a_model_only_after_the_grace(harness: Operator
     deployment = harness.workload()
     harness.run_deployment(deployment, ready=1)
     labels = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "qwen", "fairlead.io/pool": "main"}
-    metadata = {"name": "p", "namespace": "chat", "labels": labels}
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "Insufficient gpu"}
-    harness.kube.put(
-        {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": metadata,
-            "status": {"conditions": [{**condition, "lastTransitionTime": "2027-01-15T08:00:00Z"}]},
-        }
-    )
+    status = {"conditions": [{**condition, "lastTransitionTime": "2027-01-15T08:00:00Z"}]}
+    harness.kube.put(manifest(PODS, "p", "chat", {"labels": labels}, status=status))
     assert harness.reconcile() == 600.0
     assert harness.conditions() == {"Ready": ("False", "Degraded"), "Reconciling": ("True", "Scaling")}
     assert "Insufficient gpu; the model is Stalled if that lasts 10m" in harness.message("Reconciling")

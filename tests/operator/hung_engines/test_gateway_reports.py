@@ -9,7 +9,7 @@ import pytest
 
 from fairlead.errors import Unavailable
 from fairlead.fleet.hung_engines import EjectionReport
-from fairlead.kube.resources import Manifest
+from fairlead.kube.resources import PODS, Manifest
 from fairlead_operator.hung_engines import gateway_reports
 from fairlead_operator.hung_engines.gateway_reports import (
     GatewayReader,
@@ -21,6 +21,7 @@ from fairlead_operator.hung_engines.gateway_reports import (
 from fairlead_operator.render.context import AllowedPeer
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 from fairlead_testing.kube.in_memory import InMemoryKube
+from fairlead_testing.kube.manifests import manifest
 
 LABELS = {"app.kubernetes.io/component": "gateway"}
 GATEWAYS = AllowedPeer("fairlead", LABELS)
@@ -35,13 +36,9 @@ def gateway_pod(
     name: str = "gateway-a", port: int = 8081, *, ready: bool = True, address: str = "127.0.0.1", **more: Any
 ) -> Manifest:
     ports = [{"name": "http", "containerPort": 8080}, {"name": "manage", "containerPort": port}]
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "namespace": "fairlead", "labels": LABELS, **more},
-        "spec": {"containers": [{"name": "gateway", "ports": ports}]},
-        "status": {"podIP": address, "conditions": [{"type": "Ready", "status": str(ready)}]},
-    }
+    spec = {"containers": [{"name": "gateway", "ports": ports}]}
+    status = {"podIP": address, "conditions": [{"type": "Ready", "status": str(ready)}]}
+    return manifest(PODS, name, "fairlead", {"labels": LABELS, **more}, spec=spec, status=status)
 
 
 def read(*pods: Manifest, token: str | None = None, **limits: Any) -> list[GatewayReport]:

@@ -7,17 +7,16 @@ import pytest
 from fairlead.api.conditions import Reason
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.kube.conditions import find_condition
-from fairlead.kube.resources import Manifest
+from fairlead.kube.resources import LEADER_WORKER_SETS, Manifest
 from fairlead_operator.status.model_status import PoolState, StatusInputs, model_status
 from fairlead_operator.status.pool_status import ObservedPools, pool_states
+from fairlead_testing.kube.manifests import manifest
 
 SPEC = ModelDeploymentSpec.model_validate(
     {
         "model": {"uri": "hf://a/b"},
         "engine": {"type": "Sim"},
-        "pools": [
-            {"acceleratorClassName": "cpu", "minReplicas": 2, "parallelism": {"tensor": 2, "nodes": 2}},
-        ],
+        "pools": [{"acceleratorClassName": "cpu", "minReplicas": 2, "parallelism": {"tensor": 2, "nodes": 2}}],
     }
 )
 NEW, OLD = "bbbb", "aaaa"
@@ -26,17 +25,9 @@ NEW, OLD = "bbbb", "aaaa"
 def group(**status: Any) -> Manifest:
     """Returns a LeaderWorkerSet as last applied: revision `now`, with the pods of `NEW`."""
     notes = {"fairlead.io/model-revision": "now", "fairlead.io/revision": NEW}
-    return {
-        "kind": "LeaderWorkerSet",
-        "metadata": {
-            "name": "m-main",
-            "generation": 7,
-            "labels": {"fairlead.io/pool": "main"},
-            "annotations": notes,
-        },
-        "spec": {"replicas": 2},
-        "status": {"replicas": 2, "readyReplicas": 2, "updatedReplicas": 2, **status},
-    }
+    metadata = {"generation": 7, "labels": {"fairlead.io/pool": "main"}, "annotations": notes}
+    counts = {"replicas": 2, "readyReplicas": 2, "updatedReplicas": 2, **status}
+    return manifest(LEADER_WORKER_SETS, "m-main", None, metadata, spec={"replicas": 2}, status=counts)
 
 
 def leader(revision: str, *, pool: str = "main", **metadata: Any) -> Manifest:
