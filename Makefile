@@ -66,6 +66,7 @@ lint: env ## check style, types, import contracts, generated files and prose
 
 lint-types:
 	@$(RUN) -m mypy
+	@$(RUN) -m mypy --explicit-package-bases e2e scripts
 
 lint-rest:
 	@$(RUN) -m ruff check .

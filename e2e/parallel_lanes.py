@@ -5,6 +5,7 @@ A test names its lane by ``@pytest.mark.lane(NAME, position=N)``; all others are
 positions run first.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 LOCAL = "local"
@@ -18,8 +19,10 @@ _POSITION = 50
 class LaneMarker(Protocol):
     """Fields of a ``lane`` marker (pytest.Mark)."""
 
-    args: tuple[object, ...]
-    kwargs: dict[str, object]
+    @property
+    def args(self) -> Sequence[object]: ...
+    @property
+    def kwargs(self) -> Mapping[str, object]: ...
 
 
 def lane(marker: LaneMarker | None) -> str:

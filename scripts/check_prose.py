@@ -225,9 +225,11 @@ def main() -> int:
     options = parser.parse_args()
     checked = list(files([path.resolve() for path in options.paths] or [ROOT]))
     found = findings(checked)
-    counts = Counter((one.path, one.rule) for one in found)
+    counts: Counter[tuple[str, str]] = Counter((one.path, one.rule) for one in found)
     recorded = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
-    excused = Counter({(path, rule): count for path, rules in recorded.items() for rule, count in rules.items()})
+    excused: Counter[tuple[str, str]] = Counter(
+        {(path, rule): count for path, rules in recorded.items() for rule, count in rules.items()}
+    )
     if options.update_baseline:
         names = {path.relative_to(ROOT).as_posix() for path in checked}
         others = Counter({key: count for key, count in excused.items() if options.paths and key[0] not in names})

@@ -88,9 +88,8 @@ def main() -> int:
     )
     parser.add_argument("--print", action="store_true", help="only say where the copy lies, if it is there")
     options = parser.parse_args()
-    folders, patterns = compiled_build.package_folders(), compiled_build.COMPILED_MODULES
-    if options.sim:
-        folders, patterns = compiled_sim.package_folders(), compiled_sim.COMPILED_MODULES
+    build = compiled_sim if options.sim else compiled_build
+    folders, patterns = build.package_folders(), build.COMPILED_MODULES
     target = options.into or compiled_build.compiled_copy_path(folders, compiled_build.cache_folder(os.environ))
     if options.print:
         if (target / compiled_build.COMPLETE_MARKER).is_file():

@@ -10,22 +10,28 @@ import sys
 from pathlib import Path
 
 import yaml
-from generators.api_reference import NOTE, api_page, conditions_page, settings_page
-from generators.benchmarks_page import BENCHMARKS_PAGE, benchmarks_page
-from generators.chart_files import CHART, chart_files
-from generators.checks_reference import checks_page
-from generators.cli_reference import cli_pages
-from generators.deployment_reference import deployment_pages
-from generators.engines_reference import catalog_example, catalog_page, engines_page
-from generators.image_locks import image_requirements
-from generators.limits_reference import limits_page
-from generators.page_lists import ALERTS_PAGE, ENGINE_ANSWERS_PAGE, alerts_page, decisions_page, engine_answers_page
-from generators.project_addresses import address_files
-from generators.redis_commands import redis_page
 
 from fairlead.api.crd import crd_manifest
 from fairlead.api.kinds import served_kinds
 from fairlead.distribution import ADDRESSES
+from scripts.generators.api_reference import NOTE, api_page, conditions_page, settings_page
+from scripts.generators.benchmarks_page import BENCHMARKS_PAGE, benchmarks_page
+from scripts.generators.chart_files import CHART, chart_files
+from scripts.generators.checks_reference import checks_page
+from scripts.generators.cli_reference import cli_pages
+from scripts.generators.deployment_reference import deployment_pages
+from scripts.generators.engines_reference import catalog_example, catalog_page, engines_page
+from scripts.generators.image_locks import image_requirements
+from scripts.generators.limits_reference import limits_page
+from scripts.generators.page_lists import (
+    ALERTS_PAGE,
+    ENGINE_ANSWERS_PAGE,
+    alerts_page,
+    decisions_page,
+    engine_answers_page,
+)
+from scripts.generators.project_addresses import address_files
+from scripts.generators.redis_commands import redis_page
 
 ROOT = Path(__file__).resolve().parent.parent
 CRDS = ("crds", f"{CHART}/crds")

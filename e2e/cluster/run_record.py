@@ -69,7 +69,9 @@ class RunRecord:
         out = os.open(self.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            streams = [(os.POSIX_SPAWN_DUP2, source, number) for source, number in ((nothing, 0), (out, 1), (out, 2))]
+            streams: list[tuple[int, ...]] = [
+                (os.POSIX_SPAWN_DUP2, source, number) for source, number in ((nothing, 0), (out, 1), (out, 2))
+            ]
             streams += [(os.POSIX_SPAWN_CLOSE, number) for number in _inherited()]
             words = [str(word) for word in command]
             pid = os.posix_spawnp(words[0], words, environ or os.environ, file_actions=streams, setsid=True)

@@ -15,6 +15,7 @@ from e2e.kube.cluster_access.kubectl import Kubectl, Manifest
 from e2e.kube.workloads.client_pods import HOST, ClientPod
 from e2e.kube.workloads.helm_release import HelmRelease
 from e2e.kube.workloads.model_deployments import DeployedModel
+from fairlead.kube.resources import is_ready
 from fairlead_testing.yaml_documents import load_document
 
 pytestmark = pytest.mark.lane("models", position=20)
@@ -147,17 +148,11 @@ class AppliedExample:
     def _gateways(self) -> list[str]:
         """The names of gateways that serve and stay."""
         pods = [pod for pod in self.release.pods("gateway").values() if "deletionTimestamp" not in pod["metadata"]]
-        return [pod["metadata"]["name"] for pod in pods if _is_ready(pod)]
+        return [pod["metadata"]["name"] for pod in pods if is_ready(pod)]
 
     def roles(self, role: str) -> dict[str, Manifest]:
         """Its pods of one role."""
         return {uid: pod for uid, pod in self.pods.items() if pod["metadata"]["labels"].get("fairlead.io/role") == role}
-
-
-def _is_ready(pod: Manifest) -> bool:
-    """Whether all containers of the pod run and answer."""
-    conditions = pod.get("status", {}).get("conditions", [])
-    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
 
 def serving(here: Kubectl, installed: HelmRelease, file: str) -> AppliedExample:

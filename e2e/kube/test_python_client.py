@@ -49,7 +49,7 @@ def test_a_model_is_applied_watched_scaled_and_deleted(
     here: Kubectl, api: client.ApiClient, installed: HelmRelease
 ) -> None:
     here.apply(paced_engine())
-    objects = client.CustomObjectsApi(api)
+    objects: Any = client.CustomObjectsApi(api)
     place = (GROUP, VERSION, here.namespace, PLURAL, "py")
     objects.patch_namespaced_custom_object(
         *place, model("py"), field_manager="e2e-python", force=True, _content_type=APPLY

@@ -122,7 +122,7 @@ def test_the_first_token_comes_soon_after_the_installation(
 
 @pytest.mark.timeout(900, func_only=True)
 def test_every_example_becomes_ready_with_default_values(here: Kubectl, released: HelmRelease) -> None:
-    waited = {}
+    waited: dict[str, float] = {}
     for group in groups(FILES):
         begun = time.monotonic()
         spaces = [_apply(here, file) for file in group]

@@ -5,6 +5,8 @@ The HorizontalPodAutoscaler is that of the kube-controller-manager, which is KED
 raises to its least and lowers to its most by itself, without metrics.
 """
 
+from typing import Any
+
 import pytest
 
 from e2e.kube.cluster_access.kubectl import Kubectl, ReplicaWatch
@@ -174,7 +176,7 @@ def split(name: str) -> list[dict[str, object]]:
         for role in ("Prefill", "Decode")
     ]
     policy = {"mode": "Auto", "maxReplicas": TOGETHER, "stabilizationWindow": "60s"}
-    spec = {"pools": pools, "slo": {**OBJECTIVES, "ttft": "8s"}, "autoscaling": policy}
+    spec: dict[str, Any] = {"pools": pools, "slo": {**OBJECTIVES, "ttft": "8s"}, "autoscaling": policy}
     return [slow, model(name, **spec, kvCache={"transfer": "NIXL"}, rollout={"drainTimeout": "30s"})]
 
 

@@ -305,8 +305,8 @@ def fleet(scripted: str, split: DisaggregatedModel) -> Fleet:
     return Fleet(
         1,
         1,
-        plain.models | {"default/split": model},
-        plain.instances | {"default/split": tuple(replace(one, model="split") for one in parts)},
+        {**plain.models, "default/split": model},
+        {**plain.instances, "default/split": tuple(replace(one, model="split") for one in parts)},
     )
 
 

@@ -79,8 +79,12 @@ def up(installed: FreshEnvironment) -> Iterator[RunningUp]:
 def test_fairlead_up_streams_a_token_soon_after_the_installation(up: RunningUp) -> None:
     with openai.OpenAI(base_url=f"{up.url}/v1", api_key="none", max_retries=0) as client:
         model = next(iter(client.models.list())).id
-        messages = [{"role": "user", "content": "Why is the sky blue?"}]
-        stream = client.chat.completions.create(model=model, messages=messages, max_tokens=8, stream=True)  # type: ignore[call-overload]
+        stream = client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": "Why is the sky blue?"}],
+            max_tokens=8,
+            stream=True,
+        )
         text = next(piece.choices[0].delta.content for piece in stream if piece.choices[0].delta.content)
     seconds = time.monotonic() - up.started
     print(f"first token {text!r} after {seconds:.1f} s")

@@ -227,7 +227,7 @@ class MalformedRequests:
         draw = self._draw
         kind = draw.random()
         if kind < 0.4:
-            return self._wire.next()
+            return bytes(self._wire.next())
         if kind < 0.8:
             return post_request(self._body.next(), path=draw.choice(_PATHS))
         good = bytearray(

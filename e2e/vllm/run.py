@@ -29,35 +29,37 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "scripts"))  # the conformance probes
-
-from e2e.cluster.artifacts import pinned_versions  # noqa: E402
-from e2e.vllm.engine.engine_processes import (  # noqa: E402
+from e2e.cluster.artifacts import pinned_versions
+from e2e.vllm.engine.engine_processes import (
     EngineStage,
     mooncake,
     nixl,
 )
-from e2e.vllm.engine.installation import Installation, install  # noqa: E402
-from e2e.vllm.pods import engine_code, pod_environment  # noqa: E402
-from e2e.vllm.pods.pod_scenarios import (  # noqa: E402
+from e2e.vllm.engine.installation import Installation, install
+from e2e.vllm.pods import engine_code, pod_environment
+from e2e.vllm.pods.pod_scenarios import (
     PodsHandoff,
     PodsHung,
     PodsLifecycle,
     PodStage,
     pod_stage,
 )
-from e2e.vllm.report import VllmReport  # noqa: E402
-from e2e.vllm.scenarios import cache_timing  # noqa: E402
-from e2e.vllm.scenarios.adapters import Adapters  # noqa: E402
-from e2e.vllm.scenarios.api_surface import ApiSurface  # noqa: E402
-from e2e.vllm.scenarios.cache_timing import CacheTiming  # noqa: E402
-from e2e.vllm.scenarios.hung_core import HungCore  # noqa: E402
-from e2e.vllm.scenarios.index_scenarios import INDEXES, IndexScenarios  # noqa: E402
-from e2e.vllm.scenarios.prefill_handoff import HandoffScenario  # noqa: E402
+from e2e.vllm.report import VllmReport
+from e2e.vllm.scenarios import cache_timing
+from e2e.vllm.scenarios.adapters import Adapters
+from e2e.vllm.scenarios.api_surface import ApiSurface
+from e2e.vllm.scenarios.cache_timing import CacheTiming
+from e2e.vllm.scenarios.hung_core import HungCore
+from e2e.vllm.scenarios.index_scenarios import INDEXES, IndexScenarios
+from e2e.vllm.scenarios.prefill_handoff import HandoffScenario
 
+ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("surface", *INDEXES, "nixl", "mooncake", "hung", "adapters")
-POD_PARTS = {"pods-lifecycle": PodsLifecycle, "pods-hung": PodsHung, "pods-handoff": PodsHandoff}
+POD_PARTS: dict[str, Callable[[PodStage, VllmReport], "Scenario"]] = {
+    "pods-lifecycle": PodsLifecycle,
+    "pods-hung": PodsHung,
+    "pods-handoff": PodsHandoff,
+}
 
 
 class Scenario(Protocol):

@@ -212,8 +212,8 @@ def _limit_table(results: Path) -> str:
             found[1] for metric in value if (found := re.fullmatch(rf"{part}, (.+): over-run, %: .+", metric))
         )
         for case in cases:
-            found = [[value.get(f"{part}, {case}: {kind}, %: {name}") for kind in _LIMIT_ERRORS] for name in names]
-            cells = [" / ".join("–" if one is None else f"{one:.1f}" for one in pair) for pair in found]
+            errors = [[value.get(f"{part}, {case}: {kind}, %: {name}") for kind in _LIMIT_ERRORS] for name in names]
+            cells = [" / ".join("–" if one is None else f"{one:.1f}" for one in pair) for pair in errors]
             rows.append(f"| {part}: {case} | {' | '.join(cells)} |\n")
     return _table(
         "| over-run / under-use in % | Fairlead | Fairlead, strict | LiteLLM | AIBrix | Envoy AI Gateway |", rows

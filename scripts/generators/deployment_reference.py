@@ -4,10 +4,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from generators.chart_files import CHART, table
-
 from fairlead.adapters.download import DOWNLOADER_PORT
 from fairlead.engines.containers import base
+from scripts.generators.chart_files import CHART, table
 
 _RULE = re.compile(
     r"^ *- apiGroups: \[(?P<groups>[^\]]*)\]\n(?P<more>(?: +(?:resources|resourceNames|verbs): \[.*\][^\n]*\n)+)",

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from generators.engine_flags import known
 
 from fairlead.roofline import (
     BANDWIDTH_SHARE,
@@ -21,6 +20,7 @@ from fairlead_cli.catalog.command import DeploymentOptions, render_with_class
 from fairlead_cli.catalog.entry import CatalogEntry, find_entry, read_entries
 from fairlead_cli.catalog.memory_plan import MEMORY_SHARE, WORKSPACE_BYTES, PlanRequest, choose_plan, gib, known_device
 from fairlead_operator.render import CURRENT_VERSION
+from scripts.generators.engine_flags import known
 
 CASES: Final = Path(__file__).resolve().parents[2] / "tests" / "operator" / "render" / "cases"
 GOLDEN: Final = CASES.parent / "golden" / f"v{CURRENT_VERSION}"

@@ -101,9 +101,8 @@ def licence_expression(name: str) -> str | None:
         metadata = importlib.metadata.metadata(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-    expression = metadata.get("License-Expression")
-    field = metadata.get("License")
-    return expression or (field if field in ALLOWED else None)
+    expression, field = (metadata.json.get(name) for name in ("license_expression", "license"))
+    return str(expression) if expression else (str(field) if field in ALLOWED else None)
 
 
 def licence_ids(expression: str) -> set[str]:

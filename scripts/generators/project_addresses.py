@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 
 import yaml
-from generators.chart_files import CHART
 
 from fairlead.api.kinds import served_kinds
 from fairlead.api.v1alpha1 import GROUP
 from fairlead.distribution import RegisteredAddresses
+from scripts.generators.chart_files import CHART
 
 
 class _BlockDumper(yaml.SafeDumper):

@@ -3,11 +3,10 @@
 import re
 import tomllib
 
-from generators.project_addresses import address_files, with_chart_part, with_urls
-
 from fairlead import __version__
 from fairlead.distribution import ADDRESSES, RegisteredAddresses
 from fairlead_testing.yaml_documents import load_document
+from scripts.generators.project_addresses import address_files, with_chart_part, with_urls
 from scripts.release.release_run import ROOT
 
 REGISTERED = RegisteredAddresses(repository="https://code.example/fairlead", site="https://docs.example")

@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from generators.image_locks import IMAGES, group_requirements
 from import_closure import third_party_packages
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -20,6 +19,7 @@ from fairlead import __version__
 from fairlead.distribution import DISTRIBUTION, EXTRAS, WHEEL
 from fairlead_cli.app import VERBS
 from fairlead_gateway.supervisor.tokenizer import process
+from scripts.generators.image_locks import IMAGES, group_requirements
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]

@@ -21,11 +21,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from heapq import nlargest
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
@@ -281,12 +281,13 @@ def cpu_seconds(kubectl: Kubectl) -> dict[str, tuple[float, float]]:
 def cores_used(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> dict[str, float]:
     """Processors that were busy in between, on average: of the node, and of the pods of each
     Deployment together."""
-    taken: Counter[str] = Counter()
+    taken: dict[str, float] = {}
     for name in before.keys() & after.keys():
         elapsed = after[name][0] - before[name][0]
         if elapsed > 0:
-            taken["-".join(name.split("-")[:2])] += (after[name][1] - before[name][1]) / elapsed
-    return {name: round(share, 3) for name, share in taken.most_common(10)}
+            part = "-".join(name.split("-")[:2])
+            taken[part] = taken.get(part, 0) + (after[name][1] - before[name][1]) / elapsed
+    return {name: round(taken[name], 3) for name in nlargest(10, taken, key=taken.__getitem__)}
 
 
 def _name(pod: dict[str, Any]) -> str:

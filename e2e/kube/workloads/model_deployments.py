@@ -4,6 +4,7 @@ both."""
 from dataclasses import dataclass
 
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
+from fairlead.kube.resources import is_ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,10 @@ class DeployedModel:
         """Its pods by uid; with ``going`` those too that finish their requests."""
         listed = self.here.get("pods", "-l", f"fairlead.io/model={self.name}")["items"]
         return {one["metadata"]["uid"]: one for one in listed if going or "deletionTimestamp" not in one["metadata"]}
+
+    def ready_pods(self) -> list[Manifest]:
+        """Returns its pods that are ready."""
+        return [one for one in self.pods().values() if is_ready(one)]
 
     def wait_until_settled(self, *, pods: int | None = None, seconds: float = 120.0) -> dict[str, Manifest]:
         """Wait until it is ready with what its spec says now, nothing moves, and it has so many

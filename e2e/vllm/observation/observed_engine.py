@@ -620,7 +620,7 @@ class ObservedEngine:
         await self.wait_until_quiet()
         numbers: Numbers = dict(more or {})
         for name, index in (indexes or self.indexes).items():
-            await until(lambda at=index: self.is_complete(at) and not _differs(self.compare(at)), LATE_SECONDS)
+            await until(lambda: self.is_complete(index) and not _differs(self.compare(index)), LATE_SECONDS)  # noqa: B023
             found = self.compare(index)
             standings = [completeness(index.mirror(), one.instance) for one in self.sources]
             unsure = [reason for complete, reason in standings if not complete]
@@ -670,7 +670,7 @@ class ObservedEngine:
         for name in names:
             mirror = self.indexes[name].mirror
             empty = await until(
-                lambda at=mirror: not any(content(at(), one.instance, StorageTier.GPU) for one in self.sources)
+                lambda: not any(content(mirror(), one.instance, StorageTier.GPU) for one in self.sources)  # noqa: B023
             )
             found[name] = round(time.monotonic() - since, 3) if empty else None
         return found

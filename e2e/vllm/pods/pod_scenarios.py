@@ -57,6 +57,7 @@ from e2e.vllm.engine.engine_processes import BLOCK_TOKENS, fetch
 from e2e.vllm.engine.installation import Installation
 from e2e.vllm.pods import pod_environment
 from e2e.vllm.report import Numbers, VllmReport, require, spread
+from fairlead.kube.resources import is_ready
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = "tiny"
@@ -218,12 +219,6 @@ async def step(report: VllmReport, name: str, what: Callable[[], Numbers]) -> No
 
     if not await report.check(name, run):
         raise StepFailed(f"{name}: the later steps were left out")
-
-
-def is_ready(pod: Manifest) -> bool:
-    """Whether a pod is ready."""
-    conditions = pod.get("status", {}).get("conditions", [])
-    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
 
 def post(client: ClientPod, url: str, body: Manifest) -> Manifest:
@@ -424,8 +419,7 @@ class PodsHung:
             eventually("its pod is deleted", lambda: uid not in here.model.pods(), seconds=_HUNG_SECONDS, every=1.0)
             seconds["deleted_seconds"] = round(time.monotonic() - begun, 1)
             # Not by the model's status, which is of the time before for a moment.
-            ready = lambda: [one for one in here.model.pods().values() if is_ready(one)]  # noqa: E731
-            eventually("two engines serve", lambda: len(ready()) == 2, seconds=START_SECONDS, every=1.0)
+            eventually("two engines serve", lambda: len(here.model.ready_pods()) == 2, seconds=START_SECONDS, every=1.0)
             seconds["two_serve_seconds"] = round(time.monotonic() - begun, 1)
         numbers = {
             **HUNG_TIMES,
@@ -510,8 +504,7 @@ class PodsHandoff:
     def _again(self) -> Numbers:
         """Asks until a prompt is handed over to the pod that took the place of the killed one."""
         here = self._here
-        pods = lambda: [one for one in here.model.pods().values() if is_ready(one)]  # noqa: E731
-        eventually("two pods are ready", lambda: len(pods()) == 2, seconds=START_SECONDS, every=1.0)
+        eventually("two pods are ready", lambda: len(here.model.ready_pods()) == 2, seconds=START_SECONDS, every=1.0)
         end, asked = time.monotonic() + _AGAIN_SECONDS, 0
         while time.monotonic() < end:
             asked += 1

@@ -19,13 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import conformance
 import httpx
 import openai
 
 from e2e.vllm.client import EngineAnswer, TextPrompt, make_prompts, openai_client, send_prompts
 from e2e.vllm.engine.engine_processes import EngineProcess, EngineStage, GatewayProcess, fetch, fleet_of
 from e2e.vllm.report import Numbers, VllmReport, require, spread
+from scripts import conformance
 
 MODEL = "tiny"
 EMBEDDING = "tiny-embed"

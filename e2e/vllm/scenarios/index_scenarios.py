@@ -148,8 +148,7 @@ async def under_eviction(at: ObservedEngine, workers: int) -> Numbers:
 
     async def one(_: int) -> None:
         for prompt in prompts:
-            row, _ = await at.ask_and_compare(prompt)
-            rows.append(row)
+            rows.append((await at.ask_and_compare(prompt))[0])
 
     await run_concurrently(workers, one)
     found = await at.equal(count_outcomes(rows) | count_by_kind(rows))
@@ -493,11 +492,12 @@ class IndexScenarios:
             for name, index in late.items():
                 began = time.monotonic()
                 await index.follow(self.at.sources)
-                require(await until(lambda at=index: self._has_all_events(at)), f"{name}: {self._says(index)}", numbers)
+                told = await until(lambda: self._has_all_events(index))  # noqa: B023
+                require(told, f"{name}: {self._says(index)}", numbers)
                 numbers[name] = {"told_after_seconds": round(time.monotonic() - began, 3)}
             await self.at.wait_until_quiet()
             for name, index in late.items():
-                await until(lambda at=index: not self._wrong(at), REPORT_SECONDS)
+                await until(lambda: not self._wrong(index), REPORT_SECONDS)  # noqa: B023
                 numbers[name] |= {**self.at.compare(index), "says": self._says(index), "wrong": self._wrong(index)}
                 require(not numbers[name]["wrong"], f"{name} predicts something else", numbers)
                 require(numbers[name]["ghosts"] == 0, f"{name} holds what is not there", numbers)
@@ -577,7 +577,7 @@ class IndexScenarios:
         self.at.loaded.clear()
         unsure: Numbers = {}
         for name, index in self.at.indexes.items():
-            noticed = await until(lambda at=index: not self.at.is_complete(at))
+            noticed = await until(lambda: not self.at.is_complete(index))  # noqa: B023
             unsure[name] = round(time.monotonic() - began, 3) if noticed else None
         self.at.known = dict.fromkeys(one for one in self.at.known if one.adapter is None)
         await self.at.start()
@@ -636,7 +636,7 @@ class IndexScenarios:
         try:
             for name, index in late.items():
                 await index.follow(self.at.sources)
-                await until(lambda at=index: bool(content(at.mirror(), instance, StorageTier.GPU)))
+                await until(lambda: bool(content(index.mirror(), instance, StorageTier.GPU)))  # noqa: B023
                 await self.at.wait_until_quiet()
                 complete, reason = completeness(index.mirror(), instance)
                 found = self.at.compare(index)

@@ -116,7 +116,7 @@ def bill_of_materials(
     seed = hashlib.sha256(repr((image, list(bases), list(packages))).encode()).hexdigest()
     bom = Bom(components=parts, serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"{image}#{seed}"))
     bom.metadata.component = root
-    bom.metadata.timestamp = None  # the library's default is the time of the call
+    bom.metadata.timestamp = None  # type: ignore[assignment]  # the library's default is the time of the call
     bom.register_dependency(root, parts)
     return JsonV1Dot6(bom).output_as_string(indent=2) + "\n"
 
