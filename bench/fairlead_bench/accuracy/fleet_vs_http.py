@@ -46,7 +46,7 @@ from fairlead_sim.workload.generators import FAMILIES
 from fairlead_sim.workload.traces import TraceRequest, at_rate
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.gateway.gateway_process import gateway_process
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, with_profile
 from fairlead_testing.redis.valkey import running_valkey
 
 NAME = "agreement"
@@ -145,7 +145,7 @@ async def run_live(
         profile = builtin_profile(PROFILE).sped_up(speed)
         path = folder / "fleet.yaml"
         urls = [engine.url for engine in engines]
-        write_fleet_file(path, fleet_of(urls, preset=rule, objectives=OBJECTIVES, profile=profile))
+        write_fleet_file(path, with_profile(fleet_of(urls, preset=rule, objectives=OBJECTIVES), profile))
         sharing = ["--redis", stack.enter_context(running_valkey(folder)).url] if count > 1 else []
         running = [await stack.enter_async_context(gateway_process(path, *sharing)) for _ in range(count)]
         outcomes = await replay([one.url for one in running], requests, builder, speed)

@@ -60,7 +60,7 @@ from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.workload.generators import FAMILIES
 from fairlead_sim.workload.traces import TraceRequest, at_rate
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, with_profile
 
 NAME = "fitted"
 NAMES = ("e-0/0/0", "e-1/1/0")
@@ -199,7 +199,7 @@ class FitBenchmark:
 
     def _write(self, rule: str, profile: EngineProfile) -> None:
         urls = [engine.url for engine in self._engines]
-        write_fleet_file(self._fleet, fleet_of(urls, preset=rule, objectives=OBJECTIVES, profile=profile))
+        write_fleet_file(self._fleet, with_profile(fleet_of(urls, preset=rule, objectives=OBJECTIVES), profile))
 
 
 @contextmanager

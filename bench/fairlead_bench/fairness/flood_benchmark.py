@@ -62,7 +62,7 @@ from fairlead_sim.gateways.single_gateway import RoutingOptions
 from fairlead_sim.workload.traces import TraceRequest
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.gateway.gateway_process import gateway_process
-from fairlead_testing.gateway.running_gateway import fleet_of
+from fairlead_testing.gateway.running_gateway import fleet_of, with_profile
 from fairlead_testing.gateway.tenant_keys import tenant_document
 from fairlead_testing.http.raw_client import get_request, post_request, send
 from fairlead_testing.redis.valkey import running_valkey
@@ -257,7 +257,7 @@ async def _installation(
         options = ["--profile", written, "--num-gpu-blocks-override", str(profile.kv_tokens // 16)]
         options += ["--answer-length", "100000", "--block-tokens", "16", "--max-model-len", "2048"]
         engines = await stack.enter_async_context(engine_processes(ENGINES, *options))
-        write_fleet_file(folder / "fleet.yaml", fleet_of([engine.url for engine in engines], profile=profile))
+        write_fleet_file(folder / "fleet.yaml", with_profile(fleet_of([engine.url for engine in engines]), profile))
         tenants = folder / "tenants.yaml"
         tenants.write_text("---\n".join(tenant_document(name, PEPPER, weight=one) for name, one in weights.items()))
         arguments = ("--tenants", str(tenants), "--redis", redis.url, "--workers", "1")

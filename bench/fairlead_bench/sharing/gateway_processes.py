@@ -29,7 +29,7 @@ from fairlead.fleet.file import write_fleet_file
 from fairlead_bench.results import Goals, ResultRow, load_goals, parse_options, write_results
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
-from fairlead_testing.gateway.running_gateway import fleet_of
+from fairlead_testing.gateway.running_gateway import fleet_of, with_profile
 from fairlead_testing.http.links import slow_link
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.redis.valkey import running_valkey
@@ -185,7 +185,7 @@ async def measure(
         # fmt: on
         profile = builtin_profile(setting.profile).sped_up(setting.speed)
         profile = replace(profile, kv_tokens=setting.blocks * BLOCK_TOKENS)
-        write_fleet_file(path, fleet_of([engine.url for engine in engines], profile=profile))
+        write_fleet_file(path, with_profile(fleet_of([engine.url for engine in engines]), profile))
         sharing = ["--redis", redis] if redis is not None else []
         running = [await stack.enter_async_context(gateway_process(path, *sharing)) for _ in range(gateways)]
         if redis is not None:

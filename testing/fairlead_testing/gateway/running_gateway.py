@@ -13,7 +13,7 @@ import itertools
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from fairlead.engine_profile import EngineProfile
@@ -96,7 +96,6 @@ def fleet_of(
     states: Sequence[InstanceState] = (),
     objectives: SloTargets | None = None,
     requests: RequestPolicy | None = None,
-    profile: EngineProfile | None = None,
 ) -> Fleet:
     """Returns a fleet of one model, `tiny`, with an instance `e-<n>` per URL.
 
@@ -105,7 +104,7 @@ def fleet_of(
     model = Model("default", "tiny", objectives or SloTargets(), preset, requests=requests or RequestPolicy())
     all_states = [*states, *[InstanceState.READY] * (len(urls) - len(states))]
     instances = tuple(
-        Instance(f"e-{number}/{number}/0", "default", "tiny", "main", url, state=all_states[number], profile=profile)
+        Instance(f"e-{number}/{number}/0", "default", "tiny", "main", url, state=all_states[number])
         for number, url in enumerate(urls)
     )
     return Fleet(version, version, {MODEL_KEY: model}, {MODEL_KEY: instances})
@@ -188,9 +187,15 @@ def chat(words: int, **more: Any) -> dict[str, Any]:
 LONG = chat(400)
 
 
+def with_profile(fleet: Fleet, profile: EngineProfile) -> Fleet:
+    """Returns the fleet with this profile for all of its instances."""
+    instances = {key: tuple(replace(one, profile=profile) for one in found) for key, found in fleet.instances.items()}
+    return replace(fleet, instances=instances)
+
+
 def slow_fleet(urls: list[str], objectives: SloTargets = GROWING, **more: Any) -> Fleet:
     """Returns a fleet of one model whose engines work nothing off while a test runs."""
-    return fleet_of(urls, objectives=objectives, profile=SLOW, **more)
+    return with_profile(fleet_of(urls, objectives=objectives, **more), SLOW)
 
 
 def count_queued(running: RunningGateway) -> int:
