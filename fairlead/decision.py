@@ -38,15 +38,12 @@ class Explanation(Protocol):
 
     def reason(self) -> str:
         """Returns the reason in one sentence."""
-        ...
 
     def rejected(self) -> tuple[RejectedCandidate, ...]:
         """Returns the candidates that were not chosen."""
-        ...
 
     def inputs(self) -> Mapping[str, DecisionInput]:
         """Returns the numbers used, by name."""
-        ...
 
 
 class DecisionText:

@@ -80,7 +80,6 @@ class ModelCore(Protocol):
 
     def step(self, observation: Observation) -> ScalingPlan:
         """Returns the plan of one tick."""
-        ...
 
 
 class GatewayReader(Protocol):
@@ -88,7 +87,6 @@ class GatewayReader(Protocol):
 
     async def scrape(self, models: "frozenset[str]") -> GatewaySnapshot:
         """Returns the metrics of all gateways since the last call, for these models."""
-        ...
 
 
 class MixSolver(Protocol):
@@ -96,15 +94,12 @@ class MixSolver(Protocol):
 
     def submit(self, model: str, requests: Mapping[str, MixRequest]) -> None:
         """Queues queries, by role."""
-        ...
 
     def take_results(self, model: str) -> Mapping[str, MixResult]:
         """Returns the replies, by role, that came since the last call."""
-        ...
 
     def retain(self, models: Collection[str]) -> None:
         """Drops the queries of all other models."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

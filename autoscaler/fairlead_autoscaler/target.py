@@ -70,7 +70,6 @@ class ScaleTarget(Protocol):
         """Returns every model with a pool to scale, by `namespace/name`. Raises Unavailable if they
         are unknown; then nothing is decided, and nothing changes.
         """
-        ...
 
 
 class ReplicaScaler(Protocol):
@@ -84,4 +83,3 @@ class ReplicaScaler(Protocol):
 
         leaving: ids of replicas to stop first, if there are too many.
         """
-        ...

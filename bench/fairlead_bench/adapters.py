@@ -103,11 +103,9 @@ class PlacementRule(Protocol):
 
     def place(self, request: AdapterRequest, engines: Sequence[SlottedEngine], now: float) -> int:
         """Returns the number of the engine that gets the request."""
-        ...
 
     def evict(self, engine: SlottedEngine, now: float) -> int | None:
         """Returns the adapter to unload, which has no requests; None if there is none."""
-        ...
 
 
 def draw_requests(traffic: AdapterTraffic, seed: int) -> tuple[list[AdapterRequest], list[float]]:

@@ -67,7 +67,6 @@ class Scenario(Protocol):
 
     async def run(self) -> None:
         """Runs all of its checks."""
-        ...
 
 
 async def run(stage: EngineStage, report: VllmReport, parts: Sequence[str]) -> None:

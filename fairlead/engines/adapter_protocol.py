@@ -53,7 +53,6 @@ class EngineAdapter(Protocol):
     @property
     def kind(self) -> str:
         """The value of `spec.engine.type` in lower case."""
-        ...
 
     @property
     def health_path(self) -> str:
@@ -61,27 +60,22 @@ class EngineAdapter(Protocol):
 
         The check says nothing about overload or draining.
         """
-        ...
 
     @property
     def metrics_path(self) -> str:
         """The path of the metrics page: a GET returns the text for `parse_signals`."""
-        ...
 
     def local_launch_command(self, replica: LocalEngineReplica, ports: Sequence[int]) -> LocalEngineCommand:
         """Returns the command of a process that serves one replica on each of `ports` of 127.0.0.1.
 
         Raises BadInput if the engine cannot run on this machine or on these ports.
         """
-        ...
 
     def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
         """Returns the values of a metrics page, for one data-parallel rank or for all together."""
-        ...
 
     def parse_rank_signals(self, metrics: bytes, ranks: Collection[int]) -> dict[int, EngineSignals]:
         """Returns the values of each of these data-parallel ranks, in one pass over the page."""
-        ...
 
 
 class PodEngineAdapter:

@@ -396,14 +396,11 @@ class FleetSource(Protocol):
 
     def watch(self) -> AsyncIterator[Fleet]:
         """Yields the current snapshot, then a new one after every change."""
-        ...
 
     def warnings(self) -> list[str]:
         """Returns current problems as text for people; empty if the last snapshot is up to date."""
-        ...
 
     def age_seconds(self) -> float | None:
         """Returns the age of the last contact with the source; None if it does not apply or is
         unknown.
         """
-        ...

@@ -32,23 +32,18 @@ class RequestFacts(Protocol):
 
     def header(self, name: str) -> str | None:
         """Returns the value of a header, named in lower case; None without it."""
-        ...
 
     def tenant(self) -> str | None:
         """Returns the name of the tenant; None without one."""
-        ...
 
     def conversation(self) -> tuple[bytes, str]:
         """Returns what identifies the conversation, in few bytes, and the name of its source."""
-        ...
 
     def prompt_tokens(self) -> int:
         """Returns the estimated tokens of the prompt; never fewer for a longer conversation."""
-        ...
 
     def answer_limit(self) -> int | None:
         """Returns the client's limit of the answer in tokens; None without one."""
-        ...
 
 
 class FallbackStep(NamedTuple):

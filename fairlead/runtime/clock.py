@@ -16,11 +16,9 @@ class Clock(Protocol):
 
     def now(self) -> float:
         """Returns monotonic seconds. Only differences are meaningful."""
-        ...
 
     def wall(self) -> float:
         """Returns Unix seconds."""
-        ...
 
 
 class SystemClock:

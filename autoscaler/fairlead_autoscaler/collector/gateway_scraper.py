@@ -46,7 +46,6 @@ class FetchPage(Protocol):
         """Returns the text of a response with status 200. Raises Unavailable with a short
         reason.
         """
-        ...
 
 
 class ResolveName(Protocol):
@@ -54,7 +53,6 @@ class ResolveName(Protocol):
 
     async def __call__(self, host: str, port: int) -> list[str]:
         """Returns the addresses. Raises OSError."""
-        ...
 
 
 @dataclass(slots=True)

@@ -78,28 +78,22 @@ class IndexUnderTest(Protocol):
 
     async def follow(self, sources: Sequence[EventSource]) -> None:
         """Begin."""
-        ...
 
     async def close(self) -> None:
         """End, and leave nothing behind."""
-        ...
 
     @property
     def arrivals(self) -> Sequence[float]:
         """Monotonic seconds at which each stored or removed block was received, in order."""
-        ...
 
     def stamp(self) -> object:
         """Something else whenever anything arrived."""
-        ...
 
     def mirror(self) -> IndexReplica | None:
         """Returns the replica; None before there is one."""
-        ...
 
     def cleared_by_us(self, instance: str) -> bool:
         """Reports a cleared cache; False where that is impossible."""
-        ...
 
 
 class InProcessIndex:

@@ -67,17 +67,14 @@ class SendingConnection(Protocol):
 
     def unsent_bytes(self) -> int:
         """Returns the bytes that wait in this process for the client to read."""
-        ...
 
     def acknowledged_bytes(self) -> int | None:
         """Returns the bytes that the client has received so far; None if the system does not
         report them.
         """
-        ...
 
     def reset(self) -> None:
         """Closes the connection at once and drops what is unsent."""
-        ...
 
 
 class SendRateMonitor:
@@ -486,15 +483,12 @@ class RequestHandler(Protocol):
 
         Raises GatewayError if the body behind this head is not worth waiting for.
         """
-        ...
 
     def handle(self, request: HttpRequest, response: ResponseWriter) -> None:
         """Answers the request, now or later, through `response`."""
-        ...
 
     def on_rejected(self, error: GatewayError, response: ResponseWriter) -> None:
         """Sends `error` as the response to bytes that never became a request."""
-        ...
 
 
 class OpenConnection(Protocol):
@@ -510,38 +504,30 @@ class OpenConnection(Protocol):
     @property
     def is_idle(self) -> bool:
         """True if no request with an accepted head is read or answered, and nothing is unsent."""
-        ...
 
     @property
     def is_busy(self) -> bool:
         """True while a request is read or answered."""
-        ...
 
     def shorten_idle_timeout(self) -> None:
         """Applies the listener's idle timeout to the present idle time, from now on."""
-        ...
 
     def refuse_requests(self, error: GatewayError) -> None:
         """Refuses the request that is being read. Closes the connection if it is idle."""
-        ...
 
     def close(self) -> None:
         """Closes the connection."""
-        ...
 
     def unsent_bytes(self) -> int:
         """Returns the bytes that wait in this process for the client to read."""
-        ...
 
     def acknowledged_bytes(self) -> int | None:
         """Returns the bytes that the client has received; None if the system does not report
         them.
         """
-        ...
 
     def reset(self) -> None:
         """Closes the connection at once and drops what is unsent."""
-        ...
 
 
 class Listener:

@@ -29,7 +29,6 @@ class MessageSender(Protocol):
 
     def send(self, message: msgspec.Struct) -> bool:
         """Sends a message; returns False if it was dropped."""
-        ...
 
 
 class Channel(asyncio.Protocol, Generic[T]):

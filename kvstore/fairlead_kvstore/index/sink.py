@@ -24,13 +24,11 @@ class ChangeSink(Protocol):
         """Takes the changes of ``batches`` batches of one model (``namespace/name``). Returns at
         once and never raises.
         """
-        ...
 
     def is_backlogged(self, model_key: str) -> bool:
         """Returns whether too many changes of a model wait. The caller then must not read its
         events.
         """
-        ...
 
 
 class LocalSink:

@@ -102,25 +102,20 @@ class IndexOwner(Protocol):
         """Begins to read a model's engines from the recovered state, because this process leads
         now.
         """
-        ...
 
     def stop_model(self, model_key: str) -> None:
         """Drops the model and stops reading its engines, because another indexer leads."""
-        ...
 
     def instances(self, model_key: str) -> Sequence[str]:
         """Returns the ids of all attached instances of a model."""
-        ...
 
     def checkpoint(self, instance: str) -> InstanceCheckpoint:
         """Returns the current state of an instance. Raises KeyError for one that is not
         attached.
         """
-        ...
 
     def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
         """Returns block hash and expiry (monotonic seconds) of each hint, oldest first."""
-        ...
 
 
 class IndexWriter:

@@ -38,13 +38,11 @@ class ReadSource(Protocol):
         """The model (``namespace/name``) of the engines behind the socket; None: several models,
         so that a backlog does not stop it.
         """
-        ...
 
     def read(self, max_bytes: int) -> tuple[int, bool]:
         """Reads messages of about ``max_bytes``. Returns their cost in bytes, and whether there
         may be more. Never raises.
         """
-        ...
 
 
 class FairScheduler:

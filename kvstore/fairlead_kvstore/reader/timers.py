@@ -15,7 +15,6 @@ class Timer(Protocol):
 
     def cancel(self) -> None:
         """Cancels the call; does nothing if it was made already."""
-        ...
 
 
 class ReaderLoop(Protocol):
@@ -23,19 +22,15 @@ class ReaderLoop(Protocol):
 
     def call_later(self, delay: float, callback: Callable[[], object], /) -> Timer:
         """Calls ``callback`` once, after ``delay`` seconds. The returned timer cancels the call."""
-        ...
 
     def call_soon(self, callback: Callable[[], object], /) -> Timer:
         """Calls ``callback`` once, in the next iteration of the loop, unless it is cancelled."""
-        ...
 
     def add_reader(self, fd: int, callback: Callable[[], object], /) -> None:
         """Calls ``callback`` whenever ``fd`` becomes readable."""
-        ...
 
     def remove_reader(self, fd: int, /) -> object:
         """Ends the calls that ``add_reader`` registered for ``fd``."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,6 @@ class ConnectionOwner(ReadSource, Protocol):
 
         is_overflow: too much of it was unread.
         """
-        ...
 
 
 def host_and_port(endpoint: str) -> tuple[str, int]:

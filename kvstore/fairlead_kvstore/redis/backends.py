@@ -41,37 +41,31 @@ class RedisBackend(Protocol):
 
     async def ping(self) -> None:
         """Returns when Redis answers; for a cluster, when all its masters do."""
-        ...
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         """Runs commands and returns their replies in order; a refused command's is its
         ResponseError.
         """
-        ...
 
     async def max_memory(self) -> int:
         """Returns ``maxmemory`` in bytes, 0 without one; of a cluster, the smallest one.
 
         Raises ResponseError when the user may not read it.
         """
-        ...
 
     def scan_keys(self, pattern: str) -> AsyncIterator[bytes]:
         """Yields the keys that match a pattern, each once or more; for a cluster, those of all
         masters.
         """
-        ...
 
     async def drop_connections(self) -> None:
         """Drops every connection.
 
         Why: after a failure, a connection may be broken or lead to a former master.
         """
-        ...
 
     async def close(self) -> None:
         """Closes the client."""
-        ...
 
 
 class BoundedReplyParser(DefaultParser):  # type: ignore[misc,valid-type]  # redis-py is typed in part only

@@ -23,7 +23,6 @@ class Controller(Protocol):
 
         A pool that is not in the plan stays as it is.
         """
-        ...
 
 
 class PerPoolController(Generic[ControllerState]):

@@ -129,7 +129,6 @@ class RouterFront(Protocol):
 
     def start(self, simulation: SimulationContext) -> None:
         """Starts the router; ``simulation.schedule`` works from now on."""
-        ...
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
         """Chooses an engine and counts the request as sent.
@@ -137,36 +136,29 @@ class RouterFront(Protocol):
         Returns ``QUEUED`` to send the request later. Returns None and the reason if no engine is
         available.
         """
-        ...
 
     def on_rejected(self, request: str, now: float) -> None:
         """Notes that the engine did not take the request."""
-        ...
 
     def on_first_token(self, request: str, now: float) -> None:
         """Notes the first token of a request."""
-        ...
 
     def on_finished(self, sequence: EngineSequence, now: float) -> None:
         """Notes a complete answer."""
-        ...
 
     def on_kv_events(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
         """Notes what an engine stored and evicted in the step that ends now, if the fleet publishes
         events.
         """
-        ...
 
     def on_membership(self, live_engines: Sequence[str], now: float) -> None:
         """Replaces the set of engines that take requests."""
-        ...
 
     def on_lost(self, request: str, now: float) -> None:
         """Notes that the engine of a request was lost.
 
         A request without a first token is routed again right after.
         """
-        ...
 
 
 class EngineObserver:

@@ -24,11 +24,9 @@ class LateBindingRouter(Protocol):
 
     def queue_sort_key(self, request_id: str) -> tuple[float, float, str]:
         """Returns the sort key of a queued request; the smallest goes first."""
-        ...
 
     def rebalance(self, queued: Mapping[str, Sequence[str]], now: float) -> list[tuple[str, str]]:
         """Returns moves (request, instance), which the router has counted already."""
-        ...
 
 
 class LateBindingQueue:

@@ -27,14 +27,12 @@ class ResponseHost(Protocol):
 
     def drop_choice(self, choice: "ResponseChoice") -> None:
         """Removes the choice's sequence from its core."""
-        ...
 
     def on_response_ended(self, response: "GenerationResponse", outcome: str) -> None:
         """Notes the end of a response.
 
         outcome: ``finished``, ``aborted``, ``failed``, or ``gone`` after a client disconnect.
         """
-        ...
 
     def unix_seconds(self) -> int: ...
 
@@ -43,7 +41,6 @@ class ResponseHost(Protocol):
 
         Returns what the client must pass to another engine for the KV; None if there is nothing.
         """
-        ...
 
 
 class ResponseChoice:

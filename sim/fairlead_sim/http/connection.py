@@ -107,15 +107,12 @@ class RequestHandler(Protocol):
 
     def on_connection_made(self, connection: "ServerConnection") -> bool:
         """Returns False to drop the connection at once."""
-        ...
 
     def on_connection_lost(self, connection: "ServerConnection") -> None:
         """Forgets the connection."""
-        ...
 
     def handle(self, request: HttpRequest, writer: "ResponseWriter") -> None:
         """Answers now or later through ``writer``. An ApiError raised here becomes the answer."""
-        ...
 
 
 class ResponseWriter:

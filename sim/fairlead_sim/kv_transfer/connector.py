@@ -267,13 +267,11 @@ class ConnectorHost(Protocol):
 
         pulled: prompt tokens whose KV was pulled.
         """
-        ...
 
     def kill_core(self) -> None: ...
 
     def block_keys(self, ask: GenerationRequest, prompt: TokenizedPrompt) -> tuple[int, ...]:
         """Returns the keys of the prompt's full blocks."""
-        ...
 
 
 class KvConnector:

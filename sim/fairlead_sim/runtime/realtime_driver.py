@@ -25,15 +25,12 @@ class TokenReceiver(Protocol):
     @property
     def end_reason(self) -> str:
         """Returns the finish reason for a sequence that reaches its last token."""
-        ...
 
     def on_token(self, last: bool) -> None:
         """Notes one more token; ``last`` if the sequence has left the core."""
-        ...
 
     def on_ended(self, reason: str) -> None:
         """Notes that the sequence left the core without a token: aborted, or without output."""
-        ...
 
 
 class StepObserver(Protocol):
@@ -41,7 +38,6 @@ class StepObserver(Protocol):
 
     def observe_step(self, rank: int, step: EngineStep, began_at: float, ended_at: float) -> None:
         """Counts a delivered step."""
-        ...
 
 
 class RealtimeDriver:

@@ -25,23 +25,18 @@ class IndexSource(Protocol):
 
     def update_fleet(self, fleet: Fleet) -> None:
         """Takes over a new fleet."""
-        ...
 
     def mirror(self, model_key: str) -> IndexReplica:
         """Returns the index replica of a model: what its engines reported."""
-        ...
 
     def stale_reason(self, model_key: str) -> str | None:
         """Returns why a replica is not up to date; None while it is."""
-        ...
 
     def warnings(self) -> list[str]:
         """Returns texts that say what is missing or degraded."""
-        ...
 
     async def close(self) -> None:
         """Stops reading."""
-        ...
 
 
 class RedisIndexSource:

@@ -74,11 +74,9 @@ class Tokenize(Protocol):
 
     async def tokenize(self, path: str, text: bytes, *, add_special_tokens: bool) -> Sequence[int]:
         """Returns the tokens of a JSON string. Raises Unavailable with a short reason."""
-        ...
 
     def warning(self, path: str) -> str:
         """Returns the warning about a file's tokenizer; empty if there is none."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,6 @@ class LearnTokens(Protocol):
 
         doubted: the tokens come from the local tokenizer; no engine has confirmed them yet.
         """
-        ...
 
 
 class TokenFetcher:

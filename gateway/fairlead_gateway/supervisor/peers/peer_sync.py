@@ -34,23 +34,18 @@ class GatewayWorkers(Protocol):
 
     def applied_fleet(self) -> Fleet:
         """Returns the newest fleet that all workers route by."""
-        ...
 
     def loads(self) -> Mapping[str, LoadView]:
         """Returns the in-flight load by instance."""
-        ...
 
     def broadcast_peer_updates(self, updates: say.PeerUpdates) -> None:
         """Sends what other gateways did to all workers; a full channel drops it."""
-        ...
 
     def set_peer_loads(self, loads: Mapping[str, Shared]) -> None:
         """Sets the total load of other gateways, by instance."""
-        ...
 
     def set_hot_prefixes(self, table: say.HotPrefixUpdate) -> None:
         """Replaces a model's table of hot prefixes."""
-        ...
 
 
 class PeerSync:
