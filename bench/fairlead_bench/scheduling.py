@@ -20,8 +20,8 @@ from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import Model, SloTargets
 from fairlead.limits import Limits
 from fairlead_bench.results import Goals, ResultRow, load_goals, parse_options, write_results
+from fairlead_gateway.admission.admission_policy import AdmissionPolicy
 from fairlead_gateway.admission.output_lengths import OutputLengths
-from fairlead_gateway.admission.policy import AdmissionPolicy
 from fairlead_gateway.admission.request_queue import NextRequest, RequestQueue
 from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.fleet.request import RequestResult

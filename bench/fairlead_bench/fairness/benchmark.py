@@ -40,9 +40,9 @@ from fairlead.fleet.model import SloTargets
 from fairlead.limits import Limits
 from fairlead_bench.fairness import cache_timing
 from fairlead_bench.results import Goals, ResultRow, load_goals, parse_options, write_results
+from fairlead_gateway.admission.admission_policy import MIN_BACKLOG_SECONDS, POLL_SECONDS
 from fairlead_gateway.admission.fair_share import SAVED_SECONDS, FairShare, decode_seconds
 from fairlead_gateway.admission.kv_capacity import MAX_WAITING_STEP_SHARE, EngineLoad
-from fairlead_gateway.admission.policy import MIN_BACKLOG_SECONDS, POLL_SECONDS
 from fairlead_gateway.admission.request_queue import (
     QUANTUM_SECONDS,
     TIER_WEIGHTS,

@@ -23,7 +23,7 @@ from fairlead.units import format_duration
 from fairlead_gateway.adapters.placement import (
     AdapterPlacement,
 )
-from fairlead_gateway.admission.policy import AdmissionRequest, Admitted
+from fairlead_gateway.admission.admission_policy import AdmissionRequest, Admitted
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.http.listener import HttpRequest, ResponseWriter
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest

@@ -8,13 +8,13 @@ from typing import Final
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Model
-from fairlead_gateway.admission.kv_capacity import EngineLoad
-from fairlead_gateway.admission.policy import (
+from fairlead_gateway.admission.admission_policy import (
     POLL_SECONDS,
     AdmissionAction,
     AdmissionPolicy,
     AdmissionRequest,
 )
+from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.simulation import QUEUED

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from fairlead.engine_profile import EngineProfile
+from fairlead_gateway.admission.admission_policy import MIN_BACKLOG_SECONDS
 from fairlead_gateway.admission.kv_capacity import MAX_WAITING_STEP_SHARE
-from fairlead_gateway.admission.policy import MIN_BACKLOG_SECONDS
 from fairlead_gateway.routing import ModelRouter, RouteRequest
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.simulation import QUEUED

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from fairlead.limits import Limits
+from fairlead_gateway.admission.admission_policy import AdmissionAction, AdmissionPolicy, AdmissionRequest
 from fairlead_gateway.admission.kv_capacity import EngineLoad
-from fairlead_gateway.admission.policy import AdmissionAction, AdmissionPolicy, AdmissionRequest
 from fairlead_gateway.admission.request_queue import QueuedRequest
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 

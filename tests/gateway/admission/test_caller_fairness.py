@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from fairlead.limits import Limits
+from fairlead_gateway.admission.admission_policy import AdmissionAction, AdmissionPolicy
 from fairlead_gateway.admission.fair_share import LAG_SECONDS, SAVED_SECONDS, FairShare
 from fairlead_gateway.admission.kv_capacity import HOLD_SECONDS, PAUSE_SECONDS, EngineLoad
-from fairlead_gateway.admission.policy import AdmissionAction, AdmissionPolicy
 from fairlead_gateway.admission.request_queue import QUANTUM_SECONDS, TIER_WEIGHTS, RequestQueue
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_testing.gateway.caller_overload import CallerOverload, admission_request, queued_request

@@ -7,10 +7,10 @@ import pytest
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.limits import Limits
+from fairlead_gateway.admission.admission_policy import AdmissionAction, AdmissionPolicy, AdmissionRequest
 from fairlead_gateway.admission.fair_share import FairShare, decode_seconds
 from fairlead_gateway.admission.kv_capacity import EngineLoad, KvCapacityPlanner
 from fairlead_gateway.admission.output_lengths import OutputForecast, OutputLengths
-from fairlead_gateway.admission.policy import AdmissionAction, AdmissionPolicy, AdmissionRequest
 from fairlead_gateway.admission.request_queue import RequestQueue
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_testing.gateway.caller_overload import admission_request, queued_request

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fairlead_gateway.admission.policy import LengthClasses
+from fairlead_gateway.admission.admission_policy import LengthClasses
 
 ENGINES = 8
 SHORT, LONG = (0.4, 0.02), (4.0, 0.7)

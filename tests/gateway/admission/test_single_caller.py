@@ -8,8 +8,8 @@ from dataclasses import replace
 from hashlib import sha256
 
 from fairlead.limits import Limits
+from fairlead_gateway.admission.admission_policy import AdmissionPolicy, AdmissionRequest, AdmissionVerdict
 from fairlead_gateway.admission.kv_capacity import EngineLoad
-from fairlead_gateway.admission.policy import AdmissionPolicy, AdmissionRequest, AdmissionVerdict
 from fairlead_gateway.admission.request_queue import RequestQueue
 from fairlead_testing.gateway.caller_overload import admission_request
 

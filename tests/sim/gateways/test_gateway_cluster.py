@@ -14,7 +14,7 @@ from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Model, SloTargets
 from fairlead.limits import Limits
-from fairlead_gateway.admission.policy import AdmissionPolicy
+from fairlead_gateway.admission.admission_policy import AdmissionPolicy
 from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.simulation import (

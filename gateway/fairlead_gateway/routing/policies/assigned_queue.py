@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from fairlead_gateway.routing.load.inflight import Endpoint, InflightTracker
-from fairlead_gateway.routing.policies import dualmap
+from fairlead_gateway.routing.policies import published_dualmap
 from fairlead_gateway.routing.policies.policy_input import AssignedRequest, QueueKey
 from fairlead_gateway.routing.prefix.cache_view import CacheView
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
@@ -84,7 +84,7 @@ class AssignedQueue:
         if not self._rebalances:
             return []
         known = {endpoint.id: endpoint for endpoint in endpoints}
-        waiting: dict[str, list[dualmap.QueuedAssignment]] = {}
+        waiting: dict[str, list[published_dualmap.QueuedAssignment]] = {}
         pending = {}
         for index, endpoint in enumerate(endpoints):
             neighbour = endpoints[(index + 1) % len(endpoints)]
@@ -94,7 +94,7 @@ class AssignedQueue:
                 seconds -= prefill_seconds
             pending[endpoint.id] = seconds = max(0.0, seconds)
             total = seconds + sum([prefill_seconds for _, _, prefill_seconds in entries])
-            needs_rebalance = dualmap.needs_rebalance(
+            needs_rebalance = published_dualmap.needs_rebalance(
                 total, [entry.assigned_at for _, entry, _ in entries], objective_seconds, now
             )
             waiting[endpoint.id] = assignments = []
@@ -108,12 +108,12 @@ class AssignedQueue:
                                 entry.request, other, scale_of(entry.request.caller)
                             )
                 assignments.append(
-                    dualmap.QueuedAssignment(
+                    published_dualmap.QueuedAssignment(
                         request_id, entry.assigned_at, None if alternate is None else alternate.id, costs
                     )
                 )
         self._cache.drop_match()
-        return dualmap.rebalance(waiting, pending, objective_seconds=objective_seconds, now=now)
+        return published_dualmap.rebalance(waiting, pending, objective_seconds=objective_seconds, now=now)
 
     def _queued_at(self, request_ids: Sequence[str], instance: str) -> list[tuple[str, AssignedRequest, float]]:
         """Returns the requests that are assigned to the instance, with their prefill seconds."""

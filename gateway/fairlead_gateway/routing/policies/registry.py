@@ -9,7 +9,7 @@ from typing import Final
 
 from fairlead.decision import Decision
 from fairlead.fleet.model import RoutingPreset
-from fairlead_gateway.routing.policies import baselines, dual_hash, dualmap, preble
+from fairlead_gateway.routing.policies import baselines, dual_hash, preble, published_dualmap
 from fairlead_gateway.routing.policies.policy_input import AssignedRequest, PolicyInput, QueueKey
 
 PRESETS: Final = tuple(item.value for item in RoutingPreset)
@@ -18,7 +18,7 @@ Policy = Callable[[PolicyInput], Decision]
 
 POLICIES: Final[Mapping[str, Policy]] = MappingProxyType(
     {
-        "dualmap": dualmap.choose,
+        "dualmap": published_dualmap.choose,
         "round-robin": baselines.round_robin,
         "least-request": baselines.least_request,
         "session": baselines.session,
@@ -33,7 +33,7 @@ POLICIES: Final[Mapping[str, Policy]] = MappingProxyType(
     }
 )
 QUEUE_KEYS: Final[Mapping[str, Callable[[AssignedRequest], QueueKey]]] = MappingProxyType(
-    {"dual-hash": dual_hash.queue_sort_key, "dualmap": dualmap.queue_sort_key}
+    {"dual-hash": dual_hash.queue_sort_key, "dualmap": published_dualmap.queue_sort_key}
 )
 """Presets that queue assigned requests, with the sort key of their queues; the smallest
 goes first.

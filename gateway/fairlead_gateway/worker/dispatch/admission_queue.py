@@ -51,9 +51,9 @@ from types import MappingProxyType
 from typing import Final
 
 from fairlead.fleet.model import Fleet, InstanceState, Model
+from fairlead_gateway.admission.admission_policy import MAX_PASSED_OVER, MIN_BACKLOG_SECONDS, POLL_SECONDS, BacklogDecay
 from fairlead_gateway.admission.fair_share import MAX_COMPARED, FairShare
 from fairlead_gateway.admission.kv_capacity import MAX_WAITING_STEP_SHARE
-from fairlead_gateway.admission.policy import MAX_PASSED_OVER, MIN_BACKLOG_SECONDS, POLL_SECONDS, BacklogDecay
 from fairlead_gateway.admission.request_queue import CallerBounds, CallerClass, has_credit, waits_behind
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed

@@ -10,15 +10,15 @@ from functools import partial
 from typing import Final
 
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, Role
-from fairlead_gateway.admission.fair_share import FairShare, decode_seconds
-from fairlead_gateway.admission.kv_capacity import EngineLoad
-from fairlead_gateway.admission.policy import (
+from fairlead_gateway.admission.admission_policy import (
     POLL_SECONDS,
     AdmissionAction,
     AdmissionPolicy,
     AdmissionRequest,
     AdmissionVerdict,
 )
+from fairlead_gateway.admission.fair_share import FairShare, decode_seconds
+from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.admission.request_queue import RequestQueue
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
 from fairlead_gateway.ipc.messages import WAKE_HINT_SECONDS

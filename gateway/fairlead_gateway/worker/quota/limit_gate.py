@@ -10,7 +10,7 @@ from typing import Final
 
 from fairlead.tenants.model import Limit, LimitUnit, Tenant
 from fairlead.units import format_exact_usd, format_usd
-from fairlead_gateway.admission.policy import ALL_LEARNED_ANSWERS, LEARNED_ANSWER_INTERVAL
+from fairlead_gateway.admission.admission_policy import ALL_LEARNED_ANSWERS, LEARNED_ANSWER_INTERVAL
 from fairlead_gateway.errors import BudgetSpent, ConcurrencyReached, GatewayError, LimitReached, LimitsUnavailable
 from fairlead_gateway.http.timers import TaskDeadline
 from fairlead_gateway.quota.exchange import CLOSED, CONTENDED, EXHAUSTED, GRANTED, NOT_YET, UNAVAILABLE

@@ -11,8 +11,8 @@ import pytest
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead.tenants.model import Tenant, Tier
+from fairlead_gateway.admission.admission_policy import POLL_SECONDS
 from fairlead_gateway.admission.fair_share import FairShare
-from fairlead_gateway.admission.policy import POLL_SECONDS
 from fairlead_gateway.errors import Overloaded, RequestShed
 from fairlead_gateway.worker.dispatch.admission_queue import LateBindingQueue
 from fairlead_gateway.worker.dispatch.model_admission import ModelAdmission

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 
 from fairlead.limits import Limits
-from fairlead_gateway.admission.kv_capacity import EngineLoad
-from fairlead_gateway.admission.policy import (
+from fairlead_gateway.admission.admission_policy import (
     AdmissionAction,
     AdmissionPolicy,
     AdmissionRequest,
     AdmissionVerdict,
 )
+from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_testing.gateway.caller_overload import admission_request
 
 

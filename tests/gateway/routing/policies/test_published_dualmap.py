@@ -18,8 +18,8 @@ import pytest
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_gateway.routing.candidates import Candidate
 from fairlead_gateway.routing.load.inflight import EndpointLoad
-from fairlead_gateway.routing.policies.dualmap import QueuedAssignment, choose, queue_sort_key, rebalance
 from fairlead_gateway.routing.policies.policy_input import AssignedRequest, PolicyInput
+from fairlead_gateway.routing.policies.published_dualmap import QueuedAssignment, choose, queue_sort_key, rebalance
 
 SLO = 5.0
 

@@ -1,4 +1,4 @@
-"""The admission policy: a request is admitted now, queued, or refused.
+"""The admission policy: a request is admitted, queued, or refused by the limits of the queue.
 
 **Admitted** now, if no request is queued and an instance has room. If all requests are alike (one
 TTFT target, tenant and tier), arrival order is as good as any, and only the memory must suffice.
