@@ -225,7 +225,7 @@ def main() -> int:
     options = parser.parse_args()
     checked = list(files([path.resolve() for path in options.paths] or [ROOT]))
     found = findings(checked)
-    counts: Counter[tuple[str, str]] = Counter((one.path, one.rule) for one in found)
+    counts: Counter[tuple[str, str]] = Counter((decision.path, decision.rule) for decision in found)
     recorded = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
     excused: Counter[tuple[str, str]] = Counter(
         {(path, rule): count for path, rules in recorded.items() for rule, count in rules.items()}
@@ -236,9 +236,9 @@ def main() -> int:
         write_baseline((counts & excused) | others)
         return 0
     worse = {} if options.paths else counts - excused
-    for one in found:
-        if options.paths or (one.path, one.rule) in worse:
-            print(f"{one.path}:{one.line}: {one.rule}: {one.text}")
+    for decision in found:
+        if options.paths or (decision.path, decision.rule) in worse:
+            print(f"{decision.path}:{decision.line}: {decision.rule}: {decision.text}")
     if worse:
         print(f"prose: {len(worse)} counts are above {BASELINE.name}; old findings of these files are shown too")
     stale = {} if options.paths else excused - counts

@@ -74,7 +74,7 @@ def main() -> int:
             if over:
                 pool.shutdown(cancel_futures=True)
                 break
-    return 1 if any(one.violations for one in nights) else 0
+    return 1 if any(night.violations for night in nights) else 0
 
 
 def merge_reports(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
@@ -101,10 +101,10 @@ def _write(path: Path, result: dict[str, Any]) -> None:
 
 
 def _result(options: argparse.Namespace, nights: list[RunReport], seconds: float) -> dict[str, Any]:
-    scenes = [from_seed(one.seed) for one in nights]
+    scenes = [from_seed(night.seed) for night in nights]
     happened = Counter[str]()
     for scene in scenes:
-        happened.update([str(one.kind) for one in scene.fleet_events])
+        happened.update([str(event.kind) for event in scene.fleet_events])
         happened.update({"partition": len(scene.partitions), "gateway killed": len(scene.kills)})
         happened.update({"spell of lost, late or doubled messages": len(scene.network_faults)})
     return {
@@ -118,13 +118,13 @@ def _result(options: argparse.Namespace, nights: list[RunReport], seconds: float
         "fronts": dict(sorted(Counter([scene.router for scene in scenes]).items())),
         "presets": dict(sorted(Counter([scene.preset for scene in scenes]).items())),
         "happened": dict(sorted(happened.items())),
-        "requests": sum([one.requests for one in nights]),
-        "answers_cut": sum([one.cut for one in nights]),
-        "requests_sent_again": sum([one.retried for one in nights]),
-        "requests_without_any_engine": sum([one.unserved for one in nights]),
-        "looks": sum([one.checks for one in nights]),
-        "least_attainment_after": round(min([one.attainment_after for one in nights], default=0.0), 3),
-        "found": [{"seed": one.seed, "broken": one.violations} for one in nights if one.violations],
+        "requests": sum([night.requests for night in nights]),
+        "answers_cut": sum([night.cut for night in nights]),
+        "requests_sent_again": sum([night.retried for night in nights]),
+        "requests_without_any_engine": sum([night.unserved for night in nights]),
+        "looks": sum([night.checks for night in nights]),
+        "least_attainment_after": round(min([night.attainment_after for night in nights], default=0.0), 3),
+        "found": [{"seed": night.seed, "broken": night.violations} for night in nights if night.violations],
     }
 
 

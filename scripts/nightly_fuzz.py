@@ -58,7 +58,7 @@ def main() -> int:
     started, cpu_seconds = time.monotonic(), 0.0
     reports: list[Report] = []
     with ProcessPoolExecutor(options.jobs) as pool:
-        for done in as_completed([pool.submit(part, *one) for one in batches]):
+        for done in as_completed([pool.submit(part, *batch) for batch in batches]):
             report, seconds = done.result()
             reports.append(report)
             cpu_seconds += seconds

@@ -112,7 +112,9 @@ class EngineFaults:
             "lost": STREAMS - len(whole),
             "seconds": spread([answer.seconds for answer in answers]),
             "continued": [line for line in metrics if line.startswith("fairlead_gateway_continued_total")],
-            "first_lost": [f"{one.status} {one.reported} {one.error}" for one in answers if one not in whole][:5],
+            "first_lost": [
+                f"{answer.status} {answer.reported} {answer.error}" for answer in answers if answer not in whole
+            ][:5],
         }
         require(running, "the killed engine ran no stream, so nothing was shown", numbers)
         require(not numbers["lost"], "streams were lost", numbers)

@@ -481,7 +481,7 @@ class EngineGroup:
             return ("--gpu-memory-utilization", str(share))
         kv_bytes = self.settings.kv_bytes
         if kv_bytes is None:
-            memory = min(one.memory_bytes for one in self.settings.accelerators)
+            memory = min(accelerator.memory_bytes for accelerator in self.settings.accelerators)
             kv_bytes = int(memory * share) - self.shape.weight_bytes - _WORKSPACE_BYTES
         # vLLM looks at the share before it starts, when its neighbours may have theirs already.
         return ("--gpu-memory-utilization", f"{share / 2:.3f}", "--kv-cache-memory-bytes", str(kv_bytes))

@@ -124,7 +124,7 @@ def monitors(here: Kubectl) -> list[Manifest]:
     helm = shutil.which("helm", path=here.environ["PATH"])
     assert helm is not None
     found = render_chart(Path(helm), "--set=serviceMonitors.enabled=true")
-    return [one for one in found if one["kind"] == "ServiceMonitor"]
+    return [manifest for manifest in found if manifest["kind"] == "ServiceMonitor"]
 
 
 def test_every_query_of_dashboards_and_alerts_returns_series(here: Kubectl, installed: HelmRelease) -> None:

@@ -30,9 +30,9 @@ def rendered(here: Kubectl, case: str) -> list[Manifest]:
     installation = InstallationDefaults(images={EngineType.SIM: image("sim")})
     found = render_model(model, classes, default_context(installation=installation))
     assert found.problems == ()
-    for one in found.manifests:
-        one["metadata"]["namespace"] = here.namespace
-        del one["metadata"]["ownerReferences"]
+    for manifest in found.manifests:
+        manifest["metadata"]["namespace"] = here.namespace
+        del manifest["metadata"]["ownerReferences"]
     return list(found.manifests)
 
 
@@ -61,9 +61,9 @@ def answered_while(here: Kubectl, asker: str, engine: Manifest, deleted: str) ->
 @pytest.mark.lane("models", position=10)
 def test_a_pool_is_ready_soon_and_a_pod_that_goes_answers_to_the_end(here: Kubectl) -> None:
     manifests = rendered(here, "sim")
-    for one in manifests:
-        if one["kind"] == "Deployment":
-            arguments = one["spec"]["template"]["spec"]["containers"][0]["args"]
+    for manifest in manifests:
+        if manifest["kind"] == "Deployment":
+            arguments = manifest["spec"]["template"]["spec"]["containers"][0]["args"]
             arguments[arguments.index("--speed=10")] = "--speed=1"
     here.apply(*manifests)
     here.wait_for_rollout("deployment/tiny-main")
@@ -79,7 +79,7 @@ def test_a_pool_is_ready_soon_and_a_pod_that_goes_answers_to_the_end(here: Kubec
 @pytest.mark.lane("engines", position=30)
 def test_a_group_whose_worker_goes_answers_to_the_end_and_comes_back(here: Kubectl) -> None:
     manifests = rendered(here, "sim-multi-node")
-    (group,) = (one for one in manifests if one["kind"] == "LeaderWorkerSet")
+    (group,) = (manifest for manifest in manifests if manifest["kind"] == "LeaderWorkerSet")
     group["spec"]["replicas"] = 2
     leader = group["spec"]["leaderWorkerTemplate"]["leaderTemplate"]["spec"]["containers"][0]
     leader["args"].append("--speed=0.25")  # a stream is to be still under way when it has been looked for

@@ -196,10 +196,12 @@ def test_a_long_prompt_is_computed_by_one_pool_and_answered_by_the_other(
 def test_an_instance_over_two_nodes_answers_by_its_first_pod(here: Kubectl, installed: HelmRelease, file: str) -> None:
     example = serving(here, installed, file)
     group = here.get("leaderworkersets")["items"]
-    assert [(one["spec"]["leaderWorkerTemplate"]["size"], one["status"]["readyReplicas"]) for one in group] == [(2, 1)]
+    assert [
+        (manifest["spec"]["leaderWorkerTemplate"]["size"], manifest["status"]["readyReplicas"]) for manifest in group
+    ] == [(2, 1)]
     assert len(example.pods) == 2
     leader = here.get("pods", "-l", "fairlead.io/endpoint=true")["items"]
-    assert [example.stream().instance] == [one["metadata"]["uid"] for one in leader]
+    assert [example.stream().instance] == [manifest["metadata"]["uid"] for manifest in leader]
 
 
 @pytest.mark.parametrize("file", [one for one in SIMULATED if one.partition("/")[0] == "heterogeneous-pools"])
@@ -222,6 +224,6 @@ def test_engines_of_others_answer_under_the_name_that_clients_know(
     theirs = {pod["metadata"]["uid"] for pod in here.get("pods", "-l", "app=their-vllm")["items"]}
     assert len(theirs) == 2
     answers = example.streams(theirs)
-    assert {one.instance for one in answers} == theirs
-    assert {name for one in answers for name in one.models} == {example.name}
+    assert {answer.instance for answer in answers} == theirs
+    assert {name for answer in answers for name in answer.models} == {example.name}
     assert not here.get("deployments", "-l", "fairlead.io/model=qwen3-8b-existing")["items"]

@@ -39,7 +39,7 @@ def test_engine_whose_core_hangs_is_marked_and_replaced(here: Kubectl, installed
 
     def serving() -> Manifest:
         conditions = found.pods().get(uid, {}).get("status", {}).get("conditions", [])
-        return next((one for one in conditions if one["type"] == "fairlead.io/Serving"), {})
+        return next((condition for condition in conditions if condition["type"] == "fairlead.io/Serving"), {})
 
     with StreamSession(client, f"{here.namespace}/stuck", rate=_RATE, tokens=4) as streams:
         _hang(here, before[uid])
@@ -95,4 +95,8 @@ def _unexplained_failures(streams: StreamSession, hung: Manifest) -> list[dict[s
     engine that fell silent.
     """
     name = hung["metadata"]["name"]
-    return [one for one in streams.failures if name not in one["instance"] or '"stream_timeout"' not in one["outcome"]]
+    return [
+        failure
+        for failure in streams.failures
+        if name not in failure["instance"] or '"stream_timeout"' not in failure["outcome"]
+    ]

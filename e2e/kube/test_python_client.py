@@ -39,7 +39,7 @@ def settled(objects: client.CustomObjectsApi, namespace: str, name: str) -> dict
     for event in events:
         found: dict[str, Any] = event["object"]
         status = found.get("status", {})
-        ready = [one["status"] for one in status.get("conditions", []) if one["type"] == "Ready"]
+        ready = [condition["status"] for condition in status.get("conditions", []) if condition["type"] == "Ready"]
         if ready == ["True"] and status.get("observedGeneration") == found["metadata"]["generation"]:
             return found
     raise AssertionError(f"{name} was not ready within {WATCH_SECONDS} s")

@@ -172,16 +172,18 @@ def test_upgrade_and_rollback_lose_no_stream(
 def _apply(here: Kubectl, file: Path) -> list[Kubectl]:
     """Applies an example as it stands, in a namespace of its own and those that it names; returns
     them."""
-    documents = [one for one in load_documents(file.read_text()) if one["kind"] == "ModelDeployment"]
+    documents = [document for document in load_documents(file.read_text()) if document["kind"] == "ModelDeployment"]
     own = f"{here.namespace}-{FILES.index(file)}"
-    spaces = list(dict.fromkeys(one["metadata"].get("namespace", own) for one in documents))
+    spaces = list(dict.fromkeys(document["metadata"].get("namespace", own) for document in documents))
     for name in spaces:
         here.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     space = here.in_namespace(spaces[0])
     if file.parent == THEIRS.parent:
         space.run("apply", "-f", str(THEIRS))
     # Objects that name their namespace are refused by a command that names another.
-    document = "\n---\n".join(yaml.safe_dump(_in_namespace(one, own)) for one in load_documents(file.read_text()))
+    document = "\n---\n".join(
+        yaml.safe_dump(_in_namespace(document, own)) for document in load_documents(file.read_text())
+    )
     here.in_namespace("").run("apply", "-f", "-", given=document)
     return [here.in_namespace(name) for name in spaces]
 
@@ -192,9 +194,9 @@ def _remove(spaces: list[Kubectl], file: Path) -> None:
         space.delete_models()
         space.run("delete", "namespace", space.namespace, "--wait=false")
         space.run("delete", "pods", "--all", "--force", "--grace-period=0")
-    classes = [one for one in load_documents(file.read_text()) if one["kind"] == "AcceleratorClass"]
-    for one in classes:
-        spaces[0].run("delete", "acceleratorclass", one["metadata"]["name"], "--wait=false")
+    classes = [document for document in load_documents(file.read_text()) if document["kind"] == "AcceleratorClass"]
+    for class_ in classes:
+        spaces[0].run("delete", "acceleratorclass", class_["metadata"]["name"], "--wait=false")
 
 
 def _in_namespace(document: Manifest, namespace: str) -> Manifest:

@@ -64,7 +64,7 @@ class ReadyMinimum(KubectlWatch):
     def _add_ready(self, line: str) -> None:
         uid, kind, going, *rest = line.split(" ", 3)
         conditions = json.loads("".join(rest) or "[]")
-        ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+        ready = any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
         listed = kind == "ADDED" and ready and not going  # one of the first list: a pod that is made is not ready yet
         self._ready[uid] = ready and not going and kind != "DELETED"
         if not listed:
@@ -249,5 +249,5 @@ def test_a_change_is_judged_under_traffic(
     told = condition["reason"]
     assert told == reason or (not reason and told in ("AnswerLengthMissed", "ErrorsMissed")), condition
     events = here.get("events", "--field-selector", f"involvedObject.name={name}")["items"]
-    notes = {one["reason"]: one.get("message") or one.get("note") for one in events}
+    notes = {event["reason"]: event.get("message") or event.get("note") for event in events}
     assert notes[f"Canary{phase}"].lower() == condition["message"].lower()

@@ -90,14 +90,14 @@ class LocalLoad:
 def ready(up: LocalStack) -> int:
     """Engines that get requests, as the gateway sees it."""
     fleet = httpx.get(f"{up.manage}/api/fleet", timeout=PATIENCE_SECONDS).json()
-    return sum(one["state"] == "Ready" for model in fleet["models"] for one in model["instances"])
+    return sum(instance["state"] == "Ready" for model in fleet["models"] for instance in model["instances"])
 
 
 def served(up: LocalStack) -> int:
     """Engines that stay, as the local supervisor has them; also while the gateway is stopped."""
     file = Path(up.state()["fleet_file"])
     fleet = parse_fleet_file(file.read_text(), file=str(file))
-    states = [one.state for instances in fleet.instances.values() for one in instances]
+    states = [instance.state for instances in fleet.instances.values() for instance in instances]
     return len(states) - states.count(InstanceState.DRAINING)
 
 

@@ -306,7 +306,7 @@ def fleet(scripted: str, split: DisaggregatedModel) -> Fleet:
         1,
         1,
         {**plain.models, "default/split": model},
-        {**plain.instances, "default/split": tuple(replace(one, model="split") for one in parts)},
+        {**plain.instances, "default/split": tuple(replace(part, model="split") for part in parts)},
     )
 
 

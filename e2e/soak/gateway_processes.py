@@ -161,7 +161,7 @@ def write(part: str, begun: float, figures: Mapping[str, Any], lines: list[Repor
         **figures,
         "verdict": lines_as_json(lines),
     }
-    holds = all(line["holds"] for one in parts.values() for line in one["verdict"])
+    holds = all(line["holds"] for part in parts.values() for line in part["verdict"])
     text = json.dumps(
         {"machine": machine(), "full": FULL, "holds": holds, "parts": dict(sorted(parts.items()))}, indent=2
     )

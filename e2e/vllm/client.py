@@ -229,4 +229,4 @@ async def logprob_gap(client: httpx.AsyncClient, one: TextPrompt, want: Sequence
 
 
 def _of_chat(place: dict[str, Any]) -> dict[str, float]:
-    return {one["token"]: one["logprob"] for one in place["top_logprobs"]}
+    return {logprob["token"]: logprob["logprob"] for logprob in place["top_logprobs"]}

@@ -69,7 +69,8 @@ def engine_answers_page(root: Path) -> str:
         name, source, status = (ast.literal_eval(node.args[place]) for place in (0, 1, 3))
         rows.append(f"| {name} | {source.replace('|', '/')} | {status} |\n")
     forms: Counter[tuple[str, str]] = Counter(
-        (one["engine"], one["release"]) for one in json.loads((world / "engine_forms.json").read_text(encoding="utf-8"))
+        (load["engine"], load["release"])
+        for load in json.loads((world / "engine_forms.json").read_text(encoding="utf-8"))
     )
     engines = "".join(f"| {engine} | {release} | {count} |\n" for (engine, release), count in sorted(forms.items()))
     return (

@@ -85,7 +85,7 @@ class OciLayout:
         """Returns name → descriptor of each artefact, by name."""
         index = self.folder / "index.json"
         manifests = json.loads(index.read_bytes())["manifests"] if index.is_file() else []
-        found = {one["annotations"][REF_NAME]: one for one in manifests}
+        found = {manifest["annotations"][REF_NAME]: manifest for manifest in manifests}
         return {
             name: {key: value for key, value in found[name].items() if key != "annotations"} for name in sorted(found)
         }

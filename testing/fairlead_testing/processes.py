@@ -124,9 +124,9 @@ def find_process(pid: int, module: str) -> int:
     """Returns the descendant of `pid` that runs a Python module. Raises AssertionError if there is
     none.
     """
-    for one in descendants(pid):
-        if module.encode() in Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0"):
-            return one
+    for descendant in descendants(pid):
+        if module.encode() in Path(f"/proc/{descendant}/cmdline").read_bytes().split(b"\0"):
+            return descendant
     raise AssertionError(f"no {module} runs")
 
 

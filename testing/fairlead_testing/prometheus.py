@@ -91,7 +91,7 @@ class SeriesRecording:
 
     def hold(self, minutes: float, *scrapes: Scrape) -> None:
         """Keeps these scrapes constant for `minutes`."""
-        self.grow(minutes, *((one, one) for one in scrapes))
+        self.grow(minutes, *((scrape, scrape) for scrape in scrapes))
 
     def grow(self, minutes: float, *pairs: tuple[Scrape, Scrape], aging: str = "") -> None:
         """Lets counters grow for `minutes` as they did between the two scrapes of each target.

@@ -20,7 +20,7 @@ class ReportLine:
 
 def lines_as_json(lines: Iterable[ReportLine]) -> list[dict[str, object]]:
     """Returns the lines as JSON."""
-    return [{"line": one.goal, "measured": one.measured, "holds": one.holds} for one in lines]
+    return [{"line": line.goal, "measured": line.measured, "holds": line.holds} for line in lines]
 
 
 def machine() -> dict[str, Any]:

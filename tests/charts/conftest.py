@@ -47,7 +47,7 @@ def groups(program: Path) -> Callable[..., list[dict[str, Any]]]:
 
     def call(*arguments: str) -> list[dict[str, Any]]:
         found = render_chart(program, "--set=alerts.enabled=true", *arguments)
-        (rule,) = (one for one in found if one["kind"] == "PrometheusRule")
+        (rule,) = (manifest for manifest in found if manifest["kind"] == "PrometheusRule")
         groups: list[dict[str, Any]] = rule["spec"]["groups"]
         return groups
 

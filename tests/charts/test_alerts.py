@@ -39,7 +39,7 @@ def reading_alerts(case: dict[str, str], alerts: dict[str, dict[str, Any]]) -> s
     ]
     changed = {key.partition("{")[0].removesuffix("_bucket") for key in keys}
     read = {name: {metric for metric, _ in expression_names(rule["expr"]).metrics} for name, rule in alerts.items()}
-    return {name for name, metrics in read.items() if changed & {one.removesuffix("_bucket") for one in metrics}}
+    return {name for name, metrics in read.items() if changed & {metric.removesuffix("_bucket") for metric in metrics}}
 
 
 def merged_cases(alerts: dict[str, dict[str, Any]]) -> dict[str, tuple[dict[str, str], float, list[str]]]:
@@ -145,7 +145,7 @@ def test_alerts_can_be_disabled_labelled_and_redirected(groups: Groups, program:
 
 def test_each_installation_watches_itself(program: Path) -> None:
     found = render_chart(program, "--set=alerts.enabled=true", "--namespace=other")
-    (rule,) = (one for one in found if one["kind"] == "PrometheusRule")
+    (rule,) = (manifest for manifest in found if manifest["kind"] == "PrometheusRule")
     assert rule["metadata"]["namespace"] == "other"
     for _, expression in expressions(rule["spec"]["groups"]):
         assert 'namespace="other"' in expression
@@ -155,7 +155,7 @@ def test_each_installation_watches_itself(program: Path) -> None:
 
 def test_no_rules_without_the_prometheus_operator(program: Path) -> None:
     found = render_chart(program, "--set=alerts.enabled=true", served=())
-    assert not any(one["kind"] == "PrometheusRule" for one in found)
+    assert not any(manifest["kind"] == "PrometheusRule" for manifest in found)
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,11 @@ def metrics(url: str) -> str:
 
 def assert_all_queried_metrics_reported(program: Path, text: str) -> None:
     """By alerts and dashboards, with the labels that they select and group by."""
-    rules = next(one for one in render_chart(program, "--set=alerts.enabled=true") if one["kind"] == "PrometheusRule")
+    rules = next(
+        manifest
+        for manifest in render_chart(program, "--set=alerts.enabled=true")
+        if manifest["kind"] == "PrometheusRule"
+    )
     told: dict[str, set[str]] = {}
     for name, labels in parse_scrape(text, namespace=PLACE, pod="a-1"):
         told.setdefault(name, set()).update(key for key, _ in labels)
@@ -136,7 +140,9 @@ async def number(api: KubeApi) -> tuple[int, tuple[str, ...]]:
 
 async def reason(api: KubeApi) -> str:
     status = (await api.get(MODEL_DEPLOYMENTS, PLACE, "qwen")).get("status") or {}
-    return next((one["reason"] for one in status.get("conditions") or [] if one["type"] == "Autoscaling"), "")
+    return next(
+        (condition["reason"] for condition in status.get("conditions") or [] if condition["type"] == "Autoscaling"), ""
+    )
 
 
 async def wait_until_equal(call: Any, *wanted: Any) -> None:

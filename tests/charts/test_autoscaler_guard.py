@@ -67,7 +67,7 @@ def account(api_server: ApiServer, program: Path, tmp_path_factory: pytest.TempP
             await apply_rights(admin, found, PLACE)
             await admin.apply(worker_set_crd(), "test")
             await wait_until(lambda: admin.has_resource(LEADER_WORKER_SETS))
-            policy = yaml.safe_dump_all(one for one in found if one["kind"] in POLICY)
+            policy = yaml.safe_dump_all(manifest for manifest in found if manifest["kind"] in POLICY)
             await asyncio.to_thread(kubectl, api_server, "apply", "-f", "-", text=policy)
             await admin.apply(pod("probe", MANAGED), "test")
             file = tmp_path_factory.mktemp("account") / "kubeconfig"

@@ -11,13 +11,15 @@ Manifests = list[dict[str, Any]]
 
 
 def of(found: Manifests, *kinds: str) -> Manifests:
-    return [one for one in found if one["kind"] in kinds]
+    return [manifest for manifest in found if manifest["kind"] in kinds]
 
 
 def labelled(found: Manifests) -> list[tuple[dict[str, str], dict[str, Any]]]:
     """Labels and spec of the pods of each Deployment."""
     made = of(found, "Deployment")
-    return [(one["spec"]["template"]["metadata"]["labels"], one["spec"]["template"]["spec"]) for one in made]
+    return [
+        (manifest["spec"]["template"]["metadata"]["labels"], manifest["spec"]["template"]["spec"]) for manifest in made
+    ]
 
 
 def chosen(found: Manifests, selector: dict[str, str]) -> list[dict[str, Any]]:
@@ -25,26 +27,26 @@ def chosen(found: Manifests, selector: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def ports(spec: dict[str, Any]) -> dict[str, int]:
-    return {one["name"]: one["containerPort"] for container in spec["containers"] for one in container["ports"]}
+    return {port["name"]: port["containerPort"] for container in spec["containers"] for port in container["ports"]}
 
 
 def test_services_budgets_and_policies_select_one_component(program: Path, case: Path) -> None:
     found = render_chart(program, f"--values={case}")
-    for one in of(found, "Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment"):
-        selector = one["spec"].get("selector") or one["spec"]["podSelector"]
+    for manifest in of(found, "Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment"):
+        selector = manifest["spec"].get("selector") or manifest["spec"]["podSelector"]
         (spec,) = chosen(found, selector.get("matchLabels", selector))
-        component = one["metadata"]["labels"]["app.kubernetes.io/component"]
+        component = manifest["metadata"]["labels"]["app.kubernetes.io/component"]
         assert [container["name"] for container in spec["containers"]] == [component]
 
 
 def test_named_ports_exist_in_the_pod(program: Path, case: Path) -> None:
     found = render_chart(program, f"--values={case}")
-    for one in of(found, "Service"):
-        (spec,) = chosen(found, one["spec"]["selector"])
-        assert {port["targetPort"] for port in one["spec"]["ports"]} <= ports(spec).keys()
-    for one in of(found, "NetworkPolicy"):
-        (spec,) = chosen(found, one["spec"]["podSelector"]["matchLabels"])
-        open_ports = {port["port"] for rule in one["spec"]["ingress"] for port in rule["ports"]}
+    for manifest in of(found, "Service"):
+        (spec,) = chosen(found, manifest["spec"]["selector"])
+        assert {port["targetPort"] for port in manifest["spec"]["ports"]} <= ports(spec).keys()
+    for manifest in of(found, "NetworkPolicy"):
+        (spec,) = chosen(found, manifest["spec"]["podSelector"]["matchLabels"])
+        open_ports = {port["port"] for rule in manifest["spec"]["ingress"] for port in rule["ports"]}
         assert open_ports == ports(spec).keys(), "a port that nobody may reach, or a rule for none"
     for spec in pod_specs(found).values():
         for container in spec["containers"]:
@@ -56,19 +58,19 @@ def test_named_ports_exist_in_the_pod(program: Path, case: Path) -> None:
 
 def test_budget_exists_only_for_several_replicas(program: Path) -> None:
     budgets = of(render_chart(program), "PodDisruptionBudget")
-    assert {one["metadata"]["name"] for one in budgets} == {
+    assert {budget["metadata"]["name"] for budget in budgets} == {
         "fairlead-operator",
         "fairlead-gateway",
         "fairlead-indexer",
         "fairlead-autoscaler",
     }
-    assert all(one["spec"]["maxUnavailable"] == 1 for one in budgets)
+    assert all(budget["spec"]["maxUnavailable"] == 1 for budget in budgets)
     assert not of(
         render_chart(program, "--set=operator.replicas=1,gateway.replicas=1,indexer.replicas=1,autoscaler.replicas=1"),
         "PodDisruptionBudget",
     )
     scaled = render_chart(program, "--set=gateway.replicas=1,gateway.autoscaling.enabled=true")
-    assert {one["metadata"]["name"] for one in of(scaled, "PodDisruptionBudget")} >= {"fairlead-gateway"}
+    assert {manifest["metadata"]["name"] for manifest in of(scaled, "PodDisruptionBudget")} >= {"fairlead-gateway"}
 
 
 def test_unready_pods_do_not_block_the_drain_of_their_node(program: Path) -> None:
@@ -78,7 +80,7 @@ def test_unready_pods_do_not_block_the_drain_of_their_node(program: Path) -> Non
 
 
 def test_policies_admit_required_clients_and_close_redis_egress(program: Path) -> None:
-    found = {one["metadata"]["name"]: one["spec"] for one in of(render_chart(program), "NetworkPolicy")}
+    found = {manifest["metadata"]["name"]: manifest["spec"] for manifest in of(render_chart(program), "NetworkPolicy")}
     public, manage = found["fairlead-gateway"]["ingress"]
     assert "from" not in public, "clients come from anywhere"
     assert manage["from"] == [{"podSelector": {}}]
@@ -95,7 +97,7 @@ def test_autoscaled_component_sets_no_replicas(program: Path) -> None:
     found = render_chart(program, "--set=gateway.autoscaling.enabled=true,gateway.autoscaling.cpuPercent=55")
     (scaler,) = of(found, "HorizontalPodAutoscaler")
     target = scaler["spec"]["scaleTargetRef"]
-    (scaled,) = (one for one in of(found, "Deployment") if one["metadata"]["name"] == target["name"])
+    (scaled,) = (manifest for manifest in of(found, "Deployment") if manifest["metadata"]["name"] == target["name"])
     assert "replicas" not in scaled["spec"]
     (metric,) = scaler["spec"]["metrics"]
     assert metric["resource"] == {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 55}}
@@ -108,11 +110,11 @@ def test_monitors_find_each_metrics_port_once(program: Path) -> None:
     found = render_chart(program, "--set=serviceMonitors.enabled=true,serviceMonitors.labels.release=prometheus")
     monitors = of(found, "ServiceMonitor")
     assert len(monitors) == 4
-    for one in monitors:
-        assert one["metadata"]["labels"]["release"] == "prometheus"
-        (endpoint,) = one["spec"]["endpoints"]
+    for monitor in monitors:
+        assert monitor["metadata"]["labels"]["release"] == "prometheus"
+        (endpoint,) = monitor["spec"]["endpoints"]
         assert (endpoint["path"], endpoint["honorLabels"]) == ("/metrics", True)
-        wanted = one["spec"]["selector"]["matchLabels"].items()
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
         (service,) = (each for each in of(found, "Service") if wanted <= each["metadata"]["labels"].items())
         assert [port["name"] for port in service["spec"]["ports"]] == [endpoint["port"]]
 
@@ -129,8 +131,8 @@ def test_ingress_routes_lead_to_the_gateway_service(program: Path, port: int) ->
     (route,) = of(found, "HTTPRoute")
     (reference,) = route["spec"]["rules"][0]["backendRefs"]
     assert (reference["name"], reference["port"]) == (backend["name"], backend["port"]["number"])
-    (service,) = (one for one in of(found, "Service") if one["metadata"]["name"] == backend["name"])
-    assert [one["port"] for one in service["spec"]["ports"]] == [port]
+    (service,) = (manifest for manifest in of(found, "Service") if manifest["metadata"]["name"] == backend["name"])
+    assert [port["port"] for port in service["spec"]["ports"]] == [port]
     assert not of(render_chart(program), "Ingress", "HTTPRoute")
 
 
@@ -165,7 +167,7 @@ def test_autoscaler_reads_every_gateway_and_writes_only_workloads(program: Path)
     assert {"name": "FAIRLEAD_SCALING_FREEZE", "value": "1"} in container["env"]
     for off in ("autoscaler.enabled=false", "gateway.fleet.models[0].name=tiny"):
         found = render_chart(program, f"--set={off}")
-        assert not [one for one in found if "autoscaler" in one["metadata"]["name"]], off
+        assert not [manifest for manifest in found if "autoscaler" in manifest["metadata"]["name"]], off
 
 
 def test_helm_test_is_a_hook_that_stays_only_after_failure(program: Path) -> None:
@@ -178,9 +180,11 @@ def test_helm_test_is_a_hook_that_stays_only_after_failure(program: Path) -> Non
 
 def test_no_chart_object_blocks_or_survives_the_uninstall(program: Path) -> None:
     """No object has finalizers or deletion hooks or owns CRDs, so models and engines stay."""
-    for one in render_chart(program, "--set=alerts.enabled=true,dashboards.enabled=true,serviceMonitors.enabled=true"):
-        assert "finalizers" not in one["metadata"]
+    for manifest in render_chart(
+        program, "--set=alerts.enabled=true,dashboards.enabled=true,serviceMonitors.enabled=true"
+    ):
+        assert "finalizers" not in manifest["metadata"]
         assert not {"pre-delete", "post-delete"} & set(
-            one["metadata"].get("annotations", {}).get("helm.sh/hook", "").split(",")
+            manifest["metadata"].get("annotations", {}).get("helm.sh/hook", "").split(",")
         )
-        assert one["kind"] not in ("CustomResourceDefinition", "ModelDeployment", "AcceleratorClass")
+        assert manifest["kind"] not in ("CustomResourceDefinition", "ModelDeployment", "AcceleratorClass")

@@ -19,7 +19,7 @@ VALUES = {"namespace": "fairlead", "model": ".*", "__rate_interval": "2m"}
 
 
 def panels(board: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield from (one for one in board["panels"] if one["type"] != "row")
+    yield from (panel for panel in board["panels"] if panel["type"] != "row")
 
 
 def targets(board: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -74,12 +74,12 @@ def test_expressions_and_legends_use_only_exported_names(name: str) -> None:
 def test_dashboard_has_the_fields_that_grafana_needs(name: str) -> None:
     board = BOARDS[name]
     assert board["uid"] == f"fairlead-{name}"
-    ids = [one["id"] for one in board["panels"]]
+    ids = [panel["id"] for panel in board["panels"]]
     assert len(set(ids)) == len(ids)
     variables = {one["name"] for one in board["templating"]["list"]}
     used = set(re.findall(r"\$\{?(\w+)", json.dumps(board))) - {"__rate_interval", "__all"}
     assert used == variables
-    places = [one["gridPos"] for one in board["panels"]]
+    places = [panel["gridPos"] for panel in board["panels"]]
     assert all(place["x"] + place["w"] <= 24 for place in places)
     cells = [
         (x, y)
@@ -95,11 +95,11 @@ def test_dashboard_has_the_fields_that_grafana_needs(name: str) -> None:
 def test_dashboards_become_config_maps_for_the_sidecar(program: Path) -> None:
     assert len(BOARDS) == 3
     on = ("--set=dashboards.enabled=true", "--set=dashboards.annotations.grafana_folder=LLM")
-    found = {one["metadata"]["name"]: one for one in render_chart(program, *on)}
+    found = {manifest["metadata"]["name"]: manifest for manifest in render_chart(program, *on)}
     for name, board in BOARDS.items():
         one = found[f"fairlead-dashboard-{name}"]
         assert one["kind"] == "ConfigMap"
         assert one["metadata"]["labels"]["grafana_dashboard"] == "1"
         assert one["metadata"]["annotations"] == {"grafana_folder": "LLM"}
         assert {key: json.loads(text) for key, text in one["data"].items()} == {f"{name}.json": board}
-    assert not any("dashboard" in one["metadata"]["name"] for one in render_chart(program))
+    assert not any("dashboard" in manifest["metadata"]["name"] for manifest in render_chart(program))

@@ -35,9 +35,9 @@ def test_helm_lint_has_no_findings(program: Path, case: Path) -> None:
 
 def test_kinds_unknown_to_the_cluster_are_left_out(program: Path) -> None:
     arguments = ("--set=serviceMonitors.enabled=true", "--set=httpRoute.enabled=true")
-    kinds = {one["kind"] for one in render_chart(program, *arguments, served=())}
+    kinds = {manifest["kind"] for manifest in render_chart(program, *arguments, served=())}
     assert not kinds & {"ServiceMonitor", "HTTPRoute"}
-    assert {"ServiceMonitor", "HTTPRoute"} <= {one["kind"] for one in render_chart(program, *arguments)}
+    assert {"ServiceMonitor", "HTTPRoute"} <= {manifest["kind"] for manifest in render_chart(program, *arguments)}
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_changed_values_file_is_rendered_again(program: Path, tmp_path: Path) ->
         found = render_chart(program, f"--values={values}")
         found.append({"kind": "changed by the caller"})
         assert [
-            one["spec"]["replicas"]
-            for one in found
-            if one["kind"] == "Deployment" and one["metadata"]["name"] == "fairlead-gateway"
+            manifest["spec"]["replicas"]
+            for manifest in found
+            if manifest["kind"] == "Deployment" and manifest["metadata"]["name"] == "fairlead-gateway"
         ] == [replicas]
     assert {"kind": "changed by the caller"} not in render_chart(program, f"--values={values}")

@@ -95,8 +95,8 @@ def test_indexer_accepts_its_variables_and_options(program: Path, case: Path) ->
     gateways = of["gateway"]["containers"][0]["args"]
     assert set(follows) <= set(gateways), "another fleet than the gateways'"
     if options.fleet:
-        assert str(Path(options.fleet).parent) in [one["mountPath"] for one in container["volumeMounts"]]
-        (volume,) = (one for one in of["indexer"]["volumes"] if one["name"] == "fleet")
+        assert str(Path(options.fleet).parent) in [mount["mountPath"] for mount in container["volumeMounts"]]
+        (volume,) = (volume for volume in of["indexer"]["volumes"] if volume["name"] == "fleet")
         assert volume in of["gateway"]["volumes"]
 
 

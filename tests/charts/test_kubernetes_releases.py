@@ -28,9 +28,9 @@ def release(request: pytest.FixtureRequest, tools: ChartTools) -> KubernetesRele
 
 
 def against(release: KubernetesRelease, manifests: list[dict[str, Any]]) -> list[str]:
-    ours = [one for one in manifests if one["apiVersion"] not in OTHERS]
+    ours = [manifest for manifest in manifests if manifest["apiVersion"] not in OTHERS]
     assert ours
-    return [f"{one['kind']} {one['metadata']['name']}{problem}" for one in ours for problem in release.problems(one)]
+    return [f"{our['kind']} {our['metadata']['name']}{problem}" for our in ours for problem in release.problems(our)]
 
 
 def test_every_release_knows_every_chart_field(release: KubernetesRelease, program: Path, case: Path) -> None:
@@ -44,7 +44,10 @@ def test_every_release_knows_every_crd_field(release: KubernetesRelease) -> None
 
 def test_every_release_knows_every_rendered_field(release: KubernetesRelease) -> None:
     found = [
-        one for path in sorted(ENGINES.rglob("*.yaml")) for one in load_documents(path.read_text()) if one is not None
+        document
+        for path in sorted(ENGINES.rglob("*.yaml"))
+        for document in load_documents(path.read_text())
+        if document is not None
     ]
     assert against(release, found) == []
 

@@ -48,7 +48,7 @@ async def test_api_server_accepts_every_object_and_field(api_server: ApiServer, 
     found: list[Manifest] = []
     for case in CASES:
         rendered = render_chart(program, f"--values={case}")
-        found += [one for one in rendered if one["kind"] not in ELSEWHERE and one not in found]
+        found += [manifest for manifest in rendered if manifest["kind"] not in ELSEWHERE and manifest not in found]
     arguments = ("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-")
     said = kubectl(api_server, *arguments, text=yaml.safe_dump_all(found))
     assert len(said.splitlines()) == len(found)
@@ -62,7 +62,11 @@ async def test_operator_serves_a_model_with_exactly_its_permissions(
     kubeconfig = tmp_path / "kubeconfig"
     async with api_of(api_server) as api:
         await apply_rights(api, found, "charted")
-        guard = [one for one in found if one["metadata"]["name"] in GUARDS and one["kind"] not in RBAC_KINDS]
+        guard = [
+            manifest
+            for manifest in found
+            if manifest["metadata"]["name"] in GUARDS and manifest["kind"] not in RBAC_KINDS
+        ]
         await asyncio.to_thread(kubectl, api_server, "apply", "-f", "-", text=yaml.safe_dump_all(guard))
         kubeconfig.write_text(await kubeconfig_for_account(api_server, "charted", "fairlead-operator"))
         async with operator_process(kubeconfig, tmp_path / "log", installation="charted.fairlead") as operator:
@@ -112,4 +116,4 @@ async def has_status_and_event(api: KubeApi) -> bool:
 
 async def only(api: KubeApi, labels: str, name: str) -> bool:
     listed = (await api.list(DEPLOYMENTS, "charted", labels)).items
-    return [one["metadata"]["name"] for one in listed] == [name]
+    return [manifest["metadata"]["name"] for manifest in listed] == [name]

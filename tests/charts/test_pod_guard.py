@@ -53,7 +53,7 @@ async def test_only_workload_controllers_create_pods_that_gateways_take_for_engi
         return ""
 
     await prepare()
-    policies = [one for one in render_chart(program) if one["metadata"]["name"].endswith("-engine-pods")]
+    policies = [manifest for manifest in render_chart(program) if manifest["metadata"]["name"].endswith("-engine-pods")]
     assert len(policies) == 2
     kubectl(api_server, "apply", "-f", "-", text=yaml.safe_dump_all(policies))
     names = (f"p{number}" for number in count())

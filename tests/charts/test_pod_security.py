@@ -21,7 +21,9 @@ def test_every_pod_is_restricted(program: Path, case: Path) -> None:
 
 def test_only_api_server_clients_get_a_token(program: Path, case: Path) -> None:
     for name, pod in pod_specs(render_chart(program, f"--values={case}")).items():
-        speaks = name.endswith("-operator") or any("--kube" in one for one in pod["containers"][0].get("args", []))
+        speaks = name.endswith("-operator") or any(
+            "--kube" in argument for argument in pod["containers"][0].get("args", [])
+        )
         assert pod["automountServiceAccountToken"] is speaks, name
 
 
@@ -75,7 +77,7 @@ def violations(spec: dict[str, Any]) -> list[str]:
     found = [name for name in ("hostNetwork", "hostPID", "hostIPC") if spec.get(name)]
     pod = spec["securityContext"]
     found += (
-        [f"volume of {kind}" for one in spec["volumes"] for kind in one.keys() - {"name"} - VOLUMES]
+        [f"volume of {kind}" for volume in spec["volumes"] for kind in volume.keys() - {"name"} - VOLUMES]
         if ("volumes" in spec)
         else []
     )

@@ -27,7 +27,9 @@ from fairlead_testing.waiting import wait_until
 
 
 def secret(found: list[dict[str, Any]], name: str) -> dict[str, str]:
-    data = next(one["data"] for one in found if one["kind"] == "Secret" and one["metadata"]["name"] == name)
+    data = next(
+        manifest["data"] for manifest in found if manifest["kind"] == "Secret" and manifest["metadata"]["name"] == name
+    )
     return {key: base64.b64decode(value).decode() for key, value in data.items()}
 
 
@@ -50,7 +52,10 @@ async def test_gateway_with_chart_keys_and_fleet_passes_the_helm_test(
     async with engine_process() as engine:
         models = json.dumps([{"name": "tiny", "instances": [{"url": engine.url, "engine": "sim"}]}])
         found = render_chart(program, f"--set-json=gateway.fleet.models={models}", "--set=test.model=tiny")
-        keys, fleet = secret(found, "fairlead-keys"), next(one for one in found if one["kind"] == "ConfigMap")
+        keys, fleet = (
+            secret(found, "fairlead-keys"),
+            next(manifest for manifest in found if manifest["kind"] == "ConfigMap"),
+        )
         (tmp_path / "fleet.yaml").write_text(fleet["data"]["fleet.yaml"])
         (tmp_path / "keys.yaml").write_text(keys["keys.yaml"])
         monkeypatch.setenv("FAIRLEAD_KEY_PEPPER", keys["pepper"])

@@ -33,9 +33,9 @@ Right = tuple[str, str, str]
 
 
 def rules(manifests: list[dict[str, Any]], ending: str = "") -> Iterator[dict[str, Any]]:
-    for one in manifests:
-        if one["kind"] in ROLES and one["metadata"]["name"].endswith(ending):
-            yield from one["rules"]
+    for manifest in manifests:
+        if manifest["kind"] in ROLES and manifest["metadata"]["name"].endswith(ending):
+            yield from manifest["rules"]
 
 
 def rights(manifests: list[dict[str, Any]], ending: str) -> set[Right]:
@@ -57,9 +57,9 @@ def written() -> set[Resource]:
     """Returns the kinds of rendered objects, from the operator's golden files, and the revisions."""
     found = {CONTROLLER_REVISIONS}
     for path in ENGINES.rglob("*.yaml"):
-        for one in load_documents(path.read_text(encoding="utf-8")):
-            if one is not None:
-                found.add(RESOURCES_BY_KIND[one["apiVersion"], one["kind"]])
+        for document in load_documents(path.read_text(encoding="utf-8")):
+            if document is not None:
+                found.add(RESOURCES_BY_KIND[document["apiVersion"], document["kind"]])
     return found
 
 
@@ -155,10 +155,10 @@ def test_only_gateways_read_tenants_and_nothing_writes_them(program: Path, case:
     """A right to write tenants gives access to models."""
     found = render_chart(program, f"--values={case}")
     holders = {
-        (one["metadata"]["name"].rpartition("-")[2], verb)
-        for one in found
-        if one["kind"] in ROLES
-        for rule in one["rules"]
+        (manifest["metadata"]["name"].rpartition("-")[2], verb)
+        for manifest in found
+        if manifest["kind"] in ROLES
+        for rule in manifest["rules"]
         if MODEL_TENANTS.plural in rule.get("resources", ())
         for verb in rule["verbs"]
     }
@@ -177,7 +177,7 @@ def test_gateways_read_one_config_map_and_no_other(program: Path) -> None:
         "resourceNames": ["fairlead-revoked-keys"],
         "verbs": ["list", "watch"],
     }
-    assert [one for one in rules(found) if "configmaps" in one["resources"]] == [rule]
+    assert [rule for rule in rules(found) if "configmaps" in rule["resources"]] == [rule]
 
 
 def test_operator_has_exactly_the_permissions_of_its_code(program: Path) -> None:
@@ -189,14 +189,22 @@ def test_namespaced_operator_reads_only_accelerators_cluster_wide(program: Path)
     assert rights(found, "fairlead-operator") == wanted(ACCELERATOR_CLASSES, "list", "watch")
     assert rights(found, "operator-models") == used()
     for kind in ("Role", "RoleBinding"):
-        here = [one for one in found if one["kind"] == kind and one["metadata"]["name"].endswith("operator-models")]
-        assert [one["metadata"]["namespace"] for one in here] == ["a", "b"]
+        here = [
+            manifest
+            for manifest in found
+            if manifest["kind"] == kind and manifest["metadata"]["name"].endswith("operator-models")
+        ]
+        assert [manifest["metadata"]["namespace"] for manifest in here] == ["a", "b"]
 
 
 def test_namespaced_operator_lists_gateways_where_it_runs(program: Path) -> None:
     found = render_chart(program, "--set=watchNamespaces={a,b}")
     assert rights(found, "operator-gateways") == wanted(PODS, "list")
-    (role,) = (one for one in found if one["kind"] == "Role" and one["metadata"]["name"].endswith("-gateways"))
+    (role,) = (
+        manifest
+        for manifest in found
+        if manifest["kind"] == "Role" and manifest["metadata"]["name"].endswith("-gateways")
+    )
     assert role["metadata"]["namespace"] == "fairlead"
 
 
@@ -277,19 +285,19 @@ def test_services_are_read_only_where_models_may_name_endpoints(program: Path, c
 @pytest.mark.parametrize("component", ["gateway", "indexer"])
 def test_fleet_file_users_have_no_permissions(program: Path, component: str) -> None:
     found = render_chart(program, "--set=gateway.fleet.models[0].name=tiny")
-    assert not any(one["kind"] in ROLES and component in one["metadata"]["name"] for one in found)
+    assert not any(manifest["kind"] in ROLES and component in manifest["metadata"]["name"] for manifest in found)
     assert pod_specs(found)[f"Deployment fairlead-{component}"]["automountServiceAccountToken"] is False
 
 
 def test_every_role_is_bound_to_its_own_component(program: Path) -> None:
     found = render_chart(program, "--set=watchNamespaces={a,b}")
-    for one in found:
-        if one["kind"] in ("RoleBinding", "ClusterRoleBinding"):
-            component = one["metadata"]["labels"]["app.kubernetes.io/component"]
+    for manifest in found:
+        if manifest["kind"] in ("RoleBinding", "ClusterRoleBinding"):
+            component = manifest["metadata"]["labels"]["app.kubernetes.io/component"]
             subject = {"kind": "ServiceAccount", "name": f"fairlead-{component}", "namespace": "fairlead"}
-            assert one["subjects"] == [subject]
-            assert f"fairlead-{component}" in one["roleRef"]["name"]
-            assert one["roleRef"]["name"] in {role["metadata"]["name"] for role in found if role["kind"] in ROLES}
+            assert manifest["subjects"] == [subject]
+            assert f"fairlead-{component}" in manifest["roleRef"]["name"]
+            assert manifest["roleRef"]["name"] in {role["metadata"]["name"] for role in found if role["kind"] in ROLES}
 
 
 AGGREGATION = "rbac.authorization.k8s.io/aggregate-to-"
@@ -298,16 +306,16 @@ AGGREGATION = "rbac.authorization.k8s.io/aggregate-to-"
 def test_default_values_give_holders_of_edit_no_right_on_models(program: Path) -> None:
     for arguments, count in (((), 0), (("--set=rbac.aggregate=true",), 3)):
         found = render_chart(program, *arguments)
-        roles = [one for one in found if one["kind"] == "ClusterRole"]
-        aggregated = [label for one in roles for label in one["metadata"]["labels"] if label.startswith(AGGREGATION)]
+        roles = [manifest for manifest in found if manifest["kind"] == "ClusterRole"]
+        aggregated = [label for role in roles for label in role["metadata"]["labels"] if label.startswith(AGGREGATION)]
         assert len(aggregated) == count
         writers = [
-            one["metadata"]["name"]
-            for one in roles
-            if ("serving.fairlead.io", "modeldeployments", "create") in rights([one], "")
+            role["metadata"]["name"]
+            for role in roles
+            if ("serving.fairlead.io", "modeldeployments", "create") in rights([role], "")
         ]
         assert writers == ["fairlead-fairlead-edit"]
-        bound = {one["roleRef"]["name"] for one in found if one["kind"].endswith("RoleBinding")}
+        bound = {manifest["roleRef"]["name"] for manifest in found if manifest["kind"].endswith("RoleBinding")}
         assert not {"fairlead-fairlead-edit", "fairlead-fairlead-view"} & bound
 
 

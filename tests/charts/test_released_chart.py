@@ -27,16 +27,16 @@ def released(tmp_path: Path) -> Path:
 def rendered(program: Path, chart: Path, *arguments: str) -> list[dict[str, Any]]:
     command = [str(program), "template", "fairlead", str(chart), *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return [one for one in load_documents(done.stdout) if one]
+    return [document for document in load_documents(done.stdout) if document]
 
 
 def images(manifests: list[dict[str, Any]]) -> dict[str, str]:
     """Returns component → image of its Deployment, and of simulated engines."""
     found = {}
-    for one in manifests:
-        if one["kind"] in ("Deployment", "StatefulSet"):
-            (container,) = one["spec"]["template"]["spec"]["containers"]
-            found[one["metadata"]["labels"]["app.kubernetes.io/component"]] = container["image"]
+    for manifest in manifests:
+        if manifest["kind"] in ("Deployment", "StatefulSet"):
+            (container,) = manifest["spec"]["template"]["spec"]["containers"]
+            found[manifest["metadata"]["labels"]["app.kubernetes.io/component"]] = container["image"]
             for variable in container.get("env", ()):
                 if variable["name"] == "FAIRLEAD_ENGINE_IMAGES":
                     found |= dict(pair.split("=", 1) for pair in variable["value"].split(","))
@@ -62,9 +62,11 @@ def test_values_go_before_the_release(program: Path, released: Path) -> None:
 
 
 def test_labels_and_chart_have_the_version_of_the_release(program: Path, released: Path) -> None:
-    labels = [one["metadata"]["labels"] for one in rendered(program, released) if one["kind"] == "Deployment"]
-    assert {one["app.kubernetes.io/version"] for one in labels} == {"1.2.3"}
-    assert {one["helm.sh/chart"] for one in labels} == {"fairlead-1.2.3"}
+    labels = [
+        manifest["metadata"]["labels"] for manifest in rendered(program, released) if manifest["kind"] == "Deployment"
+    ]
+    assert {label["app.kubernetes.io/version"] for label in labels} == {"1.2.3"}
+    assert {label["helm.sh/chart"] for label in labels} == {"fairlead-1.2.3"}
 
 
 def test_a_package_of_helm_can_be_read_by_helm(program: Path, released: Path) -> None:
@@ -83,8 +85,8 @@ def test_engines_have_an_image_with_the_version_of_the_examples(program: Path, r
     used = {
         spec["engine"]["image"]
         for path in sorted(EXAMPLES.glob("*/gpu*.yaml"))
-        for one in load_documents(path.read_text())
-        if (spec := one["spec"]).get("engine", {}).get("image")
+        for document in load_documents(path.read_text())
+        if (spec := document["spec"]).get("engine", {}).get("image")
     }
     assert image in used
     assert {one for one in used if engine in one} == {image}

@@ -25,9 +25,9 @@ from fairlead_testing.yaml_documents import load_document
 
 def secrets(found: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
     return {
-        one["metadata"]["name"]: {key: base64.b64decode(value).decode() for key, value in one["data"].items()}
-        for one in found
-        if one["kind"] == "Secret"
+        manifest["metadata"]["name"]: {key: base64.b64decode(value).decode() for key, value in manifest["data"].items()}
+        for manifest in found
+        if manifest["kind"] == "Secret"
     }
 
 
@@ -59,21 +59,21 @@ def test_gateway_gets_the_redis_password(program: Path) -> None:
 
 def test_gateway_does_not_see_the_first_key(program: Path) -> None:
     volumes = pod_specs(render_chart(program))["Deployment fairlead-gateway"]["volumes"]
-    keys = next(one["projected"]["sources"] for one in volumes if one["name"] == "keys")
-    shown = [(item["key"], one["secret"].get("optional", False)) for one in keys for item in one["secret"]["items"]]
+    keys = next(volume["projected"]["sources"] for volume in volumes if volume["name"] == "keys")
+    shown = [(item["key"], key["secret"].get("optional", False)) for key in keys for item in key["secret"]["items"]]
     assert shown == [("keys.yaml", False), ("revoked", True)]
 
 
 def test_the_list_of_revoked_keys_is_followed_apart_and_kept(program: Path) -> None:
     found = render_chart(program)
-    (revoked,) = (one for one in found if one["metadata"]["name"] == "fairlead-revoked-keys")
+    (revoked,) = (manifest for manifest in found if manifest["metadata"]["name"] == "fairlead-revoked-keys")
     assert "data" not in revoked, "an upgrade would bring revoked keys back"
     assert revoked["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
     (container,) = pod_specs(found)["Deployment fairlead-gateway"]["containers"]
     assert gateway_options(container["args"]).kube_revoked == revoked["metadata"]["name"]
     for value in ("auth.enabled=false", "gateway.fleet.models[0].name=tiny"):
         others = render_chart(program, f"--set={value}")
-        assert not any("revoked-keys" in one["metadata"]["name"] for one in others)
+        assert not any("revoked-keys" in manifest["metadata"]["name"] for manifest in others)
 
 
 def test_own_keys_and_redis_leave_nothing_to_generate(program: Path) -> None:
@@ -123,10 +123,10 @@ def test_gateway_accepts_its_variables_and_options(program: Path, case: Path) ->
     assert {one["name"] for one in container["env"]} <= known
     chosen = gateway_options(container["args"])
     assert chosen.insecure is not bool(chosen.keys)
-    ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert (chosen.listen, chosen.manage) == (f"0.0.0.0:{ports['http']}", f"0.0.0.0:{ports['manage']}")
     assert (chosen.kube is None) is bool(chosen.fleet)
-    folders = [one["mountPath"] for one in container["volumeMounts"]]
+    folders = [mount["mountPath"] for mount in container["volumeMounts"]]
     for path in filter(None, (chosen.fleet, chosen.keys, chosen.tls_cert, chosen.tls_key)):
         assert str(Path(path).parent) in folders
 
@@ -137,7 +137,9 @@ FLEET_PROCESSES = ("Deployment serving-gateway", "Deployment serving-indexer")
 def test_processes_of_the_fleet_find_the_keys_of_its_engines(program: Path) -> None:
     """Gateways send requests to engines, and indexers ask them for their settings."""
     rendered = render_chart(program, f"--values={Path(__file__).parent / 'values' / 'production.yaml'}")
-    config = next(one for one in rendered if one["kind"] == "ConfigMap" and "fleet.yaml" in one["data"])
+    config = next(
+        manifest for manifest in rendered if manifest["kind"] == "ConfigMap" and "fleet.yaml" in manifest["data"]
+    )
     fleet = parse_fleet_file(config["data"]["fleet.yaml"], file="fleet.yaml", limits=Limits())
     named = {instance.access for group in fleet.instances.values() for instance in group if instance.access.has_token}
     assert len(named) == 2
@@ -157,7 +159,9 @@ def test_processes_of_the_fleet_find_the_keys_of_its_engines(program: Path) -> N
 
 def test_keys_of_engines_are_in_no_rendered_object(program: Path) -> None:
     rendered = render_chart(program, f"--values={Path(__file__).parent / 'values' / 'production.yaml'}")
-    assert {one["metadata"]["name"] for one in rendered if one["kind"] == "Secret"} == {"serving-gateway"}
+    assert {manifest["metadata"]["name"] for manifest in rendered if manifest["kind"] == "Secret"} == {
+        "serving-gateway"
+    }
 
 
 MODEL = """
@@ -200,12 +204,12 @@ def test_token_issuers_are_a_file_of_the_gateway(program: Path) -> None:
         "jwksUrl": "https://login.example.com/keys",
     }
     found = render_chart(program, f"--set-json=auth.tokenIssuers={json.dumps([entry])}")
-    (config,) = (one for one in found if one["metadata"]["name"] == "fairlead-gateway-token-issuers")
+    (config,) = (manifest for manifest in found if manifest["metadata"]["name"] == "fairlead-gateway-token-issuers")
     text = config["data"]["issuers.yaml"]
     (issuer,) = parse_issuer_file(text.encode(), Path("issuers.yaml"), Limits())
     assert (issuer.issuer, issuer.audiences, issuer.jwks_url) == (entry["issuer"], ["fairlead"], entry["jwksUrl"])
     pod = pod_specs(found)["Deployment fairlead-gateway"]
-    (mount,) = (one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "token-issuers")
+    (mount,) = (mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == "token-issuers")
     assert f"--token-issuers={mount['mountPath']}/issuers.yaml" in pod["containers"][0]["args"]
     assert any(volume.get("configMap", {}).get("name") == config["metadata"]["name"] for volume in pod["volumes"])
 
@@ -218,7 +222,11 @@ def test_gateways_alone_have_the_secrets_of_endpoints_by_namespace(program: Path
     found = render_chart(program, *values, "--set=externalEngines.secrets.search={provider}")
     mounted = {}
     for name, spec in pod_specs(found).items():
-        named = {one["name"]: one["secret"] for one in spec.get("volumes", []) if one["name"].startswith("endpoint-")}
+        named = {
+            volume["name"]: volume["secret"]
+            for volume in spec.get("volumes", [])
+            if volume["name"].startswith("endpoint-")
+        }
         for container in spec["containers"]:
             for mount in container.get("volumeMounts", []):
                 if mount["name"] in named:

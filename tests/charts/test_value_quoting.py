@@ -56,7 +56,7 @@ def rendered(program: Path, folder: Path, *values: tuple[tuple[str, ...], object
 def is_injected(done: subprocess.CompletedProcess[str]) -> bool:
     """Returns True if one of the texts has become an object."""
     objects = load_documents(done.stdout) if done.returncode == 0 else ()
-    return bool({one["metadata"]["name"] for one in objects if one} & {"x", "y"})
+    return bool({manifest["metadata"]["name"] for manifest in objects if manifest} & {"x", "y"})
 
 
 @pytest.mark.parametrize("line", ["a\n  rules: []", "a}"], ids=["in a block", "within braces"])
@@ -77,10 +77,10 @@ def test_namespaces_and_names_of_digits_stay_texts(program: Path, tmp_path: Path
     for path, value in ((("watchNamespaces",), ["123", "true"]), (("ingress", "className"), "123")):
         done = rendered(program, tmp_path, (path, value))
         assert done.returncode == 0, done.stderr
-        for one in load_documents(done.stdout):
-            if one:
-                assert isinstance(one["metadata"].get("namespace", ""), str)
-                assert isinstance(one.get("spec", {}).get("ingressClassName", ""), str)
+        for document in load_documents(done.stdout):
+            if document:
+                assert isinstance(document["metadata"].get("namespace", ""), str)
+                assert isinstance(document.get("spec", {}).get("ingressClassName", ""), str)
 
 
 MAPS = (
@@ -132,7 +132,7 @@ def test_labels_and_annotations_are_texts(program: Path, tmp_path: Path) -> None
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        objects = [one for one in load_documents(done.stdout) if one]
+        objects = [document for document in load_documents(done.stdout) if document]
         for path, name in names.items():
             found = [one[name] for one in maps_with(objects, name)]
             assert found, path

@@ -95,7 +95,7 @@ def test_fish_completes(fish: DebianProgram, tmp_path: Path, line: list[str], ex
     file = script("fish", tmp_path / "fairlead.fish")
     words = " ".join(["fairlead", *line])
     found = run([fish.path, "--no-config", "-c", f"source {file}; complete -C '{words}'"], tmp_path, fish.environment)
-    assert expected <= {one.partition("\t")[0] for one in found.splitlines()}
+    assert expected <= {line.partition("\t")[0] for line in found.splitlines()}
 
 
 def test_fish_and_zsh_parse_their_scripts(zsh: DebianProgram, fish: DebianProgram, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Stage:
 async def stage(settings: EngineSettings = SETTINGS) -> AsyncIterator[Stage]:
     async with (
         running_engines(2, settings) as engines,
-        running_gateway(fleet_of([one.url for one in engines])) as running,
+        running_gateway(fleet_of([engine.url for engine in engines])) as running,
         client_of(running) as client,
     ):
         yield Stage(client, running, engines)
@@ -130,9 +130,9 @@ async def test_leaving_in_mid_stream_frees_the_engine() -> None:
         async for chunk in stream:
             if chunk.choices[0].delta.content:
                 break
-        assert sum(len(one.engine.responses) for one in on.engines) == 1
+        assert sum(len(engine.engine.responses) for engine in on.engines) == 1
         await stream.close()
-        await wait_until(lambda: sum(len(one.engine.responses) for one in on.engines) == 0)
+        await wait_until(lambda: sum(len(engine.engine.responses) for engine in on.engines) == 0)
         await wait_until(lambda: not on.running.gateway.inflight_count())
 
 

@@ -47,11 +47,11 @@ async def speeds(here: TrialCluster) -> dict[str, tuple[int, bool]]:
     """Returns the replicas of each pool, and whether it has the change."""
     found = (await here.api.list(DEPLOYMENTS, here.namespace)).items
     return {
-        labels_of(one)["fairlead.io/pool"]: (
-            one["spec"]["replicas"],
-            "--speed=2" in one["spec"]["template"]["spec"]["containers"][0]["args"],
+        labels_of(manifest)["fairlead.io/pool"]: (
+            manifest["spec"]["replicas"],
+            "--speed=2" in manifest["spec"]["template"]["spec"]["containers"][0]["args"],
         )
-        for one in found
+        for manifest in found
     }
 
 
@@ -105,7 +105,7 @@ async def test_canary_outlives_its_operator_and_is_ended_by_hand(api_server: Api
         await annotate(here, "1/2")
         await wait_speeds(here, {"main": (4, False)})
         await wait_phase(here, "RolledBack")
-        conditions = {one["type"]: one["reason"] for one in (await status(here))["conditions"]}
+        conditions = {condition["type"]: condition["reason"] for condition in (await status(here))["conditions"]}
         assert conditions["CanaryHealthy"] == "EndedByHand"
 
 

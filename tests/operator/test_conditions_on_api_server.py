@@ -29,7 +29,10 @@ async def settled_cluster(server: ApiServer, namespace: str, logs: Path, **more:
 
 async def conditions(here: TrialCluster, name: str) -> dict[str, tuple[str, str, str]]:
     status = (await here.api.get(MODEL_DEPLOYMENTS, here.namespace, name)).get("status") or {}
-    return {one["type"]: (one["status"], one["reason"], one["message"]) for one in status.get("conditions") or []}
+    return {
+        condition["type"]: (condition["status"], condition["reason"], condition["message"])
+        for condition in status.get("conditions") or []
+    }
 
 
 async def wait_stalled(here: TrialCluster, reason: str, name: str = "qwen") -> str:

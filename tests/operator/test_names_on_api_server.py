@@ -64,7 +64,7 @@ async def test_operator_and_gateway_agree_on_names_and_targets(api_server: ApiSe
 
                 async def has_conditions(accepted: str, resolved: str) -> bool:
                     status = (await api.get(MODEL_ROUTES, NAMESPACE, "assistant")).get("status") or {}
-                    found = {one["type"]: one["reason"] for one in status.get("conditions") or []}
+                    found = {condition["type"]: condition["reason"] for condition in status.get("conditions") or []}
                     return found == {"Accepted": accepted, "ResolvedRefs": resolved}
 
                 await api.apply(route("one"), "kubectl")
@@ -81,7 +81,9 @@ async def test_operator_and_gateway_agree_on_names_and_targets(api_server: ApiSe
 
                 async def is_refused() -> bool:
                     status = (await api.get(MODEL_DEPLOYMENTS, NAMESPACE, "two")).get("status") or {}
-                    taken = [one for one in status.get("conditions") or [] if one["type"] == "NameTaken"]
+                    taken = [
+                        condition for condition in status.get("conditions") or [] if condition["type"] == "NameTaken"
+                    ]
                     return bool(taken) and "the route routes/assistant" in taken[0]["message"]
 
                 await wait_until(is_refused)
@@ -117,7 +119,7 @@ async def test_operator_and_gateway_agree_on_adapters(api_server: ApiServer, tmp
 
                 async def is_ready(reason: str) -> bool:
                     status = (await api.get(MODEL_ADAPTERS, NAMESPACE, "sql")).get("status") or {}
-                    return [one["reason"] for one in status.get("conditions") or []] == [reason]
+                    return [condition["reason"] for condition in status.get("conditions") or []] == [reason]
 
                 def sources() -> list[str]:
                     found = fleets[-1].models.get("routes/tiny") if fleets else None

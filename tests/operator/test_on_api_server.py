@@ -90,7 +90,7 @@ async def wait_ready(api: KubeApi, namespace: str, generation: int) -> Manifest:
     async def said() -> bool:
         nonlocal found
         found = (await api.get(MODEL_DEPLOYMENTS, namespace, "qwen")).get("status") or {}
-        conditions = {one["type"]: one["status"] for one in found.get("conditions") or []}
+        conditions = {condition["type"]: condition["status"] for condition in found.get("conditions") or []}
         return conditions == {"Ready": "True"} and found.get("observedGeneration") == generation
 
     await wait_until(said)
@@ -130,7 +130,7 @@ async def test_model_life_cycle_with_two_operators_and_one_kill(
         await wait_ready(api, namespace, moved["metadata"]["generation"])
         await wait_until(lambda: asyncio.to_thread(some.is_idle, second))
         services = (await api.list(SERVICES, namespace, label_selector({"fairlead.io/model": "qwen"}))).items
-        assert {one["metadata"]["labels"]["fairlead.io/pool"] for one in services} == {"other"}
+        assert {service["metadata"]["labels"]["fairlead.io/pool"] for service in services} == {"other"}
 
         versions = await _versions(api, namespace)
         assert some.running[second].stop() == 0
@@ -268,4 +268,7 @@ async def _versions(api: KubeApi, namespace: str) -> dict[str, str]:
         one for kind in (DEPLOYMENTS, SERVICES, CONTROLLER_REVISIONS) for one in (await api.list(kind, namespace)).items
     ]
     found.append(await api.get(MODEL_DEPLOYMENTS, namespace, "qwen"))
-    return {f"{one['kind']}/{one['metadata']['name']}": one["metadata"]["resourceVersion"] for one in found}
+    return {
+        f"{manifest['kind']}/{manifest['metadata']['name']}": manifest["metadata"]["resourceVersion"]
+        for manifest in found
+    }

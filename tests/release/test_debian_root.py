@@ -91,7 +91,9 @@ def test_a_lock_has_every_package_with_its_hash_and_no_host(architecture: str) -
 
 
 def test_architectures_have_the_same_versions() -> None:
-    versions = [{package.name: package.version for package in read_lock(one)} for one in ARCHITECTURES]
+    versions = [
+        {package.name: package.version for package in read_lock(architecture)} for architecture in ARCHITECTURES
+    ]
     assert versions[0] == versions[1]
 
 

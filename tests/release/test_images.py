@@ -86,7 +86,7 @@ def test_what_a_component_loads_is_in_its_image(component: str) -> None:
     """The component starts with nothing but its locked requirements."""
     locked = {_plain(package.name) for package in components.image_packages(component)} | {_plain(DISTRIBUTION)}
     there = importlib.metadata.packages_distributions()
-    away = [name for name, owners in there.items() if not locked & {_plain(one) for one in owners}]
+    away = [name for name, owners in there.items() if not locked & {_plain(owner) for owner in owners}]
     assert "pytest" in away
     command = [sys.executable, "-c", _WITHOUT, ",".join(away), ",".join(STARTED[component])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

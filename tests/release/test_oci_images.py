@@ -66,7 +66,7 @@ def test_an_archive_names_its_images_and_holds_every_blob_once(tmp_path: Path, l
         if name.startswith("blobs/"):
             assert hashlib.sha256(content).hexdigest() == Path(name).name
     manifests = json.loads(data["index.json"])["manifests"]
-    assert [one["annotations"]["io.containerd.image.name"] for one in manifests] == names
+    assert [manifest["annotations"]["io.containerd.image.name"] for manifest in manifests] == names
     manifest = json.loads(data[f"blobs/sha256/{manifests[0]['digest'].removeprefix('sha256:')}"])
     assert manifest["layers"][0]["digest"] == f"sha256:{layer.digest}"
     config = json.loads(data[f"blobs/sha256/{manifest['config']['digest'].removeprefix('sha256:')}"])
@@ -91,12 +91,14 @@ def test_a_release_has_an_index_of_all_architectures_and_the_chart(tmp_path: Pat
     entries = layout.entries()
     assert list(entries) == ["charts/fairlead:1.2.3", "sim:1.2.3"]
     index = layout.document(entries["sim:1.2.3"]["digest"])
-    platforms = [one["platform"] for one in index["manifests"]]
+    platforms = [manifest["platform"] for manifest in index["manifests"]]
     assert platforms == [
         {"architecture": "amd64", "os": "linux"},
         {"architecture": "arm64", "os": "linux", "variant": "v8"},
     ]
-    configs = [layout.document(layout.document(one["digest"])["config"]["digest"]) for one in index["manifests"]]
+    configs = [
+        layout.document(layout.document(manifest["digest"])["config"]["digest"]) for manifest in index["manifests"]
+    ]
     assert [config["architecture"] for config in configs] == ["amd64", "arm64"]
     assert len(list((layout.folder / "blobs" / "sha256").iterdir())) == 9
 

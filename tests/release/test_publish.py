@@ -45,9 +45,9 @@ def test_images_and_chart_are_named_by_digest_and_bills_refer_to_images(tmp_path
             for (repository, name), (data, _) in registry.manifests.items()
             if repository == "team/sim" and name.startswith("sha256:") and b"subject" in data
         ]
-        assert {one["subject"]["digest"] for one in referrers} == {one["digest"] for one in images}
-        assert {one["artifactType"] for one in referrers} == {BILL}
-        bills = {registry.blobs["team/sim", one["layers"][0]["digest"]] for one in referrers}
+        assert {referrer["subject"]["digest"] for referrer in referrers} == {image["digest"] for image in images}
+        assert {referrer["artifactType"] for referrer in referrers} == {BILL}
+        bills = {registry.blobs["team/sim", referrer["layers"][0]["digest"]] for referrer in referrers}
         assert bills == {b'"amd64"', b'"arm64"'}
 
 

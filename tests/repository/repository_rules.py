@@ -168,7 +168,10 @@ def references() -> Iterator[Finding]:
     """Yields names in docstrings that nothing in the repository has."""
     tails = {tail for path in _files() for tail in _tails(path.relative_to(ROOT).as_posix())}
     for source in reviewed():
-        documented = [("module", source.docstring), *((one.name, one.docstring) for one in source.definitions)]
+        documented = [
+            ("module", source.docstring),
+            *((definition.name, definition.docstring) for definition in source.definitions),
+        ]
         for name, docstring in documented:
             for span in re.findall(r"``([^`\n]+)``", docstring):
                 if not _resolves(span, tails):

@@ -108,7 +108,7 @@ def golden_objects(kind: str, name: str = "") -> Iterator[dict[str, Any]]:
     for path in GOLDEN:
         if name not in ("", path.name):
             continue
-        yield from (one for one in load_documents(path.read_text()) if one and one["kind"] == kind)
+        yield from (document for document in load_documents(path.read_text()) if document and document["kind"] == kind)
 
 
 def engine_pod(kind: str = "VLLM", **model: Any) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def engine_pod(kind: str = "VLLM", **model: Any) -> dict[str, Any]:
     named = simulated_model("qwen", "chat", engine={"type": kind}, **spec)
     named["metadata"]["uid"] = "u1"
     rendered = render_model(ModelDeployment.model_validate(named), {}, default_context())
-    (found,) = (one for one in rendered.manifests if one["kind"] == "Deployment")
+    (found,) = (manifest for manifest in rendered.manifests if manifest["kind"] == "Deployment")
     pod: dict[str, Any] = found["spec"]["template"]["spec"]
     return pod
 

@@ -160,7 +160,7 @@ def summarize(
     engines: EngineGroup = SAME_AS_LIVE,
 ) -> RunResult:
     """Returns the figures of a live run."""
-    whole = [one for one in outcomes if one.error is None]
+    whole = [outcome for outcome in outcomes if outcome.error is None]
     choices = {one.id: one.instance for one in whole if one.instance is not None}
     return RunResult(
         sum(one.cached_tokens or 0 for one in whole) / max(1, sum(one.prompt_tokens for one in whole)),
@@ -182,7 +182,7 @@ async def replay(
         target = ReplayTarget(url, model=MODEL_KEY.partition("/")[2])
         planned = plan_requests(mine, target, speed=speed, builder=builder)
         runs.append(OpenLoopClient(target.host, target.port).run(planned))
-    return [one for run in await asyncio.gather(*runs) for one in scale_times(run.results, speed)]
+    return [time for run in await asyncio.gather(*runs) for time in scale_times(run.results, speed)]
 
 
 def rows(found: Mapping[tuple[int, str], LiveAndSimulated], busy: Mapping[int, LiveAndSimulated]) -> list[ResultRow]:

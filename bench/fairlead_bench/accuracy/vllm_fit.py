@@ -114,13 +114,13 @@ def draw_traffic(count: int, *, seed: int, rate: float) -> list[TraceRequest]:
 def profile_from_report(told: Mapping[str, Any]) -> EngineProfile:
     """Returns the profile that a gateway learned, from its ``/api/fleet``: the mean over equal
     engines. Raises RuntimeError where it has none."""
-    known = [one["profile"] for one in told["models"][0]["instances"]]
+    known = [instance["profile"] for instance in told["models"][0]["instances"]]
     if not all(one is not None and one["learned"] for one in known):
         raise RuntimeError(f"nothing was learned: {known}")
     profiles = [FileProfile.model_validate(one["coefficients"]).to_engine_profile("learned") for one in known]
     first = profiles[0]
     costs = [name for name in EngineProfile.__slots__ if name.endswith("_seconds")]
-    mean: dict[str, Any] = {name: statistics.fmean([getattr(one, name) for one in profiles]) for name in costs}
+    mean: dict[str, Any] = {name: statistics.fmean([getattr(profile, name) for profile in profiles]) for name in costs}
     return replace(first, name="learned", **mean)
 
 
@@ -252,7 +252,7 @@ async def measure(bench: FitBenchmark, builder: PromptBuilder, given: argparse.N
         real = await bench.run_live(rule, profile, requests)
         found[rule] = real, simulate(1, rule, requests, lambda request: chains[request.id], engines)
         print(rule, *found[rule], flush=True)
-    errors = [one["profile"]["error"] for one in told["models"][0]["instances"]]
+    errors = [instance["profile"]["error"] for instance in told["models"][0]["instances"]]
     made = rows(found, miscounted=miscounted, errors=errors)
     costs = {name: getattr(profile, name) for name in EngineProfile.__slots__}
     write_results(NAME, made, seed=SEED, file=given.out, more={"learned": costs})

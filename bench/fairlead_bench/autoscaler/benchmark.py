@@ -273,14 +273,18 @@ def run_selected(given: argparse.Namespace, presets: Sequence[str]) -> None:
         given.out.with_name("autoscaler-cells.jsonl"), measure, source_digest, jobs=given.jobs, said=print_progress
     )
     cells = {
-        (one, key): AutoscalerCell(*key, one.preset, None if one.preset == FAIRLEAD else one.knob, traces)
+        (controller, key): AutoscalerCell(
+            *key, controller.preset, None if controller.preset == FAIRLEAD else controller.knob, traces
+        )
         for key in keys
-        for one in controllers
+        for controller in controllers
     }
     found = cache(cells.values())
     tables: dict[str, dict[RunKey, Measured]] = {
-        FAIRLEAD if one.preset == FAIRLEAD else one.name: {key: found[cells[one, key]] for key in keys}
-        for one in controllers
+        FAIRLEAD if controller.preset == FAIRLEAD else controller.name: {
+            key: found[cells[controller, key]] for key in keys
+        }
+        for controller in controllers
     }
     optima = {key: figures for key in keys if (figures := _optimum_figures(key, traces, given))}
     rows = [row for name in tables for row in selected_rows(name, tables[name], optima)]
@@ -458,8 +462,8 @@ class AutoscalerBenchmark:
             knob = None if one.preset == FAIRLEAD else one.knob
             return AutoscalerCell(scenario, self._seed, one.preset, knob, self.traces)
 
-        found = self._lab([cell(one, scenario) for scenario in scenarios for one in controllers])
-        return [{scenario: found[cell(one, scenario)] for scenario in scenarios} for one in controllers]
+        found = self._lab([cell(controller, scenario) for scenario in scenarios for controller in controllers])
+        return [{scenario: found[cell(controller, scenario)] for scenario in scenarios} for controller in controllers]
 
     def presets(self, names: Sequence[str]) -> dict[TunedPreset, Mapping[str, Measured]]:
         """Returns each preset at its best and its fixed value in every scenario."""

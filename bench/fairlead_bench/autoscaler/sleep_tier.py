@@ -27,13 +27,13 @@ def scale_from_zero_scenario(seed: int, traces: Path | None = None) -> Autoscali
     median, ninth_decile = COLD_START.quantile(0.5), COLD_START.quantile(0.9)
     pools = tuple(
         replace(
-            one,
+            pool,
             startup=COLD_START,
-            facts=replace(one.facts, startup_p50_seconds=median, startup_p90_seconds=ninth_decile),
+            facts=replace(pool.facts, startup_p50_seconds=median, startup_p90_seconds=ninth_decile),
         )
-        for one in found.pools
+        for pool in found.pools
     )
-    return replace(found, pools=pools, model=replace(found.model, pools=tuple(one.facts for one in pools)))
+    return replace(found, pools=pools, model=replace(found.model, pools=tuple(pool.facts for pool in pools)))
 
 
 QUICK_CASES: Final = SleepTier(8, wake_seconds=WAKE_SECONDS)

@@ -208,9 +208,9 @@ class FloodRun:
     def first_tokens(self, tenants: Sequence[str]) -> list[float]:
         """Returns the seconds to the first token after the warm-up."""
         return [
-            one.first_at - one.sent_at
-            for one in self.answers
-            if one.tenant in tenants and one.status == 200 and WARM_UP_SECONDS <= one.sent_at < self.seconds
+            answer.first_at - answer.sent_at
+            for answer in self.answers
+            if answer.tenant in tenants and answer.status == 200 and WARM_UP_SECONDS <= answer.sent_at < self.seconds
         ]
 
     def ideal_first_tokens(self, tenants: Sequence[str]) -> list[float]:
@@ -224,13 +224,13 @@ class FloodRun:
 
     def throughput(self) -> float:
         """Returns the tokens a second of complete answers after the warm-up."""
-        return sum(self.served(tenant) for tenant in {one.tenant for one in self.answers}) / (
+        return sum(self.served(tenant) for tenant in {answer.tenant for answer in self.answers}) / (
             self.seconds - WARM_UP_SECONDS
         )
 
     def ideal_throughput(self) -> float:
         """Returns the tokens a second if all sequences computed such answers all the time."""
-        done = [one for one in self.answers if one.status == 200 and one.done_at]
+        done = [answer for answer in self.answers if answer.status == 200 and answer.done_at]
         taken = sum(self.alone_seconds + one.done_at - one.first_at for one in done)
         return ENGINES * PER_ENGINE * sum(one.tokens for one in done) / taken
 
@@ -240,7 +240,7 @@ class FloodRun:
 
     def served(self, tenant: str) -> float:
         """Returns the tokens that a tenant got between warm-up and end."""
-        found = [one for one in self.answers if one.tenant == tenant and one.status == 200]
+        found = [answer for answer in self.answers if answer.tenant == tenant and answer.status == 200]
         return sum(one.tokens for one in found if WARM_UP_SECONDS <= one.done_at < self.seconds)
 
 
@@ -253,7 +253,7 @@ async def _installation(
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         redis = stack.enter_context(running_valkey(folder))
-        written = json.dumps({one: getattr(profile, one) for one in profile.__slots__})
+        written = json.dumps({slot: getattr(profile, slot) for slot in profile.__slots__})
         options = ["--profile", written, "--num-gpu-blocks-override", str(profile.kv_tokens // 16)]
         options += ["--answer-length", "100000", "--block-tokens", "16", "--max-model-len", "2048"]
         engines = await stack.enter_async_context(engine_processes(ENGINES, *options))
@@ -264,7 +264,7 @@ async def _installation(
         running = [
             await stack.enter_async_context(gateway_process(folder / "fleet.yaml", *arguments)) for _ in range(gateways)
         ]
-        yield [one.url for one in running], [one.url for one in engines]
+        yield [one.url for one in running], [engine.url for engine in engines]
 
 
 class _Client:
@@ -348,7 +348,7 @@ async def flood_run(
         client = _Client(urls, seed)
         for tenant in [*weights] * 3:  # alone: the time to a first token without others
             await client.send(tenant)
-        alone = median(one.first_at - one.sent_at for one in client.answers[len(weights) :])
+        alone = median(answer.first_at - answer.sent_at for answer in client.answers[len(weights) :])
         client.answers.clear()
         client.begun = time.monotonic()
         queued: list[float] = []
@@ -360,7 +360,7 @@ async def flood_run(
         )
         busy = (_busy_seconds() - before) / client.now() / (os.cpu_count() or 1)
     answers = client.answers
-    done = [one for one in answers if one.status == 200 and one.done_at]
+    done = [answer for answer in answers if answer.status == 200 and answer.done_at]
     return FloodRun(answers, _ideal(done, alone, seconds, weights, floods), alone, seconds, queued, busy)
 
 
@@ -395,7 +395,7 @@ def _ideal(
 
 
 def _busy_seconds() -> float:
-    fields = [int(one) for one in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    fields = [int(part) for part in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
 
 
@@ -517,7 +517,7 @@ def _flood_rows(bound: str, gateways: int, seconds: float, seed: int, goals: Goa
     metric = f"throughput: {title}"
     rows.append(goals.ratio(metric, "tokens/s", run.throughput(), "all sequences busy", run.ideal_throughput()))
     metric = f"refused or failed requests of the steady tenants: {title}"
-    lost = float(sum(one.status != 200 for one in run.answers if one.tenant in STEADY))
+    lost = float(sum(answer.status != 200 for answer in run.answers if answer.tenant in STEADY))
     rows.append(goals.value(metric, "requests", lost))
     if bound == "sequences":
         simulated = simulated_waits(run.answers, {FLOOD: IN_FLIGHT}, gateways, seconds)

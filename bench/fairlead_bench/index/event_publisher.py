@@ -59,7 +59,7 @@ def main() -> None:
     kind, blocks, count, rate, seed = sys.argv[1], *map(int, sys.argv[2:6])
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     engines = [PublishingEngine(context) for _ in range(count)]
-    print(json.dumps([{"events": one.events, "replay": one.replay} for one in engines]), flush=True)
+    print(json.dumps([{"events": engine.events, "replay": engine.replay} for engine in engines]), flush=True)
     _wait(engines)
     left = [(one, payloads(kind, blocks // count, seed + number)) for number, one in enumerate(engines)]
     begun, sent = time.monotonic(), 0
@@ -84,12 +84,12 @@ def _wait(engines: list[PublishingEngine]) -> None:
     """Answers replay requests until standard input has a line or ends."""
     poller = zmq.Poller()
     poller.register(sys.stdin.fileno(), zmq.POLLIN)
-    for one in engines:
-        poller.register(one.router, zmq.POLLIN)
+    for engine in engines:
+        poller.register(engine.router, zmq.POLLIN)
     while True:
         ready = dict(poller.poll())
-        for one in engines:
-            one.answer()
+        for engine in engines:
+            engine.answer()
         if sys.stdin.fileno() in ready:
             sys.stdin.readline()
             return

@@ -43,7 +43,7 @@ async def main() -> None:
         found = mirror_state(feed, marks)
         if line.strip() == "census":
             mirror = feed.replica(MODEL)
-            found["held"] = sum(one.blocks for one in count_blocks(mirror).values()) if mirror is not None else 0
+            found["held"] = sum(block.blocks for block in count_blocks(mirror).values()) if mirror is not None else 0
         print(json.dumps(found), flush=True)
     await feed.stop()
     await link.stop()
@@ -53,7 +53,7 @@ def mirror_state(feed: IndexSubscriber, marks: list[int]) -> dict[str, Any]:
     """Returns the state of the replica."""
     mirror = feed.replica(MODEL)
     blocks = len(mirror) if mirror is not None else 0
-    seen = sum(1 for one in marks if mirror is not None and mirror.holders(one))
+    seen = sum(1 for mark in marks if mirror is not None and mirror.holders(mark))
     return {
         "blocks": blocks,
         "marks": seen,

@@ -666,7 +666,9 @@ def measure(seed: int, only: Sequence[str], jobs: int) -> list[ResultRow]:
     Solving times are measured while nothing else runs; the rest runs on several processes.
     """
     bars = load_goals("mix")
-    solutions = [] if MIX not in only else [(one, solve(one.rates, one.types)) for one in problems(seed)]
+    solutions = (
+        [] if MIX not in only else [(problem, solve(problem.rates, problem.types)) for problem in problems(seed)]
+    )
     # Processes that fork from one with threads may inherit a lock that stays taken.
     with ProcessPoolExecutor(jobs, get_context("spawn")) as processes, ThreadPoolExecutor() as threads:
         each = processes.map

@@ -91,7 +91,10 @@ def price_lists() -> Mapping[str, list[PricedProfile]]:
 def profiles() -> dict[str, EngineProfile]:
     """Returns the step profiles of all accelerators, by name."""
     read = _read()
-    return {one["name"]: profile(one, read["model"], read["reached"]) for one in read["accelerators"]}
+    return {
+        accelerator["name"]: profile(accelerator, read["model"], read["reached"])
+        for accelerator in read["accelerators"]
+    }
 
 
 def _read() -> Any:
@@ -223,7 +226,7 @@ def digest(profile: EngineProfile, objectives: SloTargets) -> str:
 
     The period of the SLO is none of them: it changes no throughput.
     """
-    targets = [getattr(objectives, one.name) for one in fields(objectives) if one.name != "period_seconds"]
+    targets = [getattr(objectives, field.name) for field in fields(objectives) if field.name != "period_seconds"]
     values = [*astuple(profile), *targets, *astuple(RequestShapeGrid())]
     return sha256(repr([*values, REQUESTS, FILLING, PRECISION, BUSIEST]).encode()).hexdigest()[:16]
 
@@ -375,11 +378,11 @@ def homogeneous(rates: Sequence[float], candidates: Sequence[PoolCandidate]) -> 
     It is infinite if there is none.
     """
     costs = [math.inf]
-    for one in candidates:
-        pairs = [(rate, each) for rate, each in zip(rates, one.throughput, strict=True) if rate > 0.0]
+    for candidate in candidates:
+        pairs = [(rate, each) for rate, each in zip(rates, candidate.throughput, strict=True) if rate > 0.0]
         if all(each > 0.0 for _, each in pairs):
             load = sum([rate / each for rate, each in pairs])
-            costs.append(math.ceil(load - 1e-9) * one.cost_per_hour)
+            costs.append(math.ceil(load - 1e-9) * candidate.cost_per_hour)
     return min(costs)
 
 

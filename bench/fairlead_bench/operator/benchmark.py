@@ -141,7 +141,7 @@ class OperatorFigures:
 
     def plain(self) -> dict[str, Any]:
         """Returns the figures for a JSON file."""
-        return {**asdict(self), "alone_seconds": [round(one, 4) for one in self.alone_seconds]}
+        return {**asdict(self), "alone_seconds": [round(second, 4) for second in self.alone_seconds]}
 
 
 class ObjectWatch:

@@ -148,7 +148,7 @@ class TrialCluster:
 
 def _ready(model: Manifest) -> bool:
     status = model.get("status") or {}
-    conditions = {one["type"]: one["status"] for one in status.get("conditions") or []}
+    conditions = {condition["type"]: condition["status"] for condition in status.get("conditions") or []}
     return conditions == {"Ready": "True"} and status.get("observedGeneration") == model["metadata"]["generation"]
 
 
@@ -229,21 +229,23 @@ async def own_objects(api: KubeApi, namespace: str) -> list[Manifest]:
 
 async def identities(api: KubeApi, namespace: str) -> dict[str, str]:
     """Returns the uid of every child, by kind and name."""
-    return {f"{one['kind']} {name_of(one)}": uid_of(one) for one in await own_objects(api, namespace)}
+    return {
+        f"{manifest['kind']} {name_of(manifest)}": uid_of(manifest) for manifest in await own_objects(api, namespace)
+    }
 
 
 async def owners(api: KubeApi, namespace: str) -> dict[str, Any]:
     """Returns version and managers of each of the operator's objects and of the models."""
     found = [*await own_objects(api, namespace), *(await api.list(MODEL_DEPLOYMENTS, namespace)).items]
     return {
-        f"{one['kind']} {name_of(one)}": (
-            metadata_of(one)["resourceVersion"],
+        f"{manifest['kind']} {name_of(manifest)}": (
+            metadata_of(manifest)["resourceVersion"],
             [
                 {key: value for key, value in entry.items() if key != "time"}
-                for entry in metadata_of(one)["managedFields"]
+                for entry in metadata_of(manifest)["managedFields"]
             ],
         )
-        for one in found
+        for manifest in found
     }
 
 
@@ -364,9 +366,9 @@ def _proxy(server: ApiServer, port: int) -> Path:
     """Writes the administrator's kubeconfig for a proxy into the same folder, since it may name
     files."""
     content = yaml.safe_load(server.kubeconfig.read_text())
-    for one in content["clusters"]:
-        parts = urlsplit(one["cluster"]["server"])
-        one["cluster"]["server"] = f"{parts.scheme}://127.0.0.1:{port}"
+    for cluster in content["clusters"]:
+        parts = urlsplit(cluster["cluster"]["server"])
+        cluster["cluster"]["server"] = f"{parts.scheme}://127.0.0.1:{port}"
     file = server.run / "through.kubeconfig"
     file.write_text(yaml.safe_dump(content))
     file.chmod(0o600)

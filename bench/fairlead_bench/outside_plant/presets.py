@@ -149,8 +149,8 @@ def _values(names: Sequence[str], kind: str) -> dict[str, list[float]]:
         return {name: knob_values(name) for name in names}
     values = {name: {PRESETS[name].parameters[0].default} for name in names}
     if kind == "two":
-        for one in tuned_presets(json.loads(TUNED.read_text(encoding="utf-8"))["table"], names):
-            values[one.preset].add(one.knob)
+        for preset in tuned_presets(json.loads(TUNED.read_text(encoding="utf-8"))["table"], names):
+            values[preset.preset].add(preset.knob)
     return {name: sorted(chosen) for name, chosen in values.items()}
 
 

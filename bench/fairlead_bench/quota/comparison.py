@@ -244,7 +244,7 @@ async def fairlead_processes(
         gateways = [
             await stack.enter_async_context(gateway_process(folder / "fleet.yaml", *options)) for _ in range(REPLICAS)
         ]
-        yield ProductProcesses([one.url for one in gateways], [one.process.pid for one in gateways])
+        yield ProductProcesses([gateway.url for gateway in gateways], [gateway.process.pid for gateway in gateways])
 
 
 def _tenant_document(name: str, limits: TenantLimits, *, is_strict: bool) -> str:
@@ -515,9 +515,9 @@ def rows(found: Comparison, goals: Goals) -> list[ResultRow]:
 
 def _shares(values: Sequence[Accuracy]) -> dict[str, float]:
     return {
-        "over-run": fmean(one.overrun for one in values),
-        "under-use": fmean(one.underuse for one in values),
-        "all use": fmean(one.total for one in values),
+        "over-run": fmean(value.overrun for value in values),
+        "under-use": fmean(value.underuse for value in values),
+        "all use": fmean(value.total for value in values),
     }
 
 

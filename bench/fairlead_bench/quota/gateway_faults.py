@@ -226,7 +226,7 @@ def per_minute(run: FaultRun, tenant: str) -> list[tuple[int, int, int]]:
     found = []
     for minute in range(run.first, run.first + run.minutes):
         count = run.counts[tenant]
-        inside = [one for one in count.answers if int(one.begun_at // MINUTE_SECONDS) == minute]
+        inside = [answer for answer in count.answers if int(answer.begun_at // MINUTE_SECONDS) == minute]
         cut = sum(int(at // MINUTE_SECONDS) == minute for at in count.cut)
         found.append((len(inside), sum(one.tokens for one in inside), cut))
     return found
@@ -239,11 +239,11 @@ def ledger_difference(run: FaultRun, *, with_unwritten: bool) -> float:
     """
     reported = recorded = 0
     for count in run.counts.values():
-        for one in count.answers:
-            killed_at = run.killed.get(one.gateway)
-            if with_unwritten or killed_at is None or one.ended_at < killed_at - _UNWRITTEN_SECONDS:
-                reported += one.tokens
-                recorded += run.ledger.get(one.id, 0)
+        for answer in count.answers:
+            killed_at = run.killed.get(answer.gateway)
+            if with_unwritten or killed_at is None or answer.ended_at < killed_at - _UNWRITTEN_SECONDS:
+                reported += answer.tokens
+                recorded += run.ledger.get(answer.id, 0)
     return recorded / reported - 1.0
 
 

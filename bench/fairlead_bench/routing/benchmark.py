@@ -145,7 +145,7 @@ def _fleet_events(cell: RoutingCell, end: float) -> tuple[FleetEvent, ...]:
 def _traffic(name: str, seed: int, requests: int, trace: Path | None) -> list[TraceRequest]:
     if name == "conversation":
         assert trace is not None
-        return [one for one in spread_ties(read_mooncake(trace)) if one.prompt_tokens <= MAX_PROMPT_TOKENS]
+        return [ty for ty in spread_ties(read_mooncake(trace)) if ty.prompt_tokens <= MAX_PROMPT_TOKENS]
     return FAMILIES[name](requests, seed=seed)
 
 

@@ -197,7 +197,7 @@ async def measure(
 
 async def _wait_for_beats(gateways: Sequence[GatewayProcess]) -> None:
     async def all_heard() -> bool:
-        return all([await one.metric("fairlead_gateway_peers") == len(gateways) - 1 for one in gateways])
+        return all([await gateway.metric("fairlead_gateway_peers") == len(gateways) - 1 for gateway in gateways])
 
     await wait_until(all_heard)
 
@@ -214,11 +214,11 @@ class _StepGate:
         self._sent += 1
 
         async def all_heard() -> bool:
-            for one in self._gateways:
-                told = await one.metric("fairlead_gateway_peer_sent_total")
-                if told + await one.metric("fairlead_gateway_peer_heard_total") < self._sent:
+            for gateway in self._gateways:
+                told = await gateway.metric("fairlead_gateway_peer_sent_total")
+                if told + await gateway.metric("fairlead_gateway_peer_heard_total") < self._sent:
                     return False
-                if await one.metric("fairlead_gateway_peer_in_flight"):
+                if await gateway.metric("fairlead_gateway_peer_in_flight"):
                     return False
             return True
 

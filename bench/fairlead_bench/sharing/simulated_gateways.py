@@ -134,7 +134,7 @@ def rows(
     The input has the figures of each seed, by topology.
     """
     goal = load_goals(_NAME)
-    held = {name: fmean([one.cached for one in runs]) for name, runs in long.items()}
+    held = {name: fmean([run.cached for run in runs]) for name, runs in long.items()}
     made: list[ResultRow] = []
     shared, apart, known = (
         "three that share, one restarted",
@@ -155,11 +155,11 @@ def rows(
     )
     made.append(goal.value(metric, "points", 100 * lost))
     metric = "requests that failed"
-    failures = sum(one.failures for found in (long, brief) for runs in found.values() for one in runs)
+    failures = sum(run.failures for found in (long, brief) for runs in found.values() for run in runs)
     made.append(goal.value(metric, "requests", failures))
     for kind, found in (("conversations", long), ("short requests", brief)):
         for name, runs in found.items():
-            made.append(goal.value(f"{kind}: cached tokens: {name}", "share", fmean([one.cached for one in runs])))
+            made.append(goal.value(f"{kind}: cached tokens: {name}", "share", fmean([run.cached for run in runs])))
     return made
 
 

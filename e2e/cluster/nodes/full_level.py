@@ -78,4 +78,4 @@ def memory_usage(record: RunRecord, cluster: RunningCluster) -> None:
 def _node_ready(plane: ControlPlane) -> bool:
     told = plane.get_text("/api/v1/nodes/local")
     conditions = json.loads(told)["status"].get("conditions", []) if told else []
-    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)

@@ -78,7 +78,7 @@ class PrometheusServer:
 
         def states() -> list[tuple[str, str, str]]:
             targets = self._get("targets")["data"]["activeTargets"]
-            return [(one["labels"]["job"], one["health"], one["lastError"]) for one in targets]
+            return [(target["labels"]["job"], target["health"], target["lastError"]) for target in targets]
 
         is_done = lambda: bool(found := states()) and all(health == "up" for _, health, _ in found)  # noqa: E731
         eventually("every target is up", is_done, seconds=seconds, describe=lambda: str(states()))

@@ -54,7 +54,10 @@ class AdapterClient:
 def ready(here: Kubectl, name: str) -> tuple[str, str]:
     """Returns status and reason of an adapter's condition Ready."""
     conditions = (here.get("modeladapter", name).get("status") or {}).get("conditions") or []
-    return next(((one["status"], one["reason"]) for one in conditions if one["type"] == "Ready"), ("", ""))
+    return next(
+        ((condition["status"], condition["reason"]) for condition in conditions if condition["type"] == "Ready"),
+        ("", ""),
+    )
 
 
 def loaded(here: Kubectl, model: str) -> dict[str, str]:
@@ -98,7 +101,7 @@ def test_adapters_are_applied_requested_changed_and_deleted(here: Kubectl, insta
         shown = here.run("get", "madp", "sql").splitlines()[1].split()
         assert shown[2:5] == ["tiny", "True", "Loadable"], shown
 
-        pods = {one["metadata"]["uid"] for one in here.get("pods")["items"]}
+        pods = {manifest["metadata"]["uid"] for manifest in here.get("pods")["items"]}
         here.apply(resource("ModelAdapter", "sql", source="pvc:loras/sql-2", **sql))
 
         def is_swapped() -> bool:
@@ -112,7 +115,7 @@ def test_adapters_are_applied_requested_changed_and_deleted(here: Kubectl, insta
         eventually("its claim is missing", lambda: ready(here, "sql") == ("False", "ClaimNotMounted"))
         here.run("delete", "modeladapter", "law")
         adapters.wait(law, (404, "model_not_found"))
-        assert pods == {one["metadata"]["uid"] for one in here.get("pods")["items"]}
+        assert pods == {manifest["metadata"]["uid"] for manifest in here.get("pods")["items"]}
     finally:
         here.run("delete", "modeladapter", "sql", "law", "--ignore-not-found")
         here.run("delete", "modeldeployment", "tiny", "--ignore-not-found")

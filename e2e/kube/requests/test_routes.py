@@ -38,7 +38,9 @@ class RouteClient:
 
 def conditions(here: Kubectl, name: str) -> dict[str, tuple[str, str]]:
     status = here.get("modelroute", name).get("status") or {}
-    return {one["type"]: (one["status"], one["reason"]) for one in status.get("conditions") or []}
+    return {
+        condition["type"]: (condition["status"], condition["reason"]) for condition in status.get("conditions") or []
+    }
 
 
 @pytest.mark.lane("requests", position=36)
@@ -77,10 +79,10 @@ def test_a_route_is_created_split_overridden_and_deleted(here: Kubectl, installe
         sessions = [str(number) for number in range(12)]
         eventually(
             "both targets get sessions",
-            lambda: {one[1] for one in routes.answers(alias, *sessions)} == {stable, canary},
+            lambda: {answer[1] for answer in routes.answers(alias, *sessions)} == {stable, canary},
         )
         eventually("all gateways agree", lambda: routes.answers(alias, *sessions) == routes.answers(alias, *sessions))
-        assert {one[1] for one in routes.answers(alias, *sessions, x_canary="yes")} == {canary}
+        assert {answer[1] for answer in routes.answers(alias, *sessions, x_canary="yes")} == {canary}
         explained = f"explained-{here.namespace}"  # the last request may be another test's
         routes.answers(alias, x_canary="yes", x_request_id=explained)
         shown = explain_request(here, explained)

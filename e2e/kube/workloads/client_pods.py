@@ -136,7 +136,7 @@ class ClientPod:
 
     def send_each(self, requests: Iterable[GatewayRequest], key: str = "") -> list[GatewayAnswer]:
         """Sends requests one after the other, with the pod's key or another one."""
-        words = json.dumps([[one.path, one.body, dict(one.headers)] for one in requests])
+        words = json.dumps([[request.path, request.body, dict(request.headers)] for request in requests])
         found = json.loads(self._run(_EACH, HOST, key or self.key, words).splitlines()[-1])
         return [GatewayAnswer(*one) for one in found]
 
@@ -230,10 +230,10 @@ class StreamSession:
         """The failures, each with the last step that had begun before it, and how many seconds
         after that."""
         found = []
-        for one in self.failures:
-            before = [step for step in self.steps if step["at"] <= one["at"]]
-            during = {"step": before[-1]["step"], "into": round(one["at"] - before[-1]["at"], 1)} if before else {}
-            found.append({**one, **during})
+        for failure in self.failures:
+            before = [step for step in self.steps if step["at"] <= failure["at"]]
+            during = {"step": before[-1]["step"], "into": round(failure["at"] - before[-1]["at"], 1)} if before else {}
+            found.append({**failure, **during})
         return found
 
     def _read(self) -> None:
@@ -296,5 +296,5 @@ def record_result(part: str, lines: list[ReportLine], *, into: str = "e2e", **fi
         report = head | {"full": FULL, "holds": True, "parts": {}}
     report["parts"][part] = {**figures, "verdict": lines_as_json(lines)}
     report["parts"] = dict(sorted(report["parts"].items()))
-    report["holds"] = all(line["holds"] for one in report["parts"].values() for line in one["verdict"])
+    report["holds"] = all(line["holds"] for part in report["parts"].values() for line in part["verdict"])
     path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")

@@ -107,7 +107,7 @@ def run_lifecycle_changes(moves: LifecycleChanges, *, rate: float, tokens: int, 
     return {
         "rate": rate,
         "tokens": tokens,
-        "open_at_once": max(one["open"] for one in streams.seconds),
+        "open_at_once": max(second["open"] for second in streams.seconds),
         **streams.end,
         "cores_when_nothing_moves": cores,
         "steps": [step for step in streams.steps if not step["step"].startswith("after:")],

@@ -30,11 +30,15 @@ class DeployedModel:
     def pods(self, *, going: bool = False) -> dict[str, Manifest]:
         """Its pods by uid; with ``going`` those too that finish their requests."""
         listed = self.here.get("pods", "-l", f"fairlead.io/model={self.name}")["items"]
-        return {one["metadata"]["uid"]: one for one in listed if going or "deletionTimestamp" not in one["metadata"]}
+        return {
+            manifest["metadata"]["uid"]: manifest
+            for manifest in listed
+            if going or "deletionTimestamp" not in manifest["metadata"]
+        }
 
     def ready_pods(self) -> list[Manifest]:
         """Returns its pods that are ready."""
-        return [one for one in self.pods().values() if is_ready(one)]
+        return [pod for pod in self.pods().values() if is_ready(pod)]
 
     def wait_until_settled(self, *, pods: int | None = None, seconds: float = 120.0) -> dict[str, Manifest]:
         """Wait until it is ready with what its spec says now, nothing moves, and it has so many

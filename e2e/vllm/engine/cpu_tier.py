@@ -19,7 +19,7 @@ class CopyingWorker(OffloadingWorker):
     when it is asked for."""
 
     def __init__(self, caches: Any, blocks: int) -> None:
-        self._device = [one.tensor.view(torch.int8).view(-1, one.page_size_bytes) for one in caches.tensors]
+        self._device = [tensor.tensor.view(torch.int8).view(-1, tensor.page_size_bytes) for tensor in caches.tensors]
         self._host = [torch.zeros((blocks, one.shape[1]), dtype=torch.int8) for one in self._device]
         self._done: list[TransferResult] = []
 

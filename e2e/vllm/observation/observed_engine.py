@@ -113,7 +113,9 @@ class InProcessIndex:
 
     async def follow(self, sources: Sequence[EventSource]) -> None:
         """Begin."""
-        members = tuple(Instance(one.instance, "default", MODEL, "main", one.url, dp_rank=one.rank) for one in sources)
+        members = tuple(
+            Instance(source.instance, "default", MODEL, "main", source.url, dp_rank=source.rank) for source in sources
+        )
         self._indexer.update_fleet(Fleet(models={MODEL_KEY: Model("default", MODEL)}, instances={MODEL_KEY: members}))
 
     async def close(self) -> None:
@@ -152,7 +154,7 @@ class RedisIndex:
     async def follow(self, sources: Sequence[EventSource]) -> None:
         """Start Redis, the indexer and the feed."""
         await asyncio.to_thread(
-            self._start, {"models": [{"name": MODEL, "instances": [_source_of(one) for one in sources]}]}
+            self._start, {"models": [{"name": MODEL, "instances": [_source_of(source) for source in sources]}]}
         )
         self._link = RedisLink(self._redis.url, SystemClock())
         self._feed = IndexSubscriber(self._link, SystemClock(), on_changes=self._changed, on_reload=self._reloaded)
@@ -205,7 +207,9 @@ class RedisIndex:
 
 def stored_blocks(changes: Sequence[Change]) -> list[float]:
     """Now, for every block that was stored or removed."""
-    return [time.monotonic()] * sum(len(one.hashes) for one in changes if isinstance(one, BlocksStored | BlocksRemoved))
+    return [time.monotonic()] * sum(
+        len(change.hashes) for change in changes if isinstance(change, BlocksStored | BlocksRemoved)
+    )
 
 
 def blocks(mirror: IndexReplica | None, instance: str, chain: Sequence[int], tier: StorageTier) -> int:
@@ -360,15 +364,15 @@ async def _one(work: Callable[[int], Awaitable[None]], number: int) -> None:
 
 def count_outcomes(rows: Sequence[PredictionRow]) -> dict[str, Any]:
     """Requests, how many predictions were right, and by how much the others were wrong."""
-    names = sorted({name for one in rows for name in one.predicted})
-    judged = {name: [one for one in rows if name not in one.excused] for name in names}
+    names = sorted({name for row in rows for name in row.predicted})
+    judged = {name: [row for row in rows if name not in row.excused] for name in names}
     wrong = {name: [one for one in some if not one.is_right(name)] for name, some in judged.items()}
-    asked = sum(one.prompt for one in rows)
+    asked = sum(row.prompt for row in rows)
     found = {
         "requests": len(rows),
         "share_right": {name: share(len(judged[name]) - len(wrong[name]), len(judged[name])) for name in names},
-        "share_right_of_the_reference": share(sum(one.reference == one.reported for one in rows), len(rows)),
-        "cached_share": share(sum(one.reported for one in rows), asked),
+        "share_right_of_the_reference": share(sum(row.reference == row.reported for row in rows), len(rows)),
+        "cached_share": share(sum(row.reported for row in rows), asked),
         "mean_error_tokens": {
             name: share(sum(abs(one.predicted[name] - one.reported) for one in wrong[name]), len(judged[name]))
             for name in names
@@ -379,16 +383,16 @@ def count_outcomes(rows: Sequence[PredictionRow]) -> dict[str, Any]:
             for one in wrong[name][:10]
         ],
     }
-    excused = sum(bool(one.excused) for one in rows)
+    excused = sum(bool(row.excused) for row in rows)
     return found | ({"excused": excused} if excused else {})
 
 
 def count_by_kind(rows: Sequence[PredictionRow]) -> dict[str, Any]:
     """Returns how many predictions were right from events alone, and how many with prompts in
     flight."""
-    names = sorted({name for one in rows for name in one.from_reports})
-    alone = {name: share(sum(one.from_reports[name] == one.reported for one in rows), len(rows)) for name in names}
-    reference = share(sum(one.reference_inflight == one.reported for one in rows), len(rows))
+    names = sorted({name for row in rows for name in row.from_reports})
+    alone = {name: share(sum(row.from_reports[name] == row.reported for row in rows), len(rows)) for name in names}
+    reference = share(sum(row.reference_inflight == row.reported for row in rows), len(rows))
     return {
         "share_right_from_what_is_told_alone": alone,
         "share_right_of_the_reference_with_what_is_on_its_way": reference,
@@ -476,7 +480,7 @@ class ObservedEngine:
         self._inflight = [InflightBlocks() for _ in self.sources]
 
     async def __aenter__(self) -> "ObservedEngine":
-        self.recorders = [EventRecorder(one.events, self._context, self.loaded) for one in self.sources]
+        self.recorders = [EventRecorder(source.events, self._context, self.loaded) for source in self.sources]
         patient = httpx.Limits(max_connections=None, keepalive_expiry=IDLE_SECONDS)
         self.client = httpx.AsyncClient(base_url=self.sources[0].url, timeout=TIMEOUT_SECONDS, limits=patient)
         await self.start()
@@ -504,7 +508,9 @@ class ObservedEngine:
 
     def stamp(self) -> object:
         """Returns a value that changes whenever a recorder or an index receives something."""
-        return [len(one.numbers) for one in self.recorders], [one.stamp() for one in self.indexes.values()]
+        return [len(recorder.numbers) for recorder in self.recorders], [
+            index.stamp() for index in self.indexes.values()
+        ]
 
     async def wait_until_quiet(self) -> None:
         """Waits until all events are received."""
@@ -567,7 +573,7 @@ class ObservedEngine:
         if any(self.predict(prompt, index) != reference for index in judged):
             await until(lambda: all(self.predict(prompt, index) == reference for index in judged), LATE_SECONDS)
             self.late.append(round(time.monotonic() - began, 3))
-        heard = [len(one.numbers) for one in self.recorders]
+        heard = [len(recorder.numbers) for recorder in self.recorders]
         row, answer = await self.ask_and_compare(prompt, excused)
         self.rows.append(row)
         asked = [heard[prompt.rank or 0], list(prompt.tokens), prompt.adapter, prompt.salt, answer.cached]
@@ -606,7 +612,7 @@ class ObservedEngine:
 
     def is_complete(self, index: IndexUnderTest) -> bool:
         """Whether it says that it knows all."""
-        return all(completeness(index.mirror(), one.instance)[0] for one in self.sources)
+        return all(completeness(index.mirror(), source.instance)[0] for source in self.sources)
 
     async def equal(self, more: Numbers | None = None, indexes: Mapping[str, IndexUnderTest] | None = None) -> Numbers:
         """Waits until all events are received, then compares; an index must also claim to be
@@ -616,7 +622,7 @@ class ObservedEngine:
         for name, index in (indexes or self.indexes).items():
             await until(lambda: self.is_complete(index) and not _differs(self.compare(index)), LATE_SECONDS)  # noqa: B023
             found = self.compare(index)
-            standings = [completeness(index.mirror(), one.instance) for one in self.sources]
+            standings = [completeness(index.mirror(), source.instance) for source in self.sources]
             unsure = [reason for complete, reason in standings if not complete]
             if _differs(found) or unsure:
                 numbers[name] = {**found, "incomplete": unsure}
@@ -637,9 +643,9 @@ class ObservedEngine:
             "of_these_asked_again": len(self.rows) - first - asked,
             **before,
             **self._lateness(),
-            "batches": sum(len(one.numbers) for one in self.recorders),
+            "batches": sum(len(recorder.numbers) for recorder in self.recorders),
         }
-        missed = sum(one.missed + one.orphans for one in self.recorders)
+        missed = sum(recorder.missed + recorder.orphans for recorder in self.recorders)
         require(not missed, "the recorder itself has missed something", numbers)
         require(not numbers["wrong"], "not every prediction was right", numbers)
         await self.equal(numbers)
@@ -653,7 +659,7 @@ class ObservedEngine:
         self.record_note("cleared")
         told = []
         for name, index in self.indexes.items():
-            answers = [index.cleared_by_us(one.instance) for one in self.sources]
+            answers = [index.cleared_by_us(source.instance) for source in self.sources]
             told += [name] if all(answers) else []
         return told, frozenset(self.indexes) - frozenset(told)
 
@@ -664,7 +670,7 @@ class ObservedEngine:
         for name in names:
             mirror = self.indexes[name].mirror
             empty = await until(
-                lambda: not any(content(mirror(), one.instance, StorageTier.GPU) for one in self.sources)  # noqa: B023
+                lambda: not any(content(mirror(), source.instance, StorageTier.GPU) for source in self.sources)  # noqa: B023
             )
             found[name] = round(time.monotonic() - since, 3) if empty else None
         return found
@@ -676,7 +682,7 @@ class ObservedEngine:
     def _keep(self) -> None:
         """Writes the published events and the requests with their times, for the analysis of
         failures."""
-        ranks = [[one.numbers, one.payloads] for one in self.recorders]
+        ranks = [[recorder.numbers, recorder.payloads] for recorder in self.recorders]
         whole = msgspec.msgpack.encode({"ranks": ranks, "happened": self.happened})
         (self._stage.folder / f"{self.shape.name}.recording").write_bytes(whole)
 

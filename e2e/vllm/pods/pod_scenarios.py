@@ -102,7 +102,7 @@ class PodStage:
         finally:
             here.delete_models()
             here.run("delete", "namespace", name, "--wait=false")
-            names = [one["metadata"]["name"] for one in volumes if one["kind"] == "PersistentVolume"]
+            names = [volume["metadata"]["name"] for volume in volumes if volume["kind"] == "PersistentVolume"]
             here.run("delete", "persistentvolume", *names, "--wait=false")
 
 
@@ -136,8 +136,8 @@ class ModelStage:
 
     def pod_of(self, pool: str) -> Manifest:
         """Returns the first ready pod of a pool."""
-        pods = [one for one in self.model.pods().values() if one["metadata"]["labels"]["fairlead.io/pool"] == pool]
-        return next(one for one in pods if is_ready(one))
+        pods = [pod for pod in self.model.pods().values() if pod["metadata"]["labels"]["fairlead.io/pool"] == pool]
+        return next(pod for pod in pods if is_ready(pod))
 
     def core(self, pod: Manifest) -> int:
         """Returns the process id, within its pod, of the engine core."""
@@ -284,7 +284,7 @@ class PodsLifecycle:
         here = self._here
         (pod,) = here.model.pods().values()
         asked = ((f"http://{HOST}", {"model": here.name}), (here.address(pod), {"model": MODEL, "cache_salt": "alone"}))
-        through, alone = ([_answer(here, url, more, one) for one in _QUESTIONS] for url, more in asked)
+        through, alone = ([_answer(here, url, more, question) for question in _QUESTIONS] for url, more in asked)
         require(all(through), "an answer is empty", {"texts": through})
         require(through == alone, "an answer is another one", {"through": through, "alone": alone})
         return {"answers": len(through), "characters": sum(map(len, through))}
@@ -370,7 +370,7 @@ def _matched(here: ModelStage, tokens: list[int]) -> int:
         file.flush()
         words = ("index", "match", "--model", here.name, "--tokens", str(Path(file.name)), "--output", "json")
         found = json.loads(run_fairlead(here.here, *words)[1])
-    return max((one["matched_tokens"] for one in found["instances"]), default=0)
+    return max((instance["matched_tokens"] for instance in found["instances"]), default=0)
 
 
 _HUNG_RATE, _HUNG_TOKENS = 1.0, 8
@@ -440,7 +440,9 @@ class PodsHung:
         pod: Manifest = self._here.model.pods().get(uid, {})
         conditions = pod.get("status", {}).get("conditions", [])
         # A pod that is gone was marked before.
-        return next((str(one["status"]) for one in conditions if one["type"] == _MARK), "" if pod else "False")
+        return next(
+            (str(condition["status"]) for condition in conditions if condition["type"] == _MARK), "" if pod else "False"
+        )
 
 
 _LONG_TOKENS = 1_300
@@ -542,7 +544,10 @@ class PodsHandoff:
         here, self._seed = self._here, self._seed + 1
         decode = here.address(here.pod_of("decode"))
         prompts = await make_prompts(decode, MODEL, count=count, seed=self._seed, least=_LONG_TOKENS)
-        named = [TextPrompt(one.tokens, one.kind, one.path, {**one.body, "model": here.name}) for one in prompts]
+        named = [
+            TextPrompt(prompt.tokens, prompt.kind, prompt.path, {**prompt.body, "model": here.name})
+            for prompt in prompts
+        ]
         fields = {"authorization": f"Bearer {here.client.key}"}
         gateway = httpx.AsyncClient(base_url=here.gateway(), timeout=TIMEOUT_SECONDS, headers=fields)
         async with openai_client(decode) as direct, gateway as through:

@@ -273,7 +273,7 @@ class ApiSurface:
 
         async with self._client() as through, openai_client(self.other.url) as direct:
             said = await send_prompts(through, prompts, at_once=8, deadline=120.0, each=fault)
-            alone = await send_prompts(direct, [_with_ids(one) for one in prompts], at_once=4)
+            alone = await send_prompts(direct, [_with_ids(prompt) for prompt in prompts], at_once=4)
             survive = [await _is_intact(direct, one) for one in alone]
         self.small.kill()
         numbers = {

@@ -132,7 +132,7 @@ class CacheTiming:
     async def _attack(self, engine: EngineProcess) -> Numbers:
         pairs = (self._isolated, self._shared)
         tenants = self._stage.folder / "attack-tenants.yaml"
-        tenants.write_text("---\n".join(json.dumps(one) + "\n" for pair in pairs for one in pair.documents()))
+        tenants.write_text("---\n".join(json.dumps(document) + "\n" for pair in pairs for document in pair.documents()))
         gateway = self._stage.gateway(
             {"models": [fleet_of(_MODEL, [(engine, "Serve")])]},
             *("--tenants", str(tenants)),

@@ -94,7 +94,7 @@ class HungCore:
     def _engines(self) -> Iterator["_Engines"]:
         installed, folder = self._stage.installed, self._stage.folder
         programs = f"{installed.engine_python.parent}{os.pathsep}{os.environ['PATH']}"
-        manifest = "\n---\n".join(json.dumps(one) for one in _manifests(installed.model))
+        manifest = "\n---\n".join(json.dumps(manifest) for manifest in _manifests(installed.model))
         arguments = ("--real", "--plain", "--logs", str(folder))
         with LocalStack(folder, *arguments, manifest=manifest, environment={"PATH": programs}) as stack:
             engines = _Engines(stack.wait_ready(START_SECONDS))
@@ -113,7 +113,7 @@ class _Engines:
 
     def urls(self) -> dict[str, str]:
         """Returns the URLs of the engines by instance."""
-        return {one["id"].partition("/")[0]: one["url"] for one in self._instances()}
+        return {instance["id"].partition("/")[0]: instance["url"] for instance in self._instances()}
 
     def has_replaced(self, instance: str, core: int) -> bool:
         """Whether an instance has another core than this one, and the gateway may use it."""

@@ -225,12 +225,12 @@ class TieredCache:
             await self._at.send(prompt, keep=False, excused=frozenset() if number else untold)
         rows = self._at.rows[first:]
         numbers = {
-            "predicted": {name: sum(one.predicted[name] for one in rows) for name in self._at.indexes},
-            "reported": sum(one.reported for one in rows),
+            "predicted": {name: sum(row.predicted[name] for row in rows) for name in self._at.indexes},
+            "reported": sum(row.reported for row in rows),
             "requests": len(rows),
         }
         fair = all(
-            one.predicted[name] <= one.reported for one in rows for name in self._at.indexes if name not in one.excused
+            row.predicted[name] <= row.reported for row in rows for name in self._at.indexes if name not in row.excused
         )
         require(fair, "it promised what is not there", numbers)
         return numbers
@@ -620,7 +620,7 @@ class IndexScenarios:
         first = len(self.at.rows)
         before = await asyncio.to_thread(self.at.engine.metric, "vllm:num_preemptions_total")
         prompts = [TokenPrompt(tokens(("preempted", number), 100), output=400) for number in range(6)]
-        await asyncio.gather(*(send_prompt(self.at.client, MODEL, one) for one in prompts))
+        await asyncio.gather(*(send_prompt(self.at.client, MODEL, prompt) for prompt in prompts))
         after = await asyncio.to_thread(self.at.engine.metric, "vllm:num_preemptions_total")
         require(after > before, "nothing was preempted")
         for prompt in prompts:
@@ -664,13 +664,13 @@ class IndexScenarios:
             await self.at.send(TokenPrompt(tokens("shared", 100), rank=rank))
             await self.at.send(TokenPrompt(tokens(("only", rank), 200), rank=rank))
         wanted = [0, 0, 0, 0, 96, 192, 96, 192]
-        require([one.reported for one in self.at.rows[first:]] == wanted, "ranks share something")
+        require([row.reported for row in self.at.rows[first:]] == wanted, "ranks share something")
         return await self.at.expect_agreement(first)
 
     async def _both(self) -> Numbers:
         first = len(self.at.rows)
         prompts = [TokenPrompt(tokens(("both", number % 12), 60 + 10 * number), output=20) for number in range(48)]
-        await asyncio.gather(*(send_prompt(self.at.client, MODEL, one) for one in prompts))
+        await asyncio.gather(*(send_prompt(self.at.client, MODEL, prompt) for prompt in prompts))
         for number in (0, 20, 40):
             for rank in (0, 1):
                 await self.at.send(replace(prompts[number], output=1, rank=rank))

@@ -61,9 +61,9 @@ def chat_streams() -> dict[str, Any]:
             model=MODEL, messages=ASKED, max_tokens=12, temperature=0, stream=True, **more
         )
         chunks = list(stream)
-        said.append("".join(one.choices[0].delta.content or "" for one in chunks if one.choices))
-        shown.append([one.usage.completion_tokens for one in chunks if one.usage])
-        assert all(one.choices for one in chunks[:-1])
+        said.append("".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices))
+        shown.append([chunk.usage.completion_tokens for chunk in chunks if chunk.usage])
+        assert all(chunk.choices for chunk in chunks[:-1])
     whole = client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=12, temperature=0)
     assert said == [whole.choices[0].message.content] * 3, said
     assert shown == [[], [12], []], shown

@@ -203,8 +203,8 @@ class HandoffScenario:
         ]
         numbers = {
             "prompts": len(prompts),
-            "shortest_tokens": min(one.tokens for one in prompts),
-            "longest_tokens": max(one.tokens for one in prompts),
+            "shortest_tokens": min(prompt.tokens for prompt in prompts),
+            "longest_tokens": max(prompt.tokens for prompt in prompts),
             "equal": len(prompts) - len(wrong) - len(parted),
             "parted_at_a_tie": parted,
             "handed_over": sum(one.startswith("prefill on ") for one in reasons),

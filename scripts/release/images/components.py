@@ -64,7 +64,8 @@ def download(packages: Sequence[LockedPackage], architecture: str, folder: Path)
     Raises ReleaseError where one has no wheel for the architecture.
     """
     lines = [
-        f"{one.name}=={one.version} {' '.join(f'--hash=sha256:{value}' for value in one.hashes)}" for one in packages
+        f"{package.name}=={package.version} {' '.join(f'--hash=sha256:{value}' for value in package.hashes)}"
+        for package in packages
     ]
     folder.mkdir(parents=True)
     requirements = folder / "requirements.txt"

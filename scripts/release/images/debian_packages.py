@@ -177,9 +177,11 @@ class _PrivateApt:
         shown = self._run("apt-cache", "show", "--no-all-versions", *names)
         stanzas = [dict(re.findall(r"^(\w[\w-]*): (.*)$", part, re.MULTILINE)) for part in shown.split("\n\n")]
         return [
-            DebianPackage(one["Package"], one["Version"], one["SHA256"], int(one["Size"]), one["Filename"])
-            for one in stanzas
-            if one
+            DebianPackage(
+                stanza["Package"], stanza["Version"], stanza["SHA256"], int(stanza["Size"]), stanza["Filename"]
+            )
+            for stanza in stanzas
+            if stanza
         ]
 
     def _run(self, *command: str) -> str:

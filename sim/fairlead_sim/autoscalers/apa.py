@@ -94,7 +94,7 @@ def _decide(state: ApaState, look: PoolSample, settings: ApaSettings) -> tuple[A
         return state, PoolPlan(min(max(current, least), most), "apa/bounds", f"{current} are outside the bounds.")
     values = _values(look, settings)
     if values:
-        kept = (one for one in state.averages if one[0] >= look.now - settings.window_seconds)
+        kept = (average for average in state.averages if average[0] >= look.now - settings.window_seconds)
         state = replace(state, averages=(*kept, (look.now, sum(values) / len(values))))
     elif settings.fixed or not state.averages:
         return state, None
@@ -112,8 +112,8 @@ def _values(look: PoolSample, settings: ApaSettings) -> list[float]:
         return [] if settings.fixed else [0.0] * (look.observed.ready + look.observed.pending + look.observed.draining)
     pods = look.observed.replicas
     if settings.fixed:
-        pods = tuple(one for one in pods if one.state is ReplicaState.READY)
-    found = [replica_metric(settings.metric, one) for one in pods]
+        pods = tuple(pod for pod in pods if pod.state is ReplicaState.READY)
+    found = [replica_metric(settings.metric, pod) for pod in pods]
     if settings.fixed:
         return [value for value in found if value is not None]
     return [value or 0.0 for value in found]

@@ -155,14 +155,14 @@ class IntervalSums:
                 arrivals=self.arrivals + observation.gateway.arrivals,
                 prompt_tokens=self.prompt_tokens + observation.gateway.prompt_tokens,
             )
-        replicas = [one for seen in observation.pools.values() for one in seen.replicas or ()]
+        replicas = [replica for seen in observation.pools.values() for replica in seen.replicas or ()]
         return replace(
             result,
-            generated_tokens=self.generated_tokens + _sum(one.generated_tokens for one in replicas),
-            finished=self.finished + _sum(one.finished for one in replicas),
-            first_tokens=self.first_tokens + _sum(one.first_tokens for one in replicas),
-            ttft_seconds=self.ttft_seconds + _sum(one.ttft_seconds for one in replicas),
-            itl_seconds=self.itl_seconds + _sum(one.itl_seconds for one in replicas),
+            generated_tokens=self.generated_tokens + _sum(replica.generated_tokens for replica in replicas),
+            finished=self.finished + _sum(replica.finished for replica in replicas),
+            first_tokens=self.first_tokens + _sum(replica.first_tokens for replica in replicas),
+            ttft_seconds=self.ttft_seconds + _sum(replica.ttft_seconds for replica in replicas),
+            itl_seconds=self.itl_seconds + _sum(replica.itl_seconds for replica in replicas),
         )
 
     def means(self, interval: float) -> "IntervalMeans":

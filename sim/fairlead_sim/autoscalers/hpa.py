@@ -289,11 +289,11 @@ def hpa_observation(settings: HpaSettings, look: PoolSample) -> HpaObservation:
     if look.observed.replicas is None:
         return HpaObservation(look.now, look.observed.desired, status)
     pods = []
-    for one in look.observed.replicas:
-        if one.state is ReplicaState.DRAINING:
+    for replica in look.observed.replicas:
+        if replica.state is ReplicaState.DRAINING:
             pods.append(HpaPod(PodPhase.LEAVING))
             continue
-        value = replica_metric(settings.metric, one) if one.state is ReplicaState.READY else None
+        value = replica_metric(settings.metric, replica) if replica.state is ReplicaState.READY else None
         pods.append(HpaPod(PodPhase.RUNNING, None if value is None else milli(value)))
     return HpaObservation(look.now, look.observed.desired, status, tuple(pods))
 

@@ -75,7 +75,7 @@ class WindowAverage:
         second = math.floor(now)
         if self.last is None or second - self.last >= self.window_seconds:
             return replace(self, values=((second, value),), first=second, last=second)
-        kept = tuple(one for one in self.values if one[0] > second - self.window_seconds)
+        kept = tuple(value for value in self.values if value[0] > second - self.window_seconds)
         return replace(self, values=(*kept, (second, value)), last=second)
 
     def is_empty(self, now: float) -> bool:
@@ -105,7 +105,7 @@ class WindowMaximum:
     def plus(self, now: float, value: int) -> "WindowMaximum":
         """Returns the window with ``value`` at ``now``."""
         tick = math.floor(now) // self.tick_seconds
-        kept = tuple(one for one in self.values if tick - one[0] < self.length)
+        kept = tuple(value for value in self.values if tick - value[0] < self.length)
         return replace(self, values=(*kept, (tick, value)))
 
     def current(self) -> int:

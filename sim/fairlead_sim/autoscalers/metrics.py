@@ -107,7 +107,9 @@ def pool_metric(metric: Metric, look: PoolSample) -> float | None:
     if metric is Metric.REQUEST_RATE:
         return look.request_rate
     values = [
-        replica_metric(metric, one) for one in look.observed.replicas or () if one.state is not ReplicaState.PENDING
+        replica_metric(metric, replica)
+        for replica in look.observed.replicas or ()
+        if replica.state is not ReplicaState.PENDING
     ]
     known = [value for value in values if value is not None]
     if metric is not Metric.KV and look.queued is not None:
@@ -145,6 +147,8 @@ def pool_samples(model: ModelSpec, observation: Observation, arrivals: ArrivalRa
 def _traffic_share(model: ModelSpec, observation: Observation, facts: PoolSpec) -> float:
     """Returns the share (0..1) of requests that a pool gets among the pools for the same work."""
     decodes = facts.role is Role.DECODE
-    peers = [one.name for one in model.pools if (one.role is Role.DECODE) == decodes and one.name in observation.pools]
+    peers = [
+        pool.name for pool in model.pools if (pool.role is Role.DECODE) == decodes and pool.name in observation.pools
+    ]
     ready = sum(observation.pools[name].ready for name in peers)
     return observation.pools[facts.name].ready / ready if ready else 1.0 / len(peers)

@@ -81,7 +81,7 @@ class WvaController:
 
     def step(self, observation: Observation) -> ScalingPlan:
         window = self._settings.peak_window_seconds
-        kept = (one for one in self._samples if one[0] > observation.now - window)
+        kept = (sample for sample in self._samples if sample[0] > observation.now - window)
         self._samples = (*kept, (observation.now, sample_replicas(observation)))
         if not is_due(self._last, observation.now, self._settings.period_seconds):
             return ScalingPlan()
@@ -102,16 +102,16 @@ class WvaController:
 def sample_replicas(observation: Observation) -> ReplicaSamples:
     """Returns KV share and queue of every ready replica that reports both."""
     return {
-        one.id: (one.kv_share, one.waiting)
+        replica.id: (replica.kv_share, replica.waiting)
         for seen in observation.pools.values()
-        for one in seen.replicas or ()
-        if one.state is ReplicaState.READY and one.kv_share is not None and one.waiting is not None
+        for replica in seen.replicas or ()
+        if replica.state is ReplicaState.READY and replica.kv_share is not None and replica.waiting is not None
     }
 
 
 def decide(variants: Sequence[WvaVariant], settings: WvaSettings) -> dict[str, PoolPlan]:
     """Returns plans that add or remove at most one replica, of one variant."""
-    reporting = [one for one in variants if one.peaks]
+    reporting = [variant for variant in variants if variant.peaks]
     if not reporting or any(one.desired != one.current or len(one.peaks) != one.current for one in reporting):
         return {}
     spares = [
@@ -161,7 +161,7 @@ def _plan(
 
 
 def _variant(facts: PoolSpec, seen: PoolObservation, samples: Sequence[tuple[float, ReplicaSamples]]) -> WvaVariant:
-    ready = [one.id for one in seen.replicas or () if one.state is ReplicaState.READY]
+    ready = [replica.id for replica in seen.replicas or () if replica.state is ReplicaState.READY]
     peaks = []
     for replica in ready:
         known = [values[replica] for _, values in samples if replica in values]

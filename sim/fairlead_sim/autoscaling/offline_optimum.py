@@ -324,7 +324,7 @@ class _ScheduleSearch:
         offers: list[_Lowering] = []
         for (name, _), stretches in batches.items():
             lower = {pool: list(replicas) for pool, replicas in counts.items()}
-            lowered = [one for one in stretches if self._lower_stretch(lower, name, *one)]
+            lowered = [stretch for stretch in stretches if self._lower_stretch(lower, name, *stretch)]
             if not lowered or self._runs_left <= 0:
                 continue
             _, now = self._evaluate(lower)

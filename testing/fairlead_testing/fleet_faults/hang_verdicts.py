@@ -359,11 +359,11 @@ def stretched(scenario: FaultScenario, factor: float) -> FaultScenario:
     return replace(
         scenario,
         traffic=tuple([replace(one, arrival=one.arrival * factor) for one in scenario.traffic]),
-        fleet_events=tuple([replace(one, at=one.at * factor) for one in scenario.fleet_events]),
-        partitions=tuple([replace(one, at=one.at * factor) for one in scenario.partitions]),
-        kills=tuple([replace(one, at=one.at * factor) for one in scenario.kills]),
+        fleet_events=tuple([replace(event, at=event.at * factor) for event in scenario.fleet_events]),
+        partitions=tuple([replace(partition, at=partition.at * factor) for partition in scenario.partitions]),
+        kills=tuple([replace(kill, at=kill.at * factor) for kill in scenario.kills]),
         network_faults=tuple(
-            [replace(one, begin=one.begin * factor, end=one.end * factor) for one in scenario.network_faults]
+            [replace(fault, begin=fault.begin * factor, end=fault.end * factor) for fault in scenario.network_faults]
         ),
     )
 

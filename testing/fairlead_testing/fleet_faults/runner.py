@@ -312,10 +312,13 @@ class FaultScenario:
     def describe(self) -> str:
         """Returns a one-line description."""
         faults = [
-            *[(one.at, f"{one.kind} {one.engine.split('/')[0]}") for one in self.fleet_events],
-            *[(one.at, f"gateway {one.gateway} without {len(one.unreachable)}") for one in self.partitions],
-            *[(one.at, f"gateway {one.gateway} killed") for one in self.kills],
-            *[(one.begin, "network fault") for one in self.network_faults],
+            *[(event.at, f"{event.kind} {event.engine.split('/')[0]}") for event in self.fleet_events],
+            *[
+                (partition.at, f"gateway {partition.gateway} without {len(partition.unreachable)}")
+                for partition in self.partitions
+            ],
+            *[(kill.at, f"gateway {kill.gateway} killed") for kill in self.kills],
+            *[(fault.begin, "network fault") for fault in self.network_faults],
         ]
         faults_text = ", ".join([f"{at:.1f} {what}" for at, what in sorted(faults)])
         return (

@@ -165,7 +165,7 @@ class Setting:
 
     def loaded(self) -> list[set[str]]:
         """Returns the names of the adapters of each engine."""
-        return [{one.name for one in engine.engine.models.adapters} for engine in self.engines]
+        return [{adapter.name for adapter in engine.engine.models.adapters} for engine in self.engines]
 
     async def restart(self, number: int, settings: EngineSettings) -> None:
         """Starts a stopped engine again, at its port and without adapters."""

@@ -56,10 +56,10 @@ class IndexStage:
 
     def fleet(self, **wrong: str) -> Fleet:
         """Returns a fleet with one instance per engine."""
-        fleet = fleet_of([f"http://127.0.0.1:{one.http}" for one in self.ports], version=2 if wrong else 1)
+        fleet = fleet_of([f"http://127.0.0.1:{port.http}" for port in self.ports], version=2 if wrong else 1)
         told = [
-            {"kv_events": f"tcp://127.0.0.1:{one.events}", "kv_replay": f"tcp://127.0.0.1:{one.replay}"} | wrong
-            for one in self.ports
+            {"kv_events": f"tcp://127.0.0.1:{port.events}", "kv_replay": f"tcp://127.0.0.1:{port.replay}"} | wrong
+            for port in self.ports
         ]
         given = zip(fleet.instances[MODEL_KEY], told, strict=True)
         instances = tuple(replace(one, **more) for one, more in given)  # type: ignore[arg-type]
@@ -68,7 +68,9 @@ class IndexStage:
             **{f"default/{name}": Model("default", name) for name in self.adapters},
         }
         of_adapters = {
-            f"default/{name}": tuple(replace(one, id=f"{name}-{one.id}", model=name) for one in instances)
+            f"default/{name}": tuple(
+                replace(instance, id=f"{name}-{instance.id}", model=name) for instance in instances
+            )
             for name in self.adapters
         }
         return replace(fleet, models=models, instances={MODEL_KEY: instances, **of_adapters})
@@ -97,7 +99,7 @@ class IndexStage:
     async def index(self, instance: str = "e-0/0/0") -> dict[str, Any]:
         """Returns the shown state of an instance's index."""
         models = (await self.gateway.get_json("/api/fleet"))["models"]
-        instances = [one for model in models for one in model["instances"]]
+        instances = [instance for model in models for instance in model["instances"]]
         found: dict[str, Any] = next(one for one in instances if one["id"] == instance)["index"]
         return found
 
@@ -145,7 +147,7 @@ async def index_stage(
     write_fleet_file(found.path, found.fleet())
     async with AsyncExitStack() as stack:
         found.engines = list(
-            await asyncio.gather(*[stack.enter_async_context(one.run_engine(*engine)) for one in ports])
+            await asyncio.gather(*[stack.enter_async_context(port.run_engine(*engine)) for port in ports])
         )
         found.gateway = await stack.enter_async_context(gateway_process(found.path, *options))
         yield found

@@ -269,7 +269,9 @@ class ModelFleet:
         or cut off, a new gateway cannot know that there was any.
         """
         if not self.is_durable:
-            witnesses = [one for one in self.gateways if one.ledger.epoch and one.cut_off_until <= self.time]
+            witnesses = [
+                gateway for gateway in self.gateways if gateway.ledger.epoch and gateway.cut_off_until <= self.time
+            ]
             if not witnesses:
                 return
             witnesses[0].witness_until = self.time + 10.0

@@ -192,9 +192,9 @@ class KubernetesRelease:
         for path in sorted(folder.glob("*.json")):
             self._schemas |= json.loads(path.read_text(encoding="utf-8"))["components"]["schemas"]
         for name, schema in self._schemas.items():
-            for one in schema.get("x-kubernetes-group-version-kind", ()):
-                version = f"{one['group']}/{one['version']}" if one["group"] else one["version"]
-                self._kinds[version, one["kind"]] = name
+            for manifest in schema.get("x-kubernetes-group-version-kind", ()):
+                version = f"{manifest['group']}/{manifest['version']}" if manifest["group"] else manifest["version"]
+                self._kinds[version, manifest["kind"]] = name
 
     def problems(self, manifest: Mapping[str, Any]) -> list[str]:
         """Returns the violations in an object, each with its path; empty if it is valid."""

@@ -125,7 +125,7 @@ class FakeApiServer:
 
     def call_count(self, method: str, watching: bool = False) -> int:
         """Returns how many requests of this method were received."""
-        return sum(one.method == method and one.is_watch == watching for one in self.calls)
+        return sum(call.method == method and call.is_watch == watching for call in self.calls)
 
     # --- the server -----------------------------------------------------------------------------------------------------
 

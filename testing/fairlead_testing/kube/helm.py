@@ -103,7 +103,7 @@ def _run_template(command: tuple[str, ...]) -> list[dict[str, Any]]:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **_QUICK})
     if done.returncode:
         raise HelmError(done.stderr.strip())
-    return [one for one in load_documents(done.stdout) if one is not None]
+    return [document for document in load_documents(done.stdout) if document is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,8 @@ def golden_text(manifests: list[dict[str, Any]]) -> str:
     shown.
     """
     shown = [
-        {**one, "data": dict.fromkeys(one["data"], "drawn")} if one["kind"] == "Secret" else one for one in manifests
+        {**manifest, "data": dict.fromkeys(manifest["data"], "drawn")} if manifest["kind"] == "Secret" else manifest
+        for manifest in manifests
     ]
     return str(yaml.dump_all(shown, Dumper=_DUMPER, sort_keys=True, width=116))
 
@@ -144,12 +145,12 @@ def golden_text(manifests: list[dict[str, Any]]) -> str:
 def pod_specs(manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Returns the pod specs by kind and name."""
     found = {}
-    for one in manifests:
-        name = f"{one['kind']} {one['metadata']['name']}"
-        if one["kind"] == "Pod":
-            found[name] = one["spec"]
-        elif "template" in one.get("spec", {}):
-            found[name] = one["spec"]["template"]["spec"]
+    for manifest in manifests:
+        name = f"{manifest['kind']} {manifest['metadata']['name']}"
+        if manifest["kind"] == "Pod":
+            found[name] = manifest["spec"]
+        elif "template" in manifest.get("spec", {}):
+            found[name] = manifest["spec"]["template"]["spec"]
     return found
 
 
@@ -196,16 +197,16 @@ async def apply_rights(api: KubeApi, found: Iterable[Manifest], namespace_name: 
     """Applies the CRDs, the namespace, and the RBAC objects of the chart."""
     await apply_crds(api)
     await apply_namespace(api, namespace_name)
-    for one in found:
-        if one["kind"] in RBAC_KINDS:
-            await api.apply(one, "test")
+    for manifest in found:
+        if manifest["kind"] in RBAC_KINDS:
+            await api.apply(manifest, "test")
 
 
 async def kubeconfig_for_account(server: ApiServer, namespace_name: str, account: str) -> str:
     """Returns the administrator's kubeconfig with a token of this service account."""
     token = await asyncio.to_thread(kubectl, server, "-n", namespace_name, "create", "token", account)
     config: dict[str, Any] = load_document(server.kubeconfig.read_text(encoding="utf-8"))
-    config["users"] = [{"name": one["name"], "user": {"token": token.strip()}} for one in config["users"]]
-    for one in config["contexts"]:
-        one["context"]["namespace"] = namespace_name
+    config["users"] = [{"name": user["name"], "user": {"token": token.strip()}} for user in config["users"]]
+    for context in config["contexts"]:
+        context["context"]["namespace"] = namespace_name
     return yaml.safe_dump(config)

@@ -172,7 +172,7 @@ class InMemoryKube:
 
     def collect_garbage(self) -> None:
         """Removes every object whose owner is gone."""
-        there = {one["metadata"]["uid"] for one in self._objects.values()}
+        there = {manifest["metadata"]["uid"] for manifest in self._objects.values()}
         for key, one in list(self._objects.items()):
             owners = one["metadata"].get("ownerReferences") or []
             if owners and not any(owner["uid"] in there for owner in owners):
@@ -187,7 +187,9 @@ class InMemoryKube:
         self.writes.append(what)
         if key in self.rejections:
             raise self.rejections[key]
-        controllers = [one for one in metadata_of(manifest).get("ownerReferences") or [] if one.get("controller")]
+        controllers = [
+            reference for reference in metadata_of(manifest).get("ownerReferences") or [] if reference.get("controller")
+        ]
         there = metadata_of(self._objects.get(key) or {})
         asked = metadata_of(manifest).get("uid")
         if asked and asked != there.get("uid"):
@@ -196,7 +198,9 @@ class InMemoryKube:
         if verb == "apply" and version and there and version != there["resourceVersion"]:
             raise Conflict(f"{what}: it is another now", status=409)
         old = [
-            one for one in there.get("ownerReferences") or [] if one["uid"] not in [own["uid"] for own in controllers]
+            reference
+            for reference in there.get("ownerReferences") or []
+            if reference["uid"] not in [own["uid"] for own in controllers]
         ]
         if controllers and any(one.get("controller") for one in old):
             raise Invalid(f"{what}: only one owner may be the controller", status=422)

@@ -15,9 +15,13 @@ from fairlead_testing.yaml_documents import load_documents
 def read_case(path: Path) -> tuple[ModelDeployment, dict[str, AcceleratorClass]]:
     """Returns the ModelDeployment of a file, and its AcceleratorClasses."""
     documents = list(load_documents(path.read_text(encoding="utf-8")))
-    (model,) = (ModelDeployment.model_validate(one) for one in documents if one["kind"] == "ModelDeployment")
-    classes = [AcceleratorClass.model_validate(one) for one in documents if one["kind"] == "AcceleratorClass"]
-    return model, {one.metadata.name: one for one in classes}
+    (model,) = (
+        ModelDeployment.model_validate(document) for document in documents if document["kind"] == "ModelDeployment"
+    )
+    classes = [
+        AcceleratorClass.model_validate(document) for document in documents if document["kind"] == "AcceleratorClass"
+    ]
+    return model, {class_.metadata.name: class_ for class_ in classes}
 
 
 def default_context(**changed: Any) -> RenderContext:

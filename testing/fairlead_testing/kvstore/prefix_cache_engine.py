@@ -143,7 +143,7 @@ class PrefixCacheEngine:
             keys[0].append(salt)
         parent, ids = chain[hit - 1] if hit else None, list(tokens[hit * size : upto * size])
         if not self.maps:
-            extras = [one or None for one in keys]
+            extras = [key or None for key in keys]
             fields = ["BlockStored", chain[hit:upto], parent, ids, size, number, "GPU", adapter, extras]
             self._pending.append(fields)
             return
@@ -157,7 +157,7 @@ class PrefixCacheEngine:
                 "lora_id": number,
                 "medium": "GPU",
                 "lora_name": adapter,
-                "extra_keys": [one or None for one in keys],
+                "extra_keys": [key or None for key in keys],
                 "group_idx": 0,
                 "kv_cache_spec_kind": "full_attention",
             }

@@ -234,18 +234,20 @@ def short(outcomes: Iterable[StreamOutcome]) -> list[str]:
     ``D5``, ``R``, ``C``, ``S``, ``resumed``.
     """
     found = []
-    for one in outcomes:
-        if isinstance(one, AcceptBatch):
-            found.append(f"A{one.number}")
-        elif isinstance(one, DuplicateBatch):
-            found.append(f"D{one.number}")
-        elif isinstance(one, SequenceGap):
-            found.append(f"G{one.first}-{'' if one.last is None else one.last}?{one.ask}")
-        elif isinstance(one, BatchesLost):
-            found.append(f"L{one.first}-{one.last}")
+    for outcome in outcomes:
+        if isinstance(outcome, AcceptBatch):
+            found.append(f"A{outcome.number}")
+        elif isinstance(outcome, DuplicateBatch):
+            found.append(f"D{outcome.number}")
+        elif isinstance(outcome, SequenceGap):
+            found.append(f"G{outcome.first}-{'' if outcome.last is None else outcome.last}?{outcome.ask}")
+        elif isinstance(outcome, BatchesLost):
+            found.append(f"L{outcome.first}-{outcome.last}")
         else:
             found.append(
-                {ProcessRestarted: "R", StreamComplete: "C", StreamSuspended: "S", StreamResumed: "resumed"}[type(one)]
+                {ProcessRestarted: "R", StreamComplete: "C", StreamSuspended: "S", StreamResumed: "resumed"}[
+                    type(outcome)
+                ]
             )
     return found
 

@@ -135,7 +135,7 @@ def sentinel_pair(folder: Path) -> Iterator[ValkeyGroup]:
             group.start(folder, sentinel=lines)
         for one in group.sentinels:
             block_until(lambda one=one: _is_monitoring(one), "a sentinel knows the replica and the other sentinel")  # type: ignore[misc]
-        hosts = ",".join(f"{HOST}:{one.port}" for one in group.sentinels)
+        hosts = ",".join(f"{HOST}:{sentinel.port}" for sentinel in group.sentinels)
         group.url = f"redis+sentinel://:p%40ss%2Fword@{hosts}/{SERVICE}/0"
         yield group
     finally:

@@ -145,7 +145,7 @@ def test_a_name_that_is_not_found_in_time_holds_nobody_up() -> None:
     limits = replace(Limits(), autoscaler_read_seconds=0.01)
     gateways = GatewayScraper([A, "http://slow:1"], fetch=world.fetch, resolve=hang, clock=world.clock, limits=limits)
     (found,) = looks(world, gateways)
-    assert [one.name for one in found.gateways] == [A]
+    assert [gateway.name for gateway in found.gateways] == [A]
     assert found.notes == ("the name slow cannot be resolved (TimeoutError); its last addresses stay",)
 
 

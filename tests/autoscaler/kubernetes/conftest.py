@@ -30,7 +30,7 @@ def a_workload() -> Callable[..., Manifest]:
             annotations={f"fairlead.io/{name}": value for name, value in notes.items()},
             resourceVersion="7",
             ownerReferences=[{"uid": "u", "controller": True}],
-            managedFields=[{"manager": one, "fieldsV1": fields} for one in writers or ("fairlead",)],
+            managedFields=[{"manager": writer, "fieldsV1": fields} for writer in writers or ("fairlead",)],
         )
 
     return made

@@ -43,8 +43,8 @@ def state(of: ModelDeploymentSpec, *objects: dict[str, Any], nursed: SleepStatus
     known = ClusterSnapshot(
         sleep_status=nursed or SleepStatus(),
         models=[ParsedModel("chat", "qwen", "", of)],
-        workloads={"chat/qwen": [one for one in objects if one["kind"] != "Pod"]},
-        pods={"chat/qwen": [one for one in objects if one["kind"] == "Pod"]},
+        workloads={"chat/qwen": [manifest for manifest in objects if manifest["kind"] != "Pod"]},
+        pods={"chat/qwen": [manifest for manifest in objects if manifest["kind"] == "Pod"]},
         classes={"nvidia-l4": L4},
         wall=WALL,
     )
@@ -66,7 +66,10 @@ def test_a_pool_with_its_pods_is_told_with_states_ages_and_endpoints(a_workload:
     assert (found.model.name, found.model.ttft_seconds, found.model.target) == ("chat/qwen", 0.8, 0.9)
     pool = found.pools["main"]
     assert (pool.desired, pool.replicas_owner, pool.pause_reason) == (3, None, None)
-    told = [(one.id, one.state, one.age_seconds, one.startup_seconds, one.instances) for one in pool.replicas]
+    told = [
+        (replica.id, replica.state, replica.age_seconds, replica.startup_seconds, replica.instances)
+        for replica in pool.replicas
+    ]
     assert told == [
         ("a", ReplicaState.READY, 120.0, 40.0, ("uid-a/9000/0", "uid-a/9000/1")),
         ("b", ReplicaState.PENDING, 120.0, None, ("uid-b/8000/0",)),
@@ -190,7 +193,7 @@ def test_marks_say_who_sleeps_and_the_engine_whether_it_does(a_workload: Make, a
     assert found.model.pools[0].tier == SleepTier(3, 0, 1, 3_600.0)
     pool = found.pools["main"]
     assert (pool.desired, pool.asleep) == (4, 2), "without the one that is stuck"
-    assert {one.id: one.state.value for one in pool.replicas} == {
+    assert {replica.id: replica.state.value for replica in pool.replicas} == {
         "a": "ready",
         "b": "asleep",
         "c": "falling-asleep",
@@ -249,7 +252,7 @@ def test_ranks_beyond_the_limit_of_a_fleet_take_no_memory(a_workload: Make, a_po
     found = model_states(known)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert sum(len(one.instances) for one in found["a/m"].pools["main"].replicas) == 4_096
+    assert sum(len(replica.instances) for replica in found["a/m"].pools["main"].replicas) == 4_096
     assert peak < 4_000_000, "half a million ranks would take 40 MB"
 
 
@@ -266,7 +269,7 @@ def test_ranks_of_one_namespace_are_looked_up_to_the_limit_of_a_fleet(a_workload
         wall=WALL,
     )
     found = model_states(known)
-    counts = {key: [len(one.instances) for one in found[key].pools["main"].replicas] for key in keys}
+    counts = {key: [len(replica.instances) for replica in found[key].pools["main"].replicas] for key in keys}
     assert counts == {"a/m": [8, 8, 0, 0, 0], "a/n": [0, 0, 0, 0, 0], "b/m": [8, 8, 0, 0, 0]}
 
 
@@ -277,9 +280,9 @@ def pod(name: str, model: str, namespace: str = "chat") -> dict[str, Any]:
 
 def test_index_follows_new_moved_and_deleted_objects() -> None:
     index = ModelIndex()
-    for one in (pod("a", "qwen"), pod("b", "qwen"), pod("a", "qwen", "other")):
-        index.apply(WatchEvent(WatchEventType.ADDED, one))
-    assert [one["metadata"]["name"] for one in index.of_model("chat/qwen")] == ["a", "b"]
+    for manifest in (pod("a", "qwen"), pod("b", "qwen"), pod("a", "qwen", "other")):
+        index.apply(WatchEvent(WatchEventType.ADDED, manifest))
+    assert [manifest["metadata"]["name"] for manifest in index.of_model("chat/qwen")] == ["a", "b"]
     index.apply(WatchEvent(WatchEventType.MODIFIED, pod("a", "llama")))
     index.apply(WatchEvent(WatchEventType.DELETED, pod("b", "qwen")))
     assert {key: len(found) for key, found in index.by_model().items()} == {"chat/llama": 1, "other/qwen": 1}

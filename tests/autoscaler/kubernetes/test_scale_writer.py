@@ -23,7 +23,9 @@ class FakeWorkloads:
 
     def workload(self, key: str, pool: str) -> Manifest | None:
         found = self.kube.objects_of("Deployment") + self.kube.objects_of("LeaderWorkerSet")
-        return next((one for one in found if one["metadata"]["labels"]["fairlead.io/pool"] == pool), None)
+        return next(
+            (manifest for manifest in found if manifest["metadata"]["labels"]["fairlead.io/pool"] == pool), None
+        )
 
     def pods(self, key: str, pool: str) -> Sequence[Manifest]:
         return self.kube.objects_of("Pod")
@@ -41,8 +43,8 @@ class WorkloadFixture:
         self.kind = workload["kind"]
         self.workload = {name: value for name, value in workload.items() if name != "spec"} | {"metadata": kept}
         self.kube.put({**self.workload, "spec": workload["spec"]}, "fairlead")
-        for one in pods:
-            self.kube.put(one)
+        for pod in pods:
+            self.kube.put(pod)
         self.scaler = ScaleWriter(self.kube, FakeWorkloads(self.kube))
 
     def scale(self, replicas: int, *leaving: str, asleep: int = 0) -> None:
@@ -51,8 +53,8 @@ class WorkloadFixture:
     def sleep(self) -> dict[str, str | None]:
         """Returns the sleep marks of the pods."""
         return {
-            one["metadata"]["name"]: one["metadata"]["annotations"].get(SLEEP_ANNOTATION)
-            for one in self.kube.objects_of("Pod")
+            manifest["metadata"]["name"]: manifest["metadata"]["annotations"].get(SLEEP_ANNOTATION)
+            for manifest in self.kube.objects_of("Pod")
         }
 
     @property
@@ -146,7 +148,7 @@ def test_those_that_are_to_go_are_marked_in_their_order_and_the_others_unmarked(
     room = WorkloadFixture(a_workload(4), *(a_pod(name) for name in names))
 
     def marks() -> dict[str, str | None]:
-        pods = {one["metadata"]["name"]: one["metadata"] for one in room.kube.objects_of("Pod")}
+        pods = {manifest["metadata"]["name"]: manifest["metadata"] for manifest in room.kube.objects_of("Pod")}
         return {name: pods[name]["annotations"].get(DELETION_COST_ANNOTATION) for name in names}
 
     room.scale(2, "c", "a", "b", "d")
@@ -172,8 +174,8 @@ def test_who_is_not_to_serve_is_marked_to_sleep_and_the_number_counts_both(a_wor
     assert room.sleep() == {"a": None, "b": "2-asleep", "c": None}
     assert room.stands[0] == 2
     costs_of = {
-        one["metadata"]["name"]: one["metadata"]["annotations"].get(DELETION_COST_ANNOTATION)
-        for one in room.kube.objects_of("Pod")
+        manifest["metadata"]["name"]: manifest["metadata"]["annotations"].get(DELETION_COST_ANNOTATION)
+        for manifest in room.kube.objects_of("Pod")
     }
     assert costs_of == {"a": "-1", "b": None, "c": None}
     assert room.scaler.desired_asleep == {("chat/qwen", "main"): 1}
@@ -194,5 +196,7 @@ def test_who_still_starts_is_not_marked_and_one_that_does_not_wake_goes_first(a_
     assert room.sleep() == {"a": None, "b": None, "c": "1-stuck"}
     assert room.stands[0] == 3, "the stuck one counts for nobody"
     room.scale(1, "b", "a")
-    (cost,) = [one["metadata"]["annotations"].get(DELETION_COST_ANNOTATION) for one in room.kube.objects_of("Pod")][2:]
+    (cost,) = [
+        manifest["metadata"]["annotations"].get(DELETION_COST_ANNOTATION) for manifest in room.kube.objects_of("Pod")
+    ][2:]
     assert cost == "-1"

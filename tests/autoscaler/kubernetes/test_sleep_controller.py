@@ -98,7 +98,7 @@ class Harness:
     def know(self, sleeping: float, in_flight: float = 0.0) -> None:
         """Lets all gateways report so."""
         gauges = {("instances", KEY, "Sleeping"): sleeping, ("in_flight", KEY, ID): in_flight}
-        self.gateways = [replace(one, gauges=gauges, error=None) for one in self.gateways]
+        self.gateways = [replace(gateway, gauges=gauges, error=None) for gateway in self.gateways]
 
     def reconcile(self) -> None:
         """Runs one reconciliation and the tasks that it starts."""

@@ -97,7 +97,7 @@ class Harness(_Models):
 
     def conditions(self) -> dict[str, str]:
         (model,) = self.kube.objects_of("ModelDeployment")
-        return {one["type"]: one["reason"] for one in model["status"]["conditions"]}
+        return {condition["type"]: condition["reason"] for condition in model["status"]["conditions"]}
 
 
 @pytest.fixture
@@ -163,7 +163,9 @@ def test_what_could_not_be_written_is_written_later_as_it_is_then(harness: Harne
     harness.record(desired=2, replicas=6)
     assert harness.write() == ["status ModelDeployment qwen"]
     (model,) = harness.kube.objects_of("ModelDeployment")
-    assert "2 -> 6" in next(one["message"] for one in model["status"]["conditions"] if one["type"] == "Autoscaling")
+    assert "2 -> 6" in next(
+        condition["message"] for condition in model["status"]["conditions"] if condition["type"] == "Autoscaling"
+    )
 
 
 async def test_a_defect_costs_what_is_told_and_no_more(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,8 +315,8 @@ def test_a_freeze_is_told_and_what_would_be() -> None:
 
 def met(*looks: TickRecord) -> tuple[str, str, str] | None:
     found = SLOAttainment()
-    for one in looks:
-        found = add_observation(found, one.observation)
+    for look in looks:
+        found = add_observation(found, look.observation)
     told = slo_condition(looks[-1], found)
     return None if told is None else (str(told.status), str(told.reason), told.message)
 
@@ -396,8 +398,8 @@ def test_conditions_that_change_are_events_and_the_first_is_none() -> None:
 def test_objectives_that_are_missed_are_an_event_but_not_that_nobody_asks() -> None:
     def of(*looks: TickRecord) -> ConditionValue:
         found = SLOAttainment()
-        for one in looks:
-            found = add_observation(found, one.observation)
+        for look in looks:
+            found = add_observation(found, look.observation)
         told = slo_condition(looks[-1], found)
         assert told is not None
         return told

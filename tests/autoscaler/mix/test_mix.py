@@ -199,10 +199,10 @@ def loads(rates: list[float], candidates: list[PoolCandidate], shares: dict[str,
     return [
         sum(
             part * rate / each
-            for part, rate, each in zip(shares[one.name], rates, one.throughput, strict=True)
+            for part, rate, each in zip(shares[candidate.name], rates, candidate.throughput, strict=True)
             if part * rate > 0
         )
-        for one in candidates
+        for candidate in candidates
     ]
 
 
@@ -214,9 +214,13 @@ def test_every_mix_carries_what_it_says_within_bounds(problem: tuple[list[float]
     for one, load in zip(candidates, loads(rates, candidates, dict(mix.shares)), strict=True):
         assert one.minimum <= mix.replicas[one.name] <= one.maximum
         assert load <= mix.replicas[one.name] + 1e-5
-    served = sum(rate * sum(mix.shares[one.name][shape] for one in candidates) for shape, rate in enumerate(rates))
+    served = sum(
+        rate * sum(mix.shares[candidate.name][shape] for candidate in candidates) for shape, rate in enumerate(rates)
+    )
     assert served + mix.unserved == pytest.approx(sum(rates), abs=1e-4)
-    assert mix.cost_per_hour == pytest.approx(sum(mix.replicas[one.name] * one.cost_per_hour for one in candidates))
+    assert mix.cost_per_hour == pytest.approx(
+        sum(mix.replicas[candidate.name] * candidate.cost_per_hour for candidate in candidates)
+    )
 
 
 @settings(deadline=None)

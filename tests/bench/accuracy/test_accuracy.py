@@ -117,7 +117,7 @@ def test_what_is_said_of_a_profile_is_the_profile_again_and_equal_engines_are_on
 
 
 def _learned_profile(*profiles: Any, learned: bool = True) -> dict[str, Any]:
-    known = [{"profile": {"learned": learned, "coefficients": profile_fields(one)}} for one in profiles]
+    known = [{"profile": {"learned": learned, "coefficients": profile_fields(profile)}} for profile in profiles]
     told: dict[str, Any] = json.loads(json.dumps({"models": [{"instances": known}]}))
     return told
 
@@ -125,7 +125,7 @@ def _learned_profile(*profiles: Any, learned: bool = True) -> dict[str, Any]:
 def test_traffic_fits_the_engine_and_comes_at_its_rate() -> None:
     requests = fitted.draw_traffic(120, seed=3, rate=4.0)
     assert len(requests) == 120
-    assert max(one.prompt_tokens + one.output_tokens for one in requests) < fitted.CONTEXT_TOKENS
+    assert max(request.prompt_tokens + request.output_tokens for request in requests) < fitted.CONTEXT_TOKENS
     assert requests[-1].arrival == pytest.approx(119 / 4.0)
 
 

@@ -150,7 +150,7 @@ def scenario(
 
 
 def even(*stretches: tuple[float, float, float]) -> ArrivalTrace:
-    arrivals = [begin + one / rate for begin, end, rate in stretches for one in range(int((end - begin) * rate))]
+    arrivals = [begin + index / rate for begin, end, rate in stretches for index in range(int((end - begin) * rate))]
     return ArrivalTrace(arrivals, [500] * len(arrivals), [50] * len(arrivals))
 
 
@@ -184,7 +184,7 @@ def test_waking_is_measured_from_the_order_and_beyond_the_start() -> None:
     assert wake_seconds(late) == pytest.approx(65.0 + 0.3, abs=0.5)
     assert wake_seconds(run_controller(made, ScheduleController([]))) == math.inf
     there = run_controller(
-        replace(made, pools=tuple([replace(one, initial=1) for one in made.pools])), ScheduleController([])
+        replace(made, pools=tuple([replace(pool, initial=1) for pool in made.pools])), ScheduleController([])
     )
     assert wake_seconds(there) < 1.0
 

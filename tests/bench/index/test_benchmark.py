@@ -50,7 +50,7 @@ def test_streams_change_as_many_blocks_as_they_say_and_end_with_their_mark(kind:
     for payload, blocks in payloads(kind, blocks_each, 7):
         changes = apply_batch(truth, "e", decode_events(payload), 0.0)
         said += blocks
-        counted += sum(len(one.hashes) for one in changes if isinstance(one, BlocksStored | BlocksRemoved))
+        counted += sum(len(change.hashes) for change in changes if isinstance(change, BlocksStored | BlocksRemoved))
     assert said == counted
     assert said >= blocks_each
     assert cached_depths(truth, "e", [marker_hash(7)])[0] == 1

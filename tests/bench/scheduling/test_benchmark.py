@@ -23,7 +23,7 @@ def test_the_gate_keeps_both_classes_where_arrival_and_deadline_order_do_not() -
 
 def test_a_traffic_of_short_ones_is_the_mix_without_its_long_ones() -> None:
     def sizes(traffic: SchedulingTraffic) -> list[int]:
-        return [one.prompt_tokens for one in traffic.requests(0.5, 3, 4_000)]
+        return [request.prompt_tokens for request in traffic.requests(0.5, 3, 4_000)]
 
     long = [size for size in sizes(LAPS) if size > 2_048]
     assert 0.04 <= len(long) / 4_000 <= 0.06

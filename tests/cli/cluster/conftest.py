@@ -48,11 +48,11 @@ def chart() -> list[Manifest]:
 
 @cache
 def _chart() -> list[Manifest]:
-    return [one for one in load_documents(GOLDEN.read_text(encoding="utf-8")) if one is not None]
+    return [document for document in load_documents(GOLDEN.read_text(encoding="utf-8")) if document is not None]
 
 
 def named(kind: str, found: list[Manifest]) -> list[Manifest]:
-    return [one for one in found if one["kind"] == kind]
+    return [manifest for manifest in found if manifest["kind"] == kind]
 
 
 def a_pod(deployment: Manifest, number: int, ready: bool = True) -> Manifest:
@@ -120,21 +120,24 @@ def pod_report(pod: Manifest, page: str, *notes: str, ready: bool = True) -> Pod
 def healthy() -> ClusterFacts:
     found = chart()
     deployments = named("Deployment", found)
-    pods = [a_pod(one, number) for one in deployments for number in range(one["spec"]["replicas"])]
+    pods = [a_pod(deployment, number) for deployment in deployments for number in range(deployment["spec"]["replicas"])]
     by = {
-        name: [one for one in pods if one["metadata"]["labels"][COMPONENT_LABEL] == name]
+        name: [pod for pod in pods if pod["metadata"]["labels"][COMPONENT_LABEL] == name]
         for name in COMPONENTS_WITH_PERMISSIONS
     }
     secrets: dict[tuple[str, str], SecretSummary] = {}
-    for wanted in (one for each in deployments for one in secret_references(each)):
+    for wanted in (reference for each in deployments for reference in secret_references(each)):
         before = secrets.get((wanted.namespace, wanted.name), SecretSummary(frozenset()))
         secrets[wanted.namespace, wanted.name] = SecretSummary(before.entries | wanted.entries)
     accounts = {
-        (one["metadata"]["labels"][COMPONENT_LABEL], "fairlead"): dict.fromkeys(
-            component_permissions(one["metadata"]["labels"][COMPONENT_LABEL], "fairlead", watched_namespaces(one)), True
+        (deployment["metadata"]["labels"][COMPONENT_LABEL], "fairlead"): dict.fromkeys(
+            component_permissions(
+                deployment["metadata"]["labels"][COMPONENT_LABEL], "fairlead", watched_namespaces(deployment)
+            ),
+            True,
         )
-        for one in deployments
-        if one["metadata"]["labels"][COMPONENT_LABEL] in COMPONENTS_WITH_PERMISSIONS
+        for deployment in deployments
+        if deployment["metadata"]["labels"][COMPONENT_LABEL] in COMPONENTS_WITH_PERMISSIONS
     }
     asked = [
         *permissions_to_check("fairlead", before_install=False),

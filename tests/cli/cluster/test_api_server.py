@@ -101,16 +101,16 @@ async def installed(api: Api, build: Build) -> None:
     """Installs the chart, its pods, a lease, and a ready model."""
     await apply_kinds_and_namespaces(api)
     deployments = []
-    for one in build["chart"]():
-        if one["kind"] == "Secret":
-            one["data"] = {key: base64.b64encode(b"drawn").decode() for key in one["data"]}
-        if one["kind"] == "Pod" or one["kind"] not in _KINDS:
+    for manifest in build["chart"]():
+        if manifest["kind"] == "Secret":
+            manifest["data"] = {key: base64.b64encode(b"drawn").decode() for key in manifest["data"]}
+        if manifest["kind"] == "Pod" or manifest["kind"] not in _KINDS:
             continue
-        await api.apply(one, "test")
-        deployments += [one] if one["kind"] == "Deployment" else []
-    for one in deployments:
-        for number in range(one["spec"]["replicas"]):
-            await _pod(api, build["pod"](one, number))
+        await api.apply(manifest, "test")
+        deployments += [manifest] if manifest["kind"] == "Deployment" else []
+    for manifest in deployments:
+        for number in range(manifest["spec"]["replicas"]):
+            await _pod(api, build["pod"](manifest, number))
     await renewed(api, 0.0)
     await modelled(api, ready=True)
 
@@ -155,7 +155,9 @@ async def gathered(api: Api) -> ClusterFacts:
 
 def failing(results: tuple[CheckResult, ...]) -> dict[str, str]:
     return {
-        one.check.id: " | ".join(one.verdict.lines) for one in results if one.verdict.outcome is CheckOutcome.FAILED
+        result.check.id: " | ".join(result.verdict.lines)
+        for result in results
+        if result.verdict.outcome is CheckOutcome.FAILED
     }
 
 
@@ -176,7 +178,7 @@ async def operator_not_leading(api: Api) -> None:
 
 async def operator_right_removed(api: Api) -> None:
     role = await api.get(CLUSTER_ROLES, None, "fairlead-fairlead-operator")
-    rules = [one for one in role["rules"] if "services" not in one["resources"]]
+    rules = [rule for rule in role["rules"] if "services" not in rule["resources"]]
     await api.patch_merge(CLUSTER_ROLES, None, "fairlead-fairlead-operator", {"rules": rules}, "test")
 
 
@@ -255,16 +257,16 @@ a model, which tests/cli/cluster/checks/test_analyzers.py tries.
 
 
 async def test_each_seeded_fault_fails_only_its_check_on_an_api_server(server: ApiServer, builders: Build) -> None:
-    assert [one.name for one in SEEDED_FAULTS] == list(SEEDS)
+    assert [fault.name for fault in SEEDED_FAULTS] == list(SEEDS)
     async with Api(server) as api:
         await installed(api, builders)
         results = await checked(api)
         assert [
-            (one.check.id, one.verdict)
-            for one in results
-            if one.verdict.outcome in (CheckOutcome.FAILED, CheckOutcome.UNKNOWN)
+            (result.check.id, result.verdict)
+            for result in results
+            if result.verdict.outcome in (CheckOutcome.FAILED, CheckOutcome.UNKNOWN)
         ] == []
-        for fault in (one for one in SEEDED_FAULTS if one.name in FAULTS):
+        for fault in (fault for fault in SEEDED_FAULTS if fault.name in FAULTS):
             seed, words = SEEDS[fault.name]
             await seed(api)
             found = failing(await checked(api))
@@ -284,7 +286,7 @@ async def test_check_pre_before_an_installation(server: ApiServer) -> None:
         await api.apply(strict, "test")
         await api.apply(of(SERVICE_ACCOUNTS, "strict", "default"), "test")
         facts = await collect_facts(api, await api.version(), SystemClock(), namespace="strict", before_install=True)
-        found = {one.check.id: one.verdict for one in run_checks(facts, before_install=True)}
+        found = {check.check.id: check.verdict for check in run_checks(facts, before_install=True)}
         assert facts.dry_run_refusal == ""
         assert {name for name, one in found.items() if one.outcome is CheckOutcome.FAILED} == set()
         assert found["storage-class"].outcome is found["accelerators"].outcome is CheckOutcome.WARNING
@@ -406,7 +408,7 @@ def test_missing_permissions_are_reported_by_every_command(furnished: ApiServer,
     )
     done = fairlead(furnished, "check", "-o", "json", **jane)
     assert done.returncode == 0, done.stdout
-    outcomes = {one["id"]: one["outcome"] for one in json.loads(done.stdout)["checks"]}
+    outcomes = {check["id"]: check["outcome"] for check in json.loads(done.stdout)["checks"]}
     assert (outcomes["rights-read"], outcomes["operator-installed"], outcomes["crd-schema"]) == (
         "warning",
         "unknown",

@@ -132,16 +132,16 @@ async def _installed(
     async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as api:
         await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": PLACE}}, "test")
         await kubelet.register(api)
-        for one in chart:
-            if one["kind"] == "Secret":
-                one["data"] = {
-                    name: base64.b64encode(SECRETS.get(name, "drawn").encode()).decode() for name in one["data"]
+        for manifest in chart:
+            if manifest["kind"] == "Secret":
+                manifest["data"] = {
+                    name: base64.b64encode(SECRETS.get(name, "drawn").encode()).decode() for name in manifest["data"]
                 }
-            if one["kind"] in KINDS:
-                await api.apply(one, "test")
-            if one["kind"] == "Deployment":
-                for number in range(one["spec"]["replicas"]):
-                    await _run(api, pod(one, number))
+            if manifest["kind"] in KINDS:
+                await api.apply(manifest, "test")
+            if manifest["kind"] == "Deployment":
+                for number in range(manifest["spec"]["replicas"]):
+                    await _run(api, pod(manifest, number))
         await apply_crds_and_namespaces(api, "chat")
         await api.apply(MODEL, "test")
         container = {"name": "engine", "image": "example.com/engine:1"}
@@ -186,7 +186,12 @@ def test_explain_route_names_the_model_of_the_namespace(stage: Stage) -> None:
     done = stage.fairlead("explain", "route", "tiny", "-n", "chat", "-f", "-", stdin="why?")
     assert done.returncode == 0, done.stderr
     assert "affinity" in done.stdout
-    sent = [one for canned in stage.servers.values() for one in canned.requests if one.path.startswith("/api/route")]
+    sent = [
+        request
+        for canned in stage.servers.values()
+        for request in canned.requests
+        if request.path.startswith("/api/route")
+    ]
     assert json.loads(sent[-1].body)["model"] == "chat/tiny"
 
 
@@ -220,7 +225,9 @@ def test_scaling_verbs_query_the_leader(stage: Stage) -> None:
     done = stage.fairlead("explain", "scaling", "tiny", "-n", "chat")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("chat/tiny at ")
-    looks = [[one.path for one in stage.servers[name].requests if "look" in one.path] for name in AUTOSCALERS]
+    looks = [
+        [request.path for request in stage.servers[name].requests if "look" in request.path] for name in AUTOSCALERS
+    ]
     assert looks == [[], ["/autoscaling/look?model=chat%2Ftiny"]]
     done = stage.fairlead("replay-scaling", "-n", "chat", "-m", "tiny", "-o", "json")
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr

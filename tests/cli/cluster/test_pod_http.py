@@ -114,7 +114,7 @@ def test_host_check_of_a_pod_is_retried_with_a_known_host() -> None:
     told, server = pod_reported(
         {f"{AT}/readyz": answer_of(403, {"error": {"message": "this host name is not served here"}})}
     )
-    assert [one.headers.get("Host") for one in server.requests[:2]] == [
+    assert [request.headers.get("Host") for request in server.requests[:2]] == [
         server.url.removeprefix("http://"),
         "gateway.localhost",
     ]

@@ -74,7 +74,7 @@ async def test_match_names_the_slowest_needed_tier(
         )
         await scene.write_changes(BlocksRemoved("a", StorageTier.GPU, hashes))
         assert await scene.run_command(index_match, model=MODEL, tokens=tokens) == 0
-        found = {one["id"]: one for one in printed(capsys)["instances"]}
+        found = {instance["id"]: instance for instance in printed(capsys)["instances"]}
         assert (found["a"]["matched_tokens"], found["a"]["tier"]) == (40, "cpu")
         assert found["b"]["matched_tokens"] == 0, "the size of its blocks is not known: it said nothing yet"
 
@@ -93,7 +93,7 @@ async def test_match_age_of_a_shared_store_is_the_oldest_needed_hint(
             HintsAdded(MODEL, [*needed, *held], now + counts - 100.0),
         )
         assert await scene.run_command(index_match, model=MODEL, tokens=tokens) == 0
-        found = {one["id"]: one for one in printed(capsys)["instances"]}
+        found = {instance["id"]: instance for instance in printed(capsys)["instances"]}
         assert (found["a"]["tier"], found["b"]["tier"], found["b"]["matched_tokens"]) == ("gpu", "remote", 40)
         assert 400.0 <= found["b"]["age_seconds"] < counts
 
@@ -111,7 +111,10 @@ async def test_match_distinguishes_adapters_and_salts(
         ]
         for more, held in asked:
             assert await scene.run_command(index_match, tokens=tokens, **more) == 0
-            assert {one["id"]: one["matched_tokens"] for one in printed(capsys)["instances"]} == {"a": held, "b": 0}
+            assert {instance["id"]: instance["matched_tokens"] for instance in printed(capsys)["instances"]} == {
+                "a": held,
+                "b": 0,
+            }
 
 
 async def test_match_with_another_secret_is_an_error(
@@ -177,7 +180,7 @@ async def test_stats_of_the_index_of_a_deleted_model_is_no_failure(
         await scene.run_command(index_stats, output="json")
         (model,) = printed(capsys)["models"]
         assert model["deleted"] == is_deleted
-        assert [one["pod"] for one in model["instances"]] == [f"{MODEL.partition('/')[0]}-pod", None]
+        assert [instance["pod"] for instance in model["instances"]] == [f"{MODEL.partition('/')[0]}-pod", None]
 
 
 async def test_stats_of_an_unwritten_index_exits_1(server: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
@@ -328,7 +331,7 @@ async def test_verify_of_a_consistent_index_finds_nothing(server: Valkey, capsys
         assert await scene.run_command(index_verify, output="json") == 0
         found = printed(capsys)
         assert (found["differences"], found["findings"]) == (0, {})
-        compared = [(one["id"], one["how"], one["blocks"]) for one in found["instances"]]
+        compared = [(instance["id"], instance["how"], instance["blocks"]) for instance in found["instances"]]
         assert compared == [("a", "whole", 13), ("b", "whole", 5)]
 
 

@@ -43,7 +43,7 @@ async def test_commands_work_on_a_real_indexer_process(server: Valkey, tmp_path:
 
             async def is_matched() -> bool:
                 answer = await index_answer("match", "--model", "tiny", "--tokens", str(tokens), *redis)
-                return any(one["matched_tokens"] == 64 for one in answer.get("instances", ()))
+                return any(instance["matched_tokens"] == 64 for instance in answer.get("instances", ()))
 
             await wait_until(is_matched)
             (one,) = (await index_answer("match", "--model", "tiny", "--tokens", str(tokens), *redis))["instances"]

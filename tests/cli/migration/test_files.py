@@ -65,7 +65,7 @@ def test_other_systems_are_converted_together_with_own_manifests(file: Path) -> 
     file.write_text(f"{MODEL}---\n{SECRET}---\n{MANIFEST}")
     done = run_command_line("convert", str(file))
     assert done.returncode == 0, done.stderr
-    assert [one["metadata"]["name"] for one in load_documents(done.stdout)] == ["tiny", "phi"]
+    assert [document["metadata"]["name"] for document in load_documents(done.stdout)] == ["tiny", "phi"]
     assert f"{file}: Secret token: not carried over: it stays as it is" in done.stderr
     assert f"{file}: Model phi: spec.owner: not carried over: /v1/models names Fairlead" in done.stderr
 
@@ -74,7 +74,7 @@ def test_json_has_manifests_and_notes(file: Path) -> None:
     file.write_text(MODEL)
     done = run_command_line("convert", "--json", str(file))
     document = json.loads(done.stdout)
-    assert (done.stderr, [one["kind"] for one in document["manifests"]]) == ("", ["ModelDeployment"])
+    assert (done.stderr, [manifest["kind"] for manifest in document["manifests"]]) == ("", ["ModelDeployment"])
     notes = {note["field"]: note["outcome"] for note in document["notes"]}
     assert notes == {"spec": "changed", "spec.resourceProfile": "changed", "spec.owner": "dropped"}
 
@@ -371,7 +371,7 @@ def test_aibrix_adapters() -> None:
     model, *adapters = migration.manifests
     assert model["spec"]["adapters"] == {"claimNames": ["weights"], "download": {}}
     assert model["spec"]["model"]["uri"] == "hf://meta-llama/Llama-3.1-8B-Instruct"
-    assert [(one["metadata"], one["spec"]) for one in adapters] == [
+    assert [(adapter["metadata"], adapter["spec"]) for adapter in adapters] == [
         (
             {"name": "sql", "labels": {"team": "data"}},
             {"base": "llama-8b", "source": "pvc:weights/llms/lora/sql", "replicas": 1},
@@ -390,7 +390,7 @@ def test_aibrix_adapters() -> None:
 @pytest.mark.parametrize("name", ["aibrix-adapters", "kubeai-fixed"])
 def test_external_models_get_no_adapters(name: str) -> None:
     migration = convert(name, MigrationOptions(external=True))
-    assert [one["kind"] for one in migration.manifests] == ["ModelDeployment"]
+    assert [manifest["kind"] for manifest in migration.manifests] == ["ModelDeployment"]
     assert any("the external model serves no adapters" in note.reason for note in migration.notes)
 
 
@@ -399,7 +399,7 @@ def test_llm_d_on_several_nodes() -> None:
     [pool] = manifest["spec"]["pools"]
     assert pool["acceleratorClassName"] == "nvidia-h100", "from the node label"
     assert pool["parallelism"] == {"data": 16, "nodes": 2}
-    assert [one["name"] for one in pool["template"]["spec"]["containers"]] == ["engine", "sidecar"]
+    assert [container["name"] for container in pool["template"]["spec"]["containers"]] == ["engine", "sidecar"]
     assert manifest["spec"]["model"]["cache"] == {"claimName": "cache"}
 
 
@@ -487,7 +487,9 @@ def convert_route_file(documents: list[dict[str, Any]], *, external: bool = Fals
 
 
 def specs(migration: Migration, kind: str) -> dict[str, dict[str, Any]]:
-    return {one["metadata"]["name"]: one["spec"] for one in migration.manifests if one["kind"] == kind}
+    return {
+        manifest["metadata"]["name"]: manifest["spec"] for manifest in migration.manifests if manifest["kind"] == kind
+    }
 
 
 def notes_of(migration: Migration, field: str) -> list[Note]:

@@ -169,7 +169,7 @@ def test_volumes_of_all_engines_of_the_chart_are_kept() -> None:
     document["servingEngineSpec"]["extraVolumeMounts"] = [{"name": "a", "mountPath": "/a"}]
     spec = convert(document).manifests[0]["spec"]["pools"][0]["template"]["spec"]
     assert spec["volumes"] == [{"name": "a", "emptyDir": {}}]
-    assert [one["mountPath"] for one in spec["containers"][0]["volumeMounts"]] == ["/a", "/b"]
+    assert [mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]] == ["/a", "/b"]
 
 
 def test_field_that_convert_does_not_know_is_not_called_missing_in_the_api() -> None:

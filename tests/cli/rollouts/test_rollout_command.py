@@ -87,15 +87,17 @@ async def become(api: KubeApi, *wanted: str) -> None:
 
     async def same() -> bool:
         found = (await api.list(DEPLOYMENTS, SPACE)).items
-        for one in found:
-            asked, generation = one["spec"]["replicas"], one["metadata"]["generation"]
+        for manifest in found:
+            asked, generation = manifest["spec"]["replicas"], manifest["metadata"]["generation"]
             counts = dict.fromkeys(("replicas", "readyReplicas", "updatedReplicas"), asked)
             status = {**counts, "observedGeneration": generation}
-            if {key: (one.get("status") or {}).get(key) for key in status} != status:
-                name = one["metadata"]["name"]
+            if {key: (manifest.get("status") or {}).get(key) for key in status} != status:
+                name = manifest["metadata"]["name"]
                 await api.patch_merge(DEPLOYMENTS, SPACE, name, {"status": status}, "kcm", subresource="status")
         told = (await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen")).get("status") or {}
-        settled = {one["type"]: one["status"] for one in told.get("conditions") or []} == {"Ready": "True"}
+        settled = {condition["type"]: condition["status"] for condition in told.get("conditions") or []} == {
+            "Ready": "True"
+        }
         return settled and len(found) == 1 and _switches(found[0]) == set(wanted)
 
     await wait_until(same)
@@ -103,13 +105,13 @@ async def become(api: KubeApi, *wanted: str) -> None:
 
 def _switches(deployment: Manifest) -> set[str]:
     args = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
-    return {one for one in args if one.startswith("--max-num-seqs")}
+    return {argument for argument in args if argument.startswith("--max-num-seqs")}
 
 
 async def _wait_for_another_second(api: KubeApi) -> None:
     """Waits until the API server gives changes of the model another time than its last one."""
     fields = (await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen"))["metadata"]["managedFields"]
-    last = max(datetime.fromisoformat(one["time"]).timestamp() for one in fields)
+    last = max(datetime.fromisoformat(field["time"]).timestamp() for field in fields)
 
     async def has_passed() -> bool:
         return time.time() >= last + 1.0

@@ -135,7 +135,7 @@ def test_differences_show_both_rules(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "scaling-000001.jsonl").write_bytes(b"".join(encode_record(look) + b"\n" for look in looks()))
     assert exit_code("replay-scaling", str(tmp_path), "--set", "freeze=true", "--model", "tiny", "-o", "json") == 0
     (found,) = json.loads(capsys.readouterr().out)
-    assert {one["other"]["rule"] for one in found["moments"]} == {"frozen"}
+    assert {moment["other"]["rule"] for moment in found["moments"]} == {"frozen"}
     assert exit_code("replay-scaling", str(tmp_path), "--model", "huge") == 1
     missing = "fairlead replay-scaling: --model: nothing is recorded of huge; recorded are: default/tiny\n"
     assert capsys.readouterr().err == missing

@@ -40,8 +40,8 @@ def test_equal_arguments_give_equal_figures_for_all_presets(tmp_path: Path) -> N
     assert list(presets) == ["dual-hash", "round-robin"]
     assert presets["dual-hash"]["cached_token_share"] > 1.2 * presets["round-robin"]["cached_token_share"]
     assert presets["dual-hash"]["attainment"] > presets["round-robin"]["attainment"]
-    assert {one["requests"] for one in presets.values()} == {360}  # the first tenth warms the caches
-    assert {one["capacity"] for one in presets.values()} == {None}
+    assert {preset["requests"] for preset in presets.values()} == {360}  # the first tenth warms the caches
+    assert {preset["capacity"] for preset in presets.values()} == {None}
 
 
 def test_capacity_option_searches_the_capacity(tmp_path: Path) -> None:

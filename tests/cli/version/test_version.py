@@ -48,12 +48,18 @@ def install(fake: FakeApiServer) -> None:
     for kind in served_kinds():
         manifest = crd_manifest(kind)
         fake.put(CUSTOM_RESOURCE_DEFINITIONS, None, manifest["metadata"]["name"], spec=manifest["spec"])
-    for one in load_documents(GOLDEN.read_text()):
-        if one and one["kind"] == "Deployment":
-            fake.put(DEPLOYMENTS, "fairlead", one["metadata"]["name"], spec=one["spec"], status={"readyReplicas": 1})
-            fake.objects[DEPLOYMENTS.path("fairlead", one["metadata"]["name"])]["metadata"]["labels"] = one["metadata"][
-                "labels"
-            ]
+    for document in load_documents(GOLDEN.read_text()):
+        if document and document["kind"] == "Deployment":
+            fake.put(
+                DEPLOYMENTS,
+                "fairlead",
+                document["metadata"]["name"],
+                spec=document["spec"],
+                status={"readyReplicas": 1},
+            )
+            fake.objects[DEPLOYMENTS.path("fairlead", document["metadata"]["name"])]["metadata"]["labels"] = document[
+                "metadata"
+            ]["labels"]
 
 
 def versions_of(
@@ -84,14 +90,14 @@ def test_the_server_is_what_is_deployed(tmp_path: Path, capsys: pytest.CaptureFi
     code, text = versions_of(install, tmp_path, capsys)
     server: Mapping[str, Any] = json.loads(text)["server"]
     assert (code, server["kubernetes"]) == (0, "v1.36.3")
-    by_name = {one["component"]: one for one in server["components"]}
+    by_name = {component["component"]: component for component in server["components"]}
     assert {"operator", "gateway", "autoscaler"} <= by_name.keys()
     operator = by_name["operator"]
     assert (operator["version"], operator["ready"], operator["namespace"]) == (__version__, "1/2", "fairlead")
     assert operator["image"].endswith(f"/operator:{__version__}")
-    assert {(one["name"], tuple(one["served"]), one["stored"]) for one in server["definitions"]} == {
-        (f"{kind.plural}.serving.fairlead.io", ("v1alpha1",), "v1alpha1") for kind in served_kinds()
-    }
+    assert {
+        (definition["name"], tuple(definition["served"]), definition["stored"]) for definition in server["definitions"]
+    } == {(f"{kind.plural}.serving.fairlead.io", ("v1alpha1",), "v1alpha1") for kind in served_kinds()}
 
 
 def test_the_table_has_a_line_for_each_component_and_definition(

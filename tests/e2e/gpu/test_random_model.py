@@ -50,7 +50,7 @@ def test_written_weights_are_wide(tmp_path: Path) -> None:
     write_weights(tmp_path, SMALL, seed=1)
     begin, end = tensors(tmp_path / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]["data_offsets"]
     data = (tmp_path / "model.safetensors").read_bytes()
-    start = len(data) - max(one["data_offsets"][1] for one in tensors(tmp_path / "model.safetensors").values())
+    start = len(data) - max(tensor["data_offsets"][1] for tensor in tensors(tmp_path / "model.safetensors").values())
     words = struct.unpack(f"<{(end - begin) // 2}H", data[start + begin : start + end])
     values = [struct.unpack("<f", struct.pack("<I", word << 16))[0] for word in words]
     assert all(0.125 <= abs(value) < 0.25 for value in values)

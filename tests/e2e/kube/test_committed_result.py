@@ -21,6 +21,6 @@ def test_no_stream_was_lost_while_everything_moved() -> None:
     assert (report["full"], report["holds"]) == (True, True)
     assert (load["rate"], load["tokens"], load["failures"]) == (20.0, 200, [])
     assert load["outcomes"] == {"complete": load["streams"]}
-    assert {one["step"] for one in load["steps"]} >= MOVES
+    assert {step["step"] for step in load["steps"]} >= MOVES
     assert load["per_second"] >= 19.6
     assert report["parts"]["first_token"]["seconds"]["apply_to_first_token"] <= 30.0

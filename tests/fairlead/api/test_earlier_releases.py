@@ -27,9 +27,11 @@ KINDS = {"ModelDeployment": ModelDeployment, "AcceleratorClass": AcceleratorClas
 
 def recorded(file: str) -> list[Manifest]:
     found = []
-    for one in load_documents((EARLIER / f"{file}.yaml").read_text()):
-        placed = {**one["metadata"], "namespace": SPACE} if resource_of(one).namespaced else one["metadata"]
-        found.append({**one, "metadata": placed})
+    for document in load_documents((EARLIER / f"{file}.yaml").read_text()):
+        placed = (
+            {**document["metadata"], "namespace": SPACE} if resource_of(document).namespaced else document["metadata"]
+        )
+        found.append({**document, "metadata": placed})
     return found
 
 
@@ -42,8 +44,8 @@ async def client(server: ApiServer) -> AsyncIterator[KubeApi]:
 
 
 async def define(api: KubeApi, definitions: list[Manifest]) -> None:
-    for one in definitions:
-        await api.apply(one, ME)
+    for definition in definitions:
+        await api.apply(definition, ME)
     for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES):
         await wait_until(partial(api.has_resource, resource))
 
@@ -54,8 +56,8 @@ def todays() -> list[Manifest]:
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_current_types_accept_earlier_manifests(release: str) -> None:
-    for one in recorded(release):
-        KINDS[one["kind"]].model_validate(one)
+    for manifest in recorded(release):
+        KINDS[manifest["kind"]].model_validate(manifest)
 
 
 @pytest.mark.api_server

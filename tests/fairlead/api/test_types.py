@@ -110,9 +110,9 @@ def test_invalid_size_is_refused(text: str) -> None:
 
 
 def test_every_reason_is_documented_once() -> None:
-    listed = [one.reason for one in reasons()]
+    listed = [reason.reason for reason in reasons()]
     assert sorted(listed) == sorted(Reason)
-    assert all(one.when.endswith(".") and one.advice.endswith(".") for one in reasons())
+    assert all(reason.when.endswith(".") and reason.advice.endswith(".") for reason in reasons())
 
 
 def test_every_condition_type_is_documented_once_with_reasons() -> None:
@@ -122,4 +122,4 @@ def test_every_condition_type_is_documented_once_with_reasons() -> None:
         ConditionType.SLO_MET,
         ConditionType.AUTOSCALING,
     }
-    assert {one.type for one in reasons()} == set(ConditionType)
+    assert {reason.type for reason in reasons()} == set(ConditionType)

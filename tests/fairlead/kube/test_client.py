@@ -118,7 +118,7 @@ async def test_list_reads_pages_and_completes_items() -> None:
         assert sorted(item["metadata"]["name"] for item in found.items) == ["p0", "p1", "p2", "p3", "p4"]
         assert {(item["apiVersion"], item["kind"]) for item in found.items} == {("v1", "Pod")}
         assert found.resource_version == "106"
-        assert [(one.query["limit"], one.query["labelSelector"]) for one in fake.calls] == [("2", "a=b")] * 3
+        assert [(call.query["limit"], call.query["labelSelector"]) for call in fake.calls] == [("2", "a=b")] * 3
         assert len((await api.list(PODS, "n1")).items) == 2
 
 
@@ -127,8 +127,8 @@ async def test_page_with_too_many_bytes_is_requested_with_fewer_objects() -> Non
         for number in range(20):
             fake.put(CONFIG_MAPS, "x", f"m{number:02}", data={"a": "b" * 1_000})
         found = await api.list(CONFIG_MAPS)
-        assert [one["metadata"]["name"] for one in found.items] == [f"m{number:02}" for number in range(20)]
-        assert [one.query["limit"] for one in fake.calls][:3] == ["500", "62", "7"]
+        assert [manifest["metadata"]["name"] for manifest in found.items] == [f"m{number:02}" for number in range(20)]
+        assert [call.query["limit"] for call in fake.calls][:3] == ["500", "62", "7"]
         assert time.pauses == []
 
 
@@ -146,7 +146,7 @@ async def test_object_nested_10000_levels_does_not_end_a_list() -> None:
         body = b'{"metadata": {"resourceVersion": "5"}, "items": %s}' % items
         fake.ordered_responses.append(OrderedResponse(200, body=body))
         found = await api.list(MODEL_DEPLOYMENTS)
-        assert [one["metadata"]["name"] for one in found.items] == ["deep", "flat"]
+        assert [manifest["metadata"]["name"] for manifest in found.items] == ["deep", "flat"]
         assert found.resource_version == "5"
 
 
@@ -246,7 +246,7 @@ async def test_rotated_token_is_reloaded_at_once(tmp_path: Path) -> None:
         fake.token = "new"
         file.write_text("new")
         await api.apply(MAP, "operator")
-        assert [one.token for one in fake.calls] == ["old", "old", "new"]
+        assert [call.token for call in fake.calls] == ["old", "old", "new"]
         fake.token = "newer"
         with pytest.raises(Unauthenticated, match="not accepted"):
             await api.apply(MAP, "operator")

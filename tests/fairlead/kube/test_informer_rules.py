@@ -80,7 +80,9 @@ def item(name: str, version: int, uid: str = "u") -> Manifest:
 
 
 def event_rows(changes: Any) -> list[tuple[str, str, str]]:
-    return [(str(one.type), one.object["metadata"]["name"], one.object["metadata"]["uid"]) for one in changes]
+    return [
+        (str(change.type), change.object["metadata"]["name"], change.object["metadata"]["uid"]) for change in changes
+    ]
 
 
 def test_list_reports_only_differences() -> None:

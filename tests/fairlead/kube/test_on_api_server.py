@@ -140,7 +140,9 @@ async def test_apply_new_creates_once_and_changes_nothing_existing(
         two, one = (of(KINDS[kind], namespace, "s", **NEW[kind]) for _ in range(2))
         two["metadata"]["labels"], one["metadata"]["labels"] = {"a": "1", "b": "2"}, {"a": "1"}
         made = await api.apply_new(two, "me")
-        assert [(one["manager"], one["operation"]) for one in made["metadata"]["managedFields"]] == [("me", "Apply")]
+        assert [(field["manager"], field["operation"]) for field in made["metadata"]["managedFields"]] == [
+            ("me", "Apply")
+        ]
         with pytest.raises(AlreadyExists):
             await api.apply_new(one, "me")
         assert (await api.get(KINDS[kind], namespace, "s"))["metadata"] == made["metadata"]

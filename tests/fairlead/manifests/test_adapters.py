@@ -37,7 +37,7 @@ def loaded(*texts: str) -> Manifests:
 
 def test_example_has_adapters_of_one_model() -> None:
     manifests = load_manifests([EXAMPLE])
-    assert [one.key for one in manifests.adapters] == ["chat/sql", "chat/legal", "chat/support"]
+    assert [adapter.key for adapter in manifests.adapters] == ["chat/sql", "chat/legal", "chat/support"]
     assert lint_paths([str(EXAMPLE)]) == ([], [f"{EXAMPLE}: ok, 1 ModelDeployment, 3 ModelAdapters"])
 
 
@@ -59,4 +59,4 @@ def test_lint_notes_what_a_cluster_would_show(old: str, new: str, field: str, no
 
 def test_an_adapter_given_twice_is_a_problem() -> None:
     _, problems = combine_texts([("f", "---\n".join((MODEL, ADAPTER, ADAPTER)))], limits=Limits())
-    assert [one.message for one in problems] == ["the ModelAdapter default/sql is already given in f:11"]
+    assert [problem.message for problem in problems] == ["the ModelAdapter default/sql is already given in f:11"]

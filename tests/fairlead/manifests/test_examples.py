@@ -149,7 +149,7 @@ def test_the_external_example_has_the_key_of_its_last_lines() -> None:
     (key,) = re.findall(r"\bfl_example\w*", EXTERNAL.read_text())
     manifests = load_manifests([EXTERNAL])
     (tenant,) = manifests.tenants
-    assert [one.digest for one in tenant.spec.keys] == [key_digest(key.encode(), LOCAL_PEPPER.encode()).hex()]
+    assert [key.digest for key in tenant.spec.keys] == [key_digest(key.encode(), LOCAL_PEPPER.encode()).hex()]
     assert not tenant.to_tenant().may_leave_cluster
     assert lint_paths([str(EXTERNAL)]) == ([], [f"{EXTERNAL}: ok, 2 ModelDeployments, 1 ModelTenant, 1 ModelRoute"])
 
@@ -191,10 +191,10 @@ def test_operator_renders_the_example(path: Path) -> None:
     (model,) = manifests.models
     rendered = render_model(model, manifests.accelerators, default_context(leader_worker_sets=True))
     assert rendered.problems == ()
-    kinds = {one["kind"] for one in rendered.manifests}
+    kinds = {manifest["kind"] for manifest in rendered.manifests}
     workload = "LeaderWorkerSet" if path.parent.name == "multi-node" else "Deployment"
     assert (workload in kinds) is not model.spec.is_external
-    on_gpus = [one for one in rendered.manifests if "nvidia.com/gpu" in str(one)]
+    on_gpus = [manifest for manifest in rendered.manifests if "nvidia.com/gpu" in str(manifest)]
     assert bool(on_gpus) is (path in ON_GPUS and not model.spec.is_external)
 
 
@@ -219,7 +219,7 @@ async def test_api_server_accepts_every_example(api_server: ApiServer) -> None:
         for resource in (MODEL_DEPLOYMENTS, ACCELERATOR_CLASSES, MODEL_ADAPTERS):
             await wait_until(partial(api.has_resource, resource))
         for path in [*FILES, *ON_GPUS, *SIMULATED, THEIRS, CLUSTER_ADAPTERS, STORED_ADAPTER]:
-            for one in load_documents(path.read_text()):
-                if resource_of(one).namespaced:
-                    one["metadata"]["namespace"] = "default"
-                await api.apply(one, "test", dry_run=True)
+            for document in load_documents(path.read_text()):
+                if resource_of(document).namespaced:
+                    document["metadata"]["namespace"] = "default"
+                await api.apply(document, "test", dry_run=True)

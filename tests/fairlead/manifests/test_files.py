@@ -29,7 +29,7 @@ def test_pipe_without_a_writer_is_refused(tmp_path: Path) -> None:
 def test_device_and_link_to_it_are_refused(path: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").symlink_to(path)
     if path != "/":
-        assert [one.message for one in read_texts([path], limits=Limits())[1]] == [REASON]
+        assert [text.message for text in read_texts([path], limits=Limits())[1]] == [REASON]
     (problem,) = read_texts([tmp_path], limits=Limits())[1]
     assert problem.message == REASON
 

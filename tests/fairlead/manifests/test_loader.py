@@ -199,7 +199,12 @@ def test_accelerator_class_has_no_namespace_and_needs_a_profile() -> None:
 
 def test_all_problems_of_all_files_are_reported_at_once() -> None:
     _, problems = combine(SMALLEST.replace("spec:", "spex:"), "a:\n  ]", CLASS.replace("mine", "M"))
-    assert [(one.file, one.line) for one in problems] == [("0.yaml", 1), ("0.yaml", 4), ("1.yaml", 2), ("2.yaml", 3)]
+    assert [(problem.file, problem.line) for problem in problems] == [
+        ("0.yaml", 1),
+        ("0.yaml", 4),
+        ("1.yaml", 2),
+        ("2.yaml", 3),
+    ]
 
 
 def test_lines_count_across_documents() -> None:

@@ -95,7 +95,7 @@ def test_model_of_another_namespace_must_allow_the_route() -> None:
 
 def test_a_route_given_twice_is_refused() -> None:
     _, problems = combine_texts([("f", f"{MODEL}---\n{ROUTE}---\n{ROUTE}")], limits=Limits())
-    assert [one.message for one in problems] == ["the ModelRoute default/assistant is already given in f:10"]
+    assert [problem.message for problem in problems] == ["the ModelRoute default/assistant is already given in f:10"]
 
 
 def test_files_need_a_model_beside_a_route(tmp_path: Path) -> None:
@@ -118,6 +118,6 @@ def test_fallback_is_checked_like_a_target_and_forms_no_loop() -> None:
     assert refused.value.field == "spec.onFailure[0].to"
     loop = "  onFailure: [{when: [Unavailable], to: b}, {when: [Refused], after: b, to: default/tiny}]\n"
     _, problems = combine_texts([("f", f"{MODEL}---\n{ROUTE}{loop}")], limits=Limits())
-    assert [(one.field, one.message) for one in problems] == [
+    assert [(problem.field, problem.message) for problem in problems] == [
         ("spec.onFailure[1].to", "the fallbacks form a loop: default/tiny → default/b → default/tiny")
     ]

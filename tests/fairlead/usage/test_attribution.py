@@ -95,7 +95,7 @@ class SimulatedDay:
             begin,
             until,
             *range(begin, until, HEARTBEAT),
-            *(one for one in self.changes if begin <= one < until),
+            *(change for change in self.changes if begin <= change < until),
         }
         for moment in sorted(moments):
             yield from log.observe(moment, self.at(min(moment, self.end - 1)))

@@ -134,7 +134,7 @@ def meant(sent: list[bytes], strip: bool) -> tuple[object, list[bytes]]:
                 told_usage.get("completion_tokens"),
                 details.get("cached_tokens"),
             )
-            usage = tuple(one if one is not None and 0 <= one <= 1 << 31 else None for one in values)
+            usage = tuple(value if value is not None and 0 <= value <= 1 << 31 else None for value in values)
             if strip and not found.get("choices"):
                 continue
         if b'"finish_reason":"abort"' in event:

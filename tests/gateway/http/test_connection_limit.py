@@ -88,7 +88,7 @@ async def test_more_connections_than_the_limit_are_refused() -> None:
         for connection in (first, second):
             await connection.send(post_request(GOOD, close=False)[:-1])
         await wait_until(lambda: running.gateway.listener.count_busy() == 2)
-        await wait_until(lambda: not any(one.is_idle for one in running.gateway.listener.connections))
+        await wait_until(lambda: not any(connection.is_idle for connection in running.gateway.listener.connections))
         refused = await send(running.url, b"")
         assert [answer.status for answer in refused] == [503]
         assert refused[0].fields["retry-after"] == "1"

@@ -25,7 +25,7 @@ def through(data: bytes, limits: Limits | None = None) -> tuple[list[RawResponse
         async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
             answers = await asyncio.wait_for(send(running.url, data), 30)
             after = await send(running.url, get_request("/v1/models"))
-            assert [one.status for one in after] == [200]
+            assert [reply.status for reply in after] == [200]
             return answers, engine
 
     return run_async(main())

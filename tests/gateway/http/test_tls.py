@@ -42,7 +42,7 @@ def here(authority: CertificateAuthority) -> Certificate:
 
 def with_access(fleet: Fleet, access: EngineAuth) -> Fleet:
     return replace(
-        fleet, instances={MODEL_KEY: tuple(replace(one, access=access) for one in fleet.instances[MODEL_KEY])}
+        fleet, instances={MODEL_KEY: tuple(replace(instance, access=access) for instance in fleet.instances[MODEL_KEY])}
     )
 
 

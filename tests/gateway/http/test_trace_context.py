@@ -16,8 +16,8 @@ def fields(*parents: str, state: str | list[str] = "") -> list[tuple[bytes, byte
     states = [state] if isinstance(state, str) and state else list(state)
     return [
         (b"host", b"x"),
-        *((b"traceparent", one.encode("latin-1")) for one in parents),
-        *((b"tracestate", one.encode("latin-1")) for one in states),
+        *((b"traceparent", parent.encode("latin-1")) for parent in parents),
+        *((b"tracestate", state.encode("latin-1")) for state in states),
     ]
 
 

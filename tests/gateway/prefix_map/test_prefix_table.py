@@ -29,7 +29,9 @@ def tokens_of(text: str) -> list[int]:
 
 def plain(messages: list[Message], tools: str) -> list[int]:
     return tokens_of(
-        f"<s>{tools}" + "".join(f"<|{one['role']}|>{one['content']}<|end|>" for one in messages) + "<|assistant|>"
+        f"<s>{tools}"
+        + "".join(f"<|{message['role']}|>{message['content']}<|end|>" for message in messages)
+        + "<|assistant|>"
     )
 
 

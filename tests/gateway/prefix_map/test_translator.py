@@ -32,7 +32,7 @@ class Prompt:
     """Text whose words are its tokens, in both chains."""
 
     def __init__(self, words: list[int]) -> None:
-        text = json.dumps("".join(WORDS[one] for one in words)).encode()[1:-1]
+        text = json.dumps("".join(WORDS[word] for word in words)).encode()[1:-1]
         self.size = len(text)
         self.ends = tuple(range(BYTES, self.size + 1, BYTES))
         state, chain = 7, []
@@ -41,7 +41,7 @@ class Prompt:
             chain.append(state)
         self.hashes = tuple(chain)
         self.tail = xxhash.xxh3_64_intdigest(text)
-        self.tokens = [1, *(one + 10 for one in words)]
+        self.tokens = [1, *(word + 10 for word in words)]
 
 
 class Place:
@@ -136,7 +136,7 @@ def test_tokens_that_are_no_engines_word_count_when_one_holds_the_last_of_them()
     place, prompt, other = Place("a"), prompt_of(1), prompt_of(2)
     place.serve("a", other)
     place.settle(0.0)
-    near = [*prompt.tokens[:-BLOCK], *(one + 1 for one in prompt.tokens[-BLOCK:])]
+    near = [*prompt.tokens[:-BLOCK], *(token + 1 for token in prompt.tokens[-BLOCK:])]
     for tokens in (prompt.tokens, near):
         assert place.bridge.learn(prompt.hashes, prompt.ends, tokens, size=prompt.size, is_unverified=True) is None
     place.serve("a", prompt, learn=False)

@@ -121,7 +121,7 @@ def test_a_fleet_of_two_kinds_keeps_the_objectives_of_more() -> None:
 
 def test_pools_that_are_alike_are_one_kind_and_decided_as_if_they_were_one_pool() -> None:
     twins = instances(3, 3, profile=H100)
-    one_pool = [Instance(one.id, "default", "m", "main", one.url, profile=H100) for one in twins]
+    one_pool = [Instance(twin.id, "default", "m", "main", twin.url, profile=H100) for twin in twins]
     made, plain = router(twins), router(one_pool)
     for number in range(40):
         request = prompt(f"r{number}", 500 + 40 * number)
@@ -154,9 +154,9 @@ def test_if_a_kind_misses_the_objective_the_next_one_is_tried() -> None:
 
 def test_if_no_kind_meets_the_objective_all_are_compared_together() -> None:
     made = router()
-    for one in instances():
+    for instance in instances():
         for number in range(200):
-            made.on_dispatch(prompt(f"{one.id}/{number}", 3_000), one.id, 0.0)
+            made.on_dispatch(prompt(f"{instance.id}/{number}", 3_000), instance.id, 0.0)
     decision = made.choose_instance(prompt("late", 120), 0.0)
     assert decision.rule == "slo-spill"
     assert "no kind of accelerator has an instance that meets the objective" in decision.reason

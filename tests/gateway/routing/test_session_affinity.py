@@ -96,7 +96,7 @@ def test_it_is_no_candidate_any_more(left: str) -> None:
     if left == "time":
         now = SESSION_PIN_SECONDS
     elif left == "gone":
-        made.update(MODEL, tuple(one for one in instances(*range(8)) if one.id != at))
+        made.update(MODEL, tuple(instance for instance in instances(*range(8)) if instance.id != at))
         made.update(MODEL, instances(*range(8)))  # it is back under its name, with nothing in its cache
     else:
         excluded = frozenset({at})

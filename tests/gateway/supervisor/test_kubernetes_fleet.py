@@ -66,7 +66,7 @@ async def answers(gateway: GatewayProcess, status: int) -> None:
 async def states(gateway: GatewayProcess, *wanted: str) -> None:
     async def so() -> bool:
         (model,) = (await gateway.get_json("/api/fleet"))["models"]
-        return [one["state"] for one in model["instances"]] == list(wanted)
+        return [instance["state"] for instance in model["instances"]] == list(wanted)
 
     await wait_until(so)
 

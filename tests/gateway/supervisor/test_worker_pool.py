@@ -120,7 +120,9 @@ async def test_a_worker_learns_which_prompts_its_sibling_has_sent_where(tmp_path
             await first.post(chat(sent[-1]))
             answer = await second.post(chat(sent[len(sent) // 2]) if len(sent) % 2 else GOOD)
             found = await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}")
-            return any(one["inputs"]["matched_tokens"]["value"] > 0 for one in found["choices"][0]["candidates"])
+            return any(
+                candidate["inputs"]["matched_tokens"]["value"] > 0 for candidate in found["choices"][0]["candidates"]
+            )
 
         await wait_until(known)
         await first.connection.close()

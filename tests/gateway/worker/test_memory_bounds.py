@@ -45,7 +45,7 @@ async def test_a_closed_connection_and_its_body_are_gone_without_the_collector(d
             if data.endswith(b"}"):
                 assert (await connection.read_response()).status == 200
             await until(running, 1)
-            known = [weakref.ref(one) for one in running.gateway.listener.connections]
+            known = [weakref.ref(connection) for connection in running.gateway.listener.connections]
             await connection.close()
             await until(running, 0)
             for _ in range(5):
@@ -193,8 +193,8 @@ async def test_a_slow_reader_gets_all_of_the_last_answer(monkeypatch: pytest.Mon
         gateway, address = running.gateway, urlsplit(running.url)
         reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=4_096)
         await until(running, 1)
-        for one in gateway.listener.connections:  # most of the answer shall wait here and not in the kernel
-            bound: socket.socket = one._transport.get_extra_info("socket")
+        for connection in gateway.listener.connections:  # most of the answer shall wait here and not in the kernel
+            bound: socket.socket = connection._transport.get_extra_info("socket")
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
         writer.write(post_request(GOOD))
         head = await reader.readuntil(b"\r\n\r\n")

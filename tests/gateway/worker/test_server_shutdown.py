@@ -183,7 +183,7 @@ async def test_where_the_system_cannot_turn_away_a_drain_is_as_it_was(caplog: py
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(address)
             running.gateway.loop_lag.stop()
-    assert [one.message for one in caplog.records if "come in until the port closes" in one.message] == [
+    assert [record.message for record in caplog.records if "come in until the port closes" in record.message] == [
         f"new connections come in until the port closes: [Errno {errno.ENOPROTOOPT}] not here"
     ]
 

@@ -158,7 +158,7 @@ def fleet_of_models(url: str) -> Fleet:
     for key in ("chat/llama", "chat/qwen", "secret/llama", "secret/falcon-9b"):
         namespace, name = key.split("/")
         models[key] = Model(namespace, name)
-        placed[key] = tuple(replace(one, namespace=namespace, model=name, id=f"{key}-0") for one in instances)
+        placed[key] = tuple(replace(instance, namespace=namespace, model=name, id=f"{key}-0") for instance in instances)
     return replace(base, models=models, instances=placed)
 
 

@@ -232,7 +232,7 @@ def test_restart_on_the_same_port_ends_the_epoch() -> None:
         if number == 121:
             assert truth.state("i").blocks == 39
         if number == 0:
-            assert [type(one) for one in outcomes] == [ProcessRestarted, StreamComplete, AcceptBatch]
+            assert [type(outcome) for outcome in outcomes] == [ProcessRestarted, StreamComplete, AcceptBatch]
     state = truth.state("i")
     assert (state.epoch, state.blocks, state.complete) == (2, 4, True)
     chain = block_hashes(chain_root(MODEL), list(range(100, 250)), SIZE)

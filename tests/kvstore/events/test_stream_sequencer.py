@@ -345,7 +345,7 @@ def test_every_outcome_has_a_reason() -> None:
         *stream.on_replay_failed("no answer"),
         *stream.on_replaced("another pod"),
     ]
-    assert [one.reason for one in outcomes] == [
+    assert [outcome.reason for outcome in outcomes] == [
         "numbers are missing",
         "no answer",
         "held during a replay",

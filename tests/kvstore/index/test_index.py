@@ -344,7 +344,7 @@ class Live:
         self.indexers = [
             InMemoryIndexer(key, {"a/1/0": engine}, self.clock, QUICK) for key, engine in self.engines.items()
         ]
-        self.writers = [IndexWriter(link, one, self.clock, holder="one", limits=QUICK) for one in self.indexers]
+        self.writers = [IndexWriter(link, indexer, self.clock, holder="one", limits=QUICK) for indexer in self.indexers]
         self.feed = IndexSubscriber(link, self.clock, limits=QUICK)
         self.feed.set_models(models)
         self.prompted = 0

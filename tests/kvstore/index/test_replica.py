@@ -96,7 +96,7 @@ class AgainstTruth(RuleBasedStateMachine):
             self.take(self.truth.detach(name, "gone"))
         else:
             self.take(self.truth.attach(name, MODEL, self.now))
-        if not any(one in self.truth for one in NAMES):  # the model is gone, and its hints with it
+        if not any(name in self.truth for name in NAMES):  # the model is gone, and its hints with it
             self.mirror = IndexReplica()
 
     @rule(seconds=st.sampled_from([1.0, 60.0]))

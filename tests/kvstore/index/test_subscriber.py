@@ -109,7 +109,7 @@ async def test_one_blocking_read_returns_entries_of_any_model(server: Valkey) ->
         world.feed.start()
         for number, key in enumerate((*MODELS, MODELS[0])):
             waiting = await world.watched.waits()
-            assert {redis_keys.index_keys(one)[2] for one in MODELS} < set(waiting)
+            assert {redis_keys.index_keys(model)[2] for model in MODELS} < set(waiting)
             await world.prompt(key, 1_000 * (number + 1))
             assert await world.came.get() == key
 

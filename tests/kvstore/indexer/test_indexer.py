@@ -108,7 +108,7 @@ async def test_api_that_others_run_is_asked_for_nothing() -> None:
         stage.instances["hosted"] = replace(stage.instances["hosted"], engine=EXTERNAL_API)
         stage.apply_fleet()
         await stage.wait_connected("a")
-        assert [one.instance for one in stage.indexer.engine_statuses()] == ["a"]
+        assert [status.instance for status in stage.indexer.engine_statuses()] == ["a"]
 
 
 async def test_instances_follow_the_fleet() -> None:
@@ -122,7 +122,7 @@ async def test_instances_follow_the_fleet() -> None:
         await stage.wait_exact("a", "b")
         del stage.instances["a"]
         stage.apply_fleet()
-        assert [one.instance for one in stage.indexer.engine_statuses()] == ["b"]
+        assert [status.instance for status in stage.indexer.engine_statuses()] == ["b"]
         assert stage.credited_blocks("b", A) == 2
         assert stage.sink.replica("default/tiny").instances() == ("b",)
         assert stage.indexer.departed.counts["default/tiny"]["batches"] == 1

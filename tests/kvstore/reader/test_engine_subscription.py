@@ -282,7 +282,7 @@ async def test_frames_held_by_many_engines_are_bounded_together() -> None:
                 engine.serve_prompt(*range(start, start + 9))
         subscriptions = [member.subscription for member in stage.indexer._members.values()]
         await wait_until(lambda: sum(stage.status(name).counters.lost for name in names) > 0)
-        held = sum(one._sequencer.held_bytes for one in subscriptions if one is not None)
+        held = sum(subscription._sequencer.held_bytes for subscription in subscriptions if subscription is not None)
         assert held == stage.indexer._context.buffered.total <= 4_000 + 300, "the bound, and one more frame"
         stage.instances.clear()
         stage.apply_fleet()

@@ -36,7 +36,7 @@ def test_first_batch_makes_an_instance_complete() -> None:
     frame = engine.publish()
     assert frame is not None
     found = reader.follow(reader.stream.on_live_frame(frame))
-    assert [type(one) for one in found.changes] == [CompletenessChanged, BlocksStored]
+    assert [type(change) for change in found.changes] == [CompletenessChanged, BlocksStored]
     assert (found.batches, found.replay_from, reader.truth.state("i").complete) == (1, None, True)
 
 
@@ -62,7 +62,7 @@ def test_unreadable_batch_counts_as_lost() -> None:
     damaged = msgspec.msgpack.encode([0.0, [{"type": "BlockRemoved", "block_hashes": 7}], 0])
     found = reader.follow(reader.stream.on_live_frame(EventFrame(b"", 1, damaged)))
     assert found.unreadable == ("removal",)
-    assert [type(one) for one in found.changes] == [InstanceCleared, CompletenessChanged]
+    assert [type(change) for change in found.changes] == [InstanceCleared, CompletenessChanged]
     assert not reader.truth.state("i").complete
 
 

@@ -72,7 +72,7 @@ def test_names_of_others_are_refused_and_an_older_adapter_keeps_its_own() -> Non
     cluster.put("ModelDeployment", "law", spec={"model": {"uri": "hf://a/b"}, "pools": POOLS})
     snapshot = cluster.cache.snapshot("chat/law")
     assert snapshot is not None
-    assert [(one.name, one.owner) for one in snapshot.refused_names] == [("law", "adapter:chat/law")]
+    assert [(name.name, name.owner) for name in snapshot.refused_names] == [("law", "adapter:chat/law")]
 
 
 def test_specs_that_cannot_be_read_are_told() -> None:

@@ -23,7 +23,9 @@ WANTED = {
 
 
 def live(*entries: dict[str, Any]) -> dict[str, Any]:
-    return {"metadata": {"managedFields": [{"operation": "Update", "manager": "kubectl", **one} for one in entries]}}
+    return {
+        "metadata": {"managedFields": [{"operation": "Update", "manager": "kubectl", **entry} for entry in entries]}
+    }
 
 
 def container(inside: dict[str, Any]) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class RolloutScenario:
     def settled(self) -> bool:
         """True if the desired groups are ready and no surge group is left."""
         groups, live = self.cluster.groups, self.cluster.live
-        whole = all(one.ready and not one.leaving and one.revision == self.revision for one in groups.values())
+        whole = all(group.ready and not group.leaving and group.revision == self.revision for group in groups.values())
         number = live["spec"]["replicas"]
         return whole and len(groups) == number == self.asked and not surplus_groups(live)
 
@@ -156,10 +156,10 @@ def test_ready_groups_never_fall_below_desired(
     asked: int, surge: int, asks: list[str], turns: int, chance: random.Random
 ) -> None:
     story = RolloutScenario(asked, surge)
-    for one in asks:
-        match one:
+    for ask in asks:
+        match ask:
             case "pause" | "resume":
-                story.rollout = story.rollout.model_copy(update={"paused": one == "pause"})
+                story.rollout = story.rollout.model_copy(update={"paused": ask == "pause"})
             case "more":
                 story.asked += 1
             case "fewer":
@@ -244,7 +244,7 @@ def test_only_replicas_and_strategy_change() -> None:
     paused, classes = read_case(CASES / "sim-multi-node.yaml")
     model = paused.model_copy(update={"spec": paused.spec.model_copy(update={"rollout": Rollout()})})
     before = render_model(model, classes, default_context()).manifests
-    live = {(one["kind"], one["metadata"]["name"]): one for one in before}
+    live = {(manifest["kind"], manifest["metadata"]["name"]): manifest for manifest in before}
     same, nothing = apply_surge(before, live, [], model.spec.rollout)
     assert (same, nothing) == (list(before), {})
     engine = model.spec.engine.model_copy(update={"args": ["--other"]})

@@ -412,12 +412,16 @@ def test_waiting_model_does_not_inherit_the_name_of_a_deleted_one(harness: Opera
     harness.kube.remove("ModelDeployment", "chat", "qwen")
     harness.run_until_idle()
     assert harness.status(namespace="later")["clientName"] == "later/qwen"
-    (taken,) = [one for one in harness.status(namespace="later")["conditions"] if one["type"] == "NameTaken"]
+    (taken,) = [
+        condition for condition in harness.status(namespace="later")["conditions"] if condition["type"] == "NameTaken"
+    ]
     assert taken["message"] == "qwen belongs to chat/qwen, which is deleted and has not released its names"
     harness.restart()
     harness.run_until_idle()
     assert harness.status(namespace="later")["clientName"] == "later/qwen"
-    (taken,) = [one for one in harness.status(namespace="later")["conditions"] if one["type"] == "NameTaken"]
+    (taken,) = [
+        condition for condition in harness.status(namespace="later")["conditions"] if condition["type"] == "NameTaken"
+    ]
     assert taken["message"] == "qwen belonged to a model that is deleted and has not released its names"
     serve_model(harness)
     assert harness.status()["clientName"] == "qwen"

@@ -130,7 +130,7 @@ def test_a_younger_model_does_not_take_the_name_of_a_route() -> None:
     cluster.put("ModelDeployment", "assistant", "other", metadata={"creationTimestamp": "9999"}, spec={"model": {}})
     snapshot = cluster.cache.snapshot("other/assistant")
     assert snapshot is not None
-    assert [(one.name, one.owner) for one in snapshot.refused_names] == [("assistant", "route:chat/assistant")]
+    assert [(name.name, name.owner) for name in snapshot.refused_names] == [("assistant", "route:chat/assistant")]
     assert cluster.conditions("assistant")["Accepted"][0] == "True"
 
 

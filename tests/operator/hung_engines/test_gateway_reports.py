@@ -43,8 +43,8 @@ def gateway_pod(
 
 def read(*pods: Manifest, token: str | None = None, **limits: Any) -> list[GatewayReport]:
     kube = InMemoryKube()
-    for one in pods:
-        kube.put(one)
+    for pod in pods:
+        kube.put(pod)
     return asyncio.run(GatewayReader(kube, GATEWAYS, token, **limits).read())
 
 

@@ -42,7 +42,7 @@ def plan(*pods: Manifest, rules: RestartRules = RULES, **verdicts: HungVerdict) 
 
 
 def deleted(made: HungEnginePlan) -> list[str]:
-    return [name_of(one) for one in made.restarts]
+    return [name_of(restart) for restart in made.restarts]
 
 
 def test_pod_that_hangs_is_marked_first_and_not_deleted_yet() -> None:

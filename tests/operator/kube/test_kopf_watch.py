@@ -104,7 +104,7 @@ async def test_kopf_lists_large_models_in_pages_and_keeps_little_of_each() -> No
         for type, model in recorder.events:
             assert type is None
             assert_small(model)
-        lists = [one for one in fake.calls if one.path.endswith("/modeldeployments") and not one.is_watch]
+        lists = [call for call in fake.calls if call.path.endswith("/modeldeployments") and not call.is_watch]
         assert [one.query.get("limit") for one in lists] == [str(MODELS_PER_PAGE)] * 3
 
 

@@ -47,14 +47,19 @@ def containers(kind: str) -> list[tuple[str, list[str]]]:
 def golden_objects() -> list[tuple[str, Any]]:
     """Returns every object of the golden files, with the name of its file."""
     paths = sorted(GOLDEN.glob("*.yaml"))
-    return [(path.stem, one) for path in paths for one in load_documents(path.read_text(encoding="utf-8")) if one]
+    return [
+        (path.stem, document)
+        for path in paths
+        for document in load_documents(path.read_text(encoding="utf-8"))
+        if document
+    ]
 
 
 @pytest.mark.parametrize(("kind", "least"), [("vllm", 16), ("sglang", 16), ("llamacpp", 8), ("trtllm", 7)])
 def test_every_flag_exists_in_the_engine(kind: str, least: int) -> None:
     flags, seen = set(KNOWN[kind]["flags"]), set()
     for case, arguments in containers(kind):
-        used = {one.partition("=")[0] for one in arguments if one.startswith("--")}
+        used = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
         assert used <= flags, case
         seen |= used
     assert len(seen) >= least  # the cases cover most of what an adapter writes
@@ -74,7 +79,7 @@ def test_simulated_engine_parses_its_command_lines() -> None:
         parser = argparse.ArgumentParser()
         command_line.add_engine_arguments(parser)
         read = command_line.parse_engine_options(
-            parser.parse_args([one.replace("$(POD_IP)", "10.0.0.1") for one in arguments])
+            parser.parse_args([argument.replace("$(POD_IP)", "10.0.0.1") for argument in arguments])
         )
         assert read.port == 8000
 

@@ -36,24 +36,24 @@ def test_rendering_of_older_releases_is_unchanged(case: str, version: int) -> No
     has_downloader = model.spec.adapters is not None and model.spec.adapters.download is not None
     downloader = facts.installation.downloader_image if has_downloader else None
     pins = {
-        one["metadata"]["labels"]["fairlead.io/pool"]: ExistingWorkload(
-            one["metadata"]["name"],
+        manifest["metadata"]["labels"]["fairlead.io/pool"]: ExistingWorkload(
+            manifest["metadata"]["name"],
             RenderPin(
-                one["metadata"]["annotations"]["fairlead.io/revision"],
+                manifest["metadata"]["annotations"]["fairlead.io/revision"],
                 version,
                 image,
                 facts.installation.pull_secrets,
                 downloader_image=downloader,
             ),
         )
-        for one in first.manifests
-        if one["kind"] in ("Deployment", "LeaderWorkerSet")
+        for manifest in first.manifests
+        if manifest["kind"] in ("Deployment", "LeaderWorkerSet")
     }
     again = render_model(model, classes, default_context(workloads=pins))
     golden = FOLDER / "golden" / f"v{version}" / case
     if golden.exists():  # a case that is newer than the version has none
-        was = [one for one in load_documents(golden.read_text(encoding="utf-8")) if one is not None]
-        assert [pods(one) for one in again.manifests] == [pods(one) for one in was]
+        was = [document for document in load_documents(golden.read_text(encoding="utf-8")) if document is not None]
+        assert [pods(manifest) for manifest in again.manifests] == [pods(one) for one in was]
 
 
 def pods(one: Manifest) -> list[Manifest]:

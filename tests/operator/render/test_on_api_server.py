@@ -26,8 +26,8 @@ def everything() -> Iterator[tuple[str, Manifest]]:
     """(case, manifest) of all cases, in one namespace."""
     for case in CASES:
         model, classes = read_case(case)
-        for one in render_model(model, classes, default_context()).manifests:
-            yield case.stem, {**one, "metadata": {**one["metadata"], "namespace": NAMESPACE}}
+        for manifest in render_model(model, classes, default_context()).manifests:
+            yield case.stem, {**manifest, "metadata": {**manifest["metadata"], "namespace": NAMESPACE}}
 
 
 def pods(case: str, one: Manifest) -> Iterator[Manifest]:

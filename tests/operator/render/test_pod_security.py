@@ -31,13 +31,13 @@ def manifests(case: Path) -> list[Manifest]:
 
 def templates(found: list[Manifest]) -> Iterator[tuple[Manifest, dict[str, Any]]]:
     """(child, pod template) of every workload."""
-    for one in found:
-        if one["kind"] == "Deployment":
-            yield one, one["spec"]["template"]
-        elif one["kind"] == "LeaderWorkerSet":
-            group = one["spec"]["leaderWorkerTemplate"]
-            yield one, group["leaderTemplate"]
-            yield one, group["workerTemplate"]
+    for manifest in found:
+        if manifest["kind"] == "Deployment":
+            yield manifest, manifest["spec"]["template"]
+        elif manifest["kind"] == "LeaderWorkerSet":
+            group = manifest["spec"]["leaderWorkerTemplate"]
+            yield manifest, group["leaderTemplate"]
+            yield manifest, group["workerTemplate"]
 
 
 def violations(spec: dict[str, Any]) -> list[str]:
@@ -65,16 +65,16 @@ def violations(spec: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
 def test_every_pod_is_restricted(case: Path) -> None:
     for _, template in templates(manifests(case)):
-        engines = [one for one in template["spec"]["containers"] if one["name"] == "engine"]
+        engines = [container for container in template["spec"]["containers"] if container["name"] == "engine"]
         assert violations({**template["spec"], "containers": engines}) == []  # a user's sidecar is the user's
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
 def test_every_child_is_owned_and_labelled(case: Path) -> None:
     model, _ = read_case(case)
-    for one in manifests(case):
-        metadata = one["metadata"]
-        resource_of(one)  # of a kind that the client knows
+    for manifest in manifests(case):
+        metadata = manifest["metadata"]
+        resource_of(manifest)  # of a kind that the client knows
         assert len(metadata["name"]) <= 63
         assert metadata["namespace"] == model.metadata.namespace
         (owner,) = metadata["ownerReferences"]
@@ -89,13 +89,13 @@ def test_selectors_match_the_right_pods_by_labels(case: Path) -> None:
     found = manifests(case)
     for workload, template in templates(found):
         pool = workload["metadata"]["labels"]["fairlead.io/pool"]
-        beside = [one for one in found if one["metadata"]["labels"]["fairlead.io/pool"] == pool]
+        beside = [manifest for manifest in found if manifest["metadata"]["labels"]["fairlead.io/pool"] == pool]
         labels = template["metadata"]["labels"]
         answers = "fairlead.io/endpoint" in labels
         selectors = {
-            one["kind"]: one["spec"].get("selector") or one["spec"].get("podSelector")
-            for one in beside
-            if "spec" in one
+            manifest["kind"]: manifest["spec"].get("selector") or manifest["spec"].get("podSelector")
+            for manifest in beside
+            if "spec" in manifest
         }
         assert (selectors["Service"].items() <= labels.items()) == answers
         assert (selectors["PodDisruptionBudget"]["matchLabels"].items() <= labels.items()) == answers
@@ -111,7 +111,7 @@ def test_grace_exceeds_drain_and_start_may_take_half_an_hour(case: Path) -> None
     for _, template in templates(manifests(case)):
         spec = template["spec"]
         assert spec["terminationGracePeriodSeconds"] > model.spec.rollout.drain_seconds
-        (engine,) = (one for one in spec["containers"] if one["name"] == "engine")
+        (engine,) = (container for container in spec["containers"] if container["name"] == "engine")
         hook = engine["lifecycle"]["preStop"]
         assert hook.get("sleep") or float(hook["exec"]["command"][-4]) == model.spec.rollout.drain_seconds
         probe = engine.get("startupProbe")
@@ -140,7 +140,7 @@ def test_pods_name_no_user_or_group_where_the_cluster_assigns_them(case: Path) -
     rendered = render_model(model, classes, default_context(assigns_users=True)).manifests
     for _, template in templates(list(rendered)):
         spec = template["spec"]
-        engines = [one for one in spec["containers"] if one["name"] == "engine"]
+        engines = [container for container in spec["containers"] if container["name"] == "engine"]
         assert violations({**spec, "containers": engines}) == []
         for found in (spec, *engines, *spec.get("initContainers", [])):
             assert not {"runAsUser", "runAsGroup", "fsGroup"} & found.get("securityContext", {}).keys()

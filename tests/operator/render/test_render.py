@@ -43,7 +43,7 @@ def model_of(**spec: Any) -> ModelDeployment:
 def workload(model: ModelDeployment, facts: RenderContext | None = None) -> Manifest:
     rendered = render_model(model, {}, facts or default_context())
     assert rendered.problems == ()
-    (found,) = (one for one in rendered.manifests if one["kind"] in ("Deployment", "LeaderWorkerSet"))
+    (found,) = (manifest for manifest in rendered.manifests if manifest["kind"] in ("Deployment", "LeaderWorkerSet"))
     return found
 
 
@@ -125,7 +125,7 @@ def test_arguments_of_a_pool_come_last_and_are_its_own(kind: str) -> None:
     pools = [_POOL | {"name": "small", "args": ["--b=2"]}, _POOL | {"name": "large"}]
     rendered = render_model(model_of(engine=engine, pools=pools), {}, default_context())
     assert rendered.problems == ()
-    small, large = (arguments_of(one) for one in rendered.manifests if one["kind"] == "Deployment")
+    small, large = (arguments_of(manifest) for manifest in rendered.manifests if manifest["kind"] == "Deployment")
     assert (small[-2:], large[-1]) == (["--a=1", "--b=2"], "--a=1")
 
 
@@ -296,13 +296,15 @@ def test_paused_rollout_holds_existing_pods_not_new_ones() -> None:
 
 def test_child_keeps_its_name() -> None:
     facts = default_context(workloads={"main": ExistingWorkload("qwen-main-abcdef")}, foreign_names=frozenset())
-    assert {one["metadata"]["name"] for one in render_model(model_of(), {}, facts).manifests} == {"qwen-main-abcdef"}
+    assert {manifest["metadata"]["name"] for manifest in render_model(model_of(), {}, facts).manifests} == {
+        "qwen-main-abcdef"
+    }
 
 
 def test_name_of_another_model_is_avoided() -> None:
     (name,) = {
-        one["metadata"]["name"]
-        for one in render_model(model_of(), {}, default_context(foreign_names=frozenset({"qwen-main"}))).manifests
+        manifest["metadata"]["name"]
+        for manifest in render_model(model_of(), {}, default_context(foreign_names=frozenset({"qwen-main"}))).manifests
     }
     assert name.startswith("qwen-main-")
 
@@ -429,7 +431,7 @@ def test_broken_pool_does_not_stop_other_pools() -> None:
     pools = [{"name": "good", "acceleratorClassName": "nvidia-l4"}, {"name": "bad", "acceleratorClassName": "none"}]
     rendered = render_model(model_of(pools=pools), {}, default_context())
     assert [problem.pool for problem in rendered.problems] == ["bad"]
-    assert {one["metadata"]["labels"]["fairlead.io/pool"] for one in rendered.manifests} == {"good"}
+    assert {manifest["metadata"]["labels"]["fairlead.io/pool"] for manifest in rendered.manifests} == {"good"}
 
 
 def test_engine_annotations_parse_back_and_survive_edits() -> None:

@@ -66,7 +66,10 @@ def test_unnamed_lists_are_replaced() -> None:
 
 def test_containers_merge_by_name_and_new_ones_follow() -> None:
     found = merge_template(BASE, {"containers": [{"name": "sidecar", "image": "s"}, {"name": "engine", "image": "b"}]})
-    assert [(one["name"], one["image"]) for one in found["containers"]] == [("engine", "b"), ("sidecar", "s")]
+    assert [(container["name"], container["image"]) for container in found["containers"]] == [
+        ("engine", "b"),
+        ("sidecar", "s"),
+    ]
 
 
 def test_variables_merge_by_name_and_have_one_source() -> None:
@@ -110,7 +113,7 @@ def test_probe_keeps_its_timing_when_its_action_changes() -> None:
 
 def test_item_is_deleted_and_mapping_replaced() -> None:
     found = merge_template(BASE, {"volumes": [{"name": "cache", "$patch": "delete"}]})
-    assert [one["name"] for one in found["volumes"]] == ["tmp"]
+    assert [volume["name"] for volume in found["volumes"]] == ["tmp"]
     found = merge_template(BASE, {"securityContext": {"$patch": "replace", "fsGroup": 3}})
     assert found["securityContext"] == {"fsGroup": 3}
 

@@ -73,28 +73,28 @@ def obs_of(seen: Observation) -> dict[str, Any]:
         }
     )
     if gateway and seen.shapes is not None:
-        gateway["shapes"] = [[one.prompt_tokens, one.output_tokens, one.requests] for one in seen.shapes]
+        gateway["shapes"] = [[shape.prompt_tokens, shape.output_tokens, shape.requests] for shape in seen.shapes]
     pools = {}
     for name, pool in seen.pools.items():
         replicas = pool.replicas and [
             {
-                "id": one.id,
-                "state": one.state.value,
-                "age": one.age_seconds,
-                "startup_s": one.startup_seconds,
-                "running": one.running,
-                "waiting": one.waiting,
-                "kv": one.kv_share,
-                "d_prompt": one.prompt_tokens,
-                "d_gen": one.generated_tokens,
-                "d_gen_time": one.itl_seconds,
-                "d_finished": one.finished,
-                "d_first": one.first_tokens,
-                "d_ttft_sum": one.ttft_seconds,
-                "ttft_hist": one.ttft_counts,
-                "itl_hist": one.itl_counts,
+                "id": replica.id,
+                "state": replica.state.value,
+                "age": replica.age_seconds,
+                "startup_s": replica.startup_seconds,
+                "running": replica.running,
+                "waiting": replica.waiting,
+                "kv": replica.kv_share,
+                "d_prompt": replica.prompt_tokens,
+                "d_gen": replica.generated_tokens,
+                "d_gen_time": replica.itl_seconds,
+                "d_finished": replica.finished,
+                "d_first": replica.first_tokens,
+                "d_ttft_sum": replica.ttft_seconds,
+                "ttft_hist": replica.ttft_counts,
+                "itl_hist": replica.itl_counts,
             }
-            for one in pool.replicas
+            for replica in pool.replicas
         ]
         pools[name] = {
             "desired": pool.desired,
@@ -210,7 +210,7 @@ def test_a_replica_without_a_state_is_omitted() -> None:
     told = [{"id": "a", "state": None, "age": 9.0}, {"id": "b", "state": "ready", "age": None, "running": 2}]
     pool = {"desired": 2, "ready": 2, "replicas": told}
     seen = parse_observation({"t": 5.0, "gateway": None, "pools": {"main": pool}}, parse_model({"pools": {"main": {}}}))
-    assert [one.id for one in seen.pools["main"].replicas or ()] == ["b"]
+    assert [replica.id for replica in seen.pools["main"].replicas or ()] == ["b"]
 
 
 def test_settings_are_the_cores() -> None:
@@ -331,7 +331,7 @@ def test_malformed_json_does_not_end_the_session(line: bytes) -> None:
     sent = b"\n".join([b'{"op": "reset", "pools": {"main": {}}}', line, right])
     command = [sys.executable, "-m", "fairlead_sim.seams", "autoscaler"]
     done = subprocess.run(command, input=sent, capture_output=True, check=False)
-    begun, refused, went_on = [json.loads(one) for one in done.stdout.splitlines()]
+    begun, refused, went_on = [json.loads(line) for line in done.stdout.splitlines()]
     assert (done.returncode, begun, went_on) == (2, {}, {"main": 1})
     assert list(refused) == ["error"]
 

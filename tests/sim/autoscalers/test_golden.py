@@ -42,7 +42,8 @@ def hpa_settings(vector: Any) -> hpa.HpaSettings:
 def rules(written: Any) -> ScalingRules:
     return ScalingRules(
         policies=tuple(
-            ScalingPolicy(PolicyKind(one["type"]), one["value"], one["period"]) for one in written["policies"]
+            ScalingPolicy(PolicyKind(policy["type"]), policy["value"], policy["period"])
+            for policy in written["policies"]
         ),
         window_seconds=written["window"],
         select=PolicySelect(written["select"]),
@@ -56,7 +57,7 @@ def hpa_seen(vector: Any, step: Any) -> hpa.HpaObservation:
         return seen
     if vector["metric"] == "external":
         return hpa.HpaObservation(seen.now, seen.spec, seen.status, total_milli=step["total"])
-    pods = tuple(hpa.HpaPod(PHASES[one[0]], int(one[1:]) if one[1:] else None) for one in step["pods"])
+    pods = tuple(hpa.HpaPod(PHASES[pod[0]], int(pod[1:]) if pod[1:] else None) for pod in step["pods"])
     return hpa.HpaObservation(seen.now, seen.spec, seen.status, pods=pods)
 
 

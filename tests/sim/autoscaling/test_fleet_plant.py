@@ -56,7 +56,7 @@ def chat(rate: float, minutes: int, seed: int = 1) -> ArrivalTrace:
 
 def steady(rate: float, seconds: float) -> ArrivalTrace:
     count = int(rate * seconds)
-    return ArrivalTrace([one / rate for one in range(count)], [1_000] * count, [100] * count)
+    return ArrivalTrace([index / rate for index in range(count)], [1_000] * count, [100] * count)
 
 
 def outcome_of(
@@ -180,8 +180,8 @@ def test_missing_and_zeroed_metrics_and_the_counters_of_a_tick() -> None:
     [replica] = zeroed.pools["S"].replicas or ()
     assert (replica.running, replica.generated_tokens, replica.cached_tokens) == (0, 0, 0)
     assert replica.state is ReplicaState.READY
-    seen = [replica for one in observations for replica in one.pools["S"].replicas or ()]
-    lost_ticks = [one for one in observations if one is missing or one is zeroed]
+    seen = [replica for observation in observations for replica in observation.pools["S"].replicas or ()]
+    lost_ticks = [observation for observation in observations if observation is missing or observation is zeroed]
     assert len(lost_ticks) == 2
     last = seen[-1]
     assert (last.running, last.waiting, last.kv_share) == (0, 0, 0.0)

@@ -68,7 +68,7 @@ def test_it_keeps_the_target_below_what_any_constant_costs() -> None:
     found = humped_schedule(shortened(60, 30))
     assert found.attainment >= 0.99
     constants = [run_schedule(made, [(0.0, {"S": count})]) for count in range(1, 8)]
-    cheapest = min(one.cost for one in constants if one.attainment >= 0.99)
+    cheapest = min(constant.cost for constant in constants if constant.attainment >= 0.99)
     assert found.cost < 0.85 * cheapest
     again = replay_schedule(made, found.steps)
     assert (again.attainment, again.cost) == (found.attainment, found.cost)

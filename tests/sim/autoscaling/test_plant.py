@@ -49,7 +49,7 @@ def scenario(
 
 def steady(rate: float, seconds: float) -> ArrivalTrace:
     count = int(rate * seconds)
-    return ArrivalTrace([one / rate for one in range(count)], [1_000] * count, [100] * count)
+    return ArrivalTrace([index / rate for index in range(count)], [1_000] * count, [100] * count)
 
 
 def test_a_replica_costs_from_its_order_to_its_end() -> None:
@@ -341,7 +341,7 @@ def made_scenario(
     *stretches: tuple[float, float, float], initial: int, changes: tuple[float, ...] = ()
 ) -> AutoscalingScenario:
     """Returns a scenario with (begin, end, rate) of requests, and starts that take a minute."""
-    arrivals = [begin + one / rate for begin, end, rate in stretches for one in range(int((end - begin) * rate))]
+    arrivals = [begin + index / rate for begin, end, rate in stretches for index in range(int((end - begin) * rate))]
     startup = StartupDistribution(START_SECONDS, 0.0)
     setup = reference_pools.reference_pool(reference_pools.small_profile(), initial, startup=startup, minimum=0)
     model = reference_pools.reference_model([setup], TTFT_SECONDS, 0.15)

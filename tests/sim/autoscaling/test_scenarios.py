@@ -190,7 +190,7 @@ def test_recorded_hours_are_read_where_they_are(tmp_path_factory: pytest.TempPat
     rows = [f"2023-11-16 18:15:{46 + second:02}.5000000,{300 + second},{40}" for second in range(10)]
     (folder / AZURE_CONVERSATIONS).write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows))
     line = '{{"timestamp": {at}, "input_length": 20000, "output_length": 9, "hash_ids": {ids}}}'
-    lines = [line.format(at=3_000 * (one // 2), ids=list(range(40))) for one in range(8)]
+    lines = [line.format(at=3_000 * (index // 2), ids=list(range(40))) for index in range(8)]
     (folder / MOONCAKE_CONVERSATIONS).write_text("\n".join(lines))
     noisy = SCENARIOS["noisy-hour"](1, folder)
     assert len(noisy.load) == 30
@@ -301,7 +301,7 @@ def test_each_replica_is_counted_in_its_state_and_a_waking_one_as_pending() -> N
     found.apply_due(100.0)
     found.scale(1, 200.0, asleep=1)
     seen = found.observe(205.0, missing=False, zeroed=False)
-    assert [one.state for one in seen.replicas or ()] == [ReplicaState.WAKING, ReplicaState.ASLEEP]
+    assert [replica.state for replica in seen.replicas or ()] == [ReplicaState.WAKING, ReplicaState.ASLEEP]
     assert (seen.desired, seen.asleep_desired, seen.ready, seen.pending, seen.waking, seen.asleep) == (1, 1, 0, 1, 1, 1)
 
 

@@ -32,7 +32,7 @@ def test_a_prompt_goes_where_the_least_prefill_waits() -> None:
 def test_no_fleet_finds_more_in_its_caches_than_one_cache_of_the_same_size() -> None:
     small = replace(H100, kv_tokens=60_000)
     requests = FAMILIES["tenants"](600, seed=3)
-    prompts = sum(one.prompt_tokens for one in requests)
+    prompts = sum(request.prompt_tokens for request in requests)
 
     def found(trial: Trial) -> float:
         return sum(one.cached_tokens for one in without_warmup(trial.run(requests))) / prompts

@@ -94,6 +94,6 @@ def test_an_engine_fifty_times_slower_for_minutes_is_counted_apart() -> None:
 def test_a_stretched_scenario_keeps_its_faults() -> None:
     scenario = from_seed(3)
     long = stretched(scenario, 3.0)
-    assert [one.at for one in long.fleet_events] == [3.0 * one.at for one in scenario.fleet_events]
+    assert [event.at for event in long.fleet_events] == [3.0 * event.at for event in scenario.fleet_events]
     assert len(long.traffic) == len(scenario.traffic)
     assert long.traffic[-1].arrival == 3.0 * scenario.traffic[-1].arrival

@@ -43,26 +43,26 @@ SCRIPT = Path(__file__).parents[3] / "scripts" / "nightly_fleet.py"
 @pytest.mark.parametrize("seeds", SEED_BATCHES)
 def test_invariants_hold_under_every_fault_and_service_recovers(seeds: Sequence[int]) -> None:
     nights = [run_seed(seed) for seed in seeds]
-    assert "\n".join([one.describe() for one in nights if one.violations]) == ""
-    assert sum(one.checks for one in nights) > len(seeds) * 100
-    assert sum(one.cut + one.retried for one in nights) > 0
+    assert "\n".join([night.describe() for night in nights if night.violations]) == ""
+    assert sum(night.checks for night in nights) > len(seeds) * 100
+    assert sum(night.cut + night.retried for night in nights) > 0
 
 
 def test_seeds_draw_every_kind_of_fault_and_equal_seeds_are_equal() -> None:
     scenes = [from_seed(seed) for seed in shortened(range(400), VARIED_SEEDS)]
     assert {scene.router for scene in scenes} == {SINGLE_GATEWAY, EXTERNAL_ROUTER, GATEWAY_CLUSTER}
     assert {scene.preset for scene in scenes} == set(PRESETS)
-    assert {one.kind for scene in scenes for one in scene.fleet_events} == set(FleetEventKind)
+    assert {event.kind for scene in scenes for event in scene.fleet_events} == set(FleetEventKind)
     assert any(scene.partitions for scene in scenes if scene.router == GATEWAY_CLUSTER)
     assert any(scene.kills for scene in scenes if scene.preset in QUEUEING_PRESETS)
     assert any(spell.drop == 1.0 for scene in scenes for spell in scene.network_faults)
-    lost = [{one.engine for one in scene.fleet_events if one.kind is FleetEventKind.LOSE} for scene in scenes]
+    lost = [{event.engine for event in scene.fleet_events if event.kind is FleetEventKind.LOSE} for scene in scenes]
     assert any(set(scene.engine_names) <= gone for scene, gone in zip(scenes, lost, strict=True)), "all at once"
     for scene in scenes:
         assert all(one.at <= FAULT_SECONDS for one in (*scene.fleet_events, *scene.partitions, *scene.kills))
-        assert all(not one.unreachable for one in {one.gateway: one for one in scene.partitions}.values()), (
-            "all are mended"
-        )
+        assert all(
+            not one.unreachable for one in {partition.gateway: partition for partition in scene.partitions}.values()
+        ), "all are mended"
     assert from_seed(7) == from_seed(7)
     assert run_seed(7) == run_seed(7)
 

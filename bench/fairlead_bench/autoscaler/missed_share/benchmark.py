@@ -173,10 +173,10 @@ class PredictingController:
     def _mean_workload(self) -> tuple[StepModel, MeanRequest, LatencyTargets]:
         requests = [tick.replica.request for tick in self._ticks]
         request = MeanRequest(
-            fmean([one.prompt_tokens for one in requests]),
-            fmean([one.output_tokens for one in requests]),
-            fmean([one.cached_share for one in requests]),
-            fmean([one.prompt_variability for one in requests]),
+            fmean([request.prompt_tokens for request in requests]),
+            fmean([request.output_tokens for request in requests]),
+            fmean([request.cached_share for request in requests]),
+            fmean([request.prompt_variability for request in requests]),
         )
         slowdown = fmean([tick.slowdown for tick in self._ticks])
         step = StepModel.from_profile(pool_profile(self._core.model.pools[0]), slowdown)
@@ -384,10 +384,10 @@ def compare_fleet(case: FixedFleetCase, *, requests: int, seed: int) -> FleetCom
 
 def case_rows(comparisons: Sequence[FleetComparison]) -> Iterator[ResultRow]:
     """Yields two rows for each fleet: predicted ÷ measured share, without and with factors."""
-    for one in comparisons:
+    for comparison in comparisons:
         for kind, share in _JUDGED.items():
-            metric = f"{one.case.describe()}: missed share, {kind} ÷ measured"
-            yield NO_GOALS.ratio(metric, "share", share(one.predicted), "measured", one.measured or None)
+            metric = f"{comparison.case.describe()}: missed share, {kind} ÷ measured"
+            yield NO_GOALS.ratio(metric, "share", share(comparison.predicted), "measured", comparison.measured or None)
 
 
 def summary_rows(comparisons: Sequence[FleetComparison]) -> Iterator[ResultRow]:
@@ -396,8 +396,8 @@ def summary_rows(comparisons: Sequence[FleetComparison]) -> Iterator[ResultRow]:
     Only judged fleets count.
     """
     goals = load_goals(NAME)
-    for plant in dict.fromkeys(one.case.plant for one in comparisons):
-        judged = [one for one in comparisons if one.case.plant == plant and one.is_judged]
+    for plant in dict.fromkeys(comparison.case.plant for comparison in comparisons):
+        judged = [comparison for comparison in comparisons if comparison.case.plant == plant and comparison.is_judged]
         yield goals.value(f"{plant}: fleets judged", "fleets", float(len(judged)))
         if not judged:
             continue
@@ -434,7 +434,12 @@ def main(arguments: list[str]) -> int:
             comparisons.append(one)
             print(_describe(one), file=sys.stderr, flush=True)
     rows = [*case_rows(comparisons), *summary_rows(comparisons)]
-    more = {"cases": [{**asdict(one), "measured": one.measured, "is_judged": one.is_judged} for one in comparisons]}
+    more = {
+        "cases": [
+            {**asdict(comparison), "measured": comparison.measured, "is_judged": comparison.is_judged}
+            for comparison in comparisons
+        ]
+    }
     write_results(NAME, rows, seed=given.seed, file=given.out, more=more)
     return 0
 

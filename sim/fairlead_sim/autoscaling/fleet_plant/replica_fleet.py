@@ -195,7 +195,9 @@ class HoldingGateway(SingleGateway):
     def on_membership(self, live_engines: Sequence[str], now: float) -> None:
         """Updates the router, and reroutes requests queued for engines that left."""
         instances = [self._describe_instance(name) for name in live_engines]
-        self._max_sequences = {one.id: one.profile.max_sequences for one in instances if one.profile is not None}
+        self._max_sequences = {
+            instance.id: instance.profile.max_sequences for instance in instances if instance.profile is not None
+        }
         self._router.update(self._model, instances)
         if self._simulation is not None:
             for request in self._sender().retain(live_engines, now):

@@ -143,7 +143,7 @@ class _ScaledSearch:
         chosen = max(1, first_guess)
         while missing - attaining > 1 and self._runs_left:
             taken = frozenset(order[:chosen])
-            mixed = [low[one] if one in taken else high[one] for one in range(self._stretches)]
+            mixed = [low[index] if index in taken else high[index] for index in range(self._stretches)]
             found = self._measure(tuple([step for part in mixed for step in part])).schedule
             if found.is_better_than(best, self._target):
                 best = found

@@ -64,7 +64,7 @@ class SleepingPool:
         ready = [at for at in self.awake if at <= self.now]
         share = 0.0 if requests is None else requests / max(1, len(ready))
         told = None if requests is None else GatewayTraffic(requests, requests * 900.0)
-        names = [f"r{one}" for one in range(len(ready))]
+        names = [f"r{index}" for index in range(len(ready))]
         replicas = tuple(_busy(name, share, self.running.get(name, 0.0)) for name in names)
         self.running = dict.fromkeys(names, share)
         seen = PoolObservation(

@@ -176,8 +176,11 @@ def test_a_solver_is_asked_every_five_minutes_what_the_need_takes_and_is_followe
     assert len(rates) == 2
     assert max(rates) == pytest.approx(9.0 * min(rates))
     assert sum(rates) > 8.0  # what arrives a second, and room
-    assert [(one.name, one.minimum, one.maximum) for one in candidates] == [("S", 1, 30), ("L", 0, 9)]
-    assert all(each > 0.0 for one in candidates for each in one.throughput)
+    assert [(candidate.name, candidate.minimum, candidate.maximum) for candidate in candidates] == [
+        ("S", 1, 30),
+        ("L", 0, 9),
+    ]
+    assert all(each > 0.0 for candidate in candidates for each in candidate.throughput)
     assert there["L"] == 1
     assert "by the mix of shapes (milp)" in plans[-1].pools["S"].reason
     assert plans[-1].pools["L"].inputs["mix_replicas"].value == 1.0
@@ -187,9 +190,11 @@ def test_over_all_shapes_a_pool_carries_what_the_core_says_it_does() -> None:
     ask = FakeSolver(None, "greedy-timeout")
     plans, _ = driven(ScalingCore(MODEL), 100, ask=ask)
     rates, candidates = ask.asked[-1].rates, ask.asked[-1].candidates
-    for one in candidates:
-        alone = sum(rates) / sum(rate / each for rate, each in zip(rates, one.throughput, strict=True))
-        assert alone == pytest.approx(plans[-1].pools[one.name].inputs["capacity_requests_per_second"].value, rel=0.05)
+    for candidate in candidates:
+        alone = sum(rates) / sum(rate / each for rate, each in zip(rates, candidate.throughput, strict=True))
+        assert alone == pytest.approx(
+            plans[-1].pools[candidate.name].inputs["capacity_requests_per_second"].value, rel=0.05
+        )
 
 
 def test_a_shape_that_no_replica_of_a_pool_can_serve_is_left_to_the_others() -> None:
@@ -319,7 +324,7 @@ def test_what_is_planned_has_its_price_and_a_pool_without_one_makes_the_sum_unkn
     priced = replace(MODEL, pools=tuple(replace(pool, usd_per_hour=pool.cost_per_hour) for pool in MODEL.pools))
     (plan, *_), _ = driven(ScalingCore(priced), 1, desired={"S": 3, "L": 2})
     assert plan.pools["S"].inputs["usd_per_hour"].value == 3.0
-    assert {one.inputs["model_usd_per_hour"].value for one in plan.pools.values()} == {3.0 + 2 * 3.7}
+    assert {pool.inputs["model_usd_per_hour"].value for pool in plan.pools.values()} == {3.0 + 2 * 3.7}
     half = replace(priced, pools=(priced.pools[0], MODEL.pools[1]))
     assert usd_per_hour(half, {"S": 3, "L": 1}) is None
     assert usd_per_hour(half, {"S": 3, "L": 0}) == 3.0

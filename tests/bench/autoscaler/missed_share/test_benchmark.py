@@ -181,7 +181,7 @@ def test_token_by_token_the_same_is_predicted() -> None:
 
 def test_a_controller_that_predicts_changes_nothing() -> None:
     scenario = fixed_fleet_scenario(CASES["S chat"], 3, 2.0, requests=300)
-    pools = tuple([replace(one, facts=replace(one.facts, maximum=50)) for one in scenario.pools])
+    pools = tuple([replace(pool, facts=replace(pool.facts, maximum=50)) for pool in scenario.pools])
     controller = PredictingController(scenario.model, 2.0, 300.0)
     outcome = run_controller(replace(scenario, pools=pools), controller)
     assert {sample.desired for sample in outcome.samples} == {(3,)}

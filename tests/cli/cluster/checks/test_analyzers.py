@@ -31,7 +31,7 @@ DENIED = MissingValue("you may not", is_forbidden=True)
 
 
 def marks(facts: ClusterFacts, *, before: bool = False) -> dict[str, CheckOutcome]:
-    return {one.check.id: one.verdict.outcome for one in run_checks(facts, before_install=before)}
+    return {check.check.id: check.verdict.outcome for check in run_checks(facts, before_install=before)}
 
 
 def failing(facts: ClusterFacts, *, before: bool = False) -> set[str]:
@@ -50,7 +50,7 @@ def not_ready(pod: dict[str, Any]) -> dict[str, Any]:
 
 
 def of(facts: ClusterFacts, component: str) -> list[dict[str, Any]]:
-    return [one for one in facts.pods if one["metadata"]["labels"]["app.kubernetes.io/component"] == component]
+    return [pod for pod in facts.pods if pod["metadata"]["labels"]["app.kubernetes.io/component"] == component]
 
 
 @pytest.mark.parametrize("before", [False, True])
@@ -64,14 +64,14 @@ def test_healthy_cluster_passes_all_checks(facts: ClusterFacts, before: bool) ->
 def test_healthy_cluster_runs_all_unconditional_checks(facts: ClusterFacts) -> None:
     rare = {"gateway-certificate", "model-endpoint-secrets"}
     asked = set(marks(facts)) | set(marks(facts, before=True))
-    assert asked == {one.id for one in CHECKS} - rare
+    assert asked == {check.id for check in CHECKS} - rare
 
 
 # --- the ten faults, and more -------------------------------------------------------------------------------------------
 
 
 def operator_down(facts: ClusterFacts, build: Build) -> ClusterFacts:
-    pods = [not_ready(one) if one in of(facts, "operator") else one for one in facts.pods]
+    pods = [not_ready(pod) if pod in of(facts, "operator") else pod for pod in facts.pods]
     return replace(
         facts,
         pods=pods,
@@ -92,7 +92,7 @@ def operator_right_removed(facts: ClusterFacts, build: Build) -> ClusterFacts:
 
 def crd_outdated(facts: ClusterFacts, build: Build) -> ClusterFacts:
     found = copy.deepcopy(list(facts.crds))
-    model = next(one for one in found if one["metadata"]["name"].startswith("modeldeployments"))
+    model = next(manifest for manifest in found if manifest["metadata"]["name"].startswith("modeldeployments"))
     del model["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["rollout"]
     return replace(facts, crds=found)
 
@@ -247,12 +247,17 @@ def test_missing_unestablished_newer_and_foreign_crds(facts: ClusterFacts, build
 
 
 def test_operators_with_shared_namespaces_fail(facts: ClusterFacts) -> None:
-    operator = next(one for one in facts.deployments if one["metadata"]["name"] == "fairlead-operator")
+    operator = next(
+        deployment for deployment in facts.deployments if deployment["metadata"]["name"] == "fairlead-operator"
+    )
     second = copy.deepcopy(operator)
     second["metadata"]["namespace"] = "other"
     pods = [
         *facts.pods,
-        *({**one, "metadata": {**one["metadata"], "namespace": "other"}} for one in of(facts, "operator")),
+        *(
+            {**manifest, "metadata": {**manifest["metadata"], "namespace": "other"}}
+            for manifest in of(facts, "operator")
+        ),
     ]
     two = replace(
         facts,
@@ -277,7 +282,7 @@ def test_silent_watch_of_the_operator_fails(facts: ClusterFacts, builders: Build
 
 def test_partly_ready_deployment_is_a_warning(facts: ClusterFacts) -> None:
     first, *rest = of(facts, "gateway")
-    pods = [not_ready(one) if one is first else one for one in facts.pods]
+    pods = [not_ready(pod) if pod is first else pod for pod in facts.pods]
     assert marks(replace(facts, pods=pods))["gateway-ready"] is CheckOutcome.WARNING
     assert rest
 
@@ -303,7 +308,9 @@ def test_unpullable_control_plane_image_fails(facts: ClusterFacts) -> None:
     ],
 )
 def test_expiring_certificates(facts: ClusterFacts, ends: float, mark: CheckOutcome) -> None:
-    gateway = next(one for one in facts.deployments if one["metadata"]["name"] == "fairlead-gateway")
+    gateway = next(
+        deployment for deployment in facts.deployments if deployment["metadata"]["name"] == "fairlead-gateway"
+    )
     gateway["spec"]["template"]["spec"]["volumes"].append({"name": "tls", "secret": {"secretName": "cert"}})
     found = SecretSummary(frozenset({"tls.crt", "tls.key"}), ends)
     assert marks(replace(facts, secrets={**facts.secrets, ("fairlead", "cert"): found}))["gateway-certificate"] is mark
@@ -311,7 +318,9 @@ def test_expiring_certificates(facts: ClusterFacts, ends: float, mark: CheckOutc
 
 def test_deployment_without_pods_shows_the_reason(facts: ClusterFacts) -> None:
     assert "no pod of fairlead-operator has been made" in lines(replace(facts, pods=[]), "operator-ready")
-    operator = next(one for one in facts.deployments if one["metadata"]["name"] == "fairlead-operator")
+    operator = next(
+        deployment for deployment in facts.deployments if deployment["metadata"]["name"] == "fairlead-operator"
+    )
     refused = [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: small"}]
     operator["status"] = {"conditions": refused}
     assert "exceeded quota: small" in lines(replace(facts, pods=[]), "operator-ready")
@@ -320,7 +329,7 @@ def test_deployment_without_pods_shows_the_reason(facts: ClusterFacts) -> None:
 
 
 def test_chart_redis_failure_shows_its_pods_reason(facts: ClusterFacts, builders: Build) -> None:
-    pods = [not_ready(one) if one in of(facts, "redis") else one for one in facts.pods]
+    pods = [not_ready(pod) if pod in of(facts, "redis") else pod for pod in facts.pods]
     found = redis_unreachable(replace(facts, pods=pods), builders)
     assert "pod fairlead-redis-0: containers with unready status" in lines(found, "redis")
 
@@ -425,7 +434,9 @@ COMPONENT_CHECKS = ("installed", "ready", "secrets", "rights", "leads", "hears")
 
 def problems(facts: ClusterFacts) -> dict[str, Verdict]:
     """Returns the verdicts that are not OK."""
-    return {one.check.id: one.verdict for one in run_checks(facts) if one.verdict.outcome is not CheckOutcome.OK}
+    return {
+        check.check.id: check.verdict for check in run_checks(facts) if check.verdict.outcome is not CheckOutcome.OK
+    }
 
 
 def with_reports(facts: ClusterFacts, component: str, reports: list[PodReport]) -> ClusterFacts:
@@ -492,7 +503,11 @@ def test_a_missing_autoscaler_warns_only_where_a_model_wants_one(
     assert not isinstance(facts.deployments, MissingValue)
     model = builders["model"]()
     model["spec"]["autoscaling"] = {"mode": mode} if mode else None
-    kept = [one for one in facts.deployments if one["metadata"]["labels"][COMPONENT_LABEL] != "autoscaler"]
+    kept = [
+        deployment
+        for deployment in facts.deployments
+        if deployment["metadata"]["labels"][COMPONENT_LABEL] != "autoscaler"
+    ]
     found = problems(replace(facts, deployments=kept, models=[model]))
     assert ("autoscaler-installed" in found) is (mode in ("Auto", "Advise"))
     if mode == "Auto":
@@ -511,7 +526,11 @@ def test_the_lease_is_the_autoscalers() -> None:
 
 
 def without(facts: ClusterFacts, *components: str) -> ClusterFacts:
-    kept = [one for one in facts.deployments if one["metadata"]["labels"][COMPONENT_LABEL] not in components]
+    kept = [
+        deployment
+        for deployment in facts.deployments
+        if deployment["metadata"]["labels"][COMPONENT_LABEL] not in components
+    ]
     return replace(facts, deployments=kept)
 
 
@@ -544,7 +563,7 @@ def test_missing_indexer_warns_only_for_gateways_with_redis(facts: ClusterFacts)
     for one in alone.deployments:
         (container,) = one["spec"]["template"]["spec"]["containers"]
         container["env"] = [each for each in container["env"] if each["name"] != "FAIRLEAD_REDIS_URL"]
-    asked = {one.check.id for one in run_checks(alone)} - {"indexer-rights"}  # as they were read
+    asked = {check.check.id for check in run_checks(alone)} - {"indexer-rights"}  # as they were read
     assert not [name for name in asked if name.startswith("indexer")]
 
 
@@ -632,7 +651,7 @@ def test_secret_of_another_namespace_does_not_count(facts: ClusterFacts, builder
 
 def test_unreadable_gateways_leave_it_open(facts: ClusterFacts, builders: Build) -> None:
     found = replace(facts, models=[hosted(builders)], deployments=MissingValue("connection refused"))
-    (verdict,) = (one.verdict for one in run_checks(found) if one.check.id == "model-endpoint-secrets")
+    (verdict,) = (check.verdict for check in run_checks(found) if check.check.id == "model-endpoint-secrets")
     assert verdict.outcome is CheckOutcome.UNKNOWN
 
 
@@ -640,7 +659,7 @@ class Objects:
     """An API server with some objects; Secrets of the namespace `shut` may not be read."""
 
     def __init__(self, *objects: Manifest) -> None:
-        self._objects = {(one["kind"], one["metadata"]["name"]): one for one in objects}
+        self._objects = {(manifest["kind"], manifest["metadata"]["name"]): manifest for manifest in objects}
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Manifest:
         if namespace == "shut" and resource == SECRETS:

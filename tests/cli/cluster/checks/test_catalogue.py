@@ -24,25 +24,25 @@ Build = Mapping[str, Callable[..., Any]]
 
 
 def test_every_check_has_an_anchor_in_the_reference() -> None:
-    named = {ROOT / "docs" / one.anchor.partition("#")[0] for one in CHECKS}
+    named = {ROOT / "docs" / check.anchor.partition("#")[0] for check in CHECKS}
     (page,) = (path.with_suffix(".md") for path in named)
     headings = re.findall(r"^### (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    assert headings == [one.anchor.partition("#")[2] for one in CHECKS]
+    assert headings == [check.anchor.partition("#")[2] for check in CHECKS]
     assert len(set(headings)) == len(headings)
 
 
 def test_ten_seeded_faults_have_a_check_each() -> None:
-    assert len(SEEDED_FAULTS) == len({one.check for one in SEEDED_FAULTS}) == 10
-    assert {one.check for one in SEEDED_FAULTS} <= {one.id for one in CHECKS}
+    assert len(SEEDED_FAULTS) == len({fault.check for fault in SEEDED_FAULTS}) == 10
+    assert {fault.check for fault in SEEDED_FAULTS} <= {check.id for check in CHECKS}
 
 
 def test_every_check_has_meaning_and_remedy() -> None:
-    for one in CHECKS:
-        assert one.title[0].islower() or one.title.startswith(
+    for check in CHECKS:
+        assert check.title[0].islower() or check.title.startswith(
             ("Kubernetes", "LeaderWorkerSets", "NetworkPolicies", "Redis")
-        ), one.id
-        assert one.meaning.endswith(".")
-        assert len(one.remedy) > 20
+        ), check.id
+        assert check.meaning.endswith(".")
+        assert len(check.remedy) > 20
 
 
 def test_oldest_kubernetes_is_that_of_the_chart() -> None:
@@ -53,9 +53,9 @@ def test_oldest_kubernetes_is_that_of_the_chart() -> None:
 def granted(build: Build, component: str) -> set[tuple[str, str, str]]:
     return {
         (group, resource, verb)
-        for one in build["chart"]()
-        if one["kind"] in ("Role", "ClusterRole") and f"-{component}" in one["metadata"]["name"]
-        for rule in one["rules"]
+        for manifest in build["chart"]()
+        if manifest["kind"] in ("Role", "ClusterRole") and f"-{component}" in manifest["metadata"]["name"]
+        for rule in manifest["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
@@ -84,15 +84,15 @@ def test_permissions_are_checked_per_watched_namespace() -> None:
 
 def test_dry_run_pod_matches_the_charts_pods(builders: Build) -> None:
     spec = dry_run_pod("x")["spec"]
-    for one in builders["chart"]():
-        if one["kind"] == "Deployment":
-            pods = one["spec"]["template"]["spec"]
+    for manifest in builders["chart"]():
+        if manifest["kind"] == "Deployment":
+            pods = manifest["spec"]["template"]["spec"]
             assert spec["securityContext"] == pods["securityContext"]
             assert spec["containers"][0]["securityContext"] == pods["containers"][0]["securityContext"]
 
 
 def test_reasons_with_checks_are_stall_reasons() -> None:
-    stalling = {one.reason for one in reasons() if one.type == "Stalled"}
+    stalling = {reason.reason for reason in reasons() if reason.type == "Stalled"}
     assert set().union(*STALL_REASONS.values()) <= stalling
     assert {str(one.type) for one in condition_types()} >= {"Ready", "Stalled", "NameTaken", "Reconciling"}
 
@@ -105,7 +105,7 @@ def printed(check: Check, verdict: Verdict) -> list[str]:
 
 
 def test_passed_check_has_one_line_and_failed_one_four() -> None:
-    check = next(one for one in CHECKS if one.id == "redis")
+    check = next(check for check in CHECKS if check.id == "redis")
     well = printed(check, Verdict(CheckOutcome.OK, note="2 of 2"))
     assert well == ["gateway", "√ Redis answers the gateways (2 of 2)", "", "1 check: 1 passed"]
     assert printed(check, Verdict(CheckOutcome.FAILED, ("away",))) == [

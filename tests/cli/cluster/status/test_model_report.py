@@ -128,7 +128,7 @@ def test_adopted_engines_are_listed_in_their_pool(builders: Build) -> None:
     model["spec"]["pools"] = [{"name": "main", "endpoints": [{"url": "http://10.0.0.1:8000"}]}]
     page = PAGE.replace("u1/8000/0", "10.0.0.1/8000/0")
     (pool,) = build_report(ModelFacts(model, [], [], [pod_report(page)], NOW)).pools
-    assert [(one.name, one.state) for one in pool.instances] == [("10.0.0.1/8000/0", "Routed")]
+    assert [(instance.name, instance.state) for instance in pool.instances] == [("10.0.0.1/8000/0", "Routed")]
 
 
 def test_model_table_has_kubectl_columns(builders: Build) -> None:
@@ -182,7 +182,7 @@ def test_nothing_to_do(builders: Build) -> None:
 
 
 def test_every_reason_that_stalls_has_advice(builders: Build) -> None:
-    for reason in (one.reason for one in reasons() if one.type is ConditionType.STALLED):
+    for reason in (reason.reason for reason in reasons() if reason.type is ConditionType.STALLED):
         model = builders["model"](ready=False, Ready=("False", reason, "m"), Stalled=("True", reason, "of the case"))
         problem, text = says(facts(model))
         assert problem

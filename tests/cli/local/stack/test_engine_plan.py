@@ -297,7 +297,7 @@ def test_adapters_are_served_by_simulated_engines(tmp_path: Path) -> None:
     plan = plan_engines(manifests(tmp_path, WITH_ADAPTERS), PlanOptions(), find_program=find_no_program)
     (pool,) = plan.pools
     assert pool.model.adapter_slots == 2
-    assert {one.name: one.source for one in pool.model.adapters} == {
+    assert {adapter.name: adapter.source for adapter in pool.model.adapters} == {
         "sql": "org/sql",
         "claimed": "/var/lib/fairlead/adapters/loras/claimed",
     }
@@ -312,7 +312,7 @@ def test_adapters_are_served_by_simulated_engines(tmp_path: Path) -> None:
 def test_adapters_are_served_by_real_engines_that_can_load_them(tmp_path: Path) -> None:
     plan = plan_engines(manifests(tmp_path, WITH_ADAPTERS), PlanOptions(real=True), find_program=find_any_program)
     (pool,) = plan.pools
-    assert [one.name for one in pool.model.adapters] == ["sql"]
+    assert [adapter.name for adapter in pool.model.adapters] == ["sql"]
     launched = pool.command((9001,), 0)
     assert {"--enable-lora", "--max-loras=2", "--max-lora-rank=64"} <= set(launched.argv)
     assert launched.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"

@@ -20,7 +20,7 @@ def hosted(name: str, namespace: str, *, type: str = "OpenAI", **endpoint: Any) 
 
 
 def build(*models: dict[str, Any]) -> FleetResult:
-    items = {f"{one['metadata']['namespace']}/{one['metadata']['name']}": one for one in models}
+    items = {f"{model['metadata']['namespace']}/{model['metadata']['name']}": model for model in models}
     objects = ClusterObjects(
         models=SpecCache().models(items), endpoint_namespaces={"a", "b"}, endpoint_secrets="/secrets"
     )

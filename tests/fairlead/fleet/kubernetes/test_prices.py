@@ -31,8 +31,8 @@ def test_a_replica_costs_as_much_as_its_devices() -> None:
 def test_ranks_of_a_pod_are_one_replica_with_one_price() -> None:
     found = build([model()], pod(notes={"fairlead.io/data-parallel": 2}), classes=[PRICED])
     ranks = found.fleet.instances["x/tiny"]
-    assert {one.id for one in ranks} == {"u-p/8000/0", "u-p/8000/1"}
-    assert {(one.replica_id, one.replica_nano_usd_per_hour) for one in ranks} == {("u-p/8000", 2_500_000_000)}
+    assert {rank.id for rank in ranks} == {"u-p/8000/0", "u-p/8000/1"}
+    assert {(rank.replica_id, rank.replica_nano_usd_per_hour) for rank in ranks} == {("u-p/8000", 2_500_000_000)}
 
 
 def test_price_stays_while_the_spec_is_unreadable_or_the_pool_is_gone() -> None:

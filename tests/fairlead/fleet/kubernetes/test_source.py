@@ -128,7 +128,7 @@ async def test_namespace_that_refuses_lists_keeps_no_fleet_of_others_waiting() -
 async def test_fleet_appears_after_listing_and_follows_changes() -> None:
     async with followed_source(before=one_engine) as lab:
         await lab.passing(lambda: lab.states() == ["Ready"])
-        assert [one.version for one in lab.fleets] == [1]
+        assert [fleet.version for fleet in lab.fleets] == [1]
         assert (lab.source.warnings(), lab.source.age_seconds()) == ([], pytest.approx(lab.time.now(), abs=1.0))
         lab.pod("b")
         await lab.passing(lambda: lab.states() == ["Ready", "Ready"])
@@ -199,7 +199,7 @@ async def test_irrelevant_change_is_no_new_fleet() -> None:
         lab.fake.put(MODEL_DEPLOYMENTS, "x", "tiny", spec=_spec(lab), status={"ready": "1/1"})
         lab.pod("b")
         await lab.passing(lambda: len(lab.states()) == 2)
-        assert [one.version for one in lab.fleets] == list(range(1, len(lab.fleets) + 1))
+        assert [fleet.version for fleet in lab.fleets] == list(range(1, len(lab.fleets) + 1))
         assert lab.fleets[0].membership_epoch == 1
 
 
@@ -216,11 +216,11 @@ async def test_only_named_namespaces_are_requested() -> None:
     async with followed_source(before=before, namespaces=("x", "y")) as lab:
         await lab.passing(lambda: len(lab.fleets) == 1)
         assert sorted(lab.fleets[0].instances) == ["x/tiny", "y/tiny"]
-        assert {one.path for one in lab.fake.calls if "pods" in one.path} == {
+        assert {call.path for call in lab.fake.calls if "pods" in call.path} == {
             PODS.path("x"),
             PODS.path("y"),
         }
-        assert {one.query["labelSelector"] for one in lab.fake.calls if "pods" in one.path} == {"fairlead.io/model"}
+        assert {call.query["labelSelector"] for call in lab.fake.calls if "pods" in call.path} == {"fairlead.io/model"}
 
 
 async def test_unreachable_api_server_changes_nothing_and_is_a_warning() -> None:
@@ -302,7 +302,7 @@ async def test_external_pods_are_watched_while_a_model_selects_them() -> None:
 
     async with followed_source(before=before, endpoint_namespaces={"x"}) as lab:
         await lab.passing(lambda: lab.states() == ["Ready"])
-        assert "app=vllm" in {one.query.get("labelSelector") for one in lab.fake.calls}
+        assert "app=vllm" in {call.query.get("labelSelector") for call in lab.fake.calls}
         await wait_until(lambda: lab.fake.watch_count == 5)
         lab.model(engine={"type": "External"}, pools=[{"endpoints": [{"url": "http://10.0.0.9:80"}]}])
         await lab.passing(lambda: lab.fake.watch_count == 4)
@@ -333,7 +333,7 @@ async def test_services_are_watched_only_where_models_may_name_endpoints(allowed
     async with followed_source(before=before, endpoint_namespaces=allowed) as lab:
         await lab.passing(lambda: bool(lab.fleets))
         urls = [one.url for one in lab.fleets[-1].instances["b/steal"]]
-        queries = [one.query for one in lab.fake.calls if one.path == "/api/v1/services"]
+        queries = [call.query for call in lab.fake.calls if call.path == "/api/v1/services"]
         if allowed:
             assert urls == ["http://vllm.example:80"]
             assert {query["labelSelector"] for query in queries} == {"fairlead.io/model"}
@@ -409,7 +409,7 @@ async def test_adapters_are_followed_with_routes() -> None:
         lab.source.follows_claimants = True
 
     def names(lab: SourceHarness) -> list[str]:
-        return [one.name for one in lab.fleets[-1].models["x/tiny"].adapters]
+        return [adapter.name for adapter in lab.fleets[-1].models["x/tiny"].adapters]
 
     async with followed_source(before=before) as lab:
         await lab.passing(lambda: lab.states() == ["Ready"])

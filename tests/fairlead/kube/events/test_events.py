@@ -120,7 +120,7 @@ def test_one_namespace_cannot_fill_the_queue_of_events_of_others() -> None:
     for number in range(20):
         table.add(event_key(name=f"p{number}", namespace="other"), 0.0, WALL)
     names = [write.key.regarding for write in table.due_writes(0.0)]
-    assert [(one.namespace, one.name) for one in names] == [
+    assert [(name.namespace, name.name) for name in names] == [
         *(("flood", f"p{number}") for number in range(4)),
         *(("other", f"p{number}") for number in range(4)),
     ]

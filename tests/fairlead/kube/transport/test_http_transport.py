@@ -78,7 +78,7 @@ async def test_sequential_requests_share_a_connection() -> None:
 async def test_parallel_requests_have_own_connections() -> None:
     async with transport_to(*[OK] * 5) as (wire, server):
         replies = await asyncio.gather(*(send(wire) for _ in range(5)))
-        assert [one.body for one in replies] == [b"ok"] * 5
+        assert [reply.body for reply in replies] == [b"ok"] * 5
         assert 1 < server.connections <= 5
 
 

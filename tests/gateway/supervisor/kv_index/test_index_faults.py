@@ -113,7 +113,7 @@ async def stage(tmp_path: Path, redis: str, *, indexers: int = 1) -> AsyncIterat
     path = tmp_path / "fleet.yaml"
     fleet = fleet_of([f"http://127.0.0.1:{ports[0]}"])
     events, again = (f"tcp://127.0.0.1:{port}" for port in ports[1:])
-    told = tuple(replace(one, kv_events=events, kv_replay=again) for one in fleet.instances[MODEL])
+    told = tuple(replace(instance, kv_events=events, kv_replay=again) for instance in fleet.instances[MODEL])
     write_fleet_file(path, replace(fleet, instances={MODEL: told}))
     async with AsyncExitStack() as stack:
         place = Stage(stack, path, redis, ports, await stack.enter_async_context(_engine(ports)))
@@ -171,7 +171,7 @@ def _kill_leader(place: Stage, server: Valkey) -> None:
     with Redis(unix_socket_path=str(server.path), protocol=2) as redis:
         holder = redis.get(OWN)
     assert holder is not None
-    pids = [one.pid for one in place.indexers if str(one.pid).encode() in holder]
+    pids = [indexer.pid for indexer in place.indexers if str(indexer.pid).encode() in holder]
     os.kill(pids[0] if pids else place.indexers[0].pid, signal.SIGKILL)
 
 

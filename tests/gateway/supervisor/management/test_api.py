@@ -290,7 +290,7 @@ def test_openapi_describes_every_route(made_up: Any) -> None:
 def test_a_model_that_may_have_no_instance_is_told_to_wake(made_up: Any) -> None:
     model = Model("chat", "rarely", wakes=True)
     made_up.snapshot = Fleet(1, 1, {model.key: model, "chat/other": Model("chat", "other")}, {})
-    told = {one["key"]: one["wakes"] for one in _json(made_up, "/api/fleet")["models"]}
+    told = {model["key"]: model["wakes"] for model in _json(made_up, "/api/fleet")["models"]}
     assert told == {"chat/rarely": True, "chat/other": False}
 
 

@@ -48,6 +48,6 @@ def test_a_limit_is_shown_with_its_use_and_reset(made_up: Any) -> None:
 
 
 def test_a_token_sees_the_limits_of_its_tenants_alone(made_up: Any) -> None:
-    assert [one["tenant"] for one in _get(made_up, "full").json()["limits"]] == ["acme", "zeta"]
-    assert [one["tenant"] for one in _get(made_up, "acme").json()["limits"]] == ["acme"]
+    assert [limit["tenant"] for limit in _get(made_up, "full").json()["limits"]] == ["acme", "zeta"]
+    assert [limit["tenant"] for limit in _get(made_up, "acme").json()["limits"]] == ["acme"]
     assert _get(made_up, "acme", "tenant=zeta").json()["limits"] == []

@@ -80,7 +80,7 @@ def test_an_idle_model_does_not_keep_a_late_peer_alive() -> None:
     peers.apply_batch("ns/quiet", "b", batch(1, {}, within=5.0), 0.0, is_live=True)
     peers.expire(2.0)
     assert peers.reported_loads() == {}
-    assert [(one.name, one.age_seconds) for one in peers.known_peers(2.0)] == [("b", 2.0)]
+    assert [(peer.name, peer.age_seconds) for peer in peers.known_peers(2.0)] == [("b", 2.0)]
     peers.expire(15.1)
     assert len(peers) == 0
 
@@ -109,7 +109,7 @@ def test_hashes_under_another_secret_mean_nothing_but_the_load_counts() -> None:
     peers = PeerState(b"ours", Limits())
     assert peers.apply_batch(KEY, "b", batch(1, {"e-0": ONE}), 0.0, is_live=True) == ()
     assert peers.reported_loads() == {"e-0": ONE}
-    assert [one.shares_secret for one in peers.known_peers(0.0)] == [False]
+    assert [peer.shares_secret for peer in peers.known_peers(0.0)] == [False]
 
 
 def test_more_gateways_than_the_limit_are_not_counted() -> None:

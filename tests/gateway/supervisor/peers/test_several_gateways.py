@@ -64,7 +64,7 @@ async def inputs(gateway: GatewayProcess, text: str) -> tuple[dict[str, float | 
     answer = await request(gateway.url, chat(text))
     assert answer.status == 200
     (choice, *_) = (await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}"))["choices"]
-    matched = max(one["inputs"]["matched_tokens"]["value"] for one in choice["candidates"])
+    matched = max(candidate["inputs"]["matched_tokens"]["value"] for candidate in choice["candidates"])
     return {name: number["value"] for name, number in choice["inputs"].items()}, matched
 
 

@@ -28,7 +28,8 @@ def fleet(max_sequences: int | None) -> Fleet:
     found = fleet_of(["http://127.0.0.1:1"])
     stated = None if max_sequences is None else replace(builtin_profile("tiny-cpu"), max_sequences=max_sequences)
     return replace(
-        found, instances={MODEL_KEY: tuple(replace(one, profile=stated) for one in found.instances[MODEL_KEY])}
+        found,
+        instances={MODEL_KEY: tuple(replace(instance, profile=stated) for instance in found.instances[MODEL_KEY])},
     )
 
 

@@ -29,7 +29,7 @@ async def _spend_all(gateways: list[LimitedGateway]) -> tuple[int, httpx.Respons
     """
     answered, width = 0, 8
     while True:
-        waves = [[gateways[number % 2] for number in range(8)]] if width == 8 else [[one] for one in gateways]
+        waves = [[gateways[number % 2] for number in range(8)]] if width == 8 else [[gateway] for gateway in gateways]
         answers = [
             answer
             for wave in waves

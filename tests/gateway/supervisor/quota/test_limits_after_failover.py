@@ -115,7 +115,7 @@ async def test_a_master_of_a_cluster_dies_and_its_tenants_keep_their_limits(ring
 
 
 async def test_a_slot_that_moves_takes_its_limits_along(ring: ValkeyGroup) -> None:
-    tenant = next(one for one in _TENANTS if _slot(one.name) // _SLOTS_OF_A_MASTER == 1)
+    tenant = next(tenant for tenant in _TENANTS if _slot(tenant.name) // _SLOTS_OF_A_MASTER == 1)
     async with limited_gateways(ring.url, [tenant], 2, lease_seconds=60) as gateways:
         await _get_answers(gateways, 20, tenant.name)
         await wait_until(lambda: _reported(gateways, tenant.name) == 20)

@@ -139,7 +139,9 @@ async def test_revocation_list_counts_while_everything_else_is_broken(tmp_path: 
         assert any(f"{revoked}: no digest on line 2" in warning for warning in service.warnings({}))
         assert received.names == {bytes.fromhex(OLD): "one"}
         revoked.unlink()
-        await wait_until(lambda: any("the last list of revoked keys stays" in one for one in service.warnings({})))
+        await wait_until(
+            lambda: any("the last list of revoked keys stays" in warning for warning in service.warnings({}))
+        )
         assert service.revoked == [bytes.fromhex(OLD), bytes.fromhex(NEW)]
     finally:
         await service.stop()

@@ -68,6 +68,6 @@ async def test_plan_of_an_adapter_is_not_that_of_its_base() -> None:
         limit = Limit(LimitUnit.REQUESTS, 60, Window.DAY, model="default/legal")
         limits = TenantLimits(Tenant("acme", limits=(limit,)))
         for _ in range(2):
-            assert [one.limit for one in limits.plan("prod", "default/tiny", legal).limits] == [limit]
+            assert [limit.limit for limit in limits.plan("prod", "default/tiny", legal).limits] == [limit]
             assert limits.plan("prod", "default/tiny").limits == []
             assert limits.plan("prod", "default/tiny", sql).limits == []

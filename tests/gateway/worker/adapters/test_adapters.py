@@ -171,14 +171,14 @@ async def test_changed_source_is_loaded_anew() -> None:
         model = replace(fleet.models[MODEL_KEY], adapters=(LoraAdapter("sql", "/adapters/sql-2"),))
         setting.running.gateway.update_fleet(replace(fleet, version=2, models={MODEL_KEY: model}))
         assert (await request(setting.running.url, chat("sql"))).status == 200
-        assert [one.path for one in setting.engines[0].engine.models.adapters] == ["/adapters/sql-2"]
+        assert [adapter.path for adapter in setting.engines[0].engine.models.adapters] == ["/adapters/sql-2"]
 
 
 def with_replicas(setting: Setting, version: int, **replicas: int) -> None:
     """Gives the gateway a fleet in which these adapters have so many replicas."""
     fleet = setting.running.gateway.stack.routers.fleet
     model = fleet.models[MODEL_KEY]
-    adapters = tuple(replace(one, replicas=replicas.get(one.name, 0)) for one in model.adapters)
+    adapters = tuple(replace(adapter, replicas=replicas.get(adapter.name, 0)) for adapter in model.adapters)
     changed = {MODEL_KEY: replace(model, adapters=adapters)}
     setting.running.gateway.update_fleet(replace(fleet, version=version, models=changed))
 

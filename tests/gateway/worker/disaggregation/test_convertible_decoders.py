@@ -43,7 +43,9 @@ async def split(
         decode = [stack.enter_context(killable_engine(*more, "--kv-role", "kv_consumer"))]
         engines = DisaggregatedModel(prefill, decode)
         fleet = engines.fleet()
-        instances = tuple(replace(one, profile=PROFILE if known else None) for one in fleet.instances[MODEL_KEY])
+        instances = tuple(
+            replace(instance, profile=PROFILE if known else None) for instance in fleet.instances[MODEL_KEY]
+        )
         model = replace(fleet.models[MODEL_KEY], objectives=SloTargets(ttft_seconds=5.0, itl_seconds=itl_seconds))
         limits = Limits(handoff_min_tokens=64)
         async with running_gateway(Fleet(1, 1, {MODEL_KEY: model}, {MODEL_KEY: instances}), limits) as gateway:
@@ -187,7 +189,7 @@ def test_the_way_follows_what_was_seen_and_is_forgotten_with_its_model() -> None
 async def test_a_burst_of_prompts_is_answered_as_by_one_engine_whoever_computes_them() -> None:
     async with split(0.02) as (gateway, engines):
         prompts = [make_prompt(100 + 97 * at, f"{'abcdefghij'[at % 10]}{'klmno'[at // 10]}z") for at in range(30)]
-        answers = await asyncio.gather(*[request(gateway.url, body(one), path=PATH) for one in prompts])
+        answers = await asyncio.gather(*[request(gateway.url, body(prompt), path=PATH) for prompt in prompts])
         reasons = {reason for _, reason in gateway.gateway.telemetry.models[MODEL_KEY].handoffs}
         assert len(reasons) > 1
         with killable_engine("--profile", "tiny-cpu", "--speed", "50") as alone:

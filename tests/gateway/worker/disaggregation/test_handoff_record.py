@@ -117,7 +117,7 @@ async def test_a_hand_off_that_failed_on_its_decode_engine_leaves_both_choices_i
     async with split([prefilling], [failing_to_pull]) as running:
         assert (await request(running.url, chat())).status == 200
         logged = running.gateway.decisions.latest(1)[0]
-        assert [(one.attempt, one.decision.chosen) for one in logged.records] == [(1, "D0"), (1, "D0")]
+        assert [(record.attempt, record.decision.chosen) for record in logged.records] == [(1, "D0"), (1, "D0")]
         assert "plain now" in logged.latest.decision.reason
 
 

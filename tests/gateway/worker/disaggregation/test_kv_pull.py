@@ -31,10 +31,10 @@ async def pair(bytes_per_second: float) -> AsyncIterator[tuple[RunningGateway, l
     more += ("--kv-bytes-per-second", str(bytes_per_second), "--profile", "tiny-cpu")
     with ExitStack() as stack:
         engines = [stack.enter_context(killable_engine(*more)) for _ in range(2)]
-        fleet = fleet_of([one.url for one in engines], objectives=SloTargets(ttft_seconds=5.0))
+        fleet = fleet_of([engine.url for engine in engines], objectives=SloTargets(ttft_seconds=5.0))
         instances = tuple(
-            replace(one, profile=SLOW, pull=KvPullSource(urlsplit(one.url).netloc, BYTES, bytes_per_second))
-            for one in fleet.instances[MODEL_KEY]
+            replace(instance, profile=SLOW, pull=KvPullSource(urlsplit(instance.url).netloc, BYTES, bytes_per_second))
+            for instance in fleet.instances[MODEL_KEY]
         )
         async with running_gateway(replace(fleet, instances={MODEL_KEY: instances})) as gateway:
             yield gateway, engines
@@ -86,7 +86,7 @@ async def test_an_engine_that_lacks_the_prefix_gets_it_from_the_one_that_has_it(
 async def test_where_computing_is_cheaper_nothing_is_pulled() -> None:
     async with pair(5e5) as (gateway, engines):  # two milliseconds a token
         _, at, answer = await both(gateway, engines)
-        assert [(await state(one))["pulled_total"] for one in engines] == [0, 0]
+        assert [(await state(engine))["pulled_total"] for engine in engines] == [0, 0]
         assert (await state(engines[at]))["failed_total"] == 0
         assert answer.status == 200
 

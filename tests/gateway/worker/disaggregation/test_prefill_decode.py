@@ -105,7 +105,9 @@ async def test_after_sigkill_of_the_prefill_engine_every_request_ends_right(poli
     async with split(policy=policy) as (gateway, engines):
         await same_as_alone(gateway, engines, make_prompt(200, "aab"))
         prompts = [make_prompt(200, f"b{letter}c") for letter in "abcdefgh"]
-        waiting = [asyncio.create_task(request(gateway.url, body(one, stream=stream), path=PATH)) for one in prompts]
+        waiting = [
+            asyncio.create_task(request(gateway.url, body(prompt, stream=stream), path=PATH)) for prompt in prompts
+        ]
         engines.prefill[0].kill()
         for one, answer in zip(prompts, await asyncio.gather(*waiting), strict=True):
             assert answer.status == 200
@@ -164,8 +166,8 @@ def burst(fault: str, transfer: str, lengths: list[int]) -> None:
                 make_prompt(length, f"{'abcdefghij'[at % 10]}{'klmno'[at // 10 % 5]}z")
                 for at, length in enumerate(lengths)
             ]
-            expected = [text(await alone(engines, body(one))) for one in prompts]
-            asked = [asyncio.create_task(request(gateway.url, body(one), path=PATH)) for one in prompts]
+            expected = [text(await alone(engines, body(prompt))) for prompt in prompts]
+            asked = [asyncio.create_task(request(gateway.url, body(prompt), path=PATH)) for prompt in prompts]
             await asked[0]
             if fault == "prefill killed":
                 engines.prefill[0].kill()

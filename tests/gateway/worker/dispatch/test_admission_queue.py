@@ -203,7 +203,8 @@ async def test_memory_that_would_overflow_is_waited_for() -> None:
         fleet = fleet_of([engine.url])
         small = replace(SLOW, kv_tokens=700, prefill_token_seconds=1e-6)
         fleet = replace(
-            fleet, instances={MODEL_KEY: tuple(replace(one, profile=small) for one in fleet.instances[MODEL_KEY])}
+            fleet,
+            instances={MODEL_KEY: tuple(replace(instance, profile=small) for instance in fleet.instances[MODEL_KEY])},
         )
         async with running_gateway(fleet) as running, asyncio.TaskGroup() as group:
             body = chat(600, max_tokens=200)

@@ -19,7 +19,7 @@ def routed(session: int) -> RouteRequest:
 
 
 def of_canary(weight: int, sessions: int = SESSIONS) -> set[int]:
-    return {one for one in range(sessions) if takes_canary(REQUEST, routed(one), weight)}
+    return {index for index in range(sessions) if takes_canary(REQUEST, routed(index), weight)}
 
 
 def test_the_share_is_the_weight() -> None:

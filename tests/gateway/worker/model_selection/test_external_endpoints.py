@@ -249,7 +249,7 @@ async def test_list_of_a_refusing_tenant_has_nothing_that_leads_outside_alone() 
             replace(outside, fallbacks=(to("own", KINDS[0]),)),  # of a kind that is not the refusal's
             replace(outside, name="both", names=("both",), fallbacks=(to("own"),)),
         )
-        running.gateway.update_fleet(replace(current, version=2, routes={one.key: one for one in routes}))
+        running.gateway.update_fleet(replace(current, version=2, routes={route.key: route for route in routes}))
         everything = {"down", "own", "api", "assistant", "outside", "both"}
         assert await listed(running, "open") == everything
         assert await listed(running, "closed") == everything - {"api", "outside"}

@@ -262,7 +262,7 @@ async def test_fallback_gets_the_parameters_of_the_route_too() -> None:
 async def test_many_requests_fall_back_at_once() -> None:
     async with served(CHAIN, big=fail, middle=overload) as running:
         found = await asyncio.gather(*(request(running.url, chat(f"{number}")) for number in range(40)))
-        assert {one.status for one in found} == {200}
+        assert {reply.status for reply in found} == {200}
         assert {one.fields["x-fairlead-model"] for one in found} == {"chat/small"}
         assert running.gateway.inflight_count() == 0
 
@@ -289,7 +289,7 @@ async def test_one_silent_request_or_a_model_without_fallback_judges_nothing() -
             request(running.url, chat(f"{number}", stream=True), more="x-request-timeout: 0.5\r\n")
             for number in range(4)
         ]
-        assert {one.status for one in await asyncio.gather(*waiting)} == {504}
+        assert {reply.status for reply in await asyncio.gather(*waiting)} == {504}
 
 
 def test_times_at_the_next_model_begin_when_it_gets_the_request() -> None:
@@ -307,7 +307,7 @@ def test_times_at_the_next_model_begin_when_it_gets_the_request() -> None:
                 running.gateway.stack._dispatcher.journal = Journal(sender, loop, limits)
                 sender.reports.clear()
                 assert answered(await request(running.url, chat()))[1] == "chat/middle"
-                await wait_until(lambda: any(one.kind == TimingEventKind.FINISHED for one in sender.timings))
+                await wait_until(lambda: any(timing.kind == TimingEventKind.FINISHED for timing in sender.timings))
         return sender.timings
 
     (at_next,) = [one.at for one in run_async(main()) if one.instance == "middle/0"]

@@ -109,7 +109,7 @@ async def test_what_never_reached_an_engine_has_a_line_too(tmp_path: Path) -> No
         await send(running.url, f"GET {CANARY}\r\n\r\n".encode())
         running.gateway.update_fleet(Fleet(2, 2, running.gateway.stack.routers.fleet.models, {MODEL_KEY: ()}))
         await request(running.url, BODY)
-    told = [(one["path"], one["status"], one["error"], one["model"]) for one in lines(path)]
+    told = [(line["path"], line["status"], line["error"], line["model"]) for line in lines(path)]
     assert told == [
         ("/v1/chat/completions", 404, "model_not_found", None),
         ("/nowhere", 404, "unknown_url", None),
@@ -180,7 +180,7 @@ async def test_addresses_are_left_out_where_they_are_switched_off(tmp_path: Path
     async with gateway(logging(str(path), log_clients=False)) as running:
         await request(running.url, BODY)
         await request(running.url, BODY, path="/nowhere")
-    assert [one["client"] for one in lines(path)] == [None, None]
+    assert [line["client"] for line in lines(path)] == [None, None]
     assert "127.0.0.1" not in path.read_text()
 
 
@@ -201,7 +201,7 @@ async def test_a_trace_that_is_only_passed_on_is_named_too(tmp_path: Path) -> No
     async with gateway(logging(str(path))) as running:
         await request(running.url, BODY, more=f"traceparent: 00-{trace}-b7ad6b7169203331-00\r\n")
         await request(running.url, BODY, more="traceparent: 00-nothing\r\n")
-    assert [one["trace_id"] for one in lines(path)] == [trace, None]
+    assert [line["trace_id"] for line in lines(path)] == [trace, None]
 
 
 @pytest.mark.sockets

@@ -106,7 +106,7 @@ async def playing(
     async with AsyncExitStack() as stack:
         collector = stack.enter_context(CannedServer(COLLECTED))
         engines = [await stack.enter_async_context(scripted_engine(one)) for one in scripts]
-        fleet = fleet_of([one.url for one in engines])
+        fleet = fleet_of([engine.url for engine in engines])
         if roles:
             found = tuple(
                 Instance(f"{role.value[0]}{n}", "default", "tiny", role.value, one.url, role=role, transfer="nixl")
@@ -120,7 +120,12 @@ async def playing(
     bodies = [json.loads(asked.body) for asked in collector.requests]
     assert CANARY not in str(bodies)
     scene.spans = [
-        {**span, "attributes": {one["key"]: next(iter(one["value"].values())) for one in span["attributes"]}}
+        {
+            **span,
+            "attributes": {
+                attribute["key"]: next(iter(attribute["value"].values())) for attribute in span["attributes"]
+            },
+        }
         for body in bodies
         for resource in body["resourceSpans"]
         for scope in resource["scopeSpans"]
@@ -228,7 +233,7 @@ async def test_heads_that_repeat_on_one_connection_keep_their_context_each_time(
         await connection.close()
     spans = scene.spans
     attempts = [span["spanId"] for span in spans if span["kind"] == 3]
-    first, second, third = (f"00-{TRACE}-{one}-01" for one in attempts)
+    first, second, third = (f"00-{TRACE}-{attempt}-01" for attempt in attempts)
     assert sent(scene.engines[0]) == [[first], [second], [f"00-{TRACE}-{SPAN}-00"], [third]]
     assert {span["parentSpanId"] for span in spans if span["kind"] == 2} == {SPAN}
 
@@ -247,7 +252,7 @@ async def test_every_engine_that_was_asked_has_its_span_and_the_failed_one_says_
         assert span["status"] == {"code": 2, "message": "status-500"}
         assert span["attributes"]["error.type"] == "status-500"
         siblings = [one for one in spans if one.get("parentSpanId") == span["parentSpanId"]]
-        assert [one["attributes"]["fairlead.rule"] for one in siblings][-1] == "retry-1"
+        assert [sibling["attributes"]["fairlead.rule"] for sibling in siblings][-1] == "retry-1"
         assert siblings[-1]["status"] == {}
 
 

@@ -84,7 +84,7 @@ async def test_a_request_that_is_tried_again_elsewhere_asks_for_the_other_engine
         urls = [one.url, two.url]
         async with running_gateway(renamed(fleet_of(urls, preset="round-robin"), "other/name", THEIRS)) as running:
             answers = [await request(running.url, GOOD) for _ in range(2)]
-        assert [(one.status, one.json["model"]) for one in answers] == [(200, "tiny")] * 2
+        assert [(answer.status, answer.json["model"]) for answer in answers] == [(200, "tiny")] * 2
         assert {call.json["model"] for call in one.calls} == {"other/name"}
 
 

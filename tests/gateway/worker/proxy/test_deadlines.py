@@ -242,13 +242,13 @@ async def test_request_that_crashed_two_engines_meets_no_third_and_is_refused_la
     poison = GOOD | {"messages": [{"role": "user", "content": "poison"}]}
     async with scripted_engine(script) as a, scripted_engine(script) as b, scripted_engine(script) as c:
         engines = [a, b, c]
-        async with running_gateway(fleet_of([one.url for one in engines])) as running:
+        async with running_gateway(fleet_of([engine.url for engine in engines])) as running:
             assert (await request(running.url, poison)).error["code"] == "engines_broke_off"
             for _ in range(5):
                 answer = await request(running.url, poison)
                 assert (answer.status, answer.error["code"]) == (422, "quarantined")
                 assert answer.fields["x-should-retry"] == "false"
-            assert sum(len(one.calls) for one in engines) == 2
+            assert sum(len(engine.calls) for engine in engines) == 2
             for number in range(20):
                 good = GOOD | {"messages": [{"role": "user", "content": f"{number}"}]}
                 assert (await request(running.url, good)).status == 200

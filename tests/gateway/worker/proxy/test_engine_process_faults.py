@@ -61,7 +61,7 @@ def used(running: RunningGateway) -> Counter[str]:
 async def test_killed_engines_lose_no_request_that_had_not_begun(stream: bool) -> None:
     async with (
         engine_processes(4, "--speed", "5") as engines,
-        running_gateway(fleet_of([one.url for one in engines])) as running,
+        running_gateway(fleet_of([engine.url for engine in engines])) as running,
     ):
         done = 0
 
@@ -102,7 +102,7 @@ async def test_a_begun_stream_that_cannot_be_continued_ends_aloud(number: signal
     limits = Limits(stream_idle_seconds=1.0)
     async with (
         engine_processes(2, "--speed", "0.5") as engines,
-        running_gateway(fleet_of([one.url for one in engines]), limits) as running,
+        running_gateway(fleet_of([engine.url for engine in engines]), limits) as running,
     ):
         got = await begun(running, engines, number)
         assert got.endswith(b"0\r\n\r\n")

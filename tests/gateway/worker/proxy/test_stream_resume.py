@@ -86,7 +86,7 @@ async def broken_by(
 async def test_greedy_stream_is_the_same_when_its_engine_is_killed(path: str, body: dict[str, Any]) -> None:
     async with (
         engine_processes(2, "--speed", "0.5") as engines,
-        running_gateway(fleet_of([one.url for one in engines])) as running,
+        running_gateway(fleet_of([engine.url for engine in engines])) as running,
     ):
         whole = await request(running.url, body, path=path)
         broken = await broken_by(signal.SIGKILL, running, engines, body, path)
@@ -100,7 +100,7 @@ async def test_greedy_stream_is_the_same_when_its_engine_is_killed(path: str, bo
         assert counted["prompt_tokens"] == expected["prompt_tokens"]
         assert counted["total_tokens"] == expected["total_tokens"]
         logged = running.gateway.decisions.latest(1)[0]
-        assert [one.decision.rule for one in logged.records][-1] == "continue-1"
+        assert [record.decision.rule for record in logged.records][-1] == "continue-1"
         assert (logged.outcome.status, logged.outcome.error, logged.outcome.output_tokens) == (200, None, 60)
         assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
         assert {load.inflight for load in running.loads().values()} == {0}
@@ -111,7 +111,7 @@ async def test_greedy_stream_of_a_silent_engine_that_no_longer_listens_is_resume
     limits = Limits(unresponsive_seconds=0.1)
     async with (
         engine_processes(2, "--speed", "0.5", "--on-sigterm", "silence") as engines,
-        running_gateway(fleet_of([one.url for one in engines]), limits) as running,
+        running_gateway(fleet_of([engine.url for engine in engines]), limits) as running,
     ):
         path = "/v1/chat/completions"
         whole = await request(running.url, CHAT, path=path)

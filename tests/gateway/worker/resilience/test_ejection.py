@@ -82,7 +82,7 @@ async def test_an_engine_that_fails_sits_out_and_every_place_says_why(fault: Scr
         lag = running.gateway.loop_lag
         status = GatewayStatus(True, [], running.loads(), stack.failures.describe, lag)
         shown = fleet_out(stack.routers.fleet, status, now)
-        assert [one.standing for one in shown.models[0].instances] == ["Ejected", "Healthy"]
+        assert [instance.standing for instance in shown.models[0].instances] == ["Ejected", "Healthy"]
         text = running.gateway.telemetry.render(stack.routers.fleet, running.loads(), now).decode()
         assert 'fairlead_gateway_instance_ejections_total{model="default/tiny",instance="e-0/0/0"} 1' in text
 
@@ -190,7 +190,7 @@ async def test_hung_engine_is_found_by_its_silence_and_its_requests_are_retried(
     )
     async with (
         engine_processes(2, "--speed", "50") as engines,
-        running_gateway(fleet_of([one.url for one in engines]), limits) as running,
+        running_gateway(fleet_of([engine.url for engine in engines]), limits) as running,
     ):
         used = (await request(running.url, STREAM)).fields["x-fairlead-instance"]
         engines[int(used[2])].send(signal.SIGSTOP)

@@ -104,7 +104,7 @@ async def test_engines_that_may_refuse_a_salt_get_a_probe_without_one(engine: st
 
     async with prober(refuses_unknown_fields, Limits(ejection_probe_after_seconds=10.0)) as (fixture, server):
         fleet = fleet_of(fixture.urls)
-        instances = tuple(replace(one, engine=engine) for one in fleet.instances[MODEL_KEY])
+        instances = tuple(replace(instance, engine=engine) for instance in fleet.instances[MODEL_KEY])
         fixture.gateway.update_fleet(replace(fleet, instances={MODEL_KEY: instances}))
         fixture.clock.advance(10.0)
         assert fixture.state() is HealthState.PROBING

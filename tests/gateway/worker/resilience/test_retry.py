@@ -47,8 +47,8 @@ def test_in_no_ten_seconds_there_are_more_than_allowed(steps: list[tuple[float, 
             budget.on_request(ANONYMOUS, now)
             requests.append(second)
         else:
-            seen = sum(second - 10 < one for one in requests)
-            used = sum(second - 10 < one for one in retries)
+            seen = sum(second - 10 < request for request in requests)
+            used = sum(second - 10 < retry for retry in retries)
             assert budget.take(ANONYMOUS, now) is (used < max(MIN_RETRIES, LIMITS.retry_share * seen))
             retries += [second] if used < max(MIN_RETRIES, LIMITS.retry_share * seen) else []
 

@@ -45,10 +45,10 @@ async def test_an_engine_that_never_answers_is_given_up_at_its_deadline() -> Non
 @pytest.mark.parametrize("body", [GOOD, STREAM])
 async def test_an_engine_that_says_nothing_and_listens_no_more_is_left_for_another(body: dict[str, object]) -> None:
     async def script(call: EngineCall) -> None:
-        for one in engines:
-            if one.calls and one.server is not None and one.calls[0] is call:
-                one.server.close()
-        if sum(len(one.calls) for one in engines) == 1:
+        for engine in engines:
+            if engine.calls and engine.server is not None and engine.calls[0] is call:
+                engine.server.close()
+        if sum(len(engine.calls) for engine in engines) == 1:
             await call.wait_closed()
         await well_behaved(call)
 
@@ -194,11 +194,11 @@ async def test_one_probe_serves_all_waiting_connections_and_none_while_the_engin
         probe()
         pool.activity(engine.url).receive_count += 1
         await wait_until(lambda: not pool._probes)
-        assert [one.ended for one in listeners] == [[], []]
+        assert [listener.ended for listener in listeners] == [[], []]
         connections[1].set_paused(True)
         probe()
         await wait_until(lambda: not pool._probes)
-        assert [one.ended for one in listeners] == [["gone"], []]
+        assert [listener.ended for listener in listeners] == [["gone"], []]
         connections[1].abort()
         pool.close()
 

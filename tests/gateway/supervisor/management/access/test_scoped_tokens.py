@@ -99,9 +99,11 @@ def test_who_may_not_see_the_fleet_sees_no_instance_no_load_and_no_cached_tokens
         assert shown.status_code == 200
         assert not any(name in shown.text for name in instances)
         assert "matched_tokens" not in shown.text
-    outcomes = [one["outcome"] for one in _get(shared, "/api/decisions?limit=40", "t-all").json()["decisions"]]
-    assert {one["cached_tokens"] for one in outcomes if one} == {None}
-    assert {one["prompt_tokens"] for one in outcomes if one} != {None}
+    outcomes = [
+        decision["outcome"] for decision in _get(shared, "/api/decisions?limit=40", "t-all").json()["decisions"]
+    ]
+    assert {outcome["cached_tokens"] for outcome in outcomes if outcome} == {None}
+    assert {outcome["prompt_tokens"] for outcome in outcomes if outcome} != {None}
 
 
 def test_an_id_that_several_tenants_chose_is_asked_with_the_tenant(shared: Any) -> None:
