@@ -77,19 +77,29 @@ class ClearedEventArray(ClearedEvent, tag="AllBlocksCleared", array_like=True, g
     """A cleared event as an array: ``["AllBlocksCleared"]``."""
 
 
-class LargeStoredEvent(StoredEvent, tag="BlockStored", gc=False):
+class LargeStoredEvent(msgspec.Struct, tag="BlockStored", gc=False):
     """A stored event that is decoded in parts; ``Raw()`` stands for a field that is absent."""
 
-    block_hashes: msgspec.Raw  # type: ignore[assignment]  # not decoded yet, like the others
-    token_ids: msgspec.Raw  # type: ignore[assignment]
-    extra_keys: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
+    block_hashes: msgspec.Raw
+    parent_block_hash: EngineHash | None
+    token_ids: msgspec.Raw
+    block_size: int
+    lora_id: int | str | None = None
+    medium: str | None = None
+    lora_name: str | None = None
+    extra_keys: msgspec.Raw = msgspec.Raw()
+    group_idx: int | None = None
+    kv_cache_spec_kind: str | None = None
+    kv_cache_spec_sliding_window: int | None = None
     locality: msgspec.Raw = msgspec.Raw()
 
 
-class LargeRemovedEvent(RemovedEvent, tag="BlockRemoved", gc=False):
+class LargeRemovedEvent(msgspec.Struct, tag="BlockRemoved", gc=False):
     """A removed event that is decoded in parts."""
 
-    block_hashes: msgspec.Raw  # type: ignore[assignment]  # not decoded yet
+    block_hashes: msgspec.Raw
+    medium: str | None = None
+    group_idx: int | None = None
     locality: msgspec.Raw = msgspec.Raw()
 
 

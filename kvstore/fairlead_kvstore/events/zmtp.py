@@ -110,31 +110,27 @@ class ZmtpStream:
                 return parts
         return _NO_MESSAGE
 
-    def read_messages(self, overhead: int, max_cost: int, found: list[list[bytes]]) -> int:
+    def read_messages(self, overhead: int, most: int, found: list[list[bytes]]) -> int:
         """Appends messages of three parts to ``found``, up to the first that is anything else, and
         returns their cost in bytes. It does nothing where it is not compiled.
 
-        overhead, max_cost: the fixed cost of a message, and the cost at which to end.
+        overhead, most: the fixed cost of a message, and the cost at which to end.
         """
         if READ_MESSAGES is None or not self.is_up or self._parts or self._max_parts < _EVENT_PARTS:
             return 0
-        self._at, cost = READ_MESSAGES(self._buffer, self._at, self._max_bytes, overhead, max_cost, found)
+        self._at, cost = READ_MESSAGES(self._buffer, self._at, self._max_bytes, overhead, most, found)
         return cost
 
     def _read_greeting(self) -> bool:
-        received = self._buffer
-        wrong_first = len(received) > 0 and received[0] != _GREETING[0]
-        if (
-            wrong_first
-            or (len(received) > 9 and not received[9] & 1)
-            or (len(received) > 10 and received[10] < _VERSION[0])
-        ):
+        seen = self._buffer
+        wrong_first = len(seen) > 0 and seen[0] != _GREETING[0]
+        if wrong_first or (len(seen) > 9 and not seen[9] & 1) or (len(seen) > 10 and seen[10] < _VERSION[0]):
             raise ProtocolError("the peer does not speak ZMTP 3")
-        if len(received) < _GREETING_BYTES:
+        if len(seen) < _GREETING_BYTES:
             return False
-        if bytes(received[12:32]).rstrip(b"\0") != _MECHANISM:
+        if bytes(seen[12:32]).rstrip(b"\0") != _MECHANISM:
             raise ProtocolError("the peer asks for credentials (a ZMTP mechanism other than NULL)")
-        self._minor_version, self._at = received[11], _GREETING_BYTES
+        self._minor_version, self._at = seen[11], _GREETING_BYTES
         return True
 
     def _check(self, flags: int, size: int, message_bytes: int) -> None:

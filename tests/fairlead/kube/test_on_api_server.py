@@ -305,6 +305,7 @@ async def test_one_candidate_leads_at_a_time(api_server: ApiServer, request: pyt
 
         first = int((await api.get(LEASES, namespace, "operator"))["metadata"]["resourceVersion"])
         await wait_until(renewed)
+        await wait_until(lambda: len(time.pending_pauses) == 2)  # the holder knows of its renewal too
         assert (one.is_leading, two.is_leading) == (True, False)
         await cancel_and_wait(holding)
         await one.release()
