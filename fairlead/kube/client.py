@@ -6,6 +6,7 @@ the owner of each field.
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -38,17 +39,10 @@ from fairlead.kube.resources import (
     uid_of,
 )
 from fairlead.kube.transport.credentials import ClusterCredentials
-from fairlead.kube.transport.http_transport import (
-    CONNECTION_ERRORS,
-    Headers,
-    HttpRequest,
-    HttpResponse,
-    HttpTransport,
-    NotSent,
-    OpenResponse,
-)
+from fairlead.kube.transport.http_transport import Headers, HttpRequest, HttpResponse, HttpTransport, NotSent
 from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.kube.transport.retry import decide_retry
+from fairlead.kube.transport.watch_stream import CONNECTION_ERRORS, WatchStream, WatchTransport
 from fairlead.kube.watch_events import KnownObjectFinder, LineSplitter, WatchEvent, parse_watch_event
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
@@ -111,7 +105,8 @@ class KubeApi:
         self.limits = limits or Limits()
         self._credentials = ClusterCredentials(config, clock, KUBE_TOKEN_SECONDS)
         seconds = self.limits.kube_connect_seconds
-        self._transport = HttpTransport(config.server, self._credentials, config.server_name, seconds)
+        self._transport = HttpTransport(config.server, self._credentials.tls_context, config.server_name, seconds)
+        self._watch_transport = WatchTransport(config.server, self._credentials, config.server_name, seconds)
 
     async def __aenter__(self) -> Self:
         return self
@@ -124,6 +119,7 @@ class KubeApi:
     async def close(self) -> None:
         """Closes all connections, including watches."""
         await self._transport.close()
+        await self._watch_transport.close()
 
     # --- reading ---------------------------------------------------------------------------
 
@@ -191,7 +187,8 @@ class KubeApi:
         try:
             async with await self._open_watch(request) as response:
                 if response.status != 200:
-                    raise _error_response(await response.read(_ERROR_BYTES), what)
+                    refused = await response.read_prefix(_ERROR_BYTES)
+                    raise _error_response(response.status, refused, response.header("Retry-After"), what)
                 on_opened()
                 lines = LineSplitter(self.limits.kube_event_bytes)
                 async for data in response.iter_bytes():
@@ -435,7 +432,7 @@ class KubeApi:
     ) -> _Decoded:
         reply = await self._send_authenticated(request, self.limits.kube_response_seconds, max_bytes, _ERROR_BYTES)
         if reply.status not in (200, 201, 202):
-            raise _error_response(reply, str(request))
+            raise _error_response(reply.status, reply.body, reply.header("retry-after"), str(request))
         if reply.truncated:
             raise ResponseTooLarge(f"{request}: the answer has more than {max_bytes} bytes")
         try:
@@ -448,18 +445,26 @@ class KubeApi:
         self, request: HttpRequest, seconds: float, max_bytes: int, max_error_bytes: int
     ) -> HttpResponse:
         """Sends a request, and once more with fresh credentials after a 401."""
-        reply = await self._transport.send(request, self._headers(), seconds, max_bytes, max_error_bytes)
+        reply = await self._send(request, seconds, max_bytes, max_error_bytes)
         if reply.status == 401 and self._credentials.invalidate():
-            reply = await self._transport.send(request, self._headers(), seconds, max_bytes, max_error_bytes)
+            reply = await self._send(request, seconds, max_bytes, max_error_bytes)
         return reply
 
-    async def _open_watch(self, request: HttpRequest) -> OpenResponse:
+    async def _send(self, request: HttpRequest, seconds: float, max_bytes: int, max_error_bytes: int) -> HttpResponse:
+        try:
+            return await self._transport.send(request, self._headers(), seconds, max_bytes, max_error_bytes)
+        except NotSent as error:
+            if isinstance(error.__cause__, ssl.SSLError):
+                self._credentials.invalidate()  # the CA may have been replaced
+            raise
+
+    async def _open_watch(self, request: HttpRequest) -> WatchStream:
         """Opens a watch, and once more with fresh credentials after a 401."""
-        response = await self._transport.open(request, self._headers())
+        response = await self._watch_transport.open(request.target, self._headers())
         if response.status == 401 and self._credentials.invalidate():
             async with response:
                 pass
-            response = await self._transport.open(request, self._headers())
+            response = await self._watch_transport.open(request.target, self._headers())
         return response
 
     def _headers(self) -> Headers:
@@ -484,10 +489,8 @@ def _uid_precondition(uid: str | None) -> dict[str, Any]:
     return {} if uid is None else {"preconditions": {"uid": uid}}
 
 
-def _error_response(reply: HttpResponse, request: str) -> KubeError:
-    retry_after = reply.header("Retry-After")
-    seconds = float(retry_after) if retry_after.isdecimal() else None
-    error = error_from_response(reply.status, reply.body, request, seconds)
+def _error_response(status: int, body: bytes, retry_after: str, request: str) -> KubeError:
+    error = error_from_response(status, body, request, float(retry_after) if retry_after.isdecimal() else None)
     if isinstance(error, Unauthenticated):
         error.hint = "the token or certificate is not accepted, or has run out"
     return error

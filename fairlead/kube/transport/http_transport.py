@@ -1,35 +1,40 @@
-"""Requests to the API server over aiohttp: single ones, and watches, whose responses do not end.
+"""HTTP/1.1 transport for single requests over keep-alive connections, one at a time on each.
+
+It writes the head as one text, parses responses with llhttp (httptools, as in the gateway), and
+wakes the caller once, with the complete response. Watches use `watch_stream`.
+
+Why: a general client spends several times the cost on redirects, cookies, proxies, encodings, and a
+stream and a timer per response. None of these is needed here.
 
 Guarantees for the caller, who decides about retries:
 
 - `NotSent`: there was no connection, so that nothing was requested. After any other OSError or
   TimeoutError, the API server may have processed the request.
-- A GET, PUT or DELETE that finds a kept connection closed is sent once more on a new one.
+- The server may close an idle connection. If that happens before the first byte of the response,
+  a repeatable request is sent once more on a new connection. Otherwise the caller gets the error.
 - A connection is never reused after an incomplete response, nor after a change of the TLS context.
 """
 
+import asyncio
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from types import TracebackType
-from typing import Final, Self
+from typing import cast
 from urllib.parse import urlencode, urlsplit
 
-import aiohttp
-from yarl import URL
+import httptools
 
 from fairlead.errors import BadInput
-from fairlead.kube.transport.credentials import ClusterCredentials
 
-CONNECTION_ERRORS: Final = (aiohttp.ClientError, OSError, TimeoutError)
-"""Exceptions of a connection that breaks or cannot be opened."""
-_IDLE_SECONDS = 15.0
+IDLE_SECONDS = 15.0
 """Connections idle for longer are closed: load balancers drop them silently."""
-_MAX_BYTES_IN_ONE_WRITE = 1_048_576
+_MAX_HEAD_BYTES = 65_536
+"""Maximum size of a response head. The API server sends less than one thousand bytes."""
+_WRITE_CHUNK_BYTES = 262_144
 _UNSAFE_TARGET = re.compile(r"[\x00-\x20\x7f-\U0010ffff]")
 _UNSAFE_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 Headers = Sequence[tuple[str, str]]
 """Names and values."""
 
@@ -67,85 +72,54 @@ class HttpRequest:
         return target
 
 
-@dataclass(frozen=True, slots=True)
 class HttpResponse:
     """A response. `truncated`: the body was longer than the maximum, and was cut."""
 
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    truncated: bool
+    __slots__ = ("_headers", "body", "status", "truncated")
+
+    def __init__(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, truncated: bool) -> None:
+        self.status = status
+        self.body = body
+        self.truncated = truncated
+        self._headers = headers
 
     def header(self, name: str) -> str:
-        """Returns a header; empty if absent."""
-        return self.headers.get(name, "")
-
-
-@dataclass(frozen=True, slots=True)
-class OpenResponse:
-    """A response whose body is still to come. Leaving its `async with` block closes it."""
-
-    response: aiohttp.ClientResponse
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.abort()
-
-    @property
-    def status(self) -> int:
-        """The HTTP status."""
-        return self.response.status
-
-    def iter_bytes(self) -> AsyncIterator[bytes]:
-        """Returns the parts of the body as they arrive."""
-        return self.response.content.iter_any()
-
-    async def read(self, max_bytes: int) -> HttpResponse:
-        """Returns the response with at most `max_bytes` of its body."""
-        parts, size = [], 0
-        async for data in self.iter_bytes():
-            parts.append(data)
-            size += len(data)
-            if size > max_bytes:
-                self.abort()
-                break
-        return HttpResponse(self.status, self.response.headers, b"".join(parts)[:max_bytes], size > max_bytes)
-
-    def abort(self) -> None:
-        """Aborts the connection, unless the response is complete.
-
-        Why: a graceful end of TLS waits for the other side, and stays open if the loop stops
-        before.
-        """
-        connection = self.response.connection
-        if connection is not None and connection.transport is not None:
-            connection.transport.abort()
-        self.response.release()
+        """Returns the first header of that lower-case name; empty if absent."""
+        wanted = name.encode()
+        return next((value.decode("latin-1") for key, value in self._headers if key.lower() == wanted), "")
 
 
 class HttpTransport:
     """The connections to `server` (`https://host:port/path`).
 
+    tls: returns the current TLS context; True without TLS.
     server_name: expected name in the certificate, if it is not the host.
-    before_write: called right before a request that may change something is sent. What it raises,
-        which is no OSError, ends the request.
+    before_write: called right before a request that may change something is sent. What it raises
+        ends the request.
     """
 
     def __init__(
-        self, server: str, credentials: ClusterCredentials, server_name: str | None, connect_seconds: float
+        self, server: str, tls: Callable[[], ssl.SSLContext | bool], server_name: str | None, connect_seconds: float
     ) -> None:
-        self._server = server.rstrip("/")
-        self._authority = urlsplit(server).netloc.rpartition("@")[2]
-        self._credentials = credentials
+        parts = urlsplit(server)
+        self._host = parts.hostname or ""
+        self._port = parts.port or _DEFAULT_PORTS[parts.scheme]
+        self._authority = parts.netloc.rpartition("@")[2]
+        self._path = parts.path.rstrip("/")
+        self._tls = tls
         self._server_name = server_name
         self._connect_seconds = connect_seconds
         self.before_write: Callable[[], None] = lambda: None
-        self._session: aiohttp.ClientSession | None = None
+        self._idle: list[_Connection] = []
+        self._all: set[_Connection] = set()
+        self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
+        self._header_cache: tuple[Headers, str] = ((), "")
+
+    @property
+    def connection_count(self) -> int:
+        """Number of open connections, in use or idle."""
+        return len(self._all)
 
     async def send(
         self, request: HttpRequest, headers: Headers, seconds: float, max_bytes: int, max_error_bytes: int
@@ -156,70 +130,247 @@ class HttpTransport:
         Raises NotSent, another OSError if the connection breaks, TimeoutError after `seconds`, and
         what `before_write` raises.
         """
+        head, context, loop = self._format_head(request, headers), self._tls(), asyncio.get_running_loop()
+        until, wanted = loop.time() + seconds, (max_bytes, max_error_bytes)
+        self._check_write(request)
+        idle_connection = self._take_idle(context)
+        if idle_connection is not None:
+            try:
+                return await self._exchange(idle_connection, head, request.body or b"", until, wanted)
+            except OSError:
+                if idle_connection.response_started or idle_connection.timed_out or not request.repeatable:
+                    raise
+        connection = await self._connect(context, until - loop.time())
         try:
-            async with await self.open(request, headers, seconds) as response:
-                return await response.read(max_bytes if response.status < 300 else max_error_bytes)
-        except aiohttp.ClientError as error:
-            raise ConnectionError(str(error) or type(error).__name__) from error
-
-    async def open(self, request: HttpRequest, headers: Headers, seconds: float | None = None) -> OpenResponse:
-        """Sends a request and returns the open response, which ends after `seconds` at the latest.
-
-        Raises one of `CONNECTION_ERRORS`, and what `before_write` raises.
-        """
-        for name, value in headers:
-            if _UNSAFE_VALUE.search(value):
-                raise BadInput(f"the header {name} contains a control character", field=name)
-        own = [("Host", request.host)] if request.host else []
-        body: bytes | BytesIO | None = request.body
-        if request.body is not None:
-            own.append(("Content-Type", request.content))
-            if len(request.body) > _MAX_BYTES_IN_ONE_WRITE:  # in parts, so that other connections get loop time
-                body = BytesIO(request.body)
-        try:
-            return OpenResponse(
-                await self._get_session().request(
-                    request.method,
-                    URL(f"{self._server}{request.target}", encoded=True),
-                    headers=[*headers, *own],
-                    data=body,
-                    ssl=self._credentials.tls_context(),
-                    server_hostname=self._server_name,
-                    allow_redirects=False,  # a redirect would send the token elsewhere
-                    timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=self._connect_seconds),
-                )
-            )
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            if isinstance(error, ssl.SSLError):
-                self._credentials.invalidate()  # the CA may have been replaced
-            reason = str(error.__cause__) or type(error.__cause__).__name__
-            raise NotSent(f"cannot connect to {self._authority}: {reason}") from error
+            self._check_write(request)  # the process may have been suspended while it connected
+        except BaseException:
+            connection.abort()
+            raise
+        return await self._exchange(connection, head, request.body or b"", until, wanted)
 
     async def close(self) -> None:
-        """Closes all connections, including watches."""
+        """Closes all connections; one that is being opened closes as soon as it is open."""
         self._closed = True
-        if self._session is not None:
-            await self._session.close()
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+        self._idle.clear()
+        closing = [connection.abort() for connection in tuple(self._all)]
+        if closing:
+            await asyncio.wait(closing, timeout=1.0)
 
-    def _get_session(self) -> aiohttp.ClientSession:
+    def _check_write(self, request: HttpRequest) -> None:
+        if request.method != "GET":
+            self.before_write()
+
+    def _format_head(self, request: HttpRequest, headers: Headers) -> bytes:
+        if self._header_cache[0] != headers:
+            for name, value in headers:
+                if _UNSAFE_VALUE.search(value):
+                    raise BadInput(f"the header {name} contains a control character", field=name)
+            self._header_cache = (headers, "".join(f"{name}: {value}\r\n" for name, value in headers))
+        sized = (
+            ""
+            if request.body is None
+            else f"Content-Type: {request.content}\r\nContent-Length: {len(request.body)}\r\n"
+        )
+        host = request.host or self._authority
+        line = f"{request.method} {self._path}{request.target} HTTP/1.1"
+        return f"{line}\r\nHost: {host}\r\n{self._header_cache[1]}{sized}\r\n".encode()
+
+    def _take_idle(self, context: ssl.SSLContext | bool) -> "_Connection | None":
+        """Returns the most recently used connection that is still usable; None if there is none."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.lost and connection.context is context:
+                return connection
+            connection.abort()
+        return None
+
+    async def _connect(self, context: ssl.SSLContext | bool, seconds: float) -> "_Connection":
+        loop = asyncio.get_running_loop()
+        secure = context if isinstance(context, ssl.SSLContext) else None
+        name = (self._server_name or self._host) if secure is not None else None
+        try:
+            async with asyncio.timeout(min(seconds, self._connect_seconds)):
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(context, self._all.discard),
+                    self._host,
+                    self._port,
+                    ssl=secure,
+                    server_hostname=name,
+                )
+        except OSError as error:
+            reason = str(error) or type(error).__name__
+            raise NotSent(f"cannot connect to {self._authority}: {reason}") from error
+        self._all.add(connection)
         if self._closed:
+            connection.abort()
             raise NotSent(f"the client of {self._authority} is closed")
-        if self._session is None:
-            transport = self
+        return connection
 
-            class CheckedRequest(aiohttp.ClientRequest):
-                """Calls `before_write` once there is a connection, which may have taken long."""
+    async def _exchange(
+        self, connection: "_Connection", head: bytes, body: bytes, until: float, wanted: tuple[int, int]
+    ) -> HttpResponse:
+        loop = asyncio.get_running_loop()
+        timer = loop.call_at(until, connection.on_timeout)
+        try:
+            waiter = connection.start_request(loop, wanted)
+            if len(body) <= _WRITE_CHUNK_BYTES:
+                connection.write(head + body)
+            else:  # in chunks, so that other connections get loop time
+                connection.write(head)
+                for start in range(0, len(body), _WRITE_CHUNK_BYTES):
+                    connection.write(body[start : start + _WRITE_CHUNK_BYTES])
+                    await asyncio.sleep(0)
+            reply = await waiter
+        except BaseException:
+            connection.abort()
+            raise
+        finally:
+            timer.cancel()
+        if connection.reusable:
+            connection.idle_since = loop.time()
+            self._idle.append(connection)
+            if self._sweep is None:
+                self._sweep = loop.call_later(IDLE_SECONDS, self._close_expired)
+        else:
+            connection.abort()
+        return reply
 
-                async def send(self, conn: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
-                    if self.method != "GET":
-                        transport.before_write()
-                    return await super().send(conn)
+    def _close_expired(self) -> None:
+        """Closes connections that were idle for too long."""
+        loop = asyncio.get_running_loop()
+        oldest, kept = loop.time() - IDLE_SECONDS, []
+        for connection in self._idle:
+            if connection.lost or connection.idle_since <= oldest:
+                connection.abort()
+            else:
+                kept.append(connection)
+        self._idle = kept
+        self._sweep = loop.call_later(IDLE_SECONDS, self._close_expired) if kept else None
 
-            self._session = aiohttp.ClientSession(
-                # Each watch has a connection: the default of 100 may be too low.
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                request_class=CheckedRequest,
-                auto_decompress=False,
-            )
-        return self._session
+
+class _Connection(asyncio.Protocol):
+    """A connection, and the response being read on it."""
+
+    def __init__(self, context: ssl.SSLContext | bool, gone: Callable[["_Connection"], None]) -> None:
+        self.context = context
+        self.lost = self.response_started = self.timed_out = self.reusable = False
+        self.idle_since = 0.0
+        self._on_closed = gone
+        self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._waiter: asyncio.Future[HttpResponse] | None = None
+        self._max_bytes = self._max_error_bytes = self._size = self._head_size = self._status = 0
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._parts: list[bytes] = []
+
+    def start_request(self, loop: asyncio.AbstractEventLoop, wanted: tuple[int, int]) -> asyncio.Future[HttpResponse]:
+        """Returns a future for the response to the next request.
+
+        wanted: maximum bytes of its body, and of the body of an error.
+        """
+        self._max_bytes, self._max_error_bytes = wanted
+        self.response_started = self.reusable = False
+        self._size = self._head_size = self._status = 0
+        self._headers, self._parts = [], []
+        self._waiter = waiter = loop.create_future()
+        if self.lost:
+            self._fail(ConnectionResetError("the connection is closed"))
+        return waiter
+
+    def write(self, data: bytes) -> None:
+        """Sends data, unless the connection is lost. The waiting caller then gets an error."""
+        if self._transport is not None and not self.lost:
+            self._transport.write(data)
+
+    def on_timeout(self) -> None:
+        """Fails the request with a TimeoutError."""
+        self.timed_out = True
+        self._fail(TimeoutError())
+
+    def abort(self) -> asyncio.Future[None]:
+        """Closes the connection at once. The future is done when it is closed."""
+        if self._transport is not None and not self.lost:
+            self._transport.abort()
+        return self._closed
+
+    # --- callbacks of asyncio --------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio when the connection is open."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio with a part of the response."""
+        if self._waiter is None:  # no request is waiting
+            self.abort()
+            return
+        self.response_started = True
+        if not self._status:
+            self._head_size += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(ConnectionError(f"the answer is no HTTP: {error}"))
+        if not self._status and self._head_size > _MAX_HEAD_BYTES:
+            self._fail(ConnectionError(f"the head of the answer has more than {_MAX_HEAD_BYTES} bytes"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Called by asyncio when the connection is closed. This ends a response without a stated
+        length.
+        """
+        self.lost = True
+        self._on_closed(self)
+        if not self._closed.done():
+            self._closed.set_result(None)
+        if self._status and self._is_close_delimited() and error is None:
+            self._finish(cut=False)
+        else:
+            self._fail(error if isinstance(error, OSError) else ConnectionResetError("Server disconnected"))
+
+    # --- callbacks of llhttp ---------------------------------------------------------------
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by llhttp for each header."""
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Called by llhttp at the end of the headers. Informational responses are skipped."""
+        status = self._parser.get_status_code()
+        if status >= 200:
+            self._status = status
+            self._max_bytes = self._max_bytes if status < 300 else self._max_error_bytes
+
+    def on_body(self, data: bytes) -> None:
+        """Called by llhttp for each part of the body."""
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > self._max_bytes:
+            self._finish(cut=True)
+
+    def on_message_complete(self) -> None:
+        """Called by llhttp at the end of the response."""
+        if self._status:
+            self.reusable = self._waiter is not None and self._parser.should_keep_alive()
+            self._finish(cut=False)
+        else:
+            self._headers = []
+
+    def _is_close_delimited(self) -> bool:
+        return not any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
+
+    def _finish(self, *, cut: bool) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is None or waiter.done():
+            return
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts = []
+        waiter.set_result(HttpResponse(self._status, self._headers, body[: self._max_bytes] if cut else body, cut))
+
+    def _fail(self, error: Exception) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error)

@@ -27,8 +27,8 @@ from fairlead.errors import BadInput, FairleadError
 from fairlead.kube.client import KUBE_TOKEN_SECONDS
 from fairlead.kube.resources import PODS
 from fairlead.kube.transport.credentials import ClusterCredentials
-from fairlead.kube.transport.http_transport import CONNECTION_ERRORS
 from fairlead.kube.transport.kubeconfig import ClusterConfig
+from fairlead.kube.transport.watch_stream import CONNECTION_ERRORS
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.cluster.access.connection import CLI_LIMITS
 from fairlead_cli.console import terminal_text
