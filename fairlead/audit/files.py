@@ -51,7 +51,10 @@ class AuditFiles:
         self._bytes = 0
 
     def append(self, lines: Sequence[bytes], wall: float) -> None:
-        """Writes lines and syncs them to the disk. Raises OSError; all of them are then unwritten.
+        """Writes lines and syncs them to the disk.
+
+        Raises OSError, after it has cut the file back to what it was. If that fails too, the file
+        is closed, and a part of the lines may remain.
 
         wall: Unix seconds, by which the files are rotated and removed.
         """

@@ -151,7 +151,7 @@ def _is_bare_scalar(text: str) -> bool:
 
 
 def _describe_value(value: Any) -> str:
-    """Returns a value with its type, for people."""
+    """Returns words for a value in a message: for a mapping or a list, its type alone."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):

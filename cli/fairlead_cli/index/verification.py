@@ -246,7 +246,10 @@ def render_lines(report: VerificationReport) -> Iterator[str]:
 
 
 async def _check_consistency(link: RedisLink, snapshot: IndexSnapshot) -> dict[str, str]:
-    """Returns the inconsistencies of one snapshot, by instance or field of the index."""
+    """Returns where the index in Redis, as read now, does not fit the headers of a snapshot.
+
+    By instance or field; `parts` for parts that no header names.
+    """
     findings = dict(snapshot.unreadable)
     _, idx, _ = redis_keys.index_keys(snapshot.model_key)
     (names,) = await run_commands(link, ("HKEYS", idx))

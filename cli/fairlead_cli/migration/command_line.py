@@ -305,6 +305,7 @@ def _apply_number(read: EngineFlags, meaning: str, number: int) -> None:
 
 
 def _apply_kv_transfer(read: EngineFlags, value: str, words: Sequence[str]) -> bool:
+    """Stores the meaning of `--kv-transfer-config`. Returns False if a ModelDeployment has none."""
     try:
         config = json.loads(value)
     except json.JSONDecodeError:

@@ -133,7 +133,7 @@ def _is_number(text: str) -> bool:
 
 
 def _missing_problem(model: str | None, since: str | None, recorded: Sequence[TickRecord]) -> str:
-    """Returns why there is nothing to replay, with the models and times that there are."""
+    """Returns why there is nothing to replay, with the models that are recorded."""
     if recorded:
         names = ", ".join(sorted({look.model.name for look in recorded}))
         return f"--model: nothing is recorded of {model}; recorded are: {names}"

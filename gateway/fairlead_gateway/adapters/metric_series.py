@@ -69,7 +69,7 @@ class AdapterSeries:
     def _add(self, key: AdapterKey, more: Sequence[int]) -> None:
         self._recent[key] = self._recent.get(key, 0.0) + more[REQUESTS]
         counts = self._counts.get(key)
-        if counts is None and self._makes_room(key):
+        if counts is None and self._make_room(key):
             counts = self._counts[key] = [0] * POSITIONS
         if counts is None:
             self._add_to_others(key[0], more)
@@ -83,7 +83,10 @@ class AdapterSeries:
         for position, amount in enumerate(more):
             counts[position] += amount
 
-    def _makes_room(self, key: AdapterKey) -> bool:
+    def _make_room(self, key: AdapterKey) -> bool:
+        """Returns whether the adapter may have a series. For one that is used far more, that of the
+        least used goes.
+        """
         if key[1] == OTHER:
             return False
         if len(self._counts) < self._max_adapters:

@@ -38,6 +38,7 @@ def convert_models(documents: Sequence[FieldReader], options: assembly.Migration
 
 
 def _convert(values: FieldReader, options: assembly.MigrationOptions) -> dict[str, Any]:
+    """Returns the ModelDeployment of one values file. What has no counterpart is noted in it."""
     artifacts = values.section("modelArtifacts")
     name = artifacts.text("name")
     if not name:

@@ -183,7 +183,10 @@ def _without_validation_errors(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_probes(app: FastAPI, probes: Probes) -> None:
-    """Adds the probe paths to the description; `app` answers them without the framework."""
+    """Adds the probe paths, so that the OpenAPI description has them.
+
+    In service, the module `app` answers them before FastAPI.
+    """
 
     @app.get(
         "/readyz",

@@ -309,6 +309,7 @@ class PeerState:
         return batch.sent if shares_secret else ()
 
     def _apply_live(self, model: str, name: str, batch: PeerBatch, now: float, shares_secret: bool) -> None:
+        """Applies what a peer reports now. A batch without loads leaves those that are known."""
         if batch.leaves:
             self._remove_model(model, name)
             return

@@ -129,8 +129,10 @@ class Fallbacks:
             return False
         return self._choose_next(decision, UNAVAILABLE, timeout.client, None, now) is not None
 
-    def check_refusal(self, context: RequestContext, engine_response: EngineResponse, now: float) -> None:
-        """Raises the error of an engine's refusal if another model may answer instead."""
+    def raise_if_refused(self, context: RequestContext, engine_response: EngineResponse, now: float) -> None:
+        """Raises a BadRequest with the next model as `next_route`, if the engine refused the
+        request and that model may answer instead.
+        """
         decision = context.request.route
         if decision is None or decision.target is None:
             return

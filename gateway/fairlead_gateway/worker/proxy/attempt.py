@@ -514,7 +514,11 @@ def _read_answer(engine_response: EngineResponse, *, is_passthrough: bool) -> tu
 
 
 def _limit_error(engine_response: EngineResponse, error: InBandError, request_id: str) -> EngineLimited:
-    """Returns the words with which an engine limits requests, for a client whom no engine takes."""
+    """Returns the error for a client whom no engine takes.
+
+    The body is the engine's own if that is an error object, else ours. Retry-After is the
+    engine's; 1 s if it gives none.
+    """
     if error.message:
         body = error_body(error.message, "rate_limit_error", None, "engine_refused", request_id)
     else:

@@ -105,6 +105,9 @@ class Forwarder:
         end_incomplete(context, error)
 
     async def _run_attempts(self, context: RequestContext, attempt: Attempt | None) -> None:
+        """Runs attempts on one instance after the other, until one answers. `_check_retry` raises
+        the error of the last one.
+        """
         excluded = NO_INSTANCES
         if context.reservation is None and context.policy.has_limits:
             await self._limit_gate.ensure_reserved(context)
@@ -314,7 +317,7 @@ class Forwarder:
                     if context.failures:
                         self._note_usage_refused(attempt, engine_response)
                     if context.request.route is not None and self.fallbacks is not None:
-                        self.fallbacks.check_refusal(context, engine_response, self._now())
+                        self.fallbacks.raise_if_refused(context, engine_response, self._now())
                     if handoff is not None:
                         self._prefill_coordinator.on_decode_accepted(context, handoff)
                     attempt.message = []  # a stream may take minutes

@@ -199,7 +199,10 @@ def scope_of(tenant: Tenant, secret: bytes) -> CacheScope | None:
 
 
 def apply_scope(request: ModelRequest, scope: CacheScope) -> str:
-    """Gives the request the salt of its scope for its prefix hash, and returns it."""
+    """Sets the salt of the request's prefix hash, and returns this salt.
+
+    It is the salt of the scope, or the client's own, keyed with that of the scope.
+    """
     fields = request.decoded_fields  # None: a scanned chat, which has no salt
     client_salt = None if fields is None else fields.cache_salt
     salt = _keyed_salt(scope.salt.encode(), client_salt) if client_salt else scope.salt
