@@ -10,7 +10,6 @@ from msgspec import Struct
 from fairlead.audit.record import AuditRecord
 from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.routes.model import Shadow
-from fairlead.usage.record import UsageTotals
 
 
 class ReadyOut(Struct, frozen=True):
@@ -667,8 +666,36 @@ class LimitsOut(Struct, frozen=True):
     limits: list[LimitOut]
 
 
-class UsageTotalsOut(UsageTotals, rename=lambda name: name):
-    """The use of the requests of one group. Fields that are not grouped by are empty."""
+class UsageTotalsOut(Struct, frozen=True):
+    """The use of the requests of one group. Fields that are not grouped by are empty.
+
+    - day: UTC day on which the requests ended.
+    - key: Name of the API key.
+    - failed: Requests with a status of 400 or more; disconnected clients count.
+    - estimated: Requests whose tokens the engine did not report.
+    - unpriced: Requests for models without a price; they are not in cost_nano_usd.
+    - cached_tokens: The part of input_tokens that engines had in their KV caches.
+    - cost_nano_usd: By the prices of the models, in billionths of a US dollar.
+    - saved_nano_usd: How much more the cached tokens would have cost otherwise.
+    """
+
+    # Why its own fields: those of `UsageTotals` have other names in the ledger's files.
+    day: str = ""
+    tenant: str = ""
+    key: str = ""
+    model: str = ""
+    adapter: str = ""
+    pool: str = ""
+    requests: int = 0
+    failed: int = 0
+    estimated: int = 0
+    unpriced: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    cost_nano_usd: int = 0
+    saved_nano_usd: int = 0
+    engine_microseconds: int = 0
 
 
 class ReplicaSpanOut(Struct, frozen=True):

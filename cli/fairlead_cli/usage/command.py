@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 from cyclopts import Parameter
 
 from fairlead.errors import BadInput, plain_text
@@ -213,17 +214,19 @@ def read_ledgers(options: ReportOptions, first_day: str, last_day: str) -> Ledge
     with open_endpoints(options.manage, options.cluster) as endpoints:
         # One after another: ports are forwarded for each.
         answers = [endpoint.query(lambda client: client.usage(first_day, last_day)) for endpoint in endpoints]
-        return merge_ledgers(map(_to_content, answers))
+        return merge_ledgers(map(to_content, answers))
 
 
-def _to_content(reply: UsageOut) -> LedgerContent:
+def to_content(reply: UsageOut) -> LedgerContent:
+    """Returns the content of the ledger that a gateway has answered with."""
     replicas = [
         ReplicaSpan(
             span.replica, span.start, span.end, ReplicaView(span.model, span.pool, span.state, span.nano_usd_per_hour)
         )
         for span in reply.replicas
     ]
-    return LedgerContent(reply.ledger, list(reply.usage), replicas, reply.broken, reply.lost)
+    usage = [UsageTotals(**msgspec.structs.asdict(row)) for row in reply.usage]
+    return LedgerContent(reply.ledger, usage, replicas, reply.broken, reply.lost)
 
 
 NO_USE = "no use in this time"

@@ -10,12 +10,13 @@ import msgspec
 import pytest
 
 from fairlead.errors import BadInput
+from fairlead.management_api import UsageOut
 from fairlead.usage import focus
 from fairlead.usage.ledger_files import REPLICAS, USAGE, LedgerFile, ledger_id
 from fairlead.usage.record import UsageRecord
 from fairlead.usage.replica_log import ReplicaLine, ReplicaView
 from fairlead_cli.app import build_app
-from fairlead_cli.usage.command import format_rows
+from fairlead_cli.usage.command import format_rows, to_content
 
 DAY = "2026-11-24"
 MIDNIGHT = 20_781 * 86_400
@@ -152,3 +153,9 @@ def test_cells_of_csv_are_no_formulas_and_control_no_terminal(name: str, cell: s
     for text in (format_rows([{"model": name, "cost": 1}]), focus.format_csv([{"ResourceName": name}])):
         (row,) = csv.DictReader(io.StringIO(text))
         assert (row.get("model") or row.get("ResourceName") or "") == cell
+
+
+def test_answer_of_a_gateway_is_read_by_the_names_that_it_has() -> None:
+    answer = {"ledger": "l", "usage": [{"tenant": "acme", "requests": 3, "output_tokens": 12, "cost_nano_usd": 7}]}
+    (row,) = to_content(msgspec.convert(answer, UsageOut)).usage
+    assert (row.tenant, row.requests, row.output_tokens, row.cost_nano_usd) == ("acme", 3, 12, 7)
