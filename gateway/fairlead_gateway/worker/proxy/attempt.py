@@ -132,6 +132,7 @@ class Attempt:
         "_admission",
         "_dispatcher",
         "_is_finished",
+        "_journal",
         "_router",
         "_sent",
         "adapter_lease",
@@ -155,6 +156,7 @@ class Attempt:
         self._sent = sent
         self._router: ModelRouter | None = None
         self._admission: ModelAdmission | None = None
+        self._journal: Journal | None = None  # None: learned profiles leave the attempt out
         self._is_finished = False
         self.context = context
         self.address = address
@@ -207,9 +209,10 @@ class Attempt:
         if admission is not None:
             admission.on_dispatch(context, now, is_planned=is_counted)
         journal = dispatcher.journal
-        if journal is not None and context.choice is not None:
-            if router.is_indexed and context.request.adapter is None:
-                journal.samples.offer(context.request, route_request)
+        if journal is not None and router.is_indexed and context.request.adapter is None:
+            journal.samples.offer(context.request, route_request)
+        if journal is not None and context.transfer is None and context.choice is not None:
+            self._journal = journal
             decision = context.choice.decision
             matched = decision.matched_tokens if decision.source is None else None
             tokens = router.prompt_tokens(route_request) + (0 if self._sent is None else self._sent.tokens)
@@ -231,8 +234,9 @@ class Attempt:
             if use.load_seconds is not None:
                 now = dispatcher.now()
                 context.result.queued_seconds += now - started_at
-                if dispatcher.journal is not None:  # else the load counts as prefill
-                    dispatcher.journal.on_end(ABANDONED, context.route_request.id, now)
+                if self._journal is not None:  # else the load counts as prefill
+                    self._journal.on_end(ABANDONED, context.route_request.id, now)
+                    self._journal = None
 
     def send(self, on_verdict: Callable[[UpstreamError | None], None] | None = None) -> None:
         """Sends the message; the verdict is awaited from the response, or given to `on_verdict`."""
@@ -276,8 +280,8 @@ class Attempt:
             dispatcher.late_binding_queue.schedule_dispatch(context.request.model_key)
             if self._admission is not None:
                 self._admission.on_first_token(context, now)
-        if dispatcher.journal is not None and engine_response.first_at is not None:
-            dispatcher.journal.on_first_token(context.route_request.id, engine_response.first_at)
+        if self._journal is not None and engine_response.first_at is not None:
+            self._journal.on_first_token(context.route_request.id, engine_response.first_at)
 
     def finish(self, is_complete: bool, now: float) -> None:
         """Removes the attempt from the load of its instance. Later calls do nothing.
@@ -292,7 +296,7 @@ class Attempt:
         if self._is_finished or router is None:
             return
         self._is_finished = True
-        context, dispatcher, journal = self.context, self._dispatcher, self._dispatcher.journal
+        context, dispatcher, journal = self.context, self._dispatcher, self._journal
         result, request_id, output = context.result, context.route_request.id, self._output_tokens()
         if is_complete and not 400 <= result.status < 500:
             if len(dispatcher.poison_guard) and result.status < 400:

@@ -1,5 +1,6 @@
 """Every hand-off has one outcome, is counted once and needs no log to be explained."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -9,10 +10,12 @@ import pytest
 
 from fairlead.fleet.model import Fleet, Instance, Model, Role
 from fairlead.limits import Limits
+from fairlead_gateway.ipc.messages import TimingEventKind
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
+from fairlead_gateway.worker.journal import Journal, Reporters
 from fairlead_testing.engines.scripted import EngineCall, responds, scripted_engine, silent, well_behaved
 from fairlead_testing.gateway.decision_view import decision_out
-from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, RecordedReports, RunningGateway, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.waiting import wait_until
 
@@ -44,7 +47,9 @@ async def failing_to_pull(call: EngineCall) -> None:
 
 
 @asynccontextmanager
-async def split(prefill: list[Script], decode: list[Script], limits: Limits = LIMITS) -> AsyncIterator[RunningGateway]:
+async def split(
+    prefill: list[Script], decode: list[Script], limits: Limits = LIMITS, reporters: Reporters | None = None
+) -> AsyncIterator[RunningGateway]:
     async with AsyncExitStack() as stack:
         found = []
         for role, scripts in ((Role.PREFILL, prefill), (Role.DECODE, decode)):
@@ -53,7 +58,7 @@ async def split(prefill: list[Script], decode: list[Script], limits: Limits = LI
                 name = f"{role.value[0]}{number}"
                 found.append(Instance(name, "default", "tiny", role.value, engine.url, role=role, transfer="nixl"))
         fleet = Fleet(1, 1, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: tuple(found)})
-        yield await stack.enter_async_context(running_gateway(fleet, limits))
+        yield await stack.enter_async_context(running_gateway(fleet, limits, reporters=reporters))
 
 
 def chat(text: str = LONG, **more: Any) -> dict[str, Any]:
@@ -152,6 +157,18 @@ async def test_failed_attempts_are_in_the_outcome() -> None:
             assert one.outcome is not None
             assert [(failure.instance, failure.why) for failure in one.outcome.failures] == [("D0", "status-500")]
             assert one.handoff is None
+
+
+async def test_prompt_that_another_engine_computed_is_left_out_of_learned_profiles() -> None:
+    sender = RecordedReports()
+    journal = Journal(sender, asyncio.get_running_loop(), LIMITS)
+    async with split([prefilling], [well_behaved], reporters=Reporters(journal)) as running:
+        assert (await request(running.url, chat())).status == 200
+        assert story(running).outcome == "done"
+        assert (await request(running.url, SHORT)).status == 200
+    journal.flush()
+    assert [event.instance for event in sender.timings if event.kind == TimingEventKind.DISPATCHED] == ["D0"]
+    assert {event.request for event in sender.timings} == {running.gateway.decisions.latest(1)[0].latest.request_id}
 
 
 async def test_a_hand_off_whose_client_left_is_never_counted_as_done() -> None:
