@@ -64,14 +64,9 @@ UsageKey: TypeAlias = tuple[str, str, str, str, str, str]
 class UsageTotals(msgspec.Struct, rename="camel"):
     """The totals of requests with the same day, tenant, key, model, adapter and pool.
 
-    - day: UTC day on which the requests ended.
-    - key: Name of the API key.
-    - failed: Requests with a status of 400 or more; disconnected clients count.
-    - estimated: Requests whose tokens the engine did not report.
-    - unpriced: Requests for models without a price; they are not in cost_nano_usd.
-    - cached_tokens: The part of input_tokens that engines had in their KV caches.
-    - cost_nano_usd: By the prices of the models, in billionths of a US dollar.
-    - saved_nano_usd: How much more the cached tokens would have cost otherwise.
+    - failed: requests with a status of 400 or more. Those of disconnected clients count.
+    - estimated: requests whose tokens are estimates.
+    - unpriced: requests for a model without a price, which are not in `cost_nano_usd`.
     """
 
     day: str = ""

@@ -12,13 +12,6 @@ Use of requests:
 - A request that failed by its engine or the gateway used nothing: its tokens are 0.
 - A client that disconnects has used its prompt and what was computed by then. So has a request that
   takes too long, or that its engine refuses after the first token.
-
-The last prompts that were sent, in case the KV-cache index needs one of them as tokens.
-
-The buffer keeps at most `prefix_map_samples` bodies of `prefix_map_sample_bytes` in sum, also
-after their requests end. It is used only if
-instances report their cache. A prompt leaves the worker only when the index requests it. It goes to
-the supervisor, and from there only to an engine of its model.
 """
 
 import asyncio
@@ -74,7 +67,13 @@ PREFIX_MAP_REPORTS_PENDING: Final = 4_096
 
 
 class PromptSampleBuffer:
-    """The last prompts by model and hash of the whole prompt."""
+    """The last prompts by model and hash of the whole prompt, in case the KV-cache index needs one
+    as tokens.
+
+    They are kept also after their requests end, and only if instances report their cache. A prompt
+    leaves the worker only when the index requests it. It goes to the supervisor, and from there
+    only to an engine of its model.
+    """
 
     def __init__(self) -> None:
         self._max_count = PREFIX_MAP_SAMPLES
