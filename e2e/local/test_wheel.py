@@ -112,7 +112,7 @@ _SEAM = """
 from importlib.util import find_spec
 from types import SimpleNamespace as Endpoint
 from fairlead_sim.seams import autoscaler, router
-from fairlead_sim.adapters.external_router import ExternalRequest
+from fairlead_sim.adapters.external_request import ExternalRequest
 from fairlead_sim.gateways import late_binding
 from fairlead_sim.workload.traces import TraceRequest
 

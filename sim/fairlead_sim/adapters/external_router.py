@@ -1,10 +1,4 @@
-"""A router outside of this process.
-
-A request as an outside tool passes it to a core.
-
-Why: cores may set attributes on it, so this module is not compiled.
-
-An outside tool in front of simulated engines: it drives cores through the router seam.
+"""An outside tool in front of simulated engines: it drives cores through the router seam.
 
 Each gateway has its own core. A core sees what an outside tool would know of an endpoint:
 
@@ -23,6 +17,7 @@ from typing import Any, Final
 
 from xxhash import xxh3_64_intdigest
 
+from fairlead_sim.adapters.external_request import ExternalRequest
 from fairlead_sim.engine.block_pool import BlockEvicted, BlocksStored, CacheCleared, KvEvent
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.packet_simulator import NO_FAULTS, PacketSimulator
@@ -30,19 +25,6 @@ from fairlead_sim.fleet.simulation import QUEUED, SimulationContext
 from fairlead_sim.gateways.late_binding import LateBindingQueue
 from fairlead_sim.workload.trace_prompts import trace_keys
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
-
-
-class ExternalRequest:
-    """The request fields of the router seam; ``blocks`` are the keys of the full prompt blocks."""
-
-    def __init__(self, request: TraceRequest, blocks: tuple[int, ...]) -> None:
-        self.id = request.id
-        self.arrival = request.arrival
-        self.prompt_tokens = request.prompt_tokens
-        self.blocks = blocks
-        self.session = request.session
-        self.tenant = request.tenant
-
 
 _INFLIGHT_COUNTER: Final = 0
 _WAITING_COUNTER: Final = 1

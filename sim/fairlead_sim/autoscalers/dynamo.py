@@ -1,6 +1,6 @@
-"""The planner of NVIDIA Dynamo.
+"""NVIDIA Dynamo's SLA planner, which sizes pools by throughput.
 
-The forecasts of Dynamo's planner: the next value of a series with one value per interval.
+**Forecasts**: the next value of a series with one value per interval.
 
 - Kalman: a level that moves by a trend, level' = level + trend. Both drift, with variances of 1 and
   0.1 an interval; measurements have a variance of 10. The forecast is the next level. The first
@@ -16,11 +16,9 @@ Source: ai-dynamo/dynamo, components/src/dynamo/planner/utils/load_predictor.py 
 10.0. Apache-2.0. Facts, not code: the filter's equations are written out for two states; the
 original calls filterpy.
 
-Dynamo: NVIDIA's SLA planner, which sizes pools by throughput.
-
-Rule: every 180 s, the requests and the mean prompt and answer length of the interval are forecast
-one interval ahead. With separate prefill and decode pools, the number of
-engines of each follows from profiled throughput, here from the engine's profile:
+**Sizing**: every 180 s, the requests and the mean prompt and answer length of the interval are
+forecast one interval ahead. With separate prefill and decode pools, the number of engines of each
+follows from profiled throughput, here from the engine's profile:
 
     prefill = ceil(requests × prompt ÷ interval × min(1, p) ÷ prompt tokens a second of an engine)
     decode  = ceil(requests × answer ÷ interval ÷ tokens a second of an engine at the decode limit)

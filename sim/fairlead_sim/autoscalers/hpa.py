@@ -1,10 +1,9 @@
-"""Kubernetes' horizontal pod autoscaler.
+"""HPA v2: Kubernetes' horizontal pod autoscaler, with one metric.
 
-``spec.behavior`` of a HorizontalPodAutoscaler: windows, rates and tolerances per direction.
-
-Kubernetes has separate code for an autoscaler without a ``behavior``; that path is apart. The
-windows come first. An increase goes to the smallest number of the up window at most. A decrease
-goes to the largest number of the down window at least.
+**Behavior** (``spec.behavior``): windows, rates and tolerances per direction. Kubernetes has
+separate code for an autoscaler without a ``behavior``; that path is apart. The windows come first.
+An increase goes to the smallest number of the up window at most. A decrease goes to the largest
+number of the down window at least.
 
 Then the rates apply. Each policy allows a change by a number of pods, or by a percentage, from the
 replicas at the start of its period. That start is found by taking back the changes made since.
@@ -19,10 +18,9 @@ pkg/apis/autoscaling/v2/defaults.go. Apache-2.0.
 Changed: histories are values that are pruned, not slices that reuse old places. The decisions equal
 those of the Go code on 200 vectors (tests/sim/autoscalers/golden).
 
-HPA v2: Kubernetes' horizontal pod autoscaler, with one metric.
-
-Rule: every 15 s. With a metric of each pod, ratio = average over the pods that have the metric ÷
-target, and replicas = ceil(ratio × those pods). A ratio within the tolerance of 1 changes nothing.
+**Rule**: every 15 s. With a metric of each pod, ratio = average over the pods that have the metric
+÷ target, and replicas = ceil(ratio × those pods). A ratio within the tolerance of 1 changes
+nothing.
 
 - Pods without the metric count as idle when the ratio would raise the number. They count as at the
   target when it would lower it.

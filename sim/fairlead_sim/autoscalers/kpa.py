@@ -1,18 +1,15 @@
-"""Knative's pod autoscaler.
+"""KPA: the pod autoscaler of Knative.
 
-Knative's windows: averages that know where data begins and ends, and the largest recent number.
-
-An average covers the time from the first write of a run of data to the last. After 6 s of a run
-that is 6 s, not the window. A gap inside counts as zero. After a whole window without a write there
-is no data at all, which is not zero. Values of one second add up.
+**Windows**: averages that know where data begins and ends, and the largest recent number. An
+average covers the time from the first write of a run of data to the last. After 6 s of a run that
+is 6 s, not the window. A gap inside counts as zero. After a whole window without a write there is
+no data at all, which is not zero. Values of one second add up.
 
 Source: knative/serving v0.47.0, pkg/autoscaler/aggregation/bucketing.go (TimedFloat64Buckets) and
 pkg/autoscaler/aggregation/max/window.go. Apache-2.0. Changed: values of the window are kept, not a
 ring; writes come in order.
 
-KPA: the pod autoscaler of Knative.
-
-Rule: the concurrency of the whole revision is averaged over a stable window (60 s) and a panic
+**Rule**: the concurrency of the whole revision is averaged over a stable window (60 s) and a panic
 window (a tenth of it). Each asks for ceil(average ÷ target) pods, kept between floor(ready ÷ 2) and
 ceil(ready × 1000).
 

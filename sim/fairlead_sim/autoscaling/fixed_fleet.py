@@ -1,6 +1,4 @@
-"""The capacity of replicas, measured without a controller.
-
-Fixed fleets at constant rates: the share of requests that misses the SLO.
+"""Fixed fleets at constant rates, without a controller: the share of requests that misses the SLO.
 
 A capacity model can be compared with it. Engines, requests and gateway are those of a scenario;
 there is no controller, no startup time and no change of load.

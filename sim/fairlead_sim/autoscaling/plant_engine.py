@@ -1,8 +1,9 @@
-"""The engines of the plant: the interface of one replica, and its implementations.
+"""The engines of the plant: the interface of one replica, and two models of it.
 
-The interface of a plant's engines, with what all engine models share.
+**Token-level**: the engine of the fleet simulator, to compare the other with.
 
-A replica in closed form: exact step times and token counts without a visit to each token.
+**Aggregated**: a replica in closed form, with exact step times and token counts without a visit to
+each token.
 
 Why: the token-level engine (``fairlead_sim.engine.scheduler``) visits each running sequence in each
 step, 200 million visits for a day of a million requests. A controller only sees sums of them.
@@ -21,8 +22,6 @@ Prompts, token budget, order of admission and reserved memory are those of the t
 with an empty cache. Both give the same times of first and last tokens, up to the last digits of the
 floats; tests compare them request by request. Prefix caches, preemption (impossible with all output
 reserved) and priorities are left out.
-
-The token-level engine in the plant, to compare the aggregated engine with.
 """
 
 from abc import ABC, abstractmethod

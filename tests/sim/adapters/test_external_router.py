@@ -1,11 +1,14 @@
 """The simulator as an external tool of the router seam: what its cores receive, and when."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import pytest
 
+from fairlead_sim.adapters.external_request import ExternalRequest
 from fairlead_sim.adapters.external_router import SharingDelays
+from fairlead_sim.compiled import COMPILED_MODULES
 from fairlead_sim.experiments.trial import SeamKind, Trial
 from fairlead_sim.fleet.simulation import FleetEvent, FleetEventKind
 from fairlead_sim.seams import router
@@ -14,6 +17,11 @@ from fairlead_sim.workload.traces import TraceRequest, at_rate
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 COUNTERS = ("inflight", "waiting", "running", "pending_prefill_tokens", "inflight_tokens", "kv_util")
+
+
+def test_request_that_cores_may_set_attributes_on_is_not_compiled() -> None:
+    module = f"{ExternalRequest.__module__.replace('.', '/')}.py"
+    assert [pattern for pattern in COMPILED_MODULES if PurePath(module).match(pattern)] == []
 
 
 class First:
