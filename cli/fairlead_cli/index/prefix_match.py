@@ -9,6 +9,7 @@ hint: the store reports no evictions, so old hints are likely gone.
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Final
 
 import msgspec
@@ -179,11 +180,15 @@ async def _add_streamed_times(
     if snapshot.at is None or not last_blocks:
         return
     since = min((header.sequence for header in snapshot.headers.values()), default=0)
-    async for _, data in read_entries(link, snapshot.model_key, snapshot.at[0], since):
-        wall, changes = decode_changes(data, snapshot.model_key, snapshot.ahead)
-        for change in changes:
-            if isinstance(change, BlocksStored) and last_blocks.get(change.instance) in change.hashes:
-                times[change.instance] = wall
+    epoch, position = snapshot.at
+    async with aclosing(read_entries(link, snapshot.model_key, epoch, since)) as entries:
+        async for sequence, data in entries:
+            if sequence > position:
+                break
+            wall, changes = decode_changes(data, snapshot.model_key, snapshot.ahead)
+            for change in changes:
+                if isinstance(change, BlocksStored) and last_blocks.get(change.instance) in change.hashes:
+                    times[change.instance] = wall
 
 
 def render_match(answer: MatchResult) -> str:

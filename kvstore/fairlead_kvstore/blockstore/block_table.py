@@ -465,7 +465,7 @@ class BlockTable:
         return rows[:count]
 
     def _next_rows(self, min_rows: int) -> list[int]:
-        """Returns rows that are in use, in order: all, or the next ones, at least ``least``."""
+        """Returns rows that are in use, in order: all, or the next ones, at least ``min_rows``."""
         if len(self.by_handle) <= max(MAX_ROWS_AT_ONCE, min_rows):
             return sorted(self.by_handle)  # the index has another order in each process
         counts = self.counts

@@ -144,7 +144,7 @@ def read_command(model_key: str, epoch: int, sequence: int) -> Command:
 def wait_command(positions: Mapping[str, tuple[int, int]], seconds: float) -> Command:
     """Returns the command that waits for the next entries of several models.
 
-    places: epoch and sequence by model. seconds: the longest wait, at least a millisecond.
+    positions: epoch and sequence by model. seconds: the longest wait, at least a millisecond.
     """
     names = [redis_keys.index_keys(model_key)[2] for model_key in positions]
     at = [f"{epoch}-{sequence}" for epoch, sequence in positions.values()]

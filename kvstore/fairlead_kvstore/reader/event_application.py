@@ -281,17 +281,17 @@ def _locality(raw: msgspec.Raw) -> Any:
 
 def _parts(event: CacheEvent, limits: Limits) -> Iterator[CacheEvent]:
     """Yields a decoded event in parts of about a slice each, by its blocks."""
-    max_bytes = max(1, limits.kv_slice_bytes // BLOCK_BYTES)
-    if isinstance(event, ClearedEvent) or len(event.block_hashes) <= max_bytes:
+    max_blocks = max(1, limits.kv_slice_bytes // BLOCK_BYTES)
+    if isinstance(event, ClearedEvent) or len(event.block_hashes) <= max_blocks:
         yield event
         return
     hashes, keys = event.block_hashes, None if isinstance(event, RemovedEvent) else event.extra_keys
-    for start in range(0, len(hashes), max_bytes):
-        part: CacheEvent = msgspec.structs.replace(event, block_hashes=hashes[start : start + max_bytes])
+    for start in range(0, len(hashes), max_blocks):
+        part: CacheEvent = msgspec.structs.replace(event, block_hashes=hashes[start : start + max_blocks])
         if isinstance(event, StoredEvent) and isinstance(part, StoredEvent):
             size = event.block_size
-            part.token_ids = event.token_ids[start * size : (start + max_bytes) * size]
-            part.extra_keys = None if keys is None else keys[start : start + max_bytes]
+            part.token_ids = event.token_ids[start * size : (start + max_blocks) * size]
+            part.extra_keys = None if keys is None else keys[start : start + max_blocks]
             if start:
                 part.parent_block_hash = _continued(hashes[start - 1])
         yield part
@@ -375,11 +375,11 @@ class EventApplication:
             if isinstance(outcome, AcceptBatch):
                 self.waiting_bytes += len(outcome.payload)
 
-    def run(self, now: float, max_bytes: int) -> AppliedEvents:
-        """Applies what waits, up to about ``max_bytes``, and returns the result of this slice."""
+    def run(self, now: float, max_blocks: int) -> AppliedEvents:
+        """Applies what waits, up to about ``max_blocks``, and returns the result of this slice."""
         found = self._found = AppliedEvents([])
         spent = 0
-        while spent < max_bytes:
+        while spent < max_blocks:
             if self._steps is None:
                 if not self._waiting:
                     break

@@ -176,8 +176,8 @@ class EventListener:
 
         There is one: the connection that was just accepted.
         """
-        max_bytes = max(self._unidentified_by_peer.values(), key=len)
-        ended = next(iter(max_bytes))
+        largest = max(self._unidentified_by_peer.values(), key=len)
+        ended = next(iter(largest))
         self.unidentified["many"] += 1
         ended.close()
         self.on_ended(ended, "too many connections")
