@@ -19,7 +19,8 @@ from fairlead.errors import BadInput, FileProblem, ManifestError
 from fairlead.fleet import file as fleetfile
 from fairlead.limits import Limits
 from fairlead.manifests import loader
-from fairlead.manifests.files import STDIN_PATH, is_fleet_document, read_texts, skip_files
+from fairlead.manifests.files import STDIN_PATH, read_texts
+from fairlead.manifests.skipped_files import is_fleet_document, skip_files
 from fairlead.manifests.yaml_nodes import parse_documents
 from fairlead.names import suggest_fix
 from fairlead_cli.formatting import pluralize

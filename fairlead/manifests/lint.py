@@ -1,10 +1,11 @@
 """Lint rules: notes on manifests that are valid but may not do what was meant.
 
-Arguments follow Fairlead's own and win. The engine then may not be reached, or differ from the rest
-of the spec.
+`engine.args` follow Fairlead's own arguments and win. The engine then may not be reached, or differ
+from the rest of the spec.
 
-The API of a ModelDeployment takes any PodSpec there, since clusters differ in their fields. An
-unknown field that resembles a known one is therefore a problem, and any other one a note.
+In `pools[].template`, the API of a ModelDeployment takes any PodSpec, since clusters differ in
+their fields. An unknown field that resembles a known one is therefore a problem, and any other one
+a note.
 """
 
 import json

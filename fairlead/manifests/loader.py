@@ -39,8 +39,9 @@ from fairlead.fleet.client_names import (
 )
 from fairlead.fleet.model import Model
 from fairlead.limits import Limits
-from fairlead.manifests.files import API_GROUP, known_kinds, read_texts, skip_files
+from fairlead.manifests.files import read_texts
 from fairlead.manifests.lint import LintNote, access_modes, lint_claims, lint_spec, lint_template, lint_tenant
+from fairlead.manifests.skipped_files import API_GROUP, known_kinds, skip_files
 from fairlead.manifests.validation_messages import validation_problems
 from fairlead.manifests.yaml_nodes import (
     YamlNode,

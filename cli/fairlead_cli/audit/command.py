@@ -16,8 +16,8 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_cli.exit_codes import StackUnreachable, run_query
 from fairlead_cli.formatting import align_columns, printable
 from fairlead_cli.management.client import GatewaysSource, ManagementEndpoint, open_endpoints
+from fairlead_cli.moments import parse_moment
 from fairlead_cli.output import OutputFlag, format_document, is_document
-from fairlead_cli.scaling.explain_command import parse_moment
 
 _GATEWAYS = GatewaysSource()
 

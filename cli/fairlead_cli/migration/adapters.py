@@ -31,8 +31,8 @@ def assemble_adapter(draft: AdapterDraft) -> dict[str, Any]:
     """Returns the ModelAdapter."""
     name = shorten_name(assembly.dns_label(draft.name))
     served_names = [served for served in draft.served_names if served != name]
-    spec = {"base": draft.base, "source": draft.source, "servedNames": served_names, "replicas": draft.replicas}
-    return assembly.build_manifest("ModelAdapter", name, draft, assembly.without_empty(spec))
+    more = assembly.without_empty({"servedNames": served_names, "replicas": draft.replicas})
+    return assembly.build_manifest("ModelAdapter", name, draft, {"base": draft.base, "source": draft.source, **more})
 
 
 def read_adapters(

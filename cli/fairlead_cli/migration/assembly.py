@@ -534,13 +534,14 @@ def assemble_route(draft: RouteDraft, *, taken: Container[str] = ()) -> dict[str
     """
     label = dns_label(draft.name)
     name = shorten_name(f"{label}{_ROUTE_SUFFIX}" if label in taken else label)
+    served = [served for served in dict.fromkeys(draft.served_names) if served != name]
+    overrides = [{"headers": dict(headers), "targets": _targets(targets)} for headers, targets in draft.overrides]
     spec = {
-        "servedNames": [served for served in dict.fromkeys(draft.served_names) if served != name],
+        **without_empty({"servedNames": served}),
         "targets": _targets(draft.targets),
-        "overrides": [{"headers": dict(headers), "targets": _targets(targets)} for headers, targets in draft.overrides],
-        "onFailure": [dict(fallback) for fallback in draft.fallbacks],
+        **without_empty({"overrides": overrides, "onFailure": [dict(fallback) for fallback in draft.fallbacks]}),
     }
-    return build_manifest("ModelRoute", name, draft, without_empty(spec))
+    return build_manifest("ModelRoute", name, draft, spec)
 
 
 def whole_weights(shares: Sequence[Fraction]) -> list[int]:

@@ -4,11 +4,10 @@ The terms go from the load to the plan and add up to it. In a group of several p
 counted in replicas of the first one and then divided. There the terms end at the demand.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Final
 
 import msgspec
@@ -16,7 +15,7 @@ from cyclopts import Parameter
 
 from fairlead.decision import DecisionInput
 from fairlead.errors import BadInput
-from fairlead.units import format_duration, parse_duration
+from fairlead.units import format_duration
 from fairlead_autoscaler.core import ModelSpec, PoolObservation, PoolPlan, PoolSpec
 from fairlead_autoscaler.enforcer import EnforcedPlan, describe_replicas
 from fairlead_autoscaler.history.recorder import TickRecord, decode_record
@@ -24,6 +23,7 @@ from fairlead_autoscaler.kubernetes.slo_attainment import SLOAttainment
 from fairlead_autoscaler.kubernetes.slo_attainment import add_observation as attained
 from fairlead_cli import formatting
 from fairlead_cli.exit_codes import run_query
+from fairlead_cli.moments import parse_moment
 from fairlead_cli.output import OutputFlag, format_document, is_document
 from fairlead_cli.scaling.autoscaler_client import AutoscalerEndpoint, AutoscalerSource, open_autoscaler, query
 from fairlead_cli.target import ModelFlag, qualified_name
@@ -217,51 +217,6 @@ def _difference(value: DecisionInput, need: DecisionInput | None, usd_per_replic
     word = "more" if more > 0.0 else "less"
     price = "" if usd_per_replica is None else f": ${abs(more) * usd_per_replica:,.2f} an hour {word}"
     return f", {abs(more):.2f} {word}{price}"
-
-
-def parse_moment(text: str, now: float, flag: str = "--at") -> float:
-    """Returns Unix time of ``5m`` (ago), ``14:05[:30]`` (the last such time), ISO 8601, or Unix
-    seconds.
-
-    Raises BadInput with ``flag``.
-    """
-    for reader in (_unix, _ago, _today, _iso):
-        moment = reader(text.strip(), now)
-        if moment is not None:
-            return moment
-    raise BadInput(
-        f"{flag}: {text!r} is not a time", field=flag, hint="write it like 5m (ago), 14:05 or 2026-11-21T14:05"
-    )
-
-
-def _unix(text: str, now: float) -> float | None:
-    found = float(text) if text.replace(".", "", 1).isdecimal() else math.inf
-    return found if math.isfinite(found) else None
-
-
-def _ago(text: str, now: float) -> float | None:
-    try:
-        return now - parse_duration(text.removeprefix("-"), field="--at")
-    except BadInput:
-        return None
-
-
-def _today(text: str, now: float) -> float | None:
-    for form in ("%H:%M", "%H:%M:%S"):
-        try:
-            time = datetime.strptime(text, form).time()
-        except ValueError:
-            continue
-        found = datetime.combine(datetime.fromtimestamp(now).date(), time)
-        return (found if found.timestamp() <= now else found - timedelta(days=1)).timestamp()
-    return None
-
-
-def _iso(text: str, now: float) -> float | None:
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return None
 
 
 _AUTOSCALER = AutoscalerSource()

@@ -15,9 +15,9 @@ from fairlead_autoscaler.history.recorder import TickRecord, decode_record, read
 from fairlead_autoscaler.history.replay import PoolReplay, ReplayMoment, ReplayVariant, parse_changes, replay
 from fairlead_cli import formatting
 from fairlead_cli.exit_codes import run_query
+from fairlead_cli.moments import parse_moment
 from fairlead_cli.output import OutputFlag, format_document, is_document
 from fairlead_cli.scaling.autoscaler_client import AutoscalerSource, open_autoscaler, query
-from fairlead_cli.scaling.explain_command import parse_moment
 from fairlead_cli.target import ModelFlag, qualified_name
 
 MAX_SHOWN_MOMENTS = 20

@@ -275,7 +275,7 @@ class ObjectCache:
         The owners of its names are decided now, and remembered.
         """
         claimant = self._claimant(key)
-        return None if claimant is None else ClaimantSnapshot(claimant, self._decide_names(key), self.models)
+        return None if claimant is None else ClaimantSnapshot(claimant, self._decide_names(key), dict(self.models))
 
     def _update(self, objects: dict[_Key, Manifest], key: _Key, item: Manifest, deleted: bool) -> bool:
         """Stores or removes an object unless a newer version is known. Returns True if something

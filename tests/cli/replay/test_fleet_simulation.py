@@ -118,6 +118,12 @@ def test_unanswered_metrics_query_is_none() -> None:
     assert read_lags([url], attempts=1) == {url: None}
 
 
+def test_refused_statistics_are_unknown_not_zero() -> None:
+    refused = CannedResponse((b'{"error": "unauthorized"}',), status=401)
+    with CannedServer({"/api/stats": refused}) as server:
+        assert count_finished_requests(server.url) is None
+
+
 def test_lag_over_the_limit_is_a_doubt() -> None:
     assert lag_doubts({"gateway": 0.020, "replay's loop": 0.001}) == []
     assert lag_doubts({"gateway": 0.0201}) == ["gateway ran 20.1ms late (p99), more than 20ms"]

@@ -42,7 +42,6 @@ from fairlead_cli.cluster.facts import ClusterFacts, Listing
 from fairlead_cli.cluster.facts_collector import collect_facts, list_objects
 from fairlead_cli.cluster.object_fields import (
     MissingValue,
-    containers_of,
     label_of,
     namespace_name,
     pod_spec_of,
@@ -338,7 +337,7 @@ def _versions(facts: ClusterFacts) -> dict[str, Any]:
             {
                 str(container.get("image"))
                 for deployment in deployments
-                for container in containers_of(pod_spec_of(deployment))
+                for container in pod_spec_of(deployment).get("containers") or []
             }
         ),
     }

@@ -162,8 +162,9 @@ def _read_scaler(scaler: FieldReader, targets: dict[tuple[str, str], assembly.Mo
         return
     role = spec.section("subTargetSelector").text("roleName")
     pools = [pool for pool in draft.pools if role in ("", pool.name)]
+    low, high = spec.number("minReplicas"), spec.integer("maxReplicas")
     for pool in pools:
-        pool.min_replicas, pool.max_replicas = spec.number("minReplicas"), spec.integer("maxReplicas")
+        pool.min_replicas, pool.max_replicas = low, high
     schedules = [_read_schedule(entry, role) for entry in spec.entries("schedules")]
     found = assembly.scaling_spec(pools, schedules=schedules)
     if found and "autoscaling" in draft.spec:

@@ -52,8 +52,9 @@ def _convert(document: FieldReader, options: assembly.MigrationOptions) -> list[
     _read_scaling(spec, pool, draft)
     _read_routing(spec.section("loadBalancing"), draft)
     # Clients name adapters after the model, as KubeAI's do.
-    entries = spec.entries("adapters")
-    adapters = read_adapters(entries, "url", draft, options, served=f"{draft.name}_{{}}") if entries else []
+    adapters = []
+    if "adapters" in spec:
+        adapters = read_adapters(spec.entries("adapters"), "url", draft, options, served=f"{draft.name}_{{}}")
     return [assembly.assemble(draft, options), *adapters]
 
 

@@ -635,7 +635,7 @@ def count_finished_requests(manage: str) -> int | None:
     with httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False) as client:
         try:
             answer = client.get(f"{manage.rstrip('/')}/api/stats")
-            stats = msgspec.json.decode(answer.content, type=StatsOut)
+            stats = msgspec.json.decode(answer.raise_for_status().content, type=StatsOut)
         except (httpx.HTTPError, ValueError):  # msgspec's own errors are ValueErrors too
             return None
     return sum(model.totals.requests for model in stats.models.values())

@@ -8,19 +8,23 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from fairlead import management_api as api
 from fairlead.errors import BadInput, Unavailable
 from fairlead.fleet.file import parse_fleet_file
+from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model
-from fairlead.runtime.clock import SystemClock
+from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead_cli.exit_codes import StartFailed
 from fairlead_cli.local.processes.child_process import ProcessCommand
 from fairlead_cli.local.processes.managed_process import ManagedProcess, ProcessPhase
 from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec, SleepState
-from fairlead_cli.local.stack.supervisor import StackSpec, StackSupervisor
+from fairlead_cli.local.stack.stack_run import HungEngineWatch
+from fairlead_cli.local.stack.supervisor import RoutingQueries, StackSpec, StackSupervisor
 from fairlead_testing.processes import block_until, is_alive, unused_port
 
 PATIENCE = 120.0
@@ -200,6 +204,29 @@ async def test_restarted_engine_keeps_its_id(tmp_path: Path) -> None:
         await fixture.until(lambda: list(fixture.states().values()) == [InstanceState.READY] * 2)
         assert fixture.file().instances[KEY] == before
         assert any(line.startswith("main-0 ended (SIGKILL); again in 250ms") for line in fixture.events)
+
+
+async def test_hung_engine_is_restarted_once_and_the_others_run_on(tmp_path: Path) -> None:
+    async with stack(tmp_path) as fixture:
+        await start(fixture)
+        supervisor = fixture.supervisor
+        hung, other = (engine.process for engine in supervisor.engines)
+        assert hung is not None
+        assert hung.child is not None
+        assert other is not None
+        os.kill(hung.child.pid, signal.SIGSTOP)  # /health of a hung core would still say 200
+        report = EjectionReport(75.0, "3 timeouts", failed_probes=2, workers=1)
+
+        class ReportingGateway(FakeRouting):
+            async def fleet(self) -> api.FleetOut:
+                instances = [api.InstanceOut(supervisor.engines[0].instance_ids()[0], ejection=report)]
+                return api.FleetOut(1, models=[api.ModelOut(KEY, "default", "m", instances=instances)])
+
+        routing, clock = cast(RoutingQueries, ReportingGateway()), ManualClock(SystemClock.now() + 1_000.0)
+        await HungEngineWatch(supervisor, routing, clock).poll()
+        await fixture.until(lambda: hung.phase is ProcessPhase.READY and hung.restarts == 1)
+        assert other.restarts == 0
+        assert sum("main-0 hangs and is restarted: 2 probes failed" in line for line in fixture.events) == 1
 
 
 async def test_dead_gateway_is_restarted(tmp_path: Path) -> None:
