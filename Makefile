@@ -101,7 +101,7 @@ e2e-vllm: compile ## run against vLLM on this machine's processors (6 GB the fir
 e2e-gpu: compile ## run against vLLM on this machine's GPUs; writes bench/results/gpu.json. ENGINES=sim: simulated; MODEL=… real weights
 	@$(RUN) e2e/gpu/run.py $(if $(ENGINES),--engines $(ENGINES)) $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
-bench: env ## run all benchmarks, or NAME=… alone (ARGS=… are its arguments; `bench-NAME` is the same); they write out/bench/*.json
+bench: env ## run the benchmarks, or NAME=… alone (ARGS=… are its arguments; `bench-NAME` is the same); they write out/bench/*.json
 	@$(BENCH) $(if $(NAME),$(NAME) $(ARGS))
 
 bench-%: env

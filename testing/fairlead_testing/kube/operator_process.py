@@ -70,7 +70,7 @@ def start_operator(
     environ |= {"KUBECONFIG": str(kubeconfig), "FAIRLEAD_ENGINE_IMAGES": "sim=fairlead.io/sim:1"}
     environ |= {f"FAIRLEAD_{name.upper()}": value for name, value in variables.items()}
     whole = [sys.executable, *command, "--host", "127.0.0.1", "--port", str(port), *options]
-    with log.open("wb") as out:
+    with log.open("ab") as out:  # of all starts
         return OperatorProcess(subprocess.Popen(whole, env=environ, stdout=out, stderr=out), port, log)
 
 

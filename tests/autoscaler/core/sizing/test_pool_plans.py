@@ -234,7 +234,7 @@ def _plan(
 
 
 @pytest.mark.parametrize(
-    ("missing", "overloaded", "beside"), [(1, False, 0), (4, False, 4), (1, True, 0), (4, True, 8)]
+    ("missing", "overloaded", "beside"), [(1, False, 0), (2, False, 2), (4, False, 4), (1, True, 0), (4, True, 8)]
 )
 def test_the_more_is_missing_the_more_are_started_beside(missing: int, overloaded: bool, beside: int) -> None:
     plan = _plan(missing, overloaded=overloaded)
