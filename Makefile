@@ -20,6 +20,7 @@ REACHED = $(shell $(RUN) tests/repository/changed_tests.py $(filter-out 1,$(CHAN
 # `SECOND_TRY=1`, for CI: run up to three failed tests once more.
 SECOND_TRY ?=
 AGAIN := $(if $(SECOND_TRY), || $(RUN) scripts/reruns/second_try.py)
+ALL_NEW := $(if $(SECOND_TRY),--cache-clear) # pytest would keep failures of earlier runs, of other tests
 # `make e2e LOAD=1`: the tests on the cluster that need load.
 LOAD ?=
 # `make e2e EXTENDED=1`: commands of all pages, wheel, make targets, a canary in prompts, a release from a registry, dashboards.
@@ -59,7 +60,7 @@ test-tools: env ## compile etcd, kube-apiserver, helm and promtool for the tests
 	@$(RUN) e2e/cluster test-tools || [ $$? -eq 3 ]
 
 test: $(if $(CLUSTER),test-tools,env) ## run unit, property and integration tests; FAST=1: pure code alone; CHANGED=1: what a change reaches; CLUSTER=1: build the cluster's programs first
-	@$(RUN) -m pytest --processes $(JOBS) $(if $(FAST),-p no:hypothesispytest -m "not property and not api_server" $(PURE_TESTS),$(if $(CHANGED),$(REACHED)))$(AGAIN)
+	@$(RUN) -m pytest $(ALL_NEW) --processes $(JOBS) $(if $(FAST),-p no:hypothesispytest -m "not property and not api_server" $(PURE_TESTS),$(if $(CHANGED),$(REACHED)))$(AGAIN)
 
 lint: env ## check style, types, import contracts, generated files and prose
 	@$(MAKE) --no-print-directory -j2 -O lint-types lint-rest
@@ -82,8 +83,8 @@ ifdef LOAD
 else ifdef EXTENDED
 	@$(RUN) -m pytest e2e -m extended
 else
-	@$(RUN) -m pytest e2e --processes 4 -m "not alone and not extended"$(AGAIN)
-	@$(RUN) -m pytest e2e -m alone$(AGAIN)  # these load the machine, or would take its load for slow engines
+	@$(RUN) -m pytest e2e $(ALL_NEW) --processes 4 -m "not alone and not extended"$(AGAIN)
+	@$(RUN) -m pytest e2e $(ALL_NEW) -m alone$(AGAIN)  # these load the machine, or would take its load for slow engines
 endif
 
 cluster-up: env ## start a Kubernetes on this machine (the first time it is compiled) and print the line that selects it in a shell
