@@ -64,7 +64,7 @@ class HttpLimits:
         64 * 1024 * 1024, "bodies over 256 KiB of one caller that wait to be checked in a worker; the next gets 429"
     )
     body_check_seconds: float = limit(
-        30.0, "the checking process is silent this long about a body over 256 KiB: 503, and it is replaced"
+        30.0, "the checking process takes this long for a body over 256 KiB: 503, and it is replaced"
     )
     drain_seconds: float = limit(
         600.0, "requests in flight at SIGTERM may finish for this long, unless FAIRLEAD_DRAIN_TIMEOUT says otherwise"

@@ -8,7 +8,7 @@ the supervisor can order the events of all workers.
 Use of requests:
 
 - Tokens are the engine's. Where it reported none, they are estimated: those of the prompt by its
-  caller's earlier ones, those of the answer by `quota.generated_tokens`.
+  caller's earlier ones, those of the answer by `quota.amounts`.
 - A request that failed by its engine or the gateway used nothing: its tokens are 0.
 - A client that disconnects has used its prompt and what was computed by then. So has a request that
   takes too long, or that its engine refuses after the first token.
@@ -331,20 +331,21 @@ class Journal:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        gateway_id, usage, decisions = self._gateway_id, self._usage, self._decisions
+        self._send_usage()
+        gateway_id, decisions = self._gateway_id, self._decisions
         crashes, self._crashes = self._crashes, []
         cleared, self._cleared = self._cleared, []
         report = WorkerReport(
             [_encode_dispatch(*row) for row in self._dispatches.take()],
             self._prompt_ends.take(),
             self._timings.take(),
-            usage.take(),
+            [],
             [(record.model_key, stream_entry(record, gateway_id or "")) for record in decisions.take()],
             crashes,
             cleared,
             self.take_service() if self.shares_dispatches else {},
             self._changed_loads() if gateway_id is not None else None,
-            usage.dropped,
+            0,
             decisions.dropped,
         )
         if self._reported_loads:  # requests are in flight, and their end is to be reported too
@@ -352,10 +353,22 @@ class Journal:
         if report == _NOTHING:
             return
         if self._sender.send(report):
-            usage.dropped = decisions.dropped = 0
+            decisions.dropped = 0
         else:
-            usage.dropped += len(report.usage)
             decisions.dropped += len(report.decisions)
+
+    def _send_usage(self) -> None:
+        """Sends the rows of the usage ledger alone.
+
+        Why: tenants pay by them, so they are not to be dropped with the rest of a large report.
+        """
+        usage = self._usage
+        rows = usage.take()
+        if rows or usage.dropped:
+            if self._sender.send(WorkerReport(usage=rows, lost_usage=usage.dropped)):
+                usage.dropped = 0
+            else:
+                usage.dropped += len(rows)
 
     def _add_batched(self, rows: _Rows, row: object) -> None:
         """Adds a row that other processes are to get soon."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fairlead.limits import Limits
 from fairlead.tenants.model import Tenant, Tier
-from fairlead_gateway.ipc.messages import UsageRow
+from fairlead_gateway.ipc.messages import UsageRow, WorkerReport
 from fairlead_gateway.worker.journal import Journal, Reporters
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_testing.engines.scripted import EngineCall, Script, responds, silent, streams
@@ -115,7 +115,21 @@ async def test_rows_beyond_the_bound_are_counted() -> None:
         for _ in range(3):
             await post(running)
     journal.flush()
-    assert [(len(report.usage), report.lost_usage) for report in sent.reports] == [(2, 1)]
+    assert [(len(report.usage), report.lost_usage) for report in sent.reports if report.usage] == [(2, 1)]
+
+
+async def test_a_report_that_is_dropped_takes_no_usage_with_it() -> None:
+    class RoomForUsageAlone(RecordedReports):
+        def send(self, message: object) -> bool:
+            return isinstance(message, WorkerReport) and not message.timings and super().send(message)
+
+    sent = RoomForUsageAlone()
+    limits = Limits(usage_report_seconds=60.0, timing_report_seconds=60.0)
+    journal = Journal(sent, asyncio.get_running_loop(), limits, keeps_usage=True)
+    async with gateway_before(responds(ANSWER), journal) as running:
+        await post(running)
+    journal.flush()
+    assert [row.output_tokens for row in sent.usage] == [4]
 
 
 REQUESTS = st.tuples(st.sampled_from(["acme", "zeta"]), st.booleans(), st.integers(1, 20), st.integers(1, 60))

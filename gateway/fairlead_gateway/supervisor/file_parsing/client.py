@@ -33,7 +33,7 @@ class FileParser:
 
     def start(self) -> None:
         """Starts the process, which imports its modules while the caller does something else."""
-        with contextlib.suppress(OSError):  # the next query tries again
+        with contextlib.suppress(OSError, EOFError):  # the next query tries again, or says that it is closed
             self._child.start()
 
     def parse_fleet(self, content: bytes, file: str) -> Fleet:

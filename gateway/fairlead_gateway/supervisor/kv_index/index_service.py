@@ -109,7 +109,6 @@ class KvIndexService:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._resend_all = False
-        """Returns the hot prefixes of a model; empty if gateways do not share a table of them."""
 
     # --- lifecycle
 
