@@ -122,6 +122,7 @@ def _parse_flag(text: str | None) -> bool:
 
 
 def _speed(text: str) -> float:
+    """Parses how many times faster than real time the clock runs."""
     speed = float(text)
     if not 0.001 <= speed <= 1000:
         raise ValueError(text)

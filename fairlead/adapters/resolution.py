@@ -81,7 +81,7 @@ def _base_refusal(model: str, base: ModelDeploymentSpec) -> str:
 
 
 def _download_refusal(model: str, base: ModelDeploymentSpec) -> str:
-    """Returns why no pod of the base downloads adapters; empty if all do."""
+    """Returns why not every pod of the base downloads adapters; empty if all do."""
     if base.adapters is None or base.adapters.download is None:
         return f"no downloader is in the pods of {model}: set spec.adapters.download there, such as download: {{size: 20Gi}}"
     if any(pool.parallelism.nodes > 1 for pool in base.pools):

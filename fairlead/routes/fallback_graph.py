@@ -123,7 +123,9 @@ class FallbackGraph:
         return list(self._names)
 
     def shortest_path(self, failures: Mapping[str, str], weights: Mapping[str, float]) -> FallbackChoice | None:
-        """Returns the next model of a request; None if no path leads to one that can answer.
+        """Returns the model of the lowest weight that fallbacks lead to, and the way there.
+
+        None if no path leads to a model that can answer.
 
         failures: the models that the request has tried, with the kind of each failure.
         weights: of the models that can answer; positive and finite. Of several paths with the same

@@ -413,10 +413,10 @@ def error_body(message: str, error_type: str, param: str | None, code: str | int
     )
 
 
-def client_dialect(path: str, status: int, body: bytes) -> bytes:
+def error_in_client_dialect(path: str, status: int, body: bytes) -> bytes:
     """Returns an error object in the dialect of the path: that of Anthropic under `/v1/messages`.
 
-    It keeps its code and its field there.
+    `code` and `param` stay in it there.
 
     body: an error object of an engine or of the gateway.
     """
@@ -452,7 +452,7 @@ def error_event(path: str, message: str, code: str, request_id: str, *, sequence
 
     Source: platform.openai.com/docs/api-reference/responses-streaming/error.
     """
-    body = client_dialect(path, 500, error_body(message, GatewayError.error_type, None, code, request_id))
+    body = error_in_client_dialect(path, 500, error_body(message, GatewayError.error_type, None, code, request_id))
     if path == _RESPONSES_PATH:
         flat = {"code": code, "message": message, "param": None, "sequence_number": sequence_number}
         body = _encode({"type": "error", **flat, **_decode(body)})

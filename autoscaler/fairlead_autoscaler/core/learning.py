@@ -31,6 +31,10 @@ def learn(state: CoreState, tick: Tick, observation: Observation) -> CoreState:
 
 
 def _learn_idle_gaps(before: IdleGaps, tick: Tick) -> IdleGaps:
+    """Records that the model is busy: how long it is idle in between is learned from that.
+
+    It is busy while requests arrive, wait or run, and while a replica's metrics cannot be read.
+    """
     is_busy = tick.has_arrivals or any(
         totals is not None and (totals.unread_replicas or totals.running + totals.waiting > 0.0)
         for totals in tick.signals.pools.values()

@@ -31,7 +31,7 @@ class AutoscalerMetrics(Collector):
         yield _inputs(records)
         yield from self._models(records)
         yield from self._counters()
-        yield from self._process()
+        yield from self._loop_metrics()
 
     def _models(self, records: Mapping[str, TickRecord]) -> Iterator[Metric]:
         ages = GaugeMetricFamily(
@@ -73,7 +73,7 @@ class AutoscalerMetrics(Collector):
         )
         yield CounterMetricFamily(f"{PREFIX}wakes", "wake hints of gateways that queue a request", counts.wakes)
 
-    def _process(self) -> Iterator[Metric]:
+    def _loop_metrics(self) -> Iterator[Metric]:
         loop = self._loop
         missing = sum(gateway.error is not None for gateway in loop.gateways.gateways)
         yield GaugeMetricFamily(f"{PREFIX}gateways", "known gateways", len(loop.gateways.gateways))

@@ -90,7 +90,7 @@ class BlockStore:
         above it give way to new ones, or expire. None: only ``kv_shared_blocks`` of each model.
         """
         self._max_blocks, self._max_hints = max(1, min(max_blocks, self._limits.kv_blocks)), max_hints
-        self._share_hints()
+        self._divide_max_hints()
         while self._evict_above_total(now, "", []):
             pass
 
@@ -112,7 +112,7 @@ class BlockStore:
             seconds, max_hints = self._limits.kv_shared_seconds, self._limits.kv_shared_blocks
             shared = SharedStoreHints(model_key, seconds=seconds, max_hints=max_hints)
             self._shared_store_hints[model_key] = shared
-            self._share_hints()
+            self._divide_max_hints()
         item = InstanceBlocks(instance, model_key, shared, self._limits, self._secret, now)
         self._instances[instance] = item
         begun = item.completeness
@@ -124,7 +124,7 @@ class BlockStore:
         self._block_count -= len(item)
         if not any(other.model_key == item.model_key for other in self._instances.values()):
             del self._shared_store_hints[item.model_key]
-            self._share_hints()
+            self._divide_max_hints()
         return [InstanceCleared(instance, item.epoch, reason), InstanceDetached(instance)]
 
     def take_snapshot(self, instance: str, wall: float) -> tuple[InstanceSnapshot, RowParts]:
@@ -338,7 +338,8 @@ class BlockStore:
         self._block_count += len(item) - before
         return out
 
-    def _share_hints(self) -> None:
+    def _divide_max_hints(self) -> None:
+        """Divides the maximum of hints (which blocks a shared store may hold) among shared stores."""
         max_hints = self._limits.kv_shared_blocks
         if self._max_hints is not None:
             max_hints = min(max_hints, self._max_hints // max(1, len(self._shared_store_hints)))

@@ -134,7 +134,11 @@ class ObjectWriter:
         self._on_applied(key, step, created, result)
 
     async def _resolve_existing(self, key: str, snapshot: ModelSnapshot, step: ApplyStep, result: ApplyResult) -> None:
-        """Handles an existing object with the name: ours, of a deleted model, or foreign."""
+        """Called when the name of a new object is taken.
+
+        Takes over an object of this model, and notes a foreign one. `must_stop` is set if another
+        installation has labelled it. Raises NameBlocked for an object of an earlier model.
+        """
         manifest = step.manifest
         try:
             existing = await self._api.get(resource_of(manifest), namespace_of(manifest), name_of(manifest))

@@ -67,7 +67,12 @@ def check_consistency(
     traffic: GatewayTraffic | None,
     pools: Mapping[str, PoolTotals | None],
 ) -> tuple[ConsistencyState, TrustedSignals]:
-    """Returns the next memory, and the signals that can be trusted."""
+    """Returns the next memory, and the signals that can be trusted.
+
+    The engines' metrics are not trusted while requests vanish or no token is generated, for
+    `MAX_INCONSISTENT_SECONDS` at most. The gateways' are not while engines begin more than they
+    sent.
+    """
     known = [totals for totals in pools.values() if totals is not None]
     before, vanished = _vanished_requests(memory.in_flight_of, pools)
     abandoned = traffic.abandoned if traffic is not None else 0.0
@@ -98,7 +103,7 @@ def check_consistency(
             arrivals, dict.fromkeys(pools), found
         )
     queued, began, began_at = _track_starts(memory, now, traffic, known)
-    # Counters that still stand after that time must not begin another such time.
+    # Counters that still stand after MAX_INCONSISTENT_SECONDS must not be distrusted anew.
     memory = ConsistencyState(in_flight, memory.inconsistent_since if stalled else None, queued, began, began_at)
     if queued is not None and began > queued + _MAX_UNEXPLAINED:
         return memory, TrustedSignals(None, pools, f"engines began {began:.0f} requests that no gateway received")

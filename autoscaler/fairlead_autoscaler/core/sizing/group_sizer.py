@@ -316,6 +316,7 @@ def _stabilize(
 ) -> tuple[float, GroupMemory]:
     """Returns the demand that holds now, and the next memory.
 
+    demand: None while signals are missing; the last one holds then, and rises after a minute.
     present: the replicas that the previous demand led to. Demand above them, which bounds or steps
         did not allow, is not remembered.
     """

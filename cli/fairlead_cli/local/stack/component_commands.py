@@ -89,7 +89,10 @@ def gateway_command(
 
 
 def autoscaler_command(directory: Path, config: StackConfig, listen: Address | None) -> ProcessCommand | None:
-    """Returns the command of the autoscaler; None when nothing is scaled."""
+    """Returns the command of the autoscaler; None when nothing is scaled.
+
+    directory: of the manifests and the state of the stack.
+    """
     if listen is None:
         return None
     argv = [sys.executable, "-m", "fairlead_autoscaler", "--local", str(directory), "--listen", str(listen)]

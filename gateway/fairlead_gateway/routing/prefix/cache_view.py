@@ -490,6 +490,10 @@ class CacheView:
         return self._match
 
     def _match_of_tokens(self, tokens: Mapping[str, float]) -> PrefixMatch:
+        """Returns the match of cached tokens by instance.
+
+        It has each length once, in the order of `_by_tokens`, with the bits of its instances.
+        """
         found = PrefixMatch()
         for instance, cached in sorted(tokens.items(), key=_by_tokens):
             endpoint = self._endpoint_by_id.get(instance)

@@ -171,11 +171,12 @@ def block_ends(count: int) -> tuple[int, ...]:
 
 @cache
 def _many_ends(count: int) -> tuple[int, ...]:
-    return _all_ends(max(count, _DEFAULT_BLOCKS))[:count]
+    return _first_block_ends(max(count, _DEFAULT_BLOCKS))[:count]
 
 
 @cache
-def _all_ends(count: int) -> tuple[int, ...]:
+def _first_block_ends(count: int) -> tuple[int, ...]:
+    """Returns where the first `count` blocks of a prompt end, in bytes. Later blocks are larger."""
     ends: list[int] = []
     position = 0
     while len(ends) < count:
@@ -187,7 +188,7 @@ def _all_ends(count: int) -> tuple[int, ...]:
 
 
 _FEW_ENDS: Final[tuple[tuple[int, ...], ...]] = tuple(
-    _all_ends(max(count, _DEFAULT_BLOCKS))[:count] for count in range(_FEW_BLOCKS)
+    _first_block_ends(max(count, _DEFAULT_BLOCKS))[:count] for count in range(_FEW_BLOCKS)
 )
 
 

@@ -263,7 +263,7 @@ class KvIndexService:
             self._store.delete_model(key)
 
     def _on_peer_alignment(self, key: str, alignment: PromptAlignment) -> None:
-        """Called with an alignment of another gateway, or of an earlier run of this one."""
+        """Adds how the text of a prompt lies over its tokens, as another gateway or an earlier run learned."""
         model = self._model_index(key)
         if model is not None:
             model.bridge.add_alignment(alignment)

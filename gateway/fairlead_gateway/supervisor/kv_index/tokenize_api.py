@@ -166,6 +166,10 @@ def numbers_before(text: bytes, ends: Sequence[int]) -> list[int]:
 
 
 def _chat_query(chat: _ChatPrompt, model: str) -> TokenizeQuery | None:
+    """Returns the query of a chat; None if `/tokenize` would not give the tokens of its prompt.
+
+    It knows none of the fields in `unsupported`, and no pictures.
+    """
     unsupported = (chat.documents, chat.reasoning_effort, chat.truncate_prompt_tokens, chat.kv_transfer_params)
     if any(field is not UNSET for field in unsupported):
         return None

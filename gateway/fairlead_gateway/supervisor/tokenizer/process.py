@@ -127,6 +127,10 @@ class IncrementalTokenizer:
         return join_tokens(known.tokens, known.ends, shared, text, self._encode)
 
     def _remember(self, digests: Sequence[bytes], tokens: "array[int]", ends: "array[int]") -> None:
+        """Keeps the tokens of a text under the digests of its blocks; the oldest text goes first.
+
+        Nothing is kept once a remembered text gave other tokens than the tokenizer.
+        """
         if self.mismatch_count or not digests or len(tokens) > self._max_tokens:
             return
         last = self._blocks.get(digests[-1])

@@ -52,7 +52,7 @@ class TraceRecord:
         return trace_context.sampled_header(self.trace_id, span.span_id, self.flags, self.state)
 
     def finish_span(self, kind: str, error: str | None) -> None:
-        """Records the end of the last span of that kind.
+        """Records the end of the last open span of that kind, if one is open.
 
         error: one word for what went wrong.
         """

@@ -17,7 +17,7 @@ from fairlead_gateway.errors import (
     MethodNotAllowed,
     NotPermitted,
     UnknownPath,
-    client_dialect,
+    error_in_client_dialect,
 )
 from fairlead_gateway.http.listener import ResponseWriter
 from fairlead_gateway.worker.model_selection.context_lengths import ContextLengths, shortest
@@ -256,7 +256,7 @@ def send_error(error: GatewayError, response: ResponseWriter, headers: str) -> N
     """Sends an error of the gateway as the response, in the dialect of its path."""
     own_headers = "".join(f"{name}: {value}\r\n" for name, value in error.headers)
     path = error.path if response.head is None else response.head.path
-    body = client_dialect(path, error.status, error.body(response.request_id))
+    body = error_in_client_dialect(path, error.status, error.body(response.request_id))
     response.send(error.status, own_headers + headers, body)
 
 

@@ -29,9 +29,9 @@ from typing import Final
 from fairlead_gateway.errors import (
     GatewayError,
     NoReadyInstance,
-    client_dialect,
     error_body,
     error_event,
+    error_in_client_dialect,
     has_error_events,
 )
 from fairlead_gateway.http.listener import ResponseWriter
@@ -501,7 +501,7 @@ class ResponseRelay:
                 content_type, body = JSON_TYPE, external_refusal(status, body, context.http_request.id)
             if not is_error_object(body):
                 content_type, body = JSON_TYPE, refusal_body(status, body, context.http_request.id)
-            body = client_dialect(context.http_request.head.path, status, body)
+            body = error_in_client_dialect(context.http_request.head.path, status, body)
         rewriter = _body_rewriter(context, engine_response)
         body = body if rewriter is None else rewriter.rewrite(body)
         context.response.send(status, headers, body, content_type=content_type)
@@ -540,7 +540,7 @@ class ResponseRelay:
         body = error_body(error.message, "invalid_request_error", None, "engine_refused", context.http_request.id)
         if is_external(context):
             body = external_refusal(error.status, body, context.http_request.id)
-        body = client_dialect(context.http_request.head.path, error.status, body)
+        body = error_in_client_dialect(context.http_request.head.path, error.status, body)
         context.response.send(error.status, self.response_headers(context, self._now()), body)
 
     def _record_first_token(self, attempt: Attempt, engine_response: EngineResponse) -> None:

@@ -382,14 +382,15 @@ class ShadowTraffic(CopyLifecycle):
             self._timer = self._loop.call_later(CHECK_SECONDS, self._on_check)
 
     def on_original_ended(self, context: RequestContext) -> None:
-        """Compares the answers if the copy has ended; ends the copy if the client has
-        disconnected.
+        """Stores the answer of the original, and compares it if the copy has ended.
+
+        Ends the copy if the client has disconnected.
         """
         copied = self._pairs.get(context.id)
         if copied is None:
             return
         if context.result.client_disconnected:
-            del self._pairs[copied.id]
+            del self._pairs[context.id]
             copied.end(ABANDONED)
             return
         has_answered = context.choice is not None and context.request.model_key == copied.original

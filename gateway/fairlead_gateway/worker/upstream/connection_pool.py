@@ -268,7 +268,11 @@ class _BufferedResponse(ResponseSink):
         self.status = status
 
     def on_body(self, chunks: list[bytes], complete: bool) -> None:
-        """Adds parts of the body; ends the response when it is complete or too long."""
+        """Adds parts of the body.
+
+        Ends the response when it is complete, when it is too long, and when all buffers of the
+        gateway are full.
+        """
         for chunk in chunks:
             self._content += chunk
         self.complete = complete

@@ -338,7 +338,10 @@ class EngineResponse(ResponseSink):
         return self._count_buffered(self._size)
 
     def _filter_events(self, chunks: list[bytes]) -> list[bytes]:
-        """Returns the whole events. The stream fails if too much waits for the ends of events."""
+        """Returns the whole events, without those that the client did not ask for.
+
+        The stream fails if too much waits for the ends of events.
+        """
         scanner = self.scanner
         is_first = self._response is None and not self._buffer
         events = filter_first_chunks(scanner, chunks) if is_first else scanner.filter_chunks(chunks)

@@ -294,6 +294,10 @@ class PassedUsage:
             self.has_event = True  # lines end with CR alone, and pass unread
 
     def _extend(self, part: bytes) -> None:
+        """Adds a part to the current line.
+
+        Of a line that is too long stay its start, where the type of the event is, and its tail.
+        """
         line = self._line
         line += part
         if len(line) > _MAX_LINE_BYTES:
