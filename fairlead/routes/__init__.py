@@ -2,6 +2,6 @@
 
 - `model`: `Route`, its rules and targets, as immutable data in a fleet.
 - `rewriting`: the parameters that a route sets in a body. Pure.
-- `resolution`: from a client's name to the target of a request. Pure.
+- `target_choice`: from a client's name to the target of a request. Pure.
 - `fallback_graph`: from the models that have failed to the one that answers instead. Pure.
 """

@@ -22,7 +22,7 @@ COMPILED_MODULES = (
     "fairlead/engines/credentials.py",
     "fairlead/request_shapes.py",
     "fairlead/routes/fallback_graph.py",
-    "fairlead/routes/resolution.py",
+    "fairlead/routes/target_choice.py",
     "fairlead/routes/rewriting.py",
     "fairlead_gateway/admission/*.py",
     "fairlead_gateway/caller_key.py",

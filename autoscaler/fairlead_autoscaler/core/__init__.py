@@ -12,7 +12,7 @@
 
 from fairlead_autoscaler.core.decide import ScalingCore, decide
 from fairlead_autoscaler.core.settings import ScalingSettings
-from fairlead_autoscaler.core.sizing.pool_planner import Rule
+from fairlead_autoscaler.core.sizing.replica_count import Rule
 from fairlead_autoscaler.core.state import CoreState
 from fairlead_autoscaler.core.types import (
     GatewayTraffic,

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from fairlead.decision import Decision, DecisionInput
-from fairlead.routes.resolution import RouteDecision
+from fairlead.routes.target_choice import RouteDecision
 from fairlead_gateway.ipc.messages import LoggedDecision
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest

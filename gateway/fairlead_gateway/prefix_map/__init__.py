@@ -5,7 +5,7 @@ Pure: no clock and no I/O. The supervisor and the simulator use it.
 In reading order:
 
 - `translator`: engine reports in terms of byte prefixes
-- `prefix_table`: links from byte blocks to token blocks
+- `token_links`: links from byte blocks to token blocks
 - `prompt_alignment`: what links are learned from
 - `cache_correction`: a change of what an instance caches
 """

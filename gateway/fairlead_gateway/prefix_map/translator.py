@@ -43,8 +43,8 @@ from typing import TYPE_CHECKING, Final
 
 from fairlead.limits import Limits
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection, ForgetScope
-from fairlead_gateway.prefix_map.prefix_table import PrefixTable
 from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment, estimate_alignment, exact_alignment
+from fairlead_gateway.prefix_map.token_links import PrefixTable
 from fairlead_kvstore.blockstore import block_hash
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, InstanceCleared, InstanceDetached
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier

@@ -17,7 +17,7 @@ from typing import Final
 
 from fairlead.decision import Decision
 from fairlead.fleet.model import SloTargets
-from fairlead.routes.resolution import RouteDecision
+from fairlead.routes.target_choice import RouteDecision
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 
 ENGINE_REFUSED: Final = "engine-refused"

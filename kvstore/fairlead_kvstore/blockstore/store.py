@@ -339,7 +339,7 @@ class BlockStore:
         return out
 
     def _divide_max_hints(self) -> None:
-        """Divides the maximum of hints (which blocks a shared store may hold) among shared stores."""
+        """Divides the maximum of hints, of blocks in shared stores, among these stores."""
         max_hints = self._limits.kv_shared_blocks
         if self._max_hints is not None:
             max_hints = min(max_hints, self._max_hints // max(1, len(self._shared_store_hints)))

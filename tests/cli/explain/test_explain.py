@@ -9,7 +9,7 @@ import pytest
 from fairlead import management_api as api
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.management_api import ShadowOut
-from fairlead.routes.resolution import RouteDecision
+from fairlead.routes.target_choice import RouteDecision
 from fairlead_cli.app import build_app
 from fairlead_cli.explain.command import render_comparison, render_decision
 from fairlead_gateway.telemetry import RequestOutcome

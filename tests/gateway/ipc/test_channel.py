@@ -16,7 +16,7 @@ from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCan
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import EngineAuth, Fleet, Instance, InstanceState, Model, Role, SloTargets
 from fairlead.limits import Limits
-from fairlead.routes.resolution import RouteDecision
+from fairlead.routes.target_choice import RouteDecision
 from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import Channel, encode_message

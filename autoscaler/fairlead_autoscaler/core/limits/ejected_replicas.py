@@ -18,7 +18,7 @@ from fairlead.decision import DecisionInput
 from fairlead_autoscaler.core.signals.tick import Tick
 from fairlead_autoscaler.core.signals.validation import valid_count
 from fairlead_autoscaler.core.sizing.pool_capacity import replica_bounds
-from fairlead_autoscaler.core.sizing.pool_planner import Rule
+from fairlead_autoscaler.core.sizing.replica_count import Rule
 from fairlead_autoscaler.core.state import CoreState, PoolMemory
 from fairlead_autoscaler.core.types import ModelSpec, Observation, PoolObservation, PoolPlan
 

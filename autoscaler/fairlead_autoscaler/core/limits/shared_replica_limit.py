@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from fairlead.decision import DecisionInput
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.limits.prefill_decode_ratio import split_by_role
-from fairlead_autoscaler.core.sizing.pool_planner import Rule
+from fairlead_autoscaler.core.sizing.replica_count import Rule
 from fairlead_autoscaler.core.sizing.stabilization_window import NeedWindow, add_need
 from fairlead_autoscaler.core.types import PoolObservation, PoolPlan, PoolSpec
 

@@ -27,7 +27,7 @@ from fairlead_autoscaler.core.signals.tick import Tick
 from fairlead_autoscaler.core.sizing import stabilization_window
 from fairlead_autoscaler.core.sizing.group_sizer import WHOLE_REPLICAS_INPUT
 from fairlead_autoscaler.core.sizing.pool_capacity import replica_bounds
-from fairlead_autoscaler.core.sizing.pool_planner import Rule
+from fairlead_autoscaler.core.sizing.replica_count import Rule
 from fairlead_autoscaler.core.state import CoreState, PoolMemory
 from fairlead_autoscaler.core.types import PoolObservation, PoolPlan, PoolSpec, SleepTier
 from fairlead_autoscaler.core.workload.idle_gaps import IdleGaps, is_worth_keeping

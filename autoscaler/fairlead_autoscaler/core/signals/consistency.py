@@ -103,7 +103,7 @@ def check_consistency(
             arrivals, dict.fromkeys(pools), found
         )
     queued, began, began_at = _track_starts(memory, now, traffic, known)
-    # Counters that still stand after MAX_INCONSISTENT_SECONDS must not be distrusted anew.
+    # Counters that still stand after MAX_INCONSISTENT_SECONDS must not be distrusted again.
     memory = ConsistencyState(in_flight, memory.inconsistent_since if stalled else None, queued, began, began_at)
     if queued is not None and began > queued + _MAX_UNEXPLAINED:
         return memory, TrustedSignals(None, pools, f"engines began {began:.0f} requests that no gateway received")

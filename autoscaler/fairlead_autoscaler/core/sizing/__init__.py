@@ -5,5 +5,5 @@
 - `group_demand`: what the group needs, by `replicas_needed` and `load_conditions`.
 - `stabilization_window`: the highest demand of the last minutes holds.
 - `allocation_policy`: demand divided among pools, by `pool_allocation` and `mix_requests`.
-- `pool_planner`: the number of one pool.
+- `replica_count`: the number of one pool.
 """

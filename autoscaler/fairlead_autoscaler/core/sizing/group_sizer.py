@@ -35,7 +35,7 @@ from fairlead_autoscaler.core.sizing.load_conditions import (
 from fairlead_autoscaler.core.sizing.mix_requests import MIX_SECONDS, MixQuestion
 from fairlead_autoscaler.core.sizing.pool_allocation import PoolShare, demand_of_pool
 from fairlead_autoscaler.core.sizing.pool_capacity import allowed_miss_share, latency_targets, replica_bounds
-from fairlead_autoscaler.core.sizing.pool_planner import PoolDemand, SignalDoubt, StatelessPoolPlanner
+from fairlead_autoscaler.core.sizing.replica_count import PoolDemand, SignalDoubt, StatelessPoolPlanner
 from fairlead_autoscaler.core.sizing.replicas_needed import Demand
 from fairlead_autoscaler.core.state import CoreState, GroupMemory
 from fairlead_autoscaler.core.types import MixRequest, PoolCandidate, PoolGroup, PoolPlan, PoolSpec

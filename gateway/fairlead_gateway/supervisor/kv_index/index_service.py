@@ -263,7 +263,10 @@ class KvIndexService:
             self._store.delete_model(key)
 
     def _on_peer_alignment(self, key: str, alignment: PromptAlignment) -> None:
-        """Adds how the text of a prompt lies over its tokens, as another gateway or an earlier run learned."""
+        """Adds how the text of a prompt lies over its tokens.
+
+        Another gateway has learned it, or an earlier run of this one.
+        """
         model = self._model_index(key)
         if model is not None:
             model.bridge.add_alignment(alignment)

@@ -13,7 +13,7 @@ from typing import Final
 from fairlead.fleet.model import Fleet, Model
 from fairlead.routes.fallback_graph import FallbackGraph, fallback_edges, fallback_weight
 from fairlead.routes.model import FailureKind, Route
-from fairlead.routes.resolution import FallbackStep, RouteDecision
+from fairlead.routes.target_choice import FallbackStep, RouteDecision
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.errors import (
     BadRequest,

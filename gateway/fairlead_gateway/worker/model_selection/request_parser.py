@@ -5,7 +5,7 @@ from typing import Final
 
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
-from fairlead.routes.resolution import RouteDecision, RouteTable
+from fairlead.routes.target_choice import RouteDecision, RouteTable
 from fairlead_gateway.errors import BadRequest, GatewayError
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.routing import RouteRequest

@@ -25,8 +25,8 @@ import xxhash
 from xxhash import xxh3_64_digest
 
 from fairlead.fleet.model import Fleet
-from fairlead.routes.resolution import RequestFacts, RouteDecision, RouteTable, is_drawn
 from fairlead.routes.rewriting import BODY_FORMS, BodyForm, Number, RewritePlan
+from fairlead.routes.target_choice import RequestFacts, RouteDecision, RouteTable, is_drawn
 from fairlead_gateway.errors import RouteWithoutTarget
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.native import USER_MESSAGE_END

@@ -52,7 +52,7 @@ from fairlead.adapters.model import LoraAdapter
 from fairlead.errors import BadInput
 from fairlead.fleet.model import EXTERNAL_API, Fleet, Model, RequestPolicy
 from fairlead.limits import Limits
-from fairlead.routes.resolution import RouteDecision
+from fairlead.routes.target_choice import RouteDecision
 from fairlead.units import format_duration, parse_duration
 from fairlead_gateway.errors import BadRequest, EngineTimeout, GatewayError, UnknownPath, UnsupportedBodyType
 from fairlead_gateway.http.request_parser import RequestHead

@@ -46,7 +46,7 @@ from typing import Final, Protocol
 from fairlead.fleet.model import Fleet, Model, RequestPolicy
 from fairlead.routes.fallback_graph import can_reach
 from fairlead.routes.model import Route, visible_route
-from fairlead.routes.resolution import RouteTable
+from fairlead.routes.target_choice import RouteTable
 from fairlead.tenants.cache_isolation import SALT_FIELD, SALTED_ENGINES
 from fairlead.tenants.model import CacheSharing, Enforcement, Tenant, Tier
 from fairlead_gateway.admission.request_queue import TIER_WEIGHTS, CallerClass

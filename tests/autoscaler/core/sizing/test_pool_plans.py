@@ -19,7 +19,7 @@ from fairlead_autoscaler.core import (
     ScalingCore,
 )
 from fairlead_autoscaler.core.settings import ScalingSettings
-from fairlead_autoscaler.core.sizing.pool_planner import PoolDemand, Rule, SignalDoubt, StatelessPoolPlanner
+from fairlead_autoscaler.core.sizing.replica_count import PoolDemand, Rule, SignalDoubt, StatelessPoolPlanner
 from fairlead_autoscaler.core.sizing.stabilization_window import NeedWindow, add_need, cap_newest_need, keep_recent
 from fairlead_autoscaler.core.state import PoolMemory
 

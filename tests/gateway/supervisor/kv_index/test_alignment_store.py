@@ -15,7 +15,6 @@ from redis.asyncio import Redis
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
-from fairlead_gateway.prefix_map.prefix_table import PrefixTable
 from fairlead_gateway.prefix_map.prompt_alignment import (
     PromptAlignment,
     decode_alignment,
@@ -23,6 +22,7 @@ from fairlead_gateway.prefix_map.prompt_alignment import (
     estimate_alignment,
     exact_alignment,
 )
+from fairlead_gateway.prefix_map.token_links import PrefixTable
 from fairlead_gateway.supervisor.kv_index.alignment_store import (
     PAGE_ENTRIES,
     PREFIX_MAP_RETENTION_SECONDS,

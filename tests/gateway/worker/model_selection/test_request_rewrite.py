@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from fairlead.fleet.model import Model
 from fairlead.limits import Limits
 from fairlead.routes.model import RequestRewrite, Route, RouteTarget
-from fairlead.routes.resolution import RouteDecision
 from fairlead.routes.rewriting import RewritePlan
+from fairlead.routes.target_choice import RouteDecision
 from fairlead_gateway.worker.model_selection.route_choice import apply_rewrite
 from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, parse_body, parse_scanned_chat
 from fairlead_gateway.worker.openai.model_names import ModelEntry
@@ -200,7 +200,7 @@ def test_decision_says_what_was_set() -> None:
 
 
 def test_rule_without_a_rewrite_has_no_plan() -> None:
-    from fairlead.routes.resolution import RouteTable
+    from fairlead.routes.target_choice import RouteTable
 
     facts = SimpleNamespace(header=lambda name: None, tenant=lambda: None, conversation=lambda: (b"a", "session"))
     for rewrite in (None, RequestRewrite()):

@@ -10,8 +10,8 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.prefix_map.prefix_table import PrefixTable, common_prefix
 from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment, estimate_alignment, exact_alignment
+from fairlead_gateway.prefix_map.token_links import PrefixTable, common_prefix
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 
 START = chain_root("default/tiny")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.routes.model import RequestRewrite, Route, RouteRule, RouteTarget, Shadow, visible_route
-from fairlead.routes.resolution import NO_TARGET, ONLY_TARGET, RouteDecision, RouteTable
+from fairlead.routes.target_choice import NO_TARGET, ONLY_TARGET, RouteDecision, RouteTable
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 WEIGHTS = st.lists(st.integers(0, 1_000_000), min_size=1, max_size=8)
