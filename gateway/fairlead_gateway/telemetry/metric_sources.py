@@ -86,7 +86,8 @@ class Metric:
     def render(self, scrape: Scrape, escaped: "EscapedLabels") -> str:
         """Returns the text of the metric; without a value it is only the HELP and TYPE lines."""
         count, template = self._template()
-        lines = [template.format(*[escaped[value] for value in row[:count]], *row[count:]) for row in self.rows(scrape)]
+        label, text = escaped.__getitem__, template.format
+        lines = [text(*map(label, row[:count]), *row[count:]) for row in self.rows(scrape)]
         return f"# HELP {self.name} {self.help}\n# TYPE {self.name} {self.kind}\n{''.join(lines)}"
 
     def _template(self) -> tuple[int, str]:
@@ -206,7 +207,7 @@ def table(name: str, table: Callable[[ModelCounters], _Table], text: str) -> Met
     def rows(scrape: Scrape) -> Iterator[Row]:
         for key, series in scrape.models.items():
             for values, counted in sorted(table(series).items()):
-                yield (key, *(values if isinstance(values, tuple) else [values or "other"]), counted)
+                yield (key, *(values if isinstance(values, tuple) else ["other" if values == 0 else values]), counted)
 
     return metric(name, rows, text)
 
