@@ -23,6 +23,7 @@ from fairlead.runtime.cli_options import configure_stderr_logging, parse_address
 from fairlead.runtime.clock import AcceleratedClock, Clock, SystemClock
 from fairlead.runtime.event_loop import loop_factory
 from fairlead.settings import AutoscalerSettings, read_settings, unknown_variables
+from fairlead_autoscaler.control_loop import AUTOSCALER_MIN_TICK_SECONDS
 from fairlead_autoscaler.local.state_files import DESIRED_FILE, STATE_FILE
 from fairlead_autoscaler.local.target import FileScaler, LocalTarget
 from fairlead_autoscaler.service import AutoscalerService, ServiceConfig
@@ -88,7 +89,7 @@ def _create_process(
         speed = options.speed
         fast = clock if speed == 1.0 else AcceleratedClock(clock, speed)
         # Two ticks are never closer than the limit says, however fast the clock runs.
-        interval = max(limits.autoscaler_tick_seconds, limits.autoscaler_min_tick_seconds * speed)
+        interval = max(limits.autoscaler_tick_seconds, AUTOSCALER_MIN_TICK_SECONDS * speed)
         return AutoscalerService(
             config(LocalTarget(state_file, fast, interval, speed), FileScaler(desired_file)),
             fast,

@@ -49,10 +49,16 @@ AUTOSCALER_HINTED_TICKS_PER_MINUTE: Final = 12
 """Limit: additional ticks per minute because of hints, as many as without: a flood keeps half of
 the history.
 """
+AUTOSCALER_MIN_TICK_SECONDS: Final = 0.2
+"""Limit: minimum interval, whatever the number of hints."""
 AUTOSCALER_EJECTED_SECONDS: Final = 60.0
 """Limit: an instance that every gateway has ejected for longer is no capacity, and is replaced."""
 AUTOSCALER_SIGNALS_SECONDS: Final = 10.0
 """Limit: older signals of an engine count as missing."""
+AUTOSCALER_CLUSTER_SECONDS: Final = 10.0
+"""Limit: until the scale targets are read, or a replica count is written; then the tick goes on
+without.
+"""
 
 STATE_EVERY = 60
 """Every 60th record carries the core's state before it, so that a replay can begin there."""
@@ -136,6 +142,8 @@ class LoopOptions:
     is_frozen: bool = False
     is_leader: Callable[[], bool] = lambda: True
     speed: float = 1.0
+    min_tick_seconds: float = AUTOSCALER_MIN_TICK_SECONDS
+    cluster_seconds: float = AUTOSCALER_CLUSTER_SECONDS
 
 
 @dataclass(slots=True)
@@ -207,7 +215,7 @@ class ControlLoop:
         """Waits until the next tick is due or a hint came, but at least the minimum time between
         ticks.
         """
-        await asyncio.sleep(self._limits.autoscaler_min_tick_seconds)
+        await asyncio.sleep(self._options.min_tick_seconds)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, until - self._clock.now()) / self._options.speed):
                 await self._tick_now.wait()
@@ -257,7 +265,7 @@ class ControlLoop:
         """
         self._tick_now.clear()
         try:
-            async with asyncio.timeout(self._limits.autoscaler_cluster_seconds):
+            async with asyncio.timeout(self._options.cluster_seconds):
                 observed = await self._parts.target.observe()
         except (FairleadError, TimeoutError) as error:
             self.counters.skipped += 1
@@ -409,7 +417,7 @@ class ControlLoop:
             if is_down or changes_asleep:
                 order = removal_order(key, state.pools[pool].replicas, self.gateways)
             try:
-                async with asyncio.timeout(self._limits.autoscaler_cluster_seconds):
+                async with asyncio.timeout(self._options.cluster_seconds):
                     await self._parts.scaler.scale(key, pool, ruling.replicas, order, ruling.asleep)
             except (FairleadError, TimeoutError) as error:
                 self.counters.refused[key, pool] += 1

@@ -15,7 +15,7 @@ from fairlead.runtime import process_tuning
 from fairlead.runtime.aiohttp_server import serve
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait, first_failure
-from fairlead_autoscaler.collector.gateway_scraper import GatewayScraper, HttpPageFetcher, resolve_name
+from fairlead_autoscaler.collector.gateway_scraper import GatewayScraper, fetch_page, resolve_name
 from fairlead_autoscaler.control_loop import ControlLoop, LoopOptions, LoopParts
 from fairlead_autoscaler.core import ScalingCore
 from fairlead_autoscaler.history.recorder import RecordBuffer, RecordFiles, TickRecord, encode_record
@@ -66,15 +66,14 @@ class AutoscalerService:
         self._config = config
         self._announce = announce
         self._stop = asyncio.Event()
-        self._buffer = RecordBuffer(limits)
+        self._buffer = RecordBuffer()
         self._solver = SolverQueue(create_solver())
-        self._files = None if config.record is None else RecordFiles(config.record, limits)
+        self._files = None if config.record is None else RecordFiles(config.record)
         gateways = GatewayScraper(
             config.gateways,
-            fetch=HttpPageFetcher(limits),
+            fetch=fetch_page,
             resolve=resolve_name,
             clock=clock,
-            limits=limits,
             speed=config.speed,
         )
         self.control_loop = ControlLoop(

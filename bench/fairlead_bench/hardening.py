@@ -72,7 +72,7 @@ from fairlead.limits import Limits
 from fairlead.runtime import process_tuning
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.event_loop import loop_factory
-from fairlead_autoscaler.collector.gateway_scraper import HttpPageFetcher
+from fairlead_autoscaler.collector.gateway_scraper import fetch_page
 from fairlead_bench.large_bodies import (
     CHAT_PATH,
     COMPLETION_PATH,
@@ -176,7 +176,7 @@ async def _query_engine(url: str) -> str:
 
 
 async def _fetch_gateway_page(url: str) -> str:
-    return await _refusal(HttpPageFetcher(_ANSWER_LIMITS)(f"{url}/metrics"))
+    return await _refusal(fetch_page(f"{url}/metrics"))
 
 
 async def _query_sleep_mode(url: str) -> str:

@@ -31,12 +31,4 @@ class AuditLimits:
 class AutoscalerLimits:
     """Limits of the autoscaler."""
 
-    autoscaler_read_seconds: float = limit(2.0, "a gateway whose metrics take longer is missing from the observation")
     autoscaler_tick_seconds: float = limit(5.0, "interval of decisions for all models")
-    autoscaler_min_tick_seconds: float = limit(0.2, "minimum interval, whatever the number of hints")
-    autoscaler_cluster_seconds: float = limit(
-        10.0, "until the scale targets are read, or a replica count is written; then the tick goes on without"
-    )
-    autoscaler_ring_bytes: int = limit(32 * 1024 * 1024, "ticks kept in memory: two hours of ten small models")
-    autoscaler_file_bytes: int = limit(16 * 1024 * 1024, "one file of a recording; the next follows")
-    autoscaler_files: int = limit(32, "files of a recording; the oldest are removed")

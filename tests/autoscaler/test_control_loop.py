@@ -5,7 +5,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from fairlead.limits import Limits
 from fairlead_autoscaler.collector.observation import GatewayMetrics, GatewaySnapshot
 from fairlead_autoscaler.control_loop import AUTOSCALER_HINTED_TICKS_PER_MINUTE
 from fairlead_autoscaler.core import MixRequest, MixResult, PoolSpec, ScalingCore
@@ -177,10 +176,8 @@ async def test_a_hint_makes_the_next_tick_come_at_once(made: Any) -> None:
 
 
 async def test_a_flood_of_hints_hastens_no_more_looks_than_come_anyway(made: Any) -> None:
-    limits = Limits(autoscaler_min_tick_seconds=0.0)
-
     async def flooded() -> list[int]:
-        loop, found = made.loop(limits=limits), []
+        loop, found = made.loop(min_tick_seconds=0.0), []
         running = asyncio.create_task(loop.run())
         for minute in range(2):
             made.clock.advance(60.0 * minute)
@@ -316,7 +313,7 @@ def test_slow_writes_of_one_namespace_delay_no_tick_and_no_other_model(made: Any
     made.scale = scale
 
     async def ticks() -> None:
-        loop = made.loop(limits=replace(Limits(), autoscaler_cluster_seconds=3_600.0))
+        loop = made.loop(cluster_seconds=3_600.0)
         for number in range(2):
             made.clock.advance(5.0)
             await loop.tick()
@@ -341,7 +338,7 @@ async def test_write_that_waits_for_its_turn_takes_the_newest_number(made: Any) 
         written[key] = replicas
 
     made.scale = scale
-    loop = made.loop(limits=replace(Limits(), autoscaler_cluster_seconds=3_600.0))
+    loop = made.loop(cluster_seconds=3_600.0)
     made.wants["main"] = 1
     await loop.tick()
     made.clock.advance(5.0)

@@ -5,7 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler import enforcer
 from fairlead_autoscaler.collector.observation import GatewaySnapshot
@@ -49,7 +48,7 @@ def test_settings_are_documented_with_the_values_that_they_have() -> None:
 
 
 def test_every_path_is_documented_and_no_other_is() -> None:
-    app = create_app(loop(), RecordBuffer(Limits()), list, ManualClock(), PortAccess())
+    app = create_app(loop(), RecordBuffer(), list, ManualClock(), PortAccess())
     served = {f"{route.method} {route.resource.canonical}" for route in app.router.routes() if route.resource}
     written = {span.partition("?")[0].partition("[")[0] for span in first_cells("Port")}
     assert {one.removeprefix("GET ") for one in served if not one.startswith("HEAD ")} == written

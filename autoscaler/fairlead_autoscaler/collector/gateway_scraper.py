@@ -14,7 +14,6 @@ from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from fairlead.errors import Unavailable
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.http_client import fetch
 from fairlead_autoscaler.collector import metrics_parser
@@ -32,6 +31,8 @@ AUTOSCALER_PAGE_BYTES: Final = 64 * 1024 * 1024
 """Limit: a gateway's metrics page; one with 4,096 engines has about 12 MB."""
 AUTOSCALER_GATEWAYS: Final = 256
 """Limit: gateways that are scraped; a warning names the number of others."""
+AUTOSCALER_READ_SECONDS: Final = 2.0
+"""Limit: a gateway whose metrics take longer is missing from the observation."""
 AUTOSCALER_CARRY_FORWARD_SECONDS: Final = 60.0
 """Limit: the last values of a missing gateway are used this long, then it counts as gone."""
 
@@ -78,15 +79,15 @@ class GatewayScraper:
         fetch: FetchPage,
         resolve: ResolveName,
         clock: Clock,
-        limits: Limits,
         speed: float = 1.0,
+        read_seconds: float = AUTOSCALER_READ_SECONDS,
     ) -> None:
         self._speed = speed
         self._urls = tuple(urls)
         self._fetch = fetch
         self._resolve = resolve
         self._clock = clock
-        self._limits = limits
+        self._read_seconds = read_seconds
         self._known: dict[str, _GatewayState] = {}
         self._addresses: dict[str, list[str]] = {}
         self._looked_at: float | None = None
@@ -120,7 +121,7 @@ class GatewayScraper:
                 urls[f"{parts.scheme}://{parts.netloc}"] = None
                 continue
             try:
-                async with asyncio.timeout(self._limits.autoscaler_read_seconds):
+                async with asyncio.timeout(self._read_seconds):
                     self._addresses[url] = sorted(set(await self._resolve(host, port)))
             except (OSError, TimeoutError) as error:
                 notes.append(f"the name {host} cannot be resolved ({type(error).__name__}); its last addresses stay")
@@ -197,23 +198,15 @@ def _is_address(host: str) -> bool:
     return True
 
 
-class HttpPageFetcher:
-    """The fetcher of metrics pages over HTTP."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-
-    async def __call__(self, url: str) -> str:
-        """Returns the text of a response with status 200. Raises Unavailable with a short
-        reason.
-        """
-        body = await fetch(
-            url,
-            timeout_seconds=self._limits.autoscaler_read_seconds,
-            max_bytes=AUTOSCALER_PAGE_BYTES,
-            headers={"accept": "text/plain"},
-        )
-        return body.decode(errors="replace")
+async def fetch_page(url: str) -> str:
+    """Returns the text of a response with status 200. Raises Unavailable with a short reason."""
+    body = await fetch(
+        url,
+        timeout_seconds=AUTOSCALER_READ_SECONDS,
+        max_bytes=AUTOSCALER_PAGE_BYTES,
+        headers={"accept": "text/plain"},
+    )
+    return body.decode(errors="replace")
 
 
 async def resolve_name(host: str, port: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 A record holds all inputs of a decision, so that the pure core can run over it again (`fairlead
 replay-scaling`). In memory the oldest records go once all together exceed
-`Limits.autoscaler_ring_bytes`. Files are JSON lines, `scaling-000001.jsonl` and so on. After a full
+`AUTOSCALER_RING_BYTES`. Files are JSON lines, `scaling-000001.jsonl` and so on. After a full
 file the next one begins, and the oldest are removed. A full disk costs records, never a decision.
 """
 
@@ -16,12 +16,17 @@ from typing import Final
 import msgspec
 
 from fairlead.errors import BadInput
-from fairlead.limits import Limits
 from fairlead_autoscaler.core import CoreState, ModelSpec, Observation, ScalingPlan, ScalingSettings
 from fairlead_autoscaler.core.settings import DEFAULT_VALUES
 from fairlead_autoscaler.enforcer import EnforcedPlan
 
 _NUMBERED: Final = re.compile(r"^scaling-(\d{6})\.jsonl$")
+AUTOSCALER_RING_BYTES: Final = 32 * 1024 * 1024
+"""Limit: ticks kept in memory: two hours of ten small models."""
+AUTOSCALER_FILE_BYTES: Final = 16 * 1024 * 1024
+"""Limit: one file of a recording; the next follows."""
+AUTOSCALER_FILES: Final = 32
+"""Limit: files of a recording; the oldest are removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +76,8 @@ def decode_record(line: bytes) -> TickRecord:
 class RecordBuffer:
     """The latest records of all models, as lines."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._max_bytes = limits.autoscaler_ring_bytes
+    def __init__(self, max_bytes: int = AUTOSCALER_RING_BYTES) -> None:
+        self._max_bytes = max_bytes
         self._bytes = 0
         self._lines: deque[tuple[float, str, bytes]] = deque()
 
@@ -111,9 +116,11 @@ class RecordFiles:
     problem: why the last record could not be written; None: it was.
     """
 
-    def __init__(self, directory: Path, limits: Limits) -> None:
+    def __init__(
+        self, directory: Path, *, max_bytes: int = AUTOSCALER_FILE_BYTES, max_files: int = AUTOSCALER_FILES
+    ) -> None:
         self._directory = directory
-        self._limits = limits
+        self._max_bytes, self._max_files = max_bytes, max_files
         self._number = 0
         self._bytes = 0
         self.problem: str | None = None
@@ -136,7 +143,7 @@ class RecordFiles:
                 while left:
                     left = left[file.write(left) :]
             except OSError:
-                self._bytes = self._limits.autoscaler_file_bytes  # without the truncation, the next file follows
+                self._bytes = self._max_bytes  # without the truncation, the next file follows
                 file.truncate(size)
                 self._bytes = size
                 raise
@@ -146,11 +153,11 @@ class RecordFiles:
         if self._number == 0:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._number = max((number for number, _ in record_files(self._directory)), default=0)
-            self._bytes = self._limits.autoscaler_file_bytes  # a file of an earlier process gets no further records
-        if self._bytes + bytes_to_write > self._limits.autoscaler_file_bytes:
+            self._bytes = self._max_bytes  # a file of an earlier process gets no further records
+        if self._bytes + bytes_to_write > self._max_bytes:
             self._number, self._bytes = self._number + 1, 0
             for number, path in record_files(self._directory):
-                if number <= self._number - self._limits.autoscaler_files:
+                if number <= self._number - self._max_files:
                     path.unlink(missing_ok=True)
         return self._directory / f"scaling-{self._number:06}.jsonl"
 

@@ -98,12 +98,12 @@ class ControlLoopHarness:
         self.cores.append(made)
         return made
 
-    def loop(self, *, limits: Limits | None = None, mix_solver: MixSolver | None = None) -> ControlLoop:
+    def loop(self, *, mix_solver: MixSolver | None = None, **options: Any) -> ControlLoop:
         return ControlLoop(
             LoopParts(self, self, self, self.core, self.records.append, mix_solver, self.audited.append),
-            LoopOptions(is_leader=lambda: self.leading),
+            LoopOptions(is_leader=lambda: self.leading, **options),
             self.clock,
-            limits or Limits(),
+            Limits(),
         )
 
     def state(self, *given: Any, **policy: Any) -> ModelState:

@@ -3,16 +3,15 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from fairlead.errors import Unavailable
-from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler.collector import gateway_scraper, metrics_parser
-from fairlead_autoscaler.collector.gateway_scraper import AUTOSCALER_GATEWAYS, GatewayScraper, HttpPageFetcher
+from fairlead_autoscaler.collector.gateway_scraper import AUTOSCALER_GATEWAYS, GatewayScraper, fetch_page
 from fairlead_autoscaler.collector.metrics_parser import GatewayPage
 from fairlead_autoscaler.collector.observation import GatewaySnapshot, gateway_traffic
 from fairlead_autoscaler.core import GatewayTraffic
@@ -47,7 +46,7 @@ class World:
         return self.names[host]
 
     def gateways(self, *urls: str) -> GatewayScraper:
-        return GatewayScraper(urls, fetch=self.fetch, resolve=self.resolve, clock=self.clock, limits=Limits())
+        return GatewayScraper(urls, fetch=self.fetch, resolve=self.resolve, clock=self.clock)
 
 
 def looks(world: World, gateways: GatewayScraper, *steps: Callable[[], object]) -> list[GatewaySnapshot]:
@@ -142,8 +141,9 @@ def test_a_name_that_is_not_found_in_time_holds_nobody_up() -> None:
         await asyncio.Event().wait()
         return []
 
-    limits = replace(Limits(), autoscaler_read_seconds=0.01)
-    gateways = GatewayScraper([A, "http://slow:1"], fetch=world.fetch, resolve=hang, clock=world.clock, limits=limits)
+    gateways = GatewayScraper(
+        [A, "http://slow:1"], fetch=world.fetch, resolve=hang, clock=world.clock, read_seconds=0.01
+    )
     (found,) = looks(world, gateways)
     assert [gateway.name for gateway in found.gateways] == [A]
     assert found.notes == ("the name slow cannot be resolved (TimeoutError); its last addresses stay",)
@@ -160,7 +160,7 @@ def test_no_more_gateways_are_read_than_the_limit_allows() -> None:
 
 async def test_a_port_where_nobody_listens_is_away_in_a_few_words() -> None:
     with pytest.raises(Unavailable, match=r"^ConnectionRefusedError: "):
-        await HttpPageFetcher(Limits())("http://127.0.0.1:9/metrics")
+        await fetch_page("http://127.0.0.1:9/metrics")
 
 
 @pytest.mark.sockets

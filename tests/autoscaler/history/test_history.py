@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.errors import BadInput
-from fairlead.limits import Limits
 from fairlead_autoscaler.core import (
     GatewayTraffic,
     MixRequest,
@@ -78,7 +77,7 @@ def test_a_line_that_is_none_is_refused() -> None:
 
 
 def test_a_ring_knows_the_last_look_of_a_model_at_a_moment() -> None:
-    ring = RecordBuffer(Limits())
+    ring = RecordBuffer()
     other = replace(MODEL, name="default/other")
     for look in [*looks(3), *looks(1, other)]:
         ring.add(look, encode_record(look))
@@ -93,7 +92,7 @@ def test_a_ring_knows_the_last_look_of_a_model_at_a_moment() -> None:
 def test_a_ring_forgets_the_oldest_when_it_is_full() -> None:
     made = looks(10)
     size = max(len(encode_record(look)) for look in made)
-    ring = RecordBuffer(replace(Limits(), autoscaler_ring_bytes=3 * size))
+    ring = RecordBuffer(3 * size)
     for look in made:
         ring.add(look, encode_record(look))
     kept = [decode_record(line).wall for line in ring.lines()]
@@ -104,8 +103,7 @@ def test_a_ring_forgets_the_oldest_when_it_is_full() -> None:
 def test_files_follow_one_another_and_the_oldest_go(tmp_path: Path) -> None:
     made = looks(9)
     size = max(len(encode_record(look)) for look in made) + 1
-    limits = replace(Limits(), autoscaler_file_bytes=2 * size, autoscaler_files=2)
-    files = RecordFiles(tmp_path / "kept", limits)
+    files = RecordFiles(tmp_path / "kept", max_bytes=2 * size, max_files=2)
     for look in made:
         files.add(encode_record(look))
     assert len(record_files(tmp_path / "kept")) == 2
@@ -114,7 +112,7 @@ def test_files_follow_one_another_and_the_oldest_go(tmp_path: Path) -> None:
 
 def test_another_process_goes_on_with_the_next_file(tmp_path: Path) -> None:
     for look in looks(2):
-        RecordFiles(tmp_path, Limits()).add(encode_record(look))
+        RecordFiles(tmp_path).add(encode_record(look))
     assert [number for number, _ in record_files(tmp_path)] == [1, 2]
     assert [look.wall for look in read_records(tmp_path)] == [1_000.0, 1_005.0]
 
@@ -129,7 +127,7 @@ def test_record_that_does_not_fit_on_the_disk_leaves_no_partial_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, truncates: bool
 ) -> None:
     first, second, third = (encode_record(look) for look in looks(3))
-    files = RecordFiles(tmp_path, Limits())
+    files = RecordFiles(tmp_path)
     files.add(first)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(first) + len(second) // 2, before[1]))
@@ -159,7 +157,7 @@ def test_a_last_line_that_was_cut_off_is_left_out_and_a_broken_one_is_named(tmp_
 
 def test_a_disk_that_does_not_take_it_costs_the_recording_only(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    files = RecordFiles(tmp_path / "file" / "kept", Limits())
+    files = RecordFiles(tmp_path / "file" / "kept")
     files.add(b"{}")
     assert files.problem == "the recording cannot be written: Not a directory"
 

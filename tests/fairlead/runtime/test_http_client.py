@@ -17,9 +17,8 @@ from fairlead.engines.credentials import EngineCredentials
 from fairlead.engines.sleep_mode import send_request
 from fairlead.errors import Unavailable
 from fairlead.fleet.model import Instance
-from fairlead.limits import Limits
 from fairlead.runtime.http_client import ConnectionRules, HttpReply, fetch, send
-from fairlead_autoscaler.collector.gateway_scraper import HttpPageFetcher
+from fairlead_autoscaler.collector.gateway_scraper import fetch_page
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
 from fairlead_testing.collected_errors import collected_errors
 from fairlead_testing.http.certificates import CertificateAuthority
@@ -55,7 +54,7 @@ async def _query_sleep_mode(url: str) -> object:
 
 
 async def _fetch_gateway_page(url: str) -> object:
-    return await HttpPageFetcher(Limits())(f"{url}/metrics")
+    return await fetch_page(f"{url}/metrics")
 
 
 async def _fetch_at_most_a_mebibyte(url: str) -> object:
