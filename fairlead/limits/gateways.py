@@ -81,23 +81,3 @@ class PeerLimits:
     )
     published_decisions: int = limit(10_000, "entries of one model's decision stream in Redis, about 1 kB each")
     published_decisions_pending: int = limit(4_096, "decisions buffered while Redis is away; the oldest are dropped")
-    dispatches_pending: int = limit(
-        4_096, "dispatches buffered for other gateways while Redis is away; the oldest are dropped"
-    )
-    dispatch_blocks: int = limit(512, "prompt hashes sent to other gateways: the first 450,000 tokens")
-    dispatch_entry_bytes: int = limit(65_536, "one entry of the dispatch stream; more become several")
-    dispatch_entries: int = limit(10_000, "entries of one model's dispatch stream, some 3 kB each")
-    dispatch_peer_bytes: int = limit(
-        2 * 1024 * 1024,
-        "dispatches of one other gateway applied per second, each 128 bytes and 8 a block: some 8,000; more are dropped",
-    )
-    dispatch_peers_bytes: int = limit(8 * 1024 * 1024, "the same of all other gateways, which share it equally")
-    dispatch_burst_seconds: float = limit(5.0, "of these rates, what may come at once")
-    dispatch_history_seconds: float = limit(60.0, "the same of what a gateway reads back at its start")
-    peers: int = limit(256, "other gateways that are tracked; the load of more is unknown")
-    peer_load_rows: int = limit(
-        20_000,
-        "loads of instances that one other gateway may report per second, and services of tenants; a report beyond is "
-        "passed over",
-    )
-    peers_load_rows: int = limit(50_000, "the same of all other gateways: some 0.2 s of the supervisor")

@@ -95,9 +95,7 @@ class BackgroundServices:
                 membership.redis_url, clock, limits=limits, name=f"fairlead-{name}"
             )
             self.decision_stream = decision_stream.DecisionStream(link, clock, limits=limits)
-            self.peers = peer_sync.PeerSync(
-                link, workers, gateway_id=name, secret=membership.secret, clock=clock, limits=limits
-            )
+            self.peers = peer_sync.PeerSync(link, workers, gateway_id=name, secret=membership.secret, clock=clock)
 
     def update_tenants(self, tenants: Collection[Tenant]) -> None:
         """Replaces the tenants whose limits count. Without any limit, no module is loaded."""

@@ -28,7 +28,6 @@ from random import Random
 import xxhash
 
 from fairlead.errors import BadInput
-from fairlead.limits import Limits
 from fairlead_gateway.ipc.messages import PREFIX_MAP_CORRECTION_SECONDS
 from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment
 from fairlead_gateway.prefix_map.translator import PrefixTranslator
@@ -170,7 +169,6 @@ class ClusterOptions:
     restart: GatewayRestart | None = None
 
 
-_LIMITS = Limits()
 _SECRET_FINGERPRINT = b"one secret for all"
 
 
@@ -187,8 +185,8 @@ class SimulatedGateway:
         self._peer_row = PeerLoadRow(cells, len(self._slots), 1)
         self._peer_row.set_slots(self._slots)
         rows.set_active_rows([1])
-        self.outbox = PeerOutbox(_SECRET_FINGERPRINT, _LIMITS)
-        self.peers = PeerState(_SECRET_FINGERPRINT, _LIMITS)
+        self.outbox = PeerOutbox(_SECRET_FINGERPRINT)
+        self.peers = PeerState(_SECRET_FINGERPRINT)
         self.hot_prefixes = HotPrefixes()
         self.translator = PrefixTranslator(
             cluster.routing.model.key, cluster.index.mirror, secret=cluster.routing.secret

@@ -45,12 +45,12 @@ from msgspec import structs
 from redis.exceptions import ResponseError
 
 from fairlead.errors import first_line
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead.units import format_duration
 from fairlead_gateway.supervisor.peers.peer_messages import (
     DATA_FIELD,
+    DISPATCH_ENTRY_BYTES,
     ENTRY_OVERHEAD_BYTES,
     GATEWAY_FIELD,
     PEER_LOADS,
@@ -64,6 +64,7 @@ from fairlead_gateway.supervisor.peers.peer_outbox import HEARTBEAT_SECONDS, Pee
 from fairlead_gateway.supervisor.peers.peer_state import (
     DISPATCH_BATCH_SECONDS,
     DISPATCH_POLL_SECONDS,
+    PEERS,
     InstanceGroups,
     KnownPeer,
     PeerState,
@@ -74,6 +75,22 @@ from fairlead_kvstore.redis.codec import encode
 from fairlead_kvstore.redis.link import RedisLink
 
 BUSY_SECONDS: Final = 10.0
+DISPATCH_PEER_BYTES: Final = 2 * 1024 * 1024
+"""Limit: dispatches of one other gateway applied per second, each 128 bytes and 8 a block: some
+8,000; more are dropped.
+"""
+DISPATCH_PEERS_BYTES: Final = 8 * 1024 * 1024
+"""Limit: the same of all other gateways, which share it equally."""
+DISPATCH_BURST_SECONDS: Final = 5.0
+"""Limit: of these rates, what may come at once."""
+DISPATCH_HISTORY_SECONDS: Final = 60.0
+"""Limit: the same of what a gateway reads back at its start."""
+PEER_LOAD_ROWS: Final = 20_000
+"""Limit: loads of instances that one other gateway may report per second, and services of tenants;
+a report beyond is passed over.
+"""
+PEERS_LOAD_ROWS: Final = 50_000
+"""Limit: the same of all other gateways: some 0.2 s of the supervisor."""
 
 
 class StreamRotation:
@@ -128,16 +145,23 @@ class DispatchBudget:
 
     dropped: number of prompts that were over a budget.
     dropped_loads, dropped_service: number of reports of loads and of service that were.
+    rates: bytes per second of one sender, and of all.
+    rows: rows per second of one sender, and of all.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        rates, senders = (limits.dispatch_peer_bytes, limits.dispatch_peers_bytes), limits.peers
-        most = 2 * limits.dispatch_entry_bytes
-        self._live = _SenderBudgets(*rates, most, senders, limits.dispatch_burst_seconds)
-        self._history = _SenderBudgets(*rates, most, senders, limits.dispatch_history_seconds)
-        rows = (limits.peer_load_rows, limits.peers_load_rows)
-        self._loads = _SenderBudgets(*rows, PEER_LOADS, senders, limits.dispatch_burst_seconds)
-        self._service = _SenderBudgets(*rows, PEER_TENANTS, senders, limits.dispatch_burst_seconds)
+    def __init__(
+        self,
+        *,
+        max_senders: int = PEERS,
+        rates: tuple[int, int] = (DISPATCH_PEER_BYTES, DISPATCH_PEERS_BYTES),
+        rows: tuple[int, int] = (PEER_LOAD_ROWS, PEERS_LOAD_ROWS),
+        burst_seconds: float = DISPATCH_BURST_SECONDS,
+        history_seconds: float = DISPATCH_HISTORY_SECONDS,
+    ) -> None:
+        self._live = _SenderBudgets(*rates, 2 * DISPATCH_ENTRY_BYTES, max_senders, burst_seconds)
+        self._history = _SenderBudgets(*rates, 2 * DISPATCH_ENTRY_BYTES, max_senders, history_seconds)
+        self._loads = _SenderBudgets(*rows, PEER_LOADS, max_senders, burst_seconds)
+        self._service = _SenderBudgets(*rows, PEER_TENANTS, max_senders, burst_seconds)
         self.dropped = 0
         self.dropped_loads = self.dropped_service = 0
 
@@ -231,6 +255,8 @@ DISPATCH_IDLE_POLL_SECONDS: Final = 0.5
 """Limit: the same without other gateways."""
 DISPATCH_STREAMS: Final = 200
 """Limit: streams read in one poll; beyond, quiet models are read in rotation."""
+DISPATCH_ENTRIES: Final = 10_000
+"""Limit: entries of one model's dispatch stream, some 3 kB each."""
 
 _log = logging.getLogger("fairlead.gateway")
 TRIM_SECONDS: Final = 10.0
@@ -302,9 +328,9 @@ class PeerExchange:
         hooks: ExchangeHooks,
         *,
         secret_fingerprint: bytes,
-        limits: Limits | None = None,
+        max_entries: int = DISPATCH_ENTRIES,
     ) -> None:
-        self._limits = limits or Limits()
+        self._max_entries = max_entries
         self._link = link
         self._name = name
         self._gateway_field = name.encode()
@@ -319,9 +345,9 @@ class PeerExchange:
         self._reported_loads: Mapping[str, PeerLoad] = {}
         self._update_at = float("-inf")
         self._tasks: list[asyncio.Task[None]] = []
-        self.outbox = PeerOutbox(secret_fingerprint, self._limits)
-        self.peer_state = PeerState(secret_fingerprint, self._limits)
-        self.budget = DispatchBudget(self._limits)
+        self.outbox = PeerOutbox(secret_fingerprint)
+        self.peer_state = PeerState(secret_fingerprint)
+        self.budget = DispatchBudget()
         self.stats = ExchangeStats()
 
     # What others call ----------------------------------------------------------------------------------------------------
@@ -463,7 +489,7 @@ class PeerExchange:
             self._cursors[model] = _Cursor()  # the stream was replaced
 
     def _add_command(self, model: str, batch: PeerBatch) -> Command:
-        most = self._limits.dispatch_entries
+        most = self._max_entries
         return (
             "XADD",
             redis_keys.sent_prompts(model),

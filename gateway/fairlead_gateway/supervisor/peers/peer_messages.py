@@ -34,6 +34,8 @@ DATA_FIELD: Final = b"d"
 HASH_BYTES: Final = 8
 ENTRY_OVERHEAD_BYTES: Final = 128
 """Bytes per prompt besides its hashes: the instance's id and the hash of the prompt's end."""
+DISPATCH_ENTRY_BYTES: Final = 65_536
+"""Limit: one entry of the dispatch stream; more become several."""
 _MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 """The loads of all instances of a model take some 1 MiB, and prompts are split into batches."""
 _MAX_PROMPT_BYTES: Final = HASH_BYTES * Limits().prefix_blocks
@@ -57,7 +59,7 @@ SentPrompt: TypeAlias = tuple[_Name, bytes, _Hash, _Hash]
 """A dispatch: the instance's id, hashes of the prompt's blocks, of its end, and of the session (0:
 none).
 """
-_MAX_PROMPTS: Final = 2 * Limits().dispatch_entry_bytes // ENTRY_OVERHEAD_BYTES
+_MAX_PROMPTS: Final = 2 * DISPATCH_ENTRY_BYTES // ENTRY_OVERHEAD_BYTES
 """Twice as many as a gateway puts into a batch: a prompt without hashes takes a dozen bytes."""
 _Sent = Annotated[tuple[SentPrompt, ...], msgspec.Meta(max_length=_MAX_PROMPTS)]
 

@@ -13,8 +13,8 @@ from typing import Final
 
 from msgspec import structs
 
-from fairlead.limits import Limits
 from fairlead_gateway.supervisor.peers.peer_messages import (
+    DISPATCH_ENTRY_BYTES,
     ENTRY_OVERHEAD_BYTES,
     HASH_BYTES,
     PEER_TENANTS,
@@ -34,6 +34,10 @@ BUSY_HEARTBEATS: Final = 500
 """Limit: models with requests in flight that one gateway reports per second."""
 IDLE_HEARTBEATS: Final = 200
 """Limit: the same for models without."""
+DISPATCHES_PENDING: Final = 4_096
+"""Limit: dispatches buffered for other gateways while Redis is away; the oldest are dropped."""
+DISPATCH_BLOCKS: Final = 512
+"""Limit: prompt hashes sent to other gateways: the first 450,000 tokens."""
 
 
 @dataclass(slots=True)
@@ -46,9 +50,16 @@ class _LastBatch:
 class PeerOutbox:
     """The outbox of one run of this gateway."""
 
-    def __init__(self, secret_fingerprint: bytes, limits: Limits) -> None:
+    def __init__(
+        self,
+        secret_fingerprint: bytes,
+        *,
+        max_pending: int = DISPATCHES_PENDING,
+        max_blocks: int = DISPATCH_BLOCKS,
+        max_entry_bytes: int = DISPATCH_ENTRY_BYTES,
+    ) -> None:
         self._secret_fingerprint = secret_fingerprint
-        self._limits = limits
+        self._max_pending, self._max_blocks, self._max_entry_bytes = max_pending, max_blocks, max_entry_bytes
         self._pending: dict[str, deque[SentPrompt]] = {}
         self._pending_count = 0
         self._last_batches: dict[str, _LastBatch] = {}
@@ -62,13 +73,13 @@ class PeerOutbox:
         The end of a long prompt is left out: its start is enough for routing.
         """
         pending = self._pending.setdefault(model, deque())
-        if self._pending_count >= self._limits.dispatches_pending:
+        if self._pending_count >= self._max_pending:
             self.dropped += 1
             if not pending:
                 return
             pending.popleft()
             self._pending_count -= 1
-        pending.append((instance, hashes[: self._limits.dispatch_blocks * HASH_BYTES], tail, session_hash))
+        pending.append((instance, hashes[: self._max_blocks * HASH_BYTES], tail, session_hash))
         self._pending_count += 1
 
     def add_service(self, model: str, service: Mapping[str, float]) -> None:
@@ -139,7 +150,7 @@ class PeerOutbox:
         items: list[SentPrompt] = []
         size = 0
         for item in pending:
-            if items and size + len(item[1]) + ENTRY_OVERHEAD_BYTES > self._limits.dispatch_entry_bytes:
+            if items and size + len(item[1]) + ENTRY_OVERHEAD_BYTES > self._max_entry_bytes:
                 pieces.append(tuple(items))
                 items, size = [], 0
             items.append(item)
@@ -166,7 +177,7 @@ class PeerOutbox:
         """Queues batches again because Redis was away; the newest prompts are kept."""
         for model, batch in reversed(batches):
             self.add_service(model, batch.service)
-            free = max(0, self._limits.dispatches_pending - self._pending_count)
+            free = max(0, self._max_pending - self._pending_count)
             kept = batch.sent[max(0, len(batch.sent) - free) :]
             self.dropped += len(batch.sent) - len(kept)
             if kept:

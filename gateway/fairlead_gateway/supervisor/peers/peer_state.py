@@ -36,7 +36,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
-from fairlead.limits import Limits
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, SentPrompt
 
 MAX_REMEMBERED_ENDS: Final = 64.0
@@ -242,6 +241,8 @@ DISPATCH_BATCH_SECONDS: Final = 0.05
 """Limit: dispatches of the workers are batched this long for other gateways."""
 DISPATCH_POLL_SECONDS: Final = 0.05
 """Limit: interval of polls for dispatches of other gateways."""
+PEERS: Final = 256
+"""Limit: other gateways that are tracked; the load of more is unknown."""
 
 InstanceGroups: TypeAlias = Sequence[Collection[str]]
 """The instances of a model, in groups of interchangeable ones."""
@@ -287,9 +288,9 @@ class KnownPeer:
 class PeerState:
     """The state of the other gateways, as their batches report it."""
 
-    def __init__(self, secret_fingerprint: bytes, limits: Limits) -> None:
+    def __init__(self, secret_fingerprint: bytes, max_peers: int = PEERS) -> None:
         self._secret_fingerprint = secret_fingerprint
-        self._limits = limits
+        self._max_peers = max_peers
         self._report_age = DISPATCH_BATCH_SECONDS + DISPATCH_POLL_SECONDS
         self._peers: dict[str, _PeerEntry] = {}
         self._residence_times: dict[str, ResidenceTimes] = {}
@@ -315,7 +316,7 @@ class PeerState:
             return
         peer = self._peers.get(name)
         if peer is None:
-            if len(self._peers) >= self._limits.peers:
+            if len(self._peers) >= self._max_peers:
                 self.rejected_peers += 1
                 return
             peer = self._peers[name] = _PeerEntry(now, batch.within, shares_secret)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from fairlead.fleet.model import Fleet, Instance, InstanceState
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain, block_ends
@@ -62,7 +61,6 @@ class PeerSync:
         gateway_id: str,
         secret: bytes,
         clock: Clock,
-        limits: Limits,
     ) -> None:
         self._workers = workers
         self._clock = clock
@@ -78,9 +76,7 @@ class PeerSync:
         hooks = ExchangeHooks(
             self._models, self._own_loads, self._on_peer_dispatches, workers.set_peer_loads, self._on_peer_service
         )
-        self.exchange = PeerExchange(
-            link, name, clock, hooks, secret_fingerprint=secret_fingerprint(secret), limits=limits
-        )
+        self.exchange = PeerExchange(link, name, clock, hooks, secret_fingerprint=secret_fingerprint(secret))
         lease_hooks = LeaseHooks(
             self._active_models, self._hot_table, self._hot_prefix_counter.start_from_table, self._on_hot_table
         )

@@ -4,7 +4,6 @@ import math
 
 import pytest
 
-from fairlead.limits import Limits
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, SentPrompt
 from fairlead_gateway.supervisor.peers.peer_state import PeerState, ResidenceTimes, SteadyLoad
 
@@ -84,7 +83,7 @@ def test_instances_that_nothing_is_sent_to_are_left_out_and_forgotten() -> None:
 
 
 def test_batches_of_other_gateways_teach_the_pace() -> None:
-    peers = PeerState(b"s", Limits())
+    peers = PeerState(b"s")
     for number in range(1, 20):
         batch = PeerBatch(number, 0.5, b"s", (("e-0", b"", 1, 0),), {"e-0": load(1, 1)[:4]} if number == 19 else {})
         peers.apply_batch(KEY, "b", batch, 0.05 * number, is_live=True)
@@ -94,7 +93,7 @@ def test_batches_of_other_gateways_teach_the_pace() -> None:
 
 
 def test_a_constant_load_does_not_decay() -> None:
-    peers = PeerState(b"s", Limits())
+    peers = PeerState(b"s")
     for number in range(1, 41):
         brief = tuple(sent("e-0", "e-1"))
         peers.apply_batch(

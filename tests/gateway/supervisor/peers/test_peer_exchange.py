@@ -12,8 +12,11 @@ from redis.asyncio import Redis
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead_gateway.supervisor.peers.peer_exchange import (
+    DISPATCH_ENTRIES,
+    DISPATCH_PEERS_BYTES,
     DISPATCH_RETENTION_SECONDS,
     PAGE_ENTRIES,
+    PEERS_LOAD_ROWS,
     DispatchBudget,
     ExchangeHooks,
     PeerExchange,
@@ -60,8 +63,10 @@ class Side:
                 return
 
 
-def side(url: str, name: str, clock: ManualClock, *, models: Sequence[str] = (KEY,), limits: Limits = LIMITS) -> Side:
-    link = RedisLink(url, SystemClock(), limits=limits)
+def side(
+    url: str, name: str, clock: ManualClock, *, models: Sequence[str] = (KEY,), max_entries: int = DISPATCH_ENTRIES
+) -> Side:
+    link = RedisLink(url, SystemClock(), limits=LIMITS)
     made: list[Side] = []
     hooks = ExchangeHooks(
         lambda: {model: [READY] for model in made[0].models},
@@ -70,7 +75,7 @@ def side(url: str, name: str, clock: ManualClock, *, models: Sequence[str] = (KE
         lambda loads: made[0].show(loads),
         lambda model, service: made[0].service.append((model, dict(service))),
     )
-    exchange = PeerExchange(link, name, clock, hooks, secret_fingerprint=b"s", limits=limits)
+    exchange = PeerExchange(link, name, clock, hooks, secret_fingerprint=b"s", max_entries=max_entries)
     made.append(Side(link, exchange, {}, list(models)))
     return made[0]
 
@@ -135,7 +140,7 @@ async def test_service_from_before_a_gateway_began_does_not_count(server: Valkey
 
 async def test_flood_of_dispatches_is_not_applied_and_the_loads_of_its_sender_are(server: Valkey) -> None:
     async with connected_sides(server.url) as (_, one, two):
-        two.exchange.budget = DispatchBudget(replace(LIMITS, dispatch_peer_bytes=1_280, dispatch_burst_seconds=1.0))
+        two.exchange.budget = DispatchBudget(rates=(1_280, DISPATCH_PEERS_BYTES), burst_seconds=1.0)
         one.loads = {KEY: {"e-0": ONE}}
         for tail in range(20):
             one.exchange.add_dispatch(KEY, "e-0", b"", tail)
@@ -149,7 +154,7 @@ async def test_flood_of_dispatches_is_not_applied_and_the_loads_of_its_sender_ar
 async def test_dispatches_over_a_budget_are_not_looked_at(server: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their instances have any names, and each was counted before the budget."""
     async with connected_sides(server.url) as (_, one, two):
-        two.exchange.budget = DispatchBudget(replace(LIMITS, dispatch_peer_bytes=1_280, dispatch_burst_seconds=1.0))
+        two.exchange.budget = DispatchBudget(rates=(1_280, DISPATCH_PEERS_BYTES), burst_seconds=1.0)
         apply, applied = two.exchange.peer_state.apply_batch, list[str]()
 
         def record(model: str, name: str, batch: PeerBatch, now: float, *, is_live: bool) -> tuple[SentPrompt, ...]:
@@ -166,7 +171,7 @@ async def test_dispatches_over_a_budget_are_not_looked_at(server: Valkey, monkey
 
 async def test_flood_of_service_is_thinned_out(server: Valkey) -> None:
     async with connected_sides(server.url) as (clock, one, two):
-        two.exchange.budget = DispatchBudget(replace(LIMITS, peer_load_rows=50, dispatch_burst_seconds=1.0))
+        two.exchange.budget = DispatchBudget(rows=(50, PEERS_LOAD_ROWS), burst_seconds=1.0)
         for number in range(20):
             one.exchange.outbox.add_service(KEY, {f"{number}-{index}": 1e6 for index in range(10)})
             await one.exchange.flush()
@@ -181,7 +186,7 @@ async def test_flood_of_service_is_thinned_out(server: Valkey) -> None:
 
 async def test_flood_of_loads_is_thinned_out_and_those_of_unknown_instances_are_left_out(server: Valkey) -> None:
     async with connected_sides(server.url) as (clock, one, two):
-        two.exchange.budget = DispatchBudget(replace(LIMITS, peer_load_rows=50, dispatch_burst_seconds=1.0))
+        two.exchange.budget = DispatchBudget(rows=(50, PEERS_LOAD_ROWS), burst_seconds=1.0)
         for number in range(1, 51):
             one.loads = {KEY: {"e-0": (number, 0, 0.0, 0.0, 0), **{f"false-{index}": ONE for index in range(9)}}}
             one.exchange.on_loads_changed()
@@ -370,7 +375,7 @@ async def test_entry_with_the_largest_id_stops_no_exchange(server: Valkey) -> No
 async def test_a_stream_is_bounded_and_expires_without_writers(server: Valkey) -> None:
     async with connected_sides(server.url) as (clock, _, _):
         reader = Redis.from_url(server.url)
-        tight = side(server.url, "t", clock, limits=replace(LIMITS, dispatch_entries=100))
+        tight = side(server.url, "t", clock, max_entries=100)
         tight.link.start()
         await tight.link.wait_connected()
         for tail in range(500):

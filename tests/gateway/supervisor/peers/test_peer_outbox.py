@@ -1,8 +1,5 @@
 """The outbox: bounded batches, and heartbeats that follow the load."""
 
-from dataclasses import replace
-
-from fairlead.limits import Limits
 from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad
 from fairlead_gateway.supervisor.peers.peer_outbox import HEARTBEAT_SECONDS, IDLE_HEARTBEAT_SECONDS, PeerOutbox
 
@@ -11,7 +8,7 @@ BUSY: dict[str, dict[str, PeerLoad]] = {KEY: {"e-0": (2, 2, 0.5, 10.0, 1)}}
 
 
 def test_what_was_sent_goes_out_once_and_loads_only_when_they_change() -> None:
-    out = PeerOutbox(b"s", Limits())
+    out = PeerOutbox(b"s")
     out.add(KEY, "e-0", bytes(16), 7)
     ((model, batch),) = out.take_due([KEY], BUSY, 0.0, is_beat=False)
     assert (model, batch.number, batch.sent, batch.peer_loads()) == (KEY, 1, (("e-0", bytes(16), 7, 0),), BUSY[KEY])
@@ -26,7 +23,7 @@ def test_what_was_sent_goes_out_once_and_loads_only_when_they_change() -> None:
 
 
 def test_a_busy_gateway_sends_heartbeats_often_and_an_idle_one_seldom() -> None:
-    out = PeerOutbox(b"s", Limits())
+    out = PeerOutbox(b"s")
 
     def beats(loads: dict[str, dict[str, PeerLoad]], seconds: float) -> list[tuple[float, float]]:
         found = []
@@ -47,12 +44,12 @@ def test_a_busy_gateway_sends_heartbeats_often_and_an_idle_one_seldom() -> None:
 
 def test_a_thousand_idle_models_send_fewer_heartbeats() -> None:
     models = [f"ns/m-{number}" for number in range(4_000)]
-    out = PeerOutbox(b"s", Limits())
+    out = PeerOutbox(b"s")
     assert {batch.within for _, batch in out.take_due(models, {}, 0.0, is_beat=True)} == {20.0}
 
 
 def test_unwritten_batches_are_sent_later_and_the_newest_are_kept() -> None:
-    out = PeerOutbox(b"s", replace(Limits(), dispatches_pending=3))
+    out = PeerOutbox(b"s", max_pending=3)
     for tail in range(3):
         out.add(KEY, "e-0", b"", tail)
     batches = out.take_due([KEY], {}, 0.0, is_beat=False)
@@ -65,7 +62,7 @@ def test_unwritten_batches_are_sent_later_and_the_newest_are_kept() -> None:
 
 
 def test_a_full_channel_drops_messages() -> None:
-    out = PeerOutbox(b"s", replace(Limits(), dispatches_pending=10))
+    out = PeerOutbox(b"s", max_pending=10)
     for tail in range(25):
         out.add(KEY, "e-0", b"", tail)
     assert (len(out), out.dropped) == (10, 15)
@@ -74,7 +71,7 @@ def test_a_full_channel_drops_messages() -> None:
 
 
 def test_a_large_batch_becomes_several_and_a_long_prompt_is_cut() -> None:
-    out = PeerOutbox(b"s", replace(Limits(), dispatch_entry_bytes=1_000, dispatch_blocks=50))
+    out = PeerOutbox(b"s", max_entry_bytes=1_000, max_blocks=50)
     for tail in range(5):
         out.add(KEY, "e-0", bytes(8 * 4_096), tail)
     batches = [batch for _, batch in out.take_due([KEY], BUSY, 0.0, is_beat=False)]
@@ -84,7 +81,7 @@ def test_a_large_batch_becomes_several_and_a_long_prompt_is_cut() -> None:
 
 
 def test_removed_models_are_forgotten_and_peers_get_a_farewell() -> None:
-    out = PeerOutbox(b"s", Limits())
+    out = PeerOutbox(b"s")
     out.add(KEY, "e-0", b"", 1)
     out.add("ns/b", "e-1", b"", 2)
     for model, batch in out.take_due([KEY, "ns/b"], BUSY, 0.0, is_beat=True):
