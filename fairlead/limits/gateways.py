@@ -47,8 +47,6 @@ class ProcessLimits:
     sibling_decisions_pending: int = limit(4_096, "decisions in that batch; the oldest are dropped")
     shared_slots: int = limit(8_192, "instances whose load workers share; of others each worker sees its own load")
     timing_report_seconds: float = limit(1.0, "interval of these reports")
-    timing_rows_pending: int = limit(131_072, "timings of all workers that wait to be sorted")
-    timing_inflight: int = limit(65_536, "requests in flight that are timed; beyond, the oldest is not measured")
 
 
 @dataclass(frozen=True)
@@ -59,11 +57,6 @@ class LedgerLimits:
         16_384, "requests whose use a worker buffers for the supervisor; the oldest are lost and counted"
     )
     usage_report_seconds: float = limit(0.5, "interval of these reports; a worker that crashes loses one")
-    usage_records_pending: int = limit(
-        200_000, "usage records that wait for a ledger that cannot be written; the next are lost and counted"
-    )
-    usage_flush_seconds: float = limit(1.0, "interval at which records are written and forced to the disk")
-    usage_lines_days: int = limit(31, "full days for which single usage records are kept; their totals stay")
 
 
 @dataclass(frozen=True)

@@ -98,13 +98,3 @@ class PrefixMapLimits:
     """Limits of the prefix map from prompt text to blocks, and of tokenization."""
 
     prefix_map_corrections: int = limit(16_384, "blocks checked for one batch of corrections; the rest is in the next")
-    prefix_map_stored_prompts: int = limit(
-        1_024, "prompts of one model whose map is in Redis, 1 to 10 KB each; the oldest go"
-    )
-    prefix_map_stored_bytes: int = limit(
-        65_536, "one of them, stored or loaded: some 130,000 tokens in blocks of 16; longer prompts are not stored"
-    )
-    tokenizing_seconds: float = limit(
-        10.0, "a reply of the tokenizer process, including the loading of a tokenizer; then it is replaced"
-    )
-    tokenizing_pending: int = limit(64, "prompts that wait for that process; more are not tokenized there")

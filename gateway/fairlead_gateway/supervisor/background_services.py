@@ -156,7 +156,7 @@ class BackgroundServices:
             return None if learned is None else learned.profile
 
         readings = EngineReadings(profile, self._running_requests)
-        self.usage = UsageService(folder, gateway_id, readings, clock=self._clock, limits=self._limits)
+        self.usage = UsageService(folder, gateway_id, readings, clock=self._clock)
 
     def update_fleet(self, fleet: Fleet) -> None:
         """Replaces the fleet that the ledger counts."""

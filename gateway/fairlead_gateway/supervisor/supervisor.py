@@ -95,9 +95,7 @@ class Supervisor:
         )
         self.workers = WorkerPool(preforked, hooks, clock, limits)
         self.access = self._create_access(config)
-        self._tokenizer = (
-            TokenizerClient(clock, limits, config.environ) if config.token_source is TokenSource.PROCESS else None
-        )
+        self._tokenizer = TokenizerClient(clock, config.environ) if config.token_source is TokenSource.PROCESS else None
         self.kv_index = KvIndexService(
             workers=lambda: [worker for worker in self.workers.workers if worker.is_ready],
             create_source=self._create_index_source,
@@ -350,7 +348,7 @@ class Supervisor:
 
         config, link = self._config, self.background.redis_link
         assert link is not None
-        return AlignmentStore(link, config.gateway_id, learned, secret=config.index_secret, limits=self._limits)
+        return AlignmentStore(link, config.gateway_id, learned, secret=config.index_secret)
 
     # The management port's view ------------------------------------------------------------------------------------------
 

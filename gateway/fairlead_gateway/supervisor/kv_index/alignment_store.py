@@ -23,7 +23,6 @@ from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
-from fairlead.limits import Limits
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment, decode_alignment, encode_alignment
 from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD, secret_fingerprint
@@ -37,6 +36,12 @@ PREFIX_MAP_SYNC_SECONDS: Final = 2.0
 """Limit: interval of storing prompts and of loading those of other gateways."""
 PREFIX_MAP_RETENTION_SECONDS: Final = 86_400.0
 """Limit: until the map of a model without new prompts expires in Redis."""
+PREFIX_MAP_STORED_PROMPTS: Final = 1_024
+"""Limit: prompts of one model whose map is in Redis, 1 to 10 KB each; the oldest go."""
+PREFIX_MAP_STORED_BYTES: Final = 65_536
+"""Limit: one of them, stored or loaded: some 130,000 tokens in blocks of 16; longer prompts are not
+stored.
+"""
 
 _log = logging.getLogger("fairlead.gateway")
 PAGE_ENTRIES: Final = 32
@@ -67,7 +72,8 @@ class AlignmentStore:
         on_learned: Callable[[str, PromptAlignment], None],
         *,
         secret: bytes,
-        limits: Limits,
+        max_prompts: int = PREFIX_MAP_STORED_PROMPTS,
+        max_bytes: int = PREFIX_MAP_STORED_BYTES,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._link = link
@@ -75,7 +81,7 @@ class AlignmentStore:
         self._name = name.encode()
         self._on_learned = on_learned
         self._secret_fingerprint = secret_fingerprint(secret)
-        self._limits = limits
+        self._max_prompts, self._max_bytes = max_prompts, max_bytes
         self._streams: dict[str, _ModelStream] = {}
         self._pending: deque[tuple[str, int, bytes, Sequence[int]]] = deque(maxlen=PREFIX_MAP_STORES_PENDING)
         self._deleted_models: set[str] = set()
@@ -99,7 +105,7 @@ class AlignmentStore:
         if model not in self._streams or not alignment.token_hashes:
             return
         data = encode_alignment(alignment, secret=self._secret_fingerprint)
-        if len(data) <= self._limits.prefix_map_stored_bytes:
+        if len(data) <= self._max_bytes:
             self._pending.append((model, alignment.hashes[-1], data, alignment.hashes))
 
     def delete_model(self, model: str) -> None:
@@ -166,9 +172,7 @@ class AlignmentStore:
             if not fields or fields.get(GATEWAY_FIELD) == self._name:
                 continue
             data = fields.get(DATA_FIELD, b"")
-            alignment = decode_alignment(
-                data, secret=self._secret_fingerprint, max_bytes=self._limits.prefix_map_stored_bytes
-            )
+            alignment = decode_alignment(data, secret=self._secret_fingerprint, max_bytes=self._max_bytes)
             if alignment is None:
                 self.unreadable += 1
                 continue
@@ -192,7 +196,7 @@ class AlignmentStore:
             commands.append(("DEL", redis_keys.prompt_alignments(model)))
         first = len(commands)
         written = [entry for entry in pending if entry[0] in self._streams]
-        max_entries = self._limits.prefix_map_stored_prompts
+        max_entries = self._max_prompts
         for model, _, data, _ in written:
             commands.append(
                 (
@@ -228,5 +232,5 @@ class AlignmentStore:
     def _remember_entry(self, stream: _ModelStream, tail: int, identifier: bytes) -> None:
         stream.entry_ids[tail] = identifier
         stream.entry_ids.move_to_end(tail)
-        while len(stream.entry_ids) > self._limits.prefix_map_stored_prompts:
+        while len(stream.entry_ids) > self._max_prompts:
             stream.entry_ids.popitem(last=False)

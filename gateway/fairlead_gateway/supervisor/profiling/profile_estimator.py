@@ -55,7 +55,6 @@ from typing import Final, NamedTuple
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import Fleet, Instance, Role
-from fairlead.limits import Limits
 from fairlead_gateway.ipc.messages import TimingEvent, TimingEventKind
 from fairlead_gateway.routing.load.load_window import median
 from fairlead_gateway.supervisor.profiling.observations import EngineObserver, Observation
@@ -240,6 +239,10 @@ class ProfileRegression:
 
 TIMING_SETTLE_SECONDS: Final = 2.5
 """Limit: the wait before sorting: a worker may be late."""
+TIMING_ROWS_PENDING: Final = 131_072
+"""Limit: timings of all workers that wait to be sorted."""
+TIMING_INFLIGHT: Final = 65_536
+"""Limit: requests in flight that are timed; beyond, the oldest is not measured."""
 
 SOLVE_INTERVAL_SECONDS: Final = 10.0
 MIN_REPORTED_CHANGE: Final = 0.02
@@ -280,8 +283,8 @@ class _EngineState:
 class ProfileEstimator:
     """The estimator for all instances of a fleet. Times are monotonic seconds."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, *, max_events: int = TIMING_ROWS_PENDING, max_inflight: int = TIMING_INFLIGHT) -> None:
+        self._max_events, self._max_inflight = max_events, max_inflight
         self._regressions: dict[str, ProfileRegression] = {}
         self._engines: dict[str, _EngineState] = {}
         self._kinds: Counter[str] = Counter()
@@ -323,7 +326,7 @@ class ProfileEstimator:
     def add_timings(self, events: Iterable[TimingEvent]) -> None:
         """Queues timing events of a worker."""
         for row in events:
-            if len(self._events) >= self._limits.timing_rows_pending:
+            if len(self._events) >= self._max_events:
                 self.dropped += 1
                 continue
             heapq.heappush(self._events, (row.at, next(self._order), row))
@@ -377,7 +380,7 @@ class ProfileEstimator:
             engine = self._engines.get(event.instance)
             if engine is None:
                 return
-            if len(self._engine_of_request) >= self._limits.timing_inflight:
+            if len(self._engine_of_request) >= self._max_inflight:
                 first = next(iter(self._engine_of_request))
                 self._engine_of_request.pop(first).observer.on_abandoned(first, event.at)
             self._engine_of_request[event.request] = engine

@@ -166,7 +166,7 @@ class ProfilingService:
         self._broadcast = broadcast
         self._clock = clock
         self._seconds = limits.timing_report_seconds
-        self._estimator = ProfileEstimator(limits)
+        self._estimator = ProfileEstimator()
         self._capacities = EngineCapacities()
         self._resend_all = False
         self._task: asyncio.Task[None] | None = None

@@ -16,7 +16,6 @@ from typing import Final
 import msgspec
 
 from fairlead.errors import Unavailable
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.ipc.child_process import ChildProcess
 from fairlead_gateway.supervisor.kv_index.tokenize_api import TOKENIZE_RESPONSE_BYTES
@@ -24,6 +23,12 @@ from fairlead_gateway.supervisor.tokenizer.protocol import TokenizeReply, Tokeni
 
 TOKENIZING_PAUSE_SECONDS: Final = 60.0
 """Limit: longest pause before a file that crashed it is tried again, after 1 s, 2 s and so on."""
+TOKENIZING_SECONDS: Final = 10.0
+"""Limit: a reply of the tokenizer process, including the loading of a tokenizer; then it is
+replaced.
+"""
+TOKENIZING_PENDING: Final = 64
+"""Limit: prompts that wait for that process; more are not tokenized there."""
 
 COMMAND: Final = (sys.executable, "-m", "fairlead_gateway.supervisor.tokenizer.process")
 _MAX_FILES: Final = 4_096
@@ -42,15 +47,21 @@ class TokenizerClient:
     """The client of one tokenizing process; `command` starts it."""
 
     def __init__(
-        self, clock: Clock, limits: Limits, environ: Mapping[str, str], *, command: Sequence[str] = COMMAND
+        self,
+        clock: Clock,
+        environ: Mapping[str, str],
+        *,
+        command: Sequence[str] = COMMAND,
+        reply_seconds: float = TOKENIZING_SECONDS,
+        max_waiting: int = TOKENIZING_PENDING,
     ) -> None:
         self._clock = clock
-        self._limits = limits
+        self._reply_seconds, self._max_waiting = reply_seconds, max_waiting
         self._child = ChildProcess(
             "tokenizing",
             command,
             environ,
-            reply_seconds=limits.tokenizing_seconds,
+            reply_seconds=reply_seconds,
             max_reply_bytes=TOKENIZE_RESPONSE_BYTES,
         )
         self._lock = asyncio.Lock()
@@ -65,7 +76,7 @@ class TokenizerClient:
         Raises Unavailable; the message contains nothing of the text.
         """
         self._check_usable(path)
-        if self._waiting >= self._limits.tokenizing_pending:
+        if self._waiting >= self._max_waiting:
             raise Unavailable("too many prompts wait for the tokenizing process")
         self._waiting += 1
         try:
@@ -106,7 +117,7 @@ class TokenizerClient:
                 return reply
             reason = "the tokenizing process sent a reply to another query"
         except TimeoutError:
-            reason = f"the tokenizing process gave no answer within {self._limits.tokenizing_seconds:g} s"
+            reason = f"the tokenizing process gave no answer within {self._reply_seconds:g} s"
         except (EOFError, ConnectionError):
             reason = "the tokenizing process ended"
         except msgspec.ValidationError as error:

@@ -28,7 +28,6 @@ import msgspec
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import Fleet, Instance
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead.units import NANO_USD_PER_USD
@@ -290,6 +289,14 @@ USAGE_FILE_BYTES: Final = 256 * 1024 * 1024
 """Limit: a file of a ledger; a longer one is continued in the next."""
 USAGE_LINES_BYTES: Final = 2 * 1024 * 1024 * 1024
 """Limit: records in complete files of a ledger; of more, the oldest become totals earlier."""
+USAGE_RECORDS_PENDING: Final = 200_000
+"""Limit: usage records that wait for a ledger that cannot be written; the next are lost and
+counted.
+"""
+USAGE_FLUSH_SECONDS: Final = 1.0
+"""Limit: interval at which records are written and forced to the disk."""
+USAGE_LINES_DAYS: Final = 31
+"""Limit: full days for which single usage records are kept; their totals stay."""
 
 _log = logging.getLogger("fairlead.gateway")
 _DAY_SECONDS = 86_400
@@ -310,14 +317,22 @@ class UsageService:
     """
 
     def __init__(
-        self, folder: Path, gateway_id: str, readings: EngineReadings, *, clock: Clock, limits: Limits
+        self,
+        folder: Path,
+        gateway_id: str,
+        readings: EngineReadings,
+        *,
+        clock: Clock,
+        max_pending: int = USAGE_RECORDS_PENDING,
+        flush_seconds: float = USAGE_FLUSH_SECONDS,
+        lines_days: int = USAGE_LINES_DAYS,
     ) -> None:
         self._folder = folder
         self._writer = LedgerWriter(folder, file_gateway_name(gateway_id), USAGE_FILE_BYTES)
         self._pricing = RequestPricing(readings)
         self._replicas = ReplicaLog(math.ceil(USAGE_GAP_SECONDS))
         self._clock = clock
-        self._limits = limits
+        self._max_pending, self._flush_seconds, self._lines_days = max_pending, flush_seconds, lines_days
         self._fleet = Fleet()
         self._pending: deque[_PendingLine] = deque()
         self._encoder = msgspec.json.Encoder()
@@ -402,7 +417,7 @@ class UsageService:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(self._limits.usage_flush_seconds)
+            await asyncio.sleep(self._flush_seconds)
             now = self._clock.now()
             if now - self._heartbeat_at >= USAGE_HEARTBEAT_SECONDS:
                 self._heartbeat_at = now
@@ -413,11 +428,11 @@ class UsageService:
                 await self._maintain()
 
     async def _maintain(self) -> None:
-        limits, wall = self._limits, self._clock.wall()
+        wall = self._clock.wall()
         # Records of yesterday may still be on their way.
         today = day_of(wall - USAGE_MAINTENANCE_SECONDS)
-        keep_from = day_of(wall - (limits.usage_lines_days + 1) * _DAY_SECONDS)
-        retention = Retention(limits.usage_lines_days, USAGE_LINES_BYTES)
+        keep_from = day_of(wall - (self._lines_days + 1) * _DAY_SECONDS)
+        retention = Retention(self._lines_days, USAGE_LINES_BYTES)
         try:
             await asyncio.to_thread(ledger_id, self._folder)
             await asyncio.to_thread(maintain, self._folder, today, keep_from, retention)
@@ -429,7 +444,7 @@ class UsageService:
             self._add(REPLICAS, line.day, line)
 
     def _add(self, kind: str, day: str, value: UsageRecord | msgspec.Struct) -> None:
-        if len(self._pending) >= self._limits.usage_records_pending:
+        if len(self._pending) >= self._max_pending:
             self.lost += 1
             return
         self._pending.append(_PendingLine(kind, day, self._encoder.encode(value)))

@@ -71,11 +71,9 @@ class Side:
         return [lesson.hashes[-1] for lesson in self.taken]
 
 
-def side(url: str, name: str, *, secret: bytes = SECRET, limits: Limits = LIMITS) -> Side:
-    found = Side(RedisLink(url, SystemClock(), limits=limits))
-    found.kept = AlignmentStore(
-        found.link, name, lambda _, lesson: found.taken.append(lesson), secret=secret, limits=limits
-    )
+def side(url: str, name: str, *, secret: bytes = SECRET, **bounds: int) -> Side:
+    found = Side(RedisLink(url, SystemClock(), limits=LIMITS))
+    found.kept = AlignmentStore(found.link, name, lambda _, lesson: found.taken.append(lesson), secret=secret, **bounds)
     found.kept.set_models([KEY])
     return found
 
@@ -156,7 +154,7 @@ async def test_flood_of_alignments_leaves_most_of_the_process_to_others(monkeypa
         pauses.append(delay)
 
     link: Any = EndlessLink()
-    store = AlignmentStore(link, "own", learn, secret=SECRET, limits=LIMITS, now=lambda: seconds[0])
+    store = AlignmentStore(link, "own", learn, secret=SECRET, now=lambda: seconds[0])
     store.set_models([KEY])
     monkeypatch.setattr(asyncio, "sleep", pause)
     await store.read()
@@ -201,8 +199,7 @@ async def test_other_secrets_damage_and_other_kinds_of_keys_are_passed_over(serv
 
 
 async def test_what_lies_there_is_bounded_and_expires(server: Valkey) -> None:
-    limits = replace(LIMITS, prefix_map_stored_prompts=100, prefix_map_stored_bytes=4_096)
-    async with connected_sides(server, side(server.url, "a", limits=limits)) as (redis, one):
+    async with connected_sides(server, side(server.url, "a", max_prompts=100, max_bytes=4_096)) as (redis, one):
         for name in range(1, 1_000):
             one.kept.offer(KEY, lesson_of(name))
             if not name % 100:

@@ -8,7 +8,6 @@ import pytest
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import Fleet, Instance, Model, Role
-from fairlead.limits import Limits
 from fairlead_gateway.ipc.messages import TimingEvent, TimingEventKind
 from fairlead_gateway.supervisor.profiling.profile_estimator import SOLVE_INTERVAL_SECONDS, ProfileEstimator
 
@@ -51,7 +50,7 @@ def taught(
 
 
 def test_what_is_learned_is_told_when_it_changed_enough() -> None:
-    pupil = ProfileEstimator(Limits())
+    pupil = ProfileEstimator()
     pupil.update_fleet(fleet("a", "b"))
     assert pupil.update(SOLVE_INTERVAL_SECONDS) == {}
     told = taught(pupil, {"a": 1.0, "b": 1.0}, 200, at=20.0)
@@ -66,7 +65,7 @@ def test_what_is_learned_is_told_when_it_changed_enough() -> None:
 
 
 def test_the_slow_one_of_equal_engines_is_known_as_that() -> None:
-    pupil = ProfileEstimator(Limits())
+    pupil = ProfileEstimator()
     pupil.update_fleet(fleet("a", "b", "slow"))
     told = taught(pupil, {"a": 1.0, "b": 1.0, "slow": 1.5}, 400)
     prices = {name: told[name].prefill_time(3_000) / TRUE.prefill_time(3_000) for name in told}
@@ -75,7 +74,7 @@ def test_the_slow_one_of_equal_engines_is_known_as_that() -> None:
 
 def test_times_that_scatter_do_not_make_all_engines_slow_ones() -> None:
     draw = random.Random(3)
-    pupil = ProfileEstimator(Limits())
+    pupil = ProfileEstimator()
     pupil.update_fleet(fleet("a", "b", "slow"))
     paces = {"a": 1.0, "b": 1.0, "slow": 1.5}
     for number in range(1_200):
@@ -92,8 +91,7 @@ def test_times_that_scatter_do_not_make_all_engines_slow_ones() -> None:
 
 
 def test_rows_of_a_late_worker_are_put_in_their_place() -> None:
-    limits = Limits()
-    in_order, late = ProfileEstimator(limits), ProfileEstimator(limits)
+    in_order, late = ProfileEstimator(), ProfileEstimator()
     for pupil in (in_order, late):
         pupil.update_fleet(fleet("a"))
     for number in range(60):
@@ -109,7 +107,7 @@ def test_rows_of_a_late_worker_are_put_in_their_place() -> None:
 
 
 def test_departed_instances_are_forgotten_and_handoffs_are_not_learned_from() -> None:
-    pupil = ProfileEstimator(Limits())
+    pupil = ProfileEstimator()
     pupil.update_fleet(fleet("a", "b"))
     taught(pupil, {"a": 1.0, "b": 1.0}, 60)
     pupil.update_fleet(fleet("b"))
@@ -121,7 +119,7 @@ def test_departed_instances_are_forgotten_and_handoffs_are_not_learned_from() ->
 
 
 def test_too_many_rows_are_counted_and_requests_without_an_end_are_let_go() -> None:
-    pupil = ProfileEstimator(replace(Limits(), timing_rows_pending=10, timing_inflight=4))
+    pupil = ProfileEstimator(max_events=10, max_inflight=4)
     pupil.update_fleet(fleet("a"))
     pupil.add_timings(
         [TimingEvent(TimingEventKind.DISPATCHED, 0.1 * number, f"r{number}", "a", 100.0, 0.0) for number in range(15)]
@@ -139,7 +137,7 @@ def test_too_many_rows_are_counted_and_requests_without_an_end_are_let_go() -> N
 
 
 def test_requests_in_flight_at_an_instance_that_leaves_are_not_measured() -> None:
-    estimator = ProfileEstimator(Limits())
+    estimator = ProfileEstimator()
     estimator.update_fleet(fleet("a"))
     *before, end = alone("a", 1, 0.0, 1.0, 1_000.0)
     estimator.add_timings(before)

@@ -5,19 +5,16 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from fairlead.errors import Unavailable
-from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.supervisor.tokenizer.client import TokenizerClient
 from fairlead_gateway.supervisor.tokenizer.process import TOKENIZING_FILE_BYTES
-
-LIMITS = Limits()
 
 
 def tokenizer_file(path: Path, *, begins: bool = True, swapped: bool = False) -> str:
@@ -35,11 +32,9 @@ def tokenizer_file(path: Path, *, begins: bool = True, swapped: bool = False) ->
 
 
 @asynccontextmanager
-async def tokenizer_client(
-    *command: str, limits: Limits = LIMITS
-) -> AsyncIterator[tuple[TokenizerClient, ManualClock]]:
+async def tokenizer_client(*command: str, **bounds: Any) -> AsyncIterator[tuple[TokenizerClient, ManualClock]]:
     clock = ManualClock()
-    one = TokenizerClient(clock, limits, os.environ, **{"command": command} if command else {})
+    one = TokenizerClient(clock, os.environ, **({"command": command} if command else {}), **bounds)
     try:
         yield one, clock
     finally:
@@ -135,8 +130,8 @@ async def test_a_process_that_was_killed_between_two_questions_is_nobodys_fault(
     ],
 )
 async def test_one_that_is_late_or_talks_nonsense_is_replaced(code: str, said: str | None) -> None:
-    limits = replace(LIMITS, tokenizing_seconds=0.1 if said and "within" in said else 60.0)
-    async with tokenizer_client(sys.executable, "-c", code, limits=limits) as (one, _):
+    seconds = 0.1 if said and "within" in said else 60.0
+    async with tokenizer_client(sys.executable, "-c", code, reply_seconds=seconds) as (one, _):
         words = await refused(one, "any")
         assert said is None or words == said
         assert one._child.process is None
@@ -149,7 +144,7 @@ async def test_a_process_that_cannot_be_started_is_said() -> None:
 
 async def test_no_more_wait_than_may(tmp_path: Path) -> None:
     path = tokenizer_file(tmp_path / "tokenizer.json")
-    async with tokenizer_client(limits=replace(LIMITS, tokenizing_pending=4)) as (one, _):
+    async with tokenizer_client(max_waiting=4) as (one, _):
         asked = [one.tokenize(path, b'"one"', add_special_tokens=True) for _ in range(6)]
         found = await asyncio.gather(*asked, return_exceptions=True)
         assert sum(isinstance(each, Unavailable) for each in found) == 2

@@ -4,13 +4,13 @@ import asyncio
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import EXTERNAL_API, Fleet, Instance, InstanceState, Model, TokenPrice
-from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead.usage.checkpoints import Retention, maintain
 from fairlead.usage.ledger_files import USAGE, list_files
@@ -54,10 +54,10 @@ def row(id: str, tenant: str = "acme", **fields: object) -> UsageRow:
 class Ledger:
     """A service with a manual clock; `run` uses one event loop."""
 
-    def __init__(self, folder: Path, gateway: str = "gw-1", limits: Limits | None = None) -> None:
+    def __init__(self, folder: Path, gateway: str = "gw-1", **bounds: Any) -> None:
         self.clock = ManualClock(100.0, NOON)
         self.folder = folder
-        self.service = UsageService(folder, gateway, READINGS, clock=self.clock, limits=limits or Limits())
+        self.service = UsageService(folder, gateway, READINGS, clock=self.clock, **bounds)
         self.service.update_fleet(fleet())
 
     def add(self, *rows: UsageRow, dropped: int = 0) -> None:
@@ -148,7 +148,7 @@ def test_disk_that_takes_nothing_is_a_warning_and_records_wait(tmp_path: Path) -
 
 
 async def test_records_beyond_the_bound_are_lost_and_shown(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, limits=Limits(usage_records_pending=3))
+    ledger = Ledger(tmp_path, max_pending=3)
     ledger.add(*(row(str(number)) for number in range(4)), dropped=5)
     await ledger.service.flush()
     assert ledger.requests() == 2  # and a line of the replica log
@@ -216,7 +216,7 @@ def test_incomplete_line_of_a_crash_is_ended_before_the_next(tmp_path: Path) -> 
 
 
 async def test_stop_writes_what_is_pending_and_maintains_old_days(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, limits=Limits(usage_flush_seconds=0.001, usage_lines_days=0))
+    ledger = Ledger(tmp_path, flush_seconds=0.001, lines_days=0)
     ledger.add(row("old", ended_wall=NOON - 5 * 86_400.0))
     ledger.service.start()
     await wait_until(lambda: any(file.checkpoint.exists() for file in list_files(tmp_path)))
