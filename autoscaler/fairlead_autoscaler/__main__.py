@@ -67,7 +67,7 @@ def _create_process(
     """
     host, port = parse_address(options.listen, "--listen", "127.0.0.1:9092")
     audit_options = parse_audit_options(settings.audit_log, settings.audit_dir)
-    audit = AuditLog("autoscaler", f"{socket.gethostname()}-{os.getpid()}", clock, limits, audit_options)
+    audit = AuditLog("autoscaler", f"{socket.gethostname()}-{os.getpid()}", clock, audit_options)
 
     def config(target: ScaleTarget, scaler: ReplicaScaler) -> ServiceConfig:
         return ServiceConfig(

@@ -15,9 +15,8 @@ from fairlead.audit.files import AuditFiles
 from fairlead.audit.reader import AuditQuery
 from fairlead.audit.record import Action, AuditEvent, AuditRecord, encode_record, make_record
 from fairlead.errors import SettingsError
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead.runtime.nonblocking_log import NonBlockingWriter
+from fairlead.runtime.nonblocking_log import LOG_LINES_PENDING, NonBlockingWriter
 
 STREAMS: Final = {"-": 1, "1": 2}
 """Values of `FAIRLEAD_AUDIT_LOG`, and the descriptors of the streams that they name."""
@@ -37,12 +36,14 @@ class AuditOptions:
     folder: of the files.
     max_recent: records in memory.
     max_pending: records that wait for the files.
+    max_stream_lines: records that wait for the stream.
     """
 
     stream: int | None = None
     folder: Path | None = None
     max_recent: int = AUDIT_RECENT
     max_pending: int = AUDIT_PENDING
+    max_stream_lines: int = LOG_LINES_PENDING
 
 
 def parse_audit_options(log: str | None, folder: str | None) -> AuditOptions:
@@ -65,15 +66,15 @@ class AuditLog:
     component, instance: name the process in every record.
     """
 
-    def __init__(
-        self, component: str, instance: str, clock: Clock, limits: Limits, options: AuditOptions = AuditOptions()
-    ) -> None:
+    def __init__(self, component: str, instance: str, clock: Clock, options: AuditOptions = AuditOptions()) -> None:
         self._component = component
         self._instance = instance
         self._clock = clock
         self._recent: deque[AuditRecord] = deque(maxlen=options.max_recent)
         self._sequence = 0
-        self._stream = None if options.stream is None else NonBlockingWriter(options.stream, limits)
+        self._stream = (
+            None if options.stream is None else NonBlockingWriter(options.stream, max_lines=options.max_stream_lines)
+        )
         self._held: list[bytes] | None = None
         self._files: _FileThread | None = None
         if options.folder is not None:

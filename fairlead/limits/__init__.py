@@ -5,7 +5,7 @@ Every other limit is a constant of the module that enforces it; its docstring be
 
 - `requests`: client HTTP, request content, queues, upstream connections, KV transfers.
 - `gateways`: fleet, telemetry, worker processes, Redis and peers.
-- `index`: KV events, the KV-cache index, the prefix map.
+- `index`: KV events, the KV-cache index.
 - `tenants`: slices of tenants' limits.
 - `control_plane`: Kubernetes client, sleeping and hung engines, audit logs, autoscaler.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from fairlead.limits.control_plane import AuditLimits, AutoscalerLimits, KubeLimits
 from fairlead.limits.gateways import FleetLimits, LedgerLimits, PeerLimits, ProcessLimits, TelemetryLimits
-from fairlead.limits.index import IndexLimits, KvEventLimits, PrefixMapLimits
+from fairlead.limits.index import IndexLimits, KvEventLimits
 from fairlead.limits.requests import HandoffLimits, HttpLimits, QueueLimits, RequestLimits, UpstreamLimits
 from fairlead.limits.tenants import QuotaLimits
 
@@ -35,7 +35,6 @@ class Limits(
     PeerLimits,
     KvEventLimits,
     IndexLimits,
-    PrefixMapLimits,
     QuotaLimits,
     KubeLimits,
     AuditLimits,

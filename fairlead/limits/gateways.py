@@ -25,8 +25,6 @@ class TelemetryLimits:
     scrape_seconds: float = limit(2.0, "interval of scrapes of each engine's metrics page")
     scrape_timeout_seconds: float = limit(1.5, "an engine that takes longer is scraped again in the next round")
     scrape_bytes: int = limit(4 * 1024 * 1024, "a metrics page; real ones have about 90 kB")
-    log_lines_pending: int = limit(4_096, "log lines that wait for a blocked sink; the next are dropped")
-    log_line_bytes: int = limit(16_384, "one line or traceback of the log; the rest is cut off")
     access_log_lines_pending: int = limit(1_000, "lines that wait for the access log; the next are dropped and counted")
     spans_pending: int = limit(1_000, "spans that wait for the collector; the next are dropped and counted")
     span_batch_seconds: float = limit(0.5, "from the first span of a batch until it is sent")
@@ -38,12 +36,6 @@ class ProcessLimits:
     """Limits of a gateway's workers and of the channel between supervisor and workers."""
 
     workers: int = limit(64, "worker processes of one gateway; more only compete for processors")
-    channel_message_bytes: int = limit(
-        64 * 1024 * 1024, "one message between supervisor and worker; a fleet has a few MB"
-    )
-    channel_pending_bytes: int = limit(
-        16 * 1024 * 1024, "messages to a worker that does not read; then they are dropped, and the fleet is sent later"
-    )
     sibling_decisions_pending: int = limit(4_096, "decisions in that batch; the oldest are dropped")
     shared_slots: int = limit(8_192, "instances whose load workers share; of others each worker sees its own load")
     timing_report_seconds: float = limit(1.0, "interval of these reports")

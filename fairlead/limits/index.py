@@ -1,4 +1,4 @@
-"""Limits of KV events, of the KV-cache index, and of the prefix map."""
+"""Limits of KV events and of the KV-cache index."""
 
 from dataclasses import dataclass
 
@@ -91,10 +91,3 @@ class IndexLimits:
     index_mirror_blocks: int = limit(
         12_000_000, "different blocks of one model in a mirror, 90 bytes to 1.8 kB each; more are not credited"
     )
-
-
-@dataclass(frozen=True)
-class PrefixMapLimits:
-    """Limits of the prefix map from prompt text to blocks, and of tokenization."""
-
-    prefix_map_corrections: int = limit(16_384, "blocks checked for one batch of corrections; the rest is in the next")

@@ -14,9 +14,8 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
-from fairlead.limits import Limits
 from fairlead.runtime.cli_options import parse_log_level
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -25,6 +24,10 @@ _FLUSH_SECONDS = 1.0
 _POLL_SECONDS = 0.005
 _log = logging.getLogger("fairlead.gateway")
 _TRUNCATION_MARK = b" [cut]\n"
+LOG_LINES_PENDING: Final = 4_096
+"""Limit: log lines that wait for a blocked sink; the next are dropped."""
+LOG_LINE_BYTES: Final = 16_384
+"""Limit: one line or traceback of the log; the rest is cut off."""
 
 
 class NonBlockingWriter:
@@ -36,11 +39,17 @@ class NonBlockingWriter:
     put: writes bytes and returns how many were written, like `os.write`.
     """
 
-    def __init__(self, fd: int, limits: Limits, put: Callable[[int, bytes], int] = os.write) -> None:
+    def __init__(
+        self,
+        fd: int,
+        put: Callable[[int, bytes], int] = os.write,
+        *,
+        max_lines: int = LOG_LINES_PENDING,
+        max_line_bytes: int = LOG_LINE_BYTES,
+    ) -> None:
         self._fd = fd
         self._put = put
-        self._max_lines = limits.log_lines_pending
-        self._max_line_bytes = limits.log_line_bytes
+        self._max_lines, self._max_line_bytes = max_lines, max_line_bytes
         self._waiting: deque[bytes] = deque()
         self._more = threading.Event()
         self._pid = 0
@@ -138,7 +147,7 @@ def _on_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
 _active_writers: list[NonBlockingWriter] = []
 
 
-def start_logging(level: str | None, limits: Limits | None = None) -> None:
+def start_logging(level: str | None) -> None:
     """Starts logging to the standard error stream, unless logging is already set up.
 
     Raises SettingsError for an unknown level.
@@ -147,7 +156,7 @@ def start_logging(level: str | None, limits: Limits | None = None) -> None:
     root = logging.getLogger()
     if root.handlers:
         return
-    writer = NonBlockingWriter(_STANDARD_ERROR, limits or Limits())
+    writer = NonBlockingWriter(_STANDARD_ERROR)
     handler = NonBlockingHandler(writer)
     handler.setFormatter(logging.Formatter(_FORMAT))
     root.addHandler(handler)

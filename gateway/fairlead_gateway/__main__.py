@@ -120,7 +120,7 @@ def _run(
             manage_token=settings.manage_token,
             manage_tokens=_manage_tokens(settings),
             manage_token_file=Path(settings.manage_tokens_file) if settings.manage_tokens_file else None,
-            audit_log=AuditLog("gateway", gateway_id, clock, limits, audit_options),
+            audit_log=AuditLog("gateway", gateway_id, clock, audit_options),
             manage_hosts=options.manage_host,
             token_source=parse_token_source(settings.links, settings.tokenizers),
             tokenizer_folder=settings.tokenizers or "",

@@ -14,7 +14,6 @@ from fairlead.kube.leader_client import LeaderKubeApi
 from fairlead.kube.leader_election import LeaderElector, LeaseCandidate
 from fairlead.kube.resources import Manifest
 from fairlead.kube.transport.kubeconfig import ClusterConfig
-from fairlead.limits import Limits
 from fairlead.runtime.aiohttp_server import serve
 from fairlead.runtime.clock import Clock, Pacing
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
@@ -59,7 +58,7 @@ class Manager:
         self._options = options
         self._clock = clock
         self._identity = identity
-        self._audit = AuditLog("operator", identity, clock, Limits(), options.audit)
+        self._audit = AuditLog("operator", identity, clock, options.audit)
         pacing = Pacing(clock, chance)
         self._api = LeaderKubeApi(access, clock, chance, agent="fairlead-operator")
         self._lease_api = KubeApi(access, clock, chance, agent="fairlead-operator")

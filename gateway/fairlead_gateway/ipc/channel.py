@@ -12,15 +12,19 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 import msgspec
-
-from fairlead.limits import Limits
 
 T = TypeVar("T")
 _log = logging.getLogger("fairlead.gateway")
 _LENGTH_BYTES = 4
+CHANNEL_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+"""Limit: one message between supervisor and worker; a fleet has a few MB."""
+CHANNEL_PENDING_BYTES: Final = 16 * 1024 * 1024
+"""Limit: messages to a worker that does not read; then they are dropped, and the fleet is sent
+later.
+"""
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -39,13 +43,18 @@ class Channel(asyncio.Protocol, Generic[T]):
     """
 
     def __init__(
-        self, message_type: Any, on_message: Callable[[T], None], on_closed: Callable[[], None], limits: Limits
+        self,
+        message_type: Any,
+        on_message: Callable[[T], None],
+        on_closed: Callable[[], None],
+        *,
+        max_message_bytes: int = CHANNEL_MESSAGE_BYTES,
+        max_unsent_bytes: int = CHANNEL_PENDING_BYTES,
     ) -> None:
         self._decoder = msgspec.msgpack.Decoder(message_type)
         self._on_message = on_message
         self._on_closed = on_closed
-        self._max_message_bytes = limits.channel_message_bytes
-        self._max_unsent_bytes = limits.channel_pending_bytes
+        self._max_message_bytes, self._max_unsent_bytes = max_message_bytes, max_unsent_bytes
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self.dropped = 0

@@ -41,7 +41,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from fairlead.limits import Limits
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection, ForgetScope
 from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment, estimate_alignment, exact_alignment
 from fairlead_gateway.prefix_map.token_links import PrefixTable
@@ -71,6 +70,8 @@ PREFIX_MAP_SETTLE_SECONDS: Final = 2.0
 PREFIX_MAP_EVICTED_BLOCKS: Final = 65_536
 """Limit: recently evicted text blocks of one instance: responses that missed them had late events.
 """
+PREFIX_MAP_CORRECTIONS: Final = 16_384
+"""Limit: blocks checked for one batch of corrections; the rest is in the next."""
 
 
 class InflightBlocks:
@@ -141,7 +142,6 @@ class RecentBlocks:
         self._before, self._now, self._rotated_at = self._now, set(), now
 
 
-_LIMITS: Final = Limits()
 BLOCK_SIZES: Final = (16, 32, 64, 128, 256, 1, 2, 4, 8, 48, 96, 112, 144, 192, 272, 400, 512, 528, 544, 784, 1024, 1056)
 """Tokens of a block, the usual ones first; the odd ones are those of hybrid models. A cached prompt
 shows which one it is.
@@ -185,7 +185,9 @@ class PrefixTranslator:
     model_key, secret: the inputs of the token hashes.
     """
 
-    def __init__(self, model_key: str, index: "IndexReplica", *, secret: bytes, limits: Limits = _LIMITS) -> None:
+    def __init__(
+        self, model_key: str, index: "IndexReplica", *, secret: bytes, max_corrections: int = PREFIX_MAP_CORRECTIONS
+    ) -> None:
         self.index = index
         self.table = PrefixTable(max_links=PREFIX_MAP_BLOCKS, max_token_hashes=PREFIX_MAP_TOKEN_BLOCKS)
         self.recent = RecentBlocks(max_blocks=INDEX_RECENT_BLOCKS, seconds=INDEX_RECENT_SECONDS)
@@ -193,7 +195,7 @@ class PrefixTranslator:
         self.block_size: int | None = None
         self._model_key = model_key
         self._secret = secret
-        self._limits = limits
+        self._max_corrections = max_corrections
         self._instances: dict[str, _InstanceChanges] = {}
         self._sent: dict[tuple[str, int], _SentPrompt] = {}
         self._rechecks: list[tuple[float, str, int]] = []
@@ -359,7 +361,7 @@ class PrefixTranslator:
         """
         self._run_rechecks(now)
         corrections: list[CacheCorrection] = []
-        free = self._limits.prefix_map_corrections
+        free = self._max_corrections
         for instance, pending in self._instances.items():
             if free <= 0:
                 break

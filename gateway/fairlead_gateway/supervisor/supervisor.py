@@ -72,7 +72,7 @@ class Supervisor:
         self._limits = limits
         self._announce = announce
         self._sent_warnings: list[str] = []
-        self.audit = AuditService(config.audit_log or AuditLog("gateway", config.gateway_id, clock, limits), clock)
+        self.audit = AuditService(config.audit_log or AuditLog("gateway", config.gateway_id, clock), clock)
         self.audit.log.hold_stream()
         self.audit_records = self.audit.log.recent
         self._watchers = self._create_watchers(config)
@@ -102,7 +102,6 @@ class Supervisor:
             tokenization=Tokenization(config.token_source, self._tokenizer, config.tokenizer_folder),
             secret=config.index_secret if config.redis_url is not None else config.hash_secret,
             clock=clock,
-            limits=limits,
             credentials=config.credentials,
             create_store=self._create_alignment_store if config.redis_url is not None and config.index_secret else None,
         )

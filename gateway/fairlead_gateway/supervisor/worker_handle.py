@@ -215,9 +215,7 @@ class WorkerHandle:
     row: index of the worker's row in the shared load table.
     """
 
-    def __init__(
-        self, number: int, row: int, spawned: SpawnedWorker, listener: WorkerListener, clock: Clock, limits: Limits
-    ) -> None:
+    def __init__(self, number: int, row: int, spawned: SpawnedWorker, listener: WorkerListener, clock: Clock) -> None:
         self.number = number
         self.row = row
         self.process = spawned.process
@@ -240,9 +238,7 @@ class WorkerHandle:
         self._clock = clock
         self._pending_queries: dict[int, _PendingQuery] = {}
         self._query_count = 0
-        self._channel: Channel[say.FromWorker] = Channel(
-            say.FromWorker, self._on_message, self._on_channel_closed, limits
-        )
+        self._channel: Channel[say.FromWorker] = Channel(say.FromWorker, self._on_message, self._on_channel_closed)
         self._reaping: asyncio.Task[None] | None = None
 
     async def open(self) -> None:

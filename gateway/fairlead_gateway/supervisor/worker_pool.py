@@ -32,7 +32,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.units import format_duration
 from fairlead_gateway.ipc import messages as say
-from fairlead_gateway.ipc.channel import encode_message
+from fairlead_gateway.ipc.channel import CHANNEL_PENDING_BYTES, encode_message
 from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS, WORKER_QUERY_SECONDS
 from fairlead_gateway.routing.load import shared_memory
 from fairlead_gateway.supervisor.peers.peer_messages import PeerLoadRow
@@ -253,7 +253,7 @@ class WorkerPool:
             self._on_message,
             self._on_exit,
         )
-        return WorkerHandle(number, self._free_rows.pop(), spawned, events, self._clock, self._limits)
+        return WorkerHandle(number, self._free_rows.pop(), spawned, events, self._clock)
 
     async def _open_worker(self, worker: WorkerHandle) -> None:
         await worker.open()
@@ -423,7 +423,7 @@ class WorkerPool:
     def broadcast_peer_updates(self, updates: say.PeerUpdates, sender: WorkerHandle | None = None) -> None:
         """Sends what peers or one worker did to the others, except those that read too slowly."""
         data = encode_message(updates)
-        max_unsent_bytes = self._limits.channel_pending_bytes // 4  # the rest is for what must arrive
+        max_unsent_bytes = CHANNEL_PENDING_BYTES // 4  # the rest is for what must arrive
         for worker in self.workers:
             if worker is not sender and worker.is_ready and worker.unsent_bytes < max_unsent_bytes:
                 worker.send_encoded(data)

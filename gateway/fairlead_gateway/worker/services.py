@@ -37,7 +37,7 @@ from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.http.sockets import TlsCertificate
 from fairlead_gateway.ipc import messages
-from fairlead_gateway.ipc.channel import Channel
+from fairlead_gateway.ipc.channel import CHANNEL_PENDING_BYTES, Channel
 from fairlead_gateway.ipc.decision_json import logged_decision
 from fairlead_gateway.ipc.messages import (
     WORKER_QUERY_SECONDS,
@@ -172,7 +172,7 @@ class QueryHandler:
         self._gateway = gateway
         self._previewer = RoutePreviewer(gateway)
         self._channel = channel
-        self._max_unsent_bytes = gateway.runtime.limits.channel_pending_bytes // 4
+        self._max_unsent_bytes = CHANNEL_PENDING_BYTES // 4
 
     async def handle(self, query: messages.Query) -> None:
         """Sends the reply to one query, in one chunk or several."""

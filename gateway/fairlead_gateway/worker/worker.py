@@ -42,7 +42,7 @@ class Worker:
         self._stop = asyncio.Event()
         self._channel_closed = asyncio.Event()
         self._channel: Channel[messages.ToWorker] = Channel(
-            messages.ToWorker, self._on_message, self._on_channel_closed, limits
+            messages.ToWorker, self._on_message, self._on_channel_closed
         )
         self._early_messages: list[messages.ToWorker] = []
         self._services: WorkerServices | None = None

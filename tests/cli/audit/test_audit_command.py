@@ -9,7 +9,6 @@ import pytest
 
 from fairlead.audit import Action, AuditEvent, AuditLog, AuditOptions, AuditRecord
 from fairlead.errors import BadInput
-from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_cli.audit.command import audit, describe_change, merge_gateways, read_gateways, render_records
 from fairlead_cli.exit_codes import StackUnreachable
@@ -27,7 +26,7 @@ def _limits_changed(tenant: str = "acme", amount: int = 900) -> AuditEvent:
 def _log(
     *events: AuditEvent, instance: str = "gw-1", wall: float = WALL, folder: Path | None = None
 ) -> list[AuditRecord]:
-    log = AuditLog("gateway", instance, ManualClock(wall=wall), Limits(), AuditOptions(folder=folder))
+    log = AuditLog("gateway", instance, ManualClock(wall=wall), AuditOptions(folder=folder))
     for event in events:
         log.add(event)
     log.close()

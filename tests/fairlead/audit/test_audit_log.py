@@ -12,7 +12,6 @@ from fairlead.audit.log import parse_audit_options
 from fairlead.audit.reader import AuditQuery, read_folder
 from fairlead.audit.record import MAX_TEXT_CHARS, MAX_VALUES, Action, AuditEvent
 from fairlead.errors import SettingsError
-from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_testing.waiting import wait_until
 
@@ -24,7 +23,7 @@ def _event(name: str = "acme", *, tenant: str | None = "acme", reason: str = "")
 
 
 def test_a_record_says_who_when_what_and_why(tmp_path: Path) -> None:
-    log = AuditLog("gateway", "gw-1", ManualClock(wall=1_800_000_000.25), Limits(), AuditOptions(folder=tmp_path))
+    log = AuditLog("gateway", "gw-1", ManualClock(wall=1_800_000_000.25), AuditOptions(folder=tmp_path))
     log.add(_event(reason="the quarter begins"))
     log.close()
     path = next(tmp_path.iterdir())
@@ -47,7 +46,7 @@ def test_a_record_says_who_when_what_and_why(tmp_path: Path) -> None:
 
 
 def test_texts_and_values_of_a_record_are_bounded() -> None:
-    log = AuditLog("gateway", "gw-1", ManualClock(), Limits())
+    log = AuditLog("gateway", "gw-1", ManualClock())
     values = {f"limit-{number}": "x" * 10_000 for number in range(1_000)}
     log.add(AuditEvent(Action.LIMITS_CHANGED, "o" * 10_000, "a" * 10_000, None, values, values, "r" * 10_000))
     record = log.recent(AuditQuery(), 1)[0]
@@ -57,7 +56,7 @@ def test_texts_and_values_of_a_record_are_bounded() -> None:
 
 
 def test_memory_keeps_the_newest_and_answers_by_tenant() -> None:
-    log = AuditLog("gateway", "gw-1", ManualClock(), Limits(), AuditOptions(max_recent=3))
+    log = AuditLog("gateway", "gw-1", ManualClock(), AuditOptions(max_recent=3))
     for number in range(5):
         log.add(_event(str(number), tenant="acme" if number % 2 else "beta"))
     assert [record.sequence for record in log.recent(AuditQuery(), 10)] == [5, 4, 3]
@@ -67,7 +66,7 @@ def test_memory_keeps_the_newest_and_answers_by_tenant() -> None:
 
 def test_a_stream_gets_one_line_of_json_for_each_record() -> None:
     reading, writing = os.pipe()
-    log = AuditLog("operator", "op-1", ManualClock(), Limits(), AuditOptions(stream=writing))
+    log = AuditLog("operator", "op-1", ManualClock(), AuditOptions(stream=writing))
     log.add(_event())
     log.add(_event())
     log.close()
@@ -81,7 +80,7 @@ def test_loss_is_counted_shown_and_recorded_once_the_disk_is_back(
 ) -> None:
     folder = tmp_path / "audit"
     folder.write_text("a file where the folder should be")
-    log = AuditLog("gateway", "gw-1", ManualClock(), Limits(), AuditOptions(folder=folder, max_pending=2))
+    log = AuditLog("gateway", "gw-1", ManualClock(), AuditOptions(folder=folder, max_pending=2))
     monkeypatch.setattr("fairlead.audit.log._RETRY_SECONDS", 0.01)
     log.add(_event("first"))
     asyncio.run(wait_until(lambda: bool(log.warnings())))
@@ -101,7 +100,7 @@ def test_loss_is_counted_shown_and_recorded_once_the_disk_is_back(
 def test_a_blocked_stream_does_not_block_the_process() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, True)
-    log = AuditLog("gateway", "gw-1", ManualClock(), Limits(log_lines_pending=4), AuditOptions(stream=writing))
+    log = AuditLog("gateway", "gw-1", ManualClock(), AuditOptions(stream=writing, max_stream_lines=4))
     for _ in range(2_000):
         log.add(_event(reason="x" * MAX_TEXT_CHARS))
     assert log.lost > 0

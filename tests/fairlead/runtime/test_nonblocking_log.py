@@ -6,13 +6,13 @@ import os
 import signal
 import threading
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from fairlead.errors import SettingsError
 from fairlead.fleet.file import write_fleet_file
-from fairlead.limits import Limits
 from fairlead.runtime import nonblocking_log
 from fairlead.runtime.nonblocking_log import NonBlockingHandler, NonBlockingWriter
 from fairlead_testing.engines.scripted import scripted_engine
@@ -21,7 +21,7 @@ from fairlead_testing.gateway.running_gateway import GOOD, fleet_of
 from fairlead_testing.http.raw_client import request
 from fairlead_testing.waiting import wait_until
 
-FEW = Limits(log_lines_pending=3, log_line_bytes=20)
+few_lines = partial(NonBlockingWriter, max_lines=3, max_line_bytes=20)
 
 
 class Sink:
@@ -41,7 +41,7 @@ class Sink:
 
 def test_excess_lines_are_dropped_and_counted() -> None:
     sink = Sink()
-    lines = NonBlockingWriter(2, FEW, sink.put)
+    lines = few_lines(2, sink.put)
     lines.write(b"one\n")
     sink.begun.wait()
     for line in (b"two\n", b"three\n", b"four\n", b"five\n"):
@@ -61,7 +61,7 @@ def test_excess_lines_are_dropped_and_counted() -> None:
 def test_long_lines_are_cut_and_a_closed_sink_drops_lines() -> None:
     sink = Sink()
     sink.open.set()
-    lines = NonBlockingWriter(2, FEW, sink.put)
+    lines = few_lines(2, sink.put)
     lines.write(b"x" * 100 + b"\n")
     assert lines.flush(30.0)
     assert sink.got == b"x" * 20 + b" [cut]\n"
@@ -69,7 +69,7 @@ def test_long_lines_are_cut_and_a_closed_sink_drops_lines() -> None:
     def gone(_: int, data: bytes) -> int:
         raise BrokenPipeError
 
-    lines = NonBlockingWriter(2, FEW, gone)
+    lines = few_lines(2, gone)
     lines.write(b"a\n")
     assert lines.flush(30.0)
     assert lines.dropped == 1
@@ -86,7 +86,7 @@ def test_nonblocking_sink_is_retried() -> None:
         got += data
         return len(data)
 
-    lines = NonBlockingWriter(2, Limits(), busy)
+    lines = NonBlockingWriter(2, busy)
     lines.write(b"a\n")
     assert lines.flush(30.0)
     assert (got, lines.dropped) == (b"a\n", 0)
@@ -94,7 +94,7 @@ def test_nonblocking_sink_is_retried() -> None:
 
 def test_forked_process_writes_its_own_lines() -> None:
     reading, writing = os.pipe()
-    lines = NonBlockingWriter(writing, Limits())
+    lines = NonBlockingWriter(writing)
     lines.write(b"parent\n")
     assert lines.flush(30.0)
     with warnings.catch_warnings():
@@ -112,7 +112,7 @@ def test_forked_process_writes_its_own_lines() -> None:
 def test_unformattable_record_becomes_one_line() -> None:
     sink = Sink()
     sink.open.set()
-    lines = NonBlockingWriter(2, Limits(), sink.put)
+    lines = NonBlockingWriter(2, sink.put)
     handler = NonBlockingHandler(lines)
     handler.handle(logging.LogRecord("some.name", logging.INFO, "x", 1, "%d %d", ("secret",), None))
     assert lines.flush(30.0)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import cast
 
 import msgspec
@@ -38,20 +37,20 @@ pytestmark = pytest.mark.sockets
 class End:
     """One end of a channel, with the messages that it received."""
 
-    def __init__(self, kind: object, limits: Limits) -> None:
+    def __init__(self, kind: object, bounds: dict[str, int]) -> None:
         self.heard: list[object] = []
         self.closed = 0
-        self.channel: Channel[object] = Channel(kind, self.heard.append, self._lost, limits)
+        self.channel: Channel[object] = Channel(kind, self.heard.append, self._lost, **bounds)
 
     def _lost(self) -> None:
         self.closed += 1
 
 
 @asynccontextmanager
-async def ends(limits: Limits | None = None) -> AsyncIterator[tuple[End, End, socket.socket]]:
+async def ends(**bounds: int) -> AsyncIterator[tuple[End, End, socket.socket]]:
     """The ends of supervisor and worker; a raw socket for the worker's if a test wants it."""
     ours, theirs = socket.socketpair()
-    helper, worker = End(say.FromWorker, limits or Limits()), End(say.ToWorker, limits or Limits())
+    helper, worker = End(say.FromWorker, bounds), End(say.ToWorker, bounds)
     await helper.channel.open(ours)
     try:
         yield helper, worker, theirs
@@ -124,8 +123,7 @@ async def test_forged_dispatch_delays_none_behind_it() -> None:
 
 
 async def test_unread_messages_are_dropped_and_counted() -> None:
-    limits = replace(Limits(), channel_pending_bytes=100_000, channel_message_bytes=1_000_000)
-    async with ends(limits) as (helper, worker, raw):
+    async with ends(max_unsent_bytes=100_000, max_message_bytes=1_000_000) as (helper, worker, raw):
         taken = 0
         while helper.channel.send(say.PeerUpdates([say.Dispatch("m", "e", b"y" * 50_000, 0)])):
             taken += 1

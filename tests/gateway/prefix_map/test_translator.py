@@ -9,7 +9,6 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.limits import Limits
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection, ForgetScope
 from fairlead_gateway.prefix_map.translator import PREFIX_MAP_SETTLE_SECONDS, PrefixTranslator
 from fairlead_kvstore.blockstore import block_hash
@@ -47,12 +46,12 @@ class Prompt:
 class Place:
     """One engine, its stream, and the gateway's bridge: what a worker would know of it."""
 
-    def __init__(self, *names: str, capacity: int = 60) -> None:
+    def __init__(self, *names: str, capacity: int = 60, **bounds: int) -> None:
         self.engines = {name: PrefixCacheEngine(capacity=capacity, block_size=BLOCK) for name in names}
         self.streams = {name: EventSequencer(replayable=True) for name in names}
         self.truth = BlockStore(secret=SECRET)
         self.mirror = IndexReplica()
-        self.bridge = PrefixTranslator(KEY, self.mirror, secret=SECRET)
+        self.bridge = PrefixTranslator(KEY, self.mirror, secret=SECRET, **bounds)
         self.worker: dict[str, set[int]] = {name: set() for name in names}
         self.now = 0.0
         for name in names:
@@ -215,12 +214,12 @@ def test_a_slower_tier_holds_a_block_and_a_shared_store_does_not() -> None:
 
 
 def test_a_new_worker_gets_everything_in_bounded_batches() -> None:
-    place = Place("a", "b", capacity=2_000)
+    place = Place("a", "b", capacity=2_000, max_corrections=20)
     prompts = [prompt_of(seed) for seed in range(12)]
     for number, prompt in enumerate(prompts):
         place.serve("ab"[number % 2], prompt)
-    place.settle()
-    place.bridge._limits = Limits(prefix_map_corrections=20)
+    while place.settle():
+        pass
     place.worker = {"a": set(), "b": set()}
     place.bridge.resend_all()
     rounds = 0

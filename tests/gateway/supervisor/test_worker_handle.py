@@ -10,7 +10,6 @@ from typing import cast
 
 import pytest
 
-from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.supervisor.worker_handle import WORKER_FROZEN_SECONDS, SpawnedWorker, WorkerHandle, WorkerListener
 
@@ -43,7 +42,7 @@ def spawned() -> Iterator[SpawnedWorker]:
 
 
 def create_handle(spawned: SpawnedWorker, listener: Listener) -> WorkerHandle:
-    return WorkerHandle(1, 0, spawned, cast(WorkerListener, listener), ManualClock(), Limits())
+    return WorkerHandle(1, 0, spawned, cast(WorkerListener, listener), ManualClock())
 
 
 async def test_worker_that_hangs_is_killed_so_that_it_is_replaced(spawned: SpawnedWorker) -> None:

@@ -9,10 +9,9 @@ import msgspec
 import pytest
 
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
-from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.ipc import messages as say
-from fairlead_gateway.ipc.channel import Channel
+from fairlead_gateway.ipc.channel import CHANNEL_PENDING_BYTES, Channel
 from fairlead_gateway.supervisor.worker_handle import SpawnedWorker, WorkerHandle
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.worker.services import QueryHandler
@@ -38,20 +37,19 @@ def logged(count: int) -> DecisionLog:
 async def test_a_reply_that_is_longer_than_the_channel_holds_is_whole_and_ends() -> None:
     """Without its end, the supervisor takes the worker for hung, and kills it."""
     replies: list[say.ReplyChunk] = []
-    limits = Limits()
     ours, theirs = socket.socketpair()
-    supervisor: Channel[Any] = Channel(say.FromWorker, replies.append, lambda: None, limits)
-    worker: Channel[Any] = Channel(say.ToWorker, lambda _: None, lambda: None, limits)
+    supervisor: Channel[Any] = Channel(say.FromWorker, replies.append, lambda: None)
+    worker: Channel[Any] = Channel(say.ToWorker, lambda _: None, lambda: None)
     await supervisor.open(ours)
     await worker.open(theirs)
-    runtime = SimpleNamespace(clock=SystemClock(), limits=limits)
+    runtime = SimpleNamespace(clock=SystemClock())
     stack = SimpleNamespace(routers=None, prefill_coordinator=None)
     gateway = SimpleNamespace(runtime=runtime, stack=stack, decisions=logged(32))
     try:
         await QueryHandler(cast(Any, gateway), worker).handle(say.GetDecisions(1, 32, None, None))
         await wait_until(lambda: not worker.unsent_bytes)
         await wait_until(lambda: bool(replies) and replies[-1].last, patience_seconds=20.0)
-        assert sum(len(reply.data) for reply in replies) > limits.channel_pending_bytes
+        assert sum(len(reply.data) for reply in replies) > CHANNEL_PENDING_BYTES
         chunks = [msgspec.msgpack.decode(reply.data, type=list[Any]) for reply in replies if reply.data]
         assert (worker.dropped, sum(map(len, chunks))) == (0, 32)
     finally:
@@ -63,18 +61,18 @@ async def test_a_reply_that_is_longer_than_the_channel_holds_is_whole_and_ends()
 async def test_error_in_a_reply_is_logged_and_the_worker_does_not_count_as_hung(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    limits, clock, tasks = Limits(), SystemClock(), set[asyncio.Task[None]]()
+    clock, tasks = SystemClock(), set[asyncio.Task[None]]()
     ours, theirs = socket.socketpair()
     process = SimpleNamespace(wait=lambda _: 0, poll=lambda: 0, returncode=0)
     listener = SimpleNamespace(on_exit=lambda _: None)
     spawned = SpawnedWorker(cast(Any, process), ours)
-    supervisor = WorkerHandle(1, 0, spawned, cast(Any, listener), clock, limits)
+    supervisor = WorkerHandle(1, 0, spawned, cast(Any, listener), clock)
 
     def answer(query: Any) -> None:
         tasks.add(asyncio.create_task(handler.handle(query)))
 
-    worker: Channel[Any] = Channel(say.ToWorker, answer, lambda: None, limits)
-    gateway = SimpleNamespace(runtime=SimpleNamespace(clock=clock, limits=limits), stack=SimpleNamespace())
+    worker: Channel[Any] = Channel(say.ToWorker, answer, lambda: None)
+    gateway = SimpleNamespace(runtime=SimpleNamespace(clock=clock), stack=SimpleNamespace())
     gateway.stack.routers = gateway.stack.prefill_coordinator = gateway.decisions = None
     handler = QueryHandler(cast(Any, gateway), worker)
     await supervisor.open()

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet, Instance
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.http_client import fetch
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
@@ -87,7 +86,6 @@ class KvIndexService:
         tokenization: Tokenization,
         secret: bytes,
         clock: Clock,
-        limits: Limits,
         credentials: EngineCredentials | None,
         create_store: "AlignmentStoreFactory | None" = None,
     ) -> None:
@@ -96,7 +94,6 @@ class KvIndexService:
         self._tokenization = tokenization
         self._secret = secret
         self._clock = clock
-        self._limits = limits
         self._credentials = credentials or EngineCredentials({}, clock.now)
         self._create_store = create_store
         self._store: AlignmentStore | None = None
@@ -242,7 +239,7 @@ class KvIndexService:
         if model is None and self._source is not None and key in self._fleet.models:
             mirror = self._source.mirror(key)
             model = self._models[key] = ModelIndex(
-                key, mirror, secret=self._secret, limits=self._limits, on_relearn=partial(self._on_alignment_reset, key)
+                key, mirror, secret=self._secret, on_relearn=partial(self._on_alignment_reset, key)
             )
             learn = partial(self._learn_tokens, key)
             local = None

@@ -29,7 +29,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from fairlead.limits import Limits
 from fairlead_gateway.ipc.messages import PromptFinished
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection
 from fairlead_gateway.prefix_map.translator import PREFIX_MAP_INFLIGHT, PrefixTranslator
@@ -210,11 +209,10 @@ class ModelIndex:
         mirror: "IndexReplica",
         *,
         secret: bytes,
-        limits: Limits,
         on_relearn: Callable[[], None] = lambda: None,
     ) -> None:
         self._on_relearn = on_relearn
-        self.bridge = PrefixTranslator(key, mirror, secret=secret, limits=limits)
+        self.bridge = PrefixTranslator(key, mirror, secret=secret)
         self._max_inflight = PREFIX_MAP_INFLIGHT
         self._census_seconds = INDEX_CENSUS_SECONDS
         self._census_due_at = float("-inf")

@@ -6,7 +6,6 @@ from typing import Any
 from fairlead.audit import Action, AuditLog
 from fairlead.audit.reader import AuditQuery
 from fairlead.audit.record import encode_record
-from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead.tenants.model import ApiKey, Limit, LimitUnit, Tenant, TenantTable, Tier, TokenSubject, Window
 from fairlead_gateway.supervisor.audit.audit_service import AuditService
@@ -117,7 +116,7 @@ def test_fingerprints_of_equal_tables_are_equal_whatever_their_order() -> None:
 
 def test_keys_expire_once_and_no_record_holds_a_digest() -> None:
     clock = ManualClock(wall=1_800_000_000.0)
-    service = AuditService(AuditLog("gateway", "gw-1", clock, Limits()), clock)
+    service = AuditService(AuditLog("gateway", "gw-1", clock), clock)
     dying = replace(ACME, keys=(ApiKey("prod", PROD, clock.wall() + 10.0), ApiKey("old", NEW, clock.wall() - 1.0)))
     service.on_tenants(TenantTable(1, {"acme": dying}), lambda _: "kubectl")
     for _ in range(4):

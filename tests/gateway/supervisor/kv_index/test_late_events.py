@@ -3,7 +3,6 @@
 Blocks that are missing without such an event are.
 """
 
-from fairlead.limits import Limits
 from fairlead_gateway.ipc.messages import PromptFinished
 from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment
 from fairlead_gateway.supervisor.kv_index.model_index import FIRST_SECONDS, PREFIX_MAP_JUDGE_SECONDS, ModelIndex
@@ -12,7 +11,6 @@ from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Cha
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index.replica import IndexReplica
 
-LIMITS = Limits()
 ENGINE = "pod/8000/0"
 HASHES, ENDS, OWNS = (11, 12, 13, 14), (256, 512, 768, 1_024), [1, 2, 3, 4]
 
@@ -22,7 +20,7 @@ class Place:
 
     def __init__(self) -> None:
         self.mirror = IndexReplica()
-        self.model = ModelIndex("default/tiny", self.mirror, secret=b"s", limits=LIMITS)
+        self.model = ModelIndex("default/tiny", self.mirror, secret=b"s")
         self.now = 100.0
         self.apply([CompletenessChanged(ENGINE, True, "", self.now)])
         self.model.bridge.add_alignment(estimate_alignment(HASHES, ENDS, OWNS, size=1_024, tokens=256, block_size=64))

@@ -47,7 +47,7 @@ class SimulatedGateway:
         self.lag = LoopLag()
         self.telemetry = MetricsRecorder(clock, self.lag)
         self.log = DecisionLog(DECISION_LOG)
-        self.audit = AuditLog("gateway", "gw-1", clock, Limits())
+        self.audit = AuditLog("gateway", "gw-1", clock)
         self.snapshot = Fleet()
         self.ledger: dict[str, InstanceLoad] = {}
         self.notes: list[str] = []

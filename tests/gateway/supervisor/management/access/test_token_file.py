@@ -71,7 +71,7 @@ def test_digests_are_unique_and_tokens_are_limited() -> None:
 
 def test_an_edit_replaces_the_tokens_and_a_broken_one_keeps_them(tmp_path: Path) -> None:
     path, clock = tmp_path / "tokens.yaml", ManualClock()
-    audit = AuditService(AuditLog("gateway", "gw-1", clock, Limits()), clock)
+    audit = AuditService(AuditLog("gateway", "gw-1", clock), clock)
     tokens = ManageTokens(None, b"pepper")
     [watcher] = manage_token_watchers(path, tokens, audit, Limits())
 
