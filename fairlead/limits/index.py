@@ -81,13 +81,3 @@ class IndexLimits:
     index_kept_batches: int = limit(
         4_096, "batches of an instance until it is stored again: an engine can replay its last 10,000"
     )
-    index_wait_seconds: float = limit(
-        0.1, "blocking read of a mirror for changes of the index; a new model is noticed after that"
-    )
-    index_status_seconds: float = limit(0.5, "interval at which a mirror checks for a writer and its position")
-    index_note_seconds: float = limit(
-        1.0, "interval at which the indexer writes the state of its instances, if it has changed"
-    )
-    index_mirror_blocks: int = limit(
-        12_000_000, "different blocks of one model in a mirror, 90 bytes to 1.8 kB each; more are not credited"
-    )

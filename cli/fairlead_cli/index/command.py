@@ -62,7 +62,7 @@ class _OpenIndex:
         return choose_model(name, self.models, self.address.namespace)
 
     async def snapshot(self, key: str) -> IndexSnapshot:
-        return await take_snapshot(self.link, key, self.clock, self.limits)
+        return await take_snapshot(self.link, key, self.clock)
 
 
 def index_stats(model: ModelFlag = None, *, source: _Source = _HERE, output: OutputFlag = "table") -> int:

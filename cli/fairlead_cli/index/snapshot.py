@@ -13,7 +13,6 @@ from typing import Any, Final
 from redis.exceptions import ResponseError
 
 from fairlead.errors import first_line
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_cli.exit_codes import UnusableIndex
 from fairlead_cli.index.connection import read_values, run_commands
@@ -118,20 +117,20 @@ class IndexSnapshot:
         return max((source for source in times if source is not None), default=None)
 
 
-async def take_snapshot(link: RedisLink, model_key: str, clock: Clock, limits: Limits) -> IndexSnapshot:
+async def take_snapshot(link: RedisLink, model_key: str, clock: Clock) -> IndexSnapshot:
     """Returns the index of a model as it is now; waits some seconds if an indexer is writing it.
 
     Raises IndexUnreachable.
     """
     for attempt in range(_MAX_ATTEMPTS):
-        snapshot = await _read_once(link, model_key, clock, limits)
+        snapshot = await _read_once(link, model_key, clock)
         if snapshot.loaded is not None or snapshot.lease is None or attempt == _MAX_ATTEMPTS - 1:
             break
         await asyncio.sleep(_PAUSE_SECONDS)
     return snapshot
 
 
-async def _read_once(link: RedisLink, model_key: str, clock: Clock, limits: Limits) -> IndexSnapshot:
+async def _read_once(link: RedisLink, model_key: str, clock: Clock) -> IndexSnapshot:
     now, unix_now = clock.now(), clock.wall()
     snapshot = IndexSnapshot(model_key, unix_now, now, unix_now - now)
     lease_key, idx, ev = redis_keys.index_keys(model_key)
@@ -158,7 +157,7 @@ async def _read_once(link: RedisLink, model_key: str, clock: Clock, limits: Limi
     except (UnreadableError, KeyError, TypeError, IndexError, ValueError) as error:
         snapshot.unreadable["the last entry"] = str(error)[:120]
     await _headers(link, idx, snapshot, sorted(names))
-    loaded = await load_index(link, model_key, snapshot.ahead, now, limits)
+    loaded = await load_index(link, model_key, snapshot.ahead, now)
     if isinstance(loaded, LoadFailure):
         snapshot.problem = loaded.why
     else:

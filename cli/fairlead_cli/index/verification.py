@@ -215,10 +215,10 @@ async def verify(
     findings = await _check_consistency(link, snapshot)
     if findings:
         await asyncio.sleep(_PAUSE_SECONDS)
-        snapshot = await take_snapshot(link, snapshot.model_key, clock, limits)
+        snapshot = await take_snapshot(link, snapshot.model_key, clock)
         again = await _check_consistency(link, snapshot)
         findings = {where: finding for where, finding in again.items() if where in findings}
-    drift = await _check_stream(link, snapshot, clock, limits)
+    drift = await _check_stream(link, snapshot, clock)
     if drift:
         findings["stream"] = drift
     compared = await _compare_engines(link, snapshot, secret, clock, limits, instance)
@@ -296,13 +296,13 @@ async def _part_problem(link: RedisLink, idx: str, header: InstanceHeader) -> st
     return ""
 
 
-async def _check_stream(link: RedisLink, snapshot: IndexSnapshot, clock: Clock, limits: Limits) -> str:
+async def _check_stream(link: RedisLink, snapshot: IndexSnapshot, clock: Clock) -> str:
     """Returns how an older snapshot plus the stream differs from a newer one.
 
     Empty when they are equal, and when they cannot be compared.
     """
     await asyncio.sleep(_PAUSE_SECONDS)
-    before, later = snapshot.loaded, (await take_snapshot(link, snapshot.model_key, clock, limits)).loaded
+    before, later = snapshot.loaded, (await take_snapshot(link, snapshot.model_key, clock)).loaded
     if before is None or later is None or before.epoch != later.epoch or before.unreadable or later.unreadable:
         return ""
     sequence = before.sequence
@@ -344,7 +344,7 @@ async def _compare_engines(
     for attempt in range(_MAX_ATTEMPTS):
         replays = await _replay_engines(snapshot, names, secret, clock, limits)
         await asyncio.sleep(_PAUSE_SECONDS)
-        snapshot = await take_snapshot(link, snapshot.model_key, clock, limits)
+        snapshot = await take_snapshot(link, snapshot.model_key, clock)
         if snapshot.loaded is None:
             return [EngineComparison(id=name, how="not", why=snapshot.problem) for name in comparisons]
         for name in names:

@@ -335,7 +335,7 @@ class Supervisor:
 
         config, link = self._config, self.background.redis_link
         if link is not None:
-            return RedisIndexSource(link, on_changes, on_reload, self.clock, self._limits)
+            return RedisIndexSource(link, on_changes, on_reload, self.clock)
         return LocalIndexSource(on_changes, self.clock, self._limits, secret=config.hash_secret, environ=config.environ)
 
     def _create_alignment_store(self, learned: "Callable[[str, PromptAlignment], None]") -> "AlignmentStore":

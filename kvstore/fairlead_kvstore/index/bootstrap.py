@@ -13,7 +13,6 @@ from typing import Any, Final
 import msgspec
 from redis.exceptions import ResponseError
 
-from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.changes import Change, CompletenessChanged, HintsAdded
 from fairlead_kvstore.blockstore.snapshot import decode_replica_part
 from fairlead_kvstore.errors import SnapshotError, UnreadableError
@@ -67,9 +66,7 @@ class LoadFailure(msgspec.Struct):
 _REDIS_AWAY: Final = LoadFailure("Redis is away")
 
 
-async def load_index(
-    link: RedisLink, model_key: str, wall_offset: float, now: float, limits: Limits
-) -> LoadedIndex | LoadFailure:
+async def load_index(link: RedisLink, model_key: str, wall_offset: float, now: float) -> LoadedIndex | LoadFailure:
     """Returns a replica of a model's current index, or why it cannot be loaded.
 
     wall_offset: Unix time minus monotonic time. now: monotonic seconds.
@@ -87,7 +84,7 @@ async def load_index(
     found = unreadable_reason(at, meta_data)
     if at is None or found is not None:
         return LoadFailure(found or "Redis has no index")
-    loaded = LoadedIndex(IndexReplica(limits=limits), at[0], _sequence_before_stream(oldest, at), {})
+    loaded = LoadedIndex(IndexReplica(), at[0], _sequence_before_stream(oldest, at), {})
     for field in sorted(names):
         if header_instance(field) is None and field != HINTS_FIELD:
             continue

@@ -76,6 +76,9 @@ class KnownCompleteness(msgspec.Struct, frozen=True, gc=False):
 
 
 _LIMITS: Final = Limits()
+INDEX_MIRROR_BLOCKS: Final = 12_000_000
+"""Limit: different blocks of one model in a mirror, 90 bytes to 1.8 kB each; more are not credited.
+"""
 _TIERS: Final = len(INSTANCE_TIERS)
 _MAX_DEPTH_RESULTS: Final = 4_096
 _MAX_CHAIN_RESULTS: Final = 256
@@ -93,16 +96,14 @@ _MAX_RETIRED: Final = 1_024  # above, no other instance gets bits, which must no
 class IndexReplica:
     """A replica of the KV-cache index of one model. Pure: no clock, no I/O.
 
-    The owner calls ``expire`` and, when idle, ``sweep``. New blocks beyond ``index_mirror_blocks``
+    The owner calls ``expire`` and, when idle, ``sweep``. New blocks beyond ``max_blocks``
     are left out and counted (``dropped``). So are those of more instances than a fleet may have:
     a mask has bits for each. So are those of new instances while too many are retired.
     """
 
-    def __init__(self, *, limits: Limits = _LIMITS) -> None:
-        self._max_blocks = limits.index_mirror_blocks
-        self._max_instances = limits.instances
-        self._max_hints = limits.kv_shared_blocks
-        self._hint_seconds = limits.kv_shared_seconds
+    def __init__(self, *, max_blocks: int = INDEX_MIRROR_BLOCKS, max_instances: int = _LIMITS.instances) -> None:
+        self._max_blocks, self._max_instances = max_blocks, max_instances
+        self._max_hints, self._hint_seconds = _LIMITS.kv_shared_blocks, _LIMITS.kv_shared_seconds
         self._masks = new_mask_table()
         self._slots: dict[str, int] = {}
         self._names: list[str] = []

@@ -8,13 +8,10 @@ changes are part of it.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
-from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.index.replica import IndexReplica
-
-_LIMITS: Final = Limits()
 
 
 class ChangeSink(Protocol):
@@ -37,10 +34,7 @@ class LocalSink:
     on_changes: called after the replica has the changes.
     """
 
-    def __init__(
-        self, *, limits: Limits = _LIMITS, on_changes: Callable[[str, Sequence[Change]], None] | None = None
-    ) -> None:
-        self._limits = limits
+    def __init__(self, *, on_changes: Callable[[str, Sequence[Change]], None] | None = None) -> None:
         self._on_changes = on_changes
         self._replicas: dict[str, IndexReplica] = {}
 
@@ -50,7 +44,7 @@ class LocalSink:
         """
         known = self._replicas.get(model_key)
         if known is None:
-            known = self._replicas[model_key] = IndexReplica(limits=self._limits)
+            known = self._replicas[model_key] = IndexReplica()
         return known
 
     def is_backlogged(self, model_key: str) -> bool:

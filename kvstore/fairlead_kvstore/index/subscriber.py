@@ -25,7 +25,6 @@ from typing import Any, Final
 import msgspec
 from redis.exceptions import ResponseError
 
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead.units import format_duration
@@ -51,10 +50,13 @@ INDEX_POLL_SECONDS: Final = 0.02
 """Limit: interval of polls of a cluster, where one command cannot wait for all models."""
 INDEX_POLL_BUSY_SECONDS: Final = 0.004
 """Limit: the same while changes arrive: caches change quickly."""
+INDEX_WAIT_SECONDS: Final = 0.1
+"""Limit: blocking read of a mirror for changes of the index; a new model is noticed after that."""
 INDEX_RELOAD_SECONDS: Final = 1.0
 """Limit: pause between two attempts to load an index."""
+INDEX_STATUS_SECONDS: Final = 0.5
+"""Limit: interval at which a mirror checks for a writer and its position."""
 
-_LIMITS: Final = Limits()
 _LOG: Final = logging.getLogger("fairlead.index")
 _SWEPT_BLOCKS: Final = 10_000
 _ACTIVE_SECONDS: Final = 0.2
@@ -94,13 +96,14 @@ class IndexSubscriber:
         link: RedisLink,
         clock: Clock,
         *,
-        limits: Limits = _LIMITS,
         on_changes: Callable[[str, Sequence[Change]], None] | None = None,
         on_reload: Callable[[str, IndexReplica], None] | None = None,
+        wait_seconds: float = INDEX_WAIT_SECONDS,
+        status_seconds: float = INDEX_STATUS_SECONDS,
     ) -> None:
         self._link = link
         self._clock = clock
-        self._limits = limits
+        self._wait_seconds, self._status_seconds = wait_seconds, status_seconds
         self._on_changes = on_changes
         self._on_reload = on_reload
         self._models: dict[str, _ModelReplica] = {}
@@ -176,7 +179,7 @@ class IndexSubscriber:
         now = self._clock.now()
         polls_status = now >= self._status_at
         if polls_status:
-            self._status_at = now + self._limits.index_status_seconds
+            self._status_at = now + self._status_seconds
         models = list(self._models.values())
         commands: list[Command] = []
         for model in models:
@@ -232,7 +235,7 @@ class IndexSubscriber:
         if left <= 0.0:
             return False
         positions = {model.key: (model.epoch, model.sequence) for model in waiting}
-        replies = await self._link.run([wait_command(positions, min(left, self._limits.index_wait_seconds))])
+        replies = await self._link.run([wait_command(positions, min(left, self._wait_seconds))])
         if replies is None:
             return False
         follows = not isinstance(replies[0], ResponseError)  # if one key is no stream, the reply is an error
@@ -333,7 +336,7 @@ class IndexSubscriber:
             return
         pause = INDEX_RELOAD_SECONDS
         model.load_at = now + pause
-        found = await load_index(self._link, model.key, self._wall_offset(), now, self._limits)
+        found = await load_index(self._link, model.key, self._wall_offset(), now)
         if isinstance(found, LoadFailure):
             self._mark_stale(model, found.why)
             return

@@ -70,6 +70,8 @@ INDEX_BATCH_SECONDS: Final = 0.002
 """Limit: time that changes after a pause wait for others of the same step."""
 INDEX_EXPIRE_SECONDS: Final = 900.0
 """Limit: an index without a writer expires in Redis after this long."""
+INDEX_NOTE_SECONDS: Final = 1.0
+"""Limit: interval at which the indexer writes the state of its instances, if it has changed."""
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
 _LIMITS: Final = Limits()
@@ -136,6 +138,7 @@ class IndexWriter:
         instance_statuses: Callable[[str], Mapping[str, InstanceStatus]] | None = None,
         fingerprint: int = 0,
         limits: Limits = _LIMITS,
+        note_seconds: float = INDEX_NOTE_SECONDS,
     ) -> None:
         self._link = link
         self._instance_statuses = instance_statuses
@@ -144,6 +147,7 @@ class IndexWriter:
         self._clock = clock
         self.holder = holder
         self._limits = limits
+        self._note_seconds = note_seconds
         self._salt = xxh3_64_intdigest(holder.encode()) % _SALTS
         self._lease_ms = int(limits.index_lease_seconds * 1000)
         self._expire_ms = int(INDEX_EXPIRE_SECONDS * 1000)
@@ -404,7 +408,7 @@ class IndexWriter:
 
     async def _write_statuses(self, state: ModelWriteState) -> None:
         """Writes the statuses of the instances if they have changed."""
-        state.statuses_at = self._clock.now() + self._limits.index_note_seconds
+        state.statuses_at = self._clock.now() + self._note_seconds
         statuses = {} if self._instance_statuses is None else dict(self._instance_statuses(state.model_key))
         if self._instance_statuses is None or (
             state.written_statuses == statuses and state.statuses_epoch == state.epoch

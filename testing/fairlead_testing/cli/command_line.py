@@ -69,7 +69,7 @@ def run_command_line(*words: str, stdin: str = "") -> subprocess.CompletedProces
 
 
 MODEL: Final = "default/tiny"
-LIMITS: Final = replace(Limits(), index_lease_seconds=60.0, index_note_seconds=0.0)
+LIMITS: Final = replace(Limits(), index_lease_seconds=60.0)
 
 
 class IndexScene:
@@ -90,6 +90,7 @@ class IndexScene:
             instance_statuses=self.statuses,
             fingerprint=secret_fingerprint(b""),
             limits=LIMITS,
+            note_seconds=0.0,
         )
         self.writer.set_models([MODEL])
         self.indexer.sink = self.writer

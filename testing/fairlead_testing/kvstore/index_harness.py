@@ -170,7 +170,6 @@ class IndexHarness:
         self.subscriber = IndexSubscriber(
             self.link,
             self.clock,
-            limits=limits,
             on_changes=lambda _, found: self.changes.extend(found),
             on_reload=lambda _, mirror: self.reloads.append(mirror),
         )

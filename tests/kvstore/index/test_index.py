@@ -70,7 +70,7 @@ async def test_late_subscriber_loads_parts_and_the_stream(server: Valkey) -> Non
             assert await redis.xlen(EVENTS_KEY) <= 8 + len(NAMES), (
                 "the stream is cut where all instances are written down"
             )
-            late = IndexSubscriber(world.link, world.clock, limits=limits)
+            late = IndexSubscriber(world.link, world.clock)
             late.set_models([MODEL])
             await late.step()
             mirror = late.replica(MODEL)
@@ -91,7 +91,7 @@ async def test_instance_without_a_snapshot_is_loaded_from_the_stream(server: Val
         await world.writer._write_waiting(book)
         for name in (*world.indexer.instances(MODEL), HINTS_ITEM):
             assert await world.writer._write_item(book, name), "all others are written down before it"
-        late = IndexSubscriber(world.link, world.clock, limits=world.limits)
+        late = IndexSubscriber(world.link, world.clock)
         late.set_models([MODEL])
         await late.step()
         mirror = late.replica(MODEL)
@@ -345,7 +345,7 @@ class Live:
             InMemoryIndexer(key, {"a/1/0": engine}, self.clock, QUICK) for key, engine in self.engines.items()
         ]
         self.writers = [IndexWriter(link, indexer, self.clock, holder="one", limits=QUICK) for indexer in self.indexers]
-        self.feed = IndexSubscriber(link, self.clock, limits=QUICK)
+        self.feed = IndexSubscriber(link, self.clock)
         self.feed.set_models(models)
         self.prompted = 0
         for indexer, writer in zip(self.indexers, self.writers, strict=True):

@@ -109,7 +109,6 @@ class Faults(RuleBasedStateMachine):
         self.feed = IndexSubscriber(
             self.link,  # type: ignore[arg-type]  # a face of it is enough
             self.clock,
-            limits=LIMITS,
             on_changes=self.on_changes,
             on_reload=self.reloaded,
         )
@@ -285,7 +284,7 @@ class Faults(RuleBasedStateMachine):
             there = len(self.engines[name]._cached)
             assert len(held) <= there, "ghosts"
             assert len(held) == there or not state.complete, "lost"
-        late = IndexSubscriber(self.link, self.clock, limits=LIMITS)  # type: ignore[arg-type]
+        late = IndexSubscriber(self.link, self.clock)  # type: ignore[arg-type]
         late.set_models([MODEL])
         done(late.step())
         mirror = late.replica(MODEL)

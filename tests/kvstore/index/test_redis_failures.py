@@ -262,7 +262,7 @@ async def test_damaged_field_is_not_credited_and_the_leader_rewrites_it(
         await world.write(10)
         await world.settle()
         await redis.hset(INDEX_KEY, field, value)
-        late = IndexSubscriber(world.link, world.clock, limits=LIMITS)
+        late = IndexSubscriber(world.link, world.clock)
         late.set_models([MODEL])
         await late.step()
         assert late.replica(MODEL) is None
@@ -319,7 +319,7 @@ async def test_unreadable_part_or_header_is_not_credited_and_retried(server: Val
                 continue
             for bad in (b"", b"\x01", b"\x02" + good[field][1:], good[field][:-3], good[field][:30] + b"\xc1"):
                 await redis.hset(INDEX_KEY, field, bad)
-                late = IndexSubscriber(world.link, world.clock, limits=LIMITS)
+                late = IndexSubscriber(world.link, world.clock)
                 late.set_models([MODEL])
                 await late.step()
                 mirror = late.replica(MODEL)
@@ -346,7 +346,7 @@ async def test_header_that_names_one_field_many_times_is_not_followed(server: Va
         (part,) = [name for key, name in header.parts.items() if ".m" in key]
         header.parts = {f"0.m{number}": part for number in range(100_000)}
         await redis.hset(INDEX_KEY, field, encode_value(header))
-        late = IndexSubscriber(world.link, world.clock, limits=LIMITS)
+        late = IndexSubscriber(world.link, world.clock)
         late.set_models([MODEL])
         await late.step()
         assert "unreadable" in late.describe(MODEL)
@@ -360,7 +360,7 @@ async def test_field_whose_instance_is_no_text_stops_neither_subscriber_nor_writ
         await world.write(5)
         await world.settle()
         await redis.hset(INDEX_KEY, b"i:\xff", b"\x01garbage")
-        late = IndexSubscriber(world.link, world.clock, limits=LIMITS)
+        late = IndexSubscriber(world.link, world.clock)
         late.set_models([MODEL])
         await late.step()
         mirror = late.replica(MODEL)

@@ -273,7 +273,7 @@ def test_engine_that_clears_its_cache_with_each_event_causes_no_sweep_of_all_blo
 
 
 def test_blocks_above_the_limit_are_counted_and_not_credited() -> None:
-    mirror = IndexReplica(limits=Limits(index_mirror_blocks=3))
+    mirror = IndexReplica(max_blocks=3)
     mirror.apply([changes.BlocksStored("a", StorageTier.GPU, 0, [1, 2, 3, 4, 5])])
     mirror.load_rows("b", [1, 9], [1, 1])
     assert (len(mirror), mirror.dropped) == (3, 3)
@@ -281,7 +281,7 @@ def test_blocks_above_the_limit_are_counted_and_not_credited() -> None:
 
 
 def test_instances_above_the_limit_are_counted_and_not_credited() -> None:
-    mirror = IndexReplica(limits=Limits(instances=2))
+    mirror = IndexReplica(max_instances=2)
     names = [f"e{number}" for number in range(1_000)]
     mirror.apply([changes.BlocksStored(name, StorageTier.GPU, 0, [number + 1]) for number, name in enumerate(names)])
     mirror.apply([changes.CompletenessChanged(name, True, "", 0.0) for name in names])

@@ -25,9 +25,7 @@ from fairlead_testing.redis.valkey import Valkey
 
 pytestmark = [pytest.mark.sockets, pytest.mark.timeout(120)]
 MODELS = ("default/one", "default/two")
-PATIENT = replace(
-    Limits(), redis_timeout_seconds=60.0, redis_connect_seconds=90.0, index_wait_seconds=50.0, index_status_seconds=1e9
-)
+PATIENT = replace(Limits(), redis_timeout_seconds=60.0, redis_connect_seconds=90.0)
 
 
 class Watched(RedisLink):
@@ -68,7 +66,11 @@ class World:
             self.writers[key].set_models([key])
         self.came: asyncio.Queue[str] = asyncio.Queue()
         self.feed = IndexSubscriber(
-            watched, ManualClock(1_000.0), limits=PATIENT, on_changes=lambda key, _: self.came.put_nowait(key)
+            watched,
+            ManualClock(1_000.0),
+            on_changes=lambda key, _: self.came.put_nowait(key),
+            wait_seconds=50.0,
+            status_seconds=1e9,
         )
         self.feed.set_models(MODELS)
 

@@ -51,13 +51,10 @@ class RedisIndexSource:
         on_changes: Callable[[str, Sequence[Change]], None],
         on_reload: Callable[[str], None],
         clock: Clock,
-        limits: Limits,
     ) -> None:
-        self._empty = IndexReplica(limits=limits)
+        self._empty = IndexReplica()
         self._clock = clock
-        self._feed = IndexSubscriber(
-            link, clock, limits=limits, on_changes=on_changes, on_reload=lambda key, _: on_reload(key)
-        )
+        self._feed = IndexSubscriber(link, clock, on_changes=on_changes, on_reload=lambda key, _: on_reload(key))
         self._feed.start()
         self._models: tuple[str, ...] = ()
 
@@ -114,7 +111,7 @@ class LocalIndexSource:
         secret: bytes,
         environ: Mapping[str, str],
     ) -> None:
-        self._sink = LocalSink(limits=limits, on_changes=on_changes)
+        self._sink = LocalSink(on_changes=on_changes)
         self._credentials = EngineCredentials(environ, clock.now)
         self._indexer = Indexer(
             BlockStore(secret=secret, limits=limits),
