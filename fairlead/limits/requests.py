@@ -84,15 +84,8 @@ class RequestLimits:
         2_097_152,
         "commas in one request body: each value costs memory, and as text each is a token; no context has more",
     )
-    choices: int = limit(128, "n and best_of: each costs a whole response; a billion of them has crashed engines")
-    logprobs: int = limit(100, "logprobs and top_logprobs: each is a sort over the vocabulary")
     max_tokens: int = limit(16_777_216, "max_tokens and max_completion_tokens; the engine's context is the real bound")
-    prompts: int = limit(
-        2_048, "prompts, inputs or documents of one request, times n; each is a request of its own to the engine"
-    )
     stop_bytes: int = limit(65_536, "all stop strings of one request; engines search each after every token")
-    tools: int = limit(1_024, "tools of one request")
-    schema_bytes: int = limit(262_144, "response_format and other grammars of one request; engines compile them")
     name_bytes: int = limit(
         524_288, "model, user, cache_salt and other names in a body over 256 KiB; a worker decodes them all at once"
     )

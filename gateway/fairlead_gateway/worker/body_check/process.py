@@ -47,7 +47,7 @@ from fairlead_gateway.worker.openai.schemas import (
     CompletionRequest,
     EmbeddingRequest,
 )
-from fairlead_gateway.worker.openai.validation import repairs
+from fairlead_gateway.worker.openai.validation import SCHEMA_BYTES, repairs
 
 BODY_CHECK_MEMORY_BYTES: Final = 1024 * 1024 * 1024
 """Limit: address space of the checking process; a body of small values takes 20 times its size."""
@@ -106,7 +106,7 @@ def _describe(parsed: ParsedBody, prompt_field: str | None, body: bytes, limits:
             _check_length(name, len(value.encode()), limits.name_bytes)
     options = getattr(fields, "stream_options", UNSET)
     if isinstance(options, Raw):
-        _check_length("stream_options", memoryview(options).nbytes, limits.schema_bytes)
+        _check_length("stream_options", memoryview(options).nbytes, SCHEMA_BYTES)
     members = _describe_members(parsed, body)
     reply = BodyReply(None, msgspec.json.encode(fields), members, prompt_start, prompt_end, parsed.cache_variant)
     reply.context = [(start := body.find(text), start + len(text)) for text in parsed.context]

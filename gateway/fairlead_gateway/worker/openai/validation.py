@@ -54,6 +54,18 @@ from fairlead_gateway.worker.openai.schemas import (
 
 TOOLS_BYTES: Final = 4 * 1024 * 1024
 """Limit: tools of one request, as JSON text."""
+TOOLS: Final = 1_024
+"""Limit: tools of one request."""
+SCHEMA_BYTES: Final = 262_144
+"""Limit: response_format and other grammars of one request; engines compile them."""
+CHOICES: Final = 128
+"""Limit: n and best_of: each costs a whole response; a billion of them has crashed engines."""
+LOGPROBS: Final = 100
+"""Limit: logprobs and top_logprobs: each is a sort over the vocabulary."""
+PROMPTS: Final = 2_048
+"""Limit: prompts, inputs or documents of one request, times n; each is a request of its own to the
+engine.
+"""
 
 REPETITION_PATTERN: Final = 256
 """Limit: tokens of a pattern in repetition_detection; vLLM compares each length after every
@@ -136,14 +148,14 @@ def decode_body(kind: type[CommonFields], body: bytes, limits: Limits) -> Common
         _check_range("dimensions", fields.dimensions, 1, 1 << 20)
     elif isinstance(fields, GenericRequest):
         for name in ("n", "best_of"):
-            _check_range(name, getattr(fields, name), 0, limits.choices)
+            _check_range(name, getattr(fields, name), 0, CHOICES)
         for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
             _check_range(name, getattr(fields, name), 0, limits.max_tokens)
-        _check_range("top_logprobs", fields.top_logprobs, 0, limits.logprobs)
+        _check_range("top_logprobs", fields.top_logprobs, 0, LOGPROBS)
         _check_stop("stop", fields.stop, limits)
         _check_stop("stop_sequences", fields.stop_sequences, limits)
         for name in _BATCHES:
-            _check_batch(name, getattr(fields, name), limits)
+            _check_batch(name, getattr(fields, name))
     return fields
 
 
@@ -325,8 +337,8 @@ def _check_prompts(field: str, raw: Raw, choices: int, limits: Limits) -> None:
     kinds = set(map(type, prompts))
     if len(kinds) > 1:
         raise BadRequest(f"{field}: texts and tokens cannot be mixed", param=field, code="invalid_type")
-    if kinds != {int} and len(prompts) * choices > limits.prompts:
-        raise _too_many(field, "inputs" if field == "input" else "prompts", limits, " times n" if choices > 1 else "")
+    if kinds != {int} and len(prompts) * choices > PROMPTS:
+        raise _too_many(field, "inputs" if field == "input" else "prompts", " times n" if choices > 1 else "")
 
 
 def check_priority(raw: Raw) -> None:
@@ -342,22 +354,22 @@ def check_generation(fields: GenerationFields, limits: Limits) -> None:
     """Checks the fields that control generation. Raises BadRequest, which names the field."""
     _check_range("max_tokens", fields.max_tokens, 1, limits.max_tokens)
     decode_stream_options(fields, limits)
-    _check_range("n", fields.n, 1, limits.choices)
+    _check_range("n", fields.n, 1, CHOICES)
     _check_range("min_tokens", fields.min_tokens, 0, limits.max_tokens)
-    _check_range("prompt_logprobs", fields.prompt_logprobs, -1, limits.logprobs)
+    _check_range("prompt_logprobs", fields.prompt_logprobs, -1, LOGPROBS)
     _check_range("seed", fields.seed, -_MAX_INT64 - 1, _MAX_INT64)
     _check_range("top_k", fields.top_k, -_MAX_INT32 - 1, _MAX_INT32)
     if isinstance(fields, ChatRequest):
         _check_range("max_completion_tokens", fields.max_completion_tokens, 1, limits.max_tokens)
-        _check_range("top_logprobs", fields.top_logprobs, 0, limits.logprobs)
+        _check_range("top_logprobs", fields.top_logprobs, 0, LOGPROBS)
         _check_tools(fields.tools, limits)
     elif isinstance(fields, CompletionRequest):
-        _check_range("best_of", fields.best_of, 1, limits.choices)
-        _check_range("logprobs", fields.logprobs, 0, limits.logprobs)
+        _check_range("best_of", fields.best_of, 1, CHOICES)
+        _check_range("logprobs", fields.logprobs, 0, LOGPROBS)
     _check_stop("stop", fields.stop, limits)
-    _decode_bounded(LOGIT_BIAS_DECODER, fields.logit_bias, "logit_bias", limits.schema_bytes, limits)
+    _decode_bounded(LOGIT_BIAS_DECODER, fields.logit_bias, "logit_bias", SCHEMA_BYTES, limits)
     for name in ("response_format", "structured_outputs"):
-        _decode_bounded(None, getattr(fields, name), name, limits.schema_bytes, limits)
+        _decode_bounded(None, getattr(fields, name), name, SCHEMA_BYTES, limits)
 
 
 def check_costly_fields(members: Mapping[str, Raw], limits: Limits) -> None:
@@ -370,7 +382,7 @@ def check_costly_fields(members: Mapping[str, Raw], limits: Limits) -> None:
     for name in _GRAMMARS:
         raw = members.get(name)
         if raw is not None and (name != "text" or bytes(memoryview(raw)[:1]) == b"{"):
-            _decode_bounded(None, raw, name, limits.schema_bytes, limits)
+            _decode_bounded(None, raw, name, SCHEMA_BYTES, limits)
     if "tools" in members:
         _decode_bounded(None, members["tools"], "tools", TOOLS_BYTES, limits)
     for name in _TEXT_LISTS:
@@ -379,7 +391,7 @@ def check_costly_fields(members: Mapping[str, Raw], limits: Limits) -> None:
     if _SAMPLERS in members:
         _decode_bounded(None, members[_SAMPLERS], _SAMPLERS, _MAX_SAMPLERS_BYTES, limits)
     for name, low, high in (
-        ("n_probs", 0, limits.logprobs),
+        ("n_probs", 0, LOGPROBS),
         ("repeat_last_n", -1, _MAX_WINDOW),
         ("dry_penalty_last_n", -1, _MAX_WINDOW),
     ):
@@ -398,7 +410,7 @@ def _check_stop(field: str, raw: Raw | UnsetType, limits: Limits) -> None:
         raise BadRequest(f"{field}: at most {STOP_STRINGS} strings are accepted", param=field)
 
 
-def _check_batch(field: str, raw: Raw | UnsetType, limits: Limits) -> None:
+def _check_batch(field: str, raw: Raw | UnsetType) -> None:
     """Raises BadRequest if a list of requests, or the one in its `content`, is too long."""
     if raw is UNSET or not (start := bytes(memoryview(raw)[:1])) or start not in b"[{":
         return
@@ -407,19 +419,19 @@ def _check_batch(field: str, raw: Raw | UnsetType, limits: Limits) -> None:
         if bytes(memoryview(raw)[:1]) != b"[":
             return
     items, (words, starts) = ITEMS_DECODER.decode(raw), _BATCHES[field]
-    if len(items) > limits.prompts and bytes(memoryview(items[0])[:1]) in starts:
-        raise _too_many(field, words, limits)
+    if len(items) > PROMPTS and bytes(memoryview(items[0])[:1]) in starts:
+        raise _too_many(field, words)
 
 
-def _too_many(field: str, words: str, limits: Limits, times: str = "") -> BadRequest:
-    message = f"{field}: at most {limits.prompts} {words}{times} are accepted"
+def _too_many(field: str, words: str, times: str = "") -> BadRequest:
+    message = f"{field}: at most {PROMPTS} {words}{times} are accepted"
     return BadRequest(message, param=field, code="out_of_range", hint="send the rest in further requests")
 
 
 def _check_tools(raw: Raw | UnsetType, limits: Limits) -> None:
     tools: list[Tool] = _decode_bounded(TOOLS_DECODER, raw, "tools", TOOLS_BYTES, limits) or []
-    if len(tools) > limits.tools:
-        raise BadRequest(f"tools: at most {limits.tools} tools are accepted", param="tools")
+    if len(tools) > TOOLS:
+        raise BadRequest(f"tools: at most {TOOLS} tools are accepted", param="tools")
     for number, tool in enumerate(tools):
         if tool.function is None and tool.type in (None, "function"):
             path = f"tools[{number}].function"
