@@ -109,7 +109,6 @@ class QueueLimits:
     queue_waking_seconds: float = limit(
         600.0, "the same for a model that scales from zero: a node may have to be added first"
     )
-    max_retry_after_seconds: float = limit(60.0, "longest Retry-After in a response")
     session_pins: int = limit(65_536, "sessions of one model whose last instance is remembered; the oldest are dropped")
 
 
@@ -152,7 +151,6 @@ class UpstreamLimits:
     retry_share: float = limit(
         0.2, "retries per request over the last 10 s, of one caller and of all; 10 more of all, at least 10 of a caller"
     )
-    retry_callers: int = limit(1_024, "callers whose retries are counted apart in a worker; the idle one is dropped")
     breaker_consecutive_faults: int = limit(3, "consecutive faults of one engine until it is ejected; load is no fault")
     breaker_fault_sources: int = limit(
         2, "callers, or bodies of the only caller, whose faults eject an engine; one request may fail everywhere"

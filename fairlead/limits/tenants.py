@@ -14,9 +14,6 @@ class QuotaLimits:
     )
     quota_renew_seconds: float = limit(1.0, "interval of reports to Redis while slices are out")
     quota_report_seconds: float = limit(0.25, "interval of a worker's reports of what tenants have used")
-    quota_output_tokens: int = limit(
-        1_024, "output tokens to expect of a request without `max_tokens` before any answer was measured"
-    )
     disconnected_tokens_per_second: int = limit(
         50, "output tokens a second to charge for an answer that is not streamed and does not come in time"
     )

@@ -438,7 +438,7 @@ class ModelAdmission:
             self._loop.call_soon(waiting.on_end, error)
 
     def _refusal_error(self, verdict: AdmissionVerdict) -> GatewayError:
-        seconds = retry_after_seconds(verdict.retry_after or 1.0, self._limits.max_retry_after_seconds)
+        seconds = retry_after_seconds(verdict.retry_after or 1.0)
         error_class = RequestShed if verdict.is_shed else Overloaded
         return error_class(verdict.reason, hint="try again later", headers=(("retry-after", str(seconds)),))
 

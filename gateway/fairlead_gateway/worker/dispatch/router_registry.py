@@ -22,7 +22,7 @@ from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.worker.journal import Reporters
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.resilience.outlier_detection import MAX_REASONS, OutlierDetector
-from fairlead_gateway.worker.resilience.retry import StartupTimes, retry_after_for_backlog
+from fairlead_gateway.worker.resilience.retry import StartupTimes, retry_after_seconds
 
 _NO_INSTANCES: Final[dict[str, Instance]] = {}
 _NONE_EJECTED: Final[Mapping[str, str]] = {}
@@ -251,10 +251,10 @@ class RoleRouters:
     def drain_seconds(self, key: str) -> int:
         """Returns `Retry-After` in whole seconds: until the least busy instance should be idle.
 
-        The result is from 1 to `max_retry_after_seconds`.
+        The result is from 1 to `MAX_RETRY_AFTER_SECONDS`.
         """
         router = self._routers.get(key)
-        return retry_after_for_backlog(router.least_backlog_seconds() if router is not None else 0.0, self._limits)
+        return retry_after_seconds(router.least_backlog_seconds() if router is not None else 0.0)
 
     def all_routers(self) -> Iterator[ModelRouter]:
         """Yields the routers of all models."""
@@ -271,7 +271,7 @@ class RouterRegistry:
     ) -> None:
         self.secret = secret
         self._outlier_detector = outlier_detector
-        self._startup_times = StartupTimes(limits)
+        self._startup_times = StartupTimes()
         self._learned_profiles: dict[str, EngineProfile] = {}
         self.serving = RoleRouters(secret, limits, outlier_detector, self._startup_times, reporters)
         self.prefilling = RoleRouters(secret, limits, outlier_detector, self._startup_times, reporters, is_prefill=True)

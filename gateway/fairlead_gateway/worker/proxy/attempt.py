@@ -32,7 +32,12 @@ from fairlead_gateway.worker.quota.amounts import MAX_TOKENS_PER_EVENT
 from fairlead_gateway.worker.request_context import EngineAddress, EngineAddresses, RequestContext
 from fairlead_gateway.worker.resilience.failure_attribution import FailureAttribution, needs_core
 from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
-from fairlead_gateway.worker.resilience.retry import ADAPTER_MISSING, FIELD_REFUSED, AttemptFailure
+from fairlead_gateway.worker.resilience.retry import (
+    ADAPTER_MISSING,
+    FIELD_REFUSED,
+    MAX_RETRY_AFTER_SECONDS,
+    AttemptFailure,
+)
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.worker.upstream.connection_pool import ConnectionPool
@@ -528,7 +533,7 @@ def _limit_error(engine_response: EngineResponse, error: InBandError, request_id
     else:
         body = engine_response.buffered_body
         body = body if is_error_object(body) else refusal_body(_LIMITED, body, request_id)
-    max_seconds = int(engine_response.limits.max_retry_after_seconds)
+    max_seconds = int(MAX_RETRY_AFTER_SECONDS)
     return EngineLimited(body, retry_after_of(engine_response.headers, max_seconds) or 1)
 
 

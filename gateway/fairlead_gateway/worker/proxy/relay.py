@@ -60,7 +60,7 @@ from fairlead_gateway.worker.proxy.continuation import (
 )
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
 from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.resilience.retry import AttemptFailure, RetryBudget
+from fairlead_gateway.worker.resilience.retry import MAX_RETRY_AFTER_SECONDS, AttemptFailure, RetryBudget
 from fairlead_gateway.worker.tenancy.tenant_policy import (
     BodyRewriter,
     CachedTokensFilter,
@@ -495,7 +495,7 @@ class ResponseRelay:
             if b"content-type" in engine_response.headers:
                 content_type = engine_response.headers[b"content-type"].decode("latin-1")
         if status >= 400:
-            headers += relayed_retry_after(status, shown, int(self._limits.max_retry_after_seconds))
+            headers += relayed_retry_after(status, shown, int(MAX_RETRY_AFTER_SECONDS))
             context.result.error = ENGINE_REFUSED
             if is_external(context):
                 content_type, body = JSON_TYPE, external_refusal(status, body, context.http_request.id)

@@ -25,6 +25,9 @@ SHARE: Final = 0.9
 TABLE_SECONDS: Final = 2.0
 """An estimate is used for so long."""
 _MAX_CLASSES: Final = 256
+QUOTA_OUTPUT_TOKENS: Final = 1_024
+"""Limit: output tokens to expect of a request without `max_tokens` before any answer was measured.
+"""
 
 
 class OutputEstimator:
@@ -33,7 +36,7 @@ class OutputEstimator:
     default_tokens: expected before any answer was measured.
     """
 
-    def __init__(self, default_tokens: int) -> None:
+    def __init__(self, default_tokens: int = QUOTA_OUTPUT_TOKENS) -> None:
         self._default_tokens = default_tokens
         self._lengths: dict[str, OutputLengths] = {}
         self._estimates: dict[tuple[str, str, int], tuple[float, int]] = {}
@@ -110,9 +113,9 @@ class _StreamCounts:
 class GeneratedTokens:
     """The estimate of output tokens that no engine has reported."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, default_tokens: int = QUOTA_OUTPUT_TOKENS) -> None:
         self._tokens_per_second: int = limits.disconnected_tokens_per_second
-        self._default_tokens: int = limits.quota_output_tokens
+        self._default_tokens: int = default_tokens
         self._models: dict[str, _StreamCounts] = {}
         self._callers: dict[tuple[str, str], _StreamCounts] = {}
 

@@ -163,7 +163,7 @@ class LimitGate:
         self._link = link
         self._on_refused = on_refused
         self._logged_at = 0.0
-        self._estimator = OutputEstimator(runtime.limits.quota_output_tokens)
+        self._estimator = OutputEstimator()
         self.tenants: dict[str, TenantLimits] = {}
 
     def limits_of(self, tenant: Tenant) -> TenantLimits:

@@ -44,6 +44,10 @@ MAX_REFUSALS: Final = 64
 """Limit: attempts of one request, with those that are refused: each costs a decision, and a fleet
 has thousands.
 """
+RETRY_CALLERS: Final = 1_024
+"""Limit: callers whose retries are counted apart in a worker; the idle one is dropped."""
+MAX_RETRY_AFTER_SECONDS: Final = 60.0
+"""Limit: longest Retry-After in a response."""
 
 _WINDOW_SECONDS: Final = 10
 MIN_RETRIES: Final = 10
@@ -170,9 +174,9 @@ class RetryBudget:
     and the others keep theirs. A gateway with one caller is bounded by that caller's budget.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, max_callers: int = RETRY_CALLERS) -> None:
         self._share: float = limits.retry_share
-        self._max_callers = limits.retry_callers
+        self._max_callers = max_callers
         self._total = _RetryCounts()
         self._callers: OrderedDict[CallerKey, _RetryCounts] = OrderedDict()
 
@@ -268,8 +272,7 @@ _SMOOTHING = 0.3
 class StartupTimes:
     """The mean startup time of each model's instances, observed in fleet updates."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._max_seconds = limits.max_retry_after_seconds
+    def __init__(self) -> None:
         self._starting_since: dict[str, float] = {}
         self._mean_seconds: dict[str, float] = {}
 
@@ -298,19 +301,12 @@ class StartupTimes:
         mean = self._mean_seconds.get(key)
         if not start_times or mean is None:
             return _DEFAULT_SECONDS
-        return retry_after_seconds(min(start_times) + mean - now, self._max_seconds)
+        return retry_after_seconds(min(start_times) + mean - now)
 
 
-def retry_after_for_backlog(backlog_seconds: float, limits: Limits) -> int:
-    """Returns `Retry-After` for the backlog of the least busy instance, in whole seconds from 1 to
-    `max_retry_after_seconds`.
-    """
-    return retry_after_seconds(backlog_seconds, limits.max_retry_after_seconds)
-
-
-def retry_after_seconds(value: float, max_seconds: float) -> int:
-    """Returns the seconds for the header: rounded up, from 1 to `max_seconds`."""
-    return max(1, min(math.ceil(value), int(max_seconds)))
+def retry_after_seconds(value: float) -> int:
+    """Returns the seconds for the header: rounded up, from 1 to `MAX_RETRY_AFTER_SECONDS`."""
+    return max(1, min(math.ceil(value), int(MAX_RETRY_AFTER_SECONDS)))
 
 
 _MAX_MODELS: Final = 1_024

@@ -8,7 +8,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_gateway.worker.quota.amounts import GeneratedTokens
 
-LIMITS = Limits(disconnected_tokens_per_second=50, quota_output_tokens=100)
+LIMITS = Limits(disconnected_tokens_per_second=50)
 
 
 def context(
@@ -39,14 +39,14 @@ def context(
 
 
 def test_each_event_of_a_stream_is_a_token_until_streams_have_shown_more() -> None:
-    generated = GeneratedTokens(LIMITS)
+    generated = GeneratedTokens(LIMITS, default_tokens=100)
     assert generated.estimate(context(stream=True, events=7), 99.0) == 7
     generated.learn(context(stream=True, events=10, output=4))  # as where a first and a last event hold none
     assert generated.estimate(context(stream=True, events=7), 99.0) == 7
 
 
 def test_events_of_speculative_decoding_hold_as_many_tokens_as_earlier_ones() -> None:
-    generated = GeneratedTokens(LIMITS)
+    generated = GeneratedTokens(LIMITS, default_tokens=100)
     for events, output in ((10, 32), (30, 88)):
         generated.learn(context(stream=True, events=events, output=output))
     assert generated.estimate(context(stream=True, events=20), 99.0) == 60
@@ -54,13 +54,13 @@ def test_events_of_speculative_decoding_hold_as_many_tokens_as_earlier_ones() ->
 
 
 def test_a_stream_is_no_longer_than_it_may_be() -> None:
-    generated = GeneratedTokens(LIMITS)
+    generated = GeneratedTokens(LIMITS, default_tokens=100)
     generated.learn(context(stream=True, events=10, output=30))
     assert generated.estimate(context(stream=True, events=20, max_tokens=25, sequences=2), 99.0) == 50
 
 
 def test_later_streams_weigh_more() -> None:
-    generated = GeneratedTokens(LIMITS)
+    generated = GeneratedTokens(LIMITS, default_tokens=100)
     for _ in range(100):
         generated.learn(context(stream=True, events=10_000, output=10_000))
     for _ in range(100):
@@ -69,7 +69,7 @@ def test_later_streams_weigh_more() -> None:
 
 
 def test_what_is_learned_of_models_is_bounded() -> None:
-    generated = GeneratedTokens(LIMITS)
+    generated = GeneratedTokens(LIMITS, default_tokens=100)
     for number in range(3_000):
         stream = context(stream=True, events=1, output=2)
         stream.request.model_key = f"default/{number}"
@@ -83,7 +83,7 @@ def test_what_is_learned_of_models_is_bounded() -> None:
 
 def test_streams_of_one_caller_make_no_events_of_others_larger() -> None:
     """Reasoning that a client does not want is in no event: 20 events, and 9,000 tokens."""
-    generated = GeneratedTokens(LIMITS)
+    generated = GeneratedTokens(LIMITS, default_tokens=100)
     for _ in range(9):
         generated.learn(context(stream=True, events=20, output=9_000, caller="attacker"))
     generated.learn(context(stream=True, events=100, output=100))
@@ -95,8 +95,8 @@ def test_streams_of_one_caller_make_no_events_of_others_larger() -> None:
 @pytest.mark.parametrize(("seconds", "sequences", "tokens"), [(0.0, 1, 0), (0.5, 1, 25), (0.5, 2, 50), (60.0, 1, 100)])
 def test_another_response_follows_from_its_time_up_to_the_whole(seconds: float, sequences: int, tokens: int) -> None:
     request = context(stream=False, sequences=sequences)
-    assert GeneratedTokens(LIMITS).estimate(request, 10.0 + seconds) == tokens
+    assert GeneratedTokens(LIMITS, default_tokens=100).estimate(request, 10.0 + seconds) == tokens
 
 
 def test_a_request_that_was_never_sent_has_computed_nothing() -> None:
-    assert GeneratedTokens(LIMITS).estimate(context(stream=False, dispatched_at=None), 99.0) == 0
+    assert GeneratedTokens(LIMITS, default_tokens=100).estimate(context(stream=False, dispatched_at=None), 99.0) == 0

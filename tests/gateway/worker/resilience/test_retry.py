@@ -1,7 +1,5 @@
 """Retries: how many, and never for the wrong reason."""
 
-from dataclasses import replace
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,7 +63,7 @@ def test_one_caller_does_not_spend_the_retries_of_others() -> None:
 
 
 def test_retry_counts_of_callers_are_bounded() -> None:
-    budget = RetryBudget(replace(LIMITS, retry_callers=2))
+    budget = RetryBudget(LIMITS, max_callers=2)
     first, second, third = CallerKey("a"), CallerKey("b"), CallerKey("c")
     assert [budget.take(first, 1.0) for _ in range(MIN_RETRIES + 1)].count(True) == MIN_RETRIES
     budget.on_request(second, 1.0)
