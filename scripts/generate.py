@@ -26,9 +26,11 @@ from scripts.generators.limits_reference import limits_page
 from scripts.generators.page_lists import (
     ALERTS_PAGE,
     ENGINE_ANSWERS_PAGE,
+    METRICS_PAGE,
     alerts_page,
     decisions_page,
     engine_answers_page,
+    metrics_page,
 )
 from scripts.generators.project_addresses import address_files
 from scripts.generators.redis_commands import redis_page
@@ -55,6 +57,7 @@ def outputs() -> dict[str, str]:
         ALERTS_PAGE: alerts_page(ROOT),
         BENCHMARKS_PAGE: benchmarks_page(ROOT),
         ENGINE_ANSWERS_PAGE: engine_answers_page(ROOT),
+        METRICS_PAGE: metrics_page(ROOT),
         "docs/reference/api.md": api_page(),
         "examples/catalog/qwen3-32b.yaml": catalog_example(),
         "docs/reference/catalog.md": catalog_page(NOTE),

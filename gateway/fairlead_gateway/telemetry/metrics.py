@@ -1,6 +1,6 @@
 """Every metric of the gateway in one table: name, labels, source and help.
 
-`docs/reference/metrics.md` is tested against it.
+`make generate` writes the tables of `docs/reference/metrics.md` from it.
 """
 
 from collections.abc import Iterator

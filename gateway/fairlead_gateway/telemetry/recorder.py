@@ -5,7 +5,7 @@ completely received request of a known model causes one call of `record_received
 exactly one of three calls:
 
 - `record_rejected`: the gateway answered it before it reached an engine.
-- `record_abandoned`: its client disconnected before it reached an engine.
+- `record` of `ABANDONED`: its client disconnected before it reached an engine.
 - `record_finished`: it was routed.
 
 Any other request that the gateway answers causes only `record_rejected`.
@@ -97,9 +97,12 @@ class MetricsRecorder:
         """
         self._model_counters(model_key, now).count_received(int(prompt_tokens))
 
-    def record_abandoned(self, model_key: str) -> None:
-        """Counts a client that disconnected before its request reached an engine."""
-        self._model_counters(model_key).ints[at.ABANDONED] += 1
+    def record(self, model_key: str, position: int) -> None:
+        """Counts an event that few requests have.
+
+        position: of the counter in `counters`, such as `ABANDONED`.
+        """
+        self._model_counters(model_key).ints[position] += 1
 
     def record_kept_back(self, model_key: str, action: str, name: str) -> None:
         """Counts a field or a header of a request that engines did not get.

@@ -21,6 +21,7 @@ from fairlead_autoscaler.collector.counter_deltas import (
     start_tracking,
 )
 from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.telemetry.counters import ABANDONED
 from fairlead_testing.gateway.running_gateway import make_outcome
 
 KEY, HERE = "default/tiny", "main-0/9001/0"
@@ -46,7 +47,7 @@ def _rendered() -> str:
     telemetry.record_first_token(KEY, HERE, 0.4, 0.5)
     telemetry.record_inter_token(KEY, HERE, 0.02)
     telemetry.record_finished(make_outcome("r", KEY, HERE, 200, None, 0.0, 1.0, 0.4, 0.02, 480, 0, 0, 40, True))
-    telemetry.record_abandoned(KEY)
+    telemetry.record(KEY, ABANDONED)
     telemetry.queued = {KEY: 2}
     telemetry.ejection_seconds = {HERE: 75.5, "elsewhere": 3.0}
     clock.advance(10.0)

@@ -35,6 +35,24 @@ HERE = "main-0/9001/0"
 ENDED = make_outcome("r1", KEY, HERE, 200, None, 0.0, 1.5, 0.4, 0.02, 1_000, 600, 500, 40, True)
 
 
+@pytest.mark.parametrize(
+    ("first", "counters", "length"),
+    [
+        ("RECEIVED", "COUNTERS", "MODEL_INTS"),
+        ("TTFT_SUM", "SUMS", "SUMS"),
+        ("I_ROUTED", "I_INTS", "I_INTS"),
+        ("I_TTFT_SUM", "I_SUMS", "I_SUMS"),
+    ],
+)
+def test_no_two_counters_share_a_position(first: str, counters: str, length: str) -> None:
+    names = list(vars(at))
+    names = [name for name in names[names.index(first) : names.index(length)] if not name.endswith("_BINS")]
+    positions = [getattr(at, name) for name in names if name != counters]
+    own = [position for position in positions if position < getattr(at, counters)]
+    assert own == list(range(getattr(at, counters)))
+    assert len(set(positions)) == len(positions)
+
+
 def _instance(**changes: object) -> Instance:
     return replace(Instance(HERE, "default", "tiny", "main", "http://127.0.0.1:9001"), **changes)  # type: ignore[arg-type]  # a test's shorthand
 
@@ -440,7 +458,7 @@ def test_of_an_instance_first_tokens_are_judged_when_they_come_and_paces_at_the_
 
 
 def test_only_a_disconnect_before_the_first_token_is_abandonment(telemetry: MetricsRecorder) -> None:
-    telemetry.record_abandoned(KEY)
+    telemetry.record(KEY, at.ABANDONED)
     telemetry.record_finished(change_outcome(ENDED, client_disconnected=True, ttft_seconds=None))
     telemetry.record_finished(change_outcome(ENDED, client_disconnected=True, ttft_seconds=0.4))
     seen = _samples(telemetry)

@@ -32,6 +32,7 @@ from fairlead_gateway.http.listener import (
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.telemetry import UNKNOWN, MetricsRecorder
+from fairlead_gateway.telemetry.counters import ABANDONED
 from fairlead_gateway.telemetry.decision_log import DecisionLog
 from fairlead_gateway.worker.adapters.adapter_loader import AdapterLoader
 from fairlead_gateway.worker.api_keys import GatewaySecrets
@@ -620,7 +621,7 @@ class Gateway(RequestLifecycle):
     ) -> None:
         """Records a client that disconnected before an instance was chosen."""
         if context is not None:
-            self.telemetry.record_abandoned(context.request.model_key)
+            self.telemetry.record(context.request.model_key, ABANDONED)
         if self._observers is not None:
             self._observers.on_answered_locally(http_request, response, CLIENT_CLOSED_STATUS, "client-gone", context)
 
