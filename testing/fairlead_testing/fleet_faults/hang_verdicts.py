@@ -13,7 +13,8 @@ detector of production per gateway with what the gateway would see:
 
 Each second the verdict of production is asked about each engine in service. It is *wrong* if the
 engine works, also if no gateway reaches it. An engine that is 50 times slower does not work well:
-it may answer nothing for a minute, and fail its probes. Verdicts on it are counted apart.
+it may answer nothing for a minute, and fail its probes. Verdicts on it are counted apart, also
+after it has recovered, until the probes of that time have ended.
 """
 
 from bisect import bisect_right
@@ -127,7 +128,7 @@ class HangObserver:
         self._judged: set[str] = set()
         self._simulation: SimulationContext | None = None
         self._last_tick = 0.0
-        self.factors: dict[str, float] = {}
+        self._fleet_events = sorted(scenario.fleet_events, key=lambda event: event.at)
         self.slow: list[HangFinding] = []
         self.wrong: list[HangFinding] = []
         self.hung: list[HangFinding] = []
@@ -302,9 +303,19 @@ class HangObserver:
         if not verdict.is_hung or name in self._judged:
             return
         self._judged.add(name)
-        factor = self.factors.get(name, 1.0)
+        factor = self._slowest_factor(name, now)
         findings = self.hung if factor >= HUNG_FACTOR else self.slow if factor >= SLOW_FACTOR else self.wrong
         findings.append(HangFinding(now, name, verdict.reason))
+
+    def _slowest_factor(self, name: str, now: float) -> float:
+        """Returns how many times slower the engine was, at most, since a probe of now began."""
+        slowest = 1.0
+        for event in self._fleet_events:
+            if event.engine == name and event.at <= now:
+                slowest = (
+                    max(slowest, event.factor) if event.at > now - _LIMITS.ejection_probe_seconds else event.factor
+                )
+        return slowest
 
     def _new_view(self, number: int) -> _GatewayView:
         return _GatewayView(f"jitter {self._seed} {number}")
@@ -340,8 +351,6 @@ def judge_scenario(scenario: FaultScenario, grace_seconds: float = PRODUCT_GRACE
         simulation.schedule(partition.at, partial(observer.on_partition, partition.gateway, partition.unreachable))
     for kill in scenario.kills:
         simulation.schedule(kill.at, partial(observer.on_gateway_killed, kill.gateway))
-    for event in scenario.fleet_events:
-        simulation.schedule(event.at, partial(_note_factor, observer, event.engine, event.factor))
     simulation.run(scenario.traffic)
     return VerdictReport(
         scenario.seed,
@@ -366,10 +375,6 @@ def stretched(scenario: FaultScenario, factor: float) -> FaultScenario:
             [replace(fault, begin=fault.begin * factor, end=fault.end * factor) for fault in scenario.network_faults]
         ),
     )
-
-
-def _note_factor(observer: HangObserver, engine: str, factor: float, now: float) -> None:
-    observer.factors[engine] = factor
 
 
 def _key(inflight: InflightRequest) -> _Key:
