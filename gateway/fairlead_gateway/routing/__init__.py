@@ -8,7 +8,7 @@ In reading order:
 - `prefix`: prefix hashes, and the instances that cache them
 - `load`: endpoints and their in-flight load
 - `candidates`: the two homes of a prefix, and what a policy compares
-- `policies`: one file per preset
+- `policies`: the presets
 - `accelerator_selection`, `prefill_placement`: parts of the default policy
 - `router`: the state between decisions, and the router's callbacks
 """

@@ -13,6 +13,7 @@ from fairlead_sim.fleet.simulation import FleetEvent, FleetEventKind
 from fairlead_testing.fleet_faults.hang_verdicts import (
     HUNG_FACTOR,
     PRODUCT_GRACE_SECONDS,
+    SLOW_FACTOR,
     VerdictReport,
     judge_scenario,
     judge_seed,
@@ -86,8 +87,10 @@ def test_an_engine_that_gateways_do_not_reach_does_not_hang(gateways: tuple[int,
 
 
 def test_an_engine_fifty_times_slower_for_minutes_is_counted_apart() -> None:
-    report = judge_stretched_seed(967)
-    assert [finding.engine for finding in report.slow] == [engine_name(2)]
+    slow = FleetEvent(20.0, FleetEventKind.SLOW, ENGINE, SLOW_FACTOR)
+    lose = FleetEvent(115.0, FleetEventKind.LOSE, ENGINE)
+    report = judge_scenario(stretched(scene(preset="round-robin", fleet_events=(slow, lose)), 3.0))
+    assert [finding.engine for finding in report.slow] == [ENGINE]
     assert report.wrong == ()
 
 

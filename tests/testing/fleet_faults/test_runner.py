@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from fairlead_testing.fleet_faults.runner import (
     FaultScenario,
     NetworkPartition,
     RunReport,
+    draw_router,
     engine_name,
     from_seed,
     run_scenario,
@@ -34,8 +36,8 @@ from fairlead_testing.pytest_hooks.nightly import shortened
 
 SEED_BATCHES = shortened([range(first, first + 12) for first in range(0, 48, 12)], [(2, 4, 5, 9, 24, 49)])
 """`make test`: all three routers, kills, partitions and all kinds of events, in two seconds."""
-VARIED_SEEDS = (0, 1, 2, 4, 5, 10, 28, 32, 35, 39, 46, 62, 117)
-"""With every router, preset and kind of fault between them."""
+VARIED_SEEDS = (4, 5, 35)
+"""With every router and kind of fault between them."""
 SCRIPT_SEEDS = shortened(4, 2)
 SCRIPT = Path(__file__).parents[3] / "scripts" / "nightly_fleet.py"
 
@@ -49,7 +51,8 @@ def test_invariants_hold_under_every_fault_and_service_recovers(seeds: Sequence[
 
 
 def test_seeds_draw_every_kind_of_fault_and_equal_seeds_are_equal() -> None:
-    scenes = [from_seed(seed) for seed in shortened(range(400), VARIED_SEEDS)]
+    first_seeds = {draw_router(Random(f"trouble {seed}"), seed)[1]: seed for seed in reversed(range(400))}
+    scenes = [from_seed(seed) for seed in shortened(range(400), (*VARIED_SEEDS, *first_seeds.values()))]
     assert {scene.router for scene in scenes} == {SINGLE_GATEWAY, EXTERNAL_ROUTER, GATEWAY_CLUSTER}
     assert {scene.preset for scene in scenes} == set(PRESETS)
     assert {event.kind for scene in scenes for event in scene.fleet_events} == set(FleetEventKind)

@@ -1,4 +1,4 @@
-"""The routing policies, one file per preset: pure functions from endpoints to a decision.
+"""The routing policies: pure functions from endpoints to a decision.
 
 - `dual_hash`: the default.
 - `policy_input`: input and result of the published policies.

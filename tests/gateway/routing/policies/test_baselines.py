@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fairlead.engine_profile import builtin_profile
-from fairlead.fleet.model import Instance, Model, RoutingPreset, SloTargets
+from fairlead.fleet.model import Instance, Model, SloTargets
 from fairlead_gateway.routing import PRESETS, ModelRouter, RouteRequest, prefix_chain
 from fairlead_gateway.routing.candidates import Candidate
 from fairlead_gateway.routing.load.inflight import EndpointLoad
@@ -191,5 +191,5 @@ def test_prefix_presets_return_to_cached_prefixes(name: str) -> None:
         assert made.choose_instance(prompt(f"{session}-1", session), 3.0).chosen == at
 
 
-def test_the_api_names_the_presets_that_there_are() -> None:
-    assert tuple(item.value for item in RoutingPreset) == PRESETS
+def test_every_preset_but_the_default_has_a_policy() -> None:
+    assert {*POLICIES, "dual-hash"} == set(PRESETS)
