@@ -637,7 +637,7 @@ class AuditOut(Struct, frozen=True):
 class LimitOut(Struct, frozen=True):
     """One limit over all gateways. Null means that the store has not answered about it.
 
-    - unit: requests, inputTokens, outputTokens, tokens, cost, concurrency or bytesInFlight.
+    - unit: The name of the amount in a ModelTenant's `limits`; cost in place of usd.
     - per: Minute, Day or Month; null for units that requests give back.
     - key: Name of the API key that it is for; null for all.
     - model: The model that it is for; null for all.

@@ -7,6 +7,7 @@ applies to it. Amounts are whole numbers: requests, tokens, bytes, or billionths
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Self
 
 
 class Tier(StrEnum):
@@ -44,15 +45,25 @@ class WithoutRedis(StrEnum):
 
 
 class LimitUnit(StrEnum):
-    """The thing that a limit counts."""
+    """The thing that a limit counts.
 
-    REQUESTS = "requests"
-    INPUT_TOKENS = "inputTokens"
-    OUTPUT_TOKENS = "outputTokens"
-    TOKENS = "tokens"
-    COST = "cost"
-    CONCURRENCY = "concurrency"
-    BYTES_IN_FLIGHT = "bytesInFlight"
+    noun: as messages name it.
+    """
+
+    noun: str
+
+    def __new__(cls, value: str, noun: str) -> Self:
+        unit = str.__new__(cls, value)
+        unit._value_, unit.noun = value, noun
+        return unit
+
+    REQUESTS = "requests", "requests"
+    INPUT_TOKENS = "inputTokens", "input tokens"
+    OUTPUT_TOKENS = "outputTokens", "output tokens"
+    TOKENS = "tokens", "tokens"
+    COST = "cost", "US dollars"
+    CONCURRENCY = "concurrency", "requests at the same time"
+    BYTES_IN_FLIGHT = "bytesInFlight", "bytes in flight"
 
 
 class Window(StrEnum):

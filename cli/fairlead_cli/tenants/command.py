@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from fairlead.api.spec.tenant.spec import AMOUNTS
 from fairlead.errors import plain_text
 from fairlead.kube.resources import Manifest, metadata_of, name_of
 from fairlead.management_api import BudgetOut
@@ -70,7 +71,6 @@ def _to_plain(tenant: Manifest) -> Manifest:
 
 
 _SHOWN_MODELS = 3
-_LIMIT_UNITS = ("requests", "tokens", "inputTokens", "outputTokens", "concurrency", "bytesInFlight")
 
 
 def render_tenants(tenants: Sequence[Manifest], *, is_wide: bool) -> str:
@@ -126,7 +126,9 @@ def describe_limits(spec: Mapping[str, Any]) -> list[str]:
     """Returns limits and budget of a spec, each as one text."""
     texts = []
     for limit in spec.get("limits") or []:
-        amounts = ", ".join(f"{limit[unit]} {unit}" for unit in _LIMIT_UNITS if limit.get(unit) is not None)
+        amounts = ", ".join(
+            f"{limit[name]} {'USD' if name == 'usd' else name}" for name in AMOUNTS if limit.get(name) is not None
+        )
         scope = "".join(f" of the {name} {limit[name]}" for name in ("key", "model") if limit.get(name))
         per = f" per {str(limit['per']).lower()}" if limit.get("per") else ""
         texts.append(f"{amounts}{per}{scope}")

@@ -184,11 +184,14 @@ class OnExceeded(StrEnum):
 _Count = Annotated[Int64, Field(ge=1, le=10**15)]
 
 
-_WINDOWED = ("requests", "inputTokens", "outputTokens", "tokens", "usd")
-_RETURNED = ("concurrency", "bytesInFlight")
+_RETURNED_UNITS: Final = frozenset({LimitUnit.CONCURRENCY, LimitUnit.BYTES_IN_FLIGHT})
+_AMOUNTS_BY_UNIT: Final = {unit: "usd" if unit is LimitUnit.COST else unit.value for unit in LimitUnit}
+AMOUNTS: Final = tuple(_AMOUNTS_BY_UNIT.values())
+"""The fields of a limit that are amounts, one for each unit."""
 
 
-def _has_any(names: tuple[str, ...]) -> str:
+def _has_any(*, is_returned: bool) -> str:
+    names = [name for unit, name in _AMOUNTS_BY_UNIT.items() if (unit in _RETURNED_UNITS) is is_returned]
     return " || ".join(f"has(self.{name})" for name in names)
 
 
@@ -197,20 +200,20 @@ class TenantLimit(StrictModel):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel=f"{_has_any(_WINDOWED)} || {_has_any(_RETURNED)}",
+            cel=f"{_has_any(is_returned=False)} || {_has_any(is_returned=True)}",
             message="the limit has no amount",
             fix="add one, for example `requests: 600`",
             violation=lambda limit: not limit.has_windowed and not limit.has_returned,
         ),
         Rule(
-            cel=f"has(self.per) || !({_has_any(_WINDOWED)})",
+            cel=f"has(self.per) || !({_has_any(is_returned=False)})",
             message="requests, tokens and dollars are counted per Minute, Day or Month",
             fix="add `per: Minute`",
             at=("per",),
             violation=lambda limit: limit.per is None and limit.has_windowed,
         ),
         Rule(
-            cel=f"!has(self.per) || !({_has_any(_RETURNED)})",
+            cel=f"!has(self.per) || !({_has_any(is_returned=True)})",
             message="concurrency and bytesInFlight are counted at each moment, not per time",
             fix="move them to an entry without `per`",
             at=("per",),
@@ -250,15 +253,12 @@ class TenantLimit(StrictModel):
     @property
     def has_windowed(self) -> bool:
         """Whether an amount is counted over a window."""
-        return any(
-            amount is not None
-            for amount in (self.requests, self.input_tokens, self.output_tokens, self.tokens, self.usd)
-        )
+        return any(limit.unit not in _RETURNED_UNITS for limit in self.to_limits())
 
     @property
     def has_returned(self) -> bool:
         """Whether an amount is returned at the end of a request."""
-        return self.concurrency is not None or self.bytes_in_flight is not None
+        return any(limit.unit in _RETURNED_UNITS for limit in self.to_limits())
 
     @property
     def scope(self) -> tuple[Window | None, str | None, str | None]:
@@ -476,5 +476,5 @@ class ModelTenantSpec(StrictModel):
         )
 
 
-_UNMETERED_UNITS = frozenset({LimitUnit.REQUESTS, LimitUnit.CONCURRENCY, LimitUnit.BYTES_IN_FLIGHT})
+_UNMETERED_UNITS = _RETURNED_UNITS | {LimitUnit.REQUESTS}
 """Units that are counted without understanding a request."""

@@ -30,14 +30,6 @@ from fairlead_gateway.worker.quota.tenant_limits import QuotaLink, TenantLimits,
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
-_UNIT_NAMES: Final = {
-    LimitUnit.REQUESTS: "requests",
-    LimitUnit.INPUT_TOKENS: "input tokens",
-    LimitUnit.OUTPUT_TOKENS: "output tokens",
-    LimitUnit.TOKENS: "tokens",
-    LimitUnit.CONCURRENCY: "requests at the same time",
-    LimitUnit.BYTES_IN_FLIGHT: "bytes in flight",
-}
 _RETURNED_RETRY_SECONDS: Final = 1
 _FOLLOWED_SECONDS: Final = 60
 """Longest wait that all SDKs follow. Of longer ones, some send again at once and others sleep for
@@ -49,11 +41,8 @@ Source: openai-python 3555, earendil-works/pi 6912.
 
 def describe_limit(limit: Limit, tenant: str) -> str:
     """Returns a limit as text: `600 requests per minute of tenant acme, key ci`."""
-    text = (
-        f"{format_exact_usd(limit.amount)} US dollars"
-        if limit.unit is LimitUnit.COST
-        else f"{limit.amount} {_UNIT_NAMES[limit.unit]}"
-    )
+    amount = format_exact_usd(limit.amount) if limit.unit is LimitUnit.COST else str(limit.amount)
+    text = f"{amount} {limit.unit.noun}"
     if limit.window is not None:
         text += f" per {limit.window.value.lower()}"
     text += f" of tenant {tenant}"
@@ -326,7 +315,7 @@ class LimitGate:
 
     def _estimate(self, context: RequestContext, plan: LimitPlan, now: float) -> Amounts:
         if not context.request.is_counted and context.http_request.head.path in TOKENIZING_PATHS:
-            return Amounts(1, 0, 0, 0, len(context.request.client_body))
+            return expected_amounts(context, plan, 0, 0)
         if plan.is_strict:
             return most_amounts(context, plan, self._prompt_margin)
         request = context.request

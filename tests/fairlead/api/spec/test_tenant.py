@@ -115,6 +115,7 @@ def test_an_entry_becomes_one_limit_for_each_amount() -> None:
         Limit(LimitUnit.COST, 500_000_000_000, Window.MONTH),
     )
     assert len({limit.id for limit in found.limits}) == len(found.limits)
+    assert {limit.unit for limit in found.limits} == set(LimitUnit)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from fairlead.runtime.clock import ManualClock
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_gateway.quota.exchange import CONTENDED, GRANTED, NOT_YET, Exchange, ExchangeReply
 from fairlead_gateway.supervisor.quota.quota_service import MemoryLimitStore, QuotaService
-from fairlead_gateway.worker.quota import amounts
+from fairlead_gateway.worker.quota import amounts, limit_plan
 from fairlead_gateway.worker.quota.limit_gate import LimitGate
-from fairlead_gateway.worker.quota.limit_plan import Amounts
+from fairlead_gateway.worker.quota.limit_plan import UNITS, Amounts
 from fairlead_gateway.worker.quota.tenant_limits import QuotaLink, TenantLimits, Waiter
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_testing.engines.scripted import EngineCall, HangUp, responds, silent, streams, token, usage
@@ -442,3 +442,17 @@ async def test_a_request_that_waited_too_long_says_for_what(
     error = gate._late(waiter, 10.0)
     assert (error.code, dict(error.headers)["retry-after"]) == (code, retry_after)
     assert ("Redis does not answer" in str(error)) == (status == GRANTED and answered_at < 10.0)
+
+
+def test_each_unit_is_its_position_and_has_an_amount_of_its_own() -> None:
+    assert [getattr(limit_plan, unit.name) for unit in UNITS] == list(range(len(UNITS)))
+    used = Amounts(2, 3, 5, 11, 13)
+    assert {unit.value: used.of(position) for position, unit in enumerate(UNITS)} == {
+        "requests": 2,
+        "inputTokens": 3,
+        "outputTokens": 5,
+        "tokens": 8,
+        "cost": 11,
+        "concurrency": 1,
+        "bytesInFlight": 13,
+    }
