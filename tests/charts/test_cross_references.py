@@ -1,13 +1,18 @@
 """References within the chart: selected objects exist, names match, and switches have their effect."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from fairlead_testing.kube.helm import pod_specs, render_chart
+from scripts.generators.chart_values import Values
 
 Manifests = list[dict[str, Any]]
+TEMPLATES = Path(__file__).parents[2] / "charts" / "fairlead" / "templates"
 
 
 def of(found: Manifests, *kinds: str) -> Manifests:
@@ -188,3 +193,35 @@ def test_no_chart_object_blocks_or_survives_the_uninstall(program: Path) -> None
             manifest["metadata"].get("annotations", {}).get("helm.sh/hook", "").split(",")
         )
         assert manifest["kind"] not in ("CustomResourceDefinition", "ModelDeployment", "AcceleratorClass")
+
+
+def value_paths(section: BaseModel, prefix: str = "") -> Iterator[str]:
+    """Yields the path of each value, such as `gateway.image.tag`."""
+    for name, field in type(section).model_fields.items():
+        value, path = getattr(section, name), f"{prefix}{field.alias}"
+        if isinstance(value, BaseModel):
+            yield from value_paths(value, f"{path}.")
+        else:
+            yield path
+
+
+def read_paths() -> Iterator[str]:
+    """Yields the paths that templates read, also through a variable or a helper for sections."""
+    helpers = (TEMPLATES / "_helpers.tpl").read_text()
+    of_helper = {
+        name: re.findall(rf"{variable}\.(\w+)", helpers.partition(f'define "{name}"')[2].partition("{{- define")[0])
+        for name, variable in (("fairlead.image", r"\$image"), ("fairlead.placement", r"(?<![\w$])"))
+    }
+    for path in TEMPLATES.rglob("*.*"):
+        text = path.read_text()
+        for variable, section in re.findall(r"(\$\w+) := \.Values\.([\w.]+)", text):
+            text = re.sub(rf"{re.escape(variable)}\b", f".Values.{section}", text)
+        yield from re.findall(r"\.Values\.([\w.]+)", text)
+        for helper, names in of_helper.items():
+            for section in re.findall(rf'include "{helper}" (?:\(list \. )?\.Values\.([\w.]+)', text):
+                yield from (f"{section}.{name}" for name in names)
+
+
+def test_templates_read_every_value() -> None:
+    of_parent_charts = {"enabled"}
+    assert set(value_paths(Values())) - set(read_paths()) == of_parent_charts
