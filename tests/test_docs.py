@@ -243,7 +243,9 @@ def every_option() -> set[str]:
         ("fairlead_testing.transcripts",),
     ]
     known = {option for module, *verb in modules for option in re.findall(r"--[a-z-]+", help_of(module, *verb))}
-    for script in chain(*((ROOT / folder).rglob("*.py") for folder in ("bench", "e2e/cluster", "scripts"))):
+    for script in chain(
+        *((ROOT / folder).rglob("*.py") for folder in ("bench", "e2e/cluster", "scripts", "tests/repository"))
+    ):
         known.update(re.findall(r'"(--[a-z-]+)"', text_of(script)))
         for call in re.findall(r"parse_options\((.+?)\)\n", text_of(script), re.DOTALL):
             known.update(f"--{name.replace('_', '-')}" for name in re.findall(r"\b([a-z_]+)=", call))
