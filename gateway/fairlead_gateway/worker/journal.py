@@ -45,7 +45,7 @@ from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
 from fairlead_gateway.routing.router import DispatchHooks
 from fairlead_gateway.telemetry.decision_log import DecisionRecord
 from fairlead_gateway.telemetry.handoff_record import OK
-from fairlead_gateway.worker.openai.request import ModelRequest
+from fairlead_gateway.worker.openai.body_parser import ModelRequest
 from fairlead_gateway.worker.openai.schemas import ChatRequest, CompletionRequest
 from fairlead_gateway.worker.quota.tenant_limits import QuotaLink
 from fairlead_gateway.worker.request_context import RequestContext

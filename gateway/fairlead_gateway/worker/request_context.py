@@ -31,7 +31,7 @@ from fairlead_gateway.telemetry.decision_log import DecisionRecord, RequestOutco
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_gateway.worker.disaggregation.kv_connectors import Handoff
 from fairlead_gateway.worker.observability.trace_record import TraceRecord
-from fairlead_gateway.worker.openai.request import ModelRequest
+from fairlead_gateway.worker.openai.body_parser import ModelRequest
 from fairlead_gateway.worker.quota.limit_plan import LeasedLimit, Reservation
 from fairlead_gateway.worker.resilience.retry import AttemptFailure, StallTimeout
 from fairlead_gateway.worker.tenancy.tenant_policy import NO_TENANT, TenantPolicy

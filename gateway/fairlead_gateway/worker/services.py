@@ -59,7 +59,8 @@ from fairlead_gateway.worker.api_keys import AccessReporter, ApiKeys, GatewaySec
 from fairlead_gateway.worker.browser_access import parse_browser_access
 from fairlead_gateway.worker.disaggregation import kv_connectors
 from fairlead_gateway.worker.journal import Journal, Reporters
-from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest
+from fairlead_gateway.worker.openai.body_parser import ModelRequest
+from fairlead_gateway.worker.openai.request import BODY_TYPES
 from fairlead_gateway.worker.peer_updates import PeerUpdateApplier, apply_corrections
 from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.quota.quota_reporter import QuotaReporter

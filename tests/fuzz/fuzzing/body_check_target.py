@@ -22,8 +22,8 @@ from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.worker.body_check.client import BodyChecker
 from fairlead_gateway.worker.body_check.process import reply_of
 from fairlead_gateway.worker.body_check.protocol import BodyQuery
-from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body
-from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest, build_model_request, build_route_request
+from fairlead_gateway.worker.openai.body_parser import ModelRequest, parse_body
+from fairlead_gateway.worker.openai.request import BODY_TYPES, bind_by_name, build_route_request
 
 LIMITS = Limits(name_bytes=200, json_depth=12, json_values=200, json_containers=60, stop_bytes=60)
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/chat/completions")
@@ -63,12 +63,13 @@ def check(body: bytes) -> Hashable:
         assert checked.code == "out_of_range", "the process refuses what the worker accepts"
         assert len(body) > LIMITS.name_bytes
         return path, "long", checked.param
-    mine, its = request_of(path, own, body), request_of(path, checked, body)
+    has_members = own.members is not None
+    mine, its = request_of(path, own), request_of(path, checked)
     assert mine == its, "the process sees another request"
-    return path, own.stream, own.is_passthrough, own.members is None, own.messages_end > 0, str(mine)[:12]
+    return path, own.stream, own.is_passthrough, not has_members, own.messages_end > 0, str(mine)[:12]
 
 
-def result_of(parse: Callable[[], ParsedBody]) -> ParsedBody | BadRequest:
+def result_of(parse: Callable[[], ModelRequest]) -> ModelRequest | BadRequest:
     """Returns what `parse` returns or raises."""
     try:
         return parse()
@@ -81,18 +82,18 @@ def described(error: BadRequest) -> tuple[object, ...]:
     return error.status, error.message, error.param, error.code, error.hint
 
 
-def request_of(path: str, parsed: ParsedBody, body: bytes) -> object:
+def request_of(path: str, request: ModelRequest) -> object:
     """Returns what later stages read of a body, or their error."""
     try:
-        request = build_model_request(path, parsed, body, FLEET, LIMITS)
+        bind_by_name(path, request, FLEET, LIMITS)
     except GatewayError as error:
         refused(error)
         return error.code, error.param
     route = build_route_request(request, HEAD, "r", ChainStarts(b"secret"))
-    flags = parsed.model, parsed.session, parsed.max_tokens, parsed.stream, parsed.has_cache_variants
+    flags = request.model_name, request.session, request.max_tokens, request.stream, request.has_cache_variants
     return (
         *flags,
-        parsed.is_passthrough,
+        request.is_passthrough,
         request.strip_usage,
         route.chain,
         route.prompt_tokens,

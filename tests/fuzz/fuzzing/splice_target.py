@@ -22,11 +22,11 @@ from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.worker.disaggregation.kv_connectors import ineligible_reason, nixl_prefill_fields, prefill_body
+from fairlead_gateway.worker.openai.body_parser import ModelRequest
 from fairlead_gateway.worker.openai.field_policy import REMOVED_FIELDS, remove_fields
 from fairlead_gateway.worker.openai.json_edit import set_members
 from fairlead_gateway.worker.openai.request import (
     BODY_TYPES,
-    ModelRequest,
     build_route_request,
     can_resume,
     parse_passthrough_request,

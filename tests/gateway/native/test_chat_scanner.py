@@ -12,7 +12,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.worker.openai.body_parser import ScanBounds, parse_body, parse_scanned_chat
-from fairlead_gateway.worker.openai.request import build_model_request, build_route_request
+from fairlead_gateway.worker.openai.request import bind_by_name, build_route_request
 from fairlead_gateway.worker.openai.schemas import ChatRequest, CommonFields
 from fairlead_gateway.worker.openai.validation import decode_body
 from fairlead_testing.gateway.running_gateway import fleet_of
@@ -63,7 +63,7 @@ def check_equal(modules: dict[str, ModuleType], body: bytes) -> bool:
     fields = decode_body(ChatRequest, body, LIMITS)  # raises for a body that must be refused
     assert isinstance(fields, ChatRequest)
     limit = fields.max_tokens if fields.max_completion_tokens is None else fields.max_completion_tokens
-    assert (found.model, found.session) == (fields.model, fields.session_id or fields.user)
+    assert (found.model_name, found.session) == (fields.model, fields.session_id or fields.user)
     assert found.has_session_id is bool(fields.session_id)
     assert (found.stream, found.max_tokens, found.sequences) == (bool(fields.stream), limit, fields.n or 1)
     assert body[found.messages_start - 1 : found.messages_end + 1] == bytes(fields.messages)
@@ -74,7 +74,7 @@ def check_equal(modules: dict[str, ModuleType], body: bytes) -> bool:
     assert not (fields.tools)
     assert not (fields.response_format)
     assert not (fields.prompt_logprobs)
-    assert repr(_values(found.fields(body))) == repr(_values(fields))
+    assert repr(_values(found.fields)) == repr(_values(fields))
     return True
 
 
@@ -165,7 +165,7 @@ def test_no_field_of_a_scanned_chat_is_decoded_on_its_way(native_modules: dict[s
     scanned = parse_scanned_chat(native_modules["chat_scanner"].scan_chat, body, ScanBounds(LIMITS))
     assert scanned is not None
     found, expected = (
-        build_model_request("/v1/chat/completions", parsed, body, fleet_of([]), LIMITS)
+        bind_by_name("/v1/chat/completions", parsed, fleet_of([]), LIMITS)
         for parsed in (scanned, parse_body(ChatRequest, body, LIMITS))
     )
     assert (found.body, found.strip_usage) == (expected.body, expected.strip_usage)

@@ -16,7 +16,7 @@ from fairlead.limits import Limits
 from fairlead_gateway.errors import BadRequest, Overloaded
 from fairlead_gateway.ipc.child_process import ChildProcess
 from fairlead_gateway.worker.body_check.protocol import BodyQuery, BodyReply, encode_limits
-from fairlead_gateway.worker.openai.body_parser import ParsedBody, parsed_checked_body
+from fairlead_gateway.worker.openai.body_parser import ModelRequest, parsed_checked_body
 from fairlead_gateway.worker.openai.schemas import (
     BODY_DECODERS,
     CommonFields,
@@ -39,7 +39,7 @@ class BodyChecker:
             max_reply_bytes=limits.body_bytes,
         )
 
-    def parse_body(self, kind: type[CommonFields], body: bytes, *, wants_bounds: bool = False) -> ParsedBody:
+    def parse_body(self, kind: type[CommonFields], body: bytes, *, wants_bounds: bool = False) -> ModelRequest:
         """Parses a body as `kind`.
 
         wants_bounds: the result has its `bounds`, which strict limits read.
@@ -52,7 +52,7 @@ class BodyChecker:
             fields.prompt = Raw(memoryview(body)[reply.prompt_start : reply.prompt_end])
         elif isinstance(fields, EmbeddingRequest):
             fields.input = Raw(memoryview(body)[reply.prompt_start : reply.prompt_end])
-        parsed = parsed_checked_body(fields, {name: Raw(value) for name, value in reply.members.items()})
+        parsed = parsed_checked_body(fields, body, {name: Raw(value) for name, value in reply.members.items()})
         parsed.set_cache_variant(reply.cache_variant)
         parsed.bounds = reply.bounds
         parsed.context = [body[start:end] for start, end in reply.context]

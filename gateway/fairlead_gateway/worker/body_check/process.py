@@ -25,7 +25,7 @@ from fairlead_gateway.worker.body_check.protocol import (
     decode_limits,
     text_bounds,
 )
-from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body
+from fairlead_gateway.worker.openai.body_parser import ModelRequest, parse_body
 from fairlead_gateway.worker.openai.field_policy import (
     ACCOUNT_FIELDS,
     MAX_ARGUMENT_BYTES,
@@ -84,9 +84,9 @@ def check_body(kind: str, body: bytes, limits: Limits, *, wants_bounds: bool = F
         return BodyReply(BodyProblem(error.message, error.param, error.code, error.hint, changes))
 
 
-def _describe(parsed: ParsedBody, prompt_field: str | None, body: bytes, limits: Limits) -> BodyReply:
+def _describe(parsed: ModelRequest, prompt_field: str | None, body: bytes, limits: Limits) -> BodyReply:
     """Returns what the worker needs of a valid body; its size does not grow with the body's."""
-    fields = parsed.fields(body)
+    fields = parsed.fields
     prompt_start = prompt_end = 0
     if parsed.messages_end:
         prompt_start, prompt_end = parsed.messages_start - 1, parsed.messages_end + 1
@@ -114,7 +114,7 @@ def _describe(parsed: ParsedBody, prompt_field: str | None, body: bytes, limits:
     return reply
 
 
-def _describe_members(parsed: ParsedBody, body: bytes) -> dict[str, bytes]:
+def _describe_members(parsed: ModelRequest, body: bytes) -> dict[str, bytes]:
     """Returns the top-level fields; those that `field_policy` judges by value have it if it is
     short.
 

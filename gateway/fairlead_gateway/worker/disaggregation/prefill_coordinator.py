@@ -52,9 +52,9 @@ from fairlead_gateway.worker.disaggregation import kv_connectors
 from fairlead_gateway.worker.disaggregation.kv_connectors import Handoff
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.observability.trace_record import PREFILL
+from fairlead_gateway.worker.openai.body_parser import ModelRequest
 from fairlead_gateway.worker.openai.json_edit import prepend_members, set_members
 from fairlead_gateway.worker.openai.model_names import body_with_model
-from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.openai.schemas import GenerationFields
 from fairlead_gateway.worker.request_context import HandoffState, RequestContext
 from fairlead_gateway.worker.resilience.outlier_detection import REQUEST_INDEPENDENT_CAUSES

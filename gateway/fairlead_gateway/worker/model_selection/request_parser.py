@@ -17,17 +17,15 @@ from fairlead_gateway.worker.model_selection.route_choice import (
     fallback_entry,
     takes_canary,
 )
-from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, parse_body
+from fairlead_gateway.worker.openai.body_parser import ModelRequest, ScanBounds, parse_body
 from fairlead_gateway.worker.openai.json_edit import set_members
-from fairlead_gateway.worker.openai.model_names import ModelEntry
+from fairlead_gateway.worker.openai.model_names import ModelEntry, resolve_model_entry
 from fairlead_gateway.worker.openai.request import (
     BODY_TYPES,
     BodyParser,
-    ModelRequest,
-    build_entry_passthrough,
-    build_entry_request,
-    build_model_request,
-    build_passthrough_request,
+    bind_by_name,
+    bind_passthrough,
+    bind_to_entry,
     can_resume,
     parse_passthrough,
     parse_passthrough_request,
@@ -84,8 +82,8 @@ class ModelRequestParser:
             if body_type is None:
                 request = parse_passthrough_request(head, body, models.fleet, limits, models.names)
             else:
-                parsed = parse_body(body_type, body, limits, self._scan_bounds)
-                request = build_model_request(head.path, parsed, body, models.fleet, limits, models.names)
+                request = parse_body(body_type, body, limits, self._scan_bounds)
+                bind_by_name(head.path, request, models.fleet, limits, models.names)
         return request, self._build_route_request(request, http_request, request_id)
 
     def parse_large(
@@ -105,21 +103,18 @@ class ModelRequestParser:
     def _parse_large(
         self, http_request: HttpRequest, models: VisibleModels, request_id: str, fallback: FallbackRequest | None
     ) -> tuple[ModelRequest, RouteRequest]:
-        head, body, limits = http_request.head, http_request.body, self._limits
+        head, body = http_request.head, http_request.body
         fleet, names, routes = models.fleet, models.names, models.routes
         is_strict = self._policies.of(http_request.caller).is_strict
         check = partial(self._body_checker.parse_body, wants_bounds=is_strict)
         if fallback is not None:
             request = self._parse_fallback(http_request, fallback, fleet, check)
         elif head.path in _BODY_TYPES:
-            parsed = check(_BODY_TYPES[head.path], body)
-            chosen = None if routes is None else choose_entry(routes, http_request, parsed, fleet, names)
-            routed = self._build(http_request, parsed, chosen)
-            request = routed or build_model_request(head.path, parsed, body, fleet, limits, names)
-        elif routes is not None:
-            request = self._parse_routed_passthrough(http_request, models, routes, check)
+            request = check(_BODY_TYPES[head.path], body)
+            chosen = None if routes is None else choose_entry(routes, http_request, request, fleet, names)
+            self._bind(head.path, request, chosen, models)
         else:
-            request = build_passthrough_request(head, body, fleet, check, names)
+            request = self._parse_passthrough(http_request, models, check)
         request.resumable = can_resume(request)  # it searches the whole body
         return request, self._build_route_request(request, http_request, request_id)
 
@@ -131,8 +126,8 @@ class ModelRequestParser:
         http_request: for one of the paths in `BODY_TYPES`.
         """
         path, body = http_request.head.path, http_request.body
-        parsed = parse_body(_BODY_TYPES[path], body, self._limits, self._scan_bounds)
-        request = build_entry_request(path, parsed, body, entry, self._limits)
+        request = parse_body(_BODY_TYPES[path], body, self._limits, self._scan_bounds)
+        bind_to_entry(path, request, entry, self._limits)
         if decision.rewrite is not None:
             apply_rewrite(request, decision, path)
         routed = self._policies.build_copy_request(request, http_request, request_id)
@@ -150,46 +145,47 @@ class ModelRequestParser:
         try:
             entry = fallback_entry(decision, fleet)
             if head.path in _BODY_TYPES:
-                parsed = parse(_BODY_TYPES[head.path], body)
-                request = build_entry_request(head.path, parsed, body, entry, self._limits)
+                request = parse(_BODY_TYPES[head.path], body)
+                bind_to_entry(head.path, request, entry, self._limits)
             else:
-                parsed, body = parse_passthrough(head, body, parse)
-                request = build_entry_passthrough(head, parsed, body, entry)
+                request = parse_passthrough(head, body, parse)
+                bind_passthrough(head, request, entry)
         except GatewayError as error:
             error.route = decision
             raise
-        return _routed(request, decision, head.path)
+        _set_route(request, decision, head.path)
+        return request
 
     def _parse_routed(self, http_request: HttpRequest, models: VisibleModels, routes: RouteTable) -> ModelRequest:
         """Like `parse`, where clients may name routes."""
-        path, body, limits, fleet = http_request.head.path, http_request.body, self._limits, models.fleet
+        path, body, limits = http_request.head.path, http_request.body, self._limits
         if path not in _BODY_TYPES:
-            return self._parse_routed_passthrough(http_request, models, routes, partial(parse_body, limits=limits))
-        parsed = parse_body(_BODY_TYPES[path], body, limits, self._scan_bounds)
-        chosen = choose_entry(routes, http_request, parsed, fleet, models.names)
-        routed = self._build(http_request, parsed, chosen)
-        return routed or build_model_request(path, parsed, body, fleet, limits, models.names)
+            return self._parse_passthrough(http_request, models, partial(parse_body, limits=limits))
+        request = parse_body(_BODY_TYPES[path], body, limits, self._scan_bounds)
+        self._bind(path, request, choose_entry(routes, http_request, request, models.fleet, models.names), models)
+        return request
 
-    def _build(
-        self, http_request: HttpRequest, parsed: ParsedBody, chosen: tuple[ModelEntry, RouteDecision] | None
-    ) -> ModelRequest | None:
-        """Returns the request for the model behind a route; None without one."""
+    def _bind(
+        self, path: str, request: ModelRequest, chosen: tuple[ModelEntry, RouteDecision] | None, models: VisibleModels
+    ) -> None:
+        """Binds a request to the model behind a route, or without one to the model that it names."""
         if chosen is None:
-            return None
-        path = http_request.head.path
-        return _routed(build_entry_request(path, parsed, http_request.body, chosen[0], self._limits), chosen[1], path)
+            bind_by_name(path, request, models.fleet, self._limits, models.names)
+            return
+        bind_to_entry(path, request, chosen[0], self._limits)
+        _set_route(request, chosen[1], path)
 
-    def _parse_routed_passthrough(
-        self, http_request: HttpRequest, models: VisibleModels, routes: RouteTable, parse: BodyParser
-    ) -> ModelRequest:
+    def _parse_passthrough(self, http_request: HttpRequest, models: VisibleModels, parse: BodyParser) -> ModelRequest:
         """Returns a request for a path that the gateway does not know."""
-        head, names = http_request.head, models.names
-        parsed, body = parse_passthrough(head, http_request.body, parse)
-        chosen = choose_entry(routes, http_request, parsed, models.fleet, names)
+        head, routes = http_request.head, models.routes
+        request = parse_passthrough(head, http_request.body, parse)
+        chosen = None if routes is None else choose_entry(routes, http_request, request, models.fleet, models.names)
         if chosen is None:
-            return build_passthrough_request(head, http_request.body, models.fleet, lambda *_: parsed, names)
-        request = build_entry_passthrough(http_request.head, parsed, body, chosen[0])
-        return _routed(request, chosen[1], http_request.head.path)
+            bind_passthrough(head, request, resolve_model_entry(request.model_name, models.fleet, models.names))
+            return request
+        bind_passthrough(head, request, chosen[0])
+        _set_route(request, chosen[1], head.path)
+        return request
 
 
 def _with_canary(request: ModelRequest, routed: RouteRequest) -> RouteRequest:
@@ -199,9 +195,8 @@ def _with_canary(request: ModelRequest, routed: RouteRequest) -> RouteRequest:
     return routed
 
 
-def _routed(request: ModelRequest, decision: RouteDecision, path: str) -> ModelRequest:
-    """Returns the request with the route that chose its model, and the parameters that it sets."""
+def _set_route(request: ModelRequest, decision: RouteDecision, path: str) -> None:
+    """Sets the route that chose the model of a request, and the parameters that it sets."""
     request.route = decision
     if decision.rewrite is not None:
         apply_rewrite(request, decision, path)
-    return request

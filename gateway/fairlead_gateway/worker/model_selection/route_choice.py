@@ -32,10 +32,10 @@ from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.native import USER_MESSAGE_END
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, estimated_tokens
-from fairlead_gateway.worker.openai.body_parser import ParsedBody, chat_fields
+from fairlead_gateway.worker.openai.body_parser import ModelRequest, chat_fields
 from fairlead_gateway.worker.openai.json_edit import contains_any, prepend_members, set_members, string_end
 from fairlead_gateway.worker.openai.model_names import ModelEntry
-from fairlead_gateway.worker.openai.request import ModelRequest, prompt_text
+from fairlead_gateway.worker.openai.request import prompt_text
 from fairlead_gateway.worker.openai.schemas import MEMBERS_DECODER, CommonFields
 
 _DIGEST: Final = xxh3_64_digest
@@ -165,7 +165,7 @@ BY_PROMPT: Final = "conversation"
 class HttpRequestFacts(RequestFacts):
     """The facts about a request of a client that decide."""
 
-    def __init__(self, http_request: HttpRequest, parsed: ParsedBody) -> None:
+    def __init__(self, http_request: HttpRequest, parsed: ModelRequest) -> None:
         self._http_request = http_request
         self._parsed = parsed
 
@@ -189,7 +189,7 @@ class HttpRequestFacts(RequestFacts):
             return session_digest(session, self.tenant()), BY_SESSION
         if parsed.messages_end:
             return prompt_digest(http_request.body, parsed.messages_start, parsed.messages_end), BY_PROMPT
-        fields = None if parsed.is_passthrough else parsed.fields(http_request.body)
+        fields = None if parsed.is_passthrough else parsed.fields
         return text_digest(fields, http_request.body), BY_PROMPT
 
     def prompt_tokens(self) -> int:
@@ -222,7 +222,7 @@ def fallback_entry(decision: RouteDecision, fleet: Fleet) -> ModelEntry:
 def choose_entry(
     routes: RouteTable,
     http_request: HttpRequest,
-    parsed: ParsedBody,
+    parsed: ModelRequest,
     fleet: Fleet,
     names: dict[str, ModelEntry] | None = None,
 ) -> tuple[ModelEntry, RouteDecision] | None:
@@ -231,7 +231,7 @@ def choose_entry(
     names: the fleet's `client_names`, if they are known.
     Raises RouteWithoutTarget if the route has none, or the target is not served.
     """
-    decision = routes.resolve(parsed.model, HttpRequestFacts(http_request, parsed))
+    decision = routes.resolve(parsed.model_name, HttpRequestFacts(http_request, parsed))
     if decision is None:
         return None
     if decision.target is None:

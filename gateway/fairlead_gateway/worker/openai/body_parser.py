@@ -9,7 +9,7 @@ fields are decoded only if something reads them.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -17,10 +17,15 @@ import xxhash
 from msgspec import UNSET, Raw
 from msgspec.structs import astuple
 
+from fairlead.adapters.model import LoraAdapter
+from fairlead.fleet.model import Model
 from fairlead.limits import Limits
+from fairlead.routes.resolution import RouteDecision
 from fairlead_gateway.native import SCAN_CHAT, ChatScan
 from fairlead_gateway.worker.body_check.protocol import TextBounds
-from fairlead_gateway.worker.openai.field_policy import PART_HOLDERS, has_token_ids, special_parts
+from fairlead_gateway.worker.openai.field_policy import PART_HOLDERS, has_token_ids, removed_fields, special_parts
+from fairlead_gateway.worker.openai.json_edit import rewrite_members
+from fairlead_gateway.worker.openai.model_names import ModelEntry
 from fairlead_gateway.worker.openai.schemas import (
     BODY_DECODERS,
     ITEMS_DECODER,
@@ -93,90 +98,194 @@ _SCAN_CHAT: Final = SCAN_CHAT
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-class ParsedBody:
-    """A parsed body, with copies of the fields that every request needs.
+class ModelRequest:
+    """A parsed request, with copies of the fields that every request needs.
 
-    decoded_fields: all fields; None if nothing has read them yet. `chat_fields` decodes them.
+    The parser makes it from a body; `bind` sets its model, and what its engine gets.
+
+    body, client_body: as sent to the engine, and as received.
+    model_name: that the client wrote.
+    entry, model, model_key: set by `bind`.
+    cache_key: what engines cache under: the model, and the adapter if there is one.
+    decoded_fields: all fields; None if nothing has read them yet. `fields` decodes them.
     session: the client's name for the conversation.
     has_session_id: that name is the field `session_id`, not `user`.
     has_cache_variants: more than the model decides what an engine caches for the prompt.
     cache_variant: digest of the fields in `_CACHE_FIELDS`; empty without one.
-    context: the texts that engines put into the prompt, besides it (`_context_texts`).
+    context: the texts that engines put into the prompt, besides it (`_context_texts`), until the
+        prompt is hashed.
     members: the top-level fields if some are not listed as safe (`schemas`), with those of
-        `special_parts`; None otherwise.
+        `special_parts`; None otherwise, and after `bind`.
     prompts: those of a text completion, which may be a list.
     repeated_bytes: those that the engine computes again for each further item of a list.
     is_passthrough: the gateway reads neither prompt nor response.
-    bounds: of a large body, of its tokens by its bytes; else None.
+    is_counted: the gateway reads the token counts of the response.
+    passes_stream: the client asked for a stream that is passed on.
+    strip_usage: the client did not ask for the usage of the stream.
+    method, target: of the request to the engine; target None: the client's path.
+    max_tokens: the client's limit of the response.
     sequences: answers that an engine computes for the prompt.
+    bounds: of its tokens by its bytes; None if nothing has looked for them yet.
     messages_start, messages_end: where the text between the brackets of the messages lies in the
         body; both 0 if the fields hold the prompt. Of a large body, that of any prompt.
+    resumable: whether `can_resume`; None if that was not computed when the body was parsed.
+    cache_salt: the salt of the tenant's cache scope; None without one.
+    parameters: the fields that a route has set in the body; None if it has set none.
+    route: how a route chose the model; None if the client named the model itself.
+    adapter: the LoRA adapter that the client named; `model` is its base then.
+    removed: the fields of the client that no engine gets.
 
-    Why 8 parameters: they are the fields of one record. Attributes of a msgspec struct are slow to
-    read, so those that every request needs are copied here.
+    Why copies: attributes of a msgspec struct are slow to read.
+    Why 7 parameters: they are the fields of one record.
     """
 
     __slots__ = (
+        "adapter",
+        "body",
         "bounds",
+        "cache_key",
+        "cache_salt",
         "cache_variant",
+        "client_body",
         "context",
         "decoded_fields",
+        "entry",
         "has_cache_variants",
         "has_session_id",
+        "is_counted",
         "is_passthrough",
         "max_tokens",
         "members",
         "messages_end",
         "messages_start",
+        "method",
         "model",
+        "model_key",
+        "model_name",
+        "parameters",
+        "passes_stream",
         "prompts",
+        "removed",
         "repeated_bytes",
+        "resumable",
+        "route",
         "sequences",
         "session",
         "stream",
+        "strip_usage",
+        "target",
     )
+    entry: ModelEntry
+    model: Model
+    model_key: str
+    cache_key: str
 
     def __init__(
         self,
         fields: CommonFields | None,
-        model: str,
+        body: bytes,
+        model_name: str,
         session: str | None,
         max_tokens: int | None = None,
         *,
         stream: bool = False,
-        has_cache_variants: bool = False,
         members: dict[str, Raw] | None = None,
-        is_passthrough: bool = False,
     ) -> None:
         self.decoded_fields = fields
-        self.model = model
-        self.session = session
-        self.max_tokens = max_tokens
-        self.stream = stream
-        self.has_cache_variants = has_cache_variants
-        self.members = members
-        self.is_passthrough = is_passthrough
-        self.cache_variant = b""
-        self.context: Sequence[bytes] = ()
-        self.repeated_bytes: int = 0
-        self.prompts: int = 1
-        self.bounds: TextBounds | None = None
-        self.has_session_id = False
-        self.sequences: int = 1
+        self.body = body
+        self.client_body = body
+        self.model_name = model_name
         self.messages_start: int = 0
         self.messages_end: int = 0
+        self.stream = stream
+        self.strip_usage = False
+        self.max_tokens = max_tokens
+        self.session = session
+        self.has_session_id = False
+        self.sequences: int = 1
+        self.has_cache_variants = False
+        self.cache_variant = b""
+        self.context: Sequence[bytes] = ()
+        self.members = members
+        self.prompts: int = 1
+        self.repeated_bytes: int = 0
+        self.is_passthrough = False
+        self.is_counted = True
+        self.passes_stream = False
+        self.method = "POST"
+        self.target: str | None = None
+        self.resumable: bool | None = None
+        self.bounds: TextBounds | None = None
+        self.cache_salt: str | None = None
+        self.parameters: dict[str, int | float] | None = None
+        self.removed: tuple[str, ...] = ()
+        self.route: RouteDecision | None = None
+        self.adapter: LoraAdapter | None = None
 
-    def fields(self, body: bytes) -> CommonFields:
-        """Returns all fields. body: that was parsed."""
-        fields = self.decoded_fields
-        if fields is None:
-            fields = self.decoded_fields = chat_fields(body, self.messages_start, self.messages_end)
-        return fields
+    def bind(self, entry: ModelEntry, body: bytes) -> None:
+        """Makes this a request for a model, whose engine gets `body`."""
+        self.entry = entry
+        self.model_key = self.cache_key = entry.key
+        self.model = entry.model
+        self.body = body
+        if self.members is not None:
+            self.removed = removed_fields(self.members)
+            self.members = None  # they refer to the body
 
     def set_cache_variant(self, digest: bytes) -> None:
         """Sets the digest of the fields that change the tokens of the prompt."""
         self.cache_variant = digest
         self.has_cache_variants = self.has_cache_variants or bool(digest)
+
+    def set_adapter(self, adapter: LoraAdapter) -> None:
+        """Makes this a request for an adapter, which shares no cached block with its base."""
+        self.adapter = adapter
+        self.cache_key = f"{self.model_key}\0{adapter.name}\0{adapter.source}"
+
+    @property
+    def answers(self) -> int:
+        """Returns how many answers an engine computes: `n` or `best_of`, for each prompt."""
+        return self.sequences * self.prompts
+
+    @property
+    def fields(self) -> CommonFields:
+        """All fields of the body. Most requests need none of them, so they may be decoded here."""
+        fields = self.decoded_fields
+        if fields is None:
+            fields = self.decoded_fields = chat_fields(self.client_body, self.messages_start, self.messages_end)
+            if self.parameters is not None:
+                _set_fields(fields, self.parameters)
+        return fields
+
+    def set_parameters(self, parameters: dict[str, int | float]) -> None:
+        """Records the fields that a route has set in the body."""
+        self.parameters = parameters
+        if self.decoded_fields is not None:
+            _set_fields(self.decoded_fields, parameters)
+
+    def take_back_usage(self) -> None:
+        """Removes the request for a stream's token counts, which the gateway added."""
+        fields = self.decoded_fields  # None: a scanned chat, which has no `stream_options`
+        options = fields.stream_options if isinstance(fields, GenerationFields) else UNSET
+        theirs = None if options is UNSET else bytes(options)
+        self.body = rewrite_members(self.body, lambda name, value: theirs if name == "stream_options" else value)
+        self.strip_usage = False
+
+    def messages(self) -> bytes:
+        """Returns the JSON text of a chat's messages; empty for other requests."""
+        if self.messages_end:
+            return self.client_body[self.messages_start - 1 : self.messages_end + 1]
+        return bytes(self.fields.messages) if isinstance(self.fields, ChatRequest) else b""
+
+    def release_body(self) -> None:
+        """Releases the body and its fields, once no other engine will need them."""
+        self.decoded_fields = None
+        self.body = self.client_body = b""
+
+
+def _set_fields(fields: CommonFields, parameters: Mapping[str, int | float]) -> None:
+    for name, value in parameters.items():
+        setattr(fields, name, value)
 
 
 class ScanBounds:
@@ -195,7 +304,7 @@ class ScanBounds:
 
 def parse_body(
     kind: type[CommonFields], body: bytes, limits: Limits, scan_bounds: ScanBounds | None = None
-) -> ParsedBody:
+) -> ModelRequest:
     """Parses a body as `kind`. Raises BadRequest, which names the field.
 
     scan_bounds: those of the limits, if they are known.
@@ -209,7 +318,7 @@ def parse_body(
         if parsed is not None:
             return parsed
         fields = decode_body(kind, body, limits)
-        parsed = _parsed_chat(fields, None if fields.is_listed else _DECODE_MEMBERS(body), None)
+        parsed = _parsed_chat(fields, body, None if fields.is_listed else _DECODE_MEMBERS(body), None)
     else:
         fields = decode_body(kind, body, limits)
         parsed = parsed_body(fields, body)
@@ -234,7 +343,7 @@ def parse_body(
     return parsed
 
 
-def parse_scanned_chat(scan: ChatScan, body: bytes, bounds: ScanBounds) -> ParsedBody | None:
+def parse_scanned_chat(scan: ChatScan, body: bytes, bounds: ScanBounds) -> ModelRequest | None:
     """Parses a chat with a scanner; returns None if it must be parsed in another way.
 
     The scanner accepts fields only that are listed as safe and change nothing of the prompt. It
@@ -246,7 +355,7 @@ def parse_scanned_chat(scan: ChatScan, body: bytes, bounds: ScanBounds) -> Parse
     if found is None:
         return None
     model, session_id, user, max_tokens, stream, messages_start, messages_end = found
-    parsed = ParsedBody(None, model, session_id or user, max_tokens, stream=stream)
+    parsed = ModelRequest(None, body, model, session_id or user, max_tokens, stream=stream)
     parsed.has_session_id = bool(session_id)
     parsed.messages_start, parsed.messages_end = messages_start, messages_end
     return parsed
@@ -258,45 +367,32 @@ def chat_fields(body: bytes, messages_start: int, messages_end: int) -> CommonFi
     return fields
 
 
-def parsed_body(fields: CommonFields, body: bytes) -> ParsedBody:
+def parsed_body(fields: CommonFields, body: bytes) -> ModelRequest:
     """Returns the parsed body for checked fields of anything but a chat.
 
     body: empty if the request has none.
     """
-    session = fields.session_id or fields.user
-    has_cache_variants = bool(fields.cache_salt)
     members = None if not body or (fields.is_listed and not _has_token_prompt(fields)) else _DECODE_MEMBERS(body)
-    if not isinstance(fields, GenerationFields):
-        is_passthrough = isinstance(fields, GenericRequest)
-        parsed = ParsedBody(
-            fields,
-            fields.model,
-            session,
-            has_cache_variants=has_cache_variants,
-            members=members,
-            is_passthrough=is_passthrough,
-        )
-        parsed.has_session_id = bool(fields.session_id)
-        return parsed
-    has_cache_variants = has_cache_variants or fields.response_format is not _UNSET or reads_no_cache(fields)
-    parsed = ParsedBody(
-        fields,
-        fields.model,
-        session,
-        fields.max_tokens,
-        stream=bool(fields.stream),
-        has_cache_variants=has_cache_variants,
-        members=members,
-    )
+    parsed = ModelRequest(fields, body, fields.model, fields.session_id or fields.user, members=members)
     parsed.has_session_id = bool(fields.session_id)
+    parsed.has_cache_variants = bool(fields.cache_salt)
+    if not isinstance(fields, GenerationFields):
+        parsed.is_passthrough = isinstance(fields, GenericRequest)
+        parsed.is_counted = not parsed.is_passthrough
+        return parsed
+    parsed.max_tokens, parsed.stream = fields.max_tokens, bool(fields.stream)
+    parsed.has_cache_variants = (
+        parsed.has_cache_variants or fields.response_format is not _UNSET or reads_no_cache(fields)
+    )
     best_of = fields.best_of if isinstance(fields, CompletionRequest) else None
     parsed.sequences = max(1, fields.n or 1, best_of or 1)
     return parsed
 
 
-def parsed_checked_body(fields: CommonFields, members: dict[str, Raw] | None) -> ParsedBody:
+def parsed_checked_body(fields: CommonFields, body: bytes, members: dict[str, Raw] | None) -> ModelRequest:
     """Returns the parsed body for checked fields of any kind, chats too; `members` as there."""
-    parsed = _parsed_chat(fields, None, None) if isinstance(fields, _CHAT) else parsed_body(fields, b"")
+    parsed = _parsed_chat(fields, body, None, None) if isinstance(fields, _CHAT) else parsed_body(fields, b"")
+    parsed.body = parsed.client_body = body
     parsed.members = members
     return parsed
 
@@ -316,7 +412,7 @@ def reads_no_cache(fields: CommonFields) -> bool:
     return is_echoed or fields.prompt_logprobs is not None
 
 
-def _cache_variant(parsed: ParsedBody, fields: CommonFields) -> bytes:
+def _cache_variant(parsed: ModelRequest, fields: CommonFields) -> bytes:
     """Returns the digest of the fields in `_CACHE_FIELDS`; empty without one."""
     members = parsed.members
     found: list[bytes] = []
@@ -327,7 +423,7 @@ def _cache_variant(parsed: ParsedBody, fields: CommonFields) -> bytes:
     return xxhash.xxh3_128_digest(b"".join(found)) if found else b""
 
 
-def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
+def _parse_chat_fast(body: bytes, limits: Limits) -> ModelRequest | None:
     """Parses a chat whose messages hold only known fields.
 
     Returns None if it must be parsed in the general way. Raises BadRequest if a value is out of
@@ -370,7 +466,7 @@ def _parse_chat_fast(body: bytes, limits: Limits) -> ParsedBody | None:
     check_depth(rest, limits)
     if members is not None:
         check_costly_fields(members, limits)
-    parsed = _parsed_chat(fields, members, limits)
+    parsed = _parsed_chat(fields, body, members, limits)
     parsed.messages_start, parsed.messages_end = start + 1, end - 1
     if members is not None or _has_listed_variant(fields):
         parsed.set_cache_variant(_cache_variant(parsed, fields))
@@ -386,7 +482,7 @@ def _context_texts(fields: CommonFields, members: dict[str, Raw] | None, body: b
 
     Why: a caller would else send a prompt of any size as a tool, and it would count as nothing.
 
-    members: as in `ParsedBody`.
+    members: as in `ModelRequest`.
     """
     if isinstance(fields, CompletionRequest):
         return [bytes((_DECODE_MEMBERS(body) if members is None else members)["suffix"])] if fields.suffix else []
@@ -407,7 +503,7 @@ def repeated_bytes(fields: GenericRequest, members: dict[str, Raw]) -> int:
 
     Why: 100 documents of a letter would else hide a query of megabytes.
 
-    members: as in `ParsedBody`.
+    members: as in `ModelRequest`.
     """
     if fields.messages is not _UNSET:
         conversations = _item_count(fields.messages)
@@ -445,10 +541,12 @@ def _has_listed_variant(listed: Any) -> bool:
     return listed.reasoning_effort is not _UNSET
 
 
-def _parsed_chat(fields: CommonFields, members: dict[str, Raw] | None, limits: Limits | None) -> ParsedBody:
+def _parsed_chat(
+    fields: CommonFields, body: bytes, members: dict[str, Raw] | None, limits: Limits | None
+) -> ModelRequest:
     """Like `parsed_body` for a chat, from all of its fields at once.
 
-    members: as in `ParsedBody`.
+    members: as in `ModelRequest`.
     limits: limits for the check of the fields (rare ones only if set). None: the fields are
         already checked.
     """
@@ -473,15 +571,16 @@ def _parsed_chat(fields: CommonFields, members: dict[str, Raw] | None, limits: L
         )
         max_completion_tokens: int | None = values[_MAX_COMPLETION_TOKENS]
         max_tokens = max_tokens if max_completion_tokens is None else max_completion_tokens
-    parsed = ParsedBody(
+    parsed = ModelRequest(
         fields,
+        body,
         values[_MODEL],
         values[_SESSION] or values[_USER],
         max_tokens,
         stream=bool(values[_STREAM]),
-        has_cache_variants=has_cache_variants,
         members=members,
     )
+    parsed.has_cache_variants = has_cache_variants
     parsed.has_session_id = bool(values[_SESSION])
     parsed.sequences = sequences
     return parsed

@@ -39,7 +39,7 @@ change an engine for all clients are never passed on.
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
@@ -48,11 +48,9 @@ import msgspec
 import xxhash
 from msgspec import UNSET
 
-from fairlead.adapters.model import LoraAdapter
 from fairlead.errors import BadInput
-from fairlead.fleet.model import EXTERNAL_API, Fleet, Model, RequestPolicy
+from fairlead.fleet.model import EXTERNAL_API, Fleet, RequestPolicy
 from fairlead.limits import Limits
-from fairlead.routes.target_choice import RouteDecision
 from fairlead.units import format_duration, parse_duration
 from fairlead_gateway.errors import BadRequest, EngineTimeout, GatewayError, UnknownPath, UnsupportedBodyType
 from fairlead_gateway.http.request_parser import RequestHead
@@ -66,9 +64,8 @@ from fairlead_gateway.routing.prefix.prefix_hash import (
     without_media,
 )
 from fairlead_gateway.worker.openai.body_parser import (
-    ParsedBody,
+    ModelRequest,
     ScanBounds,
-    chat_fields,
     parse_body,
     parsed_body,
     reads_no_cache,
@@ -78,13 +75,11 @@ from fairlead_gateway.worker.openai.field_policy import (
     apply_field_policy,
     check_external_path,
     engine_tables,
-    removed_fields,
 )
 from fairlead_gateway.worker.openai.json_edit import (
     prepend_members,
     replace_first_member,
     replace_scanned_text,
-    rewrite_members,
     set_members,
 )
 from fairlead_gateway.worker.openai.model_names import ModelEntry, resolve_model_entry
@@ -115,162 +110,6 @@ BODY_TYPES: Final[dict[str, type[CommonFields]]] = {
 }
 
 
-class ModelRequest:
-    """A parsed request for a model.
-
-    body, client_body: as sent to the engine, and as received.
-    cache_key: what engines cache under: the model, and the adapter if there is one.
-    decoded_fields, has_session_id: as in `ParsedBody`.
-    strip_usage: the client did not ask for the usage of the stream.
-    method, target: of the request to the engine; target None: the client's path.
-    is_passthrough: the gateway reads neither prompt nor response.
-    is_counted: the gateway reads the token counts of the response.
-    passes_stream: the client asked for a stream that is passed on.
-    max_tokens: the client's limit of the response.
-    sequences: answers that an engine computes for the prompt.
-    bounds: of its tokens by its bytes; None if nothing has looked for them yet.
-    context: as in `ParsedBody`, until the prompt is hashed.
-    prompts, repeated_bytes: as in `ParsedBody`.
-    resumable: whether `can_resume`; None if that was not computed when the body was parsed.
-    cache_salt: the salt of the tenant's cache scope; None without one.
-    parameters: the fields that a route has set in the body; None if it has set none.
-    route: how a route chose the model; None if the client named the model itself.
-    adapter: the LoRA adapter that the client named; `model` is its base then.
-    removed: the fields of the client that no engine gets.
-
-    Why 7 parameters: body, model and what differs by path; the rest comes with `parsed`.
-    """
-
-    __slots__ = (
-        "adapter",
-        "body",
-        "bounds",
-        "cache_key",
-        "cache_salt",
-        "cache_variant",
-        "client_body",
-        "context",
-        "decoded_fields",
-        "entry",
-        "has_cache_variants",
-        "has_session_id",
-        "is_counted",
-        "is_passthrough",
-        "max_tokens",
-        "messages_end",
-        "messages_start",
-        "method",
-        "model",
-        "model_key",
-        "parameters",
-        "passes_stream",
-        "prompts",
-        "removed",
-        "repeated_bytes",
-        "resumable",
-        "route",
-        "sequences",
-        "session",
-        "stream",
-        "strip_usage",
-        "target",
-    )
-
-    def __init__(
-        self,
-        parsed: ParsedBody,
-        entry: ModelEntry,
-        body: bytes,
-        *,
-        client_body: bytes = b"",
-        strip_usage: bool = False,
-        method: str = "POST",
-        target: str | None = None,
-    ) -> None:
-        self.decoded_fields = parsed.decoded_fields
-        self.entry = entry
-        self.model_key: str = entry.key
-        self.model: Model = entry.model
-        self.body = body
-        self.client_body = client_body
-        self.messages_start: int = parsed.messages_start
-        self.messages_end: int = parsed.messages_end
-        self.stream: bool = parsed.stream
-        self.strip_usage = strip_usage
-        self.max_tokens = parsed.max_tokens
-        self.session = parsed.session
-        self.has_session_id: bool = parsed.has_session_id
-        self.sequences: int = parsed.sequences
-        self.has_cache_variants: bool = parsed.has_cache_variants
-        self.cache_variant: bytes = parsed.cache_variant
-        self.context: Sequence[bytes] = parsed.context
-        self.prompts: int = parsed.prompts
-        self.repeated_bytes: int = parsed.repeated_bytes
-        self.is_passthrough: bool = parsed.is_passthrough
-        self.is_counted = not self.is_passthrough
-        self.passes_stream = False
-        self.method = method
-        self.target = target
-        self.resumable: bool | None = None
-        self.bounds = parsed.bounds
-        self.cache_salt: str | None = None
-        self.parameters: dict[str, int | float] | None = None
-        self.removed: tuple[str, ...] = () if parsed.members is None else removed_fields(parsed.members)
-        self.route: RouteDecision | None = None
-        self.adapter: LoraAdapter | None = None
-        self.cache_key: str = entry.key
-
-    def set_adapter(self, adapter: LoraAdapter) -> None:
-        """Makes this a request for an adapter, which shares no cached block with its base."""
-        self.adapter = adapter
-        self.cache_key = f"{self.model_key}\0{adapter.name}\0{adapter.source}"
-
-    @property
-    def answers(self) -> int:
-        """Returns how many answers an engine computes: `n` or `best_of`, for each prompt."""
-        return self.sequences * self.prompts
-
-    @property
-    def fields(self) -> CommonFields:
-        """All fields of the body. Most requests need none of them, so they may be decoded here."""
-        fields = self.decoded_fields
-        if fields is None:
-            fields = self.decoded_fields = chat_fields(self.client_body, self.messages_start, self.messages_end)
-            if self.parameters is not None:
-                _set_fields(fields, self.parameters)
-        return fields
-
-    def set_parameters(self, parameters: dict[str, int | float]) -> None:
-        """Records the fields that a route has set in the body."""
-        self.parameters = parameters
-        if self.decoded_fields is not None:
-            _set_fields(self.decoded_fields, parameters)
-
-    def take_back_usage(self) -> None:
-        """Removes the request for a stream's token counts, which the gateway added."""
-        fields = self.decoded_fields  # None: a scanned chat, which has no `stream_options`
-        options = fields.stream_options if isinstance(fields, GenerationFields) else UNSET
-        theirs = None if options is UNSET else bytes(options)
-        self.body = rewrite_members(self.body, lambda name, value: theirs if name == "stream_options" else value)
-        self.strip_usage = False
-
-    def messages(self) -> bytes:
-        """Returns the JSON text of a chat's messages; empty for other requests."""
-        if self.messages_end:
-            return self.client_body[self.messages_start - 1 : self.messages_end + 1]
-        return bytes(self.fields.messages) if isinstance(self.fields, ChatRequest) else b""
-
-    def release_body(self) -> None:
-        """Releases the body and its fields, once no other engine will need them."""
-        self.decoded_fields = None
-        self.body = self.client_body = b""
-
-
-def _set_fields(fields: CommonFields, parameters: Mapping[str, int | float]) -> None:
-    for name, value in parameters.items():
-        setattr(fields, name, value)
-
-
 def parse_request(
     path: str,
     body: bytes,
@@ -284,79 +123,68 @@ def parse_request(
     names, scan_bounds: the fleet's `client_names` and those of the limits, if they are known.
     Raises BadRequest, which names the field, and UnknownModel, which names similar models.
     """
-    parsed = parse_body(BODY_TYPES[path], body, limits, scan_bounds)
-    return build_model_request(path, parsed, body, fleet, limits, names)
+    return bind_by_name(path, parse_body(BODY_TYPES[path], body, limits, scan_bounds), fleet, limits, names)
 
 
-def build_model_request(
-    path: str,
-    parsed: ParsedBody,
-    body: bytes,
-    fleet: Fleet,
-    limits: Limits,
-    names: dict[str, ModelEntry] | None = None,
+def bind_by_name(
+    path: str, request: ModelRequest, fleet: Fleet, limits: Limits, names: dict[str, ModelEntry] | None = None
 ) -> ModelRequest:
-    """Returns the request of a parsed body.
+    """Binds a parsed request to the model that it names, and returns it.
 
     Raises BadRequest for a field that clients may not set, and UnknownModel, which names similar
     models.
     """
-    entry = resolve_model_entry(parsed.model, fleet, names)
-    request = build_entry_request(path, parsed, body, entry, limits)
+    entry = resolve_model_entry(request.model_name, fleet, names)
+    bind_to_entry(path, request, entry, limits)
     if entry.adapter is not None:
         request.set_adapter(entry.adapter)
     return request
 
 
-def build_entry_request(path: str, parsed: ParsedBody, body: bytes, entry: ModelEntry, limits: Limits) -> ModelRequest:
-    """Returns the request of a parsed body for a model.
+def bind_to_entry(path: str, request: ModelRequest, entry: ModelEntry, limits: Limits) -> None:
+    """Binds a parsed request to a model, and makes the body that its engine gets.
 
     Raises BadRequest for a field that clients may not set, and UnknownPath for a path of an
     external API whose tokens are not counted.
     """
-    client_body = body
-    if parsed.is_passthrough and entry.is_external:
+    body = client_body = request.client_body
+    if request.is_passthrough and entry.is_external:
         check_external_path(path, entry.rules)
     name = entry.name
-    if parsed.members is not None or not entry.passes_unknown_fields:
-        body = apply_field_policy(body, parsed.members, path, entry.model)
-    if parsed.model == name and not parsed.stream:
-        return ModelRequest(parsed, entry, body, client_body=client_body)
+    if request.members is not None or not entry.passes_unknown_fields:
+        body = apply_field_policy(body, request.members, path, entry.model)
+    if request.model_name == name and not request.stream:
+        request.bind(entry, body)
+        return
     changes: dict[str, bytes] = {}
     added: dict[str, bytes] = {}
-    if parsed.model != name:
-        is_scanned = parsed.decoded_fields is None  # then each field is there once
+    if request.model_name != name:
+        is_scanned = request.decoded_fields is None  # then each field is there once
         renamed = replace_first_member(body, _MODEL_STARTS, entry.name_text, is_unique=is_scanned)
         if renamed is None and is_scanned and body is client_body:
-            renamed = replace_scanned_text(body, _MODEL_KEY, entry.name_text, parsed.messages_end)
+            renamed = replace_scanned_text(body, _MODEL_KEY, entry.name_text, request.messages_end)
         if renamed is None:
             changes["model"] = entry.name_text
         else:
             body = renamed
-            if not parsed.stream:
-                return ModelRequest(parsed, entry, body, client_body=client_body)
-    strip_usage = False
-    fields = parsed.decoded_fields
+            if not request.stream:
+                request.bind(entry, body)
+                return
+    fields = request.decoded_fields
     if fields is None:  # a scanned chat, which has no `stream_options`
-        strip_usage = parsed.stream
-        if strip_usage:
+        request.strip_usage = request.stream
+        if request.stream:
             added["stream_options"] = _WITH_USAGE
-    elif parsed.stream and isinstance(fields, GenerationFields):
+    elif request.stream and isinstance(fields, GenerationFields):
         options = decode_stream_options(fields, limits)
         # For `continuous_usage_stats` alone, vLLM counts nothing: it needs both.
-        strip_usage = options is None or not options.include_usage
-        if strip_usage:
+        request.strip_usage = options is None or not options.include_usage
+        if request.strip_usage:
             options_text = bytes(fields.stream_options) if options is not None and fields.stream_options else b"{}"
             options_with_usage = set_members(options_text, {"include_usage": b"true"})
             (added if fields.stream_options is UNSET else changes)["stream_options"] = options_with_usage
     body = set_members(body, changes) if changes else body
-    return ModelRequest(
-        parsed,
-        entry,
-        prepend_members(body, added) if added else body,
-        client_body=client_body,
-        strip_usage=strip_usage,
-    )
+    request.bind(entry, prepend_members(body, added) if added else body)
 
 
 _UNRESUMABLE_FIELDS: Final = (b'"continue_final_message"', b'"return_token_ids"', b'"use_beam_search"')
@@ -619,7 +447,7 @@ def _parse_seconds(text: str) -> float:
     return float(text) if text[-1:].isdigit() or text[-1:] == "." else parse_duration(text)
 
 
-BodyParser = Callable[[type[CommonFields], bytes], ParsedBody]
+BodyParser = Callable[[type[CommonFields], bytes], ModelRequest]
 PASSTHROUGH_METHODS = ("GET", "POST")
 _PLAIN_PATH = re.compile(r"/v1(?!/v1(?:/|$))(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~:@-]+)+")
 _ENGINE_ADMIN_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
@@ -679,19 +507,13 @@ def parse_passthrough_request(
     names: the fleet's `client_names`, if they are known.
     Raises UnknownPath if the request names no model, else as `parse_request`.
     """
-    return build_passthrough_request(head, body, fleet, partial(parse_body, limits=limits), names)
+    request = parse_passthrough(head, body, partial(parse_body, limits=limits))
+    bind_passthrough(head, request, resolve_model_entry(request.model_name, fleet, names))
+    return request
 
 
-def build_passthrough_request(
-    head: RequestHead, body: bytes, fleet: Fleet, parse: BodyParser, names: dict[str, ModelEntry] | None = None
-) -> ModelRequest:
-    """Like `parse_passthrough_request`; `parse` parses the body with the same limits."""
-    parsed, body = parse_passthrough(head, body, parse)
-    return build_entry_passthrough(head, parsed, body, resolve_model_entry(parsed.model, fleet, names))
-
-
-def parse_passthrough(head: RequestHead, body: bytes, parse: BodyParser) -> tuple[ParsedBody, bytes]:
-    """Returns what a request names, and its body, which is empty with GET.
+def parse_passthrough(head: RequestHead, body: bytes, parse: BodyParser) -> ModelRequest:
+    """Returns what a request names; its body is empty with GET.
 
     Raises UnknownPath if the request names no model.
     """
@@ -700,29 +522,29 @@ def parse_passthrough(head: RequestHead, body: bytes, parse: BodyParser) -> tupl
         model_name = next((value for name, value in query if name == "model"), None)
         if model_name is None:
             raise UnknownPath("nothing is served under this path", hint=_HINT)
-        return parsed_body(GenericRequest(model=model_name), b""), b""
-    return _parse_json_body(head, body, parse), body
+        return parsed_body(GenericRequest(model=model_name), b"")
+    return _parse_json_body(head, body, parse)
 
 
-def build_entry_passthrough(head: RequestHead, parsed: ParsedBody, body: bytes, entry: ModelEntry) -> ModelRequest:
-    """Returns the request for a model or an adapter as its engine gets it.
+def bind_passthrough(head: RequestHead, request: ModelRequest, entry: ModelEntry) -> None:
+    """Binds a parsed request to a model or an adapter, and makes what its engine gets.
 
     Raises UnknownPath for a path that is not open to clients of the model.
     """
-    query, model, client_body = _parse_query(head.query), entry.model, body
+    query, model = _parse_query(head.query), entry.model
     _check_path(head, model.requests)
-    body = apply_field_policy(body, parsed.members, head.path, model)
-    if body and parsed.model != entry.name:
+    body = apply_field_policy(request.client_body, request.members, head.path, model)
+    if body and request.model_name != entry.name:
         body = set_members(body, {"model": entry.name_text})
     passed_query = [
         (name, entry.name if name == "model" else value) for name, value in query if name not in REMOVED_FIELDS
     ]
-    target = f"{head.path}?{urlencode(passed_query)}" if passed_query else head.path
-    request = ModelRequest(parsed, entry, body, client_body=client_body, method=head.method, target=target)
-    _set_answer(request, head, parsed.decoded_fields)
+    request.bind(entry, body)
+    request.method = head.method
+    request.target = f"{head.path}?{urlencode(passed_query)}" if passed_query else head.path
+    _set_answer(request, head, request.decoded_fields)
     if entry.adapter is not None:
         request.set_adapter(entry.adapter)
-    return request
 
 
 def _set_answer(request: ModelRequest, head: RequestHead, fields: CommonFields | None) -> None:
@@ -736,7 +558,7 @@ def _set_answer(request: ModelRequest, head: RequestHead, fields: CommonFields |
         request.max_tokens = getattr(fields, output_limit)
 
 
-def _parse_json_body(head: RequestHead, body: bytes, parse: BodyParser) -> ParsedBody:
+def _parse_json_body(head: RequestHead, body: bytes, parse: BodyParser) -> ModelRequest:
     content_type = (head.get(b"content-type") or b"application/json").partition(b";")[0].strip().lower()
     if content_type != b"application/json" and not content_type.endswith(b"+json"):
         raise UnsupportedBodyType("only JSON bodies are forwarded to engines", param="content-type", hint=_HINT)

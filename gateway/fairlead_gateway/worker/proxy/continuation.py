@@ -26,8 +26,8 @@ from typing import Any
 
 import msgspec
 
+from fairlead_gateway.worker.openai.body_parser import ModelRequest
 from fairlead_gateway.worker.openai.json_edit import set_members
-from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.openai.schemas import ChatRequest, CompletionRequest
 from fairlead_gateway.worker.upstream.usage import Usage
 

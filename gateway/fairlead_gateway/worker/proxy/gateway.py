@@ -47,7 +47,8 @@ from fairlead_gateway.worker.memory_pressure import MemoryPressure, MemoryShare
 from fairlead_gateway.worker.model_selection.context_lengths import ContextLengths
 from fairlead_gateway.worker.model_selection.fallbacks import FallbackRequest, Fallbacks, fallback_header
 from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
-from fairlead_gateway.worker.openai.request import BODY_TYPES, PASSTHROUGH_METHODS, ModelRequest, is_passthrough_path
+from fairlead_gateway.worker.openai.body_parser import ModelRequest
+from fairlead_gateway.worker.openai.request import BODY_TYPES, PASSTHROUGH_METHODS, is_passthrough_path
 from fairlead_gateway.worker.proxy.attempt import Attempt, Dispatcher
 from fairlead_gateway.worker.proxy.fast_path import FastPath, FastPathExchange, RequestLifecycle
 from fairlead_gateway.worker.proxy.forwarder import Forwarder

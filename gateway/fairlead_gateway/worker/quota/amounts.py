@@ -17,7 +17,8 @@ from fairlead.limits import Limits
 from fairlead_gateway.admission.output_lengths import OutputLengths, conditional_quantile
 from fairlead_gateway.errors import BadRequest
 from fairlead_gateway.worker.body_check.protocol import TextBounds, text_bounds
-from fairlead_gateway.worker.openai.request import OUTPUT_LIMITS, ModelRequest
+from fairlead_gateway.worker.openai.body_parser import ModelRequest
+from fairlead_gateway.worker.openai.request import OUTPUT_LIMITS
 from fairlead_gateway.worker.quota.limit_plan import Amounts, LimitPlan
 from fairlead_gateway.worker.request_context import RequestContext
 

@@ -37,7 +37,7 @@ from fairlead.fleet.model import Fleet, Instance, InstanceState
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import ANONYMOUS, Caller, CallerKey
 from fairlead_gateway.errors import AdapterNotLoaded, EngineFailed, EngineTimeout, GatewayError, Overloaded
-from fairlead_gateway.worker.openai.request import ModelRequest
+from fairlead_gateway.worker.openai.body_parser import ModelRequest
 from fairlead_gateway.worker.upstream.connection import LOCAL_CAUSES, EndpointActivity
 
 MAX_REFUSALS: Final = 64

@@ -56,10 +56,11 @@ from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.load.prompt_sizes import PromptSizes
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
+from fairlead_gateway.worker.openai.body_parser import ModelRequest
 from fairlead_gateway.worker.openai.field_policy import known_fields, remove_fields
 from fairlead_gateway.worker.openai.json_edit import contains_any, members_text, prepend_text, set_members
 from fairlead_gateway.worker.openai.model_names import HiddenKeys, ModelEntry, client_names
-from fairlead_gateway.worker.openai.request import CacheScope, ModelRequest, build_route_request
+from fairlead_gateway.worker.openai.request import CacheScope, build_route_request
 
 _MAX_FLEETS: Final = 1_024
 

@@ -19,9 +19,9 @@ from fairlead_gateway.worker.body_check.client import BodyChecker
 from fairlead_gateway.worker.body_check.process import check_body
 from fairlead_gateway.worker.body_check.protocol import decode_limits, encode_limits
 from fairlead_gateway.worker.openai import body_parser
-from fairlead_gateway.worker.openai.body_parser import ParsedBody, parse_body
+from fairlead_gateway.worker.openai.body_parser import ModelRequest, parse_body
 from fairlead_gateway.worker.openai.field_policy import apply_field_policy
-from fairlead_gateway.worker.openai.request import BODY_TYPES, build_model_request, build_route_request
+from fairlead_gateway.worker.openai.request import BODY_TYPES, bind_by_name, build_route_request
 from fairlead_gateway.worker.openai.schemas import (
     ChatRequest,
     CommonFields,
@@ -85,13 +85,13 @@ def checker() -> Iterator[BodyChecker]:
     checker.close()
 
 
-def seen_by_gateway(path: str, parsed: ParsedBody, body: bytes) -> object:
+def seen_by_gateway(path: str, request: ModelRequest) -> object:
     """Returns what later stages read of a body."""
-    request = build_model_request(path, parsed, body, fleet_of([]), LIMITS)
-    head = RequestHead("POST", path, [], 11, len(body), keep_alive=True, expects_continue=False)
+    bind_by_name(path, request, fleet_of([]), LIMITS)
+    head = RequestHead("POST", path, [], 11, len(request.client_body), keep_alive=True, expects_continue=False)
     route = build_route_request(request, head, "r", ChainStarts(b"secret"))
-    copied = (parsed.model, parsed.session, parsed.max_tokens, parsed.stream, parsed.has_cache_variants)
-    flags = (parsed.is_passthrough, parsed.has_session_id, request.strip_usage)
+    copied = (request.model_name, request.session, request.max_tokens, request.stream, request.has_cache_variants)
+    flags = (request.is_passthrough, request.has_session_id, request.strip_usage)
     return copied, flags, route.chain, route.prompt_tokens, request.body, path == CHATS and request.messages()
 
 
@@ -100,8 +100,8 @@ def test_large_body_means_the_same_as_one_that_the_worker_parses(name: str, chec
     path, value = VALID[name]
     body = json.dumps(value).encode()
     kind = BODY_TYPES[path]
-    checked = seen_by_gateway(path, checker.parse_body(kind, body), body)
-    assert checked == seen_by_gateway(path, parse_body(kind, body, LIMITS), body)
+    checked = seen_by_gateway(path, checker.parse_body(kind, body))
+    assert checked == seen_by_gateway(path, parse_body(kind, body, LIMITS))
 
 
 @pytest.mark.parametrize("name", INVALID)
@@ -122,7 +122,7 @@ def test_large_body_with_a_field_that_clients_may_not_set_is_refused(
 ) -> None:
     body = json.dumps(LARGE_CHAT | fields).encode()
     with pytest.raises(BadRequest) as refused:
-        seen_by_gateway(CHATS, checker.parse_body(ChatRequest, body), body)
+        seen_by_gateway(CHATS, checker.parse_body(ChatRequest, body))
     assert (refused.value.param, refused.value.code) == (*fields, "field_not_allowed")
 
 
@@ -136,10 +136,10 @@ def test_large_body_passes_plain_arguments_of_code_alone(name: str, checker: Bod
         body = json.dumps(LARGE_CHAT | {name: arguments}).encode()
         parsed = checker.parse_body(ChatRequest, body)
         if param is None:
-            assert seen_by_gateway(CHATS, parsed, body)
+            assert seen_by_gateway(CHATS, parsed)
             continue
         with pytest.raises(BadRequest) as refused:
-            seen_by_gateway(CHATS, parsed, body)
+            seen_by_gateway(CHATS, parsed)
         assert (refused.value.param, refused.value.code) == (param, "field_not_allowed")
 
 
@@ -162,7 +162,7 @@ def test_large_prompt_of_token_ids_is_refused_for_an_engine_that_does_not_check_
 def test_large_body_with_stop_tokens_that_engines_use_as_indices_is_refused(checker: BodyChecker) -> None:
     body = json.dumps(LARGE_CHAT | {"min_tokens": 1, "stop_token_ids": [10**6] * 50}).encode()
     with pytest.raises(BadRequest) as refused:
-        seen_by_gateway(CHATS, checker.parse_body(ChatRequest, body), body)
+        seen_by_gateway(CHATS, checker.parse_body(ChatRequest, body))
     assert refused.value.param == "stop_token_ids"
 
 
@@ -220,7 +220,7 @@ def test_checking_process_that_ends_fails_one_body_and_is_replaced() -> None:
     checker._child.process.kill()
     with contextlib.suppress(Overloaded):  # its end is seen before the body is sent, or while it is
         checker.parse_body(ChatRequest, body)
-    assert checker.parse_body(ChatRequest, body).model == "tiny"
+    assert checker.parse_body(ChatRequest, body).model_name == "tiny"
     assert checker._child.start_count == 2
     checker.close()
 

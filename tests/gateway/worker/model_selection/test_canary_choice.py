@@ -6,10 +6,10 @@ from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts, hash_blocks
 from fairlead_gateway.worker.model_selection.route_choice import takes_canary
 from fairlead_gateway.worker.openai.body_parser import parsed_body
 from fairlead_gateway.worker.openai.model_names import ModelEntry
-from fairlead_gateway.worker.openai.request import ModelRequest
 from fairlead_gateway.worker.openai.schemas import GenericRequest
 
-REQUEST = ModelRequest(parsed_body(GenericRequest(model="m"), b"{}"), ModelEntry("chat/m", Model("chat", "m")), b"{}")
+REQUEST = parsed_body(GenericRequest(model="m"), b"{}")
+REQUEST.bind(ModelEntry("chat/m", Model("chat", "m")), b"{}")
 SESSIONS = 100_000
 
 

@@ -14,9 +14,9 @@ from fairlead.routes.model import RequestRewrite, Route, RouteTarget
 from fairlead.routes.rewriting import RewritePlan
 from fairlead.routes.target_choice import RouteDecision
 from fairlead_gateway.worker.model_selection.route_choice import apply_rewrite
-from fairlead_gateway.worker.openai.body_parser import ParsedBody, ScanBounds, parse_body, parse_scanned_chat
+from fairlead_gateway.worker.openai.body_parser import ModelRequest, ScanBounds, parse_body, parse_scanned_chat
 from fairlead_gateway.worker.openai.model_names import ModelEntry
-from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest, build_entry_request
+from fairlead_gateway.worker.openai.request import BODY_TYPES, bind_to_entry
 from fairlead_gateway.worker.openai.schemas import GenericRequest
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = (
@@ -77,12 +77,12 @@ def scan(body: bytes, max_tokens: int) -> Any:
 
 
 def rewritten(body: bytes, rewrite: RequestRewrite, path: str, *, is_scanned: bool = False) -> ModelRequest:
-    parsed: ParsedBody | None = None
+    request: ModelRequest | None = None
     if is_scanned and path == CHAT:
-        parsed = parse_scanned_chat(scan, body, ScanBounds(LIMITS))
-    if parsed is None:
-        parsed = parse_body(BODY_TYPES.get(path, GenericRequest), body, LIMITS)
-    request = build_entry_request(path, parsed, body, ModelEntry("chat/tiny", Model("chat", "tiny")), LIMITS)
+        request = parse_scanned_chat(scan, body, ScanBounds(LIMITS))
+    if request is None:
+        request = parse_body(BODY_TYPES.get(path, GenericRequest), body, LIMITS)
+    bind_to_entry(path, request, ModelEntry("chat/tiny", Model("chat", "tiny")), LIMITS)
     decision = RouteDecision("a", "chat/a", "chat/tiny", "session", None, (1, 1))
     decision.rewrite = RewritePlan(rewrite)
     apply_rewrite(request, decision, path)

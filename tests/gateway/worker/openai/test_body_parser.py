@@ -70,11 +70,11 @@ def understood(body: bytes) -> tuple[object, ...]:
         found = parse_body(ChatRequest, body, LIMITS)
     except BadRequest as error:
         return error.status, error.code, error.param, error.message
-    fields = found.fields(body)
+    fields = found.fields
     assert isinstance(fields, ChatRequest)
     text = body[found.messages_start - 1 : found.messages_end + 1] if found.messages_end else bytes(fields.messages)
     return (
-        found.model,
+        found.model_name,
         found.stream,
         found.max_tokens,
         found.session,

@@ -12,7 +12,8 @@ from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.routing import RouteRequest
-from fairlead_gateway.worker.openai.request import BODY_TYPES, ModelRequest, parse_passthrough_request, parse_request
+from fairlead_gateway.worker.openai.body_parser import ModelRequest
+from fairlead_gateway.worker.openai.request import BODY_TYPES, parse_passthrough_request, parse_request
 from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies, takes_cache_salt
 from fairlead_testing.gateway.running_gateway import fleet_of
 
