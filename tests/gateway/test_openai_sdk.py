@@ -94,7 +94,7 @@ async def test_streaming_chat_without_usage_shows_none() -> None:
         )
         chunks = [chunk async for chunk in stream]
         assert all(chunk.usage is None and chunk.choices for chunk in chunks)
-        outcome = on.running.gateway.decisions.latest(1)[0].outcome
+        outcome = on.running.gateway.decisions.latest(1)[0]
         assert outcome.output_tokens == 5
         assert outcome.cached_tokens == 0
 

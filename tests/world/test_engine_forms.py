@@ -54,7 +54,7 @@ async def outcome_of(row: dict[str, Any]) -> tuple[RawResponse, list[EngineCall]
     async with gateway_before([replay(row, calls)] * 2) as running:
         answer = await request(running.url, body, path=path)
         await wait_until(lambda: running.gateway.inflight_count() == 0)
-        outcome = running.gateway.decisions.latest(1)[0].outcome
+        outcome = running.gateway.decisions.latest(1)[0]
         return answer, calls, None if outcome is None else outcome.error
 
 

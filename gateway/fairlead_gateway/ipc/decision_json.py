@@ -13,7 +13,7 @@ from fairlead.decision import Decision, DecisionInput
 from fairlead.routes.target_choice import RouteDecision
 from fairlead_gateway.ipc.messages import LoggedDecision
 from fairlead_gateway.telemetry import RequestOutcome
-from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest
+from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_kvstore.redis.codec import encode
 
@@ -68,9 +68,9 @@ def stream_entry(record: DecisionRecord, gateway_id: str) -> bytes:
     )
 
 
-def logged_decision(logged: LoggedRequest) -> LoggedDecision:
+def logged_decision(logged: RequestOutcome) -> LoggedDecision:
     """Returns the choices and the outcome of one request as `DecisionOut` of the management API."""
-    first, latest, outcome = logged.records[0], logged.latest, logged.outcome
+    first, latest = logged.records[0], logged.latest
     shown = {
         "request_id": first.request_id,
         "model": latest.model_key,
@@ -83,7 +83,7 @@ def logged_decision(logged: LoggedRequest) -> LoggedDecision:
         "choices": [
             {"attempt": record.attempt, "wall": record.wall, **_choice(record.decision)} for record in logged.records
         ],
-        "outcome": None if outcome is None else _outcome(outcome, logged.records),
+        "outcome": _outcome(logged) if logged.has_ended else None,
     }
     route = None if latest.route is None else latest.route.route
     return LoggedDecision(
@@ -167,10 +167,10 @@ _OUTCOME_FIELDS: Final = (
 )
 
 
-def _outcome(outcome: RequestOutcome, records: Iterable[DecisionRecord]) -> _Json:
+def _outcome(outcome: RequestOutcome) -> _Json:
     return {
         **{name: getattr(outcome, name) for name in _OUTCOME_FIELDS},
         "client_gone": outcome.client_disconnected,
         "failures": [{"instance": instance, "why": why} for instance, why in outcome.failures],
-        "continued": any(record.decision.rule == CONTINUATION_RULE for record in records),
+        "continued": any(record.decision.rule == CONTINUATION_RULE for record in outcome.records),
     }

@@ -361,7 +361,7 @@ class GetCounters(msgspec.Struct, tag=True):
 
 
 class GetDecisions(msgspec.Struct, tag=True):
-    """Query for the last requests. The reply is lists of `EncodedLoggedRequest`, newest first.
+    """Query for the last requests. The reply is lists of `LoggedDecision`, newest first.
 
     callers: only requests of these tenants; None: of all.
     """
@@ -373,7 +373,7 @@ class GetDecisions(msgspec.Struct, tag=True):
 
 
 class GetDecision(msgspec.Struct, tag=True):
-    """Query for one request of `callers`. The reply lists one `EncodedLoggedRequest` a tenant."""
+    """Query for one request of `callers`. The reply lists one `LoggedDecision` a tenant."""
 
     query_id: int
     request_id: str

@@ -23,13 +23,68 @@ from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 ENGINE_REFUSED: Final = "engine-refused"
 
 
+CONTINUATION_RULE = "continue-1"
+"""The rule of a decision for the rest of a stream that had begun."""
+
+
+@dataclass(slots=True)
+class DecisionRecord:
+    """One choice of an instance.
+
+    - attempt: counts from 1.
+    - prompt_tokens: the estimate with which it was made.
+    - caller: name of the tenant; None if the gateway asks for no API key.
+    - client_id: the id that the client chose; None if it sent none.
+    - handoff: the record of disaggregated prefill, if any.
+    - route: how a route chose the model; None if the client named the model itself.
+    - kept_back: fields and headers of the request that its engine does not get.
+    """
+
+    request_id: str
+    wall: float
+    model_key: str
+    decision: Decision
+    attempt: int
+    prompt_tokens: float
+    caller: str | None
+    handoff: HandoffRecord | None
+    client_id: str | None
+    route: RouteDecision | None
+    kept_back: tuple[str, ...]
+
+    def __init__(
+        self,
+        request_id: str,
+        wall: float,
+        model_key: str,
+        decision: Decision,
+        attempt: int,
+        prompt_tokens: float,
+        caller: str | None = None,
+        handoff: HandoffRecord | None = None,
+    ) -> None:
+        self.request_id = request_id
+        self.wall = wall
+        self.model_key = model_key
+        self.decision = decision
+        self.attempt = attempt
+        self.prompt_tokens = prompt_tokens
+        self.caller = caller
+        self.handoff = handoff
+        self.client_id = None
+        self.route = None
+        self.kept_back = ()
+
+
 @dataclass(slots=True)
 class RequestOutcome:
     """The response to one request, and what is known of the request at its end. None is "unknown",
-    never zero.
+    never zero. It is the request's entry in the decision log.
 
     The constructor takes what every outcome has; callers set the other fields.
 
+    - records: the decisions of the request, in order, once the log has the first one.
+    - has_ended: the other fields have their last values.
     - status: what the client received, or would have received; 0 before.
     - error: the failure in one word.
     - within_objective: None if the model has no SLO; `within_ttft` and `within_itl` are its
@@ -73,6 +128,8 @@ class RequestOutcome:
     is_charged: bool
     estimated_tokens: int
     estimated_prompt: int
+    records: list[DecisionRecord]
+    has_ended: bool
 
     def __init__(self, request_id: str, model_key: str, started_wall: float) -> None:
         self.request_id = request_id
@@ -104,6 +161,18 @@ class RequestOutcome:
         self.is_charged = False
         self.estimated_tokens = 0
         self.estimated_prompt = 0
+        self.records = []
+        self.has_ended = False
+
+    @property
+    def latest(self) -> DecisionRecord:
+        """The latest decision."""
+        return self.records[-1]
+
+    def is_of(self, key: str) -> bool:
+        """Returns whether the request went to this model, or named this route."""
+        route = self.records[0].route
+        return self.latest.model_key == key or (route is not None and route.route == key)
 
     @property
     def is_complete(self) -> bool:
@@ -221,81 +290,6 @@ def _microseconds(seconds: float | None) -> int | None:
     return None if seconds is None else int(seconds * 1e6 + 0.5)
 
 
-CONTINUATION_RULE = "continue-1"
-"""The rule of a decision for the rest of a stream that had begun."""
-
-
-@dataclass(slots=True)
-class DecisionRecord:
-    """One choice of an instance.
-
-    - attempt: counts from 1.
-    - prompt_tokens: the estimate with which it was made.
-    - caller: name of the tenant; None if the gateway asks for no API key.
-    - client_id: the id that the client chose; None if it sent none.
-    - handoff: the record of disaggregated prefill, if any.
-    - route: how a route chose the model; None if the client named the model itself.
-    - kept_back: fields and headers of the request that its engine does not get.
-    """
-
-    request_id: str
-    wall: float
-    model_key: str
-    decision: Decision
-    attempt: int
-    prompt_tokens: float
-    caller: str | None
-    handoff: HandoffRecord | None
-    client_id: str | None
-    route: RouteDecision | None
-    kept_back: tuple[str, ...]
-
-    def __init__(
-        self,
-        request_id: str,
-        wall: float,
-        model_key: str,
-        decision: Decision,
-        attempt: int,
-        prompt_tokens: float,
-        caller: str | None = None,
-        handoff: HandoffRecord | None = None,
-    ) -> None:
-        self.request_id = request_id
-        self.wall = wall
-        self.model_key = model_key
-        self.decision = decision
-        self.attempt = attempt
-        self.prompt_tokens = prompt_tokens
-        self.caller = caller
-        self.handoff = handoff
-        self.client_id = None
-        self.route = None
-        self.kept_back = ()
-
-
-@dataclass(slots=True)
-class LoggedRequest:
-    """All decisions of one request, in order, and its outcome (None while it runs)."""
-
-    records: list[DecisionRecord]
-    outcome: RequestOutcome | None
-
-    def __init__(self, records: list[DecisionRecord], outcome: RequestOutcome | None = None) -> None:
-        self.records = records
-        self.outcome = outcome
-
-    @property
-    def latest(self) -> DecisionRecord:
-        """The latest decision."""
-        return self.records[-1]
-
-    def is_of(self, key: str) -> bool:
-        """Returns whether the request went to this model, or named this route."""
-        route = self.records[0].route
-        return self.latest.model_key == key or (route is not None and route.route == key)
-
-
 class DecisionLog:
     """The log of the decisions of at most `max_requests` requests.
 
@@ -305,14 +299,17 @@ class DecisionLog:
     def __init__(self, max_requests: int, on_record: Callable[[DecisionRecord], None] | None = None) -> None:
         self._max_requests = max(1, max_requests)
         self.on_record = on_record
-        self._entries: OrderedDict[str, LoggedRequest] = OrderedDict()  # the oldest goes in constant time
-        self._by_client_id: dict[tuple[str | None, str], LoggedRequest] = {}
+        self._entries: OrderedDict[str, RequestOutcome] = OrderedDict()  # the oldest goes in constant time
+        self._by_client_id: dict[tuple[str | None, str], RequestOutcome] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def append(self, record: DecisionRecord) -> None:
-        """Adds a decision. Those of a retry, or after a failed hand-off, join their request."""
+    def append(self, record: DecisionRecord, outcome: RequestOutcome) -> None:
+        """Adds a decision. Those of a retry, or after a failed hand-off, join their request.
+
+        outcome: of the request; its entry, unless the decision joins one.
+        """
         if self.on_record is not None:
             self.on_record(record)
         requests, name = self._entries, record.request_id
@@ -322,21 +319,32 @@ class DecisionLog:
                 known.records.append(record)
                 return
             self._remove(known)
-        entry = requests[name] = LoggedRequest([record])
+        outcome.records = [record]
+        requests[name] = outcome
         if record.client_id is not None:
-            self._by_client_id[record.caller, record.client_id] = entry
+            self._by_client_id[record.caller, record.client_id] = outcome
         if len(requests) > self._max_requests:
             self._remove(next(iter(requests.values())))
 
     def complete(self, outcome: RequestOutcome) -> None:
-        """Sets the outcome of a request. Unknown requests are ignored."""
+        """Notes that a request has ended. Unknown requests are ignored.
+
+        At the model of a fallback it has another outcome, which takes over the entry.
+        """
         known = self._entries.get(outcome.request_id)
-        if known is not None:
-            known.outcome = outcome
+        if known is None:
+            return
+        outcome.has_ended = True
+        if known is not outcome:
+            outcome.records = known.records
+            self._entries[outcome.request_id] = outcome
+            first = known.records[0]
+            if first.client_id is not None and self._by_client_id.get((first.caller, first.client_id)) is known:
+                self._by_client_id[first.caller, first.client_id] = outcome
 
     def latest(
         self, count: int, model_key: str | None = None, callers: Collection[str] | None = None
-    ) -> list[LoggedRequest]:
+    ) -> list[RequestOutcome]:
         """Returns the newest `count` requests, newest first.
 
         model_key: only of this model, or of the route with this key.
@@ -344,7 +352,7 @@ class DecisionLog:
         """
         return list(islice(self._newest_first(model_key, callers), max(0, count)))
 
-    def find(self, request_id: str, callers: Collection[str] | None = None) -> list[LoggedRequest]:
+    def find(self, request_id: str, callers: Collection[str] | None = None) -> list[RequestOutcome]:
         """Returns the request with this id, or the newest one of each tenant that chose this id.
 
         request_id: the gateway's own id, or a client's.
@@ -358,13 +366,13 @@ class DecisionLog:
             return [found for found in named if found is not None]
         return [found for (_, client_id), found in self._by_client_id.items() if client_id == request_id]
 
-    def _remove(self, entry: LoggedRequest) -> None:
+    def _remove(self, entry: RequestOutcome) -> None:
         first = entry.records[0]
         del self._entries[first.request_id]
         if first.client_id is not None and self._by_client_id.get((first.caller, first.client_id)) is entry:
             del self._by_client_id[first.caller, first.client_id]
 
-    def _newest_first(self, model_key: str | None, callers: Collection[str] | None) -> Iterator[LoggedRequest]:
+    def _newest_first(self, model_key: str | None, callers: Collection[str] | None) -> Iterator[RequestOutcome]:
         for entry in reversed(self._entries.values()):
             if (model_key is None or entry.is_of(model_key)) and (
                 callers is None or entry.records[0].caller in callers

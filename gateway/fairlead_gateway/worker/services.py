@@ -51,7 +51,7 @@ from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES
 from fairlead_gateway.routing.prefix.prefix_hash import unpack_hashes
 from fairlead_gateway.routing.request import NO_INSTANCES
-from fairlead_gateway.telemetry.decision_log import DecisionRecord, LoggedRequest
+from fairlead_gateway.telemetry.decision_log import DecisionRecord, RequestOutcome
 from fairlead_gateway.telemetry.handoff_record import BYPASSED, HandoffRecord
 from fairlead_gateway.telemetry.snapshot import snapshot_of
 from fairlead_gateway.worker import memory_pressure
@@ -84,7 +84,7 @@ class RoutePreviewer:
         self._routers = gateway.stack.routers
         self._prefill_coordinator = gateway.stack.prefill_coordinator
 
-    async def preview(self, query: PreviewRoute) -> LoggedRequest:
+    async def preview(self, query: PreviewRoute) -> RequestOutcome:
         """Returns the choices that a request would get: the prefill instance, if any, then
         the instance that answers.
 
@@ -122,13 +122,14 @@ class RoutePreviewer:
                 prefill = prefilling.choose(key, route_request, now, NO_INSTANCES, preview=True)
                 choices.insert(0, (prefilling, prefill.with_text(reason=f"to prefill it: {prefill.reason}")))
         wall = self._clock.wall()
-        records = [
+        logged = RequestOutcome(_PREVIEW_ID, key, wall)
+        logged.records = [
             DecisionRecord(_PREVIEW_ID, wall, key, choice, 1, role.prompt_tokens(key, route_request), None, record)
             for role, choice in choices
         ]
-        for found in records:
+        for found in logged.records:
             found.route = request.route
-        return LoggedRequest(records)
+        return logged
 
     async def _parse(self, http_request: HttpRequest) -> tuple[ModelRequest, RouteRequest]:
         seconds = _PARSE_SHARE * WORKER_QUERY_SECONDS
@@ -228,7 +229,7 @@ class QueryHandler:
                 await asyncio.sleep(0)
         await self._send_end(query.query_id)
 
-    async def _send_decisions(self, query_id: int, requests: Sequence[LoggedRequest]) -> None:
+    async def _send_decisions(self, query_id: int, requests: Sequence[RequestOutcome]) -> None:
         for chunk in _chunks(requests):
             content = _encode([logged_decision(logged) for logged in chunk])
             await self._send_chunk(query_id, content, is_last=False)
@@ -273,9 +274,9 @@ class QueryHandler:
         return {name: (str(state), reason) for name, (state, reason) in described if reason}
 
 
-def _chunks(requests: Sequence[LoggedRequest]) -> Iterator[list[LoggedRequest]]:
+def _chunks(requests: Sequence[RequestOutcome]) -> Iterator[list[RequestOutcome]]:
     """Yields the requests in chunks of a few decisions, or of fewer that have many candidates."""
-    chunk: list[LoggedRequest] = []
+    chunk: list[RequestOutcome] = []
     candidates = 0
     for logged in requests:
         chunk.append(logged)

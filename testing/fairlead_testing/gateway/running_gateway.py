@@ -26,7 +26,6 @@ from fairlead_gateway.http.sockets import socket_url
 from fairlead_gateway.ipc.messages import PreviewRoute, TimingEvent, UsageRow, WorkerReport
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.telemetry import RequestOutcome
-from fairlead_gateway.telemetry.decision_log import LoggedRequest
 from fairlead_gateway.worker.api_keys import ApiKeys, GatewaySecrets
 from fairlead_gateway.worker.journal import Reporters
 from fairlead_gateway.worker.memory_pressure import MemoryShare
@@ -83,7 +82,7 @@ class RunningGateway:
         session: str | None,
         tenant: str | None = None,
         headers: Sequence[tuple[str, str]] = (),
-    ) -> LoggedRequest:
+    ) -> RequestOutcome:
         """Returns where a request would go."""
         return await RoutePreviewer(self.gateway).preview(PreviewRoute(0, path, body, session, tenant, list(headers)))
 

@@ -13,11 +13,11 @@ from fairlead.routes.target_choice import RouteDecision
 from fairlead_cli.app import build_app
 from fairlead_cli.explain.command import render_comparison, render_decision
 from fairlead_gateway.telemetry import RequestOutcome
-from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord, LoggedRequest
+from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
 from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.gateway.decision_view import decision_out
-from fairlead_testing.gateway.running_gateway import make_outcome
+from fairlead_testing.gateway.running_gateway import change_outcome, make_outcome
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 
 HOME, OTHER = "main-0/9001/0", "main-1/9002/0"
@@ -50,9 +50,14 @@ def ended(**changes: object) -> RequestOutcome:
     )  # type: ignore[arg-type]  # a test's shorthand
 
 
+def logged(records: list[DecisionRecord], outcome: RequestOutcome | None) -> RequestOutcome:
+    """Returns the entry of a request in the decision log; outcome: None while it runs."""
+    return change_outcome(outcome or make_outcome("req-1"), records=records, has_ended=outcome is not None)
+
+
 def text(*records: DecisionRecord, outcome: RequestOutcome | None) -> list[str]:
     """As the command prints it."""
-    return render_decision(decision_out(LoggedRequest(list(records), outcome)))
+    return render_decision(decision_out(logged(list(records), outcome)))
 
 
 def test_route_is_shown_with_its_reason() -> None:
@@ -92,7 +97,7 @@ def test_wide_output_has_all_inputs_and_whole_ids() -> None:
         f"{HOME}/indexed_tokens": DecisionInput(3_000.0),
     }
     made = Decision(HOME, "affinity", DecisionText("a home", decision.rejected, inputs), 0.5)
-    shown = decision_out(LoggedRequest([record(1, made)], None))
+    shown = decision_out(logged([record(1, made)], None))
     plain, wide = "\n".join(render_decision(shown)), "\n".join(render_decision(shown, wide=True))
     assert "mean backlog 310ms; all numbers as of that moment" in plain
     assert HOME in wide
@@ -104,8 +109,7 @@ def test_wide_output_has_all_inputs_and_whole_ids() -> None:
 def test_a_missed_slo_names_the_missed_targets() -> None:
     objectives = api.ObjectivesOut(ttft_seconds=5.0, ttft_per_kilo_token_seconds=0.5, itl_seconds=0.01)
     outcome = ended(ttft_seconds=8.2, itl_mean_seconds=0.02, prompt_tokens=2_000, within_objective=False)
-    logged = LoggedRequest([record(1, decided(HOME, "affinity", "a home"))], outcome)
-    shown = decision_out(logged)
+    shown = decision_out(logged([record(1, decided(HOME, "affinity", "a home"))], outcome))
     assert render_decision(shown)[-1] == "     SLO missed"
     assert render_decision(shown, objectives=objectives)[-1] == (
         "     SLO missed: TTFT 8.2s, target 6s; TPOT 20ms, target 10ms (spec.slo of the model)"
@@ -224,7 +228,7 @@ def explain(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 def gateway() -> CannedServer:
     shown = msgspec.json.encode(
-        decision_out(LoggedRequest([record(1, decided(HOME, "affinity", "a home"))], ended()))
+        decision_out(logged([record(1, decided(HOME, "affinity", "a home"))], ended()))
     ).decode()
     return CannedServer(
         {
@@ -257,7 +261,7 @@ def test_the_id_of_an_answer_finds_its_request() -> None:
     own = "req-375d0a1b-0123456789abcdef"
     outcome = ended(within_objective=False, ttft_seconds=8.0)
     shown = msgspec.json.encode(
-        decision_out(LoggedRequest([record(1, decided(HOME, "affinity", "a home"))], outcome))
+        decision_out(logged([record(1, decided(HOME, "affinity", "a home"))], outcome))
     ).decode()
     fleet = (
         '{"models": [{"key": "chat/llama", "namespace": "chat", "name": "llama", "objectives": {"ttft_seconds": 5}}]}'
@@ -309,7 +313,7 @@ def would(
     prompt: Path, *arguments: str, choices: int = 1, fallbacks: str = "[]"
 ) -> tuple[subprocess.CompletedProcess[str], CannedServer]:
     records = [record(1, decided(HOME, "affinity", "a home"))] * choices
-    shown = msgspec.json.encode(decision_out(LoggedRequest(records, None))).decode()
+    shown = msgspec.json.encode(decision_out(logged(records, None))).decode()
     said = f'{{"decision": {shown}, "workers": 4, "agreeing": 3, "fallbacks": {fallbacks}}}'.encode()
     with CannedServer({"/api/route": CannedResponse([said])}) as server:
         return explain("route", *arguments, "-f", str(prompt), "--manage", server.url), server

@@ -21,14 +21,14 @@ from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import Channel, encode_message
 from fairlead_gateway.ipc.decision_json import PublishedDecision
 from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest, prefix_chain
-from fairlead_gateway.telemetry.decision_log import DecisionRecord, LoggedRequest
+from fairlead_gateway.telemetry.decision_log import DecisionRecord
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
 from fairlead_gateway.worker.journal import Journal
 from fairlead_gateway.worker.peer_updates import PeerUpdateApplier
 from fairlead_kvstore.redis.codec import decode
 from fairlead_testing.gateway.decision_view import decision_out
-from fairlead_testing.gateway.running_gateway import RecordedReports, make_outcome
+from fairlead_testing.gateway.running_gateway import RecordedReports, change_outcome, make_outcome
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.sockets
@@ -167,7 +167,8 @@ def test_a_logged_request_is_shown_with_all_of_its_decisions() -> None:
     ]
     records[1].route = RouteDecision("alias", "d/r", "d/m", "session", 2, (9, 10))
     outcome = make_outcome("r", "d/m", "a", 200, None, 4.0, 1.0, output_tokens=3, failures=(("b", "cut"),))
-    shown = decision_out(LoggedRequest(records, outcome))
+    outcome.records, outcome.has_ended = records, True
+    shown = decision_out(outcome)
     inputs = {"home": {"value": 1.0, "age_seconds": None}}
     candidates = [
         {"id": "a", "chosen": True, "why": "why", "inputs": inputs},
@@ -179,7 +180,7 @@ def test_a_logged_request_is_shown_with_all_of_its_decisions() -> None:
     ]
     assert (shown.route.name, shown.route.route, shown.handoff) == ("alias", "d/r", None)
     assert (shown.outcome.output_tokens, shown.outcome.failures[0].why, shown.outcome.continued) == (3, "cut", False)
-    handoff = decision_out(LoggedRequest(records[1:])).handoff
+    handoff = decision_out(change_outcome(outcome, records=records[1:])).handoff
     assert msgspec.to_builtins(handoff) == {
         "outcome": "done",
         "reason": "none",

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from fairlead.decision import Decision, DecisionText
 from fairlead.routes.target_choice import RouteDecision
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
+from fairlead_testing.gateway.decision_view import append_decision
 from fairlead_testing.gateway.running_gateway import make_outcome
 
 
@@ -25,15 +26,15 @@ def _record(
 def test_the_oldest_request_leaves_when_the_log_is_full() -> None:
     log = DecisionLog(2)
     for name in ("r1", "r2", "r3"):
-        log.append(_record(name))
+        append_decision(log, _record(name))
     assert log.find("r1") == []
     assert [logged.latest.request_id for logged in log.latest(10)] == ["r3", "r2"]
 
 
 def test_a_retry_joins_the_choices_of_its_request() -> None:
     log = DecisionLog(2)
-    log.append(_record("r1"))
-    log.append(_record("r1", attempt=2))
+    append_decision(log, _record("r1"))
+    append_decision(log, _record("r1", attempt=2))
     assert len(log) == 1
     assert [record.attempt for record in log.latest(1)[0].records] == [1, 2]
 
@@ -41,24 +42,43 @@ def test_a_retry_joins_the_choices_of_its_request() -> None:
 def test_a_reused_request_id_starts_a_new_entry() -> None:
     log = DecisionLog(4)
     for name in ("same", "other", "same"):
-        log.append(_record(name))
+        append_decision(log, _record(name))
     assert [logged.latest.request_id for logged in log.latest(9)] == ["same", "other"]
     assert len(log.latest(9)[0].records) == 1
 
 
 def test_an_outcome_is_added_to_its_request_and_one_without_a_request_is_ignored() -> None:
     log = DecisionLog(4)
-    log.append(_record("r1"))
+    append_decision(log, _record("r1"))
     log.complete(make_outcome("r1", "default/tiny", "a/1/0", 200, None, 1.0, 2.0))
     log.complete(make_outcome("long-gone", "default/tiny", None, 503, "no-engine", 1.0, 2.0))
     [found] = log.find("r1")
-    assert found.outcome.status == 200
+    assert (found.status, found.has_ended, len(found.records)) == (200, True, 1)
+
+
+def test_the_outcome_at_a_fallback_has_the_decisions_of_all_models() -> None:
+    log = DecisionLog(4)
+    first, last = make_outcome("r1", "default/tiny"), make_outcome("r1", "default/big")
+    log.append(_record("r1", client_id="mine"), first)
+    append_decision(log, _record("r2"))
+    assert log.find("r1") == [first]
+    log.append(_record("r1", attempt=2, model="default/big", client_id="mine"), last)
+    assert not log.find("r1")[0].has_ended
+    log.complete(last)
+    assert [logged.request_id for logged in log.latest(9)] == ["r2", "r1"]
+    for name in ("r1", "mine"):
+        [found] = log.find(name)
+        assert found is last
+        assert (found.has_ended, [record.model_key for record in found.records]) == (
+            True,
+            ["default/tiny", "default/big"],
+        )
 
 
 def test_the_last_decisions_of_one_model_are_found_among_others() -> None:
     log = DecisionLog(10)
     for n in range(6):
-        log.append(_record(f"r{n}", model=f"default/m{n % 2}"))
+        append_decision(log, _record(f"r{n}", model=f"default/m{n % 2}"))
     assert [logged.latest.request_id for logged in log.latest(2, "default/m0")] == ["r4", "r2"]
 
 
@@ -68,7 +88,7 @@ def test_the_last_decisions_of_a_route_are_found_whatever_their_model_is() -> No
         record = _record(f"r{n}", model=f"default/m{n % 2}")
         if n:
             record.route = RouteDecision("assistant", "default/assistant", record.model_key, "session", None, (1, 2))
-        log.append(record)
+        append_decision(log, record)
     assert [logged.latest.request_id for logged in log.latest(9, "default/assistant")] == ["r3", "r2", "r1"]
     assert [logged.latest.request_id for logged in log.latest(9, "default/m0")] == ["r2", "r0"]
 
@@ -78,7 +98,7 @@ def test_the_log_always_holds_the_newest_ids_each_where_it_was_used_last() -> No
     log, wanted = DecisionLog(5), OrderedDict[str, None]()
     for _ in range(500):
         name = f"r{draw.randrange(9)}"
-        log.append(_record(name))
+        append_decision(log, _record(name))
         wanted.pop(name, None)
         wanted[name] = None
         if len(wanted) > 5:
@@ -90,8 +110,8 @@ def test_the_log_always_holds_the_newest_ids_each_where_it_was_used_last() -> No
 def test_a_client_cannot_replace_the_entry_of_another_request_by_its_id() -> None:
     log = DecisionLog(3)
     for name in ("r1", "r2"):
-        log.append(_record(name, client_id="mine"))
-    log.append(_record("r3", client_id="r1"))
+        append_decision(log, _record(name, client_id="mine"))
+    append_decision(log, _record("r3", client_id="r1"))
     assert [logged.latest.request_id for logged in log.latest(9)] == ["r3", "r2", "r1"]
     for asked, expected in (("r1", "r1"), ("r2", "r2"), ("mine", "r2")):
         [found] = log.find(asked)
@@ -100,9 +120,9 @@ def test_a_client_cannot_replace_the_entry_of_another_request_by_its_id() -> Non
 
 def test_the_ids_of_clients_leave_the_log_with_their_requests() -> None:
     log = DecisionLog(1)
-    log.append(_record("r1", client_id="a"))
-    log.append(_record("r2", client_id="b"))
-    log.append(_record("r3"))
+    append_decision(log, _record("r1", client_id="a"))
+    append_decision(log, _record("r2", client_id="b"))
+    append_decision(log, _record("r3"))
     assert log.find("a") == log.find("b") == []
     assert log._by_client_id == {}
 
@@ -113,9 +133,9 @@ def _ids(log: DecisionLog, request_id: str, *tenants: str) -> list[str]:
 
 def test_a_tenant_finds_its_own_requests_only_whatever_ids_others_choose() -> None:
     log = DecisionLog(9)
-    log.append(_record("r1", client_id="job-7", caller="acme"))
-    log.append(_record("r2", client_id="job-7", caller="evil"))
-    log.append(_record("r3", client_id="r1", caller="evil"))
+    append_decision(log, _record("r1", client_id="job-7", caller="acme"))
+    append_decision(log, _record("r2", client_id="job-7", caller="evil"))
+    append_decision(log, _record("r3", client_id="r1", caller="evil"))
     assert _ids(log, "job-7", "acme") == ["r1"]
     assert _ids(log, "job-7", "evil") == ["r2"]
     assert _ids(log, "job-7") == ["r1", "r2"]
@@ -128,6 +148,6 @@ def test_a_tenant_finds_its_own_requests_only_whatever_ids_others_choose() -> No
 
 def test_requests_without_an_api_key_belong_to_no_tenant() -> None:
     log = DecisionLog(9)
-    log.append(_record("r1", client_id="mine"))
+    append_decision(log, _record("r1", client_id="mine"))
     assert _ids(log, "r1", "acme") == _ids(log, "mine", "acme") == []
     assert _ids(log, "mine") == ["r1"]

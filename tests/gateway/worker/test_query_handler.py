@@ -15,6 +15,7 @@ from fairlead_gateway.ipc.channel import CHANNEL_PENDING_BYTES, Channel
 from fairlead_gateway.supervisor.worker_handle import SpawnedWorker, WorkerHandle
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.worker.services import QueryHandler
+from fairlead_testing.gateway.decision_view import append_decision
 from fairlead_testing.waiting import wait_until
 
 CANDIDATES = 4_095
@@ -30,7 +31,7 @@ def logged(count: int) -> DecisionLog:
     text = DecisionText("it has the fewest requests", rejected, inputs)
     decision = Decision("chosen/8000/0", "least-request", text)
     for number in range(count):
-        log.append(DecisionRecord(f"r{number}", float(number), "default/tiny", decision, 1, 10.0))
+        append_decision(log, DecisionRecord(f"r{number}", float(number), "default/tiny", decision, 1, 10.0))
     return log
 
 

@@ -20,7 +20,7 @@ from msgspec.structs import astuple
 from fairlead.adapters.model import LoraAdapter
 from fairlead.fleet.model import Model
 from fairlead.limits import Limits
-from fairlead.routes.resolution import RouteDecision
+from fairlead.routes.target_choice import RouteDecision
 from fairlead_gateway.native import SCAN_CHAT, ChatScan
 from fairlead_gateway.worker.body_check.protocol import TextBounds
 from fairlead_gateway.worker.openai.field_policy import PART_HOLDERS, has_token_ids, removed_fields, special_parts

@@ -98,7 +98,7 @@ class RequestRecorder:
             forward_headers(http_request.head)
         if context.request.removed or http_request.head.dropped_fields:
             record.kept_back = self._record_kept_back(context, number == 1)
-        self.decisions.append(record)
+        self.decisions.append(record, context.result)
 
     def _record_kept_back(self, context: RequestContext, is_first: bool) -> tuple[str, ...]:
         """Returns the fields and headers that engines do not get; counts them once a request."""
@@ -144,9 +144,9 @@ class RequestRecorder:
     def _log_refusal(self, http_request: HttpRequest, error: GatewayError, record: DecisionRecord) -> None:
         if http_request.id != record.request_id:
             record.client_id = http_request.id
-        self.decisions.append(record)
         outcome = RequestOutcome(record.request_id, record.model_key, http_request.received_wall)
         outcome.status, outcome.error = error.status, error.code
+        self.decisions.append(record, outcome)
         self.decisions.complete(outcome)
 
     def record_outcome(self, context: RequestContext, now: float) -> None:

@@ -34,6 +34,7 @@ from fairlead_gateway.supervisor.quota.budget_watch import BudgetState
 from fairlead_gateway.telemetry import MetricsRecorder, assess_attainment
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.worker.proxy.gateway import DECISION_LOG
+from fairlead_testing.gateway.decision_view import append_decision
 from fairlead_testing.gateway.running_gateway import make_outcome
 
 KEY = "chat/llama-70b"
@@ -225,7 +226,7 @@ class SimulatedGateway:
         _, decision = self._decide(key, 1_000)
         record = DecisionRecord(request_id, self.clock.wall(), key, decision, 1, 1_000.0, tenant)
         record.client_id = client_id
-        self.log.append(record)
+        append_decision(self.log, record)
 
     def _decide(self, key: str, prompt: int) -> tuple[str, Decision]:
         ready = [item.id for item in self.snapshot.instances[key] if item.state is InstanceState.READY]
@@ -253,7 +254,7 @@ class SimulatedGateway:
     def _record(self, request_id: str, key: str, chosen: str, decision: Decision, attempt: int, prompt: int) -> None:
         self.telemetry.record_routed(key, chosen, decision)
         wall = self.clock.wall()
-        self.log.append(DecisionRecord(request_id, wall, key, decision, attempt, float(prompt)))
+        append_decision(self.log, DecisionRecord(request_id, wall, key, decision, attempt, float(prompt)))
 
     def load_up(self) -> None:
         """Puts some work in flight."""

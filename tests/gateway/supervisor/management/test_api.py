@@ -21,6 +21,7 @@ from fairlead_gateway.supervisor.management import GatewayView, create_managemen
 from fairlead_gateway.telemetry.decision_log import DecisionRecord
 from fairlead_operator.canary.observer import GatewayStats
 from fairlead_operator.hung_engines.gateway_reports import InstanceReport, parse_fleet
+from fairlead_testing.gateway.decision_view import append_decision
 
 
 def _get(view: GatewayView, path: str, **headers: str) -> httpx.Response:
@@ -182,7 +183,7 @@ def serve_assistant(made_up: Any) -> None:
         "of-route", 1.0, "default/qwen3-8b", Decision("main-0/9101/0", "only-one", DecisionText("alone")), 1, 10.0
     )
     record.route = RouteDecision("acme/assistant", ASSISTANT.key, "default/qwen3-8b", "session", None, (1, 10))
-    made_up.log.append(record)
+    append_decision(made_up.log, record)
 
 
 @pytest.mark.parametrize("name", ["acme/assistant", "chat/assistant"])
@@ -236,7 +237,7 @@ def test_one_decision_is_found_by_its_request_id_even_with_a_slash(made_up: Any)
     record = DecisionRecord(
         "team/7", 1.0, "chat/llama-70b", Decision(None, "none", DecisionText("no instance is ready")), 1, 10.0
     )
-    made_up.log.append(record)
+    append_decision(made_up.log, record)
     found = _json(made_up, "/api/decisions/team/7")
     assert found["choices"][0]["instance"] is None
     assert found["choices"][0]["candidates"] == []

@@ -112,10 +112,10 @@ async def test_the_gateways_own_time_does_not_hold_the_prefill_leg() -> None:
     async with split([prefilling], [well_behaved]) as running:
         assert (await request(running.url, chat())).status == 200
         logged = running.gateway.decisions.latest(1)[0]
-        overhead, waited = logged.outcome.overhead_seconds, story(running).waited_seconds
+        overhead, waited = logged.overhead_seconds, story(running).waited_seconds
         assert overhead is not None
         assert waited > 0
-        assert 0 < overhead < overhead + waited < logged.outcome.duration_seconds
+        assert 0 < overhead < overhead + waited < logged.duration_seconds
 
 
 async def test_a_hand_off_that_failed_on_its_decode_engine_leaves_both_choices_in_the_log() -> None:
@@ -129,7 +129,7 @@ async def test_a_hand_off_that_failed_on_its_decode_engine_leaves_both_choices_i
 async def test_behind_a_failed_hand_off_the_gateways_own_time_is_not_known() -> None:
     async with split([prefilling], [failing_to_pull]) as running:
         assert (await request(running.url, chat())).status == 200
-        assert running.gateway.decisions.latest(1)[0].outcome.overhead_seconds is None
+        assert running.gateway.decisions.latest(1)[0].overhead_seconds is None
 
 
 async def test_the_management_api_shows_both_legs_with_the_numbers_behind_them() -> None:

@@ -238,7 +238,7 @@ async def test_rule_9_a_failed_hand_off_is_not_held_against_the_decode_engine() 
         for number in range(8):
             answer = await found.post(chat(f"{number} {LONG}"))
             assert complete(answer)
-            assert found.gateway.gateway.decisions.latest(1)[0].outcome.attempts == 1  # type: ignore[union-attr]  # it has ended
+            assert found.gateway.gateway.decisions.latest(1)[0].attempts == 1  # type: ignore[union-attr]  # it has ended
 
 
 async def test_rule_9_the_only_decode_engine_is_waited_for_when_it_is_stuck_in_a_transfer() -> None:
@@ -259,7 +259,7 @@ async def test_rule_10_what_a_decode_engine_reports_as_cached_is_not_counted() -
     async with scene([prefilling()], [well_behaved]) as found:
         for text, cached in ((LONG, None), ("hi", 4)):
             assert complete(await found.post(chat(text)))
-            assert found.gateway.gateway.decisions.latest(1)[0].outcome.cached_tokens == cached
+            assert found.gateway.gateway.decisions.latest(1)[0].cached_tokens == cached
 
 
 async def test_rule_11_short_and_cached_prompts_and_what_two_engines_cannot_do_stay_on_one() -> None:

@@ -81,7 +81,7 @@ async def test_plain_request_waits_without_a_task_and_is_sent_in_its_turn(object
         assert answer.status == 200
         assert len(scene.engine.calls) == 2
         logged = scene.gateway.decisions.find(answer.fields["x-fairlead-decision"])[0]
-        assert logged.outcome.queued_seconds > 0.0
+        assert logged.queued_seconds > 0.0
         assert "queue;dur=" in answer.fields["server-timing"]
         is_admission = objectives is GROWING
         assert logged.latest.decision.reason.startswith("queued for 0.") is is_admission

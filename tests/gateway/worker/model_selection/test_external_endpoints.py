@@ -211,7 +211,7 @@ async def test_tenant_that_refuses_it_gets_a_typed_error_without_another_model(t
         (logged,) = running.gateway.decisions.find(named.fields["x-request-id"])
         assert (logged.latest.model_key, logged.latest.caller) == ("chat/api", "closed")
         assert (logged.latest.decision.chosen, logged.latest.decision.rule) == (None, "external")
-        assert (logged.outcome.status, logged.outcome.error) == (403, "external_endpoint_refused")
+        assert (logged.status, logged.error) == (403, "external_endpoint_refused")
         assert api.calls == []
         assert (await request(running.url, chat("api"), more=authorization("open"))).status == 200
 

@@ -125,7 +125,7 @@ async def test_next_model_answers_and_header_and_log_say_why(
             (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
             assert [record.model_key for record in logged.records] == ["chat/big", "chat/middle"]
             assert [record.attempt for record in logged.records] == [1, 2]
-            assert (logged.outcome.status, logged.outcome.model_key) == (200, "chat/middle")
+            assert (logged.status, logged.model_key) == (200, "chat/middle")
             decision = logged.latest.route
             assert (
                 f"→ chat/big, its only target; chat/big {kind} → chat/middle, of the least weight ("
@@ -167,7 +167,7 @@ async def test_failures_cascade_to_the_last_model_and_to_its_error() -> None:
         assert answered(found) == (400, "chat/small", "chat/big Unavailable, chat/middle Refused")
         assert found.json["error"]["message"] == "not here either"
         (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
-        assert logged.outcome.failures == (("big/0", "status-500"),)
+        assert logged.failures == (("big/0", "status-500"),)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ async def test_last_fallback_without_an_instance_ends_in_the_log() -> None:
         assert [(record.model_key, record.decision.rule) for record in logged.records][1:] == [
             ("chat/middle", "fallback")
         ]
-        assert (logged.outcome.status, logged.outcome.error) == (503, "no_ready_instance")
+        assert (logged.status, logged.error) == (503, "no_ready_instance")
 
 
 async def test_fallback_gets_the_parameters_of_the_route_too() -> None:

@@ -62,7 +62,7 @@ async def test_a_client_that_leaves_frees_its_engine_at_once(
             await wait_until(lambda: len(engine.calls) == 1)
         leave(connection)
         await _freed(running, engine)
-        outcome = running.gateway.decisions.latest(1)[0].outcome
+        outcome = running.gateway.decisions.latest(1)[0]
         assert outcome.client_disconnected
         assert outcome.status == 499
 
@@ -215,7 +215,7 @@ async def test_a_reader_that_never_reads_is_given_up() -> None:
         await connection.send(post_request(STREAM))
         await wait_until(lambda: len(engine.calls) == 1)
         await _freed(running, engine)
-        assert running.gateway.decisions.latest(1)[0].outcome.client_disconnected
+        assert running.gateway.decisions.latest(1)[0].client_disconnected
         _kill(connection)
 
 

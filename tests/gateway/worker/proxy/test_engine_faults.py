@@ -156,7 +156,7 @@ async def test_fault_before_the_first_byte_is_retried_unseen_by_the_client(
         logged = running.gateway.decisions.latest(1)[0]
         assert [record.attempt for record in logged.records] == [1, 2]
         assert logged.records[0].decision.chosen != logged.records[1].decision.chosen
-        assert (logged.outcome.status, logged.outcome.error, logged.outcome.attempts) == (200, None, 2)
+        assert (logged.status, logged.error, logged.attempts) == (200, None, 2)
 
 
 async def test_an_engine_that_refuses_connections_is_passed_over() -> None:
@@ -195,7 +195,7 @@ async def test_when_every_engine_fails_the_client_gets_one_error_object(
         assert answer.fields["x-fairlead-instance"].startswith("e-")
         if status == 503:
             assert answer.fields["retry-after"] == "1"
-        outcome = running.gateway.decisions.latest(1)[0].outcome
+        outcome = running.gateway.decisions.latest(1)[0]
         assert (outcome.status, outcome.error) == (status, code)
 
 
@@ -376,7 +376,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done(en
         assert '"error"' in answer.events[-1]
         assert f'"request_id":"{answer.fields["x-request-id"]}"' in answer.events[-1]
         assert "[DONE]" not in answer.body.decode()
-        outcome = running.gateway.decisions.latest(1)[0].outcome
+        outcome = running.gateway.decisions.latest(1)[0]
         assert outcome.error is not None
         assert not outcome.client_disconnected
 

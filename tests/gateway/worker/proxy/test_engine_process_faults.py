@@ -52,8 +52,8 @@ def used(running: RunningGateway) -> Counter[str]:
     """Requests ended by instance."""
     counted: Counter[str] = Counter()
     for logged in running.gateway.decisions.latest(10_000):
-        if logged.outcome is not None and logged.outcome.instance_id is not None:
-            counted[logged.outcome.instance_id] += 1
+        if logged.has_ended and logged.instance_id is not None:
+            counted[logged.instance_id] += 1
     return counted
 
 
@@ -108,7 +108,7 @@ async def test_a_begun_stream_that_cannot_be_continued_ends_aloud(number: signal
         assert got.endswith(b"0\r\n\r\n")
         assert b"[DONE]" not in got
         assert b'"code":"%b"' % code in got.rsplit(b"data: ", 1)[1]
-        assert running.gateway.decisions.latest(1)[0].outcome.error == code.removeprefix(b"stream_").decode()
+        assert running.gateway.decisions.latest(1)[0].error == code.removeprefix(b"stream_").decode()
 
 
 async def test_a_slow_engine_gets_less_and_is_not_ejected() -> None:

@@ -283,7 +283,7 @@ async def test_events_come_whole_however_the_engine_cuts_them(size: int) -> None
         assert answer.complete
         assert answer.body == text.replace(event(usage(9, 8, 2)), b"")
         assert all(piece.endswith(b"\n\n") for piece in answer.pieces)
-        outcome = running.gateway.decisions.latest(1)[0].outcome
+        outcome = running.gateway.decisions.latest(1)[0]
         assert (outcome.prompt_tokens, outcome.cached_tokens, outcome.output_tokens) == (9, 8, 2)
 
 
@@ -300,7 +300,7 @@ async def test_usage_is_always_asked_for_and_shown_only_to_those_who_asked() -> 
             assert [("usage" in data) for data in answer.events] == [False] * 3 + [True] * shown + [False]
             assert answer.events[-1] == "[DONE]"
             assert engine.calls[-1].json == body | {"stream_options": {"include_usage": True}}
-            outcome = running.gateway.decisions.latest(1)[0].outcome
+            outcome = running.gateway.decisions.latest(1)[0]
             assert (outcome.prompt_tokens, outcome.cached_tokens, outcome.output_tokens) == (7, 4, 3)
 
 
@@ -443,7 +443,7 @@ async def test_objectives_are_judged_and_counted() -> None:
         fleet = fleet_of([engine.url], objectives=SloTargets(ttft_seconds=60.0, itl_seconds=60.0))
         async with running_gateway(fleet) as running:
             await request(running.url, GOOD | {"stream": True})
-            outcome = running.gateway.decisions.latest(1)[0].outcome
+            outcome = running.gateway.decisions.latest(1)[0]
             assert outcome.within_objective is True
             assert outcome.ttft_seconds is not None
             assert outcome.itl_mean_seconds is not None

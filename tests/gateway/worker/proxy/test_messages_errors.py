@@ -105,7 +105,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_event(script: Script, wor
         last = answer.body.decode().removeprefix((START + DELTA).decode()).rsplit("\n\n", 2)[-2]
         assert last.startswith('event: error\ndata: {"type":"error","error":{"type":"api_error","message":"')
         assert words in last
-        assert running.gateway.decisions.latest(1)[0].outcome.error is not None
+        assert running.gateway.decisions.latest(1)[0].error is not None
 
 
 async def test_an_error_event_in_a_stream_counts_as_a_failure_and_passes_as_it_is() -> None:
@@ -129,7 +129,7 @@ async def test_an_error_event_in_a_stream_counts_as_a_failure_and_passes_as_it_i
         assert rest.count(b"event: error") == 1
         assert event in rest
         await wait_until(lambda: running.gateway.inflight_count() == 0)
-        assert running.gateway.decisions.latest(1)[0].outcome.error == "error-event"
+        assert running.gateway.decisions.latest(1)[0].error == "error-event"
 
 
 async def test_a_refusal_with_a_field_that_is_no_text_keeps_its_words() -> None:
@@ -184,7 +184,7 @@ async def test_a_flood_of_empty_lines_ends_the_stream(has_begun: bool) -> None:
         assert b"\n" * 99 not in rest
         assert (b"cannot be read; the answer is incomplete" if has_begun else b"HTTP/1.1 502") in rest
         await wait_until(lambda: running.gateway.inflight_count() == 0)
-        outcome = running.gateway.decisions.latest(1)[0].outcome
+        outcome = running.gateway.decisions.latest(1)[0]
         assert outcome.error == ("garbage" if has_begun else "engine_failed")
 
 

@@ -101,7 +101,7 @@ async def test_greedy_stream_is_the_same_when_its_engine_is_killed(path: str, bo
         assert counted["total_tokens"] == expected["total_tokens"]
         logged = running.gateway.decisions.latest(1)[0]
         assert [record.decision.rule for record in logged.records][-1] == "continue-1"
-        assert (logged.outcome.status, logged.outcome.error, logged.outcome.output_tokens) == (200, None, 60)
+        assert (logged.status, logged.error, logged.output_tokens) == (200, None, 60)
         assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
         assert {load.inflight for load in running.loads().values()} == {0}
 

@@ -123,7 +123,7 @@ async def test_the_decision_log_says_which_limit_refused() -> None:
         (logged,) = gateway.running.gateway.decisions.find(refused.headers["x-request-id"])
         assert logged.latest.decision.rule == "limit"
         assert "1 requests per day of tenant acme" in logged.latest.decision.reason
-        assert logged.outcome.status == 429
+        assert logged.status == 429
 
 
 async def test_a_request_that_waited_for_a_slice_says_so() -> None:

@@ -56,8 +56,8 @@ async def test_affinity_of_a_tenant_is_its_own() -> None:
             await complete(running, tenant, session_id="chat-1")
             await complete(running, tenant, session_id="chat-1")
             logged = running.gateway.decisions.latest(1)[0]
-            assert logged.outcome.predicted_cached_tokens, tenant
-        predicted = [logged.outcome for logged in running.gateway.decisions.latest(4)]
+            assert logged.predicted_cached_tokens, tenant
+        predicted = running.gateway.decisions.latest(4)
         assert sum(bool(outcome and outcome.predicted_cached_tokens) for outcome in predicted) == 2
 
 
@@ -91,7 +91,7 @@ async def test_placement_and_cached_tokens_are_shown_by_policy(tenant: Tenant, s
         assert answer.fields["x-fairlead-decision"].startswith("req-")
         if not tenant.shows_placement:
             assert not answer.fields.keys() & set(PLACEMENT)
-        assert running.gateway.decisions.latest(1)[0].outcome.cached_tokens == 640
+        assert running.gateway.decisions.latest(1)[0].cached_tokens == 640
 
 
 async def test_resumed_stream_keeps_its_salt_and_its_discretion() -> None:
