@@ -86,10 +86,10 @@ class PromptSampleBuffer:
 
         Ignores prompts that are too long or shorter than a block. Removes the oldest if necessary.
         """
-        fields = request.fields
+        fields = request.decoded_fields
         kind = (
             CHAT_SAMPLE
-            if isinstance(fields, ChatRequest)
+            if fields is None or isinstance(fields, ChatRequest)  # None: a scanned chat
             else COMPLETION_SAMPLE
             if isinstance(fields, CompletionRequest)
             else None

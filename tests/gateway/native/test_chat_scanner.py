@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from fairlead.limits import Limits
 from fairlead_gateway.http.request_parser import RequestHead
+from fairlead_gateway.ipc.messages import CHAT_SAMPLE
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
+from fairlead_gateway.worker.journal import PromptSampleBuffer
 from fairlead_gateway.worker.openai.body_parser import ScanBounds, parse_body, parse_scanned_chat
-from fairlead_gateway.worker.openai.request import bind_by_name, build_route_request
+from fairlead_gateway.worker.openai.request import bind_by_name, build_route_request, can_resume
 from fairlead_gateway.worker.openai.schemas import ChatRequest, CommonFields
 from fairlead_gateway.worker.openai.validation import decode_body
 from fairlead_testing.gateway.running_gateway import fleet_of
@@ -161,7 +163,8 @@ def test_small_limits_are_kept(native_modules: dict[str, ModuleType]) -> None:
 
 @pytest.mark.parametrize("stream", [b"true", b"false", b"null"])
 def test_no_field_of_a_scanned_chat_is_decoded_on_its_way(native_modules: dict[str, ModuleType], stream: bytes) -> None:
-    body = b'{"messages":[{"role":"user","content":"hi"}],"model":"tiny","user":"u","stream":' + stream + b"}"
+    body = b'{"messages":[{"role":"user","content":"%s"}],"model":"tiny","user":"u","stream":' % (b"hi" * 4_000)
+    body += stream + b"}"
     scanned = parse_scanned_chat(native_modules["chat_scanner"].scan_chat, body, ScanBounds(LIMITS))
     assert scanned is not None
     found, expected = (
@@ -174,5 +177,38 @@ def test_no_field_of_a_scanned_chat_is_decoded_on_its_way(native_modules: dict[s
     routes = [build_route_request(request, head, "r", starts) for request in (found, expected)]
     assert routes[0].chain == routes[1].chain
     assert [route.session_hash for route in routes] == [None, None]
+    for request in (found, expected):
+        samples = PromptSampleBuffer()
+        samples.offer(request, routes[0])
+        assert samples.take(request.model_key, routes[0].chain.tail) == (CHAT_SAMPLE, request.body)
+        assert not can_resume(request)
+    assert found.decoded_fields is None
     found.release_body()
     assert (found.body, found.decoded_fields) == (b"", None)
+
+
+@pytest.mark.parametrize(
+    ("more", "is_decoded"),
+    [
+        (b"", False),
+        *[(b'"temperature":%s,' % value, False) for value in (b"0.7", b"1", b"12.5", b"0.001")],
+        *[(b'"temperature": %s ,' % value, True) for value in (b"0", b"0.0", b"-0", b"null")],
+        (b'"seed":3,', True),
+        (b'"temperature":1,"seed":0,', True),
+        (b'"user":"seed",', True),
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_scanned_stream_is_resumable_where_its_decoded_fields_say_so(
+    native_modules: dict[str, ModuleType], more: bytes, is_decoded: bool, is_first: bool
+) -> None:
+    messages = b'"messages":[{"role":"user","content":"\\"seed\\": \\"temperature\\":0"}],'
+    body = b"{" + (more + messages if is_first else messages + more) + b'"model":"tiny","stream":true}'
+    scanned = parse_scanned_chat(native_modules["chat_scanner"].scan_chat, body, ScanBounds(LIMITS))
+    assert scanned is not None
+    found, expected = (
+        bind_by_name("/v1/chat/completions", parsed, fleet_of([]), LIMITS)
+        for parsed in (scanned, parse_body(ChatRequest, body, LIMITS))
+    )
+    assert can_resume(found) is can_resume(expected)
+    assert (found.decoded_fields is not None) is is_decoded

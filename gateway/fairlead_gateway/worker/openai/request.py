@@ -189,14 +189,18 @@ def bind_to_entry(path: str, request: ModelRequest, entry: ModelEntry, limits: L
 
 _UNRESUMABLE_FIELDS: Final = (b'"continue_final_message"', b'"return_token_ids"', b'"use_beam_search"')
 _CONTINUOUS_USAGE_KEY: Final = b"continuous_usage_stats"
+_MAYBE_DETERMINISTIC: Final = re.compile(rb'"seed"|"temperature"(?!\s*:\s*-?(?:0\.0{0,9})?[1-9][0-9.]*[\s,}])')
+"""A seed, or a temperature that is not surely other than 0, among the fields of a scanned chat."""
 
 
 def can_resume(request: ModelRequest) -> bool:
     """Whether another instance can resume the stream of this request."""
     if request.resumable is not None:
         return request.resumable
+    if not request.stream or not _may_be_deterministic(request):
+        return False
     fields = request.fields
-    if not isinstance(fields, GenerationFields) or not request.stream:
+    if not isinstance(fields, GenerationFields):
         return False
     is_deterministic = fields.temperature == 0 or fields.seed is not None
     is_single = (fields.n or 1) == 1
@@ -227,6 +231,17 @@ def can_resume(request: ModelRequest) -> bool:
         )
         return is_text and (fields.best_of or 1) == 1
     return False
+
+
+def _may_be_deterministic(request: ModelRequest) -> bool:
+    """Whether a scanned chat may have a seed or the temperature 0; True for other requests.
+
+    Why: each stream asks, and most have neither. To decode the fields costs more than to search.
+    """
+    if request.decoded_fields is not None or request.parameters is not None:
+        return True
+    search, body = _MAYBE_DETERMINISTIC.search, request.client_body
+    return search(body, 0, request.messages_start) is not None or search(body, request.messages_end) is not None
 
 
 def _has_continuous_usage(fields: GenerationFields) -> bool:

@@ -673,12 +673,12 @@ def _served_name_rewriter(context: RequestContext, engine_response: EngineRespon
     name = None if address is None else address.served_name
     if adapter is not None:
         sent = (None if address is None else address.adapter_model(adapter.name)) or adapter.name
-        name = None if context.request.fields.model == sent else sent
+        name = None if context.request.model_name == sent else sent
     elif name is None and route is not None:
         name = context.request.model.name
     if name is None or not _has_text(engine_response):
         return None
-    return ServedNameRewriter(name, context.request.fields.model if route is None else route.name)
+    return ServedNameRewriter(name, context.request.model_name if route is None else route.name)
 
 
 def _has_text(engine_response: EngineResponse) -> bool:
