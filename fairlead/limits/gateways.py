@@ -36,19 +36,12 @@ class ProcessLimits:
     """Limits of a gateway's workers and of the channel between supervisor and workers."""
 
     workers: int = limit(64, "worker processes of one gateway; more only compete for processors")
-    sibling_decisions_pending: int = limit(4_096, "decisions in that batch; the oldest are dropped")
     shared_slots: int = limit(8_192, "instances whose load workers share; of others each worker sees its own load")
-    timing_report_seconds: float = limit(1.0, "interval of these reports")
 
 
 @dataclass(frozen=True)
 class LedgerLimits:
     """Limits of usage records and of the ledger's files."""
-
-    usage_rows: int = limit(
-        16_384, "requests whose use a worker buffers for the supervisor; the oldest are lost and counted"
-    )
-    usage_report_seconds: float = limit(0.5, "interval of these reports; a worker that crashes loses one")
 
 
 @dataclass(frozen=True)
@@ -64,5 +57,3 @@ class PeerLimits:
     redis_pause_seconds: float = limit(
         1.5, "longest pause between attempts to reach Redis: it is used again within 2 s of its return"
     )
-    published_decisions: int = limit(10_000, "entries of one model's decision stream in Redis, about 1 kB each")
-    published_decisions_pending: int = limit(4_096, "decisions buffered while Redis is away; the oldest are dropped")

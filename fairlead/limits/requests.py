@@ -164,7 +164,6 @@ class UpstreamLimits:
     warm_up_seconds: float = limit(10.0, "from the successful probe until an instance gets its full share again")
     first_token_min_seconds: float = limit(15.0, "an engine silent to every request for this long may count as stalled")
     first_token_factor: float = limit(10.0, "it counts as stalled after this many times the predicted time")
-    quarantined_fingerprints: int = limit(1_024, "fingerprints of requests that crashed engines")
     quarantine_seconds: float = limit(
         600.0, "a poison request is refused for this long, since an engine takes minutes to restart"
     )

@@ -96,7 +96,7 @@ class DecisionBench:
         self._fleet, self._limits = _fleet(instances, followed=followed), limits
         (key,) = self._fleet.models
         self.later = DeferredCalls()
-        journal = Journal(self.later, cast(asyncio.AbstractEventLoop, cast(Any, self.later)), limits)
+        journal = Journal(self.later, cast(asyncio.AbstractEventLoop, cast(Any, self.later)))
         self.router = ModelRouter(
             secret=_SECRET, limits=limits, hooks=Reporters(journal, indexes_prompts=True).dispatch_hooks()
         )

@@ -44,6 +44,10 @@ reset.
 """
 WAKE_HINT_SECONDS: Final = 2.0
 """Limit: interval of wake hints to the autoscaler while requests wait for a first instance."""
+PUBLISHED_DECISIONS_PENDING: Final = 4_096
+"""Limit: decisions buffered while Redis is away; the oldest are dropped."""
+TIMING_REPORT_SECONDS: Final = 1.0
+"""Limit: interval of these reports."""
 
 
 class LoggedDecision(msgspec.Struct, array_like=True):

@@ -94,7 +94,7 @@ class BackgroundServices:
             link = self.redis_link = links.RedisLink(
                 membership.redis_url, clock, limits=limits, name=f"fairlead-{name}"
             )
-            self.decision_stream = decision_stream.DecisionStream(link, clock, limits=limits)
+            self.decision_stream = decision_stream.DecisionStream(link, clock)
             self.peers = peer_sync.PeerSync(link, workers, gateway_id=name, secret=membership.secret, clock=clock)
 
     def update_tenants(self, tenants: Collection[Tenant]) -> None:

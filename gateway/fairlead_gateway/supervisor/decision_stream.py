@@ -14,16 +14,18 @@ from typing import Any, Final
 from redis.exceptions import ResponseError
 
 from fairlead.errors import BadInput, first_line
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead.units import format_duration
+from fairlead_gateway.ipc.messages import PUBLISHED_DECISIONS_PENDING
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 
 PUBLISHED_DECISION_SECONDS: Final = 900.0
 """Limit: older entries of the decision stream are trimmed."""
+PUBLISHED_DECISIONS: Final = 10_000
+"""Limit: entries of one model's decision stream in Redis, about 1 kB each."""
 
 _log = logging.getLogger("fairlead.gateway")
 FLUSH_SECONDS: Final = 0.1
@@ -35,8 +37,15 @@ DATA_FIELD: Final = b"d"
 class DecisionStream:
     """The stream of one gateway. The caller starts and stops `link`."""
 
-    def __init__(self, link: RedisLink, clock: Clock, *, limits: Limits | None = None) -> None:
-        self._limits = limits or Limits()
+    def __init__(
+        self,
+        link: RedisLink,
+        clock: Clock,
+        *,
+        max_entries: int = PUBLISHED_DECISIONS,
+        max_pending: int = PUBLISHED_DECISIONS_PENDING,
+    ) -> None:
+        self._max_entries, self._max_pending = max_entries, max_pending
         self.link = link
         self._clock = clock
         self._pending: deque[tuple[str, bytes]] = deque()
@@ -50,7 +59,7 @@ class DecisionStream:
 
     def offer(self, model_key: str, entry: bytes) -> None:
         """Queues a decision as an entry of the stream. Drops the oldest one if too many wait."""
-        if len(self._pending) >= self._limits.published_decisions_pending:
+        if len(self._pending) >= self._max_pending:
             self._pending.popleft()
             self.dropped += 1
         self._pending.append((model_key, entry))
@@ -124,7 +133,7 @@ class DecisionStream:
 
     def _add_commands(self, batch: list[tuple[str, bytes]]) -> list[Command]:
         """Returns one XADD per decision, and counts those without a valid key as refused."""
-        max_entries = self._limits.published_decisions
+        max_entries = self._max_entries
         commands: list[Command] = []
         for model_key, value in batch:
             try:
@@ -155,7 +164,7 @@ class DecisionStream:
         Why: some may have been published already, but a duplicate is harmless and a gap is not.
         """
         self._trimmed_at.clear()
-        free = self._limits.published_decisions_pending - len(self._pending)
+        free = self._max_pending - len(self._pending)
         requeued = batch[max(0, len(batch) - free) :] if free > 0 else []
         self.dropped += len(batch) - len(requeued)
         self._pending.extendleft(reversed(requeued))

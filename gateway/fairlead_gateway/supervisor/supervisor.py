@@ -107,7 +107,7 @@ class Supervisor:
         )
         self.background = create_background_services(config, self.workers, clock, limits)
         self.limit_states = self.background.limit_states
-        self.profiling = ProfilingService(broadcast=self.workers.broadcast, clock=clock, limits=limits)
+        self.profiling = ProfilingService(broadcast=self.workers.broadcast, clock=clock)
         self.background.scraper.on_reading = self.profiling.on_signals
         if config.usage_folder is not None:
             self.background.open_ledger(config.usage_folder, config.gateway_id, self.profiling.learned_profile)

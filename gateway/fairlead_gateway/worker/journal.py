@@ -21,12 +21,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fairlead.limits import Limits
 from fairlead_gateway.ipc.channel import MessageSender
 from fairlead_gateway.ipc.decision_json import stream_entry
 from fairlead_gateway.ipc.messages import (
     CHAT_SAMPLE,
     COMPLETION_SAMPLE,
+    PUBLISHED_DECISIONS_PENDING,
+    TIMING_REPORT_SECONDS,
     Dispatch,
     EncodedLoad,
     PromptFinished,
@@ -49,9 +50,15 @@ from fairlead_gateway.worker.openai.body_parser import ModelRequest
 from fairlead_gateway.worker.openai.schemas import ChatRequest, CompletionRequest
 from fairlead_gateway.worker.quota.tenant_limits import QuotaLink
 from fairlead_gateway.worker.request_context import RequestContext
+from fairlead_gateway.worker.resilience.poison_requests import QUARANTINED_FINGERPRINTS
 
 TIMING_ROWS: Final = 16_384
 """Limit: request timings that a worker buffers for the supervisor, which fits profiles."""
+USAGE_ROWS: Final = 16_384
+"""Limit: requests whose use a worker buffers for the supervisor; the oldest are lost and counted.
+"""
+USAGE_REPORT_SECONDS: Final = 0.5
+"""Limit: interval of these reports; a worker that crashes loses one."""
 
 SIBLING_BATCH_SECONDS: Final = 0.05
 """Limit: decisions are batched this long for the sibling workers."""
@@ -64,6 +71,8 @@ PREFIX_MAP_SAMPLES: Final = 256
 
 PREFIX_MAP_REPORTS_PENDING: Final = 4_096
 """Limit: ended prompts that a worker buffers for the index."""
+SIBLING_DECISIONS_PENDING: Final = 4_096
+"""Limit: decisions in that batch; the oldest are dropped."""
 
 
 class PromptSampleBuffer:
@@ -183,28 +192,29 @@ class Journal:
         self,
         sender: MessageSender,
         loop: asyncio.AbstractEventLoop,
-        limits: Limits,
         *,
         gateway_id: str | None = None,
         shares_dispatches: bool = False,
         keeps_usage: bool = False,
+        max_usage_rows: int = USAGE_ROWS,
+        usage_seconds: float = USAGE_REPORT_SECONDS,
+        timing_seconds: float = TIMING_REPORT_SECONDS,
     ) -> None:
         self._sender = sender
         self._loop = loop
-        self._limits = limits
         self._gateway_id = gateway_id
         self.loads: Callable[[], Mapping[str, InstanceLoad]] = dict
         self.take_service: Callable[[], dict[str, dict[str, float]]] = dict
         self.shares_dispatches = shares_dispatches
         self.keeps_usage = keeps_usage
         self.publishes_decisions = gateway_id is not None
-        self._timing_seconds: float = limits.timing_report_seconds
-        self._usage_seconds: float = limits.usage_report_seconds
-        self._dispatches = _Rows(limits.sibling_decisions_pending)
+        self._timing_seconds = timing_seconds
+        self._usage_seconds = usage_seconds
+        self._dispatches = _Rows(SIBLING_DECISIONS_PENDING)
         self._prompt_ends = _Rows(PREFIX_MAP_REPORTS_PENDING)
         self._timings = _Rows(TIMING_ROWS)
-        self._usage = _Rows(limits.usage_rows)
-        self._decisions = _Rows(limits.published_decisions_pending)
+        self._usage = _Rows(max_usage_rows)
+        self._decisions = _Rows(PUBLISHED_DECISIONS_PENDING)
         self._crashes: list[tuple[bytes, str, float, float]] = []
         self._cleared: list[tuple[bytes, float]] = []
         self._reported_loads: dict[str, EncodedLoad] = {}
@@ -303,13 +313,13 @@ class Journal:
 
         Why: a sibling worker may be about to send the same body.
         """
-        if len(self._crashes) < self._limits.quarantined_fingerprints:
+        if len(self._crashes) < QUARANTINED_FINGERPRINTS:
             self._crashes.append((fingerprint, instance, sent_at, crashed_at))
         self.flush()
 
     def on_cleared(self, fingerprint: bytes, answered_at: float) -> None:
         """Reports at once that a suspect body was answered."""
-        if len(self._cleared) < self._limits.quarantined_fingerprints:
+        if len(self._cleared) < QUARANTINED_FINGERPRINTS:
             self._cleared.append((fingerprint, answered_at))
         self.flush()
 

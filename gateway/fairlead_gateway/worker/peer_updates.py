@@ -5,7 +5,6 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.ipc.messages import (
     Dispatch,
@@ -14,6 +13,7 @@ from fairlead_gateway.ipc.messages import (
 from fairlead_gateway.routing import PrefixChain
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends
 from fairlead_gateway.worker.dispatch.router_registry import RouterRegistry
+from fairlead_gateway.worker.journal import SIBLING_DECISIONS_PENDING
 
 _BLOCKS_PER_TURN = 8_192
 
@@ -21,10 +21,9 @@ _BLOCKS_PER_TURN = 8_192
 class PeerUpdateApplier:
     """The applier of dispatch batches: a bounded number of blocks per event loop iteration."""
 
-    def __init__(self, clock: Clock, limits: Limits, loop: asyncio.AbstractEventLoop, routers: RouterRegistry) -> None:
+    def __init__(self, clock: Clock, loop: asyncio.AbstractEventLoop, routers: RouterRegistry) -> None:
         self._clock = clock
         self._loop = loop
-        self._max_pending = limits.sibling_decisions_pending
         self._routers = routers
         self._pending: deque[Dispatch] = deque()
 
@@ -32,7 +31,7 @@ class PeerUpdateApplier:
         """Queues a batch to be applied; drops the oldest dispatches if too many wait."""
         was_idle = not self._pending
         self._pending.extend(dispatches)
-        while len(self._pending) > self._max_pending:
+        while len(self._pending) > SIBLING_DECISIONS_PENDING:
             self._pending.popleft()
         if was_idle:
             self._apply_batch()

@@ -340,7 +340,6 @@ class WorkerServices:
         self._journal = Journal(
             channel,
             loop,
-            limits,
             gateway_id=configuration.gateway_id if configuration.has_redis else None,
             shares_dispatches=shared_memory is not None or configuration.has_redis,
             keeps_usage=configuration.has_ledger,
@@ -365,7 +364,7 @@ class WorkerServices:
         self._journal.loads = self.gateway.stack.routers.loads
         self._journal.take_service = self.gateway.stack.admission.take_service
         self._quota_reporter.tenants = self.gateway.stack.limit_gate.tenants
-        self._peer_updates = PeerUpdateApplier(runtime.clock, limits, loop, self.gateway.stack.routers)
+        self._peer_updates = PeerUpdateApplier(runtime.clock, loop, self.gateway.stack.routers)
         self._query_handler = QueryHandler(self.gateway, channel)
         self._assign_slots(configuration.slots)
 

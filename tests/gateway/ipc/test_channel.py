@@ -14,7 +14,6 @@ import pytest
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import EngineAuth, Fleet, Instance, InstanceState, Model, Role, SloTargets
-from fairlead.limits import Limits
 from fairlead.routes.target_choice import RouteDecision
 from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.ipc import messages as say
@@ -115,7 +114,7 @@ async def test_forged_dispatch_delays_none_behind_it() -> None:
             raise KeyError("a defect")
 
     loop.set_exception_handler(lambda *_: None)
-    applier = PeerUpdateApplier(SystemClock(), Limits(), loop, Routers())  # type: ignore[arg-type]
+    applier = PeerUpdateApplier(SystemClock(), loop, Routers())  # type: ignore[arg-type]
     batch = [say.Dispatch(f"m/{number}", "e-0", b"", number) for number in range(3)]
     with pytest.raises(KeyError):
         applier.enqueue(batch)
@@ -208,7 +207,7 @@ class Registry:
 
 async def test_dispatches_reach_siblings_as_the_chains_they_were() -> None:
     loop, sink = asyncio.get_running_loop(), RecordedReports()
-    journal = Journal(sink, loop, Limits(), shares_dispatches=True)
+    journal = Journal(sink, loop, shares_dispatches=True)
     chains = [prefix_chain(b"z" * size, secret=b"s", seed=b"") for size in (10, 300, 9_000, 500_000)]
     for number, chain in enumerate(chains):
         request = RouteRequest(f"r-{number}", chain, 1.0, session_hash=number or None)
@@ -217,7 +216,7 @@ async def test_dispatches_reach_siblings_as_the_chains_they_were() -> None:
     assert (len(sink.reports), sink.reports[0].decisions, sink.reports[0].loads) == (1, [], None)
     applied: list[tuple[str, str, PrefixChain, Hashable]] = []
     registry = cast(RouterRegistry, Registry(applied))
-    PeerUpdateApplier(SystemClock(), Limits(), loop, registry).enqueue(sink.reports[0].dispatches)
+    PeerUpdateApplier(SystemClock(), loop, registry).enqueue(sink.reports[0].dispatches)
     await wait_until(lambda: len(applied) == len(chains))
     assert applied == [("d/m", f"i-{number}", chain, number or None) for number, chain in enumerate(chains)]
 
@@ -225,7 +224,7 @@ async def test_dispatches_reach_siblings_as_the_chains_they_were() -> None:
 async def test_loads_are_reported_until_they_are_zero() -> None:
     loop, sink = asyncio.get_running_loop(), RecordedReports()
     loads = {"a": InstanceLoad(1, 1, 0.5, 10.0), "b": InstanceLoad()}
-    journal = Journal(sink, loop, Limits(), gateway_id="gw", shares_dispatches=True)
+    journal = Journal(sink, loop, gateway_id="gw", shares_dispatches=True)
     journal.loads = lambda: loads
     journal.on_decision(DecisionRecord("r", 5.0, "d/m", Decision("a", "load", DecisionText("why")), 1, 12.5))
     await wait_until(lambda: bool(sink.reports))
@@ -240,7 +239,7 @@ async def test_loads_are_reported_until_they_are_zero() -> None:
 
 async def test_crashes_and_their_clearing_are_reported_at_once() -> None:
     sink = RecordedReports()
-    journal = Journal(sink, asyncio.get_running_loop(), Limits(), shares_dispatches=True)
+    journal = Journal(sink, asyncio.get_running_loop(), shares_dispatches=True)
     journal.on_crash(b"print", "a", 1.0, 2.0)
     journal.on_cleared(b"print", 3.0)
     assert [(told.crashes, told.cleared) for told in sink.reports] == [

@@ -46,10 +46,10 @@ def entry(request_id: str) -> bytes:
 
 
 @asynccontextmanager
-async def running_stream(server: Any, *, limits: Limits = FAST) -> AsyncIterator[tuple[DecisionStream, Redis]]:
+async def running_stream(server: Any, **bounds: int) -> AsyncIterator[tuple[DecisionStream, Redis]]:
     reader = Redis.from_url(server.url)
-    link = RedisLink(server.url, SystemClock(), limits=limits)
-    told = DecisionStream(link, SystemClock(), limits=limits)
+    link = RedisLink(server.url, SystemClock(), limits=FAST)
+    told = DecisionStream(link, SystemClock(), **bounds)
     link.start()
     told.start()
     try:
@@ -88,7 +88,7 @@ async def test_decisions_arrive_in_order_over_many_batches(server: Any) -> None:
 
 
 async def test_the_stream_is_bounded_by_count(server: Any) -> None:
-    async with running_stream(server, limits=replace(FAST, published_decisions=100)) as (log, reader):
+    async with running_stream(server, max_entries=100) as (log, reader):
         for n in range(1_000):
             log.offer(KEY, entry(f"r{n}"))
         await wait_until(lambda: log.published == 1_000)
@@ -109,7 +109,7 @@ async def test_old_decisions_are_trimmed_and_an_unused_stream_expires(server: An
 
 
 async def test_without_redis_only_the_oldest_decisions_are_lost(server: Any) -> None:
-    async with running_stream(server, limits=replace(FAST, published_decisions_pending=20)) as (log, reader):
+    async with running_stream(server, max_pending=20) as (log, reader):
         await wait_until(lambda: log.link.state.connected)
         assert log.warning() is None
         server.kill()
@@ -153,7 +153,7 @@ async def test_stopping_tells_what_waits(server: Any) -> None:
     reader = Redis.from_url(server.url)
     link = RedisLink(server.url, SystemClock(), limits=FAST)
     link.start()
-    told = DecisionStream(link, SystemClock(), limits=FAST)
+    told = DecisionStream(link, SystemClock())
     await link.wait_connected()
     told.offer(KEY, entry("last"))
     await told.stop()
@@ -166,7 +166,7 @@ async def test_stopping_without_redis_returns(server: Any) -> None:
     server.kill()
     link = RedisLink(server.url, SystemClock(), limits=FAST)
     link.start()
-    told = DecisionStream(link, SystemClock(), limits=FAST)
+    told = DecisionStream(link, SystemClock())
     told.start()
     told.offer(KEY, entry("r1"))
     async with asyncio.timeout(60):

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairlead.limits import Limits
 from fairlead.tenants.model import Tenant, Tier
 from fairlead_gateway.ipc.messages import UsageRow, WorkerReport
 from fairlead_gateway.worker.journal import Journal, Reporters
@@ -48,7 +47,7 @@ async def rows_of(
 ) -> list[UsageRow]:
     """Returns the rows after `use` of a gateway before one scripted engine."""
     sent = RecordedReports()
-    journal = Journal(sent, asyncio.get_running_loop(), Limits(usage_report_seconds=0.0), keeps_usage=True)
+    journal = Journal(sent, asyncio.get_running_loop(), usage_seconds=0.0, keeps_usage=True)
     async with gateway_before(script, journal) as running:
         await use(running)
 
@@ -109,8 +108,8 @@ async def test_client_that_disconnects_has_used_what_it_was_sent() -> None:
 
 async def test_rows_beyond_the_bound_are_counted() -> None:
     sent = RecordedReports()
-    limits = Limits(usage_report_seconds=60.0, timing_report_seconds=60.0, usage_rows=2)
-    journal = Journal(sent, asyncio.get_running_loop(), limits, keeps_usage=True)
+    loop = asyncio.get_running_loop()
+    journal = Journal(sent, loop, usage_seconds=60.0, timing_seconds=60.0, max_usage_rows=2, keeps_usage=True)
     async with gateway_before(responds(ANSWER), journal) as running:
         for _ in range(3):
             await post(running)
@@ -140,7 +139,7 @@ REQUESTS = st.tuples(st.sampled_from(["acme", "zeta"]), st.booleans(), st.intege
 def test_rows_are_exactly_what_simulated_engines_reported(wanted: list[tuple[str, bool, int, int]]) -> None:
     async def main() -> None:
         sent = RecordedReports()
-        journal = Journal(sent, asyncio.get_running_loop(), Limits(usage_report_seconds=0.0), keeps_usage=True)
+        journal = Journal(sent, asyncio.get_running_loop(), usage_seconds=0.0, keeps_usage=True)
         keys = keys_of(ACME, Tenant("zeta"))
         reported: dict[str, tuple[int, int]] = {"acme": (0, 0), "zeta": (0, 0)}
         async with (

@@ -44,10 +44,9 @@ from typing import Final
 
 from fairlead.fleet.model import Fleet
 from fairlead.fleet.signals import EngineSignals
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
-from fairlead_gateway.ipc.messages import ProfileUpdate, TimingEvent
+from fairlead_gateway.ipc.messages import TIMING_REPORT_SECONDS, ProfileUpdate, TimingEvent
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, block_ends
 from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile, ProfileEstimator
 
@@ -162,10 +161,9 @@ class ProfilingService:
     all workers.
     """
 
-    def __init__(self, *, broadcast: Callable[[ProfileUpdate], None], clock: Clock, limits: Limits) -> None:
+    def __init__(self, *, broadcast: Callable[[ProfileUpdate], None], clock: Clock) -> None:
         self._broadcast = broadcast
         self._clock = clock
-        self._seconds = limits.timing_report_seconds
         self._estimator = ProfileEstimator()
         self._capacities = EngineCapacities()
         self._resend_all = False
@@ -214,7 +212,7 @@ class ProfilingService:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(self._seconds)
+            await asyncio.sleep(TIMING_REPORT_SECONDS)
             changed = self._estimator.update(self._clock.now())
             if self._resend_all:
                 self._resend_all = False

@@ -20,6 +20,7 @@ could have one body refused instead of another, but must crash two engines first
 from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
+from typing import Final
 
 import xxhash
 
@@ -27,6 +28,8 @@ from fairlead.limits import Limits
 
 _LENGTH_BYTES = 8
 _MAX_CRASHES = 8
+QUARANTINED_FINGERPRINTS: Final = 1_024
+"""Limit: fingerprints of requests that crashed engines."""
 
 
 class _Crash:
@@ -82,11 +85,13 @@ class PoisonRequestGuard:
         limits: Limits,
         report_crash: Callable[[bytes, str, float, float], None] | None = None,
         report_cleared: Callable[[bytes, float], None] | None = None,
+        max_fingerprints: int = QUARANTINED_FINGERPRINTS,
     ) -> None:
         self._report_crash = report_crash
         self._report_cleared = report_cleared
         self._seed = int.from_bytes(blake2b(secret, digest_size=8, person=b"quarantine").digest(), "big")
         self._limits = limits
+        self._max_fingerprints = max_fingerprints
         self._suspects: OrderedDict[bytes, _SuspectBody] = OrderedDict()
         self._lengths: dict[int, int] = {}
 
@@ -132,7 +137,7 @@ class PoisonRequestGuard:
         self._lengths[length] = self._lengths.get(length, 0) + 1
         while True:
             oldest = next(iter(self._suspects))
-            if len(self._suspects) <= self._limits.quarantined_fingerprints and not self._is_expired(
+            if len(self._suspects) <= self._max_fingerprints and not self._is_expired(
                 self._suspects[oldest], crashed_at
             ):
                 return suspect.is_blocked

@@ -4,7 +4,6 @@ import pytest
 
 from fairlead.fleet.model import Fleet
 from fairlead.fleet.signals import EngineSignals
-from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.ipc.messages import ProfileUpdate
 from fairlead_gateway.supervisor.profiling.profiling_service import (
@@ -83,7 +82,7 @@ def test_share_stays_in_its_bounds() -> None:
 
 def test_workers_learn_shares_of_instances_of_the_fleet() -> None:
     sent: list[ProfileUpdate] = []
-    service = ProfilingService(broadcast=sent.append, clock=ManualClock(), limits=Limits())
+    service = ProfilingService(broadcast=sent.append, clock=ManualClock())
     service.update_fleet(fleet_of(["http://127.0.0.1:1"]))
     full = EngineSignals(running=8, waiting=3, kv_usage=0.99)
     service.on_signals(ENGINE, full, 0.0)

@@ -8,7 +8,6 @@ import pytest
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Fleet
 from fairlead.fleet.signals import EngineSignals
-from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.ipc.messages import ProfileUpdate
 from fairlead_gateway.supervisor.profiling.profiling_service import (
@@ -121,7 +120,7 @@ def test_bounds_of_a_fleet_come_and_go_and_begin_anew_with_another_profile() -> 
 
 def test_workers_are_told_what_changes() -> None:
     told: list[ProfileUpdate] = []
-    service = ProfilingService(broadcast=told.append, clock=ManualClock(), limits=Limits())
+    service = ProfilingService(broadcast=told.append, clock=ManualClock())
     service.update_fleet(fleet(8))
     service.on_signals(ENGINE, EngineSignals(running=4, waiting=0), 0.0)
     service.on_signals(ENGINE, EngineSignals(running=8, waiting=0), 2.0)

@@ -161,7 +161,7 @@ async def test_failed_attempts_are_in_the_outcome() -> None:
 
 async def test_prompt_that_another_engine_computed_is_left_out_of_learned_profiles() -> None:
     sender = RecordedReports()
-    journal = Journal(sender, asyncio.get_running_loop(), LIMITS)
+    journal = Journal(sender, asyncio.get_running_loop())
     async with split([prefilling], [well_behaved], reporters=Reporters(journal)) as running:
         assert (await request(running.url, chat())).status == 200
         assert story(running).outcome == "done"

@@ -303,8 +303,8 @@ def test_times_at_the_next_model_begin_when_it_gets_the_request() -> None:
         sender = RecordedReports()
         async with served(CHAIN, big=overload_late) as running:
             for _ in range(2):  # the second one finds idle connections
-                limits, loop = Limits(timing_report_seconds=0.01), asyncio.get_running_loop()
-                running.gateway.stack._dispatcher.journal = Journal(sender, loop, limits)
+                loop = asyncio.get_running_loop()
+                running.gateway.stack._dispatcher.journal = Journal(sender, loop, timing_seconds=0.01)
                 sender.reports.clear()
                 assert answered(await request(running.url, chat()))[1] == "chat/middle"
                 await wait_until(lambda: any(timing.kind == TimingEventKind.FINISHED for timing in sender.timings))

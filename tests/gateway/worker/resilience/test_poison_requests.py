@@ -1,7 +1,7 @@
 """The memory of requests that crash engines."""
 
 from fairlead.limits import Limits
-from fairlead_gateway.worker.resilience.poison_requests import PoisonRequestGuard
+from fairlead_gateway.worker.resilience.poison_requests import QUARANTINED_FINGERPRINTS, PoisonRequestGuard
 
 LIMITS = Limits()
 TERM = LIMITS.quarantine_seconds
@@ -10,11 +10,15 @@ TERM = LIMITS.quarantine_seconds
 class GuardStage:
     """A quarantine by bodies. ``died`` takes the time that a body was on a crashed instance."""
 
-    def __init__(self, limits: Limits = LIMITS) -> None:
+    def __init__(self, max_fingerprints: int = QUARANTINED_FINGERPRINTS) -> None:
         self.deaths: list[tuple[bytes, str, float, float]] = []
         self.cleared: list[tuple[bytes, float]] = []
         self.inner = PoisonRequestGuard(
-            b"secret", limits, lambda *death: self.deaths.append(death), lambda *one: self.cleared.append(one)
+            b"secret",
+            LIMITS,
+            lambda *death: self.deaths.append(death),
+            lambda *one: self.cleared.append(one),
+            max_fingerprints,
         )
 
     def died(self, body: bytes, instance: str, began: float, at: float) -> bool:
@@ -76,7 +80,7 @@ def test_it_ends_by_itself_and_counts_anew() -> None:
 
 
 def test_it_holds_no_more_than_its_limit_and_nothing_that_is_over() -> None:
-    one = GuardStage(Limits(quarantined_fingerprints=3))
+    one = GuardStage(3)
     for number in range(10):
         one.died(b"%d" % number, "a", 0.0, float(number))
     assert len(one.inner) == 3
