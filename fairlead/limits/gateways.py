@@ -14,7 +14,6 @@ class FleetLimits:
     adapters: int = limit(20_000, "LoRA adapters in a fleet")
     routes: int = limit(1_000, "routes in a fleet; the oldest ones of a cluster count")
     fleet_file_bytes: int = limit(16 * 1024 * 1024, "a fleet or manifest file")
-    prefix_blocks: int = limit(4_096, "hashed blocks of one prompt; later ones never decide a route")
     mirror_blocks_per_instance: int = limit(262_144, "prefix blocks that the prefix map remembers per instance")
 
 
@@ -36,7 +35,6 @@ class ProcessLimits:
     """Limits of a gateway's workers and of the channel between supervisor and workers."""
 
     workers: int = limit(64, "worker processes of one gateway; more only compete for processors")
-    shared_slots: int = limit(8_192, "instances whose load workers share; of others each worker sees its own load")
 
 
 @dataclass(frozen=True)

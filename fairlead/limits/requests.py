@@ -12,7 +12,6 @@ class HttpLimits:
     request_line_bytes: int = limit(8_192, "a longer URL is an attack or a mistake; 414")
     header_bytes: int = limit(32_768, "all request headers together; engines had CVEs for unlimited ones; 431")
     headers_count: int = limit(100, "header fields of one request; 431")
-    hops: int = limit(4, "gateways that a request may have passed before; 508")
     body_bytes: int = limit(32 * 1024 * 1024, "a prompt of about 8 million tokens or a handful of images; 413")
     body_wire_factor: int = limit(8, "bytes on the wire per body byte when chunked: 1-byte chunks are an attack")
     chunk_extension_bytes: int = limit(256, "the extension of one chunk, which is read and dropped; 413")
@@ -36,7 +35,6 @@ class HttpLimits:
     tls_handshakes: int = limit(
         2_048, "TLS handshakes of one worker at a time, which count as connections; then the oldest is reset"
     )
-    pipelined_requests: int = limit(16, "requests read ahead on one connection; then reading pauses")
     write_high_bytes: int = limit(256 * 1024, "unsent bytes to a slow client before its engine is paused")
     kernel_unsent_bytes: int = limit(
         128 * 1024,
@@ -70,7 +68,6 @@ class HttpLimits:
         600.0, "requests in flight at SIGTERM may finish for this long, unless FAIRLEAD_DRAIN_TIMEOUT says otherwise"
     )
     drain_idle_seconds: float = limit(5.0, "an idle client connection of a gateway that drains is closed")
-    keys: int = limit(100_000, "API keys in a keys file")
     tenants: int = limit(20_000, "tenants of a gateway; 10,000 with 50,000 keys take 20 MB of each worker")
 
 

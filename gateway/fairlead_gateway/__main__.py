@@ -60,9 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         workers = _parse_worker_count(options.workers, limits)
         with listen.reserve() as public_socket, manage.bind() as management_socket:
             has_redis = options.redis is not None or settings.redis_url is not None
-            preforked = PreforkedWorkers(
-                workers, limits, inherits_stdout=settings.access_log == "-", has_peers=has_redis
-            )
+            preforked = PreforkedWorkers(workers, inherits_stdout=settings.access_log == "-", has_peers=has_redis)
             try:
                 return _run(options, settings, limits, public_socket, management_socket, preforked)
             finally:

@@ -41,6 +41,7 @@ from fairlead_gateway.http.request_parser import (
     AWAITING_BODY_END,
     AWAITING_HEAD_END,
     AWAITING_REQUEST,
+    PIPELINED_REQUESTS,
     RequestHead,
     RequestParser,
 )
@@ -345,7 +346,7 @@ class ClientConnection(ResponseTransport):
         try:
             processed = 0
             while self._state == _READING and not self._writing_paused:
-                if processed >= self._listener.max_pipelined:
+                if processed >= PIPELINED_REQUESTS:
                     self._pause_reading()
                     self._listener.loop.call_soon(self._process_requests)
                     return

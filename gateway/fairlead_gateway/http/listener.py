@@ -552,7 +552,6 @@ class Listener:
         self.wall = clock.wall
         self.max_connections = limits.connections
         self._caller_connections_share: float = limits.caller_connections_share
-        self.max_pipelined = limits.pipelined_requests
         self.idle_seconds = limits.keepalive_idle_seconds
         self.connections: set[OpenConnection] = set()
         self.send_rate = SendRateMonitor(self.connections, limits, loop, clock.now)

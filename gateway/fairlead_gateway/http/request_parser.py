@@ -223,6 +223,8 @@ _LENGTH_VALUE: Final = re.compile(rb"[0-9]{1,15}")
 _MAX_LENGTH_DIGITS: Final = 15
 _MAX_SHARED_TEMPLATES: Final = 64
 _MAX_SHARED_BYTES: Final = 4_096
+PIPELINED_REQUESTS: Final = 16
+"""Limit: requests read ahead on one connection; then reading pauses."""
 _DIGIT_ZERO: Final = 0x30  # the digit
 _LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)(?=[ \t]*(?:\r\n|\Z))", re.IGNORECASE)
 _SINGLE_FIELDS: Final = (
@@ -630,9 +632,7 @@ class RequestParser:
     @property
     def should_pause_reading(self) -> bool:
         """True if the bytes read ahead exceed the limit of a head, or hold too many requests."""
-        return len(self._buffer) > self._limits.header_bytes or (
-            self._buffer.count(b"\r\n\r\n") >= self._limits.pipelined_requests
-        )
+        return len(self._buffer) > self._limits.header_bytes or (self._buffer.count(b"\r\n\r\n") >= PIPELINED_REQUESTS)
 
     @property
     def unparsed_bytes(self) -> int:

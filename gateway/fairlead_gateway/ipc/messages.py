@@ -36,6 +36,8 @@ BEARER_TOKEN_BYTES: Final = 16_384
 """Limit: a bearer token; those of Kubernetes have about 1 kB."""
 WORKER_QUERY_SECONDS: Final = 2.0
 """Limit: a worker's reply to a query; then it is shown as unresponsive."""
+SHARED_SLOTS: Final = 8_192
+"""Limit: instances whose load workers share; of others each worker sees its own load."""
 PREFIX_MAP_CORRECTION_SECONDS: Final = 0.05
 """Limit: corrections are batched this long for the workers."""
 DRAIN_END_SECONDS: Final = 5.0

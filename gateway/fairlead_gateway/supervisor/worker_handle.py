@@ -30,14 +30,13 @@ from typing import Final, TypeAlias, TypeVar
 import msgspec
 
 from fairlead.fleet.hung_engines import EjectionReport
-from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.compiled_build import worker_environment
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead.settings import VARIABLE_PREFIX, variable_name
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import Channel
-from fairlead_gateway.ipc.messages import WORKER_QUERY_SECONDS, AccessReport, QuotaReport
+from fairlead_gateway.ipc.messages import SHARED_SLOTS, WORKER_QUERY_SECONDS, AccessReport, QuotaReport
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
 from fairlead_gateway.telemetry.status_types import HealthState
 
@@ -98,7 +97,9 @@ class PreforkedWorkers:
     has_peers: the shared load table has a row for the load from other gateways.
     """
 
-    def __init__(self, count: int, limits: Limits, *, inherits_stdout: bool = False, has_peers: bool = False) -> None:
+    def __init__(
+        self, count: int, *, inherits_stdout: bool = False, has_peers: bool = False, slots: int = SHARED_SLOTS
+    ) -> None:
         self.count = count
         self.has_peers = has_peers
         self.inherits_stdout = inherits_stdout
@@ -108,7 +109,7 @@ class PreforkedWorkers:
         if count > 1 or has_peers:
             from fairlead_gateway.routing.load.shared_memory import table_bytes
 
-            self.shared_memory_fd = _create_shared_memory(table_bytes(shared_row_count(count), limits.shared_slots))
+            self.shared_memory_fd = _create_shared_memory(table_bytes(shared_row_count(count), slots))
         try:
             self.spawned.extend(
                 spawn_worker(number, self.shared_memory_fd, self.environ, inherits_stdout=inherits_stdout)

@@ -33,7 +33,7 @@ from fairlead.runtime.clock import Clock
 from fairlead.units import format_duration
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import CHANNEL_PENDING_BYTES, encode_message
-from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS, WORKER_QUERY_SECONDS
+from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS, SHARED_SLOTS, WORKER_QUERY_SECONDS
 from fairlead_gateway.routing.load import shared_memory
 from fairlead_gateway.supervisor.peers.peer_messages import PeerLoadRow
 from fairlead_gateway.supervisor.worker_handle import (
@@ -154,19 +154,17 @@ class WorkerPool:
             else memoryview(
                 mmap.mmap(
                     preforked.shared_memory_fd,
-                    shared_memory.table_bytes(shared_row_count(preforked.count), limits.shared_slots),
+                    shared_memory.table_bytes(shared_row_count(preforked.count), SHARED_SLOTS),
                 )
             ).cast("q")
         )
         self._peer_load_row = (
-            PeerLoadRow(self._load_cells, limits.shared_slots, shared_row_count(preforked.count) - 1)
+            PeerLoadRow(self._load_cells, SHARED_SLOTS, shared_row_count(preforked.count) - 1)
             if self._load_cells is not None and preforked.has_peers
             else None
         )
         self._hot_tables: dict[str, say.HotPrefixUpdate] = {}
-        self._slot_allocator = SlotAllocator(
-            limits.shared_slots if self._load_cells is not None else 0, self._is_slot_idle
-        )
+        self._slot_allocator = SlotAllocator(SHARED_SLOTS if self._load_cells is not None else 0, self._is_slot_idle)
         self._slot_of: dict[str, int] = {}
         self._fleet = Fleet()
         self._pending_fleets: deque[Fleet] = deque()
@@ -307,7 +305,7 @@ class WorkerPool:
     def _release_worker(self, worker: WorkerHandle) -> None:
         """Frees the row of a worker that ended, and keeps its counters."""
         if self._load_cells is not None:
-            shared_memory.clear_row(self._load_cells, self._limits.shared_slots, worker.row)
+            shared_memory.clear_row(self._load_cells, SHARED_SLOTS, worker.row)
         self._free_rows.append(worker.row)
         self._hooks.on_worker_exit(worker)
         self._exited_counters = sum_snapshots([self._exited_counters, _without_windows(worker.model_counters)])
@@ -396,9 +394,7 @@ class WorkerPool:
 
     def _is_slot_idle(self, slot: int) -> bool:
         rows = shared_row_count(self._preforked.count)
-        return self._load_cells is None or shared_memory.is_slot_idle(
-            self._load_cells, self._limits.shared_slots, rows, slot
-        )
+        return self._load_cells is None or shared_memory.is_slot_idle(self._load_cells, SHARED_SLOTS, rows, slot)
 
     def _assign_slots(self, fleet: Fleet) -> None:
         self._slot_of = self._slot_allocator.assign(fleet, self._clock.now())

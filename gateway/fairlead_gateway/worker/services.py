@@ -40,6 +40,7 @@ from fairlead_gateway.ipc import messages
 from fairlead_gateway.ipc.channel import CHANNEL_PENDING_BYTES, Channel
 from fairlead_gateway.ipc.decision_json import logged_decision
 from fairlead_gateway.ipc.messages import (
+    SHARED_SLOTS,
     WORKER_QUERY_SECONDS,
     PreviewRoute,
     QuotaUpdates,
@@ -335,7 +336,7 @@ class WorkerServices:
         self._shared_loads: SharedLoadTable | None = None
         if shared_memory is not None:
             cells = memoryview(shared_memory).cast("q")
-            self._shared_loads = SharedLoadTable(cells, limits.shared_slots, configuration.row)
+            self._shared_loads = SharedLoadTable(cells, SHARED_SLOTS, configuration.row)
             self._shared_loads.set_active_rows(configuration.active_rows)
         self._journal = Journal(
             channel,

@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from xxhash import xxh3_64_intdigest
 
 from fairlead.errors import BadInput
-from fairlead.limits import Limits
 from fairlead_gateway.routing import PrefixChain
-from fairlead_gateway.routing.prefix.prefix_hash import block_ends, chain_seed, full_block_count
+from fairlead_gateway.routing.prefix.prefix_hash import PREFIX_BLOCKS, block_ends, chain_seed, full_block_count
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
 
 BYTES_PER_TOKEN = 4
 """The ratio of replayed prompts, and the gateway's assumption."""
-_MAX_PREFIX_BLOCKS = Limits().prefix_blocks
 
 
 class TracePromptCache:
@@ -61,7 +59,7 @@ def trace_chain(
     """
     size = block_tokens * BYTES_PER_TOKEN
     length = min(int(prompt_tokens * BYTES_PER_TOKEN), size * len(blocks))
-    ends = block_ends(min(full_block_count(length), _MAX_PREFIX_BLOCKS))
+    ends = block_ends(min(full_block_count(length), PREFIX_BLOCKS))
     block_ids = [_id_bytes(block) for block in blocks]
     state, at = chain_seed(secret, seed), 0
     hashes = []

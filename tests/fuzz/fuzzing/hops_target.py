@@ -10,7 +10,6 @@ from collections.abc import Hashable, Sequence
 import httptools
 from fuzzing.target import Target, refused
 
-from fairlead.limits import Limits
 from fairlead_gateway.errors import BadRequest, GatewayLoop
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.worker.upstream.request_encoder import (
@@ -20,8 +19,8 @@ from fairlead_gateway.worker.upstream.request_encoder import (
     encode_request,
     request_prefix,
 )
+from fairlead_gateway.worker.upstream.request_encoder import HOPS as MAX_HOPS
 
-LIMITS = Limits()
 OWN = create_hop_id(b"this gateway")
 _HEX = frozenset(b"0123456789abcdef")
 _ID_BYTES = 12
@@ -43,7 +42,7 @@ def check(data: bytes) -> Hashable:
     hops, number = sent, 0
     while verdict(hops, other := f"{number:012x}") == "passes":
         hops, number = forwarded(hops, other), number + 1
-    assert number <= LIMITS.hops, "a chain of gateways has no end"
+    assert number <= MAX_HOPS, "a chain of gateways has no end"
     return found, len(ids), len(values)
 
 
@@ -57,13 +56,13 @@ def expected(values: Sequence[bytes]) -> str:
         return "malformed"
     if OWN.encode() in parts:
         return "loop"
-    return "loop" if len(parts) > LIMITS.hops else "passes"
+    return "loop" if len(parts) > MAX_HOPS else "passes"
 
 
 def verdict(values: Sequence[bytes], own: str) -> str:
     """Returns the verdict of a gateway with this id."""
     try:
-        check_hops(head_of(values), own, LIMITS)
+        check_hops(head_of(values), own)
     except GatewayLoop:
         return "loop"
     except BadRequest as error:

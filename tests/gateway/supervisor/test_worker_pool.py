@@ -348,7 +348,7 @@ class PausedWorker:
 
 async def test_drain_waits_for_a_worker_that_has_paused_for_some_seconds() -> None:
     clock, limits = ManualClock(), Limits()
-    pool = WorkerPool(PreforkedWorkers(0, limits), cast(WorkerPoolHooks, None), clock, limits)
+    pool = WorkerPool(PreforkedWorkers(0), cast(WorkerPoolHooks, None), clock, limits)
     worker = PausedWorker(clock.now())
     pool.workers.append(cast(WorkerHandle, worker))
     draining = asyncio.create_task(pool.drain_then_kill(asyncio.Event()))

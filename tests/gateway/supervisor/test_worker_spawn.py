@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from fairlead.limits import Limits
 from fairlead_gateway.supervisor.worker_handle import PreforkedWorkers, narrow_environment
 
 
@@ -29,7 +28,7 @@ def test_a_worker_gets_no_secret_of_the_supervisor_and_no_way_to_the_cluster() -
 @pytest.mark.skipif(sys.platform != "linux", reason="seals are Linux' own")
 @pytest.mark.parametrize("size", [0, 1 << 20])
 def test_a_worker_cannot_take_the_shared_memory_from_its_siblings(size: int) -> None:
-    workers = PreforkedWorkers(0, Limits(shared_slots=8), has_peers=True)
+    workers = PreforkedWorkers(0, has_peers=True, slots=8)
     try:
         assert workers.shared_memory_fd is not None
         with mmap.mmap(workers.shared_memory_fd, 256) as memory:

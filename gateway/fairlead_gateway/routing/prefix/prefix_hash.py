@@ -33,7 +33,6 @@ from typing import Any, Final, NamedTuple
 
 import xxhash
 
-from fairlead.limits import Limits
 from fairlead_gateway.native import BLOCK_HASHES
 
 BYTES_PER_TOKEN: Final = 4
@@ -46,7 +45,8 @@ _MIDDLE_UNTIL: Final = 64 * 1024
 _LARGE_BLOCK: Final = 4096
 _SMALL_BLOCKS: Final = _SMALL_UNTIL // _SMALL_BLOCK
 _MIDDLE_BLOCKS: Final = (_MIDDLE_UNTIL - _SMALL_UNTIL) // _MIDDLE_BLOCK
-_DEFAULT_BLOCKS: Final = Limits().prefix_blocks
+PREFIX_BLOCKS: Final = 4_096
+"""Limit: hashed blocks of one prompt; later ones never decide a route."""
 _FEW_BLOCKS: Final = 64
 """Fewer are found without a cache, whose lookup costs 500 instructions; that is up to 40 KiB."""
 _MAX_CACHED_STARTS: Final = 4_096
@@ -110,7 +110,7 @@ class ChainStarts:
 
 
 def prefix_chain(
-    text: bytes, *, secret: bytes, seed: bytes, blocks: int = _DEFAULT_BLOCKS, start: int = 0, end: int = -1
+    text: bytes, *, secret: bytes, seed: bytes, blocks: int = PREFIX_BLOCKS, start: int = 0, end: int = -1
 ) -> PrefixChain:
     """Returns the chain of `text`, or of its part from `start` to `end`.
 
@@ -119,9 +119,7 @@ def prefix_chain(
     return hash_blocks(text, chain_seed(secret, seed), blocks=blocks, start=start, end=end)
 
 
-def hash_blocks(
-    text: bytes, state: Any, *, blocks: int = _DEFAULT_BLOCKS, start: int = 0, end: int = -1
-) -> PrefixChain:
+def hash_blocks(text: bytes, state: Any, *, blocks: int = PREFIX_BLOCKS, start: int = 0, end: int = -1) -> PrefixChain:
     """Like `prefix_chain`, from the start of a chain.
 
     state: that start, an integer of 64 bits.
@@ -171,7 +169,7 @@ def block_ends(count: int) -> tuple[int, ...]:
 
 @cache
 def _many_ends(count: int) -> tuple[int, ...]:
-    return _first_block_ends(max(count, _DEFAULT_BLOCKS))[:count]
+    return _first_block_ends(max(count, PREFIX_BLOCKS))[:count]
 
 
 @cache
@@ -188,7 +186,7 @@ def _first_block_ends(count: int) -> tuple[int, ...]:
 
 
 _FEW_ENDS: Final[tuple[tuple[int, ...], ...]] = tuple(
-    _first_block_ends(max(count, _DEFAULT_BLOCKS))[:count] for count in range(_FEW_BLOCKS)
+    _first_block_ends(max(count, PREFIX_BLOCKS))[:count] for count in range(_FEW_BLOCKS)
 )
 
 

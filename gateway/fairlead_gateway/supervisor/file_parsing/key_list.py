@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import AfterValidator, BeforeValidator
 
@@ -15,10 +15,13 @@ from fairlead_gateway.supervisor.file_parsing.digest_list import (
     parse_digest_list,
 )
 
+KEYS: Final = 100_000
+"""Limit: API keys in a keys file."""
+
 
 def parse_key_file(text: str, *, file: str, limits: Limits) -> Mapping[bytes, str]:
     """Returns the names by digest. Raises ManifestError with every problem."""
-    form = DigestListForm("keys", limits.keys, "write `keys: [{name: team-a, digest: 64 hexadecimal digits}]`")
+    form = DigestListForm("keys", KEYS, "write `keys: [{name: team-a, digest: 64 hexadecimal digits}]`")
     content = parse_digest_list(_KeyFileContent, text, form, file=file, limits=limits)
     return {bytes.fromhex(key.digest): key.name for key in content.keys}
 

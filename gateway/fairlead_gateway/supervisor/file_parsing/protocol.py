@@ -8,7 +8,7 @@ from fairlead.errors import FileProblem
 from fairlead.fleet.model import Fleet
 from fairlead.tenants.documents import TenantDocument
 
-LIMITS: Final = ("fleet_file_bytes", "instances", "json_depth", "keys", "models", "tenants")
+LIMITS: Final = ("fleet_file_bytes", "instances", "json_depth", "models", "tenants")
 """The limits that the parsers read."""
 FLEET: Final = "fleet"
 KEYS: Final = "keys"

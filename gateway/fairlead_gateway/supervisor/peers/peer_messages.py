@@ -16,8 +16,8 @@ from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
-from fairlead.limits import Limits
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
+from fairlead_gateway.routing.prefix.prefix_hash import PREFIX_BLOCKS
 from fairlead_kvstore.redis.codec import SCHEMA
 
 PEER_LOADS: Final = 4_096
@@ -38,7 +38,7 @@ DISPATCH_ENTRY_BYTES: Final = 65_536
 """Limit: one entry of the dispatch stream; more become several."""
 _MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 """The loads of all instances of a model take some 1 MiB, and prompts are split into batches."""
-_MAX_PROMPT_BYTES: Final = HASH_BYTES * Limits().prefix_blocks
+_MAX_PROMPT_BYTES: Final = HASH_BYTES * PREFIX_BLOCKS
 """The hashes of one prompt. Gateways send fewer, and this one keeps something for each length."""
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e6)]

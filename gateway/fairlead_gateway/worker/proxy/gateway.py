@@ -365,7 +365,7 @@ class Gateway(RequestLifecycle):
             check_counted_path(head.path)
         if head.length != 0 and not (head.method == "POST" and head.path in _BODY_TYPES):
             check_body(head.method, head.path)
-        check_hops(head, self._hop_id, self.runtime.limits)
+        check_hops(head, self._hop_id)
         if self.listener.under_memory_pressure:
             self.memory_pressure.check_body(head.length or 0)
         return caller

@@ -11,14 +11,13 @@ The header that names the gateways which a request has passed; it ends loops.
 
 An endpoint of a model may be a gateway, and by mistake the very gateway that forwards the request.
 Every gateway adds its id to the requests that it sends. A request that shows the gateway's own id,
-or more ids than the limit `hops`, is refused.
+or more ids than `HOPS`, is refused.
 """
 
 import hashlib
 import re
 from typing import Final
 
-from fairlead.limits import Limits
 from fairlead_gateway.errors import BadRequest, GatewayLoop
 from fairlead_gateway.http import trace_context
 from fairlead_gateway.http.request_parser import RequestHead
@@ -44,6 +43,8 @@ _THOUSANDTHS: Final[tuple[str, ...]] = tuple(f"{number:03d}" for number in range
 _NUMBERS: Final[tuple[str, ...]] = tuple(f"{number}" for number in range(1_000))
 JSON_TYPE: Final = "application/json"
 HOP_HEADER: Final[bytes] = b"x-fairlead-hops"
+HOPS: Final = 4
+"""Limit: gateways that a request may have passed before; 508."""
 _HOP_LINE: Final[str] = f"{HOP_HEADER.decode()}: "
 _EXTERNAL_HEADERS: Final = "accept: application/json, text/event-stream\r\nuser-agent: fairlead-gateway\r\n"
 _RELAYED_HEADERS: Final[tuple[bytes, ...]] = (
@@ -263,7 +264,7 @@ def create_hop_id(secret: bytes) -> str:
     return hashlib.blake2b(secret, digest_size=6, person=b"fairlead-hop").hexdigest()
 
 
-def check_hops(head: RequestHead, hop_id: str, limits: Limits) -> None:
+def check_hops(head: RequestHead, hop_id: str) -> None:
     """Raises GatewayLoop if the request was here before, or has passed too many gateways.
 
     Raises BadRequest if the header does not hold ids.
@@ -276,8 +277,8 @@ def check_hops(head: RequestHead, hop_id: str, limits: Limits) -> None:
     ids = [part.strip(b" \t").decode("ascii") for part in value.split(b",")]
     if hop_id in ids:
         message, hint = "the request has passed this gateway before", "an endpoint of the model is this gateway itself"
-    elif len(ids) > limits.hops:
-        message = f"the request has passed more than {limits.hops} gateways"
+    elif len(ids) > HOPS:
+        message = f"the request has passed more than {HOPS} gateways"
         hint = "look for endpoints of models that are gateways"
     else:
         return

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.limits import Limits
+from fairlead_gateway.routing.prefix.prefix_hash import PREFIX_BLOCKS
 from fairlead_gateway.supervisor.peers.peer_messages import (
     PEER_LOADS,
     HotPrefixTable,
@@ -38,7 +38,7 @@ def test_what_was_written_is_read() -> None:
         {"within": -1.0},
         {"within": 61.0},
         {"sent": [["e-0", b"1234567", 0, 0]]},
-        {"sent": [["e-0", bytes(8 * (Limits().prefix_blocks + 1)), 0, 0]]},
+        {"sent": [["e-0", bytes(8 * (PREFIX_BLOCKS + 1)), 0, 0]]},
         {"sent": [["e-0", b"", 2**64, 0]]},
         {"sent": [["x" * 2_000, b"", 0, 0]]},
         {"sent": [["e-0", b"", 0, 2**64]]},

@@ -2,15 +2,13 @@
 
 import pytest
 
-from fairlead.limits import Limits
-from fairlead_gateway.worker.upstream.request_encoder import create_hop_id
+from fairlead_gateway.worker.upstream.request_encoder import HOPS, create_hop_id
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import GOOD, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import request
 
 pytestmark = pytest.mark.simulated
 
-MAX_HOPS = Limits().hops
 OWN = create_hop_id(b"a secret of the test")
 
 
@@ -30,7 +28,7 @@ async def test_a_gateway_that_is_its_own_endpoint_does_not_loop() -> None:
         f"x-fairlead-hops: {OWN}\r\n",
         f"x-fairlead-hops: 0123456789ab, {OWN}\r\n",
         f"x-fairlead-hops: 0123456789ab\r\nX-Fairlead-Hops: {OWN}\r\n",
-        "x-fairlead-hops: 0123456789ab\r\n" * (MAX_HOPS + 1),
+        "x-fairlead-hops: 0123456789ab\r\n" * (HOPS + 1),
     ],
 )
 async def test_a_request_that_was_here_or_has_passed_too_many_gateways_is_refused(more: str) -> None:
@@ -45,7 +43,7 @@ async def test_a_request_that_was_here_or_has_passed_too_many_gateways_is_refuse
 
 async def test_the_next_gateway_sees_all_gateways_before_it() -> None:
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-        hops = [f"{number:012x}" for number in range(MAX_HOPS)]
+        hops = [f"{number:012x}" for number in range(HOPS)]
         more = "".join(f"x-fairlead-hops: {hop}\r\n" for hop in hops)
         assert (await request(running.url, GOOD, more=more)).status == 200
         assert [value for name, value in engine.calls[0].fields if name == "x-fairlead-hops"] == [OWN, *hops]
