@@ -178,6 +178,15 @@ class _Rows:
         return rows
 
 
+@dataclass(frozen=True, slots=True)
+class JournalBounds:
+    """The bounds of a journal's reports; tests change them."""
+
+    max_usage_rows: int = USAGE_ROWS
+    usage_seconds: float = USAGE_REPORT_SECONDS
+    timing_seconds: float = TIMING_REPORT_SECONDS
+
+
 class Journal:
     """The journal of one worker.
 
@@ -196,9 +205,7 @@ class Journal:
         gateway_id: str | None = None,
         shares_dispatches: bool = False,
         keeps_usage: bool = False,
-        max_usage_rows: int = USAGE_ROWS,
-        usage_seconds: float = USAGE_REPORT_SECONDS,
-        timing_seconds: float = TIMING_REPORT_SECONDS,
+        bounds: JournalBounds = JournalBounds(),
     ) -> None:
         self._sender = sender
         self._loop = loop
@@ -208,12 +215,12 @@ class Journal:
         self.shares_dispatches = shares_dispatches
         self.keeps_usage = keeps_usage
         self.publishes_decisions = gateway_id is not None
-        self._timing_seconds = timing_seconds
-        self._usage_seconds = usage_seconds
+        self._timing_seconds = bounds.timing_seconds
+        self._usage_seconds = bounds.usage_seconds
         self._dispatches = _Rows(SIBLING_DECISIONS_PENDING)
         self._prompt_ends = _Rows(PREFIX_MAP_REPORTS_PENDING)
         self._timings = _Rows(TIMING_ROWS)
-        self._usage = _Rows(max_usage_rows)
+        self._usage = _Rows(bounds.max_usage_rows)
         self._decisions = _Rows(PUBLISHED_DECISIONS_PENDING)
         self._crashes: list[tuple[bytes, str, float, float]] = []
         self._cleared: list[tuple[bytes, float]] = []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fairlead.tenants.model import Tenant, Tier
 from fairlead_gateway.ipc.messages import UsageRow, WorkerReport
-from fairlead_gateway.worker.journal import Journal, Reporters
+from fairlead_gateway.worker.journal import Journal, JournalBounds, Reporters
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_testing.engines.scripted import EngineCall, Script, responds, silent, streams
 from fairlead_testing.gateway.running_gateway import (
@@ -47,7 +47,7 @@ async def rows_of(
 ) -> list[UsageRow]:
     """Returns the rows after `use` of a gateway before one scripted engine."""
     sent = RecordedReports()
-    journal = Journal(sent, asyncio.get_running_loop(), usage_seconds=0.0, keeps_usage=True)
+    journal = Journal(sent, asyncio.get_running_loop(), bounds=JournalBounds(usage_seconds=0.0), keeps_usage=True)
     async with gateway_before(script, journal) as running:
         await use(running)
 
@@ -109,7 +109,8 @@ async def test_client_that_disconnects_has_used_what_it_was_sent() -> None:
 async def test_rows_beyond_the_bound_are_counted() -> None:
     sent = RecordedReports()
     loop = asyncio.get_running_loop()
-    journal = Journal(sent, loop, usage_seconds=60.0, timing_seconds=60.0, max_usage_rows=2, keeps_usage=True)
+    bounds = JournalBounds(usage_seconds=60.0, timing_seconds=60.0, max_usage_rows=2)
+    journal = Journal(sent, loop, bounds=bounds, keeps_usage=True)
     async with gateway_before(responds(ANSWER), journal) as running:
         for _ in range(3):
             await post(running)
@@ -123,8 +124,8 @@ async def test_a_report_that_is_dropped_takes_no_usage_with_it() -> None:
             return isinstance(message, WorkerReport) and not message.timings and super().send(message)
 
     sent = RoomForUsageAlone()
-    limits = Limits(usage_report_seconds=60.0, timing_report_seconds=60.0)
-    journal = Journal(sent, asyncio.get_running_loop(), limits, keeps_usage=True)
+    bounds = JournalBounds(usage_seconds=60.0, timing_seconds=60.0)
+    journal = Journal(sent, asyncio.get_running_loop(), bounds=bounds, keeps_usage=True)
     async with gateway_before(responds(ANSWER), journal) as running:
         await post(running)
     journal.flush()
@@ -139,7 +140,7 @@ REQUESTS = st.tuples(st.sampled_from(["acme", "zeta"]), st.booleans(), st.intege
 def test_rows_are_exactly_what_simulated_engines_reported(wanted: list[tuple[str, bool, int, int]]) -> None:
     async def main() -> None:
         sent = RecordedReports()
-        journal = Journal(sent, asyncio.get_running_loop(), usage_seconds=0.0, keeps_usage=True)
+        journal = Journal(sent, asyncio.get_running_loop(), bounds=JournalBounds(usage_seconds=0.0), keeps_usage=True)
         keys = keys_of(ACME, Tenant("zeta"))
         reported: dict[str, tuple[int, int]] = {"acme": (0, 0), "zeta": (0, 0)}
         async with (

@@ -62,6 +62,7 @@ class AlignmentStore:
     """The prompt alignments in Redis, for one run of a gateway. The caller starts and stops `link`.
 
     on_learned: called with the model and each alignment that another gateway learned.
+    bounds: prompts of one model in Redis, and bytes of one of them.
     now: seconds of a clock that also runs within one iteration of the event loop.
     """
 
@@ -72,8 +73,7 @@ class AlignmentStore:
         on_learned: Callable[[str, PromptAlignment], None],
         *,
         secret: bytes,
-        max_prompts: int = PREFIX_MAP_STORED_PROMPTS,
-        max_bytes: int = PREFIX_MAP_STORED_BYTES,
+        bounds: tuple[int, int] = (PREFIX_MAP_STORED_PROMPTS, PREFIX_MAP_STORED_BYTES),
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._link = link
@@ -81,7 +81,7 @@ class AlignmentStore:
         self._name = name.encode()
         self._on_learned = on_learned
         self._secret_fingerprint = secret_fingerprint(secret)
-        self._max_prompts, self._max_bytes = max_prompts, max_bytes
+        self._max_prompts, self._max_bytes = bounds
         self._streams: dict[str, _ModelStream] = {}
         self._pending: deque[tuple[str, int, bytes, Sequence[int]]] = deque(maxlen=PREFIX_MAP_STORES_PENDING)
         self._deleted_models: set[str] = set()

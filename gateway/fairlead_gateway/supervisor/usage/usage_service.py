@@ -309,6 +309,15 @@ class _PendingLine:
     line: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class LedgerBounds:
+    """The bounds of a ledger; tests change them."""
+
+    max_pending: int = USAGE_RECORDS_PENDING
+    flush_seconds: float = USAGE_FLUSH_SECONDS
+    lines_days: int = USAGE_LINES_DAYS
+
+
 class UsageService:
     """The ledger of one gateway.
 
@@ -323,16 +332,14 @@ class UsageService:
         readings: EngineReadings,
         *,
         clock: Clock,
-        max_pending: int = USAGE_RECORDS_PENDING,
-        flush_seconds: float = USAGE_FLUSH_SECONDS,
-        lines_days: int = USAGE_LINES_DAYS,
+        bounds: LedgerBounds = LedgerBounds(),
     ) -> None:
         self._folder = folder
         self._writer = LedgerWriter(folder, file_gateway_name(gateway_id), USAGE_FILE_BYTES)
         self._pricing = RequestPricing(readings)
         self._replicas = ReplicaLog(math.ceil(USAGE_GAP_SECONDS))
         self._clock = clock
-        self._max_pending, self._flush_seconds, self._lines_days = max_pending, flush_seconds, lines_days
+        self._bounds = bounds
         self._fleet = Fleet()
         self._pending: deque[_PendingLine] = deque()
         self._encoder = msgspec.json.Encoder()
@@ -417,7 +424,7 @@ class UsageService:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(self._flush_seconds)
+            await asyncio.sleep(self._bounds.flush_seconds)
             now = self._clock.now()
             if now - self._heartbeat_at >= USAGE_HEARTBEAT_SECONDS:
                 self._heartbeat_at = now
@@ -431,8 +438,8 @@ class UsageService:
         wall = self._clock.wall()
         # Records of yesterday may still be on their way.
         today = day_of(wall - USAGE_MAINTENANCE_SECONDS)
-        keep_from = day_of(wall - (self._lines_days + 1) * _DAY_SECONDS)
-        retention = Retention(self._lines_days, USAGE_LINES_BYTES)
+        keep_from = day_of(wall - (self._bounds.lines_days + 1) * _DAY_SECONDS)
+        retention = Retention(self._bounds.lines_days, USAGE_LINES_BYTES)
         try:
             await asyncio.to_thread(ledger_id, self._folder)
             await asyncio.to_thread(maintain, self._folder, today, keep_from, retention)
@@ -444,7 +451,7 @@ class UsageService:
             self._add(REPLICAS, line.day, line)
 
     def _add(self, kind: str, day: str, value: UsageRecord | msgspec.Struct) -> None:
-        if len(self._pending) >= self._max_pending:
+        if len(self._pending) >= self._bounds.max_pending:
             self.lost += 1
             return
         self._pending.append(_PendingLine(kind, day, self._encoder.encode(value)))

@@ -3,7 +3,8 @@
 In the order in which a request meets them:
 
 - `request`: from a body to a model, its prompt as routing sees it, and the body for its engine.
-- `body_parser`: from a body to a `ModelRequest`; `schemas`: the typed fields; `validation`: their limits.
+- `body_parser`: from a body to a `ModelRequest`, by `schemas`, the typed fields, and
+  `validation`, their limits.
 - `field_policy`: which fields reach an engine; `json_edit`: edits bodies in place.
 - `model_names`: names for clients, and names of engines.
 """

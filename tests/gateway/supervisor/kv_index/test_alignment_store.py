@@ -71,9 +71,11 @@ class Side:
         return [lesson.hashes[-1] for lesson in self.taken]
 
 
-def side(url: str, name: str, *, secret: bytes = SECRET, **bounds: int) -> Side:
+def side(url: str, name: str, *, secret: bytes = SECRET, **options: Any) -> Side:
     found = Side(RedisLink(url, SystemClock(), limits=LIMITS))
-    found.kept = AlignmentStore(found.link, name, lambda _, lesson: found.taken.append(lesson), secret=secret, **bounds)
+    found.kept = AlignmentStore(
+        found.link, name, lambda _, lesson: found.taken.append(lesson), secret=secret, **options
+    )
     found.kept.set_models([KEY])
     return found
 
@@ -199,7 +201,7 @@ async def test_other_secrets_damage_and_other_kinds_of_keys_are_passed_over(serv
 
 
 async def test_what_lies_there_is_bounded_and_expires(server: Valkey) -> None:
-    async with connected_sides(server, side(server.url, "a", max_prompts=100, max_bytes=4_096)) as (redis, one):
+    async with connected_sides(server, side(server.url, "a", bounds=(100, 4_096))) as (redis, one):
         for name in range(1, 1_000):
             one.kept.offer(KEY, lesson_of(name))
             if not name % 100:

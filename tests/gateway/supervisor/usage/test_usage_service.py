@@ -18,6 +18,7 @@ from fairlead.usage.ledger_reader import read_ledger
 from fairlead_gateway.ipc.messages import UsageRow
 from fairlead_gateway.supervisor.usage.usage_service import (
     EngineReadings,
+    LedgerBounds,
     LedgerWriter,
     RequestPricing,
     TenantCounters,
@@ -57,7 +58,7 @@ class Ledger:
     def __init__(self, folder: Path, gateway: str = "gw-1", **bounds: Any) -> None:
         self.clock = ManualClock(100.0, NOON)
         self.folder = folder
-        self.service = UsageService(folder, gateway, READINGS, clock=self.clock, **bounds)
+        self.service = UsageService(folder, gateway, READINGS, clock=self.clock, bounds=LedgerBounds(**bounds))
         self.service.update_fleet(fleet())
 
     def add(self, *rows: UsageRow, dropped: int = 0) -> None:

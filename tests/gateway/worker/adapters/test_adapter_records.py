@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from fairlead_gateway.telemetry.snapshot import restore_counters, snapshot_of
-from fairlead_gateway.worker.journal import Journal, Reporters
+from fairlead_gateway.worker.journal import Journal, JournalBounds, Reporters
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_testing.gateway.gateway_process import Setting, adapted
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RecordedReports
@@ -63,7 +63,7 @@ async def test_counts_of_adapters_pass_between_processes() -> None:
 
 async def test_usage_names_the_adapter() -> None:
     sent = RecordedReports()
-    journal = Journal(sent, asyncio.get_running_loop(), usage_seconds=0.0, keeps_usage=True)
+    journal = Journal(sent, asyncio.get_running_loop(), bounds=JournalBounds(usage_seconds=0.0), keeps_usage=True)
     async with adapted(["a"], settings=FAST, reporters=Reporters(journal)) as setting:
         for name in ("a", "tiny"):
             assert await chat(setting, name) == 200

@@ -13,7 +13,7 @@ from fairlead.limits import Limits
 from fairlead.routes.model import FailureKind, Fallback, RequestRewrite, Route, RouteTarget
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.messages import TimingEvent, TimingEventKind
-from fairlead_gateway.worker.journal import Journal
+from fairlead_gateway.worker.journal import Journal, JournalBounds
 from fairlead_testing.engines.scripted import EngineCall, HangUp, hang_up, responds, scripted_engine, silent, token
 from fairlead_testing.gateway.running_gateway import RecordedReports, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
@@ -304,7 +304,9 @@ def test_times_at_the_next_model_begin_when_it_gets_the_request() -> None:
         async with served(CHAIN, big=overload_late) as running:
             for _ in range(2):  # the second one finds idle connections
                 loop = asyncio.get_running_loop()
-                running.gateway.stack._dispatcher.journal = Journal(sender, loop, timing_seconds=0.01)
+                running.gateway.stack._dispatcher.journal = Journal(
+                    sender, loop, bounds=JournalBounds(timing_seconds=0.01)
+                )
                 sender.reports.clear()
                 assert answered(await request(running.url, chat()))[1] == "chat/middle"
                 await wait_until(lambda: any(timing.kind == TimingEventKind.FINISHED for timing in sender.timings))

@@ -12,7 +12,7 @@ import pytest
 from fairlead.engine_profile import builtin_profile
 from fairlead.limits import Limits
 from fairlead_gateway.ipc.messages import TimingEventKind
-from fairlead_gateway.worker.journal import Journal, Reporters
+from fairlead_gateway.worker.journal import Journal, JournalBounds, Reporters
 from fairlead_gateway.worker.proxy.continuation import SentText, SentTextMemory, splice_events
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.engines.scripted import (
@@ -164,7 +164,7 @@ async def test_the_other_engine_gets_the_answer_so_far_and_what_is_left_of_the_t
 async def test_each_engine_of_a_resumed_stream_is_credited_with_its_own_tokens() -> None:
     calls: list[EngineCall] = []
     sender = RecordedReports()
-    journal = Journal(sender, asyncio.get_running_loop(), timing_seconds=0.01)
+    journal = Journal(sender, asyncio.get_running_loop(), bounds=JournalBounds(timing_seconds=0.01))
     script = breaks_then_goes_on(calls)
     async with gateway_of(script, script, reporters=Reporters(journal)) as (running, *_):
         assert (await request(running.url, CHAT)).events[-1] == "[DONE]"
@@ -199,7 +199,7 @@ async def test_only_tokens_with_steps_of_their_own_teach_the_speed_of_an_engine(
     script = streams(role(), token("a"), token("b", "stop"), usage(7, 0, output))
 
     sender = RecordedReports()
-    journal = Journal(sender, asyncio.get_running_loop(), timing_seconds=0.01)
+    journal = Journal(sender, asyncio.get_running_loop(), bounds=JournalBounds(timing_seconds=0.01))
     async with gateway_of(script, reporters=Reporters(journal)) as (running, *_):
         assert (await request(running.url, CHAT | fields)).events[-1] == "[DONE]"
         await wait_until(lambda: len(sender.timings) == 3)
