@@ -36,10 +36,6 @@ class HttpLimits:
         2_048, "TLS handshakes of one worker at a time, which count as connections; then the oldest is reset"
     )
     write_high_bytes: int = limit(256 * 1024, "unsent bytes to a slow client before its engine is paused")
-    kernel_unsent_bytes: int = limit(
-        128 * 1024,
-        "unsent bytes of one client connection that the kernel takes; more wait in the worker, which sees them",
-    )
     unsent_bytes: int = limit(
         256 * 1024 * 1024,
         "unsent bytes of one worker, all connections together; then those of the caller with most are closed",

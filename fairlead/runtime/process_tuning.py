@@ -6,6 +6,7 @@ import gc
 import resource
 import socket
 import sys
+from typing import Final
 
 _M_TRIM_THRESHOLD = -1  # of <malloc.h>
 _M_MMAP_THRESHOLD = -3
@@ -13,6 +14,10 @@ _MMAP_THRESHOLD_BYTES = 1024 * 1024
 _TRIM_THRESHOLD_BYTES = 8 * 1024 * 1024
 _PR_GET_DUMPABLE = 3  # of <sys/prctl.h>
 _PR_SET_DUMPABLE = 4
+KERNEL_UNSENT_BYTES: Final = 128 * 1024
+"""Limit: unsent bytes of one client connection that the kernel takes; more wait in the worker,
+which sees them.
+"""
 
 
 class _Mallinfo(ctypes.Structure):
@@ -125,7 +130,7 @@ def relax_gc() -> None:
     gc.set_threshold(10_000, 50, 100)  # 10,000 young objects take 4 ms to scan; 50,000 block the loop for 38 ms
 
 
-def limit_kernel_unsent(listening: socket.socket, max_bytes: int) -> None:
+def limit_kernel_unsent(listening: socket.socket, max_bytes: int = KERNEL_UNSENT_BYTES) -> None:
     """Bounds the unsent bytes that the kernel takes for each connection of a listening socket.
 
     Accepted sockets inherit it. The window of bytes in flight still grows as the client reads.

@@ -158,7 +158,7 @@ class PublicServer:
     async def start(self) -> None:
         """Starts to accept connections."""
         self._gateway.loop_lag.start()
-        limit_kernel_unsent(self._public, self._gateway.runtime.limits.kernel_unsent_bytes)
+        limit_kernel_unsent(self._public)
         if self._acceptor is not None:
             self._acceptor.start()
             return

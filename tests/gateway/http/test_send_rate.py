@@ -14,7 +14,7 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
-from fairlead.runtime.process_tuning import limit_kernel_unsent
+from fairlead.runtime.process_tuning import KERNEL_UNSENT_BYTES, limit_kernel_unsent
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.errors import GatewayError
@@ -347,12 +347,11 @@ def test_the_kernel_takes_few_bytes_for_a_client_that_never_reads() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other kernels have other buffers")
 async def test_the_public_port_bounds_what_the_kernel_takes() -> None:
-    limits = Limits()
-    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
+    async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
         public = ListenAddress("127.0.0.1", 0).bind(shared=True)
         server = PublicServer(running.gateway, public)
         await server.start()
-        assert public.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == limits.kernel_unsent_bytes
+        assert public.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == KERNEL_UNSENT_BYTES
         await server.drain()
 
 

@@ -141,7 +141,7 @@ class ManagementServer:
         listener = self._listener = Listener(
             app, clock=self._clock, limits=self._limits, loop=loop, create_request_id=lambda: f"manage-{next(numbers)}"
         )
-        limit_kernel_unsent(self._private, self._limits.kernel_unsent_bytes)
+        limit_kernel_unsent(self._private)
         self._server = await loop.create_server(
             connection_factory(listener), sock=self._private, backlog=LISTEN_BACKLOG
         )

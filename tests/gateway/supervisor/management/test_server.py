@@ -10,6 +10,7 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
+from fairlead.runtime.process_tuning import KERNEL_UNSENT_BYTES
 from fairlead_gateway.http.connection import ClientConnection, ResponseWriter
 from fairlead_gateway.http.listener import HttpRequest, Listener
 from fairlead_gateway.http.request_parser import parse_head
@@ -59,7 +60,7 @@ async def test_kernel_takes_few_bytes_for_a_client_that_never_reads(made_up: Any
     await management.start()
     bound = private.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
     await management.stop()
-    assert bound == Limits().kernel_unsent_bytes
+    assert bound == KERNEL_UNSENT_BYTES
 
 
 async def test_what_is_not_http_is_refused_and_so_is_a_host_given_twice(made_up: Any) -> None:
