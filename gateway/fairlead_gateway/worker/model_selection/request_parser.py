@@ -168,7 +168,7 @@ class ModelRequestParser:
     def _bind(
         self, path: str, request: ModelRequest, chosen: tuple[ModelEntry, RouteDecision] | None, models: VisibleModels
     ) -> None:
-        """Binds a request to the model behind a route, or without one to the model that it names."""
+        """Binds a request to the model behind a route; without one, to the model that it names."""
         if chosen is None:
             bind_by_name(path, request, models.fleet, self._limits, models.names)
             return
