@@ -35,11 +35,11 @@ zpty terminal "$ZSH_PROGRAM" -d -i
 zpty -r terminal line '*PROMPT-NOW*'
 for typed in "$@"; do
   zpty -n -w terminal "$typed"$'\\C-d\\C-u'"print END''-LIST"$'\\n'
-  zpty -r terminal line '*END-LIST*'
+  zpty -r terminal line '*END-LIST*PROMPT-NOW*'
   print -r -- "$line NEXT-LINE"
 done
 """
-"""Control-D lists the completions of each line. What is typed before the prompt may be lost."""
+"""Control-D lists the completions of each line. What is typed before a prompt may be lost."""
 _TYPED = {
     "fairlead ": {"status", "explain", "check"},
     "fairlead explain ": {"request", "route", "scaling"},
