@@ -26,19 +26,19 @@ def case(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def program() -> Path:
     """The path of helm."""
-    found = helm_program()
-    if found is None:
+    helm = helm_program()
+    if helm is None:
         pytest.skip(NO_CLUSTER_PROGRAMS)
-    return found
+    return helm
 
 
 @pytest.fixture(scope="session", name="tools")
 def _tools() -> ChartTools:
     """promtool, and the OpenAPI of two releases of Kubernetes."""
-    found = chart_tools()
-    if found is None:
+    tools = chart_tools()
+    if tools is None:
         pytest.skip(NO_CLUSTER_PROGRAMS)
-    return found
+    return tools
 
 
 @pytest.fixture(scope="session")
@@ -46,8 +46,8 @@ def groups(program: Path) -> Callable[..., list[dict[str, Any]]]:
     """The groups of alert rules as the chart makes them with these arguments."""
 
     def call(*arguments: str) -> list[dict[str, Any]]:
-        found = render_chart(program, "--set=alerts.enabled=true", *arguments)
-        (rule,) = (manifest for manifest in found if manifest["kind"] == "PrometheusRule")
+        manifests = render_chart(program, "--set=alerts.enabled=true", *arguments)
+        (rule,) = (manifest for manifest in manifests if manifest["kind"] == "PrometheusRule")
         groups: list[dict[str, Any]] = rule["spec"]["groups"]
         return groups
 

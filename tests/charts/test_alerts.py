@@ -25,10 +25,10 @@ Groups = Callable[..., list[dict[str, Any]]]
 
 def series(case: dict[str, str]) -> dict[str, str]:
     """Returns the series of a healthy installation with the changes of a case."""
-    said = dict(case)
-    gone = said.pop("gone", None)
+    overrides = dict(case)
+    gone = overrides.pop("gone", None)
     kept = {key: values for key, values in HEALTHY.items() if gone is None or not key.startswith(gone)}
-    return {key.replace("{", '{namespace="fairlead",'): values for key, values in (kept | said).items()}
+    return {key.replace("{", '{namespace="fairlead",'): values for key, values in (kept | overrides).items()}
 
 
 def reading_alerts(case: dict[str, str], alerts: dict[str, dict[str, Any]]) -> set[str]:
@@ -86,24 +86,24 @@ def test_expressions_use_only_exported_metrics(groups: Groups) -> None:
     """
     known = {family.name: set(family.labels) for family in METRICS}
     for alert, expression in expressions(groups()):
-        found = expression_names(expression)
+        names = expression_names(expression)
         own = set()
-        for metric, labels in found.metrics:
+        for metric, labels in names.metrics:
             assert metric.startswith(METRIC_PREFIXES), alert
             assert "namespace" in labels, f"{alert}: {metric} of every installation"
             if metric.startswith("fairlead_gateway_"):
                 assert labels <= known[metric] | TARGET, f"{alert}: {metric}"
                 own |= known[metric]
         if own:
-            assert found.grouped <= own | TARGET, alert
+            assert names.grouped <= own | TARGET, alert
 
 
 def test_alert_has_severity_runbook_and_valid_labels(rules: AlertRules) -> None:
     for name, rule in rules.alerts.items():
         assert rule["labels"]["severity"] in ("critical", "warning"), name
         assert rule["annotations"]["runbook_url"] == f"docs/troubleshooting/alerts.md#{name.lower()}"
-        found = expression_names(rule["expr"])
-        kept = found.grouped or {"namespace"}
+        names = expression_names(rule["expr"])
+        kept = names.grouped or {"namespace"}
         for words in rule["annotations"].values():
             assert set(re.findall(r"\$labels\.(\w+)", words)) <= kept, name
 
@@ -122,30 +122,30 @@ def test_every_checked_fault_names_its_alert_or_none() -> None:
     checks = (ROOT / "docs" / "reference" / "checks.md").read_text().partition("| fault |")[2].partition("\n## ")[0]
     page = (ROOT / "docs" / "troubleshooting" / "alerts.md").read_text().partition("| fault |")[2].partition("\n## ")[0]
     row = re.compile(r"^\| ([a-z-]+) \| (.*?) \|", re.MULTILINE)
-    said = dict(row.findall(page))
-    assert said.keys() == dict(row.findall(checks)).keys()
-    for text in said.values():
+    alerts = dict(row.findall(page))
+    assert alerts.keys() == dict(row.findall(checks)).keys()
+    for text in alerts.values():
         assert text.startswith("none: ") or set(re.findall(r"\[(\w+)\]", text)) & CASES.keys()
 
 
 def test_alerts_can_be_disabled_labelled_and_redirected(groups: Groups, program: Path) -> None:
     given = ("--set=alerts.without={FairleadPoison}", "--set=alerts.alertLabels.team=serving")
-    found = {
+    by_alert = {
         rule["alert"]: rule
         for group in groups(*given, "--set=alerts.runbooks=https://example.com/books")
         for rule in group["rules"]
     }
-    assert CASES.keys() - found.keys() == {"FairleadPoison"}
-    one = found["FairleadRedisAway"]
-    assert one["labels"] == {"severity": "warning", "team": "serving"}
-    assert one["annotations"]["runbook_url"] == "https://example.com/books#fairleadredisaway"
+    assert CASES.keys() - by_alert.keys() == {"FairleadPoison"}
+    rule = by_alert["FairleadRedisAway"]
+    assert rule["labels"] == {"severity": "warning", "team": "serving"}
+    assert rule["annotations"]["runbook_url"] == "https://example.com/books#fairleadredisaway"
     with pytest.raises(HelmError, match=r"alerts\.without: there is no alert FairleadPoisen"):
         render_chart(program, "--set=alerts.enabled=true", "--set=alerts.without={FairleadPoisen}")
 
 
 def test_each_installation_watches_itself(program: Path) -> None:
-    found = render_chart(program, "--set=alerts.enabled=true", "--namespace=other")
-    (rule,) = (manifest for manifest in found if manifest["kind"] == "PrometheusRule")
+    manifests = render_chart(program, "--set=alerts.enabled=true", "--namespace=other")
+    (rule,) = (manifest for manifest in manifests if manifest["kind"] == "PrometheusRule")
     assert rule["metadata"]["namespace"] == "other"
     for _, expression in expressions(rule["spec"]["groups"]):
         assert 'namespace="other"' in expression
@@ -154,8 +154,8 @@ def test_each_installation_watches_itself(program: Path) -> None:
 
 
 def test_no_rules_without_the_prometheus_operator(program: Path) -> None:
-    found = render_chart(program, "--set=alerts.enabled=true", served=())
-    assert not any(manifest["kind"] == "PrometheusRule" for manifest in found)
+    manifests = render_chart(program, "--set=alerts.enabled=true", served=())
+    assert not any(manifest["kind"] == "PrometheusRule" for manifest in manifests)
 
 
 @pytest.mark.parametrize(
@@ -168,11 +168,11 @@ def test_no_rules_without_the_prometheus_operator(program: Path) -> None:
     ],
 )
 def test_names_in_an_expression_are_found(expression: str, metrics: dict[str, set[str]], grouped: set[str]) -> None:
-    found = expression_names(expression)
-    assert {name: set(labels) for name, labels in found.metrics} == metrics
-    assert found.grouped == grouped
+    names = expression_names(expression)
+    assert {name: set(labels) for name, labels in names.metrics} == metrics
+    assert names.grouped == grouped
 
 
 def test_scrape_labels_take_precedence_over_target_labels() -> None:
-    found = parse_scrape('# TYPE a gauge\na{instance="e-1"} 2\n', instance="10.0.0.1:8081", pod="g-1")
-    assert found == {("a", (("instance", "e-1"), ("pod", "g-1"))): 2.0}
+    samples = parse_scrape('# TYPE a gauge\na{instance="e-1"} 2\n', instance="10.0.0.1:8081", pod="g-1")
+    assert samples == {("a", (("instance", "e-1"), ("pod", "g-1"))): 2.0}

@@ -117,17 +117,17 @@ def assert_all_queried_metrics_reported(program: Path, text: str) -> None:
         for manifest in render_chart(program, "--set=alerts.enabled=true")
         if manifest["kind"] == "PrometheusRule"
     )
-    told: dict[str, set[str]] = {}
+    exported: dict[str, set[str]] = {}
     for name, labels in parse_scrape(text, namespace=PLACE, pod="a-1"):
-        told.setdefault(name, set()).update(key for key, _ in labels)
+        exported.setdefault(name, set()).update(key for key, _ in labels)
     boards = [json.loads(path.read_text()) for path in sorted((CHART_FOLDER / "dashboards").glob("*.json"))]
     shown = [target["expr"] for board in boards for panel in board["panels"] for target in panel.get("targets", ())]
-    plain = [re.sub(r"\$(\w+)", "2m", one) for one in shown]
-    for expression in (*plain, *(one for _, one in expressions(rules["spec"]["groups"]))):
-        found = expression_names(expression)
-        for metric, selected in found.metrics:
+    plain = [re.sub(r"\$(\w+)", "2m", query) for query in shown]
+    for expression in (*plain, *(query for _, query in expressions(rules["spec"]["groups"]))):
+        names = expression_names(expression)
+        for metric, selected in names.metrics:
             if metric.startswith("fairlead_autoscaler_") and metric not in SELDOM:
-                assert selected | found.grouped <= told[metric], metric
+                assert selected | names.grouped <= exported[metric], metric
 
 
 async def number(api: KubeApi) -> tuple[int, tuple[str, ...]]:
@@ -155,9 +155,9 @@ async def wait_until_equal(call: Any, *wanted: Any) -> None:
 async def test_autoscaler_wakes_yields_and_releases_with_exactly_its_permissions(
     api_server: ApiServer, program: Path, tmp_path: Path
 ) -> None:
-    found, gateway, kubeconfig = render_chart(program, f"--namespace={PLACE}"), FakeGateway(), tmp_path / "kubeconfig"
+    chart, gateway, kubeconfig = render_chart(program, f"--namespace={PLACE}"), FakeGateway(), tmp_path / "kubeconfig"
     async with api_of(api_server) as api:
-        await apply_rights(api, found, PLACE)
+        await apply_rights(api, chart, PLACE)
         kubeconfig.write_text(await kubeconfig_for_account(api_server, PLACE, "fairlead-autoscaler"))
         await api.apply(MODEL, "kubectl")
         async with (
@@ -190,4 +190,4 @@ async def test_autoscaler_wakes_yields_and_releases_with_exactly_its_permissions
 
 
 async def tells(api: KubeApi, reason: str) -> bool:
-    return any(one["reason"] == reason for one in (await api.list(EVENTS, PLACE)).items)
+    return any(event["reason"] == reason for event in (await api.list(EVENTS, PLACE)).items)

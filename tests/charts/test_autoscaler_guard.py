@@ -44,9 +44,9 @@ def deployment(name: str, labels: dict[str, str]) -> Manifest:
 
 def group(name: str, labels: dict[str, str]) -> Manifest:
     template = {"spec": {"containers": [{"name": "engine", "image": "a"}]}}
-    found = worker_set({"name": name, "namespace": PLACE, "labels": labels}, template)
-    found["spec"]["networkConfig"] = {"subdomainPolicy": "Shared"}
-    return found
+    workload = worker_set({"name": name, "namespace": PLACE, "labels": labels}, template)
+    workload["spec"]["networkConfig"] = {"subdomainPolicy": "Shared"}
+    return workload
 
 
 def _kind(resource: Resource) -> Manifest:
@@ -62,12 +62,12 @@ def account(api_server: ApiServer, program: Path, tmp_path_factory: pytest.TempP
     """Installs rights and guard, and returns the autoscaler's access once the guard refuses."""
 
     async def install() -> ClusterConfig:
-        found = render_chart(program, f"--namespace={PLACE}")
+        manifests = render_chart(program, f"--namespace={PLACE}")
         async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as admin:
-            await apply_rights(admin, found, PLACE)
+            await apply_rights(admin, manifests, PLACE)
             await admin.apply(worker_set_crd(), "test")
             await wait_until(lambda: admin.has_resource(LEADER_WORKER_SETS))
-            policy = yaml.safe_dump_all(manifest for manifest in found if manifest["kind"] in POLICY)
+            policy = yaml.safe_dump_all(manifest for manifest in manifests if manifest["kind"] in POLICY)
             await asyncio.to_thread(kubectl, api_server, "apply", "-f", "-", text=policy)
             await admin.apply(pod("probe", MANAGED), "test")
             file = tmp_path_factory.mktemp("account") / "kubeconfig"
@@ -79,8 +79,8 @@ def account(api_server: ApiServer, program: Path, tmp_path_factory: pytest.TempP
             async def is_guarded() -> bool:
                 """Another image each time: until the policy is known, each is taken."""
                 container = {"name": "engine", "image": f"b{next(tries)}"}
-                said = await refusal(api, PODS, "probe", {"spec": {"containers": [container]}})
-                return "only the deletion cost and the sleep annotation of a pod" in said
+                reason = await refusal(api, PODS, "probe", {"spec": {"containers": [container]}})
+                return "only the deletion cost and the sleep annotation of a pod" in reason
 
             await wait_until(is_guarded)
         return config
@@ -101,15 +101,15 @@ async def refusal(api: KubeApi, kind: Resource, name: str, patch: Manifest, **mo
 async def guarded(server: ApiServer, account: ClusterConfig, *objects: Manifest) -> AsyncIterator[Patch]:
     """Applies these objects, and yields patches of the autoscaler."""
     async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as admin:
-        for one in objects:
-            await admin.apply(one, "test")
+        for manifest in objects:
+            await admin.apply(manifest, "test")
     async with KubeApi(account, SystemClock(), lambda: 0.5) as api:
         yield functools.partial(refusal, api)
 
 
 async def test_admission_guard_limits_it_to_two_pod_annotations(api_server: ApiServer, account: ClusterConfig) -> None:
     async with guarded(api_server, account, pod("pod", MANAGED), pod("other", {})) as patched:
-        for metadata, told in (
+        for metadata, expected in (
             ({"labels": {"a": "b"}}, "may not change labels"),
             ({"annotations": {"a": "b"}}, "not change other annotations"),
             ({"annotations": {DELETION_COST_ANNOTATION: "-1"}}, ""),
@@ -117,10 +117,10 @@ async def test_admission_guard_limits_it_to_two_pod_annotations(api_server: ApiS
             ({"annotations": {SLEEP_ANNOTATION: "1-asleep"}}, ""),
             ({"annotations": {SLEEP_ANNOTATION: None}}, ""),
         ):
-            said = await patched(PODS, "pod", {"metadata": metadata})
-            assert (told in said) if told else said == "", (metadata, said)
-        said = await patched(PODS, "other", {"metadata": {"annotations": {DELETION_COST_ANNOTATION: "-1"}}})
-        assert ONLY_MANAGED in said
+            message = await patched(PODS, "pod", {"metadata": metadata})
+            assert (expected in message) if expected else message == "", (metadata, message)
+        message = await patched(PODS, "other", {"metadata": {"annotations": {DELETION_COST_ANNOTATION: "-1"}}})
+        assert ONLY_MANAGED in message
 
 
 async def test_admission_guard_leaves_no_way_to_delete_pods_by_their_owners(
@@ -131,8 +131,8 @@ async def test_admission_guard_leaves_no_way_to_delete_pods_by_their_owners(
     async with guarded(api_server, account, *objects) as patched:
         for kind, name in ((PODS, "pod"), (LEADER_WORKER_SETS, "set")):
             for metadata in ({"ownerReferences": [owner]}, {"finalizers": ["fairlead.io/keep"]}):
-                said = await patched(kind, name, {"metadata": metadata})
-                assert OWNERS in said, (kind.kind, metadata, said)
+                message = await patched(kind, name, {"metadata": metadata})
+                assert OWNERS in message, (kind.kind, metadata, message)
 
 
 async def test_admission_guard_lets_only_replicas_of_fairleads_workloads_change(
@@ -170,7 +170,7 @@ async def test_admission_guard_leaves_names_and_conditions_of_the_operator_alone
         async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as admin:
             written = {"clientName": "m", "conditions": [ready, other]}
             await admin.apply_status({**model, "status": written}, "operator")
-        for status, told in (
+        for status, expected in (
             ({"clientName": "other"}, "only conditions of a model"),
             ({"servedNames": ["llama"]}, "only conditions of a model"),
             ({"replicas": 7}, "only conditions of a model"),
@@ -181,5 +181,5 @@ async def test_admission_guard_leaves_names_and_conditions_of_the_operator_alone
             ({"conditions": [ready, *own]}, "only its own conditions"),
             ({"conditions": [ready, other]}, ""),
         ):
-            said = await patched(MODEL_DEPLOYMENTS, "m", {"status": status}, subresource="status")
-            assert (told in said) if told else said == "", (status, said)
+            message = await patched(MODEL_DEPLOYMENTS, "m", {"status": status}, subresource="status")
+            assert (expected in message) if expected else message == "", (status, message)

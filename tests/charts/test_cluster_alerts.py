@@ -65,8 +65,8 @@ async def client_in_namespace(server: ApiServer) -> AsyncIterator[KubeApi]:
     async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as api:
         await apply_crds(api)
         await apply_namespace(api, SPACE)
-        for one in (await api.list(MODEL_DEPLOYMENTS, SPACE)).items:
-            await api.delete(MODEL_DEPLOYMENTS, SPACE, one["metadata"]["name"])
+        for leftover in (await api.list(MODEL_DEPLOYMENTS, SPACE)).items:
+            await api.delete(MODEL_DEPLOYMENTS, SPACE, leftover["metadata"]["name"])
         await api.delete(LEASES, SPACE, "fairlead-operator")  # of an operator that was killed
         yield api
 
@@ -107,14 +107,16 @@ def model(name: str, accelerator: str = "cpu") -> Manifest:
 
 async def deployment(api: KubeApi, name: str) -> Manifest:
     """That of the model's pool, once the operator made it."""
-    found: list[Manifest] = []
+    deployments: list[Manifest] = []
 
     async def there() -> bool:
-        found[:] = [one for one in (await api.list(DEPLOYMENTS, SPACE)).items if one["metadata"]["name"] == name]
-        return bool(found)
+        deployments[:] = [
+            workload for workload in (await api.list(DEPLOYMENTS, SPACE)).items if workload["metadata"]["name"] == name
+        ]
+        return bool(deployments)
 
     await wait_until(there)
-    return found[0]
+    return deployments[0]
 
 
 async def ready(api: KubeApi, name: str) -> None:
@@ -221,7 +223,7 @@ async def test_operator_waiting_for_an_abandoned_lease_alerts(
 
 
 @pytest.mark.parametrize(
-    ("taken", "alert", "told"),
+    ("taken", "alert", "line"),
     [
         (("deployments", "list"), "FairleadOperatorUnsynced", "fairlead_operator_leading 1.0"),
         (("services", "create"), "FairleadModelStalled", condition("qwen", "Stalled", "Forbidden", 1)),
@@ -229,20 +231,20 @@ async def test_operator_waiting_for_an_abandoned_lease_alerts(
     ids=["to-list", "to-write"],
 )
 async def test_operator_without_a_permission_alerts(
-    taken: tuple[str, str], alert: str, told: str, api_server: ApiServer, program: Path, fires: Firing, tmp_path: Path
+    taken: tuple[str, str], alert: str, line: str, api_server: ApiServer, program: Path, fires: Firing, tmp_path: Path
 ) -> None:
-    found = [
-        without(one, *taken)
-        for one in render_chart(program, f"--namespace={SPACE}", f"--set=watchNamespaces={{{SPACE}}}")
+    manifests = [
+        without(rendered, *taken)
+        for rendered in render_chart(program, f"--namespace={SPACE}", f"--set=watchNamespaces={{{SPACE}}}")
     ]
     async with client_in_namespace(api_server) as api:
-        await apply_rights(api, found, SPACE)
+        await apply_rights(api, manifests, SPACE)
         kubeconfig = tmp_path / "kubeconfig"
         kubeconfig.write_text(await kubeconfig_for_account(api_server, SPACE, "fairlead-operator"))
         await api.apply(model("qwen"), "kubectl")
         recording = SeriesRecording()
         async with operator_of(api_server, tmp_path, kubeconfig) as operator:
-            await wait_until_reported(operator, told)
+            await wait_until_reported(operator, line)
             recording.hold(60, await scrape(operator))
         fires(recording, alert, lacking="_gateway_")
 
@@ -252,7 +254,7 @@ def without(role: Manifest, resource: str, verb: str) -> Manifest:
     changed = copy.deepcopy(role)
     for rule in changed.get("rules", ()):
         if resource in rule.get("resources", ()):
-            rule["verbs"] = [one for one in rule["verbs"] if one != verb]
+            rule["verbs"] = [allowed for allowed in rule["verbs"] if allowed != verb]
     return changed
 
 
@@ -317,21 +319,21 @@ def assert_all_queried_metrics_reported(groups: list[dict[str, Any]], operator: 
     """
     documented = (CHART_FOLDER.parents[1] / "docs" / "concepts" / "operator.md").read_text().partition("| metric (")[2]
     listed = {
-        one
+        metric
         for row in documented.splitlines()
-        for one in re.findall(r"`(\w+)(?:\{[\w,]*\})?`", row.rpartition(" | ")[0])
+        for metric in re.findall(r"`(\w+)(?:\{[\w,]*\})?`", row.rpartition(" | ")[0])
     }
-    assert {f"fairlead_operator_{one}" for one in listed} == {name for name, _ in operator}
-    told: dict[str, set[str]] = {}
+    assert {f"fairlead_operator_{metric}" for metric in listed} == {name for name, _ in operator}
+    exported: dict[str, set[str]] = {}
     for name, labels in (*operator, *gateway):
-        told.setdefault(name, {"pod", "namespace"}).update(key for key, _ in labels)
+        exported.setdefault(name, {"pod", "namespace"}).update(key for key, _ in labels)
     shown = [target["expr"] for target in targets()]
-    for expression in [*(found for _, found in expressions(groups)), *shown]:
-        found = expression_names(expression.replace("$namespace", "x").replace("$model", "x"))
-        for metric, labels in found.metrics:
+    for expression in [*(query for _, query in expressions(groups)), *shown]:
+        names = expression_names(expression.replace("$namespace", "x").replace("$model", "x"))
+        for metric, labels in names.metrics:
             if metric.startswith("fairlead_operator_"):
-                assert metric in told, metric
-                assert labels | found.grouped <= told[metric], f"{metric}: {labels | found.grouped}"
+                assert metric in exported, metric
+                assert labels | names.grouped <= exported[metric], f"{metric}: {labels | names.grouped}"
 
 
 def targets() -> list[dict[str, Any]]:

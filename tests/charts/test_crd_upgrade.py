@@ -49,8 +49,8 @@ WRONG = MODEL | {"spec": SPEC | {"pools": [{"name": "main"}]}}
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ApiServer]:
     """Yields a server of its own, because CRDs belong to a whole cluster."""
-    with api_server_for_test(tmp_path / "run") as found:
-        yield found
+    with api_server_for_test(tmp_path / "run") as own_server:
+        yield own_server
 
 
 def before(folder: Path) -> Path:
@@ -80,21 +80,21 @@ async def test_objects_survive_the_upgrade(server: ApiServer, program: Path, tmp
     async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as api:
         await asyncio.to_thread(helm, "install", str(former), "--create-namespace")
         await wait_until(lambda: api.has_resource(MODEL_DEPLOYMENTS))
-        for one in (ACCELERATOR, MODEL, ENGINES):
-            await api.apply(one, "kubectl")
+        for document in (ACCELERATOR, MODEL, ENGINES):
+            await api.apply(document, "kubectl")
         known = await uids(api)
         await asyncio.to_thread(upgrade_as_documented, helm, tmp_path / "values.yaml")
 
-        said = await asyncio.to_thread(kubectl, server, *command())
-        assert said.count("serverside-applied") == len(served_kinds())
+        output = await asyncio.to_thread(kubectl, server, *command())
+        assert output.count("serverside-applied") == len(served_kinds())
         await wait_until(lambda: is_refused(api, WRONG))
         await api.apply(NEWER, "kubectl")
         assert await uids(api) == known
-        one = await api.get(MODEL_DEPLOYMENTS, SPACE, "agent")
-        assert one["spec"]["slo"] == {"target": "99%", "ttft": "800ms"}
-        assert one["spec"]["model"] == NEWER["spec"]["model"]
+        model = await api.get(MODEL_DEPLOYMENTS, SPACE, "agent")
+        assert model["spec"]["slo"] == {"target": "99%", "ttft": "800ms"}
+        assert model["spec"]["model"] == NEWER["spec"]["model"]
 
-        status = {"conditions": [], "observedGeneration": one["metadata"]["generation"]}
+        status = {"conditions": [], "observedGeneration": model["metadata"]["generation"]}
         assert (await api.apply_status({**MODEL, "status": status}, "fairlead-operator"))["status"]
         with pytest.raises(Invalid, match="a pool needs an accelerator class"):
             await api.apply(WRONG, "kubectl")
@@ -125,6 +125,6 @@ async def is_refused(api: KubeApi, wrong: Manifest) -> bool:
     return False
 
 
-def versions(said: str) -> list[str]:
+def versions(output: str) -> list[str]:
     """The resource versions in a list that kubectl printed."""
-    return [one["metadata"]["resourceVersion"] for one in load_document(said)["items"]]
+    return [listed["metadata"]["resourceVersion"] for listed in load_document(output)["items"]]

@@ -15,20 +15,21 @@ Manifests = list[dict[str, Any]]
 TEMPLATES = Path(__file__).parents[2] / "charts" / "fairlead" / "templates"
 
 
-def of(found: Manifests, *kinds: str) -> Manifests:
-    return [manifest for manifest in found if manifest["kind"] in kinds]
+def of(manifests: Manifests, *kinds: str) -> Manifests:
+    return [manifest for manifest in manifests if manifest["kind"] in kinds]
 
 
-def labelled(found: Manifests) -> list[tuple[dict[str, str], dict[str, Any]]]:
+def labelled(manifests: Manifests) -> list[tuple[dict[str, str], dict[str, Any]]]:
     """Labels and spec of the pods of each Deployment."""
-    made = of(found, "Deployment")
+    deployments = of(manifests, "Deployment")
     return [
-        (manifest["spec"]["template"]["metadata"]["labels"], manifest["spec"]["template"]["spec"]) for manifest in made
+        (manifest["spec"]["template"]["metadata"]["labels"], manifest["spec"]["template"]["spec"])
+        for manifest in deployments
     ]
 
 
-def chosen(found: Manifests, selector: dict[str, str]) -> list[dict[str, Any]]:
-    return [spec for labels, spec in labelled(found) if selector.items() <= labels.items()]
+def chosen(manifests: Manifests, selector: dict[str, str]) -> list[dict[str, Any]]:
+    return [spec for labels, spec in labelled(manifests) if selector.items() <= labels.items()]
 
 
 def ports(spec: dict[str, Any]) -> dict[str, int]:
@@ -36,24 +37,24 @@ def ports(spec: dict[str, Any]) -> dict[str, int]:
 
 
 def test_services_budgets_and_policies_select_one_component(program: Path, case: Path) -> None:
-    found = render_chart(program, f"--values={case}")
-    for manifest in of(found, "Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment"):
+    manifests = render_chart(program, f"--values={case}")
+    for manifest in of(manifests, "Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment"):
         selector = manifest["spec"].get("selector") or manifest["spec"]["podSelector"]
-        (spec,) = chosen(found, selector.get("matchLabels", selector))
+        (spec,) = chosen(manifests, selector.get("matchLabels", selector))
         component = manifest["metadata"]["labels"]["app.kubernetes.io/component"]
         assert [container["name"] for container in spec["containers"]] == [component]
 
 
 def test_named_ports_exist_in_the_pod(program: Path, case: Path) -> None:
-    found = render_chart(program, f"--values={case}")
-    for manifest in of(found, "Service"):
-        (spec,) = chosen(found, manifest["spec"]["selector"])
+    manifests = render_chart(program, f"--values={case}")
+    for manifest in of(manifests, "Service"):
+        (spec,) = chosen(manifests, manifest["spec"]["selector"])
         assert {port["targetPort"] for port in manifest["spec"]["ports"]} <= ports(spec).keys()
-    for manifest in of(found, "NetworkPolicy"):
-        (spec,) = chosen(found, manifest["spec"]["podSelector"]["matchLabels"])
+    for manifest in of(manifests, "NetworkPolicy"):
+        (spec,) = chosen(manifests, manifest["spec"]["podSelector"]["matchLabels"])
         open_ports = {port["port"] for rule in manifest["spec"]["ingress"] for port in rule["ports"]}
         assert open_ports == ports(spec).keys(), "a port that nobody may reach, or a rule for none"
-    for spec in pod_specs(found).values():
+    for spec in pod_specs(manifests).values():
         for container in spec["containers"]:
             for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
                 asked = container.get(probe, {})
@@ -85,24 +86,24 @@ def test_unready_pods_do_not_block_the_drain_of_their_node(program: Path) -> Non
 
 
 def test_policies_admit_required_clients_and_close_redis_egress(program: Path) -> None:
-    found = {manifest["metadata"]["name"]: manifest["spec"] for manifest in of(render_chart(program), "NetworkPolicy")}
-    public, manage = found["fairlead-gateway"]["ingress"]
+    specs = {manifest["metadata"]["name"]: manifest["spec"] for manifest in of(render_chart(program), "NetworkPolicy")}
+    public, manage = specs["fairlead-gateway"]["ingress"]
     assert "from" not in public, "clients come from anywhere"
     assert manage["from"] == [{"podSelector": {}}]
-    (redis,) = found["fairlead-redis"]["ingress"]
+    (redis,) = specs["fairlead-redis"]["ingress"]
     peers = [peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for peer in redis["from"]]
     assert peers == ["gateway", "indexer"]
-    (probes,) = found["fairlead-indexer"]["ingress"]
+    (probes,) = specs["fairlead-indexer"]["ingress"]
     assert probes["from"] == [{"podSelector": {}}]
-    assert found["fairlead-redis"]["egress"] == []
+    assert specs["fairlead-redis"]["egress"] == []
     assert not of(render_chart(program, "--set=networkPolicies.enabled=false"), "NetworkPolicy")
 
 
 def test_autoscaled_component_sets_no_replicas(program: Path) -> None:
-    found = render_chart(program, "--set=gateway.autoscaling.enabled=true,gateway.autoscaling.cpuPercent=55")
-    (scaler,) = of(found, "HorizontalPodAutoscaler")
+    manifests = render_chart(program, "--set=gateway.autoscaling.enabled=true,gateway.autoscaling.cpuPercent=55")
+    (scaler,) = of(manifests, "HorizontalPodAutoscaler")
     target = scaler["spec"]["scaleTargetRef"]
-    (scaled,) = (manifest for manifest in of(found, "Deployment") if manifest["metadata"]["name"] == target["name"])
+    (scaled,) = (manifest for manifest in of(manifests, "Deployment") if manifest["metadata"]["name"] == target["name"])
     assert "replicas" not in scaled["spec"]
     (metric,) = scaler["spec"]["metrics"]
     assert metric["resource"] == {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 55}}
@@ -112,47 +113,47 @@ def test_autoscaled_component_sets_no_replicas(program: Path) -> None:
 
 
 def test_monitors_find_each_metrics_port_once(program: Path) -> None:
-    found = render_chart(program, "--set=serviceMonitors.enabled=true,serviceMonitors.labels.release=prometheus")
-    monitors = of(found, "ServiceMonitor")
+    manifests = render_chart(program, "--set=serviceMonitors.enabled=true,serviceMonitors.labels.release=prometheus")
+    monitors = of(manifests, "ServiceMonitor")
     assert len(monitors) == 4
     for monitor in monitors:
         assert monitor["metadata"]["labels"]["release"] == "prometheus"
         (endpoint,) = monitor["spec"]["endpoints"]
         assert (endpoint["path"], endpoint["honorLabels"]) == ("/metrics", True)
         wanted = monitor["spec"]["selector"]["matchLabels"].items()
-        (service,) = (each for each in of(found, "Service") if wanted <= each["metadata"]["labels"].items())
+        (service,) = (each for each in of(manifests, "Service") if wanted <= each["metadata"]["labels"].items())
         assert [port["name"] for port in service["spec"]["ports"]] == [endpoint["port"]]
 
 
 @pytest.mark.parametrize("port", [80, 443])
 def test_ingress_routes_lead_to_the_gateway_service(program: Path, port: int) -> None:
     on = ("ingress.enabled=true,ingress.host=llm.example.com,ingress.tlsSecret=cert", "httpRoute.enabled=true")
-    found = render_chart(program, *(f"--set={one}" for one in on), f"--set=gateway.service.port={port}")
-    (ingress,) = of(found, "Ingress")
+    manifests = render_chart(program, *(f"--set={setting}" for setting in on), f"--set=gateway.service.port={port}")
+    (ingress,) = of(manifests, "Ingress")
     (rule,) = ingress["spec"]["rules"]
     assert rule["host"] == "llm.example.com"
     assert ingress["spec"]["tls"] == [{"secretName": "cert", "hosts": ["llm.example.com"]}]
     backend = rule["http"]["paths"][0]["backend"]["service"]
-    (route,) = of(found, "HTTPRoute")
+    (route,) = of(manifests, "HTTPRoute")
     (reference,) = route["spec"]["rules"][0]["backendRefs"]
     assert (reference["name"], reference["port"]) == (backend["name"], backend["port"]["number"])
-    (service,) = (manifest for manifest in of(found, "Service") if manifest["metadata"]["name"] == backend["name"])
+    (service,) = (manifest for manifest in of(manifests, "Service") if manifest["metadata"]["name"] == backend["name"])
     assert [port["port"] for port in service["spec"]["ports"]] == [port]
     assert not of(render_chart(program), "Ingress", "HTTPRoute")
 
 
 def test_mirror_lists_every_image_and_every_pod_can_pull(program: Path) -> None:
-    found = render_chart(
+    manifests = render_chart(
         program, "--set=global.imageRegistry=mirror.example.com/llm", "--set=global.imagePullSecrets={one,two}"
     )
-    made = pod_specs(found)
-    assert len(made) == 6, "operator, gateway, indexer, autoscaler, Redis and helm's test"
-    for name, spec in made.items():
+    specs = pod_specs(manifests)
+    assert len(specs) == 6, "operator, gateway, indexer, autoscaler, Redis and helm's test"
+    for name, spec in specs.items():
         assert spec["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}], name
         for container in spec["containers"]:
             assert container["image"].startswith("mirror.example.com/llm/"), name
-    operator = made["Deployment fairlead-operator"]["containers"][0]
-    (images,) = (one["value"] for one in operator["env"] if one["name"] == "FAIRLEAD_ENGINE_IMAGES")
+    operator = specs["Deployment fairlead-operator"]["containers"][0]
+    (images,) = (variable["value"] for variable in operator["env"] if variable["name"] == "FAIRLEAD_ENGINE_IMAGES")
     by_engine = dict(image.split("=") for image in images.split(","))
     assert set(by_engine) == {"vllm", "sglang", "sim"}
     assert by_engine["sim"].startswith("mirror.example.com/llm/sim:")
@@ -160,8 +161,8 @@ def test_mirror_lists_every_image_and_every_pod_can_pull(program: Path) -> None:
 
 def test_digest_takes_precedence_over_tag(program: Path) -> None:
     digest = "sha256:" + "0" * 64
-    made = pod_specs(render_chart(program, f"--set=gateway.image.digest={digest},gateway.image.tag=x"))
-    assert made["Deployment fairlead-gateway"]["containers"][0]["image"].endswith(f"/gateway@{digest}")
+    specs = pod_specs(render_chart(program, f"--set=gateway.image.digest={digest},gateway.image.tag=x"))
+    assert specs["Deployment fairlead-gateway"]["containers"][0]["image"].endswith(f"/gateway@{digest}")
 
 
 def test_autoscaler_reads_every_gateway_and_writes_only_workloads(program: Path) -> None:
@@ -171,13 +172,13 @@ def test_autoscaler_reads_every_gateway_and_writes_only_workloads(program: Path)
     assert "--gateway=http://fairlead-gateway-manage.fairlead.svc:8081" in container["args"]
     assert {"name": "FAIRLEAD_SCALING_FREEZE", "value": "1"} in container["env"]
     for off in ("autoscaler.enabled=false", "gateway.fleet.models[0].name=tiny"):
-        found = render_chart(program, f"--set={off}")
-        assert not [manifest for manifest in found if "autoscaler" in manifest["metadata"]["name"]], off
+        manifests = render_chart(program, f"--set={off}")
+        assert not [manifest for manifest in manifests if "autoscaler" in manifest["metadata"]["name"]], off
 
 
 def test_helm_test_is_a_hook_that_stays_only_after_failure(program: Path) -> None:
-    (one,) = of(render_chart(program), "Pod")
-    assert one["metadata"]["annotations"] == {
+    (pod,) = of(render_chart(program), "Pod")
+    assert pod["metadata"]["annotations"] == {
         "helm.sh/hook": "test",
         "helm.sh/hook-delete-policy": "before-hook-creation,hook-succeeded",
     }

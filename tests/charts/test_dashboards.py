@@ -30,7 +30,7 @@ def targets(board: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def plain(expression: str) -> str:
     """With the variables' values, as Grafana puts them in."""
-    return re.sub(r"\$(\w+)", lambda found: VALUES[found[1]], expression)
+    return re.sub(r"\$(\w+)", lambda variable: VALUES[variable[1]], expression)
 
 
 def labels_of(metric: str) -> set[str] | None:
@@ -59,15 +59,15 @@ def test_expressions_and_legends_use_only_exported_names(name: str) -> None:
     processes.
     """
     for place, target in targets(BOARDS[name]):
-        found = expression_names(plain(target["expr"]))
-        assert found.metrics, place
-        for metric, selected in found.metrics:
+        names = expression_names(plain(target["expr"]))
+        assert names.metrics, place
+        for metric, selected in names.metrics:
             assert "namespace" in selected, place
             labels = labels_of(metric)
             if labels is not None:
                 assert selected <= labels | TARGET, place
-                assert found.grouped <= labels | TARGET, place
-        assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= found.grouped, place
+                assert names.grouped <= labels | TARGET, place
+        assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= names.grouped, place
 
 
 @pytest.mark.parametrize("name", BOARDS)
@@ -76,7 +76,7 @@ def test_dashboard_has_the_fields_that_grafana_needs(name: str) -> None:
     assert board["uid"] == f"fairlead-{name}"
     ids = [panel["id"] for panel in board["panels"]]
     assert len(set(ids)) == len(ids)
-    variables = {one["name"] for one in board["templating"]["list"]}
+    variables = {variable["name"] for variable in board["templating"]["list"]}
     used = set(re.findall(r"\$\{?(\w+)", json.dumps(board))) - {"__rate_interval", "__all"}
     assert used == variables
     places = [panel["gridPos"] for panel in board["panels"]]
@@ -95,11 +95,11 @@ def test_dashboard_has_the_fields_that_grafana_needs(name: str) -> None:
 def test_dashboards_become_config_maps_for_the_sidecar(program: Path) -> None:
     assert len(BOARDS) == 3
     on = ("--set=dashboards.enabled=true", "--set=dashboards.annotations.grafana_folder=LLM")
-    found = {manifest["metadata"]["name"]: manifest for manifest in render_chart(program, *on)}
+    manifests = {manifest["metadata"]["name"]: manifest for manifest in render_chart(program, *on)}
     for name, board in BOARDS.items():
-        one = found[f"fairlead-dashboard-{name}"]
-        assert one["kind"] == "ConfigMap"
-        assert one["metadata"]["labels"]["grafana_dashboard"] == "1"
-        assert one["metadata"]["annotations"] == {"grafana_folder": "LLM"}
-        assert {key: json.loads(text) for key, text in one["data"].items()} == {f"{name}.json": board}
+        config_map = manifests[f"fairlead-dashboard-{name}"]
+        assert config_map["kind"] == "ConfigMap"
+        assert config_map["metadata"]["labels"]["grafana_dashboard"] == "1"
+        assert config_map["metadata"]["annotations"] == {"grafana_folder": "LLM"}
+        assert {key: json.loads(text) for key, text in config_map["data"].items()} == {f"{name}.json": board}
     assert not any("dashboard" in manifest["metadata"]["name"] for manifest in render_chart(program))

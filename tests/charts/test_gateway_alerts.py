@@ -81,7 +81,7 @@ async def record(folder: Path, *faults: Fault | None, ttft: str = "30s") -> list
     digest = hmac.new(PEPPER.encode(), KEY.encode(), hashlib.sha256).hexdigest()
     keys = folder / "keys.yaml"
     keys.write_text(yaml.safe_dump({"keys": [{"name": "team", "digest": digest}]}))
-    found = []
+    recordings = []
     try:
         async with engine_process("--profile", "tiny-cpu", "--speed", "20") as engine:
             model = {"name": "tiny", "slo": {"ttft": ttft}, "instances": [{"url": engine.url, "engine": "sim"}]}
@@ -97,12 +97,12 @@ async def record(folder: Path, *faults: Fault | None, ttft: str = "30s") -> list
                     well = await scene.scrape()
                     if fault is not None:
                         await fault(scene)
-                        found.append(Recorded(before, (well, await scene.scrape())))
+                        recordings.append(Recorded(before, (well, await scene.scrape())))
                     else:
-                        found.append(Recorded(before, (before, well)))
+                        recordings.append(Recorded(before, (before, well)))
     finally:
         redis.kill()
-    return found
+    return recordings
 
 
 def expect_firing(rules: AlertRules, **cases: tuple[SeriesRecording, list[str]]) -> None:

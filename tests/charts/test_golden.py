@@ -59,7 +59,7 @@ def test_unknown_or_invalid_value_is_refused_by_name(program: Path, wrong: str, 
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ("redis.urlSecret=ours", "redis.urlSecret names a Redis of your own: set redis.enabled to false"),
         ("redis.url=redis://ours", "redis.url names a Redis of your own: set redis.enabled to false"),
@@ -68,10 +68,10 @@ def test_unknown_or_invalid_value_is_refused_by_name(program: Path, wrong: str, 
         ("redis.enabled=false,redis.url=redis://:word@ours", "/redis/url"),
     ],
 )
-def test_two_redis_at_once_and_passwords_in_values_are_refused(program: Path, given: str, said: str) -> None:
+def test_two_redis_at_once_and_passwords_in_values_are_refused(program: Path, given: str, message: str) -> None:
     with pytest.raises(HelmError) as refused:
         render_chart(program, f"--set={given}")
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_parent_chart_may_have_more_globals(program: Path) -> None:
@@ -82,11 +82,11 @@ def test_changed_values_file_is_rendered_again(program: Path, tmp_path: Path) ->
     values = tmp_path / "values.yaml"
     for replicas in (2, 5):
         values.write_text(f"gateway: {{replicas: {replicas}}}\n")
-        found = render_chart(program, f"--values={values}")
-        found.append({"kind": "changed by the caller"})
+        manifests = render_chart(program, f"--values={values}")
+        manifests.append({"kind": "changed by the caller"})
         assert [
             manifest["spec"]["replicas"]
-            for manifest in found
+            for manifest in manifests
             if manifest["kind"] == "Deployment" and manifest["metadata"]["name"] == "fairlead-gateway"
         ] == [replicas]
     assert {"kind": "changed by the caller"} not in render_chart(program, f"--values={values}")

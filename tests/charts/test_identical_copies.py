@@ -21,8 +21,10 @@ def test_chart_version_equals_the_package_version() -> None:
 
 def test_chart_images_equal_those_of_the_test_cluster(program: Path) -> None:
     """By the names of e2e/cluster/images.py."""
-    found = {container["image"] for pod in pod_specs(render_chart(program)).values() for container in pod["containers"]}
-    assert found == {
+    images = {
+        container["image"] for pod in pod_specs(render_chart(program)).values() for container in pod["containers"]
+    }
+    assert images == {
         f"serving.fairlead.io/{name}:{__version__}"
         for name in ("autoscaler", "operator", "gateway", "kvstore", "valkey")
     }

@@ -63,28 +63,28 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 )
 def test_no_indexer_without_redis_or_if_disabled(program: Path, values: str) -> None:
     everything = "serviceMonitors.enabled=true,alerts.enabled=true,watchNamespaces={a,b}"
-    found = render_chart(program, f"--set={values}", f"--set={everything}")
-    assert not [one for one in found if "indexer" in str(one).lower()]
-    assert "FairleadIndex" not in str(found)
+    manifests = render_chart(program, f"--set={values}", f"--set={everything}")
+    assert not [document for document in manifests if "indexer" in str(document).lower()]
+    assert "FairleadIndex" not in str(manifests)
 
 
 @pytest.mark.parametrize("values", ["redis.urlSecret=ours", "redis.url=redis://ours:6379/0"])
 def test_external_redis_is_used_by_gateways_and_indexers(program: Path, values: str) -> None:
-    found = pod_specs(render_chart(program, f"--set=redis.enabled=false,{values}"))
-    both = [found[f"Deployment fairlead-{name}"]["containers"][0]["env"] for name in ("gateway", "indexer")]
-    told = [{one["name"]: one for one in env} for env in both]
+    specs = pod_specs(render_chart(program, f"--set=redis.enabled=false,{values}"))
+    both = [specs[f"Deployment fairlead-{name}"]["containers"][0]["env"] for name in ("gateway", "indexer")]
+    variables = [{variable["name"]: variable for variable in env} for env in both]
     for name in ("FAIRLEAD_REDIS_URL", "FAIRLEAD_HASH_SECRET"):
-        assert told[0][name] == told[1][name]
+        assert variables[0][name] == variables[1][name]
 
 
 def test_indexer_accepts_its_variables_and_options(program: Path, case: Path) -> None:
-    found = pod_specs(render_chart(program, f"--values={case}"))
-    of = {name.rpartition("-")[2]: pod for name, pod in found.items()}
+    specs = pod_specs(render_chart(program, f"--values={case}"))
+    of = {name.rpartition("-")[2]: pod for name, pod in specs.items()}
     if "indexer" not in of:
         assert case.stem == "smallest"
         return
     (container,) = of["indexer"]["containers"]
-    names = {one["name"] for one in container["env"]}
+    names = {variable["name"] for variable in container["env"]}
     known = {variable_name(name) for name in IndexerSettings.__dataclass_fields__}
     assert names | OPTIONAL == (known | OPTIONAL) - {"FAIRLEAD_COMPILED"}, (
         "in an image, compiled code is in the packages"
@@ -106,8 +106,8 @@ def test_indexer_accepts_its_variables_and_options(program: Path, case: Path) ->
 async def pod(engine: EngineProcess) -> Manifest:
     """As the operator makes one; its ports are what the engine found free."""
     async with httpx.AsyncClient() as client:
-        told = (await client.get(f"{engine.url}/kv_event_sources")).json()["0"]
-    ports = {"port": engine.url, "kv-events-port": told["endpoint"], "kv-replay-port": told["replay_endpoint"]}
+        sources = (await client.get(f"{engine.url}/kv_event_sources")).json()["0"]
+    ports = {"port": engine.url, "kv-events-port": sources["endpoint"], "kv-replay-port": sources["replay_endpoint"]}
     marks = {f"fairlead.io/{name}": str(urlsplit(url).port or url.rpartition(":")[2]) for name, url in ports.items()}
     labels = {"model": "tiny", "pool": "main", "role": "Serve", "endpoint": "true"}
     metadata = {"labels": {f"fairlead.io/{name}": value for name, value in labels.items()}, "annotations": marks}
@@ -134,9 +134,9 @@ async def wait_metrics(indexer: IndexerProcess, **figures: float) -> None:
 async def test_indexer_finds_engines_with_exactly_its_permissions(
     api_server: ApiServer, program: Path, redis: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = render_chart(program, f"--namespace={SPACE}")
+    manifests = render_chart(program, f"--namespace={SPACE}")
     async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api, engine_process(*EVENTS) as engine:
-        await apply_rights(api, found, SPACE)
+        await apply_rights(api, manifests, SPACE)
         await api.apply(manifest(SERVICE_ACCOUNTS, "default", SPACE), "test")
         (tmp_path / "kubeconfig").write_text(await kubeconfig_for_account(api_server, SPACE, "fairlead-indexer"))
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
@@ -203,20 +203,20 @@ def test_unreachable_engine_fires_only_its_alert(
     rules = AlertRules(tools.promtool, groups(), tmp_path)
     names = {name for rule in rules.alerts.values() for name, _ in expression_names(rule["expr"]).metrics}
     ours = {name for name in names if name.startswith("fairlead_indexer_")}
-    told: dict[str, set[str]] = {}
+    exported: dict[str, set[str]] = {}
     for name, labels in well:
-        told.setdefault(name, set()).update(key for key, _ in labels)
+        exported.setdefault(name, set()).update(key for key, _ in labels)
     assert ours
-    assert ours <= told.keys()
+    assert ours <= exported.keys()
     guide = (CHART_FOLDER.parents[1] / "docs" / "concepts" / "kv-index.md").read_text().partition("| metric (")[2]
     rows = [row.split("|")[1] for row in guide.partition("\n\n")[0].splitlines()[2:]]
     listed = {f"fairlead_indexer_{name}" for row in rows for name in re.findall(r"`(\w+)", row)}
-    assert listed - {f"fairlead_indexer_{name}" for name in SELDOM} == told.keys()
+    assert listed - {f"fairlead_indexer_{name}" for name in SELDOM} == exported.keys()
     for expression in (*(rule["expr"] for rule in rules.alerts.values()), *queried_metrics()):
-        found = expression_names(expression)
-        for metric, selected in found.metrics:
+        used = expression_names(expression)
+        for metric, selected in used.metrics:
             if metric.startswith("fairlead_indexer_"):
-                assert selected | found.grouped <= told[metric], metric
+                assert selected | used.grouped <= exported[metric], metric
     others = {
         key.replace("{", '{namespace="fairlead",'): value for key, value in HEALTHY.items() if "_indexer_" not in key
     }

@@ -48,8 +48,8 @@ async def test_upgrade_and_rollback_keep_generated_values_and_uninstall_keeps_mo
     api_server: ApiServer, helm: HelmRelease
 ) -> None:
     async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
-        said = await asyncio.to_thread(helm, "install", str(CHART_FOLDER), "--create-namespace")
-        assert "get secret fairlead-keys -o jsonpath='{.data.first-key}'" in said
+        notes = await asyncio.to_thread(helm, "install", str(CHART_FOLDER), "--create-namespace")
+        assert "get secret fairlead-keys -o jsonpath='{.data.first-key}'" in notes
         await wait_until(lambda: api.has_resource(MODEL_DEPLOYMENTS))
         served = [await api.apply(MODEL, "kubectl"), await api.apply(ENGINES, "fairlead")]
         first = await drawn(api)

@@ -43,13 +43,13 @@ def test_every_release_knows_every_crd_field(release: KubernetesRelease) -> None
 
 
 def test_every_release_knows_every_rendered_field(release: KubernetesRelease) -> None:
-    found = [
+    manifests = [
         document
         for path in sorted(ENGINES.rglob("*.yaml"))
         for document in load_documents(path.read_text())
         if document is not None
     ]
-    assert against(release, found) == []
+    assert against(release, manifests) == []
 
 
 def pod(**fields: Any) -> dict[str, Any]:

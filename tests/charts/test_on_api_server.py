@@ -45,26 +45,28 @@ async def test_api_server_accepts_every_object_and_field(api_server: ApiServer, 
     async with api_of(api_server) as api:
         for name in ("fairlead", "team-a", "team-b"):
             await apply_namespace(api, name)
-    found: list[Manifest] = []
+    manifests: list[Manifest] = []
     for case in CASES:
         rendered = render_chart(program, f"--values={case}")
-        found += [manifest for manifest in rendered if manifest["kind"] not in ELSEWHERE and manifest not in found]
+        manifests += [
+            manifest for manifest in rendered if manifest["kind"] not in ELSEWHERE and manifest not in manifests
+        ]
     arguments = ("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-")
-    said = kubectl(api_server, *arguments, text=yaml.safe_dump_all(found))
-    assert len(said.splitlines()) == len(found)
+    output = kubectl(api_server, *arguments, text=yaml.safe_dump_all(manifests))
+    assert len(output.splitlines()) == len(manifests)
 
 
 async def test_operator_serves_a_model_with_exactly_its_permissions(
     api_server: ApiServer, program: Path, tmp_path: Path
 ) -> None:
     """As its service account, by the roles and guards of the chart. The rest is refused."""
-    found = render_chart(program, "--namespace=charted")
+    manifests = render_chart(program, "--namespace=charted")
     kubeconfig = tmp_path / "kubeconfig"
     async with api_of(api_server) as api:
-        await apply_rights(api, found, "charted")
+        await apply_rights(api, manifests, "charted")
         guard = [
             manifest
-            for manifest in found
+            for manifest in manifests
             if manifest["metadata"]["name"] in GUARDS and manifest["kind"] not in RBAC_KINDS
         ]
         await asyncio.to_thread(kubectl, api_server, "apply", "-f", "-", text=yaml.safe_dump_all(guard))
@@ -79,18 +81,18 @@ async def test_operator_serves_a_model_with_exactly_its_permissions(
             await wait_until(lambda: there(api, DEPLOYMENTS, "qwen-other"))
             labels = label_selector({"fairlead.io/model": "qwen"})
             await wait_until(lambda: only(api, labels, "qwen-other"))
-            code, said = await asyncio.to_thread(operator.stop), operator.log.read_text()
-        assert code == 0, said
-        assert "forbidden" not in said.lower()
-        assert "denied" not in said.lower()
+            code, log = await asyncio.to_thread(operator.stop), operator.log.read_text()
+        assert code == 0, log
+        assert "forbidden" not in log.lower()
+        assert "denied" not in log.lower()
 
 
 async def test_gateway_finds_models_with_exactly_its_permissions(
     api_server: ApiServer, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = render_chart(program, "--namespace=charted")
+    manifests = render_chart(program, "--namespace=charted")
     async with api_of(api_server) as api:
-        await apply_rights(api, found, "charted")
+        await apply_rights(api, manifests, "charted")
         await api.apply(MODEL, "kubectl")
         (tmp_path / "kubeconfig").write_text(await kubeconfig_for_account(api_server, "charted", "fairlead-gateway"))
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))

@@ -48,13 +48,13 @@ def guarded(api_server: ApiServer, program: Path, tmp_path_factory: pytest.TempP
 
 
 async def _install(server: ApiServer, program: Path) -> str:
-    found = render_chart(program, f"--namespace={PLACE}", "--set=operator.serviceAccounts={cloud}")
+    manifests = render_chart(program, f"--namespace={PLACE}", "--set=operator.serviceAccounts={cloud}")
     async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as admin:
-        await apply_rights(admin, found, PLACE)
+        await apply_rights(admin, manifests, PLACE)
         await admin.apply(worker_set_crd(), "test")
         await wait_until(lambda: admin.has_resource(LEADER_WORKER_SETS))
     names = ("-operator", "-operator-objects", "-operator-accounts")
-    policy = [one for one in found if one["kind"] in POLICY and one["metadata"]["name"].endswith(names)]
+    policy = [guard for guard in manifests if guard["kind"] in POLICY and guard["metadata"]["name"].endswith(names)]
     assert len(policy) == 6
     await asyncio.to_thread(kubectl, server, "apply", "-f", "-", text=yaml.safe_dump_all(policy))
     return await kubeconfig_for_account(server, PLACE, "fairlead-operator")
@@ -155,10 +155,10 @@ def child(
         "NetworkPolicy": ("networking.k8s.io/v1", {"podSelector": {"matchLabels": LABELS}}),
         "ControllerRevision": ("apps/v1", None),
     }[kind]
-    found: Manifest = {"apiVersion": version, "kind": kind, "metadata": OURS | {"name": name} | metadata}
+    document: Manifest = {"apiVersion": version, "kind": kind, "metadata": OURS | {"name": name} | metadata}
     if own is not None:
-        found["spec"] = own | (spec or {})
-    return found | ({"revision": 1, "data": {"spec": {}}} if kind == "ControllerRevision" else {})
+        document["spec"] = own | (spec or {})
+    return document | ({"revision": 1, "data": {"spec": {}}} if kind == "ControllerRevision" else {})
 
 
 async def apply(api: KubeApi, wanted: Manifest) -> str:

@@ -39,9 +39,9 @@ def test_every_pod_goes_where_the_values_place_it(program: Path) -> None:
     }
     components = ("operator", "gateway", "indexer", "autoscaler", "redis")
     values = [f"--set-json={name}={json.dumps(placed)}" for name in components]
-    found = pod_specs(render_chart(program, *values))
-    assert {name.partition("fairlead-")[2] for name in found} == {*components, "test"}
-    for name, pod in found.items():
+    specs = pod_specs(render_chart(program, *values))
+    assert {name.partition("fairlead-")[2] for name in specs} == {*components, "test"}
+    for name, pod in specs.items():
         assert {field: pod.get(field) for field in placed} == placed, name
 
 
@@ -74,18 +74,18 @@ def test_terminating_pod_has_time_for_requests_in_flight(program: Path) -> None:
 
 def violations(spec: dict[str, Any]) -> list[str]:
     """Returns the violations of the level. No user id is set: a site may choose any."""
-    found = [name for name in ("hostNetwork", "hostPID", "hostIPC") if spec.get(name)]
+    problems = [name for name in ("hostNetwork", "hostPID", "hostIPC") if spec.get(name)]
     pod = spec["securityContext"]
-    found += (
+    problems += (
         [f"volume of {kind}" for volume in spec["volumes"] for kind in volume.keys() - {"name"} - VOLUMES]
         if ("volumes" in spec)
         else []
     )
-    found += [name for name in ("runAsUser", "runAsGroup", "fsGroup") if name in pod]
+    problems += [name for name in ("runAsUser", "runAsGroup", "fsGroup") if name in pod]
     if pod.get("runAsNonRoot") is not True or pod.get("seccompProfile") != {"type": "RuntimeDefault"}:
-        found.append("the pod's security context")
+        problems.append("the pod's security context")
     for container in spec["containers"]:
         allowed = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
         if container["securityContext"] != allowed:
-            found.append(f"the security context of {container['name']}")
-    return found
+            problems.append(f"the security context of {container['name']}")
+    return problems

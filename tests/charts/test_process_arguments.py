@@ -26,9 +26,9 @@ from fairlead_testing.redis.valkey_cluster import ValkeyGroup, sentinel_pair, va
 from fairlead_testing.waiting import wait_until
 
 
-def secret(found: list[dict[str, Any]], name: str) -> dict[str, str]:
+def secret(chart: list[dict[str, Any]], name: str) -> dict[str, str]:
     data = next(
-        manifest["data"] for manifest in found if manifest["kind"] == "Secret" and manifest["metadata"]["name"] == name
+        manifest["data"] for manifest in chart if manifest["kind"] == "Secret" and manifest["metadata"]["name"] == name
     )
     return {key: base64.b64decode(value).decode() for key, value in data.items()}
 
@@ -51,25 +51,25 @@ async def test_gateway_with_chart_keys_and_fleet_passes_the_helm_test(
 ) -> None:
     async with engine_process() as engine:
         models = json.dumps([{"name": "tiny", "instances": [{"url": engine.url, "engine": "sim"}]}])
-        found = render_chart(program, f"--set-json=gateway.fleet.models={models}", "--set=test.model=tiny")
+        manifests = render_chart(program, f"--set-json=gateway.fleet.models={models}", "--set=test.model=tiny")
         keys, fleet = (
-            secret(found, "fairlead-keys"),
-            next(manifest for manifest in found if manifest["kind"] == "ConfigMap"),
+            secret(manifests, "fairlead-keys"),
+            next(manifest for manifest in manifests if manifest["kind"] == "ConfigMap"),
         )
         (tmp_path / "fleet.yaml").write_text(fleet["data"]["fleet.yaml"])
         (tmp_path / "keys.yaml").write_text(keys["keys.yaml"])
         monkeypatch.setenv("FAIRLEAD_KEY_PEPPER", keys["pepper"])
-        (container,) = pod_specs(found)["Pod fairlead-test"]["containers"]
-        (model,) = (one["value"] for one in container["env"] if one["name"] == "MODEL")
+        (container,) = pod_specs(manifests)["Pod fairlead-test"]["containers"]
+        (model,) = (variable["value"] for variable in container["env"] if variable["name"] == "MODEL")
         options = ("--keys", str(tmp_path / "keys.yaml"))
         async with gateway_process(tmp_path / "fleet.yaml", *options) as gateway:
-            code, said = await helm_test(GATEWAY=gateway.url, MODEL=model, KEY=keys["first-key"])
-            assert code == 0, said
-            assert "completion 200" in said
-            code, said = await helm_test(GATEWAY=gateway.url, MODEL=model, KEY="another")
-            assert (code, said.splitlines()[-1]) == (1, "the gateway does not list its models")
-            code, said = await helm_test(GATEWAY=gateway.url, MODEL=model)
-            assert (code, said.splitlines()[-1]) == (
+            code, output = await helm_test(GATEWAY=gateway.url, MODEL=model, KEY=keys["first-key"])
+            assert code == 0, output
+            assert "completion 200" in output
+            code, output = await helm_test(GATEWAY=gateway.url, MODEL=model, KEY="another")
+            assert (code, output.splitlines()[-1]) == (1, "the gateway does not list its models")
+            code, output = await helm_test(GATEWAY=gateway.url, MODEL=model)
+            assert (code, output.splitlines()[-1]) == (
                 0,
                 "the keys are your own: without one, nothing more can be tested",
             )
@@ -83,13 +83,13 @@ async def test_helm_test_sends_no_key_to_a_gateway_that_it_cannot_verify(program
 
     context = CertificateAuthority(tmp_path).issue("other.example").server_context()
     async with scripted_engine(script, tls=context) as server:
-        code, said = await helm_test(GATEWAY=server.url, MODEL="tiny", KEY="secret")
-        assert code == 0, said
+        code, output = await helm_test(GATEWAY=server.url, MODEL="tiny", KEY="secret")
+        assert code == 0, output
     assert [call.path for call in server.calls] == ["/readyz"]
     assert b"authorization" not in server.calls[0].head.lower()
-    found = render_chart(program, "--set=gateway.tls.secret=certificate")
-    (container,) = pod_specs(found)["Pod fairlead-test"]["containers"]
-    assert "KEY" not in {one["name"] for one in container["env"]}
+    manifests = render_chart(program, "--set=gateway.tls.secret=certificate")
+    (container,) = pod_specs(manifests)["Pod fairlead-test"]["containers"]
+    assert "KEY" not in {variable["name"] for variable in container["env"]}
 
 
 def test_helm_test_pod_contains_the_program_unchanged(program: Path) -> None:
@@ -145,23 +145,23 @@ async def test_gateway_accepts_the_redis_url_and_connects(
             variable = secret_variable(render_chart(program, "--set=redis.enabled=false", "--set=redis.urlSecret=ours"))
         else:
             url = servers.url.replace(",", "\\,")
-            found = render_chart(program, "--set=redis.enabled=false", f"--set=redis.url={url}")
-            variable = next(one["name"] for one in environment(found) if one.get("value") == servers.url)
+            manifests = render_chart(program, "--set=redis.enabled=false", f"--set=redis.url={url}")
+            variable = next(entry["name"] for entry in environment(manifests) if entry.get("value") == servers.url)
         monkeypatch.setenv(variable, servers.url)
         await main()
 
 
-def environment(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    variables: list[dict[str, Any]] = pod_specs(found)["Deployment fairlead-gateway"]["containers"][0]["env"]
+def environment(manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    variables: list[dict[str, Any]] = pod_specs(manifests)["Deployment fairlead-gateway"]["containers"][0]["env"]
     return variables
 
 
-def secret_variable(found: list[dict[str, Any]]) -> str:
+def secret_variable(manifests: list[dict[str, Any]]) -> str:
     """The variable that holds ``url`` of that Secret."""
     (name,) = (
-        one["name"]
-        for one in environment(found)
-        if one.get("valueFrom", {}).get("secretKeyRef") == {"name": "ours", "key": "url"}
+        variable["name"]
+        for variable in environment(manifests)
+        if variable.get("valueFrom", {}).get("secretKeyRef") == {"name": "ours", "key": "url"}
     )
     return str(name)
 
@@ -170,7 +170,7 @@ def send_commands(port: int, *lines: str) -> bytes:
     """Returns the replies of a Redis to these commands."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as there:
         there.sendall("".join(f"{line}\r\n" for line in (*lines, "QUIT")).encode())
-        found = b""
+        replies = b""
         while more := there.recv(4096):
-            found += more
-    return found.removesuffix(b"+OK\r\n")
+            replies += more
+    return replies.removesuffix(b"+OK\r\n")

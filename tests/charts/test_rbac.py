@@ -55,27 +55,27 @@ def wanted(resource: Resource, *verbs: str, sub: str = "") -> set[Right]:
 
 def written() -> set[Resource]:
     """Returns the kinds of rendered objects, from the operator's golden files, and the revisions."""
-    found = {CONTROLLER_REVISIONS}
+    kinds = {CONTROLLER_REVISIONS}
     for path in ENGINES.rglob("*.yaml"):
         for document in load_documents(path.read_text(encoding="utf-8")):
             if document is not None:
-                found.add(RESOURCES_BY_KIND[document["apiVersion"], document["kind"]])
-    return found
+                kinds.add(RESOURCES_BY_KIND[document["apiVersion"], document["kind"]])
+    return kinds
 
 
 def used() -> set[Right]:
     """Returns the rights that the operator uses in the namespaces of models."""
-    found = wanted(MODEL_DEPLOYMENTS, "get", "list", "watch") | wanted(MODEL_DEPLOYMENTS, "patch", sub="/status")
-    found |= wanted(MODEL_DEPLOYMENTS, "update", sub="/finalizers")  # asked for by blockOwnerDeletion
+    permissions = wanted(MODEL_DEPLOYMENTS, "get", "list", "watch") | wanted(MODEL_DEPLOYMENTS, "patch", sub="/status")
+    permissions |= wanted(MODEL_DEPLOYMENTS, "update", sub="/finalizers")  # asked for by blockOwnerDeletion
     for kind in (MODEL_ROUTES, MODEL_ADAPTERS):
-        found |= wanted(kind, "list", "watch") | wanted(kind, "patch", sub="/status")
-    found |= wanted(EVENTS, "create", "patch")
-    found |= wanted(PODS, "delete") | wanted(PODS, "patch", sub="/status")  # of engines that hang
+        permissions |= wanted(kind, "list", "watch") | wanted(kind, "patch", sub="/status")
+    permissions |= wanted(EVENTS, "create", "patch")
+    permissions |= wanted(PODS, "delete") | wanted(PODS, "patch", sub="/status")  # of engines that hang
     for kind in (*STANDARD_CHILD_KINDS, *OPTIONAL_CHILD_KINDS, PODS):
-        found |= wanted(kind, "list", "watch")
+        permissions |= wanted(kind, "list", "watch")
     for kind in written():
-        found |= wanted(kind, "get", "create", "patch", "delete")
-    return found
+        permissions |= wanted(kind, "get", "create", "patch", "delete")
+    return permissions
 
 
 FORBIDDEN_VERBS = {"escalate", "bind", "impersonate"}
@@ -97,16 +97,16 @@ OPERATORS: tuple[Right, ...] = (("", "pods", "delete"), ("", "pods/status", "pat
 
 def too_wide(rule: dict[str, Any]) -> list[str]:
     """Returns the parts of a rule that grant more than they name."""
-    found = ["nonResourceURLs"] if "nonResourceURLs" in rule else []
+    problems = ["nonResourceURLs"] if "nonResourceURLs" in rule else []
     for part in ("apiGroups", "resources", "verbs"):
-        found += [f"{part}: {one}" for one in rule.get(part, ()) if "*" in one]
-    found += sorted(FORBIDDEN_VERBS & set(rule["verbs"]))
-    for one in rule.get("resources", ()):
-        if {one, one.partition("/")[0]} & FORBIDDEN:
-            found.append(one)
-        elif one.partition("/")[0] in RUNNING and set(rule["verbs"]) - {"get", "list", "watch"} - _guarded(one):
-            found.append(f"{one} written")
-    return found
+        problems += [f"{part}: {value}" for value in rule.get(part, ()) if "*" in value]
+    problems += sorted(FORBIDDEN_VERBS & set(rule["verbs"]))
+    for kind in rule.get("resources", ()):
+        if {kind, kind.partition("/")[0]} & FORBIDDEN:
+            problems.append(kind)
+        elif kind.partition("/")[0] in RUNNING and set(rule["verbs"]) - {"get", "list", "watch"} - _guarded(kind):
+            problems.append(f"{kind} written")
+    return problems
 
 
 def _guarded(resource: str) -> set[str]:
@@ -119,7 +119,7 @@ def test_no_rule_is_wider_than_stated_or_grants_other_rights(program: Path, case
 
 
 @pytest.mark.parametrize(
-    ("changed", "found"),
+    ("changed", "problem"),
     [
         ({"verbs": ["*"]}, "verbs: *"),
         ({"resources": ["*"]}, "resources: *"),
@@ -144,40 +144,40 @@ def test_no_rule_is_wider_than_stated_or_grants_other_rights(program: Path, case
         ({"nonResourceURLs": ["/metrics"]}, "nonResourceURLs"),
     ],
 )
-def test_each_privilege_escalation_is_detected(program: Path, changed: dict[str, Any], found: str) -> None:
+def test_each_privilege_escalation_is_detected(program: Path, changed: dict[str, Any], problem: str) -> None:
     """Every rule of the chart, changed so."""
     for rule in rules(render_chart(program)):
         assert too_wide(rule) == []
-        assert found in too_wide(rule | changed)
+        assert problem in too_wide(rule | changed)
 
 
 def test_only_gateways_read_tenants_and_nothing_writes_them(program: Path, case: Path) -> None:
     """A right to write tenants gives access to models."""
-    found = render_chart(program, f"--values={case}")
+    chart = render_chart(program, f"--values={case}")
     holders = {
         (manifest["metadata"]["name"].rpartition("-")[2], verb)
-        for manifest in found
+        for manifest in chart
         if manifest["kind"] in ROLES
         for rule in manifest["rules"]
         if MODEL_TENANTS.plural in rule.get("resources", ())
         for verb in rule["verbs"]
     }
     assert holders <= {("gateway", "list"), ("gateway", "watch")}
-    (spec,) = (spec for name, spec in pod_specs(found).items() if name.startswith("Deployment") and "-gateway" in name)
+    (spec,) = (spec for name, spec in pod_specs(chart).items() if name.startswith("Deployment") and "-gateway" in name)
     watches = "--kube-tenants" in spec["containers"][0]["args"]
     assert watches == bool(holders)
 
 
 def test_gateways_read_one_config_map_and_no_other(program: Path) -> None:
-    found = render_chart(program)
-    (rule,) = rules(found, "gateway-revoked-keys")
+    manifests = render_chart(program)
+    (rule,) = rules(manifests, "gateway-revoked-keys")
     assert rule == {
         "apiGroups": [""],
         "resources": ["configmaps"],
         "resourceNames": ["fairlead-revoked-keys"],
         "verbs": ["list", "watch"],
     }
-    assert [rule for rule in rules(found) if "configmaps" in rule["resources"]] == [rule]
+    assert [rule for rule in rules(manifests) if "configmaps" in rule["resources"]] == [rule]
 
 
 def test_operator_has_exactly_the_permissions_of_its_code(program: Path) -> None:
@@ -185,24 +185,24 @@ def test_operator_has_exactly_the_permissions_of_its_code(program: Path) -> None
 
 
 def test_namespaced_operator_reads_only_accelerators_cluster_wide(program: Path) -> None:
-    found = render_chart(program, "--set=watchNamespaces={a,b}")
-    assert rights(found, "fairlead-operator") == wanted(ACCELERATOR_CLASSES, "list", "watch")
-    assert rights(found, "operator-models") == used()
+    manifests = render_chart(program, "--set=watchNamespaces={a,b}")
+    assert rights(manifests, "fairlead-operator") == wanted(ACCELERATOR_CLASSES, "list", "watch")
+    assert rights(manifests, "operator-models") == used()
     for kind in ("Role", "RoleBinding"):
         here = [
             manifest
-            for manifest in found
+            for manifest in manifests
             if manifest["kind"] == kind and manifest["metadata"]["name"].endswith("operator-models")
         ]
         assert [manifest["metadata"]["namespace"] for manifest in here] == ["a", "b"]
 
 
 def test_namespaced_operator_lists_gateways_where_it_runs(program: Path) -> None:
-    found = render_chart(program, "--set=watchNamespaces={a,b}")
-    assert rights(found, "operator-gateways") == wanted(PODS, "list")
+    manifests = render_chart(program, "--set=watchNamespaces={a,b}")
+    assert rights(manifests, "operator-gateways") == wanted(PODS, "list")
     (role,) = (
         manifest
-        for manifest in found
+        for manifest in manifests
         if manifest["kind"] == "Role" and manifest["metadata"]["name"].endswith("-gateways")
     )
     assert role["metadata"]["namespace"] == "fairlead"
@@ -212,10 +212,10 @@ def test_namespaced_operator_lists_gateways_where_it_runs(program: Path) -> None
     "value", ["operator.hungEngines.enabled=false", "gateway.fleet.models[0].name=tiny"], ids=["off", "fleet-file"]
 )
 def test_operator_that_restarts_no_engine_may_not_write_pods(program: Path, value: str) -> None:
-    found = render_chart(program, f"--set={value}")
-    assert not rights(found, "fairlead-operator") & set(OPERATORS)
-    (spec,) = (spec for name, spec in pod_specs(found).items() if name == "Deployment fairlead-operator")
-    names = {one["name"] for one in spec["containers"][0]["env"]}
+    manifests = render_chart(program, f"--set={value}")
+    assert not rights(manifests, "fairlead-operator") & set(OPERATORS)
+    (spec,) = (spec for name, spec in pod_specs(manifests).items() if name == "Deployment fairlead-operator")
+    names = {variable["name"] for variable in spec["containers"][0]["env"]}
     assert not {"FAIRLEAD_MANAGEMENT_PODS", "FAIRLEAD_MANAGE_TOKEN", "FAIRLEAD_HUNG_RESTART"} & names
 
 
@@ -240,20 +240,20 @@ SCALED = (
 def test_autoscaler_has_exactly_the_permissions_of_its_code(program: Path) -> None:
     classes = wanted(ACCELERATOR_CLASSES, "list", "watch")
     assert rights(render_chart(program), "fairlead-autoscaler") == SCALED | classes
-    found = render_chart(program, "--set=watchNamespaces={a,b}")
-    assert (rights(found, "fairlead-autoscaler"), rights(found, "autoscaler-models")) == (classes, SCALED)
+    manifests = render_chart(program, "--set=watchNamespaces={a,b}")
+    assert (rights(manifests, "fairlead-autoscaler"), rights(manifests, "autoscaler-models")) == (classes, SCALED)
 
 
 @pytest.mark.parametrize(("component", "held"), [("autoscaler", (GUARDED,)), ("operator", OPERATORS)])
 def test_only_its_guarded_component_holds_a_right_on_pods(
     program: Path, component: str, held: tuple[Right, ...]
 ) -> None:
-    found = render_chart(program)
+    manifests = render_chart(program)
     name = f"fairlead-fairlead-{component}"
     for right in held:
-        roles = [role for role in found if role["kind"] in ROLES and right in rights([role], "")]
+        roles = [role for role in manifests if role["kind"] in ROLES and right in rights([role], "")]
         assert [role["metadata"]["name"] for role in roles] == [name]
-    guards = {guard["kind"]: guard.get("spec") for guard in found if guard["metadata"]["name"] == name}
+    guards = {guard["kind"]: guard.get("spec") for guard in manifests if guard["metadata"]["name"] == name}
     assert guards["ValidatingAdmissionPolicyBinding"] == {"policyName": name, "validationActions": ["Deny"]}
     (whom,) = guards["ValidatingAdmissionPolicy"]["matchConditions"]
     assert f"system:serviceaccount:fairlead:fairlead-{component}" in whom["expression"]
@@ -267,37 +267,37 @@ def test_gateways_and_indexers_only_read_models_pods_accelerators(program: Path,
         classes |= wanted(MODEL_TENANTS, "list", "watch")
         models |= wanted(MODEL_ROUTES, "list", "watch") | wanted(MODEL_ADAPTERS, "list", "watch")
     assert rights(render_chart(program), f"fairlead-{component}") == models | classes
-    found = render_chart(program, "--set=watchNamespaces={a,b}")
-    assert (rights(found, f"fairlead-{component}"), rights(found, f"{component}-fleet")) == (classes, models)
+    manifests = render_chart(program, "--set=watchNamespaces={a,b}")
+    assert (rights(manifests, f"fairlead-{component}"), rights(manifests, f"{component}-fleet")) == (classes, models)
 
 
 @pytest.mark.parametrize("component", ["gateway", "indexer"])
 def test_services_are_read_only_where_models_may_name_endpoints(program: Path, component: str) -> None:
     services = wanted(SERVICES, "list", "watch")
     assert not rights(render_chart(program), f"fairlead-{component}") & services
-    found = render_chart(program, "--set=externalEngines.namespaces={a}")
-    assert rights(found, f"fairlead-{component}") >= services
-    found = render_chart(program, "--set=externalEngines.namespaces={a}", "--set=watchNamespaces={a,b}")
-    assert rights(found, f"{component}-fleet") >= services
-    assert not rights(found, f"fairlead-{component}") & services
+    manifests = render_chart(program, "--set=externalEngines.namespaces={a}")
+    assert rights(manifests, f"fairlead-{component}") >= services
+    manifests = render_chart(program, "--set=externalEngines.namespaces={a}", "--set=watchNamespaces={a,b}")
+    assert rights(manifests, f"{component}-fleet") >= services
+    assert not rights(manifests, f"fairlead-{component}") & services
 
 
 @pytest.mark.parametrize("component", ["gateway", "indexer"])
 def test_fleet_file_users_have_no_permissions(program: Path, component: str) -> None:
-    found = render_chart(program, "--set=gateway.fleet.models[0].name=tiny")
-    assert not any(manifest["kind"] in ROLES and component in manifest["metadata"]["name"] for manifest in found)
-    assert pod_specs(found)[f"Deployment fairlead-{component}"]["automountServiceAccountToken"] is False
+    manifests = render_chart(program, "--set=gateway.fleet.models[0].name=tiny")
+    assert not any(manifest["kind"] in ROLES and component in manifest["metadata"]["name"] for manifest in manifests)
+    assert pod_specs(manifests)[f"Deployment fairlead-{component}"]["automountServiceAccountToken"] is False
 
 
 def test_every_role_is_bound_to_its_own_component(program: Path) -> None:
-    found = render_chart(program, "--set=watchNamespaces={a,b}")
-    for manifest in found:
+    chart = render_chart(program, "--set=watchNamespaces={a,b}")
+    for manifest in chart:
         if manifest["kind"] in ("RoleBinding", "ClusterRoleBinding"):
             component = manifest["metadata"]["labels"]["app.kubernetes.io/component"]
             subject = {"kind": "ServiceAccount", "name": f"fairlead-{component}", "namespace": "fairlead"}
             assert manifest["subjects"] == [subject]
             assert f"fairlead-{component}" in manifest["roleRef"]["name"]
-            assert manifest["roleRef"]["name"] in {role["metadata"]["name"] for role in found if role["kind"] in ROLES}
+            assert manifest["roleRef"]["name"] in {role["metadata"]["name"] for role in chart if role["kind"] in ROLES}
 
 
 AGGREGATION = "rbac.authorization.k8s.io/aggregate-to-"
@@ -305,8 +305,8 @@ AGGREGATION = "rbac.authorization.k8s.io/aggregate-to-"
 
 def test_default_values_give_holders_of_edit_no_right_on_models(program: Path) -> None:
     for arguments, count in (((), 0), (("--set=rbac.aggregate=true",), 3)):
-        found = render_chart(program, *arguments)
-        roles = [manifest for manifest in found if manifest["kind"] == "ClusterRole"]
+        manifests = render_chart(program, *arguments)
+        roles = [manifest for manifest in manifests if manifest["kind"] == "ClusterRole"]
         aggregated = [label for role in roles for label in role["metadata"]["labels"] if label.startswith(AGGREGATION)]
         assert len(aggregated) == count
         writers = [
@@ -315,7 +315,7 @@ def test_default_values_give_holders_of_edit_no_right_on_models(program: Path) -
             if ("serving.fairlead.io", "modeldeployments", "create") in rights([role], "")
         ]
         assert writers == ["fairlead-fairlead-edit"]
-        bound = {manifest["roleRef"]["name"] for manifest in found if manifest["kind"].endswith("RoleBinding")}
+        bound = {manifest["roleRef"]["name"] for manifest in manifests if manifest["kind"].endswith("RoleBinding")}
         assert not {"fairlead-fairlead-edit", "fairlead-fairlead-view"} & bound
 
 
@@ -323,7 +323,7 @@ def test_processes_that_read_models_know_assigned_names_and_endpoint_namespaces(
     values = ("--set=clientNames.llama=team-a/llama", "--set=externalEngines.namespaces={team-a,team-b}")
     readers = 0
     for spec in pod_specs(render_chart(program, *values)).values():
-        variables = {one["name"]: one.get("value") for one in spec["containers"][0].get("env", ())}
+        variables = {variable["name"]: variable.get("value") for variable in spec["containers"][0].get("env", ())}
         if "FAIRLEAD_CLIENT_NAMES" in variables:
             readers += 1
             assert variables["FAIRLEAD_CLIENT_NAMES"] == "llama=team-a/llama"

@@ -32,21 +32,21 @@ def rendered(program: Path, chart: Path, *arguments: str) -> list[dict[str, Any]
 
 def images(manifests: list[dict[str, Any]]) -> dict[str, str]:
     """Returns component → image of its Deployment, and of simulated engines."""
-    found = {}
+    by_component = {}
     for manifest in manifests:
         if manifest["kind"] in ("Deployment", "StatefulSet"):
             (container,) = manifest["spec"]["template"]["spec"]["containers"]
-            found[manifest["metadata"]["labels"]["app.kubernetes.io/component"]] = container["image"]
+            by_component[manifest["metadata"]["labels"]["app.kubernetes.io/component"]] = container["image"]
             for variable in container.get("env", ()):
                 if variable["name"] == "FAIRLEAD_ENGINE_IMAGES":
-                    found |= dict(pair.split("=", 1) for pair in variable["value"].split(","))
-    return found
+                    by_component |= dict(pair.split("=", 1) for pair in variable["value"].split(","))
+    return by_component
 
 
 def test_every_image_is_the_one_of_the_release(program: Path, released: Path) -> None:
-    found = images(rendered(program, released))
+    by_component = images(rendered(program, released))
     names = {"indexer": "kvstore", "redis": "valkey"}
-    own = {name: image for name, image in found.items() if name not in ("vllm", "sglang")}
+    own = {name: image for name, image in by_component.items() if name not in ("vllm", "sglang")}
     assert own == {name: f"{REGISTRY}/{names.get(name, name)}@{DIGESTS[names.get(name, name)]}" for name in own}
     assert own.keys() == {"autoscaler", "gateway", "indexer", "operator", "redis", "sim"}
 
@@ -89,4 +89,4 @@ def test_engines_have_an_image_with_the_version_of_the_examples(program: Path, r
         if (spec := document["spec"]).get("engine", {}).get("image")
     }
     assert image in used
-    assert {one for one in used if engine in one} == {image}
+    assert {reference for reference in used if engine in reference} == {image}

@@ -72,17 +72,17 @@ async def revoke(kubeconfig: Path, *words: str) -> tuple[int, str]:
 async def test_a_key_is_revoked_although_its_tenant_cannot_be_written(
     api_server: ApiServer, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = render_chart(program, f"--namespace={PLACE}")
-    (container,) = pod_specs(found)["Deployment fairlead-gateway"]["containers"]
+    manifests = render_chart(program, f"--namespace={PLACE}")
+    (container,) = pod_specs(manifests)["Deployment fairlead-gateway"]["containers"]
     options = [word for word in container["args"] if word.startswith("--kube-")]
     async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
-        await apply_rights(api, found, PLACE)
-        for one in found:
-            if one["metadata"]["name"] in ("fairlead-gateway", "fairlead-revoked-keys") and one["kind"] in (
+        await apply_rights(api, manifests, PLACE)
+        for document in manifests:
+            if document["metadata"]["name"] in ("fairlead-gateway", "fairlead-revoked-keys") and document["kind"] in (
                 "Deployment",
                 "ConfigMap",
             ):
-                await api.apply(one, "helm")
+                await api.apply(document, "helm")
         await apply_reader_of_tenants(api)
         await api.apply(TENANT, "kubectl")
         for account in ("fairlead-gateway", "revoker"):
@@ -91,19 +91,19 @@ async def test_a_key_is_revoked_although_its_tenant_cannot_be_written(
         monkeypatch.setenv("FAIRLEAD_KEY_PEPPER", PEPPER)
         async with gateway_process(None, "--kube", *options) as gateway:
             await wait_until(lambda: is_answered(gateway, STOLEN, 200))
-            code, said = await revoke(tmp_path / "revoker", "acme-revoking", "prod")
-            assert code == 2, said
-            assert f"gateways refuse the key by the ConfigMap {PLACE}/fairlead-revoked-keys" in said
-            assert "you may not patch modeltenants" in said
+            code, output = await revoke(tmp_path / "revoker", "acme-revoking", "prod")
+            assert code == 2, output
+            assert f"gateways refuse the key by the ConfigMap {PLACE}/fairlead-revoked-keys" in output
+            assert "you may not patch modeltenants" in output
             await wait_until(lambda: is_answered(gateway, STOLEN, 401))
             assert await is_answered(gateway, KEY, 200)
             assert "forbidden" not in (await gateway.warnings()).lower()
-            (record,) = [one for one in await audited(gateway) if one["action"] == "KeyRevoked"]
+            (record,) = [entry for entry in await audited(gateway) if entry["action"] == "KeyRevoked"]
             person = f"{local_user()} (fairlead-cli)"
             assert (record["object"], record["actor"]) == ("ApiKey/acme-revoking/prod", person)
 
-            code, said = await revoke(api_server.kubeconfig, "acme-revoking", "ci")
-            assert code == 0, said
+            code, output = await revoke(api_server.kubeconfig, "acme-revoking", "ci")
+            assert code == 0, output
             await wait_until(lambda: is_answered(gateway, KEY, 401))
             await api.apply(TENANT, "kubectl")  # a repository brings the keys back
             weight = {"spec": {"weight": 7}}
@@ -112,7 +112,7 @@ async def test_a_key_is_revoked_although_its_tenant_cannot_be_written(
             assert [await is_answered(gateway, key, 401) for key in (KEY, STOLEN)] == [True, True]
         listed = (await api.get(CONFIG_MAPS, PLACE, "fairlead-revoked-keys"))["data"]["revoked"]
         assert listed.split() == [digest(STOLEN), digest(KEY)]
-        await api.apply(found_list(found), "helm")  # as an upgrade does
+        await api.apply(found_list(manifests), "helm")  # as an upgrade does
         assert (await api.get(CONFIG_MAPS, PLACE, "fairlead-revoked-keys"))["data"]["revoked"] == listed
 
 
@@ -121,8 +121,8 @@ async def audited(gateway: GatewayProcess) -> list[dict[str, Any]]:
     return records
 
 
-def found_list(found: list[Manifest]) -> Manifest:
-    return next(one for one in found if one["metadata"]["name"] == "fairlead-revoked-keys")
+def found_list(manifests: list[Manifest]) -> Manifest:
+    return next(document for document in manifests if document["metadata"]["name"] == "fairlead-revoked-keys")
 
 
 async def has_weight(gateway: GatewayProcess, weight: int) -> bool:

@@ -23,16 +23,16 @@ from fairlead_testing.kube.helm import HelmError, pod_specs, render_chart
 from fairlead_testing.yaml_documents import load_document
 
 
-def secrets(found: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+def secrets(manifests: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
     return {
         manifest["metadata"]["name"]: {key: base64.b64decode(value).decode() for key, value in manifest["data"].items()}
-        for manifest in found
+        for manifest in manifests
         if manifest["kind"] == "Secret"
     }
 
 
 def plain(container: dict[str, Any]) -> dict[str, str]:
-    return {one["name"]: one["value"] for one in container.get("env", []) if "value" in one}
+    return {variable["name"]: variable["value"] for variable in container.get("env", []) if "value" in variable}
 
 
 @pytest.mark.parametrize("turn", range(4))
@@ -45,10 +45,10 @@ def test_gateway_knows_the_first_key_by_its_digest(program: Path, turn: int) -> 
 
 
 def test_generated_values_are_never_repeated(program: Path) -> None:
-    one, two = (secrets(render_chart(program, fresh=True)) for _ in range(2))
-    for name, data in one.items():
+    first, second = (secrets(render_chart(program, fresh=True)) for _ in range(2))
+    for name, data in first.items():
         for key, value in data.items():
-            assert value != two[name][key], f"{name} {key}"
+            assert value != second[name][key], f"{name} {key}"
 
 
 def test_gateway_gets_the_redis_password(program: Path) -> None:
@@ -65,11 +65,11 @@ def test_gateway_does_not_see_the_first_key(program: Path) -> None:
 
 
 def test_the_list_of_revoked_keys_is_followed_apart_and_kept(program: Path) -> None:
-    found = render_chart(program)
-    (revoked,) = (manifest for manifest in found if manifest["metadata"]["name"] == "fairlead-revoked-keys")
+    manifests = render_chart(program)
+    (revoked,) = (manifest for manifest in manifests if manifest["metadata"]["name"] == "fairlead-revoked-keys")
     assert "data" not in revoked, "an upgrade would bring revoked keys back"
     assert revoked["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
-    (container,) = pod_specs(found)["Deployment fairlead-gateway"]["containers"]
+    (container,) = pod_specs(manifests)["Deployment fairlead-gateway"]["containers"]
     assert gateway_options(container["args"]).kube_revoked == revoked["metadata"]["name"]
     for value in ("auth.enabled=false", "gateway.fleet.models[0].name=tiny"):
         others = render_chart(program, f"--set={value}")
@@ -78,10 +78,10 @@ def test_the_list_of_revoked_keys_is_followed_apart_and_kept(program: Path) -> N
 
 def test_own_keys_and_redis_leave_nothing_to_generate(program: Path) -> None:
     own = ("--set=auth.keysSecret=ours", "--set=redis.enabled=false", "--set=redis.urlSecret=theirs")
-    found = render_chart(program, *own)
-    assert set(secrets(found)) == {"fairlead-gateway"}
-    env = pod_specs(found)["Deployment fairlead-gateway"]["containers"][0]["env"]
-    named = {one["name"]: one["valueFrom"]["secretKeyRef"]["name"] for one in env if "valueFrom" in one}
+    manifests = render_chart(program, *own)
+    assert set(secrets(manifests)) == {"fairlead-gateway"}
+    env = pod_specs(manifests)["Deployment fairlead-gateway"]["containers"][0]["env"]
+    named = {entry["name"]: entry["valueFrom"]["secretKeyRef"]["name"] for entry in env if "valueFrom" in entry}
     assert (named["FAIRLEAD_KEY_PEPPER"], named["FAIRLEAD_REDIS_URL"]) == ("ours", "theirs")
 
 
@@ -95,32 +95,32 @@ def test_own_keys_and_redis_leave_nothing_to_generate(program: Path) -> None:
     ],
 )
 def test_redis_without_password_is_supported(program: Path, url: str) -> None:
-    found = pod_specs(render_chart(program, "--set=redis.enabled=false", f"--set=redis.url={url}"))
-    given = plain(found["Deployment fairlead-gateway"]["containers"][0])["FAIRLEAD_REDIS_URL"]
+    specs = pod_specs(render_chart(program, "--set=redis.enabled=false", f"--set=redis.url={url}"))
+    given = plain(specs["Deployment fairlead-gateway"]["containers"][0])["FAIRLEAD_REDIS_URL"]
     assert given == url.replace("\\", "")
     assert parse_redis_url(given).url == given
 
 
 def test_operator_accepts_its_variables_and_options(program: Path, case: Path) -> None:
-    found = pod_specs(render_chart(program, f"--values={case}"))
-    (container,) = next(pod for name, pod in found.items() if name.endswith("-operator"))["containers"]
+    specs = pod_specs(render_chart(program, f"--values={case}"))
+    (container,) = next(pod for name, pod in specs.items() if name.endswith("-operator"))["containers"]
     environment = plain(container)
     known = {variable_name(name) for name in OperatorSettings.__dataclass_fields__}
     assert environment.keys() <= known
     chosen = parse_options(read_settings(OperatorSettings, environment))
     assert operator_options(container["args"]).port == container["ports"][0]["containerPort"]
     if chosen.installation.peers is not None:
-        there = {next(iter(pod["containers"]))["name"] for pod in found.values()}
+        there = {next(iter(pod["containers"]))["name"] for pod in specs.values()}
         named = {peer.labels["app.kubernetes.io/component"] for peer in chosen.installation.peers}
         assert named == there & {"gateway", "indexer", "autoscaler"}
     assert "Sim" in chosen.installation.images
 
 
 def test_gateway_accepts_its_variables_and_options(program: Path, case: Path) -> None:
-    found = pod_specs(render_chart(program, f"--values={case}"))
-    (container,) = next(pod for name, pod in found.items() if name.endswith("-gateway"))["containers"]
+    specs = pod_specs(render_chart(program, f"--values={case}"))
+    (container,) = next(pod for name, pod in specs.items() if name.endswith("-gateway"))["containers"]
     known = {variable_name(name) for name in GatewaySettings.__dataclass_fields__}
-    assert {one["name"] for one in container["env"]} <= known
+    assert {variable["name"] for variable in container["env"]} <= known
     chosen = gateway_options(container["args"])
     assert chosen.insecure is not bool(chosen.keys)
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
@@ -203,12 +203,12 @@ def test_token_issuers_are_a_file_of_the_gateway(program: Path) -> None:
         "audiences": ["fairlead"],
         "jwksUrl": "https://login.example.com/keys",
     }
-    found = render_chart(program, f"--set-json=auth.tokenIssuers={json.dumps([entry])}")
-    (config,) = (manifest for manifest in found if manifest["metadata"]["name"] == "fairlead-gateway-token-issuers")
+    manifests = render_chart(program, f"--set-json=auth.tokenIssuers={json.dumps([entry])}")
+    (config,) = (manifest for manifest in manifests if manifest["metadata"]["name"] == "fairlead-gateway-token-issuers")
     text = config["data"]["issuers.yaml"]
     (issuer,) = parse_issuer_file(text.encode(), Path("issuers.yaml"), Limits())
     assert (issuer.issuer, issuer.audiences, issuer.jwks_url) == (entry["issuer"], ["fairlead"], entry["jwksUrl"])
-    pod = pod_specs(found)["Deployment fairlead-gateway"]
+    pod = pod_specs(manifests)["Deployment fairlead-gateway"]
     (mount,) = (mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == "token-issuers")
     assert f"--token-issuers={mount['mountPath']}/issuers.yaml" in pod["containers"][0]["args"]
     assert any(volume.get("configMap", {}).get("name") == config["metadata"]["name"] for volume in pod["volumes"])
@@ -219,9 +219,9 @@ ENDPOINTS = "externalEngines.namespaces={chat,search}"
 
 def test_gateways_alone_have_the_secrets_of_endpoints_by_namespace(program: Path) -> None:
     values = (f"--set={ENDPOINTS}", "--set=externalEngines.secrets.chat={provider,provider}")
-    found = render_chart(program, *values, "--set=externalEngines.secrets.search={provider}")
+    manifests = render_chart(program, *values, "--set=externalEngines.secrets.search={provider}")
     mounted = {}
-    for name, spec in pod_specs(found).items():
+    for name, spec in pod_specs(manifests).items():
         named = {
             volume["name"]: volume["secret"]
             for volume in spec.get("volumes", [])
@@ -233,7 +233,7 @@ def test_gateways_alone_have_the_secrets_of_endpoints_by_namespace(program: Path
                     assert mount["readOnly"]
                     mounted[name, mount["mountPath"]] = named[mount["name"]]
     secret = {"secretName": "provider", "optional": True}
-    gateway = next(name for name in pod_specs(found) if "gateway" in str(name))
+    gateway = next(name for name in pod_specs(manifests) if "gateway" in str(name))
     assert mounted == {
         (gateway, f"{ENDPOINT_SECRETS_FOLDER}/{namespace}/provider"): secret for namespace in ("chat", "search")
     }

@@ -64,8 +64,8 @@ def test_text_of_several_lines_becomes_no_object(program: Path, tmp_path: Path, 
     """The schema refuses most texts, which helm names at once; the others are rendered."""
     text = f"{line}\n---\n{BINDING}\n---\nkind: ConfigMap\nmetadata: {{name: y}}\ndata: "
     values = {path: [text] if is_list else text for path, is_list in TEXTS}
-    said = rendered(program, tmp_path, *values.items()).stderr
-    refused = {tuple(path.split("/")) for path in re.findall(r"at '/(\S+?)(?:/0)?': '.*' does not match", said)}
+    errors = rendered(program, tmp_path, *values.items()).stderr
+    refused = {tuple(path.split("/")) for path in re.findall(r"at '/(\S+?)(?:/0)?': '.*' does not match", errors)}
     assert len(refused) > len(TEXTS) / 2
     others = [(path, value) for path, value in values.items() if path not in refused]
     together = rendered(program, tmp_path, *others)
@@ -104,11 +104,11 @@ def maps_with(value: Any, name: str) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
         if name in value:
             yield value
-        for one in value.values():
-            yield from maps_with(one, name)
+        for child in value.values():
+            yield from maps_with(child, name)
     elif isinstance(value, list):
-        for one in value:
-            yield from maps_with(one, name)
+        for child in value:
+            yield from maps_with(child, name)
 
 
 def test_labels_and_annotations_are_texts(program: Path, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_labels_and_annotations_are_texts(program: Path, tmp_path: Path) -> None
         (tmp_path / "values.yaml").write_text(yaml.safe_dump(content))
         command = [program, "template", "x", CHART, f"--values={tmp_path / 'values.yaml'}"]
         done = subprocess.run(
-            [*map(str, command), *(f"--api-versions={one}" for one in served)],
+            [*map(str, command), *(f"--api-versions={version}" for version in served)],
             capture_output=True,
             text=True,
             check=False,
@@ -134,9 +134,9 @@ def test_labels_and_annotations_are_texts(program: Path, tmp_path: Path) -> None
         assert done.returncode == 0, done.stderr
         objects = [document for document in load_documents(done.stdout) if document]
         for path, name in names.items():
-            found = [one[name] for one in maps_with(objects, name)]
-            assert found, path
-            assert set(found) == {AS_TEXT[kind]}, path
+            written = [mapping[name] for mapping in maps_with(objects, name)]
+            assert written, path
+            assert set(written) == {AS_TEXT[kind]}, path
 
 
 @pytest.mark.parametrize(
