@@ -94,8 +94,8 @@ def run(command: list[str | Path], home: Path, environment: dict[str, str] | Non
 def test_fish_completes(fish: DebianProgram, tmp_path: Path, line: list[str], expected: set[str]) -> None:
     file = script("fish", tmp_path / "fairlead.fish")
     words = " ".join(["fairlead", *line])
-    found = run([fish.path, "--no-config", "-c", f"source {file}; complete -C '{words}'"], tmp_path, fish.environment)
-    assert expected <= {line.partition("\t")[0] for line in found.splitlines()}
+    output = run([fish.path, "--no-config", "-c", f"source {file}; complete -C '{words}'"], tmp_path, fish.environment)
+    assert expected <= {line.partition("\t")[0] for line in output.splitlines()}
 
 
 def test_fish_and_zsh_parse_their_scripts(zsh: DebianProgram, fish: DebianProgram, tmp_path: Path) -> None:
@@ -114,8 +114,8 @@ def test_zsh_completes_each_line_of_a_session(zsh: DebianProgram, tmp_path: Path
     environment = zsh.environment | {"ZSH_PROGRAM": str(zsh.path), "ZDOTDIR": str(tmp_path)}
     command: list[str | Path] = [zsh.path, "-d", tmp_path / "complete.zsh", *_TYPED]
     lists = run(command, tmp_path, environment).replace("\x1b", " ").split("NEXT-LINE")
-    for (line, expected), found in zip(_TYPED.items(), lists, strict=False):
-        assert expected <= set(found.split()), line
+    for (line, expected), words in zip(_TYPED.items(), lists, strict=False):
+        assert expected <= set(words.split()), line
 
 
 @pytest.mark.parametrize(
@@ -130,5 +130,5 @@ def test_zsh_completes_each_line_of_a_session(zsh: DebianProgram, tmp_path: Path
 def test_bash_completes(tmp_path: Path, line: list[str], expected: list[str]) -> None:
     file = script("bash", tmp_path / "fairlead.bash")
     (tmp_path / "complete.bash").write_text(_BASH)
-    found = run(["bash", "--norc", tmp_path / "complete.bash", file, "fairlead", *line], tmp_path)
-    assert found.split() == expected
+    output = run(["bash", "--norc", tmp_path / "complete.bash", file, "fairlead", *line], tmp_path)
+    assert output.split() == expected

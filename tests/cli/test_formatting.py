@@ -65,7 +65,7 @@ def test_banner_names_the_autoscaler_when_pools_are_scaled() -> None:
 
 def test_decision_summary_has_candidates_and_outcome() -> None:
     number = api.NumberOut
-    told = summarize_decision(
+    summary = summarize_decision(
         api.DecisionOut(
             request_id="req-1",
             model="default/tiny",
@@ -97,7 +97,7 @@ def test_decision_summary_has_candidates_and_outcome() -> None:
             ),
         )
     )
-    assert told == [
+    assert summary == [
         "request req-1 to tiny, about 4,100 prompt tokens",
         "went to main-3, by the rule slo-spill: its homes would miss the objective",
         "  √ main-3  3.6k tokens cached, backlog 200ms",

@@ -71,7 +71,7 @@ def test_help_of_a_verb_names_its_exit_codes(words: str, capsys: pytest.CaptureF
 
 
 def test_a_flag_means_the_same_in_all_verbs() -> None:
-    found: defaultdict[str, set[str | None]] = defaultdict(set)
+    texts: defaultdict[str, set[str | None]] = defaultdict(set)
     names: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
     for words in VERBS:
         for argument in arguments_of(words):
@@ -82,11 +82,11 @@ def test_a_flag_means_the_same_in_all_verbs() -> None:
                 if len(name) == 2:
                     names[name].add((flag,))
             if flag in SHARED_FLAGS and words not in LOCAL_VERBS and VERBS[words].group == "Operate":
-                found[flag].add(argument.parameter.help)
+                texts[flag].add(argument.parameter.help)
     assert {short: flags for short, flags in names.items() if len(flags) > 1} == {}
-    assert set(found) >= {"--model", "--namespace", "--install-namespace", "--context", "--kubeconfig"}
+    assert set(texts) >= {"--model", "--namespace", "--install-namespace", "--context", "--kubeconfig"}
     for flag in ("--model", "--namespace", "--install-namespace", "--context", "--kubeconfig"):
-        assert len(found[flag]) == 1, flag
+        assert len(texts[flag]) == 1, flag
 
 
 def test_output_has_the_same_formats_everywhere() -> None:

@@ -109,9 +109,9 @@ def test_gateways_that_do_not_answer_are_named_unless_none_does() -> None:
         endpoints = [
             ManagementEndpoint(name, lambda url=url: url, None) for name, url in (("a", good.url), ("b", bad.url))
         ]  # type: ignore[misc]
-        found = read_gateways(endpoints, 0.0, "acme")
-        assert [record.action for record in found.records] == ["LimitsChanged"]
-        assert len(found.problems) == 1
-        assert found.problems[0].startswith(f"b: {bad.url} refuses access: the token x may not do this")
+        reading = read_gateways(endpoints, 0.0, "acme")
+        assert [record.action for record in reading.records] == ["LimitsChanged"]
+        assert len(reading.problems) == 1
+        assert reading.problems[0].startswith(f"b: {bad.url} refuses access: the token x may not do this")
         with pytest.raises(StackUnreachable):
             read_gateways(endpoints[1:], 0.0, None)

@@ -138,8 +138,8 @@ def test_a_model_is_found_by_its_repository() -> None:
 
 
 def test_cost_grows_with_what_devices_repeat() -> None:
-    one, eight = (model_cost(entry("deepseek-v3").config, devices) for devices in (1, 8))
-    assert eight == dataclasses.replace(one, kv_bytes=8 * one.kv_bytes)
+    single, eight = (model_cost(entry("deepseek-v3").config, devices) for devices in (1, 8))
+    assert eight == dataclasses.replace(single, kv_bytes=8 * single.kv_bytes)
 
 
 PROFILED_MODELS = {"nvidia-l4": "qwen3-8b", "google-tpu-v5e": "llama-3.2-3b"}
@@ -155,11 +155,11 @@ def test_built_in_profiles_are_rooflines(accelerator: str) -> None:
     device = known_device(accelerator, accelerator_figures(), None)
     cost = model_cost(config, 1)
     room = int((device.usable_bytes - weight_bytes(config)) / cost.kv_bytes)
-    made = roofline_profile("made", cost, accelerator_figures()[accelerator], devices=1, kv_tokens=room)
+    profile = roofline_profile("made", cost, accelerator_figures()[accelerator], devices=1, kv_tokens=room)
     # That of the L4 is older, and was written down with other roundings.
     tolerance = 0.15 if accelerator == "nvidia-l4" else 0.035
     for field in ("prefill_token_seconds", "attention_seconds", "weights_seconds", "resident_token_seconds"):
-        assert getattr(made, field) == pytest.approx(getattr(known, field), rel=tolerance), field
+        assert getattr(profile, field) == pytest.approx(getattr(known, field), rel=tolerance), field
     if accelerator != "nvidia-l4":
         assert known.kv_tokens == pytest.approx(room, rel=0.05)
 
@@ -206,7 +206,7 @@ def test_a_file_gives_the_figures_of_its_entry(entry: CatalogEntry) -> None:
     assert count_parameters(config) == count_parameters(entry.config)
     assert weight_bytes(config) == weight_bytes(entry.config)
     for devices in (1, 8):
-        sizes = [kv_bytes_per_device(found, 50_000, devices, has_windows=True) for found in (config, entry.config)]
+        sizes = [kv_bytes_per_device(source, 50_000, devices, has_windows=True) for source in (config, entry.config)]
         assert sizes[0] == sizes[1]
 
 

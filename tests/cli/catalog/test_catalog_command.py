@@ -71,7 +71,7 @@ def test_every_manifest_is_valid_and_renders(model: str, engine: str, capsys: py
     large = builtin_accelerators()["nvidia-h100"].model_copy(update={"metadata": parsed.metadata})
     rendered = render_model(parsed, {"large": large}, default_context())
     assert rendered.problems == ()
-    (workload,) = (found for found in rendered.manifests if found["kind"] == "Deployment")
+    (workload,) = (manifest for manifest in rendered.manifests if manifest["kind"] == "Deployment")
     container = workload["spec"]["template"]["spec"]["containers"][0]
     assert int(container["resources"]["limits"]["nvidia.com/gpu"]) == parsed.spec.pools[0].parallelism.tensor
 

@@ -51,8 +51,8 @@ def _chart() -> list[Manifest]:
     return [document for document in load_documents(GOLDEN.read_text(encoding="utf-8")) if document is not None]
 
 
-def named(kind: str, found: list[Manifest]) -> list[Manifest]:
-    return [manifest for manifest in found if manifest["kind"] == kind]
+def named(kind: str, manifests: list[Manifest]) -> list[Manifest]:
+    return [manifest for manifest in manifests if manifest["kind"] == kind]
 
 
 def a_pod(deployment: Manifest, number: int, ready: bool = True) -> Manifest:
@@ -74,7 +74,7 @@ def a_pod(deployment: Manifest, number: int, ready: bool = True) -> Manifest:
 
 def a_model(name: str = "tiny", ready: bool = True, **conditions: tuple[str, str, str]) -> Manifest:
     """Returns a model. ``conditions``: type → status, reason, message."""
-    said = {"Ready": (str(ready), "AllReady" if ready else "NoInstance", "1 instance ready"), **conditions}
+    by_kind = {"Ready": (str(ready), "AllReady" if ready else "NoInstance", "1 instance ready"), **conditions}
     return {
         "apiVersion": "serving.fairlead.io/v1alpha1",
         "kind": "ModelDeployment",
@@ -97,14 +97,14 @@ def a_model(name: str = "tiny", ready: bool = True, **conditions: tuple[str, str
             "pools": [{"name": "main", "role": "Serve", "desired": 1, "ready": int(ready), "updated": 1}],
             "conditions": [
                 {"type": kind, "status": status, "reason": reason, "message": message}
-                for kind, (status, reason, message) in said.items()
+                for kind, (status, reason, message) in by_kind.items()
             ],
         },
     }
 
 
-def established(found: Manifest) -> Manifest:
-    return {**found, "status": {"conditions": [{"type": "Established", "status": "True"}]}}
+def established(definition: Manifest) -> Manifest:
+    return {**definition, "status": {"conditions": [{"type": "Established", "status": "True"}]}}
 
 
 def lease(renewed: str = "2027-01-15T07:59:58.000000Z") -> Manifest:
@@ -118,8 +118,8 @@ def pod_report(pod: Manifest, page: str, *notes: str, ready: bool = True) -> Pod
 
 
 def healthy() -> ClusterFacts:
-    found = chart()
-    deployments = named("Deployment", found)
+    manifests = chart()
+    deployments = named("Deployment", manifests)
     pods = [a_pod(deployment, number) for deployment in deployments for number in range(deployment["spec"]["replicas"])]
     by = {
         name: [pod for pod in pods if pod["metadata"]["labels"][COMPONENT_LABEL] == name]
@@ -163,19 +163,19 @@ def healthy() -> ClusterFacts:
         account_permissions=accounts,
         secrets=secrets,
         pod_reports={
-            "operator": [pod_report(one, OPERATOR_PAGE, "leading") for one in by["operator"]],
-            "gateway": [pod_report(one, GATEWAY_PAGE) for one in by["gateway"]],
+            "operator": [pod_report(pod, OPERATOR_PAGE, "leading") for pod in by["operator"]],
+            "gateway": [pod_report(pod, GATEWAY_PAGE) for pod in by["gateway"]],
             "indexer": [
-                pod_report(one, INDEXER_IDLE if number else INDEXER_PAGE) for number, one in enumerate(by["indexer"])
+                pod_report(pod, INDEXER_IDLE if number else INDEXER_PAGE) for number, pod in enumerate(by["indexer"])
             ],
             "autoscaler": [
-                pod_report(one, AUTOSCALER_PAGE.replace("leads 1.0", "leads 0.0") if number else AUTOSCALER_PAGE)
-                for number, one in enumerate(by["autoscaler"])
+                pod_report(pod, AUTOSCALER_PAGE.replace("leads 1.0", "leads 0.0") if number else AUTOSCALER_PAGE)
+                for number, pod in enumerate(by["autoscaler"])
             ],
         },
         models=[a_model()],
-        disruption_budgets=named("PodDisruptionBudget", found),
-        network_policies=named("NetworkPolicy", found),
+        disruption_budgets=named("PodDisruptionBudget", manifests),
+        network_policies=named("NetworkPolicy", manifests),
         our_version=__version__,
     )
 

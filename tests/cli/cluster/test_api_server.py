@@ -85,8 +85,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """An API server of this file, because the checks would see what other tests leave on the shared
     one.
     """
-    with api_server_for_test(tmp_path_factory.mktemp("checked") / "run") as found:
-        yield found
+    with api_server_for_test(tmp_path_factory.mktemp("checked") / "run") as own_server:
+        yield own_server
 
 
 async def apply_kinds_and_namespaces(api: Api) -> None:
@@ -187,7 +187,7 @@ async def crd_outdated(api: Api) -> None:
     del older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["adapters"]
     rules = older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     rules["x-kubernetes-validations"] = [
-        one for one in rules["x-kubernetes-validations"] if "adapters" not in one["rule"]
+        rule for rule in rules["x-kubernetes-validations"] if "adapters" not in rule["rule"]
     ]
     await api.apply(older, "test")
 
@@ -269,10 +269,10 @@ async def test_each_seeded_fault_fails_only_its_check_on_an_api_server(server: A
         for fault in (fault for fault in SEEDED_FAULTS if fault.name in FAULTS):
             seed, words = SEEDS[fault.name]
             await seed(api)
-            found = failing(await checked(api))
-            assert set(found) == {fault.check}, fault.name
+            findings = failing(await checked(api))
+            assert set(findings) == {fault.check}, fault.name
             for part in words.split(", ") if fault.name == "operator-right-removed" else (words,):
-                assert part in found[fault.check], fault.name
+                assert part in findings[fault.check], fault.name
             api.said = dict(WELL)
             await installed(api, builders)
         assert failing(await checked(api)) == {}
@@ -286,10 +286,10 @@ async def test_check_pre_before_an_installation(server: ApiServer) -> None:
         await api.apply(strict, "test")
         await api.apply(of(SERVICE_ACCOUNTS, "strict", "default"), "test")
         facts = await collect_facts(api, await api.version(), SystemClock(), namespace="strict", before_install=True)
-        found = {check.check.id: check.verdict for check in run_checks(facts, before_install=True)}
+        verdicts = {check.check.id: check.verdict for check in run_checks(facts, before_install=True)}
         assert facts.dry_run_refusal == ""
-        assert {name for name, one in found.items() if one.outcome is CheckOutcome.FAILED} == set()
-        assert found["storage-class"].outcome is found["accelerators"].outcome is CheckOutcome.WARNING
+        assert {name for name, verdict in verdicts.items() if verdict.outcome is CheckOutcome.FAILED} == set()
+        assert verdicts["storage-class"].outcome is verdicts["accelerators"].outcome is CheckOutcome.WARNING
 
 
 # --- the commands -------------------------------------------------------------------------------------------------------
@@ -324,17 +324,17 @@ def test_status_of_one_model(furnished: ApiServer) -> None:
     assert "next: check engine.image, engine.imagePullSecrets and the connection to the registry" in done.stdout
     assert "what engines say: not to be had" in done.stdout
     assert fairlead(furnished, "status", "chat/tiny").stdout.startswith("× chat/tiny  0/1 ready")
-    found = json.loads(fairlead(furnished, "status", "tiny", "-o", "json").stdout)
-    assert (found["key"], found["problem"], found["ready"]) == ("chat/tiny", True, "0/1")
+    report = json.loads(fairlead(furnished, "status", "tiny", "-o", "json").stdout)
+    assert (report["key"], report["problem"], report["ready"]) == ("chat/tiny", True, "0/1")
 
 
 def event_about(name: str, target: Manifest, uid: str) -> Manifest:
     regarding = {"apiVersion": target["apiVersion"], "kind": target["kind"], "uid": uid}
     regarding |= {key: target["metadata"][key] for key in ("name", "namespace")}
-    said = {"reason": "Seen", "type": "Warning", "note": name, "action": "Serve"}
+    fields = {"reason": "Seen", "type": "Warning", "note": name, "action": "Serve"}
     reporter = {"reportingController": "fairlead.io/test", "reportingInstance": "test"}
     at = format_micro_time(SystemClock.wall())
-    return of(EVENTS, MODELS, name, regarding=regarding, eventTime=at, **said, **reporter)
+    return of(EVENTS, MODELS, name, regarding=regarding, eventTime=at, **fields, **reporter)
 
 
 async def test_status_has_no_events_of_deleted_objects_with_the_same_name(furnished: ApiServer) -> None:
@@ -348,10 +348,10 @@ async def test_status_has_no_events_of_deleted_objects_with_the_same_name(furnis
             kind = target["kind"].lower()
             await api.apply(event_about(f"{kind}-now", target, uid_of(target)), "test")
             await api.apply(event_about(f"{kind}-deleted", target, "5f0c1d2e-deleted"), "test")
-        found = (await collect_model_facts(api, model, SystemClock())).events
+        events = (await collect_model_facts(api, model, SystemClock())).events
         await api.delete(PODS, MODELS, "tiny-main-a")
-        assert not isinstance(found, MissingValue)
-        assert [event["note"] for event in found] == ["modeldeployment-now", "pod-now"]
+        assert not isinstance(events, MissingValue)
+        assert [event["note"] for event in events] == ["modeldeployment-now", "pod-now"]
 
 
 def test_status_of_all_models_is_a_table(furnished: ApiServer) -> None:
@@ -368,9 +368,9 @@ def test_unknown_model_error_names_the_nearest(furnished: ApiServer) -> None:
 
 
 def test_kubectl_runs_the_plugin(furnished: ApiServer) -> None:
-    found = binaries_folder()
-    assert found is not None
-    path = f"{Path(sys.executable).parent}{os.pathsep}{found}"
+    folder = binaries_folder()
+    assert folder is not None
+    path = f"{Path(sys.executable).parent}{os.pathsep}{folder}"
     environment = {
         **os.environ,
         "PATH": f"{path}{os.pathsep}{os.environ['PATH']}",
@@ -388,9 +388,9 @@ def test_kubectl_runs_the_plugin(furnished: ApiServer) -> None:
 
 
 def test_kubectl_get_shows_the_printer_columns(furnished: ApiServer) -> None:
-    found = binaries_folder()
-    assert found is not None
-    command = [str(found / "kubectl"), "--kubeconfig", str(furnished.kubeconfig), "get", "mdep", "-n", MODELS]
+    folder = binaries_folder()
+    assert folder is not None
+    command = [str(folder / "kubectl"), "--kubeconfig", str(furnished.kubeconfig), "get", "mdep", "-n", MODELS]
     lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
     assert lines[0].split() == ["NAME", "CLIENT-NAME", "READY", "SLO-MET", "REASON", "AGE"]
     assert lines[1].split()[:4] == ["tiny", "tiny", "0/1", "ImagePullFailed"]

@@ -26,10 +26,10 @@ def results_until_passed(looks: Looks, limit: float | None) -> tuple[tuple[Check
     clock, pauses, left = ManualClock(), list[float](), iter(looks)
 
     async def next_results() -> tuple[CheckResult, ...]:
-        found = next(left)
-        if isinstance(found, ClusterUnreachable):
-            raise found
-        return found
+        results = next(left)
+        if isinstance(results, ClusterUnreachable):
+            raise results
+        return results
 
     async def pause(seconds: float) -> None:
         pauses.append(seconds)

@@ -52,20 +52,20 @@ def decision(request_id: str, wall: float, instance: str = "main-0/1/0", reason:
     return api.DecisionOut(request_id=request_id, model="chat/tiny", wall=wall, prompt_tokens=10.0, choices=[choice])
 
 
-def answers(found: Any) -> CannedResponse:
-    return CannedResponse([found if isinstance(found, bytes) else msgspec.json.encode(found)])
+def answers(content: Any) -> CannedResponse:
+    return CannedResponse([content if isinstance(content, bytes) else msgspec.json.encode(content)])
 
 
 def gateway(request_id: str, wall: float) -> CannedServer:
     """The management API and the client API of one gateway."""
-    made = decision(request_id, wall)
+    entry = decision(request_id, wall)
     chunk = b'data: {"choices": [{"delta": {"content": "blue"}}]}\n\ndata: [DONE]\n\n'
     return CannedServer(
         {
-            "/api/decisions": answers(api.DecisionsOut(decisions=[made])),
+            "/api/decisions": answers(api.DecisionsOut(decisions=[entry])),
             **{f"/api/decisions/{name}": NOT_KNOWN for name in ("req-old", "req-new", "req-none")},
-            f"/api/decisions/{request_id}": answers(made),
-            "/api/route": answers(api.RoutePreviewOut(decision=made, workers=1, agreeing=1)),
+            f"/api/decisions/{request_id}": answers(entry),
+            "/api/route": answers(api.RoutePreviewOut(decision=entry, workers=1, agreeing=1)),
             "/v1/chat/completions": CannedResponse([chunk], 200, {"content-type": "text/event-stream"}),
             "/v1/models": answers({"data": [{"id": "tiny"}]}),
         }
@@ -212,8 +212,8 @@ def test_bare_name_means_the_model_of_the_kubeconfig(stage: Stage, tmp_path: Pat
 async def test_decisions_name_pods(stage: Stage) -> None:
     uid = await _pod_uid(stage.server, MODEL_POD)
     reason = f"the longest step of {uid}/8000/0 would take 2 s"
-    made = decision("req-pods", 300.0, f"{uid}/8000/0", reason)
-    stage.servers[GATEWAYS[0]].responses["/api/decisions/req-pods"] = answers(made)
+    entry = decision("req-pods", 300.0, f"{uid}/8000/0", reason)
+    stage.servers[GATEWAYS[0]].responses["/api/decisions/req-pods"] = answers(entry)
     done = stage.fairlead("explain", "request", "req-pods")
     assert done.returncode == 0, done.stderr
     assert f"attempt 1 → {MODEL_POD} by the rule affinity\n     the longest step of {MODEL_POD}/8000/0" in done.stdout

@@ -46,42 +46,42 @@ def pod_reported(
     async def main(server: CannedServer) -> PodReport:
         access = ClusterConfig(server=server.url, source="a test")
         async with KubeApi(access, SystemClock(), lambda: 0.5, limits=CLI_LIMITS) as api:
-            found: PodReport = await ask(api, pod)
-            return found
+            report: PodReport = await ask(api, pod)
+            return report
 
     with CannedServer(answers) as server:
         return asyncio.run(main(server)), server
 
 
 def test_readiness_and_metrics() -> None:
-    told, _ = pod_reported(
+    report, _ = pod_reported(
         {f"{AT}/readyz": answer_of(200, {"ready": True, "notes": ["x"]}), f"{AT}/metrics": answer_of(200, b"a 1\n")}
     )
-    assert told.readiness == Readiness(True, ["x"])
-    assert isinstance(told.metrics, MetricsPage)
-    assert told.metrics.value("a") == 1.0
+    assert report.readiness == Readiness(True, ["x"])
+    assert isinstance(report.metrics, MetricsPage)
+    assert report.metrics.value("a") == 1.0
 
 
 def test_pod_that_is_not_ready_reports_its_notes() -> None:
-    told, _ = pod_reported(
+    report, _ = pod_reported(
         {
             f"{AT}/readyz": answer_of(503, {"ready": False, "notes": ["no fleet has been read yet"]}),
             f"{AT}/metrics": answer_of(200, b""),
         }
     )
-    assert told.readiness == Readiness(False, ["no fleet has been read yet"])
+    assert report.readiness == Readiness(False, ["no fleet has been read yet"])
 
 
 def test_operator_readiness_is_plain_text() -> None:
     where = AT.replace("8081", "8080")
-    told, _ = pod_reported(
+    report, _ = pod_reported(
         {
             f"{where}/readyz": answer_of(503, b"not everything has been listed yet\n"),
             f"{where}/metrics": answer_of(200, b""),
         },
         ask=query_component,
     )
-    assert told.readiness == Readiness(False, ["not everything has been listed yet"])
+    assert report.readiness == Readiness(False, ["not everything has been listed yet"])
 
 
 @pytest.mark.parametrize(
@@ -102,28 +102,28 @@ def test_operator_readiness_is_plain_text() -> None:
     ],
 )
 def test_unreachable_pod_has_a_reason_and_one_attempt(answer: CannedResponse, why: str, forbidden: bool) -> None:
-    told, server = pod_reported({f"{AT}/readyz": answer})
-    assert isinstance(told.readiness, MissingValue)
-    assert why in told.readiness.reason
-    assert told.readiness.is_forbidden is forbidden
-    assert told.metrics == told.readiness
+    report, server = pod_reported({f"{AT}/readyz": answer})
+    assert isinstance(report.readiness, MissingValue)
+    assert why in report.readiness.reason
+    assert report.readiness.is_forbidden is forbidden
+    assert report.metrics == report.readiness
     assert len(server.requests) == 1
 
 
 def test_host_check_of_a_pod_is_retried_with_a_known_host() -> None:
-    told, server = pod_reported(
+    report, server = pod_reported(
         {f"{AT}/readyz": answer_of(403, {"error": {"message": "this host name is not served here"}})}
     )
     assert [request.headers.get("Host") for request in server.requests[:2]] == [
         server.url.removeprefix("http://"),
         "gateway.localhost",
     ]
-    assert told.readiness == MissingValue("/readyz answers 403 with something else than readiness")
+    assert report.readiness == MissingValue("/readyz answers 403 with something else than readiness")
 
 
 def test_pod_without_an_address_is_not_queried() -> None:
-    told, server = pod_reported({}, {**POD, "status": {}})
-    assert told.readiness == MissingValue("pod g has no address yet")
+    report, server = pod_reported({}, {**POD, "status": {}})
+    assert report.readiness == MissingValue("pod g has no address yet")
     assert server.requests == []
 
 
@@ -134,8 +134,8 @@ def test_ports_are_found_by_name() -> None:
 async def test_long_answer_is_cut_and_any_status_accepted() -> None:
     async def main(server: CannedServer) -> None:
         async with KubeApi(ClusterConfig(server=server.url, source="a test"), SystemClock(), lambda: 0.5) as api:
-            found = await api.get_raw("/long", 4, 5.0)
-            assert (found.status, found.body, found.truncated) == (200, b"0123", True)
+            response = await api.get_raw("/long", 4, 5.0)
+            assert (response.status, response.body, response.truncated) == (200, b"0123", True)
             assert (await api.get_raw("/none", 4, 5.0)).status == 404
             assert server.requests[0].path == "/long"
             assert (await api.get_raw("/long", 40, 5.0, query={"tailLines": "3"})).truncated is False
@@ -164,7 +164,7 @@ def unverified_context() -> ssl.SSLContext:
 
 
 def test_kubelet_that_ends_leaves_no_forwarded_connection_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = collected_errors(monkeypatch)
+    errors = collected_errors(monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as target:
         with Kubelet(tmp_path, {("pod", 80): target.getsockname()[1]}) as kubelet:
             raw = socket.create_connection(("127.0.0.1", kubelet.port))
@@ -175,11 +175,11 @@ def test_kubelet_that_ends_leaves_no_forwarded_connection_open(tmp_path: Path, m
         with client, forwarded:
             assert forwarded.recv(1) == b""
     gc.collect()
-    assert found == []
+    assert errors == []
 
 
 def test_kubelet_that_ends_leaves_no_handshake_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = collected_errors(monkeypatch)
+    errors = collected_errors(monkeypatch)
     with Kubelet(tmp_path, {}) as kubelet, unverified_context().wrap_socket(socket.socket()) as connected:
         connected.connect(("127.0.0.1", kubelet.port))
         silent = socket.create_connection(("127.0.0.1", kubelet.port))
@@ -187,4 +187,4 @@ def test_kubelet_that_ends_leaves_no_handshake_open(tmp_path: Path, monkeypatch:
             pass  # the server has accepted the silent connection before this one
     silent.close()
     gc.collect()
-    assert found == []
+    assert errors == []

@@ -96,8 +96,8 @@ def test_wide_output_has_all_inputs_and_whole_ids() -> None:
         "hot/table_epoch": DecisionInput(7.0),
         f"{HOME}/indexed_tokens": DecisionInput(3_000.0),
     }
-    made = Decision(HOME, "affinity", DecisionText("a home", decision.rejected, inputs), 0.5)
-    shown = decision_out(logged([record(1, made)], None))
+    detailed = Decision(HOME, "affinity", DecisionText("a home", decision.rejected, inputs), 0.5)
+    shown = decision_out(logged([record(1, detailed)], None))
     plain, wide = "\n".join(render_decision(shown)), "\n".join(render_decision(shown, wide=True))
     assert "mean backlog 310ms; all numbers as of that moment" in plain
     assert HOME in wide
@@ -314,8 +314,8 @@ def would(
 ) -> tuple[subprocess.CompletedProcess[str], CannedServer]:
     records = [record(1, decided(HOME, "affinity", "a home"))] * choices
     shown = msgspec.json.encode(decision_out(logged(records, None))).decode()
-    said = f'{{"decision": {shown}, "workers": 4, "agreeing": 3, "fallbacks": {fallbacks}}}'.encode()
-    with CannedServer({"/api/route": CannedResponse([said])}) as server:
+    body = f'{{"decision": {shown}, "workers": 4, "agreeing": 3, "fallbacks": {fallbacks}}}'.encode()
+    with CannedServer({"/api/route": CannedResponse([body])}) as server:
         return explain("route", *arguments, "-f", str(prompt), "--manage", server.url), server
 
 

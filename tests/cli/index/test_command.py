@@ -74,9 +74,9 @@ async def test_match_names_the_slowest_needed_tier(
         )
         await scene.write_changes(BlocksRemoved("a", StorageTier.GPU, hashes))
         assert await scene.run_command(index_match, model=MODEL, tokens=tokens) == 0
-        found = {instance["id"]: instance for instance in printed(capsys)["instances"]}
-        assert (found["a"]["matched_tokens"], found["a"]["tier"]) == (40, "cpu")
-        assert found["b"]["matched_tokens"] == 0, "the size of its blocks is not known: it said nothing yet"
+        by_id = {instance["id"]: instance for instance in printed(capsys)["instances"]}
+        assert (by_id["a"]["matched_tokens"], by_id["a"]["tier"]) == (40, "cpu")
+        assert by_id["b"]["matched_tokens"] == 0, "the size of its blocks is not known: it said nothing yet"
 
 
 async def test_match_age_of_a_shared_store_is_the_oldest_needed_hint(
@@ -93,9 +93,9 @@ async def test_match_age_of_a_shared_store_is_the_oldest_needed_hint(
             HintsAdded(MODEL, [*needed, *held], now + counts - 100.0),
         )
         assert await scene.run_command(index_match, model=MODEL, tokens=tokens) == 0
-        found = {instance["id"]: instance for instance in printed(capsys)["instances"]}
-        assert (found["a"]["tier"], found["b"]["tier"], found["b"]["matched_tokens"]) == ("gpu", "remote", 40)
-        assert 400.0 <= found["b"]["age_seconds"] < counts
+        by_id = {instance["id"]: instance for instance in printed(capsys)["instances"]}
+        assert (by_id["a"]["tier"], by_id["b"]["tier"], by_id["b"]["matched_tokens"]) == ("gpu", "remote", 40)
+        assert 400.0 <= by_id["b"]["age_seconds"] < counts
 
 
 async def test_match_distinguishes_adapters_and_salts(
@@ -317,8 +317,8 @@ async def test_watch_prints_one_line_per_batch_and_filters(server: Valkey, capsy
         first, second = await watched(scene, capsys, some, count=2)
         assert "  a +10 gpu, complete: " in first
         assert second.endswith("b +2 cpu; a -1 gpu")
-        (one,) = await watched(scene, capsys, some, count=1, instance="b", kind="stored", output="json")
-        assert json.loads(one)["instances"] == {"b": {"stored": {"cpu": 2}}}
+        (line,) = await watched(scene, capsys, some, count=1, instance="b", kind="stored", output="json")
+        assert json.loads(line)["instances"] == {"b": {"stored": {"cpu": 2}}}
 
 
 # --- verify -------------------------------------------------------------------------------------------------------------
@@ -329,9 +329,9 @@ async def test_verify_of_a_consistent_index_finds_nothing(server: Valkey, capsys
         await scene.prompt("a", PROMPT, [*range(100, 112)])
         await scene.prompt("b", PROMPT[:20])
         assert await scene.run_command(index_verify, output="json") == 0
-        found = printed(capsys)
-        assert (found["differences"], found["findings"]) == (0, {})
-        compared = [(instance["id"], instance["how"], instance["blocks"]) for instance in found["instances"]]
+        report = printed(capsys)
+        assert (report["differences"], report["findings"]) == (0, {})
+        compared = [(instance["id"], instance["how"], instance["blocks"]) for instance in report["instances"]]
         assert compared == [("a", "whole", 13), ("b", "whole", 5)]
 
 
@@ -344,11 +344,11 @@ async def test_verify_counts_ghost_and_missing_blocks(server: Valkey, capsys: py
             BlocksStored("a", StorageTier.GPU, 0, [1, 2, 3]), BlocksRemoved("b", StorageTier.GPU, some[:2])
         )
         assert await scene.run_command(index_verify, output="json") == 1
-        found = printed(capsys)
-        a, b = found["instances"]
+        report = printed(capsys)
+        a, b = report["instances"]
         assert (a["ghosts"], a["missing"], a["wrong"]) == (3, 0, 3)
         assert (b["ghosts"], b["missing"], b["wrong"]) == (0, 2, 2)
-        assert found["differences"] == 5
+        assert report["differences"] == 5
         assert await scene.run_command(index_verify, instance="b") == 1
         assert "× b: 10 blocks compared, 0 ghosts, 2 missing" in capsys.readouterr().out
 

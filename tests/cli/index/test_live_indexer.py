@@ -46,8 +46,8 @@ async def test_commands_work_on_a_real_indexer_process(server: Valkey, tmp_path:
                 return any(instance["matched_tokens"] == 64 for instance in answer.get("instances", ()))
 
             await wait_until(is_matched)
-            (one,) = (await index_answer("match", "--model", "tiny", "--tokens", str(tokens), *redis))["instances"]
-            assert (one["id"], one["url"], one["tier"], one["complete"]) == ("e0", engine.url, "gpu", True)
+            (match,) = (await index_answer("match", "--model", "tiny", "--tokens", str(tokens), *redis))["instances"]
+            assert (match["id"], match["url"], match["tier"], match["complete"]) == ("e0", engine.url, "gpu", True)
             (model,) = (await index_answer("stats", "-o", "json", *redis))["models"]
             (instance,) = model["instances"]
             assert (instance["block_size"], instance["unique"], instance["connected"]) == (16, 4, True)

@@ -149,9 +149,9 @@ def test_unknown_accelerator_is_refused_with_the_known_ones() -> None:
 def test_version_of_the_engine_is_noted(image: str, outcome: Outcome | None, text: str) -> None:
     document = deployment()
     pod_of(document)["containers"][0]["image"] = image
-    found = [note for note in convert(document).notes if "flags that Fairlead adds" in note.reason]
-    assert [note.outcome for note in found] == ([outcome] if outcome else [])
-    assert all(text in note.reason for note in found)
+    notes = [note for note in convert(document).notes if "flags that Fairlead adds" in note.reason]
+    assert [note.outcome for note in notes] == ([outcome] if outcome else [])
+    assert all(text in note.reason for note in notes)
 
 
 def test_versions_are_those_of_the_chart() -> None:

@@ -27,13 +27,13 @@ from fairlead_cli.migration.command_line import engine_command, read_flags
 def test_arguments_of_the_engine_are_found(
     command: list[str], args: list[str], program: str | None, arguments: tuple[str, ...]
 ) -> None:
-    found = engine_command(command, args)
-    assert (found.program, found.arguments, found.surroundings) == (program, arguments, False)
+    parsed = engine_command(command, args)
+    assert (parsed.program, parsed.arguments, parsed.surroundings) == (program, arguments, False)
 
 
 def test_other_commands_of_a_script_are_reported() -> None:
-    found = engine_command(["bash", "-c"], ["ulimit -n 65536; echo head && vllm serve a --tp 2 | tee log"])
-    assert (found.arguments, found.surroundings) == (("a", "--tp", "2"), True)
+    parsed = engine_command(["bash", "-c"], ["ulimit -n 65536; echo head && vllm serve a --tp 2 | tee log"])
+    assert (parsed.arguments, parsed.surroundings) == (("a", "--tp", "2"), True)
 
 
 @pytest.mark.parametrize("words", [["tritonserver"], ["sh", "-c", "./start.sh"], ["sh", "-c", "vllm serve 'a"]])

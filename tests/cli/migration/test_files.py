@@ -271,11 +271,11 @@ def test_unknown_field_is_never_lost_in_silence(name: str) -> None:
             for step in path:
                 holder = holder[step]
             holder["zzNew"] = "zzValue"
-            migration = migrate([("f.yaml", one) for one in changed], H100)
-            said = [f"{note.field} {note.reason}" for note in migration.notes]
-            covered = json.dumps(migration.manifests) + " ".join(said)
+            migration = migrate([("f.yaml", document) for document in changed], H100)
+            notes = [f"{note.field} {note.reason}" for note in migration.notes]
+            covered = json.dumps(migration.manifests) + " ".join(notes)
             if "zzNew" not in covered and not is_noted_above(path, migration.notes):
-                pytest.fail(f"{path}: neither in the output nor in {said}")
+                pytest.fail(f"{path}: neither in the output nor in {notes}")
             checked += 1
     assert checked > 5
 
@@ -308,10 +308,10 @@ def test_kserve_configuration_is_merged_and_both_roles_become_pools() -> None:
     assert "adapters" not in spec
     assert spec["autoscaling"] == {"mode": "Auto"}
     assert spec["rollout"] == {"maxSurge": 1}
-    said = reasons(migration.notes)
-    assert "set spec.slo" in said["spec.scaling.wva"]
+    by_field = reasons(migration.notes)
+    assert "set spec.slo" in by_field["spec.scaling.wva"]
     assert any("models with Prefill and Decode pools serve no adapters" in note.reason for note in migration.notes)
-    assert "spec.worker" in said
+    assert "spec.worker" in by_field
 
 
 def test_configuration_that_is_missing_is_reported() -> None:
@@ -341,10 +341,10 @@ def test_aibrix_role_sets_become_pools() -> None:
     assert (decode["minReplicas"], decode["maxReplicas"], prefill["minReplicas"]) == (2, 9, 4)
     assert spec["kvCache"] == {"transfer": "Mooncake"}
     assert "adapters" not in spec
-    said = reasons(migration.notes)
-    assert said[WHOLE_OBJECT] == "models with Prefill and Decode pools serve no adapters"
-    assert "routing: Fairlead's gateway" in said["spec.template.spec.roles[0]"]
-    assert "2 role sets" in said["spec.template.spec.roles[1].replicas"]
+    by_field = reasons(migration.notes)
+    assert by_field[WHOLE_OBJECT] == "models with Prefill and Decode pools serve no adapters"
+    assert "routing: Fairlead's gateway" in by_field["spec.template.spec.roles[0]"]
+    assert "2 role sets" in by_field["spec.template.spec.roles[1].replicas"]
 
 
 def test_autoscaler_without_its_target_is_reported() -> None:
@@ -380,11 +380,11 @@ def test_aibrix_adapters() -> None:
         ({"name": "baked"}, {"base": "llama-8b", "source": "file:///opt/lora/baked"}),
         ({"name": "stored"}, {"base": "llama-8b", "source": "s3://bucket/x"}),
     ]
-    said = {(note.place.split()[-1], note.field): note.reason for note in migration.notes}
-    assert "by replicas" in said["legal.v2", "spec.replicas"]
-    assert "adapters.download.credentials" in said["stored", "spec.artifactURL"]
-    assert said["lost", "spec.baseModel"] == "its base is not among the files"
-    assert "model.credentials" in said["legal.v2", "spec.credentialsSecretRef"]
+    by_place = {(note.place.split()[-1], note.field): note.reason for note in migration.notes}
+    assert "by replicas" in by_place["legal.v2", "spec.replicas"]
+    assert "adapters.download.credentials" in by_place["stored", "spec.artifactURL"]
+    assert by_place["lost", "spec.baseModel"] == "its base is not among the files"
+    assert "model.credentials" in by_place["legal.v2", "spec.credentialsSecretRef"]
 
 
 @pytest.mark.parametrize("name", ["aibrix-adapters", "kubeai-fixed"])
@@ -424,15 +424,15 @@ def test_litellm_entries_that_are_not_engines_are_reported() -> None:
     assert manifest["spec"]["pools"] == [
         {"name": "main", "endpoints": [{"url": "https://gpu.example.internal:8443"}, {"url": "http://gpu:8000"}]}
     ]
-    said = reasons(migration.notes)
-    assert "/engines/v1 is not the address of an engine" in said["model_list[2]"]
-    assert said["model_list[3]"] == "claude: anthropic is a provider: keep LiteLLM for it"
-    assert said["router_settings.model_group_alias"].startswith("gone: ")
-    assert said["router_settings.routing_strategy"].startswith("usage-based-routing-v2: ")
-    assert said["router_settings.fallbacks"] == "claude is no fallback: it is not carried over itself"
-    assert said["litellm_settings.fallbacks"] == "claude is no fallback: it is not carried over itself"
-    assert "spec.budget of a ModelTenant" in said["litellm_settings.max_budget"]
-    assert said["litellm_settings"].startswith("drop_params: ")
+    by_field = reasons(migration.notes)
+    assert "/engines/v1 is not the address of an engine" in by_field["model_list[2]"]
+    assert by_field["model_list[3]"] == "claude: anthropic is a provider: keep LiteLLM for it"
+    assert by_field["router_settings.model_group_alias"].startswith("gone: ")
+    assert by_field["router_settings.routing_strategy"].startswith("usage-based-routing-v2: ")
+    assert by_field["router_settings.fallbacks"] == "claude is no fallback: it is not carried over itself"
+    assert by_field["litellm_settings.fallbacks"] == "claude is no fallback: it is not carried over itself"
+    assert "spec.budget of a ModelTenant" in by_field["litellm_settings.max_budget"]
+    assert by_field["litellm_settings"].startswith("drop_params: ")
 
 
 @pytest.mark.parametrize(
@@ -516,12 +516,12 @@ def test_rules_of_kthena_become_overrides_and_targets() -> None:
             "overrides": [{"headers": {"User-Type": "premium"}, "targets": [{"model": "qwen-v2-external"}]}],
         }
     }
-    said = {note.field: note.reason for note in migration.notes}
-    assert said["spec.rules[0]"].startswith("modelMatch.body.model: lora-a is another name")
-    assert said["spec.rules[1]"].startswith("modelMatch.headers.x-user: a route compares whole values")
-    assert said["spec.rules"] == "rules[1] takes every request: no rule after it is reached"
-    assert "ModelTenant" in said["spec.rateLimit"]
-    assert {"spec.parentRefs", "spec.loraAdapters", "spec.trafficPolicy", "spec.kvConnector"} <= said.keys()
+    by_field = {note.field: note.reason for note in migration.notes}
+    assert by_field["spec.rules[0]"].startswith("modelMatch.body.model: lora-a is another name")
+    assert by_field["spec.rules[1]"].startswith("modelMatch.headers.x-user: a route compares whole values")
+    assert by_field["spec.rules"] == "rules[1] takes every request: no rule after it is reached"
+    assert "ModelTenant" in by_field["spec.rateLimit"]
+    assert {"spec.parentRefs", "spec.loraAdapters", "spec.trafficPolicy", "spec.kvConnector"} <= by_field.keys()
 
 
 def test_servers_of_kthena_become_external_models() -> None:
@@ -685,7 +685,7 @@ def litellm(router: dict[str, Any], library: dict[str, Any] | None = None, **mod
 
 def edges(migration: Migration, name: str) -> list[str]:
     spec = specs(migration, "ModelRoute")[name]
-    return [f"{'+'.join(one['when'])}: {one['after']} → {one['to']}" for one in spec.get("onFailure", [])]
+    return [f"{'+'.join(edge['when'])}: {edge['after']} → {edge['to']}" for edge in spec.get("onFailure", [])]
 
 
 def test_fallbacks_of_litellm_follow_in_order_and_leave_for_an_api() -> None:

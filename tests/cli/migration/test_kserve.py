@@ -194,9 +194,9 @@ def test_flags_of_one_role_are_those_of_its_pool() -> None:
         "spec": spec,
     }
     migration = migrate([("f.yaml", service)], MigrationOptions())
-    found = migration.manifests[0]["spec"]
-    assert found["engine"]["args"] == ["--dtype", "bfloat16"]
-    assert [pool["args"] for pool in found["pools"]] == [
+    fields = migration.manifests[0]["spec"]
+    assert fields["engine"]["args"] == ["--dtype", "bfloat16"]
+    assert [pool["args"] for pool in fields["pools"]] == [
         ["--max-num-seqs", "128", "--enforce-eager"],
         ["--max-num-seqs", "16", "--max-num-batched-tokens=32768"],
     ]

@@ -44,8 +44,8 @@ def test_weights_below_the_mount_of_the_chart_are_on_its_claim(storage: dict[str
     [manifest] = migration.manifests
     assert manifest["spec"]["model"]["uri"] == uri
     assert "cache" not in manifest["spec"]["model"]
-    found = notes_of(migration, "servingEngineSpec.modelSpec[0].modelURL")
-    assert [note.outcome for note in found] == ([Outcome.REQUIRED] if noted else [])
+    notes = notes_of(migration, "servingEngineSpec.modelSpec[0].modelURL")
+    assert [note.outcome for note in notes] == ([Outcome.REQUIRED] if noted else [])
 
 
 def test_key_of_all_engines_is_noted_for_external_models() -> None:
@@ -87,7 +87,7 @@ ENGINE = {"model": "openai/a/b", "api_base": "http://server:8000/v1"}
 def test_a_model_of_litellm_is_not_converted_in_part(
     parameters: dict[str, str], message: str, *, is_first: bool
 ) -> None:
-    entries = [{"model_name": "chat", "litellm_params": one} for one in (ENGINE, parameters)]
+    entries = [{"model_name": "chat", "litellm_params": params} for params in (ENGINE, parameters)]
     with pytest.raises(BadInput, match=message) as refused:
         convert({"model_list": entries[::-1] if is_first else entries})
     assert "remove it from the file" in (refused.value.hint or "")
@@ -158,9 +158,9 @@ def test_ray_cluster_without_nodes_is_refused() -> None:
 def test_greater_shared_memory_of_the_chart_is_kept(size: str, kept: bool) -> None:
     volumes = [{"name": "certs", "secret": {"secretName": "a"}}]
     migration = pipeline(shmSize=size, extraVolumes=volumes)
-    found = migration.manifests[0]["spec"]["pools"][0]["template"]["spec"]["volumes"]
+    rendered = migration.manifests[0]["spec"]["pools"][0]["template"]["spec"]["volumes"]
     own = {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": size}}
-    assert found == [*volumes, *([own] if kept else [])]
+    assert rendered == [*volumes, *([own] if kept else [])]
 
 
 def test_volumes_of_all_engines_of_the_chart_are_kept() -> None:

@@ -40,21 +40,21 @@ KINDS = {
 
 def pod(**changed: Any) -> dict[str, Any]:
     """Returns a pod; fields with the names of a container's are set in its container."""
-    found: dict[str, Any] = load_document(POD)
-    container = found["containers"][0]
+    spec: dict[str, Any] = load_document(POD)
+    container = spec["containers"][0]
     for name, value in changed.items():
-        (container if name in ("image", "command", "args", "env", "resources") or "Probe" in name else found)[name] = (
+        (container if name in ("image", "command", "args", "env", "resources") or "Probe" in name else spec)[name] = (
             value
         )
-    if "mounts" in found:
-        container["volumeMounts"] = found.pop("mounts")
-    return found
+    if "mounts" in spec:
+        container["volumeMounts"] = spec.pop("mounts")
+    return spec
 
 
 def workload(spec: dict[str, Any] | None = None, kind: str = "Deployment", **metadata: Any) -> dict[str, Any]:
     version, text = KINDS[kind]
-    found = _fill(load_document(text), pod() if spec is None else spec)
-    return {"apiVersion": version, "kind": kind, "metadata": {"name": "house"} | metadata, "spec": found}
+    filled = _fill(load_document(text), pod() if spec is None else spec)
+    return {"apiVersion": version, "kind": kind, "metadata": {"name": "house"} | metadata, "spec": filled}
 
 
 def _fill(value: Any, spec: dict[str, Any]) -> Any:
@@ -72,8 +72,8 @@ def convert(*documents: dict[str, Any], accelerator: str | None = None, external
 def spec_of(migration: Migration) -> dict[str, Any]:
     (manifest,) = migration.manifests
     read_object(manifest)
-    found: dict[str, Any] = manifest["spec"]
-    return found
+    spec: dict[str, Any] = manifest["spec"]
+    return spec
 
 
 def said(migration: Migration) -> str:
@@ -81,8 +81,8 @@ def said(migration: Migration) -> str:
 
 
 def engine_of(spec: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = spec["pools"][0]["template"]["spec"]["containers"][0]
-    return found
+    container: dict[str, Any] = spec["pools"][0]["template"]["spec"]["containers"][0]
+    return container
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,9 +165,9 @@ def claim_pod(*words: str, **changed: Any) -> dict[str, Any]:
     ],
 )
 def test_claim_stays_mounted_while_something_else_is_on_it(spec: dict[str, Any], kept: bool) -> None:
-    found = spec_of(convert(workload(spec)))
-    assert found["model"]["uri"] == "pvc:disk/house"
-    assert ("volumes" in found["pools"][0].get("template", {}).get("spec", {})) == kept
+    converted = spec_of(convert(workload(spec)))
+    assert converted["model"]["uri"] == "pvc:disk/house"
+    assert ("volumes" in converted["pools"][0].get("template", {}).get("spec", {})) == kept
 
 
 @pytest.mark.parametrize(
@@ -292,8 +292,8 @@ def test_longer_start_is_carried_over(probes: dict[str, Any], seconds: int | Non
 def test_greater_shared_memory_is_carried_over(size: str | None, kept: bool) -> None:
     source = {"medium": "Memory"} | ({"sizeLimit": size} if size else {})
     spec = pod(mounts=[{"name": "shm", "mountPath": "/dev/shm"}], volumes=[{"name": "shm", "emptyDir": source}])
-    found = spec_of(convert(workload(spec)))["pools"][0]["template"]["spec"].get("volumes", [])
-    assert found == ([{"name": "shared-memory", "emptyDir": source}] if kept else [])
+    volumes = spec_of(convert(workload(spec)))["pools"][0]["template"]["spec"].get("volumes", [])
+    assert volumes == ([{"name": "shared-memory", "emptyDir": source}] if kept else [])
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def texts_of(file: Path, text: str, *options: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("image", "command", "said"),
+    ("image", "command", "reason"),
     [
         ("ollama/ollama:0.6.2", "[]", f"Fairlead does not run Ollama: {BY_HAND}"),
         ("registry.example/mirror/ollama@sha256:00", "[]", "does not run Ollama"),
@@ -409,11 +409,11 @@ def texts_of(file: Path, text: str, *options: str) -> str:
         ("nvcr.io/nvidia/tensorrt-llm/release:1.0", "[trtllm-serve, serve, a/b]", "with `engine.type: TRTLLM`"),
     ],
 )
-def test_engine_of_a_workload_is_named(tmp_path: Path, image: str, command: str, said: str) -> None:
-    found = texts_of(tmp_path / "a.yaml", DEPLOYMENT.format(image=image, command=command, labels="{}"))
-    assert "Deployment chat: not carried over: " in found
-    assert said in found
-    assert "apply it as before" not in found
+def test_engine_of_a_workload_is_named(tmp_path: Path, image: str, command: str, reason: str) -> None:
+    texts = texts_of(tmp_path / "a.yaml", DEPLOYMENT.format(image=image, command=command, labels="{}"))
+    assert "Deployment chat: not carried over: " in texts
+    assert reason in texts
+    assert "apply it as before" not in texts
 
 
 @pytest.mark.parametrize("options", [(), ("--external",)])
@@ -422,11 +422,11 @@ def test_engine_of_a_workload_is_named(tmp_path: Path, image: str, command: str,
     [SERVICE, DEPLOYMENT.replace("{command}", "[]").replace("{labels}", AIBRIX.replace("{", "{{").replace("}", "}}"))],
 )
 def test_engine_of_another_system_is_named(tmp_path: Path, text: str, options: tuple[str, ...]) -> None:
-    found = texts_of(tmp_path / "a.yaml", text.format(image="ollama/ollama:0.6"), *options)
-    assert f"Fairlead does not run Ollama ({BY_HAND})" in found
+    texts = texts_of(tmp_path / "a.yaml", text.format(image="ollama/ollama:0.6"), *options)
+    assert f"Fairlead does not run Ollama ({BY_HAND})" in texts
 
 
 @pytest.mark.parametrize("image", ["postgres:17", "me/ollama-webui:1", "me/prometheus-ollama-exporter:1"])
 def test_other_workloads_stay_as_they_are(tmp_path: Path, image: str) -> None:
-    found = texts_of(tmp_path / "a.yaml", DEPLOYMENT.format(image=image, command="[]", labels="{}"))
-    assert "it stays as it is: apply it as before" in found
+    texts = texts_of(tmp_path / "a.yaml", DEPLOYMENT.format(image=image, command="[]", labels="{}"))
+    assert "it stays as it is: apply it as before" in texts

@@ -46,12 +46,12 @@ def model(image: str, undo: str = "", **more: Any) -> Manifest:
 
 
 def records(*images: str) -> list[Manifest]:
-    made = []
+    created = []
     for number, image in enumerate(images, 1):
-        one = controller_revision(model(image), ModelRevision(number, revision_hash(spec(image)), spec(image)))
-        one["metadata"]["creationTimestamp"] = f"2025-12-{31 - len(images) + number:02}T00:00:00Z"
-        made.append(one)
-    return made
+        manifest = controller_revision(model(image), ModelRevision(number, revision_hash(spec(image)), spec(image)))
+        manifest["metadata"]["creationTimestamp"] = f"2025-12-{31 - len(images) + number:02}T00:00:00Z"
+        created.append(manifest)
+    return created
 
 
 def workload(image: str, **status: int) -> Manifest:
@@ -65,9 +65,9 @@ def found(image: str = "c", runs: str = "c", undo: str = "", **more: Any) -> Rol
     return summarize_rollout(model(image, undo, **more), records("a", "b", "c"), [workload(runs)])
 
 
-def refused(one: RolloutStatus, to: int | None) -> str:
+def refused(status: RolloutStatus, to: int | None) -> str:
     with pytest.raises(BadInput) as caught:
-        choose_undo_revision(one, to)
+        choose_undo_revision(status, to)
     return f"{caught.value.message} ({caught.value.hint})"
 
 
@@ -87,16 +87,16 @@ def test_status_lists_revisions_and_their_changes_newest_first() -> None:
 
 
 def test_status_after_undo_names_both_revisions() -> None:
-    told = list(render_status(found(runs="a", undo="1/3"), NOW))
-    assert told[0] == f"x/m runs revision 1 of 3: the annotation {UNDO_ANNOTATION} asks for revision 1"
-    assert [line.split("  ")[0] for line in told[-3:]] == ["3 spec", "2", "1 runs"]
+    lines = list(render_status(found(runs="a", undo="1/3"), NOW))
+    assert lines[0] == f"x/m runs revision 1 of 3: the annotation {UNDO_ANNOTATION} asks for revision 1"
+    assert [line.split("  ")[0] for line in lines[-3:]] == ["3 spec", "2", "1 runs"]
 
 
 def test_status_shows_a_pause_with_and_without_a_pending_change() -> None:
     waiting = found("d", rollout={"paused": True})
-    told = list(render_status(waiting, NOW))
-    assert told[0] == "x/m runs revision 3 of 4: the rollout is paused; revision 3 runs on"
-    assert told[-4] == "4 spec         engine.image"  # no operator has seen it yet
+    lines = list(render_status(waiting, NOW))
+    assert lines[0] == "x/m runs revision 3 of 4: the rollout is paused; revision 3 runs on"
+    assert lines[-4] == "4 spec         engine.image"  # no operator has seen it yet
     assert "  paused: nothing waits; the next change will" in render_status(found(rollout={"paused": True}), NOW)
 
 
@@ -147,9 +147,9 @@ def test_status_of_an_older_generation_is_not_settled() -> None:
 
 def test_leader_worker_set_conditions_decide_whether_it_is_settled() -> None:
     def group(type: str, holds: str) -> Manifest:
-        one = {**workload("c", observedGeneration=0), "kind": "LeaderWorkerSet"}
-        one["status"] = {**one["status"], "conditions": [{"type": type, "status": holds}]}
-        return one
+        manifest = {**workload("c", observedGeneration=0), "kind": "LeaderWorkerSet"}
+        manifest["status"] = {**manifest["status"], "conditions": [{"type": type, "status": holds}]}
+        return manifest
 
     assert summarize_rollout(model("c"), records("c"), [group("Available", "True")]).is_settled
     assert summarize_rollout(model("c"), records("c"), [group("UpdateInProgress", "False")]).is_settled

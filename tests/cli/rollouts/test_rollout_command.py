@@ -86,19 +86,19 @@ async def become(api: KubeApi, *wanted: str) -> None:
     """Until the engines have these arguments and the model says that nothing moves."""
 
     async def same() -> bool:
-        found = (await api.list(DEPLOYMENTS, SPACE)).items
-        for manifest in found:
+        deployments = (await api.list(DEPLOYMENTS, SPACE)).items
+        for manifest in deployments:
             asked, generation = manifest["spec"]["replicas"], manifest["metadata"]["generation"]
             counts = dict.fromkeys(("replicas", "readyReplicas", "updatedReplicas"), asked)
             status = {**counts, "observedGeneration": generation}
             if {key: (manifest.get("status") or {}).get(key) for key in status} != status:
                 name = manifest["metadata"]["name"]
                 await api.patch_merge(DEPLOYMENTS, SPACE, name, {"status": status}, "kcm", subresource="status")
-        told = (await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen")).get("status") or {}
-        settled = {condition["type"]: condition["status"] for condition in told.get("conditions") or []} == {
+        reported = (await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen")).get("status") or {}
+        settled = {condition["type"]: condition["status"] for condition in reported.get("conditions") or []} == {
             "Ready": "True"
         }
-        return settled and len(found) == 1 and _switches(found[0]) == set(wanted)
+        return settled and len(deployments) == 1 and _switches(deployments[0]) == set(wanted)
 
     await wait_until(same)
 
@@ -120,9 +120,9 @@ async def _wait_for_another_second(api: KubeApi) -> None:
 
 
 async def reason(api: KubeApi, type: str) -> str:
-    found = await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen")
-    told = (found.get("status") or {}).get("conditions") or []
-    return next((str(one["reason"]) for one in told if one["type"] == type), "")
+    live = await api.get(MODEL_DEPLOYMENTS, SPACE, "qwen")
+    conditions = (live.get("status") or {}).get("conditions") or []
+    return next((str(condition["reason"]) for condition in conditions if condition["type"] == type), "")
 
 
 def authors(log: Path) -> list[str]:
@@ -145,8 +145,8 @@ async def test_rollout_pause_resume_and_undo_on_an_api_server(api_server: ApiSer
             return await reason(api, "Reconciling") == "Paused"
 
         await wait_until(is_paused)
-        (one,) = (await api.list(DEPLOYMENTS, SPACE)).items
-        assert (_switches(one), one["spec"]["paused"]) == (set(), True)
+        (deployment,) = (await api.list(DEPLOYMENTS, SPACE)).items
+        assert (_switches(deployment), deployment["spec"]["paused"]) == (set(), True)
         code, out, _ = await asyncio.to_thread(rollout, api_server, "status", "qwen")
         assert code == 1
         assert "runs revision 1 of 2: the rollout is paused" in out

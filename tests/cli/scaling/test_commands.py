@@ -47,12 +47,12 @@ NOW = datetime(2026, 11, 21, 14, 0).timestamp()
 
 def looks(name: str = "default/tiny") -> list[TickRecord]:
     model = ModelSpec(name, 2.0, None, (PoolSpec("main", maximum=4),))
-    core, found = ScalingCore(model), []
+    core, records = ScalingCore(model), []
     for tick in range(5):
         before = core.state
         seen = Observation(5.0 * tick, GatewayTraffic(3.0, 900.0), {"main": PoolObservation(1, 1, replicas=())})
-        found.append(TickRecord(NOW + 5.0 * tick, model, seen, core.step(seen), before=before))
-    return found
+        records.append(TickRecord(NOW + 5.0 * tick, model, seen, core.step(seen), before=before))
+    return records
 
 
 def autoscaler_response(request: ReceivedRequest) -> CannedResponse:
@@ -134,8 +134,8 @@ def test_replay_from_autoscaler_and_from_files_is_equal(
 def test_differences_show_both_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "scaling-000001.jsonl").write_bytes(b"".join(encode_record(look) + b"\n" for look in looks()))
     assert exit_code("replay-scaling", str(tmp_path), "--set", "freeze=true", "--model", "tiny", "-o", "json") == 0
-    (found,) = json.loads(capsys.readouterr().out)
-    assert {moment["other"]["rule"] for moment in found["moments"]} == {"frozen"}
+    (comparison,) = json.loads(capsys.readouterr().out)
+    assert {moment["other"]["rule"] for moment in comparison["moments"]} == {"frozen"}
     assert exit_code("replay-scaling", str(tmp_path), "--model", "huge") == 1
     missing = "fairlead replay-scaling: --model: nothing is recorded of huge; recorded are: default/tiny\n"
     assert capsys.readouterr().err == missing
@@ -149,19 +149,19 @@ def test_differences_show_both_rules(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_targets_are_changed_as_the_api_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "scaling-000001.jsonl").write_bytes(b"".join(encode_record(look) + b"\n" for look in looks()))
-    found = []
+    outputs = []
     for changes in (
         ("target=99%", "ttft=800ms", "tpot=100ms", "period=7d"),
         ("target=0.99", "ttft=0.8", "itl=0.1", "period=604800"),
     ):
         words = [word for change in changes for word in ("--set", change)]
         assert exit_code("replay-scaling", str(tmp_path), *words, "-o", "json") == 0
-        found.append(capsys.readouterr().out)
-    assert found[0] == found[1]
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
 
 
 def test_invalid_replay_options_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words, said in (
+    for words, message in (
         (("--set", "target=99"), "--set: target is a share above 0 and at most 1, not 99 (write 0.99 for 99 %)"),
         (
             ("--set", "xyz=1"),
@@ -175,7 +175,7 @@ def test_invalid_replay_options_are_named(tmp_path: Path, capsys: pytest.Capture
         (("--since", "yesterday"), "--since: 'yesterday' is not a time "),
     ):
         assert exit_code("replay-scaling", str(tmp_path), *words) == 2
-        assert capsys.readouterr().err.startswith(f"fairlead replay-scaling: {said}")
+        assert capsys.readouterr().err.startswith(f"fairlead replay-scaling: {message}")
 
 
 @pytest.mark.parametrize(
@@ -259,8 +259,8 @@ def test_every_core_input_has_a_label() -> None:
             for role in (Role.PREFILL, Role.DECODE)
         ),
     )
-    for one in (tick_record(), tick_record(gateway=None), tick_record(split)):
-        for pool in one.plan.pools.values():
+    for record in (tick_record(), tick_record(gateway=None), tick_record(split)):
+        for pool in record.plan.pools.values():
             assert set(pool.inputs) <= set(INPUT_LABELS)
 
 
@@ -453,19 +453,19 @@ def test_terms_of_several_pools_end_at_their_demand() -> None:
 
 
 def test_requests_judged_since_last_tick_are_shown() -> None:
-    one = tick_record()
-    (replica,) = one.observation.pools["main"].replicas or ()
+    record = tick_record()
+    (replica,) = record.observation.pools["main"].replicas or ()
     replica = replace(replica, ttft_counts=(11.0, 2.0), itl_counts=(1.0, 0.0))
-    pool = replace(one.observation.pools["main"], replicas=(replica,))
+    pool = replace(record.observation.pools["main"], replicas=(replica,))
     gateway = GatewayTraffic(13.0, 9_000.0)
-    said = render_look(replace(one, observation=replace(one.observation, gateway=gateway, pools={"main": pool})))
-    assert "  of those that were judged since then: 11 of 13 first tokens in time, 1 of 1 answer in time" in said
+    text = render_look(replace(record, observation=replace(record.observation, gateway=gateway, pools={"main": pool})))
+    assert "  of those that were judged since then: 11 of 13 first tokens in time, 1 of 1 answer in time" in text
 
 
 GUIDE = Path(__file__).parents[3] / "docs" / "concepts" / "autoscaling.md"
 
 
 def test_what_the_guide_sets_are_settings() -> None:
-    told = re.findall(r"--set (\S+=\S+)", GUIDE.read_text())
-    assert len(told) >= 3
-    parse_changes(map(to_core_change, told))
+    changes = re.findall(r"--set (\S+=\S+)", GUIDE.read_text())
+    assert len(changes) >= 3
+    parse_changes(map(to_core_change, changes))

@@ -34,9 +34,9 @@ def test_equal_arguments_give_equal_figures_for_all_presets(tmp_path: Path) -> N
         done = simulate(*arguments, "--out", str(file))
         assert (done.returncode, done.stderr) == (0, "")
     assert "400 requests at 30/s; 4 engines h100-llama8b, first token within 5 s" in done.stdout
-    told = [json.loads(file.read_text()) for file in files]
-    assert told[0] == told[1]
-    presets = told[0]["presets"]
+    reports = [json.loads(file.read_text()) for file in files]
+    assert reports[0] == reports[1]
+    presets = reports[0]["presets"]
     assert list(presets) == ["dual-hash", "round-robin"]
     assert presets["dual-hash"]["cached_token_share"] > 1.2 * presets["round-robin"]["cached_token_share"]
     assert presets["dual-hash"]["attainment"] > presets["round-robin"]["attainment"]
@@ -51,8 +51,8 @@ def test_capacity_option_searches_the_capacity(tmp_path: Path) -> None:
         *("--out", str(file)),
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(file.read_text())
-    assert told["presets"]["dual-hash"]["capacity"] > 0.5
+    report = json.loads(file.read_text())
+    assert report["presets"]["dual-hash"]["capacity"] > 0.5
     assert "carries" in done.stdout
 
 

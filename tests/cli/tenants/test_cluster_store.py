@@ -37,11 +37,11 @@ class Tenants:
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
         if name != "acme":
             raise NotFound("none", status=404)
-        found = copy.deepcopy(self.object)
+        tenant = copy.deepcopy(self.object)
         if self.rivals:
             self.rivals -= 1
             self._write([*keys_of(self.object), {"name": f"rival-{self.rivals}", "digest": "r" * 64}])
-        return found
+        return tenant
 
     async def list(self, resource: Resource, namespace: str | None = None, labels: str | None = None) -> ObjectList:
         return ObjectList([self.object], "1")

@@ -54,19 +54,19 @@ def parts(*sizes: int) -> list[BundlePart]:
 
 
 def test_long_parts_are_cut_and_omitted_parts_listed() -> None:
-    found = pack(
+    packed = pack(
         [*parts(10, 3, 3), BundlePart("end", b"0123456789", keep_end=True), BundlePart("gone", MissingValue("no"))],
         {"a": 1},
         BundleLimits(4, 11),
     )
-    assert [(path, content) for path, content in found.files] == [
+    assert [(path, content) for path, content in packed.files] == [
         ("0.log", b"0000"),
         ("1.log", b"111"),
         ("2.log", b"222"),
     ]
-    assert found.manifest["a"] == 1
-    assert found.manifest["files"][0] == {"path": "0.log", "bytes": 4, "bytes_cut": 6}
-    assert [one["path"] for one in found.manifest["missing"]] == ["end", "gone"]
+    assert packed.manifest["a"] == 1
+    assert packed.manifest["files"][0] == {"path": "0.log", "bytes": 4, "bytes_cut": 6}
+    assert [part["path"] for part in packed.manifest["missing"]] == ["end", "gone"]
     kept = pack([BundlePart("end", b"0123456789", keep_end=True)], {}, BundleLimits(4, 11))
     assert kept.files == (("end", b"6789"),)
 
@@ -89,18 +89,18 @@ class Api(KubeApi):
     """The real one, but for logs and what pods answer, which hold canaries too."""
 
     async def get_raw(self, path: str, *arguments: Any, **more: Any) -> RawResponse:
-        said = (
+        content = (
             f'ok\nkey {SECRET}\n{{"messages": [{{"content": "{PROMPT}"}}]}}\nprompt: "{PROMPT}"\nredis://:{SECRET}@h\n'
         )
         if path.endswith("/log") or "/proxy/" in path:
-            return RawResponse(200, (said if path.endswith("/log") else f"note {SECRET}\n").encode())
+            return RawResponse(200, (content if path.endswith("/log") else f"note {SECRET}\n").encode())
         return await super().get_raw(path, *arguments, **more)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    with api_server_for_test(tmp_path_factory.mktemp("bundled") / "run") as found:
-        yield found
+    with api_server_for_test(tmp_path_factory.mktemp("bundled") / "run") as own_server:
+        yield own_server
 
 
 def of(
@@ -143,7 +143,7 @@ async def planted(api: Api) -> None:
     await api.apply(of(DEPLOYMENTS, "fairlead", "gateway", OURS, spec=spec), "test")
     await api.apply(of(PODS, "fairlead", "gateway-0", OURS, spec={"containers": [CONTAINER]}), "test")
     ended = {"exitCode": 1, "reason": "Error", "message": f"{PROMPT} {SECRET}"}
-    said = [{"type": "Ready", "status": "False", "message": f"token={SECRET}"}]
+    conditions = [{"type": "Ready", "status": "False", "message": f"token={SECRET}"}]
     container = {
         "name": "gateway",
         "ready": False,
@@ -152,7 +152,7 @@ async def planted(api: Api) -> None:
         "imageID": "",
         "lastState": {"terminated": ended},
     }
-    status = {"phase": "Running", "podIP": "10.0.0.1", "conditions": said, "containerStatuses": [container]}
+    status = {"phase": "Running", "podIP": "10.0.0.1", "conditions": conditions, "containerStatuses": [container]}
     await api.patch_merge(PODS, "fairlead", "gateway-0", {"status": status}, "test", subresource="status")
     engine = {"type": "VLLM", "args": [f"--api-key={SECRET}", f"--chat-template={PROMPT}"], "env": ENV[:2]}
     pools = [
@@ -209,5 +209,5 @@ def test_planted_secret_and_prompt_appear_nowhere_in_the_bundle(server: ApiServe
     assert b"--keys=/etc/keys" in files["control-plane/pods.json"]
     assert json.loads(files["crds.json"])[0]["same_as_ours"] is True
     assert len(json.loads(files["models/controllerrevisions.json"])) == 1
-    missing = {one["path"] for one in packed.manifest["missing"]}
+    missing = {part["path"] for part in packed.manifest["missing"]}
     assert "models/leaderworkersets.json" in missing

@@ -111,8 +111,8 @@ def pod(**container: Any) -> dict[str, Any]:
 
 
 def container(shown: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = shown["spec"]["containers"][0]
-    return found
+    redacted: dict[str, Any] = shown["spec"]["containers"][0]
+    return redacted
 
 
 def test_variables_keep_references_and_harmless_values() -> None:
@@ -123,7 +123,7 @@ def test_variables_keep_references_and_harmless_values() -> None:
         {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}},
     ]
     shown = container(redact_manifest(pod(env=env), SCRUB))["env"]
-    assert [one.get("value") for one in shown] == [REDACTED_PLACEHOLDER, "15s", REDACTED_PLACEHOLDER, None]
+    assert [variable.get("value") for variable in shown] == [REDACTED_PLACEHOLDER, "15s", REDACTED_PLACEHOLDER, None]
     assert shown[3]["valueFrom"] == {"secretKeyRef": {"name": "hf", "key": "token"}}
 
 
@@ -155,7 +155,7 @@ def test_arguments_keep_switches_and_short_values() -> None:
 
 
 def test_foreign_metadata_data_and_engine_messages_are_redacted() -> None:
-    found = {
+    manifest = {
         "kind": "Secret",
         "metadata": {
             "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}", "fairlead.io/port": "8000"},
@@ -167,7 +167,7 @@ def test_foreign_metadata_data_and_engine_messages_are_redacted() -> None:
         "data": {"x": "y"},
         "status": {"state": {"terminated": {"exitCode": 1, "message": "prompt"}}},
     }
-    shown = redact_manifest(found, SCRUB)
+    shown = redact_manifest(manifest, SCRUB)
     assert shown["metadata"]["annotations"] == {
         "kubectl.kubernetes.io/last-applied-configuration": REDACTED_PLACEHOLDER,
         "fairlead.io/port": "8000",

@@ -40,7 +40,7 @@ def failing(facts: ClusterFacts, *, before: bool = False) -> set[str]:
 
 def lines(facts: ClusterFacts, check: str, *, before: bool = False) -> str:
     return "\n".join(
-        next(one for one in run_checks(facts, before_install=before) if one.check.id == check).verdict.lines
+        next(result for result in run_checks(facts, before_install=before) if result.check.id == check).verdict.lines
     )
 
 
@@ -91,10 +91,10 @@ def operator_right_removed(facts: ClusterFacts, build: Build) -> ClusterFacts:
 
 
 def crd_outdated(facts: ClusterFacts, build: Build) -> ClusterFacts:
-    found = copy.deepcopy(list(facts.crds))
-    model = next(manifest for manifest in found if manifest["metadata"]["name"].startswith("modeldeployments"))
+    crds = copy.deepcopy(list(facts.crds))
+    model = next(manifest for manifest in crds if manifest["metadata"]["name"].startswith("modeldeployments"))
     del model["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["rollout"]
-    return replace(facts, crds=found)
+    return replace(facts, crds=crds)
 
 
 def keys_missing(facts: ClusterFacts, build: Build) -> ClusterFacts:
@@ -142,12 +142,12 @@ SEEDED: dict[str, tuple[Callable[[ClusterFacts, Build], ClusterFacts], str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", SEEDED_FAULTS, ids=lambda one: one.name)
+@pytest.mark.parametrize("fault", SEEDED_FAULTS, ids=lambda fault: fault.name)
 def test_each_seeded_fault_fails_only_its_check(facts: ClusterFacts, builders: Build, fault: Any) -> None:
     seed, words = SEEDED[fault.name]
-    found = seed(facts, builders)
-    assert failing(found) == {fault.check}
-    assert words in lines(found, fault.check)
+    seeded = seed(facts, builders)
+    assert failing(seeded) == {fault.check}
+    assert words in lines(seeded, fault.check)
 
 
 OTHERS = {
@@ -209,8 +209,8 @@ def test_refused_dry_run_shows_the_policys_message(facts: ClusterFacts) -> None:
 
 
 def test_unreadable_namespace_leaves_install_checks_unknown(facts: ClusterFacts) -> None:
-    found = marks(replace(facts, namespace_exists=DENIED), before=True)
-    assert found["pod-security"] is found["rights-install"] is CheckOutcome.UNKNOWN
+    outcomes = marks(replace(facts, namespace_exists=DENIED), before=True)
+    assert outcomes["pod-security"] is outcomes["rights-install"] is CheckOutcome.UNKNOWN
 
 
 def test_quotas_of_other_namespaces_are_ignored(facts: ClusterFacts) -> None:
@@ -237,13 +237,13 @@ def test_missing_leader_worker_sets_fail_when_needed(facts: ClusterFacts, builde
 
 
 def test_missing_unestablished_newer_and_foreign_crds(facts: ClusterFacts, builders: Build) -> None:
-    found = list(facts.crds)
-    assert failing(replace(facts, crds=found[:1])) == {"crd-installed"}
-    bare = {name: value for name, value in found[0].items() if name != "status"}
-    assert "is not established" in lines(replace(facts, crds=[bare, found[1]]), "crd-installed")
-    foreign = {**found[0], "spec": {**found[0]["spec"], "names": {"kind": "Else"}}}
+    crds = list(facts.crds)
+    assert failing(replace(facts, crds=crds[:1])) == {"crd-installed"}
+    bare = {name: value for name, value in crds[0].items() if name != "status"}
+    assert "is not established" in lines(replace(facts, crds=[bare, crds[1]]), "crd-installed")
+    foreign = {**crds[0], "spec": {**crds[0]["spec"], "names": {"kind": "Else"}}}
     assert failing(replace(facts, crds=[foreign]), before=True) == {"crd-names"}
-    assert marks(replace(facts, crds=found), before=True)["crd-names"] is CheckOutcome.WARNING
+    assert marks(replace(facts, crds=crds), before=True)["crd-names"] is CheckOutcome.WARNING
 
 
 def test_operators_with_shared_namespaces_fail(facts: ClusterFacts) -> None:
@@ -266,8 +266,8 @@ def test_operators_with_shared_namespaces_fail(facts: ClusterFacts) -> None:
         leases={**facts.leases, "other": facts.leases["fairlead"]},
     )
     assert "both look after all namespaces" in lines(two, "operator-installed")
-    for one, where in ((operator, "a,b"), (second, "c")):
-        one["spec"]["template"]["spec"]["containers"][0]["env"].append(
+    for deployment, where in ((operator, "a,b"), (second, "c")):
+        deployment["spec"]["template"]["spec"]["containers"][0]["env"].append(
             {"name": "FAIRLEAD_WATCH_NAMESPACES", "value": where}
         )
     assert marks(two)["operator-installed"] is CheckOutcome.OK
@@ -289,12 +289,12 @@ def test_partly_ready_deployment_is_a_warning(facts: ClusterFacts) -> None:
 
 def test_unpullable_control_plane_image_fails(facts: ClusterFacts) -> None:
     pods = []
-    for one in facts.pods:
-        if one in of(facts, "redis"):
-            one = not_ready(one)
+    for pod in facts.pods:
+        if pod in of(facts, "redis"):
+            pod = not_ready(pod)
             waiting = {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}
-            one["status"]["containerStatuses"] = [{"name": "redis", "state": {"waiting": waiting}}]
-        pods.append(one)
+            pod["status"]["containerStatuses"] = [{"name": "redis", "state": {"waiting": waiting}}]
+        pods.append(pod)
     assert failing(replace(facts, pods=pods)) == {"images"}
     assert "ImagePullBackOff: Back-off pulling image" in lines(replace(facts, pods=pods), "images")
 
@@ -312,8 +312,8 @@ def test_expiring_certificates(facts: ClusterFacts, ends: float, mark: CheckOutc
         deployment for deployment in facts.deployments if deployment["metadata"]["name"] == "fairlead-gateway"
     )
     gateway["spec"]["template"]["spec"]["volumes"].append({"name": "tls", "secret": {"secretName": "cert"}})
-    found = SecretSummary(frozenset({"tls.crt", "tls.key"}), ends)
-    assert marks(replace(facts, secrets={**facts.secrets, ("fairlead", "cert"): found}))["gateway-certificate"] is mark
+    pair = SecretSummary(frozenset({"tls.crt", "tls.key"}), ends)
+    assert marks(replace(facts, secrets={**facts.secrets, ("fairlead", "cert"): pair}))["gateway-certificate"] is mark
 
 
 def test_deployment_without_pods_shows_the_reason(facts: ClusterFacts) -> None:
@@ -330,8 +330,8 @@ def test_deployment_without_pods_shows_the_reason(facts: ClusterFacts) -> None:
 
 def test_chart_redis_failure_shows_its_pods_reason(facts: ClusterFacts, builders: Build) -> None:
     pods = [not_ready(pod) if pod in of(facts, "redis") else pod for pod in facts.pods]
-    found = redis_unreachable(replace(facts, pods=pods), builders)
-    assert "pod fairlead-redis-0: containers with unready status" in lines(found, "redis")
+    changed = redis_unreachable(replace(facts, pods=pods), builders)
+    assert "pod fairlead-redis-0: containers with unready status" in lines(changed, "redis")
 
 
 def test_unobserved_model_fails(facts: ClusterFacts, builders: Build) -> None:
@@ -374,9 +374,9 @@ def test_missing_facts_make_checks_unknown(facts: ClusterFacts) -> None:
         account_permissions={},
         pod_reports={},
     )
-    found = marks(blind)
-    assert CheckOutcome.FAILED not in found.values()
-    assert {name for name, mark in found.items() if mark is CheckOutcome.OK} == {
+    outcomes = marks(blind)
+    assert CheckOutcome.FAILED not in outcomes.values()
+    assert {name for name, mark in outcomes.items() if mark is CheckOutcome.OK} == {
         "api-reachable",
         "api-version",
         "clock-skew",
@@ -386,13 +386,13 @@ def test_missing_facts_make_checks_unknown(facts: ClusterFacts) -> None:
 
 def test_unreached_gateways_show_the_reason(facts: ClusterFacts) -> None:
     away = MissingValue("pod g says nothing for 8 s; a NetworkPolicy may keep the API server out")
-    said = {
-        name: [replace(one, readiness=away, metrics=away) for one in found] for name, found in facts.pod_reports.items()
+    reports = {
+        name: [replace(old, readiness=away, metrics=away) for old in group] for name, group in facts.pod_reports.items()
     }
-    found = replace(facts, pod_reports=said)
+    unreached = replace(facts, pod_reports=reports)
     for check in ("gateway-fleet", "redis", "gateway-index", "gateway-notes", "operator-watches"):
-        assert marks(found)[check] is CheckOutcome.UNKNOWN
-        assert "NetworkPolicy" in lines(found, check)
+        assert marks(unreached)[check] is CheckOutcome.UNKNOWN
+        assert "NetworkPolicy" in lines(unreached, check)
 
 
 def test_missing_installation_fails_once_per_component(facts: ClusterFacts) -> None:
@@ -422,11 +422,11 @@ def test_quarantined_or_stale_index_is_reported_once(facts: ClusterFacts, note: 
     first, *rest = facts.pod_reports["gateway"]
     assert isinstance(first.readiness, Readiness)
     degraded = replace(first, readiness=msgspec.structs.replace(first.readiness, notes=[note]))
-    found = with_reports(facts, "gateway", [degraded, *rest])
+    changed = with_reports(facts, "gateway", [degraded, *rest])
     assert marks(facts)["gateway-index"] is CheckOutcome.OK
-    assert marks(found)["gateway-index"] is CheckOutcome.WARNING
-    assert note in lines(found, "gateway-index")
-    assert marks(found)["gateway-notes"] is CheckOutcome.OK
+    assert marks(changed)["gateway-index"] is CheckOutcome.WARNING
+    assert note in lines(changed, "gateway-index")
+    assert marks(changed)["gateway-notes"] is CheckOutcome.OK
 
 
 COMPONENT_CHECKS = ("installed", "ready", "secrets", "rights", "leads", "hears")
@@ -471,8 +471,8 @@ def test_healthy_installation_passes_all_checks_of_a_component(
 
 
 def test_an_installation_without_a_leader_fails(facts: ClusterFacts, builders: Build) -> None:
-    found = problems(reporting(facts, builders, "autoscaler", page(), page()))
-    assert {name: one.outcome for name, one in found.items()} == {"autoscaler-leads": CheckOutcome.FAILED}
+    verdicts = problems(reporting(facts, builders, "autoscaler", page(), page()))
+    assert {name: verdict.outcome for name, verdict in verdicts.items()} == {"autoscaler-leads": CheckOutcome.FAILED}
 
 
 @pytest.mark.parametrize(("component", "idle"), [("autoscaler", page()), ("indexer", INDEXER_IDLE)])
@@ -485,12 +485,12 @@ def test_an_unreached_pod_may_lead(facts: ClusterFacts, builders: Build, compone
 
 
 def test_a_frozen_leader_and_silent_gateways_are_warnings(facts: ClusterFacts, builders: Build) -> None:
-    found = problems(reporting(facts, builders, "autoscaler", page(leads=1, frozen=1, missing=1), page(gateways=0)))
-    assert {name: one.outcome for name, one in found.items()} == {
+    verdicts = problems(reporting(facts, builders, "autoscaler", page(leads=1, frozen=1, missing=1), page(gateways=0)))
+    assert {name: verdict.outcome for name, verdict in verdicts.items()} == {
         "autoscaler-leads": CheckOutcome.WARNING,
         "autoscaler-hears": CheckOutcome.WARNING,
     }
-    assert found["autoscaler-hears"].lines == (
+    assert verdicts["autoscaler-hears"].lines == (
         "1 of 2 gateways do not answer fairlead-autoscaler-0",
         "fairlead-autoscaler-1 knows no gateway",
     )
@@ -508,10 +508,10 @@ def test_a_missing_autoscaler_warns_only_where_a_model_wants_one(
         for deployment in facts.deployments
         if deployment["metadata"]["labels"][COMPONENT_LABEL] != "autoscaler"
     ]
-    found = problems(replace(facts, deployments=kept, models=[model]))
-    assert ("autoscaler-installed" in found) is (mode in ("Auto", "Advise"))
+    verdicts = problems(replace(facts, deployments=kept, models=[model]))
+    assert ("autoscaler-installed" in verdicts) is (mode in ("Auto", "Advise"))
     if mode == "Auto":
-        assert "chat/tiny has autoscaling.mode Auto" in found["autoscaler-installed"].lines[0]
+        assert "chat/tiny has autoscaling.mode Auto" in verdicts["autoscaler-installed"].lines[0]
 
 
 def test_a_removed_right_is_named(facts: ClusterFacts) -> None:
@@ -537,9 +537,9 @@ def without(facts: ClusterFacts, *components: str) -> ClusterFacts:
 def test_model_without_a_leading_indexer_fails(facts: ClusterFacts, builders: Build) -> None:
     idle, leads = (f'{CONNECTED}fairlead_indexer_leads{{model="chat/tiny"}} {number}\n' for number in (0, 1))
     assert problems(reporting(facts, builders, "indexer", idle, leads)) == {}
-    found = problems(reporting(facts, builders, "indexer", idle, idle))
-    assert found["indexer-leads"].lines == ("no indexer reads the engines of chat/tiny",)
-    assert {name: one.outcome for name, one in found.items()} == {"indexer-leads": CheckOutcome.FAILED}
+    verdicts = problems(reporting(facts, builders, "indexer", idle, idle))
+    assert verdicts["indexer-leads"].lines == ("no indexer reads the engines of chat/tiny",)
+    assert {name: verdict.outcome for name, verdict in verdicts.items()} == {"indexer-leads": CheckOutcome.FAILED}
 
 
 def test_missing_engine_or_redis_connections_are_warnings(facts: ClusterFacts, builders: Build) -> None:
@@ -547,21 +547,21 @@ def test_missing_engine_or_redis_connections_are_warnings(facts: ClusterFacts, b
         'fairlead_indexer_redis_connected 0\nfairlead_indexer_leads{model="chat/tiny"} 1\n'
         'fairlead_indexer_instances{model="chat/tiny"} 4\nfairlead_indexer_connected{model="chat/tiny"} 3\n'
     )
-    (found,) = problems(reporting(facts, builders, "indexer", page, CONNECTED)).values()
-    assert found.outcome is CheckOutcome.WARNING
-    assert [line.partition(" ")[2] for line in found.lines] == [
+    (verdict,) = problems(reporting(facts, builders, "indexer", page, CONNECTED)).values()
+    assert verdict.outcome is CheckOutcome.WARNING
+    assert [line.partition(" ")[2] for line in verdict.lines] == [
         "is not connected to Redis",
         "hears 3 of 4 engines of chat/tiny",
     ]
 
 
 def test_missing_indexer_warns_only_for_gateways_with_redis(facts: ClusterFacts) -> None:
-    found = problems(without(facts, "indexer"))
-    assert {name: one.outcome for name, one in found.items()} == {"indexer-installed": CheckOutcome.WARNING}
-    assert "has a Redis, and no indexer writes the index there" in found["indexer-installed"].lines[0]
+    verdicts = problems(without(facts, "indexer"))
+    assert {name: verdict.outcome for name, verdict in verdicts.items()} == {"indexer-installed": CheckOutcome.WARNING}
+    assert "has a Redis, and no indexer writes the index there" in verdicts["indexer-installed"].lines[0]
     alone = without(facts, "indexer", "redis")
-    for one in alone.deployments:
-        (container,) = one["spec"]["template"]["spec"]["containers"]
+    for deployment in alone.deployments:
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
         container["env"] = [each for each in container["env"] if each["name"] != "FAIRLEAD_REDIS_URL"]
     asked = {check.check.id for check in run_checks(alone)} - {"indexer-rights"}  # as they were read
     assert not [name for name in asked if name.startswith("indexer")]
@@ -583,15 +583,15 @@ WHERE = ("fairlead", "provider")
 
 
 def hosted(build: Build, namespace: str = "chat") -> Manifest:
-    found: Manifest = build["model"]()
-    found["metadata"] |= {"namespace": namespace, "name": "hosted"}
+    manifest: Manifest = build["model"]()
+    manifest["metadata"] |= {"namespace": namespace, "name": "hosted"}
     endpoint = {
         "url": "https://api.example.com/v1",
         "tokenSecretKeyRef": {"name": "provider", "key": "token"},
         "caSecretKeyRef": {"name": "provider", "key": "ca.crt"},
     }
-    found["spec"] |= {"engine": {"type": "OpenAI"}, "pools": [{"endpoints": [endpoint]}]}
-    return found
+    manifest["spec"] |= {"engine": {"type": "OpenAI"}, "pools": [{"endpoints": [endpoint]}]}
+    return manifest
 
 
 def with_mount(facts: ClusterFacts, namespace: str = "chat") -> ClusterFacts:
@@ -633,15 +633,15 @@ def test_mounted_secret_has_the_entries(
     outcome: CheckOutcome,
     line: str | None,
 ) -> None:
-    found = replace(with_mount(facts), models=[hosted(builders)], secrets={**facts.secrets, WHERE: secret})
-    verdict = check_endpoint_secrets(found)
+    changed = replace(with_mount(facts), models=[hosted(builders)], secrets={**facts.secrets, WHERE: secret})
+    verdict = check_endpoint_secrets(changed)
     assert verdict is not None
     assert (verdict.outcome, verdict.lines) == (outcome, () if line is None else (line,))
 
 
 def test_secret_of_another_namespace_does_not_count(facts: ClusterFacts, builders: Build) -> None:
-    found = replace(with_mount(facts, "search"), models=[hosted(builders)], secrets={WHERE: COMPLETE})
-    verdict = check_endpoint_secrets(found)
+    changed = replace(with_mount(facts, "search"), models=[hosted(builders)], secrets={WHERE: COMPLETE})
+    verdict = check_endpoint_secrets(changed)
     assert verdict is not None
     assert verdict.outcome is CheckOutcome.FAILED
     assert verdict.lines == (
@@ -650,8 +650,8 @@ def test_secret_of_another_namespace_does_not_count(facts: ClusterFacts, builder
 
 
 def test_unreadable_gateways_leave_it_open(facts: ClusterFacts, builders: Build) -> None:
-    found = replace(facts, models=[hosted(builders)], deployments=MissingValue("connection refused"))
-    (verdict,) = (check.verdict for check in run_checks(found) if check.check.id == "model-endpoint-secrets")
+    changed = replace(facts, models=[hosted(builders)], deployments=MissingValue("connection refused"))
+    (verdict,) = (check.verdict for check in run_checks(changed) if check.check.id == "model-endpoint-secrets")
     assert verdict.outcome is CheckOutcome.UNKNOWN
 
 
@@ -674,15 +674,15 @@ def named(kind: str, name: str, **fields: Any) -> Manifest:
 
 
 def model(build: Build, namespace: str = "chat") -> Manifest:
-    found: Manifest = build["model"]()
-    found["metadata"]["namespace"] = namespace
+    manifest: Manifest = build["model"]()
+    manifest["metadata"]["namespace"] = namespace
     token = {"secretKeyRef": {"name": "engine", "key": "token"}}
     maybe = {"secretKeyRef": {"name": "maybe", "key": "x", "optional": True}}
     volumes = [
         {"name": "tls", "secret": {"secretName": "tls"}},
         {"name": "d", "persistentVolumeClaim": {"claimName": "data"}},
     ]
-    found["spec"] = {
+    manifest["spec"] = {
         "model": {"uri": "hf://a/b", "credentials": {"secretRef": {"name": "hf"}}, "cache": {"claimName": "weights"}},
         "engine": {
             "type": "VLLM",
@@ -691,12 +691,12 @@ def model(build: Build, namespace: str = "chat") -> Manifest:
         },
         "pools": [{"name": "main", "acceleratorClassName": "l40s", "template": {"spec": {"volumes": volumes}}}],
     }
-    return found
+    return manifest
 
 
-def checked(facts: ClusterFacts, one: Manifest, *objects: Manifest) -> tuple[CheckOutcome, tuple[str, ...]]:
-    references = asyncio.run(collect_references(cast(KubeApi, Objects(*objects)), [one]))
-    verdict = check_references(replace(facts, models=[one], references=references))
+def checked(facts: ClusterFacts, manifest: Manifest, *objects: Manifest) -> tuple[CheckOutcome, tuple[str, ...]]:
+    references = asyncio.run(collect_references(cast(KubeApi, Objects(*objects)), [manifest]))
+    verdict = check_references(replace(facts, models=[manifest], references=references))
     assert verdict is not None
     return verdict.outcome, verdict.lines
 
@@ -731,6 +731,6 @@ def test_secret_that_may_not_be_read_is_not_called_missing(facts: ClusterFacts, 
 
 
 def test_mounted_claim_of_a_source_is_looked_up(facts: ClusterFacts, builders: Build) -> None:
-    one: Manifest = builders["model"]()
-    one["spec"]["model"] = {"uri": "pvc:models/qwen"}
-    assert checked(facts, one) == (CheckOutcome.FAILED, ("chat/tiny: there is no PersistentVolumeClaim chat/models",))
+    tiny: Manifest = builders["model"]()
+    tiny["spec"]["model"] = {"uri": "pvc:models/qwen"}
+    assert checked(facts, tiny) == (CheckOutcome.FAILED, ("chat/tiny: there is no PersistentVolumeClaim chat/models",))

@@ -66,18 +66,18 @@ def granted(build: Build, component: str) -> set[tuple[str, str, str]]:
 def test_checked_permissions_are_those_of_the_chart(builders: Build, component: str) -> None:
     revoked = "fairlead-revoked-keys" if component == GATEWAY else None
     asked = component_permissions(component, "fairlead", [], revocation_list=revoked)
-    assert {(one.group, one.resource, one.verb) for one in asked} == granted(builders, component)
+    assert {(row.group, row.resource, row.verb) for row in asked} == granted(builders, component)
 
 
 def test_permissions_are_checked_per_watched_namespace() -> None:
     asked = component_permissions(OPERATOR, "fairlead", ["a", "b"])
-    assert {one.namespace for one in asked if one.resource == "pods" and one.verb == "delete"} == {"a", "b"}
-    assert {one.namespace for one in asked if one.resource == "pods" and one.verb == "list"} == {"a", "b", "fairlead"}
+    assert {row.namespace for row in asked if row.resource == "pods" and row.verb == "delete"} == {"a", "b"}
+    assert {row.namespace for row in asked if row.resource == "pods" and row.verb == "list"} == {"a", "b", "fairlead"}
     reading = component_permissions(OPERATOR, "fairlead", ["a", "b"], restarts_engines=False)
-    assert {(one.namespace, one.verb) for one in reading if one.resource.startswith("pods")} == {
+    assert {(row.namespace, row.verb) for row in reading if row.resource.startswith("pods")} == {
         (namespace, verb) for namespace in ("a", "b") for verb in ("list", "watch")
     }
-    assert {(one.namespace, one.name) for one in asked if one.resource == "leases" and one.verb == "get"} == {
+    assert {(row.namespace, row.name) for row in asked if row.resource == "leases" and row.verb == "get"} == {
         ("fairlead", LEASE_NAME)
     }
 
@@ -94,7 +94,7 @@ def test_dry_run_pod_matches_the_charts_pods(builders: Build) -> None:
 def test_reasons_with_checks_are_stall_reasons() -> None:
     stalling = {reason.reason for reason in reasons() if reason.type == "Stalled"}
     assert set().union(*STALL_REASONS.values()) <= stalling
-    assert {str(one.type) for one in condition_types()} >= {"Ready", "Stalled", "NameTaken", "Reconciling"}
+    assert {str(condition.type) for condition in condition_types()} >= {"Ready", "Stalled", "NameTaken", "Reconciling"}
 
 
 # --- how it is printed --------------------------------------------------------------------------------------------------
@@ -125,6 +125,6 @@ def test_passed_check_has_one_line_and_failed_one_four() -> None:
 
 
 def test_findings_after_the_first_are_counted() -> None:
-    found = printed(CHECKS[0], Verdict(CheckOutcome.FAILED, tuple(map(str, range(MAX_LINES + 3)))))
-    assert f"    {MAX_LINES - 1}" in found
-    assert "    and 3 more" in found
+    output = printed(CHECKS[0], Verdict(CheckOutcome.FAILED, tuple(map(str, range(MAX_LINES + 3)))))
+    assert f"    {MAX_LINES - 1}" in output
+    assert "    and 3 more" in output

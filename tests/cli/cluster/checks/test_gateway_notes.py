@@ -25,9 +25,9 @@ async def gateway_report(gateway: GatewayProcess) -> PodReport:
     return PodReport("g", "fairlead", readiness, parse_metrics((await gateway.get("/metrics")).body.decode()))
 
 
-def failing(facts: ClusterFacts, said: PodReport) -> dict[str, str]:
-    found = run_checks(replace(facts, pod_reports={**facts.pod_reports, "gateway": [said]}))
-    return {one.check.id: one.verdict.lines[0] for one in found if one.verdict.outcome is CheckOutcome.FAILED}
+def failing(facts: ClusterFacts, report: PodReport) -> dict[str, str]:
+    rows = run_checks(replace(facts, pod_reports={**facts.pod_reports, "gateway": [report]}))
+    return {row.check.id: row.verdict.lines[0] for row in rows if row.verdict.outcome is CheckOutcome.FAILED}
 
 
 async def test_gateway_notes_on_lost_fleet_and_redis_are_recognised(
@@ -49,10 +49,10 @@ async def test_gateway_notes_on_lost_fleet_and_redis_are_recognised(
             fake.token = "another"
             fake.end_watches()
             await wait_until(lambda: _names(gateway, facts, "gateway-fleet"))
-            found = failing(facts, await gateway_report(gateway))
-            assert set(found) == {"redis", "gateway-fleet"}
-            assert "Redis is away" in found["redis"]
-            assert "Unauthorized" in found["gateway-fleet"] or "not accept" in found["gateway-fleet"]
+            failures = failing(facts, await gateway_report(gateway))
+            assert set(failures) == {"redis", "gateway-fleet"}
+            assert "Redis is away" in failures["redis"]
+            assert "Unauthorized" in failures["gateway-fleet"] or "not accept" in failures["gateway-fleet"]
 
 
 async def _names(gateway: GatewayProcess, facts: ClusterFacts, check: str) -> bool:

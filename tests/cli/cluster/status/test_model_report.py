@@ -118,8 +118,8 @@ def test_sign_shows_serving_and_problems(builders: Build) -> None:
 
 def test_freshest_engine_signals_count_and_in_flight_adds_up() -> None:
     older = PAGE.replace("} 1.5\n", "} 30\n").replace("} 9\n", "} 1\n")
-    (found,) = signals_by_instance([parse_metrics(older), parse_metrics(PAGE)], "chat/tiny").values()
-    assert (found.running, found.age_seconds, found.in_flight) == (9.0, 1.5, 8.0)
+    (signals,) = signals_by_instance([parse_metrics(older), parse_metrics(PAGE)], "chat/tiny").values()
+    assert (signals.running, signals.age_seconds, signals.in_flight) == (9.0, 1.5, 8.0)
     assert signals_by_instance([parse_metrics(PAGE)], "chat/other") == {}
 
 
@@ -157,24 +157,24 @@ WELL = 'fairlead_gateway_instances{model="chat/tiny",state="Ready"} 1\n'
 
 def tiny_pod(state: str = "Ready", restarts: int = 0, since: str = "2027-01-15T07:50:00Z") -> Manifest:
     statuses = [{"name": "engine", "restartCount": restarts}]
-    found = pod("tiny-main-a", "u1", ready=state == "Ready", since=since, containerStatuses=statuses)
-    return {**found, "spec": {"nodeName": "n1"}}
+    manifest = pod("tiny-main-a", "u1", ready=state == "Ready", since=since, containerStatuses=statuses)
+    return {**manifest, "spec": {"nodeName": "n1"}}
 
 
 def facts(model: Manifest, *pods: Manifest, page: str = WELL, gateways: Any = None) -> ModelFacts:
-    told = [PodReport("g", "fairlead", Readiness(True, []), parse_metrics(page))] if gateways is None else gateways
-    return ModelFacts(model, list(pods), [], told, NOW)
+    reports = [PodReport("g", "fairlead", Readiness(True, []), parse_metrics(page))] if gateways is None else gateways
+    return ModelFacts(model, list(pods), [], reports, NOW)
 
 
 def without_node(**condition: str) -> Manifest:
-    found = tiny_pod("Starting")
+    manifest = tiny_pod("Starting")
     unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", **condition}
-    return {**found, "spec": {}, "status": {"phase": "Pending", "conditions": [unscheduled]}}
+    return {**manifest, "spec": {}, "status": {"phase": "Pending", "conditions": [unscheduled]}}
 
 
 def says(known: ModelFacts) -> tuple[bool, str]:
-    found = advise(build_report(known))
-    return found.is_problem, found.text
+    advice = advise(build_report(known))
+    return advice.is_problem, advice.text
 
 
 def test_nothing_to_do(builders: Build) -> None:
@@ -245,9 +245,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool, str]] = {
 def test_advice_follows_conditions_and_pods(builders: Build, name: str) -> None:
     conditions, of_pod, problem, words = CASES[name]
     ready = conditions.get("Ready", ("True",))[0] == "True"
-    found = says(facts(builders["model"](ready=ready, **conditions), tiny_pod(**of_pod)))
-    assert found[0] is problem
-    assert words in found[1]
+    advice = says(facts(builders["model"](ready=ready, **conditions), tiny_pod(**of_pod)))
+    assert advice[0] is problem
+    assert words in advice[1]
 
 
 MULTI_ATTACH = (
@@ -297,15 +297,15 @@ STUCK = {
 
 def creating(state: str = "ContainerCreating", **conditions: str) -> Manifest:
     """A pod with a node, whose containers were not started."""
-    found = tiny_pod("Starting")
+    manifest = tiny_pod("Starting")
     listed = [{"type": "Ready", "status": "False"}, *({"type": k, "status": v} for k, v in conditions.items())]
     waiting = [{"name": "engine", "state": {"waiting": {"reason": state}}}]
-    return {**found, "status": {"phase": "Pending", "conditions": listed, "containerStatuses": waiting}}
+    return {**manifest, "status": {"phase": "Pending", "conditions": listed, "containerStatuses": waiting}}
 
 
-def stuck(builders: Build, found: Manifest, *events: Manifest) -> tuple[bool, str]:
+def stuck(builders: Build, manifest: Manifest, *events: Manifest) -> tuple[bool, str]:
     model = builders["model"](ready=False, Ready=("False", "Starting", ""))
-    return says(ModelFacts(model, [found], list(events), [], NOW))
+    return says(ModelFacts(model, [manifest], list(events), [], NOW))
 
 
 @pytest.mark.parametrize("name", STUCK)
@@ -335,8 +335,8 @@ def test_blocked_pod_is_named_whatever_the_condition_says(builders: Build) -> No
         {"Ready": ("False", "StartTimeout", ""), "Stalled": ("True", "StartTimeout", "")},
     ):
         model = builders["model"](**conditions)
-        found = ModelFacts(model, [creating()], [warning("FailedAttachVolume", MULTI_ATTACH)], [], NOW)
-        assert "ReadWriteMany" in says(found)[1]
+        blocked = ModelFacts(model, [creating()], [warning("FailedAttachVolume", MULTI_ATTACH)], [], NOW)
+        assert "ReadWriteMany" in says(blocked)[1]
 
 
 QUOTA = (
@@ -370,17 +370,17 @@ def test_refused_pods_of_a_group_are_explained(builders: Build) -> None:
 
 
 def test_group_whose_pods_were_made_since_is_not_refused(builders: Build) -> None:
-    made = group_event("SuccessfulCreate", "create Pod tiny-main-0 in StatefulSet tiny-main successful")
+    created = group_event("SuccessfulCreate", "create Pod tiny-main-0 in StatefulSet tiny-main successful")
     earlier = group_event("FailedCreate", QUOTA, at="2027-01-15T07:30:00Z")
-    assert "refused" not in of_groups(builders, made, earlier)
+    assert "refused" not in of_groups(builders, created, earlier)
     assert "refused" not in of_groups(builders, group_event("FailedCreate", QUOTA, "tiny-mainframe"))
     assert "refused" not in of_groups(builders, group_event("FailedCreate", QUOTA), nodes=1)
 
 
 def test_pod_whose_image_is_being_pulled_waits_for_no_volume(builders: Build) -> None:
     event = warning("FailedAttachVolume", MULTI_ATTACH)
-    for found in (creating(PodReadyToStartContainers="True"), creating("ImagePullBackOff")):
-        assert "cannot start" not in stuck(builders, found, event)[1]
+    for manifest in (creating(PodReadyToStartContainers="True"), creating("ImagePullBackOff")):
+        assert "cannot start" not in stuck(builders, manifest, event)[1]
 
 
 def test_unobserved_change_comes_before_other_advice(builders: Build) -> None:

@@ -149,7 +149,7 @@ def test_engines_of_a_pool_get_its_arguments(tmp_path: Path) -> None:
     for pool in plan.pools[:2]:
         argv = pool.command((9001,), 0).argv
         lengths.append([word for word in argv if word.rpartition("=")[2] in ("4096", "1024")])
-    assert [found[-1].rpartition("=")[2] for found in lengths] == ["4096", "1024"]
+    assert [words[-1].rpartition("=")[2] for words in lengths] == ["4096", "1024"]
 
 
 def test_arguments_for_real_engines_become_a_note(tmp_path: Path) -> None:
@@ -364,10 +364,10 @@ def test_tenants_come_from_files_only(tmp_path: Path, monkeypatch: pytest.Monkey
     tenant = ModelTenant.model_validate(
         {"apiVersion": API_VERSION, "kind": "ModelTenant", "metadata": {"name": "acme"}, "spec": {}}
     )
-    found = Manifests((), {}, (tenant,), ("tenants.yaml",))
-    assert find_tenant_files(found) == (tmp_path / "tenants.yaml",)
+    loaded = Manifests((), {}, (tenant,), ("tenants.yaml",))
+    assert find_tenant_files(loaded) == (tmp_path / "tenants.yaml",)
     with pytest.raises(BadInput, match="cannot come from standard input"):
-        find_tenant_files(replace(found, tenant_files=("-",)))
+        find_tenant_files(replace(loaded, tenant_files=("-",)))
 
 
 HEAD = """\
