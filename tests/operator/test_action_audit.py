@@ -34,8 +34,8 @@ def test_events_about_states_are_no_actions() -> None:
 def test_a_write_that_follows_the_model_says_who_changed_the_model() -> None:
     author = {"annotations": {"fairlead.io/changed-by": "ann@laptop (fairlead-cli)"}}
     model = {"metadata": {**MODEL["metadata"], **author}}
-    found = {reason: audit_event(model, _draft(reason)) for reason in ("RolloutStarted", "Corrected")}
-    assert {reason: event.after.get("changedBy") for reason, event in found.items() if event is not None} == {
+    events = {reason: audit_event(model, _draft(reason)) for reason in ("RolloutStarted", "Corrected")}
+    assert {reason: event.after.get("changedBy") for reason, event in events.items() if event is not None} == {
         "RolloutStarted": "ann@laptop (fairlead-cli)",
         "Corrected": None,
     }

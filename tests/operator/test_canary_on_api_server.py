@@ -45,13 +45,13 @@ async def wait_phase(here: TrialCluster, phase: str) -> None:
 
 async def speeds(here: TrialCluster) -> dict[str, tuple[int, bool]]:
     """Returns the replicas of each pool, and whether it has the change."""
-    found = (await here.api.list(DEPLOYMENTS, here.namespace)).items
+    deployments = (await here.api.list(DEPLOYMENTS, here.namespace)).items
     return {
         labels_of(manifest)["fairlead.io/pool"]: (
             manifest["spec"]["replicas"],
             "--speed=2" in manifest["spec"]["template"]["spec"]["containers"][0]["args"],
         )
-        for manifest in found
+        for manifest in deployments
     }
 
 
@@ -65,8 +65,8 @@ async def wait_speeds(here: TrialCluster, expected: dict[str, tuple[int, bool]])
 
 async def services(here: TrialCluster) -> set[str]:
     """Returns the pools that have a Service."""
-    found = (await here.api.list(SERVICES, here.namespace)).items
-    return {labels_of(service)["fairlead.io/pool"] for service in found}
+    listed = (await here.api.list(SERVICES, here.namespace)).items
+    return {labels_of(service)["fairlead.io/pool"] for service in listed}
 
 
 async def wait_services(here: TrialCluster, expected: set[str]) -> None:

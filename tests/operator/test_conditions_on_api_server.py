@@ -37,16 +37,16 @@ async def conditions(here: TrialCluster, name: str) -> dict[str, tuple[str, str,
 
 async def wait_stalled(here: TrialCluster, reason: str, name: str = "qwen") -> str:
     """The message, once the model is stalled by ``reason``."""
-    found: dict[str, tuple[str, str, str]] = {}
+    reported: dict[str, tuple[str, str, str]] = {}
 
     async def said() -> bool:
-        nonlocal found
+        nonlocal reported
         await run_deployments(here.api, here.namespace)
-        found = await conditions(here, name)
-        return found.get("Stalled", ("", "", ""))[1] == reason
+        reported = await conditions(here, name)
+        return reported.get("Stalled", ("", "", ""))[1] == reason
 
     await here.until(said, f"{name} is stalled by {reason}")
-    return found["Stalled"][2]
+    return reported["Stalled"][2]
 
 
 async def deployment(here: TrialCluster, name: str = "qwen-main") -> Manifest:
@@ -76,7 +76,7 @@ async def test_names_are_ascii_and_values_are_not(api_server: ApiServer, tmp_pat
         await here.model("qwen", engine={"type": "Sim", "env": [{"name": "GREETING", "value": text}]})
         await here.until_settled()
         env = (await deployment(here))["spec"]["template"]["spec"]["containers"][0]["env"]
-        assert text in [one.get("value") for one in env]
+        assert text in [variable.get("value") for variable in env]
 
 
 async def test_foreign_name_is_avoided_and_reported_if_all_are_taken(api_server: ApiServer, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ async def test_foreign_name_is_avoided_and_reported_if_all_are_taken(api_server:
         await theirs("second-main")
         await here.model("second")
         await here.until_settled()
-        (name,) = [one for one in await run_deployments(here.api, here.namespace) if one.startswith("second-main-")]
+        (name,) = [name for name in await run_deployments(here.api, here.namespace) if name.startswith("second-main-")]
         await here.api.delete(MODEL_DEPLOYMENTS, here.namespace, "second")
         for kind in (DEPLOYMENTS, SERVICES):  # what the garbage collector would do
             await here.api.delete(kind, here.namespace, name)
@@ -101,9 +101,9 @@ async def test_foreign_name_is_avoided_and_reported_if_all_are_taken(api_server:
         message = await wait_stalled(here, "InvalidSpec", "second")
         assert f"Service {name}" in message
         assert "is not Fairlead's: remove it, or give the model another name" in message
-        for one in kept:
-            now = await here.api.get(SERVICES, here.namespace, one["metadata"]["name"])
-            assert now["metadata"]["resourceVersion"] == one["metadata"]["resourceVersion"]
+        for service in kept:
+            now = await here.api.get(SERVICES, here.namespace, service["metadata"]["name"])
+            assert now["metadata"]["resourceVersion"] == service["metadata"]["resourceVersion"]
         assert (await conditions(here, "qwen"))["Ready"][:2] == ("True", "AllReady")
 
 
@@ -133,8 +133,8 @@ async def test_missing_secret_is_named_and_existing_instance_serves(api_server: 
         metadata = {**template["metadata"], "name": "qwen-main-next", "namespace": here.namespace}
         await here.api.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}, "x")
         waiting = {"reason": "CreateContainerConfigError", "message": 'secret "hf-token" not found'}
-        one = {"name": "engine", "image": "i", "imageID": "", "ready": False, "restartCount": 0}
-        status = {"containerStatuses": [{**one, "state": {"waiting": waiting}}]}
+        container = {"name": "engine", "image": "i", "imageID": "", "ready": False, "restartCount": 0}
+        status = {"containerStatuses": [{**container, "state": {"waiting": waiting}}]}
         await here.api.patch_merge(
             PODS, here.namespace, "qwen-main-next", {"status": status}, "kubelet", subresource="status"
         )

@@ -39,5 +39,5 @@ async def test_models_missed_by_a_silent_watch_are_found(api_server: ApiServer, 
 
 @pytest.mark.nightly
 async def test_operator_killed_around_its_writes_reaches_the_same_end(api_server: ApiServer, tmp_path: Path) -> None:
-    found = await run_crash_points(api_server, ("create",), 2, tmp_path)
-    assert (found.broken, found.figures["kills"]) == ([], 3)
+    report = await run_crash_points(api_server, ("create",), 2, tmp_path)
+    assert (report.broken, report.figures["kills"]) == ([], 3)

@@ -74,10 +74,10 @@ async def test_pod_that_hangs_is_marked_and_deleted_once(api_server: ApiServer, 
             for number, server in enumerate(servers):
                 port = int(server.url.rpartition(":")[2])
                 await create_pod(here, f"gateway-{number}", GATEWAY, port=port)
-            one = await create_engine(here, "one")
+            pod = await create_engine(here, "one")
             await create_engine(here, "two")
             for server in servers:
-                server.responses["/api/fleet"] = fleet(one, ejected())
+                server.responses["/api/fleet"] = fleet(pod, ejected())
             marks: list[Mapping[str, Any]] = []
 
             async def is_gone() -> bool:
@@ -89,7 +89,7 @@ async def test_pod_that_hangs_is_marked_and_deleted_once(api_server: ApiServer, 
 
             operator = here.operators.start(command=("-c", FREQUENT_ROUNDS))
             await here.until(is_gone, "the pod is deleted")
-            (mark,) = {json.dumps(found, sort_keys=True) for found in marks if found}
+            (mark,) = {json.dumps(mark, sort_keys=True) for mark in marks if mark}
             assert json.loads(mark)["status"] == "False"
             assert json.loads(mark)["reason"] == "EngineHung"
             assert "reported by gateway-0, gateway-1" in json.loads(mark)["message"]

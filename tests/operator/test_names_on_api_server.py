@@ -64,8 +64,8 @@ async def test_operator_and_gateway_agree_on_names_and_targets(api_server: ApiSe
 
                 async def has_conditions(accepted: str, resolved: str) -> bool:
                     status = (await api.get(MODEL_ROUTES, NAMESPACE, "assistant")).get("status") or {}
-                    found = {condition["type"]: condition["reason"] for condition in status.get("conditions") or []}
-                    return found == {"Accepted": accepted, "ResolvedRefs": resolved}
+                    reasons = {condition["type"]: condition["reason"] for condition in status.get("conditions") or []}
+                    return reasons == {"Accepted": accepted, "ResolvedRefs": resolved}
 
                 await api.apply(route("one"), "kubectl")
                 await wait_until(lambda: has_conditions("Valid", "ModelNotFound"))
@@ -122,8 +122,8 @@ async def test_operator_and_gateway_agree_on_adapters(api_server: ApiServer, tmp
                     return [condition["reason"] for condition in status.get("conditions") or []] == [reason]
 
                 def sources() -> list[str]:
-                    found = fleets[-1].models.get("routes/tiny") if fleets else None
-                    return [one.source for one in found.adapters] if found is not None else []
+                    served = fleets[-1].models.get("routes/tiny") if fleets else None
+                    return [lora.source for lora in served.adapters] if served is not None else []
 
                 await api.apply(adapter("hf://acme/sql"), "kubectl")
                 await wait_until(lambda: is_ready("BaseNotFound"))
@@ -132,8 +132,8 @@ async def test_operator_and_gateway_agree_on_adapters(api_server: ApiServer, tmp
                 await api.apply({**base, "spec": {**base["spec"], "adapters": {"slots": 2}}}, "kubectl")
                 await wait_until(lambda: is_ready("Loadable"))
                 await wait_until(lambda: sources() == ["acme/sql"])
-                (found,) = fleets[-1].models["routes/tiny"].adapters
-                assert found.client_names == ("sql", "acme/sql")
+                (lora,) = fleets[-1].models["routes/tiny"].adapters
+                assert lora.client_names == ("sql", "acme/sql")
                 await api.apply(adapter("file:///opt/sql"), "kubectl")
                 await wait_until(lambda: sources() == ["/opt/sql"])
                 await api.apply(adapter("pvc:loras/sql"), "kubectl")

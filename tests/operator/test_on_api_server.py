@@ -41,15 +41,15 @@ pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
 
 @pytest.fixture
 def operators(api_server: ApiServer, tmp_path: Path) -> Iterator[Callable[..., OperatorProcesses]]:
-    made: list[OperatorProcesses] = []
+    started: list[OperatorProcesses] = []
 
     def make(namespace: str, **settings: str) -> OperatorProcesses:
-        made.append(OperatorProcesses(api_server.kubeconfig, namespace, tmp_path, settings))
-        return made[-1]
+        started.append(OperatorProcesses(api_server.kubeconfig, namespace, tmp_path, settings))
+        return started[-1]
 
     yield make
-    for one in made:
-        one.close()
+    for processes in started:
+        processes.close()
 
 
 @asynccontextmanager
@@ -85,16 +85,16 @@ async def wait_children(api: KubeApi, namespace: str, *names: str) -> None:
 
 async def wait_ready(api: KubeApi, namespace: str, generation: int) -> Manifest:
     """Until the model is Ready at this generation; its status."""
-    found: Manifest = {}
+    status: Manifest = {}
 
     async def said() -> bool:
-        nonlocal found
-        found = (await api.get(MODEL_DEPLOYMENTS, namespace, "qwen")).get("status") or {}
-        conditions = {condition["type"]: condition["status"] for condition in found.get("conditions") or []}
-        return conditions == {"Ready": "True"} and found.get("observedGeneration") == generation
+        nonlocal status
+        status = (await api.get(MODEL_DEPLOYMENTS, namespace, "qwen")).get("status") or {}
+        conditions = {condition["type"]: condition["status"] for condition in status.get("conditions") or []}
+        return conditions == {"Ready": "True"} and status.get("observedGeneration") == generation
 
     await wait_until(said)
-    return found
+    return status
 
 
 async def test_model_life_cycle_with_two_operators_and_one_kill(
@@ -107,9 +107,9 @@ async def test_model_life_cycle_with_two_operators_and_one_kill(
         await wait_until(lambda: asyncio.to_thread(some.is_leading, first))
         second = some.start()
 
-        made = await api.apply(model(namespace), "kubectl")
+        applied = await api.apply(model(namespace), "kubectl")
         await wait_children(api, namespace, "qwen-main")
-        status = await wait_ready(api, namespace, made["metadata"]["generation"])
+        status = await wait_ready(api, namespace, applied["metadata"]["generation"])
         assert (status["ready"], status["clientName"]) == ("1/1", "qwen")
         assert not (await api.get(MODEL_DEPLOYMENTS, namespace, "qwen"))["metadata"].get("finalizers")
         assert not (await api.get(MODEL_DEPLOYMENTS, namespace, "qwen"))["metadata"].get("annotations")
@@ -119,9 +119,9 @@ async def test_model_life_cycle_with_two_operators_and_one_kill(
         await api.apply(model(namespace, engine={"type": "Sim", "args": ["--max-num-seqs=3"]}), "kubectl")
         await wait_until(lambda: _revisions(api, namespace, 2))
         await wait_children(api, namespace, "qwen-main")
-        one = await child(api, namespace, "qwen-main")
-        assert one is not None
-        assert one["spec"]["replicas"] == 3
+        workload = await child(api, namespace, "qwen-main")
+        assert workload is not None
+        assert workload["spec"]["replicas"] == 3
 
         some.running[first].stop(signal.SIGKILL)
         moved = await api.apply(model(namespace, "other"), "kubectl")
@@ -235,9 +235,9 @@ async def test_kill_and_unreachable_api_server_create_everything_once(
         first = some.start()
         await wait_until(lambda: asyncio.to_thread(some.is_leading, first))
         for name in names:
-            one = model(namespace)
-            one["metadata"]["name"] = name
-            await api.apply(one, "kubectl")
+            manifest = model(namespace)
+            manifest["metadata"]["name"] = name
+            await api.apply(manifest, "kubectl")
         some.running[first].stop(signal.SIGKILL)
         some.start()
         await wait_until(complete)
@@ -264,11 +264,13 @@ async def _revisions(api: KubeApi, namespace: str, count: int) -> bool:
 
 async def _versions(api: KubeApi, namespace: str) -> dict[str, str]:
     """Every object of ours, and its version."""
-    found = [
-        one for kind in (DEPLOYMENTS, SERVICES, CONTROLLER_REVISIONS) for one in (await api.list(kind, namespace)).items
+    manifests = [
+        manifest
+        for kind in (DEPLOYMENTS, SERVICES, CONTROLLER_REVISIONS)
+        for manifest in (await api.list(kind, namespace)).items
     ]
-    found.append(await api.get(MODEL_DEPLOYMENTS, namespace, "qwen"))
+    manifests.append(await api.get(MODEL_DEPLOYMENTS, namespace, "qwen"))
     return {
         f"{manifest['kind']}/{manifest['metadata']['name']}": manifest["metadata"]["resourceVersion"]
-        for manifest in found
+        for manifest in manifests
     }

@@ -38,9 +38,9 @@ LABELS = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "qwen
 
 
 def test_settings_have_units_and_defaults() -> None:
-    found = parse_options(read_settings(OperatorSettings, {}))
-    assert (found.namespaces, found.workers, found.resync_seconds, found.installation.peers) == ((), 8, 60.0, None)
-    assert found.lease_timing == LeaseTiming(15.0, 10.0, 2.0)
+    parsed = parse_options(read_settings(OperatorSettings, {}))
+    assert (parsed.namespaces, parsed.workers, parsed.resync_seconds, parsed.installation.peers) == ((), 8, 60.0, None)
+    assert parsed.lease_timing == LeaseTiming(15.0, 10.0, 2.0)
     given = {
         "FAIRLEAD_WATCH_NAMESPACES": "chat, search",
         "FAIRLEAD_ENGINE_IMAGES": "vllm=r/vllm:1,sim=r:5000/sim:2",
@@ -48,16 +48,16 @@ def test_settings_have_units_and_defaults() -> None:
         "FAIRLEAD_GATEWAY_PODS": "fairlead/app=gateway,tier=x; other/app=y",
         "FAIRLEAD_INSTALLATION": "fairlead.main",
     }
-    found = parse_options(read_settings(OperatorSettings, given))
-    assert found.namespaces == ("chat", "search")
-    assert {str(kind): image for kind, image in found.installation.images.items()} == {
+    parsed = parse_options(read_settings(OperatorSettings, given))
+    assert parsed.namespaces == ("chat", "search")
+    assert {str(kind): image for kind, image in parsed.installation.images.items()} == {
         "VLLM": "r/vllm:1",
         "Sim": "r:5000/sim:2",
     }
-    assert found.installation.pull_secrets == ("a", "b")
-    assert found.installation.id == "fairlead.main"
-    assert found.installation.peers is not None
-    assert [(peer.namespace, peer.labels) for peer in found.installation.peers] == [
+    assert parsed.installation.pull_secrets == ("a", "b")
+    assert parsed.installation.id == "fairlead.main"
+    assert parsed.installation.peers is not None
+    assert [(peer.namespace, peer.labels) for peer in parsed.installation.peers] == [
         ("fairlead", {"app": "gateway", "tier": "x"}),
         ("other", {"app": "y"}),
     ]
@@ -66,11 +66,11 @@ def test_settings_have_units_and_defaults() -> None:
 def test_engines_are_restarted_only_with_gateways_and_a_grace() -> None:
     assert parse_options(read_settings(OperatorSettings, {"FAIRLEAD_HUNG_RESTART": "2m"})).hung_engines is None
     given = {"FAIRLEAD_MANAGEMENT_PODS": "fairlead/app=gateway", "FAIRLEAD_MANAGE_TOKEN": "s3cret"}
-    found = parse_options(read_settings(OperatorSettings, given)).hung_engines
-    assert found == HungEngineOptions(AllowedPeer("fairlead", {"app": "gateway"}), "s3cret", 60.0, None)
-    found = parse_options(read_settings(OperatorSettings, given | {"FAIRLEAD_HUNG_RESTART": "2m"})).hung_engines
-    assert found is not None
-    assert found.restart_seconds == 120.0
+    options = parse_options(read_settings(OperatorSettings, given)).hung_engines
+    assert options == HungEngineOptions(AllowedPeer("fairlead", {"app": "gateway"}), "s3cret", 60.0, None)
+    options = parse_options(read_settings(OperatorSettings, given | {"FAIRLEAD_HUNG_RESTART": "2m"})).hung_engines
+    assert options is not None
+    assert options.restart_seconds == 120.0
 
 
 def test_a_long_installation_id_fits_into_a_label() -> None:
@@ -127,20 +127,20 @@ def test_rotating_token_is_reread_and_renewed_in_time(tmp_path: Path) -> None:
     )
     for text in ("one", "two"):
         token.write_text(text + "\n")
-        found = connection_info(access, 1_000.0)
-        assert (found.token, found.scheme, found.server) == (text, "Bearer", "https://[fd00::1]:443")
-        assert found.expiration is not None
-        assert found.expiration.timestamp() == 1_000.0 + TOKEN_REFRESH_SECONDS
+        connection = connection_info(access, 1_000.0)
+        assert (connection.token, connection.scheme, connection.server) == (text, "Bearer", "https://[fd00::1]:443")
+        assert connection.expiration is not None
+        assert connection.expiration.timestamp() == 1_000.0 + TOKEN_REFRESH_SECONDS
     token.unlink()
     with pytest.raises(ClusterConfigError, match="cannot read the token"):
         connection_info(access, 0.0)
 
 
 def test_certificates_are_passed_on_and_kopf_limits_are_named() -> None:
-    found = connection_info(
+    connection = connection_info(
         ClusterConfig(server="https://x", source="f", certificate=b"PEM", key=b"KEY", ca_data=b"CA"), 0.0
     )
-    assert (found.certificate_data, found.expiration, found.token) == ("UEVN", None, None)
+    assert (connection.certificate_data, connection.expiration, connection.token) == ("UEVN", None, None)
     for wrong in ({"server_name": "other"}, {"impersonate_user": "root"}):
         with pytest.raises(ClusterConfigError):
             connection_info(ClusterConfig(server="https://x", source="f", **wrong), 0.0)  # type: ignore[arg-type]
@@ -175,7 +175,7 @@ def test_operator_is_dead_if_watches_are_silent_but_the_api_answers(changed: dic
 
 
 def test_operator_is_ready_when_synced_or_waiting_to_lead() -> None:
-    assert [check_readiness(one).ok for one in (HEALTHY, HealthState(leading=True), HealthState())] == [
+    assert [check_readiness(health).ok for health in (HEALTHY, HealthState(leading=True), HealthState())] == [
         True,
         False,
         True,
@@ -348,8 +348,8 @@ async def test_list_finds_what_the_model_watch_missed() -> None:
         assert shelf.models["chat/qwen"]["spec"] == {"new": True}
         assert "chat/second" in shelf.models
         assert watching.health(True).overdue_seconds == pytest.approx(132.0)
-        for one in list(shelf.models.values()):
-            watching.on_model_event("MODIFIED", one)
+        for missed in list(shelf.models.values()):
+            watching.on_model_event("MODIFIED", missed)
         assert watching.health(True).overdue_seconds is None
         fake.remove(MODEL_DEPLOYMENTS, "chat", "second")
         time.advance(66.0)

@@ -29,9 +29,9 @@ def test_without_requests_it_continues() -> None:
 
 def test_the_same_revision_is_promoted_once_it_was_observed() -> None:
     assert judged(SimulatedRevision(), is_complete=False).verdict is Verdict.CONTINUE
-    found = judged(SimulatedRevision())
-    assert (found.verdict, found.missed) == (Verdict.PROMOTE, None)
-    assert found.reason == f"no difference found in {found.requests} requests"
+    judgement = judged(SimulatedRevision())
+    assert (judgement.verdict, judgement.missed) == (Verdict.PROMOTE, None)
+    assert judgement.reason == f"no difference found in {judgement.requests} requests"
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,9 @@ def test_the_same_revision_is_promoted_once_it_was_observed() -> None:
 def test_a_worse_revision_is_rolled_back_with_the_reason(
     revision: SimulatedRevision, missed: Measure, words: str
 ) -> None:
-    found = judged(revision, is_complete=False)
-    assert (found.verdict, found.missed) == (Verdict.ROLLBACK, missed)
-    assert words in found.reason
+    judgement = judged(revision, is_complete=False)
+    assert (judgement.verdict, judgement.missed) == (Verdict.ROLLBACK, missed)
+    assert words in judgement.reason
 
 
 def test_a_faster_revision_without_errors_is_promoted() -> None:
@@ -60,14 +60,14 @@ def test_a_faster_revision_without_errors_is_promoted() -> None:
 def test_a_cold_cache_is_not_a_slow_engine() -> None:
     cold = [
         replace(
-            one,
+            interval,
             canary=replace(
-                one.canary,
-                computed_tokens=one.canary.computed_tokens + 200 * one.canary.first_tokens,
-                ttft_seconds=one.canary.ttft_seconds + 0.02 * one.canary.first_tokens,
+                interval.canary,
+                computed_tokens=interval.canary.computed_tokens + 200 * interval.canary.first_tokens,
+                ttft_seconds=interval.canary.ttft_seconds + 0.02 * interval.canary.first_tokens,
             ),
         )
-        for one in islice(simulate(3, SimulatedRevision()), 40)
+        for interval in islice(simulate(3, SimulatedRevision()), 40)
     ]
     assert judge(cold, is_complete=True).verdict is Verdict.PROMOTE
 
@@ -99,9 +99,9 @@ def test_engines_that_stream_nothing_are_judged_by_the_rest() -> None:
         return replace(sums, gaps=0, gap_seconds=0.0, first_tokens=0, ttft_seconds=0.0)
 
     intervals = [
-        RevisionInterval(without_streams(one.running), without_streams(one.canary))
-        for one in islice(simulate(7, SimulatedRevision(length=3.0)), 40)
+        RevisionInterval(without_streams(interval.running), without_streams(interval.canary))
+        for interval in islice(simulate(7, SimulatedRevision(length=3.0)), 40)
     ]
-    found = judge(intervals, is_complete=True)
-    assert found.missed is Measure.ANSWER_LENGTH
-    assert {comparison.measure for comparison in found.comparisons} == {Measure.ANSWER_LENGTH, Measure.ERRORS}
+    judgement = judge(intervals, is_complete=True)
+    assert judgement.missed is Measure.ANSWER_LENGTH
+    assert {comparison.measure for comparison in judgement.comparisons} == {Measure.ANSWER_LENGTH, Measure.ERRORS}

@@ -56,7 +56,7 @@ class Gateways:
         self.failing: set[str] = set()
 
     def serve(self, gateway: str, pod: str, requests: int, *, tpot: float = 0.02, errors: int = 0) -> None:
-        one = self.totals.setdefault(gateway, {}).setdefault(f"{pod}/8000/0", {})
+        totals = self.totals.setdefault(gateway, {}).setdefault(f"{pod}/8000/0", {})
         noise = 1.0 + 0.01 * (requests % 3 - 1)
         for name, more in {
             "attempts": requests,
@@ -69,7 +69,7 @@ class Gateways:
             "log_tokens": 4.6 * requests,
             "computed_tokens": 500 * requests,
         }.items():
-            one[name] = one.get(name, 0) + more
+            totals[name] = totals.get(name, 0) + more
 
     async def fetch_all(self, path: str) -> dict[str, bytes | FairleadError]:
         assert path == "/api/stats"
@@ -77,9 +77,9 @@ class Gateways:
             name: Unavailable("it does not answer")
             if name in self.failing
             else msgspec.json.encode(
-                {"models": {KEY: {"instances": {one: {"totals": totals} for one, totals in found.items()}}}}
+                {"models": {KEY: {"instances": {instance: {"totals": totals} for instance, totals in served.items()}}}}
             )
-            for name, found in self.totals.items()
+            for name, served in self.totals.items()
         }
 
 
@@ -90,8 +90,8 @@ class Round:
         self.clock, self.gateways, self.keys = ManualClock(), Gateways(), list[str]()
         self.cache = ObjectCache()
         self.cache.replace_models([model(**canary)])
-        for one in (pod("old", "main"), pod("new", "main.canary")):
-            self.cache.apply(WatchEvent(WatchEventType.ADDED, one))
+        for added in (pod("old", "main"), pod("new", "main.canary")):
+            self.cache.apply(WatchEvent(WatchEventType.ADDED, added))
         self.observer = CanaryObserver(self.cache, self.gateways, Pacing(self.clock, lambda: 0.5), self.keys.append)
 
     def run(self, rounds: int, *, tpot: float = 0.02, errors: int = 0) -> None:
@@ -104,9 +104,9 @@ class Round:
 
     def verdict(self) -> tuple[Verdict, Measure | None]:
         state = parse_state(self.cache.models[KEY]["status"])
-        found = self.observer.judgement(KEY, state)
-        assert found is not None
-        return found.verdict, found.missed
+        judgement = self.observer.judgement(KEY, state)
+        assert judgement is not None
+        return judgement.verdict, judgement.missed
 
 
 def test_a_slow_canary_is_found_over_several_gateways() -> None:

@@ -23,14 +23,14 @@ def started(rollout: dict[str, object] | None = None, replicas: int = 4) -> Oper
 
 
 def workloads(here: OperatorHarness) -> dict[str, Manifest]:
-    return {labels_of(one)["fairlead.io/pool"]: one for one in here.kube.objects_of("Deployment")}
+    return {labels_of(workload)["fairlead.io/pool"]: workload for workload in here.kube.objects_of("Deployment")}
 
 
 def images(here: OperatorHarness) -> dict[str, tuple[str, int]]:
     """Returns image and replicas of each pool."""
     return {
-        pool: (one["spec"]["template"]["spec"]["containers"][0]["image"], one["spec"]["replicas"])
-        for pool, one in workloads(here).items()
+        pool: (workload["spec"]["template"]["spec"]["containers"][0]["image"], workload["spec"]["replicas"])
+        for pool, workload in workloads(here).items()
     }
 
 
@@ -171,7 +171,7 @@ def test_a_first_revision_has_no_canary() -> None:
 
 def test_only_the_canary_has_the_hash_of_the_new_revision() -> None:
     here = started()
-    hashes = {pool: annotations_of(one)[MODEL_REVISION_ANNOTATION] for pool, one in workloads(here).items()}
+    hashes = {pool: annotations_of(workload)[MODEL_REVISION_ANNOTATION] for pool, workload in workloads(here).items()}
     assert hashes["main"] != hashes["main.canary"] == here.status()["canary"]["hash"]
 
 

@@ -38,10 +38,10 @@ OF_REPLICAS = {"f:spec": {"f:replicas": {}}}
 def test_field_of_another_owner_is_overwritten_unless_shared() -> None:
     theirs = {"fieldsV1": OF_REPLICAS, "manager": "hpa", "subresource": "scale"}
     applied = {"fieldsV1": OF_REPLICAS, "manager": "fairlead", "operation": "Apply"}
-    made = {"fieldsV1": OF_REPLICAS, "manager": "fairlead"}
+    ours = {"fieldsV1": OF_REPLICAS, "manager": "fairlead"}
     assert overwritten_fields(live(theirs), WANTED, "fairlead") == {REPLICAS_PATH}
     assert overwritten_fields(live(theirs, applied), WANTED, "fairlead") == frozenset()
-    assert overwritten_fields(live(theirs, made), WANTED, "fairlead") == frozenset()
+    assert overwritten_fields(live(theirs, ours), WANTED, "fairlead") == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_unset_fields_and_controller_status_are_ignored() -> None:
 
 def test_list_elements_are_found_by_key() -> None:
     changed = container({"f:image": {}, "f:command": {}, "f:env": {'k:{"name":"X"}': {"f:value": {}}}})
-    found = {path[-1] for path in overwritten_fields(live({"fieldsV1": changed}), WANTED, "fairlead")}
-    assert found == {"image", "value"}
+    fields = {path[-1] for path in overwritten_fields(live({"fieldsV1": changed}), WANTED, "fairlead")}
+    assert fields == {"image", "value"}
 
 
 def test_set_values_are_found() -> None:
@@ -122,18 +122,18 @@ def test_thousands_of_list_elements_of_another_writer_are_compared_in_linear_tim
     wanted = {"spec": {"template": {"spec": {"containers": [{"name": "engine", "env": variables}]}}}}
     fields = {f'k:{{"name":"V{number}"}}': {".": {}, "f:name": {}, "f:value": {}} for number in range(20_000)}
     began = time.process_time()
-    found = overwritten_fields(live({"fieldsV1": container({"f:env": fields})}), wanted, "fairlead")
+    paths = overwritten_fields(live({"fieldsV1": container({"f:env": fields})}), wanted, "fairlead")
     assert time.process_time() - began < 30.0  # searching each list took more than 100 s
-    assert len(found) == 40_000
+    assert len(paths) == 40_000
 
 
 def test_element_is_found_by_the_keys_that_a_manifest_gives() -> None:
     ports = [{"port": 80, "name": "a"}, {"port": 80, "name": "b", "protocol": "UDP"}]
     fields = {f'k:{{"port":80,"protocol":"{name}"}}': {"f:name": {}} for name in ("TCP", "UDP", "SCTP")}
-    found = overwritten_fields(
+    paths = overwritten_fields(
         live({"fieldsV1": {"f:spec": {"f:ports": fields}}}), {"spec": {"ports": ports[1:]}}, "fairlead"
     )
-    assert [path[2] for path in found] == ['k:{"port":80,"protocol":"UDP"}']
+    assert [path[2] for path in paths] == ['k:{"port":80,"protocol":"UDP"}']
     both = overwritten_fields(
         live({"fieldsV1": {"f:spec": {"f:ports": fields}}}), {"spec": {"ports": ports}}, "fairlead"
     )

@@ -68,8 +68,8 @@ class RolloutScenario:
 
     def started(self, place: int) -> None:
         """A group is ready, unless its revision never is."""
-        one = self.cluster.groups[place]
-        one.ready |= not one.leaving and one.revision not in self.broken
+        group = self.cluster.groups[place]
+        group.ready |= not group.leaving and group.revision not in self.broken
 
     def check_serving(self) -> None:
         """Checks what holds at any time: enough groups serve."""
@@ -107,12 +107,12 @@ class RolloutScenario:
         rolling = spec["rolloutStrategy"]["rollingUpdateConfiguration"]
         short = {False: "starting", True: "ready"}
         groups = [
-            f"{one.revision} {'draining' if one.leaving else short[one.ready]}"
-            for _, one in sorted(self.cluster.groups.items())
+            f"{group.revision} {'draining' if group.leaving else short[group.ready]}"
+            for _, group in sorted(self.cluster.groups.items())
         ]
         asks = f"{spec['replicas']} by {rolling['maxSurge']}/{rolling['maxUnavailable']}"
-        told = self.cluster.live["metadata"]["annotations"].get("fairlead.io/surge", "-")
-        line = f"{asks}{' held' if rolling['partition'] else ''}, mark {told}: {', '.join(groups)}"
+        mark = self.cluster.live["metadata"]["annotations"].get("fairlead.io/surge", "-")
+        line = f"{asks}{' held' if rolling['partition'] else ''}, mark {mark}: {', '.join(groups)}"
         if not self.lines or self.lines[-1] != line:
             self.lines.append(line)
 
@@ -226,10 +226,10 @@ def test_foreign_replica_count_is_not_raised(replicas: int, says: str) -> None:
     live = with_surge(cluster.live, SurgeStep(1))
     live["metadata"]["managedFields"] = [entry]
     live["spec"]["replicas"] = replicas
-    found = surge_step(wanted(2, "b", Rollout()), live, cluster.pods, Rollout())
-    assert found.extra_groups == surplus_groups(live) == 0
-    assert found.message.startswith("without an additional instance, since hpa sets the number: ")
-    assert says in found.message
+    step = surge_step(wanted(2, "b", Rollout()), live, cluster.pods, Rollout())
+    assert step.extra_groups == surplus_groups(live) == 0
+    assert step.message.startswith("without an additional instance, since hpa sets the number: ")
+    assert says in step.message
     assert surge_step(wanted(2, "a", Rollout()), live, cluster.pods, Rollout()) == SurgeStep()
 
 
@@ -250,9 +250,9 @@ def test_only_replicas_and_strategy_change() -> None:
     engine = model.spec.engine.model_copy(update={"args": ["--other"]})
     changed = model.model_copy(update={"spec": model.spec.model_copy(update={"engine": engine})})
     after = render_model(changed, classes, default_context()).manifests
-    found, said = apply_surge(after, live, [], model.spec.rollout)
-    assert said == {"main": "with a surge of 1 until all are replaced"}
-    ((old, new),) = [(old, new) for old, new in zip(after, found, strict=True) if old != new]
+    manifests, notes = apply_surge(after, live, [], model.spec.rollout)
+    assert notes == {"main": "with a surge of 1 until all are replaced"}
+    ((old, new),) = [(old, new) for old, new in zip(after, manifests, strict=True) if old != new]
     rolling = {"partition": 0, "maxSurge": 0, "maxUnavailable": 1}
     assert new["spec"] == {
         **old["spec"],

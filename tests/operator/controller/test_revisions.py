@@ -22,8 +22,8 @@ def spec(image: str = "a", **more: Any) -> dict[str, Any]:
     return {"engine": {"type": "Sim", "image": image}, "pools": pools, **more}
 
 
-def model(one: dict[str, Any], undo: str = "") -> dict[str, Any]:
-    return {"metadata": {"name": "m", "annotations": {UNDO_ANNOTATION: undo} if undo else {}}, "spec": one}
+def model(fields: dict[str, Any], undo: str = "") -> dict[str, Any]:
+    return {"metadata": {"name": "m", "annotations": {UNDO_ANNOTATION: undo} if undo else {}}, "spec": fields}
 
 
 def stored(*images: str) -> tuple[ModelRevision, ...]:
@@ -81,7 +81,7 @@ def test_paused_change_waits_and_replica_counts_follow() -> None:
 
 def test_pause_holds_a_running_rollout_but_not_the_first() -> None:
     paused, old = spec("b", rollout={"paused": True}), stored("a", "b")
-    both = frozenset(one.hash for one in old)
+    both = frozenset(revision.hash for revision in old)
     assert choose_revision(model(paused), old, both).revision.number == 2
     assert choose_revision(model(paused), (), frozenset()).is_pending is False
 
@@ -105,15 +105,15 @@ def test_undo_to_a_missing_revision_is_a_problem(asked: str) -> None:
 def test_replicas_of_a_removed_pool_stay_as_stored() -> None:
     old = spec(pools=[{"name": "a", "minReplicas": 1}, {"name": "b", "minReplicas": 2}])
     now = spec(pools=[{"name": "b", "minReplicas": 9}], replicas=4)
-    found = with_current_numbers(old, now)
-    assert [pool["minReplicas"] for pool in found["pools"]] == [1, 9]
-    assert "replicas" not in found
+    current = with_current_numbers(old, now)
+    assert [pool["minReplicas"] for pool in current["pools"]] == [1, 9]
+    assert "replicas" not in current
 
 
 def test_running_current_and_newest_revisions_are_kept() -> None:
     old = stored(*(f"i{number}" for number in range(20)))
     choice = choose_revision(model(spec("new"), "3"), old, frozenset())
-    numbers = [one.number for one in revisions_to_keep(old, choice)]
+    numbers = [revision.number for revision in revisions_to_keep(old, choice)]
     assert len(numbers) == MAX_KEPT_REVISIONS
     assert {3, 21} <= set(numbers)
     assert numbers[-3:] == [19, 20, 21]

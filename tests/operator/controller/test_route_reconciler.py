@@ -142,10 +142,10 @@ def test_rules_without_weight_and_unreadable_specs_are_told() -> None:
     message = "no target of spec.overrides[0] has a weight above 0: its requests get 503"
     assert cluster.conditions("a")["ResolvedRefs"] == ("False", "NoWeight", message)
     cluster.route("a", overrides=[{"headers": {"Authorization": "x"}, "targets": [{"model": "tiny"}]}])
-    found = cluster.conditions("a")
-    assert set(found) == {"Accepted"}
-    assert found["Accepted"][:2] == ("False", "InvalidRoute")
-    assert "this header holds a key" in found["Accepted"][2]
+    conditions = cluster.conditions("a")
+    assert set(conditions) == {"Accepted"}
+    assert conditions["Accepted"][:2] == ("False", "InvalidRoute")
+    assert "this header holds a key" in conditions["Accepted"][2]
 
 
 def test_deleted_route_is_left_alone() -> None:

@@ -167,11 +167,11 @@ def test_nothing_is_lost_and_nothing_runs_twice(steps: list[tuple[str, str]]) ->
             now += 1.0
     for key in sorted(running):
         work.done(key)
-    found = set()
+    keys = set()
     while (taken := work.get(now + 1_000.0)) is not None:
-        found.add(taken)
+        keys.add(taken)
         work.done(taken)
-    assert owed <= found
+    assert owed <= keys
     assert (work.ready_count, work.running_count, work.delayed_count) == (0, 0, 0)
 
 

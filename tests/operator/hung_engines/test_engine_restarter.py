@@ -94,7 +94,7 @@ class Scene:
         return self.kube.writes[before:]
 
     def condition(self, name: str) -> dict[str, Any]:
-        (pod,) = (one for one in self.kube.objects_of("Pod") if name_of(one) == name)
+        (pod,) = (manifest for manifest in self.kube.objects_of("Pod") if name_of(manifest) == name)
         return dict(find_condition(pod["status"], "fairlead.io/Serving") or {})
 
 

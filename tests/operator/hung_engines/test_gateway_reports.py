@@ -49,14 +49,14 @@ def read(*pods: Manifest, token: str | None = None, **limits: Any) -> list[Gatew
 
 
 def test_fleet_page_gives_ejections_and_ages_of_answers() -> None:
-    found = parse_fleet(
+    instances = parse_fleet(
         fleet(
             {"id": "u/8000/0", "state": "Ready", "ejection": EJECTION, "answer_age_seconds": 80.0},
             {"id": "v/8000/0", "ejection": None, "answer_age_seconds": 0.5},
             {"id": "w/8000/0"},
         )
     )
-    assert found == (
+    assert instances == (
         InstanceReport("u/8000/0", EjectionReport(75.5, "3 timeouts", 2, 1), 80.0),
         InstanceReport("v/8000/0", None, 0.5),
         InstanceReport("w/8000/0", msgspec.UNSET, None),
@@ -126,8 +126,8 @@ def test_gateway_that_refuses_or_sends_too_much_is_missing_and_others_are_read()
     ):
         ports = [int(server.url.rpartition(":")[2]) for server in (first, second, third)]
         pods = [gateway_pod(f"gateway-{number}", port) for number, port in enumerate(ports)]
-        found = read(*pods, max_bytes=1_000, max_reads=1)
+        reports = read(*pods, max_bytes=1_000, max_reads=1)
         (only,) = read(*pods, max_gateways=1)
-    assert [report.error for report in found] == ["", "the answer is longer than 1000 bytes", "answered 401"]
-    assert found[0].instances == (InstanceReport("u/1/0", None),)
+    assert [report.error for report in reports] == ["", "the answer is longer than 1000 bytes", "answered 401"]
+    assert reports[0].instances == (InstanceReport("u/1/0", None),)
     assert only.name == "gateway-0"

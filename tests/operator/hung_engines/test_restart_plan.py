@@ -41,17 +41,17 @@ def plan(*pods: Manifest, rules: RestartRules = RULES, **verdicts: HungVerdict) 
     return plan_restarts(pods, {f"uid-{name}": verdict for name, verdict in verdicts.items()}, WALL, rules)
 
 
-def deleted(made: HungEnginePlan) -> list[str]:
-    return [name_of(restart) for restart in made.restarts]
+def deleted(planned: HungEnginePlan) -> list[str]:
+    return [name_of(restart) for restart in planned.restarts]
 
 
 def test_pod_that_hangs_is_marked_first_and_not_deleted_yet() -> None:
-    made = plan(pod("a"), pod("b"), a=HUNG, b=ANSWERS)
-    (mark,) = made.marks
+    planned = plan(pod("a"), pod("b"), a=HUNG, b=ANSWERS)
+    (mark,) = planned.marks
     assert (name_of(mark.pod), mark.is_serving, mark.reason) == ("a", False, "EngineHung")
     assert mark.message == "2 gateways get no answer; reported by gateway-a, gateway-b"
-    assert (made.restarts, made.waiting) == ((), {"a": "it was not marked yet"})
-    assert [name_of(one) for one in made.hung] == ["a"]
+    assert (planned.restarts, planned.waiting) == ((), {"a": "it was not marked yet"})
+    assert [name_of(hung) for hung in planned.hung] == ["a"]
 
 
 def test_long_report_of_a_gateway_does_not_make_a_long_message() -> None:
@@ -72,15 +72,15 @@ def test_condition_has_the_fields_of_a_pod_condition() -> None:
 
 def test_marked_pod_is_deleted_after_the_grace_and_not_before() -> None:
     assert plan(pod("a", marked=59.0), a=HUNG).waiting == {"a": "it is restarted in 1s"}
-    made = plan(pod("a", marked=60.0), a=HUNG)
-    assert (made.marks, deleted(made)) == ((), ["a"])
+    planned = plan(pod("a", marked=60.0), a=HUNG)
+    assert (planned.marks, deleted(planned)) == ((), ["a"])
 
 
 def test_pod_whose_engine_answers_again_is_unmarked_and_stays() -> None:
-    made = plan(pod("a", marked=600.0), a=ANSWERS)
-    (mark,) = made.marks
+    planned = plan(pod("a", marked=600.0), a=ANSWERS)
+    (mark,) = planned.marks
     assert (mark.is_serving, mark.message) == (True, "no longer hung: gateway-a: had an answer of it lately")
-    assert (made.restarts, made.hung) == ((), ())
+    assert (planned.restarts, planned.hung) == ((), ())
 
 
 def test_marked_pod_without_a_verdict_stays_as_it_is() -> None:
@@ -92,9 +92,9 @@ def test_healthy_pods_get_no_condition() -> None:
 
 
 def test_without_restarts_pods_are_only_marked() -> None:
-    made = plan(pod("a", marked=600.0), pod("b"), rules=RestartRules(None, 10), a=HUNG, b=HUNG)
-    assert [name_of(mark.pod) for mark in made.marks] == ["b"]
-    assert (made.restarts, made.waiting["a"]) == ((), "restarts are off")
+    planned = plan(pod("a", marked=600.0), pod("b"), rules=RestartRules(None, 10), a=HUNG, b=HUNG)
+    assert [name_of(mark.pod) for mark in planned.marks] == ["b"]
+    assert (planned.restarts, planned.waiting["a"]) == ((), "restarts are off")
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_without_restarts_pods_are_only_marked() -> None:
     ],
 )
 def test_pool_with_another_pod_not_ready_is_left_alone(other: Manifest, reason: str) -> None:
-    made = plan(pod("a", marked=600.0), other, a=HUNG)
-    assert (made.restarts, made.waiting) == ((), {"a": reason})
+    planned = plan(pod("a", marked=600.0), other, a=HUNG)
+    assert (planned.restarts, planned.waiting) == ((), {"a": reason})
 
 
 @pytest.mark.parametrize(
@@ -124,17 +124,17 @@ def test_pods_of_other_pools_ended_and_unscheduled_ones_block_no_restart(other: 
 
 def test_one_of_ten_pods_is_deleted_at_a_time_and_the_longest_marked_first() -> None:
     small = [pod(f"p{number}", marked=600.0 + number) for number in range(4)]
-    made = plan(*small, p0=HUNG, p1=HUNG, p2=HUNG, p3=HUNG)
-    assert deleted(made) == ["p3"]
-    assert made.waiting["p0"] == "1 of 4 instances of the pool may restart at a time"
+    planned = plan(*small, p0=HUNG, p1=HUNG, p2=HUNG, p3=HUNG)
+    assert deleted(planned) == ["p3"]
+    assert planned.waiting["p0"] == "1 of 4 instances of the pool may restart at a time"
     large = [pod(f"p{number:02d}", marked=600.0 + number) for number in range(25)]
     verdicts = {f"p{number:02d}": HUNG for number in range(25)}
     assert deleted(plan(*large, **verdicts)) == ["p24", "p23"]
 
 
 def test_pod_that_is_not_ready_is_left_to_kubelet() -> None:
-    made = plan(pod("a", marked=600.0, ready=False), a=HUNG)
-    assert (made.restarts, made.waiting) == ((), {"a": "it is not ready: kubelet restarts its engine"})
+    planned = plan(pod("a", marked=600.0, ready=False), a=HUNG)
+    assert (planned.restarts, planned.waiting) == ((), {"a": "it is not ready: kubelet restarts its engine"})
 
 
 def test_engine_that_kubelet_restarted_gets_the_grace_anew() -> None:
@@ -187,16 +187,16 @@ def workload(replicas: int, *, pool: str = "main", **status: Any) -> Manifest:
 def test_pod_waits_while_another_instance_of_its_pool_is_missing() -> None:
     pods = (pod("b", marked=90.0), pod("c"), pod("x", pool="other"))
     verdicts = {"uid-b": HUNG, "uid-c": ANSWERS}
-    made = plan_restarts(pods, verdicts, WALL, RULES, [workload(3), workload(1, pool="other")])
-    assert (deleted(made), made.waiting) == ([], {"b": "1 of 3 instances of the pool are missing"})
+    planned = plan_restarts(pods, verdicts, WALL, RULES, [workload(3), workload(1, pool="other")])
+    assert (deleted(planned), planned.waiting) == ([], {"b": "1 of 3 instances of the pool are missing"})
     replaced = plan_restarts((*pods, pod("d")), verdicts, WALL, RULES, [workload(3)])
     assert deleted(replaced) == ["b"]
 
 
 def test_pod_does_not_wait_for_an_instance_that_may_not_be_created() -> None:
     refused = workload(3, conditions=[{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}])
-    made = plan_restarts((pod("b", marked=90.0), pod("c")), {"uid-b": HUNG}, WALL, RULES, [refused])
-    assert deleted(made) == ["b"]
+    planned = plan_restarts((pod("b", marked=90.0), pod("c")), {"uid-b": HUNG}, WALL, RULES, [refused])
+    assert deleted(planned) == ["b"]
 
 
 def test_clock_that_goes_back_does_not_postpone_a_restart_by_as_much() -> None:
@@ -222,9 +222,9 @@ def verdicts(*reports: GatewayReport) -> dict[str, HungVerdict]:
 
 
 def test_two_gateways_that_ejected_the_instance_make_its_pod_hang() -> None:
-    found = verdicts(gateway("a", InstanceReport("u/1/0", EJECTED)), gateway("b", InstanceReport("u/1/0", EJECTED)))
-    assert found["u"].is_hung
-    assert found["u"].voters == ("a", "b")
+    by_pod = verdicts(gateway("a", InstanceReport("u/1/0", EJECTED)), gateway("b", InstanceReport("u/1/0", EJECTED)))
+    assert by_pod["u"].is_hung
+    assert by_pod["u"].voters == ("a", "b")
 
 
 def test_missing_gateway_votes_neither_for_nor_against() -> None:
@@ -249,8 +249,8 @@ def test_pod_with_ranks_hangs_only_if_each_rank_does() -> None:
     def reports(second: InstanceReport) -> list[GatewayReport]:
         return [gateway(name, InstanceReport("u/1/0", EJECTED), second) for name in ("a", "b")]
 
-    found = verdicts(*reports(InstanceReport("u/1/1", EJECTED)))["u"]
-    assert found.is_hung
-    assert found.reason.startswith("all 2 ranks hang; the first one: 2 gateways get no answer")
+    verdict = verdicts(*reports(InstanceReport("u/1/1", EJECTED)))["u"]
+    assert verdict.is_hung
+    assert verdict.reason.startswith("all 2 ranks hang; the first one: 2 gateways get no answer")
     assert verdicts(*reports(InstanceReport("u/1/1", None, 1.0))) == {"u": HungVerdict(False, "1 of 2 ranks hang")}
     assert verdicts(*reports(InstanceReport("u/1/1", None))) == {}, "nothing is known of the second rank"

@@ -79,10 +79,10 @@ async def test_namespace_that_refused_the_watch_is_watched_once_it_can_be_listed
 
 def put_large_model(fake: FakeApiServer, name: str) -> None:
     pool: dict[str, Any] = {"name": "main", "template": {"spec": {"x": [{}] * 5_000}}}
-    made = fake.put(MODEL_DEPLOYMENTS, "chat", name, spec={"pools": [pool]})
+    stored = fake.put(MODEL_DEPLOYMENTS, "chat", name, spec={"pools": [pool]})
     labels = {f"l{number}": "x" for number in range(1_000)}
-    metadata = {**made["metadata"], "labels": labels, "annotations": {"x": "y"}, "managedFields": [{"manager": "m"}]}
-    fake._store(MODEL_DEPLOYMENTS.path("chat", name), {**made, "metadata": metadata})
+    metadata = {**stored["metadata"], "labels": labels, "annotations": {"x": "y"}, "managedFields": [{"manager": "m"}]}
+    fake._store(MODEL_DEPLOYMENTS.path("chat", name), {**stored, "metadata": metadata})
 
 
 def assert_small(model: Manifest) -> None:
@@ -105,7 +105,7 @@ async def test_kopf_lists_large_models_in_pages_and_keeps_little_of_each() -> No
             assert type is None
             assert_small(model)
         lists = [call for call in fake.calls if call.path.endswith("/modeldeployments") and not call.is_watch]
-        assert [one.query.get("limit") for one in lists] == [str(MODELS_PER_PAGE)] * 3
+        assert [request.query.get("limit") for request in lists] == [str(MODELS_PER_PAGE)] * 3
 
 
 async def test_kopf_keeps_little_of_a_large_model_that_changes() -> None:

@@ -35,7 +35,7 @@ def take(shelf: ObjectCache, manifest: dict[str, Any], kind: WatchEventType = Wa
 def spec(shelf: ObjectCache) -> Any:
     seen = shelf.snapshot("chat/qwen")
     assert seen is not None
-    return {key: one["spec"] for key, one in seen.children.items()}
+    return {key: manifest["spec"] for key, manifest in seen.children.items()}
 
 
 def test_watch_behind_own_writes_is_ignored() -> None:
@@ -122,7 +122,7 @@ def test_models_of_one_name_affect_each_other_only_on_arrival() -> None:
     assert take(shelf, model(namespace="y", born="1")) == ["y/qwen", "x/qwen"]
     assert take(shelf, model(namespace="y", born="1", version=2)) == ["y/qwen"]
     seen = {key: shelf.snapshot(key) for key in ("x/qwen", "y/qwen")}
-    assert [one.refused_names for one in seen.values() if one is not None] == [(RefusedName("qwen", "y/qwen"),), ()]
+    assert [view.refused_names for view in seen.values() if view is not None] == [(RefusedName("qwen", "y/qwen"),), ()]
     assert take(shelf, model(namespace="y", version=3), WatchEventType.DELETED) == ["y/qwen", "x/qwen"]
 
 
@@ -131,9 +131,9 @@ def with_names(*names: str, **given: Any) -> dict[str, Any]:
 
 
 def refused(cache: ObjectCache, key: str) -> tuple[RefusedName, ...]:
-    found = cache.snapshot(key)
-    assert found is not None
-    return found.refused_names
+    snapshot = cache.snapshot(key)
+    assert snapshot is not None
+    return snapshot.refused_names
 
 
 def test_served_name_belongs_to_the_oldest_model_that_claims_it() -> None:
@@ -241,9 +241,11 @@ def test_models_with_equal_names_are_listed_in_linear_time(monkeypatch: pytest.M
     shelf, keys = ObjectCache(), [f"chat/m{number:03d}" for number in range(500)]
     listed = [with_names("wanted", name=key.partition("/")[2]) for key in keys]
     assert shelf.replace_models(listed) == keys, "each once"
-    assert {key: one.served_names for key in keys if (one := shelf.snapshot(key)) is not None and one.served_names} == {
-        keys[0]: ("wanted",)
-    }
+    assert {
+        key: snapshot.served_names
+        for key in keys
+        if (snapshot := shelf.snapshot(key)) is not None and snapshot.served_names
+    } == {keys[0]: ("wanted",)}
     assert compared <= 2 * len(keys)
 
 

@@ -31,16 +31,16 @@ def script() -> Any:
 
 def containers(kind: str) -> list[tuple[str, list[str]]]:
     """(file, arguments) of every engine of one kind in the golden files."""
-    found = []
-    for case, one in golden_objects():
-        if one["metadata"]["labels"]["fairlead.io/engine"] != kind:
+    arguments = []
+    for case, manifest in golden_objects():
+        if manifest["metadata"]["labels"]["fairlead.io/engine"] != kind:
             continue
-        spec = one.get("spec", {})
+        spec = manifest.get("spec", {})
         group = spec.get("leaderWorkerTemplate", {})
         for template in (spec.get("template"), group.get("leaderTemplate"), group.get("workerTemplate")):
             if template is not None:
-                found.append((case, template["spec"]["containers"][0]["args"]))
-    return found
+                arguments.append((case, template["spec"]["containers"][0]["args"]))
+    return arguments
 
 
 @cache
@@ -122,8 +122,8 @@ def serve(model): ...
 @click.option("--config_file")
 def disaggregated(config_file): ...
 """
-    found = sorted(script().click_options(ast.parse(source), "serve"))
-    assert found == [
+    flags = sorted(script().click_options(ast.parse(source), "serve"))
+    assert flags == [
         "--config",
         "--extra_llm_api_options",
         "--no-telemetry",
@@ -147,8 +147,8 @@ class Fields:
 def add(parser):
     parser.add_argument("--config", type=str)
 """
-    found = sorted(script().declared(ast.parse(source)))
-    assert found == [
+    flags = sorted(script().declared(ast.parse(source)))
+    assert flags == [
         "--both",
         "--config",
         "--no-both",

@@ -53,15 +53,15 @@ def test_rendering_of_older_releases_is_unchanged(case: str, version: int) -> No
     golden = FOLDER / "golden" / f"v{version}" / case
     if golden.exists():  # a case that is newer than the version has none
         was = [document for document in load_documents(golden.read_text(encoding="utf-8")) if document is not None]
-        assert [pods(manifest) for manifest in again.manifests] == [pods(one) for one in was]
+        assert [pods(manifest) for manifest in again.manifests] == [pods(manifest) for manifest in was]
 
 
-def pods(one: Manifest) -> list[Manifest]:
+def pods(manifest: Manifest) -> list[Manifest]:
     """The pod templates of a manifest: what engines in the field run with."""
-    spec = one.get("spec", {})
+    spec = manifest.get("spec", {})
     group = spec.get("leaderWorkerTemplate", {})
-    found = (spec.get("template"), group.get("leaderTemplate"), group.get("workerTemplate"))
-    return [template for template in found if template is not None]
+    templates = (spec.get("template"), group.get("leaderTemplate"), group.get("workerTemplate"))
+    return [template for template in templates if template is not None]
 
 
 def test_no_golden_file_without_a_case() -> None:

@@ -17,15 +17,15 @@ def test_short_name_is_unchanged() -> None:
 
 
 def test_long_name_ends_in_a_hash() -> None:
-    found = child_name("m" * 63, "main")
-    assert len(found) == 63
-    assert re.fullmatch(r"m{56}-[0-9a-f]{6}", found)
+    name = child_name("m" * 63, "main")
+    assert len(name) == 63
+    assert re.fullmatch(r"m{56}-[0-9a-f]{6}", name)
     assert len(child_name("m" * 63, "main", max_length=MAX_GROUP_NAME_LENGTH)) == MAX_GROUP_NAME_LENGTH
 
 
 def test_taken_name_ends_in_a_hash() -> None:
-    found = child_name("a-b", "c", {"a-b-c"})
-    assert re.fullmatch(r"a-b-c-[0-9a-f]{6}", found)
+    name = child_name("a-b", "c", {"a-b-c"})
+    assert re.fullmatch(r"a-b-c-[0-9a-f]{6}", name)
 
 
 def test_invalid_labels_do_not_collide_with_valid_ones() -> None:
@@ -41,7 +41,7 @@ def test_models_with_equal_joined_names_do_not_collide() -> None:
 @given(PARTS, POOLS, st.booleans(), st.sampled_from([63, MAX_GROUP_NAME_LENGTH]))
 def test_every_name_is_a_label(model: str, pool: str, taken: bool, longest: int) -> None:
     foreign = frozenset({child_name(model, pool, max_length=longest)}) if taken else frozenset()
-    found = child_name(model, pool, foreign, max_length=longest)
-    assert LABEL.fullmatch(found)
-    assert len(found) <= longest
-    assert found == child_name(model, pool, foreign, max_length=longest)
+    name = child_name(model, pool, foreign, max_length=longest)
+    assert LABEL.fullmatch(name)
+    assert len(name) <= longest
+    assert name == child_name(model, pool, foreign, max_length=longest)

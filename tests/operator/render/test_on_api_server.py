@@ -30,12 +30,12 @@ def everything() -> Iterator[tuple[str, Manifest]]:
             yield case.stem, {**manifest, "metadata": {**manifest["metadata"], "namespace": NAMESPACE}}
 
 
-def pods(case: str, one: Manifest) -> Iterator[Manifest]:
+def pods(case: str, manifest: Manifest) -> Iterator[Manifest]:
     """The pods that a workload would make."""
-    spec: dict[str, Any] = one.get("spec", {})
+    spec: dict[str, Any] = manifest.get("spec", {})
     group = spec.get("leaderWorkerTemplate", {})
     templates = (spec.get("template"), group.get("leaderTemplate"), group.get("workerTemplate"))
-    for number, template in enumerate(found for found in templates if found is not None):
+    for number, template in enumerate(template for template in templates if template is not None):
         metadata = {**template["metadata"], "name": f"{case}-{number}", "namespace": NAMESPACE}
         pod = {**template["spec"], "serviceAccountName": "default"}
         pod.pop("priorityClassName", None)  # of the cluster
@@ -45,24 +45,24 @@ def pods(case: str, one: Manifest) -> Iterator[Manifest]:
 async def test_api_server_accepts_every_object_and_pod(api_server: ApiServer) -> None:
     refused: list[str] = []
 
-    async def tried(api: KubeApi, case: str, one: Manifest) -> None:
+    async def tried(api: KubeApi, case: str, manifest: Manifest) -> None:
         try:
-            await api.apply(one, "fairlead", dry_run=True)
+            await api.apply(manifest, "fairlead", dry_run=True)
         except KubeError as error:
-            refused.append(f"{case}: {one['kind']}: {error}")
+            refused.append(f"{case}: {manifest['kind']}: {error}")
 
     async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api:
         metadata = {"name": NAMESPACE, "labels": {LEVEL: "restricted"}}
         await api.apply({"apiVersion": "v1", "kind": NAMESPACES.kind, "metadata": metadata}, "test")
-        for case, one in everything():
-            for pod in pods(case, one):
+        for case, manifest in everything():
+            for pod in pods(case, manifest):
                 await tried(api, case, pod)
-            if one["kind"] != "LeaderWorkerSet":  # whose definition this server does not have
-                await tried(api, case, one)
+            if manifest["kind"] != "LeaderWorkerSet":  # whose definition this server does not have
+                await tried(api, case, manifest)
     sidecar = [
-        one
-        for one in refused
-        if one.startswith("overrides: Pod") and 'container "sidecar" must set' in one and "engine" not in one
+        error
+        for error in refused
+        if error.startswith("overrides: Pod") and 'container "sidecar" must set' in error and "engine" not in error
     ]
-    assert [one for one in refused if one not in sidecar] == []
+    assert [error for error in refused if error not in sidecar] == []
     assert len(sidecar) == 1  # a user's own container is the user's, and the server says what is wrong with it

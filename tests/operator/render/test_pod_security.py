@@ -29,9 +29,9 @@ def manifests(case: Path) -> list[Manifest]:
     return list(render_model(model, classes, default_context()).manifests)
 
 
-def templates(found: list[Manifest]) -> Iterator[tuple[Manifest, dict[str, Any]]]:
+def templates(rendered: list[Manifest]) -> Iterator[tuple[Manifest, dict[str, Any]]]:
     """(child, pod template) of every workload."""
-    for manifest in found:
+    for manifest in rendered:
         if manifest["kind"] == "Deployment":
             yield manifest, manifest["spec"]["template"]
         elif manifest["kind"] == "LeaderWorkerSet":
@@ -42,24 +42,24 @@ def templates(found: list[Manifest]) -> Iterator[tuple[Manifest, dict[str, Any]]
 
 def violations(spec: dict[str, Any]) -> list[str]:
     """Returns the violations of Pod Security `restricted` by a pod."""
-    found = [name for name in ("hostNetwork", "hostPID", "hostIPC") if spec.get(name)]
+    problems = [name for name in ("hostNetwork", "hostPID", "hostIPC") if spec.get(name)]
     pod = spec.get("securityContext", {})
     for volume in spec.get("volumes", []):
-        found += [f"volume of {kind}" for kind in volume.keys() - {"name"} if kind not in VOLUMES]
+        problems += [f"volume of {kind}" for kind in volume.keys() - {"name"} if kind not in VOLUMES]
     for container in [*spec["containers"], *spec.get("initContainers", [])]:
         own = container.get("securityContext", {})
         if own.get("allowPrivilegeEscalation") is not False:
-            found.append("allowPrivilegeEscalation")
+            problems.append("allowPrivilegeEscalation")
         if own.get("privileged") or own.get("procMount") not in (None, "Default"):
-            found.append("privileged")
+            problems.append("privileged")
         if own.get("capabilities", {}).get("drop") != ["ALL"] or own.get("capabilities", {}).get("add"):
-            found.append("capabilities")
+            problems.append("capabilities")
         if not own.get("runAsNonRoot", pod.get("runAsNonRoot")) or 0 in (own.get("runAsUser"), pod.get("runAsUser")):
-            found.append("runAsNonRoot")
+            problems.append("runAsNonRoot")
         if own.get("seccompProfile", pod.get("seccompProfile", {})).get("type") not in ("RuntimeDefault", "Localhost"):
-            found.append("seccompProfile")
-        found += ["hostPort" for port in container.get("ports", []) if port.get("hostPort")]
-    return found
+            problems.append("seccompProfile")
+        problems += ["hostPort" for port in container.get("ports", []) if port.get("hostPort")]
+    return problems
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
@@ -86,10 +86,10 @@ def test_every_child_is_owned_and_labelled(case: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
 def test_selectors_match_the_right_pods_by_labels(case: Path) -> None:
-    found = manifests(case)
-    for workload, template in templates(found):
+    rendered = manifests(case)
+    for workload, template in templates(rendered):
         pool = workload["metadata"]["labels"]["fairlead.io/pool"]
-        beside = [manifest for manifest in found if manifest["metadata"]["labels"]["fairlead.io/pool"] == pool]
+        beside = [manifest for manifest in rendered if manifest["metadata"]["labels"]["fairlead.io/pool"] == pool]
         labels = template["metadata"]["labels"]
         answers = "fairlead.io/endpoint" in labels
         selectors = {
@@ -142,5 +142,5 @@ def test_pods_name_no_user_or_group_where_the_cluster_assigns_them(case: Path) -
         spec = template["spec"]
         engines = [container for container in spec["containers"] if container["name"] == "engine"]
         assert violations({**spec, "containers": engines}) == []
-        for found in (spec, *engines, *spec.get("initContainers", [])):
-            assert not {"runAsUser", "runAsGroup", "fsGroup"} & found.get("securityContext", {}).keys()
+        for part in (spec, *engines, *spec.get("initContainers", [])):
+            assert not {"runAsUser", "runAsGroup", "fsGroup"} & part.get("securityContext", {}).keys()

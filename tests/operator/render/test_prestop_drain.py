@@ -30,8 +30,8 @@ class GaugeServer(CannedServer):
 
 @pytest.fixture
 def engine() -> Iterator[GaugeServer]:
-    with GaugeServer() as found:
-        yield found
+    with GaugeServer() as gauges:
+        yield gauges
 
 
 def run_shell_hook(url: str, *, most: float, quiet: str) -> "subprocess.Popen[bytes]":

@@ -43,21 +43,21 @@ def model_of(**spec: Any) -> ModelDeployment:
 def workload(model: ModelDeployment, facts: RenderContext | None = None) -> Manifest:
     rendered = render_model(model, {}, facts or default_context())
     assert rendered.problems == ()
-    (found,) = (manifest for manifest in rendered.manifests if manifest["kind"] in ("Deployment", "LeaderWorkerSet"))
-    return found
+    (manifest,) = (manifest for manifest in rendered.manifests if manifest["kind"] in ("Deployment", "LeaderWorkerSet"))
+    return manifest
 
 
-def pod_of(found: Manifest) -> dict[str, Any]:
-    spec: dict[str, Any] = found["spec"]["template"]["spec"]
+def pod_of(manifest: Manifest) -> dict[str, Any]:
+    spec: dict[str, Any] = manifest["spec"]["template"]["spec"]
     return spec
 
 
 def only_problem(model: ModelDeployment, facts: RenderContext | None = None) -> RenderProblem:
     rendered = render_model(model, {}, facts or default_context())
     assert rendered.manifests == ()
-    (found,) = rendered.problems
-    assert found.pool == "main"
-    return found
+    (problem,) = rendered.problems
+    assert problem.pool == "main"
+    return problem
 
 
 def newer_installation() -> InstallationDefaults:
@@ -113,8 +113,8 @@ def test_request_policy_of_a_model_restarts_no_engine() -> None:
     )
 
 
-def arguments_of(found: Manifest) -> list[str]:
-    arguments: list[str] = pod_of(found)["containers"][0]["args"]
+def arguments_of(manifest: Manifest) -> list[str]:
+    arguments: list[str] = pod_of(manifest)["containers"][0]["args"]
     return arguments
 
 
@@ -131,8 +131,8 @@ def test_arguments_of_a_pool_come_last_and_are_its_own(kind: str) -> None:
 
 def test_arguments_of_both_pods_of_a_group_are_those_of_the_pool() -> None:
     pool = _POOL | {"parallelism": {"tensor": 2, "nodes": 2}, "args": ["--b=2"]}
-    found = workload(model_of(pools=[pool]), replace(default_context(), leader_worker_sets=True))
-    template = found["spec"]["leaderWorkerTemplate"]
+    group = workload(model_of(pools=[pool]), replace(default_context(), leader_worker_sets=True))
+    template = group["spec"]["leaderWorkerTemplate"]
     for name in ("leaderTemplate", "workerTemplate"):
         assert "--b=2" in template[name]["spec"]["containers"][0]["args"]
 
@@ -168,8 +168,8 @@ def test_allowed_hosts_cannot_redirect_an_engine_elsewhere() -> None:
     variables = pod_of(workload(model_of()))["containers"][0]["env"]
     assert {"name": "VLLM_MEDIA_URL_ALLOW_REDIRECTS", "value": "0"} in variables
     opened = model_of(engine={"env": [{"name": "VLLM_MEDIA_URL_ALLOW_REDIRECTS", "value": "1"}]})
-    found = [one for one in pod_of(workload(opened))["containers"][0]["env"] if "REDIRECTS" in one["name"]]
-    assert [one["value"] for one in found] == ["1"]
+    flags = [entry for entry in pod_of(workload(opened))["containers"][0]["env"] if "REDIRECTS" in entry["name"]]
+    assert [entry["value"] for entry in flags] == ["1"]
 
 
 def test_engines_with_a_known_hash_seed_use_a_hash_without_known_collisions() -> None:
@@ -183,7 +183,7 @@ def test_engines_keep_the_render_version_that_made_them_until_their_spec_changes
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The next release has one version more. Upgrade and rollback restart no engine."""
-    made = workload(model_of())
+    created = workload(model_of())
     release = dict(template_versions.RENDERERS)
     following = CURRENT_VERSION + 1
 
@@ -194,8 +194,8 @@ def test_engines_keep_the_render_version_that_made_them_until_their_spec_changes
 
     monkeypatch.setattr(template_versions, "RENDERERS", {**release, following: next_version})
     monkeypatch.setattr("fairlead_operator.render.model.CURRENT_VERSION", following)
-    upgraded = default_context(workloads={"main": existing_workload(made)})
-    assert workload(model_of(), upgraded) == made
+    upgraded = default_context(workloads={"main": existing_workload(created)})
+    assert workload(model_of(), upgraded) == created
     assert "--switch-of-the-next-release" in arguments_of(workload(model_of()))
     changed = model_of(engine={"args": ["--max-model-len=4096"]})
     after = workload(changed, upgraded)
@@ -203,27 +203,27 @@ def test_engines_keep_the_render_version_that_made_them_until_their_spec_changes
     assert workload(changed, default_context(workloads={"main": existing_workload(after)})) == after
 
     monkeypatch.undo()
-    rolled_back = default_context(workloads={"main": existing_workload(made)})
-    assert workload(model_of(), rolled_back) == made
+    rolled_back = default_context(workloads={"main": existing_workload(created)})
+    assert workload(model_of(), rolled_back) == created
 
 
 def test_pods_keep_their_user_until_their_spec_changes() -> None:
     """A cluster that begins to assign users, or stops, restarts no engine."""
     named, assigned = workload(model_of()), workload(model_of(), default_context(assigns_users=True))
-    for made, later in ((named, True), (assigned, False)):
-        context = default_context(assigns_users=later, workloads={"main": existing_workload(made)})
-        assert workload(model_of(), context) == made
+    for created, later in ((named, True), (assigned, False)):
+        context = default_context(assigns_users=later, workloads={"main": existing_workload(created)})
+        assert workload(model_of(), context) == created
         changed = model_of(engine={"args": ["--max-model-len=4096"]})
         assert ("runAsUser" in pod_of(workload(changed, context))["securityContext"]) != later
 
 
 def test_further_served_names_restart_no_engine() -> None:
-    one, two, other = (
+    first, second, other = (
         workload(model_of(model={"uri": "hf://Qwen/Qwen3-8B", "servedNames": names}))
         for names in (["a"], ["a", "b"], ["b"])
     )
-    assert one == two
-    assert one != other
+    assert first == second
+    assert first != other
 
 
 def test_spec_change_takes_current_installation_values() -> None:
@@ -238,9 +238,9 @@ def test_unsupported_version_is_replaced_by_the_current() -> None:
     pin = existing_workload(workload(model_of())).pin
     assert pin is not None
     old = ExistingWorkload("qwen-main", RenderPin(pin.revision, 0, "old:1"))
-    found = parse_pin(workload(model_of(), default_context(workloads={"main": old}))["metadata"]["annotations"])
-    assert found is not None
-    assert found.version == CURRENT_VERSION
+    parsed = parse_pin(workload(model_of(), default_context(workloads={"main": old}))["metadata"]["annotations"])
+    assert parsed is not None
+    assert parsed.version == CURRENT_VERSION
 
 
 @pytest.mark.parametrize(
@@ -324,38 +324,38 @@ def test_engines_listen_on_the_pod_address_family() -> None:
 
 def test_address_family_is_pinned_across_operator_restarts() -> None:
     for before, after in ((False, True), (True, False)):
-        made = workload(model_of(), default_context(ipv6=before))
-        children = {"main": existing_workload(made)}
-        assert workload(model_of(), default_context(ipv6=after, workloads=children)) == made
+        created = workload(model_of(), default_context(ipv6=before))
+        children = {"main": existing_workload(created)}
+        assert workload(model_of(), default_context(ipv6=after, workloads=children)) == created
 
 
 def test_model_variables_replace_ours() -> None:
-    found = workload(model_of(engine={"env": [{"name": "HOME", "value": "/else"}, {"name": "EMPTY"}]}))
-    env = {one["name"]: one.get("value") for one in pod_of(found)["containers"][0]["env"]}
+    manifest = workload(model_of(engine={"env": [{"name": "HOME", "value": "/else"}, {"name": "EMPTY"}]}))
+    env = {variable["name"]: variable.get("value") for variable in pod_of(manifest)["containers"][0]["env"]}
     assert (env["HOME"], env["EMPTY"]) == ("/else", None)
 
 
 def test_unknown_accelerator_is_named_with_similar_ones() -> None:
-    found = only_problem(model_of(pools=[{"acceleratorClassName": "nvidia-l5"}]))
-    assert found.reason is Reason.UNKNOWN_ACCELERATOR
-    assert "nvidia-l4" in found.fix
+    problem = only_problem(model_of(pools=[{"acceleratorClassName": "nvidia-l5"}]))
+    assert problem.reason is Reason.UNKNOWN_ACCELERATOR
+    assert "nvidia-l4" in problem.fix
 
 
 def test_multi_node_needs_leader_worker_sets() -> None:
     pools = [{"acceleratorClassName": "nvidia-l4", "parallelism": {"tensor": 2, "nodes": 2}}]
-    found = only_problem(model_of(pools=pools), default_context(leader_worker_sets=False))
-    assert found.reason is Reason.LEADER_WORKER_SET_MISSING
+    problem = only_problem(model_of(pools=pools), default_context(leader_worker_sets=False))
+    assert problem.reason is Reason.LEADER_WORKER_SET_MISSING
 
 
 def test_missing_installation_image_is_a_problem() -> None:
-    found = only_problem(model_of(), default_context(installation=InstallationDefaults(images={})))
-    assert (found.reason, found.field) == (Reason.INVALID_SPEC, "spec.engine.image")
+    problem = only_problem(model_of(), default_context(installation=InstallationDefaults(images={})))
+    assert (problem.reason, problem.field) == (Reason.INVALID_SPEC, "spec.engine.image")
 
 
 def test_downloader_without_an_image_is_a_problem() -> None:
     installation = replace(default_context().installation, downloader_image=None)
-    found = only_problem(model_of(adapters={"download": {}}), default_context(installation=installation))
-    assert (found.reason, found.field) == (Reason.INVALID_SPEC, "spec.adapters.download")
+    problem = only_problem(model_of(adapters={"download": {}}), default_context(installation=installation))
+    assert (problem.reason, problem.field) == (Reason.INVALID_SPEC, "spec.adapters.download")
 
 
 def test_new_downloader_image_restarts_no_engine_until_the_spec_changes() -> None:
@@ -380,18 +380,18 @@ def test_instances_of_several_nodes_have_no_downloader() -> None:
 
 def test_unmergeable_template_is_named_with_its_pool() -> None:
     pools = [{"acceleratorClassName": "nvidia-l4", "template": {"spec": {"containers": [{"image": "x"}]}}}]
-    found = only_problem(model_of(pools=pools))
-    assert found.reason is Reason.INVALID_TEMPLATE
-    assert found.message_with_fix.startswith("spec.pools[main].template.spec.containers[0]: has no name")
+    problem = only_problem(model_of(pools=pools))
+    assert problem.reason is Reason.INVALID_TEMPLATE
+    assert problem.message_with_fix.startswith("spec.pools[main].template.spec.containers[0]: has no name")
 
 
 def test_oversized_object_is_not_written() -> None:
-    found = only_problem(
+    problem = only_problem(
         model_of(
             engine={"env": [{"name": f"V{n}", "value": "x" * 4096} for n in range(128)], "args": ["y" * 4096] * 128}
         )
     )
-    assert found.reason is Reason.TOO_LARGE
+    assert problem.reason is Reason.TOO_LARGE
 
 
 @pytest.mark.parametrize(
@@ -423,8 +423,8 @@ def test_oversized_object_is_not_written() -> None:
     ],
 )
 def test_unsupported_engine_feature_is_a_problem(spec: dict[str, Any], field: str) -> None:
-    found = only_problem(model_of(**spec))
-    assert (found.reason, found.field) == (Reason.INVALID_SPEC, field)
+    problem = only_problem(model_of(**spec))
+    assert (problem.reason, problem.field) == (Reason.INVALID_SPEC, field)
 
 
 def test_broken_pool_does_not_stop_other_pools() -> None:

@@ -38,8 +38,8 @@ def engine(**fields: Any) -> dict[str, Any]:
 
 
 def merged_engine(**fields: Any) -> dict[str, Any]:
-    (found,) = merge_template(BASE, engine(**fields))["containers"]
-    return dict(found)
+    (container,) = merge_template(BASE, engine(**fields))["containers"]
+    return dict(container)
 
 
 def test_empty_override_keeps_the_template() -> None:
@@ -65,8 +65,8 @@ def test_unnamed_lists_are_replaced() -> None:
 
 
 def test_containers_merge_by_name_and_new_ones_follow() -> None:
-    found = merge_template(BASE, {"containers": [{"name": "sidecar", "image": "s"}, {"name": "engine", "image": "b"}]})
-    assert [(container["name"], container["image"]) for container in found["containers"]] == [
+    merged = merge_template(BASE, {"containers": [{"name": "sidecar", "image": "s"}, {"name": "engine", "image": "b"}]})
+    assert [(container["name"], container["image"]) for container in merged["containers"]] == [
         ("engine", "b"),
         ("sidecar", "s"),
     ]
@@ -78,15 +78,15 @@ def test_variables_merge_by_name_and_have_one_source() -> None:
 
 
 def test_mounts_merge_by_path_and_ports_by_number() -> None:
-    found = merged_engine(
+    container = merged_engine(
         volumeMounts=[{"mountPath": "/tmp", "readOnly": True}, {"mountPath": "/x", "name": "x"}],
         ports=[{"containerPort": 8000, "name": "web"}, {"containerPort": 9, "name": "nine"}],
     )
-    assert found["volumeMounts"] == [
+    assert container["volumeMounts"] == [
         {"name": "tmp", "mountPath": "/tmp", "readOnly": True},
         {"mountPath": "/x", "name": "x"},
     ]
-    assert [port["name"] for port in found["ports"]] == ["web", "nine"]
+    assert [port["name"] for port in container["ports"]] == ["web", "nine"]
 
 
 def test_volume_gets_another_source_or_keeps_its_own() -> None:
@@ -98,8 +98,8 @@ def test_volume_gets_another_source_or_keeps_its_own() -> None:
 
 def test_tolerations_are_appended_once() -> None:
     own = {"key": "dedicated", "operator": "Exists"}
-    found = merge_template(BASE, {"tolerations": [own, BASE["tolerations"][0]]})
-    assert found["tolerations"] == [BASE["tolerations"][0], own]
+    merged = merge_template(BASE, {"tolerations": [own, BASE["tolerations"][0]]})
+    assert merged["tolerations"] == [BASE["tolerations"][0], own]
 
 
 def test_probe_keeps_its_timing_when_its_action_changes() -> None:
@@ -112,10 +112,10 @@ def test_probe_keeps_its_timing_when_its_action_changes() -> None:
 
 
 def test_item_is_deleted_and_mapping_replaced() -> None:
-    found = merge_template(BASE, {"volumes": [{"name": "cache", "$patch": "delete"}]})
-    assert [volume["name"] for volume in found["volumes"]] == ["tmp"]
-    found = merge_template(BASE, {"securityContext": {"$patch": "replace", "fsGroup": 3}})
-    assert found["securityContext"] == {"fsGroup": 3}
+    merged = merge_template(BASE, {"volumes": [{"name": "cache", "$patch": "delete"}]})
+    assert [volume["name"] for volume in merged["volumes"]] == ["tmp"]
+    merged = merge_template(BASE, {"securityContext": {"$patch": "replace", "fsGroup": 3}})
+    assert merged["securityContext"] == {"fsGroup": 3}
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ def waiting(reason: str, message: str = "", **more: Any) -> dict[str, Any]:
 
 
 def unschedulable(message: str, **more: str) -> dict[str, Any]:
-    said = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message, **more}
-    return pod(conditions=[said])
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message, **more}
+    return pod(conditions=[condition])
 
 
 UNBOUND = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found"
@@ -64,17 +64,17 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("one", "reason", "words"), CASES)
-def test_cause_of_a_pod_is_named(one: dict[str, Any], reason: Reason, words: str) -> None:
-    found = diagnose_pod(one)
-    assert found is not None
-    assert found.reason is reason
-    assert words in found.message
-    assert "pod p" in found.message
+@pytest.mark.parametrize(("manifest", "reason", "words"), CASES)
+def test_cause_of_a_pod_is_named(manifest: dict[str, Any], reason: Reason, words: str) -> None:
+    diagnosis = diagnose_pod(manifest)
+    assert diagnosis is not None
+    assert diagnosis.reason is reason
+    assert words in diagnosis.message
+    assert "pod p" in diagnosis.message
 
 
 @pytest.mark.parametrize(
-    "one",
+    "manifest",
     [
         pod(container=waiting("ContainerCreating")),
         pod(container=waiting("SomethingNew", "of a later release")),
@@ -87,26 +87,26 @@ def test_cause_of_a_pod_is_named(one: dict[str, Any], reason: Reason, words: str
         {"metadata": {"name": "p"}},
     ],
 )
-def test_ready_deleted_or_starting_pods_have_no_cause(one: dict[str, Any]) -> None:
-    assert diagnose_pod(one) is None
+def test_ready_deleted_or_starting_pods_have_no_cause(manifest: dict[str, Any]) -> None:
+    assert diagnose_pod(manifest) is None
 
 
 def test_controller_that_cannot_create_pods_is_reported() -> None:
     quota = {"type": "ReplicaFailure", "status": "True", "message": 'pods "x" is forbidden: exceeded quota: gpus'}
     late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "has timed out"}
-    for one, reason in ((quota, Reason.QUOTA_EXCEEDED), (late, Reason.START_TIMEOUT)):
-        found = diagnose_workload({"metadata": {"name": "d"}, "status": {"conditions": [one]}})
-        assert found is not None
-        assert (found.reason, found.message[:3]) == (reason, "d: ")
+    for condition, reason in ((quota, Reason.QUOTA_EXCEEDED), (late, Reason.START_TIMEOUT)):
+        diagnosis = diagnose_workload({"metadata": {"name": "d"}, "status": {"conditions": [condition]}})
+        assert diagnosis is not None
+        assert (diagnosis.reason, diagnosis.message[:3]) == (reason, "d: ")
 
 
 def test_causes_come_before_effects_and_are_counted() -> None:
     pods = [unschedulable("no room"), *(pod(f"p{n}", waiting("ErrImagePull", "no")) for n in range(3))]
-    found = diagnose(pods, [])
-    assert found is not None
-    assert (found.reason, found.pods) == (Reason.IMAGE_PULL_FAILED, 3)
-    assert "and 2 more like it" in found.message
-    assert found.message_with_advice.startswith(f"{found.message}. Check engine.image")
+    diagnosis = diagnose(pods, [])
+    assert diagnosis is not None
+    assert (diagnosis.reason, diagnosis.pods) == (Reason.IMAGE_PULL_FAILED, 3)
+    assert "and 2 more like it" in diagnosis.message
+    assert diagnosis.message_with_advice.startswith(f"{diagnosis.message}. Check engine.image")
     assert diagnose([], []) is None
 
 
@@ -122,16 +122,16 @@ def test_unschedulable_pod_counts_after_the_grace_period() -> None:
     assert pending_capacity([late], at, 0.0) is None
     assert pending_capacity([unschedulable('persistentvolumeclaim "w" not found', **since)], at, 600.0) is None
     assert diagnose([late], [], wall=at + 500.0, grace_seconds=600.0) is None
-    found = diagnose([late], [], wall=at + 600.0, grace_seconds=600.0)
-    assert found is not None
-    assert found.reason is Reason.INSUFFICIENT_CAPACITY
-    found = diagnose([late, broken], [], wall=at, grace_seconds=600.0)
-    assert found is not None
-    assert found.reason is Reason.IMAGE_PULL_FAILED
+    diagnosis = diagnose([late], [], wall=at + 600.0, grace_seconds=600.0)
+    assert diagnosis is not None
+    assert diagnosis.reason is Reason.INSUFFICIENT_CAPACITY
+    diagnosis = diagnose([late, broken], [], wall=at, grace_seconds=600.0)
+    assert diagnosis is not None
+    assert diagnosis.reason is Reason.IMAGE_PULL_FAILED
 
 
-def of_pool(one: dict[str, Any]) -> dict[str, Any]:
-    return {**one, "metadata": {"name": "p", "namespace": "chat", "labels": {"fairlead.io/pool": "main"}}}
+def of_pool(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {**manifest, "metadata": {"name": "p", "namespace": "chat", "labels": {"fairlead.io/pool": "main"}}}
 
 
 def workload(kind: str = "Deployment", **pod_spec: Any) -> dict[str, Any]:
@@ -160,12 +160,12 @@ def volume(name: str, claim: str) -> dict[str, Any]:
 )
 def test_unbound_claim_is_named_and_not_called_missing(volumes: list[dict[str, Any]], words: str) -> None:
     requirements = requirements_by_pool([workload(volumes=volumes)], {})
-    found = diagnose([of_pool(unschedulable(UNBOUND))], [], requirements=requirements)
-    assert found is not None
-    assert found.reason is Reason.UNBOUND_CLAIM
-    assert words in found.message_with_advice
-    assert "not found" not in found.message_with_advice
-    assert "Create it" not in found.message_with_advice
+    diagnosis = diagnose([of_pool(unschedulable(UNBOUND))], [], requirements=requirements)
+    assert diagnosis is not None
+    assert diagnosis.reason is Reason.UNBOUND_CLAIM
+    assert words in diagnosis.message_with_advice
+    assert "not found" not in diagnosis.message_with_advice
+    assert "Create it" not in diagnosis.message_with_advice
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "LeaderWorkerSet"])
@@ -177,13 +177,13 @@ def test_lack_of_capacity_names_what_the_pool_asks_for(kind: str) -> None:
     engine = {"name": "engine", "resources": resources}
     template = workload(kind, containers=[engine, {"name": "side"}], nodeSelector={"gpu": "L40S"})
     requirements = requirements_by_pool([template], {"main": "l40s"})
-    found = diagnose(pods, [], requirements=requirements)
-    assert found is not None
-    assert found.message == (
+    diagnosis = diagnose(pods, [], requirements=requirements)
+    assert diagnosis is not None
+    assert diagnosis.message == (
         "pod p waits for a node: no node fits 1 nvidia.com/gpu with gpu=L40S (class l40s); "
         "the scheduler says: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     )
-    assert found.message_with_advice.endswith("tolerations of the AcceleratorClass.")
+    assert diagnosis.message_with_advice.endswith("tolerations of the AcceleratorClass.")
 
 
 @pytest.mark.parametrize("amount", ["²", "9" * 5_000, {"a": 1}, None])
@@ -208,9 +208,9 @@ def test_pod_without_transition_time_counts_from_now() -> None:
 
 def test_rejected_writes_differ_from_conflicts() -> None:
     assert diagnose_write(Conflict("somebody was first", status=409), "Service", "s") is None
-    found = diagnose_write(Forbidden('pods violates PodSecurity "restricted:latest"', status=403), "Deployment", "d")
-    assert found is not None
-    assert found.reason is Reason.POLICY_REFUSED
+    cause = diagnose_write(Forbidden('pods violates PodSecurity "restricted:latest"', status=403), "Deployment", "d")
+    assert cause is not None
+    assert cause.reason is Reason.POLICY_REFUSED
     large = diagnose_write(Invalid("etcdserver: request is too large", status=400), "Deployment", "d")
     assert large is not None
     assert large.reason is Reason.TOO_LARGE

@@ -39,32 +39,32 @@ def worker(revision: str) -> Manifest:
     return {"metadata": {"labels": {"fairlead.io/pool": "main", "fairlead.io/revision": revision}}}
 
 
-def state(one: Manifest, *pods: Manifest, notes: dict[str, str] | None = None) -> PoolState:
-    observed = ObservedPools({(one["kind"], "m-main"): one}, pods)
-    (found,) = pool_states(SPEC, [one], "now", observed, notes)
-    return found
+def state(workload: Manifest, *pods: Manifest, notes: dict[str, str] | None = None) -> PoolState:
+    observed = ObservedPools({(workload["kind"], "m-main"): workload}, pods)
+    (pool,) = pool_states(SPEC, [workload], "now", observed, notes)
+    return pool
 
 
-def progress(found: PoolState, *, paused: bool = False) -> tuple[str, str] | None:
+def progress(pool: PoolState, *, paused: bool = False) -> tuple[str, str] | None:
     before = {"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "AllReady"}]}}
     model = {"metadata": {"name": "m", "namespace": "x"}, **before}
-    told = find_condition(
-        model_status(model, StatusInputs((found,), paused=paused), 1, "2026-01-01T00:00:00Z"), "Reconciling"
+    condition = find_condition(
+        model_status(model, StatusInputs((pool,), paused=paused), 1, "2026-01-01T00:00:00Z"), "Reconciling"
     )  # type: ignore[arg-type]
-    return None if told is None else (told["reason"], told["message"])
+    return None if condition is None else (condition["reason"], condition["message"])
 
 
 def test_group_workload_settles_without_observed_generation() -> None:
-    found = state(group(), leader(NEW), leader(NEW), worker(NEW), worker(NEW))
-    assert (found.ready, found.updated, found.existing, found.is_settled) == (2, 2, 2, True)
-    assert progress(found) is None
+    pool = state(group(), leader(NEW), leader(NEW), worker(NEW), worker(NEW))
+    assert (pool.ready, pool.updated, pool.existing, pool.is_settled) == (2, 2, 2, True)
+    assert progress(pool) is None
 
 
 def test_group_is_updated_when_its_leader_is() -> None:
     """Its numbers are still about the template before: only the pods know."""
-    found = state(group(), leader(OLD), leader(OLD), worker(OLD), worker(OLD))
-    assert (found.ready, found.updated) == (2, 0)
-    assert progress(found) == (Reason.ROLLING_OUT, "pool main: 0 of 2 replaced")
+    pool = state(group(), leader(OLD), leader(OLD), worker(OLD), worker(OLD))
+    assert (pool.ready, pool.updated) == (2, 0)
+    assert progress(pool) == (Reason.ROLLING_OUT, "pool main: 0 of 2 replaced")
     leaving = leader(NEW, deletionTimestamp="2026-01-01T00:00:00Z")
     assert state(group(), leader(NEW), leader(OLD), leaving, leader(NEW, pool="other")).updated == 1
 
@@ -74,9 +74,9 @@ def test_foreign_replica_change_is_no_rollout(number: int) -> None:
     """The controller has not counted again yet: its counts are of the same template."""
     had = {"replicas": 2, "readyReplicas": 2, "updatedReplicas": 2, "observedGeneration": 6}
     scaled = {**group(**had), "kind": "Deployment", "spec": {"replicas": number}}
-    found = state(scaled, leader(NEW), leader(NEW), leader(OLD, deletionTimestamp="2026-01-01T00:00:00Z"))
-    assert found.is_settled
-    assert progress(found) == (Reason.SCALING, f"pool main: 2 instances, {number} desired")
+    pool = state(scaled, leader(NEW), leader(NEW), leader(OLD, deletionTimestamp="2026-01-01T00:00:00Z"))
+    assert pool.is_settled
+    assert progress(pool) == (Reason.SCALING, f"pool main: 2 instances, {number} desired")
     assert not state(scaled, leader(NEW), leader(OLD)).is_settled, "another template is no scaling"
     assert state(scaled).is_settled is (number == 0), "the pods have not been heard of yet"
 
@@ -88,27 +88,27 @@ def test_sleeping_ready_instances_are_counted() -> None:
 
     mark = {"fairlead.io/sleep": "1-asleep"}
     both = {**group(observedGeneration=7), "kind": "Deployment"}
-    found = state(both, pod("True", **mark), pod("True"), pod("False", **mark))
-    assert found.asleep == 1
+    pool = state(both, pod("True", **mark), pod("True"), pod("False", **mark))
+    assert pool.asleep == 1
     model = {"metadata": {"name": "m", "namespace": "x"}}
-    told = find_condition(model_status(model, StatusInputs((found,)), 1, "2026-01-01T00:00:00Z"), "Ready")  # type: ignore[arg-type]
-    assert told is not None
-    assert told["message"] == "2 instances ready, 1 of them asleep"
+    condition = find_condition(model_status(model, StatusInputs((pool,)), 1, "2026-01-01T00:00:00Z"), "Ready")  # type: ignore[arg-type]
+    assert condition is not None
+    assert condition["message"] == "2 instances ready, 1 of them asleep"
 
 
 def test_surge_group_is_not_counted_and_keeps_it_moving() -> None:
     more = group(replicas=3, readyReplicas=3)
     more["spec"]["replicas"] = 3
     more["metadata"]["annotations"]["fairlead.io/surge"] = "1"
-    found = state(more, leader(OLD), leader(OLD), leader(NEW))
-    assert (found.desired, found.updated, found.is_settled) == (2, 0, False)
+    pool = state(more, leader(OLD), leader(OLD), leader(NEW))
+    assert (pool.desired, pool.updated, pool.is_settled) == (2, 0, False)
     notes = {"main": "with a surge of 1 until all are replaced"}
-    found = state(more, leader(OLD), leader(NEW), leader(NEW), notes=notes)
-    assert found.updated == 1
-    told = "pool main: 1 of 2 replaced, with a surge of 1 until all are replaced"
-    assert progress(found) == (Reason.ROLLING_OUT, told)
-    found = state(more, leader(NEW), leader(NEW), leader(NEW))
-    assert (found.updated, progress(found)) == (2, (Reason.ROLLING_OUT, "pool main: 2 of 2 replaced"))
+    pool = state(more, leader(OLD), leader(NEW), leader(NEW), notes=notes)
+    assert pool.updated == 1
+    message = "pool main: 1 of 2 replaced, with a surge of 1 until all are replaced"
+    assert progress(pool) == (Reason.ROLLING_OUT, message)
+    pool = state(more, leader(NEW), leader(NEW), leader(NEW))
+    assert (pool.updated, progress(pool)) == (2, (Reason.ROLLING_OUT, "pool main: 2 of 2 replaced"))
 
 
 def test_workload_of_another_revision_has_no_updates() -> None:
