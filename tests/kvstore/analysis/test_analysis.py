@@ -43,25 +43,25 @@ def test_clear_makes_shared_blocks_unique_to_other_instances() -> None:
         max_size=12,
     )
 )
-def test_counts_equal_a_naive_count(told: list[tuple[str, StorageTier, set[int]]]) -> None:
+def test_counts_equal_a_naive_count(reported: list[tuple[str, StorageTier, set[int]]]) -> None:
     mirror = IndexReplica()
     held: dict[str, set[tuple[int, StorageTier]]] = {}
-    for name, tier, blocks in told:
+    for name, tier, blocks in reported:
         mirror.apply([BlocksStored(name, tier, 0, sorted(blocks))])
         held.setdefault(name, set()).update((own, tier) for own in blocks)
-    found = count_blocks(mirror)
-    assert set(found) == set(held)
+    counts = count_blocks(mirror)
+    assert set(counts) == set(held)
     for name, content in held.items():
         assert set(mirror.blocks_of(name)) == content
         mine = {own for own, _ in content}
         others = {own for other, there in held.items() if other != name for own, _ in there}
-        tiers = [sum(1 for _, tier in content if tier is one) for one in INSTANCE_TIERS]
-        assert found[name] == BlockCounts(*tiers, blocks=len(mine), unique=len(mine - others))
+        tiers = [sum(1 for _, tier in content if tier is wanted) for wanted in INSTANCE_TIERS]
+        assert counts[name] == BlockCounts(*tiers, blocks=len(mine), unique=len(mine - others))
     assert sum(count for _, count in mirror.holder_sets()) == len(mirror)
 
 
-def order(found: tuple[RemovalRank, ...]) -> list[tuple[str, int | None]]:
-    return [(one.instance, one.rank) for one in found]
+def order(ranks: tuple[RemovalRank, ...]) -> list[tuple[str, int | None]]:
+    return [(entry.instance, entry.rank) for entry in ranks]
 
 
 def test_recently_used_blocks_weigh_more_and_incomplete_instances_have_no_rank() -> None:
@@ -71,9 +71,9 @@ def test_recently_used_blocks_weigh_more_and_incomplete_instances_have_no_rank()
         "copy": BlockCounts(blocks=500, unique=0),
         "dark": BlockCounts(blocks=5, unique=5),
     }
-    found = rank_removals(counted, {"dark": "the replay starts later"}, {"busy": 150, "old": 2})
-    assert order(found) == [("copy", 1), ("old", 2), ("busy", 3), ("dark", None)]
-    assert [one.reason for one in found] == [
+    ranks = rank_removals(counted, {"dark": "the replay starts later"}, {"busy": 150, "old": 2})
+    assert order(ranks) == [("copy", 1), ("old", 2), ("busy", 3), ("dark", None)]
+    assert [entry.reason for entry in ranks] == [
         "other instances have all of its 500 blocks",
         "it alone has 800 of its 900 blocks, 2 of them used recently",
         "it alone has 200 of its 300 blocks, 150 of them used recently",
@@ -98,9 +98,9 @@ def test_count_unique_counts_blocks_of_one_attached_instance_in_any_tier() -> No
 
 @pytest.mark.property
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sets(st.integers(1, 20), min_size=1)), max_size=8))
-def test_count_unique_of_all_blocks_equals_the_unique_block_counts(told: list[tuple[str, set[int]]]) -> None:
+def test_count_unique_of_all_blocks_equals_the_unique_block_counts(reported: list[tuple[str, set[int]]]) -> None:
     mirror = IndexReplica()
-    for name, blocks in told:
+    for name, blocks in reported:
         mirror.apply([BlocksStored(name, StorageTier.GPU, 0, sorted(blocks))])
-    unique = {name: one.unique for name, one in count_blocks(mirror).items() if one.unique}
+    unique = {name: counts.unique for name, counts in count_blocks(mirror).items() if counts.unique}
     assert mirror.count_unique(range(1, 21)) == unique

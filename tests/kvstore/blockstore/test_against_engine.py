@@ -95,13 +95,13 @@ class FaultyStream(RuleBasedStateMachine):
         self.prompts.add((tuple(tokens), adapter, salt))
         self.publish()
 
-    @rule(path=st.sampled_from(["a", "b"]), told=st.booleans())
-    def reload(self, path: str, told: bool) -> None:
+    @rule(path=st.sampled_from(["a", "b"]), announced=st.booleans())
+    def reload(self, path: str, announced: bool) -> None:
         """Loads the adapter again. Its source may be read, which takes longer than all events."""
-        if told:
+        if announced:
             self.arrive()
         self.load(path)
-        if told:
+        if announced:
             self.apply(report_adapter_source(self.truth, "i", "bot", path, self.now))
 
     @rule()
@@ -260,11 +260,11 @@ class FaultyStream(RuleBasedStateMachine):
             self.wire.append(frame)
 
     def handle(self, outcomes: list[StreamOutcome]) -> None:
-        found = apply_outcomes(self.truth, "i", outcomes, self.now, self.limits)
-        assert not found.unreadable
-        self.apply(found.changes)
-        if found.replay_from is not None:
-            self.answers += [*self.engine.replay(found.replay_from), None]
+        applied = apply_outcomes(self.truth, "i", outcomes, self.now, self.limits)
+        assert not applied.unreadable
+        self.apply(applied.changes)
+        if applied.replay_from is not None:
+            self.answers += [*self.engine.replay(applied.replay_from), None]
 
     def apply(self, changes: list[object]) -> None:
         for change in changes:

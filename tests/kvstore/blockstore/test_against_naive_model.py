@@ -66,16 +66,16 @@ class Naive:
             return
         linked: list[Waiting] = []
         fresh = set(handles_of(item))
-        while found := [one for one in self.waiting if handle_of(one[0][: one[1]], one[2]) in fresh]:
-            self.waiting.remove(found[0])
-            self.add(found[0])
-            linked.append(found[0])
-            fresh |= set(handles_of(found[0]))
-        for one in linked:
-            for handle in handles_of(one):
-                if self.gone[handle, one[3]]:
-                    self.gone[handle, one[3]] -= 1
-                    self.take(handle, one[3])
+        while ready := [parked for parked in self.waiting if handle_of(parked[0][: parked[1]], parked[2]) in fresh]:
+            self.waiting.remove(ready[0])
+            self.add(ready[0])
+            linked.append(ready[0])
+            fresh |= set(handles_of(ready[0]))
+        for parked in linked:
+            for handle in handles_of(parked):
+                if self.gone[handle, parked[3]]:
+                    self.gone[handle, parked[3]] -= 1
+                    self.take(handle, parked[3])
 
     def add(self, item: Waiting) -> bool:
         path, first, alias, tier = item
@@ -190,13 +190,13 @@ class AgainstNaive(RuleBasedStateMachine):
         self.now += 1.0
         self.take(apply_batch(self.truth, "i", EventBatch(0.0, [event]), self.now))
 
-    def take(self, told: list[changes.Change]) -> None:
-        for one in told:
-            if isinstance(one, changes.BlocksStored):
-                self.copy |= {(own, one.tier) for own in one.hashes}
-            elif isinstance(one, changes.BlocksRemoved):
-                self.copy -= {(own, one.tier) for own in one.hashes}
-            elif isinstance(one, changes.InstanceCleared):
+    def take(self, reported: list[changes.Change]) -> None:
+        for change in reported:
+            if isinstance(change, changes.BlocksStored):
+                self.copy |= {(own, change.tier) for own in change.hashes}
+            elif isinstance(change, changes.BlocksRemoved):
+                self.copy -= {(own, change.tier) for own in change.hashes}
+            elif isinstance(change, changes.InstanceCleared):
                 self.copy.clear()
 
 

@@ -46,8 +46,8 @@ def test_block_hash_depends_on_all_earlier_tokens() -> None:
 
 
 def test_image_keys_are_on_touched_blocks_and_salt_on_the_first() -> None:
-    found = block_extras(4, 4, salt="acme", images=[("red", 3, 6), ("blue", 9, 2)])
-    assert found == [[["red", 3], "acme"], [["red", -1]], [["red", -5], ["blue", 1]], None]
+    extras = block_extras(4, 4, salt="acme", images=[("red", 3, 6), ("blue", 9, 2)])
+    assert extras == [[["red", 3], "acme"], [["red", -1]], [["red", -5], ["blue", 1]], None]
     assert hash_with_extras(7, extra_bytes(["acme"])) != hash_with_extras(7, extra_bytes([["acme", 0]])) != 7
 
 

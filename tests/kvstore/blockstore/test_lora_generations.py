@@ -66,8 +66,8 @@ def loaded_with(source: str, *prompts: list[int], reported: bool = False, capaci
 def test_another_source_parks_the_old_blocks_at_its_first_event() -> None:
     loaded = loaded_with("a", PROMPT)
     loaded.engine.load("bot", "b")
-    told = loaded.serve_prompt(OTHER)
-    assert [type(item) for item in told] == [changes.BlocksRemoved, changes.BlocksStored]
+    reported = loaded.serve_prompt(OTHER)
+    assert [type(item) for item in reported] == [changes.BlocksRemoved, changes.BlocksStored]
     assert loaded.predicted() == loaded.engine.hit_blocks(PROMPT, "bot") == 0
     assert loaded.truth.state("i").blocks == 20
 

@@ -26,7 +26,7 @@ def payloads(name: str) -> list[bytes]:
     whole: list[msgspec.Raw] = msgspec.msgpack.decode(
         (RECORDINGS / f"{name}.msgpack").read_bytes(), type=list[msgspec.Raw]
     )
-    return [bytes(one) for one in whole]
+    return [bytes(payload) for payload in whole]
 
 
 def batches(name: str) -> list[EventBatch]:
@@ -43,11 +43,11 @@ class Reading:
         self.read = 0
 
     def upto(self, count: int) -> list[changes.Change]:
-        found: list[changes.Change] = []
+        reported: list[changes.Change] = []
         for batch in self.batches[self.read : count]:
-            found += apply_batch(self.truth, "i", batch, batch.wall - self.batches[0].wall)
+            reported += apply_batch(self.truth, "i", batch, batch.wall - self.batches[0].wall)
         self.read = count
-        return found
+        return reported
 
     def predicted(self, tokens: list[int], adapter: str | None = None, **more: Any) -> int:
         chain = block_hashes(chain_root(MODEL, adapter), tokens, SIZE, block_extras(len(tokens) // SIZE, SIZE, **more))
@@ -60,13 +60,13 @@ class Reading:
     ("m-multimodal", 6, 18, 0),
 ])  # fmt: skip
 def test_every_recorded_payload_is_decoded_completely(name: str, count: int, stored: int, removed: int) -> None:
-    found = batches(name)
-    assert len(found) == count
-    assert sum(batch.unknown + batch.refused for batch in found) == 0
-    events = [event for batch in found for event in batch.events]
+    decoded = batches(name)
+    assert len(decoded) == count
+    assert sum(batch.unknown + batch.refused for batch in decoded) == 0
+    events = [event for batch in decoded for event in batch.events]
     assert sum(len(event.block_hashes) for event in events if isinstance(event, StoredEvent)) == stored
     assert sum(len(event.block_hashes) for event in events if isinstance(event, RemovedEvent)) == removed
-    assert {batch.rank for batch in found} == {0}
+    assert {batch.rank for batch in decoded} == {0}
 
 
 @pytest.mark.parametrize(("name", "chains"), [("a-scenarios", 147), ("b-eviction-restart", 260), ("m-multimodal", 18)])
@@ -138,9 +138,11 @@ def test_fully_cached_prompt_stores_its_last_block_without_a_change() -> None:
 def test_adapter_from_another_path_parks_the_old_blocks() -> None:
     reading = Reading("a-scenarios")
     before = reading.upto(9)
-    told = reading.upto(10)
+    reported = reading.upto(10)
     kinds = [
-        (type(one), len(one.hashes)) for one in told if isinstance(one, changes.BlocksStored | changes.BlocksRemoved)
+        (type(change), len(change.hashes))
+        for change in reported
+        if isinstance(change, changes.BlocksStored | changes.BlocksRemoved)
     ]
     assert kinds == [(changes.BlocksRemoved, 6), (changes.BlocksStored, 3)]
     salted = block_hashes(chain_root(MODEL, "L1"), PLAIN, SIZE, block_extras(3, SIZE, salt="tenant-8"))
@@ -201,7 +203,7 @@ def test_orphans_are_linked_when_their_parent_is_reported() -> None:
 
 def test_eviction_takes_the_end_of_the_oldest_prompt() -> None:
     reading = Reading("b-eviction-restart")
-    gone = [len(one.hashes) for one in reading.upto(4) if isinstance(one, changes.BlocksRemoved)]
+    gone = [len(change.hashes) for change in reading.upto(4) if isinstance(change, changes.BlocksRemoved)]
     assert gone == []  # the first prompt is an orphan here: its start was not reported
     assert reading.predicted(list(range(1100, 1516))) == 384
     assert reading.predicted(list(range(2100, 2516))) == 384
@@ -224,9 +226,9 @@ def test_restart_on_the_same_port_ends_the_epoch() -> None:
     """The recorded engine numbered its new process from 0; no block of the old one is credited."""
     truth, stream = BlockStore(), EventSequencer(replayable=False)
     truth.attach("i", MODEL, 0.0)
-    found = payloads("b-eviction-restart")
+    recorded = payloads("b-eviction-restart")
     numbers = [*range(2, 122), 0, 1]
-    for number, payload in zip(numbers, found, strict=True):
+    for number, payload in zip(numbers, recorded, strict=True):
         outcomes = stream.on_live_frame(EventFrame(b"", number, payload))
         apply_outcomes(truth, "i", outcomes, float(number))
         if number == 121:

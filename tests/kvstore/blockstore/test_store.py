@@ -33,7 +33,7 @@ def test_stored_change_names_its_parent() -> None:
     index = SingleInstanceStore()
     first = index.apply(stored_event(0, 1))
     second = index.apply(stored_event(2, 3))
-    assert [one.parent for one in [*first, *second] if isinstance(one, changes.BlocksStored)] == [
+    assert [change.parent for change in [*first, *second] if isinstance(change, changes.BlocksStored)] == [
         chain_root(MODEL),
         BLOCK_HASHES[1],
     ]
@@ -142,8 +142,8 @@ def test_block_with_two_handles_goes_with_the_second() -> None:
 def test_block_with_very_many_handles_has_few_rows_and_leaves_no_ghost() -> None:
     index = SingleInstanceStore()
     names = range(1, 20_001)
-    found = index.apply(*(StoredEvent([name], None, TOKENS[:2], 2) for name in names))
-    assert change_summary(found) == [("BlocksStored", [0])]
+    reported = index.apply(*(StoredEvent([name], None, TOKENS[:2], 2) for name in names))
+    assert change_summary(reported) == [("BlocksStored", [0])]
     assert (index.store.block_count, index.counts.saturated) == (MAX_DUPLICATES, len(names) - MAX_DUPLICATES)
     assert index.apply(StoredEvent([20_001], None, TOKENS[:2], 2, medium="CPU")) == []
     assert change_summary(index.apply(RemovedEvent(list(reversed(names))))) == [("BlocksRemoved", [0])]
@@ -154,8 +154,8 @@ def test_orphans_wait_for_all_ancestors() -> None:
     index = SingleInstanceStore()
     assert index.apply(stored_event(4, 5)) == index.apply(stored_event(2, 3)) == []
     assert (index.store.state("i").orphans, index.depths()[0]) == (4, 0)
-    told = index.apply(stored_event(0, 1))
-    assert change_summary(told) == [("BlocksStored", [0, 1]), ("BlocksStored", [2, 3]), ("BlocksStored", [4, 5])]
+    reported = index.apply(stored_event(0, 1))
+    assert change_summary(reported) == [("BlocksStored", [0, 1]), ("BlocksStored", [2, 3]), ("BlocksStored", [4, 5])]
     assert (index.store.state("i").orphans, index.counts.linked, index.depths()[0]) == (0, 4, 6)
 
 
@@ -197,8 +197,8 @@ def test_full_report_of_a_hit_links_orphans_of_a_late_reader() -> None:
 
 def test_clear_drops_all_tiers_and_slower_ones_stay_vague_until_an_event() -> None:
     index = store_with(stored_event(0, 2), stored_event(0, 1, medium="CPU"))
-    told = index.apply(ClearedEvent())
-    assert [type(one) for one in told] == [changes.InstanceCleared, changes.CompletenessChanged]
+    reported = index.apply(ClearedEvent())
+    assert [type(change) for change in reported] == [changes.InstanceCleared, changes.CompletenessChanged]
     state = index.store.state("i")
     assert (state.complete, state.unknown_tiers, index.depths()) == (True, (StorageTier.CPU,), (0, 0, 0, 0))
     index.apply(stored_event(0, 0), stored_event(0, 0, medium="CPU"))
@@ -207,18 +207,18 @@ def test_clear_drops_all_tiers_and_slower_ones_stay_vague_until_an_event() -> No
 
 def test_clear_of_a_named_tier_clears_only_that() -> None:
     index = store_with(stored_event(0, 2), stored_event(0, 1, medium="CPU"))
-    told = change_summary(index.apply(ClearedEvent("CPU")))
-    assert [(kind, sorted(blocks)) for kind, blocks in told] == [("BlocksRemoved", [0, 1])]
+    summary = change_summary(index.apply(ClearedEvent("CPU")))
+    assert [(kind, sorted(blocks)) for kind, blocks in summary] == [("BlocksRemoved", [0, 1])]
     assert index.depths() == (3, 3, 3, 3)
 
 
 def test_requested_clear_counts_at_once_and_earlier_events_are_ignored() -> None:
     index = store_with(stored_event(0, 2))
-    told = index.store.on_cleared_by_fairlead("i", index.now)
-    assert change_summary(told)[0] == ("InstanceCleared", [])
+    reported = index.store.on_cleared_by_fairlead("i", index.now)
+    assert change_summary(reported)[0] == ("InstanceCleared", [])
     assert index.apply(stored_event(3, 5), stored_event(0, 0), seconds=0.5) == []
     assert index.counts.before_clear == 2
-    told = index.apply(stored_event(3, 3), ClearedEvent(), stored_event(0, 1), seconds=600.0)
+    reported = index.apply(stored_event(3, 3), ClearedEvent(), stored_event(0, 1), seconds=600.0)
     assert index.depths()[0] == 2
     assert index.apply(stored_event(2, 2)) != []
 
@@ -257,8 +257,8 @@ def test_clear_reported_before_the_response_is_not_awaited() -> None:
 
 def test_restart_begins_an_epoch_without_old_handles() -> None:
     index = store_with(stored_event(0, 2))
-    told = index.store.on_restarted("i", "the numbers went back", 5.0)
-    assert [type(one) for one in told] == [changes.InstanceCleared, changes.CompletenessChanged]
+    reported = index.store.on_restarted("i", "the numbers went back", 5.0)
+    assert [type(change) for change in reported] == [changes.InstanceCleared, changes.CompletenessChanged]
     assert index.store.state("i").epoch == 2
     index.apply(removed_event(0))
     assert index.counts.unknown == 1
@@ -336,8 +336,8 @@ def test_instance_above_its_bound_evicts_oldest_ends_and_is_incomplete() -> None
     index.store.mark_complete("i", "the first batch that the engine published", 0.0)
     index.apply(stored_event(0, 5), seconds=0.0)
     index.store.touch("i", BLOCK_HASHES[:3], 50.0)
-    told = index.apply(stored_event(0, 0, base=5000, extra_keys=[["other"]]), seconds=60.0)
-    assert ("BlocksRemoved", [5]) in change_summary(told)
+    reported = index.apply(stored_event(0, 0, base=5000, extra_keys=[["other"]]), seconds=60.0)
+    assert ("BlocksRemoved", [5]) in change_summary(reported)
     state = index.store.state("i")
     assert (state.complete, state.counts.dropped, state.blocks, index.depths()[0]) == (False, 1, 6, 5)
     assert index.store.block_count == 6
@@ -384,10 +384,10 @@ def test_namespace_with_most_blocks_gives_way_to_a_lowered_bound() -> None:
 def test_changes_of_another_model_that_gives_way_are_reported_under_it() -> None:
     index = store_with(stored_event(0, 5), limits=Limits(kv_blocks=8))
     index.store.attach("other", "team/other", 0.0)
-    told = index.apply(stored_event(0, 2), instance="other")
-    assert {getattr(change, "instance", None) for change in told} == {"other"}
+    reported = index.apply(stored_event(0, 2), instance="other")
+    assert {getattr(change, "instance", None) for change in reported} == {"other"}
     evicted = index.store.take_evictions()
-    assert {key: change_summary(found)[0] for key, found in evicted.items()} == {MODEL: ("BlocksRemoved", [5])}
+    assert {key: change_summary(reported)[0] for key, reported in evicted.items()} == {MODEL: ("BlocksRemoved", [5])}
     assert index.store.take_evictions() == {}
 
 
@@ -438,8 +438,8 @@ def test_shared_store_is_an_expiring_hint_for_all_members() -> None:
     index = SingleInstanceStore(Limits(kv_shared_seconds=100.0))
     index.store.attach("other", MODEL, 0.0)
     index.apply(stored_event(0, 2))
-    told = index.apply(*[stored_event(number, number, medium="cpu", extra_keys=None) for number in range(3)])
-    assert change_summary(told) == [("HintsAdded", [0, 1, 2])]
+    reported = index.apply(*[stored_event(number, number, medium="cpu", extra_keys=None) for number in range(3)])
+    assert change_summary(reported) == [("HintsAdded", [0, 1, 2])]
     index.apply(removed_event(0, 1, 2))
     assert index.depths() == index.depths(instance="other") == (0, 0, 0, 3)
     assert index.store.expire(index.now + 10) == []
@@ -465,8 +465,8 @@ def test_restart_keeps_hints_of_the_shared_store() -> None:
 
 def test_hints_are_bounded_and_the_oldest_are_dropped() -> None:
     index = store_with(stored_event(0, 2), limits=Limits(kv_shared_blocks=2))
-    told = index.apply(*[stored_event(number, number, medium="cpu", extra_keys=None) for number in range(3)])
-    assert change_summary(told)[-1] == ("HintsExpired", [0])
+    reported = index.apply(*[stored_event(number, number, medium="cpu", extra_keys=None) for number in range(3)])
+    assert change_summary(reported)[-1] == ("HintsExpired", [0])
 
 
 @pytest.mark.parametrize(("medium", "locality", "expected"), [

@@ -41,8 +41,8 @@ def stored(event: Any) -> StoredEvent:
 def test_both_encodings_decode_equally(event: Any) -> None:
     batch = decode_events(pack([1_700_000_000.5, [event], 1]))
     assert (batch.wall, batch.rank, batch.unknown, batch.refused) == (1_700_000_000.5, 1, 0, 0)
-    found = stored(batch.events[0])
-    assert {name: getattr(found, name) for name in list(STORED)[1:]} == {
+    decoded = stored(batch.events[0])
+    assert {name: getattr(decoded, name) for name in list(STORED)[1:]} == {
         name: STORED[name] for name in list(STORED)[1:]
     }
 
@@ -66,8 +66,8 @@ def test_sglang_arrays_end_with_the_medium_and_have_signed_hashes() -> None:
 
 
 def test_oldest_vllm_sends_no_medium() -> None:
-    found = decode_events(pack([0.0, [["BlockStored", [1], None, [1, 2], 2, None], ["BlockRemoved", [1]]]]))
-    assert [getattr(event, "medium", "") for event in found.events] == [None, None]
+    batch = decode_events(pack([0.0, [["BlockStored", [1], None, [1, 2], 2, None], ["BlockRemoved", [1]]]]))
+    assert [getattr(event, "medium", "") for event in batch.events] == [None, None]
 
 
 @pytest.mark.parametrize("left_out", OPTIONAL)

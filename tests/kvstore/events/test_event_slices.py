@@ -36,7 +36,7 @@ def batch_with(event: bytes) -> bytes:
 
 def random_events(draw: Random) -> list[Any]:
     """Returns events of every kind and size, as arrays or as maps."""
-    found: list[Any] = []
+    events: list[Any] = []
     arrays, last = draw.random() < 0.5, None
     for _ in range(draw.randrange(1, 12)):
         blocks = draw.choice((1, 2, 7, 40, 300))
@@ -51,8 +51,8 @@ def random_events(draw: Random) -> list[Any]:
         else:  # what follows may have lost its parent: no event continues from before
             last = None
             event = ["BlockRemoved", hashes, "GPU"] if kind < 7 else ["AllBlocksCleared"]
-        found.append(event if arrays else _as_map(event))
-    return found
+        events.append(event if arrays else _as_map(event))
+    return events
 
 
 def _hash(number: int) -> int | bytes:
@@ -88,9 +88,9 @@ def test_no_slice_has_many_more_blocks_than_the_limit_allows() -> None:
     tiny = payload_of([["BlockStored", [number], None, [1], 1] for number in range(1, 20_000)])
     removed = payload_of([["BlockRemoved", list(range(100))] for _ in range(160)])
     for payload in (batch_with(one_event), tiny, removed):
-        found = [sum(len(event.block_hashes) for event in batch.events) for _, batch in event_slices(payload, LIMITS)]  # type: ignore[union-attr]
-        assert max(found) <= LIMITS.kv_slice_bytes // 16
-        assert sum(found) in (blocks, 19_999, 16_000)
+        sizes = [sum(len(event.block_hashes) for event in batch.events) for _, batch in event_slices(payload, LIMITS)]  # type: ignore[union-attr]
+        assert max(sizes) <= LIMITS.kv_slice_bytes // 16
+        assert sum(sizes) in (blocks, 19_999, 16_000)
 
 
 def test_two_million_events_are_refused_before_they_are_decoded() -> None:
@@ -121,10 +121,10 @@ def test_extra_keys_of_a_block_that_are_far_too_large_refuse_the_event() -> None
 
 def test_unreadable_removal_within_a_large_batch_ends_it() -> None:
     events: list[Any] = [["BlockStored", [number], None, [1], 1] for number in range(1, 2_000)]
-    found = 0
+    count = 0
     slices = event_slices(payload_of([*events, ["BlockRemoved", 7]]), LIMITS)
-    while found < 1_000:
-        found += len(next(slices)[1].events)
+    while count < 1_000:
+        count += len(next(slices)[1].events)
     with pytest.raises(MalformedEvents):
         list(slices)
 

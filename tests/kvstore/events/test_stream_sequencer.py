@@ -426,10 +426,10 @@ def test_accept_in_order_agrees_with_on_live_frame(steps: list[tuple[int, str, s
     for step, process, how in steps:
         if how == "live":
             following = following + 1 if step < 6 else step
-            one = frame(following, process if step > 4 else "first")
-            accepted = quick.accept_in_order(one)
+            latest = frame(following, process if step > 4 else "first")
+            accepted = quick.accept_in_order(latest)
             taken += accepted is not None
-            assert long.on_live_frame(one) == ([accepted] if accepted is not None else quick.on_live_frame(one))
+            assert long.on_live_frame(latest) == ([accepted] if accepted is not None else quick.on_live_frame(latest))
         elif how == "cut":
             assert long.on_disconnected() == quick.on_disconnected()
         else:
@@ -496,13 +496,13 @@ def test_frames_without_a_payload_are_taken_in_slices_too() -> None:
 def test_frames_that_arrive_during_slices_are_bounded() -> None:
     stream = begun(limits=Limits(kv_turn_bytes=1, kv_replay_buffered=4))
     live(stream, 6, 7, 8, 9)
-    found = replay(stream, 3, 4, 5)
+    outcomes = replay(stream, 3, 4, 5)
     for number in range(10, 100):
-        found += live(stream, number)
+        outcomes += live(stream, number)
         assert stream.held_frames <= 4
     while stream.is_draining:
-        found += short(stream.on_drain(1))
-    assert found == [f"A{number}" for number in range(4, 100)]
+        outcomes += short(stream.on_drain(1))
+    assert outcomes == [f"A{number}" for number in range(4, 100)]
 
 
 def test_no_batch_has_the_number_that_ends_a_replay() -> None:

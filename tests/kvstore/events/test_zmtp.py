@@ -18,23 +18,23 @@ def stream() -> ZmtpStream:
 
 
 def received(reader: ZmtpStream) -> list[list[bytes]]:
-    found = []
+    messages = []
     while (parts := reader.next_message()) is not None:
         if parts:
-            found.append(parts)
-    return found
+            messages.append(parts)
+    return messages
 
 
 @given(MESSAGES, st.lists(st.integers(1, 700), min_size=1))
 def test_messages_are_the_same_however_their_bytes_are_cut(messages: list[list[bytes]], cuts: list[int]) -> None:
     sent = GREETING + READY + b"".join(map(message, messages))
-    reader, found, at, turn = stream(), [], 0, 0
+    reader, read, at, turn = stream(), [], 0, 0
     while at < len(sent):
         size = cuts[turn % len(cuts)]
         reader.feed(sent[at : at + size])
-        found += received(reader)
+        read += received(reader)
         at, turn = at + size, turn + 1
-    assert found == messages
+    assert read == messages
     assert reader.held_bytes == 0
 
 

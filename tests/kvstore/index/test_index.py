@@ -83,11 +83,11 @@ async def test_instance_without_a_snapshot_is_loaded_from_the_stream(server: Val
     async with harness_with_redis(server.url) as (world, _):
         await world.write(20)
         book = world.writer._models[MODEL]
-        told = [
+        reported = [
             CompletenessChanged("new/8000/0", True, "", 1.0),
             BlocksStored("new/8000/0", StorageTier.GPU, 1, [11, 12]),
         ]
-        world.writer.offer(MODEL, told)
+        world.writer.offer(MODEL, reported)
         await world.writer._write_waiting(book)
         for name in (*world.indexer.instances(MODEL), HINTS_ITEM):
             assert await world.writer._write_item(book, name), "all others are written down before it"
@@ -235,8 +235,8 @@ def lacks_knowledge(world: IndexHarness, number: int) -> bool:
     """Returns whether a gateway would not know any instance with all of a prompt."""
     mirror = world.subscriber.replica(MODEL)
     assert mirror is not None
-    found = mirror.match(block_hashes(chain_root(MODEL), prompt(number), BLOCK))
-    return not any(held.blocks[0] == PROMPT_BLOCKS for held in found)
+    matches = mirror.match(block_hashes(chain_root(MODEL), prompt(number), BLOCK))
+    return not any(held.blocks[0] == PROMPT_BLOCKS for held in matches)
 
 
 async def test_restarted_indexer_has_all_968_placements_for_1958_decisions(

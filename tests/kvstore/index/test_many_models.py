@@ -67,7 +67,7 @@ class Far:
 
 async def test_forty_models_need_as_many_round_trips_as_one(server: Valkey) -> None:
     async def rounds(names: list[str]) -> list[int]:
-        clock, limits, found = ManualClock(1_000.0), Limits(), []
+        clock, limits, trips = ManualClock(1_000.0), Limits(), []
         async with Redis.from_url(server.url, protocol=2) as redis:
             await redis.flushall()
             far = Far(redis)
@@ -95,15 +95,15 @@ async def test_forty_models_need_as_many_round_trips_as_one(server: Valkey) -> N
                     owner.read()
                 before = far.rounds
                 await far.carry(asyncio.create_task(writer.step()))
-                found.append(far.rounds - before)
+                trips.append(far.rounds - before)
                 clock.advance(limits.index_lease_seconds / 2)
             assert all(writer.is_leader(key) for key in names)
             assert {await redis.exists(redis_keys.index_keys(key)[1]) for key in names} == {1}
-        return found
+        return trips
 
-    one, forty = await rounds(MODELS[:1]), await rounds(MODELS)
-    assert max(one) > 3, "to begin takes several exchanges"
-    assert sum(forty) <= 2 * sum(one)
+    single, forty = await rounds(MODELS[:1]), await rounds(MODELS)
+    assert max(single) > 3, "to begin takes several exchanges"
+    assert sum(forty) <= 2 * sum(single)
 
 
 class _Link:
@@ -208,12 +208,12 @@ def test_restore_of_a_large_instance_leaves_turns_and_renews_the_lease() -> None
         apply_batch(store, "a", EventBatch(0.0, [StoredEvent(hashes, start or None, [0] * 20_000, 1)]), 0.0)
     snapshot, rows = store.take_snapshot("a", 0.0)
     link = _SlowLink(snapshot, rows)
-    found = asyncio.run(_restore(link))
-    assert found is not None
-    assert not found.unreadable
+    recovered = asyncio.run(_restore(link))
+    assert recovered is not None
+    assert not recovered.unreadable
     assert link.turns > 30
     assert link.renewals > 6
-    restored = found.instances["a"]
+    restored = recovered.instances["a"]
     assert isinstance(restored, InstanceCheckpoint)
     later = BlockStore(limits=replace(Limits(), kv_blocks_per_instance=58_000))
     later.attach("a", MODELS[0], 0.0)

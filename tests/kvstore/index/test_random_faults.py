@@ -82,11 +82,11 @@ class Link:
 
 
 def mirrored(mirror: IndexReplica) -> Content:
-    found: Content = {name: set() for name in mirror.instances()}
+    content: Content = {name: set() for name in mirror.instances()}
     for own in list(mirror._masks):
         for name, tiers in mirror.holders(own).items():
-            found[name] |= {(own, tier) for tier in tiers}
-    return found
+            content[name] |= {(own, tier) for tier in tiers}
+    return content
 
 
 class Faults(RuleBasedStateMachine):
@@ -133,8 +133,8 @@ class Faults(RuleBasedStateMachine):
         writer.set_models([MODEL])
         return indexer, writer
 
-    def on_changes(self, model_key: str, told: Sequence[Change]) -> None:
-        self.copy.apply(told)
+    def on_changes(self, model_key: str, changes: Sequence[Change]) -> None:
+        self.copy.apply(changes)
 
     def reloaded(self, model_key: str, mirror: IndexReplica) -> None:
         self.copy = IndexReplica()

@@ -95,12 +95,12 @@ class Busy:
         world.link.run = self.answer  # type: ignore[method-assign]
 
     async def answer(self, commands: Sequence[Any]) -> list[Any] | None:
-        found = await self.run(commands)
+        replies = await self.run(commands)
         if self.busy and not self.world.writer.is_backlogged(MODEL):
             self.world.serve_prompts(2)
             self.world.indexer.read()
         self.most = max(self.most, self.world.writer._models[MODEL].waiting_blocks)
-        return found
+        return replies
 
 
 async def test_steps_end_and_other_work_runs_under_constant_load(server: Valkey) -> None:
@@ -350,9 +350,9 @@ async def test_header_that_names_one_field_many_times_is_not_followed(server: Va
         late.set_models([MODEL])
         await late.step()
         assert "unreadable" in late.describe(MODEL)
-        found = await recover_index(world.link, MODEL, 0.0, 0.0)
-        assert found is not None
-        assert found.unreadable == {field[2:].decode(): "two parts have the same field"}
+        recovered = await recover_index(world.link, MODEL, 0.0, 0.0)
+        assert recovered is not None
+        assert recovered.unreadable == {field[2:].decode(): "two parts have the same field"}
 
 
 async def test_field_whose_instance_is_no_text_stops_neither_subscriber_nor_writer(server: Valkey) -> None:
@@ -366,9 +366,9 @@ async def test_field_whose_instance_is_no_text_stops_neither_subscriber_nor_writ
         mirror = late.replica(MODEL)
         assert mirror is not None
         assert replica_content(mirror) == store_content(world.indexer.store)
-        found = await recover_index(world.link, MODEL, 0.0, 0.0)
-        assert found is not None
-        assert found.instances.keys() == store_content(world.indexer.store).keys()
+        recovered = await recover_index(world.link, MODEL, 0.0, 0.0)
+        assert recovered is not None
+        assert recovered.instances.keys() == store_content(world.indexer.store).keys()
 
 
 @pytest.mark.parametrize("moved", [True, False])

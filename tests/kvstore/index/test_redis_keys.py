@@ -22,8 +22,8 @@ def test_keys_have_the_documented_names() -> None:
 def test_hash_tag_is_the_model_for_any_name(namespace: str, name: str) -> None:
     key = f"{namespace}/{name}"
     names = (redis_keys.decisions(key), redis_keys.sent_prompts(key), redis_keys.hot_prefixes(key))
-    assert len({found[found.index("{") + 1 : found.index("}")] for found in names}) == 1
-    assert all(found.count("{") == found.count("}") == 1 for found in names)
+    assert len({key[key.index("{") + 1 : key.index("}")] for key in names}) == 1
+    assert all(key.count("{") == key.count("}") == 1 for key in names)
 
 
 @given(st.lists(st.tuples(PART, PART), min_size=2, max_size=2, unique=True))

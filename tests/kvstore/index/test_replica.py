@@ -38,13 +38,13 @@ def stored(path: str, first: int, medium: str) -> CacheEvent:
 
 
 def expected(truth: BlockStore, path: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    found = {}
+    lengths = {}
     for name in NAMES:
         if name in truth:
             held = cached_depths(truth, name, path)
             if any(held.values()):
-                found[name] = tuple(held[tier] for tier in StorageTier)
-    return found
+                lengths[name] = tuple(held[tier] for tier in StorageTier)
+    return lengths
 
 
 class AgainstTruth(RuleBasedStateMachine):
@@ -183,7 +183,7 @@ def test_rows_of_a_snapshot_can_be_loaded() -> None:
     apply_batch(truth, "a", EventBatch(0.0, [RemovedEvent([handles("abab")[-1]], "GPU")]), 0.0)
     blocks = truth._instances["a"].blocks
     mirror.load_rows("a", blocks.block_hashes, blocks.counts)
-    assert {one.instance: one.blocks for one in mirror.match(chain("abab"))} == {"a": (3, 4, 4, 4)}
+    assert {matched.instance: matched.blocks for matched in mirror.match(chain("abab"))} == {"a": (3, 4, 4, 4)}
 
 
 @pytest.mark.parametrize("tier", [StorageTier.GPU, StorageTier.CPU])
@@ -192,19 +192,19 @@ def test_cached_match_is_right_after_any_change(tier: StorageTier) -> None:
     replica.
     """
     path = list(range(1, 13))
-    told: list[Change] = []
+    reported: list[Change] = []
     mirror = IndexReplica()
 
     def agrees() -> None:
         fresh = IndexReplica()
-        fresh.apply(told)
+        fresh.apply(reported)
         for some in (path, path[:6], [*path, 77, 78], [*path[:6], 99, *path[6:]], [99, *path]):
             for _ in range(2):
                 mine = {held.instance: held.blocks for held in mirror.match(some)}
                 assert mine == {held.instance: held.blocks for held in fresh.match(some)}
 
     def apply_to_both(*some: Change) -> None:
-        told.extend(some)
+        reported.extend(some)
         mirror.apply(some)
         agrees()
 
@@ -293,7 +293,7 @@ def test_instances_above_the_limit_are_counted_and_not_credited() -> None:
 
 def test_local_sink_updates_replicas_without_redis() -> None:
     heard: list[tuple[str, int]] = []
-    sink = LocalSink(on_changes=lambda key, found: heard.append((key, len(sink.replica(key)))))
+    sink = LocalSink(on_changes=lambda key, reported: heard.append((key, len(sink.replica(key)))))
     sink.offer(MODEL, [changes.BlocksStored("a", StorageTier.GPU, 0, [1, 2])])
     sink.offer(MODEL, [])
     sink.offer("default/other", [changes.BlocksStored("b", StorageTier.GPU, 0, [1])])

@@ -85,10 +85,10 @@ class World:
 async def world_of(url: str, *, spread: bool = False) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         link, watched = RedisLink(url, ManualClock(1_000.0), limits=PATIENT), Watched(url, PATIENT, spread=spread)
-        for one in (link, watched):
-            one.start()
-            stack.push_async_callback(one.stop)
-            await one.wait_connected()
+        for connection in (link, watched):
+            connection.start()
+            stack.push_async_callback(connection.stop)
+            await connection.wait_connected()
         world = World(link, watched)
         for key in MODELS:
             await world.prompt(key, 0)

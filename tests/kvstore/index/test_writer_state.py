@@ -55,10 +55,10 @@ def test_very_many_small_changes_of_one_batch_are_written_in_several_entries() -
     offered: list[Change] = [BlocksStored("a", StorageTier.GPU, 0, [number]) for number in range(count)]
     state.offer(offered)
     assert state.waiting_entries == 4
-    found: list[Change] = []
+    written: list[Change] = []
     while state.has_waiting:
         taken = state.take_changes()
         assert len(taken) <= MAX_CHANGES_PER_ENTRY
-        found += taken
-    assert found == offered
+        written += taken
+    assert written == offered
     assert (state.waiting_blocks, state.waiting_entries) == (0, 1)

@@ -33,14 +33,14 @@ A, B = list(range(1, 10)), list(range(100, 117))
 
 
 def sources(engine: ZmqEngine, **more: object) -> bytes:
-    told = {
+    source = {
         "enable_kv_cache_events": True,
         "publisher": "zmq",
         "endpoint": engine.events.replace("127.0.0.1", "*"),
         "replay_endpoint": None if engine.replay is None else engine.replay.replace("127.0.0.1", "*"),
         "buffer_steps": 10_000,
     }
-    return json.dumps({"0": told | more}).encode()
+    return json.dumps({"0": source | more}).encode()
 
 
 def asks(stage: IndexerHarness, name: str) -> None:
@@ -93,8 +93,8 @@ async def test_engine_cannot_redirect_the_indexer() -> None:
     async with indexer_harness() as stage:
         for name in ("10.1.2.3", "example.org"):
             engine = stage.start_engine("a")
-            told = sources(engine, endpoint=f"tcp://{name}:80", replay_endpoint=f"tcp://{name}:81")
-            stage.answers[name, EVENT_SOURCES_PATH] = told
+            answer = sources(engine, endpoint=f"tcp://{name}:80", replay_endpoint=f"tcp://{name}:81")
+            stage.answers[name, EVENT_SOURCES_PATH] = answer
             asks(stage, name)
             await wait_until(lambda name=name: stage.status(name).problem.startswith("it dials"))  # type: ignore[misc]
             assert stage.status(name).events is None
@@ -184,8 +184,8 @@ async def test_dialing_engines_are_identified_by_topic_and_disconnects_detected(
             stage.start_engine(
                 name, PrefixCacheEngine(capacity=400, seed=port), dial=here, topic=f"kv@127.0.0.1:{port}@tiny"
             )
-            told = sources(stage.engines[name], endpoint="tcp://indexer:5557")
-            stage.answers[name, EVENT_SOURCES_PATH] = told
+            answer = sources(stage.engines[name], endpoint="tcp://indexer:5557")
+            stage.answers[name, EVENT_SOURCES_PATH] = answer
             stage.add_instance(name, url=f"http://127.0.0.1:{port}")
         await wait_until(lambda: all(stage.status(name).problem == "not connected yet" for name in ("a", "b")))
         await wait_until(lambda: all(engine.listeners for engine in stage.engines.values()))

@@ -46,11 +46,11 @@ class Process:
         self.backlogged: list[str] = []
 
     def offer_evictions(self) -> None:
-        self.offers.append(sum(len(found) for found in self.store.take_evictions().values()))
+        self.offers.append(sum(len(changes) for changes in self.store.take_evictions().values()))
 
     def backlogged_models(self) -> list[str]:
-        found, self.backlogged = self.backlogged, []
-        return found
+        models, self.backlogged = self.backlogged, []
+        return models
 
 
 def bound(link: Link, process: Process, *, led: int = 1, limits: Limits = LIMITS) -> RedisMemoryBound:

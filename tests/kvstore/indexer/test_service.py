@@ -55,7 +55,7 @@ def cached_blocks(feed: IndexSubscriber, tokens: Sequence[int] = PROMPT) -> dict
     """Returns cached blocks of a prompt by instance."""
     mirror = feed.replica(MODEL)
     chain = block_hashes(chain_root(MODEL), list(tokens), 16)
-    return {} if mirror is None else {one.instance: one.blocks[0] for one in mirror.match(chain)}
+    return {} if mirror is None else {matched.instance: matched.blocks[0] for matched in mirror.match(chain)}
 
 
 def complete(feed: IndexSubscriber, instance: str) -> bool:
@@ -170,10 +170,10 @@ async def test_process_with_invalid_arguments_exits_2() -> None:
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )
-    _, told = await asyncio.wait_for(process.communicate(), 60.0)
+    _, stderr = await asyncio.wait_for(process.communicate(), 60.0)
     assert process.returncode == 2
-    assert "is not a namespace" in told.decode()
-    assert "Traceback" not in told.decode()
+    assert "is not a namespace" in stderr.decode()
+    assert "Traceback" not in stderr.decode()
 
 
 async def _ready(indexer: IndexerProcess) -> bool:

@@ -49,22 +49,22 @@ def _stream() -> ZmtpStream:
 
 def _read(chunks: list[bytes], most: int) -> tuple[list[list[bytes]], int, str]:
     """Returns all messages, what is left unread, and the error that ended the reading."""
-    stream, found = _stream(), list[list[bytes]]()
+    stream, messages = _stream(), list[list[bytes]]()
     for chunk in chunks:
         stream.feed(chunk)
         while True:
-            before = len(found)
-            cost = stream.read_messages(OVERHEAD, most, found)
-            assert cost == sum(sum(map(len, parts)) + OVERHEAD for parts in found[before:])
+            before = len(messages)
+            cost = stream.read_messages(OVERHEAD, most, messages)
+            assert cost == sum(sum(map(len, parts)) + OVERHEAD for parts in messages[before:])
             try:
                 parts = stream.next_message()
             except ProtocolError as error:
-                return found, stream.held_bytes, error.message
+                return messages, stream.held_bytes, error.message
             if parts is None:
                 break
             if parts:
-                found.append(parts)
-    return found, stream.held_bytes, ""
+                messages.append(parts)
+    return messages, stream.held_bytes, ""
 
 
 @given(st.lists(MESSAGES | st.just([]), max_size=12), st.data())
@@ -158,10 +158,10 @@ def payloads(draw: st.DrawFn) -> bytes:
 
 
 def _as_array(event: dict[str, Any], fields: list[str]) -> list[Any]:
-    found = [event.get("type"), *[event.get(name) for name in fields]]
-    while found and found[-1] is None:
-        found.pop()
-    return found
+    values = [event.get("type"), *[event.get(name) for name in fields]]
+    while values and values[-1] is None:
+        values.pop()
+    return values
 
 
 def _scan(native_modules: dict[str, ModuleType], payload: bytes) -> Any:
@@ -171,14 +171,14 @@ def _scan(native_modules: dict[str, ModuleType], payload: bytes) -> Any:
 
 
 def _expected(batch: EventBatch, medium: str | None) -> list[Any]:
-    found: list[Any] = []
+    rows: list[Any] = []
     for event in batch.events:
         assert not isinstance(event, ClearedEvent)
         assert event.medium == medium
         assert event.locality is None
         handles = [value & _MASK for value in event.block_hashes if isinstance(value, int)]
         if isinstance(event, RemovedEvent):
-            found.append((handles, event.group_idx))
+            rows.append((handles, event.group_idx))
             continue
         assert event.lora_id is None
         assert event.lora_name is None
@@ -186,8 +186,8 @@ def _expected(batch: EventBatch, medium: str | None) -> list[Any]:
         parent, kind = parent_hash(event.parent_block_hash), event.kv_cache_spec_kind
         data, extras = token_bytes(event.token_ids), event.extra_keys is not None
         start = -1 if parent is None else parent
-        found.append((start, handles, data, event.block_size, extras, event.group_idx, kind))
-    return found
+        rows.append((start, handles, data, event.block_size, extras, event.group_idx, kind))
+    return rows
 
 
 def _check(native_modules: dict[str, ModuleType], payload: bytes) -> bool:
@@ -200,11 +200,11 @@ def _check(native_modules: dict[str, ModuleType], payload: bytes) -> bool:
     assert (batch.unknown, batch.refused) == (0, 0)
     assert wall == batch.wall
     assert blocks == sum(len(event.block_hashes) for event in batch.events if not isinstance(event, ClearedEvent))
-    found = [
+    rows = [
         (handle_list(event[0]), event[1]) if len(event) == 2 else (event[0], handle_list(event[1]), *event[2:])
         for event in events
     ]
-    assert found == _expected(batch, medium)
+    assert rows == _expected(batch, medium)
     return True
 
 
@@ -299,27 +299,27 @@ RUNS = st.lists(
 )
 
 
-def _assert_alike(found: BlockTable, expected: BlockTable) -> None:
+def _assert_alike(table: BlockTable, expected: BlockTable) -> None:
     for name in COLUMNS:
-        assert getattr(found, name) == getattr(expected, name), name
-    assert found.duplicates == expected.duplicates
-    assert found.columns[-1] == expected.columns[-1]
-    for one, other in ((found.by_handle, expected.by_handle), (found.by_block_hash, expected.by_block_hash)):
-        assert len(one) == len(other)
-        assert list(one) == list(other)
-        assert one.bytes == other.bytes
+        assert getattr(table, name) == getattr(expected, name), name
+    assert table.duplicates == expected.duplicates
+    assert table.columns[-1] == expected.columns[-1]
+    for mapping, other in ((table.by_handle, expected.by_handle), (table.by_block_hash, expected.by_block_hash)):
+        assert len(mapping) == len(other)
+        assert list(mapping) == list(other)
+        assert mapping.bytes == other.bytes
 
 
 @given(RUNS, st.sampled_from([4, 16, 17, 32, 33, 64, 100, 128, 129, 256]))
 def test_tables_are_alike(native_modules: dict[str, ModuleType], runs: list[Run], width: int) -> None:
     expected, changes, counters = _fill(runs, width)
     with _compiled(native_modules):
-        found, own_changes, own_counters = _fill(runs, width)
+        table, own_changes, own_counters = _fill(runs, width)
         for handle in range(60):
-            assert found.by_handle.find(handle) == expected.by_handle.find(handle)
+            assert table.by_handle.find(handle) == expected.by_handle.find(handle)
     assert own_changes == changes
     assert own_counters == counters
-    _assert_alike(found, expected)
+    _assert_alike(table, expected)
 
 
 def test_large_tables_are_alike(native_modules: dict[str, ModuleType]) -> None:
@@ -329,21 +329,21 @@ def test_large_tables_are_alike(native_modules: dict[str, ModuleType]) -> None:
     ]
     expected, changes, _ = _fill(runs, 64)
     with _compiled(native_modules):
-        found, own_changes, _ = _fill(runs, 64)
-    assert len(found) == 4_000
+        table, own_changes, _ = _fill(runs, 64)
+    assert len(table) == 4_000
     assert own_changes == changes
-    _assert_alike(found, expected)
+    _assert_alike(table, expected)
 
 
 def test_saturated_copies_are_left_to_python(native_modules: dict[str, ModuleType]) -> None:
     runs: list[Run] = [(0, [1, 2], 1, StorageTier.CPU, 9)] * 300
     expected, changes, counters = _fill(runs, 64)
     with _compiled(native_modules):
-        found, own_changes, own_counters = _fill(runs, 64)
+        table, own_changes, own_counters = _fill(runs, 64)
     assert own_changes == changes
     assert own_counters == counters
     assert own_counters.saturated
-    _assert_alike(found, expected)
+    _assert_alike(table, expected)
 
 
 @pytest.mark.parametrize(("tokens", "width", "shift"), [(10, 64, 0), (64, 0, 0), (64, 64, 24)])
@@ -396,12 +396,12 @@ def _event(kind: str, *parts: Any) -> dict[str, Any]:
 def _apply(batches: list[list[Any]], seconds: list[float], limits: Limits) -> tuple[list[AppliedEvents], BlockStore]:
     store = BlockStore(limits=limits)
     store.attach("i", "default/tiny", 0.0)
-    application, found = EventApplication(store, "i", limits), list[AppliedEvents]()
+    application, applied = EventApplication(store, "i", limits), list[AppliedEvents]()
     for number, (events, now) in enumerate(zip(batches, seconds, strict=True)):
         application.add([AcceptBatch(number, _payload(events))])
         while application.is_busy:
-            found.append(application.run(now, 1_000_000))
-    return found, store
+            applied.append(application.run(now, 1_000_000))
+    return applied, store
 
 
 @given(
@@ -414,12 +414,12 @@ def test_stores_are_alike(native_modules: dict[str, ModuleType], steps: list[Any
     seconds = [sum(pause for _, pause in steps[: number + 1]) for number in range(len(steps))]
     expected, store = _apply(batches, seconds, limits)
     with _compiled(native_modules, scan=True):
-        found, own_store = _apply(batches, seconds, limits)
+        applied, own_store = _apply(batches, seconds, limits)
         assert own_store.state("i") == store.state("i")
         assert sorted(own_store.content("i")) == sorted(store.content("i"))
-    assert [one.changes for one in found] == [one.changes for one in expected]
-    assert [vars(one) if hasattr(one, "__dict__") else one.batches for one in found] == [
-        vars(one) if hasattr(one, "__dict__") else one.batches for one in expected
+    assert [step.changes for step in applied] == [step.changes for step in expected]
+    assert [vars(step) if hasattr(step, "__dict__") else step.batches for step in applied] == [
+        vars(step) if hasattr(step, "__dict__") else step.batches for step in expected
     ]
 
 
@@ -481,18 +481,18 @@ def _run(table: Any, step: tuple[Any, ...]) -> Any:
 
 @given(STEPS, st.lists(KEYS, max_size=6))
 def test_mask_tables_are_alike(native_modules: dict[str, ModuleType], steps: list[Any], chain: list[int]) -> None:
-    expected, found = DictMaskTable(), native_modules["mask_table"].NativeMaskTable()
+    expected, table = DictMaskTable(), native_modules["mask_table"].NativeMaskTable()
     for step in steps:
-        assert _run(found, step) == _run(expected, step)
-        assert len(found) == len(expected)
-    assert {own: found.get(own) for own in found} == {own: expected.get(own) for own in expected}
+        assert _run(table, step) == _run(expected, step)
+        assert len(table) == len(expected)
+    assert {own: table.get(own) for own in table} == {own: expected.get(own) for own in expected}
     for own in range(60):
-        assert found.get(own) == expected.get(own)
-        assert (own in found) == (own in expected)
+        assert table.get(own) == expected.get(own)
+        assert (own in table) == (own in expected)
     masks = list(expected.masks_of(chain))
     if None in masks:
         del masks[masks.index(None) + 1 :]
-    assert found.masks_of(chain) == masks
+    assert table.masks_of(chain) == masks
 
 
 def test_equal_masks_are_one_object(native_modules: dict[str, ModuleType]) -> None:

@@ -359,7 +359,7 @@ async def test_batches_that_wait_are_bounded_and_more_count_as_a_gap() -> None:
         (subscription,) = [member.subscription for member in stage.indexer._members.values()]
         assert subscription is not None
         await wait_until(lambda: not subscription._sequencer.is_replaying)
-        sent = [[b"", (number + 1).to_bytes(8, "big"), one.payload] for number, one in enumerate((first, second))]
+        sent = [[b"", (number + 1).to_bytes(8, "big"), frame.payload] for number, frame in enumerate((first, second))]
         subscription.on_messages(sent)
         assert subscription.is_busy
         assert subscription.counters.unreadable == {"overflow": 1}

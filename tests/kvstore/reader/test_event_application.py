@@ -35,9 +35,9 @@ def test_first_batch_makes_an_instance_complete() -> None:
     engine.serve_prompt(list(range(13)))
     frame = engine.publish()
     assert frame is not None
-    found = reader.follow(reader.stream.on_live_frame(frame))
-    assert [type(change) for change in found.changes] == [CompletenessChanged, BlocksStored]
-    assert (found.batches, found.replay_from, reader.truth.state("i").complete) == (1, None, True)
+    applied = reader.follow(reader.stream.on_live_frame(frame))
+    assert [type(change) for change in applied.changes] == [CompletenessChanged, BlocksStored]
+    assert (applied.batches, applied.replay_from, reader.truth.state("i").complete) == (1, None, True)
 
 
 def test_gap_names_the_replay_start_and_changes_nothing_yet() -> None:
@@ -46,11 +46,11 @@ def test_gap_names_the_replay_start_and_changes_nothing_yet() -> None:
         engine.serve_prompt(list(range(start, start + 5)))
         engine.publish()
     reader.follow(reader.stream.on_live_frame(engine.frames[0]))
-    found = reader.follow(reader.stream.on_live_frame(engine.frames[2]))
-    assert (found.replay_from, found.gaps, found.changes) == (0, 1, [])
-    outcomes = [one for frame in [*engine.replay(0), None] for one in reader.stream.on_replayed_frame(frame)]
-    found = reader.follow(outcomes)
-    assert (found.batches, found.duplicates, reader.truth.state("i").blocks) == (2, 1, 3)
+    applied = reader.follow(reader.stream.on_live_frame(engine.frames[2]))
+    assert (applied.replay_from, applied.gaps, applied.changes) == (0, 1, [])
+    outcomes = [outcome for frame in [*engine.replay(0), None] for outcome in reader.stream.on_replayed_frame(frame)]
+    applied = reader.follow(outcomes)
+    assert (applied.batches, applied.duplicates, reader.truth.state("i").blocks) == (2, 1, 3)
 
 
 def test_unreadable_batch_counts_as_lost() -> None:
@@ -60,9 +60,9 @@ def test_unreadable_batch_counts_as_lost() -> None:
     assert frame is not None
     reader.follow(reader.stream.on_live_frame(frame))
     damaged = msgspec.msgpack.encode([0.0, [{"type": "BlockRemoved", "block_hashes": 7}], 0])
-    found = reader.follow(reader.stream.on_live_frame(EventFrame(b"", 1, damaged)))
-    assert found.unreadable == ("removal",)
-    assert [type(change) for change in found.changes] == [InstanceCleared, CompletenessChanged]
+    applied = reader.follow(reader.stream.on_live_frame(EventFrame(b"", 1, damaged)))
+    assert applied.unreadable == ("removal",)
+    assert [type(change) for change in applied.changes] == [InstanceCleared, CompletenessChanged]
     assert not reader.truth.state("i").complete
 
 
@@ -74,11 +74,13 @@ def test_disconnect_marks_the_instance_until_the_process_is_proved() -> None:
     reader.follow(reader.stream.on_disconnected())
     assert reader.truth.state("i").reason == "disconnected"
     assert reader.follow(reader.stream.on_connected()).replay_from == 0
-    reader.follow([one for frame in [*engine.replay(0), None] for one in reader.stream.on_replayed_frame(frame)])
+    reader.follow(
+        [outcome for frame in [*engine.replay(0), None] for outcome in reader.stream.on_replayed_frame(frame)]
+    )
     assert (reader.truth.state("i").complete, reader.truth.state("i").epoch) == (True, 1)
     reader.follow(reader.stream.on_disconnected())
-    found = reader.follow(reader.stream.on_replaced("its pod is another one"))
-    assert found.restarts == 1
+    applied = reader.follow(reader.stream.on_replaced("its pod is another one"))
+    assert applied.restarts == 1
     assert (reader.truth.state("i").epoch, reader.truth.state("i").blocks) == (2, 0)
 
 
@@ -108,10 +110,10 @@ def test_large_batch_is_applied_in_slices_in_order() -> None:
     grown: list[int] = []
     completed_at = None
     while application.is_busy:
-        found = application.run(1.0, 512)
-        assert found.cost < 1_200
-        grown.append(sum(len(change.hashes) for change in found.changes if isinstance(change, BlocksStored)))
-        if any(isinstance(change, CompletenessChanged) for change in found.changes):
+        applied = application.run(1.0, 512)
+        assert applied.cost < 1_200
+        grown.append(sum(len(change.hashes) for change in applied.changes if isinstance(change, BlocksStored)))
+        if any(isinstance(change, CompletenessChanged) for change in applied.changes):
             completed_at = sum(grown)
     assert max(grown) <= 64
     assert (sum(grown), store.state("i").blocks, application.waiting_bytes) == (1_200, 1_200, 0)
@@ -152,8 +154,8 @@ def test_reload_of_an_adapter_with_many_blocks_takes_many_short_steps() -> None:
     application.add([AcceptBatch(0, msgspec.msgpack.encode([1.0, [{**reload, **ADAPTER}], 0]))])
     removed: list[int] = []
     while application.is_busy:
-        found = application.run(1.0, 512)
-        removed.append(sum(len(change.hashes) for change in found.changes if isinstance(change, BlocksRemoved)))
+        applied = application.run(1.0, 512)
+        removed.append(sum(len(change.hashes) for change in applied.changes if isinstance(change, BlocksRemoved)))
     assert (sum(removed), len(list(store.content("i")))) == (5_000, 1)
     assert max(removed) <= 512
 
@@ -167,9 +169,9 @@ def test_clear_of_a_tier_with_many_blocks_takes_many_short_steps() -> None:
     )
     steps = 0
     while application.is_busy:
-        found = application.run(1.0, 512)
+        applied = application.run(1.0, 512)
         steps += 1
-        assert sum(len(change.hashes) for change in found.changes if isinstance(change, BlocksRemoved)) <= 512
+        assert sum(len(change.hashes) for change in applied.changes if isinstance(change, BlocksRemoved)) <= 512
     assert (steps >= 10, store.state("i").blocks) == (True, 0)
 
 
@@ -180,8 +182,8 @@ def test_orphans_of_one_parent_are_linked_in_many_short_steps() -> None:
     application.add([large_frame(0, 1, 1)])
     most = 0
     while application.is_busy:
-        found = application.run(1.0, 512)
-        most = max(most, sum(len(change.hashes) for change in found.changes if isinstance(change, BlocksStored)))
+        applied = application.run(1.0, 512)
+        most = max(most, sum(len(change.hashes) for change in applied.changes if isinstance(change, BlocksStored)))
     assert (store.state("i").blocks, store.state("i").orphans) == (5_001, 0)
     assert most <= 1_024
 
@@ -196,6 +198,6 @@ def test_eviction_of_a_large_overflow_takes_many_short_steps() -> None:
     application.add([large_frame(0, 100_000, 8_000)])
     most = 0
     while application.is_busy:
-        found = application.run(100.0, 512)
-        most = max(most, sum(len(change.hashes) for change in found.changes if isinstance(change, BlocksRemoved)))
+        applied = application.run(100.0, 512)
+        most = max(most, sum(len(change.hashes) for change in applied.changes if isinstance(change, BlocksRemoved)))
     assert (most, store.state("i").blocks <= 20_000) == (1_024, True)

@@ -100,9 +100,9 @@ def test_round_ends_after_its_bytes_and_continues_later() -> None:
     log: list[str] = []
     loop = Soon()
     turns = turns_of(loop, 100, 250)
-    one = Engine(log, "x", [50] * 20)
-    turns.mark_ready(one)
-    turns.mark_ready(one)
+    engine = Engine(log, "x", [50] * 20)
+    turns.mark_ready(engine)
+    turns.mark_ready(engine)
     loop.turn()
     assert (len(log), len(loop.waiting)) == (6, 1)
     while loop.waiting:
@@ -114,9 +114,9 @@ def test_source_closed_while_reading_gets_no_further_turn() -> None:
     log: list[str] = []
     loop = Soon()
     turns = turns_of(loop, 100, 1_000)
-    one = Engine(log, "x", [200] * 5)
-    one.then = lambda: turns.remove(one)
-    turns.mark_ready(one)
+    engine = Engine(log, "x", [200] * 5)
+    engine.then = lambda: turns.remove(engine)
+    turns.mark_ready(engine)
     loop.turn()
     assert (log, len(turns), loop.waiting) == (["x"], 0, [])
 

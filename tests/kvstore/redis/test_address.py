@@ -15,31 +15,31 @@ from fairlead_kvstore.redis.address import parse_redis_url
     ],
 )
 def test_single_server_url_is_left_to_the_client(url: str, words: str) -> None:
-    found = parse_redis_url(url)
-    assert (found.kind, found.url, found.description, found.hosts) == ("one", url, words, ())
+    address = parse_redis_url(url)
+    assert (address.kind, address.url, address.description, address.hosts) == ("one", url, words, ())
 
 
 def test_sentinel_url_has_a_service_and_two_users() -> None:
-    found = parse_redis_url(
+    address = parse_redis_url(
         "rediss+sentinel://app:p%40ss@a.example.com:5000,[fd00::1],b/main/2?sentinel_password=other&ssl_ca_certs=/ca"
     )
-    assert found.hosts == (("a.example.com", 5000), ("fd00::1", 26379), ("b", 26379))
-    assert (found.kind, found.service, found.database, found.tls) == ("sentinel", "main", 2, True)
-    assert (found.username, found.password, found.sentinel_username) == ("app", "p@ss", None)
-    assert (found.sentinel_password, found.ca_file) == ("other", "/ca")
-    assert found.description == "main by sentinels a.example.com:5000,[fd00::1]:26379,b:26379"
+    assert address.hosts == (("a.example.com", 5000), ("fd00::1", 26379), ("b", 26379))
+    assert (address.kind, address.service, address.database, address.tls) == ("sentinel", "main", 2, True)
+    assert (address.username, address.password, address.sentinel_username) == ("app", "p@ss", None)
+    assert (address.sentinel_password, address.ca_file) == ("other", "/ca")
+    assert address.description == "main by sentinels a.example.com:5000,[fd00::1]:26379,b:26379"
 
 
 def test_cluster_url_has_only_nodes() -> None:
-    found = parse_redis_url("redis+cluster://:secret@a,b:7000/")
-    assert (found.kind, found.hosts) == ("cluster", (("a", 6379), ("b", 7000)))
-    assert (found.username, found.password, found.tls) == (None, "secret", False)
-    assert found.description == "cluster a:6379,b:7000"
+    address = parse_redis_url("redis+cluster://:secret@a,b:7000/")
+    assert (address.kind, address.hosts) == ("cluster", (("a", 6379), ("b", 7000)))
+    assert (address.username, address.password, address.tls) == (None, "secret", False)
+    assert address.description == "cluster a:6379,b:7000"
     assert parse_redis_url("redis+cluster://a").password is None
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "reason"),
     [
         ("localhost:6379", "it is not a URL"),
         ("http://h3cret@a", "the scheme 'http' is not supported"),
@@ -57,10 +57,10 @@ def test_cluster_url_has_only_nodes() -> None:
         ("redis+cluster://a#b", "no fragment"),
     ],
 )
-def test_invalid_url_is_refused_without_showing_the_password(url: str, said: str) -> None:
-    with pytest.raises(BadInput) as found:
+def test_invalid_url_is_refused_without_showing_the_password(url: str, reason: str) -> None:
+    with pytest.raises(BadInput) as refused:
         parse_redis_url(url)
-    assert said in str(found.value)
-    assert "h3cret" not in str(found.value)
-    assert found.value.field == "redis"
-    assert "redis+sentinel://" in (found.value.hint or "")
+    assert reason in str(refused.value)
+    assert "h3cret" not in str(refused.value)
+    assert refused.value.field == "redis"
+    assert "redis+sentinel://" in (refused.value.hint or "")
