@@ -28,7 +28,7 @@ _OUT: Final = Path(__file__).parents[2] / "out" / "fuzz"
 def test_no_input_breaks_a_property(name: str) -> None:
     """The message names the command that repeats a finding."""
     report = campaign(TARGETS[name], "ci", INPUTS[name], _OUT)
-    found = [f"{finding.where}\n  {finding.data!r}\n  {finding.replay}" for finding in report.findings]
-    assert not found, "\n".join(found)
+    texts = [f"{finding.where}\n  {finding.data!r}\n  {finding.replay}" for finding in report.findings]
+    assert not texts, "\n".join(texts)
     assert report.inputs == INPUTS[name]
     assert report.kinds > len(TARGETS[name].seeds), "the inputs have become all alike"

@@ -79,12 +79,12 @@ def as_host(text: str) -> str:
     host = url.removeprefix("http://").rpartition(":")[0].strip("[]")
     literal = canonical_address(host)
     try:
-        found = socket.getaddrinfo(host, _PORT, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        resolved = socket.getaddrinfo(host, _PORT, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
         return "a name"
-    reached = {str(address[0]) for *_, address in found}
+    reached = {str(address[0]) for *_, address in resolved}
     if literal is not None and not address_refusal(literal, POD_ADDRESSES):
-        assert not any(address_refusal(one, POD_ADDRESSES) for one in reached), "a permitted text reaches more"
+        assert not any(address_refusal(address, POD_ADDRESSES) for address in reached), "a permitted text reaches more"
     return "a literal" if literal is not None else "numbers"
 
 

@@ -42,7 +42,7 @@ class Report:
 
 
 def campaign(
-    target: Target, seed: str, inputs: int, out: Path | None = None, told: Callable[[int], None] | None = None
+    target: Target, seed: str, inputs: int, out: Path | None = None, on_progress: Callable[[int], None] | None = None
 ) -> Report:
     """Tries ``inputs``, the target's own seeds first. Writes findings to ``out``."""
     report = Report(target.name, seed)
@@ -64,8 +64,8 @@ def campaign(
         if kind not in kinds and len(kinds) < 100_000:
             kinds.add(kind)
             mutator.keep(data)
-        if told is not None and not number % 100_000:
-            told(number)
+        if on_progress is not None and not number % 100_000:
+            on_progress(number)
     report.inputs, report.kinds = inputs, len(kinds)
     report.seconds = time.monotonic() - begun
     return report
@@ -74,7 +74,7 @@ def campaign(
 def where(error: BaseException) -> str:
     """Returns the place and type of an exception, by which findings are compared."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    own = [one for one in traceback.extract_tb(error.__traceback__) if "fuzzing" in one.filename][-1]
+    own = [entry for entry in traceback.extract_tb(error.__traceback__) if "fuzzing" in entry.filename][-1]
     text = str(error).splitlines()[0][:100] if str(error) else ""
     return (
         f"{type(error).__name__} {Path(own.filename).name}:{own.lineno} {Path(frame.filename).name}:{frame.name} {text}"

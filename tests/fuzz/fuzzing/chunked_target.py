@@ -31,18 +31,18 @@ Result = tuple[str, bytes, bytes]
 def check(data: bytes) -> Hashable:
     """Checks that parser and second reader agree, however the bytes arrive."""
     meant = expected(data)
-    found = read([data], LIMITS)
-    if meant[0] == "complete" or found[0] == "complete":
-        assert found == meant, "another body"
+    outcome = read([data], LIMITS)
+    if meant[0] == "complete" or outcome[0] == "complete":
+        assert outcome == meant, "another body"
     if meant[0] == "refused":
-        assert found[0] == "refused", "a malformed body is accepted"
-    if meant[0] == "waits" and found[0] == "refused":
+        assert outcome[0] == "refused", "a malformed body is accepted"
+    if meant[0] == "waits" and outcome[0] == "refused":
         assert all(expected(data + more)[0] != "complete" for more in _CONTINUATIONS), "a good start is refused"
     singles = [data[number : number + 1] for number in range(len(data))]
     for pieces in (*cuttings(data), singles):
-        assert read(pieces, LIMITS) == found, "cut otherwise, another body"
-        assert read(pieces, FRUGAL) in (found, ("refused", b"", b"")), "limits change what a body is"
-    return found[0], min(len(found[1]), 9), found[2] != b"", min(data.count(b";"), 4), min(data.count(b":"), 4)
+        assert read(pieces, LIMITS) == outcome, "cut otherwise, another body"
+        assert read(pieces, FRUGAL) in (outcome, ("refused", b"", b"")), "limits change what a body is"
+    return outcome[0], min(len(outcome[1]), 9), outcome[2] != b"", min(data.count(b";"), 4), min(data.count(b":"), 4)
 
 
 def read(pieces: list[bytes], limits: Limits) -> Result:

@@ -25,13 +25,14 @@ def check(data: bytes) -> Hashable:
         return handed(data)
     signals = _VLLM.parse_signals(data)
     for name, series in (("running", b"vllm:num_requests_running"), ("waiting", b"vllm:num_requests_waiting")):
-        told = getattr(signals, name)
-        assert told is None or math.isfinite(told), name
-        assert told == total(data, series), name
+        value = getattr(signals, name)
+        assert value is None or math.isfinite(value), name
+        assert value == total(data, series), name
     rank = _VLLM.parse_signals(data, 1)
     assert rank.running is None or signals.running is not None
     return tuple(
-        one is None for one in (signals.running, signals.waiting, signals.kv_usage, signals.sleeping, rank.running)
+        signal is None
+        for signal in (signals.running, signals.waiting, signals.kv_usage, signals.sleeping, rank.running)
     )
 
 
@@ -39,11 +40,11 @@ def total(page: bytes, series: bytes) -> float | None:
     """Returns the sum of a series' samples, line by line."""
     values = []
     for line in page.split(b"\n")[:-1]:
-        found = _SAMPLE.fullmatch(line.rstrip())
-        if found is None or found[1] != series:
+        sample = _SAMPLE.fullmatch(line.rstrip())
+        if sample is None or sample[1] != series:
             continue
         try:
-            value = float(found[3])
+            value = float(sample[3])
         except ValueError:
             continue
         if math.isfinite(value):
@@ -60,18 +61,18 @@ def handed(data: bytes) -> Hashable:
     assert 400 <= fault.status <= 599
     if fields is None:
         return "no hand-off", name is None, fault.status
-    told: Any = json.loads(data.decode(errors="replace"))["kv_transfer_params"]
-    assert json.loads(fields["kv_transfer_params"]) == told, "another object"
-    assert told["do_remote_prefill"] is True
-    blocks = told["remote_block_ids"]
+    params: Any = json.loads(data.decode(errors="replace"))["kv_transfer_params"]
+    assert json.loads(fields["kv_transfer_params"]) == params, "another object"
+    assert params["do_remote_prefill"] is True
+    blocks = params["remote_block_ids"]
     assert blocks
     assert all(group and all(type(block) is int for block in group) for group in blocks)
     assert all(
-        isinstance(told[key], str) and told[key] for key in ("remote_engine_id", "remote_request_id", "remote_host")
+        isinstance(params[key], str) and params[key] for key in ("remote_engine_id", "remote_request_id", "remote_host")
     )
-    assert 0 < told["remote_port"] < 65_536
-    assert told["tp_size"] > 0
-    return "hand-off", tuple(sorted(told))
+    assert 0 < params["remote_port"] < 65_536
+    assert params["tp_size"] > 0
+    return "hand-off", tuple(sorted(params))
 
 
 _WHOLE = (

@@ -39,43 +39,46 @@ Requests = list[tuple[RequestHead, bytes]]
 def judged(pieces: list[bytes], limits: Limits) -> tuple[Requests, GatewayError | None]:
     """Returns the requests in these pieces, and the refusal after them."""
     reader = RequestParser(limits, SharedTemplates())
-    found: Requests = []
+    requests: Requests = []
     try:
         for piece in pieces:
             reader.feed(piece)
             while (request := reader.next_request()) is not None:
-                found.append(request)
+                requests.append(request)
         reader.on_eof()
     except GatewayError as error:
-        return found, refused(error)
-    return found, None
+        return requests, refused(error)
+    return requests, None
 
 
 def check(data: bytes) -> Hashable:
     """Checks that whole and cut bytes, llhttp and the message for the engine agree."""
-    found, refusal = judged([data], LIMITS)
+    requests, refusal = judged([data], LIMITS)
     for pieces in cuttings(data):
         again, refusal_again = judged(pieces, LIMITS)
-        assert summaries(again) == summaries(found), "cut otherwise, other requests"
+        assert summaries(again) == summaries(requests), "cut otherwise, other requests"
         assert said(refusal_again) == said(refusal), "cut otherwise, another refusal"
     tight, _ = judged(next(cuttings(data)), TIGHT)
-    assert summaries(tight) == summaries(found)[: len(tight)], "limits change what a request is"
-    second(data, found, refusal)
-    for head, body in found[:2]:
+    assert summaries(tight) == summaries(requests)[: len(tight)], "limits change what a request is"
+    second(data, requests, refusal)
+    for head, body in requests[:2]:
         forwarded(head, body)
     code = said(refusal)
     return (
         code,
-        len(found),
-        tuple((one.method, one.version, one.length is None, one.keep_alive, len(one.fields)) for one, _ in found[:3]),
+        len(requests),
+        tuple(
+            (head.method, head.version, head.length is None, head.keep_alive, len(head.fields))
+            for head, _ in requests[:3]
+        ),
     )
 
 
-def summaries(found: Requests) -> list[tuple[object, ...]]:
+def summaries(requests: Requests) -> list[tuple[object, ...]]:
     """Returns the properties of each request."""
     return [
-        (one.method, one.path, one.query, one.version, one.length, one.keep_alive, tuple(one.fields), body)
-        for one, body in found
+        (head.method, head.path, head.query, head.version, head.length, head.keep_alive, tuple(head.fields), body)
+        for head, body in requests
     ]
 
 
@@ -133,13 +136,13 @@ class _Second:
         return True
 
 
-def second(data: bytes, found: Requests, refusal: GatewayError | None) -> None:
+def second(data: bytes, requests: Requests, refusal: GatewayError | None) -> None:
     """Checks that llhttp completes the same requests before it refuses or stops."""
-    if not found:
+    if not requests:
         return
     other = _Second()
     other.read(data)
-    for (head, body), (method, target, keep, body_other, _) in zip(found, other.whole, strict=False):
+    for (head, body), (method, target, keep, body_other, _) in zip(requests, other.whole, strict=False):
         if method == "CONNECT" or head.get(b"upgrade") is not None:
             return  # llhttp changes the protocol here, which Fairlead does not
         assert (head.method, body) == (method, body_other), "llhttp sees another request"
@@ -147,7 +150,7 @@ def second(data: bytes, found: Requests, refusal: GatewayError | None) -> None:
         if not head.keep_alive or not keep:
             return  # the rest is not read
     if refusal is None and not other.upgraded:
-        assert len(other.whole) <= len(found), "llhttp sees more requests"
+        assert len(other.whole) <= len(requests), "llhttp sees more requests"
 
 
 def forwarded(head: RequestHead, body: bytes) -> None:

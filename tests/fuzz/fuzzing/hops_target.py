@@ -31,10 +31,10 @@ def check(data: bytes) -> Hashable:
     """Checks the verdict on the header lines in `data`, one a line, and what is forwarded."""
     values = [line.strip(b" \t\r") for line in data.split(b"\n")]
     meant = expected(values)
-    found = verdict(values, OWN)
-    assert found == meant, f"{found}, not {meant}"
-    if found != "passes":
-        return found, len(values)
+    outcome = verdict(values, OWN)
+    assert outcome == meant, f"{outcome}, not {meant}"
+    if outcome != "passes":
+        return outcome, len(values)
     ids = named(values)
     sent = forwarded(values, OWN)
     assert named(sent) == [OWN, *ids], "the next gateway sees other gateways"
@@ -43,7 +43,7 @@ def check(data: bytes) -> Hashable:
     while verdict(hops, other := f"{number:012x}") == "passes":
         hops, number = forwarded(hops, other), number + 1
     assert number <= MAX_HOPS, "a chain of gateways has no end"
-    return found, len(ids), len(values)
+    return outcome, len(ids), len(values)
 
 
 def expected(values: Sequence[bytes]) -> str:

@@ -47,7 +47,7 @@ class Mutator:
         self._grow = grow
         self._pieces = pieces
         self._words = words
-        self._seeds = [self._cut(one) for one in known]
+        self._seeds = [self._cut(text) for text in known]
         self._kept: list[list[bytes]] = []
 
     def keep(self, data: bytes) -> None:
@@ -120,10 +120,10 @@ class Mutator:
         if what == 3:
             return data[:at] + data[at : at + 1 + int(draw() * 16)] * (1 + int(draw() * 3)) + data[at:]
         if what == 4:
-            found = _DIGITS.search(data, at)
-            if found is None:
+            digits = _DIGITS.search(data, at)
+            if digits is None:
                 return data
-            return data[: found.start()] + _INTERESTING[int(draw() * len(_INTERESTING))] + data[found.end() :]
+            return data[: digits.start()] + _INTERESTING[int(draw() * len(_INTERESTING))] + data[digits.end() :]
         if what == 5 and data:
             at = min(at, len(data) - 1)
             return data[:at] + bytes((data[at] ^ (1 << int(draw() * 8)),)) + data[at + 1 :]

@@ -63,15 +63,15 @@ def check(body: bytes) -> Hashable:
     except GatewayError as error:
         refused(error)
         return path, error.code
-    found = members(body)
-    told = check_body(kind.__name__, body, LIMITS)
-    assert told.problem is None, "the checking process refuses what the worker accepts"
+    listed = members(body)
+    checked = check_body(kind.__name__, body, LIMITS)
+    assert checked.problem is None, "the checking process refuses what the worker accepts"
     results = [
         applied(body, known, path, policy)
-        for known in (parsed.members, {name: Raw(value) for name, value in told.members.items()})
+        for known in (parsed.members, {name: Raw(value) for name, value in checked.members.items()})
     ]
     try:
-        meant = expected(found, path, policy)
+        meant = expected(listed, path, policy)
     except PolicyRefusal as refusal:
         (fields,) = refusal.args
         for result in results:
@@ -84,9 +84,9 @@ def check(body: bytes) -> Hashable:
         assert [(name, value) for name, _, value in after] == [(name, value) for name, _, value in meant]
         for (_, text, _), (_, text_after, _) in zip(meant, after, strict=True):
             assert text in (None, text_after), "bytes that should stay have changed"
-        if len(after) == len(found) and all(text is not None for _, text, _ in meant):
+        if len(after) == len(listed) and all(text is not None for _, text, _ in meant):
             assert result == body, "nothing was to be changed"
-    return path, len(found) - len(meant), parsed.members is None, policy.unknown_fields, len(meant)
+    return path, len(listed) - len(meant), parsed.members is None, policy.unknown_fields, len(meant)
 
 
 def applied(body: bytes, known: Mapping[str, Raw] | None, path: str, policy: RequestPolicy) -> bytes | BadRequest:
@@ -94,20 +94,20 @@ def applied(body: bytes, known: Mapping[str, Raw] | None, path: str, policy: Req
     try:
         return apply_field_policy(body, known, path, Model("default", "tiny", requests=policy))
     except BadRequest as error:
-        found = error
-    if found.code == "field_not_allowed" and found.param is not None:
-        assert all(map(is_shown, found.param.split(".")))
+        refusal = error
+    if refusal.code == "field_not_allowed" and refusal.param is not None:
+        assert all(map(is_shown, refusal.param.split(".")))
     else:
-        refused(found)
-    return found
+        refused(refusal)
+    return refusal
 
 
-def expected(found: list[Member], path: str, policy: RequestPolicy) -> list[tuple[str, str | None, Any]]:
+def expected(fields: list[Member], path: str, policy: RequestPolicy) -> list[tuple[str, str | None, Any]]:
     """Returns the members that an engine should get; the text is None where it differs.
 
     Raises PolicyRefusal.
     """
-    last = {name: value for name, _, value in found}
+    last = {name: value for name, _, value in fields}
     bad: set[str | None] = set()
     removed = set(REMOVED_FIELDS)
     for name in REFUSED_FIELDS:
@@ -120,8 +120,8 @@ def expected(found: list[Member], path: str, policy: RequestPolicy) -> list[tupl
     for name in last:
         is_object = name.endswith("_kwargs") or name in ("vllm_xargs", "custom_params")
         if is_object and name not in policy.allowed_fields:
-            bad |= program_arguments(name, found, policy)
-    bad |= unchecked_ids({name: value_text(text) for name, text, _ in found}, policy)
+            bad |= program_arguments(name, fields, policy)
+    bad |= unchecked_ids({name: value_text(text) for name, text, _ in fields}, policy)
     if bad:
         raise PolicyRefusal(bad)
     if policy.unknown_fields is UnknownFields.REFUSE:
@@ -129,7 +129,7 @@ def expected(found: list[Member], path: str, policy: RequestPolicy) -> list[tupl
         if unknown:
             raise PolicyRefusal({name if is_shown(name) else None for name in unknown})
     meant: list[tuple[str, str | None, Any]] = []
-    for name, text, value in found:
+    for name, text, value in fields:
         if name == "vllm_xargs" and isinstance(value, Obj):
             inner = Obj(pair for pair in value if pair[0] not in removed)
             meant.append((name, text if inner == value else None, inner))
@@ -138,9 +138,9 @@ def expected(found: list[Member], path: str, policy: RequestPolicy) -> list[tupl
     return meant
 
 
-def program_arguments(field: str, found: list[Member], policy: RequestPolicy) -> set[str | None]:
+def program_arguments(field: str, fields: list[Member], policy: RequestPolicy) -> set[str | None]:
     """Returns where an object of arguments holds more than plain values."""
-    text = [value_text(text) for name, text, _ in found if name == field][-1]
+    text = [value_text(text) for name, text, _ in fields if name == field][-1]
     value = json.loads(text)
     if value is None:
         return set()

@@ -38,18 +38,21 @@ def check(data: bytes) -> Hashable:
     for number, instance in enumerate(_INSTANCES):
         rank = str(instance.dp_rank or 0)
         try:
-            found = endpoints_from_answer(data, instance)
+            endpoints = endpoints_from_answer(data, instance)
         except BadInput as error:
             kinds.append(str(error)[:30])
             continue
-        told = json.loads(data.decode(errors="replace"))[rank]
-        assert told["enable_kv_cache_events"] is True
-        assert told.get("publisher") in (None, "zmq")
-        assert 0 < found.buffer <= 1_000_000
-        assert (found.replay is None) or told.get("replay_endpoint") is not None
-        for address, named in ((found.events, told["endpoint"]), (found.replay, told.get("replay_endpoint"))):
+        source = json.loads(data.decode(errors="replace"))[rank]
+        assert source["enable_kv_cache_events"] is True
+        assert source.get("publisher") in (None, "zmq")
+        assert 0 < endpoints.buffer <= 1_000_000
+        assert (endpoints.replay is None) or source.get("replay_endpoint") is not None
+        for address, named in (
+            (endpoints.events, source["endpoint"]),
+            (endpoints.replay, source.get("replay_endpoint")),
+        ):
             kinds.append(own_address(address, named, _HOSTS[number // 2]))
-        assert not is_lost(found, told, _HOSTS[number // 2])
+        assert not is_lost(endpoints, source, _HOSTS[number // 2])
     return tuple(kinds)
 
 
@@ -66,23 +69,23 @@ def own_address(address: str | None, named: Any, host: str) -> str:
     return "own"
 
 
-def is_lost(found: EventEndpoints, told: Any, host: str) -> bool:
+def is_lost(endpoints: EventEndpoints, source: Any, host: str) -> bool:
     """Returns whether an endpoint of this machine is taken for one that the engine dials."""
-    base, _, port = told["endpoint"].rpartition(":")
-    return found.events is None and port.isdecimal() and base in ("tcp://*", f"tcp://{host}", "tcp://0.0.0.0")
+    base, _, port = source["endpoint"].rpartition(":")
+    return endpoints.events is None and port.isdecimal() and base in ("tcp://*", f"tcp://{host}", "tcp://0.0.0.0")
 
 
 def topic(data: bytes) -> Hashable:
     """Checks that a topic names an address exactly where its second part is one."""
-    found = topic_address(data)
+    address = topic_address(data)
     parts = data[:512].decode("utf-8", "replace").split("@")
-    if found is None:
+    if address is None:
         assert len(parts) < 3 or parts[0] != "kv" or ":" not in parts[1]
         return "no address", len(parts)
-    assert found == parts[1]
+    assert address == parts[1]
     assert data.startswith(b"kv@")
     known = [instance_address(instance) for instance in _INSTANCES]
-    return "address", found in known, len(parts)
+    return "address", address in known, len(parts)
 
 
 _RANK = b'{"enable_kv_cache_events":true,"publisher":"zmq","endpoint":"tcp://*:5557","replay_endpoint":"tcp://*:5558","buffer_steps":100}'

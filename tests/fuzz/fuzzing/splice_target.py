@@ -45,8 +45,8 @@ FLEET = Fleet(
     1,
     1,
     _MODELS,
-    {key: (Instance(f"{key}/0", one.namespace, one.name, "main", "http://127.0.0.1:1", state=InstanceState.READY),)
-     for key, one in _MODELS.items()},
+    {key: (Instance(f"{key}/0", model.namespace, model.name, "main", "http://127.0.0.1:1", state=InstanceState.READY),)
+     for key, model in _MODELS.items()},
 )  # fmt: skip
 HEAD = RequestHead("POST", "/v1/odd", [(b"host", b"x")], 11, 0, True, False, b"a=b&model=c")
 _PATHS = (*BODY_TYPES, "/v1/chat/completions", "/v1/completions", "/v1/odd", "/v1/chat/completions")
@@ -74,9 +74,9 @@ def members(body: bytes) -> list[Member]:
     if text[at : at + 1] != "{":
         raise ValueError("no object")
     at = _SPACE.match(text, at + 1).end()  # type: ignore[union-attr]
-    found: list[Member] = []
+    fields: list[Member] = []
     while text[at : at + 1] != "}":
-        if found:
+        if fields:
             if text[at : at + 1] != ",":
                 raise ValueError("no comma")
             at = _SPACE.match(text, at + 1).end()  # type: ignore[union-attr]
@@ -91,11 +91,11 @@ def members(body: bytes) -> list[Member]:
             value, end = _scan(text, end)
         except StopIteration:
             raise ValueError("no value") from None
-        found.append((name, text[at:end], value))
+        fields.append((name, text[at:end], value))
         at = _SPACE.match(text, end).end()  # type: ignore[union-attr]
     if _SPACE.match(text, at + 1).end() != len(text):  # type: ignore[union-attr]
         raise ValueError("more behind")
-    return found
+    return fields
 
 
 def check(body: bytes) -> Hashable:
@@ -126,9 +126,9 @@ def check(body: bytes) -> Hashable:
     return path, len(before), ask.stream, ask.strip_usage, tuple(sorted({name for name, _, _ in before}))[:6]
 
 
-def plain(found: list[Any]) -> list[tuple[str, Any]]:
+def plain(fields: list[Any]) -> list[tuple[str, Any]]:
     """Returns names and values."""
-    return [(name, value) for name, _, value in found]
+    return [(name, value) for name, _, value in fields]
 
 
 def expected(before: list[Member], ask: ModelRequest) -> list[Any]:
@@ -183,18 +183,18 @@ def legs(ask: ModelRequest, after: list[Member]) -> None:
     decode = members(set_members(ask.body, {"kv_transfer_params": PARAMS}))
     _set(after, decode, {"kv_transfer_params": Obj([("do_remote_prefill", True), ("remote_host", "a")])})
     if can_resume(ask):
-        said = SentText(100)
-        said.text, said.tokens = 'so "far"\u2028', 1
-        rest = resume_body(ask, said)
+        sent = SentText(100)
+        sent.text, sent.tokens = 'so "far"\u2028', 1
+        rest = resume_body(ask, sent)
         if rest is not None:
-            told = dict(plain(members(rest)))
+            resumed = dict(plain(members(rest)))
             if isinstance(ask.fields, ChatRequest):
                 old = dict(plain(after))["messages"]
-                assert told["messages"] == [*old, Obj([("role", "assistant"), ("content", said.text)])]
-                assert told["continue_final_message"] is True
-                assert told["add_generation_prompt"] is False
+                assert resumed["messages"] == [*old, Obj([("role", "assistant"), ("content", sent.text)])]
+                assert resumed["continue_final_message"] is True
+                assert resumed["add_generation_prompt"] is False
             elif isinstance(ask.fields, CompletionRequest):
-                assert told["prompt"] == msgspec.json.decode(ask.fields.prompt) + said.text
+                assert resumed["prompt"] == msgspec.json.decode(ask.fields.prompt) + sent.text
 
 
 def _set(before: list[Member], after: list[Member], changes: dict[str, Any]) -> None:
@@ -220,7 +220,7 @@ def _bare(body: bytes) -> None:
         return
     try:
         msgspec.json.decode(body)
-        found = members(body)
+        fields = members(body)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return
     try:
@@ -228,7 +228,7 @@ def _bare(body: bytes) -> None:
     except GatewayError as error:
         refused(error)
         return
-    assert [name for name, _, _ in after] == [name for name, _, _ in found if name not in REMOVED_FIELDS]
+    assert [name for name, _, _ in after] == [name for name, _, _ in fields if name not in REMOVED_FIELDS]
 
 
 _FIELD_WORDS = [

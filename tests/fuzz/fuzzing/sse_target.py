@@ -77,20 +77,20 @@ def examine(out: bytes, events: SseScanner, sent: list[bytes], proper: bool) -> 
         return
     for event in shown:
         if event != b"[DONE]":
-            found = parsed(event)
-            assert isinstance(found, dict)
-            assert found.get("error") is None, "an error passes as an answer"
+            chunk = parsed(event)
+            assert isinstance(chunk, dict)
+            assert chunk.get("error") is None, "an error passes as an answer"
             assert b'"finish_reason":"abort"' not in event, "an abort passes as an answer"
 
 
 def continued(out: bytes, sent: list[bytes]) -> None:
     """Checks that any stream can be spliced into a resumed one."""
-    said = SentText(LIMIT)
-    said.add([out])
-    if all(said.parse_slices()):
-        assert said.tokens <= len(sent)
-        total_usage(None, said)
-    events_of(b"".join(splice_events([out], said)))
+    answer = SentText(LIMIT)
+    answer.add([out])
+    if all(answer.parse_slices()):
+        assert answer.tokens <= len(sent)
+        total_usage(None, answer)
+    events_of(b"".join(splice_events([out], answer)))
 
 
 def well_formed(data: bytes, sent: list[bytes]) -> bool:
@@ -105,8 +105,8 @@ def well_formed(data: bytes, sent: list[bytes]) -> bool:
 
 
 def _event(data: bytes) -> bool:
-    found = parsed(data)
-    if not isinstance(found, dict):
+    chunk = parsed(data)
+    if not isinstance(chunk, dict):
         return False
     try:
         msgspec.json.decode(data, type=StreamEvent)
@@ -123,10 +123,10 @@ def meant(sent: list[bytes], strip: bool) -> tuple[object, list[bytes]]:
         if event == b"[DONE]":
             kept.append(event)
             break
-        found = parsed(event)
-        if found.get("error") is not None:
+        chunk = parsed(event)
+        if chunk.get("error") is not None:
             break
-        told_usage = found.get("usage")
+        told_usage = chunk.get("usage")
         if told_usage is not None:
             details = told_usage.get("prompt_tokens_details") or {}
             values = (
@@ -135,7 +135,7 @@ def meant(sent: list[bytes], strip: bool) -> tuple[object, list[bytes]]:
                 details.get("cached_tokens"),
             )
             usage = tuple(value if value is not None and 0 <= value <= 1 << 31 else None for value in values)
-            if strip and not found.get("choices"):
+            if strip and not chunk.get("choices"):
                 continue
         if b'"finish_reason":"abort"' in event:
             break
@@ -145,7 +145,7 @@ def meant(sent: list[bytes], strip: bool) -> tuple[object, list[bytes]]:
 
 def events_of(stream: bytes) -> list[bytes]:
     """Returns the data of every whole event, by the grammar."""
-    found: list[bytes] = []
+    events: list[bytes] = []
     lines: list[bytes] = []
     parts = _LINES.split(stream)
     for line in parts[:-1]:
@@ -154,9 +154,9 @@ def events_of(stream: bytes) -> list[bytes]:
                 lines.append(line[5:].strip())
         else:
             if lines:
-                found.append(b"\n".join(lines))
+                events.append(b"\n".join(lines))
             lines = []
-    return found
+    return events
 
 
 def parsed(event: bytes) -> Any:
@@ -170,7 +170,7 @@ def parsed(event: bytes) -> Any:
 def subsequence(some: list[bytes], all_of_them: list[bytes]) -> bool:
     """Whether ``all_of_them`` contains ``some`` in that order."""
     rest = iter(all_of_them)
-    return all(any(one == other for other in rest) for one in some)
+    return all(any(wanted == other for other in rest) for wanted in some)
 
 
 WORDS = [
