@@ -66,12 +66,12 @@ def _users(tests: tuple[str, ...]) -> dict[str, set[str]]:
 
 
 def _closure(names: set[str], users: dict[str, set[str]]) -> set[str]:
-    found, pending = set(names), list(names)
+    reached, pending = set(names), list(names)
     while pending:
-        new = users.get(pending.pop(), set()) - found
-        found |= new
+        new = users.get(pending.pop(), set()) - reached
+        reached |= new
         pending += new
-    return found
+    return reached
 
 
 def _helpers_that_name(folders: set[str], users: dict[str, set[str]]) -> set[str]:
@@ -87,10 +87,10 @@ def _used_files(name: str) -> set[str]:
         return set()
     text = (ROOT / name).read_text(encoding="utf-8")
     modules = set(_imported_modules(text)) | set(_STRING.findall(text))
-    found = {file for module in modules for file in _files_of(module)}
+    files = {file for module in modules for file in _files_of(module)}
     if name.startswith("tests/"):
-        found |= {file for module in {*modules, "conftest"} for file in _siblings((ROOT / name).parent, module)}
-    return found
+        files |= {file for module in {*modules, "conftest"} for file in _siblings((ROOT / name).parent, module)}
+    return files
 
 
 def _imported_modules(text: str) -> Iterator[str]:
@@ -107,12 +107,12 @@ def _files_of(module: str) -> tuple[str, ...]:
     folder = _PACKAGES.get(parts[0])
     if folder is None:
         return ()
-    found: list[Path] = []
+    candidates: list[Path] = []
     for part in parts:
         folder /= part
-        found += (folder / "__init__.py", folder.with_suffix(".py"), folder.with_suffix(".pyx"))
-    found.append(folder / "__main__.py")
-    return tuple(file.relative_to(ROOT).as_posix() for file in found if file.exists())
+        candidates += (folder / "__init__.py", folder.with_suffix(".py"), folder.with_suffix(".pyx"))
+    candidates.append(folder / "__main__.py")
+    return tuple(file.relative_to(ROOT).as_posix() for file in candidates if file.exists())
 
 
 @cache

@@ -17,7 +17,7 @@ FOLDERS = {Path(package).name: ROOT / Path(package).parent for package in PACKAG
 def third_party_packages(entries: Iterable[str]) -> set[str]:
     """Returns the import packages of other projects that modules reach, such as ``yaml``."""
     visited: set[str] = set()
-    found: set[str] = set()
+    packages: set[str] = set()
     pending = list(entries)
     while pending:
         name = pending.pop()
@@ -29,8 +29,8 @@ def third_party_packages(entries: Iterable[str]) -> set[str]:
             pending += _parents(name)
             pending += _imports(name)
         elif top not in sys.stdlib_module_names:
-            found.add(top)
-    return found
+            packages.add(top)
+    return packages
 
 
 def module_file(name: str) -> Path | None:
@@ -54,15 +54,15 @@ def _imports(name: str) -> tuple[str, ...]:
     if path is None and (FOLDERS[name.partition(".")[0]] / name.replace(".", "/")).with_suffix(".pyx").exists():
         return ()
     assert path is not None, f"no module {name}"
-    found: list[str] = []
+    imported: list[str] = []
     for node in _statements(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            imported += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.append(node.module)
+            imported.append(node.module)
             below = (f"{node.module}.{alias.name}" for alias in node.names)
-            found += [module for module in below if module_file(module)]
-    return tuple(found)
+            imported += [module for module in below if module_file(module)]
+    return tuple(imported)
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:

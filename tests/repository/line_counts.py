@@ -74,8 +74,8 @@ def count_packages(root: Path = ROOT) -> dict[str, int]:
 
 def recorded() -> dict[str, dict[str, int]]:
     """Returns the recorded counts: ``base`` and ``now``."""
-    found: dict[str, dict[str, int]] = json.loads(RECORD.read_text(encoding="utf-8"))
-    return found
+    counts: dict[str, dict[str, int]] = json.loads(RECORD.read_text(encoding="utf-8"))
+    return counts
 
 
 def main(arguments: list[str]) -> int:

@@ -79,15 +79,15 @@ class Source:
 @cache
 def sources() -> list[Source]:
     """Returns all Python files of the repository, parsed."""
-    found = []
+    parsed = []
     for folder in (*PACKAGES, *SUPPORT, "tests"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             text = path.read_text(encoding="utf-8")
             tree = ast.parse(text)
             source = Source(path.relative_to(ROOT).as_posix(), text, ast.get_docstring(tree) or "", [], [])
             _collect(source, tree, "")
-            found.append(source)
-    return found
+            parsed.append(source)
+    return parsed
 
 
 def reviewed() -> list[Source]:
@@ -135,9 +135,9 @@ def duplicate_classes() -> Iterator[Finding]:
         for definition in source.definitions:
             if definition.is_class and source.package:
                 places[source.package, definition.last_name].append(f"{source.path}:{definition.line}")
-    for (package, name), found in places.items():
-        for place in found[1:]:
-            yield f"{package}:{name}", f"{place}, first in {found[0]}"
+    for (package, name), locations in places.items():
+        for place in locations[1:]:
+            yield f"{package}:{name}", f"{place}, first in {locations[0]}"
 
 
 def too_many_parameters() -> Iterator[Finding]:
@@ -205,10 +205,10 @@ RULES: dict[str, Callable[[], Iterator[Finding]]] = {
 
 def findings(rule: str) -> dict[str, list[str]]:
     """Returns the findings of one rule by key."""
-    found: dict[str, list[str]] = defaultdict(list)
+    by_key: dict[str, list[str]] = defaultdict(list)
     for key, description in RULES[rule]():
-        found[key].append(description)
-    return dict(found)
+        by_key[key].append(description)
+    return dict(by_key)
 
 
 def exceptions() -> dict[str, dict[str, int]]:
@@ -277,9 +277,9 @@ def _imports() -> dict[str, set[str]]:
     return graph
 
 
-def _common(one: str, other: str) -> list[str]:
+def _common(module: str, other: str) -> list[str]:
     shared = []
-    for left, right in zip(one.split("."), other.split("."), strict=False):
+    for left, right in zip(module.split("."), other.split("."), strict=False):
         if left != right:
             break
         shared.append(left)

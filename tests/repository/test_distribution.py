@@ -138,14 +138,14 @@ VERSIONED = re.compile(
 
 def test_files_name_the_artifacts_of_this_release() -> None:
     """CHANGELOG and records of earlier measurements name what they were made with."""
-    found = {
+    artifacts = {
         (name, version)
         for name, text in tracked_text().items()
         if not name.startswith(("bench/", "tests/", "CHANGELOG"))
         for version in VERSIONED.findall(text)
     }
-    assert len(found) > 10
-    assert {(name, version) for name, version in found if not f"{__version__}.".startswith(f"{version}.")} == set()
+    assert len(artifacts) > 10
+    assert {(name, version) for name, version in artifacts if not f"{__version__}.".startswith(f"{version}.")} == set()
 
 
 def without(package: str, module: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -185,8 +185,8 @@ def tracked_text() -> dict[str, str]:
 
 
 def test_no_page_or_message_installs_another_project() -> None:
-    found = {name: match[0] for name, text in tracked_text().items() if (match := REGISTRY_INSTALL.search(text))}
-    assert found == {}
+    installs = {name: match[0] for name, text in tracked_text().items() if (match := REGISTRY_INSTALL.search(text))}
+    assert installs == {}
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ def tracked() -> list[Path]:
 
 
 def test_no_file_names_a_path_beside_the_checkout() -> None:
-    found = []
+    mentions = []
     for path in tracked():
         if path != Path(__file__) and path.suffix not in (".gz", ".png", ".msgpack", ".recording"):
             text = path.read_text(encoding="utf-8", errors="replace")
-            found += [f"{path.relative_to(ROOT)}: {match[0]}" for match in BESIDE.finditer(text)]
-    assert found == []
+            mentions += [f"{path.relative_to(ROOT)}: {match[0]}" for match in BESIDE.finditer(text)]
+    assert mentions == []
 
 
 def test_every_recording_is_on_the_page_of_its_folder() -> None:

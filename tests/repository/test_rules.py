@@ -9,14 +9,14 @@ SHRINK = "run `.venv/bin/python tests/repository/repository_rules.py --shrink` a
 @pytest.mark.parametrize("rule", RULES)
 def test_rule_has_no_new_finding(rule: str) -> None:
     excused = exceptions()[rule]
-    new = {key: found for key, found in findings(rule).items() if len(found) > excused.get(key, 0)}
+    new = {key: descriptions for key, descriptions in findings(rule).items() if len(descriptions) > excused.get(key, 0)}
     assert new == {}
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_no_exception_outlives_its_need(rule: str) -> None:
-    found = findings(rule)
-    stale = {key: count for key, count in exceptions()[rule].items() if len(found.get(key, ())) < count}
+    current = findings(rule)
+    stale = {key: count for key, count in exceptions()[rule].items() if len(current.get(key, ())) < count}
     assert stale == {}, SHRINK
 
 

@@ -104,7 +104,7 @@ def test_an_action_has_one_commit_in_all_workflows() -> None:
         for owner, name, commit in re.findall(r"uses: ([\w.-]+)/([\w.-]+)[^@\n]*@(\S+)", path.read_text()):
             commits.setdefault(f"{owner}/{name}", set()).add(commit)
     assert len(commits) >= 4
-    assert {action: found for action, found in commits.items() if len(found) > 1} == {}
+    assert {action: pinned for action, pinned in commits.items() if len(pinned) > 1} == {}
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=named)
