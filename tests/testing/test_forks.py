@@ -125,9 +125,9 @@ def test_program_has_the_descriptors_that_it_was_given_and_no_others(probe: Prob
     os.close(writing)
     with open(reading, "rb") as pipe:
         assert pipe.read() == b"x"
-    found = [int(name) for name in done.stdout.strip("[]\n").split(",")]
-    assert [fd for fd in found if Path("/proc/self/fd").exists()][:3] == [0, 1, 2]
-    assert set(found) - {0, 1, 2, writing} == {max(set(found) - {writing})}  # that of the folder itself
+    descriptors = [int(name) for name in done.stdout.strip("[]\n").split(",")]
+    assert [fd for fd in descriptors if Path("/proc/self/fd").exists()][:3] == [0, 1, 2]
+    assert set(descriptors) - {0, 1, 2, writing} == {max(set(descriptors) - {writing})}  # that of the folder itself
 
 
 @pytest.mark.usefixtures("start")

@@ -62,9 +62,9 @@ def test_seeds_draw_every_kind_of_fault_and_equal_seeds_are_equal() -> None:
     lost = [{event.engine for event in scene.fleet_events if event.kind is FleetEventKind.LOSE} for scene in scenes]
     assert any(set(scene.engine_names) <= gone for scene, gone in zip(scenes, lost, strict=True)), "all at once"
     for scene in scenes:
-        assert all(one.at <= FAULT_SECONDS for one in (*scene.fleet_events, *scene.partitions, *scene.kills))
+        assert all(event.at <= FAULT_SECONDS for event in (*scene.fleet_events, *scene.partitions, *scene.kills))
         assert all(
-            not one.unreachable for one in {partition.gateway: partition for partition in scene.partitions}.values()
+            not last.unreachable for last in {partition.gateway: partition for partition in scene.partitions}.values()
         ), "all are mended"
     assert from_seed(7) == from_seed(7)
     assert run_seed(7) == run_seed(7)
@@ -110,7 +110,7 @@ class Keeps(Wrong):
     """A core that moves held requests to an absent engine."""
 
     def rebalance(self, endpoints: Sequence[Any], now: float) -> list[Any]:
-        return [(one, "nowhere") for item in endpoints for one in item.held]
+        return [(request, "nowhere") for item in endpoints for request in item.held]
 
 
 def found(core: type[Wrong], **how: Any) -> str:
@@ -140,14 +140,14 @@ def test_the_checker_finds_a_request_held_for_an_absent_engine() -> None:
 
 def test_liveness_is_checked_a_minute_after_the_last_fault() -> None:
     """All requests go to one engine, at five times its capacity."""
-    crowd = tuple(replace(one, arrival=one.arrival / 8) for one in from_seed(1).traffic)
-    late = tuple(replace(one, arrival=one.arrival + FAULT_SECONDS + 60.0) for one in crowd)
+    crowd = tuple(replace(request, arrival=request.arrival / 8) for request in from_seed(1).traffic)
+    late = tuple(replace(request, arrival=request.arrival + FAULT_SECONDS + 60.0) for request in crowd)
     assert "first tokens in time" in found(ToOne, traffic=late)
 
 
 def test_a_violation_is_reported_with_its_seed_and_replay_command() -> None:
-    told = RunReport(42, ("1.000 s: something",), 1, 0, 0, 0, 1, 1.0).describe()
-    assert told.splitlines() == ["seed 42: 1 findings", "  1.000 s: something", f"  {REPLAY_COMMAND.format(42)}"]
+    report = RunReport(42, ("1.000 s: something",), 1, 0, 0, 0, 1, 1.0).describe()
+    assert report.splitlines() == ["seed 42: 1 findings", "  1.000 s: something", f"  {REPLAY_COMMAND.format(42)}"]
 
 
 def test_the_script_writes_its_report(tmp_path: Path) -> None:
@@ -188,9 +188,9 @@ def test_a_night_that_was_ended_is_finished_in_another(tmp_path: Path, play: Cal
     whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
     for path, *more in ((whole, "--seeds", "2"), (parts, "--seeds", "1"), (parts, "--seeds", "2", "--go-on")):
         assert play("--first", "100", "--jobs", "1", "--out", str(path), *more) == 0
-    one, other = json.loads(whole.read_text()), json.loads(parts.read_text())
-    assert one["seeds"] == 2
-    assert one | {"seconds": 0.0} == other | {"seconds": 0.0}
+    single, other = json.loads(whole.read_text()), json.loads(parts.read_text())
+    assert single["seeds"] == 2
+    assert single | {"seconds": 0.0} == other | {"seconds": 0.0}
     with pytest.raises(SystemExit, match="begins with seed 100"):
         play("--first", "7", "--go-on", "--out", str(parts))
 
@@ -199,8 +199,8 @@ def test_faulty_spells_lose_duplicate_and_delay_messages() -> None:
     weather = PacketSimulator([NetworkFault(10.0, 20.0, drop=0.3, duplicate=0.5, max_delay_seconds=2.0)], seed=1)
     assert weather.delivery_times(5.0, 0.1) == [5.1]
     assert weather.delivery_times(20.0, 0.1) == [20.1]
-    found = [weather.delivery_times(15.0, 0.1) for _ in range(2_000)]
-    counts = [sum(len(one) == number for one in found) / 2_000 for number in range(3)]
+    deliveries = [weather.delivery_times(15.0, 0.1) for _ in range(2_000)]
+    counts = [sum(len(times) == number for times in deliveries) / 2_000 for number in range(3)]
     assert counts == pytest.approx([0.3, 0.35, 0.35], abs=0.04)
-    assert all(15.1 <= at <= 17.1 for one in found for at in one)
+    assert all(15.1 <= at <= 17.1 for times in deliveries for at in times)
     assert PacketSimulator([NetworkFault(0.0, 1.0, drop=1.0)]).delivery_times(0.5, 0.0) == []

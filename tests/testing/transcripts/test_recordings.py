@@ -69,11 +69,11 @@ def test_recording_an_engine_anew_gives_recordings_of_the_same_form(tmp_path: Pa
         async with launch_engine(CLAIMED.engines[name]) as engine:
             return await record_entries(entries, RECORDED, engine.authority)
 
-    made = asyncio.run(scenario())
-    assert list(made) == ["00-version.txt", "03-completion-stream.txt"]
-    written = [tmp_path / file for file in made]
+    recorded = asyncio.run(scenario())
+    assert list(recorded) == ["00-version.txt", "03-completion-stream.txt"]
+    written = [tmp_path / file for file in recorded]
     for path in written:
-        path.write_bytes(made[path.name])
+        path.write_bytes(recorded[path.name])
         ours, theirs = read_recording(path), read_recording(RECORDED / path.name)
         assert (ours.request.method, ours.request.target) == (theirs.request.method, theirs.request.target)
         assert ours.request.body == theirs.request.body

@@ -129,9 +129,9 @@ async def test_a_killed_server_cuts_streams_and_answers_no_plain_request() -> No
         await wait_for_metric(engine.authority, lambda running: running == 2, RUNNING)
         engine.process.kill()
         assert await ended(engine) == -signal.SIGKILL
-        told = await _to_the_end(stream)
-        assert not told.endswith(LAST_CHUNK)
-        assert b"[DONE]" not in told
+        answer = await _to_the_end(stream)
+        assert not answer.endswith(LAST_CHUNK)
+        assert b"[DONE]" not in answer
         assert await _to_the_end(plain) == b""
         await wait_until(partial(is_refused, engine))
 
@@ -202,15 +202,15 @@ async def test_sigterm_by_default_aborts_what_runs(stream: bool) -> None:
         client = await begin(stack, engine, completion(LONG, stream=stream))
         await wait_for_metric(engine.authority, lambda running: running == 1, RUNNING)
         engine.process.terminate()
-        told = await drained(client)
+        answer = await drained(client)
         await wait_until(partial(is_refused, engine))
         assert await ended(engine) == 0
         if stream:
-            final, done = last_events(told)
+            final, done = last_events(answer)
             assert (final["choices"][0]["finish_reason"], done) == ("abort", "[DONE]")
-            assert told.endswith(LAST_CHUNK)
+            assert answer.endswith(LAST_CHUNK)
         else:
-            assert parse_response(told).json()["choices"][0]["finish_reason"] == "abort"
+            assert parse_response(answer).json()["choices"][0]["finish_reason"] == "abort"
 
 
 async def test_sigterm_may_end_every_answer_with_an_error() -> None:
@@ -241,10 +241,10 @@ async def test_a_drain_lets_a_stream_finish_while_everything_else_stays_up() -> 
         await _draining(engine)
         assert (await send_request(engine.authority, get_request("/health"))).status == 200
         assert (await send_request(engine.authority, get_request("/v1/models"))).status == 200
-        told = await _to_the_last_chunk(stream)
-        final, done = last_events(told)
+        answer = await _to_the_last_chunk(stream)
+        final, done = last_events(answer)
         assert (final["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
-        assert len(parse_response(told).events()) == 501
+        assert len(parse_response(answer).events()) == 501
         assert (await send_request(engine.authority, get_request("/health"))).status == 200
         await other.close()
         assert await drained(idle) == b""
