@@ -20,13 +20,13 @@ def marker(name: str, **keywords: object) -> LaneMarker:
 
 def markers(tree: ast.Module) -> dict[str, LaneMarker]:
     """Returns test → its closest lane marker, as the file's text has it."""
-    found, own = {}, None
+    lanes, own = {}, None
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark":
             own = _lane_of(node.value.elts if isinstance(node.value, ast.List) else [node.value])
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-            found[node.name] = _lane_of(node.decorator_list) or own
-    return found
+            lanes[node.name] = _lane_of(node.decorator_list) or own
+    return lanes
 
 
 def _lane_of(expressions: list[ast.expr]) -> LaneMarker | None:
@@ -38,9 +38,9 @@ def _lane_of(expressions: list[ast.expr]) -> LaneMarker | None:
 
 
 def test_every_test_on_the_cluster_is_in_a_lane_of_its_own_choice() -> None:
-    found = {path.name: markers(ast.parse(path.read_text())) for path in sorted(KUBE.rglob("test_*.py"))}
-    assert not [name for tests in found.values() for name, given in tests.items() if given is None]
-    assert {lane(given) for tests in found.values() for given in tests.values()} == set(LANES) - {LOCAL}
+    by_file = {path.name: markers(ast.parse(path.read_text())) for path in sorted(KUBE.rglob("test_*.py"))}
+    assert not [name for tests in by_file.values() for name, given in tests.items() if given is None]
+    assert {lane(given) for tests in by_file.values() for given in tests.values()} == set(LANES) - {LOCAL}
 
 
 def test_all_lanes_but_the_last_share_the_installation_once_it_is_there() -> None:
@@ -50,7 +50,7 @@ def test_all_lanes_but_the_last_share_the_installation_once_it_is_there() -> Non
         for tree in [ast.parse(path.read_text())]
         for node in tree.body
         if isinstance(node, ast.FunctionDef) and (given := markers(tree).get(node.name))
-        if not any(".FULL" in ast.unparse(one) for one in node.decorator_list)  # these run one by one
+        if not any(".FULL" in ast.unparse(decorator) for decorator in node.decorator_list)  # these run one by one
         for arguments in [{item.arg for item in node.args.args}]
     )
     alone = [name for *_, alone, name in order if alone]

@@ -16,9 +16,9 @@ STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEE
 
 @pytest.fixture
 def record(tmp_path: Path) -> Iterator[RunRecord]:
-    made = RunRecord(tmp_path)
-    yield made
-    for pid, moment in made.get("processes", {}).values():
+    run_record = RunRecord(tmp_path)
+    yield run_record
+    for pid, moment in run_record.get("processes", {}).values():
         if moment is not None and start_time(pid) == moment:
             os.kill(pid, signal.SIGKILL)
         try:

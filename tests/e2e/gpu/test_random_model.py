@@ -19,9 +19,9 @@ def tensors(path: Path) -> dict[str, Any]:
     (length,) = struct.unpack_from("<Q", data)
     header: dict[str, Any] = json.loads(data[8 : 8 + length])
     end = 0
-    for one in header.values():
-        assert one["data_offsets"] == [end, end + BYTES[one["dtype"]] * prod(one["shape"])]
-        end = one["data_offsets"][1]
+    for tensor in header.values():
+        assert tensor["data_offsets"] == [end, end + BYTES[tensor["dtype"]] * prod(tensor["shape"])]
+        end = tensor["data_offsets"][1]
     assert len(data) == 8 + length + end
     return header
 
@@ -42,8 +42,8 @@ def test_a_written_model_has_the_shape_that_is_read(tmp_path: Path) -> None:
 def test_weights_have_the_bytes_of_the_shape(tmp_path: Path) -> None:
     write_weights(tmp_path, SMALL, seed=1)
     header = tensors(tmp_path / "model.safetensors")
-    norms = sum(prod(one["shape"]) for name, one in header.items() if name.endswith("norm.weight"))
-    assert 2 * sum(prod(one["shape"]) for one in header.values()) == SMALL.weight_bytes + 2 * norms
+    norms = sum(prod(tensor["shape"]) for name, tensor in header.items() if name.endswith("norm.weight"))
+    assert 2 * sum(prod(tensor["shape"]) for tensor in header.values()) == SMALL.weight_bytes + 2 * norms
 
 
 def test_written_weights_are_wide(tmp_path: Path) -> None:

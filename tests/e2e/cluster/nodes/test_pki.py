@@ -14,9 +14,9 @@ pytestmark = pytest.mark.skipif(not has_openssl(), reason="no openssl")
 
 @pytest.fixture(scope="module")
 def pki(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
-    made = CertificateAuthority(tmp_path_factory.mktemp("cluster") / "pki")
-    made.make("10.1.2.3")
-    return made
+    authority = CertificateAuthority(tmp_path_factory.mktemp("cluster") / "pki")
+    authority.make("10.1.2.3")
+    return authority
 
 
 def shown(pki: CertificateAuthority, name: str, *what: str) -> str:
@@ -36,15 +36,15 @@ def test_clients_carry_the_group_and_user_that_kubernetes_reads(pki: Certificate
 
 
 def test_the_server_answers_to_its_names_and_addresses(pki: CertificateAuthority) -> None:
-    told = shown(pki, "apiserver", "-ext", "subjectAltName")
+    listing = shown(pki, "apiserver", "-ext", "subjectAltName")
     for name in ("DNS:kubernetes.default.svc", "IP Address:10.1.2.3", "IP Address:10.96.0.1"):
-        assert name in told
+        assert name in listing
 
 
 def test_a_kubeconfig_holds_everything_and_is_its_owners_alone(pki: CertificateAuthority, tmp_path: Path) -> None:
     path = tmp_path / "admin.kubeconfig"
     pki.kubeconfig("admin", "https://10.1.2.3:6443", path)
     assert path.stat().st_mode & 0o077 == 0
-    told = json.loads(path.read_text())
-    assert told["clusters"][0]["cluster"]["server"] == "https://10.1.2.3:6443"
-    assert set(told["users"][0]["user"]) == {"client-certificate-data", "client-key-data"}
+    config = json.loads(path.read_text())
+    assert config["clusters"][0]["cluster"]["server"] == "https://10.1.2.3:6443"
+    assert set(config["users"][0]["user"]) == {"client-certificate-data", "client-key-data"}

@@ -40,9 +40,9 @@ class Server(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        found = self.path != "/missing"
+        exists = self.path != "/missing"
         body = json.dumps({"asked": self.path}).encode()
-        self.send_response(200 if found else 404)
+        self.send_response(200 if exists else 404)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -64,9 +64,9 @@ def reader(tmp_path: Path) -> Iterator[ApiReader]:
             "users": [{"name": "one", "user": {}}],
         }
         (tmp_path / "config").write_text(json.dumps(kubeconfig))
-        made = ApiReader({"KUBECONFIG": str(tmp_path / "config")})
-        yield made
-        made.close()
+        opened = ApiReader({"KUBECONFIG": str(tmp_path / "config")})
+        yield opened
+        opened.close()
         server.shutdown()
         thread.join()
 
