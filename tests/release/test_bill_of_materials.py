@@ -70,8 +70,8 @@ def test_bill_holds_packages_with_their_hashes_and_the_base_with_its_digest() ->
 
 
 def test_packages_of_other_platforms_and_pythons_are_left_out() -> None:
-    found = {(package.name, package.version): package.hashes for package in locked_packages(LOCK, "3.11.16")}
-    assert found == {("first", "1.0"): (FIRST, SECOND), ("second", "2.0"): (FIRST,)}
+    packages = {(package.name, package.version): package.hashes for package in locked_packages(LOCK, "3.11.16")}
+    assert packages == {("first", "1.0"): (FIRST, SECOND), ("second", "2.0"): (FIRST,)}
     newer = locked_packages(LOCK, "3.12.1")
     assert [(package.name, package.version) for package in newer] == [("first", "1.0"), ("second", "3.0")]
 

@@ -15,8 +15,8 @@ from scripts.release.release_run import ARCHITECTURES, ReleaseError
 
 
 def archive(files: Mapping[str, str], links: Mapping[str, str]) -> bytes:
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w:xz") as tar:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:xz") as tar:
         for name, text in files.items():
             entry = tarfile.TarInfo(name)
             entry.size, entry.mtime = len(text), 7
@@ -25,7 +25,7 @@ def archive(files: Mapping[str, str], links: Mapping[str, str]) -> bytes:
             entry = tarfile.TarInfo(name)
             entry.type, entry.linkname = tarfile.SYMTYPE, target
             tar.addfile(entry)
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def deb(folder: Path, name: str, files: Mapping[str, str], **links: str) -> tuple[DebianPackage, Path]:
@@ -102,9 +102,9 @@ def test_a_file_is_taken_only_with_the_hash_of_the_lock(tmp_path: Path, monkeypa
     served = {f"http://one/{package.path}": b"other", f"http://two/{package.path}": path.read_bytes()}
     monkeypatch.setenv("FAIRLEAD_DEBIAN_MIRRORS", "http://one http://two/")
     monkeypatch.setattr(debian_packages, "_download", served.get)
-    found = fetch(package, tmp_path / "cache")
-    assert found.read_bytes() == path.read_bytes()
+    fetched = fetch(package, tmp_path / "cache")
+    assert fetched.read_bytes() == path.read_bytes()
     served.clear()
-    assert fetch(package, tmp_path / "cache") == found
+    assert fetch(package, tmp_path / "cache") == fetched
     with pytest.raises(ReleaseError, match="lock-images"):
         fetch(package, tmp_path / "empty")

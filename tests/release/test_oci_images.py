@@ -131,14 +131,14 @@ def test_a_second_release_leaves_no_blob_of_the_first(tmp_path: Path, layer: Ima
 
 
 def test_a_layer_is_made_once_for_its_content(tmp_path: Path) -> None:
-    store, made = LayerStore(tmp_path), []
+    store, roots = LayerStore(tmp_path), []
 
     def fill(root: Path) -> None:
-        made.append(root)
+        roots.append(root)
         (root / "file").write_text("text")
 
     first = store.layer("one", "a", fill)
     assert store.layer("one", "a", fill) == first
-    assert len(made) == 1
+    assert len(roots) == 1
     store.layer("one", "b", fill)
-    assert len(made) == 2
+    assert len(roots) == 2

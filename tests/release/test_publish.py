@@ -20,7 +20,7 @@ def release(folder: Path, registry: str | None) -> OciLayout:
     (folder / "root" / "file").write_text("text")
     layer = write_layer(folder / "root", folder / "layer.tar.gz")
     layout = OciLayout(folder / "dist" / "oci")
-    add_images(layout, [OciImage(f"x/sim:{VERSION}", [layer], {}, one) for one in ("amd64", "arm64")], VERSION)
+    add_images(layout, [OciImage(f"x/sim:{VERSION}", [layer], {}, arch) for arch in ("amd64", "arm64")], VERSION)
     add_chart(layout, VERSION, registry)
     (folder / "dist" / "sbom").mkdir()
     for architecture in ("amd64", "arm64"):

@@ -33,9 +33,9 @@ def image(layout: OciLayout, name: bytes) -> Descriptor:
 
 @pytest.fixture
 def layout(tmp_path: Path) -> OciLayout:
-    made = OciLayout(tmp_path / "oci")
-    made.set_entries({"one:1": image(made, b"one"), "deep/two:1": image(made, b"two")})
-    return made
+    created = OciLayout(tmp_path / "oci")
+    created.set_entries({"one:1": image(created, b"one"), "deep/two:1": image(created, b"two")})
+    return created
 
 
 def uploads(registry: MemoryRegistry) -> list[str]:

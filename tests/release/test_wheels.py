@@ -18,16 +18,16 @@ def wheel(folder: Path, *names: str, file: str = "some_thing-1.0-py3-none-any.wh
 
 
 def test_packages_of_a_wheel_are_unpacked_and_its_commands_are_not(tmp_path: Path) -> None:
-    made = wheel(
+    path = wheel(
         tmp_path,
         *("some_thing/__init__.py", "some_thing-1.0.dist-info/METADATA"),
         *("some_thing-1.0.data/scripts/run", "some_thing-1.0.data/platlib/native.so"),
     )
-    unpack(made, tmp_path / "root")
-    found = {
+    unpack(path, tmp_path / "root")
+    files = {
         str(path.relative_to(tmp_path / "root" / SITE)) for path in (tmp_path / "root").rglob("*") if path.is_file()
     }
-    assert found == {"some_thing/__init__.py", "some_thing-1.0.dist-info/METADATA", "native.so"}
+    assert files == {"some_thing/__init__.py", "some_thing-1.0.dist-info/METADATA", "native.so"}
 
 
 def test_a_wheel_cannot_write_outside_the_root(tmp_path: Path) -> None:
@@ -36,11 +36,11 @@ def test_a_wheel_cannot_write_outside_the_root(tmp_path: Path) -> None:
 
 
 def test_a_package_is_found_among_wheels_by_its_plain_name(tmp_path: Path) -> None:
-    made = wheel(tmp_path, "program")
-    assert wheel_of(LockedPackage("some-thing", "1.0", ()), tmp_path) == made
-    assert read_member(made, "program") == b"program"
+    path = wheel(tmp_path, "program")
+    assert wheel_of(LockedPackage("some-thing", "1.0", ()), tmp_path) == path
+    assert read_member(path, "program") == b"program"
     with pytest.raises(ReleaseError, match="no file"):
-        read_member(made, "other")
+        read_member(path, "other")
     with pytest.raises(ReleaseError, match="no wheel"):
         wheel_of(LockedPackage("some-thing", "1.1", ()), tmp_path)
 
