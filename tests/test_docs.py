@@ -110,10 +110,10 @@ def broken_links(page: Path) -> Iterator[str]:
         if target.startswith(("http://", "https://", "mailto:")):
             continue
         place, _, anchor = target.partition("#")
-        found = (page.parent / place).resolve() if place else page
-        if not found.exists():
+        linked = (page.parent / place).resolve() if place else page
+        if not linked.exists():
             yield f"{named(page)}: {target}"
-        elif anchor and found.suffix == ".md" and slug(anchor) not in headings_of(found):
+        elif anchor and linked.suffix == ".md" and slug(anchor) not in headings_of(linked):
             yield f"{named(page)}: {target}: no such heading"
 
 
@@ -154,8 +154,8 @@ def words_of(snippet: str) -> Iterator[list[str]]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    found = [words for snippet in snippets(page) for words in words_of(snippet)]
-    return [words for words in found if words and words[0] not in ("1", "--version", "--help")]
+    lines = [words for snippet in snippets(page) for words in words_of(snippet)]
+    return [words for words in lines if words and words[0] not in ("1", "--version", "--help")]
 
 
 @cache
@@ -200,7 +200,7 @@ def problem_of(words: tuple[str, ...]) -> str | None:
 def test_every_command_that_is_shown_parses() -> None:
     shown = [(page, words) for page in PAGES for words in commands(page)]
     problems = [(named(page), " ".join(words), problem_of(tuple(words))) for page, words in shown]
-    assert [found for found in problems if found[2] is not None] == []
+    assert [problem for problem in problems if problem[2] is not None] == []
 
 
 @cache
@@ -222,10 +222,10 @@ def printed_help(main: Callable[[list[str]], int]) -> str:
 
 def unknown_options(page: Path) -> Iterator[str]:
     for snippet in snippets(page):
-        if found := MODULE.search(re.sub(r"\s#\s.*", "", snippet)):
-            module = found[1] or "fairlead_gateway"
-            verb = re.findall(r"^ ([a-z][a-z-]*)", found[3]) if module in ("fairlead_bench", "fairlead_sim") else ()
-            for option in re.findall(r"(?<!\S)--[a-z-]+", found[3]):
+        if call := MODULE.search(re.sub(r"\s#\s.*", "", snippet)):
+            module = call[1] or "fairlead_gateway"
+            verb = re.findall(r"^ ([a-z][a-z-]*)", call[3]) if module in ("fairlead_bench", "fairlead_sim") else ()
+            for option in re.findall(r"(?<!\S)--[a-z-]+", call[3]):
                 if not re.search(rf"{option}\b", help_of(module, *verb)):
                     yield f"{named(page)}: {module} {option}"
 
@@ -282,8 +282,8 @@ def test_every_target_of_make_that_is_named_exists() -> None:
     targets |= {f"bench-{name}" for name in PARTS}
     for page in PAGES:
         for snippet in snippets(page):
-            if (found := re.match(r"(?:\$ )?make ([a-z0-9-]+)", snippet)) and found[1] not in targets:
-                pytest.fail(f"{named(page)}: make {found[1]}")
+            if (call := re.match(r"(?:\$ )?make ([a-z0-9-]+)", snippet)) and call[1] not in targets:
+                pytest.fail(f"{named(page)}: make {call[1]}")
 
 
 def test_every_verb_that_a_message_or_a_comment_names_exists() -> None:
@@ -342,12 +342,12 @@ BY_PRESET = ("scored_decision", "_decide_by_values", "_decide_by_match", "_decid
 
 def first_texts(*functions: str, place: int = 0) -> set[str]:
     """The texts given as one argument to any call of these functions in the gateway."""
-    found: set[str] = set()
+    texts: set[str] = set()
     for node in nodes("gateway/fairlead_gateway"):
         if isinstance(node, ast.Call) and len(node.args) > place:
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            found.update(constants(node.args[place]) if name in functions else ())
-    return found
+            texts.update(constants(node.args[place]) if name in functions else ())
+    return texts
 
 
 def test_every_rule_is_documented_and_every_documented_rule_exists() -> None:

@@ -29,7 +29,7 @@ else:
 
 def run_block(part: str, folder: Path, key: str) -> str:
     """Runs the block with a text on the Secret as the chart writes it, and returns `keys.yaml`."""
-    (block,) = (found for found in PAGE.blocks if found.language == "sh" and part in found.text)
+    (block,) = (block for block in PAGE.blocks if block.language == "sh" and part in block.text)
     tools, work = folder / "bin", folder / "work"
     (tools / "state").mkdir(parents=True)
     work.mkdir()
@@ -46,8 +46,8 @@ def run_block(part: str, folder: Path, key: str) -> str:
 def test_a_key_without_a_tenant_is_added_with_its_digest(tmp_path: Path) -> None:
     written = run_block("team-b", tmp_path, "sk-second")
     digest = hmac_new(PEPPER.encode(), b"sk-second", sha256).digest()
-    found = parse_key_file(written, file="keys.yaml", limits=Limits())
-    assert found == {bytes.fromhex(FIRST): "first", digest: "team-b"}
+    keys = parse_key_file(written, file="keys.yaml", limits=Limits())
+    assert keys == {bytes.fromhex(FIRST): "first", digest: "team-b"}
 
 
 def test_the_first_key_is_removed_with_an_empty_list(tmp_path: Path) -> None:

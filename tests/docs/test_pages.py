@@ -55,8 +55,8 @@ def accelerators_of(path: Path) -> list[dict[str, Any]]:
     return [document for document in documents if document.get("kind") == "AcceleratorClass"]
 
 
-def is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return one["kind"] == other["kind"] and one["metadata"]["name"] == other["metadata"]["name"]
+def is_same(manifest: dict[str, Any], other: dict[str, Any]) -> bool:
+    return manifest["kind"] == other["kind"] and manifest["metadata"]["name"] == other["metadata"]["name"]
 
 
 def test_pages_say_where_their_commands_run_and_why_a_block_is_left_out() -> None:
@@ -116,7 +116,7 @@ def check_manifest(path: Path, block: Block) -> None:
         assert {"apiVersion", "kind"} <= document.keys(), f"{path.name}:{block.line}: no complete manifest"
     own = [document for document in documents if document["apiVersion"].startswith("serving.fairlead.io/")]
     if own:
-        own += [one for one in accelerators_of(path) if not any(is_same(one, document) for document in own)]
+        own += [entry for entry in accelerators_of(path) if not any(is_same(entry, document) for document in own)]
         problems = combine_texts([(f"{path.name}:{block.line}", yaml.safe_dump_all(own))], limits=Limits())[1]
         assert problems == []
 
@@ -127,7 +127,7 @@ def test_pages_describe_what_exists() -> None:
         if named(path).startswith(WORKSHOP):
             continue
         plain = re.sub(r"^```.*?^```|`[^`\n]*`", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-        promises += [f"{named(path)}: {found[0]}" for found in PROMISE.finditer(plain)]
+        promises += [f"{named(path)}: {promise[0]}" for promise in PROMISE.finditer(plain)]
     assert promises == []
 
 

@@ -19,11 +19,11 @@ LISTED = DOCS / "reference" / "metrics.md"
 @pytest.fixture(scope="session")
 def words() -> frozenset[str]:
     """Every word of the programs' sources in lower case, and of the list of metrics."""
-    found: set[str] = set(re.findall(r"\w+", LISTED.read_text(encoding="utf-8")))
+    names: set[str] = set(re.findall(r"\w+", LISTED.read_text(encoding="utf-8")))
     for program in PROGRAMS:
         for source in (ROOT / program).rglob("*.py"):
-            found.update(re.findall(r"\w+", source.read_text(encoding="utf-8").lower()))
-    return frozenset(found)
+            names.update(re.findall(r"\w+", source.read_text(encoding="utf-8").lower()))
+    return frozenset(names)
 
 
 def test_quoted_limits_and_fields_exist(words: frozenset[str]) -> None:
