@@ -101,7 +101,7 @@ def imported_names(path: Path) -> frozenset[str]:
 
 def locked(lock: str) -> dict[str, Version]:
     lines = re.findall(r"^([A-Za-z0-9][^\s;]*==[^\s;]+)", (ROOT / "requirements" / lock).read_text(), re.MULTILINE)
-    return {found.name: Version(next(iter(found.specifier)).version) for found in map(Requirement, lines)}
+    return {pin.name: Version(next(iter(pin.specifier)).version) for pin in map(Requirement, lines)}
 
 
 def golden_objects(kind: str, name: str = "") -> Iterator[dict[str, Any]]:
@@ -116,8 +116,8 @@ def engine_pod(kind: str = "VLLM", **model: Any) -> dict[str, Any]:
     named = simulated_model("qwen", "chat", engine={"type": kind}, **spec)
     named["metadata"]["uid"] = "u1"
     rendered = render_model(ModelDeployment.model_validate(named), {}, default_context())
-    (found,) = (manifest for manifest in rendered.manifests if manifest["kind"] == "Deployment")
-    pod: dict[str, Any] = found["spec"]["template"]["spec"]
+    (deployment,) = (manifest for manifest in rendered.manifests if manifest["kind"] == "Deployment")
+    pod: dict[str, Any] = deployment["spec"]["template"]["spec"]
     return pod
 
 
@@ -207,7 +207,7 @@ def test_cve_2025_59425_keys_are_compared_in_constant_time(monkeypatch: pytest.M
 
     compared: list[tuple[Any, Any]] = []
     compare = hmac.compare_digest
-    monkeypatch.setattr(hmac, "compare_digest", lambda one, other: compared.append((one, other)) or compare(one, other))
+    monkeypatch.setattr(hmac, "compare_digest", lambda key, other: compared.append((key, other)) or compare(key, other))
     assert not http_access.is_authorized(b"Bearer s3cre", b"s3cret")
     assert http_access.is_authorized(b"Bearer s3cret", b"s3cret")
     assert len(compared) == 2
@@ -338,10 +338,10 @@ def test_kserve_4402_no_host_path_and_no_secrets_of_the_cluster() -> None:
 def test_aibrix_2329_a_block_is_known_by_all_before_it(first: bytes, other: bytes) -> None:
     """AIBrix: the last block and the count were the key, so other prompts had the same one."""
     ending = b"the same ending " * 256
-    one = prefix_chain(first.ljust(256) + ending, secret=b"s", seed=b"m").hashes
-    two = prefix_chain(other.ljust(256) + ending, secret=b"s", seed=b"m").hashes
-    assert len(one) == len(two)
-    assert (set(one) & set(two) == set()) == (first.ljust(256) != other.ljust(256))
+    hashes = prefix_chain(first.ljust(256) + ending, secret=b"s", seed=b"m").hashes
+    other_hashes = prefix_chain(other.ljust(256) + ending, secret=b"s", seed=b"m").hashes
+    assert len(hashes) == len(other_hashes)
+    assert (set(hashes) & set(other_hashes) == set()) == (first.ljust(256) != other.ljust(256))
 
 
 def test_hiredis_3_4_1_nested_replies_are_an_error() -> None:
