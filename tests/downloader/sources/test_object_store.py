@@ -31,11 +31,11 @@ def objects(files: dict[str, bytes], prefix: str = "acme/sql-2") -> dict[tuple[s
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Bucket]:
-    found = objects({**FILES, ".gitattributes": b"hidden"}) | {
+    stored = objects({**FILES, ".gitattributes": b"hidden"}) | {
         ("loras", "acme/sql-20/adapter_config.json"): b"another folder",
         ("loras", "acme/sql-2/sub"): b"",  # as consoles mark a folder
     }
-    with s3_server(S3Bucket(found)) as server:
+    with s3_server(S3Bucket(stored)) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)

@@ -57,22 +57,22 @@ def test_digest_of_the_folder_is_the_same_for_files_and_archives(get: Any) -> No
     with memory_registry() as registry:
         oci.push_layers(registry, "acme/files", oci.file_layers(FILES))
         oci.push_layers(registry, "acme/image", [(oci.tar_of(FILES), oci.TAR_TYPE, {})])
-        found = [
+        downloads = [
             get(AdapterDownload(f"oci://{registry.address}/acme/{name}"), plain(registry))
             for name in ("files", "image")
         ]
-        assert found[0].digest == found[1].digest
-        pinned = AdapterDownload(f"oci://{registry.address}/acme/image", digest=found[0].digest)
-        assert get(pinned, plain(registry)).digest == found[0].digest
+        assert downloads[0].digest == downloads[1].digest
+        pinned = AdapterDownload(f"oci://{registry.address}/acme/image", digest=downloads[0].digest)
+        assert get(pinned, plain(registry)).digest == downloads[0].digest
 
 
 def test_index_of_one_manifest_is_followed_and_of_two_refused(get: Any) -> None:
     with memory_registry() as registry:
         pushed = oci.push_layers(registry, "acme/sql", oci.file_layers(FILES), "inner")
-        one = {"mediaType": oci.MANIFEST_TYPE, "digest": pushed, "size": 1}
+        entry = {"mediaType": oci.MANIFEST_TYPE, "digest": pushed, "size": 1}
         source = f"oci://{registry.address}/acme/sql"
-        oci.push_document(registry, "acme/sql", {"manifests": [one]}, oci.INDEX_TYPE, "one")
-        oci.push_document(registry, "acme/sql", {"manifests": [one, one]}, oci.INDEX_TYPE, "two")
+        oci.push_document(registry, "acme/sql", {"manifests": [entry]}, oci.INDEX_TYPE, "one")
+        oci.push_document(registry, "acme/sql", {"manifests": [entry, entry]}, oci.INDEX_TYPE, "two")
         assert read(get(AdapterDownload(f"{source}:one"), plain(registry)).path) == FILES
         with pytest.raises(InvalidContent, match="index of 2"):
             get(AdapterDownload(f"{source}:two"), plain(registry))
