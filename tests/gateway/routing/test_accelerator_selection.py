@@ -33,10 +33,10 @@ def instances(small: int = 4, large: int = 1, role: Role = Role.SERVE, profile: 
     ]
 
 
-def router(ones: list[Instance] | None = None) -> ModelRouter:
-    made = ModelRouter(secret=b"secret")
-    made.update(MODEL, instances() if ones is None else ones)
-    return made
+def make_router(ones: list[Instance] | None = None) -> ModelRouter:
+    router = ModelRouter(secret=b"secret")
+    router.update(MODEL, instances() if ones is None else ones)
+    return router
 
 
 def prompt(name: str, tokens: int, seed: object = None) -> RouteRequest:
@@ -44,23 +44,23 @@ def prompt(name: str, tokens: int, seed: object = None) -> RouteRequest:
     return RouteRequest(name, prefix_chain(text, secret=b"secret", seed=b"m"), float(tokens))
 
 
-def send(made: ModelRouter, request: RouteRequest, *, ends: bool = True) -> str:
+def send(router: ModelRouter, request: RouteRequest, *, ends: bool = True) -> str:
     """Decided and dispatched, and with ``ends`` answered at once."""
-    decision = made.choose_instance(request, 0.0)
+    decision = router.choose_instance(request, 0.0)
     assert decision.chosen is not None
-    made.on_dispatch(request, decision.chosen, 0.0)
+    router.on_dispatch(request, decision.chosen, 0.0)
     if ends:
-        made.on_first_token(request.id, 0.0)
-        made.on_finish(request.id, 0.0, output_tokens=200)
+        router.on_first_token(request.id, 0.0)
+        router.on_finish(request.id, 0.0, output_tokens=200)
     return decision.chosen.partition("-")[0]
 
 
-def filled(made: ModelRouter) -> None:
+def filled(router: ModelRouter) -> None:
     """So much on the large one that it is not calm, and not full."""
     for number in range(80):
         request = prompt(f"there-{number}", 300)
-        made.on_dispatch(request, "large-0", 0.0)
-        made.on_first_token(request.id, 0.0)
+        router.on_dispatch(request, "large-0", 0.0)
+        router.on_first_token(request.id, 0.0)
 
 
 def kind(profile: EngineProfile, role: Role = Role.SERVE) -> AcceleratorKind:
@@ -69,16 +69,16 @@ def kind(profile: EngineProfile, role: Role = Role.SERVE) -> AcceleratorKind:
 
 
 def test_long_prompts_go_to_the_large_kind_and_short_ones_to_the_small_one() -> None:
-    made = router()
-    filled(made)
+    router = make_router()
+    filled(router)
     went: dict[int, Counter[str]] = {120: Counter(), 6_000: Counter()}
     for number in range(900):
         tokens = 6_000 if number % 5 == 0 else 120
-        pool = send(made, prompt(f"r{number}", tokens))
+        pool = send(router, prompt(f"r{number}", tokens))
         went[tokens][pool] += number >= 600
     assert went[6_000]["large"] >= 58  # of 60
     assert went[120]["small"] >= 180  # of 240
-    decision = made.preview(prompt("asked", 6_000), 0.0)
+    decision = router.preview(prompt("asked", 6_000), 0.0)
     assert "; on large (" in decision.reason
     assert "as dear on small" in decision.reason
     assert decision.inputs["small/work_seconds"].value > 10 * decision.inputs["large/work_seconds"].value
@@ -95,23 +95,23 @@ def test_a_fleet_of_two_kinds_keeps_the_objectives_of_more() -> None:
             blocks = tuple(range(block, block := block - -tokens // 512))
             requests.append(TraceRequest(f"r{number}", at, tokens, answer, blocks))
         ones = instances(8)
-        made = ModelRouter(secret=b"secret")
-        plain = [Instance(one.id, "default", "m", "one", one.url, profile=one.profile) for one in ones]
-        made.update(MODEL, ones if apart else plain)
+        router = ModelRouter(secret=b"secret")
+        plain = [Instance(pod.id, "default", "m", "one", pod.url, profile=pod.profile) for pod in ones]
+        router.update(MODEL, ones if apart else plain)
         prompts = TracePromptCache(128, secret=b"secret", seed=b"m")
-        profiles = {one.id: one.profile for one in ones if one.profile is not None}
+        profiles = {instance.id: instance.profile for instance in ones if instance.profile is not None}
         course = FleetSimulation(
-            SingleGateway(made, prompts.prefix_chain, {}, MODEL, L4),
+            SingleGateway(router, prompts.prefix_chain, {}, MODEL, L4),
             FleetOptions(list(profiles), L4, 128, profiles),
             prompts=prompts,
         )
         served = course.run(requests)[150:]
         good = 0
-        for one in served:
-            limit = OBJECTIVES.ttft_limit_seconds(one.prompt_tokens)
+        for outcome in served:
+            limit = OBJECTIVES.ttft_limit_seconds(outcome.prompt_tokens)
             assert limit is not None
-            first = one.ttft_seconds is not None and one.ttft_seconds <= limit
-            good += first and (one.tpot_seconds or 0.0) <= 0.12
+            first = outcome.ttft_seconds is not None and outcome.ttft_seconds <= limit
+            good += first and (outcome.tpot_seconds or 0.0) <= 0.12
         return good / len(served)
 
     together, apart = attained_share(False), attained_share(True)
@@ -122,42 +122,42 @@ def test_a_fleet_of_two_kinds_keeps_the_objectives_of_more() -> None:
 def test_pools_that_are_alike_are_one_kind_and_decided_as_if_they_were_one_pool() -> None:
     twins = instances(3, 3, profile=H100)
     one_pool = [Instance(twin.id, "default", "m", "main", twin.url, profile=H100) for twin in twins]
-    made, plain = router(twins), router(one_pool)
+    router, plain = make_router(twins), make_router(one_pool)
     for number in range(40):
         request = prompt(f"r{number}", 500 + 40 * number)
-        decisions = [each.choose_instance(request, 0.0) for each in (made, plain)]
+        decisions = [each.choose_instance(request, 0.0) for each in (router, plain)]
         assert decisions[0] == decisions[1]
         assert "; on " not in decisions[0].reason
-        for each in (made, plain):
+        for each in (router, plain):
             each.on_dispatch(request, decisions[0].chosen or "", 0.0)
 
 
 def test_while_the_large_kind_is_calm_everything_goes_there() -> None:
-    made = router()
+    router = make_router()
     reasons = set()
     for number in range(200):
         request = prompt(f"r{number}", 120)
-        reasons.add(made.preview(request, 0.0).reason.rpartition(": ")[2])
-        assert send(made, request) == "large"
+        reasons.add(router.preview(request, 0.0).reason.rpartition(": ")[2])
+        assert send(router, request) == "large"
     assert "faster, and lightly loaded" in reasons
 
 
 def test_if_a_kind_misses_the_objective_the_next_one_is_tried() -> None:
-    made = router()
-    filled(made)
+    router = make_router()
+    filled(router)
     for number in range(200):
-        send(made, prompt(f"early-{number}", 6_000 if number % 5 == 0 else 120))
+        send(router, prompt(f"early-{number}", 6_000 if number % 5 == 0 else 120))
     for number in range(40):
-        made.on_dispatch(prompt(f"before-{number}", 6_000), "large-0", 0.0)
-    assert (made.choose_instance(prompt("long", 4_000), 0.0).chosen or "").startswith("small")
+        router.on_dispatch(prompt(f"before-{number}", 6_000), "large-0", 0.0)
+    assert (router.choose_instance(prompt("long", 4_000), 0.0).chosen or "").startswith("small")
 
 
 def test_if_no_kind_meets_the_objective_all_are_compared_together() -> None:
-    made = router()
+    router = make_router()
     for instance in instances():
         for number in range(200):
-            made.on_dispatch(prompt(f"{instance.id}/{number}", 3_000), instance.id, 0.0)
-    decision = made.choose_instance(prompt("late", 120), 0.0)
+            router.on_dispatch(prompt(f"{instance.id}/{number}", 3_000), instance.id, 0.0)
+    decision = router.choose_instance(prompt("late", 120), 0.0)
     assert decision.rule == "slo-spill"
     assert "no kind of accelerator has an instance that meets the objective" in decision.reason
 
@@ -169,50 +169,50 @@ def test_a_conversation_stays_on_the_kind_that_has_its_prefix(place: str) -> Non
         RouteRequest(name, prefix_chain(given, secret=b"secret", seed=b"m"), len(given) / 4, 20.0)
         for name, given in (("first", text), ("again", text + b"x" * 400))
     )
-    made = router()
-    filled(made)
-    made.on_dispatch(first, place, 0.0)
-    made.on_first_token("first", 0.0)
-    decision = made.choose_instance(again, 0.0)
+    router = make_router()
+    filled(router)
+    router.on_dispatch(first, place, 0.0)
+    router.on_first_token("first", 0.0)
+    decision = router.choose_instance(again, 0.0)
     assert (decision.chosen or "").partition("-")[0] == place.partition("-")[0]
     assert decision.matched_tokens == pytest.approx(3_000, rel=0.1)
 
 
 def test_a_preview_changes_nothing() -> None:
-    made, other = router(), router()
+    router, other = make_router(), make_router()
     for number in range(100):
         request = prompt(f"r{number}", 120 + 60 * (number % 7) ** 3)
         for _ in range(3):
-            made.preview(prompt(f"asked-{number}", 5_000), 0.0)
-        decisions = [each.choose_instance(request, 0.0) for each in (made, other)]
+            router.preview(prompt(f"asked-{number}", 5_000), 0.0)
+        decisions = [each.choose_instance(request, 0.0) for each in (router, other)]
         assert decisions[0] == decisions[1]
         assert decisions[0].inputs == decisions[1].inputs
-        for each in (made, other):
+        for each in (router, other):
             each.on_dispatch(request, decisions[0].chosen or "", 0.0)
 
 
 def test_a_retry_goes_elsewhere_and_is_charged_once() -> None:
-    made = router()
+    router = make_router()
     request = prompt("r", 120)
-    chosen = made.choose_instance(request, 0.0).chosen or ""
-    made.on_dispatch(request, chosen, 0.0)
-    before = made.preview(prompt("asked", 500), 0.0).inputs
-    assert made.choose_instance(request, 0.0, excluded=frozenset({chosen})).chosen not in (None, chosen)
-    assert made.preview(prompt("asked", 500), 0.0).inputs == before
+    chosen = router.choose_instance(request, 0.0).chosen or ""
+    router.on_dispatch(request, chosen, 0.0)
+    before = router.preview(prompt("asked", 500), 0.0).inputs
+    assert router.choose_instance(request, 0.0, excluded=frozenset({chosen})).chosen not in (None, chosen)
+    assert router.preview(prompt("asked", 500), 0.0).inputs == before
 
 
 def test_prices_outlive_instances_that_come_and_go() -> None:
-    made = router()
-    filled(made)
+    router = make_router()
+    filled(router)
     for number in range(300):
-        send(made, prompt(f"early-{number}", 6_000 if number % 5 == 0 else 120))
+        send(router, prompt(f"early-{number}", 6_000 if number % 5 == 0 else 120))
 
     def prices() -> dict[str, float]:
-        inputs = made.preview(prompt("asked", 3_000), 0.0).inputs
-        return {name: one.value or 0.0 for name, one in inputs.items() if name.endswith("/price")}
+        inputs = router.preview(prompt("asked", 3_000), 0.0).inputs
+        return {name: signal.value or 0.0 for name, signal in inputs.items() if name.endswith("/price")}
 
     before = prices()
-    made.update(MODEL, instances(6))
+    router.update(MODEL, instances(6))
     assert prices() == pytest.approx(before)
 
 
@@ -223,22 +223,22 @@ def test_what_cannot_be_served_within_the_objectives_is_no_choice() -> None:
     assert small.work_seconds(100.0, 0.0, 100.0, 3.0, 0.05) == math.inf, "a step is longer than the objective"
     assert small.work_seconds(100.0, 0.0, 1.0, 3.0, 0.05) < math.inf, "one token has no gap"
     tight = Model("default", "m", SloTargets(ttft_seconds=3.0, itl_seconds=0.05))
-    made = ModelRouter(secret=b"secret")
-    made.update(tight, instances())
-    filled(made)
-    assert {send(made, prompt(f"r{number}", 120)) for number in range(100)} == {"large"}
-    assert "no other kind can serve it" in made.preview(prompt("asked", 120), 0.0).reason
+    router = ModelRouter(secret=b"secret")
+    router.update(tight, instances())
+    filled(router)
+    assert {send(router, prompt(f"r{number}", 120)) for number in range(100)} == {"large"}
+    assert "no other kind can serve it" in router.preview(prompt("asked", 120), 0.0).reason
 
 
 def test_a_price_stays_a_number_where_a_kind_can_serve_nothing_for_long() -> None:
-    made = ModelRouter(secret=b"secret")
-    made.update(Model("default", "m", SloTargets(ttft_seconds=3.0, itl_seconds=0.05)), instances())
-    filled(made)
+    router = ModelRouter(secret=b"secret")
+    router.update(Model("default", "m", SloTargets(ttft_seconds=3.0, itl_seconds=0.05)), instances())
+    filled(router)
     for number in range(3_000):
-        assert send(made, prompt(f"r{number}", 30)) == "large"
-    assert (made.preview(prompt("asked", 120), 0.0).inputs["large/price"].value or 0.0) <= math.exp(8.0) * 1.01
-    made.update(MODEL, instances())
-    pools = [send(made, prompt(f"again-{number}", 6_000 if number % 5 == 0 else 120)) for number in range(1_500)]
+        assert send(router, prompt(f"r{number}", 30)) == "large"
+    assert (router.preview(prompt("asked", 120), 0.0).inputs["large/price"].value or 0.0) <= math.exp(8.0) * 1.01
+    router.update(MODEL, instances())
+    pools = [send(router, prompt(f"again-{number}", 6_000 if number % 5 == 0 else 120)) for number in range(1_500)]
     assert 90 <= pools[-500:].count("large") < 400, "and comes back"
 
 
@@ -261,7 +261,7 @@ def test_a_role_takes_only_its_part_of_the_work() -> None:
 def test_work_is_less_with_more_cached_and_more_with_longer_answers(
     tokens: float, output: float, cached: float, itl: float | None, profile: EngineProfile
 ) -> None:
-    one = kind(profile)
-    whole = one.work_seconds(tokens, 0.0, output, None, itl)
-    assert 0.0 < one.work_seconds(tokens, cached * tokens, output, None, itl) <= whole * (1 + 1e-9)
-    assert one.work_seconds(tokens, 0.0, 2.0 * output, None, itl) >= whole * (1 - 1e-9)
+    accelerator = kind(profile)
+    whole = accelerator.work_seconds(tokens, 0.0, output, None, itl)
+    assert 0.0 < accelerator.work_seconds(tokens, cached * tokens, output, None, itl) <= whole * (1 + 1e-9)
+    assert accelerator.work_seconds(tokens, 0.0, 2.0 * output, None, itl) >= whole * (1 - 1e-9)

@@ -27,8 +27,8 @@ def test_one_member_is_its_only_home_and_none_has_no_home() -> None:
 SECRETS = [f"secret {number}".encode() for number in range(24)]
 
 
-def moved(one: HomeRings, other: HomeRings, keys: Sequence[int]) -> float:
-    return sum(one.pair(key) != other.pair(key) for key in keys) / len(keys)
+def moved(rings: HomeRings, other: HomeRings, keys: Sequence[int]) -> float:
+    return sum(rings.pair(key) != other.pair(key) for key in keys) / len(keys)
 
 
 @pytest.mark.parametrize("members", [4, 8, 16])

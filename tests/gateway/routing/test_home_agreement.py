@@ -22,43 +22,43 @@ def prompts() -> list[RouteRequest]:
     """Returns prompts in blocks of 2 KiB; some share up to ten blocks."""
     draw = Random(5)
     roots = [tuple(draw.getrandbits(64) for _ in range(10)) for _ in range(40)]
-    found = []
+    requests = []
     for number in range(COUNT):
         shared = roots[min(draw.randrange(40), draw.randrange(40))][: draw.randrange(11)]
         hashes = (*shared, *[draw.getrandbits(64) for _ in range(3)])
-        found.append(RouteRequest(f"r{number}", PrefixChain(hashes, ENDS[len(hashes)], 0), 4_096.0))
-    return found
+        requests.append(RouteRequest(f"r{number}", PrefixChain(hashes, ENDS[len(hashes)], 0), 4_096.0))
+    return requests
 
 
-def router(fleet: list[str]) -> ModelRouter:
-    made = ModelRouter(secret=b"one secret")
-    made.update(Model("default", "m"), [Instance(name, "default", "m", "main", "") for name in fleet])
-    return made
+def make_router(fleet: list[str]) -> ModelRouter:
+    router = ModelRouter(secret=b"one secret")
+    router.update(Model("default", "m"), [Instance(name, "default", "m", "main", "") for name in fleet])
+    return router
 
 
 def table(asked: list[RouteRequest]) -> frozenset[Hashable]:
     """All levels of some prompts, so that the keys of what begins alike reach deeper."""
-    return frozenset(digest for one in asked[::500] for digest in one.chain.hashes)
+    return frozenset(digest for request in asked[::500] for digest in request.chain.hashes)
 
 
-def digest(made: ModelRouter, asked: list[RouteRequest]) -> str:
-    return xxh3_64_hexdigest("\n".join(" ".join(made.homes(one)) for one in asked).encode())
+def digest(router: ModelRouter, asked: list[RouteRequest]) -> str:
+    return xxh3_64_hexdigest("\n".join(" ".join(router.homes(request)) for request in asked).encode())
 
 
 def seen_elsewhere() -> str:
     """A replica with another order of instances, other earlier traffic and an older table."""
     asked = prompts()
-    made = router(FLEET[::-1])
-    for one in asked[-2_000:]:
-        made.on_dispatch(one, made.choose_instance(one, 0.0).chosen or "", 0.0)
-    made.set_hot_prefixes(1, frozenset())
-    made.set_hot_prefixes(2, table(asked))
-    return digest(made, asked)
+    router = make_router(FLEET[::-1])
+    for request in asked[-2_000:]:
+        router.on_dispatch(request, router.choose_instance(request, 0.0).chosen or "", 0.0)
+    router.set_hot_prefixes(1, frozenset())
+    router.set_hot_prefixes(2, table(asked))
+    return digest(router, asked)
 
 
 def test_every_replica_and_worker_has_the_same_homes_for_the_same_table() -> None:
     asked = prompts()
-    here = router(FLEET)
+    here = make_router(FLEET)
     alone = digest(here, asked)
     here.set_hot_prefixes(2, table(asked))
     expected = digest(here, asked)

@@ -28,10 +28,10 @@ def test_pulling_pays_where_the_network_is_faster_than_the_engine(
     profile: EngineProfile, rate: float, pays: bool
 ) -> None:
     computed = profile.prefill_time(8_000.0, 0.0)
-    found = pull_prefill_seconds(profile, 8_000.0, 0.0, 7_900.0, gigabits(rate), computed)
-    assert (found >= 0.0) == pays
+    seconds = pull_prefill_seconds(profile, 8_000.0, 0.0, 7_900.0, gigabits(rate), computed)
+    assert (seconds >= 0.0) == pays
     if pays:
-        assert found <= MAX_TIME_SHARE * computed
+        assert seconds <= MAX_TIME_SHARE * computed
 
 
 @pytest.mark.property
@@ -45,15 +45,15 @@ def test_a_pull_is_never_dearer_than_computing_and_never_of_nothing(
     prompt: float, here: float, there: float, rate: float
 ) -> None:
     computed = SLOW.prefill_time(prompt, here * prompt)
-    found = pull_prefill_seconds(SLOW, prompt, here * prompt, there * prompt, gigabits(rate), computed)
-    assert found < computed
+    seconds = pull_prefill_seconds(SLOW, prompt, here * prompt, there * prompt, gigabits(rate), computed)
+    assert seconds < computed
     if there <= here:
-        assert found < 0.0
+        assert seconds < 0.0
 
 
-def router(pull: KvPullSource | None, transfer: str | None = None) -> ModelRouter:
-    made = ModelRouter(secret=b"secret")
-    made.update(
+def make_router(pull: KvPullSource | None, transfer: str | None = None) -> ModelRouter:
+    router = ModelRouter(secret=b"secret")
+    router.update(
         Model("default", "m", SloTargets(ttft_seconds=5.0), "dual-hash"),
         tuple(
             Instance(
@@ -62,7 +62,7 @@ def router(pull: KvPullSource | None, transfer: str | None = None) -> ModelRoute
             for n in range(2)
         ),
     )
-    return made
+    return router
 
 
 def prompt(name: str, seed: int = 1) -> RouteRequest:
@@ -70,41 +70,41 @@ def prompt(name: str, seed: int = 1) -> RouteRequest:
     return RouteRequest(name, prefix_chain(text, secret=b"secret", seed=b"m"), len(text) / 4)
 
 
-def second(made: ModelRouter) -> tuple[str, str, RouteRequest]:
+def second(router: ModelRouter) -> tuple[str, str, RouteRequest]:
     """One holds the prompt and is busy: where it went, where the next one goes, and that one."""
     first = prompt("first")
-    holder = made.choose_instance(first, 0.0).chosen
+    holder = router.choose_instance(first, 0.0).chosen
     assert holder is not None
-    made.on_dispatch(first, holder, 0.0)
-    made.on_first_token(first.id, 0.0)
+    router.on_dispatch(first, holder, 0.0)
+    router.on_first_token(first.id, 0.0)
     for number in range(4):  # with eight the first would not be there any more
-        made.on_dispatch(prompt(f"other-{number}", 100 + number), holder, 0.0)
+        router.on_dispatch(prompt(f"other-{number}", 100 + number), holder, 0.0)
     again = prompt("again")
-    at = made.choose_instance(again, 0.0).chosen
+    at = router.choose_instance(again, 0.0).chosen
     assert at is not None
     return holder, at, again
 
 
 def test_an_idle_instance_pulls_from_a_busy_one() -> None:
-    made = router(gigabits(100))
-    holder, at, again = second(made)
-    decision = made.choose_instance(again, 0.0)
+    router = make_router(gigabits(100))
+    holder, at, again = second(router)
+    decision = router.choose_instance(again, 0.0)
     assert at != holder
     assert (decision.chosen, decision.source) == (at, holder)
     assert f"tokens from {holder}" in decision.reason
     assert decision.inputs[f"{at}/pull_tokens"].value == pytest.approx(4_000, rel=0.1)
     assert decision.matched_tokens == pytest.approx(4_000, rel=0.1)
     assert decision.with_text(rule="retry-1").source == holder
-    before = made.loads()[at].backlog_seconds
-    made.on_dispatch(again, at, 0.0)
-    assert made.loads()[at].backlog_seconds - before < 0.5 * SLOW.prefill_time(4_000.0, 0.0)
+    before = router.loads()[at].backlog_seconds
+    router.on_dispatch(again, at, 0.0)
+    assert router.loads()[at].backlog_seconds - before < 0.5 * SLOW.prefill_time(4_000.0, 0.0)
 
 
 @pytest.mark.parametrize("why", ["slow network", "no tier", "prefill and decode", "retry"])
 def test_nothing_is_pulled(why: str) -> None:
     pull = None if why == "no tier" else gigabits(1 if why == "slow network" else 100)
-    made = router(pull, "nixl" if why == "prefill and decode" else None)
-    holder, _, again = second(made)
-    decision = made.choose_instance(again, 0.0, excluded=frozenset({holder}) if why == "retry" else frozenset())
+    router = make_router(pull, "nixl" if why == "prefill and decode" else None)
+    holder, _, again = second(router)
+    decision = router.choose_instance(again, 0.0, excluded=frozenset({holder}) if why == "retry" else frozenset())
     assert decision.source is None
     assert not any("/pull_tokens" in name for name in decision.inputs)

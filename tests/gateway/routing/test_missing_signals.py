@@ -17,7 +17,7 @@ PROFILE = builtin_profile("h100-llama8b")
 TOKENS = 8_192
 
 
-def made(count: int = 8, ttft: float = 5.0) -> ModelRouter:
+def make_router(count: int = 8, ttft: float = 5.0) -> ModelRouter:
     router = ModelRouter(secret=b"secret")
     instances = [Instance(f"pod-{at}", "default", "m", "main", "", profile=PROFILE) for at in range(count)]
     router.update(Model("default", "m", SloTargets(ttft_seconds=ttft)), instances)
@@ -43,7 +43,7 @@ def ended(router: ModelRouter, request: RouteRequest, cached: int) -> None:
 
 
 def test_without_a_problem_there_is_no_warning() -> None:
-    router = made()
+    router = make_router()
     for number in range(200):
         reason = send(router, make_request(number)).reason
         assert "told" not in reason
@@ -52,7 +52,7 @@ def test_without_a_problem_there_is_no_warning() -> None:
 
 
 def test_without_an_index_unforeseen_cache_hits_keep_prompts_at_home() -> None:
-    router = made()
+    router = make_router()
     for number in range(300):
         send(router, make_request(number))
         ended(router, make_request(number), TOKENS // 4)  # other gateways sent it there
@@ -66,7 +66,7 @@ def test_without_an_index_unforeseen_cache_hits_keep_prompts_at_home() -> None:
         for home in homes:
             router.on_dispatch(make_request(number + 100 * homes.index(home)), home, 0.0)
     assert send(router, make_request(901)).chosen in homes
-    seeing = made()
+    seeing = make_router()
     for number in range(1_000, 1_012):
         for home in homes:
             seeing.on_dispatch(make_request(number + 100 * homes.index(home)), home, 0.0)
@@ -74,21 +74,21 @@ def test_without_an_index_unforeseen_cache_hits_keep_prompts_at_home() -> None:
 
 
 def test_without_redis_keys_follow_the_last_table_then_the_own_count() -> None:
-    router = made()
+    router = make_router()
     router.set_hot_prefixes(7, frozenset())
     assert "last shared table" not in send(router, make_request(0)).reason
     router.set_hot_prefixes(0, frozenset())
-    said = [
+    from_table = [
         "hot prefixes of the last shared table" in send(router, make_request(number)).reason for number in range(1, 400)
     ]
-    assert said[0]
-    assert not said[-1]
-    assert said == sorted(said, reverse=True)
+    assert from_table[0]
+    assert not from_table[-1]
+    assert from_table == sorted(from_table, reverse=True)
     assert router.choose_instance(make_request(999), 0.0).inputs["hot/table_epoch"].value is None
 
 
 def test_one_instance_is_taken_whatever_its_load_and_the_rule_says_so() -> None:
-    router = made(1)
+    router = make_router(1)
     for number in range(200):
         decision = send(router, make_request(number))
         assert (decision.rule, decision.reason) == ("only-one", "the only instance that can take it")
@@ -97,21 +97,21 @@ def test_one_instance_is_taken_whatever_its_load_and_the_rule_says_so() -> None:
 @pytest.mark.parametrize(("ttft", "decides"), [(5.0, "cost_seconds"), (0.5, "predicted_ttft_seconds")])
 def test_under_overload_prices_decide_up_to_three_objectives(ttft: float, decides: str) -> None:
     """Every instance has about 8 s of work. The reason says that none meets the objective."""
-    router = made(ttft=ttft)
+    router = make_router(ttft=ttft)
     for number in range(200):
         router.on_dispatch(make_request(number), f"pod-{number % 8}", 0.0)
     decision = send(router, make_request(200))
     assert decision.rule == "slo-spill"
     assert decision.reason.startswith("no candidate meets")
-    scored = {name: one.value or 0.0 for name, one in decision.inputs.items() if name.endswith(f"/{decides}")}
+    scored = {name: signal.value or 0.0 for name, signal in decision.inputs.items() if name.endswith(f"/{decides}")}
     assert scored[f"{decision.chosen}/{decides}"] == min(scored.values())
 
 
 def test_a_sooner_but_dearer_candidate_is_rejected_for_its_cost() -> None:
-    def one(name: str, backlog: float, own: float) -> Candidate:
+    def candidate(name: str, backlog: float, own: float) -> Candidate:
         return Candidate(EndpointLoad(name, 1, 0, backlog), 10_000, own, 0.0, is_home=True)
 
-    both = [one("cached", 7.0, 0.1), one("sooner", 5.5, 1.0)]
+    both = [candidate("cached", 7.0, 0.1), candidate("sooner", 5.5, 1.0)]
     decision = choose(both, mean_backlog_seconds=1.0, objective_seconds=5.0)
     assert decision.chosen == "cached"
     assert [item.why for item in decision.rejected] == ["costs 22.5s against 8.7s"]
@@ -126,6 +126,6 @@ def test_missing_counters_are_replaced_by_own_dispatches(name: str) -> None:
     sent = dict.fromkeys(ids, 0)
     for number in range(300):
         request = {"id": number, "arrival": 0.0, "prompt_tokens": 2_048, "blocks": (number % 9, number, -number, 7)}
-        chosen = blind.pick(request, [{"id": one, "up": True} for one in ids], 0.0)
-        assert chosen == seeing.pick(request, [{"id": one, "up": True, "inflight": sent[one]} for one in ids], 0.0)
+        chosen = blind.pick(request, [{"id": name, "up": True} for name in ids], 0.0)
+        assert chosen == seeing.pick(request, [{"id": name, "up": True, "inflight": sent[name]} for name in ids], 0.0)
         sent[chosen] += 1

@@ -52,16 +52,16 @@ def decided(
     return place_prefill(here, best, itl_seconds=itl, ttft_seconds=TTFT, transfer_seconds=way, min_remote_tokens=1_024)
 
 
-def busy(one: PrefillEstimate, sequences: int, context: int = 1_000) -> PrefillEstimate:
-    return replace(one, inflight=sequences, inflight_tokens=float(sequences * context))
+def busy(estimate: PrefillEstimate, sequences: int, context: int = 1_000) -> PrefillEstimate:
+    return replace(estimate, inflight=sequences, inflight_tokens=float(sequences * context))
 
 
 def test_an_idle_decode_engine_computes_a_prompt_itself_and_says_so() -> None:
-    found = decided(side())
-    assert (found.chosen, found.rule) == ("decode", "slack")
-    assert "decode has slack: a gap is 12.1ms with it, the longest 52.1ms, of 90ms" in found.reason
-    assert found.inputs["prefill/predicted_ttft_seconds"].value is not None
-    assert [item.id for item in found.rejected] == ["prefill"]
+    decision = decided(side())
+    assert (decision.chosen, decision.rule) == ("decode", "slack")
+    assert "decode has slack: a gap is 12.1ms with it, the longest 52.1ms, of 90ms" in decision.reason
+    assert decision.inputs["prefill/predicted_ttft_seconds"].value is not None
+    assert [item.id for item in decision.rejected] == ["prefill"]
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_an_idle_decode_engine_computes_a_prompt_itself_and_says_so() -> None:
     ],
 )
 def test_each_reason_to_send_a_prompt_away_has_its_word(here: PrefillEstimate, rule: str) -> None:
-    found = decided(here)
-    assert (found.chosen, found.rule) == ("prefill", rule)
+    decision = decided(here)
+    assert (decision.chosen, decision.rule) == ("prefill", rule)
 
 
 def test_a_prompt_that_is_as_good_as_cached_stays_even_on_a_full_engine() -> None:
@@ -93,20 +93,20 @@ def test_old_gaps_are_ignored() -> None:
 @pytest.mark.parametrize("lacking", ["objective", "decode profile", "prefill profile"])
 def test_where_a_number_is_missing_the_limit_decides(lacking: str) -> None:
     itl = None if lacking == "objective" else ITL
-    told = {name: None if lacking == f"{name} profile" else L for name in ("decode", "prefill")}
+    profiles = {name: None if lacking == f"{name} profile" else L for name in ("decode", "prefill")}
     for tokens, rule, chosen in ((1_023.0, "short", "decode"), (1_024.0, "long", "prefill")):
-        here, there = (replace(side(name, tokens), profile=told[name]) for name in ("decode", "prefill"))
-        found = decided(here, there, itl)
-        assert (found.rule, found.chosen) == (rule, chosen)
-        assert "is known" in found.reason
+        here, there = (replace(side(name, tokens), profile=profiles[name]) for name in ("decode", "prefill"))
+        decision = decided(here, there, itl)
+        assert (decision.rule, decision.chosen) == (rule, chosen)
+        assert "is known" in decision.reason
 
 
 def test_without_a_prefill_engine_the_limit_says_whether_one_is_missed() -> None:
     for tokens, rule in ((10.0, "short"), (5_000.0, "long")):
-        found = place_prefill(
+        decision = place_prefill(
             side(tokens=tokens), None, itl_seconds=ITL, ttft_seconds=TTFT, transfer_seconds=WAY, min_remote_tokens=1_024
         )
-        assert (found.rule, found.chosen) == (rule, "decode" if rule == "short" else None)
+        assert (decision.rule, decision.chosen) == (rule, "decode" if rule == "short" else None)
 
 
 @st.composite
@@ -137,31 +137,31 @@ def test_never_to_a_decoder_without_slack_and_never_for_a_later_first_token(
     data: st.DataObject, tokens: float, itl: float, way: float
 ) -> None:
     here, there = data.draw(sides("decode", tokens)), data.draw(sides("prefill", tokens))
-    found = decided(here, there, itl, way)
-    assert found.rule in LOCAL_RULES | REMOTE_RULES
-    assert found.chosen == ("decode" if found.rule in LOCAL_RULES else "prefill")
-    if found.rule in ("short", "long"):
+    decision = decided(here, there, itl, way)
+    assert decision.rule in LOCAL_RULES | REMOTE_RULES
+    assert decision.chosen == ("decode" if decision.rule in LOCAL_RULES else "prefill")
+    if decision.rule in ("short", "long"):
         assert here.profile is None or there.profile is None
         return
-    first = {name: found.inputs[f"{name}/predicted_ttft_seconds"].value for name in ("decode", "prefill")}
-    assert found.ttft_seconds == first[found.chosen]
+    first = {name: decision.inputs[f"{name}/predicted_ttft_seconds"].value for name in ("decode", "prefill")}
+    assert decision.ttft_seconds == first[decision.chosen]
     assert here.profile is not None
     assert first["decode"] is not None
     assert first["prefill"] is not None
-    if found.rule == "sooner-there":
+    if decision.rule == "sooner-there":
         assert first["prefill"] < first["decode"]
-    if found.chosen != "decode":
+    if decision.chosen != "decode":
         return
     assert first["decode"] <= first["prefill"]
-    made = estimate_steps(here, here.profile)
-    if found.rule == "light":
-        assert made.with_prompt_seconds <= (1.0 + LIGHT_SHARE) * made.plain_seconds
+    steps = estimate_steps(here, here.profile)
+    if decision.rule == "light":
+        assert steps.with_prompt_seconds <= (1.0 + LIGHT_SHARE) * steps.plain_seconds
         return
     most = ITL_SHARE * itl
-    if made.longest_seconds > most:
+    if steps.longest_seconds > most:
         assert first["prefill"] > LATE_SHARE * TTFT
-        assert made.mean_gap_seconds <= most
-        assert made.run_seconds <= MIN_ANSWER_TOKENS * (most - made.plain_seconds)
+        assert steps.mean_gap_seconds <= most
+        assert steps.run_seconds <= MIN_ANSWER_TOKENS * (most - steps.plain_seconds)
     assert here.inflight + 1 <= BATCH_SLACK * here.profile.max_sequences
     assert here.inflight_tokens + tokens <= BATCH_SLACK * here.profile.kv_tokens
     if here.gap_age_seconds is not None and here.gap_age_seconds <= MAX_GAP_AGE_SECONDS:
@@ -197,41 +197,41 @@ def test_if_prefill_is_late_gaps_may_exceed_the_objective_but_not_their_mean(
 # What the router knows of an engine ------------------------------------------------------------------------------------------
 
 
-def router(profile: EngineProfile | None = L, shared_loads: SharedLoadTable | None = None) -> ModelRouter:
-    made = ModelRouter(secret=b"secret", shared_loads=shared_loads)
-    one = Instance("d0", "default", "m", "d", "http://d0", role=Role.DECODE, transfer="nixl", profile=profile)
-    made.update(Model("default", "m", SloTargets(itl_seconds=ITL)), (one,))
-    return made
+def make_router(profile: EngineProfile | None = L, shared_loads: SharedLoadTable | None = None) -> ModelRouter:
+    router = ModelRouter(secret=b"secret", shared_loads=shared_loads)
+    instance = Instance("d0", "default", "m", "d", "http://d0", role=Role.DECODE, transfer="nixl", profile=profile)
+    router.update(Model("default", "m", SloTargets(itl_seconds=ITL)), (instance,))
+    return router
 
 
 def request(name: str, tokens: int = 1_000) -> RouteRequest:
     return RouteRequest(name, prefix_chain(b"a" * tokens * 4, secret=b"secret", seed=b"m"), tokens)
 
 
-def observed(made: ModelRouter, asked: RouteRequest, now: float = 0.0) -> PrefillEstimate:
-    found = made.estimate_prefill(asked, "d0", now)
-    assert found is not None
-    return found
+def observed(router: ModelRouter, asked: RouteRequest, now: float = 0.0) -> PrefillEstimate:
+    estimate = router.estimate_prefill(asked, "d0", now)
+    assert estimate is not None
+    return estimate
 
 
 def test_what_is_cached_there_and_what_is_in_flight_counts() -> None:
-    made, asked = router(), request("a")
-    assert made.estimate_prefill(asked, "d1", 0.0) is None
-    assert observed(made, asked).uncached_tokens == pytest.approx(1_000)
-    made.on_dispatch(request("before"), "d0", 0.0)
-    found = observed(made, asked)
-    assert found.inflight == 1
-    assert found.backlog_seconds == pytest.approx(L.prefill_time(1_000))
-    assert found.uncached_tokens < 100
+    router, asked = make_router(), request("a")
+    assert router.estimate_prefill(asked, "d1", 0.0) is None
+    assert observed(router, asked).uncached_tokens == pytest.approx(1_000)
+    router.on_dispatch(request("before"), "d0", 0.0)
+    estimate = observed(router, asked)
+    assert estimate.inflight == 1
+    assert estimate.backlog_seconds == pytest.approx(L.prefill_time(1_000))
+    assert estimate.uncached_tokens < 100
 
 
 def test_what_it_computed_lately_is_a_share_of_its_time_and_fades() -> None:
-    made = router()
-    made.on_dispatch(request("before", 8_000), "d0", 0.0)
-    share = observed(made, request("a")).prefill_share
+    router = make_router()
+    router.on_dispatch(request("before", 8_000), "d0", 0.0)
+    share = observed(router, request("a")).prefill_share
     assert share == pytest.approx(L.prefill_time(8_000) / WINDOW_SECONDS)
-    made.on_finish("before", 1.0)
-    assert observed(made, request("a"), WINDOW_SECONDS).prefill_share == pytest.approx(share / e)
+    router.on_finish("before", 1.0)
+    assert observed(router, request("a"), WINDOW_SECONDS).prefill_share == pytest.approx(share / e)
 
 
 def test_others_are_taken_to_keep_as_many_prompts_there_for_each_request() -> None:
@@ -240,25 +240,25 @@ def test_others_are_taken_to_keep_as_many_prompts_there_for_each_request() -> No
     for rows in (ours, theirs):
         rows.set_slots({"d0": 0})
     ours.set_active_rows([1])
-    made = router(shared_loads=ours)
-    made.on_dispatch(request("before", 8_000), "d0", 0.0)
-    alone = observed(made, request("a")).prefill_share
+    router = make_router(shared_loads=ours)
+    router.on_dispatch(request("before", 8_000), "d0", 0.0)
+    alone = observed(router, request("a")).prefill_share
     theirs.write("d0", 2, 0, 0.0, 24_000.0)
-    assert observed(made, request("a")).prefill_share == pytest.approx(3.0 * alone)
+    assert observed(router, request("a")).prefill_share == pytest.approx(3.0 * alone)
 
 
 def test_a_prompt_that_was_computed_elsewhere_is_no_backlog_there() -> None:
-    made = router()
-    made.on_dispatch(request("before", 8_000), "d0", 0.0, prefilled_elsewhere=True)
-    found = observed(made, request("a"))
-    assert found.prefill_share == 0.0
-    assert found.inflight == 1
-    assert found.inflight_tokens >= 8_000
-    assert found.backlog_seconds < 0.02
+    router = make_router()
+    router.on_dispatch(request("before", 8_000), "d0", 0.0, prefilled_elsewhere=True)
+    estimate = observed(router, request("a"))
+    assert estimate.prefill_share == 0.0
+    assert estimate.inflight == 1
+    assert estimate.inflight_tokens >= 8_000
+    assert estimate.backlog_seconds < 0.02
 
 
 def test_an_unknown_profile_is_none() -> None:
-    assert observed(router(None), request("a")).profile is None
+    assert observed(make_router(None), request("a")).profile is None
 
 
 def test_what_other_gateways_sent_there_takes_the_slack() -> None:
@@ -267,23 +267,23 @@ def test_what_other_gateways_sent_there_takes_the_slack() -> None:
     for rows in (ours, theirs):
         rows.set_slots({"d0": 0})
     ours.set_active_rows([1])
-    made = router(
+    router = make_router(
         shared_loads=ours,
     )
-    assert decided(observed(made, request("a"))).rule == "slack"
+    assert decided(observed(router, request("a"))).rule == "slack"
     theirs.write("d0", 240, 0, 0.0, 24_000.0)
-    assert decided(observed(made, request("a"))).rule == "batch-full"
+    assert decided(observed(router, request("a"))).rule == "batch-full"
 
 
 def test_a_gateway_that_hears_of_no_other_sees_it_by_the_gaps_of_its_own_streams() -> None:
-    made = router()
-    made.on_dispatch(request("b"), "d0", 0.0)
-    made.on_first_token("b", 1.0)
-    made.on_finish("b", 1.0 + 0.12 * 100, output_tokens=101)
-    found = observed(made, request("a"), 14.0)
-    assert found.gap_seconds == pytest.approx(0.12)
-    assert found.gap_age_seconds == pytest.approx(1.0)
-    assert decided(found).rule == "gaps-long"
+    router = make_router()
+    router.on_dispatch(request("b"), "d0", 0.0)
+    router.on_first_token("b", 1.0)
+    router.on_finish("b", 1.0 + 0.12 * 100, output_tokens=101)
+    estimate = observed(router, request("a"), 14.0)
+    assert estimate.gap_seconds == pytest.approx(0.12)
+    assert estimate.gap_age_seconds == pytest.approx(1.0)
+    assert decided(estimate).rule == "gaps-long"
 
 
 def test_gaps_are_those_of_streams_that_ended_well() -> None:

@@ -24,10 +24,10 @@ def instances(count: int, profile: EngineProfile | None = PROFILE) -> tuple[Inst
     )
 
 
-def router(count: int = 8, *, name: str = "dual-hash", ttft: float | None = 5.0) -> ModelRouter:
-    made = ModelRouter(secret=b"secret")
-    made.update(Model("default", "m", SloTargets(ttft_seconds=ttft), name), instances(count))
-    return made
+def make_router(count: int = 8, *, name: str = "dual-hash", ttft: float | None = 5.0) -> ModelRouter:
+    router = ModelRouter(secret=b"secret")
+    router.update(Model("default", "m", SloTargets(ttft_seconds=ttft), name), instances(count))
+    return router
 
 
 def prompt(name: str, session: int, turn: int = 0, session_id: str | None = None) -> RouteRequest:
@@ -35,97 +35,97 @@ def prompt(name: str, session: int, turn: int = 0, session_id: str | None = None
     return RouteRequest(name, prefix_chain(text, secret=b"secret", seed=b"m"), len(text) / 4, session=session_id)
 
 
-def send(made: ModelRouter, request: RouteRequest) -> str:
-    decision = made.choose_instance(request, 0.0)
+def send(router: ModelRouter, request: RouteRequest) -> str:
+    decision = router.choose_instance(request, 0.0)
     assert decision.chosen is not None
-    made.on_dispatch(request, decision.chosen, 0.0)
+    router.on_dispatch(request, decision.chosen, 0.0)
     return decision.chosen
 
 
 def test_the_next_turn_goes_where_the_prefix_is() -> None:
-    made = router()
+    router = make_router()
     for session in range(20):
         first = prompt(f"{session}-0", session)
-        at = send(made, first)
-        made.on_first_token(first.id, 1.0)
-        made.on_finish(first.id, 2.0)
-        decision = made.choose_instance(prompt(f"{session}-1", session, 1), 3.0)
+        at = send(router, first)
+        router.on_first_token(first.id, 1.0)
+        router.on_finish(first.id, 2.0)
+        decision = router.choose_instance(prompt(f"{session}-1", session, 1), 3.0)
         assert decision.chosen == at
         assert decision.inputs[f"{at}/matched_tokens"].value == pytest.approx(2_048, rel=0.01)
 
 
 def test_requests_that_wait_behind_do_not_hide_those_that_wait_before() -> None:
-    made = router(20)
+    router = make_router(20)
     for number in range(20):
-        made.on_dispatch(prompt(f"flood-{number}", 100 + number), f"pod-{number}", 0.0)
-    backlogs = {endpoint.id: load.backlog_seconds for endpoint, load in made.endpoint_loads()}
+        router.on_dispatch(prompt(f"flood-{number}", 100 + number), f"pod-{number}", 0.0)
+    backlogs = {endpoint.id: load.backlog_seconds for endpoint, load in router.endpoint_loads()}
     request = prompt("next", 1)
-    usual = made.preview(request, 0.0).chosen
+    usual = router.preview(request, 0.0).chosen
     assert usual is not None
     deferred = {name: seconds for name, seconds in backlogs.items() if name != usual}
-    assert made.choose_instance(request, 0.0, deferred=deferred).chosen != usual
-    assert made.choose_instance(request, 0.0).chosen == usual, "the next decision counts all again"
+    assert router.choose_instance(request, 0.0, deferred=deferred).chosen != usual
+    assert router.choose_instance(request, 0.0).chosen == usual, "the next decision counts all again"
 
 
-def matched(made: ModelRouter, request: RouteRequest, instance: str) -> float:
-    made._cache.drop_match()
-    return made._cache.match(request).bytes_at(made._endpoints[instance].cache_bit)
+def matched(router: ModelRouter, request: RouteRequest, instance: str) -> float:
+    router._cache.drop_match()
+    return router._cache.match(request).bytes_at(router._endpoints[instance].cache_bit)
 
 
 @pytest.mark.parametrize("is_computed", [True, False])
 def test_a_prompt_that_no_engine_computed_does_not_count_as_cached(is_computed: bool) -> None:
-    made = router()
+    router = make_router()
     refused = prompt("refused", 1, turn=4)
-    at = send(made, refused)
-    assert matched(made, refused, at) > 20_000
-    made.on_abandoned(refused.id, 1.0, is_computed=is_computed)
-    assert (matched(made, prompt("next", 1), at) > 0) is is_computed
+    at = send(router, refused)
+    assert matched(router, refused, at) > 20_000
+    router.on_abandoned(refused.id, 1.0, is_computed=is_computed)
+    assert (matched(router, prompt("next", 1), at) > 0) is is_computed
 
 
 def test_what_was_cached_before_a_refused_prompt_stays_cached() -> None:
-    made = router()
+    router = make_router()
     first, second = prompt("first", 1), prompt("second", 1, turn=4)
-    at = send(made, first)
-    made.on_finish(first.id, 1.0)
-    made.on_dispatch(second, at, 1.0)
-    assert matched(made, second, at) > 20_000
-    made.on_abandoned(second.id, 2.0, is_computed=False)
-    assert matched(made, second, at) == matched(made, first, at) == first.chain.ends[-1]
+    at = send(router, first)
+    router.on_finish(first.id, 1.0)
+    router.on_dispatch(second, at, 1.0)
+    assert matched(router, second, at) > 20_000
+    router.on_abandoned(second.id, 2.0, is_computed=False)
+    assert matched(router, second, at) == matched(router, first, at) == first.chain.ends[-1]
 
 
 def test_what_another_prompt_in_flight_shares_with_a_refused_one_stays_cached() -> None:
-    made = router()
+    router = make_router()
     refused, other = prompt("refused", 1, turn=4), prompt("other", 1)
-    at = send(made, refused)
-    made.on_dispatch(other, at, 0.5)
-    made.on_abandoned(refused.id, 1.0, is_computed=False)
-    assert matched(made, refused, at) == other.chain.ends[-1]
+    at = send(router, refused)
+    router.on_dispatch(other, at, 0.5)
+    router.on_abandoned(refused.id, 1.0, is_computed=False)
+    assert matched(router, refused, at) == other.chain.ends[-1]
 
 
 def test_the_first_request_of_a_prefix_goes_to_one_of_its_homes_when_all_is_quiet() -> None:
-    made = router()
+    router = make_router()
     for session in range(50):
         request = prompt(str(session), session)
-        homes = made.homes(request)
-        decision = made.choose_instance(request, 0.0)
+        homes = router.homes(request)
+        decision = router.choose_instance(request, 0.0)
         assert decision.rule in ("affinity", "load")
         assert decision.chosen in homes
 
 
 def test_a_home_over_its_objective_is_left_and_the_decision_says_so() -> None:
-    made = router(ttft=1.0)
+    router = make_router(ttft=1.0)
     busy = prompt("home", 1)
-    at = send(made, busy)
+    at = send(router, busy)
     for number in range(30):
-        made.on_dispatch(prompt(f"x{number}", 100 + number), at, 0.0)
-    decision = made.choose_instance(prompt("again", 1), 0.0)
+        router.on_dispatch(prompt(f"x{number}", 100 + number), at, 0.0)
+    decision = router.choose_instance(prompt("again", 1), 0.0)
     assert decision.chosen != at
     assert "over the TTFT target of 1s" in next(item.why for item in decision.rejected if item.id == at)
 
 
 def test_far_beyond_the_objective_the_soonest_first_token_wins() -> None:
-    made = router(ttft=0.01)
-    decision = made.choose_instance(prompt("r", 1), 0.0)
+    router = make_router(ttft=0.01)
+    decision = router.choose_instance(prompt("r", 1), 0.0)
     assert decision.rule == "slo-spill"
     ttft = {key: item.value for key, item in decision.inputs.items() if key.endswith("/predicted_ttft_seconds")}
     assert ttft[f"{decision.chosen}/predicted_ttft_seconds"] == min(
@@ -156,117 +156,117 @@ def test_prices_hold_up_to_three_objectives_if_none_is_met(before: tuple[float, 
 
 
 def test_a_burst_of_one_prefix_spreads_beyond_its_homes() -> None:
-    made = router()
-    used = Counter(send(made, prompt(f"r{n}", 1)) for n in range(800))
+    router = make_router()
+    used = Counter(send(router, prompt(f"r{n}", 1)) for n in range(800))
     assert len(used) > 2
 
 
 def test_unrelated_prompts_spread_over_all() -> None:
-    made = router()
-    used = Counter(send(made, prompt(f"r{n}", n)) for n in range(80))
+    router = make_router()
+    used = Counter(send(router, prompt(f"r{n}", n)) for n in range(80))
     assert len(used) == 8
     assert max(used.values()) <= 2.0 * 80 / 8
 
 
 def test_a_failed_instance_is_not_chosen_again_for_the_same_request() -> None:
-    made = router(2)
+    router = make_router(2)
     request = prompt("r", 1)
-    first = send(made, request)
-    made.on_abandoned(request.id, 0.0)
-    second = made.choose_instance(request, 0.0, excluded=frozenset({first}))
+    first = send(router, request)
+    router.on_abandoned(request.id, 0.0)
+    second = router.choose_instance(request, 0.0, excluded=frozenset({first}))
     assert second.chosen is not None
     assert second.chosen != first
     assert second.rule == "only-one"
-    assert made.choose_instance(request, 0.0, excluded=frozenset({"pod-0", "pod-1"})).chosen is None
+    assert router.choose_instance(request, 0.0, excluded=frozenset({"pod-0", "pod-1"})).chosen is None
 
 
 def test_nothing_ready_gives_no_choice_and_says_so() -> None:
-    made = ModelRouter(secret=b"s")
+    router = ModelRouter(secret=b"s")
     drained = [Instance("a", "default", "m", "main", "http://127.0.0.1:1", state=InstanceState.DRAINING)]
-    made.update(Model("default", "m"), drained)
-    decision = made.choose_instance(prompt("r", 1), 0.0)
+    router.update(Model("default", "m"), drained)
+    decision = router.choose_instance(prompt("r", 1), 0.0)
     assert decision.chosen is None
     assert decision.reason == "no instance is ready"
 
 
 def test_a_draining_instance_gets_nothing_new() -> None:
-    made = router(3)
-    first = send(made, prompt("a", 1))
+    router = make_router(3)
+    first = send(router, prompt("a", 1))
     changed = [
         Instance(
             item.id, "default", "m", "main", item.url, state=InstanceState.DRAINING if item.id == first else item.state
         )
         for item in instances(3)
     ]
-    made.update(Model("default", "m"), changed)
-    assert all(made.choose_instance(prompt(f"b{n}", n), 0.0).chosen != first for n in range(50))
+    router.update(Model("default", "m"), changed)
+    assert all(router.choose_instance(prompt(f"b{n}", n), 0.0).chosen != first for n in range(50))
 
 
 def test_a_restarted_instance_has_lost_its_cache() -> None:
-    made = router(2)
-    at = send(made, prompt("a", 1))
-    made.on_abandoned("a", 0.0)
+    router = make_router(2)
+    at = send(router, prompt("a", 1))
+    router.on_abandoned("a", 0.0)
     model = Model("default", "m")
-    made.update(model, [item for item in instances(2) if item.id != at])
-    made.update(model, instances(2))
-    decision = made.choose_instance(prompt("b", 1), 0.0)
+    router.update(model, [item for item in instances(2) if item.id != at])
+    router.update(model, instances(2))
+    decision = router.choose_instance(prompt("b", 1), 0.0)
     assert decision.inputs[f"{at}/matched_tokens"].value == 0 if f"{at}/matched_tokens" in decision.inputs else True
 
 
 def test_an_instance_that_left_while_it_drained_is_forgotten_too() -> None:
-    made = router(2)
-    at = send(made, prompt("a", 1))
+    router = make_router(2)
+    at = send(router, prompt("a", 1))
     drained = [replace(item, state=InstanceState.DRAINING) if item.id == at else item for item in instances(2)]
     model, rest = Model("default", "m"), [item for item in instances(2) if item.id != at]
     for present in (drained, rest):
-        made.update(model, present)
-        assert (len(made._cache) == 0) is (present is rest)
+        router.update(model, present)
+        assert (len(router._cache) == 0) is (present is rest)
 
 
 def test_two_routers_with_one_secret_agree_on_homes() -> None:
-    one, two = router(), router()
-    assert all(one.homes(prompt("x", n)) == two.homes(prompt("y", n)) for n in range(100))
+    first, second = make_router(), make_router()
+    assert all(first.homes(prompt("x", n)) == second.homes(prompt("y", n)) for n in range(100))
 
 
 def test_round_robin_takes_turns() -> None:
-    made = router(4, name="round-robin")
-    assert [made.choose_instance(prompt(f"r{n}", n), 0.0).chosen for n in range(8)] == [
+    router = make_router(4, name="round-robin")
+    assert [router.choose_instance(prompt(f"r{n}", n), 0.0).chosen for n in range(8)] == [
         f"pod-{n % 4}" for n in range(8)
     ]
 
 
 def test_least_request_takes_the_emptiest_and_breaks_ties_without_order() -> None:
-    made = router(4, name="least-request")
-    assert len({made.choose_instance(prompt(f"r{n}", n), 0.0).chosen for n in range(40)}) == 4
-    used = Counter(send(made, prompt(f"s{n}", n)) for n in range(40))
+    router = make_router(4, name="least-request")
+    assert len({router.choose_instance(prompt(f"r{n}", n), 0.0).chosen for n in range(40)}) == 4
+    used = Counter(send(router, prompt(f"s{n}", n)) for n in range(40))
     assert set(used.values()) == {10}
 
 
 def test_a_session_stays_where_it_is_whatever_its_prompts() -> None:
-    made = router(8, name="session")
-    chosen = {made.choose_instance(prompt(f"r{n}", n, session_id="talk-1"), 0.0).chosen for n in range(20)}
+    router = make_router(8, name="session")
+    chosen = {router.choose_instance(prompt(f"r{n}", n, session_id="talk-1"), 0.0).chosen for n in range(20)}
     assert len(chosen) == 1
-    others = {made.choose_instance(prompt(f"q{n}", 1, session_id=f"talk-{n}"), 0.0).chosen for n in range(60)}
+    others = {router.choose_instance(prompt(f"q{n}", 1, session_id=f"talk-{n}"), 0.0).chosen for n in range(60)}
     assert len(others) == 8
 
 
 def test_routing_keys_of_sessions_follow_from_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = []
     for secret in (b"one", b"two"):
-        made = ModelRouter(secret=secret)
-        made.update(Model("default", "m", preset="session"), instances(8))
-        pair = Mock(wraps=made._homes.pair)
-        monkeypatch.setattr(made._homes, "pair", pair)
+        router = ModelRouter(secret=secret)
+        router.update(Model("default", "m", preset="session"), instances(8))
+        pair = Mock(wraps=router._homes.pair)
+        monkeypatch.setattr(router._homes, "pair", pair)
         for number in range(20):
-            made.choose_instance(prompt(f"r{number}", number, session_id=f"talk-{number % 10}"), 0.0)
+            router.choose_instance(prompt(f"r{number}", number, session_id=f"talk-{number % 10}"), 0.0)
         keys.append({call.args[0] for call in pair.call_args_list})
-    assert [len(found) for found in keys] == [10, 10]
+    assert [len(distinct) for distinct in keys] == [10, 10]
     assert not keys[0] & keys[1]
 
 
 def test_homes_of_sessions_stay_the_same_over_releases() -> None:
-    made = ModelRouter(secret=b"secret")
-    assert [made._session_key(f"talk-{number}") for number in range(2)] == [0xE4B0AC9AAB5E84A1, 0x941462EB92688C56]
+    router = ModelRouter(secret=b"secret")
+    assert [router._session_key(f"talk-{number}") for number in range(2)] == [0xE4B0AC9AAB5E84A1, 0x941462EB92688C56]
 
 
 def test_an_unknown_preset_is_refused_by_name() -> None:
@@ -275,49 +275,49 @@ def test_an_unknown_preset_is_refused_by_name() -> None:
 
 
 def test_without_profiles_routing_still_works() -> None:
-    made = ModelRouter(secret=b"s")
-    made.update(Model("default", "m"), instances(4, None))
-    assert made.choose_instance(prompt("r", 1), 0.0).chosen is not None
+    router = ModelRouter(secret=b"s")
+    router.update(Model("default", "m"), instances(4, None))
+    assert router.choose_instance(prompt("r", 1), 0.0).chosen is not None
 
 
 def test_a_clock_twice_as_fast_decides_alike() -> None:
-    slow, fast = router(ttft=5.0), ModelRouter(secret=b"secret")
+    slow, fast = make_router(ttft=5.0), ModelRouter(secret=b"secret")
     fast.update(Model("default", "m", SloTargets(ttft_seconds=2.5)), instances(8, PROFILE.sped_up(2)))
     for number in range(300):
         request = prompt(f"r{number}", number % 40, number % 3)
         assert send(slow, request) == send(fast, request)
         if number > 20:
-            for made in (slow, fast):
-                made.on_first_token(f"r{number - 10}", 0.0)
-                made.on_finish(f"r{number - 20}", 0.0, output_tokens=100)
+            for router in (slow, fast):
+                router.on_first_token(f"r{number - 10}", 0.0)
+                router.on_finish(f"r{number - 20}", 0.0, output_tokens=100)
 
 
 def test_loads_are_those_of_requests_in_flight() -> None:
-    made = router(2)
-    at = send(made, prompt("r", 1))
-    assert made.loads()[at].inflight == 1
-    made.on_finish("r", 1.0)
-    assert all(load.inflight == 0 for load in made.loads().values())
+    router = make_router(2)
+    at = send(router, prompt("r", 1))
+    assert router.loads()[at].inflight == 1
+    router.on_finish("r", 1.0)
+    assert all(load.inflight == 0 for load in router.loads().values())
 
 
 def test_token_estimates_follow_what_engines_report() -> None:
-    made = router(2)
+    router = make_router(2)
     for number in range(200):
         request = prompt(f"r{number}", number)
-        send(made, request)
-        made.on_finish(request.id, 1.0, prompt_tokens=int(request.prompt_tokens * 1.5))
+        send(router, request)
+        router.on_finish(request.id, 1.0, prompt_tokens=int(request.prompt_tokens * 1.5))
     request = prompt("again", 199, 1)
-    decision = made.choose_instance(request, 2.0)
+    decision = router.choose_instance(request, 2.0)
     assert decision.inputs[f"{decision.chosen}/matched_tokens"].value == pytest.approx(1.5 * 8_192 / 4, rel=0.05)
 
 
 def test_an_absurd_report_moves_the_estimate_within_bounds() -> None:
-    made = router(1)
+    router = make_router(1)
     for number in range(500):
         request = prompt(f"r{number}", number)
-        send(made, request)
-        made.on_finish(request.id, 1.0, prompt_tokens=10**9)
-    assert made._calibration.scale <= 4.0
+        send(router, request)
+        router.on_finish(request.id, 1.0, prompt_tokens=10**9)
+    assert router._calibration.scale <= 4.0
 
 
 @pytest.mark.parametrize(
@@ -341,11 +341,11 @@ def test_leaving_home_is_dearer_the_less_is_foreseen_and_cheaper_the_busier_all_
 @pytest.mark.parametrize(("cached", "share"), [(0, 0.0), (1_024, 0.5), (None, 0.0)])
 def test_what_engines_had_beyond_what_was_known_is_followed(cached: int | None, share: float) -> None:
     """Every prompt is new here; an unknown other gateway sent the first half of each before."""
-    made = router()
+    router = make_router()
     for number in range(400):
         asked = prompt(f"r{number}", number)
-        send(made, asked)
-        made.on_first_token(asked.id, 0.0)
-        made.on_finish(asked.id, 0.0, prompt_tokens=2_048, cached_tokens=cached)
-    told = made.choose_instance(prompt("last", 999), 0.0).inputs["mean/unforeseen_share"].value
-    assert told == pytest.approx(share, abs=0.01)
+        send(router, asked)
+        router.on_first_token(asked.id, 0.0)
+        router.on_finish(asked.id, 0.0, prompt_tokens=2_048, cached_tokens=cached)
+    unforeseen = router.choose_instance(prompt("last", 999), 0.0).inputs["mean/unforeseen_share"].value
+    assert unforeseen == pytest.approx(share, abs=0.01)

@@ -26,10 +26,10 @@ def instances(*numbers: int) -> tuple[Instance, ...]:
     )
 
 
-def router(count: int = 8) -> ModelRouter:
-    made = ModelRouter(secret=b"secret")
-    made.update(MODEL, instances(*range(count)))
-    return made
+def make_router(count: int = 8) -> ModelRouter:
+    router = ModelRouter(secret=b"secret")
+    router.update(MODEL, instances(*range(count)))
+    return router
 
 
 def turn(session: int, number: int, *, named: bool = True) -> RouteRequest:
@@ -40,18 +40,18 @@ def turn(session: int, number: int, *, named: bool = True) -> RouteRequest:
     return RouteRequest(f"{session}-{number}", chain, len(text) / 4, session_hash=pin)
 
 
-def served(made: ModelRouter, request: RouteRequest, now: float) -> str:
-    at = made.choose_instance(request, now).chosen
+def served(router: ModelRouter, request: RouteRequest, now: float) -> str:
+    at = router.choose_instance(request, now).chosen
     assert at is not None
-    made.on_dispatch(request, at, now)
-    made.on_first_token(request.id, now)
-    made.on_finish(request.id, now)
+    router.on_dispatch(request, at, now)
+    router.on_first_token(request.id, now)
+    router.on_finish(request.id, now)
     return at
 
 
 def stays(*, named: bool) -> float:
     """Returns the share of turns that meet the last turn's cache, if two replicas take turns."""
-    replicas = [router(), router()]
+    replicas = [make_router(), make_router()]
     same = 0
     for session in range(40):
         last = None
@@ -70,37 +70,37 @@ def test_a_session_whose_bytes_change_stays_where_it_is_across_replicas() -> Non
 
 
 def test_the_decision_names_the_instance_that_served_the_session() -> None:
-    made = router()
-    at = served(made, turn(1, 0), 0.0)
-    decision = made.choose_instance(turn(1, 1), 5.0)
+    router = make_router()
+    at = served(router, turn(1, 0), 0.0)
+    decision = router.choose_instance(turn(1, 1), 5.0)
     assert (decision.chosen, decision.rule) == (at, "affinity")
     assert decision.inputs[f"{at}/session_last"].value == 1.0
     assert sum(name.endswith("/session_last") for name in decision.inputs) == 1
 
 
 def test_a_busy_one_is_left_like_any_other() -> None:
-    made = router()
-    at = served(made, turn(1, 0), 0.0)
+    router = make_router()
+    at = served(router, turn(1, 0), 0.0)
     for number in range(30):
-        made.on_dispatch(turn(100 + number, 0), at, 1.0)
-    decision = made.choose_instance(turn(1, 1), 5.0)
+        router.on_dispatch(turn(100 + number, 0), at, 1.0)
+    decision = router.choose_instance(turn(1, 1), 5.0)
     assert decision.chosen != at
     assert any(item.id == at for item in decision.rejected)
 
 
 @pytest.mark.parametrize("left", ["time", "gone", "failed"])
 def test_it_is_no_candidate_any_more(left: str) -> None:
-    made = router()
-    at = served(made, turn(1, 0), 0.0)
+    router = make_router()
+    at = served(router, turn(1, 0), 0.0)
     now, excluded = 5.0, frozenset[str]()
     if left == "time":
         now = SESSION_PIN_SECONDS
     elif left == "gone":
-        made.update(MODEL, tuple(instance for instance in instances(*range(8)) if instance.id != at))
-        made.update(MODEL, instances(*range(8)))  # it is back under its name, with nothing in its cache
+        router.update(MODEL, tuple(instance for instance in instances(*range(8)) if instance.id != at))
+        router.update(MODEL, instances(*range(8)))  # it is back under its name, with nothing in its cache
     else:
         excluded = frozenset({at})
-    decision = made.choose_instance(turn(1, 1), now, excluded=excluded)
+    decision = router.choose_instance(turn(1, 1), now, excluded=excluded)
     assert decision.chosen is not None
     assert not any(name.endswith("/session_last") for name in decision.inputs)
 
@@ -134,6 +134,6 @@ async def test_a_named_session_is_pinned_and_a_user_is_not(more: dict[str, str],
             body = {"model": "tiny", "messages": [{"role": "user", "content": text * 100}], **more}
             (answer,) = await send(running.url, post_request(body, more=header))
             assert answer.status == 200
-        told = running.gateway.decisions.find(answer.fields["x-fairlead-decision"])[0]
-        inputs = told.records[0].decision.inputs
+        entry = running.gateway.decisions.find(answer.fields["x-fairlead-decision"])[0]
+        inputs = entry.records[0].decision.inputs
         assert any(name.endswith("/session_last") for name in inputs) == pinned

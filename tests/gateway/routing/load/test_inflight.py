@@ -129,8 +129,8 @@ SECONDS = st.one_of(
 @example([1.0, 2.0**-53, 2.0**-106])
 @example([1e308, 1e308])
 def test_compensated_sum_is_the_exact_one_or_none(seconds: list[float]) -> None:
-    found = compensated_backlog_seconds([EndpointLoad("a", 1, 1, value) for value in seconds])
-    assert isnan(found) or found == fsum(seconds)
+    backlog = compensated_backlog_seconds([EndpointLoad("a", 1, 1, value) for value in seconds])
+    assert isnan(backlog) or backlog == fsum(seconds)
 
 
 @given(st.lists(st.floats(0.001, 100.0), min_size=1, max_size=80))

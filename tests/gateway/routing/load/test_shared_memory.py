@@ -17,11 +17,11 @@ def cells(rows: int = 3) -> memoryview:
 
 
 def rows_of(memory: memoryview, count: int = 3) -> list[SharedLoadTable]:
-    found = [SharedLoadTable(memory, SLOTS, row) for row in range(count)]
-    for row, one in enumerate(found):
-        one.set_slots({"a": 0, "b": 5})
-        one.set_active_rows([other for other in range(count) if other != row])
-    return found
+    tables = [SharedLoadTable(memory, SLOTS, row) for row in range(count)]
+    for row, table in enumerate(tables):
+        table.set_slots({"a": 0, "b": 5})
+        table.set_active_rows([other for other in range(count) if other != row])
+    return tables
 
 
 def make_request(name: str) -> RouteRequest:
@@ -34,7 +34,7 @@ def sums(ledger: InflightTracker, instance: str) -> tuple[int, int, float, float
 
 
 def test_a_ledger_sees_its_siblings_for_decisions_and_itself_alone_for_reports() -> None:
-    first, second, third = (InflightTracker(one) for one in rows_of(cells()))
+    first, second, third = (InflightTracker(table) for table in rows_of(cells()))
     first.add(make_request("r1"), "a", prefill_seconds=0.5, tokens=100.0)
     second.add(make_request("r2"), "a", prefill_seconds=0.25, tokens=50.0)
     second.add(make_request("r3"), "b", prefill_seconds=2.0, tokens=10.0)
@@ -73,8 +73,8 @@ def test_an_instance_is_shared_as_soon_as_it_has_a_slot() -> None:
     ledger, other = InflightTracker(first), InflightTracker(second)
     ledger.add(make_request("r"), "late", prefill_seconds=1.0, tokens=1.0)
     assert sums(other, "late") == (0, 0, 0.0, 0.0)
-    for one in (first, second):
-        one.set_slots({"a": 0, "b": 5, "late": 7})
+    for table in (first, second):
+        table.set_slots({"a": 0, "b": 5, "late": 7})
     ledger.republish()
     assert sums(other, "late") == (1, 1, 1.0, 1.0)
 
@@ -87,7 +87,7 @@ def test_without_rows_a_ledger_writes_and_reads_none() -> None:
 
 
 def fleet(*ids: str) -> Fleet:
-    return Fleet(1, 1, {}, {"d/m": tuple(Instance(one, "d", "m", "main", "http://127.0.0.1:1") for one in ids)})
+    return Fleet(1, 1, {}, {"d/m": tuple(Instance(name, "d", "m", "main", "http://127.0.0.1:1") for name in ids)})
 
 
 def test_a_slot_goes_to_another_only_when_it_is_empty_and_has_been_left_for_a_minute() -> None:
@@ -115,6 +115,6 @@ def test_an_instance_that_comes_back_keeps_its_slot() -> None:
 def test_seconds_survive_as_microseconds(backlog: float) -> None:
     first, second, _ = rows_of(cells())
     first.write("a", 1, 1, backlog, 2.9)
-    found = second.sum_other_rows("a")
-    assert (found[0], found[1], found[3]) == (1, 1, 2.0)
-    assert abs(found[2] - backlog) < 1e-6 * 1.01
+    totals = second.sum_other_rows("a")
+    assert (totals[0], totals[1], totals[3]) == (1, 1, 2.0)
+    assert abs(totals[2] - backlog) < 1e-6 * 1.01

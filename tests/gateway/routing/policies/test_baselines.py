@@ -150,12 +150,12 @@ def test_chwbl_skips_instances_with_a_quarter_more_than_their_share() -> None:
     assert passed == [frozenset({"i0"})] * 2
 
 
-def router(name: str, count: int = 8) -> ModelRouter:
-    made = ModelRouter(secret=b"secret")
+def make_router(name: str, count: int = 8) -> ModelRouter:
+    router = ModelRouter(secret=b"secret")
     profile = builtin_profile("h100-llama8b")
     instances = [Instance(f"pod-{at}", "default", "m", "main", "", profile=profile) for at in range(count)]
-    made.update(Model("default", "m", SloTargets(ttft_seconds=5.0), name), instances)
-    return made
+    router.update(Model("default", "m", SloTargets(ttft_seconds=5.0), name), instances)
+    return router
 
 
 def prompt(name: str, session: int) -> RouteRequest:
@@ -165,30 +165,30 @@ def prompt(name: str, session: int) -> RouteRequest:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_serves_through_the_router_past_those_that_failed(name: str) -> None:
-    made = router(name)
+    router = make_router(name)
     for number in range(60):
         request = prompt(f"r{number}", number % 9)
-        decision = made.choose_instance(request, 0.0, excluded=frozenset({"pod-0", "pod-1"}))
+        decision = router.choose_instance(request, 0.0, excluded=frozenset({"pod-0", "pod-1"}))
         assert decision.chosen not in (None, "pod-0", "pod-1")
-        made.on_dispatch(request, decision.chosen or "", 0.0)
+        router.on_dispatch(request, decision.chosen or "", 0.0)
         if number % 3:
-            made.on_first_token(request.id, 0.0)
-            made.on_finish(request.id, 0.0, output_tokens=5)
-    assert router(name, 1).choose_instance(prompt("alone", 1), 0.0).chosen == "pod-0"
-    assert router(name, 0).choose_instance(prompt("nobody", 1), 0.0).chosen is None
+            router.on_first_token(request.id, 0.0)
+            router.on_finish(request.id, 0.0, output_tokens=5)
+    assert make_router(name, 1).choose_instance(prompt("alone", 1), 0.0).chosen == "pod-0"
+    assert make_router(name, 0).choose_instance(prompt("nobody", 1), 0.0).chosen is None
 
 
 @pytest.mark.parametrize("name", ["prefix-cache", "cache-aware", "llm-d", "lmetric", "min-ttft", "chwbl", "preble"])
 def test_prefix_presets_return_to_cached_prefixes(name: str) -> None:
-    made = router(name)
+    router = make_router(name)
     for session in range(12):
         first = prompt(f"{session}-0", session)
-        at = made.choose_instance(first, 0.0).chosen
+        at = router.choose_instance(first, 0.0).chosen
         assert at is not None
-        made.on_dispatch(first, at, 0.0)
-        made.on_first_token(first.id, 1.0)
-        made.on_finish(first.id, 2.0)
-        assert made.choose_instance(prompt(f"{session}-1", session), 3.0).chosen == at
+        router.on_dispatch(first, at, 0.0)
+        router.on_first_token(first.id, 1.0)
+        router.on_finish(first.id, 2.0)
+        assert router.choose_instance(prompt(f"{session}-1", session), 3.0).chosen == at
 
 
 def test_every_preset_but_the_default_has_a_policy() -> None:

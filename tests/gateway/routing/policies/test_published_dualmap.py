@@ -79,7 +79,7 @@ def test_the_decision_says_which_branch_decided_and_what_the_homes_were_predicte
 def test_queues_are_sorted_by_match_and_then_by_arrival() -> None:
     queue = [("early", 1.0, 0.0), ("late hit", 9.0, 512.0), ("hit", 3.0, 512.0), ("next", 2.0, 0.0)]
     requests = [RouteRequest(name, PrefixChain((), (), 0), 1.0) for name, _, _ in queue]
-    stays = [AssignedRequest(one, *at, 1.0, SLO) for one, (_, *at) in zip(requests, queue, strict=True)]
+    stays = [AssignedRequest(request, *at, 1.0, SLO) for request, (_, *at) in zip(requests, queue, strict=True)]
     assert [stay.id for stay in sorted(stays, key=queue_sort_key)] == ["hit", "late hit", "early", "next"]
 
 
@@ -94,32 +94,32 @@ def moves(here: Sequence[QueuedAssignment], pending: dict[str, float], now: floa
 
 
 def test_nothing_moves_while_queue_and_waits_are_short() -> None:
-    one = queued_assignment("x", a=(0.0, 1.0), b=(0.0, 1.0))
-    assert moves([one], {"a": 3.9, "b": 0.0}) == []
-    assert moves([one], {"a": 4.1, "b": 0.0}) == [("x", "b")]
+    assignment = queued_assignment("x", a=(0.0, 1.0), b=(0.0, 1.0))
+    assert moves([assignment], {"a": 3.9, "b": 0.0}) == []
+    assert moves([assignment], {"a": 4.1, "b": 0.0}) == [("x", "b")]
 
 
 def test_a_wait_of_three_seconds_rebalances_the_queue() -> None:
-    one = queued_assignment("x", a=(0.0, 1.0), b=(0.0, 0.5))
-    assert moves([one], {"a": 0.0, "b": 0.0}, now=2.9) == []
-    assert moves([one], {"a": 0.0, "b": 0.0}, now=3.0) == [("x", "b")]
+    assignment = queued_assignment("x", a=(0.0, 1.0), b=(0.0, 0.5))
+    assert moves([assignment], {"a": 0.0, "b": 0.0}, now=2.9) == []
+    assert moves([assignment], {"a": 0.0, "b": 0.0}, now=3.0) == [("x", "b")]
 
 
 def test_no_move_without_a_gain() -> None:
-    one = queued_assignment("x", a=(512.0, 0.2), b=(0.0, 2.0), c=(0.0, 2.0))
-    assert moves([one], {"a": 6.0, "b": 4.2, "c": 4.2}) == []
-    assert moves([one], {"a": 6.0, "b": 4.1, "c": 4.2}) == [("x", "b")]
+    assignment = queued_assignment("x", a=(512.0, 0.2), b=(0.0, 2.0), c=(0.0, 2.0))
+    assert moves([assignment], {"a": 6.0, "b": 4.2, "c": 4.2}) == []
+    assert moves([assignment], {"a": 6.0, "b": 4.1, "c": 4.2}) == [("x", "b")]
 
 
 def test_a_twin_that_is_as_full_is_passed_over_for_the_instance_behind() -> None:
-    one = queued_assignment("x", twin="c", a=(512.0, 1.0), b=(0.0, 2.0), c=(512.0, 1.0))
-    assert moves([one], {"a": 9.0, "b": 0.0, "c": 6.0}) == [("x", "b")]
-    assert moves([one], {"a": 9.0, "b": 0.0, "c": 4.0}) == [("x", "c")]
+    assignment = queued_assignment("x", twin="c", a=(512.0, 1.0), b=(0.0, 2.0), c=(512.0, 1.0))
+    assert moves([assignment], {"a": 9.0, "b": 0.0, "c": 6.0}) == [("x", "b")]
+    assert moves([assignment], {"a": 9.0, "b": 0.0, "c": 4.0}) == [("x", "c")]
 
 
 def test_the_last_instance_has_the_first_behind_it() -> None:
-    one = queued_assignment("x", twin=None, b=(0.0, 1.0), a=(0.0, 1.0))
-    assert rebalance({"b": [one]}, {"a": 0.0, "b": 9.0}, objective_seconds=SLO, now=0.0) == [("x", "a")]
+    assignment = queued_assignment("x", twin=None, b=(0.0, 1.0), a=(0.0, 1.0))
+    assert rebalance({"b": [assignment]}, {"a": 0.0, "b": 9.0}, objective_seconds=SLO, now=0.0) == [("x", "a")]
 
 
 def test_the_largest_gain_goes_first_and_each_move_counts_for_the_next() -> None:
@@ -134,6 +134,6 @@ def test_the_largest_gain_goes_first_and_each_move_counts_for_the_next() -> None
 
 def test_a_longer_match_at_the_other_home_goes_before_its_queue() -> None:
     waiting = queued_assignment("w", twin="a", b=(0.0, 4.0), a=(0.0, 4.0))
-    one = queued_assignment("x", a=(0.0, 3.0), b=(4_096.0, 0.1))
-    found = rebalance({"a": [one], "b": [waiting]}, {"a": 5.0, "b": 1.0}, objective_seconds=SLO, now=0.0)
-    assert found == [("x", "b")]
+    assignment = queued_assignment("x", a=(0.0, 3.0), b=(4_096.0, 0.1))
+    rebalanced = rebalance({"a": [assignment], "b": [waiting]}, {"a": 5.0, "b": 1.0}, objective_seconds=SLO, now=0.0)
+    assert rebalanced == [("x", "b")]

@@ -14,8 +14,8 @@ ENDS = tuple(range(256, 256 * 41, 256))
 
 def matched(mirror: ApproximatePrefixIndex, hashes: Sequence[int], ends: Sequence[int]) -> Mapping[str, int]:
     """Returns the cached bytes of the prompt by instance, without instances that have none."""
-    found = mirror.match(tuple(hashes), ends)
-    sizes = {name: found.bytes_at(mirror.bit_of(name)) for name in "abc"}
+    match = mirror.match(tuple(hashes), ends)
+    sizes = {name: match.bytes_at(mirror.bit_of(name)) for name in "abc"}
     return {name: size for name, size in sizes.items() if size}
 
 
@@ -102,13 +102,13 @@ class PlainMirror:
 
     def matched(self, hashes: Sequence[int], ends: Sequence[int]) -> Mapping[str, int]:
         """Block by block from the start."""
-        found: dict[str, int] = {}
+        matches: dict[str, int] = {}
         for name, held in self.held.items():
             for digest, end in zip(hashes, ends, strict=True):
                 if digest not in held:
                     break
-                found[name] = end
-        return found
+                matches[name] = end
+        return matches
 
 
 TEXTS = st.text("xy", max_size=9)

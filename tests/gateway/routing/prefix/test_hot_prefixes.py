@@ -35,8 +35,8 @@ def test_a_prefix_of_more_than_two_nths_of_the_requests_extends_the_key() -> Non
     hot = HotPrefixes()
     for request in range(100):
         hot.observe(chain_of_blocks(0, 1, 1_000 + request), instances=8)
-    one, two = chain_of_blocks(0, 1, 7), chain_of_blocks(0, 1, 8)
-    assert hot.routing_key(one) != hot.routing_key(two)
+    first, second = chain_of_blocks(0, 1, 7), chain_of_blocks(0, 1, 8)
+    assert hot.routing_key(first) != hot.routing_key(second)
 
 
 def test_a_hot_prefix_cools_when_its_share_falls_below_one_nth() -> None:
@@ -47,8 +47,8 @@ def test_a_hot_prefix_cools_when_its_share_falls_below_one_nth() -> None:
     for request in range(400):
         hot.observe(chain_of_blocks(0, 2_000 + request), instances=8)
     assert len(hot) == 0
-    one, two = chain_of_blocks(0, 1, 7), chain_of_blocks(0, 1, 8)
-    assert hot.routing_key(one) == hot.routing_key(two)
+    first, second = chain_of_blocks(0, 1, 7), chain_of_blocks(0, 1, 8)
+    assert hot.routing_key(first) == hot.routing_key(second)
 
 
 def test_between_the_thresholds_nothing_changes() -> None:
@@ -73,10 +73,10 @@ def test_a_short_prompt_has_one_level_that_its_next_turn_often_keeps() -> None:
 
 
 def test_a_prompt_below_one_block_is_keyed_by_all_of_it() -> None:
-    one, two = (prefix_chain(text, secret=b"s", seed=b"m") for text in (b"hello", b"hallo"))
+    first, second = (prefix_chain(text, secret=b"s", seed=b"m") for text in (b"hello", b"hallo"))
     key = HotPrefixes().routing_key
-    assert key(one) == one.tail
-    assert key(one) != key(two)
+    assert key(first) == first.tail
+    assert key(first) != key(second)
 
 
 def plain_keys(prompts: Sequence[tuple[int, ...]], instances: int) -> list[tuple[int, ...]]:
@@ -110,10 +110,10 @@ def test_keys_are_those_of_the_rule_by_the_letter(seed: int, instances: int, kin
     for prompt in texts:  # the parts of a prompt are prompts too
         for size in range(2, len(prompt)):
             names[chain_of_blocks(*prompt[:size]).hashes[-1]] = prompt[:size]
-    made = HotPrefixes()
+    hot = HotPrefixes()
     for prompt, expected in zip(prompts, plain_keys(prompts, instances), strict=True):
-        assert names[made.observe(texts[prompt], instances)] == expected  # type: ignore[index]
-        assert names[made.routing_key(texts[prompt])] == expected  # type: ignore[index]
+        assert names[hot.observe(texts[prompt], instances)] == expected  # type: ignore[index]
+        assert names[hot.routing_key(texts[prompt])] == expected  # type: ignore[index]
 
 
 def crowded(seen: int, *, session: int = 1) -> HotPrefixes:
@@ -133,8 +133,8 @@ def test_keys_by_a_shared_table_equal_those_of_its_owner() -> None:
         assert follower.observe(prompt, instances=8) == counted.routing_key(prompt) == follower.routing_key(prompt)
     assert follower._levels == {}
     follower.set_shared_table(8, frozenset())
-    one, two = chain_of_blocks(0, 1, 7), chain_of_blocks(0, 1, 8)
-    assert follower.observe(one, instances=8) == follower.observe(two, instances=8)
+    first, second = chain_of_blocks(0, 1, 7), chain_of_blocks(0, 1, 8)
+    assert follower.observe(first, instances=8) == follower.observe(second, instances=8)
 
 
 def test_a_lost_table_is_used_until_the_own_count_is_full() -> None:
@@ -142,19 +142,19 @@ def test_a_lost_table_is_used_until_the_own_count_is_full() -> None:
     hot.set_shared_table(7, frozenset(crowded(100).top_prefixes(10)))
     hot.set_shared_table(0, frozenset())
     assert hot.epoch == 0
-    one, two = chain_of_blocks(0, 1, 7), chain_of_blocks(0, 1, 8)
+    first, second = chain_of_blocks(0, 1, 7), chain_of_blocks(0, 1, 8)
     for request in range(window_size(8) - 1):
         hot.observe(chain_of_blocks(0, 2_000 + request), instances=8)
-        assert hot.routing_key(one) != hot.routing_key(two)
+        assert hot.routing_key(first) != hot.routing_key(second)
     hot.observe(chain_of_blocks(0, 9_999), instances=8)
-    assert hot.routing_key(one) == hot.routing_key(two)
+    assert hot.routing_key(first) == hot.routing_key(second)
 
 
 def test_without_a_table_losing_it_changes_nothing() -> None:
-    one, other = crowded(100), crowded(100)
-    one.set_shared_table(0, frozenset())
+    hot, other = crowded(100), crowded(100)
+    hot.set_shared_table(0, frozenset())
     prompts = [chain_of_blocks(0, 1, number) for number in range(30)]
-    assert [one.observe(prompt, 8) for prompt in prompts] == [other.observe(prompt, 8) for prompt in prompts]
+    assert [hot.observe(prompt, 8) for prompt in prompts] == [other.observe(prompt, 8) for prompt in prompts]
 
 
 def test_a_table_is_bounded_and_keeps_what_most_prompts_share() -> None:

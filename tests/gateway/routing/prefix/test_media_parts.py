@@ -80,9 +80,9 @@ def test_many_parts_keep_their_order_and_the_text_between() -> None:
     kinds = ["image", "audio", "image", "file", "image"]
     parts = [FOUND[index][0] for index in (0, 6, 11, 8, 3)]
     text = json.dumps([{"type": "text", "text": "one"}, *parts, {"type": "text", "text": "last"}]).encode()
-    found = find_media(text, 0, len(text))
-    assert [part.kind for part in found] == kinds
-    short = without_media(text, 0, len(text), found)
+    media = find_media(text, 0, len(text))
+    assert [part.kind for part in media] == kinds
+    short = without_media(text, 0, len(text), media)
     assert short.startswith(b'[{"type": "text", "text": "one"}')
     assert short.endswith(b'{"type": "text", "text": "last"}]')
     assert data().encode() not in short
@@ -107,9 +107,9 @@ SMALL_PARTS = {
 @pytest.mark.parametrize("part", SMALL_PARTS.values(), ids=SMALL_PARTS.keys())
 def test_a_prompt_of_tiny_parts_does_not_grow_by_their_number(part: str) -> None:
     text = ("[" + ",".join([part] * 40_000) + "]").encode()
-    found = find_media(text, 0, len(text))
-    assert len(found) == MAX_PARTS
-    assert len(without_media(text, 0, len(text), found)) <= len(text) + MAX_PARTS * 4 * 2_048
+    media = find_media(text, 0, len(text))
+    assert len(media) == MAX_PARTS
+    assert len(without_media(text, 0, len(text), media)) <= len(text) + MAX_PARTS * 4 * 2_048
 
 
 class CountedText(bytes):

@@ -26,9 +26,9 @@ def test_a_changed_byte_changes_every_later_hash() -> None:
 
 def test_model_and_secret_seed_the_chain() -> None:
     text = b"y" * 4096
-    one = prefix_chain(text, secret=SECRET, seed=b"model-a")
-    assert not set(one.hashes) & set(prefix_chain(text, secret=SECRET, seed=b"model-b").hashes)
-    assert not set(one.hashes) & set(prefix_chain(text, secret=b"other", seed=b"model-a").hashes)
+    chain = prefix_chain(text, secret=SECRET, seed=b"model-a")
+    assert not set(chain.hashes) & set(prefix_chain(text, secret=SECRET, seed=b"model-b").hashes)
+    assert not set(chain.hashes) & set(prefix_chain(text, secret=b"other", seed=b"model-a").hashes)
 
 
 def test_blocks_grow_with_depth() -> None:
