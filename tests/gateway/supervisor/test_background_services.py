@@ -120,25 +120,25 @@ class Whole:
 
 def beside_of(running: RunningGateway, redis: str | None = None) -> BackgroundServices:
     gateway = running.gateway
-    made = BackgroundServices(
+    services = BackgroundServices(
         InProcessWorkers(running),
         clock=gateway.runtime.clock,
         limits=LIMITS,
         membership=None if redis is None else PeerMembership(redis, "gw-0", b"a secret of the test"),
     )
-    stream = made.decision_stream
+    stream = services.decision_stream
     if stream is not None:
 
         def publish(record: DecisionRecord) -> None:
             stream.offer(record.model_key, stream_entry(record, "gw-0"))
 
         gateway.decisions.on_record = publish
-    return made
+    return services
 
 
 @asynccontextmanager
 async def whole(redis: str | None) -> AsyncIterator[Whole]:
-    async with scripted_engine(engine) as one, running_gateway(fleet_of([one.url]), LIMITS) as running:
+    async with scripted_engine(engine) as upstream, running_gateway(fleet_of([upstream.url]), LIMITS) as running:
         beside = beside_of(running, redis)
         beside.start()
         try:
@@ -158,10 +158,10 @@ async def test_decision_reaches_log_stream_and_counters_and_the_prompt_reaches_n
             lambda: gateway.beside.decision_stream is not None and gateway.beside.decision_stream.published == 1
         )
         ((_, fields),) = await reader.xrange(redis_keys.decisions(MODEL_KEY))
-        told = decode(fields[b"d"], PublishedDecision)
+        published = decode(fields[b"d"], PublishedDecision)
         logged = (await gateway.manage("/api/decisions")).json()["decisions"][0]
-        assert told.request == logged["request_id"]
-        assert told.chosen == logged["choices"][0]["instance"]
+        assert published.request == logged["request_id"]
+        assert published.chosen == logged["choices"][0]["instance"]
         metrics = (await gateway.manage("/metrics")).text
         assert "fairlead_gateway_redis_connected 1\n" in metrics
         assert "fairlead_gateway_redis_published_total 1\n" in metrics
@@ -201,7 +201,7 @@ async def test_an_engine_without_a_metrics_page_is_said() -> None:
         else:
             await well_behaved(call)
 
-    async with scripted_engine(mute) as one, running_gateway(fleet_of([one.url]), LIMITS) as running:
+    async with scripted_engine(mute) as upstream, running_gateway(fleet_of([upstream.url]), LIMITS) as running:
         beside = beside_of(running)
         await beside.scraper.scrape_once()
         assert beside.warnings()[1] == "no metrics from 1 of 1 ready instances: e-0/0/0: answered 404"

@@ -28,7 +28,7 @@ FAST = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redi
 
 
 def record(request_id: str, decision: Decision | None = None) -> DecisionRecord:
-    made = decision or Decision(
+    choice = decision or Decision(
         "a/1/0",
         "affinity",
         DecisionText(
@@ -38,7 +38,7 @@ def record(request_id: str, decision: Decision | None = None) -> DecisionRecord:
         ),
         0.25,
     )
-    return DecisionRecord(request_id, 1_800_000_000.0, KEY, made, 1, 1_234.0)
+    return DecisionRecord(request_id, 1_800_000_000.0, KEY, choice, 1, 1_234.0)
 
 
 def entry(request_id: str) -> bytes:
@@ -49,32 +49,32 @@ def entry(request_id: str) -> bytes:
 async def running_stream(server: Any, **bounds: int) -> AsyncIterator[tuple[DecisionStream, Redis]]:
     reader = Redis.from_url(server.url)
     link = RedisLink(server.url, SystemClock(), limits=FAST)
-    told = DecisionStream(link, SystemClock(), **bounds)
+    stream = DecisionStream(link, SystemClock(), **bounds)
     link.start()
-    told.start()
+    stream.start()
     try:
-        yield told, reader
+        yield stream, reader
     finally:
-        await told.stop()
+        await stream.stop()
         await link.stop()
         await reader.aclose()
 
 
 async def _stream(reader: Redis, key: str = KEY) -> list[PublishedDecision]:
     entries = await reader.xrange(redis_keys.decisions(key))
-    found = [decode(values[b"d"], PublishedDecision) for _, values in entries]
-    return [item for item in found if item is not None]
+    decoded = [decode(values[b"d"], PublishedDecision) for _, values in entries]
+    return [item for item in decoded if item is not None]
 
 
 async def test_an_offered_decision_is_in_the_stream_whole(server: Any) -> None:
     async with running_stream(server) as (log, reader):
         log.offer(KEY, entry("r1"))
         await wait_until(lambda: log.published == 1)
-        (told,) = await _stream(reader)
-        assert (told.gateway, told.request, told.model, told.chosen) == ("gw-0", "r1", KEY, "a/1/0")
-        assert (told.rule, told.reason, told.cost_seconds, told.prompt_tokens) == ("affinity", "a home", 0.25, 1_234.0)
-        assert told.rejected == (("b/2/0", "costs more"),)
-        assert told.inputs == {"a/1/0/backlog_seconds": (0.5, 0.1), "b/2/0/backlog_seconds": (None, None)}
+        (sent,) = await _stream(reader)
+        assert (sent.gateway, sent.request, sent.model, sent.chosen) == ("gw-0", "r1", KEY, "a/1/0")
+        assert (sent.rule, sent.reason, sent.cost_seconds, sent.prompt_tokens) == ("affinity", "a home", 0.25, 1_234.0)
+        assert sent.rejected == (("b/2/0", "costs more"),)
+        assert sent.inputs == {"a/1/0/backlog_seconds": (0.5, 0.1), "b/2/0/backlog_seconds": (None, None)}
 
 
 async def test_decisions_arrive_in_order_over_many_batches(server: Any) -> None:
@@ -83,8 +83,8 @@ async def test_decisions_arrive_in_order_over_many_batches(server: Any) -> None:
         for n in range(count):
             log.offer(KEY if n % 2 else "default/tiny", entry(f"r{n}"))
         await wait_until(lambda: log.published == count)
-        told = await _stream(reader)
-        assert [item.request for item in told] == [f"r{n}" for n in range(count) if n % 2]
+        published = await _stream(reader)
+        assert [item.request for item in published] == [f"r{n}" for n in range(count) if n % 2]
 
 
 async def test_the_stream_is_bounded_by_count(server: Any) -> None:
@@ -153,10 +153,10 @@ async def test_stopping_tells_what_waits(server: Any) -> None:
     reader = Redis.from_url(server.url)
     link = RedisLink(server.url, SystemClock(), limits=FAST)
     link.start()
-    told = DecisionStream(link, SystemClock())
+    stream = DecisionStream(link, SystemClock())
     await link.wait_connected()
-    told.offer(KEY, entry("last"))
-    await told.stop()
+    stream.offer(KEY, entry("last"))
+    await stream.stop()
     assert [item.request for item in await _stream(reader)] == ["last"]
     await link.stop()
     await reader.aclose()
@@ -166,12 +166,12 @@ async def test_stopping_without_redis_returns(server: Any) -> None:
     server.kill()
     link = RedisLink(server.url, SystemClock(), limits=FAST)
     link.start()
-    told = DecisionStream(link, SystemClock())
-    told.start()
-    told.offer(KEY, entry("r1"))
+    stream = DecisionStream(link, SystemClock())
+    stream.start()
+    stream.offer(KEY, entry("r1"))
     async with asyncio.timeout(60):
-        await told.stop()
-    assert told.published == 0
+        await stream.stop()
+    assert stream.published == 0
     await link.stop()
 
 
@@ -180,18 +180,18 @@ def test_only_the_first_rejected_instances_are_published() -> None:
     inputs = {f"p-{n}/1/0/inflight": DecisionInput(float(n)) for n in range(4_000)} | {
         "mean/backlog_seconds": DecisionInput(0.1)
     }
-    made = Decision("p-9999/1/0", "least-request", DecisionText("x", many, inputs))
-    data = stream_entry(record("r", made), "gw")
-    told = decode(data, PublishedDecision)
-    assert len(told.rejected) == 16
-    assert set(told.inputs) == {f"p-{n}/1/0/inflight" for n in range(16)} | {"mean/backlog_seconds"}
+    decision = Decision("p-9999/1/0", "least-request", DecisionText("x", many, inputs))
+    data = stream_entry(record("r", decision), "gw")
+    published = decode(data, PublishedDecision)
+    assert len(published.rejected) == 16
+    assert set(published.inputs) == {f"p-{n}/1/0/inflight" for n in range(16)} | {"mean/backlog_seconds"}
     assert len(data) < 4_000
 
 
 def test_another_schema_or_damage_is_skipped_and_unknown_fields_are_ignored() -> None:
-    told = entry("r")
-    assert decode(b"\x02" + told[1:], PublishedDecision) is None
-    assert decode(told[:-1], PublishedDecision) is None
+    data = entry("r")
+    assert decode(b"\x02" + data[1:], PublishedDecision) is None
+    assert decode(data[:-1], PublishedDecision) is None
     assert decode(b"", PublishedDecision) is None
-    later = b"\x01" + msgspec.msgpack.encode(msgspec.msgpack.decode(told[1:]) | {"of a later release": 1})
-    assert decode(later, PublishedDecision) == decode(told, PublishedDecision)
+    later = b"\x01" + msgspec.msgpack.encode(msgspec.msgpack.decode(data[1:]) | {"of a later release": 1})
+    assert decode(later, PublishedDecision) == decode(data, PublishedDecision)

@@ -78,20 +78,20 @@ async def test_it_serves_what_the_cluster_has_and_goes_on_without_it(
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig(fake.config(), tmp_path / "config")))
         path = PODS.path("x", "p")
         fake.put(MODEL_DEPLOYMENTS, "x", "tiny", spec=SPEC)
-        made = fake._store(path, {**pod("x", engine.url), "status": {"podIP": "127.0.0.1", "conditions": READY}})
+        stored = fake._store(path, {**pod("x", engine.url), "status": {"podIP": "127.0.0.1", "conditions": READY}})
         async with gateway_process(None, "--kube", "x") as gateway:
             await answers(gateway, 200)
             assert "cluster" not in await gateway.warnings()
             fake.token = "another"
             fake.end_watches()
 
-            async def said() -> bool:
+            async def is_reported() -> bool:
                 return "cannot watch the cluster; the last fleet stays" in await gateway.warnings()
 
-            await wait_until(said)
+            await wait_until(is_reported)
             await answers(gateway, 200)
             fake.token = None
-            gone = {**made["metadata"], "deletionTimestamp": "2026-11-20T18:00:00Z"}
+            gone = {**stored["metadata"], "deletionTimestamp": "2026-11-20T18:00:00Z"}
             fake._store(path, {**fake.objects[path], "metadata": gone})
             await states(gateway, "Draining")
             await answers(gateway, 503)
@@ -107,20 +107,20 @@ async def test_it_serves_what_the_cluster_has_and_goes_on_without_it(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "error"),
     [
         (["--kube"], "no Kubernetes cluster is configured"),
         (["--kube", "a,B_"], "--kube: 'B_' is not a namespace"),
     ],
 )
 def test_without_a_way_to_a_cluster_it_does_not_start(
-    options: list[str], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], error: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert gateway_main(["--listen", "127.0.0.1:0", *options]) == 2
-    assert said in capsys.readouterr().err
+    assert error in capsys.readouterr().err
 
 
 def test_a_fleet_comes_from_one_place(capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,9 +118,9 @@ async def test_signals_are_merged_into_the_fleet_with_their_time() -> None:
         fleet = _fleet(_instance(url), _instance("http://127.0.0.1:9", "main-1/9/0"))
         scraper = MetricsScraper(lambda: fleet, clock)
         await scraper.scrape_once()
-        told, silent = scraper.with_signals(fleet).instances["default/tiny"]
-        assert (told.signals.running, told.signals.kv_usage, told.signals.waiting) == (3.0, 0.5, None)
-        assert told.received_at == 500.0
+        answering, silent = scraper.with_signals(fleet).instances["default/tiny"]
+        assert (answering.signals.running, answering.signals.kv_usage, answering.signals.waiting) == (3.0, 0.5, None)
+        assert answering.received_at == 500.0
         assert (silent.signals, silent.received_at) == (None, None)
         assert "main-1/9/0" in scraper.errors
         assert scraper.with_signals(fleet) is scraper.with_signals(fleet)
@@ -202,8 +202,8 @@ async def test_a_defect_at_one_engine_ends_the_reading_of_no_other() -> None:
         if name == "first":
             raise OverflowError
 
-    async with _engine(PLAIN) as one, _engine(PLAIN) as two:
-        fleet = _fleet(_instance(one, "first"), _instance(two, "second"))
+    async with _engine(PLAIN) as first, _engine(PLAIN) as second:
+        fleet = _fleet(_instance(first, "first"), _instance(second, "second"))
         scraper = MetricsScraper(lambda: fleet, ManualClock(), Limits())
         scraper.on_reading = fail_for_first
         for _ in range(2):

@@ -212,18 +212,13 @@ async def test_request_that_killed_two_engines_is_refused_by_the_sibling_worker(
 
     poison = {"model": "tiny", "messages": [{"role": "user", "content": "poison"}]}
 
-    async with process_before(tmp_path, script, script, script, options=("--workers", "2")) as (
-        gateway,
-        one,
-        two,
-        three,
-    ):
+    async with process_before(tmp_path, script, script, script, options=("--workers", "2")) as (gateway, *engines):
         first, second = await gateway.connections(2)
         assert (await first.post(poison)).status >= 500
         for _ in range(2):  # in order: the first worker's message reaches the supervisor, then the second
             await gateway.warnings()
         assert (await second.post(poison)).status == 422
-        assert sum(b"poison" in call.body for engine in (one, two, three) for call in engine.calls) == 2
+        assert sum(b"poison" in call.body for engine in engines for call in engine.calls) == 2
         assert (await second.post(GOOD)).status == 200
         await first.connection.close()
         await second.connection.close()

@@ -62,14 +62,14 @@ async def test_what_two_workers_counted_is_one_sum(tmp_path: Path) -> None:
 
 async def _decisions_are_found(gateway: GatewayProcess, ids: list[str]) -> None:
     listed = (await gateway.get_json("/api/decisions?limit=500"))["decisions"]
-    assert {one["request_id"] for one in listed} == set(ids)
-    walls = [one["wall"] for one in listed]
+    assert {entry["request_id"] for entry in listed} == set(ids)
+    walls = [entry["wall"] for entry in listed]
     assert walls == sorted(walls, reverse=True)
     assert len((await gateway.get_json("/api/decisions?limit=4"))["decisions"]) == 4
     for request_id in ids:
-        found = await gateway.get_json(f"/api/decisions/{request_id}")
-        assert found["outcome"]["status"] == 200
-        assert found["choices"][0]["instance"] == "e-0/0/0"
+        decision = await gateway.get_json(f"/api/decisions/{request_id}")
+        assert decision["outcome"]["status"] == 200
+        assert decision["choices"][0]["instance"] == "e-0/0/0"
     assert (await gateway.get("/api/decisions/nobody")).status == 404
 
 
@@ -83,7 +83,7 @@ async def test_a_worker_sees_what_its_sibling_has_in_flight(tmp_path: Path) -> N
 
     async with process_before(tmp_path, script, script, options=("--workers", "2"), preset="least-request") as (
         gateway,
-        one,
+        first,
         __,
     ):
         holder, other = await gateway.connections(2)
@@ -93,7 +93,7 @@ async def test_a_worker_sees_what_its_sibling_has_in_flight(tmp_path: Path) -> N
             return await gateway.metric("fairlead_gateway_in_flight") == 1
 
         await wait_until(busy)
-        taken = "e-0/0/0" if any(b"stay" in call.body for call in one.calls) else "e-1/1/0"
+        taken = "e-0/0/0" if any(b"stay" in call.body for call in first.calls) else "e-1/1/0"
         for _ in range(8):
             assert (await other.post(GOOD)).fields["x-fairlead-instance"] != taken
         loads = (await gateway.get_json("/api/fleet"))["models"][0]["instances"]
@@ -119,9 +119,9 @@ async def test_a_worker_learns_which_prompts_its_sibling_has_sent_where(tmp_path
             sent.append(f"{len(sent)} " + "x" * 3_000)
             await first.post(chat(sent[-1]))
             answer = await second.post(chat(sent[len(sent) // 2]) if len(sent) % 2 else GOOD)
-            found = await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}")
+            decision = await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}")
             return any(
-                candidate["inputs"]["matched_tokens"]["value"] > 0 for candidate in found["choices"][0]["candidates"]
+                candidate["inputs"]["matched_tokens"]["value"] > 0 for candidate in decision["choices"][0]["candidates"]
             )
 
         await wait_until(known)
@@ -168,29 +168,29 @@ async def test_keys_and_the_fleet_change_for_every_worker(tmp_path: Path, monkey
         well_behaved,
         options=("--workers", "2", "--keys", str(keyfile)),
         states=[InstanceState.STARTING],
-    ) as (gateway, one, two):
+    ) as (gateway, first, second):
         lines = await gateway.connections(2)
 
         async def statuses(key: str) -> set[int]:
-            found = set()
+            codes = set()
             for line in lines:
                 await line.connection.send(
                     get_request("/v1/models", more=f"authorization: Bearer {key}\r\n", close=False)
                 )
-                found.add((await line.connection.read_response()).status)
-            return found
+                codes.add((await line.connection.read_response()).status)
+            return codes
 
         async def swapped() -> bool:
             return (await statuses("one"), await statuses("two")) == ({401}, {200})
 
         async def shown() -> bool:
-            found = (await gateway.get_json("/api/fleet"))["models"][0]["instances"]
-            return [each["state"] for each in found] == ["Ready", "Draining"]
+            instances = (await gateway.get_json("/api/fleet"))["models"][0]["instances"]
+            return [each["state"] for each in instances] == ["Ready", "Draining"]
 
         assert (await statuses("one"), await statuses("two")) == ({200}, {401})
         await asyncio.to_thread(keyfile.write_text, keys("two"))
         await wait_until(swapped)
-        write_fleet_file(path, fleet_of([one.url, two.url], states=[InstanceState.READY, InstanceState.DRAINING]))
+        write_fleet_file(path, fleet_of([first.url, second.url], states=[InstanceState.READY, InstanceState.DRAINING]))
         await wait_until(shown)
         for line in lines:  # once it is shown, no worker routes by the old one
             await line.connection.send(_keyed_post("two"))
@@ -295,7 +295,7 @@ async def test_what_a_stopped_worker_could_not_be_told_reaches_it_when_it_goes_o
     path = tmp_path / "fleet.yaml"
     async with process_before(
         tmp_path, well_behaved, well_behaved, options=("--workers", "2"), states=[InstanceState.DRAINING]
-    ) as (gateway, one, two):
+    ) as (gateway, first, second):
         lines = await gateway.connections(2)
         stopped = min(gateway.worker_pids())
         os.kill(stopped, signal.SIGSTOP)
@@ -310,7 +310,7 @@ async def test_what_a_stopped_worker_could_not_be_told_reaches_it_when_it_goes_o
             return await states() == ["Ready", "Draining"]
 
         await wait_until(mute)
-        write_fleet_file(path, fleet_of([one.url, two.url], states=[InstanceState.READY, InstanceState.DRAINING]))
+        write_fleet_file(path, fleet_of([first.url, second.url], states=[InstanceState.READY, InstanceState.DRAINING]))
         await wait_until(shown)  # nothing waits for the worker that does not answer
         os.kill(stopped, signal.SIGCONT)
 

@@ -48,20 +48,20 @@ async def _use(gateway: GatewayProcess, files: Path) -> None:
     other = await _chat(gateway, "beta", "job-7")
     team, support = TOKENS["acme-team"], TOKENS["support"]
 
-    async def found(path: str, token: str) -> Any:
+    async def get(path: str, token: str) -> Any:
         answer = await _manage(gateway, path, token)
         return answer.json().get("request_id", answer.status_code)
 
-    assert await found(f"/api/decisions/{own}", team) == own
-    assert await found(f"/api/decisions/{other}", team) == 404
-    assert await found("/api/decisions/job-7", team) == own
-    assert await found("/api/decisions/job-7", support) == 409
-    assert await found("/api/decisions/job-7?tenant=beta", support) == other
-    assert await found("/api/fleet", team) == 403
+    assert await get(f"/api/decisions/{own}", team) == own
+    assert await get(f"/api/decisions/{other}", team) == 404
+    assert await get("/api/decisions/job-7", team) == own
+    assert await get("/api/decisions/job-7", support) == 409
+    assert await get("/api/decisions/job-7?tenant=beta", support) == other
+    assert await get("/api/fleet", team) == 403
     denied = await _manage(gateway, "/api/stats", team)
     (record,) = (await _manage(gateway, "/api/audit?limit=1", support)).json()["records"]
     assert (record["action"], record["request_id"]) == ("AccessDenied", denied.headers["x-request-id"])
-    assert await found("/api/stats", "installation-token") == 200
+    assert await get("/api/stats", "installation-token") == 200
     await asyncio.to_thread((files / "tokens.yaml").write_text, _token_file(support="tenants: all, may: [Read, Audit]"))
 
     async def is_refused() -> bool:

@@ -24,22 +24,22 @@ def _changes(before: Tenant | None, after: Tenant | None, **revoked: Any) -> lis
     def table(tenant: Tenant | None, version: int) -> TenantTable:
         return TenantTable(version, {} if tenant is None else {tenant.name: tenant}, **(revoked if version else {}))
 
-    found = tenant_changes(table(before, 0), table(after, 1), lambda name: f"kubectl for {name}")
-    assert {event.actor for event in found} <= {"kubectl for acme", LIST_ACTOR}
-    assert {event.tenant for event in found} <= {"acme"}
-    return [(event.action, event.object, dict(event.before), dict(event.after)) for event in found]
+    events = tenant_changes(table(before, 0), table(after, 1), lambda name: f"kubectl for {name}")
+    assert {event.actor for event in events} <= {"kubectl for acme", LIST_ACTOR}
+    assert {event.tenant for event in events} <= {"acme"}
+    return [(event.action, event.object, dict(event.before), dict(event.after)) for event in events]
 
 
 def test_a_new_tenant_comes_with_its_limits_and_its_keys() -> None:
-    found = _changes(None, ACME)
-    assert [(action, name) for action, name, _, _ in found] == [
+    changes = _changes(None, ACME)
+    assert [(action, name) for action, name, _, _ in changes] == [
         (Action.TENANT_ADDED, "ModelTenant/acme"),
         (Action.LIMITS_CHANGED, "ModelTenant/acme"),
         (Action.KEY_CREATED, "ApiKey/acme/ci"),
         (Action.KEY_CREATED, "ApiKey/acme/prod"),
     ]
-    assert found[0][3]["models"] == "chat/llama-70b"
-    assert found[3][3] == {"digest": "01010101", "expiresAt": None}
+    assert changes[0][3]["models"] == "chat/llama-70b"
+    assert changes[3][3] == {"digest": "01010101", "expiresAt": None}
 
 
 def test_a_tenant_that_goes_revokes_its_keys() -> None:
@@ -89,8 +89,8 @@ def test_a_key_is_rotated_by_name_and_its_old_one_may_live_on() -> None:
 
 
 def test_the_revocation_list_is_recorded_with_the_owner_of_the_key() -> None:
-    found = _changes(ACME, ACME, revoked=frozenset({CI}))
-    assert found == [(Action.KEY_REVOKED, "ApiKey/acme/ci", {"digest": "02020202"}, {})]
+    changes = _changes(ACME, ACME, revoked=frozenset({CI}))
+    assert changes == [(Action.KEY_REVOKED, "ApiKey/acme/ci", {"digest": "02020202"}, {})]
     unknown = tenant_changes(TenantTable(), TenantTable(revoked=frozenset({NEW})), lambda _: "kubectl")
     assert [(event.object, event.actor, event.tenant) for event in unknown] == [
         ("ApiKey/unknown", "revocation list", None)
@@ -110,7 +110,7 @@ def test_fingerprints_of_equal_tables_are_equal_whatever_their_order() -> None:
     other = replace(ACME, keys=tuple(reversed(ACME.keys)), models=frozenset(["chat/llama-70b"]))
     table, same = TenantTable(1, {"acme": ACME}), TenantTable(7, {"acme": other})
     changed = TenantTable(1, {"acme": replace(ACME, weight=2)})
-    prints = [tenants_loaded(one, "x").after["fingerprint"] for one in (table, same, changed)]
+    prints = [tenants_loaded(tenants, "x").after["fingerprint"] for tenants in (table, same, changed)]
     assert prints[0] == prints[1] != prints[2]
 
 

@@ -18,9 +18,9 @@ def document(name: str, more: str = "") -> str:
 def test_valid_documents_become_tenants() -> None:
     text = f"# tenants\n{document('acme')}{document('zeta', '  weight: 3')}\n---\n# nothing\n"
     keys = (ApiKey("prod", bytes.fromhex(DIGEST)),)
-    found = parse_tenant_file(text, file="tenants.yaml", limits=Limits())
-    assert [one.tenant for one in found] == [Tenant("acme", keys=keys), Tenant("zeta", weight=3, keys=keys)]
-    assert all(one.digests == {bytes.fromhex(DIGEST)} for one in found)
+    entries = parse_tenant_file(text, file="tenants.yaml", limits=Limits())
+    assert [entry.tenant for entry in entries] == [Tenant("acme", keys=keys), Tenant("zeta", weight=3, keys=keys)]
+    assert all(entry.digests == {bytes.fromhex(DIGEST)} for entry in entries)
 
 
 @pytest.mark.parametrize(
@@ -40,15 +40,15 @@ def test_broken_document_is_reported_by_its_line_and_leaves_others(more: str, li
 
 def test_no_problem_repeats_a_key() -> None:
     text = f"---\n{HEAD}metadata: {{name: acme}}\nspec: {{keys: [{{name: prod, digest: fl_secret}}]}}\n"
-    (found,) = parse_tenant_file(text, file="tenants.yaml", limits=Limits())
-    assert "not a digest" in found.problem
-    assert "fl_secret" not in found.problem
+    (entry,) = parse_tenant_file(text, file="tenants.yaml", limits=Limits())
+    assert "not a digest" in entry.problem
+    assert "fl_secret" not in entry.problem
 
 
 def test_other_objects_are_left_out() -> None:
     model = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: chat}\n"
-    (found,) = parse_tenant_file(model + document("acme"), file="tenants.yaml", limits=Limits())
-    assert found.names == {"acme"}
+    (entry,) = parse_tenant_file(model + document("acme"), file="tenants.yaml", limits=Limits())
+    assert entry.names == {"acme"}
 
 
 def test_too_many_tenants_are_an_error() -> None:

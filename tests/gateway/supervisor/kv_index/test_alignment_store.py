@@ -72,38 +72,38 @@ class Side:
 
 
 def side(url: str, name: str, *, secret: bytes = SECRET, **options: Any) -> Side:
-    found = Side(RedisLink(url, SystemClock(), limits=LIMITS))
-    found.kept = AlignmentStore(
-        found.link, name, lambda _, lesson: found.taken.append(lesson), secret=secret, **options
+    peer = Side(RedisLink(url, SystemClock(), limits=LIMITS))
+    peer.kept = AlignmentStore(
+        peer.link, name, lambda _, lesson: peer.taken.append(lesson), secret=secret, **options
     )
-    found.kept.set_models([KEY])
-    return found
+    peer.kept.set_models([KEY])
+    return peer
 
 
 @asynccontextmanager
 async def connected_sides(server: Valkey, *sides: Side) -> AsyncIterator[tuple[Any, ...]]:
     async with AsyncExitStack() as stack, Redis(unix_socket_path=server.url.removeprefix("unix://")) as redis:
-        for one in sides:
-            one.link.start()
-            stack.push_async_callback(one.link.stop)
+        for peer in sides:
+            peer.link.start()
+            stack.push_async_callback(peer.link.stop)
         async with asyncio.timeout(60):
-            for one in sides:
-                await one.link.wait_connected()
+            for peer in sides:
+                await peer.link.wait_connected()
             yield redis, *sides
 
 
 async def test_a_gateway_that_starts_later_knows_earlier_alignments(server: Valkey) -> None:
-    async with connected_sides(server, side(server.url, "a"), side(server.url, "b")) as (_, one, two):
+    async with connected_sides(server, side(server.url, "a"), side(server.url, "b")) as (_, first, second):
         for name in range(1, 2 * PAGE_ENTRIES):
-            one.kept.offer(KEY, lesson_of(name))
-        await one.poll()
-        await two.poll()
-        assert two.heads() == [name * 1_000 + 4 for name in range(1, 2 * PAGE_ENTRIES)]
+            first.kept.offer(KEY, lesson_of(name))
+        await first.poll()
+        await second.poll()
+        assert second.heads() == [name * 1_000 + 4 for name in range(1, 2 * PAGE_ENTRIES)]
         table, other = (
             PrefixTable(max_links=10_000, max_token_hashes=100_000),
             PrefixTable(max_links=10_000, max_token_hashes=100_000),
         )
-        for lesson in two.taken:
+        for lesson in second.taken:
             table.learn(lesson)
         for name in range(1, 2 * PAGE_ENTRIES):
             other.learn(lesson_of(name))
@@ -112,17 +112,17 @@ async def test_a_gateway_that_starts_later_knows_earlier_alignments(server: Valk
             assert [(link.depth, link.token_hash) for link in map(table.get, hashes) if link] == [
                 (link.depth, link.token_hash) for link in map(other.get, hashes) if link
             ]
-        await one.poll()
-        assert one.taken == [], "nobody hears itself"
-        assert two.kept.received == {KEY: len(two.taken)}
+        await first.poll()
+        assert first.taken == [], "nobody hears itself"
+        assert second.kept.received == {KEY: len(second.taken)}
 
 
 async def test_a_conversation_is_one_entry_whichever_gateway_learns_it(server: Valkey) -> None:
-    async with connected_sides(server, side(server.url, "a"), side(server.url, "b")) as (redis, one, two):
+    async with connected_sides(server, side(server.url, "a"), side(server.url, "b")) as (redis, first, second):
         for blocks in range(2, 12):
-            (one if blocks % 2 else two).kept.offer(KEY, lesson_of(1, blocks))
-            await one.poll()
-            await two.poll()
+            (first if blocks % 2 else second).kept.offer(KEY, lesson_of(1, blocks))
+            await first.poll()
+            await second.poll()
         assert await redis.xlen(redis_keys.prompt_alignments(KEY)) == 1
         late = side(server.url, "c")
         late.link.start()
@@ -165,23 +165,23 @@ async def test_flood_of_alignments_leaves_most_of_the_process_to_others(monkeypa
 
 
 async def test_a_wrong_alignment_is_deleted_for_later_gateways(server: Valkey) -> None:
-    async with connected_sides(server, side(server.url, "a"), side(server.url, "b")) as (redis, one, two):
-        one.kept.offer(KEY, lesson_of(1))
-        await one.poll()
-        one.kept.offer(KEY, lesson_of(2))
-        one.kept.delete_model(KEY)
-        await one.poll()
+    async with connected_sides(server, side(server.url, "a"), side(server.url, "b")) as (redis, first, second):
+        first.kept.offer(KEY, lesson_of(1))
+        await first.poll()
+        first.kept.offer(KEY, lesson_of(2))
+        first.kept.delete_model(KEY)
+        await first.poll()
         assert await redis.exists(redis_keys.prompt_alignments(KEY)) == 0
-        one.kept.offer(KEY, lesson_of(3))
-        await one.poll()
-        await two.poll()
-        assert two.heads() == [3_004]
+        first.kept.offer(KEY, lesson_of(3))
+        await first.poll()
+        await second.poll()
+        assert second.heads() == [3_004]
 
 
 async def test_other_secrets_damage_and_other_kinds_of_keys_are_passed_over(server: Valkey) -> None:
     async with connected_sides(server, side(server.url, "a"), side(server.url, "b", secret=b"another")) as (
         redis,
-        one,
+        first,
         strange,
     ):
         strange.kept.offer(KEY, lesson_of(1))
@@ -191,24 +191,24 @@ async def test_other_secrets_damage_and_other_kinds_of_keys_are_passed_over(serv
         await redis.xadd(redis_keys.prompt_alignments(KEY), {b"other": b"fields"})
         strange.kept.offer(KEY, lesson_of(2))
         await strange.kept.write()
-        await one.poll()
-        assert one.taken == []
-        assert one.kept.unreadable == 8
+        await first.poll()
+        assert first.taken == []
+        assert first.kept.unreadable == 8
         await redis.delete(redis_keys.prompt_alignments(KEY))
         await redis.set(redis_keys.prompt_alignments(KEY), "a string")
-        one.kept.offer(KEY, lesson_of(3))
-        await one.poll()
+        first.kept.offer(KEY, lesson_of(3))
+        await first.poll()
 
 
 async def test_what_lies_there_is_bounded_and_expires(server: Valkey) -> None:
-    async with connected_sides(server, side(server.url, "a", bounds=(100, 4_096))) as (redis, one):
+    async with connected_sides(server, side(server.url, "a", bounds=(100, 4_096))) as (redis, peer):
         for name in range(1, 1_000):
-            one.kept.offer(KEY, lesson_of(name))
+            peer.kept.offer(KEY, lesson_of(name))
             if not name % 100:
-                await one.poll()
-        one.kept.offer(KEY, lesson_of(1_001, 400))  # too long
-        one.kept.offer("ns/unknown", lesson_of(1))
-        await one.poll()
+                await peer.poll()
+        peer.kept.offer(KEY, lesson_of(1_001, 400))  # too long
+        peer.kept.offer("ns/unknown", lesson_of(1))
+        await peer.poll()
         assert await redis.xlen(redis_keys.prompt_alignments(KEY)) <= 300, "Redis cuts whole nodes of a stream"
         assert 0 < await redis.ttl(redis_keys.prompt_alignments(KEY)) <= PREFIX_MAP_RETENTION_SECONDS
         entries = await redis.xrange(redis_keys.prompt_alignments(KEY))
@@ -217,32 +217,32 @@ async def test_what_lies_there_is_bounded_and_expires(server: Valkey) -> None:
 
 
 async def test_a_redis_that_is_away_costs_only_what_was_not_written(server: Valkey) -> None:
-    async with connected_sides(server, side(server.url, "a")) as (_, one):
-        one.kept.offer(KEY, lesson_of(1))
-        one.kept.start()
+    async with connected_sides(server, side(server.url, "a")) as (_, peer):
+        peer.kept.offer(KEY, lesson_of(1))
+        peer.kept.start()
         server.kill()
-        await wait_until(lambda: not one.link.state.connected)
+        await wait_until(lambda: not peer.link.state.connected)
         for name in range(2 * PREFIX_MAP_STORES_PENDING):
-            one.kept.offer(KEY, lesson_of(name + 1))
-        assert len(one.kept._pending) == PREFIX_MAP_STORES_PENDING
-        await one.kept.stop()
+            peer.kept.offer(KEY, lesson_of(name + 1))
+        assert len(peer.kept._pending) == PREFIX_MAP_STORES_PENDING
+        await peer.kept.stop()
 
 
 @given(st.lists(NUMBER, min_size=1, max_size=20), st.lists(NUMBER, max_size=40), st.integers(1, 64))
 def test_a_lesson_comes_out_as_it_went_in(hashes: list[int], owns: list[int], block_size: int) -> None:
     lesson = exact_alignment(hashes, owns, [number * 7 for number in range(len(hashes))], block_size=block_size)
     data = encode_alignment(lesson, secret=PRINT)
-    found = decode_alignment(data, secret=PRINT, max_bytes=len(data))
-    assert (list(found.hashes), list(found.token_hashes), found.block_size) == (hashes, owns, block_size)
-    assert list(found.depths) == [min(depth, len(owns)) for depth in lesson.depths]
+    alignment = decode_alignment(data, secret=PRINT, max_bytes=len(data))
+    assert (list(alignment.hashes), list(alignment.token_hashes), alignment.block_size) == (hashes, owns, block_size)
+    assert list(alignment.depths) == [min(depth, len(owns)) for depth in lesson.depths]
     assert decode_alignment(data, secret=b"another", max_bytes=len(data)) is None
     assert decode_alignment(data, secret=PRINT, max_bytes=len(data) - 1) is None
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_do_harm(data: bytes) -> None:
-    found = decode_alignment(b"\x01" + data, secret=PRINT, max_bytes=1_000)
-    assert found is None or len(found.hashes) == len(found.depths)
+    alignment = decode_alignment(b"\x01" + data, secret=PRINT, max_bytes=1_000)
+    assert alignment is None or len(alignment.hashes) == len(alignment.depths)
 
 
 def test_stored_alignments_hold_no_text_and_no_token() -> None:
@@ -259,7 +259,7 @@ def test_a_lesson_that_is_known_in_parts_only_is_none() -> None:
     table.learn(lesson)
     assert table.alignment([*lesson.hashes, 77], 16) is None
     assert table.alignment([], 16) is None
-    found = table.alignment(lesson.hashes, 16)
-    assert list(found.depths) == list(lesson.depths)
+    alignment = table.alignment(lesson.hashes, 16)
+    assert list(alignment.depths) == list(lesson.depths)
     with pytest.raises(ValueError, match="shorter"):
         table.learn(PromptAlignment([91, 92], [1, 2, 3], [1], 16))

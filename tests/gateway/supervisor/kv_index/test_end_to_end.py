@@ -102,9 +102,9 @@ async def test_an_index_that_is_not_true_is_quarantined_and_nobody_notices(tmp_p
             return bool((await place.index())["state"] == "quarantined")
 
         await wait_until(out)
-        found = await place.index()
-        assert found["reason"] == "the index predicts what the engine does not find"
-        assert found["predicted_tokens"] > 4 * found["reported_tokens"]
+        index = await place.index()
+        assert index["reason"] == "the index predicts what the engine does not find"
+        assert index["predicted_tokens"] > 4 * index["reported_tokens"]
         assert "in quarantine: e-0/0/0: the index predicts" in await place.gateway.warnings()
         assert await place.gateway.metric("fairlead_gateway_index_quarantined") == 1
         await place.chat(texts[0])
@@ -122,9 +122,9 @@ async def test_an_engine_that_does_not_report_cached_tokens_is_said_to_be_silent
             return bool((await place.index())["silent"] > 0)
 
         await wait_until(silent)
-        found = await place.index()
-        assert found["ratio"] is None
-        assert "does not report cached tokens" in found["reason"]
+        index = await place.index()
+        assert index["ratio"] is None
+        assert "does not report cached tokens" in index["reason"]
         assert (await place.gateway.get("/metrics")).body.count(b"\nfairlead_gateway_index_prediction_ratio{") == 0
 
 
@@ -172,8 +172,8 @@ async def test_adapters_and_salts_are_followed_and_never_credited_to_one_another
     ]
     async with index_stage(tmp_path, 1, adapters=("french", "german")) as place:
         await place.chat(text_of("first", 100))
-        for one in ("", "french-", "german-"):
-            await place.wait_for_state("index", f"{one}e-0/0/0")
+        for prefix in ("", "french-", "german-"):
+            await place.wait_for_state("index", f"{prefix}e-0/0/0")
         text = text_of("shared", 600)
 
         async def credited(**fields: str) -> float:

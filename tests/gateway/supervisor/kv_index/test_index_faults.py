@@ -65,8 +65,8 @@ class Stage:
 
     async def credited(self, number: int, text: str) -> float:
         """Returns the tokens of a prompt that one gateway's index replica has for the engine."""
-        told = await self.chat(number, text)
-        inputs = told["choices"][0]["candidates"][0]["inputs"]
+        decision = await self.chat(number, text)
+        inputs = decision["choices"][0]["candidates"][0]["inputs"]
         return float(inputs["indexed_tokens"]["value"] or 0.0) if "indexed_tokens" in inputs else 0.0
 
     async def until_credited(self, text: str) -> None:
@@ -113,8 +113,8 @@ async def stage(tmp_path: Path, redis: str, *, indexers: int = 1) -> AsyncIterat
     path = tmp_path / "fleet.yaml"
     fleet = fleet_of([f"http://127.0.0.1:{ports[0]}"])
     events, again = (f"tcp://127.0.0.1:{port}" for port in ports[1:])
-    told = tuple(replace(instance, kv_events=events, kv_replay=again) for instance in fleet.instances[MODEL])
-    write_fleet_file(path, replace(fleet, instances={MODEL: told}))
+    instances = tuple(replace(instance, kv_events=events, kv_replay=again) for instance in fleet.instances[MODEL])
+    write_fleet_file(path, replace(fleet, instances={MODEL: instances}))
     async with AsyncExitStack() as stack:
         place = Stage(stack, path, redis, ports, await stack.enter_async_context(_engine(ports)))
         for _ in range(2):
@@ -155,10 +155,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 async def test_a_redis_200_ms_away_is_shared_through_and_costs_no_request(tmp_path: Path, server: Valkey) -> None:
     async with slow_link(server.path, 0.2) as port, stage(tmp_path, f"redis://127.0.0.1:{port}/0") as place:
-        for one in place.gateways:
+        for gateway in place.gateways:
 
-            async def hears(one: GatewayProcess = one) -> bool:
-                return await one.metric("fairlead_gateway_peers") == 1
+            async def hears(gateway: GatewayProcess = gateway) -> bool:
+                return await gateway.metric("fairlead_gateway_peers") == 1
 
             await wait_until(hears)
         async with traffic(place):

@@ -25,8 +25,8 @@ def simulated_file(folder: Path, *, shifted: int = 0) -> None:
         for token in range(first, count)
     }
     pieces |= {piece: number for number, piece in enumerate(CONTROL_TOKENS)}
-    made = Tokenizer(models.BPE(pieces, [], ignore_merges=True))
-    made.pre_tokenizer = pre_tokenizers.Sequence(
+    tokenizer = Tokenizer(models.BPE(pieces, [], ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(" ?[a-z]{1,3}"), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
@@ -34,28 +34,28 @@ def simulated_file(folder: Path, *, shifted: int = 0) -> None:
     )
     path = folder / MODEL_KEY / "tokenizer.json"
     path.parent.mkdir(parents=True)
-    made.save(str(path))
+    tokenizer.save(str(path))
 
 
 def test_the_file_is_the_simulated_engines_tokenizer(tmp_path: Path) -> None:
     simulated_file(tmp_path)
-    made = Tokenizer.from_file(str(tmp_path / MODEL_KEY / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(tmp_path / MODEL_KEY / "tokenizer.json"))
     for text in ("abc def", "Größe 模型 12  a", SIMULATED.random_text(500, "x"), "It's\n\nTHE end"):
-        assert made.encode(text).ids == SIMULATED.encode(text)
+        assert tokenizer.encode(text).ids == SIMULATED.encode(text)
 
 
 async def links(place: IndexStage) -> dict[str, Any]:
     models = (await place.gateway.get_json("/api/fleet"))["models"]
-    found: dict[str, Any] = models[0]["links"]
-    return found
+    status: dict[str, Any] = models[0]["links"]
+    return status
 
 
 async def credited(place: IndexStage, text: str) -> tuple[float, float]:
     """Returns the cached tokens of a prompt: from the index, and as the engine reports them."""
-    told = await place.complete(text)
-    inputs = told["choices"][0]["candidates"][0]["inputs"]
+    decision = await place.complete(text)
+    inputs = decision["choices"][0]["candidates"][0]["inputs"]
     indexed = inputs["indexed_tokens"]["value"] if "indexed_tokens" in inputs else 0.0
-    return float(indexed), float(told["outcome"]["cached_tokens"])
+    return float(indexed), float(decision["outcome"]["cached_tokens"])
 
 
 async def test_prompts_of_text_are_credited_as_the_engine_reports_them(

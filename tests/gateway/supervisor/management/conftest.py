@@ -144,7 +144,7 @@ class SimulatedGateway:
 
     def _instance(self, namespace: str, model: str, n: int, state: InstanceState) -> Instance:
         port = (9001 if model == "llama-70b" else 9101) + n
-        said = EngineSignals(
+        signals = EngineSignals(
             running=float(n % 5 + 1),
             waiting=float(n % 3),
             kv_usage=0.11 * (n % 8) + 0.05,
@@ -160,7 +160,7 @@ class SimulatedGateway:
             pool="main",
             url=f"http://127.0.0.1:{port}",
             state=state,
-            signals=said if heard else None,
+            signals=signals if heard else None,
             received_at=self.clock.now() - 0.8 - 0.2 * (n % 3) if heard else None,
         )
 

@@ -84,11 +84,11 @@ def test_fleet_shows_an_ejection_without_answers_and_the_age_of_the_last_answer(
     first, second = (instance.id for instance in made_up.snapshot.instances["chat/llama-70b"][:2])
     made_up.ejections = {first: EjectionReport(75.0, "3 timeouts", 2, 1)}
     made_up.answer_times = {first: clock.now() - 90.0, second: clock.now() - 2.0}
-    found = {instance["id"]: instance for instance in _json(made_up, "/api/fleet")["models"][0]["instances"]}
+    instances = {instance["id"]: instance for instance in _json(made_up, "/api/fleet")["models"][0]["instances"]}
     ejection = {"seconds": 75.0, "cause": "3 timeouts", "failed_probes": 2, "workers": 1}
-    assert (found[first]["ejection"], found[first]["answer_age_seconds"]) == (ejection, 90.0)
-    assert (found[second]["ejection"], found[second]["answer_age_seconds"]) == (None, 2.0)
-    others = [instance for name, instance in found.items() if name not in (first, second)]
+    assert (instances[first]["ejection"], instances[first]["answer_age_seconds"]) == (ejection, 90.0)
+    assert (instances[second]["ejection"], instances[second]["answer_age_seconds"]) == (None, 2.0)
+    others = [instance for name, instance in instances.items() if name not in (first, second)]
     assert {instance["answer_age_seconds"] for instance in others} == {None}
 
 
@@ -100,8 +100,8 @@ def test_operator_reads_ejections_and_the_autoscaler_their_seconds(clock: Manual
     assert reports[first] == InstanceReport(first, made_up.ejections[first], None)
     assert reports[second] == InstanceReport(second, None, 2.0)
     page = metrics_parser.parse_page(_get(made_up, "/metrics").text, ["chat/llama-70b"])
-    found = {key: value for key, value in page.gauges.items() if key[0] == "ejected_seconds"}
-    assert found == {("ejected_seconds", "chat/llama-70b", first): 75.0}
+    gauges = {key: value for key, value in page.gauges.items() if key[0] == "ejected_seconds"}
+    assert gauges == {("ejected_seconds", "chat/llama-70b", first): 75.0}
 
 
 def test_signals_that_never_came_are_null(clock: ManualClock, made_up: Any) -> None:
@@ -159,9 +159,9 @@ def test_a_decision_names_every_candidate_with_its_inputs_and_why(made_up: Any) 
 def test_decisions_are_newest_first_limited_and_of_one_model_when_asked(made_up: Any) -> None:
     made_up.serve(20)
     made_up.serve(20, key="default/qwen3-8b")
-    found = _json(made_up, "/api/decisions?limit=5&model=llama-70b")["decisions"]
-    assert len(found) == 5
-    assert {decision["model"] for decision in found} == {"chat/llama-70b"}
+    decisions = _json(made_up, "/api/decisions?limit=5&model=llama-70b")["decisions"]
+    assert len(decisions) == 5
+    assert {decision["model"] for decision in decisions} == {"chat/llama-70b"}
 
 
 ASSISTANT = Route(
@@ -189,8 +189,8 @@ def serve_assistant(made_up: Any) -> None:
 @pytest.mark.parametrize("name", ["acme/assistant", "chat/assistant"])
 def test_decisions_are_found_by_the_names_of_a_route(made_up: Any, name: str) -> None:
     serve_assistant(made_up)
-    (found,) = _json(made_up, f"/api/decisions?model={name}")["decisions"]
-    assert (found["request_id"], found["model"]) == ("of-route", "default/qwen3-8b")
+    (decision,) = _json(made_up, f"/api/decisions?model={name}")["decisions"]
+    assert (decision["request_id"], decision["model"]) == ("of-route", "default/qwen3-8b")
 
 
 def test_decisions_of_an_unknown_name_are_404_and_name_similar_routes(made_up: Any) -> None:
@@ -238,10 +238,10 @@ def test_one_decision_is_found_by_its_request_id_even_with_a_slash(made_up: Any)
         "team/7", 1.0, "chat/llama-70b", Decision(None, "none", DecisionText("no instance is ready")), 1, 10.0
     )
     append_decision(made_up.log, record)
-    found = _json(made_up, "/api/decisions/team/7")
-    assert found["choices"][0]["instance"] is None
-    assert found["choices"][0]["candidates"] == []
-    assert found["outcome"] is None
+    decision = _json(made_up, "/api/decisions/team/7")
+    assert decision["choices"][0]["instance"] is None
+    assert decision["choices"][0]["candidates"] == []
+    assert decision["outcome"] is None
 
 
 def test_an_unknown_request_is_404_in_the_error_shape(made_up: Any) -> None:
@@ -291,8 +291,8 @@ def test_openapi_describes_every_route(made_up: Any) -> None:
 def test_a_model_that_may_have_no_instance_is_told_to_wake(made_up: Any) -> None:
     model = Model("chat", "rarely", wakes=True)
     made_up.snapshot = Fleet(1, 1, {model.key: model, "chat/other": Model("chat", "other")}, {})
-    told = {model["key"]: model["wakes"] for model in _json(made_up, "/api/fleet")["models"]}
-    assert told == {"chat/rarely": True, "chat/other": False}
+    wakes = {model["key"]: model["wakes"] for model in _json(made_up, "/api/fleet")["models"]}
+    assert wakes == {"chat/rarely": True, "chat/other": False}
 
 
 def test_an_empty_fleet_has_answers_too(made_up: Any) -> None:

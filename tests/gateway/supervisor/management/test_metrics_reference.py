@@ -46,7 +46,7 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
         "peer_in_flight": 4,
     }
     made_up.telemetry.peer_values |= {"hot_tables_kept": 1, "hot_table_stale_seconds": 3.5}
-    one = InstanceIndexStatus(
+    status = InstanceIndexStatus(
         IndexState.INDEX,
         "",
         90,
@@ -60,7 +60,7 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
         RemovalRank("main-0/9001/0", 1, 2, 1, ""),
     )
     made_up.telemetry.index_status = {
-        "chat/llama-70b": ModelIndexStatus({"main-0/9001/0": one}, 20, 1, 5, "engines are asked")
+        "chat/llama-70b": ModelIndexStatus({"main-0/9001/0": status}, 20, 1, 5, "engines are asked")
     }
     answer = ShadowAnswer(False, 0.1, 0.01, 10)
     made_up.telemetry.record_copy("chat/llama-70b", "chat/llama-8b", "answered")

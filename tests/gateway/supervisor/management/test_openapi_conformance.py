@@ -96,8 +96,8 @@ def managed(made_up: Any) -> Iterator[ManagedGateway]:
 
 def _description(managed: ManagedGateway) -> dict[str, Any]:
     answer = managed.send(httpx.Request("GET", f"{URL}/openapi.json", headers={"authorization": "Bearer full"}))
-    found: dict[str, Any] = answer.json()
-    return found
+    description: dict[str, Any] = answer.json()
+    return description
 
 
 @pytest.mark.property

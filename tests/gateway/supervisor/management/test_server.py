@@ -46,11 +46,11 @@ async def test_one_connection_asks_for_everything_in_turn(made_up: Any) -> None:
             "/api/decisions/a%20b": "application/json",
         }.items():
             await connection.send(get_request(path, close=False))
-            found = await connection.read_response()
-            assert found.fields["content-type"] == kind
-            assert found.fields["x-content-type-options"] == "nosniff"
-            assert found.status == (404 if "%20" in path else 200)
-        assert "'a b'" in found.json["error"]["message"]
+            reply = await connection.read_response()
+            assert reply.fields["content-type"] == kind
+            assert reply.fields["x-content-type-options"] == "nosniff"
+            assert reply.status == (404 if "%20" in path else 200)
+        assert "'a b'" in reply.json["error"]["message"]
         await connection.close()
 
 
@@ -66,8 +66,8 @@ async def test_kernel_takes_few_bytes_for_a_client_that_never_reads(made_up: Any
 async def test_what_is_not_http_is_refused_and_so_is_a_host_given_twice(made_up: Any) -> None:
     async with managed(made_up) as url:
         for wrong in (b"GET / HTTP/1.1\nhost: x\n\n", b"GET / HTTP/1.1\r\nhost: x\r\nhost: x\r\n\r\n"):
-            found = (await send(url, wrong))[0]
-            assert (found.status, found.json["error"]["code"]) == (400, "malformed_http")
+            reply = (await send(url, wrong))[0]
+            assert (reply.status, reply.json["error"]["code"]) == (400, "malformed_http")
 
 
 async def test_two_tokens_are_refused_also_if_they_are_equal(made_up: Any) -> None:
@@ -82,8 +82,8 @@ async def test_nobody_waits_for_a_body(made_up: Any) -> None:
     async with managed(made_up) as url:
         whole = (await send(url, post_request({"a": 1}, path="/api/stats")))[0]
         announced = (await send(url, b"POST /api/stats HTTP/1.1\r\nhost: x\r\ncontent-length: 999999\r\n\r\n"))[0]
-        for found in (whole, announced):
-            assert (found.status, found.fields["allow"]) == (405, "GET")
+        for reply in (whole, announced):
+            assert (reply.status, reply.fields["allow"]) == (405, "GET")
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,9 @@ async def test_no_body_is_read_before_host_and_token_are_checked(
         host = "" if "host:" in more else "host: 127.0.0.1\r\n"
         connection = await RawConnection.connect(url)
         await connection.send(f"POST /api/route HTTP/1.1\r\n{host}{more}{framing}\r\n\r\n".encode())
-        found = await connection.read_response()
-        assert (found.status, found.fields["connection"]) == (status, "close")
-        assert ("www-authenticate" in found.fields) == (status == 401)
+        reply = await connection.read_response()
+        assert (reply.status, reply.fields["connection"]) == (status, "close")
+        assert ("www-authenticate" in reply.fields) == (status == 401)
         await connection.close()
 
 
@@ -120,11 +120,11 @@ async def test_a_body_over_one_mebibyte_needs_the_token(token: str | None, statu
     text = b" " * 1_100_000
     chunked = b"POST /api/route HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n"
     async with managed(made_up, token) as url:
-        found = (await send(url, post_request(text, path="/api/route", more=more)))[0]
-        assert found.status == status
+        reply = (await send(url, post_request(text, path="/api/route", more=more)))[0]
+        assert reply.status == status
         frames = b"".join(b"%x\r\n%b\r\n" % (len(text) // 10, text[: len(text) // 10]) for _ in range(10))
-        found = (await send(url, chunked + more.encode() + b"\r\n" + frames + b"0\r\n\r\n"))[0]
-        assert found.status == status
+        reply = (await send(url, chunked + more.encode() + b"\r\n" + frames + b"0\r\n\r\n"))[0]
+        assert reply.status == status
 
 
 async def test_the_answer_to_head_has_no_body(made_up: Any) -> None:
@@ -144,9 +144,9 @@ async def test_a_defect_is_answered_and_logged_without_its_text(made_up: Any, ca
 
     made_up.status = status
     async with managed(made_up) as url:
-        found = (await send(url, get_request("/readyz")))[0]
-        assert found.status == 500
-        assert words not in found.json["error"]["message"]
+        reply = (await send(url, get_request("/readyz")))[0]
+        assert reply.status == 500
+        assert words not in reply.json["error"]["message"]
     assert "RuntimeError on the management port" in caplog.text
     assert words not in caplog.text
 
@@ -190,8 +190,8 @@ async def test_the_end_waits_for_an_answer_under_way(made_up: Any) -> None:
     ending = asyncio.create_task(management.stop())
     await asyncio.sleep(0)
     may.set()
-    found = await connection.read_response()
-    assert (found.status, found.fields["connection"]) == (200, "close")
+    reply = await connection.read_response()
+    assert (reply.status, reply.fields["connection"]) == (200, "close")
     await connection.close()
     await ending
 

@@ -32,8 +32,8 @@ class SlowResponse:
 async def test_flood_of_requests_without_a_token_takes_a_tenth_of_the_time() -> None:
     clock = ManualClock()
     shared = SharedResponse(SlowResponse(clock).compute, clock.now)
-    found = [await shared.get() for _ in range(1_000)]
-    burst = found[-1] + 1
+    computations = [await shared.get() for _ in range(1_000)]
+    burst = computations[-1] + 1
     assert BURST_SECONDS <= burst * COMPUTATION_SECONDS <= BURST_SECONDS / (1 - TIME_SHARE) + COMPUTATION_SECONDS
     for _ in range(1_000):
         clock.advance(0.1)

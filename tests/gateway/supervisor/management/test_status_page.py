@@ -19,15 +19,15 @@ NODE = shutil.which("node")
 def model_status(wakes: bool, *states: str) -> dict[str, Any]:
     """Returns the page's text for a model with instances in these states, computed by node."""
     assert NODE is not None
-    found = re.search(r"^function standingOf.*?^}", SCRIPT, re.DOTALL | re.MULTILINE)
-    assert found is not None
+    match = re.search(r"^function standingOf.*?^}", SCRIPT, re.DOTALL | re.MULTILINE)
+    assert match is not None
     model = json.dumps({"wakes": wakes, "instances": [{"state": state} for state in states]})
     program = (
         "const times = (count, one, many) => `${count} ${count === 1 ? one : many}`;\n"
-        f"{found[0]}\nconsole.log(JSON.stringify(standingOf({model})));"
+        f"{match[0]}\nconsole.log(JSON.stringify(standingOf({model})));"
     )
-    said = subprocess.run([NODE, "-e", program], capture_output=True, text=True, check=True, timeout=60)
-    return json.loads(said.stdout)  # type: ignore[no-any-return]
+    process = subprocess.run([NODE, "-e", program], capture_output=True, text=True, check=True, timeout=60)
+    return json.loads(process.stdout)  # type: ignore[no-any-return]
 
 
 @pytest.mark.skipif(NODE is None, reason="no JavaScript engine here")
@@ -51,9 +51,9 @@ def model_status(wakes: bool, *states: str) -> dict[str, Any]:
 def test_a_model_that_wakes_is_idle_and_not_broken(
     wakes: bool, states: list[str], state: str, tone: str, words: str
 ) -> None:
-    found = model_status(wakes, *states)
-    assert (found["state"], found["tone"]) == (state, tone)
-    assert found["words"].endswith(words)
+    status = model_status(wakes, *states)
+    assert (status["state"], status["tone"]) == (state, tone)
+    assert status["words"].endswith(words)
 
 
 def _words(function: str, *values: object) -> str:
@@ -64,8 +64,8 @@ def _words(function: str, *values: object) -> str:
     constants = re.findall(r"^const (?:known|whole) = .*$", SCRIPT, re.MULTILINE)
     sources = "\n".join([*constants, *(part[0] for part in parts if part is not None)])
     program = f"{sources}\nconsole.log({function}({', '.join(map(json.dumps, values))}));"
-    said = subprocess.run([NODE, "-e", program], capture_output=True, text=True, check=True, timeout=60)
-    return said.stdout.strip()
+    process = subprocess.run([NODE, "-e", program], capture_output=True, text=True, check=True, timeout=60)
+    return process.stdout.strip()
 
 
 @pytest.mark.skipif(NODE is None, reason="no JavaScript engine here")

@@ -31,9 +31,9 @@ def test_sender_within_its_rate_loses_nothing_beside_a_flood() -> None:
 
 def test_ever_new_names_share_one_budget() -> None:
     budget = small_budget()
-    found = [admitted(budget, f"name-{number}".encode(), 0.0) for number in range(1_000)]
-    assert sum(found) < 40
-    assert sum(found[4:]) == 0
+    admissions = [admitted(budget, f"name-{number}".encode(), 0.0) for number in range(1_000)]
+    assert sum(admissions) < 40
+    assert sum(admissions[4:]) == 0
     later = [admitted(budget, f"name-{number}".encode(), 1.0) for number in range(1_000, 2_000)]
     assert sum(later) < 40
 

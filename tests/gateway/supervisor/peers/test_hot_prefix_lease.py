@@ -41,165 +41,165 @@ class Side:
     mine: HotPrefixTable | None = None
     active: list[str] = field(default_factory=lambda: [KEY])
     adopted: list[HotPrefixTable] = field(default_factory=list)
-    told: list[tuple[int, HotPrefixTable | None]] = field(default_factory=list)
+    received: list[tuple[int, HotPrefixTable | None]] = field(default_factory=list)
 
 
 def side(url: str, name: str, clock: ManualClock) -> Side:
     link = RedisLink(url, SystemClock(), limits=LIMITS)
-    made: list[Side] = []
+    sides: list[Side] = []
     hooks = LeaseHooks(
-        active_models=lambda: made[0].active,
-        local_table=lambda model: made[0].mine,
-        on_acquired=lambda model, table: made[0].adopted.append(table),
-        on_table=lambda model, epoch, table: made[0].told.append((epoch, table)),
+        active_models=lambda: sides[0].active,
+        local_table=lambda model: sides[0].mine,
+        on_acquired=lambda model, table: sides[0].adopted.append(table),
+        on_table=lambda model, epoch, table: sides[0].received.append((epoch, table)),
     )
-    made.append(Side(link, HotPrefixLeases(link, name, clock, hooks)))
-    return made[0]
+    sides.append(Side(link, HotPrefixLeases(link, name, clock, hooks)))
+    return sides[0]
 
 
 @asynccontextmanager
 async def connected_sides(url: str) -> AsyncIterator[tuple[ManualClock, Side, Side]]:
     clock = ManualClock()
     sides = [side(url, name, clock) for name in ("one", "two")]
-    for one in sides:
-        one.link.start()
+    for gateway in sides:
+        gateway.link.start()
     async with asyncio.timeout(60):
-        for one in sides:
-            await one.link.wait_connected()
+        for gateway in sides:
+            await gateway.link.wait_connected()
     try:
         yield clock, *sides
     finally:
-        for one in sides:
-            await one.link.stop()
+        for gateway in sides:
+            await gateway.link.stop()
 
 
 async def test_all_use_the_first_owners_table_and_equal_epochs_are_equal_tables(server: Valkey) -> None:
-    async with connected_sides(server.url) as (clock, one, two):
-        one.mine, two.mine = FIRST, SECOND
-        for each in (one, two):
+    async with connected_sides(server.url) as (clock, first, second):
+        first.mine, second.mine = FIRST, SECOND
+        for each in (first, second):
             await each.tables.run_once()
-        assert one.told == two.told == [(int(clock.wall() * 1000), FIRST)]
-        assert (one.tables.owned_tables, two.tables.owned_tables) == (1, 0)
-        one.mine = SECOND
+        assert first.received == second.received == [(int(clock.wall() * 1000), FIRST)]
+        assert (first.tables.owned_tables, second.tables.owned_tables) == (1, 0)
+        first.mine = SECOND
         clock.advance(0.5)
-        for each in (one, two, one, two):
+        for each in (first, second, first, second):
             await each.tables.run_once()
-        assert one.told == two.told
-        epochs = [epoch for epoch, _ in one.told]
+        assert first.received == second.received
+        epochs = [epoch for epoch, _ in first.received]
         assert epochs[1] == epochs[0] + 1
-        assert two.told[-1][1] == SECOND
+        assert second.received[-1][1] == SECOND
 
 
 async def test_a_new_owner_offers_the_last_table_first(server: Valkey) -> None:
-    async with connected_sides(server.url) as (_, one, two):
+    async with connected_sides(server.url) as (_, first, second):
         reader = Redis.from_url(server.url)
-        one.mine, two.mine = FIRST, SECOND
-        for each in (one, two):
+        first.mine, second.mine = FIRST, SECOND
+        for each in (first, second):
             await each.tables.run_once()
         await reader.delete(redis_keys.hot_prefixes(KEY))  # the owner is dead, and its lease has expired
-        await two.tables.run_once()
-        assert two.tables.owned_tables == 1
-        assert two.adopted == [FIRST]
-        assert two.told[1][1] == FIRST
-        assert two.told[1][0] > two.told[0][0]
-        await two.tables.run_once()
-        await one.tables.run_once()
-        assert one.tables.owned_tables == 0
-        assert one.told[-1] == two.told[-1] == (two.told[1][0] + 1, SECOND)
+        await second.tables.run_once()
+        assert second.tables.owned_tables == 1
+        assert second.adopted == [FIRST]
+        assert second.received[1][1] == FIRST
+        assert second.received[1][0] > second.received[0][0]
+        await second.tables.run_once()
+        await first.tables.run_once()
+        assert first.tables.owned_tables == 0
+        assert first.received[-1] == second.received[-1] == (second.received[1][0] + 1, SECOND)
         await reader.aclose()
 
 
 async def test_a_key_without_expiry_is_no_lease(server: Valkey) -> None:
-    async with connected_sides(server.url) as (clock, one, _):
+    async with connected_sides(server.url) as (clock, gateway, _):
         reader = Redis.from_url(server.url)
         await reader.hset(redis_keys.hot_prefixes(KEY), mapping={"holder": "a ghost", "epoch": "7", "table": "x"})  # type: ignore[misc]
-        one.mine = FIRST
-        await one.tables.run_once()
-        assert one.told == [(int(clock.wall() * 1000), FIRST)]
+        gateway.mine = FIRST
+        await gateway.tables.run_once()
+        assert gateway.received == [(int(clock.wall() * 1000), FIRST)]
         assert 0 < await reader.pttl(redis_keys.hot_prefixes(KEY)) <= HOT_PREFIX_LEASE_SECONDS * 1000
-        await one.tables.stop()
+        await gateway.tables.stop()
         assert not await reader.exists(redis_keys.hot_prefixes(KEY))
         await reader.aclose()
 
 
 async def test_a_gateway_that_has_not_caught_up_offers_no_table(server: Valkey) -> None:
-    async with connected_sides(server.url) as (_, one, two):
-        await one.tables.run_once()
-        assert (one.told, one.tables.owned_tables) == ([], 0)
-        two.mine = SECOND
-        await two.tables.run_once()
-        await one.tables.run_once()
-        assert one.told == two.told
+    async with connected_sides(server.url) as (_, first, second):
+        await first.tables.run_once()
+        assert (first.received, first.tables.owned_tables) == ([], 0)
+        second.mine = SECOND
+        await second.tables.run_once()
+        await first.tables.run_once()
+        assert first.received == second.received
 
 
 async def test_a_stale_table_is_a_warning_and_is_dropped_after_a_minute(server: Valkey) -> None:
-    async with connected_sides(server.url) as (clock, one, _):
-        one.mine = FIRST
-        await one.tables.run_once()
+    async with connected_sides(server.url) as (clock, gateway, _):
+        gateway.mine = FIRST
+        await gateway.tables.run_once()
         server.kill()
-        await wait_until(lambda: not one.link.state.connected)
-        await one.tables.run_once()
-        assert one.tables.warnings() == []
+        await wait_until(lambda: not gateway.link.state.connected)
+        await gateway.tables.run_once()
+        assert gateway.tables.warnings() == []
         clock.advance(10.0)
-        await one.tables.run_once()
-        assert "is 10s old" in one.tables.warnings()[0]
+        await gateway.tables.run_once()
+        assert "is 10s old" in gateway.tables.warnings()[0]
         clock.advance(REDIS_STALE_SECONDS)
-        await one.tables.run_once()
-        assert one.told[-1] == (0, None)
-        assert one.tables.owned_tables == 0
+        await gateway.tables.run_once()
+        assert gateway.received[-1] == (0, None)
+        assert gateway.tables.owned_tables == 0
         server.start()
-        await wait_until(lambda: one.link.state.connected)
-        await one.tables.run_once()
-        assert one.told[-1][1] == FIRST
-        assert one.told[-1][0] > one.told[0][0]
-        assert one.tables.warnings() == []
+        await wait_until(lambda: gateway.link.state.connected)
+        await gateway.tables.run_once()
+        assert gateway.received[-1][1] == FIRST
+        assert gateway.received[-1][0] > gateway.received[0][0]
+        assert gateway.tables.warnings() == []
 
 
 async def test_a_dropped_table_is_taken_again(server: Valkey) -> None:
-    async with connected_sides(server.url) as (clock, one, two):
-        two.mine = SECOND
-        for each in (two, one):
+    async with connected_sides(server.url) as (clock, first, second):
+        second.mine = SECOND
+        for each in (second, first):
             await each.tables.run_once()
-        link = one.link
+        link = first.link
         await link.stop()
         clock.advance(1.0)
-        await one.tables.run_once()
+        await first.tables.run_once()
         clock.advance(REDIS_STALE_SECONDS + 1.0)
-        await one.tables.run_once()
-        assert one.told[1:] == [(0, None)]
+        await first.tables.run_once()
+        assert first.received[1:] == [(0, None)]
         link.start()
         await link.wait_connected()
-        for each in (two, one):  # the owner renews its table, or takes it again
+        for each in (second, first):  # the owner renews its table, or takes it again
             await each.tables.run_once()
-        assert one.told[2:] == two.told[-1:]
+        assert first.received[2:] == second.received[-1:]
 
 
 async def test_a_model_that_rested_wakes_with_the_last_table(server: Valkey) -> None:
-    async with connected_sides(server.url) as (clock, one, _):
+    async with connected_sides(server.url) as (clock, gateway, _):
         reader = Redis.from_url(server.url)
-        one.mine = FIRST
-        await one.tables.run_once()
-        one.active = []
+        gateway.mine = FIRST
+        await gateway.tables.run_once()
+        gateway.active = []
         clock.advance(3_600.0)
-        await one.tables.run_once()
+        await gateway.tables.run_once()
         await reader.delete(redis_keys.hot_prefixes(KEY))
-        assert (one.tables.warnings(), one.tables.owned_tables) == ([], 0)
-        one.active, one.mine = [KEY], HotPrefixTable()
-        await one.tables.run_once()
-        assert [table for _, table in one.told] == [FIRST, FIRST]
-        one.tables.retain([])
-        assert one.tables.lease(KEY) is None
+        assert (gateway.tables.warnings(), gateway.tables.owned_tables) == ([], 0)
+        gateway.active, gateway.mine = [KEY], HotPrefixTable()
+        await gateway.tables.run_once()
+        assert [table for _, table in gateway.received] == [FIRST, FIRST]
+        gateway.tables.retain([])
+        assert gateway.tables.lease(KEY) is None
         await reader.aclose()
 
 
 async def test_what_cannot_be_read_is_no_table(server: Valkey) -> None:
-    async with connected_sides(server.url) as (_, one, _):
+    async with connected_sides(server.url) as (_, gateway, _):
         writer = Redis.from_url(server.url)
-        one.mine = FIRST
+        gateway.mine = FIRST
         await writer.hset(redis_keys.hot_prefixes(KEY), mapping={"holder": "x", "epoch": "9", "table": "?"})  # type: ignore[misc]
         await writer.pexpire(redis_keys.hot_prefixes(KEY), int(1000 * HOT_PREFIX_LEASE_SECONDS))
-        await one.tables.run_once()
-        assert (one.told, one.tables.undecodable) == ([], 1)
+        await gateway.tables.run_once()
+        assert (gateway.received, gateway.tables.undecodable) == ([], 1)
         await writer.aclose()
 
 
@@ -207,7 +207,7 @@ async def test_what_cannot_be_read_is_no_table(server: Valkey) -> None:
     ("epoch", "seconds"), [("many", 1), (str(2**62 - 1), 1), ("-5", 1), ("7", 1_000_000), (None, 1_000_000)]
 )
 async def test_forged_table_is_replaced(server: Valkey, epoch: str | None, seconds: int) -> None:
-    async with connected_sides(server.url) as (clock, one, two):
+    async with connected_sides(server.url) as (clock, first, second):
         writer = Redis.from_url(server.url)
         name = redis_keys.hot_prefixes(KEY)
         if epoch is None:
@@ -216,11 +216,11 @@ async def test_forged_table_is_replaced(server: Valkey, epoch: str | None, secon
             await writer.hset(name, mapping={"holder": "x", "epoch": epoch, "table": encode(SECOND)})  # type: ignore[misc]
         await writer.expire(name, seconds)
         await writer.aclose()
-        one.mine = FIRST
-        for each in (one, two):
+        first.mine = FIRST
+        for each in (first, second):
             await each.tables.run_once()
-        assert one.told == two.told == [(int(clock.wall() * 1000), FIRST)]
-        assert one.tables.owned_tables == 1
+        assert first.received == second.received == [(int(clock.wall() * 1000), FIRST)]
+        assert first.tables.owned_tables == 1
 
 
 def test_an_answer_to_an_offer_that_was_not_ours_changes_nothing() -> None:
@@ -234,15 +234,15 @@ def test_an_answer_to_an_offer_that_was_not_ours_changes_nothing() -> None:
 async def test_model_that_leaves_during_an_exchange_stops_no_other_models_table(
     server: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with connected_sides(server.url) as (_, one, _):
-        one.mine, one.active = FIRST, ["ns/leaves", KEY]
-        run = one.link.run
+    async with connected_sides(server.url) as (_, gateway, _):
+        gateway.mine, gateway.active = FIRST, ["ns/leaves", KEY]
+        run = gateway.link.run
 
         async def reply_after_the_fleet_changed(commands: Sequence[Command]) -> list[Any] | None:
             replies = await run(commands)
-            one.tables.retain([KEY])
+            gateway.tables.retain([KEY])
             return replies
 
-        monkeypatch.setattr(one.link, "run", reply_after_the_fleet_changed)
-        await one.tables.run_once()
-        assert [table for _, table in one.told] == [FIRST]
+        monkeypatch.setattr(gateway.link, "run", reply_after_the_fleet_changed)
+        await gateway.tables.run_once()
+        assert [table for _, table in gateway.received] == [FIRST]

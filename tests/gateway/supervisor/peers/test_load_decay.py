@@ -40,30 +40,30 @@ def test_the_mean_stay_decides_how_much_is_left_and_the_sum_stays(stay: float) -
     pace = ResidenceTimes()
     for _ in range(40):  # each batch: one request ends after its stay, another begins
         pace.observe(stay, {"e-0": load(1, 1)}, sent("e-0"), {"e-0": load(1, 1)})
-    found = pace.expected_loads({"e-0": load(8, 8)}, [GROUP], AGE)
+    loads = pace.expected_loads({"e-0": load(8, 8)}, [GROUP], AGE)
     left = math.exp(-AGE / stay)
-    assert found["e-0"][3] == pytest.approx(800.0 * (left + (1 - left) / 4))
-    assert sum(one[3] for one in found.values()) == pytest.approx(800.0)
-    assert sum(one[2] for one in found.values()) == pytest.approx(4.0)
+    assert loads["e-0"][3] == pytest.approx(800.0 * (left + (1 - left) / 4))
+    assert sum(counts[3] for counts in loads.values()) == pytest.approx(800.0)
+    assert sum(counts[2] for counts in loads.values()) == pytest.approx(4.0)
 
 
 def test_the_wait_for_a_first_token_and_the_stay_fade_apart() -> None:
     pace = ResidenceTimes()
     for _ in range(40):  # answered within the batch, in flight for a hundred seconds
         pace.observe(2.5, {"e-0": load(40)}, sent("e-0"), {"e-0": load(40)})
-    (one,) = pace.expected_loads({"e-0": load(40, 2)}, [["e-0"]], AGE).values()
-    assert one == (40, 2, 1.0, pytest.approx(4_000.0), 0)
-    found = pace.expected_loads({"e-0": load(40, 2)}, [GROUP], AGE)
-    assert (found["e-0"][2], found["e-1"][2]) == (0.25, 0.25)
-    assert found["e-0"][3] > 3_900.0
+    (counts,) = pace.expected_loads({"e-0": load(40, 2)}, [["e-0"]], AGE).values()
+    assert counts == (40, 2, 1.0, pytest.approx(4_000.0), 0)
+    loads = pace.expected_loads({"e-0": load(40, 2)}, [GROUP], AGE)
+    assert (loads["e-0"][2], loads["e-1"][2]) == (0.25, 0.25)
+    assert loads["e-0"][3] > 3_900.0
 
 
 def test_instances_of_another_kind_do_not_take_the_place() -> None:
     pace = ResidenceTimes()
     for _ in range(10):
         pace.observe(0.05, {}, sent("e-0"), {})
-    found = pace.expected_loads({"e-0": load(4), "p-0": load(2)}, [("e-0", "e-1"), ("p-0", "p-1")], AGE)
-    assert found == {"e-0": (2, 0, 0.0, 200.0, 0), "e-1": (2, 0, 0.0, 200.0, 0), "p-0": load(2)}
+    loads = pace.expected_loads({"e-0": load(4), "p-0": load(2)}, [("e-0", "e-1"), ("p-0", "p-1")], AGE)
+    assert loads == {"e-0": (2, 0, 0.0, 200.0, 0), "e-1": (2, 0, 0.0, 200.0, 0), "p-0": load(2)}
 
 
 def test_what_requests_are_like_now_is_learned_within_some_hundred() -> None:
@@ -107,9 +107,9 @@ def test_a_constant_load_does_not_decay() -> None:
             assert peers.expected_loads({KEY: [GROUP]})["e-0"][3] < 250.0, (
                 "who is heard for less than a second may have come just now"
             )
-    found = peers.expected_loads({KEY: [GROUP]})
-    assert found["e-0"] == (3, 0, 0.0, 300.0, 0)
-    assert found.keys() == {"e-0"}
+    loads = peers.expected_loads({KEY: [GROUP]})
+    assert loads["e-0"] == (3, 0, 0.0, 300.0, 0)
+    assert loads.keys() == {"e-0"}
     peers.apply_batch(KEY, "b", PeerBatch(41, 0.5, b"s", (), {}), 2.05, is_live=True)
     assert peers.expected_loads({KEY: [GROUP]}) == {}
 

@@ -67,11 +67,11 @@ def test_batch_larger_than_any_gateway_writes_is_passed_over() -> None:
 
 def test_requests_that_wait_in_a_gateway_are_apart_so_that_older_ones_read_the_loads() -> None:
     loads: dict[str, PeerLoad] = {"e-0": (5, 4, 0.5, 10.0, 3), "e-1": (1, 0, 0.0, 7.0, 0)}
-    told, queued = split_loads(loads)
-    assert (told["e-0"], queued) == ((5, 4, 0.5, 10.0), {"e-0": 3})
-    assert decode_batch(encode(PeerBatch(1, 0.5, loads=told, queued=queued))).peer_loads() == loads
-    assert PeerBatch(1, 0.5, loads=told).peer_loads() == {"e-0": (5, 4, 0.5, 10.0, 0), "e-1": loads["e-1"]}
-    assert PeerBatch(1, 0.5, loads=told, queued={"e-1": 9}).peer_loads() == {
+    assigned, queued = split_loads(loads)
+    assert (assigned["e-0"], queued) == ((5, 4, 0.5, 10.0), {"e-0": 3})
+    assert decode_batch(encode(PeerBatch(1, 0.5, loads=assigned, queued=queued))).peer_loads() == loads
+    assert PeerBatch(1, 0.5, loads=assigned).peer_loads() == {"e-0": (5, 4, 0.5, 10.0, 0), "e-1": loads["e-1"]}
+    assert PeerBatch(1, 0.5, loads=assigned, queued={"e-1": 9}).peer_loads() == {
         "e-0": (5, 4, 0.5, 10.0, 0),
         "e-1": (1, 0, 0.0, 7.0, 1),
     }, "no more wait than are in flight"

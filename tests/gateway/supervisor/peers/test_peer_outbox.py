@@ -26,14 +26,14 @@ def test_a_busy_gateway_sends_heartbeats_often_and_an_idle_one_seldom() -> None:
     out = PeerOutbox(b"s")
 
     def beats(loads: dict[str, dict[str, PeerLoad]], seconds: float) -> list[tuple[float, float]]:
-        found = []
+        heartbeats = []
         for turn in range(int(seconds * 4)):
             now = beats_at[0] = beats_at[0] + 0.25
             for model, batch in out.take_due([KEY], loads, now, is_beat=True):
                 out.on_written(model, batch, now)
-                found.append((now, batch.within))
+                heartbeats.append((now, batch.within))
                 assert batch.peer_loads() == loads.get(KEY, {}), turn
-        return found
+        return heartbeats
 
     beats_at = [0.0]
     busy = beats(BUSY, 5.0)

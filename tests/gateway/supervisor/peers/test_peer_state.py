@@ -20,8 +20,8 @@ SENT = (("e-0", bytes(8), 7, 0),)
 def batch(
     number: int, loads: dict[str, PeerLoad] | None = None, *, within: float = 0.5, leaves: bool = False
 ) -> PeerBatch:
-    found, queued = split_loads(loads) if loads is not None else (None, {})
-    return PeerBatch(number, within, b"s", SENT, found, leaves, queued=queued)
+    assigned, queued = split_loads(loads) if loads is not None else (None, {})
+    return PeerBatch(number, within, b"s", SENT, assigned, leaves, queued=queued)
 
 
 def test_loads_of_peers_add_up_and_stay_until_the_next_report() -> None:

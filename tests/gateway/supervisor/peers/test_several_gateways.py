@@ -41,20 +41,20 @@ def server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 async def gateways(path: Path, server: Valkey, *workers: int) -> AsyncIterator[list[GatewayProcess]]:
     """Runs a gateway for each number of workers; yields once each knows its peers."""
     async with AsyncExitStack() as stack:
-        found = [
+        processes = [
             await stack.enter_async_context(gateway_process(path, "--workers", str(count), "--redis", server.url))
             for count in workers
         ]
-        await wait_for_peers(found, len(found) - 1)
-        yield found
+        await wait_for_peers(processes, len(processes) - 1)
+        yield processes
 
 
 async def wait_for_peers(gateways: list[GatewayProcess], count: int) -> None:
     """Waits until each gateway knows `count` peers."""
-    for one in gateways:
+    for gateway in gateways:
 
-        async def all_heard(one: GatewayProcess = one) -> bool:
-            return await one.metric("fairlead_gateway_peers") == count
+        async def all_heard(gateway: GatewayProcess = gateway) -> bool:
+            return await gateway.metric("fairlead_gateway_peers") == count
 
         await wait_until(all_heard)
 
@@ -73,8 +73,8 @@ async def test_a_gateway_learns_which_prompts_another_has_sent_where(
     tmp_path: Path, server: Valkey, workers: int
 ) -> None:
     path = tmp_path / "fleet.yaml"
-    async with scripted_engine() as one, scripted_engine() as two:
-        write_fleet_file(path, fleet_of([one.url, two.url]))
+    async with scripted_engine() as engine, scripted_engine() as other:
+        write_fleet_file(path, fleet_of([engine.url, other.url]))
         async with gateways(path, server, workers, workers) as (first, second):
             prompts: list[str] = []
 
@@ -94,8 +94,8 @@ async def test_a_gateway_learns_which_prompts_another_has_sent_where(
 
 async def test_a_gateway_that_starts_reads_back_what_the_others_sent(tmp_path: Path, server: Valkey) -> None:
     path = tmp_path / "fleet.yaml"
-    async with scripted_engine() as one, scripted_engine() as two:
-        write_fleet_file(path, fleet_of([one.url, two.url]))
+    async with scripted_engine() as engine, scripted_engine() as other:
+        write_fleet_file(path, fleet_of([engine.url, other.url]))
         async with gateways(path, server, 1) as (first,):
             await request(first.url, chat("x" * 3_000))
 
@@ -124,20 +124,20 @@ async def test_the_load_of_another_gateway_counts_and_is_gone_soon_after_it_was_
         await well_behaved(call)
 
     path = tmp_path / "fleet.yaml"
-    async with scripted_engine(script) as one, scripted_engine(script) as two:
-        write_fleet_file(path, fleet_of([one.url, two.url], preset="least-request"))
+    async with scripted_engine(script) as first, scripted_engine(script) as second:
+        write_fleet_file(path, fleet_of([first.url, second.url], preset="least-request"))
         async with gateways(path, server, 1, 1, 2) as (holder, other, third):
             held = asyncio.create_task(request(holder.url, chat("stay")))
 
             async def taken() -> str:
-                return "e-0/0/0" if any(b"stay" in call.body for call in one.calls) else "e-1/1/0"
+                return "e-0/0/0" if any(b"stay" in call.body for call in first.calls) else "e-1/1/0"
 
             async def avoided() -> bool:
                 """Returns whether no gateway chooses the busy instance.
 
                 The request's id breaks a tie.
                 """
-                if not any(b"stay" in call.body for engine in (one, two) for call in engine.calls):
+                if not any(b"stay" in call.body for engine in (first, second) for call in engine.calls):
                     return False
                 busy = await taken()
                 seen = {(await request(url, GOOD)).fields["x-fairlead-instance"] for url in urls for _ in range(8)}
@@ -166,15 +166,15 @@ async def test_gateways_share_one_hot_table_which_another_takes_over_when_its_ow
     tmp_path: Path, server: Valkey
 ) -> None:
     path = tmp_path / "fleet.yaml"
-    async with scripted_engine() as one, scripted_engine() as two, scripted_engine() as three:
-        write_fleet_file(path, fleet_of([one.url, two.url, three.url]))
+    async with scripted_engine() as first, scripted_engine() as second, scripted_engine() as third:
+        write_fleet_file(path, fleet_of([first.url, second.url, third.url]))
         async with gateways(path, server, 1, 2, 1) as several:
 
             async def agreed(among: list[GatewayProcess]) -> float | None:
                 """Sends each a prompt of the same prefix; returns their common epoch."""
                 number[0] += 1
-                found = {(await inputs(each, "x" * 5_000 + f" {number[0]}"))[0]["hot/table_epoch"] for each in among}
-                (epoch,) = found if len(found) == 1 else (None,)
+                epochs = {(await inputs(each, "x" * 5_000 + f" {number[0]}"))[0]["hot/table_epoch"] for each in among}
+                (epoch,) = epochs if len(epochs) == 1 else (None,)
                 return epoch
 
             async def agree() -> bool:
@@ -199,18 +199,18 @@ async def test_gateways_share_one_hot_table_which_another_takes_over_when_its_ow
 
 async def test_requests_are_answered_while_redis_answers_nothing(tmp_path: Path, server: Valkey) -> None:
     path = tmp_path / "fleet.yaml"
-    async with scripted_engine() as one, scripted_engine() as two:
-        write_fleet_file(path, fleet_of([one.url, two.url]))
+    async with scripted_engine() as engine, scripted_engine() as other:
+        write_fleet_file(path, fleet_of([engine.url, other.url]))
         async with gateways(path, server, 1, 1) as (first, second):
             server.freeze()  # it accepts connections and bytes, and answers nothing
             for number in range(20):
                 for each in (first, second):
                     assert (await request(each.url, chat(f"{number} " + "x" * 3_000))).status == 200
 
-            async def said() -> bool:
+            async def is_reported() -> bool:
                 return "Redis is away" in await first.warnings() and await first.metric("fairlead_gateway_peers") == 0
 
-            await wait_until(said)
+            await wait_until(is_reported)
             assert (await request(first.url, GOOD)).status == 200
             server.thaw()
             await wait_for_peers([first, second], 1)

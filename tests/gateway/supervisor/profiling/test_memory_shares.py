@@ -23,14 +23,14 @@ def share_of(able: int, planned: int, reports: int) -> list[float]:
     """Returns the shares after reports of an engine that computes `able` requests, where `planned`
     fit into the whole memory.
     """
-    share, found = 1.0, list[float]()
+    share, shares = 1.0, list[float]()
     for _ in range(reports):
         sent = int(planned * share)
         running = min(able, sent)
         usage = 0.95 * running / able
         share = next_share(share, EngineSignals(running=running, waiting=sent - running, kv_usage=usage))
-        found.append(share)
-    return found
+        shares.append(share)
+    return shares
 
 
 def test_share_falls_to_what_the_engine_can_and_stays_there() -> None:

@@ -40,35 +40,35 @@ def taught(
 
     Prompts have 200 to 6,000 tokens in turn.
     """
-    told: dict[str, EngineProfile] = {}
+    profiles: dict[str, EngineProfile] = {}
     for number in range(rounds):
         now, tokens = at + number, 200.0 + 400.0 * (number % 15)
         for name, pace in paces.items():
             pupil.add_timings(alone(name, number, now, pace * TRUE.prefill_time(tokens), tokens))
-        told |= pupil.update(now)
-    return told
+        profiles |= pupil.update(now)
+    return profiles
 
 
 def test_what_is_learned_is_told_when_it_changed_enough() -> None:
     pupil = ProfileEstimator()
     pupil.update_fleet(fleet("a", "b"))
     assert pupil.update(SOLVE_INTERVAL_SECONDS) == {}
-    told = taught(pupil, {"a": 1.0, "b": 1.0}, 200, at=20.0)
+    profiles = taught(pupil, {"a": 1.0, "b": 1.0}, 200, at=20.0)
     for name in ("a", "b"):
-        assert math.isclose(told[name].prefill_time(3_000), TRUE.prefill_time(3_000), rel_tol=0.05)
+        assert math.isclose(profiles[name].prefill_time(3_000), TRUE.prefill_time(3_000), rel_tol=0.05)
         known = pupil.learned_profile(name)
         assert known.is_reliable
         assert known.error is not None
         assert known.error < 0.1
-    assert pupil.sent_profiles == told
+    assert pupil.sent_profiles == profiles
     assert taught(pupil, {"a": 1.0, "b": 1.0}, 40, at=220.0) == {}, "nothing new"
 
 
 def test_the_slow_one_of_equal_engines_is_known_as_that() -> None:
     pupil = ProfileEstimator()
     pupil.update_fleet(fleet("a", "b", "slow"))
-    told = taught(pupil, {"a": 1.0, "b": 1.0, "slow": 1.5}, 400)
-    prices = {name: told[name].prefill_time(3_000) / TRUE.prefill_time(3_000) for name in told}
+    profiles = taught(pupil, {"a": 1.0, "b": 1.0, "slow": 1.5}, 400)
+    prices = {name: profiles[name].prefill_time(3_000) / TRUE.prefill_time(3_000) for name in profiles}
     assert prices == pytest.approx({"a": 1.0, "b": 1.0, "slow": 1.5}, rel=0.08)
 
 
@@ -83,8 +83,8 @@ def test_times_that_scatter_do_not_make_all_engines_slow_ones() -> None:
             seconds = pace * TRUE.prefill_time(tokens) * draw.lognormvariate(0.0, 0.6)
             pupil.add_timings(alone(name, number, now, seconds, tokens))
         pupil.update(now)
-    found = {name: pupil.learned_profile(name) for name in paces}
-    seen = {name: one.slowdown for name, one in found.items() if one is not None}
+    profiles = {name: pupil.learned_profile(name) for name in paces}
+    seen = {name: profile.slowdown for name, profile in profiles.items() if profile is not None}
     assert seen["slow"] / seen["a"] == pytest.approx(1.5, rel=0.25)
     assert seen["a"] == pytest.approx(1.0, rel=0.25)
     assert seen["b"] == pytest.approx(1.0, rel=0.25)

@@ -28,16 +28,16 @@ def chat(rate: float, seconds: float, *, seed: int) -> list[TraceRequest]:
     Four of ten share one of seven texts. Answers have 211 tokens on average.
     """
     draw, at, fresh = random.Random(seed), 0.0, 0
-    made: list[TraceRequest] = []
+    requests: list[TraceRequest] = []
     while at < seconds:
         at += draw.expovariate(rate)
         tokens = min(8_000, max(20, int(draw.lognormvariate(6.8, 0.8))))
         blocks = -(-tokens // BLOCK_TOKENS)
-        text = len(made) % 7 if draw.random() < 0.4 else None
+        text = len(requests) % 7 if draw.random() < 0.4 else None
         keys = tuple(fresh + index if text is None else -100 * text - index - 1 for index in range(blocks))
         fresh += blocks
-        made.append(TraceRequest(f"r{len(made)}", at, tokens, max(2, int(draw.expovariate(1 / 211))), keys))
-    return made
+        requests.append(TraceRequest(f"r{len(requests)}", at, tokens, max(2, int(draw.expovariate(1 / 211))), keys))
+    return requests
 
 
 class Watching:
@@ -88,10 +88,10 @@ class Watching:
     def _cached_tokens(self, engine: int, request: TraceRequest) -> int:
         assert self._simulation is not None
         keys = list(trace_keys(request.blocks, request.prompt_tokens, BLOCK_TOKENS))
-        found = self._simulation.engine_cores[f"e{engine}"].pool.match(
+        matched = self._simulation.engine_cores[f"e{engine}"].pool.match(
             keys, (request.prompt_tokens - 1) // BLOCK_TOKENS
         )
-        return BLOCK_TOKENS * len(found)
+        return BLOCK_TOKENS * len(matched)
 
     def on_membership(self, live_engines: Sequence[str], now: float) -> None:
         raise AssertionError("no engine comes or goes")
@@ -119,16 +119,16 @@ def of_engine(true: EngineProfile, prior: EngineProfile = H100) -> EngineProfile
     return replace(prior, kv_tokens=true.kv_tokens, max_sequences=true.max_sequences, step_tokens=true.step_tokens)
 
 
-def worst_prefill(found: EngineProfile, true: EngineProfile) -> float:
+def worst_prefill(fitted: EngineProfile, true: EngineProfile) -> float:
     """Returns the largest relative error over typical prompts."""
-    return max(abs(found.prefill_time(*prompt) / true.prefill_time(*prompt) - 1.0) for prompt in SEEN_PROMPTS)
+    return max(abs(fitted.prefill_time(*prompt) / true.prefill_time(*prompt) - 1.0) for prompt in SEEN_PROMPTS)
 
 
-def worst_decode(found: EngineProfile, true: EngineProfile) -> float:
+def worst_decode(fitted: EngineProfile, true: EngineProfile) -> float:
     def step(profile: EngineProfile, batch: int) -> float:
         return profile.step_time(computed=batch, sequences=batch, resident=batch * 1_200)
 
-    return max(abs(step(found, batch) / step(true, batch) - 1.0) for batch in (1, 8, 32))
+    return max(abs(step(fitted, batch) / step(true, batch) - 1.0) for batch in (1, 8, 32))
 
 
 @pytest.mark.parametrize(
@@ -140,23 +140,23 @@ def worst_decode(found: EngineProfile, true: EngineProfile) -> float:
 )
 def test_five_minutes_of_traffic_teach_an_engine_that_nobody_profiled(name: str, load: float) -> None:
     true = builtin_profile(name)
-    found = learned(true, of_engine(true), load=load).profile()
-    assert worst_prefill(found, true) <= 0.15
-    assert worst_decode(found, true) <= 0.15
+    fitted = learned(true, of_engine(true), load=load).profile()
+    assert worst_prefill(fitted, true) <= 0.15
+    assert worst_decode(fitted, true) <= 0.15
 
 
 def test_profile_of_another_engine_is_corrected_from_fast_to_slow_and_back() -> None:
     both_ways = (("l4-qwen8b", H100), ("h100-llama8b", builtin_profile("l4-qwen8b")))
     for name, prior in shortened((*both_ways, ("tiny-cpu", H100)), both_ways):
         true = builtin_profile(name)
-        found = learned(true, of_engine(true, prior), load=0.3).profile()
-        assert worst_prefill(found, true) <= 0.15, name
+        fitted = learned(true, of_engine(true, prior), load=0.3).profile()
+        assert worst_prefill(fitted, true) <= 0.15, name
 
 
 def test_an_overloaded_engine_does_not_become_a_slow_one() -> None:
     true = builtin_profile("l4-qwen8b")  # 28,000 tokens of memory: prompts wait for free blocks, not for a step
-    found = learned(true, of_engine(true), load=0.7).profile()
-    assert worst_prefill(found, true) <= 0.25
+    fitted = learned(true, of_engine(true), load=0.7).profile()
+    assert worst_prefill(fitted, true) <= 0.25
 
 
 def span(seconds: float, tokens: float) -> Observation:
@@ -186,8 +186,8 @@ def test_a_change_of_pace_is_followed_and_the_old_one_forgotten() -> None:
     at = taught(fit, 1.0, 400)
     assert worst_prefill(fit.profile(), H100) < 0.02
     taught(fit, 1.35, 2_400, at=at)
-    found = fit.profile().prefill_time(4_000) / H100.prefill_time(4_000)
-    assert math.isclose(found, 1.35, rel_tol=0.03)
+    slowdown = fit.profile().prefill_time(4_000) / H100.prefill_time(4_000)
+    assert math.isclose(slowdown, 1.35, rel_tol=0.03)
 
 
 @pytest.mark.parametrize("wrong", [100.0, 0.01])
@@ -209,8 +209,8 @@ def test_times_that_scatter_are_learned_as_what_they_are_on_average() -> None:
         fit.add(span(factor * H100.prefill_time(tokens), tokens), float(number))
         if number % 20 == 19:
             fit.solve()
-    found, true = (sum(one.prefill_time(*prompt) for prompt in SEEN_PROMPTS) for one in (fit.profile(), H100))
-    assert math.isclose(found, true, rel_tol=0.05)
+    fitted, true = (sum(profile.prefill_time(*prompt) for prompt in SEEN_PROMPTS) for profile in (fit.profile(), H100))
+    assert math.isclose(fitted, true, rel_tol=0.05)
 
 
 def test_no_coefficient_more_than_doubles_at_a_time_nor_leaves_its_bounds() -> None:

@@ -33,8 +33,8 @@ async def test_the_price_of_a_prompt_is_learned_from_requests(tmp_path: Path, wo
             sent = 0
 
             async def profile() -> dict[str, Any]:
-                found: dict[str, Any] = (await gateway.get_json("/api/fleet"))["models"][0]["instances"][0]["profile"]
-                return found
+                shown: dict[str, Any] = (await gateway.get_json("/api/fleet"))["models"][0]["instances"][0]["profile"]
+                return shown
 
             async def send_requests() -> None:
                 nonlocal sent
@@ -51,8 +51,8 @@ async def test_the_price_of_a_prompt_is_learned_from_requests(tmp_path: Path, wo
 
             async def learned() -> bool:
                 await asyncio.gather(send_requests(), send_requests())
-                found = await profile()
-                return bool(found["learned"] and found["prefill_kilotoken_seconds"] > 0.6 * TRUE.prefill_time(1_000))
+                price = await profile()
+                return bool(price["learned"] and price["prefill_kilotoken_seconds"] > 0.6 * TRUE.prefill_time(1_000))
 
             await wait_until(learned)
             before = (await gateway.get_json("/api/fleet"))["models"][0]["instances"][0]["profile"]
@@ -66,8 +66,8 @@ async def test_the_price_of_a_prompt_is_learned_from_requests(tmp_path: Path, wo
                 await send_requests()
                 body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 1}
                 answer = (await send(gateway.url, post_request(body)))[0]
-                told = await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}")
-                seconds = told["choices"][0]["candidates"][0]["inputs"]["predicted_ttft_seconds"]["value"]
+                decision = await gateway.get_json(f"/api/decisions/{answer.fields['x-fairlead-decision']}")
+                seconds = decision["choices"][0]["candidates"][0]["inputs"]["predicted_ttft_seconds"]["value"]
                 return bool(seconds > 2 * ASSUMED.prefill_time(1_000))
 
             await wait_until(routed_by_it)

@@ -24,21 +24,21 @@ SCRAPE_SECONDS = 2.0
 
 
 def fleet(max_sequences: int | None) -> Fleet:
-    found = fleet_of(["http://127.0.0.1:1"])
+    plain = fleet_of(["http://127.0.0.1:1"])
     stated = None if max_sequences is None else replace(builtin_profile("tiny-cpu"), max_sequences=max_sequences)
     return replace(
-        found,
-        instances={MODEL_KEY: tuple(replace(instance, profile=stated) for instance in found.instances[MODEL_KEY])},
+        plain,
+        instances={MODEL_KEY: tuple(replace(instance, profile=stated) for instance in plain.instances[MODEL_KEY])},
     )
 
 
 def observe(bound: SequenceBound, *reports: tuple[float | None, float | None]) -> list[int | None]:
     """Returns the bound after each report of running and waiting requests."""
-    found = []
+    values = []
     for number, (running, waiting) in enumerate(reports):
         bound.observe(running, waiting, number * SCRAPE_SECONDS)
-        found.append(bound.value)
-    return found
+        values.append(bound.value)
+    return values
 
 
 def engine_of(bound: SequenceBound, able: int, seconds: float) -> list[float]:
@@ -119,9 +119,9 @@ def test_bounds_of_a_fleet_come_and_go_and_begin_anew_with_another_profile() -> 
 
 
 def test_workers_are_told_what_changes() -> None:
-    told: list[ProfileUpdate] = []
-    service = ProfilingService(broadcast=told.append, clock=ManualClock())
+    updates: list[ProfileUpdate] = []
+    service = ProfilingService(broadcast=updates.append, clock=ManualClock())
     service.update_fleet(fleet(8))
     service.on_signals(ENGINE, EngineSignals(running=4, waiting=0), 0.0)
     service.on_signals(ENGINE, EngineSignals(running=8, waiting=0), 2.0)
-    assert told == [ProfileUpdate({}, {ENGINE: 9})]
+    assert updates == [ProfileUpdate({}, {ENGINE: 9})]

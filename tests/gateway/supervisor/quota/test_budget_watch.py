@@ -29,8 +29,8 @@ def thresholds(events: list[BudgetEvent]) -> list[int]:
 
 def test_each_threshold_is_an_event_once_in_a_window() -> None:
     watch = BudgetWatch("gw-1")
-    found = [thresholds(watch.observe(ACME, [reply(spent)])) for spent in (0, 399, 400, 450, 499, 500, 700)]
-    assert found == [[], [], [80], [], [], [100], []]
+    crossed = [thresholds(watch.observe(ACME, [reply(spent)])) for spent in (0, 399, 400, 450, 499, 500, 700)]
+    assert crossed == [[], [], [80], [], [], [100], []]
     assert thresholds(watch.observe(ACME, [reply(0, start=END)])) == []
     assert thresholds(watch.observe(ACME, [reply(600, start=END)])) == [100]
 
@@ -45,9 +45,9 @@ def test_what_gateways_hold_without_having_spent_it_does_not_count() -> None:
 def test_budget_is_used_up_when_too_little_is_left_for_a_request() -> None:
     watch = BudgetWatch("gw-1")
     contended = [reply(400), reply(497)]
-    for one in contended:
-        one.is_contended = True
-    assert [thresholds(watch.observe(ACME, [one])) for one in contended] == [[80], [100]]
+    for limit_state in contended:
+        limit_state.is_contended = True
+    assert [thresholds(watch.observe(ACME, [limit_state])) for limit_state in contended] == [[80], [100]]
     assert thresholds(watch.observe(ACME, [reply(497)])) == []
     (state,) = watch.states(NOW)
     assert (state.is_used_up, state.used_share) == (True, 1.0)
@@ -72,8 +72,8 @@ def test_larger_budget_has_its_events_anew() -> None:
 
 def test_one_of_all_gateways_logs() -> None:
     gateways = ("gw-2", "gw-1", "gw-3")
-    found = {name: BudgetWatch(name).observe(ACME, [reply(450, gateways=gateways)]) for name in gateways}
-    assert {name: thresholds(events) for name, events in found.items()} == {"gw-1": [80], "gw-2": [], "gw-3": []}
+    by_gateway = {name: BudgetWatch(name).observe(ACME, [reply(450, gateways=gateways)]) for name in gateways}
+    assert {name: thresholds(events) for name, events in by_gateway.items()} == {"gw-1": [80], "gw-2": [], "gw-3": []}
 
 
 def test_replies_without_rows_and_other_limits_say_nothing() -> None:

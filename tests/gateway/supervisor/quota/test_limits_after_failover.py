@@ -78,23 +78,23 @@ async def test_a_replica_that_lags_becomes_master_and_no_request_counts_twice_or
         await asyncio.to_thread(_go_back, replica, old)
         ledgers = [gateway.service.ledgers["acme"] for gateway in gateways]
 
-        found = 0
+        admitted = 0
 
         async def is_another_epoch() -> bool:
-            nonlocal found
-            found += (await send_chats(gateways, 2)).count(200)  # an idle gateway asks the store nothing
+            nonlocal admitted
+            admitted += (await send_chats(gateways, 2)).count(200)  # an idle gateway asks the store nothing
             return all(ledger.is_open and ledger.epoch != before for ledger in ledgers)
 
         await wait_until(is_another_epoch)
-        assert found + await send_until_spent(gateways, 40) == 20
+        assert admitted + await send_until_spent(gateways, 40) == 20
         assert replica.execute("ROLE")[0] == "master"
 
 
 async def test_tenants_on_all_masters_of_a_cluster_share_their_limits_exactly(ring: ValkeyGroup) -> None:
     assert {_slot(tenant.name) // _SLOTS_OF_A_MASTER for tenant in _TENANTS} == {0, 1, 2}
     async with limited_gateways(ring.url, _TENANTS, 2, lease_seconds=60) as gateways:
-        found = await asyncio.gather(*(send_until_spent(gateways, 40, tenant.name) for tenant in _TENANTS))
-        assert found == [40] * len(_TENANTS)
+        admitted = await asyncio.gather(*(send_until_spent(gateways, 40, tenant.name) for tenant in _TENANTS))
+        assert admitted == [40] * len(_TENANTS)
     for tenant in _TENANTS:
         node = ring.nodes[_slot(tenant.name) // _SLOTS_OF_A_MASTER]
         keys = await asyncio.to_thread(node.execute, "KEYS", f"{redis_keys.tenant_limits(tenant.name)}*")

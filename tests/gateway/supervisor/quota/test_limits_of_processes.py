@@ -45,10 +45,10 @@ async def test_two_gateways_share_a_limit_and_show_it(
         write_fleet_file(tmp_path / "fleet.yaml", fleet_of([engine.url]))
         options = ("--tenants", str(tenants), "--redis", server.url)
         async with (
-            gateway_process(tmp_path / "fleet.yaml", *options) as one,
+            gateway_process(tmp_path / "fleet.yaml", *options) as gateway,
             gateway_process(tmp_path / "fleet.yaml", *options) as other,
         ):
-            codes = await _send(client, [one, other], 60)
+            codes = await _send(client, [gateway, other], 60)
             assert (codes.count(200), codes.count(429)) == (40, 20)
             shown = (await other.get_json("/api/limits?tenant=acme"))["limits"][0]
             assert (shown["amount"], shown["used"], shown["available"]) == (40, 40, 0)

@@ -45,6 +45,6 @@ async def test_states_are_read_from_the_store_at_each_query() -> None:
     service = QuotaService(MemoryLimitStore(clock), "gw", clock=clock, limits=Limits())
     service.set_tenants([Tenant("acme", limits=(_BUDGET,)), Tenant("zeta", limits=(_BUDGET,))])
     service.start()
-    found = await service.states(frozenset({"acme"}), 10)
-    assert [(state.tenant, state.used, state.available) for state in found] == [("acme", 0, 1_000)]
+    states = await service.states(frozenset({"acme"}), 10)
+    assert [(state.tenant, state.used, state.available) for state in states] == [("acme", 0, 1_000)]
     await service.stop()

@@ -179,7 +179,7 @@ async def test_changes_are_reported_with_the_keys_of_all_sources_and_their_autho
     await service.start()
     try:
         assert len(tables) == 1  # once all sources were read
-        assert {name: [key.digest.hex() for key in one.keys] for name, one in tables[0].tenants.items()} == {
+        assert {name: [key.digest.hex() for key in tenant.keys] for name, tenant in tables[0].tenants.items()} == {
             "acme": [OLD],
             "ci": [NEW],
         }

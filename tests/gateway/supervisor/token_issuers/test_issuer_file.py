@@ -23,14 +23,14 @@ def test_the_smallest_file_names_no_algorithms() -> None:
 
 
 def test_paths_are_relative_to_the_file() -> None:
-    (found,) = parse(
+    (issuer,) = parse(
         "issuers:\n- issuer: https://kubernetes.default.svc\n  audiences: [fairlead]\n  algorithms: [RS256]\n"
         "  jwksUrl: https://kubernetes.default.svc/openid/v1/jwks\n  caFile: ca.crt\n"
         "  tokenFile: /var/run/secrets/kubernetes.io/serviceaccount/token\n"
     )
-    assert found.ca_file == str(PATH.parent / "ca.crt")
-    assert found.token_file == "/var/run/secrets/kubernetes.io/serviceaccount/token"
-    assert found.algorithms == ["RS256"]
+    assert issuer.ca_file == str(PATH.parent / "ca.crt")
+    assert issuer.token_file == "/var/run/secrets/kubernetes.io/serviceaccount/token"
+    assert issuer.algorithms == ["RS256"]
 
 
 @pytest.mark.parametrize(

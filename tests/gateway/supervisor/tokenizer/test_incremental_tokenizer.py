@@ -39,39 +39,39 @@ def prose(draw: random.Random, words: int) -> str:
 
 
 def byte_level() -> Tokenizer:
-    found = Tokenizer(models.BPE())
-    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=600, special_tokens=["<s>"], initial_alphabet=alphabet, show_progress=False
     )
-    found.train_from_iterator([prose(random.Random(0), 4_000)], trainer)
-    return found
+    tokenizer.train_from_iterator([prose(random.Random(0), 4_000)], trainer)
+    return tokenizer
 
 
 def unigram() -> Tokenizer:
-    found = Tokenizer(models.Unigram())
-    found.normalizer = normalizers.NFKC()
-    found.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.UnigramTrainer(vocab_size=200, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False)
-    found.train_from_iterator([prose(random.Random(0), 4_000)], trainer)
-    return found
+    tokenizer.train_from_iterator([prose(random.Random(0), 4_000)], trainer)
+    return tokenizer
 
 
 def merged_across_words() -> Tokenizer:
     """Returns a tokenizer that merges across words and puts a space before the text."""
-    found = Tokenizer(models.BPE(unk_token="<unk>"))
-    found.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    found.pre_tokenizer = pre_tokenizers.Split("\n\n", "isolated")
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("\n\n", "isolated")
     trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>"], show_progress=False)
-    found.train_from_iterator([prose(random.Random(0), 1_000)], trainer)
-    return found
+    tokenizer.train_from_iterator([prose(random.Random(0), 1_000)], trainer)
+    return tokenizer
 
 
-def encoder(made: Tokenizer) -> Callable[[str], tuple[Sequence[int], Sequence[int]]]:
+def encoder(tokenizer: Tokenizer) -> Callable[[str], tuple[Sequence[int], Sequence[int]]]:
     def encode(text: str) -> tuple[Sequence[int], Sequence[int]]:
-        found = made.encode(text, add_special_tokens=False)
-        return found.ids, [end for _, end in found.offsets]
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, [end for _, end in encoding.offsets]
 
     return encode
 
@@ -120,11 +120,11 @@ def test_a_tokenizer_that_is_another_one_in_the_middle_of_a_text_is_found_out() 
     texts.tokenize(text)
     for number in range(AUDIT_INTERVAL + 2):
         text += "y" * 100
-        found = list(texts.tokenize(text))
+        tokens = list(texts.tokenize(text))
         if texts.mismatch_count:
             break
         assert number < AUDIT_INTERVAL + 1
-    assert found == encode(text)[0]
+    assert tokens == encode(text)[0]
     whole = texts.whole_count
     assert list(texts.tokenize(text + "z")) == encode(text + "z")[0]
     assert texts.whole_count == whole + 1, "and every text is tokenized whole from then on"

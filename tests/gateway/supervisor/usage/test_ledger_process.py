@@ -36,17 +36,17 @@ async def test_ledger_of_two_gateways_is_what_engines_reported(tmp_path: Path, m
         text = format_fleet_file(fleet_of([engine.url])).replace("    instances:", price + "    instances:")
         fleet = tmp_path / "fleet.yaml"
         fleet.write_text(text.replace("pool: main", 'pool: main, costPerHour: "3.60"'))
-        async with gateway_process(fleet, "--workers", "2") as one, gateway_process(fleet) as two:
-            used = await asyncio.gather(*[post(one if at % 2 else two, at) for at in range(REQUESTS)])
-            await one.get_json("/api/usage?by=model")
+        async with gateway_process(fleet, "--workers", "2") as first, gateway_process(fleet) as second:
+            used = await asyncio.gather(*[post(first if at % 2 else second, at) for at in range(REQUESTS)])
+            await first.get_json("/api/usage?by=model")
             while not read_ledger(ledger, "2020-01-01", "2099-01-01").replicas:  # it counts whole seconds
-                await one.get_json("/api/usage?by=model")
-            for gateway in (one, two):
+                await first.get_json("/api/usage?by=model")
+            for gateway in (first, second):
                 gateway.process.send_signal(signal.SIGTERM)
                 assert await gateway.wait() == 0
         content = read_ledger(ledger, "2020-01-01", "2099-01-01")
         assert sum(row.requests for row in content.usage) == REQUESTS
-        prompt, output = sum(one[0] for one in used), sum(one[1] for one in used)
+        prompt, output = sum(counts[0] for counts in used), sum(counts[1] for counts in used)
         assert sum(row.input_tokens for row in content.usage) == prompt
         assert sum(row.output_tokens for row in content.usage) == output
         assert sum(row.cost_nano_usd for row in content.usage) == 400 * prompt + 2_000 * output

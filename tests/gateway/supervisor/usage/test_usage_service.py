@@ -65,12 +65,12 @@ class Ledger:
         self.service.on_rows(rows, dropped)
 
     def requests(self) -> int:
-        return sum(one.requests for one in read_ledger(self.folder, DAY, DAY).usage)
+        return sum(usage.requests for usage in read_ledger(self.folder, DAY, DAY).usage)
 
 
 def test_record_of_an_external_endpoint_says_so_and_has_no_engine_time() -> None:
     pricing, here = RequestPricing(READINGS), fleet()
-    outside = tuple(replace(one, engine=EXTERNAL_API) for one in here.instances["x/tiny"])
+    outside = tuple(replace(instance, engine=EXTERNAL_API) for instance in here.instances["x/tiny"])
     pricing.update_fleet(replace(here, instances={"x/tiny": outside}))
     record = pricing.record(row("r"))
     assert (record.is_external, record.engine_microseconds) == (True, 0)
@@ -117,7 +117,7 @@ def test_records_are_read_once_they_are_flushed(tmp_path: Path) -> None:
     asyncio.run(ledger.service.flush())
     assert ledger.requests() == 2
     content = asyncio.run(ledger.service.read(DAY, DAY))
-    assert [(one.tenant, one.requests, one.cost_nano_usd) for one in content.usage] == [("acme", 2, 560_000)]
+    assert [(usage.tenant, usage.requests, usage.cost_nano_usd) for usage in content.usage] == [("acme", 2, 560_000)]
 
 
 async def test_replicas_are_logged_while_they_exist(tmp_path: Path) -> None:
@@ -188,10 +188,10 @@ def test_long_file_is_continued_and_the_oldest_part_becomes_totals(tmp_path: Pat
     assert {file.gateway.partition("~")[0] for file in files} == {"gw"}
     removed = maintain(tmp_path, DAY, "2026-01-01", Retention(30, 2_500))
     assert 0 < len(removed) < len(files) - 1
-    assert sum(one.requests for one in read_ledger(tmp_path, DAY, DAY).usage) == 20
+    assert sum(usage.requests for usage in read_ledger(tmp_path, DAY, DAY).usage) == 20
     again = LedgerWriter(tmp_path, "gw", 1_000)  # lines before what a checkpoint covers would not count
     again.append(USAGE, DAY, [msgspec.json.encode(pricing.record(row("last")))])
-    assert sum(one.requests for one in read_ledger(tmp_path, DAY, DAY).usage) == 21
+    assert sum(usage.requests for usage in read_ledger(tmp_path, DAY, DAY).usage) == 21
 
 
 async def test_late_record_of_a_day_whose_lines_are_gone_counts(tmp_path: Path) -> None:
@@ -201,14 +201,14 @@ async def test_late_record_of_a_day_whose_lines_are_gone_counts(tmp_path: Path) 
         await ledger.service.flush()
         maintain(tmp_path, DAY, DAY, Retention(0, 0))
         ledger.service._writer.close()
-    assert [one.requests for one in read_ledger(tmp_path, "2026-11-21", "2026-11-21").usage] == [2]
+    assert [usage.requests for usage in read_ledger(tmp_path, "2026-11-21", "2026-11-21").usage] == [2]
 
 
 def test_incomplete_line_of_a_crash_is_ended_before_the_next(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.add(row("a"), row("b"))
     asyncio.run(ledger.service.flush())
-    (file,) = (one for one in list_files(tmp_path) if one.kind == USAGE)
+    (file,) = (listed for listed in list_files(tmp_path) if listed.kind == USAGE)
     file.lines.write_bytes(file.lines.read_bytes()[:-7])
     restarted = Ledger(tmp_path)
     restarted.add(row("c"))
@@ -223,7 +223,7 @@ async def test_stop_writes_what_is_pending_and_maintains_old_days(tmp_path: Path
     await wait_until(lambda: any(file.checkpoint.exists() for file in list_files(tmp_path)))
     ledger.add(row("last"))
     await ledger.service.stop()
-    assert sum(one.requests for one in read_ledger(tmp_path, "2026-11-01", DAY).usage) == 2
+    assert sum(usage.requests for usage in read_ledger(tmp_path, "2026-11-01", DAY).usage) == 2
     assert [file.lines.exists() for file in list_files(tmp_path) if file.kind == USAGE] == [False, True]
 
 
@@ -244,7 +244,7 @@ def test_counters_of_tenants_never_fall_while_they_are_shown() -> None:
     before: dict[str, int] = {}
     for at in range(400):
         counters.add(pricing.record(row(str(at), f"t{(at * at) % 7}")), at * 60.0)
-        found = {name: counts.requests for name, counts in counters.series()}
-        assert len(found) <= 4
-        assert all(found[name] >= count for name, count in before.items() if name in found and name == "other")
-        before = found
+        totals = {name: counts.requests for name, counts in counters.series()}
+        assert len(totals) <= 4
+        assert all(totals[name] >= count for name, count in before.items() if name in totals and name == "other")
+        before = totals

@@ -63,9 +63,9 @@ def test_a_token_in_place_of_its_digest_is_not_repeated() -> None:
 
 
 def test_digests_are_unique_and_tokens_are_limited() -> None:
-    one = f"{{name: a, digest: '{DIGEST}', tenants: all, may: [Read]}}"
-    assert "already given" in _error(f"tokens: [{one}, {one}]")
-    rows = ", ".join(one.replace(DIGEST, f"{number:064x}") for number in range(3))
+    row = f"{{name: a, digest: '{DIGEST}', tenants: all, may: [Read]}}"
+    assert "already given" in _error(f"tokens: [{row}, {row}]")
+    rows = ", ".join(row.replace(DIGEST, f"{number:064x}") for number in range(3))
     assert "the limit is 2" in _error(f"tokens: [{rows}]")
 
 
