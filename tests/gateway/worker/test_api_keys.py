@@ -44,9 +44,9 @@ def keys_text(*keys: str) -> str:
 
 async def loaded(path: Path, *keys: str) -> ApiKeys:
     await asyncio.to_thread(path.write_text, keys_text(*keys))
-    found = KeyFile(path, Limits())
-    await found.load()
-    return ApiKeys(PEPPER, found.names_by_digest)
+    key_file = KeyFile(path, Limits())
+    await key_file.load()
+    return ApiKeys(PEPPER, key_file.names_by_digest)
 
 
 def bearer(key: str) -> str:
@@ -158,10 +158,10 @@ def test_a_file_may_list_no_key(text: str) -> None:
 
 def test_one_caller_may_have_two_keys() -> None:
     a, b = digest("a"), digest("b")
-    found = parse_key_file(
+    names = parse_key_file(
         f"keys: [{{name: x, digest: '{a}'}}, {{name: x, digest: '{b.upper()}'}}]", file="k", limits=Limits()
     )
-    assert list(found.values()) == ["x", "x"]
+    assert list(names.values()) == ["x", "x"]
 
 
 @contextmanager
@@ -326,15 +326,15 @@ async def test_readiness_names_no_address_variable_or_engine_to_clients_without_
         assert (well.status, well.json) == (200, {"ready": True, "notes": []})
         shown += details
         for path, more in (("/readyz", ""), ("/%72eadyz", ""), ("/readyz", bearer("wrong"))):
-            (found,) = await send(running.url, get_request(path, more=more))
-            (note,) = found.json["notes"]
-            assert (found.status, found.json["ready"], note.partition(":")[0]) == (200, True, "degraded")
-        (found,) = await send(running.url, get_request("/readyz", more=bearer(KEY)))
-        assert found.json == {"ready": True, "notes": details}
+            (reply,) = await send(running.url, get_request(path, more=more))
+            (note,) = reply.json["notes"]
+            assert (reply.status, reply.json["ready"], note.partition(":")[0]) == (200, True, "degraded")
+        (reply,) = await send(running.url, get_request("/readyz", more=bearer(KEY)))
+        assert reply.json == {"ready": True, "notes": details}
         running.gateway.drain()
-        (found,) = await send(running.url, get_request("/readyz"))
-        assert (found.status, found.json["ready"], found.json["notes"][0]) == (503, False, "draining")
-        assert not any(detail in found.body.decode() for detail in details)
+        (reply,) = await send(running.url, get_request("/readyz"))
+        assert (reply.status, reply.json["ready"], reply.json["notes"][0]) == (503, False, "draining")
+        assert not any(detail in reply.body.decode() for detail in details)
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/%72eadyz", "http://x/r%65adyz", "/readyz?a=b"])

@@ -248,7 +248,7 @@ async def test_an_answered_request_leaves_nothing_for_the_collector(stream: bool
             for _ in range(20):
                 assert (await request(running.url, body)).status == 200
             gc.collect()
-            return [type(one).__name__ for one in gc.garbage if type(one).__module__.startswith("fairlead_gateway")]
+            return [cls.__name__ for cls in map(type, gc.garbage) if cls.__module__.startswith("fairlead_gateway")]
 
     gc.disable()
     try:

@@ -44,11 +44,11 @@ CHUNKED = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: 
     ],
 )
 def test_what_is_refused_at_which_mark(used: float | None, taken: int, refused: int | None) -> None:
-    told: list[bool] = []
-    memory = MemoryPressure(Limits(), lambda: used, told.append)
+    reports: list[bool] = []
+    memory = MemoryPressure(Limits(), lambda: used, reports.append)
     memory.poll()
     memory.check_body(taken)
-    assert told == [refused is not None]
+    assert reports == [refused is not None]
     assert bool(memory.warnings()) == (refused is not None)
     if refused is not None:
         with pytest.raises(Overloaded) as caught:
@@ -57,11 +57,11 @@ def test_what_is_refused_at_which_mark(used: float | None, taken: int, refused: 
 
 
 def test_what_is_free_is_given_back_before_anything_is_refused_and_not_at_every_look() -> None:
-    levels, told, given = iter([0.8, 0.97, 0.6, 0.97, 0.96, 0.96, 0.96, 0.96, 0.97, 0.96, 0.5]), [], []
-    memory = MemoryPressure(Limits(), lambda: next(levels), told.append, lambda: given.append(len(told)))
+    levels, reports, given = iter([0.8, 0.97, 0.6, 0.97, 0.96, 0.96, 0.96, 0.96, 0.97, 0.96, 0.5]), [], []
+    memory = MemoryPressure(Limits(), lambda: next(levels), reports.append, lambda: given.append(len(reports)))
     for _ in range(8):
         memory.poll()
-    assert told == [False, False, True, True, True, True, True, False]
+    assert reports == [False, False, True, True, True, True, True, False]
     assert given == [1, 2, 6]  # of a short spell the first look, and every fourth after it
     assert memory.warnings() == []
 
@@ -257,8 +257,8 @@ async def test_a_process_near_its_limit_refuses_large_bodies_and_comes_back(tmp_
     async with process_before(tmp_path, well_behaved, environ={"FAIRLEAD_MEMORY_LIMIT": "150MiB"}) as (gateway, *_):
         held = [await RawConnection.connect(gateway.url) for _ in range(40)]  # 40 × 8 MiB: far more than there is
         head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n"
-        sending = [asyncio.create_task(_send_slowly(one, head + b" " * (8 << 20))) for one in held]
-        refusals = [asyncio.create_task(one.read_response()) for one in held]
+        sending = [asyncio.create_task(_send_slowly(connection, head + b" " * (8 << 20))) for connection in held]
+        refusals = [asyncio.create_task(connection.read_response()) for connection in held]
         try:
             async with asyncio.timeout(120):
                 for refusal in asyncio.as_completed(refusals):
@@ -268,10 +268,10 @@ async def test_a_process_near_its_limit_refuses_large_bodies_and_comes_back(tmp_
                     pytest.fail("no body was refused for lack of memory")
             assert [answer.status for answer in await send(gateway.url, get_request("/v1/models"))] == [200]
         finally:
-            for one, task in zip(held, sending, strict=True):
+            for connection, task in zip(held, sending, strict=True):
                 task.cancel()
-                one.writer.transport.abort()
-                await one.close()
+                connection.writer.transport.abort()
+                await connection.close()
             await asyncio.gather(*sending, *refusals, return_exceptions=True)
         await wait_until(partial(_answers, gateway.url, LARGE, 200))
         gateway.process.send_signal(signal.SIGTERM)

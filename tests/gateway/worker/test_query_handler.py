@@ -80,8 +80,8 @@ async def test_error_in_a_reply_is_logged_and_the_worker_does_not_count_as_hung(
     await worker.open(theirs)
     supervisor.is_ready = True
     try:
-        found = await supervisor.query(lambda number: say.GetDecisions(number, 1, None, None), list[Any])
-        assert (found, supervisor.unresponsive_since) == (None, None)
+        reply = await supervisor.query(lambda number: say.GetDecisions(number, 1, None, None), list[Any])
+        assert (reply, supervisor.unresponsive_since) == (None, None)
         assert "a defect ended the reply to GetDecisions" in caplog.text
     finally:
         worker.close()

@@ -14,10 +14,10 @@ def test_clients_cannot_guess_the_id_of_another_request() -> None:
         return drawn[-1]
 
     ids = RequestIds(draw_bytes)
-    made = [ids.next() for _ in range(1_100)]
-    assert all(re.fullmatch(r"req-[0-9a-f]{8}-[0-9a-f]{16}", name) for name in made)
+    names = [ids.next() for _ in range(1_100)]
+    assert all(re.fullmatch(r"req-[0-9a-f]{8}-[0-9a-f]{16}", name) for name in names)
     begin = f"req-{drawn[0].hex()}-"
-    secret = b"".join(bytes.fromhex(name.removeprefix(begin)) for name in made)
+    secret = b"".join(bytes.fromhex(name.removeprefix(begin)) for name in names)
     assert b"".join(drawn[1:]).startswith(secret)  # every id has 64 bits that were drawn for it alone
 
 

@@ -27,21 +27,21 @@ def body(text: str, **more: object) -> dict[str, object]:
     return {"model": "tiny", "messages": [{"role": "user", "content": text}], **more}
 
 
-async def said(running: RunningGateway, text: str, session: str | None = None) -> str | None:
+async def previewed(running: RunningGateway, text: str, session: str | None = None) -> str | None:
     content = json.dumps(body(text), separators=(",", ":")).encode()
     return (await running.preview_route(CHAT, content, session)).latest.decision.chosen
 
 
 @pytest.mark.parametrize("preset", [preset.value for preset in RoutingPreset if preset is not RoutingPreset.DUALMAP])
 async def test_what_is_said_is_what_the_next_request_gets(preset: str) -> None:
-    async with scripted_engine() as one, scripted_engine() as two, scripted_engine() as three:
-        fleet = fleet_of([one.url, two.url, three.url], preset=preset)
+    async with scripted_engine() as first, scripted_engine() as second, scripted_engine() as third:
+        fleet = fleet_of([first.url, second.url, third.url], preset=preset)
         async with running_gateway(fleet) as running:
             running.gateway.listener.create_request_id = lambda: "asked"  # among equals, the id decides
             for number in range(12):
                 text = f"{'a long prompt ' * 200} {number % 4}"
                 await wait_until(lambda: not running.gateway.inflight_count())
-                asked = {await said(running, text) for _ in range(3)}
+                asked = {await previewed(running, text) for _ in range(3)}
                 answer = await request(running.url, body(text))
                 assert answer.status == 200
                 assert asked == {answer.fields["x-fairlead-instance"]}
@@ -61,7 +61,7 @@ async def test_what_would_be_refused_is_refused() -> None:
         starting = fleet_of([engine.url], states=[InstanceState.STARTING])
         async with running_gateway(starting) as running:
             with pytest.raises(NoReadyInstance, match="1 starting"):
-                await said(running, "x")
+                await previewed(running, "x")
 
 
 async def test_preview_for_a_tenant_has_its_models_and_its_cached_prompts() -> None:
@@ -79,7 +79,7 @@ async def test_preview_for_a_tenant_has_its_models_and_its_cached_prompts() -> N
 
         async def matched(tenant: str | None) -> float:
             decision = (await running.preview_route(CHAT, content, None, tenant)).latest.decision
-            return max(found.value or 0.0 for name, found in decision.inputs.items() if "matched" in name)
+            return max(signal.value or 0.0 for name, signal in decision.inputs.items() if "matched" in name)
 
         assert (await matched(None), await matched("acme"), await matched("of-the-file")) == (0.0, 0.0, 0.0)
         answer = await request(running.url, json.loads(content), more="authorization: Bearer key\r\n")
@@ -129,15 +129,15 @@ def question(path: str, content: object, more: str = "") -> bytes:
 
 @pytest.mark.sockets
 async def test_the_management_port_asks_every_worker_and_changes_nothing(tmp_path: Path) -> None:
-    async with process_before(tmp_path, well_behaved, well_behaved, options=("--workers", "2")) as (gateway, one, two):
+    async with process_before(tmp_path, well_behaved, well_behaved, options=("--workers", "2")) as (gateway, *engines):
 
         async def answer(content: object, where: str = "/api/route", more: str = "") -> tuple[int, Any]:
             got = (await send(gateway.manage, question(where, content, more)))[0]
             return got.status, got.json
 
-        status, found = await answer(body("hi"))
-        assert (status, found["workers"], found["agreeing"]) == (200, 2, 2)
-        (choice,) = found["decision"]["choices"]
+        status, preview = await answer(body("hi"))
+        assert (status, preview["workers"], preview["agreeing"]) == (200, 2, 2)
+        (choice,) = preview["decision"]["choices"]
         gone = (await request(gateway.url, body("hi"))).fields
         assert choice["instance"] == gone["x-fairlead-instance"]
         assert (await gateway.get_json("/api/decisions"))["decisions"][0]["request_id"] == gone["x-fairlead-decision"]
@@ -146,5 +146,5 @@ async def test_the_management_port_asks_every_worker_and_changes_nothing(tmp_pat
         assert (await answer({"input": 3, "model": "tiny"}, "/api/route?path=/v1/nothing"))[0] == 404
         assert (await answer(body("hi"), more="origin: http://evil.example\r\n"))[0] == 403
         assert (await answer(body("hi"), "/api/stats"))[0] == 405
-        prompts = [call for call in (*one.calls, *two.calls) if call.path == CHAT]
+        prompts = [call for engine in engines for call in engine.calls if call.path == CHAT]
         assert len(prompts) == 1

@@ -38,10 +38,10 @@ class Knocking(PublicServer):
 
     def _accept_pending(self) -> None:
         super()._accept_pending()
-        self.codes = [try_connect(one, self.address) for one in self.late]
+        self.codes = [try_connect(client, self.address) for client in self.late]
 
     def outcomes(self) -> list[str]:
-        return [outcome(*one) for one in zip(self.late, self.codes, strict=True)]
+        return [outcome(*attempt) for attempt in zip(self.late, self.codes, strict=True)]
 
 
 def try_connect(client: socket.socket, address: tuple[str, int]) -> int:
@@ -91,8 +91,8 @@ async def test_connections_that_wait_when_the_port_closes_are_answered(host: str
         knocked = [socket.create_connection(public.getsockname()[:2]) for _ in range(5)]  # no turn to accept them
         server._accept_pending()
         server._server.close()
-        for one in knocked:
-            await answered(send_request(one))
+        for client in knocked:
+            await answered(send_request(client))
         running.gateway.loop_lag.stop()
 
 
@@ -103,10 +103,10 @@ async def test_a_connection_that_comes_after_the_last_accept_is_refused_and_not_
         server = Knocking(running.gateway, ListenAddress(host, 0).bind(shared=True), 3)
         await server.start()
         await server.drain()
-        found = server.outcomes()
-        for one in server.late:
-            one.close()
-        assert found == [os.strerror(errno.ECONNREFUSED)] * 3
+        outcomes = server.outcomes()
+        for client in server.late:
+            client.close()
+        assert outcomes == [os.strerror(errno.ECONNREFUSED)] * 3
         running.gateway.loop_lag.stop()
 
 
@@ -123,13 +123,13 @@ async def test_a_handshake_under_way_when_the_drain_begins_ends_well(host: str) 
         drain = asyncio.create_task(server.drain())
         await asyncio.sleep(0)  # it has begun
         with socket.socket(public.family) as late:
-            found = outcome(late, try_connect(late, address))
-        for one in half:  # before the drain has its next turn
-            send_request(one)
-        for one in half:
-            await answered(one)
+            ending = outcome(late, try_connect(late, address))
+        for client in half:  # before the drain has its next turn
+            send_request(client)
+        for client in half:
+            await answered(client)
         await drain
-        assert found == os.strerror(errno.ECONNREFUSED)
+        assert ending == os.strerror(errno.ECONNREFUSED)
         running.gateway.loop_lag.stop()
 
 
@@ -142,10 +142,10 @@ async def test_where_another_listens_on_the_port_it_gets_those_who_come_last(hos
             server = Knocking(running.gateway, public, 16)  # the kernel deals them out by their addresses
             await server.start()
             await server.drain()
-            found = server.outcomes()
-            for one in server.late:
-                one.close()
-            assert found == ["open"] * 16
+            outcomes = server.outcomes()
+            for client in server.late:
+                client.close()
+            assert outcomes == ["open"] * 16
             for _ in server.late:
                 successor.accept()[0].close()
         running.gateway.loop_lag.stop()

@@ -189,9 +189,9 @@ async def test_models_of_others_are_unknown_in_every_respect() -> None:
         large = {"model": "falcon-9b", "messages": [{"role": "user", "content": "x" * 300_000}]}
         answer = await request(running.url, large, more=more)
         assert answer.status == 404
-        one = (await send(running.url, get_request("/v1/models/secret/llama", more=more)))[0]
-        assert one.status == 404
-        texts += [answer.body.decode(), one.body.decode()]
+        retrieved = (await send(running.url, get_request("/v1/models/secret/llama", more=more)))[0]
+        assert retrieved.status == 404
+        texts += [answer.body.decode(), retrieved.body.decode()]
         assert not [text for text in texts if "falcon" in text or "secret" in text]
 
         known = await request(running.url, {"model": "falcon-9b", **CHAT}, more=authorization("zeta"))
@@ -219,29 +219,29 @@ async def test_a_bare_name_is_a_tenants_own_though_an_older_model_of_others_has_
         fleet = fleet_of_models(engine.url)
         younger = replace(fleet.models["chat/llama"], shadowed=True)
         running.gateway.update_fleet(replace(fleet, version=2, models={**fleet.models, "chat/llama": younger}))
-        found = {}
+        views = {}
         for name in ("acme", "both"):
             more = authorization(name)
             listed = (await send(running.url, get_request("/v1/models", more=more)))[0].json
             answer = await request(running.url, {"model": "llama", **CHAT}, more=more)
             (logged,) = running.gateway.decisions.find(answer.fields["x-fairlead-decision"])
-            found[name] = ([model["id"] for model in listed["data"]], logged.latest.model_key)
-        assert found["acme"] == (["llama", "qwen"], "chat/llama")
-        assert found["both"] == (["chat/llama", "qwen", "falcon-9b", "llama"], "secret/llama")
+            views[name] = ([model["id"] for model in listed["data"]], logged.latest.model_key)
+        assert views["acme"] == (["llama", "qwen"], "chat/llama")
+        assert views["both"] == (["chat/llama", "qwen", "falcon-9b", "llama"], "secret/llama")
 
 
 async def test_visible_models_follow_fleet_and_tenant() -> None:
     own = Tenant("acme", models=frozenset({"chat/qwen"}))
     keys = keys_of(own)
-    (key,) = [ApiKey(caller.key, found) for found, caller in keys._callers.items()]
+    (key,) = [ApiKey(caller.key, hashed) for hashed, caller in keys._callers.items()]
     async with (
         scripted_engine() as engine,
         running_gateway(fleet_of_models(engine.url), api_keys=keys) as running,
     ):
 
         async def listed() -> list[str]:
-            found = (await send(running.url, get_request("/v1/models", more=authorization("acme"))))[0].json
-            return [model["id"] for model in found["data"]]
+            listing = (await send(running.url, get_request("/v1/models", more=authorization("acme"))))[0].json
+            return [model["id"] for model in listing["data"]]
 
         assert await listed() == ["qwen"]
         keys.update_tenants([replace(own, models=frozenset({"chat/*"}), keys=(key,))])

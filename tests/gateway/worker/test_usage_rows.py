@@ -153,9 +153,9 @@ def test_rows_are_exactly_what_simulated_engines_reported(wanted: list[tuple[str
                     body["stream_options"] = {"include_usage": True}
                 answer = await request(running.url, body, path="/v1/completions", more=authorization(tenant))
                 assert answer.status == 200, answer.body
-                found = msgspec.json.decode(answer.events[-2] if is_stream else answer.body)["usage"]
+                usage = msgspec.json.decode(answer.events[-2] if is_stream else answer.body)["usage"]
                 before = reported[tenant]
-                reported[tenant] = (before[0] + found["prompt_tokens"], before[1] + found["completion_tokens"])
+                reported[tenant] = (before[0] + usage["prompt_tokens"], before[1] + usage["completion_tokens"])
 
             async def is_reported() -> bool:
                 journal.flush()

@@ -56,9 +56,9 @@ def sources(setting: Setting) -> dict[str, str]:
 async def test_adapter_is_downloaded_and_then_loaded_from_its_folder(download: AdapterDownload) -> None:
     async def main(server: CannedServer) -> None:
         async with downloading(server, download) as setting:
-            found = await request(setting.running.url, chat("sql"))
-            assert found.status == 200, found.body
-            (logged,) = setting.running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+            reply = await request(setting.running.url, chat("sql"))
+            assert reply.status == 200, reply.body
+            (logged,) = setting.running.gateway.decisions.find(reply.fields["x-fairlead-decision"])
             assert logged.latest.decision.reason.startswith("adapter sql cold, downloaded in 1.25s, loaded in ")
             assert sources(setting) == {"sql": download.engine_path}
             assert (await request(setting.running.url, chat("sql"))).status == 200
@@ -74,8 +74,8 @@ async def test_adapter_is_downloaded_and_then_loaded_from_its_folder(download: A
 async def test_folder_that_was_there_is_not_called_downloaded() -> None:
     async def main(server: CannedServer) -> None:
         async with downloading(server) as setting:
-            found = await request(setting.running.url, chat("sql"))
-            (logged,) = setting.running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+            reply = await request(setting.running.url, chat("sql"))
+            (logged,) = setting.running.gateway.decisions.find(reply.fields["x-fairlead-decision"])
             assert logged.latest.decision.reason.startswith("adapter sql cold, loaded in ")
 
     with CannedServer({"/v1/adapters": downloaded(DOWNLOAD, 0.0)}) as server:
@@ -100,9 +100,9 @@ async def test_failed_download_is_an_error_with_its_cause(answer: CannedResponse
     async def main(server: CannedServer) -> None:
         async with downloading(server) as setting:
             for _ in range(2):  # the second one does not ask again
-                found = await request(setting.running.url, chat("sql"))
-                assert (found.status, found.json["error"]["code"]) == (503, "adapter_not_loaded")
-                assert f"last: {cause}" in found.json["error"]["message"]
+                reply = await request(setting.running.url, chat("sql"))
+                assert (reply.status, reply.json["error"]["code"]) == (503, "adapter_not_loaded")
+                assert f"last: {cause}" in reply.json["error"]["message"]
             assert len(server.requests) == 1
             assert sources(setting) == {}
             assert (await request(setting.running.url, chat("tiny"))).status == 200  # the engine is not at fault
@@ -115,9 +115,9 @@ async def test_downloader_that_is_not_there_is_no_fault_of_the_engine() -> None:
     async def main(server: CannedServer) -> None:
         async with downloading(server) as setting:
             setting.running.gateway.stack.adapter_loader.downloaders.port = 9
-            found = await request(setting.running.url, chat("sql"))
-            assert (found.status, found.json["error"]["code"]) == (503, "adapter_not_loaded")
-            assert "last: adapter-download" in found.json["error"]["message"]
+            reply = await request(setting.running.url, chat("sql"))
+            assert (reply.status, reply.json["error"]["code"]) == (503, "adapter_not_loaded")
+            assert "last: adapter-download" in reply.json["error"]["message"]
             assert (await request(setting.running.url, chat("tiny"))).status == 200
 
     with CannedServer({}) as server:

@@ -39,26 +39,26 @@ async def test_requests_loads_failures_and_evictions_are_counted_by_adapter() ->
         for name in ("a", "a", "b"):
             assert await chat(setting, name) == 200
         assert await chat(setting, "gone") == 503
-        found = metrics(setting)
-        assert {name: value for name, value in found.items() if name.endswith(" a")} == {
+        values = metrics(setting)
+        assert {name: value for name, value in values.items() if name.endswith(" a")} == {
             "requests_total a": 2,
-            "load_seconds_sum a": found["load_seconds_sum a"],
+            "load_seconds_sum a": values["load_seconds_sum a"],
             "load_seconds_count a": 1,
             "load_failures_total a": 0,
             "evictions_total a": 1,
         }
-        assert found["load_seconds_sum a"] > 0.0
-        assert (found["load_seconds_count b"], found["evictions_total b"]) == (1, 1)
-        assert found["load_failures_total gone"] == 1
+        assert values["load_seconds_sum a"] > 0.0
+        assert (values["load_seconds_count b"], values["evictions_total b"]) == (1, 1)
+        assert values["load_failures_total gone"] == 1
 
 
 async def test_counts_of_adapters_pass_between_processes() -> None:
     async with adapted(["a"], settings=FAST) as setting:
         assert await chat(setting, "a") == 200
         counters = setting.running.gateway.telemetry.models[MODEL_KEY]
-        found = restore_counters(snapshot_of(MODEL_KEY, counters, None), 0.0)
-        assert found.adapter_tables() == counters.adapter_tables()
-        assert found.adapter_loads == {"a": 1}
+        restored = restore_counters(snapshot_of(MODEL_KEY, counters, None), 0.0)
+        assert restored.adapter_tables() == counters.adapter_tables()
+        assert restored.adapter_loads == {"a": 1}
 
 
 async def test_usage_names_the_adapter() -> None:

@@ -32,19 +32,19 @@ async def test_tenant_uses_the_adapters_that_it_lists(name: str) -> None:
 @pytest.mark.parametrize("name", ["tiny", "default/tiny", "sql", "default/sql", "tin"])
 async def test_base_and_other_adapters_are_unknown_to_it(name: str) -> None:
     async with adapted(["sql", "legal"], settings=FAST, api_keys=keys_of(LEGAL)) as setting:
-        found = await send_chat(setting, LEGAL, name)
-        assert (found.status, found.error["code"]) == (404, "model_not_found")
-        assert "tiny" not in found.error["message"].replace(name, "")
-        (one,) = await send(setting.running.url, get_request(f"/v1/models/{name}", more=authorization("legal-team")))
-        assert one.status == 404
+        reply = await send_chat(setting, LEGAL, name)
+        assert (reply.status, reply.error["code"]) == (404, "model_not_found")
+        assert "tiny" not in reply.error["message"].replace(name, "")
+        (shown,) = await send(setting.running.url, get_request(f"/v1/models/{name}", more=authorization("legal-team")))
+        assert shown.status == 404
 
 
 async def test_its_list_of_models_has_the_adapters_without_their_base() -> None:
     async with adapted(["sql", "legal"], settings=FAST, api_keys=keys_of(LEGAL, TINY)) as setting:
         lists = {}
         for tenant in (LEGAL, TINY):
-            (found,) = await send(setting.running.url, get_request("/v1/models", more=authorization(tenant.name)))
-            lists[tenant.name] = {model["id"]: model.get("parent") for model in found.json["data"]}
+            (reply,) = await send(setting.running.url, get_request("/v1/models", more=authorization(tenant.name)))
+            lists[tenant.name] = {model["id"]: model.get("parent") for model in reply.json["data"]}
         assert lists == {
             "legal-team": {"legal": None},
             "tiny-team": {"tiny": None, "sql": "tiny", "legal": "tiny"},

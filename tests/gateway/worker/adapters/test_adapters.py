@@ -31,8 +31,8 @@ def chat(name: str, text: str = "Why?", **more: Any) -> dict[str, Any]:
     return {"model": name, "messages": [{"role": "user", "content": text}], "max_tokens": 4, **more}
 
 
-def reason_of(setting: Setting, found: RawResponse) -> str:
-    (logged,) = setting.running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+def reason_of(setting: Setting, reply: RawResponse) -> str:
+    (logged,) = setting.running.gateway.decisions.find(reply.fields["x-fairlead-decision"])
     return logged.latest.decision.reason
 
 
@@ -54,8 +54,8 @@ async def test_clients_see_adapters_with_their_base() -> None:
         (listed,) = await send(setting.running.url, get_request("/v1/models"))
         models = {model["id"]: model.get("parent") for model in listed.json["data"]}
         assert models == {"tiny": None, "sql": "tiny"}
-        (one,) = await send(setting.running.url, get_request("/v1/models/sql"))
-        assert one.json["parent"] == "tiny"
+        (reply,) = await send(setting.running.url, get_request("/v1/models/sql"))
+        assert reply.json["parent"] == "tiny"
         for name in ("sql", "default/sql"):
             assert (await request(setting.running.url, chat(name))).json["model"] == name
         assert (await request(setting.running.url, chat("tiny"))).json["model"] == "tiny"
@@ -70,10 +70,10 @@ async def test_answers_carry_the_name_that_the_client_wrote(stream: bool) -> Non
         model = replace(fleet.models[MODEL_KEY], adapters=adapters)
         setting.running.gateway.update_fleet(replace(fleet, version=2, models={MODEL_KEY: model}))
         (listed,) = await send(setting.running.url, get_request("/v1/models"))
-        assert [one["id"] for one in listed.json["data"]] == ["tiny", "sql", "acme/sql"]
+        assert [model["id"] for model in listed.json["data"]] == ["tiny", "sql", "acme/sql"]
         for name in ("sql", "acme/sql", "default/law"):
-            found = await request(setting.running.url, chat(name, stream=stream))
-            assert f'"model":"{name}"' in found.body.decode().replace(" ", ""), name
+            reply = await request(setting.running.url, chat(name, stream=stream))
+            assert f'"model":"{name}"' in reply.body.decode().replace(" ", ""), name
         assert (await request(setting.running.url, chat("law"))).status == 404
         assert setting.loaded() == [{"sql", "law"}]
 
@@ -93,13 +93,13 @@ async def test_base_and_adapters_share_no_prefix() -> None:
         chains = []
         for name in ("tiny", "sql", "legal"):
             body = chat(name, "x" * 2_000)
-            found = await request(setting.running.url, body)
-            assert found.json["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+            reply = await request(setting.running.url, body)
+            assert reply.json["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
             again = await request(setting.running.url, body)
             assert again.json["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
-            (logged,) = setting.running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+            (logged,) = setting.running.gateway.decisions.find(reply.fields["x-fairlead-decision"])
             assert logged.latest.decision.matched_tokens == 0
-            chains.append(found.json["choices"][0]["message"]["content"])
+            chains.append(reply.json["choices"][0]["message"]["content"])
         assert len(set(chains)) == 3  # each adapter answers in its own way
 
 
@@ -123,21 +123,21 @@ async def test_adapter_with_requests_is_not_evicted_after_its_engine_was_forgott
     async with adapted(["a", "b"], slots=1, settings=replace(FAST, speed=1.0)) as setting:
         long = asyncio.create_task(request(setting.running.url, chat("a", stream=True, max_tokens=40)))
         await wait_until(lambda: bool(setting.loaded()[0]))
-        (found,) = setting.running.gateway.stack.adapter_loader._instances.values()
-        await wait_until(lambda: bool(found.inflight))
-        found.forget()  # as after a load that has failed
+        (instance,) = setting.running.gateway.stack.adapter_loader._instances.values()
+        await wait_until(lambda: bool(instance.inflight))
+        instance.forget()  # as after a load that has failed
         assert (await request(setting.running.url, chat("b"))).status == 200
         assert long.done()
-        assert not found.inflight
+        assert not instance.inflight
 
 
 async def test_adapter_that_cannot_be_loaded_is_503_with_retry_after() -> None:
     settings = replace(FAST, missing_adapters=frozenset({"/adapters/gone"}))
     async with adapted(["gone", "sql"], engines=2, settings=settings) as setting:
         for _ in range(2):
-            found = await request(setting.running.url, chat("gone"))
-            assert (found.status, found.error["code"]) == (503, "adapter_not_loaded")
-            assert int(found.fields["retry-after"]) >= 1
+            reply = await request(setting.running.url, chat("gone"))
+            assert (reply.status, reply.error["code"]) == (503, "adapter_not_loaded")
+            assert int(reply.fields["retry-after"]) >= 1
         assert (await request(setting.running.url, chat("sql"))).status == 200
         assert (await request(setting.running.url, chat("tiny"))).status == 200
 
@@ -148,8 +148,8 @@ async def test_full_slots_are_503_after_the_wait() -> None:
     async with adapted(["a", "b"], slots=1, settings=settings, limits=limits) as setting:
         long = asyncio.create_task(request(setting.running.url, chat("a", stream=True, max_tokens=100)))
         await wait_until(lambda: bool(setting.loaded()[0]))
-        found = await request(setting.running.url, chat("b"))
-        assert (found.status, found.error["code"]) == (503, "adapter_not_loaded")
+        reply = await request(setting.running.url, chat("b"))
+        assert (reply.status, reply.error["code"]) == (503, "adapter_not_loaded")
         assert (await long).status == 200
 
 
@@ -159,9 +159,9 @@ async def test_adapter_that_others_unloaded_is_loaded_again() -> None:
         more = "content-type: application/json\r\n"
         body, path = {"lora_name": "sql"}, "/v1/unload_lora_adapter"
         assert (await request(setting.engines[0].url, body, path=path, more=more)).status == 200
-        found = await request(setting.running.url, chat("sql"))
-        assert found.json["model"] == "sql"
-        assert "adapter-missing" in reason_of(setting, found)
+        reply = await request(setting.running.url, chat("sql"))
+        assert reply.json["model"] == "sql"
+        assert "adapter-missing" in reason_of(setting, reply)
 
 
 async def test_changed_source_is_loaded_anew() -> None:
@@ -202,8 +202,8 @@ async def test_an_engine_whose_slots_are_all_kept_loads_no_others() -> None:
     async with adapted(["sql", "law"], slots=1) as setting:
         with_replicas(setting, 2, sql=1)
         await wait_until(lambda: setting.loaded() == [{"sql"}])
-        found = await request(setting.running.url, chat("law"))
-        assert (found.status, found.error["code"]) == (503, "adapter_not_loaded")
+        reply = await request(setting.running.url, chat("law"))
+        assert (reply.status, reply.error["code"]) == (503, "adapter_not_loaded")
         assert (await request(setting.running.url, chat("sql"))).status == 200
 
 
@@ -221,11 +221,11 @@ async def test_zipf_traffic_survives_a_killed_and_a_restarted_engine() -> None:
             for name in todo:
                 # A stream that breaks is continued elsewhere if its answer is determined.
                 body = chat(name, f"question {number}", stream=number % 2 == 0, temperature=0)
-                found = await request(setting.running.url, body)
-                assert found.status == 200, (name, found.body)
-                assert f'"model":"{name}"'.encode() in found.body.replace(b" ", b""), found.body
+                reply = await request(setting.running.url, body)
+                assert reply.status == 200, (name, reply.body)
+                assert f'"model":"{name}"'.encode() in reply.body.replace(b" ", b""), reply.body
                 if number % 2 == 0:
-                    assert found.body.endswith(b"data: [DONE]\n\n"), found.body[-600:]
+                    assert reply.body.endswith(b"data: [DONE]\n\n"), reply.body[-600:]
                 answers[0] += 1
 
         async def faults() -> None:
@@ -254,8 +254,8 @@ async def test_two_gateways_share_the_slots_of_engines() -> None:
 
             async def client(number: int) -> None:
                 for name in todo:
-                    found = await request(urls[number % 2], chat(name))
-                    assert (found.status, found.json.get("model")) == (200, name), found.body
+                    reply = await request(urls[number % 2], chat(name))
+                    assert (reply.status, reply.json.get("model")) == (200, name), reply.body
 
             async with asyncio.TaskGroup() as group:
                 for number in range(8):

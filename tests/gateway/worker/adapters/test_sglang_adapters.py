@@ -79,14 +79,14 @@ class SglangEngine:
             error = {"object": "error", "message": message, "type": "BadRequest", "param": None, "code": 400}
             await call.respond(error, "400 Bad Request")
             return
-        said = f"{adapter or 'base'} speaks"
+        text = f"{adapter or 'base'} speaks"
         if call.json.get("stream"):
             await call.start_stream()
-            await call.event({**token(said, "stop"), "model": model})
+            await call.event({**token(text, "stop"), "model": model})
             await call.event(usage(9, 0, 2))
             await call.finish()
             return
-        choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         counts = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
         await call.respond(
             {"id": "1", "object": "chat.completion", "model": model, "choices": [choice], "usage": counts}
@@ -118,12 +118,12 @@ def chat(name: str, **more: Any) -> dict[str, Any]:
 async def test_request_names_the_base_and_the_adapter(name: str, stream: bool) -> None:
     engine = SglangEngine()
     async with before(engine) as running:
-        found = await request(running.url, chat(name, stream=stream))
-        assert found.status == 200, found.body
-        assert f"{name} speaks".encode() in found.body
+        reply = await request(running.url, chat(name, stream=stream))
+        assert reply.status == 200, reply.body
+        assert f"{name} speaks".encode() in reply.body
         assert engine.asked == [f"tiny:{name}"]
-        assert f'"model":"{name}"'.encode() in found.body
-        assert b"tiny:" not in found.body
+        assert f'"model":"{name}"'.encode() in reply.body
+        assert b"tiny:" not in reply.body
         base = await request(running.url, chat("tiny"))
         assert base.json["choices"][0]["message"]["content"] == "base speaks"
 
@@ -134,9 +134,9 @@ async def test_engine_that_has_started_again_loads_the_adapter_again(stream: boo
     async with before(engine) as running:
         assert (await request(running.url, chat("sql"))).status == 200
         engine.loaded.clear()
-        found = await request(running.url, chat("sql", stream=stream))
-        assert found.status == 200, found.body
-        assert b"sql speaks" in found.body
+        reply = await request(running.url, chat("sql", stream=stream))
+        assert reply.status == 200, reply.body
+        assert b"sql speaks" in reply.body
         assert engine.asked == ["tiny:sql"] * 3
 
 
@@ -144,8 +144,8 @@ async def test_engine_that_has_started_again_loads_the_adapter_again(stream: boo
 async def test_refused_load_is_no_loaded_adapter(refusal: str) -> None:
     engine = SglangEngine(refusal, frozenset({"sql"}))
     async with before(engine, Limits(adapter_wait_seconds=0.05)) as running:
-        found = await request(running.url, chat("sql"))
-        assert (found.status, found.error["code"]) == (503, "adapter_not_loaded")
+        reply = await request(running.url, chat("sql"))
+        assert (reply.status, reply.error["code"]) == (503, "adapter_not_loaded")
         assert engine.asked == []  # else the base would have answered
         assert (await request(running.url, chat("acme/legal"))).status == 200
 
@@ -157,8 +157,8 @@ async def test_load_that_is_always_refused_is_given_up_with_the_reason(
     engine = SglangEngine(refusal, frozenset({"sql"}))
     async with before(engine) as running:
         for _ in range(2):  # the second request does not try it again
-            found = await request(running.url, chat("sql"))
-            assert (found.status, found.error["code"]) == (503, "adapter_not_loaded")
+            reply = await request(running.url, chat("sql"))
+            assert (reply.status, reply.error["code"]) == (503, "adapter_not_loaded")
     assert engine.refusals == 4
     reason = "Failed to load LoRA adapter 'sql' from path '/adapters/sql'"
     assert [line.message for line in caplog.records if "adapter" in line.message] == [

@@ -109,8 +109,8 @@ def test_unknown_keys_are_reported_at_most_once_per_interval() -> None:
 def test_remembered_tokens_are_bounded_and_refused_ones_are_not_remembered() -> None:
     callers = Callers(tenant("acme", sub="app"))
     first = LOGIN.token(NOW, jti="first")
-    found = callers.callers.caller(first.encode())
+    remembered = callers.callers.caller(first.encode())
     for number in range(3):
         callers.name(LOGIN.token(NOW, jti=f"token-{number}"))
         callers.refusal(LOGIN.token(NOW, sub=f"stranger-{number}"))
-    assert callers.callers.caller(first.encode()) is not found
+    assert callers.callers.caller(first.encode()) is not remembered

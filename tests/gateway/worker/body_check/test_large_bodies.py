@@ -112,8 +112,8 @@ def test_large_bad_body_gets_the_same_error(name: str, checker: BodyChecker) -> 
         parse_body(kind, body, LIMITS)
     with pytest.raises(BadRequest) as checked:
         checker.parse_body(kind, body)
-    expected, found = usual.value, checked.value
-    assert (found.message, found.param, found.code) == (expected.message, expected.param, expected.code)
+    expected, raised = usual.value, checked.value
+    assert (raised.message, raised.param, raised.code) == (expected.message, expected.param, expected.code)
 
 
 @pytest.mark.parametrize("fields", [{"priority": 3}, {"lora_path": FILLER}, {"custom_logit_processor": [FILLER]}])

@@ -57,30 +57,30 @@ def body(prompt: str, tokens: int = 4, **more: Any) -> dict[str, Any]:
 
 
 async def pulled(engines: DisaggregatedModel) -> int:
-    found: int = (await send(engines.decode[0].url, get_request("/sim/state")))[0].json["kv_transfer"]["pulled_total"]
-    return found
+    total: int = (await send(engines.decode[0].url, get_request("/sim/state")))[0].json["kv_transfer"]["pulled_total"]
+    return total
 
 
 def story(running: RunningGateway) -> HandoffRecord:
-    found = running.gateway.decisions.latest(1)[0].latest.handoff
-    assert found is not None
-    return found
+    record = running.gateway.decisions.latest(1)[0].latest.handoff
+    assert record is not None
+    return record
 
 
 @asynccontextmanager
 async def streams(gateway: RunningGateway, count: int) -> AsyncIterator[None]:
     """So many answers of 4,000 tokens are under way; they are cut at the end."""
-    found = []
+    connections = []
     try:
         for number in range(count):
-            found.append(await RawConnection.connect(gateway.url))
+            connections.append(await RawConnection.connect(gateway.url))
             prompt = make_prompt(20, f"s{'abcdefghijklmnopqrstuvwxyz'[number]}s")
-            await found[-1].send(post_request(body(prompt, 4_000, stream=True), path=PATH))
+            await connections[-1].send(post_request(body(prompt, 4_000, stream=True), path=PATH))
         await wait_until(lambda: gateway.gateway.inflight_count() == count)
         yield
     finally:
-        for one in found:
-            await one.close()
+        for connection in connections:
+            await connection.close()
     await wait_until(lambda: gateway.gateway.inflight_count() == 0)
 
 
@@ -143,21 +143,21 @@ async def test_both_predictions_are_shown_and_a_prompt_that_was_not_sent_is_told
         would = decision_out(await gateway.preview_route(PATH, json.dumps(asked).encode(), None))
         assert (await request(gateway.url, asked, path=PATH)).status == 200
         shown = decision_out(gateway.gateway.decisions.latest(1)[0])
-        for told in (would, shown):
-            assert (told.handoff.where.instance, told.handoff.where.rule) == ("decode-0", "slack")
-            first = {item.id: item.inputs["predicted_ttft_seconds"].value for item in told.handoff.where.candidates}
+        for decision in (would, shown):
+            assert (decision.handoff.where.instance, decision.handoff.where.rule) == ("decode-0", "slack")
+            first = {item.id: item.inputs["predicted_ttft_seconds"].value for item in decision.handoff.where.candidates}
             assert first["decode-0"] is not None
             assert first["prefill-0"] is not None
             assert first["decode-0"] < first["prefill-0"]
-            assert [choice.instance for choice in told.choices] == ["decode-0"]
+            assert [choice.instance for choice in decision.choices] == ["decode-0"]
 
 
 async def test_an_asked_prompt_that_would_travel_is_told_with_both_engines() -> None:
     async with split(TIGHT) as (gateway, _):
         asked = json.dumps(body(make_prompt(LONG, "aab"))).encode()
-        told = decision_out(await gateway.preview_route(PATH, asked, None))
-        assert [choice.instance for choice in told.choices] == ["prefill-0", "decode-0"]
-        assert told.handoff.reason == "step-full"
+        decision = decision_out(await gateway.preview_route(PATH, asked, None))
+        assert [choice.instance for choice in decision.choices] == ["prefill-0", "decode-0"]
+        assert decision.handoff.reason == "step-full"
         assert gateway.gateway.telemetry.models == {}
 
 
@@ -193,8 +193,8 @@ async def test_a_burst_of_prompts_is_answered_as_by_one_engine_whoever_computes_
         reasons = {reason for _, reason in gateway.gateway.telemetry.models[MODEL_KEY].handoffs}
         assert len(reasons) > 1
         with killable_engine("--profile", "tiny-cpu", "--speed", "50") as alone:
-            for one, answer in zip(prompts, answers, strict=True):
+            for prompt, answer in zip(prompts, answers, strict=True):
                 more = "content-type: application/json\r\n"
-                expected = await request(alone.url, body(one), path=PATH, more=more)
+                expected = await request(alone.url, body(prompt), path=PATH, more=more)
                 assert answer.json["choices"][0]["text"] == expected.json["choices"][0]["text"]
         assert await pulled(engines) > 0

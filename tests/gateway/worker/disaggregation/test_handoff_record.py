@@ -51,13 +51,13 @@ async def split(
     prefill: list[Script], decode: list[Script], limits: Limits = LIMITS, reporters: Reporters | None = None
 ) -> AsyncIterator[RunningGateway]:
     async with AsyncExitStack() as stack:
-        found = []
+        instances = []
         for role, scripts in ((Role.PREFILL, prefill), (Role.DECODE, decode)):
             for number, script in enumerate(scripts):
                 engine = await stack.enter_async_context(scripted_engine(script))
                 name = f"{role.value[0]}{number}"
-                found.append(Instance(name, "default", "tiny", role.value, engine.url, role=role, transfer="nixl"))
-        fleet = Fleet(1, 1, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: tuple(found)})
+                instances.append(Instance(name, "default", "tiny", role.value, engine.url, role=role, transfer="nixl"))
+        fleet = Fleet(1, 1, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: tuple(instances)})
         yield await stack.enter_async_context(running_gateway(fleet, limits, reporters=reporters))
 
 
@@ -66,9 +66,9 @@ def chat(text: str = LONG, **more: Any) -> dict[str, Any]:
 
 
 def story(running: RunningGateway) -> HandoffRecord:
-    found = running.gateway.decisions.latest(1)[0].latest.handoff
-    assert found is not None
-    return found
+    record = running.gateway.decisions.latest(1)[0].latest.handoff
+    assert record is not None
+    return record
 
 
 SHORT, LEASE = chat("hi"), replace(LIMITS, handoff_lease_seconds=0.0)
@@ -100,9 +100,9 @@ async def test_every_end_has_its_word_and_is_counted_once(
     async with split(prefill, [decode], limits) as running:
         path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
         assert (await request(running.url, body, path=path)).status == 200
-        told = story(running)
-        assert (told.outcome, told.reason) == (outcome, reason)
-        assert [(leg.instance_id, leg.result) for leg in told.attempts] == legs
+        record = story(running)
+        assert (record.outcome, record.reason) == (outcome, reason)
+        assert [(leg.instance_id, leg.result) for leg in record.attempts] == legs
         series = running.gateway.telemetry.models[MODEL_KEY]
         assert series.handoffs == {(outcome, reason): 1}
         assert series.prefill_legs == {result: 1 for _, result in legs}
@@ -150,13 +150,13 @@ async def test_failed_attempts_are_in_the_outcome() -> None:
     async with split([], [failing, well_behaved]) as running:
         for number in range(8):
             assert (await request(running.url, chat(f"{number} {LONG}"))).status == 200
-        logged = [decision_out(one) for one in running.gateway.decisions.latest(8)]
-        retried = [one for one in logged if len(one.choices) == 2]
+        logged = [decision_out(entry) for entry in running.gateway.decisions.latest(8)]
+        retried = [decision for decision in logged if len(decision.choices) == 2]
         assert retried
-        for one in retried:
-            assert one.outcome is not None
-            assert [(failure.instance, failure.why) for failure in one.outcome.failures] == [("D0", "status-500")]
-            assert one.handoff is None
+        for decision in retried:
+            assert decision.outcome is not None
+            assert [(failure.instance, failure.why) for failure in decision.outcome.failures] == [("D0", "status-500")]
+            assert decision.handoff is None
 
 
 async def test_prompt_that_another_engine_computed_is_left_out_of_learned_profiles() -> None:

@@ -44,9 +44,9 @@ def body(prompt: str, **more: Any) -> dict[str, Any]:
     return {"model": "tiny", "prompt": prompt, "max_tokens": 2, **more}
 
 
-async def state(one: KillableEngine) -> dict[str, Any]:
-    found: dict[str, Any] = (await send(one.url, get_request("/sim/state")))[0].json["kv_transfer"]
-    return found
+async def state(engine: KillableEngine) -> dict[str, Any]:
+    transfers: dict[str, Any] = (await send(engine.url, get_request("/sim/state")))[0].json["kv_transfer"]
+    return transfers
 
 
 async def both(gateway: RunningGateway, engines: list[KillableEngine]) -> tuple[int, int, RawResponse]:
@@ -71,8 +71,8 @@ async def both(gateway: RunningGateway, engines: list[KillableEngine]) -> tuple[
 
 
 def cached(answer: RawResponse) -> int:
-    found: int = answer.json["usage"]["prompt_tokens_details"]["cached_tokens"]
-    return found
+    tokens: int = answer.json["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return tokens
 
 
 async def test_an_engine_that_lacks_the_prefix_gets_it_from_the_one_that_has_it() -> None:
@@ -96,8 +96,8 @@ async def test_a_peer_that_died_costs_an_attempt_to_ask_it_and_the_answer_is_rig
         first = await ask(gateway.url, body(SHARED), path=PATH)
         other = engines[1 - int(first.fields["x-fairlead-instance"].split("/")[1])]
         gone = {"kv_request_id": "r", "remote_host": "127.0.0.1", "remote_port": 1}
-        told = body(SHARED, kv_transfer_params={"remote_kv_source": gone})
-        answer = await ask(other.url, told, path=PATH, more="content-type: application/json\r\n")
+        payload = body(SHARED, kv_transfer_params={"remote_kv_source": gone})
+        answer = await ask(other.url, payload, path=PATH, more="content-type: application/json\r\n")
         assert answer.json["choices"][0]["text"] == first.json["choices"][0]["text"]
         assert (cached(answer), (await state(other))["failed_total"]) == (0, 1)
 
@@ -107,6 +107,6 @@ async def test_what_is_not_wholly_said_is_not_looked_for(left_out: str) -> None:
     async with pair(1e9) as (_, engines):
         whole = {"kv_request_id": "r", "remote_host": "127.0.0.1", "remote_port": 1}
         del whole[left_out]
-        told = body(SHARED, kv_transfer_params={"remote_kv_source": whole})
-        answer = await ask(engines[0].url, told, path=PATH, more="content-type: application/json\r\n")
+        payload = body(SHARED, kv_transfer_params={"remote_kv_source": whole})
+        answer = await ask(engines[0].url, payload, path=PATH, more="content-type: application/json\r\n")
         assert (answer.status, (await state(engines[0]))["failed_total"]) == (200, 0)

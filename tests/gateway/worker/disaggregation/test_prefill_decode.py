@@ -46,13 +46,13 @@ def body(prompt: str, tokens: int = 8, **more: Any) -> dict[str, Any]:
 
 def text(answer: RawResponse) -> str:
     assert answer.status == 200, answer.body
-    found: str = answer.json["choices"][0]["text"]
-    return found
+    completion: str = answer.json["choices"][0]["text"]
+    return completion
 
 
 async def state(url: str) -> dict[str, Any]:
-    found: dict[str, Any] = (await send(url, get_request("/sim/state")))[0].json["kv_transfer"]
-    return found
+    transfers: dict[str, Any] = (await send(url, get_request("/sim/state")))[0].json["kv_transfer"]
+    return transfers
 
 
 async def alone(engines: DisaggregatedModel, asked: object, path: str = PATH) -> RawResponse:
@@ -109,11 +109,11 @@ async def test_after_sigkill_of_the_prefill_engine_every_request_ends_right(poli
             asyncio.create_task(request(gateway.url, body(prompt, stream=stream), path=PATH)) for prompt in prompts
         ]
         engines.prefill[0].kill()
-        for one, answer in zip(prompts, await asyncio.gather(*waiting), strict=True):
+        for prompt, answer in zip(prompts, await asyncio.gather(*waiting), strict=True):
             assert answer.status == 200
             assert WRONG.encode() not in answer.body
             if not stream:
-                assert text(answer) == text(await alone(engines, body(one)))
+                assert text(answer) == text(await alone(engines, body(prompt)))
         await same_as_alone(gateway, engines, make_prompt(200, "zzz"))
 
 
@@ -175,7 +175,7 @@ def burst(fault: str, transfer: str, lengths: list[int]) -> None:
                 engines.prefill[0].freeze()
             elif fault == "decode killed":
                 engines.decode[0].kill()
-            assert [text(one) for one in await asyncio.gather(*asked)] == expected
+            assert [text(reply) for reply in await asyncio.gather(*asked)] == expected
 
     run_async(check())
 

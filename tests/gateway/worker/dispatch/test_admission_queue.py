@@ -53,9 +53,9 @@ async def test_while_the_engine_is_busy_the_tighter_objective_overtakes() -> Non
         answers = [await first, await later, await sooner]
         assert [answer.status for answer in answers] == [200] * 3
         assert [len(call.json["messages"][0]["content"]) for call in engine.calls] == [800, 4, 300]
-        said = running.gateway.decisions.find(answers[2].fields["x-fairlead-decision"])[0]
-        assert said.latest.decision.reason.startswith("queued for 0.")
-        assert "(deadline: has the earliest deadline" in said.latest.decision.reason
+        entry = running.gateway.decisions.find(answers[2].fields["x-fairlead-decision"])[0]
+        assert entry.latest.decision.reason.startswith("queued for 0.")
+        assert "(deadline: has the earliest deadline" in entry.latest.decision.reason
         assert queue_exits(running) == {"deadline": 2}
 
 
@@ -144,16 +144,16 @@ def waking_fleet(urls: list[str], version: int = 1) -> Fleet:
 
 
 async def test_a_request_for_a_model_that_sleeps_wakes_it_and_waits() -> None:
-    told: list[str] = []
-    reporters = Reporters(on_needs_instance=told.append)
+    woken: list[str] = []
+    reporters = Reporters(on_needs_instance=woken.append)
     async with scripted_engine() as engine, running_gateway(waking_fleet([]), reporters=reporters) as running:
         loop = asyncio.get_running_loop()
         waiting = [loop.create_task(request(running.url, body)) for body in (SHORT, SHORT | {"stream": False})]
         await wait_until(lambda: count_queued(running) == 2)
-        await wait_until(lambda: told == [MODEL_KEY])
+        await wait_until(lambda: woken == [MODEL_KEY])
         running.gateway.update_fleet(waking_fleet([engine.url], 2))
-        assert [(await one).status for one in waiting] == [200, 200]
-        assert told == [MODEL_KEY]  # once for all that wait
+        assert [(await task).status for task in waiting] == [200, 200]
+        assert woken == [MODEL_KEY]  # once for all that wait
 
 
 async def test_batch_tenant_does_not_wake_a_model_and_waits_only_while_one_starts() -> None:
@@ -227,7 +227,7 @@ async def test_at_a_busy_engine_the_shortest_goes_first_although_all_want_the_sa
         assert len(engine.calls) == 1
         assert {load.waiting for load in running.loads().values()} == {3}  # the next choice sees them
         silent.go_on.set()
-        assert [answer.status for answer in [await first, *[await one for one in waiting]]] == [200] * 3
+        assert [answer.status for answer in [await first, *[await task for task in waiting]]] == [200] * 3
         assert [len(call.json["messages"][0]["content"]) for call in engine.calls] == [800, 4, 300]
         assert queue_exits(running) == {"dispatch-queue": 2}
 

@@ -25,8 +25,8 @@ READY, DRAINING, STARTING = InstanceState.READY, InstanceState.DRAINING, Instanc
 
 async def test_a_draining_instance_gets_no_new_request_and_finishes_what_it_has() -> None:
     gate = PausedStream()
-    async with scripted_engine(gate.script) as one, scripted_engine() as two:
-        urls = [one.url, two.url]
+    async with scripted_engine(gate.script) as first, scripted_engine() as second:
+        urls = [first.url, second.url]
         async with running_gateway(fleet_of(urls, states=[READY, STARTING])) as running:
             connection = await RawConnection.connect(running.url)
             await connection.send(post_request(GOOD | {"stream": True}, close=False))
@@ -35,7 +35,7 @@ async def test_a_draining_instance_gets_no_new_request_and_finishes_what_it_has(
             for number in range(50):
                 body = GOOD | {"messages": [{"role": "user", "content": f"{number} " * 100}]}
                 assert (await request(running.url, body)).fields["x-fairlead-instance"] == "e-1/1/0"
-            assert len(one.calls) == 1
+            assert len(first.calls) == 1
             gate.go_on.set()
             assert b"data: [DONE]" in await connection.reader.readuntil(b"0\r\n\r\n")
             await connection.close()
@@ -43,8 +43,8 @@ async def test_a_draining_instance_gets_no_new_request_and_finishes_what_it_has(
 
 async def test_an_instance_that_drains_between_choice_and_sending_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Delays the connection and changes the fleet meanwhile, which only a patch can time."""
-    async with scripted_engine() as one, scripted_engine() as two:
-        urls = [one.url, two.url]
+    async with scripted_engine() as first, scripted_engine() as second:
+        urls = [first.url, second.url]
         async with running_gateway(fleet_of(urls, states=[READY, STARTING])) as running:
             connect = ConnectionPool.connect
 
@@ -57,8 +57,8 @@ async def test_an_instance_that_drains_between_choice_and_sending_gets_nothing(m
             answer = await request(running.url, GOOD)
             assert answer.status == 200
             assert answer.fields["x-fairlead-instance"] == "e-1/1/0"
-            assert one.calls == []
-            assert len(two.calls) == 1
+            assert first.calls == []
+            assert len(second.calls) == 1
             assert {load.inflight for load in running.loads().values()} == {0}
 
 
@@ -75,9 +75,9 @@ async def test_without_a_ready_instance_the_answer_says_why_and_when_to_come_bac
 
 
 async def test_a_new_instance_and_a_new_model_are_served_at_once() -> None:
-    async with scripted_engine() as one, running_gateway(Fleet()) as running:
+    async with scripted_engine() as engine, running_gateway(Fleet()) as running:
         assert (await request(running.url, GOOD)).status == 404
-        running.gateway.update_fleet(fleet_of([one.url]))
+        running.gateway.update_fleet(fleet_of([engine.url]))
         assert (await request(running.url, GOOD)).status == 200
         running.gateway.update_fleet(Fleet(3, 3))
         assert (await request(running.url, GOOD)).status == 404
@@ -85,19 +85,19 @@ async def test_a_new_instance_and_a_new_model_are_served_at_once() -> None:
 
 
 async def test_connections_to_instances_that_left_are_closed() -> None:
-    async with scripted_engine() as one, scripted_engine() as two, running_gateway(fleet_of([one.url])) as running:
+    async with scripted_engine() as old, scripted_engine() as new, running_gateway(fleet_of([old.url])) as running:
         assert (await request(running.url, GOOD)).status == 200
-        assert one.open == 1
-        running.gateway.update_fleet(fleet_of([two.url], version=2))
+        assert old.open == 1
+        running.gateway.update_fleet(fleet_of([new.url], version=2))
         async with asyncio.timeout(120):
-            await wait_until(lambda: not one.open)
+            await wait_until(lambda: not old.open)
         assert (await request(running.url, GOOD)).status == 200
-        assert len(two.calls) == 1
+        assert len(new.calls) == 1
 
 
 async def test_changes_under_traffic_lose_no_request() -> None:
-    async with scripted_engine() as one, scripted_engine() as two, scripted_engine() as three:
-        urls = [one.url, two.url, three.url]
+    async with scripted_engine() as first, scripted_engine() as second, scripted_engine() as third:
+        urls = [first.url, second.url, third.url]
         async with running_gateway(fleet_of(urls)) as running:
 
             async def client(number: int) -> None:
@@ -117,7 +117,7 @@ async def test_changes_under_traffic_lose_no_request() -> None:
             clients = asyncio.gather(*[client(number) for number in range(10)])
             await changes(clients)
             await clients
-            assert len(one.calls) + len(two.calls) + len(three.calls) == 200
+            assert len(first.calls) + len(second.calls) + len(third.calls) == 200
 
 
 async def test_while_draining_every_answer_is_the_last_of_its_connection() -> None:

@@ -92,9 +92,9 @@ class Scene:
 
 
 def fleet(url: str, preset: str, profile: EngineProfile | None) -> Fleet:
-    found = fleet_of([url], preset=preset)
-    instances = tuple(replace(instance, profile=profile) for instance in found.instances[MODEL_KEY])
-    return replace(found, instances={MODEL_KEY: instances})
+    plain = fleet_of([url], preset=preset)
+    instances = tuple(replace(instance, profile=profile) for instance in plain.instances[MODEL_KEY])
+    return replace(plain, instances={MODEL_KEY: instances})
 
 
 @asynccontextmanager

@@ -51,9 +51,9 @@ async def revision(gateway: RunningGateway, text: str, *turns: str) -> str:
     messages = [{"role": "user", "content": text}]
     for turn in turns:
         messages += [{"role": "assistant", "content": "hi"}, {"role": "user", "content": turn}]
-    found = await request(gateway.url, {"model": "tiny", "messages": messages})
-    assert found.status == 200, found.body
-    return str(found.json["choices"][0]["message"]["content"])
+    reply = await request(gateway.url, {"model": "tiny", "messages": messages})
+    assert reply.status == 200, reply.body
+    return str(reply.json["choices"][0]["message"]["content"])
 
 
 async def test_a_conversation_stays_with_its_revision() -> None:

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.simulated
 
 async def _entry(running: RunningGateway, name: str = "") -> dict[str, Any]:
     (answered,) = await send(running.url, get_request(f"/v1/models{'/' if name else ''}{name}"))
-    found: dict[str, Any] = answered.json if name else answered.json["data"][0]
-    return found
+    entry: dict[str, Any] = answered.json if name else answered.json["data"][0]
+    return entry
 
 
 @pytest.mark.parametrize("name", ["", "tiny"])
@@ -40,9 +40,9 @@ async def test_a_length_that_no_engine_states_is_not_shown() -> None:
 
 
 async def test_another_instance_is_asked_when_the_first_has_gone() -> None:
-    async with scripted_engine() as one, scripted_engine() as two:
-        one.max_model_len, two.max_model_len = 4_096, 8_192
-        fleet = fleet_of([one.url, two.url])
+    async with scripted_engine() as first, scripted_engine() as second:
+        first.max_model_len, second.max_model_len = 4_096, 8_192
+        fleet = fleet_of([first.url, second.url])
         async with running_gateway(fleet) as running:
             assert (await _entry(running))["max_model_len"] == 4_096
             left = replace(fleet, version=2, instances={MODEL_KEY: fleet.instances[MODEL_KEY][1:]})

@@ -59,8 +59,8 @@ def test_of_a_long_question_the_first_part_counts() -> None:
 
 @pytest.mark.parametrize("order", [dict, last_first])
 def test_first_question_distinguishes_conversations(order: Any) -> None:
-    found = {identity([order(SYSTEM), order({"role": "user", "content": f"{number}"})]) for number in range(100)}
-    assert len(found) == 100
+    identities = {identity([order(SYSTEM), order({"role": "user", "content": f"{number}"})]) for number in range(100)}
+    assert len(identities) == 100
 
 
 def test_system_prompt_distinguishes_conversations() -> None:

@@ -39,7 +39,7 @@ def fleet(*routes: Route, own: Mapping[str, Instance], external: Mapping[str, In
     placed = {**own, **external}
     models = {f"chat/{name}": Model("chat", name, requests=EXTERNAL if name in external else OWN) for name in placed}
     return Fleet(
-        1, 1, models, {f"chat/{name}": (one,) for name, one in placed.items()}, routes={r.key: r for r in routes}
+        1, 1, models, {f"chat/{name}": (pod,) for name, pod in placed.items()}, routes={r.key: r for r in routes}
     )
 
 
@@ -47,8 +47,8 @@ def chat(model: str = "assistant", **more: Any) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": "Why?"}], **more}
 
 
-def answered(found: RawResponse) -> tuple[int, str | None, str | None]:
-    return found.status, found.fields.get("x-fairlead-model"), found.fields.get("x-fairlead-fallback")
+def answered(reply: RawResponse) -> tuple[int, str | None, str | None]:
+    return reply.status, reply.fields.get("x-fairlead-model"), reply.fields.get("x-fairlead-fallback")
 
 
 async def script(call: EngineCall) -> None:
@@ -87,9 +87,9 @@ async def served(
         outside = instance(external, api.url + base, engine=EXTERNAL_API, served_name="gpt-x", access=access)
         if external != "api":
             outside = replace(outside, served_name=external)
-        found = fleet(route, own=own, external={external: outside})
+        initial = fleet(route, own=own, external={external: outside})
         environ = {"TOKEN": "of-the-provider"}
-        async with running_gateway(found, api_keys=keys_of(OPEN, CLOSED), environ=environ) as running:
+        async with running_gateway(initial, api_keys=keys_of(OPEN, CLOSED), environ=environ) as running:
             yield running, api
 
 
@@ -104,11 +104,11 @@ async def test_nothing_of_the_client_but_its_body_leaves(stream: bool) -> None:
     access = EngineAuth(token_env="TOKEN")
     async with served("down", "api", to("api"), access=access, base="/openai") as (running, api):
         for _ in range(2):  # a further connection, then an idle one
-            found = await request(running.url, chat(stream=stream), more=traced)
-            assert answered(found) == (200, "chat/api", "chat/down Unavailable")
-            assert b'"model":"assistant"' in found.body
-            assert "set-cookie" not in found.fields
-            assert "openai-organization" not in found.fields
+            reply = await request(running.url, chat(stream=stream), more=traced)
+            assert answered(reply) == (200, "chat/api", "chat/down Unavailable")
+            assert b'"model":"assistant"' in reply.body
+            assert "set-cookie" not in reply.fields
+            assert "openai-organization" not in reply.fields
         for call in api.calls:
             assert call.path == "/openai/v1/chat/completions"
             assert call.header("authorization") == "Bearer of-the-provider"
@@ -126,10 +126,10 @@ async def test_nothing_of_the_client_but_its_body_leaves(stream: bool) -> None:
 @pytest.mark.parametrize("name", ["key-api", "paid-api"])
 async def test_client_learns_nothing_of_the_account(name: str) -> None:
     async with served("down", name, to(name)) as (running, _):
-        found = await request(running.url, chat(), more=authorization("open"))
-        assert answered(found) == (502, f"chat/{name}", "chat/down Unavailable")
-        assert b"sk-abc" not in found.body
-        assert b"Example" not in found.body
+        reply = await request(running.url, chat(), more=authorization("open"))
+        assert answered(reply) == (502, f"chat/{name}", "chat/down Unavailable")
+        assert b"sk-abc" not in reply.body
+        assert b"Example" not in reply.body
 
 
 REFUSALS = [
@@ -186,9 +186,9 @@ async def test_two_models_at_one_address_have_their_own_tokens() -> None:
 
 async def test_tenant_that_refuses_it_gets_the_next_model_of_the_cluster() -> None:
     async with served("down", "api", to("api"), to("own", after="api")) as (running, api):
-        found = await request(running.url, chat(), more=authorization("closed"))
-        assert answered(found) == (200, "chat/own", "chat/down Unavailable, chat/api ExternalRefused")
-        (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+        reply = await request(running.url, chat(), more=authorization("closed"))
+        assert answered(reply) == (200, "chat/own", "chat/down Unavailable, chat/api ExternalRefused")
+        (logged,) = running.gateway.decisions.find(reply.fields["x-fairlead-decision"])
         decision = logged.latest.route
         assert decision.describe().endswith("; withheld: chat/api, since the tenant refuses external endpoints"), (
             decision.describe()
@@ -196,16 +196,16 @@ async def test_tenant_that_refuses_it_gets_the_next_model_of_the_cluster() -> No
         shown = decision_out(logged).route
         assert (shown.reason, shown.withheld) == (decision.describe(), ["chat/api"])
         assert api.calls == []
-        found = await request(running.url, chat(), more=authorization("open"))
-        assert answered(found) == (200, "chat/api", "chat/down Unavailable")
+        reply = await request(running.url, chat(), more=authorization("open"))
+        assert answered(reply) == (200, "chat/api", "chat/down Unavailable")
 
 
 @pytest.mark.parametrize("text", ["Why?", "x" * 300_000])
 async def test_tenant_that_refuses_it_gets_a_typed_error_without_another_model(text: str) -> None:
     messages = [{"role": "user", "content": text}]
     async with served("down", "api", to("api")) as (running, api):
-        found = await request(running.url, chat(messages=messages), more=authorization("closed"))
-        assert answered(found) == (502, "chat/down", "chat/api ExternalRefused")
+        reply = await request(running.url, chat(messages=messages), more=authorization("closed"))
+        assert answered(reply) == (502, "chat/down", "chat/api ExternalRefused")
         named = await request(running.url, chat("api", messages=messages), more=authorization("closed"))
         assert (named.status, named.error["code"]) == (403, "external_endpoint_refused")
         (logged,) = running.gateway.decisions.find(named.fields["x-request-id"])
@@ -222,20 +222,20 @@ async def test_target_that_the_tenant_refuses_falls_back() -> None:
         (known,) = current.routes.values()
         alone = replace(known, targets=(RouteTarget("chat/api"),), fallbacks=())
         both = replace(alone, name="both", names=("both",), fallbacks=(to("own"),))
-        running.gateway.update_fleet(replace(current, version=2, routes={one.key: one for one in (alone, both)}))
-        found = await request(running.url, chat(), more=authorization("closed"))
-        assert answered(found) == (403, None, "chat/api ExternalRefused")
+        running.gateway.update_fleet(replace(current, version=2, routes={route.key: route for route in (alone, both)}))
+        reply = await request(running.url, chat(), more=authorization("closed"))
+        assert answered(reply) == (403, None, "chat/api ExternalRefused")
         (logged,) = running.gateway.decisions.latest(1, "chat/assistant")
         assert (logged.latest.decision.rule, logged.latest.route.withheld) == ("external", ("chat/api",))
-        found = await request(running.url, chat("both"), more=authorization("closed"))
-        assert answered(found) == (200, "chat/own", "chat/api ExternalRefused")
+        reply = await request(running.url, chat("both"), more=authorization("closed"))
+        assert answered(reply) == (200, "chat/own", "chat/api ExternalRefused")
         assert api.calls == []
 
 
 async def test_list_of_a_refusing_tenant_has_nothing_that_leads_outside_alone() -> None:
     async def get(running: RunningGateway, path: str, tenant: str) -> RawResponse:
-        (found,) = await send(running.url, get_request(path, more=authorization(tenant)))
-        return found
+        (reply,) = await send(running.url, get_request(path, more=authorization(tenant)))
+        return reply
 
     async def listed(running: RunningGateway, tenant: str) -> set[str]:
         return {model["id"] for model in (await get(running, "/v1/models", tenant)).json["data"]}
@@ -254,8 +254,8 @@ async def test_list_of_a_refusing_tenant_has_nothing_that_leads_outside_alone() 
         assert await listed(running, "open") == everything
         assert await listed(running, "closed") == everything - {"api", "outside"}
         for name in ("api", "chat/api", "outside"):
-            found = await get(running, f"/v1/models/{name}", "closed")
-            assert (found.status, found.error["code"]) == (403, "external_endpoint_refused")
+            reply = await get(running, f"/v1/models/{name}", "closed")
+            assert (reply.status, reply.error["code"]) == (403, "external_endpoint_refused")
             assert (await get(running, f"/v1/models/{name}", "open")).status == 200
 
 
@@ -302,11 +302,11 @@ async def test_no_random_graph_leads_a_refusing_tenant_out_of_the_cluster() -> N
                 route = random_route(draw, draw.sample(keys, draw.randint(2, 10)))
                 running.gateway.update_fleet(replace(base, version=number + 2, routes={route.key: route}))
                 body = chat(stream=draw.random() < 0.3)
-                found = await request(running.url, body, more=authorization("closed"))
+                reply = await request(running.url, body, more=authorization("closed"))
                 assert api.calls == [], route
-                counts["own" if found.status == 200 else "error"] += 1
-                counts["withheld"] += "ExternalRefused" in (found.fields.get("x-fairlead-fallback") or "")
-                assert found.status == 200 or found.json["error"]["code"]
+                counts["own" if reply.status == 200 else "error"] += 1
+                counts["withheld"] += "ExternalRefused" in (reply.fields.get("x-fairlead-fallback") or "")
+                assert reply.status == 200 or reply.json["error"]["code"]
                 await request(running.url, body, more=authorization("open"))
                 counts["left"] += bool(api.calls)
                 api.calls.clear()
@@ -318,10 +318,10 @@ async def test_token_file_is_read_and_the_log_has_no_token(tmp_path: Path, caplo
     file = tmp_path / "token"
     file.write_text("of-the-file\n")
     async with served("down", "api", to("api"), access=EngineAuth(token_file=str(file))) as (running, api):
-        found = await request(running.url, chat(), more=authorization("open"))
-        assert found.status == 200
+        reply = await request(running.url, chat(), more=authorization("open"))
+        assert reply.status == 200
         assert [call.header("authorization") for call in api.calls] == ["Bearer of-the-file"]
-        (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+        (logged,) = running.gateway.decisions.find(reply.fields["x-fairlead-decision"])
         assert "of-the-file" not in repr(decision_out(logged))
-        assert "of-the-file" not in repr(found)
+        assert "of-the-file" not in repr(reply)
     assert "of-the-file" not in caplog.text

@@ -51,17 +51,17 @@ async def test_killed_engine_is_answered_for_by_the_next_model(tmp_path: Path) -
             assert "x-fairlead-fallback" not in first.fields
             big.send(signal.SIGKILL)
             await big.process.wait()
-            found = [await request(gateway.url, chat(stream=number % 2 == 1)) for number in range(8)]
-            for answer in found:
+            replies = [await request(gateway.url, chat(stream=number % 2 == 1)) for number in range(8)]
+            for answer in replies:
                 assert (answer.status, answer.complete) == (200, True)
                 assert answer.fields["x-fairlead-model"] == "default/small"
                 assert answer.fields["x-fairlead-fallback"] == "default/big Unavailable"
-            assert await gateway.metric("fairlead_gateway_fallbacks_total") == len(found)
-            decision = found[-1].fields["x-fairlead-decision"]
+            assert await gateway.metric("fairlead_gateway_fallbacks_total") == len(replies)
+            decision = replies[-1].fields["x-fairlead-decision"]
             logged = await gateway.get_json(f"/api/decisions/{decision}")
             assert logged["model"] == "default/small"
             (step,) = logged["route"]["fallbacks"]
             assert (step["failed"], step["kind"], step["model"]) == ("default/big", "Unavailable", "default/small")
-            told = await explain(decision, gateway.manage)
-            assert "assistant is the route default/assistant → default/big, its only target" in told
-            assert "; default/big Unavailable → default/small, of the least weight" in told
+            explanation = await explain(decision, gateway.manage)
+            assert "assistant is the route default/assistant → default/big, its only target" in explanation
+            assert "; default/big Unavailable → default/small, of the least weight" in explanation

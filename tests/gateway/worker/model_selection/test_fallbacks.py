@@ -76,14 +76,14 @@ async def served(
 
     async with scripted_engine(script) as engine:
         base = fleet_of([engine.url])
-        ((one,),) = base.instances.values()
+        ((instance,),) = base.instances.values()
         models: dict[str, Model] = {}
         placed = {}
         for name in MODELS:
             policy = (policies or {}).get(name, RequestPolicy())
             models[f"chat/{name}"] = Model("chat", name, price=(prices or {}).get(name), requests=policy)
             state = (states or {}).get(name, InstanceState.READY)
-            placed[f"chat/{name}"] = (replace(one, namespace="chat", model=name, id=f"{name}/0", state=state),)
+            placed[f"chat/{name}"] = (replace(instance, namespace="chat", model=name, id=f"{name}/0", state=state),)
         fleet = replace(base, models=models, instances=placed, routes={routes.key: routes})
         keys = keys_of(*tenants) if tenants else None
         async with running_gateway(fleet, limits, api_keys=keys) as running:
@@ -94,8 +94,8 @@ def chat(text: str = "Why?", **more: Any) -> dict[str, Any]:
     return {"model": "assistant", "messages": [{"role": "user", "content": text}], **more}
 
 
-def answered(found: RawResponse) -> tuple[int, str | None, str | None]:
-    return found.status, found.fields.get("x-fairlead-model"), found.fields.get("x-fairlead-fallback")
+def answered(reply: RawResponse) -> tuple[int, str | None, str | None]:
+    return reply.status, reply.fields.get("x-fairlead-model"), reply.fields.get("x-fairlead-fallback")
 
 
 CHAIN = route(to("middle", EVERY), to("small", EVERY, after="middle"))
@@ -119,10 +119,10 @@ async def test_next_model_answers_and_header_and_log_say_why(
 ) -> None:
     async with served(CHAIN, big=script) as running:
         for _ in range(2):  # a further connection, then an idle one, which has a path of its own
-            found = await request(running.url, chat(text, stream=stream))
-            assert answered(found) == (200, "chat/middle", f"chat/big {kind}")
-            assert b'"model":"assistant"' in found.body
-            (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+            reply = await request(running.url, chat(text, stream=stream))
+            assert answered(reply) == (200, "chat/middle", f"chat/big {kind}")
+            assert b'"model":"assistant"' in reply.body
+            (logged,) = running.gateway.decisions.find(reply.fields["x-fairlead-decision"])
             assert [record.model_key for record in logged.records] == ["chat/big", "chat/middle"]
             assert [record.attempt for record in logged.records] == [1, 2]
             assert (logged.status, logged.model_key) == (200, "chat/middle")
@@ -137,36 +137,36 @@ async def test_next_model_answers_and_header_and_log_say_why(
 
 async def test_model_without_a_ready_instance_is_passed_without_an_attempt() -> None:
     async with served(CHAIN, states={"big": InstanceState.DRAINING, "middle": InstanceState.DRAINING}) as running:
-        found = await request(running.url, chat())
-        assert answered(found) == (200, "chat/small", "chat/big Unavailable")
-        (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+        reply = await request(running.url, chat())
+        assert answered(reply) == (200, "chat/small", "chat/big Unavailable")
+        (logged,) = running.gateway.decisions.find(reply.fields["x-fairlead-decision"])
         assert "past chat/middle without a ready instance" in logged.latest.route.describe()
     async with served(CHAIN, states=dict.fromkeys(MODELS, InstanceState.DRAINING)) as running:
-        found = await request(running.url, chat())
-        assert (found.status, found.error["code"]) == (503, "no_ready_instance")
-        assert "x-fairlead-fallback" not in found.fields
+        reply = await request(running.url, chat())
+        assert (reply.status, reply.error["code"]) == (503, "no_ready_instance")
+        assert "x-fairlead-fallback" not in reply.fields
 
 
 async def test_target_that_is_not_served_has_fallbacks_too() -> None:
     async with served(route(to("small"), target="chat/gone")) as running:
         for text in ("Why?", "x" * 300_000):
-            found = await request(running.url, chat(text))
-            assert answered(found) == (200, "chat/small", "chat/gone Unavailable")
+            reply = await request(running.url, chat(text))
+            assert answered(reply) == (200, "chat/small", "chat/gone Unavailable")
 
 
 async def test_failures_cascade_to_the_last_model_and_to_its_error() -> None:
     async with served(CHAIN, big=fail, middle=overload) as running:
-        found = await request(running.url, chat())
-        assert answered(found) == (200, "chat/small", "chat/big Unavailable, chat/middle NoCapacity")
+        reply = await request(running.url, chat())
+        assert answered(reply) == (200, "chat/small", "chat/big Unavailable, chat/middle NoCapacity")
     async with served(CHAIN, big=fail, middle=overload, small=fail) as running:
-        found = await request(running.url, chat())
-        assert answered(found) == (502, "chat/small", "chat/big Unavailable, chat/middle NoCapacity")
-        assert found.error["code"] == "engine_failed"
+        reply = await request(running.url, chat())
+        assert answered(reply) == (502, "chat/small", "chat/big Unavailable, chat/middle NoCapacity")
+        assert reply.error["code"] == "engine_failed"
     async with served(CHAIN, big=fail, middle=refuse("no"), small=refuse("not here either")) as running:
-        found = await request(running.url, chat())
-        assert answered(found) == (400, "chat/small", "chat/big Unavailable, chat/middle Refused")
-        assert found.json["error"]["message"] == "not here either"
-        (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+        reply = await request(running.url, chat())
+        assert answered(reply) == (400, "chat/small", "chat/big Unavailable, chat/middle Refused")
+        assert reply.json["error"]["message"] == "not here either"
+        (logged,) = running.gateway.decisions.find(reply.fields["x-fairlead-decision"])
         assert logged.failures == (("big/0", "status-500"),)
 
 
@@ -175,28 +175,28 @@ async def test_failures_cascade_to_the_last_model_and_to_its_error() -> None:
 )
 async def test_failure_of_another_kind_stays_the_answer(script: Script, status: int) -> None:
     async with served(route(to("small")), big=script) as running:
-        found = await request(running.url, chat())
-        assert answered(found) == (status, "chat/big", None)
+        reply = await request(running.url, chat())
+        assert answered(reply) == (status, "chat/big", None)
 
 
 async def test_model_named_by_its_client_has_no_fallback() -> None:
     async with served(CHAIN, big=fail) as running:
-        found = await request(running.url, chat(model="big"))
-        assert answered(found) == (502, None, None)
+        reply = await request(running.url, chat(model="big"))
+        assert answered(reply) == (502, None, None)
 
 
 async def test_nothing_is_tried_elsewhere_after_the_first_byte() -> None:
     async with served(CHAIN, big=break_off) as running:
-        found = await request(running.url, chat(stream=True))
-        assert answered(found) == (200, "chat/big", None)
-        assert b"stream_cut" in found.body
+        reply = await request(running.url, chat(stream=True))
+        assert answered(reply) == (200, "chat/big", None)
+        assert b"stream_cut" in reply.body
         assert running.gateway.telemetry.models["chat/big"].fallbacks == {}
 
 
 async def test_request_that_broke_two_models_is_not_given_to_a_third() -> None:
     async with served(CHAIN, big=hang_up, middle=hang_up) as running:
-        found = await request(running.url, chat())
-        assert answered(found) == (502, "chat/middle", "chat/big Unavailable")
+        reply = await request(running.url, chat())
+        assert answered(reply) == (502, "chat/middle", "chat/big Unavailable")
 
 
 async def test_cheaper_of_two_models_is_next() -> None:
@@ -211,8 +211,8 @@ async def test_tenant_gets_no_model_that_it_may_not_use_and_no_hidden_names() ->
     acme = Tenant("acme", models=frozenset({"chat/big", "chat/small"}))
     zeta = Tenant("zeta", shows_placement=False)
     async with served(route(to("middle"), to("small")), acme, zeta, big=fail) as running:
-        found = await request(running.url, chat(), more=authorization("acme"))
-        assert answered(found) == (200, "chat/small", "chat/big Unavailable")
+        reply = await request(running.url, chat(), more=authorization("acme"))
+        assert answered(reply) == (200, "chat/small", "chat/big Unavailable")
         hidden = await request(running.url, chat(), more=authorization("zeta"))
         assert answered(hidden) == (200, None, None)
 
@@ -221,11 +221,11 @@ async def test_tenant_gets_no_model_that_it_may_not_use_and_no_hidden_names() ->
 async def test_fallback_that_takes_no_such_request_is_a_failure_too(text: str) -> None:
     strict = RequestPolicy(unknown_fields=UnknownFields.REFUSE)
     async with served(CHAIN, big=fail, policies={"middle": strict}) as running:
-        found = await request(running.url, chat(text, unheard_of=1))
-        assert answered(found) == (200, "chat/small", "chat/big Unavailable, chat/middle Refused")
+        reply = await request(running.url, chat(text, unheard_of=1))
+        assert answered(reply) == (200, "chat/small", "chat/big Unavailable, chat/middle Refused")
     async with served(route(to("middle")), big=fail, policies={"middle": strict}) as running:
-        found = await request(running.url, chat(text, unheard_of=1))
-        assert answered(found) == (400, None, "chat/big Unavailable")
+        reply = await request(running.url, chat(text, unheard_of=1))
+        assert answered(reply) == (400, None, "chat/big Unavailable")
 
 
 async def test_last_fallback_without_an_instance_ends_in_the_log() -> None:
@@ -234,8 +234,8 @@ async def test_last_fallback_without_an_instance_ends_in_the_log() -> None:
         router = registry.router("chat/middle")
         # Its instance leaves after the choice, before the request reaches it.
         router.update(registry.fleet.models["chat/middle"], [])
-        found = await request(running.url, chat())
-        assert answered(found) == (503, None, "chat/big Unavailable")
+        reply = await request(running.url, chat())
+        assert answered(reply) == (503, None, "chat/big Unavailable")
         (logged,) = running.gateway.decisions.latest(1)
         assert [(record.model_key, record.decision.rule) for record in logged.records][1:] == [
             ("chat/middle", "fallback")
@@ -252,18 +252,18 @@ async def test_fallback_gets_the_parameters_of_the_route_too() -> None:
         await answer(call)
 
     async with served(replace(CHAIN, rewrite=rewrite), big=fail, middle=record) as running:
-        found = await request(running.url, chat(max_tokens=100))
-        assert answered(found) == (200, "chat/middle", "chat/big Unavailable")
-        (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+        reply = await request(running.url, chat(max_tokens=100))
+        assert answered(reply) == (200, "chat/middle", "chat/big Unavailable")
+        (logged,) = running.gateway.decisions.find(reply.fields["x-fairlead-decision"])
         assert "; sets max_tokens=4; chat/big Unavailable → chat/middle" in logged.latest.route.describe()
     assert sent == [4]
 
 
 async def test_many_requests_fall_back_at_once() -> None:
     async with served(CHAIN, big=fail, middle=overload) as running:
-        found = await asyncio.gather(*(request(running.url, chat(f"{number}")) for number in range(40)))
-        assert {reply.status for reply in found} == {200}
-        assert {one.fields["x-fairlead-model"] for one in found} == {"chat/small"}
+        replies = await asyncio.gather(*(request(running.url, chat(f"{number}")) for number in range(40)))
+        assert {reply.status for reply in replies} == {200}
+        assert {reply.fields["x-fairlead-model"] for reply in replies} == {"chat/small"}
         assert running.gateway.inflight_count() == 0
 
 
@@ -274,16 +274,16 @@ QUICK = Limits(first_token_min_seconds=0.05, first_token_factor=1.0)
 async def test_requests_that_wait_at_a_hanging_engine_fall_back_when_it_is_judged(stream: bool) -> None:
     async with served(route(to("middle")), limits=QUICK, big=silent) as running:
         waiting = [request(running.url, chat(f"{number}", stream=stream, max_tokens=1)) for number in range(4)]
-        found = await asyncio.gather(*waiting)
-        assert {answered(one) for one in found} == {(200, "chat/middle", "chat/big Unavailable")}
+        replies = await asyncio.gather(*waiting)
+        assert {answered(reply) for reply in replies} == {(200, "chat/middle", "chat/big Unavailable")}
         assert running.gateway.telemetry.models["chat/big"].fallbacks == {("Unavailable", "chat/middle"): 4}
         assert {load.inflight for load in running.loads().values()} == {0}
 
 
 async def test_one_silent_request_or_a_model_without_fallback_judges_nothing() -> None:
     async with served(route(to("middle")), limits=QUICK, big=silent) as running:
-        found = await request(running.url, chat(stream=True), more="x-request-timeout: 0.5\r\n")
-        assert answered(found) == (504, "chat/big", None)
+        reply = await request(running.url, chat(stream=True), more="x-request-timeout: 0.5\r\n")
+        assert answered(reply) == (504, "chat/big", None)
     async with served(route(), limits=QUICK, big=silent) as running:
         waiting = [
             request(running.url, chat(f"{number}", stream=True), more="x-request-timeout: 0.5\r\n")
@@ -312,5 +312,5 @@ def test_times_at_the_next_model_begin_when_it_gets_the_request() -> None:
                 await wait_until(lambda: any(timing.kind == TimingEventKind.FINISHED for timing in sender.timings))
         return sender.timings
 
-    (at_next,) = [one.at for one in run_async(main()) if one.instance == "middle/0"]
+    (at_next,) = [attempt.at for attempt in run_async(main()) if attempt.instance == "middle/0"]
     assert at_next >= answered_at[-1]

@@ -41,27 +41,27 @@ DEFAULTED = {
 def expected(body: dict[str, Any], rewrite: RequestRewrite, path: str) -> dict[str, Any]:
     """Returns the body as the engine must get it, computed on the decoded object."""
     defaults, caps = dict(rewrite.defaults), dict(rewrite.caps)
-    found = {**body, "model": "tiny"}
+    edited = {**body, "model": "tiny"}
     cap, names = caps.get("max_tokens"), LIMIT_NAMES[path]
-    minimum = found.get("min_tokens") if path in (CHAT, COMPLETIONS) else None
-    if all(found.get(name) is None for name in names):
+    minimum = edited.get("min_tokens") if path in (CHAT, COMPLETIONS) else None
+    if all(edited.get(name) is None for name in names):
         limit = defaults.get("max_tokens")
         if limit is None and cap is not None:
             limit = min(cap, 16) if path == COMPLETIONS else cap
         if limit is not None:
             limit = max(limit, minimum or 0)
-            found[names[-1]] = limit if cap is None else min(limit, cap)
+            edited[names[-1]] = limit if cap is None else min(limit, cap)
     elif cap is not None:
-        found |= {name: min(found[name], cap) for name in names if found.get(name) is not None}
+        edited |= {name: min(edited[name], cap) for name in names if edited.get(name) is not None}
     if minimum is not None and cap is not None:
-        found["min_tokens"] = min(minimum, cap)
+        edited["min_tokens"] = min(minimum, cap)
     for name, value in defaults.items():
-        if name in DEFAULTED[path] and found.get(name) is None:
-            found[name] = value
+        if name in DEFAULTED[path] and edited.get(name) is None:
+            edited[name] = value
     for name in {CHAT: ("n",), COMPLETIONS: ("n", "best_of")}.get(path, ()):
-        if "n" in caps and found.get(name) is not None:
-            found[name] = min(found[name], caps["n"])
-    return found
+        if "n" in caps and edited.get(name) is not None:
+            edited[name] = min(edited[name], caps["n"])
+    return edited
 
 
 def scan(body: bytes, max_tokens: int) -> Any:

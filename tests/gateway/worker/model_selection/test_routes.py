@@ -40,7 +40,7 @@ def fleet_with(url: str, routes: Sequence[Route]) -> Fleet:
     for name in ("stable", "canary"):
         models[f"chat/{name}"] = Model("chat", name)
         placed[f"chat/{name}"] = tuple(
-            replace(one, namespace="chat", model=name, id=f"{name}/{number}") for number, one in enumerate(instances)
+            replace(pod, namespace="chat", model=name, id=f"{name}/{number}") for number, pod in enumerate(instances)
         )
     return replace(base, models=models, instances=placed, routes={route.key: route for route in routes})
 
@@ -57,26 +57,26 @@ def chat(name: str = "assistant", text: str = "Why?", **more: Any) -> dict[str, 
     return {"model": name, "messages": [{"role": "user", "content": text}], **more}
 
 
-def model_of(found: RawResponse) -> str | None:
-    assert found.status == 200, found.body
-    return found.fields.get("x-fairlead-model")
+def model_of(reply: RawResponse) -> str | None:
+    assert reply.status == 200, reply.body
+    return reply.fields.get("x-fairlead-model")
 
 
 @pytest.mark.parametrize("name", ["assistant", "acme/assistant", "chat/assistant"])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_alias_leads_to_its_target_and_stays_in_the_answer(name: str, stream: bool) -> None:
     async with routed(replace(SPLIT, targets=(CANARY,))) as running:
-        found = await request(running.url, chat(name, stream=stream))
-        assert model_of(found) == "chat/canary"
-        assert f'"model":"{name}"'.encode() in found.body
-        assert b"canary" not in found.body
+        reply = await request(running.url, chat(name, stream=stream))
+        assert model_of(reply) == "chat/canary"
+        assert f'"model":"{name}"'.encode() in reply.body
+        assert b"canary" not in reply.body
 
 
 async def test_model_named_by_its_client_is_served_as_without_routes() -> None:
     async with routed(SPLIT) as running:
         for name in ("stable", "chat/stable"):
-            found = await request(running.url, chat(name))
-            assert (found.json["model"], model_of(found)) == ("stable", None)
+            reply = await request(running.url, chat(name))
+            assert (reply.json["model"], model_of(reply)) == ("stable", None)
         missing = await request(running.url, chat("asistant"))
         assert missing.status == 404
         assert "did you mean: assistant" in missing.error["message"]
@@ -111,7 +111,7 @@ async def test_session_decides_whatever_the_prompt_is(path: str, body: dict[str,
     async with routed(SPLIT) as running:
         targets = set()
         for number in range(10):
-            found = set()
+            models = set()
             for text in ("one", "two", "three"):
                 text_body = {
                     key: value if key != "messages" else [{"role": "user", "content": text}]
@@ -120,9 +120,9 @@ async def test_session_decides_whatever_the_prompt_is(path: str, body: dict[str,
                 text_body |= {key: text for key, value in body.items() if value == "TEXT"}
                 more = f"x-session-id: {number}\r\n"
                 answered = await request(running.url, {"model": "assistant", **text_body}, path=path, more=more)
-                found.add(model_of(answered))
-            assert len(found) == 1
-            targets |= found
+                models.add(model_of(answered))
+            assert len(models) == 1
+            targets |= models
         assert len(targets) == 2
 
 
@@ -148,8 +148,8 @@ async def test_override_takes_requests_with_its_header() -> None:
 
 async def test_decision_log_has_the_route() -> None:
     async with routed(replace(SPLIT, targets=(CANARY,))) as running:
-        found = await request(running.url, chat())
-        (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+        reply = await request(running.url, chat())
+        (logged,) = running.gateway.decisions.find(reply.fields["x-fairlead-decision"])
         (record,) = logged.records
         assert record.model_key == "chat/canary"
         assert record.route.describe() == "assistant is the route chat/assistant → chat/canary, its only target"
@@ -168,9 +168,9 @@ async def test_decision_log_has_the_route() -> None:
 async def test_route_without_target_is_refused(targets: tuple[RouteTarget, ...], message: str) -> None:
     async with routed(replace(SPLIT, targets=targets)) as running:
         for text in ("Why?", "x" * 300_000):
-            found = await request(running.url, chat(text=text))
-            assert (found.status, found.error["code"]) == (503, "route_without_target")
-            assert message in found.error["message"]
+            reply = await request(running.url, chat(text=text))
+            assert (reply.status, reply.error["code"]) == (503, "route_without_target")
+            assert message in reply.error["message"]
         gone = running.gateway.telemetry.models.get("chat/gone")
         assert (gone is not None) == (targets[0].model == "chat/gone")
         assert gone is None or gone.by_route == {("503", "chat/assistant"): 2}
@@ -188,8 +188,8 @@ async def test_a_target_is_the_key_of_a_model_and_no_other_name() -> None:
         }
         async with running_gateway(replace(fleet, models=models)) as running:
             for name in ("renamed", "sql"):
-                found = await request(running.url, chat(name))
-                assert (found.status, found.error["code"]) == (503, "route_without_target")
+                reply = await request(running.url, chat(name))
+                assert (reply.status, reply.error["code"]) == (503, "route_without_target")
 
 
 async def test_tenant_sees_and_uses_only_routes_to_models_that_it_may_use() -> None:
@@ -217,9 +217,9 @@ async def echo(call: EngineCall) -> None:
     await call.respond({"model": call.json["model"], "choices": [{"message": {"content": json.dumps(body)}}]})
 
 
-def body_of(found: RawResponse) -> dict[str, Any]:
-    assert found.status == 200, found.body
-    body: dict[str, Any] = json.loads(found.json["choices"][0]["message"]["content"])
+def body_of(reply: RawResponse) -> dict[str, Any]:
+    assert reply.status == 200, reply.body
+    body: dict[str, Any] = json.loads(reply.json["choices"][0]["message"]["content"])
     return body
 
 
@@ -244,14 +244,14 @@ async def test_engines_get_the_parameters_that_a_route_sets() -> None:
         own = body_of(await request(running.url, chat("stable", max_tokens=500)))
         assert own == {"model": "stable", "max_tokens": 500}
         passed = {"model": "assistant", "input": "a", "max_output_tokens": 500}
-        found = body_of(await request(running.url, passed, path="/v1/responses"))
-        assert found == {"model": "stable", "max_output_tokens": 10, "temperature": 0.2}
+        sent = body_of(await request(running.url, passed, path="/v1/responses"))
+        assert sent == {"model": "stable", "max_output_tokens": 10, "temperature": 0.2}
 
 
 async def test_decision_log_has_the_parameters_that_were_set() -> None:
     async with routed(replace(SPLIT, targets=(CANARY,), rewrite=CAPPED)) as running:
-        found = await request(running.url, chat())
-        (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
+        reply = await request(running.url, chat())
+        (logged,) = running.gateway.decisions.find(reply.fields["x-fairlead-decision"])
         assert logged.records[0].route.describe().endswith("its only target; sets max_tokens=10, temperature=0.2")
 
 
@@ -285,8 +285,8 @@ async def test_long_requests_go_to_the_model_with_more_context() -> None:
             ("Why?", 600, "chat/canary"),
             ("x" * 300_000, None, "chat/canary"),
         ):
-            found = await request(running.url, chat(text=text, **{} if limit is None else {"max_tokens": limit}))
-            assert model_of(found) == expected
-            (logged,) = running.gateway.decisions.find(found.fields["x-fairlead-decision"])
-            said = logged.latest.route.describe()
-            assert ("overrides[0] by about" in said and "tokens of context" in said) == (expected == "chat/canary")
+            reply = await request(running.url, chat(text=text, **{} if limit is None else {"max_tokens": limit}))
+            assert model_of(reply) == expected
+            (logged,) = running.gateway.decisions.find(reply.fields["x-fairlead-decision"])
+            why = logged.latest.route.describe()
+            assert ("overrides[0] by about" in why and "tokens of context" in why) == (expected == "chat/canary")

@@ -109,8 +109,8 @@ async def test_what_never_reached_an_engine_has_a_line_too(tmp_path: Path) -> No
         await send(running.url, f"GET {CANARY}\r\n\r\n".encode())
         running.gateway.update_fleet(Fleet(2, 2, running.gateway.stack.routers.fleet.models, {MODEL_KEY: ()}))
         await request(running.url, BODY)
-    told = [(line["path"], line["status"], line["error"], line["model"]) for line in lines(path)]
-    assert told == [
+    rows = [(line["path"], line["status"], line["error"], line["model"]) for line in lines(path)]
+    assert rows == [
         ("/v1/chat/completions", 404, "model_not_found", None),
         ("/nowhere", 404, "unknown_url", None),
         ("/v1/models", 200, None, None),
@@ -256,7 +256,7 @@ def test_nothing_is_made_while_nothing_is_wanted() -> None:
 
 
 def test_the_settings_say_where_lines_and_spans_go() -> None:
-    found = parse_observability_settings(
+    settings = parse_observability_settings(
         GatewaySettings(
             access_log="-",
             access_log_clients="0",
@@ -265,7 +265,7 @@ def test_the_settings_say_where_lines_and_spans_go() -> None:
             trace_headers="authorization=Bearer a=b, x-scope=team",
         )
     )
-    assert found == ObservabilitySettings(
+    assert settings == ObservabilitySettings(
         access_log="-",
         log_clients=False,
         trace_endpoint="https://collector:4318/otlp",

@@ -44,7 +44,7 @@ COLLECTED = {"/v1/traces": CannedResponse([b"{}"])}
 
 
 def parent(flags: str, *more: str) -> str:
-    return f"traceparent: 00-{TRACE}-{SPAN}-{flags}\r\n" + "".join(f"{one}\r\n" for one in more)
+    return f"traceparent: 00-{TRACE}-{SPAN}-{flags}\r\n" + "".join(f"{header}\r\n" for header in more)
 
 
 def chat(**more: Any) -> dict[str, Any]:
@@ -55,9 +55,9 @@ failing = responds({"error": {"message": CANARY}}, "500 Internal Server Error")
 
 
 async def prefilling(call: EngineCall) -> None:
-    found = {"do_remote_prefill": True, "remote_block_ids": [[1]], "remote_engine_id": "e", "remote_request_id": "r"}
-    found |= {"remote_host": "127.0.0.1", "remote_port": 5801, "tp_size": 1}
-    await call.respond({"choices": [{"index": 0}], "kv_transfer_params": found})
+    params = {"do_remote_prefill": True, "remote_block_ids": [[1]], "remote_engine_id": "e", "remote_request_id": "r"}
+    params |= {"remote_host": "127.0.0.1", "remote_port": 5801, "tp_size": 1}
+    await call.respond({"choices": [{"index": 0}], "kv_transfer_params": params})
 
 
 def breaking_once() -> Script:
@@ -105,14 +105,14 @@ async def playing(
 ) -> AsyncIterator[tuple[Scene, RunningGateway]]:
     async with AsyncExitStack() as stack:
         collector = stack.enter_context(CannedServer(COLLECTED))
-        engines = [await stack.enter_async_context(scripted_engine(one)) for one in scripts]
+        engines = [await stack.enter_async_context(scripted_engine(script)) for script in scripts]
         fleet = fleet_of([engine.url for engine in engines])
         if roles:
-            found = tuple(
-                Instance(f"{role.value[0]}{n}", "default", "tiny", role.value, one.url, role=role, transfer="nixl")
-                for n, (role, one) in enumerate(zip(roles, engines, strict=True))
+            instances = tuple(
+                Instance(f"{role.value[0]}{n}", "default", "tiny", role.value, engine.url, role=role, transfer="nixl")
+                for n, (role, engine) in enumerate(zip(roles, engines, strict=True))
             )
-            fleet = Fleet(1, 1, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: found})
+            fleet = Fleet(1, 1, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: instances})
         scene = Scene(collector, engines)
         async with running_gateway(fleet, LIMITS, observers=observed(collector.url, share)) as running:
             yield scene, running
@@ -251,7 +251,7 @@ async def test_every_engine_that_was_asked_has_its_span_and_the_failed_one_says_
     for span in failed:
         assert span["status"] == {"code": 2, "message": "status-500"}
         assert span["attributes"]["error.type"] == "status-500"
-        siblings = [one for one in spans if one.get("parentSpanId") == span["parentSpanId"]]
+        siblings = [sibling for sibling in spans if sibling.get("parentSpanId") == span["parentSpanId"]]
         assert [sibling["attributes"]["fairlead.rule"] for sibling in siblings][-1] == "retry-1"
         assert siblings[-1]["status"] == {}
 

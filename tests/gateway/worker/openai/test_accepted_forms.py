@@ -70,9 +70,9 @@ async def test_options_of_a_stream_in_another_form_are_those_options(
 ) -> None:
     body = json.dumps(PATHS[path] | {"stream": True, "metadata": {"a": more}})[:-1] + f', "stream_options": {text}}}'
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-        found = await request(running.url, body.encode(), path=path)
-        assert found.events[-1] == "[DONE]"
-        assert (b'"usage"' in found.body) is has_usage
+        reply = await request(running.url, body.encode(), path=path)
+        assert reply.events[-1] == "[DONE]"
+        assert (b'"usage"' in reply.body) is has_usage
         assert engine.calls[0].json["stream_options"] == received
 
 
@@ -90,17 +90,17 @@ async def test_options_of_a_stream_in_another_form_are_those_options(
 async def test_options_of_a_stream_that_no_engine_accepts_are_refused_by_name(text: str, param: str) -> None:
     body = json.dumps(GOOD | {"stream": True})[:-1] + f', "stream_options": {text}}}'
     async with running_gateway(fleet_of(["http://127.0.0.1:9"])) as running:
-        found = await request(running.url, body.encode())
-        assert (found.status, found.error["param"]) == (400, param)
+        reply = await request(running.url, body.encode())
+        assert (reply.status, reply.error["param"]) == (400, param)
 
 
 @pytest.mark.parametrize("item", ["x", [1]])
 async def test_more_inputs_than_openai_takes_are_refused_by_name_and_with_the_way_out(item: object) -> None:
     body = {"model": "tiny", "input": [item] * 2_049}
     async with running_gateway(fleet_of(["http://127.0.0.1:9"])) as running:
-        found = await request(running.url, body, path="/v1/embeddings")
-        assert (found.status, found.error["param"]) == (400, "input")
-        assert found.error["message"] == "input: at most 2048 inputs are accepted (send the rest in further requests)"
+        reply = await request(running.url, body, path="/v1/embeddings")
+        assert (reply.status, reply.error["param"]) == (400, "input")
+        assert reply.error["message"] == "input: at most 2048 inputs are accepted (send the rest in further requests)"
 
 
 BATCHES: dict[str, list[dict[str, Any]]] = {
@@ -119,10 +119,10 @@ async def test_more_documents_than_a_request_may_have_are_refused_by_name(path: 
     (name,) = [name for name, value in fields.items() if isinstance(value, list | dict)]
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
         body = {"model": "tiny"} | fields | {name: with_items(fields[name], 2_049)}
-        found = await request(running.url, body, path=path)
-        assert (found.status, found.error["param"]) == (400, name)
-        assert f"{name}: at most 2048 " in found.error["message"]
-        assert "further requests" in found.error["message"]
+        reply = await request(running.url, body, path=path)
+        assert (reply.status, reply.error["param"]) == (400, name)
+        assert f"{name}: at most 2048 " in reply.error["message"]
+        assert "further requests" in reply.error["message"]
         assert (await request(running.url, body | {name: with_items(fields[name], 2_048)}, path=path)).status == 200
 
 
@@ -157,8 +157,8 @@ async def test_one_long_prompt_is_no_list_of_requests(path: str, fields: dict[st
 async def test_values_that_no_engine_accepts_are_refused_by_name(field: str, text: str) -> None:
     body = json.dumps({name: value for name, value in GOOD.items() if name != field})[:-1] + f', "{field}": {text}}}'
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-        found = await request(running.url, body.encode())
-        assert (found.status, found.error["param"]) == (400, field)
+        reply = await request(running.url, body.encode())
+        assert (reply.status, reply.error["param"]) == (400, field)
         assert not engine.calls
 
 
@@ -201,9 +201,9 @@ async def test_a_byte_order_mark_is_taken_off(path: str, more: str) -> None:
 async def test_half_a_character_is_named(text: str) -> None:
     body = json.dumps(GOOD).replace("hi", text).encode()
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-        found = await request(running.url, body)
-        assert (found.status, found.error["code"]) == (400, "invalid_json")
-        assert "half of a surrogate pair" in found.error["message"]
+        reply = await request(running.url, body)
+        assert (reply.status, reply.error["code"]) == (400, "invalid_json")
+        assert "half of a surrogate pair" in reply.error["message"]
         assert (await request(running.url, body.replace(text.encode(), rb"\ud83d\ude00 \\ud83d"))).status == 200
 
 
@@ -238,23 +238,23 @@ async def test_no_path_has_another_reading(has_all_paths: bool) -> None:
     requests = RequestPolicy(allowed_paths=frozenset({"/v1/*"} if has_all_paths else ()))
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url], requests=requests)) as running:
         for written in ENCODED:
-            found = await request(running.url, GOOD, path=written)
+            reply = await request(running.url, GOOD, path=written)
             expected = (404, "unknown_url") if written.startswith("/") else (400, "malformed_http")
             if written.startswith("/v1/models/"):
                 expected = (405, "method_not_allowed")
-            assert (found.status, found.error["code"]) == expected, written
+            assert (reply.status, reply.error["code"]) == expected, written
         assert not engine.calls
-        (found,) = await send(running.url, get_request("/v1/models/default%2Ftiny"))
-        assert found.status == 200
-        found = await request(running.url, GOOD, path="/v1%2fchat/completions")
-        assert "percent" in found.error["message"]
+        (reply,) = await send(running.url, get_request("/v1/models/default%2Ftiny"))
+        assert reply.status == 200
+        reply = await request(running.url, GOOD, path="/v1%2fchat/completions")
+        assert "percent" in reply.error["message"]
 
 
 @pytest.mark.parametrize("written", ["/v1/models/", "//v1/models", "/readyz/"])
 async def test_local_paths_take_them_too(written: str) -> None:
     async with scripted_engine(well_behaved) as engine, running_gateway(fleet_of([engine.url])) as running:
-        (found,) = await send(running.url, get_request(written))
-        assert found.status == 200
+        (reply,) = await send(running.url, get_request(written))
+        assert reply.status == 200
 
 
 @pytest.mark.parametrize("written", ["/v1/../v1/files/", "//", "/v1//load_lora_adapter/", "/v1/files//x/"])

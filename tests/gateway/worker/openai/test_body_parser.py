@@ -67,19 +67,19 @@ MEMBERS = [
 def understood(body: bytes) -> tuple[object, ...]:
     """Returns the values of a body, or its refusal."""
     try:
-        found = parse_body(ChatRequest, body, LIMITS)
+        parsed = parse_body(ChatRequest, body, LIMITS)
     except BadRequest as error:
         return error.status, error.code, error.param, error.message
-    fields = found.fields
+    fields = parsed.fields
     assert isinstance(fields, ChatRequest)
-    text = body[found.messages_start - 1 : found.messages_end + 1] if found.messages_end else bytes(fields.messages)
+    text = body[parsed.messages_start - 1 : parsed.messages_end + 1] if parsed.messages_end else bytes(fields.messages)
     return (
-        found.model_name,
-        found.stream,
-        found.max_tokens,
-        found.session,
-        found.has_cache_variants,
-        sorted(found.members or {}),
+        parsed.model_name,
+        parsed.stream,
+        parsed.max_tokens,
+        parsed.session,
+        parsed.has_cache_variants,
+        sorted(parsed.members or {}),
         text,
     )
 
@@ -87,16 +87,16 @@ def understood(body: bytes) -> tuple[object, ...]:
 def parsed_twice(body: bytes) -> tuple[object, ...]:
     """The same, always by the long way."""
     try:
-        found = decode_body(ChatRequest, body, LIMITS)
+        request = decode_body(ChatRequest, body, LIMITS)
     except BadRequest as error:
         return error.status, error.code, error.param, error.message
-    assert isinstance(found, ChatRequest)
-    tools, shape = (bool(getattr(found, name)) for name in ("tools", "response_format"))
-    unlisted = [] if found.is_listed else sorted(json.loads(body))
-    most = found.max_tokens if found.max_completion_tokens is None else found.max_completion_tokens
-    special = tools or shape or bool(found.cache_salt)
-    session = found.session_id or found.user
-    return found.model, bool(found.stream), most, session, special, unlisted, bytes(found.messages)
+    assert isinstance(request, ChatRequest)
+    tools, shape = (bool(getattr(request, name)) for name in ("tools", "response_format"))
+    unlisted = [] if request.is_listed else sorted(json.loads(body))
+    most = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+    special = tools or shape or bool(request.cache_salt)
+    session = request.session_id or request.user
+    return request.model, bool(request.stream), most, session, special, unlisted, bytes(request.messages)
 
 
 @given(
@@ -119,8 +119,8 @@ def test_what_is_parsed_once_is_what_is_parsed_twice(
 @pytest.mark.parametrize("messages", MESSAGES[:5])
 def test_usual_chats_are_parsed_once(messages: bytes) -> None:
     for body in (b'{"model":"m","messages":%s}' % messages, b'{"messages": %s, "model": "m", "n": 2}' % messages):
-        found = parse_body(ChatRequest, body, LIMITS)
-        assert body[found.messages_start - 1 : found.messages_end + 1] == messages
+        parsed = parse_body(ChatRequest, body, LIMITS)
+        assert body[parsed.messages_start - 1 : parsed.messages_end + 1] == messages
 
 
 @pytest.mark.parametrize(

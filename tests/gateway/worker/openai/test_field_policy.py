@@ -72,8 +72,8 @@ def remaining(members: Pairs) -> Pairs:
 def test_the_fields_are_gone_and_all_other_members_stay_in_order(case: tuple[str, Pairs]) -> None:
     text, members = case
     after = remove_fields(text.encode())
-    pairs = json.loads(after, object_pairs_hook=lambda found: found)
-    expected = json.loads(json.dumps([value for _, value in remaining(members)]), object_pairs_hook=lambda found: found)
+    pairs = json.loads(after, object_pairs_hook=lambda items: items)
+    expected = json.loads(json.dumps([value for _, value in remaining(members)]), object_pairs_hook=lambda items: items)
     assert [key for key, _ in pairs] == [key for key, _ in remaining(members)]
     assert [value for _, value in pairs] == expected
     if remaining(members) == members:
@@ -153,8 +153,8 @@ def apply(body: dict[str, Any], path: str = "/v1/chat/completions", **policy: An
     text = json.dumps(body).encode()
     model = Model("default", "tiny", requests=RequestPolicy(**policy))
     members = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-    found: dict[str, Any] = json.loads(apply_field_policy(text, members, path, model))
-    return found
+    edited: dict[str, Any] = json.loads(apply_field_policy(text, members, path, model))
+    return edited
 
 
 @pytest.mark.parametrize("path", PROMPTS)

@@ -215,7 +215,7 @@ async def test_a_model_is_retrieved_by_every_name_it_has() -> None:
             answer = (await send(running.url, get_request(f"/v1/models/{name}")))[0]
             assert (answer.status, answer.json["object"]) == (200, "model")
         listed = (await send(running.url, get_request("/v1/models")))[0].json
-        assert [one["id"] for one in listed["data"]] == ["tiny", "org/big model"]
+        assert [model["id"] for model in listed["data"]] == ["tiny", "org/big model"]
 
 
 def test_only_plain_paths_below_v1_are_passed() -> None:
@@ -238,12 +238,12 @@ def test_only_plain_paths_below_v1_are_passed() -> None:
 
 
 async def test_bodies_that_differ_are_spread() -> None:
-    async with gateway_of(_echo, _echo) as (running, one, two):
+    async with gateway_of(_echo, _echo) as (running, first, second):
         for number in range(64):
             body = json.dumps({"model": "tiny", "query": f"{number}" * 300}).encode()
             assert (await request(running.url, body, path="/v1/rerank")).status == 200
-        assert one.calls
-        assert two.calls
+        assert first.calls
+        assert second.calls
 
 
 @pytest.mark.parametrize("path", ["/v1/v1/chat/completions", "/v1/v1/messages", "/v1/v1/models", "/v1/v1"])

@@ -101,8 +101,8 @@ def test_empty_text_beside_a_prompt_changes_nothing_of_its_size(body: dict[str, 
 
 
 def test_conversations_with_equal_tools_share_the_tools() -> None:
-    one, other = (CHAT | {"messages": [{"role": "user", "content": text}], "tools": TOOLS} for text in ("a", "b"))
-    assert shared_bytes(chain_of(one), chain_of(other)) > 0.9 * len(json.dumps(TOOLS))
+    chat, other = (CHAT | {"messages": [{"role": "user", "content": text}], "tools": TOOLS} for text in ("a", "b"))
+    assert shared_bytes(chain_of(chat), chain_of(other)) > 0.9 * len(json.dumps(TOOLS))
 
 
 LONG = "long " * 1_000

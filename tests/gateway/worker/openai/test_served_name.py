@@ -28,7 +28,7 @@ def renamed(fleet: Fleet, *names: str | None) -> Fleet:
     return replace(
         fleet,
         instances={
-            MODEL_KEY: tuple(replace(one, served_name=name) for one, name in zip(instances, given, strict=True))
+            MODEL_KEY: tuple(replace(pod, served_name=name) for pod, name in zip(instances, given, strict=True))
         },
     )
 
@@ -71,21 +71,21 @@ async def test_of_two_engines_with_two_names_each_is_asked_for_the_one_that_it_k
     async def own(call: EngineCall) -> None:
         await call.respond({"model": call.json["model"], "choices": []})
 
-    async with scripted_engine(strict) as one, scripted_engine(own) as two:
-        fleet = fleet_of([one.url, two.url], preset="round-robin")
+    async with scripted_engine(strict) as first, scripted_engine(own) as second:
+        fleet = fleet_of([first.url, second.url], preset="round-robin")
         async with running_gateway(renamed(fleet, THEIRS, None)) as running:
             assert {(await request(running.url, GOOD)).json["model"] for _ in range(4)} == {"tiny"}
-        assert {call.json["model"] for call in one.calls} == {THEIRS}
-        assert {call.json["model"] for call in two.calls} == {"tiny"}
+        assert {call.json["model"] for call in first.calls} == {THEIRS}
+        assert {call.json["model"] for call in second.calls} == {"tiny"}
 
 
 async def test_a_request_that_is_tried_again_elsewhere_asks_for_the_other_engines_name() -> None:
-    async with scripted_engine(reset) as one, scripted_engine(strict) as two:
-        urls = [one.url, two.url]
+    async with scripted_engine(reset) as first, scripted_engine(strict) as second:
+        urls = [first.url, second.url]
         async with running_gateway(renamed(fleet_of(urls, preset="round-robin"), "other/name", THEIRS)) as running:
             answers = [await request(running.url, GOOD) for _ in range(2)]
         assert [(answer.status, answer.json["model"]) for answer in answers] == [(200, "tiny")] * 2
-        assert {call.json["model"] for call in one.calls} == {"other/name"}
+        assert {call.json["model"] for call in first.calls} == {"other/name"}
 
 
 async def test_a_get_names_it_in_the_query() -> None:
@@ -115,7 +115,7 @@ async def test_every_event_of_a_stream_names_the_model_that_was_asked_for() -> N
     async with scripted_engine(strict) as engine, running_gateway(renamed(fleet_of([engine.url]))) as running:
         answer = await request(running.url, GOOD | {"stream": True})
         events = [json.loads(data) for data in answer.events[:-1]]
-        assert [found["model"] for found in events] == ["tiny"] * 3
+        assert [chunk["model"] for chunk in events] == ["tiny"] * 3
         assert events[1]["choices"][0]["delta"]["content"] == f'"model":"{THEIRS}"'  # text is the model's own
         assert answer.events[-1] == "[DONE]"
 
@@ -125,14 +125,14 @@ async def test_a_stream_that_breaks_is_continued_by_an_engine_with_a_name_of_its
 
     rest = streams({"id": "2", "model": THEIRS} | token("b", "stop"))
 
-    async with scripted_engine(breaks) as one, scripted_engine(rest) as two:
-        urls = [one.url, two.url]
+    async with scripted_engine(breaks) as first, scripted_engine(rest) as second:
+        urls = [first.url, second.url]
         fleet = renamed(fleet_of(urls, preset="round-robin"), "first/name", THEIRS)
         async with running_gateway(fleet) as running:
             answers = [await request(running.url, GOOD | {"stream": True, "temperature": 0}) for _ in range(2)]
         for answer in answers:
             assert {json.loads(data)["model"] for data in answer.events[:-1]} == {"tiny"}
-        assert {call.json["model"] for call in two.calls} == {THEIRS}
+        assert {call.json["model"] for call in second.calls} == {THEIRS}
 
 
 async def test_a_long_answer_that_passes_in_pieces_is_renamed_wherever_it_is_cut() -> None:
@@ -182,10 +182,10 @@ async def test_a_passed_on_stream_is_renamed_too_and_what_is_no_json_is_not() ->
         await call.chunk(b"")
 
     async with scripted_engine(script) as engine, running_gateway(renamed(fleet_of([engine.url]))) as running:
-        told = await request(running.url, {"model": "tiny", "stream": True}, path="/v1/responses")
-        assert told.body == created.replace(THEIRS.encode(), b"tiny")
-        said = await request(running.url, {"model": "tiny"}, path="/v1/audio/speech")
-        assert said.body == b'"model":"Qwen/Qwen3-8B"'
+        streamed = await request(running.url, {"model": "tiny", "stream": True}, path="/v1/responses")
+        assert streamed.body == created.replace(THEIRS.encode(), b"tiny")
+        speech = await request(running.url, {"model": "tiny"}, path="/v1/audio/speech")
+        assert speech.body == b'"model":"Qwen/Qwen3-8B"'
 
 
 @given(
@@ -231,10 +231,10 @@ async def test_simulated_engine_under_another_name_answers_and_refuses_our_name(
 async def test_a_hand_over_asks_both_engines_for_their_own_names() -> None:
     long = GOOD | {"messages": [{"role": "user", "content": "word " * 4_000}], "max_tokens": 3, "stream": True}
     async with (
-        engine_process("--speed", "50", "--kv-connector", "nixl", "--kv-role", "kv_producer", model="a/p") as one,
-        engine_process("--speed", "50", "--kv-connector", "nixl", "--kv-role", "kv_consumer", model="a/d") as two,
+        engine_process("--speed", "50", "--kv-connector", "nixl", "--kv-role", "kv_producer", model="a/p") as first,
+        engine_process("--speed", "50", "--kv-connector", "nixl", "--kv-role", "kv_consumer", model="a/d") as second,
     ):
-        fleet = renamed(fleet_of([one.url, two.url]), "a/p", "a/d")
+        fleet = renamed(fleet_of([first.url, second.url]), "a/p", "a/d")
         prefill, decode = fleet.instances[MODEL_KEY]
         prefill = replace(prefill, role=Role.PREFILL, transfer="nixl")
         decode = replace(decode, role=Role.DECODE, transfer="nixl")

@@ -43,9 +43,9 @@ async def test_a_timeout_that_is_none_is_named(text: str) -> None:
 async def test_an_engine_is_told_what_is_left_of_the_time(text: str, most: float) -> None:
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
         assert (await request(running.url, GOOD, more=f"x-request-timeout: {text}\r\n")).status == 200
-        told = engine.calls[0].header("x-request-timeout")
-        assert told is not None
-        assert 0 < float(told) <= most
+        remaining = engine.calls[0].header("x-request-timeout")
+        assert remaining is not None
+        assert 0 < float(remaining) <= most
 
 
 @pytest.mark.parametrize("body", [GOOD, STREAM])
@@ -102,8 +102,8 @@ async def test_a_first_token_that_does_not_come_is_asked_for_elsewhere() -> None
         await (silent if len(met) == 1 else well_behaved)(call)
 
     limits = Limits(first_token_min_seconds=0.2, first_token_factor=0.0)
-    async with scripted_engine(first_mute) as one, scripted_engine(first_mute) as two:  # noqa: SIM117
-        async with running_gateway(fleet_of([one.url, two.url]), limits) as running:
+    async with scripted_engine(first_mute) as first, scripted_engine(first_mute) as second:  # noqa: SIM117
+        async with running_gateway(fleet_of([first.url, second.url]), limits) as running:
             answer = await request(running.url, STREAM)
             assert answer.events[-1] == "[DONE]"
             assert answer.fields["x-fairlead-reason"] == "retry-1"
@@ -152,8 +152,8 @@ async def test_the_only_engine_is_waited_for_until_the_deadline_of_first_tokens(
 async def test_a_silent_engine_is_waited_for_while_the_others_sit_out() -> None:
     stuck = SilentEngine()
 
-    async with scripted_engine(stuck.script) as one, scripted_engine() as two:  # noqa: SIM117
-        async with running_gateway(fleet_of([one.url, two.url]), HASTY) as running:
+    async with scripted_engine(stuck.script) as first, scripted_engine() as second:  # noqa: SIM117
+        async with running_gateway(fleet_of([first.url, second.url]), HASTY) as running:
             health, ids = running.gateway.stack.failures, ["e-0/0/0", "e-1/1/0"]
             for _ in range(3):
                 health.outlier_detector.on_failure("e-1/1/0", "refused", running.gateway.runtime.clock.now(), ids)
@@ -161,12 +161,12 @@ async def test_a_silent_engine_is_waited_for_while_the_others_sit_out() -> None:
             await wait_until(lambda: silences(running, "e-0/0/0") > 0)
             stuck.go_on.set()
             assert (await asked).fields["x-fairlead-instance"] == "e-0/0/0"
-            assert not two.calls
+            assert not second.calls
 
 
 async def test_a_silent_engine_is_left_for_one_that_becomes_ready() -> None:
-    async with scripted_engine(silent) as one, scripted_engine() as two:
-        urls, waking = [one.url, two.url], [InstanceState.READY, InstanceState.STARTING]
+    async with scripted_engine(silent) as first, scripted_engine() as second:
+        urls, waking = [first.url, second.url], [InstanceState.READY, InstanceState.STARTING]
         async with running_gateway(fleet_of(urls, states=waking), HASTY) as running:
             asked = asyncio.create_task(request(running.url, STREAM))
             await wait_until(lambda: silences(running, "e-0/0/0") > 0)
@@ -180,13 +180,13 @@ async def test_a_silent_engine_is_waited_for_when_there_may_be_no_other_attempt(
     stuck = SilentEngine()
 
     limits = replace(HASTY, max_attempts=1)
-    async with scripted_engine(stuck.script) as one, scripted_engine(stuck.script) as two:  # noqa: SIM117
-        async with running_gateway(fleet_of([one.url, two.url]), limits) as running:
+    async with scripted_engine(stuck.script) as first, scripted_engine(stuck.script) as second:  # noqa: SIM117
+        async with running_gateway(fleet_of([first.url, second.url]), limits) as running:
             asked = asyncio.create_task(request(running.url, STREAM))
             await wait_until(lambda: silences(running, "e-0/0/0") + silences(running, "e-1/1/0") > 0)
             stuck.go_on.set()
             assert (await asked).status == 200
-            assert len(one.calls) + len(two.calls) == 1
+            assert len(first.calls) + len(second.calls) == 1
 
 
 async def test_silence_is_no_fault_of_an_engine_while_no_retry_is_left() -> None:
@@ -197,15 +197,15 @@ async def test_silence_is_no_fault_of_an_engine_while_no_retry_is_left() -> None
         refusals.append(caller)
         return False
 
-    async with scripted_engine(stuck.script) as one, scripted_engine(stuck.script) as two:  # noqa: SIM117
-        async with running_gateway(fleet_of([one.url, two.url]), HASTY) as running:
+    async with scripted_engine(stuck.script) as first, scripted_engine(stuck.script) as second:  # noqa: SIM117
+        async with running_gateway(fleet_of([first.url, second.url]), HASTY) as running:
             running.gateway.stack.forwarder.retry_budget.has_left = has_left  # type: ignore[method-assign]
             asked = asyncio.create_task(request(running.url, STREAM))
             await wait_until(lambda: len(refusals) > 2)
             assert silences(running, "e-0/0/0") + silences(running, "e-1/1/0") == 0
             stuck.go_on.set()
             assert (await asked).status == 200
-            assert len(one.calls) + len(two.calls) == 1
+            assert len(first.calls) + len(second.calls) == 1
 
 
 async def test_a_stream_that_is_silent_gets_comments_between_its_events() -> None:
@@ -256,8 +256,8 @@ async def test_request_that_crashed_two_engines_meets_no_third_and_is_refused_la
 
 async def test_a_request_that_kills_engines_in_its_stream_is_found_too() -> None:
     script = streams(token("a"), end=hang_up)
-    async with scripted_engine(script) as one, scripted_engine(script) as two:  # noqa: SIM117
-        async with running_gateway(fleet_of([one.url, two.url], preset="round-robin")) as running:
+    async with scripted_engine(script) as first, scripted_engine(script) as second:  # noqa: SIM117
+        async with running_gateway(fleet_of([first.url, second.url], preset="round-robin")) as running:
             for _ in range(2):
                 assert '"code":"stream_cut"' in (await request(running.url, STREAM)).events[-1]
             assert (await request(running.url, STREAM)).status == 422

@@ -115,7 +115,7 @@ async def test_a_slow_engine_gets_less_and_is_not_ejected() -> None:
     async with (
         engine_processes(2, "--speed", "5") as fast,
         engine_process("--speed", "0.2") as slow,
-        running_gateway(fleet_of([slow.url, *(one.url for one in fast)], preset="least-request")) as running,
+        running_gateway(fleet_of([slow.url, *(engine.url for engine in fast)], preset="least-request")) as running,
     ):
         numbers = iter(range(120))
 

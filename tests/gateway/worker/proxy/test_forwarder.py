@@ -195,9 +195,9 @@ async def test_models_are_listed_and_found_by_the_names_that_clients_may_use() -
         assert [model["id"] for model in listed["data"]] == ["a/twin", "tiny", "b/twin"]
         assert {model["object"] for model in listed["data"]} == {"model"}
         for name in ("tiny", "b/tiny", "b%2Ftiny", "a/twin"):
-            one = (await send(running.url, get_request(f"/v1/models/{name}")))[0]
-            assert one.status == 200
-            assert one.json["object"] == "model"
+            reply = (await send(running.url, get_request(f"/v1/models/{name}")))[0]
+            assert reply.status == 200
+            assert reply.json["object"] == "model"
         assert (await send(running.url, get_request("/v1/models/nope")))[0].error["code"] == "model_not_found"
 
 
@@ -335,10 +335,10 @@ async def test_words_of_a_client_in_a_refusal_are_no_dead_engine() -> None:
     refusal = {"message": "tool_choice: 'EngineCore encountered an issue' is not a valid choice", "code": 400}
 
     script = streams({"error": refusal})
-    async with scripted_engine(script) as one, scripted_engine(script) as two:
-        async with running_gateway(fleet_of([one.url, two.url])) as running:
+    async with scripted_engine(script) as first, scripted_engine(script) as second:
+        async with running_gateway(fleet_of([first.url, second.url])) as running:
             assert (await request(running.url, GOOD | {"stream": True})).status == 400
-        assert len(one.calls) + len(two.calls) == 1
+        assert len(first.calls) + len(second.calls) == 1
 
 
 async def test_an_engine_that_counts_no_streams_is_remembered() -> None:
@@ -398,12 +398,12 @@ async def test_an_engine_may_frame_its_answer_as_http_allows(answer: bytes) -> N
 
 
 async def test_two_hundred_streams_at_once_are_all_complete() -> None:
-    async with gateway_of(well_behaved, well_behaved) as (running, one, two):
+    async with gateway_of(well_behaved, well_behaved) as (running, first, second):
         bodies = [GOOD | {"stream": True, "messages": [{"role": "user", "content": f"{n} " * 50}]} for n in range(200)]
         answers = await asyncio.gather(*[request(running.url, body) for body in bodies])
         assert {answer.status for answer in answers} == {200}
         assert all(answer.complete and answer.events[-1] == "[DONE]" for answer in answers)
-        assert len(one.calls) + len(two.calls) == 200
+        assert len(first.calls) + len(second.calls) == 200
         assert {load.inflight for load in running.loads().values()} == {0}
 
 

@@ -84,7 +84,7 @@ async def test_nothing_of_a_stream_waits_for_the_garbage_collector(end: str) -> 
 
 
 def _living() -> int:
-    return sum(isinstance(found, RelayedStream | RequestContext) for found in gc.get_objects())
+    return sum(isinstance(tracked, RelayedStream | RequestContext) for tracked in gc.get_objects())
 
 
 @pytest.mark.parametrize(("answers", "is_known"), [(1, True), (2, False)])

@@ -63,8 +63,8 @@ async def test_stream_is_resumed_over_a_new_connection_if_the_idle_one_is_stale(
         await call.event({"id": "y", **token("two", "stop")})
         await call.finish()
 
-    async with scripted_engine(script) as one, scripted_engine(script) as two:
-        urls = [one.url, two.url]
+    async with scripted_engine(script) as first, scripted_engine(script) as second:
+        urls = [first.url, second.url]
         async with running_gateway(fleet_of(urls, states=[STARTING, READY])) as running:
             assert (await request(running.url, PLAIN)).status == 200
             running.gateway.update_fleet(fleet_of(urls, version=2, states=[READY, STARTING]))
@@ -100,8 +100,8 @@ async def test_a_stream_is_resumed_by_an_engine_that_refuses_to_count_its_tokens
         await call.event({"id": "y", **token("two", "stop")})
         await call.finish()
 
-    async with scripted_engine(script) as one, scripted_engine(script) as two:  # noqa: SIM117
-        async with running_gateway(fleet_of([one.url, two.url])) as running:
+    async with scripted_engine(script) as first, scripted_engine(script) as second:  # noqa: SIM117
+        async with running_gateway(fleet_of([first.url, second.url])) as running:
             answer = await request(running.url, STREAM)
             assert answer.events[-1] == "[DONE]", answer.body
             assert ["stream_options" in call.json for call in streams] == [True, True, False]

@@ -52,7 +52,7 @@ TEXT: dict[str, Any] = {**CHAT, "prompt": "once upon a time"}
 del TEXT["messages"]
 
 
-def said(events: list[str]) -> str:
+def text_of(events: list[str]) -> str:
     """The text of a stream."""
     parts = []
     for data in events:
@@ -92,9 +92,9 @@ async def test_greedy_stream_is_the_same_when_its_engine_is_killed(path: str, bo
         broken = await broken_by(signal.SIGKILL, running, engines, body, path)
         assert broken.complete
         assert broken.events[-1] == "[DONE]"
-        assert said(broken.events) == said(whole.events)
+        assert text_of(broken.events) == text_of(whole.events)
         shown = [json.loads(data) for data in broken.events[:-1]]
-        assert len({(one["id"], one["created"], one["model"]) for one in shown}) == 1
+        assert len({(chunk["id"], chunk["created"], chunk["model"]) for chunk in shown}) == 1
         counted, expected = shown[-1]["usage"], json.loads(whole.events[-2])["usage"]
         assert counted["completion_tokens"] == expected["completion_tokens"] == 60
         assert counted["prompt_tokens"] == expected["prompt_tokens"]
@@ -117,7 +117,7 @@ async def test_greedy_stream_of_a_silent_engine_that_no_longer_listens_is_resume
         whole = await request(running.url, CHAT, path=path)
         rest = await broken_by(signal.SIGTERM, running, engines, CHAT, path)
         assert rest.events[-1] == "[DONE]"
-        assert said(rest.events) == said(whole.events)
+        assert text_of(rest.events) == text_of(whole.events)
         reason = running.gateway.decisions.latest(1)[0].latest.decision.reason
         assert reason.startswith("continued after gone; "), reason
 
@@ -147,7 +147,7 @@ async def test_the_other_engine_gets_the_answer_so_far_and_what_is_left_of_the_t
     script = breaks_then_goes_on(met)
     async with gateway_of(script, script) as (running, *_):
         answer = await request(running.url, CHAT)
-        assert said(answer.events) == "one two three four"
+        assert text_of(answer.events) == "one two three four"
         assert answer.events[-1] == "[DONE]"
         first, second = met[0].json, met[1].json
         assert second["messages"] == [*first["messages"], {"role": "assistant", "content": "one two "}]
@@ -309,7 +309,7 @@ async def test_what_is_null_is_absent_and_the_stream_goes_on(path: str, body: di
 
     async with gateway_of(script, script) as (running, *_):
         answer = await request(running.url, body, path=path)
-        assert said(answer.events) == "one two"
+        assert text_of(answer.events) == "one two"
         assert answer.events[-1] == "[DONE]"
         assert len(met) == 2
 
@@ -332,7 +332,7 @@ async def test_resumed_stream_that_breaks_again_ends_with_an_error_at_no_third_e
 
     async with gateway_of(script, script, script) as (running, *_):
         answer = await request(running.url, CHAT)
-        assert said(answer.events[:-1]) == "a a "
+        assert text_of(answer.events[:-1]) == "a a "
         assert '"code":"stream_cut"' in answer.events[-1]
         assert len(met) == 2
         assert running.gateway.telemetry.models[MODEL_KEY].continued == {"broken": 1}
@@ -363,7 +363,7 @@ async def test_silent_resumption_is_awaited_however_long_ago_the_stream_began() 
         old.set()
         await wait_until(lambda: any(record.consecutive_failures["timeout"] for record in breaker._records.values()))
         go_on.set()
-        assert said((await asked).events) == "one two"
+        assert text_of((await asked).events) == "one two"
 
 
 async def test_a_stream_longer_than_what_is_kept_is_not_continued() -> None:

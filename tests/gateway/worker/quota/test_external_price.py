@@ -44,7 +44,7 @@ async def test_external_answer_costs_its_own_price() -> None:
         outside = replace(instance, id="hosted/0", model="hosted", engine=EXTERNAL_API)
         models, instances = {**fleet.models, _HOSTED: hosted}, {**fleet.instances, _HOSTED: (outside,)}
         running.update_fleet(replace(fleet, version=2, models=models, instances=instances))
-        found = await gateway.chat("acme", model="assistant")
-        assert (found.status_code, found.headers["x-fairlead-model"]) == (200, _HOSTED)
+        reply = await gateway.chat("acme", model="assistant")
+        assert (reply.status_code, reply.headers["x-fairlead-model"]) == (200, _HOSTED)
         assert gateway.used("acme", _BUDGET.id) == 4 * 10 + 3 * 1 + 5 * 100
         assert gateway.busy("acme", _BUDGET.id) == 0

@@ -180,10 +180,10 @@ async def test_continuous_counts_alone_are_asked_for_with_the_last_one() -> None
         await call.finish()
 
     async with limited_gateway(script, [_ACME]) as gateway:
-        found = await _post(gateway, stream=True, stream_options={"continuous_usage_stats": True})
+        reply = await _post(gateway, stream=True, stream_options={"continuous_usage_stats": True})
         assert calls[0].json["stream_options"] == {"continuous_usage_stats": True, "include_usage": True}
-        assert found.text.count("data: ") == 2  # with the end
-        assert found.text.count('"usage"') == 1
+        assert reply.text.count("data: ") == 2  # with the end
+        assert reply.text.count('"usage"') == 1
         assert await _used(gateway) == (7, 1)
 
 

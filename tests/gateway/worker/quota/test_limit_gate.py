@@ -56,8 +56,8 @@ _answer = responds(answer())
 async def test_a_request_beyond_the_limit_gets_429_with_the_headers_of_openai() -> None:
     async with limited_gateway(_answer, [Tenant("acme", limits=(_REQUESTS,))]) as gateway:
         answers = [await gateway.chat("acme") for _ in range(4)]
-        assert [one.status_code for one in answers] == [200, 200, 200, 429]
-        assert [one.headers["x-ratelimit-remaining-requests"] for one in answers] == ["2", "1", "0", "0"]
+        assert [reply.status_code for reply in answers] == [200, 200, 200, 429]
+        assert [reply.headers["x-ratelimit-remaining-requests"] for reply in answers] == ["2", "1", "0", "0"]
         refused = answers[-1]
         error = refused.json()["error"]
         assert error["code"] == "rate_limit_exceeded"
@@ -93,7 +93,7 @@ async def test_the_headers_of_a_refusal_are_those_of_the_limit_that_refused(larg
     minute = Limit(LimitUnit.REQUESTS, 3, Window.MINUTE)
     async with limited_gateway(_answer, [Tenant("acme", limits=(minute, largest))]) as gateway:
         answers = [await gateway.chat("acme") for _ in range(4)]
-        shown = [one.headers["x-ratelimit-limit-requests"] for one in answers if one.status_code == 200]
+        shown = [reply.headers["x-ratelimit-limit-requests"] for reply in answers if reply.status_code == 200]
         assert set(shown) == {"3"}
         refused = answers[-1].headers
         assert refused["x-ratelimit-limit-requests"] == str(min(3, largest.amount))
@@ -163,7 +163,7 @@ async def test_a_soft_budget_refuses_nothing_and_is_counted() -> None:
     tenants = [Tenant("acme", limits=(soft,))]
     async with limited_gateway(_answer, tenants, _QUICK, price=TokenPrice(10, 1, 20)) as gateway:
         answers = [await gateway.chat("acme", max_tokens=10) for _ in range(3)]
-        assert [one.status_code for one in answers] == [200] * 3
+        assert [reply.status_code for reply in answers] == [200] * 3
         ledger = gateway.service.ledgers["acme"]
         await wait_until(
             lambda: soft.id in ledger.last_reply and ledger.last_reply[soft.id].used == 3 * (7 * 10 + 5 * 20)
@@ -334,8 +334,8 @@ async def test_tokens_are_counted_for_clients_at_no_cost(path: str, enforcement:
         body = {"model": "tiny", "messages": [{"role": "user", "content": "hi " * 50}]}
         url, headers = f"{gateway.running.url}{path}", {"authorization": "Bearer acme"}
         for _ in range(_REQUESTS.amount):
-            found = await gateway.client.post(url, json=body, headers=headers)
-            assert found.status_code == 200, found.text
+            reply = await gateway.client.post(url, json=body, headers=headers)
+            assert reply.status_code == 200, reply.text
         await wait_until(lambda: gateway.used("acme", _REQUESTS.id) == _REQUESTS.amount)
         assert [gateway.used("acme", limit.id) for limit in limits[1:]] == [0, 0]
         assert (await gateway.client.post(url, json=body, headers=headers)).status_code == 429
@@ -346,7 +346,7 @@ async def test_other_tenants_and_keys_are_not_limited() -> None:
     async with limited_gateway(_answer, tenants) as gateway:
         for tenant in ("acme", "free"):
             answers = [await gateway.chat(tenant) for _ in range(3)]
-            assert [one.status_code for one in answers] == [200] * 3
+            assert [reply.status_code for reply in answers] == [200] * 3
             assert not any(name.startswith("x-ratelimit") for name in answers[0].headers)
 
 
@@ -374,7 +374,7 @@ async def test_many_requests_at_once_use_a_limit_up_and_no_more() -> None:
     limit = Limit(LimitUnit.REQUESTS, 50, Window.DAY)
     async with limited_gateway(_answer, [Tenant("acme", limits=(limit,))]) as gateway:
         answers: list[httpx.Response] = await asyncio.gather(*(gateway.chat("acme") for _ in range(80)))
-        codes = [one.status_code for one in answers]
+        codes = [reply.status_code for reply in answers]
         assert (codes.count(200), codes.count(429)) == (50, 30)
 
 

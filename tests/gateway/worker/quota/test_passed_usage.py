@@ -301,11 +301,11 @@ async def test_long_chat_answers_are_counted_whatever_stands_behind_the_usage(is
     ],
 )
 def test_the_first_event_of_a_stream_is_awaited(parts: list[bytes], counts: list[bool]) -> None:
-    read, found = PassedUsage(is_stream=True), []
+    read, progress = PassedUsage(is_stream=True), []
     for part in parts:
         read.add([part], is_last=False)
-        found.append(read.has_event)
-    assert found == counts
+        progress.append(read.has_event)
+    assert progress == counts
     assert PassedUsage(is_stream=False).has_event
 
 

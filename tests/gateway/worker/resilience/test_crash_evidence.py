@@ -28,14 +28,14 @@ async def test_a_popular_prompt_on_two_engines_that_die_together_is_served_by_th
         await die.wait()
         raise HangUp
 
-    async with scripted_engine(script) as one, scripted_engine(script) as two:  # noqa: SIM117
-        async with running_gateway(fleet_of([one.url, two.url], preset="round-robin")) as running:
+    async with scripted_engine(script) as first, scripted_engine(script) as second:  # noqa: SIM117
+        async with running_gateway(fleet_of([first.url, second.url], preset="round-robin")) as running:
             copies = [asyncio.create_task(request(running.url, STREAM)) for _ in range(2)]
             await wait_until(lambda: len(met) == 2)
             die.set()
             for copy in copies:
                 assert '"code":"stream_cut"' in (await copy).events[-1]
-            assert (len(one.calls), len(two.calls)) == (1, 1)
+            assert (len(first.calls), len(second.calls)) == (1, 1)
             assert (await request(running.url, STREAM)).events[-1] == "[DONE]"
             assert len(running.gateway.stack.poison_guard) == 0
 
@@ -57,8 +57,8 @@ async def test_a_copy_that_was_sent_before_and_is_answered_clears_it() -> None:
         else:
             await call.respond({"error": {"message": "broken"}}, "500 Internal Server Error")
 
-    async with scripted_engine(script) as one, scripted_engine(script) as two:  # noqa: SIM117
-        async with running_gateway(fleet_of([one.url, two.url], preset="round-robin")) as running:
+    async with scripted_engine(script) as engine, scripted_engine(script) as other:  # noqa: SIM117
+        async with running_gateway(fleet_of([engine.url, other.url], preset="round-robin")) as running:
             for _ in range(2):
                 await request(running.url, GOOD | {"user": "warm"})
             met.clear()
@@ -80,8 +80,8 @@ async def test_an_engine_that_refuses_it_proves_nothing() -> None:
             raise HangUp
         await call.respond({"error": {"message": "no"}}, "400 Bad Request")
 
-    async with scripted_engine(script) as one, scripted_engine(script) as two:  # noqa: SIM117
-        async with running_gateway(fleet_of([one.url, two.url])) as running:
+    async with scripted_engine(script) as first, scripted_engine(script) as second:  # noqa: SIM117
+        async with running_gateway(fleet_of([first.url, second.url])) as running:
             assert (await request(running.url, GOOD)).status == 400
             assert len(running.gateway.stack.poison_guard) == 1
 

@@ -43,7 +43,7 @@ LONG = Limits(retry_share=1.0, ejection_seconds=600.0)
 SOON = Limits(ejection_seconds=0.05, warm_up_seconds=0.05)
 
 
-def said(number: int) -> dict[str, object]:
+def chat(number: int) -> dict[str, object]:
     return {**GOOD, "messages": [{"role": "user", "content": f"{number} " * 500}]}
 
 
@@ -67,16 +67,16 @@ async def test_an_engine_that_fails_sits_out_and_every_place_says_why(fault: Scr
     async with gateway_of(fault, well_behaved, limits=LONG) as (running, bad, _good):
         number = 0
         while health(running, "e-0/0/0") is HealthState.HEALTHY:
-            await request(running.url, said(number) | {"stream": fault is breaks_streams})
+            await request(running.url, chat(number) | {"stream": fault is breaks_streams})
             number += 1
             assert number < 100
         met = len(bad.calls)
         for more in range(20):
-            answer = await request(running.url, said(1_000 + more))
+            answer = await request(running.url, chat(1_000 + more))
             assert (answer.status, answer.fields["x-fairlead-instance"]) == (200, "e-1/1/0")
         assert len(bad.calls) == met
         decision = running.gateway.decisions.latest(1)[0].records[0].decision
-        (why,) = [one.why for one in decision.rejected if one.id == "e-0/0/0"]
+        (why,) = [candidate.why for candidate in decision.rejected if candidate.id == "e-0/0/0"]
         assert why.startswith("ejected ")
         stack, now = running.gateway.stack, running.gateway.runtime.now()
         lag = running.gateway.loop_lag
@@ -94,13 +94,13 @@ async def test_load_and_clients_that_leave_eject_nobody(load: Script | str) -> N
         for number in range(20):
             if load == "leave":
                 connection = await RawConnection.connect(running.url)
-                await connection.send(post_request(said(number) | {"stream": True}))
+                await connection.send(post_request(chat(number) | {"stream": True}))
                 await connection.reader.readuntil(b'"a"')
                 await connection.close()
             else:
-                assert (await request(running.url, said(number))).status == 503
+                assert (await request(running.url, chat(number))).status == 503
         await wait_until(lambda: not running.gateway.inflight_count())
-        assert {health(running, one) for one in ("e-0/0/0", "e-1/1/0")} == {HealthState.HEALTHY}
+        assert {health(running, instance) for instance in ("e-0/0/0", "e-1/1/0")} == {HealthState.HEALTHY}
 
 
 async def test_a_request_that_every_engine_fails_ejects_none_of_them() -> None:
@@ -111,7 +111,7 @@ async def test_a_request_that_every_engine_fails_ejects_none_of_them() -> None:
     async with gateway_of(picky, picky, limits=LONG) as (running, *_):
         for _ in range(10):
             assert (await request(running.url, poison)).status == 502
-            assert {health(running, one) for one in ("e-0/0/0", "e-1/1/0")} == {HealthState.HEALTHY}
+            assert {health(running, instance) for instance in ("e-0/0/0", "e-1/1/0")} == {HealthState.HEALTHY}
 
 
 @pytest.mark.parametrize("varies", [False, True])
@@ -141,11 +141,11 @@ async def test_poison_stream_of_one_caller_ejects_no_engine() -> None:
 
 async def test_half_a_fleet_that_is_gone_sits_out_and_the_other_half_serves_everything() -> None:
     async with scripted_engine() as three, scripted_engine() as four:
-        async with scripted_engine() as one, scripted_engine() as two:
-            gone = [one.url, two.url]
+        async with scripted_engine() as first, scripted_engine() as second:
+            gone = [first.url, second.url]
         async with running_gateway(fleet_of([*gone, three.url, four.url])) as running:
             for number in range(60):
-                assert (await request(running.url, said(number))).status == 200
+                assert (await request(running.url, chat(number))).status == 200
             states = [health(running, f"e-{n}/{n}/0") for n in range(4)]
             assert Counter(states[2:]) == {HealthState.HEALTHY: 2}
             assert HealthState.HEALTHY not in states[:2]
@@ -163,7 +163,7 @@ async def test_an_engine_that_is_well_again_is_probed_and_gets_its_share_back() 
         async def is_in_state(state: HealthState) -> bool:
             nonlocal number
             number += 1
-            assert (await request(running.url, said(number))).status == 200
+            assert (await request(running.url, chat(number))).status == 200
             return health(running, "e-0/0/0") is state
 
         await wait_until(lambda: is_in_state(HealthState.EJECTED))
@@ -171,7 +171,7 @@ async def test_an_engine_that_is_well_again_is_probed_and_gets_its_share_back() 
         await wait_until(lambda: is_in_state(HealthState.HEALTHY))
 
         async def served() -> bool:
-            return (await request(running.url, said(number))).fields["x-fairlead-instance"] == "e-0/0/0" or (
+            return (await request(running.url, chat(number))).fields["x-fairlead-instance"] == "e-0/0/0" or (
                 await is_in_state(HealthState.EJECTED)
             )
 
@@ -196,7 +196,7 @@ async def test_hung_engine_is_found_by_its_silence_and_its_requests_are_retried(
         engines[int(used[2])].send(signal.SIGSTOP)
         number = 0
         while health(running, used) is HealthState.HEALTHY:
-            body = STREAM | {"messages": said(number)["messages"]}
+            body = STREAM | {"messages": chat(number)["messages"]}
             answer = await request(running.url, body)
             assert answer.events[-1] == "[DONE]"
             number += 1
@@ -204,7 +204,7 @@ async def test_hung_engine_is_found_by_its_silence_and_its_requests_are_retried(
         retries = running.gateway.telemetry.models[MODEL_KEY].retries_by_reason
         assert retries == {"timeout": 1}
         for more in range(10):
-            answer = await request(running.url, STREAM | {"messages": said(1_000 + more)["messages"]})
+            answer = await request(running.url, STREAM | {"messages": chat(1_000 + more)["messages"]})
             assert answer.fields["x-fairlead-instance"] != used
         assert retries == {"timeout": 1}
 
@@ -250,7 +250,7 @@ async def test_an_engine_that_speaks_to_others_is_slow_and_not_hung() -> None:
     ("path", "body", "is_proof"),
     [
         ("/v1/chat/completions", GOOD, True),
-        ("/v1/chat/completions", said(1), False),
+        ("/v1/chat/completions", chat(1), False),
         ("/tokenize", {"model": "tiny", "prompt": "hi"}, False),
     ],
 )

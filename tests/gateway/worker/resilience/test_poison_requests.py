@@ -17,7 +17,7 @@ class GuardStage:
             b"secret",
             LIMITS,
             lambda *death: self.deaths.append(death),
-            lambda *one: self.cleared.append(one),
+            lambda *clearing: self.cleared.append(clearing),
             max_fingerprints,
         )
 
@@ -32,106 +32,106 @@ class GuardStage:
 
 
 def test_a_request_and_its_retry_on_two_instances_hold_a_body() -> None:
-    one = GuardStage()
-    assert not one.died(b"poison", "a", 0.0, 1.0)
-    assert not one.died(b"poison", "a", 1.0, 2.0)
-    assert one.left(b"poison", 2.0) is None
-    assert one.died(b"poison", "b", 2.0, 3.0)
-    assert one.left(b"poison", 3.0) == TERM
-    assert one.left(b"another", 3.0) is None
-    assert one.left(b"p0ison", 3.0) is None
+    guard = GuardStage()
+    assert not guard.died(b"poison", "a", 0.0, 1.0)
+    assert not guard.died(b"poison", "a", 1.0, 2.0)
+    assert guard.left(b"poison", 2.0) is None
+    assert guard.died(b"poison", "b", 2.0, 3.0)
+    assert guard.left(b"poison", 3.0) == TERM
+    assert guard.left(b"another", 3.0) is None
+    assert guard.left(b"p0ison", 3.0) is None
 
 
 def test_two_copies_in_flight_at_the_same_moment_hold_nothing() -> None:
-    one = GuardStage()
-    one.died(b"popular", "a", 0.0, 10.0)
-    assert not one.died(b"popular", "b", 5.0, 10.1)
-    assert not one.died(b"popular", "c", 9.9, 10.2)
-    assert one.left(b"popular", 11.0) is None
-    assert one.died(b"popular", "d", 10.05, 11.0)  # but this one was sent after a had died of it
+    guard = GuardStage()
+    guard.died(b"popular", "a", 0.0, 10.0)
+    assert not guard.died(b"popular", "b", 5.0, 10.1)
+    assert not guard.died(b"popular", "c", 9.9, 10.2)
+    assert guard.left(b"popular", 11.0) is None
+    assert guard.died(b"popular", "d", 10.05, 11.0)  # but this one was sent after a had died of it
 
 
 def test_in_which_order_deaths_are_heard_does_not_matter() -> None:
-    one = GuardStage()
-    one.died(b"poison", "b", 10.0, 11.0)
-    assert one.died(b"poison", "a", 5.0, 10.0)
+    guard = GuardStage()
+    guard.died(b"poison", "b", 10.0, 11.0)
+    assert guard.died(b"poison", "a", 5.0, 10.0)
 
 
 def test_body_answered_after_a_crash_is_harmless_also_by_a_copy_sent_before() -> None:
-    one = GuardStage()
-    one.died(b"popular", "a", 0.0, 1.0)
-    one.answered(b"popular", 2.0)
-    assert len(one.inner) == 0
-    assert not one.died(b"popular", "b", 2.0, 3.0)
-    one.died(b"popular", "c", 3.0, 4.0)
-    assert one.left(b"popular", 4.0) == TERM
-    one.answered(b"popular", 5.0)
-    assert one.left(b"popular", 5.0) is None
+    guard = GuardStage()
+    guard.died(b"popular", "a", 0.0, 1.0)
+    guard.answered(b"popular", 2.0)
+    assert len(guard.inner) == 0
+    assert not guard.died(b"popular", "b", 2.0, 3.0)
+    guard.died(b"popular", "c", 3.0, 4.0)
+    assert guard.left(b"popular", 4.0) == TERM
+    guard.answered(b"popular", 5.0)
+    assert guard.left(b"popular", 5.0) is None
 
 
 def test_it_ends_by_itself_and_counts_anew() -> None:
-    one = GuardStage()
-    one.died(b"poison", "a", 0.0, 0.0)
-    one.died(b"poison", "b", 0.0, 0.0)
+    guard = GuardStage()
+    guard.died(b"poison", "a", 0.0, 0.0)
+    guard.died(b"poison", "b", 0.0, 0.0)
     after = TERM + 1
-    assert one.left(b"poison", after) is None
-    one.died(b"poison", "c", after, after)
-    assert one.left(b"poison", after) is None
+    assert guard.left(b"poison", after) is None
+    guard.died(b"poison", "c", after, after)
+    assert guard.left(b"poison", after) is None
 
 
 def test_it_holds_no_more_than_its_limit_and_nothing_that_is_over() -> None:
-    one = GuardStage(3)
+    guard = GuardStage(3)
     for number in range(10):
-        one.died(b"%d" % number, "a", 0.0, float(number))
-    assert len(one.inner) == 3
-    one.died(b"last", "a", 10_000.0, 10_000.0)
-    assert len(one.inner) == 1
+        guard.died(b"%d" % number, "a", 0.0, float(number))
+    assert len(guard.inner) == 3
+    guard.died(b"last", "a", 10_000.0, 10_000.0)
+    assert len(guard.inner) == 1
 
 
 def test_popular_body_in_flight_on_every_engine_takes_no_more_memory() -> None:
-    one = GuardStage()
+    guard = GuardStage()
     for number in range(1_000):
-        one.died(b"popular", f"e-{number}", 0.0, 1.0 + number)
-    (suspect,) = one.inner._suspects.values()
+        guard.died(b"popular", f"e-{number}", 0.0, 1.0 + number)
+    (suspect,) = guard.inner._suspects.values()
     assert len(suspect.crashes) < 10
 
 
 def test_bodies_of_another_length_are_not_even_hashed() -> None:
-    one = GuardStage()
-    assert not one.inner.may_contain(b"poison")
-    one.died(b"poison", "a", 0.0, 0.0)
-    one.died(b"murder", "a", 0.0, 0.0)
-    assert one.inner.may_contain(b"pigeon")
-    assert not one.inner.may_contain(b"pigeons")
-    one.answered(b"poison", 1.0)
-    assert one.inner.may_contain(b"pigeon")
-    one.answered(b"murder", 1.0)
-    assert not one.inner.may_contain(b"pigeon")
+    guard = GuardStage()
+    assert not guard.inner.may_contain(b"poison")
+    guard.died(b"poison", "a", 0.0, 0.0)
+    guard.died(b"murder", "a", 0.0, 0.0)
+    assert guard.inner.may_contain(b"pigeon")
+    assert not guard.inner.may_contain(b"pigeons")
+    guard.answered(b"poison", 1.0)
+    assert guard.inner.may_contain(b"pigeon")
+    guard.answered(b"murder", 1.0)
+    assert not guard.inner.may_contain(b"pigeon")
 
 
 def test_requests_without_a_body_are_never_held_since_they_all_look_alike() -> None:
-    one = GuardStage()
-    one.died(b"", "a", 0.0, 0.0)
-    one.died(b"", "b", 0.0, 0.0)
-    assert one.left(b"", 0.0) is None
-    assert len(one.inner) == 0
-    assert not one.deaths
+    guard = GuardStage()
+    guard.died(b"", "a", 0.0, 0.0)
+    guard.died(b"", "b", 0.0, 0.0)
+    assert guard.left(b"", 0.0) is None
+    assert len(guard.inner) == 0
+    assert not guard.deaths
 
 
 def test_siblings_are_told_of_deaths_and_of_answers_that_clear() -> None:
-    one, other = GuardStage(), GuardStage()
-    one.died(b"poison", "a", 0.0, 1.0)
-    one.died(b"poison", "b", 1.0, 2.0)
-    for death in one.deaths:
+    guard, other = GuardStage(), GuardStage()
+    guard.died(b"poison", "a", 0.0, 1.0)
+    guard.died(b"poison", "b", 1.0, 2.0)
+    for death in guard.deaths:
         other.inner.on_peer_crash(*death)
     assert other.left(b"poison", 2.0) == TERM
     assert not other.deaths
-    other.inner.on_peer_cleared(one.inner.fingerprint(b"poison"), 1.5)  # before b died of it
+    other.inner.on_peer_cleared(guard.inner.fingerprint(b"poison"), 1.5)  # before b died of it
     assert other.left(b"poison", 2.0) == TERM
-    one.answered(b"another", 3.0)
-    assert not one.cleared
-    one.answered(b"poison", 3.0)
-    for clearing in one.cleared:
+    guard.answered(b"another", 3.0)
+    assert not guard.cleared
+    guard.answered(b"poison", 3.0)
+    for clearing in guard.cleared:
         other.inner.on_peer_cleared(*clearing)
     assert other.left(b"poison", 3.0) is None
-    assert len(one.cleared) == 1
+    assert len(guard.cleared) == 1

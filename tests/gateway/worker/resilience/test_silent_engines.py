@@ -60,11 +60,11 @@ class TwoEngines:
     @asynccontextmanager
     async def running(self, generated_tokens: int | None = 7) -> AsyncIterator[RunningGateway]:
         """Runs both behind a gateway."""
-        async with scripted_engine(self.script) as one, scripted_engine(self.script) as two:
-            self.engines = [one, two]
+        async with scripted_engine(self.script) as first, scripted_engine(self.script) as second:
+            self.engines = [first, second]
             for engine in self.engines:
                 engine.generated_tokens = generated_tokens
-            async with running_gateway(fleet_of([one.url, two.url]), Limits(retry_share=1.0)) as running:
+            async with running_gateway(fleet_of([first.url, second.url]), Limits(retry_share=1.0)) as running:
                 yield running
 
 

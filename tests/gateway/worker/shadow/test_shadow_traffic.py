@@ -85,10 +85,10 @@ async def shadowed(
 
     async with scripted_engine(script) as engine:
         base = fleet_of([engine.url])
-        ((one,),) = base.instances.values()
+        ((instance,),) = base.instances.values()
         models = {f"chat/{name}": Model("chat", name, requests=policy or RequestPolicy()) for name in ("big", "next")}
         placed = {
-            key: (replace(one, namespace="chat", model=model.name, id=f"{model.name}/0", profile=profile),)
+            key: (replace(instance, namespace="chat", model=model.name, id=f"{model.name}/0", profile=profile),)
             for key, model in models.items()
         }
         if role is not Role.SERVE:
@@ -127,10 +127,10 @@ async def until_ended(running: RunningGateway, outcome: str, count: int = 1) -> 
 async def test_copy_is_answered_by_the_shadow_and_compared(stream: bool) -> None:
     async with shadowed() as (running, calls):
         for number in range(2):  # a further connection, then an idle one, which has a path of its own
-            found = await request(running.url, chat(stream=stream))
-            assert (found.status, found.fields["x-fairlead-model"]) == (200, BIG)
-            assert b'"model":"assistant"' in found.body
-            assert b"next" not in found.body
+            reply = await request(running.url, chat(stream=stream))
+            assert (reply.status, reply.fields["x-fairlead-model"]) == (200, BIG)
+            assert b'"model":"assistant"' in reply.body
+            assert b"next" not in reply.body
             seen = await until_compared(running, number + 1)
         assert Counter(call.json["model"] for call in calls) == {"big": 2, "next": 2}
         assert copies(running) == {"answered": 2}
@@ -143,10 +143,10 @@ async def test_copy_is_answered_by_the_shadow_and_compared(stream: bool) -> None
 
 async def test_decision_log_names_the_shadow_and_holds_no_copy() -> None:
     async with shadowed() as (running, _):
-        found = await request(running.url, chat())
+        reply = await request(running.url, chat())
         await until_compared(running)
         (logged,) = running.gateway.decisions.latest(10)
-        assert logged.records[0].request_id == found.fields["x-fairlead-decision"]
+        assert logged.records[0].request_id == reply.fields["x-fairlead-decision"]
         assert logged.latest.route.describe().endswith("its only target; a copy is for chat/next")
         routed = running.gateway.telemetry.models[NEXT]
         assert (routed.by_rule, routed.by_status) == ({}, {})
@@ -185,8 +185,8 @@ async def test_failed_original_is_compared_also_if_a_fallback_answers() -> None:
         seen = await until_compared(running)
         assert (seen["errors:copy"], seen["errors:original"]) == (0, 1)
     async with shadowed(route, big=fail) as (running, calls):
-        found = await request(running.url, chat())
-        assert (found.status, found.fields["x-fairlead-model"]) == (200, NEXT)
+        reply = await request(running.url, chat())
+        assert (reply.status, reply.fields["x-fairlead-model"]) == (200, NEXT)
         seen = await until_compared(running)
         assert (seen["errors:copy"], seen["errors:original"]) == (0, 1)
         assert Counter(call.json["model"] for call in calls) == {"big": 1, "next": 2}  # the fallback is no copy
@@ -319,11 +319,11 @@ async def test_limits_count_no_copy_and_a_refused_request_has_none() -> None:
     async with limited_gateway(answer, [Tenant("acme", limits=(limit,))], routes=[route]) as gateway:
         running = gateway.running
         fleet = running.gateway.stack.routers.fleet
-        one = replace(fleet.instances["default/tiny"][0], namespace="chat", model="next", id="next/0")
+        instance = replace(fleet.instances["default/tiny"][0], namespace="chat", model="next", id="next/0")
         models = {**fleet.models, NEXT: Model("chat", "next")}
-        running.gateway.update_fleet(replace(fleet, models=models, instances={**fleet.instances, NEXT: (one,)}))
-        found = [await gateway.chat("acme", model="assistant") for _ in range(3)]
-        assert [one.status_code for one in found] == [200, 200, 429]
+        running.gateway.update_fleet(replace(fleet, models=models, instances={**fleet.instances, NEXT: (instance,)}))
+        replies = [await gateway.chat("acme", model="assistant") for _ in range(3)]
+        assert [reply.status_code for reply in replies] == [200, 200, 429]
         await until_compared(running, 2)
         assert Counter(call.json["model"] for call in gateway.calls) == {"tiny": 2, "next": 2}
 

@@ -47,8 +47,8 @@ def isolated(
 
 
 def salt_of(tenant: Tenant | None, body: bytes | dict[str, Any], **more: Any) -> str | None:
-    found: str | None = json.loads(isolated(tenant, body, **more)[0].body).get("cache_salt")
-    return found
+    salt: str | None = json.loads(isolated(tenant, body, **more)[0].body).get("cache_salt")
+    return salt
 
 
 def hashes_of(tenant: Tenant | None, body: dict[str, Any], **more: Any) -> tuple[int, ...]:
@@ -105,10 +105,10 @@ def test_salt_of_a_client_is_replaced_and_mixed_in(spelled: str) -> None:
 
     def salts(tenant: Tenant, value: str) -> list[Any]:
         pairs: list[tuple[str, Any]] = json.loads(isolated(tenant, body(value))[0].body, object_pairs_hook=list)
-        return [found for name, found in pairs if name == "cache_salt"]
+        return [salt for name, salt in pairs if name == "cache_salt"]
 
     [own, *again] = salts(ACME, "a")
-    assert all(found == own for found in again)
+    assert all(salt == own for salt in again)
     assert own not in ("a", salt_of(ACME, CHAT))
     assert salts(ACME, "a")[0] == own != salts(ACME, "b")[0]
     assert salts(ZETA, "a")[0] != own
@@ -119,7 +119,7 @@ def test_salt_of_a_client_is_replaced_and_mixed_in(spelled: str) -> None:
 def test_empty_salt_of_a_client_does_not_undo_isolation(value: str) -> None:
     data = json.dumps(CHAT).encode()[:-1] + b', "cache_salt": ' + value.encode() + b"}"
     pairs: list[tuple[str, Any]] = json.loads(isolated(ACME, data)[0].body, object_pairs_hook=list)
-    assert [found for name, found in pairs if name == "cache_salt"] == [salt_of(ACME, CHAT)]
+    assert [salt for name, salt in pairs if name == "cache_salt"] == [salt_of(ACME, CHAT)]
     assert isolated(ACME, data)[1].chain.hashes == hashes_of(ACME, CHAT)
 
 
@@ -131,12 +131,12 @@ def test_text_about_the_field_in_a_prompt_stays() -> None:
 
 
 def test_tenants_of_a_group_share_and_others_do_not() -> None:
-    one, two = GROUPED
+    first, second = GROUPED
     other = Tenant("three", cache_sharing=CacheSharing.GROUP, cache_group="sales")
     same_name = Tenant("research")
-    assert salt_of(one, CHAT) == salt_of(two, CHAT)
-    assert hashes_of(one, CHAT) == hashes_of(two, CHAT)
-    assert len({salt_of(tenant, CHAT) for tenant in (one, other, same_name)}) == 3
+    assert salt_of(first, CHAT) == salt_of(second, CHAT)
+    assert hashes_of(first, CHAT) == hashes_of(second, CHAT)
+    assert len({salt_of(tenant, CHAT) for tenant in (first, other, same_name)}) == 3
 
 
 def test_salt_follows_from_the_secret_and_the_name_alone() -> None:

@@ -27,9 +27,9 @@ def sent(policy: RequestPolicy, tier: Tier | None, **fields: Any) -> dict[str, A
     head = RequestHead("POST", PATH, [], 11, len(data), keep_alive=True, expects_continue=False)
     caller = None if tier is None else Caller(Tenant("acme", tier), "key")
     TenantPolicies(b"secret").build_route_request(request, HttpRequest(head, data, "r", 0.0, 0.0, caller), "r")
-    found: dict[str, Any] = json.loads(request.body)
-    assert found["messages"] == CHAT["messages"]
-    return found
+    body: dict[str, Any] = json.loads(request.body)
+    assert body["messages"] == CHAT["messages"]
+    return body
 
 
 @pytest.mark.parametrize(

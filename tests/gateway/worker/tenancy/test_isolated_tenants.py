@@ -29,8 +29,8 @@ async def complete(running: RunningGateway, tenant: Tenant, **fields: Any) -> Ra
 
 
 def cached_tokens(answer: RawResponse) -> int:
-    found: int = answer.json["usage"]["prompt_tokens_details"]["cached_tokens"]
-    return found
+    tokens: int = answer.json["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return tokens
 
 
 @pytest.mark.parametrize(("first", "other", "shares"), [(ACME, ZETA, False), (*OPEN, True), (OPEN[0], ACME, False)])
@@ -83,10 +83,10 @@ async def test_placement_and_cached_tokens_are_shown_by_policy(tenant: Tenant, s
     async with gateway_of(stream_with_usage, api_keys=keys_of(ACME, DISCREET)) as (running, *_):
         options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
         answer = await complete(running, tenant, **options)
-        found = json.loads(answer.events[-2]) if stream else answer.json
-        shown = found["usage"]["prompt_tokens_details"]["cached_tokens"]
+        reply = json.loads(answer.events[-2]) if stream else answer.json
+        shown = reply["usage"]["prompt_tokens_details"]["cached_tokens"]
         assert shown == (640 if tenant.shows_placement else None)
-        assert found["usage"]["prompt_tokens"] == 700
+        assert reply["usage"]["prompt_tokens"] == 700
         assert ("x-fairlead-instance" in answer.fields) is tenant.shows_placement
         assert answer.fields["x-fairlead-decision"].startswith("req-")
         if not tenant.shows_placement:

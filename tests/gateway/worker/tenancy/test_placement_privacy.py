@@ -35,9 +35,9 @@ def test_counts_become_null_and_every_other_value_stays() -> None:
 
 def test_counts_of_other_engines_are_hidden() -> None:
     timings = {"cache_n": 236, "prompt_n": 1, "prompt_ms": 30.5, "predicted_n": 35}
-    told = {"timings": timings, "tokens_cached": 40, "prompt_progress": {"total": 900, "cache": 640, "processed": 700}}
-    told |= {"usage": {"prompt_cache_hit_tokens": 64, "prompt_cache_miss_tokens": 8, "prompt_tokens": 72}}
-    after = json.loads(hide_cached_tokens(json.dumps(told).encode()))
+    reply = {"timings": timings, "tokens_cached": 40, "prompt_progress": {"total": 900, "cache": 640, "processed": 700}}
+    reply |= {"usage": {"prompt_cache_hit_tokens": 64, "prompt_cache_miss_tokens": 8, "prompt_tokens": 72}}
+    after = json.loads(hide_cached_tokens(json.dumps(reply).encode()))
     assert after["timings"] == {**timings, "cache_n": None, "prompt_n": None}
     assert (after["tokens_cached"], after["prompt_progress"]) == (None, None)
     assert after["usage"] == {"prompt_cache_hit_tokens": None, "prompt_cache_miss_tokens": None, "prompt_tokens": 72}

@@ -55,9 +55,9 @@ pytestmark = pytest.mark.sockets
     ],
 )
 def test_failed_connects_are_the_engines_fault_or_the_gateways(error: OSError, cause: str) -> None:
-    found = connect_error(error)
-    assert (found.cause, found.was_sent, found.is_crash) == (cause, False, False)
-    assert (found.cause in LOCAL_CAUSES) is (cause not in ("refused", "connect-timeout"))
+    failure = connect_error(error)
+    assert (failure.cause, failure.was_sent, failure.is_crash) == (cause, False, False)
+    assert (failure.cause in LOCAL_CAUSES) is (cause not in ("refused", "connect-timeout"))
 
 
 def test_only_the_lack_of_resources_counts_as_exhaustion() -> None:

@@ -54,9 +54,9 @@ async def test_an_engine_that_says_nothing_and_listens_no_more_is_left_for_anoth
 
     engines: list[ScriptedEngine] = []
 
-    async with scripted_engine(script) as one, scripted_engine(script) as two:
-        engines.extend((one, two))
-        async with running_gateway(fleet_of([one.url, two.url]), Limits(unresponsive_seconds=0.02)) as running:
+    async with scripted_engine(script) as first, scripted_engine(script) as second:
+        engines.extend((first, second))
+        async with running_gateway(fleet_of([first.url, second.url]), Limits(unresponsive_seconds=0.02)) as running:
             answer = await request(running.url, body)
             assert (answer.status, answer.fields["x-fairlead-reason"]) == (200, "retry-1")
             assert running.gateway.telemetry.models[MODEL_KEY].retries_by_reason == {"gone": 1}
@@ -301,7 +301,7 @@ async def test_an_engine_that_takes_no_connection_in_time_is_passed_over() -> No
                 answers = [await request(running.url, GOOD) for _ in range(2)]
                 assert {answer.status for answer in answers} == {200}
                 assert "retry-1" in [answer.fields["x-fairlead-reason"] for answer in answers]
-                retried = next(one for one in running.gateway.decisions.latest(2) if one.latest.attempt == 2)
+                retried = next(entry for entry in running.gateway.decisions.latest(2) if entry.latest.attempt == 2)
                 assert retried.latest.decision.reason.startswith("connect-timeout")
 
 
@@ -311,13 +311,13 @@ async def test_engine_that_does_not_know_the_model_is_skipped_however_it_says_so
 
     async with gateway_of(responds({"error": error}, "404 Not Found"), responds({"object": "list", "data": []})) as (
         running,
-        one,
+        first,
         _other,
     ):
         for number in range(6):
             asked = {"model": "tiny", "input": f"{number} " * 300}
             assert (await request(running.url, asked, path="/v1/embeddings")).status == 200
-        assert one.calls
+        assert first.calls
 
 
 async def test_the_connection_of_a_stream_that_ended_with_an_error_event_asks_again() -> None:

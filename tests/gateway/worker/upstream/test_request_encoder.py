@@ -19,9 +19,9 @@ SECONDS = st.floats(0.0, 5_000.0)
 
 @given(SECONDS, SECONDS)
 def test_times_are_milliseconds_with_three_decimals(own: float, engine: float) -> None:
-    found = re.fullmatch(r"gateway;dur=(\d+\.\d{3}), engine;dur=(\d+\.\d{3})", server_timing(own, engine))
-    assert abs(float(found[1]) - own * 1e3) <= 0.000501
-    assert abs(float(found[2]) - engine * 1e3) <= 0.000501
+    match = re.fullmatch(r"gateway;dur=(\d+\.\d{3}), engine;dur=(\d+\.\d{3})", server_timing(own, engine))
+    assert abs(float(match[1]) - own * 1e3) <= 0.000501
+    assert abs(float(match[2]) - engine * 1e3) <= 0.000501
 
 
 def test_times_of_no_engine_are_left_out() -> None:
@@ -40,9 +40,9 @@ def test_the_beginning_of_a_request_is_the_same_whether_it_was_kept_or_not() -> 
             ("GET", "/v1/a", "http://e:1", "GET /v1/a HTTP/1.1\r\nhost: e:1\r\n"),
             ("POST", "/v1/b", "http://e:1/base/", "POST /base/v1/b HTTP/1.1\r\nhost: e:1\r\n"),
         ):
-            found = starts.get(method, target, url).text
+            head = starts.get(method, target, url).text
             framing = "content-type: application/json\r\ncontent-length: " if method == "POST" else ""
-            assert found == f"{text}x-fairlead-hops: 0123456789ab\r\n{framing}"
+            assert head == f"{text}x-fairlead-hops: 0123456789ab\r\n{framing}"
 
 
 def test_an_instance_is_named_in_a_way_that_a_head_can_hold() -> None:
