@@ -87,16 +87,16 @@ async def _used(gateway: GatewayProcess) -> None:
 
 async def test_an_idle_gateway_has_not_imported_unused_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(TELL)
-    told = tmp_path / "told"
-    told.mkdir()
+    folder = tmp_path / "told"
+    folder.mkdir()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setenv("TELL", str(told))
+    monkeypatch.setenv("TELL", str(folder))
     async with process_before(tmp_path, well_behaved) as (gateway, *_):
         await _used(gateway)
         (worker,) = gateway.worker_pids()
         gateway.process.send_signal(signal.SIGTERM)
         assert await gateway.wait() == 0
-    helper, worker = [set((told / str(pid)).read_text().split()) for pid in (gateway.process.pid, worker)]
+    helper, worker = [set((folder / str(pid)).read_text().split()) for pid in (gateway.process.pid, worker)]
     assert helper & (NOBODY | HELPER) == set()
     assert worker & (NOBODY | WORKER) == set()
 

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.sockets
 @pytest.mark.usefixtures("new_interpreters")
 async def test_it_serves_says_ready_on_both_ports_and_follows_its_file(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
-    async with scripted_engine() as one, scripted_engine() as two:
-        write_fleet_file(path, fleet_of([one.url]))
+    async with scripted_engine() as first, scripted_engine() as second:
+        write_fleet_file(path, fleet_of([first.url]))
         async with gateway_process(path) as gateway:
             for url in (gateway.url, gateway.manage):
                 assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
@@ -33,7 +33,7 @@ async def test_it_serves_says_ready_on_both_ports_and_follows_its_file(tmp_path:
             managed_request = get_request("/readyz").replace(b"host: x", b"host: 127.0.0.1")
             assert (await send(gateway.manage, managed_request))[0].status == 200
             assert (await request(gateway.url, GOOD)).fields["x-fairlead-instance"] == "e-0/0/0"
-            write_fleet_file(path, fleet_of([one.url, two.url], states=[InstanceState.DRAINING]))
+            write_fleet_file(path, fleet_of([first.url, second.url], states=[InstanceState.DRAINING]))
 
             async def moved() -> bool:
                 return (await request(gateway.url, GOOD)).fields["x-fairlead-instance"] == "e-1/1/0"

@@ -48,13 +48,13 @@ def client_of(running: RunningGateway) -> openai.AsyncOpenAI:
 
 async def test_chat() -> None:
     async with stage() as on:
-        found = await on.client.chat.completions.create(
+        reply = await on.client.chat.completions.create(
             model="tiny", messages=[{"role": "user", "content": "hello there"}], max_tokens=7
         )
-        assert found.choices[0].message.content
-        assert found.choices[0].finish_reason == "length"
-        assert found.usage.completion_tokens == 7
-        assert found.id == f"chatcmpl-{found._request_id}"
+        assert reply.choices[0].message.content
+        assert reply.choices[0].finish_reason == "length"
+        assert reply.usage.completion_tokens == 7
+        assert reply.id == f"chatcmpl-{reply._request_id}"
 
 
 async def test_chat_twice_finds_its_prompt_in_the_cache() -> None:
@@ -62,11 +62,11 @@ async def test_chat_twice_finds_its_prompt_in_the_cache() -> None:
         text = "what a long prompt this is " * 100
         cached = []
         for _ in range(2):
-            found = await on.client.chat.completions.create(
+            reply = await on.client.chat.completions.create(
                 model="tiny", messages=[{"role": "user", "content": text}], max_tokens=2
             )
-            assert found.usage.prompt_tokens_details is not None
-            cached.append(found.usage.prompt_tokens_details.cached_tokens or 0)
+            assert reply.usage.prompt_tokens_details is not None
+            cached.append(reply.usage.prompt_tokens_details.cached_tokens or 0)
         assert cached[0] == 0
         assert cached[1] > 500
 
@@ -101,18 +101,18 @@ async def test_streaming_chat_without_usage_shows_none() -> None:
 
 async def test_completions_plain_and_streamed() -> None:
     async with stage() as on:
-        found = await on.client.completions.create(model="tiny", prompt="once upon", max_tokens=4, n=2)
-        assert len(found.choices) == 2
+        reply = await on.client.completions.create(model="tiny", prompt="once upon", max_tokens=4, n=2)
+        assert len(reply.choices) == 2
         stream = await on.client.completions.create(model="tiny", prompt="once upon", max_tokens=4, stream=True)
         assert "".join([chunk.choices[0].text async for chunk in stream])
 
 
 async def test_embeddings() -> None:
     async with stage() as on:
-        found = await on.client.embeddings.create(model="tiny", input=["one", "two", "three"])
-        assert len(found.data) == 3
-        assert len(found.data[0].embedding) == SETTINGS.embedding_dimensions
-        assert found.usage.prompt_tokens > 0
+        reply = await on.client.embeddings.create(model="tiny", input=["one", "two", "three"])
+        assert len(reply.data) == 3
+        assert len(reply.data[0].embedding) == SETTINGS.embedding_dimensions
+        assert reply.usage.prompt_tokens > 0
 
 
 async def test_models() -> None:
@@ -140,13 +140,13 @@ async def test_many_streams_at_once() -> None:
     count = shortened(200, 60)
     async with stage() as on:
 
-        async def one(number: int) -> int:
+        async def stream_tokens(number: int) -> int:
             stream = await on.client.chat.completions.create(
                 model="tiny", messages=[{"role": "user", "content": f"{number}"}], max_tokens=20, stream=True
             )
             return len([chunk async for chunk in stream if chunk.choices and chunk.choices[0].delta.content])
 
-        assert await asyncio.gather(*[one(number) for number in range(count)]) == [20] * count
+        assert await asyncio.gather(*[stream_tokens(number) for number in range(count)]) == [20] * count
 
 
 @pytest.mark.parametrize(

@@ -92,9 +92,9 @@ error_event = streams(token(CANARY), event({"error": {"message": CANARY, "code":
 
 
 async def prefilling(call: EngineCall) -> None:
-    found = {"do_remote_prefill": True, "remote_block_ids": [[1]], "remote_engine_id": CANARY, "remote_request_id": "r"}
-    found |= {"remote_host": "127.0.0.1", "remote_port": 5801, "tp_size": 1}
-    await call.respond({"choices": [{"index": 0, "text": CANARY}], "kv_transfer_params": found})
+    kv = {"do_remote_prefill": True, "remote_block_ids": [[1]], "remote_engine_id": CANARY, "remote_request_id": "r"}
+    kv |= {"remote_host": "127.0.0.1", "remote_port": 5801, "tp_size": 1}
+    await call.respond({"choices": [{"index": 0, "text": CANARY}], "kv_transfer_params": kv})
 
 
 async def failing_to_pull(call: EngineCall) -> None:
@@ -129,16 +129,16 @@ REPEATED = {"streams break", "refused", "an error in the stream"}
 async def scene(name: str, collector: str, log: Path) -> AsyncIterator[RunningGateway]:
     prefill, decode = SCENES[name]
     async with AsyncExitStack() as stack:
-        found = []
+        instances = []
         for role, scripts in ((Role.PREFILL, prefill), (Role.DECODE if prefill else Role.SERVE, decode)):
             for number, script in enumerate(scripts):
                 engine = await stack.enter_async_context(scripted_engine(script))
                 transfer = "nixl" if prefill else None
-                found.append(
+                instances.append(
                     Instance(f"{role}{number}", "default", "tiny", role, engine.url, role=role, transfer=transfer)
                 )
         fleet = Fleet(
-            1, 1, {MODEL_KEY: Model("default", "tiny", SloTargets(ttft_seconds=1.0))}, {MODEL_KEY: tuple(found)}
+            1, 1, {MODEL_KEY: Model("default", "tiny", SloTargets(ttft_seconds=1.0))}, {MODEL_KEY: tuple(instances)}
         )
         what = ObservabilitySettings(access_log=str(log), trace_endpoint=collector, trace_share=1.0)
         watching = RequestObservers(

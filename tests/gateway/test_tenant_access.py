@@ -161,23 +161,23 @@ def test_no_output_shows_a_key_or_a_digest(
             await wait_until(is_noted)
             assert await at.status(GOOD) == 200
             paths = ("/", "/readyz", "/metrics", "/api/fleet", "/api/stats", "/api/decisions?limit=50", "/openapi.json")
-            found = {path: (await at.gateway.get(path)).body.decode() for path in paths}
-            assert "acme" in found["/api/decisions?limit=50"]
+            outputs = {path: (await at.gateway.get(path)).body.decode() for path in paths}
+            assert "acme" in outputs["/api/decisions?limit=50"]
 
             async def is_exported() -> bool:
                 return any(b"acme" in request.body for request in at.collector.requests)
 
             await wait_until(is_exported)
-            found["traces"] = repr([request.body for request in at.collector.requests])
-            found["access log"] = (tmp_path / "access.log").read_text()
-            assert "acme" in found["access log"]
-            return found
+            outputs["traces"] = repr([request.body for request in at.collector.requests])
+            outputs["access log"] = (tmp_path / "access.log").read_text()
+            assert "acme" in outputs["access log"]
+            return outputs
 
-    found = run_async(main())
+    outputs = run_async(main())
     captured = capfd.readouterr()
-    found["log"] = captured.out + captured.err
-    assert "tenants.yaml" in found["log"]
-    for name, text in found.items():
+    outputs["log"] = captured.out + captured.err
+    assert "tenants.yaml" in outputs["log"]
+    for name, text in outputs.items():
         assert "canary" not in text, name
         for key in KEYS:
             assert digest(key) not in text.lower(), name

@@ -28,8 +28,8 @@ def mixed(limits: Limits | None = None) -> AdmissionPolicy:
 
 
 def hold(gate: AdmissionPolicy, *ones: AdmissionRequest, now: float = 0.0) -> None:
-    for one in ones:
-        assert gate.admit(one, engines(9.0, 9.0), now).action is AdmissionAction.QUEUE
+    for admission in ones:
+        assert gate.admit(admission, engines(9.0, 9.0), now).action is AdmissionAction.QUEUE
 
 
 def test_equal_requests_are_never_queued() -> None:
@@ -97,9 +97,9 @@ def test_memory_that_would_overflow_is_waited_for_and_no_other_is_let_past() -> 
 def test_unknown_memory_refuses_no_request() -> None:
     gate = AdmissionPolicy(Limits())
     for number in range(40):
-        one = admission_request(f"r{number}", tokens=1e6)
-        assert gate.admit(one, engines(0.0), 0.0).action is AdmissionAction.ADMIT
-        gate.kv_capacity.on_dispatch(one.request, "e0", 1e6, None, 0.0)
+        admission = admission_request(f"r{number}", tokens=1e6)
+        assert gate.admit(admission, engines(0.0), 0.0).action is AdmissionAction.ADMIT
+        gate.kv_capacity.on_dispatch(admission.request, "e0", 1e6, None, 0.0)
 
 
 def test_only_sheddable_requests_are_refused_and_get_retry_after() -> None:

@@ -55,7 +55,7 @@ def test_no_caller_within_its_fair_share_is_refused(steps: list[tuple[str, int]]
     bounds = CallerBounds(max_requests, 10**9)
     queued: dict[str, tuple[str, int]] = {}
     for number, (caller, body_bytes) in enumerate(steps):
-        callers = {one for one, _ in queued.values()} | {caller}
+        callers = {name for name, _ in queued.values()} | {caller}
         displaced = bounds.displaced_by(caller, body_bytes)
         own = bounds.requests_of(caller) + 1
         assert displaced is not None or own > max_requests / len(callers)

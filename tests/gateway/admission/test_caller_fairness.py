@@ -46,9 +46,9 @@ def test_overdue_request_of_a_served_caller_waits_for_the_one_with_credit() -> N
         queue.add(queued_request(f"f{number}", 0.0, 1.0, 1.0, tenant="flood"))
     queue.add(queued_request("s0", 9.0, 1.0, 1.0, tenant="steady"))
     rules = []
-    while (found := queue.peek(9.5)) is not None:
-        queue.take(found)
-        rules.append((found.request.id, found.rule))
+    while (turn := queue.peek(9.5)) is not None:
+        queue.take(turn)
+        rules.append((turn.request.id, turn.rule))
     assert rules[:3] == [("f0", "overdue"), ("s0", "late"), ("f1", "overdue")]
 
 
@@ -74,16 +74,16 @@ def test_requests_that_left_the_queue_are_not_kept_until_their_deadline(served: 
         queue.add(queued_request(f"stays{number}", 0.0, 1_800.0, 0.1, tenant="steady"))
     for number in range(5_000):
         queue.add(queued_request(f"r{number}", 0.0, 1_800.0, 0.1, tenant="flood", is_long=number % 2 == 0))
-        found = queue.peek(1.0) if served else None
-        if found is not None:
-            queue.take(found)
+        turn = queue.peek(1.0) if served else None
+        if turn is not None:
+            queue.take(turn)
         else:
             assert queue.remove(f"r{number}")
     live = len(queue)
     assert heap_entries(queue) <= 2 * (2 * live + 33)
     left = 0
-    while (found := queue.peek(1.0)) is not None:
-        queue.take(found)
+    while (turn := queue.peek(1.0)) is not None:
+        queue.take(turn)
         left += 1
     assert left == live
 
@@ -145,10 +145,10 @@ def served_under_overload(classes: dict[str, tuple[int, float]], turns: int) -> 
             queue.add(
                 queued_request(f"{caller}{number}", float(number), 5.0, 1.0, tier=tier, tenant=caller, weight=weight)
             )
-        found = queue.peek(float(number))
-        assert found is not None
-        queue.take(found)
-        served[found.request.tenant] += 1
+        turn = queue.peek(float(number))
+        assert turn is not None
+        queue.take(turn)
+        served[turn.request.tenant] += 1
     return served
 
 
@@ -168,10 +168,10 @@ def test_service_gap_of_backlogged_callers_stays_within_the_bound() -> None:
         for caller, most in (("flood", largest), ("steady", 0.1)):
             queue.add(queued_request(f"{caller}{number}", 0.0, 5.0, draw.uniform(0.01, most), tenant=caller))
     while len(queue._tenants) == 2:
-        found = queue.peek(100.0)
-        assert found is not None
-        queue.take(found)
-        served[str(found.request.tenant)] += found.request.prefill_seconds
+        turn = queue.peek(100.0)
+        assert turn is not None
+        queue.take(turn)
+        served[str(turn.request.tenant)] += turn.request.prefill_seconds
         assert abs(served["flood"] - served["steady"]) <= largest + QUANTUM_SECONDS
 
 

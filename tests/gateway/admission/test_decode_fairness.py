@@ -97,9 +97,9 @@ def test_next_free_place_goes_to_the_caller_whose_answers_took_least() -> None:
         queue.add(queued_request(f"f{number}", 0.0, 100.0, 0.01, tenant="flood", decode_seconds=2.0))
         queue.add(queued_request(f"s{number}", 1.0, 100.0, 0.01, tenant="steady", decode_seconds=0.1))
     order = []
-    while (found := queue.peek(2.0)) is not None:
-        queue.take(found)
-        order.append(found.request.id)
+    while (turn := queue.peek(2.0)) is not None:
+        queue.take(turn)
+        order.append(turn.request.id)
     assert order == ["f0", "s0", "s1", "s2", "f1", "f2"]
 
 

@@ -46,9 +46,9 @@ def test_given_what_is_out_the_median_is_that_of_the_longer_ones() -> None:
         lengths.learn("chat", 900.0, length, number * 0.1)
     for generated in (50, 200, 600):
         longer = sorted(length for length in seen if length > generated)
-        found = lengths.quantile(0.5, "chat", 900.0, 300.0, generated=generated)
-        assert found is not None
-        assert math.isclose(found, longer[len(longer) // 2], rel_tol=0.08)
+        median = lengths.quantile(0.5, "chat", 900.0, 300.0, generated=generated)
+        assert median is not None
+        assert math.isclose(median, longer[len(longer) // 2], rel_tol=0.08)
 
 
 def test_without_answers_it_is_none_and_a_new_class_starts_from_all() -> None:
@@ -130,9 +130,9 @@ def test_a_quantile_is_beyond_what_is_out_and_rises_with_its_share(
     counts = [0.0] * BINS
     for length in seen:
         counts[bin_of(length)] += 1.0
-    found = conditional_quantile(counts, share, generated)
-    assert found >= min(generated, lower_edge(BINS))
-    assert share == 0.0 or found <= conditional_quantile(counts, min(1.0, share + 0.1), generated) + 1e-6
+    quantile = conditional_quantile(counts, share, generated)
+    assert quantile >= min(generated, lower_edge(BINS))
+    assert share == 0.0 or quantile <= conditional_quantile(counts, min(1.0, share + 0.1), generated) + 1e-6
 
 
 def test_the_table_that_is_planned_by_says_what_the_quantile_says() -> None:
@@ -142,8 +142,8 @@ def test_the_table_that_is_planned_by_says_what_the_quantile_says() -> None:
     planned = OutputForecast(lengths)
     assert OutputForecast(OutputLengths(max_classes=8)).expected_remaining("chat", 500, 0, 0.0) is None
     for out in (0, 10, 100, 400):
-        told = planned.expected_remaining("chat", 500, out, 600.0)
+        remaining = planned.expected_remaining("chat", 500, out, 600.0)
         exact = lengths.quantile(PLANNED_SHARE, "chat", 500, 600.0, generated=out)
-        assert told is not None
+        assert remaining is not None
         assert exact is not None
-        assert told == pytest.approx(exact - out, rel=0.15, abs=2.0)
+        assert remaining == pytest.approx(exact - out, rel=0.15, abs=2.0)

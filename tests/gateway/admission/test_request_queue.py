@@ -26,10 +26,10 @@ def take_next(queue: "RequestQueue | ByKey", now: float, closed: Collection[bool
 
 
 def turns(line: RequestQueue, now: float) -> list[tuple[str, str]]:
-    found = []
+    order = []
     while (turn := take_next(line, now)) is not None:
-        found.append((turn.request.id, turn.rule))
-    return found
+        order.append((turn.request.id, turn.rule))
+    return order
 
 
 def of(*requests: QueuedRequest) -> RequestQueue:
@@ -163,11 +163,11 @@ def two_classes(load: float, *, seed: int, requests: int = 12_000) -> list[Queue
         else (H100.prefill_time(draw.randint(8_000, 16_000)), 4.0)
         for _ in range(requests)
     ]
-    rate, at, made = load * ENGINES / (sum(own for own, _ in kinds) / requests), 0.0, []
+    rate, at, queued = load * ENGINES / (sum(own for own, _ in kinds) / requests), 0.0, []
     for number, (own, objective) in enumerate(kinds):
         at += draw.expovariate(rate)
-        made.append(QueuedRequest(str(number), at, objective, own))
-    return made
+        queued.append(QueuedRequest(str(number), at, objective, own))
+    return queued
 
 
 class ByKey:
@@ -213,9 +213,9 @@ def served(requests: list[QueuedRequest], line: RequestQueue | ByKey) -> tuple[f
     counted = requests[len(requests) // 10 :]
     shares = []
     for short in (True, False):
-        ones = [one for one in counted if (one.objective_seconds < 1.0) is short]
-        shares.append(sum(took[one.id] <= one.objective_seconds for one in ones) / len(ones))
-    return shares[0], shares[1], max(took[one.id] / one.objective_seconds for one in counted)
+        ones = [request for request in counted if (request.objective_seconds < 1.0) is short]
+        shares.append(sum(took[request.id] <= request.objective_seconds for request in ones) / len(ones))
+    return shares[0], shares[1], max(took[request.id] / request.objective_seconds for request in counted)
 
 
 def worst_share(load: float, line: Callable[[], RequestQueue | ByKey]) -> float:
@@ -226,10 +226,10 @@ def worst_share(load: float, line: Callable[[], RequestQueue | ByKey]) -> float:
 
 def test_it_carries_more_of_both_classes_than_arrival_or_deadline_do() -> None:
     def by_arrival() -> ByKey:
-        return ByKey(lambda one: one.arrived_at)
+        return ByKey(lambda request: request.arrived_at)
 
     def by_deadline() -> ByKey:
-        return ByKey(lambda one: one.deadline)
+        return ByKey(lambda request: request.deadline)
 
     assert worst_share(0.98, RequestQueue) >= 0.9
     assert worst_share(0.80, by_arrival) >= 0.9 > worst_share(0.86, by_arrival)

@@ -39,14 +39,14 @@ def queue_trace(seed: int) -> list[str]:
         if draw.random() < 0.15:
             lines.append(f"remove {queue.remove(f'r{draw.randint(0, number)}')}")
         closed = draw.choice([(), (), (True,)])
-        found = queue.peek(now, closed)
-        if found is not None and draw.random() < 0.7:
-            queue.take(found)
-            lines.append(f"{found.request.id} {found.rule} {found.reason}")
-    while (found := queue.peek(now)) is not None:
+        turn = queue.peek(now, closed)
+        if turn is not None and draw.random() < 0.7:
+            queue.take(turn)
+            lines.append(f"{turn.request.id} {turn.rule} {turn.reason}")
+    while (turn := queue.peek(now)) is not None:
         now += 0.1
-        queue.take(found)
-        lines.append(f"{found.request.id} {found.rule} {found.reason}")
+        queue.take(turn)
+        lines.append(f"{turn.request.id} {turn.rule} {turn.reason}")
     return lines
 
 

@@ -24,9 +24,9 @@ class CountedPattern:
         self._counts = counts
 
     def match(self, data: bytes, position: int = 0) -> re.Match[bytes] | None:
-        found = self._pattern.match(data, position)
-        self._counts.append(found.end() - position if found is not None else len(data) - position)
-        return found
+        match = self._pattern.match(data, position)
+        self._counts.append(match.end() - position if match is not None else len(data) - position)
+        return match
 
     def fullmatch(self, data: bytes, position: int = 0) -> re.Match[bytes] | None:
         self._counts.append(len(data) - position)

@@ -398,6 +398,6 @@ async def test_every_malformed_input_is_answered_at_once() -> None:
     limits = Limits(header_timeout_seconds=600.0, body_idle_seconds=600.0, body_seconds=600.0)
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url]), limits) as running:
         started = time.monotonic()
-        found = await asyncio.gather(*[send(running.url, data) for data in MALFORMED.values()])
-        assert [len(answers) for answers in found] == [1] * len(MALFORMED)
+        replies = await asyncio.gather(*[send(running.url, data) for data in MALFORMED.values()])
+        assert [len(answers) for answers in replies] == [1] * len(MALFORMED)
         assert time.monotonic() - started < 60

@@ -32,31 +32,31 @@ _EXPECTED: Requests = [
 ]
 
 
-def take(reader: RequestParser, found: Requests) -> None:
+def take(reader: RequestParser, requests: Requests) -> None:
     while (request := reader.next_request()) is not None:
         head: RequestHead = request[0]
-        found.append((head.method, head.path, request[1]))
+        requests.append((head.method, head.path, request[1]))
 
 
 @given(st.lists(st.integers(0, len(_WHOLE)), max_size=30))
 def test_however_the_bytes_are_cut_the_requests_are_the_same(cuts: list[int]) -> None:
     reader = RequestParser(LIMITS, SharedTemplates())
-    found: Requests = []
+    requests: Requests = []
     edges = [0, *sorted(cuts), len(_WHOLE)]
     for start, stop in itertools.pairwise(edges):
         reader.feed(_WHOLE[start:stop])
-        take(reader, found)
-    assert found == _EXPECTED
+        take(reader, requests)
+    assert requests == _EXPECTED
     assert reader.is_empty
 
 
 def test_one_byte_at_a_time() -> None:
     reader = RequestParser(LIMITS, SharedTemplates())
-    found: Requests = []
+    requests: Requests = []
     for number in range(len(_WHOLE)):
         reader.feed(_WHOLE[number : number + 1])
-        take(reader, found)
-    assert found == _EXPECTED
+        take(reader, requests)
+    assert requests == _EXPECTED
 
 
 @given(st.binary(max_size=200), st.integers(0, len(_WHOLE)), st.integers(0, 40))
@@ -82,17 +82,17 @@ FRAGMENTS = st.sampled_from(
 def judged(data: bytes, size: int, templates: SharedTemplates | None = None) -> tuple[Requests, int]:
     """Returns the requests in ``data``, read in pieces of ``size``, and the refusal's status."""
     reader = RequestParser(LIMITS, templates or SharedTemplates())
-    found: Requests = []
+    requests: Requests = []
     try:
         for start in range(0, len(data), size):
             reader.feed(data[start : start + size])
-            take(reader, found)
+            take(reader, requests)
         reader.on_eof()
     except GatewayError as error:
         if not 400 <= error.status < 500:
             raise
-        return found, error.status
-    return found, 200
+        return requests, error.status
+    return requests, 200
 
 
 @given(st.lists(FRAGMENTS | st.binary(max_size=3), max_size=12))
@@ -118,9 +118,9 @@ def test_connection_takes_the_parsed_head_of_another_with_its_own_length(length:
     if length in (b"4", b"17"):
         second = RequestParser(LIMITS, templates)
         second.feed(data)
-        found = second.next_request()
-        assert found is not None
-        head, body = found
+        request = second.next_request()
+        assert request is not None
+        head, body = request
         assert (head.length, len(body)) == (int(length), int(length))
         assert head.fields is parsed[0].fields, "both connections hold one copy"
         assert (head.method, head.path, head.query, head.keep_alive) == ("POST", "/v1", b"a=b", False)

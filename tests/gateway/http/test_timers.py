@@ -52,7 +52,7 @@ class One(TimeoutEntry):
         self.lates += 1
 
 
-def made(seconds: float) -> tuple[TimeoutQueue, ManualClock, Timer]:
+def timeout_queue(seconds: float) -> tuple[TimeoutQueue, ManualClock, Timer]:
     clock = ManualClock(1_000.0)
     timer = Timer(clock)
     return TimeoutQueue(cast(asyncio.AbstractEventLoop, timer), seconds, clock.now), clock, timer
@@ -60,35 +60,35 @@ def made(seconds: float) -> tuple[TimeoutQueue, ManualClock, Timer]:
 
 def test_whatever_is_not_over_in_time_is_late_once_and_nothing_else_is() -> None:
     draw = random.Random(5)
-    overdue, clock, timer = made(3.0)
+    overdue, clock, timer = timeout_queue(3.0)
     begun: dict[One, float] = {}
     over: set[One] = set()
     for _ in range(400):
         if draw.random() < 0.6:
-            one = One()
-            begun[one] = clock.now()
-            overdue.add(one, clock.now())
-        going = [one for one in begun if one not in over and not one.lates]
+            entry = One()
+            begun[entry] = clock.now()
+            overdue.add(entry, clock.now())
+        going = [entry for entry in begun if entry not in over and not entry.lates]
         if going and draw.random() < 0.5:
             over.add(ended := draw.choice(going))
             overdue.remove(ended)
             overdue.remove(ended)
         clock.advance(draw.choice((0.0, 0.125, 1.0)))
         timer.fire_due()
-        for one, began in begun.items():
-            assert one.lates == (one not in over and clock.now() - began >= 3.0)
+        for entry, began in begun.items():
+            assert entry.lates == (entry not in over and clock.now() - began >= 3.0)
 
 
 def test_after_clear_no_entry_times_out() -> None:
-    overdue, clock, timer = made(1.0)
+    overdue, clock, timer = timeout_queue(1.0)
     ones = [One() for _ in range(3)]
-    for one in ones:
-        overdue.add(one, clock.now())
+    for entry in ones:
+        overdue.add(entry, clock.now())
     overdue.clear()
     clock.advance(9.0)
     timer.fire_due()
     assert timer.fire is None
-    assert not any(one.lates for one in ones)
+    assert not any(entry.lates for entry in ones)
 
 
 class Idle(IdleTimer):
@@ -194,7 +194,7 @@ class Again(TimeoutEntry):
 
 
 def test_entry_may_join_its_queue_again_with_no_second_timer() -> None:
-    overdue, clock, timer = made(2.0)
+    overdue, clock, timer = timeout_queue(2.0)
     first, second = Again(overdue), Again(overdue)
     overdue.add(first, clock.now())
     clock.advance(0.5)

@@ -55,8 +55,8 @@ async def loaded(issued: Certificate) -> ssl.SSLContext:
 
 def shown(connection: RawConnection) -> bytes:
     """The certificate that the other side showed."""
-    found: ssl.SSLObject = connection.writer.get_extra_info("ssl_object")
-    return found.getpeercert(binary_form=True) or b""
+    ssl_object: ssl.SSLObject = connection.writer.get_extra_info("ssl_object")
+    return ssl_object.getpeercert(binary_form=True) or b""
 
 
 async def test_tls_serves_plain_responses_streams_and_keep_alive(

@@ -22,9 +22,9 @@ def fields(*parents: str, state: str | list[str] = "") -> list[tuple[bytes, byte
 
 
 def test_a_right_one_is_read_and_passed_on_as_it_came() -> None:
-    found = trace_context.extract_context(fields(RIGHT, state="vendor=x,other=y"))
-    assert found == trace_context.TraceContext(TRACE, SPAN, 1, "vendor=x,other=y")
-    assert found.is_sampled
+    context = trace_context.extract_context(fields(RIGHT, state="vendor=x,other=y"))
+    assert context == trace_context.TraceContext(TRACE, SPAN, 1, "vendor=x,other=y")
+    assert context.is_sampled
     assert trace_context.forwarded_header(fields(RIGHT, state="vendor=x")) == (
         f"traceparent: {RIGHT}\r\ntracestate: vendor=x\r\n".encode()
     )
@@ -76,8 +76,8 @@ def test_a_state_without_a_parent_is_dropped() -> None:
     "version", [f"01-{TRACE}-{SPAN}-01", f"cc-{TRACE}-{SPAN}-01", f"cc-{TRACE}-{SPAN}-01-later.field"]
 )
 def test_a_later_schema_is_read_as_far_as_known(version: str) -> None:
-    found = trace_context.extract_context(fields(version))
-    assert (found.trace_id, found.span_id, found.is_sampled) == (TRACE, SPAN, True)
+    context = trace_context.extract_context(fields(version))
+    assert (context.trace_id, context.span_id, context.is_sampled) == (TRACE, SPAN, True)
 
 
 def test_blanks_around_it_are_no_part_of_it() -> None:
@@ -99,9 +99,9 @@ def test_an_own_trace_is_sampled_and_has_no_unknown_flag(flags: int, shown: str)
 @pytest.mark.property
 @given(st.binary(max_size=80))
 def test_whatever_comes_is_right_or_dropped_and_never_an_exception(value: bytes) -> None:
-    found = trace_context.extract_context([(b"traceparent", value)])
+    context = trace_context.extract_context([(b"traceparent", value)])
     text = trace_context.forwarded_header([(b"traceparent", value)])
-    assert (found is None) == (text == b"")
-    if found is not None:
-        made: Any = trace_context.sampled_header(found.trace_id, found.span_id, found.flags, "")
-        assert trace_context.extract_context([(b"traceparent", made[13:-2].encode())]) is not None
+    assert (context is None) == (text == b"")
+    if context is not None:
+        header: Any = trace_context.sampled_header(context.trace_id, context.span_id, context.flags, "")
+        assert trace_context.extract_context([(b"traceparent", header[13:-2].encode())]) is not None

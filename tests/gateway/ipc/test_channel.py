@@ -62,20 +62,20 @@ async def ends(**bounds: int) -> AsyncIterator[tuple[End, End, socket.socket]]:
 
 async def test_messages_arrive_whole_and_in_order_however_the_bytes_are_cut() -> None:
     async with ends() as (helper, _, raw):
-        said = [
+        messages = [
             say.WorkerReady(3),
             say.ReplyChunk(1, b"x" * 70_000, False),
             say.FleetApplied(4, "why"),
             say.DrainRequested(),
         ]
-        data = b"".join(len(one).to_bytes(4, "big") + one for one in map(encode_message, said))
+        data = b"".join(len(payload).to_bytes(4, "big") + payload for payload in map(encode_message, messages))
         raw.setblocking(False)
         loop = asyncio.get_running_loop()
         for begin in range(0, len(data), 3_001):
             await loop.sock_sendall(raw, data[begin : begin + 3_001])
             await asyncio.sleep(0)
-        await wait_until(lambda: len(helper.heard) == len(said))
-        assert helper.heard == said
+        await wait_until(lambda: len(helper.heard) == len(messages))
+        assert helper.heard == messages
 
 
 @pytest.mark.parametrize("data", [b"\xff\xff\xff\xff", b"\0\0\0\1\xc1", b"\0\0\0\2\x91\x01"])
@@ -135,12 +135,12 @@ async def test_unread_messages_are_dropped_and_counted() -> None:
 
 
 async def test_a_fleet_arrives_as_it_was() -> None:
-    one = Instance(
+    instance = Instance(
         "e-0/1/0", "d", "m", "main", "http://127.0.0.1:1", "sim", Role.PREFILL, InstanceState.DRAINING, frozenset({"x"}),
         2.5, builtin_profile("910b4"), None, None, 3, "tcp://a:1", None, "nixl", "http://127.0.0.1:2", EngineAuth("/ca", None, "/t"),
     )  # fmt: skip
     model = Model("d", "m", SloTargets(0.9, 1.5, 0.1, None), "session")
-    fleet = Fleet(7, 3, {model.key: model}, {model.key: (one,)})
+    fleet = Fleet(7, 3, {model.key: model}, {model.key: (instance,)})
     async with ends() as (helper, worker, raw):
         await worker.channel.open(raw.dup())
         helper.channel.send(say.FleetUpdate(fleet, {"e-0/1/0": 4}))
@@ -149,7 +149,7 @@ async def test_a_fleet_arrives_as_it_was() -> None:
 
 
 def test_a_logged_request_is_shown_with_all_of_its_decisions() -> None:
-    made = Decision(
+    decision = Decision(
         "a",
         "affinity",
         DecisionText(
@@ -159,10 +159,10 @@ def test_a_logged_request_is_shown_with_all_of_its_decisions() -> None:
         ),
         0.5,
     )
-    story = HandoffRecord("done", "none", "words", 0.25, [PrefillAttempt("p", made, 1.0, 0.5, "ok")])
+    story = HandoffRecord("done", "none", "words", 0.25, [PrefillAttempt("p", decision, 1.0, 0.5, "ok")])
     records = [
-        DecisionRecord("r", 5.0, "d/m", made, 1, 12.5),
-        DecisionRecord("r", 6.0, "d/m", made, 2, 12.5, "team", story),
+        DecisionRecord("r", 5.0, "d/m", decision, 1, 12.5),
+        DecisionRecord("r", 6.0, "d/m", decision, 2, 12.5, "team", story),
     ]
     records[1].route = RouteDecision("alias", "d/r", "d/m", "session", 2, (9, 10))
     outcome = make_outcome("r", "d/m", "a", 200, None, 4.0, 1.0, output_tokens=3, failures=(("b", "cut"),))
@@ -242,12 +242,12 @@ async def test_crashes_and_their_clearing_are_reported_at_once() -> None:
     journal = Journal(sink, asyncio.get_running_loop(), shares_dispatches=True)
     journal.on_crash(b"print", "a", 1.0, 2.0)
     journal.on_cleared(b"print", 3.0)
-    assert [(told.crashes, told.cleared) for told in sink.reports] == [
+    assert [(report.crashes, report.cleared) for report in sink.reports] == [
         ([(b"print", "a", 1.0, 2.0)], []),
         ([], [(b"print", 3.0)]),
     ]
-    for told in sink.reports:
-        heard = say.PeerUpdates(told.dispatches, told.crashes, told.cleared)
+    for report in sink.reports:
+        heard = say.PeerUpdates(report.dispatches, report.crashes, report.cleared)
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(heard), type=say.PeerUpdates) == heard
 
 

@@ -59,24 +59,24 @@ def _values(fields: CommonFields) -> dict[str, object]:
 
 def check_equal(modules: dict[str, ModuleType], body: bytes) -> bool:
     """Compares both ways; returns whether the scanner accepts the body."""
-    found = parse_scanned_chat(modules["chat_scanner"].scan_chat, body, ScanBounds(LIMITS))
-    if found is None:
+    parsed = parse_scanned_chat(modules["chat_scanner"].scan_chat, body, ScanBounds(LIMITS))
+    if parsed is None:
         return False
     fields = decode_body(ChatRequest, body, LIMITS)  # raises for a body that must be refused
     assert isinstance(fields, ChatRequest)
     limit = fields.max_tokens if fields.max_completion_tokens is None else fields.max_completion_tokens
-    assert (found.model_name, found.session) == (fields.model, fields.session_id or fields.user)
-    assert found.has_session_id is bool(fields.session_id)
-    assert (found.stream, found.max_tokens, found.sequences) == (bool(fields.stream), limit, fields.n or 1)
-    assert body[found.messages_start - 1 : found.messages_end + 1] == bytes(fields.messages)
+    assert (parsed.model_name, parsed.session) == (fields.model, fields.session_id or fields.user)
+    assert parsed.has_session_id is bool(fields.session_id)
+    assert (parsed.stream, parsed.max_tokens, parsed.sequences) == (bool(fields.stream), limit, fields.n or 1)
+    assert body[parsed.messages_start - 1 : parsed.messages_end + 1] == bytes(fields.messages)
     assert fields.is_listed
-    assert found.members is None
-    assert not found.has_cache_variants
+    assert parsed.members is None
+    assert not parsed.has_cache_variants
     assert not (fields.cache_salt)
     assert not (fields.tools)
     assert not (fields.response_format)
     assert not (fields.prompt_logprobs)
-    assert repr(_values(found.fields)) == repr(_values(fields))
+    assert repr(_values(parsed.fields)) == repr(_values(fields))
     return True
 
 
@@ -96,7 +96,7 @@ def objects(draw: st.DrawFn, names: list[str], required: dict[str, bytes]) -> by
 def bodies(draw: st.DrawFn) -> bytes:
     """A chat's body, valid or not."""
     part = objects(["type", "text", "url"], {"type": b'"text"'})
-    parts = st.lists(part, max_size=2).map(lambda found: b"[" + b",".join(found) + b"]")
+    parts = st.lists(part, max_size=2).map(lambda drawn: b"[" + b",".join(drawn) + b"]")
     content = draw(st.one_of(st.sampled_from(TEXTS), parts))
     message = objects(MESSAGE_NAMES, {"role": b'"user"', "content": content})
     messages = b"[" + draw(SPACES) + b" ,".join(draw(st.lists(message, min_size=1, max_size=3))) + b"]"
@@ -167,24 +167,24 @@ def test_no_field_of_a_scanned_chat_is_decoded_on_its_way(native_modules: dict[s
     body += stream + b"}"
     scanned = parse_scanned_chat(native_modules["chat_scanner"].scan_chat, body, ScanBounds(LIMITS))
     assert scanned is not None
-    found, expected = (
+    bound, expected = (
         bind_by_name("/v1/chat/completions", parsed, fleet_of([]), LIMITS)
         for parsed in (scanned, parse_body(ChatRequest, body, LIMITS))
     )
-    assert (found.body, found.strip_usage) == (expected.body, expected.strip_usage)
+    assert (bound.body, bound.strip_usage) == (expected.body, expected.strip_usage)
     head = RequestHead("POST", "/v1/chat/completions", [], 11, len(body), keep_alive=True, expects_continue=False)
     starts = ChainStarts(b"secret")
-    routes = [build_route_request(request, head, "r", starts) for request in (found, expected)]
+    routes = [build_route_request(request, head, "r", starts) for request in (bound, expected)]
     assert routes[0].chain == routes[1].chain
     assert [route.session_hash for route in routes] == [None, None]
-    for request in (found, expected):
+    for request in (bound, expected):
         samples = PromptSampleBuffer()
         samples.offer(request, routes[0])
         assert samples.take(request.model_key, routes[0].chain.tail) == (CHAT_SAMPLE, request.body)
         assert not can_resume(request)
-    assert found.decoded_fields is None
-    found.release_body()
-    assert (found.body, found.decoded_fields) == (b"", None)
+    assert bound.decoded_fields is None
+    bound.release_body()
+    assert (bound.body, bound.decoded_fields) == (b"", None)
 
 
 @pytest.mark.parametrize(
@@ -206,9 +206,9 @@ def test_a_scanned_stream_is_resumable_where_its_decoded_fields_say_so(
     body = b"{" + (more + messages if is_first else messages + more) + b'"model":"tiny","stream":true}'
     scanned = parse_scanned_chat(native_modules["chat_scanner"].scan_chat, body, ScanBounds(LIMITS))
     assert scanned is not None
-    found, expected = (
+    bound, expected = (
         bind_by_name("/v1/chat/completions", parsed, fleet_of([]), LIMITS)
         for parsed in (scanned, parse_body(ChatRequest, body, LIMITS))
     )
-    assert can_resume(found) is can_resume(expected)
-    assert (found.decoded_fields is not None) is is_decoded
+    assert can_resume(bound) is can_resume(expected)
+    assert (bound.decoded_fields is not None) is is_decoded

@@ -40,8 +40,8 @@ def test_usual_messages_are_found(
 ) -> None:
     system, user = {"role": "system", "content": "be kind"}, {"role": "user", "content": content}
     text = json.dumps([system, user, {"role": "assistant", "content": "yes"}], separators=spacing).encode()
-    found = check_equal(native_modules, text, 1, len(text) - 1)
-    assert json.loads(text[:found] + b"]") == [system, user]
+    end = check_equal(native_modules, text, 1, len(text) - 1)
+    assert json.loads(text[:end] + b"]") == [system, user]
 
 
 @pytest.mark.parametrize("size", range(-40, 40, 3))

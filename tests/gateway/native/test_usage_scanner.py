@@ -49,12 +49,12 @@ def _counts(usage: Usage | None) -> tuple[int | None, ...] | None:
 
 def check_equal(modules: dict[str, ModuleType], body: bytes) -> bool:
     """Compares both ways; returns whether the scanner accepts the body."""
-    found = modules["usage_scanner"].scan_usage(body)
-    if found is None:
+    scanned = modules["usage_scanner"].scan_usage(body)
+    if scanned is None:
         return False
     decoded = PLAIN_RESPONSE_DECODER.decode(body)  # raises for a body that must be refused
     json.loads(body)
-    assert _counts(scanned_usage(found)) == _counts(read_usage(decoded.usage))
+    assert _counts(scanned_usage(scanned)) == _counts(read_usage(decoded.usage))
     return True
 
 

@@ -18,6 +18,6 @@ def test_used_blocks_are_bounded_and_drop_the_older_half() -> None:
     recent = RecentBlocks(max_blocks=20, seconds=1_000.0)
     for number in range(100):
         recent.add([number], float(number) / 100)
-    found = recent.blocks(1.0)
-    assert len(found) <= 21
-    assert {95, 96, 97, 98, 99} <= found
+    blocks = recent.blocks(1.0)
+    assert len(blocks) <= 21
+    assert {95, 96, 97, 98, 99} <= blocks

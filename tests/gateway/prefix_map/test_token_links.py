@@ -78,7 +78,7 @@ def table_of(most: int = 10_000, most_owns: int = 100_000) -> PrefixTable:
     return PrefixTable(max_links=most, max_token_hashes=most_owns)
 
 
-def said(*contents: str) -> list[Message]:
+def conversation(*contents: str) -> list[Message]:
     return [{"role": "user" if index % 2 == 0 else "assistant", "content": text} for index, text in enumerate(contents)]
 
 
@@ -93,12 +93,12 @@ def families(draw: st.DrawFn) -> list[Prompt]:
     """Prompts of one template with common starts, tools first, and two spellings of some text."""
     template, tools = draw(st.sampled_from(TEMPLATES)), draw(st.sampled_from(["", " tool" * 40]))
     base = draw(_CONTENTS)
-    found = []
+    prompts = []
     for _ in range(draw(st.integers(1, 6))):
         kept = draw(st.integers(0, len(base)))
         contents = [*base[:kept], *draw(_CONTENTS)]
-        found.append(Prompt(said(*contents), template, tools, ascii_only=draw(st.booleans())))
-    return found
+        prompts.append(Prompt(conversation(*contents), template, tools, ascii_only=draw(st.booleans())))
+    return prompts
 
 
 def check(table: PrefixTable, prompts: list[Prompt]) -> None:
@@ -144,7 +144,7 @@ def test_within_bounds_what_is_left_is_whole_from_the_start_and_right(
 
 
 def test_a_plain_prompt_is_linked_nearly_as_deep_as_it_is() -> None:
-    table, prompt = table_of(), Prompt(said("the quick brown fox jumps " * 40))
+    table, prompt = table_of(), Prompt(conversation("the quick brown fox jumps " * 40))
     assert set(prompt.learned_by(table)) == set(prompt.hashes)
     middle = table.get(prompt.hashes[len(prompt.hashes) // 2])
     last = table.get(prompt.hashes[-1])
@@ -156,8 +156,8 @@ def test_a_plain_prompt_is_linked_nearly_as_deep_as_it_is() -> None:
 
 def test_a_contradiction_lowers_to_what_both_share() -> None:
     table = table_of()
-    first = Prompt(said("a" * 8, "é" * 200))  # escapes: few tokens for many bytes at the end
-    other = Prompt(said("a" * 8, "é" * 20 + "other text that goes on " * 20))
+    first = Prompt(conversation("a" * 8, "é" * 200))  # escapes: few tokens for many bytes at the end
+    other = Prompt(conversation("a" * 8, "é" * 20 + "other text that goes on " * 20))
     first.learned_by(table)
     shared_bytes = common_prefix(first.hashes, other.hashes)
     other.learned_by(table)
@@ -168,10 +168,10 @@ def test_a_contradiction_lowers_to_what_both_share() -> None:
 
 def test_a_template_that_begins_with_the_end_credits_nothing_that_differs() -> None:
     table = table_of()
-    one, other = (Prompt(said("the same words " * 30, end), last_first) for end in ("abc", "xyz"))
-    one.learned_by(table)
+    prompt, other = (Prompt(conversation("the same words " * 30, end), last_first) for end in ("abc", "xyz"))
+    prompt.learned_by(table)
     other.learned_by(table)
-    assert table.get(one.hashes[10]).depth == 0
+    assert table.get(prompt.hashes[10]).depth == 0
     assert table.lowered_links > 0
 
 
@@ -179,8 +179,8 @@ def test_a_conversation_keeps_one_array() -> None:
     table = table_of()
     turns = [f"words of turn {number} " * 20 for number in range(12)]
     for count in range(1, len(turns) + 1):
-        Prompt(said(*turns[:count])).learned_by(table)
-    longest = len(Prompt(said(*turns)).owns)
+        Prompt(conversation(*turns[:count])).learned_by(table)
+    longest = len(Prompt(conversation(*turns)).owns)
     assert table.token_hash_count < 3 * longest  # blocks that hold the end of a turn's text stay with that turn
 
 
@@ -192,7 +192,7 @@ def test_what_is_known_exactly_is_linked_exactly() -> None:
 
 
 def test_what_was_learned_can_be_forgotten() -> None:
-    table, prompt = table_of(), Prompt(said("words " * 50))
+    table, prompt = table_of(), Prompt(conversation("words " * 50))
     prompt.learned_by(table)
     table.clear()
     assert len(table) == table.token_hash_count == 0

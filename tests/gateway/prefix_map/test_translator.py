@@ -71,9 +71,9 @@ class Place:
     def hear(self, name: str) -> None:
         frame = self.engines[name].publish()
         if frame is not None:
-            found = apply_outcomes(self.truth, name, self.streams[name].on_live_frame(frame), self.now)
-            assert found.replay_from is None
-            self.report(found.changes)
+            applied = apply_outcomes(self.truth, name, self.streams[name].on_live_frame(frame), self.now)
+            assert applied.replay_from is None
+            self.report(applied.changes)
 
     def report(self, changes: list[Change]) -> None:
         self.mirror.apply(changes)
@@ -82,15 +82,15 @@ class Place:
     def settle(self, seconds: float = PREFIX_MAP_SETTLE_SECONDS) -> list[CacheCorrection]:
         """Lets time pass, and applies the corrections to the worker's knowledge."""
         self.now += seconds
-        found = self.bridge.take_corrections(self.now)
-        for one in found:
-            known = self.worker[one.instance]
-            if one.forget:
+        corrections = self.bridge.take_corrections(self.now)
+        for correction in corrections:
+            known = self.worker[correction.instance]
+            if correction.forget:
                 known.clear()
-            known -= set(array("Q", one.removed))
-            for chain in one.cached:
+            known -= set(array("Q", correction.removed))
+            for chain in correction.cached:
                 known |= set(array("Q", chain))
-        return found
+        return corrections
 
     def credited(self, name: str, prompt: Prompt) -> int:
         """Bytes of a prompt that the worker believes to lie there."""
@@ -163,7 +163,7 @@ def test_a_prompt_on_its_way_is_not_taken_back_and_one_that_never_came_is() -> N
     place.engines["a"].serve_prompt(prompt_of(9, 8).tokens)
     place.bridge.on_dispatch("a", prompt.tail, prompt.hashes, place.now, reports_end=True)
     place.hear("a")  # cleared while the prompt waits in the engine's queue
-    assert [one.forget for one in place.settle()] == [ForgetScope.ALL]
+    assert [correction.forget for correction in place.settle()] == [ForgetScope.ALL]
     place.worker["a"].update(prompt.hashes)  # it is still on its way
     assert not place.settle(60.0)
     place.bridge.on_finish("a", prompt.tail, place.now)
@@ -191,9 +191,9 @@ def test_a_distrusted_instance_is_dropped_and_reported_again_later() -> None:
     place.serve("a", prompt)
     place.settle()
     place.bridge.distrust("a")
-    assert [(one.forget, one.cached) for one in place.settle()] == [(ForgetScope.CORRECTED, [])]
+    assert [(correction.forget, correction.cached) for correction in place.settle()] == [(ForgetScope.CORRECTED, [])]
     place.serve("a", prompt_of(2))
-    assert not [one for one in place.settle() if one.cached or one.removed]
+    assert not [correction for correction in place.settle() if correction.cached or correction.removed]
     place.worker["a"].clear()
     place.bridge.trust("a")
     place.settle()
@@ -269,7 +269,7 @@ def test_a_prompt_of_an_adapter_or_with_a_salt_is_linked_to_its_own_blocks_only(
 ) -> None:
     """One text in five kinds: gateways see five byte chains, since salt and model seed them."""
     place, prompt = Place("a"), prompt_of(1)
-    chains = {kind: [xxhash.xxh3_64_intdigest(repr((kind, one)).encode()) for one in prompt.hashes] for kind in KINDS}
+    chains = {kind: [xxhash.xxh3_64_intdigest(repr((kind, key)).encode()) for key in prompt.hashes] for kind in KINDS}
     for adapter, salt in (served, *KINDS):
         extras = block_hash.block_extras(len(prompt.tokens) // BLOCK, BLOCK, salt=salt)
         root = block_hash.chain_root(KEY, adapter, secret=SECRET)

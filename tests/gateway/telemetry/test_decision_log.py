@@ -52,8 +52,8 @@ def test_an_outcome_is_added_to_its_request_and_one_without_a_request_is_ignored
     append_decision(log, _record("r1"))
     log.complete(make_outcome("r1", "default/tiny", "a/1/0", 200, None, 1.0, 2.0))
     log.complete(make_outcome("long-gone", "default/tiny", None, 503, "no-engine", 1.0, 2.0))
-    [found] = log.find("r1")
-    assert (found.status, found.has_ended, len(found.records)) == (200, True, 1)
+    [entry] = log.find("r1")
+    assert (entry.status, entry.has_ended, len(entry.records)) == (200, True, 1)
 
 
 def test_the_outcome_at_a_fallback_has_the_decisions_of_all_models() -> None:
@@ -67,9 +67,9 @@ def test_the_outcome_at_a_fallback_has_the_decisions_of_all_models() -> None:
     log.complete(last)
     assert [logged.request_id for logged in log.latest(9)] == ["r2", "r1"]
     for name in ("r1", "mine"):
-        [found] = log.find(name)
-        assert found is last
-        assert (found.has_ended, [record.model_key for record in found.records]) == (
+        [entry] = log.find(name)
+        assert entry is last
+        assert (entry.has_ended, [record.model_key for record in entry.records]) == (
             True,
             ["default/tiny", "default/big"],
         )
@@ -114,8 +114,8 @@ def test_a_client_cannot_replace_the_entry_of_another_request_by_its_id() -> Non
     append_decision(log, _record("r3", client_id="r1"))
     assert [logged.latest.request_id for logged in log.latest(9)] == ["r3", "r2", "r1"]
     for asked, expected in (("r1", "r1"), ("r2", "r2"), ("mine", "r2")):
-        [found] = log.find(asked)
-        assert found.latest.request_id == expected
+        [entry] = log.find(asked)
+        assert entry.latest.request_id == expected
 
 
 def test_the_ids_of_clients_leave_the_log_with_their_requests() -> None:
@@ -128,7 +128,7 @@ def test_the_ids_of_clients_leave_the_log_with_their_requests() -> None:
 
 
 def _ids(log: DecisionLog, request_id: str, *tenants: str) -> list[str]:
-    return [found.latest.request_id for found in log.find(request_id, frozenset(tenants) if tenants else None)]
+    return [entry.latest.request_id for entry in log.find(request_id, frozenset(tenants) if tenants else None)]
 
 
 def test_a_tenant_finds_its_own_requests_only_whatever_ids_others_choose() -> None:
@@ -143,7 +143,7 @@ def test_a_tenant_finds_its_own_requests_only_whatever_ids_others_choose() -> No
     assert _ids(log, "r1", "evil") == ["r3"]  # its own, by the id that it chose
     assert _ids(log, "r1") == ["r1"]
     assert _ids(log, "r2", "acme") == []
-    assert [found.latest.request_id for found in log.latest(9, None, {"acme"})] == ["r1"]
+    assert [entry.latest.request_id for entry in log.latest(9, None, {"acme"})] == ["r1"]
 
 
 def test_requests_without_an_api_key_belong_to_no_tenant() -> None:

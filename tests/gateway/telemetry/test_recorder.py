@@ -327,8 +327,8 @@ def test_gaps_of_a_long_stream_count_in_the_second_in_which_they_happen() -> Non
 
 
 def test_engine_signals_are_relayed_with_their_age_and_missing_ones_have_no_line() -> None:
-    said = EngineSignals(running=3.0, kv_usage=0.25)
-    seen = _samples(MetricsRecorder(ManualClock()), _fleet(_instance(signals=said, received_at=1_998.5)))
+    signals = EngineSignals(running=3.0, kv_usage=0.25)
+    seen = _samples(MetricsRecorder(ManualClock()), _fleet(_instance(signals=signals, received_at=1_998.5)))
     labels = f"instance={HERE},model={KEY},pool=main"
     assert seen["fairlead_gateway_engine_running", labels] == 3
     assert seen["fairlead_gateway_engine_signals_age_seconds", labels] == 1.5
@@ -444,12 +444,12 @@ def test_of_an_instance_first_tokens_are_judged_when_they_come_and_paces_at_the_
     telemetry.record_finished(change_outcome(ENDED, within_itl=None))
     seen = _samples(telemetry)
     where = f"instance={HERE},model={KEY}"
-    found = {
+    counts = {
         (kind, objective): seen[f"fairlead_gateway_instance_{kind}_total", f"{where},objective={objective}"]
         for kind in ("within_objective", "judged")
         for objective in ("ttft", "itl")
     }
-    assert found == {
+    assert counts == {
         ("within_objective", "ttft"): 1,
         ("judged", "ttft"): 2,
         ("within_objective", "itl"): 0,

@@ -57,19 +57,19 @@ def parts_of(telemetry: MetricsRecorder, now: float | None) -> dict[str, ModelSn
 @pytest.mark.parametrize("seed", range(5))
 def test_three_processes_count_what_one_would_have_counted(seed: int) -> None:
     draw, clock = random.Random(seed), ManualClock(1_000.0)
-    one, several = MetricsRecorder(clock), [MetricsRecorder(clock) for _ in range(3)]
+    single, several = MetricsRecorder(clock), [MetricsRecorder(clock) for _ in range(3)]
     for _ in range(150):
         counted_by = several[draw.randrange(3)]
         state = draw.getstate()
         busy(counted_by, draw)
         draw.setstate(state)
-        busy(one, draw)
+        busy(single, draw)
         clock.advance(draw.choice((0.0, 0.3, 4.0)))
     now = clock.now()
-    found = sum_snapshots([parts_of(telemetry, now) for telemetry in several])
-    assert found.keys() == one.models.keys()
-    for key, part in found.items():
-        series, wanted = restore_counters(part, now), one.models[key]
+    summed = sum_snapshots([parts_of(telemetry, now) for telemetry in several])
+    assert summed.keys() == single.models.keys()
+    for key, part in summed.items():
+        series, wanted = restore_counters(part, now), single.models[key]
         assert (series.ints, series.sums) == (wanted.ints, wanted.sums)
         assert series.last_minute(now + 0.4) == wanted.last_minute(now)
         for name in TABLES:
@@ -82,16 +82,16 @@ def test_three_processes_count_what_one_would_have_counted(seed: int) -> None:
 
 def test_a_sum_of_snapshots_renders_like_one_process() -> None:
     clock = ManualClock(1_000.0)
-    one, other = MetricsRecorder(clock), MetricsRecorder(clock)
-    for telemetry in (one, other):
+    recorder, other = MetricsRecorder(clock), MetricsRecorder(clock)
+    for telemetry in (recorder, other):
         busy(telemetry, random.Random(7))
     shown = MetricsRecorder(clock)
-    both = sum_snapshots([parts_of(one, clock.now()), parts_of(other, None)])
+    both = sum_snapshots([parts_of(recorder, clock.now()), parts_of(other, None)])
     shown.models.update({key: restore_counters(part, clock.now()) for key, part in both.items()})
     assert 'fairlead_gateway_received_total{model="chat/' in shown.render(Fleet(), {}, clock.now()).decode()
     for key, series in shown.models.items():
-        assert series.last_minute(clock.now()) == one.models[key].last_minute(clock.now())
-        assert series.ints == [2 * count for count in one.models[key].ints]
+        assert series.last_minute(clock.now()) == recorder.models[key].last_minute(clock.now())
+        assert series.ints == [2 * count for count in recorder.models[key].ints]
 
 
 def test_every_table_of_a_model_is_added_up() -> None:
