@@ -73,9 +73,7 @@ class Side:
 
 def side(url: str, name: str, *, secret: bytes = SECRET, **options: Any) -> Side:
     peer = Side(RedisLink(url, SystemClock(), limits=LIMITS))
-    peer.kept = AlignmentStore(
-        peer.link, name, lambda _, lesson: peer.taken.append(lesson), secret=secret, **options
-    )
+    peer.kept = AlignmentStore(peer.link, name, lambda _, lesson: peer.taken.append(lesson), secret=secret, **options)
     peer.kept.set_models([KEY])
     return peer
 
