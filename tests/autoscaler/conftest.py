@@ -6,5 +6,5 @@ from fairlead_testing.autoscaler.control_loop import KEY, ControlLoopHarness, mo
 
 
 @pytest.fixture
-def made() -> ControlLoopHarness:
+def harness() -> ControlLoopHarness:
     return ControlLoopHarness(models={KEY: model_state()})

@@ -125,8 +125,8 @@ def test_the_one_that_is_kept_for_a_while_sleeps_where_it_may() -> None:
     now_is = ModelState(ModelSpec("default/tiny", 2.0, None, (facts,)), policy, {"main": PoolState(2)})
     plan = ScalingPlan({"main": PoolPlan(0, "zero", "silent")})
     for silent, asleep in ((299.0, 1), (300.0, 0)):
-        found = enforce(PolicyState({}, 1_000.0), now_is, plan, Moment(1_000.0 + silent, WALL))["main"]
-        assert (found.replicas, found.asleep) == (0, asleep)
+        ruling = enforce(PolicyState({}, 1_000.0), now_is, plan, Moment(1_000.0 + silent, WALL))["main"]
+        assert (ruling.replicas, ruling.asleep) == (0, asleep)
 
 
 def test_a_held_request_starts_one_where_there_is_none_and_only_there() -> None:
@@ -150,16 +150,16 @@ def test_waking_starts_one_of_each_role_and_only_where_none_of_the_role_runs() -
     model = ModelSpec("default/tiny", 2.0, None, facts)
     pools = {"small": PoolState(0), "large": PoolState(0), "pre": PoolState(1)}
     now_is = ModelState(model, Autoscaling(**AUTO), pools)
-    found = enforce(PolicyState(), now_is, ScalingPlan(), Moment(0.0, WALL, is_woken=True))
-    assert {name: one.replicas for name, one in found.items()} == {"small": 1, "large": 0, "pre": 1}
+    rulings = enforce(PolicyState(), now_is, ScalingPlan(), Moment(0.0, WALL, is_woken=True))
+    assert {name: ruling.replicas for name, ruling in rulings.items()} == {"small": 1, "large": 0, "pre": 1}
 
 
 def test_of_prefill_and_decode_one_always_runs() -> None:
     facts = PoolSpec("pre", role=Role.PREFILL, minimum=0, maximum=4)
     now_is = ModelState(ModelSpec("default/tiny", 2.0, None, (facts,)), Autoscaling(**AUTO), {"pre": PoolState(2)})
     plan = ScalingPlan({"pre": PoolPlan(0, "zero", "silent")})
-    found = enforce(PolicyState({}, 0.0), now_is, plan, Moment(1e6, WALL))["pre"]
-    assert (found.replicas, found.rule) == (1, "bounds")
+    ruling = enforce(PolicyState({}, 0.0), now_is, plan, Moment(1e6, WALL))["pre"]
+    assert (ruling.replicas, ruling.rule) == (1, "bounds")
     assert with_widest_bounds(now_is.model, now_is.policy).pools[0].minimum == 1
 
 
@@ -205,10 +205,10 @@ def test_never_outside_the_bounds_and_never_the_other_way(
     policy = AUTO | {"step_up": up, "step_down": down}
     now_is = state(desired, least=least, most=max(1, least + room), policy=policy)
     watch = PolicyState({"main": tuple((990.0, size) for size in sizes)}, 0.0)
-    found = ruled(now_is, planned, watch=watch, woken=woken)
-    assert least <= found.replicas <= max(1, least + room)
-    if planned is not None and found.rule not in ("bounds", "wake"):
-        assert (found.replicas - desired) * (planned - desired) >= 0
+    ruling = ruled(now_is, planned, watch=watch, woken=woken)
+    assert least <= ruling.replicas <= max(1, least + room)
+    if planned is not None and ruling.rule not in ("bounds", "wake"):
+        assert (ruling.replicas - desired) * (planned - desired) >= 0
 
 
 def test_the_core_plans_within_the_widest_bounds_that_there_ever_are() -> None:
@@ -217,8 +217,8 @@ def test_the_core_plans_within_the_widest_bounds_that_there_ever_are() -> None:
         {"name": "night", "begin": "20:00", "end": "08:00", "maxReplicas": 2},
     ]
     now_is = state(1, least=3, most=8, policy=AUTO | {"schedules": schedules})
-    found = with_widest_bounds(now_is.model, now_is.policy).pools[0]
-    assert (found.minimum, found.maximum) == (2, 20)
+    pool = with_widest_bounds(now_is.model, now_is.policy).pools[0]
+    assert (pool.minimum, pool.maximum) == (2, 20)
 
 
 def test_a_percentage_is_of_what_there_is_and_one_at_least() -> None:
@@ -260,19 +260,19 @@ def test_what_is_not_known_counts_as_asked_for() -> None:
 def test_who_is_to_serve_beyond_the_plan_is_woken_and_who_is_not_sleeps_on(
     now_is: ModelState, planned: tuple[int, int], woken: bool, wanted: tuple[int, int]
 ) -> None:
-    found = ruled(now_is, planned[0], asleep=planned[1], woken=woken)
-    assert (found.replicas, found.asleep) == wanted
+    ruling = ruled(now_is, planned[0], asleep=planned[1], woken=woken)
+    assert (ruling.replicas, ruling.asleep) == wanted
     pool = now_is.pools["main"]
-    assert found.needs_write is ((found.replicas, found.asleep) != (pool.desired, pool.asleep))
+    assert ruling.needs_write is ((ruling.replicas, ruling.asleep) != (pool.desired, pool.asleep))
 
 
 def test_a_replica_sleeps_at_once_and_ends_after_the_configured_silence() -> None:
     policy = AUTO | {"zero": {"after": "10m"}}
     silent = PolicyState({}, 700.0)
-    found = ruled(state(1, policy=policy), 0, asleep=1, watch=silent)
-    assert (found.replicas, found.asleep, found.rule) == (0, 1, "need")
-    found = ruled(state(0, asleep=1, policy=policy), 0, watch=silent)
-    assert (found.replicas, found.asleep, found.rule) == (0, 1, "zero-after")
-    found = ruled(state(0, asleep=1, policy=policy), 0, watch=PolicyState({}, 300.0))
-    assert (found.replicas, found.asleep) == (0, 0)
-    assert not found.is_growing
+    ruling = ruled(state(1, policy=policy), 0, asleep=1, watch=silent)
+    assert (ruling.replicas, ruling.asleep, ruling.rule) == (0, 1, "need")
+    ruling = ruled(state(0, asleep=1, policy=policy), 0, watch=silent)
+    assert (ruling.replicas, ruling.asleep, ruling.rule) == (0, 1, "zero-after")
+    ruling = ruled(state(0, asleep=1, policy=policy), 0, watch=PolicyState({}, 300.0))
+    assert (ruling.replicas, ruling.asleep) == (0, 0)
+    assert not ruling.is_growing

@@ -51,7 +51,7 @@ def test_every_path_is_documented_and_no_other_is() -> None:
     app = create_app(loop(), RecordBuffer(), list, ManualClock(), PortAccess())
     served = {f"{route.method} {route.resource.canonical}" for route in app.router.routes() if route.resource}
     written = {span.partition("?")[0].partition("[")[0] for span in first_cells("Port")}
-    assert {one.removeprefix("GET ") for one in served if not one.startswith("HEAD ")} == written
+    assert {route.removeprefix("GET ") for route in served if not route.startswith("HEAD ")} == written
 
 
 def test_every_metric_is_documented_as_it_is_and_no_other_is() -> None:

@@ -24,18 +24,18 @@ def readings(unique: dict[str, float], work: dict[str, float]) -> GatewaySnapsho
 
 
 def test_the_one_whose_cache_nobody_misses_leaves_first() -> None:
-    found = removal_order(KEY, [ready("a"), ready("b"), ready("c")], readings({"a": 30, "b": 5, "c": 90}, {"b": 9}))
-    assert found == ("b", "a", "c")
+    order = removal_order(KEY, [ready("a"), ready("b"), ready("c")], readings({"a": 30, "b": 5, "c": 90}, {"b": 9}))
+    assert order == ("b", "a", "c")
 
 
 def test_of_equal_caches_the_one_with_the_least_to_do() -> None:
-    found = removal_order(KEY, [ready("a"), ready("b"), ready("c")], readings({}, {"a": 3, "b": 1, "c": 2}))
-    assert found == ("b", "c", "a")
+    order = removal_order(KEY, [ready("a"), ready("b"), ready("c")], readings({}, {"a": 3, "b": 1, "c": 2}))
+    assert order == ("b", "c", "a")
 
 
 def test_one_that_the_index_does_not_know_counts_as_the_average() -> None:
-    found = removal_order(KEY, [ready("a"), ready("b"), ready("c")], readings({"a": 10, "c": 90}, {}))
-    assert found == ("a", "b", "c")
+    order = removal_order(KEY, [ready("a"), ready("b"), ready("c")], readings({"a": 10, "c": 90}, {}))
+    assert order == ("a", "b", "c")
 
 
 def test_unready_replicas_leave_first_and_leaving_ones_are_not_counted() -> None:

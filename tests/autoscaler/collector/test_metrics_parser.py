@@ -55,24 +55,24 @@ def _rendered() -> str:
 
 
 def test_what_a_gateway_renders_is_read_and_other_models_are_not() -> None:
-    found = metrics_parser.parse_page(_rendered(), [KEY])
-    assert found.uptime_seconds == 10.0
-    assert found.counters[("arrivals", KEY)] == 1
-    assert found.counters[("prompt_tokens", KEY)] == 500
-    assert found.counters[("abandoned", KEY)] == 1
-    assert found.counters[("finished", KEY, HERE)] == 1
-    (shape,) = [key for key in found.counters if key[0] == "shapes"]
+    page = metrics_parser.parse_page(_rendered(), [KEY])
+    assert page.uptime_seconds == 10.0
+    assert page.counters[("arrivals", KEY)] == 1
+    assert page.counters[("prompt_tokens", KEY)] == 500
+    assert page.counters[("abandoned", KEY)] == 1
+    assert page.counters[("finished", KEY, HERE)] == 1
+    (shape,) = [key for key in page.counters if key[0] == "shapes"]
     assert RequestShapeGrid().bucket_index(float(shape[2]), float(shape[3])) == RequestShapeGrid().bucket_index(480, 40)
-    assert found.counters[("first_tokens", KEY, HERE)] == 1
-    assert found.counters[("ttft_seconds", KEY, HERE)] == 0.4
-    assert found.counters[("within", KEY, HERE, "ttft")] == 1
-    assert found.engine_counters == {("prompt_tokens", KEY, HERE): 900.0, ("generated_tokens", KEY, HERE): 70.0}
-    assert found.gauges[("held", KEY)] == 2
-    assert found.gauges[("ejected_seconds", KEY, HERE)] == 75.5
-    assert found.gauges[("running", KEY, HERE)] == 3
-    assert found.gauges[("kv_share", KEY, HERE)] == 0.25
-    assert found.gauges[("age_seconds", KEY, HERE)] == 1.5
-    assert {key[1] for table in (found.counters, found.engine_counters, found.gauges) for key in table} == {KEY}
+    assert page.counters[("first_tokens", KEY, HERE)] == 1
+    assert page.counters[("ttft_seconds", KEY, HERE)] == 0.4
+    assert page.counters[("within", KEY, HERE, "ttft")] == 1
+    assert page.engine_counters == {("prompt_tokens", KEY, HERE): 900.0, ("generated_tokens", KEY, HERE): 70.0}
+    assert page.gauges[("held", KEY)] == 2
+    assert page.gauges[("ejected_seconds", KEY, HERE)] == 75.5
+    assert page.gauges[("running", KEY, HERE)] == 3
+    assert page.gauges[("kv_share", KEY, HERE)] == 0.25
+    assert page.gauges[("age_seconds", KEY, HERE)] == 1.5
+    assert {key[1] for table in (page.counters, page.engine_counters, page.gauges) for key in table} == {KEY}
 
 
 def test_what_is_no_number_is_not_there() -> None:
@@ -80,8 +80,8 @@ def test_what_is_no_number_is_not_there() -> None:
         f'fairlead_gateway_{name}{{model="{KEY}"}} {value}'
         for name, value in (("held", "NaN"), ("received_total", "+Inf"))
     ]
-    found = metrics_parser.parse_page("\n".join(["fairlead_gateway_uptime_seconds 1", *lines]), [KEY])
-    assert (found.gauges, found.counters) == ({}, {})
+    page = metrics_parser.parse_page("\n".join(["fairlead_gateway_uptime_seconds 1", *lines]), [KEY])
+    assert (page.gauges, page.counters) == ({}, {})
 
 
 @pytest.mark.property
@@ -101,10 +101,10 @@ def test_whatever_a_page_holds_it_is_read_or_refused(lines: list[str]) -> None:
 def test_a_signal_that_an_engine_does_not_tell_is_not_there() -> None:
     silent = replace(INSTANCE, signals=EngineSignals(running=3.0))
     text = MetricsRecorder(ManualClock(0.0)).render(replace(FLEET, instances={KEY: (silent,)}), {}, 1_010.0).decode()
-    found = metrics_parser.parse_page(text, [KEY])
-    assert ("running", KEY, HERE) in found.gauges
-    assert ("kv_share", KEY, HERE) not in found.gauges
-    assert found.engine_counters == {}
+    page = metrics_parser.parse_page(text, [KEY])
+    assert ("running", KEY, HERE) in page.gauges
+    assert ("kv_share", KEY, HERE) not in page.gauges
+    assert page.engine_counters == {}
 
 
 @pytest.mark.parametrize(
@@ -130,14 +130,14 @@ def test_a_value_that_nothing_can_have_is_left_out(value: str) -> None:
 
 def test_negative_values_of_one_gateway_hide_nothing_that_others_count() -> None:
     lines = ("uptime_seconds 5", f'held{{model="{KEY}"}} -1e15', f'received_total{{model="{KEY}"}} -7')
-    found = metrics_parser.parse_page("".join(f"fairlead_gateway_{line}\n" for line in lines), [KEY])
-    assert (found.gauges, found.counters) == ({}, {})
+    page = metrics_parser.parse_page("".join(f"fairlead_gateway_{line}\n" for line in lines), [KEY])
+    assert (page.gauges, page.counters) == ({}, {})
 
 
 def test_gauge_that_no_gateway_can_have_is_left_out() -> None:
     lines = ("uptime_seconds 5", f'held{{model="{KEY}"}} 1e12', f'instances{{model="{KEY}",state="ready"}} 3')
-    found = metrics_parser.parse_page("".join(f"fairlead_gateway_{line}\n" for line in lines), [KEY])
-    assert found.gauges == {("instances", KEY, "ready"): 3.0}, "else the sum of all gateways would be impossible"
+    page = metrics_parser.parse_page("".join(f"fairlead_gateway_{line}\n" for line in lines), [KEY])
+    assert page.gauges == {("instances", KEY, "ready"): 3.0}, "else the sum of all gateways would be impossible"
 
 
 def test_line_with_thousands_of_labels_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,26 +165,26 @@ def test_a_new_counter_began_at_zero_only_where_its_source_shows_all_it_has() ->
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0])
 def test_an_impossible_value_is_left_out_and_is_no_new_base(value: float) -> None:
-    tally, told = advance(start_tracking({A: 10.0}, 0.0), {A: value}, 5.0, starts_at_zero=False)
-    assert told == {}
-    tally, told = advance(tally, {A: 14.0}, 10.0, starts_at_zero=False)
-    assert told == {}
-    _, told = advance(tally, {A: 15.0}, 15.0, starts_at_zero=False)
-    assert told == {A: 1.0}
+    tally, rises = advance(start_tracking({A: 10.0}, 0.0), {A: value}, 5.0, starts_at_zero=False)
+    assert rises == {}
+    tally, rises = advance(tally, {A: 14.0}, 10.0, starts_at_zero=False)
+    assert rises == {}
+    _, rises = advance(tally, {A: 15.0}, 15.0, starts_at_zero=False)
+    assert rises == {A: 1.0}
 
 
 def test_a_source_that_misses_looks_goes_on_as_it_did_and_no_burst_follows() -> None:
     tally, _ = advance(start_tracking({A: 0.0}, 0.0), {A: 50.0}, 5.0, starts_at_zero=True)
-    tally, told = extrapolate(tally, 10.0, 60.0)
-    assert told == {A: 50.0}
-    tally, told = extrapolate(tally, 12.0, 60.0)
-    assert told == {A: 20.0}
-    tally, told = advance(
+    tally, rises = extrapolate(tally, 10.0, 60.0)
+    assert rises == {A: 50.0}
+    tally, rises = extrapolate(tally, 12.0, 60.0)
+    assert rises == {A: 20.0}
+    tally, rises = advance(
         tally, {A: 200.0}, 15.0, starts_at_zero=True
     )  # 150 in the 10 s since it was read, of which 3 s are new
-    assert told == pytest.approx({A: 45.0})
-    _, told = advance(tally, {A: 210.0}, 20.0, starts_at_zero=True)
-    assert told == {A: 10.0}
+    assert rises == pytest.approx({A: 45.0})
+    _, rises = advance(tally, {A: 210.0}, 20.0, starts_at_zero=True)
+    assert rises == {A: 10.0}
 
 
 def test_a_source_that_is_silent_too_long_or_read_once_has_no_delta() -> None:
@@ -198,5 +198,5 @@ def test_a_source_that_is_silent_too_long_or_read_once_has_no_delta() -> None:
 def test_a_rise_is_a_finite_number_and_never_negative(values: list[float]) -> None:
     tally: CounterTracker = start_tracking({}, 0.0)
     for second, value in enumerate(values, 1):
-        tally, told = advance(tally, {A: value}, float(second), starts_at_zero=True)
-        assert all(0.0 <= rise < math.inf for rise in told.values())
+        tally, rises = advance(tally, {A: value}, float(second), starts_at_zero=True)
+        assert all(0.0 <= rise < math.inf for rise in rises.values())

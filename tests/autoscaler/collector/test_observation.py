@@ -70,9 +70,9 @@ def test_what_gateways_counted_adds_up() -> None:
     seen = build_observation(STATE, GatewaySnapshot((metrics_of("a"), metrics_of("b", 5.0))), 50.0, AGES)
     assert seen.now == 50.0
     assert seen.gateway == GatewayTraffic(15.0, 1_500.0, 4.0, 2.0, kept=0.0, kept_tokens=0.0)
-    one = replica_of(GatewaySnapshot((metrics_of("a"), metrics_of("b"))))
-    assert (one.finished, one.first_tokens, one.ttft_seconds, one.ttft_counts) == (8.0, 10.0, 5.0, (6.0, 4.0))
-    assert one.itl_counts == (0.0, 0.0)
+    total = replica_of(GatewaySnapshot((metrics_of("a"), metrics_of("b"))))
+    assert (total.finished, total.first_tokens, total.ttft_seconds, total.ttft_counts) == (8.0, 10.0, 5.0, (6.0, 4.0))
+    assert total.itl_counts == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("name", ["arrivals", "prompt_tokens"])
@@ -101,23 +101,23 @@ def test_pods_are_what_the_world_says_even_while_no_gateway_answers() -> None:
 def test_of_an_engine_the_freshest_word_counts_and_an_old_one_does_not() -> None:
     old = metrics_of("a", running=9.0, waiting=9.0, kv_share=0.9, age_seconds=4.0)
     new = metrics_of("b", running=3.0, waiting=1.0, kv_share=0.3, age_seconds=1.0)
-    one = replica_of(GatewaySnapshot((old, new)))
-    assert one.kv_share == 0.3
-    assert one.generated_tokens == 40.0  # each gateway relays the same counter: it is not added up
+    replica = replica_of(GatewaySnapshot((old, new)))
+    assert replica.kv_share == 0.3
+    assert replica.generated_tokens == 40.0  # each gateway relays the same counter: it is not added up
     stale = replica_of(GatewaySnapshot((metrics_of("a", running=9.0, waiting=9.0, kv_share=0.9, age_seconds=10.1),)))
     assert (stale.kv_share, stale.generated_tokens) == (None, 33.0)
 
 
 def test_gateways_report_requests_in_flight_and_engines_those_that_wait() -> None:
     a, b = metrics_of("a", in_flight=5.0, not_begun=2.0), metrics_of("b", in_flight=3.0, not_begun=1.0)
-    one = replica_of(GatewaySnapshot((a, b)))
-    assert (one.running, one.waiting) == (5.0, 3.0)  # no engine's word: what has no first token yet waits
+    replica = replica_of(GatewaySnapshot((a, b)))
+    assert (replica.running, replica.waiting) == (5.0, 3.0)  # no engine's word: what has no first token yet waits
     heard = metrics_of("b", in_flight=3.0, not_begun=1.0, running=9.0, waiting=2.0, age_seconds=1.0)
-    one = replica_of(GatewaySnapshot((a, heard)))
-    assert (one.running, one.waiting) == (6.0, 2.0)
+    replica = replica_of(GatewaySnapshot((a, heard)))
+    assert (replica.running, replica.waiting) == (6.0, 2.0)
     late = metrics_of("b", in_flight=3.0, not_begun=1.0, running=9.0, waiting=7.0, age_seconds=1.0)
-    one = replica_of(GatewaySnapshot((a, late)))
-    assert (one.running, one.waiting) == (
+    replica = replica_of(GatewaySnapshot((a, late)))
+    assert (replica.running, replica.waiting) == (
         5.0,
         3.0,
     )  # what has a first token waits no more, whatever was said a second ago
@@ -125,19 +125,19 @@ def test_gateways_report_requests_in_flight_and_engines_those_that_wait() -> Non
 
 def test_while_a_gateway_is_missing_only_the_engines_word_is_of_all() -> None:
     gone = GatewayMetrics("b", error="silent")
-    one = replica_of(
+    replica = replica_of(
         GatewaySnapshot(
             (metrics_of("a", in_flight=5.0, not_begun=2.0, running=9.0, waiting=2.0, age_seconds=1.0), gone)
         )
     )
-    assert (one.running, one.waiting) == (9.0, 2.0)
-    one = replica_of(GatewaySnapshot((metrics_of("a", in_flight=5.0, not_begun=2.0), gone)))
-    assert (one.running, one.waiting) == (None, None)  # a part is no measure of the whole
+    assert (replica.running, replica.waiting) == (9.0, 2.0)
+    replica = replica_of(GatewaySnapshot((metrics_of("a", in_flight=5.0, not_begun=2.0), gone)))
+    assert (replica.running, replica.waiting) == (None, None)  # a part is no measure of the whole
 
 
 def test_the_time_between_tokens_is_of_all_tokens_that_were_generated() -> None:
-    one = replica_of(GatewaySnapshot((metrics_of("a", running=1.0, waiting=0.0, age_seconds=1.0),)))
-    assert one.itl_seconds == pytest.approx(40 * 0.04)
+    replica = replica_of(GatewaySnapshot((metrics_of("a", running=1.0, waiting=0.0, age_seconds=1.0),)))
+    assert replica.itl_seconds == pytest.approx(40 * 0.04)
 
 
 def test_a_replica_without_an_endpoint_is_there_and_says_nothing() -> None:
@@ -171,11 +171,11 @@ def test_shapes_add_up_over_gateways_for_models_with_a_choice_of_pools() -> None
 
 def ejected(*seconds: float | None, error: str | None = None) -> GatewaySnapshot:
     """Returns gateways that ejected the only ready replica for so long; None: they did not."""
-    found = [
+    metrics = [
         metrics_of(f"g{number}") if each is None else metrics_of(f"g{number}", ejected_seconds=each)
         for number, each in enumerate(seconds)
     ]
-    return GatewaySnapshot((*found, *([GatewayMetrics("missing", error=error)] if error else [])))
+    return GatewaySnapshot((*metrics, *([GatewayMetrics("missing", error=error)] if error else [])))
 
 
 @pytest.mark.parametrize(

@@ -101,13 +101,13 @@ _SEEN = ReplicaMetrics(
 )
 
 
-def _waiting(role: Role, **told: Any) -> float:
+def _waiting(role: Role, **signals: Any) -> float:
     """Returns the assumed queue of an engine that reports 40 running requests and none waiting."""
-    replica = replace(_SEEN, **told)
-    found = pool_totals(PoolObservation(1, 1, replicas=(replica,)), PoolSpec("main", role, profile=_PROFILE), 0.1)
-    assert found is not None
-    assert found.running + found.waiting == (replica.running or 0.0) + (replica.waiting or 0.0)
-    return found.waiting
+    replica = replace(_SEEN, **signals)
+    totals = pool_totals(PoolObservation(1, 1, replicas=(replica,)), PoolSpec("main", role, profile=_PROFILE), 0.1)
+    assert totals is not None
+    assert totals.running + totals.waiting == (replica.running or 0.0) + (replica.waiting or 0.0)
+    return totals.waiting
 
 
 def test_a_prefill_engine_that_calls_its_queue_running_is_known_by_what_a_step_holds() -> None:
@@ -374,9 +374,9 @@ def with_all_signals() -> tuple[int, ...]:
 def test_a_signal_that_is_missing_alone_moves_nothing(signal: str, wrong: float | None) -> None:
     steady = copy.deepcopy(settled_core())
     had = steady.replicas
-    told: Any = (wrong, wrong, wrong) if signal.endswith("counts") and wrong is not None else wrong
+    value: Any = (wrong, wrong, wrong) if signal.endswith("counts") and wrong is not None else wrong
     for whole in with_all_signals():
-        assert whole <= steady.step(**{signal: told}).replicas <= had
+        assert whole <= steady.step(**{signal: value}).replicas <= had
 
 
 @pytest.mark.parametrize("signal", ["running", "waiting"])

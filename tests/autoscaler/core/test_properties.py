@@ -143,8 +143,8 @@ def test_plans_stay_within_bounds_and_doubt_or_a_restart_lowers_nothing(
     watched, ticks = 0.0, 0
     for minute in minutes:
         for tick in range(minute.ticks):
-            told = 5.0 + (minute.skew if tick == 0 else 0.0)
-            watched += told if 0.0 < told <= _LATE else 5.0 if told > 0.0 else 0.0
+            elapsed = 5.0 + (minute.skew if tick == 0 else 0.0)
+            watched += elapsed if 0.0 < elapsed <= _LATE else 5.0 if elapsed > 0.0 else 0.0
             if ticks == restart or not ticks:
                 core, watched = ScalingCore(model), 0.0
             had = len(cluster.born)
@@ -301,10 +301,10 @@ class Pool:
 
         Engines report the traffic before as finished.
         """
-        told: tuple[ReplicaMetrics, ...] = ()
+        replicas: tuple[ReplicaMetrics, ...] = ()
         if self.output is not None and self.replicas:
-            told = (self._metrics(self.ended / self.replicas, self.output),)
-        pool = PoolObservation(self.replicas, self.replicas, replicas=told)
+            replicas = (self._metrics(self.ended / self.replicas, self.output),)
+        pool = PoolObservation(self.replicas, self.replicas, replicas=replicas)
         return Observation(self.now + 5.0, seen, {"main": pool})
 
     def _metrics(self, ended: float, output: float) -> ReplicaMetrics:
@@ -432,11 +432,11 @@ def test_more_requests_and_longer_ones_all_the_time(
 def test_an_unreachable_ttft_is_reported_and_lowers_no_number() -> None:
     profile = EngineProfile("S", 3.3e-4, step_seconds=28e-3, kv_tokens=40_000, max_sequences=64, step_tokens=512)
     model = ModelSpec("chat", 0.05, None, (PoolSpec("main", minimum=1, maximum=60, profile=profile),))
-    found = [after(model, None, [Traffic(60, 5.0, prompt)]) for prompt in (50.0, 180.0, 600.0, 2_000.0)]
-    counts = [pool.replicas for pool in found]
+    pools = [after(model, None, [Traffic(60, 5.0, prompt)]) for prompt in (50.0, 180.0, 600.0, 2_000.0)]
+    counts = [pool.replicas for pool in pools]
     assert counts == sorted(counts)
     assert counts[-1] <= 10
-    plan = found[-1].core.step(found[-1].observation(GatewayTraffic(5.0, 10_000.0))).pools["main"]
+    plan = pools[-1].core.step(pools[-1].observation(GatewayTraffic(5.0, 10_000.0))).pools["main"]
     assert "TTFT target cannot be met: one request alone takes" in plan.reason
 
 

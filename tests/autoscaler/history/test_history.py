@@ -44,7 +44,7 @@ MODEL = ModelSpec("default/tiny", 2.0, 0.05, (PoolSpec("main", maximum=4),), ttf
 
 
 def looks(count: int, model: ModelSpec = MODEL) -> list[TickRecord]:
-    core, found = ScalingCore(model), []
+    core, records = ScalingCore(model), []
     for tick in range(count):
         replica = ReplicaMetrics(
             "a", ReplicaState.READY, 50.0 + 5 * tick, 3.0, 2.0, 0.0, 0.1, 900.0, 500.0, 9.5, 12.0, 12.0
@@ -53,8 +53,8 @@ def looks(count: int, model: ModelSpec = MODEL) -> list[TickRecord]:
         before = core.state
         seen = Observation(5.0 * tick, GatewayTraffic(12.0, 9_000.0), {"main": pool}, 1_000.0 + 5.0 * tick)
         ruling = {"main": EnforcedPlan(1, 1, "enough", "as it is", 1)}
-        found.append(TickRecord(seen.wall or 0.0, model, seen, core.step(seen), ruling, before=before))
-    return found
+        records.append(TickRecord(seen.wall or 0.0, model, seen, core.step(seen), ruling, before=before))
+    return records
 
 
 def test_a_line_reads_back_to_exactly_the_look() -> None:
@@ -90,24 +90,24 @@ def test_a_ring_knows_the_last_look_of_a_model_at_a_moment() -> None:
 
 
 def test_a_ring_forgets_the_oldest_when_it_is_full() -> None:
-    made = looks(10)
-    size = max(len(encode_record(look)) for look in made)
+    records = looks(10)
+    size = max(len(encode_record(look)) for look in records)
     ring = RecordBuffer(3 * size)
-    for look in made:
+    for look in records:
         ring.add(look, encode_record(look))
     kept = [decode_record(line).wall for line in ring.lines()]
-    assert kept[-1] == made[-1].wall
+    assert kept[-1] == records[-1].wall
     assert 3 <= len(kept) < 10
 
 
 def test_files_follow_one_another_and_the_oldest_go(tmp_path: Path) -> None:
-    made = looks(9)
-    size = max(len(encode_record(look)) for look in made) + 1
+    records = looks(9)
+    size = max(len(encode_record(look)) for look in records) + 1
     files = RecordFiles(tmp_path / "kept", max_bytes=2 * size, max_files=2)
-    for look in made:
+    for look in records:
         files.add(encode_record(look))
     assert len(record_files(tmp_path / "kept")) == 2
-    assert [look.wall for look in read_records(tmp_path / "kept")] == [look.wall for look in made][-3:]
+    assert [look.wall for look in read_records(tmp_path / "kept")] == [look.wall for look in records][-3:]
 
 
 def test_another_process_goes_on_with_the_next_file(tmp_path: Path) -> None:
@@ -209,19 +209,19 @@ def recorded(ticks: int, state_every: int = 1) -> list[TickRecord]:
 
 
 def test_the_recorded_settings_decide_as_they_did_also_through_json() -> None:
-    (one,) = replay(recorded(150), SettingChanges())
-    assert (one.model, one.pool, one.has_state, one.deviations) == ("default/tiny", "main", True, 0)
-    assert len(one.moments) == 150
-    assert one.differences() == []
-    assert one.mean_need("again") == one.mean_need("other") == one.mean_need("recorded")
+    (replayed,) = replay(recorded(150), SettingChanges())
+    assert (replayed.model, replayed.pool, replayed.has_state, replayed.deviations) == ("default/tiny", "main", True, 0)
+    assert len(replayed.moments) == 150
+    assert replayed.differences() == []
+    assert replayed.mean_need("again") == replayed.mean_need("other") == replayed.mean_need("recorded")
 
 
 def test_a_window_in_the_middle_begins_with_what_the_core_knew_then() -> None:
     looks = recorded(150, state_every=60)[50:]
-    (one,) = replay(looks, SettingChanges())
-    assert one.has_state
-    assert one.moments[0].wall == looks[10].wall
-    assert one.deviations == 0
+    (replayed,) = replay(looks, SettingChanges())
+    assert replayed.has_state
+    assert replayed.moments[0].wall == looks[10].wall
+    assert replayed.deviations == 0
 
 
 MIXED = replace(
@@ -250,8 +250,8 @@ def mixed(ticks: int) -> list[TickRecord]:
         )
         looks.append(read_back(tick, MIXED, seen, core, has_state=tick % 36 == 0))
         plan = looks[-1].plan
-        answers[tick + 3] = {role: MixResult(one.at, {"S": 1, "L": 1}, "milp") for role, one in plan.asks.items()}
-        there = {name: one.replicas for name, one in plan.pools.items()}
+        answers[tick + 3] = {role: MixResult(query.at, {"S": 1, "L": 1}, "milp") for role, query in plan.asks.items()}
+        there = {name: pool.replicas for name, pool in plan.pools.items()}
     return looks
 
 
@@ -264,8 +264,8 @@ def test_a_mix_that_was_asked_for_is_replayed_with_the_answer_that_came_then() -
     assert sum(bool(look.plan.asks) for look in looks) == 3
     whole = replay(looks, SettingChanges(), nobody)
     from_an_open_question = replay(looks[36:], SettingChanges(), nobody)
-    assert {one.deviations for one in (*whole, *from_an_open_question)} == {0}
-    large_ones = next(one for one in whole if one.pool == "L")
+    assert {replayed.deviations for replayed in (*whole, *from_an_open_question)} == {0}
+    large_ones = next(replayed for replayed in whole if replayed.pool == "L")
     assert large_ones.moments[-1].reproduced.inputs["mix_replicas"].value == 1.0
 
 
@@ -275,33 +275,33 @@ def test_a_mix_that_was_not_asked_for_is_solved_and_told_at_the_next_look() -> N
 
     looks = [replace(look, observation=replace(look.observation, mixes={})) for look in mixed(160)]
     changes = parse_changes(["target=0.9"])
-    large_ones = next(one for one in replay(looks, changes, one_more) if one.pool == "L")
+    large_ones = next(replayed for replayed in replay(looks, changes, one_more) if replayed.pool == "L")
     assert large_ones.moments[-1].changed.inputs["mix_replicas"].value == 2.0
-    unanswered = next(one for one in replay(looks, changes) if one.pool == "L")
+    unanswered = next(replayed for replayed in replay(looks, changes) if replayed.pool == "L")
     assert "mix_replicas" not in unanswered.moments[-1].changed.inputs
 
 
 def test_without_what_it_knew_it_begins_anew_and_says_so() -> None:
-    (one,) = replay([replace(look, before=None) for look in recorded(30)], SettingChanges())
-    assert not one.has_state
-    assert len(one.moments) == 30
+    (replayed,) = replay([replace(look, before=None) for look in recorded(30)], SettingChanges())
+    assert not replayed.has_state
+    assert len(replayed.moments) == 30
 
 
 def test_other_settings_decide_otherwise_and_each_difference_is_told_once() -> None:
-    (one,) = replay(recorded(150), parse_changes(["itl=0.08"]))
-    needed = one.mean_need("other"), one.mean_need("again")
+    (replayed,) = replay(recorded(150), parse_changes(["itl=0.08"]))
+    needed = replayed.mean_need("other"), replayed.mean_need("again")
     assert needed[0] is not None
     assert needed[1] is not None
     assert needed[0] > needed[1] > 0.0
-    differences = one.differences()
-    assert 0 < len(differences) < len(one.moments)
+    differences = replayed.differences()
+    assert 0 < len(differences) < len(replayed.moments)
     assert all(moment.reproduced.replicas != moment.changed.replicas for moment in differences)
 
 
 def test_models_and_objectives_are_told_apart() -> None:
     other = [replace(look, model=replace(look.model, name="default/other")) for look in recorded(20)]
-    found = replay([*recorded(20), *other], parse_changes(["ttft=0.5", "target=0.999"]))
-    assert [one.model for one in found] == ["default/other", "default/tiny"]
+    pools = replay([*recorded(20), *other], parse_changes(["ttft=0.5", "target=0.999"]))
+    assert [replayed.model for replayed in pools] == ["default/other", "default/tiny"]
 
 
 def test_settings_are_read_by_their_kind() -> None:

@@ -69,7 +69,7 @@ HEADERS = st.fixed_dictionaries(
 
 @pytest.mark.sockets
 @pytest.mark.property
-async def test_every_request_gets_an_answer_of_the_reference(made: Any) -> None:
+async def test_every_request_gets_an_answer_of_the_reference(harness: Any) -> None:
     routes = documented()
     statuses: set[int] = set()
 
@@ -105,13 +105,13 @@ async def test_every_request_gets_an_answer_of_the_reference(made: Any) -> None:
 
             check()
 
-    async with running_service(made, token="right", seconds=3_600.0) as (client, _):
+    async with running_service(harness, token="right", seconds=3_600.0) as (client, _):
         await asyncio.to_thread(draw, str(client.base_url))
     assert statuses >= {200, 401, 404, 405}
 
 
-async def test_status_and_records_have_the_fields_of_the_reference(made: Any) -> None:
-    async with running_service(made) as (client, _):
+async def test_status_and_records_have_the_fields_of_the_reference(harness: Any) -> None:
+    async with running_service(harness) as (client, _):
         status = await client.get("/autoscaling")
         assert status.headers["content-type"].startswith("application/json")
         assert set(status.json()) == fields_of("**`/autoscaling`**")
@@ -124,8 +124,8 @@ async def test_status_and_records_have_the_fields_of_the_reference(made: Any) ->
         assert (await client.post("/wake", json={"model": KEY})).json() == {}
 
 
-async def test_the_recording_has_no_body_for_head(made: Any) -> None:
-    async with running_service(made) as (client, _):
+async def test_the_recording_has_no_body_for_head(harness: Any) -> None:
+    async with running_service(harness) as (client, _):
         assert (await client.get("/autoscaling/recording")).content
         for _ in range(2):  # the second answer on the connection shows what follows the first
             answer = await client.head("/autoscaling/recording")
@@ -133,8 +133,8 @@ async def test_the_recording_has_no_body_for_head(made: Any) -> None:
         assert (await client.get("/autoscaling")).status_code == 200
 
 
-async def test_a_body_that_is_too_long_gets_an_error_of_the_same_shape(made: Any) -> None:
-    async with running_service(made) as (client, _):
+async def test_a_body_that_is_too_long_gets_an_error_of_the_same_shape(harness: Any) -> None:
+    async with running_service(harness) as (client, _):
         answer = await client.post("/wake", content=b"x" * 9_000, headers={"content-type": "application/json"})
         assert answer.status_code == 413
         jsonschema.validate(answer.json(), ERROR)

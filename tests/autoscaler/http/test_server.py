@@ -24,14 +24,14 @@ KEY = "default/tiny"
 
 @asynccontextmanager
 async def running_service(
-    made: Any, *, token: str | None = None, hosts: tuple[str, ...] = (), seconds: float = 60.0
+    harness: Any, *, token: str | None = None, hosts: tuple[str, ...] = (), seconds: float = 60.0
 ) -> AsyncIterator[tuple[httpx.AsyncClient, AutoscalerService]]:
     """Runs a process around a simulated world and passes a client of its port."""
 
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     gateway = f"http://127.0.0.1:{unused_port()}"  # the gateway is away
-    plan = ServiceConfig(made, made, [gateway], "127.0.0.1", 0, token, hosts)
-    process = AutoscalerService(plan, made.clock, announce=ready.set_result, limits=Limits())
+    plan = ServiceConfig(harness, harness, [gateway], "127.0.0.1", 0, token, hosts)
+    process = AutoscalerService(plan, harness.clock, announce=ready.set_result, limits=Limits())
     running = asyncio.create_task(process.run())
     async with (
         asyncio.timeout(seconds),
@@ -43,21 +43,21 @@ async def running_service(
         await running
 
 
-async def test_ready_says_what_is_wrong_and_is_not_ready_while_the_world_is_away(made: Any) -> None:
-    async with running_service(made) as (client, process):
+async def test_ready_says_what_is_wrong_and_is_not_ready_while_the_world_is_away(harness: Any) -> None:
+    async with running_service(harness) as (client, process):
         assert (await client.get("/healthz")).status_code == 200
         answer = await client.get("/readyz")
         assert answer.status_code == 200
         assert "is missing: ConnectionRefusedError: " in answer.text
-        made.unavailable = "no API server"
+        harness.unavailable = "no API server"
         await process.control_loop.tick()
         answer = await client.get("/readyz")
         assert answer.status_code == 503
         assert "no API server" in answer.text
 
 
-async def test_metrics_say_what_is_asked_for_what_there_should_be_and_by_which_rule(made: Any) -> None:
-    async with running_service(made) as (client, _):
+async def test_metrics_say_what_is_asked_for_what_there_should_be_and_by_which_rule(harness: Any) -> None:
+    async with running_service(harness) as (client, _):
         text = (await client.get("/metrics")).text
         seen = {
             (sample.name, tuple(sample.labels.values())): sample.value
@@ -73,10 +73,10 @@ async def test_metrics_say_what_is_asked_for_what_there_should_be_and_by_which_r
         assert ("fairlead_autoscaler_input", (KEY, "need_replicas", "main")) in seen
 
 
-async def test_the_last_look_the_look_at_a_moment_and_the_recording(made: Any) -> None:
-    async with running_service(made) as (client, process):
-        first = made.clock.wall()
-        made.clock.advance(5.0)
+async def test_the_last_look_the_look_at_a_moment_and_the_recording(harness: Any) -> None:
+    async with running_service(harness) as (client, process):
+        first = harness.clock.wall()
+        harness.clock.advance(5.0)
         await process.control_loop.tick()
         now = (await client.get("/autoscaling")).json()
         assert now["models"][KEY]["wall"] == first + 5.0
@@ -98,12 +98,12 @@ async def test_the_last_look_the_look_at_a_moment_and_the_recording(made: Any) -
             for path, name in (("/autoscaling/look", "at"), ("/autoscaling/recording", "since")):
                 refused = await client.get(path, params={"model": KEY, name: at})
                 assert refused.status_code == 400
-                told = refused.json()["error"]["message"]
-                assert told == f"{name}={at[:70]} is not a time; write Unix seconds, such as {name}=1763726400.5"
+                message = refused.json()["error"]["message"]
+                assert message == f"{name}={at[:70]} is not a time; write Unix seconds, such as {name}=1763726400.5"
 
 
-async def test_a_hint_is_json_of_a_model_that_is_scaled(made: Any) -> None:
-    async with running_service(made) as (client, process):
+async def test_a_hint_is_json_of_a_model_that_is_scaled(harness: Any) -> None:
+    async with running_service(harness) as (client, process):
         hint = msgspec.json.encode({"model": KEY})
         kind = {"content-type": "application/json"}
         assert (await client.post("/wake", content=hint, headers=kind)).status_code == 200
@@ -115,8 +115,8 @@ async def test_a_hint_is_json_of_a_model_that_is_scaled(made: Any) -> None:
         assert process.control_loop.counters.wakes == 1
 
 
-async def test_with_a_token_only_probes_and_metrics_are_open(made: Any) -> None:
-    async with running_service(made, token="right") as (client, _):
+async def test_with_a_token_only_probes_and_metrics_are_open(harness: Any) -> None:
+    async with running_service(harness, token="right") as (client, _):
         for path in ("/healthz", "/readyz", "/metrics"):
             assert (await client.get(path)).status_code == 200
         for path in ("/autoscaling", "/autoscaling/recording", f"/autoscaling/look?model={KEY}"):
@@ -134,35 +134,35 @@ async def test_with_a_token_only_probes_and_metrics_are_open(made: Any) -> None:
         {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"},
     ],
 )
-async def test_a_web_page_of_another_site_can_neither_read_nor_wake(made: Any, headers: dict[str, str]) -> None:
-    async with running_service(made) as (client, process):
+async def test_a_web_page_of_another_site_can_neither_read_nor_wake(harness: Any, headers: dict[str, str]) -> None:
+    async with running_service(harness) as (client, process):
         for path in ("/autoscaling", "/autoscaling/recording", "/metrics"):
             assert (await client.get(path, headers=headers)).status_code == 403
         assert (await client.post("/wake", json={"model": KEY}, headers=headers)).status_code == 403
         assert process.control_loop.counters.wakes == 0
 
 
-async def test_names_of_services_and_listed_names_are_served(made: Any) -> None:
-    async with running_service(made, hosts=("Scaler.example.org",)) as (client, _):
+async def test_names_of_services_and_listed_names_are_served(harness: Any) -> None:
+    async with running_service(harness, hosts=("Scaler.example.org",)) as (client, _):
         for host in ("fairlead-autoscaler.fairlead.svc:8080", "localhost", "scaler.example.org"):
             assert (await client.get("/autoscaling", headers={"host": host})).status_code == 200
 
 
-async def test_two_tokens_are_none(made: Any) -> None:
-    async with running_service(made, token="right") as (client, _):
+async def test_two_tokens_are_none(harness: Any) -> None:
+    async with running_service(harness, token="right") as (client, _):
         for tokens in (("right", "wrong"), ("wrong", "right"), ("right", "right")):
             sent = [("authorization", f"Bearer {token}") for token in tokens]
             assert (await client.get("/autoscaling", headers=sent)).status_code == 401
 
 
-async def test_an_authorization_that_is_not_utf8_is_refused(made: Any) -> None:
-    async with running_service(made, token="right") as (client, _):
+async def test_an_authorization_that_is_not_utf8_is_refused(harness: Any) -> None:
+    async with running_service(harness, token="right") as (client, _):
         sent = [(b"authorization", b"Bearer \xff\xfe")]
         assert (await client.get("/autoscaling", headers=sent)).status_code == 401
 
 
-async def test_header_that_is_no_text_and_a_nested_hint_are_refused(made: Any) -> None:
-    async with running_service(made, token="right") as (client, _):
+async def test_header_that_is_no_text_and_a_nested_hint_are_refused(harness: Any) -> None:
+    async with running_service(harness, token="right") as (client, _):
         answer = await client.get("/autoscaling", headers={b"authorization": b"Bearer \xff\xfe"})
         assert answer.status_code == 401
         hint = {"authorization": "Bearer right", "content-type": "application/json"}
@@ -170,8 +170,8 @@ async def test_header_that_is_no_text_and_a_nested_hint_are_refused(made: Any) -
         assert answer.status_code == 400
 
 
-async def test_readiness_names_no_model_and_no_gateway_to_those_without_the_token(made: Any) -> None:
-    async with running_service(made, token="secret") as (client, _):
+async def test_readiness_names_no_model_and_no_gateway_to_those_without_the_token(harness: Any) -> None:
+    async with running_service(harness, token="secret") as (client, _):
         assert (await client.get("/readyz")).text == "ready\n"
         status = await client.get("/autoscaling", headers={"authorization": "Bearer secret"})
         assert "is missing: ConnectionRefusedError: " in status.text

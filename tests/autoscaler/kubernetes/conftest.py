@@ -41,7 +41,7 @@ def a_pod() -> Callable[..., Manifest]:
     def made(name: str, *, ready: bool = True, going: bool = False, pool: str = "main", **more: Any) -> Manifest:
         labels = {"fairlead.io/model": "qwen", "fairlead.io/pool": pool, "fairlead.io/endpoint": "true"}
         annotations = more.pop("annotations", {"fairlead.io/port": "8000"})
-        found = manifest(
+        pod = manifest(
             "Pod",
             name,
             {},
@@ -52,6 +52,6 @@ def a_pod() -> Callable[..., Manifest]:
             **({"deletionTimestamp": "2026-11-21T08:05:00Z"} if going else {}),
         )
         condition = {"type": "Ready", "status": str(ready), "lastTransitionTime": "2026-11-21T08:00:40Z"}
-        return {**found, "status": {"phase": "Running", "conditions": [condition], **more}}
+        return {**pod, "status": {"phase": "Running", "conditions": [condition], **more}}
 
     return made

@@ -53,7 +53,7 @@ def state(of: ModelDeploymentSpec, *objects: dict[str, Any], nursed: SleepStatus
 
 def test_a_pool_with_its_pods_is_told_with_states_ages_and_endpoints(a_workload: Make, a_pod: Make) -> None:
     notes = {"fairlead.io/port": "9000", "fairlead.io/data-parallel": "2"}
-    found = state(
+    observed = state(
         spec(slo={"ttft": "800ms", "target": "90%"}),
         a_workload(3),
         a_pod("a", annotations=notes),
@@ -62,15 +62,15 @@ def test_a_pool_with_its_pods_is_told_with_states_ages_and_endpoints(a_workload:
         a_pod("d", phase="Failed"),
         a_pod("e", labels={"fairlead.io/endpoint": "false"}),
     )
-    assert found is not None
-    assert (found.model.name, found.model.ttft_seconds, found.model.target) == ("chat/qwen", 0.8, 0.9)
-    pool = found.pools["main"]
+    assert observed is not None
+    assert (observed.model.name, observed.model.ttft_seconds, observed.model.target) == ("chat/qwen", 0.8, 0.9)
+    pool = observed.pools["main"]
     assert (pool.desired, pool.replicas_owner, pool.pause_reason) == (3, None, None)
-    told = [
+    replicas = [
         (replica.id, replica.state, replica.age_seconds, replica.startup_seconds, replica.instances)
         for replica in pool.replicas
     ]
-    assert told == [
+    assert replicas == [
         ("a", ReplicaState.READY, 120.0, 40.0, ("uid-a/9000/0", "uid-a/9000/1")),
         ("b", ReplicaState.PENDING, 120.0, None, ("uid-b/8000/0",)),
         ("c", ReplicaState.DRAINING, 120.0, 40.0, ("uid-c/8000/0",)),
@@ -78,26 +78,26 @@ def test_a_pool_with_its_pods_is_told_with_states_ages_and_endpoints(a_workload:
 
 
 def test_an_engine_that_was_started_again_tells_no_start_up_time(a_workload: Make, a_pod: Make) -> None:
-    found = state(spec(), a_workload(1), a_pod("a", containerStatuses=[{"restartCount": 2}]))
-    assert found is not None
-    (replica,) = found.pools["main"].replicas
+    observed = state(spec(), a_workload(1), a_pod("a", containerStatuses=[{"restartCount": 2}]))
+    assert observed is not None
+    (replica,) = observed.pools["main"].replicas
     assert (replica.state, replica.startup_seconds) == (ReplicaState.READY, None)
 
 
 def test_facts_are_those_of_the_spec_and_the_accelerator(a_workload: Make) -> None:
-    found = state(
+    observed = state(
         spec(
             {"name": "p", "role": "Prefill", "acceleratorClassName": "nvidia-l4", "minReplicas": 0, "maxReplicas": 3},
             {"name": "d", "role": "Decode", "acceleratorClassName": "nvidia-l4", "parallelism": {"tensor": 2}},
             kvCache={"transfer": "NIXL"},
         )
     )
-    assert found is not None
-    prefill, decode = found.model.pools
+    assert observed is not None
+    prefill, decode = observed.model.pools
     assert (prefill.role, prefill.minimum, prefill.maximum) == (Role.PREFILL, 0, 3)
     assert (decode.role, decode.minimum, decode.maximum) == (Role.DECODE, 1, 1)  # without a max it stays at its min
     assert (prefill.cost_per_hour, decode.cost_per_hour) == (pytest.approx(0.7), pytest.approx(1.4))
-    assert found.pools == {}  # nothing is made of it yet
+    assert observed.pools == {}  # nothing is made of it yet
 
 
 def test_models_that_are_switched_off_or_run_elsewhere_are_none(a_workload: Make) -> None:
@@ -141,8 +141,8 @@ def test_only_models_that_are_asked_about_are_told_of_and_by_whom_each_pool_is_h
         ParsedModel("chat", "broken", "", None, "it cannot be read"),
     ]
     live = [a_workload(2, "kubectl"), a_workload(2, pool="other")]
-    found = foreign_writers(reads, {"chat/auto": live, "chat/off": live})
-    assert found == {"chat/auto": {"main": "kubectl"}, "chat/broken": {}}
+    writers = foreign_writers(reads, {"chat/auto": live, "chat/off": live})
+    assert writers == {"chat/auto": {"main": "kubectl"}, "chat/broken": {}}
 
 
 def test_nothing_is_known_while_a_kind_was_never_listed_or_cannot_be_followed() -> None:
@@ -157,19 +157,19 @@ def test_nothing_is_known_while_a_kind_was_never_listed_or_cannot_be_followed() 
 
 
 def test_groups_that_are_replaced_with_one_more_are_left_alone_meanwhile(a_workload: Make) -> None:
-    found = state(spec(), a_workload(3, kind="LeaderWorkerSet", surge="1"))
-    assert found is not None
-    assert found.pools["main"].desired == 2
-    assert found.pools["main"].pause_reason is not None
+    observed = state(spec(), a_workload(3, kind="LeaderWorkerSet", surge="1"))
+    assert observed is not None
+    assert observed.pools["main"].desired == 2
+    assert observed.pools["main"].pause_reason is not None
 
 
 def test_a_lone_group_of_ours_that_is_to_be_replaced_gets_a_second_one(a_workload: Make, a_pod: Make) -> None:
     live = a_workload(1, "fairlead-autoscaler", kind="LeaderWorkerSet", revision="new")
-    old, new = (a_pod("a", labels={"fairlead.io/revision": one}) for one in ("old", "new"))
+    old, new = (a_pod("a", labels={"fairlead.io/revision": revision}) for revision in ("old", "new"))
     for pod, least in ((old, 2), (new, 1)):
-        found = state(spec(), live, pod)
-        assert found is not None
-        assert found.model.pools[0].minimum == least
+        observed = state(spec(), live, pod)
+        assert observed is not None
+        assert observed.model.pools[0].minimum == least
 
 
 def test_marks_say_who_sleeps_and_the_engine_whether_it_does(a_workload: Make, a_pod: Make) -> None:
@@ -177,7 +177,7 @@ def test_marks_say_who_sleeps_and_the_engine_whether_it_does(a_workload: Make, a
         return a_pod(name, annotations={"fairlead.io/port": "8000", "fairlead.io/sleep": mark}, **more)
 
     woken = WakeTiming(1, 2, 3.5)
-    found = state(
+    observed = state(
         spec(autoscaling={"mode": "Auto", "sleep": {"max": 3, "after": "1h"}}),
         a_workload(7),
         a_pod("a"),
@@ -189,9 +189,9 @@ def test_marks_say_who_sleeps_and_the_engine_whether_it_does(a_workload: Make, a
         a_pod("g", ready=False),
         nursed=SleepStatus(frozenset({"uid-b"}), {"uid-a": woken}),
     )
-    assert found is not None
-    assert found.model.pools[0].tier == SleepTier(3, 0, 1, 3_600.0)
-    pool = found.pools["main"]
+    assert observed is not None
+    assert observed.model.pools[0].tier == SleepTier(3, 0, 1, 3_600.0)
+    pool = observed.pools["main"]
     assert (pool.desired, pool.asleep) == (4, 2), "without the one that is stuck"
     assert {replica.id: replica.state.value for replica in pool.replicas} == {
         "a": "ready",
@@ -209,9 +209,9 @@ def test_a_pod_that_starts_for_the_tier_counts_as_asleep_before_it_can_be_marked
     tiered = spec(autoscaling={"mode": "Auto", "sleep": {"max": 2}})
     wished = SleepStatus(desired_asleep={("chat/qwen", "main"): 2})
     for pods in ([a_pod("b", ready=False)], []):
-        found = state(tiered, a_workload(2), a_pod("a"), *pods, nursed=wished)
-        assert found is not None
-        assert (found.pools["main"].desired, found.pools["main"].asleep) == (1, 1)
+        observed = state(tiered, a_workload(2), a_pod("a"), *pods, nursed=wished)
+        assert observed is not None
+        assert (observed.pools["main"].desired, observed.pools["main"].asleep) == (1, 1)
     there = state(tiered, a_workload(2), a_pod("a"), a_pod("b"), nursed=wished)
     assert there is not None
     assert (there.pools["main"].desired, there.pools["main"].asleep) == (2, 0), "it serves until somebody marks it"
@@ -221,16 +221,16 @@ def test_a_pool_whose_engines_refuse_to_sleep_has_no_tier_until_they_are_others(
     tiered = spec(autoscaling={"mode": "Auto", "sleep": {"max": 2}})
     refused = SleepStatus(rejecting_pools=frozenset({("chat/qwen", "main", "r1")}))
     for revision, sleeps in (("r1", False), ("r2", True)):
-        found = state(tiered, a_workload(1), a_pod("a", labels={"fairlead.io/revision": revision}), nursed=refused)
-        assert found is not None
-        assert (found.model.pools[0].tier is not None) is sleeps
+        observed = state(tiered, a_workload(1), a_pod("a", labels={"fairlead.io/revision": revision}), nursed=refused)
+        assert observed is not None
+        assert (observed.model.pools[0].tier is not None) is sleeps
 
 
 @pytest.mark.parametrize("surge", ["9" * 5000, "-1", "\u0663", "1e9", ""])
 def test_surge_annotation_that_is_no_number_does_not_stop_the_autoscaler(a_workload: Make, surge: str) -> None:
-    found = state(spec(), a_workload(3, surge=surge))
-    assert found is not None
-    assert (found.pools["main"].desired, found.pools["main"].pause_reason) == (3, None)
+    observed = state(spec(), a_workload(3, surge=surge))
+    assert observed is not None
+    assert (observed.pools["main"].desired, observed.pools["main"].pause_reason) == (3, None)
 
 
 def test_model_whose_objects_cannot_be_read_stops_no_other_model(a_workload: Make) -> None:
@@ -249,10 +249,10 @@ def test_ranks_beyond_the_limit_of_a_fleet_take_no_memory(a_workload: Make, a_po
         models=[ParsedModel("a", "m", "", spec())], workloads={"a/m": [a_workload()]}, pods={"a/m": pods}, wall=WALL
     )
     tracemalloc.start()
-    found = model_states(known)
+    states = model_states(known)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert sum(len(replica.instances) for replica in found["a/m"].pools["main"].replicas) == 4_096
+    assert sum(len(replica.instances) for replica in states["a/m"].pools["main"].replicas) == 4_096
     assert peak < 4_000_000, "half a million ranks would take 40 MB"
 
 
@@ -268,8 +268,8 @@ def test_ranks_of_one_namespace_are_looked_up_to_the_limit_of_a_fleet(a_workload
         most_instances=16,
         wall=WALL,
     )
-    found = model_states(known)
-    counts = {key: [len(replica.instances) for replica in found[key].pools["main"].replicas] for key in keys}
+    states = model_states(known)
+    counts = {key: [len(replica.instances) for replica in states[key].pools["main"].replicas] for key in keys}
     assert counts == {"a/m": [8, 8, 0, 0, 0], "a/n": [0, 0, 0, 0, 0], "b/m": [8, 8, 0, 0, 0]}
 
 
@@ -285,7 +285,7 @@ def test_index_follows_new_moved_and_deleted_objects() -> None:
     assert [manifest["metadata"]["name"] for manifest in index.of_model("chat/qwen")] == ["a", "b"]
     index.apply(WatchEvent(WatchEventType.MODIFIED, pod("a", "llama")))
     index.apply(WatchEvent(WatchEventType.DELETED, pod("b", "qwen")))
-    assert {key: len(found) for key, found in index.by_model().items()} == {"chat/llama": 1, "other/qwen": 1}
+    assert {key: len(objects) for key, objects in index.by_model().items()} == {"chat/llama": 1, "other/qwen": 1}
     assert index.of_model("chat/qwen") == ()
     index.apply(WatchEvent(WatchEventType.DELETED, pod("never", "qwen")))
 

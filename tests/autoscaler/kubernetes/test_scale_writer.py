@@ -22,9 +22,9 @@ class FakeWorkloads:
         self.kube = kube
 
     def workload(self, key: str, pool: str) -> Manifest | None:
-        found = self.kube.objects_of("Deployment") + self.kube.objects_of("LeaderWorkerSet")
+        workloads = self.kube.objects_of("Deployment") + self.kube.objects_of("LeaderWorkerSet")
         return next(
-            (manifest for manifest in found if manifest["metadata"]["labels"]["fairlead.io/pool"] == pool), None
+            (manifest for manifest in workloads if manifest["metadata"]["labels"]["fairlead.io/pool"] == pool), None
         )
 
     def pods(self, key: str, pool: str) -> Sequence[Manifest]:
@@ -59,8 +59,8 @@ class WorkloadFixture:
 
     @property
     def live(self) -> Manifest:
-        (found,) = self.kube.objects_of(self.kind)
-        return found
+        (workload,) = self.kube.objects_of(self.kind)
+        return workload
 
     @property
     def stands(self) -> tuple[int, tuple[str, ...]]:

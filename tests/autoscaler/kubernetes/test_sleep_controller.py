@@ -92,8 +92,8 @@ class Harness:
 
     @property
     def mark(self) -> str | None:
-        found = parse_sleep_mark(self.pod["metadata"]["annotations"])
-        return None if found is None else found.annotation_value()
+        mark = parse_sleep_mark(self.pod["metadata"]["annotations"])
+        return None if mark is None else mark.annotation_value()
 
     def know(self, sleeping: float, in_flight: float = 0.0) -> None:
         """Lets all gateways report so."""

@@ -52,7 +52,7 @@ class _Models:
         self.kube, self.clock = kube, FakeTime()
 
     def models(self) -> dict[str, dict[str, Any]]:
-        return {key_of(one): one for one in self.kube.objects_of("ModelDeployment")}
+        return {key_of(manifest): manifest for manifest in self.kube.objects_of("ModelDeployment")}
 
     def model(self, key: str) -> dict[str, Any] | None:
         return self.models().get(key)
@@ -80,7 +80,7 @@ class Harness(_Models):
 
     def fresh(self) -> StatusWriter:
         return StatusWriter(
-            self.kube, self, self.clock, lambda _, told: self.told.append(told), is_leader=lambda: self.leading
+            self.kube, self, self.clock, lambda _, event: self.told.append(event), is_leader=lambda: self.leading
         )
 
     def foreign_writers(self) -> dict[str, dict[str, str]]:
@@ -127,7 +127,7 @@ def test_another_number_is_written_at_once_and_told_when_it_is_there(written: Ha
     assert written.write() == ["status ModelDeployment qwen"]
     assert written.told == []
     written.record(desired=5, replicas=5)
-    assert [one.reason for one in written.told] == ["ScaledUp"]
+    assert [event.reason for event in written.told] == ["ScaledUp"]
 
 
 def test_somebody_else_who_takes_the_number_is_told_of(written: Harness) -> None:
@@ -135,7 +135,7 @@ def test_somebody_else_who_takes_the_number_is_told_of(written: Harness) -> None
     written.record()
     written.write()
     assert written.conditions()["Autoscaling"] == "SetElsewhere"
-    assert [one.reason for one in written.told] == ["SetElsewhere"]
+    assert [event.reason for event in written.told] == ["SetElsewhere"]
 
 
 def test_a_model_that_is_switched_off_loses_them_and_nothing_else(written: Harness) -> None:
@@ -232,7 +232,7 @@ def slow_kube() -> _SlowKube:
 
 async def test_slow_statuses_of_one_namespace_and_a_defect_delay_no_other_model(slow_kube: _SlowKube) -> None:
     models = _Models(slow_kube)
-    writer = StatusWriter(slow_kube, models, models.clock, lambda _, told: None, is_leader=lambda: True)
+    writer = StatusWriter(slow_kube, models, models.clock, lambda _, event: None, is_leader=lambda: True)
     for key in models.models():
         writer.on_record(models.tick(key))
     run = asyncio.create_task(writer.run())
@@ -266,13 +266,13 @@ def record_of(
     return TickRecord(0.0, CONDITIONS_MODEL, there, **(given | more))
 
 
-def ruled(**told: Any) -> dict[str, Any]:
-    return {"rulings": {"main": replace(UP, **told)}}
+def ruled(**changes: Any) -> dict[str, Any]:
+    return {"rulings": {"main": replace(UP, **changes)}}
 
 
 def said(at: TickRecord, frozen: bool = False, **held: str) -> tuple[str, str, str]:
-    found = autoscaling_condition(at, held, frozen)
-    return str(found.status), str(found.reason), found.message
+    condition = autoscaling_condition(at, held, frozen)
+    return str(condition.status), str(condition.reason), condition.message
 
 
 def test_what_is_wanted_costs_is_told_where_it_has_a_price() -> None:
@@ -303,9 +303,9 @@ def test_a_decision_is_told_with_its_numbers_rule_and_reason() -> None:
 def test_why_it_does_not_simply_decide_is_told(
     given: dict[str, Any], held: dict[str, str], status: str, reason: str, says: str
 ) -> None:
-    found = said(record_of(**given), **held)
-    assert found[:2] == (status, reason)
-    assert says in found[2]
+    condition = said(record_of(**given), **held)
+    assert condition[:2] == (status, reason)
+    assert says in condition[2]
 
 
 def test_a_freeze_is_told_and_what_would_be() -> None:
@@ -314,20 +314,20 @@ def test_a_freeze_is_told_and_what_would_be() -> None:
 
 
 def met(*looks: TickRecord) -> tuple[str, str, str] | None:
-    found = SLOAttainment()
+    attainment = SLOAttainment()
     for look in looks:
-        found = add_observation(found, look.observation)
-    told = slo_condition(looks[-1], found)
-    return None if told is None else (str(told.status), str(told.reason), told.message)
+        attainment = add_observation(attainment, look.observation)
+    condition = slo_condition(looks[-1], attainment)
+    return None if condition is None else (str(condition.status), str(condition.reason), condition.message)
 
 
 def test_the_lowest_share_of_the_last_minutes_is_held_against_the_target() -> None:
     message = "ttft met by 95.0 %, itl met by 100.0 % of 100 requests in 5 minutes; target 90 %"
     assert met(record_of()) == ("True", "WithinTarget", message)
-    found = met(record_of(), record_of(now=105.0, counts=(60.0, 40.0)))
-    assert found is not None
-    assert found[:2] == ("False", "BelowTarget")
-    assert found[2].startswith("ttft met by 77.5 %")
+    condition = met(record_of(), record_of(now=105.0, counts=(60.0, 40.0)))
+    assert condition is not None
+    assert condition[:2] == ("False", "BelowTarget")
+    assert condition[2].startswith("ttft met by 77.5 %")
     long_ago = record_of(counts=(0.0, 100.0))
     assert met(long_ago, record_of(now=400.0)) == ("True", "WithinTarget", message)
 
@@ -337,17 +337,17 @@ def test_of_few_requests_no_share_is_told_and_nothing_of_a_model_without_objecti
     replica = replace(few.observation.pools["main"].replicas[0], itl_counts=None)  # type: ignore[index]
     pools = {"main": replace(few.observation.pools["main"], replicas=(replica,))}
     few = replace(few, observation=replace(few.observation, pools=pools))
-    told = "3 requests in 5 minutes are too few (only answered streams count)"
-    assert met(few) == ("Unknown", "TooFewRequests", told)
+    message = "3 requests in 5 minutes are too few (only answered streams count)"
+    assert met(few) == ("Unknown", "TooFewRequests", message)
     assert met(replace(record_of(), model=replace(CONDITIONS_MODEL, ttft_seconds=None, itl_seconds=None))) is None
 
 
 def test_who_gave_up_had_no_first_token_in_time() -> None:
-    one = record_of()
-    gone = replace(one, observation=replace(one.observation, gateway=GatewayTraffic(10.0, 1.0, abandoned=25.0)))
-    found = met(gone)
-    assert found is not None
-    assert found[2].startswith("ttft met by 76.0 %")
+    record = record_of()
+    gone = replace(record, observation=replace(record.observation, gateway=GatewayTraffic(10.0, 1.0, abandoned=25.0)))
+    condition = met(gone)
+    assert condition is not None
+    assert condition[2].startswith("ttft met by 76.0 %")
 
 
 def test_numbers_that_move_are_written_once_a_minute_and_news_at_once() -> None:
@@ -364,8 +364,8 @@ def test_numbers_that_move_are_written_once_a_minute_and_news_at_once() -> None:
 
 def test_a_time_of_transition_is_that_of_the_status() -> None:
     first = {"conditions": conditions_for([autoscaling_condition(record_of(), {}, False)], {}, 3, "T1")}
-    (one,) = first["conditions"]
-    assert (one["lastTransitionTime"], one["observedGeneration"], one["type"]) == ("T1", 3, "Autoscaling")
+    (entry,) = first["conditions"]
+    assert (entry["lastTransitionTime"], entry["observedGeneration"], entry["type"]) == ("T1", 3, "Autoscaling")
     (same,) = conditions_for([autoscaling_condition(record_of(blind=True), {}, False)], first, 4, "T2")
     assert (same["lastTransitionTime"], same["reason"]) == ("T1", "LoadUnknown")
     (other,) = conditions_for([autoscaling_condition(record_of(), {}, True)], first, 4, "T2")
@@ -377,8 +377,8 @@ def test_a_time_of_transition_is_that_of_the_status() -> None:
 def test_a_change_of_a_number_is_an_event_once_it_is_there() -> None:
     before = record_of()
     assert scaling_events(before, record_of(now=105.0)) == []  # not yet
-    (told,) = scaling_events(before, record_of(now=105.0, desired=5))
-    assert (told.reason, told.note) == ("ScaledUp", "Pool main from 3 to 5 by up: 4.61 are needed, by ttft")
+    (event,) = scaling_events(before, record_of(now=105.0, desired=5))
+    assert (event.reason, event.note) == ("ScaledUp", "Pool main from 3 to 5 by up: 4.61 are needed, by ttft")
     kept = record_of(rulings={"main": replace(UP, unwritten="the mode is Advise")})
     assert scaling_events(kept, record_of(desired=5)) == []
     (down,) = scaling_events(record_of(rulings={"main": replace(UP, replicas=2, rule="down")}), record_of(desired=2))
@@ -386,28 +386,28 @@ def test_a_change_of_a_number_is_an_event_once_it_is_there() -> None:
 
 
 def test_conditions_that_change_are_events_and_the_first_is_none() -> None:
-    deciding, blind = (autoscaling_condition(one, {}, False) for one in (record_of(), record_of(blind=True)))
+    deciding, blind = (autoscaling_condition(record, {}, False) for record in (record_of(), record_of(blind=True)))
     assert condition_events([], [deciding]) == []
     assert condition_events([deciding], [replace(deciding, message="other")]) == []
-    (told,) = condition_events([deciding], [blind])
-    assert (str(told.type), told.reason, told.note[:8]) == ("Warning", "LoadUnknown", "Its load")
+    (event,) = condition_events([deciding], [blind])
+    assert (str(event.type), event.reason, event.note[:8]) == ("Warning", "LoadUnknown", "Its load")
     (back,) = condition_events([blind], [deciding])
     assert (str(back.type), back.reason) == ("Normal", "Deciding")
 
 
 def test_objectives_that_are_missed_are_an_event_but_not_that_nobody_asks() -> None:
     def of(*looks: TickRecord) -> ConditionValue:
-        found = SLOAttainment()
+        attainment = SLOAttainment()
         for look in looks:
-            found = add_observation(found, look.observation)
-        told = slo_condition(looks[-1], found)
-        assert told is not None
-        return told
+            attainment = add_observation(attainment, look.observation)
+        condition = slo_condition(looks[-1], attainment)
+        assert condition is not None
+        return condition
 
     good, bad = of(record_of()), of(record_of(counts=(10.0, 90.0)))
     quiet = replace(good, status=type(good.status)("Unknown"), reason=bad.reason)
-    (told,) = condition_events([good], [bad])
-    assert (str(told.type), told.reason) == ("Warning", "BelowTarget")
+    (event,) = condition_events([good], [bad])
+    assert (str(event.type), event.reason) == ("Warning", "BelowTarget")
     assert condition_events([good], [quiet]) == condition_events([quiet], [good]) == []
 
 

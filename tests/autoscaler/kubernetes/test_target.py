@@ -56,8 +56,8 @@ def within(server: ApiServer, check: Callable[[KubeApi, KubernetesTarget], Await
     async def main() -> None:
         async with KubeApi(server.config(), SystemClock(), lambda: 0.5, limits=Limits(kube_attempts=2)) as api:
             await apply_crds_and_namespaces(api, "world")
-            made = await api.apply(model(mode="Auto", sleep={"max": 2, "level": 2}), "test")
-            await api.apply(workload(made), FIELD_MANAGER)
+            deployment = await api.apply(model(mode="Auto", sleep={"max": 2, "level": 2}), "test")
+            await api.apply(workload(deployment), FIELD_MANAGER)
             world = KubernetesTarget(api, SystemClock(), lambda: 0.5, namespaces=["world"])
             following = asyncio.ensure_future(world.run())
             try:

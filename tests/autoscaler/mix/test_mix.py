@@ -211,9 +211,9 @@ def loads(rates: list[float], candidates: list[PoolCandidate], shares: dict[str,
 def test_every_mix_carries_what_it_says_within_bounds(problem: tuple[list[float], list[PoolCandidate]]) -> None:
     rates, candidates = problem
     mix = solve_mix(rates, candidates, replace(FREE, change_share=0.01))
-    for one, load in zip(candidates, loads(rates, candidates, dict(mix.shares)), strict=True):
-        assert one.minimum <= mix.replicas[one.name] <= one.maximum
-        assert load <= mix.replicas[one.name] + 1e-5
+    for option, load in zip(candidates, loads(rates, candidates, dict(mix.shares)), strict=True):
+        assert option.minimum <= mix.replicas[option.name] <= option.maximum
+        assert load <= mix.replicas[option.name] + 1e-5
     served = sum(
         rate * sum(mix.shares[candidate.name][shape] for candidate in candidates) for shape, rate in enumerate(rates)
     )
@@ -231,23 +231,23 @@ def test_no_fleet_of_one_kind_no_sliced_mix_and_no_greedy_one_is_cheaper(
 ) -> None:
     rates, drawn = problem
     assume(sum(rates) > 0.0)
-    candidates = [replace(one, minimum=0, maximum=MOST, running=0, startup_seconds=0.0) for one in drawn]
+    candidates = [replace(candidate, minimum=0, maximum=MOST, running=0, startup_seconds=0.0) for candidate in drawn]
     mix = solve_mix(rates, candidates, FREE)
     assume(mix.unserved == 0.0)
-    for one in candidates:
-        if all(each > 0.0 for rate, each in zip(rates, one.throughput, strict=True) if rate > 0.0):
-            load = sum(rate / each for rate, each in zip(rates, one.throughput, strict=True) if rate > 0.0)
-            assert mix.cost_per_hour <= math.ceil(load - 1e-7) * one.cost_per_hour + 1e-4
+    for candidate in candidates:
+        if all(each > 0.0 for rate, each in zip(rates, candidate.throughput, strict=True) if rate > 0.0):
+            load = sum(rate / each for rate, each in zip(rates, candidate.throughput, strict=True) if rate > 0.0)
+            assert mix.cost_per_hour <= math.ceil(load - 1e-7) * candidate.cost_per_hour + 1e-4
     dealt = solve_greedily(rates, candidates)
     assert (
         mix.cost_per_hour
-        <= sum(n * one.cost_per_hour for n, one in zip(dealt.replicas, candidates, strict=True)) + 1e-4
+        <= sum(n * candidate.cost_per_hour for n, candidate in zip(dealt.replicas, candidates, strict=True)) + 1e-4
     )
     sliced = solve_milp(rates, candidates, FREE, slices=4)
     assert sliced.replicas is not None
     assert (
         mix.cost_per_hour
-        <= sum(n * one.cost_per_hour for n, one in zip(sliced.replicas, candidates, strict=True)) + 1e-4
+        <= sum(n * candidate.cost_per_hour for n, candidate in zip(sliced.replicas, candidates, strict=True)) + 1e-4
     )
 
 
@@ -255,9 +255,9 @@ def test_no_fleet_of_one_kind_no_sliced_mix_and_no_greedy_one_is_cheaper(
 def test_the_greedy_mix_carries_all_that_fits(problem: tuple[list[float], list[PoolCandidate]]) -> None:
     rates, candidates = problem
     dealt = solve_greedily(rates, candidates)
-    shares = {one.name: row for one, row in zip(candidates, dealt.shares, strict=True)}
-    for one, load, count in zip(candidates, loads(rates, candidates, shares), dealt.replicas, strict=True):
-        assert one.minimum <= count <= one.maximum
+    shares = {candidate.name: row for candidate, row in zip(candidates, dealt.shares, strict=True)}
+    for candidate, load, count in zip(candidates, loads(rates, candidates, shares), dealt.replicas, strict=True):
+        assert candidate.minimum <= count <= candidate.maximum
         assert load <= count + 1e-6
     served = sum(rate * sum(row[shape] for row in dealt.shares) for shape, rate in enumerate(rates))
     assert served + dealt.unserved == pytest.approx(sum(rates), abs=1e-6)

@@ -31,34 +31,34 @@ def test_what_fits_stays_as_it_is() -> None:
 
 
 def test_what_a_window_holds_for_one_role_goes_to_the_other_that_needs_it() -> None:
-    made = apply_shared_limit(SharedLimit(16), shares(5.0, 10.0), plans(14, 16), observed(14, 2))
-    assert (made["prefill"].replicas, made["decode"].replicas) == (5, 11)
-    assert made["prefill"].rule == "shared"
-    assert made["prefill"].reason.startswith("14 are needed; 5.0 engines of prefill to 10.0 of decode")
+    pool_plans = apply_shared_limit(SharedLimit(16), shares(5.0, 10.0), plans(14, 16), observed(14, 2))
+    assert (pool_plans["prefill"].replicas, pool_plans["decode"].replicas) == (5, 11)
+    assert pool_plans["prefill"].rule == "shared"
+    assert pool_plans["prefill"].reason.startswith("14 are needed; 5.0 engines of prefill to 10.0 of decode")
 
 
 def test_where_a_need_is_unknown_what_was_planned_stands_for_it() -> None:
-    made = apply_shared_limit(SharedLimit(16), shares(None, 8.0), plans(8, 16), observed(8, 8))
-    assert (made["prefill"].replicas, made["decode"].replicas) == (8, 8)
+    pool_plans = apply_shared_limit(SharedLimit(16), shares(None, 8.0), plans(8, 16), observed(8, 8))
+    assert (pool_plans["prefill"].replicas, pool_plans["decode"].replicas) == (8, 8)
 
 
 def test_a_model_of_one_role_is_cut_from_the_dearest_pool_down_to_its_minimum() -> None:
     big = PoolSpec("big", cost_per_hour=5.0, minimum=2, maximum=9)
     small = PoolSpec("small", cost_per_hour=1.0, maximum=9)
     planned = {"big": PoolPlan(5, "up", "load"), "small": PoolPlan(6, "up", "load")}
-    made = apply_shared_limit(
+    pool_plans = apply_shared_limit(
         SharedLimit(7),
         [LimitShare(Role.SERVE, (big, small), 9.0)],
         planned,
         {"big": PoolObservation(3, 3), "small": PoolObservation(3, 3)},
     )
-    assert (made["big"].replicas, made["small"].replicas) == (2, 5)
-    assert "7" in made["big"].reason
+    assert (pool_plans["big"].replicas, pool_plans["small"].replicas) == (2, 5)
+    assert "7" in pool_plans["big"].reason
 
 
 def test_in_doubt_nothing_is_lowered_and_less_is_raised() -> None:
-    made = apply_shared_limit(SharedLimit(16, can_lower=False), shares(5.0, 10.0), plans(14, 16), observed(14, 2))
-    assert (made["prefill"].replicas, made["decode"].replicas) == (14, 2)
+    pool_plans = apply_shared_limit(SharedLimit(16, can_lower=False), shares(5.0, 10.0), plans(14, 16), observed(14, 2))
+    assert (pool_plans["prefill"].replicas, pool_plans["decode"].replicas) == (14, 2)
     fewer = apply_shared_limit(SharedLimit(16, can_lower=False), shares(5.0, 10.0), plans(9, 16), observed(9, 2))
     assert (fewer["prefill"].replicas, fewer["decode"].replicas) == (9, 7)
     settled = apply_shared_limit(SharedLimit(17, can_lower=False), shares(5.0, 10.0), plans(14, 3), observed(14, 2))
@@ -74,10 +74,10 @@ def test_never_more_than_there_may_be_and_never_more_than_was_planned(
     most: int, prefill_need: float | None, decode_need: float | None, prefill: int, decode: int, has: int, other: int
 ) -> None:
     planned = plans(prefill, decode)
-    made = apply_shared_limit(SharedLimit(most), shares(prefill_need, decode_need), planned, observed(has, other))
-    assert all(made[name].replicas >= 1 or planned[name].replicas == 0 for name in planned)
-    assert all(made[name].replicas <= planned[name].replicas for name in planned)
-    assert sum(plan.replicas for plan in made.values()) <= most
+    pool_plans = apply_shared_limit(SharedLimit(most), shares(prefill_need, decode_need), planned, observed(has, other))
+    assert all(pool_plans[name].replicas >= 1 or planned[name].replicas == 0 for name in planned)
+    assert all(pool_plans[name].replicas <= planned[name].replicas for name in planned)
+    assert sum(plan.replicas for plan in pool_plans.values()) <= most
 
 
 def test_the_law_is_the_ratio_of_what_each_role_needs() -> None:

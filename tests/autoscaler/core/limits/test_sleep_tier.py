@@ -63,7 +63,7 @@ class SleepingPool:
         """Returns the present state of the pool."""
         ready = [at for at in self.awake if at <= self.now]
         share = 0.0 if requests is None else requests / max(1, len(ready))
-        told = None if requests is None else GatewayTraffic(requests, requests * 900.0)
+        traffic = None if requests is None else GatewayTraffic(requests, requests * 900.0)
         names = [f"r{index}" for index in range(len(ready))]
         replicas = tuple(_busy(name, share, self.running.get(name, 0.0)) for name in names)
         self.running = dict.fromkeys(names, share)
@@ -75,7 +75,7 @@ class SleepingPool:
             asleep=len([at for at in self.asleep if at <= self.now]),
             replicas=None if requests is None else replicas,
         )
-        return Observation(self.now, told, {"main": seen})
+        return Observation(self.now, traffic, {"main": seen})
 
     def follow(self, plan: PoolPlan) -> None:
         """Makes the pods as planned."""
@@ -139,9 +139,9 @@ def test_who_is_not_needed_sleeps_and_is_woken_before_anybody_starts() -> None:
 def test_without_a_tier_nobody_sleeps_and_nothing_else_changes() -> None:
     without, none = SleepingPool(model_of(None), 6), SleepingPool(model_of(SleepTier(0)), 6)
     for requests in (30.0, 5.0, 0.0, 40.0):
-        for one, other in zip(run(without, requests, 40), run(none, requests, 40), strict=True):
-            assert one.asleep == other.asleep == 0
-            assert one.replicas == other.replicas
+        for plan, other in zip(run(without, requests, 40), run(none, requests, 40), strict=True):
+            assert plan.asleep == other.asleep == 0
+            assert plan.replicas == other.replicas
 
 
 def test_as_many_as_the_floor_says_sleep_also_where_nothing_was_ever_asked() -> None:
@@ -177,7 +177,7 @@ def test_after_says_when_the_last_one_ends() -> None:
     slept = [plan.asleep for plan in run(beds, 0.0, 300)]
     assert max(slept) >= 1
     assert slept[-1] == 0
-    assert 800.0 <= 5.0 * len([one for one in slept if one]) <= 1_200.0
+    assert 800.0 <= 5.0 * len([count for count in slept if count]) <= 1_200.0
 
 
 def test_wakings_are_learned_by_their_level_each_once_and_kept_with_the_state() -> None:

@@ -86,9 +86,9 @@ def test_the_goal_stays_within_multiples_of_the_allowed_share() -> None:
     st.sampled_from([1e-4, 0.01, 0.5]),
 )
 def test_more_misses_never_raise_the_goal(
-    requests: float, one: float, other: float, hour: float, allowed: float
+    requests: float, misses: float, other: float, hour: float, allowed: float
 ) -> None:
-    low, high = sorted((one, other))
+    low, high = sorted((misses, other))
     few, many = (_budget(requests, requests * share, hour).goal(allowed, _SETTINGS) for share in (low, high))
     assert many <= few * (1.0 + 1e-9)
     assert allowed * _SETTINGS.min_goal <= many
@@ -177,9 +177,9 @@ _BOUNDS = (1.0, 2.5, 5.0)
 
 
 def test_at_an_edge_the_counts_beyond_it_are_the_misses() -> None:
-    found = counts_around((50.0, 30.0, 15.0, 5.0), _BOUNDS, 2.5)
-    assert (found.beyond_lower, found.judged, found.position) == (20.0, 100.0, 0.0)
-    assert found.missed == 20.0
+    counts = counts_around((50.0, 30.0, 15.0, 5.0), _BOUNDS, 2.5)
+    assert (counts.beyond_lower, counts.judged, counts.position) == (20.0, 100.0, 0.0)
+    assert counts.missed == 20.0
 
 
 def test_between_two_edges_misses_fall_off_by_equal_factors() -> None:
@@ -256,9 +256,11 @@ def test_without_evidence_predictions_stand() -> None:
 
 
 def test_what_comes_as_predicted_changes_nothing() -> None:
-    found = _corrections(_counted_late(100.0, 3.0, 2.0), MissedShares(prompts=0.01, batch=0.01, memory=0.01, gaps=0.02))
-    assert found.first_tokens == pytest.approx(1.0)
-    assert found.gaps == pytest.approx(1.0)
+    corrections = _corrections(
+        _counted_late(100.0, 3.0, 2.0), MissedShares(prompts=0.01, batch=0.01, memory=0.01, gaps=0.02)
+    )
+    assert corrections.first_tokens == pytest.approx(1.0)
+    assert corrections.gaps == pytest.approx(1.0)
 
 
 def test_first_tokens_and_gaps_each_learn_from_their_own_misses() -> None:
@@ -272,9 +274,9 @@ def test_first_tokens_and_gaps_each_learn_from_their_own_misses() -> None:
 
 def test_little_evidence_is_worth_less_than_the_prior() -> None:
     """That none of five predicted misses came may be chance."""
-    found = _corrections(_counted_late(100.0), MissedShares(prompts=0.05), ticks=1)
-    assert found.first_tokens == pytest.approx(10.0 / 15.0)
-    assert found.gaps == 1.0
+    corrections = _corrections(_counted_late(100.0), MissedShares(prompts=0.05), ticks=1)
+    assert corrections.first_tokens == pytest.approx(10.0 / 15.0)
+    assert corrections.gaps == 1.0
 
 
 def test_factors_are_between_a_tenth_and_ten() -> None:
@@ -290,8 +292,8 @@ def test_evidence_fades_within_hours() -> None:
 
 
 @given(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.floats(0.01, 100.0), st.floats(1.0, 10.0))
-def test_a_share_with_other_odds_is_still_a_share(one: float, other: float, factor: float, times: float) -> None:
-    low, high = sorted((one, other))
+def test_a_share_with_other_odds_is_still_a_share(share: float, other: float, factor: float, times: float) -> None:
+    low, high = sorted((share, other))
     assert 0.0 <= scale_odds(low, factor) <= scale_odds(high, factor) * (1.0 + 1e-12) <= 1.0 + 1e-12
     assert scale_odds(low, factor) <= scale_odds(low, factor * times) * (1.0 + 1e-12)
     assert scale_odds(high, factor) <= 1.0

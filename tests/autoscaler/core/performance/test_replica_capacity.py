@@ -78,7 +78,7 @@ STRICT = OBJECTIVES.filter(lambda targets: targets.allowed_miss_share <= 0.1)
 
 @given(PROFILES, MIXES, STRICT, RATES, DEVIATIONS, DEVIATIONS)
 def test_a_less_certain_load_never_takes_fewer_replicas(
-    profile: EngineProfile, mix: MeanRequest, objectives: LatencyTargets, rate: float, one: float, other: float
+    profile: EngineProfile, mix: MeanRequest, objectives: LatencyTargets, rate: float, deviation: float, other: float
 ) -> None:
     """At most a tenth of the requests may miss.
 
@@ -86,7 +86,7 @@ def test_a_less_certain_load_never_takes_fewer_replicas(
     those.
     """
     replica = model_of(StepModel.from_profile(profile), mix, objectives)
-    low, high = sorted((one, other))
+    low, high = sorted((deviation, other))
     certain, less, more = (replica.replicas_for(ExpectedLoad(rate, share), 1.0) for share in (0.0, low, high))
     assert certain <= less <= more
 
@@ -133,10 +133,10 @@ def test_expected_share_of_misses_is_the_allowed_one(
     They reach to three deviations. Of one in a thousand, that leaves out as many again.
     """
     replica, load = model_of(step, mix, targets), ExpectedLoad(rate, deviation)
-    found = replica.replicas_for(load, 1.0)
+    replicas = replica.replicas_for(load, 1.0)
     within = 1e-3 if deviation == 0.0 else 0.5 if targets.allowed_miss_share >= 0.01 else 1.0
-    assert expected_share(replica, load, found * (1.0 + 1e-12)) <= targets.allowed_miss_share * (1.0 + within)
-    fewer = expected_share(replica, load, found * (1.0 - SHARE_OF_STEP))
+    assert expected_share(replica, load, replicas * (1.0 + 1e-12)) <= targets.allowed_miss_share * (1.0 + within)
+    fewer = expected_share(replica, load, replicas * (1.0 - SHARE_OF_STEP))
     assert fewer >= targets.allowed_miss_share * (1.0 - min(0.5, within))
 
 
@@ -186,9 +186,9 @@ def test_towards_a_first_token_that_cannot_be_met_nothing_jumps() -> None:
     assert counts == sorted(counts)
     assert max(later / before for before, later in itertools.pairwise(counts)) < 1.25
     assert find_unreachable_target(_SMALL, MeanRequest(100.0, 100.0), objectives) is None
-    found = find_unreachable_target(_SMALL, MeanRequest(4_000.0, 100.0), objectives)
-    assert found is not None
-    assert str(found) == "TTFT target cannot be met: one request alone takes 1.54 of 0.5 s"
+    unreachable = find_unreachable_target(_SMALL, MeanRequest(4_000.0, 100.0), objectives)
+    assert unreachable is not None
+    assert str(unreachable) == "TTFT target cannot be met: one request alone takes 1.54 of 0.5 s"
 
 
 def test_towards_a_gap_that_cannot_be_met_nothing_jumps() -> None:
@@ -196,17 +196,17 @@ def test_towards_a_gap_that_cannot_be_met_nothing_jumps() -> None:
     counts = [needed(_SMALL, mix, LatencyTargets(3.0, 1e-3 * itl), rate) for itl in range(200, 9, -1)]
     assert counts == sorted(counts)
     assert counts[-1] < rate * _SMALL.engine_seconds(mix) / MIN_BUSY * 1.01
-    found = find_unreachable_target(_SMALL, mix, LatencyTargets(3.0, 0.02))
-    assert found is not None
-    assert found.bound is Bound.ITL
+    unreachable = find_unreachable_target(_SMALL, mix, LatencyTargets(3.0, 0.02))
+    assert unreachable is not None
+    assert unreachable.bound is Bound.ITL
 
 
 def test_what_fits_no_memory_is_said_and_sized_for_as_what_fills_it() -> None:
     small = MeanRequest(30_000.0, 5_000.0)
     large = MeanRequest(60_000.0, 5_000.0)
-    found = find_unreachable_target(_SMALL, large, LatencyTargets(None, None))
-    assert found is not None
-    assert str(found) == "KV memory cannot be met: one request alone takes 6.5e+04 of 4e+04 tokens"
+    unreachable = find_unreachable_target(_SMALL, large, LatencyTargets(None, None))
+    assert unreachable is not None
+    assert str(unreachable) == "KV memory cannot be met: one request alone takes 6.5e+04 of 4e+04 tokens"
     few, many = (needed(_SMALL, mix, LatencyTargets(None, None), 0.1) for mix in (small, large))
     assert few < many < 5.0 * few
 
@@ -249,12 +249,12 @@ def at_busy(step: StepModel, mix: MeanRequest, targets: LatencyTargets, busy: fl
 def test_shares_are_between_none_and_all(
     profile: EngineProfile, mix: MeanRequest, targets: LatencyTargets, busy: float, replicas: float
 ) -> None:
-    found = at_busy(StepModel.from_profile(profile), mix, targets, busy, replicas)
-    for share in (found.prompts, found.batch, found.memory, found.gaps, found.total):
+    shares = at_busy(StepModel.from_profile(profile), mix, targets, busy, replicas)
+    for share in (shares.prompts, shares.batch, shares.memory, shares.gaps, shares.total):
         assert 0.0 <= share <= 1.0
-    assert found.total >= max(found.prompts, found.batch, found.memory, found.gaps)
+    assert shares.total >= max(shares.prompts, shares.batch, shares.memory, shares.gaps)
     if busy >= 1.0:
-        assert found.total == 1.0
+        assert shares.total == 1.0
 
 
 @pytest.mark.parametrize("busy", [1.0, 1.0 - 1e-16, 1.0 - 1e-12])
@@ -316,17 +316,17 @@ def test_later_targets_miss_no_more(
 
 
 def test_without_a_target_nothing_misses_it() -> None:
-    found = at_busy(_LARGE, _CHAT, LatencyTargets(None, None), 0.9, 4.0)
-    assert (found.prompts, found.gaps) == (0.0, 0.0)
+    shares = at_busy(_LARGE, _CHAT, LatencyTargets(None, None), 0.9, 4.0)
+    assert (shares.prompts, shares.gaps) == (0.0, 0.0)
     assert at_busy(_LARGE, _CHAT, LatencyTargets(2.0, None), 0.9, 4.0).gaps == 0.0
     assert at_busy(_LARGE, _CHAT, LatencyTargets(None, 0.03), 0.9, 4.0).gaps > 0.01
 
 
 def test_one_token_has_no_gap_that_could_be_late() -> None:
-    one, two = (
+    single_token, two = (
         at_busy(_LARGE, MeanRequest(500.0, output), LatencyTargets(None, 0.02), 0.9, 1.0) for output in (1.0, 2.0)
     )
-    assert one.gaps == 0.0
+    assert single_token.gaps == 0.0
     assert two.gaps > 0.5
 
 
@@ -343,8 +343,8 @@ def test_misses_come_from_what_is_scarce(mix: MeanRequest, step: StepModel, name
     busy = next(
         share / 1_000 for share in range(1, 1_000) if at_busy(step, mix, _USUAL, share / 1_000, 8.0).total > 0.01
     )
-    found = at_busy(step, mix, _USUAL, busy, 8.0)
-    shares = {"prompts": found.prompts, "batch": found.batch, "memory": found.memory, "gaps": found.gaps}
+    misses = at_busy(step, mix, _USUAL, busy, 8.0)
+    shares = {"prompts": misses.prompts, "batch": misses.batch, "memory": misses.memory, "gaps": misses.gaps}
     assert max(shares, key=lambda name: shares[name]) == named
 
 
@@ -434,17 +434,17 @@ def test_what_decode_could_take_keeps_both_objectives(
 ) -> None:
     profile = replace(L, attention_seconds=attention, weights_seconds=weights)
     decoding = DecodeLoad(rate, output, prompt + output / 2)
-    found = decode_slack(profile, decoding, itl_seconds=0.1, ttft_seconds=2.0)
-    if found.rule != "slack":
-        assert found.tokens_per_second == found.prompt_tokens == 0.0
+    slack = decode_slack(profile, decoding, itl_seconds=0.1, ttft_seconds=2.0)
+    if slack.rule != "slack":
+        assert slack.tokens_per_second == slack.prompt_tokens == 0.0
         return
-    batch, chunk = rate * output * 0.09, found.tokens_per_second * 0.09
+    batch, chunk = rate * output * 0.09, slack.tokens_per_second * 0.09
     step = 12e-3 + max(weights, 9e-5 * (batch + chunk)) + batch * (4e-5 + 8.7e-8 * decoding.context_tokens)
-    assert step + attention * chunk * found.prompt_tokens / 2 <= 0.09 + 1e-6
+    assert step + attention * chunk * slack.prompt_tokens / 2 <= 0.09 + 1e-6
     assert chunk + batch <= L.step_tokens + 1e-6
-    assert found.prompt_tokens * 0.09 / chunk <= 1.0 + 1e-6
+    assert slack.prompt_tokens * 0.09 / chunk <= 1.0 + 1e-6
     busier = decode_slack(profile, replace(decoding, requests_per_second=rate * 1.5), itl_seconds=0.1, ttft_seconds=2.0)
-    assert busier.prompt_tokens <= found.prompt_tokens
+    assert busier.prompt_tokens <= slack.prompt_tokens
 
 
 def test_it_is_told_with_the_number_of_a_decode_pool_and_no_other() -> None:
@@ -460,9 +460,9 @@ def test_it_is_told_with_the_number_of_a_decode_pool_and_no_other() -> None:
     inputs = {name: DecisionInput(value) for name, value in numbers.items()}
     plans = {name: PoolPlan(2, "enough", "", inputs) for name in ("pre", "dec")}
     seen = {name: PoolObservation(2, 2) for name in plans}
-    told = add_decode_slack(model, plans, seen)
-    assert told["pre"] == plans["pre"]
-    two = told["dec"].inputs["convertible_tokens_per_second"].value
+    with_slack = add_decode_slack(model, plans, seen)
+    assert with_slack["pre"] == plans["pre"]
+    two = with_slack["dec"].inputs["convertible_tokens_per_second"].value
     four = (
         add_decode_slack(model, plans, {**seen, "dec": PoolObservation(4, 4)})["dec"]
         .inputs["convertible_tokens_per_second"]

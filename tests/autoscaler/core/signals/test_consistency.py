@@ -38,7 +38,7 @@ class ObservedCore:
     ) -> PoolPlan:
         """Returns the plan after one tick."""
         self.now += 5.0
-        one = ReplicaMetrics(
+        replica = ReplicaMetrics(
             "a",
             ReplicaState.READY,
             self.now,
@@ -50,7 +50,7 @@ class ObservedCore:
             finished=done,
             first_tokens=begun,
         )
-        seen = PoolObservation(ready, ready, replicas=(one,) * ready)
+        seen = PoolObservation(ready, ready, replicas=(replica,) * ready)
         return self.core.step(Observation(self.now, gateway, {"main": seen})).pools["main"]
 
 
@@ -90,8 +90,8 @@ def of_three_pools(core: ScalingCore, tick: int, *running: float) -> dict[str, P
     """
     pools = {}
     for pool, runs in zip(("main", "other", "third"), running, strict=True):
-        one = ReplicaMetrics("0", ReplicaState.READY, 500.0, 1.0, runs, 0.0, 0.0, finished=runs / 10)
-        pools[pool] = PoolObservation(1, 1, replicas=(one,))
+        replica = ReplicaMetrics("0", ReplicaState.READY, 500.0, 1.0, runs, 0.0, 0.0, finished=runs / 10)
+        pools[pool] = PoolObservation(1, 1, replicas=(replica,))
     return dict(core.step(Observation(tick * 5.0, GatewayTraffic(sum(running) / 10, 500.0), pools)).pools)
 
 

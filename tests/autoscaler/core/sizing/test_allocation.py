@@ -41,26 +41,26 @@ PARTS = st.lists(
     st.builds(part, st.just(""), SIZES, SIZES, st.integers(0, 3), st.integers(0, 60), st.integers(0, 40)),
     min_size=6,
     max_size=40,
-).map(lambda found: [part(f"p{at}", *_numbers(one)) for at, one in enumerate(found)])
+).map(lambda shares: [part(f"p{at}", *_numbers(pool)) for at, pool in enumerate(shares)])
 
 
-def _numbers(one: PoolShare) -> tuple[float, float, int, int, int]:
-    return one.capacity, one.cost, one.minimum, one.maximum - one.minimum, one.desired
+def _numbers(pool: PoolShare) -> tuple[float, float, int, int, int]:
+    return pool.capacity, pool.cost, pool.minimum, pool.maximum - pool.minimum, pool.desired
 
 
-def price(one: PoolShare, count: float) -> float:
-    return one.cost * (count + one.start_price * max(0.0, count - one.desired))
+def price(pool: PoolShare, count: float) -> float:
+    return pool.cost * (count + pool.start_price * max(0.0, count - pool.desired))
 
 
 def bought_in_parts(need: float, parts: list[PoolShare]) -> float:
     """Returns the cost of a division into parts of replicas; none of whole replicas is cheaper."""
-    total = sum(price(one, one.minimum) for one in parts)
-    left = need - sum(one.capacity * one.minimum for one in parts)
+    total = sum(price(pool, pool.minimum) for pool in parts)
+    left = need - sum(pool.capacity * pool.minimum for pool in parts)
     steps = []
-    for one in parts:
-        there = min(one.maximum, max(one.minimum, one.desired))
-        steps.append((one.cost / one.capacity, (there - one.minimum) * one.capacity))
-        steps.append((one.cost * (1.0 + one.start_price) / one.capacity, (one.maximum - there) * one.capacity))
+    for pool in parts:
+        there = min(pool.maximum, max(pool.minimum, pool.desired))
+        steps.append((pool.cost / pool.capacity, (there - pool.minimum) * pool.capacity))
+        steps.append((pool.cost * (1.0 + pool.start_price) / pool.capacity, (pool.maximum - there) * pool.capacity))
     for dear, room in sorted(steps):
         taken = min(max(0.0, left), room)
         total, left = total + taken * dear, left - taken
@@ -72,22 +72,22 @@ def test_among_many_pools_the_need_is_carried_at_a_replica_more_than_the_least_p
     parts: list[PoolShare], need: float
 ) -> None:
     counts = allocation_options(need, parts, {}).best
-    assert all(one.minimum <= counts[one.name] <= one.maximum for one in parts)
-    most = sum(one.capacity * one.maximum for one in parts)
-    carried = sum(one.capacity * counts[one.name] for one in parts)
+    assert all(pool.minimum <= counts[pool.name] <= pool.maximum for pool in parts)
+    most = sum(pool.capacity * pool.maximum for pool in parts)
+    carried = sum(pool.capacity * counts[pool.name] for pool in parts)
     assert carried >= min(need, most) - 1e-6
-    dearest = max(one.cost * (1.0 + one.start_price) for one in parts)
+    dearest = max(pool.cost * (1.0 + pool.start_price) for pool in parts)
     if need <= most:
-        assert sum(price(one, counts[one.name]) for one in parts) <= bought_in_parts(need, parts) + dearest + 1e-6
+        assert sum(price(pool, counts[pool.name]) for pool in parts) <= bought_in_parts(need, parts) + dearest + 1e-6
 
 
 def test_a_hundred_pools_keep_what_they_have_where_nothing_is_cheaper() -> None:
     parts = [part(f"p{at}", 1.0, 2.0, 0, 1_000, 10) for at in range(100)]
-    found = allocation_options(999.5, parts, {one.name: 10 for one in parts})
-    assert found.staying is not None
-    assert found.staying == {one.name: 10 for one in parts}
-    assert sum(found.best.values()) == 1_000
-    assert found.savings_per_hour == 0.0
+    options = allocation_options(999.5, parts, {pool.name: 10 for pool in parts})
+    assert options.staying is not None
+    assert options.staying == {pool.name: 10 for pool in parts}
+    assert sum(options.best.values()) == 1_000
+    assert options.savings_per_hour == 0.0
 
 
 MODEL = ModelSpec(
@@ -115,9 +115,9 @@ class FakeSolver:
 
     def replies(self) -> dict[str, MixResult]:
         """Returns the replies that come with this tick."""
-        self._open = [(left - 1, told) for left, told in self._open]
-        due = [told for left, told in self._open if left <= 0]
-        self._open = [(left, told) for left, told in self._open if left > 0]
+        self._open = [(left - 1, reply) for left, reply in self._open]
+        due = [reply for left, reply in self._open if left <= 0]
+        self._open = [(left, reply) for left, reply in self._open if left > 0]
         return {Role.SERVE.value: due[0]} if due else {}
 
     def query(self, plan: ScalingPlan) -> None:
@@ -145,12 +145,12 @@ def driven(
     for tick in range(begin, begin + ticks):
         seen = {name: PoolObservation(count, count, replicas=()) for name, count in there.items()}
         came = arrivals(tick)
-        told = {} if ask is None else ask.replies()
-        observation = Observation(tick * 5.0, GatewayTraffic(came, 1_000.0 * came), seen, shapes=shapes, mixes=told)
+        replies = {} if ask is None else ask.replies()
+        observation = Observation(tick * 5.0, GatewayTraffic(came, 1_000.0 * came), seen, shapes=shapes, mixes=replies)
         plans.append(core.step(observation))
         if ask is not None:
             ask.query(plans[-1])
-        there = {name: one.replicas for name, one in plans[-1].pools.items()}
+        there = {name: pool.replicas for name, pool in plans[-1].pools.items()}
     return plans, there
 
 
@@ -220,8 +220,8 @@ def test_without_a_reply_the_mean_request_divides_and_the_query_is_repeated() ->
     reasons = [plan.pools["S"].reason for plan in plans]
     spans = [(0, asked[0], "unasked"), (asked[0], asked[1], "asked"), (asked[1], asked[2], "unanswered")]
     for begin, end, rule in spans:  # not at every look: a pool that is being lowered says how that goes
-        told = {reason.partition("(mix: ")[2].rstrip(")") for reason in reasons[begin:end] if "(mix: " in reason}
-        assert told == {rule}
+        rules = {reason.partition("(mix: ")[2].rstrip(")") for reason in reasons[begin:end] if "(mix: " in reason}
+        assert rules == {rule}
     without, _ = driven(ScalingCore(MODEL), 160, None)
     assert numbers(without) == numbers(plans)
 
@@ -275,7 +275,10 @@ def test_what_is_followed_goes_through_json_and_on() -> None:
     other = ScalingCore(MODEL, state=decode_state(encode_state(core.state)))
     assert other.state == core.state
     asks = FakeSolver({"S": 2, "L": 1}), FakeSolver({"S": 2, "L": 1})
-    plans = [driven(one, 70, begin=100, desired=there, ask=ask) for one, ask in zip((core, other), asks, strict=True)]
+    plans = [
+        driven(scaling_core, 70, begin=100, desired=there, ask=ask)
+        for scaling_core, ask in zip((core, other), asks, strict=True)
+    ]
     assert plans[0] == plans[1]
 
 

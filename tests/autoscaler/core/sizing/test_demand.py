@@ -197,8 +197,8 @@ def _needs(model: ModelSpec) -> dict[str, float]:
 
 
 def test_a_looser_target_needs_less_and_a_stricter_one_more() -> None:
-    found = _needs(_MODEL)
-    assert found["need_at_95_replicas"] < found["need_replicas"] < found["need_at_99_9_replicas"]
+    needs = _needs(_MODEL)
+    assert needs["need_at_95_replicas"] < needs["need_replicas"] < needs["need_at_99_9_replicas"]
 
 
 @pytest.mark.parametrize(("name", "target"), [(_OTHERS[0], 0.95), (_OTHERS[1], 0.999)])
@@ -213,9 +213,9 @@ def test_the_models_own_target_is_not_shown_again() -> None:
 
 
 def test_without_targets_there_are_no_others() -> None:
-    found = _needs(replace(_MODEL, ttft_seconds=None, itl_seconds=None))
-    assert found["need_replicas"] > 0.0
-    assert not set(_OTHERS) & set(found)
+    needs = _needs(replace(_MODEL, ttft_seconds=None, itl_seconds=None))
+    assert needs["need_replicas"] > 0.0
+    assert not set(_OTHERS) & set(needs)
 
 
 POOL = PoolSpec("main", maximum=60, profile=builtin_profile("h100-llama8b"))

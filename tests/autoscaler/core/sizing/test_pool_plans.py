@@ -262,7 +262,7 @@ def _wanted(needed: float) -> PoolDemand:
 
 
 @pytest.mark.parametrize(
-    ("needed", "said"),
+    ("needed", "reason"),
     [
         (2.4, "2.40 are needed, limited by KV memory"),
         (2.003, "2.003 are needed, limited by KV memory"),  # and not 2.00, of which two would do
@@ -270,8 +270,8 @@ def _wanted(needed: float) -> PoolDemand:
         (0.001, "almost none are needed"),
     ],
 )
-def test_what_is_needed_explains_the_number(needed: float, said: str) -> None:
-    assert _wanted(needed).need_reason == said
+def test_what_is_needed_explains_the_number(needed: float, reason: str) -> None:
+    assert _wanted(needed).need_reason == reason
 
 
 @pytest.mark.parametrize("page", ["concepts/autoscaling.md", "how-to/capacity-and-cost.md"])

@@ -43,10 +43,10 @@ def test_without_a_past_to_compare_with_it_is_the_guess(count: int) -> None:
 
 
 def test_a_steady_load_is_known_the_better_the_longer_it_was_watched() -> None:
-    found = [deviation([10.0] * count) for count in (13, 20, 40, 80)]
-    assert found == sorted(found, reverse=True)
-    assert found[0] == pytest.approx(_GUESS)
-    assert found[-1] < 0.6 * _GUESS
+    deviations = [deviation([10.0] * count) for count in (13, 20, 40, 80)]
+    assert deviations == sorted(deviations, reverse=True)
+    assert deviations[0] == pytest.approx(_GUESS)
+    assert deviations[-1] < 0.6 * _GUESS
 
 
 def test_a_load_that_often_exceeded_its_forecast_may_do_so_again() -> None:
@@ -67,8 +67,8 @@ def test_a_load_that_only_falls_was_never_underestimated() -> None:
 
 def test_errors_are_those_of_the_time_that_a_start_takes() -> None:
     ramp = [10.0 * 1.01**place for place in range(80)]
-    found = [deviation(ramp, ahead=ahead) for ahead in (30.0, 120.0, 300.0)]
-    assert found[0] < found[1] < found[2]
+    deviations = [deviation(ramp, ahead=ahead) for ahead in (30.0, 120.0, 300.0)]
+    assert deviations[0] < deviations[1] < deviations[2]
 
 
 def test_few_requests_vary_by_chance() -> None:

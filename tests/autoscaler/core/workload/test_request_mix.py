@@ -70,15 +70,15 @@ def after(*ticks: tuple[float, float], times: float = 0.25) -> RequestLengths:
     ],
 )
 def test_requests_of_another_length_are_known_from_their_first_ticks(ticks: tuple[tuple[float, float], ...]) -> None:
-    found = after(*ticks)
+    mix = after(*ticks)
     others = [tick for tick in ticks if tick[1] != 4_000.0]
     mean = sum(requests * prompt for requests, prompt in others) / sum(requests for requests, _ in others)
-    assert found.prompt.mean(0.0) == pytest.approx(mean)
-    assert found.settled is not None
-    assert found.settled[0] == found.prompt
-    assert found.turned_at == 5.0 * len(ticks)
-    assert found.prompt_variance.smoothed_mean(0.0) == pytest.approx(0.25 * mean**2, rel=0.01)
-    assert found.output == DecayingRatio(9_000.0, 0.0, 9_000.0, 0.0), (
+    assert mix.prompt.mean(0.0) == pytest.approx(mean)
+    assert mix.settled is not None
+    assert mix.settled[0] == mix.prompt
+    assert mix.turned_at == 5.0 * len(ticks)
+    assert mix.prompt_variance.smoothed_mean(0.0) == pytest.approx(0.25 * mean**2, rel=0.01)
+    assert mix.output == DecayingRatio(9_000.0, 0.0, 9_000.0, 0.0), (
         "what those that ended explain is of requests as before"
     )
 
@@ -153,12 +153,12 @@ def test_after_a_shift_memory_is_not_sized_for_old_prompts_with_new_answers() ->
         for role, count in ((Role.PREFILL, 8), (Role.DECODE, 2))
     ]
     arriving = Arriving(*[list(column) for column in zip(*requests, strict=True)])
-    made = AutoscalingScenario("turn", 13, 1_050.0, reference_model(pools, 2.0, 0.1), tuple(pools), arriving)
-    found = run_controller(made, ScalingCore(made.model))
-    decode = [look.desired[1] for look in found.samples if look.now > turn]
+    scenario = AutoscalingScenario("turn", 13, 1_050.0, reference_model(pools, 2.0, 0.1), tuple(pools), arriving)
+    outcome = run_controller(scenario, ScalingCore(scenario.model))
+    decode = [look.desired[1] for look in outcome.samples if look.now > turn]
     assert max(decode) <= 10, "with those that were started beside to keep the first"
     assert max(decode[60:]) <= 5
-    assert found.attainment >= 0.93, "without a start ahead of the turn nobody keeps more than 97 %"
+    assert outcome.attainment >= 0.93, "without a start ahead of the turn nobody keeps more than 97 %"
 
 
 def _variability(ticks: Sequence[tuple[float, float]]) -> float:
@@ -177,11 +177,11 @@ def _drawn(mean: float, count: int, draw: Random) -> float:
 @pytest.mark.parametrize("counts", [(20,), (1, 5, 60)])
 def test_exponential_lengths_vary_by_their_mean(counts: tuple[int, ...]) -> None:
     """However many requests a tick has, in the mean of forty hours."""
-    draw, found = Random(1), []
+    draw, variabilities = Random(1), []
     for _ in range(40):
         ticks = [draw.choice(counts) for _ in range(600)]
-        found.append(_variability([(_drawn(1_000.0, count, draw), float(count)) for count in ticks]))
-    assert sum(found) / len(found) == pytest.approx(1.0, rel=0.08)
+        variabilities.append(_variability([(_drawn(1_000.0, count, draw), float(count)) for count in ticks]))
+    assert sum(variabilities) / len(variabilities) == pytest.approx(1.0, rel=0.08)
 
 
 def test_equal_prompts_do_not_vary() -> None:
@@ -256,10 +256,10 @@ def lengths(requests: float, tokens: float) -> RequestLengths:
 @given(st.floats(0.0, 0.9), st.floats(0.0, 1.0))
 def test_every_prompt_token_is_counted_once(requests: float, shorter: float) -> None:
     tokens = requests * shorter
-    told = lengths(requests, tokens)
-    prefill, decode = (mean_request(told, role, decode_prefill_share(told)) for role in (Role.PREFILL, Role.DECODE))
+    sizes = lengths(requests, tokens)
+    prefill, decode = (mean_request(sizes, role, decode_prefill_share(sizes)) for role in (Role.PREFILL, Role.DECODE))
     assert (1.0 - requests) * prefill.computed_tokens + decode.computed_tokens == pytest.approx(PROMPT)
-    assert mean_request(told, Role.SERVE, decode_prefill_share(told)).computed_tokens == pytest.approx(PROMPT)
+    assert mean_request(sizes, Role.SERVE, decode_prefill_share(sizes)).computed_tokens == pytest.approx(PROMPT)
 
 
 def needs(kept: GatewayTraffic, most: int | None = None) -> dict[str, float]:
@@ -271,8 +271,8 @@ def needs(kept: GatewayTraffic, most: int | None = None) -> dict[str, float]:
     for tick in range(120):
         seen = {pool.name: PoolObservation(8, 8, replicas=()) for pool in pools}
         plan = dict(core.step(Observation(5.0 * tick, kept, seen)).pools)
-    found = {name: one.inputs["need_replicas"].value for name, one in plan.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    replicas = {name: pool.inputs["need_replicas"].value for name, pool in plan.items()}
+    return {name: value for name, value in replicas.items() if value is not None}
 
 
 def test_what_decode_keeps_is_needed_there_and_no_more_for_prefill() -> None:
@@ -292,10 +292,10 @@ def test_pools_that_share_a_number_divide_it_as_if_every_prompt_were_handed_over
 
 @pytest.mark.parametrize("nonsense", [math.nan, -5.0, math.inf, None])
 def test_what_cannot_be_a_count_is_not_known(nonsense: float | None) -> None:
-    found = valid_traffic(GatewayTraffic(10.0, 1_000.0, kept=nonsense, kept_tokens=5.0))
-    assert found is not None
-    assert found.kept is None
-    assert found.arrivals == 10.0
+    traffic = valid_traffic(GatewayTraffic(10.0, 1_000.0, kept=nonsense, kept_tokens=5.0))
+    assert traffic is not None
+    assert traffic.kept is None
+    assert traffic.arrivals == 10.0
 
 
 def test_more_kept_than_arrived_is_all_but_a_little() -> None:
@@ -310,8 +310,8 @@ def test_gateways_counts_are_added_up() -> None:
         ("kept_tokens", "m"): 300.0,
         ("kept", "other"): 9.0,
     }
-    found = gateway_traffic(
+    traffic = gateway_traffic(
         "m", GatewaySnapshot((GatewayMetrics("a", counted), GatewayMetrics("b", counted), GatewayMetrics("c")))
     )
-    assert found is not None
-    assert (found.kept, found.kept_tokens) == (4.0, 600.0)
+    assert traffic is not None
+    assert (traffic.kept, traffic.kept_tokens) == (4.0, 600.0)
