@@ -21,6 +21,6 @@ def _structs(kind: object) -> Iterator[type[Struct]]:
 
 def test_fields_are_sent_and_read_by_their_own_names() -> None:
     """A struct that inherits from one with other names keeps these, which no reader expects."""
-    found = {kind for answer in vars(management_api).values() for kind in _structs(answer)}
-    assert len(found) > 40
-    assert [kind.__name__ for kind in found if kind.__struct_fields__ != kind.__struct_encode_fields__] == []
+    structs = {kind for answer in vars(management_api).values() for kind in _structs(answer)}
+    assert len(structs) > 40
+    assert [kind.__name__ for kind in structs if kind.__struct_fields__ != kind.__struct_encode_fields__] == []

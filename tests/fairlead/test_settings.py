@@ -20,8 +20,8 @@ PAGE = (ROOT / "docs" / "reference" / "settings.md").read_text()
 
 
 def test_variable_becomes_a_field_and_empty_is_unset() -> None:
-    found = read_settings(GatewaySettings, {"FAIRLEAD_MANAGE_TOKEN": "t", "FAIRLEAD_HASH_SECRET": "", "OTHER": "x"})
-    assert (found.manage_token, found.hash_secret) == ("t", None)
+    settings = read_settings(GatewaySettings, {"FAIRLEAD_MANAGE_TOKEN": "t", "FAIRLEAD_HASH_SECRET": "", "OTHER": "x"})
+    assert (settings.manage_token, settings.hash_secret) == ("t", None)
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a\x00", "a\udcff"])
@@ -41,10 +41,10 @@ def test_secret_is_never_printed(kind: type) -> None:
 
 
 def test_misspelt_variable_names_the_closest_one() -> None:
-    found = unknown_variables(
+    problems = unknown_variables(
         {"FAIRLEAD_MANAGE_TOKE": "x", "FAIRLEAD_CACHE": "/c", "PATH": "/bin", "FAIRLEAD_MANAGE_TOKEN": "y"}
     )
-    assert found == ["FAIRLEAD_MANAGE_TOKE is not a setting; did you mean FAIRLEAD_MANAGE_TOKEN?"]
+    assert problems == ["FAIRLEAD_MANAGE_TOKE is not a setting; did you mean FAIRLEAD_MANAGE_TOKEN?"]
 
 
 def test_page_lists_every_setting_and_no_other() -> None:

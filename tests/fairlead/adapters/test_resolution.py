@@ -37,9 +37,9 @@ def adapter(source: str = "hf://acme/sql") -> ModelAdapterSpec:
     ],
 )
 def test_engines_get_a_path_or_a_repository(source: str, model: str, path: str) -> None:
-    found = resolve_adapter(adapter(source), "sql", base(model={"uri": model}))
-    assert (found.reason, found.source) == (Reason.LOADABLE, path)
-    assert found.message == "gateways load it into engines of tiny on demand"
+    resolved = resolve_adapter(adapter(source), "sql", base(model={"uri": model}))
+    assert (resolved.reason, resolved.source) == (Reason.LOADABLE, path)
+    assert resolved.message == "gateways load it into engines of tiny on demand"
 
 
 @pytest.mark.parametrize(
@@ -57,13 +57,13 @@ def test_engines_get_a_path_or_a_repository(source: str, model: str, path: str) 
     ],
 )  # fmt: skip
 def test_a_base_that_cannot_load_it_says_why(spec: dict[str, Any], reason: Reason, message: str) -> None:
-    found = resolve_adapter(adapter("pvc:other/sql"), "sql", base(**spec))
-    assert (found.reason, found.message, found.source) == (reason, message, None)
+    resolved = resolve_adapter(adapter("pvc:other/sql"), "sql", base(**spec))
+    assert (resolved.reason, resolved.message, resolved.source) == (reason, message, None)
 
 
 def test_a_base_that_is_missing_is_named() -> None:
-    found = resolve_adapter(adapter(), "sql", None)
-    assert (found.reason, found.message) == (Reason.BASE_NOT_FOUND, "no ModelDeployment here is called tiny")
+    resolved = resolve_adapter(adapter(), "sql", None)
+    assert (resolved.reason, resolved.message) == (Reason.BASE_NOT_FOUND, "no ModelDeployment here is called tiny")
 
 
 def test_the_claim_of_the_model_is_where_engines_have_it() -> None:
@@ -86,11 +86,12 @@ DIGEST = f"sha256:{'0' * 64}"
 )
 def test_downloads_have_a_folder_of_their_own_and_need_a_downloader(fields: dict[str, str]) -> None:
     spec = ModelAdapterSpec.model_validate({"base": "tiny", **fields})
-    found = resolve_adapter(spec, "sql", base(adapters={"download": {}}))
+    resolved = resolve_adapter(spec, "sql", base(adapters={"download": {}}))
     download = AdapterDownload(fields["source"], fields.get("revision", ""), fields.get("digest", ""))
-    assert (found.reason, found.source, found.download) == (Reason.LOADABLE, download.engine_path, download)
+    assert (resolved.reason, resolved.source, resolved.download) == (Reason.LOADABLE, download.engine_path, download)
     assert (
-        found.message == "gateways load it into engines of tiny on demand; the downloader of each pod fetches it first"
+        resolved.message
+        == "gateways load it into engines of tiny on demand; the downloader of each pod fetches it first"
     )
     without = resolve_adapter(spec, "sql", base())
     assert (without.reason, without.source, without.download) == (Reason.BASE_UNSUITABLE, None, None)
@@ -112,5 +113,5 @@ def test_folder_changes_with_each_pin() -> None:
 
 
 def test_hub_adapter_without_a_pin_is_left_to_the_engine() -> None:
-    found = resolve_adapter(adapter(), "sql", base(adapters={"download": {}}))
-    assert (found.source, found.download) == ("acme/sql", None)
+    resolved = resolve_adapter(adapter(), "sql", base(adapters={"download": {}}))
+    assert (resolved.source, resolved.download) == ("acme/sql", None)

@@ -38,9 +38,9 @@ TYPES: dict[str, Any] = {
 
 def schema(kind: str) -> dict[str, Any]:
     (version,) = CRDS[kind]["spec"]["versions"]
-    found = version["schema"]["openAPIV3Schema"]
-    assert isinstance(found, dict)
-    return found
+    openapi_schema = version["schema"]["openAPIV3Schema"]
+    assert isinstance(openapi_schema, dict)
+    return openapi_schema
 
 
 def walk(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -26,13 +26,13 @@ KINDS = {"ModelDeployment": ModelDeployment, "AcceleratorClass": AcceleratorClas
 
 
 def recorded(file: str) -> list[Manifest]:
-    found = []
+    manifests = []
     for document in load_documents((EARLIER / f"{file}.yaml").read_text()):
         placed = (
             {**document["metadata"], "namespace": SPACE} if resource_of(document).namespaced else document["metadata"]
         )
-        found.append({**document, "metadata": placed})
-    return found
+        manifests.append({**document, "metadata": placed})
+    return manifests
 
 
 @asynccontextmanager
@@ -65,8 +65,8 @@ def test_current_types_accept_earlier_manifests(release: str) -> None:
 async def test_current_schema_accepts_earlier_manifests(api_server: ApiServer, release: str) -> None:
     async with client(api_server) as api:
         await define(api, todays())
-        for one in recorded(release):
-            await api.apply(one, ME, dry_run=True)
+        for manifest in recorded(release):
+            await api.apply(manifest, ME, dry_run=True)
 
 
 @pytest.mark.api_server
@@ -76,7 +76,7 @@ async def test_stored_objects_survive_a_crd_upgrade(tmp_path: Path) -> None:
     with api_server_for_test(tmp_path / "run") as server:
         async with client(server) as api:
             await define(api, list(load_documents((EARLIER / "first-crds.yaml").read_text())))
-            stored = [await api.apply(one, "kubectl") for one in recorded("first")]
+            stored = [await api.apply(manifest, "kubectl") for manifest in recorded("first")]
             await define(api, todays())
 
             async def upgraded() -> bool:
@@ -89,23 +89,23 @@ async def test_stored_objects_survive_a_crd_upgrade(tmp_path: Path) -> None:
                     "rollout": {"maxSurge": 2},
                 }
                 try:
-                    found = await api.apply({**probe, "spec": spec}, ME, dry_run=True)
+                    applied = await api.apply({**probe, "spec": spec}, ME, dry_run=True)
                 except Invalid:
                     return False
-                return found["spec"].get("rollout", {}).get("maxSurge") == 2
+                return applied["spec"].get("rollout", {}).get("maxSurge") == 2
 
             await wait_until(upgraded)
-            for one in stored:
-                place = resource_of(one), namespace_of(one), name_of(one)
-                found = await api.get(*place)
-                assert found["metadata"]["uid"] == one["metadata"]["uid"]
+            for manifest in stored:
+                place = resource_of(manifest), namespace_of(manifest), name_of(manifest)
+                current = await api.get(*place)
+                assert current["metadata"]["uid"] == manifest["metadata"]["uid"]
                 patch = {"metadata": {"annotations": {"touched": "yes"}}}
                 touched = await api.patch_merge(*place, patch, ME)  # validated as a whole, defaults filled in
-                assert _holds(touched["spec"], one["spec"])
-                if one["kind"] == "ModelDeployment":
-                    names = {name: one["metadata"][name] for name in ("name", "namespace")}
-                    said = {"apiVersion": one["apiVersion"], "kind": one["kind"], "metadata": names}
-                    await api.apply_status({**said, "status": {"ready": "1/1"}}, "fairlead-operator")
+                assert _holds(touched["spec"], manifest["spec"])
+                if manifest["kind"] == "ModelDeployment":
+                    names = {name: manifest["metadata"][name] for name in ("name", "namespace")}
+                    identity = {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"], "metadata": names}
+                    await api.apply_status({**identity, "status": {"ready": "1/1"}}, "fairlead-operator")
 
 
 def _holds(whole: object, part: object) -> bool:
@@ -113,5 +113,5 @@ def _holds(whole: object, part: object) -> bool:
     if isinstance(part, dict) and isinstance(whole, dict):
         return all(_holds(whole.get(name), value) for name, value in part.items())
     if isinstance(part, list) and isinstance(whole, list):
-        return len(part) == len(whole) and all(_holds(one, other) for one, other in zip(whole, part, strict=True))
+        return len(part) == len(whole) and all(_holds(entry, other) for entry, other in zip(whole, part, strict=True))
     return whole == part

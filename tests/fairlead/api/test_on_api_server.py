@@ -73,16 +73,16 @@ async def test_invalid_objects_are_refused_with_the_table_text(server: ApiServer
         return "it was taken"
 
     async with client(server) as api:
-        said = {case.name: await verdict(api, case) for case in refused_cases(TABLE)}
-        assert {name: text for name, text in said.items() if text} == {}
+        verdicts = {case.name: await verdict(api, case) for case in refused_cases(TABLE)}
+        assert {name: text for name, text in verdicts.items() if text} == {}
 
 
 @pytest.mark.parametrize("case", list(accepted_cases(TABLE)), ids=lambda case: case.name)
 async def test_valid_objects_are_accepted_with_defaults(server: ApiServer, case: AcceptedCase) -> None:
     async with client(server) as api:
-        found = await api.apply(placed(case.object), ME, dry_run=True)
+        applied = await api.apply(placed(case.object), ME, dry_run=True)
         if case.becomes is not None:
-            assert without_empty(found["spec"]) == without_empty(case.becomes)
+            assert without_empty(applied["spec"]) == without_empty(case.becomes)
 
 
 @pytest.mark.parametrize("case", list(changed_cases(TABLE)), ids=lambda case: case.name)
@@ -136,9 +136,9 @@ async def test_status_writers_keep_their_own_conditions(server: ApiServer) -> No
             theirs = {"conditions": [condition("SLOMet", "Met")]}
             await api.apply_status({**MODEL, "status": ours}, "fairlead-operator")
             await api.apply_status({**MODEL, "status": theirs}, "fairlead-autoscaler")
-            found = await api.apply_status({**MODEL, "status": ours}, "fairlead-operator")
-            assert [one["type"] for one in found["status"]["conditions"]] == ["Ready", "SLOMet"]
-            assert found["metadata"]["generation"] == 1
+            applied = await api.apply_status({**MODEL, "status": ours}, "fairlead-operator")
+            assert [condition["type"] for condition in applied["status"]["conditions"]] == ["Ready", "SLOMet"]
+            assert applied["metadata"]["generation"] == 1
             with pytest.raises(Invalid):
                 await api.apply_status({**MODEL, "status": {"conditions": [condition("Ready", "x" * 65)]}}, ME)
         finally:

@@ -74,8 +74,8 @@ def test_every_rule_has_a_violating_case() -> None:
 
 
 def test_every_default_appears_in_a_case() -> None:
-    found = ((path, node) for path, node in schemas() if ".spec." in path and node.get("type") != "object")
-    defaults = {path for path, node in found if "default" in node}
+    fields = ((path, node) for path, node in schemas() if ".spec." in path and node.get("type") != "object")
+    defaults = {path for path, node in fields if "default" in node}
     shown = {path for case in ACCEPTED if case.becomes for path in _paths(case.becomes, f"{case.object['kind']}.spec")}
     assert defaults - shown == set()
 

@@ -34,8 +34,8 @@ def spec(**given: Any) -> ModelDeploymentSpec:
     ],
 )
 def test_replicas_stay_within_pool_bounds(replicas: int | None, pool: dict[str, int], wanted: int) -> None:
-    found = spec(replicas=replicas, pools=[{"acceleratorClassName": "cpu", **pool}])
-    assert found.desired_instances(found.pools[0]) == wanted
+    deployment_spec = spec(replicas=replicas, pools=[{"acceleratorClassName": "cpu", **pool}])
+    assert deployment_spec.desired_instances(deployment_spec.pools[0]) == wanted
 
 
 def test_template_that_is_too_large_or_too_deep_is_refused() -> None:
@@ -50,8 +50,8 @@ def test_template_that_is_too_large_or_too_deep_is_refused() -> None:
 
 
 def test_external_pool_has_no_desired_instances() -> None:
-    found = spec(engine={"type": "External"}, pools=[{"selector": {"matchLabels": {"app": "a"}}}])
-    assert found.desired_instances(found.pools[0]) == 0
+    deployment_spec = spec(engine={"type": "External"}, pools=[{"selector": {"matchLabels": {"app": "a"}}}])
+    assert deployment_spec.desired_instances(deployment_spec.pools[0]) == 0
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_default_drain_is_five_minutes() -> None:
     ],
 )
 def test_uri_has_a_scheme_and_a_location(uri: str, scheme: str, place: str, downloaded: bool) -> None:
-    found = ModelSource(uri=uri)
-    assert (found.scheme, found.location, found.is_downloaded) == (scheme, place, downloaded)
+    source = ModelSource(uri=uri)
+    assert (source.scheme, source.location, source.is_downloaded) == (scheme, place, downloaded)
 
 
 def test_pod_requests_one_device_per_rank() -> None:
@@ -117,8 +117,8 @@ def test_every_reason_is_documented_once() -> None:
 
 def test_every_condition_type_is_documented_once_with_reasons() -> None:
     types = condition_types()
-    assert [one.type for one in types] == list(ConditionType)
-    assert {one.type for one in types if one.owner is ConditionOwner.AUTOSCALER} == {
+    assert [condition.type for condition in types] == list(ConditionType)
+    assert {condition.type for condition in types if condition.owner is ConditionOwner.AUTOSCALER} == {
         ConditionType.SLO_MET,
         ConditionType.AUTOSCALING,
     }

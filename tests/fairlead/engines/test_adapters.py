@@ -44,8 +44,8 @@ sglang:cached_tokens_total{cache_source="device",model_name="a"} 300.0
 sglang:cached_tokens_total{cache_source="host",model_name="a"} 50.0
 sglang:generation_tokens_total{is_streaming="true",model_name="a"} 70.0
 """
-    found = engine_adapter("sglang").parse_signals(page)
-    assert found == EngineSignals(
+    signals = engine_adapter("sglang").parse_signals(page)
+    assert signals == EngineSignals(
         running=4.0,
         waiting=2.0,
         kv_usage=0.3,
@@ -69,11 +69,11 @@ llamacpp:tokens_predicted_total 70
 llamacpp:requests_processing 3
 llamacpp:requests_deferred 2
 """
-    found = engine_adapter("llamacpp").parse_signals(page)
-    assert (found.running, found.waiting, found.kv_usage) == (3.0, 2.0, None)
-    assert (found.prompt_tokens_total, found.prefix_queries_total, found.prefix_hits_total) == (1000.0, 1000.0, 300.0)
-    assert found.generation_tokens_total == 70.0
-    assert engine_adapter("llamacpp").parse_rank_signals(page, (0,)) == {0: found}
+    stats = engine_adapter("llamacpp").parse_signals(page)
+    assert (stats.running, stats.waiting, stats.kv_usage) == (3.0, 2.0, None)
+    assert (stats.prompt_tokens_total, stats.prefix_queries_total, stats.prefix_hits_total) == (1000.0, 1000.0, 300.0)
+    assert stats.generation_tokens_total == 70.0
+    assert engine_adapter("llamacpp").parse_rank_signals(page, (0,)) == {0: stats}
     earlier = engine_adapter("llamacpp").parse_signals(page.replace(b"llamacpp:prompt_tokens_cached_total 300\n", b""))
     assert (earlier.prompt_tokens_total, earlier.prefix_queries_total) == (700.0, None)
 
@@ -91,14 +91,14 @@ trtllm_prompt_cached_tokens_per_request_sum{engine_type="pytorch",model_name="qw
 """
     adapter = engine_adapter("trtllm")
     assert adapter.metrics_path == "/prometheus/metrics"
-    found = adapter.parse_signals(page)
-    assert found == EngineSignals(
+    signals = adapter.parse_signals(page)
+    assert signals == EngineSignals(
         prompt_tokens_total=1000.0,
         generation_tokens_total=70.0,
         prefix_queries_total=1000.0,
         prefix_hits_total=300.0,
     )
-    assert adapter.parse_rank_signals(page, (0,)) == {0: found}
+    assert adapter.parse_rank_signals(page, (0,)) == {0: signals}
     assert adapter.parse_signals(b"") == EngineSignals()
 
 
@@ -133,8 +133,8 @@ def test_signals_of_one_rank_exclude_the_others() -> None:
 
 def test_older_metric_names_are_understood() -> None:
     page = b'vllm:gpu_cache_usage_perc{model_name="a"} 0.25\nvllm:gpu_prefix_cache_hits_total{model_name="a"} 7\n'
-    found = engine_adapter("vllm").parse_signals(page)
-    assert (found.kv_usage, found.prefix_hits_total, found.sleeping) == (0.25, 7.0, None)
+    signals = engine_adapter("vllm").parse_signals(page)
+    assert (signals.kv_usage, signals.prefix_hits_total, signals.sleeping) == (0.25, 7.0, None)
 
 
 @pytest.mark.parametrize(

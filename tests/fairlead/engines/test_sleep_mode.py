@@ -106,9 +106,9 @@ async def test_invalid_sleep_state_is_an_error(body: bytes) -> None:
 
 def test_engines_start_with_sleep_mode_if_the_model_may_sleep() -> None:
     replica = LocalEngineReplica("tiny", "hf://org/tiny", builtin_profile("tiny-cpu"), env={"A": "1"}, sleeps=True)
-    made = engine_adapter("vllm").local_launch_command(replica, (8000,))
-    assert "--enable-sleep-mode" in made.command
-    assert made.env == {"A": "1", "VLLM_SERVER_DEV_MODE": "1"}
+    launch = engine_adapter("vllm").local_launch_command(replica, (8000,))
+    assert "--enable-sleep-mode" in launch.command
+    assert launch.env == {"A": "1", "VLLM_SERVER_DEV_MODE": "1"}
     plain = engine_adapter("vllm").local_launch_command(
         LocalEngineReplica("tiny", "hf://org/tiny", builtin_profile("tiny-cpu")), (8000,)
     )

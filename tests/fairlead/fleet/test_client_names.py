@@ -8,8 +8,8 @@ from fairlead.fleet.client_names import MAX_NAMES_OF_DELETED_MODELS, NameHistory
 
 def test_names_of_deleted_models_are_limited_per_namespace() -> None:
     many = {f"n{number}": "b/x" for number in range(MAX_NAMES_OF_DELETED_MODELS + 2)}
-    found = name_owners((), (), NameHistory(remembered={"llama": "a/llama", **many}))
-    assert list(found) == ["llama", *list(many)[2:]]
+    owners = name_owners((), (), NameHistory(remembered={"llama": "a/llama", **many}))
+    assert list(owners) == ["llama", *list(many)[2:]]
 
 
 def test_assigned_names_are_parsed_and_mistakes_are_named() -> None:

@@ -47,10 +47,10 @@ class SlowNames:
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowNames]:
     """Yields the names in place of those of this machine."""
-    found = SlowNames()
-    monkeypatch.setattr(socket, "getaddrinfo", found.look_up)
-    yield found
-    found.release.set()
+    resolver = SlowNames()
+    monkeypatch.setattr(socket, "getaddrinfo", resolver.look_up)
+    yield resolver
+    resolver.release.set()
 
 
 def _resolver(**hosts: list[str]) -> EndpointResolver:

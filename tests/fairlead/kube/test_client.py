@@ -73,15 +73,15 @@ async def test_status_is_applied_alone() -> None:
             "spec": {"a": 2},
             "status": {"ready": 1},
         }
-        found = await api.apply_status(whole, "operator")
-        assert (found["spec"], found["status"]) == ({"a": 1}, {"ready": 1})
-        assert "labels" not in found["metadata"]
+        applied = await api.apply_status(whole, "operator")
+        assert (applied["spec"], applied["status"]) == ({"a": 1}, {"ready": 1})
+        assert "labels" not in applied["metadata"]
         assert fake.calls[-1].path.endswith("/modeldeployments/m/status")
 
 
 async def test_create_patch_delete_evict() -> None:
     async with client_of_fake_server() as (fake, api, _):
-        made = await api.create(MAP, "operator")
+        created = await api.create(MAP, "operator")
         with pytest.raises(AlreadyExists):
             await api.create(MAP, "operator")
         stale = {"metadata": {"resourceVersion": "1"}, "data": {"a": "2"}}
@@ -90,7 +90,7 @@ async def test_create_patch_delete_evict() -> None:
         changed = await api.patch_merge(CONFIG_MAPS, "x", "m", {"data": {"a": None, "b": "2"}}, "operator")
         assert changed["data"] == {"b": "2"}
         assert not await api.delete(CONFIG_MAPS, "x", "m", uid="another")
-        assert await api.delete(CONFIG_MAPS, "x", "m", uid=made["metadata"]["uid"])
+        assert await api.delete(CONFIG_MAPS, "x", "m", uid=created["metadata"]["uid"])
         assert not await api.delete(CONFIG_MAPS, "x", "m")
         fake.put(PODS, "x", "p")
         assert await api.evict("x", "p")
@@ -114,10 +114,10 @@ async def test_list_reads_pages_and_completes_items() -> None:
         for number in range(5):
             fake.put(PODS, f"n{number % 2}", f"p{number}")
         fake.put(NODES, None, "node")
-        found = await api.list(PODS, limit=2, labels="a=b", fields="c=d")
-        assert sorted(item["metadata"]["name"] for item in found.items) == ["p0", "p1", "p2", "p3", "p4"]
-        assert {(item["apiVersion"], item["kind"]) for item in found.items} == {("v1", "Pod")}
-        assert found.resource_version == "106"
+        listed = await api.list(PODS, limit=2, labels="a=b", fields="c=d")
+        assert sorted(item["metadata"]["name"] for item in listed.items) == ["p0", "p1", "p2", "p3", "p4"]
+        assert {(item["apiVersion"], item["kind"]) for item in listed.items} == {("v1", "Pod")}
+        assert listed.resource_version == "106"
         assert [(call.query["limit"], call.query["labelSelector"]) for call in fake.calls] == [("2", "a=b")] * 3
         assert len((await api.list(PODS, "n1")).items) == 2
 
@@ -126,8 +126,8 @@ async def test_page_with_too_many_bytes_is_requested_with_fewer_objects() -> Non
     async with client_of_fake_server(replace(Limits(), kube_page_bytes=10_000)) as (fake, api, time):
         for number in range(20):
             fake.put(CONFIG_MAPS, "x", f"m{number:02}", data={"a": "b" * 1_000})
-        found = await api.list(CONFIG_MAPS)
-        assert [manifest["metadata"]["name"] for manifest in found.items] == [f"m{number:02}" for number in range(20)]
+        listed = await api.list(CONFIG_MAPS)
+        assert [manifest["metadata"]["name"] for manifest in listed.items] == [f"m{number:02}" for number in range(20)]
         assert [call.query["limit"] for call in fake.calls][:3] == ["500", "62", "7"]
         assert time.pauses == []
 
@@ -145,9 +145,9 @@ async def test_object_nested_10000_levels_does_not_end_a_list() -> None:
         items = b'[{"metadata": {"name": "deep"}, "spec": %s}, {"metadata": {"name": "flat"}}]' % deep
         body = b'{"metadata": {"resourceVersion": "5"}, "items": %s}' % items
         fake.ordered_responses.append(OrderedResponse(200, body=body))
-        found = await api.list(MODEL_DEPLOYMENTS)
-        assert [manifest["metadata"]["name"] for manifest in found.items] == ["deep", "flat"]
-        assert found.resource_version == "5"
+        listed = await api.list(MODEL_DEPLOYMENTS)
+        assert [manifest["metadata"]["name"] for manifest in listed.items] == ["deep", "flat"]
+        assert listed.resource_version == "5"
 
 
 async def test_list_with_expired_pages_is_repeated_in_one_piece() -> None:
@@ -314,13 +314,13 @@ async def test_kind_is_served_if_the_api_server_lists_it() -> None:
 
 
 async def read_watch(fake: FakeApiServer, api: KubeApi, since: str, most: int) -> list[tuple[WatchEventType, str]]:
-    found: list[tuple[WatchEventType, str]] = []
+    pairs: list[tuple[WatchEventType, str]] = []
     async with aclosing(api.watch(ObjectSelection(PODS, "x"), resource_version=since, seconds=300.4)) as changes:
         async for change in changes:
-            found.append((change.type, change.object["metadata"].get("name", "")))
-            if len(found) == most:
+            pairs.append((change.type, change.object["metadata"].get("name", "")))
+            if len(pairs) == most:
                 break
-    return found
+    return pairs
 
 
 async def test_watch_yields_events_until_it_ends() -> None:

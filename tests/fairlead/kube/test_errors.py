@@ -49,9 +49,9 @@ def test_blocked_eviction_is_not_a_retry_request() -> None:
 
 
 def test_retry_after_header_takes_precedence_over_the_body() -> None:
-    told = body(504, "Timeout", retryAfterSeconds=3)
-    assert error_from_response(504, told, "GET /x").retry_after_seconds == 3.0
-    assert error_from_response(504, told, "GET /x", 7.0).retry_after_seconds == 7.0
+    error_body = body(504, "Timeout", retryAfterSeconds=3)
+    assert error_from_response(504, error_body, "GET /x").retry_after_seconds == 3.0
+    assert error_from_response(504, error_body, "GET /x", 7.0).retry_after_seconds == 7.0
     assert error_from_response(504, body(504, "Timeout"), "GET /x").retry_after_seconds is None
 
 

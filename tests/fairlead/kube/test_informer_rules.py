@@ -112,9 +112,9 @@ def test_known_version_is_no_event() -> None:
 
 def test_managed_fields_are_dropped() -> None:
     cache = ObjectStore()
-    found = item("a", 1)
-    found["metadata"]["managedFields"] = [{"manager": "m"}]
-    list(cache.replace([found]))
+    manifest = item("a", 1)
+    manifest["metadata"]["managedFields"] = [{"manager": "m"}]
+    list(cache.replace([manifest]))
     assert "managedFields" not in cache.items["x/a"]["metadata"]
 
 
@@ -133,7 +133,7 @@ def test_event_follower_has_the_same_objects_as_a_list(history: list[dict[str, t
                 del followed[key]
             else:
                 followed[key] = change.object
-        assert followed == cache.items == {key_of(one): one for one in listed}
+        assert followed == cache.items == {key_of(manifest): manifest for manifest in listed}
 
 
 def test_known_version_is_not_decoded_again() -> None:

@@ -13,9 +13,9 @@ from fairlead.kube.watch_events import parse_watch_event
 @pytest.mark.parametrize(("opening", "closing"), [('{"a":', "}"), ("[", "]"), ('[{"a":', "}]")])
 def test_value_nested_10000_levels_keeps_its_upper_levels_and_neighbours(opening: str, closing: str) -> None:
     deep = opening * 10_000 + "1" + closing * 10_000
-    found = decode_json(f'{{"deep": {deep}, "next": [1, {{"b": 2}}]}}'.encode())
-    assert found["next"] == [1, {"b": 2}]
-    assert found["deep"]
+    decoded = decode_json(f'{{"deep": {deep}, "next": [1, {{"b": 2}}]}}'.encode())
+    assert decoded["next"] == [1, {"b": 2}]
+    assert decoded["deep"]
 
 
 def test_only_what_lies_below_the_last_level_becomes_null() -> None:
@@ -63,8 +63,8 @@ def test_text_that_is_no_unicode_is_replaced_and_its_neighbours_are_read(stored:
 
 def test_deep_value_with_text_that_is_no_unicode_keeps_its_neighbours() -> None:
     deep = b"[" * 10_000 + rb'"\ud800"' + b"]" * 10_000
-    found = decode_json(b'{"deep": ' + deep + rb', "next": "\ud800' + b'\xff"}')
-    assert found["next"] == "\N{REPLACEMENT CHARACTER}" * 2
+    decoded = decode_json(b'{"deep": ' + deep + rb', "next": "\ud800' + b'\xff"}')
+    assert decoded["next"] == "\N{REPLACEMENT CHARACTER}" * 2
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b'{"a":1e999}', rb'{"a":"\u12"}', rb'{"a":"\ud8"}', b"\xff"])

@@ -138,25 +138,25 @@ async def election_harness() -> AsyncIterator[ElectionHarness]:
 
 async def test_one_candidate_leads_and_the_other_waits() -> None:
     async with election_harness() as lab:
-        one = lab.candidate("one")
-        await wait_until(lambda: one.is_leading)
+        leader = lab.candidate("one")
+        await wait_until(lambda: leader.is_leading)
         two = lab.candidate("two")
         await wait_until(lambda: two.reason == "one holds it")
         first = lab.fake.objects[PATH]["metadata"]["resourceVersion"]
         await lab.passing(lambda: int(lab.fake.objects[PATH]["metadata"]["resourceVersion"]) > int(first) + 3)
-        assert (one.is_leading, two.is_leading, two.holder) == (True, False, "one")
+        assert (leader.is_leading, two.is_leading, two.holder) == (True, False, "one")
         assert lab.fake.objects[PATH]["spec"]["leaseTransitions"] == 0
 
 
 async def test_released_lease_is_taken_at_once() -> None:
     async with election_harness() as lab:
-        one = lab.candidate("one")
-        await wait_until(lambda: one.is_leading)
+        leader = lab.candidate("one")
+        await wait_until(lambda: leader.is_leading)
         two = lab.candidate("two")
         await wait_until(lambda: two.reason == "one holds it")
         await cancel_and_wait(lab.tasks[0])
-        await one.release()
-        assert (one.is_leading, lab.holder) == (False, "")
+        await leader.release()
+        assert (leader.is_leading, lab.holder) == (False, "")
         before = lab.time.now()
         await lab.passing(lambda: two.is_leading)
         assert lab.time.now() - before < TIMING.lease_seconds
@@ -165,15 +165,15 @@ async def test_released_lease_is_taken_at_once() -> None:
 
 async def test_lease_of_a_dead_leader_is_taken_after_it_expires() -> None:
     async with election_harness() as lab:
-        one = lab.candidate("one")
-        await wait_until(lambda: one.is_leading)
+        leader = lab.candidate("one")
+        await wait_until(lambda: leader.is_leading)
         await cancel_and_wait(lab.tasks[0])
         two = lab.candidate("two")
         await wait_until(lambda: two.reason == "one holds it")
         before = lab.time.now()
         await lab.passing(lambda: two.is_leading)
         assert lab.time.now() - before >= TIMING.lease_seconds
-        assert not one.is_leading  # by its own clock, without a request
+        assert not leader.is_leading  # by its own clock, without a request
         assert "one has not renewed it" in two.reason
 
 
@@ -182,83 +182,83 @@ async def test_lease_of_a_dead_leader_is_taken_after_it_expires() -> None:
 )
 async def test_unreachable_api_server_ends_leadership_in_time(order: OrderedResponse) -> None:
     async with election_harness() as lab:
-        one = lab.candidate("one")
-        await wait_until(lambda: one.is_leading)
+        leader = lab.candidate("one")
+        await wait_until(lambda: leader.is_leading)
         lab.fake.ordered_responses.extend([order] * 1000)
         began = lab.time.now()
         await lab.passing(lambda: "one" in lab.lost)
-        assert not one.is_leading
+        assert not leader.is_leading
         assert lab.time.now() - began < TIMING.lease_seconds
         lab.fake.ordered_responses.clear()
-        await one.acquire()
-        assert one.is_leading
+        await leader.acquire()
+        assert leader.is_leading
 
 
 async def test_lost_response_does_not_lose_the_lease() -> None:
     async with election_harness() as lab:
-        one = lab.candidate("one")
-        await wait_until(lambda: one.is_leading)
+        leader = lab.candidate("one")
+        await wait_until(lambda: leader.is_leading)
         lab.fake.ordered_responses.append(OrderedResponse(503, takes_effect=True))
         version = int(lab.fake.objects[PATH]["metadata"]["resourceVersion"])
         await lab.passing(lambda: int(lab.fake.objects[PATH]["metadata"]["resourceVersion"]) > version + 2)
-        assert one.is_leading
+        assert leader.is_leading
         assert lab.lost == {}
 
 
 async def test_stolen_lease_is_lost_at_once() -> None:
     async with election_harness() as lab:
-        one = lab.candidate("one")
-        await wait_until(lambda: one.is_leading)
+        leader = lab.candidate("one")
+        await wait_until(lambda: leader.is_leading)
         spec = {**lab.fake.objects[PATH]["spec"], "holderIdentity": "two"}
         lab.fake.put(LEASES, "x", "operator", spec=spec)
         await lab.passing(lambda: "one" in lab.lost)
         assert lab.lost["one"] == "two holds it"
-        assert not one.is_leading
+        assert not leader.is_leading
 
 
 async def test_deleted_lease_is_created_again() -> None:
     async with election_harness() as lab:
-        one = lab.candidate("one")
-        await wait_until(lambda: one.is_leading)
+        leader = lab.candidate("one")
+        await wait_until(lambda: leader.is_leading)
         lab.fake.remove(LEASES, "x", "operator")
         await lab.passing(lambda: PATH in lab.fake.objects)
-        assert (one.is_leading, lab.lost) == (True, {})
+        assert (leader.is_leading, lab.lost) == (True, {})
 
 
 async def test_two_candidates_without_lease_do_not_both_lead() -> None:
     async with election_harness() as lab:
         both = [lab.candidate("one"), lab.candidate("two")]
-        await lab.passing(lambda: any(one.reason.endswith("holds it") for one in both))
-        assert sorted(one.is_leading for one in both) == [False, True]
+        await lab.passing(lambda: any(candidate.reason.endswith("holds it") for candidate in both))
+        assert sorted(candidate.is_leading for candidate in both) == [False, True]
 
 
 async def test_suspended_process_learns_the_loss_from_its_clock() -> None:
     async with election_harness() as lab:
-        one = lab.candidate("one")
-        await wait_until(lambda: one.is_leading)
+        leader = lab.candidate("one")
+        await wait_until(lambda: leader.is_leading)
         lab.time.advance(TIMING.renew_seconds)
-        assert not one.is_leading
+        assert not leader.is_leading
 
 
 async def test_lease_that_cannot_be_released_expires() -> None:
     async with election_harness() as lab:
-        one = lab.candidate("one")
-        await one.release()
+        leader = lab.candidate("one")
+        await leader.release()
         assert lab.fake.objects == {}
-        await wait_until(lambda: one.is_leading)
+        await wait_until(lambda: leader.is_leading)
         await cancel_and_wait(lab.tasks[0])
         lab.fake.ordered_responses.append(OrderedResponse(403, "Forbidden", "may not"))
-        await one.release()
-        assert (one.is_leading, lab.holder) == (False, "one")
-        assert "may not" in one.reason
+        await leader.release()
+        assert (leader.is_leading, lab.holder) == (False, "one")
+        assert "may not" in leader.reason
 
 
 async def test_one_connection_without_responses_does_not_cost_the_lease() -> None:
     async with election_harness() as lab:
-        one = lab.candidate("one")
-        await wait_until(lambda: one.is_leading)
+        leader = lab.candidate("one")
+        await wait_until(lambda: leader.is_leading)
         await lab.passing(lambda: int(lab.fake.objects[PATH]["spec"]["leaseTransitions"]) == 0)
         lab.fake.ordered_responses.append(OrderedResponse(mute=True))
         began = lab.time.now()
         await lab.passing(lambda: lab.time.now() - began > 2 * TIMING.lease_seconds)
-        assert (one.is_leading, lab.lost) == (True, {})
+        assert (leader.is_leading, lab.lost) == (True, {})

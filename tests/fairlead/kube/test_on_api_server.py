@@ -127,8 +127,8 @@ NEW = {
     },
 }
 KINDS = {
-    one.kind: one
-    for one in (SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, NETWORK_POLICIES, CONTROLLER_REVISIONS, DEPLOYMENTS)
+    kind.kind: kind
+    for kind in (SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, NETWORK_POLICIES, CONTROLLER_REVISIONS, DEPLOYMENTS)
 }
 
 
@@ -137,18 +137,18 @@ async def test_apply_new_creates_once_and_changes_nothing_existing(
     api_server: ApiServer, request: pytest.FixtureRequest, kind: str
 ) -> None:
     async with client_in_namespace(api_server, request) as (api, namespace):
-        two, one = (of(KINDS[kind], namespace, "s", **NEW[kind]) for _ in range(2))
-        two["metadata"]["labels"], one["metadata"]["labels"] = {"a": "1", "b": "2"}, {"a": "1"}
-        made = await api.apply_new(two, "me")
-        assert [(field["manager"], field["operation"]) for field in made["metadata"]["managedFields"]] == [
+        two, repeated = (of(KINDS[kind], namespace, "s", **NEW[kind]) for _ in range(2))
+        two["metadata"]["labels"], repeated["metadata"]["labels"] = {"a": "1", "b": "2"}, {"a": "1"}
+        created = await api.apply_new(two, "me")
+        assert [(field["manager"], field["operation"]) for field in created["metadata"]["managedFields"]] == [
             ("me", "Apply")
         ]
         with pytest.raises(AlreadyExists):
-            await api.apply_new(one, "me")
-        assert (await api.get(KINDS[kind], namespace, "s"))["metadata"] == made["metadata"]
-        applied = await api.apply(one, "me")
+            await api.apply_new(repeated, "me")
+        assert (await api.get(KINDS[kind], namespace, "s"))["metadata"] == created["metadata"]
+        applied = await api.apply(repeated, "me")
         assert applied["metadata"]["labels"] == {"a": "1"}
-        assert applied["metadata"]["uid"] == made["metadata"]["uid"]
+        assert applied["metadata"]["uid"] == created["metadata"]["uid"]
 
 
 async def test_two_managers_share_a_status(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
@@ -156,15 +156,15 @@ async def test_two_managers_share_a_status(api_server: ApiServer, request: pytes
         await api.apply(deployment(namespace), "operator")
 
         def condition(kind: str, status: str) -> Manifest:
-            found = {"type": kind, "status": status, "reason": "R", "lastTransitionTime": "2026-01-01T00:00:00Z"}
-            return {**deployment(namespace), "status": {"conditions": [found]}}
+            entry = {"type": kind, "status": status, "reason": "R", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+            return {**deployment(namespace), "status": {"conditions": [entry]}}
 
         await api.apply_status(condition("Ready", "True"), "operator")
         await api.apply_status(condition("Autoscaling", "True"), "autoscaler")
-        found = await api.apply_status(condition("Ready", "False"), "operator")
-        states = {one["type"]: one["status"] for one in found["status"]["conditions"]}
+        applied = await api.apply_status(condition("Ready", "False"), "operator")
+        states = {entry["type"]: entry["status"] for entry in applied["status"]["conditions"]}
         assert states == {"Ready": "False", "Autoscaling": "True"}
-        assert found["metadata"]["generation"] == 1
+        assert applied["metadata"]["generation"] == 1
 
 
 async def test_invalid_object_is_reported_by_field(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
@@ -188,11 +188,11 @@ async def test_invalid_object_is_reported_by_field(api_server: ApiServer, reques
 
 async def test_create_delete_evict(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
     async with client_in_namespace(api_server, request) as (api, namespace):
-        made = await api.create(pod(namespace, "p"), "test")
+        created = await api.create(pod(namespace, "p"), "test")
         with pytest.raises(AlreadyExists):
             await api.create(pod(namespace, "p"), "test")
         assert not await api.delete(PODS, namespace, "p", uid="00000000-0000-0000-0000-000000000000")
-        assert await api.delete(PODS, namespace, "p", uid=made["metadata"]["uid"])
+        assert await api.delete(PODS, namespace, "p", uid=created["metadata"]["uid"])
         assert not await api.delete(PODS, namespace, "p")
         budget = {"minAvailable": 1, "selector": {"matchLabels": {"app": "kept"}}}
         await api.apply(of(DISRUPTION_BUDGETS, namespace, "b", spec=budget), "test")
@@ -268,8 +268,8 @@ async def test_api_server_accepts_our_events(api_server: ApiServer, request: pyt
             time.advance(10.0)
 
             async def counts() -> dict[str, int]:
-                found = (await api.list(EVENTS, namespace)).items
-                return {one["reason"]: one.get("series", {}).get("count", 1) for one in found}
+                events = (await api.list(EVENTS, namespace)).items
+                return {event["reason"]: event.get("series", {}).get("count", 1) for event in events}
 
             async def counted() -> bool:
                 return await counts() == {"NoAccelerator": 5, "Long": 1}
@@ -291,11 +291,11 @@ async def test_one_candidate_leads_at_a_time(api_server: ApiServer, request: pyt
         def candidate(me: str) -> LeaderElector:
             return LeaderElector(api, LeaseCandidate(namespace, "operator", me), Pacing(time, lambda: 0.0, time.pause))
 
-        one, two = candidate("one"), candidate("two")
-        await one.acquire()
+        leader, two = candidate("one"), candidate("two")
+        await leader.acquire()
         waiting = asyncio.create_task(two.acquire())
         await wait_until(lambda: two.reason == "one holds it")
-        holding = asyncio.create_task(one.hold())
+        holding = asyncio.create_task(leader.hold())
 
         async def renewed() -> bool:
             if len(time.pending_pauses) == 2:  # both wait: no time goes by while a request is under way
@@ -306,9 +306,9 @@ async def test_one_candidate_leads_at_a_time(api_server: ApiServer, request: pyt
         first = int((await api.get(LEASES, namespace, "operator"))["metadata"]["resourceVersion"])
         await wait_until(renewed)
         await wait_until(lambda: len(time.pending_pauses) == 2)  # the holder knows of its renewal too
-        assert (one.is_leading, two.is_leading) == (True, False)
+        assert (leader.is_leading, two.is_leading) == (True, False)
         await cancel_and_wait(holding)
-        await one.release()
+        await leader.release()
 
         async def taken() -> bool:
             if time.pending_pauses:
@@ -334,12 +334,12 @@ async def test_watch_continues_after_the_api_server_ends_it(
         version = (await api.list(CONFIG_MAPS, namespace, limit=1)).resource_version
         await api.create(of(CONFIG_MAPS, namespace, "b"), "test")
         await api.delete(CONFIG_MAPS, namespace, "a")
-        found = [
+        changes = [
             (change.type, change.object["metadata"].get("name"))
             async for change in api.watch(ObjectSelection(CONFIG_MAPS, namespace), resource_version=version, seconds=1)
         ]
-        told = [pair for pair in found if pair[0] is not WatchEventType.BOOKMARK]
-        assert told == [(WatchEventType.ADDED, "b"), (WatchEventType.DELETED, "a")]
+        object_changes = [pair for pair in changes if pair[0] is not WatchEventType.BOOKMARK]
+        assert object_changes == [(WatchEventType.ADDED, "b"), (WatchEventType.DELETED, "a")]
 
 
 class ServerHarness:

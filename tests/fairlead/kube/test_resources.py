@@ -9,7 +9,7 @@ from fairlead.kube.resources import RESOURCES_BY_KIND, Resource, key_of, label_s
 
 
 @pytest.mark.parametrize(
-    ("one", "place", "path"),
+    ("resource", "place", "path"),
     [
         (resources.PODS, (None, None, None), "/api/v1/pods"),
         (resources.PODS, ("x", None, None), "/api/v1/namespaces/x/pods"),
@@ -19,8 +19,8 @@ from fairlead.kube.resources import RESOURCES_BY_KIND, Resource, key_of, label_s
         (resources.ROLES, ("x", "a:b", None), "/apis/rbac.authorization.k8s.io/v1/namespaces/x/roles/a%3Ab"),
     ],
 )
-def test_paths(one: Resource, place: tuple[str | None, str | None, str | None], path: str) -> None:
-    assert one.path(*place) == path
+def test_paths(resource: Resource, place: tuple[str | None, str | None, str | None], path: str) -> None:
+    assert resource.path(*place) == path
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "%2e%2e", "../../secrets/s"])
@@ -51,9 +51,9 @@ def test_resource_of_a_manifest_is_found() -> None:
 
 def test_custom_kinds_match_the_api_types() -> None:
     ours = {
-        (one.kind, one.plural, one.namespaced)
-        for one in RESOURCES_BY_KIND.values()
-        if one.group == "serving.fairlead.io"
+        (resource.kind, resource.plural, resource.namespaced)
+        for resource in RESOURCES_BY_KIND.values()
+        if resource.group == "serving.fairlead.io"
     }
     assert ours == {(kind.name, kind.plural, kind.namespaced) for kind in served_kinds()}
 

@@ -30,9 +30,9 @@ spec:
 
 
 def loaded(*texts: str) -> Manifests:
-    found, problems = combine_texts([("f", "---\n".join(texts))], limits=Limits())
+    combined, problems = combine_texts([("f", "---\n".join(texts))], limits=Limits())
     assert problems == []
-    return found
+    return combined
 
 
 def test_example_has_adapters_of_one_model() -> None:

@@ -18,12 +18,12 @@ def noted(*args: str, engine: str = "VLLM", **fields: object) -> list[str]:
         "pools": [{"acceleratorClassName": "nvidia-h100", "parallelism": {"tensor": 4}}],
         **fields,
     }
-    found = list(lint_engine_arguments(ModelDeploymentSpec.model_validate(spec, by_alias=True, by_name=False)))
-    assert all(note.path[:3] == ("spec", "engine", "args") for note in found)
-    named = [args[int(note.path[-1])] for note in found]
+    notes = list(lint_engine_arguments(ModelDeploymentSpec.model_validate(spec, by_alias=True, by_name=False)))
+    assert all(note.path[:3] == ("spec", "engine", "args") for note in notes)
+    named = [args[int(note.path[-1])] for note in notes]
     assert all(
         name.replace("_", "-").startswith(note.message.partition(":")[0])
-        for name, note in zip(named, found, strict=True)
+        for name, note in zip(named, notes, strict=True)
     )
     return named
 
@@ -131,8 +131,8 @@ def test_arguments_of_a_pool_are_noted_at_their_place() -> None:
     ]
     pools = [{"acceleratorClassName": "cpu"}, {"name": "more", "acceleratorClassName": "cpu", "args": own}]
     spec = {"model": {"uri": "hf://a/b"}, "engine": {"type": "VLLM"}, "pools": pools}
-    found = list(lint_engine_arguments(ModelDeploymentSpec.model_validate(spec, by_alias=True, by_name=False)))
-    assert [note.path for note in found] == [("spec", "pools", 1, "args", place) for place in (1, 2, 3, 4)]
+    notes = list(lint_engine_arguments(ModelDeploymentSpec.model_validate(spec, by_alias=True, by_name=False)))
+    assert [note.path for note in notes] == [("spec", "pools", 1, "args", place) for place in (1, 2, 3, 4)]
     assert noted("--scheduling-policy=priority", "--max-num-seqs=16") == []
     custom = spec | {"engine": {"type": "Custom", "image": "a/b:1"}}
     assert list(lint_engine_arguments(ModelDeploymentSpec.model_validate(custom, by_alias=True, by_name=False))) == []

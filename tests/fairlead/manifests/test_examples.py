@@ -168,7 +168,7 @@ def test_lint_has_no_findings(path: Path) -> None:
     ],
 )
 def test_simulated_example_has_the_shape_of_the_real_one(real: str, simulated: str) -> None:
-    one, other = load_only_model(EXAMPLES / real), load_only_model(EXAMPLES / simulated)
+    example, other = load_only_model(EXAMPLES / real), load_only_model(EXAMPLES / simulated)
 
     def shape(model: ModelDeployment) -> Any:
         pools = [
@@ -176,13 +176,13 @@ def test_simulated_example_has_the_shape_of_the_real_one(real: str, simulated: s
         ]
         return model.metadata.name, model.spec.kv_cache.transfer, model.spec.slo, model.spec.routing, pools
 
-    assert one.spec.engine.type in (EngineType.VLLM, EngineType.SGLANG, EngineType.EXTERNAL)
+    assert example.spec.engine.type in (EngineType.VLLM, EngineType.SGLANG, EngineType.EXTERNAL)
     assert other.spec.engine.type in (EngineType.SIM, EngineType.EXTERNAL)
-    if one.spec.is_external:
-        assert one.spec.engine == other.spec.engine
-        assert other.spec.pools[0] == one.spec.pools[0]  # the others are addresses, which only their owners know
+    if example.spec.is_external:
+        assert example.spec.engine == other.spec.engine
+        assert other.spec.pools[0] == example.spec.pools[0]  # the others are addresses, which only their owners know
     else:
-        assert shape(other) == shape(one)
+        assert shape(other) == shape(example)
 
 
 @pytest.mark.parametrize("path", [*ON_GPUS, *SIMULATED], ids=relative_path)

@@ -92,17 +92,17 @@ FILE:12: metadata.name: the ModelDeployment default/qwen3-8b is already given in
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "said"), [item[1:] for item in GOLDEN], ids=[item[0] for item in GOLDEN])
+@pytest.mark.parametrize(("text", "expected"), [item[1:] for item in GOLDEN], ids=[item[0] for item in GOLDEN])
 def test_mistakes_have_the_expected_text(
-    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    text: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("FILE").write_text(text)
     assert lint(file=["FILE"]) == 1
-    told = capsys.readouterr()
-    assert told.out == said
-    count = said.count("FILE:") - said.count("in FILE:")
-    assert told.err == f"\n{count} problem{'s' if count > 1 else ''} in 1 file\n"
+    captured = capsys.readouterr()
+    assert captured.out == expected
+    count = expected.count("FILE:") - expected.count("in FILE:")
+    assert captured.err == f"\n{count} problem{'s' if count > 1 else ''} in 1 file\n"
 
 
 def test_valid_file_is_confirmed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,18 +216,18 @@ def test_ignored_replica_bounds_are_notes_not_problems(
 
 
 def test_multiple_files_are_checked_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, two, three = tmp_path / "a.yaml", tmp_path / "b.yaml", tmp_path / "c.yaml"
-    one.write_text(GOOD.replace("nvidia-l4", "mine"))
+    deployment_file, two, three = tmp_path / "a.yaml", tmp_path / "b.yaml", tmp_path / "c.yaml"
+    deployment_file.write_text(GOOD.replace("nvidia-l4", "mine"))
     two.write_text(
         "apiVersion: serving.fairlead.io/v1alpha1\nkind: AcceleratorClass\nmetadata: {name: mine}\n"
         "spec: {resource: nvidia.com/gpu, profile: {preset: 910b4}}\n"
     )
     three.write_text("models: [{name: a, instances: [{url: 'http://e:1'}]}]\n")
-    assert lint(file=[str(one)]) == 1
+    assert lint(file=[str(deployment_file)]) == 1
     capsys.readouterr()
-    assert lint(file=[str(one), str(two), str(three)]) == 0
-    said = capsys.readouterr().out
-    assert said == f"{three}: ok, a fleet of 1 model on 1 instance\n2 files: ok, 1 ModelDeployment\n"
+    assert lint(file=[str(deployment_file), str(two), str(three)]) == 0
+    output = capsys.readouterr().out
+    assert output == f"{three}: ok, a fleet of 1 model on 1 instance\n2 files: ok, 1 ModelDeployment\n"
 
 
 def test_large_file_is_checked_and_shows_the_first_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

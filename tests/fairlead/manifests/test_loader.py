@@ -72,7 +72,7 @@ def test_every_field_is_understood() -> None:
     (deployment,) = manifests.models
     objectives = SloTargets(0.9, 0.8, 0.12, 0.04)
     assert to_fleet_model(deployment) == Model("chat", "a", objectives, "session", max_attempts=1)
-    assert [(one.name, one.value) for one in deployment.spec.engine.env] == [("A", "b"), ("C", "")]
+    assert [(variable.name, variable.value) for variable in deployment.spec.engine.env] == [("A", "b"), ("C", "")]
     assert [manifests.engine_profile(pool) for pool in deployment.spec.pools] == [
         builtin_profile("910b4"),
         builtin_profile("910b4"),
@@ -244,9 +244,9 @@ AS_STORED = {
 
 
 def test_stored_object_is_read_with_server_fields() -> None:
-    found = read_object(AS_STORED)
-    assert isinstance(found, ModelDeployment)
-    assert (found.key, found.spec.pools[0].accelerator_class_name) == ("b/a", "cpu")
+    deployment = read_object(AS_STORED)
+    assert isinstance(deployment, ModelDeployment)
+    assert (deployment.key, deployment.spec.pools[0].accelerator_class_name) == ("b/a", "cpu")
 
 
 def test_stored_object_of_another_release_is_refused_with_all_problems() -> None:

@@ -22,8 +22,8 @@ POOL: Mapping[str, Any] = {"name": "main", "acceleratorClassName": "nvidia-h100"
 
 def lint(*documents: Mapping[str, Any]) -> tuple[list[FileProblem], list[FileProblem]]:
     """Returns the notes and the problems."""
-    found, problems = combine_texts([("m.yaml", yaml.safe_dump_all(documents))], limits=Limits())
-    return list(found.notes), problems
+    combined, problems = combine_texts([("m.yaml", yaml.safe_dump_all(documents))], limits=Limits())
+    return list(combined.notes), problems
 
 
 def model(pool: Mapping[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
@@ -163,8 +163,8 @@ def test_claim_for_one_node_that_several_pods_mount_is_a_note(pool: dict[str, An
     shared = model(pool, **spec)
     for modes, count in ((["ReadWriteOnce"], 1), (["ReadWriteOncePod"], 1), (["ReadWriteOnce", "ReadWriteMany"], 0)):
         notes, problems = lint({**CLAIM, "spec": {"accessModes": modes}}, shared)
-        found = [note for note in notes if "is for one node" in note.message]
-        assert (len(found), problems) == (count, [])
+        node_notes = [note for note in notes if "is for one node" in note.message]
+        assert (len(node_notes), problems) == (count, [])
     once = {**CLAIM, "spec": {"accessModes": ["ReadWriteOnce"]}}
     alone = model({**pool, "minReplicas": 1, "maxReplicas": 1}, **spec)
     elsewhere = {**once, "metadata": {"name": "weights", "namespace": "other"}}

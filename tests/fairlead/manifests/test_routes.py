@@ -29,9 +29,9 @@ spec:
 
 
 def loaded(*texts: str) -> Manifests:
-    found, problems = combine_texts([("f", "---\n".join(texts))], limits=Limits())
+    combined, problems = combine_texts([("f", "---\n".join(texts))], limits=Limits())
     assert problems == []
-    return found
+    return combined
 
 
 def test_example_is_a_route_between_two_models() -> None:
@@ -58,19 +58,19 @@ def test_example_is_a_route_between_two_models() -> None:
 def test_what_a_cluster_would_show_is_a_note_of_lint_and_an_error_of_local_mode(
     old: str, new: str, field: str, note: str, refusal: str
 ) -> None:
-    found = loaded(MODEL, ROUTE.replace(old, new))
-    (problem,) = found.notes
+    combined = loaded(MODEL, ROUTE.replace(old, new))
+    (problem,) = combined.notes
     assert (problem.field, problem.message) == (field, f"note: {note}")
     with pytest.raises(BadInput) as refused:
-        plan_routes(found)
+        plan_routes(combined)
     assert (refused.value.field, refused.value.message) == (field, refusal)
 
 
 def test_routes_of_two_namespaces_may_have_one_name_but_clients_reach_the_first() -> None:
     second = ROUTE.replace("{name: assistant}", "{name: assistant, namespace: b}").replace("acme/assistant", "b-name")
     shared = f"{MODEL}  allowedRoutes: [b]\n"
-    found = loaded(shared, ROUTE, second.replace("model: tiny", "model: default/tiny"))
-    (problem,) = found.notes
+    combined = loaded(shared, ROUTE, second.replace("model: tiny", "model: default/tiny"))
+    (problem,) = combined.notes
     assert problem.message == "note: clients do not reach the route by assistant: the route default/assistant has it"
 
 
@@ -78,14 +78,14 @@ def test_model_of_another_namespace_must_allow_the_route() -> None:
     route = ROUTE.replace("{name: assistant}", "{name: assistant, namespace: b}").replace(
         "model: tiny", "model: default/tiny"
     )
-    found = loaded(MODEL, route)
-    (note,) = found.notes
+    combined = loaded(MODEL, route)
+    (note,) = combined.notes
     assert (note.field, note.fix) == (
         "spec.targets[0].model",
         "add `allowedRoutes: [b]` to its spec, or remove it here",
     )
     with pytest.raises(BadInput, match="default/tiny, which takes no routes of b"):
-        plan_routes(found)
+        plan_routes(combined)
     for allowed in ("[b]", "['*']"):
         assert loaded(f"{MODEL}  allowedRoutes: {allowed}\n", route).notes == ()
     for wrong in ("[B]", "['b/c']", "b"):
@@ -107,14 +107,14 @@ def test_files_need_a_model_beside_a_route(tmp_path: Path) -> None:
 
 def test_fallback_is_checked_like_a_target_and_forms_no_loop() -> None:
     fallback = "  onFailure: [{when: [Unavailable], to: tny}]\n"
-    found = loaded(MODEL, ROUTE + fallback)
-    (problem,) = found.notes
+    combined = loaded(MODEL, ROUTE + fallback)
+    (problem,) = combined.notes
     assert (problem.field, problem.message) == (
         "spec.onFailure[0].to",
         'note: no model of these files is "default/tny"',
     )
     with pytest.raises(BadInput) as refused:
-        plan_routes(found)
+        plan_routes(combined)
     assert refused.value.field == "spec.onFailure[0].to"
     loop = "  onFailure: [{when: [Unavailable], to: b}, {when: [Refused], after: b, to: default/tiny}]\n"
     _, problems = combine_texts([("f", f"{MODEL}---\n{ROUTE}{loop}")], limits=Limits())

@@ -73,9 +73,9 @@ def test_multiple_documents_are_parsed_without_empty_ones() -> None:
     ],
 )
 def test_plain_scalars_match_kubectl(text: str, value: object) -> None:
-    found = resolve_scalar(text)
-    assert found == value
-    assert type(found) is type(value)
+    resolved = resolve_scalar(text)
+    assert resolved == value
+    assert type(resolved) is type(value)
 
 
 def test_quoted_scalars_are_text() -> None:
@@ -123,9 +123,9 @@ def test_items_of_a_list_are_documents() -> None:
     text = (
         "apiVersion: v1\nkind: List\nitems:\n- {a: 1}\n- null\n- apiVersion: v1\n  kind: PodList\n  items: [{b: 2}]\n"
     )
-    found = parse(f"{text}---\nc: 3\n")
-    assert [node.to_python() for node in found] == [{"a": 1}, {"b": 2}, {"c": 3}]
-    assert [node.line for node in found] == [4, 8, 10]
+    documents = parse(f"{text}---\nc: 3\n")
+    assert [node.to_python() for node in documents] == [{"a": 1}, {"b": 2}, {"c": 3}]
+    assert [node.line for node in documents] == [4, 8, 10]
 
 
 def test_self_referencing_alias_is_refused() -> None:

@@ -52,15 +52,15 @@ def test_fallback_follows_targets_and_the_fallbacks_above(
 
 
 def test_targets_of_overrides_fall_back_too() -> None:
-    found = Route("x", "r", (RouteTarget("a"),), (RouteRule((RouteTarget("b"),)),), fallbacks=(fallback("c"),))
-    assert [(edge.source, edge.target) for edge in fallback_edges(found)] == [("a", "c"), ("b", "c")]
+    override_route = Route("x", "r", (RouteTarget("a"),), (RouteRule((RouteTarget("b"),)),), fallbacks=(fallback("c"),))
+    assert [(edge.source, edge.target) for edge in fallback_edges(override_route)] == [("a", "c"), ("b", "c")]
 
 
 def test_tenant_falls_back_to_models_that_it_may_use_only() -> None:
     whole = route(fallback("b"), fallback("c"))
     seen = visible_route(whole, lambda key: key != "b")
     assert seen is not None
-    assert [one.to for one in seen.fallbacks] == ["c"]
+    assert [visible.to for visible in seen.fallbacks] == ["c"]
     assert visible_route(whole, lambda key: True) is whole
 
 
@@ -76,13 +76,13 @@ def test_tenant_falls_back_to_models_that_it_may_use_only() -> None:
     ],
 )
 def test_loop_is_found_and_refused(edges: str, loop: str) -> None:
-    found = [FallbackEdge(pair[0], pair[1], frozenset()) for pair in edges.split()]
-    assert "".join(find_loop(found)) == loop
+    parsed_edges = [FallbackEdge(pair[0], pair[1], frozenset()) for pair in edges.split()]
+    assert "".join(find_loop(parsed_edges)) == loop
     if loop:
         with pytest.raises(ValueError, match="a loop of fallbacks"):
-            FallbackGraph(found)
+            FallbackGraph(parsed_edges)
     else:
-        FallbackGraph(found)
+        FallbackGraph(parsed_edges)
 
 
 def choose(graph: FallbackGraph, failures: Mapping[str, str], weights: Mapping[str, float]) -> FallbackChoice | None:
@@ -103,9 +103,9 @@ def test_lightest_model_that_can_answer_is_next() -> None:
 def test_way_on_depends_on_the_kind_of_the_failure() -> None:
     graph = FallbackGraph(fallback_edges(route(fallback("b", "a"), fallback("c", "a", NO_CAPACITY))))
     assert choose(graph, {"a": "Refused"}, {"b": 1.0, "c": 9.0}) is None
-    found = choose(graph, {"a": "NoCapacity"}, {"b": 1.0, "c": 9.0})
-    assert found is not None
-    assert found.model == "c"
+    choice = choose(graph, {"a": "NoCapacity"}, {"b": 1.0, "c": 9.0})
+    assert choice is not None
+    assert choice.model == "c"
 
 
 def test_weight_is_price_times_latency_over_health() -> None:
@@ -175,16 +175,16 @@ def test_request_ends_with_an_answer_of_an_allowed_model_or_an_error(
             assert model not in failures, "a loop"
             failures[model] = "Unavailable" if model in seen else draw.choice(KINDS)
             known = {name: draw.uniform(0.01, 9.0) for name in models if name not in seen}
-            found = graph.shortest_path(failures, known)
+            path = graph.shortest_path(failures, known)
             reached = reference(edges, failures, known)
-            assert (found is None) == (not reached)
-            if found is None:
+            assert (path is None) == (not reached)
+            if path is None:
                 errors += 1
                 break
-            assert found.weight == min(reached.values()) == reached[found.model]
-            assert found.failed in failures
-            assert not set(found.passed) & (failures.keys() | known.keys())
-            model, seen = found.model, next(down)
+            assert path.weight == min(reached.values()) == reached[path.model]
+            assert path.failed in failures
+            assert not set(path.passed) & (failures.keys() | known.keys())
+            model, seen = path.model, next(down)
     assert answers + errors == GRAPHS
     assert answers
     assert errors

@@ -115,9 +115,9 @@ def test_the_order_of_targets_does_not_count(order: list[int]) -> None:
 
 
 def test_routes_split_independently() -> None:
-    one, two = (RouteTable([Route("chat", name, targets((1, 1)), (), (name,))]) for name in ("one", "two"))
+    first_table, two = (RouteTable([Route("chat", name, targets((1, 1)), (), (name,))]) for name in ("one", "two"))
     pairs = Counter(
-        (decide(one, Facts(f"{number}"), "one").target, decide(two, Facts(f"{number}"), "two").target)
+        (decide(first_table, Facts(f"{number}"), "one").target, decide(two, Facts(f"{number}"), "two").target)
         for number in range(4_000)
     )
     assert all(count == pytest.approx(1_000, abs=150) for count in pairs.values())
@@ -192,9 +192,9 @@ def test_share_of_copied_sessions_is_within_one_percent_and_grows_only(percent: 
         routes = shadowed(share, (3, 1))
         return {number for number in range(20_000) if decide(routes, Facts(f"session {number}")).shadow}
 
-    found = copied(percent)
-    assert abs(len(found) / 20_000 - percent / 100) < 0.01
-    assert found <= copied(percent + 1)
+    sessions = copied(percent)
+    assert abs(len(sessions) / 20_000 - percent / 100) < 0.01
+    assert sessions <= copied(percent + 1)
 
 
 def test_copies_are_independent_of_the_target() -> None:

@@ -45,11 +45,11 @@ def test_indexer_continues_as_its_copy(tmp_path: Path) -> None:
     )
     environ = {**os.environ, "FAIRLEAD_CACHE": str(tmp_path)}
     command = [sys.executable, "-m", "fairlead_kvstore", "--fleet", "none"]
-    for wanted, code, told in (("1", 7, "['--fleet', 'none']\n"), ("0", 2, "")):
+    for wanted, code, output in (("1", 7, "['--fleet', 'none']\n"), ("0", 2, "")):
         ran = subprocess.run(
             command, env={**environ, "FAIRLEAD_COMPILED": wanted}, capture_output=True, text=True, check=False
         )
-        assert (ran.returncode, ran.stdout) == (code, told)
+        assert (ran.returncode, ran.stdout) == (code, output)
 
 
 def test_any_source_change_makes_another_copy(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class Greeter(asyncio.Protocol):
 
 
 def test_connection_that_is_accepted_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = collected_errors(monkeypatch)
+    errors = collected_errors(monkeypatch)
 
     async def main(turns: int) -> socket.socket:
         open_ones: set[Greeter] = set()
@@ -45,4 +45,4 @@ def test_connection_that_is_accepted_is_served(monkeypatch: pytest.MonkeyPatch) 
             except ConnectionResetError:
                 assert turns < 3, "it was not accepted"
     gc.collect()  # once: it takes a second with the objects of all tests
-    assert found == []
+    assert errors == []

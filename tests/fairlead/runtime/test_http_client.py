@@ -125,7 +125,7 @@ async def test_a_server_that_does_not_end_tls_leaves_no_connection_open(
             done.wait()
 
     rules = ConnectionRules(tls_context=partial(ssl.create_default_context, cafile=str(authority.ca_file)))
-    found = collected_errors(monkeypatch)
+    errors = collected_errors(monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=answer, args=(listener,))
         thread.start()
@@ -135,4 +135,4 @@ async def test_a_server_that_does_not_end_tls_leaves_no_connection_open(
         done.set()
         thread.join()
     assert reply == HttpReply(200, b"ok")
-    assert found == []
+    assert errors == []

@@ -51,8 +51,8 @@ def test_excess_lines_are_dropped_and_counted() -> None:
     assert not lines.flush(0.0)
     sink.open.set()
     assert lines.flush(30.0)
-    said = b"2 log lines were dropped here: the sink did not take them\n"
-    assert sink.got == b"one\n" + said + b"two\nthree\n"
+    notice = b"2 log lines were dropped here: the sink did not take them\n"
+    assert sink.got == b"one\n" + notice + b"two\nthree\n"
     lines.write(b"six\n")
     assert lines.flush(30.0)
     assert sink.got.endswith(b"three\nsix\n")
@@ -105,8 +105,8 @@ def test_forked_process_writes_its_own_lines() -> None:
         os._exit(0 if lines.flush(30.0) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     os.close(writing)
-    with open(reading, "rb") as found:
-        assert found.read() == b"parent\nchild\n"
+    with open(reading, "rb") as reader:
+        assert reader.read() == b"parent\nchild\n"
 
 
 def test_unformattable_record_becomes_one_line() -> None:

@@ -19,7 +19,7 @@ async def _wait_for_the_end(reader: asyncio.StreamReader, writer: asyncio.Stream
 
 def test_connection_is_closed_wherever_its_handler_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also before the first step of the handler, whose `finally` then never runs."""
-    found = collected_errors(monkeypatch)
+    errors = collected_errors(monkeypatch)
 
     async def main(turns: int) -> socket.socket:
         async with tcp_server(_wait_for_the_end) as server:
@@ -35,4 +35,4 @@ def test_connection_is_closed_wherever_its_handler_is_cancelled(monkeypatch: pyt
             except ConnectionResetError:
                 assert turns < 3, "it was not accepted"
     gc.collect()
-    assert found == []
+    assert errors == []

@@ -24,8 +24,8 @@ def tenant(name: str, *numbers: int) -> Tenant:
     return Tenant(name, keys=tuple(ApiKey(f"key-{number}", digest(number)) for number in numbers))
 
 
-def good(found: Tenant) -> TenantDocument:
-    return TenantDocument(frozenset({found.name}), frozenset(key.digest for key in found.keys), found)
+def good(owner: Tenant) -> TenantDocument:
+    return TenantDocument(frozenset({owner.name}), frozenset(key.digest for key in owner.keys), owner)
 
 
 def broken(*names: str, digests: tuple[int, ...] = (), problem: str = "broken") -> TenantDocument:

@@ -37,8 +37,8 @@ def test_users_pay_for_their_engine_time_and_the_rest_is_idle() -> None:
         ("2026-11-24", "x/tiny", "main", "Ready", None): 5,
     }
     use = {("2026-11-24", "x/tiny", "main"): {"acme": 250_000_000, "zeta": 50_000_000}}
-    found = attribute_cost(capacity, use)
-    parts = {share.user or share.state: share.nano_usd for share in found.shares}
+    costs = attribute_cost(capacity, use)
+    parts = {share.user or share.state: share.nano_usd for share in costs.shares}
     assert parts == {
         "acme": 250_000_000,
         "zeta": 50_000_000,
@@ -46,18 +46,18 @@ def test_users_pay_for_their_engine_time_and_the_rest_is_idle() -> None:
         "Starting": 60_000_000,
         "Sleeping": 7_000_000,
     }
-    assert (found.bill_nano_usd, found.unpriced_seconds) == (1_067_000_000, 5)
+    assert (costs.bill_nano_usd, costs.unpriced_seconds) == (1_067_000_000, 5)
 
 
 def test_users_of_a_full_pool_share_its_cost_and_nothing_is_idle() -> None:
     capacity = {("d", "m", "p", "Ready", 3_600_000_000): 10}
-    found = attribute_cost(capacity, {("d", "m", "p"): {"a": 30_000_000, "b": 10_000_000}})
-    assert {share.user: share.nano_usd for share in found.shares} == {"a": 7_500_000, "b": 2_500_000}
+    costs = attribute_cost(capacity, {("d", "m", "p"): {"a": 30_000_000, "b": 10_000_000}})
+    assert {share.user: share.nano_usd for share in costs.shares} == {"a": 7_500_000, "b": 2_500_000}
 
 
 def test_engine_time_without_a_priced_replica_has_no_cost_and_is_reported() -> None:
-    found = attribute_cost({("d", "m", "p", "Ready", None): 10}, {("d", "m", "p"): {"a": 5}, ("d", "m", "q"): {"a": 2}})
-    assert (list(found.shares), found.bill_nano_usd, found.unattributed_microseconds) == ([], 0, 7)
+    costs = attribute_cost({("d", "m", "p", "Ready", None): 10}, {("d", "m", "p"): {"a": 5}, ("d", "m", "q"): {"a": 2}})
+    assert (list(costs.shares), costs.bill_nano_usd, costs.unattributed_microseconds) == ([], 0, 7)
 
 
 class SimulatedDay:
@@ -140,9 +140,9 @@ def test_parts_of_many_days_add_up_to_the_bill_exactly() -> None:
             (text, f"x/m{at}", "main"): {user: chance.randrange(10 ** chance.randint(1, 11)) for user in USERS}
             for at in range(2)
         }
-        found = attribute_cost(capacity, use)
-        assert found.bill_nano_usd == day.bill()
-        assert sum(share.nano_usd for share in found.shares) == day.bill()
-        assert all(share.nano_usd > 0 for share in found.shares)
+        costs = attribute_cost(capacity, use)
+        assert costs.bill_nano_usd == day.bill()
+        assert sum(share.nano_usd for share in costs.shares) == day.bill()
+        assert all(share.nano_usd > 0 for share in costs.shares)
         bills += day.bill()
     assert bills > 0

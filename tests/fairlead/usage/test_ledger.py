@@ -24,7 +24,7 @@ def record(id: str, day: str = "2026-11-24", **fields: object) -> UsageRecord:
 def append(folder: Path, records: Sequence[UsageRecord], gateway: str = "gw-1", day: str = "2026-11-24") -> LedgerFile:
     file = LedgerFile(day, USAGE, gateway, folder)
     with file.lines.open("ab") as out:
-        out.writelines(msgspec.json.encode(one) + b"\n" for one in records)
+        out.writelines(msgspec.json.encode(entry) + b"\n" for entry in records)
     return file
 
 

@@ -70,8 +70,8 @@ def test_a_second_that_several_gateways_saw_counts_once() -> None:
 
 def test_gateways_that_disagree_count_one_state() -> None:
     seen = [ReplicaSpan("a", 0, 100, STARTING), ReplicaSpan("a", 90, 120, READY)]
-    found = {state: seconds for (_, _, _, state, _), seconds in replica_seconds(seen).items()}
-    assert found == {"Starting": 90, "Ready": 30}
+    seconds_by_state = {state: seconds for (_, _, _, state, _), seconds in replica_seconds(seen).items()}
+    assert seconds_by_state == {"Starting": 90, "Ready": 30}
 
 
 def test_ranks_of_a_replica_count_as_one() -> None:

@@ -48,7 +48,7 @@ def test_schedule_uses_its_own_time_zone(given: dict[str, object], when: str, zo
 
 def bounds(*schedules: dict[str, object], pool: str = "main", least: int = 1, most: int = 8) -> tuple[int, int]:
     always = {"begin": "00:00", "end": "00:00"}
-    named = [{"name": f"s{n}", **always, **one} for n, one in enumerate(schedules)]
+    named = [{"name": f"s{n}", **always, **schedule} for n, schedule in enumerate(schedules)]
     return Autoscaling.model_validate({"schedules": named}).bounds_at(pool, least, most, at("2026-11-20T12:00"))
 
 

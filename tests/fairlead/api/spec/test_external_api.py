@@ -21,9 +21,9 @@ def manifest(*, uri: str = "openai://gpt-4o-mini", type: str = "OpenAI", **pool:
 
 
 def parse(document: dict[str, Any]) -> ModelDeployment:
-    found = read_object(document)
-    assert isinstance(found, ModelDeployment)
-    return found
+    deployment = read_object(document)
+    assert isinstance(deployment, ModelDeployment)
+    return deployment
 
 
 def test_api_of_a_provider_is_a_model() -> None:

@@ -25,9 +25,9 @@ SECRET = "fl_this-is-a-key"
 
 def tenant_of(**spec: Any) -> Tenant:
     head = {"apiVersion": "serving.fairlead.io/v1alpha1", "kind": "ModelTenant", "metadata": {"name": "acme"}}
-    found = read_object({**head, "spec": spec})
-    assert isinstance(found, ModelTenant)
-    return found.to_tenant()
+    model_tenant = read_object({**head, "spec": spec})
+    assert isinstance(model_tenant, ModelTenant)
+    return model_tenant.to_tenant()
 
 
 def test_tenant_without_fields_has_all_models_and_no_limit() -> None:
@@ -35,7 +35,7 @@ def test_tenant_without_fields_has_all_models_and_no_limit() -> None:
 
 
 def test_every_field_of_the_spec_reaches_the_tenant() -> None:
-    found = tenant_of(
+    tenant = tenant_of(
         suspended=True,
         tier="Batch",
         weight=7,
@@ -51,7 +51,7 @@ def test_every_field_of_the_spec_reaches_the_tenant() -> None:
         showPlacement=True,
         wakesModels=False,
     )
-    assert found == Tenant(
+    assert tenant == Tenant(
         "acme",
         Tier.BATCH,
         7,
@@ -102,9 +102,9 @@ def test_an_entry_becomes_one_limit_for_each_amount() -> None:
         {"per": "Minute", **amounts, "model": "chat/llama", "onExceeded": "Warn"},
         {"concurrency": 5, "bytesInFlight": "1.5Mi"},
     ]
-    found = tenant_of(limits=rows, budget={"usd": "500"})
+    tenant = tenant_of(limits=rows, budget={"usd": "500"})
     of_model = {"window": Window.MINUTE, "model": "chat/llama", "is_soft": True}
-    assert found.limits == (
+    assert tenant.limits == (
         Limit(LimitUnit.REQUESTS, 1, **of_model),
         Limit(LimitUnit.INPUT_TOKENS, 2, **of_model),
         Limit(LimitUnit.OUTPUT_TOKENS, 3, **of_model),
@@ -114,8 +114,8 @@ def test_an_entry_becomes_one_limit_for_each_amount() -> None:
         Limit(LimitUnit.BYTES_IN_FLIGHT, 1_572_864),
         Limit(LimitUnit.COST, 500_000_000_000, Window.MONTH),
     )
-    assert len({limit.id for limit in found.limits}) == len(found.limits)
-    assert {limit.unit for limit in found.limits} == set(LimitUnit)
+    assert len({limit.id for limit in tenant.limits}) == len(tenant.limits)
+    assert {limit.unit for limit in tenant.limits} == set(LimitUnit)
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ def test_model_has_one_kind_of_instances() -> None:
     mixed = FILE.replace(
         '[{url: "http://127.0.0.1:9001"}]', '[{url: "http://a:1"}, {url: "http://b:1", engine: OpenAI}]'
     )
-    with pytest.raises(ManifestError) as found:
+    with pytest.raises(ManifestError) as raised:
         parse_fleet_file(mixed, file="fleet.yaml")
-    (problem,) = found.value.problems
+    (problem,) = raised.value.problems
     assert problem.field == "models[0].instances[1].engine"
     assert "engines of its own, or an API that others run" in problem.message

@@ -85,17 +85,17 @@ def test_served_name_comes_from_the_model_unless_overridden() -> None:
     model = "models:\n  - name: tiny\n    servedModelName: Qwen/Qwen3-8B\n    instances:\n"
     more = ["}", ", id: b, servedModelName: other}", ", id: c, servedModelName: tiny}"]
     fleet = parse_fleet_file(model + "".join(f"      - {ENGINE}{rest}\n" for rest in more), file="f")
-    assert [one.served_name for one in fleet.instances["default/tiny"]] == ["Qwen/Qwen3-8B", "other", None]
+    assert [instance.served_name for instance in fleet.instances["default/tiny"]] == ["Qwen/Qwen3-8B", "other", None]
     assert parse_fleet_file(format_fleet_file(fleet), file="f") == fleet
 
 
 def test_auth_comes_from_the_model_unless_overridden() -> None:
     model = "models:\n  - name: tiny\n    tls: {caFile: /ca}\n    auth: {tokenEnv: TOKEN}\n    instances:\n"
     more = ["}", ", id: b, tls: {caFile: /b}}", ", id: c, auth: {tokenFile: /t}}"]
-    found = parse_fleet_file(model + "".join(f"      - {ENGINE}{rest}\n" for rest in more), file="f").instances[
+    instances = parse_fleet_file(model + "".join(f"      - {ENGINE}{rest}\n" for rest in more), file="f").instances[
         "default/tiny"
     ]
-    assert [one.access for one in found] == [
+    assert [instance.access for instance in instances] == [
         EngineAuth("/ca", "TOKEN"),
         EngineAuth("/b", "TOKEN"),
         EngineAuth("/ca", None, "/t"),
@@ -251,8 +251,8 @@ def test_price_is_exact_and_cached_tokens_cost_as_much_as_others_by_default() ->
     prices = ['{input: "0.40", output: "1.2"}', '{input: "0.40", cachedInput: "0", output: "0.001"}', ""]
     text = "models:\n" + "".join(f"  - {{name: m{at}, price: {price}}}\n" for at, price in enumerate(prices))
     models = parse_fleet_file(text, file="f").models
-    found = [models[f"default/m{at}"].price for at in range(len(prices))]
-    assert found == [TokenPrice(400, 400, 1200), TokenPrice(400, 0, 1), None]
+    token_prices = [models[f"default/m{at}"].price for at in range(len(prices))]
+    assert token_prices == [TokenPrice(400, 400, 1200), TokenPrice(400, 0, 1), None]
 
 
 def test_cost_of_a_request_is_the_sum_of_its_tokens() -> None:

@@ -43,8 +43,8 @@ def test_headers_that_yaml_takes_for_other_values_are_written_as_text() -> None:
 def test_a_changed_route_is_a_new_fleet_with_the_same_members() -> None:
     fleet = parse_fleet_file(TEXT, file="f")
     edited = parse_fleet_file(TEXT.replace("weight: 9", "weight: 8"), file="f")
-    found = next_fleet(fleet, edited.models, edited.instances, routes=edited.routes)
-    assert (found.version, found.membership_epoch, found.routes) == (2, 1, edited.routes)
+    updated = next_fleet(fleet, edited.models, edited.instances, routes=edited.routes)
+    assert (updated.version, updated.membership_epoch, updated.routes) == (2, 1, edited.routes)
     assert next_fleet(fleet, fleet.models, fleet.instances, routes=fleet.routes) is fleet
 
 

@@ -92,7 +92,7 @@ async def test_edits_in_place_and_replacements_are_loaded(tmp_path: Path, edit: 
         await watched.next()
         edit(path, text(9001, 9002))
         fleet = await watched.next()
-        assert [one.id for one in fleet.instances["default/tiny"]] == ["127.0.0.1/9001/0", "127.0.0.1/9002/0"]
+        assert [instance.id for instance in fleet.instances["default/tiny"]] == ["127.0.0.1/9001/0", "127.0.0.1/9002/0"]
         assert (fleet.version, fleet.membership_epoch) == (2, 2)
 
 

@@ -25,40 +25,40 @@ def built(models: list[Manifest], adapters: list[Manifest], **more: Any) -> Flee
 
 
 def test_a_base_has_its_adapters_and_slots() -> None:
-    found = built([model(adapters=SLOTS)], [adapter("sql", "acme/sql"), adapter("legal")])
-    tiny = found.fleet.models["x/tiny"]
+    outcome = built([model(adapters=SLOTS)], [adapter("sql", "acme/sql"), adapter("legal")])
+    tiny = outcome.fleet.models["x/tiny"]
     assert tiny.adapters == (
         LoraAdapter("legal", "acme/legal", ("legal",)),
         LoraAdapter("sql", "acme/sql", ("sql", "acme/sql")),
     )
-    assert (tiny.adapter_slots, found.problems) == (3, ())
+    assert (tiny.adapter_slots, outcome.problems) == (3, ())
 
 
 def test_replicas_reach_the_gateways() -> None:
-    found = built([model(adapters=SLOTS)], [adapter("sql", replicas=2)])
-    assert found.fleet.models["x/tiny"].adapters == (LoraAdapter("sql", "acme/sql", ("sql",), 2),)
+    outcome = built([model(adapters=SLOTS)], [adapter("sql", replicas=2)])
+    assert outcome.fleet.models["x/tiny"].adapters == (LoraAdapter("sql", "acme/sql", ("sql",), 2),)
 
 
 def test_an_adapter_whose_base_cannot_load_it_is_not_served() -> None:
     models = [model(), model("y", adapters=SLOTS)]
-    found = built(models, [adapter("a"), adapter("b", base="gone"), adapter("c", base="y", source="pvc:claim/c")])
-    assert [one.adapters for one in found.fleet.models.values()] == [(), ()]
+    outcome = built(models, [adapter("a"), adapter("b", base="gone"), adapter("c", base="y", source="pvc:claim/c")])
+    assert [served.adapters for served in outcome.fleet.models.values()] == [(), ()]
 
 
 def test_a_base_of_another_namespace_is_none() -> None:
-    found = built([model(adapters=SLOTS)], [adapter("sql", namespace="other")])
-    assert found.fleet.models["x/tiny"].adapters == ()
+    outcome = built([model(adapters=SLOTS)], [adapter("sql", namespace="other")])
+    assert outcome.fleet.models["x/tiny"].adapters == ()
 
 
 def test_names_belong_to_models_routes_and_adapters_by_age() -> None:
     route = manifest(MODEL_ROUTES, "legal", "x", {"creationTimestamp": "4"}, spec={"targets": [{"model": "tiny"}]})
     models = [model(adapters=SLOTS, created="1"), model("sql", created="9")]
     adapters = [adapter("sql", "tiny", "x/sub"), adapter("legal", "law")]
-    found = built(models, adapters, routes=route_cache().parse(keyed(route)))
-    legal, sql = found.fleet.models["x/tiny"].adapters
+    outcome = built(models, adapters, routes=route_cache().parse(keyed(route)))
+    legal, sql = outcome.fleet.models["x/tiny"].adapters
     assert (legal.client_names, sql.client_names) == (("law",), ("sql",))
-    assert found.fleet.models["x/sql"].shadowed
-    assert found.fleet.routes["x/legal"].names == ("legal",)
+    assert outcome.fleet.models["x/sql"].shadowed
+    assert outcome.fleet.routes["x/legal"].names == ("legal",)
 
 
 def test_an_adapter_and_a_base_that_cannot_be_read_stay_as_they_were() -> None:
@@ -82,15 +82,15 @@ def test_a_changed_source_is_a_new_fleet_with_the_same_members() -> None:
 
 def test_only_the_oldest_adapters_are_served_beyond_the_limit() -> None:
     adapters = [adapter("c", born="3"), adapter("a", born="1"), adapter("b", born="2")]
-    found = built([model(adapters=SLOTS)], adapters, limits=replace(Limits(), adapters=2))
-    assert [one.name for one in found.fleet.models["x/tiny"].adapters] == ["a", "b"]
-    assert found.problems == ("there are 3 adapters: only the oldest 2 are served",)
+    outcome = built([model(adapters=SLOTS)], adapters, limits=replace(Limits(), adapters=2))
+    assert [lora.name for lora in outcome.fleet.models["x/tiny"].adapters] == ["a", "b"]
+    assert outcome.problems == ("there are 3 adapters: only the oldest 2 are served",)
 
 
 def test_download_reaches_the_gateways_with_the_path_of_its_folder() -> None:
     download = AdapterDownload("s3://loras/sql")
-    found = built([model(adapters={"download": {}})], [adapter("sql", source=download.source)])
-    assert found.fleet.models["x/tiny"].adapters == (
+    outcome = built([model(adapters={"download": {}})], [adapter("sql", source=download.source)])
+    assert outcome.fleet.models["x/tiny"].adapters == (
         LoraAdapter("sql", download.engine_path, ("sql",), download=download),
     )
     assert (

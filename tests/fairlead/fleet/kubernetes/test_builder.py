@@ -35,8 +35,8 @@ from fairlead_testing.kube.operator_harness import (
 
 
 def only_instance(outcome: FleetResult, key: str = "x/tiny") -> Instance:
-    (one,) = outcome.fleet.instances[key]
-    return one
+    (instance,) = outcome.fleet.instances[key]
+    return instance
 
 
 def test_a_model_says_which_fields_its_engines_get_and_how_many_are_tried() -> None:
@@ -50,8 +50,8 @@ def test_a_model_says_which_fields_its_engines_get_and_how_many_are_tried() -> N
 
 def test_ready_pod_is_an_instance_with_its_annotations() -> None:
     notes = {"fairlead.io/port": 9000, "fairlead.io/kv-events-port": 5500, "fairlead.io/kv-replay-port": 5700}
-    found = build([model(slo={"ttft": "800ms"}, routing={"preset": "session"})], pod(notes=notes))
-    assert only_instance(found) == Instance(
+    outcome = build([model(slo={"ttft": "800ms"}, routing={"preset": "session"})], pod(notes=notes))
+    assert only_instance(outcome) == Instance(
         id="u-p/9000/0",
         namespace="x",
         model="tiny",
@@ -61,20 +61,20 @@ def test_ready_pod_is_an_instance_with_its_annotations() -> None:
         kv_events="tcp://10.0.0.1:5500",
         kv_replay="tcp://10.0.0.1:5700",
     )
-    served = found.fleet.models["x/tiny"]
+    served = outcome.fleet.models["x/tiny"]
     assert (served.objectives.ttft_seconds, served.preset, served.shadowed) == (0.8, "session", False)
-    assert (found.problems, found.excluded) == ((), {})
-    assert (found.fleet.version, found.fleet.membership_epoch) == (1, 1)
+    assert (outcome.problems, outcome.excluded) == ((), {})
+    assert (outcome.fleet.version, outcome.fleet.membership_epoch) == (1, 1)
 
 
 def test_instances_with_peers_have_a_pull_address() -> None:
     peers = {"bytesPerToken": 1024, "bandwidth": "2Gi", "latency": "5ms"}
-    one = model(kvCache={"offload": {"memory": "8Gi", "peers": peers}})
+    deployment = model(kvCache={"offload": {"memory": "8Gi", "peers": peers}})
     lends = pod("a", notes={"fairlead.io/kv-peers-port": 5800, "fairlead.io/data-parallel": 2})
     older = pod("b")
-    found = build([one], lends, older).fleet.instances["x/tiny"]
+    instances = build([deployment], lends, older).fleet.instances["x/tiny"]
     price = (1024, 2 * 2**30, 0.005)
-    assert [each.pull for each in found] == [
+    assert [each.pull for each in instances] == [
         KvPullSource("10.0.0.1:5800", *price),
         KvPullSource("10.0.0.1:5801", *price),
         None,
@@ -113,9 +113,9 @@ def test_pod_state_maps_to_instance_state(
 def test_sleeping_instance_gets_no_requests_and_is_no_member(
     mark: str, status: Mapping[str, Any], state: InstanceState
 ) -> None:
-    found = build([model()], pod(status=status, notes={"fairlead.io/sleep": mark}))
-    assert only_instance(found).state is state
-    assert bool(next_fleet(Fleet(), found.fleet.models, found.fleet.instances).membership_epoch) is (
+    outcome = build([model()], pod(status=status, notes={"fairlead.io/sleep": mark}))
+    assert only_instance(outcome).state is state
+    assert bool(next_fleet(Fleet(), outcome.fleet.models, outcome.fleet.instances).membership_epoch) is (
         state is InstanceState.READY
     )
 
@@ -139,27 +139,27 @@ def test_sleeping_instance_gets_no_requests_and_is_no_member(
     ],
 )
 def test_excluded_pods_have_a_reason(changed: dict[str, Any], why: str) -> None:
-    found = build([model()], pod(**changed))
-    assert found.fleet.instances == {"x/tiny": ()}
-    assert list(found.excluded.values()) == [why]
+    outcome = build([model()], pod(**changed))
+    assert outcome.fleet.instances == {"x/tiny": ()}
+    assert list(outcome.excluded.values()) == [why]
 
 
 def test_ipv6_address_is_formatted_for_urls() -> None:
     notes = {"fairlead.io/kv-events-port": 5500}
-    one = only_instance(build([model()], pod(notes=notes, status={**READY, "podIP": "fd00::7"})))
-    assert (one.url, one.kv_events) == ("http://[fd00::7]:8000", "tcp://[fd00::7]:5500")
+    instance = only_instance(build([model()], pod(notes=notes, status={**READY, "podIP": "fd00::7"})))
+    assert (instance.url, instance.kv_events) == ("http://[fd00::7]:8000", "tcp://[fd00::7]:5500")
 
 
 def test_invalid_numbers_count_as_absent() -> None:
     notes = {"fairlead.io/port": "http", "fairlead.io/data-parallel": "-1", "fairlead.io/kv-events-port": "99999"}
-    one = only_instance(build([model()], pod(notes=notes)))
-    assert (one.id, one.dp_rank, one.kv_events) == ("u-p/8000/0", None, None)
+    instance = only_instance(build([model()], pod(notes=notes)))
+    assert (instance.id, instance.dp_rank, instance.kv_events) == ("u-p/8000/0", None, None)
 
 
 def test_each_rank_is_an_instance_at_one_address() -> None:
     notes = {"fairlead.io/data-parallel": 2, "fairlead.io/kv-events-port": 5500}
-    found = build([model()], pod(notes=notes)).fleet.instances["x/tiny"]
-    assert [(one.id, one.url, one.dp_rank, one.kv_events) for one in found] == [
+    ranks = build([model()], pod(notes=notes)).fleet.instances["x/tiny"]
+    assert [(rank.id, rank.url, rank.dp_rank, rank.kv_events) for rank in ranks] == [
         ("u-p/8000/0", "http://10.0.0.1:8000", 0, "tcp://10.0.0.1:5500"),
         ("u-p/8000/1", "http://10.0.0.1:8000", 1, "tcp://10.0.0.1:5501"),
     ]
@@ -174,26 +174,26 @@ def test_ranks_on_several_nodes_publish_where_they_run() -> None:
         {**group, f"{LWS}worker-index": "1", "fairlead.io/endpoint": ""},
         status={**READY, "podIP": "10.0.0.2"},
     )
-    found = build([model()], leader, worker)
-    assert [one.kv_events for one in found.fleet.instances["x/tiny"]] == [
+    outcome = build([model()], leader, worker)
+    assert [rank.kv_events for rank in outcome.fleet.instances["x/tiny"]] == [
         "tcp://10.0.0.1:5500",
         "tcp://10.0.0.1:5501",
         "tcp://10.0.0.2:5502",
         "tcp://10.0.0.2:5503",
     ]
-    assert found.excluded == {"x/worker": "it serves no HTTP"}
+    assert outcome.excluded == {"x/worker": "it serves no HTTP"}
     alone = build([model()], leader).fleet.instances["x/tiny"]
-    assert [one.kv_events for one in alone][2:] == [None, None]
+    assert [rank.kv_events for rank in alone][2:] == [None, None]
 
 
 def test_prefill_and_decode_know_their_kv_transfer() -> None:
     notes = {"fairlead.io/transfer": "mooncake", "fairlead.io/bootstrap-port": 8998}
-    one = only_instance(build([model()], pod(labels={"fairlead.io/role": "Prefill"}, notes=notes)))
-    assert (one.role, one.transfer, one.bootstrap) == (Role.PREFILL, "mooncake", "http://10.0.0.1:8998")
-    one = only_instance(
+    instance = only_instance(build([model()], pod(labels={"fairlead.io/role": "Prefill"}, notes=notes)))
+    assert (instance.role, instance.transfer, instance.bootstrap) == (Role.PREFILL, "mooncake", "http://10.0.0.1:8998")
+    instance = only_instance(
         build([model()], pod(labels={"fairlead.io/role": "Decode"}, notes={"fairlead.io/transfer": "nixl"}))
     )
-    assert (one.role, one.transfer, one.bootstrap) == (Role.DECODE, "nixl", None)
+    assert (instance.role, instance.transfer, instance.bootstrap) == (Role.DECODE, "nixl", None)
 
 
 @pytest.mark.parametrize(("kind", "read"), [("vllm", "vllm"), ("sglang", "sglang"), ("sim", "sim"), ("custom", "vllm")])
@@ -209,48 +209,55 @@ def accelerator(name: str, **profile: Any) -> Manifest:
 
 
 def test_cluster_class_takes_precedence_over_builtin() -> None:
-    found = build([model()], pod(), classes=[accelerator("cpu", preset="910b4", kvTokens=7)])
-    profile = only_instance(found).profile
+    outcome = build([model()], pod(), classes=[accelerator("cpu", preset="910b4", kvTokens=7)])
+    profile = only_instance(outcome).profile
     assert profile is not None
     assert (profile.name, profile.kv_tokens) == ("cpu", 7)
 
 
 def test_unknown_accelerator_is_a_problem_and_its_pods_are_served() -> None:
-    found = build([model(pools=[{"acceleratorClassName": "gone"}])], pod(), pod("q"))
-    assert [one.profile for one in found.fleet.instances["x/tiny"]] == [None, None]
-    assert found.problems == (
+    outcome = build([model(pools=[{"acceleratorClassName": "gone"}])], pod(), pod("q"))
+    assert [instance.profile for instance in outcome.fleet.instances["x/tiny"]] == [None, None]
+    assert outcome.problems == (
         "x/tiny: there is no AcceleratorClass 'gone'; routing uses the default profile for the pool main",
     )
 
 
 def test_unreadable_class_counts_as_absent() -> None:
-    found = build([model(pools=[{"acceleratorClassName": "odd"}])], pod(), classes=[accelerator("odd", preset="none")])
-    assert only_instance(found).profile is None
-    assert found.problems[0].startswith("the AcceleratorClass odd cannot be read: profile.preset: no engine profile")
+    outcome = build(
+        [model(pools=[{"acceleratorClassName": "odd"}])], pod(), classes=[accelerator("odd", preset="none")]
+    )
+    assert only_instance(outcome).profile is None
+    assert outcome.problems[0].startswith("the AcceleratorClass odd cannot be read: profile.preset: no engine profile")
 
 
 def test_simulated_engine_may_name_a_profile() -> None:
-    found = build([model(engine={"type": "Sim"}, pools=[{"acceleratorClassName": "910b4"}])], pod())
-    assert (only_instance(found).profile, found.problems) == (builtin_profiles()["910b4"], ())
+    outcome = build([model(engine={"type": "Sim"}, pools=[{"acceleratorClassName": "910b4"}])], pod())
+    assert (only_instance(outcome).profile, outcome.problems) == (builtin_profiles()["910b4"], ())
 
 
 def test_removed_pool_drains_without_a_problem() -> None:
-    found = build([model()], pod(labels={"fairlead.io/pool": "old"}, **GONE))
-    assert (only_instance(found).profile, found.problems) == (None, ())
+    outcome = build([model()], pod(labels={"fairlead.io/pool": "old"}, **GONE))
+    assert (only_instance(outcome).profile, outcome.problems) == (None, ())
 
 
 # --- external engines ---------------------------------------------------------------------------------------------------
 
 
 def test_endpoint_addresses_are_instances() -> None:
-    one = only_instance(build([external({"endpoints": [{"url": "http://10.1.1.1:80/"}]})]))
-    assert (one.id, one.url, one.engine, one.state) == ("10.1.1.1/80/0", "http://10.1.1.1:80", "vllm", "Ready")
+    server = only_instance(build([external({"endpoints": [{"url": "http://10.1.1.1:80/"}]})]))
+    assert (server.id, server.url, server.engine, server.state) == (
+        "10.1.1.1/80/0",
+        "http://10.1.1.1:80",
+        "vllm",
+        "Ready",
+    )
 
 
 def test_endpoints_need_a_namespace_that_an_administrator_allowed() -> None:
-    found = build([external({"endpoints": [{"url": "http://10.1.1.1:80"}]})], endpoint_namespaces=frozenset())
-    assert found.fleet.instances == {"x/tiny": ()}
-    assert found.problems == (
+    outcome = build([external({"endpoints": [{"url": "http://10.1.1.1:80"}]})], endpoint_namespaces=frozenset())
+    assert outcome.fleet.instances == {"x/tiny": ()}
+    assert outcome.problems == (
         "x/tiny: endpoints are not allowed in the namespace x; an administrator allows them by the chart value "
         "externalEngines.namespaces (FAIRLEAD_ENDPOINT_NAMESPACES)",
     )
@@ -272,12 +279,12 @@ def test_endpoint_with_a_refused_address_is_no_instance(url: str, why: str) -> N
     steal = external({"endpoints": [{"url": url}, {"url": "http://vllm.example:8000"}]}, name="steal", namespace="b")
     theirs = external({"selector": {"matchLabels": {"app": "vllm"}}}, name="theirs", namespace="a")
     selected = keyed(pod("q", {"app": "vllm"}, namespace="a", status={**READY, "podIP": "10.0.0.7"}))
-    found = build([model(), theirs, steal], pod(), selected_pods={("a", "app=vllm"): selected})
-    assert [(one.url, one.checks_address) for one in found.fleet.instances["b/steal"]] == [
+    outcome = build([model(), theirs, steal], pod(), selected_pods={("a", "app=vllm"): selected})
+    assert [(instance.url, instance.checks_address) for instance in outcome.fleet.instances["b/steal"]] == [
         ("http://vllm.example:8000", True)
     ]
-    assert found.problems == (f"b/steal: the endpoint {url} is refused: {why}",)
-    assert not only_instance(found).checks_address
+    assert outcome.problems == (f"b/steal: the endpoint {url} is refused: {why}",)
+    assert not only_instance(outcome).checks_address
 
 
 def test_endpoint_with_the_address_of_another_models_service_is_no_instance() -> None:
@@ -288,11 +295,14 @@ def test_endpoint_with_the_address_of_another_models_service_is_no_instance() ->
     }
     urls = ("http://10.96.0.1:80", "http://[fd00::1]:80", "http://10.1.1.1:80", "http://vllm.example:80")
     steal = external({"endpoints": [{"url": url} for url in urls]}, name="steal", namespace="b")
-    found = build([model(), steal], pod(), services=services)
-    assert [one.url for one in found.fleet.instances["b/steal"]] == ["http://10.1.1.1:80", "http://vllm.example:80"]
+    outcome = build([model(), steal], pod(), services=services)
+    assert [instance.url for instance in outcome.fleet.instances["b/steal"]] == [
+        "http://10.1.1.1:80",
+        "http://vllm.example:80",
+    ]
     why = "it is the address of a pod or Service that another model uses"
-    assert found.problems == tuple(f"b/steal: the endpoint {url} is refused: {why}" for url in urls[:2])
-    assert found.fleet.service_addresses == {"10.96.0.1", "fd00::1"}
+    assert outcome.problems == tuple(f"b/steal: the endpoint {url} is refused: {why}" for url in urls[:2])
+    assert outcome.fleet.service_addresses == {"10.96.0.1", "fd00::1"}
     assert build([model()], pod(), services=services).fleet.service_addresses == frozenset()
 
 
@@ -305,12 +315,12 @@ def test_external_pods_are_found_by_their_labels() -> None:
         pod("c", {"app": "vllm"}, status={"phase": "Pending"}),
         pod("d"),
     )
-    found = build(models, selected_pods={("x", "app=vllm"): pods})
-    assert [(one.id, one.state, one.url) for one in found.fleet.instances["x/tiny"]] == [
+    outcome = build(models, selected_pods={("x", "app=vllm"): pods})
+    assert [(instance.id, instance.state, instance.url) for instance in outcome.fleet.instances["x/tiny"]] == [
         ("u-a/9000/0", InstanceState.READY, "http://10.0.0.1:9000"),
         ("u-b/9000/0", InstanceState.DRAINING, "http://10.0.0.1:9000"),
     ]
-    assert found.excluded == {"x/c": "it has no address yet"}
+    assert outcome.excluded == {"x/c": "it has no address yet"}
 
 
 def test_many_selectors_of_a_namespace_are_one_selection_of_pods() -> None:
@@ -322,8 +332,8 @@ def test_many_selectors_of_a_namespace_are_one_selection_of_pods() -> None:
     ]
     assert pod_selections(SpecCache().models(keyed(*many)), LIMITS) == {("x", None)}
     pods = keyed(pod("a", {"app": "a3"}), pod("b", {"app": "unknown"}))
-    found = build(many, selected_pods={("x", None): pods}).fleet.instances
-    assert {key: [(one.id, one.pool) for one in group] for key, group in found.items()} == {
+    instances = build(many, selected_pods={("x", None): pods}).fleet.instances
+    assert {key: [(instance.id, instance.pool) for instance in group] for key, group in instances.items()} == {
         "x/m": [("u-a/8000/0", "p3")],
         "x/n": [],
     }
@@ -339,8 +349,8 @@ def test_served_name_comes_from_the_pod_or_the_external_spec() -> None:
     notes = {"fairlead.io/served-model-name": "Qwen/Qwen3-8B"}
     theirs = {"engine": {"type": "External"}, "model": {"uri": "hf://a/b", "servedNames": ["Qwen/Qwen3-8B", "other"]}}
     newer = {"uri": "hf://a/b", "servedNames": ["a/new-one"]}
-    found = build([model(model=newer)], pod(notes=notes))
-    assert only_instance(found).served_name == "Qwen/Qwen3-8B"  # the pod is older than the spec
+    outcome = build([model(model=newer)], pod(notes=notes))
+    assert only_instance(outcome).served_name == "Qwen/Qwen3-8B"  # the pod is older than the spec
     assert only_instance(build([model()], pod(notes={"fairlead.io/served-model-name": "no name"}))).served_name is None
     assert only_instance(build([model()], pod(notes={"fairlead.io/served-model-name": "tiny"}))).served_name is None
     addresses = [{"endpoints": [{"url": "http://10.1.1.1:80"}]}]
@@ -366,13 +376,13 @@ def test_external_pods_stay_until_they_are_listed() -> None:
 def test_engine_claimed_by_two_models_belongs_to_the_older() -> None:
     pools = {"endpoints": [{"url": "http://10.1.1.1:80"}]}
     older = external(pools, name="z", created="2025-01-01T00:00:00Z")
-    found = build([external(pools), older])
-    assert [one.id for one in found.fleet.instances["x/z"]] == ["10.1.1.1/80/0"]
-    assert found.fleet.instances["x/tiny"] == ()
-    assert found.problems == (
+    outcome = build([external(pools), older])
+    assert [instance.id for instance in outcome.fleet.instances["x/z"]] == ["10.1.1.1/80/0"]
+    assert outcome.fleet.instances["x/tiny"] == ()
+    assert outcome.problems == (
         "the models x/z and x/tiny both name the engine http://10.1.1.1:80; only the older model uses it",
     )
-    assert found.excluded == {"x/tiny: 10.1.1.1/80/0": "it already belongs to the model x/z"}
+    assert outcome.excluded == {"x/tiny: 10.1.1.1/80/0": "it already belongs to the model x/z"}
 
 
 # --- names, doubt, order ------------------------------------------------------------------------------------------------
@@ -381,11 +391,11 @@ def test_engine_claimed_by_two_models_belongs_to_the_older() -> None:
 def test_unreadable_spec_changes_nothing() -> None:
     good = model(slo={"ttft": "800ms"}, pools=[{"acceleratorClassName": "npu-910b4"}])
     first = build([good], pod()).fleet
-    found = build([model(pools=[], novelty=True)], pod(), previous=first)
-    assert found.fleet is first
-    assert found.problems[0].startswith("the spec of the model x/tiny cannot be read: ")
+    outcome = build([model(pools=[], novelty=True)], pod(), previous=first)
+    assert outcome.fleet is first
+    assert outcome.problems[0].startswith("the spec of the model x/tiny cannot be read: ")
     grown = build([model(pools=[])], pod(), pod("q"), previous=first).fleet
-    assert [one.profile for one in grown.instances["x/tiny"]] == [builtin_profiles()["910b4"]] * 2
+    assert [instance.profile for instance in grown.instances["x/tiny"]] == [builtin_profiles()["910b4"]] * 2
 
 
 def test_unreadable_spec_keeps_external_engines() -> None:
@@ -394,14 +404,14 @@ def test_unreadable_spec_keeps_external_engines() -> None:
 
 
 def test_pods_are_served_even_if_the_spec_was_never_readable() -> None:
-    found = build([model(pools=[])], pod())
-    assert only_instance(found).state is InstanceState.READY
+    outcome = build([model(pools=[])], pod())
+    assert only_instance(outcome).state is InstanceState.READY
 
 
 def test_deleted_model_removes_its_instances() -> None:
     first = build([model()], pod()).fleet
-    found = build([], pod(), previous=first)
-    assert (found.fleet.models, found.fleet.instances, found.fleet.membership_epoch) == ({}, {}, 2)
+    outcome = build([], pod(), previous=first)
+    assert (outcome.fleet.models, outcome.fleet.instances, outcome.fleet.membership_epoch) == ({}, {}, 2)
 
 
 @pytest.mark.parametrize(
@@ -431,17 +441,17 @@ def test_order_of_objects_does_not_matter() -> None:
 def test_models_and_instances_are_limited() -> None:
     limits = replace(LIMITS, models=1, instances=1)
     old = build([model()], pod("z")).fleet
-    found = build(
+    outcome = build(
         [model(), model("new", created="2026-03-01T00:00:00Z")], pod("a"), pod("z"), previous=old, limits=limits
     )
-    assert [one.id for one in found.fleet.instances["x/tiny"]] == ["u-z/8000/0"]
-    assert list(found.fleet.models) == ["x/tiny"]
-    assert found.problems == (
+    assert [instance.id for instance in outcome.fleet.instances["x/tiny"]] == ["u-z/8000/0"]
+    assert list(outcome.fleet.models) == ["x/tiny"]
+    assert outcome.problems == (
         "the namespace x has too many models: only its oldest 1 of 2 are served; namespaces share 1 models",
         "the namespace x has too many instances: 1 of 2 are served; namespaces share 1 instances, "
         "and each rank and each endpoint is one",
     )
-    assert found.excluded == {"u-a/8000/0": "its namespace has more instances than its share"}
+    assert outcome.excluded == {"u-a/8000/0": "its namespace has more instances than its share"}
 
 
 def test_endpoints_of_one_manifest_cost_other_namespaces_no_instance() -> None:
@@ -453,30 +463,30 @@ def test_endpoints_of_one_manifest_cost_other_namespaces_no_instance() -> None:
     own = pod("z", namespace="a")
     taken = build([greedy]).fleet
     assert len(taken.instances["b/greedy"]) == LIMITS.instances
-    found = build([greedy, model(namespace="a")], own, previous=taken)
-    assert [one.id for one in found.fleet.instances["a/tiny"]] == ["u-z/8000/0"]
-    assert len(found.fleet.instances["b/greedy"]) == LIMITS.instances - 1
-    assert found.problems == (
+    outcome = build([greedy, model(namespace="a")], own, previous=taken)
+    assert [instance.id for instance in outcome.fleet.instances["a/tiny"]] == ["u-z/8000/0"]
+    assert len(outcome.fleet.instances["b/greedy"]) == LIMITS.instances - 1
+    assert outcome.problems == (
         "the namespace b has too many instances: 4,095 of 4,096 are served; namespaces share 4,096 instances, "
         "and each rank and each endpoint is one",
     )
-    replaced = build([greedy, model(namespace="a")], pod("new", namespace="a"), previous=found.fleet)
-    assert [one.id for one in replaced.fleet.instances["a/tiny"]] == ["u-new/8000/0"]
+    replaced = build([greedy, model(namespace="a")], pod("new", namespace="a"), previous=outcome.fleet)
+    assert [instance.id for instance in replaced.fleet.instances["a/tiny"]] == ["u-new/8000/0"]
 
 
 def test_ranks_of_one_pod_cost_other_namespaces_no_instance() -> None:
     limits = replace(LIMITS, instances=8)
     many = [pod(f"r{number}", notes={"fairlead.io/data-parallel": 1024}) for number in range(2)]
     few = [pod(f"z{number}", namespace="a") for number in range(4)]
-    found = build([model(), model(namespace="a")], *many, *few, limits=limits).fleet.instances
-    assert (len(found["a/tiny"]), len(found["x/tiny"])) == (4, 4)
+    instances = build([model(), model(namespace="a")], *many, *few, limits=limits).fleet.instances
+    assert (len(instances["a/tiny"]), len(instances["x/tiny"])) == (4, 4)
 
 
 def test_models_of_one_namespace_leave_room_for_those_of_others() -> None:
     limits = replace(LIMITS, models=4)
     many = [model(f"m{number}", created=f"2025-01-0{number}T00:00:00Z") for number in range(1, 7)]
-    found = build([*many, model(namespace="a")], limits=limits)
-    assert list(found.fleet.models) == ["a/tiny", "x/m1", "x/m2", "x/m3"]
+    outcome = build([*many, model(namespace="a")], limits=limits)
+    assert list(outcome.fleet.models) == ["a/tiny", "x/m1", "x/m2", "x/m3"]
 
 
 def test_spec_is_parsed_only_after_a_change() -> None:
@@ -494,17 +504,17 @@ def test_endpoint_with_a_pods_uid_as_its_host_takes_no_instance() -> None:
     victim = model("victim", "b", created="2026-05-01T00:00:00Z")
     own = pod(labels={"fairlead.io/model": "victim"}, namespace="b", uid=uid)
     endpoints = [{"url": f"http://{uid}:{port}"} for port in (8000, 9999)]
-    found = build([external({"endpoints": endpoints}, name="taker", namespace="a"), victim], own)
-    assert only_instance(found, "b/victim").id == f"{uid}/8000/0"
-    assert found.fleet.instances["a/taker"] == ()
-    assert "the form of a pod's uid" in found.problems[0]
+    outcome = build([external({"endpoints": endpoints}, name="taker", namespace="a"), victim], own)
+    assert only_instance(outcome, "b/victim").id == f"{uid}/8000/0"
+    assert outcome.fleet.instances["a/taker"] == ()
+    assert "the form of a pod's uid" in outcome.problems[0]
 
 
 def test_namespace_keeps_an_endpoint_that_an_older_one_names_too() -> None:
     pool = {"endpoints": [{"url": "http://engines.example:8000"}]}
     older = external(pool, name="taker", namespace="a")
     younger = external(pool, name="victim", namespace="b", created="2026-05-01T00:00:00Z")
-    found = build([older, younger])
-    assert only_instance(found, "a/taker").id == "engines.example/8000/0"
-    assert only_instance(found, "b/victim").id == "engines.example/8000/b/0"
-    assert found.problems == ()
+    outcome = build([older, younger])
+    assert only_instance(outcome, "a/taker").id == "engines.example/8000/0"
+    assert only_instance(outcome, "b/victim").id == "engines.example/8000/b/0"
+    assert outcome.problems == ()

@@ -29,27 +29,27 @@ def build(*models: dict[str, Any]) -> FleetResult:
 
 def test_models_at_one_address_are_instances_of_their_own() -> None:
     key = {"name": "provider", "key": "token"}
-    found = build(
+    built = build(
         hosted("one", "a", tokenSecretKeyRef=key, caSecretKeyRef={"name": "ca", "key": "ca.crt"}),
         hosted("two", "a", tokenSecretKeyRef=key),
         hosted("one", "b", tokenSecretKeyRef=key),
         hosted("bare", "b"),
     )
-    assert found.problems == ()
-    (one,), (two,), (other,), (bare,) = (found.fleet.instances[key] for key in ("a/one", "a/two", "b/one", "b/bare"))
-    assert (one.id, one.url, one.engine) == ("api.example.com/443/a/one/0", "https://api.example.com:443", "openai")
-    assert (one.served_name, one.checks_address, one.leaves_cluster) == ("gpt-one", True, True)
-    assert one.access == EngineAuth("/secrets/a/ca/ca.crt", None, "/secrets/a/provider/token")
+    assert built.problems == ()
+    (gpt,), (two,), (other,), (bare,) = (built.fleet.instances[key] for key in ("a/one", "a/two", "b/one", "b/bare"))
+    assert (gpt.id, gpt.url, gpt.engine) == ("api.example.com/443/a/one/0", "https://api.example.com:443", "openai")
+    assert (gpt.served_name, gpt.checks_address, gpt.leaves_cluster) == ("gpt-one", True, True)
+    assert gpt.access == EngineAuth("/secrets/a/ca/ca.crt", None, "/secrets/a/provider/token")
     assert two.access == EngineAuth(None, None, "/secrets/a/provider/token")
     assert other.access == EngineAuth(None, None, "/secrets/b/provider/token")
     assert bare.access == EngineAuth()
-    assert len({each.address for each in (one, two, other, bare)}) == 4
-    assert all(model.leaves_cluster for model in found.fleet.models.values())
+    assert len({each.address for each in (gpt, two, other, bare)}) == 4
+    assert all(model.leaves_cluster for model in built.fleet.models.values())
 
 
 def test_engines_of_your_own_take_tokens_too_and_stay_inside() -> None:
-    found = build(hosted("mine", "a", type="External", tokenSecretKeyRef={"name": "engines", "key": "key"}))
-    (mine,) = found.fleet.instances["a/mine"]
+    built = build(hosted("mine", "a", type="External", tokenSecretKeyRef={"name": "engines", "key": "key"}))
+    (mine,) = built.fleet.instances["a/mine"]
     assert (mine.engine, mine.access.token_file) == ("vllm", "/secrets/a/engines/key")
     assert not mine.leaves_cluster
-    assert not found.fleet.models["a/mine"].leaves_cluster
+    assert not built.fleet.models["a/mine"].leaves_cluster

@@ -39,15 +39,15 @@ def test_nobody_loses_below_the_share_of_another(demands: dict[str, int], capaci
 def test_namespace_with_far_too_many_ranks_lists_at_most_twice_the_limit() -> None:
     few = replace(LIMITS, instances=4)
     pods = [pod(f"p{number}", notes={"fairlead.io/data-parallel": 8}) for number in range(100)]
-    found = build([model()], *pods, limits=few)
-    assert "4 of 8 are served" in found.problems[0]
+    outcome = build([model()], *pods, limits=few)
+    assert "4 of 8 are served" in outcome.problems[0]
 
     selector = {"selector": {"matchLabels": {"app": "engine"}, "port": 8000}}
     selected = keyed(*(pod(f"s{number}", {"app": "engine"}) for number in range(100)))
     models = [external(selector, name=f"m{number}") for number in range(50)]
-    found = build(models, limits=few, selected_pods={("x", "app=engine"): selected})
-    assert "4 of 8 are served" in found.problems[0]
-    assert len(found.excluded) <= 2 * few.instances
+    outcome = build(models, limits=few, selected_pods={("x", "app=engine"): selected})
+    assert "4 of 8 are served" in outcome.problems[0]
+    assert len(outcome.excluded) <= 2 * few.instances
 
 
 def test_served_instances_stay_when_their_namespace_gets_far_too_many() -> None:
@@ -55,5 +55,5 @@ def test_served_instances_stay_when_their_namespace_gets_far_too_many() -> None:
     kept = pod("z", namespace="x")
     before = build([model()], kept, limits=few)
     pods = [pod(f"p{number}", notes={"fairlead.io/data-parallel": 8}) for number in range(9)]
-    found = build([model()], *pods, kept, limits=few, previous=before.fleet)
-    assert "u-z/8000/0" in {one.id for one in found.fleet.instances["x/tiny"]}
+    outcome = build([model()], *pods, kept, limits=few, previous=before.fleet)
+    assert "u-z/8000/0" in {instance.id for instance in outcome.fleet.instances["x/tiny"]}

@@ -17,8 +17,8 @@ def test_a_served_name_takes_no_other_models_name_and_never_shadows_a_namespace(
     first = named("a", "b", "org/one", "y/b", born="1")
     second = named("b", "org/one", "two", namespace="y", born="2")
     fleet = build([first, second]).fleet
-    found = {name: fleet.resolve_model(name) for name in ("a", "b", "org/one", "two", "y/b", "x/a")}
-    assert found == {"a": "x/a", "b": "y/b", "org/one": "x/a", "two": "y/b", "y/b": "y/b", "x/a": "x/a"}
+    keys = {name: fleet.resolve_model(name) for name in ("a", "b", "org/one", "two", "y/b", "x/a")}
+    assert keys == {"a": "x/a", "b": "y/b", "org/one": "x/a", "two": "y/b", "y/b": "y/b", "x/a": "x/a"}
     assert [fleet.models[key].served_names for key in ("x/a", "y/b")] == [("org/one",), ("two",)]
 
 

@@ -22,15 +22,15 @@ PRICED = accelerator(costPerHour="2.50", resource="nvidia.com/gpu")
 
 def test_a_replica_costs_as_much_as_its_devices() -> None:
     pools = [{"acceleratorClassName": "cpu", "parallelism": {"tensor": 4, "nodes": 2}}]
-    found = build([model(pools=pools)], pod(), classes=[PRICED])
-    assert [one.replica_nano_usd_per_hour for one in found.fleet.instances["x/tiny"]] == [10_000_000_000]
-    found = build([model()], pod(), classes=[accelerator()])
-    assert [one.replica_nano_usd_per_hour for one in found.fleet.instances["x/tiny"]] == [None]
+    outcome = build([model(pools=pools)], pod(), classes=[PRICED])
+    assert [instance.replica_nano_usd_per_hour for instance in outcome.fleet.instances["x/tiny"]] == [10_000_000_000]
+    outcome = build([model()], pod(), classes=[accelerator()])
+    assert [instance.replica_nano_usd_per_hour for instance in outcome.fleet.instances["x/tiny"]] == [None]
 
 
 def test_ranks_of_a_pod_are_one_replica_with_one_price() -> None:
-    found = build([model()], pod(notes={"fairlead.io/data-parallel": 2}), classes=[PRICED])
-    ranks = found.fleet.instances["x/tiny"]
+    outcome = build([model()], pod(notes={"fairlead.io/data-parallel": 2}), classes=[PRICED])
+    ranks = outcome.fleet.instances["x/tiny"]
     assert {rank.id for rank in ranks} == {"u-p/8000/0", "u-p/8000/1"}
     assert {(rank.replica_id, rank.replica_nano_usd_per_hour) for rank in ranks} == {("u-p/8000", 2_500_000_000)}
 
@@ -38,5 +38,5 @@ def test_ranks_of_a_pod_are_one_replica_with_one_price() -> None:
 def test_price_stays_while_the_spec_is_unreadable_or_the_pool_is_gone() -> None:
     before = build([model()], pod(), classes=[PRICED]).fleet
     for changed in (model(pools=7), model(pools=[{"name": "other", "acceleratorClassName": "cpu"}])):
-        (one,) = build([changed], pod(), previous=before, classes=[PRICED]).fleet.instances["x/tiny"]
-        assert one.replica_nano_usd_per_hour == 2_500_000_000
+        (instance,) = build([changed], pod(), previous=before, classes=[PRICED]).fleet.instances["x/tiny"]
+        assert instance.replica_nano_usd_per_hour == 2_500_000_000

@@ -22,38 +22,38 @@ def built(models: list[Manifest], routes: list[Manifest], **more: Any) -> FleetR
     return build(models, routes=route_cache().parse(keyed(*routes)), **more)
 
 
-def names_of(found: FleetResult) -> dict[str, tuple[str, ...]]:
-    return {key: one.names for key, one in found.fleet.routes.items()}
+def names_of(outcome: FleetResult) -> dict[str, tuple[str, ...]]:
+    return {key: served_route.names for key, served_route in outcome.fleet.routes.items()}
 
 
 def test_a_route_has_its_name_and_those_that_it_serves() -> None:
-    found = built([named("tiny")], [route("a", "org/a", targets=[{"model": "tiny", "weight": 3}, {"model": "y/b"}])])
-    assert names_of(found) == {"x/a": ("a", "org/a")}
-    assert found.fleet.routes["x/a"].targets == (RouteTarget("x/tiny", 3), RouteTarget("y/b", 1))
-    assert found.problems == ()
+    outcome = built([named("tiny")], [route("a", "org/a", targets=[{"model": "tiny", "weight": 3}, {"model": "y/b"}])])
+    assert names_of(outcome) == {"x/a": ("a", "org/a")}
+    assert outcome.fleet.routes["x/a"].targets == (RouteTarget("x/tiny", 3), RouteTarget("y/b", 1))
+    assert outcome.problems == ()
 
 
 def test_an_older_model_keeps_its_names_and_a_younger_one_takes_none() -> None:
     models = [named("tiny", "org/a", born="1"), named("a", "b", born="9")]
-    found = built(models, [route("a", "b", "org/a", "x/new")])
-    assert names_of(found) == {"x/a": ("a", "b")}
-    assert [found.fleet.models[key].shadowed for key in ("x/tiny", "x/a")] == [False, True]
-    assert found.fleet.resolve_model("b") is None
+    outcome = built(models, [route("a", "b", "org/a", "x/new")])
+    assert names_of(outcome) == {"x/a": ("a", "b")}
+    assert [outcome.fleet.models[key].shadowed for key in ("x/tiny", "x/a")] == [False, True]
+    assert outcome.fleet.resolve_model("b") is None
 
 
 def test_a_namespace_with_routes_alone_is_kept_from_models_of_others() -> None:
     models = [named("tiny", namespace="y"), named("b", "x/a", namespace="z")]
-    found = built(models, [route("a", targets=[{"model": "y/tiny"}])])
-    assert found.fleet.resolve_model("x/a") is None
-    history = NameHistory(remembered=found.name_owners)
+    outcome = built(models, [route("a", targets=[{"model": "y/tiny"}])])
+    assert outcome.fleet.resolve_model("x/a") is None
+    history = NameHistory(remembered=outcome.name_owners)
     assert built(models, [], name_history=history).fleet.resolve_model("x/a") is None
 
 
 def test_a_name_belongs_to_the_route_whose_status_has_it() -> None:
     recorded = {**route("b", born="7"), "status": {"clientName": "b", "servedNames": ["shared"]}}
     recorded["spec"]["servedNames"] = ["shared"]
-    found = built([named("tiny")], [route("a", "shared"), recorded])
-    assert names_of(found) == {"x/a": ("a",), "x/b": ("b", "shared")}
+    outcome = built([named("tiny")], [route("a", "shared"), recorded])
+    assert names_of(outcome) == {"x/a": ("a",), "x/b": ("b", "shared")}
 
 
 def test_a_deleted_route_keeps_its_names_until_it_releases_them() -> None:
@@ -69,18 +69,18 @@ def test_a_deleted_route_keeps_its_names_until_it_releases_them() -> None:
 def test_a_route_that_cannot_be_read_stays_as_it_was() -> None:
     before = built([named("tiny")], [route("a", targets=[{"model": "tiny", "weight": 2}])])
     broken = route("a", targets=[{"model": "tiny", "share": 2}])
-    found = built([named("tiny")], [broken], previous=before.fleet)
-    assert found.fleet.routes == before.fleet.routes
-    (problem,) = found.problems
+    outcome = built([named("tiny")], [broken], previous=before.fleet)
+    assert outcome.fleet.routes == before.fleet.routes
+    (problem,) = outcome.problems
     assert "the route x/a cannot be used: spec.targets[0].share: unknown field" in problem
     assert built([named("tiny")], [broken]).fleet.routes == {}
 
 
 def test_only_the_oldest_routes_are_served_beyond_the_limit() -> None:
     routes = [route("c", born="3"), route("a", born="1"), route("b", born="2")]
-    found = built([named("tiny")], routes, limits=replace(Limits(), routes=2))
-    assert set(found.fleet.routes) == {"x/a", "x/b"}
-    assert found.problems == ("there are 3 routes: only the oldest 2 are served",)
+    outcome = built([named("tiny")], routes, limits=replace(Limits(), routes=2))
+    assert set(outcome.fleet.routes) == {"x/a", "x/b"}
+    assert outcome.problems == ("there are 3 routes: only the oldest 2 are served",)
 
 
 def test_a_changed_route_is_a_new_fleet() -> None:
@@ -102,11 +102,11 @@ def test_models_of_other_namespaces_get_only_requests_that_they_allow() -> None:
         "shadow": {"targets": own, "shadow": {"model": "y/big"}},
     }
     routes = [route(name, **spec) for name, spec in cases.items()]
-    found = built([named("tiny"), other], routes)
-    assert sorted(found.fleet.routes) == ["x/fallback", "x/idle", "x/override", "x/shadow"]
-    for one in found.fleet.routes.values():
-        assert (one.overrides, one.fallbacks, one.shadow) == ((), (), None)
-    assert "the route x/shadow: spec.allowedRoutes of y/big does not list its namespace" in found.problems
+    outcome = built([named("tiny"), other], routes)
+    assert sorted(outcome.fleet.routes) == ["x/fallback", "x/idle", "x/override", "x/shadow"]
+    for served_route in outcome.fleet.routes.values():
+        assert (served_route.overrides, served_route.fallbacks, served_route.shadow) == ((), (), None)
+    assert "the route x/shadow: spec.allowedRoutes of y/big does not list its namespace" in outcome.problems
     for allowed in (["x"], ["*"]):
         open_to = {**other, "spec": {**other["spec"], "allowedRoutes": allowed}}
         served = built([named("tiny"), open_to], routes)
@@ -114,4 +114,4 @@ def test_models_of_other_namespaces_get_only_requests_that_they_allow() -> None:
         assert served.fleet.routes["x/shadow"].shadow is not None
         assert served.problems == ()
     closed = {**other, "spec": {**other["spec"], "allowedRoutes": ["z"]}}
-    assert built([named("tiny"), closed], routes).fleet.routes == found.fleet.routes
+    assert built([named("tiny"), closed], routes).fleet.routes == outcome.fleet.routes

@@ -52,8 +52,8 @@ class SourceHarness:
         self.fake.put(MODEL_DEPLOYMENTS, namespace, name, spec=whole)
 
     def pod(self, name: str, namespace: str = "x", *, ready: bool = True, **labels: str) -> None:
-        made = self.fake.put(PODS, namespace, name)  # the fake's put takes no labels
-        made["metadata"]["labels"] = {**MARKS, "fairlead.io/model": "tiny", **labels}
+        manifest = self.fake.put(PODS, namespace, name)  # the fake's put takes no labels
+        manifest["metadata"]["labels"] = {**MARKS, "fairlead.io/model": "tiny", **labels}
         conditions = [{"type": "Ready", "status": str(ready)}]
         self.change(name, namespace, status={"podIP": "10.0.0.1", "conditions": conditions})
 
@@ -68,7 +68,7 @@ class SourceHarness:
     def states(self) -> list[str]:
         if not self.fleets:
             return []
-        return [str(one.state) for group in self.fleets[-1].instances.values() for one in group]
+        return [str(instance.state) for group in self.fleets[-1].instances.values() for instance in group]
 
     async def passing(self, condition: Callable[[], bool]) -> None:
         """Let every pause but the watch for silence be over, until ``condition`` holds."""
@@ -146,9 +146,9 @@ async def test_templates_labels_and_annotations_of_models_take_no_memory() -> No
     def large(lab: SourceHarness) -> None:
         one_engine(lab)
         lab.model("large", pools=[{"acceleratorClassName": "cpu", "template": template}])
-        made = lab.fake.objects[MODEL_DEPLOYMENTS.path("x", "large")]["metadata"]
-        made["annotations"] = {"fairlead.io/release-names": "true", "other": "y" * 5_000}
-        made["labels"] = {f"label{number}": "z" for number in range(100)}
+        metadata = lab.fake.objects[MODEL_DEPLOYMENTS.path("x", "large")]["metadata"]
+        metadata["annotations"] = {"fairlead.io/release-names": "true", "other": "y" * 5_000}
+        metadata["labels"] = {f"label{number}": "z" for number in range(100)}
 
     async with followed_source(before=large) as lab:
         await lab.passing(lambda: lab.states() == ["Ready"])
@@ -306,7 +306,7 @@ async def test_external_pods_are_watched_while_a_model_selects_them() -> None:
         await wait_until(lambda: lab.fake.watch_count == 5)
         lab.model(engine={"type": "External"}, pools=[{"endpoints": [{"url": "http://10.0.0.9:80"}]}])
         await lab.passing(lambda: lab.fake.watch_count == 4)
-        await lab.passing(lambda: [one.id for one in lab.fleets[-1].instances["x/tiny"]] == ["10.0.0.9/80/0"])
+        await lab.passing(lambda: [instance.id for instance in lab.fleets[-1].instances["x/tiny"]] == ["10.0.0.9/80/0"])
 
 
 async def test_many_selectors_of_a_namespace_cost_one_watch() -> None:
@@ -332,7 +332,7 @@ async def test_services_are_watched_only_where_models_may_name_endpoints(allowed
 
     async with followed_source(before=before, endpoint_namespaces=allowed) as lab:
         await lab.passing(lambda: bool(lab.fleets))
-        urls = [one.url for one in lab.fleets[-1].instances["b/steal"]]
+        urls = [instance.url for instance in lab.fleets[-1].instances["b/steal"]]
         queries = [call.query for call in lab.fake.calls if call.path == "/api/v1/services"]
         if allowed:
             assert urls == ["http://vllm.example:80"]

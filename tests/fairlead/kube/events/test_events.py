@@ -66,14 +66,14 @@ def test_event_has_all_required_fields() -> None:
 
 
 def test_repetitions_are_counted_and_written_less_and_less_often() -> None:
-    table, told, now = aggregator(), list[tuple[float, int]](), 0.0
+    table, writes, now = aggregator(), list[tuple[float, int]](), 0.0
     while now <= 700.0:
         table.add(event_key(), now, WALL + now)
         for write in table.due_writes(now):
-            told.append((now, write_count(write)))
+            writes.append((now, write_count(write)))
             table.on_written(write, write_count(write), now)
         now += 1.0
-    assert told == [(0.0, 1), (10.0, 11), (30.0, 31), (70.0, 71), (150.0, 151), (310.0, 311), (610.0, 611)]
+    assert writes == [(0.0, 1), (10.0, 11), (30.0, 31), (70.0, 71), (150.0, 151), (310.0, 311), (610.0, 611)]
     assert table.dropped == 0
 
 
@@ -144,9 +144,9 @@ def test_result_of_a_write_is_remembered() -> None:
 
 @given(st.text(max_size=600), st.integers(3, 1200))
 def test_text_is_cut_at_whole_characters(text: str, most: int) -> None:
-    found = truncate_utf8(text, most)
-    assert len(found.encode()) <= most
-    assert found == text or found.endswith("…") or "?" in found
+    truncated = truncate_utf8(text, most)
+    assert len(truncated.encode()) <= most
+    assert truncated == text or truncated.endswith("…") or "?" in truncated
 
 
 @given(st.lists(st.tuples(st.sampled_from("wlgn"), st.integers(0, 5)), max_size=60))
@@ -161,7 +161,7 @@ def test_pending_count_is_exact(steps: list[tuple[str, int]]) -> None:
                 table.on_written(write, write_count(write), now)
             elif what != "n":
                 (table.on_rejected if what == "l" else table.on_deleted)(write)
-        assert table.waiting == sum(not told.written for told in table._states.values())
+        assert table.waiting == sum(not state.written for state in table._states.values())
         assert table.waiting <= 4
         assert len(table._states) <= 4
 

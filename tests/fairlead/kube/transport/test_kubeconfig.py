@@ -164,13 +164,13 @@ def test_impersonation_is_supported(tmp_path: Path) -> None:
 
 
 def test_certificates_are_data_or_files_and_invalid_ones_are_named(tmp_path: Path) -> None:
-    made = CertificateAuthority(tmp_path)
-    client = made.issue("client")
+    authority = CertificateAuthority(tmp_path)
+    client = authority.issue("client")
 
     def encoded(path: Path) -> str:
         return base64.b64encode(path.read_bytes()).decode()
 
-    cluster = {"server": "https://a", "certificate-authority-data": encoded(made.ca_file)}
+    cluster = {"server": "https://a", "certificate-authority-data": encoded(authority.ca_file)}
     user = {"client-certificate-data": encoded(client.certificate), "client-key": client.key.name}
     access = config_from_kubeconfig([kubeconfig(tmp_path / "a", cluster, user)])
     credentials = ClusterCredentials(access, ManualClock(), 10.0)
