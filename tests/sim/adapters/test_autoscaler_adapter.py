@@ -127,8 +127,8 @@ class Both:
 
 
 def short() -> AutoscalingScenario:
-    made = replace(scenarios.step_cold(2), seconds=shortened(1_500.0, 750.0))
-    return replace(made, faults=PlantFaults(missing=((300.0, 400.0),), zeroed=((500.0, 600.0),)))
+    scenario = replace(scenarios.step_cold(2), seconds=shortened(1_500.0, 750.0))
+    return replace(scenario, faults=PlantFaults(missing=((300.0, 400.0),), zeroed=((500.0, 600.0),)))
 
 
 def test_the_seam_answers_what_the_core_answers() -> None:
@@ -149,12 +149,12 @@ def test_with_request_shapes_pools_are_sized_by_the_mix_as_in_the_core() -> None
 
 def test_info_describes_the_model_of_the_scenarios() -> None:
     model = short().model
-    told = parse_model(info_of(model))
-    assert told.pools[0].profile is not None
+    parsed = parse_model(info_of(model))
+    assert parsed.pools[0].profile is not None
     assert model.pools[0].profile is not None
-    assert told.pools[0].profile.sequence_seconds == pytest.approx(model.pools[0].profile.sequence_seconds)
-    same = replace(told.pools[0], profile=model.pools[0].profile)
-    assert replace(told, pools=(same,)) == model
+    assert parsed.pools[0].profile.sequence_seconds == pytest.approx(model.pools[0].profile.sequence_seconds)
+    same = replace(parsed.pools[0], profile=model.pools[0].profile)
+    assert replace(parsed, pools=(same,)) == model
 
 
 def test_objects_do_as_well_as_mappings() -> None:
@@ -183,8 +183,8 @@ def test_missing_is_not_zero() -> None:
 def test_a_histogram_may_leave_what_lies_beyond_its_edges_to_the_total() -> None:
     model = parse_model({"ttft_le": [1.0, 2.0, float("inf")], "itl_le": [0.1], "pools": {"main": {}}})
 
-    def counts(**told: Any) -> tuple[Any, Any]:
-        replica = {"id": "a", "state": "ready", "age": 9.0, **told}
+    def counts(**signals: Any) -> tuple[Any, Any]:
+        replica = {"id": "a", "state": "ready", "age": 9.0, **signals}
         pool = {"desired": 1, "ready": 1, "replicas": [replica]}
         [seen] = (
             parse_observation({"t": 5.0, "gateway": None, "pools": {"main": pool}}, model).pools["main"].replicas or ()
@@ -207,8 +207,8 @@ def test_a_pool_without_pod_counts_keeps_its_size(wrong: float | None) -> None:
 
 
 def test_a_replica_without_a_state_is_omitted() -> None:
-    told = [{"id": "a", "state": None, "age": 9.0}, {"id": "b", "state": "ready", "age": None, "running": 2}]
-    pool = {"desired": 2, "ready": 2, "replicas": told}
+    replicas = [{"id": "a", "state": None, "age": 9.0}, {"id": "b", "state": "ready", "age": None, "running": 2}]
+    pool = {"desired": 2, "ready": 2, "replicas": replicas}
     seen = parse_observation({"t": 5.0, "gateway": None, "pools": {"main": pool}}, parse_model({"pools": {"main": {}}}))
     assert [replica.id for replica in seen.pools["main"].replicas or ()] == ["b"]
 
@@ -227,7 +227,7 @@ def test_settings_are_the_cores() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"goal_usua": 2}, r"goal_usua: there is no such setting \(did you mean goal_usual\?\)"),
         ({"goal_usual": "2"}, "goal_usual: str where a number belongs"),
@@ -235,8 +235,8 @@ def test_settings_are_the_cores() -> None:
         ({"freeze": 1}, "freeze: 1 is neither True nor False"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_by_name(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(BadInput, match=told):
+def test_settings_that_cannot_be_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
         autoscaler({"pools": {"main": {}}}, **settings)
 
 
@@ -244,12 +244,12 @@ REPLICA = {"id": "a", "state": "ready", "age": 60.0, "running": 2, "ttft_hist": 
 COUNTED = {"desired": 1, "ready": 1, "replicas": [REPLICA]}
 
 
-def pool_told(**told: Any) -> dict[str, Any]:
-    return {"t": 5.0, "gateway": None, "pools": {"main": {**COUNTED, **told}}}
+def pool_told(**fields: Any) -> dict[str, Any]:
+    return {"t": 5.0, "gateway": None, "pools": {"main": {**COUNTED, **fields}}}
 
 
 @pytest.mark.parametrize(
-    ("obs", "told"),
+    ("obs", "message"),
     [
         ({"t": "now", "pools": {}}, "t: str where a number belongs"),
         ({"t": 5.0, "pools": 7}, "pools: int where an object with a field for each name belongs"),
@@ -269,21 +269,21 @@ def pool_told(**told: Any) -> dict[str, Any]:
         (pool_told(replicas=[{**REPLICA, "ttft_hist": 3}]), "pools.main.replicas[0].ttft_hist: int where a list"),
     ],
 )
-def test_a_malformed_step_is_rejected_with_its_field_and_changes_nothing(obs: dict[str, Any], told: str) -> None:
+def test_a_malformed_step_is_rejected_with_its_field_and_changes_nothing(obs: dict[str, Any], message: str) -> None:
     right = pool_told()
     lines = [{"op": "reset", "pools": {"main": {}}}, {"op": "step", **obs}, {"op": "step", **right}]
     errors, answers = io.StringIO(), io.StringIO()
     source = io.StringIO("\n".join(json.dumps(line) for line in lines))
     assert main(["autoscaler"], source, answers, errors) == 2
-    assert errors.getvalue().startswith(f"line 2: step: {told}")
+    assert errors.getvalue().startswith(f"line 2: step: {message}")
     begun, refused, went_on = [json.loads(line) for line in answers.getvalue().splitlines()]
     assert begun == {}
-    assert refused["error"].startswith(f"step: {told}")
+    assert refused["error"].startswith(f"step: {message}")
     assert went_on == {"main": 1}
 
 
 @pytest.mark.parametrize(
-    ("info", "told"),
+    ("info", "message"),
     [
         ({}, "pools is missing"),
         ({"pools": 5}, "pools: int where an object with a field for each name belongs"),
@@ -313,10 +313,10 @@ def test_a_malformed_step_is_rejected_with_its_field_and_changes_nothing(obs: di
         ({"pools": {}, "itl_le": [math.nan]}, "itl_le: [nan] are not rising bucket bounds"),
     ],
 )
-def test_a_malformed_reset_is_rejected_with_field_and_expected_value(info: dict[str, Any], told: str) -> None:
+def test_a_malformed_reset_is_rejected_with_field_and_expected_value(info: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput) as caught:
         autoscaler(info)
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
 
 
 def test_what_is_not_limited_is_missing_or_infinite() -> None:

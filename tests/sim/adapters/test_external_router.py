@@ -57,7 +57,7 @@ def run_with_core(requests: list[TraceRequest], **seam: Any) -> list[Any]:
 
 def conversation(gap: float, turns: int = 6) -> list[TraceRequest]:
     blocks = [tuple(range(1, 5 + turn)) for turn in range(turns)]
-    return [TraceRequest(f"r{at}", at * gap, 512 * len(one), 4, one) for at, one in enumerate(blocks)]
+    return [TraceRequest(f"r{at}", at * gap, 512 * len(turn), 4, turn) for at, turn in enumerate(blocks)]
 
 
 def test_a_core_receives_its_own_load_at_once_and_that_of_others_delayed() -> None:
@@ -121,7 +121,7 @@ def test_all_counters_return_to_zero(preset: str, sharing: SharingDelays | None)
     script = (FleetEvent(5.0, FleetEventKind.LOSE, "sim-1/0/0"), FleetEvent(8.0, FleetEventKind.JOIN, "sim-7/0/0"))
     trial = Trial(preset, engines=3, events=script, seam=SeamKind(lambda info, *_: Core(info), 2, sharing))
     served = trial.run([*requests, last])
-    assert sum(one.error is None for one in served) > 0.9 * len(served)
+    assert sum(request.error is None for request in served) > 0.9 * len(served)
     assert {item.id for item in into[-1]} == {"sim-0/0/0", "sim-2/0/0", "sim-7/0/0"}
     for item in into[-1]:
         assert [getattr(item, name) for name in COUNTERS] == pytest.approx([0.0] * len(COUNTERS))
@@ -168,6 +168,6 @@ def test_among_many_endpoints_the_default_reads_five_loads_per_pick(engines: int
 
     requests = at_rate(FAMILIES["agents"](shortened(1_000, 400), seed=4), 6.0 * engines)
     served = Trial(engines=engines, seam=SeamKind(Core, 2, SharingDelays(0.05, 0.2))).run(requests)
-    assert all(one.error is None for one in served)
+    assert all(request.error is None for request in served)
     assert max(len(ones) for ones in looked) == 5
     assert len(set().union(*looked[: 3 * engines])) == engines

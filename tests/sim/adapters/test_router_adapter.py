@@ -121,9 +121,9 @@ def test_info_may_be_an_object_and_hints_may_be_missing() -> None:
 
 
 def test_two_fresh_cores_agree_and_know_nothing_of_each_other() -> None:
-    one, two = router(INFO), router(INFO)
+    core, two = router(INFO), router(INFO)
     names = [f"r{number}" for number in range(50)]
-    first = [one.pick(request(name, (index, index + 1)), ALL, 0.0) for index, name in enumerate(names)]
+    first = [core.pick(request(name, (index, index + 1)), ALL, 0.0) for index, name in enumerate(names)]
     second = [two.pick(request(name, (index, index + 1)), ALL, 0.0) for index, name in enumerate(names)]
     assert first == second
     assert len(set(first)) == 4
@@ -181,13 +181,13 @@ def test_lines_choose_as_the_python_form_does() -> None:
 
 
 def test_reset_starts_afresh() -> None:
-    one = pick("a", [1, 2, 3])
-    _, answers, _ = lines({"op": "reset", **INFO}, one, {"op": "reset", **INFO}, one)
+    pick_line = pick("a", [1, 2, 3])
+    _, answers, _ = lines({"op": "reset", **INFO}, pick_line, {"op": "reset", **INFO}, pick_line)
     assert answers[1] == answers[3]
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("{", "no JSON"),
         ("[1]", "a JSON object"),
@@ -203,16 +203,16 @@ def test_reset_starts_afresh() -> None:
         ({"op": "reset", "live": "e0"}, "reset: info.live: str where a list belongs"),
     ],
 )
-def test_a_wrong_line_is_named_answered_and_skipped(line: object, said: str) -> None:
+def test_a_wrong_line_is_named_answered_and_skipped(line: object, message: str) -> None:
     code, answers, errors = lines({"op": "reset", **INFO}, line, pick("a", [1]))
     assert (code, len(answers)) == (2, 3)
-    assert said in answers[1]["error"]
+    assert message in answers[1]["error"]
     assert errors.startswith("line 2: ")
     assert answers[2] == lines({"op": "reset", **INFO}, pick("a", [1]))[1][1]
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ({"op": "endpoints", "live": []}, "endpoints: now is missing"),
         ({"op": "endpoints", "live": 3, "now": 0}, "endpoints: live: int where a list belongs"),
@@ -221,10 +221,10 @@ def test_a_wrong_line_is_named_answered_and_skipped(line: object, said: str) -> 
         ({"op": "complete", "now": 0, "id": "a", "endpoint": "e0", "output_tokens": "3"}, "output_tokens: str"),
     ],
 )
-def test_a_wrong_line_of_a_kind_that_gets_no_answer_gets_none(line: object, said: str) -> None:
+def test_a_wrong_line_of_a_kind_that_gets_no_answer_gets_none(line: object, message: str) -> None:
     code, answers, errors = lines({"op": "reset", **INFO}, line)
     assert (code, answers) == (2, [{}])
-    assert said in errors
+    assert message in errors
 
 
 def test_the_first_operation_must_be_reset() -> None:
@@ -238,10 +238,10 @@ def test_the_manuals_example_is_true() -> None:
     page = (Path(__file__).parents[3] / "docs" / "reference" / "seams.md").read_text()
     manual = page.partition("## The router as JSON lines")[2].partition("\n## ")[0]
     sent = re.findall(r"^> (\{.*)$", manual, re.MULTILINE)
-    told = re.findall(r"^< (\{.*)$", manual, re.MULTILINE)
+    answer_lines = re.findall(r"^< (\{.*)$", manual, re.MULTILINE)
     code, answers, _ = lines(*sent)
     assert code == 0
-    assert answers == [json.loads(line) for line in told]
+    assert answers == [json.loads(line) for line in answer_lines]
 
 
 def test_the_module_runs_as_a_child_and_answers_line_by_line() -> None:
@@ -296,8 +296,8 @@ def test_what_is_wrong_is_named_and_changes_nothing(wrong: dict[str, Any], field
     assert caught.value.field == field
     assert field in str(caught.value)
     later = [edge_request(str(n), blocks=(n,)) for n in range(9)]
-    assert [seam.pick(one, edge_endpoints(), 1.0) for one in later] == [
-        other.pick(one, edge_endpoints(), 1.0) for one in later
+    assert [seam.pick(incoming, edge_endpoints(), 1.0) for incoming in later] == [
+        other.pick(incoming, edge_endpoints(), 1.0) for incoming in later
     ]
 
 
@@ -305,9 +305,11 @@ def test_what_is_wrong_is_named_and_changes_nothing(wrong: dict[str, Any], field
 def test_impossible_counters_are_unknown(value: Any) -> None:
     odd, plain = router(EDGE_INFO), router(EDGE_INFO)
     counters = ("inflight", "waiting", "running", "pending_prefill_tokens", "inflight_tokens", "kv_util")
-    said = edge_endpoints(**dict.fromkeys([*counters, "matched_tokens"], value))
+    odd_endpoints = edge_endpoints(**dict.fromkeys([*counters, "matched_tokens"], value))
     asked = [edge_request(str(n), 4000, (n, -n)) for n in range(30)]
-    assert [odd.pick(one, said, 0.0) for one in asked] == [plain.pick(one, edge_endpoints(), 0.0) for one in asked]
+    assert [odd.pick(incoming, odd_endpoints, 0.0) for incoming in asked] == [
+        plain.pick(incoming, edge_endpoints(), 0.0) for incoming in asked
+    ]
 
 
 @pytest.mark.parametrize(
@@ -333,12 +335,13 @@ def test_a_count_of_what_is_held_moves_nothing() -> None:
         assert seam.rebalance(edge_endpoints(held=3), 9.0) == []
 
 
-def share(seam: Any, at: float, count: int, told: dict[str, int], *, first: bool = False) -> dict[str, int]:
+def share(seam: Any, at: float, count: int, inflight: dict[str, int], *, first: bool = False) -> dict[str, int]:
     """Returns the requests per endpoint, of ``count`` prompts that share nothing."""
     picked = dict.fromkeys(NAMES, 0)
     rest = {"pending_prefill_tokens": 0, "matched_tokens": 0}
     counted = [
-        SimpleNamespace(id=each, inflight=told[each], inflight_tokens=8000 * told[each], **rest) for each in NAMES
+        SimpleNamespace(id=each, inflight=inflight[each], inflight_tokens=8000 * inflight[each], **rest)
+        for each in NAMES
     ]
     for number in range(count):
         name = f"{at}/{number}"
@@ -525,7 +528,7 @@ def test_hits_go_first_and_then_who_came_first(holding: LateBindingRouterAdapter
     for number, (name, blocks) in enumerate(names.items()):
         holding.pick(request(name, blocks), fleet(), 1.0 + number)
     asked = [request(name) for name in ("second", "long", "first")]
-    assert [one.id for one in sorted(asked, key=holding.order_key)] == ["long", "first", "second"]
+    assert [queued.id for queued in sorted(asked, key=holding.order_key)] == ["long", "first", "second"]
 
 
 def test_by_default_shorter_prompts_go_first_without_starvation() -> None:
@@ -535,7 +538,7 @@ def test_by_default_shorter_prompts_go_first_without_starvation() -> None:
     for name, first, blocks, at in (("long", 100, 40, 0.0), ("short", 200, 1, 1.0), ("much later", 300, 1, 30.0)):
         asked[name] = request(name, tuple(range(first, first + blocks)))
         late.pick(asked[name], fleet(), at)
-    assert [one.id for one in sorted(asked.values(), key=late.order_key)] == ["short", "long", "much later"]
+    assert [queued.id for queued in sorted(asked.values(), key=late.order_key)] == ["short", "long", "much later"]
     assert late.rebalance([endpoint("e0", held=list(asked.values()))], 40.0) == []
 
 
@@ -543,26 +546,26 @@ def test_what_is_held_at_a_full_instance_moves_to_its_other_home(holding: LateBi
     first = holding.pick(request("r0", (1, 2)), fleet(), 0.0)
     held: list[Any] = [request("r0", (1, 2))]
     for number in range(1, 30):
-        one = request(f"r{number}", (1, 2, 100 + number))
-        if holding.pick(one, fleet(), 0.0) == first:
-            held.append(one)
+        queued = request(f"r{number}", (1, 2, 100 + number))
+        if holding.pick(queued, fleet(), 0.0) == first:
+            held.append(queued)
     stations = [endpoint(name, held=held if name == first else []) for name in ("e0", "e1", "e2", "e3")]
     moved = holding.rebalance(stations, 4.0)
     assert moved
-    assert {one.id for one, _ in moved} <= {one.id for one in held}
+    assert {queued.id for queued, _ in moved} <= {queued.id for queued in held}
     assert first not in {to for _, to in moved}
-    for one, to in moved:  # feedback is taken from where it is now
-        holding.on_first_token(one, to, 5.0, 0)
-        holding.on_complete(one, to, 6.0, 10)
+    for queued, to in moved:  # feedback is taken from where it is now
+        holding.on_first_token(queued, to, 5.0, 0)
+        holding.on_complete(queued, to, 6.0, 10)
     assert holding.rebalance([endpoint(name, held=[]) for name in ("e0", "e1", "e2", "e3")], 7.0) == []
 
 
 def test_a_request_that_moved_back_and_forth_counts_once(holding: LateBindingRouterAdapter) -> None:
-    one = request("r")
-    at = holding.pick(one, fleet(), 0.0)
+    queued = request("r")
+    at = holding.pick(queued, fleet(), 0.0)
     for turn in range(4):
-        stations = [endpoint(name, held=[one] if name == at else []) for name in ("e0", "e1", "e2", "e3")]
+        stations = [endpoint(name, held=[queued] if name == at else []) for name in ("e0", "e1", "e2", "e3")]
         for _, at in holding.rebalance(stations, 10.0 + turn):  # noqa: B007 - the last one is where it is
             pass
-    holding.on_complete(one, at, 20.0, 1)
+    holding.on_complete(queued, at, 20.0, 1)
     assert all(load.inflight == 0 for load in holding._router.loads().values())

@@ -474,7 +474,7 @@ def test_a_preset_stays_in_bounds_and_depends_on_nothing_else(name: str, drawn: 
     shown = observations(drawn)
     model = single_pool_model(minimum=least, maximum=MOST)
     scaler = build(name, model)
-    plans = [scaler.step(one) for one in shown]
+    plans = [scaler.step(observation) for observation in shown]
     for plan in plans:
         if POOL in plan.pools:
             chosen = plan.pools[POOL]
@@ -482,7 +482,7 @@ def test_a_preset_stays_in_bounds_and_depends_on_nothing_else(name: str, drawn: 
             assert chosen.rule.split("/")[0] in (name.split("-")[0], "hpa")  # KEDA leaves all above zero to an HPA
             assert chosen.reason
     again = build(name, model)
-    assert [again.step(one) for one in shown] == plans
+    assert [again.step(observation) for observation in shown] == plans
 
 
 STRETCHES = st.lists(
@@ -528,13 +528,13 @@ def test_a_preset_that_plans_from_steady_metrics_stays_in_bounds(
     shown = steady_observations(drawn)
     model = single_pool_model(minimum=least, maximum=MOST)
     scaler, again = build(name, model), build(name, model)
-    plans = [scaler.step(one) for one in shown]
+    plans = [scaler.step(observation) for observation in shown]
     for plan in plans:
         if POOL in plan.pools:
             event(plan.pools[POOL].rule)
             assert least <= plan.pools[POOL].replicas <= MOST
             assert plan.pools[POOL].reason
-    assert [again.step(one) for one in shown] == plans
+    assert [again.step(observation) for observation in shown] == plans
 
 
 Matrix = list[list[float]]
@@ -548,7 +548,7 @@ def times(a: Matrix, b: Matrix) -> Matrix:
 
 
 def plus(a: Matrix, b: Matrix) -> Matrix:
-    return [[x + y for x, y in zip(one, other, strict=True)] for one, other in zip(a, b, strict=True)]
+    return [[x + y for x, y in zip(row, other, strict=True)] for row, other in zip(a, b, strict=True)]
 
 
 def transposed(a: Matrix) -> Matrix:

@@ -113,14 +113,14 @@ def test_hpa_vectors_go_everywhere() -> None:
     steps = [step for vector in HPA for step in vector["steps"]]
     seen = count(
         steps,
-        up=lambda one: one["want"] > one["spec"],
-        down=lambda one: one["want"] < one["spec"],
-        same=lambda one: one["want"] == one["spec"],
-        blind=lambda one: one["blind"],
-        missing=lambda one: "R" in one["pods"],
-        pending=lambda one: any(pod.startswith("P") for pod in one["pods"]),
-        leaving=lambda one: any(pod[0] in "TF" for pod in one["pods"]),
-        zero=lambda one: one["spec"] == 0,
+        up=lambda step: step["want"] > step["spec"],
+        down=lambda step: step["want"] < step["spec"],
+        same=lambda step: step["want"] == step["spec"],
+        blind=lambda step: step["blind"],
+        missing=lambda step: "R" in step["pods"],
+        pending=lambda step: any(pod.startswith("P") for pod in step["pods"]),
+        leaving=lambda step: any(pod[0] in "TF" for pod in step["pods"]),
+        zero=lambda step: step["spec"] == 0,
     )
     assert min(seen.values()) >= 15, seen
     assert sum(vector["behavior"] is None for vector in HPA) >= 60
@@ -132,11 +132,11 @@ def test_kpa_vectors_go_everywhere() -> None:
     steps = [step for vector in KPA for step in vector["steps"]]
     seen = count(
         steps,
-        up=lambda one: one["want"] is not None and one["want"] > one["ready"],
-        down=lambda one: one["want"] is not None and one["want"] < one["ready"],
-        no_data=lambda one: one["want"] is None,
-        bounded=lambda one: one["want"] != one["bounded"],
-        to_zero=lambda one: one["want"] == 0,
+        up=lambda step: step["want"] is not None and step["want"] > step["ready"],
+        down=lambda step: step["want"] is not None and step["want"] < step["ready"],
+        no_data=lambda step: step["want"] is None,
+        bounded=lambda step: step["want"] != step["bounded"],
+        to_zero=lambda step: step["want"] == 0,
     )
     assert min(seen.values()) >= 40, seen
     assert sum(vector["down_delay"] > 0 for vector in KPA) >= 60

@@ -60,10 +60,10 @@ def steady(rate: float, seconds: float) -> ArrivalTrace:
 
 
 def outcome_of(
-    made: AutoscalingScenario, *steps: tuple[float, int], options: FleetPlantOptions = NO_CACHE
+    case: AutoscalingScenario, *steps: tuple[float, int], options: FleetPlantOptions = NO_CACHE
 ) -> ControllerOutcome:
     controller = ScheduleController([(at, {"S": count}) for at, count in steps])
-    return run_controller(made, controller, plant=FleetPlant(made, options))
+    return run_controller(case, controller, plant=FleetPlant(case, options))
 
 
 def assert_each_ends_once(outcome: ControllerOutcome) -> None:
@@ -120,8 +120,8 @@ def test_requests_wait_at_the_gateway_for_the_first_replica() -> None:
             self.held.append(observation.gateway.held)
             return ScalingPlan({"S": PoolPlan(2, "held", "")} if observation.gateway.held else {})
 
-    controller, made = OnHeld(), scenario(steady(1.0, 60.0), initial=0)
-    outcome = run_controller(made, controller, plant=FleetPlant(made, NO_CACHE))
+    controller, case = OnHeld(), scenario(steady(1.0, 60.0), initial=0)
+    outcome = run_controller(case, controller, plant=FleetPlant(case, NO_CACHE))
     assert controller.held[:2] == [5.0, 10.0]
     assert controller.held[-1] == 0
     assert outcome.abandoned == outcome.lost == 0
@@ -132,8 +132,8 @@ def test_requests_wait_at_the_gateway_for_the_first_replica() -> None:
 
 
 def test_clients_give_up_after_their_patience() -> None:
-    made = scenario(steady(1.0, 20.0), initial=0, seconds=120.0)
-    plant = FleetPlant(made, NO_CACHE)
+    case = scenario(steady(1.0, 20.0), initial=0, seconds=120.0)
+    plant = FleetPlant(case, NO_CACHE)
     plant.run(60.5)
     assert plant.requests.abandoned == 1
     plant.run(79.5)
@@ -153,13 +153,13 @@ def test_overload_ends_each_request_once_and_leaves_none_behind() -> None:
 
 
 def test_equal_seeds_give_equal_outcomes() -> None:
-    made = scenario(chat(4.0, 2), initial=3, seconds=120.0, faults=PlantFaults(crashes=(60.0,)))
+    case = scenario(chat(4.0, 2), initial=3, seconds=120.0, faults=PlantFaults(crashes=(60.0,)))
     options = FleetPlantOptions()
-    first, second = [outcome_of(made, (30.0, 5), (90.0, 3), options=options) for _ in range(2)]
+    first, second = [outcome_of(case, (30.0, 5), (90.0, 3), options=options) for _ in range(2)]
     assert first.request_table.end == second.request_table.end
     assert first.samples == second.samples
     assert first.cost == second.cost
-    other = outcome_of(replace(made, seed=2), (30.0, 5), (90.0, 3), options=options)
+    other = outcome_of(replace(case, seed=2), (30.0, 5), (90.0, 3), options=options)
     assert other.request_table.end != first.request_table.end
 
 
@@ -221,20 +221,20 @@ def test_a_new_replica_has_an_empty_cache() -> None:
     """The conversation's replica is replaced between its turns."""
     load = ArrivalTrace([0.0, 60.0], [1_000, 2_000], [10, 10])
     options = FleetPlantOptions(ConversationOptions(cached_share=0.5, system_tokens=0, pause_seconds=1.0))
-    made = scenario(load)
-    plant = FleetPlant(made, options)
-    run_controller(made, ScheduleController([(10.0, {"S": 0}), (40.0, {"S": 1})]), plant=plant)
+    case = scenario(load)
+    plant = FleetPlant(case, options)
+    run_controller(case, ScheduleController([(10.0, {"S": 0}), (40.0, {"S": 1})]), plant=plant)
     assert plant.requests.end[1] > 60.0
     assert plant.cached_share == 0.0
 
 
 def test_more_replicas_keep_more_of_the_same_conversations() -> None:
     minutes = shortened(6, 3)
-    made, shares = scenario(chat(6.0, minutes), initial=6, seconds=60.0 * minutes), []
+    case, shares = scenario(chat(6.0, minutes), initial=6, seconds=60.0 * minutes), []
     for replicas in (6, 24):
-        plant = FleetPlant(made, foresight=True)
+        plant = FleetPlant(case, foresight=True)
         plant.scale("S", replicas)
-        plant.run(made.seconds)
+        plant.run(case.seconds)
         shares.append(plant.cached_share)
     few, many = shares
     assert few + 0.03 < many < plant.ideal_cached_share
@@ -242,9 +242,9 @@ def test_more_replicas_keep_more_of_the_same_conversations() -> None:
 
 def test_a_shared_prefix_costs_less_than_none() -> None:
     minutes = shortened(6, 3)
-    made = scenario(chat(5.0, minutes), initial=4, seconds=60.0 * minutes)
-    cold = outcome_of(made)
-    warm = outcome_of(made, options=FleetPlantOptions(ConversationOptions(cached_share=0.45, pause_seconds=5.0)))
+    case = scenario(chat(5.0, minutes), initial=4, seconds=60.0 * minutes)
+    cold = outcome_of(case)
+    warm = outcome_of(case, options=FleetPlantOptions(ConversationOptions(cached_share=0.45, pause_seconds=5.0)))
     assert warm.attainment > cold.attainment
 
 
@@ -256,10 +256,10 @@ def test_without_caches_it_agrees_with_the_token_level_plant(replicas: int, with
     """
     minutes = shortened(8, 6)
     more, fewer = (25.0 * minutes, replicas + 2), (37.5 * minutes, replicas - 1)
-    made = scenario(chat(6.5, minutes), initial=replicas, seconds=60.0 * minutes)
-    fleet = outcome_of(made, more, fewer)
+    case = scenario(chat(6.5, minutes), initial=replicas, seconds=60.0 * minutes)
+    fleet = outcome_of(case, more, fewer)
     controller = ScheduleController([(at, {"S": count}) for at, count in (more, fewer)])
-    tokens = run_controller(made, controller, engine_model=EngineModelKind.TOKEN_LEVEL)
+    tokens = run_controller(case, controller, engine_model=EngineModelKind.TOKEN_LEVEL)
     assert fleet.attainment == pytest.approx(tokens.attainment, abs=within)
     assert fleet.cost == pytest.approx(tokens.cost, rel=0.005)
     assert fleet.starts == tokens.starts
@@ -280,8 +280,8 @@ def test_a_slow_engine_takes_longer_for_each_token_from_then_on() -> None:
 
 def test_a_replica_that_starts_after_the_slowdown_is_slow_too() -> None:
     load = ArrivalTrace([50.0], [100], [101])
-    made = scenario(load, initial=0, faults=PlantFaults(slow=((5.0, 3.0),)))
-    table = outcome_of(made, (20.0, 1)).request_table
+    case = scenario(load, initial=0, faults=PlantFaults(slow=((5.0, 3.0),)))
+    table = outcome_of(case, (20.0, 1)).request_table
     gap = (table.end[0] - table.first[0]) / 100.0
     profile = reference_pools.small_profile()
     assert gap == pytest.approx(3.0 * profile.step_time(computed=1, sequences=1, resident=150), rel=0.01)
@@ -292,9 +292,9 @@ def test_two_pools_share_the_load() -> None:
         reference_pools.reference_pool(reference_pools.small_profile(), 2),
         reference_pools.reference_pool(reference_pools.large_profile(), 1, cost=3.7),
     )
-    made = replace(scenario(chat(6.0, 2), seconds=120.0), pools=setups)
-    made = replace(made, model=reference_pools.reference_model(setups, 3.0, 0.15))
-    plant = FleetPlant(made)
+    case = replace(scenario(chat(6.0, 2), seconds=120.0), pools=setups)
+    case = replace(case, model=reference_pools.reference_model(setups, 3.0, 0.15))
+    plant = FleetPlant(case)
     plant.run(120.0)
     observation = plant.observe()
     for name in ("S", "L"):
@@ -308,9 +308,9 @@ def test_prefill_and_decode_pools_are_refused() -> None:
         reference_pools.reference_pool(reference_pools.large_profile(), 1, role=Role.PREFILL, name="prefill"),
         reference_pools.reference_pool(reference_pools.large_profile(), 1, role=Role.DECODE, name="decode"),
     )
-    made = replace(scenario(), pools=setups, model=reference_pools.reference_model(setups, 2.0, 0.1))
+    case = replace(scenario(), pools=setups, model=reference_pools.reference_model(setups, 2.0, 0.1))
     with pytest.raises(BadInput, match="prefill or decode pools"):
-        FleetPlant(made)
+        FleetPlant(case)
 
 
 LOAD = poisson_arrivals([8.0] * 20, CHAT_LENGTHS, Random(1))
@@ -450,9 +450,9 @@ def test_each_request_ends_once_and_cost_is_the_sum_of_lifetimes(
 
 def test_a_replica_returns_from_its_sleep_with_an_empty_cache() -> None:
     load = ArrivalTrace([1.0, 100.0, 120.0], [1_000, 2_000, 3_000], [10, 10, 10])
-    made = with_sleep_tier(life_cycles_scenario(load), SleepTier(most=2), SleepTimings(wake_seconds=10.0))
-    made = replace(made, pools=tuple(replace(setup, startup=StartupDistribution(10.0, 0.0)) for setup in made.pools))
-    plant = FleetPlant(made)
+    case = with_sleep_tier(life_cycles_scenario(load), SleepTier(most=2), SleepTimings(wake_seconds=10.0))
+    case = replace(case, pools=tuple(replace(setup, startup=StartupDistribution(10.0, 0.0)) for setup in case.pools))
+    plant = FleetPlant(case)
     plant.run(30.0)
     plant.scale("S", 0, 1)
     plant.run(50.0)
@@ -479,13 +479,13 @@ def scaled_schedule_scenario() -> AutoscalingScenario:
 
 
 def test_it_attains_the_target_for_less_than_the_schedule_it_scales() -> None:
-    made = scaled_schedule_scenario()
-    whole = run_schedule(made, STEPS, FleetPlant(made, foresight=True))
-    bound = scaled_schedule_bound(made, STEPS, runs=shortened(6, 3))
+    case = scaled_schedule_scenario()
+    whole = run_schedule(case, STEPS, FleetPlant(case, foresight=True))
+    bound = scaled_schedule_bound(case, STEPS, runs=shortened(6, 3))
     assert whole.attainment >= 0.99
     assert bound.attainment >= 0.99
     assert bound.cost < 0.8 * whole.cost
-    again = run_schedule(made, bound.steps, FleetPlant(made, foresight=True))
+    again = run_schedule(case, bound.steps, FleetPlant(case, foresight=True))
     assert (again.attainment, again.cost) == (bound.attainment, bound.cost)
 
 
@@ -494,26 +494,26 @@ def test_lower_counts_for_a_part_of_the_time_save_more_than_whole_factors() -> N
     setup = reference_pools.reference_pool(reference_pools.small_profile(), 1, startup=StartupDistribution(10.0, 0.0))
     load = poisson_arrivals([0.5] * 10 + [2.0] * 10, CHAT_LENGTHS, Random(1))
     model = reference_pools.reference_model([setup], 3.0, 0.15)
-    made = AutoscalingScenario("made", 1, 1_200.0, model, (setup,), load)
+    case = AutoscalingScenario("made", 1, 1_200.0, model, (setup,), load)
     steps = [(0.0, {"S": 3}), (600.0, {"S": 3})]
-    bound = scaled_schedule_bound(made, steps, runs=10)
+    bound = scaled_schedule_bound(case, steps, runs=10)
     assert bound.attainment >= 0.99
     (_, first), (_, second) = bound.steps
     assert first["S"] < second["S"]
 
 
 def test_a_schedule_that_is_too_small_is_raised() -> None:
-    made = scaled_schedule_scenario()
+    case = scaled_schedule_scenario()
     few = [(at, {"S": max(1, counts["S"] // 3)}) for at, counts in STEPS]
-    assert run_schedule(made, few, FleetPlant(made, foresight=True)).attainment < 0.9
-    bound = scaled_schedule_bound(made, few, runs=shortened(6, 4))
+    assert run_schedule(case, few, FleetPlant(case, foresight=True)).attainment < 0.9
+    bound = scaled_schedule_bound(case, few, runs=shortened(6, 4))
     assert bound.attainment >= 0.99
 
 
 def test_without_a_schedule_that_attains_the_target_the_best_one_is_returned() -> None:
-    made = scaled_schedule_scenario()
-    bound = scaled_schedule_bound(made, [(0.0, {"S": 1})], target=1.1, runs=3)
-    single = run_schedule(made, [(0.0, {"S": 1})], FleetPlant(made, foresight=True))
+    case = scaled_schedule_scenario()
+    bound = scaled_schedule_bound(case, [(0.0, {"S": 1})], target=1.1, runs=3)
+    single = run_schedule(case, [(0.0, {"S": 1})], FleetPlant(case, foresight=True))
     assert bound.attainment > single.attainment
 
 

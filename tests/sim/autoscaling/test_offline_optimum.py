@@ -40,38 +40,38 @@ def humped_schedule(runs: int) -> OptimumSchedule:
 
 
 def test_scheduled_replicas_are_ready_on_time_and_cost_from_their_start() -> None:
-    made = scenario(
+    case = scenario(
         ArrivalTrace([], [], []),
         [reference_pools.reference_pool(reference_pools.small_profile(), 1, startup=TEN_SECONDS)],
         100.0,
     )
-    outcome = run_schedule(made, [(50.0, {"S": 3}), (80.0, {"S": 1})])
+    outcome = run_schedule(case, [(50.0, {"S": 3}), (80.0, {"S": 1})])
     assert [look.ready for look in outcome.samples] == [(3,), (1,)]
     assert outcome.cost * 3600.0 == pytest.approx(100.0 + 2 * (10.0 + 30.0))
 
 
 def test_starts_that_would_fail_are_paid_for_too() -> None:
     startup = StartupDistribution(10.0, 0.0, failure_share=0.5)
-    made = scenario(
+    case = scenario(
         ArrivalTrace([], [], []),
         [reference_pools.reference_pool(reference_pools.small_profile(), 0, startup=startup, minimum=0)],
         100.0,
     )
-    outcome = run_schedule(made, [(0.0, {"S": 20})])
+    outcome = run_schedule(case, [(0.0, {"S": 20})])
     spent = outcome.cost * 3600.0 - 20 * 100.0
     assert spent % 10.0 == pytest.approx(0.0, abs=1e-6)
     assert spent > 20 * 10.0 + 50.0
 
 
 def test_it_keeps_the_target_below_what_any_constant_costs() -> None:
-    made = humped()
-    found = humped_schedule(shortened(60, 30))
-    assert found.attainment >= 0.99
-    constants = [run_schedule(made, [(0.0, {"S": count})]) for count in range(1, 8)]
+    case = humped()
+    schedule = humped_schedule(shortened(60, 30))
+    assert schedule.attainment >= 0.99
+    constants = [run_schedule(case, [(0.0, {"S": count})]) for count in range(1, 8)]
     cheapest = min(constant.cost for constant in constants if constant.attainment >= 0.99)
-    assert found.cost < 0.85 * cheapest
-    again = replay_schedule(made, found.steps)
-    assert (again.attainment, again.cost) == (found.attainment, found.cost)
+    assert schedule.cost < 0.85 * cheapest
+    again = replay_schedule(case, schedule.steps)
+    assert (again.attainment, again.cost) == (schedule.attainment, schedule.cost)
 
 
 def test_lowering_finds_what_a_share_of_busy_time_does_not() -> None:
@@ -83,9 +83,9 @@ def test_dear_starts_keep_replicas_over_a_gap() -> None:
 
     def fewest(startup: StartupDistribution) -> int:
         setups = [reference_pools.reference_pool(reference_pools.small_profile(), 3, startup=startup, minimum=0)]
-        found = search_schedule(scenario(load, setups, 300.0), runs=12)
+        schedule = search_schedule(scenario(load, setups, 300.0), runs=12)
         counts, at = {}, 0
-        for begin, step in found.steps:
+        for begin, step in schedule.steps:
             counts[begin] = step["S"]
         within = [count for begin, count in counts.items() if begin <= 120.0]
         at = within[-1]
@@ -101,10 +101,10 @@ def test_prefill_and_decode_are_searched_apart() -> None:
         reference_pools.reference_pool(reference_pools.large_profile(), 1, role=Role.PREFILL, name="prefill"),
         reference_pools.reference_pool(reference_pools.large_profile(), 1, role=Role.DECODE, name="decode"),
     ]
-    found = search_schedule(scenario(load, setups, 60.0 * minutes), runs=shortened(30, 20))
-    assert found.attainment >= 0.99
-    assert max(step.get("prefill", 0) for _, step in found.steps) > max(
-        step.get("decode", 0) for _, step in found.steps
+    schedule = search_schedule(scenario(load, setups, 60.0 * minutes), runs=shortened(30, 20))
+    assert schedule.attainment >= 0.99
+    assert max(step.get("prefill", 0) for _, step in schedule.steps) > max(
+        step.get("decode", 0) for _, step in schedule.steps
     )
 
 
@@ -115,17 +115,17 @@ def test_decode_that_memory_bounds_makes_prefill_no_dearer() -> None:
         reference_pools.reference_pool(reference_pools.small_profile(), 1, role=role, name=role.name.lower())
         for role in (Role.PREFILL, Role.DECODE)
     ]
-    made = scenario(load, setups, 60.0 * minutes)
-    constant = run_schedule(made, [(0.0, {"prefill": 4, "decode": 3})])
+    case = scenario(load, setups, 60.0 * minutes)
+    constant = run_schedule(case, [(0.0, {"prefill": 4, "decode": 3})])
     assert constant.attainment >= 0.99
-    found = search_schedule(made, runs=shortened(34, 24))
-    assert found.attainment >= 0.99
-    assert found.cost < constant.cost
+    schedule = search_schedule(case, runs=shortened(34, 24))
+    assert schedule.attainment >= 0.99
+    assert schedule.cost < constant.cost
 
 
 def test_the_best_schedule_is_returned_if_none_keeps_the_target() -> None:
     setups = [reference_pools.reference_pool(reference_pools.small_profile(), 1)]
-    made = AutoscalingScenario(
+    case = AutoscalingScenario(
         "made",
         1,
         60.0,
@@ -133,7 +133,7 @@ def test_the_best_schedule_is_returned_if_none_keeps_the_target() -> None:
         tuple(setups),
         poisson_arrivals([1.0], CHAT_LENGTHS, Random(1)),
     )
-    assert search_schedule(made, runs=10).attainment < 0.99
+    assert search_schedule(case, runs=10).attainment < 0.99
 
 
 def test_better_is_cheaper_only_among_those_that_keep_the_target() -> None:
@@ -150,12 +150,12 @@ def test_better_is_cheaper_only_among_those_that_keep_the_target() -> None:
 
 def test_schedules_are_kept_by_the_very_load(tmp_path: Path) -> None:
     file = tmp_path / "oracles.json"
-    made, found = humped(), OptimumSchedule(((0.0, {"S": 2}), (60.0, {"S": 3})), 0.99, 1.5)
-    assert OptimumCache(file).get(made) is None
-    OptimumCache(file).put(made, found)
-    assert OptimumCache(file).get(made) == found
-    load = made.load
+    case, schedule = humped(), OptimumSchedule(((0.0, {"S": 2}), (60.0, {"S": 3})), 0.99, 1.5)
+    assert OptimumCache(file).get(case) is None
+    OptimumCache(file).put(case, schedule)
+    assert OptimumCache(file).get(case) == schedule
+    load = case.load
     other = AutoscalingScenario(
-        "made", 1, 1_200.0, made.model, made.pools, ArrivalTrace(load.arrivals, load.prompts, [*load.outputs[:-1], 1])
+        "made", 1, 1_200.0, case.model, case.pools, ArrivalTrace(load.arrivals, load.prompts, [*load.outputs[:-1], 1])
     )
     assert OptimumCache(file).get(other) is None

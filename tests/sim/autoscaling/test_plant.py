@@ -186,8 +186,8 @@ def test_bounds_are_the_pools() -> None:
 
 def test_equal_seeds_give_equal_runs_and_others_do_not() -> None:
     def course(seed: int) -> list[float]:
-        made = replace(scenarios.step_cold(seed), seconds=600.0)
-        return run_controller(made, ScheduleController([(100.0, {"S": 5})])).request_table.first[:400]
+        case = replace(scenarios.step_cold(seed), seconds=600.0)
+        return run_controller(case, ScheduleController([(100.0, {"S": 5})])).request_table.first[:400]
 
     assert course(1) == course(1)
     assert course(1) != course(2)
@@ -224,8 +224,8 @@ class Counting:
 @pytest.mark.parametrize(("hint", "asked"), [(None, [5.0, 10.0, 15.0]), (0.5, [5.0, 7.0, 12.0])])
 def test_only_a_request_without_replicas_advances_the_next_step(hint: float | None, asked: list[float]) -> None:
     controller = Counting()
-    made = scenario(ArrivalTrace([6.5, 8.0], [100, 100], [10, 10]), initial=0, seconds=60.0)
-    outcome = run_controller(made, controller, hint_seconds=hint)
+    case = scenario(ArrivalTrace([6.5, 8.0], [100, 100], [10, 10]), initial=0, seconds=60.0)
+    outcome = run_controller(case, controller, hint_seconds=hint)
     assert controller.looks[:3] == asked
     assert outcome.abandoned == outcome.lost == 0
 
@@ -327,9 +327,9 @@ def test_preempting_engines_start_sooner_and_count_every_token_once() -> None:
     assert max(other.end[place] - other.first[place] for place in range(60)) > max(
         book.end[place] - book.first[place] for place in range(60)
     )  # a request began and was preempted
-    for one, seen in ((book, engine), (other, preempting)):
+    for table, seen in ((book, engine), (other, preempting)):
         assert seen.totals.generated_tokens == sum(load.outputs)
-        assert seen.totals.gap_seconds == pytest.approx(sum(one.end) - sum(one.first))
+        assert seen.totals.gap_seconds == pytest.approx(sum(table.end) - sum(table.first))
         assert sum(seen.totals.itl_counts) == seen.totals.finished == 60
 
 
@@ -359,26 +359,26 @@ def test_a_fleet_that_fits_leaves_nothing_unservable() -> None:
 
 def test_from_zero_all_before_the_first_possible_start_is_unservable() -> None:
     scenario = made_scenario((0.0, 900.0, 2.0), initial=0)
-    found = arrivals_of(scenario, find_unservable(scenario))
+    unservable = arrivals_of(scenario, find_unservable(scenario))
     ready = scenario.model.interval_seconds + START_SECONDS
-    assert found == [at for at in scenario.load.arrivals if at <= found[-1]]
-    assert found[-1] == pytest.approx(ready - TTFT_SECONDS, abs=1.0)
+    assert unservable == [at for at in scenario.load.arrivals if at <= unservable[-1]]
+    assert unservable[-1] == pytest.approx(ready - TTFT_SECONDS, abs=1.0)
 
 
 def test_a_start_fleet_that_is_too_small_still_serves_some() -> None:
     scenario = made_scenario((0.0, 900.0, 10.0), initial=2)
-    found = find_unservable(scenario)
+    unservable = find_unservable(scenario)
     from_zero = find_unservable(made_scenario((0.0, 900.0, 10.0), initial=0))
-    assert 0 < len(found) < len(from_zero)
+    assert 0 < len(unservable) < len(from_zero)
 
 
 def test_the_first_look_after_a_sudden_change_counts_as_well() -> None:
     stretches = (0.0, 300.0, 1.0), (302.0, 900.0, 12.0)
     unnoticed, noticed = (made_scenario(*stretches, initial=2, changes=changes) for changes in ((), (302.0,)))
     assert find_unservable(unnoticed) == frozenset()
-    found = arrivals_of(noticed, find_unservable(noticed))
-    assert found[0] >= 302.0
-    assert found[-1] < 305.0 + START_SECONDS + TTFT_SECONDS
+    unservable = arrivals_of(noticed, find_unservable(noticed))
+    assert unservable[0] >= 302.0
+    assert unservable[-1] < 305.0 + START_SECONDS + TTFT_SECONDS
 
 
 def test_a_controller_that_acts_at_once_serves_all_that_is_servable() -> None:

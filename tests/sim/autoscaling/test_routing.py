@@ -68,7 +68,8 @@ def test_each_prompt_is_computed_once_where_it_was_decided() -> None:
         kept = [prompt for prompt, here in zip(load.prompts, plant.requests.computed_at_decode, strict=True) if here]
         away = sum(load.prompts) - sum(kept)
         counted = {
-            name: sum([one.engine.totals.prompt_tokens for one in pool.ready]) for name, pool in plant.pools.items()
+            name: sum([replica.engine.totals.prompt_tokens for replica in pool.ready])
+            for name, pool in plant.pools.items()
         }
         assert plant.requests.abandoned == 0
         assert counted == {"prefill": away, "decode": sum(kept) + len(load) - len(kept)}
@@ -81,23 +82,23 @@ def test_what_the_ledger_has_is_nothing_when_all_is_over() -> None:
     for engines in (EngineModelKind.AGGREGATED, EngineModelKind.TOKEN_LEVEL):
         plant = Plant(apart(mixed(6.0, 20.0), PrefillPolicy.SLACK), engine_model=engines)
         plant.run(20.0)
-        assert any(one.engine.inflight_tokens > 0.0 for one in plant.pools["decode"].ready)
+        assert any(replica.engine.inflight_tokens > 0.0 for replica in plant.pools["decode"].ready)
         plant.finish()
         for pool in plant.pools.values():
-            for one in pool.ready:
-                assert one.engine.backlog_seconds == pytest.approx(0.0, abs=1e-9)
-                assert one.engine.inflight_tokens == 0.0
+            for replica in pool.ready:
+                assert replica.engine.backlog_seconds == pytest.approx(0.0, abs=1e-9)
+                assert replica.engine.inflight_tokens == 0.0
 
 
 def test_both_kinds_of_engines_come_to_the_same() -> None:
     scenario = apart(mixed(6.0, 20.0), PrefillPolicy.SLACK, seconds=20.0)
-    one, other = (
+    outcome, other = (
         run_controller(scenario, ScheduleController([]), engine_model=kind)
         for kind in (EngineModelKind.AGGREGATED, EngineModelKind.TOKEN_LEVEL)
     )
-    assert one.request_table.computed_at_decode == other.request_table.computed_at_decode
-    assert one.request_table.first == pytest.approx(other.request_table.first, abs=1e-6)
-    assert one.request_table.end == pytest.approx(other.request_table.end, abs=1e-6)
+    assert outcome.request_table.computed_at_decode == other.request_table.computed_at_decode
+    assert outcome.request_table.first == pytest.approx(other.request_table.first, abs=1e-6)
+    assert outcome.request_table.end == pytest.approx(other.request_table.end, abs=1e-6)
 
 
 def test_decode_engines_take_what_too_few_prefill_engines_cannot() -> None:
@@ -120,25 +121,25 @@ SECONDS = shortened(400.0, 200.0)
 @cache
 def scenario(*, by_shape: bool, large: int = 1, seconds: float = SECONDS) -> AutoscalingScenario:
     """Returns some minutes in front of small engines and one large engine."""
-    made = mixed_shapes(
+    case = mixed_shapes(
         3,
         [
             reference_pool(builtin_profile("l4-qwen8b"), 8),
             reference_pool(builtin_profile("h100-llama8b"), large, minimum=0),
         ],
     )
-    count = sum(at < seconds for at in made.load.arrivals)
-    load = ArrivalTrace(made.load.arrivals[:count], made.load.prompts[:count], made.load.outputs[:count])
-    return replace(made, seconds=seconds, load=load, by_shape=by_shape)
+    count = sum(at < seconds for at in case.load.arrivals)
+    load = ArrivalTrace(case.load.arrivals[:count], case.load.prompts[:count], case.load.outputs[:count])
+    return replace(case, seconds=seconds, load=load, by_shape=by_shape)
 
 
-def served(made: AutoscalingScenario) -> ControllerOutcome:
+def served(case: AutoscalingScenario) -> ControllerOutcome:
     """Returns the outcome with the initial replicas."""
-    return run_controller(made, ScheduleController([]))
+    return run_controller(case, ScheduleController([]))
 
 
 def test_routing_by_shape_keeps_more_objectives() -> None:
-    apart, together = (served(scenario(by_shape=one)) for one in (True, False))
+    apart, together = (served(scenario(by_shape=by_shape)) for by_shape in (True, False))
     assert apart.requests == together.requests > 7.5 * SECONDS
     assert apart.attainment >= 0.995
     assert together.attainment < apart.attainment
@@ -146,8 +147,8 @@ def test_routing_by_shape_keeps_more_objectives() -> None:
 
 
 def test_where_only_one_kind_is_ready_shape_is_no_matter() -> None:
-    one, other = (served(scenario(by_shape=each, large=0, seconds=40.0)) for each in (True, False))
-    assert one.request_table.first == other.request_table.first
+    outcome, other = (served(scenario(by_shape=each, large=0, seconds=40.0)) for each in (True, False))
+    assert outcome.request_table.first == other.request_table.first
 
 
 MODELS = (EngineModelKind.AGGREGATED, EngineModelKind.TOKEN_LEVEL)
@@ -245,8 +246,8 @@ def test_random_two_is_drawn_from_the_seed() -> None:
         load_policy=LoadPolicy.RANDOM_TWO,
     )
 
-    def first_tokens(made: AutoscalingScenario) -> list[float]:
-        return run_controller(made, ScheduleController([])).request_table.first
+    def first_tokens(case: AutoscalingScenario) -> list[float]:
+        return run_controller(case, ScheduleController([])).request_table.first
 
     assert first_tokens(scenario) == first_tokens(scenario)
     assert first_tokens(scenario) != first_tokens(replace(scenario, seed=2))

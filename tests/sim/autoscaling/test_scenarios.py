@@ -52,19 +52,19 @@ def per_minute(scenario: AutoscalingScenario) -> list[int]:
 
 @pytest.mark.parametrize("kind", shortened(QUICK, QUICK[::3]))
 def test_a_seed_is_a_scenario(kind: str) -> None:
-    made = ALL_SCENARIOS[kind](3, None)
-    assert made == ALL_SCENARIOS[kind](3, None)
+    scenario = ALL_SCENARIOS[kind](3, None)
+    assert scenario == ALL_SCENARIOS[kind](3, None)
     other = ALL_SCENARIOS[kind](4, None)
-    assert other.load.arrivals != made.load.arrivals
-    load = made.load
+    assert other.load.arrivals != scenario.load.arrivals
+    load = scenario.load
     assert len(load.arrivals) == len(load.prompts) == len(load.outputs) > 500
-    assert all(one <= other for one, other in pairwise(load.arrivals))
-    assert load.arrivals[-1] < made.seconds
+    assert all(earlier <= other for earlier, other in pairwise(load.arrivals))
+    assert load.arrivals[-1] < scenario.seconds
     assert min(load.prompts) >= 1
     assert min(load.outputs) >= 1
     longest = max(prompt + output for prompt, output in zip(load.prompts, load.outputs, strict=True))
-    assert longest < min(setup.profile.kv_tokens for setup in made.pools)
-    assert made.model.pools == tuple(setup.facts for setup in made.pools)
+    assert longest < min(setup.profile.kv_tokens for setup in scenario.pools)
+    assert scenario.model.pools == tuple(setup.facts for setup in scenario.pools)
 
 
 def test_a_denser_hour_has_the_same_lengths_more_often_and_in_order() -> None:
@@ -117,8 +117,8 @@ def test_the_mix_moves_there_and_back() -> None:
 
 
 def test_prompts_move_from_prefill_to_decode_and_none_is_lost() -> None:
-    made, end = _mix_move(), shortened(300.0, 90.0)
-    scenario = AutoscalingScenario(made.name, 1, end, made.model, made.pools, _first(made, end))
+    whole, end = _mix_move(), shortened(300.0, 90.0)
+    scenario = AutoscalingScenario(whole.name, 1, end, whole.model, whole.pools, _first(whole, end))
     controller = ScheduleController([(0.0, {"prefill": 9, "decode": 5}), (end / 1.5, {"prefill": 7, "decode": 4})])
     outcome = run_controller(scenario, controller)
     book = outcome.request_table
@@ -245,62 +245,62 @@ def made(initial: int) -> Pool:
     )
 
 
-def counts(found: Pool) -> tuple[int, ...]:
+def counts(pool: Pool) -> tuple[int, ...]:
     """Returns the ready, pending, waking, sleeping and draining replicas."""
-    ready, pending, draining = found.ready, found.pending, found.draining
-    return len(ready), len(pending), len(found.waking), len(found.asleep), len(draining)
+    ready, pending, draining = pool.ready, pool.pending, pool.draining
+    return len(ready), len(pending), len(pool.waking), len(pool.asleep), len(draining)
 
 
 def test_sleeping_replicas_wake_before_new_ones_start() -> None:
-    found = made(3)
-    found.scale(1, 0.0, asleep=2)
-    assert counts(found) == (1, 0, 0, 2, 0)
-    found.scale(4, 50.0)
-    assert counts(found) == (1, 1, 2, 0, 0)
-    found.apply_due(60.0)
-    assert counts(found) == (3, 1, 0, 0, 0)
-    found.apply_due(150.0)
-    assert counts(found) == (4, 0, 0, 0, 0)
+    pool = made(3)
+    pool.scale(1, 0.0, asleep=2)
+    assert counts(pool) == (1, 0, 0, 2, 0)
+    pool.scale(4, 50.0)
+    assert counts(pool) == (1, 1, 2, 0, 0)
+    pool.apply_due(60.0)
+    assert counts(pool) == (3, 1, 0, 0, 0)
+    pool.apply_due(150.0)
+    assert counts(pool) == (4, 0, 0, 0, 0)
 
 
 def test_a_busy_replica_sleeps_after_its_requests_and_can_return_at_once() -> None:
-    found = made(2)
-    for one in found.ready:
-        one.engine.inside = 3  # type: ignore[attr-defined]  # the engine of this test
-    found.scale(1, 0.0, asleep=1)
-    assert counts(found) == (1, 0, 0, 0, 1)
-    found.scale(2, 5.0)
-    assert counts(found) == (2, 0, 0, 0, 0)
-    found.scale(1, 6.0, asleep=1)
-    found.draining[0].engine.inside = 0  # type: ignore[attr-defined]
-    found.apply_due(9.0)
-    assert counts(found) == (1, 0, 0, 1, 0)
+    pool = made(2)
+    for replica in pool.ready:
+        replica.engine.inside = 3  # type: ignore[attr-defined]  # the engine of this test
+    pool.scale(1, 0.0, asleep=1)
+    assert counts(pool) == (1, 0, 0, 0, 1)
+    pool.scale(2, 5.0)
+    assert counts(pool) == (2, 0, 0, 0, 0)
+    pool.scale(1, 6.0, asleep=1)
+    pool.draining[0].engine.inside = 0  # type: ignore[attr-defined]
+    pool.apply_due(9.0)
+    assert counts(pool) == (1, 0, 0, 1, 0)
 
 
 def test_what_is_started_for_the_tier_sleeps_when_it_is_ready() -> None:
-    found = made(1)
-    found.scale(1, 0.0, asleep=1)
-    assert counts(found) == (1, 1, 0, 0, 0)
-    found.apply_due(100.0)
-    assert counts(found) == (1, 0, 0, 1, 0)
+    pool = made(1)
+    pool.scale(1, 0.0, asleep=1)
+    assert counts(pool) == (1, 1, 0, 0, 0)
+    pool.apply_due(100.0)
+    assert counts(pool) == (1, 0, 0, 1, 0)
 
 
 def test_asleep_costs_its_share_and_no_more() -> None:
-    found = made(1)
-    found.scale(0, 100.0, asleep=1)
-    found.scale(1, 500.0)
-    found.apply_due(510.0)
-    found.close(600.0)
-    assert found.replica_seconds == pytest.approx(600.0 - 0.75 * 400.0)
+    pool = made(1)
+    pool.scale(0, 100.0, asleep=1)
+    pool.scale(1, 500.0)
+    pool.apply_due(510.0)
+    pool.close(600.0)
+    assert pool.replica_seconds == pytest.approx(600.0 - 0.75 * 400.0)
 
 
 def test_each_replica_is_counted_in_its_state_and_a_waking_one_as_pending() -> None:
-    found = made(3)
-    found.ready.clear()
-    found.scale(0, 0.0, asleep=2)
-    found.apply_due(100.0)
-    found.scale(1, 200.0, asleep=1)
-    seen = found.observe(205.0, missing=False, zeroed=False)
+    pool = made(3)
+    pool.ready.clear()
+    pool.scale(0, 0.0, asleep=2)
+    pool.apply_due(100.0)
+    pool.scale(1, 200.0, asleep=1)
+    seen = pool.observe(205.0, missing=False, zeroed=False)
     assert [replica.state for replica in seen.replicas or ()] == [ReplicaState.WAKING, ReplicaState.ASLEEP]
     assert (seen.desired, seen.asleep_desired, seen.ready, seen.pending, seen.waking, seen.asleep) == (1, 1, 0, 1, 1, 1)
 
@@ -359,7 +359,7 @@ def test_the_fleet_is_another_plant_and_shows_what_was_cached(capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["nope"], "no scenario is called 'nope'"),
         (["--preset", "hpa"], "no preset is called 'hpa' (known: apa-concurrency, "),
@@ -374,9 +374,9 @@ def test_the_fleet_is_another_plant_and_shows_what_was_cached(capsys: pytest.Cap
     ],
 )
 def test_what_there_is_not_is_refused_in_a_line(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         command.main(arguments)
     assert ended.value.code == 2
-    assert said in capsys.readouterr().err.replace("\n", " ")
+    assert message in capsys.readouterr().err.replace("\n", " ")

@@ -79,13 +79,13 @@ def replayed(
     dealer = context.socket(zmq.DEALER)
     dealer.connect(endpoint)
     dealer.send_multipart(frames if frames is not None else [b"", start])
-    told: list[list[bytes]] = []
+    messages: list[list[bytes]] = []
     while dealer.poll(wait_ms):
-        told.append(dealer.recv_multipart())
-        if told[-1][2] == END_OF_REPLAY:
+        messages.append(dealer.recv_multipart())
+        if messages[-1][2] == END_OF_REPLAY:
             break
     context.destroy(linger=0)
-    return told
+    return messages
 
 
 def run(main: Callable[[], Any], loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop) -> Any:
@@ -201,14 +201,14 @@ def test_a_late_subscriber_receives_what_it_missed(
         assert beyond == everything[-1:]
         return list(everything)
 
-    told = run(main, loop)
-    assert [len(frames) for frames in told] == [4] * 1_001
-    assert [(frames[0], frames[1], int.from_bytes(frames[2], "big")) for frames in told[:2]] == [
+    messages = run(main, loop)
+    assert [len(frames) for frames in messages] == [4] * 1_001
+    assert [(frames[0], frames[1], int.from_bytes(frames[2], "big")) for frames in messages[:2]] == [
         (b"", b"t", 0),
         (b"", b"t", 1),
     ]
-    assert msgspec.msgpack.decode(told[5][3])[1][0]["block_hashes"] == [5]
-    assert told[-1] == [b"", b"", END_OF_REPLAY, b""]
+    assert msgspec.msgpack.decode(messages[5][3])[1][0]["block_hashes"] == [5]
+    assert messages[-1] == [b"", b"", END_OF_REPLAY, b""]
 
 
 async def test_only_the_last_batches_can_be_replayed(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
@@ -216,9 +216,9 @@ async def test_only_the_last_batches_can_be_replayed(context: "zmq.Context[zmq.S
     publisher.start()
     for key in range(10):
         publisher.publish([BlockEvicted(key)])
-    told = await asyncio.to_thread(replayed, str(publisher.replay_endpoint), number(0))
+    messages = await asyncio.to_thread(replayed, str(publisher.replay_endpoint), number(0))
     publisher.close()
-    assert [frames[2] for frames in told] == [number(7), number(8), number(9), END_OF_REPLAY]
+    assert [frames[2] for frames in messages] == [number(7), number(8), number(9), END_OF_REPLAY]
 
 
 async def test_a_short_number_is_accepted_and_a_malformed_request_gets_no_reply(
@@ -243,21 +243,21 @@ def _two_requests(endpoint: str, first: list[bytes], second: list[bytes]) -> lis
     dealer.connect(endpoint)
     dealer.send_multipart(first)
     dealer.send_multipart(second)
-    told: list[list[bytes]] = []
-    while not told or told[-1][2] != END_OF_REPLAY:
+    messages: list[list[bytes]] = []
+    while not messages or messages[-1][2] != END_OF_REPLAY:
         assert dealer.poll(PATIENCE_MS)
-        told.append(dealer.recv_multipart())
+        messages.append(dealer.recv_multipart())
     context.destroy(linger=0)
-    return told
+    return messages
 
 
 async def test_a_plain_request_socket_gets_one_reply(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
     publisher = KvEventPublisher(KvEventsSettings(LOCAL, LOCAL, "t"), clock=ManualClock(), context=context)
     publisher.start()
     publisher.publish([BlockEvicted(1)])
-    told = await asyncio.to_thread(_requested, str(publisher.replay_endpoint))
+    reply = await asyncio.to_thread(_requested, str(publisher.replay_endpoint))
     publisher.close()
-    topic, sequence, payload = told
+    topic, sequence, payload = reply
     assert (topic, sequence) == (b"t", number(0))
     assert msgspec.msgpack.decode(payload)[1][0]["block_hashes"] == [1]
 
@@ -268,9 +268,9 @@ def _requested(endpoint: str) -> list[bytes]:
     request.connect(endpoint)
     request.send(number(0))
     assert request.poll(PATIENCE_MS)
-    told = request.recv_multipart()
+    reply = request.recv_multipart()
     context.destroy(linger=0)
-    return told
+    return reply
 
 
 @pytest.mark.parametrize("loop", LOOPS, ids=["asyncio", "uvloop"])
@@ -284,10 +284,10 @@ def test_many_subscribers_receive_replays_at_once_and_again(
             publisher.publish([BlockEvicted(key)])
         counts = []
         for _ in range(3):
-            told = await asyncio.gather(
+            replies = await asyncio.gather(
                 *(asyncio.to_thread(replayed, str(publisher.replay_endpoint), number(0)) for _ in range(4))
             )
-            counts += [len(frames) for frames in told]
+            counts += [len(frames) for frames in replies]
         publisher.close()
         return counts
 
@@ -318,11 +318,11 @@ async def test_a_restarted_engine_counts_from_0_and_has_no_past() -> None:
     again = KvEventPublisher(KvEventsSettings(endpoint, replay), clock=ManualClock())
     again.start()
     again.publish([BlockEvicted(99)])
-    told = await asyncio.gather(
+    replies = await asyncio.gather(
         asyncio.to_thread(replayed, replay, number(0)), asyncio.to_thread(replayed, replay, number(5))
     )
     again.close()
-    fresh, old = told[0], told[1]
+    fresh, old = replies[0], replies[1]
     assert [frames[2] for frames in fresh] == [number(0), END_OF_REPLAY]
     assert [frames[2] for frames in old] == [END_OF_REPLAY]
 
@@ -367,11 +367,13 @@ def test_both_encodings_carry_the_same_facts(context: "zmq.Context[zmq.Socket[by
 
 def shapes(events: list[dict[str, Any]]) -> set[tuple[tuple[str, str], ...]]:
     """Returns the keys of events with the types of their values; int hashes only."""
-    found = set()
+    field_types = set()
     for event in events:
-        told = {"bytes": "int"}
-        found.add(tuple((key, told.get(type(value).__name__, type(value).__name__)) for key, value in event.items()))
-    return found
+        aliases = {"bytes": "int"}
+        field_types.add(
+            tuple((key, aliases.get(type(value).__name__, type(value).__name__)) for key, value in event.items())
+        )
+    return field_types
 
 
 def test_recorded_streams_have_the_shapes_that_are_published_here(context: "zmq.Context[zmq.Socket[bytes]]") -> None:

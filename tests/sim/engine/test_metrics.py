@@ -82,13 +82,13 @@ class Bench:
 
     def value(self, name: str, **labels: str) -> float:
         """Returns the one series of that name that has these labels."""
-        found = [
+        values = [
             value
             for (series, given), value in self.series().items()
             if series == name and labels.items() <= dict(given).items()
         ]
-        assert len(found) == 1, found
-        return found[0]
+        assert len(values) == 1, values
+        return values[0]
 
 
 def parsed(page: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -102,11 +102,11 @@ def parsed(page: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 def names_and_labels(page: str) -> set[tuple[str, frozenset[tuple[str, str]]]]:
     """Returns the series by name and labels; configuration labels appear by name only."""
     free = {"handler", "method", "status", "max_lora", "running_lora_adapters", "waiting_lora_adapters"}
-    found = set()
+    series = set()
     for name, labels in parsed(page):
-        told = name == "vllm:cache_config_info"
-        found.add((name, frozenset((key, "" if told or key in free else value) for key, value in labels)))
-    return found
+        is_config_info = name == "vllm:cache_config_info"
+        series.add((name, frozenset((key, "" if is_config_info or key in free else value) for key, value in labels)))
+    return series
 
 
 def types(page: str) -> dict[str, str]:
@@ -146,8 +146,8 @@ def test_every_counter_and_gauge_of_vllm_is_there_with_its_labels() -> None:
 def test_every_histogram_of_vllm_has_its_bounds_and_a_created_gauge() -> None:
     series = names_and_labels(ours_after_one_request())
     for name, bounds in HISTOGRAMS.items():
-        found = {dict(labels)["le"] for series_name, labels in series if series_name == f"vllm:{name}_bucket"}
-        assert found == {str(float(bound)) for bound in bounds.split()} | {"+Inf"}, name
+        bucket_bounds = {dict(labels)["le"] for series_name, labels in series if series_name == f"vllm:{name}_bucket"}
+        assert bucket_bounds == {str(float(bound)) for bound in bounds.split()} | {"+Inf"}, name
         assert (f"vllm:{name}_created", frozenset({("engine", "0"), ("model_name", "tiny")})) in series
 
 

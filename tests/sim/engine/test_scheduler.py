@@ -185,8 +185,8 @@ def test_decoding_goes_first_and_prompts_share_what_is_left_of_the_budget() -> N
     core.add(prompt("b", 150, start=1_000))
     core.add(prompt("c", 60, start=2_000))
     steps = [core.step(1.0), core.step(2.0), core.step(3.0)]
-    found = [(step.prefilled, [item.id for item in step.tokens]) for step in steps if step]
-    assert found == [(99, ["a"]), (99, ["a", "b"]), (12, ["a", "b", "c"])]
+    schedule = [(step.prefilled, [item.id for item in step.tokens]) for step in steps if step]
+    assert schedule == [(99, ["a"]), (99, ["a", "b"]), (12, ["a", "b", "c"])]
 
 
 def test_a_step_takes_what_the_profile_says() -> None:

@@ -18,8 +18,8 @@ ENGINE = "sim-{}/0/0"
 
 @pytest.mark.parametrize("true", [0.9, 7.0, 25.0, 26.0, 333.0])
 def test_capacity_is_found_from_either_side_within_the_tolerance(true: float) -> None:
-    found = search_capacity(lambda rate: rate <= true, 25.0, tolerance=0.01)
-    assert found <= true <= found * 1.01
+    capacity = search_capacity(lambda rate: rate <= true, 25.0, tolerance=0.01)
+    assert capacity <= true <= capacity * 1.01
 
 
 def test_a_fleet_that_always_fails_or_always_passes_ends_the_search() -> None:
@@ -38,10 +38,10 @@ def test_a_run_ends_as_soon_as_its_goal_is_missed(late: int) -> None:
     judge = GoalWatch(WITHOUT_GUARD, requests)
 
     def watch_all() -> None:
-        for number, one in enumerate(requests):
+        for number, queued in enumerate(requests):
             wait = 6.0 if number < 10 or number >= 100 - late else 1.0
-            flight = InflightRequest(one)
-            flight.first_token_at = one.arrival + wait
+            flight = InflightRequest(queued)
+            flight.first_token_at = queued.arrival + wait
             judge(flight, flight.first_token_at)
 
     if late > 9:
@@ -82,7 +82,7 @@ class Late:
 
 def test_an_engine_receives_the_next_request_when_the_last_has_begun() -> None:
     sent: list[tuple[str, str]] = []
-    holding = LateBindingQueue(Late(), lambda one, to, _: sent.append((one, to)), lambda *_: None)
+    holding = LateBindingQueue(Late(), lambda queued, to, _: sent.append((queued, to)), lambda *_: None)
     assert holding.assign("r1", "a", 0.0)
     assert holding.assign("r2", "b", 0.0)
     assert not holding.assign("r4", "a", 0.1)
@@ -100,7 +100,7 @@ def test_an_engine_receives_the_next_request_when_the_last_has_begun() -> None:
 def test_an_engine_receives_requests_while_its_queue_has_room() -> None:
     sent: list[tuple[str, str]] = []
     holding = LateBindingQueue(
-        Late(), lambda one, to, _: sent.append((one, to)), lambda *_: None, max_backlog_seconds=0.1
+        Late(), lambda queued, to, _: sent.append((queued, to)), lambda *_: None, max_backlog_seconds=0.1
     )
     assert holding.assign("r1", "a", 0.0, 0.06)
     assert holding.assign("r2", "a", 0.0, 0.06)
@@ -114,7 +114,9 @@ def test_moves_are_requested_while_requests_are_held() -> None:
     sent: list[tuple[str, str]] = []
     due = []
     late = Late(("r2", "b"))
-    holding = LateBindingQueue(late, lambda one, to, _: sent.append((one, to)), lambda at, act: due.append((at, act)))
+    holding = LateBindingQueue(
+        late, lambda queued, to, _: sent.append((queued, to)), lambda at, act: due.append((at, act))
+    )
     holding.assign("r1", "a", 0.0)
     holding.assign("r2", "a", 0.0)
     holding.assign("r3", "a", 0.0)
@@ -139,18 +141,18 @@ def test_every_request_is_answered_once_under_all_fleet_events(preset: str) -> N
         FleetEvent(9.0, FleetEventKind.LOSE, ENGINE.format(0)),  # it is gone already
     )
     served = Trial(preset, engines=4, events=script).run(requests)
-    assert [one.id for one in served] == [one.id for one in requests]
-    whole = [one for one in served if one.error is None]
+    assert [reply.id for reply in served] == [reply.id for reply in requests]
+    whole = [reply for reply in served if reply.error is None]
     assert len(whole) > 0.9 * len(requests)
-    assert {ENGINE.format(4), ENGINE.format(5)} <= {one.instance for one in whole}
-    assert all(one.output_tokens > 0 and one.ttft_seconds is not None for one in whole)
-    for one in served:  # who was lost or drained gets nothing more
-        if one.instance == ENGINE.format(0):
-            assert one.arrival <= 3.0
-        if one.instance in (ENGINE.format(4), ENGINE.format(5)) and one.retries == 0:
-            assert one.arrival <= 14.0
-            assert one.arrival + (one.ttft_seconds or math.inf) >= 8.0
-    assert math.isfinite(max(one.finish or 0.0 for one in served))
+    assert {ENGINE.format(4), ENGINE.format(5)} <= {reply.instance for reply in whole}
+    assert all(reply.output_tokens > 0 and reply.ttft_seconds is not None for reply in whole)
+    for reply in served:  # who was lost or drained gets nothing more
+        if reply.instance == ENGINE.format(0):
+            assert reply.arrival <= 3.0
+        if reply.instance in (ENGINE.format(4), ENGINE.format(5)) and reply.retries == 0:
+            assert reply.arrival <= 14.0
+            assert reply.arrival + (reply.ttft_seconds or math.inf) >= 8.0
+    assert math.isfinite(max(reply.finish or 0.0 for reply in served))
 
 
 def test_an_engine_lost_in_the_step_of_a_last_token_loses_that_answer() -> None:

@@ -74,18 +74,18 @@ def test_first_tokens_stay_in_time_when_one_of_eight_engines_is_lost(family: str
     requests = under_load(family, 8)
     served = one_lost("dual-hash", requests)
     half = requests[-1].arrival / 2
-    assert any(one.retries or one.error for one in served), "the engine had requests"
-    assert all(one.instance != "sim-3/0/0" or one.arrival < half for one in served)
-    found = attainment_by_window(without_warmup(served), WINDOW_SECONDS)
-    assert len(found) >= 4
-    assert min(found) >= 0.99
+    assert any(request.retries or request.error for request in served), "the engine had requests"
+    assert all(request.instance != "sim-3/0/0" or request.arrival < half for request in served)
+    attainments = attainment_by_window(without_warmup(served), WINDOW_SECONDS)
+    assert len(attainments) >= 4
+    assert min(attainments) >= 0.99
 
 
 @pytest.mark.nightly
 def test_round_robin_misses_the_objective_after_the_loss() -> None:
     """Otherwise the previous test would prove nothing."""
-    found = attainment_by_window(without_warmup(one_lost("round-robin", under_load("rag", 8))), WINDOW_SECONDS)
-    assert min(found) < 0.9
+    attainments = attainment_by_window(without_warmup(one_lost("round-robin", under_load("rag", 8))), WINDOW_SECONDS)
+    assert min(attainments) < 0.9
 
 
 @pytest.mark.parametrize("family", shortened(list(FAMILIES), ["tenants"]))
@@ -95,10 +95,10 @@ def test_from_six_to_eight_and_back_first_tokens_come_in_time(family: str) -> No
     span = requests[-1].arrival
     up, down = 0.35 * span, 0.7 * span
     served = Trial("dual-hash", engines=6, seed=SEED, events=scale_out_and_in(6, 8, up, down)).run(requests)
-    assert all(one.error is None for one in served)
-    new = [one for one in served if one.instance in ("sim-6/0/0", "sim-7/0/0")]
-    assert len(new) > 0.1 * sum(up <= one.arrival <= down for one in served)
-    assert all(up <= one.arrival <= down for one in new)
+    assert all(request.error is None for request in served)
+    new = [request for request in served if request.instance in ("sim-6/0/0", "sim-7/0/0")]
+    assert len(new) > 0.1 * sum(up <= request.arrival <= down for request in served)
+    assert all(up <= request.arrival <= down for request in new)
     assert share_within(without_warmup(served), TARGET_SECONDS) >= 0.995
 
 
@@ -309,8 +309,8 @@ def test_stretches_are_taken_at_once() -> None:
         return step(core, now)
 
     with patch.object(EngineCore, "step", counting):
-        (one,) = served(builtin_profile("h100-llama8b"), [(0.0, 600, 200, 0)], [])
-    assert len(one.token_times) == 200
+        (reply,) = served(builtin_profile("h100-llama8b"), [(0.0, 600, 200, 0)], [])
+    assert len(reply.token_times) == 200
     assert counted < 30  # a step for the prompt, one for each block of 16 tokens that fills, none after the end
 
 
@@ -344,23 +344,25 @@ def answer(draw: random.Random) -> RequestResult:
 
 def test_a_token_delivered_later_never_raises_it() -> None:
     lower = 0
-    for draw, reader, one in timelines():
-        times = list(one.token_times)
+    for draw, reader, reply in timelines():
+        times = list(reply.token_times)
         which, delay = draw.randrange(len(times)), draw.expovariate(1.0)
         alone = [at + delay if index == which else at for index, at in enumerate(times)]
         behind = [at if index < which else max(at, alone[which]) for index, at in enumerate(times)]
-        before = benefit(reader, one.arrival, times)
-        assert benefit(reader, one.arrival, alone) <= before
-        assert benefit(reader, one.arrival, behind) <= before
-        lower += benefit(reader, one.arrival, behind) < before
+        before = benefit(reader, reply.arrival, times)
+        assert benefit(reader, reply.arrival, alone) <= before
+        assert benefit(reader, reply.arrival, behind) <= before
+        lower += benefit(reader, reply.arrival, behind) < before
     assert lower > TIMELINES / 20
 
 
 def test_dropping_an_answer_never_raises_it() -> None:
     lower = 0
-    for draw, reader, one in timelines():
-        whole = benefit(reader, one.arrival, one.token_times)
-        dropped = benefit(reader, one.arrival, one.token_times[: draw.randint(0, len(one.token_times))], dropped=True)
+    for draw, reader, reply in timelines():
+        whole = benefit(reader, reply.arrival, reply.token_times)
+        dropped = benefit(
+            reader, reply.arrival, reply.token_times[: draw.randint(0, len(reply.token_times))], dropped=True
+        )
         assert dropped <= whole
         lower += dropped < whole
     assert lower > TIMELINES / 2
@@ -377,15 +379,15 @@ def plain_goodput(results: Iterable[RequestResult], engine_seconds: float, deadl
 
 
 def test_it_tends_to_plain_goodput() -> None:
-    for draw, reader, one in timelines():
-        served = [one, answer(draw), answer(draw)]
+    for draw, reader, reply in timelines():
+        served = [reply, answer(draw), answer(draw)]
         strict = replace(reader, alpha=1e300, beta=0.0)
         assert smooth_goodput(served, 10.0, strict) == plain_goodput(served, 10.0, strict)
 
 
 def test_it_adds_up_over_replicas() -> None:
-    for draw, reader, one in timelines():
-        here, there = [one, answer(draw)], [answer(draw) for _ in range(draw.randint(0, 3))]
+    for draw, reader, reply in timelines():
+        here, there = [reply, answer(draw)], [answer(draw) for _ in range(draw.randint(0, 3))]
         seconds, others = draw.uniform(1.0, 9.0), draw.uniform(1.0, 9.0)
         together = smooth_goodput([*here, *there], seconds + others, reader) * (seconds + others)
         apart = smooth_goodput(here, seconds, reader) * seconds + smooth_goodput(there, others, reader) * others

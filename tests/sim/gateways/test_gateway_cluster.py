@@ -83,8 +83,8 @@ def cached_tokens_of(simulation: FleetSimulation, request: TraceRequest) -> int:
 
 
 def cached(runs: Sequence[Sequence[RequestResult]]) -> float:
-    every = [one for run in runs for one in run]
-    return sum(one.cached_tokens for one in every) / sum(one.prompt_tokens for one in every)
+    every = [request for run in runs for request in run]
+    return sum(request.cached_tokens for request in every) / sum(request.prompt_tokens for request in every)
 
 
 def mean(number: int, knowledge: SharingOptions, seeds: int = shortened(4, 2), **how: Any) -> float:
@@ -103,7 +103,8 @@ def test_one_gateway_is_the_same_whatever_it_would_tell() -> None:
 def test_every_request_is_answered_while_a_gateway_is_restarted() -> None:
     for knowledge in (NO_SHARING, SharingOptions(), SharingOptions(index=True), PERFECT_KNOWLEDGE):
         assert all(
-            one.error is None and one.finish is not None for one in served(3, knowledge, restart=GatewayRestart(0, 40))
+            request.error is None and request.finish is not None
+            for request in served(3, knowledge, restart=GatewayRestart(0, 40))
         )
 
 
@@ -115,20 +116,20 @@ def test_stale_loads_do_not_divert_short_requests_from_their_caches() -> None:
 
 
 def test_three_gateways_that_share_find_what_one_finds() -> None:
-    one = mean(1, NO_SHARING, profile=LONG, sessions=40)
+    single = mean(1, NO_SHARING, profile=LONG, sessions=40)
     shared, apart = (
         mean(3, SharingOptions(), profile=LONG, sessions=40),
         mean(3, NO_SHARING, profile=LONG, sessions=40),
     )
-    assert shared > one - 0.02
+    assert shared > single - 0.02
     assert shared > apart + 0.015
 
 
 def test_a_restarted_gateway_goes_on_from_what_others_kept() -> None:
     restart = GatewayRestart(0, 100)
-    one = mean(1, NO_SHARING, profile=LONG, sessions=40, restart=restart)
+    single = mean(1, NO_SHARING, profile=LONG, sessions=40, restart=restart)
     shared = mean(3, SharingOptions(), profile=LONG, sessions=40, restart=restart)
-    assert shared > one
+    assert shared > single
 
 
 def test_evicted_blocks_are_not_expected_in_the_cache() -> None:
@@ -154,7 +155,7 @@ def test_evicted_blocks_are_not_expected_in_the_cache() -> None:
 def test_sessions_that_stay_at_a_gateway_need_less_sharing() -> None:
     assert mean(3, NO_SHARING, by_session=True) > mean(3, NO_SHARING) - 0.02
     runs = [served(3, SharingOptions(), by_session=True, seed=seed) for seed in range(2)]
-    assert all(one.error is None for run in runs for one in run)
+    assert all(request.error is None for run in runs for request in run)
 
 
 def test_no_gateways_cannot_answer() -> None:
@@ -223,23 +224,23 @@ class Fleet:
 
 
 def whole(served: Sequence[RequestResult]) -> list[RequestResult]:
-    return [one for one in served if one.error is None]
+    return [request for request in served if request.error is None]
 
 
 def test_each_gateway_sends_what_an_engine_can_begin_and_holds_the_rest() -> None:
-    one, three, at_once = Fleet(1), Fleet(3), Fleet(3, "round-robin")
-    for fleet in (one, three, at_once):
+    single, three, at_once = Fleet(1), Fleet(3), Fleet(3, "round-robin")
+    for fleet in (single, three, at_once):
         assert len(whole(fleet.serve(24))) == 24
-    assert one.at_engines == {"e-0": 1, "e-1": 1}
+    assert single.at_engines == {"e-0": 1, "e-1": 1}
     assert three.at_engines == {"e-0": 3, "e-1": 3}, "one of each: nobody counts what others keep"
-    assert len(one.waiting) > len(three.waiting) > 10
+    assert len(single.waiting) > len(three.waiting) > 10
     assert at_once.waiting == []
 
 
 def test_replayed_choices_are_kept_and_held_by_their_gateways() -> None:
     fleet = Fleet(3, choices={request.id: "e-0" for request in crowd(24)})
     served = fleet.serve(24)
-    assert {one.instance for one in served} == {"e-0"}
+    assert {request.instance for request in served} == {"e-0"}
     assert fleet.at_engines == {"e-0": 3}
 
 
@@ -248,7 +249,7 @@ def test_dualmap_holds_as_live_gateways_hold_it_and_moves_nothing() -> None:
     served = whole(fleet.serve(24))
     assert len(served) == 24
     assert fleet.waiting
-    assert all(one.retries == 0 for one in served)
+    assert all(request.retries == 0 for request in served)
 
 
 def lose(fleet: Fleet, now: float) -> None:
@@ -274,13 +275,13 @@ def test_held_requests_are_answered_once_under_all_events(
 ) -> None:
     fleet = Fleet(gateways, happens=happens)
     served = fleet.serve(30)
-    kept = [one for one in served if one.id in fleet.waiting]
+    kept = [request for request in served if request.id in fleet.waiting]
     assert len(kept) > 10
     assert whole(kept) == kept, "who had not begun is answered"
-    assert all(one.error in (None, ENGINE_LOST) for one in served)
-    assert sum(one.retries for one in kept) > 0
+    assert all(request.error in (None, ENGINE_LOST) for request in served)
+    assert sum(request.retries for request in kept) > 0
     if happens in (lose, drain):
-        assert all(one.instance == "e-1" for one in kept)
+        assert all(request.instance == "e-1" for request in kept)
 
 
 def test_a_request_is_rerouted_by_the_gateway_that_holds_it() -> None:
@@ -293,9 +294,9 @@ def test_a_request_is_rerouted_by_the_gateway_that_holds_it() -> None:
         of.update({request: (before[request], after[request]) for request in before})
 
     served = Fleet(3, happens=note).serve(30)
-    again = [one.id for one in served if one.retries]
-    assert len({of[one][0] for one in again}) == 3
-    assert all(of[one][0] == of[one][1] for one in again)
+    again = [request.id for request in served if request.retries]
+    assert len({of[request_id][0] for request_id in again}) == 3
+    assert all(of[request_id][0] == of[request_id][1] for request_id in again)
 
 
 def test_a_killed_gateway_sends_nothing_any_more() -> None:
@@ -313,7 +314,7 @@ def test_a_killed_gateway_sends_nothing_any_more() -> None:
         assert not dying & set(sent), "the new one chooses, and sends what can begin as it arrives"
 
     served = Fleet(1, happens=end).serve(12)
-    assert {one.error for one in served if one.retries} == {None}
+    assert {request.error for request in served if request.retries} == {None}
     assert sent, "the new one keeps what cannot begin"
 
 
@@ -328,12 +329,12 @@ def objective(request: TraceRequest) -> float:
 def traffic(load: float, requests: int = shortened(2_000, 1_200)) -> list[TraceRequest]:
     draw = random.Random(7)
     sizes = [draw.randint(200, 2_000) if draw.random() < 0.88 else draw.randint(8_000, 16_000) for _ in range(requests)]
-    rate, at, made = load * len(NAMES) * requests / sum(H100.prefill_time(size) for size in sizes), 0.0, []
+    rate, at, trace = load * len(NAMES) * requests / sum(H100.prefill_time(size) for size in sizes), 0.0, []
     for number, size in enumerate(sizes):
         at += draw.expovariate(rate)
         blocks = tuple(range(number * 64, number * 64 + size // TRACE_BLOCK_TOKENS))
-        made.append(TraceRequest(f"r{number}", at, size, 16, blocks, tenant="ab"[number % 2]))
-    return made
+        trace.append(TraceRequest(f"r{number}", at, size, 16, blocks, tenant="ab"[number % 2]))
+    return trace
 
 
 def served_with_gate(
@@ -356,9 +357,9 @@ def served_with_gate(
 
 def shares(requests: list[TraceRequest], ones: list[RequestResult]) -> tuple[float, float]:
     kept: tuple[list[bool], list[bool]] = ([], [])
-    for request, one in zip(requests, ones, strict=True):
-        assert one.ttft_seconds is not None
-        kept[objective(request) > 1.0].append(one.ttft_seconds <= objective(request))
+    for request, reply in zip(requests, ones, strict=True):
+        assert reply.ttft_seconds is not None
+        kept[objective(request) > 1.0].append(reply.ttft_seconds <= objective(request))
     return sum(kept[0]) / len(kept[0]), sum(kept[1]) / len(kept[1])
 
 
@@ -372,8 +373,8 @@ def test_held_requests_survive_the_loss_of_an_engine() -> None:
     requests = traffic(0.9, 600)
     loss = (FleetEvent(requests[300].arrival, FleetEventKind.LOSE, NAMES[0]),)
     ones = served_with_gate(requests, gated=True, limits=Limits(), script=loss)
-    cut = [one for one in ones if one.error is not None]
-    assert all(one.error == ENGINE_LOST for one in cut)
+    cut = [reply for reply in ones if reply.error is not None]
+    assert all(reply.error == ENGINE_LOST for reply in cut)
     assert len(cut) < 20
 
 
@@ -381,10 +382,10 @@ def test_in_overload_the_sheddable_tier_is_refused_and_the_other_is_served() -> 
     requests = traffic(1.5)
     ones = served_with_gate(requests, gated=True)
     refused = [
-        request.tenant for request, one in zip(requests, ones, strict=True) if one.error in ("shed", "shed-late")
+        request.tenant for request, reply in zip(requests, ones, strict=True) if reply.error in ("shed", "shed-late")
     ]
     assert len(refused) > 100
     assert set(refused) == {"b"}
-    dear = [(r, one) for r, one in zip(requests, ones, strict=True) if r.tenant == "a"]
-    kept = sum(one.ttft_seconds is not None and one.ttft_seconds <= objective(r) for r, one in dear)
+    dear = [(r, reply) for r, reply in zip(requests, ones, strict=True) if r.tenant == "a"]
+    kept = sum(reply.ttft_seconds is not None and reply.ttft_seconds <= objective(r) for r, reply in dear)
     assert kept >= 0.9 * len(dear)

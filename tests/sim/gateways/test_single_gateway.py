@@ -119,10 +119,10 @@ def test_a_traces_chain_has_the_shape_that_the_gateway_finds_in_text() -> None:
 
 
 def test_traces_that_begin_alike_share_chains_and_keys_that_far() -> None:
-    one = trace_chain((1, 2, 3), 1_536, secret=b"s", seed=b"m")
+    chain = trace_chain((1, 2, 3), 1_536, secret=b"s", seed=b"m")
     two = trace_chain((1, 2, 9), 1_536, secret=b"s", seed=b"m")
-    alike = [a == b for a, b in zip(one.hashes, two.hashes, strict=True)]
-    assert alike == [end <= 4_096 for end in one.ends]
+    alike = [a == b for a, b in zip(chain.hashes, two.hashes, strict=True)]
+    assert alike == [end <= 4_096 for end in chain.ends]
     assert [
         a == b for a, b in zip(trace_keys((1, 2, 3), 1_536, 256), trace_keys((1, 2, 9), 1_536, 256), strict=True)
     ] == [
@@ -135,16 +135,16 @@ def test_traces_that_begin_alike_share_chains_and_keys_that_far() -> None:
 def test_the_first_thousand_of_the_conversation_trace_reward_dual_hashing() -> None:
     """The demo's goal: 2 × the cached tokens, p90 TTFT 0.5 × round-robin, 0.7 × least-request."""
     requests = at_rate(spread_ties(read_mooncake(BUNDLED_TRACE)), 6.5)
-    found = {
+    runs = {
         name: run(requests, name, profile=builtin_profile("910b4"), engines=8)
         for name in ("dual-hash", "round-robin", "least-request")
     }
-    cached = {name: sum(item.cached_tokens for item in served) for name, served in found.items()}
+    cached = {name: sum(item.cached_tokens for item in served) for name, served in runs.items()}
     slow = {
         name: sorted(item.ttft_seconds for item in served if item.ttft_seconds is not None)[900]
-        for name, served in found.items()
+        for name, served in runs.items()
     }
-    assert all(item.error is None for served in found.values() for item in served)
+    assert all(item.error is None for served in runs.values() for item in served)
     assert cached["dual-hash"] >= 2.0 * cached["round-robin"]
     assert slow["dual-hash"] <= 0.5 * slow["round-robin"]
     assert slow["dual-hash"] <= 0.7 * slow["least-request"]

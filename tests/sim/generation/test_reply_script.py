@@ -69,8 +69,8 @@ def test_a_stop_token_ends_without_its_text() -> None:
 
 def test_a_schema_without_end_gets_an_end() -> None:
     tree = {"type": "object", "required": ["l", "r"], "properties": {"l": {"$ref": "#"}, "r": {"$ref": "#"}}}
-    found = minimal_value(tree)
-    assert set(found) == {"l", "r"}
+    minimal = minimal_value(tree)
+    assert set(minimal) == {"l", "r"}
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,8 @@ async def test_equal_requests_say_the_same_and_another_seed_something_else() -> 
 
         async def text(**more: Any) -> str:
             answer = await post(engine, "/v1/completions", prompt="x", max_tokens=8, **more)
-            said: str = answer.json()["choices"][0]["text"]
-            return said
+            completion: str = answer.json()["choices"][0]["text"]
+            return completion
 
         assert await text() == await text()
         assert await text(seed=1) == await text(seed=1)
@@ -155,8 +155,8 @@ async def test_usage_comes_once_at_the_end_or_with_every_event() -> None:
 async def test_the_next_turn_finds_the_blocks_of_the_answer_before() -> None:
     async with running_engine() as engine:
         first = (await post(engine, "/v1/chat/completions", messages=HELLO, max_tokens=64)).json()
-        said = first["choices"][0]["message"]
-        turns = [*HELLO, {"role": "assistant", "content": said["content"]}, {"role": "user", "content": "More"}]
+        message = first["choices"][0]["message"]
+        turns = [*HELLO, {"role": "assistant", "content": message["content"]}, {"role": "user", "content": "More"}]
         usage = (await post(engine, "/v1/chat/completions", messages=turns, max_tokens=1)).json()["usage"]
         in_first = first["usage"]["prompt_tokens"] + 63
         assert usage["prompt_tokens_details"]["cached_tokens"] == in_first // 16 * 16
@@ -190,19 +190,19 @@ async def answered(url: str, path: str, body: dict[str, Any]) -> tuple[str, str,
 
 @pytest.mark.parametrize("cut", [1, 7, 16, 33])
 async def test_a_completion_goes_on_wherever_it_was_cut_and_on_any_engine(cut: int) -> None:
-    async with running_engines(2, SETTINGS) as (one, two):
+    async with running_engines(2, SETTINGS) as (engine, two):
         prompt = "once upon a time"
-        whole, _, _ = await answered(one.url, "/v1/completions", {"prompt": prompt, "max_tokens": 50})
+        whole, _, _ = await answered(engine.url, "/v1/completions", {"prompt": prompt, "max_tokens": 50})
         first, _, _ = await answered(two.url, "/v1/completions", {"prompt": prompt, "max_tokens": cut})
         rest, _, _ = await answered(two.url, "/v1/completions", {"prompt": prompt + first, "max_tokens": 50 - cut})
         assert first + rest == whole
 
 
 async def test_a_chat_goes_on_to_its_natural_end() -> None:
-    async with running_engines(2, SETTINGS) as (one, two):
+    async with running_engines(2, SETTINGS) as (engine, two):
         for number in range(5):
             turn = [{"role": "user", "content": f"question {number}"}]
-            whole, reason, counted = await answered(one.url, CHAT, {"messages": turn})
+            whole, reason, counted = await answered(engine.url, CHAT, {"messages": turn})
             half = whole[: len(whole) // 8 * 4]
             more = {"continue_final_message": True, "add_generation_prompt": False}
             open_turn = [*turn, {"role": "assistant", "content": half}]
@@ -213,17 +213,17 @@ async def test_a_chat_goes_on_to_its_natural_end() -> None:
 
 
 async def test_other_prompts_have_other_answers() -> None:
-    async with running_engines(1, SETTINGS) as (one,):
-        found = {
-            (await answered(one.url, "/v1/completions", {"prompt": f"say {number}", "max_tokens": 8}))[0]
+    async with running_engines(1, SETTINGS) as (engine,):
+        texts = {
+            (await answered(engine.url, "/v1/completions", {"prompt": f"say {number}", "max_tokens": 8}))[0]
             for number in range(20)
         }
-        assert len(found) == 20
+        assert len(texts) == 20
 
 
 async def test_the_last_message_cannot_go_on_and_be_answered() -> None:
-    async with running_engines(1, SETTINGS) as (one,):
+    async with running_engines(1, SETTINGS) as (engine,):
         body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "continue_final_message": True}
-        answer = await request(one.url, body, more=KIND)
+        answer = await request(engine.url, body, more=KIND)
         assert answer.status == 400
         assert "continue_final_message" in json.loads(answer.body)["error"]["message"]

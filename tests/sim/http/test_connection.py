@@ -43,8 +43,8 @@ async def test_requests_on_one_connection_are_answered_in_order() -> None:
         await connection.read_until(b"HTTP/1.1 200 OK\r\ndate")
         while connection.received.count(b"HTTP/1.1 200 OK") < 3:
             assert await connection.read_more()
-        told = bytes(connection.received)
-        assert told.index(b"text_completion") < told.index(b'{"version"') < told.rindex(b"content-length: 0")
+        output = bytes(connection.received)
+        assert output.index(b"text_completion") < output.index(b'{"version"') < output.rindex(b"content-length: 0")
 
 
 @pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
@@ -59,7 +59,7 @@ def test_many_requests_sent_ahead_are_all_answered_once_and_in_order(factory: An
             while connection.received.count(b'"id":"cmpl-') < 100:
                 assert await connection.read_more()
             ids = re.findall(rb'"id":"cmpl-(\d+)"', bytes(connection.received))
-            assert [int(found) for found in ids] == list(numbers)
+            assert [int(request_id) for request_id in ids] == list(numbers)
 
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(scenario())

@@ -23,9 +23,9 @@ def response_to(request: RecordedRequest) -> HttpResponse:
 
 def error(target: str, **body: Any) -> dict[str, Any]:
     answer = response_to(post_request(target, body))
-    found: dict[str, Any] = answer.json()["error"]
-    assert answer.status == found["code"]
-    return found
+    refusal: dict[str, Any] = answer.json()["error"]
+    assert answer.status == refusal["code"]
+    return refusal
 
 
 def raw(body: bytes, kind: str = "application/json") -> HttpResponse:
@@ -56,14 +56,14 @@ HELLO = [{"role": "user", "content": "Hello"}]
     ],
 )
 def test_a_wrong_type_is_named_with_its_place(body: dict[str, Any], kind: str, param: str) -> None:
-    found = error("/v1/chat/completions", **{"messages": HELLO, **body})
-    assert (found["type"], found["param"], found["code"]) == ("Bad Request", param, 400)
-    assert f"'type': '{kind}'" in found["message"]
+    refusal = error("/v1/chat/completions", **{"messages": HELLO, **body})
+    assert (refusal["type"], refusal["param"], refusal["code"]) == ("Bad Request", param, 400)
+    assert f"'type': '{kind}'" in refusal["message"]
 
 
 def test_several_wrong_fields_are_named_together() -> None:
-    found = error("/v1/completions", prompt="x", max_tokens="a", n="b")
-    assert found["message"].startswith("2 validation errors:\n")
+    refusal = error("/v1/completions", prompt="x", max_tokens="a", n="b")
+    assert refusal["message"].startswith("2 validation errors:\n")
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ def test_several_wrong_fields_are_named_together() -> None:
     ],
 )
 def test_a_value_out_of_range_is_refused(body: dict[str, Any], words: str) -> None:
-    found = error("/v1/completions", **{"prompt": "x", "max_tokens": 3, **body})
-    assert found["code"] == 400
-    assert words in found["message"]
+    refusal = error("/v1/completions", **{"prompt": "x", "max_tokens": 3, **body})
+    assert refusal["code"] == 400
+    assert words in refusal["message"]
 
 
 @pytest.mark.parametrize(
@@ -103,9 +103,9 @@ def test_a_body_that_is_no_json_object_is_400(body: bytes) -> None:
 def test_text_that_cannot_fit_is_refused_before_it_is_cut_into_tokens(target: str) -> None:
     text = "x" * 5_000_000
     turns = [{"role": "user", "content": text}]
-    found = error(target, prompt=text, input=text, messages=turns, max_tokens=1) if "messages" not in target else None
-    if found is not None:
-        assert "maximum context length is 100 tokens" in found["message"]
+    refusal = error(target, prompt=text, input=text, messages=turns, max_tokens=1) if "messages" not in target else None
+    if refusal is not None:
+        assert "maximum context length is 100 tokens" in refusal["message"]
     else:
         answer = response_to(post_request(target, {"messages": turns, "max_tokens": 1}))
         assert (answer.status, answer.json()["type"]) == (400, "error")
@@ -124,8 +124,8 @@ def test_control_characters_and_emoji_in_a_prompt_are_legal() -> None:
 
 def test_images_are_refused_by_a_model_of_text() -> None:
     parts = [{"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
-    found = error("/v1/chat/completions", messages=[{"role": "user", "content": parts}])
-    assert (found["code"], found["type"]) == (400, "BadRequestError")
+    refusal = error("/v1/chat/completions", messages=[{"role": "user", "content": parts}])
+    assert (refusal["code"], refusal["type"]) == (400, "BadRequestError")
 
 
 def test_content_in_parts_is_joined() -> None:
@@ -139,8 +139,8 @@ def test_content_in_parts_is_joined() -> None:
 
 def test_forcing_a_tool_call_needs_a_parser() -> None:
     tool = {"type": "function", "function": {"name": "f"}}
-    found = error("/v1/chat/completions", messages=HELLO, tools=[tool], tool_choice="required")
-    assert found["message"] == 'tool_choice="required" requires --tool-call-parser to be set'
+    refusal = error("/v1/chat/completions", messages=HELLO, tools=[tool], tool_choice="required")
+    assert refusal["message"] == 'tool_choice="required" requires --tool-call-parser to be set'
 
 
 def test_errors_on_the_anthropic_route_have_its_form() -> None:

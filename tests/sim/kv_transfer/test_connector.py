@@ -58,13 +58,13 @@ async def state(engine: RunningEngine) -> Any:
 
 async def prefilled(engine: RunningEngine, prompt: str = PROMPT, **more: Any) -> dict[str, Any]:
     """Returns the object that a prefill answers."""
-    found: dict[str, Any] = (await post(engine, prefill_body(prompt, **more))).json()["kv_transfer_params"]
-    return found
+    params: dict[str, Any] = (await post(engine, prefill_body(prompt, **more))).json()["kv_transfer_params"]
+    return params
 
 
 def text(response: HttpResponse) -> str:
-    found: str = response.json()["choices"][0]["text"]
-    return found
+    completion: str = response.json()["choices"][0]["text"]
+    return completion
 
 
 async def right_text(engine: RunningEngine, prompt: str = PROMPT) -> str:
@@ -82,8 +82,8 @@ async def begin(engine: RunningEngine, stack: AsyncExitStack, body: object) -> C
 
 async def test_a_prefill_answers_where_its_blocks_are() -> None:
     async with engine_pair() as (prefill, _, _):
-        found = await prefilled(prefill)
-        assert list(found) == [
+        params = await prefilled(prefill)
+        assert list(params) == [
             "do_remote_prefill",
             "do_remote_decode",
             "remote_block_ids",
@@ -99,9 +99,9 @@ async def test_a_prefill_answers_where_its_blocks_are() -> None:
             "transfer_mode",
             "remote_prefill_cached_tokens",
         ]
-        assert (found["do_remote_prefill"], found["do_remote_decode"]) == (True, False)
-        assert found["remote_num_tokens"] == 100
-        assert len(found["remote_block_ids"][0]) == 7  # of 16 tokens, the last partly filled
+        assert (params["do_remote_prefill"], params["do_remote_decode"]) == (True, False)
+        assert params["remote_num_tokens"] == 100
+        assert len(params["remote_block_ids"][0]) == 7  # of 16 tokens, the last partly filled
 
 
 async def test_a_streamed_prefill_answers_nothing_of_it() -> None:
@@ -191,7 +191,7 @@ async def test_a_missing_field_hangs_and_the_core_dies_when_the_client_gives_up(
         async def hanging() -> float:
             return float((await state(decode))["kv_transfer"]["hanging"])
 
-        await wait_for_value(hanging, lambda found: found == 1, "it hangs")
+        await wait_for_value(hanging, lambda count: count == 1, "it hangs")
         await waiting.close()
         await decode.wait_gone()
 
@@ -245,9 +245,9 @@ async def test_a_decode_waits_for_a_frozen_prefill_engine_and_survives_its_clien
         async def pulling() -> float:
             return float((await state(decode))["kv_transfer"]["pulling"])
 
-        await wait_for_value(pulling, lambda found: found == 1, "it pulls")
+        await wait_for_value(pulling, lambda count: count == 1, "it pulls")
         await waiting.close()
-        await wait_for_value(pulling, lambda found: found == 0, "it stopped")
+        await wait_for_value(pulling, lambda count: count == 0, "it stopped")
         assert text(await post(decode, {"prompt": PROMPT, "max_tokens": 8}))
 
 
@@ -258,9 +258,9 @@ def mooncake_pair() -> tuple[EngineSettings, EngineSettings]:
 
 async def mooncake_params(prefill: RunningEngine, name: str) -> dict[str, Any]:
     """Returns the parameters of a decode, with the engine's id from the bootstrap server."""
-    found = (await send_request(prefill.url.removeprefix("http://"), get_request("/query"))).json()
+    ranks = (await send_request(prefill.url.removeprefix("http://"), get_request("/query"))).json()
     pulling = {"do_remote_prefill": True, "do_remote_decode": False, "transfer_id": name}
-    return pulling | {"remote_engine_id": found["0"]["engine_id"], "remote_bootstrap_addr": prefill.url}
+    return pulling | {"remote_engine_id": ranks["0"]["engine_id"], "remote_bootstrap_addr": prefill.url}
 
 
 @pytest.mark.parametrize("decode_first", [True, False])
@@ -317,4 +317,4 @@ async def expired(prefill: RunningEngine) -> None:
     async def count() -> float:
         return float((await state(prefill))["kv_transfer"]["expired_total"])
 
-    await wait_for_value(count, lambda found: found == 1, "the lease ran out")
+    await wait_for_value(count, lambda leases: leases == 1, "the lease ran out")

@@ -64,7 +64,7 @@ async def becomes(engine: RunningEngine, name: str, value: int) -> None:
     async def current() -> float:
         return float((await state(engine))[name])
 
-    await wait_for_value(current, lambda found: found == value, name)
+    await wait_for_value(current, lambda reading: reading == value, name)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -77,8 +77,8 @@ async def test_a_client_that_leaves_frees_its_slot_for_the_one_who_waits(stream:
         assert b"text" not in second.received
         await first.close()
         assert (await second.read_response()).events()[-1] == "[DONE]"
-        found = await state(engine)
-        assert (found["running"], found["waiting"], found["inside"]) == (0, 0, 0)
+        engine_state = await state(engine)
+        assert (engine_state["running"], engine_state["waiting"], engine_state["inside"]) == (0, 0, 0)
 
 
 async def test_a_client_that_leaves_while_it_waits_is_never_computed() -> None:
@@ -225,8 +225,8 @@ async def test_adapters_come_and_go_and_do_not_share_blocks() -> None:
         async def cached(model: str) -> int:
             answer = await call(engine, "/v1/completions", {"model": model, "prompt": [9] * 50, "max_tokens": 1})
             assert answer["model"] == model
-            found: int = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
-            return found
+            cached_tokens: int = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+            return cached_tokens
 
         async def load(path: str, *, in_place: bool = False) -> HttpResponse:
             body = {"lora_name": "a", "lora_path": path, "load_inplace": in_place}
@@ -253,8 +253,8 @@ async def test_ranks_have_caches_of_their_own_and_the_header_picks_one() -> None
             request = post_request("/v1/completions", {"prompt": [9] * 50, "max_tokens": 1})
             pinned = replace(request, headers=(*request.headers, ("X-data-parallel-rank", str(rank))))
             usage = (await send_request(authority, pinned)).json()["usage"]
-            found: int = usage["prompt_tokens_details"]["cached_tokens"]
-            return found
+            cached_tokens: int = usage["prompt_tokens_details"]["cached_tokens"]
+            return cached_tokens
 
         assert [await cached(0), await cached(1), await cached(0), await cached(1)] == [0, 0, 48, 48]
         page = (await send_request(authority, get_request("/metrics"))).body.decode()
@@ -364,8 +364,8 @@ async def post(engine: RunningEngine, target: str, body: object = None) -> Any:
 
 
 async def asleep(engine: RunningEngine) -> bool:
-    found = (await send_request(engine.url.removeprefix("http://"), get_request("/is_sleeping"))).json()
-    return bool(found["is_sleeping"])
+    status = (await send_request(engine.url.removeprefix("http://"), get_request("/is_sleeping"))).json()
+    return bool(status["is_sleeping"])
 
 
 async def test_an_engine_woken_from_level_two_answers_only_after_a_reload() -> None:
@@ -480,8 +480,8 @@ async def test_a_wrong_content_type_and_an_error_status() -> None:
 async def test_a_share_hits_some_requests_and_a_fault_can_be_cleared() -> None:
     async with engine_with_address() as (_, authority):
         await arm(authority, kind="error", share=0.5)
-        found = {(await send_request(authority, post_request("/v1/completions", ASK))).status for _ in range(40)}
-        assert found == {200, 500}
+        statuses = {(await send_request(authority, post_request("/v1/completions", ASK))).status for _ in range(40)}
+        assert statuses == {200, 500}
         cleared = await send_request(authority, RecordedRequest("DELETE", "/sim/faults", (("Host", ""),), b""))
         assert cleared.json()["armed"] == []
         assert {(await send_request(authority, post_request("/v1/completions", ASK))).status for _ in range(10)} == {
@@ -521,17 +521,17 @@ async def test_engine_with_a_hung_core_is_healthy_and_sends_no_token_until_it_re
         await send_request(authority, RecordedRequest("DELETE", "/sim/faults", (("Host", ""),), b""))
         answer = await late.read_response()
         assert (answer.status, answer.json()["usage"]["completion_tokens"]) == (200, 20)
-        await wait_for_metric(authority, lambda found: found > tokens + 20, "vllm:generation_tokens_total")
+        await wait_for_metric(authority, lambda generated: generated > tokens + 20, "vllm:generation_tokens_total")
 
 
 async def test_a_dead_core_is_reported_and_the_other_engines_go_on() -> None:
     async with running_engines(3) as (first, second, third):
-        one, two, other = (engine.url.removeprefix("http://") for engine in (first, second, third))
-        async with open_client(one) as stream:
+        authority, two, other = (engine.url.removeprefix("http://") for engine in (first, second, third))
+        async with open_client(authority) as stream:
             body = {**ASK, "max_tokens": 20_000, "stream": True}
-            await stream.send(post_request("/v1/completions", body).to_bytes(one))
+            await stream.send(post_request("/v1/completions", body).to_bytes(authority))
             await stream.read_until(b"text")
-            await arm(one, kind="core-dead")
+            await arm(authority, kind="core-dead")
             answer = await stream.read_response()
             assert answer.events()[-2]["error"]["code"] == 500
             await first.wait_gone()

@@ -68,34 +68,34 @@ def run_one(jump: float, max_tokens: int) -> tuple[RecordingObserver, RecordingR
     async def scenario() -> tuple[RecordingObserver, RecordingReceiver, RealtimeDriver]:
         steps = RecordingObserver()
         driver = RealtimeDriver(EngineCore(PROFILE), observer=steps, clock=LateClock(jump))
-        told = RecordingReceiver(sequence("a", max_tokens))
-        driver.submit(told)
-        await told.over.wait()
-        return steps, told, driver
+        receiver = RecordingReceiver(sequence("a", max_tokens))
+        driver.submit(receiver)
+        await receiver.over.wait()
+        return steps, receiver, driver
 
     return run_async(scenario())
 
 
 def test_a_late_loop_does_not_slow_the_engine_down() -> None:
-    steps, told, driver = run_one(jump=STEP * 1.5, max_tokens=20)
-    assert told.lasts == [False] * 19 + [True]
+    steps, receiver, driver = run_one(jump=STEP * 1.5, max_tokens=20)
+    assert receiver.lasts == [False] * 19 + [True]
     assert all(began == before for (began, _), (_, before) in zip(steps.spans[1:], steps.spans, strict=False))
     assert abs((steps.spans[-1][1] - steps.spans[0][0]) - 20 * STEP) < 1e-9
     assert driver.skipped_seconds == 0
 
 
 def test_a_driver_that_is_far_behind_drops_the_lost_time_and_reports_it() -> None:
-    _steps, told, driver = run_one(jump=MAX_LAG_SECONDS, max_tokens=8)
-    assert len(told.lasts) == 8
+    _steps, receiver, driver = run_one(jump=MAX_LAG_SECONDS, max_tokens=8)
+    assert len(receiver.lasts) == 8
     assert driver.skipped_seconds > MAX_LAG_SECONDS
 
 
 async def test_requests_of_one_turn_of_the_loop_start_in_one_step() -> None:
     driver = RealtimeDriver(EngineCore(PROFILE))
-    told = [RecordingReceiver(sequence(str(number), 2)) for number in range(5)]
-    for each in told:
+    receivers = [RecordingReceiver(sequence(str(number), 2)) for number in range(5)]
+    for each in receivers:
         driver.submit(each)
-    for each in told:
+    for each in receivers:
         await each.over.wait()
     assert driver.core.stats.steps_total == 2
 
@@ -103,19 +103,19 @@ async def test_requests_of_one_turn_of_the_loop_start_in_one_step() -> None:
 async def test_the_count_of_endings_knows_the_scripts_reason() -> None:
     steps = RecordingObserver()
     driver = RealtimeDriver(EngineCore(PROFILE), observer=steps)
-    told = RecordingReceiver(sequence("a", 1), end_reason="stop")
-    driver.submit(told)
-    await told.over.wait()
+    receiver = RecordingReceiver(sequence("a", 1), end_reason="stop")
+    driver.submit(receiver)
+    await receiver.over.wait()
     assert steps.reasons == ["stop"]
 
 
 async def test_a_prompt_that_wants_no_token_ends_when_it_is_computed() -> None:
     driver = RealtimeDriver(EngineCore(PROFILE))
-    told = RecordingReceiver(sequence("a", 0))
-    driver.submit(told)
-    await told.over.wait()
-    told = told
-    assert (told.lasts, told.end_reason) == ([], "length")
+    receiver = RecordingReceiver(sequence("a", 0))
+    driver.submit(receiver)
+    await receiver.over.wait()
+    receiver = receiver
+    assert (receiver.lasts, receiver.end_reason) == ([], "length")
 
 
 async def test_an_aborted_sequence_gets_nothing_more_and_its_slot_is_free() -> None:

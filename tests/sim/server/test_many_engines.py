@@ -54,7 +54,7 @@ async def test_the_sdk_streams_and_an_abandoned_stream_frees_the_slot() -> None:
         async def running() -> float:
             return served.engine.drivers[0].core.stats.running
 
-        await wait_for_value(running, lambda found: found == 0, "running")
+        await wait_for_value(running, lambda count: count == 0, "running")
         with pytest.raises(openai.NotFoundError):
             await client.chat.completions.create(model="nope", messages=HELLO)
         with pytest.raises(openai.BadRequestError):
@@ -68,11 +68,11 @@ async def test_embeddings_are_unit_vectors_of_their_text_in_both_encodings() -> 
     ):
         packed = await client.embeddings.create(model="sim", input=["one", "two", "one"], dimensions=16)
         plain = await client.embeddings.create(model="sim", input="one", dimensions=16, encoding_format="float")
-        one, two, again = (item.embedding for item in packed.data)
-        assert one == again
-        assert one != two
-        assert plain.data[0].embedding == pytest.approx(one)
-        assert sum(number * number for number in one) == pytest.approx(1)
+        first, two, again = (item.embedding for item in packed.data)
+        assert first == again
+        assert first != two
+        assert plain.data[0].embedding == pytest.approx(first)
+        assert sum(number * number for number in first) == pytest.approx(1)
         assert packed.usage.prompt_tokens == 3
 
 
@@ -82,12 +82,12 @@ async def test_embeddings_are_unit_vectors_of_their_text_in_both_encodings() -> 
 async def test_the_task_says_which_endpoints_there_are(task: str, embeddings: int, chat: int) -> None:
     async with running_engine(EngineSettings(task=task)) as served:
         authority = served.url.removeprefix("http://")
-        found = await send_request(authority, post_request("/v1/embeddings", {"input": "x"}))
-        assert found.status == embeddings
-        found = await send_request(
+        response = await send_request(authority, post_request("/v1/embeddings", {"input": "x"}))
+        assert response.status == embeddings
+        response = await send_request(
             authority, post_request("/v1/chat/completions", {"messages": HELLO, "max_tokens": 1})
         )
-        assert found.status == chat
+        assert response.status == chat
 
 
 @pytest.mark.parametrize("encoding", ["map", "array"])

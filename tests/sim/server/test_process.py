@@ -84,8 +84,8 @@ def test_a_lone_engine_that_dies_takes_its_process_with_it() -> None:
 
 def test_faults_of_the_command_line_hit_the_engine_they_name() -> None:
     with program("--count", "2", "--fault", "1:error,status=503") as (_process, urls):
-        found = [httpx.post(f"{url}/v1/completions", json={"prompt": "x", "max_tokens": 1}).status_code for url in urls]
-        assert found == [200, 503]
+        codes = [httpx.post(f"{url}/v1/completions", json={"prompt": "x", "max_tokens": 1}).status_code for url in urls]
+        assert codes == [200, 503]
 
 
 def test_a_taken_port_is_said_and_ends_with_status_2() -> None:
@@ -173,6 +173,6 @@ def test_speed_makes_the_same_request_take_less_time_in_the_engine() -> None:
 
 def test_help_names_every_fault() -> None:
     command = [sys.executable, "-m", "fairlead_sim", "engine", "--help"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
-    assert "core-dead" in re.sub(r"-\s+", "-", told)  # a line may end within a name
-    assert json.dumps("--listen") not in told
+    help_text = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
+    assert "core-dead" in re.sub(r"-\s+", "-", help_text)  # a line may end within a name
+    assert json.dumps("--listen") not in help_text

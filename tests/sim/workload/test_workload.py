@@ -178,11 +178,11 @@ def test_a_file_is_read_in_the_format_that_its_first_line_has(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", GENERATED_SOURCES)
 def test_generated_traffic_is_found_by_its_name_and_equal_from_equal_seeds(name: str) -> None:
-    one, two, other = (load_source(name, limit=50, seed=seed) for seed in (1, 1, 2))
-    assert len(one.requests) == 50
-    assert one.requests == two.requests
-    assert one.requests != other.requests
-    assert one.rate > 0.0
+    source, two, other = (load_source(name, limit=50, seed=seed) for seed in (1, 1, 2))
+    assert len(source.requests) == 50
+    assert source.requests == two.requests
+    assert source.requests != other.requests
+    assert source.rate > 0.0
 
 
 def test_what_is_neither_is_refused_with_what_there_is() -> None:
@@ -285,11 +285,11 @@ def test_bursts_are_where_they_should_be(name: str, least: float) -> None:
 
 
 def by_session(requests: Sequence[TraceRequest]) -> dict[str, list[TraceRequest]]:
-    found: dict[str, list[TraceRequest]] = {}
+    sessions: dict[str, list[TraceRequest]] = {}
     for request in requests:
         assert request.session is not None
-        found.setdefault(request.session, []).append(request)
-    return found
+        sessions.setdefault(request.session, []).append(request)
+    return sessions
 
 
 def test_equal_seeds_give_equal_conversations_and_others_do_not() -> None:
