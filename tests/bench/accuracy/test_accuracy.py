@@ -30,9 +30,9 @@ SAME = {
 
 def missed(*changed: tuple[tuple[int, str], RunResult]) -> list[str]:
     """Returns the goals that fail when live equals simulated but for these values."""
-    made = rows({key: (dict(changed).get(key, same), same) for key, same in SAME.items()}, {})
-    assert {row.metric: row.goal for row in made if row.goal} == GOALS
-    return [row.metric for row in made if not row.holds]
+    table = rows({key: (dict(changed).get(key, same), same) for key, same in SAME.items()}, {})
+    assert {row.metric: row.goal for row in table if row.goal} == GOALS
+    return [row.metric for row in table if not row.holds]
 
 
 def test_rows_hold_within_their_goals_only() -> None:
@@ -49,19 +49,19 @@ def test_rows_hold_within_their_goals_only() -> None:
 def test_presets_that_are_as_good_as_equal_have_no_order() -> None:
     first, second = ((1, rule) for rule in PRESETS[:2])
     near = replace(SAME[first], cached=0.79)
-    made = rows(
+    table = rows(
         {key: (near if key == first else same, near if key == second else same) for key, same in SAME.items()}, {}
     )
-    crossed = [row for row in made if "order by cached" in row.metric]
+    crossed = [row for row in table if "order by cached" in row.metric]
     assert [row.value for row in crossed] == [0, 0]
 
 
 def test_a_busy_fleet_has_rows_of_its_own_without_goals_and_its_failures_count() -> None:
     failing = replace(SAME[1, PRESETS[0]], failed=2)
-    made = rows({key: (same, same) for key, same in SAME.items()}, {1: (failing, failing)})
-    (failed,) = [row for row in made if row.metric == "requests that failed"]
+    table = rows({key: (same, same) for key, same in SAME.items()}, {1: (failing, failing)})
+    (failed,) = [row for row in table if row.metric == "requests that failed"]
     assert failed.value == 2
-    assert len([row for row in made if "at 20/s" in row.metric and row.goal is None]) == 3
+    assert len([row for row in table if "at 20/s" in row.metric and row.goal is None]) == 3
 
 
 @pytest.mark.nightly
@@ -90,10 +90,10 @@ FIT_SAME = {
 
 def missed_by_fit(live: dict[str, RunResult] | None = None, *, miscounted: int = 0) -> list[str]:
     """Returns the goals that fail when live equals simulated but for these values."""
-    found = {rule: ((live or {}).get(rule, same), same) for rule, same in FIT_SAME.items()}
-    made = fitted.rows(found, miscounted=miscounted, errors=[0.1, 0.1])
-    assert {row.metric: row.goal for row in made if row.goal} == FIT_GOALS
-    return [row.metric for row in made if not row.holds]
+    pairs = {rule: ((live or {}).get(rule, same), same) for rule, same in FIT_SAME.items()}
+    table = fitted.rows(pairs, miscounted=miscounted, errors=[0.1, 0.1])
+    assert {row.metric: row.goal for row in table if row.goal} == FIT_GOALS
+    return [row.metric for row in table if not row.holds]
 
 
 def test_rows_of_the_fit_hold_within_their_goals_only() -> None:
@@ -118,8 +118,8 @@ def test_what_is_said_of_a_profile_is_the_profile_again_and_equal_engines_are_on
 
 def _learned_profile(*profiles: Any, learned: bool = True) -> dict[str, Any]:
     known = [{"profile": {"learned": learned, "coefficients": profile_fields(profile)}} for profile in profiles]
-    told: dict[str, Any] = json.loads(json.dumps({"models": [{"instances": known}]}))
-    return told
+    document: dict[str, Any] = json.loads(json.dumps({"models": [{"instances": known}]}))
+    return document
 
 
 def test_traffic_fits_the_engine_and_comes_at_its_rate() -> None:

@@ -103,7 +103,7 @@ def test_every_goal_has_its_row() -> None:
 def test_rows_hold_within_the_bar_only() -> None:
     assert missed() == []
     assert missed(smooth_chat={"attainment": 0.9899}) == ["smooth-chat: within the objectives"]
-    assert missed(smooth_short={"cost": 1.16}) == [f"smooth-short: cost ÷ oracle{one}" for one in (EXCEL, STRETCH)]
+    assert missed(smooth_short={"cost": 1.16}) == [f"smooth-short: cost ÷ oracle{bar}" for bar in (EXCEL, STRETCH)]
     assert missed(drift={"attainment": 0.985}) == [f"drift: within the objectives{EXCEL}"]
     assert missed(drift={"cost": 1.36}) == [f"drift: cost ÷ oracle{EXCEL}"]
     assert missed(missing_metrics={"window_away": 1.0}) == [
@@ -155,46 +155,46 @@ def even(*stretches: tuple[float, float, float]) -> ArrivalTrace:
 
 
 def test_recovery_counts_from_the_first_moment_a_replica_could_be_there() -> None:
-    made = scenario("step", even((0.0, 300.0, 0.5), (300.0, 1_200.0, 8.0)))
-    soon = run_controller(made, ScheduleController([(305.0, {"S": 8})]))
-    late = run_controller(made, ScheduleController([(405.0, {"S": 8})]))
-    never = run_controller(made, ScheduleController([]))
-    assert recovery_seconds(made, soon) <= 15.0
-    assert recovery_seconds(made, late) == pytest.approx(100.0 + recovery_seconds(made, soon), abs=10.0)
-    assert recovery_seconds(made, never) == math.inf
-    assert indicators(made, soon)["again_seconds"] == recovery_seconds(made, soon)
+    case = scenario("step", even((0.0, 300.0, 0.5), (300.0, 1_200.0, 8.0)))
+    soon = run_controller(case, ScheduleController([(305.0, {"S": 8})]))
+    late = run_controller(case, ScheduleController([(405.0, {"S": 8})]))
+    never = run_controller(case, ScheduleController([]))
+    assert recovery_seconds(case, soon) <= 15.0
+    assert recovery_seconds(case, late) == pytest.approx(100.0 + recovery_seconds(case, soon), abs=10.0)
+    assert recovery_seconds(case, never) == math.inf
+    assert indicators(case, soon)["again_seconds"] == recovery_seconds(case, soon)
 
 
 def test_windows_tell_the_share_in_them_and_what_was_taken_away() -> None:
-    made = scenario(
+    case = scenario(
         "missing-metrics", even((0.0, 1_200.0, 1.0)), initial=3, troubles=PlantFaults(missing=((300.0, 400.0),))
     )
-    held = run_controller(made, ScheduleController([(300.0, {"S": 4}), (720.0, {"S": 2})]))
-    assert in_windows(held, made.faults.missing) == {"window_attainment": 1.0, "window_away": 0.0}
-    dropped = run_controller(made, ScheduleController([(350.0, {"S": 1}), (380.0, {"S": 3})]))
-    assert in_windows(dropped, made.faults.missing)["window_away"] == 2.0
-    assert indicators(made, dropped)["window_away"] == 2.0
+    held = run_controller(case, ScheduleController([(300.0, {"S": 4}), (720.0, {"S": 2})]))
+    assert in_windows(held, case.faults.missing) == {"window_attainment": 1.0, "window_away": 0.0}
+    dropped = run_controller(case, ScheduleController([(350.0, {"S": 1}), (380.0, {"S": 3})]))
+    assert in_windows(dropped, case.faults.missing)["window_away"] == 2.0
+    assert indicators(case, dropped)["window_away"] == 2.0
 
 
 def test_waking_is_measured_from_the_order_and_beyond_the_start() -> None:
-    made = scenario("zero", even((600.0, 700.0, 0.5)), initial=0)
-    soon = run_controller(made, ScheduleController([(605.0, {"S": 1})]))
+    case = scenario("zero", even((600.0, 700.0, 0.5)), initial=0)
+    soon = run_controller(case, ScheduleController([(605.0, {"S": 1})]))
     assert wake_seconds(soon) == pytest.approx(5.0 + 0.3, abs=0.5)  # a tick, and the prompt itself
-    late = run_controller(made, ScheduleController([(665.0, {"S": 1})]))
+    late = run_controller(case, ScheduleController([(665.0, {"S": 1})]))
     assert wake_seconds(late) == pytest.approx(65.0 + 0.3, abs=0.5)
-    assert wake_seconds(run_controller(made, ScheduleController([]))) == math.inf
+    assert wake_seconds(run_controller(case, ScheduleController([]))) == math.inf
     there = run_controller(
-        replace(made, pools=tuple([replace(pool, initial=1) for pool in made.pools])), ScheduleController([])
+        replace(case, pools=tuple([replace(pool, initial=1) for pool in case.pools])), ScheduleController([])
     )
     assert wake_seconds(there) < 1.0
 
 
 def test_all_controllers_have_the_same_unservable_requests() -> None:
-    one, other = (measure(AutoscalerCell("zero-cold", 1, preset)) for preset in ("hpa-concurrency", "keda-waiting"))
-    assert one["unservable"] == other["unservable"] > 100
-    assert one["servable"] > one["attainment"]
-    unserved = one["requests"] - one["unservable"]
-    assert one["servable"] * unserved <= one["attainment"] * one["requests"] + 1e-6
+    outcome, other = (measure(AutoscalerCell("zero-cold", 1, preset)) for preset in ("hpa-concurrency", "keda-waiting"))
+    assert outcome["unservable"] == other["unservable"] > 100
+    assert outcome["servable"] > outcome["attainment"]
+    unserved = outcome["requests"] - outcome["unservable"]
+    assert outcome["servable"] * unserved <= outcome["attainment"] * outcome["requests"] + 1e-6
 
 
 def test_every_kind_of_scenario_is_measured() -> None:
@@ -207,18 +207,18 @@ def measured(cell: TunedPreset) -> Measured:
 
 
 def test_what_was_measured_is_kept_for_the_same_sources(tmp_path: Path) -> None:
-    said: list[str] = []
+    messages: list[str] = []
 
     def lab(state: str) -> MeasurementCache[TunedPreset]:
-        return MeasurementCache(tmp_path / "cells.jsonl", measured, lambda _: state, jobs=1, said=said.append)
+        return MeasurementCache(tmp_path / "cells.jsonl", measured, lambda _: state, jobs=1, said=messages.append)
 
-    one, other = TunedPreset("a", 1.0, True), TunedPreset("b", 2.0, True)
-    assert lab("now")([one, other, one]) == {one: {"knob": 1.0}, other: {"knob": 2.0}}
-    assert len(said) == 2
+    tuned, other = TunedPreset("a", 1.0, True), TunedPreset("b", 2.0, True)
+    assert lab("now")([tuned, other, tuned]) == {tuned: {"knob": 1.0}, other: {"knob": 2.0}}
+    assert len(messages) == 2
     assert lab("now")([other]) == {other: {"knob": 2.0}}
-    assert len(said) == 2
+    assert len(messages) == 2
     lab("later")([other])
-    assert len(said) == 3
+    assert len(messages) == 3
 
 
 @pytest.mark.parametrize("name", [*SCENARIOS, *WIDER_SCENARIOS])
@@ -323,9 +323,9 @@ def test_cell_has_the_cached_share_and_a_bound_keeps_the_target(monkeypatch: pyt
     rates = shortened([2.0] * 4 + [4.0] * 3, [1.0] * 2 + [2.0] * 2)
     load = poisson_arrivals(rates, CHAT_LENGTHS, Random(1))
     setup = reference_pool(small_profile(), 6)
-    made = AutoscalingScenario("made", 1, 60.0 * len(rates), reference_model([setup], 3.0, 0.15), (setup,), load)
-    made = replace(made, faults=PlantFaults(missing=((120.0, 180.0),)))
-    monkeypatch.setattr(fleet_simulator, "scenario_of", lambda *_: made)
+    case = AutoscalingScenario("made", 1, 60.0 * len(rates), reference_model([setup], 3.0, 0.15), (setup,), load)
+    case = replace(case, faults=PlantFaults(missing=((120.0, 180.0),)))
+    monkeypatch.setattr(fleet_simulator, "scenario_of", lambda *_: case)
     ours = measure_cell(FleetCell("made", 1, FAIRLEAD))
     bound = measure_cell(FleetCell("made", 1, BOUND, bound_runs=4))
     fewer, more = (measure_cell(FleetCell("made", 1, BOUND, factor)) for factor in (0.5, 1.2))
@@ -382,16 +382,16 @@ BENCH = Path(__file__).parents[3] / "bench"
 
 def test_every_case_is_in_the_results_with_each_price() -> None:
     rows = json.loads((BENCH / "results" / "asleep.json").read_text(encoding="utf-8"))["rows"]
-    found = {row["metric"] for row in rows}
+    metrics = {row["metric"] for row in rows}
     for name in CASES:
         for price in PRICES:
-            assert f"{name}, seed 1: cost, asleep at {price} of the price" in found
-        assert f"{name}, seed 1: within the objectives" in found
+            assert f"{name}, seed 1: cost, asleep at {price} of the price" in metrics
+        assert f"{name}, seed 1: within the objectives" in metrics
 
 
 def test_sleep_at_full_price_costs_more_than_no_tier_under_the_same_load() -> None:
-    made = replace(scale_from_zero_scenario(1), seconds=shortened(3_600.0, 1_800.0))
-    rows = list(compare_tiers("made", made, QUICK_CASES))
+    case = replace(scale_from_zero_scenario(1), seconds=shortened(3_600.0, 1_800.0))
+    rows = list(compare_tiers("made", case, QUICK_CASES))
     by_name = {row.metric.removeprefix("made: "): row for row in rows}
     tenth, whole = (by_name[f"cost, asleep at {price} of the price"] for price in PRICES)
     assert tenth.value is not None

@@ -23,9 +23,9 @@ from fairlead_bench.fairness.cache_timing import aimed_load, timing_attack
 def test_attacker_learns_by_time_what_is_cached_only_where_caches_are_shared(
     sharing: CacheSharing, low: float, high: float
 ) -> None:
-    found = timing_attack(sharing, seed=3)
-    assert low <= found.by_time <= high
-    assert low <= found.by_cached_tokens <= high
+    attack = timing_attack(sharing, seed=3)
+    assert low <= attack.by_time <= high
+    assert low <= attack.by_cached_tokens <= high
 
 
 def test_prompts_can_be_aimed_at_one_engine_only_with_the_secret() -> None:

@@ -75,14 +75,14 @@ def test_a_figure_is_the_median_of_its_valid_runs() -> None:
 
 
 def test_every_goal_of_the_table_has_its_row_in_the_same_order() -> None:
-    found = [row for row in rows([], idle_bytes={}, decisions={}) if row.goal is not None]
-    assert [(row.metric, row.goal) for row in found] == list(load_goals("gateway").items())
+    table = [row for row in rows([], idle_bytes={}, decisions={}) if row.goal is not None]
+    assert [(row.metric, row.goal) for row in table] == list(load_goals("gateway").items())
 
 
 def test_goals_that_the_run_did_not_ask_about_have_no_row() -> None:
-    found = rows([], idle_bytes={}, decisions={}, cases=QUICK.cases)
-    assert not [row for row in found if row.metric.startswith("CPU per 128 KB")]
-    assert [row for row in found if row.metric.startswith("CPU per 32 KB")]
+    table = rows([], idle_bytes={}, decisions={}, cases=QUICK.cases)
+    assert not [row for row in table if row.metric.startswith("CPU per 128 KB")]
+    assert [row for row in table if row.metric.startswith("CPU per 32 KB")]
 
 
 def test_a_goal_is_held_against_the_ratio_to_its_peer() -> None:
@@ -99,10 +99,10 @@ def test_a_goal_is_held_against_the_ratio_to_its_peer() -> None:
 
 def test_a_goal_whose_peer_is_absent_does_not_hold_and_its_row_stays() -> None:
     runs = [_run("request-2k", FAIRLEAD, cpu_microseconds=1.0)]
-    found = rows(runs, idle_bytes={}, decisions={}, absent=[ENVOY])
-    goal = next(row for row in found if row.metric.endswith(f"÷ {ENVOY}"))
+    table = rows(runs, idle_bytes={}, decisions={}, absent=[ENVOY])
+    goal = next(row for row in table if row.metric.endswith(f"÷ {ENVOY}"))
     assert (goal.value, goal.versus_value, goal.holds) == (1.0, None, False)
-    assert any(row.metric == f"CPU per 2 KB request{SEPARATOR}{ENVOY}" and row.value is None for row in found)
+    assert any(row.metric == f"CPU per 2 KB request{SEPARATOR}{ENVOY}" and row.value is None for row in table)
 
 
 def test_added_delay_is_the_difference_to_the_same_load_without_a_target() -> None:
@@ -136,23 +136,23 @@ def test_rounds_are_interleaved_and_far_targets_leave_early() -> None:
 
 def test_the_result_file_has_the_shape_that_outside_tools_read(tmp_path: Path) -> None:
     runs = [_run("request-2k", FAIRLEAD, cpu_microseconds=30.0)]
-    found = rows(runs, idle_bytes={FAIRLEAD: 6e7}, decisions={"2k": 9e-6})
+    table = rows(runs, idle_bytes={FAIRLEAD: 6e7}, decisions={"2k": 9e-6})
     file = tmp_path / "gateway.json"
     conditions = result_rows.RunConditions(3, {"plan": "quick"}, {"envoy": "1.40.0"}, {"smg": "no"})
-    result_rows.write(file, found, runs, conditions)
+    result_rows.write(file, table, runs, conditions)
     content = json.loads(file.read_text())
     assert {"machine", "versions", "seed", "rows"} <= content.keys()
     assert content["versions"]["envoy"] == "1.40.0"
     assert content["absent"] == {"smg": "no"}
     assert set(content["rows"][0]) == {"metric", "value", "unit", "versus", "versus_value", "ratio", "goal", "holds"}
-    assert content["rows"] == [asdict(row) for row in found]
+    assert content["rows"] == [asdict(row) for row in table]
 
 
 # From what was seen to a run.
 
 
-def run_of(found: Mapping[str, Any], after: Mapping[str, int], usages: list[ProcessUsage]) -> CaseRun:
-    return summarize(CASES["request-2k"], FAIRLEAD, 1, RunObservations(found, BEFORE, after, usages, 1))
+def run_of(tally: Mapping[str, Any], after: Mapping[str, int], usages: list[ProcessUsage]) -> CaseRun:
+    return summarize(CASES["request-2k"], FAIRLEAD, 1, RunObservations(tally, BEFORE, after, usages, 1))
 
 
 def test_cpu_is_divided_by_what_was_done_meanwhile() -> None:
@@ -164,7 +164,7 @@ def test_cpu_is_divided_by_what_was_done_meanwhile() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "after", "why"),
+    ("tally", "after", "why"),
     [
         ({"errors": 5}, {}, "failed"),
         ({"wrong": 5, "status": 503}, {}, "status 503"),
@@ -172,10 +172,10 @@ def test_cpu_is_divided_by_what_was_done_meanwhile() -> None:
         ({}, {"connections": 900}, "no connection is kept"),
     ],
 )
-def test_a_run_that_measured_something_else_is_not_used(found: dict[str, int], after: dict[str, int], why: str) -> None:
+def test_a_run_that_measured_something_else_is_not_used(tally: dict[str, int], after: dict[str, int], why: str) -> None:
     seen = [_usage(1.0), _usage(1.05)]
     counters = BEFORE | {"requests": 1100} | after
-    run = run_of(FOUND | found, counters, seen)
+    run = run_of(FOUND | tally, counters, seen)
     assert not run.is_valid
     assert why in run.problems[0]
 
@@ -191,10 +191,10 @@ def test_a_run_during_which_processes_change_is_not_used() -> None:
 
 @pytest.mark.parametrize("size", shortened(["2k", "32k", "220k"], ["2k", "32k"]))
 def test_prompts_have_their_size_and_end_with_something_new(size: str) -> None:
-    made = make_bodies(SIZES[size], count=9, seed=1, max_tokens=8, stream=True)
-    assert all(abs(len(body) - SIZES[size]) <= 2 for body in made)
-    assert all(body.count(UNIQUE) == 1 for body in made)
-    messages = [json.loads(body)["messages"] for body in made]
+    bodies = make_bodies(SIZES[size], count=9, seed=1, max_tokens=8, stream=True)
+    assert all(abs(len(body) - SIZES[size]) <= 2 for body in bodies)
+    assert all(body.count(UNIQUE) == 1 for body in bodies)
+    messages = [json.loads(body)["messages"] for body in bodies]
     assert messages[0][0] == messages[8][0]
     assert messages[0][0] != messages[1][0]
     assert UNIQUE in messages[0][-1]["content"]
@@ -239,9 +239,9 @@ def test_a_run_of_the_decision_alone_has_its_goals_and_what_counting_takes() -> 
         median_seconds=1.8e-5, p99_seconds=2.8e-5, routing_seconds=1.5e-5, same_seconds=2e-5, counting_seconds=2.4e-5
     )
     crowded = replace(calm, p99_seconds=5e-5, counting_seconds=4e-5)
-    found = decision_rows({"2k": 9e-6, "32k": 3e-5}, tail_latency.DecisionTails(calm, crowded))
-    assert [row.holds for row in found if row.goal is not None] == [True, True, False, True, True, True]
-    ratios = [row.ratio for row in found if row.versus == "counting as long"]
+    table = decision_rows({"2k": 9e-6, "32k": 3e-5}, tail_latency.DecisionTails(calm, crowded))
+    assert [row.holds for row in table if row.goal is not None] == [True, True, False, True, True, True]
+    ratios = [row.ratio for row in table if row.versus == "counting as long"]
     assert ratios == [pytest.approx(28 / 24), pytest.approx(5 / 4)]
 
 
@@ -259,9 +259,9 @@ def test_a_port_has_the_listeners_that_its_owner_opened() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        found = target_process.listening_inodes(listener.getsockname()[1])
-        assert len(found) == 1
-        assert target_process.owns_sockets(os.getpid(), found)
+        inodes = target_process.listening_inodes(listener.getsockname()[1])
+        assert len(inodes) == 1
+        assert target_process.owns_sockets(os.getpid(), inodes)
         assert not target_process.owns_sockets(os.getpid(), {"0"})
 
 
@@ -301,9 +301,9 @@ def test_crowded_cases_differ_from_the_calm_ones_by_the_neighbor_alone() -> None
 def test_load_generator_and_engine_agree(programs: NativePrograms, tmp_path: Path, name: str) -> None:
     case = CASES[name]
     size = shortened(case.size_bytes, min(case.size_bytes, SIZES["32k"]))
-    made = write_bodies(tmp_path, size, seed=1, max_tokens=case.events or 128, stream=bool(case.events))
+    bodies = write_bodies(tmp_path, size, seed=1, max_tokens=case.events or 128, stream=bool(case.events))
     with MockEngine(programs.engine, ports=2) as engine:
-        run = measure(case, None, engine, LoadGenerator([str(programs.load)], made, 0.2, 1), number=1)
+        run = measure(case, None, engine, LoadGenerator([str(programs.load)], bodies, 0.2, 1), number=1)
         counted = engine.stats()
     assert run.is_valid, run.problems
     assert run.units > 0

@@ -53,9 +53,9 @@ def test_every_unit_has_a_row_with_its_goal() -> None:
     turns = dict.fromkeys(TURNS, 1.0)
     units = [*cost_per_unit(turns, TURNS), *cost_without_keys(turns, TURNS), DECISION]
     windows = {unit: [100.0, 100.0] for unit in units}
-    found = rows(windows, windows, "0123abc")
-    assert {row.metric: row.goal for row in found if row.goal is not None} == load_goals("gateway-instructions")
-    assert len(found) == len(units) + 1
+    table = rows(windows, windows, "0123abc")
+    assert {row.metric: row.goal for row in table if row.goal is not None} == load_goals("gateway-instructions")
+    assert len(table) == len(units) + 1
     slower = {unit: [104.0, 104.0] for unit in units}
     for base in (windows, {}):  # what the base cannot do is not compared
         compared = [row for row in rows(slower, base, "0123abc") if row.goal is not None and row.versus is not None]
@@ -114,12 +114,12 @@ COUNTS = {NO_KEYS: 100.0, WITH_KEY: 110.0, TENANT: 115.0, LIMITED: 120.0, STRICT
 
 def test_ratios_are_those_of_the_means() -> None:
     windows = {unit: [count - 1, count + 1] for unit, count in COUNTS.items()}
-    found = {row.metric: row for row in tenant_requests.rows(windows)}
+    table = {row.metric: row for row in tenant_requests.rows(windows)}
     ratios = {name for name in load_goals(NAME) if "÷" in name}
-    assert {name for name, row in found.items() if row.goal is not None} == ratios
-    assert found[f"instructions per {LIMITED}"].value == 120.0
-    assert found[f"instructions of a {LIMITED} ÷ {WITH_KEY}"].ratio == pytest.approx(120 / 110)
-    assert found[f"instructions of a {STRICT} ÷ {NO_KEYS}"].ratio == pytest.approx(1.32)
+    assert {name for name, row in table.items() if row.goal is not None} == ratios
+    assert table[f"instructions per {LIMITED}"].value == 120.0
+    assert table[f"instructions of a {LIMITED} ÷ {WITH_KEY}"].ratio == pytest.approx(120 / 110)
+    assert table[f"instructions of a {STRICT} ÷ {NO_KEYS}"].ratio == pytest.approx(1.32)
 
 
 def test_limits_beyond_the_goal_do_not_hold() -> None:

@@ -26,9 +26,9 @@ def measured(cpu: float = 5.0, held: int = 1_000_000) -> dict[str, Any]:
 
 
 def figures(cpu: float = 5.0) -> IndexFigures:
-    found = IndexFigures({kind: [measured(cpu)] for kind in KINDS}, measured(50.0, 10_000_000))
-    found.matches = {"all of it everywhere": 5.0, "a random depth on each": 9.0, "nobody": 0.5}
-    return found
+    index_figures = IndexFigures({kind: [measured(cpu)] for kind in KINDS}, measured(50.0, 10_000_000))
+    index_figures.matches = {"all of it everywhere": 5.0, "a random depth on each": 9.0, "nobody": 0.5}
+    return index_figures
 
 
 def test_every_goal_has_a_row() -> None:
@@ -46,14 +46,14 @@ def test_a_run_within_the_bar_holds_and_a_slow_indexer_does_not() -> None:
 def test_streams_change_as_many_blocks_as_they_say_and_end_with_their_mark(kind: str) -> None:
     truth, blocks_each = BlockStore(), shortened(30_000, 8_000)
     truth.attach("e", MODEL, 0.0)
-    said = counted = 0
+    announced = counted = 0
     for payload, blocks in payloads(kind, blocks_each, 7):
         changes = apply_batch(truth, "e", decode_events(payload), 0.0)
-        said += blocks
+        announced += blocks
         counted += sum(len(change.hashes) for change in changes if isinstance(change, BlocksStored | BlocksRemoved))
-    assert said == counted
-    assert said >= blocks_each
+    assert announced == counted
+    assert announced >= blocks_each
     assert cached_depths(truth, "e", [marker_hash(7)])[0] == 1
-    assert [one for one, _ in islice(payloads(kind, 100, 8), 1)] != [
-        one for one, _ in islice(payloads(kind, 100, 9), 1)
+    assert [payload for payload, _ in islice(payloads(kind, 100, 8), 1)] != [
+        payload for payload, _ in islice(payloads(kind, 100, 9), 1)
     ]

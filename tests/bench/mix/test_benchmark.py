@@ -45,16 +45,16 @@ def test_of_skewed_tables_each_type_is_cheapest_by_a_factor_of_two_somewhere() -
     types = skewed(GRID, 3)
     best = set()
     for shape in range(GRID.size):
-        costs = sorted((one.cost_per_hour / one.throughput[shape], one.name) for one in types)
+        costs = sorted((gpu.cost_per_hour / gpu.throughput[shape], gpu.name) for gpu in types)
         assert costs[1][0] >= 2.0 * costs[0][0] * (1 - 1e-9)
         best.add(costs[0][1])
-    assert best == {one.name for one in types}
+    assert best == {gpu.name for gpu in types}
 
 
 def test_faster_accelerators_serve_more_of_every_shape() -> None:
     for priced in price_lists().values():
         for types in (throughput_at_knee(priced, GRID, objectives(0.12)), tabled_throughput(priced, objectives(0.12))):
-            by_name = {one.name: one.throughput for one in types}
+            by_name = {gpu.name: gpu.throughput for gpu in types}
             assert all(big >= small for big, small in zip(by_name["H100-80GB"], by_name["L4"], strict=True))
             assert 0.0 in by_name["L4"], "no prompt of 50,000 tokens fits its memory"
 
@@ -65,7 +65,7 @@ def test_the_table_is_what_engines_of_these_profiles_keep() -> None:
     for name, shape in shortened(cells, cells[:1]):
         profile, wanted = profiles()[name], objectives(0.12)
         cell = next(
-            one for one in tabled_throughput(price_lists()["melange-types"], wanted) if one.name == name
+            gpu for gpu in tabled_throughput(price_lists()["melange-types"], wanted) if gpu.name == name
         ).throughput[shape]
         assert measure_shape(profile, GRID.bucket_center(shape), wanted, 1) == pytest.approx(cell, rel=0.01)
         prompt, output = (round(tokens) for tokens in GRID.bucket_center(shape))
@@ -77,7 +77,7 @@ def test_the_best_fleet_of_one_kind_is_the_one_that_mixes_are_compared_with() ->
     types = tabled_throughput(price_lists()["hyperscalers"], objectives(0.12))
     rates = [16.0 * share for share in histogram("code", GRID, 1)]
     ((name, count),) = best_single(rates, types).items()
-    assert count * next(one.cost_per_hour for one in types if one.name == name) == homogeneous(rates, types)
+    assert count * next(gpu.cost_per_hour for gpu in types if gpu.name == name) == homogeneous(rates, types)
 
 
 @pytest.mark.parametrize("workload", shortened(list(WORKLOADS), list(WORKLOADS)[:1]))
@@ -101,8 +101,8 @@ def test_the_best_division_has_neither_one_more_nor_one_fewer_for_prefill() -> N
 
 @pytest.mark.nightly
 def test_engines_follow_the_traffic_within_a_minute_and_nobody_gives_up() -> None:
-    made, turned = run_shift(0.7, 6_000, OPTIMUM_SHARE[LONG], 7)
-    ours = balanced_controller(made)
+    case, turned = run_shift(0.7, 6_000, OPTIMUM_SHARE[LONG], 7)
+    ours = balanced_controller(case)
     halves = {
         how: fixed_controller(run_shift(0.7, 6_000, ENGINES // 2, 7, computing=how)[0]).attainment
         for how in (PrefillPolicy.APART, PrefillPolicy.SLACK)

@@ -48,12 +48,12 @@ def optimum_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_optimum_keeps_its_share_and_is_cheaper_than_any_fixed_fleet(optimum_file: Path) -> None:
     scenario = short_chat(1)
-    found = OptimumFile(optimum_file).find(scenario, PlantOptions(), may_search=False)
-    assert found is not None
-    steady = found.steady_replicas()["main"]
+    optimum = OptimumFile(optimum_file).find(scenario, PlantOptions(), may_search=False)
+    assert optimum is not None
+    steady = optimum.steady_replicas()["main"]
     assert steady is not None
-    assert found.late_share <= 0.01 < found.late_by_size["main"][steady - 1]
-    assert found.replica_hours <= steady * scenario.seconds / 3600.0
+    assert optimum.late_share <= 0.01 < optimum.late_by_size["main"][steady - 1]
+    assert optimum.replica_hours <= steady * scenario.seconds / 3600.0
 
 
 def test_known_optimum_is_searched_again_only_if_the_plant_changed(optimum_file: Path) -> None:

@@ -54,8 +54,8 @@ def test_only_the_usual_value_may_be_measured(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_requests_that_no_start_could_have_served_do_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = {"attainment": 0.98, "servable": 0.995, "cost": 2.0, "changes": 1.0}
-    monkeypatch.setattr(presets, "MeasurementCache", lambda *_, **__: lambda cells: dict.fromkeys(cells, found))
+    measures = {"attainment": 0.98, "servable": 0.995, "cost": 2.0, "changes": 1.0}
+    monkeypatch.setattr(presets, "MeasurementCache", lambda *_, **__: lambda cells: dict.fromkeys(cells, measures))
     file = tmp_path / "presets.json"
     assert presets.main(["--families", "steady-chat", "--presets", "wva-saturation", "--file", str(file)]) == 0
     rows = {row["metric"]: row["value"] for row in json.loads(file.read_text(encoding="utf-8"))["rows"]}

@@ -43,20 +43,20 @@ _TOKENS = TrafficCase("tokens", TenantLimits(tokens=30_000), 150, max_tokens=1_0
 
 def test_overrun_and_underuse_of_windows_do_not_cancel_out() -> None:
     times = [(60.0 * minute + second, 0.5) for minute, count in ((0, 4), (1, 15), (2, 5)) for second in range(count)]
-    found = AdmittedRequests([(at, at + seconds, 10) for at, seconds in times], starts=(0.0, 60.0, 120.0))
-    one = accuracy(found, TenantLimits(requests=10), windows=2)
-    assert (one.overrun, one.underuse, one.total) == pytest.approx((0.25, 0.25, 1.0))
+    requests = AdmittedRequests([(at, at + seconds, 10) for at, seconds in times], starts=(0.0, 60.0, 120.0))
+    shares = accuracy(requests, TenantLimits(requests=10), windows=2)
+    assert (shares.overrun, shares.underuse, shares.total) == pytest.approx((0.25, 0.25, 1.0))
 
 
 def test_time_without_a_window_is_not_used() -> None:
     admitted = [(at, at + 1.0, 10) for at in (0.0, 60.0, 61.0, 150.0, 151.0)]
-    found = AdmittedRequests(admitted, starts=(0.0, 60.0, 150.0))
-    assert accuracy(found, TenantLimits(requests=2), windows=3).underuse == pytest.approx(1 / 3)
+    requests = AdmittedRequests(admitted, starts=(0.0, 60.0, 150.0))
+    assert accuracy(requests, TenantLimits(requests=2), windows=3).underuse == pytest.approx(1 / 3)
 
 
 def test_the_attribution_that_is_better_for_a_product_counts() -> None:
-    found = AdmittedRequests([(59.0, 61.0, 10), (119.0, 121.0, 10)], starts=(0.0, 60.0, 120.0))
-    assert accuracy(found, TenantLimits(tokens=10), windows=1).underuse == 0.0
+    requests = AdmittedRequests([(59.0, 61.0, 10), (119.0, 121.0, 10)], starts=(0.0, 60.0, 120.0))
+    assert accuracy(requests, TenantLimits(tokens=10), windows=1).underuse == 0.0
 
 
 def test_the_traffic_of_a_case_is_the_same_for_every_product() -> None:
@@ -65,8 +65,8 @@ def test_the_traffic_of_a_case_is_the_same_for_every_product() -> None:
 
 
 def test_fairlead_keeps_a_limit_of_requests_exactly_in_simulated_time() -> None:
-    one = accuracy(play("fairlead estimated", _REQUESTS, 2, 1), _REQUESTS.limits, 2)
-    assert (one.overrun, one.underuse) == (0.0, 0.0)
+    shares = accuracy(play("fairlead estimated", _REQUESTS, 2, 1), _REQUESTS.limits, 2)
+    assert (shares.overrun, shares.underuse) == (0.0, 0.0)
 
 
 def test_fairlead_never_exceeds_a_strict_limit_of_tokens_in_simulated_time() -> None:
@@ -75,9 +75,9 @@ def test_fairlead_never_exceeds_a_strict_limit_of_tokens_in_simulated_time() -> 
 
 
 def test_a_budget_has_one_window() -> None:
-    found = AdmittedRequests([(0.0, 61.0, 10)], nano_usd=150, starts=(0.0, 60.0))
-    one = accuracy(found, TenantLimits(budget=200), windows=8)
-    assert (one.overrun, one.underuse, one.total) == (0.0, 0.25, 0.75)
+    requests = AdmittedRequests([(0.0, 61.0, 10)], nano_usd=150, starts=(0.0, 60.0))
+    shares = accuracy(requests, TenantLimits(budget=200), windows=8)
+    assert (shares.overrun, shares.underuse, shares.total) == (0.0, 0.25, 0.75)
 
 
 def test_fairlead_never_exceeds_a_strict_budget_in_simulated_time() -> None:
@@ -229,9 +229,9 @@ def test_the_ledger_on_the_disk_is_read(tmp_path: Path) -> None:
 
 def test_a_run_has_a_row_for_each_of_its_goals() -> None:
     goals = load_goals("quota")
-    found = {row.metric for row in result_rows(_run_with_faults(), goals)}
+    metrics = {row.metric for row in result_rows(_run_with_faults(), goals)}
     others = ("simulated, ", "over loopback", "processor time of a request", "limits of a request", "lookup", "table")
-    assert {metric for metric in goals if not metric.startswith(others)} <= found
+    assert {metric for metric in goals if not metric.startswith(others)} <= metrics
 
 
 def test_measured_requests_use_every_limit_of_their_tenant() -> None:
@@ -254,8 +254,8 @@ def test_measured_requests_use_every_limit_of_their_tenant() -> None:
 
 def test_a_request_beyond_its_goal_does_not_hold() -> None:
     cost = RequestCost(5.5, 1.0, 0.2, 3.0, 1.5, 13.0, True)
-    found = {row.metric: row for row in cost_rows(cost)}
-    with_goals = {name for name, row in found.items() if row.goal is not None}
+    by_metric = {row.metric: row for row in cost_rows(cost)}
+    with_goals = {name for name, row in by_metric.items() if row.goal is not None}
     assert with_goals <= set(load_goals("tenant-instructions"))
-    assert not found["limits of a request"].holds
-    assert found["lookup of a caller, 10,000 tenants × 5 keys"].holds
+    assert not by_metric["limits of a request"].holds
+    assert by_metric["lookup of a caller, 10,000 tenants × 5 keys"].holds

@@ -46,8 +46,8 @@ class Fixed:
         mine = self._more if cell.preset == "dual-hash" else 1.0
         times = ("ttft_p90", "tpot_p99")
         shares = ("attainment", "worst_window")
-        found = {"capacity": 30.0 * mine, "a_minute": 400_000.0 * mine}
-        return found | dict.fromkeys(times, 1.0 / mine) | dict.fromkeys(shares, min(1.0, mine))
+        figures = {"capacity": 30.0 * mine, "a_minute": 400_000.0 * mine}
+        return figures | dict.fromkeys(times, 1.0 / mine) | dict.fromkeys(shares, min(1.0, mine))
 
 
 def fixed(more: float) -> Any:
@@ -127,12 +127,12 @@ def test_a_cell_is_measured_once_and_anew_when_the_sources_have_changed(
     monkeypatch.setattr("fairlead_bench.routing.benchmark.REQUESTS_AN_ENGINE", 40)
     keep = tmp_path / "cells.jsonl"
     cell = RoutingCell("dual-hash", "agents", 1, engines=2, rate=4.0)
-    said: list[str] = []
-    first = RoutingMeasurements(keep, None, 1, said.append)([cell, cell])
-    assert len(said) == 1
+    messages: list[str] = []
+    first = RoutingMeasurements(keep, None, 1, messages.append)([cell, cell])
+    assert len(messages) == 1
     assert first[cell]["attainment"] == measure(cell, None)["attainment"] == 1.0
-    assert RoutingMeasurements(keep, None, 1, said.append)([cell]) == first
-    assert len(said) == 1
+    assert RoutingMeasurements(keep, None, 1, messages.append)([cell]) == first
+    assert len(messages) == 1
     keep.write_text(keep.read_text().replace('"state": "compiled-', '"state": "compiled-older-'))
-    RoutingMeasurements(keep, None, 1, said.append)([cell])
-    assert len(said) == 2
+    RoutingMeasurements(keep, None, 1, messages.append)([cell])
+    assert len(messages) == 2

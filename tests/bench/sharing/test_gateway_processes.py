@@ -18,15 +18,15 @@ GOALS = load_goals("gateways")
 
 def test_rows_hold_within_their_goals_only() -> None:
     quick, waiting = (0.001,) * 99, (0.001,) * 97 + (0.201,) * 2
-    one, apart = SharingFigures(1_000, 800, 10, 0, quick, quick), SharingFigures(1_000, 500, 10, 0, quick, quick)
+    single, apart = SharingFigures(1_000, 800, 10, 0, quick, quick), SharingFigures(1_000, 500, 10, 0, quick, quick)
     near = [
-        one,
+        single,
         SharingFigures(1_000, 771, 10, 0, quick, quick),
         SharingFigures(1_000, 700, 10, 0, quick, quick),
         apart,
     ]
     far = [
-        one,
+        single,
         SharingFigures(1_000, 765, 10, 1, quick, quick),
         SharingFigures(1_000, 700, 10, 0, waiting, quick),
         apart,
@@ -53,8 +53,8 @@ async def test_three_gateways_that_hear_of_every_request_hit_the_caches_as_one_d
         finally:
             server.kill()
 
-    one, three = await share(1), await share(3)
-    assert (one.failures, three.failures) == (0, 0)
-    assert one.requests == three.requests == 24
-    assert three.cached_share >= one.cached_share - 0.03
-    assert one.cached_share > 0.5
+    single, three = await share(1), await share(3)
+    assert (single.failures, three.failures) == (0, 0)
+    assert single.requests == three.requests == 24
+    assert three.cached_share >= single.cached_share - 0.03
+    assert single.cached_share > 0.5

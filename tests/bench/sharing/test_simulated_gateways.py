@@ -25,9 +25,9 @@ def found(share: float, apart: float, *, failures: int = 0) -> list[str]:
         cached = share if "share" in name else apart if "apart" in name else 0.8
         return [SharingFigures(cached, 1.0, failures)]
 
-    made = rows({name: runs(name) for name in CONVERSATIONS}, {name: runs(name) for name in SHORT})
-    assert {row.metric: row.goal for row in made if row.goal} == GOALS
-    return [row.metric for row in made if not row.holds]
+    table = rows({name: runs(name) for name in CONVERSATIONS}, {name: runs(name) for name in SHORT})
+    assert {row.metric: row.goal for row in table if row.goal} == GOALS
+    return [row.metric for row in table if not row.holds]
 
 
 def test_rows_hold_within_their_goals_only() -> None:

@@ -105,23 +105,23 @@ def test_the_benchmark_writes_every_case(
 def test_the_committed_result_has_all_cases_and_its_summary() -> None:
     root = Path(__file__).resolve().parents[4]
     written = json.loads((root / f"bench/results/{NAME}.json").read_text(encoding="utf-8"))
-    cases = [FixedFleetCase(**one["case"]) for one in written["cases"]]
+    cases = [FixedFleetCase(**entry["case"]) for entry in written["cases"]]
     assert cases == load_cases(PLANTS, REPLICAS, committed_rates())
     fleets: Sequence[FleetComparison] = [
         FleetComparison(
             case,
-            one["requests"],
-            one["late"],
-            one["slow"],
-            PredictedShare(**one["predicted"]),
-            one["rate_ratio"],
+            entry["requests"],
+            entry["late"],
+            entry["slow"],
+            PredictedShare(**entry["predicted"]),
+            entry["rate_ratio"],
         )
-        for case, one in zip(cases, written["cases"], strict=True)
+        for case, entry in zip(cases, written["cases"], strict=True)
     ]
     assert all(fleet.requests >= 28_000 for fleet in fleets)
     summary = {row.metric: (row.value, row.holds) for row in summary_rows(fleets)}
-    found = {row["metric"]: (row["value"], row["holds"]) for row in written["rows"]}
-    assert {metric: found[metric] for metric in summary} == {
+    figures = {row["metric"]: (row["value"], row["holds"]) for row in written["rows"]}
+    assert {metric: figures[metric] for metric in summary} == {
         metric: (pytest.approx(value), holds) for metric, (value, holds) in summary.items()
     }
 
@@ -143,33 +143,33 @@ def compared(plant: str, traffic: str, replicas: int, rate: float, requests: int
 def test_shares_of_some_percent_are_predicted_within_a_factor(
     plant: str, traffic: str, replicas: int, rate: float, factor: float
 ) -> None:
-    found = compared(plant, traffic, replicas, rate, requests=shortened(8_000, 4_000))
-    assert found.is_judged
-    assert is_within(found.predicted.derived, found.measured, factor), found
+    outcome = compared(plant, traffic, replicas, rate, requests=shortened(8_000, 4_000))
+    assert outcome.is_judged
+    assert is_within(outcome.predicted.derived, outcome.measured, factor), outcome
 
 
 @pytest.mark.nightly
 def test_the_cliff_of_a_large_fleet_is_predicted_within_some_percent_of_the_rate() -> None:
-    found = compared("aggregated", "S chat", 64, 1.449)
-    assert found.is_judged
-    assert is_within(found.predicted.derived, found.measured, 10.0), found
-    assert 0.96 < found.rate_ratio < 1.04
+    outcome = compared("aggregated", "S chat", 64, 1.449)
+    assert outcome.is_judged
+    assert is_within(outcome.predicted.derived, outcome.measured, 10.0), outcome
+    assert 0.96 < outcome.rate_ratio < 1.04
 
 
 @pytest.mark.nightly
 def test_factors_mend_a_small_fleet_that_is_predicted_to_miss_too_much() -> None:
-    found = compared("aggregated", "L chat", 4, 5.322, requests=20_000)
-    assert found.is_judged
-    assert found.predicted.learning > 0.8
-    assert abs(found.predicted.corrected - found.measured) < abs(found.predicted.derived - found.measured)
-    assert is_within(found.predicted.corrected, found.measured), found
+    outcome = compared("aggregated", "L chat", 4, 5.322, requests=20_000)
+    assert outcome.is_judged
+    assert outcome.predicted.learning > 0.8
+    assert abs(outcome.predicted.corrected - outcome.measured) < abs(outcome.predicted.derived - outcome.measured)
+    assert is_within(outcome.predicted.corrected, outcome.measured), outcome
 
 
 def test_a_core_that_wants_more_replicas_learns_no_factor() -> None:
-    found = compared("aggregated", "S chat", 16, 1.43, requests=shortened(8_000, 4_000))
-    assert found.predicted.learning < 0.1
-    assert found.predicted.corrected == pytest.approx(found.predicted.derived)
-    assert found.predicted.sized > found.predicted.derived
+    outcome = compared("aggregated", "S chat", 16, 1.43, requests=shortened(8_000, 4_000))
+    assert outcome.predicted.learning < 0.1
+    assert outcome.predicted.corrected == pytest.approx(outcome.predicted.derived)
+    assert outcome.predicted.sized > outcome.predicted.derived
 
 
 @pytest.mark.nightly
