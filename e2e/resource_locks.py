@@ -8,6 +8,9 @@ from e2e.cluster.artifacts import pinned_versions
 
 INSTALLATION_LOCK = "fairlead"
 """The installation on the cluster. Had alone by tests that install, remove or stop it."""
+MEMORY_LOCK = "memory"
+"""The memory of the installation's pods, such as decisions. Had alone by tests that replace these
+pods while others use the installation."""
 SETUP_LOCK = "beginning"
 """Held while a cluster is brought up or Fairlead installed, which is done once for all."""
 

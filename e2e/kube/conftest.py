@@ -20,7 +20,7 @@ from e2e.cluster.artifacts import pinned_versions
 from e2e.cluster.run_record import RunningCluster, RunRecord
 from e2e.kube.cluster_access.kubectl import ApiReader, Kubectl, temporary_namespace
 from e2e.kube.workloads.helm_release import HelmRelease
-from e2e.resource_locks import INSTALLATION_LOCK, SETUP_LOCK, file_lock
+from e2e.resource_locks import INSTALLATION_LOCK, MEMORY_LOCK, SETUP_LOCK, file_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -123,6 +123,20 @@ def installed(kubectl: Kubectl) -> Iterator[HelmRelease]:
         with file_lock(SETUP_LOCK, alone=True):
             release.ensure()
         yield release
+
+
+@pytest.fixture
+def remembering(installed: HelmRelease) -> Iterator[HelmRelease]:
+    """The same; its pods stay, for tests that ask what they remember or whether all are ready."""
+    with file_lock(MEMORY_LOCK, alone=False):
+        yield installed
+
+
+@pytest.fixture
+def forgetting(installed: HelmRelease) -> Iterator[HelmRelease]:
+    """The same, for tests that replace its pods and lose no request by it."""
+    with file_lock(MEMORY_LOCK, alone=True):
+        yield installed
 
 
 @pytest.fixture

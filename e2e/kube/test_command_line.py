@@ -19,7 +19,7 @@ pytestmark = pytest.mark.lane("models", position=30)
 
 
 def test_every_operating_command_works_through_the_kubeconfig(
-    here: Kubectl, installed: HelmRelease, tmp_path: Path
+    here: Kubectl, remembering: HelmRelease, tmp_path: Path
 ) -> None:
     def fairlead(*words: str, codes: tuple[int, ...] = (0,)) -> str:
         return run_fairlead(here, *words, codes=codes)[1]
@@ -29,11 +29,11 @@ def test_every_operating_command_works_through_the_kubeconfig(
     here.apply(paced_engine())
     here.apply(model("one", pools=[pool], slo=targets, autoscaling={"mode": "Auto"}))
     name, deployed = f"{here.namespace}/one", DeployedModel(here, "one")
-    client = ClientPod(here, installed).start()
+    client = ClientPod(here, remembering).start()
     client.first_token(name)
     eventually("both engines are ready", lambda: ready_replicas(deployed) == 2)
     _fill_caches(client, name, engines=2)
-    IndexStatus(installed, name).wait_until_followed(2)
+    IndexStatus(remembering, name).wait_until_followed(2)
     pods = deployed.pods()
     in_namespace = ("one", "--namespace", here.namespace)
 

@@ -56,9 +56,9 @@ def test_a_model_is_served_soon_after_it_is_applied(here: Kubectl, empty: HelmRe
 @pytest.mark.lane("installation", position=20)
 @pytest.mark.load
 @pytest.mark.timeout(1_200, func_only=True)
-def test_nothing_is_lost_while_everything_moves(here: Kubectl, installed: HelmRelease) -> None:
-    client, found = served(here, installed, "busy", replicas=2)
-    moves = LifecycleChanges(installed, client, found, image("sim", "next"))
+def test_nothing_is_lost_while_everything_moves(here: Kubectl, forgetting: HelmRelease) -> None:
+    client, found = served(here, forgetting, "busy", replicas=2)
+    moves = LifecycleChanges(forgetting, client, found, image("sim", "next"))
     figures = run_lifecycle_changes(moves, rate=RATE, tokens=TOKENS, still=STILL)
     lost, outcomes = figures["failures"], figures["outcomes"]
     bars = [

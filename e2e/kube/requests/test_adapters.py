@@ -73,10 +73,10 @@ def loaded(here: Kubectl, model: str) -> dict[str, str]:
 
 
 @pytest.mark.lane("requests", position=37)
-def test_adapters_are_applied_requested_changed_and_deleted(here: Kubectl, installed: HelmRelease) -> None:
+def test_adapters_are_applied_requested_changed_and_deleted(here: Kubectl, remembering: HelmRelease) -> None:
     alias, law = f"acme-{here.namespace}/sql", f"{here.namespace}/law"  # names belong to the cluster
     here.apply(paced_engine(), model("tiny"))
-    client = ClientPod(here, installed).start()
+    client = ClientPod(here, remembering).start()
     client.first_token(f"{here.namespace}/tiny")
     adapters = AdapterClient(client)
     try:
@@ -149,11 +149,11 @@ def object_store() -> list[Manifest]:
 
 
 @pytest.mark.lane("requests", position=38)
-def test_adapter_of_an_object_store_is_downloaded_checked_and_swapped(here: Kubectl, installed: HelmRelease) -> None:
+def test_adapter_of_an_object_store_is_downloaded_checked_and_swapped(here: Kubectl, remembering: HelmRelease) -> None:
     name = f"{here.namespace}/sql"
     download = {"size": "64Mi", "credentials": {"secretRef": {"name": STORE}}}
     here.apply(*object_store(), paced_engine(), model("tiny", adapters={"slots": 2}))
-    client = ClientPod(here, installed).start()
+    client = ClientPod(here, remembering).start()
     client.first_token(f"{here.namespace}/tiny")
     adapters = AdapterClient(client)
 

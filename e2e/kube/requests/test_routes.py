@@ -44,11 +44,11 @@ def conditions(here: Kubectl, name: str) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.lane("requests", position=36)
-def test_a_route_is_created_split_overridden_and_deleted(here: Kubectl, installed: HelmRelease) -> None:
+def test_a_route_is_created_split_overridden_and_deleted(here: Kubectl, remembering: HelmRelease) -> None:
     alias = f"acme-{here.namespace}/assistant"  # names belong to the cluster, where other tests may run
     stable, canary = f"{here.namespace}/stable", f"{here.namespace}/canary"
     here.apply(paced_engine(), model("stable"), model("canary"))
-    client = ClientPod(here, installed).start()
+    client = ClientPod(here, remembering).start()
     for name in (stable, canary):
         client.first_token(name)
     routes = RouteClient(client)
