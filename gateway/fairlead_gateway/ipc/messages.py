@@ -49,7 +49,7 @@ WAKE_HINT_SECONDS: Final = 2.0
 PUBLISHED_DECISIONS_PENDING: Final = 4_096
 """Limit: decisions buffered while Redis is away; the oldest are dropped."""
 TIMING_REPORT_SECONDS: Final = 1.0
-"""Limit: interval of these reports."""
+"""Limit: interval of a worker's reports of timings."""
 
 
 class LoggedDecision(msgspec.Struct, array_like=True):

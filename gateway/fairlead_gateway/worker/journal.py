@@ -58,7 +58,7 @@ USAGE_ROWS: Final = 16_384
 """Limit: requests whose use a worker buffers for the supervisor; the oldest are lost and counted.
 """
 USAGE_REPORT_SECONDS: Final = 0.5
-"""Limit: interval of these reports; a worker that crashes loses one."""
+"""Limit: interval of a worker's reports of usage; a worker that crashes loses one."""
 
 SIBLING_BATCH_SECONDS: Final = 0.05
 """Limit: decisions are batched this long for the sibling workers."""
@@ -353,17 +353,15 @@ class Journal:
         crashes, self._crashes = self._crashes, []
         cleared, self._cleared = self._cleared, []
         report = WorkerReport(
-            [_encode_dispatch(*row) for row in self._dispatches.take()],
-            self._prompt_ends.take(),
-            self._timings.take(),
-            [],
-            [(record.model_key, stream_entry(record, gateway_id or "")) for record in decisions.take()],
-            crashes,
-            cleared,
-            self.take_service() if self.shares_dispatches else {},
-            self._changed_loads() if gateway_id is not None else None,
-            0,
-            decisions.dropped,
+            dispatches=[_encode_dispatch(*row) for row in self._dispatches.take()],
+            prompt_ends=self._prompt_ends.take(),
+            timings=self._timings.take(),
+            decisions=[(record.model_key, stream_entry(record, gateway_id or "")) for record in decisions.take()],
+            crashes=crashes,
+            cleared=cleared,
+            service=self.take_service() if self.shares_dispatches else {},
+            loads=self._changed_loads() if gateway_id is not None else None,
+            dropped_decisions=decisions.dropped,
         )
         if self._reported_loads:  # requests are in flight, and their end is to be reported too
             self._schedule(SIBLING_BATCH_SECONDS)
