@@ -113,7 +113,7 @@ def find_free_ports(sizes: list[int], host: str = "127.0.0.1") -> list[tuple[int
     used: set[int] = set()
     groups = []
     for size in sizes:
-        groups.append(_consecutive_ports(size, host, used))
+        groups.append(_consecutive_ports(size, host, used) if size else ())
         used.update(groups[-1])
     return groups
 

@@ -93,15 +93,14 @@ class DecisionBench:
 
     def __init__(self, size: str, *, instances: int, blocks: int, seed: int, followed: bool = False) -> None:
         limits = replace(Limits(), mirror_blocks_per_instance=blocks // instances)
-        self._fleet, self._limits = _fleet(instances, followed=followed), limits
+        self._fleet, self._limits = _fleet(instances), limits
         (key,) = self._fleet.models
         self.later = DeferredCalls()
         journal = Journal(self.later, cast(asyncio.AbstractEventLoop, cast(Any, self.later)))
-        self.router = ModelRouter(
-            secret=_SECRET, limits=limits, hooks=Reporters(journal, indexes_prompts=True).dispatch_hooks()
-        )
+        self.router = ModelRouter(secret=_SECRET, limits=limits, hooks=Reporters(journal).dispatch_hooks())
         self._chain_starts = ChainStarts(_SECRET)
         self.router.update(self._fleet.models[key], self._fleet.instances[key])
+        self.router.is_indexed = followed
         _fill(self.router, blocks, instances, random.Random(seed), followed=followed)
         self._texts = make_bodies(SIZES[size], count=64, seed=seed, max_tokens=128, stream=False)
         self._head = RequestHead("POST", _PATH, [(b"host", b"localhost")], 11, 0, True, False)
@@ -163,7 +162,7 @@ def _fill(router: ModelRouter, blocks: int, instances: int, rng: random.Random, 
             router.apply_correction(instance_id(number % instances), "", (), [chain.hashes])
 
 
-def _fleet(count: int, *, followed: bool) -> Fleet:
+def _fleet(count: int) -> Fleet:
     model = Model("default", "bench-model")
     profile = replace(builtin_profiles()["h100-llama8b"], kv_tokens=_KV_TOKENS)
     instances = tuple(
@@ -174,7 +173,6 @@ def _fleet(count: int, *, followed: bool) -> Fleet:
             "main",
             f"http://127.0.0.1:{9000 + number}",
             profile=profile,
-            kv_events=f"tcp://127.0.0.1:{9100 + number}" if followed else None,
         )
         for number in range(count)
     )

@@ -212,7 +212,7 @@ class Configure(msgspec.Struct, tag=True):
     - row, active_rows: rows of the shared load table: its own, and the others in use.
     - has_redis: decisions and loads go to Redis.
     - has_ledger: the use of requests is reported.
-    - has_index: there is a KV-cache index of the instances that send KV events.
+    - indexed_models: as `IndexedModels` sends them later.
     """
 
     number: int
@@ -232,7 +232,7 @@ class Configure(msgspec.Struct, tag=True):
     row: int
     active_rows: list[int]
     has_redis: bool
-    has_index: bool
+    indexed_models: list[str]
     has_ledger: bool
     warnings: list[str]
 
@@ -242,6 +242,12 @@ class FleetUpdate(msgspec.Struct, tag=True):
 
     fleet: Fleet
     slots: dict[str, int]
+
+
+class IndexedModels(msgspec.Struct, tag=True):
+    """Supervisor → worker: the models (`namespace/name`) that have a KV-cache index."""
+
+    models: list[str]
 
 
 class KeyUpdate(msgspec.Struct, tag=True):
@@ -404,6 +410,7 @@ class PreviewRoute(msgspec.Struct, tag=True):
 ToWorker: TypeAlias = (
     Configure
     | FleetUpdate
+    | IndexedModels
     | KeyUpdate
     | TenantUpdate
     | RevocationUpdate

@@ -75,13 +75,11 @@ class DispatchHooks:
     - on_finish: called for indexed models with model, request, and the prompt and cached tokens
       that the engine reported (None if it did not).
     - is_shared: `on_dispatch` is called for all models, else only for indexed ones.
-    - has_index: models with instances that report KV events are indexed, else none.
     """
 
     on_dispatch: Callable[[str, RouteRequest, str, bool], None]
     on_finish: Callable[[str, InflightRequest, int | None, int | None], None]
     is_shared: bool
-    has_index: bool
 
 
 class SessionAffinity:
@@ -152,7 +150,7 @@ class ModelRouter:
         self._decision_count = seed
         self._hooks = hooks
         self._is_shared = hooks is not None and hooks.is_shared
-        self.is_indexed = False  # an instance reports its cache, and there is an index
+        self.is_indexed = False  # set by its owner
         self._inflight = InflightTracker(shared_loads, load_override)
         self._sampled = SampledLoads(self._inflight)
         self._cache = CacheView(self._limits.mirror_blocks_per_instance, cached_tokens)
@@ -211,8 +209,6 @@ class ModelRouter:
             self._inter_token = self._inter_token or InterTokenTimes()
             self._inter_token.retain(live_ids)
         self._profiled_ids = frozenset([instance.id for instance in instances if instance.profile is not None])
-        has_index = self._hooks is not None and self._hooks.has_index
-        self.is_indexed = has_index and any(instance.kv_events is not None for instance in instances)
         ready = [instance for instance in instances if instance.state is InstanceState.READY]
         weights = {instance.id: instance.weight for instance in ready}
         if weights != self._weights:

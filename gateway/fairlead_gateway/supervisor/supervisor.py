@@ -28,7 +28,7 @@ from fairlead_gateway.supervisor import worker_handle as reports
 from fairlead_gateway.supervisor.audit.audit_service import AuditService, manage_token_watchers
 from fairlead_gateway.supervisor.background_services import BackgroundServices, create_background_services
 from fairlead_gateway.supervisor.config import GatewayConfig
-from fairlead_gateway.supervisor.kv_index.index_service import KvIndexService
+from fairlead_gateway.supervisor.kv_index.index_service import IndexFactories, KvIndexService
 from fairlead_gateway.supervisor.kv_index.local_tokenizer import Tokenization, TokenSource
 from fairlead_gateway.supervisor.management import GatewayStatus, TenantsSnapshot
 from fairlead_gateway.supervisor.management.server import ManagementServer
@@ -44,6 +44,7 @@ from fairlead_kvstore.blockstore.changes import Change
 if TYPE_CHECKING:  # loaded only when an engine reports KV events
     from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment
     from fairlead_gateway.supervisor.kv_index.alignment_store import AlignmentStore
+    from fairlead_gateway.supervisor.kv_index.index_finder import RedisIndexFinder
     from fairlead_gateway.supervisor.kv_index.index_source import IndexSource
     from fairlead_gateway.supervisor.tenancy.access_service import AccessService
 
@@ -98,12 +99,12 @@ class Supervisor:
         self._tokenizer = TokenizerClient(clock, config.environ) if config.token_source is TokenSource.PROCESS else None
         self.kv_index = KvIndexService(
             workers=lambda: [worker for worker in self.workers.workers if worker.is_ready],
-            create_source=self._create_index_source,
+            factories=self._index_factories(config),
+            on_indexed=lambda models: self.workers.broadcast(say.IndexedModels(list(models))),
             tokenization=Tokenization(config.token_source, self._tokenizer, config.tokenizer_folder),
             secret=config.index_secret if config.redis_url is not None else config.hash_secret,
             clock=clock,
             credentials=config.credentials,
-            create_store=self._create_alignment_store if config.redis_url is not None and config.index_secret else None,
         )
         self.background = create_background_services(config, self.workers, clock, limits)
         self.limit_states = self.background.limit_states
@@ -261,7 +262,7 @@ class Supervisor:
             row=row,
             active_rows=siblings,
             has_redis=config.redis_url is not None,
-            has_index=config.token_source is not TokenSource.OFF,
+            indexed_models=list(self.kv_index.indexed_models),
             has_ledger=config.usage_folder is not None,
             warnings=self._sent_warnings,
         )
@@ -324,12 +325,17 @@ class Supervisor:
         self.kv_index.on_peer_dispatch(model_key, instance, tail, hashes)
         self.profiling.on_peer_dispatch(instance, hashes)
 
+    def _index_factories(self, config: GatewayConfig) -> IndexFactories:
+        if config.redis_url is None or not config.index_secret:
+            return IndexFactories(self._create_index_source)
+        return IndexFactories(self._create_index_source, self._create_index_finder, self._create_alignment_store)
+
     def _create_index_source(
         self, on_changes: Callable[[str, Sequence[Change]], None], on_reload: Callable[[str], None]
     ) -> "IndexSource":
         """Returns the source of the KV-cache index: Redis if there is one, else the engines.
 
-        Why: it is created at the first engine with KV events, since its modules take much memory.
+        Why: it is created for the first indexed model, since its modules take much memory.
         """
         from fairlead_gateway.supervisor.kv_index.index_source import LocalIndexSource, RedisIndexSource
 
@@ -337,6 +343,14 @@ class Supervisor:
         if link is not None:
             return RedisIndexSource(link, on_changes, on_reload, self.clock)
         return LocalIndexSource(on_changes, self.clock, self._limits, secret=config.hash_secret, environ=config.environ)
+
+    def _create_index_finder(self) -> "RedisIndexFinder":
+        """Returns the finder of models that have an index in Redis."""
+        from fairlead_gateway.supervisor.kv_index.index_finder import RedisIndexFinder
+
+        link = self.background.redis_link
+        assert link is not None
+        return RedisIndexFinder(link, secret=self._config.index_secret)
 
     def _create_alignment_store(self, learned: "Callable[[str, PromptAlignment], None]") -> "AlignmentStore":
         """Returns the store of prompt alignments that gateways share.

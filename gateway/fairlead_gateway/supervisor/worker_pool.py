@@ -372,6 +372,7 @@ class WorkerPool:
         """Sends a worker its whole state again, after a message was dropped."""
         now = self._hooks.configure(worker.number, worker.row, self._rows_of_others(worker), self._slot_of)
         messages: list[msgspec.Struct] = [say.FleetUpdate(self._fleet, self._slot_of), say.ActiveRows(now.active_rows)]
+        messages.append(say.IndexedModels(now.indexed_models))
         messages.append(say.WarningsUpdate(now.warnings))
         messages += self._hooks.access_messages()
         if now.certificate is not None:

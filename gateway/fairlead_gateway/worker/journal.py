@@ -425,14 +425,12 @@ class Reporters:
     """The links of a worker to the supervisor; None for what is not reported.
 
     shared_loads: the loads of sibling workers and peers.
-    indexes_prompts: the supervisor has a KV-cache index.
     limits: gets slices of tenants' limits.
     on_needs_instance: called repeatedly with each model whose requests wait for an instance.
     """
 
     journal: Journal | None = None
     shared_loads: SharedLoadTable | None = None
-    indexes_prompts: bool = False
     limits: QuotaLink | None = None
     on_needs_instance: Callable[[str], None] = _ignore
 
@@ -446,6 +444,4 @@ class Reporters:
         journal = self.journal
         if journal is None:
             return None
-        return DispatchHooks(
-            journal.on_assigned, journal.on_prompt_end, journal.shares_dispatches, self.indexes_prompts
-        )
+        return DispatchHooks(journal.on_assigned, journal.on_prompt_end, journal.shares_dispatches)

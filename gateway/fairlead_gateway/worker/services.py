@@ -355,7 +355,6 @@ class WorkerServices:
             reporters=Reporters(
                 self._journal,
                 self._shared_loads,
-                configuration.has_index,
                 self._quota_reporter,
                 self._report_needs_instance,
             ),
@@ -385,6 +384,8 @@ class WorkerServices:
                     router = role.router(model)
                     if router is not None:
                         router.set_hot_prefixes(epoch, unpack_hashes(table))
+            case messages.IndexedModels(models):
+                stack.routers.set_indexed_models(models)
             case messages.IndexCorrections():
                 apply_corrections(stack.routers, message)
             case messages.ProfileUpdate(profiles, sequences, memory_shares):

@@ -75,6 +75,7 @@ class Worker:
         services = WorkerServices(configuration, self._settings, self._runtime, self._channel, self._shared_memory)
         if services.certificate is not None:
             await services.certificate.load()
+        services.gateway.stack.routers.set_indexed_models(configuration.indexed_models)
         services.gateway.update_fleet(configuration.fleet)
         process_tuning.freeze_heap()  # takes tens of milliseconds, so before the first request
         process_tuning.relax_gc()

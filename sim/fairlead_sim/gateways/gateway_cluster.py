@@ -200,7 +200,7 @@ class SimulatedGateway:
             secret=cluster.routing.secret,
             seed=0,
             shared_loads=rows,
-            hooks=DispatchHooks(self._on_routed, lambda *_: None, is_shared=True, has_index=False),
+            hooks=DispatchHooks(self._on_routed, lambda *_: None, is_shared=True),
         )
         profile = cluster.fleet.profile
         self.router.update(cluster.routing.model, instances_of(cluster.live, profile))

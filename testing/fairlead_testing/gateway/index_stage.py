@@ -97,11 +97,11 @@ class IndexStage:
         return outcome["prompt_tokens"], outcome["predicted_cached_tokens"], outcome["cached_tokens"]
 
     async def index(self, instance: str = "e-0/0/0") -> dict[str, Any]:
-        """Returns the shown state of an instance's index."""
+        """Returns the shown state of an instance's index; its state is None where there is none."""
         models = (await self.gateway.get_json("/api/fleet"))["models"]
         instances = [instance for model in models for instance in model["instances"]]
-        found: dict[str, Any] = next(one for one in instances if one["id"] == instance)["index"]
-        return found
+        shown: dict[str, Any] | None = next(one for one in instances if one["id"] == instance)["index"]
+        return {"state": None} if shown is None else shown
 
     async def wait_for_state(self, state: str, instance: str = "e-0/0/0") -> None:
         """Waits until the shown state of an instance's index is this one."""
@@ -133,18 +133,33 @@ class IndexStage:
         await wait_until(reached)
 
 
+def without_events(fleet: Fleet) -> Fleet:
+    """Returns the fleet of which no instance says where its KV events are."""
+    instances = {
+        key: tuple(replace(instance, kv_events=None, kv_replay=None) for instance in group)
+        for key, group in fleet.instances.items()
+    }
+    return replace(fleet, instances=instances)
+
+
 @asynccontextmanager
 async def index_stage(
-    tmp_path: Path, count: int = 1, *options: str, engine: tuple[str, ...] = (), adapters: tuple[str, ...] = ()
+    tmp_path: Path,
+    count: int = 1,
+    *options: str,
+    engine: tuple[str, ...] = (),
+    adapters: tuple[str, ...] = (),
+    states_events: bool = True,
 ) -> AsyncIterator[IndexStage]:
     """Runs ``count`` engines with ``BLOCKS`` blocks of 16 tokens each, and a gateway.
 
-    Each adapter is a model of its own.
+    Each adapter is a model of its own. The fleet file says where events are, if ``states_events``.
     """
     ports = [EnginePorts.free() for _ in range(count)]
     engine = (*engine, *(part for name in adapters for part in ("--lora", f"{name}=/adapters/{name}")))
     found = IndexStage(tmp_path / "fleet.yaml", ports, adapters)
-    write_fleet_file(found.path, found.fleet())
+    stated = found.fleet()
+    write_fleet_file(found.path, stated if states_events else without_events(stated))
     async with AsyncExitStack() as stack:
         found.engines = list(
             await asyncio.gather(*[stack.enter_async_context(port.run_engine(*engine)) for port in ports])

@@ -239,9 +239,10 @@ CHECKS: Final = (
         "gateways' indexes are true and kept up",
         "Where engines publish KV events, gateways compare the index with the cached tokens of answers. An index that "
         "differs is put in quarantine, one that no indexer writes is stale, and an engine that publishes nothing is "
-        "named. Requests are answered, and hit fewer caches.",
+        "named, as is an index that is not used. Requests are answered, and hit fewer caches.",
         "A quarantine ends by itself; one that comes back means another engine's events, or a proxy before several engines. "
-        "For a stale index look at Redis and the indexer, for a silent engine at its `--kv-events-config` and NetworkPolicies.",
+        "For a stale index look at Redis and the indexer, for a silent engine at its `--kv-events-config` and NetworkPolicies. "
+        "An unused index is switched off by `FAIRLEAD_LINKS=off`, or gateways and indexers have different secrets.",
     ),
     _of_gateway(
         "gateway-notes",

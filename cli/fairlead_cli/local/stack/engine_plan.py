@@ -5,6 +5,7 @@
 latency targets shrink alike, so that every ratio stays as in the manifest.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -99,12 +100,12 @@ ADOPTED_ENGINE = "vllm"
 """Engine type whose metrics an adopted engine is expected to have; without them it is routed to all
 the same.
 """
-_KV_EVENT_ARGUMENTS = ("--kv-events", "0", "--kv-replay", "0")
-"""Arguments of a simulated engine that publish KV events on free ports."""
 ENGINE_TOKEN_VARIABLE = "ENGINE_TOKEN"
 """Environment variable of gateway and indexer with the API key of real engines."""
 _VLLM_KEY_VARIABLE = "VLLM_API_KEY"
 _ADAPTER_VARIABLES = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+_OWN_EVENT_FLAGS = ("--kv-events", "--data-parallel-size")
+"""Arguments of a manifest with which the ports of KV events are its own affair."""
 MIN_SPEED, MAX_SPEED = 0.001, 1000
 """Beyond these, a step of an engine is too short for a clock or too long for a person."""
 
@@ -290,7 +291,7 @@ def _plan_pool(
         return ProcessCommand(
             (
                 *engine_launch.command,
-                *((*_KV_EVENT_ARGUMENTS, *adapter_arguments) if is_simulated else ()),
+                *(adapter_arguments if is_simulated else ()),
                 *transfer_arguments,
             ),
             dict(engine_launch.env),
@@ -311,7 +312,41 @@ def _plan_pool(
     pool_spec = EnginePoolSpec(
         model, pool.name, replicas, template, command, pool.name, first_launch.prints_ready_line, engines_per_process
     )
-    return replace(pool_spec, sleep_level=None if sleep is None else sleep.level), first_launch.ignored_args
+    pool_spec = replace(
+        pool_spec,
+        sleep_level=None if sleep is None else sleep.level,
+        event_arguments=_event_arguments(spec, pool, is_simulated=is_simulated),
+    )
+    return pool_spec, first_launch.ignored_args
+
+
+def _event_arguments(
+    spec: ModelDeploymentSpec, pool: Pool, *, is_simulated: bool
+) -> Callable[[tuple[int, ...]], tuple[str, ...]] | None:
+    """Returns the ``event_arguments`` of a pool.
+
+    None if its engines publish no KV events, or on ports that the manifest gives.
+    """
+    reads_arguments = not is_simulated or spec.engine.type is EngineType.SIM
+    given = (*spec.engine.args, *pool.args) if reads_arguments else ()
+    if not spec.kv_cache.events or any(argument.startswith(_OWN_EVENT_FLAGS) for argument in given):
+        return None
+
+    def simulated(ports: tuple[int, ...]) -> tuple[str, ...]:
+        events, replay = _event_endpoints(ports)
+        return ("--kv-events", events, "--kv-replay", replay)
+
+    def real(ports: tuple[int, ...]) -> tuple[str, ...]:
+        events, replay = _event_endpoints(ports)
+        config = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": events, "replay_endpoint": replay}
+        return (f"--kv-events-config={json.dumps(config)}",)
+
+    return simulated if is_simulated else real
+
+
+def _event_endpoints(ports: tuple[int, ...]) -> tuple[str, str]:
+    """Returns the endpoints of events and replays of the first engine of a process."""
+    return f"tcp://127.0.0.1:{ports[0]}", f"tcp://127.0.0.1:{ports[len(ports) // 2]}"
 
 
 def _replica_price(manifests: Manifests, pool: Pool) -> int | None:

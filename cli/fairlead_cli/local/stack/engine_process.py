@@ -5,9 +5,10 @@ more endpoints. Their state in the fleet file is Starting, Ready or Draining; th
 the process does not run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import chain
 
 from fairlead.fleet.model import Instance, InstanceState, Model, Role
 from fairlead_cli.addresses import find_free_ports, is_port_free
@@ -28,6 +29,10 @@ class EnginePoolSpec:
     adopted: engines that run already; they are routed to and never started.
 
     sleep_level: the level of sleep that its engines use, as in vLLM; None when they do not sleep.
+
+    event_arguments: from ports to the arguments with which a process publishes its KV events there:
+    a port for the events of each endpoint, then one for the replays of each. None: it publishes
+    none.
     """
 
     model: Model
@@ -40,6 +45,7 @@ class EnginePoolSpec:
     engines_per_process: int = 1
     adopted: tuple[Instance, ...] = ()
     sleep_level: int | None = None
+    event_arguments: Callable[[tuple[int, ...]], tuple[str, ...]] | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -73,14 +79,19 @@ class EngineProcess:
 
     first: number of its first endpoint within the pool; the numbers name the instances.
 
+    event_ports: as ``EnginePoolSpec.event_arguments`` takes them; empty without KV events.
+
     should_sleep: the desired state. ``wake_seconds``: duration of the last of ``wake_count``
     wake-ups.
     """
 
-    def __init__(self, pool: EnginePoolSpec, first: int, ports: tuple[int, ...]) -> None:
+    def __init__(
+        self, pool: EnginePoolSpec, first: int, ports: tuple[int, ...], event_ports: tuple[int, ...] = ()
+    ) -> None:
         self.pool = pool
         self.first = first
         self.ports = ports
+        self.event_ports = event_ports
         self.is_draining = False
         self.process: ManagedProcess | None = None
         self.sleep_state = SleepState.AWAKE
@@ -103,9 +114,12 @@ class EngineProcess:
         """Returns the command to start now; ports that are taken meanwhile are replaced, and the
         ids with them.
         """
-        if not all(is_port_free(port) for port in self.ports):
-            (self.ports,) = find_free_ports([len(self.ports)])
-        return self.pool.command(self.ports, self.first)
+        if not all(map(is_port_free, (*self.ports, *self.event_ports))):
+            self.ports, self.event_ports = find_free_ports([len(self.ports), len(self.event_ports)])
+        command = self.pool.command(self.ports, self.first)
+        if self.pool.event_arguments is None or not self.event_ports:
+            return command
+        return replace(command, argv=(*command.argv, *self.pool.event_arguments(self.event_ports)))
 
     def instance_ids(self) -> list[str]:
         """Returns the ids of its endpoints: ``main-3/40123/0``."""
@@ -121,9 +135,27 @@ class EngineProcess:
         if state is None:
             return []
         return [
-            replace(self.pool.template, id=instance_id, url=url, state=state, bootstrap=self.bootstrap_url(url))
-            for instance_id, url in zip(self.instance_ids(), self.urls(), strict=True)
+            replace(
+                self.pool.template,
+                id=instance_id,
+                url=url,
+                state=state,
+                bootstrap=self.bootstrap_url(url),
+                kv_events=events,
+                kv_replay=replay,
+            )
+            for instance_id, url, (events, replay) in zip(
+                self.instance_ids(), self.urls(), self._event_endpoints(), strict=True
+            )
         ]
+
+    def _event_endpoints(self) -> list[tuple[str, str]] | list[tuple[None, None]]:
+        """Returns where each endpoint publishes its KV events, and where it replays them."""
+        count = len(self.ports)
+        if not self.event_ports:
+            return [(None, None)] * count
+        addresses = [f"tcp://127.0.0.1:{port}" for port in self.event_ports]
+        return list(zip(addresses[:count], addresses[count:], strict=True))
 
     def bootstrap_url(self, url: str) -> str | None:
         """Returns the bootstrap URL for the decode engines; None unless a prefill engine needs one.
@@ -145,3 +177,13 @@ class EngineProcess:
         if phase is ProcessPhase.STARTING:
             return InstanceState.STARTING
         return _INSTANCE_STATES.get(self.sleep_state, InstanceState.READY)
+
+
+def create_processes(wanted: Sequence[tuple[EnginePoolSpec, int, int]]) -> list[EngineProcess]:
+    """Returns processes on free ports.
+
+    wanted: of each, its pool, the number of its first endpoint, and how many it has.
+    """
+    sizes = [(size, 0 if pool.event_arguments is None else 2 * size) for pool, _, size in wanted]
+    groups = iter(find_free_ports([*chain.from_iterable(sizes)]))
+    return [EngineProcess(pool, first, next(groups), next(groups)) for pool, first, _ in wanted]

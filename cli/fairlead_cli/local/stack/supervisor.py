@@ -29,7 +29,6 @@ from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.routes.model import Route
 from fairlead.runtime.clock import Clock
 from fairlead.units import format_duration
-from fairlead_cli.addresses import find_free_ports
 from fairlead_cli.exit_codes import StartFailed
 from fairlead_cli.local.processes.child_process import ChildProcess, ProcessCommand
 from fairlead_cli.local.processes.embedded_redis import RedisServer
@@ -43,7 +42,7 @@ from fairlead_cli.local.processes.managed_process import (
 )
 from fairlead_cli.local.processes.reaper import Reaper
 from fairlead_cli.local.stack.component_commands import GATEWAY_DRAIN_SECONDS
-from fairlead_cli.local.stack.engine_process import EnginePoolSpec, EngineProcess, SleepState
+from fairlead_cli.local.stack.engine_process import EnginePoolSpec, EngineProcess, SleepState, create_processes
 from fairlead_cli.management.client import ManagementClient
 
 
@@ -243,13 +242,13 @@ class StackSupervisor:
 
     def start(self) -> None:
         """Starts all processes at once; returns before any is ready."""
-        sizes = [size for pool in self.spec.pools for size in pool.process_sizes()]
-        ports = iter(find_free_ports(sizes))
+        wanted = []
         for pool in self.spec.pools:
             first = 0
             for size in pool.process_sizes():
-                self.engines.append(EngineProcess(pool, first, next(ports)))
+                wanted.append((pool, first, size))
                 first += size
+        self.engines = create_processes(wanted)
         self.write_fleet()
         for engine in self.engines:
             self._start_engine(engine)
@@ -446,8 +445,7 @@ class StackSupervisor:
     def _add_engines(self, pool_spec: EnginePoolSpec, count: int) -> None:
         used_numbers = {engine.first for engine in self.engines if engine.pool.key == pool_spec.key}
         numbers = [n for n in range(max(0, count) + len(used_numbers)) if n not in used_numbers][: max(0, count)]
-        for number, ports in zip(numbers, find_free_ports([1] * len(numbers)), strict=True):
-            engine = EngineProcess(pool_spec, number, ports)
+        for engine in create_processes([(pool_spec, number, 1) for number in numbers]):
             self.engines.append(engine)
             self._start_engine(engine)
 

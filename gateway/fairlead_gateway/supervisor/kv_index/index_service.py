@@ -12,6 +12,7 @@ import asyncio
 import logging
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -46,12 +47,16 @@ from fairlead_gateway.supervisor.worker_handle import WorkerHandle
 from fairlead_gateway.telemetry.status_types import ModelIndexStatus
 from fairlead_kvstore.blockstore.changes import Change
 
-if TYPE_CHECKING:  # imported when the first engine has KV events
+if TYPE_CHECKING:  # imported for the first indexed model, or with a Redis
     from fairlead_gateway.supervisor.kv_index.alignment_store import AlignmentStore
+    from fairlead_gateway.supervisor.kv_index.index_finder import RedisIndexFinder
     from fairlead_gateway.supervisor.kv_index.index_source import IndexSource
 
 TOKENIZE_RESPONSE_SECONDS: Final = 5.0
 """Limit: an engine's response with a prompt's tokens."""
+
+INDEX_SEARCH_SECONDS: Final = 10.0
+"""Limit: interval of searches in Redis for indexes of which the fleet says nothing."""
 
 _SWEEP_SECONDS: Final = 1.0
 
@@ -69,42 +74,66 @@ AlignmentStoreFactory: TypeAlias = "Callable[[Callable[[str, PromptAlignment], N
 """Returns a store. The argument is called with each alignment that another gateway learned."""
 
 
+@dataclass(frozen=True, slots=True)
+class IndexFactories:
+    """Functions that return the parts of the index; None for what there is not without a Redis.
+
+    - create_source: called for the first indexed model.
+    - create_finder: of indexes in Redis of which the fleet says nothing.
+    - create_store: of prompt alignments, which outlives this gateway.
+    """
+
+    create_source: IndexSourceFactory
+    create_finder: "Callable[[], RedisIndexFinder] | None" = None
+    create_store: "AlignmentStoreFactory | None" = None
+
+
+def _states_events(instances: Sequence[Instance]) -> bool:
+    return any(instance.kv_events is not None for instance in instances)
+
+
+def _count_models(keys: Sequence[str]) -> str:
+    return keys[0] if len(keys) == 1 else f"{len(keys)} models ({keys[0]}, …)"
+
+
 class KvIndexService:
     """The KV-cache index of all models.
 
     - workers: returns the workers that serve.
-    - create_source: called when the fleet has its first engine with KV events.
-    - create_store: returns the store of prompt alignments that outlives this gateway; None: there
-      is none.
+    - on_indexed: called with the models that are indexed from now on.
     """
 
     def __init__(
         self,
         *,
         workers: Callable[[], Sequence[WorkerHandle]],
-        create_source: IndexSourceFactory,
+        factories: IndexFactories,
+        on_indexed: Callable[[Sequence[str]], None],
         tokenization: Tokenization,
         secret: bytes,
         clock: Clock,
         credentials: EngineCredentials | None,
-        create_store: "AlignmentStoreFactory | None" = None,
     ) -> None:
         self._workers = workers
-        self._create_source = create_source
+        self._factories = factories
+        self._on_indexed = on_indexed
         self._tokenization = tokenization
         self._secret = secret
         self._clock = clock
         self._credentials = credentials or EngineCredentials({}, clock.now)
-        self._create_store = create_store
         self._store: AlignmentStore | None = None
         self._source: IndexSource | None = None
         self._fleet = Fleet()
         self._instances: dict[str, Instance] = {}
+        self._finder: RedisIndexFinder | None = None
+        self._found_models: set[str] = set()
+        self._indexed_models: tuple[str, ...] = ()
         self._models: dict[str, ModelIndex] = {}
         self._token_fetchers: dict[str, TokenFetcher] = {}
         self._changed_models: set[str] = set()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._finder_task: asyncio.Task[None] | None = None
         self._resend_all = False
 
     # --- lifecycle
@@ -113,12 +142,17 @@ class KvIndexService:
         """Starts on the running loop."""
         work = run_despite_defects(self._run, _log, "corrections of the KV-cache index")
         self._task = asyncio.get_running_loop().create_task(work, name="corrections of the KV-cache index")
+        if self._factories.create_finder is not None:
+            self._finder = self._factories.create_finder()
+            search = run_despite_defects(self._find_indexes, _log, "the search for indexes in Redis")
+            self._finder_task = asyncio.get_running_loop().create_task(search, name="search for indexes in Redis")
         self.update_fleet(self._fleet)
 
     async def stop(self) -> None:
         """Stops reading and sending."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
+        await cancel_and_wait(self._finder_task)
         for fetcher in self._token_fetchers.values():
             fetcher.close()
         if self._store is not None:
@@ -128,22 +162,17 @@ class KvIndexService:
             await self._source.close()
             self._source = None
 
+    @property
+    def indexed_models(self) -> Sequence[str]:
+        """The models whose prompts workers report: those with an index that is used."""
+        return () if self._tokenization.source is TokenSource.OFF else self._indexed_models
+
     def update_fleet(self, fleet: Fleet) -> None:
-        """Takes over a new fleet. Creates source and store at the first engine with KV events."""
+        """Takes over a new fleet. Creates source and store at the first indexed model."""
         self._fleet = fleet
         self._instances = {instance.id: instance for group in fleet.instances.values() for instance in group}
-        is_enabled = self._tokenization.source is not TokenSource.OFF and self._task is not None
-        if self._source is None and is_enabled and any(instance.kv_events for instance in self._instances.values()):
-            self._source = self._create_source(self._on_changes, self._on_reload)
-            if self._create_store is not None:
-                self._store = self._create_store(self._on_peer_alignment)
-                self._store.start()
-        if self._source is not None:
-            self._source.update_fleet(fleet)
-        if self._store is not None:
-            self._store.set_models(
-                key for key, group in fleet.instances.items() if any(instance.kv_events for instance in group)
-            )
+        self._found_models &= fleet.models.keys()
+        self._update_indexed_models()
         for key in self._models.keys() - fleet.models.keys():
             del self._models[key]
             fetcher = self._token_fetchers.pop(key, None)
@@ -151,6 +180,38 @@ class KvIndexService:
                 fetcher.close()
         for key, model in self._models.items():
             model.retain([instance.id for instance in fleet.instances.get(key, ())])
+
+    def _update_indexed_models(self) -> None:
+        """Takes over which models are indexed: those of which an instance states KV events, and
+        those with an index in Redis.
+        """
+        fleet, before = self._fleet, self._indexed_models
+        self._indexed_models = tuple(
+            key for key in fleet.models if key in self._found_models or _states_events(fleet.instances.get(key, ()))
+        )
+        models = self.indexed_models
+        if self._source is None and self._task is not None and models:
+            self._source = self._factories.create_source(self._on_changes, self._on_reload)
+            if self._factories.create_store is not None:
+                self._store = self._factories.create_store(self._on_peer_alignment)
+                self._store.start()
+        if self._source is not None:
+            self._source.update_fleet(fleet, models)
+        if self._store is not None:
+            self._store.set_models(models)
+        if self._indexed_models != before:
+            self._on_indexed(models)
+
+    async def _find_indexes(self) -> None:
+        """Looks for indexes of the models of which the fleet states no KV events, without end."""
+        assert self._finder is not None
+        while True:
+            unknown = [key for key in self._fleet.models if key not in self._indexed_models]
+            found = await self._finder.find(unknown) if unknown else None
+            if found:
+                self._found_models |= found & self._fleet.models.keys()
+                self._update_indexed_models()
+            await asyncio.sleep(INDEX_SEARCH_SECONDS)
 
     # --- input
 
@@ -207,7 +268,7 @@ class KvIndexService:
         for key in self._fleet.models:
             model = self._model_index(key)
             group = self._fleet.instances.get(key, ())
-            if model is not None and any(instance.kv_events is not None for instance in group):
+            if model is not None and key in self._indexed_models:
                 stale, table = self._source.stale_reason(key), model.bridge.table
                 model.run_census(self._clock.now(), stale)
                 instances = {instance.id: model.status(instance.id, stale) for instance in group}
@@ -217,9 +278,10 @@ class KvIndexService:
 
     def warnings(self) -> list[str]:
         """Returns texts that say what is missing or degraded."""
+        warnings = self._unused_indexes()
         if self._source is None:
-            return []
-        warnings = self._source.warnings()
+            return warnings
+        warnings += self._source.warnings()
         if self._store is not None and self._store.unreadable:
             warnings.append(
                 f"{self._store.unreadable} prompt alignments in Redis were skipped: "
@@ -230,6 +292,17 @@ class KvIndexService:
             if out:
                 reason = model.quarantine_reason(out[0])
                 warnings.append(f"{key}: the index of {len(out)} instances is in quarantine: {out[0]}: {reason}")
+        return warnings
+
+    def _unused_indexes(self) -> list[str]:
+        """Returns texts about indexes that exist and are not used."""
+        warnings = []
+        if self._tokenization.source is TokenSource.OFF and self._indexed_models:
+            models = _count_models(self._indexed_models)
+            warnings.append(f"the index of {models} is not used, since FAIRLEAD_LINKS is off")
+        if self._finder is not None and self._finder.mismatched:
+            models = _count_models(sorted(self._finder.mismatched))
+            warnings.append(f"the index of {models} is not used, since it was written with another secret")
         return warnings
 
     # --- internal

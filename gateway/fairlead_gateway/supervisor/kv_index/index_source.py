@@ -23,8 +23,8 @@ from fairlead_kvstore.redis.link import RedisLink
 class IndexSource(Protocol):
     """A source of index replicas by model, with callbacks when one changes."""
 
-    def update_fleet(self, fleet: Fleet) -> None:
-        """Takes over a new fleet."""
+    def update_fleet(self, fleet: Fleet, indexed_models: Sequence[str]) -> None:
+        """Takes over a new fleet, and which of its models are indexed."""
 
     def mirror(self, model_key: str) -> IndexReplica:
         """Returns the index replica of a model: what its engines reported."""
@@ -58,11 +58,10 @@ class RedisIndexSource:
         self._feed.start()
         self._models: tuple[str, ...] = ()
 
-    def update_fleet(self, fleet: Fleet) -> None:
-        """Sets the models to read: those with an instance that sends KV events."""
-        self._models = tuple(
-            key for key, group in fleet.instances.items() if any(instance.kv_events is not None for instance in group)
-        )
+    def update_fleet(self, fleet: Fleet, indexed_models: Sequence[str]) -> None:
+        """Reads these models from now on."""
+        del fleet
+        self._models = tuple(indexed_models)
         self._feed.set_models(self._models)
 
     def mirror(self, model_key: str) -> IndexReplica:
@@ -120,8 +119,9 @@ class LocalIndexSource:
             ReaderRuntime(asyncio.get_running_loop(), clock, random.random, limits),
         )
 
-    def update_fleet(self, fleet: Fleet) -> None:
+    def update_fleet(self, fleet: Fleet, indexed_models: Sequence[str]) -> None:
         """Reads the engines of this fleet from now on."""
+        del indexed_models
         self._credentials.update_fleet(fleet)
         self._indexer.update_fleet(fleet)
 

@@ -85,6 +85,7 @@ class RoleRouters:
         self._hooks = reporters.dispatch_hooks()
         self._is_prefill = is_prefill
         self._routers: dict[str, ModelRouter] = {}
+        self._indexed_models: frozenset[str] = frozenset()
         self._ready_instances: dict[str, dict[str, Instance]] = {}
         self._has_instances: dict[str, bool] = {}
         self._canaries: dict[str, RevisionSplit] = {}
@@ -138,8 +139,16 @@ class RoleRouters:
         instances = [
             instance for instance in fleet.instances.get(key, ()) if (instance.role is Role.PREFILL) is self._is_prefill
         ]
-        self._routers[key].update(fleet.models[key], [_with_profile(instance, profiles) for instance in instances])
+        router = self._routers[key]
+        router.update(fleet.models[key], [_with_profile(instance, profiles) for instance in instances])
+        router.is_indexed = key in self._indexed_models
         return instances
+
+    def set_indexed_models(self, models: frozenset[str]) -> None:
+        """Sets the models whose prompts are reported to the KV-cache index."""
+        self._indexed_models = models
+        for key, router in self._routers.items():
+            router.is_indexed = key in models
 
     def router(self, key: str) -> ModelRouter | None:
         """Returns the router of a model; None if the model has left the fleet."""
@@ -291,6 +300,12 @@ class RouterRegistry:
         if self._outlier_detector.ejection_records.by_instance:
             ready = [name for name, instance in instances.items() if instance.state is InstanceState.READY]
             self._outlier_detector.retain_ready(ready)
+
+    def set_indexed_models(self, models: Iterable[str]) -> None:
+        """Sets the models whose prompts are reported to the KV-cache index."""
+        known = frozenset(models)
+        for routers in (self.serving, self.prefilling):
+            routers.set_indexed_models(known)
 
     def set_learned_profiles(self, profiles: Mapping[str, EngineProfile]) -> None:
         """Adds learned engine profiles by instance; they take the place of those in the fleet.

@@ -1,5 +1,6 @@
 """From manifests and options to engine processes."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fairlead.manifests.loader import Manifests, load_manifests
 from fairlead.settings import GatewaySettings, read_settings
 from fairlead_cli.addresses import Address
 from fairlead_cli.local.processes.embedded_redis import RedisServer
+from fairlead_cli.local.processes.managed_process import ManagedProcess, ProcessPhase
 from fairlead_cli.local.stack.component_commands import (
     DRAIN_VARIABLE,
     LOCAL_PEPPER,
@@ -131,6 +133,54 @@ def test_engines_are_simulated_for_every_engine_type(tmp_path: Path) -> None:
     assert command.environment == {"HELLO": "world"}
     assert pool.template.engine == "sim"
     assert pool.says_ready
+
+
+def test_engines_publish_kv_events_on_ports_that_the_fleet_states(tmp_path: Path) -> None:
+    pool = make_plan(tmp_path).pools[0]
+    engines = EngineProcess(pool, 4, (9001, 9002), (9101, 9102, 9201, 9202))
+    started = ManagedProcess.__new__(ManagedProcess)
+    started.phase = ProcessPhase.READY
+    engines.process = started
+    assert [(one.kv_events, one.kv_replay) for one in engines.instances()] == [
+        ("tcp://127.0.0.1:9101", "tcp://127.0.0.1:9201"),
+        ("tcp://127.0.0.1:9102", "tcp://127.0.0.1:9202"),
+    ]
+    assert pool.event_arguments is not None
+    assert pool.event_arguments(engines.event_ports) == (
+        *("--kv-events", "tcp://127.0.0.1:9101"),
+        *("--kv-replay", "tcp://127.0.0.1:9201"),
+    )
+
+
+def test_real_engines_publish_kv_events_too(tmp_path: Path) -> None:
+    plan = plan_engines(manifests(tmp_path), PlanOptions(real=True), find_program=find_any_program)
+    arguments = plan.pools[0].event_arguments
+    assert arguments is not None
+    ((flag, _, config),) = [argument.partition("=") for argument in arguments((9101, 9201))]
+    assert flag == "--kv-events-config"
+    assert json.loads(config) == {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": "tcp://127.0.0.1:9101",
+        "replay_endpoint": "tcp://127.0.0.1:9201",
+    }
+
+
+@pytest.mark.parametrize(
+    ("spec", "real", "publishes"),
+    [
+        ("kvCache: {events: false}", False, False),
+        ("kvCache: {events: false}", True, False),
+        ("engine: {args: ['--kv-events-config={}']}", True, False),
+        ("engine: {args: ['--kv-events-config={}']}", False, True),
+        ("engine: {type: Sim, args: ['--kv-events', '0']}", False, False),
+        ("engine: {type: Sim, args: ['--data-parallel-size', '2']}", False, False),
+    ],
+)
+def test_a_manifest_decides_on_kv_events(tmp_path: Path, spec: str, real: bool, publishes: bool) -> None:
+    text = SMALL_MANIFEST.replace("  pools:", f"  {spec}\n  pools:")
+    plan = plan_engines(manifests(tmp_path, text), PlanOptions(real=real), find_program=find_any_program)
+    assert (plan.pools[0].event_arguments is not None) is publishes
 
 
 def test_engine_command_has_the_served_name(tmp_path: Path) -> None:

@@ -240,6 +240,17 @@ def test_chat_and_status_find_the_running_stack(shared: LocalStack) -> None:
     assert shared.command("local", "status", "other").returncode == 2
 
 
+def test_gateway_uses_the_index_of_each_engine(shared: LocalStack) -> None:
+    def states() -> list[str | None]:
+        models = client().get(f"{shared.manage}/api/fleet").raise_for_status().json()["models"]
+        indexes = [instance["index"] for model in models for instance in model["instances"]]
+        return [None if index is None else index["state"] for index in indexes]
+
+    block_until(lambda: len(states()) == 2 and None not in states(), "the gateway follows both engines")
+    assert post_chat(shared, max_tokens=4).status_code == 200
+    block_until(lambda: "index" in states(), "the gateway knows what an engine caches")
+
+
 def test_chat_why_explains_the_decision(shared: LocalStack) -> None:
     terminal, child_terminal = pty.openpty()
     command = [sys.executable, "-m", "fairlead_cli", "chat", "tiny", "--max-tokens", "4"]

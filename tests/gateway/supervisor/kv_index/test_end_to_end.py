@@ -161,6 +161,54 @@ async def test_gateways_with_a_redis_follow_the_index_that_an_indexer_writes_the
         server.kill()
 
 
+async def test_gateways_find_an_index_in_redis_of_which_the_fleet_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Valkey
+) -> None:
+    monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "the secret of this installation")
+    async with (
+        index_stage(tmp_path, 1, "--redis", server.url, states_events=False) as place,
+        indexer_process("--fleet", str(place.path), "--redis", server.url),
+    ):
+        assert (await place.index())["state"] is None
+        await place.chat(text_of("first"))
+        await place.wait_for_state("index")
+        await place.chat(text_of("first"))
+        await place.wait_for_links(10)
+
+        async def is_expected() -> bool:
+            size, expected, cached = await place.cached(text_of("first"))
+            return min(expected, cached) > 0.9 * size
+
+        await wait_until(is_expected)
+
+
+async def test_an_index_that_was_written_with_another_secret_is_said_to_be_unused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Valkey
+) -> None:
+    monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "the secret of the gateway")
+    async with index_stage(tmp_path, 1, "--redis", server.url, states_events=False) as place:
+        monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "the secret of the indexer")
+        async with indexer_process("--fleet", str(place.path), "--redis", server.url):
+            note = "the index of default/tiny is not used, since it was written with another secret"
+
+            async def is_said() -> bool:
+                return note in await place.gateway.warnings()
+
+            await wait_until(is_said)
+            assert (await place.index())["state"] is None
+
+
+async def test_an_index_that_is_switched_off_is_said_to_be_unused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAIRLEAD_LINKS", "off")
+    async with index_stage(tmp_path, 1) as place:
+        note = "the index of default/tiny is not used, since FAIRLEAD_LINKS is off"
+        assert note in await place.gateway.warnings()
+        await place.chat(text_of("first"))
+        assert (await place.index())["state"] is None
+
+
 async def test_adapters_and_salts_are_followed_and_never_credited_to_one_another(tmp_path: Path) -> None:
     """One text for the base model, two adapters and two salts: five different prompts."""
     apart: list[dict[str, str]] = [

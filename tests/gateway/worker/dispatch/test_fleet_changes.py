@@ -156,3 +156,17 @@ def test_a_learned_profile_replaces_that_of_its_instance_only() -> None:
     routers.update_fleet(Fleet(), 2.0)
     routers.set_learned_profiles({"e-1/1/0": learned})
     assert routers.serving.router(key) is None
+
+
+def test_models_stay_indexed_over_fleets_until_told_otherwise() -> None:
+    fleet, limits = fleet_of(["http://127.0.0.1:1"]), Limits()
+    routers = RouterRegistry(
+        secret=b"s", limits=limits, outlier_detector=OutlierDetector(limits, lambda: 0.5), reporters=Reporters()
+    )
+    (key,) = fleet.models
+    routers.set_indexed_models([key])
+    routers.update_fleet(fleet, 0.0)
+    routers.update_fleet(fleet, 1.0)
+    assert [router.is_indexed for router in routers.routers(key)] == [True, True]
+    routers.set_indexed_models([])
+    assert [router.is_indexed for router in routers.routers(key)] == [False, False]
