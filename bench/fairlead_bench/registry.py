@@ -68,6 +68,7 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
     "sharing": (
         BenchmarkPart("sharing", "sharing.simulated_gateways", 10, trace_option="--trace"),
         BenchmarkPart("gateways", "sharing.gateway_processes", 10),
+        BenchmarkPart("knowledge", "sharing.knowledge", 120, SIMULATOR, in_all=False),
     ),
     "quota": (BenchmarkPart("quota", "quota.benchmark", 30, PROCESSES),),
     "fairness": (

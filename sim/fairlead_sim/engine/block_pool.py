@@ -29,6 +29,7 @@ class BlocksStored:
 
     - parent: None at the start of a prompt; ``salt`` applies only there.
     - tokens: the ids of the whole run (``len(keys) * block_tokens``); None if they are unknown.
+    - tier: ``gpu``, or the name of slower memory (``lower_tiers``).
     """
 
     keys: tuple[int, ...]
@@ -38,6 +39,7 @@ class BlocksStored:
     adapter: str | None = None
     salt: str | None = None
     session: str | None = None
+    tier: str = "gpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class BlockEvicted:
     """The event of one copy of one block that was evicted."""
 
     key: int
+    tier: str = "gpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +176,11 @@ class BlockPool:
         if event is not None:
             self._events.append(event)
 
-    def publish(self, event: BlocksStored) -> None:
-        """Records the event of blocks that were cached already, for listeners that missed them."""
+    def publish(self, event: BlocksStored | BlockEvicted) -> None:
+        """Records an event that changes nothing here.
+
+        Blocks were cached already, and listeners missed them, or they are in slower memory.
+        """
         self._events.append(event)
 
     def release(self, blocks: Sequence[int]) -> None:

@@ -24,12 +24,15 @@ token ids.
 
 import heapq
 from array import array
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Final
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput, Unavailable
-from fairlead_sim.engine.block_pool import BlockPool
+from fairlead_sim.engine.block_pool import BlockEvicted, BlockPool
+from fairlead_sim.engine.lower_tiers import LowerTier, find_tiers
 from fairlead_sim.engine.sequence import EngineSequence, EngineStats, EngineStep, SequenceState
 
 __all__ = ["EngineCore", "EngineSequence", "EngineStats", "EngineStep", "QueueFull", "SequenceState"]
@@ -49,6 +52,7 @@ class EngineCore:
 
     - max_queue: bound on all unfinished sequences, like ``--max-num-queued-reqs``.
     - pool: memory that several engines share; only ``experiments.ideal_bound`` does that.
+    - lower_tiers: slower memory behind the pool, the fastest first; set before the first step.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class EngineCore:
         self.profile = profile
         self.block_tokens = block_tokens
         self.pool = pool or BlockPool(profile.kv_tokens // block_tokens, block_tokens, events=events)
+        self.lower_tiers: Sequence[LowerTier] = ()
         self._max_unfinished = SIM_QUEUE if max_queue is None else max_queue
         self._by_priority = scheduling == "priority"
         self._max_sequences = max(1, min(profile.max_sequences, profile.step_tokens))
@@ -76,6 +81,7 @@ class EngineCore:
         # A heap; aborted sequences stay until they surface.
         self._queue: list[tuple[tuple[float, float, int], EngineSequence]] = []
         self._waiting = 0
+        self._loading: list[EngineSequence] = []
         self._prefilling: list[EngineSequence] = []
         self._decoding: list[EngineSequence] = []
         self._block_full: list[EngineSequence] = []  # decoding sequences whose blocks are full
@@ -110,6 +116,13 @@ class EngineCore:
     def sequences(self) -> list[EngineSequence]:
         """Returns all running and waiting sequences, oldest first."""
         return list(self._sequences.values())
+
+    def matched_blocks(self, keys: Sequence[int]) -> int:
+        """Returns how many blocks of a prompt are cached from its start on, in any tier."""
+        matched = len(self.pool.match(keys, len(keys)))
+        while matched < len(keys) and any(keys[matched] in tier for tier in self.lower_tiers):
+            matched += 1
+        return matched
 
     def add(self, sequence: EngineSequence) -> None:
         """Queues a new sequence.
@@ -166,11 +179,17 @@ class EngineCore:
                 self._preempt(sequence)
         return self.pool.clear()
 
+    def clear_lower_tiers(self) -> None:
+        """Drops what is in slower memory of this engine alone."""
+        for tier in self.lower_tiers:
+            if not tier.is_shared:
+                tier.clear()
+
     @property
     def stats(self) -> EngineStats:
         """Returns the present gauges and counters."""
         return EngineStats(
-            running=len(self._decoding) + len(self._prefilling),
+            running=self._running_count(),
             waiting=self._waiting,
             kv_usage=self.pool.referenced / self.pool.blocks,
             blocks=self.pool.blocks,
@@ -191,6 +210,8 @@ class EngineCore:
         if self._paused or not self._sequences:
             return None
         step = EngineStep()
+        if self._loading:
+            self._end_loads(now)
         if self._block_full:
             self._allocate_for_decoding(step)
         prefilled: list[EngineSequence] = []
@@ -199,13 +220,16 @@ class EngineCore:
             attention, chunks = self._prefill(step, prefilled, now)
         decoding = self._decoding
         profile = self.profile
-        step.seconds = profile.step_time(
-            computed=len(decoding) + step.prefilled,
-            sequences=len(decoding) + chunks,
-            resident=self._resident,
-            attention=attention,
-            hit=step.cached,
-        )
+        if self._loading and not decoding and not step.prefilled:
+            step.seconds = min([sequence.loaded_at for sequence in self._loading]) - now
+        else:
+            step.seconds = profile.step_time(
+                computed=len(decoding) + step.prefilled,
+                sequences=len(decoding) + chunks,
+                resident=self._resident,
+                attention=attention,
+                hit=step.cached,
+            )
         self._resident += len(decoding)
         block_ends = []
         for sequence in decoding:
@@ -227,7 +251,8 @@ class EngineCore:
 
     def steady_steps(self) -> int:
         """Returns how many steps from now on only decode; often 0."""
-        if self._paused or self._waiting or self._prefilling or self._block_full or not self._decoding:
+        is_mixed = self._waiting or self._prefilling or self._loading or self._block_full
+        if self._paused or is_mixed or not self._decoding:
             return 0
         return min([sequence.steps_to_block_end for sequence in self._decoding]) - 1
 
@@ -272,6 +297,8 @@ class EngineCore:
             admitted = self._admit(step, now)
             if admitted is None:
                 break
+            if admitted.loaded_at > now:
+                continue
             computed = self._compute_chunk(admitted, budget, step)
             budget -= computed
             attention += computed * (admitted.computed - computed / 2)
@@ -315,9 +342,41 @@ class EngineCore:
             if sequence.publishes_hits and hits and self.pool.records_events:
                 self.pool.publish(sequence.stored_event(0, len(hits), block_tokens))
         self._prefilling.append(sequence)
+        can_load = self.lower_tiers or sequence.peer_blocks
+        if can_load and sequence.uses_cache and not sequence.pulled_tokens:
+            return self._load_blocks(sequence, limit, step, now)
         if sequence.pulled_tokens and not self._write_pulled(sequence, step):
             return None
         return sequence
+
+    def _load_blocks(self, sequence: EngineSequence, limit: int, step: EngineStep, now: float) -> EngineSequence | None:
+        """Begins to load the blocks of an admitted prompt that a peer or slower memory has.
+
+        Returns None if the sequence was preempted.
+        """
+        first, seconds = len(sequence.blocks), 0.0
+        copied = max(first, min(sequence.peer_blocks, limit))
+        if copied > first:
+            seconds = sequence.peer_latency_seconds + (copied - first) * sequence.peer_block_seconds
+        tiers = find_tiers(self.lower_tiers, sequence.chain[copied:limit])
+        reached = copied + len(tiers)
+        if reached == first:
+            return sequence
+        sequence.loaded_at = now + seconds + sum([tier.block_seconds for tier in tiers])
+        sequence.pulled_tokens = reached * self.block_tokens
+        if not self._write_pulled(sequence, step):
+            return None
+        sequence.pulled_tokens = 0
+        if sequence.first_token_at is None:
+            sequence.cached_tokens = sequence.computed
+        self._prefilling.remove(sequence)
+        self._loading.append(sequence)
+        return sequence
+
+    def _end_loads(self, now: float) -> None:
+        """Goes on with the sequences whose blocks are loaded."""
+        self._prefilling += [sequence for sequence in self._loading if sequence.loaded_at <= now]
+        self._loading = [sequence for sequence in self._loading if sequence.loaded_at > now]
 
     def _write_pulled(self, sequence: EngineSequence, step: EngineStep) -> bool:
         """Caches the part of a prompt that another engine computed, except its last token.
@@ -448,19 +507,39 @@ class EngineCore:
         if begin < end:
             event = sequence.stored_event(begin, end, self.block_tokens) if self.pool.records_events else None
             self.pool.register(sequence.blocks[begin:end], chain[begin:end], event)
+            for tier in self.lower_tiers:
+                self._store_below(tier, sequence, chain[begin:end])
+
+    def _store_below(self, tier: LowerTier, sequence: EngineSequence, keys: Sequence[int]) -> None:
+        """Writes blocks to slower memory, and records its events; a shared store evicts in
+        silence.
+        """
+        new, gone = tier.store(keys)
+        if not self.pool.records_events:
+            return
+        chain = sequence.chain
+        for key in new:
+            number = chain.index(key)
+            event = sequence.stored_event(number, number + 1, self.block_tokens)
+            self.pool.publish(replace(event, tier=tier.name))
+        if not tier.is_shared:
+            for key in gone:
+                self.pool.publish(BlockEvicted(key, tier.name))
 
     # Preemption and removal ---------------------------------------------------------------------------------------------
 
     def _running(self) -> list[EngineSequence]:
-        return self._decoding + self._prefilling
+        return self._decoding + self._prefilling + self._loading
 
     def _running_count(self) -> int:
-        return len(self._decoding) + len(self._prefilling)
+        return len(self._decoding) + len(self._prefilling) + len(self._loading)
 
     def _remove_running(self, sequence: EngineSequence) -> None:
         """Removes a running sequence from its list and releases its blocks."""
         if sequence in self._prefilling:
             self._prefilling.remove(sequence)
+        elif sequence in self._loading:
+            self._loading.remove(sequence)
         else:
             self._decoding.remove(sequence)
             self._resident -= sequence.prompt_tokens + sequence.generated
@@ -469,7 +548,8 @@ class EngineCore:
     def _preempt(self, sequence: EngineSequence) -> None:
         """Returns a sequence to the queue, where its rank puts it before all later arrivals."""
         self._remove_running(sequence)
-        sequence.computed = sequence.pulled_tokens = 0
+        sequence.computed = sequence.pulled_tokens = sequence.peer_blocks = 0
+        sequence.loaded_at = 0.0
         sequence.preemptions += 1
         self._preempted_total += 1
         self._enqueue(sequence)

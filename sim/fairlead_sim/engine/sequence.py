@@ -32,6 +32,8 @@ class EngineSequence:
     - uses_cache: False computes the whole prompt, whatever is cached.
     - publishes_hits: also reports the cached blocks that the prompt used.
     - pulled_tokens: prompt tokens whose KV another engine computed; lost by a preemption.
+    - peer_blocks: blocks from the start of the prompt that another engine has cached. Missing ones
+      are copied in ``peer_latency_seconds``, and ``peer_block_seconds`` for each.
     """
 
     id: str
@@ -48,6 +50,9 @@ class EngineSequence:
     uses_cache: bool = True
     publishes_hits: bool = False
     pulled_tokens: int = 0
+    peer_blocks: int = 0
+    peer_latency_seconds: float = 0.0
+    peer_block_seconds: float = 0.0
 
     state: SequenceState = SequenceState.WAITING
     cached_tokens: int = 0  # prompt tokens cached at the first admission
@@ -63,6 +68,7 @@ class EngineSequence:
     blocks: list[int] = field(default_factory=list)
     reserved_blocks: int = 0
     computed: int = 0  # tokens in KV while the prompt is being computed
+    loaded_at: float = 0.0  # when its blocks of slower memory are there
     steps_to_block_end: int = 0  # decode steps until a block is full or the end is reached
 
     @property

@@ -41,11 +41,20 @@ from typing import Final, Protocol, TypeAlias
 from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput, FairleadError
 from fairlead_sim.engine.block_pool import BlockPool, KvEvent
+from fairlead_sim.engine.lower_tiers import LowerTier, TierOptions
 from fairlead_sim.engine.scheduler import EngineCore, EngineStep
 from fairlead_sim.engine.sequence import EngineSequence
 from fairlead_sim.fleet.request import InflightRequest, RequestResult
 from fairlead_sim.workload.trace_prompts import TracePromptCache
 from fairlead_sim.workload.traces import TraceRequest
+
+
+@dataclass(frozen=True, slots=True)
+class PullOptions:
+    """The time to copy KV out of another engine's cache: until its first token, and for each."""
+
+    latency_seconds: float
+    token_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,8 @@ class FleetOptions:
     - reserve_tokens: output tokens that must fit at admission. None: all. 0: none, so that engines
       preempt.
     - is_pooled: one memory for all engines (``experiments.ideal_bound``).
+    - lower_tiers: slower memory of each engine, or of all, the fastest first.
+    - pull: how engines copy KV out of each other's caches; None: they do not.
     - keeps_results: False forgets a request when it ends, for simulations of days.
     """
 
@@ -70,6 +81,8 @@ class FleetOptions:
     feedback_delay_seconds: float = 0.0
     reserve_tokens: int | None = None
     is_pooled: bool = False
+    lower_tiers: Sequence[TierOptions] = ()
+    pull: PullOptions | None = None
     keeps_results: bool = True
 
 
@@ -111,6 +124,10 @@ class SimulationContext(ABC):
 
         The router must have dropped the request.
         """
+
+    @abstractmethod
+    def pull_prefix(self, request_id: str, source: str) -> None:
+        """Lets the engine of a request copy what ``source`` has cached of its prompt."""
 
     @abstractmethod
     def known_request(self, request_id: str) -> InflightRequest:
@@ -244,6 +261,9 @@ class FleetSimulation(SimulationContext):
         self._on_progress = on_progress
         blocks = options.profile.kv_tokens // options.block_tokens * len(options.engine_names)
         self._pool = BlockPool(blocks, options.block_tokens, events=False) if options.is_pooled else None
+        self._shared_tiers = {
+            tier: LowerTier(tier, options.block_tokens) for tier in options.lower_tiers if tier.is_shared
+        }
         self._engines: dict[str, _FleetEngine] = {}
         self._draining: set[str] = set()
         self._engine_indexes = count()
@@ -253,6 +273,7 @@ class FleetSimulation(SimulationContext):
         self._order = count()
         self._requests: dict[str, InflightRequest] = {}
         self._open_requests = 0
+        self._pull_sources: dict[str, str] = {}
         self._on_ended: dict[str, Action] = {}
         self.now = 0.0
 
@@ -367,6 +388,9 @@ class FleetSimulation(SimulationContext):
         inflight.instance = instance
         self._submit(inflight, now)
 
+    def pull_prefix(self, request_id: str, source: str) -> None:
+        self._pull_sources[request_id] = source
+
     def refuse(self, request_id: str, reason: str, now: float) -> None:
         self._end(self._requests[request_id], now, reason)
 
@@ -420,6 +444,18 @@ class FleetSimulation(SimulationContext):
         self._take_begun_steps(engine, now)
         engine.core.profile = self._profile_of(name).sped_up(1.0 / factor)
 
+    def reset_engine(self, name: str, now: float) -> None:
+        """Empties the caches of an engine: another process is behind its address.
+
+        Its running requests are computed again, from their prompts on.
+        """
+        engine = self._engines[name]
+        self._take_begun_steps(engine, now)
+        for sequence in engine.core.sequences():
+            self._requests[sequence.id].end_span(bisect_right(engine.step_ends, now))
+        engine.core.reset_prefix_cache(preempt_running=True)
+        engine.core.clear_lower_tiers()
+
     def known_request(self, request_id: str) -> InflightRequest:
         return self._requests[request_id]
 
@@ -443,6 +479,10 @@ class FleetSimulation(SimulationContext):
         core = EngineCore(
             profile, block_tokens=self._options.block_tokens, events=self._publishes_kv_events, pool=self._pool
         )
+        core.lower_tiers = [
+            self._shared_tiers.get(tier) or LowerTier(tier, self._options.block_tokens)
+            for tier in self._options.lower_tiers
+        ]
         self._engines[name] = _FleetEngine(name, next(self._engine_indexes), core, observer)
 
     def _profile_of(self, name: str) -> EngineProfile:
@@ -488,6 +528,9 @@ class FleetSimulation(SimulationContext):
             keys=self._prompts.block_keys(request),
             reserve_tokens=self._reserve_tokens,
         )
+        source = self._pull_sources.pop(request.id, None)
+        if source is not None:
+            self._offer_peer_blocks(sequence, source)
         if engine.foreseen:
             self._take_begun_steps(engine, now)
         try:
@@ -500,6 +543,13 @@ class FleetSimulation(SimulationContext):
         inflight.step_ends = engine.step_ends
         if not engine.is_stepping:
             self._begin_step(engine, now)
+
+    def _offer_peer_blocks(self, sequence: EngineSequence, source: str) -> None:
+        peer, pull = self._engines.get(source), self._options.pull
+        if peer is not None and pull is not None:
+            sequence.peer_blocks = len(peer.core.pool.match(sequence.keys, len(sequence.keys)))
+            sequence.peer_latency_seconds = pull.latency_seconds
+            sequence.peer_block_seconds = pull.token_seconds * self._options.block_tokens
 
     def _begin_step(self, engine: _FleetEngine, now: float) -> None:
         core = engine.core

@@ -17,6 +17,7 @@ gateway reroutes requests that it loses before their first token. The requests o
 return to any gateway.
 """
 
+import math
 from array import array
 from bisect import bisect_left
 from collections import Counter
@@ -24,9 +25,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
+from typing import Final
 
 import xxhash
 
+from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
 from fairlead_gateway.ipc.messages import PREFIX_MAP_CORRECTION_SECONDS
 from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment
@@ -54,20 +57,29 @@ from fairlead_sim.engine.scheduler import EngineCore, EngineSequence
 from fairlead_sim.fleet.packet_simulator import NO_FAULTS, PacketSimulator
 from fairlead_sim.fleet.simulation import Action, FleetOptions, SimulationContext
 from fairlead_sim.gateways.late_binding import Dispatcher
-from fairlead_sim.gateways.single_gateway import MODEL, RoutingOptions, instances_of, synthetic_chain
+from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, RoutingOptions, instances_of, synthetic_chain
 from fairlead_sim.workload.trace_prompts import BYTES_PER_TOKEN, trace_keys
 from fairlead_sim.workload.traces import TraceRequest
+
+_TIERS: Final = {
+    "gpu": StorageTier.GPU,
+    "cpu": StorageTier.CPU,
+    "disk": StorageTier.DISK,
+    "remote": StorageTier.REMOTE,
+}
+_MODEL_KEY: Final = f"{NAMESPACE}/{MODEL}"
 
 
 class ReportedIndex:
     """A translator of engines' KV events to index changes, with the resulting index replica.
 
-    Only the first and the last copy of a block change the index.
+    Only the first and the last copy of a block in a tier change the index. Blocks of a store that
+    all engines reach are hints without end.
     """
 
     def __init__(self, engines: Sequence[str]) -> None:
         self.mirror = IndexReplica()
-        self._copies: dict[str, Counter[int]] = {name: Counter() for name in engines}
+        self._copies: dict[str, Counter[tuple[int, StorageTier]]] = {name: Counter() for name in engines}
         self._epoch = 0
         self.mirror.apply([index_changes.CompletenessChanged(name, True, "", 0.0) for name in engines])
 
@@ -88,15 +100,18 @@ class ReportedIndex:
         changes: list[index_changes.Change] = []
         for event in events:
             match event:
+                case BlocksStored() if (tier := _TIERS[event.tier]) is StorageTier.REMOTE:
+                    changes.append(index_changes.HintsAdded(_MODEL_KEY, list(event.keys), math.inf))
                 case BlocksStored():
-                    new = [key for key in event.keys if not copies[key]]
-                    copies.update(event.keys)
-                    changes.append(index_changes.BlocksStored(instance, StorageTier.GPU, event.parent or 0, new))
+                    new = [key for key in event.keys if not copies[key, tier]]
+                    copies.update([(key, tier) for key in event.keys])
+                    changes.append(index_changes.BlocksStored(instance, tier, event.parent or 0, new))
                 case BlockEvicted():
-                    copies[event.key] -= 1
-                    if copies[event.key] <= 0:
-                        del copies[event.key]
-                        changes.append(index_changes.BlocksRemoved(instance, StorageTier.GPU, [event.key]))
+                    tier = _TIERS[event.tier]
+                    copies[event.key, tier] -= 1
+                    if copies[event.key, tier] <= 0:
+                        del copies[event.key, tier]
+                        changes.append(index_changes.BlocksRemoved(instance, tier, [event.key]))
                 case CacheCleared():
                     copies.clear()
                     changes.append(index_changes.InstanceCleared(instance, 0, "cleared"))
@@ -105,8 +120,10 @@ class ReportedIndex:
 
 
 def cached_or_pending_blocks(core: EngineCore, keys: Sequence[int]) -> int:
-    """Returns how many blocks of a prompt an engine has cached or is about to compute."""
-    matched = len(core.pool.match(keys, len(keys)))
+    """Returns how many blocks of a prompt an engine has cached, in any tier, or is about to
+    compute.
+    """
+    matched = core.matched_blocks(keys)
     for sequence in core.sequences():
         shared = 0
         for key, wanted in zip(sequence.keys[matched:], keys[matched:], strict=False):
@@ -161,12 +178,14 @@ class ClusterOptions:
     """A cluster of gateways.
 
     by_session: all requests of a session go to one gateway; otherwise each goes to a random one.
+    stated_profile: what gateways take for the engines' profile; None: the real one.
     """
 
     gateways: int = 1
     sharing: SharingOptions = SharingOptions()
     by_session: bool = False
     restart: GatewayRestart | None = None
+    stated_profile: EngineProfile | None = None
 
 
 _SECRET_FINGERPRINT = b"one secret for all"
@@ -202,8 +221,8 @@ class SimulatedGateway:
             shared_loads=rows,
             hooks=DispatchHooks(self._on_routed, lambda *_: None, is_shared=True),
         )
-        profile = cluster.fleet.profile
-        self.router.update(cluster.routing.model, instances_of(cluster.live, profile))
+        profile = cluster.stated_profile
+        self.router.update(cluster.routing.model, instances_of(cluster.live, profile, cluster.fleet.pull))
         self._dispatcher = Dispatcher(
             self.router, profile, cluster.send_queued_request, cluster.schedule, rebalances=False
         )
@@ -244,6 +263,8 @@ class SimulatedGateway:
         chosen = self._cluster.routing.choices.get(request.id, decision.chosen)
         if chosen is None:
             return None, decision.reason
+        if decision.source is not None and chosen == decision.chosen:
+            self._cluster.pull_prefix(request.id, decision.source)
         to = self._dispatcher.dispatch(route_request, chosen, now)
         if self._cluster.sharing.index:
             self._link_prefix(request, chain, chosen, now)
@@ -392,6 +413,7 @@ class GatewayCluster:
         self.routing = routing
         self.options = options
         self.sharing = options.sharing
+        self.stated_profile = options.stated_profile or fleet.profile
         self.live = fleet.engine_names
         self.index = ReportedIndex(fleet.engine_names)
         self._hot_table = _HotPrefixTable()
@@ -426,7 +448,7 @@ class GatewayCluster:
         """Routes the request through one of the gateways."""
         restart = self.options.restart
         if restart is not None and self._routed == restart.at_request:
-            self._replace_gateway(restart.gateway, now)
+            self.restart_gateway(restart.gateway, now)
         self._routed += 1
         gateway = self._last_gateway = self._gateway_of_lost(request.id) or self._gateways[self._pick_gateway(request)]
         chosen, reason = gateway.route(request, self._chain(request), now)
@@ -461,7 +483,7 @@ class GatewayCluster:
         for name in left:
             self._publish_index_changes(self.index.remove_instance(name))
         for gateway in self._all:
-            gateway.router.update(self.routing.model, instances_of(live_engines, self.fleet.profile))
+            gateway.router.update(self.routing.model, instances_of(live_engines, self.stated_profile, self.fleet.pull))
         for gateway in self._all:
             self._reroute(gateway.remove_unreached(live_engines, now), now)
 
@@ -496,6 +518,15 @@ class GatewayCluster:
         """Returns the engines that the request's gateway does not reach."""
         return self._gateway_of.get(request, self._last_gateway).unreachable
 
+    def restart_gateway(self, index: int, now: float) -> None:
+        """Lets a gateway finish its requests, and starts its successor with what the peers know."""
+        old = self._gateways[index]
+        old.is_leaving = True
+        new = self._gateways[index] = self._start_gateway()
+        self._all = [gateway for gateway in self._all if not gateway.is_gone] + [new]
+        new.start(now + self.sharing.round_seconds, shares=len(self._gateways) > 1)
+        new.read_history(now)
+
     def kill_gateway(self, gateway: int, now: float) -> None:
         """Kills one gateway and starts another in its place.
 
@@ -504,7 +535,7 @@ class GatewayCluster:
         old = self._gateways[gateway]
         old.is_gone = True
         old.remove_unreached((), now)  # drops what it queued
-        self._replace_gateway(gateway, now)
+        self.restart_gateway(gateway, now)
         self._gateways[gateway].unreachable = old.unreachable
         self._reroute([name for name, owner in self._gateway_of.items() if owner is old], now)
 
@@ -537,6 +568,9 @@ class GatewayCluster:
 
     def send_queued_request(self, request: str, instance: str, now: float) -> None:
         self._simulation().send_queued_request(request, instance, now)
+
+    def pull_prefix(self, request: str, source: str) -> None:
+        self._simulation().pull_prefix(request, source)
 
     def _simulation(self) -> SimulationContext:
         assert self.simulation is not None, "the simulation has not started"
@@ -577,15 +611,6 @@ class GatewayCluster:
         """
         left, self._last_lost = self._last_lost, None
         return left[1] if left is not None and left[0] == request and not left[1].is_gone else None
-
-    def _replace_gateway(self, index: int, now: float) -> None:
-        """Lets a gateway finish its requests, and starts its successor with what the peers know."""
-        old = self._gateways[index]
-        old.is_leaving = True
-        new = self._gateways[index] = self._start_gateway()
-        self._all = [gateway for gateway in self._all if not gateway.is_gone] + [new]
-        new.start(now + self.sharing.round_seconds, shares=len(self._gateways) > 1)
-        new.read_history(now)
 
     def _start_gateway(self) -> SimulatedGateway:
         self._started += 1

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -389,3 +389,31 @@ def test_in_overload_the_sheddable_tier_is_refused_and_the_other_is_served() -> 
     dear = [(r, reply) for r, reply in zip(requests, ones, strict=True) if r.tenant == "a"]
     kept = sum(reply.ttft_seconds is not None and reply.ttft_seconds <= objective(r) for r, reply in dear)
     assert kept >= 0.9 * len(dear)
+
+
+def test_an_engine_that_restarts_has_an_empty_cache_and_loses_no_request() -> None:
+    front = gateways(1, SharingOptions(index=True), profile=LONG)
+    simulation = FleetSimulation(front, FleetOptions(ENGINES, LONG, 16, publishes_kv_events=True))
+    for at in (1.0, 5.0, 9.0):
+        simulation.schedule(at, partial(reset_all, simulation))
+    sessions = agent_sessions(8, seed=1)
+    reset = simulation.run_sessions(sessions, concurrency=4, round_trip_seconds=0.01, seed=1)
+    kept = served(1, SharingOptions(index=True), profile=LONG, sessions=8, seed=1)
+    assert [result.error for result in reset] == [None] * len(reset)
+    assert all(result.output_tokens == 8 for result in reset)
+    assert sum(result.cached_tokens for result in reset) < sum(result.cached_tokens for result in kept)
+    assert all(later > earlier for result in reset for earlier, later in pairwise(result.token_times))
+
+
+def reset_all(simulation: FleetSimulation, now: float) -> None:
+    for name in ENGINES:
+        simulation.reset_engine(name, now)
+
+
+def test_gateways_take_the_stated_memory_for_the_engines_memory() -> None:
+    stated = replace(SHORT, kv_tokens=SHORT.kv_tokens * 2)
+    fleet = FleetOptions(ENGINES, SHORT, 16)
+    routing = RoutingOptions(SloTargets(), b"secret", 0)
+    front = GatewayCluster(fleet, routing, ClusterOptions(1, NO_SHARING, stated_profile=stated))
+    assert front.stated_profile.kv_tokens == 2 * fleet.profile.kv_tokens
+    assert GatewayCluster(fleet, routing, ClusterOptions(1, NO_SHARING)).stated_profile is fleet.profile

@@ -1,0 +1,406 @@
+"""The worth of knowing engines' caches: equal requests without the index, with it, and with perfect
+knowledge.
+
+    python -m fairlead_bench knowledge [--scenarios A,B] [--requests 3000] [--seeds 5]
+                                       [--out out/bench/knowledge.json]
+
+Gateways without an index keep all that works without it: their own records, cached tokens of
+answers, and a Redis. Each row is a ratio to them, paired by seed. Its
+interval is Student's t at 95 % over the seeds. No data is sent and no time is read, so equal
+arguments give equal rows.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from functools import partial
+from itertools import product
+from random import Random
+from statistics import fmean, stdev
+from typing import Final
+
+from fairlead.engine_profile import EngineProfile, builtin_profile
+from fairlead.fleet.model import SloTargets
+from fairlead_bench.judging_seeds import TUNING_SEEDS
+from fairlead_bench.results import NO_GOALS, ResultRow, parse_options, write_results
+from fairlead_bench.sharing.knowledge_scenarios import (
+    AGENT_ANSWER_TOKENS,
+    AGENT_INSTRUCTION_TOKENS,
+    AGENT_QUESTION_TOKENS,
+    AGENT_TURNS,
+    ENGINES,
+    LOADS,
+    OBJECTIVE_SECONDS,
+    PROFILE,
+    PULL_LATENCY_SECONDS,
+    REQUESTS,
+    SCENARIOS,
+    SEEDS,
+    WARM_UP_SHARE,
+    WORKING_SETS,
+    Disturbance,
+)
+from fairlead_sim.engine.block_pool import KvEvent
+from fairlead_sim.engine.lower_tiers import TierOptions
+from fairlead_sim.engine.scheduler import EngineSequence
+from fairlead_sim.experiments.trial import search_capacity
+from fairlead_sim.fleet.request import RequestResult
+from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation, PullOptions, SimulationContext
+from fairlead_sim.gateways.gateway_cluster import NO_SHARING, ClusterOptions, GatewayCluster, SharingOptions
+from fairlead_sim.gateways.single_gateway import RoutingOptions
+from fairlead_sim.workload.generators import AgentShape, agent_sessions, conversation_traffic
+from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest, at_rate
+
+_NAME = "knowledge"
+_STUDENT_T: Final = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""The 97.5 % quantile by the number of seeds."""
+_MIN_BLOCKS: Final = 96
+"""An engine has room for the longest prompt."""
+_CALIBRATION_RATE: Final = 8.0
+_CALIBRATION_SESSIONS: Final = 32
+
+
+class Knowledge(StrEnum):
+    """The knowledge of the caches that a gateway has besides its own records."""
+
+    NONE = "no index"
+    INDEX = "index"
+    PERFECT = "perfect knowledge"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One severity of a scenario, with a working set and a load.
+
+    rate: requests per second, or sessions at a time.
+    """
+
+    scenario: str
+    severity: str
+    disturbance: Disturbance
+    working_set: float
+    load: float
+    rate: float
+
+    @property
+    def label(self) -> str:
+        """Names the cell in rows."""
+        return f"{self.scenario}: {self.severity}, working set {self.working_set:g}, load {self.load:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Figures of one run over the requests that count.
+
+    cached_tokens: prompt tokens that were found in caches.
+    recomputed_tokens: prompt tokens that some engine computed once more: an endless cache of all
+        engines would have held them.
+    goodput: share of the requests whose first token came in time.
+    """
+
+    cached_tokens: int
+    recomputed_tokens: int
+    p50_seconds: float
+    p90_seconds: float
+    goodput: float
+    failures: int
+
+
+class DisturbedFront:
+    """A cluster of gateways whose memory of the caches is disturbed."""
+
+    def __init__(self, cluster: GatewayCluster, disturbance: Disturbance, seed: int) -> None:
+        self._cluster = cluster
+        self._disturbance = disturbance
+        self._random = Random(f"disturbance {seed}")
+        self._past: set[str] = set()
+        self._routed: set[str] = set()
+        self.simulation: FleetSimulation | None = None
+
+    def start(self, simulation: SimulationContext) -> None:
+        self._cluster.start(simulation)
+
+    def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
+        if request.id not in self._routed:  # a request that is routed again disturbs nothing
+            self._routed.add(request.id)
+            self._disturb(request, now)
+        if request.id in self._past:
+            return self._random.choice(list(self._cluster.live)), ""
+        return self._cluster.route(request, now)
+
+    def _disturb(self, request: TraceRequest, now: float) -> None:
+        assert self.simulation is not None
+        disturbance, number = self._disturbance, len(self._routed)
+        if disturbance.reset_every and number % disturbance.reset_every == 0:
+            engine = number // disturbance.reset_every % ENGINES
+            self.simulation.reset_engine(self._cluster.fleet.engine_names[engine], now)
+        if disturbance.restart_every and number % disturbance.restart_every == 0:
+            self._cluster.restart_gateway(number // disturbance.restart_every % disturbance.gateways, now)
+        if self._random.random() < disturbance.bypassing_share:
+            self._past.add(request.id)
+
+    def on_rejected(self, request: str, now: float) -> None:
+        if request not in self._past:
+            self._cluster.on_rejected(request, now)
+
+    def on_first_token(self, request: str, now: float) -> None:
+        if request not in self._past:
+            self._cluster.on_first_token(request, now)
+
+    def on_finished(self, sequence: EngineSequence, now: float) -> None:
+        if sequence.id not in self._past:
+            self._cluster.on_finished(sequence, now)
+
+    def on_kv_events(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
+        self._cluster.on_kv_events(instance, events, now)
+
+    def on_membership(self, live_engines: Sequence[str], now: float) -> None:
+        self._cluster.on_membership(live_engines, now)
+
+    def on_lost(self, request: str, now: float) -> None:
+        if request not in self._past:
+            self._cluster.on_lost(request, now)
+
+
+def sharing(disturbance: Disturbance, knowledge: Knowledge) -> SharingOptions:
+    """Returns what gateways know in one arm."""
+    base = SharingOptions() if disturbance.is_shared else NO_SHARING
+    if knowledge is Knowledge.PERFECT:
+        return replace(base, sent=False, perfect=True)
+    return replace(base, index=knowledge is Knowledge.INDEX)
+
+
+def simulate(cell: Cell, requests: int, knowledge: Knowledge, seed: int) -> Outcome:
+    """Returns the figures of one run."""
+    disturbance = cell.disturbance
+    sessions = _agents(requests, seed) if disturbance.agent_pause_seconds else None
+    traffic = _conversations(requests, seed) if sessions is None else tuple(turn for one in sessions for turn in one)
+    blocks = max(_MIN_BLOCKS, int(_different_blocks(traffic) / cell.working_set / ENGINES))
+    profile = replace(builtin_profile(PROFILE), kv_tokens=blocks * TRACE_BLOCK_TOKENS)
+    stated = replace(profile, kv_tokens=int(blocks * disturbance.stated_memory) * TRACE_BLOCK_TOKENS)
+    known = sharing(disturbance, knowledge)
+    fleet = FleetOptions(
+        [f"e-{index}" for index in range(ENGINES)],
+        profile,
+        TRACE_BLOCK_TOKENS,
+        publishes_kv_events=known.index,
+        lower_tiers=_tiers(disturbance, profile),
+        pull=PullOptions(PULL_LATENCY_SECONDS, disturbance.pull_price * profile.prefill_token_seconds)
+        if disturbance.pull_price
+        else None,
+    )
+    routing = RoutingOptions(SloTargets(ttft_seconds=OBJECTIVE_SECONDS), f"secret {seed}".encode(), seed)
+    cluster = GatewayCluster(fleet, routing, ClusterOptions(disturbance.gateways, known, stated_profile=stated))
+    front = DisturbedFront(cluster, disturbance, seed)
+    front.simulation = simulation = FleetSimulation(front, fleet)
+    if sessions is None:
+        return _outcome(traffic, simulation.run(at_rate(traffic, cell.rate)))
+    results = simulation.run_sessions(
+        sessions,
+        concurrency=max(1, round(cell.rate)),
+        round_trip_seconds=disturbance.agent_pause_seconds,
+        seed=seed,
+    )
+    return _outcome(traffic, results)
+
+
+def _tiers(disturbance: Disturbance, profile: EngineProfile) -> list[TierOptions]:
+    seconds = disturbance.load_price * profile.prefill_token_seconds
+    sizes = {"cpu": disturbance.cpu_memory, "remote": disturbance.store_memory * ENGINES}
+    return [TierOptions(name, int(profile.kv_tokens * size), seconds) for name, size in sizes.items() if size]
+
+
+def _conversations(requests: int, seed: int) -> tuple[TraceRequest, ...]:
+    return tuple(conversation_traffic(requests, seed=seed))
+
+
+def _agents(requests: int, seed: int) -> tuple[tuple[TraceRequest, ...], ...]:
+    shape = AgentShape(
+        instruction_tokens=AGENT_INSTRUCTION_TOKENS,
+        turns=AGENT_TURNS,
+        question_tokens=AGENT_QUESTION_TOKENS,
+        answer_tokens=AGENT_ANSWER_TOKENS,
+        output_tokens=AGENT_ANSWER_TOKENS,
+    )
+    return tuple(tuple(one) for one in agent_sessions(requests // AGENT_TURNS, seed=seed, shape=shape))
+
+
+def _different_blocks(traffic: Sequence[TraceRequest]) -> int:
+    return len({block for request in traffic for block in request.blocks})
+
+
+def _outcome(traffic: Sequence[TraceRequest], results: Sequence[RequestResult]) -> Outcome:
+    """Returns the figures of the requests after the warm-up, by their order of arrival."""
+    order = sorted(range(len(results)), key=lambda index: results[index].arrival)
+    first_counted = int(WARM_UP_SHARE * len(results))
+    seen: set[int] = set()
+    cached = held = 0
+    for place, index in enumerate(order):
+        request, result = traffic[index], results[index]
+        repeated = 0
+        for block in request.blocks[: (request.prompt_tokens - 1) // TRACE_BLOCK_TOKENS]:
+            if block not in seen:
+                break
+            repeated += TRACE_BLOCK_TOKENS
+        seen.update(request.blocks)
+        if place >= first_counted:
+            cached += result.cached_tokens
+            held += repeated
+    counted = [results[index] for index in order[first_counted:]]
+    waited = sorted(math.inf if one.ttft_seconds is None else one.ttft_seconds for one in counted)
+    return Outcome(
+        cached,
+        held - cached,
+        waited[len(waited) // 2],
+        waited[int(len(waited) * 0.9)],
+        fmean([one <= OBJECTIVE_SECONDS for one in waited]),
+        sum(one.error is not None for one in counted),
+    )
+
+
+def full_load(requests: int, working_set: float, *, pause_seconds: float) -> float:
+    """Returns the highest rate at which the gateway without an index, undisturbed, is in time for
+    90 % of the requests. Of agents: the number of sessions at a time.
+    """
+    undisturbed = Disturbance(agent_pause_seconds=pause_seconds)
+
+    def is_in_time(rate: float) -> bool:
+        cell = Cell("", "", undisturbed, working_set, 1.0, rate)
+        return simulate(cell, requests, Knowledge.NONE, TUNING_SEEDS[0]).p90_seconds <= OBJECTIVE_SECONDS
+
+    guess = _CALIBRATION_SESSIONS if pause_seconds else _CALIBRATION_RATE
+    return search_capacity(is_in_time, guess, tolerance=0.05)
+
+
+def cells(scenarios: Sequence[str], rates: Mapping[tuple[float, float], float]) -> Iterator[Cell]:
+    """Yields every cell of these scenarios.
+
+    rates: the full load, by working set and pause of agents.
+    """
+    for name in scenarios:
+        for severity, disturbance in SCENARIOS[name].severities.items():
+            for working_set, load in product(WORKING_SETS, LOADS):
+                rate = load * rates[working_set, disturbance.agent_pause_seconds]
+                yield Cell(name, severity, disturbance, working_set, load, rate)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A ratio of two arms, as the mean of logarithms over seeds, with its interval."""
+
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """The ratio in one word: ``wins`` if it is less by a tenth, ``loses`` if it is more by a
+        hundredth, else ``neutral``. Both count beyond the interval only.
+        """
+        if self.ratio <= 0.9 and self.high < 1.0:
+            return "wins"
+        return "loses" if self.low > 1.01 else "neutral"
+
+
+def compare(ratios: Sequence[float]) -> Comparison:
+    """Returns the mean ratio and its interval; one ratio per seed."""
+    logs = [math.log(ratio) for ratio in ratios]
+    middle = fmean(logs)
+    half = _STUDENT_T[len(logs)] * stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else 0.0
+    return Comparison(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
+
+
+_MEASURES: Final[Mapping[str, Callable[[Outcome], float]]] = {
+    "p90 TTFT": lambda outcome: outcome.p90_seconds,
+    "recomputed tokens": lambda outcome: max(1.0, outcome.recomputed_tokens),
+}
+
+
+def rows(
+    scenarios: Sequence[str], found: Mapping[Cell, Mapping[Knowledge, Sequence[Outcome]]]
+) -> tuple[list[ResultRow], list[dict[str, object]]]:
+    """Returns the rows of scenarios and cells, and the verdict of each scenario.
+
+    found: outcomes of each seed.
+    """
+    made: list[ResultRow] = []
+    verdicts: list[dict[str, object]] = []
+    for name in scenarios:
+        members = [cell for cell in found if cell.scenario == name]
+        for measure, read in _MEASURES.items():
+            for knowledge in (Knowledge.INDEX, Knowledge.PERFECT):
+                by_seed = [
+                    math.exp(fmean([math.log(_ratio(found[cell], knowledge, seed, read)) for cell in members]))
+                    for seed in range(len(found[members[0]][knowledge]))
+                ]
+                comparison = compare(by_seed)
+                metric = f"{name}: {measure}: {knowledge} ÷ no index"
+                made.append(NO_GOALS.value(metric, "ratio", comparison.ratio))
+                verdicts.append({"row": metric, **asdict(comparison), "verdict": comparison.verdict})
+    for cell, outcomes in found.items():
+        for measure, read in _MEASURES.items():
+            for knowledge in (Knowledge.INDEX, Knowledge.PERFECT):
+                comparison = compare(
+                    [_ratio(outcomes, knowledge, seed, read) for seed in range(len(outcomes[knowledge]))]
+                )
+                made.append(
+                    NO_GOALS.value(f"{cell.label}: {measure}: {knowledge} ÷ no index", "ratio", comparison.ratio)
+                )
+    return made, verdicts
+
+
+def _ratio(
+    outcomes: Mapping[Knowledge, Sequence[Outcome]], knowledge: Knowledge, seed: int, read: Callable[[Outcome], float]
+) -> float:
+    return read(outcomes[knowledge][seed]) / read(outcomes[Knowledge.NONE][seed])
+
+
+def main(arguments: list[str]) -> int:
+    """Measures, writes and prints."""
+    given = parse_options(
+        _NAME,
+        "Gateways without the index, with it, and with perfect knowledge, in the fleet simulator.",
+        arguments,
+        scenarios=(list(SCENARIOS), "only these"),
+        requests=REQUESTS,
+        seeds=len(SEEDS),
+    )
+    seeds = SEEDS[: given.seeds]
+    with ProcessPoolExecutor(max_workers=2) as pool:
+        pauses = {
+            disturbance.agent_pause_seconds
+            for name in given.scenarios
+            for disturbance in SCENARIOS[name].severities.values()
+        }
+        keys = list(product(WORKING_SETS, sorted(pauses)))
+        loads = pool.map(partial(_full_load, given.requests), keys)
+        rates = dict(zip(keys, loads, strict=True))
+        print("full load:", {f"{key}": round(rate, 2) for key, rate in rates.items()}, flush=True)
+        wanted = list(cells(given.scenarios, rates))
+        runs = list(product(wanted, Knowledge, seeds))
+        outcomes = pool.map(partial(_simulate, given.requests), runs, chunksize=4)
+        found: dict[Cell, dict[Knowledge, list[Outcome]]] = {cell: {arm: [] for arm in Knowledge} for cell in wanted}
+        for (cell, knowledge, seed), outcome in zip(runs, outcomes, strict=True):
+            found[cell][knowledge].append(outcome)
+            if seed == seeds[-1] and knowledge is Knowledge.PERFECT:
+                print(cell.label, *[f"{fmean(x.p90_seconds for x in found[cell][arm]):.3f}" for arm in Knowledge])
+    made, verdicts = rows(given.scenarios, found)
+    table = [
+        {"cell": cell.label, "rate": cell.rate, "knowledge": arm, "seed": seed, **asdict(outcome)}
+        for cell, arms in found.items()
+        for arm, by_seed in arms.items()
+        for seed, outcome in zip(seeds, by_seed, strict=True)
+    ]
+    return write_results(_NAME, made, seed=0, file=given.out, more={"verdicts": verdicts, "runs": table})
+
+
+def _full_load(requests: int, key: tuple[float, float]) -> float:
+    working_set, pause_seconds = key
+    return full_load(requests, working_set, pause_seconds=pause_seconds)
+
+
+def _simulate(requests: int, run: tuple[Cell, Knowledge, int]) -> Outcome:
+    cell, knowledge, seed = run
+    return simulate(cell, requests, knowledge, seed)
