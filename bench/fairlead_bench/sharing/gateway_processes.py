@@ -41,6 +41,8 @@ BLOCK_TOKENS = 16
 APPLICATIONS = 12
 TURNS = 5
 SECRET = "the secret of all gateways of this benchmark"
+Body = dict[str, Any]
+"""The body of one request."""
 _NAME = "gateways"
 
 
@@ -94,10 +96,8 @@ class SharingFigures:
         return self.cached_tokens / max(1, self.prompt_tokens)
 
 
-def sessions(
-    count: int, seed: int, *, apps: int = APPLICATIONS, turns: int = TURNS
-) -> list[list[list[dict[str, str]]]]:
-    """Returns sessions as lists of turns, each the messages of one request. The answers in them are
+def sessions(count: int, seed: int, *, apps: int = APPLICATIONS, turns: int = TURNS) -> list[list[Body]]:
+    """Returns sessions as lists of turns, each the body of one request. The answers in them are
     drawn, so every run sends the same requests."""
     random = Random(seed)
     instructions = [f"application {app}: " + _words(Random(f"{seed} {app}"), 700) for app in range(apps)]
@@ -109,7 +109,7 @@ def sessions(
         session = []
         for _ in range(turns):
             messages = [*messages, {"role": "user", "content": _words(random, 120)}]
-            session.append(messages)
+            session.append({"model": "tiny", "messages": messages, "max_tokens": 8})
             messages = [*messages, {"role": "assistant", "content": _words(random, 40)}]
         found.append(session)
     return found
@@ -127,7 +127,7 @@ class AgentTraffic:
     in_step: each request waits until all gateways know of the one before.
     """
 
-    sessions: Sequence[Sequence[list[dict[str, str]]]]
+    sessions: Sequence[Sequence[Body]]
     seed: int
     concurrency: int = CONCURRENT_REQUESTS
     in_step: bool = False
@@ -136,7 +136,7 @@ class AgentTraffic:
 async def drive(
     urls: Sequence[str], traffic: AgentTraffic, *, between: Callable[[], Awaitable[None]] | None = None
 ) -> SharingFigures:
-    """Sends all sessions, each turn to one of the gateways.
+    """Sends all sessions, each turn to one of these URLs, which are gateways or engines.
 
     between: awaited after every answer.
     """
@@ -147,18 +147,18 @@ async def drive(
     own: list[float] = []
     whole: list[float] = []
 
-    async def one(session: Sequence[list[dict[str, str]]], way: list[float]) -> None:
+    async def one(session: Sequence[Body], way: list[float]) -> None:
         async with slots:
-            for messages, drawn in zip(session, way, strict=True):
-                body = {"model": "tiny", "messages": messages, "max_tokens": 8}
+            for body, drawn in zip(session, way, strict=True):
                 begun = time.perf_counter()
-                answer = await request(urls[int(drawn * len(urls))], body)
+                answer = await request(urls[int(drawn * len(urls))], body, more="content-type: application/json\r\n")
                 whole.append(time.perf_counter() - begun)
                 totals[2] += 1
                 if answer.status != 200:
                     totals[3] += 1
                     continue
-                own.append(float(answer.fields["server-timing"].partition("gateway;dur=")[2].partition(",")[0]) / 1e3)
+                if timing := answer.fields.get("server-timing"):
+                    own.append(float(timing.partition("gateway;dur=")[2].partition(",")[0]) / 1e3)
                 usage: dict[str, Any] = answer.json["usage"]
                 totals[0] += usage["prompt_tokens"]
                 totals[1] += (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0

@@ -312,6 +312,13 @@ def compare(ratios: Sequence[float]) -> Comparison:
     return Comparison(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
 
 
+def judge(metric: str, ratios: Sequence[float]) -> tuple[ResultRow, dict[str, object]]:
+    """Returns the row of a mean ratio, and its verdict; one ratio per seed."""
+    comparison = compare(ratios)
+    verdict = {"row": metric, **asdict(comparison), "verdict": comparison.verdict}
+    return NO_GOALS.value(metric, "ratio", comparison.ratio), verdict
+
+
 _MEASURES: Final[Mapping[str, Callable[[Outcome], float]]] = {
     "p90 TTFT": lambda outcome: outcome.p90_seconds,
     "recomputed tokens": lambda outcome: max(1.0, outcome.recomputed_tokens),
@@ -335,10 +342,9 @@ def rows(
                     math.exp(fmean([math.log(_ratio(found[cell], knowledge, seed, read)) for cell in members]))
                     for seed in range(len(found[members[0]][knowledge]))
                 ]
-                comparison = compare(by_seed)
-                metric = f"{name}: {measure}: {knowledge} ÷ no index"
-                made.append(NO_GOALS.value(metric, "ratio", comparison.ratio))
-                verdicts.append({"row": metric, **asdict(comparison), "verdict": comparison.verdict})
+                row, verdict = judge(f"{name}: {measure}: {knowledge} ÷ no index", by_seed)
+                made.append(row)
+                verdicts.append(verdict)
     for cell, outcomes in found.items():
         for measure, read in _MEASURES.items():
             for knowledge in (Knowledge.INDEX, Knowledge.PERFECT):

@@ -4,7 +4,7 @@ In each, what a gateway remembers of its own requests differs from what the engi
 scenario is run at each severity, with each working set and load, on ``SEEDS``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -113,3 +113,35 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
         {f"pauses of {pause:g} s": Disturbance(agent_pause_seconds=pause) for pause in (2.0, 10.0, 60.0)}
     ),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessScenario:
+    """One scenario with real gateways, at one severity.
+
+    adapters: LoRA adapters, in turn, of every second session; the others use the base model.
+        Engines start with them, and the fleet states each as a model of its own.
+    tenants: each session belongs to one of them in turn, and sends its ``cache_salt``; 0: none.
+
+    Why models: gateways index no prompts of adapters that they load themselves (``adapters`` in the
+    fleet file). That scenario could not judge the index.
+    """
+
+    disturbance: Disturbance = field(default_factory=Disturbance)
+    adapters: Sequence[str] = ()
+    tenants: int = 0
+
+
+PROCESS_SCENARIOS: Final[Mapping[str, ProcessScenario]] = {
+    "nothing is wrong": ProcessScenario(),
+    "engines that restart": ProcessScenario(Disturbance(reset_every=25)),
+    "KV memory is stated as twice as much": ProcessScenario(Disturbance(stated_memory=2.0)),
+    "requests past the gateway": ProcessScenario(Disturbance(bypassing_share=0.3)),
+    "two gateways that share nothing": ProcessScenario(Disturbance(gateways=2)),
+    "adapters": ProcessScenario(adapters=("french", "german", "sql")),
+    "cache salts": ProcessScenario(tenants=8),
+}
+"""Some scenarios of the simulator with processes, and causes that it does not have.
+
+A run has 200 requests and four engines, so each engine restarts twice. They run on ``SEEDS``.
+"""
