@@ -350,7 +350,7 @@ class Supervisor:
 
         link = self.background.redis_link
         assert link is not None
-        return RedisIndexFinder(link, secret=self._config.index_secret)
+        return RedisIndexFinder(link, self.clock, secret=self._config.index_secret)
 
     def _create_alignment_store(self, learned: "Callable[[str, PromptAlignment], None]") -> "AlignmentStore":
         """Returns the store of prompt alignments that gateways share.

@@ -5,7 +5,6 @@
 latency targets shrink alike, so that every ratio stays as in the manifest.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -104,8 +103,6 @@ ENGINE_TOKEN_VARIABLE = "ENGINE_TOKEN"
 """Environment variable of gateway and indexer with the API key of real engines."""
 _VLLM_KEY_VARIABLE = "VLLM_API_KEY"
 _ADAPTER_VARIABLES = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-_OWN_EVENT_FLAGS = ("--kv-events", "--data-parallel-size")
-"""Arguments of a manifest with which the ports of KV events are its own affair."""
 MIN_SPEED, MAX_SPEED = 0.001, 1000
 """Beyond these, a step of an engine is too short for a clock or too long for a person."""
 
@@ -269,6 +266,7 @@ def _plan_pool(
     is_simulated = engine_type == SIMULATED_ENGINE
     transfer_arguments = _transfer_arguments(pool, transfer) if is_simulated else ()
     adapter_arguments = _adapter_arguments(spec, engine_type)
+    events, event_arguments = _plan_events(spec, pool, is_simulated=is_simulated)
     variables = {variable.name: variable.value for variable in spec.engine.env if variable.value_from is None}
     base = LocalEngineReplica(
         name=spec.model.engine_name or deployment.metadata.name,
@@ -291,7 +289,7 @@ def _plan_pool(
         return ProcessCommand(
             (
                 *engine_launch.command,
-                *(adapter_arguments if is_simulated else ()),
+                *((*events, *adapter_arguments) if is_simulated else ()),
                 *transfer_arguments,
             ),
             dict(engine_launch.env),
@@ -315,38 +313,31 @@ def _plan_pool(
     pool_spec = replace(
         pool_spec,
         sleep_level=None if sleep is None else sleep.level,
-        event_arguments=_event_arguments(spec, pool, is_simulated=is_simulated),
+        event_arguments=event_arguments,
     )
     return pool_spec, first_launch.ignored_args
 
 
-def _event_arguments(
+def _plan_events(
     spec: ModelDeploymentSpec, pool: Pool, *, is_simulated: bool
-) -> Callable[[tuple[int, ...]], tuple[str, ...]] | None:
-    """Returns the ``event_arguments`` of a pool.
+) -> tuple[tuple[str, ...], Callable[[tuple[int, ...]], tuple[str, ...]] | None]:
+    """Returns arguments by which engines publish KV events on any ports, and `event_arguments`.
 
-    None if its engines publish no KV events, or on ports that the manifest gives.
+    Real engines publish none: vLLM would bind the ports on all interfaces, and events have the
+    tokens of prompts.
     """
-    reads_arguments = not is_simulated or spec.engine.type is EngineType.SIM
-    given = (*spec.engine.args, *pool.args) if reads_arguments else ()
-    if not spec.kv_cache.events or any(argument.startswith(_OWN_EVENT_FLAGS) for argument in given):
-        return None
-
-    def simulated(ports: tuple[int, ...]) -> tuple[str, ...]:
-        events, replay = _event_endpoints(ports)
-        return ("--kv-events", events, "--kv-replay", replay)
-
-    def real(ports: tuple[int, ...]) -> tuple[str, ...]:
-        events, replay = _event_endpoints(ports)
-        config = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": events, "replay_endpoint": replay}
-        return (f"--kv-events-config={json.dumps(config)}",)
-
-    return simulated if is_simulated else real
+    given = (*spec.engine.args, *pool.args) if spec.engine.type is EngineType.SIM else ()
+    if not is_simulated or not spec.kv_cache.events or any(one.startswith("--kv-events") for one in given):
+        return (), None
+    if any(one.startswith("--data-parallel-size") for one in given):  # each rank takes ports of its own
+        return ("--kv-events", "0", "--kv-replay", "0"), None
+    return (), _event_arguments
 
 
-def _event_endpoints(ports: tuple[int, ...]) -> tuple[str, str]:
-    """Returns the endpoints of events and replays of the first engine of a process."""
-    return f"tcp://127.0.0.1:{ports[0]}", f"tcp://127.0.0.1:{ports[len(ports) // 2]}"
+def _event_arguments(ports: tuple[int, ...]) -> tuple[str, ...]:
+    """Returns the arguments of simulated engines that publish on these ports."""
+    events, replay = ports[0], ports[len(ports) // 2]
+    return ("--kv-events", f"tcp://127.0.0.1:{events}", "--kv-replay", f"tcp://127.0.0.1:{replay}")
 
 
 def _replica_price(manifests: Manifests, pool: Pool) -> int | None:

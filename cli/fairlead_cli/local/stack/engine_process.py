@@ -115,7 +115,7 @@ class EngineProcess:
         ids with them.
         """
         if not all(map(is_port_free, (*self.ports, *self.event_ports))):
-            self.ports, self.event_ports = find_free_ports([len(self.ports), len(self.event_ports)])
+            (self.ports, self.event_ports) = _free_ports([(self.pool, len(self.ports))])[0]
         command = self.pool.command(self.ports, self.first)
         if self.pool.event_arguments is None or not self.event_ports:
             return command
@@ -184,6 +184,12 @@ def create_processes(wanted: Sequence[tuple[EnginePoolSpec, int, int]]) -> list[
 
     wanted: of each, its pool, the number of its first endpoint, and how many it has.
     """
-    sizes = [(size, 0 if pool.event_arguments is None else 2 * size) for pool, _, size in wanted]
+    ports = _free_ports([(pool, size) for pool, _, size in wanted])
+    return [EngineProcess(pool, first, *given) for (pool, first, _), given in zip(wanted, ports, strict=True)]
+
+
+def _free_ports(wanted: Sequence[tuple[EnginePoolSpec, int]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Returns ports and event ports of processes with so many endpoints."""
+    sizes = [(size, *((0, 0) if pool.event_arguments is None else (size, size))) for pool, size in wanted]
     groups = iter(find_free_ports([*chain.from_iterable(sizes)]))
-    return [EngineProcess(pool, first, next(groups), next(groups)) for pool, first, _ in wanted]
+    return [(next(groups), next(groups) + next(groups)) for _ in wanted]

@@ -127,7 +127,7 @@ class KvIndexService:
         self._instances: dict[str, Instance] = {}
         self._finder: RedisIndexFinder | None = None
         self._found_models: set[str] = set()
-        self._indexed_models: tuple[str, ...] = ()
+        self._indexed_models: dict[str, None] = {}
         self._models: dict[str, ModelIndex] = {}
         self._token_fetchers: dict[str, TokenFetcher] = {}
         self._changed_models: set[str] = set()
@@ -165,13 +165,12 @@ class KvIndexService:
     @property
     def indexed_models(self) -> Sequence[str]:
         """The models whose prompts workers report: those with an index that is used."""
-        return () if self._tokenization.source is TokenSource.OFF else self._indexed_models
+        return () if self._tokenization.source is TokenSource.OFF else tuple(self._indexed_models)
 
     def update_fleet(self, fleet: Fleet) -> None:
         """Takes over a new fleet. Creates source and store at the first indexed model."""
         self._fleet = fleet
         self._instances = {instance.id: instance for group in fleet.instances.values() for instance in group}
-        self._found_models &= fleet.models.keys()
         self._update_indexed_models()
         for key in self._models.keys() - fleet.models.keys():
             del self._models[key]
@@ -186,7 +185,7 @@ class KvIndexService:
         those with an index in Redis.
         """
         fleet, before = self._fleet, self._indexed_models
-        self._indexed_models = tuple(
+        self._indexed_models = dict.fromkeys(
             key for key in fleet.models if key in self._found_models or _states_events(fleet.instances.get(key, ()))
         )
         models = self.indexed_models
@@ -203,13 +202,12 @@ class KvIndexService:
             self._on_indexed(models)
 
     async def _find_indexes(self) -> None:
-        """Looks for indexes of the models of which the fleet states no KV events, without end."""
+        """Looks for the indexes of all models, without end."""
         assert self._finder is not None
         while True:
-            unknown = [key for key in self._fleet.models if key not in self._indexed_models]
-            found = await self._finder.find(unknown) if unknown else None
-            if found:
-                self._found_models |= found & self._fleet.models.keys()
+            found = await self._finder.find(list(self._fleet.models))
+            if found is not None and found != self._found_models:
+                self._found_models = found
                 self._update_indexed_models()
             await asyncio.sleep(INDEX_SEARCH_SECONDS)
 
@@ -298,7 +296,7 @@ class KvIndexService:
         """Returns texts about indexes that exist and are not used."""
         warnings = []
         if self._tokenization.source is TokenSource.OFF and self._indexed_models:
-            models = _count_models(self._indexed_models)
+            models = _count_models(list(self._indexed_models))
             warnings.append(f"the index of {models} is not used, since FAIRLEAD_LINKS is off")
         if self._finder is not None and self._finder.mismatched:
             models = _count_models(sorted(self._finder.mismatched))

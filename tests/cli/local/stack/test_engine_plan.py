@@ -1,6 +1,5 @@
 """From manifests and options to engine processes."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from fairlead_cli.local.stack.component_commands import (
     indexer_command,
 )
 from fairlead_cli.local.stack.engine_plan import EnginePlan, PlanOptions, plan_engines
-from fairlead_cli.local.stack.engine_process import EngineProcess
+from fairlead_cli.local.stack.engine_process import EngineProcess, create_processes
 from fairlead_cli.local.stack.launch import (
     UpOptions,
     build_config,
@@ -152,26 +151,13 @@ def test_engines_publish_kv_events_on_ports_that_the_fleet_states(tmp_path: Path
     )
 
 
-def test_real_engines_publish_kv_events_too(tmp_path: Path) -> None:
-    plan = plan_engines(manifests(tmp_path), PlanOptions(real=True), find_program=find_any_program)
-    arguments = plan.pools[0].event_arguments
-    assert arguments is not None
-    ((flag, _, config),) = [argument.partition("=") for argument in arguments((9101, 9201))]
-    assert flag == "--kv-events-config"
-    assert json.loads(config) == {
-        "enable_kv_cache_events": True,
-        "publisher": "zmq",
-        "endpoint": "tcp://127.0.0.1:9101",
-        "replay_endpoint": "tcp://127.0.0.1:9201",
-    }
-
-
 @pytest.mark.parametrize(
     ("spec", "real", "publishes"),
     [
         ("kvCache: {events: false}", False, False),
         ("kvCache: {events: false}", True, False),
-        ("engine: {args: ['--kv-events-config={}']}", True, False),
+        ("kvCache: {events: true}", False, True),
+        ("kvCache: {events: true}", True, False),
         ("engine: {args: ['--kv-events-config={}']}", False, True),
         ("engine: {type: Sim, args: ['--kv-events', '0']}", False, False),
         ("engine: {type: Sim, args: ['--data-parallel-size', '2']}", False, False),
@@ -181,6 +167,26 @@ def test_a_manifest_decides_on_kv_events(tmp_path: Path, spec: str, real: bool, 
     text = SMALL_MANIFEST.replace("  pools:", f"  {spec}\n  pools:")
     plan = plan_engines(manifests(tmp_path, text), PlanOptions(real=real), find_program=find_any_program)
     assert (plan.pools[0].event_arguments is not None) is publishes
+
+
+def test_ranks_of_a_simulated_engine_publish_kv_events_on_ports_of_their_own(tmp_path: Path) -> None:
+    text = SMALL_MANIFEST.replace("  pools:", "  engine: {type: Sim, args: ['--data-parallel-size', '2']}\n  pools:")
+    argv = (
+        plan_engines(manifests(tmp_path, text), PlanOptions(), find_program=find_no_program)
+        .pools[0]
+        .command((9001,), 0)
+        .argv
+    )
+    assert argv[argv.index("--kv-events") + 1] == "0"
+
+
+def test_processes_have_ports_for_their_events(tmp_path: Path) -> None:
+    pool = make_plan(tmp_path).pools[0]
+    first, second = create_processes([(pool, 0, 3), (replace(pool, event_arguments=None), 3, 2)])
+    assert (len(first.ports), len(first.event_ports)) == (3, 6)
+    assert (len(second.ports), second.event_ports) == (2, ())
+    assert first.event_ports[:3] == tuple(range(first.event_ports[0], first.event_ports[0] + 3))
+    assert len({*first.ports, *first.event_ports, *second.ports}) == 11
 
 
 def test_engine_command_has_the_served_name(tmp_path: Path) -> None:
