@@ -22,13 +22,6 @@ def test_the_committed_report_is_of_a_valid_run_that_meets_its_bars() -> None:
         assert abs(live / simulated - 1) <= 0.10
 
 
-def test_the_gateway_missed_one_goal_of_seventeen() -> None:
-    report = json.loads((ROOT / "bench/results/gateway.json").read_text())
-    missed = [row["metric"] for row in report["rows"] if not row["holds"]]
-    assert missed == ["1,000 streams × 20 chunks/s: added delay p99"]
-    assert sum(row["goal"] is not None for row in report["rows"]) == 17
-
-
 def test_the_runs_that_the_readme_names_as_records_hold() -> None:
     readme = (ROOT / "README.md").read_text()
     for name in ("e2e", "soak", "vllm"):

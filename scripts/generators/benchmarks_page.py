@@ -15,7 +15,6 @@ _TARGETS: Final = (
     "sglang-router cache_aware",
     "smg cache_aware",
     "vllm-router cache_aware",
-    "litellm",
     "Envoy",
     "nginx",
 )
