@@ -125,12 +125,14 @@ class AgentTraffic:
 
     seed: of the gateway that each turn goes to.
     in_step: each request waits until all gateways know of the one before.
+    engines: those of the URLs that are engines, which report no time of a gateway.
     """
 
     sessions: Sequence[Sequence[Body]]
     seed: int
     concurrency: int = CONCURRENT_REQUESTS
     in_step: bool = False
+    engines: Sequence[str] = ()
 
 
 async def drive(
@@ -150,15 +152,16 @@ async def drive(
     async def one(session: Sequence[Body], way: list[float]) -> None:
         async with slots:
             for body, drawn in zip(session, way, strict=True):
-                begun = time.perf_counter()
-                answer = await request(urls[int(drawn * len(urls))], body, more="content-type: application/json\r\n")
+                begun, url = time.perf_counter(), urls[int(drawn * len(urls))]
+                answer = await request(url, body, more="content-type: application/json\r\n")
                 whole.append(time.perf_counter() - begun)
                 totals[2] += 1
                 if answer.status != 200:
                     totals[3] += 1
                     continue
-                if timing := answer.fields.get("server-timing"):
-                    own.append(float(timing.partition("gateway;dur=")[2].partition(",")[0]) / 1e3)
+                if url not in traffic.engines:
+                    timing = answer.fields["server-timing"].partition("gateway;dur=")[2]
+                    own.append(float(timing.partition(",")[0]) / 1e3)
                 usage: dict[str, Any] = answer.json["usage"]
                 totals[0] += usage["prompt_tokens"]
                 totals[1] += (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0

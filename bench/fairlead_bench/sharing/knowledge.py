@@ -16,13 +16,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from random import Random
 from statistics import fmean, stdev
 from typing import Final
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
-from fairlead.fleet.model import SloTargets
+from fairlead.fleet.model import KvPullSource, SloTargets
 from fairlead_bench.judging_seeds import TUNING_SEEDS
 from fairlead_bench.results import NO_GOALS, ResultRow, parse_options, write_results
 from fairlead_bench.sharing.knowledge_scenarios import (
@@ -47,7 +47,7 @@ from fairlead_sim.engine.lower_tiers import TierOptions
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.experiments.trial import search_capacity
 from fairlead_sim.fleet.request import RequestResult
-from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation, PullOptions, SimulationContext
+from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation, SimulationContext
 from fairlead_sim.gateways.gateway_cluster import NO_SHARING, ClusterOptions, GatewayCluster, SharingOptions
 from fairlead_sim.gateways.single_gateway import RoutingOptions
 from fairlead_sim.workload.generators import AgentShape, agent_sessions, conversation_traffic
@@ -176,7 +176,7 @@ def simulate(cell: Cell, requests: int, knowledge: Knowledge, seed: int) -> Outc
     """Returns the figures of one run."""
     disturbance = cell.disturbance
     sessions = _agents(requests, seed) if disturbance.agent_pause_seconds else None
-    traffic = _conversations(requests, seed) if sessions is None else tuple(turn for one in sessions for turn in one)
+    traffic = conversation_traffic(requests, seed=seed) if sessions is None else [*chain.from_iterable(sessions)]
     blocks = max(_MIN_BLOCKS, int(_different_blocks(traffic) / cell.working_set / ENGINES))
     profile = replace(builtin_profile(PROFILE), kv_tokens=blocks * TRACE_BLOCK_TOKENS)
     stated = replace(profile, kv_tokens=int(blocks * disturbance.stated_memory) * TRACE_BLOCK_TOKENS)
@@ -187,9 +187,7 @@ def simulate(cell: Cell, requests: int, knowledge: Knowledge, seed: int) -> Outc
         TRACE_BLOCK_TOKENS,
         publishes_kv_events=known.index,
         lower_tiers=_tiers(disturbance, profile),
-        pull=PullOptions(PULL_LATENCY_SECONDS, disturbance.pull_price * profile.prefill_token_seconds)
-        if disturbance.pull_price
-        else None,
+        pull=_pull(disturbance, profile),
     )
     routing = RoutingOptions(SloTargets(ttft_seconds=OBJECTIVE_SECONDS), f"secret {seed}".encode(), seed)
     cluster = GatewayCluster(fleet, routing, ClusterOptions(disturbance.gateways, known, stated_profile=stated))
@@ -212,11 +210,14 @@ def _tiers(disturbance: Disturbance, profile: EngineProfile) -> list[TierOptions
     return [TierOptions(name, int(profile.kv_tokens * size), seconds) for name, size in sizes.items() if size]
 
 
-def _conversations(requests: int, seed: int) -> tuple[TraceRequest, ...]:
-    return tuple(conversation_traffic(requests, seed=seed))
+def _pull(disturbance: Disturbance, profile: EngineProfile) -> KvPullSource | None:
+    if not disturbance.pull_price:
+        return None
+    tokens_per_second = 1.0 / (disturbance.pull_price * profile.prefill_token_seconds)
+    return KvPullSource("peer:1", 1.0, tokens_per_second, PULL_LATENCY_SECONDS)
 
 
-def _agents(requests: int, seed: int) -> tuple[tuple[TraceRequest, ...], ...]:
+def _agents(requests: int, seed: int) -> list[list[TraceRequest]]:
     shape = AgentShape(
         instruction_tokens=AGENT_INSTRUCTION_TOKENS,
         turns=AGENT_TURNS,
@@ -224,7 +225,7 @@ def _agents(requests: int, seed: int) -> tuple[tuple[TraceRequest, ...], ...]:
         answer_tokens=AGENT_ANSWER_TOKENS,
         output_tokens=AGENT_ANSWER_TOKENS,
     )
-    return tuple(tuple(one) for one in agent_sessions(requests // AGENT_TURNS, seed=seed, shape=shape))
+    return agent_sessions(requests // AGENT_TURNS, seed=seed, shape=shape)
 
 
 def _different_blocks(traffic: Sequence[TraceRequest]) -> int:
@@ -280,7 +281,7 @@ def cells(scenarios: Sequence[str], rates: Mapping[tuple[float, float], float]) 
     rates: the full load, by working set and pause of agents.
     """
     for name in scenarios:
-        for severity, disturbance in SCENARIOS[name].severities.items():
+        for severity, disturbance in SCENARIOS[name].items():
             for working_set, load in product(WORKING_SETS, LOADS):
                 rate = load * rates[working_set, disturbance.agent_pause_seconds]
                 yield Cell(name, severity, disturbance, working_set, load, rate)
@@ -348,12 +349,8 @@ def rows(
     for cell, outcomes in found.items():
         for measure, read in _MEASURES.items():
             for knowledge in (Knowledge.INDEX, Knowledge.PERFECT):
-                comparison = compare(
-                    [_ratio(outcomes, knowledge, seed, read) for seed in range(len(outcomes[knowledge]))]
-                )
-                made.append(
-                    NO_GOALS.value(f"{cell.label}: {measure}: {knowledge} ÷ no index", "ratio", comparison.ratio)
-                )
+                ratios = [_ratio(outcomes, knowledge, seed, read) for seed in range(len(outcomes[knowledge]))]
+                made.append(judge(f"{cell.label}: {measure}: {knowledge} ÷ no index", ratios)[0])
     return made, verdicts
 
 
@@ -376,9 +373,7 @@ def main(arguments: list[str]) -> int:
     seeds = SEEDS[: given.seeds]
     with ProcessPoolExecutor(max_workers=2) as pool:
         pauses = {
-            disturbance.agent_pause_seconds
-            for name in given.scenarios
-            for disturbance in SCENARIOS[name].severities.values()
+            disturbance.agent_pause_seconds for name in given.scenarios for disturbance in SCENARIOS[name].values()
         }
         keys = list(product(WORKING_SETS, sorted(pauses)))
         loads = pool.map(partial(_full_load, given.requests), keys)

@@ -140,7 +140,8 @@ async def measure(
         ]
         urls = _destinations([gateway.url for gateway in gateways], engines, disturbance.bypassing_share)
         before = _cpu_seconds(gateways)
-        figures = await drive(urls, AgentTraffic(agents, seed), between=_cache_resets(engines, disturbance.reset_every))
+        traffic = AgentTraffic(agents, seed, engines=engines)
+        figures = await drive(urls, traffic, between=_cache_resets(engines, disturbance.reset_every))
         spent = _cpu_seconds(gateways) - before
         linked = [await gateway.metric("fairlead_gateway_index_links") for gateway in gateways]
         quarantined = [await gateway.metric("fairlead_gateway_index_quarantined") for gateway in gateways]

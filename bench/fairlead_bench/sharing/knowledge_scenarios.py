@@ -59,60 +59,47 @@ class Disturbance:
     pull_price: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """One kind of disturbance, by severity."""
-
-    severities: Mapping[str, Disturbance] = field(default_factory=dict)
-
-
 AGENT_TURNS: Final = 43
 AGENT_INSTRUCTION_TOKENS: Final = 8_192
 AGENT_QUESTION_TOKENS: Final = 600
 AGENT_ANSWER_TOKENS: Final = 120
 
-SCENARIOS: Final[Mapping[str, Scenario]] = {
-    "nothing is wrong": Scenario({"one gateway": Disturbance()}),
-    "engines that restart": Scenario(
-        {f"one every {requests} requests": Disturbance(reset_every=requests) for requests in (800, 200, 50)}
-    ),
-    "KV memory is stated wrongly": Scenario(
-        {"half of it": Disturbance(stated_memory=0.5), "twice as much": Disturbance(stated_memory=2.0)}
-    ),
-    "requests past the gateway": Scenario(
-        {f"{share:.0%} of them": Disturbance(bypassing_share=share) for share in (0.1, 0.3, 0.5)}
-    ),
-    "gateways that share nothing": Scenario(
-        {f"{gateways} gateways": Disturbance(gateways=gateways) for gateways in (2, 3, 4)}
-    ),
-    "a gateway that is restarted": Scenario(
-        {f"every {requests} requests": Disturbance(restart_every=requests) for requests in (1_000, 300, 100)}
-    ),
-    "gateways with a Redis, restarted in turn": Scenario(
-        {
-            f"every {requests} requests": Disturbance(gateways=3, is_shared=True, restart_every=requests)
-            for requests in (1_000, 300, 100)
-        }
-    ),
-    "CPU memory of four times the GPU's": Scenario(
-        {
-            f"loads at {price:.0%} of computing": Disturbance(cpu_memory=4.0, load_price=price)
-            for price in (0.05, 0.2, 0.5)
-        }
-    ),
-    "a store that all engines reach": Scenario(
-        {
-            f"loads at {price:.0%} of computing": Disturbance(store_memory=4.0, load_price=price)
-            for price in (0.05, 0.2, 0.5)
-        }
-    ),
-    "KV out of another engine's cache": Scenario(
-        {f"copies at {price:.0%} of computing": Disturbance(pull_price=price) for price in (0.05, 0.2, 0.5)}
-    ),
-    "agents with 43 turns": Scenario(
-        {f"pauses of {pause:g} s": Disturbance(agent_pause_seconds=pause) for pause in (2.0, 10.0, 60.0)}
-    ),
+SCENARIOS: Final[Mapping[str, Mapping[str, Disturbance]]] = {
+    "nothing is wrong": {"one gateway": Disturbance()},
+    "engines that restart": {
+        f"one every {requests} requests": Disturbance(reset_every=requests) for requests in (800, 200, 50)
+    },
+    "KV memory is stated wrongly": {
+        "half of it": Disturbance(stated_memory=0.5),
+        "twice as much": Disturbance(stated_memory=2.0),
+    },
+    "requests past the gateway": {
+        f"{share:.0%} of them": Disturbance(bypassing_share=share) for share in (0.1, 0.3, 0.5)
+    },
+    "gateways that share nothing": {f"{gateways} gateways": Disturbance(gateways=gateways) for gateways in (2, 3, 4)},
+    "a gateway that is restarted": {
+        f"every {requests} requests": Disturbance(restart_every=requests) for requests in (1_000, 300, 100)
+    },
+    "gateways with a Redis, restarted in turn": {
+        f"every {requests} requests": Disturbance(gateways=3, is_shared=True, restart_every=requests)
+        for requests in (1_000, 300, 100)
+    },
+    "CPU memory of four times the GPU's": {
+        f"loads at {price:.0%} of computing": Disturbance(cpu_memory=4.0, load_price=price)
+        for price in (0.05, 0.2, 0.5)
+    },
+    "a store that all engines reach": {
+        f"loads at {price:.0%} of computing": Disturbance(store_memory=4.0, load_price=price)
+        for price in (0.05, 0.2, 0.5)
+    },
+    "KV out of another engine's cache": {
+        f"copies at {price:.0%} of computing": Disturbance(pull_price=price) for price in (0.05, 0.2, 0.5)
+    },
+    "agents with 43 turns": {
+        f"pauses of {pause:g} s": Disturbance(agent_pause_seconds=pause) for pause in (2.0, 10.0, 60.0)
+    },
 }
+"""Kinds of disturbance, each by severity."""
 
 
 @dataclass(frozen=True, slots=True)

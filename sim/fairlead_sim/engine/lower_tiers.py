@@ -45,24 +45,20 @@ class LowerTier:
     def __contains__(self, key: int) -> bool:
         return key in self._keys
 
-    def store(self, keys: Iterable[int]) -> tuple[list[int], list[int]]:
-        """Writes blocks. Returns those that are new, and those that had to go."""
-        held, new = self._keys, []
+    def store(self, keys: Iterable[int]) -> tuple[set[int], list[int]]:
+        """Writes blocks, or notes their use. Returns the new ones, and those that had to go."""
+        held, new = self._keys, set[int]()
         for key in keys:
             if key in held:
                 held.move_to_end(key)
             else:
                 held[key] = None
-                new.append(key)
+                new.add(key)
         gone = []
         while len(held) > self._max_blocks:
             key, _ = held.popitem(last=False)
             gone.append(key)
         return new, gone
-
-    def touch(self, key: int) -> None:
-        """Notes that a block was used."""
-        self._keys.move_to_end(key)
 
     def clear(self) -> None:
         """Drops all blocks."""
@@ -76,6 +72,5 @@ def find_tiers(tiers: Sequence[LowerTier], keys: Sequence[int]) -> list[LowerTie
         holder = next((tier for tier in tiers if key in tier), None)
         if holder is None:
             break
-        holder.touch(key)
         found.append(holder)
     return found

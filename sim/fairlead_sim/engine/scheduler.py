@@ -120,9 +120,7 @@ class EngineCore:
     def matched_blocks(self, keys: Sequence[int]) -> int:
         """Returns how many blocks of a prompt are cached from its start on, in any tier."""
         matched = len(self.pool.match(keys, len(keys)))
-        while matched < len(keys) and any(keys[matched] in tier for tier in self.lower_tiers):
-            matched += 1
-        return matched
+        return matched + len(find_tiers(self.lower_tiers, keys[matched:]))
 
     def add(self, sequence: EngineSequence) -> None:
         """Queues a new sequence.
@@ -356,8 +354,8 @@ class EngineCore:
         """
         first, seconds = len(sequence.blocks), 0.0
         copied = max(first, min(sequence.peer_blocks, limit))
-        if copied > first:
-            seconds = sequence.peer_latency_seconds + (copied - first) * sequence.peer_block_seconds
+        if copied > first and sequence.pull is not None:
+            seconds = sequence.pull.transfer_seconds((copied - first) * self.block_tokens)
         tiers = find_tiers(self.lower_tiers, sequence.chain[copied:limit])
         reached = copied + len(tiers)
         if reached == first:
@@ -508,20 +506,21 @@ class EngineCore:
             event = sequence.stored_event(begin, end, self.block_tokens) if self.pool.records_events else None
             self.pool.register(sequence.blocks[begin:end], chain[begin:end], event)
             for tier in self.lower_tiers:
-                self._store_below(tier, sequence, chain[begin:end])
+                self._store_below(tier, sequence, begin, end)
 
-    def _store_below(self, tier: LowerTier, sequence: EngineSequence, keys: Sequence[int]) -> None:
-        """Writes blocks to slower memory, and records its events; a shared store evicts in
-        silence.
+    def _store_below(self, tier: LowerTier, sequence: EngineSequence, begin: int, end: int) -> None:
+        """Writes the blocks from ``begin`` to ``end`` − 1 to slower memory, and records its events.
+
+        A shared store evicts in silence.
         """
-        new, gone = tier.store(keys)
+        chain = sequence.chain
+        new, gone = tier.store(chain[begin:end])
         if not self.pool.records_events:
             return
-        chain = sequence.chain
-        for key in new:
-            number = chain.index(key)
-            event = sequence.stored_event(number, number + 1, self.block_tokens)
-            self.pool.publish(replace(event, tier=tier.name))
+        for number in range(begin, end):
+            if chain[number] in new:
+                event = sequence.stored_event(number, number + 1, self.block_tokens)
+                self.pool.publish(replace(event, tier=tier.name))
         if not tier.is_shared:
             for key in gone:
                 self.pool.publish(BlockEvicted(key, tier.name))

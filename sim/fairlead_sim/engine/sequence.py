@@ -5,6 +5,7 @@ from enum import StrEnum
 
 from xxhash import xxh3_64_intdigest
 
+from fairlead.fleet.model import KvPullSource
 from fairlead_sim.engine.block_pool import BlocksStored, KvEvent, chain_key, chain_root
 
 
@@ -32,8 +33,8 @@ class EngineSequence:
     - uses_cache: False computes the whole prompt, whatever is cached.
     - publishes_hits: also reports the cached blocks that the prompt used.
     - pulled_tokens: prompt tokens whose KV another engine computed; lost by a preemption.
-    - peer_blocks: blocks from the start of the prompt that another engine has cached. Missing ones
-      are copied in ``peer_latency_seconds``, and ``peer_block_seconds`` for each.
+    - peer_blocks: blocks from the start of the prompt that another engine has cached; missing ones
+      are copied as ``pull`` says.
     """
 
     id: str
@@ -51,8 +52,7 @@ class EngineSequence:
     publishes_hits: bool = False
     pulled_tokens: int = 0
     peer_blocks: int = 0
-    peer_latency_seconds: float = 0.0
-    peer_block_seconds: float = 0.0
+    pull: KvPullSource | None = None
 
     state: SequenceState = SequenceState.WAITING
     cached_tokens: int = 0  # prompt tokens cached at the first admission

@@ -40,6 +40,7 @@ from typing import Final, Protocol, TypeAlias
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput, FairleadError
+from fairlead.fleet.model import KvPullSource
 from fairlead_sim.engine.block_pool import BlockPool, KvEvent
 from fairlead_sim.engine.lower_tiers import LowerTier, TierOptions
 from fairlead_sim.engine.scheduler import EngineCore, EngineStep
@@ -47,14 +48,6 @@ from fairlead_sim.engine.sequence import EngineSequence
 from fairlead_sim.fleet.request import InflightRequest, RequestResult
 from fairlead_sim.workload.trace_prompts import TracePromptCache
 from fairlead_sim.workload.traces import TraceRequest
-
-
-@dataclass(frozen=True, slots=True)
-class PullOptions:
-    """The time to copy KV out of another engine's cache: until its first token, and for each."""
-
-    latency_seconds: float
-    token_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +75,7 @@ class FleetOptions:
     reserve_tokens: int | None = None
     is_pooled: bool = False
     lower_tiers: Sequence[TierOptions] = ()
-    pull: PullOptions | None = None
+    pull: KvPullSource | None = None
     keeps_results: bool = True
 
 
@@ -548,8 +541,7 @@ class FleetSimulation(SimulationContext):
         peer, pull = self._engines.get(source), self._options.pull
         if peer is not None and pull is not None:
             sequence.peer_blocks = len(peer.core.pool.match(sequence.keys, len(sequence.keys)))
-            sequence.peer_latency_seconds = pull.latency_seconds
-            sequence.peer_block_seconds = pull.token_seconds * self._options.block_tokens
+            sequence.pull = pull
 
     def _begin_step(self, engine: _FleetEngine, now: float) -> None:
         core = engine.core

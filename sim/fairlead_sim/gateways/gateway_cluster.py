@@ -61,12 +61,6 @@ from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, RoutingOption
 from fairlead_sim.workload.trace_prompts import BYTES_PER_TOKEN, trace_keys
 from fairlead_sim.workload.traces import TraceRequest
 
-_TIERS: Final = {
-    "gpu": StorageTier.GPU,
-    "cpu": StorageTier.CPU,
-    "disk": StorageTier.DISK,
-    "remote": StorageTier.REMOTE,
-}
 _MODEL_KEY: Final = f"{NAMESPACE}/{MODEL}"
 
 
@@ -100,14 +94,14 @@ class ReportedIndex:
         changes: list[index_changes.Change] = []
         for event in events:
             match event:
-                case BlocksStored() if (tier := _TIERS[event.tier]) is StorageTier.REMOTE:
+                case BlocksStored() if (tier := StorageTier[event.tier.upper()]) is StorageTier.REMOTE:
                     changes.append(index_changes.HintsAdded(_MODEL_KEY, list(event.keys), math.inf))
                 case BlocksStored():
                     new = [key for key in event.keys if not copies[key, tier]]
                     copies.update([(key, tier) for key in event.keys])
                     changes.append(index_changes.BlocksStored(instance, tier, event.parent or 0, new))
                 case BlockEvicted():
-                    tier = _TIERS[event.tier]
+                    tier = StorageTier[event.tier.upper()]
                     copies[event.key, tier] -= 1
                     if copies[event.key, tier] <= 0:
                         del copies[event.key, tier]

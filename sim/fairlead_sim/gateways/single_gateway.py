@@ -15,7 +15,7 @@ from fairlead_gateway.routing.load.inflight import InstanceLoad
 from fairlead_sim.engine.block_pool import KvEvent
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.request import RequestResult
-from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation, PullOptions, SimulationContext
+from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation, SimulationContext
 from fairlead_sim.gateways.late_binding import Dispatcher
 from fairlead_sim.workload.trace_prompts import TracePromptCache, trace_chain
 from fairlead_sim.workload.traces import TraceRequest
@@ -29,11 +29,10 @@ def synthetic_chain(request: TraceRequest, *, secret: bytes, seed: bytes) -> Pre
     return trace_chain(request.blocks, request.prompt_tokens, secret=secret, seed=seed)
 
 
-def instances_of(names: Sequence[str], profile: EngineProfile, pull: PullOptions | None = None) -> list[Instance]:
+def instances_of(names: Sequence[str], profile: EngineProfile, pull: KvPullSource | None = None) -> list[Instance]:
     """Returns equal engines as instances of the router."""
-    source = None if pull is None else KvPullSource("peer:1", 1.0, 1.0 / pull.token_seconds, pull.latency_seconds)
     return [
-        Instance(id=name, namespace=NAMESPACE, model=MODEL, pool="sim", url="", profile=profile, pull=source)
+        Instance(id=name, namespace=NAMESPACE, model=MODEL, pool="sim", url="", profile=profile, pull=pull)
         for name in names
     ]
 

@@ -18,7 +18,7 @@ def outcome(p90: float, recomputed: int) -> Outcome:
 def test_scenarios_are_those_that_were_committed() -> None:
     assert len(SEEDS) == 5
     assert (WORKING_SETS, LOADS) == ((1.0, 2.0, 4.0), (0.5, 0.8))
-    disturbances = [one for scenario in SCENARIOS.values() for one in scenario.severities.values()]
+    disturbances = [one for scenario in SCENARIOS.values() for one in scenario.values()]
     assert len(disturbances) == len(set(disturbances)), "no two cells are the same"
 
 
