@@ -205,9 +205,16 @@ def simulate(cell: Cell, requests: int, knowledge: Knowledge, seed: int) -> Outc
 
 
 def _tiers(disturbance: Disturbance, profile: EngineProfile) -> list[TierOptions]:
-    seconds = disturbance.load_price * profile.prefill_token_seconds
-    sizes = {"cpu": disturbance.cpu_memory, "remote": disturbance.store_memory * ENGINES}
-    return [TierOptions(name, int(profile.kv_tokens * size), seconds) for name, size in sizes.items() if size]
+    tiers = [
+        ("cpu", disturbance.cpu_memory, disturbance.cpu_price or disturbance.load_price),
+        ("disk", disturbance.disk_memory, disturbance.load_price),
+        ("remote", disturbance.store_memory * ENGINES, disturbance.load_price),
+    ]
+    return [
+        TierOptions(name, int(profile.kv_tokens * size), price * profile.prefill_token_seconds)
+        for name, size, price in tiers
+        if size
+    ]
 
 
 def _pull(disturbance: Disturbance, profile: EngineProfile) -> KvPullSource | None:

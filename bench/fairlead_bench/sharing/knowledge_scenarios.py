@@ -41,6 +41,8 @@ class Disturbance:
     agent_pause_seconds: the traffic is sessions of agents, with this mean pause before each turn;
         0: conversations in an open loop.
     cpu_memory: KV memory on the CPU of each engine ÷ that of its GPU.
+    disk_memory: the same for a disk of each engine, whose loads take ``load_price``; then those
+        from CPU memory take ``cpu_price``.
     store_memory: of one store that all engines reach ÷ the KV memory of all GPUs.
     load_price: the time to load a token from there ÷ the time to compute it.
     pull_price: the same for a token out of another engine's cache; 0: engines copy none.
@@ -54,6 +56,8 @@ class Disturbance:
     restart_every: int = 0
     agent_pause_seconds: float = 0.0
     cpu_memory: float = 0.0
+    cpu_price: float = 0.0
+    disk_memory: float = 0.0
     store_memory: float = 0.0
     load_price: float = 0.0
     pull_price: float = 0.0
@@ -87,6 +91,12 @@ SCENARIOS: Final[Mapping[str, Mapping[str, Disturbance]]] = {
     "CPU memory of four times the GPU's": {
         f"loads at {price:.0%} of computing": Disturbance(cpu_memory=4.0, load_price=price)
         for price in (0.05, 0.2, 0.5)
+    },
+    "a disk of 16 times the GPU's behind CPU memory of twice": {
+        f"loads at {price:.0%} of computing": Disturbance(
+            cpu_memory=2.0, cpu_price=0.05, disk_memory=16.0, load_price=price
+        )
+        for price in (0.2, 0.5, 0.8)
     },
     "a store that all engines reach": {
         f"loads at {price:.0%} of computing": Disturbance(store_memory=4.0, load_price=price)
