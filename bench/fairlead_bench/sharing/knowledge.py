@@ -60,6 +60,8 @@ _MIN_BLOCKS: Final = 96
 """An engine has room for the longest prompt."""
 _CALIBRATION_RATE: Final = 8.0
 _CALIBRATION_SESSIONS: Final = 32
+_FAILED_SECONDS: Final = 120.0
+"""A request that fails counts as one whose first token came so late."""
 
 
 class Knowledge(StrEnum):
@@ -257,7 +259,7 @@ def _outcome(traffic: Sequence[TraceRequest], results: Sequence[RequestResult]) 
             cached += result.cached_tokens
             held += repeated
     counted = [results[index] for index in order[first_counted:]]
-    waited = sorted(math.inf if one.ttft_seconds is None else one.ttft_seconds for one in counted)
+    waited = sorted(_FAILED_SECONDS if one.ttft_seconds is None else one.ttft_seconds for one in counted)
     return Outcome(
         cached,
         held - cached,
