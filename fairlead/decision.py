@@ -83,6 +83,8 @@ class Decision:
     home: whether the chosen candidate is a home of the prompt.
     matched_tokens: prompt tokens that the chosen candidate should have cached.
     ttft_seconds: predicted time to the first token.
+    loaded: those of `matched_tokens` that it loads from its CPU memory, its disk and a shared
+        store; None: none.
     source: instance from whose cache part of the prompt should be copied. None if computing is
         cheaper.
 
@@ -100,6 +102,7 @@ class Decision:
         "chosen",
         "cost_seconds",
         "home",
+        "loaded",
         "matched_tokens",
         "rule",
         "source",
@@ -124,6 +127,7 @@ class Decision:
         self.matched_tokens = matched_tokens
         self.ttft_seconds = ttft_seconds
         self.source = source
+        self.loaded: tuple[float, float, float] | None = None
         self._reason: str | None = None
         self._rejected: tuple[RejectedCandidate, ...] | None = None
         self._inputs: Mapping[str, DecisionInput] | None = None

@@ -14,6 +14,10 @@ token budget computes chunks of waiting prompts. One step takes
 - `q`: attention of a chunk of n tokens to its context.
 - `h`: one token found in the cache, paid once when the request is admitted.
 
+KV of a prompt may lie in slower memory: the engine's CPU memory or disk, or a store that all
+engines reach. It is loaded before the prompt's first step, while other sequences go on. A load
+takes seconds per token by where it comes from.
+
 All values are in seconds. Most built-in profiles are rooflines, not measurements.
 """
 
@@ -37,6 +41,9 @@ class EngineProfile:
     kv_tokens: int = 430_000
     max_sequences: int = 256
     step_tokens: int = 8_192
+    cpu_token_seconds: float = 0.0
+    disk_token_seconds: float = 0.0
+    store_token_seconds: float = 0.0
 
     def step_time(self, *, computed: int, sequences: int, resident: int, attention: float = 0.0, hit: int = 0) -> float:
         """Returns the seconds of one step.
@@ -67,6 +74,10 @@ class EngineProfile:
             + self.hit_token_seconds * hit
         )
 
+    def load_time(self, cpu: float, disk: float, store: float) -> float:
+        """Returns the seconds to load so many tokens from CPU memory, disk and shared store."""
+        return cpu * self.cpu_token_seconds + disk * self.disk_token_seconds + store * self.store_token_seconds
+
     def sped_up(self, speed: float) -> "EngineProfile":
         """Returns the profile of the same engine on a clock that runs `speed` times as fast.
 
@@ -83,6 +94,9 @@ class EngineProfile:
             sequence_seconds=self.sequence_seconds / speed,
             resident_token_seconds=self.resident_token_seconds / speed,
             hit_token_seconds=self.hit_token_seconds / speed,
+            cpu_token_seconds=self.cpu_token_seconds / speed,
+            disk_token_seconds=self.disk_token_seconds / speed,
+            store_token_seconds=self.store_token_seconds / speed,
         )
 
 

@@ -59,7 +59,7 @@ def _contains(read: Any, recorded: Any) -> bool:
 def test_tick_records_keep_their_fields_and_flat_settings() -> None:
     recorded = msgspec.msgpack.decode(bytes.fromhex(RECORDED["tick_records"]))["models"]
     records = msgspec.convert(recorded, dict[str, TickRecord])
-    assert msgspec.json.decode(msgspec.json.encode(records)) == recorded
+    assert _contains(msgspec.json.decode(msgspec.json.encode(records)), recorded)
     renamed = {"min_goal", "max_goal", "min_window_seconds"}
     assert [set(DEFAULT_VALUES) - set(record["settings"]) for record in recorded.values()] == [renamed]
     for record in records.values():

@@ -54,7 +54,7 @@ from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
@@ -221,13 +221,18 @@ def measure_shape(profile: EngineProfile, shape: tuple[float, float], objectives
     return low
 
 
+_SLOW_MEMORY: Final = ("cpu_token_seconds", "disk_token_seconds", "store_token_seconds")
+
+
 def digest(profile: EngineProfile, objectives: SloTargets) -> str:
     """Returns a short digest of the values that a row was measured with, without their names.
 
-    The period of the SLO is none of them: it changes no throughput.
+    The period of the SLO and loads from slower memory are none of them: they change no throughput
+    here.
     """
+    costs = [getattr(profile, field.name) for field in fields(profile) if field.name not in _SLOW_MEMORY]
     targets = [getattr(objectives, field.name) for field in fields(objectives) if field.name != "period_seconds"]
-    values = [*astuple(profile), *targets, *astuple(RequestShapeGrid())]
+    values = [*costs, *targets, *astuple(RequestShapeGrid())]
     return sha256(repr([*values, REQUESTS, FILLING, PRECISION, BUSIEST]).encode()).hexdigest()[:16]
 
 

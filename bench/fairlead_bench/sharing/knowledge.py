@@ -65,9 +65,13 @@ _FAILED_SECONDS: Final = 120.0
 
 
 class Knowledge(StrEnum):
-    """The knowledge of the caches that a gateway has besides its own records."""
+    """The knowledge of the caches that a gateway has besides its own records.
+
+    ``BLIND`` is only for slower memory: what lies there counts as if it were in the GPU's.
+    """
 
     NONE = "no index"
+    BLIND = "index without prices"
     INDEX = "index"
     PERFECT = "perfect knowledge"
 
@@ -85,6 +89,12 @@ class Cell:
     working_set: float
     load: float
     rate: float
+
+    @property
+    def arms(self) -> list[Knowledge]:
+        """What is compared in it."""
+        has_tiers = self.disturbance.cpu_memory or self.disturbance.store_memory
+        return [arm for arm in Knowledge if has_tiers or arm is not Knowledge.BLIND]
 
     @property
     def label(self) -> str:
@@ -171,7 +181,7 @@ def sharing(disturbance: Disturbance, knowledge: Knowledge) -> SharingOptions:
     base = SharingOptions() if disturbance.is_shared else NO_SHARING
     if knowledge is Knowledge.PERFECT:
         return replace(base, sent=False, perfect=True)
-    return replace(base, index=knowledge is Knowledge.INDEX)
+    return replace(base, index=knowledge is not Knowledge.NONE)
 
 
 def simulate(cell: Cell, requests: int, knowledge: Knowledge, seed: int) -> Outcome:
@@ -182,13 +192,22 @@ def simulate(cell: Cell, requests: int, knowledge: Knowledge, seed: int) -> Outc
     blocks = max(_MIN_BLOCKS, int(_different_blocks(traffic) / cell.working_set / ENGINES))
     profile = replace(builtin_profile(PROFILE), kv_tokens=blocks * TRACE_BLOCK_TOKENS)
     stated = replace(profile, kv_tokens=int(blocks * disturbance.stated_memory) * TRACE_BLOCK_TOKENS)
+    tiers = _tiers(disturbance, profile)
+    if knowledge is not Knowledge.BLIND:
+        seconds = {tier.name: tier.token_seconds for tier in tiers}
+        stated = replace(
+            stated,
+            cpu_token_seconds=seconds.get("cpu", 0.0),
+            disk_token_seconds=seconds.get("disk", 0.0),
+            store_token_seconds=seconds.get("remote", 0.0),
+        )
     known = sharing(disturbance, knowledge)
     fleet = FleetOptions(
         [f"e-{index}" for index in range(ENGINES)],
         profile,
         TRACE_BLOCK_TOKENS,
         publishes_kv_events=known.index,
-        lower_tiers=_tiers(disturbance, profile),
+        lower_tiers=tiers,
         pull=_pull(disturbance, profile),
     )
     routing = RoutingOptions(SloTargets(ttft_seconds=OBJECTIVE_SECONDS), f"secret {seed}".encode(), seed)
@@ -347,7 +366,7 @@ def rows(
     for name in scenarios:
         members = [cell for cell in found if cell.scenario == name]
         for measure, read in _MEASURES.items():
-            for knowledge in (Knowledge.INDEX, Knowledge.PERFECT):
+            for knowledge in members[0].arms[1:]:
                 by_seed = [
                     math.exp(fmean([math.log(_ratio(found[cell], knowledge, seed, read)) for cell in members]))
                     for seed in range(len(found[members[0]][knowledge]))
@@ -357,7 +376,7 @@ def rows(
                 verdicts.append(verdict)
     for cell, outcomes in found.items():
         for measure, read in _MEASURES.items():
-            for knowledge in (Knowledge.INDEX, Knowledge.PERFECT):
+            for knowledge in cell.arms[1:]:
                 ratios = [_ratio(outcomes, knowledge, seed, read) for seed in range(len(outcomes[knowledge]))]
                 made.append(judge(f"{cell.label}: {measure}: {knowledge} ÷ no index", ratios)[0])
     return made, verdicts
@@ -389,13 +408,13 @@ def main(arguments: list[str]) -> int:
         rates = dict(zip(keys, loads, strict=True))
         print("full load:", {f"{key}": round(rate, 2) for key, rate in rates.items()}, flush=True)
         wanted = list(cells(given.scenarios, rates))
-        runs = list(product(wanted, Knowledge, seeds))
+        runs = [(cell, arm, seed) for cell in wanted for arm in cell.arms for seed in seeds]
         outcomes = pool.map(partial(_simulate, given.requests), runs, chunksize=4)
-        found: dict[Cell, dict[Knowledge, list[Outcome]]] = {cell: {arm: [] for arm in Knowledge} for cell in wanted}
+        found: dict[Cell, dict[Knowledge, list[Outcome]]] = {cell: {arm: [] for arm in cell.arms} for cell in wanted}
         for (cell, knowledge, seed), outcome in zip(runs, outcomes, strict=True):
             found[cell][knowledge].append(outcome)
             if seed == seeds[-1] and knowledge is Knowledge.PERFECT:
-                print(cell.label, *[f"{fmean(x.p90_seconds for x in found[cell][arm]):.3f}" for arm in Knowledge])
+                print(cell.label, *[f"{fmean(x.p90_seconds for x in found[cell][arm]):.3f}" for arm in cell.arms])
     made, verdicts = rows(given.scenarios, found)
     table = [
         {"cell": cell.label, "rate": cell.rate, "knowledge": arm, "seed": seed, **asdict(outcome)}

@@ -47,6 +47,13 @@ class Profile(StrictModel):
         Quantity | None, api_field("c: one resident KV token read by decoding", "1.5m")
     ] = None
     hit_token_seconds: Annotated[Quantity | None, api_field("h: one prompt token found in the cache", "1.5m")] = None
+    cpu_token_seconds: Annotated[
+        Quantity | None, api_field("loading one cached token from the engine's CPU memory", "6u")
+    ] = None
+    disk_token_seconds: Annotated[Quantity | None, api_field("loading one from the engine's disk", "40u")] = None
+    store_token_seconds: Annotated[
+        Quantity | None, api_field("loading one from a store that all engines reach", "40u")
+    ] = None
     kv_tokens: Annotated[OptionalCount, api_field("tokens that the KV cache holds")] = None
     max_sequences: Annotated[OptionalCount, api_field("sequences in one batch")] = None
     step_tokens: Annotated[OptionalCount, api_field("token budget of one step")] = None

@@ -90,6 +90,8 @@ class TimingEvent(msgspec.Struct, array_like=True, gc=False):
     - tokens, cached: of the prompt, as expected (DISPATCHED) or as reported (FINISHED); negative
       if not reported.
     - output: generated tokens (FINISHED); negative if unknown.
+    - loaded: those of `cached` that are loaded from CPU memory, disk and shared store (DISPATCHED);
+      None: none.
     """
 
     kind: int
@@ -99,6 +101,7 @@ class TimingEvent(msgspec.Struct, array_like=True, gc=False):
     tokens: float = 0.0
     cached: float = -1.0
     output: float = -1.0
+    loaded: tuple[float, float, float] | None = None
 
 
 class UsageRow(msgspec.Struct, array_like=True, gc=False):

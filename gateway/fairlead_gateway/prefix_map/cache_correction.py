@@ -19,9 +19,13 @@ class CacheCorrection(msgspec.Struct, array_like=True):
     - forget: the blocks to drop first: none, those of earlier corrections, or all.
     - removed: byte blocks that are not cached, 64-bit in native order.
     - cached: chains of byte blocks from the start of a prompt that are cached.
+    - tier: both are about GPU memory (0), or CPU memory too (1), or the disk too (2).
+
+    The store that all instances reach is an instance without a name.
     """
 
     instance: str
     forget: ForgetScope
     removed: bytes
     cached: list[bytes]
+    tier: int = 0

@@ -45,8 +45,16 @@ from fairlead_gateway.prefix_map.cache_correction import CacheCorrection, Forget
 from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment, estimate_alignment, exact_alignment
 from fairlead_gateway.prefix_map.token_links import PrefixTable
 from fairlead_kvstore.blockstore import block_hash
-from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, InstanceCleared, InstanceDetached
-from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.blockstore.changes import (
+    BlocksRemoved,
+    BlocksStored,
+    Change,
+    HintsAdded,
+    HintsExpired,
+    InstanceCleared,
+    InstanceDetached,
+)
+from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
 
 if TYPE_CHECKING:
     from fairlead_kvstore.index.replica import IndexReplica
@@ -72,6 +80,11 @@ PREFIX_MAP_EVICTED_BLOCKS: Final = 65_536
 """
 PREFIX_MAP_CORRECTIONS: Final = 16_384
 """Limit: blocks checked for one batch of corrections; the rest is in the next."""
+
+
+SHARED_STORE: Final = ""
+"""The instance that stands for the store that all instances reach."""
+_NOWHERE: Final = len(INSTANCE_TIERS)
 
 
 class InflightBlocks:
@@ -165,9 +178,10 @@ class _SentPrompt:
 class _InstanceChanges:
     """The pending corrections of one instance, and its prompts in flight."""
 
-    __slots__ = ("doubtful", "forget", "inflight", "removed", "removed_at", "stored")
+    __slots__ = ("doubtful", "forget", "has_slow_tiers", "inflight", "removed", "removed_at", "stored")
 
     def __init__(self) -> None:
+        self.has_slow_tiers = False
         self.removed_at: OrderedDict[int, float] = OrderedDict()  # reported removals and their times
         self.stored: set[int] = set()  # byte blocks whose token block was stored there
         self.removed: set[int] = set()
@@ -299,14 +313,18 @@ class PrefixTranslator:
         linked_blocks = self.table.linked_blocks
         for change in changes:
             if isinstance(change, BlocksStored | BlocksRemoved):
-                if change.tier is StorageTier.REMOTE:
-                    continue
                 pending = self._pending(change.instance)
                 into = pending.stored if isinstance(change, BlocksStored) else pending.removed
                 for token_hash in change.hashes:
                     blocks = linked_blocks(token_hash)
                     if blocks:
                         into.update(blocks)
+                pending.has_slow_tiers = pending.has_slow_tiers or change.tier is not StorageTier.GPU
+            elif isinstance(change, HintsAdded | HintsExpired):
+                pending = self._pending(SHARED_STORE)
+                into = pending.stored if isinstance(change, HintsAdded) else pending.removed
+                for token_hash in change.hashes:
+                    into.update(linked_blocks(token_hash))
             elif isinstance(change, InstanceCleared | InstanceDetached):
                 pending = self._pending(change.instance)
                 pending.forget = ForgetScope.ALL
@@ -346,7 +364,7 @@ class PrefixTranslator:
 
     def retain(self, instances: Iterable[str]) -> None:
         """Forgets instances that left the fleet."""
-        kept = set(instances)
+        kept = {*instances, SHARED_STORE}
         for gone in self._instances.keys() - kept:
             del self._instances[gone]
         self._distrusted &= kept
@@ -370,44 +388,52 @@ class PrefixTranslator:
                 pending.stored, pending.doubtful = _take_beyond(stored, free), _take_beyond(doubtful, free)
                 free -= len(stored) + len(doubtful)
                 self._record_removals(pending, now)
-                correction = self._correction_for(instance, pending, stored, doubtful)
-                if correction is not None:
-                    corrections.append(correction)
+                corrections += self._corrections_for(instance, pending, stored, doubtful)
         return corrections
 
-    def _correction_for(
+    def _corrections_for(
         self, instance: str, pending: _InstanceChanges, stored: set[int], doubtful: set[int]
-    ) -> CacheCorrection | None:
+    ) -> list[CacheCorrection]:
+        """Returns the corrections of one instance: one, or one for each of its tiers."""
         table, inflight = self.table, pending.inflight
         removed, pending.removed = pending.removed, set()
         forget, pending.forget = pending.forget, ForgetScope.NOTHING
         if instance in self._distrusted:
             pending.stored, pending.doubtful = set(), set()
-            return CacheCorrection(instance, forget, b"", []) if forget else None
+            return [CacheCorrection(instance, forget, b"", [])] if forget else []
         known = self.index.completeness(instance)
         complete = known is not None and known.complete
-        cached: list[bytes] = []
-        missing_blocks: dict[int, None] = {}
+        tiers = INSTANCE_TIERS if pending.has_slow_tiers else INSTANCE_TIERS[:1]
+        cached: list[list[bytes]] = [[] for _ in tiers]
+        missing_blocks: list[dict[int, None]] = [{} for _ in tiers]
         covered: set[int] = set()
-        links = [(link.index, digest) for digest in stored | doubtful if (link := table.get(digest)) is not None]
+        levels = {digest: self._level(link.token_hash, instance) for digest in removed if (link := table.get(digest))}
+        moved = {digest for digest, level in levels.items() if 0 < level < _NOWHERE}
+        links = [(link.index, digest) for digest in stored | doubtful | moved if (link := table.get(digest))]
         for _, digest in sorted(links, reverse=True):
             if digest in covered:
                 continue
             chain = table.chain(digest)
             covered.update(chain)
-            cached_depth = self._cached_depth(chain, instance)
-            if cached_depth:
-                cached.append(array("Q", chain[:cached_depth]).tobytes())
-            missing = self._first_missing(chain, cached_depth)
-            if missing is not None and missing not in inflight and (complete or missing in removed):
-                missing_blocks[missing] = None
-        for digest in removed:
-            link = table.get(digest)
-            if link is not None and digest not in inflight and instance not in self.index.holders(link.token_hash):
-                missing_blocks[digest] = None
-        if not (forget or missing_blocks or cached):
-            return None
-        return CacheCorrection(instance, forget, array("Q", missing_blocks).tobytes(), cached)
+            faster = 0
+            for tier, cached_depth in zip(tiers, self._cached_depths(chain, instance), strict=False):
+                if cached_depth > faster:
+                    cached[tier].append(array("Q", chain[:cached_depth]).tobytes())
+                    faster = cached_depth
+                missing = self._first_missing(chain, cached_depth)
+                if missing is not None and missing not in inflight and (complete or missing in removed):
+                    missing_blocks[tier][missing] = None
+        for digest, level in levels.items():
+            if digest not in inflight:
+                for tier in tiers[:level]:
+                    missing_blocks[tier][digest] = None
+        corrections = []
+        for tier in tiers:
+            if forget or missing_blocks[tier] or cached[tier]:
+                missing_bytes = array("Q", missing_blocks[tier]).tobytes()
+                corrections.append(CacheCorrection(instance, forget, missing_bytes, cached[tier], tier))
+                forget = ForgetScope.NOTHING
+        return corrections
 
     def _record_removals(self, pending: _InstanceChanges, now: float) -> None:
         removed_at = pending.removed_at
@@ -417,23 +443,34 @@ class PrefixTranslator:
         while len(removed_at) > PREFIX_MAP_EVICTED_BLOCKS:
             removed_at.popitem(last=False)
 
-    def _cached_depth(self, chain: Sequence[int], instance: str) -> int:
+    def _level(self, block_hash: int, instance: str) -> int:
+        """Returns the fastest tier in which an instance has a block, or `_NOWHERE`."""
+        if instance == SHARED_STORE:
+            return _NOWHERE if self.index.hint_age_seconds(block_hash, 0.0) is None else 0
+        return min(self.index.holders(block_hash).get(instance, ()), default=_NOWHERE)
+
+    def _cached_depths(self, chain: Sequence[int], instance: str) -> list[int]:
         """Returns how many of these byte blocks, from the start, the instance has cached.
+
+        One number for GPU memory, one with CPU memory too, one with the disk too.
 
         Those that reach no token block count with the next one.
         """
-        depth = last = 0
+        depths = [0] * len(INSTANCE_TIERS)
+        level = last = 0
         for index, digest in enumerate(chain):
             link = self.table.get(digest)
             if link is None:
                 break
             if link.depth != last:
-                if instance not in self.index.holders(link.token_hash):
+                level = max(level, self._level(link.token_hash, instance))
+                if level == _NOWHERE:
                     break
                 last = link.depth
             if link.depth:
-                depth = index + 1
-        return depth
+                for tier in range(level, len(depths)):
+                    depths[tier] = index + 1
+        return depths
 
     def _first_missing(self, chain: Sequence[int], depth: int) -> int | None:
         """Returns the first byte block after `depth` that is linked to a token block; None without

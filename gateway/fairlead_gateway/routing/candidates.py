@@ -117,6 +117,8 @@ class Candidate:
 
     - load: the endpoint's load, other processes included.
     - matched_tokens: cached tokens of the prompt; `prefill_seconds` is for the others.
+    - loaded: cached tokens that are loaded from CPU memory, disk and shared store, in
+      ``load_seconds``, while other prompts are computed; None: none.
     - indexed_tokens: cached tokens by the KV-cache index; negative without index data.
     - served_session: the endpoint served the session last.
 
@@ -139,6 +141,8 @@ class Candidate:
         "is_holder",
         "is_home",
         "kv_tokens",
+        "load_seconds",
+        "loaded",
         "matched_tokens",
         "prefill_seconds",
         "pull_source",
@@ -172,6 +176,8 @@ class Candidate:
         self.is_holder = is_holder
         self.indexed_tokens = indexed_tokens
         self.served_session = served_session
+        self.loaded: tuple[float, float, float] | None = None
+        self.load_seconds = 0.0
         self.pull_source: str | None = None
         self.cost_seconds = self.pull_tokens = self.recompute_seconds = 0.0
         self.recent_seconds = self.eviction_seconds = 0.0
@@ -186,8 +192,8 @@ class Candidate:
 
     @property
     def ttft_seconds(self) -> float:
-        """Predicted TTFT in seconds: the backlog, then the request's own prefill."""
-        return self.backlog_seconds + self.prefill_seconds
+        """Predicted TTFT in seconds: the backlog, then the request's own load and prefill."""
+        return self.backlog_seconds + self.load_seconds + self.prefill_seconds
 
 
 def policy_candidates(
@@ -251,10 +257,10 @@ def offer_pulls(candidates: list[Candidate], endpoints: list[Endpoint], holder: 
     """
     if holder.pull is None:
         return
-    cached_there = 0.0
+    cached_there = load_there = 0.0
     for candidate in candidates:
         if candidate.is_holder:
-            cached_there = candidate.matched_tokens
+            cached_there, load_there = candidate.matched_tokens, candidate.load_seconds
     for candidate, endpoint in zip(candidates, endpoints, strict=True):
         if endpoint is holder or endpoint.pull is None:
             continue
@@ -262,4 +268,4 @@ def offer_pulls(candidates: list[Candidate], endpoints: list[Endpoint], holder: 
             endpoint.profile, prompt, candidate.matched_tokens, cached_there, holder.pull, candidate.prefill_seconds
         )
         if seconds >= 0.0:
-            candidate.add_pull(holder.id, cached_there - candidate.matched_tokens, seconds)
+            candidate.add_pull(holder.id, cached_there - candidate.matched_tokens, seconds + load_there)

@@ -112,11 +112,13 @@ def estimate_prefill(
     has_profile: bool,
     inter_token: InterTokenTimes | None,
     now: float,
+    load_seconds: float = 0.0,
 ) -> PrefillEstimate:
     """Returns the state of a ready instance and the cost of computing a prompt there.
 
     - load: includes other processes.
     - has_profile: the profile is the instance's, not the default one.
+    - load_seconds: to load cached tokens from slower memory.
     - inter_token: what this gateway observed. Other gateways are assumed to cause as much prefill
       there per request in flight.
     """
@@ -128,7 +130,7 @@ def estimate_prefill(
         endpoint.id,
         endpoint.profile if has_profile else None,
         load.backlog_seconds,
-        endpoint.profile.prefill_time(prompt, cached),
+        load_seconds + endpoint.profile.prefill_time(prompt, cached),
         prompt,
         cached,
         load.inflight,

@@ -56,7 +56,7 @@ from fairlead_gateway.routing.policies.registry import (
     Policy,
 )
 from fairlead_gateway.routing.prefill_placement import PrefillEstimate, estimate_prefill
-from fairlead_gateway.routing.prefix.cache_view import CachedTokens, CacheView
+from fairlead_gateway.routing.prefix.cache_view import CachedTokens, CacheView, slow_tokens
 from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain, chain_seed, shared_bytes
 from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS, DEFAULT_TTFT_SECONDS, NO_INSTANCES, RouteRequest
@@ -313,19 +313,23 @@ class ModelRouter:
         self._hot_prefixes.set_shared_table(epoch, table)
 
     def apply_correction(
-        self, instance_id: str, forget: str, removed: Sequence[Hashable], cached: Sequence[tuple[Hashable, ...]]
+        self,
+        instance_id: str,
+        forget: str,
+        removed: Sequence[Hashable],
+        cached: Sequence[tuple[Hashable, ...]],
+        tier: int = 0,
     ) -> None:
         """Applies what the KV-cache index reports of an instance.
 
+        - instance_id: empty for the store that all instances reach.
         - forget: first drop what the index reported before (`told`), or all cached blocks (`all`);
           empty: nothing.
         - removed: blocks that are not cached.
         - cached: chains from the start of the prompt that are cached.
+        - tier: both are about GPU memory (0), or CPU memory too (1), or the disk too (2).
         """
-        endpoint = self._endpoints.get(instance_id)
-        if endpoint is None:
-            return
-        self._cache.apply_correction(endpoint, forget, removed, cached)
+        self._cache.apply_correction(instance_id, tier, forget, removed, cached)
 
     def republish_loads(self) -> None:
         """Publishes all loads again, after slots of the shared table were reassigned."""
@@ -624,10 +628,13 @@ class ModelRouter:
             return None
         scale = self._calibration.scale_of(request.caller)
         prompt = request.prompt_tokens * scale
-        cached = min(prompt, self._cache.match(request).bytes_at(endpoint.cache_bit) * (scale / _BYTES_PER_TOKEN))
+        match = self._cache.match(request)
+        cached = min(prompt, match.bytes_at(endpoint.cache_bit) * (scale / _BYTES_PER_TOKEN))
         self._cache.drop_match()
         load, has_profile = self._inflight.total_load(endpoint.load), instance_id in self._profiled_ids
-        return estimate_prefill(endpoint, load, prompt, cached, has_profile, self._inter_token, now)
+        loaded = slow_tokens(endpoint, match, prompt, scale / _BYTES_PER_TOKEN)
+        seconds = endpoint.profile.load_time(*loaded)
+        return estimate_prefill(endpoint, load, prompt, cached, has_profile, self._inter_token, now, seconds)
 
     def _decide_dual_hash(
         self,
@@ -678,6 +685,9 @@ class ModelRouter:
                     endpoint is session_endpoint,
                 )
             )
+            if endpoint.has_slow_tiers:
+                loaded = slow_tokens(endpoint, match, prompt, tokens_per_byte)
+                candidates[-1].loaded, candidates[-1].load_seconds = loaded, endpoint.profile.load_time(*loaded)
         loads.end_decision(self._local_loads)
         if self._can_pull and holder is not None and is_first_attempt:  # a retry computes what it lacks
             offer_pulls(candidates, chosen, holder, prompt)

@@ -242,12 +242,21 @@ class Journal:
         )
         self._schedule(SIBLING_BATCH_SECONDS)
 
-    def on_dispatch(self, request_id: str, instance: str, now: float, tokens: float, cached: float) -> None:
+    def on_dispatch(
+        self,
+        request_id: str,
+        instance: str,
+        now: float,
+        tokens: float,
+        cached: float,
+        loaded: tuple[float, float, float] | None = None,
+    ) -> None:
         """Notes a prompt that is sent.
 
         tokens, cached: tokens of the prompt, and those expected in the instance's cache.
+        loaded: those of them in its CPU memory, on its disk, and in a shared store.
         """
-        self._timings.add(_EVENT(_DISPATCHED, now, request_id, instance, tokens, cached))
+        self._timings.add(_EVENT(_DISPATCHED, now, request_id, instance, tokens, cached, -1.0, loaded))
         if self._timer is None:
             self._schedule(self._timing_seconds)
 

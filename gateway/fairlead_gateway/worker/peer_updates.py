@@ -58,4 +58,4 @@ def apply_corrections(routers: RouterRegistry, message: IndexCorrections) -> Non
         removed = tuple(array("Q", correction.removed))
         cached = [tuple(array("Q", chain)) for chain in correction.cached]
         for router in routers.routers(message.model):
-            router.apply_correction(correction.instance, correction.forget, removed, cached)
+            router.apply_correction(correction.instance, correction.forget, removed, cached, correction.tier)

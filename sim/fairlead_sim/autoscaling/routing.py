@@ -141,7 +141,7 @@ class ShapeRouter:
                 Instance(name, "plant", "model", pool.name, "", role=pool.setup.facts.role, profile=profiles[name])
                 for name, pool, _ in replicas
             ]
-            endpoints = {name: Endpoint(name, profiles[name], self._tallies[name], 0, 0, None) for name in ready}
+            endpoints = {name: Endpoint(name, profiles[name], self._tallies[name], None) for name in ready}
             self._accelerator_kinds.update(instances, endpoints, self._objectives)
         for name, pool, replica in replicas:
             tally, engine = self._tallies[name], replica.engine

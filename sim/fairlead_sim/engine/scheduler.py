@@ -117,10 +117,13 @@ class EngineCore:
         """Returns all running and waiting sequences, oldest first."""
         return list(self._sequences.values())
 
-    def matched_blocks(self, keys: Sequence[int]) -> int:
-        """Returns how many blocks of a prompt are cached from its start on, in any tier."""
+    def matched_blocks(self, keys: Sequence[int], tiers: Sequence[LowerTier] | None = None) -> int:
+        """Returns how many blocks of a prompt are cached from its start on.
+
+        tiers: the slower memory that counts; None: all.
+        """
         matched = len(self.pool.match(keys, len(keys)))
-        return matched + len(find_tiers(self.lower_tiers, keys[matched:]))
+        return matched + len(find_tiers(self.lower_tiers if tiers is None else tiers, keys[matched:]))
 
     def add(self, sequence: EngineSequence) -> None:
         """Queues a new sequence.

@@ -21,7 +21,7 @@ import math
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -33,7 +33,7 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
 from fairlead_gateway.ipc.messages import PREFIX_MAP_CORRECTION_SECONDS
 from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment
-from fairlead_gateway.prefix_map.translator import PrefixTranslator
+from fairlead_gateway.prefix_map.translator import SHARED_STORE, PrefixTranslator
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.load.inflight import InstanceLoad
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable, table_bytes
@@ -53,6 +53,7 @@ from fairlead_kvstore.blockstore import changes as index_changes
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_sim.engine.block_pool import BlockEvicted, BlocksStored, CacheCleared, KvEvent
+from fairlead_sim.engine.lower_tiers import LowerTier, find_tiers
 from fairlead_sim.engine.scheduler import EngineCore, EngineSequence
 from fairlead_sim.fleet.packet_simulator import NO_FAULTS, PacketSimulator
 from fairlead_sim.fleet.simulation import Action, FleetOptions, SimulationContext
@@ -113,11 +114,11 @@ class ReportedIndex:
         return changes
 
 
-def cached_or_pending_blocks(core: EngineCore, keys: Sequence[int]) -> int:
-    """Returns how many blocks of a prompt an engine has cached, in any tier, or is about to
-    compute.
+def cached_or_pending_blocks(core: EngineCore, keys: Sequence[int], tiers: Sequence[LowerTier]) -> int:
+    """Returns how many blocks of a prompt an engine has cached, in its KV memory or these tiers, or
+    is about to compute.
     """
-    matched = core.matched_blocks(keys)
+    matched = core.matched_blocks(keys, tiers)
     for sequence in core.sequences():
         shared = 0
         for key, wanted in zip(sequence.keys[matched:], keys[matched:], strict=False):
@@ -289,11 +290,21 @@ class SimulatedGateway:
             self.translator.on_finish(*sent, now)
 
     def _learn_true_cache(self, request: TraceRequest, chain: PrefixChain) -> None:
-        keys = trace_keys(request.blocks, request.prompt_tokens, self._cluster.fleet.block_tokens)
+        block_tokens = self._cluster.fleet.block_tokens
+        keys = trace_keys(request.blocks, request.prompt_tokens, block_tokens)
+
+        def chain_of(blocks: int) -> list[tuple[Hashable, ...]]:
+            cached = bisect_left(chain.ends, blocks * block_tokens * BYTES_PER_TOKEN + 1)
+            return [chain.hashes[:cached]] if cached else []
+
         for name, core in self._cluster.engine_cores().items():
-            blocks = cached_or_pending_blocks(core, keys)
-            cached = bisect_left(chain.ends, blocks * self._cluster.fleet.block_tokens * BYTES_PER_TOKEN + 1)
-            self.router.apply_correction(name, "all", (), [chain.hashes[:cached]] if cached else [])
+            self.router.apply_correction(name, "all", (), chain_of(cached_or_pending_blocks(core, keys, [])))
+            own = [tier for tier in core.lower_tiers if not tier.is_shared]
+            for number, tier in enumerate(own):
+                blocks = cached_or_pending_blocks(core, keys, own[: number + 1])
+                self.router.apply_correction(name, "", (), chain_of(blocks), StorageTier[tier.name.upper()].value)
+            shared = [tier for tier in core.lower_tiers if tier.is_shared]
+            self.router.apply_correction(SHARED_STORE, "", (), chain_of(len(find_tiers(shared, keys))))
 
     def _link_prefix(self, request: TraceRequest, chain: PrefixChain, chosen: str, now: float) -> None:
         block_tokens = self._cluster.fleet.block_tokens
@@ -385,7 +396,7 @@ class SimulatedGateway:
         for correction in self.translator.take_corrections(now):
             cached = [tuple(array("Q", chain)) for chain in correction.cached]
             self.router.apply_correction(
-                correction.instance, correction.forget.value, array("Q", correction.removed), cached
+                correction.instance, correction.forget.value, array("Q", correction.removed), cached, correction.tier
             )
         self._cluster.schedule(now + PREFIX_MAP_CORRECTION_SECONDS, self._apply_corrections)
 

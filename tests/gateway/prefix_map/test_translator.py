@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection, ForgetScope
-from fairlead_gateway.prefix_map.translator import PREFIX_MAP_SETTLE_SECONDS, PrefixTranslator
+from fairlead_gateway.prefix_map.translator import PREFIX_MAP_SETTLE_SECONDS, SHARED_STORE, PrefixTranslator
 from fairlead_kvstore.blockstore import block_hash
-from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change
-from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, HintsAdded, HintsExpired
+from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.index.replica import IndexReplica
@@ -84,17 +84,22 @@ class Place:
         self.now += seconds
         corrections = self.bridge.take_corrections(self.now)
         for correction in corrections:
-            known = self.worker[correction.instance]
             if correction.forget:
-                known.clear()
+                for tier in range(3):
+                    self.known(correction.instance, tier).clear()
+            known = self.known(correction.instance, correction.tier)
             known -= set(array("Q", correction.removed))
             for chain in correction.cached:
                 known |= set(array("Q", chain))
         return corrections
 
-    def credited(self, name: str, prompt: Prompt) -> int:
-        """Bytes of a prompt that the worker believes to lie there."""
-        known, size = self.worker[name], 0
+    def known(self, name: str, tier: int = 0) -> set[int]:
+        """Returns what the worker knows of one tier of an instance."""
+        return self.worker.setdefault(f"{name}/{tier}" if tier else name, set())
+
+    def credited(self, name: str, prompt: Prompt, tier: int = 0) -> int:
+        """Bytes of a prompt that the worker believes to lie there, in this tier or a faster one."""
+        known, size = set[int]().union(*[self.known(name, each) for each in range(tier + 1)]), 0
         for digest, end in zip(prompt.hashes, prompt.ends, strict=True):
             if digest not in known:
                 break
@@ -200,17 +205,64 @@ def test_a_distrusted_instance_is_dropped_and_reported_again_later() -> None:
     assert place.credited("a", prompt) > 0.9 * prompt.size
 
 
-def test_a_slower_tier_holds_a_block_and_a_shared_store_does_not() -> None:
+def test_blocks_that_move_to_slower_memory_are_known_there() -> None:
     place, prompt = Place("a"), prompt_of(1)
     place.serve("a", prompt)
     owns = [link.token_hash for _, link in place.bridge.table.items() if link.token_hash]
     place.settle()
     place.report([BlocksStored("a", StorageTier.CPU, 0, owns), BlocksRemoved("a", StorageTier.GPU, owns)])
     place.settle()
-    assert place.credited("a", prompt) > 0.9 * prompt.size
-    place.report([BlocksRemoved("a", StorageTier.CPU, owns), BlocksStored("a", StorageTier.REMOTE, 0, [])])
-    place.settle()
     assert place.credited("a", prompt) <= BYTES
+    assert place.credited("a", prompt, StorageTier.CPU) > 0.9 * prompt.size
+    place.report([BlocksRemoved("a", StorageTier.CPU, owns)])
+    place.settle()
+    assert place.credited("a", prompt, StorageTier.DISK) <= BYTES
+
+
+def test_a_shared_store_is_an_instance_of_its_own_until_its_hints_expire() -> None:
+    place, prompt = Place("a"), prompt_of(1)
+    place.serve("a", prompt)
+    owns = [link.token_hash for _, link in place.bridge.table.items() if link.token_hash]
+    place.report([HintsAdded(KEY, owns, 600.0)])
+    place.settle()
+    assert place.credited(SHARED_STORE, prompt) > 0.9 * prompt.size
+    place.report([HintsExpired(KEY, owns)])
+    place.settle()
+    assert place.credited(SHARED_STORE, prompt) <= BYTES
+
+
+@pytest.mark.property
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(INSTANCE_TIERS), st.booleans(), st.integers(0, 19), st.integers(1, 20)), max_size=30
+    )
+)
+def test_depths_of_all_tiers_are_those_of_the_engines_table(
+    steps: list[tuple[StorageTier, bool, int, int]],
+) -> None:
+    """Checks that a worker knows how far each tier and the faster ones reach, whatever moved."""
+    place, prompt = Place("a", capacity=100), prompt_of(1)
+    place.serve("a", prompt)
+    place.settle()
+    links = [(digest, link.token_hash) for digest, link in place.bridge.table.items() if link.depth]
+    owns = list(dict.fromkeys(token_hash for _, token_hash in links))
+    held = {own: {StorageTier.GPU} for own in owns}
+    for tier, is_stored, first, count in steps:
+        moved = owns[first : first + count]
+        for own in moved:
+            (held[own].add if is_stored else held[own].discard)(tier)
+        place.report([(BlocksStored("a", tier, 0, moved) if is_stored else BlocksRemoved("a", tier, moved))])
+        if first % 3 == 0:
+            place.settle(0.0)
+    place.settle(0.0)
+    chain = [(digest, link) for digest in prompt.hashes if (link := place.bridge.table.get(digest)) is not None]
+    for tier in INSTANCE_TIERS:
+        reached = sum(not link.depth for _, link in chain[:2])  # a block before the first token block stays
+        for number, (_, link) in enumerate(chain):
+            if link.depth and min(held[link.token_hash], default=StorageTier.REMOTE) > tier:
+                break
+            reached = number + 1 if link.depth else reached
+        assert place.credited("a", prompt, tier) // BYTES == reached
 
 
 def test_a_new_worker_gets_everything_in_bounded_batches() -> None:

@@ -463,19 +463,33 @@ class Endpoint:
     """A ready instance with what decisions need.
 
     - full_step_seconds: prefill time of a full step.
-    - cache_bit: bits of the instance in prefix matches, from all sources.
-    - index_bit: the bit for what the KV-cache index reports; 0 if it reports nothing.
+    - cache_bit: bits of all that the instance can use of a prompt, in prefix matches.
+    - index_bit: the bits for what the KV-cache index reports; 0 if it reports nothing.
+    - gpu_bit, cpu_bit, local_bit: bits of what is in GPU memory; or also in CPU memory; or also on
+      its disk. ``cache_bit`` adds the store that all engines reach.
+    - has_slow_tiers: whether a match may lie in slower memory than the GPU's.
     """
 
-    __slots__ = ("cache_bit", "full_step_seconds", "id", "index_bit", "kv_tokens", "load", "profile", "pull")
+    __slots__ = (
+        "cache_bit",
+        "cpu_bit",
+        "full_step_seconds",
+        "gpu_bit",
+        "has_slow_tiers",
+        "id",
+        "index_bit",
+        "kv_tokens",
+        "load",
+        "local_bit",
+        "profile",
+        "pull",
+    )
 
     def __init__(
         self,
         id: str,
         profile: EngineProfile,
         load: EndpointLoad,
-        cache_bit: int,
-        index_bit: int,
         pull: KvPullSource | None,
     ) -> None:
         self.pull = pull
@@ -484,5 +498,18 @@ class Endpoint:
         self.kv_tokens = profile.kv_tokens
         self.full_step_seconds: float = profile.prefill_time(profile.step_tokens)
         self.load = load
-        self.cache_bit = cache_bit | index_bit
-        self.index_bit = index_bit
+        self.cache_bit = self.index_bit = self.gpu_bit = self.cpu_bit = self.local_bit = 0
+        self.has_slow_tiers = False
+
+    def set_bits(self, own: int, gpu: int, cpu: int, disk: int, store: int) -> bool:
+        """Sets the bits of what was sent to the instance, and of what the index reports by tier.
+
+        Returns whether they changed.
+        """
+        self.gpu_bit = own | gpu
+        self.cpu_bit = self.gpu_bit | cpu
+        self.index_bit = gpu | cpu | disk
+        before, self.local_bit = self.local_bit, self.cpu_bit | disk
+        cache_bit, self.cache_bit = self.cache_bit, self.local_bit | store
+        self.has_slow_tiers = self.cache_bit != self.gpu_bit
+        return before != self.local_bit or cache_bit != self.cache_bit

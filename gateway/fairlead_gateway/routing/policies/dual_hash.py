@@ -4,15 +4,15 @@ A prompt's routing key (`prefix.hot_prefixes`) hashes to two homes. Further cand
 busy of the endpoints with the longest cached prefix, and the least busy of all. So is the endpoint
 that served the session last, priced as a home. Each has a cost in seconds of engine time:
 
-    J = backlog + own · (1 + 16·busy + 4·(1 - busy)·[not a home])
+    J = backlog + load + own · (1 + 16·busy + 4·(1 - busy)·[not a home])
         + 0.4·T · in-flight tokens / KV tokens
     busy = min(1, mean backlog / 0.06·T)
 
 `backlog` is prefill sent there and not answered, `own` this prompt's uncached part there, T the
-TTFT objective. The middle term is a price on recomputation. The busier the fleet, the dearer a
-second copy of a prefix, since it evicts another. Without it the fleet degrades abruptly: every
-duplicate evicts, every eviction recomputes. The last term spreads decoding, which prefill alone
-does not show.
+TTFT objective. `load` is the time to load what lies in slower memory. Other prompts do not wait for
+it. The middle term is a price on recomputation. The busier the fleet, the dearer a second copy of a
+prefix, since it evicts another. Without it the fleet degrades abruptly: every duplicate evicts,
+every eviction recomputes. The last term spreads decoding, which prefill alone does not show.
 
 Leaving home costs extra, since homes keep several gateways in step when they see different loads,
 and spread prefixes while load is light. In a busy fleet, a prompt that is cached nowhere belongs
@@ -101,10 +101,10 @@ def choose(
     best_cost = late_cost = soonest_cost = soonest_first = 0.0
     any_feasible = any_bearable = begun = False
     for candidate in candidates:
-        prefill, backlog = candidate.prefill_seconds, candidate.backlog_seconds
+        prefill, backlog, load = candidate.prefill_seconds, candidate.backlog_seconds, candidate.load_seconds
         price = recompute if candidate.is_home or candidate.served_session else non_home
-        cost = backlog + prefill * price + decode * candidate.inflight_tokens / candidate.kv_tokens
-        ttft = backlog + prefill
+        cost = backlog + load + prefill * price + decode * candidate.inflight_tokens / candidate.kv_tokens
+        ttft = backlog + load + prefill
         candidate.cost_seconds = cost
         if ttft <= objective:
             if not any_feasible or cost < best_cost or (cost == best_cost and candidate.inflight < best.inflight):
@@ -116,13 +116,13 @@ def choose(
     if not any_feasible:
         best, best_cost = (late, late_cost) if any_bearable else (soonest, soonest_cost)
     rule = _rule(best, candidates, any_feasible, objective)
-    return Decision(
+    decision = Decision(
         best.id,
         rule,
         cost_seconds=best_cost,
         home=best.is_home,
         matched_tokens=best.matched_tokens + best.pull_tokens,
-        ttft_seconds=best.backlog_seconds + best.prefill_seconds,
+        ttft_seconds=best.ttft_seconds,
         explanation=_DualHashExplanation(
             rule,
             best,
@@ -135,6 +135,8 @@ def choose(
         ),
         source=best.pull_source,
     )
+    decision.loaded = best.loaded
+    return decision
 
 
 def queue_sort_key(request: AssignedRequest) -> QueueKey:
@@ -263,6 +265,8 @@ class _DualHashExplanation:
             if candidate.pull_source is not None:
                 table[f"{candidate.id}/pull_tokens"] = DecisionInput(candidate.pull_tokens)
                 table[f"{candidate.id}/recompute_seconds"] = DecisionInput(candidate.recompute_seconds)
+            if candidate.load_seconds:
+                table[f"{candidate.id}/load_seconds"] = DecisionInput(candidate.load_seconds)
             table[f"{candidate.id}/predicted_ttft_seconds"] = DecisionInput(candidate.ttft_seconds)
             table[f"{candidate.id}/home"] = DecisionInput(float(candidate.is_home))
             if candidate.served_session:

@@ -405,11 +405,14 @@ def _clear_bit(masks: dict[Hashable, int], digest: Hashable, bit: int) -> None:
 
 
 _BYTES_PER_TOKEN: Final = float(BYTES_PER_TOKEN)
-_INDEX_SUFFIX: Final = "\0"
+_TIER_SUFFIXES: Final = ("\0", "\0c", "\0d")
 _UNLIMITED_BYTES: Final = 1 << 60
-"""Blocks that the index reports lie in the approximate index too, under the instance's id and
-`_INDEX_SUFFIX`. They have no capacity, since engines report evictions.
+"""Blocks that the index reports lie in the approximate index too, under the instance's id and the
+suffix of a tier: what is in GPU memory, or also in CPU memory, or also on disk. They have no
+capacity, since engines report evictions. The store that all engines reach is an instance without
+a name.
 """
+_STORE: Final = ""
 CachedTokens = Callable[[RouteRequest], Mapping[str, float] | None]
 """A lookup that replaces the view: cached prompt tokens by instance; None if it knows nothing."""
 
@@ -425,7 +428,7 @@ class CacheView:
         self._cached_tokens = cached_tokens
         self._endpoint_by_bit: dict[int, Endpoint] = {}
         self._endpoint_by_id: dict[str, Endpoint] = {}
-        self._ready_bits = 0
+        self._ready_bits = self._store_bit = 0
         self._matched_request: RouteRequest | None = None  # whose match is in ``_found``
         self._match = PrefixMatch()
         self._match_version = 0
@@ -435,24 +438,30 @@ class CacheView:
 
     def retain(self, instances: Sequence[str]) -> None:
         """Forgets instances that are neither ready nor draining: they have lost their cache."""
-        self._index.retain({*instances, *[item + _INDEX_SUFFIX for item in instances]})
+        self._index.retain({*instances, *[item + suffix for item in (*instances, _STORE) for suffix in _TIER_SUFFIXES]})
 
     def create_endpoint(
         self, instance: str, profile: EngineProfile, load: EndpointLoad, pull: KvPullSource | None
     ) -> Endpoint:
         """Returns a new endpoint for a ready instance, with its bits."""
-        mirror = self._index
-        return Endpoint(
-            instance, profile, load, mirror.register(instance), mirror.bit_of(instance + _INDEX_SUFFIX), pull
-        )
+        endpoint = Endpoint(instance, profile, load, pull)
+        self._update_bits(endpoint)
+        return endpoint
+
+    def _update_bits(self, endpoint: Endpoint) -> bool:
+        """Gives an endpoint its present bits. Returns whether they changed."""
+        index, instance = self._index, endpoint.id
+        gpu, cpu, disk = [index.bit_of(instance + suffix) for suffix in _TIER_SUFFIXES]
+        return endpoint.set_bits(index.register(instance), gpu, cpu, disk, self._store_bit)
 
     def set_endpoints(self, endpoints: Mapping[str, Endpoint]) -> None:
-        """Sets the ready endpoints. Both bits of an instance lead to its endpoint."""
+        """Sets the ready endpoints. All bits of an instance lead to its endpoint."""
         found: dict[int, Endpoint] = {}
         for endpoint in endpoints.values():
-            found[endpoint.cache_bit ^ endpoint.index_bit] = endpoint
-            if endpoint.index_bit:
-                found[endpoint.index_bit] = endpoint
+            bits = endpoint.local_bit
+            while bits:
+                found[bits & -bits] = endpoint
+                bits &= bits - 1
         self._endpoint_by_bit = found
         self._endpoint_by_id = dict(endpoints)
         self._ready_bits = sum(found)
@@ -502,16 +511,16 @@ class CacheView:
                 if not found.matched_bytes or found.matched_bytes[-1] != size:
                     found.matched_bytes.append(size)
                     found.masks.append(0)
-                found.masks[-1] |= endpoint.cache_bit
+                found.masks[-1] |= endpoint.local_bit
         return found
 
     def longest_match(self, request: RouteRequest) -> int:
-        """Returns the longest prefix of the prompt that a ready instance has cached, in bytes."""
+        """Returns the longest prefix of the prompt that a ready instance can use, in bytes."""
         found = self.match(request)
         index = len(found.masks)
         while index:
             index -= 1
-            if found.masks[index] & self._ready_bits:
+            if found.masks[index] & (self._ready_bits | self._store_bit):
                 return found.matched_bytes[index]
         return 0
 
@@ -529,7 +538,7 @@ class CacheView:
         - prompt: in tokens.
         - endpoints: the eligible ones; None: all.
         """
-        usable = self._ready_bits if endpoints is None else sum([endpoint.cache_bit for endpoint in endpoints])
+        usable = self._ready_bits if endpoints is None else sum([endpoint.local_bit for endpoint in endpoints])
         longest = least = 0.0
         chosen: Endpoint | None = None
         index = len(match.masks)
@@ -572,23 +581,47 @@ class CacheView:
         self._index.reserve(endpoint.id, size, capacity=capacity)
 
     def apply_correction(
-        self, endpoint: Endpoint, forget: str, removed: Sequence[Hashable], cached: Sequence[tuple[Hashable, ...]]
+        self,
+        instance: str,
+        tier: int,
+        forget: str,
+        removed: Sequence[Hashable],
+        cached: Sequence[tuple[Hashable, ...]],
     ) -> None:
         """Applies what the index reports; see `ModelRouter.apply_correction`."""
-        instance, mirror, indexed = endpoint.id, self._index, endpoint.id + _INDEX_SUFFIX
+        endpoint = self._endpoint_by_id.get(instance)
+        if endpoint is None and instance != _STORE:
+            return
+        mirror, indexed = self._index, instance + _TIER_SUFFIXES[tier]
         if forget:
-            mirror.remove_instance(indexed)
+            for suffix in _TIER_SUFFIXES:
+                mirror.remove_instance(instance + suffix)
             if forget == "all":
                 mirror.remove_instance(instance)
         if removed and forget != "all":
             mirror.remove(indexed, removed)
-            mirror.remove(instance, removed)
+            if tier == 0:
+                mirror.remove(instance, removed)
         for hashes in cached:
             mirror.add(indexed, hashes, block_ends(len(hashes)), capacity=_UNLIMITED_BYTES)
-        own_bit, index_bit = mirror.register(instance), mirror.bit_of(indexed)
-        if (own_bit | index_bit, index_bit) != (endpoint.cache_bit, endpoint.index_bit):
-            endpoint.cache_bit, endpoint.index_bit = own_bit | index_bit, index_bit
+        if endpoint is None:
+            self._store_bit = mirror.bit_of(indexed)
+        changed = [self._update_bits(one) for one in ([endpoint] if endpoint else self._endpoint_by_id.values())]
+        if any(changed):
             self.set_endpoints(self._endpoint_by_id)
+
+
+def slow_tokens(
+    endpoint: Endpoint, match: PrefixMatch, prompt: float, tokens_per_byte: float
+) -> tuple[float, float, float]:
+    """Returns the tokens of a prompt that an instance would load from its CPU memory, its disk and
+    the shared store.
+    """
+    gpu, cpu, local, all_tiers = [
+        min(prompt, match.bytes_at(bit) * tokens_per_byte)
+        for bit in (endpoint.gpu_bit, endpoint.cpu_bit, endpoint.local_bit, endpoint.cache_bit)
+    ]
+    return cpu - gpu, local - cpu, all_tiers - local
 
 
 def _by_tokens(item: tuple[str, float]) -> tuple[float, str]:

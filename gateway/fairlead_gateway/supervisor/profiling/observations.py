@@ -25,13 +25,16 @@ is marked as assumed.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 MAX_RUN_PROMPTS: Final = 6
 """The most prompts in a run; a cut blurs one chunk among so many prompts."""
 SAME_STEP_SECONDS: Final = 0.0005
 """First tokens that are closer than this came from the same step."""
+
+
+NOTHING_LOADED: Final = (0.0, 0.0, 0.0)
 
 
 @dataclass(slots=True)
@@ -41,6 +44,7 @@ class ComputedWork:
     computed: prompt tokens that were computed.
     attention: pairs of tokens in attention.
     cached: prompt tokens that were in the cache.
+    cpu, disk, store: those of them that were loaded from CPU memory, disk and shared store.
     steps: steps that computed prompt tokens.
     """
 
@@ -48,28 +52,42 @@ class ComputedWork:
     attention: float = 0.0
     cached: float = 0.0
     steps: float = 0.0
+    cpu: float = 0.0
+    disk: float = 0.0
+    store: float = 0.0
 
-    def add(self, other: "ComputedWork") -> None:
-        """Adds the work of another span."""
-        self.computed += other.computed
-        self.attention += other.attention
-        self.cached += other.cached
-        self.steps += other.steps
+    def add(self, other: "ComputedWork", sign: float = 1.0) -> None:
+        """Adds the work of another span, or takes it away with the sign -1."""
+        self.computed += sign * other.computed
+        self.attention += sign * other.attention
+        self.cached += sign * other.cached
+        self.steps += sign * other.steps
+        self.cpu += sign * other.cpu
+        self.disk += sign * other.disk
+        self.store += sign * other.store
 
     def minus(self, before: "ComputedWork") -> "ComputedWork":
         """Returns the work that was done after `before`."""
-        return ComputedWork(
-            self.computed - before.computed,
-            self.attention - before.attention,
-            self.cached - before.cached,
-            self.steps - before.steps,
-        )
+        work = replace(self)
+        work.add(before, -1.0)
+        return work
 
     @classmethod
-    def of_prompt(cls, tokens: float, cached: float) -> "ComputedWork":
-        """Returns the work of a prompt of which `cached` tokens are in the cache."""
+    def of_prompt(
+        cls, tokens: float, cached: float, loaded: tuple[float, float, float] = NOTHING_LOADED, expected: float = 0.0
+    ) -> "ComputedWork":
+        """Returns the work of a prompt of which `cached` tokens are in the cache.
+
+        loaded: of the `expected` cached tokens, those in CPU memory, on disk and in the shared
+            store. Where fewer are cached, the slowest memory lacks them.
+        """
         new = max(1.0, tokens - cached)
-        return cls(new, new * (tokens - new / 2), tokens - new)
+        work = cls(new, new * (tokens - new / 2), tokens - new)
+        if loaded is not NOTHING_LOADED:
+            left = max(0.0, work.cached - (expected - sum(loaded)))
+            work.cpu, work.disk = min(left, loaded[0]), min(max(0.0, left - loaded[0]), loaded[1])
+            work.store = min(max(0.0, left - loaded[0] - loaded[1]), loaded[2])
+        return work
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +121,8 @@ class _TrackedPrompt:
     dispatched_at: float
     tokens: float
     cached: float
+    loaded: tuple[float, float, float] = NOTHING_LOADED
+    expected: float = 0.0  # cached tokens at the dispatch, of which some are loaded
     first_token_at: float | None = None
     run: "_PrefillRun | None" = None
     cache_reported: bool = False
@@ -112,6 +132,10 @@ class _TrackedPrompt:
     steps_before: float = 0.0
     is_unseen: bool = False  # its first token was not seen
     is_blurred: bool = False  # it overlapped with a peer's prompt
+
+    def work(self) -> ComputedWork:
+        """Returns the work that it takes by what is known of its cached tokens."""
+        return ComputedWork.of_prompt(self.tokens, self.cached, self.loaded, self.expected)
 
 
 @dataclass(slots=True, eq=False)
@@ -159,15 +183,24 @@ class EngineObserver:
         self._run: _PrefillRun | None = None
         self._last_first_token_at = float("-inf")
 
-    def on_dispatch(self, request: str, now: float, tokens: float, cached: float) -> None:
+    def on_dispatch(
+        self,
+        request: str,
+        now: float,
+        tokens: float,
+        cached: float,
+        loaded: tuple[float, float, float] | None = None,
+    ) -> None:
         """Records a dispatch. A second dispatch of a request replaces the first.
 
         cached: prompt tokens that the gateway expects in the instance's cache.
+        loaded: those of them that it expects in CPU memory, on disk and in a shared store.
         """
         if request in self._inflight:
             self.on_abandoned(request, now)
         size = max(1.0, tokens)
-        prompt = self._inflight[request] = _TrackedPrompt(now, size, min(max(0.0, cached), size))
+        known = min(max(0.0, cached), size)
+        prompt = self._inflight[request] = _TrackedPrompt(now, size, known, loaded or NOTHING_LOADED, known)
         self._prefilling[request] = prompt
         self._prefilling_tokens += prompt.tokens
 
@@ -209,7 +242,7 @@ class EngineObserver:
         run.end, run.area_end, run.token_area_end = now, self._area, self._token_area
         run.unreported += 1
         prompt.run, prompt.first_token_at = run, now
-        self._total_work.add(ComputedWork.of_prompt(prompt.tokens, prompt.cached))
+        self._total_work.add(prompt.work())
         self._total_work.steps += steps
         prompt.work_before = self._total_work.minus(ComputedWork())
         prompt.area, prompt.token_area = self._area, self._token_area
@@ -301,7 +334,7 @@ class EngineObserver:
                 break
             passed = other.is_unseen = True
             other.first_token_at = now
-            self._total_work.add(ComputedWork.of_prompt(other.tokens, other.cached))
+            self._total_work.add(other.work())
             self._total_work.steps += 1.0
             self._begin_decoding(request, other)
         return passed
@@ -336,10 +369,9 @@ class EngineObserver:
         prompt.cache_reported = True
         if cached == prompt.cached or prompt.first_token_at is None:
             return
-        difference = ComputedWork.of_prompt(prompt.tokens, cached).minus(
-            ComputedWork.of_prompt(prompt.tokens, prompt.cached)
-        )
+        before = prompt.work()
         prompt.cached = cached
+        difference = prompt.work().minus(before)
         self._total_work.add(difference)
         for other in self._inflight.values():
             if (
@@ -370,7 +402,7 @@ def _run_observation(run: _PrefillRun) -> Observation | None:
         return None
     work = ComputedWork()
     for prompt in run.prompts:
-        work.add(ComputedWork.of_prompt(prompt.tokens, prompt.cached))
+        work.add(prompt.work())
     work.steps = run.steps
     return Observation(
         seconds,

@@ -19,7 +19,9 @@ A span (`observations`) is an equation in the coefficients of the profile
 
 - steps (`d`), and steps that only read the weights (`w`);
 - computed tokens (`p`), sequences (`s`), resident tokens (`c`);
-- pairs of tokens in attention (`q`), and cached tokens (`h`).
+- pairs of tokens in attention (`q`), and cached tokens (`h`);
+- tokens that were loaded from CPU memory, disk and shared store. Engines report all cached tokens
+  as one sum, which the expectation at the dispatch splits.
 
 The coefficients are those that explain the recent spans best, none below zero. The error is
 relative to the predicted seconds.
@@ -72,7 +74,7 @@ MIN_FACTOR: Final = 0.02
 MIN_OBSERVATIONS: Final = 30.0
 """With fewer spans, the prior stands."""
 
-_D, _W, _P, _S, _C, _Q, _H = range(7)
+_W, _P = 1, 2
 _FIELDS: Final = (
     "step_seconds",
     "weights_seconds",
@@ -81,8 +83,11 @@ _FIELDS: Final = (
     "resident_token_seconds",
     "attention_seconds",
     "hit_token_seconds",
+    "cpu_token_seconds",
+    "disk_token_seconds",
+    "store_token_seconds",
 )
-_DEFAULT_SCALES: Final = (1.5e-3, 5.5e-3, 3.6e-5, 2e-5, 4.9e-8, 1.2e-9, 2e-7)
+_DEFAULT_SCALES: Final = (1.5e-3, 5.5e-3, 3.6e-5, 2e-5, 4.9e-8, 1.2e-9, 2e-7, 6.5e-6, 4.4e-5, 4.4e-5)
 """The scales of coefficients whose prior is zero."""
 _SOLVER_ROUNDS: Final = 60
 
@@ -174,19 +179,8 @@ class ProfileRegression:
 
     def profile(self) -> EngineProfile:
         """Returns the present profile."""
-        step, weights, token, sequence, resident, attention, hit = (
-            scale * factor for scale, factor in zip(self._scales, self.factors, strict=True)
-        )
-        return replace(
-            self.prior,
-            step_seconds=step,
-            weights_seconds=weights,
-            prefill_token_seconds=token,
-            sequence_seconds=sequence,
-            resident_token_seconds=resident,
-            attention_seconds=attention,
-            hit_token_seconds=hit,
-        )
+        seconds = [scale * factor for scale, factor in zip(self._scales, self.factors, strict=True)]
+        return replace(self.prior, **dict(zip(_FIELDS, seconds, strict=True)))  # type: ignore[arg-type]
 
     def _is_saturated(self, observation: Observation) -> bool:
         """Whether prompts waited for KV cache or sequences: such time says nothing of computing."""
@@ -233,6 +227,9 @@ class ProfileRegression:
             observation.resident * steps,
             work.attention,
             work.cached,
+            work.cpu,
+            work.disk,
+            work.store,
         )
         return [amount * scale / observation.seconds for amount, scale in zip(amounts, self._scales, strict=True)]
 
@@ -384,7 +381,7 @@ class ProfileEstimator:
                 first = next(iter(self._engine_of_request))
                 self._engine_of_request.pop(first).observer.on_abandoned(first, event.at)
             self._engine_of_request[event.request] = engine
-            engine.observer.on_dispatch(event.request, event.at, event.tokens, event.cached)
+            engine.observer.on_dispatch(event.request, event.at, event.tokens, event.cached, event.loaded)
             return
         engine = self._engine_of_request.get(event.request)
         if engine is None:
@@ -438,8 +435,15 @@ def _differs(one: EngineProfile, other: EngineProfile) -> bool:
         (one.prefill_time(_PROBE_TOKENS), other.prefill_time(_PROBE_TOKENS)),
         (one.prefill_time(10 * _PROBE_TOKENS), other.prefill_time(10 * _PROBE_TOKENS)),
         (_probe_step_seconds(one), _probe_step_seconds(other)),
+        *[(_load_seconds(one, tier), _load_seconds(other, tier)) for tier in range(3)],
     )
     return any(abs(after - before) > MIN_REPORTED_CHANGE * before for before, after in pairs)
+
+
+def _load_seconds(profile: EngineProfile, tier: int) -> float:
+    """Returns the seconds of a prompt in this slower memory, with one computed token."""
+    tokens = [_PROBE_TOKENS if number == tier else 0.0 for number in range(3)]
+    return profile.load_time(*tokens) + profile.prefill_time(_PROBE_TOKENS, _PROBE_TOKENS)
 
 
 def _probe_step_seconds(profile: EngineProfile) -> float:

@@ -221,7 +221,8 @@ class Attempt:
             decision = context.choice.decision
             matched = decision.matched_tokens if decision.source is None else None
             tokens = router.prompt_tokens(route_request) + (0 if self._sent is None else self._sent.tokens)
-            journal.on_dispatch(route_request.id, self.instance_id, now, tokens, 0.0 if matched is None else matched)
+            cached = 0.0 if matched is None else matched
+            journal.on_dispatch(route_request.id, self.instance_id, now, tokens, cached, decision.loaded)
         if self.instance_id in dispatcher.outlier_detector.unhealthy:
             dispatcher.outlier_detector.on_dispatch(self.instance_id)
 

@@ -270,6 +270,8 @@ PROFILES = st.sampled_from(sorted(builtin_profiles())).map(builtin_profile) | st
     prefill_token_seconds=st.floats(1e-9, 1.0),
     attention_seconds=COSTS,
     hit_token_seconds=COSTS,
+    cpu_token_seconds=COSTS,
+    store_token_seconds=COSTS,
     kv_tokens=st.integers(1, 10**9),
 )
 

@@ -12,6 +12,7 @@ from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead_gateway.supervisor.profiling.observations import ComputedWork, EngineObserver, Observation
 from fairlead_gateway.supervisor.profiling.profile_estimator import MIN_OBSERVATIONS, ProfileRegression
 from fairlead_sim.engine.block_pool import KvEvent
+from fairlead_sim.engine.lower_tiers import TierOptions
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
 from fairlead_sim.workload.trace_prompts import trace_keys
@@ -22,10 +23,10 @@ BLOCK_TOKENS = 512
 SETTLE_SECONDS = 10.0
 
 
-def chat(rate: float, seconds: float, *, seed: int) -> list[TraceRequest]:
+def chat(rate: float, seconds: float, *, seed: int, texts: int = 7) -> list[TraceRequest]:
     """Returns chat requests with prompts around 900 tokens, up to 8,000.
 
-    Four of ten share one of seven texts. Answers have 211 tokens on average.
+    Four of ten share one of some texts. Answers have 211 tokens on average.
     """
     draw, at, fresh = random.Random(seed), 0.0, 0
     requests: list[TraceRequest] = []
@@ -33,7 +34,7 @@ def chat(rate: float, seconds: float, *, seed: int) -> list[TraceRequest]:
         at += draw.expovariate(rate)
         tokens = min(8_000, max(20, int(draw.lognormvariate(6.8, 0.8))))
         blocks = -(-tokens // BLOCK_TOKENS)
-        text = len(requests) % 7 if draw.random() < 0.4 else None
+        text = len(requests) % texts if draw.random() < 0.4 else None
         keys = tuple(fresh + index if text is None else -100 * text - index - 1 for index in range(blocks))
         fresh += blocks
         requests.append(TraceRequest(f"r{len(requests)}", at, tokens, max(2, int(draw.expovariate(1 / 211))), keys))
@@ -59,8 +60,11 @@ class Watching:
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
         engine = self._where[request.id] = len(self._where) % len(self._watches)
-        known = 0 if len(self._where) % 10 == 0 else self._cached_tokens(engine, request)
-        self._watches[engine].on_dispatch(request.id, now, request.prompt_tokens, known)
+        on_gpu, cached = self._cached_tokens(engine, request)
+        if len(self._where) % 10 == 0:
+            on_gpu = cached = 0
+        loaded = (cached - on_gpu, 0.0, 0.0)
+        self._watches[engine].on_dispatch(request.id, now, request.prompt_tokens, cached, loaded)
         return f"e{engine}", ""
 
     def on_rejected(self, request: str, now: float) -> None:
@@ -85,13 +89,12 @@ class Watching:
     def on_kv_events(self, instance: str, events: Sequence[KvEvent], now: float) -> None:
         """Does nothing, since `route` reads the caches directly."""
 
-    def _cached_tokens(self, engine: int, request: TraceRequest) -> int:
+    def _cached_tokens(self, engine: int, request: TraceRequest) -> tuple[int, int]:
+        """Returns the cached tokens in the engine's KV memory, and in all its memory."""
         assert self._simulation is not None
         keys = list(trace_keys(request.blocks, request.prompt_tokens, BLOCK_TOKENS))
-        matched = self._simulation.engine_cores[f"e{engine}"].pool.match(
-            keys, (request.prompt_tokens - 1) // BLOCK_TOKENS
-        )
-        return BLOCK_TOKENS * len(matched)
+        core, usable = self._simulation.engine_cores[f"e{engine}"], keys[: (request.prompt_tokens - 1) // BLOCK_TOKENS]
+        return BLOCK_TOKENS * core.matched_blocks(usable, []), BLOCK_TOKENS * core.matched_blocks(usable)
 
     def on_membership(self, live_engines: Sequence[str], now: float) -> None:
         raise AssertionError("no engine comes or goes")
@@ -112,6 +115,24 @@ def learned(true: EngineProfile, prior: EngineProfile, *, load: float, seconds: 
 
 H100 = builtin_profile("h100-llama8b")
 SEEN_PROMPTS = [(100, 0), (300, 0), (1_000, 0), (1_000, 512), (3_000, 0), (3_000, 1_536), (8_000, 0), (8_000, 4_096)]
+
+
+def test_the_price_of_loads_from_cpu_memory_is_learned() -> None:
+    true = replace(H100, kv_tokens=96 * BLOCK_TOKENS)
+    seconds = true.prefill_token_seconds / 4
+    tier = TierOptions("cpu", 4_096 * BLOCK_TOKENS, seconds)
+    watching = Watching(true, engines=4, until=1_200.0)
+    options = FleetOptions([f"e{index}" for index in range(4)], true, BLOCK_TOKENS, lower_tiers=[tier])
+    FleetSimulation(watching, options).run(chat(0.5, 1_200.0, seed=1, texts=40))
+    fitted = watching.fit.solve()
+
+    def first_token(profile: EngineProfile, on_cpu: int) -> float:
+        return profile.load_time(on_cpu, 0.0, 0.0) + profile.prefill_time(on_cpu + 512, on_cpu)
+
+    true = replace(true, cpu_token_seconds=seconds)
+    for tokens in (1_024, 4_096):
+        assert first_token(fitted, tokens) == pytest.approx(first_token(true, tokens), rel=0.15)
+    assert fitted.disk_token_seconds == 0.0
 
 
 def of_engine(true: EngineProfile, prior: EngineProfile = H100) -> EngineProfile:
