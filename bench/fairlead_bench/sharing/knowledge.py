@@ -92,7 +92,7 @@ class Cell:
 
     @property
     def arms(self) -> list[Knowledge]:
-        """What is compared in it."""
+        """The arms that are compared in it."""
         has_tiers = self.disturbance.cpu_memory or self.disturbance.store_memory
         return [arm for arm in Knowledge if has_tiers or arm is not Knowledge.BLIND]
 
