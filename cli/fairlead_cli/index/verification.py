@@ -52,7 +52,7 @@ from fairlead_kvstore.index.format import (
 )
 from fairlead_kvstore.index.instance_status import STATUSES_FIELD
 from fairlead_kvstore.reader.event_application import apply_outcomes
-from fairlead_kvstore.reader.zmtp_connection import host_and_port, new_stream
+from fairlead_kvstore.reader.zmtp_connection import SocketAddress, new_stream, socket_address
 from fairlead_kvstore.redis.link import RedisLink
 
 INDEX_ENGINE_SECONDS: Final = 30.0
@@ -110,7 +110,7 @@ class _Connection:
         self._clock = clock
         self._until = clock.now() + INDEX_ENGINE_SECONDS
         self._stream = new_stream("DEALER", limits)
-        self._socket = socket.create_connection(host_and_port(endpoint), INDEX_ENGINE_SECONDS)
+        self._socket = _connect(socket_address(endpoint))
         self._received = 0
 
     def __enter__(self) -> Self:
@@ -149,6 +149,19 @@ class _Connection:
             raise ConnectionResetError("the engine closed the connection")
         self._received += len(data)
         self._stream.feed(data)
+
+
+def _connect(address: SocketAddress) -> socket.socket:
+    if isinstance(address, tuple):
+        return socket.create_connection(address, INDEX_ENGINE_SECONDS)
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(INDEX_ENGINE_SECONDS)
+        connection.connect(address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _follow_replay(

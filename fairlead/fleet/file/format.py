@@ -67,7 +67,7 @@ from fairlead.settings import VARIABLE_PREFIX
 _VARIABLE_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _PEER_PATTERN = r"^[^\s:]+:\d{1,5}$|^\[[0-9A-Fa-f:.]+\]:\d{1,5}$"
 _TRANSFER_WORDS = {Transfer.NIXL.value: "nixl", Transfer.MOONCAKE.value: "mooncake", EngineType.SGLANG.value: "sglang"}
-_ZMQ_PATTERN = r"^tcp://\S+:\d+$"
+_ZMQ_PATTERN = r"^(tcp://\S+:\d+|ipc:///.{1,106})$"
 
 
 def _check_name(text: str) -> str:

@@ -52,11 +52,12 @@ from fairlead_kvstore.reader.namespace_slots import NamespaceSlot, NamespaceSlot
 from fairlead_kvstore.reader.timers import OneShotTimer
 from fairlead_kvstore.reader.zmtp_connection import (
     ConnectionContext,
+    SocketAddress,
     ZmtpConnection,
     describe,
-    host_and_port,
     message_size,
     open_connection,
+    socket_address,
 )
 
 
@@ -66,7 +67,7 @@ class ReplayClient:
     """
 
     def __init__(self, endpoint: str, listener: "EngineSubscription", context: ConnectionContext) -> None:
-        self._host, self._port = host_and_port(endpoint)
+        self._address = socket_address(endpoint)
         self.model_key = listener.model_key
         self._listener = listener
         self._context = context
@@ -120,7 +121,7 @@ class ReplayClient:
         self._listener.next_replay_connection_at = now() + limits.kv_reconnect_seconds
         while True:
             try:
-                connection, stream = await open_connection(self._host, self._port, "DEALER", limits)
+                connection, stream = await open_connection(self._address, "DEALER", limits)
             except (OSError, ProtocolError):
                 await asyncio.sleep(limits.kv_reconnect_seconds)
                 continue
@@ -141,12 +142,12 @@ class EventConnection:
     """A subscription to all topics at ``endpoint``. Raises BadInput for an invalid address."""
 
     def __init__(self, endpoint: str, listener: "EngineSubscription", context: ConnectionContext) -> None:
-        host, port = host_and_port(endpoint)
+        address = socket_address(endpoint)
         self.model_key = listener.model_key
         self._listener = listener
         self._context = context
         self._connection: ZmtpConnection | None = None
-        self._opening = asyncio.get_running_loop().create_task(self._open(host, port))
+        self._opening = asyncio.get_running_loop().create_task(self._open(address))
 
     def read(self, max_bytes: int) -> tuple[int, bool]:
         """Reads messages of one turn, see ``ReadSource``."""
@@ -176,9 +177,9 @@ class EventConnection:
         else:
             self._listener.on_disconnected(reason)
 
-    async def _open(self, host: str, port: int) -> None:
+    async def _open(self, address: SocketAddress) -> None:
         try:
-            connection, stream = await open_connection(host, port, "SUB", self._context.limits)
+            connection, stream = await open_connection(address, "SUB", self._context.limits)
         except (OSError, ProtocolError) as error:
             self._listener.on_disconnected(describe(error))
             return

@@ -33,7 +33,7 @@ from fairlead_kvstore.reader.zmtp_connection import (
     ZmtpConnection,
     accept_connection,
     describe,
-    host_and_port,
+    socket_address,
 )
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
@@ -246,7 +246,10 @@ def _bind(endpoint: str) -> socket.socket:
     """
     hint = "write tcp://ADDRESS:PORT with a free port of this machine"
     try:
-        host, port = host_and_port(endpoint)
+        address = socket_address(endpoint)
+        if isinstance(address, str):
+            raise BadInput("engines dial TCP addresses only", field="events")
+        host, port = address
         is_any = host == "*"
         family = socket.AF_INET6 if ":" in host or (is_any and socket.has_dualstack_ipv6()) else socket.AF_INET
         bound = socket.create_server(

@@ -1,9 +1,9 @@
-"""A TCP connection to an engine's socket of ZMQ: how it is made, and how the event loop reads it.
+"""A connection to an engine's socket of ZMQ: how it is made, and how the event loop reads it.
 
 Received bytes become messages when the scheduler gives the owner a turn. Event connections with
-enough unread bytes are not read any further; TCP then holds the engine back. The engine queues
-batches, and drops them when its queue is full; the next batch then shows a gap. Replays are read as
-fast as they arrive, up to a bound.
+enough unread bytes are not read any further; the kernel then holds the engine back. The engine
+queues batches, and drops them when its queue is full; the next batch then shows a gap. Replays are
+read as fast as they arrive, up to a bound.
 """
 
 import asyncio
@@ -41,6 +41,11 @@ _MAX_HANDSHAKE_BYTES: Final = 1_024
 _ENVELOPE_BYTES: Final = 4_096
 """The topic, the number and the frames around a batch."""
 _MAX_PORT: Final = 65_535
+_MAX_SOCKET_PATH_BYTES: Final = 107
+"""The path of a unix socket on Linux, without its last byte."""
+
+SocketAddress = tuple[str, int] | str
+"""Host and port, or the path of a unix socket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +70,24 @@ class ConnectionOwner(ReadSource, Protocol):
         """
 
 
-def host_and_port(endpoint: str) -> tuple[str, int]:
-    """Returns the host and the port of a ZMQ endpoint such as ``tcp://[::1]:5557``. Raises
-    BadInput.
+def socket_address(endpoint: str) -> SocketAddress:
+    """Returns the address of a ZMQ endpoint: ``tcp://[::1]:5557`` or ``ipc:///run/events.sock``.
+    Raises BadInput.
     """
+    if endpoint.startswith("ipc://"):
+        path = endpoint.removeprefix("ipc://")
+        if path[:1] != "/" or not path.isprintable() or len(path.encode()) > _MAX_SOCKET_PATH_BYTES:
+            raise BadInput(
+                f"{endpoint} is no endpoint of KV events",
+                field="kvEvents",
+                hint=f"write ipc:// and an absolute path of at most {_MAX_SOCKET_PATH_BYTES} bytes",
+            )
+        return path
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     is_port = port.isascii() and port.isdigit() and int(port[:6]) <= _MAX_PORT
     if not endpoint.startswith("tcp://") or not host or not is_port:
-        raise BadInput(f"{endpoint} is no endpoint of KV events", field="kvEvents", hint="write tcp://HOST:PORT")
+        hint = "write tcp://HOST:PORT or ipc:///PATH"
+        raise BadInput(f"{endpoint} is no endpoint of KV events", field="kvEvents", hint=hint)
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
@@ -81,20 +96,20 @@ def new_stream(kind: str, limits: Limits) -> ZmtpStream:
     return ZmtpStream(kind, max_bytes=limits.kv_events_bytes + _ENVELOPE_BYTES, max_parts=KV_FRAMES)
 
 
-async def open_connection(host: str, port: int, kind: str, limits: Limits) -> tuple[socket.socket, ZmtpStream]:
+async def open_connection(address: SocketAddress, kind: str, limits: Limits) -> tuple[socket.socket, ZmtpStream]:
     """Connects and shakes hands within ``kv_connect_seconds``. ``kind``: ``SUB`` or ``DEALER``.
 
     Raises OSError (TimeoutError among them) and ProtocolError.
     """
     error: OSError | None = None
     async with asyncio.timeout(KV_CONNECT_SECONDS):
-        for family, address in await _resolve(host, port):
+        for family, resolved in await _resolve(address):
             connection = socket.socket(family, socket.SOCK_STREAM)
             connection.setblocking(False)
             try:
                 if kind == "SUB":  # before it connects, since that sets the window
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, limits.kv_receive_buffer_bytes)
-                await asyncio.get_running_loop().sock_connect(connection, address)
+                await asyncio.get_running_loop().sock_connect(connection, resolved)
                 return connection, await _shake_hands(connection, kind, limits)
             except OSError as refused:
                 error = refused
@@ -102,7 +117,7 @@ async def open_connection(host: str, port: int, kind: str, limits: Limits) -> tu
             except BaseException:
                 connection.close()
                 raise
-    raise error or OSError(f"{host} has no address")
+    raise error or OSError(f"{address[0]} has no address")
 
 
 async def accept_connection(connection: socket.socket, limits: Limits) -> ZmtpStream:
@@ -120,7 +135,8 @@ async def accept_connection(connection: socket.socket, limits: Limits) -> ZmtpSt
 
 async def _shake_hands(connection: socket.socket, kind: str, limits: Limits) -> ZmtpStream:
     """Writes and reads until the handshake is over. Raises OSError and ProtocolError."""
-    _set_keepalive(connection)
+    if connection.family != socket.AF_UNIX:
+        _set_keepalive(connection)
     stream = new_stream(kind, limits)
     loop = asyncio.get_running_loop()
     left = _MAX_HANDSHAKE_BYTES
@@ -321,10 +337,13 @@ def _is_never_busy() -> bool:
     return False
 
 
-async def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
+async def _resolve(address: SocketAddress) -> list[tuple[socket.AddressFamily, Any]]:
     """Returns the addresses of a host, without a thread for one that is an IP address. Raises
     OSError.
     """
+    if isinstance(address, str):
+        return [(socket.AF_UNIX, address)]
+    host, port = address
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
@@ -332,7 +351,7 @@ async def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, Any
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except UnicodeError:
             raise OSError(f"{host} is not a valid host name") from None
-    return [(family, address) for family, _, _, _, address in found]
+    return [(family, resolved) for family, _, _, _, resolved in found]
 
 
 def _set_keepalive(connection: socket.socket) -> None:

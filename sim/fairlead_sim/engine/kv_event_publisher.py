@@ -182,8 +182,9 @@ class KvEventPublisher:
     """The publisher of one rank. The constructor binds; ``start`` needs a running loop and
     serves replays.
 
-    An endpoint is ``tcp://HOST:PORT``. Port 0 takes a free port; the rank is added to any other
-    port. Raises BadInput for an address that cannot be bound.
+    An endpoint is ``tcp://HOST:PORT``; port 0 takes a free port, and the rank is added to any
+    other. The endpoint of rank 0 may be ``ipc://PATH``, as in vLLM. Raises BadInput for an address
+    that cannot be bound.
     """
 
     def __init__(
@@ -322,9 +323,10 @@ def _send_reply(router: "zmq.Socket[bytes]", frames: tuple[bytes, ...]) -> None:
 def _bind(socket: "zmq.Socket[bytes]", endpoint: str, rank: int) -> str:
     """Binds the socket and returns its public address. Raises BadInput if that fails."""
     base, colon, port = endpoint.rpartition(":")
-    if not base.startswith("tcp://") or not port.isdecimal():
+    is_path = endpoint.startswith("ipc://") and rank == 0
+    if not is_path and not (base.startswith("tcp://") and port.isdecimal()):
         raise BadInput(f"{endpoint!r} is not a TCP address for ZMQ", field="endpoint", hint="write tcp://HOST:PORT")
-    address = endpoint if port == "0" else f"{base}{colon}{int(port) + rank}"
+    address = endpoint if is_path or port == "0" else f"{base}{colon}{int(port) + rank}"
     socket.set_hwm(HIGH_WATER_MARK)
     try:
         socket.bind(address)

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import zmq
@@ -66,10 +67,11 @@ class IndexerHarness:
         replays: bool = True,
         dial: str | None = None,
         topic: str = "kv",
+        folder: Path | None = None,
     ) -> ZmqEngine:
         """Starts an engine; one of this name ends, and the new one takes its ports."""
         before = self.engines.pop(name, None)
-        ports = before.ports if before is not None else (0, 0)
+        ports = before.ports if before is not None and folder is None else (0, 0)
         if before is not None:
             before.close()
         started = ZmqEngine(
@@ -79,6 +81,7 @@ class IndexerHarness:
             replays=replays,
             dial=dial,
             topic=topic.encode(),
+            folder=folder,
         )
         self.engines[name] = started
         return started

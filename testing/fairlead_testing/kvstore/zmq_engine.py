@@ -10,6 +10,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Final
 
 import zmq
@@ -42,6 +43,7 @@ class ZmqEngine:
     hold: keeps replay requests until ``answer_held``.
     most: cuts every answer short, without its end.
     dial: connects to a subscriber that binds.
+    folder: binds unix sockets there instead of ports.
 
     Sockets are XPUB, which reports subscribers.
     """
@@ -55,6 +57,7 @@ class ZmqEngine:
         topic: bytes = b"kv",
         dial: str | None = None,
         replays: bool = True,
+        folder: Path | None = None,
     ) -> None:
         self.engine = engine
         self.topic = topic
@@ -71,11 +74,12 @@ class ZmqEngine:
         self._router = context.socket(zmq.ROUTER)
         self._router.setsockopt(zmq.LINGER, 0)
         self._router.setsockopt(zmq.SNDHWM, 100_000)
+        host = "tcp://127.0.0.1:" if folder is None else f"ipc://{folder}/"
         if dial is None:
-            _bind(self._publisher, ports[0])
+            _bind(self._publisher, f"{host}{ports[0] if folder is None else 'events'}")
         else:
             self._publisher.connect(dial)
-        _bind(self._router, ports[1])
+        _bind(self._router, f"{host}{ports[1] if folder is None else 'replay'}")
         self.events = "" if dial is not None else _bound(self._publisher)
         self.replay = _bound(self._router) if replays else None
         for each in (self._publisher, self._router):
@@ -204,18 +208,18 @@ class _Timer:
         self.cancelled = True
 
 
-def _bind(socket: "zmq.Socket[bytes]", port: int) -> None:
+def _bind(socket: "zmq.Socket[bytes]", endpoint: str) -> None:
     """Binds a port that its last owner may not have closed yet: ZMQ closes in the background."""
     for _ in range(_ATTEMPTS):
         try:
-            socket.bind(f"tcp://127.0.0.1:{port}")
+            socket.bind(endpoint)
         except zmq.ZMQError as error:
             if error.errno != zmq.EADDRINUSE:
                 raise
             socket.poll(1, zmq.POLLIN)
         else:
             return
-    raise AssertionError(f"port {port} is not free")
+    raise AssertionError(f"{endpoint} is not free")
 
 
 def _bound(socket: "zmq.Socket[bytes]") -> str:

@@ -19,7 +19,7 @@ from fairlead_kvstore.reader.endpoints import (
     instance_address,
     topic_address,
 )
-from fairlead_kvstore.reader.zmtp_connection import host_and_port
+from fairlead_kvstore.reader.zmtp_connection import socket_address
 
 _INSTANCES = [
     Instance("a/8000/0", "default", "tiny", "main", url, dp_rank=rank)
@@ -64,7 +64,7 @@ def own_address(address: str | None, named: Any, host: str) -> str:
     assert match is not None, address
     assert match[1] == host, "the engine redirects the indexer"
     assert 0 < int(match[2]) < 65_536, address
-    assert host_and_port(address) == (host.strip("[]"), int(match[2]))
+    assert socket_address(address) == (host.strip("[]"), int(match[2]))
     assert int(named.rpartition(":")[2]) == int(match[2]), "another port"
     return "own"
 

@@ -126,7 +126,7 @@ async def test_engine_that_is_replaced_while_a_batch_is_applied_is_read_on() -> 
 async def test_engine_that_closes_each_replay_is_connected_to_after_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[float] = []
 
-    async def refuse(host: str, port: int, kind: str, limits: Limits) -> tuple[socket.socket, ZmtpStream]:
+    async def refuse(address: object, kind: str, limits: Limits) -> tuple[socket.socket, ZmtpStream]:
         opened.append(asyncio.get_running_loop().time())
         ours, theirs = socket.socketpair()
         theirs.close()

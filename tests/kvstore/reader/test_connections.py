@@ -5,12 +5,15 @@ reader is.
 import asyncio
 import json
 import socket
+import tempfile
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from fairlead.errors import BadInput
 from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
 from fairlead_kvstore.errors import ProtocolError
@@ -18,7 +21,7 @@ from fairlead_kvstore.index.sink import LocalSink
 from fairlead_kvstore.reader.buffered_bytes import BufferedBytes
 from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH
 from fairlead_kvstore.reader.engine_subscription import MAX_KV_RECONNECT_SECONDS
-from fairlead_kvstore.reader.zmtp_connection import accept_connection, host_and_port
+from fairlead_kvstore.reader.zmtp_connection import accept_connection, socket_address
 from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmq_engine import GREETING, ZmtpPeer
@@ -69,7 +72,7 @@ def _disconnects(stage: IndexerHarness, name: str) -> int:
 
 async def _dial(stage: IndexerHarness) -> ZmtpPeer:
     """Returns a peer that connected to the indexer."""
-    address = host_and_port(stage.indexer.listeners[0].endpoint)
+    address = socket_address(stage.indexer.listeners[0].endpoint)
     connection = await asyncio.to_thread(socket.create_connection, address)
     peer = await asyncio.to_thread(ZmtpPeer, connection, b"PUB")
     await asyncio.to_thread(peer.read_frame)
@@ -253,7 +256,7 @@ async def test_ping_is_answered_with_its_context() -> None:
 async def test_more_peers_than_may_dial_are_disconnected() -> None:
     limits = replace(LIMITS, kv_inbound_connections=2)
     async with indexer_harness(limits, listen=["tcp://127.0.0.1:0"]) as stage:
-        address = host_and_port(stage.indexer.listeners[0].endpoint)
+        address = socket_address(stage.indexer.listeners[0].endpoint)
         connections = [socket.create_connection(address) for _ in range(3)]
         await wait_until(lambda: dict(stage.indexer.unidentified_messages()) == {"many": 1})
         for connection in connections:
@@ -264,7 +267,7 @@ async def test_peers_that_only_hold_connections_keep_no_engine_from_dialing() ->
     limits = replace(LIMITS, kv_inbound_connections=3)
     async with indexer_harness(limits, listen=["tcp://127.0.0.1:0"]) as stage:
         here = stage.indexer.listeners[0].endpoint
-        held = [socket.create_connection(host_and_port(here)) for _ in range(3)]
+        held = [socket.create_connection(socket_address(here)) for _ in range(3)]
         engine = stage.start_engine("a", dial=here, topic="kv@127.0.0.1:8001@tiny")
         source = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": "tcp://indexer:5557"}
         stage.answers["a", EVENT_SOURCES_PATH] = json.dumps({"0": source}).encode()
@@ -272,7 +275,7 @@ async def test_peers_that_only_hold_connections_keep_no_engine_from_dialing() ->
         await wait_until(lambda: stage.status("a").problem == "not connected yet" and engine.listeners > 0)
         engine.serve_prompt(*range(1, 10))
         await wait_until(lambda: stage.status("a").connected, 20.0)
-        held += [socket.create_connection(host_and_port(here)) for _ in range(3)]
+        held += [socket.create_connection(socket_address(here)) for _ in range(3)]
         await wait_until(lambda: stage.indexer.unidentified_messages().get("many") == 4)
         assert stage.status("a").connected
         for connection in held:
@@ -283,7 +286,7 @@ async def test_peer_with_many_connections_ends_none_of_an_engine_that_has_sent_n
     limits = replace(LIMITS, kv_inbound_connections=3)
     async with indexer_harness(limits, listen=["tcp://127.0.0.1:0"]) as stage:
         listener = stage.indexer.listeners[0]
-        here = host_and_port(listener.endpoint)
+        here = socket_address(listener.endpoint)
         engine = await _dial(stage)
         others = [socket.create_connection(here, source_address=("127.0.0.2", 0)) for _ in range(10)]
         await wait_until(lambda: listener.unidentified["many"] == 8)
@@ -331,6 +334,56 @@ async def test_replay_that_is_not_read_is_cut_at_its_bound(backlog: set[str]) ->
         stage.loop.advance(LIMITS.kv_backpressure_seconds)
         engine.serve_prompt(*range(1, 10))
         await wait_until(lambda: stage.credited_blocks("a", range(1, 10)) == 2)
+
+
+@pytest.fixture
+def socket_folder() -> Iterator[Path]:
+    """Returns a folder whose path is short enough for unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="kv-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+async def test_events_and_replays_are_read_from_unix_sockets(socket_folder: Path) -> None:
+    async with indexer_harness(LIMITS) as stage:
+        engine = stage.start_engine("a", folder=socket_folder)
+        engine.serve_prompt(*range(1, 10), lose=True)
+        stage.add_instance("a")
+        assert stage.status("a").events == f"ipc://{socket_folder}/events"
+        await stage.wait_exact("a")
+        engine.serve_prompt(*range(20, 29))
+        await stage.wait_exact("a")
+        assert stage.credited_blocks("a", range(1, 10)) == stage.credited_blocks("a", range(20, 29)) == 2
+
+
+async def test_unix_socket_of_an_engine_that_ended_is_tried_until_another_binds_it(socket_folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as ended:
+        ended.bind(str(socket_folder / "events"))
+    async with indexer_harness(LIMITS) as stage:
+        stage.add_instance("a", kv_events=f"ipc://{socket_folder}/events", kv_replay=f"ipc://{socket_folder}/replay")
+        await wait_until(lambda: "Connection refused" in stage.status("a").problem)
+        engine = stage.start_engine("a", folder=socket_folder)
+        stage.loop.advance(MAX_KV_RECONNECT_SECONDS)
+        await stage.wait_connected("a")
+        engine.serve_prompt(*range(1, 10))
+        await stage.wait_exact("a")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "hint"),
+    [
+        ("ipc://relative/events", "an absolute path"),
+        (f"ipc:///run/{'x' * 103}", "at most 107 bytes"),
+        ("ipc:///run/a\nb", "an absolute path"),
+        ("inproc://events", "tcp://HOST:PORT or ipc:///PATH"),
+    ],
+)
+async def test_endpoint_that_cannot_be_reached_is_named(endpoint: str, hint: str) -> None:
+    with pytest.raises(BadInput) as error:
+        socket_address(endpoint)
+    assert hint in str(error.value.hint)
+    async with indexer_harness(LIMITS) as stage:
+        stage.add_instance("a", kv_events=endpoint)
+        assert stage.status("a").problem == f"{endpoint} is no endpoint of KV events"
 
 
 async def test_connection_for_replays_that_ends_is_made_again_for_the_next_one() -> None:

@@ -33,3 +33,8 @@ def test_address_has_the_engines_own_host_and_the_port_as_a_number(endpoint: str
 def test_port_that_no_socket_can_have_is_refused(port: str) -> None:
     with pytest.raises(BadInput, match="is not a TCP address"):
         events_of(f"tcp://*:{port}")
+
+
+def test_engine_cannot_name_a_unix_socket() -> None:
+    with pytest.raises(BadInput, match="is not a TCP address"):
+        events_of("ipc:///run/events")

@@ -179,6 +179,8 @@ def test_an_address_in_use_or_malformed_is_rejected(context: "zmq.Context[zmq.So
         KvEventPublisher(KvEventsSettings(publisher.endpoint, LOCAL), clock=ManualClock(), context=context)
     with pytest.raises(BadInput, match="is not a TCP address for ZMQ"):
         KvEventPublisher(KvEventsSettings("nonsense", None), clock=ManualClock(), context=context)
+    with pytest.raises(BadInput, match="is not a TCP address for ZMQ"):
+        KvEventPublisher(KvEventsSettings("ipc:///tmp/events", None), clock=ManualClock(), context=context, rank=1)
     publisher.close()
 
 

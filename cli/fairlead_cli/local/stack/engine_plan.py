@@ -5,9 +5,11 @@
 latency targets shrink alike, so that every ratio stays as in the manifest.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from fairlead.adapters.model import LoraAdapter
@@ -36,6 +38,7 @@ from fairlead.routes.model import Route
 from fairlead_autoscaler.core import PoolSpec, SleepTier
 from fairlead_autoscaler.model_spec import replica_cost, replica_usd, sleep_tier
 from fairlead_cli.local.processes.child_process import ProcessCommand
+from fairlead_cli.local.processes.embedded_redis import MAX_SOCKET_PATH_BYTES
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec
 
 
@@ -103,6 +106,7 @@ ENGINE_TOKEN_VARIABLE = "ENGINE_TOKEN"
 """Environment variable of gateway and indexer with the API key of real engines."""
 _VLLM_KEY_VARIABLE = "VLLM_API_KEY"
 _ADAPTER_VARIABLES = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+_RANK_FLAGS = ("--data-parallel-size", "-dp")
 MIN_SPEED, MAX_SPEED = 0.001, 1000
 """Beyond these, a step of an engine is too short for a clock or too long for a person."""
 
@@ -165,12 +169,10 @@ def plan_engines(
                 for variable in filter(None, map(token_variable, pool.endpoints)):
                     notes[f"{deployment.metadata.name}: its token is the environment variable {variable}"] = None
                 continue
-            pool_spec, ignored = _plan_pool(manifests, deployment, pool, model, options, seed)
+            pool_spec, pool_notes = _plan_pool(manifests, deployment, pool, model, options, seed)
             seed += pool_spec.replicas
             pools.append(pool_spec)
-            if ignored:
-                arguments = " ".join(ignored).replace(" --", ", --")
-                notes[f"{deployment.metadata.name}: no effect on simulated engines: {arguments}"] = None
+            notes |= dict.fromkeys(f"{deployment.metadata.name}: {note}" for note in pool_notes)
     scaled_models, scaling_notes = plan_scaling(manifests, pools)
     if not scaled_models and not any(pool.replicas or pool.adopted for pool in pools):
         raise BadInput("no pool has a replica", field="spec.pools", hint="set minReplicas: 1")
@@ -257,7 +259,8 @@ def _check_options(options: PlanOptions, find_program: Callable[[str], str | Non
 
 def _plan_pool(
     manifests: Manifests, deployment: ModelDeployment, pool: Pool, model: Model, options: PlanOptions, seed: int
-) -> tuple[EnginePoolSpec, tuple[str, ...]]:
+) -> tuple[EnginePoolSpec, list[str]]:
+    """Returns the pool, and notes on what its engines leave out."""
     spec = deployment.spec
     engine_type = spec.engine.type.label if options.real else SIMULATED_ENGINE
     profile = manifests.engine_profile(pool)
@@ -266,7 +269,8 @@ def _plan_pool(
     is_simulated = engine_type == SIMULATED_ENGINE
     transfer_arguments = _transfer_arguments(pool, transfer) if is_simulated else ()
     adapter_arguments = _adapter_arguments(spec, engine_type)
-    events, event_arguments = _plan_events(spec, pool, is_simulated=is_simulated)
+    given = (*spec.engine.args, *pool.args) if spec.engine.type is EngineType.SIM or not is_simulated else ()
+    events, event_arguments, notes = _plan_events(spec, given, is_simulated=is_simulated)
     variables = {variable.name: variable.value for variable in spec.engine.env if variable.value_from is None}
     base = LocalEngineReplica(
         name=spec.model.engine_name or deployment.metadata.name,
@@ -315,29 +319,59 @@ def _plan_pool(
         sleep_level=None if sleep is None else sleep.level,
         event_arguments=event_arguments,
     )
-    return pool_spec, first_launch.ignored_args
+    if first_launch.ignored_args:
+        arguments = " ".join(first_launch.ignored_args).replace(" --", ", --")
+        notes.append(f"no effect on simulated engines: {arguments}")
+    return pool_spec, notes
 
 
 def _plan_events(
-    spec: ModelDeploymentSpec, pool: Pool, *, is_simulated: bool
-) -> tuple[tuple[str, ...], Callable[[tuple[int, ...]], tuple[str, ...]] | None]:
-    """Returns arguments by which engines publish KV events on any ports, and `event_arguments`.
+    spec: ModelDeploymentSpec, given: Sequence[str], *, is_simulated: bool
+) -> tuple[tuple[str, ...], Callable[[str, str], tuple[str, ...]] | None, list[str]]:
+    """Returns arguments by which engines publish KV events on any ports, `event_arguments`, and
+    notes on engines that publish none.
 
-    Real engines publish none: vLLM would bind the ports on all interfaces, and events have the
-    tokens of prompts.
+    given: the arguments of the manifest that the engines understand.
     """
-    given = (*spec.engine.args, *pool.args) if spec.engine.type is EngineType.SIM else ()
-    if not is_simulated or not spec.kv_cache.events or any(one.startswith("--kv-events") for one in given):
-        return (), None
-    if any(one.startswith("--data-parallel-size") for one in given):  # each rank takes ports of its own
-        return ("--kv-events", "0", "--kv-replay", "0"), None
-    return (), _event_arguments
+    if not spec.kv_cache.events or any(argument.startswith("--kv-events") for argument in given):
+        return (), None, []
+    has_ranks = any(argument.startswith(_RANK_FLAGS) for argument in given)  # each needs endpoints of its own
+    if not is_simulated:
+        notes = ["no KV events, since vLLM gives the ranks of an engine no unix sockets of their own"]
+        return ((), None, notes) if has_ranks else ((), _vllm_event_arguments, [])
+    return (("--kv-events", "0", "--kv-replay", "0"), None, []) if has_ranks else ((), _sim_event_arguments, [])
 
 
-def _event_arguments(ports: tuple[int, ...]) -> tuple[str, ...]:
-    """Returns the arguments of simulated engines that publish on these ports."""
-    events, replay = ports[0], ports[len(ports) // 2]
-    return ("--kv-events", f"tcp://127.0.0.1:{events}", "--kv-replay", f"tcp://127.0.0.1:{replay}")
+def _sim_event_arguments(events: str, replay: str) -> tuple[str, ...]:
+    return ("--kv-events", events, "--kv-replay", replay)
+
+
+def _vllm_event_arguments(events: str, replay: str) -> tuple[str, ...]:
+    config = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": events, "replay_endpoint": replay}
+    return (f"--kv-events-config={json.dumps(config)}",)
+
+
+def place_event_sockets(plan: EnginePlan, folder: Path) -> EnginePlan:
+    """Returns the plan in which real engines publish KV events on unix sockets in a folder.
+
+    Its path may be too long for sockets: then they publish none, and a note says so.
+
+    Why: vLLM would bind a TCP port on all interfaces, and events have the tokens of prompts.
+    """
+    longest = len(f"{folder}/65535.events".encode())
+    pools, notes = [], list(plan.notes)
+    for pool in plan.pools:
+        if pool.event_arguments is None or pool.template.engine == SIMULATED_ENGINE:
+            pools.append(pool)
+        elif longest <= MAX_SOCKET_PATH_BYTES:
+            pools.append(replace(pool, event_folder=folder))
+        else:
+            pools.append(replace(pool, event_arguments=None))
+            notes.append(
+                f"{pool.label}: no KV events, since {folder} is too long for unix sockets: "
+                "set XDG_RUNTIME_DIR to a shorter path"
+            )
+    return replace(plan, pools=tuple(pools), notes=tuple(notes))
 
 
 def _replica_price(manifests: Manifests, pool: Pool) -> int | None:

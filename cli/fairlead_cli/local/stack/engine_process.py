@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import chain
+from pathlib import Path
 
 from fairlead.fleet.model import Instance, InstanceState, Model, Role
 from fairlead_cli.addresses import find_free_ports, is_port_free
@@ -30,9 +31,10 @@ class EnginePoolSpec:
 
     sleep_level: the level of sleep that its engines use, as in vLLM; None when they do not sleep.
 
-    event_arguments: from ports to the arguments with which a process publishes its KV events there:
-    a port for the events of each endpoint, then one for the replays of each. None: it publishes
-    none.
+    event_arguments: from the ZMQ endpoints of events and of replays to the arguments with which an
+    engine publishes its KV events there. None: it publishes none.
+
+    event_folder: the folder of unix sockets for them; None: they have ports of their own.
     """
 
     model: Model
@@ -45,12 +47,18 @@ class EnginePoolSpec:
     engines_per_process: int = 1
     adopted: tuple[Instance, ...] = ()
     sleep_level: int | None = None
-    event_arguments: Callable[[tuple[int, ...]], tuple[str, ...]] | None = None
+    event_arguments: Callable[[str, str], tuple[str, ...]] | None = None
+    event_folder: Path | None = None
 
     @property
     def key(self) -> tuple[str, str]:
         """Model key and pool name."""
         return self.model.key, self.name
+
+    @property
+    def has_event_ports(self) -> bool:
+        """Whether its engines publish KV events on ports, not on unix sockets."""
+        return self.event_arguments is not None and self.event_folder is None
 
     def process_sizes(self) -> list[int]:
         """Returns the number of endpoints of each process."""
@@ -79,7 +87,8 @@ class EngineProcess:
 
     first: number of its first endpoint within the pool; the numbers name the instances.
 
-    event_ports: as ``EnginePoolSpec.event_arguments`` takes them; empty without KV events.
+    event_ports: a port for the KV events of each endpoint, then one for the replays of each; empty
+    where there are none, or unix sockets.
 
     should_sleep: the desired state. ``wake_seconds``: duration of the last of ``wake_count``
     wake-ups.
@@ -117,9 +126,10 @@ class EngineProcess:
         if not all(map(is_port_free, (*self.ports, *self.event_ports))):
             (self.ports, self.event_ports) = _free_ports([(self.pool, len(self.ports))])[0]
         command = self.pool.command(self.ports, self.first)
-        if self.pool.event_arguments is None or not self.event_ports:
+        endpoints = self.event_endpoints()
+        if self.pool.event_arguments is None or not endpoints:
             return command
-        return replace(command, argv=(*command.argv, *self.pool.event_arguments(self.event_ports)))
+        return replace(command, argv=(*command.argv, *self.pool.event_arguments(*endpoints[0])))
 
     def instance_ids(self) -> list[str]:
         """Returns the ids of its endpoints: ``main-3/40123/0``."""
@@ -134,6 +144,7 @@ class EngineProcess:
         state = self.state()
         if state is None:
             return []
+        endpoints: Sequence[tuple[str | None, str | None]] = self.event_endpoints() or [(None, None)] * len(self.ports)
         return [
             replace(
                 self.pool.template,
@@ -144,17 +155,17 @@ class EngineProcess:
                 kv_events=events,
                 kv_replay=replay,
             )
-            for instance_id, url, (events, replay) in zip(
-                self.instance_ids(), self.urls(), self._event_endpoints(), strict=True
-            )
+            for instance_id, url, (events, replay) in zip(self.instance_ids(), self.urls(), endpoints, strict=True)
         ]
 
-    def _event_endpoints(self) -> list[tuple[str, str]] | list[tuple[None, None]]:
-        """Returns where each endpoint publishes its KV events, and where it replays them."""
-        count = len(self.ports)
-        if not self.event_ports:
-            return [(None, None)] * count
+    def event_endpoints(self) -> list[tuple[str, str]]:
+        """Returns where each endpoint publishes its KV events, and where it replays them; empty
+        without KV events.
+        """
+        if (folder := self.pool.event_folder) is not None:
+            return [(f"ipc://{folder}/{port}.events", f"ipc://{folder}/{port}.replay") for port in self.ports]
         addresses = [f"tcp://127.0.0.1:{port}" for port in self.event_ports]
+        count = len(addresses) // 2
         return list(zip(addresses[:count], addresses[count:], strict=True))
 
     def bootstrap_url(self, url: str) -> str | None:
@@ -190,6 +201,6 @@ def create_processes(wanted: Sequence[tuple[EnginePoolSpec, int, int]]) -> list[
 
 def _free_ports(wanted: Sequence[tuple[EnginePoolSpec, int]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Returns ports and event ports of processes with so many endpoints."""
-    sizes = [(size, *((0, 0) if pool.event_arguments is None else (size, size))) for pool, size in wanted]
+    sizes = [(size, *((size, size) if pool.has_event_ports else (0, 0))) for pool, size in wanted]
     groups = iter(find_free_ports([*chain.from_iterable(sizes)]))
     return [(next(groups), next(groups) + next(groups)) for _ in wanted]

@@ -55,7 +55,7 @@ from fairlead_cli.local.stack.component_commands import (
     gateway_command,
     indexer_command,
 )
-from fairlead_cli.local.stack.engine_plan import SIMULATED_ENGINE, EnginePlan, ScaledModelSpec
+from fairlead_cli.local.stack.engine_plan import SIMULATED_ENGINE, EnginePlan, ScaledModelSpec, place_event_sockets
 from fairlead_cli.local.stack.engine_process import EngineProcess, SleepState
 from fairlead_cli.local.stack.supervisor import RoutingQueries, StackSpec, StackSupervisor
 from fairlead_cli.local.view.live_view import Frame, Screen, StackSummary, process_views
@@ -113,7 +113,7 @@ class StackRun:
         return 0
 
     def _build_supervisor(self, directory: Path, reaper: Reaper) -> StackSupervisor:
-        config = self._config
+        config = self._config = replace(self._config, plan=place_event_sockets(self._config.plan, directory))
         redis = self._find_redis(directory) if config.redis else None
         self._redis_url = redis.url if redis is not None else ""
         spec = StackSpec(

@@ -1,5 +1,6 @@
 """From manifests and options to engine processes."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from fairlead.fleet.model import EngineAuth, Role
 from fairlead.limits import Limits
 from fairlead.manifests.loader import Manifests, load_manifests
 from fairlead.settings import GatewaySettings, read_settings
-from fairlead_cli.addresses import Address
+from fairlead_cli.addresses import Address, find_free_ports
 from fairlead_cli.local.processes.embedded_redis import RedisServer
 from fairlead_cli.local.processes.managed_process import ManagedProcess, ProcessPhase
 from fairlead_cli.local.stack.component_commands import (
@@ -25,7 +26,7 @@ from fairlead_cli.local.stack.component_commands import (
     gateway_command,
     indexer_command,
 )
-from fairlead_cli.local.stack.engine_plan import EnginePlan, PlanOptions, plan_engines
+from fairlead_cli.local.stack.engine_plan import EnginePlan, PlanOptions, place_event_sockets, plan_engines
 from fairlead_cli.local.stack.engine_process import EngineProcess, create_processes
 from fairlead_cli.local.stack.launch import (
     UpOptions,
@@ -134,21 +135,54 @@ def test_engines_are_simulated_for_every_engine_type(tmp_path: Path) -> None:
     assert pool.says_ready
 
 
+def _run(process: EngineProcess) -> EngineProcess:
+    """Returns the process as one that is ready."""
+    process.process = ManagedProcess.__new__(ManagedProcess)
+    process.process.phase = ProcessPhase.READY
+    return process
+
+
 def test_engines_publish_kv_events_on_ports_that_the_fleet_states(tmp_path: Path) -> None:
     pool = make_plan(tmp_path).pools[0]
-    engines = EngineProcess(pool, 4, (9001, 9002), (9101, 9102, 9201, 9202))
-    started = ManagedProcess.__new__(ManagedProcess)
-    started.phase = ProcessPhase.READY
-    engines.process = started
+    engines = _run(EngineProcess(pool, 4, (9001, 9002), (9101, 9102, 9201, 9202)))
     assert [(one.kv_events, one.kv_replay) for one in engines.instances()] == [
         ("tcp://127.0.0.1:9101", "tcp://127.0.0.1:9201"),
         ("tcp://127.0.0.1:9102", "tcp://127.0.0.1:9202"),
     ]
-    assert pool.event_arguments is not None
-    assert pool.event_arguments(engines.event_ports) == (
-        *("--kv-events", "tcp://127.0.0.1:9101"),
-        *("--kv-replay", "tcp://127.0.0.1:9201"),
+    argv = EngineProcess(pool, 4, find_free_ports([1])[0], find_free_ports([2])[0]).command().argv
+    assert argv[-4::2] == ("--kv-events", "--kv-replay")
+
+
+def test_real_engines_publish_kv_events_on_unix_sockets_of_the_run_directory(tmp_path: Path) -> None:
+    folder = Path("/run/user/1000/fairlead/up-1-a")
+    plan = plan_engines(manifests(tmp_path), PlanOptions(real=True), find_program=find_any_program)
+    pool = place_event_sockets(plan, folder).pools[0]
+    (process,) = create_processes([(pool, 0, 1)])
+    (port,), events, replay = process.ports, *_run(process).event_endpoints()[0]
+    assert (process.event_ports, events, replay) == (
+        (),
+        f"ipc://{folder}/{port}.events",
+        f"ipc://{folder}/{port}.replay",
     )
+    assert [(one.kv_events, one.kv_replay) for one in process.instances()] == [(events, replay)]
+    flag, _, config = process.command().argv[-1].partition("=")
+    assert flag == "--kv-events-config"
+    assert json.loads(config) == {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": events,
+        "replay_endpoint": replay,
+    }
+
+
+def test_run_directory_with_a_path_too_long_for_sockets_is_a_note(tmp_path: Path) -> None:
+    folder = Path("/run") / ("x" * 90)
+    plan = plan_engines(manifests(tmp_path), PlanOptions(real=True), find_program=find_any_program)
+    placed = place_event_sockets(plan, folder)
+    assert all(pool.event_arguments is None for pool in placed.pools)
+    assert placed.notes[-1].startswith(f"b/main: no KV events, since {folder} is too long for unix sockets")
+    simulated = make_plan(tmp_path)
+    assert place_event_sockets(simulated, folder) == simulated, "they have ports"
 
 
 @pytest.mark.parametrize(
@@ -157,8 +191,11 @@ def test_engines_publish_kv_events_on_ports_that_the_fleet_states(tmp_path: Path
         ("kvCache: {events: false}", False, False),
         ("kvCache: {events: false}", True, False),
         ("kvCache: {events: true}", False, True),
-        ("kvCache: {events: true}", True, False),
+        ("kvCache: {events: true}", True, True),
         ("engine: {args: ['--kv-events-config={}']}", False, True),
+        ("engine: {args: ['--kv-events-config={}']}", True, False),
+        ("engine: {args: ['--data-parallel-size', '2']}", False, True),
+        ("engine: {args: ['-dp=2']}", True, False),
         ("engine: {type: Sim, args: ['--kv-events', '0']}", False, False),
         ("engine: {type: Sim, args: ['--data-parallel-size', '2']}", False, False),
     ],
@@ -167,6 +204,12 @@ def test_a_manifest_decides_on_kv_events(tmp_path: Path, spec: str, real: bool, 
     text = SMALL_MANIFEST.replace("  pools:", f"  {spec}\n  pools:")
     plan = plan_engines(manifests(tmp_path, text), PlanOptions(real=real), find_program=find_any_program)
     assert (plan.pools[0].event_arguments is not None) is publishes
+
+
+def test_ranks_of_a_real_engine_publish_no_kv_events_and_a_note_says_so(tmp_path: Path) -> None:
+    text = SMALL_MANIFEST.replace("  pools:", "  engine: {args: ['--data-parallel-size=2']}\n  pools:")
+    plan = plan_engines(manifests(tmp_path, text), PlanOptions(real=True), find_program=find_any_program)
+    assert plan.notes == ("tiny: no KV events, since vLLM gives the ranks of an engine no unix sockets of their own",)
 
 
 def test_ranks_of_a_simulated_engine_publish_kv_events_on_ports_of_their_own(tmp_path: Path) -> None:

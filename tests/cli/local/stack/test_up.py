@@ -7,6 +7,7 @@ import select
 import socket
 import subprocess
 import sys
+import tempfile
 import termios
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -240,15 +241,47 @@ def test_chat_and_status_find_the_running_stack(shared: LocalStack) -> None:
     assert shared.command("local", "status", "other").returncode == 2
 
 
-def test_gateway_uses_the_index_of_each_engine(shared: LocalStack) -> None:
+def assert_index_is_used(up: LocalStack) -> None:
     def states() -> list[str | None]:
-        models = client().get(f"{shared.manage}/api/fleet").raise_for_status().json()["models"]
+        models = client().get(f"{up.manage}/api/fleet").raise_for_status().json()["models"]
         indexes = [instance["index"] for model in models for instance in model["instances"]]
         return [None if index is None else index["state"] for index in indexes]
 
     block_until(lambda: len(states()) == 2 and None not in states(), "the gateway follows both engines")
-    assert post_chat(shared, max_tokens=4).status_code == 200
+    assert post_chat(up, max_tokens=4).status_code == 200
     block_until(lambda: "index" in states(), "the gateway knows what an engine caches")
+
+
+def test_gateway_uses_the_index_of_each_engine(shared: LocalStack) -> None:
+    assert_index_is_used(shared)
+
+
+STAND_IN = f"""#!{sys.executable}
+import json, os, sys
+
+arguments = dict(zip(sys.argv[3::2], sys.argv[4::2]))
+config = json.loads(sys.argv[-1].partition("=")[2])
+os.execv(sys.executable, [
+    sys.executable, "-m", "fairlead_sim", "engine", "--listen", "127.0.0.1:" + arguments["--port"],
+    "--served-model-name", arguments["--served-model-name"],
+    "--kv-events", config["endpoint"], "--kv-replay", config["replay_endpoint"],
+])
+"""
+"""A program `vllm` that is a simulated engine."""
+
+
+def test_gateway_uses_the_index_of_real_engines(tmp_path: Path) -> None:
+    program = tmp_path / "vllm"
+    program.write_text(STAND_IN)
+    program.chmod(0o700)
+    with tempfile.TemporaryDirectory(prefix="up-", dir="/tmp") as runtime:
+        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        with LocalStack(Path(runtime), "--real", environment=path).wait_ready() as up:
+            assert_index_is_used(up)
+            (folder,) = Path(runtime).glob("fairlead/up-*")
+            assert (folder.stat().st_mode & 0o777, len(list(folder.glob("*.events")))) == (0o700, 2)
+            verified = up.command("index", "verify")
+            assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
 def test_chat_why_explains_the_decision(shared: LocalStack) -> None:

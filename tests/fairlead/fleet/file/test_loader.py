@@ -194,6 +194,8 @@ def test_invalid_engine_urls_are_refused(url: str) -> None:
          f"use one of {', '.join(sorted(builtin_profiles()))}, or give coefficients"),
         ("engine: vllm", "kvEvents: localhost", 6, "models[0].instances[0].kvEvents", '"localhost" has the wrong form',
          "write it for example `kvEvents: tcp://127.0.0.1:5557`"),
+        ("engine: vllm", "kvEvents: 'ipc://events'", 6, "models[0].instances[0].kvEvents",
+         '"ipc://events" has the wrong form', "write it for example `kvEvents: tcp://127.0.0.1:5557`"),
         ('url: "http://127.0.0.1:9001", ', "", 6, "models[0].instances[0].url", "is missing",
          "add it, for example `url: http://127.0.0.1:9001`"),
     ],
@@ -324,7 +326,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
                 weight=draw(st.floats(0.01, 100)),
                 profile=draw(st.none() | PROFILES),
                 dp_rank=draw(st.none() | st.integers(0, 9)),
-                kv_events=draw(st.none() | st.just("tcp://10.0.0.1:5557")),
+                kv_events=draw(st.sampled_from([None, "tcp://10.0.0.1:5557", "ipc:///run/a b/events"])),
                 role=draw(st.sampled_from(Role)),
                 replica_nano_usd_per_hour=draw(
                     st.none() | st.integers(0, 10**15 - 1).map(lambda micros: micros * 1000)
