@@ -58,7 +58,6 @@ class KvEventLimits:
     kv_backpressure_seconds: float = limit(0.002, "pause of a model's engines while the index writer is behind with it")
     kv_reconnect_seconds: float = limit(0.1, "first pause before a reconnect to an engine's events; doubles each time")
     kv_query_pause_seconds: float = limit(1.0, "first pause before an engine is queried again; doubles each time")
-    kv_inbound_connections: int = limit(4_096, "connections of engines that connect to the indexer themselves")
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ PROMPT = list(range(100, 165))
 SPACE = "indexed"
 OPTIONAL = {"FAIRLEAD_CLIENT_NAMES", "FAIRLEAD_ENDPOINT_NAMESPACES"}
 """Variables that are rendered only with a value."""
-SELDOM = ("unreadable_total", "strangers_total")
+SELDOM = ("unreadable_total",)
 """Metrics that exist only after their event."""
 READY = {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}
 Groups = Callable[..., list[dict[str, Any]]]

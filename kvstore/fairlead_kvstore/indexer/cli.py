@@ -55,7 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             secret=(settings.hash_secret or "").encode(),
             host=host,
             port=port,
-            events=options.events,
         )
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(_run(config, clock, limits))
@@ -95,14 +94,6 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="127.0.0.1:0",
         metavar="HOST:PORT",
         help="address of /healthz, /readyz and /metrics (default: a free loopback port)",
-    )
-    parser.add_argument(
-        "--events",
-        action="append",
-        default=[],
-        metavar="tcp://ADDRESS:PORT",
-        help="address that engines dial to publish events; may be repeated. Beyond loopback, an engine "
-        "has to connect from the IP address in its URL",
     )
     return parser.parse_args(arguments)
 

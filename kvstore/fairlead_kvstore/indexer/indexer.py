@@ -42,7 +42,6 @@ from fairlead_kvstore.reader.endpoints import (
     EventEndpoints,
     endpoints_from_answer,
     endpoints_from_fleet,
-    instance_address,
 )
 from fairlead_kvstore.reader.engine_info_client import (
     EVENT_SOURCES_PATH,
@@ -58,7 +57,6 @@ from fairlead_kvstore.reader.engine_subscription import (
     SubscriptionCounters,
 )
 from fairlead_kvstore.reader.event_application import AppliedEvents
-from fairlead_kvstore.reader.event_listener import EventListener
 from fairlead_kvstore.reader.fair_scheduler import FairScheduler
 from fairlead_kvstore.reader.namespace_slots import NamespaceSlots
 from fairlead_kvstore.reader.timers import OneShotTimer, ReaderRuntime
@@ -78,7 +76,7 @@ _MAX_CONCURRENT_QUERIES: Final = 16
 class EngineStatus:
     """The status of one instance for status pages and metrics.
 
-    events: ZMQ address of its KV events; None while it is unknown, or if the engine dials.
+    events: ZMQ address of its KV events; None while it is unknown.
     problem: why the instance is not read; empty when it is.
     """
 
@@ -206,7 +204,6 @@ class ModelCounters:
 class Indexer:
     """The indexer of a fleet. Create it on the loop that runs it, and call ``close`` at the end.
 
-    listen: addresses that engines dial; raises BadInput for one that cannot be bound.
     leased: reads a model only from ``start_model`` to ``stop_model``; otherwise reads all models.
     """
 
@@ -217,7 +214,6 @@ class Indexer:
         query: EngineQuery,
         runtime: ReaderRuntime,
         *,
-        listen: Sequence[str] = (),
         leased: bool = False,
     ) -> None:
         limits, loop = runtime.limits, runtime.loop
@@ -232,7 +228,6 @@ class Indexer:
         self._models: set[str] | None = set() if leased else None
         self._checkpoints: Mapping[str, InstanceCheckpoint] = {}
         self._members: dict[str, EngineMember] = {}
-        self._dialers: dict[tuple[str, int | None], EngineSubscription] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._query_slots = NamespaceSlots(_MAX_CONCURRENT_QUERIES)
         self._closed = False
@@ -248,13 +243,6 @@ class Indexer:
             runtime.random,
             BufferedBytes(limits.kv_replays_buffered_bytes),
         )
-        self.listeners: list[EventListener] = []
-        try:
-            for endpoint in listen:
-                self.listeners.append(EventListener(endpoint, self._find_dialer, self._context))
-        except BaseException:
-            self._close_listeners()
-            raise
         self._expiry_timer, self._adapter_timer = OneShotTimer(loop), OneShotTimer(loop)
         self._eviction_timer = OneShotTimer(loop)
         self._expire_hints()
@@ -291,13 +279,6 @@ class Indexer:
         """Yields the status of every instance that is read."""
         for member in self._members.values():
             yield member.status(self.store.state(member.instance.id))
-
-    def unidentified_messages(self) -> Mapping[str, int]:
-        """Returns the number of messages from dialing engines that match no instance, by reason."""
-        found: Counter[str] = Counter()
-        for listener in self.listeners:
-            found.update(listener.unidentified)
-        return found
 
     # --- owner of the writer --------------------------------------------------------------------------------------------
 
@@ -359,11 +340,6 @@ class Indexer:
         for member in self._members.values():
             if member.subscription is not None:
                 member.subscription.close()
-        self._close_listeners()
-
-    def _close_listeners(self) -> None:
-        for listener in self.listeners:
-            listener.close()
 
     # --- instances ------------------------------------------------------------------------------------------------------
 
@@ -421,7 +397,6 @@ class Indexer:
             member.discovery.cancel()
         if member.subscription is not None:
             member.subscription.close()
-            self._remove_dialer(member.subscription)
         self._offer(member.model_key, self.store.detach(member.instance.id, reason))
 
     def _update_instance(self, member: EngineMember, instance: Instance) -> None:
@@ -445,7 +420,6 @@ class Indexer:
         """Subscribes to a member's events, or moves its subscription to other endpoints."""
         if member.subscription is not None:
             if endpoints != member.subscription.endpoints:
-                self._remove_dialer(member.subscription)
                 member.subscription.replace_engine("the endpoint of its events changed", endpoints)
         else:
             member.subscription = EngineSubscription(
@@ -454,19 +428,6 @@ class Indexer:
             member.position = None
             member.subscription.start()
         member.problem = ""
-        if endpoints.events is None:
-            self._dialers[instance_address(member.instance), member.instance.dp_rank] = member.subscription
-            if not self.listeners:
-                member.problem = "it dials an indexer to publish its events, and this indexer has no --events address"
-
-    def _remove_dialer(self, subscription: EngineSubscription) -> None:
-        for key in [key for key, dialer in self._dialers.items() if dialer is subscription]:
-            del self._dialers[key]
-        for listener in self.listeners:
-            listener.remove(subscription)
-
-    def _find_dialer(self, address: str, rank: int | None) -> EngineSubscription | None:
-        return self._dialers.get((address, rank))
 
     # --- queries to engines --------------------------------------------------------------------------------------------
 
@@ -490,9 +451,7 @@ class Indexer:
         pause = limits.kv_query_pause_seconds
         while not member.is_gone:
             has_moved = False
-            if member.subscription is None or not (
-                member.subscription.is_connected or member.subscription.endpoints.events is None
-            ):
+            if member.subscription is None or not member.subscription.is_connected:
                 try:
                     answer = await self._query_in_turn(member.instance, EVENT_SOURCES_PATH)
                     address = await self._permitted_address(member.instance)

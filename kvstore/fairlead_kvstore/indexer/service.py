@@ -95,12 +95,6 @@ class IndexerMetrics(Collector):
             yield GaugeMetricFamily(
                 f"{_PREFIX}loop_lag_seconds", "delay of the event loop, p99", health.loop_lag_seconds
             )
-        unidentified = CounterMetricFamily(
-            f"{_PREFIX}strangers", "messages of dialing engines that are not in the fleet", labels=["reason"]
-        )
-        for reason, count in sorted(self._indexer.unidentified_messages().items()):
-            unidentified.add_metric([reason], count)
-        yield unidentified
 
     def _counters(self, statuses: Sequence[EngineStatus]) -> Iterator[Metric]:
         totals = self._indexer.departed.with_current(statuses)
@@ -185,7 +179,6 @@ class IndexerConfig:
     holder: a name that no other process has.
     secret: the key of the block hashes.
     host, port: address of probes and metrics.
-    events: addresses that engines dial to publish events.
     """
 
     source: FleetSource
@@ -194,7 +187,6 @@ class IndexerConfig:
     secret: bytes
     host: str
     port: int
-    events: Sequence[str] = ()
 
 
 class IndexerService:
@@ -229,7 +221,6 @@ class IndexerService:
             self,
             HttpEngineQuery(self._credentials),
             ReaderRuntime(asyncio.get_running_loop(), clock, random, limits),
-            listen=config.events,
             leased=True,
         )
         self._writer = IndexWriter(

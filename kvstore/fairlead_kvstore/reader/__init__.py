@@ -2,7 +2,6 @@
 
 - `endpoints`: where an engine publishes; `engine_info_client`: the HTTP queries that find it
 - `engine_subscription`: one engine's connection, stream, replays and timers
-- `event_listener`: subscriptions to engines that dial
 - `namespace_slots`: how many replays run at a time
 - `zmtp_connection`, `fair_scheduler`, `timers`: sockets on the event loop, read in fair turns
 - `buffered_bytes`: the bytes that all engines occupy

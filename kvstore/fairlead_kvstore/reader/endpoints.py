@@ -3,7 +3,7 @@
 ``GET /kv_event_sources`` of vLLM returns, for each data-parallel rank, its configuration, such as
 ``tcp://*:5557``, or the port that it chose. Only the port is used. The host is the one of the
 instance's URL, so that no engine can redirect the indexer. An endpoint with another host means that
-the engine *dials* that host.
+the engine connects to it instead of listening.
 """
 
 import ipaddress
@@ -23,12 +23,12 @@ _MAX_PORT_DIGITS = 5
 class EventEndpoints(msgspec.Struct, frozen=True):
     """ZMQ addresses of one engine and rank.
 
-    events: where the engine publishes; None when it dials the indexer.
+    events: where the engine publishes.
     replay: where it replays batches; None when nothing can be replayed.
     buffer: the number of batches that it keeps for replays.
     """
 
-    events: str | None
+    events: str
     replay: str | None = None
     buffer: int = DEFAULT_BUFFER
 
@@ -76,26 +76,18 @@ def endpoints_from_answer(answer: bytes, instance: Instance, address: str | None
     buffer = found.buffer_steps if found.buffer_steps and found.buffer_steps > 0 else DEFAULT_BUFFER
     hosts = (host, address or host)
     replay = None if found.replay_endpoint is None else _reachable_address(found.replay_endpoint, *hosts)
-    return EventEndpoints(_reachable_address(found.endpoint, *hosts), replay, min(buffer, _MAX_BUFFER))
-
-
-def topic_address(topic: bytes) -> str | None:
-    """Returns the address in a topic ``kv@10.0.0.7:8000@model``; None for a topic of
-    another form.
-    """
-    parts = topic[:512].decode("utf-8", "replace").split("@")
-    return parts[1] if len(parts) >= 3 and parts[0] == "kv" and ":" in parts[1] else None
-
-
-def instance_address(instance: Instance) -> str:
-    """Returns the host and port of an instance, as they appear in a topic."""
-    parts = urlsplit(instance.url)
-    host = parts.hostname or ""
-    return f"[{host}]:{parts.port}" if ":" in host else f"{host}:{parts.port}"
+    events = _reachable_address(found.endpoint, *hosts)
+    if events is None:
+        raise BadInput(
+            f"the engine connects to {found.endpoint[:64]!r}, and an indexer does not listen for engines: "
+            "let it publish at tcp://*:PORT",
+            field="kv_event_sources",
+        )
+    return EventEndpoints(events, replay, min(buffer, _MAX_BUFFER))
 
 
 def _reachable_address(endpoint: str, host: str, address: str) -> str | None:
-    """Returns the address at which to reach an engine's endpoint; None if the engine dials it
+    """Returns the address at which to reach an engine's endpoint; None if the engine connects to it
     instead of binding it. Raises BadInput if it is not a TCP address.
 
     host: of the instance's URL, which the engine may name. address: to connect to.

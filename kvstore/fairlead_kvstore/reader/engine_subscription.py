@@ -252,7 +252,6 @@ class EngineSubscription:
     """The subscription to the KV events of one instance. The instance must be attached to the block
     store until ``close``.
 
-    endpoints: an ``events`` of None means that the engine dials the indexer.
     position: the position of an earlier indexer whose snapshot the block store has restored.
     """
 
@@ -317,10 +316,8 @@ class EngineSubscription:
         self._apply_slice(self._context.limits.kv_slice_bytes)
 
     def start(self) -> None:
-        """Connects, and reconnects whenever the connection ends. Does nothing if the engine
-        dials.
-        """
-        if self.endpoints.events is None or not self._is_open:
+        """Connects, and reconnects whenever the connection ends."""
+        if not self._is_open:
             return
         context = self._context
         try:
@@ -372,7 +369,7 @@ class EngineSubscription:
     def on_disconnected(self, reason: str) -> None:
         """Handles a connection that ended or could not be made.
 
-        Suspends the stream, and schedules the next connection unless the engine dials.
+        Suspends the stream, and schedules the next connection.
         """
         limits = self._context.limits
         if self.is_connected:
@@ -385,10 +382,9 @@ class EngineSubscription:
         if known and not self._away_timer.is_set:
             reason = f"no KV events for {KV_RESTART_SECONDS:g} s"
             self._away_timer.set(KV_RESTART_SECONDS, lambda: self._on_replaced(reason))
-        if self.endpoints.events is not None:
-            pause = min(MAX_KV_RECONNECT_SECONDS, limits.kv_reconnect_seconds * 2.0**self._failures)
-            self._failures = min(self._failures + 1, _MAX_FAILURES)
-            self._reconnect_timer.set(pause * (0.5 + 0.5 * self._context.random()), self.start)
+        pause = min(MAX_KV_RECONNECT_SECONDS, limits.kv_reconnect_seconds * 2.0**self._failures)
+        self._failures = min(self._failures + 1, _MAX_FAILURES)
+        self._reconnect_timer.set(pause * (0.5 + 0.5 * self._context.random()), self.start)
 
     def on_overflow(self, reason: str) -> None:
         """Handles a connection that was ended since too much of it is unread. The next one is made

@@ -34,10 +34,8 @@ class ReadSource(Protocol):
     """The interface of a socket that the scheduler reads in turns."""
 
     @property
-    def model_key(self) -> str | None:
-        """The model (``namespace/name``) of the engines behind the socket; None: several models,
-        so that a backlog does not stop it.
-        """
+    def model_key(self) -> str:
+        """The model (``namespace/name``) of the engine behind the socket."""
 
     def read(self, max_bytes: int) -> tuple[int, bool]:
         """Reads messages of about ``max_bytes``. Returns their cost in bytes, and whether there
@@ -92,7 +90,7 @@ class FairScheduler:
     def remove(self, source: ReadSource) -> None:
         """Removes a closed source."""
         if self._budgets.pop(source, None) is not None:
-            paused = self._paused.get(source.model_key or "", {})
+            paused = self._paused.get(source.model_key, {})
             if source in paused:
                 del paused[source]
             else:
@@ -107,8 +105,8 @@ class FairScheduler:
         try:
             while self._ring and spent < self._round_bytes:
                 source = self._ring.popleft()
-                if source.model_key is not None and self._is_backlogged(source.model_key):
-                    self._pause(source, source.model_key)
+                if self._is_backlogged(source.model_key):
+                    self._pause(source)
                     continue
                 spent += self._read_source(source)
                 if now() >= until:
@@ -118,9 +116,9 @@ class FairScheduler:
                 self._is_scheduled = True
                 self._loop.call_soon(self._run_round)
 
-    def _pause(self, source: ReadSource, model_key: str) -> None:
+    def _pause(self, source: ReadSource) -> None:
         """Takes a source out of the ring until its model is not backlogged any more."""
-        self._paused.setdefault(model_key, {})[source] = None
+        self._paused.setdefault(source.model_key, {})[source] = None
         if not self._is_pause_scheduled:
             self._is_pause_scheduled = True
             self._loop.call_later(self._pause_seconds, self._end_pauses)

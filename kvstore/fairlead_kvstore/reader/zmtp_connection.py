@@ -120,19 +120,6 @@ async def open_connection(address: SocketAddress, kind: str, limits: Limits) -> 
     raise error or OSError(f"{address[0]} has no address")
 
 
-async def accept_connection(connection: socket.socket, limits: Limits) -> ZmtpStream:
-    """Shakes hands with a publisher that connected, within ``kv_connect_seconds``.
-
-    Raises OSError (TimeoutError among them) and ProtocolError; the connection is closed then.
-    """
-    try:
-        async with asyncio.timeout(KV_CONNECT_SECONDS):
-            return await _shake_hands(connection, "SUB", limits)
-    except BaseException:
-        connection.close()
-        raise
-
-
 async def _shake_hands(connection: socket.socket, kind: str, limits: Limits) -> ZmtpStream:
     """Writes and reads until the handshake is over. Raises OSError and ProtocolError."""
     if connection.family != socket.AF_UNIX:
@@ -176,7 +163,7 @@ def describe(error: Exception) -> str:
 class ZmtpConnection:
     """A connection after its handshake, read by the event loop until ``close``.
 
-    namespace: of the engine, in whose share its unread bytes count; empty while it is unknown.
+    namespace: of the engine, in whose share its unread bytes count.
     max_unread: with more unread bytes it ends as overflown; None: it is not read any further until
     the owner has read what there is.
     """
@@ -188,7 +175,7 @@ class ZmtpConnection:
         owner: ConnectionOwner,
         context: ConnectionContext,
         *,
-        namespace: str = "",
+        namespace: str,
         max_unread: int | None = None,
     ) -> None:
         self.is_open = True
@@ -202,12 +189,6 @@ class ZmtpConnection:
         self._is_paused = True
         self._resume()
         self.mark_ready()  # the handshake may have read more
-
-    def set_namespace(self, namespace: str) -> None:
-        """Counts the unread bytes for this namespace."""
-        if namespace != self._namespace:
-            self._report(0)
-            self._namespace = namespace
 
     def read(
         self, max_bytes: int, is_busy: Callable[[], bool], handle: Callable[[list[bytes]], object]

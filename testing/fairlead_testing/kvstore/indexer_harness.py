@@ -40,7 +40,7 @@ class IndexerHarness:
     leased: the indexer reads a model only after ``start_model``.
     """
 
-    def __init__(self, limits: Limits, listen: Sequence[str], *, leased: bool = False) -> None:
+    def __init__(self, limits: Limits, *, leased: bool = False) -> None:
         self.clock = ManualClock()
         self.loop = ManualLoop(self.clock)
         self.engines: dict[str, ZmqEngine] = {}
@@ -54,7 +54,6 @@ class IndexerHarness:
             self.sink,
             self._query,
             ReaderRuntime(self.loop, self.clock, lambda: 1.0, limits),
-            listen=listen,
             leased=leased,
         )
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -65,8 +64,6 @@ class IndexerHarness:
         engine: PrefixCacheEngine | None = None,
         *,
         replays: bool = True,
-        dial: str | None = None,
-        topic: str = "kv",
         folder: Path | None = None,
     ) -> ZmqEngine:
         """Starts an engine; one of this name ends, and the new one takes its ports."""
@@ -79,8 +76,6 @@ class IndexerHarness:
             self.context,
             ports=ports,
             replays=replays,
-            dial=dial,
-            topic=topic.encode(),
             folder=folder,
         )
         self.engines[name] = started
@@ -90,7 +85,7 @@ class IndexerHarness:
         """Adds the instance to the fleet, at its engine's endpoints."""
         engine = self.engines.get(name)
         instance = Instance(id=name, namespace="default", model="tiny", pool="main", url=f"http://127.0.0.1:1/{name}")
-        if engine is not None and engine.events:
+        if engine is not None:
             instance = replace(instance, kv_events=engine.events, kv_replay=engine.replay)
         self.instances[name] = replace(instance, **more)  # type: ignore[arg-type]  # fields of an instance
         self.apply_fleet()
@@ -135,7 +130,7 @@ class IndexerHarness:
     async def wait_connected(self, *names: str) -> None:
         """Waits until the engines know of the subscription, too."""
         await wait_until(lambda: all(self.status(name).connected for name in names))
-        await wait_until(lambda: all(self.engines[name].listeners > 0 for name in names if self.engines[name].events))
+        await wait_until(lambda: all(self.engines[name].listeners > 0 for name in names))
 
     async def _query(self, instance: Instance, path: str) -> bytes:
         self.queries.append((instance.id, path))
@@ -146,11 +141,9 @@ class IndexerHarness:
 
 
 @asynccontextmanager
-async def indexer_harness(
-    limits: Limits | None = None, listen: Sequence[str] = (), *, leased: bool = False
-) -> AsyncIterator[IndexerHarness]:
+async def indexer_harness(limits: Limits | None = None, *, leased: bool = False) -> AsyncIterator[IndexerHarness]:
     """Yields a harness, and closes it at the end."""
-    harness = IndexerHarness(limits or Limits(), listen, leased=leased)
+    harness = IndexerHarness(limits or Limits(), leased=leased)
     try:
         yield harness
     finally:

@@ -42,7 +42,6 @@ class ZmqEngine:
     mute: answers no replay.
     hold: keeps replay requests until ``answer_held``.
     most: cuts every answer short, without its end.
-    dial: connects to a subscriber that binds.
     folder: binds unix sockets there instead of ports.
 
     Sockets are XPUB, which reports subscribers.
@@ -54,13 +53,11 @@ class ZmqEngine:
         context: "zmq.Context[zmq.Socket[bytes]]",
         *,
         ports: tuple[int, int] = (0, 0),
-        topic: bytes = b"kv",
-        dial: str | None = None,
         replays: bool = True,
         folder: Path | None = None,
     ) -> None:
         self.engine = engine
-        self.topic = topic
+        self.topic = b"kv"
         self.ignores_replays = False
         self.holds_replays = False
         self.max_replayed: int | None = None
@@ -75,12 +72,9 @@ class ZmqEngine:
         self._router.setsockopt(zmq.LINGER, 0)
         self._router.setsockopt(zmq.SNDHWM, 100_000)
         host = "tcp://127.0.0.1:" if folder is None else f"ipc://{folder}/"
-        if dial is None:
-            _bind(self._publisher, f"{host}{ports[0] if folder is None else 'events'}")
-        else:
-            self._publisher.connect(dial)
+        _bind(self._publisher, f"{host}{ports[0] if folder is None else 'events'}")
         _bind(self._router, f"{host}{ports[1] if folder is None else 'replay'}")
-        self.events = "" if dial is not None else _bound(self._publisher)
+        self.events = _bound(self._publisher)
         self.replay = _bound(self._router) if replays else None
         for each in (self._publisher, self._router):
             self._loop.add_reader(each.fileno(), self._handle_sockets)

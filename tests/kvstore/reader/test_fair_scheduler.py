@@ -47,7 +47,7 @@ class Engine:
         name: str,
         sizes: list[int],
         then: Callable[[], None] | None = None,
-        model_key: str | None = "team/model",
+        model_key: str = "team/model",
     ) -> None:
         self.log, self.name, self.sizes, self.then = log, name, sizes, then
         self.model_key = model_key
@@ -185,11 +185,11 @@ def test_backlogged_model_pauses_its_own_sources_only() -> None:
     log: list[str] = []
     loop = Soon()
     turns = turns_of(loop, 100, 1_000, behind=lambda model_key: model_key == "team/flood")
-    for name, model_key in (("flood", "team/flood"), ("calm", "team/calm"), ("dialing", None)):
+    for name, model_key in (("flood", "team/flood"), ("calm", "team/calm"), ("other", "other/calm")):
         turns.mark_ready(Engine(log, name, [100] * 3, model_key=model_key))
     while loop.waiting:
         loop.turn()
-    assert sorted(log) == ["calm"] * 3 + ["dialing"] * 3
+    assert sorted(log) == ["calm"] * 3 + ["other"] * 3
     assert (len(turns), len(loop.later)) == (1, 1)
 
 
