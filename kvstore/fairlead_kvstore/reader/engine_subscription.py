@@ -52,140 +52,86 @@ from fairlead_kvstore.reader.namespace_slots import NamespaceSlot, NamespaceSlot
 from fairlead_kvstore.reader.timers import OneShotTimer
 from fairlead_kvstore.reader.zmtp_connection import (
     ConnectionContext,
-    SocketAddress,
     ZmtpConnection,
-    describe,
     message_size,
     open_connection,
-    socket_address,
 )
 
 
-class ReplayClient:
-    """A connection to one engine's replay endpoint, made with the first request. Raises BadInput
-    for an invalid address.
-    """
+class ReplayConnection(ZmtpConnection):
+    """A connection to one engine's replay endpoint. Raises BadInput for an invalid address."""
 
-    def __init__(self, endpoint: str, listener: "EngineSubscription", context: ConnectionContext) -> None:
-        self._address = socket_address(endpoint)
-        self.model_key = listener.model_key
-        self._listener = listener
-        self._context = context
-        self._connection: ZmtpConnection | None = None
+    def __init__(self, endpoint: str, subscription: "EngineSubscription", context: ConnectionContext) -> None:
+        self._subscription = subscription
         self._unsent = b""
-        self._opening: asyncio.Task[None] | None = None
+        max_unread = context.limits.kv_replay_unread_bytes
+        is_busy, key = (lambda: subscription.is_busy), subscription.model_key
+        super().__init__(endpoint, "DEALER", key, context, is_busy, max_unread=max_unread)
 
     def request(self, start: int) -> None:
         """Requests all batches from ``start`` on. While it connects, a later request replaces an
         earlier one.
         """
-        request = message(replay_request(start))
-        if self._connection is not None and self._connection.is_open:
-            self._connection.send(request)
-            return
-        self._unsent = request
-        if self._opening is None:
-            self._opening = asyncio.get_running_loop().create_task(self._open())
+        self._unsent = message(replay_request(start))
+        if self.is_open:
+            self.send(self._unsent)
 
-    def read(self, max_bytes: int) -> tuple[int, bool]:
-        """Reads messages of one turn, see ``ReadSource``."""
-        if self._connection is None:
-            return 0, False
-        return self._connection.read(max_bytes, lambda: self._listener.is_busy, self._listener.on_replay_message)
+    def on_opened(self) -> None:
+        """Sends the request."""
+        self.send(self._unsent)
 
-    def mark_ready(self) -> None:
-        """Schedules a read."""
-        if self._connection is not None:
-            self._connection.mark_ready()
-
-    def close(self) -> None:
-        """Closes the connection; pending messages are dropped."""
-        if self._opening is not None:
-            self._opening.cancel()
-        if self._connection is not None:
-            self._connection.close()
+    def on_messages(self, messages: list[list[bytes]]) -> None:
+        """Passes on one message, see ``_list_bytes``."""
+        for parts in messages:
+            self._subscription.on_replay_message(parts)
 
     def on_ended(self, reason: str, *, is_overflow: bool) -> None:
         """Handles the end of the connection."""
-        self._listener.on_replay_cut(reason)
+        self._subscription.on_replay_cut(reason)
+
+    def _list_bytes(self, left: int) -> int:
+        return 1  # after each message the subscription may be busy
 
     async def _open(self) -> None:
-        """Connects and sends the request. Tries until ``close``: an engine may bind this port after
-        the one of its events.
+        """Connects. Tries until ``close``: an engine may bind this port after the one of its events.
 
         The first try is at least ``kv_reconnect_seconds`` after that of the connection before.
         Why: an engine may close each one after a single batch.
         """
-        limits, now = self._context.limits, asyncio.get_running_loop().time
-        await asyncio.sleep(max(0.0, self._listener.next_replay_connection_at - now()))
-        self._listener.next_replay_connection_at = now() + limits.kv_reconnect_seconds
+        pause, now = self._context.limits.kv_reconnect_seconds, asyncio.get_running_loop().time
+        await asyncio.sleep(max(0.0, self._subscription.next_replay_connection_at - now()))
+        self._subscription.next_replay_connection_at = now() + pause
         while True:
             try:
-                connection, stream = await open_connection(self._address, "DEALER", limits)
+                opened = await open_connection(self._address, self._kind, self._context.limits)
             except (OSError, ProtocolError):
-                await asyncio.sleep(limits.kv_reconnect_seconds)
+                await asyncio.sleep(pause)
                 continue
-            break
-        self._opening = None
-        self._connection = ZmtpConnection(
-            connection,
-            stream,
-            self,
-            self._context,
-            namespace=self.model_key.partition("/")[0],
-            max_unread=limits.kv_replay_unread_bytes,
-        )
-        self._connection.send(self._unsent)
+            self._begin(*opened)
+            return
 
 
-class EventConnection:
+class EventConnection(ZmtpConnection):
     """A subscription to all topics at ``endpoint``. Raises BadInput for an invalid address."""
 
-    def __init__(self, endpoint: str, listener: "EngineSubscription", context: ConnectionContext) -> None:
-        address = socket_address(endpoint)
-        self.model_key = listener.model_key
-        self._listener = listener
-        self._context = context
-        self._connection: ZmtpConnection | None = None
-        self._opening = asyncio.get_running_loop().create_task(self._open(address))
+    def __init__(self, endpoint: str, subscription: "EngineSubscription", context: ConnectionContext) -> None:
+        self._subscription = subscription
+        super().__init__(endpoint, "SUB", subscription.model_key, context, lambda: subscription.is_busy)
 
-    def read(self, max_bytes: int) -> tuple[int, bool]:
-        """Reads messages of one turn, see ``ReadSource``."""
-        if self._connection is None:
-            return 0, False
-        found: list[list[bytes]] = []
-        turn = (0, False) if self._listener.is_busy else self._connection.read_list(max_bytes, found)
-        if found and self._connection.is_open:
-            self._listener.on_messages(found)
-        return turn
+    def on_opened(self) -> None:
+        """Handles the end of the handshake."""
+        self._subscription.on_connected()
 
-    def mark_ready(self) -> None:
-        """Schedules a read."""
-        if self._connection is not None:
-            self._connection.mark_ready()
-
-    def close(self) -> None:
-        """Closes the connection without a callback."""
-        self._opening.cancel()
-        if self._connection is not None:
-            self._connection.close()
+    def on_messages(self, messages: list[list[bytes]]) -> None:
+        """Passes on the messages of a turn."""
+        self._subscription.on_messages(messages)
 
     def on_ended(self, reason: str, *, is_overflow: bool) -> None:
         """Handles the end of the connection."""
         if is_overflow:
-            self._listener.on_overflow(reason)
+            self._subscription.on_overflow(reason)
         else:
-            self._listener.on_disconnected(reason)
-
-    async def _open(self, address: SocketAddress) -> None:
-        try:
-            connection, stream = await open_connection(address, "SUB", self._context.limits)
-        except (OSError, ProtocolError) as error:
-            self._listener.on_disconnected(describe(error))
-            return
-        namespace = self.model_key.partition("/")[0]
-        self._connection = ZmtpConnection(connection, stream, self, self._context, namespace=namespace)
-        self._listener.on_connected()
+            self._subscription.on_disconnected(reason)
 
 
 MAX_KV_RECONNECT_SECONDS: Final = 2.0
@@ -276,7 +222,7 @@ class EngineSubscription:
         self._sequencer = self._new_sequencer(position)
         self._application = EventApplication(context.store, instance, context.limits)
         self._connection: EventConnection | None = None
-        self._replay_client: ReplayClient | None = None
+        self._replay_connection: ReplayConnection | None = None
         self._replay_slot: NamespaceSlot | None = None
         self._replay_from = 0
         self._replay_until = 0.0
@@ -471,6 +417,7 @@ class EngineSubscription:
 
     def on_replay_cut(self, reason: str) -> None:
         """Handles a connection for replays that ended: requests the rest if it brought batches."""
+        self._replay_connection = None
         if self._is_replay_sent:
             self._fail_replay(reason, is_cut=True)
 
@@ -496,16 +443,16 @@ class EngineSubscription:
         self._is_replay_sent = True
         context, endpoint = self._context, self.endpoints.replay
         try:
-            if self._replay_client is None and endpoint is not None:
-                self._replay_client = ReplayClient(endpoint, self, context)
+            if self._replay_connection is None and endpoint is not None:
+                self._replay_connection = ReplayConnection(endpoint, self, context)
         except BadInput as error:
             self._fail_replay(error.message)
             return
-        if self._replay_client is None:
+        if self._replay_connection is None:
             self._fail_replay("the engine keeps nothing for replays")
             return
         self._set_replay_timer()
-        self._replay_client.request(self._replay_from)
+        self._replay_connection.request(self._replay_from)
 
     def _set_replay_timer(self) -> None:
         """Schedules the end of a replay without a further message, at the latest when its time is
@@ -529,9 +476,9 @@ class EngineSubscription:
         if self._replay_slot is not None:
             slot, self._replay_slot = self._replay_slot, None
             slot.release()
-        if close and self._replay_client is not None:
-            self._replay_client.close()
-            self._replay_client = None
+        if close and self._replay_connection is not None:
+            self._replay_connection.close()
+            self._replay_connection = None
 
     def read(self, max_bytes: int) -> tuple[int, bool]:
         """Continues a batch of which a part is applied, or applies messages that were buffered
@@ -553,8 +500,8 @@ class EngineSubscription:
         """Schedules reads of the sockets, which were not read while a batch was applied."""
         if self._connection is not None:
             self._connection.mark_ready()
-        if self._replay_client is not None:
-            self._replay_client.mark_ready()
+        if self._replay_connection is not None:
+            self._replay_connection.mark_ready()
 
     # --- outcomes -------------------------------------------------------------------------------------------------------
 

@@ -11,14 +11,14 @@ import contextlib
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead_kvstore.errors import ProtocolError
 from fairlead_kvstore.events.zmtp import ZmtpStream
 from fairlead_kvstore.reader.buffered_bytes import BufferedBytes
-from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES, FairScheduler, ReadSource
+from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES, FairScheduler
 from fairlead_kvstore.reader.timers import ReaderLoop
 
 KV_FRAMES: Final = 8
@@ -58,16 +58,6 @@ class ConnectionContext:
     loop: ReaderLoop
     limits: Limits
     unread: BufferedBytes
-
-
-class ConnectionOwner(ReadSource, Protocol):
-    """The callbacks of a connection, and how it is read."""
-
-    def on_ended(self, reason: str, *, is_overflow: bool) -> None:
-        """Handles the end of the connection, which is closed already. Must not raise.
-
-        is_overflow: too much of it was unread.
-        """
 
 
 def socket_address(endpoint: str) -> SocketAddress:
@@ -161,60 +151,100 @@ def describe(error: Exception) -> str:
 
 
 class ZmtpConnection:
-    """A connection after its handshake, read by the event loop until ``close``.
+    """A connection to one endpoint of an engine, read by the event loop until ``close``.
 
-    namespace: of the engine, in whose share its unread bytes count.
+    It connects once. Raises BadInput for an invalid endpoint. Subclasses handle its messages; their
+    methods must not raise.
+
+    kind: ``SUB`` or ``DEALER``.
+    is_busy: returns whether no message may be read now.
     max_unread: with more unread bytes it ends as overflown; None: it is not read any further until
-    the owner has read what there is.
+    the subclass has taken what there is.
     """
 
     def __init__(
         self,
-        connection: socket.socket,
-        stream: ZmtpStream,
-        owner: ConnectionOwner,
+        endpoint: str,
+        kind: str,
+        model_key: str,
         context: ConnectionContext,
+        is_busy: Callable[[], bool],
         *,
-        namespace: str,
         max_unread: int | None = None,
     ) -> None:
-        self.is_open = True
-        self._connection = connection
-        self._stream = stream
-        self._owner = owner
-        self._scheduler, self._loop, self._unread = context.scheduler, context.loop, context.unread
-        self._namespace = namespace
+        self.model_key = model_key
+        self.is_open = False
+        self._address = socket_address(endpoint)
+        self._kind = kind
+        self._context = context
+        self._is_busy = is_busy
+        self._namespace = model_key.partition("/")[0]
         self._max_unread = max_unread
         self._reported = 0
         self._is_paused = True
+        self._connection: socket.socket | None = None
+        self._stream = new_stream(kind, context.limits)
+        self._opening = asyncio.get_running_loop().create_task(self._open())
+
+    def on_opened(self) -> None:
+        """Handles the end of the handshake."""
+
+    def on_messages(self, messages: list[list[bytes]]) -> None:
+        """Handles messages, each a list of its parts."""
+
+    def on_ended(self, reason: str, *, is_overflow: bool) -> None:
+        """Handles the end of the connection, which is closed already, or could not be made.
+
+        is_overflow: too much of it was unread.
+        """
+
+    async def _open(self) -> None:
+        try:
+            opened = await open_connection(self._address, self._kind, self._context.limits)
+        except (OSError, ProtocolError) as error:
+            self.on_ended(describe(error), is_overflow=False)
+        else:
+            self._begin(*opened)
+
+    def _begin(self, connection: socket.socket, stream: ZmtpStream) -> None:
+        """Reads a connection after its handshake."""
+        self._connection, self._stream, self.is_open = connection, stream, True
         self._resume()
         self.mark_ready()  # the handshake may have read more
+        self.on_opened()
 
-    def read(
-        self, max_bytes: int, is_busy: Callable[[], bool], handle: Callable[[list[bytes]], object]
-    ) -> tuple[int, bool]:
-        """Passes messages of one turn to ``handle``, see ``ReadSource``. Stops if ``is_busy``."""
-        used = 0
-        while used < max_bytes and not is_busy():
+    def read(self, max_bytes: int) -> tuple[int, bool]:
+        """Reads messages of one turn, see ``ReadSource``."""
+        used, has_more = 0, True
+        while has_more and used < max_bytes and self.is_open and not self._is_busy():
+            found: list[list[bytes]] = []
+            size, has_more = self._read_list(self._list_bytes(max_bytes - used), found)
+            used += size
+            if found and self.is_open:
+                self.on_messages(found)
+        if self.is_open:
+            self._report(self._stream.held_bytes)
+        return used, self.is_open and used >= max_bytes
+
+    def _list_bytes(self, left: int) -> int:
+        """Returns the bytes of messages that are handled together, of those left in the turn."""
+        return left
+
+    def _read_list(self, max_bytes: int, found: list[list[bytes]]) -> tuple[int, bool]:
+        """Appends messages to ``found``. Returns their cost, and whether there may be more."""
+        used = self._stream.read_messages(MESSAGE_OVERHEAD_BYTES, max_bytes, found)
+        while used < max_bytes:
             parts = self._next_message()
             if parts is None:
                 return used, False
             used += message_size(parts) + MESSAGE_OVERHEAD_BYTES
             if parts:
-                handle(parts)
-        if self.is_open:
-            self._report(self._stream.held_bytes)
-        return used, self.is_open and used >= max_bytes
-
-    def read_list(self, max_bytes: int, found: list[list[bytes]]) -> tuple[int, bool]:
-        """Appends messages of one turn to ``found``, see ``ReadSource``."""
-        used = self._stream.read_messages(MESSAGE_OVERHEAD_BYTES, max_bytes, found) if self.is_open else 0
-        read, more = self.read(max_bytes - used, _is_never_busy, found.append)
-        return used + read, more
+                found.append(parts)
+        return used, True
 
     def send(self, data: bytes) -> None:
         """Sends some bytes. A peer that does not read them is disconnected."""
-        if not self.is_open:
+        if self._connection is None or not self.is_open:
             return
         try:
             sent = self._connection.send(data)
@@ -225,18 +255,19 @@ class ZmtpConnection:
             self._end("the peer does not read")
 
     def mark_ready(self) -> None:
-        """Schedules a read by the owner."""
+        """Schedules a read."""
         if self.is_open:
-            self._scheduler.mark_ready(self._owner)
+            self._context.scheduler.mark_ready(self)
 
     def close(self) -> None:
         """Closes the connection without a callback; unread messages are dropped."""
-        if not self.is_open:
+        self._opening.cancel()
+        if self._connection is None or not self.is_open:
             return
         self.is_open = False
         self._pause()
         self._report(0)
-        self._scheduler.remove(self._owner)
+        self._context.scheduler.remove(self)
         self._connection.close()
 
     def _next_message(self) -> list[bytes] | None:
@@ -264,6 +295,7 @@ class ZmtpConnection:
 
         Why the latter: an engine drops the batches of a replay that do not fit into its queue.
         """
+        assert self._connection is not None
         turns = 1 if self._max_unread is None else _EAGER_READS
         try:
             for _ in range(turns):
@@ -282,7 +314,7 @@ class ZmtpConnection:
     def _check_unread(self) -> None:
         unread = self._stream.held_bytes
         self._report(unread)
-        if self._unread.is_over(self._namespace):
+        if self._context.unread.is_over(self._namespace):
             self._end(
                 "too many bytes of all engines are unread, and its namespace has its share of them or more",
                 is_overflow=True,
@@ -296,26 +328,22 @@ class ZmtpConnection:
 
     def _end(self, reason: str, *, is_overflow: bool = False) -> None:
         self.close()
-        self._owner.on_ended(reason, is_overflow=is_overflow)
+        self.on_ended(reason, is_overflow=is_overflow)
 
     def _pause(self) -> None:
-        if not self._is_paused:
+        if self._connection is not None and not self._is_paused:
             self._is_paused = True
-            self._loop.remove_reader(self._connection.fileno())
+            self._context.loop.remove_reader(self._connection.fileno())
 
     def _resume(self) -> None:
-        if self._is_paused and self.is_open:
+        if self._connection is not None and self._is_paused and self.is_open:
             self._is_paused = False
-            self._loop.add_reader(self._connection.fileno(), self._on_readable)
+            self._context.loop.add_reader(self._connection.fileno(), self._on_readable)
 
     def _report(self, unread: int) -> None:
         if unread != self._reported:
-            self._unread.add(self._namespace, unread - self._reported)
+            self._context.unread.add(self._namespace, unread - self._reported)
             self._reported = unread
-
-
-def _is_never_busy() -> bool:
-    return False
 
 
 async def _resolve(address: SocketAddress) -> list[tuple[socket.AddressFamily, Any]]:

@@ -13,7 +13,7 @@ from fairlead.limits import Limits
 from fairlead_kvstore.events.zmtp import ZmtpStream
 from fairlead_kvstore.reader import engine_subscription
 from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH
-from fairlead_kvstore.reader.engine_subscription import ReplayClient
+from fairlead_kvstore.reader.engine_subscription import ReplayConnection
 from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmq_engine import ZmtpPeer
@@ -109,8 +109,7 @@ async def test_engine_that_is_replaced_while_a_batch_is_applied_is_read_on() -> 
         await stage.wait_exact("a")
         subscription = stage.indexer._members["a"].subscription
         assert subscription is not None
-        assert subscription._connection is not None
-        connection = subscription._connection._connection
+        connection = subscription._connection
         assert connection is not None
         scheduler = stage.indexer._context.scheduler
         engine.send(*frames(engine.engine, *(range(1_000 * at, 1_000 * at + 801) for at in range(100))))
@@ -140,7 +139,7 @@ async def test_engine_that_closes_each_replay_is_connected_to_after_pauses(monke
         await wait_until(lambda: not subscription.is_replaying)
         monkeypatch.setattr(engine_subscription, "open_connection", refuse)
         for number in range(3):
-            client = ReplayClient("tcp://127.0.0.1:1", subscription, stage.indexer._context)
+            client = ReplayConnection("tcp://127.0.0.1:1", subscription, stage.indexer._context)
             client.request(0)
             await wait_until(lambda number=number: len(opened) > number)  # type: ignore[misc]  # a default
             client.close()

@@ -102,11 +102,10 @@ async def test_parts_of_an_unfinished_message_count_in_the_turn_of_an_engine() -
         [peer] = await _connect_peers(stage, ["a"])
         subscription = stage.indexer._members["a"].subscription
         assert subscription is not None
-        assert subscription._connection is not None
-        connection = subscription._connection._connection
+        connection = subscription._connection
         assert connection is not None
         connection._stream.feed(b"\x01\x00" * 16_384)
-        used, has_more = subscription._connection.read(LIMITS.kv_turn_bytes)
+        used, has_more = connection.read(LIMITS.kv_turn_bytes)
         assert (used, has_more) == (LIMITS.kv_turn_bytes, True), "a quarter of them"
         peer.close()
 
@@ -330,11 +329,10 @@ async def test_connection_for_replays_that_ends_is_made_again_for_the_next_one()
         await stage.wait_exact("a")
         subscription = stage.indexer._members["a"].subscription
         assert subscription is not None
-        client = subscription._replay_client
-        assert client is not None
-        assert client._connection is not None
-        client._connection.close()
-        client.on_ended("disconnected", is_overflow=False)
+        connection = subscription._replay_connection
+        assert connection is not None
+        connection.close()
+        connection.on_ended("disconnected", is_overflow=False)
         assert stage.status("a").counters.replays_failed == 0, "none was in progress"
         engine.serve_prompt(*range(20, 29), lose=True)
         engine.serve_prompt(*range(40, 49))
