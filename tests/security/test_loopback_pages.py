@@ -67,7 +67,7 @@ async def test_a_port_with_probes_refuses_pages_of_other_sites() -> None:
 
 def test_each_port_without_rules_of_its_own_has_these() -> None:
     nothing = cast(Any, None)
-    apps = [indexer_app(nothing, nothing), operator_app(nothing, nothing), downloader_app(nothing)]
+    apps = [indexer_app(cast(Any, _NoMetrics())), operator_app(nothing, nothing), downloader_app(nothing)]
     assert [app for app in apps if refuse_foreign_pages not in app.middlewares] == []
 
 

@@ -19,11 +19,13 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urlsplit
+
+import msgspec
 
 from fairlead.errors import BadInput, FairleadError, Unavailable
 from fairlead.fleet.endpoint_resolver import EndpointResolver
@@ -54,7 +56,6 @@ from fairlead_kvstore.reader.engine_subscription import (
     KV_RESTART_SECONDS,
     EngineSubscription,
     ReaderContext,
-    SubscriptionCounters,
 )
 from fairlead_kvstore.reader.event_application import AppliedEvents
 from fairlead_kvstore.reader.fair_scheduler import FairScheduler
@@ -70,24 +71,6 @@ KV_ADAPTER_PAUSE_SECONDS: Final = 1.0
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
 _MAX_CONCURRENT_QUERIES: Final = 16
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStatus:
-    """The status of one instance for status pages and metrics.
-
-    events: ZMQ address of its KV events; None while it is unknown.
-    problem: why the instance is not read; empty when it is.
-    """
-
-    instance: str
-    model_key: str
-    events: str | None
-    connected: bool
-    replaying: bool
-    problem: str
-    state: InstanceState
-    counters: SubscriptionCounters
 
 
 @dataclass(slots=True)
@@ -113,92 +96,60 @@ class EngineMember:
     adapters_pause_seconds: float = 1.0
     unsourced_adapters: frozenset[str] = frozenset()
 
-    def instance_status(self, state: InstanceState) -> InstanceStatus:
-        """Returns the status that is published in Redis."""
-        status, subscription, evicted = self.status(state), self.subscription, state.evicted_age_seconds
-        lag = status.counters.lag_seconds
-        return InstanceStatus(
+    def status(self, state: InstanceState) -> InstanceStatus:
+        """Returns the status, together with ``state`` from the block store."""
+        subscription, evicted = self.subscription, state.evicted_age_seconds
+        status = InstanceStatus(
             url=self.instance.url,
             block_size=state.block_size,
-            events=status.events,
-            replay=None if subscription is None else subscription.endpoints.replay,
-            connected=status.connected,
-            replaying=status.replaying,
-            trouble=status.problem,
+            trouble=self.problem,
             blocks=state.blocks,
             orphans=state.orphans,
-            following=None if subscription is None else subscription.next_number,
-            lag_seconds=None if lag is None else round(lag, 3),
             evicted_age_seconds=None if evicted is None else round(evicted, 1),
         )
-
-    def status(self, state: InstanceState) -> EngineStatus:
-        """Returns the status of the connection, together with ``state`` from the block store."""
-        subscription = self.subscription
         if subscription is None:
-            return EngineStatus(
-                self.instance.id, self.model_key, None, False, False, self.problem, state, SubscriptionCounters()
-            )
-        problem = "" if subscription.is_connected else self.problem or subscription.problem
-        events, replaying = subscription.endpoints.events, subscription.is_replaying
-        return EngineStatus(
-            self.instance.id,
-            self.model_key,
-            events,
-            subscription.is_connected,
-            replaying,
-            problem,
-            state,
-            subscription.counters,
+            return status
+        lag = subscription.lag_seconds
+        return msgspec.structs.replace(
+            status,
+            events=subscription.endpoints.events,
+            replay=subscription.endpoints.replay,
+            connected=subscription.is_connected,
+            replaying=subscription.is_replaying,
+            trouble="" if subscription.is_connected else self.problem or subscription.problem,
+            following=subscription.next_number,
+            lag_seconds=None if lag is None else round(lag, 3),
         )
 
+    def counts(self, state: InstanceState) -> Counter[str]:
+        """Returns the counters, together with those of ``state`` from the block store."""
+        found = Counter(msgspec.structs.asdict(state.counts))
+        if self.subscription is not None:
+            found.update(self.subscription.counts)
+        return found
 
-COUNTER_FAMILIES: Final[Mapping[str, tuple[str, Callable[[EngineStatus], int]]]] = MappingProxyType(
+
+COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "batches": ("applied batches of events", lambda status: status.counters.batches),
-        "bytes": ("bytes of messages from engines", lambda status: status.counters.bytes),
-        "duplicates": ("batches that were read before", lambda status: status.counters.duplicates),
-        "gaps": ("gaps in the numbers of batches", lambda status: status.counters.gaps),
-        "replays": ("requested replays", lambda status: status.counters.replays),
-        "replays_failed": ("replays that did not arrive completely", lambda status: status.counters.replays_failed),
-        "lost": ("losses of batches, each of which drops an instance's blocks", lambda status: status.counters.lost),
-        "restarts": ("engine processes that replaced another", lambda status: status.counters.restarts),
-        "connects": ("connections to engines' events", lambda status: status.counters.connects),
-        "disconnects": ("connections that broke", lambda status: status.counters.disconnects),
-        "defects": ("messages that revealed a defect of the indexer", lambda status: status.counters.defects),
-        "orphans": ("blocks that arrived before their parent", lambda status: status.state.counts.orphans),
-        "linked": ("orphan blocks whose parent arrived later", lambda status: status.state.counts.linked),
-        "dropped": ("blocks dropped for lack of memory", lambda status: status.state.counts.dropped),
-        "unknown_events": ("events of an unknown kind", lambda status: status.state.counts.unknown_events),
-        "refused_events": ("inconsistent stored events", lambda status: status.state.counts.refused_events),
+        "batches": "applied batches of events",
+        "bytes": "bytes of messages from engines",
+        "duplicates": "batches that were read before",
+        "gaps": "gaps in the numbers of batches",
+        "replays": "requested replays",
+        "replays_failed": "replays that did not arrive completely",
+        "lost": "losses of batches, each of which drops an instance's blocks",
+        "restarts": "engine processes that replaced another",
+        "connects": "connections to engines' events",
+        "disconnects": "connections that broke",
+        "defects": "messages that revealed a defect of the indexer",
+        "orphans": "blocks that arrived before their parent",
+        "linked": "orphan blocks whose parent arrived later",
+        "dropped": "blocks dropped for lack of memory",
+        "unknown_events": "events of an unknown kind",
+        "refused_events": "inconsistent stored events",
     }
 )
-"""Counter → its description, and how to read it from one instance."""
-
-
-class ModelCounters:
-    """The sums of all counters by model."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, Counter[str]] = {}
-        self.unreadable: dict[str, Counter[str]] = {}
-
-    def add(self, status: EngineStatus) -> None:
-        """Adds the counters of one instance."""
-        counts = self.counts.setdefault(status.model_key, Counter())
-        for name, (_, read) in COUNTER_FAMILIES.items():
-            counts[name] += read(status)
-        self.unreadable.setdefault(status.model_key, Counter()).update(status.counters.unreadable)
-
-    def with_current(self, present: Iterable[EngineStatus]) -> "ModelCounters":
-        """Returns these sums plus the counters of present instances."""
-        found = ModelCounters()
-        for model_key, counts in self.counts.items():
-            found.counts[model_key] = Counter(counts)
-            found.unreadable[model_key] = Counter(self.unreadable[model_key])
-        for status in present:
-            found.add(status)
-        return found
+"""The counters that are shown, and what they count."""
 
 
 class Indexer:
@@ -218,7 +169,7 @@ class Indexer:
     ) -> None:
         limits, loop = runtime.limits, runtime.loop
         self.store = store
-        self.departed = ModelCounters()
+        self._departed: dict[str, Counter[str]] = {}
         self._sink = sink
         self._clock = runtime.clock
         self._query = query
@@ -275,10 +226,12 @@ class Indexer:
         self._offer(member.model_key, self.store.on_cleared_by_fairlead(instance, self._clock.now()))
         return True
 
-    def engine_statuses(self) -> Iterator[EngineStatus]:
-        """Yields the status of every instance that is read."""
-        for member in self._members.values():
-            yield member.status(self.store.state(member.instance.id))
+    def counts(self) -> dict[str, Counter[str]]:
+        """Returns the sums of all counters by model, those of departed instances included."""
+        found = {key: Counter(counts) for key, counts in self._departed.items()}
+        for name, member in self._members.items():
+            found.setdefault(member.model_key, Counter()).update(member.counts(self.store.state(name)))
+        return found
 
     # --- owner of the writer --------------------------------------------------------------------------------------------
 
@@ -322,10 +275,10 @@ class Indexer:
         """Returns the blocks that a shared store of the model probably has, and until when."""
         return self.store.shared_store_hints(model_key)
 
-    def instance_statuses(self, model_key: str) -> dict[str, InstanceStatus]:
-        """Returns the status of each instance of a model, to be written next to the index."""
-        members = [member for member in self._members.values() if member.model_key == model_key]
-        return {member.instance.id: member.instance_status(self.store.state(member.instance.id)) for member in members}
+    def instance_statuses(self, model_key: str | None = None) -> dict[str, InstanceStatus]:
+        """Returns the status of each instance that is read, of a model or of all."""
+        members = [member for member in self._members.values() if model_key in (None, member.model_key)]
+        return {member.instance.id: member.status(self.store.state(member.instance.id)) for member in members}
 
     async def close(self) -> None:
         """Stops reading; the block store keeps its blocks."""
@@ -390,7 +343,8 @@ class Indexer:
             self._eviction_timer.set(0.0, self._evict_some)
 
     def _detach(self, member: EngineMember, reason: str) -> None:
-        self.departed.add(member.status(self.store.state(member.instance.id)))
+        counts = member.counts(self.store.state(member.instance.id))
+        self._departed.setdefault(member.model_key, Counter()).update(counts)
         del self._members[member.instance.id]
         member.is_gone = True
         if member.discovery is not None:

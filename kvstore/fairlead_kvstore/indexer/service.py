@@ -8,6 +8,7 @@ Probes and Prometheus metrics of the indexer. All values are read at request tim
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -29,7 +30,7 @@ from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.index.instance_status import secret_fingerprint
 from fairlead_kvstore.index.writer import IndexWriter
-from fairlead_kvstore.indexer.indexer import COUNTER_FAMILIES, EngineStatus, Indexer
+from fairlead_kvstore.indexer.indexer import COUNTERS, Indexer
 from fairlead_kvstore.indexer.redis_memory import RedisMemoryBound
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
 from fairlead_kvstore.reader.timers import ReaderRuntime
@@ -39,129 +40,33 @@ _PREFIX = "fairlead_indexer_"
 _LAG_SHARE = 0.99
 
 
-@dataclass(frozen=True, slots=True)
-class IndexerHealth:
-    """The health of the indexer.
-
-    startup_blocker: what the start waits for; empty when it is over.
-    led_models: models whose index this process writes.
-    models: all models of the fleet.
-    connected: Redis answers.
-    redis_max_memory: its ``maxmemory`` in bytes, 0 without one; None while it is unknown.
-    loop_lag_seconds: 99th percentile of the event loop's delay; None before it is measured.
-    notes: further lines for the text of ``/readyz``.
-    """
-
-    startup_blocker: str
-    led_models: frozenset[str] = frozenset()
-    models: frozenset[str] = frozenset()
-    connected: bool = False
-    redis_max_memory: int | None = None
-    loop_lag_seconds: float | None = None
-    notes: Sequence[str] = ()
+_GAUGES: Final = {
+    "instances": "instances whose events are read",
+    "connected": "instances with a connection",
+    "incomplete": "instances whose blocks are not all known",
+    "replaying": "instances that wait for a replay",
+    "blocks": "cached blocks of instances",
+    "waiting_orphans": "blocks that wait for their parent",
+}
 
 
-class IndexerMetrics(Collector):
-    """The Prometheus collector of the indexer: metric families by model.
-
-    Instances are only counted, since thousands of series would help no reader.
-    """
-
-    def __init__(self, indexer: Indexer, health: Callable[[], IndexerHealth]) -> None:
-        self._indexer = indexer
-        self._health = health
-
-    def collect(self) -> Iterator[Metric]:
-        """Yields every family."""
-        statuses, health = list(self._indexer.engine_statuses()), self._health()
-        yield from self._counters(statuses)
-        yield from _gauges(statuses)
-        yield _model_flags("leads", "1 if this process writes the model's index", health.models, health.led_models)
-        yield GaugeMetricFamily(f"{_PREFIX}redis_connected", "1 while Redis answers", float(health.connected))
-        store = self._indexer.store
-        yield GaugeMetricFamily(f"{_PREFIX}table_bytes", "memory of the block tables in bytes", store.bytes)
-        yield GaugeMetricFamily(
-            f"{_PREFIX}max_blocks",
-            "most blocks that this process keeps: a limit, or less where Redis has little memory",
-            store.max_blocks,
-        )
-        if health.redis_max_memory is not None:
-            yield GaugeMetricFamily(
-                f"{_PREFIX}redis_max_memory_bytes",
-                "maxmemory of Redis in bytes; 0 without one",
-                health.redis_max_memory,
-            )
-        if health.loop_lag_seconds is not None:  # not measured yet is not zero
-            yield GaugeMetricFamily(
-                f"{_PREFIX}loop_lag_seconds", "delay of the event loop, p99", health.loop_lag_seconds
-            )
-
-    def _counters(self, statuses: Sequence[EngineStatus]) -> Iterator[Metric]:
-        totals = self._indexer.departed.with_current(statuses)
-        for name, (description, _) in COUNTER_FAMILIES.items():
-            family = CounterMetricFamily(f"{_PREFIX}{name}", description, labels=["model"])
-            for model_key, counts in sorted(totals.counts.items()):
-                family.add_metric([model_key], counts[name])
-            yield family
-        unreadable = CounterMetricFamily(
-            f"{_PREFIX}unreadable", "messages that could not be read", labels=["model", "reason"]
-        )
-        for model_key, reasons in sorted(totals.unreadable.items()):
-            for reason, count in sorted(reasons.items()):
-                unreadable.add_metric([model_key, reason], count)
-        yield unreadable
-
-
-def _gauges(statuses: Sequence[EngineStatus]) -> Iterator[Metric]:
-    families: dict[str, tuple[str, Callable[[EngineStatus], float]]] = {
-        "instances": ("instances whose events are read", lambda status: 1),
-        "connected": ("instances with a connection", lambda status: status.connected),
-        "incomplete": ("instances whose blocks are not all known", lambda status: not status.state.complete),
-        "replaying": ("instances that wait for a replay", lambda status: status.replaying),
-        "blocks": ("cached blocks of instances", lambda status: status.state.blocks),
-        "waiting_orphans": ("blocks that wait for their parent", lambda status: status.state.orphans),
-    }
-    for name, (description, read) in families.items():
-        family = GaugeMetricFamily(f"{_PREFIX}{name}", description, labels=["model"])
-        sums: dict[str, float] = {}
-        for status in statuses:
-            sums[status.model_key] = sums.get(status.model_key, 0.0) + read(status)
-        for model_key, value in sorted(sums.items()):
-            family.add_metric([model_key], value)
-        yield family
-    lag = GaugeMetricFamily(
-        f"{_PREFIX}lag_seconds",
-        "seconds from an engine's timestamp of its last batch until it was applied; the slowest instance",
-        labels=["model"],
-    )
-    slowest: dict[str, float] = {}
-    for status in statuses:
-        if status.counters.lag_seconds is not None:
-            slowest[status.model_key] = max(
-                status.counters.lag_seconds, slowest.get(status.model_key, status.counters.lag_seconds)
-            )
-    for model_key, value in sorted(slowest.items()):
-        lag.add_metric([model_key], value)
-    yield lag
-
-
-def _model_flags(name: str, description: str, models: frozenset[str], on: frozenset[str]) -> Metric:
-    family = GaugeMetricFamily(f"{_PREFIX}{name}", description, labels=["model"])
-    for model_key in sorted(models):
-        family.add_metric([model_key], float(model_key in on))
+def _family(
+    kind: type[CounterMetricFamily] | type[GaugeMetricFamily],
+    name: str,
+    description: str,
+    by_model: Sequence[tuple[str, float]],
+) -> Metric:
+    """Returns a family with one value a model."""
+    family = kind(f"{_PREFIX}{name}", description, labels=["model"])
+    for model_key, value in by_model:
+        family.add_metric([model_key], value)
     return family
 
 
-def create_app(indexer: Indexer, health: Callable[[], IndexerHealth]) -> web.Application:
+def create_app(service: "IndexerService") -> web.Application:
     """Returns the application with `/healthz`, `/readyz` and `/metrics`."""
-
-    def ready() -> ProbeResult:
-        now = health()
-        text = "\n".join([now.startup_blocker or "ready", *now.notes])
-        return ProbeResult(not now.startup_blocker, text)
-
     app = web.Application(middlewares=[refuse_foreign_pages])
-    add_probes(app, IndexerMetrics(indexer, health), lambda: ProbeResult(True, "the loop runs"), ready)
+    add_probes(app, service, lambda: ProbeResult(True, "the loop runs"), lambda: service.readiness())
     return app
 
 
@@ -189,9 +94,11 @@ class IndexerConfig:
     port: int
 
 
-class IndexerService:
+class IndexerService(Collector):
     """The indexer process: indexer, writer, Redis link and probes. Create it on the loop that runs
-    it.
+    it. As a collector, it has the metrics by model.
+
+    Why not by instance: thousands of series would help no reader.
 
     Raises BadInput for an invalid Redis URL or address.
 
@@ -256,7 +163,7 @@ class IndexerService:
         bounding: asyncio.Task[None] | None = None
         process_tuning.freeze_heap()
         process_tuning.relax_gc()  # events create hundreds of objects a millisecond, without reference cycles
-        async with serve(create_app(self.indexer, self.health), self._config.host, self._config.port) as address:
+        async with serve(create_app(self), self._config.host, self._config.port) as address:
             stopped = asyncio.ensure_future(self._stop.wait())
             try:
                 self._announce(f"ready http://{address}")
@@ -277,30 +184,78 @@ class IndexerService:
                 await self._link.stop()
                 self._lag.stop()
 
-    def health(self) -> IndexerHealth:
-        """Returns the current health."""
-        models = frozenset() if self._fleet is None else frozenset(self._fleet.models)
+    def readiness(self) -> ProbeResult:
+        """Returns whether the start is over, with notes on what does not work."""
+        connected, blocker = self._is_connected(), ""
+        if self._fleet is None:
+            blocker = "waiting for the fleet"
+        elif not self._was_connected:
+            blocker = f"waiting for Redis: {self._link.state.reason}"
+        lines = [
+            blocker or "ready",
+            *self._config.source.warnings(),
+            *([] if connected else ["Redis is away; changes wait"]),
+            *self._memory.warnings(),
+            *(f"the writer is behind with {key}: its engines pause" for key in self._writer.backlogged_models()),
+        ]
+        return ProbeResult(not blocker, "\n".join(lines))
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields every family of metrics."""
+        yield from self._counters()
+        yield from self._gauges()
+        led, models = self._led_models(), () if self._fleet is None else self._fleet.models
+        leads = [(key, float(key in led)) for key in sorted(models)]
+        yield _family(GaugeMetricFamily, "leads", "1 if this process writes the model's index", leads)
+        store, loop_lag = self.indexer.store, self._lag.quantile(_LAG_SHARE)
+        for name, description, value in (
+            ("redis_connected", "1 while Redis answers", float(self._is_connected())),
+            ("table_bytes", "memory of the block tables in bytes", store.bytes),
+            (
+                "max_blocks",
+                "most blocks that this process keeps: a limit, or less where Redis has little memory",
+                store.max_blocks,
+            ),
+            ("redis_max_memory_bytes", "maxmemory of Redis in bytes; 0 without one", self._memory.max_memory),
+            ("loop_lag_seconds", "delay of the event loop, p99", loop_lag),
+        ):
+            if value is not None:  # not measured yet is not zero
+                yield GaugeMetricFamily(f"{_PREFIX}{name}", description, value)
+
+    def _counters(self) -> Iterator[Metric]:
+        by_model = sorted(self.indexer.counts().items())
+        for name, description in COUNTERS.items():
+            yield _family(CounterMetricFamily, name, description, [(key, counts[name]) for key, counts in by_model])
+        unreadable = CounterMetricFamily(
+            f"{_PREFIX}unreadable", "messages that could not be read", labels=["model", "reason"]
+        )
+        for key, counts in by_model:
+            for name, count in sorted(counts.items()):
+                if name.startswith("unreadable:"):
+                    unreadable.add_metric([key, name.removeprefix("unreadable:")], count)
+        yield unreadable
+
+    def _gauges(self) -> Iterator[Metric]:
+        sums: dict[str, Counter[str]] = {name: Counter() for name in _GAUGES}
+        slowest: dict[str, float] = {}
+        for name, status in self.indexer.instance_statuses().items():
+            state = self.indexer.store.state(name)
+            key = state.model_key
+            values = (1, status.connected, not state.complete, status.replaying, status.blocks, status.orphans)
+            for gauge, value in zip(_GAUGES, values, strict=True):
+                sums[gauge][key] += value
+            if status.lag_seconds is not None:
+                slowest[key] = max(status.lag_seconds, slowest.get(key, status.lag_seconds))
+        for gauge, description in _GAUGES.items():
+            yield _family(GaugeMetricFamily, gauge, description, sorted(sums[gauge].items()))
+        text = "seconds from an engine's timestamp of its last batch until it was applied; the slowest instance"
+        yield _family(GaugeMetricFamily, "lag_seconds", text, sorted(slowest.items()))
+
+    def _is_connected(self) -> bool:
+        """Returns whether Redis answers."""
         connected = self._link.state.connected
         self._was_connected = self._was_connected or connected
-        startup_blocker = ""
-        if self._fleet is None:
-            startup_blocker = "waiting for the fleet"
-        elif not self._was_connected:
-            startup_blocker = f"waiting for Redis: {self._link.state.reason}"
-        return IndexerHealth(
-            startup_blocker,
-            led_models=self._led_models(),
-            models=models,
-            connected=connected,
-            redis_max_memory=self._memory.max_memory,
-            loop_lag_seconds=self._lag.quantile(0.99),
-            notes=[
-                *self._config.source.warnings(),
-                *([] if connected else ["Redis is away; changes wait"]),
-                *self._memory.warnings(),
-                *(f"the writer is behind with {key}: its engines pause" for key in self._writer.backlogged_models()),
-            ],
-        )
+        return connected
 
     def _led_models(self) -> frozenset[str]:
         models = () if self._fleet is None else self._fleet.models

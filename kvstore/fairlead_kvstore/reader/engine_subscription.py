@@ -34,7 +34,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from fairlead.errors import BadInput
@@ -93,7 +93,7 @@ class ReplayConnection(ZmtpConnection):
         return 1  # after each message the subscription may be busy
 
     async def _open(self) -> None:
-        """Connects. Tries until ``close``: an engine may bind this port after the one of its events.
+        """Tries to connect until ``close``: an engine may bind this port after that of its events.
 
         The first try is at least ``kv_reconnect_seconds`` after that of the connection before.
         Why: an engine may close each one after a single batch.
@@ -171,34 +171,15 @@ class ReaderContext(ConnectionContext):
     buffered: BufferedBytes
 
 
-@dataclass(slots=True)
-class SubscriptionCounters:
-    """Counters of one subscription since it began.
-
-    unreadable: unreadable messages by reason.
-    lag_seconds: delay of the last batch, by the engine's and this process's clocks.
-    """
-
-    batches: int = 0
-    bytes: int = 0
-    duplicates: int = 0
-    gaps: int = 0
-    lost: int = 0
-    restarts: int = 0
-    replays: int = 0
-    replays_failed: int = 0
-    connects: int = 0
-    disconnects: int = 0
-    defects: int = 0
-    unreadable: Counter[str] = field(default_factory=Counter)
-    lag_seconds: float | None = None
-
-
 class EngineSubscription:
     """The subscription to the KV events of one instance. The instance must be attached to the block
     store until ``close``.
 
     position: the position of an earlier indexer whose snapshot the block store has restored.
+
+    counts: since it began, by the names of ``COUNTERS``; unreadable messages as
+    ``unreadable:REASON``.
+    lag_seconds: delay of the last batch, by the engine's and this process's clocks.
     """
 
     def __init__(
@@ -214,7 +195,8 @@ class EngineSubscription:
         self.model_key = model_key
         self._namespace = model_key.partition("/")[0]
         self.endpoints = endpoints
-        self.counters = SubscriptionCounters()
+        self.counts: Counter[str] = Counter()
+        self.lag_seconds: float | None = None
         self.is_connected = False
         self.problem = "not connected yet"
         self.next_replay_connection_at = 0.0
@@ -307,7 +289,7 @@ class EngineSubscription:
     def on_connected(self) -> None:
         """Handles the end of the handshake; the stream may then request a replay."""
         self.is_connected, self.problem, self._has_received = True, "", False
-        self.counters.connects += 1
+        self.counts["connects"] += 1
         self._away_timer.clear()
         self._quiet_timer.set(KV_SETTLE_SECONDS, self._on_quiet_timer)
         self._apply(self._sequencer.on_connected())
@@ -319,7 +301,7 @@ class EngineSubscription:
         """
         limits = self._context.limits
         if self.is_connected:
-            self.counters.disconnects += 1
+            self.counts["disconnects"] += 1
         known = self._sequencer.next_number is not None
         self.is_connected, self.problem, self._connection = False, reason, None
         self._quiet_timer.clear()
@@ -346,18 +328,18 @@ class EngineSubscription:
         equals that of the blocks.
         """
         self._has_received, self._failures = True, 0
-        counts = self.counters
+        counts = self.counts
         following: list[StreamOutcome] = []
         for parts in messages:
             size = message_size(parts)
-            counts.bytes += size
+            counts["bytes"] += size
             if self._has_too_much_waiting(size):
-                counts.unreadable["overflow"] += 1  # the next one shows a gap
+                counts["unreadable:overflow"] += 1  # the next one shows a gap
                 continue
             try:
                 frame = parse_frame(parts)
             except MalformedEvents as error:
-                counts.unreadable[error.reason] += 1
+                counts[f"unreadable:{error.reason}"] += 1
                 continue
             accepted = self._sequencer.accept_in_order(frame)
             if accepted is not None:
@@ -404,11 +386,11 @@ class EngineSubscription:
 
     def on_replay_message(self, parts: list[bytes]) -> None:
         """Handles one message of a replay. An unreadable message ends the replay as failed."""
-        self.counters.bytes += message_size(parts)
+        self.counts["bytes"] += message_size(parts)
         try:
             frame = parse_replay_frame(parts)
         except MalformedEvents as error:
-            self.counters.unreadable[error.reason] += 1
+            self.counts[f"unreadable:{error.reason}"] += 1
             self._fail_replay("the replay cannot be read")
             return
         if self._replay_slot is not None:
@@ -423,7 +405,7 @@ class EngineSubscription:
 
     def _request_replay(self, start: int) -> None:
         self._replay_from = start
-        self.counters.replays += 1
+        self.counts["replays"] += 1
         if self._replay_slot is None:
             self._replay_slot = self._context.replay_slots.acquire(self._on_slot_granted, self._namespace)
         elif self._is_replay_sent:  # the stream abandoned the earlier request and expects its end
@@ -466,7 +448,7 @@ class EngineSubscription:
             self._replay_timer.set(max(0.0, left), lambda: self._fail_replay(text, is_cut=True))
 
     def _fail_replay(self, reason: str, *, is_cut: bool = False) -> None:
-        self.counters.replays_failed += 1
+        self.counts["replays_failed"] += 1
         self._end_replay(close=True)
         self._apply(self._sequencer.on_replay_failed(reason, is_cut=is_cut))
 
@@ -535,7 +517,7 @@ class EngineSubscription:
     def _on_defect(self) -> None:
         _LOG.exception("%s: a defect stopped its KV events; its blocks are dropped and learned again", self.instance)
         context = self._context
-        self.counters.defects += 1
+        self.counts["defects"] += 1
         self._end_replay(close=True)
         self._application.clear()
         self._sequencer = EventSequencer(
@@ -562,17 +544,20 @@ class EngineSubscription:
             self._end_replay(close=False)
 
     def _count(self, found: AppliedEvents) -> None:
-        counts = self.counters
-        counts.batches += found.batches
-        counts.duplicates += found.duplicates
-        counts.gaps += found.gaps
-        counts.lost += found.lost
-        counts.restarts += found.restarts
-        if found.unreadable:
-            counts.unreadable.update(found.unreadable)
+        for name, count in (
+            ("batches", found.batches),
+            ("duplicates", found.duplicates),
+            ("gaps", found.gaps),
+            ("lost", found.lost),
+            ("restarts", found.restarts),
+        ):
+            if count:
+                self.counts[name] += count
+        for reason in found.unreadable:
+            self.counts[f"unreadable:{reason}"] += 1
         if found.wall is not None:
             lag = self._context.clock.wall() - found.wall
-            counts.lag_seconds = lag if -_MAX_LAG_SECONDS < lag < _MAX_LAG_SECONDS else None
+            self.lag_seconds = lag if -_MAX_LAG_SECONDS < lag < _MAX_LAG_SECONDS else None
 
     def _new_sequencer(self, position: StreamPosition | None = None) -> EventSequencer:
         endpoints, limits = self.endpoints, self._context.limits

@@ -4,9 +4,10 @@ An indexer process for a test, killed at its end.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -19,9 +20,10 @@ from fairlead.runtime.clock import ManualClock
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.blockstore.types import InstanceState
 from fairlead_kvstore.events.types import EventFrame
 from fairlead_kvstore.index.sink import LocalSink
-from fairlead_kvstore.indexer.indexer import EngineStatus, Indexer
+from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.reader.timers import ReaderRuntime
 from fairlead_testing.kvstore.block_store import cached_depths
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
@@ -30,6 +32,19 @@ from fairlead_testing.processes import ready_process
 from fairlead_testing.waiting import wait_until
 
 MODEL = "default/tiny"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """The state of one instance, from an indexer and its block store."""
+
+    events: str | None
+    connected: bool
+    replaying: bool
+    problem: str
+    state: InstanceState
+    counts: Counter[str]
+    lag_seconds: float | None
 
 
 class IndexerHarness:
@@ -104,7 +119,16 @@ class IndexerHarness:
 
     def status(self, name: str) -> EngineStatus:
         """Returns the indexer's status of an instance."""
-        return next(status for status in self.indexer.engine_statuses() if status.instance == name)
+        status, subscription = self.indexer.instance_statuses()[name], self.indexer._members[name].subscription
+        return EngineStatus(
+            status.events,
+            status.connected,
+            status.replaying,
+            status.trouble,
+            self.store.state(name),
+            Counter() if subscription is None else subscription.counts,
+            status.lag_seconds,
+        )
 
     def credited_blocks(self, name: str, tokens: Sequence[int]) -> int:
         """Returns the blocks of a prompt that the index credits the instance with.

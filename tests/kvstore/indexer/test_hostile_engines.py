@@ -77,7 +77,7 @@ def test_engine_that_closes_each_connection_is_connected_to_after_growing_pauses
         connection, _ = await asyncio.to_thread(server.accept)
         peer = await asyncio.to_thread(ZmtpPeer, connection, b"PUB")
         peer.close()
-        await wait_until(lambda: stage.status("a").counters.disconnects == number)
+        await wait_until(lambda: stage.status("a").counts["disconnects"] == number)
 
     async def scenario() -> None:
         limits = Limits()

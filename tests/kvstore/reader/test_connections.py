@@ -66,7 +66,7 @@ def _endpoint(server: socket.socket) -> str:
 
 
 def _disconnects(stage: IndexerHarness, name: str) -> int:
-    return stage.status(name).counters.disconnects
+    return stage.status(name).counts["disconnects"]
 
 
 def test_buffered_bytes_of_one_namespace_leave_room_for_those_of_others() -> None:
@@ -129,7 +129,7 @@ async def test_empty_parts_without_end_take_no_memory() -> None:
             for _ in range(shortened(64, 6)):
                 await asyncio.to_thread(peer.send_bytes, sent)
             peer.send_part(b"", more=False)
-            await wait_until(lambda: stage.status("a").counters.unreadable["frame"] == 1)
+            await wait_until(lambda: stage.status("a").counts["unreadable:frame"] == 1)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -250,8 +250,8 @@ async def test_engine_that_waits_for_its_backlogged_model_loses_nothing(backlog:
         backlog.clear()
         stage.loop.advance(LIMITS.kv_backpressure_seconds)
         await stage.wait_exact("a")
-        counts = stage.status("a").counters
-        assert (counts.disconnects, counts.lost, counts.restarts) == (0, 0, 0)
+        counts = stage.status("a").counts
+        assert (counts["disconnects"], counts["lost"], counts["restarts"]) == (0, 0, 0)
 
 
 async def test_replay_that_is_not_read_is_cut_at_its_bound(backlog: set[str]) -> None:
@@ -265,7 +265,7 @@ async def test_replay_that_is_not_read_is_cut_at_its_bound(backlog: set[str]) ->
         await wait_until(lambda: len(engine.replay_requests) == 1)
         backlog.add("default/tiny")
         engine.answer_held()
-        await wait_until(lambda: stage.status("a").counters.replays_failed >= 1)
+        await wait_until(lambda: stage.status("a").counts["replays_failed"] >= 1)
         backlog.clear()
         stage.loop.advance(LIMITS.kv_backpressure_seconds)
         engine.serve_prompt(*range(1, 10))
@@ -333,7 +333,7 @@ async def test_connection_for_replays_that_ends_is_made_again_for_the_next_one()
         assert connection is not None
         connection.close()
         connection.on_ended("disconnected", is_overflow=False)
-        assert stage.status("a").counters.replays_failed == 0, "none was in progress"
+        assert stage.status("a").counts["replays_failed"] == 0, "none was in progress"
         engine.serve_prompt(*range(20, 29), lose=True)
         engine.serve_prompt(*range(40, 49))
         await stage.wait_exact("a")

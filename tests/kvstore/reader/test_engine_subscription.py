@@ -30,7 +30,7 @@ async def test_subscription_from_the_start_is_complete() -> None:
         engine.serve_prompt(*A)
         await stage.wait_exact("a")
         assert stage.credited_blocks("a", A) == 2
-        assert (stage.status("a").counters.batches, stage.status("a").problem) == (1, "")
+        assert (stage.status("a").counts["batches"], stage.status("a").problem) == (1, "")
 
 
 async def test_late_subscription_replays_earlier_batches() -> None:
@@ -41,7 +41,7 @@ async def test_late_subscription_replays_earlier_batches() -> None:
         stage.add_instance("a")
         await stage.wait_exact("a")
         assert (stage.credited_blocks("a", A), stage.credited_blocks("a", B)) == (2, 4)
-        assert stage.status("a").counters.replays == 1
+        assert stage.status("a").counts["replays"] == 1
 
 
 async def test_missing_numbers_are_replayed_without_a_loss() -> None:
@@ -53,7 +53,7 @@ async def test_missing_numbers_are_replayed_without_a_loss() -> None:
         engine.serve_prompt(*C)
         await stage.wait_exact("a")
         seen = stage.status("a")
-        assert (stage.credited_blocks("a", B), seen.counters.gaps, seen.counters.lost, seen.state.epoch) == (
+        assert (stage.credited_blocks("a", B), seen.counts["gaps"], seen.counts["lost"], seen.state.epoch) == (
             4,
             1,
             0,
@@ -69,8 +69,8 @@ async def test_reordered_and_repeated_frames_change_nothing() -> None:
         second, third, fourth = frames(engine.engine, B, C, [*A, 11, 12, 13, 14])
         engine.send(third, second, second, fourth, fourth, third)
         await stage.wait_exact("a")
-        await wait_until(lambda: stage.status("a").counters.duplicates >= 3)
-        assert (stage.status("a").counters.restarts, stage.status("a").counters.lost) == (0, 0)
+        await wait_until(lambda: stage.status("a").counts["duplicates"] >= 3)
+        assert (stage.status("a").counts["restarts"], stage.status("a").counts["lost"]) == (0, 0)
         assert stage.is_exact("a")
 
 
@@ -88,12 +88,12 @@ async def test_missing_replay_drops_the_instance_which_is_learned_again(fault: s
         assert stage.status("a").replaying
         await wait_until(lambda: stage.loop.advance(KV_REPLAY_SECONDS) or not stage.status("a").replaying)
         seen = stage.status("a")
-        assert (seen.counters.lost, seen.counters.replays_failed, seen.state.complete) == (1, 1, False)
+        assert (seen.counts["lost"], seen.counts["replays_failed"], seen.state.complete) == (1, 1, False)
         assert (stage.credited_blocks("a", A), stage.credited_blocks("a", C)) == (0, 2)
         engine.ignores_replays, engine.max_replayed = False, None
         engine.serve_prompt(*range(300, 309))
         await wait_until(lambda: stage.credited_blocks("a", range(300, 309)) == 2)
-        assert stage.status("a").counters.lost == 1
+        assert stage.status("a").counts["lost"] == 1
 
 
 async def test_slow_replay_holds_live_frames() -> None:
@@ -192,7 +192,7 @@ async def test_short_disconnect_loses_nothing() -> None:
         await wait_until(lambda: stage.loop.advance(0.5) or stage.is_exact("a"))
         seen = stage.status("a")
         assert (stage.credited_blocks("a", A), stage.credited_blocks("a", B)) == (2, 4)
-        assert (seen.state.epoch, seen.counters.lost, seen.counters.restarts, seen.counters.disconnects) == (
+        assert (seen.state.epoch, seen.counts["lost"], seen.counts["restarts"], seen.counts["disconnects"]) == (
             1,
             0,
             0,
@@ -225,7 +225,7 @@ async def test_loss_of_the_last_batch_is_detected_in_silence() -> None:
         # In small steps: the replay must not time out before the engine has its request.
         await wait_until(lambda: stage.loop.advance(0.5) or len(engine.replay_requests) > asked)
         await stage.wait_exact("a")
-        assert (stage.credited_blocks("a", B), stage.status("a").counters.lost) == (4, 0)
+        assert (stage.credited_blocks("a", B), stage.status("a").counts["lost"]) == (4, 0)
 
 
 async def test_batches_before_the_subscription_are_replayed_soon() -> None:
@@ -259,13 +259,13 @@ async def test_too_many_held_frames_abandon_the_replay() -> None:
         for start in range(300, 800, 100):
             engine.serve_prompt(*range(start, start + 9))
         await wait_until(lambda: stage.credited_blocks("a", range(700, 709)) == 2)
-        assert (stage.credited_blocks("a", A), stage.status("a").counters.lost) == (0, 1)
+        assert (stage.credited_blocks("a", A), stage.status("a").counts["lost"]) == (0, 1)
         engine.answer_held()
         engine.serve_prompt(*C, lose=True)
         engine.serve_prompt(*range(900, 909))
         await wait_until(lambda: stage.credited_blocks("a", range(900, 909)) == 2 and not stage.status("a").replaying)
         assert stage.credited_blocks("a", C) == 2
-        assert stage.status("a").counters.lost == 1
+        assert stage.status("a").counts["lost"] == 1
 
 
 async def test_frames_held_by_many_engines_are_bounded_together() -> None:
@@ -281,7 +281,7 @@ async def test_frames_held_by_many_engines_are_bounded_together() -> None:
             for engine in stage.engines.values():
                 engine.serve_prompt(*range(start, start + 9))
         subscriptions = [member.subscription for member in stage.indexer._members.values()]
-        await wait_until(lambda: sum(stage.status(name).counters.lost for name in names) > 0)
+        await wait_until(lambda: sum(stage.status(name).counts["lost"] for name in names) > 0)
         held = sum(subscription._sequencer.held_bytes for subscription in subscriptions if subscription is not None)
         assert held == stage.indexer._context.buffered.total <= 4_000 + 300, "the bound, and one more frame"
         stage.instances.clear()
@@ -294,10 +294,10 @@ async def test_time_of_an_engine_that_is_none_is_no_lag(time: float) -> None:
     async with indexer_harness() as stage:
         engine = await stage.connect_engine("a")
         engine.serve_prompt(*A)
-        await wait_until(lambda: stage.status("a").counters.lag_seconds is not None)
+        await wait_until(lambda: stage.status("a").lag_seconds is not None)
         engine.send(EventFrame(b"kv", 1, msgspec.msgpack.encode([time, []])))
-        await wait_until(lambda: stage.status("a").counters.batches == 2)
-        assert stage.status("a").counters.lag_seconds is None
+        await wait_until(lambda: stage.status("a").counts["batches"] == 2)
+        assert stage.status("a").lag_seconds is None
 
 
 async def test_messages_read_together_give_the_same_result_as_one_by_one() -> None:
@@ -317,7 +317,7 @@ async def test_messages_read_together_give_the_same_result_as_one_by_one() -> No
         await wait_until(lambda: stage.credited_blocks("a", [*range(1_780, 1_789)]) == 2)
         seen = stage.status("a")
         assert [stage.credited_blocks("a", prompt) for prompt in (A, B, C)] == [2, 4, 2]
-        assert (seen.counters.batches, seen.counters.gaps, seen.counters.lost) == (43, 1, 0)
+        assert (seen.counts["batches"], seen.counts["gaps"], seen.counts["lost"]) == (43, 1, 0)
 
 
 async def test_large_batch_leaves_turns_to_the_events_of_another_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,6 +362,6 @@ async def test_batches_that_wait_are_bounded_and_more_count_as_a_gap() -> None:
         sent = [[b"", (number + 1).to_bytes(8, "big"), frame.payload] for number, frame in enumerate((first, second))]
         subscription.on_messages(sent)
         assert subscription.is_busy
-        assert subscription.counters.unreadable == {"overflow": 1}
+        assert subscription.counts["unreadable:overflow"] == 1
         await wait_until(lambda: not subscription.is_busy)
         assert stage.store.state("a").blocks > 2_000

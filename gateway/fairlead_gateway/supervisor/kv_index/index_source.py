@@ -136,10 +136,11 @@ class LocalIndexSource:
 
     def warnings(self) -> list[str]:
         """Returns a text that names engines whose KV events are configured and do not arrive."""
-        silent = [status for status in self._indexer.engine_statuses() if status.problem and status.events is not None]
-        if not silent:
-            return []
-        return [f"{len(silent)} engines do not report what they cache: {silent[0].instance}: {silent[0].problem}"]
+        statuses = self._indexer.instance_statuses().items()
+        silent = [
+            f"{name}: {status.trouble}" for name, status in statuses if status.trouble and status.events is not None
+        ]
+        return [f"{len(silent)} engines do not report what they cache: {silent[0]}"] if silent else []
 
     async def close(self) -> None:
         """Stops reading engines."""
