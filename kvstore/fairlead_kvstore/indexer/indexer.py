@@ -29,7 +29,7 @@ import msgspec
 
 from fairlead.errors import BadInput, FairleadError, Unavailable
 from fairlead.fleet.endpoint_resolver import EndpointResolver
-from fairlead.fleet.model import Fleet, FleetSource, Instance
+from fairlead.fleet.model import Fleet, Instance
 from fairlead.fleet.model import InstanceState as FleetState
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_kvstore.blockstore.changes import Change, HintsAdded, HintsExpired
@@ -52,15 +52,11 @@ from fairlead_kvstore.reader.engine_info_client import (
     EngineQuery,
     adapter_sources,
 )
-from fairlead_kvstore.reader.engine_subscription import (
-    KV_RESTART_SECONDS,
-    EngineSubscription,
-    ReaderContext,
-)
+from fairlead_kvstore.reader.engine_subscription import KV_RESTART_SECONDS, EngineSubscription
 from fairlead_kvstore.reader.event_application import AppliedEvents
 from fairlead_kvstore.reader.fair_scheduler import FairScheduler
 from fairlead_kvstore.reader.namespace_slots import NamespaceSlots
-from fairlead_kvstore.reader.timers import OneShotTimer, ReaderRuntime
+from fairlead_kvstore.reader.reader_context import OneShotTimer, ReaderContext, ReaderRuntime
 
 KV_EXPIRE_SECONDS: Final = 5.0
 """Limit: interval at which expired blocks of shared stores are dropped."""
@@ -200,12 +196,6 @@ class Indexer:
         self._refresh_adapters()
 
     # --- fleet ----------------------------------------------------------------------------------------------------------
-
-    async def run(self, source: FleetSource) -> None:
-        """Applies every fleet of the source, without end. Raises the source's errors."""
-        async with contextlib.aclosing(_fleets(source)) as fleets:
-            async for fleet in fleets:
-                self.update_fleet(fleet)
 
     def update_fleet(self, fleet: Fleet) -> None:
         """Attaches new instances of the fleet, updates changed ones and detaches departed ones."""
@@ -487,12 +477,13 @@ class Indexer:
 
     # --- changes --------------------------------------------------------------------------------------------------------
 
-    def _on_applied(self, subscription: EngineSubscription, found: AppliedEvents) -> None:
-        member = self._members[subscription.instance]
+    def _on_applied(self, instance: str, found: AppliedEvents) -> None:
+        member = self._members[instance]
         if found.changes:
             self._sink.offer(member.model_key, found.changes, found.batches)
         self.offer_evictions()
-        if not subscription.is_connected and member.discovery is not None:
+        subscription = member.subscription
+        if member.discovery is not None and subscription is not None and not subscription.is_connected:
             member.wake.set()
 
     def _offer(self, model_key: str, changes: Sequence[Change]) -> None:
@@ -524,8 +515,3 @@ class Indexer:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _LOG.error("a query to an engine failed", exc_info=error)
-
-
-async def _fleets(source: FleetSource) -> Any:
-    async for fleet in source.watch():
-        yield fleet

@@ -33,7 +33,7 @@ from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.indexer.indexer import COUNTERS, Indexer
 from fairlead_kvstore.indexer.redis_memory import RedisMemoryBound
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
-from fairlead_kvstore.reader.timers import ReaderRuntime
+from fairlead_kvstore.reader.reader_context import ReaderRuntime
 from fairlead_kvstore.redis.link import RedisLink
 
 _PREFIX = "fairlead_indexer_"

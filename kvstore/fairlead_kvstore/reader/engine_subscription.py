@@ -34,24 +34,19 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from fairlead.errors import BadInput
-from fairlead.runtime.clock import Clock
-from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import MalformedEvents, ProtocolError
 from fairlead_kvstore.events.stream_sequencer import EventSequencer, parse_frame, parse_replay_frame, replay_request
 from fairlead_kvstore.events.types import EventFrame, StreamOutcome, StreamPosition
 from fairlead_kvstore.events.zmtp import message
-from fairlead_kvstore.reader.buffered_bytes import BufferedBytes
 from fairlead_kvstore.reader.endpoints import EventEndpoints
 from fairlead_kvstore.reader.event_application import AdapterSource, AppliedEvents, EventApplication
 from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES
-from fairlead_kvstore.reader.namespace_slots import NamespaceSlot, NamespaceSlots
-from fairlead_kvstore.reader.timers import OneShotTimer
+from fairlead_kvstore.reader.namespace_slots import NamespaceSlot
+from fairlead_kvstore.reader.reader_context import OneShotTimer, ReaderContext
 from fairlead_kvstore.reader.zmtp_connection import (
-    ConnectionContext,
     ZmtpConnection,
     message_size,
     open_connection,
@@ -61,7 +56,7 @@ from fairlead_kvstore.reader.zmtp_connection import (
 class ReplayConnection(ZmtpConnection):
     """A connection to one engine's replay endpoint. Raises BadInput for an invalid address."""
 
-    def __init__(self, endpoint: str, subscription: "EngineSubscription", context: ConnectionContext) -> None:
+    def __init__(self, endpoint: str, subscription: "EngineSubscription", context: ReaderContext) -> None:
         self._subscription = subscription
         self._unsent = b""
         max_unread = context.limits.kv_replay_unread_bytes
@@ -114,7 +109,7 @@ class ReplayConnection(ZmtpConnection):
 class EventConnection(ZmtpConnection):
     """A subscription to all topics at ``endpoint``. Raises BadInput for an invalid address."""
 
-    def __init__(self, endpoint: str, subscription: "EngineSubscription", context: ConnectionContext) -> None:
+    def __init__(self, endpoint: str, subscription: "EngineSubscription", context: ReaderContext) -> None:
         self._subscription = subscription
         super().__init__(endpoint, "SUB", subscription.model_key, context, lambda: subscription.is_busy)
 
@@ -155,20 +150,6 @@ _MAX_FAILURES: Final = 16
 """Pauses between connections grow no further after so many failures."""
 _MAX_LAG_SECONDS: Final = 1e10
 """A larger one is no lag: an engine may send any number as its time, finite or not."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReaderContext(ConnectionContext):
-    """The values that all subscriptions of one indexer share. ``random`` draws evenly from 0
-    to 1. ``on_applied`` gets the result of applying messages; it must neither block nor raise.
-    """
-
-    store: BlockStore
-    on_applied: Callable[["EngineSubscription", AppliedEvents], None]
-    replay_slots: NamespaceSlots
-    clock: Clock
-    random: Callable[[], float]
-    buffered: BufferedBytes
 
 
 class EngineSubscription:
@@ -531,7 +512,7 @@ class EngineSubscription:
         waiting = self._sequencer.held_bytes + self._application.waiting_bytes
         self._report_buffered(waiting if self._is_open else 0)
         self._count(found)
-        self._context.on_applied(self, found)
+        self._context.on_applied(self.instance, found)
         if not self._is_open:
             return
         if self.is_busy or self._sequencer.is_draining:

@@ -15,13 +15,13 @@ engines, which can replay what they drop meanwhile. That costs less than a write
 begin a new epoch.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead_kvstore.reader.timers import ReaderLoop
 
 KV_LOOP_SECONDS: Final = 0.004
 """Limit: the same in seconds, since a write to Redis takes several loop iterations."""
@@ -54,7 +54,7 @@ class FairScheduler:
 
     def __init__(
         self,
-        loop: ReaderLoop,
+        loop: asyncio.AbstractEventLoop,
         clock: Clock,
         limits: Limits,
         *,
@@ -72,11 +72,6 @@ class FairScheduler:
         self._paused: dict[str, dict[ReadSource, None]] = {}
         self._is_scheduled = False
         self._is_pause_scheduled = False
-        self.pauses = 0
-
-    def __len__(self) -> int:
-        """Returns how many sources have data to read."""
-        return len(self._budgets)
 
     def mark_ready(self, source: ReadSource) -> None:
         """Adds a source that has data to read; repetition does no harm."""
@@ -126,7 +121,6 @@ class FairScheduler:
     def _end_pauses(self) -> None:
         """Returns the sources of models that are not backlogged any more to the ring."""
         self._is_pause_scheduled = False
-        self.pauses += 1
         for model_key in [key for key in self._paused if not self._is_backlogged(key)]:
             self._ring += self._paused.pop(model_key)
         if self._ring and not self._is_scheduled:

@@ -33,11 +33,6 @@ class NamespaceSlots:
         self._granted: set[NamespaceSlot] = set()
         self._queues: dict[str, deque[NamespaceSlot]] = {}  # by namespace; the first has the next turn
 
-    @property
-    def waiting(self) -> int:
-        """The number of queued slots."""
-        return sum(map(len, self._queues.values()))
-
     def acquire(self, on_granted: Callable[[], None], namespace: str) -> NamespaceSlot:
         """Returns a slot. ``on_granted`` is called with its turn, perhaps before this returns."""
         slot = NamespaceSlot(on_granted, self._release, namespace)

@@ -10,16 +10,14 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead_kvstore.errors import ProtocolError
 from fairlead_kvstore.events.zmtp import ZmtpStream
-from fairlead_kvstore.reader.buffered_bytes import BufferedBytes
-from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES, FairScheduler
-from fairlead_kvstore.reader.timers import ReaderLoop
+from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES
+from fairlead_kvstore.reader.reader_context import ReaderContext
 
 KV_FRAMES: Final = 8
 """Limit: parts of one message of KV events; valid ones have three or five."""
@@ -46,18 +44,6 @@ _MAX_SOCKET_PATH_BYTES: Final = 107
 
 SocketAddress = tuple[str, int] | str
 """Host and port, or the path of a unix socket."""
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionContext:
-    """The event loop, scheduler and limits by which connections are read. ``unread`` has the bytes
-    of all of them.
-    """
-
-    scheduler: FairScheduler
-    loop: ReaderLoop
-    limits: Limits
-    unread: BufferedBytes
 
 
 def socket_address(endpoint: str) -> SocketAddress:
@@ -167,7 +153,7 @@ class ZmtpConnection:
         endpoint: str,
         kind: str,
         model_key: str,
-        context: ConnectionContext,
+        context: ReaderContext,
         is_busy: Callable[[], bool],
         *,
         max_unread: int | None = None,

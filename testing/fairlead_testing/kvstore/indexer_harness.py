@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import httpx
 import zmq
@@ -24,7 +25,7 @@ from fairlead_kvstore.blockstore.types import InstanceState
 from fairlead_kvstore.events.types import EventFrame
 from fairlead_kvstore.index.sink import LocalSink
 from fairlead_kvstore.indexer.indexer import Indexer
-from fairlead_kvstore.reader.timers import ReaderRuntime
+from fairlead_kvstore.reader.reader_context import ReaderRuntime
 from fairlead_testing.kvstore.block_store import cached_depths
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmq_engine import ManualLoop, ZmqEngine
@@ -68,7 +69,7 @@ class IndexerHarness:
             self.store,
             self.sink,
             self._query,
-            ReaderRuntime(self.loop, self.clock, lambda: 1.0, limits),
+            ReaderRuntime(cast(asyncio.AbstractEventLoop, self.loop), self.clock, lambda: 1.0, limits),
             leased=leased,
         )
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

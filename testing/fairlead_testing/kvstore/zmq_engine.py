@@ -163,21 +163,21 @@ class ManualLoop:
         self._timers: list[_Timer] = []
 
     def call_later(self, delay: float, callback: Callable[[], object], /) -> "_Timer":
-        """Implements ``ReaderLoop``."""
+        """Replaces the method of asyncio's loop."""
         timer = _Timer(self._clock.now() + delay, callback)
         self._timers.append(timer)
         return timer
 
     def call_soon(self, callback: Callable[[], object], /) -> asyncio.Handle:
-        """Implements ``ReaderLoop``."""
+        """Replaces the method of asyncio's loop."""
         return self._loop.call_soon(callback)
 
     def add_reader(self, fd: int, callback: Callable[[], object], /) -> None:
-        """Implements ``ReaderLoop``."""
+        """Replaces the method of asyncio's loop."""
         self._loop.add_reader(fd, callback)
 
     def remove_reader(self, fd: int, /) -> bool:
-        """Implements ``ReaderLoop``."""
+        """Replaces the method of asyncio's loop."""
         return self._loop.remove_reader(fd)
 
     def advance(self, seconds: float) -> None:

@@ -115,7 +115,7 @@ async def test_engine_that_is_replaced_while_a_batch_is_applied_is_read_on() -> 
         engine.send(*frames(engine.engine, *(range(1_000 * at, 1_000 * at + 801) for at in range(100))))
         for _ in range(100_000):
             await asyncio.sleep(0)
-            if connection._is_paused and subscription.is_busy and len(scheduler) == 1:
+            if connection._is_paused and subscription.is_busy and len(scheduler._budgets) == 1:
                 break
         assert subscription.is_busy
         subscription.replace_engine("its supervisor says so")

@@ -16,7 +16,7 @@ from fairlead_kvstore.index.sink import LocalSink
 from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
-from fairlead_kvstore.reader.timers import ReaderRuntime
+from fairlead_kvstore.reader.reader_context import ReaderRuntime
 from fairlead_kvstore.redis.link import RedisLink
 
 
