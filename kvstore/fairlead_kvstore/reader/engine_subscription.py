@@ -182,6 +182,7 @@ class EngineSubscription:
         self.problem = "not connected yet"
         self.next_replay_connection_at = 0.0
         self._context = context
+        self._slice_bytes = context.limits.kv_slice_bytes
         self._sequencer = self._new_sequencer(position)
         self._application = EventApplication(context.store, instance, context.limits)
         self._connection: EventConnection | None = None
@@ -222,7 +223,7 @@ class EngineSubscription:
     def on_adapter_sources(self, sources: Mapping[str, str]) -> None:
         """Records where the engine loaded its adapters from, by name."""
         self._application.add([AdapterSource(name, source) for name, source in sources.items()])
-        self._apply_slice(self._context.limits.kv_slice_bytes)
+        self._apply_slice(self._slice_bytes)
 
     def start(self) -> None:
         """Connects, and reconnects whenever the connection ends."""
@@ -309,11 +310,11 @@ class EngineSubscription:
         equals that of the blocks.
         """
         self._has_received, self._failures = True, 0
-        counts = self.counts
+        counts, read_bytes = self.counts, 0
         following: list[StreamOutcome] = []
         for parts in messages:
             size = message_size(parts)
-            counts["bytes"] += size
+            read_bytes += size
             if self._has_too_much_waiting(size):
                 counts["unreadable:overflow"] += 1  # the next one shows a gap
                 continue
@@ -330,6 +331,7 @@ class EngineSubscription:
                 self._apply(following)
                 following = []
             self._on_live_frame(frame)
+        counts["bytes"] += read_bytes
         if following:
             self._apply(following)
 
@@ -341,7 +343,7 @@ class EngineSubscription:
 
     def _on_live_frame(self, frame: EventFrame) -> None:
         """Handles a frame that is not the next in order."""
-        self._apply_safely(lambda: self._sequencer.on_live_frame(frame))
+        self._apply_slice(self._slice_bytes, lambda: self._sequencer.on_live_frame(frame))
         if self._sequencer.is_replaying and self._context.buffered.is_over(self._namespace):
             self._fail_replay("too much is buffered for the replays of all engines")
 
@@ -376,7 +378,7 @@ class EngineSubscription:
             return
         if self._replay_slot is not None:
             self._set_replay_timer()
-        self._apply_safely(lambda: self._sequencer.on_replayed_frame(frame))
+        self._apply_slice(self._slice_bytes, lambda: self._sequencer.on_replayed_frame(frame))
 
     def on_replay_cut(self, reason: str) -> None:
         """Handles a connection for replays that ended: requests the rest if it brought batches."""
@@ -453,7 +455,7 @@ class EngineSubscription:
         if self._application.is_busy:
             cost = self._apply_slice(max_bytes)
         elif self._sequencer.is_draining:
-            cost = self._apply_safely(lambda: self._sequencer.on_drain(max_bytes))
+            cost = self._apply_slice(self._slice_bytes, lambda: self._sequencer.on_drain(max_bytes))
         if not self.is_busy:  # also where the batch was dropped
             self._resume_reading()
         used = max(cost, before - self._sequencer.held_bytes)
@@ -469,26 +471,17 @@ class EngineSubscription:
     # --- outcomes -------------------------------------------------------------------------------------------------------
 
     def _apply(self, outcomes: list[StreamOutcome]) -> None:
-        self._apply_safely(lambda: outcomes)
+        self._apply_slice(self._slice_bytes, lambda: outcomes)
 
-    def _apply_safely(self, outcomes: Callable[[], list[StreamOutcome]]) -> int:
-        """Applies outcomes, or a slice of them; the rest waits for ``read``. Returns the cost in
-        bytes.
+    def _apply_slice(self, max_bytes: int, outcomes: Callable[[], list[StreamOutcome]] = list) -> int:
+        """Applies outcomes behind those that wait, up to a slice; the rest waits for ``read``.
+        Returns the cost in bytes.
+
+        An unexpected exception is logged and costs this instance's blocks, not the process.
         """
         try:
             self._application.add(outcomes())
-        except Exception:  # noqa: BLE001  # it is logged
-            self._on_defect()
-            return 0
-        return self._apply_slice(self._context.limits.kv_slice_bytes)
-
-    def _apply_slice(self, max_bytes: int) -> int:
-        """Applies what waits, up to a slice. An unexpected exception is logged and costs this
-        instance's blocks, not the process.
-        """
-        context = self._context
-        try:
-            found = self._application.run(context.clock.now(), min(max_bytes, context.limits.kv_slice_bytes))
+            found = self._application.run(self._context.clock.now(), min(max_bytes, self._slice_bytes))
         except Exception:  # noqa: BLE001  # it is logged
             self._on_defect()
             return 0
