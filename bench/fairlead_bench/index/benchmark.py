@@ -361,14 +361,12 @@ def measure_matches(seed: int) -> dict[str, float]:
     mirror = IndexReplica()
     names = [f"e-{number}/8000/0" for number in range(INSTANCES)]
     for name in names:
-        mirror.apply(
-            [BlocksStored(name, StorageTier.GPU, 0, [draw.getrandbits(64) for _ in range(_OTHERS // INSTANCES)])]
-        )
+        mirror.apply([BlocksStored(name, StorageTier.GPU, [draw.getrandbits(64) for _ in range(_OTHERS // INSTANCES)])])
     chains = [[draw.getrandbits(64) for _ in range(BLOCKS)] for _ in range(4)]
     everywhere, depths, nobody, slower = chains
     for name in names:
-        mirror.apply([BlocksStored(name, StorageTier.GPU, 0, everywhere)])
-        mirror.apply([BlocksStored(name, StorageTier.GPU, 0, depths[: draw.randrange(1, BLOCKS + 1)])])
+        mirror.apply([BlocksStored(name, StorageTier.GPU, everywhere)])
+        mirror.apply([BlocksStored(name, StorageTier.GPU, depths[: draw.randrange(1, BLOCKS + 1)])])
     found = {
         "all of it everywhere": _fastest_round(mirror, everywhere),
         "a random depth on each": _fastest_round(mirror, depths),
@@ -379,8 +377,8 @@ def measure_matches(seed: int) -> dict[str, float]:
         half = draw.randrange(1, BLOCKS)
         mirror.apply(
             [
-                BlocksStored(name, StorageTier.GPU, 0, slower[:half]),
-                BlocksStored(name, StorageTier.CPU, 0, slower[half:]),
+                BlocksStored(name, StorageTier.GPU, slower[:half]),
+                BlocksStored(name, StorageTier.CPU, slower[half:]),
             ]
         )
     found["in the GPU, then in CPU memory"] = _fastest_round(mirror, slower)

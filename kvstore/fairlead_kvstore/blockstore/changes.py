@@ -2,7 +2,7 @@
 
 Blocks are block hashes (``block_hash.py``). ``BlocksStored`` and ``BlocksRemoved`` report the first
 and the last copy only: a block with two copies is stored once. Applying a change again does no
-harm.
+harm. Blocks that are stored in succession, or removed, are one change.
 """
 
 import msgspec
@@ -11,13 +11,10 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 
 
 class BlocksStored(msgspec.Struct, gc=False):
-    """A chain of blocks that is now in ``tier``. The first follows ``parent``, a block or the
-    chain's root.
-    """
+    """Blocks that are now in ``tier``, in the order of their events."""
 
     instance: str
     tier: StorageTier
-    parent: int
     hashes: list[int]
 
 

@@ -32,10 +32,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from fairlead.limits import Limits
-from fairlead_kvstore.blockstore import changes
 from fairlead_kvstore.blockstore.block_hash import TOKEN_BYTES, chain_root, engine_hash
 from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TICK_SECONDS, TIER_SHIFT, BlockTable, tick_of
-from fairlead_kvstore.blockstore.changes import BlocksStored, Change, InstanceCleared
+from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, InstanceCleared
 from fairlead_kvstore.blockstore.completeness import Completeness
 from fairlead_kvstore.blockstore.event_runs.orphan_blocks import FollowUps, OrphanBlocks
 from fairlead_kvstore.blockstore.event_runs.pending_run import (
@@ -43,6 +42,7 @@ from fairlead_kvstore.blockstore.event_runs.pending_run import (
     PendingRun,
     RunBytes,
     handle_list,
+    open_hashes,
     pending_run,
 )
 from fairlead_kvstore.blockstore.lora_generations import MAX_SCANNED_ROWS, LoraGenerations
@@ -361,9 +361,9 @@ class InstanceBlocks:
             self._orphans.add(item)
             return False
         known_only = item.content.extras is None and item.tier is not StorageTier.GPU and self.names_extras
-        run = item.add_to(table, start, index, known_only, self.instance, self.counters)
-        if table is self.blocks:
-            out += run
+        new = item.add_to(table, start, index, known_only, self.counters)
+        if new and table is self.blocks:
+            open_hashes(BlocksStored, self.instance, item.tier, out).extend(new)
         return True
 
     # --- removed --------------------------------------------------------------------------------------------------------
@@ -420,11 +420,7 @@ class InstanceBlocks:
         table = self.blocks
         if table.duplicates and table.is_in_duplicate(row, TIER_SHIFT[tier]):
             return
-        last = out[-1] if out else None
-        if isinstance(last, changes.BlocksRemoved) and last.tier is tier and last.instance == self.instance:
-            last.hashes.append(table.block_hashes[row])
-        else:
-            out.append(changes.BlocksRemoved(self.instance, tier, [table.block_hashes[row]]))
+        open_hashes(BlocksRemoved, self.instance, tier, out).append(table.block_hashes[row])
 
     def _update_evicted_age(self, seconds: float) -> None:
         """Updates the idle time of evicted blocks, smoothed over some twenty evictions."""
@@ -475,12 +471,12 @@ class InstanceBlocks:
         count = len(handles) // HANDLE_BYTES
         self.counters.stored += count
         run = RunBytes(handles, tokens, block_size * TOKEN_BYTES, StorageTier.GPU, tick)
-        found: list[BlocksStored] = []
-        done, block_hash, is_open = run.add_to(blocks, start, 0, self.instance, found)
+        new = list[int]()
+        done, block_hash = run.add_to(blocks, start, 0, new)
         if done < count:
-            rest = run.rest(done, found[-1] if is_open else None)
-            found += rest.add_to(blocks, (block_hash, start[1] + done), 0, False, self.instance, self.counters)
-        out += found
+            run.run().add_from(done, blocks, (block_hash, start[1] + done), 0, False, self.counters, new)
+        if new:
+            open_hashes(BlocksStored, self.instance, StorageTier.GPU, out).extend(new)
         return True
 
     def _remove_scanned(self, event: ScannedEvent, tick: int, out: list[Change]) -> None:

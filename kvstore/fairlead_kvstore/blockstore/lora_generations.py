@@ -40,6 +40,7 @@ from typing import Final
 from fairlead.names import MAX_NAME_BYTES
 from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TIER_SHIFT, BlockTable
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change
+from fairlead_kvstore.blockstore.event_runs.pending_run import open_hashes
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS
 from fairlead_kvstore.blockstore.types import AdapterSnapshot
 
@@ -355,7 +356,7 @@ class LoraGenerations:
                     if main.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES and not main.is_in_duplicate(
                         row, TIER_SHIFT[tier]
                     ):
-                        _append_removed(self._instance, tier, main.block_hashes[row], out)
+                        open_hashes(BlocksRemoved, self._instance, tier, out).append(main.block_hashes[row])
                 _move(main, row, blocks)
                 moved += 1
             yield _step_cost(moved)
@@ -404,21 +405,13 @@ class LoraGenerations:
                 for tier in INSTANCE_TIERS:
                     shift = TIER_SHIFT[tier]
                     if after >> shift & MAX_COPIES and not before >> shift & MAX_COPIES:
-                        out.append(BlocksStored(self._instance, tier, blocks.parents[row], [blocks.block_hashes[row]]))
+                        open_hashes(BlocksStored, self._instance, tier, out).append(blocks.block_hashes[row])
             yield _step_cost(moved)
 
 
 def _step_cost(moved: int) -> int:
     """Returns the cost in bytes of looking at ``_ROWS_PER_STEP`` rows and moving some of them."""
     return _ROWS_PER_STEP + moved * _MOVED_ROW_BYTES
-
-
-def _append_removed(instance: str, tier: int, block_hash: int, out: list[Change]) -> None:
-    last = out[-1] if out else None
-    if isinstance(last, BlocksRemoved) and last.tier == tier and last.instance == instance:
-        last.hashes.append(block_hash)
-    else:
-        out.append(BlocksRemoved(instance, INSTANCE_TIERS[tier], [block_hash]))
 
 
 def _move(source: BlockTable, row: int, into: BlockTable) -> None:

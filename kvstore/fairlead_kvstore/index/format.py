@@ -89,7 +89,7 @@ class HintsHeader(msgspec.Struct):
 class _Stored(msgspec.Struct, tag="s", array_like=True, gc=False):
     instance: int
     tier: int
-    parent: int
+    reserved: int  # 0, in place of a field of earlier releases that none of them reads
     hashes: list[int]
 
 
@@ -194,7 +194,7 @@ def _encode_change(change: Change, numbers: dict[str, int], wall_offset: float) 
         return _Expired(change.hashes)
     number = numbers.setdefault(change.instance, len(numbers))
     if isinstance(change, changes.BlocksStored):
-        return _Stored(number, change.tier, change.parent, change.hashes)
+        return _Stored(number, change.tier, 0, change.hashes)
     if isinstance(change, changes.BlocksRemoved):
         return _Removed(number, change.tier, change.hashes)
     if isinstance(change, changes.CompletenessChanged):
@@ -223,7 +223,7 @@ def _decode_change(change: _WireChange, names: list[str], model_key: str, wall_o
         raise IndexError
     name = names[change.instance]
     if isinstance(change, _Stored):
-        return changes.BlocksStored(name, INSTANCE_TIERS[_checked_tier(change.tier)], change.parent, change.hashes)
+        return changes.BlocksStored(name, INSTANCE_TIERS[_checked_tier(change.tier)], change.hashes)
     if isinstance(change, _Removed):
         return changes.BlocksRemoved(name, INSTANCE_TIERS[_checked_tier(change.tier)], change.hashes)
     if isinstance(change, _Marked):

@@ -23,7 +23,7 @@ ScannedEvent = tuple[Any, ...]
 ScannedBatch = tuple[float, str | None, int, list[ScannedEvent]]
 EventScan = Callable[[bytes, int, int, int], ScannedBatch | None]
 MessageRead = Callable[[bytearray, int, int, int, int, list[list[bytes]]], tuple[int, int]]
-RowAdd = Callable[..., tuple[int, int, int, int, int, bool]]
+RowAdd = Callable[..., tuple[int, int, int, int, int]]
 RowFind = Callable[[tuple[Any, ...], "array[int]", int, int], int]
 EntryEncode = Callable[[list[Any], type, type, dict[str, int], Callable[[Any], bytes]], bytes]
 

@@ -5,17 +5,16 @@ def find_row(index: tuple[Any, ...], keys: array[int], factor: int, key: int) ->
 def add_run(
     columns: tuple[Any, ...],
     by_handle: tuple[Any, ...],
-    by_own: tuple[Any, ...],
+    by_block_hash: tuple[Any, ...],
     factor: int,
     handles: bytes,
     tokens: bytes,
     width: int,
-    own: int,
+    block_hash: int,
     depth: int,
     adapter: int,
     shift: int,
     tick: int,
     start: int,
-    found: list[Any],
-    is_open: bool,
-) -> tuple[int, int, int, int, int, bool]: ...
+    new: list[int],
+) -> tuple[int, int, int, int, int]: ...

@@ -66,8 +66,7 @@ def add_run(
     int shift,
     uint32_t tick,
     Py_ssize_t start,
-    list found not None,
-    bint is_open,
+    list new not None,
 ):
     """Adds one copy of each block of a run to a table that has no duplicates, until an index must grow,
     or up to a block that must be added in Python.
@@ -77,11 +76,10 @@ def add_run(
     block_hash, depth: the hash of the block before the next one, and the depth of the first one.
     shift: of the tier, in the column of copies.
     start: the number of blocks that were added before.
-    found, is_open: gets each chain of new blocks, as its parent and the list of its hashes; and
-        whether the last chain goes on with the next block.
+    new: gets the hashes of new blocks.
 
-    Returns how many blocks are added now, the hash of the last one, how many rows were entered, the
-    segment of each index that must grow (-1: none), and `is_open`.
+    Returns how many blocks are added now, the hash of the last one, how many rows were entered, and
+    the segment of each index that must grow (-1: none).
     """
     cdef array.array handle_column = <array.array>PyTuple_GET_ITEM(columns, 0)
     cdef array.array hash_column = <array.array>PyTuple_GET_ITEM(columns, 1)
@@ -97,7 +95,6 @@ def add_run(
     cdef uint32_t *hash_cell
     cdef int64_t full = -1, full_hash = -1
     cdef Py_ssize_t entered = 0
-    cdef list run = found[len(found) - 1] if is_open else None
     if width <= 0 or PyBytes_GET_SIZE(tokens) < blocks * width or not 0 <= shift <= 16:
         raise ValueError("each block needs its tokens")
     number = start
@@ -114,7 +111,6 @@ def add_run(
             if ticks.data.as_uints[row] < tick:
                 ticks.data.as_uints[row] = tick
             if copies:
-                run = None
                 number += 1
                 continue
         else:
@@ -141,13 +137,9 @@ def add_run(
                 full = segment
             if _is_full(by_block_hash, hash_segment):
                 full_hash = hash_segment
-        if run is None:
-            run = []
-            found.append(parent)
-            found.append(run)
-        run.append(block_hash)
+        new.append(block_hash)
         number += 1
-    return number, block_hash, entered, full, full_hash, run is not None
+    return number, block_hash, entered, full, full_hash
 
 
 cdef inline uint32_t *_seek(tuple index, const uint64_t *keys, uint64_t factor, uint64_t key, uint32_t *segment):

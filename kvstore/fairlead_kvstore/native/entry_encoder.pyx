@@ -50,22 +50,22 @@ def encode_changes(list changes not None, stored, removed, dict instance_numbers
         free(output.start)
 
 
-cdef int _write_change(Output *output, unsigned char tag, object change, dict instance_numbers, bint has_parent) except -1:
-    """Writes blocks that were stored or removed: tag, instance, tier, parent if any, hashes."""
+cdef int _write_change(Output *output, unsigned char tag, object change, dict instance_numbers, bint has_reserved) except -1:
+    """Writes blocks that were stored or removed: tag, instance, tier, a reserved 0 if any, hashes."""
     cdef list hashes = change.hashes
     cdef object name = change.instance, instance_number = instance_numbers.get(name)
     cdef uint64_t number
     if instance_number is None:
         instance_number = instance_numbers[name] = len(instance_numbers)
     _reserve(output, MAX_HEAD + MAX_NUMBER * (3 + len(hashes)))
-    output.start[output.size] = FIXARRAY | (5 if has_parent else 4)
+    output.start[output.size] = FIXARRAY | (5 if has_reserved else 4)
     output.start[output.size + 1] = 0xA1
     output.start[output.size + 2] = tag
     output.size += 3
     _write_number(output, instance_number)
     _write_number(output, change.tier)
-    if has_parent:
-        _write_number(output, change.parent)
+    if has_reserved:
+        _write_number(output, 0)
     _write_array_head(output, len(hashes))
     for block_hash in hashes:
         number = block_hash

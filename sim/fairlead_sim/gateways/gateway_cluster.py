@@ -100,7 +100,7 @@ class ReportedIndex:
                 case BlocksStored():
                     new = [key for key in event.keys if not copies[key, tier]]
                     copies.update([(key, tier) for key in event.keys])
-                    changes.append(index_changes.BlocksStored(instance, tier, event.parent or 0, new))
+                    changes.append(index_changes.BlocksStored(instance, tier, new))
                 case BlockEvicted():
                     tier = StorageTier[event.tier.upper()]
                     copies[event.key, tier] -= 1

@@ -70,7 +70,7 @@ async def test_match_names_the_slowest_needed_tier(
         await scene.prompt("a", PROMPT)
         hashes = [own for own, _ in scene.indexer.store.content("a")]
         await scene.write_changes(
-            BlocksStored("b", StorageTier.GPU, 0, hashes), BlocksStored("a", StorageTier.CPU, 0, hashes)
+            BlocksStored("b", StorageTier.GPU, hashes), BlocksStored("a", StorageTier.CPU, hashes)
         )
         await scene.write_changes(BlocksRemoved("a", StorageTier.GPU, hashes))
         assert await scene.run_command(index_match, model=MODEL, tokens=tokens) == 0
@@ -310,7 +310,7 @@ async def test_watch_prints_one_line_per_batch_and_filters(server: Valkey, capsy
         async def some() -> None:
             await scene.prompt("a", PROMPT)
             await scene.write_changes(
-                BlocksStored("b", StorageTier.CPU, 0, [1, 2]), BlocksRemoved("a", StorageTier.GPU, [3])
+                BlocksStored("b", StorageTier.CPU, [1, 2]), BlocksRemoved("a", StorageTier.GPU, [3])
             )
 
         await scene.prompt("b", [*range(90, 98)])
@@ -341,7 +341,7 @@ async def test_verify_counts_ghost_and_missing_blocks(server: Valkey, capsys: py
         await scene.prompt("b", PROMPT)
         some = [own for own, _ in scene.indexer.store.content("b")]
         await scene.write_changes(
-            BlocksStored("a", StorageTier.GPU, 0, [1, 2, 3]), BlocksRemoved("b", StorageTier.GPU, some[:2])
+            BlocksStored("a", StorageTier.GPU, [1, 2, 3]), BlocksRemoved("b", StorageTier.GPU, some[:2])
         )
         assert await scene.run_command(index_verify, output="json") == 1
         report = printed(capsys)

@@ -210,7 +210,7 @@ def test_blocks_that_move_to_slower_memory_are_known_there() -> None:
     place.serve("a", prompt)
     owns = [link.token_hash for _, link in place.bridge.table.items() if link.token_hash]
     place.settle()
-    place.report([BlocksStored("a", StorageTier.CPU, 0, owns), BlocksRemoved("a", StorageTier.GPU, owns)])
+    place.report([BlocksStored("a", StorageTier.CPU, owns), BlocksRemoved("a", StorageTier.GPU, owns)])
     place.settle()
     assert place.credited("a", prompt) <= BYTES
     assert place.credited("a", prompt, StorageTier.CPU) > 0.9 * prompt.size
@@ -251,7 +251,7 @@ def test_depths_of_all_tiers_are_those_of_the_engines_table(
         moved = owns[first : first + count]
         for own in moved:
             (held[own].add if is_stored else held[own].discard)(tier)
-        place.report([(BlocksStored("a", tier, 0, moved) if is_stored else BlocksRemoved("a", tier, moved))])
+        place.report([(BlocksStored("a", tier, moved) if is_stored else BlocksRemoved("a", tier, moved))])
         if first % 3 == 0:
             place.settle(0.0)
     place.settle(0.0)

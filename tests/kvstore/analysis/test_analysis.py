@@ -15,9 +15,9 @@ def test_block_in_two_tiers_counts_once_and_empty_instances_are_listed() -> None
     mirror = IndexReplica()
     mirror.apply(
         [
-            BlocksStored("a", StorageTier.GPU, 0, [1, 2, 3]),
-            BlocksStored("a", StorageTier.CPU, 0, [2]),
-            BlocksStored("b", StorageTier.DISK, 0, [3]),
+            BlocksStored("a", StorageTier.GPU, [1, 2, 3]),
+            BlocksStored("a", StorageTier.CPU, [2]),
+            BlocksStored("b", StorageTier.DISK, [3]),
         ]
     )
     mirror.apply([CompletenessChanged("c", False, "no KV event was read yet", 0.0)])
@@ -30,7 +30,7 @@ def test_block_in_two_tiers_counts_once_and_empty_instances_are_listed() -> None
 
 def test_clear_makes_shared_blocks_unique_to_other_instances() -> None:
     mirror = IndexReplica()
-    mirror.apply([BlocksStored(name, StorageTier.GPU, 0, [1, 2]) for name in "ab"])
+    mirror.apply([BlocksStored(name, StorageTier.GPU, [1, 2]) for name in "ab"])
     mirror.apply([InstanceCleared("a", 2, "restarted"), InstanceDetached("a")])
     assert count_blocks(mirror) == {"b": BlockCounts(gpu=2, blocks=2, unique=2)}
     assert list(mirror.blocks_of("a")) == []
@@ -47,7 +47,7 @@ def test_counts_equal_a_naive_count(reported: list[tuple[str, StorageTier, set[i
     mirror = IndexReplica()
     held: dict[str, set[tuple[int, StorageTier]]] = {}
     for name, tier, blocks in reported:
-        mirror.apply([BlocksStored(name, tier, 0, sorted(blocks))])
+        mirror.apply([BlocksStored(name, tier, sorted(blocks))])
         held.setdefault(name, set()).update((own, tier) for own in blocks)
     counts = count_blocks(mirror)
     assert set(counts) == set(held)
@@ -86,9 +86,9 @@ def test_count_unique_counts_blocks_of_one_attached_instance_in_any_tier() -> No
     mirror = IndexReplica()
     mirror.apply(
         [
-            BlocksStored("a", StorageTier.GPU, 0, [1, 2, 3]),
-            BlocksStored("a", StorageTier.CPU, 0, [3]),
-            BlocksStored("b", StorageTier.DISK, 0, [2, 4]),
+            BlocksStored("a", StorageTier.GPU, [1, 2, 3]),
+            BlocksStored("a", StorageTier.CPU, [3]),
+            BlocksStored("b", StorageTier.DISK, [2, 4]),
         ]
     )
     assert mirror.count_unique([1, 2, 3, 4, 5]) == {"a": 2, "b": 1}
@@ -101,6 +101,6 @@ def test_count_unique_counts_blocks_of_one_attached_instance_in_any_tier() -> No
 def test_count_unique_of_all_blocks_equals_the_unique_block_counts(reported: list[tuple[str, set[int]]]) -> None:
     mirror = IndexReplica()
     for name, blocks in reported:
-        mirror.apply([BlocksStored(name, StorageTier.GPU, 0, sorted(blocks))])
+        mirror.apply([BlocksStored(name, StorageTier.GPU, sorted(blocks))])
     unique = {name: counts.unique for name, counts in count_blocks(mirror).items() if counts.unique}
     assert mirror.count_unique(range(1, 21)) == unique

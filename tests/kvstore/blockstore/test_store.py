@@ -29,14 +29,13 @@ def test_cold_prompt_is_stored_extended_and_removed() -> None:
     assert index.depths() == (3, 3, 3, 3)
 
 
-def test_stored_change_names_its_parent() -> None:
+def test_successive_blocks_of_one_tier_are_one_change_and_keep_their_order() -> None:
     index = SingleInstanceStore()
-    first = index.apply(stored_event(0, 1))
-    second = index.apply(stored_event(2, 3))
-    assert [change.parent for change in [*first, *second] if isinstance(change, changes.BlocksStored)] == [
-        chain_root(MODEL),
-        BLOCK_HASHES[1],
-    ]
+    reported = index.apply(stored_event(0, 1), stored_event(2, 3), removed_event(3), stored_event(3, 3))
+    summary = [("BlocksStored", [0, 1, 2, 3]), ("BlocksRemoved", [3]), ("BlocksStored", [3])]
+    assert change_summary(reported) == summary
+    reported = index.apply(stored_event(0, 0, medium="CPU"), stored_event(4, 4))
+    assert change_summary(reported) == [("BlocksStored", [0]), ("BlocksStored", [4])]
 
 
 def test_block_with_two_copies_goes_with_its_second_removal() -> None:
@@ -49,7 +48,7 @@ def test_block_with_two_copies_goes_with_its_second_removal() -> None:
 
 def test_repeated_store_reports_only_new_blocks() -> None:
     index = store_with(stored_event(0, 4), removed_event(4), removed_event(1))
-    assert change_summary(index.apply(stored_event(0, 5))) == [("BlocksStored", [1]), ("BlocksStored", [4, 5])]
+    assert change_summary(index.apply(stored_event(0, 5))) == [("BlocksStored", [1, 4, 5])]
 
 
 def test_removal_of_unknown_blocks_is_counted_and_no_error() -> None:
@@ -155,7 +154,7 @@ def test_orphans_wait_for_all_ancestors() -> None:
     assert index.apply(stored_event(4, 5)) == index.apply(stored_event(2, 3)) == []
     assert (index.store.state("i").orphans, index.depths()[0]) == (4, 0)
     reported = index.apply(stored_event(0, 1))
-    assert change_summary(reported) == [("BlocksStored", [0, 1]), ("BlocksStored", [2, 3]), ("BlocksStored", [4, 5])]
+    assert change_summary(reported) == [("BlocksStored", [0, 1, 2, 3, 4, 5])]
     assert (index.store.state("i").orphans, index.counts.linked, index.depths()[0]) == (0, 4, 6)
 
 

@@ -85,7 +85,7 @@ async def test_instance_without_a_snapshot_is_loaded_from_the_stream(server: Val
         book = world.writer._models[MODEL]
         reported = [
             CompletenessChanged("new/8000/0", True, "", 1.0),
-            BlocksStored("new/8000/0", StorageTier.GPU, 1, [11, 12]),
+            BlocksStored("new/8000/0", StorageTier.GPU, [11, 12]),
         ]
         world.writer.offer(MODEL, reported)
         await world.writer._write_waiting(book)

@@ -143,9 +143,9 @@ def test_match_returns_the_longest_run_of_each_instance_deepest_first() -> None:
     mirror = IndexReplica()
     path = list(range(10, 20))
     mirror.apply(
-        [changes.BlocksStored("a", StorageTier.GPU, 0, path[:4]), changes.BlocksStored("b", StorageTier.GPU, 0, path)]
+        [changes.BlocksStored("a", StorageTier.GPU, path[:4]), changes.BlocksStored("b", StorageTier.GPU, path)]
     )
-    mirror.apply([changes.BlocksStored("c", StorageTier.GPU, path[0], path[1:])])  # it lacks the first
+    mirror.apply([changes.BlocksStored("c", StorageTier.GPU, path[1:])])  # it lacks the first
     assert mirror.match(path) == (InstanceMatch("b", (10, 10, 10, 10)), InstanceMatch("a", (4, 4, 4, 4)))
     mirror.apply([changes.BlocksRemoved("b", StorageTier.GPU, [path[2]])])  # a hole in the middle
     assert mirror.match(path) == (InstanceMatch("a", (4, 4, 4, 4)), InstanceMatch("b", (2, 2, 2, 2)))
@@ -157,14 +157,14 @@ def test_slower_tiers_extend_faster_ones_and_hints_come_last() -> None:
     mirror = IndexReplica()
     path = list(range(10, 20))
     for instance in ("x", "a", "y"):
-        mirror.apply([changes.BlocksStored(instance, StorageTier.GPU, 0, path[:2])])
+        mirror.apply([changes.BlocksStored(instance, StorageTier.GPU, path[:2])])
     mirror.apply(
         [
-            changes.BlocksStored("a", StorageTier.CPU, 0, path[:5]),
-            changes.BlocksStored("a", StorageTier.DISK, 0, path[5:6]),
+            changes.BlocksStored("a", StorageTier.CPU, path[:5]),
+            changes.BlocksStored("a", StorageTier.DISK, path[5:6]),
         ]
     )
-    mirror.apply([changes.HintsAdded(MODEL, path[6:8], 50.0), changes.BlocksStored("y", StorageTier.GPU, 0, path[7:9])])
+    mirror.apply([changes.HintsAdded(MODEL, path[6:8], 50.0), changes.BlocksStored("y", StorageTier.GPU, path[7:9])])
     mirror.apply([changes.HintsAdded(MODEL, path[2:6], 60.0)])
     assert mirror.match(path) == (
         InstanceMatch("a", (2, 5, 6, 8)),
@@ -210,17 +210,17 @@ def test_cached_match_is_right_after_any_change(tier: StorageTier) -> None:
 
     for number in range(10):
         name = f"i{number}"
-        apply_to_both(changes.BlocksStored(name, StorageTier.GPU, 0, path[: number + 2]))
-        apply_to_both(changes.BlocksStored(name, tier, 0, path[number + 1 : number + 4]))
+        apply_to_both(changes.BlocksStored(name, StorageTier.GPU, path[: number + 2]))
+        apply_to_both(changes.BlocksStored(name, tier, path[number + 1 : number + 4]))
     assert mirror._chain_results, "these are kept"
     apply_to_both(changes.BlocksRemoved("i9", StorageTier.GPU, [path[4]]))
-    apply_to_both(changes.BlocksStored("i9", StorageTier.GPU, 0, [path[4]]))
+    apply_to_both(changes.BlocksStored("i9", StorageTier.GPU, [path[4]]))
     apply_to_both(changes.InstanceCleared("i5", 2, "a test"))
     apply_to_both(changes.InstanceDetached("i6"))
     mirror.sweep(1_000)
     agrees()
-    apply_to_both(changes.BlocksStored("new", StorageTier.GPU, 0, path[:9]))
-    apply_to_both(changes.BlocksStored("i5", StorageTier.GPU, 0, path[:3]))
+    apply_to_both(changes.BlocksStored("new", StorageTier.GPU, path[:9]))
+    apply_to_both(changes.BlocksStored("i5", StorageTier.GPU, path[:3]))
     apply_to_both(changes.HintsAdded(MODEL, [77], 5.0))
     apply_to_both(changes.HintsExpired(MODEL, [77]))
 
@@ -231,7 +231,7 @@ def test_detached_instance_is_dropped_at_once_and_its_bits_are_reused() -> None:
         name = f"i{number}"
         mirror.apply(
             [
-                changes.BlocksStored(name, StorageTier.GPU, 0, [1, 2, number + 10]),
+                changes.BlocksStored(name, StorageTier.GPU, [1, 2, number + 10]),
                 changes.CompletenessChanged(name, True, "", 0.0),
             ]
         )
@@ -250,7 +250,7 @@ def test_engine_that_clears_its_cache_with_each_event_causes_no_sweep_of_all_blo
 ) -> None:
     mirror, swept = IndexReplica(), 0
     many = list(range(1, 50_001))
-    mirror.apply([changes.BlocksStored("other", StorageTier.GPU, 0, many)])
+    mirror.apply([changes.BlocksStored("other", StorageTier.GPU, many)])
     sweep = mirror.sweep
 
     def counted(most: int) -> bool:
@@ -259,7 +259,7 @@ def test_engine_that_clears_its_cache_with_each_event_causes_no_sweep_of_all_blo
         return sweep(most)
 
     monkeypatch.setattr(mirror, "sweep", counted)
-    pair = (changes.BlocksStored("flaps", StorageTier.GPU, 0, [1, 2]), changes.InstanceCleared("flaps", 2, "cleared"))
+    pair = (changes.BlocksStored("flaps", StorageTier.GPU, [1, 2]), changes.InstanceCleared("flaps", 2, "cleared"))
     mirror.apply(pair * 4_000)
     for _ in range(100):
         mirror.apply(pair)
@@ -274,7 +274,7 @@ def test_engine_that_clears_its_cache_with_each_event_causes_no_sweep_of_all_blo
 
 def test_blocks_above_the_limit_are_counted_and_not_credited() -> None:
     mirror = IndexReplica(max_blocks=3)
-    mirror.apply([changes.BlocksStored("a", StorageTier.GPU, 0, [1, 2, 3, 4, 5])])
+    mirror.apply([changes.BlocksStored("a", StorageTier.GPU, [1, 2, 3, 4, 5])])
     mirror.load_rows("b", [1, 9], [1, 1])
     assert (len(mirror), mirror.dropped) == (3, 3)
     assert mirror.match([1, 2, 3, 4]) == (InstanceMatch("a", (3, 3, 3, 3)), InstanceMatch("b", (1, 1, 1, 1)))
@@ -283,19 +283,19 @@ def test_blocks_above_the_limit_are_counted_and_not_credited() -> None:
 def test_instances_above_the_limit_are_counted_and_not_credited() -> None:
     mirror = IndexReplica(max_instances=2)
     names = [f"e{number}" for number in range(1_000)]
-    mirror.apply([changes.BlocksStored(name, StorageTier.GPU, 0, [number + 1]) for number, name in enumerate(names)])
+    mirror.apply([changes.BlocksStored(name, StorageTier.GPU, [number + 1]) for number, name in enumerate(names)])
     mirror.apply([changes.CompletenessChanged(name, True, "", 0.0) for name in names])
     mirror.load_rows("another", [1, 2], [1, 1])
     assert (mirror.instances(), mirror.dropped) == (("e0", "e1"), 1_000)
-    mirror.apply([changes.InstanceDetached("e0"), changes.BlocksStored("later", StorageTier.GPU, 0, [7])])
+    mirror.apply([changes.InstanceDetached("e0"), changes.BlocksStored("later", StorageTier.GPU, [7])])
     assert mirror.holders(7) == {"later": (StorageTier.GPU,)}
 
 
 def test_local_sink_updates_replicas_without_redis() -> None:
     heard: list[tuple[str, int]] = []
     sink = LocalSink(on_changes=lambda key, reported: heard.append((key, len(sink.replica(key)))))
-    sink.offer(MODEL, [changes.BlocksStored("a", StorageTier.GPU, 0, [1, 2])])
+    sink.offer(MODEL, [changes.BlocksStored("a", StorageTier.GPU, [1, 2])])
     sink.offer(MODEL, [])
-    sink.offer("default/other", [changes.BlocksStored("b", StorageTier.GPU, 0, [1])])
+    sink.offer("default/other", [changes.BlocksStored("b", StorageTier.GPU, [1])])
     assert sink.replica(MODEL).match([1, 2]) == (InstanceMatch("a", (2, 2, 2, 2)),)
     assert heard == [(MODEL, 2), ("default/other", 1)], "each is told after the mirror has it"

@@ -1,8 +1,14 @@
-"""When a writer stores instances again, by the bytes of its stream. Pure."""
+"""When a writer stores instances again, by the bytes of its stream, and the form of its entries.
+
+Pure.
+"""
+
+import msgspec
 
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.changes import BlocksStored, Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.index.format import decode_entry_with_time, encode_entry
 from fairlead_kvstore.index.writer_state import INDEX_STREAM_BYTES, MAX_CHANGES_PER_ENTRY, ModelWriteState, StreamBound
 
 LIMITS = Limits()
@@ -10,7 +16,7 @@ LIMITS = Limits()
 
 def write_entry(state: ModelWriteState, instance: str, size: int) -> int | None:
     """Writes an entry of one change, and returns from where it cuts the stream."""
-    state.offer([BlocksStored(instance, StorageTier.GPU, 0, [1])])
+    state.offer([BlocksStored(instance, StorageTier.GPU, [1])])
     state.take_changes()
     trim = state.prepare_entry(bytes(size)).trim
     state.on_acknowledged()
@@ -52,7 +58,7 @@ def test_long_stream_of_an_idle_model_is_not_stored_again_and_again() -> None:
 
 def test_very_many_small_changes_of_one_batch_are_written_in_several_entries() -> None:
     state, count = led_state(StreamBound(1_000_000)), 3 * MAX_CHANGES_PER_ENTRY
-    offered: list[Change] = [BlocksStored("a", StorageTier.GPU, 0, [number]) for number in range(count)]
+    offered: list[Change] = [BlocksStored("a", StorageTier.GPU, [number]) for number in range(count)]
     state.offer(offered)
     assert state.waiting_entries == 4
     written: list[Change] = []
@@ -62,3 +68,11 @@ def test_very_many_small_changes_of_one_batch_are_written_in_several_entries() -
         written += taken
     assert written == offered
     assert (state.waiting_blocks, state.waiting_entries) == (0, 1)
+
+
+def test_stored_changes_keep_the_form_that_earlier_releases_read_and_wrote() -> None:
+    change = BlocksStored("a", StorageTier.CPU, [1, 2])
+    data = encode_entry([change], 1.5, 0.0)
+    assert data == b"\x01" + msgspec.msgpack.encode([1.5, ["a"], [["s", 0, 1, 0, [1, 2]]]])
+    earlier = b"\x01" + msgspec.msgpack.encode([1.5, ["a"], [["s", 0, 1, 2**63, [1, 2]]]])
+    assert decode_entry_with_time(earlier, "default/tiny", 0.0) == (1.5, [change])

@@ -281,7 +281,7 @@ def _fill(runs: list[Run], width: int) -> tuple[BlockTable, list[Any], EventCoun
         data = b"".join(xxhash.xxh3_64_digest(b"%d" % (handle % 50)) * width for handle in handles)
         content = BlockContent(data[: len(handles) * width], width, None)
         item = PendingRun(-1, handles, content, tier, None, tick)
-        changes.append(item.add_to(table, (own, 3), 2, False, "i", counters))
+        changes.append(item.add_to(table, (own, 3), 2, False, counters))
         if row := table.by_handle.find(released):
             table.release(row)
     return table, changes, counters
@@ -353,7 +353,7 @@ def test_blocks_without_their_tokens_are_refused(
     table = BlockTable()
     parts = (table.columns, table.by_handle.parts, table.by_block_hash.parts, 3, bytes(8), bytes(tokens), width)
     with pytest.raises(ValueError, match="its tokens"):
-        native_modules["block_rows"].add_run(*parts, 0, 0, 0, shift, 1, 0, [], False)
+        native_modules["block_rows"].add_run(*parts, 0, 0, 0, shift, 1, 0, [])
 
 
 BLOCK_ROWS_EVENTS = st.one_of(
@@ -430,7 +430,7 @@ NUMBERS = st.one_of(
 ENTRY_ENCODER_HASHES = st.one_of(st.lists(NUMBERS, max_size=20), st.integers(0, 70_000).map(lambda count: [7] * count))
 TIERS = st.sampled_from(INSTANCE_TIERS)
 CHANGES: st.SearchStrategy[Change] = st.one_of(
-    st.builds(changes.BlocksStored, NAMES, TIERS, NUMBERS, ENTRY_ENCODER_HASHES),
+    st.builds(changes.BlocksStored, NAMES, TIERS, ENTRY_ENCODER_HASHES),
     st.builds(changes.BlocksRemoved, NAMES, TIERS, ENTRY_ENCODER_HASHES),
     st.builds(changes.InstanceCleared, NAMES, st.integers(0, 2**40), st.text(max_size=5)),
     st.builds(changes.InstanceDetached, NAMES),

@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import xxhash
 
@@ -15,7 +15,7 @@ from fairlead_kvstore.blockstore.block_hash import (
     token_bytes,
 )
 from fairlead_kvstore.blockstore.block_table import HASH_FACTOR, MAX_COPIES, TIER_SHIFT, BlockTable
-from fairlead_kvstore.blockstore.changes import BlocksStored
+from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.types import EventCounters
 from fairlead_kvstore.events.payloads import StoredEvent
@@ -66,25 +66,21 @@ class RunBytes:
         self.tier = tier
         self.tick = tick
 
-    def add_to(
-        self, table: BlockTable, start: tuple[int, int], index: int, instance: str, found: list[BlocksStored]
-    ) -> tuple[int, int, bool]:
+    def add_to(self, table: BlockTable, start: tuple[int, int], index: int, new: list[int]) -> tuple[int, int]:
         """Adds one copy of each block, up to the first that ``PendingRun.add_to`` must add.
 
         start, index: see there.
-        found: gets the changes.
+        new: gets the hashes of new blocks.
 
-        Returns how many blocks were added, the hash of the last one, and whether the last change
-        goes on with the next block.
+        Returns how many blocks were added, and the hash of the last one.
         """
         assert ADD_RUN is not None
-        (block_hash, depth), done, is_open = start, 0, False
+        (block_hash, depth), done = start, 0
         if table.duplicates:
-            return 0, block_hash, False
-        by_handle, by_block_hash = table.by_handle, table.by_block_hash
-        columns, chains = table.columns, list[Any]()
+            return 0, block_hash
+        columns, by_handle, by_block_hash = table.columns, table.by_handle, table.by_block_hash
         while True:
-            done, block_hash, entered, full, full_hash, is_open = ADD_RUN(
+            done, block_hash, entered, full, full_hash = ADD_RUN(
                 columns,
                 by_handle.parts,
                 by_block_hash.parts,
@@ -98,33 +94,21 @@ class RunBytes:
                 TIER_SHIFT[self.tier],
                 self.tick,
                 done,
-                chains,
-                is_open,
+                new,
             )
             by_handle.on_entered(entered, full)
             by_block_hash.on_entered(entered, full_hash)
             if full < 0 and full_hash < 0:
-                break
-        for index in range(0, len(chains), 2):
-            found.append(BlocksStored(instance, self.tier, chains[index], chains[index + 1]))
-        return done, block_hash, is_open
+                return done, block_hash
 
-    def rest(self, done: int, last: BlocksStored | None) -> "PendingRun":
-        """Returns the blocks after the first ``done``. ``last``: the change that goes on with
-        them; None if there is none.
-        """
-        content = BlockContent(self.tokens[done * self.width :], self.width, None)
-        run = PendingRun(-1, handle_list(self.handles[done * HANDLE_BYTES :]), content, self.tier, None, self.tick)
-        run.open_run = [] if last is None else last.hashes
-        return run
+    def run(self) -> "PendingRun":
+        """Returns the same blocks as a run."""
+        content = BlockContent(self.tokens, self.width, None)
+        return PendingRun(-1, handle_list(self.handles), content, self.tier, None, self.tick)
 
 
 class PendingRun:
-    """The blocks of one event, ``handles`` after ``parent`` (-1: a prompt's start).
-
-    open_run: the hashes of the last change, if these blocks are the rest of a run; it goes on while
-    blocks are new. None for a whole run.
-    """
+    """The blocks of one event, ``handles`` after ``parent`` (-1: a prompt's start)."""
 
     def __init__(
         self,
@@ -141,38 +125,44 @@ class PendingRun:
         self.tier = tier
         self.load = load
         self.tick = tick
-        self.open_run: list[int] | None = None
 
     def add_to(
-        self,
-        table: BlockTable,
-        start: tuple[int, int],
-        index: int,
-        known_only: bool,
-        instance: str,
-        counters: EventCounters,
-    ) -> list[BlocksStored]:
-        """Adds one copy of each block to a table, and returns the changes. Takes some 2 µs a block.
+        self, table: BlockTable, start: tuple[int, int], index: int, known_only: bool, counters: EventCounters
+    ) -> list[int]:
+        """Adds one copy of each block to a table, and returns the hashes of new blocks.
 
         start: hash and depth of the block before the run.
         index: the adapter's, see ``LoraGenerations.name_index``.
         known_only: blocks with an unknown handle cannot be named and are only counted.
         """
+        new, (block_hash, depth), first, content = list[int](), start, 0, self.content
+        if ADD_RUN is not None and not known_only and (content.extras is None or not any(content.extras)):
+            direct = RunBytes(array("Q", self.handles).tobytes(), content.data, content.width, self.tier, self.tick)
+            first, block_hash = direct.add_to(table, start, index, new)
+        self.add_from(first, table, (block_hash, depth + first), index, known_only, counters, new)
+        return new
+
+    def add_from(
+        self,
+        first: int,
+        table: BlockTable,
+        start: tuple[int, int],
+        index: int,
+        known_only: bool,
+        counters: EventCounters,
+        new: list[int],
+    ) -> None:
+        """Adds the blocks from number ``first`` on, like ``add_to``. Takes some 2 µs a block.
+
+        start: hash and depth of the block before the first one.
+        new: gets the hashes of new blocks.
+        """
         block_hash, depth = start
         by_handle, block_hashes, counts, ticks = table.by_handle, table.block_hashes, table.counts, table.ticks
-        content, tier, tick = self.content, self.tier, self.tick
+        content, tick = self.content, self.tick
         data, width, extras = content.data, content.width, content.extras
-        shift = TIER_SHIFT[tier]
+        shift = TIER_SHIFT[self.tier]
         unit = 1 << shift
-        found: list[BlocksStored] = []
-        run: list[int] = [] if self.open_run is None else self.open_run
-        first = 0
-        if ADD_RUN is not None and self.open_run is None and not known_only and (extras is None or not any(extras)):
-            direct = RunBytes(array("Q", self.handles).tobytes(), data, width, tier, tick)
-            first, block_hash, is_open = direct.add_to(table, start, index, instance, found)
-            if is_open:
-                run = found[-1].hashes
-            depth += first
         at = first * width
         for number in range(first, len(self.handles)):
             value = self.handles[number]
@@ -189,7 +179,7 @@ class PendingRun:
                     counters.saturated += 1
                 if ticks[row] < tick:
                     ticks[row] = tick
-                new = not copies and not (table.duplicates and table.is_in_duplicate(row, shift))
+                is_new = not copies and not (table.duplicates and table.is_in_duplicate(row, shift))
             elif known_only:
                 counters.unnamed += len(self.handles) - number
                 break
@@ -197,19 +187,14 @@ class PendingRun:
                 block_hash = _HASH(data[at : at + width], block_hash)
                 if extras is not None and (keys := extras[number]) is not None:
                     block_hash = hash_with_extras(block_hash, keys)
-                new = table.add_at(cell, value, block_hash, parent, depth, index, unit, tick)
-                if not new:
+                is_new = table.add_at(cell, value, block_hash, parent, depth, index, unit, tick)
+                if not is_new:
                     row = by_handle.find(value)  # 0 for one of too many duplicates
                     counters.saturated += not row
-                    new = row > 0 and not table.is_in_duplicate(row, shift)
+                    is_new = row > 0 and not table.is_in_duplicate(row, shift)
             at += width
-            if new:
-                if not run:
-                    found.append(BlocksStored(instance, tier, parent, run))
-                run.append(block_hash)
-            elif run:
-                run = []
-        return found
+            if is_new:
+                new.append(block_hash)
 
     def known_hashes(
         self, table: BlockTable, start: tuple[int, int] | None, known_only: bool, counters: EventCounters
@@ -231,6 +216,20 @@ class PendingRun:
                 if content.extras is not None and (keys := content.extras[number]) is not None:
                     block_hash = hash_with_extras(block_hash, keys)
             yield block_hash
+
+
+def open_hashes(
+    kind: type[BlocksStored] | type[BlocksRemoved], instance: str, tier: StorageTier, out: list[Change]
+) -> list[int]:
+    """Returns the hashes of the last change if it is of this kind, instance and tier, else those of
+    a new change. The caller appends at least one hash.
+    """
+    last = out[-1] if out else None
+    if isinstance(last, kind) and last.tier is tier and last.instance == instance:
+        return last.hashes
+    change = kind(instance, tier, [])
+    out.append(change)
+    return change.hashes
 
 
 def handle_list(handles: bytes) -> list[int]:

@@ -24,7 +24,7 @@ class Place:
         self.now = 100.0
         self.apply([CompletenessChanged(ENGINE, True, "", self.now)])
         self.model.bridge.add_alignment(estimate_alignment(HASHES, ENDS, OWNS, size=1_024, tokens=256, block_size=64))
-        self.apply([BlocksStored(ENGINE, StorageTier.GPU, 1, OWNS)])
+        self.apply([BlocksStored(ENGINE, StorageTier.GPU, OWNS)])
 
     def apply(self, changes: list[Change]) -> None:
         self.mirror.apply(changes)
@@ -46,7 +46,7 @@ class Place:
             self.apply([BlocksRemoved(ENGINE, StorageTier.GPU, OWNS)])
             self.pass_(max(0.0, -lost_after))
         self.pass_(0.1)
-        self.apply([BlocksStored(ENGINE, StorageTier.GPU, 1, OWNS)])  # its own prefill
+        self.apply([BlocksStored(ENGINE, StorageTier.GPU, OWNS)])  # its own prefill
         self.model.on_finish(PromptFinished("default/tiny", ENGINE, 99, 256, reported, credited, credited), self.now)
 
     def state(self) -> IndexState:
@@ -77,7 +77,7 @@ def test_what_was_lost_long_before_the_prompt_was_sent_is_no_excuse() -> None:
     place = Place()
     place.apply([BlocksRemoved(ENGINE, StorageTier.GPU, OWNS)])
     place.pass_(10.0)
-    place.apply([BlocksStored(ENGINE, StorageTier.GPU, 1, OWNS)])
+    place.apply([BlocksStored(ENGINE, StorageTier.GPU, OWNS)])
     for _ in range(6):
         place.answer(1.0, 0, lost_after=None)
     place.pass_(PREFIX_MAP_JUDGE_SECONDS)
