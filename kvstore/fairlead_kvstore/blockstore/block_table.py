@@ -32,7 +32,6 @@ engine chooses its handles, and each change of one costs a look at the others.
 """
 
 import secrets
-import sys
 from array import array
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -51,7 +50,6 @@ COLUMNS: Final[Mapping[str, str]] = MappingProxyType(
 """The type codes of ``array``; I has four bytes wherever CPython runs."""
 ArrayParts = tuple[Any, ...]
 """Arrays and lists of arrays, for ``fairlead_kvstore.native``."""
-_IS_LITTLE_ENDIAN: Final = sys.byteorder == "little"
 _MIN_CELLS: Final = 13
 _SEGMENT_CELLS: Final = 509
 """The cells of a segment: a prime number, since the cell in it is a remainder."""
@@ -402,14 +400,6 @@ class BlockTable:
                 del self.duplicates[block_hash]
         self.counts[row] = 0  # marks the row as empty in copies of the columns
         self._free.append(row)
-
-    def tiers_in_use(self) -> int:
-        """Returns the ``counts`` of all rows combined, with any bit of a tier that has a copy."""
-        copies, found = self.counts.tobytes(), 0
-        for tier, shift in enumerate(TIER_SHIFT):
-            column = copies[tier if _IS_LITTLE_ENDIAN else 3 - tier :: 4]
-            found |= (column.count(0) < len(column)) << shift
-        return found
 
     def is_in_duplicate(self, row: int, shift: int) -> bool:
         """Returns whether a duplicate of ``row`` has a copy in a tier.

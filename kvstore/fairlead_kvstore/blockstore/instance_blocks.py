@@ -7,9 +7,8 @@ The rules, each for observed behaviour of a real engine:
   handle in the GPU. If that handle is unknown and the engine reports extra keys otherwise, a salted
   block looks like a plain one. Such a block is counted (``unnamed``) and not added.
 - *Removed* removes a copy. Removals of unknown blocks, which late readers get, are ``unknown``.
-- *AllBlocksCleared* names no tier even when it means only the GPU, so all tiers are dropped. Blocks
-  that remain in other tiers are not reported again: these are ``unknown_tiers`` until an event
-  names them. The GPU is empty, so the instance is complete.
+- *AllBlocksCleared* names no tier even when it means only the GPU, so all tiers are dropped. The GPU
+  is empty, so the instance is complete. Blocks that remain in other tiers are missed.
 - *Fairlead's own clears* are reported by the engine only with its next step, perhaps hours later.
   ``on_cleared_by_fairlead`` drops everything at once. Events that arrive before the engine's own
   report precede the clear and are left out.
@@ -90,7 +89,6 @@ class InstanceBlocks:
         self.counters = EventCounters()
         self.block_size: int | None = None
         self.hybrid = False
-        self.unknown_tiers: set[StorageTier] = set()
         self.evicted_age_seconds: float | None = None
         self._shared = shared
         self.limits = limits
@@ -193,7 +191,6 @@ class InstanceBlocks:
         self.names_extras, self.hybrid, self.evicted_age_seconds = False, False, None
         self._drop_all(reason, out, always=True)
         self.adapters = LoraGenerations(self.instance, self.blocks, self.limits.kv_adapter_versions)
-        self.unknown_tiers.clear()
         self.completeness.set_mark(False, reason, now, out)
 
     def on_stream_suspended(self, reason: str, now: float, out: list[Change]) -> None:
@@ -260,8 +257,6 @@ class InstanceBlocks:
             for block_hash in item.known_hashes(self.blocks, start, known_only, self.counters):
                 self._shared.add(block_hash, now, out)
             return
-        self.unknown_tiers.discard(tier)
-        self.counters.stored += len(item.handles)
         self._add_or_defer(item, False, out)
 
     def _add_or_defer(self, item: PendingRun, was_orphan: bool, out: list[Change]) -> None:
@@ -373,7 +368,6 @@ class InstanceBlocks:
             self.counters.other_groups += 1
             return
         tier = storage_tier(event.medium, event.locality)
-        self.counters.removed += len(event.block_hashes)
         for value in event.block_hashes:
             key = value & _MASK if isinstance(value, int) else engine_hash(value)
             if tier is StorageTier.REMOTE:
@@ -466,14 +460,10 @@ class InstanceBlocks:
             return True
         self.block_size = block_size
         self.names_extras = self.names_extras or has_extra_keys
-        if self.unknown_tiers:
-            self.unknown_tiers.discard(StorageTier.GPU)
-        count = len(handles) // HANDLE_BYTES
-        self.counters.stored += count
         run = RunBytes(handles, tokens, block_size * TOKEN_BYTES, StorageTier.GPU, tick)
         new = list[int]()
         done, block_hash = run.add_to(blocks, start, 0, new)
-        if done < count:
+        if done < len(handles) // HANDLE_BYTES:
             run.run().add_from(done, blocks, (block_hash, start[1] + done), 0, False, self.counters, new)
         if new:
             open_hashes(BlocksStored, self.instance, StorageTier.GPU, out).extend(new)
@@ -484,9 +474,7 @@ class InstanceBlocks:
         if not self._is_counted_group(group, None, learn=False):
             self.counters.other_groups += 1
             return
-        keys = handle_list(handles)
-        self.counters.removed += len(keys)
-        for key in keys:
+        for key in handle_list(handles):
             if not self._remove_copy(key, StorageTier.GPU, tick, out):
                 self.counters.unknown += 1
 
@@ -497,7 +485,6 @@ class InstanceBlocks:
             self.completeness.set_doubt(self.adapters.doubt(), now, out)
 
     def _on_cleared(self, event: ClearedEvent, now: float, out: list[Change]) -> None:
-        self.counters.clears += 1
         self.awaited_until, self.last_clear = None, now
         if (tier := storage_tier(event.medium, None)) is not StorageTier.GPU:
             self._clear_tier(tier)
@@ -507,10 +494,6 @@ class InstanceBlocks:
 
     def _drop_all(self, reason: str, out: list[Change], *, always: bool = False) -> None:
         """Drops every block of every tier, orphans and parked blocks included."""
-        copies = self.blocks.tiers_in_use()
-        self.unknown_tiers.update(
-            tier for tier in (StorageTier.CPU, StorageTier.DISK) if copies >> TIER_SHIFT[tier] & MAX_COPIES
-        )
         if len(self.blocks) or always:
             out.append(InstanceCleared(self.instance, self.epoch, reason))
         self.blocks = BlockTable()

@@ -28,7 +28,6 @@ from fairlead_kvstore.blockstore.block_table import COLUMNS, TICK_SECONDS, Block
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.instance_blocks import InstanceBlocks
 from fairlead_kvstore.blockstore.lora_generations import LoraGenerations
-from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.types import InstanceSnapshot, TableSnapshot
 from fairlead_kvstore.errors import SnapshotError
 
@@ -151,13 +150,11 @@ def take_snapshot(item: InstanceBlocks, wall: float) -> tuple[InstanceSnapshot, 
     ]
     numbered = enumerate((item.blocks, *item.adapters))
     rows = {name: data for number, blocks in numbered for name, data in table_parts(blocks, number)}
-    unknown_tiers = [int(tier) for tier in sorted(item.unknown_tiers)]
     snapshot = InstanceSnapshot(
         wall,
         *item.completeness.mark_after_resume(),
         tables,
         item.adapters.snapshot(),
-        unknown_tiers,
         doubt=item.completeness.doubt,
     )
     for name in (*_PLAIN_FIELDS, *_TIME_FIELDS):
@@ -200,9 +197,6 @@ def install_tables(
     for name in _TIME_FIELDS:
         saved_time = getattr(snapshot, name)
         setattr(item, name, None if saved_time is None else saved_time + later)
-    item.unknown_tiers = {
-        StorageTier(tier) for tier in snapshot.unknown_tiers if tier in (StorageTier.CPU, StorageTier.DISK)
-    }
     item.blocks, *others = tables
     item.adapters = LoraGenerations(item.instance, item.blocks, item.limits.kv_adapter_versions)
     named = zip(snapshot.tables[1:], others, strict=True)

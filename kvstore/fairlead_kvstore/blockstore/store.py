@@ -318,7 +318,6 @@ class BlockStore:
             bytes=item.bytes,
             block_size=item.block_size,
             hybrid=item.hybrid,
-            unknown_tiers=tuple(sorted(item.unknown_tiers)),
             evicted_age_seconds=item.evicted_age_seconds,
             counts=item.counters,
         )

@@ -6,26 +6,21 @@ Why: compiled modules cannot contain structs, so these are apart from the other 
 import msgspec
 
 from fairlead_kvstore.blockstore.completeness import CompletenessMark, with_doubt
-from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 
 
 class EventCounters(msgspec.Struct):
     """Counters of an instance's KV events since it was attached. Unexpected events only count here.
 
-    stored, removed: blocks in stored and removed events.
     unknown: removals of blocks that were not known.
     unnamed: blocks whose content could not be determined.
     orphans, linked: blocks that came before their parent, and those whose parent came later.
     saturated: copies beyond the 255 that a row can count.
     other_groups: events of attention groups that do not count.
     before_clear: events left out because they precede a clear that Fairlead requested.
-    clears: reported clears of the cache.
     unknown_events, refused_events: events left out, see ``EventBatch``.
     dropped: blocks evicted from the store for lack of memory.
     """
 
-    stored: int = 0
-    removed: int = 0
     unknown: int = 0
     unnamed: int = 0
     orphans: int = 0
@@ -33,7 +28,6 @@ class EventCounters(msgspec.Struct):
     saturated: int = 0
     other_groups: int = 0
     before_clear: int = 0
-    clears: int = 0
     unknown_events: int = 0
     refused_events: int = 0
     dropped: int = 0
@@ -42,7 +36,6 @@ class EventCounters(msgspec.Struct):
 class InstanceState(msgspec.Struct, frozen=True):
     """The state of one instance for status and metrics. ``since`` is a monotonic time in seconds.
 
-    unknown_tiers: tiers that may have blocks that are not known.
     evicted_age_seconds: smoothed idle time of the blocks that the engine evicts.
     """
 
@@ -57,7 +50,6 @@ class InstanceState(msgspec.Struct, frozen=True):
     bytes: int
     block_size: int | None
     hybrid: bool
-    unknown_tiers: tuple[StorageTier, ...]
     evicted_age_seconds: float | None
     counts: EventCounters
 
@@ -94,7 +86,7 @@ class AdapterSnapshot(
     has_forgotten: bool = False
 
 
-class InstanceSnapshot(msgspec.Struct, gc=False, rename={"unknown_tiers": "vague"}):
+class InstanceSnapshot(msgspec.Struct, gc=False):
     """The state of one instance without its rows. Times are monotonic seconds of the process that
     took it; ``wall`` plus such a time is Unix time.
     """
@@ -105,7 +97,6 @@ class InstanceSnapshot(msgspec.Struct, gc=False, rename={"unknown_tiers": "vague
     since: float
     tables: list[TableSnapshot]
     adapters: AdapterSnapshot
-    unknown_tiers: list[int] = []
     epoch: int = 1
     block_size: int | None = None
     hybrid: bool = False

@@ -6,7 +6,6 @@ from fairlead.limits import Limits
 from fairlead_kvstore.blockstore import changes
 from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
 from fairlead_kvstore.blockstore.block_table import MAX_DUPLICATES, time_of
-from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.events.payloads import ClearedEvent, RemovedEvent, StoredEvent
 from fairlead_testing.kvstore.block_store import (
     BLOCK_HASHES,
@@ -194,14 +193,11 @@ def test_full_report_of_a_hit_links_orphans_of_a_late_reader() -> None:
 # --- clears and restarts ------------------------------------------------------------------------------------------------
 
 
-def test_clear_drops_all_tiers_and_slower_ones_stay_vague_until_an_event() -> None:
+def test_clear_drops_all_tiers() -> None:
     index = store_with(stored_event(0, 2), stored_event(0, 1, medium="CPU"))
     reported = index.apply(ClearedEvent())
     assert [type(change) for change in reported] == [changes.InstanceCleared, changes.CompletenessChanged]
-    state = index.store.state("i")
-    assert (state.complete, state.unknown_tiers, index.depths()) == (True, (StorageTier.CPU,), (0, 0, 0, 0))
-    index.apply(stored_event(0, 0), stored_event(0, 0, medium="CPU"))
-    assert index.store.state("i").unknown_tiers == ()
+    assert (index.store.state("i").complete, index.depths()) == (True, (0, 0, 0, 0))
 
 
 def test_clear_of_a_named_tier_clears_only_that() -> None:
@@ -396,7 +392,7 @@ def test_detached_instance_leaves_nothing() -> None:
         changes.InstanceCleared("i", 1, "its pod is gone"),
         changes.InstanceDetached("i"),
     ]
-    assert (index.store.block_count, index.store.bytes, "i" in index.store) == (0, 0, False)
+    assert (index.store.block_count, index.store.bytes) == (0, 0)
     with pytest.raises(KeyError):
         index.store.state("i")
 

@@ -1,7 +1,5 @@
 """From frames to changes: the effect of each outcome on the block store."""
 
-from itertools import pairwise
-
 import msgspec
 
 from fairlead.limits import Limits
@@ -126,12 +124,11 @@ def test_clears_of_one_batch_are_applied_a_few_at_a_time() -> None:
     application = EventApplication(store, "i")
     payload = msgspec.msgpack.encode([1.0, [["AllBlocksCleared"]] * 1_000, 0])
     application.add([AcceptBatch(0, payload, "in order")])
-    clears = [0]
+    slices = 0
     while application.is_busy:
         application.run(1.0, Limits().kv_slice_bytes)
-        clears.append(store.state("i").counts.clears)
-    assert clears[-1] == 1_000
-    assert max(after - before for before, after in pairwise(clears)) < 20, "each takes 0.1 ms"
+        slices += 1
+    assert slices > 1_000 / 20, "each takes 0.1 ms"
 
 
 def test_clear_by_fairlead_between_two_slices_leaves_no_block_of_the_batch() -> None:

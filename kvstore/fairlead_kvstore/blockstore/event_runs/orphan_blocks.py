@@ -48,7 +48,6 @@ class OrphanBlocks:
     """The orphans of one instance, bounded in blocks and in bytes of tokens and extra keys.
 
     noted: number of removals to apply when their blocks are linked.
-    dropped: number of blocks evicted for lack of room.
     """
 
     def __init__(self, max_blocks: int, max_bytes: int) -> None:
@@ -59,14 +58,10 @@ class OrphanBlocks:
         self._copies: dict[tuple[int, StorageTier], list[int]] = {}  # waiting, and removed while they waited
         self.blocks = 0
         self.bytes = 0
-        self.dropped = 0
         self.noted = 0
 
     def __len__(self) -> int:
         return len(self._order)
-
-    def __iter__(self) -> Iterator[PendingRun]:
-        return iter(self._order.values())
 
     def add(self, item: PendingRun) -> None:
         """Adds the blocks of an event. Beyond the bounds, the oldest orphans are dropped."""
@@ -77,9 +72,7 @@ class OrphanBlocks:
         for handle in item.handles:
             self._copies.setdefault((handle, item.tier), [0, 0])[0] += 1
         while self._order and (self.blocks > self._max_blocks or self.bytes > self._max_bytes):
-            oldest = next(iter(self._order.values()))
-            self.dropped += len(oldest.handles)
-            self._forget(oldest)
+            self._forget(next(iter(self._order.values())))
 
     def child_count(self, parent: int) -> int:
         """Returns the number of runs that wait for this handle."""
