@@ -25,15 +25,16 @@ of predictions exact, against 100 % with counts). Above 255 copies of one tier, 
 counted, which can only forget too early.
 
 **Two handles for one block** occur where an engine does not report a salt, or loads another adapter
-under a name. Two of its hashes then have the same block hash. Their rows are *duplicates*: the
-block hash leads to one of them, a small dict to the rest. The block is removed only when all of
-them are. Of more than 64 duplicates, the others are left out, which can only forget too early. An
-engine chooses its handles, and each change of one costs a look at the others.
+under a name. Two of its hashes then have the same block hash, which leads to the first of them. A
+*second handle* has only a row. When the first row is removed, the block counts as removed although
+the second one may remain. That is reported when the engine stores it again under another handle,
+which can only forget too early. So an engine, which chooses its handles, causes no search among
+them.
 """
 
 import secrets
 from array import array
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -71,7 +72,6 @@ MAX_ROWS_AT_ONCE: Final = 8_192
 """The rows that are sorted at once: some 5 ms."""
 _MAX_WALKED_ROWS: Final = 2_048
 """The rows that one call of ``touch`` visits: some 3 ms."""
-MAX_DUPLICATES: Final = 64
 MAX_COPIES: Final = 255
 TIER_SHIFT: Final = (0, 8, 16)
 """The bit position of a tier's copies in ``counts``."""
@@ -195,17 +195,17 @@ class RowIndex:
         self.enter(position, row)
         return 0
 
-    def redirect(self, old: int, new: int) -> None:
-        """Replaces ``old`` by ``new``, which has the same key."""
-        position = self.seek(self._keys[old])
-        self._segments[position >> _POSITION_SHIFT][position & _POSITION_MASK] = new
+    def remove(self, row: int) -> int:
+        """Removes a row and returns 0.
 
-    def remove(self, row: int) -> None:
-        """Removes a row, which must be in the index."""
+        If it is not in the index, returns the row that has its key there, or 0.
+        """
         position = self.seek(self._keys[row])
         number, at = position >> _POSITION_SHIFT, position & _POSITION_MASK
         cells, keys = self._segments[number], self._keys
         size, hole = len(cells), at
+        if cells[at] != row:
+            return cells[at]
         while True:
             at += 1
             if at == size:
@@ -221,6 +221,7 @@ class RowIndex:
         cells[hole] = 0
         self._used -= 1
         self._used_cells[number] -= 1
+        return 0
 
     def _grow(self, number: int) -> None:
         """Makes room in a full segment: more cells while it is small, else it is divided.
@@ -289,20 +290,13 @@ class BlockTable:
             setattr(self, name, array(code, [0]))
         self.by_handle = RowIndex(self.handles)
         self.by_block_hash = RowIndex(self.block_hashes)
-        self.duplicates: dict[int, list[int]] = {}
         self._free = array("I")
         self._columns: ArrayParts | None = None
         self._scanned_to = 1
 
-    def duplicate_leads(self) -> list[int]:
-        """Returns, for each set of duplicates, the row that the block hash leads to."""
-        return [rows[0] for rows in self.duplicates.values()]
-
-    def load_steps(self, columns: "Mapping[str, array[int]]", leads: Sequence[int]) -> Generator[None, None, bool]:
+    def load_steps(self, columns: "Mapping[str, array[int]]") -> Generator[None, None, bool]:
         """Replaces all rows by the columns of a snapshot, which include row 0 and the empty rows.
-        Returns False when the columns are inconsistent. Yields after each thousand rows.
-
-        leads: see ``twin_leads``.
+        Returns False when two rows have the same handle. Yields after each thousand rows.
         """
         for name in COLUMNS:
             setattr(self, name, columns[name])
@@ -310,10 +304,6 @@ class BlockTable:
         self.by_handle, self.by_block_hash = RowIndex(self.handles), RowIndex(self.block_hashes)
         counts, rows, twice = self.counts, len(self.counts), 0
         counts[0] = 0
-        for number, row in enumerate(leads, 1):
-            twice |= not 0 < row < rows or not counts[row] or self.by_block_hash.put(row)
-            if not number % _ROWS_PER_STEP:
-                yield
         for row in range(1, rows):
             if not row % _ROWS_PER_STEP:
                 yield
@@ -321,11 +311,7 @@ class BlockTable:
                 self._free.append(row)
                 continue
             twice |= self.by_handle.put(row)
-            first = self.by_block_hash.put(row)
-            if first and first != row:
-                duplicates = self.duplicates.setdefault(self.block_hashes[row], [first])
-                duplicates.append(row)
-                twice |= len(duplicates) > MAX_DUPLICATES
+            self.by_block_hash.put(row)
         return not twice
 
     def __len__(self) -> int:
@@ -345,19 +331,16 @@ class BlockTable:
         size: int = sum(item.__sizeof__() for item in self.columns)
         return size + self.by_handle.bytes + self.by_block_hash.bytes
 
-    def add(self, handle: int, block_hash: int, parent: int, depth: int, adapter: int, count: int, tick: int) -> bool:
-        """Adds a row for a new handle. Returns whether no other row has this block hash."""
+    def add(self, handle: int, block_hash: int, parent: int, depth: int, adapter: int, count: int, tick: int) -> int:
+        """Adds a row for a new handle. Returns the row that this block hash leads to, if it is
+        another one; else 0.
+        """
         return self.add_at(self.by_handle.seek(handle), handle, block_hash, parent, depth, adapter, count, tick)
 
     def add_at(
         self, at: int, handle: int, block_hash: int, parent: int, depth: int, adapter: int, count: int, tick: int
-    ) -> bool:
-        """Adds a row at the cell that ``by_handle.seek`` just found for its handle, like ``add``.
-
-        A row with too many duplicates is not added.
-        """
-        if self.duplicates and len(self.duplicates.get(block_hash, ())) >= MAX_DUPLICATES:
-            return False
+    ) -> int:
+        """Adds a row at the cell that ``by_handle.seek`` just found for its handle; see ``add``."""
         if self._free:
             row = self._free.pop()
             self.handles[row] = handle
@@ -379,51 +362,22 @@ class BlockTable:
         self.by_handle.enter(at, row)
         cell = self.by_block_hash.seek(block_hash)
         first = self.by_block_hash.row(cell)
-        if first:
-            self.duplicates.setdefault(block_hash, [first]).append(row)
-            return False
-        self.by_block_hash.enter(cell, row)
-        return True
+        if not first:
+            self.by_block_hash.enter(cell, row)
+        return first
 
-    def release(self, row: int) -> None:
-        """Removes a row from both indexes and frees it for reuse."""
+    def release(self, row: int) -> int:
+        """Removes a row and frees it for reuse. Returns the row that its block hash leads to; 0 if
+        there is none any more.
+        """
         self.by_handle.remove(row)
-        block_hash = self.block_hashes[row] if self.duplicates else 0
-        rows = self.duplicates.get(block_hash) if self.duplicates else None
-        if rows is None:
-            self.by_block_hash.remove(row)
-        else:
-            if self.by_block_hash.find(block_hash) == row:
-                self.by_block_hash.redirect(row, rows[1] if rows[0] == row else rows[0])
-            rows.remove(row)
-            if len(rows) == 1:
-                del self.duplicates[block_hash]
         self.counts[row] = 0  # marks the row as empty in copies of the columns
         self._free.append(row)
-
-    def is_in_duplicate(self, row: int, shift: int) -> bool:
-        """Returns whether a duplicate of ``row`` has a copy in a tier.
-
-        shift: position of the tier in ``counts`` (``TIER_SHIFT``).
-        """
-        rows = self.duplicates.get(self.block_hashes[row])
-        return rows is not None and any(self.counts[other] >> shift & MAX_COPIES for other in rows if other != row)
+        return self.by_block_hash.remove(row)
 
     def copies(self, block_hash: int) -> int:
-        """Returns the ``counts`` of the block with this block hash; 0 if it is unknown.
-
-        For duplicates only the tiers count, not the copies: they are combined bit by bit.
-        """
-        row = self.by_block_hash.find(block_hash)
-        if not row:
-            return 0
-        counts = self.counts
-        if self.duplicates and (rows := self.duplicates.get(block_hash)):
-            found = 0
-            for other in rows:
-                found |= counts[other]
-            return found
-        return counts[row]
+        """Returns the ``counts`` of the row that this block hash leads to; 0 if it is unknown."""
+        return self.counts[self.by_block_hash.find(block_hash)]
 
     def touch(self, block_hash: int, tick: int) -> int:
         """Marks a block and those before it as used. Returns the block from which to continue; 0

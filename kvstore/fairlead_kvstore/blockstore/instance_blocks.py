@@ -7,8 +7,8 @@ The rules, each for observed behaviour of a real engine:
   handle in the GPU. If that handle is unknown and the engine reports extra keys otherwise, a salted
   block looks like a plain one. Such a block is counted (``unnamed``) and not added.
 - *Removed* removes a copy. Removals of unknown blocks, which late readers get, are ``unknown``.
-- *AllBlocksCleared* names no tier even when it means only the GPU, so all tiers are dropped. The GPU
-  is empty, so the instance is complete. Blocks that remain in other tiers are missed.
+- *AllBlocksCleared* names no tier even when it means only the GPU, so all tiers are dropped. The
+  GPU is empty, so the instance is complete. Blocks that remain in other tiers are missed.
 - *Fairlead's own clears* are reported by the engine only with its next step, perhaps hours later.
   ``on_cleared_by_fairlead`` drops everything at once. Events that arrive before the engine's own
   report precede the clear and are left out.
@@ -223,12 +223,10 @@ class InstanceBlocks:
         self.counters.dropped += min(count, len(self))
         while self.adapters.parked and count > 0:
             count -= len(self.adapters.parked.pop(next(iter(self.adapters.parked)))[1])
-        blocks = self.blocks
-        for row in blocks.oldest(max(0, count)):
+        for row in self.blocks.oldest(max(0, count)):
             for tier in INSTANCE_TIERS:
-                if blocks.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES:
-                    self._append_removed(row, tier, out)
-            blocks.release(row)
+                if copies := self.blocks.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES:
+                    self._remove_copies(self.blocks, row, tier, copies, out)
         self.completeness.set_mark(False, "not enough memory for all blocks", now, out)
 
     # --- stored ---------------------------------------------------------------------------------------------------------
@@ -389,32 +387,26 @@ class InstanceBlocks:
             return False
         if copies == 1 and tier is StorageTier.GPU:
             self._update_evicted_age((tick - table.ticks[row]) * TICK_SECONDS)
-        if (
-            table is self.blocks and table.counts[row] == 1 << shift and not table.duplicates
-        ):  # the usual case, on the hot path
-            self._append_removed(row, tier, out)
-            table.release(row)
-        else:
-            self._remove_copies(table, row, tier, 1, out)
+        self._remove_copies(table, row, tier, 1, out)
         return True
 
     def _remove_copies(self, table: BlockTable, row: int, tier: StorageTier, copies: int, out: list[Change]) -> None:
-        """Removes copies of a row, and the row with its last one."""
-        shift = TIER_SHIFT[tier]
-        left = table.counts[row] - (copies << shift)
-        if table is self.blocks and not left >> shift & MAX_COPIES:
-            self._append_removed(row, tier, out)
-        if left:
-            table.counts[row] = left
-        else:
-            table.release(row)
+        """Removes copies of a row, and the row with its last one.
 
-    def _append_removed(self, row: int, tier: StorageTier, out: list[Change]) -> None:
-        """Reports that a row's last copy in a tier is removed, unless a duplicate still has one."""
-        table = self.blocks
-        if table.duplicates and table.is_in_duplicate(row, TIER_SHIFT[tier]):
-            return
-        open_hashes(BlocksRemoved, self.instance, tier, out).append(table.block_hashes[row])
+        The last copy in a tier is reported, unless the block hash leads to another row that has
+        one.
+        """
+        shift, block_hash, counts = TIER_SHIFT[tier], table.block_hashes[row], table.counts
+        left = counts[row] - (copies << shift)
+        if left:
+            counts[row] = left
+            if left >> shift & MAX_COPIES:
+                return
+            first = table.by_block_hash.find(block_hash)
+        else:
+            first = table.release(row)
+        if table is self.blocks and not counts[first] >> shift & MAX_COPIES:
+            open_hashes(BlocksRemoved, self.instance, tier, out).append(block_hash)
 
     def _update_evicted_age(self, seconds: float) -> None:
         """Updates the idle time of evicted blocks, smoothed over some twenty evictions."""

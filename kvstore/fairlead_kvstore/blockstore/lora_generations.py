@@ -352,12 +352,12 @@ class LoraGenerations:
                     continue
                 if blocks is None:
                     blocks = self._park(name, before)
+                _merge(main, row, blocks)
+                counts, first = main.counts[row], main.release(row)
                 for tier in INSTANCE_TIERS:
-                    if main.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES and not main.is_in_duplicate(
-                        row, TIER_SHIFT[tier]
-                    ):
+                    shift = TIER_SHIFT[tier]
+                    if counts >> shift & MAX_COPIES and not main.counts[first] >> shift & MAX_COPIES:
                         open_hashes(BlocksRemoved, self._instance, tier, out).append(main.block_hashes[row])
-                _move(main, row, blocks)
                 moved += 1
             yield _step_cost(moved)
         yield from self._restore(content, out)
@@ -412,11 +412,6 @@ class LoraGenerations:
 def _step_cost(moved: int) -> int:
     """Returns the cost in bytes of looking at ``_ROWS_PER_STEP`` rows and moving some of them."""
     return _ROWS_PER_STEP + moved * _MOVED_ROW_BYTES
-
-
-def _move(source: BlockTable, row: int, into: BlockTable) -> None:
-    _merge(source, row, into)
-    source.release(row)
 
 
 def _merge(source: BlockTable, row: int, into: BlockTable) -> None:

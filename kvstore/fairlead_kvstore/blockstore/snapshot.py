@@ -43,8 +43,8 @@ RowParts = dict[str, bytes]
 
 
 def table_snapshot(blocks: BlockTable, content: int = 0, name: str = "") -> TableSnapshot:
-    """Returns the snapshot of a table without its rows: their number, duplicates, and adapter."""
-    return TableSnapshot(len(blocks.handles), blocks.duplicate_leads(), content, name)
+    """Returns the snapshot of a table without its rows: their number, and adapter."""
+    return TableSnapshot(len(blocks.handles), content, name)
 
 
 def table_parts(blocks: BlockTable, table: int) -> Iterator[tuple[str, bytes]]:
@@ -102,9 +102,9 @@ def table_steps(
     if any(len(column) != snapshot.rows for column in columns.values()):
         raise SnapshotError(f"the columns of table {number} do not have {snapshot.rows} rows", reason="rows")
     blocks = BlockTable()
-    is_consistent = yield from blocks.load_steps(columns, snapshot.leads)
+    is_consistent = yield from blocks.load_steps(columns)
     if not is_consistent:
-        raise SnapshotError(f"table {number} has two rows with the same hash", reason="twice")
+        raise SnapshotError(f"table {number} has two rows with the same handle", reason="twice")
     return blocks
 
 

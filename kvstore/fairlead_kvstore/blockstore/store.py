@@ -293,14 +293,13 @@ class BlockStore:
     # --- queries ------------------------------------------------------------------------------------------------------
 
     def content(self, instance: str) -> Iterator[tuple[int, StorageTier]]:
-        """Yields every block of an instance with each tier it is in: the content of a correct
-        replica.
+        """Yields every block of an instance with each tier it is in; one with a second handle may
+        come twice.
         """
         blocks = self._instances[instance].blocks
-        for row in blocks.by_block_hash:
-            copies = blocks.copies(blocks.block_hashes[row])
+        for row in blocks.by_handle:
             for tier in INSTANCE_TIERS:
-                if copies >> TIER_SHIFT[tier] & MAX_COPIES:
+                if blocks.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES:
                     yield blocks.block_hashes[row], tier
 
     def state(self, instance: str) -> InstanceState:

@@ -61,12 +61,10 @@ class TableSnapshot(msgspec.Struct, gc=False):
     """The snapshot of one block table, without its rows.
 
     rows: the number of rows, including empty ones.
-    leads: see ``BlockTable.twin_leads``.
     content, name: the adapter generation that the table belongs to; 0 for the main table.
     """
 
     rows: int
-    leads: list[int] = []
     content: int = 0
     name: str = ""
 

@@ -2,7 +2,7 @@
 """Finds, adds and removes rows of a `BlockTable`, without objects for the numbers in its columns.
 
 The rows, the cells of the indexes and the results are those of the way in Python. What is rare is
-left to it: duplicates, blocks with too many copies, and the growth of an index.
+left to it: second handles, blocks with too many copies, and the growth of an index.
 """
 
 from cpython cimport array
@@ -68,8 +68,8 @@ def add_run(
     Py_ssize_t start,
     list new not None,
 ):
-    """Adds one copy of each block of a run to a table that has no duplicates, until an index must grow,
-    or up to a block that must be added in Python.
+    """Adds one copy of each block of a run to a table, until an index must grow, or up to a block
+    that must be added in Python.
 
     columns, by_handle, by_block_hash: see `BlockTable.columns` and `RowIndex.parts`.
     handles, tokens: eight bytes for each block, and `width` bytes of token ids.

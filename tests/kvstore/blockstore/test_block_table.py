@@ -56,21 +56,26 @@ def test_hashes_that_an_engine_chooses_make_no_search_long(step: int) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 4), st.booleans()), max_size=100))
-def test_block_stays_while_one_of_its_twins_does(steps: list[tuple[int, int, bool]]) -> None:
-    blocks, known = BlockTable(), dict[int, int]()
+def test_block_hash_leads_to_the_first_handle_until_that_is_removed(steps: list[tuple[int, int, bool]]) -> None:
+    blocks, known, first = BlockTable(), dict[int, int](), dict[int, int]()
     for handle, own, adding in steps:
         row = blocks.by_handle.find(handle)
         if adding and not row:
-            first = blocks.add(handle, own, 99, 0, 0, 1, 0)
-            assert first == (own not in known.values())
+            other = blocks.add(handle, own, 99, 0, 0, 1, 0)
+            assert bool(other) == (own in first)
+            assert not other or blocks.handles[other] == first[own]
+            first.setdefault(own, handle)
             known[handle] = own
         elif row and not adding:
-            assert blocks.is_in_duplicate(row, 0) == (list(known.values()).count(known[handle]) > 1)
-            blocks.release(row)
-            del known[handle]
+            own = known.pop(handle)
+            if first.get(own) == handle:
+                del first[own]
+            other = blocks.release(row)
+            assert (blocks.handles[other] if other else None) == first.get(own)
+    assert {blocks.handles[row] for row in blocks.by_handle} == set(known)
     for own in range(5):
-        assert bool(blocks.copies(own)) == (own in known.values())
-    assert len(blocks.by_block_hash) == len(set(known.values()))
+        assert bool(blocks.copies(own)) == (own in first)
+    assert len(blocks.by_block_hash) == len(first)
 
 
 def test_released_rows_are_reused() -> None:

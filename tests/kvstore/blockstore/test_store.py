@@ -5,7 +5,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore import changes
 from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
-from fairlead_kvstore.blockstore.block_table import MAX_DUPLICATES, time_of
+from fairlead_kvstore.blockstore.block_table import time_of
 from fairlead_kvstore.events.payloads import ClearedEvent, RemovedEvent, StoredEvent
 from fairlead_testing.kvstore.block_store import (
     BLOCK_HASHES,
@@ -126,26 +126,33 @@ def test_two_ranks_of_one_engine_are_two_instances() -> None:
     assert (index.depths()[0], index.depths(instance="pod/8000/1")[0]) == (3, 2)
 
 
-def test_block_with_two_handles_goes_with_the_second() -> None:
+def test_block_with_two_handles_is_removed_with_the_second_or_earlier() -> None:
     """An engine that does not report salts has two handles for blocks that look alike."""
     index = store_with(stored_event(0, 1, extra_keys=None))
     assert index.apply(stored_event(0, 1, base=2000, extra_keys=None)) == []
-    assert index.apply(removed_event(1)) == []
-    assert change_summary(index.apply(removed_event(1, base=2000))) == [("BlocksRemoved", [1])]
+    assert index.apply(removed_event(1, base=2000)) == []
+    assert change_summary(index.apply(stored_event(1, 1, base=2000, medium="CPU"))) == [("BlocksStored", [1])]
+    assert change_summary(index.apply(removed_event(1))) == [("BlocksRemoved", [1])]
+    assert change_summary(index.apply(removed_event(1, base=2000, medium="CPU"))) == [("BlocksRemoved", [1])]
+    assert index.depths() == (1, 1, 1, 1)
+    assert change_summary(index.apply(stored_event(1, 1))) == [("BlocksStored", [1])]
 
 
 # --- blocks without a parent --------------------------------------------------------------------------------------------
 
 
-def test_block_with_very_many_handles_has_few_rows_and_leaves_no_ghost() -> None:
-    index = SingleInstanceStore()
+def test_block_with_very_many_handles_is_searched_once_and_leaves_no_ghost() -> None:
+    index = SingleInstanceStore(Limits(kv_blocks_per_instance=10_000))
     names = range(1, 20_001)
     reported = index.apply(*(StoredEvent([name], None, TOKENS[:2], 2) for name in names))
-    assert change_summary(reported) == [("BlocksStored", [0])]
-    assert (index.store.block_count, index.counts.saturated) == (MAX_DUPLICATES, len(names) - MAX_DUPLICATES)
-    assert index.apply(StoredEvent([20_001], None, TOKENS[:2], 2, medium="CPU")) == []
-    assert change_summary(index.apply(RemovedEvent(list(reversed(names))))) == [("BlocksRemoved", [0])]
-    assert index.depths() == (0, 0, 0, 0)
+    assert change_summary(reported)[0] == ("BlocksStored", [0])
+    assert index.store.block_count <= 10_000
+    blocks = index.store._instances["i"].blocks
+    assert len(blocks.by_block_hash) <= 1, "one search finds it"
+    index.apply(StoredEvent([20_001], None, TOKENS[:2], 2, medium="CPU"))
+    removed = index.apply(RemovedEvent(list(reversed(names))), RemovedEvent([20_001], "CPU"))
+    assert {type(change) for change in removed} == {changes.BlocksRemoved}
+    assert (index.store.block_count, index.depths()) == (0, (0, 0, 0, 0))
 
 
 def test_orphans_wait_for_all_ancestors() -> None:

@@ -302,7 +302,6 @@ RUNS = st.lists(
 def _assert_alike(table: BlockTable, expected: BlockTable) -> None:
     for name in COLUMNS:
         assert getattr(table, name) == getattr(expected, name), name
-    assert table.duplicates == expected.duplicates
     assert table.columns[-1] == expected.columns[-1]
     for mapping, other in ((table.by_handle, expected.by_handle), (table.by_block_hash, expected.by_block_hash)):
         assert len(mapping) == len(other)

@@ -76,8 +76,6 @@ class RunBytes:
         """
         assert ADD_RUN is not None
         (block_hash, depth), done = start, 0
-        if table.duplicates:
-            return 0, block_hash
         columns, by_handle, by_block_hash = table.columns, table.by_handle, table.by_block_hash
         while True:
             done, block_hash, entered, full, full_hash = ADD_RUN(
@@ -179,7 +177,7 @@ class PendingRun:
                     counters.saturated += 1
                 if ticks[row] < tick:
                     ticks[row] = tick
-                is_new = not copies and not (table.duplicates and table.is_in_duplicate(row, shift))
+                is_new = not copies
             elif known_only:
                 counters.unnamed += len(self.handles) - number
                 break
@@ -187,11 +185,8 @@ class PendingRun:
                 block_hash = _HASH(data[at : at + width], block_hash)
                 if extras is not None and (keys := extras[number]) is not None:
                     block_hash = hash_with_extras(block_hash, keys)
-                is_new = table.add_at(cell, value, block_hash, parent, depth, index, unit, tick)
-                if not is_new:
-                    row = by_handle.find(value)  # 0 for one of too many duplicates
-                    counters.saturated += not row
-                    is_new = row > 0 and not table.is_in_duplicate(row, shift)
+                other = table.add_at(cell, value, block_hash, parent, depth, index, unit, tick)
+                is_new = not counts[other] >> shift & MAX_COPIES
             at += width
             if is_new:
                 new.append(block_hash)
