@@ -38,7 +38,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from fairlead_kvstore.native import FIND_ROW
+from fairlead_kvstore.native import ADD_RUN, FIND_ROW
 
 TICK_SECONDS: Final = 16.0
 _TICK_ZERO: Final = 1 << 24
@@ -51,6 +51,10 @@ COLUMNS: Final[Mapping[str, str]] = MappingProxyType(
 """The type codes of ``array``; I has four bytes wherever CPython runs."""
 ArrayParts = tuple[Any, ...]
 """Arrays and lists of arrays, for ``fairlead_kvstore.native``."""
+RunBytes = tuple[bytes, bytes, int]
+"""The blocks of one event: their handles, eight bytes each in the machine's order, their token ids,
+and the bytes of a block's token ids.
+"""
 _MIN_CELLS: Final = 13
 _SEGMENT_CELLS: Final = 509
 """The cells of a segment: a prime number, since the cell in it is a remainder."""
@@ -365,6 +369,50 @@ class BlockTable:
         if not first:
             self.by_block_hash.enter(cell, row)
         return first
+
+    def add_run(
+        self,
+        start: tuple[int, int],
+        run: RunBytes,
+        adapter: int,
+        shift: int,
+        tick: int,
+        new: list[int],
+    ) -> tuple[int, int]:
+        """Adds one copy of each block of a run with compiled code, where that exists.
+
+        It stops at a block that must be added in Python: a second handle, or too many copies.
+
+        start: hash and depth of the block before the run.
+        shift: position of the tier in ``counts`` (``TIER_SHIFT``).
+        new: gets the hashes of new blocks.
+
+        Returns how many blocks were added, and the hash of the last one.
+        """
+        (block_hash, depth), done = start, 0
+        handles, tokens, width = run
+        while ADD_RUN is not None:
+            done, block_hash, entered, full, full_hash = ADD_RUN(
+                self.columns,
+                self.by_handle.parts,
+                self.by_block_hash.parts,
+                HASH_FACTOR,
+                handles,
+                tokens,
+                width,
+                block_hash,
+                depth + 1,
+                adapter,
+                shift,
+                tick,
+                done,
+                new,
+            )
+            self.by_handle.on_entered(entered, full)
+            self.by_block_hash.on_entered(entered, full_hash)
+            if full < 0 and full_hash < 0:
+                break
+        return done, block_hash
 
     def release(self, row: int) -> int:
         """Removes a row and frees it for reuse. Returns the row that its block hash leads to; 0 if

@@ -39,7 +39,6 @@ from fairlead_kvstore.blockstore.event_runs.orphan_blocks import FollowUps, Orph
 from fairlead_kvstore.blockstore.event_runs.pending_run import (
     HANDLE_BYTES,
     PendingRun,
-    RunBytes,
     handle_list,
     open_hashes,
     pending_run,
@@ -251,7 +250,7 @@ class InstanceBlocks:
         item = pending_run(event, name, tier, tick)
         if tier is StorageTier.REMOTE:
             start = self._chain_start(item, self.blocks)
-            known_only = item.content.extras is None and self.names_extras
+            known_only = item.extras is None and self.names_extras
             for block_hash in item.known_hashes(self.blocks, start, known_only, self.counters):
                 self._shared.add(block_hash, now, out)
             return
@@ -273,9 +272,10 @@ class InstanceBlocks:
     def _add_adapter_run(self, item: PendingRun, was_orphan: bool, out: list[Change]) -> Iterator[int]:
         load = item.load
         assert load is not None
-        index = self.adapters.name_index(load.name)
+        name, number = load
+        index = self.adapters.name_index(name)
         known = (item.parent, *item.handles[:1]) if item.parent >= 0 else tuple(item.handles[:1])
-        table = yield from self.adapters.table_for(load.name, load.number, known, out)
+        table = yield from self.adapters.table_for(name, number, known, out)
         if self._add_or_hold(item, table, index, out):
             self._on_added(item, was_orphan)
 
@@ -333,7 +333,7 @@ class InstanceBlocks:
     def _chain_start(self, item: PendingRun, table: BlockTable) -> tuple[int, int] | None:
         """Returns block hash and depth of the block before the run; None when it is unknown."""
         if item.parent < 0:
-            return self._chain_root(None if item.load is None else item.load.name), -1
+            return self._chain_root(None if item.load is None else item.load[0]), -1
         row = table.by_handle.find(item.parent)
         if row:
             block_hash = table.block_hashes[row]
@@ -353,7 +353,7 @@ class InstanceBlocks:
             self.counters.orphans += len(item.handles)
             self._orphans.add(item)
             return False
-        known_only = item.content.extras is None and item.tier is not StorageTier.GPU and self.names_extras
+        known_only = item.extras is None and item.tier is not StorageTier.GPU and self.names_extras
         new = item.add_to(table, start, index, known_only, self.counters)
         if new and table is self.blocks:
             open_hashes(BlocksStored, self.instance, item.tier, out).extend(new)
@@ -452,13 +452,13 @@ class InstanceBlocks:
             return True
         self.block_size = block_size
         self.names_extras = self.names_extras or has_extra_keys
-        run = RunBytes(handles, tokens, block_size * TOKEN_BYTES, StorageTier.GPU, tick)
-        new = list[int]()
-        done, block_hash = run.add_to(blocks, start, 0, new)
+        new, width, tier = list[int](), block_size * TOKEN_BYTES, StorageTier.GPU
+        done, block_hash = blocks.add_run(start, (handles, tokens, width), 0, TIER_SHIFT[tier], tick, new)
         if done < len(handles) // HANDLE_BYTES:
-            run.run().add_from(done, blocks, (block_hash, start[1] + done), 0, False, self.counters, new)
+            run = PendingRun(-1, handle_list(handles), tokens, width, None, tier, None, tick)
+            run.add_from(done, blocks, (block_hash, start[1] + done), 0, False, self.counters, new)
         if new:
-            open_hashes(BlocksStored, self.instance, StorageTier.GPU, out).extend(new)
+            open_hashes(BlocksStored, self.instance, tier, out).extend(new)
         return True
 
     def _remove_scanned(self, event: ScannedEvent, tick: int, out: list[Change]) -> None:

@@ -17,8 +17,7 @@ from fairlead_kvstore.blockstore import block_table, changes
 from fairlead_kvstore.blockstore.block_hash import parent_hash, token_bytes
 from fairlead_kvstore.blockstore.block_table import COLUMNS, BlockTable
 from fairlead_kvstore.blockstore.changes import Change
-from fairlead_kvstore.blockstore.event_runs import pending_run
-from fairlead_kvstore.blockstore.event_runs.pending_run import BlockContent, PendingRun, handle_list
+from fairlead_kvstore.blockstore.event_runs.pending_run import PendingRun, handle_list
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.blockstore.types import EventCounters
@@ -268,7 +267,7 @@ Run = tuple[int, list[int], int, StorageTier, int]
 def _compiled(native_modules: dict[str, ModuleType], *, scan: bool = False) -> Iterator[None]:
     rows = native_modules["block_rows"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pending_run, "ADD_RUN", rows.add_run)
+        patch.setattr(block_table, "ADD_RUN", rows.add_run)
         patch.setattr(block_table, "FIND_ROW", rows.find_row)
         if scan:
             patch.setattr(event_application, "SCAN_EVENTS", native_modules["event_scanner"].scan_events)
@@ -279,8 +278,7 @@ def _fill(runs: list[Run], width: int) -> tuple[BlockTable, list[Any], EventCoun
     table, changes, counters = BlockTable(), list[Any](), EventCounters()
     for own, handles, tick, tier, released in runs:
         data = b"".join(xxhash.xxh3_64_digest(b"%d" % (handle % 50)) * width for handle in handles)
-        content = BlockContent(data[: len(handles) * width], width, None)
-        item = PendingRun(-1, handles, content, tier, None, tick)
+        item = PendingRun(-1, handles, data[: len(handles) * width], width, None, tier, None, tick)
         changes.append(item.add_to(table, (own, 3), 2, False, counters))
         if row := table.by_handle.find(released):
             table.release(row)

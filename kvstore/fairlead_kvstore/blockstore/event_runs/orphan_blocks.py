@@ -68,7 +68,7 @@ class OrphanBlocks:
         self._waiting.setdefault(item.parent, {})[id(item)] = item
         self._order[id(item)] = item
         self.blocks += len(item.handles)
-        self.bytes += item.content.size
+        self.bytes += item.size
         for handle in item.handles:
             self._copies.setdefault((handle, item.tier), [0, 0])[0] += 1
         while self._order and (self.blocks > self._max_blocks or self.bytes > self._max_bytes):
@@ -122,7 +122,7 @@ class OrphanBlocks:
         if not others:
             del self._waiting[item.parent]
         self.blocks -= len(item.handles)
-        self.bytes -= item.content.size
+        self.bytes -= item.size
         for handle in item.handles:
             known = self._copies[handle, item.tier]
             known[0] -= 1

@@ -14,115 +14,57 @@ from fairlead_kvstore.blockstore.block_hash import (
     parent_hash,
     token_bytes,
 )
-from fairlead_kvstore.blockstore.block_table import HASH_FACTOR, MAX_COPIES, TIER_SHIFT, BlockTable
+from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TIER_SHIFT, BlockTable
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.types import EventCounters
 from fairlead_kvstore.events.payloads import StoredEvent
-from fairlead_kvstore.native import ADD_RUN
 
 _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 HANDLE_BYTES: Final = 8
 _HASH: Final = xxhash.xxh3_64_intdigest
 
 
-class BlockContent:
-    """The content of consecutive blocks, which determines their block hashes.
+class PendingRun:
+    """The blocks of one event, ``handles`` after ``parent`` (-1: a prompt's start).
 
     data: their token ids, ``width`` bytes for each block.
     extras: their extra keys as bytes; None if the engine does not report them.
+    load: name of an adapter, and the engine's number of its load, None without one.
     """
 
-    def __init__(self, data: bytes, width: int, extras: list[bytes | None] | None) -> None:
+    def __init__(
+        self,
+        parent: int,
+        handles: list[int],
+        data: bytes,
+        width: int,
+        extras: list[bytes | None] | None,
+        tier: StorageTier,
+        load: tuple[str, int | str | None] | None,
+        tick: int,
+    ) -> None:
+        self.parent = parent
+        self.handles = handles
         self.data = data
         self.width = width
         self.extras = extras
+        self.tier = tier
+        self.load = load
+        self.tick = tick
 
     @property
     def size(self) -> int:
         """The number of bytes of tokens and extra keys."""
         return len(self.data) + (sum(len(keys) for keys in self.extras if keys) if self.extras else 0)
 
-
-class AdapterLoad:
-    """One load of an adapter: its name, and the engine's number of the load, None without one."""
-
-    def __init__(self, name: str, number: int | str | None) -> None:
-        self.name = name
-        self.number = number
-
-
-class RunBytes:
-    """The blocks of one event as bytes, which compiled code adds to a table.
-
-    handles: eight bytes for each block, in the machine's order.
-    tokens: ``width`` bytes for each block.
-    """
-
-    def __init__(self, handles: bytes, tokens: bytes, width: int, tier: StorageTier, tick: int) -> None:
-        self.handles = handles
-        self.tokens = tokens
-        self.width = width
-        self.tier = tier
-        self.tick = tick
-
-    def add_to(self, table: BlockTable, start: tuple[int, int], index: int, new: list[int]) -> tuple[int, int]:
-        """Adds one copy of each block, up to the first that ``PendingRun.add_to`` must add.
-
-        start, index: see there.
-        new: gets the hashes of new blocks.
-
-        Returns how many blocks were added, and the hash of the last one.
-        """
-        assert ADD_RUN is not None
-        (block_hash, depth), done = start, 0
-        columns, by_handle, by_block_hash = table.columns, table.by_handle, table.by_block_hash
-        while True:
-            done, block_hash, entered, full, full_hash = ADD_RUN(
-                columns,
-                by_handle.parts,
-                by_block_hash.parts,
-                HASH_FACTOR,
-                self.handles,
-                self.tokens,
-                self.width,
-                block_hash,
-                depth + 1,
-                index,
-                TIER_SHIFT[self.tier],
-                self.tick,
-                done,
-                new,
-            )
-            by_handle.on_entered(entered, full)
-            by_block_hash.on_entered(entered, full_hash)
-            if full < 0 and full_hash < 0:
-                return done, block_hash
-
-    def run(self) -> "PendingRun":
-        """Returns the same blocks as a run."""
-        content = BlockContent(self.tokens, self.width, None)
-        return PendingRun(-1, handle_list(self.handles), content, self.tier, None, self.tick)
-
-
-class PendingRun:
-    """The blocks of one event, ``handles`` after ``parent`` (-1: a prompt's start)."""
-
-    def __init__(
-        self,
-        parent: int,
-        handles: list[int],
-        content: BlockContent,
-        tier: StorageTier,
-        load: AdapterLoad | None,
-        tick: int,
-    ) -> None:
-        self.parent = parent
-        self.handles = handles
-        self.content = content
-        self.tier = tier
-        self.load = load
-        self.tick = tick
+    def _block_hash(self, number: int, before: int) -> int:
+        """Returns the hash of one block, from that of the block before it."""
+        at = number * self.width
+        block_hash = _HASH(self.data[at : at + self.width], before)
+        if self.extras is not None and (keys := self.extras[number]) is not None:
+            block_hash = hash_with_extras(block_hash, keys)
+        return block_hash
 
     def add_to(
         self, table: BlockTable, start: tuple[int, int], index: int, known_only: bool, counters: EventCounters
@@ -133,10 +75,10 @@ class PendingRun:
         index: the adapter's, see ``LoraGenerations.name_index``.
         known_only: blocks with an unknown handle cannot be named and are only counted.
         """
-        new, (block_hash, depth), first, content = list[int](), start, 0, self.content
-        if ADD_RUN is not None and not known_only and (content.extras is None or not any(content.extras)):
-            direct = RunBytes(array("Q", self.handles).tobytes(), content.data, content.width, self.tier, self.tick)
-            first, block_hash = direct.add_to(table, start, index, new)
+        new, (block_hash, depth), first = list[int](), start, 0
+        if not known_only and (self.extras is None or not any(self.extras)):
+            run = array("Q", self.handles).tobytes(), self.data, self.width
+            first, block_hash = table.add_run(start, run, index, TIER_SHIFT[self.tier], self.tick, new)
         self.add_from(first, table, (block_hash, depth + first), index, known_only, counters, new)
         return new
 
@@ -157,11 +99,8 @@ class PendingRun:
         """
         block_hash, depth = start
         by_handle, block_hashes, counts, ticks = table.by_handle, table.block_hashes, table.counts, table.ticks
-        content, tick = self.content, self.tick
-        data, width, extras = content.data, content.width, content.extras
-        shift = TIER_SHIFT[self.tier]
+        shift, tick = TIER_SHIFT[self.tier], self.tick
         unit = 1 << shift
-        at = first * width
         for number in range(first, len(self.handles)):
             value = self.handles[number]
             depth += 1
@@ -182,12 +121,9 @@ class PendingRun:
                 counters.unnamed += len(self.handles) - number
                 break
             else:
-                block_hash = _HASH(data[at : at + width], block_hash)
-                if extras is not None and (keys := extras[number]) is not None:
-                    block_hash = hash_with_extras(block_hash, keys)
+                block_hash = self._block_hash(number, parent)
                 other = table.add_at(cell, value, block_hash, parent, depth, index, unit, tick)
                 is_new = not counts[other] >> shift & MAX_COPIES
-            at += width
             if is_new:
                 new.append(block_hash)
 
@@ -198,7 +134,7 @@ class PendingRun:
 
         start, known_only: as above; a start of None is unknown.
         """
-        block_hash, content = None if start is None else start[0], self.content
+        block_hash = None if start is None else start[0]
         for number, value in enumerate(self.handles):
             row = table.by_handle.find(value)
             if row:
@@ -207,9 +143,7 @@ class PendingRun:
                 counters.unnamed += len(self.handles) - number
                 return
             else:
-                block_hash = _HASH(content.data[number * content.width : (number + 1) * content.width], block_hash)
-                if content.extras is not None and (keys := content.extras[number]) is not None:
-                    block_hash = hash_with_extras(block_hash, keys)
+                block_hash = self._block_hash(number, block_hash)
             yield block_hash
 
 
@@ -238,10 +172,10 @@ def pending_run(event: StoredEvent, adapter: str | None, tier: StorageTier, tick
     return PendingRun(
         -1 if parent is None else parent,
         [value & _MASK if isinstance(value, int) else engine_hash(value) for value in event.block_hashes],
-        BlockContent(
-            token_bytes(event.token_ids), event.block_size * TOKEN_BYTES, extra_key_bytes(event.extra_keys, adapter)
-        ),
+        token_bytes(event.token_ids),
+        event.block_size * TOKEN_BYTES,
+        extra_key_bytes(event.extra_keys, adapter),
         tier,
-        None if adapter is None else AdapterLoad(adapter, event.lora_id),
+        None if adapter is None else (adapter, event.lora_id),
         tick,
     )
