@@ -23,7 +23,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -92,9 +92,6 @@ class IndexUnderTest(Protocol):
     def mirror(self) -> IndexReplica | None:
         """Returns the replica; None before there is one."""
 
-    def cleared_by_us(self, instance: str) -> bool:
-        """Reports a cleared cache; False where that is impossible."""
-
 
 class InProcessIndex:
     """In this process, as in a gateway without Redis."""
@@ -129,10 +126,6 @@ class InProcessIndex:
     def mirror(self) -> IndexReplica | None:
         """Always there."""
         return self._sink.replica(MODEL_KEY)
-
-    def cleared_by_us(self, instance: str) -> bool:
-        """Said to the indexer."""
-        return self._indexer.on_cache_cleared(instance)
 
     def _changed(self, _: str, changes: Sequence[Change]) -> None:
         self._heard += len(changes)
@@ -192,10 +185,6 @@ class RedisIndex:
     def mirror(self) -> IndexReplica | None:
         """None before the first load."""
         return self._feed.replica(MODEL_KEY)
-
-    def cleared_by_us(self, instance: str) -> bool:
-        """Returns False: an indexer in another process learns it from the engine alone."""
-        return False
 
     def _changed(self, _: str, changes: Sequence[Change]) -> None:
         self._heard += len(changes)
@@ -651,29 +640,11 @@ class ObservedEngine:
         await self.equal(numbers)
         return numbers
 
-    def tell_cleared(self) -> tuple[list[str], frozenset[str]]:
-        """Reports that Fairlead cleared the engine's cache.
-
-        Returns the indexes that take the report, and those that learn it from the engine.
-        """
+    def record_cleared(self) -> frozenset[str]:
+        """Records that the engine's cache was cleared. Returns the indexes, all of which learn it
+        with the engine's next batch."""
         self.record_note("cleared")
-        told = []
-        for name, index in self.indexes.items():
-            answers = [index.cleared_by_us(source.instance) for source in self.sources]
-            told += [name] if all(answers) else []
-        return told, frozenset(self.indexes) - frozenset(told)
-
-    async def wait_until_gone(self, names: Collection[str], since: float) -> Numbers:
-        """Seconds from ``since`` until these indexes hold nothing of the engine; None for one that
-        never does."""
-        found: Numbers = {}
-        for name in names:
-            mirror = self.indexes[name].mirror
-            empty = await until(
-                lambda: not any(content(mirror(), source.instance, StorageTier.GPU) for source in self.sources)  # noqa: B023
-            )
-            found[name] = round(time.monotonic() - since, 3) if empty else None
-        return found
+        return frozenset(self.indexes)
 
     def _lateness(self) -> Numbers:
         late, self.late = self.late, []

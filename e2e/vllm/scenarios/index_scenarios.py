@@ -219,7 +219,7 @@ class TieredCache:
             await self._at.send(prompt)
         await self._at.wait_until_quiet()
         await self._at.post("/reset_prefix_cache")
-        _, untold = self._at.tell_cleared()
+        untold = self._at.record_cleared()
         first = len(self._at.rows)
         for number, prompt in enumerate(prompts):
             await self._at.send(prompt, keep=False, excused=frozenset() if number else untold)
@@ -238,7 +238,7 @@ class TieredCache:
     async def _reset_both(self) -> Numbers:
         await self._at.wait_until_quiet()
         await self._at.post("/reset_prefix_cache?reset_external=true")
-        _, untold = self._at.tell_cleared()
+        untold = self._at.record_cleared()
         first = len(self._at.rows)
         for turn, number in enumerate((0, 1, 0)):
             excused = frozenset() if turn else untold
@@ -504,7 +504,7 @@ class IndexScenarios:
                 unsaid = numbers[name]["missing"] and self.at.is_complete(index)
                 require(not unsaid, f"{name} misses blocks and says that it is complete", numbers)
             await self.at.post("/reset_prefix_cache")
-            self.at.tell_cleared()
+            self.at.record_cleared()
             for count in (100, 196):
                 await send_prompt(self.at.client, MODEL, TokenPrompt(tokens("a", count)))
             return await self.at.equal(numbers, {**late, **self.at.indexes})
@@ -536,21 +536,18 @@ class IndexScenarios:
     # -------------------------------------------------------------------------------------------------
 
     async def _cleared(self, path: str, then: str | None = None) -> Numbers:
-        """Fairlead asks for it and clears the index that it can tell; the engine only says so with
-        its next step."""
+        """Fairlead asks for it; the engine only says so with its next step."""
         first = len(self.at.rows)
         await self.at.send(TokenPrompt(tokens("a", 100)))
         await self.at.wait_until_quiet()
         before, announced = self.at.recorders[0].stored, self.at.recorders[0].clears
         answer = (await self.at.post(path)).text
-        told, untold = self.at.tell_cleared()
-        seconds = await self.at.wait_until_gone(told, time.monotonic())
+        untold = self.at.record_cleared()
         if then is not None:
             await self.at.post(then)
-        require(None not in seconds.values(), "an index with the report still has blocks", seconds)
         await self.at.send(TokenPrompt(tokens("a", 100)), excused=untold)
         await self.at.send(TokenPrompt(tokens("a", 196)))
-        more = {"answer": answer, "blocks_before": before, "empty_after_seconds": seconds}
+        more = {"answer": answer, "blocks_before": before}
         require(self.at.recorders[0].clears > announced, "the engine has not said so itself", more)
         return await self.at.expect_agreement(first, more)
 
@@ -644,7 +641,7 @@ class IndexScenarios:
                 require(not complete, f"{name} says that it is complete", numbers)
                 require(found["ghosts"] == 0, f"{name} holds what is not there", numbers)
             await self.at.post("/reset_prefix_cache")
-            self.at.tell_cleared()
+            self.at.record_cleared()
             for count in (100, 196):
                 await send_prompt(self.at.client, MODEL, TokenPrompt(tokens("a", count)))
             return await self.at.equal(numbers, late)

@@ -9,9 +9,10 @@ The rules, each for observed behaviour of a real engine:
 - *Removed* removes a copy. Removals of unknown blocks, which late readers get, are ``unknown``.
 - *AllBlocksCleared* names no tier even when it means only the GPU, so all tiers are dropped. The
   GPU is empty, so the instance is complete. Blocks that remain in other tiers are missed.
-- *Fairlead's own clears* are reported by the engine only with its next step, perhaps hours later.
-  ``on_cleared_by_fairlead`` drops everything at once. Events that arrive before the engine's own
-  report precede the clear and are left out.
+- *An engine that falls asleep* clears its cache, and reports that only with its next step, perhaps
+  hours later. ``on_sleep`` drops everything at once. Events that arrive before the engine's own
+  report, or before it wakes up, precede the clear and are left out. The instance is incomplete
+  until that report.
 - *Groups*: a hybrid model has one cache per kind of attention and reports each. A prefix can only
   be hit where the full-attention group has it. So only the first group of such a kind counts; the
   others are counted as ``other_groups``. Other groups may have lost blocks that a hit needs too (a
@@ -47,17 +48,12 @@ from fairlead_kvstore.blockstore.lora_generations import MAX_SCANNED_ROWS, LoraG
 from fairlead_kvstore.blockstore.shared_store_hints import SharedStoreHints
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, storage_tier
 from fairlead_kvstore.blockstore.types import EventCounters
-from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, EventSlice, RemovedEvent, StoredEvent
+from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, RemovedEvent, StoredEvent
 from fairlead_kvstore.native import ScannedBatch, ScannedEvent
 
 FULL_ATTENTION_KINDS: Final = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
 _UNKNOWN_KINDS: Final = frozenset({None, "unknown"})
 _REMOVED_PARTS: Final = 2  # of a scanned event, which has more where blocks are stored
-
-
-KV_CLEAR_ECHO_SECONDS: Final = 2.0
-"""Limit: until an engine reports a clear that Fairlead requested; earlier events precede the clear.
-"""
 
 _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 _SMOOTHING: Final = 0.05
@@ -94,8 +90,7 @@ class InstanceBlocks:
         self._secret = secret
         self.group: int | None = None
         self.names_extras = False
-        self.awaited_until: float | None = None
-        self.last_clear: float | None = None
+        self.is_asleep = False
         self._roots: dict[str | None, int] = {}
         self.blocks = BlockTable()
         self.adapters = LoraGenerations(instance, self.blocks, limits.kv_adapter_versions)
@@ -128,52 +123,30 @@ class InstanceBlocks:
         self.counters.unknown_events += batch.unknown
         self.counters.refused_events += batch.refused
         tick, events = tick_of(now), batch.events
-        awaiting = self._awaits_clear(batch, 0)
-        if self.awaited_until is not None and not awaiting:
-            if now <= self.awaited_until:
-                self.counters.before_clear += len(events)
-                return
-            self.awaited_until = None
-            self.completeness.set_mark(False, "the engine confirmed a clear but never reported it", now, out)
         self.adapters.on_batch(now)
-        for number, event in enumerate(events):
-            if self.awaited_until is not None and not awaiting:  # Fairlead cleared the cache since the last step
-                awaiting = self._awaits_clear(batch, number)
-                if not awaiting:
-                    self.counters.before_clear += len(events) - number
-                    return
+        for event in events:
             if self.adapters.scanned_rows > MAX_SCANNED_ROWS:
                 self._drop_all(_TOO_MANY_SCANS, out)
                 self.completeness.set_mark(False, _TOO_MANY_SCANS, now, out)
-            if awaiting and not isinstance(event, ClearedEvent):
-                self.counters.before_clear += 1
-            elif isinstance(event, StoredEvent):
-                self._on_stored(event, tick, now, out)
-            elif isinstance(event, RemovedEvent):
-                self._on_removed(event, tick, out)
-            else:
-                awaiting = False
+            if isinstance(event, ClearedEvent):
                 self._on_cleared(event, now, out)
                 yield _CLEAR_BYTES
+            elif self.is_asleep:
+                continue
+            elif isinstance(event, StoredEvent):
+                self._on_stored(event, tick, now, out)
+            else:
+                self._on_removed(event, tick, out)
             while self._follow_ups:
                 yield self._follow_up(out)
         self._update_doubt(now, out)
 
-    def _awaits_clear(self, batch: EventBatch, start: int) -> bool:
-        """Returns whether the events from ``start`` precede the engine's report of a clear, which
-        is in this batch.
-        """
-        return self.awaited_until is not None and (
-            (isinstance(batch, EventSlice) and batch.clears_later)
-            or any(isinstance(event, ClearedEvent) for event in batch.events[start:])
-        )
-
     def mark_complete(self, reason: str, now: float, out: list[Change]) -> None:
-        """Marks the instance complete, since no event is missing; a clear is no longer awaited.
+        """Marks the instance complete, since no event is missing, unless events are left out.
         An interrupted stream delays the mark, and a doubt withholds it (``completeness``).
         """
-        self.awaited_until = None
-        self.completeness.set_mark(True, reason, now, out)
+        if not self.is_asleep:
+            self.completeness.set_mark(True, reason, now, out)
 
     def drop_after_lost_batches(self, reason: str, now: float, out: list[Change]) -> None:
         """Drops all blocks, orphans and parked blocks because events are missing. Later events are
@@ -185,7 +158,7 @@ class InstanceBlocks:
     def on_restarted(self, reason: str, now: float, out: list[Change]) -> None:
         """Begins a new epoch for another engine process, in which old handles mean nothing."""
         self.epoch += 1
-        self.group, self.awaited_until = None, None
+        self.group, self.is_asleep = None, False
         self.completeness.reset()
         self.names_extras, self.hybrid, self.evicted_age_seconds = False, False, None
         self._drop_all(reason, out, always=True)
@@ -200,13 +173,13 @@ class InstanceBlocks:
         """Restores the mark because the same process continues."""
         self.completeness.resume(out)
 
-    def on_cleared_by_fairlead(self, now: float, out: list[Change]) -> None:
-        """Drops all blocks after a confirmed clear; skips events until the engine reports it."""
-        echo = KV_CLEAR_ECHO_SECONDS
-        if self.last_clear is None or now - self.last_clear > echo:
-            self.awaited_until = now + echo
-        self._drop_all("cleared by Fairlead", out)
-        self.completeness.set_mark(True, "cleared by Fairlead", now, out)
+    def on_sleep(self, is_asleep: bool, now: float, out: list[Change]) -> None:
+        """Drops all blocks of an engine that fell asleep, and leaves out its events. Applies them
+        again when it wakes up, if its own report of the clear has not done so.
+        """
+        self.is_asleep = is_asleep
+        if is_asleep:
+            self.drop_after_lost_batches("its cache was cleared when it fell asleep", now, out)
 
     def adapter_source_steps(self, name: str, source: str, now: float, out: list[Change]) -> Iterator[int]:
         """Records where the engine loaded the adapter ``name`` from, a path or a URL. Yields the
@@ -420,7 +393,7 @@ class InstanceBlocks:
         further effects. ``apply_steps`` must apply the rest.
         """
         _, medium, _, events = batch
-        if self.awaited_until is not None or len(self._orphans) or self.adapters.parked or self.completeness.doubt:
+        if self.is_asleep or len(self._orphans) or self.adapters.parked or self.completeness.doubt:
             return 0
         self.adapters.on_batch(now)
         if self.adapters.scanned_rows > MAX_SCANNED_ROWS or storage_tier(medium, None) is not StorageTier.GPU:
@@ -477,10 +450,10 @@ class InstanceBlocks:
             self.completeness.set_doubt(self.adapters.doubt(), now, out)
 
     def _on_cleared(self, event: ClearedEvent, now: float, out: list[Change]) -> None:
-        self.awaited_until, self.last_clear = None, now
         if (tier := storage_tier(event.medium, None)) is not StorageTier.GPU:
             self._clear_tier(tier)
             return
+        self.is_asleep = False
         self._drop_all("the engine cleared its cache", out)
         self.completeness.set_mark(True, "empty since the engine cleared its cache", now, out)
 

@@ -135,9 +135,6 @@ def _bytes(column: "array[int]") -> bytes:
 _PLAIN_FIELDS: Final = ("epoch", "block_size", "hybrid", "evicted_age_seconds", "group", "names_extras")
 
 
-_TIME_FIELDS: Final = ("awaited_until", "last_clear")
-
-
 def take_snapshot(item: InstanceBlocks, wall: float) -> tuple[InstanceSnapshot, RowParts]:
     """Returns the state of an instance for another process, with the rows by name of their part.
 
@@ -157,7 +154,7 @@ def take_snapshot(item: InstanceBlocks, wall: float) -> tuple[InstanceSnapshot, 
         item.adapters.snapshot(),
         doubt=item.completeness.doubt,
     )
-    for name in (*_PLAIN_FIELDS, *_TIME_FIELDS):
+    for name in _PLAIN_FIELDS:
         setattr(snapshot, name, getattr(item, name))
     return snapshot, rows
 
@@ -194,9 +191,6 @@ def install_tables(
     later = snapshot.wall - wall
     for name in _PLAIN_FIELDS:
         setattr(item, name, getattr(snapshot, name))
-    for name in _TIME_FIELDS:
-        saved_time = getattr(snapshot, name)
-        setattr(item, name, None if saved_time is None else saved_time + later)
     item.blocks, *others = tables
     item.adapters = LoraGenerations(item.instance, item.blocks, item.limits.kv_adapter_versions)
     named = zip(snapshot.tables[1:], others, strict=True)

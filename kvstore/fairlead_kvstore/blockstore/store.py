@@ -250,11 +250,11 @@ class BlockStore:
 
     # --- reports of Fairlead -------------------------------------------------------------------------------------------
 
-    def on_cleared_by_fairlead(self, instance: str, now: float) -> list[Change]:
-        """Drops an instance's blocks after the engine confirmed a call that clears its cache
-        (reset, sleep at level 1 or more, pause with clear).
+    def on_sleep(self, instance: str, is_asleep: bool, now: float) -> list[Change]:
+        """Drops an instance's blocks when its engine falls asleep, which clears its cache; see
+        ``InstanceBlocks.on_sleep``.
         """
-        return self._empty(instance, "", now, "ours")
+        return self._empty(instance, "", now, "asleep" if is_asleep else "awake")
 
     def adapter_source_steps(
         self, instance: str, name: str, source: str, now: float, out: list[Change]
@@ -332,7 +332,7 @@ class BlockStore:
         elif how == "restarted":
             item.on_restarted(reason, now, out)
         else:
-            item.on_cleared_by_fairlead(now, out)
+            item.on_sleep(how == "asleep", now, out)
         self._block_count += len(item) - before
         return out
 

@@ -16,7 +16,6 @@ class EventCounters(msgspec.Struct):
     orphans, linked: blocks that came before their parent, and those whose parent came later.
     saturated: copies beyond the 255 that a row can count.
     other_groups: events of attention groups that do not count.
-    before_clear: events left out because they precede a clear that Fairlead requested.
     unknown_events, refused_events: events left out, see ``EventBatch``.
     dropped: blocks evicted from the store for lack of memory.
     """
@@ -27,7 +26,6 @@ class EventCounters(msgspec.Struct):
     linked: int = 0
     saturated: int = 0
     other_groups: int = 0
-    before_clear: int = 0
     unknown_events: int = 0
     refused_events: int = 0
     dropped: int = 0
@@ -101,8 +99,6 @@ class InstanceSnapshot(msgspec.Struct, gc=False):
     evicted_age_seconds: float | None = None
     group: int | None = None
     names_extras: bool = False
-    awaited_until: float | None = None
-    last_clear: float | None = None
     doubt: str = ""
 
     def completeness(self) -> CompletenessMark:

@@ -53,7 +53,7 @@ from fairlead_kvstore.reader.engine_info_client import (
     adapter_sources,
 )
 from fairlead_kvstore.reader.engine_subscription import KV_RESTART_SECONDS, EngineSubscription
-from fairlead_kvstore.reader.event_application import AppliedEvents
+from fairlead_kvstore.reader.event_application import AdapterSource, AppliedEvents, EngineSleep
 from fairlead_kvstore.reader.fair_scheduler import FairScheduler
 from fairlead_kvstore.reader.namespace_slots import NamespaceSlots
 from fairlead_kvstore.reader.reader_context import OneShotTimer, ReaderContext, ReaderRuntime
@@ -203,19 +203,6 @@ class Indexer:
         self._endpoints.update_fleet(fleet)
         self._reconcile()
 
-    def on_cache_cleared(self, instance: str) -> bool:
-        """Drops an instance's blocks after its engine confirmed a call that clears the cache.
-
-        Such calls are reset, sleep at level 1 or more, and pause with clear. Call this on the
-        response, since the engine reports the clear only with its next batch. Returns False when
-        the instance is not read here.
-        """
-        member = self._members.get(instance)
-        if member is None:
-            return False
-        self._offer(member.model_key, self.store.on_cleared_by_fairlead(instance, self._clock.now()))
-        return True
-
     def counts(self) -> dict[str, Counter[str]]:
         """Returns the sums of all counters by model, those of departed instances included."""
         found = {key: Counter(counts) for key, counts in self._departed.items()}
@@ -323,6 +310,15 @@ class Indexer:
             self._subscribe(member, endpoints)
         else:
             member.discovery = self._start_task(self._discover_endpoints(member))
+            self._report_sleep(member)
+
+    def _report_sleep(self, member: EngineMember) -> None:
+        """Passes on whether an engine sleeps, which cleared its cache."""
+        is_asleep = member.instance.state is FleetState.SLEEPING
+        if member.subscription is not None:
+            member.subscription.on_reports([EngineSleep(is_asleep)])
+        elif is_asleep:
+            self._drop_restored_blocks(member, "its cache was cleared when it fell asleep")
 
     def _evict_some(self) -> None:
         """Evicts some of the restored blocks that are above the bounds, and later the next ones."""
@@ -345,8 +341,8 @@ class Indexer:
 
     def _update_instance(self, member: EngineMember, instance: Instance) -> None:
         before, member.instance = member.instance, instance
-        if before.state is FleetState.SLEEPING and instance.state is not FleetState.SLEEPING:
-            self.on_cache_cleared(instance.id)  # its cache was cleared when it fell asleep
+        if (before.state is FleetState.SLEEPING) != (instance.state is FleetState.SLEEPING):
+            self._report_sleep(member)
         endpoints = endpoints_from_fleet(instance)
         if endpoints is None:
             if (instance.url, before.kv_events) != (before.url, None):
@@ -371,6 +367,7 @@ class Indexer:
             )
             member.position = None
             member.subscription.start()
+            self._report_sleep(member)
         member.problem = ""
 
     # --- queries to engines --------------------------------------------------------------------------------------------
@@ -473,7 +470,7 @@ class Indexer:
         subscription = member.subscription
         if member.is_gone or subscription is None or subscription.is_replaying or subscription.is_busy:
             return  # replayed events are older than the response: query again
-        subscription.on_adapter_sources(found)
+        subscription.on_reports([AdapterSource(adapter, source) for adapter, source in found.items()])
 
     # --- changes --------------------------------------------------------------------------------------------------------
 

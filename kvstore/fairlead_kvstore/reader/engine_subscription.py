@@ -33,7 +33,7 @@ can. It drops those that do not fit into its socket's queue.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from fairlead.errors import BadInput
@@ -42,7 +42,7 @@ from fairlead_kvstore.events.stream_sequencer import EventSequencer, parse_frame
 from fairlead_kvstore.events.types import EventFrame, StreamOutcome, StreamPosition
 from fairlead_kvstore.events.zmtp import message
 from fairlead_kvstore.reader.endpoints import EventEndpoints
-from fairlead_kvstore.reader.event_application import AdapterSource, AppliedEvents, EventApplication
+from fairlead_kvstore.reader.event_application import AppliedEvents, EventApplication, FleetReport
 from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES
 from fairlead_kvstore.reader.namespace_slots import NamespaceSlot
 from fairlead_kvstore.reader.reader_context import OneShotTimer, ReaderContext
@@ -220,9 +220,9 @@ class EngineSubscription:
         """Whether a batch is applied in part, so that no further one may be read."""
         return self._application.is_busy
 
-    def on_adapter_sources(self, sources: Mapping[str, str]) -> None:
-        """Records where the engine loaded its adapters from, by name."""
-        self._application.add([AdapterSource(name, source) for name, source in sources.items()])
+    def on_reports(self, reports: Iterable[FleetReport]) -> None:
+        """Applies reports on the engine after the events that wait."""
+        self._application.add(reports)
         self._apply_slice(self._slice_bytes)
 
     def start(self) -> None:

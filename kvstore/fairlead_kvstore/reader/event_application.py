@@ -55,7 +55,6 @@ from fairlead_kvstore.events.payloads import (
     ClearedEventArray,
     EngineHash,
     EventBatch,
-    EventSlice,
     LargeRemovedEvent,
     LargeRemovedEventArray,
     LargeStoredEvent,
@@ -81,7 +80,6 @@ BLOCK_BYTES: Final = 16
 """The cost of a block, besides the bytes of its event: some events have two bytes a block."""
 EVENT_BYTES: Final = 16
 """The fixed cost of an event, in bytes."""
-_CLEARED: Final = b"AllBlocksCleared"
 _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 _CONTINUED: Final = 1 << 64
 """Makes a parent's hash differ from 0, which means none; only the lower 64 bits count."""
@@ -115,11 +113,10 @@ def event_slices(payload: bytes, limits: Limits) -> Iterator[tuple[int, EventBat
         yield batch_cost(payload, blocks, limits), batch
         return
     yield 0, EventBatch(batch.wall, (), batch.rank, batch.unknown, batch.refused)
-    clears = _CLEARED in payload
     for event in batch.events:
         for part in _parts(event, limits):
             cost = EVENT_BYTES + _block_count((part,)) * BLOCK_BYTES
-            yield cost, EventSlice(batch.wall, (part,), batch.rank, clears_later=clears)
+            yield cost, EventBatch(batch.wall, (part,), batch.rank)
 
 
 def batch_cost(payload: bytes, blocks: int, limits: Limits) -> int:
@@ -131,20 +128,20 @@ def batch_cost(payload: bytes, blocks: int, limits: Limits) -> int:
 
 def _large_payload_slices(payload: bytes, limits: Limits) -> Iterator[tuple[int, EventBatch]]:
     raw = _decode_raw(payload, limits)
-    wall, rank, clears = raw.ts, raw.data_parallel_rank, _CLEARED in payload
+    wall, rank = raw.ts, raw.data_parallel_rank
     yield limits.kv_slice_bytes, EventBatch(wall, (), rank)  # reading the boundaries takes some ms
     events, counts, cost = list[CacheEvent](), {UNKNOWN: 0, REFUSED: 0}, 0
     for item in raw.events:
         size = len(memoryview(item))
         is_large = 2 * size > limits.kv_slice_bytes
         if cost and (is_large or cost >= limits.kv_slice_bytes):
-            yield cost, EventSlice(wall, events, rank, counts[UNKNOWN], counts[REFUSED], clears)
+            yield cost, EventBatch(wall, events, rank, counts[UNKNOWN], counts[REFUSED])
             events, counts, cost = [], {UNKNOWN: 0, REFUSED: 0}, 0
         if is_large:
             for part_cost, part in _large_event_parts(item, limits):
                 left_out = {UNKNOWN: 0, REFUSED: 0, part: 1} if isinstance(part, str) else counts
                 found = () if part is None or isinstance(part, str) else (part,)
-                yield part_cost, EventSlice(wall, found, rank, left_out[UNKNOWN], left_out[REFUSED], clears)
+                yield part_cost, EventBatch(wall, found, rank, left_out[UNKNOWN], left_out[REFUSED])
             continue
         event = decode_event(item, limits)
         cost += size + EVENT_BYTES
@@ -154,7 +151,7 @@ def _large_payload_slices(payload: bytes, limits: Limits) -> Iterator[tuple[int,
             events.append(event)
             cost += _block_count((event,)) * BLOCK_BYTES
     if cost:
-        yield cost, EventSlice(wall, events, rank, counts[UNKNOWN], counts[REFUSED], clears)
+        yield cost, EventBatch(wall, events, rank, counts[UNKNOWN], counts[REFUSED])
 
 
 def _decode_raw(payload: bytes, limits: Limits) -> RawBatch:
@@ -344,6 +341,17 @@ class AdapterSource:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class EngineSleep:
+    """The engine fell asleep, which cleared its cache, or woke up."""
+
+    is_asleep: bool
+
+
+FleetReport = AdapterSource | EngineSleep
+"""Knowledge of an engine that its events do not contain."""
+
+
 class EventApplication:
     """The outcomes of one stream that are applied to its instance, a slice at a time.
 
@@ -357,7 +365,7 @@ class EventApplication:
         self._store = store
         self._instance = instance
         self._limits = limits
-        self._waiting: deque[StreamOutcome | AdapterSource] = deque()
+        self._waiting: deque[StreamOutcome | FleetReport] = deque()
         self._steps: Iterator[int] | None = None
         self._found = AppliedEvents([])
         self._changes: list[Change] = []
@@ -368,7 +376,7 @@ class EventApplication:
         """Whether outcomes wait, or a part of a batch."""
         return self._steps is not None or bool(self._waiting)
 
-    def add(self, outcomes: Iterable[StreamOutcome | AdapterSource]) -> None:
+    def add(self, outcomes: Iterable[StreamOutcome | FleetReport]) -> None:
         """Adds outcomes behind those that wait."""
         for outcome in outcomes:
             self._waiting.append(outcome)
@@ -431,12 +439,14 @@ class EventApplication:
         self._steps, self.waiting_bytes = None, 0
         self._changes.clear()
 
-    def _outcome_steps(self, outcome: StreamOutcome | AdapterSource, now: float) -> Iterator[int]:
+    def _outcome_steps(self, outcome: StreamOutcome | FleetReport, now: float) -> Iterator[int]:
         store, instance, out = self._store, self._instance, self._changes
         if isinstance(outcome, AcceptBatch):
             yield from self._batch_steps(outcome, now)
         elif isinstance(outcome, AdapterSource):
             yield from store.adapter_source_steps(instance, outcome.name, outcome.source, now, out)
+        elif isinstance(outcome, EngineSleep):
+            out += store.on_sleep(instance, outcome.is_asleep, now)
         elif isinstance(outcome, DuplicateBatch):
             self._found.duplicates += 1
         elif isinstance(outcome, SequenceGap):

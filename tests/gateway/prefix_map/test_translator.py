@@ -327,7 +327,7 @@ def test_a_prompt_of_an_adapter_or_with_a_salt_is_linked_to_its_own_blocks_only(
         root = block_hash.chain_root(KEY, adapter, secret=SECRET)
         if (adapter, salt) == served:
             place.report(
-                [BlocksStored("a", StorageTier.GPU, root, block_hash.block_hashes(root, prompt.tokens, BLOCK, extras))]
+                [BlocksStored("a", StorageTier.GPU, block_hash.block_hashes(root, prompt.tokens, BLOCK, extras))]
             )
         assert place.bridge.learn(
             chains[adapter, salt], prompt.ends, prompt.tokens, size=prompt.size, salt=salt, adapter=adapter

@@ -122,15 +122,18 @@ class FaultyStream(RuleBasedStateMachine):
         self.reconnect()
 
     @rule()
-    def cleared_by_us(self) -> None:
-        """Clears the cache on request while the engine is idle; earlier frames are still in
-        flight.
+    def sleep(self) -> None:
+        """Lets the idle engine clear its cache, which it reports with its next batch.
+
+        Earlier frames are still in flight.
         """
         self.engine.clear()
-        self.apply(self.truth.on_cleared_by_fairlead("i", self.now))
-        for _ in range(len(self.wire)):
-            self.deliver()
-        self.now += 0.1
+        self.apply(self.truth.on_sleep("i", True, self.now))
+
+    @rule()
+    def wake_up(self) -> None:
+        """Learns from the fleet that the engine is awake; earlier frames may still be in flight."""
+        self.apply(self.truth.on_sleep("i", False, self.now))
 
     # --- the wire -------------------------------------------------------------------------------------------------------
 

@@ -326,7 +326,7 @@ def test_every_response_of_an_idle_engine_was_predicted(name: str) -> None:
             playing.places[more[0]] = more[1]
             playing.read_models()
         elif what == "cleared":
-            playing.truth.on_cleared_by_fairlead(str(rank), playing.now)
+            playing.truth.on_sleep(str(rank), True, playing.now)
         elif what == "killed":
             playing.places.clear()
     assert asked >= 10

@@ -214,47 +214,50 @@ def test_clear_of_a_named_tier_clears_only_that() -> None:
     assert index.depths() == (3, 3, 3, 3)
 
 
-def test_requested_clear_counts_at_once_and_earlier_events_are_ignored() -> None:
+def test_sleeping_engine_has_no_blocks_whatever_arrives_late() -> None:
     index = store_with(stored_event(0, 2))
-    reported = index.store.on_cleared_by_fairlead("i", index.now)
-    assert change_summary(reported)[0] == ("InstanceCleared", [])
-    assert index.apply(stored_event(3, 5), stored_event(0, 0), seconds=0.5) == []
-    assert index.counts.before_clear == 2
-    reported = index.apply(stored_event(3, 3), ClearedEvent(), stored_event(0, 1), seconds=600.0)
-    assert index.depths()[0] == 2
-    assert index.apply(stored_event(2, 2)) != []
+    reported = index.store.on_sleep("i", True, index.now)
+    assert [type(change) for change in reported] == [changes.InstanceCleared, changes.CompletenessChanged]
+    assert index.apply(stored_event(3, 5), stored_event(0, 0), removed_event(0), ClearedEvent("CPU")) == []
+    index.store.mark_complete("i", "the first batch that the engine published", index.now)
+    state = index.store.state("i")
+    assert (state.complete, state.blocks, state.orphans) == (False, 0, 0)
+    assert "fell asleep" in state.reason
 
 
-def test_requested_clear_without_a_report_is_awaited_for_two_seconds() -> None:
-    index = SingleInstanceStore()
-    index.store.on_cleared_by_fairlead("i", index.now)
-    assert index.apply(stored_event(0, 0), seconds=1.9) == []
-    assert index.store.state("i").complete
-    assert index.apply(stored_event(0, 1), seconds=0.2) != []
+def test_engine_that_woke_up_is_complete_with_its_own_clear() -> None:
+    index = store_with(stored_event(0, 2))
+    index.store.on_sleep("i", True, index.now)
+    index.apply(stored_event(3, 3), seconds=600.0)
+    assert index.store.on_sleep("i", False, index.now) == []
+    assert (index.store.state("i").complete, index.depths()[0]) == (False, 0)
+    index.apply(ClearedEvent(), stored_event(0, 1))
+    assert (index.store.state("i").complete, index.depths()[0]) == (True, 2)
 
 
-def test_unreported_clear_makes_the_instance_incomplete() -> None:
+def test_engine_that_clears_before_it_is_known_to_be_awake_keeps_its_new_blocks() -> None:
+    index = store_with(stored_event(0, 2))
+    index.store.on_sleep("i", True, index.now)
+    index.apply(stored_event(3, 3), ClearedEvent(), stored_event(0, 1))
+    assert index.store.on_sleep("i", False, index.now) == []
+    index.apply(stored_event(2, 2))
+    assert (index.store.state("i").complete, index.depths()[0]) == (True, 3)
+
+
+def test_engine_that_wakes_up_without_a_report_of_the_clear_is_incomplete() -> None:
     """Measured with a sleeping vLLM: it confirmed the clear, reported none, and found 96 earlier
     tokens in its cache.
     """
     index = SingleInstanceStore()
     index.store.mark_complete("i", "the first batch that the engine published", 0.0)
     index.apply(stored_event(0, 2))
-    index.store.on_cleared_by_fairlead("i", index.now)
+    index.store.on_sleep("i", True, index.now)
+    index.store.on_sleep("i", False, index.now)
     index.apply(stored_event(3, 5), seconds=600.0)
     state = index.store.state("i")
-    assert (state.complete, state.blocks) == (False, 0)
-    assert "never reported" in state.reason
+    assert (state.complete, state.blocks, state.orphans) == (False, 0, 3)
     index.apply(ClearedEvent(), stored_event(0, 1))
     assert index.store.state("i").complete
-
-
-def test_clear_reported_before_the_response_is_not_awaited() -> None:
-    index = store_with(stored_event(0, 2))
-    index.apply(ClearedEvent())
-    index.store.on_cleared_by_fairlead("i", index.now + 0.1)
-    index.apply(stored_event(0, 1), seconds=0.2)
-    assert index.depths()[0] == 2
 
 
 def test_restart_begins_an_epoch_without_old_handles() -> None:
@@ -293,7 +296,8 @@ def test_suspended_instance_is_incomplete_until_resumed() -> None:
 def test_clear_while_suspended_counts_after_resume() -> None:
     index = store_with(stored_event(0, 2))
     index.store.on_stream_suspended("i", "disconnected", 5.0)
-    index.store.on_cleared_by_fairlead("i", 5.5)
+    index.store.on_sleep("i", True, 5.5)
+    index.apply(ClearedEvent())
     assert (index.store.state("i").complete, index.depths()[0]) == (False, 0)
     index.store.on_stream_resumed("i")
     assert index.store.state("i").complete
@@ -326,9 +330,10 @@ def test_evicted_age_is_learned_from_removals() -> None:
     assert index.store.state("i").evicted_age_seconds == pytest.approx(64.0 + 32.0 * 0.05)
 
 
-def test_requested_clear_does_not_affect_the_next_process() -> None:
+def test_sleep_does_not_affect_the_next_process() -> None:
     index = SingleInstanceStore()
-    index.store.on_cleared_by_fairlead("i", index.now)
+    index.store.on_sleep("i", True, index.now)
+    index.store.on_restarted("i", "the numbers went back", index.now)
     index.store.mark_complete("i", "the first batch that the engine published", index.now)
     assert index.apply(stored_event(0, 0), seconds=0.1) != []
 

@@ -132,44 +132,60 @@ async def test_instances_follow_the_fleet() -> None:
         assert stage.credited_blocks("a", A) == 2
 
 
-async def test_wake_up_drops_blocks_before_the_engine_reports_a_clear() -> None:
+async def test_sleep_drops_blocks_before_the_engine_reports_a_clear() -> None:
     async with indexer_harness() as stage:
         engine = await stage.connect_engine("a")
         engine.serve_prompt(*A)
         await stage.wait_exact("a")
-        for state, believed in ((InstanceState.SLEEPING, 2), (InstanceState.STARTING, 0), (InstanceState.READY, 0)):
+        for state, believed in ((InstanceState.SLEEPING, 0), (InstanceState.STARTING, 0), (InstanceState.READY, 0)):
             stage.instances["a"] = replace(stage.instances["a"], state=state)
             stage.apply_fleet()
             assert stage.credited_blocks("a", A) == believed
+            assert not stage.status("a").state.complete
         engine.engine.clear()
         engine.serve_prompt(*B)
         await stage.wait_exact("a")
         assert stage.credited_blocks("a", B) == 4
 
 
-async def test_requested_clear_drops_blocks_at_once() -> None:
+async def test_late_batches_of_an_engine_that_slept_before_the_indexer_leave_no_block() -> None:
     async with indexer_harness() as stage:
-        engine = await stage.connect_engine("a")
+        engine = stage.start_engine("a")
+        stage.add_instance("a", state=InstanceState.SLEEPING)
+        await stage.wait_connected("a")
         engine.serve_prompt(*A)
-        await stage.wait_exact("a")
-        assert stage.indexer.on_cache_cleared("a")
-        assert stage.credited_blocks("a", A) == 0
+        await wait_until(lambda: stage.status("a").counters.batches == 1)
+        assert stage.status("a").state.blocks == 0
+        stage.add_instance("a", state=InstanceState.READY)
+        assert stage.status("a").state.blocks == 0
         engine.engine.clear()
         engine.serve_prompt(*B)
         await stage.wait_exact("a")
         assert stage.credited_blocks("a", B) == 4
-        assert not stage.indexer.on_cache_cleared("nobody")
 
 
-async def test_restored_blocks_are_dropped_if_the_engine_has_no_known_endpoints() -> None:
+def recovered_blocks() -> RecoveredIndex:
+    """Returns what an earlier indexer left of an instance with two blocks."""
     former = SingleInstanceStore()
     former.apply(stored_event(0, 1))
     snapshot, rows = former.store.take_snapshot("i", 0.0)
     tables = restored_tables(snapshot, rows, 0.0)
+    return RecoveredIndex({"i": InstanceCheckpoint(snapshot, {}, StreamPosition(1, [(0, 0)]), tables)}, [], {})
+
+
+@pytest.mark.parametrize("has_endpoints", [False, True])
+async def test_restored_blocks_of_a_sleeping_engine_are_dropped(has_endpoints: bool) -> None:
+    async with indexer_harness(leased=True) as stage:
+        endpoints = {"kv_events": "tcp://127.0.0.1:1", "kv_replay": "tcp://127.0.0.1:2"} if has_endpoints else {}
+        stage.add_instance("i", state=InstanceState.SLEEPING, **endpoints)
+        stage.indexer.start_model(MODEL, recovered_blocks())
+        assert (stage.status("i").state.blocks, stage.status("i").state.complete) == (0, False)
+
+
+async def test_restored_blocks_are_dropped_if_the_engine_has_no_known_endpoints() -> None:
     async with indexer_harness(replace(Limits(), kv_query_pause_seconds=0.001), leased=True) as stage:
         stage.add_instance("i")
-        checkpoint = InstanceCheckpoint(snapshot, {}, StreamPosition(1, [(0, 0)]), tables)
-        stage.indexer.start_model(MODEL, RecoveredIndex({"i": checkpoint}, [], {}))
+        stage.indexer.start_model(MODEL, recovered_blocks())
         assert stage.status("i").state.blocks == 2
         await wait_until(lambda: bool(stage.queries))
         stage.clock.advance(KV_RESTART_SECONDS)
