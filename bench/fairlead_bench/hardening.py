@@ -382,8 +382,7 @@ def _fill(store: BlockStore, **more: Any) -> None:
 
 
 def _apply(store: BlockStore, *events: StoredEvent) -> None:
-    for _ in store.apply_steps("i", EventBatch(0.0, events), 0.0, []):
-        pass
+    store.apply_at_once("i", EventBatch(0.0, events), 0.0)
 
 
 def _batch(*events: Any) -> bytes:

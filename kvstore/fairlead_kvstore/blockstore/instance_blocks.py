@@ -10,7 +10,7 @@ The rules, each for observed behaviour of a real engine:
 - *AllBlocksCleared* names no tier even when it means only the GPU, so all tiers are dropped. The
   GPU is empty, so the instance is complete. Blocks that remain in other tiers are missed.
 - *An engine that falls asleep* clears its cache, and reports that only with its next step, perhaps
-  hours later. ``on_sleep`` drops everything at once. Events that arrive before the engine's own
+  hours later. ``EngineSleep`` drops everything at once. Events that arrive before the engine's own
   report, or before it wakes up, precede the clear and are left out. The instance is incomplete
   until that report.
 - *Groups*: a hybrid model has one cache per kind of attention and reports each. A prefix can only
@@ -47,8 +47,9 @@ from fairlead_kvstore.blockstore.event_runs.pending_run import (
 from fairlead_kvstore.blockstore.lora_generations import MAX_SCANNED_ROWS, LoraGenerations
 from fairlead_kvstore.blockstore.shared_store_hints import SharedStoreHints
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, storage_tier
-from fairlead_kvstore.blockstore.types import EventCounters
+from fairlead_kvstore.blockstore.types import AdapterSource, EngineOutcome, EngineSleep, EventCounters
 from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, RemovedEvent, StoredEvent
+from fairlead_kvstore.events.types import BatchesLost, ProcessRestarted, StreamResumed, StreamSuspended
 from fairlead_kvstore.native import ScannedBatch, ScannedEvent
 
 FULL_ATTENTION_KINDS: Final = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
@@ -114,20 +115,38 @@ class InstanceBlocks:
 
     # --- stream ---------------------------------------------------------------------------------------------------------
 
-    def apply_steps(self, batch: EventBatch, now: float, out: list[Change]) -> Iterator[int]:
-        """Applies one batch, or a slice of one. Yields the cost in bytes of each step of what an
-        event causes beyond its own blocks: orphans that follow it, blocks before it, scans of rows.
-
-        Between two steps, no other event of this instance may be applied.
+    def apply(self, outcome: EngineOutcome, now: float, out: list[Change]) -> Iterator[int]:
+        """Applies an outcome; see ``BlockStore.apply``. An interrupted stream delays a mark of
+        completeness, and a doubt withholds it.
         """
+        if isinstance(outcome, EventBatch):
+            yield from self._apply_batch(outcome, now, out)
+        elif isinstance(outcome, AdapterSource):
+            yield from self.adapters.on_source_reported(outcome.name, outcome.source, out)
+            self._update_doubt(now, out)
+        elif isinstance(outcome, EngineSleep):
+            self.is_asleep = outcome.is_asleep
+            if self.is_asleep:
+                self._drop_until_complete("its cache was cleared when it fell asleep", now, out)
+        elif isinstance(outcome, BatchesLost):
+            self._drop_until_complete(f"{outcome.reason} ({outcome.first} to {outcome.last})", now, out)
+        elif isinstance(outcome, ProcessRestarted):
+            self._on_restarted(outcome.reason, now, out)
+        elif isinstance(outcome, StreamSuspended):
+            self.completeness.suspend(outcome.reason, now, out)
+        elif isinstance(outcome, StreamResumed):
+            self.completeness.resume(out)
+        elif not self.is_asleep:
+            self.completeness.set_mark(True, outcome.reason, now, out)
+
+    def _apply_batch(self, batch: EventBatch, now: float, out: list[Change]) -> Iterator[int]:
         self.counters.unknown_events += batch.unknown
         self.counters.refused_events += batch.refused
         tick, events = tick_of(now), batch.events
         self.adapters.on_batch(now)
         for event in events:
             if self.adapters.scanned_rows > MAX_SCANNED_ROWS:
-                self._drop_all(_TOO_MANY_SCANS, out)
-                self.completeness.set_mark(False, _TOO_MANY_SCANS, now, out)
+                self._drop_until_complete(_TOO_MANY_SCANS, now, out)
             if isinstance(event, ClearedEvent):
                 self._on_cleared(event, now, out)
                 yield _CLEAR_BYTES
@@ -141,21 +160,14 @@ class InstanceBlocks:
                 yield self._follow_up(out)
         self._update_doubt(now, out)
 
-    def mark_complete(self, reason: str, now: float, out: list[Change]) -> None:
-        """Marks the instance complete, since no event is missing, unless events are left out.
-        An interrupted stream delays the mark, and a doubt withholds it (``completeness``).
-        """
-        if not self.is_asleep:
-            self.completeness.set_mark(True, reason, now, out)
-
-    def drop_after_lost_batches(self, reason: str, now: float, out: list[Change]) -> None:
-        """Drops all blocks, orphans and parked blocks because events are missing. Later events are
-        applied, but the instance is incomplete until it is marked complete or cleared.
+    def _drop_until_complete(self, reason: str, now: float, out: list[Change]) -> None:
+        """Drops all blocks, orphans and parked blocks. Later events are applied, but the instance
+        is incomplete until it is marked complete or cleared.
         """
         self._drop_all(reason, out)
         self.completeness.set_mark(False, reason, now, out)
 
-    def on_restarted(self, reason: str, now: float, out: list[Change]) -> None:
+    def _on_restarted(self, reason: str, now: float, out: list[Change]) -> None:
         """Begins a new epoch for another engine process, in which old handles mean nothing."""
         self.epoch += 1
         self.group, self.is_asleep = None, False
@@ -164,29 +176,6 @@ class InstanceBlocks:
         self._drop_all(reason, out, always=True)
         self.adapters = LoraGenerations(self.instance, self.blocks, self.limits.kv_adapter_versions)
         self.completeness.set_mark(False, reason, now, out)
-
-    def on_stream_suspended(self, reason: str, now: float, out: list[Change]) -> None:
-        """Marks the instance incomplete because its stream was interrupted."""
-        self.completeness.suspend(reason, now, out)
-
-    def on_stream_resumed(self, out: list[Change]) -> None:
-        """Restores the mark because the same process continues."""
-        self.completeness.resume(out)
-
-    def on_sleep(self, is_asleep: bool, now: float, out: list[Change]) -> None:
-        """Drops all blocks of an engine that fell asleep, and leaves out its events. Applies them
-        again when it wakes up, if its own report of the clear has not done so.
-        """
-        self.is_asleep = is_asleep
-        if is_asleep:
-            self.drop_after_lost_batches("its cache was cleared when it fell asleep", now, out)
-
-    def adapter_source_steps(self, name: str, source: str, now: float, out: list[Change]) -> Iterator[int]:
-        """Records where the engine loaded the adapter ``name`` from, a path or a URL. Yields the
-        cost of each step in bytes.
-        """
-        yield from self.adapters.on_source_reported(name, source, out)
-        self._update_doubt(now, out)
 
     def evict(self, count: int, now: float, out: list[Change]) -> None:
         """Drops ``count`` or more blocks for lack of memory: parked ones first, then the least
@@ -390,7 +379,7 @@ class InstanceBlocks:
 
     def apply_scanned(self, batch: ScannedBatch, now: float, out: list[Change]) -> int:
         """Applies the events of a usual batch, and returns how many: up to the first that has
-        further effects. ``apply_steps`` must apply the rest.
+        further effects. ``apply`` must apply the rest.
         """
         _, medium, _, events = batch
         if self.is_asleep or len(self._orphans) or self.adapters.parked or self.completeness.doubt:

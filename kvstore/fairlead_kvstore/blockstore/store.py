@@ -35,8 +35,7 @@ from fairlead_kvstore.blockstore.instance_blocks import InstanceBlocks
 from fairlead_kvstore.blockstore.shared_store_hints import SharedStoreHints
 from fairlead_kvstore.blockstore.snapshot import RowParts
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
-from fairlead_kvstore.blockstore.types import InstanceSnapshot, InstanceState
-from fairlead_kvstore.events.payloads import EventBatch
+from fairlead_kvstore.blockstore.types import EngineOutcome, InstanceSnapshot, InstanceState
 from fairlead_kvstore.native import ScannedBatch
 
 _LIMITS: Final = Limits()
@@ -51,7 +50,7 @@ class BlockStore:
     order.
 
     Blocks of other models may have to give way. Their changes wait in ``take_evictions``, to be
-    called after ``apply_steps`` and ``restore_tables``.
+    called after ``apply`` and ``restore_tables``.
 
     ``now`` is monotonic seconds. Unknown instances raise KeyError.
     """
@@ -138,7 +137,7 @@ class BlockStore:
         self, instance: str, snapshot: InstanceSnapshot, tables: list[BlockTable], wall: float, now: float
     ) -> list[Change]:
         """Restores a snapshot of an attached instance that has no blocks, with the tables that
-        ``snapshot.tables_steps`` returned. It stays suspended until ``on_stream_resumed``.
+        ``snapshot.tables_steps`` returned. It stays suspended until ``StreamResumed``.
 
         The blocks are not reported as changes, because consumers have them from where the snapshot
         was kept. Those above the bounds stay until ``evict_some``.
@@ -176,23 +175,33 @@ class BlockStore:
 
     # --- stream ---------------------------------------------------------------------------------------------------------
 
-    def apply_steps(self, instance: str, batch: EventBatch, now: float, out: list[Change]) -> Iterator[int]:
-        """Applies one batch, or a slice of one. Yields the cost in bytes of each step beyond its
-        events: of what they have caused, and of evictions.
+    def apply(self, instance: str, outcome: EngineOutcome, now: float, out: list[Change]) -> Iterator[int]:
+        """Applies what an instance's stream or the fleet reports. Yields the cost in bytes of each
+        step beyond the events of a batch: of what they have caused, and of evictions.
 
-        Between two steps, no other event of this instance may be applied.
+        Between two steps, nothing else of this instance may be applied.
         """
         item = self._instances[instance]
-        for cost in self._counted(item, item.apply_steps(batch, now, out)):
+        steps, cost = item.apply(outcome, now, out), 0
+        while cost >= 0:
+            before = len(item)
+            cost = next(steps, -1)
+            self._block_count += len(item) - before
             while self._evict_above_limits(item, now, out):
                 yield _EVICTION_BYTES
-            yield cost
-        while self._evict_above_limits(item, now, out):
-            yield _EVICTION_BYTES
+            if cost >= 0:
+                yield cost
+
+    def apply_at_once(self, instance: str, outcome: EngineOutcome, now: float) -> list[Change]:
+        """Applies an outcome in one step, and returns the changes."""
+        out: list[Change] = []
+        for _ in self.apply(instance, outcome, now, out):
+            pass
+        return out
 
     def apply_scanned(self, instance: str, batch: ScannedBatch, now: float, out: list[Change]) -> int:
-        """Applies the events of a usual batch in one step, and returns how many. ``apply_steps``
-        must apply the rest; all of them where blocks might have to give way.
+        """Applies the events of a usual batch in one step, and returns how many. ``apply`` must
+        apply the rest; all of them where blocks might have to give way.
         """
         item, (_, _, blocks, _) = self._instances[instance], batch
         before = len(item)
@@ -202,75 +211,14 @@ class BlockStore:
         self._block_count += len(item) - before
         return done
 
-    def _counted(self, item: InstanceBlocks, steps: Iterator[int]) -> Iterator[int]:
-        """Yields the costs of steps that change one instance, and counts its blocks after each."""
-        cost: int | None = 0
-        while cost is not None:
-            before = len(item)
-            cost = next(steps, None)
-            self._block_count += len(item) - before
-            if cost is not None:
-                yield cost
-
     def take_evictions(self) -> Mapping[str, list[Change]]:
         """Returns and forgets the changes by which blocks of other models gave way, by model."""
         found, self._evictions = self._evictions, {}
         return found
 
-    def mark_complete(self, instance: str, reason: str, now: float) -> list[Change]:
-        """Marks an instance complete, since no event is missing: all its blocks are known.
-
-        An interrupted stream delays the mark, and a doubt withholds it (``completeness``).
-        """
-        out: list[Change] = []
-        self._instances[instance].mark_complete(reason, now, out)
-        return out
-
-    def drop_after_lost_batches(self, instance: str, reason: str, now: float) -> list[Change]:
-        """Drops an instance's blocks after lost batches or an unreadable payload, and marks it
-        incomplete.
-        """
-        return self._empty(instance, reason, now, "lost")
-
-    def on_restarted(self, instance: str, reason: str, now: float) -> list[Change]:
-        """Drops an instance's blocks after a restart of its process."""
-        return self._empty(instance, reason, now, "restarted")
-
-    def on_stream_suspended(self, instance: str, reason: str, now: float) -> list[Change]:
-        """Marks an instance as incomplete: its event stream is interrupted."""
-        out: list[Change] = []
-        self._instances[instance].on_stream_suspended(reason, now, out)
-        return out
-
-    def on_stream_resumed(self, instance: str) -> list[Change]:
-        """Restores the mark of an instance: the same process continues its event stream."""
-        out: list[Change] = []
-        self._instances[instance].on_stream_resumed(out)
-        return out
-
-    # --- reports of Fairlead -------------------------------------------------------------------------------------------
-
-    def on_sleep(self, instance: str, is_asleep: bool, now: float) -> list[Change]:
-        """Drops an instance's blocks when its engine falls asleep, which clears its cache; see
-        ``InstanceBlocks.on_sleep``.
-        """
-        return self._empty(instance, "", now, "asleep" if is_asleep else "awake")
-
-    def adapter_source_steps(
-        self, instance: str, name: str, source: str, now: float, out: list[Change]
-    ) -> Iterator[int]:
-        """Records where the engine loaded an adapter from (``root`` in its ``/v1/models``).
-
-        Call it when ``unsourced_adapters`` names the adapter and when the source changes, but not
-        during a replay. Yields the cost of each step in bytes: blocks may have to be moved. Between
-        two steps, no event of this instance may be applied.
-        """
-        item = self._instances[instance]
-        yield from self._counted(item, item.adapter_source_steps(name, source, now, out))
-
     def unsourced_adapters(self, instance: str) -> list[str]:
-        """Returns adapters with blocks whose source is unknown: query ``/v1/models``, then call
-        ``adapter_source_steps``.
+        """Returns adapters with blocks whose source is unknown: query ``/v1/models``, then apply an
+        ``AdapterSource``.
         """
         return self._instances[instance].adapters.unsourced_names()
 
@@ -322,19 +270,6 @@ class BlockStore:
         )
 
     # --- inside ---------------------------------------------------------------------------------------------------------
-
-    def _empty(self, instance: str, reason: str, now: float, how: str) -> list[Change]:
-        out: list[Change] = []
-        item = self._instances[instance]
-        before = len(item)
-        if how == "lost":
-            item.drop_after_lost_batches(reason, now, out)
-        elif how == "restarted":
-            item.on_restarted(reason, now, out)
-        else:
-            item.on_sleep(how == "asleep", now, out)
-        self._block_count += len(item) - before
-        return out
 
     def _divide_max_hints(self) -> None:
         """Divides the maximum of hints, of blocks in shared stores, among these stores."""

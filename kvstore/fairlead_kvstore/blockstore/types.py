@@ -1,4 +1,4 @@
-"""Counters, state and snapshot of one instance, as msgspec structs.
+"""Counters, state, reports and snapshot of one instance, as msgspec structs.
 
 Why: compiled modules cannot contain structs, so these are apart from the other modules.
 """
@@ -6,6 +6,14 @@ Why: compiled modules cannot contain structs, so these are apart from the other 
 import msgspec
 
 from fairlead_kvstore.blockstore.completeness import CompletenessMark, with_doubt
+from fairlead_kvstore.events.payloads import EventBatch
+from fairlead_kvstore.events.types import (
+    BatchesLost,
+    ProcessRestarted,
+    StreamComplete,
+    StreamResumed,
+    StreamSuspended,
+)
 
 
 class EventCounters(msgspec.Struct):
@@ -51,6 +59,31 @@ class InstanceState(msgspec.Struct, frozen=True):
     evicted_age_seconds: float | None
     counts: EventCounters
 
+
+class AdapterSource(msgspec.Struct, frozen=True, gc=False):
+    """The source of an adapter (``root`` in the engine's ``/v1/models``), a path or a URL.
+
+    It is reported when ``unsourced_adapters`` names the adapter, and when it changes, but not
+    during a replay.
+    """
+
+    name: str
+    source: str
+
+
+class EngineSleep(msgspec.Struct, frozen=True, gc=False):
+    """The engine fell asleep, which cleared its cache, or woke up."""
+
+    is_asleep: bool
+
+
+FleetReport = AdapterSource | EngineSleep
+"""Knowledge of an engine that its events do not contain."""
+
+EngineOutcome = (
+    EventBatch | BatchesLost | ProcessRestarted | StreamComplete | StreamSuspended | StreamResumed | FleetReport
+)
+"""All that changes an instance: a batch or a slice of one, and outcomes of the stream."""
 
 LoadNumber = int | str
 

@@ -34,8 +34,8 @@ from fairlead.fleet.model import InstanceState as FleetState
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_kvstore.blockstore.changes import Change, HintsAdded, HintsExpired
 from fairlead_kvstore.blockstore.store import BlockStore
-from fairlead_kvstore.blockstore.types import InstanceState
-from fairlead_kvstore.events.types import StreamPosition
+from fairlead_kvstore.blockstore.types import AdapterSource, EngineSleep, InstanceState
+from fairlead_kvstore.events.types import ProcessRestarted, StreamPosition
 from fairlead_kvstore.index.instance_status import InstanceStatus
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
 from fairlead_kvstore.index.sink import ChangeSink
@@ -53,7 +53,7 @@ from fairlead_kvstore.reader.engine_info_client import (
     adapter_sources,
 )
 from fairlead_kvstore.reader.engine_subscription import KV_RESTART_SECONDS, EngineSubscription
-from fairlead_kvstore.reader.event_application import AdapterSource, AppliedEvents, EngineSleep
+from fairlead_kvstore.reader.event_application import AppliedEvents
 from fairlead_kvstore.reader.fair_scheduler import FairScheduler
 from fairlead_kvstore.reader.namespace_slots import NamespaceSlots
 from fairlead_kvstore.reader.reader_context import OneShotTimer, ReaderContext, ReaderRuntime
@@ -429,7 +429,8 @@ class Indexer:
     def _drop_restored_blocks(self, member: EngineMember, reason: str) -> None:
         """Drops what a member without a subscription has from a snapshot, which may be outdated."""
         member.position = None
-        self._offer(member.model_key, self.store.on_restarted(member.instance.id, reason, self._clock.now()))
+        restart = ProcessRestarted(reason)
+        self._offer(member.model_key, self.store.apply_at_once(member.instance.id, restart, self._clock.now()))
 
     def _refresh_adapters(self) -> None:
         """Starts the due queries for the sources of adapters: often while one is unknown, else

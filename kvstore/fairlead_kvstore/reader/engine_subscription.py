@@ -37,12 +37,13 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from fairlead.errors import BadInput
+from fairlead_kvstore.blockstore.types import FleetReport
 from fairlead_kvstore.errors import MalformedEvents, ProtocolError
 from fairlead_kvstore.events.stream_sequencer import EventSequencer, parse_frame, parse_replay_frame, replay_request
-from fairlead_kvstore.events.types import EventFrame, StreamOutcome, StreamPosition
+from fairlead_kvstore.events.types import EventFrame, ProcessRestarted, StreamOutcome, StreamPosition
 from fairlead_kvstore.events.zmtp import message
 from fairlead_kvstore.reader.endpoints import EventEndpoints
-from fairlead_kvstore.reader.event_application import AppliedEvents, EventApplication, FleetReport
+from fairlead_kvstore.reader.event_application import AppliedEvents, EventApplication
 from fairlead_kvstore.reader.fair_scheduler import MESSAGE_OVERHEAD_BYTES
 from fairlead_kvstore.reader.namespace_slots import NamespaceSlot
 from fairlead_kvstore.reader.reader_context import OneShotTimer, ReaderContext
@@ -498,7 +499,8 @@ class EngineSubscription:
             replayable=False, limits=context.limits
         )  # a replay would repeat the message for ever
         reason = "a defect of the indexer"
-        self._handle(AppliedEvents(context.store.on_restarted(self.instance, reason, context.clock.now())))
+        restart = ProcessRestarted(reason)
+        self._handle(AppliedEvents(context.store.apply_at_once(self.instance, restart, context.clock.now())))
 
     def _handle(self, found: AppliedEvents) -> None:
         """Reports what was applied, and begins or ends a replay as that requires."""

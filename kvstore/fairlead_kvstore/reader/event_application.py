@@ -29,7 +29,6 @@ renewed no lease.
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -38,6 +37,7 @@ import xxhash
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.blockstore.types import FleetReport
 from fairlead_kvstore.errors import EventsError, MalformedEvents, OversizedEvents
 from fairlead_kvstore.events.decoder import (
     REFUSED,
@@ -70,9 +70,7 @@ from fairlead_kvstore.events.types import (
     DuplicateBatch,
     ProcessRestarted,
     SequenceGap,
-    StreamComplete,
     StreamOutcome,
-    StreamSuspended,
 )
 from fairlead_kvstore.native import SCAN_EVENTS, ScannedBatch
 
@@ -333,25 +331,6 @@ class AppliedEvents:
         self.unreadable: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterSource:
-    """The source of an adapter, as the engine has reported it."""
-
-    name: str
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSleep:
-    """The engine fell asleep, which cleared its cache, or woke up."""
-
-    is_asleep: bool
-
-
-FleetReport = AdapterSource | EngineSleep
-"""Knowledge of an engine that its events do not contain."""
-
-
 class EventApplication:
     """The outcomes of one stream that are applied to its instance, a slice at a time.
 
@@ -431,7 +410,7 @@ class EventApplication:
             return None
         batch = decode_events(payload, self._limits)
         rest = EventBatch(batch.wall, batch.events[done:], batch.rank)
-        return self._store.apply_steps(self._instance, rest, now, self._changes)
+        return self._store.apply(self._instance, rest, now, self._changes)
 
     def clear(self) -> None:
         """Drops what waits."""
@@ -440,31 +419,17 @@ class EventApplication:
         self._changes.clear()
 
     def _outcome_steps(self, outcome: StreamOutcome | FleetReport, now: float) -> Iterator[int]:
-        store, instance, out = self._store, self._instance, self._changes
         if isinstance(outcome, AcceptBatch):
             yield from self._batch_steps(outcome, now)
-        elif isinstance(outcome, AdapterSource):
-            yield from store.adapter_source_steps(instance, outcome.name, outcome.source, now, out)
-        elif isinstance(outcome, EngineSleep):
-            out += store.on_sleep(instance, outcome.is_asleep, now)
         elif isinstance(outcome, DuplicateBatch):
             self._found.duplicates += 1
         elif isinstance(outcome, SequenceGap):
             self._found.gaps += outcome.last is not None
             self._found.replay_from = outcome.ask
-        elif isinstance(outcome, BatchesLost):
-            self._found.lost += 1
-            reason = f"{outcome.reason} ({outcome.first} to {outcome.last})"
-            out += store.drop_after_lost_batches(instance, reason, now)
-        elif isinstance(outcome, ProcessRestarted):
-            self._found.restarts += 1
-            out += store.on_restarted(instance, outcome.reason, now)
-        elif isinstance(outcome, StreamComplete):
-            out += store.mark_complete(instance, outcome.reason, now)
-        elif isinstance(outcome, StreamSuspended):
-            out += store.on_stream_suspended(instance, outcome.reason, now)
         else:
-            out += store.on_stream_resumed(instance)
+            self._found.lost += isinstance(outcome, BatchesLost)
+            self._found.restarts += isinstance(outcome, ProcessRestarted)
+            yield from self._store.apply(self._instance, outcome, now, self._changes)
 
     def _batch_steps(self, outcome: AcceptBatch, now: float) -> Iterator[int]:
         """Applies one batch; one that cannot be read to its end counts as lost."""
@@ -474,12 +439,12 @@ class EventApplication:
         try:
             for cost, batch in event_slices(outcome.payload, self._limits):
                 wall = batch.wall
-                yield from store.apply_steps(instance, batch, now, out)
+                yield from store.apply(instance, batch, now, out)
                 yield cost
         except EventsError as error:
             self._found.unreadable += (error.reason,)
-            reason = f"batch {outcome.number} cannot be read: {error.reason}"
-            out += store.drop_after_lost_batches(instance, reason, now)
+            lost = BatchesLost(outcome.number, outcome.number, f"a batch cannot be read: {error.reason}")
+            yield from store.apply(instance, lost, now, out)
         else:
             self._found.wall = wall
         self._found.batches += 1

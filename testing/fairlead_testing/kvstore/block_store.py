@@ -10,7 +10,7 @@ from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.snapshot import RowParts, tables_steps
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
-from fairlead_kvstore.blockstore.types import InstanceSnapshot
+from fairlead_kvstore.blockstore.types import AdapterSource, InstanceSnapshot
 from fairlead_kvstore.events.payloads import CacheEvent, EventBatch, RemovedEvent, StoredEvent
 
 MODEL: Final = "default/tiny"
@@ -37,18 +37,12 @@ def removed_event(*numbers: int, base: int = 1000, medium: str = "GPU") -> Remov
 
 def apply_batch(store: BlockStore, instance: str, batch: EventBatch, now: float) -> list[Change]:
     """Applies one batch at once, and returns the changes."""
-    out: list[Change] = []
-    for _ in store.apply_steps(instance, batch, now, out):
-        pass
-    return out
+    return store.apply_at_once(instance, batch, now)
 
 
 def report_adapter_source(store: BlockStore, instance: str, name: str, source: str, now: float) -> list[Change]:
     """Reports the source of an adapter, and returns the changes."""
-    out: list[Change] = []
-    for _ in store.adapter_source_steps(instance, name, source, now, out):
-        pass
-    return out
+    return store.apply_at_once(instance, AdapterSource(name, source), now)
 
 
 def restored_tables(snapshot: InstanceSnapshot, rows: RowParts, wall: float) -> list[BlockTable]:

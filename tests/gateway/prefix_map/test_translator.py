@@ -16,6 +16,7 @@ from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Cha
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
+from fairlead_kvstore.events.types import BatchesLost
 from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_kvstore.reader.event_application import apply_outcomes
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
@@ -182,7 +183,7 @@ def test_absence_says_nothing_of_an_instance_of_which_not_all_is_known() -> None
     place, prompt = Place("a"), prompt_of(1)
     place.serve("a", prompt)
     place.settle()
-    place.report(place.truth.drop_after_lost_batches("a", "a gap", place.now))
+    place.report(place.truth.apply_at_once("a", BatchesLost(1, 1, "a gap"), place.now))
     place.settle()
     place.bridge.on_dispatch("a", prompt.tail, prompt.hashes, place.now, reports_end=True)
     place.bridge.on_finish("a", prompt.tail, place.now)

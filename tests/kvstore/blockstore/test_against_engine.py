@@ -22,7 +22,7 @@ from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Com
 from fairlead_kvstore.blockstore.snapshot import RowParts
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
-from fairlead_kvstore.blockstore.types import InstanceSnapshot
+from fairlead_kvstore.blockstore.types import EngineSleep, InstanceSnapshot
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import EventFrame, StreamOutcome, StreamPosition
 from fairlead_kvstore.reader.event_application import apply_outcomes
@@ -128,12 +128,12 @@ class FaultyStream(RuleBasedStateMachine):
         Earlier frames are still in flight.
         """
         self.engine.clear()
-        self.apply(self.truth.on_sleep("i", True, self.now))
+        self.apply(self.truth.apply_at_once("i", EngineSleep(is_asleep=True), self.now))
 
     @rule()
     def wake_up(self) -> None:
         """Learns from the fleet that the engine is awake; earlier frames may still be in flight."""
-        self.apply(self.truth.on_sleep("i", False, self.now))
+        self.apply(self.truth.apply_at_once("i", EngineSleep(is_asleep=False), self.now))
 
     # --- the wire -------------------------------------------------------------------------------------------------------
 

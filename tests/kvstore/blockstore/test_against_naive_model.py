@@ -22,6 +22,7 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.blockstore.types import InstanceSnapshot
 from fairlead_kvstore.events.payloads import CacheEvent, ClearedEvent, EventBatch, RemovedEvent, StoredEvent
+from fairlead_kvstore.events.types import BatchesLost, StreamResumed
 from fairlead_testing.kvstore.block_store import apply_batch, cached_depths, restore_snapshot
 
 NIGHTLY = settings().max_examples > 1_000
@@ -148,7 +149,7 @@ class AgainstNaive(RuleBasedStateMachine):
 
     @rule()
     def lost(self) -> None:
-        self.take(self.truth.drop_after_lost_batches("i", "a test", self.now))
+        self.take(self.truth.apply_at_once("i", BatchesLost(1, 1, "a test"), self.now))
         self.naive = Naive()
 
     @rule(wall=st.sampled_from([-1_000.0, 0.0, 1_000.0]))
@@ -162,7 +163,7 @@ class AgainstNaive(RuleBasedStateMachine):
         assert restore_snapshot(self.truth, "i", kept, rows, 0.0, self.now) == [
             changes.CompletenessChanged("i", False, "the indexer restarted", self.now)
         ]
-        self.truth.on_stream_resumed("i")
+        self.truth.apply_at_once("i", StreamResumed("the same process continues"), self.now)
         after = self.truth.state("i")
         assert (after.complete, after.reason, after.since - before.since) == (before.complete, before.reason, wall)
         self.naive.waiting.clear()

@@ -10,6 +10,7 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.decoder import decode_events
 from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch
+from fairlead_kvstore.events.types import StreamComplete, StreamResumed
 from fairlead_testing.kvstore.block_store import apply_batch, cached_depths, report_adapter_source, restore_snapshot
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 
@@ -287,7 +288,7 @@ def test_clear_drops_blocks_and_keeps_loaded_adapters() -> None:
 def test_late_reader_reports_unknown_source_of_an_earlier_load() -> None:
     """Loaded from b, from a and from b again; the first two sources cannot be learned any more."""
     loaded = Loaded()
-    loaded.truth.mark_complete("i", "replayed", 1.0)
+    loaded.truth.apply_at_once("i", StreamComplete("replayed"), 1.0)
     loaded.load("b", PROMPT)
     assert loaded.truth.state("i").complete
     loaded.load("a", OTHER)
@@ -303,7 +304,7 @@ def test_late_reader_reports_unknown_source_of_an_earlier_load() -> None:
 
 def test_doubt_ends_when_the_parked_blocks_are_gone() -> None:
     loaded = Loaded(capacity=20)
-    loaded.truth.mark_complete("i", "replayed", 1.0)
+    loaded.truth.apply_at_once("i", StreamComplete("replayed"), 1.0)
     loaded.load("b", PROMPT)
     loaded.load("a", OTHER, reported=True)
     assert not loaded.truth.state("i").complete
@@ -314,7 +315,7 @@ def test_doubt_ends_when_the_parked_blocks_are_gone() -> None:
 
 def test_no_doubt_remains_when_all_sources_are_known() -> None:
     loaded = Loaded()
-    loaded.truth.mark_complete("i", "replayed", 1.0)
+    loaded.truth.apply_at_once("i", StreamComplete("replayed"), 1.0)
     for place, tokens in (("a", PROMPT), ("b", OTHER), ("a", THIRD)):
         loaded.engine.load("bot", place)
         loaded.serve_prompt(tokens)
@@ -329,7 +330,7 @@ def test_no_doubt_remains_when_all_sources_are_known() -> None:
 
 def test_dropped_loads_are_a_doubt_until_a_clear() -> None:
     loaded = Loaded(Limits(kv_adapter_versions=2))
-    loaded.truth.mark_complete("i", "replayed", 1.0)
+    loaded.truth.apply_at_once("i", StreamComplete("replayed"), 1.0)
     for number in range(4):
         loaded.engine.load("bot", f"place {number}")
         loaded.serve_prompt([5_000 + number * 10 + index for index in range(8)])
@@ -342,7 +343,7 @@ def test_dropped_loads_are_a_doubt_until_a_clear() -> None:
 
 def test_doubt_is_part_of_the_snapshot() -> None:
     loaded = Loaded()
-    loaded.truth.mark_complete("i", "replayed", 1.0)
+    loaded.truth.apply_at_once("i", StreamComplete("replayed"), 1.0)
     loaded.load("a", PROMPT)
     loaded.load("b", OTHER)
     kept, rows = loaded.truth.take_snapshot("i", 0.0)
@@ -350,6 +351,6 @@ def test_doubt_is_part_of_the_snapshot() -> None:
     another = BlockStore()
     another.attach("i", MODEL, 2.0)
     restore_snapshot(another, "i", kept, rows, 0.0, 2.0)
-    another.on_stream_resumed("i")
+    another.apply_at_once("i", StreamResumed("the same process continues"), 1.0)
     assert not another.state("i").complete
     assert another.state("i").reason == loaded.truth.state("i").reason

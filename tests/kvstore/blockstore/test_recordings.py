@@ -10,6 +10,7 @@ from fairlead_kvstore.blockstore import changes
 from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, cached_tokens, chain_root
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.blockstore.types import EngineSleep
 from fairlead_kvstore.events.decoder import decode_events
 from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, RemovedEvent, StoredEvent
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
@@ -326,7 +327,7 @@ def test_every_response_of_an_idle_engine_was_predicted(name: str) -> None:
             playing.places[more[0]] = more[1]
             playing.read_models()
         elif what == "cleared":
-            playing.truth.on_sleep(str(rank), True, playing.now)
+            playing.truth.apply_at_once(str(rank), EngineSleep(is_asleep=True), playing.now)
         elif what == "killed":
             playing.places.clear()
     assert asked >= 10

@@ -6,7 +6,9 @@ from fairlead.limits import Limits
 from fairlead_kvstore.blockstore import changes
 from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
 from fairlead_kvstore.blockstore.block_table import time_of
+from fairlead_kvstore.blockstore.types import EngineSleep
 from fairlead_kvstore.events.payloads import ClearedEvent, RemovedEvent, StoredEvent
+from fairlead_kvstore.events.types import BatchesLost, ProcessRestarted, StreamComplete, StreamResumed, StreamSuspended
 from fairlead_testing.kvstore.block_store import (
     BLOCK_HASHES,
     MODEL,
@@ -216,10 +218,10 @@ def test_clear_of_a_named_tier_clears_only_that() -> None:
 
 def test_sleeping_engine_has_no_blocks_whatever_arrives_late() -> None:
     index = store_with(stored_event(0, 2))
-    reported = index.store.on_sleep("i", True, index.now)
+    reported = index.store.apply_at_once("i", EngineSleep(is_asleep=True), index.now)
     assert [type(change) for change in reported] == [changes.InstanceCleared, changes.CompletenessChanged]
     assert index.apply(stored_event(3, 5), stored_event(0, 0), removed_event(0), ClearedEvent("CPU")) == []
-    index.store.mark_complete("i", "the first batch that the engine published", index.now)
+    index.store.apply_at_once("i", StreamComplete("the first batch that the engine published"), index.now)
     state = index.store.state("i")
     assert (state.complete, state.blocks, state.orphans) == (False, 0, 0)
     assert "fell asleep" in state.reason
@@ -227,9 +229,9 @@ def test_sleeping_engine_has_no_blocks_whatever_arrives_late() -> None:
 
 def test_engine_that_woke_up_is_complete_with_its_own_clear() -> None:
     index = store_with(stored_event(0, 2))
-    index.store.on_sleep("i", True, index.now)
+    index.store.apply_at_once("i", EngineSleep(is_asleep=True), index.now)
     index.apply(stored_event(3, 3), seconds=600.0)
-    assert index.store.on_sleep("i", False, index.now) == []
+    assert index.store.apply_at_once("i", EngineSleep(is_asleep=False), index.now) == []
     assert (index.store.state("i").complete, index.depths()[0]) == (False, 0)
     index.apply(ClearedEvent(), stored_event(0, 1))
     assert (index.store.state("i").complete, index.depths()[0]) == (True, 2)
@@ -237,9 +239,9 @@ def test_engine_that_woke_up_is_complete_with_its_own_clear() -> None:
 
 def test_engine_that_clears_before_it_is_known_to_be_awake_keeps_its_new_blocks() -> None:
     index = store_with(stored_event(0, 2))
-    index.store.on_sleep("i", True, index.now)
+    index.store.apply_at_once("i", EngineSleep(is_asleep=True), index.now)
     index.apply(stored_event(3, 3), ClearedEvent(), stored_event(0, 1))
-    assert index.store.on_sleep("i", False, index.now) == []
+    assert index.store.apply_at_once("i", EngineSleep(is_asleep=False), index.now) == []
     index.apply(stored_event(2, 2))
     assert (index.store.state("i").complete, index.depths()[0]) == (True, 3)
 
@@ -249,10 +251,10 @@ def test_engine_that_wakes_up_without_a_report_of_the_clear_is_incomplete() -> N
     tokens in its cache.
     """
     index = SingleInstanceStore()
-    index.store.mark_complete("i", "the first batch that the engine published", 0.0)
+    index.store.apply_at_once("i", StreamComplete("the first batch that the engine published"), 0.0)
     index.apply(stored_event(0, 2))
-    index.store.on_sleep("i", True, index.now)
-    index.store.on_sleep("i", False, index.now)
+    index.store.apply_at_once("i", EngineSleep(is_asleep=True), index.now)
+    index.store.apply_at_once("i", EngineSleep(is_asleep=False), index.now)
     index.apply(stored_event(3, 5), seconds=600.0)
     state = index.store.state("i")
     assert (state.complete, state.blocks, state.orphans) == (False, 0, 3)
@@ -262,7 +264,7 @@ def test_engine_that_wakes_up_without_a_report_of_the_clear_is_incomplete() -> N
 
 def test_restart_begins_an_epoch_without_old_handles() -> None:
     index = store_with(stored_event(0, 2))
-    reported = index.store.on_restarted("i", "the numbers went back", 5.0)
+    reported = index.store.apply_at_once("i", ProcessRestarted("the numbers went back"), 5.0)
     assert [type(change) for change in reported] == [changes.InstanceCleared, changes.CompletenessChanged]
     assert index.store.state("i").epoch == 2
     index.apply(removed_event(0))
@@ -273,9 +275,9 @@ def test_restart_begins_an_epoch_without_old_handles() -> None:
 
 def test_lost_batches_drop_all_blocks() -> None:
     index = SingleInstanceStore()
-    index.store.mark_complete("i", "the first batch that the engine published", 0.0)
+    index.store.apply_at_once("i", StreamComplete("the first batch that the engine published"), 0.0)
     index.apply(stored_event(0, 2))
-    index.store.drop_after_lost_batches("i", "the replay starts later than requested (4 to 9)", 7.0)
+    index.store.apply_at_once("i", BatchesLost(4, 9, "the replay starts later than requested"), 7.0)
     state = index.store.state("i")
     assert (state.complete, state.since, state.blocks) == (False, 7.0, 0)
     assert "4 to 9" in state.reason
@@ -283,23 +285,23 @@ def test_lost_batches_drop_all_blocks() -> None:
 
 def test_suspended_instance_is_incomplete_until_resumed() -> None:
     index = SingleInstanceStore()
-    index.store.mark_complete("i", "the first batch that the engine published", 0.0)
+    index.store.apply_at_once("i", StreamComplete("the first batch that the engine published"), 0.0)
     index.apply(stored_event(0, 2))
-    index.store.on_stream_suspended("i", "disconnected", 5.0)
+    index.store.apply_at_once("i", StreamSuspended("disconnected"), 5.0)
     state = index.store.state("i")
     assert (state.complete, state.reason, state.blocks) == (False, "disconnected", 3)
-    index.store.on_stream_resumed("i")
+    index.store.apply_at_once("i", StreamResumed("the same process continues"), index.now)
     state = index.store.state("i")
     assert (state.complete, state.since, index.depths()[0]) == (True, 0.0, 3)
 
 
 def test_clear_while_suspended_counts_after_resume() -> None:
     index = store_with(stored_event(0, 2))
-    index.store.on_stream_suspended("i", "disconnected", 5.0)
-    index.store.on_sleep("i", True, 5.5)
+    index.store.apply_at_once("i", StreamSuspended("disconnected"), 5.0)
+    index.store.apply_at_once("i", EngineSleep(is_asleep=True), 5.5)
     index.apply(ClearedEvent())
     assert (index.store.state("i").complete, index.depths()[0]) == (False, 0)
-    index.store.on_stream_resumed("i")
+    index.store.apply_at_once("i", StreamResumed("the same process continues"), index.now)
     assert index.store.state("i").complete
 
 
@@ -332,15 +334,15 @@ def test_evicted_age_is_learned_from_removals() -> None:
 
 def test_sleep_does_not_affect_the_next_process() -> None:
     index = SingleInstanceStore()
-    index.store.on_sleep("i", True, index.now)
-    index.store.on_restarted("i", "the numbers went back", index.now)
-    index.store.mark_complete("i", "the first batch that the engine published", index.now)
+    index.store.apply_at_once("i", EngineSleep(is_asleep=True), index.now)
+    index.store.apply_at_once("i", ProcessRestarted("the numbers went back"), index.now)
+    index.store.apply_at_once("i", StreamComplete("the first batch that the engine published"), index.now)
     assert index.apply(stored_event(0, 0), seconds=0.1) != []
 
 
 def test_instance_above_its_bound_evicts_oldest_ends_and_is_incomplete() -> None:
     index = SingleInstanceStore(Limits(kv_blocks_per_instance=6))
-    index.store.mark_complete("i", "the first batch that the engine published", 0.0)
+    index.store.apply_at_once("i", StreamComplete("the first batch that the engine published"), 0.0)
     index.apply(stored_event(0, 5), seconds=0.0)
     index.store.touch("i", BLOCK_HASHES[:3], 50.0)
     reported = index.apply(stored_event(0, 0, base=5000, extra_keys=[["other"]]), seconds=60.0)
@@ -463,7 +465,7 @@ def test_shared_store_hint_is_not_repeated_early() -> None:
 
 def test_restart_keeps_hints_of_the_shared_store() -> None:
     index = store_with(stored_event(0, 2), stored_event(0, 0, medium="cpu", extra_keys=None))
-    index.store.on_restarted("i", "the numbers went back", 9.0)
+    index.store.apply_at_once("i", ProcessRestarted("the numbers went back"), 9.0)
     assert index.depths() == (0, 0, 0, 1)
     index.store.detach("i", "gone")
     index.store.attach("i", MODEL, 10.0)

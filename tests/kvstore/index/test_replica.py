@@ -14,6 +14,7 @@ from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.payloads import CacheEvent, ClearedEvent, EventBatch, RemovedEvent, StoredEvent
+from fairlead_kvstore.events.types import BatchesLost
 from fairlead_kvstore.index.replica import IndexReplica, InstanceMatch, KnownCompleteness
 from fairlead_kvstore.index.sink import LocalSink
 from fairlead_testing.kvstore.block_store import apply_batch, cached_depths
@@ -88,7 +89,7 @@ class AgainstTruth(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES))
     def loses(self, name: str) -> None:
         if name in self.truth:
-            self.take(self.truth.drop_after_lost_batches(name, "a test", self.now))
+            self.take(self.truth.apply_at_once(name, BatchesLost(1, 1, "a test"), self.now))
 
     @rule(name=st.sampled_from(NAMES))
     def comes_or_goes(self, name: str) -> None:

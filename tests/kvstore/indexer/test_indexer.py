@@ -269,7 +269,7 @@ async def test_indexer_defect_drops_the_instance_and_is_counted(monkeypatch: pyt
         engine = await stage.connect_engine("a")
         engine.serve_prompt(*A)
         await stage.wait_exact("a")
-        whole = stage.store.apply_steps
+        whole = stage.store.apply
         broken = {1}
 
         def apply(*given: object) -> object:
@@ -278,7 +278,7 @@ async def test_indexer_defect_drops_the_instance_and_is_counted(monkeypatch: pyt
                 raise ZeroDivisionError
             return whole(*given)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(stage.store, "apply_steps", apply)
+        monkeypatch.setattr(stage.store, "apply", apply)
         engine.serve_prompt(*B)
         await wait_until(lambda: stage.status("a").counts["defects"] == 1)
         assert stage.credited_blocks("a", A) == 0

@@ -5,10 +5,11 @@ import msgspec
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, CompletenessChanged, InstanceCleared
 from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.blockstore.types import EngineSleep
 from fairlead_kvstore.events.payloads import EventBatch, StoredEvent
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import AcceptBatch, EventFrame, StreamComplete, StreamOutcome
-from fairlead_kvstore.reader.event_application import AppliedEvents, EngineSleep, EventApplication, apply_outcomes
+from fairlead_kvstore.reader.event_application import AppliedEvents, EventApplication, apply_outcomes
 from fairlead_testing.kvstore.block_store import apply_batch
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 
