@@ -28,7 +28,8 @@ Why: while an engine decodes, a batch is a block or two. Steps, and an object fo
 event, then cost more than the blocks.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
 from typing import Final
 
 from fairlead.limits import Limits
@@ -36,7 +37,7 @@ from fairlead_kvstore.blockstore.block_hash import TOKEN_BYTES, chain_root, engi
 from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TICK_SECONDS, TIER_SHIFT, BlockTable, tick_of
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, InstanceCleared
 from fairlead_kvstore.blockstore.completeness import Completeness
-from fairlead_kvstore.blockstore.event_runs.orphan_blocks import FollowUps, OrphanBlocks
+from fairlead_kvstore.blockstore.event_runs.orphan_blocks import OrphanBlocks
 from fairlead_kvstore.blockstore.event_runs.pending_run import (
     HANDLE_BYTES,
     PendingRun,
@@ -96,7 +97,6 @@ class InstanceBlocks:
         self.blocks = BlockTable()
         self.adapters = LoraGenerations(instance, self.blocks, limits.kv_adapter_versions)
         self._orphans = OrphanBlocks(limits.kv_orphans_per_instance, limits.kv_orphans_bytes)
-        self._follow_ups = FollowUps()
 
     def __len__(self) -> int:
         """Returns the number of rows, including those of adapters that are not loaded now."""
@@ -148,16 +148,13 @@ class InstanceBlocks:
             if self.adapters.scanned_rows > MAX_SCANNED_ROWS:
                 self._drop_until_complete(_TOO_MANY_SCANS, now, out)
             if isinstance(event, ClearedEvent):
-                self._on_cleared(event, now, out)
-                yield _CLEAR_BYTES
+                yield from self._on_cleared(event, now, out)
             elif self.is_asleep:
                 continue
-            elif isinstance(event, StoredEvent):
-                self._on_stored(event, tick, now, out)
-            else:
+            elif isinstance(event, RemovedEvent):
                 self._on_removed(event, tick, out)
-            while self._follow_ups:
-                yield self._follow_up(out)
+            elif (item := self._run_to_add(event, tick, now, out)) is not None:
+                yield from self._add(item, out)
         self._update_doubt(now, out)
 
     def _drop_until_complete(self, reason: str, now: float, out: list[Change]) -> None:
@@ -192,11 +189,12 @@ class InstanceBlocks:
 
     # --- stored ---------------------------------------------------------------------------------------------------------
 
-    def _on_stored(self, event: StoredEvent, tick: int, now: float, out: list[Change]) -> None:
+    def _run_to_add(self, event: StoredEvent, tick: int, now: float, out: list[Change]) -> PendingRun | None:
+        """Returns the blocks of an event that are to be added; None for hints and others."""
         tier = storage_tier(event.medium, event.locality)
         if not self._is_counted_group(event.group_idx, event.kv_cache_spec_kind, learn=tier is StorageTier.GPU):
             self.counters.other_groups += 1
-            return
+            return None
         name = event.lora_name
         if name is None and event.lora_id is not None:
             name = f"#{event.lora_id}"  # the engine only numbers its adapters; no request has this name
@@ -204,7 +202,7 @@ class InstanceBlocks:
             name is not None and not self.adapters.has_room_for(name, self.limits.kv_adapters)
         ):
             self.counters.unnamed += len(event.block_hashes)
-            return
+            return None
         if tier is StorageTier.GPU:
             self.block_size = event.block_size
             if event.extra_keys is not None:
@@ -215,101 +213,54 @@ class InstanceBlocks:
             known_only = item.extras is None and self.names_extras
             for block_hash in item.known_hashes(self.blocks, start, known_only, self.counters):
                 self._shared.add(block_hash, now, out)
-            return
-        self._add_or_defer(item, False, out)
+            return None
+        return item
 
-    def _add_or_defer(self, item: PendingRun, was_orphan: bool, out: list[Change]) -> None:
-        """Adds the blocks of a run; those of an adapter with the next follow-up, in steps."""
+    def _add(self, item: PendingRun, out: list[Change]) -> Iterator[int]:
+        """Adds the blocks of an event, and the orphans that follow them, directly or after other
+        orphans. Then applies the removals that were noted for these. Yields the cost of each step.
+
+        Orphans that cannot be added wait again. They are not looked at again, since those of a
+        handle are counted first.
+        """
+        is_added = yield from self._add_run(item, out)
+        orphans, added, linked, cost = self._orphans, deque([item] if is_added else []), list[PendingRun](), 0
+        while added and len(orphans):
+            for handle in added.popleft().handles:
+                left, cost = orphans.child_count(handle), cost + 1
+                children: list[PendingRun] | None = None
+                while children is None or children:
+                    if cost >= _FOLLOW_UP_BYTES:
+                        yield cost
+                        cost = 0
+                    children = orphans.take_children(handle, left, _FOLLOW_UP_BYTES // _BLOCK_BYTES)
+                    left -= len(children)
+                    for child in children:
+                        cost += (len(child.handles) + 2) * _BLOCK_BYTES
+                        self.counters.linked += len(child.handles)
+                        is_added = yield from self._add_run(child, out)
+                        if is_added:
+                            added.append(child)
+                            linked.append(child)
+        if cost:
+            yield cost
+        for run in linked:
+            if orphans.noted:
+                for handle in run.handles:
+                    if orphans.take_removal(handle, run.tier):
+                        self._remove_copy(handle, run.tier, run.tick, out)
+            yield len(run.handles) * _BLOCK_BYTES
+
+    def _add_run(self, item: PendingRun, out: list[Change]) -> Generator[int, None, bool]:
+        """Adds the blocks of a run, and marks those before it as used. Returns False if they wait
+        as orphans for their parent. Yields the cost of each step.
+        """
+        table, index = self.blocks, 0
         if item.load is not None:
-            self._follow_ups.to_add.append((item, was_orphan))
-        elif self._add_or_hold(item, self.blocks, 0, out):
-            self._on_added(item, was_orphan)
-
-    def _on_added(self, item: PendingRun, was_orphan: bool) -> None:
-        if len(self._orphans):
-            self._follow_ups.to_link.append((item, 0, -1))
-        if was_orphan:
-            self._follow_ups.linked.append(item)
-
-    def _add_adapter_run(self, item: PendingRun, was_orphan: bool, out: list[Change]) -> Iterator[int]:
-        load = item.load
-        assert load is not None
-        name, number = load
-        index = self.adapters.name_index(name)
-        known = (item.parent, *item.handles[:1]) if item.parent >= 0 else tuple(item.handles[:1])
-        table = yield from self.adapters.table_for(name, number, known, out)
-        if self._add_or_hold(item, table, index, out):
-            self._on_added(item, was_orphan)
-
-    def _follow_up(self, out: list[Change]) -> int:
-        """Does a part of what the last event has caused, and returns its cost in bytes.
-
-        Adds blocks of adapters, and clears a tier. Marks the blocks before it as used. Adds the
-        orphans that follow it, directly or after other orphans. Then applies the removals that were
-        noted for them.
-        """
-        todo = self._follow_ups
-        if todo.steps is None and todo.to_add:
-            todo.steps = self._add_adapter_run(*todo.to_add.popleft(), out)
-        if todo.steps is not None:
-            cost = next(todo.steps, None)
-            if cost is None:
-                todo.steps = None
-            return cost or 0
-        if todo.to_clear:
-            return self._clear_rows(*todo.to_clear.popleft(), out)
-        if todo.to_touch:
-            block_hash, tick = todo.to_touch.popleft()
-            if block_hash := self.blocks.touch(block_hash, tick):
-                todo.to_touch.append((block_hash, tick))
-            return _FOLLOW_UP_BYTES
-        if todo.to_link:
-            return self._link_orphans(*todo.to_link.popleft(), out)
-        run = todo.linked.popleft()
-        if self._orphans.noted:
-            for value in run.handles:
-                if self._orphans.take_removal(value, run.tier):
-                    self._remove_copy(value, run.tier, run.tick, out)
-        return len(run.handles) * _BLOCK_BYTES
-
-    def _link_orphans(self, run: PendingRun, start: int, left: int, out: list[Change]) -> int:
-        """Adds orphans that follow the blocks of a run from ``start`` on.
-
-        left: see ``FollowUps``. Those that cannot be added wait again, and are not looked at again.
-        """
-        cost, handles, orphans = 0, run.handles, self._orphans
-        while start < len(handles) and cost < _FOLLOW_UP_BYTES and len(orphans):
-            left = orphans.child_count(handles[start]) if left < 0 else left
-            children = orphans.take_children(handles[start], left, _FOLLOW_UP_BYTES // _BLOCK_BYTES) if left else ()
-            left, cost = left - len(children), cost + 1
-            for other in children:
-                cost += (len(other.handles) + 2) * _BLOCK_BYTES
-                self.counters.linked += len(other.handles)
-                self._add_or_defer(other, True, out)
-            if left <= 0 or not children:
-                start, left = start + 1, -1
-        if start < len(handles) and len(orphans):
-            self._follow_ups.to_link.append((run, start, left))
-        return cost
-
-    def _chain_start(self, item: PendingRun, table: BlockTable) -> tuple[int, int] | None:
-        """Returns block hash and depth of the block before the run; None when it is unknown."""
-        if item.parent < 0:
-            return self._chain_root(None if item.load is None else item.load[0]), -1
-        row = table.by_handle.find(item.parent)
-        if row:
-            block_hash = table.block_hashes[row]
-            if table.ticks[row] < item.tick and (rest := table.touch(block_hash, item.tick)) and table is self.blocks:
-                self._follow_ups.to_touch.append((rest, item.tick))
-            return block_hash, table.depths[row]
-        row = table.by_handle.find(item.handles[0]) if item.handles else 0
-        return (table.parents[row], table.depths[row] - 1) if row else None
-
-    def _add_or_hold(self, item: PendingRun, table: BlockTable, index: int, out: list[Change]) -> bool:
-        """Adds the blocks of a run; returns False if they wait as orphans for their parent.
-
-        index: the adapter's, see ``LoraGenerations.name_index``.
-        """
+            name, number = item.load
+            index = self.adapters.name_index(name)
+            known = (item.parent, *item.handles[:1]) if item.parent >= 0 else tuple(item.handles[:1])
+            table = yield from self.adapters.table_for(name, number, known, out)
         start = self._chain_start(item, table)
         if start is None:
             self.counters.orphans += len(item.handles)
@@ -319,7 +270,20 @@ class InstanceBlocks:
         new = item.add_to(table, start, index, known_only, self.counters)
         if new and table is self.blocks:
             open_hashes(BlocksStored, self.instance, item.tier, out).extend(new)
+        before = start[0] if item.parent >= 0 else 0
+        while before := table.touch(before, item.tick):
+            yield _FOLLOW_UP_BYTES
         return True
+
+    def _chain_start(self, item: PendingRun, table: BlockTable) -> tuple[int, int] | None:
+        """Returns block hash and depth of the block before the run; None when it is unknown."""
+        if item.parent < 0:
+            return self._chain_root(None if item.load is None else item.load[0]), -1
+        row = table.by_handle.find(item.parent)
+        if row:
+            return table.block_hashes[row], table.depths[row]
+        row = table.by_handle.find(item.handles[0]) if item.handles else 0
+        return (table.parents[row], table.depths[row] - 1) if row else None
 
     # --- removed --------------------------------------------------------------------------------------------------------
 
@@ -438,39 +402,34 @@ class InstanceBlocks:
         if self.adapters.parked or self.completeness.doubt:
             self.completeness.set_doubt(self.adapters.doubt(), now, out)
 
-    def _on_cleared(self, event: ClearedEvent, now: float, out: list[Change]) -> None:
-        if (tier := storage_tier(event.medium, None)) is not StorageTier.GPU:
-            self._clear_tier(tier)
+    def _on_cleared(self, event: ClearedEvent, now: float, out: list[Change]) -> Iterator[int]:
+        """Drops all blocks, or all copies in one tier for an engine whose clear names a slower one.
+        Yields the cost of each step.
+        """
+        tier = storage_tier(event.medium, None)
+        if tier is StorageTier.GPU:
+            self.is_asleep = False
+            self._drop_all("the engine cleared its cache", out)
+            self.completeness.set_mark(True, "empty since the engine cleared its cache", now, out)
+        yield _CLEAR_BYTES
+        if tier is StorageTier.GPU:
             return
-        self.is_asleep = False
-        self._drop_all("the engine cleared its cache", out)
-        self.completeness.set_mark(True, "empty since the engine cleared its cache", now, out)
+        self.adapters.scanned_rows += len(self)
+        for table in (self.blocks, *self.adapters) if tier in INSTANCE_TIERS else ():
+            for start in range(1, len(table.counts), _ROWS_PER_STEP):
+                for row in range(start, min(start + _ROWS_PER_STEP, len(table.counts))):
+                    if copies := table.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES:
+                        self._remove_copies(table, row, tier, copies, out)
+                yield _FOLLOW_UP_BYTES
 
     def _drop_all(self, reason: str, out: list[Change], *, always: bool = False) -> None:
         """Drops every block of every tier, orphans and parked blocks included."""
         if len(self.blocks) or always:
             out.append(InstanceCleared(self.instance, self.epoch, reason))
         self.blocks = BlockTable()
-        self._follow_ups = FollowUps()
         self.adapters.on_cache_cleared(self.blocks)
         self.completeness.doubt = ""  # nothing is parked any more; the caller sets the mark
         self._orphans = OrphanBlocks(self.limits.kv_orphans_per_instance, self.limits.kv_orphans_bytes)
-
-    def _clear_tier(self, tier: StorageTier) -> None:
-        """Removes all copies in one tier, for an engine whose clear names the tier."""
-        self.adapters.scanned_rows += len(self)
-        if tier in INSTANCE_TIERS:
-            self._follow_ups.to_clear.extend((table, 1, tier) for table in (self.blocks, *self.adapters))
-
-    def _clear_rows(self, table: BlockTable, start: int, tier: StorageTier, out: list[Change]) -> int:
-        """Removes the copies in one tier of some rows, and returns the cost in bytes."""
-        stop = min(start + _ROWS_PER_STEP, len(table.counts))
-        if stop < len(table.counts):
-            self._follow_ups.to_clear.append((table, stop, tier))
-        for row in range(start, stop):
-            if copies := table.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES:
-                self._remove_copies(table, row, tier, copies, out)
-        return _FOLLOW_UP_BYTES
 
     def _is_counted_group(self, group_idx: int | None, kind: str | None, *, learn: bool) -> bool:
         """Returns whether events of this attention group count (only the first full-attention one).

@@ -1,4 +1,4 @@
-"""The blocks of one instance that wait for their parent, and what an event causes.
+"""The blocks of one instance that wait for their parent.
 
 A reader that joins late, or loses a batch, receives blocks that follow one it has never seen. Their
 content depends on all blocks before them, so they cannot be named yet. Other indexes drop them, and
@@ -11,37 +11,8 @@ A waiting block may be removed before its parent arrives. The removal is noted a
 block is linked.
 """
 
-from collections import deque
-from collections.abc import Iterator
-
-from fairlead_kvstore.blockstore.block_table import BlockTable
 from fairlead_kvstore.blockstore.event_runs.pending_run import PendingRun
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
-
-
-class FollowUps:
-    """The effects of an instance's last event that are to be applied before the next event.
-
-    steps: of an adapter's blocks that are being added.
-    to_add: runs of adapters' blocks that are to be added, and whether they were orphans.
-    to_clear: tables and a tier, of which all copies are to be removed from a row on.
-    to_touch: blocks whose predecessors are to be marked as used, with the tick.
-    to_link: runs whose followers are to be added, the first of their handles to look at, and how
-        many followers of that one are left; -1: they were not counted yet.
-    linked: runs that were orphans, whose noted removals are to be applied after all are linked.
-    """
-
-    def __init__(self) -> None:
-        self.steps: Iterator[int] | None = None
-        self.to_add: deque[tuple[PendingRun, bool]] = deque()
-        self.to_clear: deque[tuple[BlockTable, int, StorageTier]] = deque()
-        self.to_touch: deque[tuple[int, int]] = deque()
-        self.to_link: deque[tuple[PendingRun, int, int]] = deque()
-        self.linked: deque[PendingRun] = deque()
-
-    def __len__(self) -> int:
-        waiting = len(self.to_add) + len(self.to_clear) + len(self.to_touch) + len(self.to_link)
-        return waiting + len(self.linked) + (self.steps is not None)
 
 
 class OrphanBlocks:
