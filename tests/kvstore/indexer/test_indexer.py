@@ -154,7 +154,7 @@ async def test_late_batches_of_an_engine_that_slept_before_the_indexer_leave_no_
         stage.add_instance("a", state=InstanceState.SLEEPING)
         await stage.wait_connected("a")
         engine.serve_prompt(*A)
-        await wait_until(lambda: stage.status("a").counters.batches == 1)
+        await wait_until(lambda: stage.status("a").counts["batches"] == 1)
         assert stage.status("a").state.blocks == 0
         stage.add_instance("a", state=InstanceState.READY)
         assert stage.status("a").state.blocks == 0
