@@ -119,9 +119,6 @@ class ProcessScenario:
     adapters: LoRA adapters, in turn, of every second session; the others use the base model.
         Engines start with them, and the fleet states each as a model of its own.
     tenants: each session belongs to one of them in turn, and sends its ``cache_salt``; 0: none.
-
-    Why models: gateways index no prompts of adapters that they load themselves (``adapters`` in the
-    fleet file). That scenario could not judge the index.
     """
 
     disturbance: Disturbance = field(default_factory=Disturbance)

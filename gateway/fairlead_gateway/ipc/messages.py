@@ -575,11 +575,15 @@ class PromptFinished(msgspec.Struct, array_like=True):
 
 
 class PromptSample(msgspec.Struct, array_like=True):
-    """The body of a request; `kind` is `CHAT` or `COMPLETION`."""
+    """The body of a request; `kind` is `CHAT` or `COMPLETION`.
+
+    adapter: the LoRA adapter that gateways load for it; empty for the model itself.
+    """
 
     tail: int
     kind: str
     body: bytes
+    adapter: str = ""
 
 
 class EncodedLoad(msgspec.Struct, array_like=True, frozen=True):

@@ -87,7 +87,7 @@ class PromptSampleBuffer:
     def __init__(self) -> None:
         self._max_count = PREFIX_MAP_SAMPLES
         self._max_bytes = PREFIX_MAP_SAMPLE_BYTES
-        self._samples: OrderedDict[tuple[str, int], tuple[str, bytes]] = OrderedDict()
+        self._samples: OrderedDict[tuple[str, int], PromptSample] = OrderedDict()
         self._bytes = 0
 
     def offer(self, request: ModelRequest, route: RouteRequest) -> None:
@@ -109,20 +109,20 @@ class PromptSampleBuffer:
         key = (request.model_key, route.chain.tail)
         if key in self._samples:
             return
-        self._samples[key] = kind, request.body
+        adapter = request.adapter
+        self._samples[key] = PromptSample(route.chain.tail, kind, request.body, "" if adapter is None else adapter.name)
         self._bytes += size
         while len(self._samples) > self._max_count or self._bytes > self._max_bytes:
-            _, (_, oldest) = self._samples.popitem(last=False)
-            self._bytes -= len(oldest)
+            self._bytes -= len(self._samples.popitem(last=False)[1].body)
 
-    def take(self, model: str, tail: int) -> tuple[str, bytes] | None:
-        """Removes a prompt and returns its kind and body; None if it is no longer buffered.
+    def take(self, model: str, tail: int) -> PromptSample | None:
+        """Removes and returns a prompt; None if it is no longer buffered.
 
         tail: the hash of the whole prompt.
         """
         sample = self._samples.pop((model, tail), None)
         if sample is not None:
-            self._bytes -= len(sample[1])
+            self._bytes -= len(sample.body)
         return sample
 
 
@@ -341,11 +341,8 @@ class Journal:
 
     def send_samples(self, request: SampleRequest) -> None:
         """Sends the requested prompts that are still buffered."""
-        samples = []
-        for tail in request.tails:
-            sample = self.samples.take(request.model, tail)
-            if sample is not None:
-                samples.append(PromptSample(tail, sample[0], sample[1]))
+        found = [self.samples.take(request.model, tail) for tail in request.tails]
+        samples = [sample for sample in found if sample is not None]
         if samples:
             self._sender.send(PromptSamples(request.model, samples))
 

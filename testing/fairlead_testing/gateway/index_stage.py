@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from fairlead.adapters.model import LoraAdapter
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import Fleet, Model
 from fairlead_testing.engines.disaggregated import EngineProcess, engine_process
@@ -47,10 +48,17 @@ class EnginePorts:
 class IndexStage:
     """Engines behind a gateway."""
 
-    def __init__(self, path: Path, ports: list[EnginePorts], adapters: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        ports: list[EnginePorts],
+        adapters: tuple[str, ...] = (),
+        loaded: tuple[LoraAdapter, ...] = (),
+    ) -> None:
         self.path = path
         self.ports = ports
         self.adapters = adapters
+        self.loaded = loaded
         self.gateway: GatewayProcess
         self.engines: list[EngineProcess] = []
 
@@ -64,7 +72,7 @@ class IndexStage:
         given = zip(fleet.instances[MODEL_KEY], told, strict=True)
         instances = tuple(replace(one, **more) for one, more in given)  # type: ignore[arg-type]
         models = {
-            MODEL_KEY: fleet.models[MODEL_KEY],
+            MODEL_KEY: replace(fleet.models[MODEL_KEY], adapters=self.loaded),
             **{f"default/{name}": Model("default", name) for name in self.adapters},
         }
         of_adapters = {
@@ -149,15 +157,20 @@ async def index_stage(
     *options: str,
     engine: tuple[str, ...] = (),
     adapters: tuple[str, ...] = (),
+    loaded: tuple[str, ...] = (),
     states_events: bool = True,
 ) -> AsyncIterator[IndexStage]:
     """Runs ``count`` engines with ``BLOCKS`` blocks of 16 tokens each, and a gateway.
 
-    Each adapter is a model of its own. The fleet file says where events are, if ``states_events``.
+    Each adapter is a model of its own, but for those that the gateway loads. The fleet file says
+    where events are, if ``states_events``.
     """
     ports = [EnginePorts.free() for _ in range(count)]
     engine = (*engine, *(part for name in adapters for part in ("--lora", f"{name}=/adapters/{name}")))
-    found = IndexStage(tmp_path / "fleet.yaml", ports, adapters)
+    if loaded:
+        engine = (*engine, "--runtime-lora")
+    on_demand = tuple(LoraAdapter(name, f"/adapters/{name}") for name in loaded)
+    found = IndexStage(tmp_path / "fleet.yaml", ports, adapters, on_demand)
     stated = found.fleet()
     write_fleet_file(found.path, stated if states_events else without_events(stated))
     async with AsyncExitStack() as stack:

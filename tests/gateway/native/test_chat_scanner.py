@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fairlead.limits import Limits
 from fairlead_gateway.http.request_parser import RequestHead
-from fairlead_gateway.ipc.messages import CHAT_SAMPLE
+from fairlead_gateway.ipc.messages import CHAT_SAMPLE, PromptSample
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.worker.journal import PromptSampleBuffer
 from fairlead_gateway.worker.openai.body_parser import ScanBounds, parse_body, parse_scanned_chat
@@ -180,7 +180,8 @@ def test_no_field_of_a_scanned_chat_is_decoded_on_its_way(native_modules: dict[s
     for request in (bound, expected):
         samples = PromptSampleBuffer()
         samples.offer(request, routes[0])
-        assert samples.take(request.model_key, routes[0].chain.tail) == (CHAT_SAMPLE, request.body)
+        tail = routes[0].chain.tail
+        assert samples.take(request.model_key, tail) == PromptSample(tail, CHAT_SAMPLE, request.body)
         assert not can_resume(request)
     assert bound.decoded_fields is None
     bound.release_body()

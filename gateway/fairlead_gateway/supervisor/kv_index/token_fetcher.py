@@ -6,9 +6,9 @@ its body. If it no longer has the body, a later prompt of the same kind serves a
 failed query, no engine is queried for `tokenize_repeat_seconds`. After a status that will not
 change soon, such as 404, none is queried for `tokenize_refused_seconds`.
 
-The requested model may be a LoRA adapter: then its name has a parent in `/v1/models`, and the
-blocks are those of the adapter. Nothing is learned from an engine whose `/v1/models` cannot be
-read.
+The requested model may be a LoRA adapter, and the blocks are those of the adapter. The sample names
+one that gateways load. The name of any other has a parent in `/v1/models`. Nothing is learned from
+an engine whose `/v1/models` cannot be read.
 
 Why: if a prompt of an adapter counted as one of the base model, the index would predict blocks that
 the engine does not find.
@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol
 
+from fairlead.engines.lora_api import adapter_prefix
 from fairlead.errors import Unavailable
 from fairlead.fleet.model import Instance
 from fairlead.runtime.clock import Clock
@@ -150,12 +151,16 @@ class TokenFetcher:
         return self._local_tokenizer is not None and self._local_tokenizer.is_trusted
 
     async def _fetch(self, sample: PromptSample, row: Dispatch, instance: Instance) -> None:
-        name = instance.served_name or instance.model
+        name = (
+            f"{adapter_prefix(instance.engine, instance.model)}{sample.adapter}"
+            if sample.adapter
+            else instance.served_name or instance.model
+        )
         query = tokenize_query(sample.kind, sample.body, name)
         if query is None:
             return
         try:
-            adapter = name if await self._is_adapter(instance, name) else None
+            adapter = sample.adapter or (name if await self._is_adapter(instance, name) else None)
             local = None if self._local_tokenizer is None else await self._local_tokenizer.tokenize(query)
             tokens: Sequence[int] = query.tokens if local is None else local
             if local is None and query.engine_request is not None:

@@ -214,7 +214,7 @@ class Attempt:
         if admission is not None:
             admission.on_dispatch(context, now, is_planned=is_counted)
         journal = dispatcher.journal
-        if journal is not None and router.is_indexed and context.request.adapter is None:
+        if journal is not None and router.is_indexed:
             journal.samples.offer(context.request, route_request)
         if journal is not None and context.transfer is None and context.choice is not None:
             self._journal = journal

@@ -211,15 +211,19 @@ async def test_an_index_that_is_switched_off_is_said_to_be_unused(
 
 
 async def test_adapters_and_salts_are_followed_and_never_credited_to_one_another(tmp_path: Path) -> None:
-    """One text for the base model, two adapters and two salts: five different prompts."""
+    """One text for the base model, three adapters and two salts: six different prompts.
+
+    The engine starts with two of the adapters, and the gateway loads the third.
+    """
     apart: list[dict[str, str]] = [
         {"model": "tiny"},
         {"model": "french"},
         {"model": "german"},
+        {"model": "legal"},
         {"model": "tiny", "cache_salt": "one tenant"},
         {"model": "french", "cache_salt": "one tenant"},
     ]
-    async with index_stage(tmp_path, 1, adapters=("french", "german")) as place:
+    async with index_stage(tmp_path, 1, adapters=("french", "german"), loaded=("legal",)) as place:
         await place.chat(text_of("first", 100))
         for prefix in ("", "french-", "german-"):
             await place.wait_for_state("index", f"{prefix}e-0/0/0")
