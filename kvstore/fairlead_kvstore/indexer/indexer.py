@@ -203,11 +203,15 @@ class Indexer:
         self._endpoints.update_fleet(fleet)
         self._reconcile()
 
-    def counts(self) -> dict[str, Counter[str]]:
-        """Returns the sums of all counters by model, those of departed instances included."""
+    def members(self) -> list[tuple[EngineMember, InstanceState]]:
+        """Returns the instances that are read, each with its state in the block store."""
+        return [(member, self.store.state(name)) for name, member in self._members.items()]
+
+    def counts(self, members: Iterable[tuple[EngineMember, InstanceState]]) -> dict[str, Counter[str]]:
+        """Returns the sums of these instances' counters by model, and of all that have left."""
         found = {key: Counter(counts) for key, counts in self._departed.items()}
-        for name, member in self._members.items():
-            found.setdefault(member.model_key, Counter()).update(member.counts(self.store.state(name)))
+        for member, state in members:
+            found.setdefault(member.model_key, Counter()).update(member.counts(state))
         return found
 
     # --- owner of the writer --------------------------------------------------------------------------------------------

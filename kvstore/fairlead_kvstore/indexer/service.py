@@ -9,7 +9,7 @@ Probes and Prometheus metrics of the indexer. All values are read at request tim
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,9 +28,10 @@ from fairlead.runtime.loop_lag import LoopLag
 from fairlead.runtime.tasks import cancel_and_wait, first_failure, run_despite_defects
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.blockstore.types import InstanceState
 from fairlead_kvstore.index.instance_status import secret_fingerprint
 from fairlead_kvstore.index.writer import IndexWriter
-from fairlead_kvstore.indexer.indexer import COUNTERS, Indexer
+from fairlead_kvstore.indexer.indexer import COUNTERS, EngineMember, Indexer
 from fairlead_kvstore.indexer.redis_memory import RedisMemoryBound
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
 from fairlead_kvstore.reader.reader_context import ReaderRuntime
@@ -61,6 +62,36 @@ def _family(
     for model_key, value in by_model:
         family.add_metric([model_key], value)
     return family
+
+
+def _counters(by_model: Mapping[str, Counter[str]]) -> Iterator[Metric]:
+    for name, description in COUNTERS.items():
+        values = [(key, counts[name]) for key, counts in sorted(by_model.items())]
+        yield _family(CounterMetricFamily, name, description, values)
+    unreadable = CounterMetricFamily(
+        f"{_PREFIX}unreadable", "messages that could not be read", labels=["model", "reason"]
+    )
+    for key, counts in sorted(by_model.items()):
+        for name, count in sorted(counts.items()):
+            if name.startswith("unreadable:"):
+                unreadable.add_metric([key, name.removeprefix("unreadable:")], count)
+    yield unreadable
+
+
+def _gauges(members: Iterable[tuple[EngineMember, InstanceState]]) -> Iterator[Metric]:
+    sums: dict[str, Counter[str]] = {name: Counter() for name in _GAUGES}
+    slowest: dict[str, float] = {}
+    for member, state in members:
+        status, key = member.status(state), member.model_key
+        values = (1, status.connected, not state.complete, status.replaying, status.blocks, status.orphans)
+        for gauge, value in zip(_GAUGES, values, strict=True):
+            sums[gauge][key] += value
+        if status.lag_seconds is not None:
+            slowest[key] = max(status.lag_seconds, slowest.get(key, status.lag_seconds))
+    for gauge, description in _GAUGES.items():
+        yield _family(GaugeMetricFamily, gauge, description, sorted(sums[gauge].items()))
+    text = "seconds from an engine's timestamp of its last batch until it was applied; the slowest instance"
+    yield _family(GaugeMetricFamily, "lag_seconds", text, sorted(slowest.items()))
 
 
 def create_app(service: "IndexerService") -> web.Application:
@@ -202,8 +233,9 @@ class IndexerService(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yields every family of metrics."""
-        yield from self._counters()
-        yield from self._gauges()
+        members = self.indexer.members()
+        yield from _counters(self.indexer.counts(members))
+        yield from _gauges(members)
         led, models = self._led_models(), () if self._fleet is None else self._fleet.models
         leads = [(key, float(key in led)) for key in sorted(models)]
         yield _family(GaugeMetricFamily, "leads", "1 if this process writes the model's index", leads)
@@ -221,35 +253,6 @@ class IndexerService(Collector):
         ):
             if value is not None:  # not measured yet is not zero
                 yield GaugeMetricFamily(f"{_PREFIX}{name}", description, value)
-
-    def _counters(self) -> Iterator[Metric]:
-        by_model = sorted(self.indexer.counts().items())
-        for name, description in COUNTERS.items():
-            yield _family(CounterMetricFamily, name, description, [(key, counts[name]) for key, counts in by_model])
-        unreadable = CounterMetricFamily(
-            f"{_PREFIX}unreadable", "messages that could not be read", labels=["model", "reason"]
-        )
-        for key, counts in by_model:
-            for name, count in sorted(counts.items()):
-                if name.startswith("unreadable:"):
-                    unreadable.add_metric([key, name.removeprefix("unreadable:")], count)
-        yield unreadable
-
-    def _gauges(self) -> Iterator[Metric]:
-        sums: dict[str, Counter[str]] = {name: Counter() for name in _GAUGES}
-        slowest: dict[str, float] = {}
-        for name, status in self.indexer.instance_statuses().items():
-            state = self.indexer.store.state(name)
-            key = state.model_key
-            values = (1, status.connected, not state.complete, status.replaying, status.blocks, status.orphans)
-            for gauge, value in zip(_GAUGES, values, strict=True):
-                sums[gauge][key] += value
-            if status.lag_seconds is not None:
-                slowest[key] = max(status.lag_seconds, slowest.get(key, status.lag_seconds))
-        for gauge, description in _GAUGES.items():
-            yield _family(GaugeMetricFamily, gauge, description, sorted(sums[gauge].items()))
-        text = "seconds from an engine's timestamp of its last batch until it was applied; the slowest instance"
-        yield _family(GaugeMetricFamily, "lag_seconds", text, sorted(slowest.items()))
 
     def _is_connected(self) -> bool:
         """Returns whether Redis answers."""

@@ -125,7 +125,9 @@ async def test_instances_follow_the_fleet() -> None:
         assert list(stage.indexer.instance_statuses()) == ["b"]
         assert stage.credited_blocks("b", A) == 2
         assert stage.sink.replica("default/tiny").instances() == ("b",)
-        assert stage.indexer.counts()["default/tiny"]["batches"] == 2, "one is of the departed instance"
+        assert stage.indexer.counts(stage.indexer.members())["default/tiny"]["batches"] == 2, (
+            "one is of the departed instance"
+        )
         await wait_until(lambda: stage.engines["a"].listeners == 0)
         stage.add_instance("a")
         await stage.wait_exact("a")
