@@ -1,4 +1,6 @@
-"""Reads the state of a model that an indexer left in Redis, from which the next one continues."""
+"""Reads the state of a model that an indexer left in Redis, from which the next one continues, and
+each gateway that starts.
+"""
 
 import asyncio
 from collections.abc import Sequence
@@ -20,8 +22,10 @@ from fairlead_kvstore.index.format import (
     decode_header,
     decode_hints,
     decode_part,
+    decode_value,
     header_instance,
 )
+from fairlead_kvstore.index.instance_status import STATUSES_FIELD, InstanceStatuses
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 
@@ -30,6 +34,8 @@ _STEPS_PER_RENEWAL: Final = 16
 """Steps of a restore between two renewals of the lease: some 50 ms of its own."""
 _PARTS_PER_READ: Final = 10
 """The parts of one read; each has at most some 100 kB."""
+_MAX_ATTEMPTS: Final = 3
+"""Reads of an instance whose parts another process replaces meanwhile."""
 
 
 class InstanceCheckpoint(msgspec.Struct):
@@ -52,11 +58,13 @@ class RecoveredIndex(msgspec.Struct):
 
     hints: block hash and expiry (monotonic seconds) of those that have not expired.
     unreadable: instances to be learned again, and why.
+    has_other_secret: it was written with another secret, and was not read.
     """
 
-    instances: dict[str, InstanceCheckpoint]
-    hints: list[tuple[int, float]]
-    unreadable: dict[str, str]
+    instances: dict[str, InstanceCheckpoint] = {}
+    hints: list[tuple[int, float]] = []
+    unreadable: dict[str, str] = {}
+    has_other_secret: bool = False
 
 
 async def read_fields(
@@ -78,49 +86,82 @@ async def read_fields(
 
 
 async def recover_index(
-    link: RedisLink, model_key: str, wall_offset: float, now: float, extra_commands: Sequence[Command] = ()
+    link: RedisLink,
+    model_key: str,
+    wall_offset: float,
+    now: float,
+    extra_commands: Sequence[Command] = (),
+    *,
+    fingerprint: int | None = None,
 ) -> RecoveredIndex | None:
-    """Returns the recovered state; None when Redis is unreachable. No other process may write the
-    index meanwhile.
+    """Returns the recovered state; None when Redis is unreachable.
 
-    It takes seconds for an index of a million blocks, in steps of some milliseconds.
+    It takes a second for an index of some million blocks, in steps of some milliseconds. Each
+    instance is read for itself, since the replay after its position proves or refutes it.
 
     wall_offset: Unix time minus monotonic time.
     extra_commands: commands that renew the lease, which keeps other processes from writing. When
         one returns 0, the lease is lost, and the result is None.
+    fingerprint: of the secret of block hashes, for a process that does not lead. Another process
+        may write meanwhile, and an instance is read again when a part of it was replaced. An index
+        that was written with another secret is not read.
     """
     _, idx, _ = redis_keys.index_keys(model_key)
-    replies = await link.run([("HKEYS", idx)])
+    replies = await link.run([("HKEYS", idx), ("HGET", idx, STATUSES_FIELD)])
     if replies is None or not isinstance(replies[0], list):
         return None
-    found = RecoveredIndex({}, [], {})
+    found = RecoveredIndex()
+    if fingerprint is not None and (mark := _fingerprint(replies[1])) != fingerprint:
+        found.has_other_secret = mark is not None
+        return found
+    attempts = 1 if fingerprint is None else _MAX_ATTEMPTS
     for field in replies[0]:
-        instance = header_instance(field)
-        name = "hints" if field == HINTS_FIELD else instance
-        values = None if name is None else await read_fields(link, idx, [field], extra_commands)
-        if name is None or (values is not None and values[0] is None):
+        name = "hints" if field == HINTS_FIELD else header_instance(field)
+        if name is None:
             continue
-        if values is None:
-            return None
-        try:
-            header: Any = decode_header(values[0], HintsHeader if instance is None else InstanceHeader)
-            parts = await read_fields(link, idx, list(header.parts.values()), extra_commands)
-            if parts is None:
-                return None
-            rows = _rows(header.parts, parts)
-            if instance is None:
-                hints = [hint for data in rows.values() for hint in decode_hints(data, wall_offset)]
-                found.hints = sorted((hint for hint in hints if hint[1] > now), key=lambda hint: hint[1])
-            else:
-                tables: list[BlockTable] | None = []
-                if header.position is not None:
-                    tables = await _restore_tables(link, header.slice, rows, wall_offset, extra_commands)
-                if tables is None:
+        for attempt in range(1, attempts + 1):
+            try:
+                if not await _recover_field(link, idx, field, found, wall_offset, now, extra_commands):
                     return None
-                found.instances[instance] = InstanceCheckpoint(header.slice, {}, header.position, tables)
-        except (UnreadableError, SnapshotError) as error:
-            found.unreadable[name] = error.message
+            except (UnreadableError, SnapshotError) as error:
+                if error.reason == "missing" and attempt < attempts:
+                    continue
+                found.unreadable[name] = error.message
+            break
     return found
+
+
+async def _recover_field(
+    link: RedisLink,
+    idx: str,
+    field: bytes,
+    found: RecoveredIndex,
+    wall_offset: float,
+    now: float,
+    extra_commands: Sequence[Command],
+) -> bool:
+    """Adds the instance or the hints whose header is in ``field``, if it is still there. Returns
+    False when Redis is unreachable or the lease is lost. Raises UnreadableError and SnapshotError.
+    """
+    values = await read_fields(link, idx, [field], extra_commands)
+    if values is None or values[0] is None:
+        return values is not None
+    instance = header_instance(field)
+    header: Any = decode_header(values[0], HintsHeader if instance is None else InstanceHeader)
+    parts = await read_fields(link, idx, list(header.parts.values()), extra_commands)
+    if parts is None:
+        return False
+    rows = _rows(header.parts, parts)
+    if instance is None:
+        hints = [hint for data in rows.values() for hint in decode_hints(data, wall_offset)]
+        found.hints = sorted((hint for hint in hints if hint[1] > now), key=lambda hint: hint[1])
+        return True
+    tables: list[BlockTable] | None = []
+    if header.position is not None:
+        tables = await _restore_tables(link, header.slice, rows, wall_offset, extra_commands)
+    if tables is not None:
+        found.instances[instance] = InstanceCheckpoint(header.slice, {}, header.position, tables)
+    return tables is not None
 
 
 async def _restore_tables(
@@ -147,6 +188,14 @@ async def _restore_tables(
             if replies is None or 0 in replies:
                 return None
     return None  # pragma: no cover - the loop has no end
+
+
+def _fingerprint(data: Any) -> int | None:
+    """Returns the fingerprint of an index's secret; None if it is missing or damaged."""
+    try:
+        return decode_value(data, InstanceStatuses).mark if isinstance(data, bytes) else None
+    except UnreadableError:
+        return None
 
 
 def _rows(names: dict[str, bytes], parts: list[Any]) -> RowParts:

@@ -25,6 +25,7 @@ EventScan = Callable[[bytes, int, int, int], ScannedBatch | None]
 MessageRead = Callable[[bytearray, int, int, int, int, list[list[bytes]]], tuple[int, int]]
 RowAdd = Callable[..., tuple[int, int, int, int, int]]
 RowFind = Callable[[tuple[Any, ...], "array[int]", int, int], int]
+RowsEnter = Callable[[tuple[Any, ...], "array[int]", "array[int]", int, int, int, list[int]], tuple[int, int, int]]
 EntryEncode = Callable[[list[Any], type, type, dict[str, int], Callable[[Any], bytes]], bytes]
 
 
@@ -35,6 +36,7 @@ class _Loaded(NamedTuple):
     read_messages: MessageRead | None = None
     add_run: RowAdd | None = None
     find_row: RowFind | None = None
+    enter_rows: RowsEnter | None = None
     encode_changes: EntryEncode | None = None
     mask_table: Callable[[], Any] | None = None
 
@@ -44,14 +46,14 @@ def _load() -> _Loaded:
     if sys.byteorder != "little":
         return _Loaded()
     try:
-        from fairlead_kvstore.native.block_rows import add_run, find_row
+        from fairlead_kvstore.native.block_rows import add_run, enter_rows, find_row
         from fairlead_kvstore.native.entry_encoder import encode_changes
         from fairlead_kvstore.native.event_scanner import scan_events
         from fairlead_kvstore.native.frame_reader import read_messages
         from fairlead_kvstore.native.mask_table import NativeMaskTable
     except ImportError:
         return _Loaded()
-    return _Loaded(scan_events, read_messages, add_run, find_row, encode_changes, NativeMaskTable)
+    return _Loaded(scan_events, read_messages, add_run, find_row, enter_rows, encode_changes, NativeMaskTable)
 
 
 _LOADED: Final = _load()
@@ -59,5 +61,6 @@ SCAN_EVENTS: Final = _LOADED.scan_events
 READ_MESSAGES: Final = _LOADED.read_messages
 ADD_RUN: Final = _LOADED.add_run
 FIND_ROW: Final = _LOADED.find_row
+ENTER_ROWS: Final = _LOADED.enter_rows
 ENCODE_CHANGES: Final = _LOADED.encode_changes
 NATIVE_MASK_TABLE: Final = _LOADED.mask_table

@@ -2,6 +2,15 @@ from array import array
 from typing import Any
 
 def find_row(index: tuple[Any, ...], keys: array[int], factor: int, key: int) -> int: ...
+def enter_rows(
+    index: tuple[Any, ...],
+    keys: array[int],
+    counts: array[int],
+    factor: int,
+    start: int,
+    stop: int,
+    taken: list[int],
+) -> tuple[int, int, int]: ...
 def add_run(
     columns: tuple[Any, ...],
     by_handle: tuple[Any, ...],

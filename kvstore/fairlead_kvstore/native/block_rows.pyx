@@ -52,6 +52,37 @@ def find_row(tuple index not None, array.array keys not None, uint64_t factor, u
     return _seek(index, keys.data.as_ulonglongs, factor, key, &segment)[0]
 
 
+def enter_rows(
+    tuple index not None, array.array keys not None, array.array counts not None, uint64_t factor,
+    Py_ssize_t start, Py_ssize_t stop, list taken not None,
+):
+    """Enters the rows from `start` on that have copies, until a segment must grow.
+
+    keys, counts: the columns of the keys and of the copies.
+    taken: gets each row whose key another row has already, after that row.
+
+    Returns the next row, how many were entered, and the segment that must grow (-1: none).
+    """
+    cdef Py_ssize_t row = start, entered = 0
+    cdef uint32_t segment
+    cdef uint32_t *cell
+    if not 0 <= start or stop > len(keys) or stop > len(counts):
+        raise ValueError("there are not so many rows")
+    while row < stop:
+        if counts.data.as_uints[row]:
+            cell = _seek(index, keys.data.as_ulonglongs, factor, keys.data.as_ulonglongs[row], &segment)
+            if cell[0]:
+                taken.append(cell[0])
+                taken.append(row)
+            else:
+                cell[0] = <uint32_t>row
+                entered += 1
+                if _is_full(index, segment):
+                    return row + 1, entered, segment
+        row += 1
+    return row, entered, -1
+
+
 def add_run(
     tuple columns not None,
     tuple by_handle not None,

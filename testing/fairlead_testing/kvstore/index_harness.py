@@ -36,6 +36,7 @@ LEASE_KEY, INDEX_KEY, EVENTS_KEY = redis_keys.index_keys(MODEL)
 LIMITS: Final = replace(
     Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redis_timeout_seconds=5.0, index_lease_seconds=60.0
 )
+FINGERPRINT: Final = 77
 NAMES: Final = ("a/1/0", "b/1/0", "c/1/0")
 
 
@@ -179,7 +180,15 @@ class IndexHarness:
     def add_indexer(self, holder: str) -> tuple[InMemoryIndexer, IndexWriter]:
         """Returns an indexer without any state."""
         indexer = InMemoryIndexer(MODEL, self.engines, self.clock, self.limits)
-        writer = IndexWriter(self.link, indexer, self.clock, holder=holder, limits=self.limits)
+        writer = IndexWriter(
+            self.link,
+            indexer,
+            self.clock,
+            holder=holder,
+            instance_statuses=lambda _: {},
+            fingerprint=FINGERPRINT,
+            limits=self.limits,
+        )
         indexer.sink = writer
         writer.set_models([MODEL])
         return indexer, writer
