@@ -16,6 +16,7 @@ The events of one payload in slices, so that a large batch does not occupy the i
 
 A slice has about ``kv_slice_bytes``. A payload of that size or less is decoded at once. Of a larger
 one, only the boundaries of its events are read at first, and each event is decoded with its slice.
+A usual batch of some slices is applied at once where that is compiled.
 An event that is larger than a slice is divided by its blocks. Each part continues after the last
 block of the part before, so that the parts mean the same as the event.
 
@@ -78,6 +79,8 @@ BLOCK_BYTES: Final = 16
 """The cost of a block, besides the bytes of its event: some events have two bytes a block."""
 EVENT_BYTES: Final = 16
 """The fixed cost of an event, in bytes."""
+_SCANNED_SLICES: Final = 8
+"""Slices of a usual batch that is applied at once: its blocks take a tenth of the time of others."""
 _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 _CONTINUED: Final = 1 << 64
 """Makes a parent's hash differ from 0, which means none; only the lower 64 bits count."""
@@ -97,13 +100,15 @@ _NUMBER_BYTES: Final = {0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0x
 """The length of a number by its first byte; others have one byte."""
 
 
-def event_slices(payload: bytes, limits: Limits) -> Iterator[tuple[int, EventBatch]]:
+def event_slices(payload: bytes, limits: Limits, start: int = 0) -> Iterator[tuple[int, EventBatch]]:
     """Yields the events of a payload in order, in slices with their cost in bytes.
 
     Raises EventsError, and nothing else, for any bytes: before the first slice, or between two.
+
+    start: the first event, if the payload is larger than a slice.
     """
     if len(payload) > limits.kv_slice_bytes:
-        yield from _large_payload_slices(payload, limits)
+        yield from _large_payload_slices(payload, limits, start)
         return
     batch = decode_events(payload, limits)
     blocks = _block_count(batch.events) if len(payload) > limits.kv_slice_bytes // BLOCK_BYTES else 0
@@ -124,12 +129,12 @@ def batch_cost(payload: bytes, blocks: int, limits: Limits) -> int:
     return len(payload) + (blocks * BLOCK_BYTES if len(payload) > limits.kv_slice_bytes // BLOCK_BYTES else 0)
 
 
-def _large_payload_slices(payload: bytes, limits: Limits) -> Iterator[tuple[int, EventBatch]]:
+def _large_payload_slices(payload: bytes, limits: Limits, start: int) -> Iterator[tuple[int, EventBatch]]:
     raw = _decode_raw(payload, limits)
     wall, rank = raw.ts, raw.data_parallel_rank
     yield limits.kv_slice_bytes, EventBatch(wall, (), rank)  # reading the boundaries takes some ms
     events, counts, cost = list[CacheEvent](), {UNKNOWN: 0, REFUSED: 0}, 0
-    for item in raw.events:
+    for item in raw.events[start:]:
         size = len(memoryview(item))
         is_large = 2 * size > limits.kv_slice_bytes
         if cost and (is_large or cost >= limits.kv_slice_bytes):
@@ -391,12 +396,13 @@ class EventApplication:
         return found
 
     def _scan(self, payload: bytes) -> ScannedBatch | None:
-        """Returns the events of a usual batch of one slice; None for any other."""
+        """Returns the events of a usual batch of a few slices; None for any other."""
         limits = self._limits
-        if SCAN_EVENTS is None or len(payload) > limits.kv_slice_bytes:
+        max_bytes = limits.kv_slice_bytes * _SCANNED_SLICES
+        if SCAN_EVENTS is None or len(payload) > max_bytes:
             return None
         found = SCAN_EVENTS(payload, limits.kv_events_in_batch, limits.kv_event_blocks, limits.kv_event_block_tokens)
-        return found if found is not None and found[2] * BLOCK_BYTES <= limits.kv_slice_bytes else None
+        return found if found is not None and found[2] * BLOCK_BYTES <= max_bytes else None
 
     def _apply_scanned(self, payload: bytes, scanned: ScannedBatch, now: float) -> Iterator[int] | None:
         """Applies a usual batch at once. Returns the steps of its events that have further effects;
@@ -408,9 +414,17 @@ class EventApplication:
         self._found.batches += 1
         if done == len(scanned[3]):
             return None
+        return self._rest_steps(payload, done, now)
+
+    def _rest_steps(self, payload: bytes, start: int, now: float) -> Iterator[int]:
+        if len(payload) > self._limits.kv_slice_bytes:
+            for cost, rest in event_slices(payload, self._limits, start):
+                yield from self._store.apply(self._instance, rest, now, self._changes)
+                yield cost
+            return
         batch = decode_events(payload, self._limits)
-        rest = EventBatch(batch.wall, batch.events[done:], batch.rank)
-        return self._store.apply(self._instance, rest, now, self._changes)
+        rest = EventBatch(batch.wall, batch.events[start:], batch.rank)
+        yield from self._store.apply(self._instance, rest, now, self._changes)
 
     def clear(self) -> None:
         """Drops what waits."""

@@ -269,6 +269,7 @@ def _compiled(native_modules: dict[str, ModuleType], *, scan: bool = False) -> I
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(block_table, "ADD_RUN", rows.add_run)
         patch.setattr(block_table, "FIND_ROW", rows.find_row)
+        patch.setattr(block_table, "ENTER_ROWS", rows.enter_rows)
         if scan:
             patch.setattr(event_application, "SCAN_EVENTS", native_modules["event_scanner"].scan_events)
         yield
@@ -330,6 +331,52 @@ def test_large_tables_are_alike(native_modules: dict[str, ModuleType]) -> None:
     assert len(table) == 4_000
     assert own_changes == changes
     _assert_alike(table, expected)
+
+
+def _load(table: BlockTable, more: dict[int, int]) -> tuple[bool, BlockTable]:
+    """Loads the columns of a table as a snapshot; ``more``: handles that rows get instead."""
+    columns = {name: array(getattr(table, name).typecode, getattr(table, name)) for name in COLUMNS}
+    for row, handle in more.items():
+        columns["handles"][row % len(columns["handles"])] = handle
+    loaded = BlockTable()
+    steps = loaded.load_steps(columns, table.duplicate_leads())
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value, loaded
+
+
+@given(RUNS, st.dictionaries(st.integers(1, 200), st.integers(0, 60), max_size=2))
+def test_loaded_tables_are_alike(native_modules: dict[str, ModuleType], runs: list[Run], more: dict[int, int]) -> None:
+    table, _, _ = _fill(runs, 64)
+    is_consistent, expected = _load(table, more)
+    with _compiled(native_modules):
+        assert _load(table, more)[0] is is_consistent
+        _assert_alike(_load(table, more)[1], expected)
+    if not more:
+        assert is_consistent
+        assert sorted(expected.by_block_hash) == sorted(table.by_block_hash)
+
+
+def test_a_loaded_table_of_many_segments_grows_where_one_is_full(native_modules: dict[str, ModuleType]) -> None:
+    rows = 40_000
+    keys = [xxhash.xxh3_64_intdigest(b"%d" % at) for at in range(rows)]
+    full = range(1, 400)  # the hashes of these share their first bits
+    inverse = pow(block_table.HASH_FACTOR, -1, 1 << 64)
+    keys[1:400] = [(number << 20) * inverse % (1 << 64) for number in full]
+    numbers = {name: array(code, [0] * rows) for name, code in COLUMNS.items()}
+    numbers |= {"handles": array("Q", keys), "block_hashes": array("Q", keys), "counts": array("I", [1] * rows)}
+    expected = BlockTable()
+    list(expected.load_steps({name: array(column.typecode, column) for name, column in numbers.items()}, []))
+    with _compiled(native_modules):
+        table = BlockTable()
+        list(table.load_steps(numbers, []))
+        assert all(table.by_handle.find(key) == row for row, key in enumerate(keys) if row)
+    _assert_alike(table, expected)
+    assert len(table) == rows - 1
+    with pytest.raises(ValueError, match="so many rows"):
+        native_modules["block_rows"].enter_rows(table.by_handle.parts, table.handles, table.counts, 1, 0, rows + 1, [])
 
 
 def test_saturated_copies_are_left_to_python(native_modules: dict[str, ModuleType]) -> None:
@@ -401,6 +448,17 @@ def _apply(batches: list[list[Any]], seconds: list[float], limits: Limits) -> tu
     return applied, store
 
 
+def _by_block(applied: list[AppliedEvents]) -> list[tuple[Any, ...]]:
+    """Returns the changes of all steps, each of one block."""
+    found: list[tuple[Any, ...]] = []
+    for change in (change for step in applied for change in step.changes):
+        if isinstance(change, changes.BlocksStored | changes.BlocksRemoved):
+            found += [(type(change), change.tier, value) for value in change.hashes]
+        else:
+            found.append((change,))
+    return found
+
+
 @given(
     st.lists(st.tuples(st.lists(BLOCK_ROWS_EVENTS, max_size=4), st.floats(0.0, 20.0)), max_size=25),
     st.sampled_from([1_000_000, 6]),
@@ -414,6 +472,9 @@ def test_stores_are_alike(native_modules: dict[str, ModuleType], steps: list[Any
         applied, own_store = _apply(batches, seconds, limits)
         assert own_store.state("i") == store.state("i")
         assert sorted(own_store.content("i")) == sorted(store.content("i"))
+    assert _by_block(applied) == _by_block(expected)
+    if size < 65_536:
+        return  # where a slice is small, more is applied at once
     assert [step.changes for step in applied] == [step.changes for step in expected]
     assert [vars(step) if hasattr(step, "__dict__") else step.batches for step in applied] == [
         vars(step) if hasattr(step, "__dict__") else step.batches for step in expected
