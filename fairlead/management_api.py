@@ -53,11 +53,10 @@ class SignalsOut(Struct, frozen=True):
 class ScaleDownOut(Struct, frozen=True):
     """The cached content that the removal of an instance would lose.
 
-    - rank: 1 is the cheapest instance of the model to remove. Null while its cached blocks are not
-      all known.
     - blocks: Distinct blocks that it has cached, in any storage tier.
     - unique_blocks: Those that no other instance has cached.
-    - unique_used_blocks: Unique blocks that were in prompts of the last minutes.
+    - unique_used_blocks: Unique blocks that were stored or used in the last minutes.
+    - rank, reason: Not given any more.
     """
 
     rank: int | None = None
@@ -72,9 +71,9 @@ class IndexOut(Struct, frozen=True):
 
     Token counts are sums since this gateway started.
 
-    - state: index: all its cached blocks are known; incomplete: some are; stale: no new KV events
-      arrive; quarantined: its KV events proved wrong and are not used; hashing only: it sends no KV
-      events, so the prompts sent there count as cached.
+    - state: index: all its cached blocks are known; incomplete: some are; quarantined: its KV
+      events proved wrong and are not used; hashing only: it sends no KV events, so the prompts sent
+      there count as cached.
     - reason: The reason for any state but index, as text.
     - predicted_tokens: Cached tokens that the index predicted, over the answers that reported their
       cached tokens.

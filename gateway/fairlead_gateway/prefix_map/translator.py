@@ -1,15 +1,14 @@
 """The translation of an engine's reports into corrections of a worker's prefix index.
 
-Workers know prompts as bytes only. The translator joins the prefix table, the index replica and
-what was just sent. It produces *corrections*: for an instance, chains of byte blocks that are
+Workers know prompts as bytes only. The translator joins the prefix table, the blocks that engines
+reported and what was just sent. It produces *corrections*: for an instance, chains of byte blocks that are
 cached, and byte blocks that are not. A correction is computed from the state at the time of
 `take_corrections`, not from single changes. So any order of events ends in the same state, and a
 repeated correction does no harm.
 
 A byte block of an instance is reported as
 
-- cached, if its link and all links before it lead to token blocks that the instance has by the
-  replica,
+- cached, if its link and all links before it lead to token blocks that the instance has,
 - not cached, if its token block was reported as removed,
 - not cached, if it is the first block of its chain that is missing in a complete instance.
 
@@ -18,8 +17,6 @@ the engine will have it. It is checked a moment after the end of the prompt.
 
 Blocks of stores that all instances share are hints for the whole model. They are no reason to
 prefer an instance, and are not reported.
-
-The token blocks of recently sent prompts, within bounds of age and number.
 
 The blocks of prompts that were sent to one instance and not answered yet.
 
@@ -30,8 +27,6 @@ are 64-bit numbers, of bytes or of tokens.
 
 Why: with a real vLLM, eight clients and a cache far too small, an exact count at the engine
 expected too little of 91 prompts. The blocks of 90 were in flight.
-
-The interfaces through which the prefix map reads a replica of the KV-cache index.
 """
 
 import heapq
@@ -39,7 +34,7 @@ import math
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection, ForgetScope
 from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment, estimate_alignment, exact_alignment
@@ -56,13 +51,6 @@ from fairlead_kvstore.blockstore.changes import (
 )
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
 
-if TYPE_CHECKING:
-    from fairlead_kvstore.index.replica import IndexReplica
-INDEX_RECENT_SECONDS: Final = 300.0
-"""Limit: blocks of prompts sent within this time count as recently used."""
-INDEX_RECENT_BLOCKS: Final = 262_144
-"""Limit: recently used blocks of one model, some 80 bytes each; beyond, the older half is dropped.
-"""
 PREFIX_MAP_BLOCKS: Final = 131_072
 """Limit: text blocks per model with known index blocks, some 300 bytes each; the oldest go."""
 PREFIX_MAP_TOKEN_BLOCKS: Final = 4_194_304
@@ -85,6 +73,8 @@ PREFIX_MAP_CORRECTIONS: Final = 16_384
 SHARED_STORE: Final = ""
 """The instance that stands for the store that all instances reach."""
 _NOWHERE: Final = len(INSTANCE_TIERS)
+_RESEND_LOOKUPS: Final = 4
+"""Look-ups for one batch of blocks that are reported again, in `PREFIX_MAP_CORRECTIONS`."""
 
 
 class InflightBlocks:
@@ -117,60 +107,54 @@ class InflightBlocks:
                 self._counts.pop(block, None)
 
 
-_GENERATIONS: Final = 2
+class ReportedBlocks(Protocol):
+    """The blocks of one model's instances, as `fairlead_kvstore` has them from the engines."""
+
+    def instances(self) -> Sequence[str]:
+        """Returns all known instances."""
+
+    def tiers(self, instance: str, block_hash: int) -> int:
+        """Returns where an instance has a block: a bit for each tier; 0: nowhere."""
+
+    def is_shared(self, block_hash: int) -> bool:
+        """Returns whether the store that all instances reach probably has a block."""
+
+    def completeness(self, instance: str) -> tuple[bool, str, float] | None:
+        """Returns whether all blocks of an instance are known, why, and since when; None for an
+        unknown instance.
+        """
+
+    def block_size(self, instance: str) -> int | None:
+        """Returns the tokens of an instance's blocks; None while they are unknown."""
+
+    def touch(self, instance: str, hashes: Sequence[int], now: float) -> None:
+        """Marks the cached ones of these blocks as used."""
 
 
-class RecentBlocks:
-    """The blocks of prompts that were sent in the last `seconds`.
+class SentPrompt:
+    """A prompt that was sent to an instance: its byte blocks, the linked ones at its last dispatch,
+    open requests, and time of the next check.
 
-    Blocks up to twice as old may remain. Beyond `max_blocks`, the older half is dropped sooner.
+    dispatched_at, linked_share: of the last dispatch of this gateway, and the share of the bytes
+    that was linked at the first of its open requests.
     """
 
-    def __init__(self, *, max_blocks: int, seconds: float) -> None:
-        self._max_blocks = max_blocks // _GENERATIONS
-        self._seconds = seconds
-        self._now: set[int] = set()
-        self._before: set[int] = set()
-        self._rotated_at = float("-inf")
-
-    def add(self, owns: Iterable[int], now: float) -> None:
-        """Adds the blocks of a prompt that was sent at `now`, in monotonic seconds."""
-        self._rotate(now)
-        self._now.update(owns)
-
-    def blocks(self, now: float) -> set[int]:
-        """Returns the recent blocks at `now`."""
-        self._rotate(now)
-        return self._now | self._before
-
-    def clear(self) -> None:
-        """Drops all blocks, because the links that led to them were wrong."""
-        self._now, self._before = set(), set()
-
-    def _rotate(self, now: float) -> None:
-        if now - self._rotated_at >= _GENERATIONS * self._seconds:
-            self._now = set()  # nothing of it is of the last ``seconds``
-        elif now - self._rotated_at < self._seconds and len(self._now) < self._max_blocks:
-            return
-        self._before, self._now, self._rotated_at = self._now, set(), now
-
-
-BLOCK_SIZES: Final = (16, 32, 64, 128, 256, 1, 2, 4, 8, 48, 96, 112, 144, 192, 272, 400, 512, 528, 544, 784, 1024, 1056)
-"""Tokens of a block, the usual ones first; the odd ones are those of hybrid models. A cached prompt
-shows which one it is.
-"""
-
-
-class _SentPrompt:
-    """A prompt that was sent to an instance: its byte blocks, open requests, and time of the next
-    check.
-    """
-
-    __slots__ = ("hashes", "is_inflight", "open_requests", "recheck_at")
+    __slots__ = (
+        "dispatched_at",
+        "hashes",
+        "is_inflight",
+        "linked_blocks",
+        "linked_share",
+        "open_requests",
+        "recheck_at",
+    )
 
     def __init__(self, hashes: Sequence[int]) -> None:
         self.hashes = hashes
         self.is_inflight = False
+        self.linked_blocks = 0
+        self.linked_share = 0.0
+        self.dispatched_at = 0.0
         self.open_requests = 0
         self.recheck_at = 0.0
 
@@ -200,37 +184,38 @@ class PrefixTranslator:
     """
 
     def __init__(
-        self, model_key: str, index: "IndexReplica", *, secret: bytes, max_corrections: int = PREFIX_MAP_CORRECTIONS
+        self, model_key: str, blocks: ReportedBlocks, *, secret: bytes, max_corrections: int = PREFIX_MAP_CORRECTIONS
     ) -> None:
-        self.index = index
+        self.blocks = blocks
         self.table = PrefixTable(max_links=PREFIX_MAP_BLOCKS, max_token_hashes=PREFIX_MAP_TOKEN_BLOCKS)
-        self.recent = RecentBlocks(max_blocks=INDEX_RECENT_BLOCKS, seconds=INDEX_RECENT_SECONDS)
-        self._last_sent_at = float("-inf")
         self.block_size: int | None = None
         self._model_key = model_key
         self._secret = secret
         self._max_corrections = max_corrections
         self._instances: dict[str, _InstanceChanges] = {}
-        self._sent: dict[tuple[str, int], _SentPrompt] = {}
+        self._sent: dict[tuple[str, int], SentPrompt] = {}
         self._rechecks: list[tuple[float, str, int]] = []
         self._distrusted: set[str] = set()
+        self._resent: set[str] = set()
+        self._resent_links: list[int] = []
 
     # --- dispatches and links
 
-    def on_dispatch(self, instance: str, tail: int, hashes: Sequence[int], now: float, *, reports_end: bool) -> bool:
-        """Records a dispatch. Returns True if a part of the prompt is not linked.
+    def on_dispatch(
+        self, instance: str, tail: int, hashes: Sequence[int], now: float, *, reports_end: bool
+    ) -> SentPrompt:
+        """Records a dispatch, and marks the cached blocks of the prompt as used.
 
         - tail: the hash of the whole prompt.
         - reports_end: `on_finish` will be called.
         """
         self.table.touch(hashes)
-        self._last_sent_at = now
         key = (instance, tail)
         sent = self._sent.get(key)
         if sent is None:
             if len(self._sent) >= PREFIX_MAP_INFLIGHT:
                 self._end_sent(next(iter(self._sent)))
-            sent = self._sent[key] = _SentPrompt(hashes)
+            sent = self._sent[key] = SentPrompt(hashes)
         if not sent.is_inflight:
             sent.is_inflight = True
             self._pending(instance).inflight.add(sent.hashes)
@@ -239,20 +224,24 @@ class PrefixTranslator:
             self._schedule_recheck(key, sent, now + PREFIX_MAP_INFLIGHT_SECONDS)
         else:
             self._schedule_recheck(key, sent, max(sent.recheck_at, now + PREFIX_MAP_PROVISIONAL_SECONDS))
-        linked = self.table.linked_count(hashes)
-        if linked:
-            self.recent.add(self.table.token_hashes_of(hashes[linked - 1]), now)
-        return linked < len(hashes)
+        sent.linked_blocks = self.table.linked_count(hashes)
+        if sent.linked_blocks:
+            self.blocks.touch(instance, self.table.token_hashes_of(hashes[sent.linked_blocks - 1]), now)
+        return sent
 
-    def on_finish(self, instance: str, tail: int, now: float) -> None:
-        """Records the end of a request; the engine's events follow within a moment."""
+    def on_finish(self, instance: str, tail: int, now: float) -> SentPrompt | None:
+        """Records the end of a request; the engine's events follow within a moment. Returns its
+        prompt; None if it is not known any more.
+        """
         key = (instance, tail)
         sent = self._sent.get(key)
-        if sent is not None and sent.open_requests:
-            sent.open_requests -= 1
-            if not sent.open_requests:
-                self._clear_inflight(instance, sent)
-                self._schedule_recheck(key, sent, now + PREFIX_MAP_SETTLE_SECONDS)
+        if sent is None or not sent.open_requests:
+            return None
+        sent.open_requests -= 1
+        if not sent.open_requests:
+            self._clear_inflight(instance, sent)
+            self._schedule_recheck(key, sent, now + PREFIX_MAP_SETTLE_SECONDS)
+        return sent
 
     def learn(
         self,
@@ -279,9 +268,8 @@ class PrefixTranslator:
         if block_size is None:
             return None
         token_hashes = _token_hashes(root, tokens, block_size, salt)
-        if is_unverified and token_hashes and not self.index.holders(token_hashes[-1]):
+        if is_unverified and token_hashes and not self._is_cached(token_hashes[-1]):
             return None
-        self.recent.add(token_hashes, self._last_sent_at)  # prompts are learned a moment after their dispatch
         self.add_alignment(
             estimate_alignment(hashes, ends, token_hashes, size=size, tokens=len(tokens), block_size=block_size)
             if token_ends is None
@@ -295,21 +283,20 @@ class PrefixTranslator:
             self.block_size = alignment.block_size
         changed = self.table.learn(alignment)
         if changed:
-            for instance in self.index.instances():
+            for instance in self._reporting():
                 self._pending(instance).doubtful.update(changed)
 
     def clear(self) -> None:
         """Drops all links, because they are wrong, and withdraws the corrections made with them."""
         self.table.clear()
-        self.recent.clear()
-        for instance in self.index.instances():
+        for instance in self._reporting():
             pending = self._pending(instance)
             pending.forget = pending.forget or ForgetScope.CORRECTED
 
     # --- changes of the index
 
     def on_changes(self, changes: Iterable[Change]) -> None:
-        """Records changes that the index replica has applied, for the next corrections."""
+        """Records changes of the blocks, which already have them, for the next corrections."""
         linked_blocks = self.table.linked_blocks
         for change in changes:
             if isinstance(change, BlocksStored | BlocksRemoved):
@@ -332,16 +319,9 @@ class PrefixTranslator:
                 pending.removed.clear()
                 pending.doubtful.clear()
 
-    def set_index(self, index: "IndexReplica") -> None:
-        """Sets another index replica, or the same with other content; everything is
-        reported again.
-        """
-        self.index = index
-        self._resend({*self._instances, *index.instances()})
-
     def resend_all(self) -> None:
-        """Reports everything again, for a new worker."""
-        self.set_index(self.index)
+        """Reports everything again: for a new worker, or since blocks were restored."""
+        self._resend({*self._instances, *self.blocks.instances(), SHARED_STORE})
 
     def has_removed_since(self, instance: str, hashes: Iterable[int], since: float) -> bool:
         """Returns True if a correction removed any of these byte blocks at `since` or later."""
@@ -368,6 +348,7 @@ class PrefixTranslator:
         for gone in self._instances.keys() - kept:
             del self._instances[gone]
         self._distrusted &= kept
+        self._resent &= kept
         for key in [key for key in self._sent if key[0] not in kept]:
             del self._sent[key]
 
@@ -378,6 +359,7 @@ class PrefixTranslator:
         the others.
         """
         self._run_rechecks(now)
+        self._find_resent()
         corrections: list[CacheCorrection] = []
         free = self._max_corrections
         for instance, pending in self._instances.items():
@@ -401,8 +383,8 @@ class PrefixTranslator:
         if instance in self._distrusted:
             pending.stored, pending.doubtful = set(), set()
             return [CacheCorrection(instance, forget, b"", [])] if forget else []
-        known = self.index.completeness(instance)
-        complete = known is not None and known.complete
+        known = self.blocks.completeness(instance)
+        complete = known is not None and known[0]
         tiers = INSTANCE_TIERS if pending.has_slow_tiers else INSTANCE_TIERS[:1]
         cached: list[list[bytes]] = [[] for _ in tiers]
         missing_blocks: list[dict[int, None]] = [{} for _ in tiers]
@@ -446,8 +428,9 @@ class PrefixTranslator:
     def _level(self, block_hash: int, instance: str) -> int:
         """Returns the fastest tier in which an instance has a block, or `_NOWHERE`."""
         if instance == SHARED_STORE:
-            return _NOWHERE if self.index.hint_age_seconds(block_hash, 0.0) is None else 0
-        return min(self.index.holders(block_hash).get(instance, ()), default=_NOWHERE)
+            return 0 if self.blocks.is_shared(block_hash) else _NOWHERE
+        tiers = self.blocks.tiers(instance, block_hash)
+        return (tiers & -tiers).bit_length() - 1 if tiers else _NOWHERE
 
     def _cached_depths(self, chain: Sequence[int], instance: str) -> list[int]:
         """Returns how many of these byte blocks, from the start, the instance has cached.
@@ -484,24 +467,44 @@ class PrefixTranslator:
 
     # --- helpers
 
+    def _reporting(self) -> list[str]:
+        """Returns all known instances, with the shared store if it had a block."""
+        return [*self.blocks.instances(), *([SHARED_STORE] if SHARED_STORE in self._instances else ())]
+
     def _pending(self, instance: str) -> _InstanceChanges:
         pending = self._instances.get(instance)
         if pending is None:
             pending = self._instances[instance] = _InstanceChanges()
         return pending
 
+    @property
+    def is_resending(self) -> bool:
+        """True while blocks remain that are to be reported again."""
+        return bool(self._resent_links)
+
     def _resend(self, instances: set[str]) -> None:
-        """Reports the blocks of these instances again."""
+        """Reports the blocks of these instances again, those of the latest prompts first."""
         for instance in instances:
             pending = self._pending(instance)
             pending.forget = pending.forget or ForgetScope.CORRECTED
-        for digest, link in self.table.items():
-            if link.depth:
-                for instance in self.index.holders(link.token_hash):
-                    if instance in instances:
-                        self._pending(instance).stored.add(digest)
+        self._resent |= instances
+        self._resent_links = [digest for digest, link in self.table.items() if link.depth]
 
-    def _schedule_recheck(self, key: tuple[str, int], sent: _SentPrompt, due: float) -> None:
+    def _find_resent(self) -> None:
+        """Marks the next blocks that are to be reported again, up to a limit of look-ups."""
+        left = self._max_corrections * _RESEND_LOOKUPS // max(1, len(self._resent))
+        links, table = self._resent_links, self.table
+        for _ in range(min(max(1, left), len(links))):
+            digest = links.pop()
+            link = table.get(digest)
+            if link is not None and link.depth:
+                for instance in self._resent:
+                    if self._level(link.token_hash, instance) != _NOWHERE:
+                        self._pending(instance).stored.add(digest)
+        if not links:
+            self._resent.clear()
+
+    def _schedule_recheck(self, key: tuple[str, int], sent: SentPrompt, due: float) -> None:
         sent.recheck_at = due
         heapq.heappush(self._rechecks, (due, *key))
 
@@ -520,21 +523,29 @@ class PrefixTranslator:
         self._clear_inflight(key[0], sent)
         self._pending(key[0]).doubtful.update(sent.hashes)
 
-    def _clear_inflight(self, instance: str, sent: _SentPrompt) -> None:
+    def _clear_inflight(self, instance: str, sent: SentPrompt) -> None:
         if sent.is_inflight:
             sent.is_inflight = False
             self._pending(instance).inflight.remove(sent.hashes)
 
     def _find_block_size(self, root: int, tokens: Sequence[int], salt: str | None) -> int | None:
-        """Returns the block size with which an engine has the prompt's first block cached, else the
-        last one found; None before any was found.
+        """Returns the block size of the instances; None before one of them is known.
+
+        Of several, that with which an instance has the prompt's first block cached, else the last
+        one found.
         """
-        sizes = BLOCK_SIZES if self.block_size is None else (self.block_size, *BLOCK_SIZES)
-        for size in sizes:
-            if len(tokens) >= size and self.index.holders(_token_hashes(root, tokens[:size], size, salt)[0]):
+        known = (self.block_size, *map(self.blocks.block_size, self.blocks.instances()))
+        sizes = [size for size in dict.fromkeys(known) if size is not None]
+        if self.block_size is None and sizes:
+            self.block_size = sizes[0]
+        for size in sizes[: len(sizes) if len(sizes) > 1 else 0]:
+            if len(tokens) >= size and self._is_cached(_token_hashes(root, tokens[:size], size, salt)[0]):
                 self.block_size = size
                 break
         return self.block_size
+
+    def _is_cached(self, token_hash: int) -> bool:
+        return any(self.blocks.tiers(instance, token_hash) for instance in self.blocks.instances())
 
 
 def _token_hashes(root: int, tokens: Sequence[int], block_size: int, salt: str | None) -> list[int]:

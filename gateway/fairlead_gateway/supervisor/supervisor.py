@@ -9,6 +9,7 @@ change at the same moment, and none of them loads a YAML parser.
 
 import asyncio
 import logging
+import random
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
@@ -44,8 +45,7 @@ from fairlead_kvstore.blockstore.changes import Change
 if TYPE_CHECKING:  # loaded only when an engine reports KV events
     from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment
     from fairlead_gateway.supervisor.kv_index.alignment_store import AlignmentStore
-    from fairlead_gateway.supervisor.kv_index.index_finder import RedisIndexFinder
-    from fairlead_gateway.supervisor.kv_index.index_source import IndexSource
+    from fairlead_gateway.supervisor.kv_index.event_reader import EventReader
     from fairlead_gateway.supervisor.tenancy.access_service import AccessService
 
 _log = logging.getLogger("fairlead.gateway")
@@ -97,12 +97,13 @@ class Supervisor:
         self.workers = WorkerPool(preforked, hooks, clock, limits)
         self.access = self._create_access(config)
         self._tokenizer = TokenizerClient(clock, config.environ) if config.token_source is TokenSource.PROCESS else None
+        self._index_secret = config.index_secret if config.redis_url is not None else config.hash_secret
         self.kv_index = KvIndexService(
             workers=lambda: [worker for worker in self.workers.workers if worker.is_ready],
             factories=self._index_factories(config),
             on_indexed=lambda models: self.workers.broadcast(say.IndexedModels(list(models))),
             tokenization=Tokenization(config.token_source, self._tokenizer, config.tokenizer_folder),
-            secret=config.index_secret if config.redis_url is not None else config.hash_secret,
+            secret=self._index_secret,
             clock=clock,
             credentials=config.credentials,
         )
@@ -327,30 +328,27 @@ class Supervisor:
 
     def _index_factories(self, config: GatewayConfig) -> IndexFactories:
         if config.redis_url is None or not config.index_secret:
-            return IndexFactories(self._create_index_source)
-        return IndexFactories(self._create_index_source, self._create_index_finder, self._create_alignment_store)
+            return IndexFactories(self._create_event_reader)
+        return IndexFactories(self._create_event_reader, self._create_alignment_store)
 
-    def _create_index_source(
-        self, on_changes: Callable[[str, Sequence[Change]], None], on_reload: Callable[[str], None]
-    ) -> "IndexSource":
-        """Returns the source of the KV-cache index: Redis if there is one, else the engines.
+    def _create_event_reader(
+        self, on_changes: Callable[[str, Sequence[Change]], None], on_restored: Callable[[str], None]
+    ) -> "EventReader":
+        """Returns the reader of engines' KV events.
 
         Why: it is created for the first indexed model, since its modules take much memory.
         """
-        from fairlead_gateway.supervisor.kv_index.index_source import LocalIndexSource, RedisIndexSource
+        from fairlead_gateway.supervisor.kv_index.event_reader import EventReader
+        from fairlead_kvstore.reader.reader_context import ReaderRuntime
 
-        config, link = self._config, self.background.redis_link
-        if link is not None:
-            return RedisIndexSource(link, on_changes, on_reload, self.clock)
-        return LocalIndexSource(on_changes, self.clock, self._limits, secret=config.hash_secret, environ=config.environ)
-
-    def _create_index_finder(self) -> "RedisIndexFinder":
-        """Returns the finder of models that have an index in Redis."""
-        from fairlead_gateway.supervisor.kv_index.index_finder import RedisIndexFinder
-
-        link = self.background.redis_link
-        assert link is not None
-        return RedisIndexFinder(link, self.clock, secret=self._config.index_secret)
+        return EventReader(
+            on_changes,
+            on_restored,
+            ReaderRuntime(asyncio.get_running_loop(), self.clock, random.random, self._limits),
+            secret=self._index_secret,
+            environ=self._config.environ,
+            link=self.background.redis_link,
+        )
 
     def _create_alignment_store(self, learned: "Callable[[str, PromptAlignment], None]") -> "AlignmentStore":
         """Returns the store of prompt alignments that gateways share.

@@ -357,18 +357,13 @@ _OWN: Final = (
     ),
     of.index(
         "index_unique_blocks",
-        lambda status: None if status.removal_rank is None else status.removal_rank.unique,
+        lambda status: None if status.block_counts is None else status.block_counts.unique,
         "Of these, how many no other instance has.",
     ),
     of.index(
         "index_unique_used_blocks",
-        lambda status: None if status.removal_rank is None else status.removal_rank.used,
+        lambda status: None if status.block_counts is None else status.block_counts.unique_used,
         "Of those, how many were in prompts of the last minutes.",
-    ),
-    of.index(
-        "index_scale_down_rank",
-        lambda status: None if status.removal_rank is None else status.removal_rank.rank,
-        "1: the cheapest instance of the model to lose; absent where that is unknown.",
     ),
     of.model_index(
         "index_links", lambda status: status.linked_blocks, "Blocks of prompt text whose place in the index is known."

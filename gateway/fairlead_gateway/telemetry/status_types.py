@@ -5,18 +5,27 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, TypeAlias
 
-from fairlead_kvstore.analysis.block_counts import BlockCounts
-from fairlead_kvstore.analysis.removal_ranking import RemovalRank
-
 
 class IndexState(StrEnum):
     """The degree to which routing knows what an instance has cached."""
 
     INDEX = "index"
     INCOMPLETE = "incomplete"
-    STALE = "stale"
     QUARANTINED = "quarantined"
     GUESSED = "hashing only"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCounts:
+    """Blocks of one instance: distinct ones in any tier, those that no other instance has, and
+    those of the latter that were used lately.
+
+    Why: these are lost when the instance is removed, and recent ones are soon computed again.
+    """
+
+    blocks: int
+    unique: int
+    unique_used: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +36,7 @@ class InstanceIndexStatus:
     - unreported: responses that did not.
     - late: responses with fewer cached tokens because the engine had just evicted them.
     - ratio: predicted tokens per reported one; None while none was reported.
-    - block_counts, removal_rank: None if the instance does not report its cache.
+    - block_counts: None if the instance does not report its cache.
     """
 
     state: IndexState
@@ -40,7 +49,6 @@ class InstanceIndexStatus:
     quarantines: int
     ratio: float | None
     block_counts: BlockCounts | None = None
-    removal_rank: RemovalRank | None = None
 
 
 @dataclass(frozen=True, slots=True)

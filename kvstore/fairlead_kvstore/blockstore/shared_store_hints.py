@@ -28,6 +28,9 @@ class SharedStoreHints:
     def __len__(self) -> int:
         return len(self._until)
 
+    def __contains__(self, block_hash: int) -> bool:
+        return block_hash in self._until
+
     def items(self) -> Iterable[tuple[int, float]]:
         """Returns block hash and expiry (monotonic seconds) of every hint, oldest first."""
         return self._until.items()

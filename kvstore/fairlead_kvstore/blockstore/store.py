@@ -31,6 +31,7 @@ from fairlead.limits import Limits
 from fairlead_kvstore.blockstore import snapshot as snapshots
 from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TIER_SHIFT, BlockTable, tick_of
 from fairlead_kvstore.blockstore.changes import Change, CompletenessChanged, InstanceCleared, InstanceDetached
+from fairlead_kvstore.blockstore.completeness import CompletenessMark
 from fairlead_kvstore.blockstore.instance_blocks import InstanceBlocks
 from fairlead_kvstore.blockstore.shared_store_hints import SharedStoreHints
 from fairlead_kvstore.blockstore.snapshot import RowParts
@@ -160,6 +161,11 @@ class BlockStore:
                 return True
         return self._evict_above_total(now, "", [])
 
+    def is_shared(self, model_key: str, block_hash: int) -> bool:
+        """Returns whether a shared store of the model probably has a block."""
+        hints = self._shared_store_hints.get(model_key)
+        return hints is not None and block_hash in hints
+
     def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
         """Returns the block hashes that a shared store probably has, each with its expiry
         (monotonic seconds), oldest first.
@@ -224,12 +230,16 @@ class BlockStore:
 
     def touch(self, instance: str, hashes: Sequence[int], now: float) -> None:
         """Marks the cached blocks of a dispatched prompt as used, which no event reports."""
-        item = self._instances[instance]
-        depth, copies = 0, item.blocks.copies
-        while depth < len(hashes) and copies(hashes[depth]) & MAX_COPIES:
-            depth += 1
+        blocks = self._instances[instance].blocks
+        depth, end = 0, len(hashes)
+        while depth < end:  # by bisection, since engines evict the ends of chains first
+            middle = (depth + end) >> 1
+            if blocks.copies(hashes[middle]) & MAX_COPIES:
+                depth = middle + 1
+            else:
+                end = middle
         if depth:
-            item.blocks.touch(hashes[depth - 1], tick_of(now))
+            blocks.touch(hashes[depth - 1], tick_of(now))
 
     def expire(self, now: float) -> list[Change]:
         """Removes expired hints of shared stores; call it every few seconds."""
@@ -239,6 +249,10 @@ class BlockStore:
         return out
 
     # --- queries ------------------------------------------------------------------------------------------------------
+
+    def model(self, model_key: str) -> "ModelBlocks":
+        """Returns a view of one model's blocks."""
+        return ModelBlocks(self, self._instances, model_key)
 
     def content(self, instance: str) -> Iterator[tuple[int, StorageTier]]:
         """Yields every block of an instance with each tier it is in; one with a second handle may
@@ -317,3 +331,68 @@ class BlockStore:
         before = len(item)
         item.evict(max(1, min(before // _EVICTED_FRACTION, _MAX_EVICTED)), now, out)
         self._block_count += len(item) - before
+
+
+class ModelBlocks:
+    """The blocks of one model's instances, as the engines reported them: a view of a store."""
+
+    def __init__(self, store: BlockStore, instances: Mapping[str, InstanceBlocks], model_key: str) -> None:
+        self._store = store
+        self._instances = instances
+        self._model_key = model_key
+
+    def instances(self) -> list[str]:
+        """Returns the attached instances of the model."""
+        return [name for name, item in self._instances.items() if item.model_key == self._model_key]
+
+    def tiers(self, instance: str, block_hash: int) -> int:
+        """Returns where an instance has a block: a bit for each tier, 1 for the GPU; 0: nowhere."""
+        item = self._instances.get(instance)
+        copies = 0 if item is None else item.blocks.copies(block_hash)
+        found = 0
+        for tier in INSTANCE_TIERS:
+            if copies >> TIER_SHIFT[tier] & MAX_COPIES:
+                found |= 1 << tier
+        return found
+
+    def is_shared(self, block_hash: int) -> bool:
+        """Returns whether a store that all instances of the model reach probably has a block."""
+        return self._store.is_shared(self._model_key, block_hash)
+
+    def completeness(self, instance: str) -> CompletenessMark | None:
+        """Returns the completeness of an instance; None for an unknown instance."""
+        item = self._instances.get(instance)
+        if item is None:
+            return None
+        return item.completeness.complete, item.completeness.reason, item.completeness.since
+
+    def block_size(self, instance: str) -> int | None:
+        """Returns the tokens of an instance's blocks; None while they are unknown."""
+        item = self._instances.get(instance)
+        return None if item is None else item.block_size
+
+    def touch(self, instance: str, hashes: Sequence[int], now: float) -> None:
+        """Marks the cached blocks of a dispatched prompt as used; see ``BlockStore.touch``."""
+        if instance in self._instances:
+            self._store.touch(instance, hashes, now)
+
+    def count_unique(self, instance: str, used_since: float, max_rows: int) -> tuple[int, int, int]:
+        """Returns the blocks of an instance, those that no other instance of the model has, and
+        those of the latter that were stored or used at ``used_since`` or later.
+
+        Of a table with more rows, some ``max_rows`` are counted, spread over the whole.
+        """
+        table = self._instances[instance].blocks
+        others = [self._instances[name].blocks for name in self.instances() if name != instance]
+        used_tick, counted, unique, used = tick_of(used_since), 0, 0, 0
+        for row in range(1, len(table.counts), len(table.counts) // max_rows + 1):
+            block_hash = table.block_hashes[row]
+            if not table.counts[row] or table.by_block_hash.find(block_hash) != row:
+                continue
+            counted += 1
+            if not any(other.copies(block_hash) for other in others):
+                unique += 1
+                used += table.ticks[row] >= used_tick
+        blocks = len(table.by_block_hash)
+        scale = blocks / max(1, counted)
+        return blocks, round(unique * scale), round(used * scale)

@@ -121,13 +121,14 @@ async def recover_index(
             continue
         for attempt in range(1, attempts + 1):
             try:
-                if not await _recover_field(link, idx, field, found, wall_offset, now, extra_commands):
+                if not await _recover_field(link, idx, field, found, wall_offset, extra_commands):
                     return None
             except (UnreadableError, SnapshotError) as error:
                 if error.reason == "missing" and attempt < attempts:
                     continue
                 found.unreadable[name] = error.message
             break
+    found.hints = sorted((hint for hint in found.hints if hint[1] > now), key=lambda hint: hint[1])
     return found
 
 
@@ -137,7 +138,6 @@ async def _recover_field(
     field: bytes,
     found: RecoveredIndex,
     wall_offset: float,
-    now: float,
     extra_commands: Sequence[Command],
 ) -> bool:
     """Adds the instance or the hints whose header is in ``field``, if it is still there. Returns
@@ -153,8 +153,7 @@ async def _recover_field(
         return False
     rows = _rows(header.parts, parts)
     if instance is None:
-        hints = [hint for data in rows.values() for hint in decode_hints(data, wall_offset)]
-        found.hints = sorted((hint for hint in hints if hint[1] > now), key=lambda hint: hint[1])
+        found.hints = [hint for data in rows.values() for hint in decode_hints(data, wall_offset)]
         return True
     tables: list[BlockTable] | None = []
     if header.position is not None:

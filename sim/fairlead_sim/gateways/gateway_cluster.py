@@ -51,7 +51,6 @@ from fairlead_gateway.supervisor.peers.peer_outbox import HEARTBEAT_SECONDS, Pee
 from fairlead_gateway.supervisor.peers.peer_state import PeerState
 from fairlead_kvstore.blockstore import changes as index_changes
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
-from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_sim.engine.block_pool import BlockEvicted, BlocksStored, CacheCleared, KvEvent
 from fairlead_sim.engine.lower_tiers import LowerTier, find_tiers
 from fairlead_sim.engine.scheduler import EngineCore, EngineSequence
@@ -66,28 +65,49 @@ _MODEL_KEY: Final = f"{NAMESPACE}/{MODEL}"
 
 
 class ReportedIndex:
-    """A translator of engines' KV events to index changes, with the resulting index replica.
+    """The blocks of engines by their KV events (`ReportedBlocks`), and events as index changes.
 
     Only the first and the last copy of a block in a tier change the index. Blocks of a store that
     all engines reach are hints without end.
     """
 
     def __init__(self, engines: Sequence[str]) -> None:
-        self.mirror = IndexReplica()
-        self._copies: dict[str, Counter[tuple[int, StorageTier]]] = {name: Counter() for name in engines}
+        self._copies: dict[str, Counter[tuple[int, int]]] = {name: Counter() for name in engines}
+        self._shared: set[int] = set()
         self._epoch = 0
-        self.mirror.apply([index_changes.CompletenessChanged(name, True, "", 0.0) for name in engines])
+
+    def instances(self) -> Sequence[str]:
+        """Returns all engines, also those that left."""
+        return list(self._copies)
+
+    def tiers(self, instance: str, block_hash: int) -> int:
+        """Returns where an engine has a block: a bit for each tier; 0: nowhere."""
+        copies = self._copies.get(instance, ())
+        return ((block_hash, 0) in copies) | ((block_hash, 1) in copies) << 1 | ((block_hash, 2) in copies) << 2
+
+    def is_shared(self, block_hash: int) -> bool:
+        """Returns whether the store that all engines reach was given a block."""
+        return block_hash in self._shared
+
+    def completeness(self, instance: str) -> tuple[bool, str, float] | None:
+        """Returns that all blocks of an engine are known."""
+        return (True, "", 0.0) if instance in self._copies else None
+
+    def block_size(self, instance: str) -> int | None:
+        """Returns None, since prompts are linked with the block size of the fleet."""
+        return None
+
+    def touch(self, instance: str, hashes: Sequence[int], now: float) -> None:
+        """Does nothing, since no age of a block is needed."""
 
     def remove_instance(self, instance: str) -> list[index_changes.Change]:
         """Drops the cache of an instance that left. Returns the index changes."""
         self._copies[instance].clear()
         self._epoch += 1
-        changes: list[index_changes.Change] = [
+        return [
             index_changes.InstanceCleared(instance, self._epoch, "left"),
             index_changes.CompletenessChanged(instance, True, "", 0.0),
         ]
-        self.mirror.apply(changes)
-        return changes
 
     def apply_events(self, instance: str, events: Sequence[KvEvent]) -> list[index_changes.Change]:
         """Applies the KV events of an instance. Returns the index changes in order."""
@@ -96,21 +116,21 @@ class ReportedIndex:
         for event in events:
             match event:
                 case BlocksStored() if (tier := StorageTier[event.tier.upper()]) is StorageTier.REMOTE:
+                    self._shared.update(event.keys)
                     changes.append(index_changes.HintsAdded(_MODEL_KEY, list(event.keys), math.inf))
                 case BlocksStored():
-                    new = [key for key in event.keys if not copies[key, tier]]
-                    copies.update([(key, tier) for key in event.keys])
+                    new = [key for key in event.keys if not copies[key, tier.value]]
+                    copies.update([(key, tier.value) for key in event.keys])
                     changes.append(index_changes.BlocksStored(instance, tier, new))
                 case BlockEvicted():
                     tier = StorageTier[event.tier.upper()]
-                    copies[event.key, tier] -= 1
-                    if copies[event.key, tier] <= 0:
-                        del copies[event.key, tier]
+                    copies[event.key, tier.value] -= 1
+                    if copies[event.key, tier.value] <= 0:
+                        del copies[event.key, tier.value]
                         changes.append(index_changes.BlocksRemoved(instance, tier, [event.key]))
                 case CacheCleared():
                     copies.clear()
                     changes.append(index_changes.InstanceCleared(instance, 0, "cleared"))
-        self.mirror.apply(changes)
         return changes
 
 
@@ -202,9 +222,7 @@ class SimulatedGateway:
         self.outbox = PeerOutbox(_SECRET_FINGERPRINT)
         self.peers = PeerState(_SECRET_FINGERPRINT)
         self.hot_prefixes = HotPrefixes()
-        self.translator = PrefixTranslator(
-            cluster.routing.model.key, cluster.index.mirror, secret=cluster.routing.secret
-        )
+        self.translator = PrefixTranslator(cluster.routing.model.key, cluster.index, secret=cluster.routing.secret)
         self._inflight: dict[str, tuple[str, int]] = {}
         self.is_leaving = False
         self.is_gone = False

@@ -119,16 +119,15 @@ class IndexStage:
 
         await wait_until(reached)
 
-    def is_cheapest_with(self, least: int, instance: str = "e-0/0/0") -> Callable[[], Awaitable[bool]]:
-        """Returns whether the instance is shown as the cheapest to remove.
-
-        It must have so many blocks that no other instance has, some of them recently used.
+    def has_unique(self, least: int, instance: str = "e-0/0/0") -> Callable[[], Awaitable[bool]]:
+        """Returns whether the instance is shown with so many blocks that no other instance has,
+        some of them recently used.
         """
 
         async def reached() -> bool:
             found = (await self.index(instance))["scale_down"]
             lost = 0 if found is None else found["unique_blocks"]
-            return bool(lost >= least and found["rank"] == 1 and 0 < found["unique_used_blocks"] <= lost)
+            return bool(lost >= least and 0 < found["unique_used_blocks"] <= lost)
 
         return reached
 

@@ -21,6 +21,7 @@ from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import StreamOutcome
 from fairlead_kvstore.index import redis_keys
+from fairlead_kvstore.index.instance_status import secret_fingerprint
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
 from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_kvstore.index.sink import ChangeSink
@@ -36,7 +37,7 @@ LEASE_KEY, INDEX_KEY, EVENTS_KEY = redis_keys.index_keys(MODEL)
 LIMITS: Final = replace(
     Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redis_timeout_seconds=5.0, index_lease_seconds=60.0
 )
-FINGERPRINT: Final = 77
+FINGERPRINT: Final = secret_fingerprint(b"")
 NAMES: Final = ("a/1/0", "b/1/0", "c/1/0")
 
 

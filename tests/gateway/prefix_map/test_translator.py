@@ -17,8 +17,8 @@ from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTie
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import BatchesLost
-from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_kvstore.reader.event_application import apply_outcomes
+from fairlead_testing.kvstore.changed_blocks import ChangedBlocks
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 
 KEY = "default/tiny"
@@ -47,12 +47,12 @@ class Prompt:
 class Place:
     """One engine, its stream, and the gateway's bridge: what a worker would know of it."""
 
-    def __init__(self, *names: str, capacity: int = 60, **bounds: int) -> None:
+    def __init__(self, *names: str, capacity: int = 60, blocks: ChangedBlocks | None = None, **bounds: int) -> None:
         self.engines = {name: PrefixCacheEngine(capacity=capacity, block_size=BLOCK) for name in names}
         self.streams = {name: EventSequencer(replayable=True) for name in names}
         self.truth = BlockStore(secret=SECRET)
-        self.mirror = IndexReplica()
-        self.bridge = PrefixTranslator(KEY, self.mirror, secret=SECRET, **bounds)
+        self.changed = blocks
+        self.bridge = PrefixTranslator(KEY, blocks or self.truth.model(KEY), secret=SECRET, **bounds)
         self.worker: dict[str, set[int]] = {name: set() for name in names}
         self.now = 0.0
         for name in names:
@@ -77,7 +77,8 @@ class Place:
             self.report(applied.changes)
 
     def report(self, changes: list[Change]) -> None:
-        self.mirror.apply(changes)
+        if self.changed is not None:
+            self.changed.apply(changes)
         self.bridge.on_changes(changes)
 
     def settle(self, seconds: float = PREFIX_MAP_SETTLE_SECONDS) -> list[CacheCorrection]:
@@ -161,6 +162,31 @@ def test_without_a_cached_block_there_is_no_block_size() -> None:
     assert place.bridge.block_size == BLOCK
 
 
+def test_dispatched_prompts_are_used_as_far_as_they_are_linked() -> None:
+    blocks = ChangedBlocks(block_size=BLOCK)
+    place, prompt = Place("a", blocks=blocks), prompt_of(1)
+    place.serve("a", prompt)
+    assert not blocks.used
+    place.serve("a", prompt)
+    assert blocks.used["a"] == list(place.bridge.table.token_hashes_of(prompt.hashes[-1]))
+    assert len(blocks.used["a"]) > 10
+
+
+def test_of_several_block_sizes_that_of_the_first_cached_block_counts() -> None:
+    sizes = {"a": 64, "b": BLOCK}
+
+    class Mixed(ChangedBlocks):
+        def block_size(self, instance: str) -> int | None:
+            return sizes[instance]
+
+    place, prompt = Place("a", "b", blocks=Mixed()), prompt_of(1)
+    place.serve("a", prompt_of(2), learn=False)
+    place.serve("b", prompt)
+    assert place.bridge.block_size == BLOCK
+    place.settle(0.0)
+    assert place.credited("b", prompt) > 0.9 * prompt.size
+
+
 def test_a_prompt_on_its_way_is_not_taken_back_and_one_that_never_came_is() -> None:
     place, prompt = Place("a"), prompt_of(1)
     place.serve("a", prompt)
@@ -207,7 +233,7 @@ def test_a_distrusted_instance_is_dropped_and_reported_again_later() -> None:
 
 
 def test_blocks_that_move_to_slower_memory_are_known_there() -> None:
-    place, prompt = Place("a"), prompt_of(1)
+    place, prompt = Place("a", blocks=ChangedBlocks(block_size=BLOCK)), prompt_of(1)
     place.serve("a", prompt)
     owns = [link.token_hash for _, link in place.bridge.table.items() if link.token_hash]
     place.settle()
@@ -221,49 +247,51 @@ def test_blocks_that_move_to_slower_memory_are_known_there() -> None:
 
 
 def test_a_shared_store_is_an_instance_of_its_own_until_its_hints_expire() -> None:
-    place, prompt = Place("a"), prompt_of(1)
+    place, prompt = Place("a", blocks=ChangedBlocks(block_size=BLOCK)), prompt_of(1)
     place.serve("a", prompt)
     owns = [link.token_hash for _, link in place.bridge.table.items() if link.token_hash]
     place.report([HintsAdded(KEY, owns, 600.0)])
     place.settle()
     assert place.credited(SHARED_STORE, prompt) > 0.9 * prompt.size
+    later = prompt_of(2)
+    place.serve("a", later, learn=False)
+    place.report([HintsAdded(KEY, [block for block, _ in place.truth.content("a")], 600.0)])
+    place.bridge.learn(later.hashes, later.ends, later.tokens, size=later.size)
+    place.settle()
+    assert place.credited(SHARED_STORE, later) > 0.9 * later.size, "linked after its report"
     place.report([HintsExpired(KEY, owns)])
     place.settle()
     assert place.credited(SHARED_STORE, prompt) <= BYTES
 
 
 @pytest.mark.property
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(INSTANCE_TIERS), st.booleans(), st.integers(0, 19), st.integers(1, 20)), max_size=30
-    )
-)
-def test_depths_of_all_tiers_are_those_of_the_engines_table(
-    steps: list[tuple[StorageTier, bool, int, int]],
-) -> None:
-    """Checks that a worker knows how far each tier and the faster ones reach, whatever moved."""
-    place, prompt = Place("a", capacity=100), prompt_of(1)
+@given(st.lists(st.tuples(st.sampled_from(INSTANCE_TIERS), st.integers(0, 17), st.booleans()), max_size=30))
+def test_depths_of_all_tiers_are_those_of_the_engines_table(steps: list[tuple[StorageTier, int, bool]]) -> None:
+    """Checks that a worker knows how far each tier and the faster ones reach.
+
+    Each tier has the beginning of a prompt, which becomes longer and shorter.
+    """
+    place, prompt = Place("a", capacity=100, blocks=ChangedBlocks(block_size=BLOCK)), prompt_of(1)
     place.serve("a", prompt)
     place.settle()
-    links = [(digest, link.token_hash) for digest, link in place.bridge.table.items() if link.depth]
-    owns = list(dict.fromkeys(token_hash for _, token_hash in links))
-    held = {own: {StorageTier.GPU} for own in owns}
-    for tier, is_stored, first, count in steps:
-        moved = owns[first : first + count]
-        for own in moved:
-            (held[own].add if is_stored else held[own].discard)(tier)
-        place.report([(BlocksStored("a", tier, moved) if is_stored else BlocksRemoved("a", tier, moved))])
-        if first % 3 == 0:
+    known = place.bridge.table
+    chain = [link for digest in prompt.hashes if (link := known.get(digest)) is not None]
+    owns = list(dict.fromkeys(link.token_hash for link in chain if link.depth))
+    held = {StorageTier.GPU: len(owns), StorageTier.CPU: 0, StorageTier.DISK: 0}
+    for tier, length, settles in steps:
+        before, held[tier] = held[tier], min(length, len(owns))
+        stored, removed = owns[before : held[tier]], owns[held[tier] : before]
+        changes: list[Change] = [BlocksStored("a", tier, stored)] if stored else [BlocksRemoved("a", tier, removed)]
+        place.report(changes)
+        if settles:
             place.settle(0.0)
     place.settle(0.0)
-    chain = [(digest, link) for digest in prompt.hashes if (link := place.bridge.table.get(digest)) is not None]
     for tier in INSTANCE_TIERS:
-        reached = sum(not link.depth for _, link in chain[:2])  # a block before the first token block stays
-        for number, (_, link) in enumerate(chain):
-            if link.depth and min(held[link.token_hash], default=StorageTier.REMOTE) > tier:
-                break
-            reached = number + 1 if link.depth else reached
-        assert place.credited("a", prompt, tier) // BYTES == reached
+        reached = {0, *owns[: max(held[faster] for faster in INSTANCE_TIERS[: tier + 1])]}
+        expected = next(
+            (at for at, link in enumerate(chain) if link.depth and link.token_hash not in reached), len(chain)
+        )
+        assert place.credited("a", prompt, tier) // BYTES == expected
 
 
 def test_a_new_worker_gets_everything_in_bounded_batches() -> None:
@@ -321,7 +349,7 @@ def test_a_prompt_of_an_adapter_or_with_a_salt_is_linked_to_its_own_blocks_only(
     served: tuple[str | None, str | None],
 ) -> None:
     """One text in five kinds: gateways see five byte chains, since salt and model seed them."""
-    place, prompt = Place("a"), prompt_of(1)
+    place, prompt = Place("a", blocks=ChangedBlocks(block_size=BLOCK)), prompt_of(1)
     chains = {kind: [xxhash.xxh3_64_intdigest(repr((kind, key)).encode()) for key in prompt.hashes] for kind in KINDS}
     for adapter, salt in (served, *KINDS):
         extras = block_hash.block_extras(len(prompt.tokens) // BLOCK, BLOCK, salt=salt)

@@ -236,12 +236,12 @@ CHECKS: Final = (
     _of_gateway(
         "gateway-index",
         gateway.check_index,
-        "gateways' indexes are true and kept up",
+        "gateways' indexes are true",
         "Where engines publish KV events, gateways compare the index with the cached tokens of answers. An index that "
-        "differs is put in quarantine, one that no indexer writes is stale, and an engine that publishes nothing is "
-        "named, as is an index that is not used. Requests are answered, and hit fewer caches.",
+        "differs is put in quarantine. An engine that publishes nothing is named, as is an index that is not used. "
+        "Requests are answered, and hit fewer caches.",
         "A quarantine ends by itself; one that comes back means another engine's events, or a proxy before several engines. "
-        "For a stale index look at Redis and the indexer, for a silent engine at its `--kv-events-config` and NetworkPolicies. "
+        "For a silent engine look at its `--kv-events-config` and NetworkPolicies. "
         "An unused index is switched off by `FAIRLEAD_LINKS=off`, or gateways and indexers have different secrets.",
     ),
     _of_gateway(
@@ -263,8 +263,8 @@ CHECKS: Final = (
         "indexer-installed",
         indexer.check_installed,
         "an indexer is installed where gateways have a Redis",
-        "Gateways with a Redis follow the index there. Without an indexer it is not written, and they go by what they "
-        "themselves have sent.",
+        "A gateway that starts takes from Redis what an indexer left there. Without an indexer it begins with what engines "
+        "replay, and `fairlead index` shows nothing.",
         "Leave `indexer.enabled` on, or run one of your own (`python -m fairlead_kvstore --kube`).",
     ),
     _of_indexer(

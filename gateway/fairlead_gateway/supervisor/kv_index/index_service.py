@@ -1,6 +1,6 @@
 """The KV-cache index of all models: dispatches and engine changes in, corrections for workers out.
 
-    workers ──WorkerReport, PromptSamples──▶ ModelIndex ◀──changes── IndexSource (indexer or Redis)
+    workers ──WorkerReport, PromptSamples──▶ ModelIndex ◀──changes── EventReader (engines)
        ▲                                       │
        └────────────IndexCorrections───────────┘   collected for a twentieth of a second
 
@@ -32,6 +32,7 @@ from fairlead_gateway.ipc.messages import (
 )
 from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends
+from fairlead_gateway.supervisor.kv_index.event_discovery import EventDiscovery
 from fairlead_gateway.supervisor.kv_index.local_tokenizer import LocalTokenizer, Tokenization, TokenSource
 from fairlead_gateway.supervisor.kv_index.model_index import ModelIndex
 from fairlead_gateway.supervisor.kv_index.token_fetcher import TokenFetcher
@@ -46,27 +47,22 @@ from fairlead_gateway.supervisor.kv_index.tokenize_api import (
 from fairlead_gateway.supervisor.worker_handle import WorkerHandle
 from fairlead_gateway.telemetry.status_types import ModelIndexStatus
 from fairlead_kvstore.blockstore.changes import Change
+from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
 
-if TYPE_CHECKING:  # imported for the first indexed model, or with a Redis
+if TYPE_CHECKING:  # imported for the first indexed model
     from fairlead_gateway.supervisor.kv_index.alignment_store import AlignmentStore
-    from fairlead_gateway.supervisor.kv_index.index_finder import RedisIndexFinder
-    from fairlead_gateway.supervisor.kv_index.index_source import IndexSource
+    from fairlead_gateway.supervisor.kv_index.event_reader import EventReader
 
 TOKENIZE_RESPONSE_SECONDS: Final = 5.0
 """Limit: an engine's response with a prompt's tokens."""
 
-INDEX_SEARCH_SECONDS: Final = 10.0
-"""Limit: interval of searches in Redis for indexes of which the fleet says nothing."""
-
 _SWEEP_SECONDS: Final = 1.0
 
 
-IndexSourceFactory: TypeAlias = (
-    "Callable[[Callable[[str, Sequence[Change]], None], Callable[[str], None]], IndexSource]"
+EventReaderFactory: TypeAlias = (
+    "Callable[[Callable[[str, Sequence[Change]], None], Callable[[str], None]], EventReader]"
 )
-"""Returns a source. The arguments are callbacks: on changes of a model, and on a new index replica
-of a model.
-"""
+"""Returns a reader. The arguments are callbacks: on changes of a model, and when it was restored."""
 _log = logging.getLogger("fairlead.gateway")
 
 
@@ -78,13 +74,11 @@ AlignmentStoreFactory: TypeAlias = "Callable[[Callable[[str, PromptAlignment], N
 class IndexFactories:
     """Functions that return the parts of the index; None for what there is not without a Redis.
 
-    - create_source: called for the first indexed model.
-    - create_finder: of indexes in Redis of which the fleet says nothing.
+    - create_reader: called for the first indexed model.
     - create_store: of prompt alignments, which outlives this gateway.
     """
 
-    create_source: IndexSourceFactory
-    create_finder: "Callable[[], RedisIndexFinder] | None" = None
+    create_reader: EventReaderFactory
     create_store: "AlignmentStoreFactory | None" = None
 
 
@@ -122,10 +116,10 @@ class KvIndexService:
         self._clock = clock
         self._credentials = credentials or EngineCredentials({}, clock.now)
         self._store: AlignmentStore | None = None
-        self._source: IndexSource | None = None
+        self._reader: EventReader | None = None
         self._fleet = Fleet()
         self._instances: dict[str, Instance] = {}
-        self._finder: RedisIndexFinder | None = None
+        self._discovery = EventDiscovery(HttpEngineQuery(self._credentials), self._on_found)
         self._found_models: set[str] = set()
         self._indexed_models: dict[str, None] = {}
         self._models: dict[str, ModelIndex] = {}
@@ -133,7 +127,6 @@ class KvIndexService:
         self._changed_models: set[str] = set()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._finder_task: asyncio.Task[None] | None = None
         self._resend_all = False
 
     # --- lifecycle
@@ -142,25 +135,21 @@ class KvIndexService:
         """Starts on the running loop."""
         work = run_despite_defects(self._run, _log, "corrections of the KV-cache index")
         self._task = asyncio.get_running_loop().create_task(work, name="corrections of the KV-cache index")
-        if self._factories.create_finder is not None:
-            self._finder = self._factories.create_finder()
-            search = run_despite_defects(self._find_indexes, _log, "the search for indexes in Redis")
-            self._finder_task = asyncio.get_running_loop().create_task(search, name="search for indexes in Redis")
         self.update_fleet(self._fleet)
 
     async def stop(self) -> None:
         """Stops reading and sending."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
-        await cancel_and_wait(self._finder_task)
+        await self._discovery.stop()
         for fetcher in self._token_fetchers.values():
             fetcher.close()
         if self._store is not None:
             await self._store.stop()
             self._store = None
-        if self._source is not None:
-            await self._source.close()
-            self._source = None
+        if self._reader is not None:
+            await self._reader.close()
+            self._reader = None
 
     @property
     def indexed_models(self) -> Sequence[str]:
@@ -168,7 +157,7 @@ class KvIndexService:
         return () if self._tokenization.source is TokenSource.OFF else tuple(self._indexed_models)
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """Takes over a new fleet. Creates source and store at the first indexed model."""
+        """Takes over a new fleet. Creates reader and store at the first indexed model."""
         self._fleet = fleet
         self._instances = {instance.id: instance for group in fleet.instances.values() for instance in group}
         self._update_indexed_models()
@@ -182,34 +171,33 @@ class KvIndexService:
 
     def _update_indexed_models(self) -> None:
         """Takes over which models are indexed: those of which an instance states KV events, and
-        those with an index in Redis.
+        those with an engine that was found to publish them.
         """
         fleet, before = self._fleet, self._indexed_models
+        self._found_models &= fleet.models.keys()
         self._indexed_models = dict.fromkeys(
             key for key in fleet.models if key in self._found_models or _states_events(fleet.instances.get(key, ()))
         )
         models = self.indexed_models
-        if self._source is None and self._task is not None and models:
-            self._source = self._factories.create_source(self._on_changes, self._on_reload)
+        if self._reader is None and self._task is not None and models:
+            self._reader = self._factories.create_reader(self._on_changes, self._on_restored)
             if self._factories.create_store is not None:
                 self._store = self._factories.create_store(self._on_peer_alignment)
                 self._store.start()
-        if self._source is not None:
-            self._source.update_fleet(fleet, models)
+        if self._reader is not None:
+            self._reader.update_fleet(fleet, models)
         if self._store is not None:
             self._store.set_models(models)
+        if self._task is not None and self._tokenization.source is not TokenSource.OFF:
+            rest = [key for key in fleet.models if key not in self._indexed_models]
+            self._discovery.set_models({key: fleet.instances.get(key, ()) for key in rest})
         if self._indexed_models != before:
             self._on_indexed(models)
 
-    async def _find_indexes(self) -> None:
-        """Looks for the indexes of all models, without end."""
-        assert self._finder is not None
-        while True:
-            found = await self._finder.find(list(self._fleet.models))
-            if found is not None and found != self._found_models:
-                self._found_models = found
-                self._update_indexed_models()
-            await asyncio.sleep(INDEX_SEARCH_SECONDS)
+    def _on_found(self, key: str) -> None:
+        if key in self._fleet.models:
+            self._found_models.add(key)
+            self._update_indexed_models()
 
     # --- input
 
@@ -222,7 +210,7 @@ class KvIndexService:
 
     def on_report(self, worker: WorkerHandle, report: WorkerReport) -> None:
         """Called with a worker's report of sent and finished prompts."""
-        if self._source is None:
+        if self._reader is None:
             return
         wanted: dict[str, list[int]] = {}
         now = self._clock.now()
@@ -260,16 +248,16 @@ class KvIndexService:
 
     def status(self) -> dict[str, ModelIndexStatus]:
         """Returns the state of the index by model; empty where no engine has KV events."""
-        if self._source is None:
+        if self._reader is None:
             return {}
         statuses = {}
         for key in self._fleet.models:
             model = self._model_index(key)
             group = self._fleet.instances.get(key, ())
             if model is not None and key in self._indexed_models:
-                stale, table = self._source.stale_reason(key), model.bridge.table
-                model.run_census(self._clock.now(), stale)
-                instances = {instance.id: model.status(instance.id, stale) for instance in group}
+                table = model.bridge.table
+                model.run_census(self._clock.now())
+                instances = {instance.id: model.status(instance.id) for instance in group}
                 how = self._describe_alignment(key)
                 statuses[key] = ModelIndexStatus(instances, len(table), table.lowered_links, table.learned_prompts, how)
         return statuses
@@ -277,9 +265,9 @@ class KvIndexService:
     def warnings(self) -> list[str]:
         """Returns texts that say what is missing or degraded."""
         warnings = self._unused_indexes()
-        if self._source is None:
+        if self._reader is None:
             return warnings
-        warnings += self._source.warnings()
+        warnings += self._reader.warnings()
         if self._store is not None and self._store.unreadable:
             warnings.append(
                 f"{self._store.unreadable} prompt alignments in Redis were skipped: "
@@ -298,19 +286,19 @@ class KvIndexService:
         if self._tokenization.source is TokenSource.OFF and self._indexed_models:
             models = _count_models(list(self._indexed_models))
             warnings.append(f"the index of {models} is not used, since FAIRLEAD_LINKS is off")
-        if self._finder is not None and self._finder.mismatched:
-            models = _count_models(sorted(self._finder.mismatched))
-            warnings.append(f"the index of {models} is not used, since it was written with another secret")
+        if self._reader is not None and self._reader.other_secret:
+            models = _count_models(sorted(self._reader.other_secret))
+            warnings.append(f"the index of {models} in Redis is not used, since it was written with another secret")
         return warnings
 
     # --- internal
 
     def _model_index(self, key: str) -> ModelIndex | None:
         model = self._models.get(key)
-        if model is None and self._source is not None and key in self._fleet.models:
-            mirror = self._source.mirror(key)
+        if model is None and self._reader is not None and key in self._fleet.models:
+            blocks = self._reader.blocks(key)
             model = self._models[key] = ModelIndex(
-                key, mirror, secret=self._secret, on_relearn=partial(self._on_alignment_reset, key)
+                key, blocks, secret=self._secret, on_relearn=partial(self._on_alignment_reset, key)
             )
             learn = partial(self._learn_tokens, key)
             local = None
@@ -348,10 +336,10 @@ class KvIndexService:
             self._changed_models.add(model_key)
             self._wake.set()
 
-    def _on_reload(self, model_key: str) -> None:
+    def _on_restored(self, model_key: str) -> None:
         model = self._model_index(model_key)
-        if model is not None and self._source is not None:
-            model.bridge.set_index(self._source.mirror(model_key))
+        if model is not None:
+            model.bridge.resend_all()
             self._changed_models.add(model_key)
             self._wake.set()
 
@@ -425,10 +413,11 @@ class KvIndexService:
         if model is None:
             return
         corrections = model.corrections(self._clock.now())
+        if corrections or model.bridge.is_resending:
+            self._changed_models.add(key)  # there may be more
+            self._wake.set()
         if not corrections:
             return
-        self._changed_models.add(key)  # there may be more
-        self._wake.set()
         message = encode_message(IndexCorrections(key, corrections))
         for worker in self._workers():
             if not worker.send_encoded(message):

@@ -26,19 +26,15 @@ Source: cumulative sums after E. S. Page, Continuous Inspection Schemes, 1954.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple
 
 from fairlead_gateway.ipc.messages import PromptFinished
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection
 from fairlead_gateway.prefix_map.translator import PREFIX_MAP_INFLIGHT, PrefixTranslator
-from fairlead_gateway.telemetry.status_types import IndexState, InstanceIndexStatus
-from fairlead_kvstore.analysis.block_counts import BlockCounts, count_blocks
-from fairlead_kvstore.analysis.removal_ranking import RemovalRank, rank_removals
+from fairlead_gateway.telemetry.status_types import BlockCounts, IndexState, InstanceIndexStatus
 from fairlead_kvstore.blockstore.changes import Change, InstanceCleared
-
-if TYPE_CHECKING:
-    from fairlead_kvstore.index.replica import IndexReplica
+from fairlead_kvstore.blockstore.store import ModelBlocks
 
 ALLOWED_BIAS: Final = 0.2
 DRIFT_LIMIT: Final = 4.0
@@ -162,9 +158,10 @@ class DriftDetector:
 
 
 INDEX_CENSUS_SECONDS: Final = 10.0
-"""Limit: blocks that only one instance has are counted at most this often per million blocks (50
-ms).
+"""Limit: blocks that only one instance has are counted this often; more often where they are few.
 """
+INDEX_RECENT_SECONDS: Final = 300.0
+"""Limit: blocks of prompts sent within this time count as recently used."""
 PREFIX_MAP_LATE_EVENT_SECONDS: Final = 0.25
 """Limit: longest delay of a KV event to the router; older mispredictions are real."""
 PREFIX_MAP_JUDGE_SECONDS: Final = 0.5
@@ -172,18 +169,10 @@ PREFIX_MAP_JUDGE_SECONDS: Final = 0.5
 
 _RESET_SHARE = 0.5
 _MIN_CENSUS_SECONDS = 0.5
-
-
-class _InflightPrompt:
-    """A prompt at an instance: its last dispatch, and the share of its bytes that was linked."""
-
-    __slots__ = ("aligned_share", "count", "dispatched_at", "hashes")
-
-    def __init__(self, hashes: Sequence[int], aligned_share: float, dispatched_at: float) -> None:
-        self.hashes = hashes
-        self.aligned_share = aligned_share
-        self.dispatched_at = dispatched_at
-        self.count = 1
+_CENSUS_LOOKUPS = 262_144
+"""Look-ups of one census, some 50 ms. The next one goes on with other instances."""
+_MIN_CENSUS_ROWS, _MAX_CENSUS_ROWS = 256, 4_096
+"""The rows of an instance of which a census counts the blocks: all numbers within 2 to 6 %."""
 
 
 class _Prediction(NamedTuple):
@@ -199,27 +188,25 @@ class _Prediction(NamedTuple):
 class ModelIndex:
     """The index of one model. Times are monotonic seconds.
 
-    - mirror: the index replica.
+    - blocks: of its instances.
     - on_relearn: called when the links of the model were found wrong and were deleted.
     """
 
     def __init__(
         self,
         key: str,
-        mirror: "IndexReplica",
+        blocks: ModelBlocks,
         *,
         secret: bytes,
         on_relearn: Callable[[], None] = lambda: None,
     ) -> None:
         self._on_relearn = on_relearn
-        self.bridge = PrefixTranslator(key, mirror, secret=secret)
-        self._max_inflight = PREFIX_MAP_INFLIGHT
-        self._census_seconds = INDEX_CENSUS_SECONDS
+        self.bridge = PrefixTranslator(key, blocks, secret=secret)
+        self._blocks = blocks
+        self._max_predictions = PREFIX_MAP_INFLIGHT
         self._census_due_at = float("-inf")
-        self._census: Mapping[str, BlockCounts] = {}
-        self._victims: Mapping[str, RemovalRank] = {}
+        self._census: dict[str, BlockCounts] = {}
         self._drifts: dict[str, DriftDetector] = {}
-        self._inflight: dict[tuple[str, int], _InflightPrompt] = {}
         self._predictions: deque[_Prediction] = deque()
         self._check_after_seconds = PREFIX_MAP_JUDGE_SECONDS
         self._late_seconds = PREFIX_MAP_LATE_EVENT_SECONDS
@@ -231,17 +218,11 @@ class ModelIndex:
 
         size: bytes of the prompt's text.
         """
-        key, table = (instance, tail), self.bridge.table
-        linked = table.linked_count(hashes)
-        prompt = self._inflight.get(key)
-        if prompt is not None:
-            prompt.count += 1
-            prompt.dispatched_at = now
-        else:
-            if len(self._inflight) >= self._max_inflight:
-                del self._inflight[next(iter(self._inflight))]
-            self._inflight[key] = _InflightPrompt(hashes, ends[linked - 1] / size if linked and size else 0.0, now)
-        return self.bridge.on_dispatch(instance, tail, hashes, now, reports_end=True)
+        sent = self.bridge.on_dispatch(instance, tail, hashes, now, reports_end=True)
+        sent.dispatched_at = now
+        if sent.open_requests == 1:
+            sent.linked_share = ends[sent.linked_blocks - 1] / size if sent.linked_blocks and size else 0.0
+        return sent.linked_blocks < len(hashes)
 
     def on_finish(self, finished: PromptFinished, now: float) -> None:
         """Records the end of a prompt that a worker of this gateway reported.
@@ -249,17 +230,12 @@ class ModelIndex:
         If its instance is complete, the response is compared with the prediction later.
         """
         instance, indexed, prompt_tokens = finished.instance, finished.indexed_share, finished.prompt_tokens
-        self.bridge.on_finish(instance, finished.tail, now)
-        key = (instance, finished.tail)
-        prompt = self._inflight.get(key)
+        prompt = self.bridge.on_finish(instance, finished.tail, now)
         if prompt is None:
             return
-        prompt.count -= 1
-        if not prompt.count:
-            del self._inflight[key]
         if indexed is None or prompt_tokens is None or not self._complete(instance):
             return
-        if len(self._predictions) >= self._max_inflight:
+        if len(self._predictions) >= self._max_predictions:
             self._predictions.popleft()
         self._predictions.append(
             _Prediction(
@@ -272,13 +248,13 @@ class ModelIndex:
                     finished.matched_share * prompt_tokens,
                     finished.cached_tokens,
                     prompt_tokens,
-                    prompt.aligned_share * prompt_tokens,
+                    prompt.linked_share * prompt_tokens,
                 ),
             )
         )
 
     def on_changes(self, changes: Sequence[Change]) -> None:
-        """Called after the replica has applied these changes: finds the corrections they cause."""
+        """Called after the store has applied these changes: finds the corrections they cause."""
         self.bridge.on_changes(changes)
         for change in changes:
             if isinstance(change, InstanceCleared) and change.instance in self._drifts:
@@ -310,50 +286,38 @@ class ModelIndex:
         self.bridge.retain(retained)
         for instance in self._drifts.keys() - retained:
             del self._drifts[instance]
-        for key in [key for key in self._inflight if key[0] not in retained]:
-            del self._inflight[key]
+        for instance in self._census.keys() - retained:
+            del self._census[instance]
         self._predictions = deque(answer for answer in self._predictions if answer.instance in retained)
 
-    def run_census(self, now: float, stale: str | None) -> None:
-        """Counts the blocks of each instance and ranks the instances for removal, if that is due.
-
-        The interval grows with the number of blocks: `index_census_seconds` for each million.
-        stale: why the index is not up to date; None while it is.
-        """
+    def run_census(self, now: float) -> None:
+        """Counts the blocks of the next instances in turn, if that is due."""
         if now < self._census_due_at:
             return
-        mirror = self.bridge.index
-        counted = count_blocks(mirror)
-        unknown = {}
-        for instance in counted:
-            known = mirror.completeness(instance)
-            if known is None or not known.complete:
-                unknown[instance] = "its cache was never reported" if known is None else known.reason
-            elif instance in self._drifts and self._drifts[instance].is_quarantined:
-                unknown[instance] = self._drifts[instance].reason()
-            elif stale is not None:
-                unknown[instance] = stale
-        ranked = rank_removals(counted, unknown, mirror.count_unique(self.bridge.recent.blocks(now)))
-        blocks = sum(counts.blocks for counts in counted.values())
-        self._census_due_at = now + max(_MIN_CENSUS_SECONDS, self._census_seconds * blocks / 1e6)
-        self._census = counted
-        self._victims = {rank.instance: rank for rank in ranked}
+        instances, lookups = self._blocks.instances(), 0
+        max_rows = min(_MAX_CENSUS_ROWS, max(_MIN_CENSUS_ROWS, _CENSUS_LOOKUPS // max(1, len(instances)) ** 2))
+        turn = [name for name in instances if name not in self._census]
+        for instance in turn + [name for name in self._census if name in instances]:
+            blocks, *unique = self._blocks.count_unique(instance, now - INDEX_RECENT_SECONDS, max_rows)
+            self._census.pop(instance, None)
+            self._census[instance] = BlockCounts(blocks, *unique)
+            lookups += min(blocks, max_rows) * len(instances)
+            if lookups >= _CENSUS_LOOKUPS:
+                break
+        self._census_due_at = now + max(_MIN_CENSUS_SECONDS, INDEX_CENSUS_SECONDS * lookups / _CENSUS_LOOKUPS)
 
-    def status(self, instance: str, stale: str | None) -> InstanceIndexStatus:
-        """Returns the state of an instance's index. Its block counts are those of the last census.
-
-        stale: why the index is not up to date; None while it is.
+    def status(self, instance: str) -> InstanceIndexStatus:
+        """Returns the state of an instance's index. Its block counts are those of the last
+        census.
         """
         drift = self._drifts.get(instance) or DriftDetector()
-        known = self.bridge.index.completeness(instance)
+        known = self._blocks.completeness(instance)
         if known is None:
-            state, reason = IndexState.GUESSED, stale or "its cache was never reported"
+            state, reason = IndexState.GUESSED, "its cache was never reported"
         elif drift.is_quarantined:
             state, reason = IndexState.QUARANTINED, drift.reason()
-        elif stale is not None:
-            state, reason = IndexState.STALE, stale
-        elif not known.complete:
-            state, reason = IndexState.INCOMPLETE, known.reason
+        elif not known[0]:
+            state, reason = IndexState.INCOMPLETE, known[1]
         else:
             state, reason = IndexState.INDEX, ""
         if state is IndexState.INDEX and drift.unreported and not drift.answers:
@@ -369,7 +333,6 @@ class ModelIndex:
             drift.quarantines,
             drift.ratio,
             self._census.get(instance),
-            self._victims.get(instance),
         )
 
     def quarantined(self) -> list[str]:
@@ -381,8 +344,8 @@ class ModelIndex:
         return self._drifts[instance].reason()
 
     def _complete(self, instance: str) -> bool:
-        known = self.bridge.index.completeness(instance)
-        return known is not None and known.complete
+        known = self._blocks.completeness(instance)
+        return known is not None and known[0]
 
     def _drift(self, instance: str) -> DriftDetector:
         drift = self._drifts.get(instance)

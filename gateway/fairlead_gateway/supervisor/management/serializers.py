@@ -90,15 +90,10 @@ def _index_out(one: InstanceIndexStatus | None) -> api.IndexOut | None:
 
 
 def _scale_down_out(one: InstanceIndexStatus) -> api.ScaleDownOut | None:
-    if one.block_counts is None or one.removal_rank is None:
+    counts = one.block_counts
+    if counts is None:
         return None
-    return api.ScaleDownOut(
-        rank=one.removal_rank.rank,
-        blocks=one.block_counts.blocks,
-        unique_blocks=one.removal_rank.unique,
-        unique_used_blocks=one.removal_rank.used,
-        reason=one.removal_rank.reason,
-    )
+    return api.ScaleDownOut(blocks=counts.blocks, unique_blocks=counts.unique, unique_used_blocks=counts.unique_used)
 
 
 def _instance_out(

@@ -414,12 +414,12 @@ def test_missing_installation_fails_once_per_component(facts: ClusterFacts) -> N
     "note",
     [
         "default/tiny: the index of 2 instances is in quarantine: e-0/0/0: the index predicts what the engine does not find",
-        "the index of 1 models is not kept up: default/tiny: Redis is away for 3 s",
+        "the index of default/tiny in Redis is not used, since it was written with another secret",
         "1 engines do not report what they cache: e-0/0/0: no answer within 3 s",
         "the index of default/tiny is not used, since FAIRLEAD_LINKS is off",
     ],
 )
-def test_quarantined_or_stale_index_is_reported_once(facts: ClusterFacts, note: str) -> None:
+def test_quarantined_or_unused_index_is_reported_once(facts: ClusterFacts, note: str) -> None:
     first, *rest = facts.pod_reports["gateway"]
     assert isinstance(first.readiness, Readiness)
     degraded = replace(first, readiness=msgspec.structs.replace(first.readiness, notes=[note]))

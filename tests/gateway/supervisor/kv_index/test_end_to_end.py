@@ -39,11 +39,11 @@ async def test_what_an_engine_evicted_is_not_expected_there(tmp_path: Path, work
         size, expected, cached = await place.cached(text_of("first"))
         assert cached > 0.9 * size
         assert abs(expected - cached) < 0.1 * size
-        await wait_until(place.is_cheapest_with(40))
+        await wait_until(place.has_unique(40))
         for name in ("second", "third", "fourth", "fifth"):  # 4,000 tokens in a cache of 4,096
             await place.chat(text_of(name))
         await wait_until(
-            place.is_cheapest_with(ENGINE_BLOCKS - 8)
+            place.has_unique(ENGINE_BLOCKS - 8)
         )  # its events were read: further requests would outrun them
 
         async def is_gone() -> bool:
@@ -128,48 +128,31 @@ async def test_an_engine_that_does_not_report_cached_tokens_is_said_to_be_silent
         assert (await place.gateway.get("/metrics")).body.count(b"\nfairlead_gateway_index_prediction_ratio{") == 0
 
 
-async def test_gateways_with_a_redis_follow_the_index_that_an_indexer_writes_there(tmp_path: Path) -> None:
-    server = Valkey(tmp_path)
-    server.start()
-    try:
-        async with index_stage(tmp_path, 1, "--redis", server.url) as place, AsyncExitStack() as stack:
+async def test_a_gateway_needs_neither_the_indexer_nor_its_redis_for_the_index(tmp_path: Path, server: Valkey) -> None:
+    async with index_stage(tmp_path, 1, "--redis", server.url) as place:
 
-            async def unled() -> bool:
-                return "Redis is there, but no indexer leads 1 models" in await place.gateway.warnings()
+        async def knows(text: str) -> bool:
+            asked = await place.chat(text)
+            inputs = asked["choices"][0]["candidates"][0]["inputs"]
+            return "indexed_tokens" in inputs and inputs["indexed_tokens"]["value"] > 900
 
-            async def led() -> bool:
-                return not await unled()
-
-            await wait_until(unled)
-            await stack.enter_async_context(indexer_process("--fleet", str(place.path), "--redis", server.url))
-            await wait_until(led)
-            await place.wait_for_state("incomplete")  # the index was loaded before it had a block
-            await place.chat(text_of("first"))
-            await place.wait_for_state("index")
-
-            async def known() -> bool:
-                asked = await place.chat(text_of("first"))
-                inputs = asked["choices"][0]["candidates"][0]["inputs"]
-                return "indexed_tokens" in inputs and inputs["indexed_tokens"]["value"] > 900
-
-            await wait_until(known)
-            server.kill()
-            await place.wait_for_state("stale")
-            size, expected, cached = await place.cached(text_of("first"))
-            assert min(expected, cached) > 0.9 * size
-    finally:
+        await place.chat(text_of("first"))
+        await place.wait_for_state("index")
+        await wait_until(lambda: knows(text_of("first")))
         server.kill()
+        await wait_until(lambda: knows(text_of("second")))
+        assert (await place.index())["state"] == "index"
+        size, expected, cached = await place.cached(text_of("first"))
+        assert min(expected, cached) > 0.9 * size
 
 
-async def test_gateways_find_an_index_in_redis_of_which_the_fleet_says_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Valkey
+@pytest.mark.parametrize("has_redis", [False, True])
+async def test_engines_are_found_of_which_the_fleet_does_not_say_that_they_publish(
+    tmp_path: Path, server: Valkey, *, has_redis: bool
 ) -> None:
-    monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "the secret of this installation")
-    async with (
-        index_stage(tmp_path, 1, "--redis", server.url, states_events=False) as place,
-        indexer_process("--fleet", str(place.path), "--redis", server.url),
-    ):
-        assert (await place.index())["state"] is None
+    options = ("--redis", server.url) if has_redis else ()
+    async with index_stage(tmp_path, 1, *options, states_events=False) as place:
+        await place.wait_for_state("incomplete")
         await place.chat(text_of("first"))
         await place.wait_for_state("index")
         await place.chat(text_of("first"))
@@ -182,21 +165,28 @@ async def test_gateways_find_an_index_in_redis_of_which_the_fleet_says_nothing(
         await wait_until(is_expected)
 
 
-@pytest.mark.parametrize("states_events", [False, True])
 async def test_an_index_that_was_written_with_another_secret_is_said_to_be_unused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Valkey, *, states_events: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Valkey
 ) -> None:
-    monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "the secret of the gateway")
-    async with index_stage(tmp_path, 1, "--redis", server.url, states_events=states_events) as place:
-        monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "the secret of the indexer")
-        async with indexer_process("--fleet", str(place.path), "--redis", server.url):
-            note = "the index of default/tiny is not used, since it was written with another secret"
+    monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "the secret of the indexer")
+    async with (
+        index_stage(tmp_path, 1, "--redis", server.url) as place,
+        indexer_process("--fleet", str(place.path), "--redis", server.url),
+        Redis(unix_socket_path=server.url.removeprefix("unix://")) as redis,
+    ):
+        await place.chat(text_of("first"))
+        await wait_until(lambda: redis.hexists(redis_keys.index_keys(MODEL_KEY)[1], "n"))
+        place.gateway.process.kill()
+        monkeypatch.setenv("FAIRLEAD_HASH_SECRET", "the secret of the gateway")
+        async with gateway_process(place.path, "--redis", server.url) as place.gateway:
+            note = "the index of default/tiny in Redis is not used, since it was written with another secret"
 
             async def is_said() -> bool:
                 return note in await place.gateway.warnings()
 
             await wait_until(is_said)
-            assert ((await place.index())["state"] is None) is not states_events
+            await place.chat(text_of("second"))
+            await place.wait_for_state("index")
 
 
 async def test_an_index_that_is_switched_off_is_said_to_be_unused(

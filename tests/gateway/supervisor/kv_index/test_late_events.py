@@ -3,13 +3,18 @@
 Blocks that are missing without such an event are.
 """
 
+from typing import TYPE_CHECKING, cast
+
 from fairlead_gateway.ipc.messages import PromptFinished
 from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment
 from fairlead_gateway.supervisor.kv_index.model_index import FIRST_SECONDS, PREFIX_MAP_JUDGE_SECONDS, ModelIndex
 from fairlead_gateway.telemetry.status_types import IndexState
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, CompletenessChanged
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
-from fairlead_kvstore.index.replica import IndexReplica
+from fairlead_testing.kvstore.changed_blocks import ChangedBlocks
+
+if TYPE_CHECKING:
+    from fairlead_kvstore.blockstore.store import ModelBlocks
 
 ENGINE = "pod/8000/0"
 HASHES, ENDS, OWNS = (11, 12, 13, 14), (256, 512, 768, 1_024), [1, 2, 3, 4]
@@ -19,15 +24,15 @@ class Place:
     """One engine's index at a gateway, with one prompt linked block by block."""
 
     def __init__(self) -> None:
-        self.mirror = IndexReplica()
-        self.model = ModelIndex("default/tiny", self.mirror, secret=b"s")
+        self.blocks = ChangedBlocks()
+        self.model = ModelIndex("default/tiny", cast("ModelBlocks", self.blocks), secret=b"s")
         self.now = 100.0
         self.apply([CompletenessChanged(ENGINE, True, "", self.now)])
         self.model.bridge.add_alignment(estimate_alignment(HASHES, ENDS, OWNS, size=1_024, tokens=256, block_size=64))
         self.apply([BlocksStored(ENGINE, StorageTier.GPU, OWNS)])
 
     def apply(self, changes: list[Change]) -> None:
-        self.mirror.apply(changes)
+        self.blocks.apply(changes)
         self.model.on_changes(changes)
         self.model.corrections(self.now)
 
@@ -50,7 +55,7 @@ class Place:
         self.model.on_finish(PromptFinished("default/tiny", ENGINE, 99, 256, reported, credited, credited), self.now)
 
     def state(self) -> IndexState:
-        return self.model.status(ENGINE, None).state
+        return self.model.status(ENGINE).state
 
 
 def test_what_was_lost_while_a_prompt_was_on_its_way_is_no_ghost() -> None:
@@ -58,7 +63,7 @@ def test_what_was_lost_while_a_prompt_was_on_its_way_is_no_ghost() -> None:
     for _ in range(50):
         place.answer(1.0, 0, lost_after=0.05)
         place.pass_(3.0)
-    look = place.model.status(ENGINE, None)
+    look = place.model.status(ENGINE)
     assert place.state() is IndexState.INDEX
     assert (look.late, look.answers, look.quarantines) == (50, 50, 0)
 
@@ -70,7 +75,7 @@ def test_what_nobody_saw_go_is_a_ghost() -> None:
     assert place.state() is IndexState.INDEX, "not yet judged"
     place.pass_(PREFIX_MAP_JUDGE_SECONDS)
     assert place.state() is IndexState.QUARANTINED
-    assert place.model.status(ENGINE, None).late == 0
+    assert place.model.status(ENGINE).late == 0
 
 
 def test_what_was_lost_long_before_the_prompt_was_sent_is_no_excuse() -> None:
@@ -99,4 +104,4 @@ def test_after_a_quarantine_what_the_engine_holds_is_told_anew_and_counts_on_tri
         place.answer(1.0, 256, lost_after=None)
         place.pass_(3.0)
     assert place.state() is IndexState.INDEX
-    assert place.model.status(ENGINE, None).quarantines == 1
+    assert place.model.status(ENGINE).quarantines == 1

@@ -5,9 +5,7 @@ from typing import Any
 
 from fairlead_gateway.telemetry.decision_log import ShadowAnswer
 from fairlead_gateway.telemetry.metrics import METRICS
-from fairlead_gateway.telemetry.status_types import IndexState, InstanceIndexStatus, ModelIndexStatus
-from fairlead_kvstore.analysis.block_counts import BlockCounts
-from fairlead_kvstore.analysis.removal_ranking import RemovalRank
+from fairlead_gateway.telemetry.status_types import BlockCounts, IndexState, InstanceIndexStatus, ModelIndexStatus
 
 
 def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up: Any) -> None:
@@ -56,8 +54,7 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
         2,
         0,
         0.9,
-        BlockCounts(blocks=3, unique=2),
-        RemovalRank("main-0/9001/0", 1, 2, 1, ""),
+        BlockCounts(3, 2, 1),
     )
     made_up.telemetry.index_status = {
         "chat/llama-70b": ModelIndexStatus({"main-0/9001/0": status}, 20, 1, 5, "engines are asked")

@@ -16,7 +16,7 @@ from fairlead_cli.cluster.pod_http import PodReport, Readiness
 
 _STALE_FLEET_NOTES: Final = ("cannot watch the cluster", "no fleet has been read yet")
 _REDIS_NOTES: Final = ("Redis is away", "Redis refuses writes", "no Redis")
-_INDEX_NOTES: Final = (" in quarantine: ", " not kept up: ", " do not report what they cache: ", " is not used, since ")
+_INDEX_NOTES: Final = (" in quarantine: ", " do not report what they cache: ", " is not used, since ")
 """Parts of notes about the index; model names come before them."""
 _EXPIRY_WARNING_SECONDS: Final = 14 * 86_400.0
 

@@ -196,7 +196,7 @@ function instanceUpdate(row, instance, stats) {
   row.usage.show(signals.kv_usage);
   say(cells[8], share(signals.prefix_hit_share));
   const lose = instance.index && instance.index.scale_down;
-  cells[8].title = lose ? (known(lose.rank) ? `Scale-down rank ${lose.rank}: ` : "Scale-down: ") + lose.reason : "";
+  cells[8].title = lose ? `No other instance has ${whole(lose.unique_blocks)} of its ${whole(lose.blocks)} blocks` : "";
   const age = signals.age_seconds, old = known(age) && age > 10;
   say(cells[9], known(age) ? `${age < 99.5 ? age.toFixed(1) + " s" : long(age)} ago` : "never");
   cells[9].classList.toggle("old", old || (!known(age) && instance.state === "Ready"));
