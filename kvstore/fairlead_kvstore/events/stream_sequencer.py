@@ -141,7 +141,6 @@ class EventSequencer:
         self._replay_made_progress = False  # the replay has brought a new batch
         self._replay_has_hole = False  # and then left batches out
         self._replayed_from_start = False  # a replay from the start was requested and is over
-        self._stale_replay_ends = 0  # abandoned replays whose answers may still come
         if position is not None and position.known and position.following == position.known[-1][0] + 1:
             self._next_number, self._known, self._is_suspended = position.following, dict(position.known), True
 
@@ -255,17 +254,13 @@ class EventSequencer:
         if self._is_draining:
             outcomes += self.on_drain(max(1, len(frame.payload)))  # as much as came
         else:
-            self._stale_replay_ends += 1
             outcomes += self._give_up("too much arrived before the replay ended")
         return outcomes
 
     def on_replayed_frame(self, frame: EventFrame | None) -> list[StreamOutcome]:
-        """Handles one batch of a replay; None at its end."""
-        if self._stale_replay_ends or not self._is_replaying:
-            if frame is None:
-                self._stale_replay_ends = max(0, self._stale_replay_ends - 1)
-                return []
-            return [DuplicateBatch(frame.number, "part of an abandoned replay")]
+        """Handles a batch of the last requested replay, not of an earlier one; None at its end."""
+        if not self._is_replaying:
+            return [] if frame is None else [DuplicateBatch(frame.number, "not requested")]
         if frame is None:
             return self._on_replay_end()
         if self._replay_first is None:
@@ -293,22 +288,14 @@ class EventSequencer:
         return [self._accept(frame, "replayed")]
 
     def on_replay_failed(self, reason: str, *, is_cut: bool = False) -> list[StreamOutcome]:
-        """Handles a replay that failed before its end. Late messages of it must not be passed on,
-        so open a new socket.
+        """Handles a replay that failed before its end.
 
         is_cut: the rest of it was dropped here, and can be requested.
         """
-        self._stale_replay_ends = 0
         has_rest = self._replay_has_hole or (is_cut and self._replay_made_progress)
         if self._is_replaying and has_rest:  # its end may have been left out too
             return [self._request_rest()]
         return self._give_up(reason) if self._is_replaying else []
-
-    def on_replay_not_sent(self) -> None:
-        """Records that the last abandoned replay was never requested, so that no end of it will
-        come.
-        """
-        self._stale_replay_ends = max(0, self._stale_replay_ends - 1)
 
     def on_drain(self, max_bytes: int) -> list[StreamOutcome]:
         """Takes buffered frames of about ``max_bytes``, in the order in which they came.
@@ -419,7 +406,6 @@ class EventSequencer:
             outcomes = self._restart("the replay has another history")
             if not frame.number:
                 return [*outcomes, *self._first_outcomes(frame.number, "joined late"), self._accept(frame, "replayed")]
-            self._stale_replay_ends += 1
             return [*outcomes, self._request_replay(0, None, "another process")]
         # The connection never broke, so it is the same process; its buffer begins later.
         if frame.number == expected:
@@ -496,7 +482,6 @@ class EventSequencer:
         self._is_replaying = self._identity_unproven = self._replayed_from_start = self._is_live_behind = False
         self._held_frames.clear()
         self._held_bytes, self._is_draining = 0, False
-        self._stale_replay_ends = 0
 
 
 def _digest(frame: EventFrame) -> int:

@@ -55,26 +55,29 @@ from fairlead_kvstore.reader.zmtp_connection import (
 
 
 class ReplayConnection(ZmtpConnection):
-    """A connection to one engine's replay endpoint. Raises BadInput for an invalid address."""
+    """A connection to one engine's replay endpoint. Raises BadInput for an invalid address.
+
+    is_answered: the end of the last requested replay has come. Else the connection cannot be used
+    for another one, of which the rest of this replay would seem a part.
+    """
 
     def __init__(self, endpoint: str, subscription: "EngineSubscription", context: ReaderContext) -> None:
         self._subscription = subscription
-        self._unsent = b""
+        self._request = b""
+        self.is_answered = True
         max_unread = context.limits.kv_replay_unread_bytes
         is_busy, key = (lambda: subscription.is_busy), subscription.model_key
         super().__init__(endpoint, "DEALER", key, context, is_busy, max_unread=max_unread)
 
     def request(self, start: int) -> None:
-        """Requests all batches from ``start`` on. While it connects, a later request replaces an
-        earlier one.
-        """
-        self._unsent = message(replay_request(start))
+        """Requests all batches from ``start`` on, once it is connected."""
+        self._request, self.is_answered = message(replay_request(start)), False
         if self.is_open:
-            self.send(self._unsent)
+            self.send(self._request)
 
     def on_opened(self) -> None:
         """Sends the request."""
-        self.send(self._unsent)
+        self.send(self._request)
 
     def on_messages(self, messages: list[list[bytes]]) -> None:
         """Passes on one message, see ``_list_bytes``."""
@@ -377,6 +380,8 @@ class EngineSubscription:
             self.counts[f"unreadable:{error.reason}"] += 1
             self._fail_replay("the replay cannot be read")
             return
+        if frame is None and self._replay_connection is not None:
+            self._replay_connection.is_answered = True
         if self._replay_slot is not None:
             self._set_replay_timer()
         self._apply_slice(self._slice_bytes, lambda: self._sequencer.on_replayed_frame(frame))
@@ -392,10 +397,9 @@ class EngineSubscription:
         self.counts["replays"] += 1
         if self._replay_slot is None:
             self._replay_slot = self._context.replay_slots.acquire(self._on_slot_granted, self._namespace)
-        elif self._is_replay_sent:  # the stream abandoned the earlier request and expects its end
+        elif self._is_replay_sent:  # the stream abandoned the earlier request, or needs the rest
+            self._close_replay_connection(is_reusable=True)
             self._send_request()
-        else:
-            self._sequencer.on_replay_not_sent()
 
     def _on_slot_granted(self) -> None:
         self._context.loop.call_soon(self._send_first_request)  # not within another subscription's call
@@ -436,13 +440,17 @@ class EngineSubscription:
         self._end_replay(close=True)
         self._apply(self._sequencer.on_replay_failed(reason, is_cut=is_cut))
 
-    def _end_replay(self, *, close: bool) -> None:
+    def _end_replay(self, *, close: bool = False) -> None:
         self._replay_timer.clear()
         self._is_replay_sent = False
         if self._replay_slot is not None:
             slot, self._replay_slot = self._replay_slot, None
             slot.release()
-        if close and self._replay_connection is not None:
+        self._close_replay_connection(is_reusable=not close)
+
+    def _close_replay_connection(self, *, is_reusable: bool) -> None:
+        """Closes the connection for replays. A reusable one stays if the last replay has ended."""
+        if self._replay_connection is not None and not (is_reusable and self._replay_connection.is_answered):
             self._replay_connection.close()
             self._replay_connection = None
 
@@ -515,9 +523,7 @@ class EngineSubscription:
         if found.replay_from is not None and self._sequencer.is_replaying:
             self._request_replay(found.replay_from)
         elif not self._sequencer.is_replaying and self._replay_slot is not None:
-            if not self._is_replay_sent:
-                self._sequencer.on_replay_not_sent()
-            self._end_replay(close=False)
+            self._end_replay()
 
     def _count(self, found: AppliedEvents) -> None:
         for name, count in (

@@ -191,7 +191,7 @@ def test_other_process_in_the_rest_of_a_replay_is_detected() -> None:
     stream = begun()
     live(stream, 8)
     assert replay(stream, 3, 4, 6) == ["A4", "D6", "G5-?4"]
-    assert replay(stream, 4, process="second") == ["R", "G0-?0"]
+    assert replay(stream, 4, process="second", end=False) == ["R", "G0-?0"]
 
 
 def test_reordered_frames_are_sorted_by_the_replay() -> None:
@@ -271,8 +271,7 @@ def test_restart_during_a_disconnect_is_detected_by_silence() -> None:
 
 def test_restart_during_a_disconnect_is_detected_by_another_batch() -> None:
     stream = reconnected(begun())
-    assert replay(stream, 3, 4, process="second", end=False) == ["R", "G0-?0", "D4"]
-    assert replay(stream, process="second") == []  # the end of the first replay
+    assert replay(stream, 3, process="second", end=False) == ["R", "G0-?0"]
     assert replay(stream, 0, 1, 2, 3, 4, process="second") == ["C", "A0", "A1", "A2", "A3", "A4"]
 
 
@@ -283,7 +282,7 @@ def test_restart_with_one_known_batch_continues_in_the_same_replay() -> None:
 
 def test_short_buffer_proves_nothing_after_a_disconnect() -> None:
     stream = reconnected(begun())
-    assert replay(stream, 50, 51) == ["R", "G0-?0", "D51"]
+    assert replay(stream, 50, end=False) == ["R", "G0-?0"]
     assert replay(stream, 50, 51) == ["L0-49", "A50", "A51"]
 
 
@@ -387,7 +386,6 @@ def test_quiet_check_detects_another_process() -> None:
     stream = begun(upto=3)
     stream.on_quiet()
     assert replay(stream, 3, process="second", end=False) == ["R", "G0-?0"]
-    assert replay(stream, end=True) == []  # of the replay before
     assert replay(stream, 0, 1, 2, 3, process="second") == ["C", "A0", "A1", "A2", "A3"]
 
 
@@ -404,7 +402,6 @@ def test_restarted_engine_that_begins_at_one_is_replayed_from_zero() -> None:
     stream.on_disconnected()
     assert short(stream.on_connected()) == ["G2-?1"]
     assert replay(stream, 1, process="second", end=False) == ["R", "G0-?0"]
-    assert replay(stream, end=True) == []
     assert replay(stream, 0, 1, process="second") == ["C", "A0", "A1"]
 
 

@@ -13,7 +13,12 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.events.types import EventFrame
-from fairlead_kvstore.reader.engine_subscription import KV_REPLAY_SECONDS, KV_RESTART_SECONDS, KV_SETTLE_SECONDS
+from fairlead_kvstore.reader.engine_subscription import (
+    KV_IDLE_CHECK_SECONDS,
+    KV_REPLAY_SECONDS,
+    KV_RESTART_SECONDS,
+    KV_SETTLE_SECONDS,
+)
 from fairlead_testing.kvstore.indexer_harness import frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.waiting import wait_until
@@ -94,6 +99,27 @@ async def test_missing_replay_drops_the_instance_which_is_learned_again(fault: s
         engine.serve_prompt(*range(300, 309))
         await wait_until(lambda: stage.credited_blocks("a", range(300, 309)) == 2)
         assert stage.status("a").counts["lost"] == 1
+
+
+async def test_rest_of_an_abandoned_replay_is_taken_for_none_of_the_next() -> None:
+    async with indexer_harness() as stage:
+        engine = await stage.connect_engine("a")
+        for prompt in (A, B):
+            engine.serve_prompt(*prompt)
+        await stage.wait_exact("a")
+        subscription = stage.indexer._members["a"].subscription
+        assert subscription is not None
+        before = subscription._replay_connection
+        assert before is not None
+        engine.engine = PrefixCacheEngine(capacity=400, seed=3)  # behind the same sockets
+        for prompt in (C, A, B):
+            engine.serve_prompt(*prompt, lose=True)
+        stage.loop.advance(KV_SETTLE_SECONDS + 2 * KV_IDLE_CHECK_SECONDS)
+        await wait_until(lambda: stage.status("a").counts["restarts"] == 1)
+        await stage.wait_exact("a")
+        assert engine.replay_requests[-2:] == [1, 0]
+        assert not before.is_open
+        assert (stage.status("a").counts["lost"], stage.credited_blocks("a", C)) == (0, 2)
 
 
 async def test_slow_replay_holds_live_frames() -> None:
