@@ -127,10 +127,7 @@ class EventConnection(ZmtpConnection):
 
     def on_ended(self, reason: str, *, is_overflow: bool) -> None:
         """Handles the end of the connection."""
-        if is_overflow:
-            self._subscription.on_overflow(reason)
-        else:
-            self._subscription.on_disconnected(reason)
+        self._subscription.on_disconnected(reason, is_overflow=is_overflow)
 
 
 MAX_KV_RECONNECT_SECONDS: Final = 2.0
@@ -280,11 +277,15 @@ class EngineSubscription:
         self._quiet_timer.set(KV_SETTLE_SECONDS, self._on_quiet_timer)
         self._apply(self._sequencer.on_connected())
 
-    def on_disconnected(self, reason: str) -> None:
+    def on_disconnected(self, reason: str, *, is_overflow: bool = False) -> None:
         """Handles a connection that ended or could not be made.
 
         Suspends the stream, and schedules the next connection.
+
+        is_overflow: too much of it was unread, so the next one is made after the longest pause.
         """
+        if is_overflow:
+            self._failures = _MAX_FAILURES
         limits = self._context.limits
         if self.is_connected:
             self.counts["disconnects"] += 1
@@ -299,13 +300,6 @@ class EngineSubscription:
         pause = min(MAX_KV_RECONNECT_SECONDS, limits.kv_reconnect_seconds * 2.0**self._failures)
         self._failures = min(self._failures + 1, _MAX_FAILURES)
         self._reconnect_timer.set(pause * (0.5 + 0.5 * self._context.random()), self.start)
-
-    def on_overflow(self, reason: str) -> None:
-        """Handles a connection that was ended since too much of it is unread. The next one is made
-        after the longest pause.
-        """
-        self._failures = _MAX_FAILURES
-        self.on_disconnected(reason)
 
     def on_messages(self, messages: list[list[bytes]]) -> None:
         """Handles messages of the subscription. Consecutive frames in order are applied together.

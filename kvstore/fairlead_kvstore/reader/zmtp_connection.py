@@ -129,13 +129,6 @@ def message_size(parts: list[bytes]) -> int:
     return size
 
 
-def describe(error: Exception) -> str:
-    """Returns why a connection could not be made, as one line."""
-    if isinstance(error, TimeoutError):
-        return "the connection failed: no answer in time"
-    return f"the connection failed: {error}"
-
-
 class ZmtpConnection:
     """A connection to one endpoint of an engine, read by the event loop until ``close``.
 
@@ -188,7 +181,8 @@ class ZmtpConnection:
         try:
             opened = await open_connection(self._address, self._kind, self._context.limits)
         except (OSError, ProtocolError) as error:
-            self.on_ended(describe(error), is_overflow=False)
+            text = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+            self.on_ended(f"the connection failed: {text}", is_overflow=False)
         else:
             self._begin(*opened)
 
