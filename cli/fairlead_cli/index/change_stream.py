@@ -1,6 +1,6 @@
 """``fairlead index watch``: changes of the index as they are written, one line for each batch.
 
-The stream is followed as gateways follow it. Lost entries, a new epoch and a lost Redis are
+Lost entries, a new epoch and a lost Redis are
 reported on standard error, so that standard output has changes only.
 """
 
@@ -29,11 +29,11 @@ from fairlead_kvstore.blockstore.changes import (
 )
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
-from fairlead_kvstore.index.bootstrap import INDEX_ENTRY_BYTES, parse_entries, read_command
 from fairlead_kvstore.index.format import POSITION_FIELD, decode_entry_with_time, decode_position
-from fairlead_kvstore.index.subscriber import INDEX_POLL_SECONDS
+from fairlead_kvstore.index.loaded_index import INDEX_ENTRY_BYTES, parse_entries, read_command
 from fairlead_kvstore.redis.link import RedisLink
 
+_POLL_SECONDS: Final = 0.02
 _CHANGE_KINDS: Final[dict[str, tuple[type[Any], ...]]] = {
     "stored": (BlocksStored,),
     "removed": (BlocksRemoved,),
@@ -187,7 +187,7 @@ async def follow_changes(
                 if shown == count:
                     return
         if not new_entries:
-            await asyncio.sleep(INDEX_POLL_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
 
 
 async def _start_position(link: RedisLink, model_key: str) -> tuple[int, int]:

@@ -123,13 +123,12 @@ def index_match(
     token_ids = read_token_ids(tokens)
 
     async def show_match(index: _OpenIndex) -> int:
-        from fairlead_cli.index.prefix_match import TokenPrompt, check_secret, match_prompt, read_ages, render_match
+        from fairlead_cli.index.prefix_match import TokenPrompt, check_secret, match_prompt, render_match
 
         secret = index.address.hash_secret.encode()
         snapshot = await index.snapshot(index.choose(model, source))
         check_secret(snapshot, secret)
-        answer, last = match_prompt(snapshot, TokenPrompt(token_ids, adapter, salt), secret)
-        answer.set_ages(await read_ages(index.link, snapshot, last))
+        answer = match_prompt(snapshot, TokenPrompt(token_ids, adapter, salt), secret)
         print(format_document(answer, output) if is_document(output) else terminal_text(render_match(answer)))
         if snapshot.lease is None:
             since = (

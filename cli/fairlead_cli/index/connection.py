@@ -24,8 +24,8 @@ from fairlead_cli.target import ClusterOptions, is_cluster_target
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
-from fairlead_kvstore.index.bootstrap import INDEX_ENTRY_BYTES
 from fairlead_kvstore.index.format import ENTRY_FIELD, decode_entry_with_time
+from fairlead_kvstore.index.loaded_index import INDEX_ENTRY_BYTES
 from fairlead_kvstore.index.recovery import read_fields
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink

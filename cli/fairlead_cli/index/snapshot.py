@@ -1,9 +1,7 @@
-"""A snapshot of one model's index in Redis: the index replica that a gateway would build, and the
-other data of the index in Redis.
+"""A snapshot of one model's index in Redis: the blocks of its instances, and the other data.
 
-The gateways' own code loads the replica, so that it shows what they see. The snapshot also has the
-lease (which indexer writes), the headers of the instances, the indexer's notes, and the ends of the
-stream.
+That is the lease (which indexer writes), the headers of the instances, the indexer's notes, and the
+ends of the stream.
 """
 
 import asyncio
@@ -18,7 +16,6 @@ from fairlead_cli.exit_codes import UnusableIndex
 from fairlead_cli.index.connection import read_values, run_commands
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
-from fairlead_kvstore.index.bootstrap import LoadedIndex, LoadFailure, load_index
 from fairlead_kvstore.index.format import (
     ENTRY_FIELD,
     META_FIELD,
@@ -31,7 +28,7 @@ from fairlead_kvstore.index.format import (
     header_instance,
 )
 from fairlead_kvstore.index.instance_status import STATUSES_FIELD, InstanceStatus, InstanceStatuses
-from fairlead_kvstore.index.replica import IndexReplica
+from fairlead_kvstore.index.loaded_index import LoadedIndex, LoadFailure, load_index
 from fairlead_kvstore.redis.link import RedisLink
 
 _MAX_ATTEMPTS: Final = 10
@@ -67,7 +64,7 @@ class IndexSnapshot:
 
     wall, now: Unix time, and monotonic time. ``ahead``: Unix time minus monotonic time.
 
-    loaded: None when no index replica can be built; ``problem`` says why.
+    loaded: None when the index cannot be loaded; ``problem`` says why.
     """
 
     model_key: str
@@ -85,19 +82,19 @@ class IndexSnapshot:
     problem: str = ""
 
     @property
-    def mirror(self) -> IndexReplica:
-        """The index replica, as gateways have it. Raises UnusableIndex when it cannot be built."""
+    def index(self) -> LoadedIndex:
+        """The loaded index. Raises UnusableIndex when it cannot be loaded."""
         if self.loaded is None:
-            hint = "gateways keep the last index that they read; the leading indexer rewrites the index if needed"
+            hint = "gateways read engines themselves; the leading indexer rewrites the index if needed"
             raise UnusableIndex(f"the index of {self.model_key} cannot be read: {self.problem}", hint=hint)
-        return self.loaded.replica
+        return self.loaded
 
     @property
     def instances(self) -> list[str]:
-        """Ids of all instances in the index replica, notes or headers, sorted."""
+        """Ids of all instances in the index, notes or headers, sorted."""
         noted = self.notes.instances if self.notes is not None else {}
-        mirrored = self.loaded.replica.instances() if self.loaded is not None else ()
-        return sorted({*mirrored, *noted, *self.headers, *self.unreadable} - {"hints"})
+        loaded = self.loaded.instances() if self.loaded is not None else ()
+        return sorted({*loaded, *noted, *self.headers, *self.unreadable} - {"hints"})
 
     def note(self, instance: str) -> InstanceStatus | None:
         """Returns the indexer's note on an instance, or None."""

@@ -3,8 +3,7 @@ instance.
 
 ``unique`` blocks are on no other instance: a scale-down would lose them. ``scale_down`` 1 is the
 instance whose removal loses the least; a gateway's status also knows what was used recently.
-``since_written`` is the number of batches that a new index replica must apply to what was written
-of the instance.
+``since_written`` is the number of batches that were written since the instance was as a whole.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +17,7 @@ from rich.text import Text
 from fairlead.units import format_duration
 from fairlead_cli.formatting import UNKNOWN, printable
 from fairlead_cli.index.snapshot import IndexSnapshot
-from fairlead_kvstore.analysis.block_counts import BlockCounts, count_blocks
-from fairlead_kvstore.analysis.removal_ranking import RemovalRank, rank_removals
+from fairlead_kvstore.index.loaded_index import BlockCounts
 
 _TABLE_HEADINGS = (
     "INSTANCE",
@@ -113,13 +111,10 @@ class IndexStats(msgspec.Struct, kw_only=True):
 
 def build_stats(snapshot: IndexSnapshot) -> IndexStats:
     """Returns the stats of one snapshot."""
-    mirror = snapshot.loaded.replica if snapshot.loaded is not None else None
-    counted = count_blocks(mirror) if mirror is not None else {}
-    ranked = {
-        victim.instance: victim for victim in rank_removals(counted, _incomplete_instances(snapshot, counted), None)
-    }
+    index = snapshot.loaded
+    counted = index.count_blocks() if index is not None else {}
+    ranks = _rank_removals(snapshot, counted)
     lease, at, written = snapshot.lease, snapshot.at, snapshot.last_written
-    blocks = 0 if mirror is None else sum(count for _, count in mirror.holder_sets())
     return IndexStats(
         model=snapshot.model_key,
         leader=lease.holder if lease is not None else None,
@@ -128,32 +123,45 @@ def build_stats(snapshot: IndexSnapshot) -> IndexStats:
         sequence=at[1] if at is not None else None,
         stream_entries=snapshot.tail.entries,
         stale_seconds=None if lease is not None or written is None else max(0.0, snapshot.wall - written),
-        trouble=snapshot.problem if mirror is None else "",
+        trouble=snapshot.problem if index is None else "",
         unreadable=snapshot.unreadable,
-        blocks=blocks,
-        hints=mirror.hint_count if mirror is not None else 0,
+        blocks=index.count_distinct() if index is not None else 0,
+        hints=len(index.hints) if index is not None else 0,
         instances=[
-            _instance_contents(snapshot, name, counted.get(name, BlockCounts()), ranked.get(name))
+            _instance_contents(snapshot, name, counted.get(name, BlockCounts()), ranks.get(name))
             for name in snapshot.instances
         ],
     )
 
 
-def _incomplete_instances(snapshot: IndexSnapshot, counted: Mapping[str, BlockCounts]) -> dict[str, str]:
-    """Returns the instances that are not completely known, with the reason."""
-    reasons = {}
-    for name in counted:
-        known = snapshot.loaded.replica.completeness(name) if snapshot.loaded is not None else None
-        if known is None or not known.complete:
-            reasons[name] = "nothing is known of it" if known is None else known.reason
-    return reasons
+def _rank_removals(snapshot: IndexSnapshot, counted: Mapping[str, BlockCounts]) -> dict[str, tuple[int | None, str]]:
+    """Returns the rank of each instance with the reason: first the one whose removal loses the
+    least. An incomplete one has none, since its loss cannot be estimated.
+    """
+    complete, found = list[str](), dict[str, tuple[int | None, str]]()
+    for name in sorted(counted):
+        known = snapshot.index.completeness(name)
+        if known is not None and known.complete:
+            complete.append(name)
+        else:
+            found[name] = (None, f"unknown: {'nothing is known of it' if known is None else known.reason}")
+    complete.sort(key=lambda name: (counted[name].unique, counted[name].blocks))
+    return found | {name: (rank, _describe_loss(counted[name])) for rank, name in enumerate(complete, 1)}
+
+
+def _describe_loss(counted: BlockCounts) -> str:
+    if not counted.blocks:
+        return "it has no cached blocks"
+    if not counted.unique:
+        return f"other instances have all of its {counted.blocks:,} blocks"
+    return f"it alone has {counted.unique:,} of its {counted.blocks:,} blocks"
 
 
 def _instance_contents(
-    snapshot: IndexSnapshot, name: str, counted: BlockCounts, victim: RemovalRank | None
+    snapshot: IndexSnapshot, name: str, counted: BlockCounts, rank: tuple[int | None, str] | None
 ) -> InstanceContents:
     note, header = snapshot.note(name), snapshot.headers.get(name)
-    known = snapshot.loaded.replica.completeness(name) if snapshot.loaded is not None else None
+    known = snapshot.loaded.completeness(name) if snapshot.loaded is not None else None
     slice_header = header.slice if header is not None else None
     evicted = (
         note.evicted_age_seconds
@@ -174,8 +182,8 @@ def _instance_contents(
         block_size=snapshot.block_size(name),
         blocks=counted.blocks,
         unique=counted.unique,
-        scale_down=victim.rank if victim is not None else None,
-        scale_down_reason=victim.reason if victim is not None else "nothing is known of it",
+        scale_down=rank[0] if rank is not None else None,
+        scale_down_reason=rank[1] if rank is not None else "nothing is known of it",
         gpu=counted.gpu,
         cpu=counted.cpu,
         disk=counted.disk,

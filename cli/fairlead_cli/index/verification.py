@@ -4,7 +4,7 @@ With itself: all written parts are readable and consistent, and the stream is un
 index's position. Nothing unneeded is left, and an older snapshot plus the stream equals a newer
 one.
 
-With the engines: an engine's replay (``engine_replay``) is compared with the gateways' view.
+With the engines: an engine's replay (``engine_replay``) is compared with the index.
 
 The index and the engines change meanwhile, so a difference is checked again several times. Only
 those that persist are reported.
@@ -325,13 +325,13 @@ async def _check_stream(link: RedisLink, snapshot: IndexSnapshot, clock: Clock) 
                 break
             if number != sequence + 1:
                 return f"after {before.epoch}-{sequence} comes {before.epoch}-{number}"
-            before.replica.apply(decode_changes(data, snapshot.model_key, snapshot.ahead)[1])
+            before.apply(decode_changes(data, snapshot.model_key, snapshot.ahead)[1])
             sequence = number
     if sequence != later.sequence:
         return f"it ends at {before.epoch}-{sequence}, the index is at {before.epoch}-{later.sequence}"
     differing = 0
-    for name in {*before.replica.instances(), *later.replica.instances()}:
-        differing += len(set(before.replica.blocks_of(name)) ^ set(later.replica.blocks_of(name)))
+    for name in {*before.instances(), *later.instances()}:
+        differing += len(set(before.blocks_of(name)) ^ set(later.blocks_of(name)))
     return f"{differing} blocks differ between what was written down and the changes since" if differing else ""
 
 
@@ -404,14 +404,14 @@ def _compare(
     """
     if isinstance(replay, str):
         return EngineComparison(id=name, how="not", why=replay)
-    indexed = set(snapshot.mirror.blocks_of(name))
+    indexed = set(snapshot.index.blocks_of(name))
     ghosts: set[object] = set(indexed - replay.content) if replay.whole else set()
     missing: set[object] = set(replay.content - indexed)
     if name in differences:
         ghosts &= differences[name][0]
         missing &= differences[name][1]
     differences[name] = ghosts, missing
-    known = snapshot.mirror.completeness(name)
+    known = snapshot.index.completeness(name)
     complete = known is not None and known.complete
     remark = "" if replay.whole else f"its replay begins at batch {replay.first}, what it cached before is unknown"
     if not replay.batches:

@@ -1,0 +1,452 @@
+"""A model's index as it is in Redis at one moment, for `fairlead index` and for tests.
+
+It is loaded from the snapshot of every instance, then from all changes in the stream. All changes
+are needed, not only those since the oldest snapshot. A new instance is only in the stream until its
+first snapshot, and the stream is never cut before that. A change that is in a snapshot already is
+applied again, in order, which does no harm. The writer continues during the load and may replace an
+instance's parts after their names were read. The instance is then read again. Values that cannot be
+read are left out, and the instance is marked incomplete.
+
+Every lookup is exact and walks along the chain: engines may lose a block in the middle. A slower
+tier continues where the faster one ends, as when an engine serves a prompt: depths are cumulative.
+Hints of shared stores come last, and only after blocks of an instance or from the start.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from redis.exceptions import ResponseError
+
+from fairlead.limits import Limits
+from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TIER_SHIFT, time_of
+from fairlead_kvstore.blockstore.changes import (
+    BlocksRemoved,
+    BlocksStored,
+    Change,
+    CompletenessChanged,
+    HintsAdded,
+    HintsExpired,
+    InstanceCleared,
+    InstanceDetached,
+)
+from fairlead_kvstore.blockstore.snapshot import decode_replica_part, decode_ticks
+from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
+from fairlead_kvstore.errors import SnapshotError, UnreadableError
+from fairlead_kvstore.index import redis_keys
+from fairlead_kvstore.index.format import (
+    ENTRY_FIELD,
+    HINTS_FIELD,
+    META_FIELD,
+    POSITION_FIELD,
+    HintsHeader,
+    IndexMeta,
+    InstanceHeader,
+    decode_entry_with_time,
+    decode_header,
+    decode_hints,
+    decode_part,
+    decode_position,
+    decode_value,
+    header_instance,
+)
+from fairlead_kvstore.index.recovery import read_fields
+from fairlead_kvstore.redis.backends import Command
+from fairlead_kvstore.redis.link import RedisLink
+
+INDEX_ENTRY_BYTES: Final = 8 * 1024 * 1024
+"""Limit: an entry of that stream; a longer one is damaged."""
+
+ENTRIES_PER_READ: Final = 256
+_MAX_ATTEMPTS: Final = 3
+_LIMITS: Final = Limits()
+_TIER_BITS: Final = len(INSTANCE_TIERS)
+_MAX_WALL: Final = 1e11
+"""Seconds from which on a time is no time; it may be infinite in a damaged value."""
+_UP_TO_TIER: Final = (1, 3, 7)
+"""The bits of a tier and of all faster ones."""
+
+
+class InstanceMatch(msgspec.Struct, frozen=True, gc=False):
+    """The match of a chain at one instance.
+
+    blocks: cached blocks from the chain's start: in the GPU, up to CPU, up to disk, and with hints.
+    """
+
+    instance: str
+    blocks: tuple[int, int, int, int]
+
+
+class KnownCompleteness(msgspec.Struct, frozen=True, gc=False):
+    """The completeness of an instance: complete or not, and if not, why and since when (monotonic
+    seconds).
+    """
+
+    complete: bool
+    reason: str
+    since: float
+
+
+class BlockCounts(msgspec.Struct):
+    """Distinct blocks of one instance: by tier, in any tier, and those that no other instance has
+    in any tier.
+    """
+
+    gpu: int = 0
+    cpu: int = 0
+    disk: int = 0
+    blocks: int = 0
+    unique: int = 0
+
+
+class LoadedIndex:
+    """The blocks of a model's instances, as of ``epoch`` and ``sequence``.
+
+    Blocks beyond ``max_blocks`` and more instances than a fleet may have are left out.
+
+    unreadable: instances whose blocks could not be read, and why.
+    hints: block hash and expiry (monotonic seconds) of what a shared store probably has.
+    """
+
+    def __init__(
+        self,
+        epoch: int = 0,
+        sequence: int = 0,
+        *,
+        max_blocks: int = _LIMITS.kv_blocks,
+        max_instances: int = _LIMITS.instances,
+    ) -> None:
+        self.epoch = epoch
+        self.sequence = sequence
+        self.unreadable: dict[str, str] = {}
+        self.hints: dict[int, float] = {}
+        self._max_blocks, self._max_instances = max_blocks, max_instances
+        self._block_count = 0
+        self._blocks: dict[str, dict[int, int]] = {}  # Unix milliseconds of the last use, then the bits of tiers
+        self._completeness: dict[str, KnownCompleteness] = {}
+
+    # --- queries --------------------------------------------------------------------------------------------------------
+
+    def instances(self) -> tuple[str, ...]:
+        """Returns all known instances."""
+        return tuple(self._completeness | self._blocks)
+
+    def completeness(self, instance: str) -> KnownCompleteness | None:
+        """Returns the completeness of an instance; None for an unknown instance."""
+        return self._completeness.get(instance)
+
+    def match(self, hashes: Sequence[int]) -> tuple[InstanceMatch, ...]:
+        """Returns the instances with the chain's first block, and their depths; the deepest in the
+        GPU come first.
+
+        If a shared store has the first block, all instances are returned.
+        """
+        found = []
+        hints = self.hints
+        for name in self.instances() if hashes and hashes[0] in hints else tuple(self._blocks):
+            blocks, depth, depths = self._blocks.get(name, {}), 0, list[int]()
+            for mask in _UP_TO_TIER:
+                while depth < len(hashes) and blocks.get(hashes[depth], 0) & mask:
+                    depth += 1
+                depths.append(depth)
+            if depth or (hashes and hashes[0] in hints):
+                while depth < len(hashes) and (hashes[depth] in hints or hashes[depth] in blocks):
+                    depth += 1
+                found.append(InstanceMatch(name, (depths[0], depths[1], depths[2], depth)))
+        return tuple(sorted(found, key=lambda match: match.blocks, reverse=True))
+
+    def blocks_of(self, instance: str) -> Iterator[tuple[int, StorageTier]]:
+        """Yields every block of an instance with each of its tiers."""
+        for block_hash, value in self._blocks.get(instance, {}).items():
+            for tier in INSTANCE_TIERS:
+                if value >> tier & 1:
+                    yield block_hash, tier
+
+    def used_at(self, instance: str, block_hash: int) -> float | None:
+        """Returns when an instance last stored or used a block, in Unix seconds; None for a block
+        that it does not have.
+        """
+        value = self._blocks.get(instance, {}).get(block_hash)
+        return None if value is None else (value >> _TIER_BITS) / 1e3
+
+    def hint_age_seconds(self, block_hash: int, now: float) -> float | None:
+        """Returns the seconds since a block's last write to a shared store; None without a hint.
+
+        The result may be too large by half of a hint's lifetime.
+
+        Why: the store does not report evictions, so an old hint is less likely to be true.
+        """
+        until = self.hints.get(block_hash)
+        return None if until is None else max(0.0, _LIMITS.kv_shared_seconds - (until - now))
+
+    def count_blocks(self) -> dict[str, BlockCounts]:
+        """Returns the block counts of every known instance."""
+        owners = Counter(block_hash for blocks in self._blocks.values() for block_hash in blocks)
+        found = {name: BlockCounts() for name in self.instances()}
+        for name, blocks in self._blocks.items():
+            bits = Counter(value & _UP_TO_TIER[-1] for value in blocks.values())
+            by_tier = [sum(count for mask, count in bits.items() if mask >> tier & 1) for tier in INSTANCE_TIERS]
+            unique = sum(owners[block_hash] == 1 for block_hash in blocks)
+            found[name] = BlockCounts(*by_tier, blocks=len(blocks), unique=unique)
+        return found
+
+    def count_distinct(self) -> int:
+        """Returns how many different blocks all instances have."""
+        return len({block_hash for blocks in self._blocks.values() for block_hash in blocks})
+
+    # --- changes ----------------------------------------------------------------------------------------------------------
+
+    def apply(self, changes: Iterable[Change], wall: float = 0.0) -> None:
+        """Applies changes in their order; repetition does no harm.
+
+        wall: when they were written, in Unix seconds.
+        """
+        for change in changes:
+            if isinstance(change, BlocksStored):
+                self._add(change.instance, change.hashes, 1 << change.tier, wall)
+            elif isinstance(change, BlocksRemoved):
+                self._remove(change.instance, change.hashes, 1 << change.tier)
+            elif isinstance(change, HintsAdded):
+                self._add_hints(change.hashes, change.until)
+            elif isinstance(change, HintsExpired):
+                for block_hash in change.hashes:
+                    self.hints.pop(block_hash, None)
+            elif isinstance(change, CompletenessChanged):
+                if self._has_room_for(change.instance, self._completeness):
+                    known = KnownCompleteness(change.complete, change.reason, change.since)
+                    self._completeness[change.instance] = known
+            elif isinstance(change, InstanceCleared | InstanceDetached):
+                self._block_count -= len(self._blocks.pop(change.instance, ()))
+                if isinstance(change, InstanceDetached):
+                    self._completeness.pop(change.instance, None)
+
+    def load_rows(
+        self, instance: str, block_hashes: Sequence[int], counts: Sequence[int], walls: Sequence[float]
+    ) -> None:
+        """Adds the rows of a snapshot: block hashes, copies by tier (``TIER_SHIFT``), and Unix
+        seconds of the last use; rows of 0 copies are empty.
+        """
+        for block_hash, copies, wall in zip(block_hashes, counts, walls, strict=True):
+            bits = sum(1 << tier for tier in INSTANCE_TIERS if copies >> TIER_SHIFT[tier] & MAX_COPIES)
+            if bits:
+                self._add(instance, (block_hash,), bits, wall)
+
+    def expire(self, now: float) -> None:
+        """Removes hints that have expired at ``now`` (monotonic seconds)."""
+        self.hints = {block_hash: until for block_hash, until in self.hints.items() if until > now}
+
+    # --- inside ---------------------------------------------------------------------------------------------------------
+
+    def _has_room_for(self, instance: str, known: Mapping[str, object]) -> bool:
+        return instance in known or len(known) < self._max_instances
+
+    def _add(self, instance: str, hashes: Iterable[int], bits: int, wall: float) -> None:
+        blocks = self._blocks.get(instance)
+        if blocks is None:
+            if not self._has_room_for(instance, self._blocks):
+                return
+            blocks = self._blocks[instance] = {}
+        used = int(wall * 1e3) if 0.0 <= wall < _MAX_WALL else 0
+        for block_hash in hashes:
+            value = blocks.get(block_hash)
+            if value is None:
+                if self._block_count >= self._max_blocks:
+                    continue
+                self._block_count += 1
+                value = 0
+            both = (value | bits) & _UP_TO_TIER[-1]
+            blocks[block_hash] = max(value >> _TIER_BITS, used) << _TIER_BITS | both
+
+    def _remove(self, instance: str, hashes: Iterable[int], bits: int) -> None:
+        blocks = self._blocks.get(instance, {})
+        for block_hash in hashes:
+            value = blocks.get(block_hash, 0) & ~bits
+            if value & _UP_TO_TIER[-1]:
+                blocks[block_hash] = value
+            elif blocks.pop(block_hash, None) is not None:
+                self._block_count -= 1
+
+    def _add_hints(self, hashes: Iterable[int], until: float) -> None:
+        for block_hash in hashes:
+            self.hints.pop(block_hash, None)  # the order is by age
+            self.hints[block_hash] = until
+        while len(self.hints) > _LIMITS.kv_shared_blocks:
+            del self.hints[next(iter(self.hints))]
+
+
+class LoadFailure(msgspec.Struct):
+    """A failed load, with its reason as text."""
+
+    why: str
+
+
+_REDIS_AWAY: Final = LoadFailure("Redis is away")
+
+
+async def load_index(link: RedisLink, model_key: str, wall_offset: float, now: float) -> LoadedIndex | LoadFailure:
+    """Returns a model's current index, or why it cannot be loaded.
+
+    wall_offset: Unix time minus monotonic time. now: monotonic seconds.
+    """
+    _, idx, ev = redis_keys.index_keys(model_key)
+    replies = await link.run(
+        [("HMGET", idx, POSITION_FIELD, META_FIELD), ("HKEYS", idx), ("XRANGE", ev, "-", "+", "COUNT", 1)]
+    )
+    if replies is None:
+        return _REDIS_AWAY
+    if any(isinstance(reply, ResponseError) for reply in replies):
+        return LoadFailure("the index in Redis has a wrong type")
+    (at_data, meta_data), names, oldest = replies
+    at = decode_position(at_data)
+    found = _unreadable_reason(at, meta_data)
+    if at is None or found is not None:
+        return LoadFailure(found or "Redis has no index")
+    loaded = LoadedIndex(at[0], _sequence_before_stream(oldest, at))
+    for field in sorted(names):
+        if header_instance(field) is None and field != HINTS_FIELD:
+            continue
+        away = await _load_instance(link, model_key, field, loaded, wall_offset)
+        if away is not None:
+            return away
+    why = await _apply_stream(link, model_key, at[1], loaded, wall_offset)
+    if why is not None:
+        return why
+    loaded.expire(now)
+    return loaded
+
+
+def _sequence_before_stream(oldest: Any, at: tuple[int, int]) -> int:
+    """Returns the sequence before the stream's first entry; 0 if that entry is of another epoch."""
+    try:
+        epoch, _, sequence = bytes(oldest[0][0]).partition(b"-")
+        return int(sequence) - 1 if int(epoch) == at[0] else 0
+    except (TypeError, ValueError, IndexError):
+        return at[1]  # an empty stream, or none, which the read shows
+
+
+def _unreadable_reason(at: tuple[int, int] | None, meta_data: Any) -> str | None:
+    """Returns why an index cannot be read now; None when it can."""
+    if at is None or not isinstance(meta_data, bytes):
+        return "Redis has no index"
+    try:
+        meta = decode_value(meta_data, IndexMeta)
+    except UnreadableError as error:
+        return f"the index in Redis cannot be read: {error.message}"
+    if meta.epoch != at[0]:
+        return "the index in Redis has two epochs"
+    return None if meta.ready else f"{meta.holder} is writing the index"
+
+
+def parse_entries(reply: Any) -> list[tuple[int, int, bytes]]:
+    """Returns epoch, sequence and bytes of each entry in an XREAD reply. Raises UnreadableError."""
+    found = []
+    try:
+        for name, values in reply[0][1] if reply else ():
+            epoch, _, sequence = bytes(name).partition(b"-")
+            found.append((int(epoch), int(sequence), bytes(values[ENTRY_FIELD])))
+    except (TypeError, ValueError, KeyError, IndexError):
+        raise UnreadableError("an entry has a wrong type", reason="shape") from None
+    return found
+
+
+def read_command(model_key: str, epoch: int, sequence: int) -> Command:
+    """Returns the command that reads the entries after ``sequence`` without waiting."""
+    _, _, ev = redis_keys.index_keys(model_key)
+    return ("XREAD", "COUNT", ENTRIES_PER_READ, "STREAMS", ev, f"{epoch}-{sequence}")
+
+
+async def _load_instance(
+    link: RedisLink, model_key: str, field: bytes, loaded: LoadedIndex, wall_offset: float
+) -> LoadFailure | None:
+    """Loads the instance or the hints whose header is in ``field``. Returns the failure if Redis is
+    unreachable; unreadable values are recorded in ``loaded``.
+    """
+    _, idx, _ = redis_keys.index_keys(model_key)
+    instance = header_instance(field)
+    why = ""
+    for _ in range(_MAX_ATTEMPTS):
+        values = await read_fields(link, idx, [field])
+        if values is None:
+            return _REDIS_AWAY
+        if values[0] is None:
+            return None  # it was removed
+        try:
+            header: Any = decode_header(values[0], HintsHeader if instance is None else InstanceHeader)
+        except UnreadableError as error:
+            why = error.message
+            break
+        if header.epoch != loaded.epoch:
+            return None  # of an earlier epoch, to be deleted
+        parts = await read_fields(link, idx, list(header.parts.values()))
+        if parts is None:
+            return _REDIS_AWAY
+        if None in parts:
+            why = "a part of it is missing"
+            continue
+        try:
+            columns = {part: decode_part(data) for part, data in zip(header.parts, parts, strict=True)}
+            if instance is None:
+                for data in columns.values():
+                    loaded.apply(
+                        HintsAdded(model_key, [block_hash], until)
+                        for block_hash, until in decode_hints(data, wall_offset)
+                    )
+            else:
+                _apply_parts(loaded, instance, header, columns, wall_offset)
+        except (UnreadableError, SnapshotError) as error:
+            why = error.message
+            break
+        return None
+    name = instance or "hints"
+    loaded.unreadable[name] = why
+    if instance is not None:
+        loaded.apply([CompletenessChanged(instance, False, f"its snapshot cannot be read: {why}", 0.0)])
+    return None
+
+
+def _apply_parts(
+    loaded: LoadedIndex, instance: str, header: InstanceHeader, columns: dict[str, bytes], wall_offset: float
+) -> None:
+    """Adds the rows of an instance's main table; the others are of adapters that are not loaded."""
+    snapshot, rows = header.slice, []
+    for part, data in columns.items():
+        if part.startswith("0.m"):
+            block_hashes, counts = decode_replica_part(data)
+            ticks = decode_ticks(columns.get(part.replace("m", "h"), b""))
+            if len(ticks) != len(block_hashes):
+                raise SnapshotError(f"part {part} has no ages", reason="missing")
+            rows.append((block_hashes, counts, [time_of(tick) + snapshot.wall for tick in ticks]))
+    for columns_of_part in rows:
+        loaded.load_rows(instance, *columns_of_part)
+    complete, reason, since = snapshot.completeness()
+    loaded.apply([CompletenessChanged(instance, complete, reason, since + snapshot.wall - wall_offset)])
+
+
+async def _apply_stream(
+    link: RedisLink, model_key: str, upto: int, loaded: LoadedIndex, wall_offset: float
+) -> LoadFailure | None:
+    """Applies the entries of the stream, at least up to ``upto``. Returns the failure if that is
+    not possible, else None.
+    """
+    while True:
+        replies = await link.run([read_command(model_key, loaded.epoch, loaded.sequence)])
+        if replies is None:
+            return _REDIS_AWAY
+        if isinstance(replies[0], ResponseError):
+            return LoadFailure("the stream of changes in Redis has a wrong type")
+        try:
+            entries = parse_entries(replies[0])
+            for epoch, sequence, data in entries:
+                if (epoch, sequence) != (loaded.epoch, loaded.sequence + 1):
+                    return LoadFailure("the stream of changes has a gap")
+                if len(data) > INDEX_ENTRY_BYTES:
+                    raise UnreadableError(f"an entry of {len(data)} bytes is too large", reason="bytes")
+                wall, changes = decode_entry_with_time(data, model_key, wall_offset)
+                loaded.apply(changes, wall)
+                loaded.sequence = sequence
+        except UnreadableError as error:
+            return LoadFailure(f"entry {loaded.epoch}-{loaded.sequence + 1} cannot be read: {error.message}")
+        if not entries:
+            done = loaded.sequence >= upto
+            return None if done else LoadFailure("entries of the stream of changes are missing")
