@@ -28,8 +28,8 @@ from fairlead_autoscaler.core import PoolSpec, ReplicaState
 from fairlead_autoscaler.local.state_files import STATE_FILE, LocalEngine, LocalModel, LocalPool, LocalState, write_file
 from fairlead_cli.index.prefix_match import TokenPrompt
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
-from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.kvstore.index_reader import IndexReader
 from fairlead_testing.processes import start_ready
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
@@ -155,22 +155,22 @@ async def compare_index(
     """Sends chats by their token ids, one at a time, to one engine after another.
 
     Each time, the index says first what the engine has cached of it; then the engine says it. The
-    index is followed as by a gateway. Raises CheckFailed unless both agree about every prompt.
+    index is read as by `fairlead index`. Raises CheckFailed unless both agree about every prompt.
     """
     link = RedisLink(plane.redis_url, SystemClock())
-    feed = IndexSubscriber(link, SystemClock())
+    feed = IndexReader(link, SystemClock())
     feed.set_models([MODEL_KEY])
     link.start()
     feed.start()
     rows: list[dict[str, Any]] = []
     try:
-        await wait_until(lambda: feed.replica(MODEL_KEY) is not None)
+        await wait_until(lambda: feed.index(MODEL_KEY) is not None)
         async with httpx.AsyncClient(timeout=60.0) as client:
             for engine, messages in zip(itertools.cycle(group.engines.values()), prompts, strict=False):
                 tokens = await _tokenize(client, engine.url, messages)
                 chain = TokenPrompt(tokens).hashes(MODEL_KEY, BLOCK_TOKENS, SECRET.encode())
                 await asyncio.sleep(_SETTLE_SECONDS)
-                known = blocks(feed.replica(MODEL_KEY), engine.name, chain, StorageTier.GPU) * BLOCK_TOKENS
+                known = blocks(feed.index(MODEL_KEY), engine.name, chain, StorageTier.GPU) * BLOCK_TOKENS
                 # An engine computes at least the last token of a prompt.
                 expected = min(known, (len(tokens) - 1) // BLOCK_TOKENS * BLOCK_TOKENS)
                 reported = await cached_tokens(client, engine.url, tokens)

@@ -62,7 +62,7 @@ class KvEventLimits:
 
 @dataclass(frozen=True)
 class IndexLimits:
-    """Limits of the KV-cache index in Redis and of the index replicas in gateways."""
+    """Limits of the KV-cache index in Redis."""
 
     index_lease_seconds: float = limit(
         1.5, "an indexer that does not renew its lease for this long may be replaced; renewed three times as often"

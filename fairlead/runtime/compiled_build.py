@@ -48,8 +48,6 @@ COMPILED_MODULES = (
     "fairlead_gateway/worker/upstream/*.py",
     "fairlead_kvstore/blockstore/**/*.py",
     "fairlead_kvstore/events/*.py",
-    "fairlead_kvstore/native/dict_mask_table.py",
-    "fairlead_kvstore/index/replica.py",
     "fairlead_kvstore/index/writer_state.py",
     "fairlead_kvstore/reader/*.py",
 )

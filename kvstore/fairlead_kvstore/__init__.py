@@ -7,7 +7,6 @@ In reading order:
 - `blockstore`: the blocks of every instance, derived from events
 - `reader`: ZMQ connections to engines
 - `redis`: the connection to Redis, and its keys
-- `index`: the index in Redis, its writer, and the replica that gateways query
+- `index`: the index in Redis, its writer and its readers
 - `indexer`: the process that reads a fleet's events and writes the index
-- `analysis`: block counts, removal ranking and replication hints, for operators and the autoscaler
 """

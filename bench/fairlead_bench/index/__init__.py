@@ -1,6 +1,6 @@
 """Cost of the index.
 
-benchmark: the command line, the measured processes, lookups in a replica, goals
+benchmark: the command line, the measured processes, goals
 event_streams, event_publisher: KV events of simulated engines
-mirror_process: a process that mirrors the index
+reader_process: a process that reads engines as a gateway does
 """

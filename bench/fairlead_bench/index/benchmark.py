@@ -1,18 +1,14 @@
-"""The indexer, replicas of the index and Redis: each kind of traffic several times in turn, then
-ten million blocks.
+"""The indexer, a gateway's reader and Redis: each kind of traffic several times in turn, then ten
+million blocks.
 
 Processor time is user and system time of the process, from its CPU clock. The publisher's is not
 counted. A run begins when the indexer is connected to all engines and has asked for their replays.
-It ends when the mirror has every mark and the indexer is idle. So the figures include the snapshots
+It ends when the reader has every mark and the indexer is idle. So the figures include the snapshots
 of instances.
-
-The mirror's answers alone: 128 blocks and 64 instances, in a mirror with a million other blocks.
-Processor time, one core.
 """
 
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
@@ -28,11 +24,9 @@ import yaml
 
 from fairlead.runtime.compiled_build import is_compiled
 from fairlead_bench.index.event_streams import MODEL
+from fairlead_bench.index.reader_process import engine_url, instance_id
 from fairlead_bench.results import NO_GOALS, ResultRow, load_goals, parse_options, write_results
 from fairlead_kvstore.blockstore import block_table as blocks
-from fairlead_kvstore.blockstore.changes import BlocksStored
-from fairlead_kvstore.blockstore.storage_tiers import StorageTier
-from fairlead_kvstore.index.replica import IndexReplica
 from fairlead_testing.processes import cpu_seconds, memory_bytes, start_ready
 from fairlead_testing.redis.valkey import Valkey, running_valkey
 
@@ -51,7 +45,7 @@ class ProcessCost:
 
 @dataclass(slots=True)
 class IndexRun:
-    """Result of one run. ``blocks``: stored and removed; ``held``: in the replica at the end;
+    """Result of one run. ``blocks``: stored and removed; ``held``: in the reader at the end;
     ``extra``: further figures."""
 
     kind: str
@@ -59,7 +53,7 @@ class IndexRun:
     held: int
     seconds: float
     indexer: ProcessCost
-    mirror: ProcessCost
+    reader: ProcessCost
     redis: ProcessCost
     redis_bytes: int
     extra: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +66,7 @@ class IndexRun:
 
     def _costs(self) -> Iterator[tuple[str, ProcessCost]]:
         yield "indexer", self.indexer
-        yield "mirror", self.mirror
+        yield "reader", self.reader
         yield "redis", self.redis
 
 
@@ -130,7 +124,8 @@ def start_indexer(redis: str, engines: list[dict[str, str]], folder: Path) -> It
     """Starts ``python -m fairlead_kvstore`` before these engines; yields its pid."""
     instances = [
         {
-            "url": f"http://127.0.0.1:{1_000 + number}",
+            "id": instance_id(number).partition("/")[0],
+            "url": engine_url(number),
             "engine": "vllm",
             "kvEvents": one["events"],
             "kvReplay": one["replay"],
@@ -163,7 +158,7 @@ class EventTraffic:
 def run(traffic: EventTraffic, *, cold: bool = False, emptied: bool = False) -> IndexRun:
     """Returns the figures of one kind of traffic.
 
-    cold: another mirror is loaded from Redis afterwards.
+    cold: another reader is started afterwards.
     emptied: Redis is emptied after half of the events. Everything is written in a new epoch then,
         while the other half arrives.
     """
@@ -176,30 +171,32 @@ def run(traffic: EventTraffic, *, cold: bool = False, emptied: bool = False) -> 
         start_child("fairlead_bench.index.event_publisher", *words) as publisher,
     ):
         pid_redis = _pid(redis)
+        addresses = publisher.read()
+        how = (redis.url, json.dumps(addresses), marks)
         with (
-            start_indexer(redis.url, publisher.read(), Path(folder)) as pid,
-            start_child("fairlead_bench.index.mirror_process", redis.url, marks) as mirror,
+            start_indexer(redis.url, addresses, Path(folder)) as pid,
+            start_child("fairlead_bench.index.reader_process", *how) as reader,
         ):
-            start = mirror.read()
+            start = reader.read()
             time.sleep(REST_SECONDS)
             _wait_until_idle(pid)
             before = {
                 name: (cpu_seconds(one), memory_bytes(one)) for name, one in (("indexer", pid), ("redis", pid_redis))
             }
-            base = mirror.query("")
+            base = reader.query("")
             begun = time.monotonic()
             publisher.send("go")
             if emptied:
                 time.sleep(blocks / traffic.rate / 2)
                 _empty(redis.url)
             sent = publisher.read()["sent"]
-            _wait_until_mirrored(mirror, engines)
+            _wait_until_read(reader, engines)
             seconds = time.monotonic() - begun
             _wait_until_idle(pid)
             after = {
                 name: (cpu_seconds(one), memory_bytes(one)) for name, one in (("indexer", pid), ("redis", pid_redis))
             }
-            state = mirror.query("")
+            state = reader.query("")
             costs = {
                 name: ProcessCost(after[name][0] - before[name][0], after[name][1] - before[name][1]) for name in before
             }
@@ -207,23 +204,17 @@ def run(traffic: EventTraffic, *, cold: bool = False, emptied: bool = False) -> 
             found = IndexRun(
                 kind, sent, state["blocks"], seconds, costs["indexer"], own, costs["redis"], _used(redis.url)
             )
-            found.extra = {"loads": state["loads"], "mirror_says": state["words"]}
             if cold:
-                found.extra["cold"] = _cold(redis.url, marks)
+                with start_child("fairlead_bench.index.reader_process", *how) as another:
+                    found.extra["cold"] = another.read()
         return found
 
 
-def _cold(url: str, marks: str) -> Any:
-    with start_child("fairlead_bench.index.mirror_process", url, marks) as made:
-        first = made.read()
-        return first | {"held": made.query("census")["held"]}
-
-
-def _wait_until_mirrored(mirror: ChildProcess, marks: int) -> None:
+def _wait_until_read(reader: ChildProcess, marks: int) -> None:
     until = time.monotonic() + TIMEOUT_SECONDS
-    while mirror.query("")["marks"] < marks:
+    while reader.query("")["marks"] < marks:
         if time.monotonic() > until:
-            raise RuntimeError(f"the mirror did not get everything: {mirror.query('')}")
+            raise RuntimeError(f"the reader did not get everything: {reader.query('')}")
         time.sleep(0.1)
 
 
@@ -274,7 +265,6 @@ class IndexFigures:
 
     runs: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
     many: Mapping[str, Any] | None = None
-    matches: Mapping[str, float] = field(default_factory=dict)
 
 
 def rows(found: IndexFigures) -> list[ResultRow]:
@@ -288,18 +278,9 @@ def _goal_rows(found: IndexFigures) -> Iterator[ResultRow]:
     row = wanted.value
     for kind in ("prompts", "eviction", "decoding"):
         yield row(f"blocks per CPU-second of the indexer: {KINDS[kind]}", "/s", _rate(found.runs.get(kind, ())))
-    for how in ("all of it everywhere", "a random depth on each"):
-        yield row(f"128 blocks × 64 instances: {how}", "µs", found.matches.get(how))
-    full = found.runs.get("prompts", ())
-    for name in ("indexer", "mirror"):
-        yield row(
-            f"memory of the {name} per million blocks",
-            "MB",
-            _median_of(full, lambda one, name=name: _memory_per_block(one, name)),
-        )
-    yield row("cold mirror of a million blocks", "s", _median_of(full, _cold_million))
-    many = found.many or {}
-    yield row("blocks of ten million that a cold mirror serves", "", (many.get("cold") or {}).get("held"))
+    yield row(
+        "memory of the indexer per million blocks", "MB", _median_of(found.runs.get("prompts", ()), _indexer_memory)
+    )
 
 
 def _cost_rows(found: IndexFigures) -> Iterator[ResultRow]:
@@ -308,17 +289,18 @@ def _cost_rows(found: IndexFigures) -> Iterator[ResultRow]:
     )
     for kind, words in KINDS.items():
         some = found.runs.get(kind, ())
-        for name, who in (("mirror", "a mirror's"), ("redis", "Redis'")):
+        for name, who in (("reader", "a gateway's"), ("redis", "Redis'")):
             value = _median_of(some, lambda one, name=name: one[name]["cpu"] / one["blocks"] * 1e6)
             yield NO_GOALS.value(f"{who} CPU per million blocks: {words}", "s", value)
-    for how, value in found.matches.items():
-        if how not in ("all of it everywhere", "a random depth on each"):
-            yield NO_GOALS.value(f"128 blocks × 64 instances: {how}", "µs", value)
+    full = found.runs.get("prompts", ())
+    memory = _median_of(full, lambda one: _memory_per_block(one, "reader"))
+    yield NO_GOALS.value("memory of a gateway's reader per million blocks", "MB", memory)
+    yield NO_GOALS.value("a million blocks: a gateway that starts has them", "s", _median_of(full, _cold_million))
     many = found.many or {}
     cold = many.get("cold") or {}
-    yield NO_GOALS.value("ten million blocks: instances of 16 that the cold mirror has", "", cold.get("marks"))
-    yield NO_GOALS.value("ten million blocks: cold mirror", "s", cold.get("seconds"))
-    yield NO_GOALS.value("ten million blocks: memory of a cold mirror", "MB", _megabytes(cold.get("memory")))
+    yield NO_GOALS.value("ten million blocks: a gateway that starts has", "", cold.get("blocks"))
+    yield NO_GOALS.value("ten million blocks: a gateway that starts has them", "s", cold.get("seconds"))
+    yield NO_GOALS.value("ten million blocks: memory of a gateway that starts", "MB", _megabytes(cold.get("memory")))
     yield NO_GOALS.value(
         "ten million blocks: the indexer grew by", "MB", _megabytes((many.get("indexer") or {}).get("grew"))
     )
@@ -334,9 +316,13 @@ def _memory_per_block(one: Mapping[str, Any], name: str) -> float:
     return float(one[name]["grew"] / one["held"])
 
 
+def _indexer_memory(one: Mapping[str, Any]) -> float:
+    return _memory_per_block(one, "indexer")
+
+
 def _cold_million(one: Mapping[str, Any]) -> float | None:
     cold = one.get("cold")
-    return None if cold is None else cold["seconds"] / cold["held"] * 1e6
+    return None if cold is None else cold["seconds"] / cold["blocks"] * 1e6
 
 
 def _median_of(some: Sequence[Mapping[str, Any]], figure: Any) -> float | None:
@@ -346,58 +332,6 @@ def _median_of(some: Sequence[Mapping[str, Any]], figure: Any) -> float | None:
 
 def _megabytes(size: float | None) -> float | None:
     return None if size is None else size / 1e6
-
-
-BLOCKS: Final = 128
-INSTANCES: Final = 64
-_OTHERS: Final = 1_000_000
-_CALLS: Final = 2_000
-_ROUNDS: Final = 15
-
-
-def measure_matches(seed: int) -> dict[str, float]:
-    """Microseconds of one answer by how the prompt is held: the best of 15 rounds of 2,000."""
-    draw = random.Random(seed)
-    mirror = IndexReplica()
-    names = [f"e-{number}/8000/0" for number in range(INSTANCES)]
-    for name in names:
-        mirror.apply([BlocksStored(name, StorageTier.GPU, [draw.getrandbits(64) for _ in range(_OTHERS // INSTANCES)])])
-    chains = [[draw.getrandbits(64) for _ in range(BLOCKS)] for _ in range(4)]
-    everywhere, depths, nobody, slower = chains
-    for name in names:
-        mirror.apply([BlocksStored(name, StorageTier.GPU, everywhere)])
-        mirror.apply([BlocksStored(name, StorageTier.GPU, depths[: draw.randrange(1, BLOCKS + 1)])])
-    found = {
-        "all of it everywhere": _fastest_round(mirror, everywhere),
-        "a random depth on each": _fastest_round(mirror, depths),
-        "a random depth on each, for the first time": _fastest_round(mirror, depths, first=True),
-        "nobody": _fastest_round(mirror, nobody),
-    }
-    for name in names:
-        half = draw.randrange(1, BLOCKS)
-        mirror.apply(
-            [
-                BlocksStored(name, StorageTier.GPU, slower[:half]),
-                BlocksStored(name, StorageTier.CPU, slower[half:]),
-            ]
-        )
-    found["in the GPU, then in CPU memory"] = _fastest_round(mirror, slower)
-    found["in the GPU, then in CPU memory, for the first time"] = _fastest_round(mirror, slower, first=True)
-    return found
-
-
-def _fastest_round(mirror: IndexReplica, chain: list[int], *, first: bool = False) -> float:
-    """Returns the fastest round. ``first`` measures as if the chain had changed since the last
-    lookup."""
-    match, best, kept = mirror.match, float("inf"), mirror._chain_results
-    for _ in range(_ROUNDS):
-        begun = time.process_time()
-        for _ in range(_CALLS):
-            if first:
-                kept.clear()
-            match(chain)
-        best = min(best, (time.process_time() - begun) / _CALLS)
-    return best * 1e6
 
 
 ROOT: Final = Path(__file__).resolve().parents[3]
@@ -419,14 +353,14 @@ def main(arguments: Sequence[str]) -> int:
         seed=7,
         without=(str, "leave a part out: many"),
     )
-    found = IndexFigures(matches=measure_matches(options.seed))
+    found = IndexFigures()
     for _ in range(options.rounds):
         for kind, count in _BLOCKS.items():
             one = _plain(kind, round(count * options.share), _ENGINES[kind], options.seed, cold=kind == "prompts")
             found.runs.setdefault(kind, []).append(one)
     if options.without != "many":
         found.many = _plain("prompts", round(TEN_MILLION * options.share), 16, options.seed, cold=True, emptied=True)
-    figures = {"runs": found.runs, "many": found.many, "matches": found.matches}
+    figures = {"runs": found.runs, "many": found.many}
     more = {"compiled": is_compiled(blocks.__file__), "figures": figures}
     return write_results("index", rows(found), seed=options.seed, file=options.out, more=more)
 

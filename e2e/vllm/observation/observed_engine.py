@@ -6,7 +6,7 @@ reported with as many cached tokens as predicted.
 
 The index under test has two forms. One is an indexer process that writes to a real
 Redis, followed from there as by a gateway. The other is an indexer within this process. The
-compared object is the mirror that gateways route by.
+compared object is made of the changes that gateways route by.
 
 Prompts as token ids, so that their hashes can be computed; predictions of an index, and the
 engine's reports.
@@ -41,14 +41,16 @@ from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
+from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_gateway.prefix_map.translator import InflightBlocks
 from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, cached_tokens, chain_root
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
-from fairlead_kvstore.index.replica import IndexReplica
-from fairlead_kvstore.index.sink import LocalSink
-from fairlead_kvstore.index.subscriber import IndexSubscriber
+from fairlead_kvstore.errors import UnreadableError
+from fairlead_kvstore.index import redis_keys
+from fairlead_kvstore.index.format import POSITION_FIELD, decode_entry_with_time, decode_position
+from fairlead_kvstore.index.loaded_index import LoadedIndex, load_index, parse_entries, read_command
 from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
 from fairlead_kvstore.reader.reader_context import ReaderRuntime
@@ -60,6 +62,7 @@ MODEL = "tiny"
 MODEL_KEY = f"default/{MODEL}"
 SECRET = b"a secret of the test"
 _STOP_SECONDS = 20.0
+_POLL_SECONDS = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +92,21 @@ class IndexUnderTest(Protocol):
     def stamp(self) -> object:
         """Something else whenever anything arrived."""
 
-    def mirror(self) -> IndexReplica | None:
-        """Returns the replica; None before there is one."""
+    def mirror(self) -> LoadedIndex | None:
+        """Returns the blocks; None before there are any."""
 
 
 class InProcessIndex:
-    """In this process, as in a gateway without Redis."""
+    """In this process, as in a gateway."""
 
     def __init__(self) -> None:
         self._heard = 0
         self.arrivals: list[float] = []
         clock = SystemClock()
-        self._sink = LocalSink(on_changes=self._changed)
+        self._index = LoadedIndex()
         self._indexer = Indexer(
             BlockStore(secret=SECRET),
-            self._sink,
+            self,
             HttpEngineQuery(EngineCredentials({}, clock.now)),
             ReaderRuntime(asyncio.get_running_loop(), clock, random.Random(1).random, Limits()),
         )
@@ -123,18 +126,24 @@ class InProcessIndex:
         """Returns a value that changes with every received event."""
         return self._heard
 
-    def mirror(self) -> IndexReplica | None:
+    def mirror(self) -> LoadedIndex | None:
         """Always there."""
-        return self._sink.replica(MODEL_KEY)
+        return self._index
 
-    def _changed(self, _: str, changes: Sequence[Change]) -> None:
+    def is_backlogged(self, model_key: str) -> bool:
+        """Returns False, since changes are applied at once."""
+        return False
+
+    def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
+        """Applies changes of the indexer."""
+        self._index.apply(changes)
         self._heard += len(changes)
         self.arrivals += stored_blocks(changes)
 
 
 class RedisIndex:
-    """``python -m fairlead_kvstore`` writes to a Redis of its own, and what a gateway would know is
-    read from there."""
+    """``python -m fairlead_kvstore`` writes to a Redis of its own, and this follows what is written
+    there."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,17 +152,16 @@ class RedisIndex:
         self._heard = 0
         self.arrivals: list[float] = []
         self._process: subprocess.Popen[str] | None = None
+        self._index: LoadedIndex | None = None
 
     async def follow(self, sources: Sequence[EventSource]) -> None:
-        """Start Redis, the indexer and the feed."""
+        """Start Redis, the indexer and the reading."""
         await asyncio.to_thread(
             self._start, {"models": [{"name": MODEL, "instances": [_source_of(source) for source in sources]}]}
         )
         self._link = RedisLink(self._redis.url, SystemClock())
-        self._feed = IndexSubscriber(self._link, SystemClock(), on_changes=self._changed, on_reload=self._reloaded)
-        self._feed.set_models([MODEL_KEY])
         self._link.start()
-        self._feed.start()
+        self._reading = asyncio.ensure_future(self._read())
 
     def _start(self, fleet: Mapping[str, Any]) -> None:
         self._redis.start()
@@ -168,7 +176,7 @@ class RedisIndex:
     async def close(self) -> None:
         """End all of it."""
         if self._process is not None:
-            await self._feed.stop()
+            await cancel_and_wait(self._reading)
             await self._link.stop()
             self._process.send_signal(signal.SIGTERM)
             try:
@@ -182,16 +190,46 @@ class RedisIndex:
         """Returns a value that changes with every received event and reload."""
         return self._heard
 
-    def mirror(self) -> IndexReplica | None:
+    def mirror(self) -> LoadedIndex | None:
         """None before the first load."""
-        return self._feed.replica(MODEL_KEY)
+        return self._index
 
-    def _changed(self, _: str, changes: Sequence[Change]) -> None:
-        self._heard += len(changes)
-        self.arrivals += stored_blocks(changes)
+    async def _read(self) -> None:
+        """Loads the index, and again whenever what follows is not the next entry of its epoch."""
+        clock = SystemClock()
+        follows = False
+        while True:
+            now = clock.now()
+            if self._index is not None and follows:
+                follows = await self._apply_next(self._index, clock.wall() - now)
+            else:
+                found = await load_index(self._link, MODEL_KEY, clock.wall() - now, now)
+                follows = isinstance(found, LoadedIndex)
+                if isinstance(found, LoadedIndex):
+                    self._index = found
+                    self._heard += 1
+            await asyncio.sleep(_POLL_SECONDS)
 
-    def _reloaded(self, _: str, __: IndexReplica) -> None:
-        self._heard += 1
+    async def _apply_next(self, index: LoadedIndex, wall_offset: float) -> bool:
+        """Applies the next entries of the stream. Returns False if the index must be loaded."""
+        _, idx, _ = redis_keys.index_keys(MODEL_KEY)
+        read = read_command(MODEL_KEY, index.epoch, index.sequence)
+        replies = await self._link.run([read, ("HGET", idx, POSITION_FIELD)])
+        at = None if replies is None else decode_position(replies[1])
+        if replies is None or at is None:
+            return False
+        try:
+            for epoch, sequence, data in parse_entries(replies[0]):
+                if (epoch, sequence) != (index.epoch, index.sequence + 1):
+                    return False
+                wall, changes = decode_entry_with_time(data, MODEL_KEY, wall_offset)
+                index.apply(changes, wall)
+                index.sequence = sequence
+                self._heard += len(changes)
+                self.arrivals += stored_blocks(changes)
+        except UnreadableError:
+            return False
+        return at == (index.epoch, index.sequence)
 
 
 def stored_blocks(changes: Sequence[Change]) -> list[float]:
@@ -201,19 +239,19 @@ def stored_blocks(changes: Sequence[Change]) -> list[float]:
     )
 
 
-def blocks(mirror: IndexReplica | None, instance: str, chain: Sequence[int], tier: StorageTier) -> int:
+def blocks(mirror: LoadedIndex | None, instance: str, chain: Sequence[int], tier: StorageTier) -> int:
     """Returns how many blocks of a chain the instance has cached, up to a tier."""
     held = () if mirror is None else mirror.match(chain)
     return next((one.blocks[tier] for one in held if one.instance == instance), 0)
 
 
-def content(mirror: IndexReplica | None, instance: str, tier: StorageTier) -> set[int]:
+def content(mirror: LoadedIndex | None, instance: str, tier: StorageTier) -> set[int]:
     """All blocks of an instance in a tier."""
     there: Iterable[tuple[int, StorageTier]] = () if mirror is None else mirror.blocks_of(instance)
     return {own for own, at in there if at is tier}
 
 
-def completeness(mirror: IndexReplica | None, instance: str) -> tuple[bool, str]:
+def completeness(mirror: LoadedIndex | None, instance: str) -> tuple[bool, str]:
     """Returns whether the index claims to be complete for the instance, and its reason if not."""
     known = None if mirror is None else mirror.completeness(instance)
     return (known.complete, known.reason) if known is not None else (False, "nothing is known")
@@ -663,8 +701,8 @@ def matched_tokens(chain: Sequence[int], held: Callable[[int], bool]) -> int:
     return next((number for number, one in enumerate(chain) if not held(one)), len(chain))
 
 
-def _cached_blocks(mirror: IndexReplica, own: int, instance: str) -> bool:
-    return StorageTier.GPU in mirror.holders(own).get(instance, ())
+def _cached_blocks(mirror: LoadedIndex, own: int, instance: str) -> bool:
+    return bool(mirror.tiers(instance, own) & 1 << StorageTier.GPU)
 
 
 def _differs(numbers: Numbers) -> bool:

@@ -342,7 +342,8 @@ class BlockTable:
                 self._free.extend([row for row in range(start, stop) if not counts[row]])
             twice |= bool(self.by_handle.put_rows(counts, start, stop))
             self.by_block_hash.put_rows(counts, start, stop)
-            yield
+            if stop < rows:
+                yield
         return not twice
 
     def __len__(self) -> int:

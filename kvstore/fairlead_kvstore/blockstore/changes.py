@@ -1,4 +1,4 @@
-"""Changes of a block store, in order, for the consumers that keep a copy: Redis, a replica, a test.
+"""Changes of a block store, in order, for the consumers that keep a copy: Redis, a gateway, a test.
 
 Blocks are block hashes (``block_hash.py``). ``BlocksStored`` and ``BlocksRemoved`` report the first
 and the last copy only: a block with two copies is stored once. Applying a change again does no

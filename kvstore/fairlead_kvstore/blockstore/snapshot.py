@@ -4,7 +4,7 @@ columns of rows.
 Why: replays reach back some thousand batches only, and an engine that has run for a day is full of
 older blocks. So a new indexer cannot rebuild its state from them. A snapshot holds the rows as
 columns of bytes in row order, and the few other values. Rows keep their number, so an unchanged
-part of the table (4,096 rows) has the same bytes and is not written again. Gateways' replicas need
+part of the table (4,096 rows) has the same bytes and is not written again. Readers of blocks need
 block hashes and copies; these are apart from the columns that only an indexer needs.
 
     <table>.m<part>     block hashes (8 bytes each), then counts (4)                  12 B a row

@@ -1,9 +1,8 @@
-"""The index outside of the process that reads engines: in Redis, and as replicas in gateways.
+"""The index in Redis.
 
 - `format`: the index in Redis as bytes; `redis_keys`: its keys
-- `sink`: consumers of changes; `writer`, `writer_state`: the leader that writes a model's index
-- `recovery`: the state that the next indexer continues from
-- `replica`: `IndexReplica`, which gateways query
-- `bootstrap`, `subscriber`: the load of a replica from Redis, and its updates
+- `writer`, `writer_state`: the leader that writes a model's index
+- `recovery`: the state that the next indexer continues from, and each gateway that starts
+- `loaded_index`: all of it, for `fairlead index`
 - `instance_status`: the status of instances, next to the index
 """

@@ -163,6 +163,10 @@ class LoadedIndex:
                 if value >> tier & 1:
                     yield block_hash, tier
 
+    def tiers(self, instance: str, block_hash: int) -> int:
+        """Returns where an instance has a block: a bit for each tier, 1 for the GPU; 0: nowhere."""
+        return self._blocks.get(instance, {}).get(block_hash, 0) & _UP_TO_TIER[-1]
+
     def used_at(self, instance: str, block_hash: int) -> float | None:
         """Returns when an instance last stored or used a block, in Unix seconds; None for a block
         that it does not have.
@@ -186,9 +190,9 @@ class LoadedIndex:
         found = {name: BlockCounts() for name in self.instances()}
         for name, blocks in self._blocks.items():
             bits = Counter(value & _UP_TO_TIER[-1] for value in blocks.values())
-            by_tier = [sum(count for mask, count in bits.items() if mask >> tier & 1) for tier in INSTANCE_TIERS]
+            gpu, cpu, disk = (sum(count for mask, count in bits.items() if mask >> tier & 1) for tier in INSTANCE_TIERS)
             unique = sum(owners[block_hash] == 1 for block_hash in blocks)
-            found[name] = BlockCounts(*by_tier, blocks=len(blocks), unique=unique)
+            found[name] = BlockCounts(gpu, cpu, disk, len(blocks), unique)
         return found
 
     def count_distinct(self) -> int:

@@ -3,7 +3,7 @@
 ``offer`` queues changes and returns. A task writes them in steps, as one entry or several. Each
 write first compares the lease and the stream's position in a script. So a writer that was paused
 cannot write, and one whose Redis has lost writes detects it at its next write. Then, and when too
-many changes wait, everything is written again in a new epoch. So a replica always belongs to one
+many changes wait, everything is written again in a new epoch. So what is read always belongs to one
 epoch, with no entry missing. Between steps the writer rests up to eight times as long as the last
 one took, at most 20 ms. It does not rest while it is backlogged. So changes arrive within some
 milliseconds at a nearby Redis, and the cost of small entries stays bounded.
@@ -11,12 +11,12 @@ milliseconds at a nearby Redis, and the cost of small entries stays bounded.
 The writer does not wait for an unreachable Redis: changes wait, bounded, and the block store is
 current when Redis returns. An exchange whose answer was lost is sent again: the stored position
 shows whether it was written. While Redis answers but cannot take all changes of a model, the model
-is *backlogged* and its engines are not read. An overflow would cost every replica a new epoch.
+is *backlogged* and its engines are not read. An overflow would cost a new epoch.
 A step renews due leases first. It writes only the changes that wait by then, since under load there
 are always more, and then due snapshots.
 
 A full Redis does not stop the writer either. If Redis refuses for two leases, the writer gives up
-its lease: a writer that cannot write would look like a leader to replicas that get nothing. Until
+its lease: a writer that cannot write would look like a leader to readers that get nothing. Until
 Redis accepts writes again, it requests the lease more often than other indexers, since it has the
 data to write.
 

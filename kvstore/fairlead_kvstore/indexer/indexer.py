@@ -1,10 +1,9 @@
 """The indexer: follows a fleet, reads its engines' KV events, and passes the changes to a sink.
 
-It runs in a separate process (``service.py``, with Redis behind the sink) and inside a gateway
-(with a local replica). It is single-threaded and does not wait. An event is applied and offered in
-the iteration of the loop that reads it, large batches in slices. ``reader/fair_scheduler.py``
-bounds the reads of one engine. Only HTTP queries are tasks: for an engine's endpoints, and for the
-sources of its adapters.
+It runs in a separate process (``service.py``, with Redis behind the sink) and inside each gateway.
+It is single-threaded and does not wait. An event is applied and offered in the iteration of the
+loop that reads it, large batches in slices. ``reader/fair_scheduler.py`` bounds the reads of one
+engine. Only HTTP queries are tasks: for an engine's endpoints, and for the sources of its adapters.
 
     fleet ──▶ attach, detach ──▶ BlockStore ◀── apply_outcomes ◀── EngineSubscription ◀── ZMQ
                                      └──changes──▶ ChangeSink
@@ -22,7 +21,7 @@ from collections import Counter
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
@@ -38,7 +37,6 @@ from fairlead_kvstore.blockstore.types import AdapterSource, EngineSleep, Instan
 from fairlead_kvstore.events.types import ProcessRestarted, StreamPosition
 from fairlead_kvstore.index.instance_status import InstanceStatus
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
-from fairlead_kvstore.index.sink import ChangeSink
 from fairlead_kvstore.reader.buffered_bytes import BufferedBytes
 from fairlead_kvstore.reader.endpoints import (
     EventEndpoints,
@@ -146,6 +144,25 @@ COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """The counters that are shown, and what they count."""
+
+
+class ChangeSink(Protocol):
+    """A consumer of the changes of models, in order: the writer to Redis, or a gateway.
+
+    It never blocks and never fails. Changes are offered in the iteration of the event loop in which
+    the block store changed. A writer that takes a snapshot of the store therefore knows that the
+    waiting changes are part of it.
+    """
+
+    def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
+        """Takes the changes of ``batches`` batches of one model (``namespace/name``). Returns at
+        once and never raises.
+        """
+
+    def is_backlogged(self, model_key: str) -> bool:
+        """Returns whether too many changes of a model wait. The caller then must not read its
+        events.
+        """
 
 
 class Indexer:

@@ -5,7 +5,6 @@ Python is slow.
 - `event_scanner.pyx`: the events of a usual batch
 - `block_rows.pyx`: rows of a `BlockTable`
 - `entry_encoder.pyx`: the changes of an entry of the index's stream
-- `mask_table.pyx`: the blocks of a replica, and `dict_mask_table.py`, the same in Python
 
 They exist only where the data plane is compiled (`scripts/compile.py`). Each is None elsewhere, and
 its caller takes the way in Python. That way is the reference: results are equal, and what these do
@@ -38,7 +37,6 @@ class _Loaded(NamedTuple):
     find_row: RowFind | None = None
     enter_rows: RowsEnter | None = None
     encode_changes: EntryEncode | None = None
-    mask_table: Callable[[], Any] | None = None
 
 
 def _load() -> _Loaded:
@@ -50,10 +48,9 @@ def _load() -> _Loaded:
         from fairlead_kvstore.native.entry_encoder import encode_changes
         from fairlead_kvstore.native.event_scanner import scan_events
         from fairlead_kvstore.native.frame_reader import read_messages
-        from fairlead_kvstore.native.mask_table import NativeMaskTable
     except ImportError:
         return _Loaded()
-    return _Loaded(scan_events, read_messages, add_run, find_row, enter_rows, encode_changes, NativeMaskTable)
+    return _Loaded(scan_events, read_messages, add_run, find_row, enter_rows, encode_changes)
 
 
 _LOADED: Final = _load()
@@ -63,4 +60,3 @@ ADD_RUN: Final = _LOADED.add_run
 FIND_ROW: Final = _LOADED.find_row
 ENTER_ROWS: Final = _LOADED.enter_rows
 ENCODE_CHANGES: Final = _LOADED.encode_changes
-NATIVE_MASK_TABLE: Final = _LOADED.mask_table

@@ -1,6 +1,6 @@
 """An indexer without sockets, for tests and measurements.
 
-Engines pass it their frames directly. ``IndexHarness`` adds three engines and a mirror around one
+Engines pass it their frames directly. ``IndexHarness`` adds three engines and a reader around one
 Redis.
 """
 
@@ -22,13 +22,13 @@ from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import StreamOutcome
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.instance_status import secret_fingerprint
+from fairlead_kvstore.index.loaded_index import LoadedIndex
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
-from fairlead_kvstore.index.replica import IndexReplica
-from fairlead_kvstore.index.sink import ChangeSink
-from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.index.writer import IndexWriter
+from fairlead_kvstore.indexer.indexer import ChangeSink
 from fairlead_kvstore.reader.event_application import apply_outcomes
 from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.kvstore.index_reader import IndexReader
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.waiting import wait_until
 
@@ -146,17 +146,13 @@ def store_content(store: BlockStore) -> dict[str, set[tuple[int, StorageTier]]]:
     return {name: set(store.content(name)) for name in NAMES if name in store}
 
 
-def replica_content(replica: IndexReplica) -> dict[str, set[tuple[int, StorageTier]]]:
-    """Returns the blocks that a mirror has for each instance."""
-    found: dict[str, set[tuple[int, StorageTier]]] = {name: set() for name in replica.instances()}
-    for own in list(replica._masks):
-        for name, tiers in replica.holders(own).items():
-            found[name] |= {(own, tier) for tier in tiers}
-    return found
+def index_content(index: LoadedIndex) -> dict[str, set[tuple[int, StorageTier]]]:
+    """Returns the blocks that a loaded index has for each instance."""
+    return {name: set(index.blocks_of(name)) for name in index.instances()}
 
 
 class IndexHarness:
-    """Engines, an indexer and a feed around one Redis; each moves only on demand."""
+    """Engines, an indexer and a reader around one Redis; each moves only on demand."""
 
     def __init__(self, url: str, limits: Limits = LIMITS) -> None:
         self.url, self.limits = url, limits
@@ -167,15 +163,8 @@ class IndexHarness:
             for number, name in enumerate(NAMES)
         }
         self.link = RedisLink(url, self.clock, limits=limits)
-        self.changes: list[Change] = []
-        self.reloads: list[IndexReplica] = []
-        self.subscriber = IndexSubscriber(
-            self.link,
-            self.clock,
-            on_changes=lambda _, found: self.changes.extend(found),
-            on_reload=lambda _, mirror: self.reloads.append(mirror),
-        )
-        self.subscriber.set_models([MODEL])
+        self.reader = IndexReader(self.link, self.clock)
+        self.reader.set_models([MODEL])
         self.indexer, self.writer = self.add_indexer("one")
 
     def add_indexer(self, holder: str) -> tuple[InMemoryIndexer, IndexWriter]:
@@ -218,19 +207,19 @@ class IndexHarness:
             await self.link.wait_connected()
             self.indexer.read()
             await self.writer.step()
-            await self.subscriber.step()
+            await self.reader.step()
 
-    def assert_replica_matches(self) -> None:
-        """Asserts that the mirror equals the store, as complete, and is not stale."""
-        replica = self.subscriber.replica(MODEL)
-        assert replica is not None, self.subscriber.describe(MODEL)
-        assert replica_content(replica) == store_content(self.indexer.store)
+    def assert_index_matches(self) -> None:
+        """Asserts that the loaded index equals the store."""
+        index = self.reader.index(MODEL)
+        assert index is not None, self.reader.problem(MODEL)
+        assert index_content(index) == store_content(self.indexer.store)
         for name in store_content(self.indexer.store):
-            state, known = self.indexer.store.state(name), replica.completeness(name)
+            state, known = self.indexer.store.state(name), index.completeness(name)
             assert known is not None
             assert (known.complete, known.reason) == (state.complete, state.reason)
             assert math.isclose(known.since, state.since, abs_tol=0.01)
-        assert self.subscriber.stale_since(MODEL) is None, self.subscriber.describe(MODEL)
+        assert not self.reader.problem(MODEL)
 
     async def wait_redis_lost(self) -> None:
         """Waits until the link has noticed that Redis is gone."""

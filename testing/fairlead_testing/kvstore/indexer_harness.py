@@ -19,11 +19,12 @@ from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
+from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.blockstore.types import InstanceState
 from fairlead_kvstore.events.types import EventFrame
-from fairlead_kvstore.index.sink import LocalSink
+from fairlead_kvstore.index.loaded_index import LoadedIndex
 from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.reader.reader_context import ReaderRuntime
 from fairlead_testing.kvstore.block_store import cached_depths
@@ -48,6 +49,25 @@ class EngineStatus:
     lag_seconds: float | None
 
 
+class CollectingSink:
+    """A ``ChangeSink`` that applies changes to an index for each model."""
+
+    def __init__(self) -> None:
+        self._indexes: dict[str, LoadedIndex] = {}
+
+    def index(self, model_key: str) -> LoadedIndex:
+        """Returns the index of a model, always the same object."""
+        return self._indexes.setdefault(model_key, LoadedIndex())
+
+    def is_backlogged(self, model_key: str) -> bool:
+        """Returns False, since changes are applied at once."""
+        return False
+
+    def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
+        """Applies the changes."""
+        self.index(model_key).apply(changes)
+
+
 class IndexerHarness:
     """The indexer and its engines.
 
@@ -63,7 +83,7 @@ class IndexerHarness:
         self.answers: dict[tuple[str, str], bytes] = {}
         self.queries: list[tuple[str, str]] = []
         self.instances: dict[str, Instance] = {}
-        self.sink = LocalSink()
+        self.sink = CollectingSink()
         self.store = BlockStore(limits=limits)
         self.indexer = Indexer(
             self.store,
@@ -134,12 +154,12 @@ class IndexerHarness:
     def credited_blocks(self, name: str, tokens: Sequence[int]) -> int:
         """Returns the blocks of a prompt that the index credits the instance with.
 
-        Asserts that store and mirror agree.
+        Asserts that the store agrees with its changes.
         """
         size = self.engines[name].engine.block_size if name in self.engines else 4
         chain = block_hashes(chain_root(MODEL), list(tokens), size)
         cached = cached_depths(self.store, name, chain)[StorageTier.GPU]
-        matched = {match.instance: match.blocks[0] for match in self.sink.replica(MODEL).match(chain)}
+        matched = {match.instance: match.blocks[0] for match in self.sink.index(MODEL).match(chain)}
         assert matched.get(name, 0) == cached
         return cached
 

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection, ForgetScope
 from fairlead_gateway.prefix_map.translator import PREFIX_MAP_SETTLE_SECONDS, SHARED_STORE, PrefixTranslator
 from fairlead_kvstore.blockstore import block_hash
-from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, HintsAdded, HintsExpired
+from fairlead_kvstore.blockstore.changes import (
+    BlocksRemoved,
+    BlocksStored,
+    Change,
+    HintsAdded,
+    HintsExpired,
+    InstanceCleared,
+)
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
@@ -310,6 +317,17 @@ def test_a_new_worker_gets_everything_in_bounded_batches() -> None:
     for number, prompt in enumerate(prompts):
         assert place.credited("ab"[number % 2], prompt) > 0.9 * prompt.size
         assert not place.credited("ba"[number % 2], prompt)
+
+
+def test_engine_that_clears_its_cache_with_each_event_causes_one_correction() -> None:
+    place, prompt = Place("a", "b", blocks=ChangedBlocks(block_size=BLOCK)), prompt_of(1)
+    place.serve("b", prompt)
+    place.settle()
+    pair = [BlocksStored("a", StorageTier.GPU, [1, 2]), InstanceCleared("a", 2, "cleared")]
+    place.bridge.on_changes(pair * 4_000)
+    corrections = place.settle()
+    assert [(one.instance, one.forget, one.cached) for one in corrections] == [("a", ForgetScope.ALL, [])]
+    assert place.credited("b", prompt) > 0.9 * prompt.size
 
 
 @pytest.mark.property

@@ -6,14 +6,16 @@ from fairlead.limits import Limits
 from fairlead_kvstore.blockstore import changes
 from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
 from fairlead_kvstore.blockstore.block_table import time_of
+from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.blockstore.types import EngineSleep
-from fairlead_kvstore.events.payloads import ClearedEvent, RemovedEvent, StoredEvent
+from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, RemovedEvent, StoredEvent
 from fairlead_kvstore.events.types import BatchesLost, ProcessRestarted, StreamComplete, StreamResumed, StreamSuspended
 from fairlead_testing.kvstore.block_store import (
     BLOCK_HASHES,
     MODEL,
     TOKENS,
     SingleInstanceStore,
+    apply_batch,
     change_summary,
     removed_event,
     store_with,
@@ -519,3 +521,54 @@ def test_model_without_full_attention_is_not_credited() -> None:
 def test_attention_kinds_that_count(kind: str | None) -> None:
     index = store_with(stored_event(0, 1, kv_cache_spec_kind=kind))
     assert (index.depths()[0], index.store.state("i").hybrid) == (2, False)
+
+
+# --- the blocks of a model -----------------------------------------------------------------------------------------------
+
+
+def stores_of(*chains: tuple[str, int, int, float]) -> BlockStore:
+    """Returns a store with prompts: instance, first token, blocks, and when it was stored."""
+    store = BlockStore()
+    for name in "ab":
+        store.attach(name, "default/tiny", 0.0)
+    store.attach("other", "default/other", 0.0)
+    for number, (name, first, blocks, seconds) in enumerate(chains):
+        hashes = [number * 100_000 + at for at in range(1, blocks + 1)]
+        event = StoredEvent(hashes, None, list(range(first, first + blocks)), 1)
+        apply_batch(store, name, EventBatch(0.0, [event]), seconds)
+    return store
+
+
+def test_unique_blocks_are_those_that_no_other_instance_of_the_model_has() -> None:
+    store = stores_of(("a", 0, 10, 0.0), ("a", 50, 4, 900.0), ("b", 0, 6, 0.0), ("other", 50, 4, 0.0))
+    model = store.model("default/tiny")
+    assert model.instances() == ["a", "b"]
+    assert model.count_unique("a", 600.0, 1_000) == (14, 8, 4)
+    assert model.count_unique("b", 0.0, 1_000) == (6, 0, 0)
+    chain = list(store._instances["a"].blocks.block_hashes[1:])
+    model.touch("a", chain[:10], 2_000.0)
+    assert model.count_unique("a", 1_900.0, 1_000) == (14, 8, 4), "of the touched ones, six are not unique"
+    model.touch("unknown", chain, 3_000.0)
+    apply_batch(store, "b", EventBatch(0.0, [ClearedEvent()]), 0.0)
+    assert model.count_unique("a", 1_900.0, 1_000) == (14, 14, 10)
+    assert model.count_unique("b", 0.0, 1_000) == (0, 0, 0)
+
+
+def test_unique_blocks_of_a_large_table_are_estimated_from_a_part() -> None:
+    store = stores_of(("a", 0, 20_000, 0.0), ("b", 0, 5_000, 900.0))
+    model = store.model("default/tiny")
+    blocks, unique, used = model.count_unique("a", 600.0, 2_000)
+    assert (blocks, used) == (20_000, 0)
+    assert abs(unique - 15_000) < 300
+    assert model.count_unique("b", 600.0, 2_000)[1:] == (0, 0)
+
+
+def test_tiers_are_bits_and_a_chain_is_touched_to_its_last_block_in_the_gpu() -> None:
+    index = store_with(stored_event(0, 5), seconds=0.0)
+    model = index.store.model("default/tiny")
+    index.apply(stored_event(2, 3, medium="CPU"), seconds=0.0)
+    index.apply(removed_event(3, 4, 5), seconds=0.0)
+    assert [model.tiers("i", own) for own in BLOCK_HASHES[:6]] == [1, 1, 3, 2, 0, 0]
+    model.touch("i", BLOCK_HASHES[:6], 320.0)
+    blocks = index.store._instances["i"].blocks
+    assert [time_of(blocks.ticks[blocks.by_block_hash.find(own)]) for own in BLOCK_HASHES[:4]] == [320.0] * 3 + [0.0]

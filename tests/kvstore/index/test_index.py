@@ -13,8 +13,7 @@ from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.changes import BlocksStored, CompletenessChanged
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index import redis_keys
-from fairlead_kvstore.index.replica import IndexReplica
-from fairlead_kvstore.index.subscriber import IndexSubscriber
+from fairlead_kvstore.index.loaded_index import LoadedIndex
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.index.writer_state import HINTS_ITEM
 from fairlead_kvstore.redis.link import RedisLink
@@ -28,9 +27,10 @@ from fairlead_testing.kvstore.index_harness import (
     IndexHarness,
     InMemoryIndexer,
     harness_with_redis,
-    replica_content,
+    index_content,
     store_content,
 )
+from fairlead_testing.kvstore.index_reader import IndexReader
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.processes import block_until
 from fairlead_testing.redis.valkey import Valkey
@@ -40,29 +40,19 @@ from fairlead_testing.waiting import wait_until as until
 pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
 
 
-async def test_replica_follows_the_block_store_entry_by_entry(server: Valkey) -> None:
+async def test_index_equals_the_block_store_after_each_entry(server: Valkey) -> None:
     async with harness_with_redis(server.url) as (world, redis):
         await world.write(5)
-        await world.subscriber.step()
-        await world.subscriber.step()
-        world.assert_replica_matches()
-        assert world.subscriber.load_count(MODEL) == 1
         for _ in range(60):
             await world.write(world.draw.randrange(3))
-            await world.subscriber.step()
-            world.assert_replica_matches()
-        assert world.subscriber.load_count(MODEL) == 1, "it followed; it was not loaded again"
-        assert len(world.reloads) == 1
-        assert world.reloads[0] is world.subscriber.replica(MODEL)
-        copy = IndexReplica()
-        copy.apply(world.changes)
-        assert world.changes, "whoever listens hears of all of it"
+            await world.reader.step()
+            world.assert_index_matches()
         assert {await redis.pttl(key) > 0 for key in (LEASE_KEY, INDEX_KEY, EVENTS_KEY)} == {True}, (
             "nothing stays for ever"
         )
 
 
-async def test_late_subscriber_loads_parts_and_the_stream(server: Valkey) -> None:
+async def test_parts_and_the_stream_are_loaded(server: Valkey) -> None:
     limits = replace(LIMITS, index_stream_entries=8, index_kept_batches=5)
     async with harness_with_redis(server.url, limits) as (world, redis):
         for _ in range(100):
@@ -70,12 +60,12 @@ async def test_late_subscriber_loads_parts_and_the_stream(server: Valkey) -> Non
             assert await redis.xlen(EVENTS_KEY) <= 8 + len(NAMES), (
                 "the stream is cut where all instances are written down"
             )
-            late = IndexSubscriber(world.link, world.clock)
+            late = IndexReader(world.link, world.clock)
             late.set_models([MODEL])
             await late.step()
-            mirror = late.replica(MODEL)
-            assert mirror is not None, late.describe(MODEL)
-            assert replica_content(mirror) == store_content(world.indexer.store)
+            mirror = late.index(MODEL)
+            assert mirror is not None, late.problem(MODEL)
+            assert index_content(mirror) == store_content(world.indexer.store)
         assert len(await redis.hkeys(INDEX_KEY)) < 40, "parts that are over are taken away"
 
 
@@ -91,12 +81,12 @@ async def test_instance_without_a_snapshot_is_loaded_from_the_stream(server: Val
         await world.writer._write_waiting(book)
         for name in (*world.indexer.instances(MODEL), HINTS_ITEM):
             assert await world.writer._write_item(book, name), "all others are written down before it"
-        late = IndexSubscriber(world.link, world.clock)
+        late = IndexReader(world.link, world.clock)
         late.set_models([MODEL])
         await late.step()
-        mirror = late.replica(MODEL)
-        assert mirror is not None, late.describe(MODEL)
-        assert [mirror.holders(own) for own in (11, 12)] == [{"new/8000/0": (StorageTier.GPU,)}] * 2
+        mirror = late.index(MODEL)
+        assert mirror is not None, late.problem(MODEL)
+        assert list(mirror.blocks_of("new/8000/0")) == [(11, StorageTier.GPU), (12, StorageTier.GPU)]
         assert mirror.completeness("new/8000/0") is not None
 
 
@@ -113,7 +103,7 @@ async def test_paused_leader_cannot_write_when_another_leads(server: Valkey) -> 
         await redis.delete(LEASE_KEY)  # the lease runs out while the old leader is paused
         await world.settle()
         assert world.writer.is_leader(MODEL)
-        world.assert_replica_matches()
+        world.assert_index_matches()
         at = await redis.hget(INDEX_KEY, "at")
         world.serve_prompts(3)
         old_indexer.read()
@@ -123,19 +113,18 @@ async def test_paused_leader_cannot_write_when_another_leads(server: Valkey) -> 
         assert not old_writer.is_leader(MODEL)
         assert (old_indexer.ended, old_writer.describe(MODEL)) == (1, "two leads")
         await world.settle()
-        world.assert_replica_matches()
+        world.assert_index_matches()
 
 
 async def test_expired_lease_is_retaken_without_a_new_epoch(server: Valkey) -> None:
     async with harness_with_redis(server.url) as (world, redis):
         await world.write(5)
         await world.settle()
-        loads, at = world.subscriber.load_count(MODEL), await redis.hget(INDEX_KEY, "at")
+        at = await redis.hget(INDEX_KEY, "at")
         await redis.delete(LEASE_KEY)
         await world.write(5)
         await world.settle()
-        world.assert_replica_matches()
-        assert world.subscriber.load_count(MODEL) == loads
+        world.assert_index_matches()
         assert (await redis.hget(INDEX_KEY, "at")).partition(b":")[0] == at.partition(b":")[0]
         assert world.indexer.begun == 1
 
@@ -158,7 +147,7 @@ async def test_new_indexer_continues_from_the_state_of_a_killed_one(server: Valk
         assert world.indexer.recovered is not None
         assert not world.indexer.recovered.unreadable
         assert sorted(world.indexer.recovered.instances) == sorted(NAMES)
-        world.assert_replica_matches()
+        world.assert_index_matches()
         for name, engine in world.engines.items():
             assert len(store_content(world.indexer.store)[name]) == len(engine._cached), "nothing lost, no ghost"
             assert world.indexer.store.state(name).complete
@@ -177,9 +166,9 @@ async def test_engine_replaced_between_indexers_is_learned_again(server: Valkey)
         del world.engines["c/1/0"]
         world.indexer, world.writer = world.add_indexer("two")
         await world.settle()
-        world.assert_replica_matches()
+        world.assert_index_matches()
         assert len(store_content(world.indexer.store)["a/1/0"]) == 1
-        mirror = world.subscriber.replica(MODEL)
+        mirror = world.reader.index(MODEL)
         assert mirror is not None
         assert sorted(mirror.instances()) == ["a/1/0", "b/1/0"]
         fields = await redis.hkeys(INDEX_KEY)
@@ -196,12 +185,12 @@ async def test_departed_instances_leave_no_fields(server: Valkey) -> None:
                 await world.writer.step()
             world.indexer.attach("b/1/0")
             await world.write(2)
-            await world.subscriber.step()
+            await world.reader.step()
         await world.settle()
-        world.assert_replica_matches()
+        world.assert_index_matches()
         world.indexer.detach("b/1/0")
         await world.settle()
-        world.assert_replica_matches()
+        world.assert_index_matches()
         assert b"i:b/1/0" not in await redis.hkeys(INDEX_KEY)
 
 
@@ -233,7 +222,7 @@ def placements(world: IndexHarness) -> int:
 
 def lacks_knowledge(world: IndexHarness, number: int) -> bool:
     """Returns whether a gateway would not know any instance with all of a prompt."""
-    mirror = world.subscriber.replica(MODEL)
+    mirror = world.reader.index(MODEL)
     assert mirror is not None
     matches = mirror.match(block_hashes(chain_root(MODEL), prompt(number), BLOCK))
     return not any(held.blocks[0] == PROMPT_BLOCKS for held in matches)
@@ -260,7 +249,7 @@ async def test_restarted_indexer_has_all_968_placements_for_1958_decisions(
             wrong += lacks_knowledge(world, decision % 121)
         assert wrong == 0
         assert placements(world) == 968
-        world.assert_replica_matches()
+        world.assert_index_matches()
 
 
 async def test_two_indexers_in_turn_serve_all_2052_decisions(server: Valkey) -> None:
@@ -286,7 +275,7 @@ async def test_two_indexers_in_turn_serve_all_2052_decisions(server: Valkey) -> 
         assert known == 126
         assert placements(world) == 126 * PROMPT_BLOCKS
         assert len(epochs) > 2, "they did take turns"
-        world.assert_replica_matches()
+        world.assert_index_matches()
 
 
 async def test_no_placement_is_credited_to_an_engine_emptied_in_a_70_s_outage(
@@ -299,14 +288,16 @@ async def test_no_placement_is_credited_to_an_engine_emptied_in_a_70_s_outage(
         placed(world, range(100, 120), NAMES[0])
         await world.write(0)
         await world.settle()
-        mirror = world.subscriber.replica(MODEL)
+        mirror = world.reader.index(MODEL)
         assert mirror is not None
         assert len(list(mirror.blocks_of(AWAY))) == 484
         world.indexer.handle(AWAY, world.indexer.sequencers[AWAY].on_disconnected())
         world.engines[AWAY] = PrefixCacheEngine(capacity=600, seed=77)
         world.clock.advance(70.0)
         await world.writer.step()
-        await world.subscriber.step()
+        await world.reader.step()
+        mirror = world.reader.index(MODEL)
+        assert mirror is not None
         known = mirror.completeness(AWAY)
         assert known is not None
         assert not known.complete, "what is said of it meanwhile is said to be uncertain"
@@ -314,7 +305,7 @@ async def test_no_placement_is_credited_to_an_engine_emptied_in_a_70_s_outage(
         world.engines[AWAY].publish()
         world.indexer.reconnect(AWAY)
         await world.settle()
-        mirror = world.subscriber.replica(MODEL)
+        mirror = world.reader.index(MODEL)
         assert mirror is not None
         assert len(list(mirror.blocks_of(AWAY))) == PROMPT_BLOCKS, "what it holds now, and nothing of before"
         assert not any(
@@ -323,7 +314,7 @@ async def test_no_placement_is_credited_to_an_engine_emptied_in_a_70_s_outage(
             for held in mirror.match(block_hashes(chain_root(MODEL), prompt(number), BLOCK))
         )
         assert not lacks_knowledge(world, 100)
-        world.assert_replica_matches()
+        world.assert_index_matches()
 
 
 QUICK = replace(Limits(), redis_pause_seconds=0.2, redis_ping_seconds=0.05, redis_timeout_seconds=2.0)
@@ -331,12 +322,12 @@ MODELS = [f"default/model-{number}" for number in range(6)]
 """In slots of every master of a cluster."""
 
 
-def replica_blocks(mirror: IndexReplica | None) -> set[int]:
-    return set() if mirror is None else {own for own in mirror._masks if mirror.holders(own)}
+def index_blocks(index: LoadedIndex | None) -> set[int]:
+    return set() if index is None else {own for name in index.instances() for own, _ in index.blocks_of(name)}
 
 
 class Live:
-    """One engine per model; writers and subscribers run by themselves."""
+    """One engine per model; writers and a reader run by themselves."""
 
     def __init__(self, link: RedisLink, models: list[str]) -> None:
         self.engines = {key: PrefixCacheEngine(capacity=200, seed=number) for number, key in enumerate(models)}
@@ -345,7 +336,7 @@ class Live:
             InMemoryIndexer(key, {"a/1/0": engine}, self.clock, QUICK) for key, engine in self.engines.items()
         ]
         self.writers = [IndexWriter(link, indexer, self.clock, holder="one", limits=QUICK) for indexer in self.indexers]
-        self.feed = IndexSubscriber(link, self.clock)
+        self.feed = IndexReader(link, self.clock)
         self.feed.set_models(models)
         self.prompted = 0
         for indexer, writer in zip(self.indexers, self.writers, strict=True):
@@ -369,12 +360,11 @@ class Live:
             indexer.read()
 
     def agree(self) -> bool:
-        """Asserts that every replica equals its block store and is current."""
+        """Asserts that every loaded index equals its block store."""
         return all(
             indexer.store.block_count
-            and replica_blocks(self.feed.replica(indexer.model_key))
-            == {own for own, _ in indexer.store.content("a/1/0")}
-            and self.feed.stale_since(indexer.model_key) is None
+            and index_blocks(self.feed.index(indexer.model_key)) == {own for own, _ in indexer.store.content("a/1/0")}
+            and not self.feed.problem(indexer.model_key)
             for indexer in self.indexers
             if "a/1/0" in indexer.store
         ) and all("a/1/0" in indexer.store for indexer in self.indexers)
@@ -419,7 +409,7 @@ async def test_writes_lost_in_a_failover_are_written_again(pair: ValkeyGroup) ->
         master.kill()
         replica.thaw()
         await until(lambda: not live.feed._link.state.connected)
-        await until(lambda: live.feed.stale_since(MODELS[0]) is not None)
+        await until(lambda: bool(live.feed.problem(MODELS[0])))
         await until(live.agree)
         live.prompt()
         await until(live.agree)

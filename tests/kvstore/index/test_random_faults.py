@@ -1,5 +1,5 @@
-"""Random events and faults between engines, two indexers, a real Redis and a replica, then a quiet
-time: the replica equals the block store.
+"""Random events and faults between engines, two indexers, a real Redis and readers, then a quiet
+time: what is loaded equals the block store, and so does a gateway that recovers it.
 
 All parts run step by step without an event loop, over a synchronous client behind the interface of
 a link. The link can be down, or lose the reply to an executed command. Redis loses everything,
@@ -20,14 +20,12 @@ from redis.exceptions import ConnectionError as Lost
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
-from fairlead_kvstore.blockstore.changes import Change
-from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index import redis_keys
-from fairlead_kvstore.index.replica import IndexReplica
-from fairlead_kvstore.index.subscriber import IndexSubscriber
+from fairlead_kvstore.index.recovery import recover_index
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis.backends import Command
-from fairlead_testing.kvstore.index_harness import InMemoryIndexer
+from fairlead_testing.kvstore.index_harness import FINGERPRINT, InMemoryIndexer, index_content
+from fairlead_testing.kvstore.index_reader import IndexReader
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.redis.valkey import Valkey
 
@@ -43,7 +41,6 @@ LIMITS = replace(
     index_pending_blocks=60,
     index_entry_blocks=16,
 )
-Content = dict[str, set[tuple[int, StorageTier]]]
 
 
 def done(work: Coroutine[Any, Any, Any]) -> Any:
@@ -81,16 +78,8 @@ class Link:
         return replies
 
 
-def mirrored(mirror: IndexReplica) -> Content:
-    content: Content = {name: set() for name in mirror.instances()}
-    for own in list(mirror._masks):
-        for name, tiers in mirror.holders(own).items():
-            content[name] |= {(own, tier) for tier in tiers}
-    return content
-
-
 class Faults(RuleBasedStateMachine):
-    """Two indexers, one of which leads at a time, and one subscriber."""
+    """Two indexers, one of which leads at a time, and one reader."""
 
     server: ClassVar[Valkey]
 
@@ -105,13 +94,7 @@ class Faults(RuleBasedStateMachine):
         self.engines: dict[str, PrefixCacheEngine] = {}
         for name in NAMES:
             self.engine(name)
-        self.copy = IndexReplica()
-        self.feed = IndexSubscriber(
-            self.link,  # type: ignore[arg-type]  # a face of it is enough
-            self.clock,
-            on_changes=self.on_changes,
-            on_reload=self.reloaded,
-        )
+        self.feed = IndexReader(self.link, self.clock)
         self.feed.set_models([MODEL])
         self.holders = 0
         self.alive: list[str] = []
@@ -128,21 +111,18 @@ class Faults(RuleBasedStateMachine):
         self.alive.append(f"holder-{self.holders}")
         indexer = InMemoryIndexer(MODEL, self.engines, self.clock, LIMITS)
         link: Any = self.link
-        writer = IndexWriter(link, indexer, self.clock, holder=f"holder-{self.holders}", limits=LIMITS)
+        writer = IndexWriter(
+            link,
+            indexer,
+            self.clock,
+            holder=f"holder-{self.holders}",
+            instance_statuses=lambda _: {},
+            fingerprint=FINGERPRINT,
+            limits=LIMITS,
+        )
         indexer.sink = writer
         writer.set_models([MODEL])
         return indexer, writer
-
-    def on_changes(self, model_key: str, changes: Sequence[Change]) -> None:
-        self.copy.apply(changes)
-
-    def reloaded(self, model_key: str, mirror: IndexReplica) -> None:
-        self.copy = IndexReplica()
-        for name, held in mirrored(mirror).items():
-            known = mirror.completeness(name)
-            self.copy.load_rows(name, [own for own, _ in held], [1 << 8 * tier for _, tier in held])
-            if known is not None:
-                self.copy._completeness[name] = known
 
     # --- what happens ---------------------------------------------------------------------------------------------------
 
@@ -250,7 +230,7 @@ class Faults(RuleBasedStateMachine):
 
     @rule()
     def peace(self) -> None:
-        """Ends all faults: one indexer leads, and the replica equals its blocks, which are the
+        """Ends all faults: one indexer leads, and what is loaded equals its blocks, which are the
         engines'.
         """
         self.link.away, self.link.lose = False, 0
@@ -268,31 +248,35 @@ class Faults(RuleBasedStateMachine):
         assert len(leaders) == 1, [writer.describe(MODEL) for _, writer in self.pairs]
         leader = leaders[0]
         truth = {name: set(leader.store.content(name)) for name in leader.sequencers}
-        mirror = self.feed.replica(MODEL)
-        assert mirror is not None, self.feed.describe(MODEL)
-        assert mirrored(self.copy) == mirrored(mirror), "whoever listens to the feed holds the same"
-        assert mirrored(mirror).keys() == truth.keys()
-        assert self.feed.stale_since(MODEL) is None, self.feed.describe(MODEL)
+        index = self.feed.index(MODEL)
+        assert index is not None, self.feed.problem(MODEL)
+        content = index_content(index)
+        assert content.keys() == truth.keys()
         for name, held in truth.items():
-            state, known = leader.store.state(name), mirror.completeness(name)
+            state, known = leader.store.state(name), index.completeness(name)
             assert known is not None
             if "cannot be read" in known.reason:  # it was poisoned, and has not changed since
-                assert mirrored(mirror)[name] <= held
+                assert content[name] <= held
             else:
-                assert mirrored(mirror)[name] == held
+                assert content[name] == held
                 assert (known.complete, known.reason) == (state.complete, state.reason)
             there = len(self.engines[name]._cached)
             assert len(held) <= there, "ghosts"
             assert len(held) == there or not state.complete, "lost"
-        late = IndexSubscriber(self.link, self.clock)  # type: ignore[arg-type]
-        late.set_models([MODEL])
-        done(late.step())
-        mirror = late.replica(MODEL)
-        assert mirror is not None or self.poisoned, late.describe(MODEL)
-        if mirror is not None:
-            for name, held in mirrored(mirror).items():
-                known = mirror.completeness(name)
-                assert held == truth[name] or (known is not None and "cannot be read" in known.reason)
+        self.a_gateway_starts(truth)
+
+    def a_gateway_starts(self, truth: dict[str, set[Any]]) -> None:
+        """Recovers what is in Redis, reads the rest, and has what the leader has."""
+        now = self.clock.now()
+        link: Any = self.link
+        found = done(recover_index(link, MODEL, self.clock.wall() - now, now, fingerprint=FINGERPRINT))
+        assert found is not None
+        gateway = InMemoryIndexer(MODEL, {name: self.engines[name] for name in truth}, self.clock, LIMITS)
+        gateway.start_model(MODEL, found)
+        for name, held in truth.items():
+            mine = set(gateway.store.content(name))
+            assert mine == held or not gateway.store.state(name).complete
+            assert len(mine) <= len(self.engines[name]._cached), "ghosts"
 
     def teardown(self) -> None:
         self.peace()

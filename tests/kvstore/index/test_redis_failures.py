@@ -1,5 +1,5 @@
-"""Failures of a real Redis: unreachable, empty, full, restored, damaged. The replica equals the
-block store, without ghosts.
+"""Failures of a real Redis: unreachable, empty, full, restored, damaged. What is loaded equals
+the block store, without ghosts.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,6 @@ import pytest
 
 from fairlead_kvstore.index.format import InstanceHeader, decode_value, encode_value
 from fairlead_kvstore.index.recovery import recover_index
-from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_testing.kvstore.index_harness import (
     EVENTS_KEY,
     INDEX_KEY,
@@ -19,9 +18,10 @@ from fairlead_testing.kvstore.index_harness import (
     MODEL,
     IndexHarness,
     harness_with_redis,
-    replica_content,
+    index_content,
     store_content,
 )
+from fairlead_testing.kvstore.index_reader import IndexReader
 from fairlead_testing.redis.valkey import Valkey
 
 pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
@@ -32,37 +32,28 @@ async def test_empty_redis_gets_everything_again(server: Valkey, how: str) -> No
     async with harness_with_redis(server.url) as (world, redis):
         await world.write(10)
         await world.settle()
-        world.assert_replica_matches()
-        before = world.subscriber.replica(MODEL)
+        world.assert_index_matches()
+        before = world.reader.index(MODEL)
         assert before is not None
-        held = replica_content(before)
+        held = index_content(before)
         if how == "killed":
             server.kill()
             await world.wait_redis_lost()
-            now = world.clock.now()
             world.clock.advance(5.0)
-            await world.subscriber.step()
-            assert world.subscriber.replica(MODEL) is before
-            assert replica_content(before) == held, "it serves on"
-            since = world.subscriber.stale_since(MODEL)
-            assert since is not None
-            assert since <= now
-            assert "Redis is away" in world.subscriber.describe(MODEL)
-            assert world.subscriber.models_without_leader() == [], "nobody can tell"
+            await world.reader.step()
+            assert world.reader.index(MODEL) is before
+            assert index_content(before) == held, "it serves on"
+            assert world.reader.problem(MODEL) == "Redis is away"
             await world.write(4)
             server.start()
             await world.link.wait_connected()
         else:
             await redis.flushall()
-            await world.subscriber.step()
-            world.clock.advance(1.0)
-            await world.subscriber.step()
-            assert "Redis has no index" in world.subscriber.describe(MODEL)
-            assert world.subscriber.models_without_leader() == [MODEL]
+            await world.reader.step()
+            assert world.reader.problem(MODEL) == "Redis has no index"
             await world.write(4)
         await world.settle()
-        world.assert_replica_matches()
-        assert world.subscriber.models_without_leader() == []
+        world.assert_index_matches()
         assert world.indexer.begun == 1, "its own truth is what counts"
 
 
@@ -79,7 +70,7 @@ async def test_long_redis_outage_is_bounded_and_recovered(server: Valkey) -> Non
         server.start()
         await world.link.wait_connected()
         await world.settle()
-        world.assert_replica_matches()
+        world.assert_index_matches()
 
 
 class Busy:
@@ -112,13 +103,13 @@ async def test_steps_end_and_other_work_runs_under_constant_load(server: Valkey)
         for _ in range(40):
             world.clock.advance(1.0)
             await world.writer.step()
-            await world.subscriber.step()
+            await world.link.run([("PING",)])
         assert max(item.batches for item in book.items.values()) < 60, "every instance was written down now and then"
         assert book.sequence - book.oldest_needed() <= 40 < book.sequence, "so that the stream can be cut"
         assert book.epochs == 1
         busy.busy = False
         await world.settle()
-        world.assert_replica_matches()
+        world.assert_index_matches()
 
 
 async def test_backlogged_writer_reports_it_without_a_new_epoch(server: Valkey) -> None:
@@ -134,7 +125,7 @@ async def test_backlogged_writer_reports_it_without_a_new_epoch(server: Valkey) 
         assert (book.epochs, book.needs_new_epoch) == (1, False)
         busy.busy = False
         await world.settle()
-        world.assert_replica_matches()
+        world.assert_index_matches()
         assert not world.writer.is_backlogged(MODEL)
 
 
@@ -175,7 +166,7 @@ async def test_unreachable_or_refusing_redis_delays_no_caller(server: Valkey) ->
         server.start()
         await world.link.wait_connected()
         await world.settle()
-        world.assert_replica_matches()
+        world.assert_index_matches()
 
 
 async def test_full_redis_is_reported_and_recovered(server: Valkey) -> None:
@@ -191,13 +182,10 @@ async def test_full_redis_is_reported_and_recovered(server: Valkey) -> None:
             await world.write(5)
         assert not world.writer.is_leader(MODEL), "a leader that cannot write lets go"
         await redis.delete(LEASE_KEY)
-        world.clock.advance(1.0)
-        await world.subscriber.step()
-        assert "no indexer writes the index" in world.subscriber.describe(MODEL)
         await redis.config_set("maxmemory", "0")
         world.clock.advance(120.0)
         await world.settle()
-        world.assert_replica_matches()
+        world.assert_index_matches()
         assert world.indexer.begun == 1
 
 
@@ -209,24 +197,20 @@ async def test_redis_restored_to_an_earlier_state_begins_a_new_epoch(server: Val
         await world.write(10)
         await world.settle()
         await world.write(3)
-        await world.subscriber.step()
+        await world.reader.step()
         backup = {name: await redis.dump(name) for name in (LEASE_KEY, INDEX_KEY, EVENTS_KEY)}
         before = await redis.hget(INDEX_KEY, "at")
         for _ in range(3):
             await world.write(3)
-            await world.subscriber.step()
-        loads = world.subscriber.load_count(MODEL)
+            await world.reader.step()
         await redis.flushall()
         for name, data in backup.items():
             await redis.restore(name, 60_000, data)
         world.clock.advance(1.0)
-        await world.subscriber.step()
-        assert "Redis has lost entries" in world.subscriber.describe(MODEL)
-        assert world.subscriber.load_count(MODEL) == loads, "what it holds is newer than what is there"
         await world.write(3)
         assert await redis.hget(INDEX_KEY, "at") == before, "nothing is written behind a hole"
         await world.settle()
-        world.assert_replica_matches()
+        world.assert_index_matches()
         assert (await redis.hget(INDEX_KEY, "at")).partition(b":")[0] != before.partition(b":")[0]
 
 
@@ -235,14 +219,14 @@ async def test_two_holders_in_one_millisecond_begin_different_epochs(
 ) -> None:
     async with harness_with_redis(server.url) as (world, redis):
         await world.write(1)
-        await world.subscriber.step()
+        await world.reader.step()
         first = await redis.hget(INDEX_KEY, "at")
         await redis.flushall()
         world.indexer, world.writer = world.add_indexer("two")
         await world.write(1)
         assert (await redis.hget(INDEX_KEY, "at")).partition(b":")[0] != first.partition(b":")[0]
         await world.settle()
-        world.assert_replica_matches()
+        world.assert_index_matches()
 
 
 POISON = [
@@ -262,16 +246,16 @@ async def test_damaged_field_is_not_credited_and_the_leader_rewrites_it(
         await world.write(10)
         await world.settle()
         await redis.hset(INDEX_KEY, field, value)
-        late = IndexSubscriber(world.link, world.clock)
+        late = IndexReader(world.link, world.clock)
         late.set_models([MODEL])
         await late.step()
-        assert late.replica(MODEL) is None
-        assert late.stale_since(MODEL) is not None
+        assert late.index(MODEL) is None
+        assert late.problem(MODEL)
         await world.write(3)
         await world.settle()
         world.clock.advance(60.0)
         await world.settle()
-        world.assert_replica_matches()
+        world.assert_index_matches()
 
 
 @pytest.mark.parametrize("key", [LEASE_KEY, INDEX_KEY, EVENTS_KEY])
@@ -282,10 +266,10 @@ async def test_key_of_a_wrong_type_is_replaced(server: Valkey, key: str, kind: s
         await world.settle()
         await redis.delete(key)
         await (redis.set(key, b"\x00\xffgarbage") if kind == "text" else redis.rpush(key, "x"))
-        await world.subscriber.step()
+        await world.reader.step()
         await world.write(3)
         await world.settle()
-        world.assert_replica_matches()
+        world.assert_index_matches()
 
 
 @pytest.mark.parametrize("key", [LEASE_KEY, INDEX_KEY, EVENTS_KEY])
@@ -299,13 +283,13 @@ async def test_key_evicted_by_a_full_redis_is_rewritten_without_ghosts(server: V
         await redis.delete(key)
         for _ in range(6):
             await world.write(3)
-            await world.subscriber.step()
-            mirror, truth = world.subscriber.replica(MODEL), store_content(world.indexer.store)
+            await world.reader.step()
+            mirror, truth = world.reader.index(MODEL), store_content(world.indexer.store)
             assert mirror is not None
-            stale = world.subscriber.stale_since(MODEL) is not None
-            assert stale or all(held <= truth[name] for name, held in replica_content(mirror).items())
+            stale = bool(world.reader.problem(MODEL))
+            assert stale or all(held <= truth[name] for name, held in index_content(mirror).items())
         await world.settle()
-        world.assert_replica_matches()
+        world.assert_index_matches()
 
 
 async def test_unreadable_part_or_header_is_not_credited_and_retried(server: Valkey) -> None:
@@ -319,12 +303,12 @@ async def test_unreadable_part_or_header_is_not_credited_and_retried(server: Val
                 continue
             for bad in (b"", b"\x01", b"\x02" + good[field][1:], good[field][:-3], good[field][:30] + b"\xc1"):
                 await redis.hset(INDEX_KEY, field, bad)
-                late = IndexSubscriber(world.link, world.clock)
+                late = IndexReader(world.link, world.clock)
                 late.set_models([MODEL])
                 await late.step()
-                mirror = late.replica(MODEL)
-                assert mirror is not None, late.describe(MODEL)
-                for name, held in replica_content(mirror).items():
+                mirror = late.index(MODEL)
+                assert mirror is not None, late.problem(MODEL)
+                for name, held in index_content(mirror).items():
                     assert held <= truth[name], "no ghosts"
                     known = mirror.completeness(name)
                     assert known is not None
@@ -332,9 +316,9 @@ async def test_unreadable_part_or_header_is_not_credited_and_retried(server: Val
                 await redis.hset(INDEX_KEY, field, good[field])
                 world.clock.advance(61.0)
                 await late.step()
-                mirror = late.replica(MODEL)
+                mirror = late.index(MODEL)
                 assert mirror is not None
-                assert replica_content(mirror) == truth
+                assert index_content(mirror) == truth
 
 
 async def test_header_that_names_one_field_many_times_is_not_followed(server: Valkey) -> None:
@@ -346,55 +330,53 @@ async def test_header_that_names_one_field_many_times_is_not_followed(server: Va
         (part,) = [name for key, name in header.parts.items() if ".m" in key]
         header.parts = {f"0.m{number}": part for number in range(100_000)}
         await redis.hset(INDEX_KEY, field, encode_value(header))
-        late = IndexSubscriber(world.link, world.clock)
+        late = IndexReader(world.link, world.clock)
         late.set_models([MODEL])
         await late.step()
-        assert "unreadable" in late.describe(MODEL)
+        assert "unreadable" in late.problem(MODEL)
         recovered = await recover_index(world.link, MODEL, 0.0, 0.0)
         assert recovered is not None
         assert recovered.unreadable == {field[2:].decode(): "two parts have the same field"}
 
 
-async def test_field_whose_instance_is_no_text_stops_neither_subscriber_nor_writer(server: Valkey) -> None:
+async def test_field_whose_instance_is_no_text_stops_neither_reader_nor_writer(server: Valkey) -> None:
     async with harness_with_redis(server.url) as (world, redis):
         await world.write(5)
         await world.settle()
         await redis.hset(INDEX_KEY, b"i:\xff", b"\x01garbage")
-        late = IndexSubscriber(world.link, world.clock)
+        late = IndexReader(world.link, world.clock)
         late.set_models([MODEL])
         await late.step()
-        mirror = late.replica(MODEL)
+        mirror = late.index(MODEL)
         assert mirror is not None
-        assert replica_content(mirror) == store_content(world.indexer.store)
+        assert index_content(mirror) == store_content(world.indexer.store)
         recovered = await recover_index(world.link, MODEL, 0.0, 0.0)
         assert recovered is not None
         assert recovered.instances.keys() == store_content(world.indexer.store).keys()
 
 
 @pytest.mark.parametrize("moved", [True, False])
-async def test_unreadable_entry_makes_a_replica_stale_until_the_next_epoch(server: Valkey, moved: bool) -> None:
+async def test_unreadable_entry_ends_a_load_until_the_next_epoch(server: Valkey, moved: bool) -> None:
     async with harness_with_redis(server.url) as (world, redis):
         await world.write(5)
         await world.settle()
         epoch, _, sequence = (await redis.hget(INDEX_KEY, "at")).partition(b":")
-        held = replica_content(world.reloads[-1])
+        before = world.reader.index(MODEL)
         for number in (1, 2):
             after = b"%s:%d" % (epoch, int(sequence) + number)
             await redis.xadd(EVENTS_KEY, {b"d": b"\x01\xc1"}, id=after.replace(b":", b"-"))
             if moved:
                 await redis.hset(INDEX_KEY, "at", after)
-        await world.subscriber.step()
-        assert "cannot be read" in world.subscriber.describe(MODEL)
-        mirror = world.subscriber.replica(MODEL)
-        assert mirror is not None
-        assert replica_content(mirror) == held
+        await world.reader.step()
+        assert "cannot be read" in world.reader.problem(MODEL)
+        assert world.reader.index(MODEL) is before
         await world.write(3)
         await world.settle()
-        world.assert_replica_matches()
+        world.assert_index_matches()
 
 
 async def test_invalid_model_name_is_refused(server: Valkey) -> None:
     async with harness_with_redis(server.url) as (world, _):
-        for call in (world.writer.set_models, world.subscriber.set_models):
+        for call in (world.writer.set_models, world.reader.set_models):
             with pytest.raises(Exception, match="not a model key"):
                 call(["no-namespace"])

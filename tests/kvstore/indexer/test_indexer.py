@@ -124,7 +124,7 @@ async def test_instances_follow_the_fleet() -> None:
         stage.apply_fleet()
         assert list(stage.indexer.instance_statuses()) == ["b"]
         assert stage.credited_blocks("b", A) == 2
-        assert stage.sink.replica("default/tiny").instances() == ("b",)
+        assert stage.sink.index("default/tiny").instances() == ("b",)
         assert stage.indexer.counts(stage.indexer.members())["default/tiny"]["batches"] == 2, (
             "one is of the departed instance"
         )

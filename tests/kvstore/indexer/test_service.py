@@ -14,10 +14,10 @@ from redis.asyncio import Redis
 
 from fairlead.runtime.clock import SystemClock
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
-from fairlead_kvstore.index.subscriber import IndexSubscriber
 from fairlead_kvstore.indexer import cli
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.engines.disaggregated import EngineProcess, engine_process
+from fairlead_testing.kvstore.index_reader import IndexReader
 from fairlead_testing.kvstore.indexer_harness import IndexerProcess, indexer_process
 from fairlead_testing.redis.valkey import Valkey
 from fairlead_testing.waiting import wait_until
@@ -37,10 +37,10 @@ def fleet(path: Path, engines: Sequence[EngineProcess | str]) -> Path:
 
 
 @asynccontextmanager
-async def feeding(server: Valkey) -> AsyncIterator[IndexSubscriber]:
-    """Runs a subscriber, as a gateway does."""
+async def feeding(server: Valkey) -> AsyncIterator[IndexReader]:
+    """Loads the index again and again."""
     link = RedisLink(server.url, SystemClock())
-    feed = IndexSubscriber(link, SystemClock())
+    feed = IndexReader(link, SystemClock())
     feed.set_models([MODEL])
     link.start()
     feed.start()
@@ -51,15 +51,15 @@ async def feeding(server: Valkey) -> AsyncIterator[IndexSubscriber]:
         await link.stop()
 
 
-def cached_blocks(feed: IndexSubscriber, tokens: Sequence[int] = PROMPT) -> dict[str, int]:
+def cached_blocks(feed: IndexReader, tokens: Sequence[int] = PROMPT) -> dict[str, int]:
     """Returns cached blocks of a prompt by instance."""
-    mirror = feed.replica(MODEL)
+    mirror = feed.index(MODEL)
     chain = block_hashes(chain_root(MODEL), list(tokens), 16)
     return {} if mirror is None else {matched.instance: matched.blocks[0] for matched in mirror.match(chain)}
 
 
-def complete(feed: IndexSubscriber, instance: str) -> bool:
-    mirror = feed.replica(MODEL)
+def complete(feed: IndexReader, instance: str) -> bool:
+    mirror = feed.index(MODEL)
     known = None if mirror is None else mirror.completeness(instance)
     return known is not None and known.complete
 

@@ -28,7 +28,6 @@ from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, RemovedEv
 from fairlead_kvstore.events.types import AcceptBatch
 from fairlead_kvstore.events.zmtp import ZmtpStream, message
 from fairlead_kvstore.index import format as index_format
-from fairlead_kvstore.native.dict_mask_table import DictMaskTable
 from fairlead_kvstore.reader import event_application
 from fairlead_kvstore.reader.event_application import AppliedEvents, EventApplication
 
@@ -507,75 +506,3 @@ def test_entries_have_the_same_bytes(
         patch.setattr(index_format, "ENCODE_CHANGES", native_modules["entry_encoder"].encode_changes)
         assert index_format.encode_entry(offered, wall, offset) == expected
         assert index_format.encode_entry(tuple(offered), wall, offset) == expected
-
-
-KEYS = st.one_of(st.integers(0, 30), st.integers(0, 30).map(lambda n: n << 8), st.integers(2**64 - 20, 2**64 - 1))
-MASK_TABLE_HASHES = st.lists(KEYS, max_size=30)
-BITS = st.integers(0, 80).map(lambda place: 1 << place)
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("add"), MASK_TABLE_HASHES, BITS, st.sampled_from([1_000, 20])),
-        st.tuples(st.just("remove"), MASK_TABLE_HASHES, BITS),
-        st.tuples(st.just("load"), MASK_TABLE_HASHES, st.lists(st.integers(0, 3), min_size=30, max_size=30)),
-        st.tuples(st.just("sweep"), st.integers(0, 2**20), st.sampled_from([1, 10, 1_000])),
-    ),
-    max_size=25,
-)
-
-
-def _run(table: Any, step: tuple[Any, ...]) -> Any:
-    if step[0] == "add":
-        return table.add(step[1], step[2], step[3])
-    if step[0] == "remove":
-        return table.remove(step[1], step[2])
-    if step[0] == "load":
-        counts = array("I", step[2][: len(step[1])])
-        return table.load(array("Q", step[1]), counts, {1: 1, 2: 1 << 70, 3: 1 << 70 | 4}, 100)
-    table.begin_sweep()
-    while not table.sweep(step[1], step[2]):
-        pass
-    return None
-
-
-@given(STEPS, st.lists(KEYS, max_size=6))
-def test_mask_tables_are_alike(native_modules: dict[str, ModuleType], steps: list[Any], chain: list[int]) -> None:
-    expected, table = DictMaskTable(), native_modules["mask_table"].NativeMaskTable()
-    for step in steps:
-        assert _run(table, step) == _run(expected, step)
-        assert len(table) == len(expected)
-    assert {own: table.get(own) for own in table} == {own: expected.get(own) for own in expected}
-    for own in range(60):
-        assert table.get(own) == expected.get(own)
-        assert (own in table) == (own in expected)
-    masks = list(expected.masks_of(chain))
-    if None in masks:
-        del masks[masks.index(None) + 1 :]
-    assert table.masks_of(chain) == masks
-
-
-def test_equal_masks_are_one_object(native_modules: dict[str, ModuleType]) -> None:
-    table = native_modules["mask_table"].NativeMaskTable()
-    table.add([1, 2], 1 << 70, 10)
-    table.add([1], 1 << 80, 10)
-    table.add([2], 1 << 80, 10)
-    assert table.get(1) is table.get(2)
-
-
-def test_a_block_takes_24_bytes_and_blocks_that_left_are_given_back(native_modules: dict[str, ModuleType]) -> None:
-    table = native_modules["mask_table"].NativeMaskTable()
-    block_hashes = array("Q", [number * 0x9E3779B97F4A7C15 % 2**64 for number in range(200_000)])
-    assert not table.load(block_hashes, array("I", [1]) * len(block_hashes), {1: 1}, len(block_hashes))
-    assert len(table) == len(block_hashes)
-    assert table.bytes / len(table) < 32
-    assert all(table.get(own) == 1 for own in block_hashes)
-    table.remove(block_hashes, 1)
-    assert not len(table)
-    assert list(table) == []
-
-
-def test_columns_that_do_not_fit_are_refused(native_modules: dict[str, ModuleType]) -> None:
-    table = native_modules["mask_table"].NativeMaskTable()
-    with pytest.raises(ValueError, match="do not fit"):
-        table.load(array("Q", [1]), array("I", [1, 2]), {1: 1, 2: 2}, 10)
-    with pytest.raises(ValueError, match="do not fit"):
-        table.load(array("I", [1]), array("I", [1]), {1: 1}, 10)

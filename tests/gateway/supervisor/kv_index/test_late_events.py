@@ -5,10 +5,12 @@ Blocks that are missing without such an event are.
 
 from typing import TYPE_CHECKING, cast
 
+import pytest
+
 from fairlead_gateway.ipc.messages import PromptFinished
 from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment
 from fairlead_gateway.supervisor.kv_index.model_index import FIRST_SECONDS, PREFIX_MAP_JUDGE_SECONDS, ModelIndex
-from fairlead_gateway.telemetry.status_types import IndexState
+from fairlead_gateway.telemetry.status_types import BlockCounts, IndexState
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, CompletenessChanged
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_testing.kvstore.changed_blocks import ChangedBlocks
@@ -105,3 +107,28 @@ def test_after_a_quarantine_what_the_engine_holds_is_told_anew_and_counts_on_tri
         place.pass_(3.0)
     assert place.state() is IndexState.INDEX
     assert place.model.status(ENGINE).quarantines == 1
+
+
+def test_block_counts_of_many_large_instances_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    place, names = Place(), [f"e-{number}" for number in range(200)]
+    for name in names:
+        place.apply([BlocksStored(name, StorageTier.GPU, list(range(300)))])
+    counted: list[str] = []
+
+    def count_unique(instance: str, used_since: float, max_rows: int) -> tuple[int, int, int]:
+        assert (used_since, max_rows) == (place.now - 300.0, 256)
+        counted.append(instance)
+        return 300, 2, 1
+
+    monkeypatch.setattr(place.blocks, "count_unique", count_unique)
+    for _ in range(40):
+        place.now += 12.0
+        before = len(counted)
+        place.model.run_census(place.now)
+        assert 1 <= len(counted) - before <= 10, "some 50 ms at a time"
+        place.model.run_census(place.now + 0.1)
+    assert len(counted) < 400
+    assert set(names) < set(counted)
+    assert place.model.status(names[0]).block_counts == BlockCounts(300, 2, 1)
+    place.model.retain([names[0]])
+    assert place.model.status(names[1]).block_counts is None

@@ -1,22 +1,21 @@
-"""The index replica, against the block store; bits of removed instances are reused."""
+"""A loaded index, against the block store; its matches, counts and bounds."""
 
 from collections.abc import Sequence
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore import changes
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.changes import Change
-from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.payloads import CacheEvent, ClearedEvent, EventBatch, RemovedEvent, StoredEvent
 from fairlead_kvstore.events.types import BatchesLost
-from fairlead_kvstore.index.replica import IndexReplica, InstanceMatch, KnownCompleteness
-from fairlead_kvstore.index.sink import LocalSink
+from fairlead_kvstore.index.loaded_index import BlockCounts, InstanceMatch, KnownCompleteness, LoadedIndex
 from fairlead_testing.kvstore.block_store import apply_batch, cached_depths
 
 MODEL = "default/tiny"
@@ -49,12 +48,12 @@ def expected(truth: BlockStore, path: Sequence[int]) -> dict[str, tuple[int, ...
 
 
 class AgainstTruth(RuleBasedStateMachine):
-    """Random events at four instances; the replica receives the changes only."""
+    """Random events at four instances; the index receives the changes only."""
 
     def __init__(self) -> None:
         super().__init__()
         self.truth = BlockStore(limits=Limits(kv_blocks_per_instance=40, kv_shared_seconds=100.0))
-        self.mirror = IndexReplica()
+        self.mirror = LoadedIndex()
         self.now = 0.0
         for name in NAMES:
             self.take(self.truth.attach(name, MODEL, 0.0))
@@ -98,17 +97,15 @@ class AgainstTruth(RuleBasedStateMachine):
         else:
             self.take(self.truth.attach(name, MODEL, self.now))
         if not any(name in self.truth for name in NAMES):  # the model is gone, and its hints with it
-            self.mirror = IndexReplica()
+            self.mirror = LoadedIndex()
 
     @rule(seconds=st.sampled_from([1.0, 60.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         self.take(self.truth.expire(self.now))
-        assert self.mirror.expire(self.now) == []
-
-    @rule(most=st.integers(0, 8))
-    def sweeps(self, most: int) -> None:
-        self.mirror.sweep(most)
+        held = dict(self.mirror.hints)
+        self.mirror.expire(self.now)
+        assert self.mirror.hints == held
 
     @invariant()
     def they_agree(self) -> None:
@@ -119,11 +116,15 @@ class AgainstTruth(RuleBasedStateMachine):
             assert all(name in others for name in mine)
 
     @invariant()
-    def holders_are_those_of_the_truth(self) -> None:
-        content = {name: set(self.truth.content(name)) for name in NAMES if name in self.truth}
-        for own in chain("ababab"):
-            there = {name: tuple(t for t in StorageTier if (own, t) in blocks) for name, blocks in content.items()}
-            assert self.mirror.holders(own) == {name: tiers for name, tiers in there.items() if tiers}
+    def blocks_are_those_of_the_truth(self) -> None:
+        for name in NAMES:
+            content = set(self.truth.content(name)) if name in self.truth else set()
+            assert set(self.mirror.blocks_of(name)) == content
+            for own in chain("ababab"):
+                bits = sum(1 << tier for tier in StorageTier if (own, tier) in content)
+                assert self.mirror.tiers(name, own) == bits
+                if name in self.truth:
+                    assert self.truth.model(MODEL).tiers(name, own) == bits
 
     @invariant()
     def standings_are_those_of_the_truth(self) -> None:
@@ -141,7 +142,7 @@ TestAgainstTruth = pytest.mark.property(AgainstTruth.TestCase)
 
 
 def test_match_returns_the_longest_run_of_each_instance_deepest_first() -> None:
-    mirror = IndexReplica()
+    mirror = LoadedIndex()
     path = list(range(10, 20))
     mirror.apply(
         [changes.BlocksStored("a", StorageTier.GPU, path[:4]), changes.BlocksStored("b", StorageTier.GPU, path)]
@@ -155,7 +156,7 @@ def test_match_returns_the_longest_run_of_each_instance_deepest_first() -> None:
 
 
 def test_slower_tiers_extend_faster_ones_and_hints_come_last() -> None:
-    mirror = IndexReplica()
+    mirror = LoadedIndex()
     path = list(range(10, 20))
     for instance in ("x", "a", "y"):
         mirror.apply([changes.BlocksStored(instance, StorageTier.GPU, path[:2])])
@@ -172,131 +173,97 @@ def test_slower_tiers_extend_faster_ones_and_hints_come_last() -> None:
         InstanceMatch("y", (2, 2, 2, 9)),
         InstanceMatch("x", (2, 2, 2, 8)),
     )
-    assert mirror.expire(55.0) == path[6:8]
+    mirror.expire(55.0)
+    assert not mirror.hints.keys() & set(path[6:8])
     assert {held.instance: held.blocks[StorageTier.REMOTE] for held in mirror.match(path)} == {"a": 6, "x": 6, "y": 6}
 
 
 def test_rows_of_a_snapshot_can_be_loaded() -> None:
-    truth, mirror = BlockStore(), IndexReplica()
+    truth, mirror = BlockStore(), LoadedIndex()
     truth.attach("a", MODEL, 0.0)
     for medium in ("GPU", "CPU"):
         apply_batch(truth, "a", EventBatch(0.0, [stored("abab", 0, medium), stored("aab", 0, medium)]), 0.0)
     apply_batch(truth, "a", EventBatch(0.0, [RemovedEvent([handles("abab")[-1]], "GPU")]), 0.0)
     blocks = truth._instances["a"].blocks
-    mirror.load_rows("a", blocks.block_hashes, blocks.counts)
+    mirror.load_rows("a", blocks.block_hashes, blocks.counts, [1_000.0] * len(blocks.counts))
     assert {matched.instance: matched.blocks for matched in mirror.match(chain("abab"))} == {"a": (3, 4, 4, 4)}
+    assert mirror.used_at("a", chain("abab")[0]) == 1_000.0
+    mirror.apply([changes.BlocksStored("a", StorageTier.GPU, chain("abab")[:1])], 2_000.5)
+    assert mirror.used_at("a", chain("abab")[0]) == 2_000.5
+    mirror.apply([changes.BlocksStored("a", StorageTier.GPU, chain("abab")[:2])], float("nan"))
+    assert [mirror.used_at("a", own) for own in chain("abab")[:2]] == [2_000.5, 1_000.0]
+    assert mirror.used_at("a", 77) is None
 
 
-@pytest.mark.parametrize("tier", [StorageTier.GPU, StorageTier.CPU])
-def test_cached_match_is_right_after_any_change(tier: StorageTier) -> None:
-    """Instances reach different depths, so results are cached; each equals that of a fresh
-    replica.
-    """
-    path = list(range(1, 13))
-    reported: list[Change] = []
-    mirror = IndexReplica()
-
-    def agrees() -> None:
-        fresh = IndexReplica()
-        fresh.apply(reported)
-        for some in (path, path[:6], [*path, 77, 78], [*path[:6], 99, *path[6:]], [99, *path]):
-            for _ in range(2):
-                mine = {held.instance: held.blocks for held in mirror.match(some)}
-                assert mine == {held.instance: held.blocks for held in fresh.match(some)}
-
-    def apply_to_both(*some: Change) -> None:
-        reported.extend(some)
-        mirror.apply(some)
-        agrees()
-
-    for number in range(10):
-        name = f"i{number}"
-        apply_to_both(changes.BlocksStored(name, StorageTier.GPU, path[: number + 2]))
-        apply_to_both(changes.BlocksStored(name, tier, path[number + 1 : number + 4]))
-    assert mirror._chain_results, "these are kept"
-    apply_to_both(changes.BlocksRemoved("i9", StorageTier.GPU, [path[4]]))
-    apply_to_both(changes.BlocksStored("i9", StorageTier.GPU, [path[4]]))
-    apply_to_both(changes.InstanceCleared("i5", 2, "a test"))
-    apply_to_both(changes.InstanceDetached("i6"))
-    mirror.sweep(1_000)
-    agrees()
-    apply_to_both(changes.BlocksStored("new", StorageTier.GPU, path[:9]))
-    apply_to_both(changes.BlocksStored("i5", StorageTier.GPU, path[:3]))
-    apply_to_both(changes.HintsAdded(MODEL, [77], 5.0))
-    apply_to_both(changes.HintsExpired(MODEL, [77]))
+def test_detached_instance_is_dropped_at_once() -> None:
+    index = LoadedIndex()
+    stored_by_a = changes.BlocksStored("a", StorageTier.GPU, [1, 2])
+    index.apply([stored_by_a, changes.CompletenessChanged("a", True, "", 0.0)])
+    assert [held.instance for held in index.match([1, 2])] == ["a"]
+    index.apply([changes.InstanceCleared("a", 2, "gone")])
+    assert (index.match([1, 2]), index.instances()) == ((), ("a",))
+    index.apply([stored_by_a, changes.InstanceDetached("a")])
+    assert (index.match([1, 2]), index.instances()) == ((), ())
 
 
-def test_detached_instance_is_dropped_at_once_and_its_bits_are_reused() -> None:
-    mirror = IndexReplica()
-    for number in range(1_000):
-        name = f"i{number}"
-        mirror.apply(
-            [
-                changes.BlocksStored(name, StorageTier.GPU, [1, 2, number + 10]),
-                changes.CompletenessChanged(name, True, "", 0.0),
-            ]
-        )
-        assert [held.instance for held in mirror.match([1, 2])] == [name]
-        mirror.apply([changes.InstanceCleared(name, 2, "gone"), changes.InstanceDetached(name)])
-        assert mirror.match([1, 2]) == ()
-        assert mirror.instances() == ()
-    while mirror.sweep(1):
-        pass
-    assert len(mirror) == 0
-    assert mirror._gpu_bits.bit_length() < 3 * 70, "a thousand came and went, a few at a time"
+def test_blocks_above_the_limit_are_not_credited() -> None:
+    index = LoadedIndex(max_blocks=3)
+    index.apply([changes.BlocksStored("a", StorageTier.GPU, [1, 2, 3, 4, 5])])
+    index.load_rows("b", [1, 9], [1, 1], [0.0, 0.0])
+    assert index.match([1, 2, 3, 4]) == (InstanceMatch("a", (3, 3, 3, 3)),)
+    index.apply([changes.BlocksRemoved("a", StorageTier.GPU, [3])])
+    index.load_rows("b", [1, 9], [1, 1], [0.0, 0.0])
+    assert index.count_distinct() == 2
+    assert index.match([1]) == (InstanceMatch("a", (1, 1, 1, 1)), InstanceMatch("b", (1, 1, 1, 1)))
 
 
-def test_engine_that_clears_its_cache_with_each_event_causes_no_sweep_of_all_blocks(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    mirror, swept = IndexReplica(), 0
-    many = list(range(1, 50_001))
-    mirror.apply([changes.BlocksStored("other", StorageTier.GPU, many)])
-    sweep = mirror.sweep
-
-    def counted(most: int) -> bool:
-        nonlocal swept
-        swept += min(most, len(mirror))
-        return sweep(most)
-
-    monkeypatch.setattr(mirror, "sweep", counted)
-    pair = (changes.BlocksStored("flaps", StorageTier.GPU, [1, 2]), changes.InstanceCleared("flaps", 2, "cleared"))
-    mirror.apply(pair * 4_000)
-    for _ in range(100):
-        mirror.apply(pair)
-    assert swept < 60_000, "in proportion to the events, and not all blocks of the model again and again"
-    assert mirror._by_bit.keys() < {1 << 3 * place for place in range(1_100)}, "and bits do not grow without end"
-    assert mirror.match([1, 2]) == (InstanceMatch("other", (2, 2, 2, 2)),)
-    while mirror.sweep(10_000):
-        pass
-    mirror.apply(pair[:1])
-    assert mirror.match([1, 2])[1:] == (InstanceMatch("flaps", (2, 2, 2, 2)),), "it is credited again after a sweep"
-
-
-def test_blocks_above_the_limit_are_counted_and_not_credited() -> None:
-    mirror = IndexReplica(max_blocks=3)
-    mirror.apply([changes.BlocksStored("a", StorageTier.GPU, [1, 2, 3, 4, 5])])
-    mirror.load_rows("b", [1, 9], [1, 1])
-    assert (len(mirror), mirror.dropped) == (3, 3)
-    assert mirror.match([1, 2, 3, 4]) == (InstanceMatch("a", (3, 3, 3, 3)), InstanceMatch("b", (1, 1, 1, 1)))
-
-
-def test_instances_above_the_limit_are_counted_and_not_credited() -> None:
-    mirror = IndexReplica(max_instances=2)
+def test_instances_above_the_limit_are_not_credited() -> None:
+    index = LoadedIndex(max_instances=2)
     names = [f"e{number}" for number in range(1_000)]
-    mirror.apply([changes.BlocksStored(name, StorageTier.GPU, [number + 1]) for number, name in enumerate(names)])
-    mirror.apply([changes.CompletenessChanged(name, True, "", 0.0) for name in names])
-    mirror.load_rows("another", [1, 2], [1, 1])
-    assert (mirror.instances(), mirror.dropped) == (("e0", "e1"), 1_000)
-    mirror.apply([changes.InstanceDetached("e0"), changes.BlocksStored("later", StorageTier.GPU, [7])])
-    assert mirror.holders(7) == {"later": (StorageTier.GPU,)}
+    index.apply([changes.BlocksStored(name, StorageTier.GPU, [number + 1]) for number, name in enumerate(names)])
+    index.apply([changes.CompletenessChanged(name, True, "", 0.0) for name in names])
+    index.load_rows("another", [1, 2], [1, 1], [0.0, 0.0])
+    assert index.instances() == ("e0", "e1")
+    index.apply([changes.InstanceDetached("e0"), changes.BlocksStored("later", StorageTier.GPU, [7])])
+    assert index.tiers("later", 7) == 1
 
 
-def test_local_sink_updates_replicas_without_redis() -> None:
-    heard: list[tuple[str, int]] = []
-    sink = LocalSink(on_changes=lambda key, reported: heard.append((key, len(sink.replica(key)))))
-    sink.offer(MODEL, [changes.BlocksStored("a", StorageTier.GPU, [1, 2])])
-    sink.offer(MODEL, [])
-    sink.offer("default/other", [changes.BlocksStored("b", StorageTier.GPU, [1])])
-    assert sink.replica(MODEL).match([1, 2]) == (InstanceMatch("a", (2, 2, 2, 2)),)
-    assert heard == [(MODEL, 2), ("default/other", 1)], "each is told after the mirror has it"
+def test_block_in_two_tiers_counts_once_and_empty_instances_are_listed() -> None:
+    index = LoadedIndex()
+    index.apply(
+        [
+            changes.BlocksStored("a", StorageTier.GPU, [1, 2, 3]),
+            changes.BlocksStored("a", StorageTier.CPU, [2]),
+            changes.BlocksStored("b", StorageTier.DISK, [3]),
+        ]
+    )
+    index.apply([changes.CompletenessChanged("c", False, "no KV event was read yet", 0.0)])
+    assert index.count_blocks() == {
+        "a": BlockCounts(gpu=3, cpu=1, disk=0, blocks=3, unique=2),
+        "b": BlockCounts(gpu=0, cpu=0, disk=1, blocks=1, unique=0),
+        "c": BlockCounts(),
+    }
+    assert index.count_distinct() == 3
+
+
+@pytest.mark.property
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcd"), st.sampled_from(INSTANCE_TIERS), st.sets(st.integers(1, 30), min_size=1)),
+        max_size=12,
+    )
+)
+def test_counts_equal_a_naive_count(reported: list[tuple[str, StorageTier, set[int]]]) -> None:
+    index = LoadedIndex()
+    held: dict[str, set[tuple[int, StorageTier]]] = {}
+    for name, tier, blocks in reported:
+        index.apply([changes.BlocksStored(name, tier, sorted(blocks))])
+        held.setdefault(name, set()).update((own, tier) for own in blocks)
+    counts = index.count_blocks()
+    assert set(counts) == set(held)
+    for name, content in held.items():
+        assert set(index.blocks_of(name)) == content
+        mine = {own for own, _ in content}
+        others = {own for other, there in held.items() if other != name for own, _ in there}
+        tiers = [sum(1 for _, tier in content if tier is wanted) for wanted in INSTANCE_TIERS]
+        assert counts[name] == BlockCounts(*tiers, blocks=len(mine), unique=len(mine - others))

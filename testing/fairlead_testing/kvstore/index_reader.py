@@ -1,0 +1,69 @@
+"""A reader that loads models' indexes from Redis again and again, as `fairlead index` does once."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+from typing import Any, Final
+
+from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import cancel_and_wait
+from fairlead_kvstore.index import redis_keys
+from fairlead_kvstore.index.loaded_index import LoadedIndex, LoadFailure, load_index
+
+_PAUSE_SECONDS: Final = 0.02
+
+
+class IndexReader:
+    """The last loaded index of each model.
+
+    link: with the ``run`` of a ``RedisLink``; the owner starts and stops it.
+    """
+
+    def __init__(self, link: Any, clock: Clock) -> None:
+        self._link = link
+        self._clock = clock
+        self._models: dict[str, LoadedIndex | None] = {}
+        self._problems: dict[str, str] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def set_models(self, model_keys: Iterable[str]) -> None:
+        """Sets the models to load. Raises BadInput for an invalid name."""
+        for key in model_keys:
+            redis_keys.index_keys(key)
+            self._models.setdefault(key, None)
+
+    def index(self, model_key: str) -> LoadedIndex | None:
+        """Returns the last index of a model that could be loaded."""
+        return self._models.get(model_key)
+
+    def problem(self, model_key: str) -> str:
+        """Returns why the last load failed, or what it could not read; empty if it is whole."""
+        index = self._models.get(model_key)
+        unreadable = () if index is None else sorted(index.unreadable)
+        return self._problems.get(model_key, "not loaded yet") or ", ".join(
+            f"{name} is unreadable" for name in unreadable
+        )
+
+    async def step(self) -> None:
+        """Loads the index of each model."""
+        for key in self._models:
+            now = self._clock.now()
+            found = await load_index(self._link, key, self._clock.wall() - now, now)
+            self._problems[key] = found.why if isinstance(found, LoadFailure) else ""
+            if not isinstance(found, LoadFailure):
+                self._models[key] = found
+
+    def start(self) -> None:
+        """Starts to load the indexes, in a task of the running loop."""
+        self._task = asyncio.ensure_future(self._run())
+
+    async def stop(self) -> None:
+        """Stops loading."""
+        task, self._task = self._task, None
+        with contextlib.suppress(Exception):
+            await cancel_and_wait(task)
+
+    async def _run(self) -> None:
+        while True:
+            await self.step()
+            await asyncio.sleep(_PAUSE_SECONDS)
