@@ -248,7 +248,8 @@ class Gateway(Placement):
     workers: Annotated[int, Field(ge=1, le=64)] = _value("worker processes of each replica; one per CPU core", 1)
     image: GatewayImage = _value("image", GatewayImage)
     resources: FreeForm = _value(
-        "resources of its container; near the memory limit, large bodies are refused",
+        "resources of its container; near the memory limit, large bodies are refused. A million cached blocks "
+        "need 64 MB where engines publish KV events",
         _resources("500m", "192Mi", "1Gi"),
     )
     fleet: Fleet = _value("models to serve", Fleet)

@@ -1,9 +1,9 @@
 """The translation of an engine's reports into corrections of a worker's prefix index.
 
 Workers know prompts as bytes only. The translator joins the prefix table, the blocks that engines
-reported and what was just sent. It produces *corrections*: for an instance, chains of byte blocks that are
-cached, and byte blocks that are not. A correction is computed from the state at the time of
-`take_corrections`, not from single changes. So any order of events ends in the same state, and a
+reported and what was just sent. It produces *corrections*: for an instance, chains of byte blocks
+that are cached, and byte blocks that are not. A correction is computed from the state at the time
+of `take_corrections`, not from single changes. So any order of events ends in the same state, and a
 repeated correction does no harm.
 
 A byte block of an instance is reported as

@@ -1,18 +1,20 @@
 """The search for KV events of which the fleet says nothing."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import Final
 
-from fairlead.errors import BadInput, Unavailable
+from fairlead.errors import FairleadError
 from fairlead.fleet.model import Instance
-from fairlead.runtime.tasks import KeyedTasks
+from fairlead.runtime.tasks import KeyedTasks, run_despite_defects
 from fairlead_kvstore.reader.endpoints import endpoints_from_answer
 from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH, EngineQuery
 from fairlead_kvstore.reader.namespace_slots import NamespaceSlots
 
+_LOG: Final = logging.getLogger("fairlead.gateway")
 EVENT_SEARCH_SECONDS: Final = 300.0
 """Limit: longest pause between queries to a model's engines whether they publish KV events."""
 
@@ -47,7 +49,8 @@ class EventDiscovery:
         """Sets the models to search, and their instances."""
         self._instances = instances
         for key in instances:
-            self._searches.start(key, partial(self._search, key))
+            search = partial(run_despite_defects, partial(self._search, key), _LOG, "search for KV events")
+            self._searches.start(key, search)
 
     async def stop(self) -> None:
         """Stops all searches."""
@@ -70,7 +73,7 @@ class EventDiscovery:
         slot = await self._slots.wait(instance.namespace)
         try:
             endpoints_from_answer(await self._query(instance, EVENT_SOURCES_PATH), instance)
-        except (Unavailable, BadInput):
+        except FairleadError:
             return False
         else:
             return True

@@ -5,6 +5,8 @@ import json
 from collections import Counter
 from dataclasses import replace
 
+import pytest
+
 from fairlead.errors import Unavailable
 from fairlead.fleet.model import EXTERNAL_API, Instance
 from fairlead_gateway.supervisor.kv_index.event_discovery import EVENT_SEARCH_SECONDS, EventDiscovery
@@ -21,19 +23,21 @@ class Engines:
     def __init__(self) -> None:
         self.answers: dict[str, bytes] = {}
         self.queries: Counter[str] = Counter()
+        self.order: list[str] = []
         self.found: list[str] = []
         self.pauses: list[float] = []
         self.open = self.most_open = 0
-        self.is_slow = False
+        self.blocked: asyncio.Event | None = None
         self.discovery = EventDiscovery(self.query, self.found.append, self.pause)
 
     async def query(self, instance: Instance, path: str) -> bytes:
         assert path == "/kv_event_sources"
         self.queries[instance.url] += 1
+        self.order.append(instance.namespace)
         self.open += 1
         self.most_open = max(self.most_open, self.open)
-        while self.is_slow:
-            await asyncio.Event().wait()
+        if self.blocked is not None:
+            await self.blocked.wait()
         self.open -= 1
         if instance.url not in self.answers:
             raise Unavailable("404")
@@ -71,8 +75,30 @@ async def test_a_model_is_found_once_and_one_that_left_is_not_searched() -> None
 
 async def test_slow_engines_of_one_namespace_delay_no_other() -> None:
     engines = Engines()
-    engines.is_slow = True
-    engines.discovery.set_models({f"slow/{number}": [replace(INSTANCES[0], namespace="slow")] for number in range(30)})
-    await wait_until(lambda: engines.open > 0)
+    engines.blocked = asyncio.Event()
+    slow = {f"slow/{number}": [replace(INSTANCES[0], namespace="slow")] for number in range(30)}
+    engines.discovery.set_models(slow)
+    await wait_until(lambda: engines.open == 4)
+    engines.discovery.set_models(slow | {"other/one": [replace(INSTANCES[1], namespace="other")]})
+    await asyncio.sleep(0)
     assert engines.most_open == 4
+    assert not engines.queries[INSTANCES[1].url]
+    engines.blocked.set()
+    await wait_until(lambda: engines.queries[INSTANCES[1].url] > 0)
+    assert "other" in engines.order[:6], "it had one of the next free slots"
     await engines.discovery.stop()
+
+
+async def test_a_defect_ends_no_search(caplog: pytest.LogCaptureFixture) -> None:
+    engines, failures = Engines(), [RuntimeError("a defect of the test")]
+    engines.answers[INSTANCES[0].url] = PUBLISHES
+
+    def on_found(key: str) -> None:
+        if failures:
+            raise failures.pop()
+        engines.found.append(key)
+
+    engines.discovery = EventDiscovery(engines.query, on_found, engines.pause)
+    engines.discovery.set_models({"default/tiny": INSTANCES[:1]})
+    await wait_until(lambda: engines.found == ["default/tiny"])
+    assert "search for KV events" in caplog.text
