@@ -24,7 +24,6 @@ import yaml
 
 from fairlead.runtime.compiled_build import is_compiled
 from fairlead_bench.index.event_streams import MODEL
-from fairlead_bench.index.reader_process import engine_url, instance_id
 from fairlead_bench.results import NO_GOALS, ResultRow, load_goals, parse_options, write_results
 from fairlead_kvstore.blockstore import block_table as blocks
 from fairlead_testing.processes import cpu_seconds, memory_bytes, start_ready
@@ -119,24 +118,26 @@ def start_child(*words: str) -> Iterator[ChildProcess]:
         made.stop()
 
 
-@contextmanager
-def start_indexer(redis: str, engines: list[dict[str, str]], folder: Path) -> Iterator[int]:
-    """Starts ``python -m fairlead_kvstore`` before these engines; yields its pid."""
+def write_fleet(engines: list[dict[str, str]], file: Path) -> None:
+    """Writes a fleet file of these engines."""
     instances = [
         {
-            "id": instance_id(number).partition("/")[0],
-            "url": engine_url(number),
+            "url": f"http://127.0.0.1:{1_000 + number}",
             "engine": "vllm",
             "kvEvents": one["events"],
             "kvReplay": one["replay"],
         }
         for number, one in enumerate(engines)
     ]
-    fleet = folder / "fleet.yaml"
-    fleet.write_text(yaml.safe_dump({"models": [{"name": MODEL.partition("/")[2], "instances": instances}]}))
+    file.write_text(yaml.safe_dump({"models": [{"name": MODEL.partition("/")[2], "instances": instances}]}))
+
+
+@contextmanager
+def start_indexer(redis: str, fleet: Path) -> Iterator[int]:
+    """Starts ``python -m fairlead_kvstore``; yields its pid."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")}
     arguments = ("--fleet", str(fleet), "--redis", redis)
-    process, _ = start_ready("fairlead_kvstore", *arguments, log=folder / "indexer.log", environ=environ)
+    process, _ = start_ready("fairlead_kvstore", *arguments, log=fleet.parent / "indexer.log", environ=environ)
     with process:
         try:
             yield process.pid
@@ -171,10 +172,11 @@ def run(traffic: EventTraffic, *, cold: bool = False, emptied: bool = False) -> 
         start_child("fairlead_bench.index.event_publisher", *words) as publisher,
     ):
         pid_redis = _pid(redis)
-        addresses = publisher.read()
-        how = (redis.url, json.dumps(addresses), marks)
+        fleet = Path(folder) / "fleet.yaml"
+        write_fleet(publisher.read(), fleet)
+        how = (redis.url, str(fleet), marks)
         with (
-            start_indexer(redis.url, addresses, Path(folder)) as pid,
+            start_indexer(redis.url, fleet) as pid,
             start_child("fairlead_bench.index.reader_process", *how) as reader,
         ):
             start = reader.read()

@@ -1,10 +1,10 @@
 """A process that reads engines' KV events as a gateway's supervisor does.
 
-    python -m fairlead_bench.index.reader_process REDIS ENGINES MARKS
+    python -m fairlead_bench.index.reader_process REDIS FLEET MARKS
 
-ENGINES: the addresses of `event_publisher`, as JSON. It begins with what an indexer left in Redis. It
-answers a line on standard input with a line of JSON: its blocks and marks, processor time and memory.
-Its first line comes when it has read all that engines replay, with the cost of that.
+It begins with what an indexer left in Redis. It answers a line on standard input with a line of JSON:
+its blocks and marks, processor time and memory. Its first line comes when it has read all that engines
+replay, with the cost of that.
 """
 
 import asyncio
@@ -14,10 +14,12 @@ import random
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fairlead.errors import Unavailable
-from fairlead.fleet.model import Fleet, Instance, Model
+from fairlead.fleet.file.format import parse_fleet_file
+from fairlead.fleet.model import Fleet, Instance
 from fairlead.limits import Limits
 from fairlead.runtime import process_tuning
 from fairlead.runtime.clock import SystemClock
@@ -31,8 +33,6 @@ from fairlead_kvstore.reader.reader_context import ReaderRuntime
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.processes import memory_bytes
 from fairlead_testing.waiting import wait_until
-
-_NAMESPACE, _NAME = MODEL.split("/")
 
 
 class NoSink:
@@ -50,31 +50,8 @@ async def _no_answer(_: Instance, path: str) -> bytes:
     raise Unavailable(path)
 
 
-def fleet_of(engines: Sequence[dict[str, str]]) -> Fleet:
-    """Returns a fleet of these engines, with the ids that an indexer gives them."""
-    instances = tuple(
-        Instance(
-            instance_id(number),
-            _NAMESPACE,
-            _NAME,
-            "main",
-            engine_url(number),
-            kv_events=one["events"],
-            kv_replay=one["replay"],
-        )
-        for number, one in enumerate(engines)
-    )
-    return Fleet(models={MODEL: Model(_NAMESPACE, _NAME)}, instances={MODEL: instances})
-
-
-def instance_id(number: int) -> str:
-    """Returns the id of an engine, in fleet files too."""
-    return f"e-{number}/0/0"
-
-
-def engine_url(number: int) -> str:
-    """Returns the URL of an engine, which nobody queries."""
-    return f"http://127.0.0.1:{1_000 + number}"
+def _read_fleet(path: Path) -> Fleet:
+    return parse_fleet_file(path.read_text(), file=path.name)
 
 
 async def main() -> None:
@@ -89,8 +66,7 @@ async def main() -> None:
     store = BlockStore()
     runtime = ReaderRuntime(asyncio.get_running_loop(), clock, random.random, Limits())
     indexer = Indexer(store, NoSink(), _no_answer, runtime, leased=True)
-    fleet = fleet_of(json.loads(sys.argv[2]))
-    indexer.update_fleet(fleet)
+    indexer.update_fleet(_read_fleet(Path(sys.argv[2])))
     begun, cpu, now = time.perf_counter(), time.process_time(), clock.now()
     found = await recover_index(link, MODEL, clock.wall() - now, now, fingerprint=secret_fingerprint(b""))
     indexer.start_model(MODEL, found or RecoveredIndex())

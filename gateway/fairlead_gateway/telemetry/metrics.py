@@ -363,7 +363,7 @@ _OWN: Final = (
     of.index(
         "index_unique_used_blocks",
         lambda status: None if status.block_counts is None else status.block_counts.unique_used,
-        "Of those, how many were in prompts of the last minutes.",
+        "Of those, how many were stored or used in the last minutes.",
     ),
     of.model_index(
         "index_links", lambda status: status.linked_blocks, "Blocks of prompt text whose place in the index is known."
