@@ -338,7 +338,7 @@ def _load(table: BlockTable, more: dict[int, int]) -> tuple[bool, BlockTable]:
     for row, handle in more.items():
         columns["handles"][row % len(columns["handles"])] = handle
     loaded = BlockTable()
-    steps = loaded.load_steps(columns, table.duplicate_leads())
+    steps = loaded.load_steps(columns)
     while True:
         try:
             next(steps)
@@ -367,10 +367,10 @@ def test_a_loaded_table_of_many_segments_grows_where_one_is_full(native_modules:
     numbers = {name: array(code, [0] * rows) for name, code in COLUMNS.items()}
     numbers |= {"handles": array("Q", keys), "block_hashes": array("Q", keys), "counts": array("I", [1] * rows)}
     expected = BlockTable()
-    list(expected.load_steps({name: array(column.typecode, column) for name, column in numbers.items()}, []))
+    list(expected.load_steps({name: array(column.typecode, column) for name, column in numbers.items()}))
     with _compiled(native_modules):
         table = BlockTable()
-        list(table.load_steps(numbers, []))
+        list(table.load_steps(numbers))
         assert all(table.by_handle.find(key) == row for row, key in enumerate(keys) if row)
     _assert_alike(table, expected)
     assert len(table) == rows - 1
