@@ -68,7 +68,7 @@ async def main() -> None:
     indexer = Indexer(store, NoSink(), _no_answer, runtime, leased=True)
     indexer.update_fleet(_read_fleet(Path(sys.argv[2])))
     begun, cpu, now = time.perf_counter(), time.process_time(), clock.now()
-    found = await recover_index(link, MODEL, clock.wall() - now, now, fingerprint=secret_fingerprint(b""))
+    found = await recover_index(link, MODEL, clock.wall() - now, fingerprint=secret_fingerprint(b""))
     indexer.start_model(MODEL, found or RecoveredIndex())
     restored = {"restored": store.block_count, "restored_seconds": time.perf_counter() - begun}
     await wait_until(

@@ -22,11 +22,10 @@ from fairlead_kvstore.blockstore.changes import (
     BlocksStored,
     Change,
     CompletenessChanged,
-    HintsAdded,
-    HintsExpired,
     InstanceCleared,
     InstanceDetached,
 )
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier, is_shared_store
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import POSITION_FIELD, decode_entry_with_time, decode_position
@@ -40,8 +39,6 @@ _CHANGE_KINDS: Final[dict[str, tuple[type[Any], ...]]] = {
     "cleared": (InstanceCleared, InstanceDetached),
     "marked": (CompletenessChanged,),
 }
-SHARED_STORE: Final = "shared store"
-"""Name of hints, which belong to no instance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +52,14 @@ class ChangeFilter:
 
     def matches(self, change: Change) -> bool:
         """Whether a change is shown."""
-        name = SHARED_STORE if isinstance(change, HintsAdded | HintsExpired) else change.instance
-        if self.instance is not None and not name.startswith(self.instance):
+        if self.instance is not None and not change.instance.startswith(self.instance):
             return False
         return self.kind is None or isinstance(change, _CHANGE_KINDS[self.kind])
 
 
 class InstanceChange(msgspec.Struct, omit_defaults=True):
-    """Changes of one batch to one instance: stored and removed blocks by tier, and other changes.
-
-    hinted, expired: numbers of hints on blocks in a shared store.
+    """Changes of one batch to one instance or shared store: stored and removed blocks by tier, and
+    other changes.
     """
 
     stored: dict[str, int] = {}
@@ -73,8 +68,6 @@ class InstanceChange(msgspec.Struct, omit_defaults=True):
     gone: bool = False
     complete: bool | None = None
     reason: str = ""
-    hinted: int = 0
-    expired: int = 0
 
 
 class ChangeBatch(msgspec.Struct):
@@ -93,28 +86,21 @@ def build_batch(
     shown = ChangeBatch(*position, wall, {})
     for change in changes:
         if filter_.matches(change):
-            name = SHARED_STORE if isinstance(change, HintsAdded | HintsExpired) else change.instance
-            _add_change(shown.instances.setdefault(name, InstanceChange()), change)
+            _add_change(shown.instances.setdefault(change.instance, InstanceChange()), change)
     return shown
 
 
 def _add_change(target: InstanceChange, change: Change) -> None:
-    if isinstance(change, BlocksStored):
-        tier = change.tier.name.lower()
-        target.stored[tier] = target.stored.get(tier, 0) + len(change.hashes)
-    elif isinstance(change, BlocksRemoved):
-        tier = change.tier.name.lower()
-        target.removed[tier] = target.removed.get(tier, 0) + len(change.hashes)
+    if isinstance(change, BlocksStored | BlocksRemoved):
+        tier = StorageTier.REMOTE if is_shared_store(change.instance) else change.tier
+        counts, name = target.stored if isinstance(change, BlocksStored) else target.removed, tier.name.lower()
+        counts[name] = counts.get(name, 0) + len(change.hashes)
     elif isinstance(change, InstanceCleared):
         target.cleared = change.reason or "cleared"
     elif isinstance(change, InstanceDetached):
         target.gone = True
-    elif isinstance(change, CompletenessChanged):
-        target.complete, target.reason = change.complete, change.reason
-    elif isinstance(change, HintsAdded):
-        target.hinted += len(change.hashes)
     else:
-        target.expired += len(change.hashes)
+        target.complete, target.reason = change.complete, change.reason
 
 
 def format_batch(change_batch: ChangeBatch) -> str:
@@ -137,10 +123,6 @@ def _change_words(instance_change: InstanceChange) -> Iterator[str]:
         yield "gone"
     if instance_change.complete is not None:
         yield f"{'complete' if instance_change.complete else 'incomplete'}: {instance_change.reason}"
-    if instance_change.hinted:
-        yield f"+{instance_change.hinted} hints"
-    if instance_change.expired:
-        yield f"-{instance_change.expired} hints"
 
 
 def _print_notice(text: str) -> None:
@@ -180,7 +162,7 @@ async def follow_changes(
                     f"entries {epoch}-{position[1] + 1} to {epoch}-{sequence - 1} were removed before they could be read"
                 )
             position = (epoch, sequence)
-            shown_batch = _batch(position, data, model_key, filter_)
+            shown_batch = _batch(position, data, filter_)
             if shown_batch is not None and shown_batch.instances:
                 on_batch(shown_batch)
                 shown += 1
@@ -206,14 +188,13 @@ def _read(reply: Any, model_key: str) -> list[tuple[int, int, bytes]]:
 def _batch(
     position: tuple[int, int],
     data: bytes,
-    model_key: str,
     filter_: ChangeFilter,
 ) -> ChangeBatch | None:
     if len(data) > INDEX_ENTRY_BYTES:
         _print_notice(f"{position[0]}-{position[1]} cannot be read: it has {len(data)} bytes")
         return None
     try:
-        wall, changes = decode_entry_with_time(data, model_key, 0.0)
+        wall, changes = decode_entry_with_time(data, 0.0)
     except UnreadableError as error:
         _print_notice(f"{position[0]}-{position[1]} cannot be read: {error.message}")
         return None

@@ -132,10 +132,10 @@ async def read_entries(
             return
 
 
-def decode_changes(data: bytes, model_key: str, ahead: float) -> tuple[float, list[Change]]:
+def decode_changes(data: bytes, ahead: float) -> tuple[float, list[Change]]:
     """Returns the Unix time and the changes of an entry; none of one that cannot be read."""
     try:
-        return decode_entry_with_time(data, model_key, ahead) if len(data) <= INDEX_ENTRY_BYTES else (0.0, [])
+        return decode_entry_with_time(data, ahead) if len(data) <= INDEX_ENTRY_BYTES else (0.0, [])
     except UnreadableError:
         return 0.0, []
 

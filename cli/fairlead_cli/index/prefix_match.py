@@ -4,7 +4,7 @@ tier and how old.
 Hashes are computed once for each block size of the model's engines. ``tier`` is the slowest tier
 that has a block of the match. ``age_seconds`` is the time since the last of these blocks was
 stored or used, to sixteen seconds. For blocks of a shared store it is the age of the oldest needed
-hint: the store reports no evictions, so old hints are likely gone.
+one: the store reports no evictions, so old blocks are likely gone.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from fairlead_cli.exit_codes import UnusableIndex
 from fairlead_cli.formatting import UNKNOWN, align_columns
 from fairlead_cli.index.snapshot import IndexSnapshot
 from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
-from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier, shared_store_id
 from fairlead_kvstore.index.instance_status import secret_fingerprint
 
 
@@ -81,14 +81,15 @@ def match_prompt(snapshot: IndexSnapshot, prompt: TokenPrompt, secret: bytes) ->
         complete = known is not None and known.complete
         tier_name = None if tier is None else tier.name.lower()
         url = note.url if note is not None else None
-        age = None
         if size and tier is StorageTier.REMOTE:
-            hint_hashes = chains[size][blocks[StorageTier.DISK] : reached]
-            known_ages = [index.hint_age_seconds(own, snapshot.now) for own in hint_hashes]
-            age = max((match for match in known_ages if match is not None), default=None)
+            shared = shared_store_id(snapshot.model_key)
+            times = [index.used_at(shared, own) for own in chains[size][blocks[StorageTier.DISK] : reached]]
+            used_at = min((time for time in times if time is not None), default=None)
         elif size and tier is not None:
             used_at = index.used_at(name, chains[size][reached - 1])
-            age = None if not used_at else max(0.0, snapshot.wall - used_at)
+        else:
+            used_at = None
+        age = None if not used_at else max(0.0, snapshot.wall - used_at)
         age = None if age is None else round(age, 1)
         answer.instances.append(InstanceMatch(name, url, reached * (size or 0), tier_name, age, complete))
     answer.instances.sort(key=lambda match: (-match.matched_tokens, match.id))

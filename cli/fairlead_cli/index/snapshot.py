@@ -11,9 +11,12 @@ from typing import Any, Final
 from redis.exceptions import ResponseError
 
 from fairlead.errors import first_line
+from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_cli.exit_codes import UnusableIndex
 from fairlead_cli.index.connection import read_values, run_commands
+from fairlead_kvstore.blockstore.changes import InstanceCleared
+from fairlead_kvstore.blockstore.storage_tiers import is_shared_store, shared_store_id
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import (
@@ -91,10 +94,11 @@ class IndexSnapshot:
 
     @property
     def instances(self) -> list[str]:
-        """Ids of all instances in the index, notes or headers, sorted."""
+        """Ids of all instances in the index, notes or headers, sorted; no shared store."""
         noted = self.notes.instances if self.notes is not None else {}
         loaded = self.loaded.instances() if self.loaded is not None else ()
-        return sorted({*loaded, *noted, *self.headers, *self.unreadable} - {"hints"})
+        names = {*loaded, *noted, *self.headers, *self.unreadable}
+        return sorted(name for name in names if not is_shared_store(name))
 
     def note(self, instance: str) -> InstanceStatus | None:
         """Returns the indexer's note on an instance, or None."""
@@ -150,16 +154,18 @@ async def _read_once(link: RedisLink, model_key: str, clock: Clock) -> IndexSnap
     snapshot.meta = _decode_field(snapshot, "meta", meta, IndexMeta)
     snapshot.notes = _decode_field(snapshot, "notes", notes, InstanceStatuses)
     try:
-        snapshot.tail = StreamTail(int(length), _entry_id(first), _entry_id(last), _entry_time(last, model_key))
+        snapshot.tail = StreamTail(int(length), _entry_id(first), _entry_id(last), _entry_time(last))
     except (UnreadableError, KeyError, TypeError, IndexError, ValueError) as error:
         snapshot.unreadable["the last entry"] = str(error)[:120]
     await _headers(link, idx, snapshot, sorted(names))
-    loaded = await load_index(link, model_key, snapshot.ahead, now)
+    loaded = await load_index(link, model_key, snapshot.ahead)
     if isinstance(loaded, LoadFailure):
         snapshot.problem = loaded.why
     else:
         snapshot.loaded = loaded
         snapshot.unreadable |= loaded.unreadable
+        if unix_now - (snapshot.last_written or 0.0) > Limits().kv_shared_seconds:  # nothing expires meanwhile
+            loaded.apply([InstanceCleared(shared_store_id(model_key), 0, "no indexer writes")])
     return snapshot
 
 
@@ -195,8 +201,8 @@ def _decode_field(snapshot: IndexSnapshot, name: str, data: Any, type_: type[Any
         return None
 
 
-def _entry_time(reply: Any, model_key: str) -> float | None:
-    return decode_entry_with_time(reply[0][1][ENTRY_FIELD], model_key, 0.0)[0] if reply else None
+def _entry_time(reply: Any) -> float | None:
+    return decode_entry_with_time(reply[0][1][ENTRY_FIELD], 0.0)[0] if reply else None
 
 
 def _entry_id(reply: Any) -> tuple[int, int] | None:

@@ -126,7 +126,7 @@ def build_stats(snapshot: IndexSnapshot) -> IndexStats:
         trouble=snapshot.problem if index is None else "",
         unreadable=snapshot.unreadable,
         blocks=index.count_distinct() if index is not None else 0,
-        hints=len(index.hints) if index is not None else 0,
+        hints=len(index.shared) if index is not None else 0,
         instances=[
             _instance_contents(snapshot, name, counted.get(name, BlockCounts()), ranks.get(name))
             for name in snapshot.instances

@@ -39,13 +39,10 @@ from fairlead_kvstore.events.types import StreamOutcome
 from fairlead_kvstore.events.zmtp import message
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import (
-    HINTS_FIELD,
     META_FIELD,
     POSITION_FIELD,
-    HintsHeader,
     InstanceHeader,
     decode_part,
-    decode_value,
     header_field,
     header_instance,
     is_part,
@@ -267,14 +264,13 @@ async def _check_consistency(link: RedisLink, snapshot: IndexSnapshot) -> dict[s
     _, idx, _ = redis_keys.index_keys(snapshot.model_key)
     (names,) = await run_commands(link, ("HKEYS", idx))
     present: list[bytes] = list(names) if isinstance(names, list) else []
-    needed = {POSITION_FIELD, META_FIELD, HINTS_FIELD, STATUSES_FIELD}
+    needed = {POSITION_FIELD, META_FIELD, STATUSES_FIELD}
     for name, header in snapshot.headers.items():
         needed.add(header_field(name))
         needed.update(header.parts.values())
         problem = await _part_problem(link, idx, header)
         if problem:
             findings.setdefault(name, problem)
-    needed.update(await _hint_parts(link, idx))
     parts = [field for field in present if is_part(field) and field not in needed]
     if parts:
         findings["parts"] = f"{len(parts)} that belong to nothing"
@@ -283,14 +279,6 @@ async def _check_consistency(link: RedisLink, snapshot: IndexSnapshot) -> dict[s
         if instance is not None and field not in needed:
             findings.setdefault(instance, "what an earlier indexer left of it is still there")
     return findings
-
-
-async def _hint_parts(link: RedisLink, idx: str) -> Iterable[bytes]:
-    (data,) = await read_values(link, idx, [HINTS_FIELD])
-    try:
-        return () if data is None else decode_value(data, HintsHeader).parts.values()
-    except UnreadableError:
-        return ()  # reported already
 
 
 async def _part_problem(link: RedisLink, idx: str, header: InstanceHeader) -> str:
@@ -325,7 +313,7 @@ async def _check_stream(link: RedisLink, snapshot: IndexSnapshot, clock: Clock) 
                 break
             if number != sequence + 1:
                 return f"after {before.epoch}-{sequence} comes {before.epoch}-{number}"
-            before.apply(decode_changes(data, snapshot.model_key, snapshot.ahead)[1])
+            before.apply(decode_changes(data, snapshot.ahead)[1])
             sequence = number
     if sequence != later.sequence:
         return f"it ends at {before.epoch}-{sequence}, the index is at {before.epoch}-{later.sequence}"

@@ -203,7 +203,7 @@ class RedisIndex:
             if self._index is not None and follows:
                 follows = await self._apply_next(self._index, clock.wall() - now)
             else:
-                found = await load_index(self._link, MODEL_KEY, clock.wall() - now, now)
+                found = await load_index(self._link, MODEL_KEY, clock.wall() - now)
                 follows = isinstance(found, LoadedIndex)
                 if isinstance(found, LoadedIndex):
                     self._index = found
@@ -222,7 +222,7 @@ class RedisIndex:
             for epoch, sequence, data in parse_entries(replies[0]):
                 if (epoch, sequence) != (index.epoch, index.sequence + 1):
                     return False
-                wall, changes = decode_entry_with_time(data, MODEL_KEY, wall_offset)
+                wall, changes = decode_entry_with_time(data, wall_offset)
                 index.apply(changes, wall)
                 index.sequence = sequence
                 self._heard += len(changes)

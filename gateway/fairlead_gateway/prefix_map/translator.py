@@ -44,12 +44,10 @@ from fairlead_kvstore.blockstore.changes import (
     BlocksRemoved,
     BlocksStored,
     Change,
-    HintsAdded,
-    HintsExpired,
     InstanceCleared,
     InstanceDetached,
 )
-from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
+from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, is_shared_store
 
 PREFIX_MAP_BLOCKS: Final = 131_072
 """Limit: text blocks per model with known index blocks, some 300 bytes each; the oldest go."""
@@ -300,20 +298,15 @@ class PrefixTranslator:
         linked_blocks = self.table.linked_blocks
         for change in changes:
             if isinstance(change, BlocksStored | BlocksRemoved):
-                pending = self._pending(change.instance)
+                pending = self._pending(SHARED_STORE if is_shared_store(change.instance) else change.instance)
                 into = pending.stored if isinstance(change, BlocksStored) else pending.removed
                 for token_hash in change.hashes:
                     blocks = linked_blocks(token_hash)
                     if blocks:
                         into.update(blocks)
                 pending.has_slow_tiers = pending.has_slow_tiers or change.tier is not StorageTier.GPU
-            elif isinstance(change, HintsAdded | HintsExpired):
-                pending = self._pending(SHARED_STORE)
-                into = pending.stored if isinstance(change, HintsAdded) else pending.removed
-                for token_hash in change.hashes:
-                    into.update(linked_blocks(token_hash))
             elif isinstance(change, InstanceCleared | InstanceDetached):
-                pending = self._pending(change.instance)
+                pending = self._pending(SHARED_STORE if is_shared_store(change.instance) else change.instance)
                 pending.forget = ForgetScope.ALL
                 pending.stored.clear()
                 pending.removed.clear()

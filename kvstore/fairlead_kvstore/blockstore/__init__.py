@@ -8,7 +8,6 @@ No I/O and no clock. In reading order:
   arrays
 - `event_runs`: the blocks of one event, and those whose parent is unknown
 - `lora_generations`: blocks of reloaded adapters
-- `shared_store_hints`: blocks in a store that several instances share
 - `completeness`: how complete an instance is known; `types`: counters, states and snapshots
 - `snapshot`: an instance as bytes, for the next indexer
 """

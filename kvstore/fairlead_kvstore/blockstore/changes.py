@@ -54,24 +54,4 @@ class CompletenessChanged(msgspec.Struct, frozen=True, gc=False):
     since: float
 
 
-class HintsAdded(msgspec.Struct, gc=False):
-    """Blocks that an instance wrote to a store shared by the instances of a model.
-
-    until: when the hint expires (monotonic seconds).
-    """
-
-    model_key: str
-    hashes: list[int]
-    until: float
-
-
-class HintsExpired(msgspec.Struct, gc=False):
-    """Hints that expired or were evicted."""
-
-    model_key: str
-    hashes: list[int]
-
-
-Change = (
-    BlocksStored | BlocksRemoved | InstanceCleared | InstanceDetached | CompletenessChanged | HintsAdded | HintsExpired
-)
+Change = BlocksStored | BlocksRemoved | InstanceCleared | InstanceDetached | CompletenessChanged

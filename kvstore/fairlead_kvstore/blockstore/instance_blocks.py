@@ -22,14 +22,17 @@ The rules, each for observed behaviour of a real engine:
 Ages are in ticks of sixteen seconds, since the last store or use of a block or of one after it. So
 no block is older than those that follow it. Engines evict the oldest first, then the deepest.
 
+A store that the model's instances share is a place with blocks of its own (``SharedStore``).
+
 The events of usual batches are applied in one step (``apply_scanned``).
 
 Why: while an engine decodes, a batch is a block or two. Steps, and an object for each part of an
 event, then cost more than the blocks.
 """
 
+from array import array
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Final
 
 from fairlead.limits import Limits
@@ -46,8 +49,7 @@ from fairlead_kvstore.blockstore.event_runs.pending_run import (
     pending_run,
 )
 from fairlead_kvstore.blockstore.lora_generations import MAX_SCANNED_ROWS, LoraGenerations
-from fairlead_kvstore.blockstore.shared_store_hints import SharedStoreHints
-from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, storage_tier
+from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, shared_store_id, storage_tier
 from fairlead_kvstore.blockstore.types import AdapterSource, EngineOutcome, EngineSleep, EventCounters
 from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, RemovedEvent, StoredEvent
 from fairlead_kvstore.events.types import BatchesLost, ProcessRestarted, StreamResumed, StreamSuspended
@@ -65,6 +67,7 @@ _CLEAR_BYTES: Final = 1_024  # a clear takes 0.1 ms: new tables are made
 _FOLLOW_UP_BYTES: Final = 8_192
 """The cost of one follow-up step, in bytes: some 2 ms."""
 _ROWS_PER_STEP: Final = 512
+_ROWS_PER_EXPIRY: Final = 8_192
 
 
 class InstanceBlocks:
@@ -74,7 +77,7 @@ class InstanceBlocks:
         self,
         instance: str,
         model_key: str,
-        shared: SharedStoreHints,
+        shared: "SharedStore | None",
         limits: Limits,
         secret: bytes,
         now: float,
@@ -87,7 +90,7 @@ class InstanceBlocks:
         self.block_size: int | None = None
         self.hybrid = False
         self.evicted_age_seconds: float | None = None
-        self._shared = shared
+        self.shared = shared
         self.limits = limits
         self._secret = secret
         self.group: int | None = None
@@ -153,7 +156,7 @@ class InstanceBlocks:
                 continue
             elif isinstance(event, RemovedEvent):
                 self._on_removed(event, tick, out)
-            elif (item := self._run_to_add(event, tick, now, out)) is not None:
+            elif (item := self._run_to_add(event, tick, out)) is not None:
                 yield from self._add(item, out)
         self._update_doubt(now, out)
 
@@ -189,8 +192,8 @@ class InstanceBlocks:
 
     # --- stored ---------------------------------------------------------------------------------------------------------
 
-    def _run_to_add(self, event: StoredEvent, tick: int, now: float, out: list[Change]) -> PendingRun | None:
-        """Returns the blocks of an event that are to be added; None for hints and others."""
+    def _run_to_add(self, event: StoredEvent, tick: int, out: list[Change]) -> PendingRun | None:
+        """Returns the blocks of an event that are to be added; None where there are none."""
         tier = storage_tier(event.medium, event.locality)
         if not self._is_counted_group(event.group_idx, event.kv_cache_spec_kind, learn=tier is StorageTier.GPU):
             self.counters.other_groups += 1
@@ -211,8 +214,8 @@ class InstanceBlocks:
         if tier is StorageTier.REMOTE:
             start = self._chain_start(item, self.blocks)
             known_only = item.extras is None and self.names_extras
-            for block_hash in item.known_hashes(self.blocks, start, known_only, self.counters):
-                self._shared.add(block_hash, now, out)
+            if self.shared is not None:
+                self.shared.add(item.known_hashes(self.blocks, start, known_only, self.counters), tick, out)
             return None
         return item
 
@@ -295,10 +298,11 @@ class InstanceBlocks:
         for value in event.block_hashes:
             key = value & _MASK if isinstance(value, int) else engine_hash(value)
             if tier is StorageTier.REMOTE:
-                if row := self.blocks.by_handle.find(key):
-                    self._shared.remove(self.blocks.block_hashes[row], out)
-                else:
+                row = self.blocks.by_handle.find(key)
+                if not row:
                     self.counters.unknown += 1
+                elif self.shared is not None:
+                    self.shared.remove(self.blocks.block_hashes[row], out)
             elif not self._remove_copy(key, tier, tick, out) and not self._orphans.note_removed(key, tier):
                 self.counters.unknown += 1
 
@@ -452,3 +456,65 @@ class InstanceBlocks:
         if known is None:
             known = self._roots[adapter] = chain_root(self.model_key, adapter, secret=self._secret)
         return known
+
+
+class SharedStore(InstanceBlocks):
+    """The blocks that a model's instances wrote to a store they share.
+
+    Why: a store such as Mooncake does not report its evictions. Of 4,961 blocks that were reported
+    as stored, none was ever reported as removed, while the store evicted most of them. Events
+    therefore cannot prove presence. A block counts for ``kv_shared_seconds`` after its last write,
+    for every instance of the model alike. A write within half of that time changes nothing.
+    """
+
+    def __init__(self, model_key: str, limits: Limits, now: float) -> None:
+        super().__init__(shared_store_id(model_key), model_key, None, limits, b"", now)
+        self._max_ticks = max(1, round(limits.kv_shared_seconds / TICK_SECONDS))
+        self._written: dict[int, array[int]] = {}  # block hashes by the tick of a write
+        self._restored = range(0)  # rows of a snapshot that are not in it yet
+
+    def add(self, hashes: Iterable[int], tick: int, out: list[Change]) -> None:
+        """Adds blocks that were written to the store, and reports them."""
+        blocks, written = self.blocks, list[int]()
+        for block_hash in hashes:
+            cell = blocks.by_handle.seek(block_hash)
+            row = blocks.by_handle.row(cell)
+            if not row:
+                blocks.add_at(cell, block_hash, block_hash, 0, 0, 0, 1, tick)
+            elif 2 * (tick - blocks.ticks[row]) < self._max_ticks:
+                continue
+            else:
+                blocks.ticks[row] = tick
+            written.append(block_hash)
+        if written:
+            self._written.setdefault(tick, array("Q")).extend(written)
+            open_hashes(BlocksStored, self.instance, StorageTier.GPU, out).extend(written)
+
+    def remove(self, block_hash: int, out: list[Change]) -> None:
+        """Removes a block that a store reported as removed."""
+        if row := self.blocks.by_handle.find(block_hash):
+            self._remove_copies(self.blocks, row, StorageTier.GPU, 1, out)
+
+    def on_restored(self) -> None:
+        """Counts the time of the rows of a snapshot from their ticks, with the next ``expire``."""
+        self._restored = range(1, len(self.blocks.counts))
+
+    def expire(self, now: float, out: list[Change]) -> bool:
+        """Removes blocks that have expired. Returns whether more remain: one call takes some ms."""
+        blocks, left = self.blocks, _ROWS_PER_EXPIRY
+        for row in self._restored[:left]:
+            if blocks.counts[row]:
+                self._written.setdefault(blocks.ticks[row], array("Q")).append(blocks.block_hashes[row])
+        self._restored = self._restored[left:]
+        newest = tick_of(now) - self._max_ticks
+        for tick in sorted([tick for tick in self._written if tick <= newest]):
+            written = self._written[tick]
+            while written and left:
+                left -= 1
+                block_hash = written.pop()
+                row = blocks.by_handle.find(block_hash)
+                if row and blocks.ticks[row] <= newest:
+                    self._remove_copies(blocks, row, StorageTier.GPU, 1, out)
+            if not written:
+                del self._written[tick]
+        return not left or len(self._restored) > 0

@@ -3,7 +3,8 @@
 ``gpu``, ``cpu`` and ``disk`` belong to one instance and are exact: the instance reports each block
 that comes and goes. ``remote`` is a store that instances share (Mooncake, LMCache, a file system).
 The instance that writes a block reports it, evictions are not reported, and all instances can read
-the block. It is therefore a hint for the whole model, which expires (``shared_store_hints.py``).
+the block. So the store is a place of its own, like an instance of the model (``shared_store_id``).
+Its blocks are in its first tier, and they expire (``SharedStore``).
 
 The medium alone does not say which of the two is meant: vLLM's own offloading writes ``CPU``, its
 Mooncake store ``cpu``. Taking a shared block for an exact one leaves a permanent ghost; the reverse
@@ -50,6 +51,21 @@ TIER_BY_MEDIUM: Final[Mapping[str, StorageTier]] = MappingProxyType(
 _ENGINE_GPU: Final = "GPU"
 _ENGINE_CPU: Final = "CPU"
 _LOCAL: Final = "local"
+
+
+_SHARED_STORE: Final = "shared store of "
+
+
+def shared_store_id(model_key: str) -> str:
+    """Returns the id of the store that all instances of a model reach. Those of instances have no
+    space.
+    """
+    return _SHARED_STORE + model_key
+
+
+def is_shared_store(instance: str) -> bool:
+    """Returns whether an id is that of a shared store."""
+    return instance.startswith(_SHARED_STORE)
 
 
 def storage_tier(medium: str | None, locality: object) -> StorageTier:

@@ -24,7 +24,7 @@ until its cache is cleared or it is learned again.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from fairlead.limits import Limits
@@ -32,10 +32,9 @@ from fairlead_kvstore.blockstore import snapshot as snapshots
 from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TIER_SHIFT, BlockTable, tick_of
 from fairlead_kvstore.blockstore.changes import Change, CompletenessChanged, InstanceCleared, InstanceDetached
 from fairlead_kvstore.blockstore.completeness import CompletenessMark
-from fairlead_kvstore.blockstore.instance_blocks import InstanceBlocks
-from fairlead_kvstore.blockstore.shared_store_hints import SharedStoreHints
+from fairlead_kvstore.blockstore.instance_blocks import InstanceBlocks, SharedStore
 from fairlead_kvstore.blockstore.snapshot import RowParts
-from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
+from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, is_shared_store, shared_store_id
 from fairlead_kvstore.blockstore.types import EngineOutcome, InstanceSnapshot, InstanceState
 from fairlead_kvstore.native import ScannedBatch
 
@@ -60,11 +59,10 @@ class BlockStore:
         self._secret = secret
         self._limits = limits
         self._instances: dict[str, InstanceBlocks] = {}
-        self._shared_store_hints: dict[str, SharedStoreHints] = {}
+        self._shared_stores: dict[str, SharedStore] = {}
         self._evictions: dict[str, list[Change]] = {}
         self._block_count = 0
         self._max_blocks = limits.kv_blocks
-        self._max_hints: int | None = None
         self.full_at: float | None = None
         """When blocks last gave way to the bound in total, in monotonic seconds; None: never."""
 
@@ -81,16 +79,12 @@ class BlockStore:
         """The bound of ``block_count``."""
         return self._max_blocks
 
-    def set_max_blocks(self, max_blocks: int, now: float, *, max_hints: int | None = None) -> None:
+    def set_max_blocks(self, max_blocks: int, now: float) -> None:
         """Sets the bound of ``block_count``, which is ``kv_blocks`` at most.
 
         Blocks above it give way. ``take_evictions`` has the changes of all models.
-
-        max_hints: bound of the hints of shared stores, of which models have equal parts. Hints
-        above it give way to new ones, or expire. None: only ``kv_shared_blocks`` of each model.
         """
-        self._max_blocks, self._max_hints = max(1, min(max_blocks, self._limits.kv_blocks)), max_hints
-        self._divide_max_hints()
+        self._max_blocks = max(1, min(max_blocks, self._limits.kv_blocks))
         while self._evict_above_total(now, "", []):
             pass
 
@@ -107,25 +101,26 @@ class BlockStore:
         If it is attached already, it is detached first.
         """
         changes = self.detach(instance, "attached again") if instance in self._instances else []
-        shared = self._shared_store_hints.get(model_key)
+        shared = self._shared_stores.get(shared_store_id(model_key))
         if shared is None:
-            seconds, max_hints = self._limits.kv_shared_seconds, self._limits.kv_shared_blocks
-            shared = SharedStoreHints(model_key, seconds=seconds, max_hints=max_hints)
-            self._shared_store_hints[model_key] = shared
-            self._divide_max_hints()
+            shared = SharedStore(model_key, self._limits, now)
+            self._shared_stores[shared.instance] = shared
         item = InstanceBlocks(instance, model_key, shared, self._limits, self._secret, now)
         self._instances[instance] = item
         begun = item.completeness
         return [*changes, CompletenessChanged(instance, begun.complete, begun.reason, begun.since)]
 
     def detach(self, instance: str, reason: str) -> list[Change]:
-        """Removes an instance. With the last one of a model, the model's hints are removed too."""
+        """Removes an instance. With the last one of a model, the model's shared store goes too."""
         item = self._instances.pop(instance)
         self._block_count -= len(item)
-        if not any(other.model_key == item.model_key for other in self._instances.values()):
-            del self._shared_store_hints[item.model_key]
-            self._divide_max_hints()
-        return [InstanceCleared(instance, item.epoch, reason), InstanceDetached(instance)]
+        changes: list[Change] = [InstanceCleared(instance, item.epoch, reason), InstanceDetached(instance)]
+        shared = item.shared
+        if shared is not None and not any(other.shared is shared for other in self._instances.values()):
+            del self._shared_stores[shared.instance]
+            if shared.instance in self._instances:
+                changes += self.detach(shared.instance, reason)
+        return changes
 
     def take_snapshot(self, instance: str, wall: float) -> tuple[InstanceSnapshot, RowParts]:
         """Returns an instance's state for the next indexer, and the parts of its rows by name.
@@ -137,16 +132,21 @@ class BlockStore:
     def restore_tables(
         self, instance: str, snapshot: InstanceSnapshot, tables: list[BlockTable], wall: float, now: float
     ) -> list[Change]:
-        """Restores a snapshot of an attached instance that has no blocks, with the tables that
-        ``snapshot.tables_steps`` returned. It stays suspended until ``StreamResumed``.
+        """Restores a snapshot of an attached instance that has no blocks, or of its model's shared
+        store, with the tables that ``snapshot.tables_steps`` returned. An instance stays suspended
+        until ``StreamResumed``.
 
         The blocks are not reported as changes, because consumers have them from where the snapshot
         was kept. Those above the bounds stay until ``evict_some``.
         """
         out: list[Change] = []
-        item = self._instances[instance]
+        item = self._shared_stores[instance] if is_shared_store(instance) else self._instances[instance]
         before = len(item)
         snapshots.install_tables(item, snapshot, tables, wall, now, out)
+        if isinstance(item, SharedStore):
+            self._instances[instance] = item
+            item.on_restored()
+            out.clear()  # it has no stream that would be resumed
         self._block_count += len(item) - before
         return out
 
@@ -163,21 +163,8 @@ class BlockStore:
 
     def is_shared(self, model_key: str, block_hash: int) -> bool:
         """Returns whether a shared store of the model probably has a block."""
-        hints = self._shared_store_hints.get(model_key)
-        return hints is not None and block_hash in hints
-
-    def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
-        """Returns the block hashes that a shared store probably has, each with its expiry
-        (monotonic seconds), oldest first.
-        """
-        shared = self._shared_store_hints.get(model_key)
-        return () if shared is None else shared.items()
-
-    def restore_shared_store_hints(self, model_key: str, hints: Iterable[tuple[int, float]]) -> None:
-        """Adds an earlier indexer's hints of a model, oldest first. Their expiry is in monotonic
-        seconds of this process.
-        """
-        self._shared_store_hints[model_key].restore(hints)
+        shared = self._shared_stores.get(shared_store_id(model_key))
+        return shared is not None and shared.blocks.by_handle.find(block_hash) > 0
 
     # --- stream ---------------------------------------------------------------------------------------------------------
 
@@ -188,11 +175,13 @@ class BlockStore:
         Between two steps, nothing else of this instance may be applied.
         """
         item = self._instances[instance]
-        steps, cost = item.apply(outcome, now, out), 0
+        shared, steps, cost = self._shared_stores[shared_store_id(item.model_key)], item.apply(outcome, now, out), 0
         while cost >= 0:
-            before = len(item)
+            before = len(item) + len(shared)
             cost = next(steps, -1)
-            self._block_count += len(item) - before
+            self._block_count += len(item) + len(shared) - before
+            if len(shared):
+                self._instances[shared.instance] = shared
             while self._evict_above_limits(item, now, out):
                 yield _EVICTION_BYTES
             if cost >= 0:
@@ -241,12 +230,19 @@ class BlockStore:
         if depth:
             blocks.touch(hashes[depth - 1], tick_of(now))
 
-    def expire(self, now: float) -> list[Change]:
-        """Removes expired hints of shared stores; call it every few seconds."""
-        out: list[Change] = []
-        for shared in self._shared_store_hints.values():
-            shared.expire(now, out)
-        return out
+    def expire(self, now: float) -> bool:
+        """Removes expired blocks of shared stores; call it every few seconds. Returns whether more
+        remain: one call takes some milliseconds. ``take_evictions`` has the changes.
+        """
+        has_more = False
+        for shared in self._shared_stores.values():
+            before = len(shared)
+            out: list[Change] = []
+            has_more |= shared.expire(now, out)
+            if out:
+                self._evictions.setdefault(shared.model_key, []).extend(out)
+            self._block_count += len(shared) - before
+        return has_more
 
     # --- queries ------------------------------------------------------------------------------------------------------
 
@@ -285,19 +281,12 @@ class BlockStore:
 
     # --- inside ---------------------------------------------------------------------------------------------------------
 
-    def _divide_max_hints(self) -> None:
-        """Divides the maximum of hints, of blocks in shared stores, among these stores."""
-        max_hints = self._limits.kv_shared_blocks
-        if self._max_hints is not None:
-            max_hints = min(max_hints, self._max_hints // max(1, len(self._shared_store_hints)))
-        for hints in self._shared_store_hints.values():
-            hints.max_hints = max_hints
-
     def _evict_above_limits(self, item: InstanceBlocks, now: float, out: list[Change]) -> bool:
         """Evicts some blocks if there are too many; returns whether it did."""
-        if len(item) > self._limits.kv_blocks_per_instance:
-            self._evict(item, now, out)
-            return True
+        for place in (item, item.shared):
+            if place is not None and len(place) > self._limits.kv_blocks_per_instance:
+                self._evict(place, now, out)
+                return True
         return self._evict_above_total(now, item.model_key, out)
 
     def _evict_above_total(self, now: float, model_key: str, out: list[Change]) -> bool:
@@ -342,8 +331,9 @@ class ModelBlocks:
         self._model_key = model_key
 
     def instances(self) -> list[str]:
-        """Returns the attached instances of the model."""
-        return [name for name, item in self._instances.items() if item.model_key == self._model_key]
+        """Returns the attached instances of the model, without its shared store."""
+        items = self._instances.items()
+        return [name for name, item in items if item.model_key == self._model_key and item.shared is not None]
 
     def tiers(self, instance: str, block_hash: int) -> int:
         """Returns where an instance has a block: a bit for each tier, 1 for the GPU; 0: nowhere."""

@@ -8,7 +8,6 @@
               meta          IndexMeta: its epoch, and whether all snapshots were written in it
               i:<instance>  InstanceHeader: its state, its sequence, and the parts of its rows
               n             InstanceStatuses, about once a second
-              s             HintsHeader: the same for hints of shared stores
               c:<number>    one part: columns of up to 4,096 rows with a digest, written once
 
 **A log with snapshots, not a hash of blocks.** A subscriber reads the log and queries Redis once a
@@ -23,8 +22,7 @@ byte, and readers skip the value. Times in values are Unix seconds. The rows are
 ``blockstore/snapshot.py``.
 """
 
-from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -42,13 +40,10 @@ from fairlead_kvstore.native import ENCODE_CHANGES
 SCHEMA: Final = b"\x01"
 POSITION_FIELD: Final = b"at"
 META_FIELD: Final = b"meta"
-HINTS_FIELD: Final = b"s"
 ENTRY_FIELD: Final = b"d"
 _INSTANCE: Final = b"i:"
 _PART: Final = b"c:"
-_HINT_BYTES: Final = 16
 _DIGEST_BYTES: Final = 8
-HINTS_PER_PART: Final = 4_096
 T = TypeVar("T")
 
 
@@ -72,18 +67,6 @@ class InstanceHeader(msgspec.Struct):
     slice: InstanceSnapshot
     parts: dict[str, bytes]
     position: StreamPosition | None = None
-
-
-class HintsHeader(msgspec.Struct):
-    """The header of a model's hints.
-
-    parts: name of each part → the field that has its bytes: block hashes (8 bytes each), then
-    expiry in Unix seconds (8 bytes each).
-    """
-
-    epoch: int
-    sequence: int
-    parts: dict[str, bytes]
 
 
 class _Stored(msgspec.Struct, tag="s", array_like=True, gc=False):
@@ -117,12 +100,11 @@ class _Marked(msgspec.Struct, tag="m", array_like=True, gc=False):
 
 
 class _Hinted(msgspec.Struct, tag="h", array_like=True, gc=False):
-    hashes: list[int]
-    until: float
+    """Blocks in a shared store, from a release in which this was no place. They are left out."""
 
 
 class _Expired(msgspec.Struct, tag="x", array_like=True, gc=False):
-    hashes: list[int]
+    """The same for blocks that expired."""
 
 
 _WireChange = _Stored | _Removed | _Cleared | _Detached | _Marked | _Hinted | _Expired
@@ -143,7 +125,7 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 _ENTRY: Final = msgspec.msgpack.Decoder(_Entry)
 
 
-def encode_value(value: IndexMeta | InstanceHeader | HintsHeader | InstanceStatuses) -> bytes:
+def encode_value(value: IndexMeta | InstanceHeader | InstanceStatuses) -> bytes:
     """Returns a value as bytes: the schema byte, then msgpack."""
     return SCHEMA + _ENCODER.encode(value)
 
@@ -157,12 +139,12 @@ def decode_value(data: bytes, kind: type[T]) -> T:
         raise UnreadableError(f"the bytes are not a valid {kind.__name__}", reason="shape") from None
 
 
-def decode_header(data: bytes, kind: type[InstanceHeader] | type[HintsHeader]) -> InstanceHeader | HintsHeader:
+def decode_header(data: bytes) -> InstanceHeader:
     """Returns the header in ``data``. Raises UnreadableError, also if two parts have one field.
 
     Why: a small header could otherwise name one large field a million times, and each is read.
     """
-    header = decode_value(data, kind)
+    header = decode_value(data, InstanceHeader)
     if len(set(header.parts.values())) < len(header.parts):
         raise UnreadableError("two parts have the same field", reason="shape")
     return header
@@ -188,10 +170,6 @@ def encode_entry(offered: Sequence[Change], wall: float, wall_offset: float) -> 
 
 def _encode_change(change: Change, numbers: dict[str, int], wall_offset: float) -> _WireChange:
     """Returns a change as it is written. ``numbers`` gets the number of its instance."""
-    if isinstance(change, changes.HintsAdded):
-        return _Hinted(change.hashes, change.until + wall_offset)
-    if isinstance(change, changes.HintsExpired):
-        return _Expired(change.hashes)
     number = numbers.setdefault(change.instance, len(numbers))
     if isinstance(change, changes.BlocksStored):
         return _Stored(number, change.tier, 0, change.hashes)
@@ -204,21 +182,20 @@ def _encode_change(change: Change, numbers: dict[str, int], wall_offset: float) 
     return _Detached(number)
 
 
-def decode_entry_with_time(data: bytes, model_key: str, wall_offset: float) -> tuple[float, list[Change]]:
+def decode_entry_with_time(data: bytes, wall_offset: float) -> tuple[float, list[Change]]:
     """Returns when an entry was written (Unix seconds), and its changes. Raises UnreadableError."""
     _check_schema(data)
     try:
         entry = _ENTRY.decode(memoryview(data)[1:])
-        return entry.wall, [_decode_change(change, entry.instances, model_key, wall_offset) for change in entry.changes]
+        wired = [change for change in entry.changes if not isinstance(change, _Hinted | _Expired)]
+        return entry.wall, [_decode_change(change, entry.instances, wall_offset) for change in wired]
     except (msgspec.MsgspecError, ValueError, RecursionError, IndexError):
         raise UnreadableError("the bytes are not a valid entry of changes", reason="shape") from None
 
 
-def _decode_change(change: _WireChange, names: list[str], model_key: str, wall_offset: float) -> Change:
-    if isinstance(change, _Hinted):
-        return changes.HintsAdded(model_key, change.hashes, change.until - wall_offset)
-    if isinstance(change, _Expired):
-        return changes.HintsExpired(model_key, change.hashes)
+def _decode_change(
+    change: _Stored | _Removed | _Cleared | _Detached | _Marked, names: list[str], wall_offset: float
+) -> Change:
     if change.instance < 0:
         raise IndexError
     name = names[change.instance]
@@ -237,41 +214,6 @@ def _checked_tier(value: int) -> int:
     if value < 0:
         raise IndexError
     return value
-
-
-def encode_hints(hints: Iterable[tuple[int, float]], wall_offset: float) -> dict[str, bytes]:
-    """Returns parts of hints by name. A part holds hints that expire within one minute, so that it
-    stays unchanged.
-    """
-    minutes: dict[int, list[tuple[int, float]]] = {}
-    for block_hash, until in hints:
-        minutes.setdefault(int((until + wall_offset) // 60.0), []).append((block_hash, until + wall_offset))
-    found = {}
-    for minute, rows in minutes.items():
-        for number, start in enumerate(range(0, len(rows), HINTS_PER_PART)):
-            chunk = rows[start : start + HINTS_PER_PART]
-            block_hashes, times = (
-                array("Q", [block_hash for block_hash, _ in chunk]),
-                array("d", [until for _, until in chunk]),
-            )
-            found[f"{minute}.{number}"] = _little_endian(block_hashes) + _little_endian(times)
-    return found
-
-
-def decode_hints(data: bytes, wall_offset: float) -> list[tuple[int, float]]:
-    """Returns block hash and expiry (monotonic seconds) of each hint in one part. Raises
-    UnreadableError.
-    """
-    count, rest = divmod(len(data), _HINT_BYTES)
-    if rest or count > HINTS_PER_PART:
-        raise UnreadableError(f"a value of {len(data)} bytes is not a valid part of hints", reason="shape")
-    block_hashes, times = array("Q"), array("d")
-    block_hashes.frombytes(data[: 8 * count])
-    times.frombytes(data[8 * count :])
-    if _little_endian(array("Q", [1])) != array("Q", [1]).tobytes():
-        block_hashes.byteswap()
-        times.byteswap()
-    return [(block_hash, until - wall_offset) for block_hash, until in zip(block_hashes, times, strict=True)]
 
 
 def encode_part(data: bytes, digest: int) -> bytes:
@@ -337,10 +279,3 @@ def _check_schema(data: bytes) -> None:
     if data[:1] != SCHEMA:
         schema = data[0] if data else "none"
         raise UnreadableError(f"the value has schema {schema}, which this release cannot read", reason="schema")
-
-
-def _little_endian(column: "array[Any]") -> bytes:
-    swapped = array(column.typecode, column)
-    if array("H", [1]).tobytes() != b"\x01\x00":
-        swapped.byteswap()
-    return swapped.tobytes()

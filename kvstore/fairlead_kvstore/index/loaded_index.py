@@ -9,7 +9,7 @@ read are left out, and the instance is marked incomplete.
 
 Every lookup is exact and walks along the chain: engines may lose a block in the middle. A slower
 tier continues where the faster one ends, as when an engine serves a prompt: depths are cumulative.
-Hints of shared stores come last, and only after blocks of an instance or from the start.
+Blocks in a shared store come last, and only after blocks of an instance or from the start.
 """
 
 from collections import Counter
@@ -26,29 +26,25 @@ from fairlead_kvstore.blockstore.changes import (
     BlocksStored,
     Change,
     CompletenessChanged,
-    HintsAdded,
-    HintsExpired,
     InstanceCleared,
     InstanceDetached,
 )
 from fairlead_kvstore.blockstore.snapshot import decode_replica_part, decode_ticks
-from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
+from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, is_shared_store
 from fairlead_kvstore.errors import SnapshotError, UnreadableError
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import (
     ENTRY_FIELD,
-    HINTS_FIELD,
     META_FIELD,
     POSITION_FIELD,
-    HintsHeader,
     IndexMeta,
     InstanceHeader,
     decode_entry_with_time,
     decode_header,
-    decode_hints,
     decode_part,
     decode_position,
     decode_value,
+    header_field,
     header_instance,
 )
 from fairlead_kvstore.index.recovery import read_fields
@@ -71,7 +67,8 @@ _UP_TO_TIER: Final = (1, 3, 7)
 class InstanceMatch(msgspec.Struct, frozen=True, gc=False):
     """The match of a chain at one instance.
 
-    blocks: cached blocks from the chain's start: in the GPU, up to CPU, up to disk, and with hints.
+    blocks: cached blocks from the chain's start: in the GPU, up to CPU, up to disk, and with a
+        shared store.
     """
 
     instance: str
@@ -106,7 +103,7 @@ class LoadedIndex:
     Blocks beyond ``max_blocks`` and more instances than a fleet may have are left out.
 
     unreadable: instances whose blocks could not be read, and why.
-    hints: block hash and expiry (monotonic seconds) of what a shared store probably has.
+    shared: the blocks that the model's shared store probably has, which no instance has.
     """
 
     def __init__(
@@ -120,7 +117,7 @@ class LoadedIndex:
         self.epoch = epoch
         self.sequence = sequence
         self.unreadable: dict[str, str] = {}
-        self.hints: dict[int, float] = {}
+        self.shared: dict[int, int] = {}
         self._max_blocks, self._max_instances = max_blocks, max_instances
         self._block_count = 0
         self._blocks: dict[str, dict[int, int]] = {}  # Unix milliseconds of the last use, then the bits of tiers
@@ -143,15 +140,15 @@ class LoadedIndex:
         If a shared store has the first block, all instances are returned.
         """
         found = []
-        hints = self.hints
-        for name in self.instances() if hashes and hashes[0] in hints else tuple(self._blocks):
+        shared = self.shared
+        for name in self.instances() if hashes and hashes[0] in shared else tuple(self._blocks):
             blocks, depth, depths = self._blocks.get(name, {}), 0, list[int]()
             for mask in _UP_TO_TIER:
                 while depth < len(hashes) and blocks.get(hashes[depth], 0) & mask:
                     depth += 1
                 depths.append(depth)
-            if depth or (hashes and hashes[0] in hints):
-                while depth < len(hashes) and (hashes[depth] in hints or hashes[depth] in blocks):
+            if depth or (hashes and hashes[0] in shared):
+                while depth < len(hashes) and (hashes[depth] in shared or hashes[depth] in blocks):
                     depth += 1
                 found.append(InstanceMatch(name, (depths[0], depths[1], depths[2], depth)))
         return tuple(sorted(found, key=lambda match: match.blocks, reverse=True))
@@ -168,21 +165,11 @@ class LoadedIndex:
         return self._blocks.get(instance, {}).get(block_hash, 0) & _UP_TO_TIER[-1]
 
     def used_at(self, instance: str, block_hash: int) -> float | None:
-        """Returns when an instance last stored or used a block, in Unix seconds; None for a block
-        that it does not have.
+        """Returns when an instance or a shared store last stored or used a block, in Unix seconds;
+        None for a block that it does not have.
         """
-        value = self._blocks.get(instance, {}).get(block_hash)
+        value = self._place(instance).get(block_hash)
         return None if value is None else (value >> _TIER_BITS) / 1e3
-
-    def hint_age_seconds(self, block_hash: int, now: float) -> float | None:
-        """Returns the seconds since a block's last write to a shared store; None without a hint.
-
-        The result may be too large by half of a hint's lifetime.
-
-        Why: the store does not report evictions, so an old hint is less likely to be true.
-        """
-        until = self.hints.get(block_hash)
-        return None if until is None else max(0.0, _LIMITS.kv_shared_seconds - (until - now))
 
     def count_blocks(self) -> dict[str, BlockCounts]:
         """Returns the block counts of every known instance."""
@@ -211,17 +198,14 @@ class LoadedIndex:
                 self._add(change.instance, change.hashes, 1 << change.tier, wall)
             elif isinstance(change, BlocksRemoved):
                 self._remove(change.instance, change.hashes, 1 << change.tier)
-            elif isinstance(change, HintsAdded):
-                self._add_hints(change.hashes, change.until)
-            elif isinstance(change, HintsExpired):
-                for block_hash in change.hashes:
-                    self.hints.pop(block_hash, None)
             elif isinstance(change, CompletenessChanged):
-                if self._has_room_for(change.instance, self._completeness):
+                if not is_shared_store(change.instance) and self._has_room_for(change.instance, self._completeness):
                     known = KnownCompleteness(change.complete, change.reason, change.since)
                     self._completeness[change.instance] = known
             elif isinstance(change, InstanceCleared | InstanceDetached):
-                self._block_count -= len(self._blocks.pop(change.instance, ()))
+                self._block_count -= len(self._place(change.instance))
+                self._place(change.instance).clear()
+                self._blocks.pop(change.instance, None)
                 if isinstance(change, InstanceDetached):
                     self._completeness.pop(change.instance, None)
 
@@ -236,21 +220,19 @@ class LoadedIndex:
             if bits:
                 self._add(instance, (block_hash,), bits, wall)
 
-    def expire(self, now: float) -> None:
-        """Removes hints that have expired at ``now`` (monotonic seconds)."""
-        self.hints = {block_hash: until for block_hash, until in self.hints.items() if until > now}
-
     # --- inside ---------------------------------------------------------------------------------------------------------
+
+    def _place(self, instance: str) -> dict[int, int]:
+        """Returns the blocks of an instance or shared store; others for an unknown instance."""
+        return self.shared if is_shared_store(instance) else self._blocks.get(instance, {})
 
     def _has_room_for(self, instance: str, known: Mapping[str, object]) -> bool:
         return instance in known or len(known) < self._max_instances
 
     def _add(self, instance: str, hashes: Iterable[int], bits: int, wall: float) -> None:
-        blocks = self._blocks.get(instance)
-        if blocks is None:
-            if not self._has_room_for(instance, self._blocks):
-                return
-            blocks = self._blocks[instance] = {}
+        if not is_shared_store(instance) and not self._has_room_for(instance, self._blocks):
+            return
+        blocks = self.shared if is_shared_store(instance) else self._blocks.setdefault(instance, {})
         used = int(wall * 1e3) if 0.0 <= wall < _MAX_WALL else 0
         for block_hash in hashes:
             value = blocks.get(block_hash)
@@ -263,20 +245,13 @@ class LoadedIndex:
             blocks[block_hash] = max(value >> _TIER_BITS, used) << _TIER_BITS | both
 
     def _remove(self, instance: str, hashes: Iterable[int], bits: int) -> None:
-        blocks = self._blocks.get(instance, {})
+        blocks = self._place(instance)
         for block_hash in hashes:
             value = blocks.get(block_hash, 0) & ~bits
             if value & _UP_TO_TIER[-1]:
                 blocks[block_hash] = value
             elif blocks.pop(block_hash, None) is not None:
                 self._block_count -= 1
-
-    def _add_hints(self, hashes: Iterable[int], until: float) -> None:
-        for block_hash in hashes:
-            self.hints.pop(block_hash, None)  # the order is by age
-            self.hints[block_hash] = until
-        while len(self.hints) > _LIMITS.kv_shared_blocks:
-            del self.hints[next(iter(self.hints))]
 
 
 class LoadFailure(msgspec.Struct):
@@ -288,10 +263,10 @@ class LoadFailure(msgspec.Struct):
 _REDIS_AWAY: Final = LoadFailure("Redis is away")
 
 
-async def load_index(link: RedisLink, model_key: str, wall_offset: float, now: float) -> LoadedIndex | LoadFailure:
+async def load_index(link: RedisLink, model_key: str, wall_offset: float) -> LoadedIndex | LoadFailure:
     """Returns a model's current index, or why it cannot be loaded.
 
-    wall_offset: Unix time minus monotonic time. now: monotonic seconds.
+    wall_offset: Unix time minus monotonic time.
     """
     _, idx, ev = redis_keys.index_keys(model_key)
     replies = await link.run(
@@ -308,15 +283,13 @@ async def load_index(link: RedisLink, model_key: str, wall_offset: float, now: f
         return LoadFailure(found or "Redis has no index")
     loaded = LoadedIndex(at[0], _sequence_before_stream(oldest, at))
     for field in sorted(names):
-        if header_instance(field) is None and field != HINTS_FIELD:
-            continue
-        away = await _load_instance(link, model_key, field, loaded, wall_offset)
+        instance = header_instance(field)
+        away = None if instance is None else await _load_instance(link, model_key, instance, loaded, wall_offset)
         if away is not None:
             return away
     why = await _apply_stream(link, model_key, at[1], loaded, wall_offset)
     if why is not None:
         return why
-    loaded.expire(now)
     return loaded
 
 
@@ -361,22 +334,21 @@ def read_command(model_key: str, epoch: int, sequence: int) -> Command:
 
 
 async def _load_instance(
-    link: RedisLink, model_key: str, field: bytes, loaded: LoadedIndex, wall_offset: float
+    link: RedisLink, model_key: str, instance: str, loaded: LoadedIndex, wall_offset: float
 ) -> LoadFailure | None:
-    """Loads the instance or the hints whose header is in ``field``. Returns the failure if Redis is
-    unreachable; unreadable values are recorded in ``loaded``.
+    """Loads an instance or shared store. Returns the failure if Redis is unreachable; unreadable
+    values are recorded in ``loaded``.
     """
     _, idx, _ = redis_keys.index_keys(model_key)
-    instance = header_instance(field)
     why = ""
     for _ in range(_MAX_ATTEMPTS):
-        values = await read_fields(link, idx, [field])
+        values = await read_fields(link, idx, [header_field(instance)])
         if values is None:
             return _REDIS_AWAY
         if values[0] is None:
             return None  # it was removed
         try:
-            header: Any = decode_header(values[0], HintsHeader if instance is None else InstanceHeader)
+            header = decode_header(values[0])
         except UnreadableError as error:
             why = error.message
             break
@@ -390,22 +362,13 @@ async def _load_instance(
             continue
         try:
             columns = {part: decode_part(data) for part, data in zip(header.parts, parts, strict=True)}
-            if instance is None:
-                for data in columns.values():
-                    loaded.apply(
-                        HintsAdded(model_key, [block_hash], until)
-                        for block_hash, until in decode_hints(data, wall_offset)
-                    )
-            else:
-                _apply_parts(loaded, instance, header, columns, wall_offset)
+            _apply_parts(loaded, instance, header, columns, wall_offset)
         except (UnreadableError, SnapshotError) as error:
             why = error.message
             break
         return None
-    name = instance or "hints"
-    loaded.unreadable[name] = why
-    if instance is not None:
-        loaded.apply([CompletenessChanged(instance, False, f"its snapshot cannot be read: {why}", 0.0)])
+    loaded.unreadable[instance] = why
+    loaded.apply([CompletenessChanged(instance, False, f"its snapshot cannot be read: {why}", 0.0)])
     return None
 
 
@@ -446,7 +409,7 @@ async def _apply_stream(
                     return LoadFailure("the stream of changes has a gap")
                 if len(data) > INDEX_ENTRY_BYTES:
                     raise UnreadableError(f"an entry of {len(data)} bytes is too large", reason="bytes")
-                wall, changes = decode_entry_with_time(data, model_key, wall_offset)
+                wall, changes = decode_entry_with_time(data, wall_offset)
                 loaded.apply(changes, wall)
                 loaded.sequence = sequence
         except UnreadableError as error:

@@ -16,13 +16,10 @@ from fairlead_kvstore.errors import SnapshotError, UnreadableError
 from fairlead_kvstore.events.types import StreamPosition
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import (
-    HINTS_FIELD,
-    HintsHeader,
-    InstanceHeader,
     decode_header,
-    decode_hints,
     decode_part,
     decode_value,
+    header_field,
     header_instance,
 )
 from fairlead_kvstore.index.instance_status import STATUSES_FIELD, InstanceStatuses
@@ -56,13 +53,11 @@ class InstanceCheckpoint(msgspec.Struct):
 class RecoveredIndex(msgspec.Struct):
     """The recovered state of a model.
 
-    hints: block hash and expiry (monotonic seconds) of those that have not expired.
     unreadable: instances to be learned again, and why.
     has_other_secret: it was written with another secret, and was not read.
     """
 
     instances: dict[str, InstanceCheckpoint] = {}
-    hints: list[tuple[int, float]] = []
     unreadable: dict[str, str] = {}
     has_other_secret: bool = False
 
@@ -89,7 +84,6 @@ async def recover_index(
     link: RedisLink,
     model_key: str,
     wall_offset: float,
-    now: float,
     extra_commands: Sequence[Command] = (),
     *,
     fingerprint: int | None = None,
@@ -116,45 +110,40 @@ async def recover_index(
         return found
     attempts = 1 if fingerprint is None else _MAX_ATTEMPTS
     for field in replies[0]:
-        name = "hints" if field == HINTS_FIELD else header_instance(field)
+        name = header_instance(field)
         if name is None:
             continue
         for attempt in range(1, attempts + 1):
             try:
-                if not await _recover_field(link, idx, field, found, wall_offset, extra_commands):
+                if not await _recover_instance(link, idx, name, found, wall_offset, extra_commands):
                     return None
             except (UnreadableError, SnapshotError) as error:
                 if error.reason == "missing" and attempt < attempts:
                     continue
                 found.unreadable[name] = error.message
             break
-    found.hints = sorted((hint for hint in found.hints if hint[1] > now), key=lambda hint: hint[1])
     return found
 
 
-async def _recover_field(
+async def _recover_instance(
     link: RedisLink,
     idx: str,
-    field: bytes,
+    instance: str,
     found: RecoveredIndex,
     wall_offset: float,
     extra_commands: Sequence[Command],
 ) -> bool:
-    """Adds the instance or the hints whose header is in ``field``, if it is still there. Returns
-    False when Redis is unreachable or the lease is lost. Raises UnreadableError and SnapshotError.
+    """Adds an instance, if it is still there. Returns False when Redis is unreachable or the lease
+    is lost. Raises UnreadableError and SnapshotError.
     """
-    values = await read_fields(link, idx, [field], extra_commands)
+    values = await read_fields(link, idx, [header_field(instance)], extra_commands)
     if values is None or values[0] is None:
         return values is not None
-    instance = header_instance(field)
-    header: Any = decode_header(values[0], HintsHeader if instance is None else InstanceHeader)
+    header = decode_header(values[0])
     parts = await read_fields(link, idx, list(header.parts.values()), extra_commands)
     if parts is None:
         return False
     rows = _rows(header.parts, parts)
-    if instance is None:
-        found.hints = [hint for data in rows.values() for hint in decode_hints(data, wall_offset)]
-        return True
     tables: list[BlockTable] | None = []
     if header.position is not None:
         tables = await _restore_tables(link, header.slice, rows, wall_offset, extra_commands)

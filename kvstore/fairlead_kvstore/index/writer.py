@@ -47,21 +47,18 @@ from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import (
-    HINTS_FIELD,
     META_FIELD,
     POSITION_FIELD,
-    HintsHeader,
     IndexMeta,
     InstanceHeader,
     encode_entry,
-    encode_hints,
     encode_position,
     encode_value,
     header_field,
 )
 from fairlead_kvstore.index.instance_status import STATUSES_FIELD, InstanceStatus, InstanceStatuses
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex, recover_index
-from fairlead_kvstore.index.writer_state import HINTS_ITEM, INDEX_STREAM_BYTES, ModelWriteState, StreamBound
+from fairlead_kvstore.index.writer_state import INDEX_STREAM_BYTES, ModelWriteState, StreamBound
 from fairlead_kvstore.redis.link import RedisLink
 
 INDEX_FLUSH_SECONDS: Final = 0.02
@@ -109,15 +106,12 @@ class IndexOwner(Protocol):
         """Drops the model and stops reading its engines, because another indexer leads."""
 
     def instances(self, model_key: str) -> Sequence[str]:
-        """Returns the ids of all attached instances of a model."""
+        """Returns the ids of all attached instances of a model, and of its shared store."""
 
     def checkpoint(self, instance: str) -> InstanceCheckpoint:
         """Returns the current state of an instance. Raises KeyError for one that is not
         attached.
         """
-
-    def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
-        """Returns block hash and expiry (monotonic seconds) of each hint, oldest first."""
 
 
 class IndexWriter:
@@ -309,7 +303,7 @@ class IndexWriter:
             if not state.is_active:
                 wall, (lease_key, _, _) = self._clock.wall(), redis_keys.index_keys(state.model_key)
                 renew = ("EVAL", RENEW, 1, lease_key, lease, self._lease_ms)
-                found = await recover_index(self._link, state.model_key, wall - now, now, [renew])
+                found = await recover_index(self._link, state.model_key, wall - now, [renew])
                 if found is None or self._models.get(state.model_key) is not state:
                     return
                 state.is_active = True
@@ -356,7 +350,7 @@ class IndexWriter:
         return False
 
     async def _write_new_epoch(self, state: ModelWriteState) -> None:
-        """Writes snapshots of all blocks and hints of a model, in the epoch of the lease."""
+        """Writes snapshots of all blocks of a model, in the epoch of the lease."""
         epoch = int(state.lease.partition(b":")[0])
         if epoch <= state.epoch:
             state.renew_at = 0.0  # the epoch of the lease has already begun
@@ -370,7 +364,7 @@ class IndexWriter:
                 self._on_rejected(state, reply)
             return
         state.begin_epoch(epoch)
-        for name in (*self._owner.instances(state.model_key), HINTS_ITEM):
+        for name in self._owner.instances(state.model_key):
             if not await self._write_item(state, name):
                 state.require_new_epoch()
                 return
@@ -389,7 +383,7 @@ class IndexWriter:
         replies = await self._link.run([("HKEYS", idx)])
         if replies is None or not isinstance(replies[0], list):
             return False
-        needed = {POSITION_FIELD, META_FIELD, HINTS_FIELD, STATUSES_FIELD}
+        needed = {POSITION_FIELD, META_FIELD, STATUSES_FIELD}
         for name, item in state.items.items():
             needed.add(header_field(name))
             needed.update(field for _, field in item.parts.values())
@@ -419,29 +413,19 @@ class IndexWriter:
             state.written_statuses, state.statuses_epoch = statuses, state.epoch
 
     async def _write_item(self, state: ModelWriteState, name: str) -> bool:
-        """Writes a snapshot of one instance, or of the hints; returns False if that failed.
+        """Writes a snapshot of one instance; returns False if that failed.
 
         It contains the waiting changes; entries repeat them. A removed instance is skipped: True.
         """
-        wall = self._clock.wall()
-        wall_offset = wall - self._clock.now()
-        if name == HINTS_ITEM:
-            rows = encode_hints(self._owner.shared_store_hints(state.model_key), wall_offset)
-            parts, fresh, obsolete = state.record_parts(name, rows, sum(len(data) for data in rows.values()) // 16)
-            header, field = encode_value(HintsHeader(state.epoch, state.sequence, parts)), HINTS_FIELD
-        else:
-            try:
-                checkpoint = self._owner.checkpoint(name)
-            except KeyError:
-                return True  # it was removed meanwhile
-            size = sum([table.rows for table in checkpoint.slice.tables])
-            parts, fresh, obsolete = state.record_parts(name, checkpoint.rows, size)
-            header = encode_value(
-                InstanceHeader(state.epoch, state.sequence, checkpoint.slice, parts, checkpoint.position)
-            )
-            field = header_field(name)
-            state.items[name].is_partial = checkpoint.is_partial
-        return await self._write_fields(state, {**fresh, field: header}, obsolete)
+        try:
+            checkpoint = self._owner.checkpoint(name)
+        except KeyError:
+            return True  # it was removed meanwhile
+        size = sum([table.rows for table in checkpoint.slice.tables])
+        parts, fresh, obsolete = state.record_parts(name, checkpoint.rows, size)
+        header = encode_value(InstanceHeader(state.epoch, state.sequence, checkpoint.slice, parts, checkpoint.position))
+        state.items[name].is_partial = checkpoint.is_partial
+        return await self._write_fields(state, {**fresh, header_field(name): header}, obsolete)
 
     async def _write_fields(
         self, state: ModelWriteState, fields: Mapping[bytes, bytes], obsolete: Sequence[bytes]

@@ -17,25 +17,13 @@ from typing import Final
 import xxhash
 
 from fairlead.limits import Limits
-from fairlead_kvstore.blockstore.changes import (
-    BlocksRemoved,
-    BlocksStored,
-    Change,
-    HintsAdded,
-    HintsExpired,
-    InstanceDetached,
-)
+from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, InstanceDetached
 from fairlead_kvstore.index.format import encode_part, encode_position, header_field, part_field
 from fairlead_kvstore.index.instance_status import InstanceStatus
 
 INDEX_STREAM_BYTES: Final = 64 * 1024 * 1024
 """Limit: the same in bytes."""
 
-HINTS_ITEM: Final = ""
-"""The name of the model's hints among its instances, whose names are not empty."""
-_MODEL_CHANGES: Final = (HintsAdded, HintsExpired)
-_BLOCK_CHANGES: Final = (BlocksStored, BlocksRemoved, *_MODEL_CHANGES)
-"""Tuples, since a union would be created for every change."""
 _MIN_CHANGED_BLOCKS: Final = 4_096
 MAX_CHANGES_PER_ENTRY: Final = 8_192
 """The changes of one entry, at most: some 5 ms to encode."""
@@ -49,7 +37,7 @@ class StreamBound:
 
 
 class WrittenItem:
-    """The record of a snapshot in Redis, of one instance or of the hints.
+    """The record of a snapshot of one instance in Redis.
 
     sequence: the snapshot contains all changes up to it.
     blocks: the number of blocks in the snapshot.
@@ -127,8 +115,7 @@ class ModelWriteState:
                 touched.pop(change.instance, None)
                 self._forget(change.instance)
                 continue
-            name = HINTS_ITEM if isinstance(change, _MODEL_CHANGES) else change.instance
-            touched[name] = touched.get(name, 0) + blocks
+            touched[change.instance] = touched.get(change.instance, 0) + blocks
         self._waiting.append((changes, total))
         self._waiting_changes += len(changes)
         self.waiting_blocks += total
@@ -248,7 +235,7 @@ class ModelWriteState:
         return min((item.sequence for item in self.items.values()), default=self.sequence)
 
     def next_due_item(self) -> str | None:
-        """Returns the item (an instance, or the hints) whose snapshot is due; None without one."""
+        """Returns the instance whose snapshot is due; None without one."""
         limits = self._limits
         for name, item in self.items.items():
             if not item.written:
@@ -297,4 +284,4 @@ class ModelWriteState:
 def _block_count(change: Change) -> int:
     if isinstance(change, BlocksStored):  # the usual case, on the hot path
         return len(change.hashes)
-    return len(change.hashes) if isinstance(change, _BLOCK_CHANGES) else 1
+    return len(change.hashes) if isinstance(change, BlocksRemoved) else 1

@@ -31,7 +31,8 @@ from fairlead.fleet.endpoint_resolver import EndpointResolver
 from fairlead.fleet.model import Fleet, Instance
 from fairlead.fleet.model import InstanceState as FleetState
 from fairlead.runtime.tasks import cancel_and_wait
-from fairlead_kvstore.blockstore.changes import Change, HintsAdded, HintsExpired
+from fairlead_kvstore.blockstore.changes import Change
+from fairlead_kvstore.blockstore.storage_tiers import is_shared_store, shared_store_id
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.blockstore.types import AdapterSource, EngineSleep, InstanceState
 from fairlead_kvstore.events.types import ProcessRestarted, StreamPosition
@@ -209,7 +210,7 @@ class Indexer:
         )
         self._expiry_timer, self._adapter_timer = OneShotTimer(loop), OneShotTimer(loop)
         self._eviction_timer = OneShotTimer(loop)
-        self._expire_hints()
+        self._expire_shared_blocks()
         self._refresh_adapters()
 
     # --- fleet ----------------------------------------------------------------------------------------------------------
@@ -246,8 +247,10 @@ class Indexer:
             self._reconcile()
         finally:
             self._checkpoints = {}
-        if any(member.model_key == model_key for member in self._members.values()):
-            self.store.restore_shared_store_hints(model_key, recovered.hints)
+        shared, now = shared_store_id(model_key), self._clock.now()
+        found = recovered.instances.get(shared)
+        if found is not None and any(member.model_key == model_key for member in self._members.values()):
+            self.store.restore_tables(shared, found.slice, found.tables, self._clock.wall() - now, now)
 
     def stop_model(self, model_key: str) -> None:
         """Stops reading a model's engines, because another indexer does."""
@@ -256,22 +259,22 @@ class Indexer:
         self._reconcile()
 
     def instances(self, model_key: str) -> Sequence[str]:
-        """Returns all instances of the model that are read."""
-        return [name for name, member in self._members.items() if member.model_key == model_key]
+        """Returns the instances of the model that are read, and its shared store if it has one."""
+        shared = shared_store_id(model_key)
+        names = [name for name, member in self._members.items() if member.model_key == model_key]
+        return [*names, shared] if shared in self.store else names
 
     def checkpoint(self, instance: str) -> InstanceCheckpoint:
         """Returns the state of an instance for the next indexer. Raises KeyError if it is
         not read.
         """
-        member = self._members[instance]
         snapshot, rows = self.store.take_snapshot(instance, self._clock.wall() - self._clock.now())
+        if is_shared_store(instance):
+            return InstanceCheckpoint(snapshot, rows, StreamPosition(0, []))
+        member = self._members[instance]
         position = member.position if member.subscription is None else member.subscription.position
         is_partial = member.subscription is not None and member.subscription.is_busy
         return InstanceCheckpoint(snapshot, rows, position, is_partial=is_partial)
-
-    def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
-        """Returns the blocks that a shared store of the model probably has, and until when."""
-        return self.store.shared_store_hints(model_key)
 
     def instance_statuses(self, model_key: str | None = None) -> dict[str, InstanceStatus]:
         """Returns the status of each instance that is read, of a model or of all."""
@@ -515,14 +518,10 @@ class Indexer:
         for model_key, changes in self.store.take_evictions().items():
             self._sink.offer(model_key, changes)
 
-    def _expire_hints(self) -> None:
-        self._expiry_timer.set(KV_EXPIRE_SECONDS, self._expire_hints)
-        by_model: dict[str, list[Change]] = {}
-        for change in self.store.expire(self._clock.now()):
-            if isinstance(change, HintsExpired | HintsAdded):
-                by_model.setdefault(change.model_key, []).append(change)
-        for model_key, changes in by_model.items():
-            self._offer(model_key, changes)
+    def _expire_shared_blocks(self) -> None:
+        has_more = self.store.expire(self._clock.now())
+        self._expiry_timer.set(0.0 if has_more else KV_EXPIRE_SECONDS, self._expire_shared_blocks)
+        self.offer_evictions()
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)

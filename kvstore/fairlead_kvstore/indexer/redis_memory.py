@@ -89,16 +89,15 @@ class RedisMemoryBound:
                 return
             self.max_memory, self.problem = found, ""
         limits = self._limits
-        blocks, hints, stream_bytes = limits.kv_blocks, None, INDEX_STREAM_BYTES
+        blocks, stream_bytes = limits.kv_blocks, INDEX_STREAM_BYTES
         if self.max_memory:
-            hints = max(_MIN_BLOCKS, self.max_memory // INDEX_MEMORY_BYTES_PER_BLOCK)
-            blocks = min(blocks, hints)
+            blocks = min(blocks, max(_MIN_BLOCKS, self.max_memory // INDEX_MEMORY_BYTES_PER_BLOCK))
             shared = self.max_memory // INDEX_MEMORY_STREAM_FRACTION
             stream_bytes = min(stream_bytes, shared // max(1, self._led_models()))
         self._writer.stream_bound.max_bytes = stream_bytes
         if blocks != self._indexer.store.max_blocks:
             _LOG.info("this indexer keeps at most %d blocks", blocks)
-        await self._set_max_blocks(blocks, hints)
+        await self._set_max_blocks(blocks)
 
     def warnings(self) -> list[str]:
         """Returns texts that say why there is no bound, or that it is too low."""
@@ -113,14 +112,12 @@ class RedisMemoryBound:
             ]
         return []
 
-    async def _set_max_blocks(self, max_blocks: int, hints: int | None) -> None:
+    async def _set_max_blocks(self, max_blocks: int) -> None:
         """Sets the bound of the block store. Lowers it in steps that the writer can follow."""
         store = self._indexer.store
         while store.block_count > max_blocks:
             if not self._writer.backlogged_models():
-                store.set_max_blocks(
-                    max(max_blocks, store.block_count - _BLOCKS_PER_STEP), self._clock.now(), max_hints=hints
-                )
+                store.set_max_blocks(max(max_blocks, store.block_count - _BLOCKS_PER_STEP), self._clock.now())
                 self._indexer.offer_evictions()
             await asyncio.sleep(self._limits.kv_backpressure_seconds)
-        store.set_max_blocks(max_blocks, self._clock.now(), max_hints=hints)
+        store.set_max_blocks(max_blocks, self._clock.now())

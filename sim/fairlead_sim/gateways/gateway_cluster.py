@@ -17,7 +17,6 @@ gateway reroutes requests that it loses before their first token. The requests o
 return to any gateway.
 """
 
-import math
 from array import array
 from bisect import bisect_left
 from collections import Counter
@@ -50,7 +49,7 @@ from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad,
 from fairlead_gateway.supervisor.peers.peer_outbox import HEARTBEAT_SECONDS, PeerOutbox
 from fairlead_gateway.supervisor.peers.peer_state import PeerState
 from fairlead_kvstore.blockstore import changes as index_changes
-from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier, shared_store_id
 from fairlead_sim.engine.block_pool import BlockEvicted, BlocksStored, CacheCleared, KvEvent
 from fairlead_sim.engine.lower_tiers import LowerTier, find_tiers
 from fairlead_sim.engine.scheduler import EngineCore, EngineSequence
@@ -117,7 +116,8 @@ class ReportedIndex:
             match event:
                 case BlocksStored() if (tier := StorageTier[event.tier.upper()]) is StorageTier.REMOTE:
                     self._shared.update(event.keys)
-                    changes.append(index_changes.HintsAdded(_MODEL_KEY, list(event.keys), math.inf))
+                    stored = index_changes.BlocksStored(shared_store_id(_MODEL_KEY), StorageTier.GPU, list(event.keys))
+                    changes.append(stored)
                 case BlocksStored():
                     new = [key for key in event.keys if not copies[key, tier.value]]
                     copies.update([(key, tier.value) for key in event.keys])

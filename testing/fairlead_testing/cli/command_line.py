@@ -97,7 +97,7 @@ class IndexScene:
 
     def statuses(self, model_key: str) -> dict[str, InstanceStatus]:
         """Returns the statuses as an indexer reports them."""
-        return {name: self._status(name) for name in self.indexer.instances(model_key)}
+        return {name: self._status(name) for name in self.indexer.sequencers}
 
     def _status(self, name: str) -> InstanceStatus:
         state, wire = self.indexer.store.state(name), self.wires.get(name)

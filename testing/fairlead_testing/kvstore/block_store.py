@@ -8,7 +8,7 @@ from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.block_table import BlockTable
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.snapshot import RowParts, tables_steps
-from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier, shared_store_id
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.blockstore.types import AdapterSource, InstanceSnapshot
 from fairlead_kvstore.events.payloads import CacheEvent, EventBatch, RemovedEvent, StoredEvent
@@ -69,8 +69,9 @@ def restore_snapshot(
 
 def cached_depths(store: BlockStore, instance: str, hashes: Sequence[int]) -> dict[StorageTier, int]:
     """Returns, for each tier, how many blocks from the start are cached in it or a faster tier."""
-    hints = store.shared_store_hints(store.state(instance).model_key)
-    cached = {*store.content(instance), *((block_hash, StorageTier.REMOTE) for block_hash, _ in hints)}
+    shared = shared_store_id(store.state(instance).model_key)
+    remote = store.content(shared) if shared in store else ()
+    cached = {*store.content(instance), *((block_hash, StorageTier.REMOTE) for block_hash, _ in remote)}
     found, depth = dict[StorageTier, int](), 0
     for tier in StorageTier:
         while depth < len(hashes) and any(

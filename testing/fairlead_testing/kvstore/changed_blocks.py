@@ -7,11 +7,10 @@ from fairlead_kvstore.blockstore.changes import (
     BlocksStored,
     Change,
     CompletenessChanged,
-    HintsAdded,
-    HintsExpired,
     InstanceCleared,
     InstanceDetached,
 )
+from fairlead_kvstore.blockstore.storage_tiers import is_shared_store
 
 
 class ChangedBlocks:
@@ -23,7 +22,6 @@ class ChangedBlocks:
     def __init__(self, *, block_size: int | None = None) -> None:
         self._block_size = block_size
         self._tiers: dict[str, dict[int, int]] = {}
-        self._shared: set[int] = set()
         self._completeness: dict[str, tuple[bool, str, float]] = {}
         self.used: dict[str, list[int]] = {}
 
@@ -36,26 +34,22 @@ class ChangedBlocks:
                     bits = tiers.pop(value, 0) & ~(1 << change.tier)
                     if bits := bits | isinstance(change, BlocksStored) << change.tier:
                         tiers[value] = bits
-            elif isinstance(change, HintsAdded):
-                self._shared.update(change.hashes)
-            elif isinstance(change, HintsExpired):
-                self._shared.difference_update(change.hashes)
             elif isinstance(change, CompletenessChanged):
                 self._completeness[change.instance] = (change.complete, change.reason, change.since)
             elif isinstance(change, InstanceCleared | InstanceDetached):
                 self._tiers.pop(change.instance, None)
 
     def instances(self) -> Sequence[str]:
-        """Returns all known instances."""
-        return list(self._tiers | self._completeness)
+        """Returns all known instances, without shared stores."""
+        return [name for name in self._tiers | self._completeness if not is_shared_store(name)]
 
     def tiers(self, instance: str, block_hash: int) -> int:
         """Returns where an instance has a block: a bit for each tier."""
         return self._tiers.get(instance, {}).get(block_hash, 0)
 
     def is_shared(self, block_hash: int) -> bool:
-        """Returns whether the shared store has a block."""
-        return block_hash in self._shared
+        """Returns whether a shared store has a block."""
+        return any(block_hash in tiers for name, tiers in self._tiers.items() if is_shared_store(name))
 
     def completeness(self, instance: str) -> tuple[bool, str, float] | None:
         """Returns the completeness of an instance; None for an unknown one."""

@@ -16,10 +16,10 @@ from redis.asyncio import Redis
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock, ManualClock
 from fairlead_kvstore.blockstore.changes import Change
-from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier, is_shared_store, shared_store_id
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
-from fairlead_kvstore.events.types import StreamOutcome
+from fairlead_kvstore.events.types import StreamOutcome, StreamPosition
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.instance_status import secret_fingerprint
 from fairlead_kvstore.index.loaded_index import LoadedIndex
@@ -68,8 +68,10 @@ class InMemoryIndexer:
         self.recovered = recovered
         for instance in self.engines:
             self.attach(instance, recovered.instances.get(instance))
-        if self.engines:
-            self.store.restore_shared_store_hints(model_key, recovered.hints)
+        shared, now = shared_store_id(model_key), self._clock.now()
+        kept = recovered.instances.get(shared)
+        if kept is not None and self.engines:
+            self.store.restore_tables(shared, kept.slice, kept.tables, self._ahead(), now)
 
     def stop_model(self, model_key: str) -> None:
         """Drops all state."""
@@ -77,17 +79,15 @@ class InMemoryIndexer:
         self.store, self.sequencers = BlockStore(limits=self._limits), {}
 
     def instances(self, model_key: str) -> Sequence[str]:
-        """Returns the attached instances."""
-        return list(self.sequencers)
+        """Returns the attached instances, and the shared store if it has blocks."""
+        shared = shared_store_id(model_key)
+        return [*self.sequencers, *([shared] if shared in self.store else [])]
 
     def checkpoint(self, instance: str) -> InstanceCheckpoint:
         """Returns the present checkpoint of an instance."""
         kept, rows = self.store.take_snapshot(instance, self._ahead())
-        return InstanceCheckpoint(kept, rows, self.sequencers[instance].position)
-
-    def shared_store_hints(self, model_key: str) -> Iterable[tuple[int, float]]:
-        """Returns the present hints of shared stores."""
-        return self.store.shared_store_hints(model_key)
+        position = StreamPosition(0, []) if is_shared_store(instance) else self.sequencers[instance].position
+        return InstanceCheckpoint(kept, rows, position)
 
     # --- steps of tests --------------------------------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ class IndexReader:
         """Loads the index of each model."""
         for key in self._models:
             now = self._clock.now()
-            found = await load_index(self._link, key, self._clock.wall() - now, now)
+            found = await load_index(self._link, key, self._clock.wall() - now)
             self._problems[key] = found.why if isinstance(found, LoadFailure) else ""
             if not isinstance(found, LoadFailure):
                 self._models[key] = found

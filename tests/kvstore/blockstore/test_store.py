@@ -6,6 +6,7 @@ from fairlead.limits import Limits
 from fairlead_kvstore.blockstore import changes
 from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
 from fairlead_kvstore.blockstore.block_table import time_of
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier, shared_store_id
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.blockstore.types import EngineSleep
 from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, RemovedEvent, StoredEvent
@@ -18,9 +19,12 @@ from fairlead_testing.kvstore.block_store import (
     apply_batch,
     change_summary,
     removed_event,
+    restore_snapshot,
     store_with,
     stored_event,
 )
+
+SHARED = shared_store_id(MODEL)
 
 
 def test_cold_prompt_is_stored_extended_and_removed() -> None:
@@ -445,27 +449,53 @@ def test_slower_tier_fills_the_gaps_of_the_faster_one() -> None:
     assert index.depths() == (2, 4, 5, 5)
 
 
-def test_shared_store_is_an_expiring_hint_for_all_members() -> None:
+def test_shared_store_is_a_place_that_all_instances_reach_and_its_blocks_expire() -> None:
     index = SingleInstanceStore(Limits(kv_shared_seconds=100.0))
     index.store.attach("other", MODEL, 0.0)
     index.apply(stored_event(0, 2))
     reported = index.apply(*[stored_event(number, number, medium="cpu", extra_keys=None) for number in range(3)])
-    assert change_summary(reported) == [("HintsAdded", [0, 1, 2])]
+    assert reported == [changes.BlocksStored(SHARED, StorageTier.GPU, BLOCK_HASHES[:3])]
     index.apply(removed_event(0, 1, 2))
     assert index.depths() == index.depths(instance="other") == (0, 0, 0, 3)
-    assert index.store.expire(index.now + 10) == []
-    assert change_summary(index.store.expire(index.now + 100)) == [("HintsExpired", [0, 1, 2])]
-    assert index.depths(instance="other") == (0, 0, 0, 0)
+    assert index.store.block_count == 3
+    assert not index.store.expire(index.now + 10)
+    assert index.store.take_evictions() == {}
+    assert not index.store.expire(index.now + 112)
+    (expired,) = index.store.take_evictions()[MODEL]
+    assert isinstance(expired, changes.BlocksRemoved)
+    assert (expired.instance, set(expired.hashes)) == (SHARED, {*BLOCK_HASHES[:3]})
+    assert (index.depths(instance="other"), index.store.block_count) == ((0, 0, 0, 0), 0)
 
 
-def test_shared_store_hint_is_not_repeated_early() -> None:
+def test_write_to_a_shared_store_is_not_repeated_early_and_counts_for_its_expiry() -> None:
     index = store_with(stored_event(0, 0), limits=Limits(kv_shared_seconds=100.0))
     again = stored_event(0, 0, medium="cpu", extra_keys=None)
     kinds = [[name for name, _ in change_summary(index.apply(again, seconds=30.0))] for _ in range(4)]
-    assert kinds == [["HintsAdded"], [], ["HintsAdded"], []]
+    assert kinds == [["BlocksStored"], [], ["BlocksStored"], []]
+    assert not index.store.expire(index.now + 30.0)
+    assert index.depths() == (1, 1, 1, 1)
+    index.apply(removed_event(0))
+    assert index.depths() == (0, 0, 0, 1)
+    assert not index.store.expire(index.now + 130.0)
+    assert index.depths() == (0, 0, 0, 0)
 
 
-def test_restart_keeps_hints_of_the_shared_store() -> None:
+def test_restored_shared_store_expires_from_the_writes_in_short_steps() -> None:
+    index = SingleInstanceStore()
+    many = list(range(20_000))
+    index.apply(StoredEvent(many, None, many, 1, None, "cpu"))
+    kept, rows = index.store.take_snapshot(SHARED, 0.0)
+    later = SingleInstanceStore()
+    assert restore_snapshot(later.store, SHARED, kept, rows, 0.0, 1.0) == []
+    assert later.store.block_count == 20_000
+    left = []
+    while later.store.expire(index.now + Limits().kv_shared_seconds + 16.0):
+        left.append(later.store.block_count)
+    assert (later.store.block_count, len(left)) == (0, 2)
+    assert sum(len(change.hashes) for change in later.store.take_evictions()[MODEL]) == 20_000  # type: ignore[union-attr]
+
+
+def test_restart_keeps_the_blocks_of_the_shared_store() -> None:
     index = store_with(stored_event(0, 2), stored_event(0, 0, medium="cpu", extra_keys=None))
     index.store.apply_at_once("i", ProcessRestarted("the numbers went back"), 9.0)
     assert index.depths() == (0, 0, 0, 1)
@@ -474,10 +504,14 @@ def test_restart_keeps_hints_of_the_shared_store() -> None:
     assert index.depths() == (0, 0, 0, 0)
 
 
-def test_hints_are_bounded_and_the_oldest_are_dropped() -> None:
-    index = store_with(stored_event(0, 2), limits=Limits(kv_shared_blocks=2))
-    reported = index.apply(*[stored_event(number, number, medium="cpu", extra_keys=None) for number in range(3)])
-    assert change_summary(reported)[-1] == ("HintsExpired", [0])
+def test_shared_store_is_bounded_and_its_oldest_blocks_are_dropped() -> None:
+    index = SingleInstanceStore(Limits(kv_blocks_per_instance=2))
+    for number in range(3):
+        reported = index.apply(
+            StoredEvent([number], None, TOKENS[2 * number : 2 * number + 2], 2, None, "cpu"), seconds=20.0
+        )
+    removed = [change for change in reported if isinstance(change, changes.BlocksRemoved)]
+    assert [(change.instance, change.hashes) for change in removed] == [(SHARED, [BLOCK_HASHES[0]])]
 
 
 @pytest.mark.parametrize(("medium", "locality", "expected"), [

@@ -15,7 +15,6 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.loaded_index import LoadedIndex
 from fairlead_kvstore.index.writer import IndexWriter
-from fairlead_kvstore.index.writer_state import HINTS_ITEM
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.kvstore.index_harness import (
     EVENTS_KEY,
@@ -79,7 +78,7 @@ async def test_instance_without_a_snapshot_is_loaded_from_the_stream(server: Val
         ]
         world.writer.offer(MODEL, reported)
         await world.writer._write_waiting(book)
-        for name in (*world.indexer.instances(MODEL), HINTS_ITEM):
+        for name in world.indexer.instances(MODEL):
             assert await world.writer._write_item(book, name), "all others are written down before it"
         late = IndexReader(world.link, world.clock)
         late.set_models([MODEL])

@@ -11,7 +11,7 @@ from fairlead.limits import Limits
 from fairlead_kvstore.blockstore import changes
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.changes import Change
-from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
+from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, shared_store_id
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.payloads import CacheEvent, ClearedEvent, EventBatch, RemovedEvent, StoredEvent
 from fairlead_kvstore.events.types import BatchesLost
@@ -20,6 +20,7 @@ from fairlead_testing.kvstore.block_store import apply_batch, cached_depths
 
 MODEL = "default/tiny"
 NAMES = ("a", "b", "c", "d")
+SHARED = shared_store_id(MODEL)
 MEDIA = {"GPU": StorageTier.GPU, "CPU": StorageTier.CPU, "DISK": StorageTier.DISK, "remote": StorageTier.REMOTE}
 PATHS = st.text("ab", min_size=1, max_size=6)
 
@@ -96,16 +97,15 @@ class AgainstTruth(RuleBasedStateMachine):
             self.take(self.truth.detach(name, "gone"))
         else:
             self.take(self.truth.attach(name, MODEL, self.now))
-        if not any(name in self.truth for name in NAMES):  # the model is gone, and its hints with it
-            self.mirror = LoadedIndex()
+        if not any(name in self.truth for name in NAMES):
+            assert not self.mirror.shared
 
     @rule(seconds=st.sampled_from([1.0, 60.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
-        self.take(self.truth.expire(self.now))
-        held = dict(self.mirror.hints)
-        self.mirror.expire(self.now)
-        assert self.mirror.hints == held
+        while self.truth.expire(self.now):
+            pass
+        self.take(self.truth.take_evictions().get(MODEL, []))
 
     @invariant()
     def they_agree(self) -> None:
@@ -155,7 +155,7 @@ def test_match_returns_the_longest_run_of_each_instance_deepest_first() -> None:
     assert mirror.match([99]) == ()
 
 
-def test_slower_tiers_extend_faster_ones_and_hints_come_last() -> None:
+def test_slower_tiers_extend_faster_ones_and_the_shared_store_comes_last() -> None:
     mirror = LoadedIndex()
     path = list(range(10, 20))
     for instance in ("x", "a", "y"):
@@ -166,15 +166,16 @@ def test_slower_tiers_extend_faster_ones_and_hints_come_last() -> None:
             changes.BlocksStored("a", StorageTier.DISK, path[5:6]),
         ]
     )
-    mirror.apply([changes.HintsAdded(MODEL, path[6:8], 50.0), changes.BlocksStored("y", StorageTier.GPU, path[7:9])])
-    mirror.apply([changes.HintsAdded(MODEL, path[2:6], 60.0)])
+    mirror.apply([changes.BlocksStored(SHARED, StorageTier.GPU, path[2:8])], 1_000.0)
+    mirror.apply([changes.BlocksStored("y", StorageTier.GPU, path[7:9])])
     assert mirror.match(path) == (
         InstanceMatch("a", (2, 5, 6, 8)),
         InstanceMatch("y", (2, 2, 2, 9)),
         InstanceMatch("x", (2, 2, 2, 8)),
     )
-    mirror.expire(55.0)
-    assert not mirror.hints.keys() & set(path[6:8])
+    assert (mirror.used_at(SHARED, path[2]), mirror.used_at("a", path[7])) == (1_000.0, None)
+    mirror.apply([changes.BlocksRemoved(SHARED, StorageTier.GPU, path[6:8])])
+    assert (SHARED in mirror.instances(), mirror.count_distinct()) == (False, 8)
     assert {held.instance: held.blocks[StorageTier.REMOTE] for held in mirror.match(path)} == {"a": 6, "x": 6, "y": 6}
 
 

@@ -148,7 +148,7 @@ class _Owner:
 
 async def test_model_that_cannot_be_written_stops_no_other_model(monkeypatch: pytest.MonkeyPatch) -> None:
     async def recovered(*_: object) -> RecoveredIndex:
-        return RecoveredIndex({}, [], {})
+        return RecoveredIndex({}, {})
 
     monkeypatch.setattr(writing, "recover_index", recovered)
     link, owner, clock = _Link(), _Owner(), ManualClock(1_000.0)
@@ -191,9 +191,7 @@ class _SlowLink:
 
 async def _restore(link: Any) -> RecoveredIndex | None:
     """Restores the model while other work runs, which ``link.turns`` counts."""
-    work = asyncio.ensure_future(
-        recover_index(link, MODELS[0], 0.0, 0.0, [("EVAL", writer.RENEW, 1, "own", b"1:one", 9)])
-    )
+    work = asyncio.ensure_future(recover_index(link, MODELS[0], 0.0, [("EVAL", writer.RENEW, 1, "own", b"1:one", 9)]))
     while not work.done():
         link.turns += 1
         await asyncio.sleep(0)
@@ -236,7 +234,7 @@ async def test_restore_of_one_model_delays_no_lease_of_another(monkeypatch: pyte
         started.append(model_key)
         if model_key == MODELS[0]:
             await held.wait()
-        return RecoveredIndex({}, [], {})
+        return RecoveredIndex({}, {})
 
     monkeypatch.setattr(writing, "recover_index", recovered)
     link: Any = _Link()

@@ -269,7 +269,7 @@ class Faults(RuleBasedStateMachine):
         """Recovers what is in Redis, reads the rest, and has what the leader has."""
         now = self.clock.now()
         link: Any = self.link
-        found = done(recover_index(link, MODEL, self.clock.wall() - now, now, fingerprint=FINGERPRINT))
+        found = done(recover_index(link, MODEL, self.clock.wall() - now, fingerprint=FINGERPRINT))
         assert found is not None
         gateway = InMemoryIndexer(MODEL, {name: self.engines[name] for name in truth}, self.clock, LIMITS)
         gateway.start_model(MODEL, found)

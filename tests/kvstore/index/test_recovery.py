@@ -26,7 +26,7 @@ pytestmark = pytest.mark.sockets
 
 async def recover(world: IndexHarness, link: Any = None, fingerprint: int = FINGERPRINT) -> RecoveredIndex | None:
     now = world.clock.now()
-    return await recover_index(link or world.link, MODEL, world.clock.wall() - now, now, fingerprint=fingerprint)
+    return await recover_index(link or world.link, MODEL, world.clock.wall() - now, fingerprint=fingerprint)
 
 
 def reader_after(world: IndexHarness, found: RecoveredIndex) -> InMemoryIndexer:

@@ -334,7 +334,7 @@ async def test_header_that_names_one_field_many_times_is_not_followed(server: Va
         late.set_models([MODEL])
         await late.step()
         assert "unreadable" in late.problem(MODEL)
-        recovered = await recover_index(world.link, MODEL, 0.0, 0.0)
+        recovered = await recover_index(world.link, MODEL, 0.0)
         assert recovered is not None
         assert recovered.unreadable == {field[2:].decode(): "two parts have the same field"}
 
@@ -350,7 +350,7 @@ async def test_field_whose_instance_is_no_text_stops_neither_reader_nor_writer(s
         mirror = late.index(MODEL)
         assert mirror is not None
         assert index_content(mirror) == store_content(world.indexer.store)
-        recovered = await recover_index(world.link, MODEL, 0.0, 0.0)
+        recovered = await recover_index(world.link, MODEL, 0.0)
         assert recovered is not None
         assert recovered.instances.keys() == store_content(world.indexer.store).keys()
 

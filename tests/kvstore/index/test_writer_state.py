@@ -75,4 +75,10 @@ def test_stored_changes_keep_the_form_that_earlier_releases_read_and_wrote() -> 
     data = encode_entry([change], 1.5, 0.0)
     assert data == b"\x01" + msgspec.msgpack.encode([1.5, ["a"], [["s", 0, 1, 0, [1, 2]]]])
     earlier = b"\x01" + msgspec.msgpack.encode([1.5, ["a"], [["s", 0, 1, 2**63, [1, 2]]]])
-    assert decode_entry_with_time(earlier, "default/tiny", 0.0) == (1.5, [change])
+    assert decode_entry_with_time(earlier, 0.0) == (1.5, [change])
+
+
+def test_hints_of_earlier_releases_are_left_out() -> None:
+    hints = [["h", [1, 2], 9.0], ["s", 0, 0, 0, [3]], ["x", [1]]]
+    data = b"\x01" + msgspec.msgpack.encode([1.5, ["a"], hints])
+    assert decode_entry_with_time(data, 0.0) == (1.5, [BlocksStored("a", StorageTier.GPU, [3])])

@@ -9,6 +9,7 @@ import pytest
 
 from fairlead.fleet.model import EXTERNAL_API, Fleet, InstanceState, Model
 from fairlead.limits import Limits
+from fairlead_kvstore.blockstore.storage_tiers import shared_store_id
 from fairlead_kvstore.events.types import EventFrame, StreamPosition
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
 from fairlead_kvstore.indexer.indexer import KV_ADAPTER_PAUSE_SECONDS
@@ -172,7 +173,7 @@ def recovered_blocks() -> RecoveredIndex:
     former.apply(stored_event(0, 1))
     snapshot, rows = former.store.take_snapshot("i", 0.0)
     tables = restored_tables(snapshot, rows, 0.0)
-    return RecoveredIndex({"i": InstanceCheckpoint(snapshot, {}, StreamPosition(1, [(0, 0)]), tables)}, [], {})
+    return RecoveredIndex({"i": InstanceCheckpoint(snapshot, {}, StreamPosition(1, [(0, 0)]), tables)}, {})
 
 
 @pytest.mark.parametrize("has_endpoints", [False, True])
@@ -182,6 +183,24 @@ async def test_restored_blocks_of_a_sleeping_engine_are_dropped(has_endpoints: b
         stage.add_instance("i", state=InstanceState.SLEEPING, **endpoints)
         stage.indexer.start_model(MODEL, recovered_blocks())
         assert (stage.status("i").state.blocks, stage.status("i").state.complete) == (0, False)
+
+
+async def test_shared_store_continues_from_what_an_earlier_indexer_left() -> None:
+    former = SingleInstanceStore()
+    former.apply(stored_event(0, 1, medium="cpu"))
+    shared = shared_store_id(MODEL)
+    snapshot, rows = former.store.take_snapshot(shared, 0.0)
+    kept = InstanceCheckpoint(snapshot, {}, StreamPosition(0, []), restored_tables(snapshot, rows, 0.0))
+    async with indexer_harness(leased=True) as stage:
+        stage.start_engine("a")
+        stage.add_instance("a")
+        stage.indexer.start_model(MODEL, RecoveredIndex({shared: kept}, {}))
+        assert list(stage.indexer.instances(MODEL)) == ["a", shared]
+        assert stage.indexer.checkpoint(shared).position is not None
+        stage.loop.advance(Limits().kv_shared_seconds + 32.0)
+        await wait_until(lambda: not list(stage.store.content(shared)))
+        stage.indexer.stop_model(MODEL)
+        assert list(stage.indexer.instances(MODEL)) == []
 
 
 async def test_restored_blocks_are_dropped_if_the_engine_has_no_known_endpoints() -> None:

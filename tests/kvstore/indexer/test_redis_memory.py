@@ -9,6 +9,7 @@ from redis.exceptions import ResponseError
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
+from fairlead_kvstore.blockstore.storage_tiers import shared_store_id
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.payloads import EventBatch, StoredEvent
 from fairlead_kvstore.index.writer_state import INDEX_STREAM_BYTES, StreamBound
@@ -123,15 +124,11 @@ async def test_lowered_bound_evicts_in_steps_that_wait_for_the_writer() -> None:
     assert "give Redis more memory" in memory.warnings()[0]
 
 
-def test_hints_of_shared_stores_have_equal_parts_of_the_bound() -> None:
+def test_blocks_of_a_shared_store_count_in_the_bound() -> None:
     index = SingleInstanceStore()
-    index.store.attach("other", "team/other", 0.0)
-    index.store.set_max_blocks(100, 0.0, max_hints=8)
+    index.store.set_max_blocks(4, 0.0)
     index.apply(stored_event(0, 5, medium="STORAGE", locality="REMOTE"))
-    assert len(list(index.store.shared_store_hints(MODEL))) == 4
-    index.store.detach("other", "it left")
-    index.apply(stored_event(0, 5, medium="STORAGE", locality="REMOTE"))
-    assert len(list(index.store.shared_store_hints(MODEL))) == 6
+    assert (index.store.block_count, len(list(index.store.content(shared_store_id(MODEL))))) == (4, 4)
 
 
 async def test_blocks_of_one_model_push_no_other_index_out_of_redis(server: Valkey) -> None:

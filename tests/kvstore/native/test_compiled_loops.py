@@ -492,8 +492,6 @@ CHANGES: st.SearchStrategy[Change] = st.one_of(
     st.builds(changes.InstanceCleared, NAMES, st.integers(0, 2**40), st.text(max_size=5)),
     st.builds(changes.InstanceDetached, NAMES),
     st.builds(changes.CompletenessChanged, NAMES, st.booleans(), st.text(max_size=5), st.floats(0, 1e9)),
-    st.builds(changes.HintsAdded, st.just("default/tiny"), ENTRY_ENCODER_HASHES, st.floats(0, 1e9)),
-    st.builds(changes.HintsExpired, st.just("default/tiny"), ENTRY_ENCODER_HASHES),
 )
 
 

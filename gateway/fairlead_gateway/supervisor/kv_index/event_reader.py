@@ -115,11 +115,10 @@ class EventReader:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CONNECT_SECONDS):
                     await link.wait_connected()
-            now = self._clock.now()
-            offset = self._clock.wall() - now
+            offset = self._clock.wall() - self._clock.now()
             try:
                 async with self._free:
-                    found = await recover_index(link, key, offset, now, fingerprint=self._fingerprint)
+                    found = await recover_index(link, key, offset, fingerprint=self._fingerprint)
             except BadInput as error:
                 _LOG.warning("what an indexer left of %r cannot be used: %s", key, error.message)
             except Exception:  # noqa: BLE001  # it is logged
