@@ -2,9 +2,9 @@
 
     python -m fairlead_bench.index.reader_process REDIS FLEET MARKS
 
-It begins with what an indexer left in Redis. It answers a line on standard input with a line of JSON:
-its blocks and marks, processor time and memory. Its first line comes when it has read all that engines
-replay, with the cost of that.
+It begins with what an indexer left in Redis. It answers a line on standard input with a line of
+JSON: its blocks and marks, processor time and memory. Its first line comes when it has read all
+that engines replay, with the cost of that.
 """
 
 import asyncio

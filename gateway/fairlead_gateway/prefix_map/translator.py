@@ -130,9 +130,10 @@ class ReportedBlocks(Protocol):
 
 
 class SentPrompt:
-    """A prompt that was sent to an instance: its byte blocks, the linked ones at its last dispatch,
-    open requests, and time of the next check.
+    """A prompt that was sent to an instance: its byte blocks, its open requests, and the time of
+    the next check.
 
+    linked_blocks: how many of its first blocks were linked at its last dispatch.
     dispatched_at, linked_share: of the last dispatch of this gateway, and the share of the bytes
     that was linked at the first of its open requests.
     """

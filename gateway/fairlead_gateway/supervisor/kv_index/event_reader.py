@@ -1,7 +1,7 @@
 """The reader of engines' KV events in a gateway: the blocks of all indexed models.
 
-A model is read from what an indexer left of it in Redis, if there is one: its blocks, and the
-position in each engine's stream. The engine replays what came later, or the blocks are dropped.
+With a Redis, a model is read from what an indexer left there: its blocks, and the position in each
+engine's stream. The engine replays what came later, or the blocks are dropped.
 """
 
 import asyncio

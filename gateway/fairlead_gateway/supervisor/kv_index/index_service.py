@@ -62,7 +62,8 @@ _SWEEP_SECONDS: Final = 1.0
 EventReaderFactory: TypeAlias = (
     "Callable[[Callable[[str, Sequence[Change]], None], Callable[[str], None]], EventReader]"
 )
-"""Returns a reader. The arguments are callbacks: on changes of a model, and when it was restored."""
+"""Returns a reader. The arguments are callbacks: on changes of a model, and after it was restored.
+"""
 _log = logging.getLogger("fairlead.gateway")
 
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.sockets
 
 
 def fleet(names: Sequence[str] = NAMES) -> Fleet:
-    """Returns a fleet whose engines nobody runs."""
+    """Returns a fleet whose engines do not run."""
     found = fleet_of([f"http://127.0.0.1:{9 + number}" for number in range(len(names))])
     instances = [
         replace(one, id=name, kv_events="tcp://127.0.0.1:9", kv_replay="tcp://127.0.0.1:9")
