@@ -14,7 +14,7 @@ Blocks in a shared store come last, and only after blocks of an instance or from
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from redis.exceptions import ResponseError
@@ -75,7 +75,7 @@ class InstanceMatch(msgspec.Struct, frozen=True, gc=False):
     blocks: tuple[int, int, int, int]
 
 
-class KnownCompleteness(msgspec.Struct, frozen=True, gc=False):
+class KnownCompleteness(NamedTuple):
     """The completeness of an instance: complete or not, and if not, why and since when (monotonic
     seconds).
     """
@@ -162,7 +162,7 @@ class LoadedIndex:
 
     def tiers(self, instance: str, block_hash: int) -> int:
         """Returns where an instance has a block: a bit for each tier, 1 for the GPU; 0: nowhere."""
-        return self._blocks.get(instance, {}).get(block_hash, 0) & _UP_TO_TIER[-1]
+        return self._place(instance).get(block_hash, 0) & _UP_TO_TIER[-1]
 
     def used_at(self, instance: str, block_hash: int) -> float | None:
         """Returns when an instance or a shared store last stored or used a block, in Unix seconds;
