@@ -8,7 +8,8 @@ import msgspec
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.changes import BlocksStored, Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
-from fairlead_kvstore.index.format import decode_entry_with_time, encode_entry
+from fairlead_kvstore.blockstore.types import TableSnapshot
+from fairlead_kvstore.index.format import decode_entry_with_time, decode_header, encode_entry
 from fairlead_kvstore.index.writer_state import INDEX_STREAM_BYTES, MAX_CHANGES_PER_ENTRY, ModelWriteState, StreamBound
 
 LIMITS = Limits()
@@ -82,3 +83,12 @@ def test_hints_of_earlier_releases_are_left_out() -> None:
     hints = [["h", [1, 2], 9.0], ["s", 0, 0, 0, [3]], ["x", [1]]]
     data = b"\x01" + msgspec.msgpack.encode([1.5, ["a"], hints])
     assert decode_entry_with_time(data, 0.0) == (1.5, [BlocksStored("a", StorageTier.GPU, [3])])
+
+
+def test_header_of_an_earlier_release_is_read() -> None:
+    table = {"rows": 1, "leads": [2], "content": 0, "name": ""}
+    saved = {"wall": 1.5, "complete": True, "reason": "", "since": 4.5, "tables": [table], "adapters": {}}
+    saved |= {"vague": [1], "awaited_until": 14.5, "last_clear": 2.5}
+    value = {"epoch": 1, "sequence": 2, "slice": saved, "parts": {"0.m0": b"c:1"}}
+    header = decode_header(b"\x01" + msgspec.msgpack.encode(value))
+    assert (header.slice.tables, header.slice.complete) == ([TableSnapshot(1)], True)
