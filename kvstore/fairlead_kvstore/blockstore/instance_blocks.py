@@ -5,8 +5,8 @@ The rules, each for observed behaviour of a real engine:
 - *Stored* adds a copy of each block; a known handle keeps its block hash and is not hashed again.
   Blocks of the CPU and disk tiers come without extra keys, so they take the block hash of the
   handle in the GPU. If that handle is unknown and the engine reports extra keys otherwise, a salted
-  block looks like a plain one. Such a block is counted (``unnamed``) and not added.
-- *Removed* removes a copy. Removals of unknown blocks, which late readers get, are ``unknown``.
+  block looks like a plain one. Such a block is not added.
+- *Removed* removes a copy. Removals of unknown blocks, which late readers get, change nothing.
 - *AllBlocksCleared* names no tier even when it means only the GPU, so all tiers are dropped. The
   GPU is empty, so the instance is complete. Blocks that remain in other tiers are missed.
 - *An engine that falls asleep* clears its cache, and reports that only with its next step, perhaps
@@ -14,8 +14,8 @@ The rules, each for observed behaviour of a real engine:
   report, or before it wakes up, precede the clear and are left out. The instance is incomplete
   until that report.
 - *Groups*: a hybrid model has one cache per kind of attention and reports each. A prefix can only
-  be hit where the full-attention group has it. So only the first group of such a kind counts; the
-  others are counted as ``other_groups``. Other groups may have lost blocks that a hit needs too (a
+  be hit where the full-attention group has it. So only the first group of such a kind counts. Other
+  groups may have lost blocks that a hit needs too (a
   sliding window its last blocks, Mamba a state). So an instance of a hybrid model is marked
   ``hybrid``: its depths are upper bounds. A model without any full-attention group has no depths.
 
@@ -196,7 +196,6 @@ class InstanceBlocks:
         """Returns the blocks of an event that are to be added; None where there are none."""
         tier = storage_tier(event.medium, event.locality)
         if not self._is_counted_group(event.group_idx, event.kv_cache_spec_kind, learn=tier is StorageTier.GPU):
-            self.counters.other_groups += 1
             return None
         name = event.lora_name
         if name is None and event.lora_id is not None:
@@ -204,7 +203,6 @@ class InstanceBlocks:
         if not event.block_hashes or (
             name is not None and not self.adapters.has_room_for(name, self.limits.kv_adapters)
         ):
-            self.counters.unnamed += len(event.block_hashes)
             return None
         if tier is StorageTier.GPU:
             self.block_size = event.block_size
@@ -215,7 +213,7 @@ class InstanceBlocks:
             start = self._chain_start(item, self.blocks)
             known_only = item.extras is None and self.names_extras
             if self.shared is not None:
-                self.shared.add(item.known_hashes(self.blocks, start, known_only, self.counters), tick, out)
+                self.shared.add(item.known_hashes(self.blocks, start, known_only), tick, out)
             return None
         return item
 
@@ -270,7 +268,7 @@ class InstanceBlocks:
             self._orphans.add(item)
             return False
         known_only = item.extras is None and item.tier is not StorageTier.GPU and self.names_extras
-        new = item.add_to(table, start, index, known_only, self.counters)
+        new = item.add_to(table, start, index, known_only)
         if new and table is self.blocks:
             open_hashes(BlocksStored, self.instance, item.tier, out).extend(new)
         before = start[0] if item.parent >= 0 else 0
@@ -292,19 +290,16 @@ class InstanceBlocks:
 
     def _on_removed(self, event: RemovedEvent, tick: int, out: list[Change]) -> None:
         if not self._is_counted_group(event.group_idx, None, learn=False):
-            self.counters.other_groups += 1
             return
         tier = storage_tier(event.medium, event.locality)
         for value in event.block_hashes:
             key = value & _MASK if isinstance(value, int) else engine_hash(value)
             if tier is StorageTier.REMOTE:
                 row = self.blocks.by_handle.find(key)
-                if not row:
-                    self.counters.unknown += 1
-                elif self.shared is not None:
+                if row and self.shared is not None:
                     self.shared.remove(self.blocks.block_hashes[row], out)
-            elif not self._remove_copy(key, tier, tick, out) and not self._orphans.note_removed(key, tier):
-                self.counters.unknown += 1
+            elif not self._remove_copy(key, tier, tick, out):
+                self._orphans.note_removed(key, tier)
 
     def _remove_copy(self, key: int, tier: StorageTier, tick: int, out: list[Change]) -> bool:
         """Removes one copy of the block with the handle ``key``; returns False if it has none."""
@@ -378,15 +373,14 @@ class InstanceBlocks:
                 return False
             start = (blocks.block_hashes[row], blocks.depths[row])
         if not self._is_counted_group(group, kind, learn=True):
-            self.counters.other_groups += 1
             return True
         self.block_size = block_size
         self.names_extras = self.names_extras or has_extra_keys
         new, width, tier = list[int](), block_size * TOKEN_BYTES, StorageTier.GPU
         done, block_hash = blocks.add_run(start, (handles, tokens, width), 0, TIER_SHIFT[tier], tick, new)
         if done < len(handles) // HANDLE_BYTES:
-            run = PendingRun(-1, handle_list(handles), tokens, width, None, tier, None, tick)
-            run.add_from(done, blocks, (block_hash, start[1] + done), 0, False, self.counters, new)
+            run = PendingRun(-1, handle_list(handles), tokens, None, tier, tick)
+            run.add_from(done, blocks, (block_hash, start[1] + done), 0, False, new)
         if new:
             open_hashes(BlocksStored, self.instance, tier, out).extend(new)
         return True
@@ -394,11 +388,9 @@ class InstanceBlocks:
     def _remove_scanned(self, event: ScannedEvent, tick: int, out: list[Change]) -> None:
         handles, group = event
         if not self._is_counted_group(group, None, learn=False):
-            self.counters.other_groups += 1
             return
         for key in handle_list(handles):
-            if not self._remove_copy(key, StorageTier.GPU, tick, out):
-                self.counters.unknown += 1
+            self._remove_copy(key, StorageTier.GPU, tick, out)
 
     # --- helpers --------------------------------------------------------------------------------------------------------
 

@@ -19,21 +19,13 @@ from fairlead_kvstore.events.types import (
 class EventCounters(msgspec.Struct):
     """Counters of an instance's KV events since it was attached. Unexpected events only count here.
 
-    unknown: removals of blocks that were not known.
-    unnamed: blocks whose content could not be determined.
     orphans, linked: blocks that came before their parent, and those whose parent came later.
-    saturated: copies beyond the 255 that a row can count.
-    other_groups: events of attention groups that do not count.
     unknown_events, refused_events: events left out, see ``EventBatch``.
     dropped: blocks evicted from the store for lack of memory.
     """
 
-    unknown: int = 0
-    unnamed: int = 0
     orphans: int = 0
     linked: int = 0
-    saturated: int = 0
-    other_groups: int = 0
     unknown_events: int = 0
     refused_events: int = 0
     dropped: int = 0

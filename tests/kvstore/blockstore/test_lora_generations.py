@@ -270,7 +270,6 @@ def test_names_and_parked_contents_are_bounded() -> None:
         loaded.engine.load(name, "a")
         loaded.serve_prompt(PROMPT, name)
     assert [loaded.predicted(PROMPT, name) for name in ("bot", "second", "third")] == [10, 10, 0]
-    assert loaded.truth.state("i").counts.unnamed == 10
     for number in range(40):
         loaded.engine.load("bot", f"place {number}")
         loaded.serve_prompt([5_000 + number * 10 + index for index in range(8)])

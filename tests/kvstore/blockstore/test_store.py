@@ -58,21 +58,19 @@ def test_repeated_store_reports_only_new_blocks() -> None:
     assert change_summary(index.apply(stored_event(0, 5))) == [("BlocksStored", [1, 4, 5])]
 
 
-def test_removal_of_unknown_blocks_is_counted_and_no_error() -> None:
+def test_removal_of_unknown_blocks_changes_nothing() -> None:
     index = SingleInstanceStore()
     assert index.apply(removed_event(1, 2), removed_event(3, medium="CPU")) == []
-    assert index.counts.unknown == 3
     index.apply(stored_event(0, 0))
-    index.apply(removed_event(0, medium="CPU"))
-    assert index.counts.unknown == 4
+    assert index.apply(removed_event(0, medium="CPU")) == []
     assert index.depths()[0] == 1
 
 
 def test_copies_beyond_the_counter_are_dropped_early_never_late() -> None:
     index = store_with(*[stored_event(0, 0) for _ in range(300)])
-    assert index.counts.saturated == 45
-    index.apply(*[removed_event(0) for _ in range(300)])
-    assert (index.depths()[0], index.counts.unknown) == (0, 45)
+    assert index.apply(*[removed_event(0) for _ in range(254)]) == []
+    assert change_summary(index.apply(removed_event(0))) == [("BlocksRemoved", [0])]
+    assert index.apply(*[removed_event(0) for _ in range(45)]) == []
 
 
 def test_byte_and_signed_hashes_are_valid_handles() -> None:
@@ -174,9 +172,7 @@ def test_orphans_wait_for_all_ancestors() -> None:
 
 def test_orphan_removed_while_waiting_is_not_added() -> None:
     index = store_with(stored_event(2, 4), stored_event(2, 2), removed_event(4, 2))
-    assert index.counts.unknown == 0
     index.apply(removed_event(4))
-    assert index.counts.unknown == 1
     index.apply(stored_event(0, 1))
     assert index.depths()[0] == 4  # block 2 was there twice
 
@@ -273,8 +269,7 @@ def test_restart_begins_an_epoch_without_old_handles() -> None:
     reported = index.store.apply_at_once("i", ProcessRestarted("the numbers went back"), 5.0)
     assert [type(change) for change in reported] == [changes.InstanceCleared, changes.CompletenessChanged]
     assert index.store.state("i").epoch == 2
-    index.apply(removed_event(0))
-    assert index.counts.unknown == 1
+    assert index.apply(removed_event(0)) == []
     index.apply(stored_event(3, 3))
     assert (index.depths()[0], index.store.state("i").orphans) == (0, 1)
 
@@ -428,11 +423,11 @@ def test_offloaded_blocks_take_the_block_hash_of_their_handle() -> None:
     assert index.depths(salted) == (1, 1, 1, 1)
 
 
-def test_offloaded_blocks_of_unknown_content_are_counted_not_credited() -> None:
+def test_offloaded_blocks_of_unknown_content_are_not_credited() -> None:
     index = SingleInstanceStore()
     index.apply(stored_event(5, 5, base=9000))  # this engine names extra keys
     assert index.apply(stored_event(0, 1, medium="CPU", extra_keys=None)) == []
-    assert (index.counts.unnamed, index.depths()) == (2, (0, 0, 0, 0))
+    assert (index.store.block_count, index.depths()) == (0, (0, 0, 0, 0))
 
 
 def test_blocks_of_an_engine_without_extra_keys_are_credited() -> None:
@@ -543,7 +538,7 @@ def test_only_the_full_attention_group_counts() -> None:
     assert index.depths()[0] == 4
     index.apply(RemovedEvent([1003], "GPU", 0))
     assert index.depths()[0] == 3
-    assert (index.store.state("i").hybrid, index.counts.other_groups) == (True, 3)
+    assert index.store.state("i").hybrid
 
 
 def test_model_without_full_attention_is_not_credited() -> None:

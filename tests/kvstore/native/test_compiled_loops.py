@@ -20,7 +20,6 @@ from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.event_runs.pending_run import PendingRun, handle_list
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
-from fairlead_kvstore.blockstore.types import EventCounters
 from fairlead_kvstore.errors import EventsError, ProtocolError
 from fairlead_kvstore.events import zmtp
 from fairlead_kvstore.events.decoder import decode_events
@@ -274,15 +273,15 @@ def _compiled(native_modules: dict[str, ModuleType], *, scan: bool = False) -> I
         yield
 
 
-def _fill(runs: list[Run], width: int) -> tuple[BlockTable, list[Any], EventCounters]:
-    table, changes, counters = BlockTable(), list[Any](), EventCounters()
+def _fill(runs: list[Run], width: int) -> tuple[BlockTable, list[Any]]:
+    table, changes = BlockTable(), list[Any]()
     for own, handles, tick, tier, released in runs:
         data = b"".join(xxhash.xxh3_64_digest(b"%d" % (handle % 50)) * width for handle in handles)
-        item = PendingRun(-1, handles, data[: len(handles) * width], width, None, tier, None, tick)
-        changes.append(item.add_to(table, (own, 3), 2, False, counters))
+        item = PendingRun(-1, handles, data[: len(handles) * width], None, tier, tick)
+        changes.append(item.add_to(table, (own, 3), 2, False))
         if row := table.by_handle.find(released):
             table.release(row)
-    return table, changes, counters
+    return table, changes
 
 
 RUNS = st.lists(
@@ -309,13 +308,12 @@ def _assert_alike(table: BlockTable, expected: BlockTable) -> None:
 
 @given(RUNS, st.sampled_from([4, 16, 17, 32, 33, 64, 100, 128, 129, 256]))
 def test_tables_are_alike(native_modules: dict[str, ModuleType], runs: list[Run], width: int) -> None:
-    expected, changes, counters = _fill(runs, width)
+    expected, changes = _fill(runs, width)
     with _compiled(native_modules):
-        table, own_changes, own_counters = _fill(runs, width)
+        table, own_changes = _fill(runs, width)
         for handle in range(60):
             assert table.by_handle.find(handle) == expected.by_handle.find(handle)
     assert own_changes == changes
-    assert own_counters == counters
     _assert_alike(table, expected)
 
 
@@ -324,9 +322,9 @@ def test_large_tables_are_alike(native_modules: dict[str, ModuleType]) -> None:
         (number, [xxhash.xxh3_64_intdigest(b"%d %d" % (number, at)) for at in range(40)], 1, StorageTier.GPU, 0)
         for number in range(100)
     ]
-    expected, changes, _ = _fill(runs, 64)
+    expected, changes = _fill(runs, 64)
     with _compiled(native_modules):
-        table, own_changes, _ = _fill(runs, 64)
+        table, own_changes = _fill(runs, 64)
     assert len(table) == 4_000
     assert own_changes == changes
     _assert_alike(table, expected)
@@ -348,7 +346,7 @@ def _load(table: BlockTable, more: dict[int, int]) -> tuple[bool, BlockTable]:
 
 @given(RUNS, st.dictionaries(st.integers(1, 200), st.integers(0, 60), max_size=2))
 def test_loaded_tables_are_alike(native_modules: dict[str, ModuleType], runs: list[Run], more: dict[int, int]) -> None:
-    table, _, _ = _fill(runs, 64)
+    table, _ = _fill(runs, 64)
     is_consistent, expected = _load(table, more)
     with _compiled(native_modules):
         assert _load(table, more)[0] is is_consistent
@@ -380,12 +378,10 @@ def test_a_loaded_table_of_many_segments_grows_where_one_is_full(native_modules:
 
 def test_saturated_copies_are_left_to_python(native_modules: dict[str, ModuleType]) -> None:
     runs: list[Run] = [(0, [1, 2], 1, StorageTier.CPU, 9)] * 300
-    expected, changes, counters = _fill(runs, 64)
+    expected, changes = _fill(runs, 64)
     with _compiled(native_modules):
-        table, own_changes, own_counters = _fill(runs, 64)
+        table, own_changes = _fill(runs, 64)
     assert own_changes == changes
-    assert own_counters == counters
-    assert own_counters.saturated
     _assert_alike(table, expected)
 
 

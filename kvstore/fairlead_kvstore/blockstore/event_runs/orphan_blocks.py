@@ -64,14 +64,12 @@ class OrphanBlocks:
             self._forget(item, linked=True)
         return found
 
-    def note_removed(self, handle: int, tier: StorageTier) -> bool:
-        """Notes that a copy of a waiting block was removed. Returns False when none waits."""
+    def note_removed(self, handle: int, tier: StorageTier) -> None:
+        """Notes that a copy of a waiting block was removed, if one waits."""
         known = self._copies.get((handle, tier))
-        if known is None or known[1] >= known[0]:
-            return False
-        known[1] += 1
-        self.noted += 1
-        return True
+        if known is not None and known[1] < known[0]:
+            known[1] += 1
+            self.noted += 1
 
     def take_removal(self, handle: int, tier: StorageTier) -> bool:
         """Takes back one noted removal of a block that was just linked. Returns whether there was

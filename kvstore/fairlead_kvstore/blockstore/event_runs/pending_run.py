@@ -7,7 +7,6 @@ from typing import Final
 import xxhash
 
 from fairlead_kvstore.blockstore.block_hash import (
-    TOKEN_BYTES,
     engine_hash,
     extra_key_bytes,
     hash_with_extras,
@@ -17,7 +16,6 @@ from fairlead_kvstore.blockstore.block_hash import (
 from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TIER_SHIFT, BlockTable
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
-from fairlead_kvstore.blockstore.types import EventCounters
 from fairlead_kvstore.events.payloads import StoredEvent
 
 _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
@@ -28,7 +26,7 @@ _HASH: Final = xxhash.xxh3_64_intdigest
 class PendingRun:
     """The blocks of one event, ``handles`` after ``parent`` (-1: a prompt's start).
 
-    data: their token ids, ``width`` bytes for each block.
+    data: their token ids.
     extras: their extra keys as bytes; None if the engine does not report them.
     load: name of an adapter, and the engine's number of its load, None without one.
     """
@@ -38,20 +36,18 @@ class PendingRun:
         parent: int,
         handles: list[int],
         data: bytes,
-        width: int,
         extras: list[bytes | None] | None,
         tier: StorageTier,
-        load: tuple[str, int | str | None] | None,
         tick: int,
     ) -> None:
         self.parent = parent
         self.handles = handles
         self.data = data
-        self.width = width
         self.extras = extras
         self.tier = tier
-        self.load = load
         self.tick = tick
+        self.load: tuple[str, int | str | None] | None = None
+        self._width = max(1, len(data) // max(1, len(handles)))  # bytes of token ids for each block
 
     @property
     def size(self) -> int:
@@ -60,26 +56,24 @@ class PendingRun:
 
     def _block_hash(self, number: int, before: int) -> int:
         """Returns the hash of one block, from that of the block before it."""
-        at = number * self.width
-        block_hash = _HASH(self.data[at : at + self.width], before)
+        at = number * self._width
+        block_hash = _HASH(self.data[at : at + self._width], before)
         if self.extras is not None and (keys := self.extras[number]) is not None:
             block_hash = hash_with_extras(block_hash, keys)
         return block_hash
 
-    def add_to(
-        self, table: BlockTable, start: tuple[int, int], index: int, known_only: bool, counters: EventCounters
-    ) -> list[int]:
+    def add_to(self, table: BlockTable, start: tuple[int, int], index: int, known_only: bool) -> list[int]:
         """Adds one copy of each block to a table, and returns the hashes of new blocks.
 
         start: hash and depth of the block before the run.
         index: the adapter's, see ``LoraGenerations.name_index``.
-        known_only: blocks with an unknown handle cannot be named and are only counted.
+        known_only: blocks with an unknown handle cannot be named and are left out.
         """
         new, (block_hash, depth), first = list[int](), start, 0
         if not known_only and (self.extras is None or not any(self.extras)):
-            run = array("Q", self.handles).tobytes(), self.data, self.width
+            run = array("Q", self.handles).tobytes(), self.data, self._width
             first, block_hash = table.add_run(start, run, index, TIER_SHIFT[self.tier], self.tick, new)
-        self.add_from(first, table, (block_hash, depth + first), index, known_only, counters, new)
+        self.add_from(first, table, (block_hash, depth + first), index, known_only, new)
         return new
 
     def add_from(
@@ -89,7 +83,6 @@ class PendingRun:
         start: tuple[int, int],
         index: int,
         known_only: bool,
-        counters: EventCounters,
         new: list[int],
     ) -> None:
         """Adds the blocks from number ``first`` on, like ``add_to``. Takes some 2 µs a block.
@@ -112,13 +105,10 @@ class PendingRun:
                 copies = counts[row] >> shift & MAX_COPIES
                 if copies < MAX_COPIES:
                     counts[row] += unit
-                else:
-                    counters.saturated += 1
                 if ticks[row] < tick:
                     ticks[row] = tick
                 is_new = not copies
             elif known_only:
-                counters.unnamed += len(self.handles) - number
                 break
             else:
                 block_hash = self._block_hash(number, parent)
@@ -127,9 +117,7 @@ class PendingRun:
             if is_new:
                 new.append(block_hash)
 
-    def known_hashes(
-        self, table: BlockTable, start: tuple[int, int] | None, known_only: bool, counters: EventCounters
-    ) -> Iterator[int]:
+    def known_hashes(self, table: BlockTable, start: tuple[int, int] | None, known_only: bool) -> Iterator[int]:
         """Yields the block hashes of the run, up to the first block that cannot be named.
 
         start, known_only: as above; a start of None is unknown.
@@ -140,7 +128,6 @@ class PendingRun:
             if row:
                 block_hash = table.block_hashes[row]
             elif block_hash is None or known_only:
-                counters.unnamed += len(self.handles) - number
                 return
             else:
                 block_hash = self._block_hash(number, block_hash)
@@ -169,13 +156,13 @@ def handle_list(handles: bytes) -> list[int]:
 def pending_run(event: StoredEvent, adapter: str | None, tier: StorageTier, tick: int) -> PendingRun:
     """Returns the blocks of a stored event. ``adapter``: the name of its adapter, if it has one."""
     parent = parent_hash(event.parent_block_hash)
-    return PendingRun(
+    run = PendingRun(
         -1 if parent is None else parent,
         [value & _MASK if isinstance(value, int) else engine_hash(value) for value in event.block_hashes],
         token_bytes(event.token_ids),
-        event.block_size * TOKEN_BYTES,
         extra_key_bytes(event.extra_keys, adapter),
         tier,
-        None if adapter is None else (adapter, event.lora_id),
         tick,
     )
+    run.load = None if adapter is None else (adapter, event.lora_id)
+    return run
