@@ -6,7 +6,7 @@ No I/O and no clock. In reading order:
 - `store`: `BlockStore`, all instances of one indexer; `changes`: the values that its methods return
 - `instance_blocks`: the rules for the events of one instance; `block_table`: its rows in typed
   arrays
-- `event_runs`: the blocks of one event, and those whose parent is unknown
+- `pending_runs`: the blocks of one event, and those whose parent is unknown
 - `lora_generations`: blocks of reloaded adapters
 - `completeness`: how complete an instance is known; `types`: counters, states and snapshots
 - `snapshot`: an instance as bytes, for the next indexer

@@ -40,15 +40,15 @@ from fairlead_kvstore.blockstore.block_hash import TOKEN_BYTES, chain_root, engi
 from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TICK_SECONDS, TIER_SHIFT, BlockTable, tick_of
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, InstanceCleared
 from fairlead_kvstore.blockstore.completeness import Completeness
-from fairlead_kvstore.blockstore.event_runs.orphan_blocks import OrphanBlocks
-from fairlead_kvstore.blockstore.event_runs.pending_run import (
+from fairlead_kvstore.blockstore.lora_generations import MAX_SCANNED_ROWS, LoraGenerations
+from fairlead_kvstore.blockstore.pending_runs import (
     HANDLE_BYTES,
+    OrphanBlocks,
     PendingRun,
     handle_list,
     open_hashes,
     pending_run,
 )
-from fairlead_kvstore.blockstore.lora_generations import MAX_SCANNED_ROWS, LoraGenerations
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, shared_store_id, storage_tier
 from fairlead_kvstore.blockstore.types import AdapterSource, EngineOutcome, EngineSleep, EventCounters
 from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, RemovedEvent, StoredEvent

@@ -40,7 +40,7 @@ from typing import Final
 from fairlead.names import MAX_NAME_BYTES
 from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TIER_SHIFT, BlockTable
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change
-from fairlead_kvstore.blockstore.event_runs.pending_run import open_hashes
+from fairlead_kvstore.blockstore.pending_runs import open_hashes
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS
 from fairlead_kvstore.blockstore.types import AdapterSnapshot
 

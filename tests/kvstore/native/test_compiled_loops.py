@@ -17,7 +17,7 @@ from fairlead_kvstore.blockstore import block_table, changes
 from fairlead_kvstore.blockstore.block_hash import parent_hash, token_bytes
 from fairlead_kvstore.blockstore.block_table import COLUMNS, BlockTable
 from fairlead_kvstore.blockstore.changes import Change
-from fairlead_kvstore.blockstore.event_runs.pending_run import PendingRun, handle_list
+from fairlead_kvstore.blockstore.pending_runs import PendingRun, handle_list
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import EventsError, ProtocolError
