@@ -367,8 +367,8 @@ class ModelBlocks:
             self._store.touch(instance, hashes, now)
 
     def count_unique(self, instance: str, used_since: float, max_rows: int) -> tuple[int, int, int]:
-        """Returns the blocks of an instance, those that no other instance of the model has, and
-        those of the latter that were stored or used at ``used_since`` or later.
+        """Returns how many blocks an instance has, and how many of them no other instance of the
+        model has. The third number is those of the latter used at ``used_since`` or later.
 
         Of a table with more rows, some ``max_rows`` are counted, spread over the whole.
         """

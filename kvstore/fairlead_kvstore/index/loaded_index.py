@@ -165,8 +165,8 @@ class LoadedIndex:
         return self._place(instance).get(block_hash, 0) & _UP_TO_TIER[-1]
 
     def used_at(self, instance: str, block_hash: int) -> float | None:
-        """Returns when an instance or a shared store last stored or used a block, in Unix seconds;
-        None for a block that it does not have.
+        """Returns when an instance or a shared store last used a block, in Unix seconds; None for a
+        block that it does not have.
         """
         value = self._place(instance).get(block_hash)
         return None if value is None else (value >> _TIER_BITS) / 1e3

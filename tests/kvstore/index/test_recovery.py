@@ -1,4 +1,4 @@
-"""A process that starts beside a writing indexer: it recovers what Redis has, and replays the rest."""
+"""A process that starts while an indexer writes recovers what Redis has, and replays the rest."""
 
 from collections.abc import Sequence
 from typing import Any
