@@ -429,9 +429,8 @@ class PrefixTranslator:
     def _cached_depths(self, chain: Sequence[int], instance: str) -> list[int]:
         """Returns how many of these byte blocks, from the start, the instance has cached.
 
-        One number for GPU memory, one with CPU memory too, one with the disk too.
-
-        Those that reach no token block count with the next one.
+        One number for GPU memory, one with CPU memory too, one with the disk too. Byte blocks that
+        end in the middle of a token block count with the first one beyond it.
         """
         depths = [0] * len(INSTANCE_TIERS)
         level = last = 0
@@ -444,18 +443,19 @@ class PrefixTranslator:
                 if level == _NOWHERE:
                     break
                 last = link.depth
-            if link.depth:
                 for tier in range(level, len(depths)):
                     depths[tier] = index + 1
         return depths
 
     def _first_missing(self, chain: Sequence[int], depth: int) -> int | None:
-        """Returns the first byte block after `depth` that is linked to a token block; None without
-        one.
+        """Returns the first byte block after `depth` that reaches a further token block; None
+        without one.
         """
+        held = self.table.get(chain[depth - 1]) if depth else None
+        reached = 0 if held is None else held.depth
         for digest in chain[depth:]:
             link = self.table.get(digest)
-            if link is not None and link.depth:
+            if link is not None and link.depth > reached:
                 return digest
         return None
 

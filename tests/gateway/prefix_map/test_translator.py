@@ -237,6 +237,21 @@ def test_a_distrusted_instance_is_dropped_and_reported_again_later() -> None:
     assert place.credited("a", prompt) > 0.9 * prompt.size
 
 
+def test_text_within_a_token_block_that_is_not_cached_is_not_credited() -> None:
+    """Two prompts share their first block of 20 tokens. Each word has six bytes."""
+    place = Place("a", "b", blocks=ChangedBlocks(block_size=20))
+    first, second = 20 * [7], [5, *40 * [9]]
+    prompts = [Prompt(first + second), Prompt(first + second[::-1])]
+    root = block_hash.chain_root(KEY, None, secret=SECRET)
+    for name, prompt in zip("ab", prompts, strict=True):
+        place.report([BlocksStored(name, StorageTier.GPU, block_hash.block_hashes(root, prompt.tokens, 20))])
+        reach = [end // 6 + 1 for end in prompt.ends]
+        place.bridge.learn(prompt.hashes, prompt.ends, prompt.tokens, size=prompt.size, token_ends=reach)
+    place.settle()
+    assert place.credited("a", prompts[0]) == 256, "the first end beyond 40 tokens"
+    assert place.credited("b", prompts[0]) == 128, "the first end beyond 20 tokens"
+
+
 def test_blocks_that_move_to_slower_memory_are_known_there() -> None:
     place, prompt = Place("a", blocks=ChangedBlocks(block_size=BLOCK)), prompt_of(1)
     place.serve("a", prompt)
