@@ -206,8 +206,7 @@ class InstanceBlocks:
             return None
         if tier is StorageTier.GPU:
             self.block_size = event.block_size
-            if event.extra_keys is not None:
-                self.names_extras = True
+            self.names_extras = self.names_extras or event.extra_keys is not None
         item = pending_run(event, name, tier, tick)
         if tier is StorageTier.REMOTE:
             start = self._chain_start(item, self.blocks)
@@ -228,13 +227,8 @@ class InstanceBlocks:
         orphans, added, linked, cost = self._orphans, deque([item] if is_added else []), list[PendingRun](), 0
         while added and len(orphans):
             for handle in added.popleft().handles:
-                left, cost = orphans.child_count(handle), cost + 1
-                children: list[PendingRun] | None = None
-                while children is None or children:
-                    if cost >= _FOLLOW_UP_BYTES:
-                        yield cost
-                        cost = 0
-                    children = orphans.take_children(handle, left, _FOLLOW_UP_BYTES // _BLOCK_BYTES)
+                left = orphans.child_count(handle)
+                while children := orphans.take_children(handle, left, _FOLLOW_UP_BYTES // _BLOCK_BYTES):
                     left -= len(children)
                     for child in children:
                         cost += (len(child.handles) + 2) * _BLOCK_BYTES
@@ -243,6 +237,9 @@ class InstanceBlocks:
                         if is_added:
                             added.append(child)
                             linked.append(child)
+                    if cost >= _FOLLOW_UP_BYTES:
+                        yield cost
+                        cost = 0
         if cost:
             yield cost
         for run in linked:
@@ -345,7 +342,7 @@ class InstanceBlocks:
         further effects. ``apply`` must apply the rest.
         """
         _, medium, _, events = batch
-        if self.is_asleep or len(self._orphans) or self.adapters.parked or self.completeness.doubt:
+        if self.is_asleep or self.adapters.parked or self.completeness.doubt:
             return 0
         self.adapters.on_batch(now)
         if self.adapters.scanned_rows > MAX_SCANNED_ROWS or storage_tier(medium, None) is not StorageTier.GPU:
@@ -361,10 +358,12 @@ class InstanceBlocks:
 
     def _add_scanned(self, event: ScannedEvent, tick: int, out: list[Change]) -> bool:
         """Adds the blocks of a stored event. Returns False, and changes nothing, for a block whose
-        parent is unknown, or not yet marked as used.
+        parent is unknown or not yet marked as used, and for one that orphans follow.
         """
         parent, handles, tokens, block_size, has_extra_keys, group, kind = event
-        blocks = self.blocks
+        blocks, orphans = self.blocks, self._orphans
+        if len(orphans) and any(orphans.child_count(handle) for handle in handle_list(handles)):
+            return False
         if parent < 0:
             start = (self._chain_root(None), -1)
         else:
@@ -390,7 +389,8 @@ class InstanceBlocks:
         if not self._is_counted_group(group, None, learn=False):
             return
         for key in handle_list(handles):
-            self._remove_copy(key, StorageTier.GPU, tick, out)
+            if not self._remove_copy(key, StorageTier.GPU, tick, out):
+                self._orphans.note_removed(key, StorageTier.GPU)
 
     # --- helpers --------------------------------------------------------------------------------------------------------
 

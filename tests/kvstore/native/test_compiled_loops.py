@@ -476,6 +476,17 @@ def test_stores_are_alike(native_modules: dict[str, ModuleType], steps: list[Any
     ]
 
 
+def test_a_waiting_orphan_leaves_only_its_ancestors_to_python(native_modules: dict[str, ModuleType]) -> None:
+    store = BlockStore()
+    store.attach("i", "default/tiny", 0.0)
+    store.apply_at_once("i", decode_events(_payload([("stored", 8, [9], "GPU", 0, None)])), 1.0)
+    with _compiled(native_modules):
+        for parent, handle, done in ((None, 1, 1), (1, 2, 1), (2, 8, 0)):
+            scanned = _scan(native_modules, _payload([("stored", parent, [handle], "GPU", 0, None)]))
+            assert store.apply_scanned("i", scanned, 1.0, []) == done
+    assert store.state("i").orphans == 1
+
+
 NAMES = st.sampled_from(["a/8000/0", "b/8000/0", "ä", ""])
 NUMBERS = st.one_of(
     st.integers(0, 2**64 - 1), st.sampled_from([0, 127, 128, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32])
