@@ -70,6 +70,8 @@ def benchmarks_page(root: Path) -> str:
         "missed": _missed_table,
         "limits": _limit_table,
         "shadow": _shadow_table,
+        "knowledge": _knowledge_table,
+        "tiers": _tier_table,
     }
     page = (root / BENCHMARKS_PAGE).read_text(encoding="utf-8")
     return _MARKER.sub(lambda found: f"{found[1]}{tables[found[2]](results)}{found[3]}", page)
@@ -237,3 +239,36 @@ def _relative_cost(scenarios: Mapping[str, Any], fairlead: Mapping[str, Any]) ->
         if found["attainment"] >= _GOOD and fairlead[name]["attainment"] >= _GOOD
     ]
     return f"{mean(ratios):.1f} ×" if ratios else "–"
+
+
+def _knowledge_table(results: Path) -> str:
+    """Shows each scenario's verdict on the index, and the bound of perfect knowledge."""
+    verdicts = {one["row"]: one for one in _load(results / "knowledge.json")["verdicts"]}
+    scenarios = list(dict.fromkeys(row.partition(":")[0] for row in verdicts))
+    rows = []
+    for name in scenarios:
+        cells = []
+        for measure in ("recomputed tokens", "p90 TTFT"):
+            index, perfect = (
+                verdicts[f"{name}: {measure}: {arm} ÷ no index"] for arm in ("index", "perfect knowledge")
+            )
+            cells += [f"{index['ratio']:.2f} ({index['low']:.2f}–{index['high']:.2f})", f"{perfect['ratio']:.2f}"]
+            cells.append(index["verdict"])
+        rows.append(f"| {name} | {cells[0]} | {cells[1]} | {cells[3]} | {cells[4]} | {cells[2]}, {cells[5]} |\n")
+    return _table("| scenario | recomputed tokens | perfect | p90 TTFT | perfect | verdicts |", rows)
+
+
+def _tier_table(results: Path) -> str:
+    """Shows each arm's ratio to no sharing."""
+    found = _load(results / "tiers.json")
+    intervals = {one["row"]: one for one in found["intervals"]}
+    arms = [arm for arm in dict.fromkeys(run["arm"] for run in found["runs"]) if arm != "no sharing"]
+    rows = []
+    for arm in arms:
+        cells = [
+            intervals[f"{measure}: {arm} ÷ no sharing"]
+            for measure in ("peak throughput", "mean latency", "mean TTFT", "p90 TTFT")
+        ]
+        shown = " | ".join(f"{cell['ratio']:.2f} ({cell['low']:.2f}–{cell['high']:.2f})" for cell in cells)
+        rows.append(f"| {arm} | {shown} |\n")
+    return _table("| KV memory | peak throughput | mean latency | mean TTFT | p90 TTFT |", rows)

@@ -357,7 +357,7 @@ _MEASURES: Final[Mapping[str, Callable[[Outcome], float]]] = {
 def rows(
     scenarios: Sequence[str], found: Mapping[Cell, Mapping[Knowledge, Sequence[Outcome]]]
 ) -> tuple[list[ResultRow], list[dict[str, object]]]:
-    """Returns the rows of scenarios and cells, and the verdict of each scenario.
+    """Returns the row and the verdict of each scenario.
 
     found: outcomes of each seed.
     """
@@ -374,12 +374,27 @@ def rows(
                 row, verdict = judge(f"{name}: {measure}: {knowledge} ÷ no index", by_seed)
                 made.append(row)
                 verdicts.append(verdict)
-    for cell, outcomes in found.items():
-        for measure, read in _MEASURES.items():
-            for knowledge in cell.arms[1:]:
-                ratios = [_ratio(outcomes, knowledge, seed, read) for seed in range(len(outcomes[knowledge]))]
-                made.append(judge(f"{cell.label}: {measure}: {knowledge} ÷ no index", ratios)[0])
     return made, verdicts
+
+
+def cell_records(found: Mapping[Cell, Mapping[Knowledge, Sequence[Outcome]]]) -> list[dict[str, object]]:
+    """Returns the figures of every cell: its rate, and for each arm means over the seeds and the
+    verdicts on it.
+    """
+    records: list[dict[str, object]] = []
+    for cell, outcomes in found.items():
+        arms: dict[str, object] = {}
+        for knowledge, by_seed in outcomes.items():
+            means = {name: fmean(one[name] for one in map(asdict, by_seed)) for name in asdict(by_seed[0])}
+            figures: dict[str, object] = {name: float(f"{value:.4g}") for name, value in means.items()}
+            for measure, read in _MEASURES.items():
+                if knowledge is not Knowledge.NONE:
+                    ratio = compare([_ratio(outcomes, knowledge, seed, read) for seed in range(len(by_seed))])
+                    shown = f"{ratio.ratio:.3f} ({ratio.low:.3f} to {ratio.high:.3f}): {ratio.verdict}"
+                    figures[f"{measure} ÷ no index"] = shown
+            arms[knowledge] = figures
+        records.append({"cell": cell.label, "rate": float(f"{cell.rate:.4g}"), "arms": arms})
+    return records
 
 
 def _ratio(
@@ -416,13 +431,8 @@ def main(arguments: list[str]) -> int:
             if seed == seeds[-1] and knowledge is Knowledge.PERFECT:
                 print(cell.label, *[f"{fmean(x.p90_seconds for x in found[cell][arm]):.3f}" for arm in cell.arms])
     made, verdicts = rows(given.scenarios, found)
-    table = [
-        {"cell": cell.label, "rate": cell.rate, "knowledge": arm, "seed": seed, **asdict(outcome)}
-        for cell, arms in found.items()
-        for arm, by_seed in arms.items()
-        for seed, outcome in zip(seeds, by_seed, strict=True)
-    ]
-    return write_results(_NAME, made, seed=0, file=given.out, more={"verdicts": verdicts, "runs": table})
+    more = {"verdicts": verdicts, "cells": cell_records(found)}
+    return write_results(_NAME, made, seed=0, file=given.out, more=more)
 
 
 def _full_load(requests: int, key: tuple[float, float]) -> float:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from fairlead_bench.sharing.knowledge import Cell, Knowledge, Outcome, compare, rows, sharing, simulate
+from fairlead_bench.sharing.knowledge import Cell, Knowledge, Outcome, cell_records, compare, rows, sharing, simulate
 from fairlead_bench.sharing.knowledge_scenarios import LOADS, SCENARIOS, SEEDS, WORKING_SETS, Disturbance
 
 QUIET = Cell("nothing is wrong", "one gateway", Disturbance(), 2.0, 0.5, 8.0)
@@ -88,7 +88,10 @@ def test_rows_compare_each_arm_with_the_gateway_without_an_index() -> None:
     made, verdicts = rows(["nothing is wrong"], {QUIET: arms})
     values = {row.metric: row.value for row in made}
     assert values["nothing is wrong: p90 TTFT: index ÷ no index"] == pytest.approx(0.5)
-    assert values[f"{QUIET.label}: recomputed tokens: perfect knowledge ÷ no index"] == pytest.approx(0.5)
+    (record,) = cell_records({QUIET: arms})
+    shown = record["arms"]["perfect knowledge"]
+    assert shown["recomputed tokens ÷ no index"] == "0.500 (0.500 to 0.500): wins"
+    assert (record["cell"], shown["p90_seconds"]) == (QUIET.label, 1.5)
     assert {verdict["verdict"] for verdict in verdicts} == {"wins"}
 
 
