@@ -43,7 +43,7 @@ from fairlead_bench.sharing.knowledge_scenarios import (
     Disturbance,
 )
 from fairlead_sim.engine.block_pool import KvEvent
-from fairlead_sim.engine.lower_tiers import TierOptions
+from fairlead_sim.engine.lower_tiers import TierOptions, with_load_prices
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.experiments.trial import search_capacity
 from fairlead_sim.fleet.request import RequestResult
@@ -194,13 +194,7 @@ def simulate(cell: Cell, requests: int, knowledge: Knowledge, seed: int) -> Outc
     stated = replace(profile, kv_tokens=int(blocks * disturbance.stated_memory) * TRACE_BLOCK_TOKENS)
     tiers = _tiers(disturbance, profile)
     if knowledge is not Knowledge.BLIND:
-        seconds = {tier.name: tier.token_seconds for tier in tiers}
-        stated = replace(
-            stated,
-            cpu_token_seconds=seconds.get("cpu", 0.0),
-            disk_token_seconds=seconds.get("disk", 0.0),
-            store_token_seconds=seconds.get("remote", 0.0),
-        )
+        stated = with_load_prices(stated, tiers)
     known = sharing(disturbance, knowledge)
     fleet = FleetOptions(
         [f"e-{index}" for index in range(ENGINES)],

@@ -28,7 +28,7 @@ from fairlead.roofline import GIB, AcceleratorFigures, ModelCost, roofline_profi
 from fairlead_bench.judging_seeds import judging_seeds_of
 from fairlead_bench.results import ResultRow, load_goals, parse_options, write_results
 from fairlead_bench.sharing.knowledge import compare
-from fairlead_sim.engine.lower_tiers import TierOptions
+from fairlead_sim.engine.lower_tiers import TierOptions, with_load_prices
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
 from fairlead_sim.gateways.gateway_cluster import NO_SHARING, ClusterOptions, GatewayCluster
@@ -152,13 +152,7 @@ def traffic(requests: int, engine: EngineProfile, seed: int) -> list[TraceReques
 
 def _simulation(arm: Arm, engine: EngineProfile, seed: int) -> FleetSimulation:
     tiers = lower_tiers(arm, engine)
-    seconds = {tier.name: tier.token_seconds for tier in tiers} if arm.has_prices else {}
-    stated = replace(
-        engine,
-        cpu_token_seconds=seconds.get("cpu", 0.0),
-        disk_token_seconds=seconds.get("disk", 0.0),
-        store_token_seconds=seconds.get("remote", 0.0),
-    )
+    stated = with_load_prices(engine, tiers) if arm.has_prices else engine
     names = [f"e-{index}" for index in range(ENGINES)]
     fleet = FleetOptions(names, engine, TRACE_BLOCK_TOKENS, publishes_kv_events=arm.has_tiers, lower_tiers=tiers)
     routing = RoutingOptions(

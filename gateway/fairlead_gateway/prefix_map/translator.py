@@ -39,6 +39,7 @@ from typing import Final, Protocol
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection, ForgetScope
 from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment, estimate_alignment, exact_alignment
 from fairlead_gateway.prefix_map.token_links import PrefixTable
+from fairlead_gateway.routing.prefix.cache_view import SHARED_STORE
 from fairlead_kvstore.blockstore import block_hash
 from fairlead_kvstore.blockstore.changes import (
     BlocksRemoved,
@@ -68,8 +69,6 @@ PREFIX_MAP_CORRECTIONS: Final = 16_384
 """Limit: blocks checked for one batch of corrections; the rest is in the next."""
 
 
-SHARED_STORE: Final = ""
-"""The instance that stands for the store that all instances reach."""
 _NOWHERE: Final = len(INSTANCE_TIERS)
 _RESEND_LOOKUPS: Final = 4
 """Look-ups for one batch of blocks that are reported again, in `PREFIX_MAP_CORRECTIONS`."""
@@ -299,7 +298,7 @@ class PrefixTranslator:
         linked_blocks = self.table.linked_blocks
         for change in changes:
             if isinstance(change, BlocksStored | BlocksRemoved):
-                pending = self._pending(SHARED_STORE if is_shared_store(change.instance) else change.instance)
+                pending = self._pending_of(change.instance)
                 into = pending.stored if isinstance(change, BlocksStored) else pending.removed
                 for token_hash in change.hashes:
                     blocks = linked_blocks(token_hash)
@@ -307,7 +306,7 @@ class PrefixTranslator:
                         into.update(blocks)
                 pending.has_slow_tiers = pending.has_slow_tiers or change.tier is not StorageTier.GPU
             elif isinstance(change, InstanceCleared | InstanceDetached):
-                pending = self._pending(SHARED_STORE if is_shared_store(change.instance) else change.instance)
+                pending = self._pending_of(change.instance)
                 pending.forget = ForgetScope.ALL
                 pending.stored.clear()
                 pending.removed.clear()
@@ -464,6 +463,10 @@ class PrefixTranslator:
     def _reporting(self) -> list[str]:
         """Returns all known instances, with the shared store if it had a block."""
         return [*self.blocks.instances(), *([SHARED_STORE] if SHARED_STORE in self._instances else ())]
+
+    def _pending_of(self, place: str) -> _InstanceChanges:
+        """Returns the changes of an instance or of a shared store, by its name in changes."""
+        return self._pending(SHARED_STORE if is_shared_store(place) else place)
 
     def _pending(self, instance: str) -> _InstanceChanges:
         pending = self._instances.get(instance)

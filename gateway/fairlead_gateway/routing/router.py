@@ -632,8 +632,9 @@ class ModelRouter:
         cached = min(prompt, match.bytes_at(endpoint.cache_bit) * (scale / _BYTES_PER_TOKEN))
         self._cache.drop_match()
         load, has_profile = self._inflight.total_load(endpoint.load), instance_id in self._profiled_ids
-        loaded = slow_tokens(endpoint, match, prompt, scale / _BYTES_PER_TOKEN)
-        seconds = endpoint.profile.load_time(*loaded)
+        seconds = 0.0
+        if endpoint.has_slow_tiers:
+            seconds = endpoint.profile.load_time(*slow_tokens(endpoint, match, prompt, scale / _BYTES_PER_TOKEN))
         return estimate_prefill(endpoint, load, prompt, cached, has_profile, self._inter_token, now, seconds)
 
     def _decide_dual_hash(

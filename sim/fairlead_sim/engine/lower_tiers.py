@@ -10,7 +10,9 @@ copy of each, and the least recently used go. Its loads take time in proportion 
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from fairlead.engine_profile import EngineProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,17 @@ class TierOptions:
     def is_shared(self) -> bool:
         """Whether all engines read and write the same blocks."""
         return self.name == "remote"
+
+
+def with_load_prices(profile: EngineProfile, tiers: Sequence[TierOptions]) -> EngineProfile:
+    """Returns a profile that states the time of loads from this slower memory."""
+    seconds = {tier.name: tier.token_seconds for tier in tiers}
+    return replace(
+        profile,
+        cpu_token_seconds=seconds.get("cpu", 0.0),
+        disk_token_seconds=seconds.get("disk", 0.0),
+        store_token_seconds=seconds.get("remote", 0.0),
+    )
 
 
 class LowerTier:

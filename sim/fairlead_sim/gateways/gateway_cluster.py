@@ -32,10 +32,11 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
 from fairlead_gateway.ipc.messages import PREFIX_MAP_CORRECTION_SECONDS
 from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment
-from fairlead_gateway.prefix_map.translator import SHARED_STORE, PrefixTranslator
+from fairlead_gateway.prefix_map.translator import PrefixTranslator
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.load.inflight import InstanceLoad
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable, table_bytes
+from fairlead_gateway.routing.prefix.cache_view import SHARED_STORE
 from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends
 from fairlead_gateway.routing.router import DispatchHooks

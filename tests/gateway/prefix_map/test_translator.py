@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection, ForgetScope
-from fairlead_gateway.prefix_map.translator import PREFIX_MAP_SETTLE_SECONDS, SHARED_STORE, PrefixTranslator
+from fairlead_gateway.prefix_map.translator import PREFIX_MAP_SETTLE_SECONDS, PrefixTranslator
+from fairlead_gateway.routing.prefix.cache_view import SHARED_STORE
 from fairlead_kvstore.blockstore import block_hash
 from fairlead_kvstore.blockstore.changes import (
     BlocksRemoved,

@@ -409,10 +409,10 @@ _TIER_SUFFIXES: Final = ("\0", "\0c", "\0d")
 _UNLIMITED_BYTES: Final = 1 << 60
 """Blocks that the index reports lie in the approximate index too, under the instance's id and the
 suffix of a tier: what is in GPU memory, or also in CPU memory, or also on disk. They have no
-capacity, since engines report evictions. The store that all engines reach is an instance without
-a name.
+capacity, since engines report evictions.
 """
-_STORE: Final = ""
+SHARED_STORE: Final = ""
+"""The instance that stands for the store that all instances reach."""
 CachedTokens = Callable[[RouteRequest], Mapping[str, float] | None]
 """A lookup that replaces the view: cached prompt tokens by instance; None if it knows nothing."""
 
@@ -438,7 +438,9 @@ class CacheView:
 
     def retain(self, instances: Sequence[str]) -> None:
         """Forgets instances that are neither ready nor draining: they have lost their cache."""
-        self._index.retain({*instances, *[item + suffix for item in (*instances, _STORE) for suffix in _TIER_SUFFIXES]})
+        self._index.retain(
+            {*instances, *[item + suffix for item in (*instances, SHARED_STORE) for suffix in _TIER_SUFFIXES]}
+        )
 
     def create_endpoint(
         self, instance: str, profile: EngineProfile, load: EndpointLoad, pull: KvPullSource | None
@@ -590,7 +592,7 @@ class CacheView:
     ) -> None:
         """Applies what the index reports; see `ModelRouter.apply_correction`."""
         endpoint = self._endpoint_by_id.get(instance)
-        if endpoint is None and instance != _STORE:
+        if endpoint is None and instance != SHARED_STORE:
             return
         mirror, indexed = self._index, instance + _TIER_SUFFIXES[tier]
         if forget:
