@@ -323,13 +323,17 @@ class ModelRouter:
         """Applies what the KV-cache index reports of an instance.
 
         - instance_id: empty for the store that all instances reach.
-        - forget: first drop what the index reported before (`told`), or all cached blocks (`all`);
-          empty: nothing.
+        - forget: first drop what the index reported before (`told`), or all cached blocks (`all`)
+          but those of prompts in flight there, which it will compute; empty: nothing.
         - removed: blocks that are not cached.
         - cached: chains from the start of the prompt that are cached.
         - tier: both are about GPU memory (0), or CPU memory too (1), or the disk too (2).
         """
         self._cache.apply_correction(instance_id, tier, forget, removed, cached)
+        endpoint = self._endpoints.get(instance_id)
+        if forget == "all" and endpoint is not None:
+            for inflight in self._inflight.requests_at(instance_id):
+                self._mark_cached(endpoint, inflight.request.chain)
 
     def republish_loads(self) -> None:
         """Publishes all loads again, after slots of the shared table were reassigned."""

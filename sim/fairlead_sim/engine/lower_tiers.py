@@ -5,7 +5,9 @@ KV memory. A sequence whose prompt continues in slower memory waits until its bl
 others go on meanwhile.
 
 Source: the offloading connector of vLLM 0.32 as recorded with real engines: full blocks only, a
-copy of each, and the least recently used go. Its loads take time in proportion to their bytes.
+copy of each, and the least recently used go. A sequence that ends has used its blocks from the last
+to the first, so that the start of a prompt stays longest. Loads take time in proportion to their
+bytes.
 """
 
 from collections import OrderedDict
@@ -72,6 +74,13 @@ class LowerTier:
             key, _ = held.popitem(last=False)
             gone.append(key)
         return new, gone
+
+    def touch(self, keys: Sequence[int]) -> None:
+        """Notes the use of the blocks of a sequence that ends; the first counts as the latest."""
+        held = self._keys
+        for key in reversed(keys):
+            if key in held:
+                held.move_to_end(key)
 
     def clear(self) -> None:
         """Drops all blocks."""

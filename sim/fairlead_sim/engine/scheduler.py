@@ -492,6 +492,8 @@ class EngineCore:
         self.pool.release(sequence.blocks)
         sequence.blocks = []
         sequence.reserved_blocks = 0
+        for tier in self.lower_tiers:
+            tier.touch(sequence.chain)
 
     def _register_blocks(self, sequence: EngineSequence, begin: int, end: int) -> None:
         """Caches the blocks from ``begin`` to ``end`` − 1 of a sequence.

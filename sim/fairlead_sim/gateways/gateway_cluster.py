@@ -38,7 +38,7 @@ from fairlead_gateway.routing.load.inflight import InstanceLoad
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable, table_bytes
 from fairlead_gateway.routing.prefix.cache_view import SHARED_STORE
 from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes
-from fairlead_gateway.routing.prefix.prefix_hash import block_ends
+from fairlead_gateway.routing.prefix.prefix_hash import block_ends, shared_bytes
 from fairlead_gateway.routing.router import DispatchHooks
 from fairlead_gateway.supervisor.peers.hot_prefix_lease import (
     HOT_PREFIX_LEASE_SECONDS,
@@ -160,8 +160,8 @@ class SharingOptions:
     - hot: one table of hot prefixes for all gateways.
     - pins: the engine that served a session last, for clients that name their session.
     - index: KV events of the engines.
-    - perfect: before each choice, what every engine has cached or is about to compute. It replaces
-      all other knowledge of caches.
+    - perfect: before each choice, what every engine has cached, or is about to compute for requests
+      of all gateways. It replaces all other knowledge of caches.
     - round_seconds: interval of publication; ``publish_seconds`` and ``index_seconds``: delays.
     """
 
@@ -280,6 +280,8 @@ class SimulatedGateway:
         if decision.source is not None and chosen == decision.chosen:
             self._cluster.pull_prefix(request.id, decision.source)
         to = self._dispatcher.dispatch(route_request, chosen, now)
+        if self._cluster.sharing.perfect:
+            self._cluster.assigned[request.id] = (chosen, chain)
         if self._cluster.sharing.index:
             self._link_prefix(request, chain, chosen, now)
         return to, ""
@@ -304,6 +306,7 @@ class SimulatedGateway:
         return queued
 
     def _on_request_ended(self, request: str, now: float) -> None:
+        self._cluster.assigned.pop(request, None)
         sent = self._inflight.pop(request, None)
         if sent is not None:
             self.translator.on_finish(*sent, now)
@@ -311,13 +314,17 @@ class SimulatedGateway:
     def _learn_true_cache(self, request: TraceRequest, chain: PrefixChain) -> None:
         block_tokens = self._cluster.fleet.block_tokens
         keys = trace_keys(request.blocks, request.prompt_tokens, block_tokens)
+        assigned = Counter[str]()
+        for engine, other in self._cluster.assigned.values():
+            assigned[engine] = max(assigned[engine], shared_bytes(chain, other))
 
-        def chain_of(blocks: int) -> list[tuple[Hashable, ...]]:
-            cached = bisect_left(chain.ends, blocks * block_tokens * BYTES_PER_TOKEN + 1)
+        def chain_of(blocks: int, size: int = 0) -> list[tuple[Hashable, ...]]:
+            cached = bisect_left(chain.ends, max(blocks * block_tokens * BYTES_PER_TOKEN, size) + 1)
             return [chain.hashes[:cached]] if cached else []
 
         for name, core in self._cluster.engine_cores().items():
-            self.router.apply_correction(name, "all", (), chain_of(cached_or_pending_blocks(core, keys, [])))
+            cached = chain_of(cached_or_pending_blocks(core, keys, []), assigned[name])
+            self.router.apply_correction(name, "told", chain.hashes[:1], cached)
             own = [tier for tier in core.lower_tiers if not tier.is_shared]
             for number, tier in enumerate(own):
                 blocks = cached_or_pending_blocks(core, keys, own[: number + 1])
@@ -454,6 +461,7 @@ class GatewayCluster:
         self._gateways = [self._start_gateway() for _ in range(options.gateways)]
         self._all = list(self._gateways)
         self._gateway_of: dict[str, SimulatedGateway] = {}
+        self.assigned: dict[str, tuple[str, PrefixChain]] = {}  # by request in flight, for perfect knowledge
         self._last_gateway = self._gateways[0]
         self._last_lost: tuple[str, SimulatedGateway] | None = None  # the request lost last, and its gateway
 

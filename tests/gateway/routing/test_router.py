@@ -213,6 +213,18 @@ def test_a_restarted_instance_has_lost_its_cache() -> None:
     assert decision.inputs[f"{at}/matched_tokens"].value == 0 if f"{at}/matched_tokens" in decision.inputs else True
 
 
+def test_a_lost_cache_keeps_the_prompts_in_flight_at_the_instance() -> None:
+    router = make_router()
+    for name, session in (("answered", 1), ("waiting", 2)):
+        router.on_dispatch(prompt(name, session), "pod-0", 0.0)
+    router.on_finish("answered", 1.0)
+    router.apply_correction("pod-0", "all", (), ())
+    matched = [
+        router.choose_instance(prompt("next", session, 1), 2.0).inputs.get("pod-0/matched_tokens") for session in (1, 2)
+    ]
+    assert [value.value if value else 0 for value in matched] == [0, pytest.approx(2_048, rel=0.01)]
+
+
 def test_an_instance_that_left_while_it_drained_is_forgotten_too() -> None:
     router = make_router(2)
     at = send(router, prompt("a", 1))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from fairlead.runtime.compiled_build import worker_environment
 from fairlead.units import format_duration
 from fairlead_cli.addresses import Address
 from fairlead_cli.local.processes.child_process import ProcessCommand
@@ -76,7 +77,10 @@ def gateway_command(
         argv.append("--insecure")
     for file in config.tenant_files:
         argv += ["--tenants", str(file)]
-    environment = {SECRET_VARIABLE: config.secret, DRAIN_VARIABLE: format_duration(GATEWAY_DRAIN_SECONDS)}
+    environment = _compiled_copy() | {
+        SECRET_VARIABLE: config.secret,
+        DRAIN_VARIABLE: format_duration(GATEWAY_DRAIN_SECONDS),
+    }
     if config.tenant_files:
         environment[PEPPER_VARIABLE] = config.key_pepper
     environment[USAGE_VARIABLE] = os.environ.get(USAGE_VARIABLE) or str(fleet_file.parent / "usage")
@@ -109,6 +113,15 @@ def indexer_command(fleet_file: Path, config: StackConfig, redis: RedisServer | 
     argv = (sys.executable, "-m", "fairlead_kvstore", "--fleet", str(fleet_file))
     environment = {SECRET_VARIABLE: config.secret, REDIS_VARIABLE: redis.url}
     return ProcessCommand(argv, environment | _engine_token(config))
+
+
+def _compiled_copy() -> dict[str, str]:
+    """The variables by which the supervisor, which reads KV events, runs compiled like its workers.
+
+    Why here: the supervisor would have to replace itself after its imports.
+    """
+    environ = worker_environment(os.environ)
+    return {name: environ[name] for name in ("PYTHONPATH", "PYTHONSAFEPATH") if name in environ}
 
 
 def _engine_token(config: StackConfig) -> dict[str, str]:
