@@ -34,7 +34,6 @@ class KvEventLimits:
     )
     kv_orphans_bytes: int = limit(32 * 1024 * 1024, "token ids and extra keys of such blocks, of one instance")
     kv_adapters: int = limit(4_096, "adapter names of one instance; blocks of others are not credited")
-    kv_adapter_versions: int = limit(8, "earlier contents of reloaded adapters that one instance may have cached")
     kv_shared_seconds: float = limit(
         600.0, "how long a block counts as stored after its last write: a shared store reports no evictions"
     )

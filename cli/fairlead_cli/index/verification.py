@@ -289,9 +289,8 @@ async def _part_problem(link: RedisLink, idx: str, header: InstanceHeader) -> st
             if data is None:
                 return f"part {part} is missing"
             rows[part] = decode_part(data)
-        for number, slice_table in enumerate(header.slice.tables):
-            for _ in table_steps(slice_table, number, rows, len(header.slice.adapters.names), 0):
-                pass
+        for _ in table_steps(header.slice, rows, header.slice.wall):
+            pass
     except (UnreadableError, SnapshotError) as error:
         return error.message
     return ""

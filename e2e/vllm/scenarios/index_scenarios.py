@@ -250,9 +250,7 @@ LARGE_BLOCKS = 8_192
 SMALL_BLOCKS = 40
 SHORT_BUFFER = 20
 TIER_BYTES = 256 * 32 * 1_024  # 256 blocks of the tiny model
-DETECTION_SECONDS = 60.0  # adapters that are known are looked at every thirty seconds
 REPORT_SECONDS = 3.0
-ATTEMPTS = 5
 MIXED = 150
 Scenario = list[tuple[str, Callable[[], Awaitable[Numbers]]]]
 INDEXES = ("index-peace", "index-clears", "index-eviction", "index-ranks", "index-tiers")
@@ -434,11 +432,6 @@ class IndexScenarios:
             for salt in (None, "tenant-8"):
                 for count in (100, 161):
                     await self.at.send(TokenPrompt(tokens("lora", count), adapter=adapter, salt=salt))
-        await asyncio.sleep(
-            REPORT_SECONDS
-        )  # until it was read where they are from; then one more event of each shows it
-        for adapter in ("one", "two"):
-            await self.at.send(TokenPrompt(tokens(("shown", adapter), 40), adapter=adapter))
         return await self.at.expect_agreement(first)
 
     async def _load(self, name: str, place: str) -> None:
@@ -451,28 +444,25 @@ class IndexScenarios:
     async def _reloaded(self) -> Numbers:
         """Reloads an adapter elsewhere, back, and elsewhere again.
 
-        At first only ``/v1/models`` shows it. Blocks of a new load count when its path is read once
-        more, and an event shows that it is still the same load. So two cold prompts are sent, then
-        the known ones.
+        The first event of a load drops the blocks of the load before. What the first path left is
+        missed when it is loaded again, and the index says so until a clear.
         """
-        first, seconds = len(self.at.rows), []
+        first, missing = len(self.at.rows), []
         for turn, place in enumerate((1, 0, 1)):
-            began = time.monotonic()
             await self._load("one", self._adapters[place])
-            noticed = await until(lambda: not self.at.differs(), DETECTION_SECONDS)
-            require(noticed, f"not noticed after load {turn}: {self.at.differs()}")
-            noticed_seconds = round(time.monotonic() - began, 3)
-            for number in range(ATTEMPTS):
-                await self.at.send(TokenPrompt(tokens(("lora", turn, number), 100), adapter="one"))
-                await self.at.wait_until_quiet()  # all agree before the report
-                if await until(lambda: not self.at.differs(), REPORT_SECONDS):
-                    break
-            seconds.append([noticed_seconds, number + 1])
-            await self.at.send(TokenPrompt(tokens("lora", 161), adapter="one"))
-            await asyncio.sleep(
-                REPORT_SECONDS
-            )  # until it was read once more where the load is from: one that is gone by then is forgotten
-        return await self.at.expect_agreement(first, {"noticed_after_seconds_and_cold_prompts": seconds})
+            await self.at.send(TokenPrompt(tokens(("lora", turn), 100), adapter="one"), keep=False)
+            await self.at.wait_until_quiet()
+            for name, index in self.at.indexes.items():
+                await until(lambda: not self.at.compare(index)["ghosts"], REPORT_SECONDS)  # noqa: B023
+                numbers = self.at.compare(index)
+                require(not numbers["ghosts"], f"{name} has blocks of an earlier load", numbers)
+                unsaid = numbers["missing"] and self.at.is_complete(index)
+                require(not unsaid, f"{name} misses blocks and says that it is complete", numbers)
+                missing.append(numbers["missing"])
+        await self.at.post("/reset_prefix_cache")
+        untold = self.at.record_cleared()
+        await self.at.send(TokenPrompt(tokens("lora", 161), adapter="one"), excused=untold)
+        return await self.at.expect_agreement(first, {"missing_after_loads": missing})
 
     async def _in_peace(self, seed: str) -> Numbers:
         first = len(self.at.rows)

@@ -7,7 +7,7 @@ No I/O and no clock. In reading order:
 - `instance_blocks`: the rules for the events of one instance; `block_table`: its rows in typed
   arrays
 - `pending_runs`: the blocks of one event, and those whose parent is unknown
-- `lora_generations`: blocks of reloaded adapters
+- `adapter_loads`: which load of each LoRA adapter counts
 - `completeness`: how complete an instance is known; `types`: counters, states and snapshots
 - `snapshot`: an instance as bytes, for the next indexer
 """

@@ -23,8 +23,8 @@ what an engine does not report share a hash. SGLang 0.5.9 reports no extra keys,
 must not be looked up there.
 
 An adapter's *name* may be loaded again from another path. The chain stays the same on purpose,
-since a gateway looks up the name. ``lora_generations.py`` decides which of an instance's blocks
-belong to the content that is loaded now.
+since a gateway looks up the name. ``adapter_loads.py`` decides which of an instance's blocks belong
+to the content that is loaded now.
 
 The hash is XXH3-64 keyed with the installation's secret: a routing hint, no signature. With 10
 million blocks, the chance of any collision is 3 in a million, and a collision costs a

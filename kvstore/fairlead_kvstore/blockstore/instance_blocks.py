@@ -36,11 +36,11 @@ from collections.abc import Generator, Iterable, Iterator
 from typing import Final
 
 from fairlead.limits import Limits
+from fairlead_kvstore.blockstore.adapter_loads import AdapterLoads
 from fairlead_kvstore.blockstore.block_hash import TOKEN_BYTES, chain_root, engine_hash
 from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TICK_SECONDS, TIER_SHIFT, BlockTable, tick_of
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, InstanceCleared
 from fairlead_kvstore.blockstore.completeness import Completeness
-from fairlead_kvstore.blockstore.lora_generations import MAX_SCANNED_ROWS, LoraGenerations
 from fairlead_kvstore.blockstore.pending_runs import (
     HANDLE_BYTES,
     OrphanBlocks,
@@ -50,7 +50,7 @@ from fairlead_kvstore.blockstore.pending_runs import (
     pending_run,
 )
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, shared_store_id, storage_tier
-from fairlead_kvstore.blockstore.types import AdapterSource, EngineOutcome, EngineSleep, EventCounters
+from fairlead_kvstore.blockstore.types import EngineOutcome, EngineSleep, EventCounters, LoadNumber
 from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, RemovedEvent, StoredEvent
 from fairlead_kvstore.events.types import BatchesLost, ProcessRestarted, StreamResumed, StreamSuspended
 from fairlead_kvstore.native import ScannedBatch, ScannedEvent
@@ -66,6 +66,9 @@ _BLOCK_BYTES: Final = 16
 _CLEAR_BYTES: Final = 1_024  # a clear takes 0.1 ms: new tables are made
 _FOLLOW_UP_BYTES: Final = 8_192
 """The cost of one follow-up step, in bytes: some 2 ms."""
+MAX_SCANNED_ROWS: Final = 8_388_608
+"""The rows that an engine may have looked at: half a minute of its own events."""
+_SCANNED_ROWS_A_SECOND: Final = 1_048_576
 _ROWS_PER_STEP: Final = 512
 _ROWS_PER_EXPIRY: Final = 8_192
 
@@ -98,18 +101,16 @@ class InstanceBlocks:
         self.is_asleep = False
         self._roots: dict[str | None, int] = {}
         self.blocks = BlockTable()
-        self.adapters = LoraGenerations(instance, self.blocks, limits.kv_adapter_versions)
+        self.adapters = AdapterLoads()
+        self.is_reloaded = False
+        """Blocks of an earlier load of an adapter are left out since the cache was cleared."""
+        self._scanned_rows = 0
+        self._scanned_until = 0.0
         self._orphans = OrphanBlocks(limits.kv_orphans_per_instance, limits.kv_orphans_bytes)
 
     def __len__(self) -> int:
-        """Returns the number of rows, including those of adapters that are not loaded now."""
-        rows = len(self.blocks)
-        return rows + sum(len(parked) for parked in self.adapters) if self.adapters.parked else rows
-
-    @property
-    def bytes(self) -> int:
-        """Memory of all tables, in bytes."""
-        return self.blocks.bytes + sum(parked.bytes for parked in self.adapters)
+        """Returns the number of rows."""
+        return len(self.blocks)
 
     @property
     def orphan_count(self) -> int:
@@ -120,13 +121,10 @@ class InstanceBlocks:
 
     def apply(self, outcome: EngineOutcome, now: float, out: list[Change]) -> Iterator[int]:
         """Applies an outcome; see ``BlockStore.apply``. An interrupted stream delays a mark of
-        completeness, and a doubt withholds it.
+        completeness.
         """
         if isinstance(outcome, EventBatch):
             yield from self._apply_batch(outcome, now, out)
-        elif isinstance(outcome, AdapterSource):
-            yield from self.adapters.on_source_reported(outcome.name, outcome.source, out)
-            self._update_doubt(now, out)
         elif isinstance(outcome, EngineSleep):
             self.is_asleep = outcome.is_asleep
             if self.is_asleep:
@@ -139,16 +137,17 @@ class InstanceBlocks:
             self.completeness.suspend(outcome.reason, now, out)
         elif isinstance(outcome, StreamResumed):
             self.completeness.resume(out)
-        elif not self.is_asleep:
+        elif not self.is_asleep and not self.is_reloaded:
             self.completeness.set_mark(True, outcome.reason, now, out)
 
     def _apply_batch(self, batch: EventBatch, now: float, out: list[Change]) -> Iterator[int]:
         self.counters.unknown_events += batch.unknown
         self.counters.refused_events += batch.refused
         tick, events = tick_of(now), batch.events
-        self.adapters.on_batch(now)
+        allowed = int(max(0.0, now - self._scanned_until) * _SCANNED_ROWS_A_SECOND)
+        self._scanned_rows, self._scanned_until = max(0, self._scanned_rows - allowed), now
         for event in events:
-            if self.adapters.scanned_rows > MAX_SCANNED_ROWS:
+            if self._scanned_rows > MAX_SCANNED_ROWS:
                 self._drop_until_complete(_TOO_MANY_SCANS, now, out)
             if isinstance(event, ClearedEvent):
                 yield from self._on_cleared(event, now, out)
@@ -157,12 +156,11 @@ class InstanceBlocks:
             elif isinstance(event, RemovedEvent):
                 self._on_removed(event, tick, out)
             elif (item := self._run_to_add(event, tick, out)) is not None:
-                yield from self._add(item, out)
-        self._update_doubt(now, out)
+                yield from self._add(item, now, out)
 
     def _drop_until_complete(self, reason: str, now: float, out: list[Change]) -> None:
-        """Drops all blocks, orphans and parked blocks. Later events are applied, but the instance
-        is incomplete until it is marked complete or cleared.
+        """Drops all blocks and orphans. Later events are applied, but the instance is incomplete
+        until it is marked complete or cleared.
         """
         self._drop_all(reason, out)
         self.completeness.set_mark(False, reason, now, out)
@@ -174,20 +172,16 @@ class InstanceBlocks:
         self.completeness.reset()
         self.names_extras, self.hybrid, self.evicted_age_seconds = False, False, None
         self._drop_all(reason, out, always=True)
-        self.adapters = LoraGenerations(self.instance, self.blocks, self.limits.kv_adapter_versions)
+        self.adapters = AdapterLoads()
         self.completeness.set_mark(False, reason, now, out)
 
     def evict(self, count: int, now: float, out: list[Change]) -> None:
-        """Drops ``count`` or more blocks for lack of memory: parked ones first, then the least
-        recently used ones, ends of chains first.
+        """Drops ``count`` blocks for lack of memory: the least recently used ones, ends of chains
+        first.
         """
         self.counters.dropped += min(count, len(self))
-        while self.adapters.parked and count > 0:
-            count -= len(self.adapters.parked.pop(next(iter(self.adapters.parked)))[1])
-        for row in self.blocks.oldest(max(0, count)):
-            for tier in INSTANCE_TIERS:
-                if copies := self.blocks.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES:
-                    self._remove_copies(self.blocks, row, tier, copies, out)
+        for row in self.blocks.oldest(count):
+            self._drop_row(row, INSTANCE_TIERS, out)
         self.completeness.set_mark(False, "not enough memory for all blocks", now, out)
 
     # --- stored ---------------------------------------------------------------------------------------------------------
@@ -197,33 +191,32 @@ class InstanceBlocks:
         tier = storage_tier(event.medium, event.locality)
         if not self._is_counted_group(event.group_idx, event.kv_cache_spec_kind, learn=tier is StorageTier.GPU):
             return None
-        name = event.lora_name
-        if name is None and event.lora_id is not None:
-            name = f"#{event.lora_id}"  # the engine only numbers its adapters; no request has this name
+        name, number = event.lora_name, event.lora_id
+        is_adapter = name is not None or number is not None
         if not event.block_hashes or (
-            name is not None and not self.adapters.has_room_for(name, self.limits.kv_adapters)
+            is_adapter and not self.adapters.has_room_for(name, number, self.limits.kv_adapters)
         ):
             return None
         if tier is StorageTier.GPU:
             self.block_size = event.block_size
             self.names_extras = self.names_extras or event.extra_keys is not None
-        item = pending_run(event, name, tier, tick)
+        item = pending_run(event, tier, tick)
         if tier is StorageTier.REMOTE:
-            start = self._chain_start(item, self.blocks)
+            start = self._chain_start(item)
             known_only = item.extras is None and self.names_extras
             if self.shared is not None:
                 self.shared.add(item.known_hashes(self.blocks, start, known_only), tick, out)
             return None
         return item
 
-    def _add(self, item: PendingRun, out: list[Change]) -> Iterator[int]:
+    def _add(self, item: PendingRun, now: float, out: list[Change]) -> Iterator[int]:
         """Adds the blocks of an event, and the orphans that follow them, directly or after other
         orphans. Then applies the removals that were noted for these. Yields the cost of each step.
 
         Orphans that cannot be added wait again. They are not looked at again, since those of a
         handle are counted first.
         """
-        is_added = yield from self._add_run(item, out)
+        is_added = yield from self._add_run(item, now, out)
         orphans, added, linked, cost = self._orphans, deque([item] if is_added else []), list[PendingRun](), 0
         while added and len(orphans):
             for handle in added.popleft().handles:
@@ -233,7 +226,7 @@ class InstanceBlocks:
                     for child in children:
                         cost += (len(child.handles) + 2) * _BLOCK_BYTES
                         self.counters.linked += len(child.handles)
-                        is_added = yield from self._add_run(child, out)
+                        is_added = yield from self._add_run(child, now, out)
                         if is_added:
                             added.append(child)
                             linked.append(child)
@@ -249,39 +242,64 @@ class InstanceBlocks:
                         self._remove_copy(handle, run.tier, run.tick, out)
             yield len(run.handles) * _BLOCK_BYTES
 
-    def _add_run(self, item: PendingRun, out: list[Change]) -> Generator[int, None, bool]:
-        """Adds the blocks of a run, and marks those before it as used. Returns False if they wait
-        as orphans for their parent. Yields the cost of each step.
+    def _add_run(self, item: PendingRun, now: float, out: list[Change]) -> Generator[int, None, bool]:
+        """Adds the blocks of a run, and marks those before it as used. Returns False if they do not
+        count, or wait as orphans for their parent. Yields the cost of each step.
         """
-        table, index = self.blocks, 0
+        index = 0
         if item.load is not None:
-            name, number = item.load
-            index = self.adapters.name_index(name)
-            known = (item.parent, *item.handles[:1]) if item.parent >= 0 else tuple(item.handles[:1])
-            table = yield from self.adapters.table_for(name, number, known, out)
-        start = self._chain_start(item, table)
+            index = yield from self._adapter_index(*item.load, item, now, out)
+            if index < 0:
+                return False
+        start = self._chain_start(item)
         if start is None:
             self.counters.orphans += len(item.handles)
             self._orphans.add(item)
             return False
         known_only = item.extras is None and item.tier is not StorageTier.GPU and self.names_extras
-        new = item.add_to(table, start, index, known_only)
-        if new and table is self.blocks:
+        new = item.add_to(self.blocks, start, index, known_only)
+        if new:
             open_hashes(BlocksStored, self.instance, item.tier, out).extend(new)
         before = start[0] if item.parent >= 0 else 0
-        while before := table.touch(before, item.tick):
+        while before := self.blocks.touch(before, item.tick):
             yield _FOLLOW_UP_BYTES
         return True
 
-    def _chain_start(self, item: PendingRun, table: BlockTable) -> tuple[int, int] | None:
+    def _adapter_index(
+        self, name: str, number: LoadNumber, item: PendingRun, now: float, out: list[Change]
+    ) -> Generator[int, None, int]:
+        """Returns the index of the adapter of a run; -1 if its load does not count. The first run
+        of a later load drops the blocks of the load before, unless a handle shows the same content.
+
+        Yields the cost of each step. No event may be applied between two steps.
+        """
+        adapters, blocks = self.adapters, self.blocks
+        newest, is_later = adapters.newest.get(name), adapters.is_later(name, number)
+        if is_later:
+            adapters.begin(name, number)
+        index, handles = adapters.indexes[name], [item.parent, item.handles[0]]
+        if newest is None or newest == number:
+            return index
+        if any(blocks.adapters[blocks.by_handle.find(handle)] == index for handle in handles if handle >= 0):
+            return index
+        dropped = 1
+        if is_later:
+            dropped = yield from self._drop_rows(INSTANCE_TIERS, index, out)
+        if dropped and not self.is_reloaded:
+            self.is_reloaded = True
+            self.completeness.set_mark(False, f"the adapter {name} was loaded again", now, out)
+        return index if is_later else -1
+
+    def _chain_start(self, item: PendingRun) -> tuple[int, int] | None:
         """Returns block hash and depth of the block before the run; None when it is unknown."""
         if item.parent < 0:
             return self._chain_root(None if item.load is None else item.load[0]), -1
-        row = table.by_handle.find(item.parent)
+        blocks = self.blocks
+        row = blocks.by_handle.find(item.parent)
         if row:
-            return table.block_hashes[row], table.depths[row]
-        row = table.by_handle.find(item.handles[0]) if item.handles else 0
-        return (table.parents[row], table.depths[row] - 1) if row else None
+            return blocks.block_hashes[row], blocks.depths[row]
+        row = blocks.by_handle.find(item.handles[0])
+        return (blocks.parents[row], blocks.depths[row] - 1) if row else None
 
     # --- removed --------------------------------------------------------------------------------------------------------
 
@@ -300,35 +318,60 @@ class InstanceBlocks:
 
     def _remove_copy(self, key: int, tier: StorageTier, tick: int, out: list[Change]) -> bool:
         """Removes one copy of the block with the handle ``key``; returns False if it has none."""
-        table, shift = self.blocks, TIER_SHIFT[tier]
-        row = table.by_handle.find(key)
-        if not row and self.adapters.parked:
-            table, row = self.adapters.find(key)
-        copies = table.counts[row] >> shift & MAX_COPIES
+        blocks = self.blocks
+        row = blocks.by_handle.find(key)
+        copies = blocks.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES
         if not copies:
             return False
         if copies == 1 and tier is StorageTier.GPU:
-            self._update_evicted_age((tick - table.ticks[row]) * TICK_SECONDS)
-        self._remove_copies(table, row, tier, 1, out)
+            self._update_evicted_age((tick - blocks.ticks[row]) * TICK_SECONDS)
+        self._remove_copies(row, tier, 1, out)
         return True
 
-    def _remove_copies(self, table: BlockTable, row: int, tier: StorageTier, copies: int, out: list[Change]) -> None:
+    def _remove_copies(self, row: int, tier: StorageTier, copies: int, out: list[Change]) -> None:
         """Removes copies of a row, and the row with its last one.
 
         The last copy in a tier is reported, unless the block hash leads to another row that has
         one.
         """
-        shift, block_hash, counts = TIER_SHIFT[tier], table.block_hashes[row], table.counts
+        blocks, shift = self.blocks, TIER_SHIFT[tier]
+        block_hash, counts = blocks.block_hashes[row], blocks.counts
         left = counts[row] - (copies << shift)
         if left:
             counts[row] = left
             if left >> shift & MAX_COPIES:
                 return
-            first = table.by_block_hash.find(block_hash)
+            first = blocks.by_block_hash.find(block_hash)
         else:
-            first = table.release(row)
-        if table is self.blocks and not counts[first] >> shift & MAX_COPIES:
+            first = blocks.release(row)
+        if not counts[first] >> shift & MAX_COPIES:
             open_hashes(BlocksRemoved, self.instance, tier, out).append(block_hash)
+
+    def _drop_row(self, row: int, tiers: tuple[StorageTier, ...], out: list[Change]) -> bool:
+        """Removes all copies of a row in these tiers. Returns whether there were any."""
+        found = False
+        for tier in tiers:
+            if copies := self.blocks.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES:
+                self._remove_copies(row, tier, copies, out)
+                found = True
+        return found
+
+    def _drop_rows(
+        self, tiers: tuple[StorageTier, ...], adapter: int | None, out: list[Change]
+    ) -> Generator[int, None, int]:
+        """Removes all copies in these tiers, of one adapter (an index) or of all blocks. Returns the
+        number of their rows. Yields the cost of each step.
+        """
+        blocks, total = self.blocks, 0
+        self._scanned_rows += len(blocks)
+        for start in range(1, len(blocks.counts), _ROWS_PER_STEP):
+            dropped = 0
+            for row in range(start, min(start + _ROWS_PER_STEP, len(blocks.counts))):
+                if (adapter is None or blocks.adapters[row] == adapter) and self._drop_row(row, tiers, out):
+                    dropped += 1
+            total += dropped
+            yield _ROWS_PER_STEP + dropped * _BLOCK_BYTES
+        return total
 
     def _update_evicted_age(self, seconds: float) -> None:
         """Updates the idle time of evicted blocks, smoothed over some twenty evictions."""
@@ -342,10 +385,9 @@ class InstanceBlocks:
         further effects. ``apply`` must apply the rest.
         """
         _, medium, _, events = batch
-        if self.is_asleep or self.adapters.parked or self.completeness.doubt:
+        if self.is_asleep or self._scanned_rows > MAX_SCANNED_ROWS:
             return 0
-        self.adapters.on_batch(now)
-        if self.adapters.scanned_rows > MAX_SCANNED_ROWS or storage_tier(medium, None) is not StorageTier.GPU:
+        if storage_tier(medium, None) is not StorageTier.GPU:
             return 0
         tick, done = tick_of(now), 0
         for event in events:
@@ -394,10 +436,6 @@ class InstanceBlocks:
 
     # --- helpers --------------------------------------------------------------------------------------------------------
 
-    def _update_doubt(self, now: float, out: list[Change]) -> None:
-        if self.adapters.parked or self.completeness.doubt:
-            self.completeness.set_doubt(self.adapters.doubt(), now, out)
-
     def _on_cleared(self, event: ClearedEvent, now: float, out: list[Change]) -> Iterator[int]:
         """Drops all blocks, or all copies in one tier for an engine whose clear names a slower one.
         Yields the cost of each step.
@@ -408,23 +446,15 @@ class InstanceBlocks:
             self._drop_all("the engine cleared its cache", out)
             self.completeness.set_mark(True, "empty since the engine cleared its cache", now, out)
         yield _CLEAR_BYTES
-        if tier is StorageTier.GPU:
-            return
-        self.adapters.scanned_rows += len(self)
-        for table in (self.blocks, *self.adapters) if tier in INSTANCE_TIERS else ():
-            for start in range(1, len(table.counts), _ROWS_PER_STEP):
-                for row in range(start, min(start + _ROWS_PER_STEP, len(table.counts))):
-                    if copies := table.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES:
-                        self._remove_copies(table, row, tier, copies, out)
-                yield _FOLLOW_UP_BYTES
+        if tier in (StorageTier.CPU, StorageTier.DISK):
+            yield from self._drop_rows((tier,), None, out)
 
     def _drop_all(self, reason: str, out: list[Change], *, always: bool = False) -> None:
-        """Drops every block of every tier, orphans and parked blocks included."""
+        """Drops every block of every tier, orphans included. The caller sets the mark."""
         if len(self.blocks) or always:
             out.append(InstanceCleared(self.instance, self.epoch, reason))
         self.blocks = BlockTable()
-        self.adapters.on_cache_cleared(self.blocks)
-        self.completeness.doubt = ""  # nothing is parked any more; the caller sets the mark
+        self.is_reloaded, self._scanned_rows = False, 0
         self._orphans = OrphanBlocks(self.limits.kv_orphans_per_instance, self.limits.kv_orphans_bytes)
 
     def _is_counted_group(self, group_idx: int | None, kind: str | None, *, learn: bool) -> bool:
@@ -485,7 +515,7 @@ class SharedStore(InstanceBlocks):
     def remove(self, block_hash: int, out: list[Change]) -> None:
         """Removes a block that a store reported as removed."""
         if row := self.blocks.by_handle.find(block_hash):
-            self._remove_copies(self.blocks, row, StorageTier.GPU, 1, out)
+            self._remove_copies(row, StorageTier.GPU, 1, out)
 
     def on_restored(self) -> None:
         """Counts the time of the rows of a snapshot from their ticks, with the next ``expire``."""
@@ -506,7 +536,7 @@ class SharedStore(InstanceBlocks):
                 block_hash = written.pop()
                 row = blocks.by_handle.find(block_hash)
                 if row and blocks.ticks[row] <= newest:
-                    self._remove_copies(blocks, row, StorageTier.GPU, 1, out)
+                    self._remove_copies(row, StorageTier.GPU, 1, out)
             if not written:
                 del self._written[tick]
         return not left or len(self._restored) > 0

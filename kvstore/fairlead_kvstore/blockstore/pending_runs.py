@@ -26,6 +26,7 @@ from fairlead_kvstore.blockstore.block_hash import (
 from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TIER_SHIFT, BlockTable
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.blockstore.types import LoadNumber
 from fairlead_kvstore.events.payloads import StoredEvent
 
 _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
@@ -38,7 +39,7 @@ class PendingRun:
 
     data: their token ids.
     extras: their extra keys as bytes; None if the engine does not report them.
-    load: name of an adapter, and the engine's number of its load, None without one.
+    load: name of an adapter, and the engine's number of its load; None for the base model.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class PendingRun:
         self.extras = extras
         self.tier = tier
         self.tick = tick
-        self.load: tuple[str, int | str | None] | None = None
+        self.load: tuple[str, LoadNumber] | None = None
         self._width = max(1, len(data) // max(1, len(handles)))  # bytes of token ids for each block
 
     @property
@@ -76,7 +77,7 @@ class PendingRun:
         """Adds one copy of each block to a table, and returns the hashes of new blocks.
 
         start: hash and depth of the block before the run.
-        index: the adapter's, see ``LoraGenerations.name_index``.
+        index: the adapter's, see ``AdapterLoads.indexes``.
         known_only: blocks with an unknown handle cannot be named and are left out.
         """
         new, (block_hash, depth), first = list[int](), start, 0
@@ -163,18 +164,19 @@ def handle_list(handles: bytes) -> list[int]:
     return array("Q", handles).tolist()
 
 
-def pending_run(event: StoredEvent, adapter: str | None, tier: StorageTier, tick: int) -> PendingRun:
-    """Returns the blocks of a stored event. ``adapter``: the name of its adapter, if it has one."""
+def pending_run(event: StoredEvent, tier: StorageTier, tick: int) -> PendingRun:
+    """Returns the blocks of a stored event."""
     parent = parent_hash(event.parent_block_hash)
     run = PendingRun(
         -1 if parent is None else parent,
         [value & _MASK if isinstance(value, int) else engine_hash(value) for value in event.block_hashes],
         token_bytes(event.token_ids),
-        extra_key_bytes(event.extra_keys, adapter),
+        extra_key_bytes(event.extra_keys, event.lora_name),
         tier,
         tick,
     )
-    run.load = None if adapter is None else (adapter, event.lora_id)
+    if event.lora_name is not None and event.lora_id is not None:
+        run.load = event.lora_name, event.lora_id
     return run
 
 

@@ -50,7 +50,7 @@ class BlockStore:
     order.
 
     Blocks of other models may have to give way. Their changes wait in ``take_evictions``, to be
-    called after ``apply`` and ``restore_tables``.
+    called after ``apply`` and ``restore_table``.
 
     ``now`` is monotonic seconds. Unknown instances raise KeyError.
     """
@@ -91,7 +91,7 @@ class BlockStore:
     @property
     def bytes(self) -> int:
         """Memory of the tables of all instances, in bytes."""
-        return sum(item.bytes for item in self._instances.values())
+        return sum(item.blocks.bytes for item in self._instances.values())
 
     # --- instances ------------------------------------------------------------------------------------------------------
 
@@ -107,8 +107,7 @@ class BlockStore:
             self._shared_stores[shared.instance] = shared
         item = InstanceBlocks(instance, model_key, shared, self._limits, self._secret, now)
         self._instances[instance] = item
-        begun = item.completeness
-        return [*changes, CompletenessChanged(instance, begun.complete, begun.reason, begun.since)]
+        return [*changes, CompletenessChanged(instance, *item.completeness.mark)]
 
     def detach(self, instance: str, reason: str) -> list[Change]:
         """Removes an instance. With the last one of a model, the model's shared store goes too."""
@@ -129,11 +128,11 @@ class BlockStore:
         """
         return snapshots.take_snapshot(self._instances[instance], wall)
 
-    def restore_tables(
-        self, instance: str, snapshot: InstanceSnapshot, tables: list[BlockTable], wall: float, now: float
+    def restore_table(
+        self, instance: str, snapshot: InstanceSnapshot, table: BlockTable, wall: float, now: float
     ) -> list[Change]:
         """Restores a snapshot of an attached instance that has no blocks, or of its model's shared
-        store, with the tables that ``snapshot.tables_steps`` returned. An instance stays suspended
+        store, with the table that ``snapshot.table_steps`` returned. An instance stays suspended
         until ``StreamResumed``.
 
         The blocks are not reported as changes, because consumers have them from where the snapshot
@@ -142,7 +141,7 @@ class BlockStore:
         out: list[Change] = []
         item = self._shared_stores[instance] if is_shared_store(instance) else self._instances[instance]
         before = len(item)
-        snapshots.install_tables(item, snapshot, tables, wall, now, out)
+        snapshots.install_table(item, snapshot, table, wall, now, out)
         if isinstance(item, SharedStore):
             self._instances[instance] = item
             item.on_restored()
@@ -211,12 +210,6 @@ class BlockStore:
         found, self._evictions = self._evictions, {}
         return found
 
-    def unsourced_adapters(self, instance: str) -> list[str]:
-        """Returns adapters with blocks whose source is unknown: query ``/v1/models``, then apply an
-        ``AdapterSource``.
-        """
-        return self._instances[instance].adapters.unsourced_names()
-
     def touch(self, instance: str, hashes: Sequence[int], now: float) -> None:
         """Marks the cached blocks of a dispatched prompt as used, which no event reports."""
         blocks = self._instances[instance].blocks
@@ -267,12 +260,12 @@ class BlockStore:
             instance=instance,
             model_key=item.model_key,
             epoch=item.epoch,
-            complete=item.completeness.complete,
-            reason=item.completeness.reason,
-            since=item.completeness.since,
+            complete=item.completeness.mark[0],
+            reason=item.completeness.mark[1],
+            since=item.completeness.mark[2],
             blocks=len(item),
             orphans=item.orphan_count,
-            bytes=item.bytes,
+            bytes=item.blocks.bytes,
             block_size=item.block_size,
             hybrid=item.hybrid,
             evicted_age_seconds=item.evicted_age_seconds,
@@ -352,9 +345,7 @@ class ModelBlocks:
     def completeness(self, instance: str) -> CompletenessMark | None:
         """Returns the completeness of an instance; None for an unknown instance."""
         item = self._instances.get(instance)
-        if item is None:
-            return None
-        return item.completeness.complete, item.completeness.reason, item.completeness.since
+        return None if item is None else item.completeness.mark
 
     def block_size(self, instance: str) -> int | None:
         """Returns the tokens of an instance's blocks; None while they are unknown."""

@@ -5,7 +5,6 @@ Why: compiled modules cannot contain structs, so these are apart from the other 
 
 import msgspec
 
-from fairlead_kvstore.blockstore.completeness import CompletenessMark, with_doubt
 from fairlead_kvstore.events.payloads import EventBatch
 from fairlead_kvstore.events.types import (
     BatchesLost,
@@ -52,24 +51,13 @@ class InstanceState(msgspec.Struct, frozen=True):
     counts: EventCounters
 
 
-class AdapterSource(msgspec.Struct, frozen=True, gc=False):
-    """The source of an adapter (``root`` in the engine's ``/v1/models``), a path or a URL.
-
-    It is reported when ``unsourced_adapters`` names the adapter, and when it changes, but not
-    during a replay.
-    """
-
-    name: str
-    source: str
-
-
 class EngineSleep(msgspec.Struct, frozen=True, gc=False):
     """The engine fell asleep, which cleared its cache, or woke up."""
 
     is_asleep: bool
 
 
-FleetReport = AdapterSource | EngineSleep
+FleetReport = EngineSleep
 """Knowledge of an engine that its events do not contain."""
 
 EngineOutcome = (
@@ -78,38 +66,29 @@ EngineOutcome = (
 """All that changes an instance: a batch or a slice of one, and outcomes of the stream."""
 
 LoadNumber = int | str
+"""An engine's number of a load: vLLM counts, SGLang draws a text."""
 
 
 class TableSnapshot(msgspec.Struct, gc=False):
-    """The snapshot of one block table, without its rows.
-
-    rows: the number of rows, including empty ones.
-    content, name: the adapter generation that the table belongs to; 0 for the main table.
-    """
+    """The snapshot of a block table, without its rows: their number, including empty ones."""
 
     rows: int
-    content: int = 0
-    name: str = ""
 
 
-class AdapterSnapshot(
-    msgspec.Struct, gc=False, rename={"sources": "places", "unconfirmed": "maybe", "has_forgotten": "forgot"}
-):
-    """The state of ``LoraGenerations`` without its rows. Names are in the order of their index."""
+class AdapterSnapshot(msgspec.Struct, gc=False):
+    """The state of ``AdapterLoads``: the newest load of each name in the order of their index, and
+    loads before.
+    """
 
-    names: list[str] = []
-    contents: list[tuple[str, LoadNumber, int]] = []
-    current: dict[str, int] = {}
-    newest: dict[str, LoadNumber] = {}
-    sources: list[tuple[int, str, str]] = []
-    unconfirmed: list[tuple[int, str, str]] = []
-    ordinal: int = 0
-    has_forgotten: bool = False
+    loads: dict[str, LoadNumber] = {}
+    earlier: list[tuple[str, LoadNumber]] = []
 
 
 class InstanceSnapshot(msgspec.Struct, gc=False):
     """The state of one instance without its rows. Times are monotonic seconds of the process that
     took it; ``wall`` plus such a time is Unix time.
+
+    tables: one. Earlier releases have more, for adapters that are not loaded.
     """
 
     wall: float
@@ -124,8 +103,4 @@ class InstanceSnapshot(msgspec.Struct, gc=False):
     evicted_age_seconds: float | None = None
     group: int | None = None
     names_extras: bool = False
-    doubt: str = ""
-
-    def completeness(self) -> CompletenessMark:
-        """Returns the completeness mark with the doubt applied."""
-        return with_doubt((self.complete, self.reason, self.since), self.doubt)
+    is_reloaded: bool = False

@@ -375,7 +375,7 @@ async def _load_instance(
 def _apply_parts(
     loaded: LoadedIndex, instance: str, header: InstanceHeader, columns: dict[str, bytes], wall_offset: float
 ) -> None:
-    """Adds the rows of an instance's main table; the others are of adapters that are not loaded."""
+    """Adds the rows of an instance; others than table 0 are from an earlier release."""
     snapshot, rows = header.slice, []
     for part, data in columns.items():
         if part.startswith("0.m"):
@@ -386,8 +386,8 @@ def _apply_parts(
             rows.append((block_hashes, counts, [time_of(tick) + snapshot.wall for tick in ticks]))
     for columns_of_part in rows:
         loaded.load_rows(instance, *columns_of_part)
-    complete, reason, since = snapshot.completeness()
-    loaded.apply([CompletenessChanged(instance, complete, reason, since + snapshot.wall - wall_offset)])
+    since = snapshot.since + snapshot.wall - wall_offset
+    loaded.apply([CompletenessChanged(instance, snapshot.complete, snapshot.reason, since)])
 
 
 async def _apply_stream(

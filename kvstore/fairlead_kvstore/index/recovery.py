@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from fairlead_kvstore.blockstore.block_table import BlockTable
-from fairlead_kvstore.blockstore.snapshot import RowParts, tables_steps
+from fairlead_kvstore.blockstore.snapshot import RowParts, table_steps
 from fairlead_kvstore.blockstore.types import InstanceSnapshot
 from fairlead_kvstore.errors import SnapshotError, UnreadableError
 from fairlead_kvstore.events.types import StreamPosition
@@ -38,7 +38,7 @@ _MAX_ATTEMPTS: Final = 3
 class InstanceCheckpoint(msgspec.Struct):
     """The state of one instance for the next indexer: its snapshot, rows and stream position.
 
-    tables: those that were restored, in place of the rows.
+    table: the one that was restored, in place of the rows.
     is_partial: a part of a batch is applied. Then it has no position, since the next indexer can
     neither repeat the part nor leave it out.
     """
@@ -46,7 +46,7 @@ class InstanceCheckpoint(msgspec.Struct):
     slice: InstanceSnapshot
     rows: RowParts
     position: StreamPosition | None = None
-    tables: list[BlockTable] = []
+    table: BlockTable | None = None
     is_partial: bool = False
 
 
@@ -144,31 +144,32 @@ async def _recover_instance(
     if parts is None:
         return False
     rows = _rows(header.parts, parts)
-    tables: list[BlockTable] | None = []
+    table: BlockTable | None = None
     if header.position is not None:
-        tables = await _restore_tables(link, header.slice, rows, wall_offset, extra_commands)
-    if tables is not None:
-        found.instances[instance] = InstanceCheckpoint(header.slice, {}, header.position, tables)
-    return tables is not None
+        table = await _restore_table(link, header.slice, rows, wall_offset, extra_commands)
+        if table is None:
+            return False
+    found.instances[instance] = InstanceCheckpoint(header.slice, {}, header.position, table)
+    return True
 
 
-async def _restore_tables(
+async def _restore_table(
     link: RedisLink,
     snapshot: InstanceSnapshot,
     rows: RowParts,
     wall_offset: float,
     extra_commands: Sequence[Command],
-) -> list[BlockTable] | None:
-    """Returns the tables of a snapshot, made in short steps; None if the lease is lost. Raises
+) -> BlockTable | None:
+    """Returns the table of a snapshot, made in short steps; None if the lease is lost. Raises
     SnapshotError.
     """
-    steps = tables_steps(snapshot, rows, wall_offset)
+    steps = table_steps(snapshot, rows, wall_offset)
     for number in count(1):
         try:
             next(steps)
         except StopIteration as end:
-            tables: list[BlockTable] = end.value
-            return tables
+            table: BlockTable = end.value
+            return table
         if not number % _STEPS_PER_TURN:
             await asyncio.sleep(0)
         if extra_commands and not number % _STEPS_PER_RENEWAL:

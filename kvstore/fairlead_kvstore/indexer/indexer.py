@@ -3,7 +3,7 @@
 It runs in a separate process (``service.py``, with Redis behind the sink) and inside each gateway.
 It is single-threaded and does not wait. An event is applied and offered in the iteration of the
 loop that reads it, large batches in slices. ``reader/fair_scheduler.py`` bounds the reads of one
-engine. Only HTTP queries are tasks: for an engine's endpoints, and for the sources of its adapters.
+engine. Only HTTP queries for an engine's endpoints are tasks.
 
     fleet ──▶ attach, detach ──▶ BlockStore ◀── apply_outcomes ◀── EngineSubscription ◀── ZMQ
                                      └──changes──▶ ChangeSink
@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from fairlead.errors import BadInput, FairleadError, Unavailable
+from fairlead.errors import BadInput, Unavailable
 from fairlead.fleet.endpoint_resolver import EndpointResolver
 from fairlead.fleet.model import Fleet, Instance
 from fairlead.fleet.model import InstanceState as FleetState
@@ -34,23 +34,13 @@ from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.storage_tiers import is_shared_store, shared_store_id
 from fairlead_kvstore.blockstore.store import BlockStore
-from fairlead_kvstore.blockstore.types import AdapterSource, EngineSleep, InstanceState
+from fairlead_kvstore.blockstore.types import EngineSleep, InstanceState
 from fairlead_kvstore.events.types import ProcessRestarted, StreamPosition
 from fairlead_kvstore.index.instance_status import InstanceStatus
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
 from fairlead_kvstore.reader.buffered_bytes import BufferedBytes
-from fairlead_kvstore.reader.endpoints import (
-    EventEndpoints,
-    endpoints_from_answer,
-    endpoints_from_fleet,
-)
-from fairlead_kvstore.reader.engine_info_client import (
-    EVENT_SOURCES_PATH,
-    KV_ADAPTER_POLL_SECONDS,
-    MODELS_PATH,
-    EngineQuery,
-    adapter_sources,
-)
+from fairlead_kvstore.reader.endpoints import EventEndpoints, endpoints_from_answer, endpoints_from_fleet
+from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH, EngineQuery
 from fairlead_kvstore.reader.engine_subscription import KV_RESTART_SECONDS, EngineSubscription
 from fairlead_kvstore.reader.event_application import AppliedEvents
 from fairlead_kvstore.reader.fair_scheduler import FairScheduler
@@ -61,8 +51,6 @@ KV_EXPIRE_SECONDS: Final = 5.0
 """Limit: interval at which expired blocks of shared stores are dropped."""
 MAX_KV_QUERY_PAUSE_SECONDS: Final = 60.0
 """Limit: longest pause between queries for an engine's KV events; it may have none at all."""
-KV_ADAPTER_PAUSE_SECONDS: Final = 1.0
-"""Limit: minimum pause between queries for the sources of adapters if a new adapter appears."""
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
 _MAX_CONCURRENT_QUERIES: Final = 16
@@ -84,12 +72,6 @@ class EngineMember:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     problem: str = "the endpoint of its events is not known yet"
     is_gone: bool = False
-    has_adapters: bool = False
-    is_querying_adapters: bool = False
-    adapters_queried_at: float = 0.0
-    adapters_due_at: float = 0.0
-    adapters_pause_seconds: float = 1.0
-    unsourced_adapters: frozenset[str] = frozenset()
 
     def status(self, state: InstanceState) -> InstanceStatus:
         """Returns the status, together with ``state`` from the block store."""
@@ -208,10 +190,8 @@ class Indexer:
             runtime.random,
             BufferedBytes(limits.kv_replays_buffered_bytes),
         )
-        self._expiry_timer, self._adapter_timer = OneShotTimer(loop), OneShotTimer(loop)
-        self._eviction_timer = OneShotTimer(loop)
+        self._expiry_timer, self._eviction_timer = OneShotTimer(loop), OneShotTimer(loop)
         self._expire_shared_blocks()
-        self._refresh_adapters()
 
     # --- fleet ----------------------------------------------------------------------------------------------------------
 
@@ -249,8 +229,8 @@ class Indexer:
             self._checkpoints = {}
         shared, now = shared_store_id(model_key), self._clock.now()
         found = recovered.instances.get(shared)
-        if found is not None and any(member.model_key == model_key for member in self._members.values()):
-            self.store.restore_tables(shared, found.slice, found.tables, self._clock.wall() - now, now)
+        if found is not None and found.table is not None and self.instances(model_key):
+            self.store.restore_table(shared, found.slice, found.table, self._clock.wall() - now, now)
 
     def stop_model(self, model_key: str) -> None:
         """Stops reading a model's engines, because another indexer does."""
@@ -287,7 +267,6 @@ class Indexer:
             return
         self._closed = True
         self._expiry_timer.clear()
-        self._adapter_timer.clear()
         self._eviction_timer.clear()
         for task in tuple(self._tasks):
             await cancel_and_wait(task)
@@ -323,9 +302,9 @@ class Indexer:
         now = self._clock.now()
         changes = self.store.attach(instance.id, model_key, now)
         recovered = self._checkpoints.get(instance.id)
-        if recovered is not None and recovered.position is not None:
+        if recovered is not None and recovered.position is not None and recovered.table is not None:
             wall = self._clock.wall() - now
-            changes += self.store.restore_tables(instance.id, recovered.slice, recovered.tables, wall, now)
+            changes += self.store.restore_table(instance.id, recovered.slice, recovered.table, wall, now)
             member.position = recovered.position
             self._eviction_timer.set(0.0, self._evict_some)
         self._offer(model_key, changes)
@@ -396,13 +375,14 @@ class Indexer:
 
     # --- queries to engines --------------------------------------------------------------------------------------------
 
-    async def _query_in_turn(self, instance: Instance, path: str) -> bytes:
-        """Returns an engine's answer. Raises Unavailable."""
+    async def _query_endpoints(self, instance: Instance) -> EventEndpoints:
+        """Returns an engine's endpoints by its answer. Raises Unavailable and BadInput."""
         slot = await self._query_slots.wait(instance.namespace)
         try:
-            return await self._query(instance, path)
+            answer = await self._query(instance, EVENT_SOURCES_PATH)
         finally:
             slot.release()
+        return endpoints_from_answer(answer, instance, await self._permitted_address(instance))
 
     async def _discover_endpoints(self, member: EngineMember) -> None:
         """Queries the engine for its endpoints, and again whenever it is disconnected.
@@ -418,9 +398,7 @@ class Indexer:
             has_moved = False
             if member.subscription is None or not member.subscription.is_connected:
                 try:
-                    answer = await self._query_in_turn(member.instance, EVENT_SOURCES_PATH)
-                    address = await self._permitted_address(member.instance)
-                    endpoints = endpoints_from_answer(answer, member.instance, address)
+                    endpoints = await self._query_endpoints(member.instance)
                     has_moved = member.subscription is not None and member.subscription.endpoints != endpoints
                     self._subscribe(member, endpoints)
                     pause = limits.kv_query_pause_seconds
@@ -455,47 +433,6 @@ class Indexer:
         member.position = None
         restart = ProcessRestarted(reason)
         self._offer(member.model_key, self.store.apply_at_once(member.instance.id, restart, self._clock.now()))
-
-    def _refresh_adapters(self) -> None:
-        """Starts the due queries for the sources of adapters: often while one is unknown, else
-        rarely. Runs again after a pause.
-        """
-        now = self._clock.now()
-        self._adapter_timer.set(KV_ADAPTER_PAUSE_SECONDS, self._refresh_adapters)
-        for name, member in self._members.items():
-            if member.is_querying_adapters or member.subscription is None or member.subscription.is_replaying:
-                continue
-            unplaced = frozenset(self.store.unsourced_adapters(name))
-            if unplaced - member.unsourced_adapters:  # a new adapter
-                member.adapters_due_at = min(
-                    member.adapters_due_at, member.adapters_queried_at + KV_ADAPTER_PAUSE_SECONDS
-                )
-                member.adapters_pause_seconds = KV_ADAPTER_PAUSE_SECONDS
-            member.has_adapters, member.unsourced_adapters = member.has_adapters or bool(unplaced), unplaced
-            if member.has_adapters and now >= member.adapters_due_at:
-                member.is_querying_adapters = True
-                self._start_task(self._query_adapters(member, now))
-
-    async def _query_adapters(self, member: EngineMember, now: float) -> None:
-        """Queries one engine for the sources of its adapters, and records them.
-
-        The pause to the next query doubles while a source stays unknown.
-        """
-        name = member.instance.id
-        pause = member.adapters_pause_seconds if member.unsourced_adapters else KV_ADAPTER_POLL_SECONDS
-        member.adapters_queried_at, member.adapters_due_at = now, now + pause
-        member.adapters_pause_seconds = min(KV_ADAPTER_POLL_SECONDS, member.adapters_pause_seconds * 2.0)
-        try:
-            found = adapter_sources(await self._query_in_turn(member.instance, MODELS_PATH))
-        except FairleadError as error:
-            _LOG.debug("%s: %s", name, error.message)
-            return
-        finally:
-            member.is_querying_adapters = False
-        subscription = member.subscription
-        if member.is_gone or subscription is None or subscription.is_replaying or subscription.is_busy:
-            return  # replayed events are older than the response: query again
-        subscription.on_reports([AdapterSource(adapter, source) for adapter, source in found.items()])
 
     # --- changes --------------------------------------------------------------------------------------------------------
 

@@ -1,9 +1,7 @@
-"""HTTP queries to engines: for their event endpoints, and for the sources of their adapters."""
+"""HTTP queries to engines for their event endpoints."""
 
 from collections.abc import Awaitable, Callable
 from typing import Final
-
-import msgspec
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.errors import Unavailable
@@ -11,40 +9,15 @@ from fairlead.fleet.model import Instance
 from fairlead.runtime.http_client import fetch
 
 KV_QUERY_SECONDS: Final = 3.0
-"""Limit: an engine's reply about its event endpoints or its adapters."""
+"""Limit: an engine's reply about its event endpoints."""
 KV_QUERY_BYTES: Final = 4 * 1024 * 1024
-"""Limit: an engine's reply about its adapters; one adapter takes some 300 bytes."""
+"""Limit: an engine's reply about its event endpoints, in bytes."""
 KV_ADAPTER_POLL_SECONDS: Final = 30.0
-"""Limit: interval of queries for the sources of an engine's adapters."""
+"""Limit: the time for which a gateway remembers whether a name is an adapter of an engine."""
 
 EVENT_SOURCES_PATH: Final = "/kv_event_sources"
-MODELS_PATH: Final = "/v1/models"
 EngineQuery = Callable[[Instance, str], Awaitable[bytes]]
 """Returns the body of a 200 response to a GET request. Raises Unavailable with a short reason."""
-
-
-class _ServedModel(msgspec.Struct):
-    id: str
-    root: str | None = None
-    parent: str | None = None
-
-
-class _ServedModels(msgspec.Struct):
-    data: list[_ServedModel]
-
-
-_MODELS_DECODER: Final = msgspec.json.Decoder(_ServedModels)
-
-
-def adapter_sources(answer: bytes) -> dict[str, str]:
-    """Returns adapter → source (path or URL) from a response to ``/v1/models``. Raises Unavailable
-    when it cannot be read.
-    """
-    try:
-        found = _MODELS_DECODER.decode(answer).data
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise Unavailable("the engine's /v1/models response cannot be read") from None
-    return {model.id: model.root for model in found if model.parent is not None and model.root is not None}
 
 
 class HttpEngineQuery:

@@ -7,10 +7,10 @@ from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.block_table import BlockTable
 from fairlead_kvstore.blockstore.changes import Change
-from fairlead_kvstore.blockstore.snapshot import RowParts, tables_steps
+from fairlead_kvstore.blockstore.snapshot import RowParts, table_steps
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier, shared_store_id
 from fairlead_kvstore.blockstore.store import BlockStore
-from fairlead_kvstore.blockstore.types import AdapterSource, InstanceSnapshot
+from fairlead_kvstore.blockstore.types import InstanceSnapshot
 from fairlead_kvstore.events.payloads import CacheEvent, EventBatch, RemovedEvent, StoredEvent
 
 MODEL: Final = "default/tiny"
@@ -40,17 +40,12 @@ def apply_batch(store: BlockStore, instance: str, batch: EventBatch, now: float)
     return store.apply_at_once(instance, batch, now)
 
 
-def report_adapter_source(store: BlockStore, instance: str, name: str, source: str, now: float) -> list[Change]:
-    """Reports the source of an adapter, and returns the changes."""
-    return store.apply_at_once(instance, AdapterSource(name, source), now)
-
-
-def restored_tables(snapshot: InstanceSnapshot, rows: RowParts, wall: float) -> list[BlockTable]:
-    """Returns the tables of a snapshot at once."""
-    found: list[list[BlockTable]] = []
+def restored_table(snapshot: InstanceSnapshot, rows: RowParts, wall: float) -> BlockTable:
+    """Returns the table of a snapshot at once."""
+    found: list[BlockTable] = []
 
     def restore() -> Iterator[None]:
-        found.append((yield from tables_steps(snapshot, rows, wall)))
+        found.append((yield from table_steps(snapshot, rows, wall)))
 
     for _ in restore():
         pass
@@ -61,7 +56,7 @@ def restore_snapshot(
     store: BlockStore, instance: str, snapshot: InstanceSnapshot, rows: RowParts, wall: float, now: float
 ) -> list[Change]:
     """Restores a snapshot at once, evicts what is above the bounds, and returns the changes."""
-    out = store.restore_tables(instance, snapshot, restored_tables(snapshot, rows, wall), wall, now)
+    out = store.restore_table(instance, snapshot, restored_table(snapshot, rows, wall), wall, now)
     while store.evict_some(now):
         pass
     return out

@@ -70,8 +70,8 @@ class InMemoryIndexer:
             self.attach(instance, recovered.instances.get(instance))
         shared, now = shared_store_id(model_key), self._clock.now()
         kept = recovered.instances.get(shared)
-        if kept is not None and self.engines:
-            self.store.restore_tables(shared, kept.slice, kept.tables, self._ahead(), now)
+        if kept is not None and kept.table is not None and self.engines:
+            self.store.restore_table(shared, kept.slice, kept.table, self._ahead(), now)
 
     def stop_model(self, model_key: str) -> None:
         """Drops all state."""
@@ -96,8 +96,8 @@ class InMemoryIndexer:
         now = self._clock.now()
         self.offer(self.store.attach(instance, self.model_key, now))
         position = None
-        if kept is not None and kept.position is not None:
-            self.offer(self.store.restore_tables(instance, kept.slice, kept.tables, self._ahead(), now))
+        if kept is not None and kept.position is not None and kept.table is not None:
+            self.offer(self.store.restore_table(instance, kept.slice, kept.table, self._ahead(), now))
             position = kept.position
         stream = self.sequencers[instance] = EventSequencer(replayable=True, limits=self._limits, position=position)
         self._read[instance] = self.engines[instance].number

@@ -26,7 +26,7 @@ from fairlead_kvstore.blockstore.types import EngineSleep, InstanceSnapshot
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import EventFrame, StreamOutcome, StreamPosition
 from fairlead_kvstore.reader.event_application import apply_outcomes
-from fairlead_testing.kvstore.block_store import cached_depths, report_adapter_source, restore_snapshot
+from fairlead_testing.kvstore.block_store import cached_depths, restore_snapshot
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 
 NIGHTLY = settings().max_examples > 1_000
@@ -70,7 +70,7 @@ class FaultyStream(RuleBasedStateMachine):
         )
         self.replayable, self.seed, self.now = replayable, 0, 0.0
         self.engine = PrefixCacheEngine(block_size=SIZE, seed=0, **self.settings)
-        self.load("a")
+        self.engine.load("bot", "a")
         self.prompts: set[tuple[tuple[int, ...], str | None, str | None]] = set()
         self.wire: deque[EventFrame] = deque()
         self.answers: deque[EventFrame | None] = deque()
@@ -95,14 +95,10 @@ class FaultyStream(RuleBasedStateMachine):
         self.prompts.add((tuple(tokens), adapter, salt))
         self.publish()
 
-    @rule(path=st.sampled_from(["a", "b"]), announced=st.booleans())
-    def reload(self, path: str, announced: bool) -> None:
-        """Loads the adapter again. Its source may be read, which takes longer than all events."""
-        if announced:
-            self.arrive()
-        self.load(path)
-        if announced:
-            self.apply(report_adapter_source(self.truth, "i", "bot", path, self.now))
+    @rule(path=st.sampled_from(["a", "b"]))
+    def load(self, path: str) -> None:
+        """Loads the adapter, or loads it again."""
+        self.engine.load("bot", path)
 
     @rule()
     def clear(self) -> None:
@@ -118,7 +114,7 @@ class FaultyStream(RuleBasedStateMachine):
             self.deliver()
         self.seed += not same
         self.engine = PrefixCacheEngine(block_size=SIZE, seed=self.seed, **self.settings)
-        self.load("a")
+        self.engine.load("bot", "a")
         self.reconnect()
 
     @rule()
@@ -218,8 +214,6 @@ class FaultyStream(RuleBasedStateMachine):
             self.engine.serve_prompt([start + index for index in range(SIZE)], adapter)
             self.publish()
         self.arrive()
-        if "bot" in self.truth.unsourced_adapters("i"):
-            self.apply(report_adapter_source(self.truth, "i", "bot", self.path, self.now))
         self.compare()
 
     # --- what must hold -------------------------------------------------------------------------------------------------
@@ -251,9 +245,6 @@ class FaultyStream(RuleBasedStateMachine):
             assert predicted <= hit
             if complete:
                 assert predicted == hit
-
-    def load(self, path: str) -> None:
-        self.path, self.loads = path, self.engine.load("bot", path)
 
     # --- the reader -----------------------------------------------------------------------------------------------------
 

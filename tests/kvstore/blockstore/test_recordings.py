@@ -16,7 +16,7 @@ from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, RemovedEv
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import AcceptBatch, EventFrame, ProcessRestarted, StreamComplete
 from fairlead_kvstore.reader.event_application import apply_outcomes
-from fairlead_testing.kvstore.block_store import apply_batch, cached_depths, report_adapter_source
+from fairlead_testing.kvstore.block_store import apply_batch, cached_depths
 
 RECORDINGS = Path(__file__).parents[2] / "recordings" / "vllm" / "kv-events"
 MODEL = "default/tiny"
@@ -136,7 +136,7 @@ def test_fully_cached_prompt_stores_its_last_block_without_a_change() -> None:
     assert reading.upto(3) == []
 
 
-def test_adapter_from_another_path_parks_the_old_blocks() -> None:
+def test_adapter_from_another_path_drops_the_old_blocks() -> None:
     reading = Reading("a-scenarios")
     before = reading.upto(9)
     reported = reading.upto(10)
@@ -268,16 +268,13 @@ NAMES = sorted(path.stem for path in RECORDINGS.glob("*.recording"))
 
 
 class Playing:
-    """A block store that reads a recording. Times are the engine's; adapter sources are read as
-    often as an indexer does.
-    """
+    """A block store that reads a recording. Times are the engine's."""
 
     def __init__(self, name: str) -> None:
         self.whole: dict[str, Any] = msgspec.msgpack.decode((RECORDINGS / f"{name}.recording").read_bytes())
         self.truth = BlockStore()
         self.streams = []
         self.read = [0] * len(self.whole["ranks"])
-        self.places: dict[str, str] = {}
         self.now = 0.0
         for rank, _ in enumerate(self.whole["ranks"]):
             self.truth.attach(str(rank), MODEL, 0.0)
@@ -291,14 +288,7 @@ class Playing:
             apply_outcomes(
                 self.truth, str(rank), self.streams[rank].on_live_frame(EventFrame(b"", number, payload)), self.now
             )
-            self.read_models()
         self.read[rank] = count
-
-    def read_models(self) -> None:
-        """Reads ``/v1/models``."""
-        for rank, _ in enumerate(self.streams):
-            for name, place in self.places.items():
-                report_adapter_source(self.truth, str(rank), name, place, 1.0)
 
     def predicted(self, rank: int, tokens: list[int], adapter: str | None, salt: str | None) -> int:
         chain = block_hashes(
@@ -322,13 +312,8 @@ def test_every_response_of_an_idle_engine_was_predicted(name: str) -> None:
                 salt,
             )
             asked += 1
-        elif what == "loaded":
-            playing.places[more[0]] = more[1]
-            playing.read_models()
         elif what == "cleared":
             playing.truth.apply_at_once(str(rank), EngineSleep(is_asleep=True), playing.now)
-        elif what == "killed":
-            playing.places.clear()
     assert asked >= 10
 
 

@@ -215,7 +215,8 @@ def test_restore_of_a_large_instance_leaves_turns_and_renews_the_lease() -> None
     assert isinstance(restored, InstanceCheckpoint)
     later = BlockStore(limits=replace(Limits(), kv_blocks_per_instance=58_000))
     later.attach("a", MODELS[0], 0.0)
-    later.restore_tables("a", snapshot, restored.tables, 0.0, 0.0)
+    assert restored.table is not None
+    later.restore_table("a", snapshot, restored.table, 0.0, 0.0)
     assert set(later.content("a")) == set(store.content("a"))
     steps = 0
     while later.evict_some(0.0):

@@ -12,15 +12,14 @@ from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.storage_tiers import shared_store_id
 from fairlead_kvstore.events.types import EventFrame, StreamPosition
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
-from fairlead_kvstore.indexer.indexer import KV_ADAPTER_PAUSE_SECONDS
-from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH, KV_ADAPTER_POLL_SECONDS, MODELS_PATH
+from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH
 from fairlead_kvstore.reader.engine_subscription import (
     KV_REPLAY_SECONDS,
     KV_RESTART_SECONDS,
     MAX_KV_REPLAY_SECONDS,
 )
 from fairlead_kvstore.reader.namespace_slots import NamespaceSlots
-from fairlead_testing.kvstore.block_store import SingleInstanceStore, restored_tables, stored_event
+from fairlead_testing.kvstore.block_store import SingleInstanceStore, restored_table, stored_event
 from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmq_engine import ZmqEngine
@@ -172,8 +171,8 @@ def recovered_blocks() -> RecoveredIndex:
     former = SingleInstanceStore()
     former.apply(stored_event(0, 1))
     snapshot, rows = former.store.take_snapshot("i", 0.0)
-    tables = restored_tables(snapshot, rows, 0.0)
-    return RecoveredIndex({"i": InstanceCheckpoint(snapshot, {}, StreamPosition(1, [(0, 0)]), tables)}, {})
+    table = restored_table(snapshot, rows, 0.0)
+    return RecoveredIndex({"i": InstanceCheckpoint(snapshot, {}, StreamPosition(1, [(0, 0)]), table)}, {})
 
 
 @pytest.mark.parametrize("has_endpoints", [False, True])
@@ -190,7 +189,7 @@ async def test_shared_store_continues_from_what_an_earlier_indexer_left() -> Non
     former.apply(stored_event(0, 1, medium="cpu"))
     shared = shared_store_id(MODEL)
     snapshot, rows = former.store.take_snapshot(shared, 0.0)
-    kept = InstanceCheckpoint(snapshot, {}, StreamPosition(0, []), restored_tables(snapshot, rows, 0.0))
+    kept = InstanceCheckpoint(snapshot, {}, StreamPosition(0, []), restored_table(snapshot, rows, 0.0))
     async with indexer_harness(leased=True) as stage:
         stage.start_engine("a")
         stage.add_instance("a")
@@ -306,25 +305,6 @@ async def test_indexer_defect_drops_the_instance_and_is_counted(monkeypatch: pyt
         engine.serve_prompt(*range(300, 309))
         await wait_until(lambda: stage.credited_blocks("a", range(300, 309)) == 2)
         assert not stage.status("a").state.complete
-
-
-async def test_adapter_source_is_queried_and_restores_its_blocks() -> None:
-    async with indexer_harness() as stage:
-        engine = await stage.connect_engine("a")
-        engine.engine.load("poet", "/models/p")
-        stage.answers["a", MODELS_PATH] = json.dumps(
-            {"data": [{"id": "tiny", "root": "tiny"}, {"id": "poet", "root": "/models/p", "parent": "tiny"}]}
-        ).encode()
-        engine.engine.serve_prompt(A, "poet")
-        engine.publish()
-        await wait_until(lambda: stage.status("a").state.blocks == 2)
-        assert ("a", MODELS_PATH) not in stage.queries
-        stage.loop.advance(KV_ADAPTER_PAUSE_SECONDS)
-        await wait_until(lambda: ("a", MODELS_PATH) in stage.queries)
-        await wait_until(lambda: not stage.store.unsourced_adapters("a"))
-        count = len(stage.queries)
-        stage.loop.advance(KV_ADAPTER_POLL_SECONDS / 2)
-        assert len(stage.queries) == count
 
 
 async def test_replays_wait_for_a_slot() -> None:
