@@ -304,7 +304,7 @@ class RowIndex:
 class BlockTable:
     """The rows of one engine's blocks, with their indexes by handle and by block hash.
 
-    Columns may be read directly; ``add`` creates rows, ``release`` ends them.
+    Columns may be read directly; ``add_at`` creates rows, ``release`` ends them.
     """
 
     handles: "array[int]"
@@ -363,16 +363,12 @@ class BlockTable:
         size: int = sum(item.__sizeof__() for item in self.columns)
         return size + self.by_handle.bytes + self.by_block_hash.bytes
 
-    def add(self, handle: int, block_hash: int, parent: int, depth: int, adapter: int, count: int, tick: int) -> int:
-        """Adds a row for a new handle. Returns the row that this block hash leads to, if it is
-        another one; else 0.
-        """
-        return self.add_at(self.by_handle.seek(handle), handle, block_hash, parent, depth, adapter, count, tick)
-
     def add_at(
         self, at: int, handle: int, block_hash: int, parent: int, depth: int, adapter: int, count: int, tick: int
     ) -> int:
-        """Adds a row at the cell that ``by_handle.seek`` just found for its handle; see ``add``."""
+        """Adds a row at the cell that ``by_handle.seek`` just found for its new handle. Returns the
+        row that this block hash leads to, if it is another one; else 0.
+        """
         if self._free:
             row = self._free.pop()
             self.handles[row] = handle
