@@ -43,7 +43,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_gateway.prefix_map.translator import InflightBlocks
-from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, cached_tokens, chain_root
+from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
@@ -55,6 +55,7 @@ from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
 from fairlead_kvstore.reader.reader_context import ReaderRuntime
 from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.kvstore.block_store import cached_tokens
 from fairlead_testing.processes import start_ready, unused_port
 from fairlead_testing.redis.valkey import Valkey
 

@@ -144,16 +144,3 @@ def block_extras(
             keys.append(salt)
         found.append(keys or None)
     return found
-
-
-def cached_tokens(blocks: int, prompt_tokens: int, block_size: int, *, slower: int = 0) -> int:
-    """Returns the cached tokens that an engine reports for a prompt with ``blocks`` cached in the
-    GPU.
-
-    slower: blocks that are cached when slower tiers count; 0 for an engine without them.
-
-    Whole blocks count. The last token must be computed, so a block that ends with it is no hit in
-    the GPU's cache. It is a hit in vLLM's own CPU tier, which then loads the whole prompt.
-    """
-    found = max(0, min(blocks, (prompt_tokens - 1) // block_size))
-    return max(found, min(slower, prompt_tokens // block_size)) * block_size

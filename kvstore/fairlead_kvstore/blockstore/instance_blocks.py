@@ -31,7 +31,7 @@ event, then cost more than the blocks.
 """
 
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
 from typing import Final
 
@@ -50,7 +50,7 @@ from fairlead_kvstore.blockstore.pending_runs import (
     pending_run,
 )
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, shared_store_id, storage_tier
-from fairlead_kvstore.blockstore.types import EngineOutcome, EngineSleep, EventCounters, LoadNumber
+from fairlead_kvstore.blockstore.types import EngineOutcome, EngineSleep, LoadNumber
 from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, RemovedEvent, StoredEvent
 from fairlead_kvstore.events.types import BatchesLost, ProcessRestarted, StreamResumed, StreamSuspended
 from fairlead_kvstore.native import ScannedBatch, ScannedEvent
@@ -74,7 +74,11 @@ _ROWS_PER_EXPIRY: Final = 8_192
 
 
 class InstanceBlocks:
-    """The blocks of one instance. Changes go to ``out``; ``now`` is monotonic seconds."""
+    """The blocks of one instance. Changes go to ``out``; ``now`` is monotonic seconds.
+
+    counts: of the model, see ``BlockStore.counts``.
+    evicted_age_seconds: idle time of the blocks that the engine evicts, smoothed over some twenty.
+    """
 
     def __init__(
         self,
@@ -83,13 +87,14 @@ class InstanceBlocks:
         shared: "SharedStore | None",
         limits: Limits,
         secret: bytes,
+        counts: Counter[str],
         now: float,
     ) -> None:
         self.instance = instance
         self.model_key = model_key
         self.epoch = 1
         self.completeness = Completeness(instance, now)
-        self.counters = EventCounters()
+        self._counts = counts
         self.block_size: int | None = None
         self.hybrid = False
         self.evicted_age_seconds: float | None = None
@@ -141,8 +146,9 @@ class InstanceBlocks:
             self.completeness.set_mark(True, outcome.reason, now, out)
 
     def _apply_batch(self, batch: EventBatch, now: float, out: list[Change]) -> Iterator[int]:
-        self.counters.unknown_events += batch.unknown
-        self.counters.refused_events += batch.refused
+        if batch.unknown or batch.refused:
+            self._counts["unknown_events"] += batch.unknown
+            self._counts["refused_events"] += batch.refused
         tick, events = tick_of(now), batch.events
         allowed = int(max(0.0, now - self._scanned_until) * _SCANNED_ROWS_A_SECOND)
         self._scanned_rows, self._scanned_until = max(0, self._scanned_rows - allowed), now
@@ -179,7 +185,7 @@ class InstanceBlocks:
         """Drops ``count`` blocks for lack of memory: the least recently used ones, ends of chains
         first.
         """
-        self.counters.dropped += min(count, len(self))
+        self._counts["dropped"] += min(count, len(self))
         for row in self.blocks.oldest(count):
             self._drop_row(row, INSTANCE_TIERS, out)
         self.completeness.set_mark(False, "not enough memory for all blocks", now, out)
@@ -225,7 +231,7 @@ class InstanceBlocks:
                     left -= len(children)
                     for child in children:
                         cost += (len(child.handles) + 2) * _BLOCK_BYTES
-                        self.counters.linked += len(child.handles)
+                        self._counts["linked"] += len(child.handles)
                         is_added = yield from self._add_run(child, now, out)
                         if is_added:
                             added.append(child)
@@ -253,7 +259,7 @@ class InstanceBlocks:
                 return False
         start = self._chain_start(item)
         if start is None:
-            self.counters.orphans += len(item.handles)
+            self._counts["orphans"] += len(item.handles)
             self._orphans.add(item)
             return False
         known_only = item.extras is None and item.tier is not StorageTier.GPU and self.names_extras
@@ -324,7 +330,8 @@ class InstanceBlocks:
         if not copies:
             return False
         if copies == 1 and tier is StorageTier.GPU:
-            self._update_evicted_age((tick - blocks.ticks[row]) * TICK_SECONDS)
+            seconds, known = (tick - blocks.ticks[row]) * TICK_SECONDS, self.evicted_age_seconds
+            self.evicted_age_seconds = seconds if known is None else known + (seconds - known) * _SMOOTHING
         self._remove_copies(row, tier, 1, out)
         return True
 
@@ -372,11 +379,6 @@ class InstanceBlocks:
             total += dropped
             yield _ROWS_PER_STEP + dropped * _BLOCK_BYTES
         return total
-
-    def _update_evicted_age(self, seconds: float) -> None:
-        """Updates the idle time of evicted blocks, smoothed over some twenty evictions."""
-        known = self.evicted_age_seconds
-        self.evicted_age_seconds = seconds if known is None else known + (seconds - known) * _SMOOTHING
 
     # --- scanned events -------------------------------------------------------------------------------------------------
 
@@ -489,8 +491,8 @@ class SharedStore(InstanceBlocks):
     for every instance of the model alike. A write within half of that time changes nothing.
     """
 
-    def __init__(self, model_key: str, limits: Limits, now: float) -> None:
-        super().__init__(shared_store_id(model_key), model_key, None, limits, b"", now)
+    def __init__(self, model_key: str, limits: Limits, counts: Counter[str], now: float) -> None:
+        super().__init__(shared_store_id(model_key), model_key, None, limits, b"", counts, now)
         self._max_ticks = max(1, round(limits.kv_shared_seconds / TICK_SECONDS))
         self._written: dict[int, array[int]] = {}  # block hashes by the tick of a write
         self._restored = range(0)  # rows of a snapshot that are not in it yet

@@ -24,7 +24,7 @@ until its cache is cleared or it is learned again.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from fairlead.limits import Limits
@@ -35,7 +35,7 @@ from fairlead_kvstore.blockstore.completeness import CompletenessMark
 from fairlead_kvstore.blockstore.instance_blocks import InstanceBlocks, SharedStore
 from fairlead_kvstore.blockstore.snapshot import RowParts
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, is_shared_store, shared_store_id
-from fairlead_kvstore.blockstore.types import EngineOutcome, InstanceSnapshot, InstanceState
+from fairlead_kvstore.blockstore.types import EngineOutcome, InstanceSnapshot
 from fairlead_kvstore.native import ScannedBatch
 
 _LIMITS: Final = Limits()
@@ -53,39 +53,35 @@ class BlockStore:
     called after ``apply`` and ``restore_table``.
 
     ``now`` is monotonic seconds. Unknown instances raise KeyError.
+
+    counts: of each model that was ever attached, by the names of ``indexer.COUNTERS``. Unexpected
+    events only count there.
     """
 
     def __init__(self, *, secret: bytes = b"", limits: Limits = _LIMITS) -> None:
+        self.counts: dict[str, Counter[str]] = {}
         self._secret = secret
         self._limits = limits
         self._instances: dict[str, InstanceBlocks] = {}
         self._shared_stores: dict[str, SharedStore] = {}
         self._evictions: dict[str, list[Change]] = {}
-        self._block_count = 0
-        self._max_blocks = limits.kv_blocks
+        self.block_count = 0
+        """The number of rows of all instances."""
+        self.max_blocks = limits.kv_blocks
+        """The bound of ``block_count``, see ``set_max_blocks``."""
         self.full_at: float | None = None
         """When blocks last gave way to the bound in total, in monotonic seconds; None: never."""
 
     def __contains__(self, instance: object) -> bool:
         return instance in self._instances
 
-    @property
-    def block_count(self) -> int:
-        """The number of rows of all instances."""
-        return self._block_count
-
-    @property
-    def max_blocks(self) -> int:
-        """The bound of ``block_count``."""
-        return self._max_blocks
-
     def set_max_blocks(self, max_blocks: int, now: float) -> None:
         """Sets the bound of ``block_count``, which is ``kv_blocks`` at most.
 
         Blocks above it give way. ``take_evictions`` has the changes of all models.
         """
-        self._max_blocks = max(1, min(max_blocks, self._limits.kv_blocks))
-        while self._evict_above_total(now, "", []):
+        self.max_blocks = max(1, min(max_blocks, self._limits.kv_blocks))
+        while self._evict_above((), now, "", []):
             pass
 
     @property
@@ -101,18 +97,19 @@ class BlockStore:
         If it is attached already, it is detached first.
         """
         changes = self.detach(instance, "attached again") if instance in self._instances else []
+        counts = self.counts.setdefault(model_key, Counter())
         shared = self._shared_stores.get(shared_store_id(model_key))
         if shared is None:
-            shared = SharedStore(model_key, self._limits, now)
+            shared = SharedStore(model_key, self._limits, counts, now)
             self._shared_stores[shared.instance] = shared
-        item = InstanceBlocks(instance, model_key, shared, self._limits, self._secret, now)
+        item = InstanceBlocks(instance, model_key, shared, self._limits, self._secret, counts, now)
         self._instances[instance] = item
         return [*changes, CompletenessChanged(instance, *item.completeness.mark)]
 
     def detach(self, instance: str, reason: str) -> list[Change]:
         """Removes an instance. With the last one of a model, the model's shared store goes too."""
         item = self._instances.pop(instance)
-        self._block_count -= len(item)
+        self.block_count -= len(item)
         changes: list[Change] = [InstanceCleared(instance, item.epoch, reason), InstanceDetached(instance)]
         shared = item.shared
         if shared is not None and not any(other.shared is shared for other in self._instances.values()):
@@ -146,7 +143,7 @@ class BlockStore:
             self._instances[instance] = item
             item.on_restored()
             out.clear()  # it has no stream that would be resumed
-        self._block_count += len(item) - before
+        self.block_count += len(item) - before
         return out
 
     def evict_some(self, now: float) -> bool:
@@ -154,16 +151,7 @@ class BlockStore:
 
         ``take_evictions`` has the changes of all models.
         """
-        for item in self._instances.values():
-            if len(item) > self._limits.kv_blocks_per_instance:
-                self._evict(item, now, self._evictions.setdefault(item.model_key, []))
-                return True
-        return self._evict_above_total(now, "", [])
-
-    def is_shared(self, model_key: str, block_hash: int) -> bool:
-        """Returns whether a shared store of the model probably has a block."""
-        shared = self._shared_stores.get(shared_store_id(model_key))
-        return shared is not None and shared.blocks.by_handle.find(block_hash) > 0
+        return self._evict_above(self._instances.values(), now, "", [])
 
     # --- stream ---------------------------------------------------------------------------------------------------------
 
@@ -178,10 +166,10 @@ class BlockStore:
         while cost >= 0:
             before = len(item) + len(shared)
             cost = next(steps, -1)
-            self._block_count += len(item) + len(shared) - before
+            self.block_count += len(item) + len(shared) - before
             if len(shared):
                 self._instances[shared.instance] = shared
-            while self._evict_above_limits(item, now, out):
+            while self._evict_above((item, shared), now, item.model_key, out):
                 yield _EVICTION_BYTES
             if cost >= 0:
                 yield cost
@@ -199,29 +187,16 @@ class BlockStore:
         """
         item, (_, _, blocks, _) = self._instances[instance], batch
         before = len(item)
-        if before + blocks > self._limits.kv_blocks_per_instance or self._block_count + blocks > self._max_blocks:
+        if before + blocks > self._limits.kv_blocks_per_instance or self.block_count + blocks > self.max_blocks:
             return 0
         done = item.apply_scanned(batch, now, out)
-        self._block_count += len(item) - before
+        self.block_count += len(item) - before
         return done
 
     def take_evictions(self) -> Mapping[str, list[Change]]:
         """Returns and forgets the changes by which blocks of other models gave way, by model."""
         found, self._evictions = self._evictions, {}
         return found
-
-    def touch(self, instance: str, hashes: Sequence[int], now: float) -> None:
-        """Marks the cached blocks of a dispatched prompt as used, which no event reports."""
-        blocks = self._instances[instance].blocks
-        depth, end = 0, len(hashes)
-        while depth < end:  # by bisection, since engines evict the ends of chains first
-            middle = (depth + end) >> 1
-            if blocks.copies(hashes[middle]) & MAX_COPIES:
-                depth = middle + 1
-            else:
-                end = middle
-        if depth:
-            blocks.touch(hashes[depth - 1], tick_of(now))
 
     def expire(self, now: float) -> bool:
         """Removes expired blocks of shared stores; call it every few seconds. Returns whether more
@@ -234,14 +209,14 @@ class BlockStore:
             has_more |= shared.expire(now, out)
             if out:
                 self._evictions.setdefault(shared.model_key, []).extend(out)
-            self._block_count += len(shared) - before
+            self.block_count += len(shared) - before
         return has_more
 
     # --- queries ------------------------------------------------------------------------------------------------------
 
     def model(self, model_key: str) -> "ModelBlocks":
         """Returns a view of one model's blocks."""
-        return ModelBlocks(self, self._instances, model_key)
+        return ModelBlocks(self._instances, model_key)
 
     def content(self, instance: str) -> Iterator[tuple[int, StorageTier]]:
         """Yields every block of an instance with each tier it is in; one with a second handle may
@@ -253,45 +228,26 @@ class BlockStore:
                 if blocks.counts[row] >> TIER_SHIFT[tier] & MAX_COPIES:
                     yield blocks.block_hashes[row], tier
 
-    def state(self, instance: str) -> InstanceState:
-        """Returns the state of one instance."""
-        item = self._instances[instance]
-        return InstanceState(
-            instance=instance,
-            model_key=item.model_key,
-            epoch=item.epoch,
-            complete=item.completeness.mark[0],
-            reason=item.completeness.mark[1],
-            since=item.completeness.mark[2],
-            blocks=len(item),
-            orphans=item.orphan_count,
-            bytes=item.blocks.bytes,
-            block_size=item.block_size,
-            hybrid=item.hybrid,
-            evicted_age_seconds=item.evicted_age_seconds,
-            counts=item.counters,
-        )
+    def instance(self, instance: str) -> InstanceBlocks:
+        """Returns the blocks of one instance, and what is known of it."""
+        return self._instances[instance]
 
     # --- inside ---------------------------------------------------------------------------------------------------------
 
-    def _evict_above_limits(self, item: InstanceBlocks, now: float, out: list[Change]) -> bool:
-        """Evicts some blocks if there are too many; returns whether it did."""
-        for place in (item, item.shared):
-            if place is not None and len(place) > self._limits.kv_blocks_per_instance:
-                self._evict(place, now, out)
-                return True
-        return self._evict_above_total(now, item.model_key, out)
-
-    def _evict_above_total(self, now: float, model_key: str, out: list[Change]) -> bool:
-        """Evicts some blocks if there are too many in total; returns whether it did. Changes of
-        ``model_key`` go to ``out``.
+    def _evict_above(self, places: Iterable[InstanceBlocks], now: float, model_key: str, out: list[Change]) -> bool:
+        """Evicts some blocks if one of these places, or all together, have too many; returns
+        whether it did. Changes of ``model_key`` go to ``out``.
         """
-        if self._block_count <= self._max_blocks:
-            return False
-        self.full_at = now
-        largest = self._largest_instance()
-        same = largest.model_key == model_key
-        self._evict(largest, now, out if same else self._evictions.setdefault(largest.model_key, []))
+        above = [place for place in places if len(place) > self._limits.kv_blocks_per_instance]
+        if not above:
+            if self.block_count <= self.max_blocks:
+                return False
+            self.full_at = now
+        item = above[0] if above else self._largest_instance()
+        before = len(item)
+        changes = out if item.model_key == model_key else self._evictions.setdefault(item.model_key, [])
+        item.evict(max(1, min(before // _EVICTED_FRACTION, _MAX_EVICTED)), now, changes)
+        self.block_count += len(item) - before
         return True
 
     def _largest_instance(self) -> InstanceBlocks:
@@ -309,19 +265,14 @@ class BlockStore:
         found = [(blocks, item) for item, blocks in sizes if item.model_key == model_key]
         return max(found, key=lambda pair: pair[0])[1]
 
-    def _evict(self, item: InstanceBlocks, now: float, out: list[Change]) -> None:
-        before = len(item)
-        item.evict(max(1, min(before // _EVICTED_FRACTION, _MAX_EVICTED)), now, out)
-        self._block_count += len(item) - before
-
 
 class ModelBlocks:
     """The blocks of one model's instances, as the engines reported them: a view of a store."""
 
-    def __init__(self, store: BlockStore, instances: Mapping[str, InstanceBlocks], model_key: str) -> None:
-        self._store = store
+    def __init__(self, instances: Mapping[str, InstanceBlocks], model_key: str) -> None:
         self._instances = instances
         self._model_key = model_key
+        self._shared_store = shared_store_id(model_key)
 
     def instances(self) -> list[str]:
         """Returns the attached instances of the model, without its shared store."""
@@ -340,7 +291,8 @@ class ModelBlocks:
 
     def is_shared(self, block_hash: int) -> bool:
         """Returns whether a store that all instances of the model reach probably has a block."""
-        return self._store.is_shared(self._model_key, block_hash)
+        shared = self._instances.get(self._shared_store)
+        return shared is not None and shared.blocks.by_handle.find(block_hash) > 0
 
     def completeness(self, instance: str) -> CompletenessMark | None:
         """Returns the completeness of an instance; None for an unknown instance."""
@@ -353,9 +305,16 @@ class ModelBlocks:
         return None if item is None else item.block_size
 
     def touch(self, instance: str, hashes: Sequence[int], now: float) -> None:
-        """Marks the cached blocks of a dispatched prompt as used; see ``BlockStore.touch``."""
-        if instance in self._instances:
-            self._store.touch(instance, hashes, now)
+        """Marks the cached blocks of a dispatched prompt as used, which no event reports."""
+        item, depth, end = self._instances.get(instance), 0, len(hashes)
+        while item is not None and depth < end:  # by bisection, since engines evict the ends of chains first
+            middle = (depth + end) >> 1
+            if item.blocks.copies(hashes[middle]) & MAX_COPIES:
+                depth = middle + 1
+            else:
+                end = middle
+        if item is not None and depth:
+            item.blocks.touch(hashes[depth - 1], tick_of(now))
 
     def count_unique(self, instance: str, used_since: float, max_rows: int) -> tuple[int, int, int]:
         """Returns how many blocks an instance has, and how many of them no other instance of the

@@ -1,4 +1,4 @@
-"""Counters, state, reports and snapshot of one instance, as msgspec structs.
+"""Reports on one instance, and its snapshot, as msgspec structs.
 
 Why: compiled modules cannot contain structs, so these are apart from the other modules.
 """
@@ -13,42 +13,6 @@ from fairlead_kvstore.events.types import (
     StreamResumed,
     StreamSuspended,
 )
-
-
-class EventCounters(msgspec.Struct):
-    """Counters of an instance's KV events since it was attached. Unexpected events only count here.
-
-    orphans, linked: blocks that came before their parent, and those whose parent came later.
-    unknown_events, refused_events: events left out, see ``EventBatch``.
-    dropped: blocks evicted from the store for lack of memory.
-    """
-
-    orphans: int = 0
-    linked: int = 0
-    unknown_events: int = 0
-    refused_events: int = 0
-    dropped: int = 0
-
-
-class InstanceState(msgspec.Struct, frozen=True):
-    """The state of one instance for status and metrics. ``since`` is a monotonic time in seconds.
-
-    evicted_age_seconds: smoothed idle time of the blocks that the engine evicts.
-    """
-
-    instance: str
-    model_key: str
-    epoch: int
-    complete: bool
-    reason: str
-    since: float
-    blocks: int
-    orphans: int
-    bytes: int
-    block_size: int | None
-    hybrid: bool
-    evicted_age_seconds: float | None
-    counts: EventCounters
 
 
 class EngineSleep(msgspec.Struct, frozen=True, gc=False):

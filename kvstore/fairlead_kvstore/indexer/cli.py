@@ -20,12 +20,13 @@ from fairlead.fleet import cli_options
 from fairlead.limits import Limits
 from fairlead.runtime import process_tuning
 from fairlead.runtime.cli_options import configure_stderr_logging, parse_address
-from fairlead.runtime.clock import Clock, Pacing, SystemClock
+from fairlead.runtime.clock import Pacing, SystemClock
 from fairlead.runtime.compiled_build import is_compiled
 from fairlead.runtime.event_loop import loop_factory
 from fairlead.settings import IndexerSettings, read_settings, unknown_variables
 from fairlead_kvstore.blockstore import block_table
-from fairlead_kvstore.indexer.service import IndexerConfig, IndexerService
+from fairlead_kvstore.indexer.service import IndexerService
+from fairlead_kvstore.reader.reader_context import ReaderRuntime
 from fairlead_kvstore.redis.address import parse_redis_url
 
 _LOG = logging.getLogger("fairlead.indexer")
@@ -39,37 +40,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         configure_stderr_logging(_LOG, settings.log_level, unknown_variables(os.environ))
         _LOG.info("the indexer runs %s", "compiled" if is_compiled(block_table.__file__) else "interpreted")
         process_tuning.raise_open_file_limit()
-        limits, clock = Limits(), SystemClock()
-        host, port = parse_address(options.listen, "--listen", "127.0.0.1:9090")
-        config = IndexerConfig(
-            source=cli_options.open_fleet_source(
-                options,
-                os.environ,
-                Pacing(clock, random.random),
-                agent="fairlead-indexer",
-                limits=limits,
-                report=lambda error: _LOG.warning("the last fleet stays in use: %s", error),
-            ),
-            redis=_redis_url(options.redis or settings.redis_url),
-            holder=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
-            secret=(settings.hash_secret or "").encode(),
-            host=host,
-            port=port,
-        )
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(_run(config, clock, limits))
+            runner.run(_run(options, settings))
     except (FairleadError, OSError) as error:
         print(f"fairlead-indexer: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-async def _run(config: IndexerConfig, clock: Clock, limits: Limits) -> None:
-    service = IndexerService(config, os.environ, clock, random.random, announce=_print_line, limits=limits)
-    loop = asyncio.get_running_loop()
+async def _run(options: argparse.Namespace, settings: IndexerSettings) -> None:
+    loop, limits, clock = asyncio.get_running_loop(), Limits(), SystemClock()
+    host, port = parse_address(options.listen, "--listen", "127.0.0.1:9090")
+    source = cli_options.open_fleet_source(
+        options,
+        os.environ,
+        Pacing(clock, random.random),
+        agent="fairlead-indexer",
+        limits=limits,
+        report=lambda error: _LOG.warning("the last fleet stays in use: %s", error),
+    )
+    redis = _redis_url(options.redis or settings.redis_url)
+    holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    secret, runtime = (settings.hash_secret or "").encode(), ReaderRuntime(loop, clock, random.random, limits)
+    service = IndexerService(source, redis, holder, secret, os.environ, runtime)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.stop)
-    await service.run()
+    await service.run(host, port, _print_line)
 
 
 def _redis_url(url: str | None) -> str:

@@ -17,11 +17,10 @@ missed batches. So a restarted indexer loses nothing and leaves no ghosts.
 import asyncio
 import contextlib
 import logging
-from collections import Counter
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
@@ -32,9 +31,10 @@ from fairlead.fleet.model import Fleet, Instance
 from fairlead.fleet.model import InstanceState as FleetState
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_kvstore.blockstore.changes import Change
+from fairlead_kvstore.blockstore.instance_blocks import InstanceBlocks
 from fairlead_kvstore.blockstore.storage_tiers import is_shared_store, shared_store_id
 from fairlead_kvstore.blockstore.store import BlockStore
-from fairlead_kvstore.blockstore.types import EngineSleep, InstanceState
+from fairlead_kvstore.blockstore.types import EngineSleep
 from fairlead_kvstore.events.types import ProcessRestarted, StreamPosition
 from fairlead_kvstore.index.instance_status import InstanceStatus
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
@@ -73,15 +73,15 @@ class EngineMember:
     problem: str = "the endpoint of its events is not known yet"
     is_gone: bool = False
 
-    def status(self, state: InstanceState) -> InstanceStatus:
-        """Returns the status, together with ``state`` from the block store."""
-        subscription, evicted = self.subscription, state.evicted_age_seconds
+    def status(self, blocks: InstanceBlocks) -> InstanceStatus:
+        """Returns the status, together with that of its blocks."""
+        subscription, evicted = self.subscription, blocks.evicted_age_seconds
         status = InstanceStatus(
             url=self.instance.url,
-            block_size=state.block_size,
+            block_size=blocks.block_size,
             trouble=self.problem,
-            blocks=state.blocks,
-            orphans=state.orphans,
+            blocks=len(blocks),
+            orphans=blocks.orphan_count,
             evicted_age_seconds=None if evicted is None else round(evicted, 1),
         )
         if subscription is None:
@@ -97,13 +97,6 @@ class EngineMember:
             following=subscription.next_number,
             lag_seconds=None if lag is None else round(lag, 3),
         )
-
-    def counts(self, state: InstanceState) -> Counter[str]:
-        """Returns the counters, together with those of ``state`` from the block store."""
-        found = Counter(msgspec.structs.asdict(state.counts))
-        if self.subscription is not None:
-            found.update(self.subscription.counts)
-        return found
 
 
 COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
@@ -165,7 +158,6 @@ class Indexer:
     ) -> None:
         limits, loop = runtime.limits, runtime.loop
         self.store = store
-        self._departed: dict[str, Counter[str]] = {}
         self._sink = sink
         self._clock = runtime.clock
         self._query = query
@@ -201,16 +193,9 @@ class Indexer:
         self._endpoints.update_fleet(fleet)
         self._reconcile()
 
-    def members(self) -> list[tuple[EngineMember, InstanceState]]:
-        """Returns the instances that are read, each with its state in the block store."""
-        return [(member, self.store.state(name)) for name, member in self._members.items()]
-
-    def counts(self, members: Iterable[tuple[EngineMember, InstanceState]]) -> dict[str, Counter[str]]:
-        """Returns the sums of these instances' counters by model, and of all that have left."""
-        found = {key: Counter(counts) for key, counts in self._departed.items()}
-        for member, state in members:
-            found.setdefault(member.model_key, Counter()).update(member.counts(state))
-        return found
+    def members(self) -> list[tuple[EngineMember, InstanceBlocks]]:
+        """Returns the instances that are read, each with its blocks."""
+        return [(member, self.store.instance(name)) for name, member in self._members.items()]
 
     # --- owner of the writer --------------------------------------------------------------------------------------------
 
@@ -258,8 +243,8 @@ class Indexer:
 
     def instance_statuses(self, model_key: str | None = None) -> dict[str, InstanceStatus]:
         """Returns the status of each instance that is read, of a model or of all."""
-        members = [member for member in self._members.values() if model_key in (None, member.model_key)]
-        return {member.instance.id: member.status(self.store.state(member.instance.id)) for member in members}
+        members = [pair for pair in self.members() if model_key in (None, pair[0].model_key)]
+        return {member.instance.id: member.status(blocks) for member, blocks in members}
 
     async def close(self) -> None:
         """Stops reading; the block store keeps its blocks."""
@@ -312,7 +297,7 @@ class Indexer:
         if endpoints is not None:
             self._subscribe(member, endpoints)
         else:
-            member.discovery = self._start_task(self._discover_endpoints(member))
+            self._start_discovery(member)
             self._report_sleep(member)
 
     def _report_sleep(self, member: EngineMember) -> None:
@@ -332,8 +317,6 @@ class Indexer:
             self._eviction_timer.set(0.0, self._evict_some)
 
     def _detach(self, member: EngineMember, reason: str) -> None:
-        counts = member.counts(self.store.state(member.instance.id))
-        self._departed.setdefault(member.model_key, Counter()).update(counts)
         del self._members[member.instance.id]
         member.is_gone = True
         if member.discovery is not None:
@@ -350,7 +333,7 @@ class Indexer:
         if endpoints is None:
             if (instance.url, before.kv_events) != (before.url, None):
                 if member.discovery is None:
-                    member.discovery = self._start_task(self._discover_endpoints(member))
+                    self._start_discovery(member)
                 member.wake.set()
             return
         if member.discovery is not None:
@@ -375,14 +358,20 @@ class Indexer:
 
     # --- queries to engines --------------------------------------------------------------------------------------------
 
-    async def _query_endpoints(self, instance: Instance) -> EventEndpoints:
+    async def _query_endpoints(self, member: EngineMember) -> EventEndpoints:
         """Returns an engine's endpoints by its answer. Raises Unavailable and BadInput."""
-        slot = await self._query_slots.wait(instance.namespace)
+        slot = await self._query_slots.wait(member.instance.namespace)
         try:
-            answer = await self._query(instance, EVENT_SOURCES_PATH)
+            answer = await self._query(member.instance, EVENT_SOURCES_PATH)
         finally:
             slot.release()
-        return endpoints_from_answer(answer, instance, await self._permitted_address(instance))
+        address = await self._permitted_address(member.instance)
+        return endpoints_from_answer(answer, member.instance, address)  # the instance may be another by now
+
+    def _start_discovery(self, member: EngineMember) -> None:
+        task = member.discovery = asyncio.ensure_future(self._discover_endpoints(member))
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
 
     async def _discover_endpoints(self, member: EngineMember) -> None:
         """Queries the engine for its endpoints, and again whenever it is disconnected.
@@ -398,7 +387,7 @@ class Indexer:
             has_moved = False
             if member.subscription is None or not member.subscription.is_connected:
                 try:
-                    endpoints = await self._query_endpoints(member.instance)
+                    endpoints = await self._query_endpoints(member)
                     has_moved = member.subscription is not None and member.subscription.endpoints != endpoints
                     self._subscribe(member, endpoints)
                     pause = limits.kv_query_pause_seconds
@@ -459,12 +448,6 @@ class Indexer:
         has_more = self.store.expire(self._clock.now())
         self._expiry_timer.set(0.0 if has_more else KV_EXPIRE_SECONDS, self._expire_shared_blocks)
         self.offer_evictions()
-
-    def _start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_done)
-        return task
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
@@ -20,15 +19,13 @@ from prometheus_client.registry import Collector
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Fleet, FleetSource
-from fairlead.limits import Limits
 from fairlead.runtime import process_tuning
 from fairlead.runtime.aiohttp_server import ProbeResult, add_probes, refuse_foreign_pages, serve
-from fairlead.runtime.clock import Clock
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead.runtime.tasks import cancel_and_wait, first_failure, run_despite_defects
 from fairlead_kvstore.blockstore.changes import Change
+from fairlead_kvstore.blockstore.instance_blocks import InstanceBlocks
 from fairlead_kvstore.blockstore.store import BlockStore
-from fairlead_kvstore.blockstore.types import InstanceState
 from fairlead_kvstore.index.instance_status import secret_fingerprint
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.indexer.indexer import COUNTERS, EngineMember, Indexer
@@ -78,12 +75,13 @@ def _counters(by_model: Mapping[str, Counter[str]]) -> Iterator[Metric]:
     yield unreadable
 
 
-def _gauges(members: Iterable[tuple[EngineMember, InstanceState]]) -> Iterator[Metric]:
+def _gauges(members: Iterable[tuple[EngineMember, InstanceBlocks]]) -> Iterator[Metric]:
     sums: dict[str, Counter[str]] = {name: Counter() for name in _GAUGES}
     slowest: dict[str, float] = {}
-    for member, state in members:
-        status, key = member.status(state), member.model_key
-        values = (1, status.connected, not state.complete, status.replaying, status.blocks, status.orphans)
+    for member, blocks in members:
+        status, key = member.status(blocks), member.model_key
+        is_complete, _, _ = blocks.completeness.mark
+        values = (1, status.connected, not is_complete, status.replaying, status.blocks, status.orphans)
         for gauge, value in zip(_GAUGES, values, strict=True):
             sums[gauge][key] += value
         if status.lag_seconds is not None:
@@ -106,68 +104,50 @@ _LAG_SECONDS: Final = 0.05
 _LAG_KEPT: Final = 1_200
 
 
-@dataclass(frozen=True, slots=True)
-class IndexerConfig:
-    """The configuration of an indexer.
-
-    source: the fleet.
-    redis: URL of Redis.
-    holder: a name that no other process has.
-    secret: the key of the block hashes.
-    host, port: address of probes and metrics.
-    """
-
-    source: FleetSource
-    redis: str
-    holder: str
-    secret: bytes
-    host: str
-    port: int
-
-
 class IndexerService(Collector):
     """The indexer process: indexer, writer, Redis link and probes. Create it on the loop that runs
     it. As a collector, it has the metrics by model.
 
     Why not by instance: thousands of series would help no reader.
 
-    Raises BadInput for an invalid Redis URL or address.
+    Raises BadInput for an invalid Redis URL.
 
-    announce: receives one line when the port is open.
+    redis: the URL of Redis.
+    holder: a name that no other process has.
+    secret: the key of the block hashes.
     """
 
     def __init__(
         self,
-        config: IndexerConfig,
+        source: FleetSource,
+        redis: str,
+        holder: str,
+        secret: bytes,
         environ: Mapping[str, str],
-        clock: Clock,
-        random: Callable[[], float],
-        *,
-        announce: Callable[[str], None],
-        limits: Limits,
+        runtime: ReaderRuntime,
     ) -> None:
-        self._config = config
-        self._announce = announce
+        clock, limits = runtime.clock, runtime.limits
+        self._source = source
         self._stop = asyncio.Event()
         self._fleet: Fleet | None = None
         self._was_connected = False
         self._lag = LoopLag(_LAG_SECONDS, _LAG_KEPT)
-        self._link = RedisLink(config.redis, clock, limits=limits, name=f"fairlead-indexer-{config.holder}")
+        self._link = RedisLink(redis, clock, limits=limits, name=f"fairlead-indexer-{holder}")
         self._credentials = EngineCredentials(environ, clock.now)
         self.indexer = Indexer(
-            BlockStore(secret=config.secret, limits=limits),
+            BlockStore(secret=secret, limits=limits),
             self,
             HttpEngineQuery(self._credentials),
-            ReaderRuntime(asyncio.get_running_loop(), clock, random, limits),
+            runtime,
             leased=True,
         )
         self._writer = IndexWriter(
             self._link,
             self.indexer,
             clock,
-            holder=config.holder,
+            holder=holder,
             instance_statuses=self.indexer.instance_statuses,
-            fingerprint=secret_fingerprint(config.secret),
+            fingerprint=secret_fingerprint(secret),
             limits=limits,
         )
         self._memory = RedisMemoryBound(
@@ -186,18 +166,18 @@ class IndexerService(Collector):
         """Requests the shutdown, which ``run`` then performs."""
         self._stop.set()
 
-    async def run(self) -> None:
-        """Runs until ``stop``. Raises the fleet source's errors, and OSError when the port is
-        taken.
+    async def run(self, host: str, port: int, announce: Callable[[str], None]) -> None:
+        """Runs until ``stop``, with probes and metrics at a port. ``announce`` receives one line
+        when that is open. Raises the fleet source's errors, and OSError when the port is taken.
         """
         following: asyncio.Task[None] | None = None
         bounding: asyncio.Task[None] | None = None
         process_tuning.freeze_heap()
         process_tuning.relax_gc()  # events create hundreds of objects a millisecond, without reference cycles
-        async with serve(create_app(self), self._config.host, self._config.port) as address:
+        async with serve(create_app(self), host, port) as address:
             stopped = asyncio.ensure_future(self._stop.wait())
             try:
-                self._announce(f"ready http://{address}")
+                announce(f"ready http://{address}")
                 self._lag.start()
                 self._link.start()
                 self._writer.start()
@@ -224,7 +204,7 @@ class IndexerService(Collector):
             blocker = f"waiting for Redis: {self._link.state.reason}"
         lines = [
             blocker or "ready",
-            *self._config.source.warnings(),
+            *self._source.warnings(),
             *([] if connected else ["Redis is away; changes wait"]),
             *self._memory.warnings(),
             *(f"the writer is behind with {key}: its engines pause" for key in self._writer.backlogged_models()),
@@ -233,9 +213,8 @@ class IndexerService(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yields every family of metrics."""
-        members = self.indexer.members()
-        yield from _counters(self.indexer.counts(members))
-        yield from _gauges(members)
+        yield from _counters(self.indexer.store.counts)
+        yield from _gauges(self.indexer.members())
         led, models = self._led_models(), () if self._fleet is None else self._fleet.models
         leads = [(key, float(key in led)) for key in sorted(models)]
         yield _family(GaugeMetricFamily, "leads", "1 if this process writes the model's index", leads)
@@ -265,7 +244,7 @@ class IndexerService(Collector):
         return frozenset(key for key in models if self._writer.is_leader(key))
 
     async def _follow_fleet(self) -> None:
-        async for fleet in self._config.source.watch():
+        async for fleet in self._source.watch():
             self._fleet = fleet
             self._credentials.update_fleet(fleet)
             self.indexer.update_fleet(fleet)

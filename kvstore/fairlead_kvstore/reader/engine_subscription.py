@@ -32,7 +32,6 @@ can. It drops those that do not fit into its socket's queue.
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -159,7 +158,7 @@ class EngineSubscription:
 
     position: the position of an earlier indexer whose snapshot the block store has restored.
 
-    counts: since it began, by the names of ``COUNTERS``; unreadable messages as
+    counts: of its model, by the names of ``COUNTERS``; unreadable messages as
     ``unreadable:REASON``.
     lag_seconds: delay of the last batch, by the engine's and this process's clocks.
     """
@@ -177,7 +176,7 @@ class EngineSubscription:
         self.model_key = model_key
         self._namespace = model_key.partition("/")[0]
         self.endpoints = endpoints
-        self.counts: Counter[str] = Counter()
+        self.counts = context.store.counts[model_key]
         self.lag_seconds: float | None = None
         self.is_connected = False
         self.problem = "not connected yet"

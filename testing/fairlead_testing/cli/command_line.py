@@ -100,13 +100,13 @@ class IndexScene:
         return {name: self._status(name) for name in self.indexer.sequencers}
 
     def _status(self, name: str) -> InstanceStatus:
-        state, wire = self.indexer.store.state(name), self.wires.get(name)
+        blocks, wire = self.indexer.store.instance(name), self.wires.get(name)
         return InstanceStatus(
             url=f"http://10.0.0.1:8000/{name}",
-            block_size=state.block_size,
+            block_size=blocks.block_size,
             replay=wire.replay if wire is not None else None,
             connected=True,
-            orphans=state.orphans,
+            orphans=blocks.orphan_count,
             following=self.indexer.sequencers[name].next_number,
         )
 

@@ -1,6 +1,8 @@
 """Events of an engine with six known blocks, and a block store that takes them at once."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from fairlead.limits import Limits
@@ -62,9 +64,40 @@ def restore_snapshot(
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class InstanceState:
+    """What a block store knows of one instance. ``counts`` are those of its model."""
+
+    epoch: int
+    complete: bool
+    reason: str
+    since: float
+    blocks: int
+    orphans: int
+    block_size: int | None
+    hybrid: bool
+    evicted_age_seconds: float | None
+    counts: Counter[str]
+
+
+def instance_state(store: BlockStore, instance: str) -> InstanceState:
+    """Returns the present state of an instance."""
+    item = store.instance(instance)
+    return InstanceState(
+        item.epoch,
+        *item.completeness.mark,
+        blocks=len(item),
+        orphans=item.orphan_count,
+        block_size=item.block_size,
+        hybrid=item.hybrid,
+        evicted_age_seconds=item.evicted_age_seconds,
+        counts=Counter(store.counts[item.model_key]),
+    )
+
+
 def cached_depths(store: BlockStore, instance: str, hashes: Sequence[int]) -> dict[StorageTier, int]:
     """Returns, for each tier, how many blocks from the start are cached in it or a faster tier."""
-    shared = shared_store_id(store.state(instance).model_key)
+    shared = shared_store_id(store.instance(instance).model_key)
     remote = store.content(shared) if shared in store else ()
     cached = {*store.content(instance), *((block_hash, StorageTier.REMOTE) for block_hash, _ in remote)}
     found, depth = dict[StorageTier, int](), 0
@@ -75,6 +108,19 @@ def cached_depths(store: BlockStore, instance: str, hashes: Sequence[int]) -> di
             depth += 1
         found[tier] = depth
     return found
+
+
+def cached_tokens(blocks: int, prompt_tokens: int, block_size: int, *, slower: int = 0) -> int:
+    """Returns the cached tokens that an engine reports for a prompt with ``blocks`` cached in the
+    GPU.
+
+    slower: blocks that are cached when slower tiers count; 0 for an engine without them.
+
+    Whole blocks count. The last token must be computed, so a block that ends with it is no hit in
+    the GPU's cache. It is a hit in vLLM's own CPU tier, which then loads the whole prompt.
+    """
+    found = max(0, min(blocks, (prompt_tokens - 1) // block_size))
+    return max(found, min(slower, prompt_tokens // block_size)) * block_size
 
 
 class SingleInstanceStore:
@@ -96,9 +142,9 @@ class SingleInstanceStore:
         return tuple(found[tier] for tier in StorageTier)
 
     @property
-    def counts(self) -> Any:
-        """Returns the counters of the instance."""
-        return self.store.state("i").counts
+    def counts(self) -> Counter[str]:
+        """Returns the counters of the model."""
+        return self.store.counts[MODEL]
 
 
 def store_with(*events: CacheEvent, limits: Limits | None = None, seconds: float = 1.0) -> SingleInstanceStore:

@@ -28,6 +28,7 @@ from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.indexer.indexer import ChangeSink
 from fairlead_kvstore.reader.event_application import apply_outcomes
 from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.kvstore.block_store import instance_state
 from fairlead_testing.kvstore.index_reader import IndexReader
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.waiting import wait_until
@@ -215,7 +216,7 @@ class IndexHarness:
         assert index is not None, self.reader.problem(MODEL)
         assert index_content(index) == store_content(self.indexer.store)
         for name in store_content(self.indexer.store):
-            state, known = self.indexer.store.state(name), index.completeness(name)
+            state, known = instance_state(self.indexer.store, name), index.completeness(name)
             assert known is not None
             assert (known.complete, known.reason) == (state.complete, state.reason)
             assert math.isclose(known.since, state.since, abs_tol=0.01)

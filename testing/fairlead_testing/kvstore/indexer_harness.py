@@ -22,12 +22,11 @@ from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
-from fairlead_kvstore.blockstore.types import InstanceState
 from fairlead_kvstore.events.types import EventFrame
 from fairlead_kvstore.index.loaded_index import LoadedIndex
 from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.reader.reader_context import ReaderRuntime
-from fairlead_testing.kvstore.block_store import cached_depths
+from fairlead_testing.kvstore.block_store import InstanceState, cached_depths, instance_state
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmq_engine import ManualLoop, ZmqEngine
 from fairlead_testing.processes import ready_process
@@ -38,7 +37,9 @@ MODEL = "default/tiny"
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """The state of one instance, from an indexer and its block store."""
+    """The state of one instance, from an indexer and its block store. ``counts`` are those of its
+    model.
+    """
 
     events: str | None
     connected: bool
@@ -140,14 +141,14 @@ class IndexerHarness:
 
     def status(self, name: str) -> EngineStatus:
         """Returns the indexer's status of an instance."""
-        status, subscription = self.indexer.instance_statuses()[name], self.indexer._members[name].subscription
+        status = self.indexer.instance_statuses()[name]
         return EngineStatus(
             status.events,
             status.connected,
             status.replaying,
             status.trouble,
-            self.store.state(name),
-            Counter() if subscription is None else subscription.counts,
+            instance_state(self.store, name),
+            self.store.counts[self.indexer._members[name].model_key],
             status.lag_seconds,
         )
 

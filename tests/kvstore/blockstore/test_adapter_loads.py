@@ -11,7 +11,7 @@ from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.decoder import decode_events
 from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, StoredEvent
 from fairlead_kvstore.events.types import StreamComplete, StreamResumed
-from fairlead_testing.kvstore.block_store import apply_batch, cached_depths, restore_snapshot
+from fairlead_testing.kvstore.block_store import apply_batch, cached_depths, instance_state, restore_snapshot
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 
 MODEL = "default/tiny"
@@ -46,7 +46,7 @@ class Loaded:
 
     def mark(self) -> tuple[bool, str]:
         """Returns whether the instance is complete, and why or why not."""
-        state = self.truth.state("i")
+        state = instance_state(self.truth, "i")
         return state.complete, state.reason
 
 
@@ -71,7 +71,7 @@ def test_another_source_drops_the_old_blocks_at_its_first_event() -> None:
     assert [type(item) for item in reported] == kinds
     assert loaded.predicted() == loaded.engine.hit_blocks(PROMPT, "bot") == 0
     assert (loaded.predicted(OTHER), loaded.predicted(PROMPT, None)) == (10, 10)
-    assert loaded.truth.state("i").blocks == 20
+    assert instance_state(loaded.truth, "i").blocks == 20
 
 
 def test_same_source_keeps_the_old_blocks_when_a_handle_shows_it() -> None:
@@ -157,7 +157,7 @@ def test_engine_that_reports_ever_new_loads_fills_no_memory() -> None:
     adapters = loaded.truth.take_snapshot("i", 0.0)[0].adapters
     assert list(adapters.loads.values()) == ["load 996", "load 997", "load 998"]
     assert len(adapters.earlier) == 128
-    assert loaded.truth.state("i").blocks == 3
+    assert instance_state(loaded.truth, "i").blocks == 3
 
 
 def test_engine_that_reloads_an_adapter_with_each_event_loses_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,12 +167,12 @@ def test_engine_that_reloads_an_adapter_with_each_event_loses_its_blocks(monkeyp
     for number in range(8):
         loaded.engine.load("bot", f"source-{number}")
         loaded.serve_prompt([7 * number] * 5)
-    assert loaded.truth.state("i").blocks == 11
+    assert instance_state(loaded.truth, "i").blocks == 11
     for number in range(8):
         loaded.engine.load("bot", f"source-{number + 8}")
         loaded.serve_prompt([7 * number] * 5)
-    assert loaded.truth.state("i").blocks < 11
-    assert not loaded.truth.state("i").complete
+    assert instance_state(loaded.truth, "i").blocks < 11
+    assert not instance_state(loaded.truth, "i").complete
 
 
 def test_engine_that_clears_a_tier_with_each_event_loses_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,16 +181,16 @@ def test_engine_that_clears_a_tier_with_each_event_loses_its_blocks(monkeypatch:
     loaded.serve_prompt(PROMPT, None)
     for now in (1.0, 100.0):
         apply_batch(loaded.truth, "i", EventBatch(0.0, [ClearedEvent("disk")] * 10), now)
-        assert loaded.truth.state("i").blocks == 10
+        assert instance_state(loaded.truth, "i").blocks == 10
     apply_batch(loaded.truth, "i", EventBatch(0.0, [ClearedEvent("disk")] * 3), 100.0)
-    assert loaded.truth.state("i").blocks == 0
+    assert instance_state(loaded.truth, "i").blocks == 0
 
 
 @pytest.mark.parametrize(("number", "name"), [(7, None), (None, "bot")])
 def test_adapters_without_names_or_numbers_are_not_credited(number: int | None, name: str | None) -> None:
     loaded = Loaded()
     apply_batch(loaded.truth, "i", numbered_event(number, 1, name), 1.0)
-    assert loaded.truth.state("i").blocks == 0
+    assert instance_state(loaded.truth, "i").blocks == 0
 
 
 def test_names_are_bounded() -> None:
@@ -200,7 +200,7 @@ def test_names_are_bounded() -> None:
         loaded.serve_prompt(PROMPT, name)
     assert [loaded.predicted(PROMPT, name) for name in ("bot", "second", "third")] == [10, 10, 0]
     apply_batch(loaded.truth, "i", numbered_event(9, 1, "x\x1b[2J"), 1.0)
-    assert loaded.truth.state("i").blocks == 20
+    assert instance_state(loaded.truth, "i").blocks == 20
 
 
 def test_loads_are_part_of_the_snapshot() -> None:

@@ -17,7 +17,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fairlead.limits import Limits
-from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, cached_tokens, chain_root
+from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, CompletenessChanged, InstanceCleared
 from fairlead_kvstore.blockstore.snapshot import RowParts
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
@@ -26,7 +26,7 @@ from fairlead_kvstore.blockstore.types import EngineSleep, InstanceSnapshot
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import EventFrame, StreamOutcome, StreamPosition
 from fairlead_kvstore.reader.event_application import apply_outcomes
-from fairlead_testing.kvstore.block_store import cached_depths, restore_snapshot
+from fairlead_testing.kvstore.block_store import cached_depths, cached_tokens, instance_state, restore_snapshot
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 
 NIGHTLY = settings().max_examples > 1_000
@@ -222,8 +222,10 @@ class FaultyStream(RuleBasedStateMachine):
     def the_copy_is_the_truth(self) -> None:
         if hasattr(self, "truth"):
             assert self.copy == set(self.truth.content("i"))
-            assert self.marked in (None, self.truth.state("i").complete)
-            assert self.truth.block_count == self.truth.state("i").blocks <= self.limits.kv_blocks_per_instance
+            assert self.marked in (None, instance_state(self.truth, "i").complete)
+            assert (
+                self.truth.block_count == instance_state(self.truth, "i").blocks <= self.limits.kv_blocks_per_instance
+            )
 
     def teardown(self) -> None:
         if hasattr(self, "truth"):
@@ -237,7 +239,7 @@ class FaultyStream(RuleBasedStateMachine):
             for own, value in zip(named(tokens, adapter, salt), values, strict=True):
                 known[own] = self.engine.has_block(value)
         assert not [own for own in held if not known.get(own, True)], "ghosts"
-        complete = self.truth.state("i").complete
+        complete = instance_state(self.truth, "i").complete
         for tokens, adapter, salt in self.prompts:
             depth = cached_depths(self.truth, "i", named(tokens, adapter, salt))[StorageTier.GPU]
             predicted = cached_tokens(depth, len(tokens), SIZE)

@@ -23,7 +23,7 @@ from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.blockstore.types import InstanceSnapshot
 from fairlead_kvstore.events.payloads import CacheEvent, ClearedEvent, EventBatch, RemovedEvent, StoredEvent
 from fairlead_kvstore.events.types import BatchesLost, StreamResumed
-from fairlead_testing.kvstore.block_store import apply_batch, cached_depths, restore_snapshot
+from fairlead_testing.kvstore.block_store import apply_batch, cached_depths, instance_state, restore_snapshot
 
 NIGHTLY = settings().max_examples > 1_000
 MODEL = "default/tiny"
@@ -158,13 +158,13 @@ class AgainstNaive(RuleBasedStateMachine):
         kept, rows = self.truth.take_snapshot("i", wall)
         kept = msgspec.msgpack.decode(msgspec.msgpack.encode(kept), type=InstanceSnapshot)
         self.now += wall
-        before, self.truth = self.truth.state("i"), BlockStore(limits=LIMITS)
+        before, self.truth = instance_state(self.truth, "i"), BlockStore(limits=LIMITS)
         self.truth.attach("i", MODEL, self.now)
         assert restore_snapshot(self.truth, "i", kept, rows, 0.0, self.now) == [
             changes.CompletenessChanged("i", False, "the indexer restarted", self.now)
         ]
         self.truth.apply_at_once("i", StreamResumed("the same process continues"), self.now)
-        after = self.truth.state("i")
+        after = instance_state(self.truth, "i")
         assert (after.complete, after.reason, after.since - before.since) == (before.complete, before.reason, wall)
         self.naive.waiting.clear()
         self.naive.gone.clear()
@@ -181,7 +181,7 @@ class AgainstNaive(RuleBasedStateMachine):
         assert self.copy <= expected
         assert self.late_copy <= expected
         assert self.ALIASES > 1 or self.copy == expected
-        state = self.truth.state("i")
+        state = instance_state(self.truth, "i")
         assert state.blocks == len(self.naive.rows) == self.truth.block_count
         assert state.orphans == sum(len(path) - first for path, first, *_ in self.naive.waiting)
 

@@ -6,13 +6,13 @@ from fairlead.errors import BadInput
 from fairlead_kvstore.blockstore.block_hash import (
     block_extras,
     block_hashes,
-    cached_tokens,
     chain_root,
     engine_hash,
     extra_bytes,
     hash_with_extras,
     token_bytes,
 )
+from fairlead_testing.kvstore.block_store import cached_tokens
 
 START = chain_root("default/tiny")
 

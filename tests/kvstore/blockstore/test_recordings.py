@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from fairlead_kvstore.blockstore import changes
-from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, cached_tokens, chain_root
+from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.blockstore.types import EngineSleep
@@ -16,7 +16,7 @@ from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, RemovedEv
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import AcceptBatch, EventFrame, ProcessRestarted, StreamComplete
 from fairlead_kvstore.reader.event_application import apply_outcomes
-from fairlead_testing.kvstore.block_store import apply_batch, cached_depths
+from fairlead_testing.kvstore.block_store import apply_batch, cached_depths, cached_tokens, instance_state
 
 RECORDINGS = Path(__file__).parents[2] / "recordings" / "vllm" / "kv-events"
 MODEL = "default/tiny"
@@ -163,10 +163,10 @@ def test_blocks_of_a_running_prefill_appear_chunk_by_chunk() -> None:
 def test_clear_makes_an_instance_complete_for_late_readers() -> None:
     reading = Reading("a-scenarios")
     reading.upto(23)
-    assert not reading.truth.state("i").complete
+    assert not instance_state(reading.truth, "i").complete
     reading.upto(24)
-    assert reading.truth.state("i").complete
-    assert reading.truth.state("i").blocks == 1
+    assert instance_state(reading.truth, "i").complete
+    assert instance_state(reading.truth, "i").blocks == 1
 
 
 def test_stored_minus_removed_blocks_are_cached_under_eviction_and_preemption() -> None:
@@ -178,7 +178,7 @@ def test_stored_minus_removed_blocks_are_cached_under_eviction_and_preemption() 
         if not isinstance(event, ClearedEvent):
             for value in event.block_hashes:
                 blocks[value] = blocks.get(value, 0) + (1 if isinstance(event, StoredEvent) else -1)
-    state = reading.truth.state("i")
+    state = instance_state(reading.truth, "i")
     assert sum(count for count in blocks.values() if count > 0) == 39
     assert [count for count in blocks.values() if count < 0] == [-1] * 4  # stored before the subscriber came
     assert state.blocks + state.orphans - _gone_orphans(reading) == 39
@@ -194,10 +194,10 @@ def _gone_orphans(reading: Reading) -> int:
 def test_orphans_are_linked_when_their_parent_is_reported() -> None:
     reading = Reading("b-eviction-restart")
     reading.upto(117)
-    assert reading.truth.state("i").orphans == 15
+    assert instance_state(reading.truth, "i").orphans == 15
     reading.upto(118)  # the whole prompt is stored again, from its start
-    state = reading.truth.state("i")
-    assert (state.orphans, state.counts.linked) == (0, 15)
+    state = instance_state(reading.truth, "i")
+    assert (state.orphans, state.counts["linked"]) == (0, 15)
 
 
 def test_eviction_takes_the_end_of_the_oldest_prompt() -> None:
@@ -231,10 +231,10 @@ def test_restart_on_the_same_port_ends_the_epoch() -> None:
         outcomes = stream.on_live_frame(EventFrame(b"", number, payload))
         apply_outcomes(truth, "i", outcomes, float(number))
         if number == 121:
-            assert truth.state("i").blocks == 39
+            assert instance_state(truth, "i").blocks == 39
         if number == 0:
             assert [type(outcome) for outcome in outcomes] == [ProcessRestarted, StreamComplete, AcceptBatch]
-    state = truth.state("i")
+    state = instance_state(truth, "i")
     assert (state.epoch, state.blocks, state.complete) == (2, 4, True)
     chain = block_hashes(chain_root(MODEL), list(range(100, 250)), SIZE)
     assert cached_depths(truth, "i", chain)[StorageTier.GPU] == 4

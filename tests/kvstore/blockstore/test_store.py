@@ -18,6 +18,7 @@ from fairlead_testing.kvstore.block_store import (
     SingleInstanceStore,
     apply_batch,
     change_summary,
+    instance_state,
     removed_event,
     restore_snapshot,
     store_with,
@@ -164,10 +165,10 @@ def test_block_with_very_many_handles_is_searched_once_and_leaves_no_ghost() -> 
 def test_orphans_wait_for_all_ancestors() -> None:
     index = SingleInstanceStore()
     assert index.apply(stored_event(4, 5)) == index.apply(stored_event(2, 3)) == []
-    assert (index.store.state("i").orphans, index.depths()[0]) == (4, 0)
+    assert (instance_state(index.store, "i").orphans, index.depths()[0]) == (4, 0)
     reported = index.apply(stored_event(0, 1))
     assert change_summary(reported) == [("BlocksStored", [0, 1, 2, 3, 4, 5])]
-    assert (index.store.state("i").orphans, index.counts.linked, index.depths()[0]) == (0, 4, 6)
+    assert (instance_state(index.store, "i").orphans, index.counts["linked"], index.depths()[0]) == (0, 4, 6)
 
 
 def test_orphan_removed_while_waiting_is_not_added() -> None:
@@ -181,7 +182,7 @@ def test_orphans_are_bounded_and_the_oldest_are_dropped() -> None:
     index = store_with(
         stored_event(4, 5), stored_event(2, 3), stored_event(1, 1), limits=Limits(kv_orphans_per_instance=4)
     )
-    assert index.store.state("i").orphans == 3
+    assert instance_state(index.store, "i").orphans == 3
     index.apply(stored_event(0, 0))
     assert index.depths()[0] == 4
 
@@ -193,7 +194,7 @@ def test_orphans_are_bounded_in_bytes() -> None:
         stored_event(1, 1, extra_keys=[["x" * 12]]),
         limits=Limits(kv_orphans_bytes=40),
     )
-    assert index.store.state("i").orphans == 3
+    assert instance_state(index.store, "i").orphans == 3
 
 
 def test_full_report_of_a_hit_links_orphans_of_a_late_reader() -> None:
@@ -208,7 +209,7 @@ def test_clear_drops_all_tiers() -> None:
     index = store_with(stored_event(0, 2), stored_event(0, 1, medium="CPU"))
     reported = index.apply(ClearedEvent())
     assert [type(change) for change in reported] == [changes.InstanceCleared, changes.CompletenessChanged]
-    assert (index.store.state("i").complete, index.depths()) == (True, (0, 0, 0, 0))
+    assert (instance_state(index.store, "i").complete, index.depths()) == (True, (0, 0, 0, 0))
 
 
 def test_clear_of_a_named_tier_clears_only_that() -> None:
@@ -224,7 +225,7 @@ def test_sleeping_engine_has_no_blocks_whatever_arrives_late() -> None:
     assert [type(change) for change in reported] == [changes.InstanceCleared, changes.CompletenessChanged]
     assert index.apply(stored_event(3, 5), stored_event(0, 0), removed_event(0), ClearedEvent("CPU")) == []
     index.store.apply_at_once("i", StreamComplete("the first batch that the engine published"), index.now)
-    state = index.store.state("i")
+    state = instance_state(index.store, "i")
     assert (state.complete, state.blocks, state.orphans) == (False, 0, 0)
     assert "fell asleep" in state.reason
 
@@ -234,9 +235,9 @@ def test_engine_that_woke_up_is_complete_with_its_own_clear() -> None:
     index.store.apply_at_once("i", EngineSleep(is_asleep=True), index.now)
     index.apply(stored_event(3, 3), seconds=600.0)
     assert index.store.apply_at_once("i", EngineSleep(is_asleep=False), index.now) == []
-    assert (index.store.state("i").complete, index.depths()[0]) == (False, 0)
+    assert (instance_state(index.store, "i").complete, index.depths()[0]) == (False, 0)
     index.apply(ClearedEvent(), stored_event(0, 1))
-    assert (index.store.state("i").complete, index.depths()[0]) == (True, 2)
+    assert (instance_state(index.store, "i").complete, index.depths()[0]) == (True, 2)
 
 
 def test_engine_that_clears_before_it_is_known_to_be_awake_keeps_its_new_blocks() -> None:
@@ -245,7 +246,7 @@ def test_engine_that_clears_before_it_is_known_to_be_awake_keeps_its_new_blocks(
     index.apply(stored_event(3, 3), ClearedEvent(), stored_event(0, 1))
     assert index.store.apply_at_once("i", EngineSleep(is_asleep=False), index.now) == []
     index.apply(stored_event(2, 2))
-    assert (index.store.state("i").complete, index.depths()[0]) == (True, 3)
+    assert (instance_state(index.store, "i").complete, index.depths()[0]) == (True, 3)
 
 
 def test_engine_that_wakes_up_without_a_report_of_the_clear_is_incomplete() -> None:
@@ -258,20 +259,20 @@ def test_engine_that_wakes_up_without_a_report_of_the_clear_is_incomplete() -> N
     index.store.apply_at_once("i", EngineSleep(is_asleep=True), index.now)
     index.store.apply_at_once("i", EngineSleep(is_asleep=False), index.now)
     index.apply(stored_event(3, 5), seconds=600.0)
-    state = index.store.state("i")
+    state = instance_state(index.store, "i")
     assert (state.complete, state.blocks, state.orphans) == (False, 0, 3)
     index.apply(ClearedEvent(), stored_event(0, 1))
-    assert index.store.state("i").complete
+    assert instance_state(index.store, "i").complete
 
 
 def test_restart_begins_an_epoch_without_old_handles() -> None:
     index = store_with(stored_event(0, 2))
     reported = index.store.apply_at_once("i", ProcessRestarted("the numbers went back"), 5.0)
     assert [type(change) for change in reported] == [changes.InstanceCleared, changes.CompletenessChanged]
-    assert index.store.state("i").epoch == 2
+    assert instance_state(index.store, "i").epoch == 2
     assert index.apply(removed_event(0)) == []
     index.apply(stored_event(3, 3))
-    assert (index.depths()[0], index.store.state("i").orphans) == (0, 1)
+    assert (index.depths()[0], instance_state(index.store, "i").orphans) == (0, 1)
 
 
 def test_lost_batches_drop_all_blocks() -> None:
@@ -279,7 +280,7 @@ def test_lost_batches_drop_all_blocks() -> None:
     index.store.apply_at_once("i", StreamComplete("the first batch that the engine published"), 0.0)
     index.apply(stored_event(0, 2))
     index.store.apply_at_once("i", BatchesLost(4, 9, "the replay starts later than requested"), 7.0)
-    state = index.store.state("i")
+    state = instance_state(index.store, "i")
     assert (state.complete, state.since, state.blocks) == (False, 7.0, 0)
     assert "4 to 9" in state.reason
 
@@ -289,10 +290,10 @@ def test_suspended_instance_is_incomplete_until_resumed() -> None:
     index.store.apply_at_once("i", StreamComplete("the first batch that the engine published"), 0.0)
     index.apply(stored_event(0, 2))
     index.store.apply_at_once("i", StreamSuspended("disconnected"), 5.0)
-    state = index.store.state("i")
+    state = instance_state(index.store, "i")
     assert (state.complete, state.reason, state.blocks) == (False, "disconnected", 3)
     index.store.apply_at_once("i", StreamResumed("the same process continues"), index.now)
-    state = index.store.state("i")
+    state = instance_state(index.store, "i")
     assert (state.complete, state.since, index.depths()[0]) == (True, 0.0, 3)
 
 
@@ -301,9 +302,9 @@ def test_clear_while_suspended_counts_after_resume() -> None:
     index.store.apply_at_once("i", StreamSuspended("disconnected"), 5.0)
     index.store.apply_at_once("i", EngineSleep(is_asleep=True), 5.5)
     index.apply(ClearedEvent())
-    assert (index.store.state("i").complete, index.depths()[0]) == (False, 0)
+    assert (instance_state(index.store, "i").complete, index.depths()[0]) == (False, 0)
     index.store.apply_at_once("i", StreamResumed("the same process continues"), index.now)
-    assert index.store.state("i").complete
+    assert instance_state(index.store, "i").complete
 
 
 # --- ages and memory ----------------------------------------------------------------------------------------------------
@@ -320,17 +321,17 @@ def test_ages_follow_stores_and_uses() -> None:
     assert [stored_at(block) for block in range(3)] == [48.0, 48.0, 48.0]
     index.apply(stored_event(0, 0, base=5000, extra_keys=[["other"]]), seconds=48.0)
     assert stored_at(0) == 48.0
-    index.store.touch("i", BLOCK_HASHES[:2], 96.0)
+    index.store.model(MODEL).touch("i", BLOCK_HASHES[:2], 96.0)
     assert [stored_at(block) for block in range(3)] == [96.0, 96.0, 48.0]
 
 
 def test_evicted_age_is_learned_from_removals() -> None:
     index = store_with(stored_event(0, 5), seconds=0.0)
-    assert index.store.state("i").evicted_age_seconds is None
+    assert instance_state(index.store, "i").evicted_age_seconds is None
     index.apply(removed_event(5), seconds=64.0)
-    assert index.store.state("i").evicted_age_seconds == 64.0
+    assert instance_state(index.store, "i").evicted_age_seconds == 64.0
     index.apply(removed_event(4), seconds=32.0)
-    assert index.store.state("i").evicted_age_seconds == pytest.approx(64.0 + 32.0 * 0.05)
+    assert instance_state(index.store, "i").evicted_age_seconds == pytest.approx(64.0 + 32.0 * 0.05)
 
 
 def test_sleep_does_not_affect_the_next_process() -> None:
@@ -345,14 +346,14 @@ def test_instance_above_its_bound_evicts_oldest_ends_and_is_incomplete() -> None
     index = SingleInstanceStore(Limits(kv_blocks_per_instance=6))
     index.store.apply_at_once("i", StreamComplete("the first batch that the engine published"), 0.0)
     index.apply(stored_event(0, 5), seconds=0.0)
-    index.store.touch("i", BLOCK_HASHES[:3], 50.0)
+    index.store.model(MODEL).touch("i", BLOCK_HASHES[:3], 50.0)
     reported = index.apply(stored_event(0, 0, base=5000, extra_keys=[["other"]]), seconds=60.0)
     assert ("BlocksRemoved", [5]) in change_summary(reported)
-    state = index.store.state("i")
-    assert (state.complete, state.counts.dropped, state.blocks, index.depths()[0]) == (False, 1, 6, 5)
+    state = instance_state(index.store, "i")
+    assert (state.complete, state.counts["dropped"], state.blocks, index.depths()[0]) == (False, 1, 6, 5)
     assert index.store.block_count == 6
     index.apply(ClearedEvent())
-    assert index.store.state("i").complete
+    assert instance_state(index.store, "i").complete
 
 
 def test_total_bound_evicts_from_the_largest_instance() -> None:
@@ -371,10 +372,10 @@ def test_one_namespace_cannot_push_out_the_blocks_of_others() -> None:
             name = f"{model}{number}"
             index.store.attach(name, f"flood/{model}", 0.0)
             index.apply(stored_event(0, 2), instance=name)
-    states = [index.store.state(name) for name in ("i", "x0", "y7")]
-    assert (index.depths()[0], states[0].counts.dropped) == (6, 0)
+    states = [instance_state(index.store, name) for name in ("i", "x0", "y7")]
+    assert (index.depths()[0], states[0].counts["dropped"]) == (6, 0)
     assert index.store.block_count == 16
-    sums = [sum(index.store.state(f"{model}{number}").blocks for number in range(8)) for model in ("x", "y")]
+    sums = [sum(instance_state(index.store, f"{model}{number}").blocks for number in range(8)) for model in ("x", "y")]
     assert (sum(sums), min(sums)) in ((10, 4), (10, 5)), "models of one namespace share what it has"
 
 
@@ -409,7 +410,7 @@ def test_detached_instance_leaves_nothing() -> None:
     ]
     assert (index.store.block_count, index.store.bytes) == (0, 0)
     with pytest.raises(KeyError):
-        index.store.state("i")
+        instance_state(index.store, "i")
 
 
 def test_offloaded_blocks_take_the_block_hash_of_their_handle() -> None:
@@ -541,18 +542,18 @@ def test_only_the_full_attention_group_counts() -> None:
     assert index.depths()[0] == 4
     index.apply(RemovedEvent([1003], "GPU", 0))
     assert index.depths()[0] == 3
-    assert index.store.state("i").hybrid
+    assert instance_state(index.store, "i").hybrid
 
 
 def test_model_without_full_attention_is_not_credited() -> None:
     index = store_with(stored_event(0, 3, kv_cache_spec_kind="sliding_window"))
-    assert (index.depths()[0], index.store.state("i").hybrid) == (0, True)
+    assert (index.depths()[0], instance_state(index.store, "i").hybrid) == (0, True)
 
 
 @pytest.mark.parametrize("kind", [None, "unknown", "full_attention", "mla_attention", "sink_full_attention"])
 def test_attention_kinds_that_count(kind: str | None) -> None:
     index = store_with(stored_event(0, 1, kv_cache_spec_kind=kind))
-    assert (index.depths()[0], index.store.state("i").hybrid) == (2, False)
+    assert (index.depths()[0], instance_state(index.store, "i").hybrid) == (2, False)
 
 
 # --- the blocks of a model -----------------------------------------------------------------------------------------------

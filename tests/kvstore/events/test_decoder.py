@@ -12,7 +12,7 @@ from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import EventsError, MalformedEvents, OversizedEvents
 from fairlead_kvstore.events.decoder import decode_events
 from fairlead_kvstore.events.payloads import ClearedEvent, RemovedEvent, StoredEvent
-from fairlead_testing.kvstore.block_store import apply_batch
+from fairlead_testing.kvstore.block_store import apply_batch, instance_state
 
 pack = msgspec.msgpack.encode
 STORED: dict[str, Any] = {
@@ -211,7 +211,7 @@ def test_decoded_batches_can_be_applied(events: list[Any], rank: Any) -> None:
         return
     for now in (1.0, 2.0):
         apply_batch(truth, "i", batch, now)
-    assert truth.state("i").blocks == truth.block_count
+    assert instance_state(truth, "i").blocks == truth.block_count
 
 
 @given(st.data())

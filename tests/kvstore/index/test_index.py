@@ -16,6 +16,7 @@ from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.loaded_index import LoadedIndex
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.kvstore.block_store import instance_state
 from fairlead_testing.kvstore.index_harness import (
     EVENTS_KEY,
     INDEX_KEY,
@@ -149,7 +150,7 @@ async def test_new_indexer_continues_from_the_state_of_a_killed_one(server: Valk
         world.assert_index_matches()
         for name, engine in world.engines.items():
             assert len(store_content(world.indexer.store)[name]) == len(engine._cached), "nothing lost, no ghost"
-            assert world.indexer.store.state(name).complete
+            assert instance_state(world.indexer.store, name).complete
         assert any(before.values())
 
 

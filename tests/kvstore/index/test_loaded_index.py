@@ -16,7 +16,7 @@ from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.payloads import CacheEvent, ClearedEvent, EventBatch, RemovedEvent, StoredEvent
 from fairlead_kvstore.events.types import BatchesLost
 from fairlead_kvstore.index.loaded_index import BlockCounts, InstanceMatch, KnownCompleteness, LoadedIndex
-from fairlead_testing.kvstore.block_store import apply_batch, cached_depths
+from fairlead_testing.kvstore.block_store import apply_batch, cached_depths, instance_state
 
 MODEL = "default/tiny"
 NAMES = ("a", "b", "c", "d")
@@ -133,7 +133,7 @@ class AgainstTruth(RuleBasedStateMachine):
             if name not in self.truth:
                 assert known is None
             else:
-                state = self.truth.state(name)
+                state = instance_state(self.truth, name)
                 assert known == KnownCompleteness(state.complete, state.reason, state.since)
 
 

@@ -24,6 +24,7 @@ from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.recovery import recover_index
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis.backends import Command
+from fairlead_testing.kvstore.block_store import instance_state
 from fairlead_testing.kvstore.index_harness import FINGERPRINT, InMemoryIndexer, index_content
 from fairlead_testing.kvstore.index_reader import IndexReader
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
@@ -253,7 +254,7 @@ class Faults(RuleBasedStateMachine):
         content = index_content(index)
         assert content.keys() == truth.keys()
         for name, held in truth.items():
-            state, known = leader.store.state(name), index.completeness(name)
+            state, known = instance_state(leader.store, name), index.completeness(name)
             assert known is not None
             if "cannot be read" in known.reason:  # it was poisoned, and has not changed since
                 assert content[name] <= held
@@ -275,7 +276,7 @@ class Faults(RuleBasedStateMachine):
         gateway.start_model(MODEL, found)
         for name, held in truth.items():
             mine = set(gateway.store.content(name))
-            assert mine == held or not gateway.store.state(name).complete
+            assert mine == held or not instance_state(gateway.store, name).complete
             assert len(mine) <= len(self.engines[name]._cached), "ghosts"
 
     def teardown(self) -> None:

@@ -8,6 +8,7 @@ import pytest
 from fairlead_kvstore.index.format import header_field
 from fairlead_kvstore.index.recovery import RecoveredIndex, recover_index
 from fairlead_kvstore.redis.backends import Command
+from fairlead_testing.kvstore.block_store import instance_state
 from fairlead_testing.kvstore.index_harness import (
     FINGERPRINT,
     INDEX_KEY,
@@ -48,7 +49,7 @@ async def test_recovered_state_and_replays_equal_what_the_indexer_has(server: Va
             reader = reader_after(world, found)
             assert store_content(reader.store) == store_content(world.indexer.store)
             for name in NAMES:
-                assert reader.store.state(name).complete == world.indexer.store.state(name).complete
+                assert instance_state(reader.store, name).complete == instance_state(world.indexer.store, name).complete
         assert recovered_blocks > 100
 
 

@@ -10,7 +10,7 @@ from fairlead_kvstore.events.payloads import EventBatch, StoredEvent
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import AcceptBatch, EventFrame, StreamComplete, StreamOutcome
 from fairlead_kvstore.reader.event_application import AppliedEvents, EventApplication, apply_outcomes
-from fairlead_testing.kvstore.block_store import apply_batch
+from fairlead_testing.kvstore.block_store import apply_batch, instance_state
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 
 ADAPTER = {"block_size": 1, "lora_id": 2, "medium": "GPU", "lora_name": "a"}
@@ -36,7 +36,7 @@ def test_first_batch_makes_an_instance_complete() -> None:
     assert frame is not None
     applied = reader.follow(reader.stream.on_live_frame(frame))
     assert [type(change) for change in applied.changes] == [CompletenessChanged, BlocksStored]
-    assert (applied.batches, applied.replay_from, reader.truth.state("i").complete) == (1, None, True)
+    assert (applied.batches, applied.replay_from, instance_state(reader.truth, "i").complete) == (1, None, True)
 
 
 def test_gap_names_the_replay_start_and_changes_nothing_yet() -> None:
@@ -49,7 +49,7 @@ def test_gap_names_the_replay_start_and_changes_nothing_yet() -> None:
     assert (applied.replay_from, applied.gaps, applied.changes) == (0, 1, [])
     outcomes = [outcome for frame in [*engine.replay(0), None] for outcome in reader.stream.on_replayed_frame(frame)]
     applied = reader.follow(outcomes)
-    assert (applied.batches, applied.duplicates, reader.truth.state("i").blocks) == (2, 1, 3)
+    assert (applied.batches, applied.duplicates, instance_state(reader.truth, "i").blocks) == (2, 1, 3)
 
 
 def test_unreadable_batch_counts_as_lost() -> None:
@@ -62,7 +62,7 @@ def test_unreadable_batch_counts_as_lost() -> None:
     applied = reader.follow(reader.stream.on_live_frame(EventFrame(b"", 1, damaged)))
     assert applied.unreadable == ("removal",)
     assert [type(change) for change in applied.changes] == [InstanceCleared, CompletenessChanged]
-    assert not reader.truth.state("i").complete
+    assert not instance_state(reader.truth, "i").complete
 
 
 def test_disconnect_marks_the_instance_until_the_process_is_proved() -> None:
@@ -71,16 +71,16 @@ def test_disconnect_marks_the_instance_until_the_process_is_proved() -> None:
     engine.publish()
     reader.follow(reader.stream.on_live_frame(engine.frames[0]))
     reader.follow(reader.stream.on_disconnected())
-    assert reader.truth.state("i").reason == "disconnected"
+    assert instance_state(reader.truth, "i").reason == "disconnected"
     assert reader.follow(reader.stream.on_connected()).replay_from == 0
     reader.follow(
         [outcome for frame in [*engine.replay(0), None] for outcome in reader.stream.on_replayed_frame(frame)]
     )
-    assert (reader.truth.state("i").complete, reader.truth.state("i").epoch) == (True, 1)
+    assert (instance_state(reader.truth, "i").complete, instance_state(reader.truth, "i").epoch) == (True, 1)
     reader.follow(reader.stream.on_disconnected())
     applied = reader.follow(reader.stream.on_replaced("its pod is another one"))
     assert applied.restarts == 1
-    assert (reader.truth.state("i").epoch, reader.truth.state("i").blocks) == (2, 0)
+    assert (instance_state(reader.truth, "i").epoch, instance_state(reader.truth, "i").blocks) == (2, 0)
 
 
 def large_frame(number: int, first: int, blocks: int = 600) -> AcceptBatch:
@@ -115,7 +115,7 @@ def test_large_batch_is_applied_in_slices_in_order() -> None:
         if any(isinstance(change, CompletenessChanged) for change in applied.changes):
             completed_at = sum(grown)
     assert max(grown) <= 64
-    assert (sum(grown), store.state("i").blocks, application.waiting_bytes) == (1_200, 1_200, 0)
+    assert (sum(grown), instance_state(store, "i").blocks, application.waiting_bytes) == (1_200, 1_200, 0)
     assert completed_at is not None and 600 <= completed_at < 700  # noqa: PT018
 
 
@@ -135,12 +135,12 @@ def test_clears_of_one_batch_are_applied_a_few_at_a_time() -> None:
 def test_sleep_between_two_slices_leaves_no_block_of_the_batch() -> None:
     store, application = sliced_application()
     application.add([large_frame(0, 1)])
-    while store.state("i").blocks < 100:
+    while instance_state(store, "i").blocks < 100:
         application.run(1.0, 512)
     application.add([EngineSleep(is_asleep=True), large_frame(1, 1)])
     while application.is_busy:
         application.run(1.0, 512)
-    assert store.state("i").blocks == 0
+    assert instance_state(store, "i").blocks == 0
 
 
 def test_reload_of_an_adapter_with_many_blocks_takes_many_short_steps() -> None:
@@ -169,7 +169,7 @@ def test_clear_of_a_tier_with_many_blocks_takes_many_short_steps() -> None:
         applied = application.run(1.0, 512)
         steps += 1
         assert sum(len(change.hashes) for change in applied.changes if isinstance(change, BlocksRemoved)) <= 512
-    assert (steps >= 10, store.state("i").blocks) == (True, 0)
+    assert (steps >= 10, instance_state(store, "i").blocks) == (True, 0)
 
 
 def test_orphans_of_one_parent_are_linked_in_many_short_steps() -> None:
@@ -181,7 +181,7 @@ def test_orphans_of_one_parent_are_linked_in_many_short_steps() -> None:
     while application.is_busy:
         applied = application.run(1.0, 512)
         most = max(most, sum(len(change.hashes) for change in applied.changes if isinstance(change, BlocksStored)))
-    assert (store.state("i").blocks, store.state("i").orphans) == (5_001, 0)
+    assert (instance_state(store, "i").blocks, instance_state(store, "i").orphans) == (5_001, 0)
     assert most <= 1_024
 
 
@@ -197,4 +197,4 @@ def test_eviction_of_a_large_overflow_takes_many_short_steps() -> None:
     while application.is_busy:
         applied = application.run(100.0, 512)
         most = max(most, sum(len(change.hashes) for change in applied.changes if isinstance(change, BlocksRemoved)))
-    assert (most, store.state("i").blocks <= 20_000) == (1_024, True)
+    assert (most, instance_state(store, "i").blocks <= 20_000) == (1_024, True)

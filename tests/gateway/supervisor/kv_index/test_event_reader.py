@@ -83,7 +83,7 @@ async def test_blocks_that_an_indexer_left_are_there_before_an_engine_answers(se
             known = blocks.completeness(name)
             assert known is not None
             assert not known[0], "not before its stream resumes"
-        assert blocks.block_size(NAMES[0]) == world.indexer.store.state(NAMES[0]).block_size
+        assert blocks.block_size(NAMES[0]) == world.indexer.store.instance(NAMES[0]).block_size
         assert blocks.tiers("unknown", 1) == 0
         assert blocks.completeness("unknown") is blocks.block_size("unknown") is None
         found.reader.update_fleet(fleet(), [])
