@@ -8,7 +8,7 @@ be sent to `/tokenize`. A request with one of them gets no query.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -24,44 +24,20 @@ MODELS_PATH: Final = "/v1/models"
 _MEDIA_PATTERN: Final = re.compile(rb'"(?:image|audio|video|file)[a-z_]*"|"input_(?:image|audio|file)"')
 
 
-class _TemplateFields(msgspec.Struct, kw_only=True):
-    """The fields of a chat that the engine's template uses; sent to `/tokenize` unchanged."""
-
-    messages: Raw
-    tools: Raw | UnsetType = UNSET
-    chat_template: Raw | UnsetType = UNSET
-    chat_template_kwargs: Raw | UnsetType = UNSET
-    add_generation_prompt: Raw | UnsetType = UNSET
-    continue_final_message: Raw | UnsetType = UNSET
-    add_special_tokens: Raw | UnsetType = UNSET
-
-
-class _ChatPrompt(_TemplateFields, kw_only=True):
-    cache_salt: str | None = None
-    documents: Raw | UnsetType = UNSET
-    reasoning_effort: Raw | UnsetType = UNSET
-    truncate_prompt_tokens: Raw | UnsetType = UNSET
-    kv_transfer_params: Raw | UnsetType = UNSET
-
-
-class _CompletionPrompt(msgspec.Struct):
-    prompt: Raw
-    add_special_tokens: Raw | UnsetType = UNSET
-    cache_salt: str | None = None
-    suffix: Raw | UnsetType = UNSET
-    truncate_prompt_tokens: Raw | UnsetType = UNSET
-    prompt_embeds: Raw | UnsetType = UNSET
-    kv_transfer_params: Raw | UnsetType = UNSET
-
-
-class _ChatTokenizeRequest(_TemplateFields, kw_only=True):
-    model: str
-
-
-class _TextTokenizeRequest(msgspec.Struct):
-    model: str
-    prompt: Raw
-    add_special_tokens: Raw | UnsetType = UNSET
+_CHAT_FIELDS: Final = (
+    *("messages", "tools", "chat_template", "chat_template_kwargs"),
+    *("add_generation_prompt", "continue_final_message", "add_special_tokens"),
+)
+"""The fields of a chat that the engine's template uses; sent to `/tokenize` unchanged."""
+_TEXT_FIELDS: Final = ("prompt", "add_special_tokens")
+_UNSUPPORTED_CHAT_FIELDS: Final = ("documents", "reasoning_effort", "truncate_prompt_tokens", "kv_transfer_params")
+_UNSUPPORTED_TEXT_FIELDS: Final = ("suffix", "truncate_prompt_tokens", "prompt_embeds", "kv_transfer_params")
+"""Fields that change a prompt, and that `/tokenize` does not know."""
+_ALL_FIELDS: Final = {*_CHAT_FIELDS, *_TEXT_FIELDS, *_UNSUPPORTED_CHAT_FIELDS, *_UNSUPPORTED_TEXT_FIELDS}
+_Prompt: Final = msgspec.defstruct(
+    "_Prompt", [("cache_salt", str | None, None), *((name, Raw | UnsetType, UNSET) for name in sorted(_ALL_FIELDS))]
+)
+"""The body of a request, without all other fields."""
 
 
 class _TokenizeResponse(msgspec.Struct):
@@ -96,8 +72,7 @@ class TokenizeQuery:
     add_special_tokens: bool = True
 
 
-_CHAT_DECODER: Final = msgspec.json.Decoder(_ChatPrompt)
-_COMPLETION_DECODER: Final = msgspec.json.Decoder(_CompletionPrompt)
+_PROMPT_DECODER: Final = msgspec.json.Decoder(_Prompt)
 _TOKEN_IDS_DECODER: Final = msgspec.json.Decoder(list[int])
 _TOKENIZE_RESPONSE_DECODER: Final = msgspec.json.Decoder(_TokenizeResponse)
 _MODEL_LIST_DECODER: Final = msgspec.json.Decoder(_ModelList)
@@ -112,11 +87,7 @@ def tokenize_query(kind: str, body: bytes, model: str) -> TokenizeQuery | None:
     model: the name of the model at the engine.
     """
     try:
-        return (
-            _chat_query(_CHAT_DECODER.decode(body), model)
-            if kind == CHAT_SAMPLE
-            else _completion_query(_COMPLETION_DECODER.decode(body), model)
-        )
+        return _query(_PROMPT_DECODER.decode(body), model, is_chat=kind == CHAT_SAMPLE)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
@@ -165,35 +136,21 @@ def numbers_before(text: bytes, ends: Sequence[int]) -> list[int]:
     return counts
 
 
-def _chat_query(chat: _ChatPrompt, model: str) -> TokenizeQuery | None:
-    """Returns the query of a chat; None if `/tokenize` would not give the tokens of its prompt.
+def _query(body: Any, model: str, *, is_chat: bool) -> TokenizeQuery | None:
+    """Returns the query of a request; None if `/tokenize` would not give the tokens of its prompt.
 
-    It knows none of the fields in `unsupported`, and no pictures.
+    It knows no pictures.
     """
-    unsupported = (chat.documents, chat.reasoning_effort, chat.truncate_prompt_tokens, chat.kv_transfer_params)
-    if any(field is not UNSET for field in unsupported):
-        return None
-    if _MEDIA_PATTERN.search(bytes(chat.messages)):
-        return None
-    fields = {name: getattr(chat, name) for name in _TemplateFields.__struct_fields__}
-    request = _ChatTokenizeRequest(model=model, **fields)
-    return TokenizeQuery(_encode(request), salt=chat.cache_salt or None)
-
-
-def _completion_query(completion: _CompletionPrompt, model: str) -> TokenizeQuery | None:
-    unsupported = (
-        completion.suffix,
-        completion.truncate_prompt_tokens,
-        completion.prompt_embeds,
-        completion.kv_transfer_params,
+    known, unsupported = (
+        (_CHAT_FIELDS, _UNSUPPORTED_CHAT_FIELDS) if is_chat else (_TEXT_FIELDS, _UNSUPPORTED_TEXT_FIELDS)
     )
-    if any(field is not UNSET for field in unsupported):
+    fields = {name: value for name in known if (value := getattr(body, name)) is not UNSET}
+    if known[0] not in fields or any(getattr(body, name) is not UNSET for name in unsupported):
         return None
-    prompt, salt = bytes(completion.prompt), completion.cache_salt or None
-    if prompt[:1] == b'"':
-        request = _encode(_TextTokenizeRequest(model, completion.prompt, completion.add_special_tokens))
-        special = completion.add_special_tokens
-        return TokenizeQuery(
-            request, salt=salt, prompt=prompt, add_special_tokens=special is UNSET or bytes(special) == b"true"
-        )
-    return TokenizeQuery(None, tuple(_TOKEN_IDS_DECODER.decode(prompt)), prompt[1:-1], salt)
+    request, salt, prompt = _encode({"model": model, **fields}), body.cache_salt or None, bytes(fields[known[0]])
+    if is_chat:
+        return None if _MEDIA_PATTERN.search(prompt) else TokenizeQuery(request, salt=salt)
+    if prompt[:1] != b'"':
+        return TokenizeQuery(None, tuple(_TOKEN_IDS_DECODER.decode(prompt)), prompt[1:-1], salt)
+    special = bytes(fields.get("add_special_tokens", b"true")) == b"true"
+    return TokenizeQuery(request, salt=salt, prompt=prompt, add_special_tokens=special)
