@@ -5,7 +5,6 @@ Pure: no clock and no I/O. The supervisor and the simulator use it.
 In reading order:
 
 - `translator`: engine reports in terms of byte prefixes
-- `token_links`: links from byte blocks to token blocks
-- `prompt_alignment`: what links are learned from
+- `links`: links from byte blocks to token blocks, and those of a prompt as bytes
 - `cache_correction`: a change of what an instance caches
 """

@@ -15,8 +15,7 @@ A byte block of an instance is reported as
 A block is never reported as not cached while a prompt with it is in flight at the instance, since
 the engine will have it. It is checked a moment after the end of the prompt.
 
-Blocks of stores that all instances share are hints for the whole model. They are no reason to
-prefer an instance, and are not reported.
+The store that all instances of a model reach is one more instance, without a name in corrections.
 
 The blocks of prompts that were sent to one instance and not answered yet.
 
@@ -32,13 +31,13 @@ expected too little of 91 prompts. The blocks of 90 were in flight.
 import heapq
 import math
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from fairlead_gateway.prefix_map.cache_correction import CacheCorrection, ForgetScope
-from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment, estimate_alignment, exact_alignment
-from fairlead_gateway.prefix_map.token_links import PrefixTable
+from fairlead_gateway.prefix_map.links import LinkTable, PromptLinks, estimate_links
 from fairlead_gateway.routing.prefix.cache_view import SHARED_STORE
 from fairlead_kvstore.blockstore import block_hash
 from fairlead_kvstore.blockstore.changes import (
@@ -48,7 +47,7 @@ from fairlead_kvstore.blockstore.changes import (
     InstanceCleared,
     InstanceDetached,
 )
-from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, is_shared_store
+from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, shared_store_id
 
 PREFIX_MAP_BLOCKS: Final = 131_072
 """Limit: text blocks per model with known index blocks, some 300 bytes each; the oldest go."""
@@ -74,34 +73,19 @@ _RESEND_LOOKUPS: Final = 4
 """Look-ups for one batch of blocks that are reported again, in `PREFIX_MAP_CORRECTIONS`."""
 
 
-class InflightBlocks:
+class InflightBlocks(Counter[int]):
     """A multiset of blocks: `block in inflight` is True for a block in flight."""
-
-    __slots__ = ("_counts",)
-
-    def __init__(self) -> None:
-        self._counts: dict[int, int] = {}
-
-    def __contains__(self, block: object) -> bool:
-        return block in self._counts
-
-    def __len__(self) -> int:
-        """Returns the number of different blocks."""
-        return len(self._counts)
 
     def add(self, blocks: Iterable[int]) -> None:
         """Adds the blocks of a prompt that was sent."""
-        for block in blocks:
-            self._counts[block] = self._counts.get(block, 0) + 1
+        self.update(blocks)
 
     def remove(self, blocks: Iterable[int]) -> None:
         """Removes the blocks of a prompt that has finished or was given up."""
         for block in blocks:
-            left = self._counts.get(block, 0) - 1
-            if left > 0:
-                self._counts[block] = left
-            else:
-                self._counts.pop(block, None)
+            self[block] -= 1
+            if self[block] <= 0:
+                del self[block]
 
 
 class ReportedBlocks(Protocol):
@@ -112,9 +96,6 @@ class ReportedBlocks(Protocol):
 
     def tiers(self, instance: str, block_hash: int) -> int:
         """Returns where an instance has a block: a bit for each tier; 0: nowhere."""
-
-    def is_shared(self, block_hash: int) -> bool:
-        """Returns whether the store that all instances reach probably has a block."""
 
     def completeness(self, instance: str) -> tuple[bool, str, float] | None:
         """Returns whether all blocks of an instance are known, why, and since when; None for an
@@ -128,6 +109,7 @@ class ReportedBlocks(Protocol):
         """Marks the cached ones of these blocks as used."""
 
 
+@dataclass(slots=True, eq=False)
 class SentPrompt:
     """A prompt that was sent to an instance: its byte blocks, its open requests, and the time of
     the next check.
@@ -137,39 +119,31 @@ class SentPrompt:
     that was linked at the first of its open requests.
     """
 
-    __slots__ = (
-        "dispatched_at",
-        "hashes",
-        "is_inflight",
-        "linked_blocks",
-        "linked_share",
-        "open_requests",
-        "recheck_at",
-    )
-
-    def __init__(self, hashes: Sequence[int]) -> None:
-        self.hashes = hashes
-        self.is_inflight = False
-        self.linked_blocks = 0
-        self.linked_share = 0.0
-        self.dispatched_at = 0.0
-        self.open_requests = 0
-        self.recheck_at = 0.0
+    hashes: Sequence[int]
+    is_inflight: bool = False
+    linked_blocks: int = 0
+    linked_share: float = 0.0
+    dispatched_at: float = 0.0
+    open_requests: int = 0
+    recheck_at: float = 0.0
 
 
+@dataclass(slots=True, eq=False)
 class _InstanceChanges:
-    """The pending corrections of one instance, and its prompts in flight."""
+    """The pending corrections of one instance, and its prompts in flight.
 
-    __slots__ = ("doubtful", "forget", "has_slow_tiers", "inflight", "removed", "removed_at", "stored")
+    removed_at: reported removals and their times.
+    stored: byte blocks whose token block was stored there.
+    doubtful: byte blocks that were linked again, or that are no longer in flight.
+    """
 
-    def __init__(self) -> None:
-        self.has_slow_tiers = False
-        self.removed_at: OrderedDict[int, float] = OrderedDict()  # reported removals and their times
-        self.stored: set[int] = set()  # byte blocks whose token block was stored there
-        self.removed: set[int] = set()
-        self.doubtful: set[int] = set()  # linked again, or no longer in flight
-        self.forget = ForgetScope.NOTHING
-        self.inflight = InflightBlocks()
+    has_slow_tiers: bool = False
+    removed_at: OrderedDict[int, float] = field(default_factory=OrderedDict)
+    stored: set[int] = field(default_factory=set)
+    removed: set[int] = field(default_factory=set)
+    doubtful: set[int] = field(default_factory=set)
+    forget: ForgetScope = ForgetScope.NOTHING
+    inflight: InflightBlocks = field(default_factory=InflightBlocks)
 
     def has_pending(self) -> bool:
         return bool(self.stored or self.removed or self.doubtful or self.forget)
@@ -185,12 +159,13 @@ class PrefixTranslator:
         self, model_key: str, blocks: ReportedBlocks, *, secret: bytes, max_corrections: int = PREFIX_MAP_CORRECTIONS
     ) -> None:
         self.blocks = blocks
-        self.table = PrefixTable(max_links=PREFIX_MAP_BLOCKS, max_token_hashes=PREFIX_MAP_TOKEN_BLOCKS)
+        self.table = LinkTable(max_links=PREFIX_MAP_BLOCKS, max_token_hashes=PREFIX_MAP_TOKEN_BLOCKS)
         self.block_size: int | None = None
         self._model_key = model_key
         self._secret = secret
         self._max_corrections = max_corrections
-        self._instances: dict[str, _InstanceChanges] = {}
+        self._shared_store = shared_store_id(model_key)
+        self._instances: defaultdict[str, _InstanceChanges] = defaultdict(_InstanceChanges)
         self._sent: dict[tuple[str, int], SentPrompt] = {}
         self._rechecks: list[tuple[float, str, int]] = []
         self._distrusted: set[str] = set()
@@ -216,7 +191,7 @@ class PrefixTranslator:
             sent = self._sent[key] = SentPrompt(hashes)
         if not sent.is_inflight:
             sent.is_inflight = True
-            self._pending(instance).inflight.add(sent.hashes)
+            self._instances[instance].inflight.add(sent.hashes)
         if reports_end:
             sent.open_requests += 1
             self._schedule_recheck(key, sent, now + PREFIX_MAP_INFLIGHT_SECONDS)
@@ -268,27 +243,27 @@ class PrefixTranslator:
         token_hashes = _token_hashes(root, tokens, block_size, salt)
         if is_unverified and token_hashes and not self._is_cached(token_hashes[-1]):
             return None
-        self.add_alignment(
-            estimate_alignment(hashes, ends, token_hashes, size=size, tokens=len(tokens), block_size=block_size)
-            if token_ends is None
-            else exact_alignment(hashes, token_hashes, token_ends, block_size=block_size)
-        )
+        if token_ends is None:
+            links = estimate_links(hashes, ends, token_hashes, size=size, tokens=len(tokens), block_size=block_size)
+        else:
+            links = PromptLinks(hashes, token_hashes, [before // block_size for before in token_ends], block_size)
+        self.add_links(links)
         return len(token_hashes)
 
-    def add_alignment(self, alignment: PromptAlignment) -> None:
-        """Learns an alignment, of a prompt that this gateway need not have sent."""
+    def add_links(self, links: PromptLinks) -> None:
+        """Learns the links of a prompt that this gateway need not have sent."""
         if self.block_size is None:
-            self.block_size = alignment.block_size
-        changed = self.table.learn(alignment)
+            self.block_size = links.block_size
+        changed = self.table.learn(links)
         if changed:
             for instance in self._reporting():
-                self._pending(instance).doubtful.update(changed)
+                self._instances[instance].doubtful.update(changed)
 
     def clear(self) -> None:
         """Drops all links, because they are wrong, and withdraws the corrections made with them."""
         self.table.clear()
         for instance in self._reporting():
-            pending = self._pending(instance)
+            pending = self._instances[instance]
             pending.forget = pending.forget or ForgetScope.CORRECTED
 
     # --- changes of the index
@@ -298,7 +273,7 @@ class PrefixTranslator:
         linked_blocks = self.table.linked_blocks
         for change in changes:
             if isinstance(change, BlocksStored | BlocksRemoved):
-                pending = self._pending_of(change.instance)
+                pending = self._instances[change.instance]
                 into = pending.stored if isinstance(change, BlocksStored) else pending.removed
                 for token_hash in change.hashes:
                     blocks = linked_blocks(token_hash)
@@ -306,7 +281,7 @@ class PrefixTranslator:
                         into.update(blocks)
                 pending.has_slow_tiers = pending.has_slow_tiers or change.tier is not StorageTier.GPU
             elif isinstance(change, InstanceCleared | InstanceDetached):
-                pending = self._pending_of(change.instance)
+                pending = self._instances[change.instance]
                 pending.forget = ForgetScope.ALL
                 pending.stored.clear()
                 pending.removed.clear()
@@ -314,7 +289,7 @@ class PrefixTranslator:
 
     def resend_all(self) -> None:
         """Reports everything again: for a new worker, or since blocks were restored."""
-        self._resend({*self._instances, *self.blocks.instances(), SHARED_STORE})
+        self._resend({*self._instances, *self.blocks.instances(), self._shared_store})
 
     def has_removed_since(self, instance: str, hashes: Iterable[int], since: float) -> bool:
         """Returns True if a correction removed any of these byte blocks at `since` or later."""
@@ -326,7 +301,7 @@ class PrefixTranslator:
     def distrust(self, instance: str) -> None:
         """Withdraws the corrections of an instance, and ignores its reports until `trust`."""
         self._distrusted.add(instance)
-        pending = self._pending(instance)
+        pending = self._instances[instance]
         pending.forget = pending.forget or ForgetScope.CORRECTED
 
     def trust(self, instance: str) -> None:
@@ -337,7 +312,7 @@ class PrefixTranslator:
 
     def retain(self, instances: Iterable[str]) -> None:
         """Forgets instances that left the fleet."""
-        kept = {*instances, SHARED_STORE}
+        kept = {*instances, self._shared_store}
         for gone in self._instances.keys() - kept:
             del self._instances[gone]
         self._distrusted &= kept
@@ -376,6 +351,7 @@ class PrefixTranslator:
         if instance in self._distrusted:
             pending.stored, pending.doubtful = set(), set()
             return [CacheCorrection(instance, forget, b"", [])] if forget else []
+        name = SHARED_STORE if instance == self._shared_store else instance
         known = self.blocks.completeness(instance)
         complete = known is not None and known[0]
         tiers = INSTANCE_TIERS if pending.has_slow_tiers else INSTANCE_TIERS[:1]
@@ -406,7 +382,7 @@ class PrefixTranslator:
         for tier in tiers:
             if forget or missing_blocks[tier] or cached[tier]:
                 missing_bytes = array("Q", missing_blocks[tier]).tobytes()
-                corrections.append(CacheCorrection(instance, forget, missing_bytes, cached[tier], tier))
+                corrections.append(CacheCorrection(name, forget, missing_bytes, cached[tier], tier))
                 forget = ForgetScope.NOTHING
         return corrections
 
@@ -420,8 +396,6 @@ class PrefixTranslator:
 
     def _level(self, block_hash: int, instance: str) -> int:
         """Returns the fastest tier in which an instance has a block, or `_NOWHERE`."""
-        if instance == SHARED_STORE:
-            return 0 if self.blocks.is_shared(block_hash) else _NOWHERE
         tiers = self.blocks.tiers(instance, block_hash)
         return (tiers & -tiers).bit_length() - 1 if tiers else _NOWHERE
 
@@ -462,17 +436,8 @@ class PrefixTranslator:
 
     def _reporting(self) -> list[str]:
         """Returns all known instances, with the shared store if it had a block."""
-        return [*self.blocks.instances(), *([SHARED_STORE] if SHARED_STORE in self._instances else ())]
-
-    def _pending_of(self, place: str) -> _InstanceChanges:
-        """Returns the changes of an instance or of a shared store, by its name in changes."""
-        return self._pending(SHARED_STORE if is_shared_store(place) else place)
-
-    def _pending(self, instance: str) -> _InstanceChanges:
-        pending = self._instances.get(instance)
-        if pending is None:
-            pending = self._instances[instance] = _InstanceChanges()
-        return pending
+        shared = (self._shared_store,) if self._shared_store in self._instances else ()
+        return [*self.blocks.instances(), *shared]
 
     @property
     def is_resending(self) -> bool:
@@ -482,7 +447,7 @@ class PrefixTranslator:
     def _resend(self, instances: set[str]) -> None:
         """Reports the blocks of these instances again, those of the latest prompts first."""
         for instance in instances:
-            pending = self._pending(instance)
+            pending = self._instances[instance]
             pending.forget = pending.forget or ForgetScope.CORRECTED
         self._resent |= instances
         self._resent_links = [digest for digest, link in self.table.items() if link.depth]
@@ -497,7 +462,7 @@ class PrefixTranslator:
             if link is not None and link.depth:
                 for instance in self._resent:
                     if self._level(link.token_hash, instance) != _NOWHERE:
-                        self._pending(instance).stored.add(digest)
+                        self._instances[instance].stored.add(digest)
         if not links:
             self._resent.clear()
 
@@ -518,12 +483,12 @@ class PrefixTranslator:
     def _end_sent(self, key: tuple[str, int]) -> None:
         sent = self._sent.pop(key)
         self._clear_inflight(key[0], sent)
-        self._pending(key[0]).doubtful.update(sent.hashes)
+        self._instances[key[0]].doubtful.update(sent.hashes)
 
     def _clear_inflight(self, instance: str, sent: SentPrompt) -> None:
         if sent.is_inflight:
             sent.is_inflight = False
-            self._pending(instance).inflight.remove(sent.hashes)
+            self._instances[instance].inflight.remove(sent.hashes)
 
     def _find_block_size(self, root: int, tokens: Sequence[int], salt: str | None) -> int | None:
         """Returns the block size of the instances; None before one of them is known.

@@ -29,7 +29,7 @@ from fairlead_gateway.supervisor import worker_handle as reports
 from fairlead_gateway.supervisor.audit.audit_service import AuditService, manage_token_watchers
 from fairlead_gateway.supervisor.background_services import BackgroundServices, create_background_services
 from fairlead_gateway.supervisor.config import GatewayConfig
-from fairlead_gateway.supervisor.kv_index.index_service import IndexFactories, KvIndexService
+from fairlead_gateway.supervisor.kv_index.index_service import KvIndexService
 from fairlead_gateway.supervisor.kv_index.local_tokenizer import Tokenization, TokenSource
 from fairlead_gateway.supervisor.management import GatewayStatus, TenantsSnapshot
 from fairlead_gateway.supervisor.management.server import ManagementServer
@@ -43,9 +43,9 @@ from fairlead_gateway.telemetry.snapshot import restore_counters
 from fairlead_kvstore.blockstore.changes import Change
 
 if TYPE_CHECKING:  # loaded only when an engine reports KV events
-    from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment
-    from fairlead_gateway.supervisor.kv_index.alignment_store import AlignmentStore
+    from fairlead_gateway.prefix_map.links import PromptLinks
     from fairlead_gateway.supervisor.kv_index.event_reader import EventReader
+    from fairlead_gateway.supervisor.kv_index.link_store import LinkStore
     from fairlead_gateway.supervisor.tenancy.access_service import AccessService
 
 _log = logging.getLogger("fairlead.gateway")
@@ -100,7 +100,8 @@ class Supervisor:
         self._index_secret = config.index_secret if config.redis_url is not None else config.hash_secret
         self.kv_index = KvIndexService(
             workers=lambda: [worker for worker in self.workers.workers if worker.is_ready],
-            factories=self._index_factories(config),
+            create_reader=self._create_event_reader,
+            create_store=self._create_link_store if config.redis_url is not None and config.index_secret else None,
             on_indexed=lambda models: self.workers.broadcast(say.IndexedModels(list(models))),
             tokenization=Tokenization(config.token_source, self._tokenizer, config.tokenizer_folder),
             secret=self._index_secret,
@@ -326,11 +327,6 @@ class Supervisor:
         self.kv_index.on_peer_dispatch(model_key, instance, tail, hashes)
         self.profiling.on_peer_dispatch(instance, hashes)
 
-    def _index_factories(self, config: GatewayConfig) -> IndexFactories:
-        if config.redis_url is None or not config.index_secret:
-            return IndexFactories(self._create_event_reader)
-        return IndexFactories(self._create_event_reader, self._create_alignment_store)
-
     def _create_event_reader(
         self, on_changes: Callable[[str, Sequence[Change]], None], on_restored: Callable[[str], None]
     ) -> "EventReader":
@@ -350,16 +346,16 @@ class Supervisor:
             link=self.background.redis_link,
         )
 
-    def _create_alignment_store(self, learned: "Callable[[str, PromptAlignment], None]") -> "AlignmentStore":
-        """Returns the store of prompt alignments that gateways share.
+    def _create_link_store(self, learned: "Callable[[str, PromptLinks], None]") -> "LinkStore":
+        """Returns the store of the links of prompts that gateways share.
 
         Only gateways with the same secret compute the same hashes and can use each other's entries.
         """
-        from fairlead_gateway.supervisor.kv_index.alignment_store import AlignmentStore
+        from fairlead_gateway.supervisor.kv_index.link_store import LinkStore
 
         config, link = self._config, self.background.redis_link
         assert link is not None
-        return AlignmentStore(link, config.gateway_id, learned, secret=config.index_secret)
+        return LinkStore(link, config.gateway_id, learned, secret=config.index_secret)
 
     # The management port's view ------------------------------------------------------------------------------------------
 

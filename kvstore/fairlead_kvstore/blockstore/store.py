@@ -272,7 +272,6 @@ class ModelBlocks:
     def __init__(self, instances: Mapping[str, InstanceBlocks], model_key: str) -> None:
         self._instances = instances
         self._model_key = model_key
-        self._shared_store = shared_store_id(model_key)
 
     def instances(self) -> list[str]:
         """Returns the attached instances of the model, without its shared store."""
@@ -280,7 +279,9 @@ class ModelBlocks:
         return [name for name, item in items if item.model_key == self._model_key and item.shared is not None]
 
     def tiers(self, instance: str, block_hash: int) -> int:
-        """Returns where an instance has a block: a bit for each tier, 1 for the GPU; 0: nowhere."""
+        """Returns where an instance, or the shared store, has a block: a bit for each tier, 1 for the
+        GPU; 0: nowhere.
+        """
         item = self._instances.get(instance)
         copies = 0 if item is None else item.blocks.copies(block_hash)
         found = 0
@@ -288,11 +289,6 @@ class ModelBlocks:
             if copies >> TIER_SHIFT[tier] & MAX_COPIES:
                 found |= 1 << tier
         return found
-
-    def is_shared(self, block_hash: int) -> bool:
-        """Returns whether a store that all instances of the model reach probably has a block."""
-        shared = self._instances.get(self._shared_store)
-        return shared is not None and shared.blocks.by_handle.find(block_hash) > 0
 
     def completeness(self, instance: str) -> CompletenessMark | None:
         """Returns the completeness of an instance; None for an unknown instance."""

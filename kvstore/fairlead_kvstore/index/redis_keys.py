@@ -41,7 +41,7 @@ def hot_prefixes(model_key: str) -> str:
     return f"{_tag(model_key)}:hot"
 
 
-def prompt_alignments(model_key: str) -> str:
+def prompt_links(model_key: str) -> str:
     """Returns the key of the stream of links from blocks of text to blocks of tokens."""
     return f"{_tag(model_key)}:lnk"
 

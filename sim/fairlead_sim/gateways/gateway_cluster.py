@@ -31,7 +31,7 @@ import xxhash
 from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
 from fairlead_gateway.ipc.messages import PREFIX_MAP_CORRECTION_SECONDS
-from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment
+from fairlead_gateway.prefix_map.links import estimate_links
 from fairlead_gateway.prefix_map.translator import PrefixTranslator
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.load.inflight import InstanceLoad
@@ -62,6 +62,7 @@ from fairlead_sim.workload.trace_prompts import BYTES_PER_TOKEN, trace_keys
 from fairlead_sim.workload.traces import TraceRequest
 
 _MODEL_KEY: Final = f"{NAMESPACE}/{MODEL}"
+_SHARED_STORE: Final = shared_store_id(_MODEL_KEY)
 
 
 class ReportedIndex:
@@ -81,13 +82,13 @@ class ReportedIndex:
         return list(self._copies)
 
     def tiers(self, instance: str, block_hash: int) -> int:
-        """Returns where an engine has a block: a bit for each tier; 0: nowhere."""
+        """Returns where an engine, or the store that all reach, has a block: a bit for each tier; 0:
+        nowhere.
+        """
+        if instance == _SHARED_STORE:
+            return int(block_hash in self._shared)
         copies = self._copies.get(instance, ())
         return ((block_hash, 0) in copies) | ((block_hash, 1) in copies) << 1 | ((block_hash, 2) in copies) << 2
-
-    def is_shared(self, block_hash: int) -> bool:
-        """Returns whether the store that all engines reach was given a block."""
-        return block_hash in self._shared
 
     def completeness(self, instance: str) -> tuple[bool, str, float] | None:
         """Returns that all blocks of an engine are known."""
@@ -117,7 +118,7 @@ class ReportedIndex:
             match event:
                 case BlocksStored() if (tier := StorageTier[event.tier.upper()]) is StorageTier.REMOTE:
                     self._shared.update(event.keys)
-                    stored = index_changes.BlocksStored(shared_store_id(_MODEL_KEY), StorageTier.GPU, list(event.keys))
+                    stored = index_changes.BlocksStored(_SHARED_STORE, StorageTier.GPU, list(event.keys))
                     changes.append(stored)
                 case BlocksStored():
                     new = [key for key in event.keys if not copies[key, tier.value]]
@@ -336,8 +337,8 @@ class SimulatedGateway:
         block_tokens = self._cluster.fleet.block_tokens
         self._inflight[request.id] = (chosen, chain.tail)
         self.translator.on_dispatch(chosen, chain.tail, chain.hashes, now, reports_end=True)
-        self.translator.add_alignment(
-            estimate_alignment(
+        self.translator.add_links(
+            estimate_links(
                 chain.hashes,
                 chain.ends,
                 trace_keys(request.blocks, request.prompt_tokens, block_tokens),

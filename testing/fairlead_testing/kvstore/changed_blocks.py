@@ -21,10 +21,6 @@ class ChangedBlocks(LoadedIndex):
         """Returns all known instances, without shared stores."""
         return tuple(name for name in super().instances() if not is_shared_store(name))
 
-    def is_shared(self, block_hash: int) -> bool:
-        """Returns whether a shared store has a block."""
-        return block_hash in self.shared
-
     def block_size(self, instance: str) -> int | None:
         """Returns the block size of all instances."""
         return self._block_size

@@ -58,7 +58,7 @@ class Place:
         self.streams = {name: EventSequencer(replayable=True) for name in names}
         self.truth = BlockStore(secret=SECRET)
         self.changed = blocks
-        self.bridge = PrefixTranslator(KEY, blocks or self.truth.model(KEY), secret=SECRET, **bounds)
+        self.translator = PrefixTranslator(KEY, blocks or self.truth.model(KEY), secret=SECRET, **bounds)
         self.worker: dict[str, set[int]] = {name: set() for name in names}
         self.now = 0.0
         for name in names:
@@ -66,13 +66,13 @@ class Place:
 
     def serve(self, name: str, prompt: Prompt, *, learn: bool = True) -> int:
         """Send a prompt there, let the engine tell, and end it; blocks that the engine hit."""
-        self.bridge.on_dispatch(name, prompt.tail, prompt.hashes, self.now, reports_end=True)
+        self.translator.on_dispatch(name, prompt.tail, prompt.hashes, self.now, reports_end=True)
         hit = self.engines[name].serve_prompt(prompt.tokens)
         self.worker[name].update(prompt.hashes)
         self.hear(name)
         if learn:
-            self.bridge.learn(prompt.hashes, prompt.ends, prompt.tokens, size=prompt.size)
-        self.bridge.on_finish(name, prompt.tail, self.now)
+            self.translator.learn(prompt.hashes, prompt.ends, prompt.tokens, size=prompt.size)
+        self.translator.on_finish(name, prompt.tail, self.now)
         return hit
 
     def hear(self, name: str) -> None:
@@ -85,12 +85,12 @@ class Place:
     def report(self, changes: list[Change]) -> None:
         if self.changed is not None:
             self.changed.apply(changes)
-        self.bridge.on_changes(changes)
+        self.translator.on_changes(changes)
 
     def settle(self, seconds: float = PREFIX_MAP_SETTLE_SECONDS) -> list[CacheCorrection]:
         """Lets time pass, and applies the corrections to the worker's knowledge."""
         self.now += seconds
-        corrections = self.bridge.take_corrections(self.now)
+        corrections = self.translator.take_corrections(self.now)
         for correction in corrections:
             if correction.forget:
                 for tier in range(3):
@@ -139,7 +139,7 @@ def test_a_link_learned_after_its_events_counts_too() -> None:
     place.serve("a", prompt, learn=False)
     place.settle(0.0)
     place.worker["a"].clear()
-    assert place.bridge.learn(prompt.hashes, prompt.ends, prompt.tokens, size=prompt.size)
+    assert place.translator.learn(prompt.hashes, prompt.ends, prompt.tokens, size=prompt.size)
     place.settle(0.0)
     assert place.credited("a", prompt) > 0.9 * prompt.size
 
@@ -150,22 +150,25 @@ def test_tokens_that_are_no_engines_word_count_when_one_holds_the_last_of_them()
     place.settle(0.0)
     near = [*prompt.tokens[:-BLOCK], *(token + 1 for token in prompt.tokens[-BLOCK:])]
     for tokens in (prompt.tokens, near):
-        assert place.bridge.learn(prompt.hashes, prompt.ends, tokens, size=prompt.size, is_unverified=True) is None
+        assert place.translator.learn(prompt.hashes, prompt.ends, tokens, size=prompt.size, is_unverified=True) is None
     place.serve("a", prompt, learn=False)
     place.settle(0.0)
-    assert place.bridge.learn(prompt.hashes, prompt.ends, near, size=prompt.size, is_unverified=True) is None
-    assert place.bridge.table.linked_count(prompt.hashes) == 0
+    assert place.translator.learn(prompt.hashes, prompt.ends, near, size=prompt.size, is_unverified=True) is None
+    assert place.translator.table.linked_count(prompt.hashes) == 0
     blocks = len(prompt.tokens) // BLOCK
-    assert place.bridge.learn(prompt.hashes, prompt.ends, prompt.tokens, size=prompt.size, is_unverified=True) == blocks
+    assert (
+        place.translator.learn(prompt.hashes, prompt.ends, prompt.tokens, size=prompt.size, is_unverified=True)
+        == blocks
+    )
     place.settle(0.0)
     assert place.credited("a", prompt) > 0.9 * prompt.size
 
 
 def test_without_a_cached_block_there_is_no_block_size() -> None:
     place, prompt = Place("a"), prompt_of(1)
-    assert not place.bridge.learn(prompt.hashes, prompt.ends, prompt.tokens, size=prompt.size)
+    assert not place.translator.learn(prompt.hashes, prompt.ends, prompt.tokens, size=prompt.size)
     place.serve("a", prompt)
-    assert place.bridge.block_size == BLOCK
+    assert place.translator.block_size == BLOCK
 
 
 def test_dispatched_prompts_are_used_as_far_as_they_are_linked() -> None:
@@ -174,7 +177,7 @@ def test_dispatched_prompts_are_used_as_far_as_they_are_linked() -> None:
     place.serve("a", prompt)
     assert not blocks.used
     place.serve("a", prompt)
-    assert blocks.used["a"] == list(place.bridge.table.token_hashes_of(prompt.hashes[-1]))
+    assert blocks.used["a"] == list(place.translator.table.token_hashes_of(prompt.hashes[-1]))
     assert len(blocks.used["a"]) > 10
 
 
@@ -188,7 +191,7 @@ def test_of_several_block_sizes_that_of_the_first_cached_block_counts() -> None:
     place, prompt = Place("a", "b", blocks=Mixed()), prompt_of(1)
     place.serve("a", prompt_of(2), learn=False)
     place.serve("b", prompt)
-    assert place.bridge.block_size == BLOCK
+    assert place.translator.block_size == BLOCK
     place.settle(0.0)
     assert place.credited("b", prompt) > 0.9 * prompt.size
 
@@ -199,12 +202,12 @@ def test_a_prompt_on_its_way_is_not_taken_back_and_one_that_never_came_is() -> N
     place.settle()
     place.engines["a"].clear()
     place.engines["a"].serve_prompt(prompt_of(9, 8).tokens)
-    place.bridge.on_dispatch("a", prompt.tail, prompt.hashes, place.now, reports_end=True)
+    place.translator.on_dispatch("a", prompt.tail, prompt.hashes, place.now, reports_end=True)
     place.hear("a")  # cleared while the prompt waits in the engine's queue
     assert [correction.forget for correction in place.settle()] == [ForgetScope.ALL]
     place.worker["a"].update(prompt.hashes)  # it is still on its way
     assert not place.settle(60.0)
-    place.bridge.on_finish("a", prompt.tail, place.now)
+    place.translator.on_finish("a", prompt.tail, place.now)
     place.settle(0.0)
     assert place.credited("a", prompt)
     place.settle(PREFIX_MAP_SETTLE_SECONDS)
@@ -217,8 +220,8 @@ def test_absence_says_nothing_of_an_instance_of_which_not_all_is_known() -> None
     place.settle()
     place.report(place.truth.apply_at_once("a", BatchesLost(1, 1, "a gap"), place.now))
     place.settle()
-    place.bridge.on_dispatch("a", prompt.tail, prompt.hashes, place.now, reports_end=True)
-    place.bridge.on_finish("a", prompt.tail, place.now)
+    place.translator.on_dispatch("a", prompt.tail, prompt.hashes, place.now, reports_end=True)
+    place.translator.on_finish("a", prompt.tail, place.now)
     place.worker["a"].update(prompt.hashes)
     assert not place.settle()
     assert place.credited("a", prompt)
@@ -228,12 +231,12 @@ def test_a_distrusted_instance_is_dropped_and_reported_again_later() -> None:
     place, prompt = Place("a"), prompt_of(1)
     place.serve("a", prompt)
     place.settle()
-    place.bridge.distrust("a")
+    place.translator.distrust("a")
     assert [(correction.forget, correction.cached) for correction in place.settle()] == [(ForgetScope.CORRECTED, [])]
     place.serve("a", prompt_of(2))
     assert not [correction for correction in place.settle() if correction.cached or correction.removed]
     place.worker["a"].clear()
-    place.bridge.trust("a")
+    place.translator.trust("a")
     place.settle()
     assert place.credited("a", prompt) > 0.9 * prompt.size
 
@@ -247,7 +250,7 @@ def test_text_within_a_token_block_that_is_not_cached_is_not_credited() -> None:
     for name, prompt in zip("ab", prompts, strict=True):
         place.report([BlocksStored(name, StorageTier.GPU, block_hash.block_hashes(root, prompt.tokens, 20))])
         reach = [end // 6 + 1 for end in prompt.ends]
-        place.bridge.learn(prompt.hashes, prompt.ends, prompt.tokens, size=prompt.size, token_ends=reach)
+        place.translator.learn(prompt.hashes, prompt.ends, prompt.tokens, size=prompt.size, token_ends=reach)
     place.settle()
     assert place.credited("a", prompts[0]) == 256, "the first end beyond 40 tokens"
     assert place.credited("b", prompts[0]) == 128, "the first end beyond 20 tokens"
@@ -256,7 +259,7 @@ def test_text_within_a_token_block_that_is_not_cached_is_not_credited() -> None:
 def test_blocks_that_move_to_slower_memory_are_known_there() -> None:
     place, prompt = Place("a", blocks=ChangedBlocks(block_size=BLOCK)), prompt_of(1)
     place.serve("a", prompt)
-    owns = [link.token_hash for _, link in place.bridge.table.items() if link.token_hash]
+    owns = [link.token_hash for _, link in place.translator.table.items() if link.token_hash]
     place.settle()
     place.report([BlocksStored("a", StorageTier.CPU, owns), BlocksRemoved("a", StorageTier.GPU, owns)])
     place.settle()
@@ -270,7 +273,7 @@ def test_blocks_that_move_to_slower_memory_are_known_there() -> None:
 def test_a_shared_store_is_an_instance_of_its_own_until_its_blocks_expire() -> None:
     place, prompt = Place("a", blocks=ChangedBlocks(block_size=BLOCK)), prompt_of(1)
     place.serve("a", prompt)
-    owns = [link.token_hash for _, link in place.bridge.table.items() if link.token_hash]
+    owns = [link.token_hash for _, link in place.translator.table.items() if link.token_hash]
     place.report([BlocksStored(shared_store_id(KEY), StorageTier.GPU, owns)])
     place.settle()
     assert place.credited(SHARED_STORE, prompt) > 0.9 * prompt.size
@@ -278,7 +281,7 @@ def test_a_shared_store_is_an_instance_of_its_own_until_its_blocks_expire() -> N
     place.serve("a", later, learn=False)
     everything = [block for block, _ in place.truth.content("a")]
     place.report([BlocksStored(shared_store_id(KEY), StorageTier.GPU, everything)])
-    place.bridge.learn(later.hashes, later.ends, later.tokens, size=later.size)
+    place.translator.learn(later.hashes, later.ends, later.tokens, size=later.size)
     place.settle()
     assert place.credited(SHARED_STORE, later) > 0.9 * later.size, "linked after its report"
     place.report([BlocksRemoved(shared_store_id(KEY), StorageTier.GPU, owns)])
@@ -296,7 +299,7 @@ def test_depths_of_all_tiers_are_those_of_the_engines_table(steps: list[tuple[St
     place, prompt = Place("a", capacity=100, blocks=ChangedBlocks(block_size=BLOCK)), prompt_of(1)
     place.serve("a", prompt)
     place.settle()
-    known = place.bridge.table
+    known = place.translator.table
     chain = [link for digest in prompt.hashes if (link := known.get(digest)) is not None]
     owns = list(dict.fromkeys(link.token_hash for link in chain if link.depth))
     held = {StorageTier.GPU: len(owns), StorageTier.CPU: 0, StorageTier.DISK: 0}
@@ -324,7 +327,7 @@ def test_a_new_worker_gets_everything_in_bounded_batches() -> None:
     while place.settle():
         pass
     place.worker = {"a": set(), "b": set()}
-    place.bridge.resend_all()
+    place.translator.resend_all()
     rounds = 0
     while place.settle(0.0):
         rounds += 1
@@ -339,7 +342,7 @@ def test_engine_that_clears_its_cache_with_each_event_causes_one_correction() ->
     place.serve("b", prompt)
     place.settle()
     pair = [BlocksStored("a", StorageTier.GPU, [1, 2]), InstanceCleared("a", 2, "cleared")]
-    place.bridge.on_changes(pair * 4_000)
+    place.translator.on_changes(pair * 4_000)
     corrections = place.settle()
     assert [(one.instance, one.forget, one.cached) for one in corrections] == [("a", ForgetScope.ALL, [])]
     assert place.credited("b", prompt) > 0.9 * prompt.size
@@ -391,7 +394,7 @@ def test_a_prompt_of_an_adapter_or_with_a_salt_is_linked_to_its_own_blocks_only(
             place.report(
                 [BlocksStored("a", StorageTier.GPU, block_hash.block_hashes(root, prompt.tokens, BLOCK, extras))]
             )
-        assert place.bridge.learn(
+        assert place.translator.learn(
             chains[adapter, salt], prompt.ends, prompt.tokens, size=prompt.size, salt=salt, adapter=adapter
         )
     place.settle()

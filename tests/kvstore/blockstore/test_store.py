@@ -455,7 +455,7 @@ def test_shared_store_is_a_place_that_all_instances_reach_and_its_blocks_expire(
     assert index.depths() == index.depths(instance="other") == (0, 0, 0, 3)
     assert index.store.block_count == 3
     model = index.store.model(MODEL)
-    assert (model.instances(), model.is_shared(BLOCK_HASHES[2]), model.is_shared(7)) == (["i", "other"], True, False)
+    assert (model.instances(), model.tiers(SHARED, BLOCK_HASHES[2]), model.tiers(SHARED, 7)) == (["i", "other"], 1, 0)
     assert not index.store.expire(index.now + 10)
     assert index.store.take_evictions() == {}
     assert not index.store.expire(index.now + 112)
@@ -463,7 +463,7 @@ def test_shared_store_is_a_place_that_all_instances_reach_and_its_blocks_expire(
     assert isinstance(expired, changes.BlocksRemoved)
     assert (expired.instance, set(expired.hashes)) == (SHARED, {*BLOCK_HASHES[:3]})
     assert (index.depths(instance="other"), index.store.block_count) == ((0, 0, 0, 0), 0)
-    assert not model.is_shared(BLOCK_HASHES[2])
+    assert not model.tiers(SHARED, BLOCK_HASHES[2])
 
 
 def test_write_to_a_shared_store_is_not_repeated_early_and_counts_for_its_expiry() -> None:

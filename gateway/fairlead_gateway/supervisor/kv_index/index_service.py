@@ -12,9 +12,8 @@ import asyncio
 import logging
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Fleet, Instance
@@ -30,7 +29,7 @@ from fairlead_gateway.ipc.messages import (
     SampleRequest,
     WorkerReport,
 )
-from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment
+from fairlead_gateway.prefix_map.links import PromptLinks
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends
 from fairlead_gateway.supervisor.kv_index.event_discovery import EventDiscovery
 from fairlead_gateway.supervisor.kv_index.local_tokenizer import LocalTokenizer, Tokenization, TokenSource
@@ -50,8 +49,8 @@ from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
 
 if TYPE_CHECKING:  # imported for the first indexed model
-    from fairlead_gateway.supervisor.kv_index.alignment_store import AlignmentStore
     from fairlead_gateway.supervisor.kv_index.event_reader import EventReader
+    from fairlead_gateway.supervisor.kv_index.link_store import LinkStore
 
 TOKENIZE_RESPONSE_SECONDS: Final = 5.0
 """Limit: an engine's response with a prompt's tokens."""
@@ -59,32 +58,7 @@ TOKENIZE_RESPONSE_SECONDS: Final = 5.0
 _SWEEP_SECONDS: Final = 1.0
 
 
-EventReaderFactory: TypeAlias = (
-    "Callable[[Callable[[str, Sequence[Change]], None], Callable[[str], None]], EventReader]"
-)
-"""Returns a reader. The arguments are callbacks: on changes of a model, and after it was restored.
-"""
 _log = logging.getLogger("fairlead.gateway")
-
-
-AlignmentStoreFactory: TypeAlias = "Callable[[Callable[[str, PromptAlignment], None]], AlignmentStore]"
-"""Returns a store. The argument is called with each alignment that another gateway learned."""
-
-
-@dataclass(frozen=True, slots=True)
-class IndexFactories:
-    """Functions that return the parts of the index; None for what there is not without a Redis.
-
-    - create_reader: called for the first indexed model.
-    - create_store: of prompt alignments, which outlives this gateway.
-    """
-
-    create_reader: EventReaderFactory
-    create_store: "AlignmentStoreFactory | None" = None
-
-
-def _states_events(instances: Sequence[Instance]) -> bool:
-    return any(instance.kv_events is not None for instance in instances)
 
 
 def _count_models(keys: Sequence[str]) -> str:
@@ -95,6 +69,10 @@ class KvIndexService:
     """The KV-cache index of all models.
 
     - workers: returns the workers that serve.
+    - create_reader: called for the first indexed model, with two callbacks: on changes of a model,
+      and after it was restored.
+    - create_store: called then too, with a callback for the links that another gateway learned.
+      None without a Redis.
     - on_indexed: called with the models that are indexed from now on.
     """
 
@@ -102,7 +80,8 @@ class KvIndexService:
         self,
         *,
         workers: Callable[[], Sequence[WorkerHandle]],
-        factories: IndexFactories,
+        create_reader: "Callable[[Callable[[str, Sequence[Change]], None], Callable[[str], None]], EventReader]",
+        create_store: "Callable[[Callable[[str, PromptLinks], None]], LinkStore] | None",
         on_indexed: Callable[[Sequence[str]], None],
         tokenization: Tokenization,
         secret: bytes,
@@ -110,13 +89,14 @@ class KvIndexService:
         credentials: EngineCredentials | None,
     ) -> None:
         self._workers = workers
-        self._factories = factories
+        self._create_reader = create_reader
+        self._create_store = create_store
         self._on_indexed = on_indexed
         self._tokenization = tokenization
         self._secret = secret
         self._clock = clock
         self._credentials = credentials or EngineCredentials({}, clock.now)
-        self._store: AlignmentStore | None = None
+        self._store: LinkStore | None = None
         self._reader: EventReader | None = None
         self._fleet = Fleet()
         self._instances: dict[str, Instance] = {}
@@ -164,9 +144,7 @@ class KvIndexService:
         self._update_indexed_models()
         for key in self._models.keys() - fleet.models.keys():
             del self._models[key]
-            fetcher = self._token_fetchers.pop(key, None)
-            if fetcher is not None:
-                fetcher.close()
+            self._token_fetchers.pop(key).close()
         for key, model in self._models.items():
             model.retain([instance.id for instance in fleet.instances.get(key, ())])
 
@@ -177,13 +155,16 @@ class KvIndexService:
         fleet, before = self._fleet, self._indexed_models
         self._found_models &= fleet.models.keys()
         self._indexed_models = dict.fromkeys(
-            key for key in fleet.models if key in self._found_models or _states_events(fleet.instances.get(key, ()))
+            key
+            for key in fleet.models
+            if key in self._found_models
+            or any(instance.kv_events is not None for instance in fleet.instances.get(key, ()))
         )
         models = self.indexed_models
         if self._reader is None and self._task is not None and models:
-            self._reader = self._factories.create_reader(self._on_changes, self._on_restored)
-            if self._factories.create_store is not None:
-                self._store = self._factories.create_store(self._on_peer_alignment)
+            self._reader = self._create_reader(self._on_changes, self._on_restored)
+            if self._create_store is not None:
+                self._store = self._create_store(self._on_peer_links)
                 self._store.start()
         if self._reader is not None:
             self._reader.update_fleet(fleet, models)
@@ -220,10 +201,9 @@ class KvIndexService:
             if model is None:
                 continue
             hashes = array("Q", row.hashes)
-            if model.on_dispatch(row.instance, row.tail, hashes, block_ends(len(hashes)), row.size, now):
-                fetcher = self._token_fetchers.get(row.model)
-                if fetcher is not None and fetcher.should_fetch(row):
-                    wanted.setdefault(row.model, []).append(row.tail)
+            has_unlinked = model.on_dispatch(row.instance, row.tail, hashes, block_ends(len(hashes)), row.size, now)
+            if has_unlinked and self._token_fetchers[row.model].should_fetch(row):
+                wanted.setdefault(row.model, []).append(row.tail)
             self._changed_models.add(row.model)
         for end in report.prompt_ends:
             model = self._models.get(end.model)
@@ -238,7 +218,7 @@ class KvIndexService:
         """Called when another gateway sent a prompt to the instance."""
         model = self._model_index(model_key)
         if model is not None:
-            model.bridge.on_dispatch(instance, tail, hashes, self._clock.now(), reports_end=False)
+            model.translator.on_dispatch(instance, tail, hashes, self._clock.now(), reports_end=False)
 
     def on_worker_ready(self) -> None:
         """Called when a worker starts: it has no correction yet, so all are sent again."""
@@ -256,40 +236,33 @@ class KvIndexService:
             model = self._model_index(key)
             group = self._fleet.instances.get(key, ())
             if model is not None and key in self._indexed_models:
-                table = model.bridge.table
+                table = model.translator.table
                 model.run_census(self._clock.now())
                 instances = {instance.id: model.status(instance.id) for instance in group}
-                how = self._describe_alignment(key)
+                how = self._describe_links(key)
                 statuses[key] = ModelIndexStatus(instances, len(table), table.lowered_links, table.learned_prompts, how)
         return statuses
 
     def warnings(self) -> list[str]:
         """Returns texts that say what is missing or degraded."""
-        warnings = self._unused_indexes()
-        if self._reader is None:
-            return warnings
-        warnings += self._reader.warnings()
-        if self._store is not None and self._store.unreadable:
-            warnings.append(
-                f"{self._store.unreadable} prompt alignments in Redis were skipped: "
-                "they are damaged or were written with another secret"
-            )
-        for key, model in self._models.items():
-            out = [instance for instance in model.quarantined() if instance in self._instances]
-            if out:
-                reason = model.quarantine_reason(out[0])
-                warnings.append(f"{key}: the index of {len(out)} instances is in quarantine: {out[0]}: {reason}")
-        return warnings
-
-    def _unused_indexes(self) -> list[str]:
-        """Returns texts about indexes that exist and are not used."""
-        warnings = []
+        reader, warnings = self._reader, []
         if self._tokenization.source is TokenSource.OFF and self._indexed_models:
             models = _count_models(list(self._indexed_models))
             warnings.append(f"the index of {models} is not used, since FAIRLEAD_LINKS is off")
-        if self._reader is not None and self._reader.other_secret:
-            models = _count_models(sorted(self._reader.other_secret))
+        if reader is not None and reader.other_secret:
+            models = _count_models(sorted(reader.other_secret))
             warnings.append(f"the index of {models} in Redis is not used, since it was written with another secret")
+        if reader is not None:
+            warnings += reader.warnings()
+        if self._store is not None and self._store.unreadable:
+            warnings.append(
+                f"the links of {self._store.unreadable} prompts in Redis were skipped: "
+                "they are damaged or were written with another secret"
+            )
+        for key, model in self._models.items():
+            out = [item for item in model.quarantined().items() if item[0] in self._instances]
+            if out:
+                warnings.append(f"{key}: the index of {len(out)} instances is in quarantine: {': '.join(out[0])}")
         return warnings
 
     # --- internal
@@ -297,52 +270,48 @@ class KvIndexService:
     def _model_index(self, key: str) -> ModelIndex | None:
         model = self._models.get(key)
         if model is None and self._reader is not None and key in self._fleet.models:
-            blocks = self._reader.blocks(key)
-            model = self._models[key] = ModelIndex(
-                key, blocks, secret=self._secret, on_relearn=partial(self._on_alignment_reset, key)
-            )
-            learn = partial(self._learn_tokens, key)
-            local = None
-            how = self._tokenization
+            on_relearn = partial(self._delete_stored_links, key)
+            model = ModelIndex(key, self._reader.blocks(key), secret=self._secret, on_relearn=on_relearn)
+            self._models[key] = model
+            how, local = self._tokenization, None
             if how.source is TokenSource.PROCESS and how.tokenize is not None:
                 local = LocalTokenizer(how.tokenize, how.folder, key, self._clock)
+            learn = partial(self._learn_tokens, key)
             self._token_fetchers[key] = TokenFetcher(self._post_to_engine, learn, self._clock, local)
         return model
 
-    def _describe_alignment(self, key: str) -> str:
-        fetcher, store = self._token_fetchers.get(key), self._store
-        text = "off" if fetcher is None else fetcher.description
+    def _mark_changed(self, key: str) -> None:
+        """Sends the corrections of a model in a moment."""
+        self._changed_models.add(key)
+        self._wake.set()
+
+    def _describe_links(self, key: str) -> str:
+        text, store = self._token_fetchers[key].description, self._store
         received = 0 if store is None else store.received.get(key, 0)
         return f"{text}; {received} prompts were learned by other gateways or before" if received else text
 
-    def _on_alignment_reset(self, key: str) -> None:
+    def _delete_stored_links(self, key: str) -> None:
         if self._store is not None:
             self._store.delete_model(key)
 
-    def _on_peer_alignment(self, key: str, alignment: PromptAlignment) -> None:
-        """Adds how the text of a prompt lies over its tokens.
-
-        Another gateway has learned it, or an earlier run of this one.
-        """
+    def _on_peer_links(self, key: str, links: PromptLinks) -> None:
+        """Adds the links of a prompt from another gateway, or from an earlier run of this one."""
         model = self._model_index(key)
         if model is not None:
-            model.bridge.add_alignment(alignment)
-            self._changed_models.add(key)
-            self._wake.set()
+            model.translator.add_links(links)
+            self._mark_changed(key)
 
     def _on_changes(self, model_key: str, changes: Sequence[Change]) -> None:
         model = self._model_index(model_key)
         if model is not None:
             model.on_changes(changes)
-            self._changed_models.add(model_key)
-            self._wake.set()
+            self._mark_changed(model_key)
 
     def _on_restored(self, model_key: str) -> None:
         model = self._model_index(model_key)
         if model is not None:
-            model.bridge.resend_all()
-            self._changed_models.add(model_key)
-            self._wake.set()
+            model.translator.resend_all()
+            self._mark_changed(model_key)
 
     def _learn_tokens(
         self,
@@ -357,25 +326,23 @@ class KvIndexService:
         model = self._models.get(key)
         if model is None:
             return 0
-        hashes = array("Q", row.hashes)
+        hashes, translator = array("Q", row.hashes), model.translator
         ends = block_ends(len(hashes))
-        exact = numbers_before(query.text, ends) if query.text else None
-        blocks = model.bridge.learn(
+        blocks = translator.learn(
             hashes,
             ends,
             tokens,
             size=row.size,
             salt=query.salt,
             adapter=adapter,
-            token_ends=exact,
+            token_ends=numbers_before(query.text, ends) if query.text else None,
             is_unverified=doubted,
         )
-        if blocks and self._store is not None and model.bridge.block_size is not None:
-            alignment = model.bridge.table.alignment(hashes, model.bridge.block_size)
-            if alignment is not None:
-                self._store.offer(key, alignment)
-        self._changed_models.add(key)
-        self._wake.set()
+        if blocks and self._store is not None and translator.block_size is not None:
+            links = translator.table.links_of(hashes, translator.block_size)
+            if links is not None:
+                self._store.offer(key, links)
+        self._mark_changed(key)
         return blocks
 
     async def _post_to_engine(self, instance: Instance, body: bytes | None) -> bytes:
@@ -402,7 +369,7 @@ class KvIndexService:
             if self._resend_all:
                 self._resend_all = False
                 for key, model in self._models.items():
-                    model.bridge.resend_all()
+                    model.translator.resend_all()
                     self._changed_models.add(key)
             changed, self._changed_models = self._changed_models, set()
             for key in changed:
@@ -414,9 +381,8 @@ class KvIndexService:
         if model is None:
             return
         corrections = model.corrections(self._clock.now())
-        if corrections or model.bridge.is_resending:
-            self._changed_models.add(key)  # there may be more
-            self._wake.set()
+        if corrections or model.translator.is_resending:
+            self._mark_changed(key)  # there may be more
         if not corrections:
             return
         message = encode_message(IndexCorrections(key, corrections))

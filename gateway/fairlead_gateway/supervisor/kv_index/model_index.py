@@ -25,8 +25,9 @@ to `MAX_SECONDS`. After `SOUND_ANSWERS` responses that agree, it is `FIRST_SECON
 Source: cumulative sums after E. S. Page, Continuous Inspection Schemes, 1954.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from fairlead_gateway.ipc.messages import PromptFinished
@@ -59,37 +60,22 @@ class CacheOutcome(NamedTuple):
     covered: float | None = None
 
 
+@dataclass(slots=True, eq=False)
 class DriftDetector:
     """The drift detector of one instance. Times are in monotonic seconds; tokens are summed up."""
 
-    __slots__ = (
-        "_agreements",
-        "_next_quarantine_seconds",
-        "_reason",
-        "answers",
-        "late",
-        "overcredit",
-        "predicted_tokens",
-        "quarantined_until",
-        "quarantines",
-        "reported_tokens",
-        "undercredit",
-        "unreported",
-    )
-
-    def __init__(self) -> None:
-        self.overcredit = 0.0
-        self.undercredit = 0.0
-        self.answers = 0
-        self.unreported = 0
-        self.late = 0
-        self.predicted_tokens = 0
-        self.reported_tokens = 0
-        self.quarantines = 0
-        self.quarantined_until: float | None = None
-        self._agreements = 0
-        self._next_quarantine_seconds = FIRST_SECONDS
-        self._reason = ""
+    overcredit: float = 0.0
+    undercredit: float = 0.0
+    answers: int = 0
+    unreported: int = 0
+    late: int = 0
+    predicted_tokens: int = 0
+    reported_tokens: int = 0
+    quarantines: int = 0
+    quarantined_until: float | None = None
+    _agreements: int = 0
+    _next_quarantine_seconds: float = FIRST_SECONDS
+    _reason: str = ""
 
     @property
     def is_quarantined(self) -> bool:
@@ -132,12 +118,10 @@ class DriftDetector:
             self._next_quarantine_seconds = FIRST_SECONDS
         if max(self.overcredit, self.undercredit) <= DRIFT_LIMIT:
             return False
-        bias = (
-            "predicts what the engine does not find"
-            if self.overcredit > self.undercredit
-            else "misses what the engine finds"
+        is_over = self.overcredit > self.undercredit
+        self._reason = (
+            f"the index {'predicts what the engine does not find' if is_over else 'misses what the engine finds'}"
         )
-        self._reason = f"the index {bias}"
         self.quarantines += 1
         self.quarantined_until = now + self._next_quarantine_seconds
         self._next_quarantine_seconds = min(MAX_SECONDS, self._next_quarantine_seconds * 2.0)
@@ -201,15 +185,12 @@ class ModelIndex:
         on_relearn: Callable[[], None] = lambda: None,
     ) -> None:
         self._on_relearn = on_relearn
-        self.bridge = PrefixTranslator(key, blocks, secret=secret)
+        self.translator = PrefixTranslator(key, blocks, secret=secret)
         self._blocks = blocks
-        self._max_predictions = PREFIX_MAP_INFLIGHT
         self._census_due_at = float("-inf")
         self._census: dict[str, BlockCounts] = {}
-        self._drifts: dict[str, DriftDetector] = {}
-        self._predictions: deque[_Prediction] = deque()
-        self._check_after_seconds = PREFIX_MAP_JUDGE_SECONDS
-        self._late_seconds = PREFIX_MAP_LATE_EVENT_SECONDS
+        self._drifts: defaultdict[str, DriftDetector] = defaultdict(DriftDetector)
+        self._predictions: deque[_Prediction] = deque(maxlen=PREFIX_MAP_INFLIGHT)
 
     def on_dispatch(
         self, instance: str, tail: int, hashes: Sequence[int], ends: Sequence[int], size: int, now: float
@@ -218,7 +199,7 @@ class ModelIndex:
 
         size: bytes of the prompt's text.
         """
-        sent = self.bridge.on_dispatch(instance, tail, hashes, now, reports_end=True)
+        sent = self.translator.on_dispatch(instance, tail, hashes, now, reports_end=True)
         sent.dispatched_at = now
         if sent.open_requests == 1:
             sent.linked_share = ends[sent.linked_blocks - 1] / size if sent.linked_blocks and size else 0.0
@@ -229,33 +210,19 @@ class ModelIndex:
 
         If its instance is complete, the response is compared with the prediction later.
         """
-        instance, indexed, prompt_tokens = finished.instance, finished.indexed_share, finished.prompt_tokens
-        prompt = self.bridge.on_finish(instance, finished.tail, now)
-        if prompt is None:
+        instance, indexed, tokens = finished.instance, finished.indexed_share, finished.prompt_tokens
+        prompt = self.translator.on_finish(instance, finished.tail, now)
+        known = self._blocks.completeness(instance)
+        if prompt is None or indexed is None or tokens is None or known is None or not known[0]:
             return
-        if indexed is None or prompt_tokens is None or not self._complete(instance):
-            return
-        if len(self._predictions) >= self._max_predictions:
-            self._predictions.popleft()
-        self._predictions.append(
-            _Prediction(
-                now + self._check_after_seconds,
-                instance,
-                prompt.hashes,
-                prompt.dispatched_at,
-                CacheOutcome(
-                    indexed * prompt_tokens,
-                    finished.matched_share * prompt_tokens,
-                    finished.cached_tokens,
-                    prompt_tokens,
-                    prompt.linked_share * prompt_tokens,
-                ),
-            )
-        )
+        expected, linked = finished.matched_share * tokens, prompt.linked_share * tokens
+        outcome = CacheOutcome(indexed * tokens, expected, finished.cached_tokens, tokens, linked)
+        due_at = now + PREFIX_MAP_JUDGE_SECONDS
+        self._predictions.append(_Prediction(due_at, instance, prompt.hashes, prompt.dispatched_at, outcome))
 
     def on_changes(self, changes: Sequence[Change]) -> None:
         """Called after the store has applied these changes: finds the corrections they cause."""
-        self.bridge.on_changes(changes)
+        self.translator.on_changes(changes)
         for change in changes:
             if isinstance(change, InstanceCleared) and change.instance in self._drifts:
                 self._drifts[change.instance].reset()
@@ -264,31 +231,36 @@ class ModelIndex:
         """Ends quarantines and checks predictions that are due; returns corrections for workers."""
         for instance, drift in self._drifts.items():
             if drift.end_quarantine(now):
-                self.bridge.trust(instance)
+                self.translator.trust(instance)
         while self._predictions and self._predictions[0].due_at <= now:
             self._check_prediction(self._predictions.popleft(), now)
-        return self.bridge.take_corrections(now)
+        return self.translator.take_corrections(now)
 
     def _check_prediction(self, answer: _Prediction, now: float) -> None:
-        """Compares a response with its prediction; drift quarantines the instance."""
+        """Compares a response with its prediction. Drift quarantines the instance; if most of them
+        drift, the links are at fault, and all are deleted.
+        """
         instance, outcome = answer.instance, answer.outcome
         late = outcome.reported is not None and outcome.credited > outcome.reported
-        late = late and self.bridge.has_removed_since(
-            instance, answer.hashes, answer.dispatched_at - self._late_seconds
-        )
-        if self._drift(instance).observe(outcome, now, is_late=late):
-            self.bridge.distrust(instance)
-            self._reset_alignment()
+        since = answer.dispatched_at - PREFIX_MAP_LATE_EVENT_SECONDS
+        late = late and self.translator.has_removed_since(instance, answer.hashes, since)
+        if not self._drifts[instance].observe(outcome, now, is_late=late):
+            return
+        self.translator.distrust(instance)
+        if len(self._drifts) > 1 and len(self.quarantined()) > _RESET_SHARE * len(self._drifts):
+            self.translator.clear()
+            self._on_relearn()
 
     def retain(self, instances: Iterable[str]) -> None:
         """Forgets all other instances."""
         retained = set(instances)
-        self.bridge.retain(retained)
+        self.translator.retain(retained)
         for instance in self._drifts.keys() - retained:
             del self._drifts[instance]
         for instance in self._census.keys() - retained:
             del self._census[instance]
-        self._predictions = deque(answer for answer in self._predictions if answer.instance in retained)
+        predictions = (answer for answer in self._predictions if answer.instance in retained)
+        self._predictions = deque(predictions, self._predictions.maxlen)
 
     def run_census(self, now: float) -> None:
         """Counts the blocks of the next instances in turn, if that is due."""
@@ -335,27 +307,6 @@ class ModelIndex:
             self._census.get(instance),
         )
 
-    def quarantined(self) -> list[str]:
-        """Returns the instances whose index routing ignores at present."""
-        return [instance for instance, drift in self._drifts.items() if drift.is_quarantined]
-
-    def quarantine_reason(self, instance: str) -> str:
-        """Returns why an instance of `quarantined()` is there."""
-        return self._drifts[instance].reason()
-
-    def _complete(self, instance: str) -> bool:
-        known = self._blocks.completeness(instance)
-        return known is not None and known[0]
-
-    def _drift(self, instance: str) -> DriftDetector:
-        drift = self._drifts.get(instance)
-        if drift is None:
-            drift = self._drifts[instance] = DriftDetector()
-        return drift
-
-    def _reset_alignment(self) -> None:
-        """Deletes all links if most instances drift: then the links are at fault."""
-        out = sum(drift.is_quarantined for drift in self._drifts.values())
-        if len(self._drifts) > 1 and out > _RESET_SHARE * len(self._drifts):
-            self.bridge.clear()
-            self._on_relearn()
+    def quarantined(self) -> Mapping[str, str]:
+        """Returns the instances whose index routing ignores at present, and why."""
+        return {instance: drift.reason() for instance, drift in self._drifts.items() if drift.is_quarantined}

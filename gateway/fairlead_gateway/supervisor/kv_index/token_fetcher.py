@@ -175,9 +175,9 @@ class TokenFetcher:
             pause = TOKENIZE_REFUSED_SECONDS if lasting else TOKENIZE_REPEAT_SECONDS
             self._refused_until = self._clock.now() + pause
             return
-        await self._learn_alignment(row, tokens, query, adapter, None if local is None else self._local_tokenizer)
+        await self._learn_links(row, tokens, query, adapter, None if local is None else self._local_tokenizer)
 
-    async def _learn_alignment(
+    async def _learn_links(
         self,
         row: Dispatch,
         tokens: Sequence[int],

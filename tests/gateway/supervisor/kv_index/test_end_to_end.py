@@ -253,10 +253,10 @@ async def test_a_gateway_that_starts_knows_the_links_of_the_one_before(
         async with Redis(unix_socket_path=server.url.removeprefix("unix://")) as redis:
 
             async def is_stored() -> bool:
-                return bool(await redis.xlen(redis_keys.prompt_alignments(MODEL_KEY)) >= len(texts))
+                return bool(await redis.xlen(redis_keys.prompt_links(MODEL_KEY)) >= len(texts))
 
             await wait_until(is_stored)
-            for _, fields in await redis.xrange(redis_keys.prompt_alignments(MODEL_KEY)):
+            for _, fields in await redis.xrange(redis_keys.prompt_links(MODEL_KEY)):
                 assert not any(text[:12].encode() in fields[DATA_FIELD] for text in texts)
         place.gateway.process.kill()
         async with gateway_process(place.path, "--redis", server.url) as place.gateway:

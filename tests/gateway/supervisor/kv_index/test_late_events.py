@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from fairlead_gateway.ipc.messages import PromptFinished
-from fairlead_gateway.prefix_map.prompt_alignment import estimate_alignment
+from fairlead_gateway.prefix_map.links import estimate_links
 from fairlead_gateway.supervisor.kv_index.model_index import FIRST_SECONDS, PREFIX_MAP_JUDGE_SECONDS, ModelIndex
 from fairlead_gateway.telemetry.status_types import BlockCounts, IndexState
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, CompletenessChanged
@@ -30,7 +30,7 @@ class Place:
         self.model = ModelIndex("default/tiny", cast("ModelBlocks", self.blocks), secret=b"s")
         self.now = 100.0
         self.apply([CompletenessChanged(ENGINE, True, "", self.now)])
-        self.model.bridge.add_alignment(estimate_alignment(HASHES, ENDS, OWNS, size=1_024, tokens=256, block_size=64))
+        self.model.translator.add_links(estimate_links(HASHES, ENDS, OWNS, size=1_024, tokens=256, block_size=64))
         self.apply([BlocksStored(ENGINE, StorageTier.GPU, OWNS)])
 
     def apply(self, changes: list[Change]) -> None:

@@ -10,8 +10,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment, estimate_alignment, exact_alignment
-from fairlead_gateway.prefix_map.token_links import PrefixTable, common_prefix
+from fairlead_gateway.prefix_map.links import LinkTable, PromptLinks, common_prefix, estimate_links
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 
 START = chain_root("default/tiny")
@@ -66,16 +65,14 @@ class Prompt:
         self.tokens = template(messages, tools)
         self.owns = block_hashes(START, self.tokens, BLOCK)
         tokens = len(self.tokens)
-        self.lesson = estimate_alignment(
-            self.hashes, self.ends, self.owns, size=self.size, tokens=tokens, block_size=BLOCK
-        )
+        self.lesson = estimate_links(self.hashes, self.ends, self.owns, size=self.size, tokens=tokens, block_size=BLOCK)
 
-    def learned_by(self, table: PrefixTable) -> list[int]:
+    def learned_by(self, table: LinkTable) -> list[int]:
         return table.learn(self.lesson)
 
 
-def table_of(most: int = 10_000, most_owns: int = 100_000) -> PrefixTable:
-    return PrefixTable(max_links=most, max_token_hashes=most_owns)
+def table_of(most: int = 10_000, most_owns: int = 100_000) -> LinkTable:
+    return LinkTable(max_links=most, max_token_hashes=most_owns)
 
 
 def conversation(*contents: str) -> list[Message]:
@@ -101,7 +98,7 @@ def families(draw: st.DrawFn) -> list[Prompt]:
     return prompts
 
 
-def check(table: PrefixTable, prompts: list[Prompt]) -> None:
+def check(table: LinkTable, prompts: list[Prompt]) -> None:
     """Every link is right for every prompt that was learned and has its byte block."""
     for prompt in prompts:
         deepest = 0
@@ -187,7 +184,7 @@ def test_a_conversation_keeps_one_array() -> None:
 def test_what_is_known_exactly_is_linked_exactly() -> None:
     table = table_of()
     owns = block_hashes(START, list(range(40)), BLOCK)
-    table.learn(exact_alignment((1, 2), owns, (9, 40), block_size=BLOCK))
+    table.learn(PromptLinks((1, 2), owns, (9 // BLOCK, 40 // BLOCK), BLOCK))
     assert [link.depth for _, link in sorted(table.items())] == [2, 10]
 
 
@@ -202,22 +199,22 @@ def test_what_was_learned_can_be_forgotten() -> None:
 
 def test_equal_tokens_of_every_prompt_make_no_prompt_slower_to_learn() -> None:
     """An engine may answer every prompt with the same tokens."""
-    table = PrefixTable(max_links=20_000, max_token_hashes=1_000_000)
+    table = LinkTable(max_links=20_000, max_token_hashes=1_000_000)
     begun = time.process_time()
     for number in range(0, 60_000, 200):
         hashes = range(number + 1, number + 201)
-        table.learn(exact_alignment(hashes, [7], [BLOCK] * 200, block_size=BLOCK))
+        table.learn(PromptLinks(hashes, [7], [1] * 200, BLOCK))
     assert time.process_time() - begun < 10.0  # some 0.2 s; it was 60 s
     assert sorted(table.linked_blocks(7)) == list(range(40_001, 60_001))
     table.clear()
     assert not table.linked_blocks(7)
 
 
-def test_forged_alignments_that_form_a_circle_have_no_chain() -> None:
-    table = PrefixTable(max_links=2, max_token_hashes=100)
+def test_forged_links_that_form_a_circle_have_no_chain() -> None:
+    table = LinkTable(max_links=2, max_token_hashes=100)
     for hashes in ([1, 2], [2], [3], [2, 1]):  # block 1 is dropped, then follows the block that followed it
-        table.learn(PromptAlignment(hashes, [7, 8], [1] * len(hashes), 16))
+        table.learn(PromptLinks(hashes, [7, 8], [1] * len(hashes), 16))
     assert set(dict(table.items())) == {1, 2}
     assert table.chain(1) == table.chain(2) == []
-    table.learn(PromptAlignment([4, 5], [7, 8], [1, 2], 16))
+    table.learn(PromptLinks([4, 5], [7, 8], [1, 2], 16))
     assert table.chain(5) == [4, 5]

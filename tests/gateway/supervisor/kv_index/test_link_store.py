@@ -1,4 +1,4 @@
-"""The alignment store in a real Redis: it reads earlier alignments, with bounds and checks."""
+"""The link store in a real Redis: it reads earlier links, with bounds and checks."""
 
 import asyncio
 from array import array
@@ -15,19 +15,18 @@ from redis.asyncio import Redis
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
-from fairlead_gateway.prefix_map.prompt_alignment import (
-    PromptAlignment,
-    decode_alignment,
-    encode_alignment,
-    estimate_alignment,
-    exact_alignment,
+from fairlead_gateway.prefix_map.links import (
+    LinkTable,
+    PromptLinks,
+    decode_links,
+    encode_links,
+    estimate_links,
 )
-from fairlead_gateway.prefix_map.token_links import PrefixTable
-from fairlead_gateway.supervisor.kv_index.alignment_store import (
+from fairlead_gateway.supervisor.kv_index.link_store import (
     PAGE_ENTRIES,
     PREFIX_MAP_RETENTION_SECONDS,
     PREFIX_MAP_STORES_PENDING,
-    AlignmentStore,
+    LinkStore,
 )
 from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD, secret_fingerprint
 from fairlead_kvstore.index import redis_keys
@@ -44,24 +43,24 @@ LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, re
 NUMBER = st.integers(1, 2**64 - 1)
 
 
-def lesson_of(name: int, blocks: int = 4) -> PromptAlignment:
-    """Returns the alignment of a prompt with two token blocks per byte block.
+def lesson_of(name: int, blocks: int = 4) -> PromptLinks:
+    """Returns the links of a prompt with two token blocks per byte block.
 
     A longer prompt of the same name continues the shorter one.
     """
     hashes = [name * 1_000 + number for number in range(1, blocks + 1)]
-    return PromptAlignment(
+    return PromptLinks(
         hashes, [2**40 + name * 1_000 + number for number in range(2 * blocks)], range(2, 2 * blocks + 1, 2), 16
     )
 
 
 @dataclass(slots=True)
 class Side:
-    """One gateway's store, and the alignments that it adopted."""
+    """One gateway's store, and the links that it adopted."""
 
     link: RedisLink
-    kept: AlignmentStore = field(init=False)
-    taken: list[PromptAlignment] = field(default_factory=list)
+    kept: LinkStore = field(init=False)
+    taken: list[PromptLinks] = field(default_factory=list)
 
     async def poll(self) -> None:
         await self.kept.read()
@@ -73,7 +72,7 @@ class Side:
 
 def side(url: str, name: str, *, secret: bytes = SECRET, **options: Any) -> Side:
     peer = Side(RedisLink(url, SystemClock(), limits=LIMITS))
-    peer.kept = AlignmentStore(peer.link, name, lambda _, lesson: peer.taken.append(lesson), secret=secret, **options)
+    peer.kept = LinkStore(peer.link, name, lambda _, lesson: peer.taken.append(lesson), secret=secret, **options)
     peer.kept.set_models([KEY])
     return peer
 
@@ -90,7 +89,7 @@ async def connected_sides(server: Valkey, *sides: Side) -> AsyncIterator[tuple[A
             yield redis, *sides
 
 
-async def test_a_gateway_that_starts_later_knows_earlier_alignments(server: Valkey) -> None:
+async def test_a_gateway_that_starts_later_knows_earlier_links(server: Valkey) -> None:
     async with connected_sides(server, side(server.url, "a"), side(server.url, "b")) as (_, first, second):
         for name in range(1, 2 * PAGE_ENTRIES):
             first.kept.offer(KEY, lesson_of(name))
@@ -98,8 +97,8 @@ async def test_a_gateway_that_starts_later_knows_earlier_alignments(server: Valk
         await second.poll()
         assert second.heads() == [name * 1_000 + 4 for name in range(1, 2 * PAGE_ENTRIES)]
         table, other = (
-            PrefixTable(max_links=10_000, max_token_hashes=100_000),
-            PrefixTable(max_links=10_000, max_token_hashes=100_000),
+            LinkTable(max_links=10_000, max_token_hashes=100_000),
+            LinkTable(max_links=10_000, max_token_hashes=100_000),
         )
         for lesson in second.taken:
             table.learn(lesson)
@@ -121,7 +120,7 @@ async def test_a_conversation_is_one_entry_whichever_gateway_learns_it(server: V
             (first if blocks % 2 else second).kept.offer(KEY, lesson_of(1, blocks))
             await first.poll()
             await second.poll()
-        assert await redis.xlen(redis_keys.prompt_alignments(KEY)) == 1
+        assert await redis.xlen(redis_keys.prompt_links(KEY)) == 1
         late = side(server.url, "c")
         late.link.start()
         await late.link.wait_connected()
@@ -130,11 +129,11 @@ async def test_a_conversation_is_one_entry_whichever_gateway_learns_it(server: V
         assert [len(lesson.hashes) for lesson in late.taken] == [11]
 
 
-async def test_flood_of_alignments_leaves_most_of_the_process_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_flood_of_links_leaves_most_of_the_process_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     page = [
         (
             b"1-%d" % number,
-            {GATEWAY_FIELD: b"x", DATA_FIELD: encode_alignment(lesson_of(number), secret=secret_fingerprint(SECRET))},
+            {GATEWAY_FIELD: b"x", DATA_FIELD: encode_links(lesson_of(number), secret=secret_fingerprint(SECRET))},
         )
         for number in range(1, PAGE_ENTRIES + 1)
     ]
@@ -147,14 +146,14 @@ async def test_flood_of_alignments_leaves_most_of_the_process_to_others(monkeypa
             pages.append(commands)
             return [page]
 
-    def learn(model: str, lesson: PromptAlignment) -> None:
+    def learn(model: str, lesson: PromptLinks) -> None:
         seconds[0] += 0.25
 
     async def pause(delay: float) -> None:
         pauses.append(delay)
 
     link: Any = EndlessLink()
-    store = AlignmentStore(link, "own", learn, secret=SECRET, now=lambda: seconds[0])
+    store = LinkStore(link, "own", learn, secret=SECRET, now=lambda: seconds[0])
     store.set_models([KEY])
     monkeypatch.setattr(asyncio, "sleep", pause)
     await store.read()
@@ -162,14 +161,14 @@ async def test_flood_of_alignments_leaves_most_of_the_process_to_others(monkeypa
     assert len(pages) == 64, "an endless stream does not keep this gateway from writing"
 
 
-async def test_a_wrong_alignment_is_deleted_for_later_gateways(server: Valkey) -> None:
+async def test_wrong_links_are_deleted_for_later_gateways(server: Valkey) -> None:
     async with connected_sides(server, side(server.url, "a"), side(server.url, "b")) as (redis, first, second):
         first.kept.offer(KEY, lesson_of(1))
         await first.poll()
         first.kept.offer(KEY, lesson_of(2))
         first.kept.delete_model(KEY)
         await first.poll()
-        assert await redis.exists(redis_keys.prompt_alignments(KEY)) == 0
+        assert await redis.exists(redis_keys.prompt_links(KEY)) == 0
         first.kept.offer(KEY, lesson_of(3))
         await first.poll()
         await second.poll()
@@ -185,15 +184,15 @@ async def test_other_secrets_damage_and_other_kinds_of_keys_are_passed_over(serv
         strange.kept.offer(KEY, lesson_of(1))
         await strange.kept.write()
         for data in (b"", b"\x01", b"\x02abc", b"\x01" + msgspec.msgpack.encode({"hashes": 3}), b"\x01" * 70_000):
-            await redis.xadd(redis_keys.prompt_alignments(KEY), {GATEWAY_FIELD: b"x", DATA_FIELD: data})
-        await redis.xadd(redis_keys.prompt_alignments(KEY), {b"other": b"fields"})
+            await redis.xadd(redis_keys.prompt_links(KEY), {GATEWAY_FIELD: b"x", DATA_FIELD: data})
+        await redis.xadd(redis_keys.prompt_links(KEY), {b"other": b"fields"})
         strange.kept.offer(KEY, lesson_of(2))
         await strange.kept.write()
         await first.poll()
         assert first.taken == []
         assert first.kept.unreadable == 8
-        await redis.delete(redis_keys.prompt_alignments(KEY))
-        await redis.set(redis_keys.prompt_alignments(KEY), "a string")
+        await redis.delete(redis_keys.prompt_links(KEY))
+        await redis.set(redis_keys.prompt_links(KEY), "a string")
         first.kept.offer(KEY, lesson_of(3))
         await first.poll()
 
@@ -207,9 +206,9 @@ async def test_what_lies_there_is_bounded_and_expires(server: Valkey) -> None:
         peer.kept.offer(KEY, lesson_of(1_001, 400))  # too long
         peer.kept.offer("ns/unknown", lesson_of(1))
         await peer.poll()
-        assert await redis.xlen(redis_keys.prompt_alignments(KEY)) <= 300, "Redis cuts whole nodes of a stream"
-        assert 0 < await redis.ttl(redis_keys.prompt_alignments(KEY)) <= PREFIX_MAP_RETENTION_SECONDS
-        entries = await redis.xrange(redis_keys.prompt_alignments(KEY))
+        assert await redis.xlen(redis_keys.prompt_links(KEY)) <= 300, "Redis cuts whole nodes of a stream"
+        assert 0 < await redis.ttl(redis_keys.prompt_links(KEY)) <= PREFIX_MAP_RETENTION_SECONDS
+        entries = await redis.xrange(redis_keys.prompt_links(KEY))
         assert all(len(fields[DATA_FIELD]) < 4_096 for _, fields in entries)
         assert await redis.keys("*unknown*") == []
 
@@ -228,36 +227,36 @@ async def test_a_redis_that_is_away_costs_only_what_was_not_written(server: Valk
 
 @given(st.lists(NUMBER, min_size=1, max_size=20), st.lists(NUMBER, max_size=40), st.integers(1, 64))
 def test_a_lesson_comes_out_as_it_went_in(hashes: list[int], owns: list[int], block_size: int) -> None:
-    lesson = exact_alignment(hashes, owns, [number * 7 for number in range(len(hashes))], block_size=block_size)
-    data = encode_alignment(lesson, secret=PRINT)
-    alignment = decode_alignment(data, secret=PRINT, max_bytes=len(data))
-    assert (list(alignment.hashes), list(alignment.token_hashes), alignment.block_size) == (hashes, owns, block_size)
-    assert list(alignment.depths) == [min(depth, len(owns)) for depth in lesson.depths]
-    assert decode_alignment(data, secret=b"another", max_bytes=len(data)) is None
-    assert decode_alignment(data, secret=PRINT, max_bytes=len(data) - 1) is None
+    lesson = PromptLinks(hashes, owns, [number * 7 // block_size for number in range(len(hashes))], block_size)
+    data = encode_links(lesson, secret=PRINT)
+    links = decode_links(data, secret=PRINT, max_bytes=len(data))
+    assert (list(links.hashes), list(links.token_hashes), links.block_size) == (hashes, owns, block_size)
+    assert list(links.depths) == [min(depth, len(owns)) for depth in lesson.depths]
+    assert decode_links(data, secret=b"another", max_bytes=len(data)) is None
+    assert decode_links(data, secret=PRINT, max_bytes=len(data) - 1) is None
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_do_harm(data: bytes) -> None:
-    alignment = decode_alignment(b"\x01" + data, secret=PRINT, max_bytes=1_000)
-    assert alignment is None or len(alignment.hashes) == len(alignment.depths)
+    links = decode_links(b"\x01" + data, secret=PRINT, max_bytes=1_000)
+    assert links is None or len(links.hashes) == len(links.depths)
 
 
-def test_stored_alignments_hold_no_text_and_no_token() -> None:
+def test_stored_links_hold_no_text_and_no_token() -> None:
     tokens = array("I", range(70_000, 70_064))
-    lesson = estimate_alignment([11, 12], [256, 512], [21, 22, 23, 24], size=600, tokens=len(tokens), block_size=16)
-    data = encode_alignment(lesson, secret=PRINT)
+    lesson = estimate_links([11, 12], [256, 512], [21, 22, 23, 24], size=600, tokens=len(tokens), block_size=16)
+    data = encode_links(lesson, secret=PRINT)
     assert not any(token.to_bytes(4, "little") in data for token in tokens)
     assert len(data) < 8 * 6 + 4 * 2 + 80
 
 
 def test_a_lesson_that_is_known_in_parts_only_is_none() -> None:
-    table = PrefixTable(max_links=10, max_token_hashes=100)
+    table = LinkTable(max_links=10, max_token_hashes=100)
     lesson = lesson_of(1)
     table.learn(lesson)
-    assert table.alignment([*lesson.hashes, 77], 16) is None
-    assert table.alignment([], 16) is None
-    alignment = table.alignment(lesson.hashes, 16)
-    assert list(alignment.depths) == list(lesson.depths)
+    assert table.links_of([*lesson.hashes, 77], 16) is None
+    assert table.links_of([], 16) is None
+    links = table.links_of(lesson.hashes, 16)
+    assert list(links.depths) == list(lesson.depths)
     with pytest.raises(ValueError, match="shorter"):
-        table.learn(PromptAlignment([91, 92], [1, 2, 3], [1], 16))
+        table.learn(PromptLinks([91, 92], [1, 2, 3], [1], 16))

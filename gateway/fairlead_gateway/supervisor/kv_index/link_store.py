@@ -1,16 +1,15 @@
-"""Prompt alignments in Redis, so that a gateway that starts need not query engines for them again.
+"""The links of prompts in Redis, so that a gateway that starts need not query engines for them again.
 
-Each model has one stream of what its gateways learned lately. The alignment of a prompt that
-continues an earlier one includes that of the earlier one. So its entry replaces the earlier entry:
-a conversation is one entry. Entries are bounded in size and number, and expire a day after the
-last.
+Each model has one stream of what its gateways learned lately. The links of a prompt that continues
+an earlier one include those of the earlier one. So its entry replaces the earlier entry: a
+conversation is one entry. Entries are bounded in size and number, and expire a day after the last.
 
 One task reads what other gateways wrote and writes what was learned here, every two seconds, all
-models in one round trip. It pauses after each alignment that it applies, for four times as long, so
+models in one round trip. It pauses after each prompt that it learns, for four times as long, so
 that a flood takes a fifth of the process. After `_MAX_ROUNDS` pages of a model, it writes first.
 
-Alignments are hints: a lost one is learned again, one that is read twice changes nothing. A wrong
-one causes drift, and then the model's stream is deleted.
+Links are hints: lost ones are learned again, and those that are read twice change nothing. Wrong
+ones cause drift, and then the model's stream is deleted.
 """
 
 import asyncio
@@ -24,7 +23,7 @@ from typing import Any, Final
 from redis.exceptions import ResponseError
 
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
-from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment, decode_alignment, encode_alignment
+from fairlead_gateway.prefix_map.links import PromptLinks, decode_links, encode_links
 from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD, secret_fingerprint
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
@@ -58,10 +57,10 @@ class _ModelStream:
     entry_ids: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
 
 
-class AlignmentStore:
-    """The prompt alignments in Redis, for one run of a gateway. The caller starts and stops `link`.
+class LinkStore:
+    """The links of prompts in Redis, for one run of a gateway. The caller starts and stops `link`.
 
-    on_learned: called with the model and each alignment that another gateway learned.
+    on_learned: called with the model and the links of each prompt that another gateway learned.
     bounds: prompts of one model in Redis, and bytes of one of them.
     now: seconds of a clock that also runs within one iteration of the event loop.
     """
@@ -70,7 +69,7 @@ class AlignmentStore:
         self,
         link: RedisLink,
         name: str,
-        on_learned: Callable[[str, PromptAlignment], None],
+        on_learned: Callable[[str, PromptLinks], None],
         *,
         secret: bytes,
         bounds: tuple[int, int] = (PREFIX_MAP_STORED_PROMPTS, PREFIX_MAP_STORED_BYTES),
@@ -83,7 +82,7 @@ class AlignmentStore:
         self._secret_fingerprint = secret_fingerprint(secret)
         self._max_prompts, self._max_bytes = bounds
         self._streams: dict[str, _ModelStream] = {}
-        self._pending: deque[tuple[str, int, bytes, Sequence[int]]] = deque(maxlen=PREFIX_MAP_STORES_PENDING)
+        self._pending: deque[tuple[str, Sequence[int], bytes]] = deque(maxlen=PREFIX_MAP_STORES_PENDING)
         self._deleted_models: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self.received: dict[str, int] = {}
@@ -92,7 +91,7 @@ class AlignmentStore:
     # --- called by the index service
 
     def set_models(self, models: Iterable[str]) -> None:
-        """Sets the models whose alignments are stored and read."""
+        """Sets the models whose links are stored and read."""
         wanted = set(models)
         for model in self._streams.keys() - wanted:
             del self._streams[model]
@@ -100,25 +99,25 @@ class AlignmentStore:
         for model in wanted - self._streams.keys():
             self._streams[model] = _ModelStream()
 
-    def offer(self, model: str, alignment: PromptAlignment) -> None:
-        """Queues an alignment that was learned here, unless it is too large to be stored."""
-        if model not in self._streams or not alignment.token_hashes:
+    def offer(self, model: str, links: PromptLinks) -> None:
+        """Queues the links of a prompt that was learned here, unless they are too large to be
+        stored.
+        """
+        if model not in self._streams or not links.token_hashes:
             return
-        data = encode_alignment(alignment, secret=self._secret_fingerprint)
+        data = encode_links(links, secret=self._secret_fingerprint)
         if len(data) <= self._max_bytes:
-            self._pending.append((model, alignment.hashes[-1], data, alignment.hashes))
+            self._pending.append((model, links.hashes, data))
 
     def delete_model(self, model: str) -> None:
-        """Drops a model's queued alignments; the next write deletes its stream."""
+        """Drops a model's queued prompts; the next write deletes its stream."""
         self._pending = deque((entry for entry in self._pending if entry[0] != model), self._pending.maxlen)
         self._deleted_models.add(model)
 
     def start(self) -> None:
         """Starts the task on the running loop. Does not block."""
-        if self._task is None:
-            self._task = asyncio.create_task(
-                run_despite_defects(self._run, _log, "prompt alignments"), name="prompt alignments in Redis"
-            )
+        name = "links of prompts in Redis"
+        self._task = self._task or asyncio.create_task(run_despite_defects(self._run, _log, name), name=name)
 
     async def stop(self) -> None:
         """Writes what is queued and stops reading."""
@@ -141,18 +140,8 @@ class AlignmentStore:
         for _ in range(_MAX_ROUNDS):
             if not behind:
                 return
-            commands: list[Command] = [
-                (
-                    "XRANGE",
-                    redis_keys.prompt_alignments(model),
-                    b"(" + self._streams[model].position,
-                    "+",
-                    "COUNT",
-                    PAGE_ENTRIES,
-                )
-                for model in behind
-            ]
-            replies = await self._link.run(commands)
+            starts = [(redis_keys.prompt_links(model), b"(" + self._streams[model].position) for model in behind]
+            replies = await self._link.run([("XRANGE", *start, "+", "COUNT", PAGE_ENTRIES) for start in starts])
             if replies is None:
                 return
             more = []
@@ -172,14 +161,14 @@ class AlignmentStore:
             if not fields or fields.get(GATEWAY_FIELD) == self._name:
                 continue
             data = fields.get(DATA_FIELD, b"")
-            alignment = decode_alignment(data, secret=self._secret_fingerprint, max_bytes=self._max_bytes)
-            if alignment is None:
+            links = decode_links(data, secret=self._secret_fingerprint, max_bytes=self._max_bytes)
+            if links is None:
                 self.unreadable += 1
                 continue
             self.received[model] = self.received.get(model, 0) + 1
-            self._remember_entry(stream, alignment.hashes[-1], identifier)
+            self._remember_entry(stream, links.hashes[-1], identifier)
             started_at = self._now()
-            self._on_learned(model, alignment)
+            self._on_learned(model, links)
             await asyncio.sleep(_PAUSE_FACTOR * max(0.0, self._now() - started_at))
 
     async def write(self) -> None:
@@ -193,41 +182,26 @@ class AlignmentStore:
         commands: list[Command] = []
         for model in deleted & self._streams.keys():
             self._streams[model].entry_ids.clear()
-            commands.append(("DEL", redis_keys.prompt_alignments(model)))
-        first = len(commands)
+            commands.append(("DEL", redis_keys.prompt_links(model)))
+        first, bounds = len(commands), ("MAXLEN", "~", self._max_prompts, "*")
         written = [entry for entry in pending if entry[0] in self._streams]
-        max_entries = self._max_prompts
-        for model, _, data, _ in written:
-            commands.append(
-                (
-                    "XADD",
-                    redis_keys.prompt_alignments(model),
-                    "MAXLEN",
-                    "~",
-                    max_entries,
-                    "*",
-                    GATEWAY_FIELD,
-                    self._name,
-                    DATA_FIELD,
-                    data,
-                )
-            )
-        seconds = int(PREFIX_MAP_RETENTION_SECONDS)
-        commands += [
-            ("EXPIRE", redis_keys.prompt_alignments(model), seconds) for model in {entry[0] for entry in written}
-        ]
-        for model, _, _, hashes in written:
+        for model, _, data in written:
+            fields = (GATEWAY_FIELD, self._name, DATA_FIELD, data)
+            commands.append(("XADD", redis_keys.prompt_links(model), *bounds, *fields))
+        for model in {entry[0] for entry in written}:
+            commands.append(("EXPIRE", redis_keys.prompt_links(model), int(PREFIX_MAP_RETENTION_SECONDS)))
+        for model, hashes, _ in written:
             ids = self._streams[model].entry_ids
             replaced = [ids.pop(digest) for digest in hashes if digest in ids]
             if replaced:
-                commands.append(("XDEL", redis_keys.prompt_alignments(model), *replaced))
+                commands.append(("XDEL", redis_keys.prompt_links(model), *replaced))
         replies = await self._link.run(commands) if commands else []
-        if replies is None:  # Redis is away; this gateway still has its own alignments
+        if replies is None:  # Redis is away; this gateway still has its own links
             self._deleted_models |= deleted
             return
-        for (model, tail, _, _), reply in zip(written, replies[first:], strict=False):
+        for (model, hashes, _), reply in zip(written, replies[first:], strict=False):
             if not isinstance(reply, ResponseError) and model in self._streams:
-                self._remember_entry(self._streams[model], tail, reply)
+                self._remember_entry(self._streams[model], hashes[-1], reply)
 
     def _remember_entry(self, stream: _ModelStream, tail: int, identifier: bytes) -> None:
         stream.entry_ids[tail] = identifier

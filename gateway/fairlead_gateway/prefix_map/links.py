@@ -5,9 +5,12 @@ of one prompt, learned together, say how far its text reaches in tokens. A *link
 block to (depth, token hash): the last token block that lies wholly before the end of that byte
 block. The byte prefix is cached where that token block is.
 
+Redis has the links of a prompt as hashes and counts only: byte blocks and token blocks under the
+installation's secrets, eight bytes each. It never has text or tokens. All of it is validated.
+
 **A link starts as an estimate**, since only the end of a prompt is known in both. Chat templates
 add text, JSON encodes a character in one byte or six, and tokens have any length. The estimate is
-the prefix's share of the bytes, less a margin (`prompt_alignment`). It is checked against every
+the prefix's share of the bytes, less a margin (`estimate_links`). It is checked against every
 prompt learned later. Two prompts that begin with the same bytes have the same tokens there, so
 their chains must agree at its depth. If they do not, the link is lowered to their common prefix. A
 link is never raised, so it moves at most `depth` times. For each pair of prompts seen:
@@ -16,7 +19,7 @@ link is never raised, so it moves at most `depth` times. For each pair of prompt
 
 A link that is too shallow predicts a little less than is cached. One that is too deep expects
 tokens that another continuation does not have, and loses a hit until that continuation is learned.
-Token ids as a prompt need no estimate (`exact_alignment`).
+Token ids as a prompt need no estimate.
 
 **Memory.** Links of one prompt share an array of token hashes. A longer prompt that continues a
 known one takes over its links, so a conversation keeps one array. Links are dropped least recently
@@ -27,27 +30,104 @@ start.
 from array import array
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Annotated, Final
 
-from fairlead_gateway.prefix_map.prompt_alignment import PromptAlignment
+import msgspec
 
+from fairlead_kvstore.redis.codec import decode, encode
+
+ESTIMATE_MARGIN_SHARE: Final = 0.05
+ESTIMATE_MARGIN_TOKENS: Final = 4.0
+"""Margin of an estimate: a share of the tokens, and the frame that templates put around
+messages.
+"""
 _MAX_TUPLE: Final = 16
 """The byte blocks of one token block in a tuple, which is smaller than a dict. An engine may report
 the same tokens for every prompt, and a tuple of all links is too slow to copy.
 """
 
 
+@dataclass(frozen=True, slots=True)
+class PromptLinks:
+    """The links of one prompt: its byte blocks and token blocks.
+
+    - hashes: the byte blocks.
+    - token_hashes: the whole token blocks.
+    - depths: for each byte block, how many token blocks lie wholly before its end, or an estimate.
+    - block_size: in tokens.
+    """
+
+    hashes: Sequence[int]
+    token_hashes: Sequence[int]
+    depths: Sequence[int]
+    block_size: int
+
+
+def estimate_links(
+    hashes: Sequence[int], ends: Sequence[int], token_hashes: Sequence[int], *, size: int, tokens: int, block_size: int
+) -> PromptLinks:
+    """Returns the links of a prompt as if its tokens were spread evenly over its bytes, less a
+    margin.
+
+    - ends: where `hashes` end in its `size` bytes.
+    - tokens: the number of tokens, of which `token_hashes` are the whole blocks.
+    """
+    before = [tokens * (end / size) * (1.0 - ESTIMATE_MARGIN_SHARE) if size > 0 else 0.0 for end in ends]
+    depths = [max(0, int(estimate - ESTIMATE_MARGIN_TOKENS)) // block_size for estimate in before]
+    return PromptLinks(hashes, token_hashes, depths, block_size)
+
+
+class _StoredLinks(msgspec.Struct, frozen=True):
+    """The links of a prompt as stored; arrays are little-endian. `secret` identifies the
+    installation's secret.
+    """
+
+    secret: bytes
+    block_size: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+    hashes: bytes
+    owns: bytes
+    depths: bytes
+
+
+def encode_links(links: PromptLinks, *, secret: bytes) -> bytes:
+    """Returns the links of a prompt as bytes. `secret` is a fingerprint of the installation's
+    secret.
+    """
+    depths = [min(depth, len(links.token_hashes)) for depth in links.depths]
+    parts = array("Q", links.hashes), array("Q", links.token_hashes), array("I", depths)
+    return encode(_StoredLinks(secret, links.block_size, *(part.tobytes() for part in parts)))
+
+
+def decode_links(data: bytes, *, secret: bytes, max_bytes: int) -> PromptLinks | None:
+    """Returns the links of a prompt; None if they are damaged, too large, of another schema or
+    secret.
+    """
+    stored = decode(data, _StoredLinks) if len(data) <= max_bytes else None
+    if stored is None or stored.secret != secret:
+        return None
+    hashes, token_hashes, depths = array("Q"), array("Q"), array("I")
+    try:
+        hashes.frombytes(stored.hashes)
+        token_hashes.frombytes(stored.owns)
+        depths.frombytes(stored.depths)
+    except ValueError:
+        return None
+    if not hashes or len(depths) != len(hashes) or 0 in hashes:
+        return None
+    return PromptLinks(hashes, token_hashes, depths, stored.block_size)
+
+
+@dataclass(slots=True, eq=False)
 class _TokenChain:
     """The token hashes of a prompt, and how many links use them."""
 
-    __slots__ = ("hashes", "uses")
-
-    def __init__(self, hashes: "array[int]") -> None:
-        self.hashes = hashes
-        self.uses = 0
+    hashes: "array[int]"
+    uses: int = 0
 
 
-class PrefixLink:
+@dataclass(slots=True, eq=False)
+class Link:
     """The link of one byte block.
 
     - previous: the byte block before this one; 0: none.
@@ -55,13 +135,10 @@ class PrefixLink:
     - depth: in token blocks.
     """
 
-    __slots__ = ("_chain", "depth", "index", "previous")
-
-    def __init__(self, owns: _TokenChain, before: int, index: int, depth: int) -> None:
-        self._chain = owns
-        self.previous = before
-        self.index = index
-        self.depth = depth
+    _chain: _TokenChain
+    previous: int
+    index: int
+    depth: int
 
     @property
     def token_hash(self) -> int:
@@ -70,13 +147,8 @@ class PrefixLink:
         """
         return self._chain.hashes[self.depth - 1] if self.depth else 0
 
-    @property
-    def token_hashes(self) -> "array[int]":
-        """The token hashes from the start of the prompt to the depth of this link."""
-        return self._chain.hashes[: self.depth]
 
-
-class PrefixTable:
+class LinkTable:
     """The links of one model, in both directions.
 
     max_links, max_token_hashes: maximum number of links, and of token hashes in all their chains.
@@ -85,7 +157,7 @@ class PrefixTable:
     def __init__(self, *, max_links: int, max_token_hashes: int) -> None:
         self._max_links = max_links
         self._max_token_hashes = max_token_hashes
-        self._links: OrderedDict[int, PrefixLink] = OrderedDict()
+        self._links: OrderedDict[int, Link] = OrderedDict()
         self._by_token_hash: dict[int, tuple[int, ...] | dict[int, None]] = {}  # a dict of many
         self.token_hash_count = 0
         self.lowered_links = 0
@@ -99,7 +171,7 @@ class PrefixTable:
 
     # --- reads
 
-    def get(self, digest: int) -> PrefixLink | None:
+    def get(self, digest: int) -> Link | None:
         """Returns the link of a byte block; None if it has none."""
         return self._links.get(digest)
 
@@ -117,25 +189,24 @@ class PrefixTable:
     def token_hashes_of(self, digest: int) -> "array[int]":
         """Returns the token hashes up to this byte block's link; empty without one."""
         link = self._links.get(digest)
-        return link.token_hashes if link is not None else array("Q")
+        return array("Q") if link is None else link._chain.hashes[: link.depth]
 
     def linked_blocks(self, token_hash: int) -> Collection[int]:
         """Returns the byte blocks that are linked to a token hash."""
         return self._by_token_hash.get(token_hash, ())
 
-    def alignment(self, hashes: Sequence[int], block_size: int) -> PromptAlignment | None:
-        """Returns the alignment of a prompt whose blocks are all linked; else None."""
-        links = [self._links.get(digest) for digest in hashes]
-        if not links or None in links:
+    def links_of(self, hashes: Sequence[int], block_size: int) -> PromptLinks | None:
+        """Returns the links of a prompt whose blocks are all linked; else None."""
+        if not hashes or not all(digest in self._links for digest in hashes):
             return None
-        depths = [link.depth for link in links if link is not None]
-        return PromptAlignment(hashes, self.token_hashes_of(hashes[-1]), depths, block_size)
+        depths = [self._links[digest].depth for digest in hashes]
+        return PromptLinks(hashes, self.token_hashes_of(hashes[-1]), depths, block_size)
 
     def chain(self, digest: int) -> list[int]:
         """Returns the byte blocks from the start of the prompt to this one; empty if one is
         unknown, or if they are no chain.
 
-        Why: alignments in Redis may be forged so that blocks follow each other in a circle.
+        Why: links in Redis may be forged so that blocks follow each other in a circle.
         """
         found: list[int] = []
         links = self._links
@@ -150,7 +221,7 @@ class PrefixTable:
         found.reverse()
         return found
 
-    def items(self) -> Iterable[tuple[int, PrefixLink]]:
+    def items(self) -> Iterable[tuple[int, Link]]:
         """Returns all linked byte blocks with their links."""
         return self._links.items()
 
@@ -163,23 +234,23 @@ class PrefixTable:
             if digest in links:
                 links.move_to_end(digest)
 
-    def learn(self, alignment: PromptAlignment) -> list[int]:
+    def learn(self, links: PromptLinks) -> list[int]:
         """Adds the chains of one prompt; returns the byte blocks whose link is new or changed.
 
         Beyond the bounds, the least recently used links are dropped.
         """
-        hashes, token_hashes = alignment.hashes, alignment.token_hashes
+        hashes, token_hashes = links.hashes, links.token_hashes
         self.learned_prompts += 1
         fresh = _TokenChain(array("Q", token_hashes))
         self.token_hash_count += len(fresh.hashes)
         changed: list[int] = []
         compared: tuple[_TokenChain, int] | None = None
         before = deepest = 0
-        for index, (digest, depth) in enumerate(zip(hashes, alignment.depths, strict=True)):
+        for index, (digest, depth) in enumerate(zip(hashes, links.depths, strict=True)):
             link = self._links.get(digest)
             if link is None:
                 deepest = max(deepest, min(len(token_hashes), depth))
-                self._links[digest] = link = PrefixLink(fresh, before, index, deepest)
+                self._links[digest] = link = Link(fresh, before, index, deepest)
                 fresh.uses += 1
                 self._index(digest, link.token_hash)
                 changed.append(digest)
@@ -207,7 +278,7 @@ class PrefixTable:
 
     # --- helpers
 
-    def _merge(self, digest: int, link: PrefixLink, fresh: _TokenChain, shared: int) -> bool:
+    def _merge(self, digest: int, link: Link, fresh: _TokenChain, shared: int) -> bool:
         """Merges a link with another prompt of the same bytes. Returns True if that lowered it.
 
         shared: how many token blocks the two chains share.
