@@ -1,4 +1,4 @@
-"""Clients of the three kinds of Redis behind one protocol: ping, run commands, scan keys, drop
+"""Clients of the three kinds of Redis with one interface: ping, run commands, scan keys, drop
 connections.
 
 redis-py supports all three. Here they get deadlines, no retries (the link retries), and the same
@@ -9,10 +9,10 @@ possible: the password, and a client name for operators. The library's own name 
 Why: a node that hangs would otherwise block the others, and each exchange takes a round trip.
 """
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
@@ -31,41 +31,6 @@ Command: TypeAlias = tuple[str | bytes | int | float, ...]
 _SHORTEST_SECONDS: Final = 0.1
 _SCAN_COUNT: Final = 1_000
 _UNKNOWN_CLUSTER_ERROR: Final = "part of the cluster does not answer"
-
-
-class RedisBackend(Protocol):
-    """The interface of a Redis client for ``RedisLink``.
-
-    Methods raise RedisError, OSError or TimeoutError on failure.
-    """
-
-    async def ping(self) -> None:
-        """Returns when Redis answers; for a cluster, when all its masters do."""
-
-    async def run(self, commands: Sequence[Command]) -> list[Any]:
-        """Runs commands and returns their replies in order; a refused command's is its
-        ResponseError.
-        """
-
-    async def max_memory(self) -> int:
-        """Returns ``maxmemory`` in bytes, 0 without one; of a cluster, the smallest one.
-
-        Raises ResponseError when the user may not read it.
-        """
-
-    def scan_keys(self, pattern: str) -> AsyncIterator[bytes]:
-        """Yields the keys that match a pattern, each once or more; for a cluster, those of all
-        masters.
-        """
-
-    async def drop_connections(self) -> None:
-        """Drops every connection.
-
-        Why: after a failure, a connection may be broken or lead to a former master.
-        """
-
-    async def close(self) -> None:
-        """Closes the client."""
 
 
 class BoundedReplyParser(DefaultParser):  # type: ignore[misc,valid-type]  # redis-py is typed in part only
@@ -96,6 +61,118 @@ class BoundedReplyParser(DefaultParser):  # type: ignore[misc,valid-type]  # red
         return await super().read_response(*args, **more)
 
 
+class RedisBackend:
+    """A client of one server, as ``RedisLink`` uses it.
+
+    Methods raise RedisError, OSError or TimeoutError on failure.
+    """
+
+    _to_masters: Mapping[str, Any] = {}
+    """Options that send a command to all masters."""
+
+    def __init__(self, redis: Any) -> None:
+        self._redis = redis  # Any: redis-py is typed in part only
+
+    async def ping(self) -> None:
+        """Returns when Redis answers; for a cluster, when all its masters do."""
+        with self._described_errors():
+            await self._redis.execute_command("PING", **self._to_masters)
+
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
+        """Runs commands and returns their replies in order; a refused command's is its
+        ResponseError.
+        """
+        with self._described_errors():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                replies = list(await pipe.execute(raise_on_error=False))
+        for reply in replies:
+            if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
+                raise reply  # an unreachable node of a cluster is not a refusal
+        return replies
+
+    async def max_memory(self) -> int:
+        """Returns ``maxmemory`` in bytes, 0 without one; of a cluster, the smallest one.
+
+        Raises ResponseError when the user may not read it.
+        """
+        with self._described_errors():
+            pages = await self._redis.execute_command("INFO", "memory", **self._to_masters)
+        # The reply of a single master is its page; several come by node.
+        is_one = not isinstance(pages, dict) or "maxmemory" in pages
+        return min(filter(None, map(_max_memory, [pages] if is_one else pages.values())), default=0)
+
+    async def scan_keys(self, pattern: str) -> AsyncIterator[bytes]:
+        """Yields the keys that match a pattern, each once or more; for a cluster, those of all
+        masters.
+        """
+        with self._described_errors():
+            async for name in self._redis.scan_iter(match=pattern, count=_SCAN_COUNT):
+                yield name
+
+    async def drop_connections(self) -> None:
+        """Drops every connection.
+
+        Why: after a failure, a connection may be broken or lead to a former master.
+        """
+        await self._redis.connection_pool.disconnect()
+
+    async def close(self) -> None:
+        """Closes the client."""
+        await self._redis.aclose()
+
+    @contextmanager
+    def _described_errors(self) -> Iterator[None]:
+        """Raises the errors of the client, as errors of the connection with a useful text."""
+        yield
+
+
+class _SentinelMaster(RedisBackend):
+    """The master as sentinels report it; each new connection queries them again."""
+
+    def __init__(self, sentinels: Any, address: RedisAddress, redis: Any) -> None:
+        super().__init__(redis)
+        self._sentinels = sentinels
+        self._unknown = f"no reachable sentinel knows a running master {address.service!r}"
+
+    @contextmanager
+    def _described_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except MasterNotFoundError:
+            raise RedisConnectionError(self._unknown) from None
+
+    async def close(self) -> None:
+        await super().close()
+        await self._sentinels.aclose()
+
+
+class _ClusterBackend(RedisBackend):
+    """All masters of a cluster. Slots are queried at the start and after each failure."""
+
+    _to_masters: Mapping[str, Any] = {"target_nodes": RedisCluster.PRIMARIES}
+
+    def __init__(self, address: RedisAddress, options: dict[str, Any], parser: Any) -> None:
+        nodes = [ClusterNode(host, port) for host, port in address.hosts]
+        # Always query the URL's hosts: reported addresses may be gone after a restart.
+        cluster: Any = RedisCluster(startup_nodes=nodes, dynamic_startup_nodes=False, **options)
+        super().__init__(cluster)
+        manager = cluster.nodes_manager  # there is no argument for it
+        for kwargs in (manager.connection_kwargs, *(node.connection_kwargs for node in manager.startup_nodes.values())):
+            kwargs["parser_class"] = parser
+
+    async def drop_connections(self) -> None:
+        await self._redis.aclose()
+
+    @contextmanager
+    def _described_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except RedisClusterException as error:
+            raise RedisConnectionError(first_line(error, 200) or _UNKNOWN_CLUSTER_ERROR) from None
+
+
 def create_backend(address: RedisAddress, limits: Limits, client_name: str | None) -> RedisBackend:
     """Returns a client of the address, not connected yet. Raises BadInput for a URL that redis-py
     cannot read.
@@ -112,7 +189,7 @@ def create_backend(address: RedisAddress, limits: Limits, client_name: str | Non
     parser = partial(BoundedReplyParser, max_bytes=limits.redis_reply_bytes)
     if address.kind == SINGLE:
         try:
-            return _SingleServer(Redis.from_url(address.url, parser_class=parser, **common))
+            return RedisBackend(Redis.from_url(address.url, parser_class=parser, **common))
         except ValueError as error:
             hint = "write it as redis://host:port/0 or unix:///path"
             raise BadInput(str(error), field="redis", hint=hint) from None
@@ -137,120 +214,7 @@ def create_backend(address: RedisAddress, limits: Limits, client_name: str | Non
     return _SentinelMaster(sentinels, address, master)
 
 
-class _SingleServer:
-    def __init__(self, redis: Any) -> None:
-        self._redis = redis  # Any: redis-py is typed in part only
-
-    async def ping(self) -> None:
-        await self._redis.execute_command("PING")
-
-    async def run(self, commands: Sequence[Command]) -> list[Any]:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for command in commands:
-                pipe.execute_command(*command)
-            return list(await pipe.execute(raise_on_error=False))
-
-    async def max_memory(self) -> int:
-        return _max_memory(await self._redis.execute_command("INFO", "memory"))
-
-    def scan_keys(self, pattern: str) -> AsyncIterator[bytes]:
-        found: AsyncIterator[bytes] = self._redis.scan_iter(match=pattern, count=_SCAN_COUNT)
-        return found
-
-    async def drop_connections(self) -> None:
-        await self._redis.connection_pool.disconnect()
-
-    async def close(self) -> None:
-        await self._redis.aclose()
-
-
-class _SentinelMaster(_SingleServer):
-    """The master as sentinels report it; each new connection queries them again."""
-
-    def __init__(self, sentinels: Any, address: RedisAddress, redis: Any) -> None:
-        super().__init__(redis)
-        self._sentinels = sentinels
-        self._unknown = f"no reachable sentinel knows a running master {address.service!r}"
-
-    async def ping(self) -> None:
-        with self._naming_master():
-            await super().ping()
-
-    async def run(self, commands: Sequence[Command]) -> list[Any]:
-        with self._naming_master():
-            return await super().run(commands)
-
-    async def max_memory(self) -> int:
-        with self._naming_master():
-            return await super().max_memory()
-
-    @contextmanager
-    def _naming_master(self) -> Iterator[None]:
-        try:
-            yield
-        except MasterNotFoundError:
-            raise RedisConnectionError(self._unknown) from None
-
-    async def close(self) -> None:
-        await super().close()
-        await self._sentinels.aclose()
-
-
-class _ClusterBackend:
-    """All masters of a cluster. Slots are queried at the start and after each failure."""
-
-    def __init__(self, address: RedisAddress, options: dict[str, Any], parser: Any) -> None:
-        nodes = [ClusterNode(host, port) for host, port in address.hosts]
-        # Always query the URL's hosts: reported addresses may be gone after a restart.
-        self._redis: Any = RedisCluster(startup_nodes=nodes, dynamic_startup_nodes=False, **options)
-        manager = self._redis.nodes_manager  # there is no argument for it
-        for kwargs in (manager.connection_kwargs, *(node.connection_kwargs for node in manager.startup_nodes.values())):
-            kwargs["parser_class"] = parser
-
-    async def ping(self) -> None:
-        with _as_lost_connection():
-            await self._redis.execute_command("PING", target_nodes=RedisCluster.PRIMARIES)
-
-    async def run(self, commands: Sequence[Command]) -> list[Any]:
-        with _as_lost_connection():
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for command in commands:
-                    pipe.execute_command(*command)
-                replies = list(await pipe.execute(raise_on_error=False))
-        for reply in replies:
-            if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
-                raise reply  # an unreachable node is not a refusal
-        return replies
-
-    async def max_memory(self) -> int:
-        with _as_lost_connection():
-            pages = await self._redis.execute_command("INFO", "memory", target_nodes=RedisCluster.PRIMARIES)
-        # The reply of a single master is its page; several come by node.
-        found = [_max_memory(page) for page in ([pages] if "maxmemory" in pages else pages.values())]
-        return min(filter(None, found), default=0)
-
-    async def scan_keys(self, pattern: str) -> AsyncIterator[bytes]:
-        with _as_lost_connection():
-            async for name in self._redis.scan_iter(match=pattern, count=_SCAN_COUNT):
-                yield name
-
-    async def drop_connections(self) -> None:
-        await self._redis.aclose()
-
-    async def close(self) -> None:
-        await self._redis.aclose()
-
-
 def _max_memory(page: Any) -> int:
     """Returns ``maxmemory`` from a page of INFO; 0 if it is absent or no number."""
     found = page.get("maxmemory") if isinstance(page, dict) else None
     return found if isinstance(found, int) and found > 0 else 0
-
-
-@contextmanager
-def _as_lost_connection() -> Iterator[None]:
-    """Raises an error of the cluster as one of the connection."""
-    try:
-        yield
-    except RedisClusterException as error:
-        raise RedisConnectionError(first_line(error, 200) or _UNKNOWN_CLUSTER_ERROR) from None

@@ -107,7 +107,6 @@ class LocalTokenizer:
         self._error = "" if safe else "the model's name is not usable as a path"
         self._unverified_count = 0
         self._distrusted_until = float("-inf")
-        self.verified_count = 0
 
     @property
     def is_trusted(self) -> bool:
@@ -126,17 +125,13 @@ class LocalTokenizer:
         self._error = ""
         return tokens
 
-    def mark_verified(self) -> None:
-        """Marks the tokenizer as verified: an engine reported the same tokens for a prompt."""
-        self.verified_count += 1
-        self._unverified_count = 0
+    def on_checked(self, *, is_verified: bool) -> None:
+        """Records whether an engine reported the tokens of a prompt in time.
 
-    def mark_unverified(self) -> None:
-        """Counts a prompt whose tokens no engine reported in time.
-
-        After too many in a row, the tokenizer is not trusted for `tokenize_refused_seconds`.
+        After too many unverified ones in a row, the tokenizer is not trusted for
+        `tokenize_refused_seconds`.
         """
-        self._unverified_count += 1
+        self._unverified_count = 0 if is_verified else self._unverified_count + 1
         if self._unverified_count >= TOKENIZER_UNVERIFIED_PROMPTS:
             self._unverified_count = 0
             self._distrusted_until = self._clock.now() + TOKENIZE_REFUSED_SECONDS

@@ -92,16 +92,15 @@ class TokenFetcher:
         self._refused_until = 0.0
         self._adapters: dict[tuple[str, str], tuple[float, bool]] = {}
         self.warning = ""
-        self.learned_count = 0
-        self.query_count = 0
 
     def should_fetch(self, row: Dispatch) -> bool:
         """Returns True if the worker should send the body of this prompt, which is not linked.
 
         If so, it counts against the allowed queries per second.
         """
-        now = self._clock.now()
-        if len(self._tasks) >= TOKENIZE_QUERIES_PENDING or not (self._can_ask_engines or self._can_tokenize_locally):
+        now, local = self._clock.now(), self._local_tokenizer
+        has_source = now >= self._refused_until or (local is not None and local.is_trusted)
+        if len(self._tasks) >= TOKENIZE_QUERIES_PENDING or not has_source:
             return False
         known = self._pending.get(row.tail)
         if known is not None and now < known[0] + TOKENIZE_REPEAT_SECONDS:
@@ -142,14 +141,6 @@ class TokenFetcher:
         text = ENGINE_DESCRIPTION if self._local_tokenizer is None else self._local_tokenizer.description
         return f"{text}; {self.warning}" if self.warning else text
 
-    @property
-    def _can_ask_engines(self) -> bool:
-        return self._clock.now() >= self._refused_until
-
-    @property
-    def _can_tokenize_locally(self) -> bool:
-        return self._local_tokenizer is not None and self._local_tokenizer.is_trusted
-
     async def _fetch(self, sample: PromptSample, row: Dispatch, instance: Instance) -> None:
         name = (
             f"{adapter_prefix(instance.engine, instance.model)}{sample.adapter}"
@@ -164,9 +155,8 @@ class TokenFetcher:
             local = None if self._local_tokenizer is None else await self._local_tokenizer.tokenize(query)
             tokens: Sequence[int] = query.tokens if local is None else local
             if local is None and query.engine_request is not None:
-                if not self._can_ask_engines:
+                if self._clock.now() < self._refused_until:
                     return
-                self.query_count += 1
                 tokens = parse_tokens(await self._post(instance, query.engine_request))
                 self.warning = ""
         except Unavailable as error:
@@ -175,32 +165,25 @@ class TokenFetcher:
             pause = TOKENIZE_REFUSED_SECONDS if lasting else TOKENIZE_REPEAT_SECONDS
             self._refused_until = self._clock.now() + pause
             return
-        await self._learn_links(row, tokens, query, adapter, None if local is None else self._local_tokenizer)
+        await self._learn_links(row, tokens, query, adapter, doubted=local is not None)
 
     async def _learn_links(
-        self,
-        row: Dispatch,
-        tokens: Sequence[int],
-        query: TokenizeQuery,
-        adapter: str | None,
-        local_tokenizer: LocalTokenizer | None,
+        self, row: Dispatch, tokens: Sequence[int], query: TokenizeQuery, adapter: str | None, *, doubted: bool
     ) -> None:
         """Tries to link a prompt several times, with pauses.
 
-        local_tokenizer: the origin of the tokens, marked as verified or not; None: an engine.
+        doubted: the tokens come from the local tokenizer, which learns whether they are verified.
 
         Why: the engine's events may come later than the tokens.
         """
-        for pause in (0.0, *(_PAUSES_SECONDS if local_tokenizer is None else _VERIFICATION_PAUSES_SECONDS)):
+        blocks = None
+        for pause in (0.0, *(_VERIFICATION_PAUSES_SECONDS if doubted else _PAUSES_SECONDS)):
             await self._pause(pause)
-            blocks = self._learn(row, tokens, query, adapter, doubted=local_tokenizer is not None)
+            blocks = self._learn(row, tokens, query, adapter, doubted=doubted)
             if blocks is not None:
-                self.learned_count += 1
-                if local_tokenizer is not None and blocks:
-                    local_tokenizer.mark_verified()
-                return
-        if local_tokenizer is not None:
-            local_tokenizer.mark_unverified()
+                break
+        if doubted and blocks != 0 and self._local_tokenizer is not None:
+            self._local_tokenizer.on_checked(is_verified=blocks is not None)
 
     async def _is_adapter(self, instance: Instance, name: str) -> bool:
         """Returns True if the engine serves an adapter under this name. Cached for a short time."""
