@@ -70,10 +70,9 @@ class IndexLimits:
         16_384, "entries of that stream; before it grows longer, the oldest parts of the index are stored"
     )
     index_pending_blocks: int = limit(
-        262_144, "changed blocks buffered while Redis is away; beyond, everything is stored again at its return"
-    )
-    index_backpressure_blocks: int = limit(
-        65_536, "changed blocks of a model waiting for a reachable Redis; beyond, its engines are not read"
+        262_144,
+        "changed blocks of a model that wait while Redis is away or too slow; beyond, they are dropped and everything is "
+        "stored again",
     )
     index_kept_batches: int = limit(
         4_096, "batches of an instance until it is stored again: an engine can replay its last 10,000"

@@ -41,10 +41,6 @@ class NoSink:
     def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
         """Does nothing."""
 
-    def is_backlogged(self, model_key: str) -> bool:
-        """Returns False."""
-        return False
-
 
 async def _no_answer(_: Instance, path: str) -> bytes:
     raise Unavailable(path)

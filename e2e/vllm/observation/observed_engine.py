@@ -131,10 +131,6 @@ class InProcessIndex:
         """Always there."""
         return self._index
 
-    def is_backlogged(self, model_key: str) -> bool:
-        """Returns False, since changes are applied at once."""
-        return False
-
     def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
         """Applies changes of the indexer."""
         self._index.apply(changes)

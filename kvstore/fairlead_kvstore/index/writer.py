@@ -5,13 +5,17 @@ write first compares the lease and the stream's position in a script. So a write
 cannot write, and one whose Redis has lost writes detects it at its next write. Then, and when too
 many changes wait, everything is written again in a new epoch. So what is read always belongs to one
 epoch, with no entry missing. Between steps the writer rests up to eight times as long as the last
-one took, at most 20 ms. It does not rest while it is backlogged. So changes arrive within some
-milliseconds at a nearby Redis, and the cost of small entries stays bounded.
+one took, at most 20 ms. It does not rest while the changes of more than one entry wait. So changes
+arrive within some milliseconds at a nearby Redis, and the cost of small entries stays bounded.
 
 The writer does not wait for an unreachable Redis: changes wait, bounded, and the block store is
 current when Redis returns. An exchange whose answer was lost is sent again: the stored position
-shows whether it was written. While Redis answers but cannot take all changes of a model, the model
-is *backlogged* and its engines are not read. An overflow would cost a new epoch.
+shows whether it was written. A Redis that is too slow for the changes of a model never stops the
+reading of its engines. Beyond a bound, the waiting changes are dropped: an *overflow*. Then the
+lease is renewed, and nothing else is written for ten seconds. After that a new epoch begins.
+
+Why the pause: a Redis that is too slow for the changes is too slow for epochs one after the other.
+
 A step renews due leases first. It writes only the changes that wait by then, since under load there
 are always more, and then due snapshots.
 
@@ -30,21 +34,19 @@ since ``at`` then differs. After either failure the indexer begins a new epoch, 
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any, Final, Protocol
 
 import msgspec
 from redis.exceptions import ResponseError
 from xxhash import xxh3_64_intdigest
 
-from fairlead.errors import BadInput, first_line
+from fairlead.errors import first_line
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import KeyedTasks, cancel_and_wait
 from fairlead_kvstore.blockstore.changes import Change
-from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import (
     META_FIELD,
@@ -69,6 +71,8 @@ INDEX_EXPIRE_SECONDS: Final = 900.0
 """Limit: an index without a writer expires in Redis after this long."""
 INDEX_NOTE_SECONDS: Final = 1.0
 """Limit: interval at which the indexer writes the state of its instances, if it has changed."""
+INDEX_OVERFLOW_SECONDS: Final = 10.0
+"""Limit: until a model is written again of which too many changes waited for Redis."""
 
 _LOG: Final = logging.getLogger("fairlead.indexer")
 _LIMITS: Final = Limits()
@@ -118,7 +122,7 @@ class IndexWriter:
     """A ``ChangeSink`` that writes to Redis. It neither starts nor stops the link.
 
     holder: a name that no other process ever has.
-    instance_statuses: called about once a second for each led model; None: no statuses are written.
+    instance_statuses: called about once a second for each led model.
     fingerprint: of the secret of block hashes (``secret_fingerprint``), written with the statuses.
     """
 
@@ -129,7 +133,7 @@ class IndexWriter:
         clock: Clock,
         *,
         holder: str,
-        instance_statuses: Callable[[str], Mapping[str, InstanceStatus]] | None = None,
+        instance_statuses: Callable[[str], Mapping[str, InstanceStatus]],
         fingerprint: int = 0,
         limits: Limits = _LIMITS,
         note_seconds: float = INDEX_NOTE_SECONDS,
@@ -170,20 +174,16 @@ class IndexWriter:
         """Queues changes of ``batches`` event batches; drops those of a model not read here."""
         state = self._models.get(model_key)
         if state is not None and state.is_active:
-            state.offer(changes, batches)
+            state.offer(changes, batches, self._clock.now())
             self._offered.set()
 
-    def is_backlogged(self, model_key: str) -> bool:
-        """Returns whether over ``index_backpressure_blocks`` wait and could be written.
+    def overflows(self) -> dict[str, int]:
+        """Returns how often the changes of each model were dropped, since too many waited."""
+        return {key: state.overflows for key, state in self._models.items()}
 
-        It is never true while Redis is unreachable or refuses: events are read all the same then.
-        """
-        state = self._models.get(model_key)
-        return state is not None and self._link.state.connected and state.is_backlogged
-
-    def backlogged_models(self) -> list[str]:
-        """Returns the backlogged models, sorted."""
-        return sorted(filter(self.is_backlogged, self._models))
+    def overflowed_models(self) -> list[str]:
+        """Returns the models of which changes were dropped and which are not written again yet."""
+        return sorted(key for key, state in self._models.items() if state.overflowed_at is not None)
 
     def is_leader(self, model_key: str) -> bool:
         """Returns whether this process led the model at its last exchange with Redis."""
@@ -215,11 +215,8 @@ class IndexWriter:
     async def step(self) -> None:
         """Renews due leases and writes what waits or is due, of up to 64 models at a time."""
         await self._turns.wait()
-        if len(self._models) == 1:
-            await self._take_turn(*self._models.values())
-        else:
-            self._start_turns()
-            await self._turns.wait()
+        self._start_turns()
+        await self._turns.wait()
 
     def _start_turns(self) -> set[asyncio.Task[None]]:
         """Starts a turn of each model that is not in one, and returns these turns."""
@@ -239,7 +236,7 @@ class IndexWriter:
         """Renews a model's lease if that is due, then writes what waits or is due."""
         if self._clock.now() >= state.renew_at:
             await self._renew_lease(state)
-        if state.lease and state.needs_new_epoch:
+        if state.lease and self._may_begin_epoch(state):
             await self._write_new_epoch(state)
         await self._write_waiting(state)
         if state.has_written_all:
@@ -261,7 +258,7 @@ class IndexWriter:
                     await self._offered.wait()
             except TimeoutError:
                 continue
-            if not self.backlogged_models():
+            if all(state.waiting_blocks < self._limits.index_entry_blocks for state in self._models.values()):
                 rest = min(INDEX_FLUSH_SECONDS, _REST_FACTOR * spent) - (self._clock.now() - begun - spent)
                 await asyncio.sleep(max(INDEX_BATCH_SECONDS, rest))
 
@@ -275,7 +272,7 @@ class IndexWriter:
             and now - state.refused_since > limits.index_lease_seconds * _MAX_REFUSED_LEASES
         ):
             state.lease = b""
-        new_epoch = "1" if state.needs_new_epoch else "0"
+        new_epoch = "1" if self._may_begin_epoch(state) else "0"
         arguments = (
             self.holder,
             state.lease,
@@ -313,6 +310,11 @@ class IndexWriter:
             state.lease = lease
             state.require_new_epoch()
 
+    def _may_begin_epoch(self, state: ModelWriteState) -> bool:
+        """Returns whether a new epoch is required, and no overflow was a moment ago."""
+        since = state.overflowed_at
+        return state.needs_new_epoch and (since is None or self._clock.now() - since >= INDEX_OVERFLOW_SECONDS)
+
     def _stop_leading(self, state: ModelWriteState, description: str) -> None:
         was_active, state.description = state.is_active, description
         state.stop_leading()
@@ -337,17 +339,12 @@ class IndexWriter:
             entry = state.prepare_entry(encode_entry(state.take_changes(), wall, wall - self._clock.now()))
         name = f"{state.epoch}-{entry.sequence}"
         trim = "" if entry.trim is None else f"{state.epoch}-{entry.trim}"
-        after = encode_position(state.epoch, entry.sequence)
-        words = (after, name, entry.data, trim, self._lease_ms, self._expire_ms)
-        reply = await self._eval(state, WRITE, state.lease, state.position_value(), *words)
-        if reply is None:
+        words = (encode_position(state.epoch, entry.sequence), name, entry.data, trim, self._lease_ms, self._expire_ms)
+        if not await self._write(state, WRITE, state.lease, state.position_value(), *words):
             return False
-        if reply[0] == b"ok" or (reply[0] == b"moved" and bytes(reply[1]) == after):
-            state.on_acknowledged()
-            state.description = f"this indexer leads, entry {name}"
-            return True
-        self._on_rejected(state, reply)
-        return False
+        state.on_acknowledged()
+        state.description = f"this indexer leads, entry {name}"
+        return True
 
     async def _write_new_epoch(self, state: ModelWriteState) -> None:
         """Writes snapshots of all blocks of a model, in the epoch of the lease."""
@@ -356,26 +353,22 @@ class IndexWriter:
             state.renew_at = 0.0  # the epoch of the lease has already begun
             return
         meta = IndexMeta(epoch, self.holder, self._clock.wall(), ready=False)
-        reply = await self._eval(
-            state, BEGIN, state.lease, encode_position(epoch, 0), encode_value(meta), self._expire_ms
-        )
-        if reply is None or reply[0] != b"ok":
-            if reply is not None:
-                self._on_rejected(state, reply)
+        words = (encode_position(epoch, 0), encode_value(meta), self._expire_ms)
+        if not await self._write(state, BEGIN, state.lease, *words):
             return
         state.begin_epoch(epoch)
         for name in self._owner.instances(state.model_key):
             if not await self._write_item(state, name):
-                state.require_new_epoch()
-                return
+                break
             await self._write_waiting(state)  # a large index takes seconds, and changes arrive meanwhile
             if state.needs_new_epoch or state.pending is not None:
-                state.require_new_epoch()
-                return
-        if await self._finish_epoch(state, meta):
-            state.description = f"this indexer leads, entry {epoch}-{state.sequence}"
+                break
         else:
-            state.require_new_epoch()
+            if await self._finish_epoch(state, meta):
+                state.description = f"this indexer leads, entry {epoch}-{state.sequence}"
+                state.overflowed_at = None
+                return
+        state.require_new_epoch()
 
     async def _finish_epoch(self, state: ModelWriteState, meta: IndexMeta) -> bool:
         """Deletes fields of earlier epochs and marks the index ready; False if that failed."""
@@ -393,24 +386,18 @@ class IndexWriter:
 
     async def _write_due(self, state: ModelWriteState) -> None:
         fields, state.obsolete_fields = state.obsolete_fields, []
-        if fields and not await self._write_fields(state, {}, fields):
-            state.require_new_epoch()
-            return
         name = state.next_due_item()
-        if name is not None and not await self._write_item(state, name):
+        if not await self._write_fields(state, {}, fields) or (name and not await self._write_item(state, name)):
             state.require_new_epoch()
 
     async def _write_statuses(self, state: ModelWriteState) -> None:
         """Writes the statuses of the instances if they have changed."""
         state.statuses_at = self._clock.now() + self._note_seconds
-        statuses = {} if self._instance_statuses is None else dict(self._instance_statuses(state.model_key))
-        if self._instance_statuses is None or (
-            state.written_statuses == statuses and state.statuses_epoch == state.epoch
-        ):
-            return
-        data = encode_value(InstanceStatuses(state.epoch, self._clock.wall(), self._fingerprint, statuses))
-        if await self._write_fields(state, {STATUSES_FIELD: data}, ()):
-            state.written_statuses, state.statuses_epoch = statuses, state.epoch
+        statuses = dict(self._instance_statuses(state.model_key))
+        if state.written_statuses != (state.epoch, statuses):
+            data = encode_value(InstanceStatuses(state.epoch, self._clock.wall(), self._fingerprint, statuses))
+            if await self._write_fields(state, {STATUSES_FIELD: data}, ()):
+                state.written_statuses = state.epoch, statuses
 
     async def _write_item(self, state: ModelWriteState, name: str) -> bool:
         """Writes a snapshot of one instance; returns False if that failed.
@@ -433,50 +420,29 @@ class IndexWriter:
         """Sets fields in the given order, a MiB at a time, then deletes obsolete ones. Returns
         whether all of it was written; otherwise, a part may be.
         """
-        batch: dict[bytes, bytes] = {}
-        size, left_over = 0, iter(obsolete)
-        for number, (field, data) in enumerate(fields.items(), 1):
-            batch[field] = data
-            size += len(data)
-            if size >= _BYTES_PER_WRITE and number < len(fields):
-                if not await self._write_some_fields(state, batch, ()):
-                    return False
-                batch, size = {}, 0
-        while True:
-            deleted = list(islice(left_over, _FIELDS_PER_DELETE))
-            if (deleted or batch) and not await self._write_some_fields(state, batch, deleted):
+        for pairs, deleted in _batches(fields, obsolete):
+            head = (state.lease, state.position_value(), self._lease_ms, len(deleted))
+            if not await self._write(state, KEEP, *head, *deleted, *pairs):
                 return False
-            batch = {}
-            if len(deleted) < _FIELDS_PER_DELETE:
-                return True
+        return True
 
-    async def _write_some_fields(
-        self, state: ModelWriteState, fields: Mapping[bytes, bytes], obsolete: Sequence[bytes]
-    ) -> bool:
-        pairs = [value for pair in fields.items() for value in pair]
-        reply = await self._eval(
-            state, KEEP, state.lease, state.position_value(), self._lease_ms, len(obsolete), *obsolete, *pairs
-        )
-        if reply is not None and reply[0] == b"ok":
-            return True
-        if reply is not None:
-            self._on_rejected(state, reply)
-        return False
+    async def _write(self, state: ModelWriteState, script: str, *words: str | bytes | int) -> bool:
+        """Runs a script that writes, and returns whether it did.
 
-    def _on_rejected(self, state: ModelWriteState, reply: Sequence[Any]) -> None:
-        """Handles a refused write: the lease is checked at the next step, and an unexpected
-        position requires a new epoch.
+        If it refuses, the lease is checked at the next step. An unexpected position requires a new
+        epoch.
         """
+        reply = await self._eval(state, script, *words)
+        if reply is None or reply[0] == b"ok":
+            return reply is not None
         if reply[0] == b"moved":
             state.require_new_epoch()
         state.renew_at = 0.0
+        return False
 
     async def _eval(self, state: ModelWriteState, script: str, *words: str | bytes | int) -> list[Any] | None:
         """Returns the reply of a script; None when Redis is unreachable or refuses."""
-        try:
-            replies = await self._link.run([("EVAL", script, 3, *redis_keys.index_keys(state.model_key), *words)])
-        except (BadInput, UnreadableError):  # pragma: no cover - set_models checks names
-            return None
+        replies = await self._link.run([("EVAL", script, 3, *redis_keys.index_keys(state.model_key), *words)])
         if replies is None:
             state.description = "Redis is away"
             return None
@@ -492,6 +458,23 @@ class IndexWriter:
             return None
         state.refused_since = None
         return list(reply)
+
+
+def _batches(fields: Mapping[bytes, bytes], obsolete: Sequence[bytes]) -> Iterator[tuple[list[bytes], Sequence[bytes]]]:
+    """Yields fields with their values in turn, a MiB at a time, then fields to delete."""
+    pairs: list[bytes] = []
+    size = 0
+    for field, data in fields.items():
+        pairs += (field, data)
+        size += len(data)
+        if size >= _BYTES_PER_WRITE:
+            yield pairs, ()
+            pairs, size = [], 0
+    for start in range(0, len(obsolete), _FIELDS_PER_DELETE):
+        yield pairs, obsolete[start : start + _FIELDS_PER_DELETE]
+        pairs = []
+    if pairs:
+        yield pairs, ()
 
 
 LEAD: Final = """
@@ -556,6 +539,7 @@ WRITE: Final = """
 local own, idx, ev = KEYS[1], KEYS[2], KEYS[3]
 if redis.call('GET', own) ~= ARGV[1] then return {'fenced'} end
 local at = redis.call('HGET', idx, 'at') or ''
+if at == ARGV[3] then return {'ok'} end
 if at ~= ARGV[2] then return {'moved', at} end
 redis.call('XADD', ev, ARGV[4], 'd', ARGV[5])
 redis.call('HSET', idx, 'at', ARGV[3])
@@ -564,7 +548,7 @@ redis.call('PEXPIRE', own, ARGV[7])
 if redis.call('PTTL', ev) < 0 then redis.call('PEXPIRE', ev, ARGV[8]) end
 return {'ok'}
 """
-"""Writes an entry.
+"""Writes an entry, unless it is written already.
 
 Arguments: lease, at before, at after, id of the entry, entry, oldest id to keep or '', ms of a
 lease, ms that keys live.

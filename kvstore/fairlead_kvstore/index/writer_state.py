@@ -84,8 +84,9 @@ class ModelWriteState:
         self.obsolete_fields: list[bytes] = []  # fields to delete
         self.renew_at = 0.0
         self.statuses_at = 0.0
-        self.written_statuses: Mapping[str, InstanceStatus] = {}
-        self.statuses_epoch = 0
+        self.written_statuses: tuple[int, Mapping[str, InstanceStatus]] = (0, {})
+        self.overflows = 0
+        self.overflowed_at: float | None = None  # changes were dropped, and no new epoch is complete
         self.refused_since: float | None = None
         self.description = "not started"
         self.written_blocks = 0
@@ -99,8 +100,9 @@ class ModelWriteState:
 
     # --- changes --------------------------------------------------------------------------------------------------------
 
-    def offer(self, changes: Sequence[Change], batches: int = 1) -> None:
-        """Queues the changes of ``batches`` batches; too many of them require a new epoch.
+    def offer(self, changes: Sequence[Change], batches: int, now: float) -> None:
+        """Queues the changes of ``batches`` batches; too many of them are dropped, and require a new
+        epoch.
 
         While a new epoch is required, changes are ignored, since its snapshots contain them.
         """
@@ -127,6 +129,8 @@ class ModelWriteState:
             item.batches += batches
         if self.waiting_blocks > self._limits.index_pending_blocks:
             self.require_new_epoch()
+            self.overflows += 1
+            self.overflowed_at = now
 
     def require_new_epoch(self) -> None:
         """Drops the waiting changes and requires a new epoch, in which all snapshots are
@@ -137,15 +141,6 @@ class ModelWriteState:
         self.pending = None
         self._waiting.clear()
         self.waiting_blocks = self._waiting_changes = 0
-
-    @property
-    def is_backlogged(self) -> bool:
-        """Whether too many changes wait although Redis accepts them."""
-        return (
-            self.waiting_blocks > self._limits.index_backpressure_blocks
-            and self.lease != b""
-            and self.refused_since is None
-        )
 
     @property
     def waiting_entries(self) -> int:
@@ -226,7 +221,7 @@ class ModelWriteState:
     def stop_leading(self) -> None:
         """Gives up the lease and the waiting changes, because another indexer leads."""
         self.require_new_epoch()
-        self.is_active, self.lease = False, b""
+        self.is_active, self.lease, self.overflowed_at = False, b"", None
 
     # --- snapshots ------------------------------------------------------------------------------------------------------
 

@@ -135,11 +135,6 @@ class ChangeSink(Protocol):
         once and never raises.
         """
 
-    def is_backlogged(self, model_key: str) -> bool:
-        """Returns whether too many changes of a model wait. The caller then must not read its
-        events.
-        """
-
 
 class Indexer:
     """The indexer of a fleet. Create it on the loop that runs it, and call ``close`` at the end.
@@ -171,7 +166,7 @@ class Indexer:
         self._query_slots = NamespaceSlots(_MAX_CONCURRENT_QUERIES)
         self._closed = False
         self._context = ReaderContext(
-            FairScheduler(loop, runtime.clock, limits, is_backlogged=sink.is_backlogged),
+            FairScheduler(loop, runtime.clock, limits),
             loop,
             limits,
             BufferedBytes(limits.kv_all_unread_bytes),
@@ -310,9 +305,7 @@ class Indexer:
 
     def _evict_some(self) -> None:
         """Evicts some of the restored blocks that are above the bounds, and later the next ones."""
-        if any(map(self._sink.is_backlogged, self._fleet.models)):
-            self._eviction_timer.set(self._limits.kv_backpressure_seconds, self._evict_some)
-        elif self.store.evict_some(self._clock.now()):
+        if self.store.evict_some(self._clock.now()):
             self.offer_evictions()
             self._eviction_timer.set(0.0, self._evict_some)
 

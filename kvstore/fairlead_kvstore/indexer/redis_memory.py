@@ -18,7 +18,7 @@ from redis.exceptions import ResponseError
 from fairlead.errors import first_line
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead_kvstore.index.writer import IndexWriter
+from fairlead_kvstore.index.writer import INDEX_FLUSH_SECONDS, IndexWriter
 from fairlead_kvstore.index.writer_state import INDEX_STREAM_BYTES
 from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.redis.link import RedisLink
@@ -116,8 +116,7 @@ class RedisMemoryBound:
         """Sets the bound of the block store. Lowers it in steps that the writer can follow."""
         store = self._indexer.store
         while store.block_count > max_blocks:
-            if not self._writer.backlogged_models():
-                store.set_max_blocks(max(max_blocks, store.block_count - _BLOCKS_PER_STEP), self._clock.now())
-                self._indexer.offer_evictions()
-            await asyncio.sleep(self._limits.kv_backpressure_seconds)
+            store.set_max_blocks(max(max_blocks, store.block_count - _BLOCKS_PER_STEP), self._clock.now())
+            self._indexer.offer_evictions()
+            await asyncio.sleep(INDEX_FLUSH_SECONDS)
         store.set_max_blocks(max_blocks, self._clock.now())

@@ -158,10 +158,6 @@ class IndexerService(Collector):
         """Passes changes to the writer."""
         self._writer.offer(model_key, changes, batches)
 
-    def is_backlogged(self, model_key: str) -> bool:
-        """Returns whether too many changes of a model wait in the writer."""
-        return self._writer.is_backlogged(model_key)
-
     def stop(self) -> None:
         """Requests the shutdown, which ``run`` then performs."""
         self._stop.set()
@@ -207,7 +203,7 @@ class IndexerService(Collector):
             *self._source.warnings(),
             *([] if connected else ["Redis is away; changes wait"]),
             *self._memory.warnings(),
-            *(f"the writer is behind with {key}: its engines pause" for key in self._writer.backlogged_models()),
+            *(f"Redis is too slow for the index of {key}, which lags" for key in self._writer.overflowed_models()),
         ]
         return ProbeResult(not blocker, "\n".join(lines))
 
@@ -218,6 +214,8 @@ class IndexerService(Collector):
         led, models = self._led_models(), () if self._fleet is None else self._fleet.models
         leads = [(key, float(key in led)) for key in sorted(models)]
         yield _family(GaugeMetricFamily, "leads", "1 if this process writes the model's index", leads)
+        text = "times that changes were dropped, since too many waited for Redis; the index is then written again"
+        yield _family(CounterMetricFamily, "overflows", text, sorted(self._writer.overflows().items()))
         store, loop_lag = self.indexer.store, self._lag.quantile(_LAG_SHARE)
         for name, description, value in (
             ("redis_connected", "1 while Redis answers", float(self._is_connected())),

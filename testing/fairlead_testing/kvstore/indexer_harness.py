@@ -60,10 +60,6 @@ class CollectingSink:
         """Returns the index of a model, always the same object."""
         return self._indexes.setdefault(model_key, LoadedIndex())
 
-    def is_backlogged(self, model_key: str) -> bool:
-        """Returns False, since changes are applied at once."""
-        return False
-
     def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
         """Applies the changes."""
         self.index(model_key).apply(changes)

@@ -335,7 +335,10 @@ class Live:
         self.indexers = [
             InMemoryIndexer(key, {"a/1/0": engine}, self.clock, QUICK) for key, engine in self.engines.items()
         ]
-        self.writers = [IndexWriter(link, indexer, self.clock, holder="one", limits=QUICK) for indexer in self.indexers]
+        self.writers = [
+            IndexWriter(link, indexer, self.clock, holder="one", instance_statuses=lambda _: {}, limits=QUICK)
+            for indexer in self.indexers
+        ]
         self.feed = IndexReader(link, self.clock)
         self.feed.set_models(models)
         self.prompted = 0

@@ -81,7 +81,7 @@ async def test_forty_models_need_as_many_round_trips_as_one(server: Valkey) -> N
                 def keep(self, instance: str) -> Any:
                     return owners[f"default/{instance.partition('/')[0]}"].checkpoint(instance)
 
-            writer = IndexWriter(link, Owner(), clock, holder="one", limits=limits)
+            writer = IndexWriter(link, Owner(), clock, holder="one", instance_statuses=lambda _: {}, limits=limits)
             for key in names:
                 owners[key] = InMemoryIndexer(
                     key, {f"{key.partition('/')[2]}/1/0": PrefixCacheEngine(capacity=20)}, clock, limits
@@ -153,7 +153,7 @@ async def test_model_that_cannot_be_written_stops_no_other_model(monkeypatch: py
     monkeypatch.setattr(writing, "recover_index", recovered)
     link, owner, clock = _Link(), _Owner(), ManualClock(1_000.0)
     connected: Any = link
-    writer = IndexWriter(connected, owner, clock, holder="one", limits=Limits())
+    writer = IndexWriter(connected, owner, clock, holder="one", instance_statuses=lambda _: {}, limits=Limits())
     writer.set_models(MODELS[:2])
     await writer.step()
     assert (writer.is_leader(MODELS[0]), writer.is_leader(MODELS[1])) == (False, True)
@@ -240,7 +240,7 @@ async def test_restore_of_one_model_delays_no_lease_of_another(monkeypatch: pyte
     monkeypatch.setattr(writing, "recover_index", recovered)
     link: Any = _Link()
     limits, clock = replace(Limits(), index_lease_seconds=0.03), ManualClock(1_000.0)
-    writer = IndexWriter(link, _Owner(), clock, holder="one", limits=limits)
+    writer = IndexWriter(link, _Owner(), clock, holder="one", instance_statuses=lambda _: {}, limits=limits)
     link.wait_connected = lambda: asyncio.sleep(0)
     link.state = LinkState("connected", 0.0, "")
     writer.set_models(MODELS[:3])

@@ -10,6 +10,7 @@ import pytest
 
 from fairlead_kvstore.index.format import InstanceHeader, decode_value, encode_value
 from fairlead_kvstore.index.recovery import recover_index
+from fairlead_kvstore.index.writer import INDEX_OVERFLOW_SECONDS
 from fairlead_testing.kvstore.index_harness import (
     EVENTS_KEY,
     INDEX_KEY,
@@ -87,7 +88,7 @@ class Busy:
 
     async def answer(self, commands: Sequence[Any]) -> list[Any] | None:
         replies = await self.run(commands)
-        if self.busy and not self.world.writer.is_backlogged(MODEL):
+        if self.busy:
             self.world.serve_prompts(2)
             self.world.indexer.read()
         self.most = max(self.most, self.world.writer._models[MODEL].waiting_blocks)
@@ -112,61 +113,30 @@ async def test_steps_end_and_other_work_runs_under_constant_load(server: Valkey)
         world.assert_index_matches()
 
 
-async def test_backlogged_writer_reports_it_without_a_new_epoch(server: Valkey) -> None:
-    limits = replace(LIMITS, index_pending_blocks=120, index_backpressure_blocks=40, index_entry_blocks=16)
+async def test_slow_redis_costs_changes_and_later_a_new_epoch_but_no_other_model(server: Valkey) -> None:
+    limits = replace(LIMITS, index_pending_blocks=120, index_entry_blocks=16)
     async with harness_with_redis(server.url, limits) as (world, _):
-        world.serve_prompts(30)
-        busy = Busy(world)
-        for _ in range(30):
-            world.clock.advance(1.0)
-            await world.writer.step()
-        book = world.writer._models[MODEL]
-        assert busy.most > 40, "more came than could be written at once"
-        assert (book.epochs, book.needs_new_epoch) == (1, False)
-        busy.busy = False
-        await world.settle()
-        world.assert_index_matches()
-        assert not world.writer.is_backlogged(MODEL)
-
-
-async def test_backlogged_model_does_not_stop_the_others(server: Valkey) -> None:
-    limits = replace(LIMITS, index_backpressure_blocks=10)
-    async with harness_with_redis(server.url, limits) as (world, _):
-        await world.write(10)
         world.writer.set_models([MODEL, "default/other"])
-        world.serve_prompts(5)
-        world.indexer.read()
-        assert world.writer.backlogged_models() == [MODEL]
-        assert not world.writer.is_backlogged("default/other")
-        world.writer.set_models([MODEL])
-        await world.settle()
-        assert world.writer.backlogged_models() == []
-
-
-async def test_unreachable_or_refusing_redis_delays_no_caller(server: Valkey) -> None:
-    limits = replace(LIMITS, index_backpressure_blocks=10)
-    async with harness_with_redis(server.url, limits) as (world, redis):
         await world.write(10)
-        world.serve_prompts(5)
-        world.indexer.read()
-        assert world.writer.is_backlogged(MODEL)
-        await redis.config_set("maxmemory-policy", "noeviction")
-        await redis.config_set("maxmemory", "1")
-        await world.writer.step()
-        assert world.writer._models[MODEL].waiting_blocks > 0 or world.writer._models[MODEL].pending is not None
-        assert not world.writer.is_backlogged(MODEL), "it refuses"
-        await redis.config_set("maxmemory", "0")
-        await world.writer.step()
-        world.serve_prompts(5)
-        world.indexer.read()
-        assert world.writer.is_backlogged(MODEL)
-        server.kill()
-        await world.wait_redis_lost()
-        assert not world.writer.is_backlogged(MODEL), "it is away"
-        server.start()
-        await world.link.wait_connected()
+        await world.settle()
+        book, other = (world.writer._models[key] for key in (MODEL, "default/other"))
+        epochs, busy = (book.epochs, other.epochs), Busy(world)
+        for _ in range(30):
+            world.serve_prompts(30)
+            world.indexer.read()
+            world.clock.advance(0.1)
+            await world.writer.step()
+        assert busy.most <= 120, "what waits is bounded"
+        assert world.writer.overflowed_models() == [MODEL]
+        assert world.writer.overflows() == {MODEL: 1, "default/other": 0}
+        assert (book.epochs, other.epochs) == epochs, "no new epoch begins at once"
+        assert world.writer.is_leader(MODEL)
+        busy.busy = False
+        world.clock.advance(INDEX_OVERFLOW_SECONDS)
         await world.settle()
         world.assert_index_matches()
+        assert (world.writer.overflowed_models(), book.epochs) == ([], epochs[0] + 1)
+        assert other.epochs == epochs[1]
 
 
 async def test_full_redis_is_reported_and_recovered(server: Valkey) -> None:

@@ -17,7 +17,7 @@ LIMITS = Limits()
 
 def write_entry(state: ModelWriteState, instance: str, size: int) -> int | None:
     """Writes an entry of one change, and returns from where it cuts the stream."""
-    state.offer([BlocksStored(instance, StorageTier.GPU, [1])])
+    state.offer([BlocksStored(instance, StorageTier.GPU, [1])], 1, 0.0)
     state.take_changes()
     trim = state.prepare_entry(bytes(size)).trim
     state.on_acknowledged()
@@ -60,7 +60,7 @@ def test_long_stream_of_an_idle_model_is_not_stored_again_and_again() -> None:
 def test_very_many_small_changes_of_one_batch_are_written_in_several_entries() -> None:
     state, count = led_state(StreamBound(1_000_000)), 3 * MAX_CHANGES_PER_ENTRY
     offered: list[Change] = [BlocksStored("a", StorageTier.GPU, [number]) for number in range(count)]
-    state.offer(offered)
+    state.offer(offered, 1, 0.0)
     assert state.waiting_entries == 4
     written: list[Change] = []
     while state.has_waiting:

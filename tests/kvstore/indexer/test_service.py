@@ -6,15 +6,22 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
 from redis.asyncio import Redis
 
-from fairlead.runtime.clock import SystemClock
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock, SystemClock
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
+from fairlead_kvstore.blockstore.changes import BlocksStored
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.indexer import cli
+from fairlead_kvstore.indexer.service import IndexerConfig, IndexerService
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.engines.disaggregated import EngineProcess, engine_process
 from fairlead_testing.kvstore.index_reader import IndexReader
@@ -181,3 +188,25 @@ async def _ready(indexer: IndexerProcess) -> bool:
 
 async def _leads(indexer: IndexerProcess) -> bool:
     return await indexer.metric("leads") == 1
+
+
+async def test_redis_that_is_too_slow_for_a_model_is_shown_in_status_and_metrics() -> None:
+    source: Any = SimpleNamespace(warnings=list)
+    config = IndexerConfig(source, "redis://127.0.0.1:1", "one", b"", "127.0.0.1", 0)
+    limits = replace(Limits(), index_pending_blocks=1)
+    service = IndexerService(config, {}, ManualClock(), lambda: 0.0, announce=lambda line: None, limits=limits)
+    service._writer.set_models([MODEL])
+    state = service._writer._models[MODEL]
+    state.is_active, state.lease = True, b"1:one"
+    state.begin_epoch(1)
+    assert "too slow" not in service.readiness().text
+    service.offer(MODEL, [BlocksStored("a", StorageTier.GPU, [1, 2])])
+    assert f"Redis is too slow for the index of {MODEL}, which lags" in service.readiness().text
+    counts = {
+        sample.labels["model"]: sample.value
+        for family in service.collect()
+        for sample in family.samples
+        if sample.name == "fairlead_indexer_overflows_total"
+    }
+    assert counts == {MODEL: 1.0}
+    await service.indexer.close()

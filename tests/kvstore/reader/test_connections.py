@@ -9,6 +9,7 @@ import tempfile
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,12 @@ from fairlead.errors import BadInput
 from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
 from fairlead_kvstore.errors import ProtocolError
+from fairlead_kvstore.indexer import indexer
 from fairlead_kvstore.reader.buffered_bytes import BufferedBytes
 from fairlead_kvstore.reader.engine_subscription import MAX_KV_RECONNECT_SECONDS
+from fairlead_kvstore.reader.fair_scheduler import FairScheduler
 from fairlead_kvstore.reader.zmtp_connection import open_connection, socket_address
-from fairlead_testing.kvstore.indexer_harness import MODEL, CollectingSink, IndexerHarness, frames, indexer_harness
+from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmq_engine import GREETING, ZmtpPeer
 from fairlead_testing.pytest_hooks.nightly import shortened
@@ -36,7 +39,8 @@ PROMPTS = [range(1_000 * at, 1_000 * at + 801) for at in range(600)]
 def backlog(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Returns the backlogged models, which the test changes."""
     models: set[str] = set()
-    monkeypatch.setattr(CollectingSink, "is_backlogged", lambda sink, model_key: model_key in models)
+    scheduler = partial(FairScheduler, is_backlogged=lambda model_key: model_key in models)
+    monkeypatch.setattr(indexer, "FairScheduler", scheduler)
     return models
 
 

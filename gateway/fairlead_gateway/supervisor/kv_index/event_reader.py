@@ -83,10 +83,6 @@ class EventReader:
         """Passes changes of the store on."""
         self._on_changes(model_key, changes)
 
-    def is_backlogged(self, model_key: str) -> bool:
-        """Returns False, since changes are used at once."""
-        return False
-
     def warnings(self) -> list[str]:
         """Returns a text that names engines whose KV events are configured and do not arrive."""
         found = self._indexer.instance_statuses()
