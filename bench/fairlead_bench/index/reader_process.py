@@ -26,7 +26,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_bench.index.event_streams import MODEL, marker_hash
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.store import BlockStore
-from fairlead_kvstore.index.instance_status import secret_fingerprint
+from fairlead_kvstore.index.format import secret_fingerprint
 from fairlead_kvstore.index.recovery import RecoveredIndex, recover_index
 from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.reader.reader_context import ReaderRuntime

@@ -17,7 +17,7 @@ from fairlead_cli.formatting import UNKNOWN, align_columns
 from fairlead_cli.index.snapshot import IndexSnapshot
 from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier, shared_store_id
-from fairlead_kvstore.index.instance_status import secret_fingerprint
+from fairlead_kvstore.index.format import secret_fingerprint
 
 
 class InstanceMatch(msgspec.Struct):

@@ -23,15 +23,17 @@ from fairlead_kvstore.index.format import (
     ENTRY_FIELD,
     META_FIELD,
     POSITION_FIELD,
+    STATUSES_FIELD,
     IndexMeta,
     InstanceHeader,
+    InstanceStatus,
+    InstanceStatuses,
     decode_entry_with_time,
     decode_position,
     decode_value,
     header_instance,
 )
-from fairlead_kvstore.index.instance_status import STATUSES_FIELD, InstanceStatus, InstanceStatuses
-from fairlead_kvstore.index.loaded_index import LoadedIndex, LoadFailure, load_index
+from fairlead_kvstore.index.loaded_index import LoadedIndex, load_index
 from fairlead_kvstore.redis.link import RedisLink
 
 _MAX_ATTEMPTS: Final = 10
@@ -158,14 +160,14 @@ async def _read_once(link: RedisLink, model_key: str, clock: Clock) -> IndexSnap
     except (UnreadableError, KeyError, TypeError, IndexError, ValueError) as error:
         snapshot.unreadable["the last entry"] = str(error)[:120]
     await _headers(link, idx, snapshot, sorted(names))
-    loaded = await load_index(link, model_key, snapshot.ahead)
-    if isinstance(loaded, LoadFailure):
-        snapshot.problem = loaded.why
-    else:
-        snapshot.loaded = loaded
-        snapshot.unreadable |= loaded.unreadable
-        if unix_now - (snapshot.last_written or 0.0) > Limits().kv_shared_seconds:  # nothing expires meanwhile
-            loaded.apply([InstanceCleared(shared_store_id(model_key), 0, "no indexer writes")])
+    try:
+        snapshot.loaded = loaded = await load_index(link, model_key, snapshot.ahead)
+    except UnreadableError as error:
+        snapshot.problem = error.message
+        return snapshot
+    snapshot.unreadable |= loaded.unreadable
+    if unix_now - (snapshot.last_written or 0.0) > Limits().kv_shared_seconds:  # nothing expires meanwhile
+        loaded.apply([InstanceCleared(shared_store_id(model_key), 0, "no indexer writes")])
     return snapshot
 
 

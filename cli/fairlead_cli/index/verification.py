@@ -41,13 +41,13 @@ from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import (
     META_FIELD,
     POSITION_FIELD,
+    STATUSES_FIELD,
     InstanceHeader,
     decode_part,
     header_field,
     header_instance,
     is_part,
 )
-from fairlead_kvstore.index.instance_status import STATUSES_FIELD
 from fairlead_kvstore.reader.event_application import apply_outcomes
 from fairlead_kvstore.reader.zmtp_connection import SocketAddress, new_stream, socket_address
 from fairlead_kvstore.redis.link import RedisLink

@@ -16,6 +16,7 @@ has received an event for a while. Then the prediction must equal the reported `
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -200,11 +201,10 @@ class RedisIndex:
             if self._index is not None and follows:
                 follows = await self._apply_next(self._index, clock.wall() - now)
             else:
-                found = await load_index(self._link, MODEL_KEY, clock.wall() - now)
-                follows = isinstance(found, LoadedIndex)
-                if isinstance(found, LoadedIndex):
-                    self._index = found
+                with contextlib.suppress(UnreadableError):
+                    self._index = await load_index(self._link, MODEL_KEY, clock.wall() - now)
                     self._heard += 1
+                    follows = True
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _apply_next(self, index: LoadedIndex, wall_offset: float) -> bool:

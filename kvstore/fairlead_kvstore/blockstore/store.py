@@ -279,8 +279,8 @@ class ModelBlocks:
         return [name for name, item in items if item.model_key == self._model_key and item.shared is not None]
 
     def tiers(self, instance: str, block_hash: int) -> int:
-        """Returns where an instance, or the shared store, has a block: a bit for each tier, 1 for the
-        GPU; 0: nowhere.
+        """Returns where an instance, or the shared store, has a block: a bit for each tier, 1 for
+        the GPU; 0: nowhere.
         """
         item = self._instances.get(instance)
         copies = 0 if item is None else item.blocks.copies(block_hash)

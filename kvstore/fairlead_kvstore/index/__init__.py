@@ -4,5 +4,4 @@
 - `writer`, `writer_state`: the leader that writes a model's index
 - `recovery`: the state that the next indexer continues from, and each gateway that starts
 - `loaded_index`: all of it, for `fairlead index`
-- `instance_status`: the status of instances, next to the index
 """

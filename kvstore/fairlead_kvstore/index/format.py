@@ -22,7 +22,7 @@ byte, and readers skip the value. Times in values are Unix seconds. The rows are
 ``blockstore/snapshot.py``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -34,12 +34,12 @@ from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS
 from fairlead_kvstore.blockstore.types import InstanceSnapshot
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.events.types import StreamPosition
-from fairlead_kvstore.index.instance_status import InstanceStatuses
 from fairlead_kvstore.native import ENCODE_CHANGES
 
 SCHEMA: Final = b"\x01"
 POSITION_FIELD: Final = b"at"
 META_FIELD: Final = b"meta"
+STATUSES_FIELD: Final = b"n"
 ENTRY_FIELD: Final = b"d"
 _INSTANCE: Final = b"i:"
 _PART: Final = b"c:"
@@ -54,6 +54,54 @@ class IndexMeta(msgspec.Struct, frozen=True):
     holder: str
     wall: float
     ready: bool
+
+
+class InstanceStatus(msgspec.Struct, frozen=True):
+    """The status of one instance as its indexer reads it. None means unknown.
+
+    events, replay: the ZMQ addresses of its KV events and of its replay endpoint.
+    trouble: why it is not read; empty when it is.
+    following: the number of the next batch.
+    lag_seconds: age of the last batch when it was read, by the engine's and the indexer's clocks.
+    """
+
+    url: str
+    block_size: int | None = None
+    events: str | None = None
+    replay: str | None = None
+    connected: bool = False
+    replaying: bool = False
+    trouble: str = ""
+    blocks: int = 0
+    orphans: int = 0
+    following: int | None = None
+    lag_seconds: float | None = None
+    evicted_age_seconds: float | None = None
+
+
+class InstanceStatuses(msgspec.Struct, frozen=True):
+    """The statuses of all instances of a model as of ``wall`` (Unix seconds).
+
+    Why: a header is written with its blocks, perhaps minutes apart. Statuses are in a field of
+    their own, about once a second; without the block size no prompt can be looked up.
+
+    mark: the fingerprint of the installation's secret.
+    """
+
+    epoch: int
+    wall: float
+    mark: int
+    instances: Mapping[str, InstanceStatus]
+
+
+def secret_fingerprint(secret: bytes) -> int:
+    """Returns a number that identifies an installation's secret and reveals no more of it than a
+    block hash.
+
+    Hashes under another secret match nothing, silently. A reader of blocks compares the
+    fingerprints first.
+    """
+    return xxhash.xxh3_64_intdigest(secret + b"\0the secret of this index\0")
 
 
 class InstanceHeader(msgspec.Struct):

@@ -40,14 +40,11 @@ from fairlead_kvstore.index.format import (
     IndexMeta,
     InstanceHeader,
     decode_entry_with_time,
-    decode_header,
-    decode_part,
     decode_position,
     decode_value,
-    header_field,
     header_instance,
 )
-from fairlead_kvstore.index.recovery import read_fields
+from fairlead_kvstore.index.recovery import GONE, read_instance
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 
@@ -55,7 +52,7 @@ INDEX_ENTRY_BYTES: Final = 8 * 1024 * 1024
 """Limit: an entry of that stream; a longer one is damaged."""
 
 ENTRIES_PER_READ: Final = 256
-_MAX_ATTEMPTS: Final = 3
+_REDIS_AWAY: Final = "Redis is away"
 _LIMITS: Final = Limits()
 _TIER_BITS: Final = len(INSTANCE_TIERS)
 _MAX_WALL: Final = 1e11
@@ -254,17 +251,12 @@ class LoadedIndex:
                 self._block_count -= 1
 
 
-class LoadFailure(msgspec.Struct):
-    """A failed load, with its reason as text."""
-
-    why: str
+def _failure(why: str) -> UnreadableError:
+    return UnreadableError(why, reason="load")
 
 
-_REDIS_AWAY: Final = LoadFailure("Redis is away")
-
-
-async def load_index(link: RedisLink, model_key: str, wall_offset: float) -> LoadedIndex | LoadFailure:
-    """Returns a model's current index, or why it cannot be loaded.
+async def load_index(link: RedisLink, model_key: str, wall_offset: float) -> LoadedIndex:
+    """Returns a model's current index. Raises UnreadableError if it cannot be loaded.
 
     wall_offset: Unix time minus monotonic time.
     """
@@ -273,23 +265,26 @@ async def load_index(link: RedisLink, model_key: str, wall_offset: float) -> Loa
         [("HMGET", idx, POSITION_FIELD, META_FIELD), ("HKEYS", idx), ("XRANGE", ev, "-", "+", "COUNT", 1)]
     )
     if replies is None:
-        return _REDIS_AWAY
+        raise _failure(_REDIS_AWAY)
     if any(isinstance(reply, ResponseError) for reply in replies):
-        return LoadFailure("the index in Redis has a wrong type")
+        raise _failure("the index in Redis has a wrong type")
     (at_data, meta_data), names, oldest = replies
     at = decode_position(at_data)
-    found = _unreadable_reason(at, meta_data)
-    if at is None or found is not None:
-        return LoadFailure(found or "Redis has no index")
+    if at is None or not isinstance(meta_data, bytes):
+        raise _failure("Redis has no index")
+    try:
+        meta = decode_value(meta_data, IndexMeta)
+    except UnreadableError as error:
+        raise _failure(f"the index in Redis cannot be read: {error.message}") from None
+    if meta.epoch != at[0]:
+        raise _failure("the index in Redis has two epochs")
+    if not meta.ready:
+        raise _failure(f"{meta.holder} is writing the index")
     loaded = LoadedIndex(at[0], _sequence_before_stream(oldest, at))
-    for field in sorted(names):
-        instance = header_instance(field)
-        away = None if instance is None else await _load_instance(link, model_key, instance, loaded, wall_offset)
-        if away is not None:
-            return away
-    why = await _apply_stream(link, model_key, at[1], loaded, wall_offset)
-    if why is not None:
-        return why
+    for instance in map(header_instance, sorted(names)):
+        if instance is not None:
+            await _load_instance(link, idx, instance, loaded, wall_offset)
+    await _apply_stream(link, model_key, at[1], loaded, wall_offset)
     return loaded
 
 
@@ -300,19 +295,6 @@ def _sequence_before_stream(oldest: Any, at: tuple[int, int]) -> int:
         return int(sequence) - 1 if int(epoch) == at[0] else 0
     except (TypeError, ValueError, IndexError):
         return at[1]  # an empty stream, or none, which the read shows
-
-
-def _unreadable_reason(at: tuple[int, int] | None, meta_data: Any) -> str | None:
-    """Returns why an index cannot be read now; None when it can."""
-    if at is None or not isinstance(meta_data, bytes):
-        return "Redis has no index"
-    try:
-        meta = decode_value(meta_data, IndexMeta)
-    except UnreadableError as error:
-        return f"the index in Redis cannot be read: {error.message}"
-    if meta.epoch != at[0]:
-        return "the index in Redis has two epochs"
-    return None if meta.ready else f"{meta.holder} is writing the index"
 
 
 def parse_entries(reply: Any) -> list[tuple[int, int, bytes]]:
@@ -333,43 +315,22 @@ def read_command(model_key: str, epoch: int, sequence: int) -> Command:
     return ("XREAD", "COUNT", ENTRIES_PER_READ, "STREAMS", ev, f"{epoch}-{sequence}")
 
 
-async def _load_instance(
-    link: RedisLink, model_key: str, instance: str, loaded: LoadedIndex, wall_offset: float
-) -> LoadFailure | None:
-    """Loads an instance or shared store. Returns the failure if Redis is unreachable; unreadable
-    values are recorded in ``loaded``.
+async def _load_instance(link: RedisLink, idx: str, instance: str, loaded: LoadedIndex, wall_offset: float) -> None:
+    """Loads an instance or shared store; unreadable values are recorded in ``loaded``. Raises
+    UnreadableError if Redis is unreachable.
     """
-    _, idx, _ = redis_keys.index_keys(model_key)
-    why = ""
-    for _ in range(_MAX_ATTEMPTS):
-        values = await read_fields(link, idx, [header_field(instance)])
-        if values is None:
-            return _REDIS_AWAY
-        if values[0] is None:
-            return None  # it was removed
-        try:
-            header = decode_header(values[0])
-        except UnreadableError as error:
-            why = error.message
-            break
-        if header.epoch != loaded.epoch:
-            return None  # of an earlier epoch, to be deleted
-        parts = await read_fields(link, idx, list(header.parts.values()))
-        if parts is None:
-            return _REDIS_AWAY
-        if None in parts:
-            why = "a part of it is missing"
-            continue
-        try:
-            columns = {part: decode_part(data) for part, data in zip(header.parts, parts, strict=True)}
-            _apply_parts(loaded, instance, header, columns, wall_offset)
-        except (UnreadableError, SnapshotError) as error:
-            why = error.message
-            break
-        return None
-    loaded.unreadable[instance] = why
-    loaded.apply([CompletenessChanged(instance, False, f"its snapshot cannot be read: {why}", 0.0)])
-    return None
+    try:
+        found = await read_instance(link, idx, instance, epoch=loaded.epoch)
+        if found is not None:
+            _apply_parts(loaded, instance, *found, wall_offset)
+            return
+    except (UnreadableError, SnapshotError) as error:
+        if error.reason != GONE:
+            loaded.unreadable[instance] = error.message
+            why = f"its snapshot cannot be read: {error.message}"
+            loaded.apply([CompletenessChanged(instance, False, why, 0.0)])
+        return
+    raise _failure(_REDIS_AWAY)
 
 
 def _apply_parts(
@@ -390,30 +351,30 @@ def _apply_parts(
     loaded.apply([CompletenessChanged(instance, snapshot.complete, snapshot.reason, since)])
 
 
-async def _apply_stream(
-    link: RedisLink, model_key: str, upto: int, loaded: LoadedIndex, wall_offset: float
-) -> LoadFailure | None:
-    """Applies the entries of the stream, at least up to ``upto``. Returns the failure if that is
-    not possible, else None.
-    """
+async def _apply_stream(link: RedisLink, model_key: str, upto: int, loaded: LoadedIndex, wall_offset: float) -> None:
+    """Applies the entries of the stream, at least up to ``upto``. Raises UnreadableError."""
     while True:
         replies = await link.run([read_command(model_key, loaded.epoch, loaded.sequence)])
         if replies is None:
-            return _REDIS_AWAY
+            raise _failure(_REDIS_AWAY)
         if isinstance(replies[0], ResponseError):
-            return LoadFailure("the stream of changes in Redis has a wrong type")
+            raise _failure("the stream of changes in Redis has a wrong type")
         try:
             entries = parse_entries(replies[0])
             for epoch, sequence, data in entries:
                 if (epoch, sequence) != (loaded.epoch, loaded.sequence + 1):
-                    return LoadFailure("the stream of changes has a gap")
+                    raise _failure("the stream of changes has a gap")
                 if len(data) > INDEX_ENTRY_BYTES:
                     raise UnreadableError(f"an entry of {len(data)} bytes is too large", reason="bytes")
                 wall, changes = decode_entry_with_time(data, wall_offset)
                 loaded.apply(changes, wall)
                 loaded.sequence = sequence
         except UnreadableError as error:
-            return LoadFailure(f"entry {loaded.epoch}-{loaded.sequence + 1} cannot be read: {error.message}")
+            if error.reason == "load":
+                raise
+            at = f"{loaded.epoch}-{loaded.sequence + 1}"
+            raise _failure(f"entry {at} cannot be read: {error.message}") from None
         if not entries:
-            done = loaded.sequence >= upto
-            return None if done else LoadFailure("entries of the stream of changes are missing")
+            if loaded.sequence < upto:
+                raise _failure("entries of the stream of changes are missing")
+            return

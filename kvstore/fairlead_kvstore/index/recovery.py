@@ -16,13 +16,15 @@ from fairlead_kvstore.errors import SnapshotError, UnreadableError
 from fairlead_kvstore.events.types import StreamPosition
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import (
+    STATUSES_FIELD,
+    InstanceHeader,
+    InstanceStatuses,
     decode_header,
     decode_part,
     decode_value,
     header_field,
     header_instance,
 )
-from fairlead_kvstore.index.instance_status import STATUSES_FIELD, InstanceStatuses
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 
@@ -31,6 +33,7 @@ _STEPS_PER_RENEWAL: Final = 16
 """Steps of a restore between two renewals of the lease: some 50 ms of its own."""
 _PARTS_PER_READ: Final = 10
 """The parts of one read; each has at most some 100 kB."""
+GONE: Final = "gone"
 _MAX_ATTEMPTS: Final = 3
 """Reads of an instance whose parts another process replaces meanwhile."""
 
@@ -80,6 +83,32 @@ async def read_fields(
     return found
 
 
+async def read_instance(
+    link: RedisLink, idx: str, instance: str, extra_commands: Sequence[Command] = (), *, epoch: int | None = None
+) -> tuple[InstanceHeader, RowParts] | None:
+    """Returns the header of an instance and its columns by name of the part.
+
+    None when Redis is unreachable, or when an extra command returns 0.
+
+    Raises UnreadableError, with reason ``GONE`` if the instance was removed, or is of another epoch
+    than ``epoch``. Another process may replace parts after their names were read, so it is read
+    several times.
+    """
+    for _ in range(_MAX_ATTEMPTS):
+        values = await read_fields(link, idx, [header_field(instance)], extra_commands)
+        if values is None:
+            return None
+        header = None if values[0] is None else decode_header(values[0])
+        if header is None or epoch not in (None, header.epoch):
+            raise UnreadableError("it was removed", reason=GONE)
+        parts = await read_fields(link, idx, list(header.parts.values()), extra_commands)
+        if parts is None:
+            return None
+        if None not in parts:
+            return header, {name: decode_part(data) for name, data in zip(header.parts, parts, strict=True)}
+    raise UnreadableError("a part is missing", reason="missing")
+
+
 async def recover_index(
     link: RedisLink,
     model_key: str,
@@ -108,49 +137,22 @@ async def recover_index(
     if fingerprint is not None and (mark := _fingerprint(replies[1])) != fingerprint:
         found.has_other_secret = mark is not None
         return found
-    attempts = 1 if fingerprint is None else _MAX_ATTEMPTS
-    for field in replies[0]:
-        name = header_instance(field)
-        if name is None:
-            continue
-        for attempt in range(1, attempts + 1):
-            try:
-                if not await _recover_instance(link, idx, name, found, wall_offset, extra_commands):
+    for name in filter(None, map(header_instance, replies[0])):
+        try:
+            read = await read_instance(link, idx, name, extra_commands)
+            if read is None:
+                return None
+            header, rows = read
+            table = None
+            if header.position is not None:
+                table = await _restore_table(link, header.slice, rows, wall_offset, extra_commands)
+                if table is None:
                     return None
-            except (UnreadableError, SnapshotError) as error:
-                if error.reason == "missing" and attempt < attempts:
-                    continue
+            found.instances[name] = InstanceCheckpoint(header.slice, {}, header.position, table)
+        except (UnreadableError, SnapshotError) as error:
+            if error.reason != GONE:
                 found.unreadable[name] = error.message
-            break
     return found
-
-
-async def _recover_instance(
-    link: RedisLink,
-    idx: str,
-    instance: str,
-    found: RecoveredIndex,
-    wall_offset: float,
-    extra_commands: Sequence[Command],
-) -> bool:
-    """Adds an instance, if it is still there. Returns False when Redis is unreachable or the lease
-    is lost. Raises UnreadableError and SnapshotError.
-    """
-    values = await read_fields(link, idx, [header_field(instance)], extra_commands)
-    if values is None or values[0] is None:
-        return values is not None
-    header = decode_header(values[0])
-    parts = await read_fields(link, idx, list(header.parts.values()), extra_commands)
-    if parts is None:
-        return False
-    rows = _rows(header.parts, parts)
-    table: BlockTable | None = None
-    if header.position is not None:
-        table = await _restore_table(link, header.slice, rows, wall_offset, extra_commands)
-        if table is None:
-            return False
-    found.instances[instance] = InstanceCheckpoint(header.slice, {}, header.position, table)
-    return True
 
 
 async def _restore_table(
@@ -185,10 +187,3 @@ def _fingerprint(data: Any) -> int | None:
         return decode_value(data, InstanceStatuses).mark if isinstance(data, bytes) else None
     except UnreadableError:
         return None
-
-
-def _rows(names: dict[str, bytes], parts: list[Any]) -> RowParts:
-    """Returns the columns of all parts by name of the part. Raises UnreadableError."""
-    if None in parts:
-        raise UnreadableError("a part is missing", reason="missing")
-    return {name: decode_part(data) for name, data in zip(names, parts, strict=True)}

@@ -51,14 +51,16 @@ from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import (
     META_FIELD,
     POSITION_FIELD,
+    STATUSES_FIELD,
     IndexMeta,
     InstanceHeader,
+    InstanceStatus,
+    InstanceStatuses,
     encode_entry,
     encode_position,
     encode_value,
     header_field,
 )
-from fairlead_kvstore.index.instance_status import STATUSES_FIELD, InstanceStatus, InstanceStatuses
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex, recover_index
 from fairlead_kvstore.index.writer_state import INDEX_STREAM_BYTES, ModelWriteState, StreamBound
 from fairlead_kvstore.redis.link import RedisLink

@@ -18,8 +18,7 @@ import xxhash
 
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, InstanceDetached
-from fairlead_kvstore.index.format import encode_part, encode_position, header_field, part_field
-from fairlead_kvstore.index.instance_status import InstanceStatus
+from fairlead_kvstore.index.format import InstanceStatus, encode_part, encode_position, header_field, part_field
 
 INDEX_STREAM_BYTES: Final = 64 * 1024 * 1024
 """Limit: the same in bytes."""
@@ -101,8 +100,8 @@ class ModelWriteState:
     # --- changes --------------------------------------------------------------------------------------------------------
 
     def offer(self, changes: Sequence[Change], batches: int, now: float) -> None:
-        """Queues the changes of ``batches`` batches; too many of them are dropped, and require a new
-        epoch.
+        """Queues the changes of ``batches`` batches; too many of them are dropped, and require a
+        new epoch.
 
         While a new epoch is required, changes are ignored, since its snapshots contain them.
         """

@@ -36,7 +36,7 @@ from fairlead_kvstore.blockstore.storage_tiers import is_shared_store, shared_st
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.blockstore.types import EngineSleep
 from fairlead_kvstore.events.types import ProcessRestarted, StreamPosition
-from fairlead_kvstore.index.instance_status import InstanceStatus
+from fairlead_kvstore.index.format import InstanceStatus
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
 from fairlead_kvstore.reader.buffered_bytes import BufferedBytes
 from fairlead_kvstore.reader.endpoints import EventEndpoints, endpoints_from_answer, endpoints_from_fleet

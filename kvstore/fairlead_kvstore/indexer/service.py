@@ -26,7 +26,7 @@ from fairlead.runtime.tasks import cancel_and_wait, first_failure, run_despite_d
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.instance_blocks import InstanceBlocks
 from fairlead_kvstore.blockstore.store import BlockStore
-from fairlead_kvstore.index.instance_status import secret_fingerprint
+from fairlead_kvstore.index.format import secret_fingerprint
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.indexer.indexer import COUNTERS, EngineMember, Indexer
 from fairlead_kvstore.indexer.redis_memory import RedisMemoryBound

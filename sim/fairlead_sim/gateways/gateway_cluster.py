@@ -82,8 +82,8 @@ class ReportedIndex:
         return list(self._copies)
 
     def tiers(self, instance: str, block_hash: int) -> int:
-        """Returns where an engine, or the store that all reach, has a block: a bit for each tier; 0:
-        nowhere.
+        """Returns where an engine, or the store that all reach, has a block: a bit for each tier;
+        0: nowhere.
         """
         if instance == _SHARED_STORE:
             return int(block_hash in self._shared)

@@ -22,7 +22,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_cli.__main__ import main
 from fairlead_cli.index.connection import IndexSource
 from fairlead_kvstore.blockstore.changes import Change
-from fairlead_kvstore.index.instance_status import InstanceStatus, secret_fingerprint
+from fairlead_kvstore.index.format import InstanceStatus, secret_fingerprint
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.kvstore.index_harness import InMemoryIndexer

@@ -21,7 +21,7 @@ from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import StreamOutcome, StreamPosition
 from fairlead_kvstore.index import redis_keys
-from fairlead_kvstore.index.instance_status import secret_fingerprint
+from fairlead_kvstore.index.format import secret_fingerprint
 from fairlead_kvstore.index.loaded_index import LoadedIndex
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
 from fairlead_kvstore.index.writer import IndexWriter

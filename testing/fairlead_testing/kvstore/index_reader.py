@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
+from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
-from fairlead_kvstore.index.loaded_index import LoadedIndex, LoadFailure, load_index
+from fairlead_kvstore.index.loaded_index import LoadedIndex, load_index
 
 _PAUSE_SECONDS: Final = 0.02
 
@@ -48,10 +49,11 @@ class IndexReader:
         """Loads the index of each model."""
         for key in self._models:
             now = self._clock.now()
-            found = await load_index(self._link, key, self._clock.wall() - now)
-            self._problems[key] = found.why if isinstance(found, LoadFailure) else ""
-            if not isinstance(found, LoadFailure):
-                self._models[key] = found
+            try:
+                self._models[key] = await load_index(self._link, key, self._clock.wall() - now)
+                self._problems[key] = ""
+            except UnreadableError as error:
+                self._problems[key] = error.message
 
     def start(self) -> None:
         """Starts to load the indexes, in a task of the running loop."""

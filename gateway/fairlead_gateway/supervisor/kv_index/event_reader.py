@@ -17,7 +17,7 @@ from fairlead.fleet.model import Fleet
 from fairlead.runtime.tasks import KeyedTasks
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.store import BlockStore, ModelBlocks
-from fairlead_kvstore.index.instance_status import secret_fingerprint
+from fairlead_kvstore.index.format import secret_fingerprint
 from fairlead_kvstore.index.recovery import RecoveredIndex, recover_index
 from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery

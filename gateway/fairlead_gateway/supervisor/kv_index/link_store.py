@@ -1,4 +1,4 @@
-"""The links of prompts in Redis, so that a gateway that starts need not query engines for them again.
+"""The links of prompts in Redis, so that a gateway that starts need not query engines for them.
 
 Each model has one stream of what its gateways learned lately. The links of a prompt that continues
 an earlier one include those of the earlier one. So its entry replaces the earlier entry: a
