@@ -97,6 +97,7 @@ _REST_FACTOR: Final = 8.0
 """The rest after a step, in durations of the step; at most ``index_flush_seconds``. Small entries
 thus take at most a ninth of the time.
 """
+_TOO_SLOW: Final = "Redis is too slow for its changes"
 _DAMAGED_KEY_ERRORS: Final = ("WRONGTYPE", "ID specified")
 
 
@@ -183,19 +184,15 @@ class IndexWriter:
         """Returns how often the changes of each model were dropped, since too many waited."""
         return {key: state.overflows for key, state in self._models.items()}
 
-    def overflowed_models(self) -> list[str]:
-        """Returns the models of which changes were dropped and which are not written again yet."""
-        return sorted(key for key, state in self._models.items() if state.overflowed_at is not None)
+    def problems(self) -> dict[str, str]:
+        """Returns why the indexes of models are not written, or lag, by model."""
+        slow = {key: _TOO_SLOW for key, state in self._models.items() if state.overflowed_at is not None}
+        return slow | {key: state.problem for key, state in self._models.items() if state.problem}
 
     def is_leader(self, model_key: str) -> bool:
         """Returns whether this process led the model at its last exchange with Redis."""
         state = self._models.get(model_key)
         return state is not None and bool(state.lease)
-
-    def describe(self, model_key: str) -> str:
-        """Returns a model's state as text: not served, its leader, or a failure of Redis."""
-        state = self._models.get(model_key)
-        return "not served" if state is None else state.description
 
     def start(self) -> None:
         """Starts to write, in a task of the running loop."""
@@ -231,7 +228,8 @@ class IndexWriter:
                 await self._write_model(state)
             except Exception:  # noqa: BLE001  # it is logged
                 _LOG.exception("%s: a defect stopped the writing of its index", state.model_key)
-                self._stop_leading(state, "stopped by a defect of the indexer, and tried again")
+                self._stop_leading(state)
+                state.problem = "a defect stopped the writing of its index, which is tried again"
                 state.renew_at = self._clock.now() + self._limits.index_lease_seconds
 
     async def _write_model(self, state: ModelWriteState) -> None:
@@ -260,7 +258,7 @@ class IndexWriter:
                     await self._offered.wait()
             except TimeoutError:
                 continue
-            if all(state.waiting_blocks < self._limits.index_entry_blocks for state in self._models.values()):
+            if not any(state.is_behind for state in self._models.values()):
                 rest = min(INDEX_FLUSH_SECONDS, _REST_FACTOR * spent) - (self._clock.now() - begun - spent)
                 await asyncio.sleep(max(INDEX_BATCH_SECONDS, rest))
 
@@ -293,32 +291,29 @@ class IndexWriter:
             return
         kind, lease = reply[0], bytes(reply[1])
         if kind == b"held":
-            holder = lease.partition(b":")[2].decode("utf-8", "replace")
-            self._stop_leading(state, f"{holder} leads")
+            self._stop_leading(state)
         elif kind == b"led":
             if state.pending is not None and bytes(reply[2]) == encode_position(state.epoch, state.pending.sequence):
                 state.on_acknowledged()
         else:
-            if not state.is_active:
-                wall, (lease_key, _, _) = self._clock.wall(), redis_keys.index_keys(state.model_key)
-                renew = ("EVAL", RENEW, 1, lease_key, lease, self._lease_ms)
-                found = await recover_index(self._link, state.model_key, wall - now, [renew])
-                if found is None or self._models.get(state.model_key) is not state:
-                    return
-                state.is_active = True
-                state.require_new_epoch()
-                state.lease = lease
-                self._owner.start_model(state.model_key, found)
-            state.lease = lease
             state.require_new_epoch()
+            if state.is_active:
+                state.lease = lease
+                return
+            wall, (lease_key, _, _) = self._clock.wall(), redis_keys.index_keys(state.model_key)
+            renew = ("EVAL", RENEW, 1, lease_key, lease, self._lease_ms)
+            found = await recover_index(self._link, state.model_key, wall - now, [renew])
+            if found is not None and self._models.get(state.model_key) is state:
+                state.is_active, state.lease = True, lease
+                self._owner.start_model(state.model_key, found)
 
     def _may_begin_epoch(self, state: ModelWriteState) -> bool:
         """Returns whether a new epoch is required, and no overflow was a moment ago."""
         since = state.overflowed_at
         return state.needs_new_epoch and (since is None or self._clock.now() - since >= INDEX_OVERFLOW_SECONDS)
 
-    def _stop_leading(self, state: ModelWriteState, description: str) -> None:
-        was_active, state.description = state.is_active, description
+    def _stop_leading(self, state: ModelWriteState) -> None:
+        was_active = state.is_active
         state.stop_leading()
         if was_active:
             self._owner.stop_model(state.model_key)
@@ -339,13 +334,12 @@ class IndexWriter:
         if entry is None:
             wall = self._clock.wall()
             entry = state.prepare_entry(encode_entry(state.take_changes(), wall, wall - self._clock.now()))
-        name = f"{state.epoch}-{entry.sequence}"
         trim = "" if entry.trim is None else f"{state.epoch}-{entry.trim}"
-        words = (encode_position(state.epoch, entry.sequence), name, entry.data, trim, self._lease_ms, self._expire_ms)
+        after, name = encode_position(state.epoch, entry.sequence), f"{state.epoch}-{entry.sequence}"
+        words = (after, name, entry.data, trim, self._lease_ms, self._expire_ms)
         if not await self._write(state, WRITE, state.lease, state.position_value(), *words):
             return False
         state.on_acknowledged()
-        state.description = f"this indexer leads, entry {name}"
         return True
 
     async def _write_new_epoch(self, state: ModelWriteState) -> None:
@@ -367,7 +361,6 @@ class IndexWriter:
                 break
         else:
             if await self._finish_epoch(state, meta):
-                state.description = f"this indexer leads, entry {epoch}-{state.sequence}"
                 state.overflowed_at = None
                 return
         state.require_new_epoch()
@@ -446,19 +439,18 @@ class IndexWriter:
         """Returns the reply of a script; None when Redis is unreachable or refuses."""
         replies = await self._link.run([("EVAL", script, 3, *redis_keys.index_keys(state.model_key), *words)])
         if replies is None:
-            state.description = "Redis is away"
             return None
         reply = replies[0]
         if isinstance(reply, ResponseError):
             text = first_line(reply)
-            state.description = f"Redis refuses: {text}"
+            state.problem = f"Redis refuses: {text}"
             if state.refused_since is None:
                 state.refused_since = self._clock.now()
             if any(sign in text for sign in _DAMAGED_KEY_ERRORS):
                 state.require_new_epoch()  # a key has a wrong type: a new epoch replaces it
                 state.renew_at = 0.0
             return None
-        state.refused_since = None
+        state.refused_since, state.problem = None, ""
         return list(reply)
 
 

@@ -87,7 +87,7 @@ class ModelWriteState:
         self.overflows = 0
         self.overflowed_at: float | None = None  # changes were dropped, and no new epoch is complete
         self.refused_since: float | None = None
-        self.description = "not started"
+        self.problem = ""  # why the index is not written
         self.written_blocks = 0
         self.epochs = 0
         self._fields = 0
@@ -140,6 +140,11 @@ class ModelWriteState:
         self.pending = None
         self._waiting.clear()
         self.waiting_blocks = self._waiting_changes = 0
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the changes of more than one entry wait, although Redis accepts them."""
+        return self.waiting_blocks >= self._limits.index_entry_blocks and self.refused_since is None
 
     @property
     def waiting_entries(self) -> int:

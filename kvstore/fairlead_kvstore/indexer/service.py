@@ -203,7 +203,7 @@ class IndexerService(Collector):
             *self._source.warnings(),
             *([] if connected else ["Redis is away; changes wait"]),
             *self._memory.warnings(),
-            *(f"Redis is too slow for the index of {key}, which lags" for key in self._writer.overflowed_models()),
+            *(f"the index of {key} lags: {problem}" for key, problem in sorted(self._writer.problems().items())),
         ]
         return ProbeResult(not blocker, "\n".join(lines))
 

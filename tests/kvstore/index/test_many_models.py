@@ -159,7 +159,7 @@ async def test_model_that_cannot_be_written_stops_no_other_model(monkeypatch: py
     assert (writer.is_leader(MODELS[0]), writer.is_leader(MODELS[1])) == (False, True)
     assert owner.stopped == [MODELS[0]]
     assert len(link.begun) == 2
-    assert "defect" in writer.describe(MODELS[0])
+    assert "defect" in writer.problems()[MODELS[0]]
     await writer.step()
     assert len(link.begun) == 2, "it is not tried again before a lease has passed"
 

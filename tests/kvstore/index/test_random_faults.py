@@ -246,7 +246,7 @@ class Faults(RuleBasedStateMachine):
                 done(writer.step())
             done(self.feed.step())
         leaders = [indexer for indexer, writer in self.pairs if writer.is_leader(MODEL)]
-        assert len(leaders) == 1, [writer.describe(MODEL) for _, writer in self.pairs]
+        assert len(leaders) == 1, [writer.problems() for _, writer in self.pairs]
         leader = leaders[0]
         truth = {name: set(leader.store.content(name)) for name in leader.sequencers}
         index = self.feed.index(MODEL)

@@ -127,7 +127,7 @@ async def test_slow_redis_costs_changes_and_later_a_new_epoch_but_no_other_model
             world.clock.advance(0.1)
             await world.writer.step()
         assert busy.most <= 120, "what waits is bounded"
-        assert world.writer.overflowed_models() == [MODEL]
+        assert world.writer.problems() == {MODEL: "Redis is too slow for its changes"}
         assert world.writer.overflows() == {MODEL: 1, "default/other": 0}
         assert (book.epochs, other.epochs) == epochs, "no new epoch begins at once"
         assert world.writer.is_leader(MODEL)
@@ -135,7 +135,7 @@ async def test_slow_redis_costs_changes_and_later_a_new_epoch_but_no_other_model
         world.clock.advance(INDEX_OVERFLOW_SECONDS)
         await world.settle()
         world.assert_index_matches()
-        assert (world.writer.overflowed_models(), book.epochs) == ([], epochs[0] + 1)
+        assert (world.writer.problems(), book.epochs) == ({}, epochs[0] + 1)
         assert other.epochs == epochs[1]
 
 
@@ -146,7 +146,7 @@ async def test_full_redis_is_reported_and_recovered(server: Valkey) -> None:
         await redis.config_set("maxmemory-policy", "noeviction")
         await redis.config_set("maxmemory", "1")
         await world.write(5)
-        assert "Redis refuses: command not allowed when used memory" in world.writer.describe(MODEL)
+        assert "Redis refuses: command not allowed when used memory" in world.writer.problems()[MODEL]
         for _ in range(4):
             world.clock.advance(60.0)
             await world.write(5)

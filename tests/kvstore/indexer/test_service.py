@@ -21,7 +21,8 @@ from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.changes import BlocksStored
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.indexer import cli
-from fairlead_kvstore.indexer.service import IndexerConfig, IndexerService
+from fairlead_kvstore.indexer.service import IndexerService
+from fairlead_kvstore.reader.reader_context import ReaderRuntime
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.engines.disaggregated import EngineProcess, engine_process
 from fairlead_testing.kvstore.index_reader import IndexReader
@@ -192,16 +193,16 @@ async def _leads(indexer: IndexerProcess) -> bool:
 
 async def test_redis_that_is_too_slow_for_a_model_is_shown_in_status_and_metrics() -> None:
     source: Any = SimpleNamespace(warnings=list)
-    config = IndexerConfig(source, "redis://127.0.0.1:1", "one", b"", "127.0.0.1", 0)
     limits = replace(Limits(), index_pending_blocks=1)
-    service = IndexerService(config, {}, ManualClock(), lambda: 0.0, announce=lambda line: None, limits=limits)
+    runtime = ReaderRuntime(asyncio.get_running_loop(), ManualClock(), lambda: 0.0, limits)
+    service = IndexerService(source, "redis://127.0.0.1:1", "one", b"", {}, runtime)
     service._writer.set_models([MODEL])
     state = service._writer._models[MODEL]
     state.is_active, state.lease = True, b"1:one"
     state.begin_epoch(1)
     assert "too slow" not in service.readiness().text
     service.offer(MODEL, [BlocksStored("a", StorageTier.GPU, [1, 2])])
-    assert f"Redis is too slow for the index of {MODEL}, which lags" in service.readiness().text
+    assert f"the index of {MODEL} lags: Redis is too slow for its changes" in service.readiness().text
     counts = {
         sample.labels["model"]: sample.value
         for family in service.collect()
