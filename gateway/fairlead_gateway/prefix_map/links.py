@@ -28,6 +28,7 @@ start.
 """
 
 from array import array
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -177,14 +178,7 @@ class LinkTable:
 
     def linked_count(self, hashes: Sequence[int]) -> int:
         """Returns how many blocks from the start of a prompt are linked."""
-        links, low, high = self._links, 0, len(hashes)
-        while low < high:
-            middle = (low + high) >> 1
-            if hashes[middle] in links:
-                low = middle + 1
-            else:
-                high = middle
-        return low
+        return bisect_left(range(len(hashes)), True, key=lambda number: hashes[number] not in self._links)
 
     def token_hashes_of(self, digest: int) -> "array[int]":
         """Returns the token hashes up to this byte block's link; empty without one."""
@@ -331,11 +325,5 @@ class LinkTable:
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     """Returns how many blocks two chains share from the start, by bisection."""
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high) >> 1
-        if first[middle] == second[middle]:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    shorter = range(min(len(first), len(second)))
+    return bisect_left(shorter, True, key=lambda number: first[number] != second[number])

@@ -99,7 +99,7 @@ class DecisionStream:
         state = self.link.state
         if state.connected:
             return f"Redis refuses writes ({self._last_refusal})" if self._last_refusal else None
-        since = format_duration(max(0.0, self._clock.now() - (state.since or 0.0)))
+        since = format_duration(max(0.0, self._clock.now() - state.since))
         return f"Redis is away for {since} ({state.reason}): load, prefixes and decisions are not shared with other gateways"
 
     async def flush(self) -> None:

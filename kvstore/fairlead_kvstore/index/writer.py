@@ -208,7 +208,7 @@ class IndexWriter:
         for state in self._models.values():
             if state.lease:
                 lease_key, _, _ = redis_keys.index_keys(state.model_key)
-                await self._link.run([("EVAL", RELEASE, 1, lease_key, state.lease)])
+                await self._link.run([("EVAL", RENEW, 1, lease_key, state.lease, 0)])
                 state.lease = b""
 
     async def step(self) -> None:
@@ -571,10 +571,4 @@ RENEW: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return 0
 """
-"""(lease, ms of a lease), with own as the only key → 1 if the lease is valid."""
-
-RELEASE: Final = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
-"""
-"""(lease), with own as the only key."""
+"""(lease, ms of a lease; 0: release it), with own as the only key → 1 if the lease is valid."""

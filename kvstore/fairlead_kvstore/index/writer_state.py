@@ -88,12 +88,10 @@ class ModelWriteState:
         self.overflowed_at: float | None = None  # changes were dropped, and no new epoch is complete
         self.refused_since: float | None = None
         self.problem = ""  # why the index is not written
-        self.written_blocks = 0
         self.epochs = 0
         self._fields = 0
-        self._waiting: deque[tuple[Sequence[Change], int]] = deque()  # and their blocks
+        self._waiting: deque[Change] = deque()
         self.waiting_blocks = 0
-        self._waiting_changes = 0
         self._stream: deque[tuple[int, int]] = deque()
         self._stream_bytes = 0
 
@@ -117,8 +115,7 @@ class ModelWriteState:
                 self._forget(change.instance)
                 continue
             touched[change.instance] = touched.get(change.instance, 0) + blocks
-        self._waiting.append((changes, total))
-        self._waiting_changes += len(changes)
+        self._waiting.extend(changes)
         self.waiting_blocks += total
         for name, blocks in touched.items():
             item = self.items.get(name)
@@ -139,7 +136,7 @@ class ModelWriteState:
         self.meta = b""
         self.pending = None
         self._waiting.clear()
-        self.waiting_blocks = self._waiting_changes = 0
+        self.waiting_blocks = 0
 
     @property
     def is_behind(self) -> bool:
@@ -149,7 +146,7 @@ class ModelWriteState:
     @property
     def waiting_entries(self) -> int:
         """The number of entries that the waiting changes need, at least."""
-        blocks, changes = self.waiting_blocks, self._waiting_changes
+        blocks, changes = self.waiting_blocks, len(self._waiting)
         entries = 1 + max(blocks // self._limits.index_entry_blocks, changes // MAX_CHANGES_PER_ENTRY)
         return entries + (self.pending is not None)
 
@@ -161,19 +158,12 @@ class ModelWriteState:
     def take_changes(self) -> list[Change]:
         """Removes and returns the waiting changes for the next entry, oldest first."""
         found: list[Change] = []
-        blocks, max_blocks = 0, self._limits.index_entry_blocks
-        while self._waiting and blocks < max_blocks and len(found) < MAX_CHANGES_PER_ENTRY:
-            (offered, size), room = self._waiting.popleft(), MAX_CHANGES_PER_ENTRY - len(found)
-            if len(offered) > room:
-                later, offered = offered[room:], offered[:room]
-                rest = sum(map(_block_count, later))
-                self._waiting.appendleft((later, rest))
-                size -= rest
-            found += offered
-            blocks += size
+        blocks = 0
+        while self._waiting and blocks < self._limits.index_entry_blocks and len(found) < MAX_CHANGES_PER_ENTRY:
+            change = self._waiting.popleft()
+            found.append(change)
+            blocks += _block_count(change)
         self.waiting_blocks = max(0, self.waiting_blocks - blocks) if self._waiting else 0
-        self._waiting_changes -= len(found)
-        self.written_blocks += blocks
         return found
 
     def prepare_entry(self, data: bytes) -> PendingEntry:

@@ -46,21 +46,16 @@ READ_ONLY_SECONDS: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class LinkState:
-    """The state of the link: ``connected``, ``stale`` or ``away``.
+    """The state of the link.
 
-    Stale: the connection was lost a short time ago. Away: it was lost long ago, or never made.
-
+    connected: the last exchange succeeded.
     since: when the connection was made or lost, in monotonic seconds.
+    reason: why it was lost, or is not made yet.
     """
 
-    kind: str
-    since: float | None
-    reason: str
-
-    @property
-    def connected(self) -> bool:
-        """Whether the last exchange succeeded."""
-        return self.kind == "connected"
+    connected: bool
+    since: float
+    reason: str = ""
 
 
 class RedisLink:
@@ -85,30 +80,18 @@ class RedisLink:
         self.is_cluster = address.kind == CLUSTER
         """True when models are on different servers; a command must not name keys of several."""
         self._server = create_backend(address, self._limits, name)
-        self._is_up = False
-        self._was_connected = False
-        self._since = clock.now()
-        self._reason = "not connected yet"
+        self.state = LinkState(False, clock.now(), "not connected yet")
         self._left_at = float("-inf")
         self._lost_event = asyncio.Event()
         self._connected_event = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    @property
-    def state(self) -> LinkState:
-        """The current state of the link."""
-        if self._is_up:
-            return LinkState("connected", self._since, "")
-        short = self._clock.now() - self._since <= REDIS_STALE_SECONDS
-        return LinkState("stale" if self._was_connected and short else "away", self._since, self._reason)
-
     def describe(self) -> str:
         """Returns the state as text, without a password."""
-        state = self.state
-        if state.connected:
+        if self.state.connected:
             return f"connected to {self.description}"
-        age = format_duration(max(0.0, self._clock.now() - self._since))
-        return f"{state.kind} for {age}: {self.description}: {state.reason}"
+        age = format_duration(max(0.0, self._clock.now() - self.state.since))
+        return f"away for {age}: {self.description}: {self.state.reason}"
 
     def start(self) -> None:
         """Begins to connect on the running loop."""
@@ -119,14 +102,14 @@ class RedisLink:
         """Closes the connections; the link can be started again."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
-        if self._is_up:
+        if self.state.connected:
             self._on_lost("stopped")
         with suppress(RedisError, OSError):
             await self._server.close()
 
     async def wait_connected(self) -> None:
         """Returns as soon as the link is connected."""
-        while not self._is_up:
+        while not self.state.connected:
             await self._connected_event.wait()
 
     async def wait_lost(self) -> None:
@@ -138,7 +121,7 @@ class RedisLink:
 
         Of a cluster, it is the smallest of all masters. Raises ResponseError when Redis refuses.
         """
-        if not self._is_up:
+        if not self.state.connected:
             return None
         try:
             async with asyncio.timeout(self._limits.redis_connect_seconds):
@@ -153,7 +136,7 @@ class RedisLink:
         """Returns the replies in order; None when Redis is unreachable. A refused command's reply
         is its ResponseError.
         """
-        if not self._is_up:
+        if not self.state.connected:
             return None
         try:
             async with asyncio.timeout(self._limits.redis_connect_seconds):
@@ -178,7 +161,7 @@ class RedisLink:
 
         Redis reads every key for this, so it is for operators' tools only.
         """
-        if not self._is_up:
+        if not self.state.connected:
             return None
         found: set[bytes] = set()
         names = self._server.scan_keys(pattern)
@@ -211,7 +194,7 @@ class RedisLink:
     async def _ping(self) -> bool:
         try:
             async with asyncio.timeout(self._limits.redis_connect_seconds):
-                if not self._is_up:
+                if not self.state.connected:
                     # Connections from before the failure may be half dead: drop them.
                     await self._server.drop_connections()
                 await self._server.ping()
@@ -224,17 +207,14 @@ class RedisLink:
         return True
 
     def _on_connected(self) -> None:
-        if not self._is_up:
-            self._is_up = self._was_connected = True
-            self._since = self._clock.now()
+        if not self.state.connected:
+            self.state = LinkState(True, self._clock.now())
         self._lost_event.clear()
         self._connected_event.set()
 
     def _on_lost(self, why: str) -> None:
-        if self._is_up:
-            self._since = self._clock.now()
-        self._is_up = False
-        self._reason = why
+        since = self._clock.now() if self.state.connected else self.state.since
+        self.state = LinkState(False, since, why)
         self._connected_event.clear()
         self._lost_event.set()
 

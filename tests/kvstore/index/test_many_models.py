@@ -242,7 +242,7 @@ async def test_restore_of_one_model_delays_no_lease_of_another(monkeypatch: pyte
     limits, clock = replace(Limits(), index_lease_seconds=0.03), ManualClock(1_000.0)
     writer = IndexWriter(link, _Owner(), clock, holder="one", instance_statuses=lambda _: {}, limits=limits)
     link.wait_connected = lambda: asyncio.sleep(0)
-    link.state = LinkState("connected", 0.0, "")
+    link.state = LinkState(True, 0.0)
     writer.set_models(MODELS[:3])
     writer.start()
     await wait_until(lambda: writer.is_leader(MODELS[1]) and writer.is_leader(MODELS[2]))

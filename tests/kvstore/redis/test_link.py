@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from fairlead.errors import BadInput
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
-from fairlead_kvstore.redis.link import REDIS_STALE_SECONDS, RedisLink
+from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.http.links import slow_link
 from fairlead_testing.redis.valkey import Valkey, connected_link
 from fairlead_testing.waiting import wait_until
@@ -26,7 +26,7 @@ FAST = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.02, redi
 async def test_replies_are_in_order(server: Any) -> None:
     async with connected_link(server.url, FAST) as link:
         assert await link.run([("SET", "a", b"1"), ("INCR", "a"), ("GET", "a")]) == [True, 2, b"2"]
-        assert link.state.kind == "connected"
+        assert link.state.connected
 
 
 async def test_refused_command_does_not_affect_others(server: Any) -> None:
@@ -58,8 +58,7 @@ async def test_killed_redis_is_detected_without_traffic_and_reconnected(server: 
     async with connected_link(server.url, FAST) as link:
         server.kill()
         await wait_until(lambda: not link.state.connected)
-        assert link.state.kind == "stale"
-        assert "stale for" in link.describe()
+        assert "away for" in link.describe()
         assert await link.run([("PING",)]) is None
         server.start()
         await wait_until(lambda: link.state.connected)
@@ -92,19 +91,19 @@ async def test_redis_that_was_never_reached_is_away(server: Any) -> None:
     link = RedisLink(server.url, SystemClock(), limits=FAST)
     link.start()
     await wait_until(lambda: "not connected yet" not in link.describe())
-    assert link.state.kind == "away"
+    assert not link.state.connected
     assert await link.run([("PING",)]) is None
     await link.stop()
 
 
-async def test_stale_becomes_away_with_time() -> None:
+async def test_time_of_an_outage_begins_with_the_loss() -> None:
     clock = ManualClock()
     link = RedisLink("redis://127.0.0.1:1", clock, limits=FAST)
     link._on_connected()
     link._on_lost("closed")
-    assert link.state.kind == "stale"
-    clock.advance(REDIS_STALE_SECONDS + 1)
-    assert link.state.kind == "away"
+    clock.advance(45.0)
+    link._on_lost("no answer in time")
+    assert link.describe() == "away for 45s: 127.0.0.1:1: no answer in time"
     await link.stop()
 
 
