@@ -72,7 +72,7 @@ def match_prompt(snapshot: IndexSnapshot, prompt: TokenPrompt, secret: bytes) ->
         size = snapshot.block_size(name)
         if size is not None and size not in chains:
             chains[size] = prompt.hashes(snapshot.model_key, size, secret)
-    depths = {size: {match.instance: match.blocks for match in index.match(chain)} for size, chain in chains.items()}
+    depths = {size: index.match(chain) for size, chain in chains.items()}
     for name in snapshot.instances:
         size, known, note = snapshot.block_size(name), index.completeness(name), snapshot.note(name)
         blocks = depths[size].get(name, (0, 0, 0, 0)) if size else (0, 0, 0, 0)

@@ -238,8 +238,7 @@ def stored_blocks(changes: Sequence[Change]) -> list[float]:
 
 def blocks(mirror: LoadedIndex | None, instance: str, chain: Sequence[int], tier: StorageTier) -> int:
     """Returns how many blocks of a chain the instance has cached, up to a tier."""
-    held = () if mirror is None else mirror.match(chain)
-    return next((one.blocks[tier] for one in held if one.instance == instance), 0)
+    return 0 if mirror is None else mirror.match(chain).get(instance, (0, 0, 0, 0))[tier]
 
 
 def content(mirror: LoadedIndex | None, instance: str, tier: StorageTier) -> set[int]:

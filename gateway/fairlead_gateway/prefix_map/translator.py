@@ -133,20 +133,20 @@ class _InstanceChanges:
     """The pending corrections of one instance, and its prompts in flight.
 
     removed_at: reported removals and their times.
-    stored: byte blocks whose token block was stored there.
-    doubtful: byte blocks that were linked again, or that are no longer in flight.
+    changed: byte blocks whose token block was stored there, that were linked again, or that are no
+    longer in flight.
+    removed: byte blocks whose token block was removed there.
     """
 
     has_slow_tiers: bool = False
     removed_at: OrderedDict[int, float] = field(default_factory=OrderedDict)
-    stored: set[int] = field(default_factory=set)
+    changed: set[int] = field(default_factory=set)
     removed: set[int] = field(default_factory=set)
-    doubtful: set[int] = field(default_factory=set)
     forget: ForgetScope = ForgetScope.NOTHING
     inflight: InflightBlocks = field(default_factory=InflightBlocks)
 
     def has_pending(self) -> bool:
-        return bool(self.stored or self.removed or self.doubtful or self.forget)
+        return bool(self.changed or self.removed or self.forget)
 
 
 class PrefixTranslator:
@@ -257,7 +257,7 @@ class PrefixTranslator:
         changed = self.table.learn(links)
         if changed:
             for instance in self._reporting():
-                self._instances[instance].doubtful.update(changed)
+                self._instances[instance].changed.update(changed)
 
     def clear(self) -> None:
         """Drops all links, because they are wrong, and withdraws the corrections made with them."""
@@ -274,7 +274,7 @@ class PrefixTranslator:
         for change in changes:
             if isinstance(change, BlocksStored | BlocksRemoved):
                 pending = self._instances[change.instance]
-                into = pending.stored if isinstance(change, BlocksStored) else pending.removed
+                into = pending.changed if isinstance(change, BlocksStored) else pending.removed
                 for token_hash in change.hashes:
                     blocks = linked_blocks(token_hash)
                     if blocks:
@@ -283,9 +283,8 @@ class PrefixTranslator:
             elif isinstance(change, InstanceCleared | InstanceDetached):
                 pending = self._instances[change.instance]
                 pending.forget = ForgetScope.ALL
-                pending.stored.clear()
+                pending.changed.clear()
                 pending.removed.clear()
-                pending.doubtful.clear()
 
     def resend_all(self) -> None:
         """Reports everything again: for a new worker, or since blocks were restored."""
@@ -334,22 +333,21 @@ class PrefixTranslator:
             if free <= 0:
                 break
             if pending.has_pending():
-                stored, doubtful = pending.stored, pending.doubtful
-                pending.stored, pending.doubtful = _take_beyond(stored, free), _take_beyond(doubtful, free)
-                free -= len(stored) + len(doubtful)
+                changed, pending.changed = pending.changed, set()
+                while len(changed) > max(1, free):
+                    pending.changed.add(changed.pop())
+                free -= len(changed)
                 self._record_removals(pending, now)
-                corrections += self._corrections_for(instance, pending, stored, doubtful)
+                corrections += self._corrections_for(instance, pending, changed)
         return corrections
 
-    def _corrections_for(
-        self, instance: str, pending: _InstanceChanges, stored: set[int], doubtful: set[int]
-    ) -> list[CacheCorrection]:
+    def _corrections_for(self, instance: str, pending: _InstanceChanges, changed: set[int]) -> list[CacheCorrection]:
         """Returns the corrections of one instance: one, or one for each of its tiers."""
         table, inflight = self.table, pending.inflight
         removed, pending.removed = pending.removed, set()
         forget, pending.forget = pending.forget, ForgetScope.NOTHING
         if instance in self._distrusted:
-            pending.stored, pending.doubtful = set(), set()
+            pending.changed = set()
             return [CacheCorrection(instance, forget, b"", [])] if forget else []
         name = SHARED_STORE if instance == self._shared_store else instance
         known = self.blocks.completeness(instance)
@@ -360,7 +358,7 @@ class PrefixTranslator:
         covered: set[int] = set()
         levels = {digest: self._level(link.token_hash, instance) for digest in removed if (link := table.get(digest))}
         moved = {digest for digest, level in levels.items() if 0 < level < _NOWHERE}
-        links = [(link.index, digest) for digest in stored | doubtful | moved if (link := table.get(digest))]
+        links = [(link.index, digest) for digest in changed | moved if (link := table.get(digest))]
         for _, digest in sorted(links, reverse=True):
             if digest in covered:
                 continue
@@ -462,7 +460,7 @@ class PrefixTranslator:
             if link is not None and link.depth:
                 for instance in self._resent:
                     if self._level(link.token_hash, instance) != _NOWHERE:
-                        self._instances[instance].stored.add(digest)
+                        self._instances[instance].changed.add(digest)
         if not links:
             self._resent.clear()
 
@@ -483,7 +481,7 @@ class PrefixTranslator:
     def _end_sent(self, key: tuple[str, int]) -> None:
         sent = self._sent.pop(key)
         self._clear_inflight(key[0], sent)
-        self._instances[key[0]].doubtful.update(sent.hashes)
+        self._instances[key[0]].changed.update(sent.hashes)
 
     def _clear_inflight(self, instance: str, sent: SentPrompt) -> None:
         if sent.is_inflight:
@@ -498,12 +496,10 @@ class PrefixTranslator:
         """
         known = (self.block_size, *map(self.blocks.block_size, self.blocks.instances()))
         sizes = [size for size in dict.fromkeys(known) if size is not None]
-        if self.block_size is None and sizes:
-            self.block_size = sizes[0]
-        for size in sizes[: len(sizes) if len(sizes) > 1 else 0]:
-            if len(tokens) >= size and self._is_cached(_token_hashes(root, tokens[:size], size, salt)[0]):
-                self.block_size = size
-                break
+        if len(sizes) > 1:
+            first = {size: _token_hashes(root, tokens[:size], size, salt) for size in sizes}
+            sizes.sort(key=lambda size: not any(map(self._is_cached, first[size])))
+        self.block_size = sizes[0] if sizes else None
         return self.block_size
 
     def _is_cached(self, token_hash: int) -> bool:
@@ -513,11 +509,3 @@ class PrefixTranslator:
 def _token_hashes(root: int, tokens: Sequence[int], block_size: int, salt: str | None) -> list[int]:
     extras = block_hash.block_extras(len(tokens) // block_size, block_size, salt=salt) if salt is not None else None
     return block_hash.block_hashes(root, tokens, block_size, extras)
-
-
-def _take_beyond(digests: set[int], limit: int) -> set[int]:
-    """Removes items from the set until `limit` are left (at least one), and returns those."""
-    rest: set[int] = set()
-    while len(digests) > max(1, limit):
-        rest.add(digests.pop())
-    return rest

@@ -23,7 +23,7 @@ byte, and readers skip the value. Times in values are Unix seconds. The rows are
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 import xxhash
@@ -117,31 +117,34 @@ class InstanceHeader(msgspec.Struct):
     position: StreamPosition | None = None
 
 
+_Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class _Stored(msgspec.Struct, tag="s", array_like=True, gc=False):
-    instance: int
-    tier: int
+    instance: _Number
+    tier: _Number
     reserved: int  # 0, in place of a field of earlier releases that none of them reads
     hashes: list[int]
 
 
 class _Removed(msgspec.Struct, tag="r", array_like=True, gc=False):
-    instance: int
-    tier: int
+    instance: _Number
+    tier: _Number
     hashes: list[int]
 
 
 class _Cleared(msgspec.Struct, tag="c", array_like=True, gc=False):
-    instance: int
+    instance: _Number
     epoch: int
     reason: str
 
 
 class _Detached(msgspec.Struct, tag="g", array_like=True, gc=False):
-    instance: int
+    instance: _Number
 
 
 class _Marked(msgspec.Struct, tag="m", array_like=True, gc=False):
-    instance: int
+    instance: _Number
     complete: bool
     reason: str
     since: float
@@ -244,24 +247,16 @@ def decode_entry_with_time(data: bytes, wall_offset: float) -> tuple[float, list
 def _decode_change(
     change: _Stored | _Removed | _Cleared | _Detached | _Marked, names: list[str], wall_offset: float
 ) -> Change:
-    if change.instance < 0:
-        raise IndexError
     name = names[change.instance]
     if isinstance(change, _Stored):
-        return changes.BlocksStored(name, INSTANCE_TIERS[_checked_tier(change.tier)], change.hashes)
+        return changes.BlocksStored(name, INSTANCE_TIERS[change.tier], change.hashes)
     if isinstance(change, _Removed):
-        return changes.BlocksRemoved(name, INSTANCE_TIERS[_checked_tier(change.tier)], change.hashes)
+        return changes.BlocksRemoved(name, INSTANCE_TIERS[change.tier], change.hashes)
     if isinstance(change, _Marked):
         return changes.CompletenessChanged(name, change.complete, change.reason, change.since - wall_offset)
     if isinstance(change, _Cleared):
         return changes.InstanceCleared(name, change.epoch, change.reason)
     return changes.InstanceDetached(name)
-
-
-def _checked_tier(value: int) -> int:
-    if value < 0:
-        raise IndexError
-    return value
 
 
 def encode_part(data: bytes, digest: int) -> bytes:

@@ -14,7 +14,7 @@ Blocks in a shared store come last, and only after blocks of an instance or from
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 from redis.exceptions import ResponseError
@@ -61,15 +61,8 @@ _UP_TO_TIER: Final = (1, 3, 7)
 """The bits of a tier and of all faster ones."""
 
 
-class InstanceMatch(msgspec.Struct, frozen=True, gc=False):
-    """The match of a chain at one instance.
-
-    blocks: cached blocks from the chain's start: in the GPU, up to CPU, up to disk, and with a
-        shared store.
-    """
-
-    instance: str
-    blocks: tuple[int, int, int, int]
+MatchedBlocks: TypeAlias = tuple[int, int, int, int]
+"""Cached blocks from a chain's start: in the GPU, up to CPU, up to disk, and with a shared store."""
 
 
 class KnownCompleteness(NamedTuple):
@@ -130,25 +123,25 @@ class LoadedIndex:
         """Returns the completeness of an instance; None for an unknown instance."""
         return self._completeness.get(instance)
 
-    def match(self, hashes: Sequence[int]) -> tuple[InstanceMatch, ...]:
+    def match(self, hashes: Sequence[int]) -> dict[str, MatchedBlocks]:
         """Returns the instances with the chain's first block, and their depths; the deepest in the
         GPU come first.
 
         If a shared store has the first block, all instances are returned.
         """
-        found = []
-        shared = self.shared
-        for name in self.instances() if hashes and hashes[0] in shared else tuple(self._blocks):
+        found, shared = dict[str, MatchedBlocks](), self.shared
+        is_shared = bool(hashes) and hashes[0] in shared
+        for name in self.instances() if is_shared else tuple(self._blocks):
             blocks, depth, depths = self._blocks.get(name, {}), 0, list[int]()
             for mask in _UP_TO_TIER:
                 while depth < len(hashes) and blocks.get(hashes[depth], 0) & mask:
                     depth += 1
                 depths.append(depth)
-            if depth or (hashes and hashes[0] in shared):
+            if depth or is_shared:
                 while depth < len(hashes) and (hashes[depth] in shared or hashes[depth] in blocks):
                     depth += 1
-                found.append(InstanceMatch(name, (depths[0], depths[1], depths[2], depth)))
-        return tuple(sorted(found, key=lambda match: match.blocks, reverse=True))
+                found[name] = depths[0], depths[1], depths[2], depth
+        return dict(sorted(found.items(), key=lambda item: item[1], reverse=True))
 
     def blocks_of(self, instance: str) -> Iterator[tuple[int, StorageTier]]:
         """Yields every block of an instance with each of its tiers."""

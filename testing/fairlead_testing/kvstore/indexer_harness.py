@@ -156,8 +156,7 @@ class IndexerHarness:
         size = self.engines[name].engine.block_size if name in self.engines else 4
         chain = block_hashes(chain_root(MODEL), list(tokens), size)
         cached = cached_depths(self.store, name, chain)[StorageTier.GPU]
-        matched = {match.instance: match.blocks[0] for match in self.sink.index(MODEL).match(chain)}
-        assert matched.get(name, 0) == cached
+        assert self.sink.index(MODEL).match(chain).get(name, (0,))[0] == cached
         return cached
 
     def is_exact(self, name: str) -> bool:

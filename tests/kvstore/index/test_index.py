@@ -223,7 +223,7 @@ def lacks_knowledge(world: IndexHarness, number: int) -> bool:
     mirror = world.reader.index(MODEL)
     assert mirror is not None
     matches = mirror.match(block_hashes(chain_root(MODEL), prompt(number), BLOCK))
-    return not any(held.blocks[0] == PROMPT_BLOCKS for held in matches)
+    return not any(blocks[0] == PROMPT_BLOCKS for blocks in matches.values())
 
 
 async def test_restarted_indexer_has_all_968_placements_for_1958_decisions(
@@ -307,9 +307,7 @@ async def test_no_placement_is_credited_to_an_engine_emptied_in_a_70_s_outage(
         assert mirror is not None
         assert len(list(mirror.blocks_of(AWAY))) == PROMPT_BLOCKS, "what it holds now, and nothing of before"
         assert not any(
-            held.instance == AWAY
-            for number in range(61)
-            for held in mirror.match(block_hashes(chain_root(MODEL), prompt(number), BLOCK))
+            AWAY in mirror.match(block_hashes(chain_root(MODEL), prompt(number), BLOCK)) for number in range(61)
         )
         assert not lacks_knowledge(world, 100)
         world.assert_index_matches()

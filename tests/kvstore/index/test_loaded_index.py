@@ -15,7 +15,7 @@ from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTie
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.payloads import CacheEvent, ClearedEvent, EventBatch, RemovedEvent, StoredEvent
 from fairlead_kvstore.events.types import BatchesLost
-from fairlead_kvstore.index.loaded_index import BlockCounts, InstanceMatch, KnownCompleteness, LoadedIndex
+from fairlead_kvstore.index.loaded_index import BlockCounts, KnownCompleteness, LoadedIndex
 from fairlead_testing.kvstore.block_store import apply_batch, cached_depths, instance_state
 
 MODEL = "default/tiny"
@@ -110,7 +110,7 @@ class AgainstTruth(RuleBasedStateMachine):
     @invariant()
     def they_agree(self) -> None:
         for path in ("aaaaaa", "ababab", "bbabab", "b", "abbbbb"):
-            mine = {held.instance: held.blocks for held in self.mirror.match(chain(path))}
+            mine = self.mirror.match(chain(path))
             others = expected(self.truth, chain(path))
             assert {name: mine.get(name) for name in others} == others
             assert all(name in others for name in mine)
@@ -148,11 +148,11 @@ def test_match_returns_the_longest_run_of_each_instance_deepest_first() -> None:
         [changes.BlocksStored("a", StorageTier.GPU, path[:4]), changes.BlocksStored("b", StorageTier.GPU, path)]
     )
     mirror.apply([changes.BlocksStored("c", StorageTier.GPU, path[1:])])  # it lacks the first
-    assert mirror.match(path) == (InstanceMatch("b", (10, 10, 10, 10)), InstanceMatch("a", (4, 4, 4, 4)))
+    assert list(mirror.match(path).items()) == [("b", (10, 10, 10, 10)), ("a", (4, 4, 4, 4))]
     mirror.apply([changes.BlocksRemoved("b", StorageTier.GPU, [path[2]])])  # a hole in the middle
-    assert mirror.match(path) == (InstanceMatch("a", (4, 4, 4, 4)), InstanceMatch("b", (2, 2, 2, 2)))
-    assert mirror.match([]) == ()
-    assert mirror.match([99]) == ()
+    assert list(mirror.match(path).items()) == [("a", (4, 4, 4, 4)), ("b", (2, 2, 2, 2))]
+    assert mirror.match([]) == {}
+    assert mirror.match([99]) == {}
 
 
 def test_slower_tiers_extend_faster_ones_and_the_shared_store_comes_last() -> None:
@@ -168,15 +168,11 @@ def test_slower_tiers_extend_faster_ones_and_the_shared_store_comes_last() -> No
     )
     mirror.apply([changes.BlocksStored(SHARED, StorageTier.GPU, path[2:8])], 1_000.0)
     mirror.apply([changes.BlocksStored("y", StorageTier.GPU, path[7:9])])
-    assert mirror.match(path) == (
-        InstanceMatch("a", (2, 5, 6, 8)),
-        InstanceMatch("y", (2, 2, 2, 9)),
-        InstanceMatch("x", (2, 2, 2, 8)),
-    )
+    assert list(mirror.match(path).items()) == [("a", (2, 5, 6, 8)), ("y", (2, 2, 2, 9)), ("x", (2, 2, 2, 8))]
     assert (mirror.used_at(SHARED, path[2]), mirror.used_at("a", path[7])) == (1_000.0, None)
     mirror.apply([changes.BlocksRemoved(SHARED, StorageTier.GPU, path[6:8])])
     assert (SHARED in mirror.instances(), mirror.count_distinct()) == (False, 8)
-    assert {held.instance: held.blocks[StorageTier.REMOTE] for held in mirror.match(path)} == {"a": 6, "x": 6, "y": 6}
+    assert {name: blocks[StorageTier.REMOTE] for name, blocks in mirror.match(path).items()} == {"a": 6, "x": 6, "y": 6}
 
 
 def test_rows_of_a_snapshot_can_be_loaded() -> None:
@@ -187,7 +183,7 @@ def test_rows_of_a_snapshot_can_be_loaded() -> None:
     apply_batch(truth, "a", EventBatch(0.0, [RemovedEvent([handles("abab")[-1]], "GPU")]), 0.0)
     blocks = truth._instances["a"].blocks
     mirror.load_rows("a", blocks.block_hashes, blocks.counts, [1_000.0] * len(blocks.counts))
-    assert {matched.instance: matched.blocks for matched in mirror.match(chain("abab"))} == {"a": (3, 4, 4, 4)}
+    assert mirror.match(chain("abab")) == {"a": (3, 4, 4, 4)}
     assert mirror.used_at("a", chain("abab")[0]) == 1_000.0
     mirror.apply([changes.BlocksStored("a", StorageTier.GPU, chain("abab")[:1])], 2_000.5)
     assert mirror.used_at("a", chain("abab")[0]) == 2_000.5
@@ -200,22 +196,22 @@ def test_detached_instance_is_dropped_at_once() -> None:
     index = LoadedIndex()
     stored_by_a = changes.BlocksStored("a", StorageTier.GPU, [1, 2])
     index.apply([stored_by_a, changes.CompletenessChanged("a", True, "", 0.0)])
-    assert [held.instance for held in index.match([1, 2])] == ["a"]
+    assert list(index.match([1, 2])) == ["a"]
     index.apply([changes.InstanceCleared("a", 2, "gone")])
-    assert (index.match([1, 2]), index.instances()) == ((), ("a",))
+    assert (index.match([1, 2]), index.instances()) == ({}, ("a",))
     index.apply([stored_by_a, changes.InstanceDetached("a")])
-    assert (index.match([1, 2]), index.instances()) == ((), ())
+    assert (index.match([1, 2]), index.instances()) == ({}, ())
 
 
 def test_blocks_above_the_limit_are_not_credited() -> None:
     index = LoadedIndex(max_blocks=3)
     index.apply([changes.BlocksStored("a", StorageTier.GPU, [1, 2, 3, 4, 5])])
     index.load_rows("b", [1, 9], [1, 1], [0.0, 0.0])
-    assert index.match([1, 2, 3, 4]) == (InstanceMatch("a", (3, 3, 3, 3)),)
+    assert index.match([1, 2, 3, 4]) == {"a": (3, 3, 3, 3)}
     index.apply([changes.BlocksRemoved("a", StorageTier.GPU, [3])])
     index.load_rows("b", [1, 9], [1, 1], [0.0, 0.0])
     assert index.count_distinct() == 2
-    assert index.match([1]) == (InstanceMatch("a", (1, 1, 1, 1)), InstanceMatch("b", (1, 1, 1, 1)))
+    assert index.match([1]) == {"a": (1, 1, 1, 1), "b": (1, 1, 1, 1)}
 
 
 def test_instances_above_the_limit_are_not_credited() -> None:

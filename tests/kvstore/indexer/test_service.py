@@ -63,7 +63,7 @@ def cached_blocks(feed: IndexReader, tokens: Sequence[int] = PROMPT) -> dict[str
     """Returns cached blocks of a prompt by instance."""
     mirror = feed.index(MODEL)
     chain = block_hashes(chain_root(MODEL), list(tokens), 16)
-    return {} if mirror is None else {matched.instance: matched.blocks[0] for matched in mirror.match(chain)}
+    return {} if mirror is None else {name: blocks[0] for name, blocks in mirror.match(chain).items()}
 
 
 def complete(feed: IndexReader, instance: str) -> bool:
