@@ -34,7 +34,6 @@ from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS
 from fairlead_kvstore.blockstore.types import InstanceSnapshot
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.events.types import StreamPosition
-from fairlead_kvstore.native import ENCODE_CHANGES
 
 SCHEMA: Final = b"\x01"
 POSITION_FIELD: Final = b"at"
@@ -171,7 +170,6 @@ class _Entry(msgspec.Struct, array_like=True, gc=False):
     changes: list[_WireChange]
 
 
-_ENTRY_HEAD: Final = b"\x93"  # an array of three: time, instances, changes
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _ENTRY: Final = msgspec.msgpack.Decoder(_Entry)
 
@@ -208,15 +206,8 @@ def encode_entry(offered: Sequence[Change], wall: float, wall_offset: float) -> 
     wall_offset: Unix time minus monotonic time of this process.
     """
     numbers: dict[str, int] = {}
-    if ENCODE_CHANGES is None:
-        wired = [_encode_change(change, numbers, wall_offset) for change in offered]
-        return SCHEMA + _ENCODER.encode(_Entry(wall, list(numbers), wired))
-
-    def encode_other(change: Change) -> bytes:
-        return _ENCODER.encode(_encode_change(change, numbers, wall_offset))
-
-    found = ENCODE_CHANGES(list(offered), changes.BlocksStored, changes.BlocksRemoved, numbers, encode_other)
-    return b"".join([SCHEMA, _ENTRY_HEAD, _ENCODER.encode(wall), _ENCODER.encode(list(numbers)), found])
+    wired = [_encode_change(change, numbers, wall_offset) for change in offered]
+    return SCHEMA + _ENCODER.encode(_Entry(wall, list(numbers), wired))
 
 
 def _encode_change(change: Change, numbers: dict[str, int], wall_offset: float) -> _WireChange:

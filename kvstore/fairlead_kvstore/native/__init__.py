@@ -4,7 +4,6 @@ Python is slow.
 - `frame_reader.pyx`: the messages of a publisher
 - `event_scanner.pyx`: the events of a usual batch
 - `block_rows.pyx`: rows of a `BlockTable`
-- `entry_encoder.pyx`: the changes of an entry of the index's stream
 
 They exist only where the data plane is compiled (`scripts/compile.py`). Each is None elsewhere, and
 its caller takes the way in Python. That way is the reference: results are equal, and what these do
@@ -25,7 +24,6 @@ MessageRead = Callable[[bytearray, int, int, int, int, list[list[bytes]]], tuple
 RowAdd = Callable[..., tuple[int, int, int, int, int]]
 RowFind = Callable[[tuple[Any, ...], "array[int]", int, int], int]
 RowsEnter = Callable[[tuple[Any, ...], "array[int]", "array[int]", int, int, int, list[int]], tuple[int, int, int]]
-EntryEncode = Callable[[list[Any], type, type, dict[str, int], Callable[[Any], bytes]], bytes]
 
 
 class _Loaded(NamedTuple):
@@ -36,7 +34,6 @@ class _Loaded(NamedTuple):
     add_run: RowAdd | None = None
     find_row: RowFind | None = None
     enter_rows: RowsEnter | None = None
-    encode_changes: EntryEncode | None = None
 
 
 def _load() -> _Loaded:
@@ -45,12 +42,11 @@ def _load() -> _Loaded:
         return _Loaded()
     try:
         from fairlead_kvstore.native.block_rows import add_run, enter_rows, find_row
-        from fairlead_kvstore.native.entry_encoder import encode_changes
         from fairlead_kvstore.native.event_scanner import scan_events
         from fairlead_kvstore.native.frame_reader import read_messages
     except ImportError:
         return _Loaded()
-    return _Loaded(scan_events, read_messages, add_run, find_row, enter_rows, encode_changes)
+    return _Loaded(scan_events, read_messages, add_run, find_row, enter_rows)
 
 
 _LOADED: Final = _load()
@@ -59,4 +55,3 @@ READ_MESSAGES: Final = _LOADED.read_messages
 ADD_RUN: Final = _LOADED.add_run
 FIND_ROW: Final = _LOADED.find_row
 ENTER_ROWS: Final = _LOADED.enter_rows
-ENCODE_CHANGES: Final = _LOADED.encode_changes

@@ -4,10 +4,19 @@ Pure.
 """
 
 import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fairlead.limits import Limits
-from fairlead_kvstore.blockstore.changes import BlocksStored, Change
-from fairlead_kvstore.blockstore.storage_tiers import StorageTier
+from fairlead_kvstore.blockstore.changes import (
+    BlocksRemoved,
+    BlocksStored,
+    Change,
+    CompletenessChanged,
+    InstanceCleared,
+    InstanceDetached,
+)
+from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
 from fairlead_kvstore.blockstore.types import TableSnapshot
 from fairlead_kvstore.index.format import decode_entry_with_time, decode_header, encode_entry
 from fairlead_kvstore.index.writer_state import INDEX_STREAM_BYTES, MAX_CHANGES_PER_ENTRY, ModelWriteState, StreamBound
@@ -77,6 +86,23 @@ def test_stored_changes_keep_the_form_that_earlier_releases_read_and_wrote() -> 
     assert data == b"\x01" + msgspec.msgpack.encode([1.5, ["a"], [["s", 0, 1, 0, [1, 2]]]])
     earlier = b"\x01" + msgspec.msgpack.encode([1.5, ["a"], [["s", 0, 1, 2**63, [1, 2]]]])
     assert decode_entry_with_time(earlier, 0.0) == (1.5, [change])
+
+
+NAMES = st.sampled_from(["a/8000/0", "b/8000/0", "ä", ""])
+HASHES = st.lists(st.integers(0, 2**64 - 1), max_size=20)
+TIERS = st.sampled_from(INSTANCE_TIERS)
+CHANGES: st.SearchStrategy[Change] = st.one_of(
+    st.builds(BlocksStored, NAMES, TIERS, HASHES),
+    st.builds(BlocksRemoved, NAMES, TIERS, HASHES),
+    st.builds(InstanceCleared, NAMES, st.integers(0, 2**40), st.text(max_size=5)),
+    st.builds(InstanceDetached, NAMES),
+    st.builds(CompletenessChanged, NAMES, st.booleans(), st.text(max_size=5), st.integers(0, 2**40).map(float)),
+)
+
+
+@given(st.lists(CHANGES, max_size=40))
+def test_changes_come_out_of_an_entry_as_they_went_in(offered: list[Change]) -> None:
+    assert decode_entry_with_time(encode_entry(offered, 1.5, 64.0), 64.0) == (1.5, offered)
 
 
 def test_hints_of_earlier_releases_are_left_out() -> None:

@@ -16,7 +16,6 @@ from fairlead.limits import Limits
 from fairlead_kvstore.blockstore import block_table, changes
 from fairlead_kvstore.blockstore.block_hash import parent_hash, token_bytes
 from fairlead_kvstore.blockstore.block_table import COLUMNS, BlockTable
-from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.pending_runs import PendingRun, handle_list
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
@@ -26,7 +25,6 @@ from fairlead_kvstore.events.decoder import decode_events
 from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, RemovedEvent, StoredEvent
 from fairlead_kvstore.events.types import AcceptBatch
 from fairlead_kvstore.events.zmtp import ZmtpStream, message
-from fairlead_kvstore.index import format as index_format
 from fairlead_kvstore.reader import event_application
 from fairlead_kvstore.reader.event_application import AppliedEvents, EventApplication
 from fairlead_testing.kvstore.block_store import instance_state
@@ -486,29 +484,3 @@ def test_a_waiting_orphan_leaves_only_its_ancestors_to_python(native_modules: di
             scanned = _scan(native_modules, _payload([("stored", parent, [handle], "GPU", 0, None)]))
             assert store.apply_scanned("i", scanned, 1.0, []) == done
     assert instance_state(store, "i").orphans == 1
-
-
-NAMES = st.sampled_from(["a/8000/0", "b/8000/0", "ä", ""])
-NUMBERS = st.one_of(
-    st.integers(0, 2**64 - 1), st.sampled_from([0, 127, 128, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32])
-)
-ENTRY_ENCODER_HASHES = st.one_of(st.lists(NUMBERS, max_size=20), st.integers(0, 70_000).map(lambda count: [7] * count))
-TIERS = st.sampled_from(INSTANCE_TIERS)
-CHANGES: st.SearchStrategy[Change] = st.one_of(
-    st.builds(changes.BlocksStored, NAMES, TIERS, ENTRY_ENCODER_HASHES),
-    st.builds(changes.BlocksRemoved, NAMES, TIERS, ENTRY_ENCODER_HASHES),
-    st.builds(changes.InstanceCleared, NAMES, st.integers(0, 2**40), st.text(max_size=5)),
-    st.builds(changes.InstanceDetached, NAMES),
-    st.builds(changes.CompletenessChanged, NAMES, st.booleans(), st.text(max_size=5), st.floats(0, 1e9)),
-)
-
-
-@given(st.lists(CHANGES, max_size=40), st.floats(0, 2e9), st.floats(0, 2e9))
-def test_entries_have_the_same_bytes(
-    native_modules: dict[str, ModuleType], offered: list[Change], wall: float, offset: float
-) -> None:
-    expected = index_format.encode_entry(offered, wall, offset)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index_format, "ENCODE_CHANGES", native_modules["entry_encoder"].encode_changes)
-        assert index_format.encode_entry(offered, wall, offset) == expected
-        assert index_format.encode_entry(tuple(offered), wall, offset) == expected
