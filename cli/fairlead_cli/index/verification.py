@@ -94,9 +94,8 @@ def replay_engine(
         raise Unavailable(f"{endpoint} cannot be queried: {error}") from None
     except EventsError as error:
         raise Unavailable(f"{endpoint} sent an unexpected reply: {error.message}") from None
-    return ReplayedContent(
-        frozenset(truth.content(instance)), truth.instance(instance).completeness.mark[0], first, batches
-    )
+    is_complete, _, _ = truth.instance(instance).completeness.mark
+    return ReplayedContent(frozenset(truth.content(instance)), is_complete, first, batches)
 
 
 class _Connection:

@@ -12,7 +12,10 @@ serve the old blocks, so this is correct for them. Otherwise the blocks of the n
 (``InstanceBlocks``). Requests of an earlier load may still run; their blocks are left out, unless a
 handle shows the same.
 
-Some of the dropped blocks may be hit after all: the first prompt of a load from the same path had
+vLLM keeps the number of an adapter that it loads in place. There, the first block of a prompt under
+another handle than before shows another content.
+
+Some of the dropped blocks may be hit after all. The first prompt of a load from the same path had
 nothing cached, or the first path returns. So the instance is incomplete until its cache is cleared.
 
 Blocks of an adapter without a name or a number are not stored. No request finds the former, and a

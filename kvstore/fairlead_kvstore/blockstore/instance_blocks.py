@@ -284,17 +284,27 @@ class InstanceBlocks:
         if is_later:
             adapters.begin(name, number)
         index, handles = adapters.indexes[name], [item.parent, item.handles[0]]
-        if newest is None or newest == number:
+        if newest is None or (newest == number and not self._has_other_handle(name, item)):
             return index
         if any(blocks.adapters[blocks.by_handle.find(handle)] == index for handle in handles if handle >= 0):
             return index
-        dropped = 1
-        if is_later:
+        is_earlier, dropped = newest != number and not is_later, 1
+        if not is_earlier:
             dropped = yield from self._drop_rows(INSTANCE_TIERS, index, out)
         if dropped and not self.is_reloaded:
             self.is_reloaded = True
             self.completeness.set_mark(False, f"the adapter {name} was loaded again", now, out)
-        return index if is_later else -1
+        return -1 if is_earlier else index
+
+    def _has_other_handle(self, name: str, item: PendingRun) -> bool:
+        """Returns whether the first block of an adapter's prompt is known under another handle.
+
+        False for an engine that does not report all that a handle covers besides the path.
+        """
+        if item.parent >= 0 or item.extras is None or item.tier is not StorageTier.GPU:
+            return False
+        row = self.blocks.by_block_hash.find(item.block_hash(0, self._chain_root(name)))
+        return row > 0 and self.blocks.handles[row] != item.handles[0]
 
     def _chain_start(self, item: PendingRun) -> tuple[int, int] | None:
         """Returns block hash and depth of the block before the run; None when it is unknown."""
@@ -366,8 +376,9 @@ class InstanceBlocks:
     def _drop_rows(
         self, tiers: tuple[StorageTier, ...], adapter: int | None, out: list[Change]
     ) -> Generator[int, None, int]:
-        """Removes all copies in these tiers, of one adapter (an index) or of all blocks. Returns the
-        number of their rows. Yields the cost of each step.
+        """Removes all copies in these tiers, of one adapter (an index) or of all blocks.
+
+        Returns the number of their rows. Yields the cost of each step.
         """
         blocks, total = self.blocks, 0
         self._scanned_rows += len(blocks)

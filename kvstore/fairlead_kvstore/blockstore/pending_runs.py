@@ -65,7 +65,7 @@ class PendingRun:
         """The number of bytes of tokens and extra keys."""
         return len(self.data) + (sum(len(keys) for keys in self.extras if keys) if self.extras else 0)
 
-    def _block_hash(self, number: int, before: int) -> int:
+    def block_hash(self, number: int, before: int) -> int:
         """Returns the hash of one block, from that of the block before it."""
         at = number * self._width
         block_hash = _HASH(self.data[at : at + self._width], before)
@@ -122,7 +122,7 @@ class PendingRun:
             elif known_only:
                 break
             else:
-                block_hash = self._block_hash(number, parent)
+                block_hash = self.block_hash(number, parent)
                 other = table.add_at(cell, value, block_hash, parent, depth, index, unit, tick)
                 is_new = not counts[other] >> shift & MAX_COPIES
             if is_new:
@@ -141,7 +141,7 @@ class PendingRun:
             elif block_hash is None or known_only:
                 return
             else:
-                block_hash = self._block_hash(number, block_hash)
+                block_hash = self.block_hash(number, block_hash)
             yield block_hash
 
 

@@ -7,10 +7,10 @@ columns of bytes in row order, and the few other values. Rows keep their number,
 part of the table (4,096 rows) has the same bytes and is not written again. Readers of blocks need
 block hashes and copies; these are apart from the columns that only an indexer needs.
 
-    <table>.m<part>     block hashes (8 bytes each), then counts (4)                  12 B a row
-    <table>.h<part>     handles (8), parents (8), ticks (4), depths (4), adapters (2)  26 B a row
+    0.m<part>     block hashes (8 bytes each), then counts (4)                  12 B a row
+    0.h<part>     handles (8), parents (8), ticks (4), depths (4), adapters (2)  26 B a row
 
-The table is 0. A row without copies is empty. Numbers are little-endian.
+A row without copies is empty. Numbers are little-endian.
 
 Times are those of the process that took the snapshot. ``wall`` is its Unix time minus its monotonic
 time, by which the next process converts them. Orphans are left out: they have token ids, which must
@@ -117,9 +117,7 @@ def _bytes(column: "array[int]") -> bytes:
     return column.tobytes()
 
 
-_PLAIN_FIELDS: Final = (
-    *("epoch", "block_size", "hybrid", "evicted_age_seconds", "group", "names_extras", "is_reloaded"),
-)
+_FIELDS: Final = ("epoch", "block_size", "hybrid", "evicted_age_seconds", "group", "names_extras", "is_reloaded")
 
 
 def take_snapshot(item: InstanceBlocks, wall: float) -> tuple[InstanceSnapshot, RowParts]:
@@ -136,7 +134,7 @@ def take_snapshot(item: InstanceBlocks, wall: float) -> tuple[InstanceSnapshot, 
             parts[f"0.{letter}{number}"] = b"".join(_bytes(getattr(blocks, name)[start:stop]) for name in names)
     mark = item.completeness.mark_after_resume()
     snapshot = InstanceSnapshot(wall, *mark, [TableSnapshot(rows)], item.adapters.snapshot())
-    for name in _PLAIN_FIELDS:
+    for name in _FIELDS:
         setattr(snapshot, name, getattr(item, name))
     return snapshot, parts
 
@@ -149,7 +147,7 @@ def install_table(
     The blocks are not reported as changes, because consumers have them from where the snapshot
     was kept.
     """
-    for name in _PLAIN_FIELDS:
+    for name in _FIELDS:
         setattr(item, name, getattr(snapshot, name))
     item.blocks = table
     item.adapters.restore(snapshot.adapters)

@@ -66,7 +66,7 @@ def restore_snapshot(
 
 @dataclass(frozen=True, slots=True)
 class InstanceState:
-    """What a block store knows of one instance. ``counts`` are those of its model."""
+    """The state of one instance in a block store. ``counts`` are those of its model."""
 
     epoch: int
     complete: bool

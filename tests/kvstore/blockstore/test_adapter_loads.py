@@ -1,5 +1,6 @@
 """Adapters that are loaded again under the same name from other sources."""
 
+import msgspec
 import pytest
 
 from fairlead.limits import Limits
@@ -8,10 +9,18 @@ from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.blockstore.types import InstanceSnapshot
+from fairlead_kvstore.errors import SnapshotError
 from fairlead_kvstore.events.decoder import decode_events
 from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, StoredEvent
 from fairlead_kvstore.events.types import StreamComplete, StreamResumed
-from fairlead_testing.kvstore.block_store import apply_batch, cached_depths, instance_state, restore_snapshot
+from fairlead_testing.kvstore.block_store import (
+    apply_batch,
+    cached_depths,
+    instance_state,
+    restore_snapshot,
+    restored_table,
+)
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 
 MODEL = "default/tiny"
@@ -81,6 +90,20 @@ def test_same_source_keeps_the_old_blocks_when_a_handle_shows_it() -> None:
     loaded.load("a", OTHER)
     assert loaded.predicted() == 0, "a miss: nothing of the prompt was cached, so no handle shows the source"
     assert loaded.predicted(OTHER) == loaded.engine.hit_blocks(OTHER, "bot") == 10
+
+
+def test_load_in_place_drops_the_old_blocks_when_one_of_them_is_stored_again() -> None:
+    """vLLM keeps the number then."""
+    loaded = loaded_with("a", PROMPT)
+    number, _ = loaded.engine._numbers["bot"]
+    loaded.engine._numbers["bot"] = (number, "b")
+    loaded.serve_prompt(OTHER)
+    assert loaded.mark()[0]
+    loaded.serve_prompt(PROMPT[:9])
+    assert loaded.predicted() == loaded.engine.hit_blocks(PROMPT, "bot") == 2
+    assert (loaded.predicted(OTHER), loaded.mark()) == (0, (False, AGAIN))
+    loaded.serve_prompt(PROMPT)
+    assert loaded.predicted() == loaded.engine.hit_blocks(PROMPT, "bot") == 10
 
 
 def test_first_source_that_returns_is_a_miss_and_the_instance_is_incomplete() -> None:
@@ -217,3 +240,25 @@ def test_loads_are_part_of_the_snapshot() -> None:
     loaded.engine._numbers = old
     assert loaded.serve_prompt([*PROMPT, *range(700, 710)]) == []
     assert (loaded.predicted(), loaded.predicted(OTHER)) == (0, 10)
+
+
+@pytest.mark.parametrize(
+    ("names", "tables", "problem"),
+    [([], 1, ""), (["bot"], 1, "an adapter that has no name"), ([], 2, "2 tables")],
+)
+def test_snapshot_of_an_earlier_release_is_read_if_it_has_no_adapters(
+    names: list[str], tables: int, problem: str
+) -> None:
+    loaded = loaded_with("a", *([PROMPT] if names else []))
+    loaded.serve_prompt(OTHER, None)
+    snapshot, rows = loaded.truth.take_snapshot("i", 0.0)
+    fields = msgspec.to_builtins(snapshot)
+    fields["adapters"] = {"names": names, "contents": [], "current": {}, "newest": {}, "places": [], "forgot": False}
+    fields["tables"] = [{"rows": table.rows, "content": 0, "name": ""} for table in snapshot.tables] * tables
+    del fields["is_reloaded"]
+    earlier = msgspec.convert({**fields, "doubt": ""}, InstanceSnapshot)
+    if problem:
+        with pytest.raises(SnapshotError, match=problem):
+            restored_table(earlier, rows, 0.0)
+    else:
+        assert len(restored_table(earlier, rows, 0.0)) == 10
