@@ -36,7 +36,7 @@ from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTo
 from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
 from fairlead_gateway.worker.openai.request import parse_request
 from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies
-from fairlead_kvstore.events.decoder import decode_events
+from fairlead_kvstore.events.decoder import event_slices
 from fairlead_operator.render import render_model
 from fairlead_testing.engines.scripted import ScriptedEngine, scripted_engine
 from fairlead_testing.gateway.running_gateway import GOOD, fleet_of, running_gateway
@@ -265,7 +265,7 @@ def test_cve_2025_30202_events_are_data_and_no_objects() -> None:
             return (pytest.fail, ("the object was built",))
 
     with pytest.raises(FairleadError):
-        decode_events(pickle.dumps(Payload()))
+        list(event_slices(pickle.dumps(Payload()), Limits()))
 
 
 def test_cve_2023_48022_the_management_port_takes_no_commands() -> None:

@@ -24,9 +24,9 @@ It is an adapter's name, a salt, a digest (text or bytes), or ``[identifier, off
 
 
 class StoredEvent(msgspec.Struct, tag="BlockStored", gc=False):
-    """An event: consecutive blocks are now in ``medium``. ``token_ids`` has ``block_size`` ids for
-    each block.
+    """An event or a part of one: consecutive blocks are now in ``medium``.
 
+    token_ids: ``block_size`` ids for each block.
     extra_keys: one entry per block; None when the engine does not report them.
     parent_block_hash: None (or 0) at the start of a prompt.
     """
@@ -46,7 +46,7 @@ class StoredEvent(msgspec.Struct, tag="BlockStored", gc=False):
 
 
 class RemovedEvent(msgspec.Struct, tag="BlockRemoved", gc=False):
-    """An event: one copy of each of these blocks was removed from ``medium``."""
+    """An event or a part of one: one copy of each of these blocks was removed from ``medium``."""
 
     block_hashes: list[EngineHash]
     medium: str | None = None
@@ -65,20 +65,15 @@ class ClearedEvent(msgspec.Struct, tag="AllBlocksCleared", gc=False):
 CacheEvent = StoredEvent | RemovedEvent | ClearedEvent
 
 
-class StoredEventArray(StoredEvent, tag="BlockStored", array_like=True, gc=False):
-    """A stored event as an array: ``["BlockStored", block_hashes, parent, token_ids, …]``."""
-
-
-class RemovedEventArray(RemovedEvent, tag="BlockRemoved", array_like=True, gc=False):
-    """A removed event as an array: ``["BlockRemoved", block_hashes, medium, group_idx]``."""
-
-
 class ClearedEventArray(ClearedEvent, tag="AllBlocksCleared", array_like=True, gc=False):
     """A cleared event as an array: ``["AllBlocksCleared"]``."""
 
 
-class LargeStoredEvent(msgspec.Struct, tag="BlockStored", gc=False):
-    """A stored event that is decoded in parts; ``Raw()`` stands for a field that is absent."""
+class WireStored(msgspec.Struct, tag="BlockStored", gc=False):
+    """A stored event as it is encoded, whose lists are decoded in parts.
+
+    ``Raw()`` stands for a field that is absent.
+    """
 
     block_hashes: msgspec.Raw
     parent_block_hash: EngineHash | None
@@ -94,8 +89,8 @@ class LargeStoredEvent(msgspec.Struct, tag="BlockStored", gc=False):
     locality: msgspec.Raw = msgspec.Raw()
 
 
-class LargeRemovedEvent(msgspec.Struct, tag="BlockRemoved", gc=False):
-    """A removed event that is decoded in parts."""
+class WireRemoved(msgspec.Struct, tag="BlockRemoved", gc=False):
+    """A removed event as it is encoded."""
 
     block_hashes: msgspec.Raw
     medium: str | None = None
@@ -103,28 +98,12 @@ class LargeRemovedEvent(msgspec.Struct, tag="BlockRemoved", gc=False):
     locality: msgspec.Raw = msgspec.Raw()
 
 
-class LargeStoredEventArray(LargeStoredEvent, tag="BlockStored", array_like=True, gc=False):
-    """A large stored event as an array."""
+class WireStoredArray(WireStored, tag="BlockStored", array_like=True, gc=False):
+    """The same as an array: ``["BlockStored", block_hashes, parent, token_ids, …]``."""
 
 
-class LargeRemovedEventArray(LargeRemovedEvent, tag="BlockRemoved", array_like=True, gc=False):
-    """A large removed event as an array."""
-
-
-class MapBatch(msgspec.Struct, array_like=True, gc=False):
-    """A payload whose events are maps."""
-
-    ts: float
-    events: list[StoredEvent | RemovedEvent | ClearedEvent]
-    data_parallel_rank: int | None = None
-
-
-class ArrayBatch(msgspec.Struct, array_like=True, gc=False):
-    """A payload whose events are arrays."""
-
-    ts: float
-    events: list[StoredEventArray | RemovedEventArray | ClearedEventArray]
-    data_parallel_rank: int | None = None
+class WireRemovedArray(WireRemoved, tag="BlockRemoved", array_like=True, gc=False):
+    """The same as an array: ``["BlockRemoved", block_hashes, medium, group_idx]``."""
 
 
 class RawBatch(msgspec.Struct, array_like=True, gc=False):
@@ -148,25 +127,14 @@ class TaggedEventArray(msgspec.Struct, array_like=True):
 
 
 class EventBatch(msgspec.Struct, frozen=True, gc=False):
-    """The decoded events of one payload, in its order.
+    """The decoded events of one payload or of a slice of it, in its order.
 
     wall: the engine's clock when it sent the payload, in Unix seconds.
-    rank: data-parallel rank.
     unknown: number of events left out because this release does not know their kind.
     refused: number of stored events left out because they are inconsistent.
     """
 
     wall: float
     events: Sequence[CacheEvent]
-    rank: int | None = None
     unknown: int = 0
     refused: int = 0
-
-
-class EventSlice(EventBatch, frozen=True, gc=False):
-    """A part of the events of one payload, see ``event_slices``.
-
-    clears_later: this part or a later one may clear the cache.
-    """
-
-    clears_later: bool = False

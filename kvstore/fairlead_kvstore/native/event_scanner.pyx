@@ -2,7 +2,7 @@
 """Reads the usual batches of KV events: blocks that are stored in the GPU, and blocks removed from
 it, without an object for each token.
 
-A batch that is accepted is valid for `decoder.decode_events`, with the same events. Every other one
+A batch that is accepted is valid for `decoder.event_slices`, with the same events. Every other one
 is left to it: extra keys, adapters, other media, hashes that are bytes, unknown fields, events that
 clear the cache, and all that is invalid.
 """

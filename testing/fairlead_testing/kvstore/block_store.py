@@ -1,8 +1,9 @@
 """Events of an engine with six known blocks, and a block store that takes them at once."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from fairlead.limits import Limits
@@ -13,6 +14,7 @@ from fairlead_kvstore.blockstore.snapshot import RowParts, table_steps
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier, shared_store_id
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.blockstore.types import InstanceSnapshot
+from fairlead_kvstore.events.decoder import event_slices
 from fairlead_kvstore.events.payloads import CacheEvent, EventBatch, RemovedEvent, StoredEvent
 
 MODEL: Final = "default/tiny"
@@ -35,6 +37,13 @@ def stored_event(first: int, last: int, *, base: int = 1000, **more: Any) -> Sto
 def removed_event(*numbers: int, base: int = 1000, medium: str = "GPU") -> RemovedEvent:
     """Returns an event that removes these blocks."""
     return RemovedEvent([base + number for number in numbers], medium, 0)
+
+
+def decode_events(payload: bytes, limits: Limits | None = None) -> EventBatch:
+    """Returns the events of one payload, none of them divided. Raises EventsError."""
+    slices = event_slices(payload, replace(limits or Limits(), kv_slice_bytes=sys.maxsize))
+    (batch,) = [batch for _, batch in slices]
+    return batch
 
 
 def apply_batch(store: BlockStore, instance: str, batch: EventBatch, now: float) -> list[Change]:

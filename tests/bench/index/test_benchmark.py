@@ -11,8 +11,7 @@ from fairlead_bench.index.event_streams import MODEL, marker_hash, payloads
 from fairlead_bench.results import load_goals
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored
 from fairlead_kvstore.blockstore.store import BlockStore
-from fairlead_kvstore.events.decoder import decode_events
-from fairlead_testing.kvstore.block_store import apply_batch, cached_depths
+from fairlead_testing.kvstore.block_store import apply_batch, cached_depths, decode_events
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 GOALS = load_goals("index")

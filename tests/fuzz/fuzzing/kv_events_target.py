@@ -14,9 +14,8 @@ from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Ins
 from fairlead_kvstore.blockstore.storage_tiers import shared_store_id
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import EventsError
-from fairlead_kvstore.events.decoder import decode_events
 from fairlead_kvstore.events.payloads import EventBatch
-from fairlead_testing.kvstore.block_store import apply_batch
+from fairlead_testing.kvstore.block_store import apply_batch, decode_events
 
 
 def check(data: bytes) -> Hashable:

@@ -11,12 +11,12 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.blockstore.types import InstanceSnapshot
 from fairlead_kvstore.errors import SnapshotError
-from fairlead_kvstore.events.decoder import decode_events
 from fairlead_kvstore.events.payloads import ClearedEvent, EventBatch, StoredEvent
 from fairlead_kvstore.events.types import StreamComplete, StreamResumed
 from fairlead_testing.kvstore.block_store import (
     apply_batch,
     cached_depths,
+    decode_events,
     instance_state,
     restore_snapshot,
     restored_table,

