@@ -21,9 +21,6 @@ class KvEventLimits:
     kv_event_block_tokens: int = limit(65_536, "tokens of one block; engines use 16 to 256, some hybrid ones 1,000")
     kv_replay_buffered: int = limit(4_096, "batches buffered during a replay; beyond, the history counts as lost")
     kv_replay_buffered_bytes: int = limit(64 * 1024 * 1024, "the same in bytes")
-    kv_replays_buffered_bytes: int = limit(
-        128 * 1024 * 1024, "the same of all engines; beyond, those of the namespaces with most of them are abandoned"
-    )
     kv_sequences_known: int = limit(128, "last batches whose digest is kept, to tell a repetition from a restart")
     kv_blocks: int = limit(
         12_000_000, "blocks of all instances in one indexer, some 60 bytes each; namespaces get equal shares"
@@ -42,7 +39,7 @@ class KvEventLimits:
     )
     kv_all_unread_bytes: int = limit(
         256 * 1024 * 1024,
-        "unread bytes of all engines with their replays; beyond, engines of namespaces with most are disconnected",
+        "bytes of all engines that are not applied, with replays; beyond, namespaces with most are disconnected",
     )
     kv_receive_buffer_bytes: int = limit(
         256 * 1024, "unread events of one engine in the kernel; without it, Linux lets them grow to several MiB"
@@ -53,7 +50,7 @@ class KvEventLimits:
     kv_replays: int = limit(8, "replays at the same time: each has some 10,000 batches; the others wait")
     kv_turn_bytes: int = limit(16_384, "events of one engine processed before the next engine's")
     kv_loop_bytes: int = limit(262_144, "events of all engines processed before other work of the indexer")
-    kv_backpressure_seconds: float = limit(0.002, "pause of a model's engines while the index writer is behind with it")
+    kv_backpressure_seconds: float = limit(0.002, "pause between two steps that lower the bound of the blocks in Redis")
     kv_reconnect_seconds: float = limit(0.1, "first pause before a reconnect to an engine's events; doubles each time")
     kv_query_pause_seconds: float = limit(1.0, "first pause before an engine is queried again; doubles each time")
 

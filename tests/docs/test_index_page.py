@@ -16,7 +16,7 @@ COLUMNS = 130
 
 def complete_reason() -> str:
     """The reason of an instance whose first batch was read."""
-    outcomes = EventSequencer(replayable=False).on_live_frame(EventFrame(b"", 0, b""))
+    outcomes = EventSequencer(replayable=False).on_live_frame(EventFrame(0, b""))
     return next(outcome.reason for outcome in outcomes if isinstance(outcome, StreamComplete))
 
 
@@ -24,7 +24,7 @@ def incomplete_reason() -> str:
     """The reason of an instance whose replay begins with batch 512."""
     sequencer = EventSequencer(replayable=True)
     sequencer.on_connected()
-    outcomes = sequencer.on_replayed_frame(EventFrame(b"", 512, b""))
+    outcomes = sequencer.on_replayed_frame(EventFrame(512, b""))
     lost = next(outcome for outcome in outcomes if isinstance(outcome, BatchesLost))
     return f"{lost.reason} ({lost.first} to {lost.last})"
 

@@ -4,7 +4,7 @@ outcomes.
 An engine numbers its batches and reports neither start nor end. ZeroMQ drops silently above its
 high-water mark. A restarted engine begins at 0 again under the same address, and a late reader has
 missed everything before. An index that overlooks one of these lists blocks that are no longer
-cached (ghosts), or misses those that are. So every frame gets one outcome, with its reason:
+cached (ghosts), or misses those that are. So every frame gets one outcome:
 
     in order            AcceptBatch
     already read        DuplicateBatch      same number *and* bytes as one of the last batches
@@ -83,7 +83,7 @@ def parse_frame(parts: Sequence[bytes]) -> EventFrame:
         raise MalformedEvents(
             f"a message of {len(parts)} frames is not [topic, number, payload]", reason="frame", hint=hint
         )
-    return EventFrame(parts[0], int.from_bytes(parts[1], "big"), parts[2])
+    return EventFrame(int.from_bytes(parts[1], "big"), parts[2])
 
 
 def parse_replay_frame(parts: Sequence[bytes]) -> EventFrame | None:
@@ -91,11 +91,11 @@ def parse_replay_frame(parts: Sequence[bytes]) -> EventFrame | None:
     MalformedEvents for anything else.
     """
     inner = parts[1:] if parts and not parts[0] else parts
-    topic, rest = (inner[0], inner[1:]) if len(inner) == 3 else (b"", inner)
+    rest = inner[1:] if len(inner) == 3 else inner
     if len(rest) != 2 or len(rest[0]) != _NUMBER_BYTES:
         hint = "request the replay with [empty, number] from a DEALER socket"
         raise MalformedEvents(f"a message of {len(parts)} frames is not part of a replay", reason="frame", hint=hint)
-    return None if rest[0] == _END_OF_REPLAY else EventFrame(topic, int.from_bytes(rest[0], "big"), rest[1])
+    return None if rest[0] == _END_OF_REPLAY else EventFrame(int.from_bytes(rest[0], "big"), rest[1])
 
 
 def replay_request(start: int) -> list[bytes]:
@@ -110,6 +110,12 @@ class EventSequencer:
     buffer: the number of batches that the endpoint keeps (``buffer_steps`` in vLLM's
     ``/kv_event_sources``).
     position: an earlier indexer's position; a replay must still prove that the process is the same.
+
+    next_number: the number of the next batch; None before the first.
+    is_replaying: frames are buffered until a replay ends or ``on_replay_failed`` is called.
+    is_draining: the replay is over; the caller has to call ``on_drain``, which takes the buffered
+    frames.
+    held_bytes: the bytes of the payloads of buffered frames.
     """
 
     def __init__(
@@ -123,11 +129,11 @@ class EventSequencer:
         self._replayable = replayable
         self._buffer = buffer
         self._limits = limits
-        self._next_number: int | None = None
+        self.next_number: int | None = None
         self._known: dict[int, int] = {}
         self._held_frames: deque[tuple[EventFrame, bool]] = deque()  # and whether its number was above the one before
-        self._held_bytes = 0
-        self._is_draining = False  # the replay is over, and buffered frames are taken in slices
+        self.held_bytes = 0
+        self.is_draining = False
         self._drain_reason = ""
         self._last_live = -1
         self._is_live_behind = False  # live frames may still repeat what a replay brought
@@ -135,61 +141,32 @@ class EventSequencer:
         self._replay_first: int | None = None
         self._replayed = 0
         self._replay_is_gapless = False  # the replay was requested from 0 and has no hole
-        self._is_replaying = False
+        self.is_replaying = False
         self._identity_unproven = False  # the replay must begin with the last accepted batch
         self._is_suspended = False
         self._replay_made_progress = False  # the replay has brought a new batch
         self._replay_has_hole = False  # and then left batches out
         self._replayed_from_start = False  # a replay from the start was requested and is over
         if position is not None and position.known and position.following == position.known[-1][0] + 1:
-            self._next_number, self._known, self._is_suspended = position.following, dict(position.known), True
-
-    @property
-    def next_number(self) -> int | None:
-        """The number of the next batch; None before the first."""
-        return self._next_number
+            self.next_number, self._known, self._is_suspended = position.following, dict(position.known), True
 
     @property
     def position(self) -> StreamPosition | None:
         """The position from which the next indexer continues; None before the first batch."""
-        if self._next_number is None:
+        if self.next_number is None:
             return None
         known = list(self._known.items())[-self._limits.kv_sequences_known :]
-        return StreamPosition(self._next_number, known)
-
-    @property
-    def is_replaying(self) -> bool:
-        """Whether frames are buffered until a replay ends or ``on_replay_failed`` is called."""
-        return self._is_replaying
-
-    @property
-    def is_draining(self) -> bool:
-        """Whether the caller has to call ``on_drain``, which takes frames buffered in a replay."""
-        return self._is_draining
-
-    @property
-    def held_frames(self) -> int:
-        """The number of buffered frames."""
-        return len(self._held_frames)
-
-    @property
-    def held_bytes(self) -> int:
-        """The same in bytes of their payloads."""
-        return self._held_bytes
+        return StreamPosition(self.next_number, known)
 
     def on_connected(self) -> list[StreamOutcome]:
         """Handles a new connection; may request a replay, or begin an epoch if it cannot."""
-        if self._is_replaying:
+        if self.is_replaying:
             return []
-        if self._next_number is None:
-            return (
-                [self._request_replay(0, None, "joined late")]
-                if self._replayable and not self._replayed_from_start
-                else []
-            )
+        if self.next_number is None:
+            return [self._request_replay(0, None)] if self._replayable and not self._replayed_from_start else []
         if self._replayable:
             self._is_suspended = True
-            return [self._request_replay(self._next_number, None, "connected again")]
+            return [self._request_replay(self.next_number, None)]
         return self._restart("connected again, and no replay can prove that it is the same process")
 
     def on_quiet(self) -> list[StreamOutcome]:
@@ -198,15 +175,15 @@ class EventSequencer:
         The replay shows batches published before the engine knew of its new listener, batches
         dropped last, and a process that took over unnoticed. Without an answer nothing changes.
         """
-        if self._is_replaying or self._is_draining or self._is_suspended or not self._replayable:
+        if self.is_replaying or self.is_draining or self._is_suspended or not self._replayable:
             return []
         self._is_live_behind = False
         self._trim(self._limits.kv_sequences_known)
-        return [self._request_replay(self._next_number or 0, None, "quiet")]
+        return [self._request_replay(self.next_number or 0, None)]
 
     def on_interval(self) -> None:
         """Forgets digests of a replay if live frames were behind it at the last call too."""
-        if self._is_replaying or self._is_draining:
+        if self.is_replaying or self.is_draining:
             return
         if self._is_live_behind and self._was_live_behind:
             self._is_live_behind = False
@@ -217,10 +194,9 @@ class EventSequencer:
         """Suspends the stream. The caller decides how long to wait before it calls
         ``on_replaced``.
         """
-        if self._is_suspended or self._next_number is None:
-            self._forget_replay()
-            return []
         self._forget_replay()
+        if self._is_suspended or self.next_number is None:
+            return []
         self._is_suspended = True
         return [StreamSuspended("disconnected")]
 
@@ -235,23 +211,22 @@ class EventSequencer:
         """Accepts a frame if it is next in order, the usual case. Returns None for any other frame,
         and for all during a replay, a drain or a suspension: pass these to ``on_live_frame``.
         """
-        if frame.number != self._next_number or self._is_replaying or self._is_draining or self._is_suspended:
+        if frame.number != self.next_number or self.is_replaying or self.is_draining or self._is_suspended:
             return None
         self._last_live = frame.number
-        return self._accept(frame, "in order")
+        return self._accept(frame)
 
     def on_live_frame(self, frame: EventFrame) -> list[StreamOutcome]:
         """Handles a frame of the subscription; during a replay or a drain, it is buffered."""
         outcomes: list[StreamOutcome] = self.on_connected() if self._is_suspended else []
         forward, self._last_live = frame.number > self._last_live, frame.number
-        if not self._is_replaying and not self._is_draining:
-            outcomes += self._take(frame, "in order")
-            return outcomes
+        if not self.is_replaying and not self.is_draining:
+            return outcomes + self._take(frame)
         self._hold(frame, forward)
         limits = self._limits
-        if len(self._held_frames) <= limits.kv_replay_buffered and self._held_bytes <= limits.kv_replay_buffered_bytes:
+        if len(self._held_frames) <= limits.kv_replay_buffered and self.held_bytes <= limits.kv_replay_buffered_bytes:
             return outcomes
-        if self._is_draining:
+        if self.is_draining:
             outcomes += self.on_drain(max(1, len(frame.payload)))  # as much as came
         else:
             outcomes += self._give_up("too much arrived before the replay ended")
@@ -259,8 +234,8 @@ class EventSequencer:
 
     def on_replayed_frame(self, frame: EventFrame | None) -> list[StreamOutcome]:
         """Handles a batch of the last requested replay, not of an earlier one; None at its end."""
-        if not self._is_replaying:
-            return [] if frame is None else [DuplicateBatch(frame.number, "not requested")]
+        if not self.is_replaying:
+            return [] if frame is None else [DuplicateBatch(frame.number)]
         if frame is None:
             return self._on_replay_end()
         if self._replay_first is None:
@@ -268,24 +243,22 @@ class EventSequencer:
         self._replayed += 1
         if self._identity_unproven:
             return self._check_identity(frame)
-        expected = self._next_number
+        expected = self.next_number
         if expected is None:
             self._replay_made_progress = True
-            return [
-                *self._first_outcomes(frame.number, "the replay starts later than requested"),
-                self._accept(frame, "replayed"),
-            ]
+            first = self._first_outcomes(frame.number, "the replay starts later than requested")
+            return [*first, self._accept(frame)]
         if frame.number < expected:
-            return [DuplicateBatch(frame.number, "replayed twice")]
+            return [DuplicateBatch(frame.number)]
         if frame.number > expected:
             if self._replay_made_progress:
                 self._replay_has_hole = True
-                return [DuplicateBatch(frame.number, "after a hole in the replay, to be replayed again")]
+                return [DuplicateBatch(frame.number)]  # to be replayed again
             self._replay_is_gapless = False
             lost = BatchesLost(expected, frame.number - 1, "the replay has a hole")
-            return [lost, self._accept(frame, "replayed")]
+            return [lost, self._accept(frame)]
         self._replay_made_progress = True
-        return [self._accept(frame, "replayed")]
+        return [self._accept(frame)]
 
     def on_replay_failed(self, reason: str, *, is_cut: bool = False) -> list[StreamOutcome]:
         """Handles a replay that failed before its end.
@@ -293,9 +266,9 @@ class EventSequencer:
         is_cut: the rest of it was dropped here, and can be requested.
         """
         has_rest = self._replay_has_hole or (is_cut and self._replay_made_progress)
-        if self._is_replaying and has_rest:  # its end may have been left out too
+        if self.is_replaying and has_rest:  # its end may have been left out too
             return [self._request_rest()]
-        return self._give_up(reason) if self._is_replaying else []
+        return self._give_up(reason) if self.is_replaying else []
 
     def on_drain(self, max_bytes: int) -> list[StreamOutcome]:
         """Takes buffered frames of about ``max_bytes``, in the order in which they came.
@@ -306,50 +279,50 @@ class EventSequencer:
         frames, self._held_frames = self._held_frames, deque()
         outcomes: list[StreamOutcome] = []
         used = 0
-        while frames and used < max_bytes and not self._is_replaying:  # replaying: one of them proved a restart
+        while frames and used < max_bytes and not self.is_replaying:  # replaying: one of them proved a restart
             frame, forward = frames.popleft()
             used += len(frame.payload) + _FRAME_BYTES
-            self._held_bytes -= len(frame.payload)
+            self.held_bytes -= len(frame.payload)
             outcomes += self._take_held(frame, forward)
         frames.extendleft(reversed(self._held_frames))
         self._held_frames = frames
-        self._is_draining = bool(self._held_frames) and not self._is_replaying
-        if not (self._is_replaying or self._is_draining or self._is_live_behind):
+        self.is_draining = bool(self._held_frames) and not self.is_replaying
+        if not (self.is_replaying or self.is_draining or self._is_live_behind):
             self._trim(self._limits.kv_sequences_known)
         return outcomes
 
     # --- one frame ------------------------------------------------------------------------------------------------------
 
-    def _take(self, frame: EventFrame, reason: str) -> list[StreamOutcome]:
-        expected, number = self._next_number, frame.number
+    def _take(self, frame: EventFrame) -> list[StreamOutcome]:
+        expected, number = self.next_number, frame.number
         if number == expected:
-            return [self._accept(frame, reason)]
+            return [self._accept(frame)]
         if expected is None:
             if number and self._replayable and not self._replayed_from_start:
-                return [self._hold_and_request(frame, 0, "joined late")]
-            return [*self._first_outcomes(number, "nothing can be replayed"), self._accept(frame, reason)]
+                return [self._hold_and_request(frame, 0)]
+            return [*self._first_outcomes(number, "nothing can be replayed"), self._accept(frame)]
         if number > expected:
             if self._replayable:
-                return [self._hold_and_request(frame, expected, "numbers are missing")]
-            return [BatchesLost(expected, number - 1, "nothing can be replayed"), self._accept(frame, reason)]
+                return [self._hold_and_request(frame, expected)]
+            return [BatchesLost(expected, number - 1, "nothing can be replayed"), self._accept(frame)]
         if self._known.get(number) == _digest(frame):
-            return [DuplicateBatch(number, "already read")]
-        return [*self._restart("the numbers went back"), *self._take(frame, reason)]
+            return [DuplicateBatch(number)]
+        return [*self._restart("the numbers went back"), *self._take(frame)]
 
-    def _accept(self, frame: EventFrame, reason: str) -> AcceptBatch:
+    def _accept(self, frame: EventFrame) -> AcceptBatch:
         number, known = frame.number, self._known
-        self._next_number = number + 1
+        self.next_number = number + 1
         known[number] = _digest(frame)
         self._is_live_behind = self._is_live_behind and self._last_live < number
         # Live frames are compared with replayed ones, so a replay needs more digests.
         max_known = self._limits.kv_sequences_known
-        if self._is_replaying:
+        if self.is_replaying:
             max_known = KV_REPLAY_BATCHES
         elif self._held_frames or self._is_live_behind:
             max_known = _MAX_KNOWN_BEHIND
         if len(known) > max_known:
             self._trim(max_known)
-        return AcceptBatch(number, frame.payload, reason)
+        return AcceptBatch(number, frame.payload)
 
     def _first_outcomes(self, number: int, reason: str) -> list[StreamOutcome]:
         """Returns the outcome of a stream's first number: ``StreamComplete`` or ``BatchesLost``."""
@@ -358,7 +331,7 @@ class EventSequencer:
         return [BatchesLost(0, number - 1, reason)]
 
     def _restart(self, reason: str) -> list[StreamOutcome]:
-        self._next_number = None
+        self.next_number = None
         self._known.clear()
         self._is_suspended = self._identity_unproven = self._replayed_from_start = self._is_live_behind = False
         self._replay_first = None
@@ -366,69 +339,64 @@ class EventSequencer:
 
     # --- replay ---------------------------------------------------------------------------------------------------------
 
-    def _hold_and_request(self, frame: EventFrame, first: int, reason: str) -> SequenceGap:
+    def _hold_and_request(self, frame: EventFrame, first: int) -> SequenceGap:
         self._hold(frame, True)
-        return self._request_replay(first, frame.number - 1, reason)
+        return self._request_replay(first, frame.number - 1)
 
     def _hold(self, frame: EventFrame, forward: bool) -> None:
         self._held_frames.append((frame, forward))
-        self._held_bytes += len(frame.payload)
+        self.held_bytes += len(frame.payload)
 
-    def _request_replay(self, first: int, last: int | None, reason: str) -> SequenceGap:
-        self._is_replaying, self._replay_first, self._replayed = True, None, 0
-        self._identity_unproven = self._next_number is not None
-        self._replay_is_gapless = self._next_number is None
+    def _request_replay(self, first: int, last: int | None) -> SequenceGap:
+        self.is_replaying, self._replay_first, self._replayed = True, None, 0
+        self._identity_unproven = self.next_number is not None
+        self._replay_is_gapless = self.next_number is None
         self._replay_made_progress = self._replay_has_hole = False
-        return SequenceGap(first, last, first - 1 if self._identity_unproven else first, reason)
+        return SequenceGap(first, last, first - 1 if self._identity_unproven else first)
 
     def _request_rest(self) -> SequenceGap:
         """Returns the request for the rest of a replay that had a hole."""
-        assert self._next_number is not None
+        assert self.next_number is not None
         self._identity_unproven, self._replay_made_progress, self._replay_has_hole = True, False, False
         self._replayed -= 1  # the last batch before the hole will come once more
-        return SequenceGap(self._next_number, None, self._next_number - 1, "the replay has a hole")
+        return SequenceGap(self.next_number, None, self.next_number - 1)
 
     def _falls_short(self) -> bool:
         """Returns whether batches are missing between the replay and the buffered frames."""
-        assert self._next_number is not None
-        later = [frame.number for frame, _ in self._held_frames if frame.number >= self._next_number]
-        return bool(later) and min(later) > self._next_number
+        assert self.next_number is not None
+        later = [frame.number for frame, _ in self._held_frames if frame.number >= self.next_number]
+        return bool(later) and min(later) > self.next_number
 
     def _check_identity(self, frame: EventFrame) -> list[StreamOutcome]:
         """Handles the first batch of a replay, which shows whether the process is the same."""
-        expected = self._next_number
+        expected = self.next_number
         assert expected is not None
         self._identity_unproven = False
         if frame.number == expected - 1 and self._known.get(frame.number) == _digest(frame):
-            return self._resume("the replay begins with the last accepted batch")
+            was_suspended, self._is_suspended = self._is_suspended, False
+            return [StreamResumed("the replay begins with the last accepted batch")] if was_suspended else []
         if frame.number < expected or self._is_suspended:
             # Another process, and the rest of this replay begins in its middle: request it again.
             outcomes = self._restart("the replay has another history")
             if not frame.number:
-                return [*outcomes, *self._first_outcomes(frame.number, "joined late"), self._accept(frame, "replayed")]
-            return [*outcomes, self._request_replay(0, None, "another process")]
+                return [*outcomes, *self._first_outcomes(frame.number, "joined late"), self._accept(frame)]
+            return [*outcomes, self._request_replay(0, None)]
         # The connection never broke, so it is the same process; its buffer begins later.
         if frame.number == expected:
-            return [self._accept(frame, "replayed")]
+            return [self._accept(frame)]
         lost = BatchesLost(expected, frame.number - 1, "the replay starts later than requested")
-        return [lost, self._accept(frame, "replayed")]
-
-    def _resume(self, reason: str) -> list[StreamOutcome]:
-        if not self._is_suspended:
-            return []
-        self._is_suspended = False
-        return [StreamResumed(reason)]
+        return [lost, self._accept(frame)]
 
     def _on_replay_end(self) -> list[StreamOutcome]:
         if self._replay_has_hole or (self._replay_made_progress and self._falls_short()):
             return [self._request_rest()]
-        self._is_replaying = False
+        self.is_replaying = False
         self._check_live_position()
         outcomes: list[StreamOutcome] = []
         if self._identity_unproven:
             outcomes = self._restart("the replay does not contain the last accepted batch")
             if self._held_frames:
-                return [*outcomes, self._request_replay(0, None, "another process")]
+                return [*outcomes, self._request_replay(0, None)]
         first = self._replay_first
         # An engine that had published nothing may get another request.
         self._replayed_from_start = first is not None or bool(self._held_frames)
@@ -438,7 +406,7 @@ class EventSequencer:
 
     def _give_up(self, reason: str) -> list[StreamOutcome]:
         """Ends the replay unfinished and takes the buffered frames; a suspended stream restarts."""
-        self._is_replaying = False
+        self.is_replaying = False
         self._check_live_position()
         outcomes: list[StreamOutcome] = self._restart(reason) if self._is_suspended else []
         self._identity_unproven = False
@@ -451,7 +419,7 @@ class EventSequencer:
         Why: the frames of a busy engine wait in sockets meanwhile, and may be thousands of batches
         older than the end of the replay. Without their digests they would look like a restart.
         """
-        last = None if self._next_number is None else self._next_number - 1
+        last = None if self.next_number is None else self.next_number - 1
         self._is_live_behind = self._replay_made_progress and self._last_live != last
         self._was_live_behind = False
         self._trim(_MAX_KNOWN_BEHIND)
@@ -462,16 +430,16 @@ class EventSequencer:
         return self.on_drain(self._limits.kv_turn_bytes)
 
     def _take_held(self, frame: EventFrame, forward: bool) -> list[StreamOutcome]:
-        expected = self._next_number
+        expected = self.next_number
         if expected is None:
             first = self._first_outcomes(frame.number, self._drain_reason)
-            return [*first, self._accept(frame, "held during a replay")]
+            return [*first, self._accept(frame)]
         if frame.number > expected:
             lost = BatchesLost(expected, frame.number - 1, self._drain_reason)
-            return [lost, self._accept(frame, "held during a replay")]
+            return [lost, self._accept(frame)]
         if forward and frame.number < (self._replay_first or 0):
-            return [DuplicateBatch(frame.number, "older than the replay, and lost")]
-        return self._take(frame, "held during a replay")
+            return [DuplicateBatch(frame.number)]  # older than the replay, and lost
+        return self._take(frame)
 
     def _trim(self, max_known: int) -> None:
         known = self._known
@@ -479,9 +447,9 @@ class EventSequencer:
             del known[next(iter(known))]
 
     def _forget_replay(self) -> None:
-        self._is_replaying = self._identity_unproven = self._replayed_from_start = self._is_live_behind = False
+        self.is_replaying = self._identity_unproven = self._replayed_from_start = self._is_live_behind = False
         self._held_frames.clear()
-        self._held_bytes, self._is_draining = 0, False
+        self.held_bytes, self.is_draining = 0, False
 
 
 def _digest(frame: EventFrame) -> int:

@@ -7,9 +7,8 @@ import msgspec
 
 
 class EventFrame(msgspec.Struct, frozen=True, gc=False):
-    """One batch as received: its topic, its number and its payload."""
+    """One batch as received."""
 
-    topic: bytes
     number: int
     payload: bytes
 
@@ -19,14 +18,12 @@ class AcceptBatch(msgspec.Struct, frozen=True, gc=False):
 
     number: int
     payload: bytes
-    reason: str = "in order"
 
 
 class DuplicateBatch(msgspec.Struct, frozen=True, gc=False):
     """A batch to leave out: applied already, lost, or part of an abandoned or incomplete replay."""
 
     number: int
-    reason: str
 
 
 class SequenceGap(msgspec.Struct, frozen=True, gc=False):
@@ -38,7 +35,6 @@ class SequenceGap(msgspec.Struct, frozen=True, gc=False):
     first: int
     last: int | None
     ask: int
-    reason: str
 
 
 class BatchesLost(msgspec.Struct, frozen=True, gc=False):

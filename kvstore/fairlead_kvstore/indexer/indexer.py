@@ -38,12 +38,10 @@ from fairlead_kvstore.blockstore.types import EngineSleep
 from fairlead_kvstore.events.types import ProcessRestarted, StreamPosition
 from fairlead_kvstore.index.format import InstanceStatus
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
-from fairlead_kvstore.reader.buffered_bytes import BufferedBytes
 from fairlead_kvstore.reader.endpoints import EventEndpoints, endpoints_from_answer, endpoints_from_fleet
 from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH, EngineQuery
 from fairlead_kvstore.reader.engine_subscription import KV_RESTART_SECONDS, EngineSubscription
 from fairlead_kvstore.reader.event_application import AppliedEvents
-from fairlead_kvstore.reader.fair_scheduler import FairScheduler
 from fairlead_kvstore.reader.namespace_slots import NamespaceSlots
 from fairlead_kvstore.reader.reader_context import OneShotTimer, ReaderContext, ReaderRuntime
 
@@ -165,18 +163,7 @@ class Indexer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._query_slots = NamespaceSlots(_MAX_CONCURRENT_QUERIES)
         self._closed = False
-        self._context = ReaderContext(
-            FairScheduler(loop, runtime.clock, limits),
-            loop,
-            limits,
-            BufferedBytes(limits.kv_all_unread_bytes),
-            store,
-            self._on_applied,
-            NamespaceSlots(limits.kv_replays),
-            runtime.clock,
-            runtime.random,
-            BufferedBytes(limits.kv_replays_buffered_bytes),
-        )
+        self._context = ReaderContext(runtime, store, self._on_applied)
         self._expiry_timer, self._eviction_timer = OneShotTimer(loop), OneShotTimer(loop)
         self._expire_shared_blocks()
 

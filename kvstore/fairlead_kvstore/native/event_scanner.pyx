@@ -39,6 +39,12 @@ cdef enum Field:
     LOCALITY = 11
     UNKNOWN = 12
 
+# In the order of `Field`.
+cdef const char **_NAMES = [
+    b"block_hashes", b"parent_block_hash", b"token_ids", b"block_size", b"lora_id", b"medium", b"lora_name",
+    b"extra_keys", b"group_idx", b"kv_cache_spec_kind", b"kv_cache_spec_sliding_window", b"locality",
+]
+cdef Py_ssize_t *_NAME_SIZES = [12, 17, 9, 10, 7, 6, 9, 10, 9, 18, 28, 8]
 cdef int *_REMOVED_FIELDS = [HASHES, MEDIUM, GROUP, LOCALITY]
 
 ctypedef struct Array:
@@ -213,29 +219,11 @@ cdef Text _read_type(Text at, Text end, Event *event) noexcept nogil:
 
 cdef int _field(Text name, Py_ssize_t size) noexcept nogil:
     """Returns the field with this name."""
-    if size == 12:
-        return HASHES if memcmp(name, b"block_hashes", 12) == 0 else UNKNOWN
-    if size == 9:
-        if memcmp(name, b"token_ids", 9) == 0:
-            return TOKENS
-        if memcmp(name, b"lora_name", 9) == 0:
-            return LORA_NAME
-        return GROUP if memcmp(name, b"group_idx", 9) == 0 else UNKNOWN
-    if size == 17:
-        return PARENT if memcmp(name, b"parent_block_hash", 17) == 0 else UNKNOWN
-    if size == 10:
-        if memcmp(name, b"block_size", 10) == 0:
-            return BLOCK_SIZE
-        return EXTRA_KEYS if memcmp(name, b"extra_keys", 10) == 0 else UNKNOWN
-    if size == 7:
-        return LORA_ID if memcmp(name, b"lora_id", 7) == 0 else UNKNOWN
-    if size == 6:
-        return MEDIUM if memcmp(name, b"medium", 6) == 0 else UNKNOWN
-    if size == 18:
-        return KIND if memcmp(name, b"kv_cache_spec_kind", 18) == 0 else UNKNOWN
-    if size == 28:
-        return WINDOW if memcmp(name, b"kv_cache_spec_sliding_window", 28) == 0 else UNKNOWN
-    return LOCALITY if size == 8 and memcmp(name, b"locality", 8) == 0 else UNKNOWN
+    cdef int field
+    for field in range(UNKNOWN):
+        if size == _NAME_SIZES[field] and memcmp(name, _NAMES[field], size) == 0:
+            return field
+    return UNKNOWN
 
 
 cdef Text _read_field(int field, Text at, Text end, Event *event) noexcept nogil:

@@ -16,7 +16,7 @@ A usual batch of some slices is applied at once where that is compiled.
 """
 
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -46,14 +46,11 @@ _SCANNED_BLOCK_BYTES: Final = 64
 
 
 class AppliedEvents:
-    """The result of applying outcomes: changes in order, and counts.
+    """The result of applying outcomes: changes in order.
 
     cost: of the applied events and of what they caused, in bytes.
     replay_from: the number from which to request a replay; None: no replay is needed.
     wall: the engine's clock at the last batch, in Unix seconds; None without a batch.
-    gaps: number of gaps whose end is known.
-    lost: number of gaps that will not be filled.
-    unreadable: the reason for each unreadable payload.
     """
 
     def __init__(self, changes: list[Change]) -> None:
@@ -62,11 +59,6 @@ class AppliedEvents:
         self.replay_from: int | None = None
         self.wall: float | None = None
         self.batches = 0
-        self.duplicates = 0
-        self.gaps = 0
-        self.lost = 0
-        self.restarts = 0
-        self.unreadable: tuple[str, ...] = ()
 
 
 class EventApplication:
@@ -75,13 +67,18 @@ class EventApplication:
     A batch of which a part is applied is completed by the next calls of ``run``, before anything
     later. Meanwhile, the position of the stream is ahead of the blocks (``is_busy``).
 
+    counts: gets the numbers of duplicates, gaps whose end is known, losses, restarts and unreadable
+    payloads.
     waiting_bytes: size of the payloads that are not applied yet.
     """
 
-    def __init__(self, store: BlockStore, instance: str, limits: Limits = _LIMITS) -> None:
+    def __init__(
+        self, store: BlockStore, instance: str, limits: Limits = _LIMITS, counts: Counter[str] | None = None
+    ) -> None:
         self._store = store
         self._instance = instance
         self._limits = limits
+        self._counts = Counter[str]() if counts is None else counts
         self._waiting: deque[StreamOutcome | FleetReport] = deque()
         self._steps: Iterator[int] | None = None
         self._found = AppliedEvents([])
@@ -147,13 +144,13 @@ class EventApplication:
 
     def _outcome_steps(self, outcome: StreamOutcome | FleetReport, now: float) -> Iterator[int]:
         if isinstance(outcome, DuplicateBatch):
-            self._found.duplicates += 1
+            self._counts["duplicates"] += 1
         elif isinstance(outcome, SequenceGap):
-            self._found.gaps += outcome.last is not None
+            self._counts["gaps"] += outcome.last is not None
             self._found.replay_from = outcome.ask
         elif not isinstance(outcome, AcceptBatch):
-            self._found.lost += isinstance(outcome, BatchesLost)
-            self._found.restarts += isinstance(outcome, ProcessRestarted)
+            self._counts["lost"] += isinstance(outcome, BatchesLost)
+            self._counts["restarts"] += isinstance(outcome, ProcessRestarted)
             yield from self._store.apply(self._instance, outcome, now, self._changes)
 
     def _batch_steps(self, outcome: AcceptBatch, start: int, now: float) -> Iterator[int]:
@@ -168,7 +165,7 @@ class EventApplication:
                 yield from store.apply(instance, batch, now, out)
                 yield cost
         except EventsError as error:
-            self._found.unreadable += (error.reason,)
+            self._counts[f"unreadable:{error.reason}"] += 1
             lost = BatchesLost(outcome.number, outcome.number, f"a batch cannot be read: {error.reason}")
             yield from store.apply(instance, lost, now, out)
         else:
@@ -177,12 +174,17 @@ class EventApplication:
 
 
 def apply_outcomes(
-    store: BlockStore, instance: str, outcomes: Iterable[StreamOutcome], now: float, limits: Limits = _LIMITS
+    store: BlockStore,
+    instance: str,
+    outcomes: Iterable[StreamOutcome],
+    now: float,
+    limits: Limits = _LIMITS,
+    counts: Counter[str] | None = None,
 ) -> AppliedEvents:
     """Applies a stream's outcomes to its instance in the block store, and returns the changes.
 
     A payload that cannot be read counts as lost.
     """
-    application = EventApplication(store, instance, limits)
+    application = EventApplication(store, instance, limits, counts)
     application.add(outcomes)
     return application.run(now, sys.maxsize)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from fairlead.errors import BadInput
@@ -29,11 +30,11 @@ KV_HEARTBEAT_TIMEOUT_SECONDS: Final = 15.0
 """Limit: a connection whose probes were not answered for this long is broken."""
 
 _READ_BYTES: Final = 32_768
-"""The bytes of one read. A connection without a bound of its own pauses at as many unread bytes."""
+"""The bytes of one read of events, which pauses at as many unread bytes."""
 _EAGER_READ_BYTES: Final = 262_144
-"""The bytes of one read of a connection that has a bound of its own."""
+"""The bytes of one read of a replay."""
 _EAGER_READS: Final = 16
-"""The reads of such a connection before other work."""
+"""The reads of a replay before other work."""
 _MAX_HANDSHAKE_BYTES: Final = 1_024
 """A greeting and one command have 90 to 400 bytes."""
 _ENVELOPE_BYTES: Final = 4_096
@@ -129,103 +130,134 @@ def message_size(parts: list[bytes]) -> int:
     return size
 
 
-class ZmtpConnection:
-    """A connection to one endpoint of an engine, read by the event loop until ``close``.
+@dataclass(frozen=True, slots=True)
+class ConnectionHandlers:
+    """The calls of a connection to its owner, which must not raise.
 
-    It connects once. Raises BadInput for an invalid endpoint. Subclasses handle its messages; their
-    methods must not raise.
-
-    kind: ``SUB`` or ``DEALER``.
     is_busy: returns whether no message may be read now.
-    max_unread: with more unread bytes it ends as overflown; None: it is not read any further until
-    the subclass has taken what there is.
+    on_opened: called at the end of the handshake.
+    on_messages: called with messages, each a list of its parts.
+    on_ended: called with the reason, and whether too much was unread, for a connection that has
+    ended or could not be made.
+    """
+
+    is_busy: Callable[[], bool]
+    on_opened: Callable[[], None]
+    on_messages: Callable[[list[list[bytes]]], None]
+    on_ended: Callable[[str, bool], None]
+
+
+class ZmtpConnection:
+    """A connection to one endpoint of an engine, read by the event loop until ``close``. Raises
+    BadInput for an invalid endpoint.
+
+    Without a request, it subscribes to all topics. It connects once. Enough unread messages are not
+    read any further until its owner has taken them.
+
+    request: sent to an endpoint for replays after the handshake. It is tried until ``close``, first
+    after ``delay`` seconds. With more than ``kv_replay_unread_bytes`` unread it ends as overflown.
+
+    Why not again: all messages of one TCP connection come from one process. Unread ones at a break
+    are dropped; if the process lives, the following replay contains them.
     """
 
     def __init__(
         self,
         endpoint: str,
-        kind: str,
-        model_key: str,
+        namespace: str,
         context: ReaderContext,
-        is_busy: Callable[[], bool],
+        handlers: ConnectionHandlers,
         *,
-        max_unread: int | None = None,
+        request: bytes | None = None,
+        delay: float = 0.0,
     ) -> None:
-        self.model_key = model_key
-        self.is_open = False
         self._address = socket_address(endpoint)
-        self._kind = kind
+        self._namespace = namespace
         self._context = context
-        self._is_busy = is_busy
-        self._namespace = model_key.partition("/")[0]
-        self._max_unread = max_unread
-        self._reported = 0
+        self._handlers = handlers
+        self._request = request
+        self._delay = delay
+        self._kind = "SUB" if request is None else "DEALER"
         self._is_paused = True
-        self._connection: socket.socket | None = None
-        self._stream = new_stream(kind, context.limits)
+        self._connection: socket.socket | None = None  # while it is open
+        self._stream = new_stream(self._kind, context.limits)
         self._opening = asyncio.get_running_loop().create_task(self._open())
 
-    def on_opened(self) -> None:
-        """Handles the end of the handshake."""
-
-    def on_messages(self, messages: list[list[bytes]]) -> None:
-        """Handles messages, each a list of its parts."""
-
-    def on_ended(self, reason: str, *, is_overflow: bool) -> None:
-        """Handles the end of the connection, which is closed already, or could not be made.
-
-        is_overflow: too much of it was unread.
-        """
-
     async def _open(self) -> None:
-        try:
-            opened = await open_connection(self._address, self._kind, self._context.limits)
-        except (OSError, ProtocolError) as error:
-            text = "no answer in time" if isinstance(error, TimeoutError) else str(error)
-            self.on_ended(f"the connection failed: {text}", is_overflow=False)
-        else:
-            self._begin(*opened)
+        """Connects. For replays it tries again: an engine may bind that port after that of its
+        events.
+        """
+        while self._connection is None:
+            await asyncio.sleep(self._delay)
+            try:
+                opened = await open_connection(self._address, self._kind, self._context.limits)
+            except (OSError, ProtocolError) as error:
+                if self._request is None:
+                    text = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+                    self._handlers.on_ended(f"the connection failed: {text}", False)
+                    return
+                self._delay = self._context.limits.kv_reconnect_seconds
+            else:
+                self._connection, self._stream = opened
+                self._resume()
+                self.mark_ready()  # the handshake may have read more
+                if self._request is not None:
+                    self._send(self._request)
+                self._handlers.on_opened()
+                return
 
-    def _begin(self, connection: socket.socket, stream: ZmtpStream) -> None:
-        """Reads a connection after its handshake."""
-        self._connection, self._stream, self.is_open = connection, stream, True
-        self._resume()
-        self.mark_ready()  # the handshake may have read more
-        self.on_opened()
+    def mark_ready(self) -> None:
+        """Schedules a read."""
+        if self._connection is not None:
+            self._context.scheduler.mark_ready(self)
+
+    def close(self) -> None:
+        """Closes the connection without a callback; unread messages are dropped."""
+        self._opening.cancel()
+        connection = self._connection
+        if connection is None:
+            return
+        self._pause()
+        self._connection = None
+        self._report()
+        self._context.scheduler.remove(self)
+        connection.close()
 
     def read(self, max_bytes: int) -> tuple[int, bool]:
         """Reads messages of one turn, see ``ReadSource``."""
         used, has_more = 0, True
-        while has_more and used < max_bytes and self.is_open and not self._is_busy():
+        while has_more and used < max_bytes and self._connection is not None and not self._handlers.is_busy():
             found: list[list[bytes]] = []
-            size, has_more = self._read_list(self._list_bytes(max_bytes - used), found)
+            # One message of a replay: after each, the owner may be busy.
+            size, has_more = self._read_list(max_bytes - used if self._request is None else 1, found)
             used += size
-            if found and self.is_open:
-                self.on_messages(found)
-        if self.is_open:
-            self._report(self._stream.held_bytes)
-        return used, self.is_open and used >= max_bytes
-
-    def _list_bytes(self, left: int) -> int:
-        """Returns the bytes of messages that are handled together, of those left in the turn."""
-        return left
+            if found and self._connection is not None:
+                self._handlers.on_messages(found)
+        self._report()
+        return used, self._connection is not None and used >= max_bytes
 
     def _read_list(self, max_bytes: int, found: list[list[bytes]]) -> tuple[int, bool]:
         """Appends messages to ``found``. Returns their cost, and whether there may be more."""
-        used = self._stream.read_messages(MESSAGE_OVERHEAD_BYTES, max_bytes, found)
-        while used < max_bytes:
-            parts = self._next_message()
-            if parts is None:
-                return used, False
-            used += message_size(parts) + MESSAGE_OVERHEAD_BYTES
-            if parts:
-                found.append(parts)
-        return used, True
+        stream = self._stream
+        used = stream.read_messages(MESSAGE_OVERHEAD_BYTES, max_bytes, found)
+        try:
+            while used < max_bytes and (parts := stream.next_message()) is not None:
+                used += message_size(parts) + MESSAGE_OVERHEAD_BYTES
+                if parts:
+                    found.append(parts)
+        except ProtocolError as error:
+            self._end(error.message)
+            return used, False
+        if stream.outgoing:
+            self._send(bytes(stream.outgoing))
+            stream.outgoing.clear()
+        if used < max_bytes:
+            self._resume()
+        return used, used >= max_bytes
 
-    def send(self, data: bytes) -> None:
+    def _send(self, data: bytes) -> None:
         """Sends some bytes. A peer that does not read them is disconnected."""
-        if self._connection is None or not self.is_open:
-            return
+        assert self._connection is not None
         try:
             sent = self._connection.send(data)
         except OSError as error:
@@ -234,52 +266,17 @@ class ZmtpConnection:
         if sent < len(data):
             self._end("the peer does not read")
 
-    def mark_ready(self) -> None:
-        """Schedules a read."""
-        if self.is_open:
-            self._context.scheduler.mark_ready(self)
-
-    def close(self) -> None:
-        """Closes the connection without a callback; unread messages are dropped."""
-        self._opening.cancel()
-        if self._connection is None or not self.is_open:
-            return
-        self.is_open = False
-        self._pause()
-        self._report(0)
-        self._context.scheduler.remove(self)
-        self._connection.close()
-
-    def _next_message(self) -> list[bytes] | None:
-        """Returns the parts of the next message; empty for a command of the protocol. None when
-        there is none now, or when the connection has ended.
-        """
-        if not self.is_open:
-            return None
-        try:
-            found = self._stream.next_message()
-        except ProtocolError as error:
-            self._end(error.message)
-            return None
-        if self._stream.outgoing:
-            answer = bytes(self._stream.outgoing)
-            self._stream.outgoing.clear()
-            self.send(answer)
-        if found is None and self.is_open:
-            self._report(self._stream.held_bytes)
-            self._resume()
-        return found
-
     def _on_readable(self) -> None:
-        """Reads what has arrived: once, or with a bound of its own until nothing is left.
+        """Reads what has arrived: events once, a replay until nothing is left.
 
-        Why the latter: an engine drops the batches of a replay that do not fit into its queue.
+        Why the latter: an engine answers as fast as it can, and drops the batches that do not fit
+        into its queue.
         """
         assert self._connection is not None
-        turns = 1 if self._max_unread is None else _EAGER_READS
+        is_replay, limits = self._request is not None, self._context.limits
         try:
-            for _ in range(turns):
-                data = self._connection.recv(_READ_BYTES if self._max_unread is None else _EAGER_READ_BYTES)
+            for _ in range(_EAGER_READS if is_replay else 1):
+                data = self._connection.recv(_EAGER_READ_BYTES if is_replay else _READ_BYTES)
                 if not data:
                     self._end("disconnected")
                     return
@@ -289,26 +286,22 @@ class ZmtpConnection:
         except OSError as error:
             self._end(str(error))
             return
-        self._check_unread()
-
-    def _check_unread(self) -> None:
-        unread = self._stream.held_bytes
-        self._report(unread)
-        if self._context.unread.is_over(self._namespace):
+        self._report()
+        if self._context.buffered.is_over(self._namespace):
             self._end(
                 "too many bytes of all engines are unread, and its namespace has its share of them or more",
                 is_overflow=True,
             )
-        elif self._max_unread is not None and unread > self._max_unread:
-            self._end(f"more than {self._max_unread} bytes are unread", is_overflow=True)
+        elif is_replay and self._stream.held_bytes > limits.kv_replay_unread_bytes:
+            self._end(f"more than {limits.kv_replay_unread_bytes} bytes are unread", is_overflow=True)
         else:
-            if self._max_unread is None and unread >= _READ_BYTES:
+            if not is_replay and self._stream.held_bytes >= _READ_BYTES:
                 self._pause()
             self.mark_ready()
 
     def _end(self, reason: str, *, is_overflow: bool = False) -> None:
         self.close()
-        self.on_ended(reason, is_overflow=is_overflow)
+        self._handlers.on_ended(reason, is_overflow)
 
     def _pause(self) -> None:
         if self._connection is not None and not self._is_paused:
@@ -316,14 +309,14 @@ class ZmtpConnection:
             self._context.loop.remove_reader(self._connection.fileno())
 
     def _resume(self) -> None:
-        if self._connection is not None and self._is_paused and self.is_open:
+        if self._connection is not None and self._is_paused:
             self._is_paused = False
             self._context.loop.add_reader(self._connection.fileno(), self._on_readable)
 
-    def _report(self, unread: int) -> None:
-        if unread != self._reported:
-            self._context.unread.add(self._namespace, unread - self._reported)
-            self._reported = unread
+    def _report(self) -> None:
+        """Reports the unread bytes."""
+        unread = 0 if self._connection is None else self._stream.held_bytes
+        self._context.buffered.report(self, self._namespace, unread)
 
 
 async def _resolve(address: SocketAddress) -> list[tuple[socket.AddressFamily, Any]]:

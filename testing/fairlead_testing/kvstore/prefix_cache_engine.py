@@ -104,7 +104,7 @@ class PrefixCacheEngine:
             return None
         payload = msgspec.msgpack.encode([wall, self._pending, 0])
         self._pending = []
-        frame = EventFrame(b"kv", self.number, payload)
+        frame = EventFrame(self.number, payload)
         self.number += 1
         self.frames.append(frame)
         del self.frames[: -self._buffer]

@@ -222,7 +222,7 @@ def _bound(socket: "zmq.Socket[bytes]") -> str:
 
 def frame(number: int, process: str = "first") -> EventFrame:
     """Returns the batch of this process under a number."""
-    return EventFrame(b"kv", number, f"{process} {number}".encode())
+    return EventFrame(number, f"{process} {number}".encode())
 
 
 def short(outcomes: Iterable[StreamOutcome]) -> list[str]:

@@ -232,7 +232,7 @@ def test_restart_on_the_same_port_ends_the_epoch() -> None:
     recorded = payloads("b-eviction-restart")
     numbers = [*range(2, 122), 0, 1]
     for number, payload in zip(numbers, recorded, strict=True):
-        outcomes = stream.on_live_frame(EventFrame(b"", number, payload))
+        outcomes = stream.on_live_frame(EventFrame(number, payload))
         apply_outcomes(truth, "i", outcomes, float(number))
         if number == 121:
             assert instance_state(truth, "i").blocks == 39
@@ -290,7 +290,7 @@ class Playing:
         for number, payload in zip(numbers[self.read[rank] : count], payloads[self.read[rank] : count], strict=True):
             self.now = msgspec.msgpack.decode(payload)[0]
             apply_outcomes(
-                self.truth, str(rank), self.streams[rank].on_live_frame(EventFrame(b"", number, payload)), self.now
+                self.truth, str(rank), self.streams[rank].on_live_frame(EventFrame(number, payload)), self.now
             )
         self.read[rank] = count
 

@@ -11,9 +11,8 @@ import pytest
 from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
 from fairlead_kvstore.events.zmtp import ZmtpStream
-from fairlead_kvstore.reader import engine_subscription
+from fairlead_kvstore.reader import zmtp_connection
 from fairlead_kvstore.reader.engine_info_client import EVENT_SOURCES_PATH
-from fairlead_kvstore.reader.engine_subscription import ReplayConnection
 from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmq_engine import ZmtpPeer
@@ -118,7 +117,7 @@ async def test_engine_that_is_replaced_while_a_batch_is_applied_is_read_on() -> 
             if connection._is_paused and subscription.is_busy and len(scheduler._budgets) == 1:
                 break
         assert subscription.is_busy
-        subscription.replace_engine("its supervisor says so")
+        subscription._on_replaced("its supervisor says so")
         await stage.wait_exact("a")
 
 
@@ -137,11 +136,10 @@ async def test_engine_that_closes_each_replay_is_connected_to_after_pauses(monke
         subscription = stage.indexer._members["a"].subscription
         assert subscription is not None
         await wait_until(lambda: not subscription.is_replaying)
-        monkeypatch.setattr(engine_subscription, "open_connection", refuse)
+        monkeypatch.setattr(zmtp_connection, "open_connection", refuse)
         for number in range(3):
-            client = ReplayConnection("tcp://127.0.0.1:1", subscription, stage.indexer._context)
-            client.request(0)
+            subscription._send_request()
             await wait_until(lambda number=number: len(opened) > number)  # type: ignore[misc]  # a default
-            client.close()
+            await wait_until(lambda: subscription._replay_connection is None)
         pauses = [later - earlier for earlier, later in pairwise(opened)]
         assert min(pauses) >= 0.2 - 0.001  # uvloop counts milliseconds

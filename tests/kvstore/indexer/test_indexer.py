@@ -259,7 +259,7 @@ async def test_oversized_message_ends_only_its_connection() -> None:
         engine = await stage.connect_engine("a")
         engine.serve_prompt(*A)
         await stage.wait_exact("a")
-        engine.send(EventFrame(b"kv", 1, bytes(20_000)))
+        engine.send(EventFrame(1, bytes(20_000)))
         await wait_until(lambda: stage.status("a").counts["disconnects"] == 1)
         assert not stage.status("a").state.complete
 

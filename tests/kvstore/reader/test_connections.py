@@ -9,7 +9,6 @@ import tempfile
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,11 +16,10 @@ import pytest
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
+from fairlead_kvstore.blockstore.types import EngineSleep
 from fairlead_kvstore.errors import ProtocolError
-from fairlead_kvstore.indexer import indexer
-from fairlead_kvstore.reader.buffered_bytes import BufferedBytes
-from fairlead_kvstore.reader.engine_subscription import MAX_KV_RECONNECT_SECONDS
-from fairlead_kvstore.reader.fair_scheduler import FairScheduler
+from fairlead_kvstore.reader.engine_subscription import MAX_KV_RECONNECT_SECONDS, EngineSubscription
+from fairlead_kvstore.reader.reader_context import BufferedBytes
 from fairlead_kvstore.reader.zmtp_connection import open_connection, socket_address
 from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
@@ -35,13 +33,16 @@ LIMITS = replace(Limits(), kv_events_bytes=65_536, kv_pending_bytes=1024 * 1024)
 PROMPTS = [range(1_000 * at, 1_000 * at + 801) for at in range(600)]
 
 
-@pytest.fixture
-def backlog(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Returns the backlogged models, which the test changes."""
-    models: set[str] = set()
-    scheduler = partial(FairScheduler, is_backlogged=lambda model_key: model_key in models)
-    monkeypatch.setattr(indexer, "FairScheduler", scheduler)
-    return models
+def _stop_reading(stage: IndexerHarness, name: str) -> EngineSubscription:
+    """Lets an engine's subscription be busy with a batch, until ``_continue_reading``."""
+    subscription = stage.indexer._members[name].subscription
+    assert subscription is not None
+    subscription._application.add([EngineSleep(is_asleep=False)])
+    return subscription
+
+
+def _continue_reading(stage: IndexerHarness, subscription: EngineSubscription) -> None:
+    stage.indexer._context.scheduler.mark_ready(subscription)
 
 
 async def _connect_peers(stage: IndexerHarness, names: Sequence[str]) -> list[ZmtpPeer]:
@@ -74,16 +75,18 @@ def _disconnects(stage: IndexerHarness, name: str) -> int:
 
 def test_buffered_bytes_of_one_namespace_leave_room_for_those_of_others() -> None:
     buffered = BufferedBytes(1_000)
-    buffered.add("victim", 200)
-    buffered.add("flood", 800)
+    buffered.report("a", "victim", 200)
+    buffered.report("b", "flood", 500)
+    buffered.report("c", "flood", 300)
     assert not buffered.is_over("flood")
-    buffered.add("flood", 100)
+    buffered.report("c", "flood", 400)
     assert (buffered.is_over("flood"), buffered.is_over("victim")) == (True, False), "by their shares"
-    buffered.add("flood", -900)
-    buffered.add("victim", 600)
+    buffered.report("b", "flood", 0)
+    buffered.report("c", "flood", 0)
+    buffered.report("a", "victim", 800)
     assert (buffered.total, buffered.is_over("victim")) == (800, False)
-    buffered.add("victim", -800)
-    assert buffered.total == 0
+    buffered.report("a", "victim", 0)
+    assert (buffered.total, buffered._owners, dict(buffered._namespaces)) == (0, {}, {})
 
 
 async def test_peer_that_never_ends_the_handshake_is_read_for_some_kilobytes_only() -> None:
@@ -141,19 +144,20 @@ async def test_empty_parts_without_end_take_no_memory() -> None:
         peer.close()
 
 
-async def test_unread_bytes_of_all_engines_of_a_namespace_are_bounded_together(backlog: set[str]) -> None:
+async def test_unread_bytes_of_all_engines_of_a_namespace_are_bounded_together() -> None:
     limits = replace(LIMITS, kv_all_unread_bytes=256 * 1024)
     names = [f"flood-{number}" for number in range(24)]
     async with indexer_harness(limits) as stage:
         victim = await stage.connect_engine("victim")
         peers = await _connect_peers(stage, names)
-        backlog.add("flood/tiny")
+        for name in names:
+            _stop_reading(stage, name)
         for peer in peers:
             for _ in range(4):
                 peer.send_part(bytes(16_384), more=True)
-        unread = stage.indexer._context.unread
+        buffered = stage.indexer._context.buffered
         await wait_until(lambda: _disconnects(stage, names[0]) >= 12)
-        assert unread.total <= 256 * 1024
+        assert buffered.total <= 256 * 1024
         victim.serve_prompt(*range(1, 10))
         await wait_until(lambda: stage.is_exact("victim"))
         assert _disconnects(stage, "victim") == 0
@@ -161,7 +165,7 @@ async def test_unread_bytes_of_all_engines_of_a_namespace_are_bounded_together(b
             peer.close()
         stage.instances = {"victim": stage.instances["victim"]}
         stage.apply_fleet()
-        assert unread.total == 0
+        assert buffered.total == 0
 
 
 async def test_engine_ended_for_its_unread_bytes_returns_after_the_longest_pause() -> None:
@@ -170,8 +174,7 @@ async def test_engine_ended_for_its_unread_bytes_returns_after_the_longest_pause
         subscription = stage.indexer._members["a"].subscription
         assert subscription is not None
         assert subscription._connection is not None
-        subscription._connection.close()
-        subscription._connection.on_ended("too many bytes", is_overflow=True)
+        subscription._connection._end("too many bytes", is_overflow=True)
         stage.loop.advance(MAX_KV_RECONNECT_SECONDS - 0.01)
         assert subscription._connection is None
         assert stage.status("a").problem == "too many bytes"
@@ -179,19 +182,18 @@ async def test_engine_ended_for_its_unread_bytes_returns_after_the_longest_pause
         await wait_until(lambda: stage.status("a").connected)
 
 
-async def test_engine_that_is_not_read_is_held_back(backlog: set[str]) -> None:
+async def test_engine_that_is_not_read_is_held_back() -> None:
     async with indexer_harness(replace(LIMITS, kv_receive_buffer_bytes=4_096)) as stage:
         [peer] = await _connect_peers(stage, ["a"])
-        backlog.add("flood/tiny")
+        subscription = _stop_reading(stage, "a")
         peer.send_part(bytes(40_000), more=False)
-        unread = stage.indexer._context.unread
-        await wait_until(lambda: unread.total > 32_768)
-        before = unread.total
+        buffered = stage.indexer._context.buffered
+        await wait_until(lambda: buffered.total > 32_768)
+        before = buffered.total
         assert peer.send_what_fits(16_000_000) < 16_000_000
-        assert unread.total == before, "nothing more is read"
-        backlog.clear()
-        stage.loop.advance(LIMITS.kv_backpressure_seconds)
-        await wait_until(lambda: unread.total < 32_768)
+        assert buffered.total == before, "nothing more is read"
+        _continue_reading(stage, subscription)
+        await wait_until(lambda: buffered.total < 32_768)
         peer.close()
 
 
@@ -237,7 +239,7 @@ async def test_ping_is_answered_with_its_context() -> None:
         peer.close()
 
 
-async def test_engine_that_waits_for_its_backlogged_model_loses_nothing(backlog: set[str]) -> None:
+async def test_engine_that_waits_while_a_batch_is_applied_loses_nothing() -> None:
     limits = replace(LIMITS, kv_receive_buffer_bytes=65_536)
     async with indexer_harness(limits) as stage:
         engine = stage.start_engine("a", PrefixCacheEngine(capacity=200_000))
@@ -245,19 +247,18 @@ async def test_engine_that_waits_for_its_backlogged_model_loses_nothing(backlog:
         await stage.wait_connected("a")
         engine.serve_prompt(*range(1, 10))
         await stage.wait_exact("a")
-        backlog.add("default/tiny")
+        subscription = _stop_reading(stage, "a")
         sent = frames(engine.engine, *PROMPTS[:150])
         assert sum(len(frame.payload) for frame in sent) > 4 * limits.kv_receive_buffer_bytes
         engine.send(*sent)
-        await wait_until(lambda: stage.indexer._context.unread.total >= 32_768)
-        backlog.clear()
-        stage.loop.advance(LIMITS.kv_backpressure_seconds)
+        await wait_until(lambda: stage.indexer._context.buffered.total >= 32_768)
+        _continue_reading(stage, subscription)
         await stage.wait_exact("a")
         counts = stage.status("a").counts
         assert (counts["disconnects"], counts["lost"], counts["restarts"]) == (0, 0, 0)
 
 
-async def test_replay_that_is_not_read_is_cut_at_its_bound(backlog: set[str]) -> None:
+async def test_replay_that_is_not_read_is_cut_at_its_bound() -> None:
     limits = replace(LIMITS, kv_replay_unread_bytes=200_000)
     async with indexer_harness(limits) as stage:
         engine = stage.start_engine("a", PrefixCacheEngine(capacity=200_000))
@@ -266,11 +267,10 @@ async def test_replay_that_is_not_read_is_cut_at_its_bound(backlog: set[str]) ->
         engine.holds_replays = True
         stage.add_instance("a")
         await wait_until(lambda: len(engine.replay_requests) == 1)
-        backlog.add("default/tiny")
+        subscription = _stop_reading(stage, "a")
         engine.answer_held()
         await wait_until(lambda: stage.status("a").counts["replays_failed"] >= 1)
-        backlog.clear()
-        stage.loop.advance(LIMITS.kv_backpressure_seconds)
+        _continue_reading(stage, subscription)
         engine.serve_prompt(*range(1, 10))
         await wait_until(lambda: stage.credited_blocks("a", range(1, 10)) == 2)
 
@@ -325,18 +325,15 @@ async def test_endpoint_that_cannot_be_reached_is_named(endpoint: str, hint: str
         assert stage.status("a").problem == f"{endpoint} is no endpoint of KV events"
 
 
-async def test_connection_for_replays_that_ends_is_made_again_for_the_next_one() -> None:
+async def test_each_replay_has_a_connection_of_its_own() -> None:
     async with indexer_harness(LIMITS) as stage:
         engine = await stage.connect_engine("a")
         engine.serve_prompt(*range(1, 10))
         await stage.wait_exact("a")
         subscription = stage.indexer._members["a"].subscription
         assert subscription is not None
-        connection = subscription._replay_connection
-        assert connection is not None
-        connection.close()
-        connection.on_ended("disconnected", is_overflow=False)
-        assert stage.status("a").counts["replays_failed"] == 0, "none was in progress"
+        assert subscription._replay_connection is None, "the first one has ended"
         engine.serve_prompt(*range(20, 29), lose=True)
         engine.serve_prompt(*range(40, 49))
         await stage.wait_exact("a")
+        assert (len(engine.replay_requests), stage.status("a").counts["replays_failed"]) == (2, 0)

@@ -108,10 +108,6 @@ async def test_rest_of_an_abandoned_replay_is_taken_for_none_of_the_next() -> No
         for prompt in (A, B):
             engine.serve_prompt(*prompt)
         await stage.wait_exact("a")
-        subscription = stage.indexer._members["a"].subscription
-        assert subscription is not None
-        before = subscription._replay_connection
-        assert before is not None
         engine.engine = PrefixCacheEngine(capacity=400, seed=3)  # behind the same sockets
         for prompt in (C, A, B):
             engine.serve_prompt(*prompt, lose=True)
@@ -119,7 +115,6 @@ async def test_rest_of_an_abandoned_replay_is_taken_for_none_of_the_next() -> No
         await wait_until(lambda: stage.status("a").counts["restarts"] == 1)
         await stage.wait_exact("a")
         assert engine.replay_requests[-2:] == [1, 0]
-        assert not before.is_open
         assert (stage.status("a").counts["lost"], stage.credited_blocks("a", C)) == (0, 2)
 
 
@@ -153,7 +148,7 @@ async def test_frames_held_during_a_replay_are_applied_in_turns(monkeypatch: pyt
             engine.serve_prompt(*range(start, start + 9))
         subscription = stage.indexer._members["a"].subscription
         assert subscription is not None
-        await wait_until(lambda: subscription._sequencer.held_frames == 20)
+        await wait_until(lambda: len(subscription._sequencer._held_frames) == 20)
         turns: list[int] = []
         offer = stage.sink.offer
 
@@ -296,7 +291,7 @@ async def test_too_many_held_frames_abandon_the_replay() -> None:
 
 
 async def test_frames_held_by_many_engines_are_bounded_together() -> None:
-    async with indexer_harness(replace(LIMITS, kv_replays_buffered_bytes=4_000)) as stage:
+    async with indexer_harness(replace(LIMITS, kv_all_unread_bytes=8_000)) as stage:
         names = [f"e{number}" for number in range(6)]
         for name in names:
             engine = await stage.connect_engine(name)
@@ -308,9 +303,9 @@ async def test_frames_held_by_many_engines_are_bounded_together() -> None:
             for engine in stage.engines.values():
                 engine.serve_prompt(*range(start, start + 9))
         subscriptions = [member.subscription for member in stage.indexer._members.values()]
-        await wait_until(lambda: stage.status("e0").counts["lost"] > 0)
+        await wait_until(lambda: stage.status("e0").counts["disconnects"] > 0)
         held = sum(subscription._sequencer.held_bytes for subscription in subscriptions if subscription is not None)
-        assert held == stage.indexer._context.buffered.total <= 4_000 + 300, "the bound, and one more frame"
+        assert 0 < held <= stage.indexer._context.buffered.total <= 8_000
         stage.instances.clear()
         stage.apply_fleet()
         assert stage.indexer._context.buffered.total == 0
@@ -322,7 +317,7 @@ async def test_time_of_an_engine_that_is_none_is_no_lag(time: float) -> None:
         engine = await stage.connect_engine("a")
         engine.serve_prompt(*A)
         await wait_until(lambda: stage.status("a").lag_seconds is not None)
-        engine.send(EventFrame(b"kv", 1, msgspec.msgpack.encode([time, []])))
+        engine.send(EventFrame(1, msgspec.msgpack.encode([time, []])))
         await wait_until(lambda: stage.status("a").counts["batches"] == 2)
         assert stage.status("a").lag_seconds is None
 

@@ -13,24 +13,10 @@ class Soon:
 
     def __init__(self) -> None:
         self.waiting: list[Callable[[], object]] = []
-        self.later: list[tuple[float, Callable[[], object]]] = []
 
     def call_soon(self, callback: Callable[[], object], /) -> "Soon":
         self.waiting.append(callback)
         return self
-
-    def call_later(self, delay: float, callback: Callable[[], object], /) -> "Soon":
-        self.later.append((delay, callback))
-        return self
-
-    def add_reader(self, fd: int, callback: Callable[[], object], /) -> None:
-        raise AssertionError(fd, callback)
-
-    def remove_reader(self, fd: int, /) -> bool:
-        raise AssertionError(fd)
-
-    def cancel(self) -> None:
-        raise AssertionError
 
     def turn(self) -> None:
         waiting, self.waiting = self.waiting, []
@@ -41,16 +27,8 @@ class Soon:
 class Engine:
     """A source with messages of these ``sizes``."""
 
-    def __init__(
-        self,
-        log: list[str],
-        name: str,
-        sizes: list[int],
-        then: Callable[[], None] | None = None,
-        model_key: str = "team/model",
-    ) -> None:
+    def __init__(self, log: list[str], name: str, sizes: list[int], then: Callable[[], None] | None = None) -> None:
         self.log, self.name, self.sizes, self.then = log, name, sizes, then
-        self.model_key = model_key
 
     def read(self, most: int) -> tuple[int, bool]:
         used = 0
@@ -62,15 +40,9 @@ class Engine:
         return used, bool(self.sizes)
 
 
-def turns_of(
-    loop: Soon,
-    quantum: int,
-    whole: int,
-    clock: ManualClock | None = None,
-    behind: Callable[[str], bool] = lambda model_key: False,
-) -> FairScheduler:
+def turns_of(loop: Soon, quantum: int, whole: int, clock: ManualClock | None = None) -> FairScheduler:
     limits = replace(Limits(), kv_turn_bytes=quantum, kv_loop_bytes=whole)
-    return FairScheduler(loop, clock or ManualClock(), limits, is_backlogged=behind)
+    return FairScheduler(loop, clock or ManualClock(), limits)
 
 
 def test_small_source_waits_for_one_turn_of_large_ones() -> None:
@@ -150,61 +122,3 @@ def test_round_ends_after_some_milliseconds_without_a_lost_turn() -> None:
     for _ in range(8):
         loop.turn()
     assert {log.count(name) for name in ("x", "y", "z")} == {12}
-
-
-def test_model_is_not_read_while_backlogged_and_then_reading_continues() -> None:
-    log: list[str] = []
-    behind: list[bool] = []
-    loop = Soon()
-    turns = turns_of(loop, 100, 200, behind=lambda model_key: bool(behind))
-    for name in ("x", "y", "z"):
-        turns.mark_ready(Engine(log, name, [100] * 4))
-    loop.turn()
-    assert log == ["x", "y"]
-    behind.append(True)
-    loop.turn()
-    turns.mark_ready(Engine(log, "late", [100]))
-    loop.turn()
-    for _ in range(3):
-        ((delay, again),) = loop.later
-        loop.later.clear()
-        assert (delay, loop.waiting) == (Limits().kv_backpressure_seconds, [])
-        again()
-    assert log == ["x", "y"]
-    behind.clear()
-    ((_, again),) = loop.later
-    loop.later.clear()
-    again()
-    while loop.waiting:
-        loop.turn()
-    assert log == ["x", "y", "z", "x", "y", "late", "z", "x", "y", "z", "x", "y", "z"]
-    assert loop.later == [], "without a backlog there is no timer"
-
-
-def test_backlogged_model_pauses_its_own_sources_only() -> None:
-    log: list[str] = []
-    loop = Soon()
-    turns = turns_of(loop, 100, 1_000, behind=lambda model_key: model_key == "team/flood")
-    for name, model_key in (("flood", "team/flood"), ("calm", "team/calm"), ("other", "other/calm")):
-        turns.mark_ready(Engine(log, name, [100] * 3, model_key=model_key))
-    while loop.waiting:
-        loop.turn()
-    assert sorted(log) == ["calm"] * 3 + ["other"] * 3
-    assert (len(turns._budgets), len(loop.later)) == (1, 1)
-
-
-def test_source_closed_while_its_model_is_backlogged_is_forgotten() -> None:
-    log: list[str] = []
-    behind = [True]
-    loop = Soon()
-    turns = turns_of(loop, 100, 1_000, behind=lambda model_key: bool(behind))
-    closed, open_ = Engine(log, "closed", [100]), Engine(log, "open", [100])
-    for source in (closed, open_):
-        turns.mark_ready(source)
-    loop.turn()
-    turns.remove(closed)
-    behind.clear()
-    ((_, again),) = loop.later
-    again()
-    loop.turn()
-    assert (log, len(turns._budgets)) == (["open"], 0)
