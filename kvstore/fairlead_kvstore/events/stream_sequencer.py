@@ -207,14 +207,17 @@ class EventSequencer:
         self._forget_replay()
         return self._restart(reason)
 
-    def accept_in_order(self, frame: EventFrame) -> AcceptBatch | None:
-        """Accepts a frame if it is next in order, the usual case. Returns None for any other frame,
-        and for all during a replay, a drain or a suspension: pass these to ``on_live_frame``.
-        """
-        if frame.number != self.next_number or self.is_replaying or self.is_draining or self._is_suspended:
-            return None
-        self._last_live = frame.number
-        return self._accept(frame)
+    def on_live_frames(self, frames: Sequence[EventFrame]) -> list[StreamOutcome]:
+        """Handles frames of the subscription, most of them in order."""
+        outcomes: list[StreamOutcome] = []
+        for frame in frames:
+            number = frame.number
+            if number != self.next_number or self.is_replaying or self.is_draining or self._is_suspended:
+                outcomes += self.on_live_frame(frame)
+            else:
+                self._last_live = number
+                outcomes.append(self._accept(frame))
+        return outcomes
 
     def on_live_frame(self, frame: EventFrame) -> list[StreamOutcome]:
         """Handles a frame of the subscription; during a replay or a drain, it is buffered."""

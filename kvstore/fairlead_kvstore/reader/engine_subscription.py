@@ -205,40 +205,26 @@ class EngineSubscription:
         self._reconnect_timer.set(pause * (0.5 + 0.5 * self._context.random()), self.start)
 
     def on_messages(self, messages: list[list[bytes]]) -> None:
-        """Handles messages of the subscription. Consecutive frames in order are applied together.
+        """Handles messages of the subscription, whose frames are applied together.
 
         Why: while an engine decodes, a batch is a block or two, and the fixed cost of a batch
         equals that of the blocks.
         """
         self._has_received, self._failures = True, 0
-        counts, read_bytes = self.counts, 0
-        following: list[StreamOutcome] = []
+        frames: list[EventFrame] = []
+        counts, waiting_bytes = self.counts, self._application.waiting_bytes
         for parts in messages:
             size = message_size(parts)
-            read_bytes += size
-            if self._application.waiting_bytes + size > self._context.limits.kv_pending_bytes:
+            counts["bytes"] += size
+            if waiting_bytes + size > self._context.limits.kv_pending_bytes:
                 counts["unreadable:overflow"] += 1  # the next one shows a gap
                 continue
             try:
-                frame = parse_frame(parts)
+                frames.append(parse_frame(parts))
+                waiting_bytes += size
             except MalformedEvents as error:
                 counts[f"unreadable:{error.reason}"] += 1
-                continue
-            accepted = self._sequencer.accept_in_order(frame)
-            if accepted is not None:
-                following.append(accepted)
-                continue
-            if following:
-                self._apply(following)
-                following = []
-            self._on_live_frame(frame)
-        counts["bytes"] += read_bytes
-        if following:
-            self._apply(following)
-
-    def _on_live_frame(self, frame: EventFrame) -> None:
-        """Handles a frame that is not the next in order."""
-        self._apply_slice(self._slice_bytes, lambda: self._sequencer.on_live_frame(frame))
+        self._apply_slice(self._slice_bytes, lambda: self._sequencer.on_live_frames(frames))
 
     def _on_replaced(self, reason: str) -> None:
         """Begins a new epoch; what waits to be applied belongs to the last one."""

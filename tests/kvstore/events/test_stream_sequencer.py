@@ -8,7 +8,7 @@ from hypothesis import event, given
 from fairlead.limits import Limits
 from fairlead_kvstore.errors import MalformedEvents
 from fairlead_kvstore.events.stream_sequencer import EventSequencer, parse_frame, parse_replay_frame, replay_request
-from fairlead_kvstore.events.types import AcceptBatch, BatchesLost, EventFrame, ProcessRestarted
+from fairlead_kvstore.events.types import AcceptBatch, BatchesLost, EventFrame, ProcessRestarted, StreamOutcome
 from fairlead_testing.kvstore.zmq_engine import begun, frame, live, replay, short
 
 END = [b"", b"", b"\xff" * 8, b""]
@@ -409,18 +409,21 @@ NUMBERS = st.lists(
 
 
 @given(NUMBERS, st.booleans())
-def test_accept_in_order_agrees_with_on_live_frame(steps: list[tuple[int, str, str]], replayable: bool) -> None:
+def test_many_frames_give_the_outcomes_of_single_ones(steps: list[tuple[int, str, str]], replayable: bool) -> None:
     """Random streams: missing and repeated numbers, other processes, replays and disconnects."""
     long, quick = EventSequencer(replayable=replayable), EventSequencer(replayable=replayable)
-    taken, following = 0, 0
+    waiting, single, following = list[EventFrame](), list[StreamOutcome](), 0
     for step, process, how in steps:
         if how == "live":
             following = following + 1 if step < 6 else step
             latest = frame(following, process if step > 4 else "first")
-            accepted = quick.accept_in_order(latest)
-            taken += accepted is not None
-            assert long.on_live_frame(latest) == ([accepted] if accepted is not None else quick.on_live_frame(latest))
-        elif how == "cut":
+            waiting.append(latest)
+            single += long.on_live_frame(latest)
+            continue
+        assert quick.on_live_frames(waiting) == single
+        event(f"{min(len(waiting), 3)} frames together")
+        waiting, single = [], []
+        if how == "cut":
             assert long.on_disconnected() == quick.on_disconnected()
         else:
             one_or_end = None if how == "end" else frame(step, process)
@@ -430,7 +433,7 @@ def test_accept_in_order_agrees_with_on_live_frame(steps: list[tuple[int, str, s
             quick.is_replaying,
             len(quick._held_frames),
         )
-    event(f"{min(taken, 3)} by the short way")
+    assert quick.on_live_frames(waiting) == single
 
 
 SMALL_TURN = Limits(kv_turn_bytes=142)
@@ -450,12 +453,11 @@ def test_frames_held_during_a_replay_are_taken_in_slices() -> None:
     stream = draining(11)
     assert stream.position is not None
     assert (stream.position.following, len(stream._held_frames), stream.is_replaying) == (8, 4, False)
-    assert stream.accept_in_order(frame(8)) is None
     assert (live(stream, 12), short(stream.on_quiet())) == ([], [])
     assert short(stream.on_drain(1)) == ["A8"]
     assert short(stream.on_drain(1_000)) == ["A9", "A10", "A11", "A12"]
     assert (stream.is_draining, len(stream._held_frames), stream.held_bytes) == (False, 0, 0)
-    assert stream.accept_in_order(frame(13)) is not None
+    assert short(stream.on_live_frames([frame(13)])) == ["A13"]
 
 
 def test_disconnect_between_two_slices_loses_no_batch() -> None:
