@@ -169,26 +169,22 @@ class EventSequencer:
             return [self._request_replay(self.next_number, None)]
         return self._restart("connected again, and no replay can prove that it is the same process")
 
-    def on_quiet(self) -> list[StreamOutcome]:
-        """Requests a replay after a time without messages, since an event may have been missed.
+    def on_interval(self, *, is_quiet: bool) -> list[StreamOutcome]:
+        """Requests a replay after an interval without messages, since an event may have been missed.
 
         The replay shows batches published before the engine knew of its new listener, batches
         dropped last, and a process that took over unnoticed. Without an answer nothing changes.
-        """
-        if self.is_replaying or self.is_draining or self._is_suspended or not self._replayable:
-            return []
-        self._is_live_behind = False
-        self._trim(self._limits.kv_sequences_known)
-        return [self._request_replay(self.next_number or 0, None)]
 
-    def on_interval(self) -> None:
-        """Forgets digests of a replay if live frames were behind it at the last call too."""
+        Forgets digests of a replay if live frames were behind it at the last call too.
+        """
         if self.is_replaying or self.is_draining:
-            return
-        if self._is_live_behind and self._was_live_behind:
+            return []
+        requests = is_quiet and self._replayable and not self._is_suspended
+        if requests or (self._is_live_behind and self._was_live_behind):
             self._is_live_behind = False
             self._trim(self._limits.kv_sequences_known)
         self._was_live_behind = self._is_live_behind
+        return [self._request_replay(self.next_number or 0, None)] if requests else []
 
     def on_disconnected(self) -> list[StreamOutcome]:
         """Suspends the stream. The caller decides how long to wait before it calls
@@ -377,7 +373,7 @@ class EventSequencer:
         self._identity_unproven = False
         if frame.number == expected - 1 and self._known.get(frame.number) == _digest(frame):
             was_suspended, self._is_suspended = self._is_suspended, False
-            return [StreamResumed("the replay begins with the last accepted batch")] if was_suspended else []
+            return [StreamResumed()] if was_suspended else []
         if frame.number < expected or self._is_suspended:
             # Another process, and the rest of this replay begins in its middle: request it again.
             outcomes = self._restart("the replay has another history")

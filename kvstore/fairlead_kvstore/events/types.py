@@ -72,8 +72,6 @@ class StreamSuspended(msgspec.Struct, frozen=True, gc=False):
 class StreamResumed(msgspec.Struct, frozen=True, gc=False):
     """The continuation of a suspended stream by the same process; every missed batch follows."""
 
-    reason: str
-
 
 StreamOutcome = (
     AcceptBatch

@@ -234,9 +234,7 @@ class EngineSubscription:
     def _on_quiet_timer(self) -> None:
         self._quiet_timer.set(KV_IDLE_CHECK_SECONDS, self._on_quiet_timer)
         self._failures = 0  # the connection has lasted
-        self._sequencer.on_interval()
-        if not self._has_received:
-            self._apply(self._sequencer.on_quiet())
+        self._apply(self._sequencer.on_interval(is_quiet=not self._has_received))
         self._has_received = False
 
     # --- replays --------------------------------------------------------------------------------------------------------

@@ -234,7 +234,7 @@ def test_loads_are_part_of_the_snapshot() -> None:
     loaded.truth = BlockStore()
     loaded.truth.attach("i", MODEL, 2.0)
     restore_snapshot(loaded.truth, "i", snapshot, rows, 0.0, 2.0)
-    loaded.truth.apply_at_once("i", StreamResumed("the same process continues"), 1.0)
+    loaded.truth.apply_at_once("i", StreamResumed(), 1.0)
     loaded.truth.apply_at_once("i", StreamComplete("replayed"), 1.0)
     assert loaded.mark() == (False, AGAIN)
     loaded.engine._numbers = old

@@ -163,7 +163,7 @@ class AgainstNaive(RuleBasedStateMachine):
         assert restore_snapshot(self.truth, "i", kept, rows, 0.0, self.now) == [
             changes.CompletenessChanged("i", False, "the indexer restarted", self.now)
         ]
-        self.truth.apply_at_once("i", StreamResumed("the same process continues"), self.now)
+        self.truth.apply_at_once("i", StreamResumed(), self.now)
         after = instance_state(self.truth, "i")
         assert (after.complete, after.reason, after.since - before.since) == (before.complete, before.reason, wall)
         self.naive.waiting.clear()

@@ -292,7 +292,7 @@ def test_suspended_instance_is_incomplete_until_resumed() -> None:
     index.store.apply_at_once("i", StreamSuspended("disconnected"), 5.0)
     state = instance_state(index.store, "i")
     assert (state.complete, state.reason, state.blocks) == (False, "disconnected", 3)
-    index.store.apply_at_once("i", StreamResumed("the same process continues"), index.now)
+    index.store.apply_at_once("i", StreamResumed(), index.now)
     state = instance_state(index.store, "i")
     assert (state.complete, state.since, index.depths()[0]) == (True, 0.0, 3)
 
@@ -303,7 +303,7 @@ def test_clear_while_suspended_counts_after_resume() -> None:
     index.store.apply_at_once("i", EngineSleep(is_asleep=True), 5.5)
     index.apply(ClearedEvent())
     assert (instance_state(index.store, "i").complete, index.depths()[0]) == (False, 0)
-    index.store.apply_at_once("i", StreamResumed("the same process continues"), index.now)
+    index.store.apply_at_once("i", StreamResumed(), index.now)
     assert instance_state(index.store, "i").complete
 
 

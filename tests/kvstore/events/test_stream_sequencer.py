@@ -238,7 +238,7 @@ def test_live_frames_far_behind_a_replay_are_no_restart() -> None:
 def test_digests_of_a_replay_are_dropped_when_the_stream_is_quiet() -> None:
     stream = connected()
     replay(stream, *range(4 * Limits().kv_sequences_known))
-    stream.on_quiet()
+    stream.on_interval(is_quiet=True)
     stream.on_replay_failed("no answer")
     assert "R" in live(stream, 0)
 
@@ -247,9 +247,9 @@ def test_digests_of_replays_fill_no_memory_while_live_frames_stay_behind() -> No
     stream = connected()
     replay(stream, *range(20_000))
     assert len(stream._known) <= 16_384, "of up to 131,072 batches"
-    stream.on_interval()
+    stream.on_interval(is_quiet=False)
     assert live(stream, 19_000) == ["D19000"], "live frames are behind, and have some time to catch up"
-    stream.on_interval()
+    stream.on_interval(is_quiet=False)
     assert len(stream._known) == Limits().kv_sequences_known
     assert live(stream, 20_000) == ["A20000"]
 
@@ -367,27 +367,27 @@ def test_invalid_frames_raise_malformed_events(parts: list[bytes]) -> None:
 
 def test_quiet_stream_is_replayed_from_the_last_batch_and_continues() -> None:
     stream = begun(upto=3)
-    assert short(stream.on_quiet()) == ["G4-?3"]
+    assert short(stream.on_interval(is_quiet=True)) == ["G4-?3"]
     assert live(stream, 6) == []
     assert replay(stream, 3, 4, 5, 6) == ["A4", "A5", "A6", "D6"]
-    assert short(stream.on_quiet()) == ["G7-?6"]
+    assert short(stream.on_interval(is_quiet=True)) == ["G7-?6"]
     assert replay(stream, 6) == []
     assert live(stream, 7) == ["A7"]
 
 
 def test_quiet_check_detects_another_process() -> None:
     stream = begun(upto=3)
-    stream.on_quiet()
+    stream.on_interval(is_quiet=True)
     assert replay(stream, 3, process="second", end=False) == ["R", "G0-?0"]
     assert replay(stream, 0, 1, 2, 3, process="second") == ["C", "A0", "A1", "A2", "A3"]
 
 
 def test_quiet_check_without_an_answer_changes_nothing() -> None:
     stream = begun(upto=3)
-    stream.on_quiet()
+    stream.on_interval(is_quiet=True)
     assert short(stream.on_replay_failed("no answer")) == []
     assert live(stream, 4) == ["A4"]
-    assert short(begun(replayable=False, upto=3).on_quiet()) == []
+    assert short(begun(replayable=False, upto=3).on_interval(is_quiet=True)) == []
 
 
 def test_restarted_engine_that_begins_at_one_is_replayed_from_zero() -> None:
@@ -453,7 +453,7 @@ def test_frames_held_during_a_replay_are_taken_in_slices() -> None:
     stream = draining(11)
     assert stream.position is not None
     assert (stream.position.following, len(stream._held_frames), stream.is_replaying) == (8, 4, False)
-    assert (live(stream, 12), short(stream.on_quiet())) == ([], [])
+    assert (live(stream, 12), short(stream.on_interval(is_quiet=True))) == ([], [])
     assert short(stream.on_drain(1)) == ["A8"]
     assert short(stream.on_drain(1_000)) == ["A9", "A10", "A11", "A12"]
     assert (stream.is_draining, len(stream._held_frames), stream.held_bytes) == (False, 0, 0)
