@@ -170,7 +170,7 @@ class EventSequencer:
         return self._restart("connected again, and no replay can prove that it is the same process")
 
     def on_interval(self, *, is_quiet: bool) -> list[StreamOutcome]:
-        """Requests a replay after an interval without messages, since an event may have been missed.
+        """Requests a replay after an interval without messages: an event may have been missed.
 
         The replay shows batches published before the engine knew of its new listener, batches
         dropped last, and a process that took over unnoticed. Without an answer nothing changes.

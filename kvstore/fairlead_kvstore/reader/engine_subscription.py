@@ -16,8 +16,8 @@ timers.
 module has only sockets and timers. A defect of the indexer that a message reveals costs this
 engine's blocks and nothing else.
 
-A replay is read as fast as it arrives, up to a bound, over a connection of its own: so no late
-answer is taken for one of the next replay.
+A replay is read as fast as it arrives, up to a bound. Each has a connection of its own, so that no
+late answer is taken for one of the next replay.
 
 Why: an engine answers with all batches that it still has from the requested number, as fast as it
 can. It drops those that do not fit into its socket's queue.
@@ -158,7 +158,7 @@ class EngineSubscription:
             self._connection = None
 
     def replace_engine(self, reason: str, endpoints: EventEndpoints) -> None:
-        """Drops the instance's blocks, because another process runs, and connects to its endpoints."""
+        """Drops the blocks, because another process runs, and connects to its endpoints."""
         self._end_replay()
         self._on_replaced(reason)
         self.endpoints = endpoints
@@ -271,7 +271,7 @@ class EngineSubscription:
             self._send_request()
 
     def _send_request(self) -> None:
-        """Requests a replay over a new connection, at least ``kv_reconnect_seconds`` after the last.
+        """Requests a replay over a new connection, some ``kv_reconnect_seconds`` after the last.
 
         Why: an engine may close each one after a single batch.
         """

@@ -42,7 +42,7 @@ _OUTCOME_BYTES: Final = 16
 _SCANNED_SLICES: Final = 8
 """Slices of a usual batch that is applied at once: its blocks take a fifth of the usual time."""
 _SCANNED_BLOCK_BYTES: Final = 64
-"""The bytes of such slices for each block, so that no more than 1,024 blocks are applied at once."""
+"""The bytes of such slices for each block: at most 1,024 blocks are applied at once."""
 
 
 class AppliedEvents:
@@ -154,9 +154,7 @@ class EventApplication:
             yield from self._store.apply(self._instance, outcome, now, self._changes)
 
     def _batch_steps(self, outcome: AcceptBatch, start: int, now: float) -> Iterator[int]:
-        """Applies the events of a batch from ``start`` on. One that cannot be read to its end counts
-        as lost.
-        """
+        """Applies the events of a batch from ``start`` on. An unreadable one counts as lost."""
         store, instance, out = self._store, self._instance, self._changes
         wall: float | None = None
         try:
