@@ -50,7 +50,6 @@ class KvEventLimits:
     kv_replays: int = limit(8, "replays at the same time: each has some 10,000 batches; the others wait")
     kv_turn_bytes: int = limit(16_384, "events of one engine processed before the next engine's")
     kv_loop_bytes: int = limit(262_144, "events of all engines processed before other work of the indexer")
-    kv_backpressure_seconds: float = limit(0.002, "pause between two steps that lower the bound of the blocks in Redis")
     kv_reconnect_seconds: float = limit(0.1, "first pause before a reconnect to an engine's events; doubles each time")
     kv_query_pause_seconds: float = limit(1.0, "first pause before an engine is queried again; doubles each time")
 
